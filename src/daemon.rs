@@ -1,0 +1,5 @@
+//! Where they meet.
+
+mod handle;
+
+pub use handle::{Accepted, Handle, Health, Refusal};

@@ -1,0 +1,125 @@
+//! What the server holds of the daemon: it can hand in a write, ask for the figures, ask for health.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::metrics::Snapshot;
+use crate::task::{NewTask, ReplicaIndex, TaskId};
+
+/// What the loop is told from outside.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Accept this write, and say how it went.
+    Replicate {
+        new: Box<NewTask>,
+        reply: oneshot::Sender<Result<Accepted, Refusal>>,
+    },
+    /// Say how things stand.
+    Snapshot {
+        reply: oneshot::Sender<Box<Snapshot>>,
+    },
+}
+
+/// How the daemon is, as far as anyone outside needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It accepts writes.
+    Serving,
+    /// It was told to stop: what is in flight is finished, nothing new is accepted.
+    Draining,
+    /// The store has failed and nothing can be accepted until a restart. Says why.
+    StoreFailed(Arc<str>),
+}
+
+/// An accepted write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// The task that it became; it is on disk.
+    pub id: TaskId,
+    /// Who has acknowledged: a majority for a strong write, nobody yet for an eventual one.
+    pub acked: Vec<ReplicaIndex>,
+}
+
+/// Why a write has no success to report.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// A limit is reached; nothing was accepted. The text names the limit.
+    #[error("{0}")]
+    Full(String),
+    /// The daemon is stopping; nothing was accepted.
+    #[error("the replicator is shutting down and accepts no new writes")]
+    Draining,
+    /// The store has failed; nothing was accepted as far as anyone knows.
+    #[error("the store has failed and nothing can be accepted until a restart")]
+    StoreFailed,
+    /// A strong write is durable here, but no majority has acknowledged it in time. Its
+    /// deliveries go on in the background.
+    #[error("only {} of {} replicas acknowledged in time and {needed} are needed; delivery to the others goes on in the background", acked.len(), acked.len() + failed.len())]
+    NoMajority {
+        /// The task that it became.
+        id: TaskId,
+        /// How many acknowledgements make a majority.
+        needed: usize,
+        /// Who has acknowledged.
+        acked: Vec<ReplicaIndex>,
+        /// Who has not.
+        failed: Vec<ReplicaIndex>,
+    },
+}
+
+/// The way in. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(super) requests: mpsc::UnboundedSender<Request>,
+    pub(super) health: watch::Receiver<Health>,
+    /// How long a client that was refused should wait: the `Retry-After` of a 503.
+    pub(super) retry_after: Duration,
+}
+
+impl Handle {
+    /// Accepts a write: returns once it is durable and, for a strong one, decided.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`] that says whether anything was accepted.
+    ///
+    /// # Cancel safety
+    ///
+    /// A write whose caller goes away is accepted and delivered all the same: from the first
+    /// poll on it belongs to the daemon.
+    pub async fn replicate(&self, new: NewTask) -> Result<Accepted, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let gone = |()| match &*self.health.borrow() {
+            Health::StoreFailed(_) => Refusal::StoreFailed,
+            Health::Serving | Health::Draining => Refusal::Draining,
+        };
+        let request = Request::Replicate {
+            new: Box::new(new),
+            reply,
+        };
+        self.requests.send(request).map_err(|_| gone(()))?;
+        answer.await.map_err(|_| gone(()))?
+    }
+
+    /// The figures of this moment; `None` when the daemon has stopped.
+    pub async fn snapshot(&self) -> Option<Box<Snapshot>> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Snapshot { reply }).ok()?;
+        answer.await.ok()
+    }
+
+    /// How the daemon is now.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.borrow().clone()
+    }
+
+    /// How long a client that was refused should wait before it comes again.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
+        self.retry_after
+    }
+}

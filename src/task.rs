@@ -1,0 +1,322 @@
+//! The words of the replicator: task, operation, node, delivery, verdict, progress.
+//!
+//! Every other module speaks in these types; this one knows nobody. It does no I/O and reads no
+//! clock: a moment always comes in as a [`Timestamp`].
+//!
+//! Start with [`Task`]; a [`Delivery`] is one task to one of its replicas, a [`Verdict`] is what
+//! the answer of a replica means, and [`Progress`] is what a replica has had of a task so far.
+
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+mod node;
+
+pub use node::{MAX_NODE_BYTES, Node, NodeError};
+
+/// The place of a task in the order of acceptance; it only ever grows, across restarts too.
+///
+/// The first number of a new store is the time of its creation in microseconds, so that numbers
+/// do not come again when a data directory is lost and made anew. The text form is decimal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskId(pub u64);
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl FromStr for TaskId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(TaskId)
+    }
+}
+
+/// A moment of the wall clock, in nanoseconds since 1970-01-01 UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// The moment `duration` later; the last representable one (in the year 2554) if beyond it.
+    #[must_use]
+    pub fn saturating_add(self, duration: Duration) -> Self {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(nanos))
+    }
+
+    /// The time from `earlier` to `self`, zero if `earlier` is not earlier.
+    #[must_use]
+    pub fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// What a write does to its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// Store the value.
+    Set,
+    /// Remove the key.
+    Delete,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Set => "SET",
+            Self::Delete => "DELETE",
+        })
+    }
+}
+
+/// When the client has its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Consistency {
+    /// Once the task is durable here.
+    Eventual,
+    /// Once a majority of the replicas has acknowledged, and the task is durable here.
+    Strong,
+}
+
+/// A valid write request that is not accepted yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewTask {
+    /// Never empty, never `.` or `..`.
+    pub key: String,
+    /// SET or DELETE.
+    pub operation: Operation,
+    /// Empty for a DELETE.
+    pub value: Bytes,
+    /// How long the value lives, counted from acceptance; `None` is for ever.
+    pub ttl: Option<Duration>,
+    /// When the client wants its answer.
+    pub consistency: Consistency,
+    /// At least one, each once.
+    pub replicas: Vec<Node>,
+    /// Whose write this is, for the metrics and for operators.
+    pub user_id: Option<String>,
+}
+
+/// An accepted write, immutable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Its place in the order of acceptance.
+    pub id: TaskId,
+    /// The key as the client wrote it, not encoded.
+    pub key: String,
+    /// SET or DELETE.
+    pub operation: Operation,
+    /// Empty for a DELETE.
+    pub value: Bytes,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// From when on the key is to be gone; `None` is never.
+    pub expires_at: Option<Timestamp>,
+    /// The nodes that are to hold the write, each once. A [`ReplicaIndex`] points into this list.
+    pub replicas: Vec<Node>,
+    /// Whose write this is.
+    pub user_id: Option<String>,
+}
+
+impl Task {
+    /// The task that `new` becomes when it is accepted as `id` at `now`.
+    #[must_use]
+    pub fn accepted(new: NewTask, id: TaskId, now: Timestamp) -> Self {
+        Self {
+            id,
+            key: new.key,
+            operation: new.operation,
+            value: new.value,
+            accepted_at: now,
+            expires_at: new.ttl.map(|ttl| now.saturating_add(ttl)),
+            replicas: new.replicas,
+            user_id: new.user_id,
+        }
+    }
+
+    /// What a replica must be told at `now` so that it ends up with what the primary holds.
+    ///
+    /// A SET whose time has run out is a DELETE: the replica may hold an older value, which has
+    /// to go just as the primary's is gone.
+    #[must_use]
+    pub fn command_at(&self, now: Timestamp) -> Command {
+        match (self.operation, self.expires_at) {
+            (Operation::Delete, _) => Command::Delete,
+            (Operation::Set, None) => Command::Put { ttl: None },
+            (Operation::Set, Some(end)) => match end.saturating_since(now) {
+                Duration::ZERO => Command::Delete,
+                remaining => Command::Put {
+                    ttl: Some(remaining),
+                },
+            },
+        }
+    }
+}
+
+/// The request that a replica gets for a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Store the task's value.
+    Put {
+        /// The time that is left to it, never zero.
+        ttl: Option<Duration>,
+    },
+    /// Remove the key.
+    Delete,
+}
+
+/// A position in [`Task::replicas`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplicaIndex(pub u16);
+
+impl ReplicaIndex {
+    /// As an index into a slice.
+    #[must_use]
+    pub fn get(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// One task to one replica: the unit of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Delivery {
+    /// The write.
+    pub task: TaskId,
+    /// Which of the task's replicas.
+    pub replica: ReplicaIndex,
+}
+
+/// What the outcome of one attempt means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The replica has the write.
+    Delivered,
+    /// It does not, or nobody knows; another attempt may help.
+    Retry {
+        /// The replica asked to be left alone for so long (`Retry-After`).
+        after: Option<Duration>,
+        /// Why, for operators.
+        error: Arc<str>,
+    },
+    /// It never will: another attempt would get the same answer.
+    Rejected {
+        /// Why, for operators.
+        error: Arc<str>,
+    },
+}
+
+/// What one replica has had of a task: the part of a delivery's state that survives a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing yet that is worth remembering.
+    Untouched,
+    /// It failed so many times and is to be tried again.
+    Failed {
+        /// Failed attempts so far, at least 1.
+        failures: u32,
+        /// The last error.
+        error: Arc<str>,
+    },
+    /// The replica acknowledged.
+    Delivered,
+    /// A newer write of the key made it pointless.
+    Superseded,
+    /// Kept as a dead letter.
+    Dead(DeadLetter),
+}
+
+/// A delivery that was given up or set aside, kept until someone redrives or discards it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Why it lies here.
+    pub cause: Cause,
+    /// Failed attempts before that.
+    pub failures: u32,
+    /// The last error.
+    pub error: Arc<str>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// Why a delivery became a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The replica refused the write for good.
+    Rejected,
+    /// All attempts failed.
+    GaveUp,
+    /// The retry queue was full. The only cause that is not an end: the delivery is still
+    /// pending and comes back by itself when there is room.
+    RetryOverflow,
+}
+
+impl Cause {
+    /// The name in logs, metrics and the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::GaveUp => "gave_up",
+            Self::RetryOverflow => "retry_overflow",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set_with_ttl(ttl: Option<Duration>) -> Task {
+        let new = NewTask {
+            key: "k".into(),
+            operation: Operation::Set,
+            value: Bytes::from_static(b"v"),
+            ttl,
+            consistency: Consistency::Eventual,
+            replicas: vec![Node::parse("http://a").unwrap()],
+            user_id: None,
+        };
+        Task::accepted(new, TaskId(1), Timestamp(1_000))
+    }
+
+    #[test]
+    fn a_set_carries_what_is_left_of_its_ttl() {
+        let task = set_with_ttl(Some(Duration::from_nanos(500)));
+        let command = task.command_at(Timestamp(1_200));
+        assert_eq!(
+            command,
+            Command::Put {
+                ttl: Some(Duration::from_nanos(300))
+            }
+        );
+    }
+
+    #[test]
+    fn a_set_without_ttl_never_expires() {
+        let task = set_with_ttl(None);
+        assert_eq!(
+            task.command_at(Timestamp(u64::MAX)),
+            Command::Put { ttl: None }
+        );
+    }
+
+    #[test]
+    fn an_expired_set_is_a_delete_from_its_last_nanosecond_on() {
+        let task = set_with_ttl(Some(Duration::from_nanos(500)));
+        assert_eq!(task.command_at(Timestamp(1_500)), Command::Delete);
+        assert_eq!(task.command_at(Timestamp(9_999)), Command::Delete);
+    }
+
+    #[test]
+    fn a_ttl_beyond_the_end_of_time_is_for_ever_long() {
+        let task = set_with_ttl(Some(Duration::MAX));
+        assert_eq!(task.expires_at, Some(Timestamp(u64::MAX)));
+    }
+}

@@ -1,0 +1,156 @@
+//! A replica's address in its one normal form, so that two spellings of a node are one node.
+
+use std::fmt;
+use std::sync::Arc;
+
+use thiserror::Error;
+use url::Url;
+
+/// The longest address that is taken, in bytes. Sixty-four of these are the longest list of
+/// replicas that a task can have by default.
+pub const MAX_NODE_BYTES: usize = 1024;
+
+/// The base URL of a node: `http` or `https`, a host, an optional port and base path.
+///
+/// Scheme and host are lower case, a default port and trailing slashes are dropped; everything
+/// of the replica's wire is appended to it. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Node(Arc<str>);
+
+impl Node {
+    /// Reads an address as clients spell it.
+    ///
+    /// # Errors
+    ///
+    /// A [`NodeError`] that says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, NodeError> {
+        if text.len() > MAX_NODE_BYTES {
+            return Err(NodeError::TooLong { bytes: text.len() });
+        }
+        // The parser would silently drop these, and two texts that look different would be one.
+        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(NodeError::Space);
+        }
+        let url = Url::parse(text).map_err(|source| NodeError::Syntax { source })?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(NodeError::Scheme {
+                scheme: url.scheme().to_owned(),
+            });
+        }
+        // The text as well as the parsed form: `http://@h` parses to an empty user name.
+        let authority = text.split_once("//").map_or("", |(_, rest)| rest);
+        let authority = authority
+            .split(['/', '\\', '?', '#'])
+            .next()
+            .unwrap_or_default();
+        if authority.contains('@') {
+            return Err(NodeError::UserInfo);
+        }
+        if url.query().is_some() {
+            return Err(NodeError::Query);
+        }
+        if url.fragment().is_some() {
+            return Err(NodeError::Fragment);
+        }
+        let normal = url.as_str().trim_end_matches('/');
+        if normal.len() > MAX_NODE_BYTES {
+            return Err(NodeError::TooLong {
+                bytes: normal.len(),
+            });
+        }
+        Ok(Self(normal.into()))
+    }
+
+    /// The normal form, without a trailing slash.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a text is no address of a node. Reads on after "`{text}`".
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// Longer than [`MAX_NODE_BYTES`].
+    #[error("is {bytes} bytes long, the limit is {MAX_NODE_BYTES}")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// White space or a control character in it.
+    #[error("contains white space or a control character")]
+    Space,
+    /// Not a URL at all.
+    #[error("is not a URL: {source}")]
+    Syntax {
+        /// What the parser says.
+        source: url::ParseError,
+    },
+    /// Neither http nor https.
+    #[error("has the scheme {scheme:?}, only http and https are possible")]
+    Scheme {
+        /// The scheme that it has.
+        scheme: String,
+    },
+    /// `user:password@`.
+    #[error("carries user info, which is not possible here")]
+    UserInfo,
+    /// `?…`.
+    #[error("carries a query, which is not possible here")]
+    Query,
+    /// `#…`.
+    #[error("carries a fragment, which is not possible here")]
+    Fragment,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn same(a: &str, b: &str) {
+        assert_eq!(
+            Node::parse(a).unwrap(),
+            Node::parse(b).unwrap(),
+            "{a} and {b}"
+        );
+    }
+
+    #[test]
+    fn spellings_of_one_node_are_one_node() {
+        same("http://h:80", "http://h");
+        same("https://h:443/", "https://h");
+        same("HTTP://Node.Example/", "http://node.example");
+        same("http://h/p/", "http://h/p");
+        same("http://h/p//", "http://h/p");
+    }
+
+    #[test]
+    fn a_base_path_and_its_case_are_kept() {
+        assert_eq!(
+            Node::parse("http://h:81/P/q/").unwrap().as_str(),
+            "http://h:81/P/q"
+        );
+    }
+
+    #[test]
+    fn what_is_no_base_url_is_refused_by_its_reason() {
+        let said = |text: &str| Node::parse(text).unwrap_err().to_string();
+        assert!(said("ftp://h").contains("\"ftp\""));
+        assert!(said("h:80").contains("scheme"));
+        assert!(said("").contains("not a URL"));
+        assert!(said("http://").contains("not a URL"));
+        assert!(said("http://u:p@h").contains("user info"));
+        assert!(said("http://@h").contains("user info"));
+        assert!(said("http://h?x").contains("query"));
+        assert!(said("http://h#x").contains("fragment"));
+        assert!(said("http://h /").contains("white space"));
+        assert!(said(&format!("http://h/{}", "p".repeat(2_000))).contains("the limit is 1024"));
+    }
+}
