@@ -1,0 +1,134 @@
+//! The lane of a replica: the chains of its keys, and who is next.
+
+use std::collections::{BTreeMap, HashMap};
+
+use slab::Slab;
+
+use crate::engine::KeyId;
+use crate::engine::books::Books;
+use crate::engine::tasks::{Rank, Slot};
+use crate::task::{Node, TaskId};
+
+/// Everything that is on its way to one replica.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) node: Node,
+    /// The unsettled deliveries of each key, oldest first, linked through their legs. Only the
+    /// head may be on the wire: that is the order of the writes of one key.
+    pub(super) chains: HashMap<KeyId, Chain>,
+    /// Heads that may be sent, by rank and then by age.
+    ready: [BTreeMap<TaskId, Slot>; 3],
+    /// Heads that the full retry queue had no room for, by age.
+    pub(super) parked: BTreeMap<TaskId, Slot>,
+    /// On the wire within the `workers` limit.
+    pub(super) in_flight: u32,
+    /// On the wire outside of it.
+    pub(super) express: u32,
+    /// Waiting for a retry.
+    pub(super) waiting: u64,
+    pub(super) books: Books,
+}
+
+/// The ends of the list of one key's deliveries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chain {
+    pub(super) head: Slot,
+    pub(super) tail: Slot,
+}
+
+impl Lane {
+    fn new(node: Node) -> Self {
+        Self {
+            node,
+            chains: HashMap::new(),
+            ready: Default::default(),
+            parked: BTreeMap::new(),
+            in_flight: 0,
+            express: 0,
+            waiting: 0,
+            books: Books::default(),
+        }
+    }
+
+    pub(super) fn ready(&mut self, rank: Rank) -> &mut BTreeMap<TaskId, Slot> {
+        let [urgent, fresh, retry] = &mut self.ready;
+        match rank {
+            Rank::Urgent => urgent,
+            Rank::Fresh => fresh,
+            Rank::Retry => retry,
+        }
+    }
+
+    /// Who is sent next, if `workers` may be on the wire at once.
+    pub(super) fn next(&mut self, workers: u32) -> Option<(Rank, Slot)> {
+        let mut first = |rank| {
+            self.ready(rank)
+                .first_key_value()
+                .map(|(_, &slot)| (rank, slot))
+        };
+        first(Rank::Urgent).or_else(|| {
+            if self.in_flight >= workers {
+                return None;
+            }
+            let mut first = |rank| self.ready(rank).first_key_value().map(|(_, &s)| (rank, s));
+            first(Rank::Fresh).or_else(|| first(Rank::Retry))
+        })
+    }
+}
+
+/// The lanes, by number and by node.
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
+    lanes: Slab<Lane>,
+    by_node: HashMap<Node, u32>,
+}
+
+impl Lanes {
+    /// The lanes of `nodes`, made where they are new; `None` if that would make more than `limit`
+    /// although every other is in use. A lane with nothing pending makes way for a new one.
+    pub(super) fn open(&mut self, nodes: &[Node], limit: usize) -> Option<Vec<u32>> {
+        let mut opened = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            opened.push(self.open_one(node, limit, &opened)?);
+        }
+        Some(opened)
+    }
+
+    fn open_one(&mut self, node: &Node, limit: usize, keep: &[u32]) -> Option<u32> {
+        if let Some(&lane) = self.by_node.get(node) {
+            return Some(lane);
+        }
+        if self.lanes.len() >= limit {
+            let idle = self.by_node.values().copied().find(|&lane| {
+                self.lanes[lane as usize].books.pending == 0 && !keep.contains(&lane)
+            })?;
+            let gone = self.lanes.remove(idle as usize);
+            self.by_node.remove(&gone.node);
+        }
+        let lane = u32::try_from(self.lanes.insert(Lane::new(node.clone()))).ok()?;
+        self.by_node.insert(node.clone(), lane);
+        Some(lane)
+    }
+
+    pub(super) fn get(&self, lane: u32) -> Option<&Lane> {
+        self.lanes.get(lane as usize)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Lane> {
+        self.lanes.iter().map(|(_, lane)| lane)
+    }
+}
+
+impl std::ops::Index<u32> for Lanes {
+    type Output = Lane;
+
+    fn index(&self, lane: u32) -> &Lane {
+        &self.lanes[lane as usize]
+    }
+}
+
+impl std::ops::IndexMut<u32> for Lanes {
+    fn index_mut(&mut self, lane: u32) -> &mut Lane {
+        &mut self.lanes[lane as usize]
+    }
+}

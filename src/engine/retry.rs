@@ -1,0 +1,78 @@
+//! The retry schedule.
+
+use std::time::Duration;
+
+/// When a failed delivery is tried again, and when it is given up.
+#[derive(Clone, Debug)]
+pub(super) struct Schedule {
+    /// Retries after the first attempt.
+    pub(super) max_retries: u32,
+    /// The wait after the first failure.
+    pub(super) base: Duration,
+}
+
+impl Schedule {
+    /// How long a delivery waits after its `failures`-th failed attempt; `None`: it is given up.
+    ///
+    /// Linear, `failures × base`: 2 s, 4 s, 6 s with the default base, as the service has always
+    /// promised its clients. Up to a tenth is added at random, never taken off, so that the
+    /// writes of one outage do not all return in the same instant. A replica that asks for more
+    /// by `Retry-After` gets it.
+    pub(super) fn wait(
+        &self,
+        failures: u32,
+        asked: Option<Duration>,
+        rng: &mut fastrand::Rng,
+    ) -> Option<Duration> {
+        if failures > self.max_retries {
+            return None;
+        }
+        let planned = self.base.saturating_mul(failures);
+        let jitter = planned.mul_f64(rng.f64() / 10.0);
+        Some(
+            planned
+                .saturating_add(jitter)
+                .max(asked.unwrap_or_default()),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(failures: u32, asked: Option<Duration>) -> Option<Duration> {
+        let schedule = Schedule {
+            max_retries: 3,
+            base: Duration::from_secs(2),
+        };
+        schedule.wait(failures, asked, &mut fastrand::Rng::with_seed(7))
+    }
+
+    #[test]
+    fn the_waits_are_two_four_and_six_seconds_plus_at_most_a_tenth() {
+        for failures in 1..=3 {
+            let planned = Duration::from_secs(2) * failures;
+            let waited = wait(failures, None).unwrap();
+            assert!(
+                waited >= planned && waited <= planned.mul_f64(1.1),
+                "{waited:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_fourth_failure_is_the_last() {
+        assert_eq!(wait(4, None), None);
+        assert_eq!(wait(4, Some(Duration::from_secs(1))), None);
+    }
+
+    #[test]
+    fn a_replica_may_ask_for_more_time_but_not_for_less() {
+        assert_eq!(
+            wait(1, Some(Duration::from_secs(60))),
+            Some(Duration::from_secs(60))
+        );
+        assert!(wait(3, Some(Duration::from_secs(1))).unwrap() >= Duration::from_secs(6));
+    }
+}

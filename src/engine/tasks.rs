@@ -1,0 +1,281 @@
+//! The tasks in memory: what the engine remembers of each, in about 130 bytes.
+//!
+//! A million queued tasks must fit in memory, so there is neither key nor value nor address in
+//! here: a key is a [`KeyId`], a node is the number of its lane, and what only a failed delivery
+//! needs is boxed.
+
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU32;
+use std::ops::{Index, IndexMut};
+use std::sync::Arc;
+
+use slab::Slab;
+use smallvec::SmallVec;
+
+use crate::engine::quorum::Quorum;
+use crate::engine::{KeyId, Moment};
+use crate::task::{Cause, DeadLetter, Progress, TaskId, Timestamp};
+
+/// Where a task lies in memory. Valid until the task leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Slot(NonZeroU32);
+
+impl Slot {
+    fn new(index: usize) -> Self {
+        let number = u32::try_from(index).ok().and_then(|n| n.checked_add(1));
+        Self(number.and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MAX))
+    }
+
+    fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
+
+/// Which capacity a task counts against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// No delivery of it has failed.
+    Eventual,
+    /// A strong write whose client waits for the answer.
+    Strong,
+    /// A delivery of it failed and will be tried again.
+    Retry,
+    /// All that is left of it is parked, or goes on without a place: counts nowhere.
+    Outside,
+}
+
+/// What is known of a task.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) id: TaskId,
+    pub(super) key: KeyId,
+    /// What it is charged for, on disk.
+    pub(super) bytes: u64,
+    pub(super) queue: Queue,
+    /// It is on disk: a delivery of an eventual write may start, and a strong one be answered.
+    pub(super) durable: bool,
+    /// Its progress has changed since it was last handed out to be saved.
+    pub(super) touched: bool,
+    /// Deliveries that are not settled.
+    pub(super) pending: u16,
+    /// The strong write's open question.
+    pub(super) quorum: Option<Box<Quorum>>,
+    /// Its deliveries, in the order of the task's replicas.
+    pub(super) legs: SmallVec<[Leg; 2]>,
+}
+
+/// A delivery: where it goes, how it stands, and who is next in the chain of its key.
+#[derive(Debug)]
+pub(super) struct Leg {
+    pub(super) lane: u32,
+    pub(super) next: Option<Slot>,
+    pub(super) state: State,
+    pub(super) trouble: Option<Box<Trouble>>,
+}
+
+/// The failures of a delivery.
+#[derive(Clone, Debug)]
+pub(super) struct Trouble {
+    pub(super) failures: u32,
+    pub(super) error: Arc<str>,
+    /// When the last one was.
+    pub(super) since: Timestamp,
+}
+
+/// How a delivery stands.
+///
+/// ```text
+///            head of its chain,           a place
+///            and durable or strong        is free
+///  Blocked ───────────────────────► Ready ───────► InFlight ──────────────► Settled
+///     │                              ▲ ▲              │ failed                 ▲
+///     │                         due  │ │ due          ▼                        │
+///     │                              │ └────────── Waiting ◄─────┐ room        │
+///     │                              │                │     retry queue full   │
+///     │                              │                └───────► Parked ────────┤
+///     └──────────────────────────────┴── superseded by a newer write ──────────┘
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Behind an older write of its key, or not on disk yet.
+    Blocked,
+    /// May be sent as soon as there is a place.
+    Ready(Rank),
+    /// On the wire.
+    InFlight {
+        /// Outside the `workers` limit.
+        express: bool,
+    },
+    /// Failed; tried again at `until`.
+    Waiting {
+        /// When it is due.
+        until: Moment,
+    },
+    /// Failed, with the retry queue full.
+    Parked {
+        /// When it would have been due.
+        until: Moment,
+    },
+    /// Over.
+    Settled(Settlement),
+}
+
+impl State {
+    /// Whether it failed and is to be sent again, which a newer write of the key makes pointless.
+    /// Such a delivery is always the only one in its chain.
+    pub(super) fn awaits_retry(self) -> bool {
+        matches!(
+            self,
+            Self::Waiting { .. } | Self::Parked { .. } | Self::Ready(Rank::Retry)
+        )
+    }
+}
+
+/// Who goes first in a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    /// A strong write: its client waits.
+    Urgent,
+    /// A first attempt.
+    Fresh,
+    /// A retry.
+    Retry,
+}
+
+/// How a delivery ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settlement {
+    Delivered,
+    Superseded,
+    Rejected,
+    GaveUp,
+}
+
+impl Settlement {
+    fn cause(self) -> Option<Cause> {
+        match self {
+            Self::Delivered | Self::Superseded => None,
+            Self::Rejected => Some(Cause::Rejected),
+            Self::GaveUp => Some(Cause::GaveUp),
+        }
+    }
+}
+
+impl Leg {
+    pub(super) fn new(lane: u32) -> Self {
+        Self {
+            lane,
+            next: None,
+            state: State::Blocked,
+            trouble: None,
+        }
+    }
+
+    pub(super) fn failures(&self) -> u32 {
+        self.trouble.as_ref().map_or(0, |trouble| trouble.failures)
+    }
+
+    /// What of it is to survive a restart.
+    pub(super) fn progress(&self) -> Progress {
+        let cause = match self.state {
+            State::Settled(Settlement::Delivered) => return Progress::Delivered,
+            State::Settled(Settlement::Superseded) => return Progress::Superseded,
+            State::Settled(settlement) => settlement.cause(),
+            State::Parked { .. } => Some(Cause::RetryOverflow),
+            _ => None,
+        };
+        let (failures, error, since) = match &self.trouble {
+            Some(trouble) => (trouble.failures, trouble.error.clone(), trouble.since),
+            None => (0, Arc::from(""), Timestamp(0)),
+        };
+        match cause {
+            Some(cause) => Progress::Dead(DeadLetter {
+                cause,
+                failures,
+                error,
+                since,
+            }),
+            None if failures > 0 => Progress::Failed { failures, error },
+            None => Progress::Untouched,
+        }
+    }
+
+    /// Whether it is kept as a dead letter after its end.
+    pub(super) fn is_dead(&self) -> bool {
+        matches!(self.state, State::Settled(settlement) if settlement.cause().is_some())
+    }
+}
+
+impl Entry {
+    /// Which leg goes over `lane`. A task has at most one for a lane.
+    pub(super) fn leg_on(&self, lane: u32) -> usize {
+        self.legs
+            .iter()
+            .position(|leg| leg.lane == lane)
+            .unwrap_or_default()
+    }
+}
+
+/// All tasks that are not over.
+#[derive(Debug, Default)]
+pub(super) struct Tasks {
+    entries: Slab<Entry>,
+    slots: HashMap<TaskId, Slot>,
+    /// Those that are not on disk yet, in the order in which they will be.
+    uncommitted: VecDeque<(TaskId, Slot)>,
+}
+
+impl Tasks {
+    pub(super) fn insert(&mut self, entry: Entry) -> Slot {
+        let (id, durable) = (entry.id, entry.durable);
+        let slot = Slot::new(self.entries.insert(entry));
+        self.slots.insert(id, slot);
+        if !durable {
+            self.uncommitted.push_back((id, slot));
+        }
+        slot
+    }
+
+    pub(super) fn remove(&mut self, slot: Slot) {
+        let entry = self.entries.remove(slot.index());
+        self.slots.remove(&entry.id);
+    }
+
+    pub(super) fn find(&self, id: TaskId) -> Option<Slot> {
+        self.slots.get(&id).copied()
+    }
+
+    /// The next task, up to and including `last`, that has become durable.
+    pub(super) fn next_committed(&mut self, last: TaskId) -> Option<Slot> {
+        let &(id, slot) = self.uncommitted.front()?;
+        (id <= last).then(|| {
+            self.uncommitted.pop_front();
+            slot
+        })
+    }
+}
+
+impl Index<Slot> for Tasks {
+    type Output = Entry;
+
+    fn index(&self, slot: Slot) -> &Entry {
+        &self.entries[slot.index()]
+    }
+}
+
+impl IndexMut<Slot> for Tasks {
+    fn index_mut(&mut self, slot: Slot) -> &mut Entry {
+        &mut self.entries[slot.index()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_for_two_replicas_is_small() {
+        assert!(size_of::<Leg>() <= 32, "{}", size_of::<Leg>());
+        assert!(size_of::<Entry>() <= 136, "{}", size_of::<Entry>());
+    }
+}

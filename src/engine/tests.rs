@@ -1,0 +1,640 @@
+//! The rules of the engine, one test a rule. `tests/model.rs` holds them against a simple model.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use super::*;
+use crate::task::Cause;
+
+mod model;
+
+pub(super) fn settings() -> Settings {
+    Settings {
+        workers: NonZeroU32::new(5).unwrap(),
+        queue_capacity: 1000,
+        retry_capacity: 500,
+        max_bytes: 1 << 30,
+        max_known_replicas: 1024,
+        max_retries: 3,
+        retry_base: Duration::from_secs(2),
+        strong_timeout: Duration::from_secs(10),
+        seed: 7,
+    }
+}
+
+pub(super) fn node(name: &str) -> Node {
+    Node::parse(&format!("http://{name}")).unwrap()
+}
+
+/// An engine with its clock and its committer, which commits at once unless told otherwise.
+struct Fixture {
+    engine: Engine,
+    keys: KeyHasher,
+    now: Now,
+    next_id: u64,
+}
+
+impl Fixture {
+    fn new(settings: Settings) -> Self {
+        let now = Now {
+            moment: Moment(0),
+            wall: Timestamp(0),
+        };
+        Self {
+            engine: Engine::new(settings),
+            keys: KeyHasher::default(),
+            now,
+            next_id: 1,
+        }
+    }
+
+    fn admit(&mut self, key: &str, nodes: &[&str], consistency: Consistency) -> Result<u64, Full> {
+        let replicas: Vec<_> = nodes.iter().map(|name| node(name)).collect();
+        let id = self.next_id;
+        let arrival = Arrival {
+            id: TaskId(id),
+            key: self.keys.id(key),
+            replicas: &replicas,
+            bytes: 10,
+            consistency,
+        };
+        self.engine.admit(self.now, &arrival)?;
+        self.next_id += 1;
+        Ok(id)
+    }
+
+    fn eventual(&mut self, key: &str, nodes: &[&str]) -> u64 {
+        let id = self.admit(key, nodes, Consistency::Eventual).unwrap();
+        self.engine.committed(self.now, TaskId(id));
+        id
+    }
+
+    fn strong(&mut self, key: &str, nodes: &[&str]) -> u64 {
+        let id = self.admit(key, nodes, Consistency::Strong).unwrap();
+        self.engine.committed(self.now, TaskId(id));
+        id
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now.moment = self.now.moment.after(time);
+        self.now.wall = self.now.wall.saturating_add(time);
+        self.engine.tick(self.now);
+    }
+
+    fn answer(&mut self, task: u64, replica: u16, verdict: Verdict) {
+        let delivery = Delivery {
+            task: TaskId(task),
+            replica: ReplicaIndex(replica),
+        };
+        self.engine.answered(self.now, delivery, verdict);
+    }
+
+    fn actions(&mut self) -> Vec<Action> {
+        std::iter::from_fn(|| self.engine.next_action()).collect()
+    }
+
+    /// What is sent since the last look: task, replica, attempt.
+    fn sent(&mut self) -> Vec<(u64, u16, u32)> {
+        let send = |action| match action {
+            Action::Send { delivery, attempt } => {
+                Some((delivery.task.0, delivery.replica.0, attempt))
+            }
+            _ => None,
+        };
+        self.actions().into_iter().filter_map(send).collect()
+    }
+}
+
+fn failed() -> Verdict {
+    Verdict::Retry {
+        after: None,
+        error: "down".into(),
+    }
+}
+
+fn rejected() -> Verdict {
+    Verdict::Rejected { error: "no".into() }
+}
+
+#[test]
+fn an_eventual_write_is_sent_once_it_is_durable_and_not_before() {
+    let mut f = Fixture::new(settings());
+    let id = f.admit("k", &["a", "b"], Consistency::Eventual).unwrap();
+    assert_eq!(f.actions(), []);
+    f.engine.committed(f.now, TaskId(id));
+    assert_eq!(f.sent(), [(id, 0, 1), (id, 1, 1)]);
+}
+
+#[test]
+fn a_task_is_removed_when_its_last_replica_has_it() {
+    let mut f = Fixture::new(settings());
+    let id = f.eventual("k", &["a", "b"]);
+    f.actions();
+    f.answer(id, 1, Verdict::Delivered);
+    let progress = vec![Progress::Untouched, Progress::Delivered];
+    assert_eq!(
+        f.actions(),
+        [Action::Save {
+            task: TaskId(id),
+            progress,
+            over: false
+        }]
+    );
+    f.answer(id, 0, Verdict::Delivered);
+    assert_eq!(f.actions(), [Action::Remove { task: TaskId(id) }]);
+    assert_eq!(f.engine.levels(), Levels::default());
+}
+
+#[test]
+fn the_writes_of_one_key_go_out_one_after_the_other() {
+    let mut f = Fixture::new(settings());
+    let (first, second, other) = (
+        f.eventual("k", &["a"]),
+        f.eventual("k", &["a"]),
+        f.eventual("x", &["a"]),
+    );
+    assert_eq!(f.sent(), [(first, 0, 1), (other, 0, 1)]);
+    f.answer(first, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), [(second, 0, 1)]);
+}
+
+#[test]
+fn a_replica_has_no_more_than_its_workers_in_flight() {
+    let mut f = Fixture::new(settings());
+    let ids: Vec<_> = (0..8)
+        .map(|n| f.eventual(&format!("k{n}"), &["a"]))
+        .collect();
+    assert_eq!(f.sent().len(), 5);
+    f.answer(ids[2], 0, Verdict::Delivered);
+    assert_eq!(f.sent(), [(ids[5], 0, 1)]);
+}
+
+#[test]
+fn a_failed_delivery_is_tried_after_two_four_and_six_seconds_and_then_given_up() {
+    let mut f = Fixture::new(settings());
+    let id = f.eventual("k", &["a"]);
+    assert_eq!(f.sent(), [(id, 0, 1)]);
+    for (attempt, seconds) in [(2, 2), (3, 4), (4, 6)] {
+        f.answer(id, 0, failed());
+        f.pass(Duration::from_millis(seconds * 1000 - 1));
+        assert_eq!(f.sent(), [], "before {seconds} s");
+        f.pass(Duration::from_millis(seconds * 100 + 1));
+        assert_eq!(f.sent(), [(id, 0, attempt)]);
+    }
+    f.answer(id, 0, failed());
+    let actions = f.actions();
+    let Some(Action::Buried { letter, .. }) = actions.first() else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((letter.cause, letter.failures), (Cause::GaveUp, 4));
+    assert!(
+        matches!(actions[1], Action::Save { over: true, .. }),
+        "{actions:?}"
+    );
+    assert_eq!(f.engine.levels().dead_letters, 1);
+    assert_eq!(f.engine.levels().retry, 0);
+    assert_eq!(f.engine.totals().gave_up, 1);
+    assert_eq!(f.engine.totals().failed_attempts, 4);
+}
+
+#[test]
+fn retry_after_is_waited_for() {
+    let mut f = Fixture::new(settings());
+    let id = f.eventual("k", &["a"]);
+    f.actions();
+    let after = Some(Duration::from_secs(60));
+    f.answer(
+        id,
+        0,
+        Verdict::Retry {
+            after,
+            error: "busy".into(),
+        },
+    );
+    f.pass(Duration::from_secs(59));
+    assert_eq!(f.sent(), []);
+    f.pass(Duration::from_secs(1));
+    assert_eq!(f.sent(), [(id, 0, 2)]);
+}
+
+#[test]
+fn a_rejected_write_is_not_tried_again() {
+    let mut f = Fixture::new(settings());
+    let id = f.eventual("k", &["a", "b"]);
+    f.actions();
+    f.answer(id, 0, rejected());
+    f.answer(id, 1, Verdict::Delivered);
+    f.pass(Duration::from_secs(60));
+    assert_eq!(f.sent(), []);
+    assert_eq!(f.engine.totals().rejected, 1);
+    assert_eq!(f.engine.levels().dead_letters, 1);
+}
+
+#[test]
+fn a_failed_task_leaves_the_eventual_queue_for_the_retry_queue() {
+    let mut f = Fixture::new(settings());
+    let id = f.eventual("k", &["a", "b"]);
+    assert_eq!((f.engine.levels().queue, f.engine.levels().retry), (1, 0));
+    f.answer(id, 0, failed());
+    assert_eq!((f.engine.levels().queue, f.engine.levels().retry), (0, 1));
+    f.answer(id, 1, Verdict::Delivered);
+    assert_eq!((f.engine.levels().queue, f.engine.levels().retry), (0, 1));
+}
+
+#[test]
+fn a_newer_write_supersedes_one_that_waits_for_its_retry() {
+    let mut f = Fixture::new(settings());
+    let old = f.eventual("k", &["a"]);
+    f.answer(old, 0, failed());
+    f.actions();
+    let new = f.eventual("k", &["a"]);
+    assert_eq!(f.actions()[0], Action::Remove { task: TaskId(old) });
+    f.pass(Duration::from_secs(60));
+    f.answer(new, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), []);
+    assert_eq!(f.engine.totals().superseded, 1);
+    assert_eq!(f.engine.wake_at(), None);
+}
+
+#[test]
+fn a_write_that_fails_with_a_newer_one_behind_it_is_superseded() {
+    let mut f = Fixture::new(settings());
+    let (old, new) = (f.eventual("k", &["a"]), f.eventual("k", &["a"]));
+    f.actions();
+    f.answer(old, 0, failed());
+    assert_eq!(f.sent(), [(new, 0, 1)]);
+    assert_eq!(f.engine.totals().superseded, 1);
+}
+
+#[test]
+fn a_due_retry_that_has_no_place_yet_is_superseded_too() {
+    let one = NonZeroU32::new(1).unwrap();
+    let mut f = Fixture::new(Settings {
+        workers: one,
+        ..settings()
+    });
+    let old = f.eventual("k", &["a"]);
+    f.answer(old, 0, failed());
+    let blocker = f.eventual("x", &["a"]);
+    f.pass(Duration::from_secs(3));
+    assert_eq!(f.sent(), [(old, 0, 1), (blocker, 0, 1)]);
+    let new = f.eventual("k", &["a"]);
+    f.answer(blocker, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), [(new, 0, 1)]);
+}
+
+#[test]
+fn with_the_retry_queue_full_a_failure_is_parked_and_comes_back_by_itself() {
+    let mut f = Fixture::new(Settings {
+        retry_capacity: 1,
+        ..settings()
+    });
+    let (first, second) = (f.eventual("k1", &["a"]), f.eventual("k2", &["a"]));
+    f.answer(first, 0, failed());
+    f.actions();
+    f.answer(second, 0, failed());
+    let actions = f.actions();
+    let Some(Action::Buried { letter, .. }) = actions.first() else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(letter.cause, Cause::RetryOverflow);
+    assert_eq!((f.engine.levels().queue, f.engine.levels().retry), (0, 1));
+    assert_eq!(f.engine.levels().dead_letters, 1);
+
+    f.pass(Duration::from_secs(3));
+    assert_eq!(f.sent(), [(first, 0, 2)]);
+    f.answer(first, 0, Verdict::Delivered);
+    f.pass(Duration::from_millis(1));
+    assert_eq!(f.sent(), [(second, 0, 2)]);
+    f.answer(second, 0, Verdict::Delivered);
+    assert_eq!(f.engine.levels(), Levels::default());
+}
+
+#[test]
+fn a_parked_write_is_superseded_by_a_newer_one() {
+    let mut f = Fixture::new(Settings {
+        retry_capacity: 0,
+        ..settings()
+    });
+    let old = f.eventual("k", &["a"]);
+    f.answer(old, 0, failed());
+    let new = f.eventual("k", &["a"]);
+    f.answer(new, 0, Verdict::Delivered);
+    assert_eq!(f.engine.totals().superseded, 1);
+    assert_eq!(f.engine.levels(), Levels::default());
+}
+
+#[test]
+fn parked_replicas_take_turns_when_there_is_room() {
+    let mut f = Fixture::new(Settings {
+        retry_capacity: 1,
+        ..settings()
+    });
+    let first = f.eventual("k0", &["a"]);
+    f.answer(first, 0, failed());
+    let of_a = [f.eventual("k1", &["a"]), f.eventual("k2", &["a"])];
+    let of_b = f.eventual("k3", &["b"]);
+    for id in [of_a[0], of_a[1], of_b] {
+        f.answer(id, 0, failed());
+    }
+    f.actions();
+    let mut order = vec![];
+    for _ in 0..4 {
+        f.pass(Duration::from_secs(3));
+        let sent = f.sent();
+        f.answer(sent[0].0, 0, Verdict::Delivered);
+        order.push(sent[0].0);
+    }
+    assert_eq!(order, [first, of_a[0], of_b, of_a[1]]);
+}
+
+#[test]
+fn a_dead_replica_cannot_fill_the_queue_of_the_healthy_ones() {
+    let mut f = Fixture::new(Settings {
+        queue_capacity: 10,
+        retry_capacity: 3,
+        ..settings()
+    });
+    for n in 0..200 {
+        let id = f.eventual(&format!("k{n}"), &["dead", "healthy"]);
+        f.answer(id, 1, Verdict::Delivered);
+        f.answer(id, 0, failed());
+    }
+    assert_eq!(f.engine.levels().queue, 0);
+    assert_eq!(f.engine.levels().retry, 3);
+    assert_eq!(f.engine.levels().dead_letters, 197);
+}
+
+#[test]
+fn each_limit_refuses_in_words() {
+    let full = |settings: Settings, consistency| {
+        let mut f = Fixture::new(settings);
+        f.admit("k", &["a"], consistency).unwrap();
+        f.admit("x", &["b"], consistency).unwrap_err()
+    };
+    let (eventual, strong) = (Consistency::Eventual, Consistency::Strong);
+    let one = Settings {
+        queue_capacity: 1,
+        ..settings()
+    };
+    assert_eq!(full(one.clone(), eventual), Full::Queue(1));
+    assert_eq!(full(one, strong), Full::Strong(1));
+    assert_eq!(
+        full(
+            Settings {
+                max_bytes: 600,
+                ..settings()
+            },
+            eventual
+        ),
+        Full::Bytes(600)
+    );
+    let few = Settings {
+        max_known_replicas: 1,
+        ..settings()
+    };
+    assert_eq!(full(few, eventual), Full::Replicas(1));
+}
+
+#[test]
+fn an_idle_replica_makes_way_for_a_new_one() {
+    let mut f = Fixture::new(Settings {
+        max_known_replicas: 2,
+        ..settings()
+    });
+    let id = f.eventual("k", &["a", "b"]);
+    assert_eq!(
+        f.admit("k", &["c"], Consistency::Eventual),
+        Err(Full::Replicas(2))
+    );
+    f.answer(id, 1, Verdict::Delivered);
+    f.eventual("k", &["c"]);
+    let mut nodes: Vec<_> = f.engine.lanes().map(|lane| lane.node).collect();
+    nodes.sort();
+    assert_eq!(nodes, [node("a"), node("c")]);
+    assert!(f.engine.totals().balance());
+}
+
+#[test]
+fn a_strong_write_goes_out_before_it_is_durable_and_is_answered_after() {
+    let mut f = Fixture::new(settings());
+    let id = f.admit("k", &["a", "b"], Consistency::Strong).unwrap();
+    assert_eq!(f.sent(), [(id, 0, 1), (id, 1, 1)]);
+    f.answer(id, 0, Verdict::Delivered);
+    f.answer(id, 1, Verdict::Delivered);
+    assert_eq!(f.actions(), []);
+    f.engine.committed(f.now, TaskId(id));
+    let acked = vec![ReplicaIndex(0), ReplicaIndex(1)];
+    let (task, missing) = (TaskId(id), vec![]);
+    let conclude = Action::Conclude {
+        task,
+        success: true,
+        needed: 2,
+        acked,
+        missing,
+    };
+    assert_eq!(f.actions(), [conclude, Action::Remove { task }]);
+}
+
+#[test]
+fn a_strong_write_is_answered_by_its_majority_and_carried_on_for_the_rest() {
+    let mut f = Fixture::new(settings());
+    let id = f.strong("k", &["a", "b", "c"]);
+    f.actions();
+    f.answer(id, 2, Verdict::Delivered);
+    f.answer(id, 0, Verdict::Delivered);
+    let concluded = f.actions().into_iter().find_map(|action| match action {
+        Action::Conclude {
+            success,
+            acked,
+            missing,
+            ..
+        } => Some((success, acked, missing)),
+        _ => None,
+    });
+    let acked = vec![ReplicaIndex(2), ReplicaIndex(0)];
+    assert_eq!(concluded, Some((true, acked, vec![ReplicaIndex(1)])));
+    assert_eq!((f.engine.levels().strong, f.engine.levels().retry), (0, 1));
+    f.answer(id, 1, failed());
+    f.pass(Duration::from_secs(3));
+    assert_eq!(f.sent(), [(id, 1, 2)]);
+}
+
+#[test]
+fn a_strong_write_fails_as_soon_as_the_majority_is_out_of_reach() {
+    let mut f = Fixture::new(settings());
+    let id = f.strong("k", &["a", "b"]);
+    f.actions();
+    f.answer(id, 1, failed());
+    let conclude = f
+        .actions()
+        .into_iter()
+        .find(|a| matches!(a, Action::Conclude { .. }));
+    let missing = vec![ReplicaIndex(0), ReplicaIndex(1)];
+    let task = TaskId(id);
+    let want = Action::Conclude {
+        task,
+        success: false,
+        needed: 2,
+        acked: vec![],
+        missing,
+    };
+    assert_eq!(conclude, Some(want));
+}
+
+#[test]
+fn a_strong_write_fails_at_its_timeout() {
+    let mut f = Fixture::new(settings());
+    let id = f.strong("k", &["a", "b"]);
+    f.answer(id, 0, Verdict::Delivered);
+    f.actions();
+    assert_eq!(f.engine.wake_at(), Some(Moment(10_000_000)));
+    f.pass(Duration::from_secs(10));
+    let concluded = f.actions().into_iter().find_map(|action| match action {
+        Action::Conclude { success, acked, .. } => Some((success, acked)),
+        _ => None,
+    });
+    assert_eq!(concluded, Some((false, vec![ReplicaIndex(0)])));
+}
+
+#[test]
+fn a_strong_write_passes_other_keys_and_the_workers_limit() {
+    let mut f = Fixture::new(settings());
+    for n in 0..9 {
+        f.eventual(&format!("k{n}"), &["a"]);
+    }
+    f.actions();
+    let id = f.strong("x", &["a"]);
+    assert_eq!(f.sent(), [(id, 0, 1)]);
+}
+
+#[test]
+fn a_strong_write_waits_for_its_own_key_and_supersedes_what_is_queued() {
+    let mut f = Fixture::new(settings());
+    let on_the_wire = f.eventual("k", &["a"]);
+    let queued = f.eventual("k", &["a"]);
+    f.actions();
+    let strong = f.strong("k", &["a"]);
+    assert_eq!(
+        f.actions(),
+        [Action::Remove {
+            task: TaskId(queued)
+        }]
+    );
+    f.answer(on_the_wire, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), [(strong, 0, 1)]);
+    assert_eq!(f.engine.totals().superseded, 1);
+}
+
+#[test]
+fn a_write_superseded_before_its_commit_is_removed_after_it() {
+    let mut f = Fixture::new(settings());
+    let old = f.admit("k", &["a"], Consistency::Eventual).unwrap();
+    let strong = f.admit("k", &["a"], Consistency::Strong).unwrap();
+    assert_eq!(f.sent(), [(strong, 0, 1)]);
+    f.engine.committed(f.now, TaskId(old));
+    assert_eq!(f.actions(), [Action::Remove { task: TaskId(old) }]);
+}
+
+#[test]
+fn an_open_strong_write_is_not_superseded_by_the_next() {
+    let mut f = Fixture::new(settings());
+    let blocker = f.eventual("k", &["a"]);
+    let (first, second) = (f.strong("k", &["a"]), f.strong("k", &["a"]));
+    f.actions();
+    f.answer(blocker, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), [(first, 0, 1)]);
+    f.answer(first, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), [(second, 0, 1)]);
+}
+
+#[test]
+fn a_restart_takes_up_where_the_disk_left_off() {
+    let mut f = Fixture::new(settings());
+    let replicas = [node("a"), node("b"), node("c")];
+    let letter = DeadLetter {
+        cause: Cause::RetryOverflow,
+        failures: 1,
+        error: "down".into(),
+        since: Timestamp(0),
+    };
+    let restored = Restored {
+        id: TaskId(3),
+        key: f.keys.id("k"),
+        replicas: &replicas,
+        bytes: 10,
+        progress: vec![
+            Progress::Delivered,
+            Progress::Failed {
+                failures: 2,
+                error: "down".into(),
+            },
+            Progress::Dead(letter),
+        ],
+    };
+    f.engine.restore(f.now, restored);
+    f.next_id = 4;
+    assert_eq!(f.engine.levels().retry, 1);
+    f.pass(Duration::ZERO);
+    assert_eq!(f.sent(), [(3, 1, 3), (3, 2, 2)]);
+    f.answer(3, 1, Verdict::Delivered);
+    f.answer(3, 2, Verdict::Delivered);
+    assert_eq!(
+        f.actions().last(),
+        Some(&Action::Remove { task: TaskId(3) })
+    );
+    assert_eq!(f.engine.totals().accepted, 2);
+}
+
+#[test]
+fn a_restored_retry_with_a_newer_write_is_superseded() {
+    let mut f = Fixture::new(settings());
+    let replicas = [node("a")];
+    for (id, progress) in [
+        (
+            1,
+            Progress::Failed {
+                failures: 1,
+                error: "down".into(),
+            },
+        ),
+        (2, Progress::Untouched),
+    ] {
+        let key = f.keys.id("k");
+        let progress = vec![progress];
+        let task = Restored {
+            id: TaskId(id),
+            key,
+            replicas: &replicas,
+            bytes: 10,
+            progress,
+        };
+        f.engine.restore(f.now, task);
+    }
+    f.pass(Duration::from_secs(9));
+    assert_eq!(f.sent(), [(2, 0, 1)]);
+}
+
+#[test]
+fn after_stop_sending_nothing_new_goes_out() {
+    let mut f = Fixture::new(settings());
+    let first = f.eventual("k", &["a"]);
+    f.actions();
+    f.engine.stop_sending();
+    f.eventual("x", &["a"]);
+    f.answer(first, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), []);
+    assert_eq!(f.engine.levels().in_flight, 0);
+}
+
+#[test]
+fn an_answer_that_nobody_waits_for_changes_nothing() {
+    let mut f = Fixture::new(settings());
+    let id = f.eventual("k", &["a"]);
+    f.answer(id, 0, Verdict::Delivered);
+    f.actions();
+    f.answer(id, 0, Verdict::Delivered);
+    f.answer(id + 100, 0, rejected());
+    assert_eq!(f.actions(), []);
+    assert!(f.engine.totals().balance());
+}
