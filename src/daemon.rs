@@ -1,5 +1,263 @@
-//! Where they meet.
+//! Where they meet: start, the loop around the engine, drain, stop.
+//!
+//! [`Daemon::start`] opens the store, restores its tasks into the engine and serves; from then on
+//! everything happens in `core.rs`, one event at a time. [`Daemon::stop`] is the order in which
+//! it all ends. What runs besides the loop: the committer's thread (in the store), the server,
+//! and an `attempt` for each delivery on the wire.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::engine::{self, Engine, KeyHasher, Restored};
+use crate::replica::{self, Client};
+use crate::server;
+use crate::store::{self, CommitError, Committer, Recovered, Store};
+
+mod admission;
+mod attempt;
+mod clock;
+mod core;
 mod handle;
+mod values;
 
+use attempt::Attempts;
+use clock::Clock;
+use core::{Core, Event, Parts};
+
+pub use clock::wall as wall_clock;
+#[cfg(test)]
+pub(crate) use handle::Request;
 pub use handle::{Accepted, Handle, Health, Refusal};
+
+/// Why the daemon does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] store::OpenError),
+    /// The outbound client cannot be made.
+    #[error(transparent)]
+    Client(#[from] replica::ClientError),
+    /// The port cannot be had.
+    #[error("cannot listen on {address} (--bind, --port): {source}")]
+    Listen {
+        /// Where it was to listen.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A thread died while the store was opened.
+    #[error("opening the store was interrupted")]
+    Interrupted,
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    address: SocketAddr,
+    handle: Handle,
+    health: watch::Receiver<Health>,
+    events: mpsc::UnboundedSender<Event>,
+    stop_serving: oneshot::Sender<()>,
+    server: JoinHandle<()>,
+    core: JoinHandle<()>,
+    committer: Committer,
+    grace: Duration,
+}
+
+impl Daemon {
+    /// Opens the store, restores what is in it, and serves.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; then nothing runs and nothing was changed but what opening repairs.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        // The port first: a second daemon on it must not even open the store.
+        let address = config.listen.address;
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|source| StartError::Listen { address, source })?;
+        let address = listener.local_addr().unwrap_or(address);
+
+        let clock = Clock::start();
+        let client = Client::new(&replica_settings(config))?;
+        let (events, told) = mpsc::unbounded_channel();
+        let (requests, asked) = mpsc::unbounded_channel();
+        let (health, watched) = watch::channel(Health::Serving);
+
+        let keys = KeyHasher::default();
+        let engine = Engine::new(engine_settings(config));
+        let (opened, engine, keys) =
+            open_store(config, clock, engine, keys, events.clone()).await?;
+
+        let (reader, committer) = (opened.reader, opened.committer);
+        let attempts = Attempts { client, reader: reader.clone(), clock, events: events.clone() };
+        let core = Core::new(Parts {
+            engine,
+            keys,
+            clock,
+            next_id: opened.next_id,
+            committer: committer.clone(),
+            reader,
+            attempts,
+            health,
+            memory_budget: config.store.memory_budget,
+            queue_wait: config.queue.wait,
+            queue_capacity: config.queue.capacity,
+            retry_capacity: config.queue.retry_capacity,
+        });
+        let core = tokio::spawn(core.run(told, asked));
+
+        let retry_after = Duration::from_secs(1);
+        let handle = Handle { requests, health: watched.clone(), retry_after };
+        let (stop_serving, stop) = oneshot::channel();
+        let stop = async { drop(stop.await) };
+        let server = server::serve(listener, handle.clone(), server_settings(config), stop);
+        let server = tokio::spawn(server);
+        info!(%address, node_id = %config.listen.node_id, "listening");
+        let grace = config.timeouts.drain;
+        let health = watched;
+        Ok(Self { address, handle, health, events, stop_serving, server, core, committer, grace })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The way in besides HTTP.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Returns when the daemon cannot go on, and says why: the store has failed, or a part of the
+    /// daemon has ended that may not.
+    pub async fn failed(&mut self) -> Arc<str> {
+        let store_failed = self.health.wait_for(|now| matches!(now, Health::StoreFailed(_)));
+        tokio::select! {
+            failed = store_failed => match failed.as_deref() {
+                Ok(Health::StoreFailed(why)) => Arc::clone(why),
+                _ => "the daemon's loop has ended".into(),
+            },
+            _ = &mut self.core => "the daemon's loop has ended".into(),
+            _ = &mut self.server => "the server has ended".into(),
+        }
+    }
+
+    /// Drains and stops: refuses new work, answers the requests in flight, finishes the
+    /// deliveries on the wire until the grace is over, and writes down what is settled.
+    ///
+    /// What is not delivered stays on disk.
+    pub async fn stop(self) {
+        let Self { events, stop_serving, server, core, committer, grace, .. } = self;
+        let whole = async {
+            // The loop may have ended before, by a failure; then there is nobody to tell.
+            let _ = events.send(Event::Refuse);
+            let _ = stop_serving.send(());
+            let _ = server.await;
+            let _ = events.send(Event::Stop);
+            let _ = core.await;
+        };
+        if tokio::time::timeout(grace, whole).await.is_err() {
+            warn!(
+                grace_seconds = grace.as_secs_f64(),
+                "not everything ended within the grace (--drain-timeout); what is not delivered stays on disk"
+            );
+        }
+        if let Err(error) = committer.close().await.unwrap_or(Err(CommitError::Closed)) {
+            error!(%error, "the store could not be closed");
+        }
+        info!("stopped");
+    }
+}
+
+async fn open_store(
+    config: &Config,
+    clock: Clock,
+    mut engine: Engine,
+    keys: KeyHasher,
+    events: mpsc::UnboundedSender<Event>,
+) -> Result<(store::Opened, Engine, KeyHasher), StartError> {
+    let settings = store::Settings {
+        dir: config.store.dir.clone(),
+        cache_bytes: config.store.cache_bytes,
+        now: clock.now().wall,
+    };
+    let notify = move |event| {
+        // The loop outlives the committer, but for a panic of its own.
+        let _ = events.send(match event {
+            store::Event::Committed(ids) => match ids.last() {
+                Some(&last) => Event::Committed(last),
+                None => return,
+            },
+            store::Event::Failed(why) => Event::StoreFailed(why),
+        });
+    };
+    let opened = tokio::task::spawn_blocking(move || {
+        let store = Store::open(&settings)?;
+        let now = clock.now();
+        let mut each = |task: Recovered| {
+            let header = &task.header;
+            engine.restore(
+                now,
+                Restored {
+                    id: header.id,
+                    key: keys.id(&header.key),
+                    replicas: &header.replicas,
+                    bytes: header.key.len() as u64 + header.value_bytes as u64,
+                    progress: task.progress,
+                },
+            );
+        };
+        let (opened, report) = store.recover(&mut each, Box::new(notify))?;
+        let took = clock.now().moment.since_start();
+        info!(?report, seconds = took.as_secs_f64(), "the store is open");
+        Ok((opened, engine, keys))
+    });
+    opened.await.map_err(|_| StartError::Interrupted)?
+}
+
+fn engine_settings(config: &Config) -> engine::Settings {
+    engine::Settings {
+        workers: config.queue.workers,
+        queue_capacity: config.queue.capacity,
+        retry_capacity: config.queue.retry_capacity,
+        max_bytes: config.queue.max_bytes,
+        max_known_replicas: config.limits.known_replicas,
+        max_retries: config.retry.max_retries,
+        retry_base: config.retry.base,
+        strong_timeout: config.timeouts.strong,
+        seed: fastrand::u64(..),
+    }
+}
+
+fn replica_settings(config: &Config) -> replica::Settings {
+    replica::Settings {
+        node_id: config.listen.node_id.clone(),
+        request_timeout: config.timeouts.request,
+        // All workers, and as many strong writes again.
+        idle_per_replica: 2 * config.queue.workers.get() as usize,
+    }
+}
+
+fn server_settings(config: &Config) -> server::Settings {
+    server::Settings {
+        node_id: config.listen.node_id.clone(),
+        max_connections: config.limits.connections,
+        client_timeout: config.timeouts.client,
+        max_body_bytes: config.limits.body_bytes,
+        request_memory: config.limits.request_memory,
+        max_value_bytes: config.limits.value_bytes,
+        max_key_bytes: config.limits.key_bytes,
+        max_replicas: config.limits.replicas,
+    }
+}

@@ -249,10 +249,7 @@ impl Engine {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            schedule: Schedule {
-                max_retries: settings.max_retries,
-                base: settings.retry_base,
-            },
+            schedule: Schedule { max_retries: settings.max_retries, base: settings.retry_base },
             rng: fastrand::Rng::with_seed(settings.seed),
             settings,
             tasks: Tasks::default(),
@@ -281,27 +278,14 @@ impl Engine {
         let bytes = arrival.bytes.saturating_add(TASK_OVERHEAD_BYTES);
         self.room(strong, bytes)?;
         let limit = self.settings.max_known_replicas;
-        let lanes = self
-            .lanes
-            .open(arrival.replicas, limit)
-            .ok_or(Full::Replicas(limit))?;
+        let lanes = self.lanes.open(arrival.replicas, limit).ok_or(Full::Replicas(limit))?;
 
         let quorum = strong.then(|| {
             let replicas = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
-            Box::new(Quorum::new(
-                replicas,
-                now.moment.after(self.settings.strong_timeout),
-            ))
+            Box::new(Quorum::new(replicas, now.moment.after(self.settings.strong_timeout)))
         });
         let slot = self.insert(arrival.id, arrival.key, bytes, &lanes, quorum, false);
-        self.enter_queue(
-            slot,
-            if strong {
-                Queue::Strong
-            } else {
-                Queue::Eventual
-            },
-        );
+        self.enter_queue(slot, if strong { Queue::Strong } else { Queue::Eventual });
         for leg in 0..lanes.len() {
             self.join(slot, leg);
             self.unblock(slot, leg);
@@ -355,13 +339,7 @@ impl Engine {
     }
 
     fn restore_leg(&mut self, now: Now, slot: Slot, leg: usize, progress: Progress) {
-        let trouble = |failures, error, since| {
-            Some(Box::new(Trouble {
-                failures,
-                error,
-                since,
-            }))
-        };
+        let trouble = |failures, error, since| Some(Box::new(Trouble { failures, error, since }));
         let until = now.moment;
         let (state, found) = match progress {
             Progress::Untouched => (State::Blocked, None),

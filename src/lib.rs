@@ -1,6 +1,36 @@
 //! Carries the writes of a key-value store from its primary to its replicas: durably, in order.
+//!
+//! The parts, in reading order:
+//!
+//! - [`task`]: the words. Task, delivery, verdict, progress.
+//! - [`engine`]: what happens next. Order, retries, quorum, capacities; a pure state machine.
+//! - [`store`]: what survives. Tasks and their progress, durable in groups.
+//! - [`replica`]: the outbound side. One attempt, and what its answer means.
+//! - [`server`]: the inbound side. Requests in, answers out.
+//! - [`daemon`]: where they meet. The loop around the engine; start, drain, stop.
+//! - [`metrics`]: every figure, by name.
+//! - [`cli`], [`config`], [`commands`]: arguments, settings, and what the binary does.
+//!
+//! The path of one eventual write: `server::replicate` reads and checks the request and hands it
+//! to [`daemon::Handle::replicate`]; the loop in `daemon::core` asks [`engine::Engine::admit`] for
+//! room, numbers the task and gives it to [`store::Committer::accept`]; the committer's thread
+//! writes and flushes it with all others that wait, and only then answers, which becomes the
+//! `202`. It tells the loop, the engine finds the task at the head of its key's chain and asks
+//! for it to be sent, and `daemon::attempt` sends it by [`replica::Client::send`]. The verdict
+//! goes back into the engine, and when the last replica has acknowledged, the committer removes
+//! the task from the disk.
+//!
+//! Who may know whom: `task` knows nobody; `engine`, `store` and `replica` know `task` and not
+//! each other; `server` knows `task`, `metrics` and the daemon's handle; `daemon` knows all. A
+//! test holds that.
 
+pub mod cli;
+pub mod commands;
+pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod metrics;
+pub mod replica;
+pub mod server;
+pub mod store;
 pub mod task;

@@ -1,3 +1,11 @@
 //! Arguments in, exit code out.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use replicator::cli::Cli;
+use replicator::commands;
+
+fn main() -> ExitCode {
+    commands::run(Cli::parse())
+}

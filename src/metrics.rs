@@ -1,4 +1,17 @@
 //! Every metric: name, unit, help, in one table; rendered as JSON and as Prometheus text.
+//!
+//! A [`Snapshot`] is plain numbers, taken by the daemon between two events, so that its figures
+//! belong together. The tables in here say what each is called; nothing else names a metric.
+
+use prometheus::core::Collector;
+use prometheus::{GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
+use serde_json::{Value, json};
+
+mod users;
+mod window;
+
+pub use users::{UserFigures, Users};
+pub use window::AckWindow;
 
 /// The figures of one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,4 +76,264 @@ pub struct ReplicaSnapshot {
     pub parked: u64,
     /// Failed attempts.
     pub failed_attempts: u64,
+}
+
+/// How a metric moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Level,
+}
+
+use Kind::{Counter, Level};
+
+/// A metric of the whole daemon: its Prometheus name, kind, help, and where its number is.
+type Metric = (&'static str, Kind, &'static str, fn(&Snapshot) -> f64);
+
+/// A metric of each replica, with the label `replica`.
+type ReplicaMetric = (&'static str, Kind, &'static str, fn(&ReplicaSnapshot) -> u64);
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, which no counter reaches")]
+const METRICS: &[Metric] = &[
+    ("replicator_replications_total", Counter, "Write requests received and valid.", |s| {
+        s.total_replications as f64
+    }),
+    (
+        "replicator_queue_tasks",
+        Level,
+        "Tasks in the eventual queue, in flight ones included.",
+        |s| s.queue_tasks as f64,
+    ),
+    ("replicator_queue_capacity_tasks", Level, "Capacity of the eventual queue.", |s| {
+        s.queue_capacity as f64
+    }),
+    (
+        "replicator_queue_bytes",
+        Level,
+        "Bytes charged for the tasks that wait or are kept as dead letters.",
+        |s| s.queue_bytes as f64,
+    ),
+    ("replicator_retry_tasks", Level, "Tasks in the retry queue.", |s| s.retry_tasks as f64),
+    ("replicator_retry_capacity_tasks", Level, "Capacity of the retry queue.", |s| {
+        s.retry_capacity as f64
+    }),
+    ("replicator_waiting_requests", Level, "Requests that wait for room.", |s| {
+        s.waiting_requests as f64
+    }),
+    (
+        "replicator_dead_letters",
+        Level,
+        "Deliveries kept as dead letters, the parked ones included.",
+        |s| s.dead_letters as f64,
+    ),
+    (
+        "replicator_ack_time_mean_seconds",
+        Level,
+        "Mean time of the last 1000 acknowledged attempts.",
+        |s| s.average_ack_seconds,
+    ),
+    (
+        "replicator_lag_max_seconds",
+        Level,
+        "Longest time from acceptance to acknowledgement since the start.",
+        |s| s.max_lag_seconds,
+    ),
+    ("replicator_store_file_bytes", Level, "Size of the files of the store.", |s| {
+        s.store_file_bytes as f64
+    }),
+];
+
+const REPLICA_METRICS: &[ReplicaMetric] = &[
+    (
+        "replicator_deliveries_accepted_total",
+        Counter,
+        "Deliveries taken on, those found on disk at the start included. Always the sum of delivered, superseded, rejected, given up and pending.",
+        |r| r.accepted,
+    ),
+    ("replicator_deliveries_delivered_total", Counter, "Deliveries acknowledged.", |r| r.delivered),
+    (
+        "replicator_deliveries_superseded_total",
+        Counter,
+        "Deliveries made pointless by a newer write of the key.",
+        |r| r.superseded,
+    ),
+    (
+        "replicator_deliveries_rejected_total",
+        Counter,
+        "Deliveries refused by the replica for good.",
+        |r| r.rejected,
+    ),
+    (
+        "replicator_deliveries_given_up_total",
+        Counter,
+        "Deliveries given up after the last retry.",
+        |r| r.gave_up,
+    ),
+    (
+        "replicator_attempts_failed_total",
+        Counter,
+        "Failed attempts; one delivery can have several.",
+        |r| r.failed_attempts,
+    ),
+    ("replicator_deliveries_pending", Level, "Deliveries not settled yet.", |r| r.pending),
+    (
+        "replicator_deliveries_in_flight",
+        Level,
+        "Of the pending deliveries, those on the wire.",
+        |r| r.in_flight,
+    ),
+    (
+        "replicator_deliveries_waiting",
+        Level,
+        "Of the pending deliveries, those that wait for a retry.",
+        |r| r.waiting,
+    ),
+    (
+        "replicator_deliveries_parked",
+        Level,
+        "Of the pending deliveries, those the full retry queue had no room for.",
+        |r| r.parked,
+    ),
+];
+
+/// The JSON of the service. Its names are older than this daemon: a client depends on them.
+#[must_use]
+pub fn to_json(snapshot: &Snapshot) -> Value {
+    json!({
+        "total_replications": snapshot.total_replications,
+        "successful_replicas": snapshot.delivered,
+        "failed_replicas": snapshot.failed_attempts,
+        "queue_size": snapshot.queue_tasks,
+        "average_ack_time_ms": millis(snapshot.average_ack_seconds),
+        "max_replication_lag_ms": millis(snapshot.max_lag_seconds),
+        "retries_in_progress": snapshot.retry_tasks,
+        "superseded_replicas": snapshot.superseded,
+        "permanent_failures": snapshot.permanent_failures,
+        "dead_letters": snapshot.dead_letters,
+        "queue_capacity": snapshot.queue_capacity,
+        "queue_bytes": snapshot.queue_bytes,
+        "retry_capacity": snapshot.retry_capacity,
+        "waiting_requests": snapshot.waiting_requests,
+        "store_file_bytes": snapshot.store_file_bytes,
+    })
+}
+
+/// Milliseconds with three decimals.
+fn millis(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e3
+}
+
+/// Prometheus text, format 0.0.4.
+///
+/// # Errors
+///
+/// None that the tables in here can cause; a test renders them all.
+pub fn to_prometheus(snapshot: &Snapshot) -> prometheus::Result<String> {
+    let registry = Registry::new();
+    for &(name, kind, help, figure) in METRICS {
+        register(&registry, whole(name, kind, help, figure(snapshot))?)?;
+    }
+    for &(name, kind, help, figure) in REPLICA_METRICS {
+        let figures =
+            snapshot.replicas.iter().map(|replica| (replica.node.as_str(), figure(replica)));
+        register(&registry, per_replica(name, kind, help, figures)?)?;
+    }
+    TextEncoder::new().encode_to_string(&registry.gather())
+}
+
+fn register(registry: &Registry, metric: Box<dyn Collector>) -> prometheus::Result<()> {
+    registry.register(metric)
+}
+
+fn whole(name: &str, kind: Kind, help: &str, value: f64) -> prometheus::Result<Box<dyn Collector>> {
+    match kind {
+        Counter => {
+            let counter = prometheus::Counter::new(name, help)?;
+            counter.inc_by(value);
+            Ok(Box::new(counter))
+        }
+        Level => {
+            let gauge = prometheus::Gauge::new(name, help)?;
+            gauge.set(value);
+            Ok(Box::new(gauge))
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, which no level reaches")]
+fn per_replica<'a>(
+    name: &str,
+    kind: Kind,
+    help: &str,
+    figures: impl Iterator<Item = (&'a str, u64)>,
+) -> prometheus::Result<Box<dyn Collector>> {
+    let (opts, labels) = (Opts::new(name, help), ["replica"]);
+    match kind {
+        Counter => {
+            let counters = IntCounterVec::new(opts, &labels)?;
+            for (node, value) in figures {
+                counters.get_metric_with_label_values(&[node])?.inc_by(value);
+            }
+            Ok(Box::new(counters))
+        }
+        Level => {
+            let gauges = GaugeVec::new(opts, &labels)?;
+            for (node, value) in figures {
+                gauges.get_metric_with_label_values(&[node])?.set(value as f64);
+            }
+            Ok(Box::new(gauges))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let replica = ReplicaSnapshot {
+            node: "http://a".into(),
+            accepted: 7,
+            delivered: 5,
+            pending: 2,
+            ..ReplicaSnapshot::default()
+        };
+        Snapshot {
+            total_replications: 4,
+            delivered: 5,
+            average_ack_seconds: 0.001_234_567,
+            replicas: vec![replica],
+            ..Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn the_json_has_the_names_of_the_service() {
+        let json = to_json(&snapshot());
+        assert_eq!(json["total_replications"], 4);
+        assert_eq!(json["successful_replicas"], 5);
+        assert_eq!(json["average_ack_time_ms"], 1.235);
+    }
+
+    #[test]
+    fn the_text_has_every_metric_of_the_tables() {
+        let text = to_prometheus(&snapshot()).unwrap();
+        let names = METRICS.iter().map(|metric| metric.0);
+        for name in names.chain(REPLICA_METRICS.iter().map(|metric| metric.0)) {
+            assert!(text.contains(&format!("# HELP {name} ")), "{name} in {text}");
+        }
+        assert!(text.contains("replicator_replications_total 4\n"), "{text}");
+        let line = "replicator_deliveries_delivered_total{replica=\"http://a\"} 5\n";
+        assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn counters_end_in_total_and_levels_do_not() {
+        let kinds = METRICS.iter().map(|m| (m.0, m.1));
+        for (name, kind) in kinds.chain(REPLICA_METRICS.iter().map(|m| (m.0, m.1))) {
+            assert_eq!(name.ends_with("_total"), kind == Counter, "{name}");
+        }
+    }
 }

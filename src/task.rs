@@ -152,9 +152,7 @@ impl Task {
             (Operation::Set, None) => Command::Put { ttl: None },
             (Operation::Set, Some(end)) => match end.saturating_since(now) {
                 Duration::ZERO => Command::Delete,
-                remaining => Command::Put {
-                    ttl: Some(remaining),
-                },
+                remaining => Command::Put { ttl: Some(remaining) },
             },
         }
     }
@@ -290,21 +288,13 @@ mod tests {
     fn a_set_carries_what_is_left_of_its_ttl() {
         let task = set_with_ttl(Some(Duration::from_nanos(500)));
         let command = task.command_at(Timestamp(1_200));
-        assert_eq!(
-            command,
-            Command::Put {
-                ttl: Some(Duration::from_nanos(300))
-            }
-        );
+        assert_eq!(command, Command::Put { ttl: Some(Duration::from_nanos(300)) });
     }
 
     #[test]
     fn a_set_without_ttl_never_expires() {
         let task = set_with_ttl(None);
-        assert_eq!(
-            task.command_at(Timestamp(u64::MAX)),
-            Command::Put { ttl: None }
-        );
+        assert_eq!(task.command_at(Timestamp(u64::MAX)), Command::Put { ttl: None });
     }
 
     #[test]

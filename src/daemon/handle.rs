@@ -11,16 +11,11 @@ use crate::task::{NewTask, ReplicaIndex, TaskId};
 
 /// What the loop is told from outside.
 #[derive(Debug)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// Accept this write, and say how it went.
-    Replicate {
-        new: Box<NewTask>,
-        reply: oneshot::Sender<Result<Accepted, Refusal>>,
-    },
+    Replicate { new: Box<NewTask>, reply: oneshot::Sender<Result<Accepted, Refusal>> },
     /// Say how things stand.
-    Snapshot {
-        reply: oneshot::Sender<Box<Snapshot>>,
-    },
+    Snapshot { reply: oneshot::Sender<Box<Snapshot>> },
 }
 
 /// How the daemon is, as far as anyone outside needs to know.
@@ -96,10 +91,7 @@ impl Handle {
             Health::StoreFailed(_) => Refusal::StoreFailed,
             Health::Serving | Health::Draining => Refusal::Draining,
         };
-        let request = Request::Replicate {
-            new: Box::new(new),
-            reply,
-        };
+        let request = Request::Replicate { new: Box::new(new), reply };
         self.requests.send(request).map_err(|_| gone(()))?;
         answer.await.map_err(|_| gone(()))?
     }
@@ -121,5 +113,17 @@ impl Handle {
     #[must_use]
     pub fn retry_after(&self) -> Duration {
         self.retry_after
+    }
+}
+
+#[cfg(test)]
+impl Handle {
+    /// A handle, and what a daemon has of it: the requests that come in, and the say on health.
+    pub(crate) fn for_tests() -> (Self, mpsc::UnboundedReceiver<Request>, watch::Sender<Health>) {
+        let (requests, received) = mpsc::unbounded_channel();
+        let (said, health) = watch::channel(Health::Serving);
+        let retry_after = Duration::from_millis(1_500);
+        let handle = Self { requests, health, retry_after };
+        (handle, received, said)
     }
 }

@@ -36,6 +36,12 @@ pub(super) struct Chain {
     pub(super) tail: Slot,
 }
 
+impl Chain {
+    pub(super) fn of(slot: Slot) -> Self {
+        Self { head: slot, tail: slot }
+    }
+}
+
 impl Lane {
     fn new(node: Node) -> Self {
         Self {
@@ -61,11 +67,7 @@ impl Lane {
 
     /// Who is sent next, if `workers` may be on the wire at once.
     pub(super) fn next(&mut self, workers: u32) -> Option<(Rank, Slot)> {
-        let mut first = |rank| {
-            self.ready(rank)
-                .first_key_value()
-                .map(|(_, &slot)| (rank, slot))
-        };
+        let mut first = |rank| self.ready(rank).first_key_value().map(|(_, &slot)| (rank, slot));
         first(Rank::Urgent).or_else(|| {
             if self.in_flight >= workers {
                 return None;

@@ -66,11 +66,7 @@ impl Engine {
             }
             State::InFlight { express } => {
                 self.levels.in_flight -= 1;
-                *(if express {
-                    &mut lane.express
-                } else {
-                    &mut lane.in_flight
-                }) -= 1;
+                *(if express { &mut lane.express } else { &mut lane.in_flight }) -= 1;
             }
             State::Waiting { until } => {
                 lane.waiting -= 1;
@@ -89,11 +85,7 @@ impl Engine {
             }
             State::InFlight { express } => {
                 self.levels.in_flight += 1;
-                *(if express {
-                    &mut lane.express
-                } else {
-                    &mut lane.in_flight
-                }) += 1;
+                *(if express { &mut lane.express } else { &mut lane.in_flight }) += 1;
             }
             State::Waiting { until } => {
                 lane.waiting += 1;
@@ -186,12 +178,7 @@ impl Engine {
     /// Links `slot` behind the tail of `chain`.
     fn append(&mut self, lane: u32, chain: &mut Option<Chain>, slot: Slot) {
         match chain {
-            None => {
-                *chain = Some(Chain {
-                    head: slot,
-                    tail: slot,
-                })
-            }
+            None => *chain = Some(Chain::of(slot)),
             Some(chain) => {
                 let tail_leg = self.tasks[chain.tail].leg_on(lane);
                 self.tasks[chain.tail].legs[tail_leg].next = Some(slot);
@@ -204,16 +191,9 @@ impl Engine {
     /// a restart and has a newer write of its key behind it is superseded instead.
     pub(super) fn unblock(&mut self, slot: Slot, leg: usize) {
         let entry = &self.tasks[slot];
-        let Leg {
-            lane, state, next, ..
-        } = entry.legs[leg];
+        let Leg { lane, state, next, .. } = entry.legs[leg];
         let may_go = entry.durable || entry.quorum.is_some();
-        let leads = || {
-            self.lanes[lane]
-                .chains
-                .get(&entry.key)
-                .is_some_and(|c| c.head == slot)
-        };
+        let leads = || self.lanes[lane].chains.get(&entry.key).is_some_and(|c| c.head == slot);
         if state != State::Blocked || !may_go || !leads() {
             return;
         }
@@ -245,13 +225,7 @@ impl Engine {
         }
         while let Some((rank, slot)) = self.lanes[number].next(self.settings.workers.get()) {
             let leg = self.tasks[slot].leg_on(number);
-            self.change(
-                slot,
-                leg,
-                State::InFlight {
-                    express: rank == Rank::Urgent,
-                },
-            );
+            self.change(slot, leg, State::InFlight { express: rank == Rank::Urgent });
             let delivery = self.delivery(slot, leg);
             let attempt = self.tasks[slot].legs[leg].failures().saturating_add(1);
             self.actions.push_back(Action::Send { delivery, attempt });
@@ -260,10 +234,7 @@ impl Engine {
 
     fn delivery(&self, slot: Slot, leg: usize) -> Delivery {
         let replica = ReplicaIndex(u16::try_from(leg).unwrap_or(u16::MAX));
-        Delivery {
-            task: self.tasks[slot].id,
-            replica,
-        }
+        Delivery { task: self.tasks[slot].id, replica }
     }
 
     /// Writes down a failed attempt.
@@ -275,11 +246,7 @@ impl Engine {
         }
         let leg = &mut entry.legs[leg];
         let failures = leg.failures().saturating_add(1);
-        leg.trouble = Some(Box::new(Trouble {
-            failures,
-            error,
-            since: now.wall,
-        }));
+        leg.trouble = Some(Box::new(Trouble { failures, error, since: now.wall }));
         self.lanes[leg.lane].books.failed_attempts += 1;
         self.totals.failed_attempts += 1;
         self.touch(slot);
@@ -388,10 +355,7 @@ impl Engine {
         while self.retry_has_room()
             && let Some(number) = self.parked_lanes.pop_front()
         {
-            let first = self
-                .lanes
-                .get(number)
-                .and_then(|lane| lane.parked.first_key_value());
+            let first = self.lanes.get(number).and_then(|lane| lane.parked.first_key_value());
             if let Some((_, &slot)) = first {
                 self.enter_queue(slot, Queue::Retry);
                 self.parked_lanes.push_back(number);
@@ -421,11 +385,7 @@ impl Engine {
         });
         entry.quorum = None;
         if entry.queue == Queue::Strong && entry.pending > 0 {
-            let queue = if self.retry_has_room() {
-                Queue::Retry
-            } else {
-                Queue::Outside
-            };
+            let queue = if self.retry_has_room() { Queue::Retry } else { Queue::Outside };
             self.enter_queue(slot, queue);
         }
     }
@@ -441,8 +401,7 @@ impl Engine {
         self.fill_retry_queue();
         while !self.touched.is_empty() {
             // By age: a newer write's settlement must not reach the disk before an older one's.
-            self.touched
-                .sort_unstable_by_key(|&slot| self.tasks[slot].id);
+            self.touched.sort_unstable_by_key(|&slot| self.tasks[slot].id);
             let touched: SmallVec<[Slot; 8]> = self.touched.drain(..).collect();
             for slot in touched {
                 self.tasks[slot].touched = false;
@@ -466,15 +425,8 @@ impl Engine {
             let progress: Vec<_> = entry.legs.iter().map(Leg::progress).collect();
             let only_parked =
                 states().all(|s| matches!(s, State::Parked { .. } | State::Settled(_)));
-            if progress
-                .iter()
-                .any(|progress| *progress != Progress::Untouched)
-            {
-                self.actions.push_back(Action::Save {
-                    task,
-                    progress,
-                    over: false,
-                });
+            if progress.iter().any(|progress| *progress != Progress::Untouched) {
+                self.actions.push_back(Action::Save { task, progress, over: false });
             }
             if only_parked {
                 self.enter_queue(slot, Queue::Outside);
@@ -485,11 +437,7 @@ impl Engine {
         let entry = &self.tasks[slot];
         if entry.legs.iter().any(Leg::is_dead) {
             let progress = entry.legs.iter().map(Leg::progress).collect();
-            self.actions.push_back(Action::Save {
-                task,
-                progress,
-                over: true,
-            });
+            self.actions.push_back(Action::Save { task, progress, over: true });
         } else {
             self.levels.bytes -= entry.bytes;
             self.actions.push_back(Action::Remove { task });

@@ -26,12 +26,7 @@ pub(super) enum Standing {
 
 impl Quorum {
     pub(super) fn new(replicas: u16, deadline: Moment) -> Self {
-        Self {
-            replicas,
-            acked: Vec::new(),
-            failed: Vec::new(),
-            deadline,
-        }
+        Self { replicas, acked: Vec::new(), failed: Vec::new(), deadline }
     }
 
     /// How many acknowledgements make a majority: more than half of all replicas.
@@ -71,10 +66,7 @@ impl Quorum {
 
     /// Everyone else, in the order of the task's list.
     pub(super) fn missing(&self) -> Vec<ReplicaIndex> {
-        (0..self.replicas)
-            .map(ReplicaIndex)
-            .filter(|r| !self.acked.contains(r))
-            .collect()
+        (0..self.replicas).map(ReplicaIndex).filter(|r| !self.acked.contains(r)).collect()
     }
 }
 

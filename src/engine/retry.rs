@@ -29,11 +29,7 @@ impl Schedule {
         }
         let planned = self.base.saturating_mul(failures);
         let jitter = planned.mul_f64(rng.f64() / 10.0);
-        Some(
-            planned
-                .saturating_add(jitter)
-                .max(asked.unwrap_or_default()),
-        )
+        Some(planned.saturating_add(jitter).max(asked.unwrap_or_default()))
     }
 }
 
@@ -42,10 +38,7 @@ mod tests {
     use super::*;
 
     fn wait(failures: u32, asked: Option<Duration>) -> Option<Duration> {
-        let schedule = Schedule {
-            max_retries: 3,
-            base: Duration::from_secs(2),
-        };
+        let schedule = Schedule { max_retries: 3, base: Duration::from_secs(2) };
         schedule.wait(failures, asked, &mut fastrand::Rng::with_seed(7))
     }
 
@@ -54,10 +47,7 @@ mod tests {
         for failures in 1..=3 {
             let planned = Duration::from_secs(2) * failures;
             let waited = wait(failures, None).unwrap();
-            assert!(
-                waited >= planned && waited <= planned.mul_f64(1.1),
-                "{waited:?}"
-            );
+            assert!(waited >= planned && waited <= planned.mul_f64(1.1), "{waited:?}");
         }
     }
 
@@ -69,10 +59,7 @@ mod tests {
 
     #[test]
     fn a_replica_may_ask_for_more_time_but_not_for_less() {
-        assert_eq!(
-            wait(1, Some(Duration::from_secs(60))),
-            Some(Duration::from_secs(60))
-        );
+        assert_eq!(wait(1, Some(Duration::from_secs(60))), Some(Duration::from_secs(60)));
         assert!(wait(3, Some(Duration::from_secs(1))).unwrap() >= Duration::from_secs(6));
     }
 }

@@ -124,10 +124,7 @@ impl State {
     /// Whether it failed and is to be sent again, which a newer write of the key makes pointless.
     /// Such a delivery is always the only one in its chain.
     pub(super) fn awaits_retry(self) -> bool {
-        matches!(
-            self,
-            Self::Waiting { .. } | Self::Parked { .. } | Self::Ready(Rank::Retry)
-        )
+        matches!(self, Self::Waiting { .. } | Self::Parked { .. } | Self::Ready(Rank::Retry))
     }
 }
 
@@ -163,12 +160,7 @@ impl Settlement {
 
 impl Leg {
     pub(super) fn new(lane: u32) -> Self {
-        Self {
-            lane,
-            next: None,
-            state: State::Blocked,
-            trouble: None,
-        }
+        Self { lane, next: None, state: State::Blocked, trouble: None }
     }
 
     pub(super) fn failures(&self) -> u32 {
@@ -189,12 +181,7 @@ impl Leg {
             None => (0, Arc::from(""), Timestamp(0)),
         };
         match cause {
-            Some(cause) => Progress::Dead(DeadLetter {
-                cause,
-                failures,
-                error,
-                since,
-            }),
+            Some(cause) => Progress::Dead(DeadLetter { cause, failures, error, since }),
             None if failures > 0 => Progress::Failed { failures, error },
             None => Progress::Untouched,
         }
@@ -209,10 +196,7 @@ impl Leg {
 impl Entry {
     /// Which leg goes over `lane`. A task has at most one for a lane.
     pub(super) fn leg_on(&self, lane: u32) -> usize {
-        self.legs
-            .iter()
-            .position(|leg| leg.lane == lane)
-            .unwrap_or_default()
+        self.legs.iter().position(|leg| leg.lane == lane).unwrap_or_default()
     }
 }
 

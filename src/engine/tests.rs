@@ -36,16 +36,8 @@ struct Fixture {
 
 impl Fixture {
     fn new(settings: Settings) -> Self {
-        let now = Now {
-            moment: Moment(0),
-            wall: Timestamp(0),
-        };
-        Self {
-            engine: Engine::new(settings),
-            keys: KeyHasher::default(),
-            now,
-            next_id: 1,
-        }
+        let now = Now { moment: Moment(0), wall: Timestamp(0) };
+        Self { engine: Engine::new(settings), keys: KeyHasher::default(), now, next_id: 1 }
     }
 
     fn admit(&mut self, key: &str, nodes: &[&str], consistency: Consistency) -> Result<u64, Full> {
@@ -82,10 +74,7 @@ impl Fixture {
     }
 
     fn answer(&mut self, task: u64, replica: u16, verdict: Verdict) {
-        let delivery = Delivery {
-            task: TaskId(task),
-            replica: ReplicaIndex(replica),
-        };
+        let delivery = Delivery { task: TaskId(task), replica: ReplicaIndex(replica) };
         self.engine.answered(self.now, delivery, verdict);
     }
 
@@ -106,10 +95,7 @@ impl Fixture {
 }
 
 fn failed() -> Verdict {
-    Verdict::Retry {
-        after: None,
-        error: "down".into(),
-    }
+    Verdict::Retry { after: None, error: "down".into() }
 }
 
 fn rejected() -> Verdict {
@@ -132,14 +118,7 @@ fn a_task_is_removed_when_its_last_replica_has_it() {
     f.actions();
     f.answer(id, 1, Verdict::Delivered);
     let progress = vec![Progress::Untouched, Progress::Delivered];
-    assert_eq!(
-        f.actions(),
-        [Action::Save {
-            task: TaskId(id),
-            progress,
-            over: false
-        }]
-    );
+    assert_eq!(f.actions(), [Action::Save { task: TaskId(id), progress, over: false }]);
     f.answer(id, 0, Verdict::Delivered);
     assert_eq!(f.actions(), [Action::Remove { task: TaskId(id) }]);
     assert_eq!(f.engine.levels(), Levels::default());
@@ -148,11 +127,8 @@ fn a_task_is_removed_when_its_last_replica_has_it() {
 #[test]
 fn the_writes_of_one_key_go_out_one_after_the_other() {
     let mut f = Fixture::new(settings());
-    let (first, second, other) = (
-        f.eventual("k", &["a"]),
-        f.eventual("k", &["a"]),
-        f.eventual("x", &["a"]),
-    );
+    let (first, second, other) =
+        (f.eventual("k", &["a"]), f.eventual("k", &["a"]), f.eventual("x", &["a"]));
     assert_eq!(f.sent(), [(first, 0, 1), (other, 0, 1)]);
     f.answer(first, 0, Verdict::Delivered);
     assert_eq!(f.sent(), [(second, 0, 1)]);
@@ -161,9 +137,7 @@ fn the_writes_of_one_key_go_out_one_after_the_other() {
 #[test]
 fn a_replica_has_no_more_than_its_workers_in_flight() {
     let mut f = Fixture::new(settings());
-    let ids: Vec<_> = (0..8)
-        .map(|n| f.eventual(&format!("k{n}"), &["a"]))
-        .collect();
+    let ids: Vec<_> = (0..8).map(|n| f.eventual(&format!("k{n}"), &["a"])).collect();
     assert_eq!(f.sent().len(), 5);
     f.answer(ids[2], 0, Verdict::Delivered);
     assert_eq!(f.sent(), [(ids[5], 0, 1)]);
@@ -183,14 +157,9 @@ fn a_failed_delivery_is_tried_after_two_four_and_six_seconds_and_then_given_up()
     }
     f.answer(id, 0, failed());
     let actions = f.actions();
-    let Some(Action::Buried { letter, .. }) = actions.first() else {
-        panic!("{actions:?}")
-    };
+    let Some(Action::Buried { letter, .. }) = actions.first() else { panic!("{actions:?}") };
     assert_eq!((letter.cause, letter.failures), (Cause::GaveUp, 4));
-    assert!(
-        matches!(actions[1], Action::Save { over: true, .. }),
-        "{actions:?}"
-    );
+    assert!(matches!(actions[1], Action::Save { over: true, .. }), "{actions:?}");
     assert_eq!(f.engine.levels().dead_letters, 1);
     assert_eq!(f.engine.levels().retry, 0);
     assert_eq!(f.engine.totals().gave_up, 1);
@@ -203,14 +172,7 @@ fn retry_after_is_waited_for() {
     let id = f.eventual("k", &["a"]);
     f.actions();
     let after = Some(Duration::from_secs(60));
-    f.answer(
-        id,
-        0,
-        Verdict::Retry {
-            after,
-            error: "busy".into(),
-        },
-    );
+    f.answer(id, 0, Verdict::Retry { after, error: "busy".into() });
     f.pass(Duration::from_secs(59));
     assert_eq!(f.sent(), []);
     f.pass(Duration::from_secs(1));
@@ -269,10 +231,7 @@ fn a_write_that_fails_with_a_newer_one_behind_it_is_superseded() {
 #[test]
 fn a_due_retry_that_has_no_place_yet_is_superseded_too() {
     let one = NonZeroU32::new(1).unwrap();
-    let mut f = Fixture::new(Settings {
-        workers: one,
-        ..settings()
-    });
+    let mut f = Fixture::new(Settings { workers: one, ..settings() });
     let old = f.eventual("k", &["a"]);
     f.answer(old, 0, failed());
     let blocker = f.eventual("x", &["a"]);
@@ -285,18 +244,13 @@ fn a_due_retry_that_has_no_place_yet_is_superseded_too() {
 
 #[test]
 fn with_the_retry_queue_full_a_failure_is_parked_and_comes_back_by_itself() {
-    let mut f = Fixture::new(Settings {
-        retry_capacity: 1,
-        ..settings()
-    });
+    let mut f = Fixture::new(Settings { retry_capacity: 1, ..settings() });
     let (first, second) = (f.eventual("k1", &["a"]), f.eventual("k2", &["a"]));
     f.answer(first, 0, failed());
     f.actions();
     f.answer(second, 0, failed());
     let actions = f.actions();
-    let Some(Action::Buried { letter, .. }) = actions.first() else {
-        panic!("{actions:?}")
-    };
+    let Some(Action::Buried { letter, .. }) = actions.first() else { panic!("{actions:?}") };
     assert_eq!(letter.cause, Cause::RetryOverflow);
     assert_eq!((f.engine.levels().queue, f.engine.levels().retry), (0, 1));
     assert_eq!(f.engine.levels().dead_letters, 1);
@@ -312,10 +266,7 @@ fn with_the_retry_queue_full_a_failure_is_parked_and_comes_back_by_itself() {
 
 #[test]
 fn a_parked_write_is_superseded_by_a_newer_one() {
-    let mut f = Fixture::new(Settings {
-        retry_capacity: 0,
-        ..settings()
-    });
+    let mut f = Fixture::new(Settings { retry_capacity: 0, ..settings() });
     let old = f.eventual("k", &["a"]);
     f.answer(old, 0, failed());
     let new = f.eventual("k", &["a"]);
@@ -326,10 +277,7 @@ fn a_parked_write_is_superseded_by_a_newer_one() {
 
 #[test]
 fn parked_replicas_take_turns_when_there_is_room() {
-    let mut f = Fixture::new(Settings {
-        retry_capacity: 1,
-        ..settings()
-    });
+    let mut f = Fixture::new(Settings { retry_capacity: 1, ..settings() });
     let first = f.eventual("k0", &["a"]);
     f.answer(first, 0, failed());
     let of_a = [f.eventual("k1", &["a"]), f.eventual("k2", &["a"])];
@@ -350,11 +298,7 @@ fn parked_replicas_take_turns_when_there_is_room() {
 
 #[test]
 fn a_dead_replica_cannot_fill_the_queue_of_the_healthy_ones() {
-    let mut f = Fixture::new(Settings {
-        queue_capacity: 10,
-        retry_capacity: 3,
-        ..settings()
-    });
+    let mut f = Fixture::new(Settings { queue_capacity: 10, retry_capacity: 3, ..settings() });
     for n in 0..200 {
         let id = f.eventual(&format!("k{n}"), &["dead", "healthy"]);
         f.answer(id, 1, Verdict::Delivered);
@@ -373,40 +317,19 @@ fn each_limit_refuses_in_words() {
         f.admit("x", &["b"], consistency).unwrap_err()
     };
     let (eventual, strong) = (Consistency::Eventual, Consistency::Strong);
-    let one = Settings {
-        queue_capacity: 1,
-        ..settings()
-    };
+    let one = Settings { queue_capacity: 1, ..settings() };
     assert_eq!(full(one.clone(), eventual), Full::Queue(1));
     assert_eq!(full(one, strong), Full::Strong(1));
-    assert_eq!(
-        full(
-            Settings {
-                max_bytes: 600,
-                ..settings()
-            },
-            eventual
-        ),
-        Full::Bytes(600)
-    );
-    let few = Settings {
-        max_known_replicas: 1,
-        ..settings()
-    };
+    assert_eq!(full(Settings { max_bytes: 600, ..settings() }, eventual), Full::Bytes(600));
+    let few = Settings { max_known_replicas: 1, ..settings() };
     assert_eq!(full(few, eventual), Full::Replicas(1));
 }
 
 #[test]
 fn an_idle_replica_makes_way_for_a_new_one() {
-    let mut f = Fixture::new(Settings {
-        max_known_replicas: 2,
-        ..settings()
-    });
+    let mut f = Fixture::new(Settings { max_known_replicas: 2, ..settings() });
     let id = f.eventual("k", &["a", "b"]);
-    assert_eq!(
-        f.admit("k", &["c"], Consistency::Eventual),
-        Err(Full::Replicas(2))
-    );
+    assert_eq!(f.admit("k", &["c"], Consistency::Eventual), Err(Full::Replicas(2)));
     f.answer(id, 1, Verdict::Delivered);
     f.eventual("k", &["c"]);
     let mut nodes: Vec<_> = f.engine.lanes().map(|lane| lane.node).collect();
@@ -426,13 +349,7 @@ fn a_strong_write_goes_out_before_it_is_durable_and_is_answered_after() {
     f.engine.committed(f.now, TaskId(id));
     let acked = vec![ReplicaIndex(0), ReplicaIndex(1)];
     let (task, missing) = (TaskId(id), vec![]);
-    let conclude = Action::Conclude {
-        task,
-        success: true,
-        needed: 2,
-        acked,
-        missing,
-    };
+    let conclude = Action::Conclude { task, success: true, needed: 2, acked, missing };
     assert_eq!(f.actions(), [conclude, Action::Remove { task }]);
 }
 
@@ -444,12 +361,7 @@ fn a_strong_write_is_answered_by_its_majority_and_carried_on_for_the_rest() {
     f.answer(id, 2, Verdict::Delivered);
     f.answer(id, 0, Verdict::Delivered);
     let concluded = f.actions().into_iter().find_map(|action| match action {
-        Action::Conclude {
-            success,
-            acked,
-            missing,
-            ..
-        } => Some((success, acked, missing)),
+        Action::Conclude { success, acked, missing, .. } => Some((success, acked, missing)),
         _ => None,
     });
     let acked = vec![ReplicaIndex(2), ReplicaIndex(0)];
@@ -466,19 +378,10 @@ fn a_strong_write_fails_as_soon_as_the_majority_is_out_of_reach() {
     let id = f.strong("k", &["a", "b"]);
     f.actions();
     f.answer(id, 1, failed());
-    let conclude = f
-        .actions()
-        .into_iter()
-        .find(|a| matches!(a, Action::Conclude { .. }));
+    let conclude = f.actions().into_iter().find(|a| matches!(a, Action::Conclude { .. }));
     let missing = vec![ReplicaIndex(0), ReplicaIndex(1)];
     let task = TaskId(id);
-    let want = Action::Conclude {
-        task,
-        success: false,
-        needed: 2,
-        acked: vec![],
-        missing,
-    };
+    let want = Action::Conclude { task, success: false, needed: 2, acked: vec![], missing };
     assert_eq!(conclude, Some(want));
 }
 
@@ -515,12 +418,7 @@ fn a_strong_write_waits_for_its_own_key_and_supersedes_what_is_queued() {
     let queued = f.eventual("k", &["a"]);
     f.actions();
     let strong = f.strong("k", &["a"]);
-    assert_eq!(
-        f.actions(),
-        [Action::Remove {
-            task: TaskId(queued)
-        }]
-    );
+    assert_eq!(f.actions(), [Action::Remove { task: TaskId(queued) }]);
     f.answer(on_the_wire, 0, Verdict::Delivered);
     assert_eq!(f.sent(), [(strong, 0, 1)]);
     assert_eq!(f.engine.totals().superseded, 1);
@@ -565,10 +463,7 @@ fn a_restart_takes_up_where_the_disk_left_off() {
         bytes: 10,
         progress: vec![
             Progress::Delivered,
-            Progress::Failed {
-                failures: 2,
-                error: "down".into(),
-            },
+            Progress::Failed { failures: 2, error: "down".into() },
             Progress::Dead(letter),
         ],
     };
@@ -579,10 +474,7 @@ fn a_restart_takes_up_where_the_disk_left_off() {
     assert_eq!(f.sent(), [(3, 1, 3), (3, 2, 2)]);
     f.answer(3, 1, Verdict::Delivered);
     f.answer(3, 2, Verdict::Delivered);
-    assert_eq!(
-        f.actions().last(),
-        Some(&Action::Remove { task: TaskId(3) })
-    );
+    assert_eq!(f.actions().last(), Some(&Action::Remove { task: TaskId(3) }));
     assert_eq!(f.engine.totals().accepted, 2);
 }
 
@@ -590,25 +482,12 @@ fn a_restart_takes_up_where_the_disk_left_off() {
 fn a_restored_retry_with_a_newer_write_is_superseded() {
     let mut f = Fixture::new(settings());
     let replicas = [node("a")];
-    for (id, progress) in [
-        (
-            1,
-            Progress::Failed {
-                failures: 1,
-                error: "down".into(),
-            },
-        ),
-        (2, Progress::Untouched),
-    ] {
+    for (id, progress) in
+        [(1, Progress::Failed { failures: 1, error: "down".into() }), (2, Progress::Untouched)]
+    {
         let key = f.keys.id("k");
         let progress = vec![progress];
-        let task = Restored {
-            id: TaskId(id),
-            key,
-            replicas: &replicas,
-            bytes: 10,
-            progress,
-        };
+        let task = Restored { id: TaskId(id), key, replicas: &replicas, bytes: 10, progress };
         f.engine.restore(f.now, task);
     }
     f.pass(Duration::from_secs(9));

@@ -33,16 +33,11 @@ impl Node {
         }
         let url = Url::parse(text).map_err(|source| NodeError::Syntax { source })?;
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(NodeError::Scheme {
-                scheme: url.scheme().to_owned(),
-            });
+            return Err(NodeError::Scheme { scheme: url.scheme().to_owned() });
         }
         // The text as well as the parsed form: `http://@h` parses to an empty user name.
         let authority = text.split_once("//").map_or("", |(_, rest)| rest);
-        let authority = authority
-            .split(['/', '\\', '?', '#'])
-            .next()
-            .unwrap_or_default();
+        let authority = authority.split(['/', '\\', '?', '#']).next().unwrap_or_default();
         if authority.contains('@') {
             return Err(NodeError::UserInfo);
         }
@@ -54,9 +49,7 @@ impl Node {
         }
         let normal = url.as_str().trim_end_matches('/');
         if normal.len() > MAX_NODE_BYTES {
-            return Err(NodeError::TooLong {
-                bytes: normal.len(),
-            });
+            return Err(NodeError::TooLong { bytes: normal.len() });
         }
         Ok(Self(normal.into()))
     }
@@ -115,11 +108,7 @@ mod tests {
 
     #[track_caller]
     fn same(a: &str, b: &str) {
-        assert_eq!(
-            Node::parse(a).unwrap(),
-            Node::parse(b).unwrap(),
-            "{a} and {b}"
-        );
+        assert_eq!(Node::parse(a).unwrap(), Node::parse(b).unwrap(), "{a} and {b}");
     }
 
     #[test]
@@ -133,10 +122,7 @@ mod tests {
 
     #[test]
     fn a_base_path_and_its_case_are_kept() {
-        assert_eq!(
-            Node::parse("http://h:81/P/q/").unwrap().as_str(),
-            "http://h:81/P/q"
-        );
+        assert_eq!(Node::parse("http://h:81/P/q/").unwrap().as_str(), "http://h:81/P/q");
     }
 
     #[test]

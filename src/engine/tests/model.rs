@@ -90,10 +90,7 @@ impl World {
             engine: Engine::new(settings.clone()),
             settings,
             keys: KeyHasher::default(),
-            now: Now {
-                moment: Moment(0),
-                wall: Timestamp(0),
-            },
+            now: Now { moment: Moment(0), wall: Timestamp(0) },
             next_id: 1,
             uncommitted: BTreeMap::new(),
             disk: BTreeMap::new(),
@@ -120,17 +117,10 @@ impl World {
     }
 
     fn write(&mut self, key: u8, nodes: u8, strong: bool) {
-        let chosen = NODES
-            .iter()
-            .enumerate()
-            .filter(|(bit, _)| nodes & (1 << bit) != 0);
+        let chosen = NODES.iter().enumerate().filter(|(bit, _)| nodes & (1 << bit) != 0);
         let replicas: Vec<_> = chosen.map(|(_, name)| node(name)).collect();
         let id = self.next_id;
-        let consistency = if strong {
-            Consistency::Strong
-        } else {
-            Consistency::Eventual
-        };
+        let consistency = if strong { Consistency::Strong } else { Consistency::Eventual };
         let arrival = Arrival {
             id: TaskId(id),
             key: self.keys.id(&key.to_string()),
@@ -143,11 +133,7 @@ impl World {
         }
         self.next_id += 1;
         let progress = vec![Progress::Untouched; replicas.len()];
-        let kept = Kept {
-            key,
-            replicas,
-            progress,
-        };
+        let kept = Kept { key, replicas, progress };
         self.tasks.insert(id, kept.clone());
         self.uncommitted.insert(id, kept);
         if strong {
@@ -187,10 +173,9 @@ impl World {
         }
         let verdict = match how {
             How::Delivered => Verdict::Delivered,
-            How::Failed | How::AppliedAndFailed => Verdict::Retry {
-                after: None,
-                error: "down".into(),
-            },
+            How::Failed | How::AppliedAndFailed => {
+                Verdict::Retry { after: None, error: "down".into() }
+            }
             How::Rejected => Verdict::Rejected { error: "no".into() },
         };
         self.engine.answered(self.now, delivery, verdict);
@@ -246,13 +231,7 @@ impl World {
                     assert!(self.disk.contains_key(&task.0), "{task} is on disk");
                     self.unsettled.insert(task.0, None);
                 }
-                Action::Conclude {
-                    task,
-                    success,
-                    needed,
-                    acked,
-                    missing,
-                } => {
+                Action::Conclude { task, success, needed, acked, missing } => {
                     assert!(self.open.remove(&task.0), "{task} is answered once");
                     assert!(!self.uncommitted.contains_key(&task.0), "{task} is durable");
                     assert_eq!(success, acked.len() >= needed);
@@ -272,20 +251,13 @@ impl World {
         for other in &self.on_wire {
             let rival = &self.tasks[&other.task.0];
             let rival = (rival.replicas[other.replica.get()].clone(), rival.key);
-            assert_ne!(
-                rival, place,
-                "{id} and {} are on the wire at once",
-                other.task
-            );
+            assert_ne!(rival, place, "{id} and {} are on the wire at once", other.task);
         }
         let newest = self.sent.entry(place).or_default();
         assert!(id >= *newest, "{id} is sent after {newest}");
         *newest = id;
         let durable = !self.uncommitted.contains_key(&id);
-        assert!(
-            durable || self.open.contains(&id),
-            "{id} is sent before it is durable"
-        );
+        assert!(durable || self.open.contains(&id), "{id} is sent before it is durable");
         self.on_wire.push(delivery);
     }
 
@@ -321,24 +293,14 @@ impl World {
             self.check();
         }
         self.settle(usize::MAX);
-        assert_eq!(
-            self.engine.totals().pending,
-            0,
-            "{:?}",
-            self.engine.levels()
-        );
+        assert_eq!(self.engine.totals().pending, 0, "{:?}", self.engine.levels());
         assert!(self.open.is_empty(), "every strong write has its answer");
         let levels = self.engine.levels();
         assert_eq!((levels.queue, levels.retry, levels.strong), (0, 0, 0));
         let letters = self.disk.values().flat_map(|kept| &kept.progress);
-        let letters = letters
-            .filter(|progress| matches!(progress, Progress::Dead(_)))
-            .count();
+        let letters = letters.filter(|progress| matches!(progress, Progress::Dead(_))).count();
         assert_eq!(levels.dead_letters, letters as u64);
-        assert_eq!(
-            levels.bytes,
-            self.disk.len() as u64 * (TASK_OVERHEAD_BYTES + 1)
-        );
+        assert_eq!(levels.bytes, self.disk.len() as u64 * (TASK_OVERHEAD_BYTES + 1));
     }
 
     /// Every replica holds for each key the newest accepted write, or one sent after it that was

@@ -1,0 +1,124 @@
+//! The load: closed loops over keep-alive connections, as cheap as they can be.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// What a round of load has seen.
+pub struct Round {
+    /// Answers with a 2xx, a second.
+    pub rate: f64,
+    /// Answers with anything else.
+    pub refused: u64,
+    /// Every time from request to answer, sorted.
+    times: Vec<Duration>,
+}
+
+impl Round {
+    pub fn percentile(&self, percent: usize) -> Duration {
+        self.times[(self.times.len() * percent / 100).min(self.times.len() - 1)]
+    }
+}
+
+/// Posts as fast as the answers come, over so many connections, for so long.
+///
+/// `body` makes the n-th body of a connection.
+pub async fn post(
+    address: &str,
+    connections: usize,
+    time: Duration,
+    body: impl Fn(usize, u64) -> String + Send + Sync + 'static,
+) -> Round {
+    let (stop, body) = (Arc::new(AtomicBool::new(false)), Arc::new(body));
+    let started = Instant::now();
+    let loops: Vec<_> = (0..connections)
+        .map(|connection| {
+            let (stop, body, address) = (Arc::clone(&stop), Arc::clone(&body), address.to_owned());
+            tokio::spawn(async move {
+                let mut client = Client::connect(&address).await;
+                let (mut times, mut refused) = (Vec::new(), 0);
+                let mut n = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let body = body(connection, n);
+                    let asked = Instant::now();
+                    let status = client.post("/replicate", &body).await;
+                    if (200..300).contains(&status) {
+                        times.push(asked.elapsed());
+                    } else {
+                        refused += 1;
+                    }
+                    n += 1;
+                }
+                (times, refused)
+            })
+        })
+        .collect();
+    tokio::time::sleep(time).await;
+    stop.store(true, Ordering::Relaxed);
+    let (mut times, mut refused) = (Vec::new(), 0);
+    for one in loops {
+        let (of_one, refused_one) = one.await.unwrap();
+        times.extend(of_one);
+        refused += refused_one;
+    }
+    let rate = times.len() as f64 / started.elapsed().as_secs_f64();
+    times.sort_unstable();
+    Round { rate, refused, times }
+}
+
+/// A connection that sends one request after the other.
+pub struct Client {
+    stream: TcpStream,
+    held: Vec<u8>,
+}
+
+impl Client {
+    pub async fn connect(address: &str) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, held: Vec::with_capacity(4096) }
+    }
+
+    pub async fn post(&mut self, path: &str, body: &str) -> u16 {
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.ask(&request).await.0
+    }
+
+    pub async fn get(&mut self, path: &str) -> String {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await.1
+    }
+
+    async fn ask(&mut self, request: &str) -> (u16, String) {
+        self.stream.write_all(request.as_bytes()).await.unwrap();
+        self.held.clear();
+        loop {
+            let read = self.stream.read_buf(&mut self.held).await.unwrap();
+            assert!(read > 0, "the connection was closed");
+            let Some(end) = self.held.windows(4).position(|w| w == b"\r\n\r\n") else {
+                continue;
+            };
+            let head = &self.held[..end + 4];
+            let length = content_length(head);
+            if self.held.len() >= head.len() + length {
+                let status = std::str::from_utf8(&head[9..12]).unwrap().parse().unwrap();
+                let body = String::from_utf8_lossy(&self.held[head.len()..]).into_owned();
+                return (status, body);
+            }
+        }
+    }
+}
+
+pub fn content_length(head: &[u8]) -> usize {
+    let head = std::str::from_utf8(head).unwrap();
+    let field = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().unwrap())
+    });
+    field.unwrap_or(0)
+}

@@ -1,0 +1,50 @@
+//! The daemon end to end, as ratios to references measured in the same run.
+//!
+//! ```text
+//! cargo bench --bench e2e              everything, about two minutes
+//! cargo bench --bench e2e -- accept    one part: accept, deliver or strong
+//! ```
+//!
+//! Each reference shares the daemon's stack and machine and runs in turn with it, several rounds
+//! each; what is printed are medians. The null handler is a process with the same HTTP server
+//! that parses the same JSON and stores nothing; the null replica is a process that answers
+//! every write at once. The load comes from this process over keep-alive connections.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::print_stdout,
+    unreachable_pub,
+    missing_docs,
+    reason = "a benchmark fails by panicking, and reads the clock"
+)]
+
+mod load;
+mod parts;
+mod roles;
+
+fn main() {
+    replicator::replica::install_crypto();
+    if let Ok(role) = std::env::var(roles::ROLE) {
+        return roles::play(&role);
+    }
+    let wanted: Vec<_> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|arg| arg == part);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        if wants("accept") {
+            parts::accept().await;
+        }
+        if wants("deliver") {
+            parts::deliver().await;
+        }
+        if wants("strong") {
+            parts::strong().await;
+        }
+    });
+}

@@ -1,0 +1,144 @@
+//! The other processes of the benchmark: this binary again, by a role in its environment, and
+//! the daemon.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+pub const ROLE: &str = "E2E_BENCH_ROLE";
+
+/// A process with an address, killed at the end.
+pub struct Process {
+    child: Child,
+    pub address: String,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Process {
+    fn spawn(mut command: Command, dir: Option<tempfile::TempDir>) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on http://").expect("an address");
+        Self { child, address: address.to_owned(), _dir: dir }
+    }
+
+    /// One of the roles below.
+    pub fn role(role: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(ROLE, role);
+        Self::spawn(command, None)
+    }
+
+    /// The daemon on a fresh directory, beside the build and not in memory: every `202` is to be
+    /// on a disk.
+    pub fn daemon(args: &[&str]) -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replicator"));
+        command.args(["--port", "0", "--log", "error", "--data-dir"]).arg(dir.path().join("data"));
+        command.args(args);
+        Self::spawn(command, Some(dir))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn play(role: &str) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        println!("listening on http://{}", listener.local_addr().unwrap());
+        match role {
+            "null-handler" => null_handler(listener).await,
+            "null-replica" => null_replica(listener, false).await,
+            "silent-replica" => null_replica(listener, true).await,
+            other => panic!("no role {other}"),
+        }
+    });
+}
+
+/// What the daemon parses, to the same depth.
+#[derive(Deserialize)]
+#[allow(dead_code, reason = "parsed as the daemon does, and thrown away")]
+struct Body {
+    key: String,
+    value: Option<String>,
+    operation: String,
+    #[serde(default)]
+    ttl: Option<i64>,
+    #[serde(default)]
+    consistency: Option<String>,
+    replica_nodes: Vec<String>,
+    #[serde(default)]
+    user_id: Option<String>,
+}
+
+async fn null_handler(listener: TcpListener) {
+    let app = axum::Router::new().route("/replicate", axum::routing::post(null_answer));
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let service = hyper_util::service::TowerToHyperService::new(app.clone());
+        tokio::spawn(async move {
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+        });
+    }
+}
+
+async fn null_answer(body: axum::body::Bytes) -> (axum::http::StatusCode, String) {
+    let parsed: Body = serde_json::from_slice(&body).unwrap();
+    std::hint::black_box(&parsed);
+    let text = r#"{"success":true,"node_id":"replicator","task_id":"1750000000000000"}"#;
+    (axum::http::StatusCode::ACCEPTED, text.to_owned())
+}
+
+/// Answers every request at once, or never; `GET` says how many it has answered.
+async fn null_replica(listener: TcpListener, silent: bool) {
+    let answered = Arc::new(AtomicU64::new(0));
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        tokio::spawn(null_connection(stream, Arc::clone(&answered), silent));
+    }
+}
+
+async fn null_connection(mut stream: TcpStream, answered: Arc<AtomicU64>, silent: bool) {
+    let mut held = Vec::with_capacity(16 * 1024);
+    loop {
+        while let Some((length, is_get)) = whole_request(&held) {
+            held.drain(..length);
+            let answer = if is_get {
+                let count = answered.load(Ordering::Relaxed).to_string();
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{count}", count.len())
+            } else {
+                answered.fetch_add(1, Ordering::Relaxed);
+                "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned()
+            };
+            if !silent && stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+        match stream.read_buf(&mut held).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// The length of the first request in `held` once it is whole, and whether it is a GET.
+fn whole_request(held: &[u8]) -> Option<(usize, bool)> {
+    let head = held.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
+    let length = super::load::content_length(&held[..head]);
+    (held.len() >= head + length).then(|| (head + length, held.starts_with(b"GET")))
+}

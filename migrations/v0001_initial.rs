@@ -1,0 +1,10 @@
+//! Version 1: the trees of the first release, empty.
+//!
+//! The rows in them are described in `src/store/rows.rs`, the keys in `src/store/keys.rs`.
+
+pub(super) fn run(db: &sled::Db) -> sled::Result<()> {
+    for tree in ["meta", "tasks", "values", "progress", "dead_letters"] {
+        db.open_tree(tree)?;
+    }
+    Ok(())
+}

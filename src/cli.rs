@@ -1,0 +1,216 @@
+//! Flags, environment, subcommands. What they mean together is decided in `config.rs`.
+
+use std::net::IpAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+
+/// Carries writes from the primary of a key-value store to its replica nodes: durably, in order,
+/// with retries.
+///
+/// Without a subcommand it runs the daemon. It prints one line on standard output, `listening on
+/// http://ADDRESS`, once it serves; its log goes to standard error. SIGTERM and SIGINT drain it,
+/// a second one ends it at once.
+#[derive(Debug, Parser)]
+#[command(
+    name = "replicator",
+    version,
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true
+)]
+pub struct Cli {
+    /// What to do instead of running the daemon.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// The daemon's settings.
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
+/// What the binary can do besides running the daemon.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start the daemon with three in-memory replicas and watch writes travel.
+    ///
+    /// Uses a data directory of its own that is removed at the end. Leaves the daemon running
+    /// for your own curl until Ctrl-C.
+    Demo(DemoArgs),
+    /// Run one in-memory replica, to try the daemon with: PUT, GET and DELETE on /store/{key}.
+    ///
+    /// It keeps nothing over its end.
+    DemoReplica(DemoReplicaArgs),
+}
+
+/// Flags of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// End after the story instead of waiting for Ctrl-C; exit code 1 if the replicas disagree.
+    #[arg(long)]
+    pub exit: bool,
+}
+
+/// Flags of `demo-replica`.
+#[derive(Debug, Args)]
+pub struct DemoReplicaArgs {
+    /// Address to listen on.
+    #[arg(long, env = "REPLICATOR_BIND", default_value = "127.0.0.1")]
+    pub bind: IpAddr,
+
+    /// Port to listen on; 0 takes any free one.
+    #[arg(long, env = "REPLICATOR_PORT", default_value_t = 8081)]
+    pub port: u16,
+}
+
+/// Flags of the daemon.
+#[derive(Clone, Debug, Args)]
+pub struct DaemonArgs {
+    /// Where accepted writes are kept until every replica has them.
+    #[arg(
+        long,
+        env = "REPLICATOR_DATA_DIR",
+        value_name = "DIR",
+        default_value = "./replicator-data"
+    )]
+    pub data_dir: PathBuf,
+
+    /// Address to listen on.
+    #[arg(long, env = "REPLICATOR_BIND", value_name = "IP", default_value = "127.0.0.1")]
+    pub bind: IpAddr,
+
+    /// Port to listen on; 0 takes any free one, which standard output names.
+    #[arg(long, env = "REPLICATOR_PORT", default_value_t = 8085)]
+    pub port: u16,
+
+    /// Name of this replicator in answers and in X-Replication-Id: 1 to 64 of A-Z a-z 0-9 . _ -
+    #[arg(long, env = "REPLICATOR_NODE_ID", value_name = "NAME", default_value = "replicator")]
+    pub node_id: String,
+
+    /// Deliveries in flight to one replica, up to 1024.
+    #[arg(long, env = "REPLICATOR_WORKERS", value_name = "N", default_value = "5")]
+    pub workers: NonZeroU32,
+
+    /// Tasks in the eventual queue; as many strong writes may be open besides.
+    #[arg(long, env = "REPLICATOR_QUEUE_CAPACITY", value_name = "TASKS", default_value = "1000")]
+    pub queue_capacity: NonZeroUsize,
+
+    /// Tasks waiting for a retry; what fails beyond is parked on disk until there is room.
+    #[arg(long, env = "REPLICATOR_RETRY_CAPACITY", value_name = "TASKS", default_value = "500")]
+    pub retry_capacity: NonZeroUsize,
+
+    /// Bytes on disk for tasks that wait or are kept as dead letters: keys, values and 512 for
+    /// each task.
+    #[arg(long, env = "REPLICATOR_QUEUE_MAX_BYTES", value_name = "SIZE", default_value = "1GiB")]
+    pub queue_max_bytes: ByteSize,
+
+    /// How long a request may wait for room before its 503 (at most 1024 wait).
+    #[arg(long, env = "REPLICATOR_QUEUE_WAIT", value_name = "TIME", default_value = "500ms", value_parser = duration)]
+    pub queue_wait: Duration,
+
+    /// Retries after a first attempt that failed.
+    #[arg(long, env = "REPLICATOR_MAX_RETRIES", value_name = "N", default_value_t = 3)]
+    pub max_retries: u32,
+
+    /// Wait before the first retry; before the n-th it is n times as long.
+    #[arg(long, env = "REPLICATOR_RETRY_BASE", value_name = "TIME", default_value = "2s", value_parser = duration)]
+    pub retry_base: Duration,
+
+    /// How long one attempt to a replica may take, answer included.
+    #[arg(long, env = "REPLICATOR_REQUEST_TIMEOUT", value_name = "TIME", default_value = "5s", value_parser = duration)]
+    pub request_timeout: Duration,
+
+    /// How long a strong write may wait for its majority.
+    #[arg(long, env = "REPLICATOR_STRONG_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub strong_timeout: Duration,
+
+    /// Largest value, decoded.
+    #[arg(long, env = "REPLICATOR_MAX_VALUE_BYTES", value_name = "SIZE", default_value = "8MiB")]
+    pub max_value_bytes: ByteSize,
+
+    /// Longest key.
+    #[arg(long, env = "REPLICATOR_MAX_KEY_BYTES", value_name = "SIZE", default_value = "4KiB")]
+    pub max_key_bytes: ByteSize,
+
+    /// Replicas of one write, up to 1024.
+    #[arg(long, env = "REPLICATOR_MAX_REPLICAS", value_name = "N", default_value = "64")]
+    pub max_replicas: NonZeroUsize,
+
+    /// Replicas with deliveries at the same time, over all writes.
+    #[arg(long, env = "REPLICATOR_MAX_KNOWN_REPLICAS", value_name = "N", default_value = "1024")]
+    pub max_known_replicas: NonZeroUsize,
+
+    /// Client connections at the same time; more wait to be taken.
+    #[arg(long, env = "REPLICATOR_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
+    pub max_connections: NonZeroUsize,
+
+    /// How long a client may take to send the head of its request, and again its body.
+    #[arg(long, env = "REPLICATOR_CLIENT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub client_timeout: Duration,
+
+    /// Request bodies in memory at the same time.
+    #[arg(long, env = "REPLICATOR_REQUEST_MEMORY", value_name = "SIZE", default_value = "256MiB")]
+    pub request_memory: ByteSize,
+
+    /// Accepted tasks kept in memory until they are delivered; others are read back from disk.
+    #[arg(long, env = "REPLICATOR_MEMORY_BUDGET", value_name = "SIZE", default_value = "64MiB")]
+    pub memory_budget: ByteSize,
+
+    /// Page cache of the store.
+    #[arg(long, env = "REPLICATOR_STORE_CACHE", value_name = "SIZE", default_value = "64MiB")]
+    pub store_cache: ByteSize,
+
+    /// On SIGTERM: how long to finish what is in flight.
+    #[arg(long, env = "REPLICATOR_DRAIN_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub drain_timeout: Duration,
+
+    /// What is logged: error, warn, info, debug, trace, or a filter such as
+    /// info,replicator::replica=debug
+    #[arg(long, env = "REPLICATOR_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}: a time looks like 250ms, 2s or 1h"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_the_daemon_has_an_environment_variable_and_a_default() {
+        let command = Cli::command();
+        for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {
+            let Some(name) = arg.get_long().filter(|name| *name != "version") else {
+                continue;
+            };
+            let variable = format!("REPLICATOR_{}", name.replace('-', "_").to_uppercase());
+            assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable.as_str()));
+            assert!(!arg.get_default_values().is_empty(), "{name} has a default");
+            assert!(arg.get_help().is_some(), "{name} is explained");
+        }
+    }
+
+    #[test]
+    fn times_and_sizes_have_units() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["replicator"], args].concat());
+        let cli = parse(&["--retry-base", "250ms", "--queue-max-bytes", "64MiB"]).unwrap();
+        assert_eq!(cli.daemon.retry_base, Duration::from_millis(250));
+        assert_eq!(cli.daemon.queue_max_bytes, ByteSize::mib(64));
+        let error = parse(&["--retry-base", "soon"]).unwrap_err().to_string();
+        assert!(error.contains("--retry-base") && error.contains("250ms"), "{error}");
+        let error = parse(&["--queue-max-bytes", "much"]).unwrap_err().to_string();
+        assert!(error.contains("--queue-max-bytes"), "{error}");
+    }
+}

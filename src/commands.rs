@@ -1,0 +1,89 @@
+//! What the binary does: the daemon, and the tools beside it.
+//!
+//! Exit codes: 0 all is well; 1 it could not be done, the reason is on standard error; 2 the
+//! arguments are wrong.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command prints is what it is for"
+)]
+
+use std::error::Error;
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, error::ErrorKind};
+use tokio::runtime::Runtime;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command, DaemonArgs};
+use crate::config::Config;
+
+mod demo;
+mod serve;
+
+/// Does what the command line asks for.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start the runtime: {error}")),
+    };
+    let code = match cli.command {
+        None => with_config(&cli.daemon, |config| runtime.block_on(serve::run(config))),
+        Some(Command::Demo(args)) => runtime.block_on(demo::run(&args)),
+        Some(Command::DemoReplica(args)) => runtime.block_on(demo::replica::run(&args)),
+    };
+    // What is still blocked on a disk that hangs must not keep the process from its end.
+    runtime.shutdown_background();
+    code
+}
+
+fn with_config(args: &DaemonArgs, command: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
+    let config = match Config::from_args(args) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{}", Cli::command().error(ErrorKind::ValueValidation, errors));
+            return ExitCode::from(2);
+        }
+    };
+    match EnvFilter::try_new(&args.log) {
+        Ok(filter) => log_to_stderr(filter),
+        Err(error) => {
+            let error = format!("--log {:?} is no filter: {error}", args.log);
+            eprintln!("{}", Cli::command().error(ErrorKind::ValueValidation, error));
+            return ExitCode::from(2);
+        }
+    }
+    command(&config)
+}
+
+fn log_to_stderr(filter: EnvFilter) {
+    use std::io::IsTerminal;
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .init();
+}
+
+fn fail(error: &dyn Display) -> ExitCode {
+    eprintln!("replicator: {error}");
+    ExitCode::FAILURE
+}
+
+/// An error with its causes, in one line. A cause that its error has told already is left out.
+fn whole(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let why = error.to_string();
+        if !text.contains(&why) {
+            text = format!("{text}: {why}");
+        }
+        cause = error.source();
+    }
+    text
+}

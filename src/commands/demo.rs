@@ -1,0 +1,306 @@
+//! `replicator demo`: the daemon, three replicas in memory, and a story.
+//!
+//! Everything runs in this process and talks over HTTP on loopback, as it would over a network.
+//! One of the replicas is stopped and started again on the way.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::serve::Signals;
+use super::{fail, whole};
+use crate::cli::{Cli, DemoArgs};
+use crate::config::Config;
+use crate::daemon::{Accepted, Daemon, Handle, Refusal, wall_clock};
+use crate::metrics::Snapshot;
+use crate::server::MemoryReplica;
+use crate::task::{Consistency, NewTask, Node, Operation};
+
+pub(super) mod replica;
+
+/// How long the story waits for anything before it calls it wrong.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Tells the story; the exit code says whether the replicas agree at its end.
+pub(super) async fn run(args: &DemoArgs) -> ExitCode {
+    let dir = std::env::temp_dir().join(format!("replicator-demo-{}", std::process::id()));
+    let told = tell(args, &dir).await;
+    if let Err(error) = std::fs::remove_dir_all(&dir) {
+        eprintln!("replicator: cannot remove {}: {error}", dir.display());
+    }
+    match told {
+        Ok(code) => code,
+        Err(error) => fail(&whole(&*error)),
+    }
+}
+
+async fn tell(args: &DemoArgs, dir: &std::path::Path) -> Result<ExitCode, Box<dyn Error>> {
+    let mut signals = Signals::catch()?;
+    let mut replicas = Vec::new();
+    for name in ["A", "B", "C"] {
+        replicas.push(DemoReplica::start(name).await?);
+    }
+    let daemon = Daemon::start(&config(dir)?).await?;
+    let story = Story { handle: daemon.handle().clone(), replicas };
+    println!("The replicator listens on http://{}", daemon.address());
+    println!("and keeps what it accepts in {} until it is delivered.", dir.display());
+    for replica in &story.replicas {
+        println!("Replica {} listens on {}", replica.name, replica.node);
+    }
+    let (agree, replicas) = story.run().await?;
+
+    if !args.exit {
+        print_invitation(&daemon, &replicas);
+        signals.next().await;
+        println!("\nDraining.");
+    }
+    daemon.stop().await;
+    Ok(if agree { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The daemon as everyone starts it, but on any free port, with a directory of its own and retries
+/// that a person can watch.
+fn config(dir: &std::path::Path) -> Result<Config, Box<dyn Error>> {
+    let mut cli = Cli::try_parse_from(["replicator", "--port", "0", "--retry-base", "300ms"])?;
+    cli.daemon.data_dir = dir.to_owned();
+    Ok(Config::from_args(&cli.daemon)?)
+}
+
+fn print_invitation(daemon: &Daemon, replicas: &[DemoReplica]) {
+    let nodes: Vec<_> = replicas.iter().map(|replica| format!("\"{}\"", replica.node)).collect();
+    let (url, nodes) = (format!("http://{}", daemon.address()), nodes.join(","));
+    let first = replicas.first().map_or("", |replica| replica.node.as_str());
+    println!("\nIt is yours until Ctrl-C. Try:\n");
+    println!(
+        "  curl -i {url}/replicate -d '{{\"key\":\"hello\",\"value\":\"world!\",\"operation\":\"SET\",\"replica_nodes\":[{nodes}]}}'"
+    );
+    println!("  curl -i {first}/store/hello");
+    println!(
+        "  curl -i {url}/replicate -d '{{\"key\":\"hello\",\"operation\":\"DELETE\",\"consistency\":\"strong\",\"replica_nodes\":[{nodes}]}}'"
+    );
+    println!("  curl {url}/metrics");
+    println!("  curl -H 'Accept: text/plain' {url}/metrics");
+    println!("  curl {url}/health");
+}
+
+struct Story {
+    handle: Handle,
+    replicas: Vec<DemoReplica>,
+}
+
+impl Story {
+    async fn run(mut self) -> Result<(bool, Vec<DemoReplica>), Box<dyn Error>> {
+        println!(
+            "\n1. An eventual write is accepted once it is on disk, and delivered behind the answer."
+        );
+        self.write("greeting", Some("hello"), None, Consistency::Eventual).await;
+        self.until_all_hold("greeting", Some("hello")).await;
+
+        println!("\n2. A strong write is answered once a majority has it.");
+        self.write("answer", Some("42"), None, Consistency::Strong).await;
+        self.until_all_hold("answer", Some("42")).await;
+
+        println!(
+            "\n3. Replica C goes down. Writes are accepted all the same; A and B have them at once."
+        );
+        self.stop_last().await;
+        self.write("greeting", Some("hello again"), None, Consistency::Eventual).await;
+        self.write("greeting", Some("good evening"), None, Consistency::Eventual).await;
+        self.write("answer", None, None, Consistency::Eventual).await;
+        self.write(
+            "brief",
+            Some("gone soon"),
+            Some(Duration::from_millis(200)),
+            Consistency::Eventual,
+        )
+        .await;
+        self.write("vote", Some("yes"), None, Consistency::Strong).await;
+        self.until_settled_but_last().await;
+        self.show("greeting");
+
+        println!(
+            "\n4. C comes back, with the data that it had. What it missed is retried, in order; what is"
+        );
+        println!("   outdated is not sent at all, and a value whose time has run out is a DELETE.");
+        self.start_last().await?;
+        for (key, value) in
+            [("greeting", Some("good evening")), ("answer", None), ("vote", Some("yes"))]
+        {
+            self.until_all_hold(key, value).await;
+        }
+        let figures = self.until_drained().await;
+
+        println!("\n5. The books:");
+        for replica in &figures.replicas {
+            println!(
+                "   {}  accepted {} = delivered {} + superseded {} + given up {} + pending {}  ({} failed attempts)",
+                replica.node,
+                replica.accepted,
+                replica.delivered,
+                replica.superseded,
+                replica.gave_up + replica.rejected,
+                replica.pending,
+                replica.failed_attempts,
+            );
+        }
+        let keys = ["greeting", "answer", "brief", "vote"];
+        let agree = keys
+            .into_iter()
+            .all(|key| self.held(key).windows(2).all(|two| two.first() == two.last()));
+        println!("\nThe replicas {} on every key.", if agree { "agree" } else { "DISAGREE" });
+        Ok((agree, self.replicas))
+    }
+
+    async fn write(
+        &self,
+        key: &str,
+        value: Option<&str>,
+        ttl: Option<Duration>,
+        consistency: Consistency,
+    ) {
+        let new = NewTask {
+            key: key.to_owned(),
+            operation: if value.is_some() { Operation::Set } else { Operation::Delete },
+            value: value.unwrap_or_default().to_owned().into(),
+            ttl,
+            consistency,
+            replicas: self.replicas.iter().map(|replica| replica.node.clone()).collect(),
+            user_id: Some("demo".to_owned()),
+        };
+        let what = match (value, ttl) {
+            (Some(value), None) => format!("SET {key} = {value:?}"),
+            (Some(value), Some(ttl)) => format!("SET {key} = {value:?} for {ttl:?}"),
+            (None, _) => format!("DELETE {key}"),
+        };
+        let names = |indexes: &[crate::task::ReplicaIndex]| {
+            let named = indexes.iter().filter_map(|index| self.replicas.get(index.get()));
+            named.map(|replica| replica.name).collect::<Vec<_>>().join(", ")
+        };
+        match self.handle.replicate(new).await {
+            Ok(Accepted { id, acked }) if acked.is_empty() => {
+                println!("   {what}: accepted as task {id}");
+            }
+            Ok(Accepted { id, acked }) => {
+                println!("   {what}: task {id}, acknowledged by {}", names(&acked));
+            }
+            Err(Refusal::NoMajority { acked, .. }) => {
+                println!("   {what}: no majority in time, only {}", names(&acked));
+            }
+            Err(refusal) => println!("   {what}: refused, {refusal}"),
+        }
+    }
+
+    /// What each replica holds for a key.
+    fn held(&self, key: &str) -> Vec<Option<String>> {
+        let text = |bytes: bytes::Bytes| String::from_utf8_lossy(&bytes).into_owned();
+        self.replicas.iter().map(|replica| replica.data.get(key).map(text)).collect()
+    }
+
+    fn show(&self, key: &str) {
+        let held = self.held(key).into_iter().zip(&self.replicas).map(|(held, replica)| {
+            format!("{} = {}", replica.name, held.map_or("nothing".into(), |v| format!("{v:?}")))
+        });
+        println!("   {key}: {}", held.collect::<Vec<_>>().join("   "));
+    }
+
+    async fn until_all_hold(&self, key: &str, value: Option<&str>) {
+        wait(|| async { self.held(key).iter().all(|held| held.as_deref() == value) }).await;
+        self.show(key);
+    }
+
+    /// Until A and B have everything: what is pending is pending for C alone.
+    async fn until_settled_but_last(&self) {
+        let last = self.replicas.last().map(|replica| replica.node.to_string());
+        wait(|| async {
+            let figures = self.handle.snapshot().await.unwrap_or_default();
+            figures.replicas.iter().all(|r| Some(&r.node) == last.as_ref() || r.pending == 0)
+        })
+        .await;
+    }
+
+    async fn until_drained(&self) -> Box<Snapshot> {
+        wait(|| async {
+            let figures = self.handle.snapshot().await.unwrap_or_default();
+            figures.replicas.iter().all(|replica| replica.pending == 0)
+        })
+        .await;
+        self.handle.snapshot().await.unwrap_or_default()
+    }
+
+    async fn stop_last(&mut self) {
+        if let Some(replica) = self.replicas.last_mut() {
+            replica.stop().await;
+        }
+    }
+
+    async fn start_last(&mut self) -> std::io::Result<()> {
+        match self.replicas.last_mut() {
+            Some(replica) => replica.start_again().await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Looks again and again, for as long as there is hope; what is wrong then shows in the story.
+async fn wait<F: Future<Output = bool>>(mut done: impl FnMut() -> F) {
+    let look = async {
+        while !done().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(PATIENCE, look).await.is_err() {
+        println!("   ... and after {PATIENCE:?} that is still not so.");
+    }
+}
+
+/// A replica of the story, which can be stopped and started on the same port.
+struct DemoReplica {
+    name: &'static str,
+    node: Node,
+    data: MemoryReplica,
+    address: std::net::SocketAddr,
+    running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl DemoReplica {
+    async fn start(name: &'static str) -> Result<Self, Box<dyn Error>> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let node = Node::parse(&format!("http://{address}"))?;
+        let data = MemoryReplica::new(wall_clock);
+        let mut replica = Self { name, node, data, address, running: None };
+        replica.serve(listener);
+        Ok(replica)
+    }
+
+    fn serve(&mut self, listener: TcpListener) {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let data = self.data.clone();
+        let server = tokio::spawn(async move {
+            data.serve(listener, async { drop(stopped.await) }).await;
+        });
+        self.running = Some((stop, server));
+    }
+
+    async fn stop(&mut self) {
+        if let Some((stop, server)) = self.running.take() {
+            drop(stop);
+            // It ends by itself, or has ended.
+            let _ = server.await;
+        }
+    }
+
+    async fn start_again(&mut self) -> std::io::Result<()> {
+        let socket = TcpSocket::new_v4()?;
+        // The port has connections of its past that are still closing.
+        socket.set_reuseaddr(true)?;
+        socket.bind(self.address)?;
+        self.serve(socket.listen(1024)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,31 @@
+//! One in-memory replica as a process.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use tokio::net::TcpListener;
+
+use super::super::fail;
+use super::super::serve::Signals;
+use crate::cli::DemoReplicaArgs;
+use crate::daemon::wall_clock;
+use crate::server::MemoryReplica;
+
+/// Serves until a signal comes.
+pub(in crate::commands) async fn run(args: &DemoReplicaArgs) -> ExitCode {
+    let address = SocketAddr::new(args.bind, args.port);
+    let listener = match TcpListener::bind(address).await {
+        Ok(listener) => listener,
+        Err(error) => return fail(&format!("cannot listen on {address}: {error}")),
+    };
+    let mut signals = match Signals::catch() {
+        Ok(signals) => signals,
+        Err(error) => return fail(&format!("cannot catch signals: {error}")),
+    };
+    println!("listening on http://{}", listener.local_addr().unwrap_or(address));
+    let stop = async {
+        signals.next().await;
+    };
+    MemoryReplica::new(wall_clock).serve(listener, stop).await;
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,70 @@
+//! The daemon in the foreground, until a signal or a failure ends it.
+
+use std::process::ExitCode;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+
+use super::{fail, whole};
+use crate::config::Config;
+use crate::daemon::Daemon;
+
+/// SIGTERM and SIGINT.
+pub(super) struct Signals {
+    term: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next one and gives its name.
+    pub(super) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Runs the daemon.
+pub(super) async fn run(config: &Config) -> ExitCode {
+    // From the very start: a signal while the store is opened must not end the process halfway.
+    let mut signals = match Signals::catch() {
+        Ok(signals) => signals,
+        Err(error) => return fail(&format!("cannot catch signals: {error}")),
+    };
+    if !config.listen.address.ip().is_loopback() {
+        warn!(
+            address = %config.listen.address,
+            "listening on other than loopback, and there is no authentication: whoever reaches this port can write to every replica that this machine reaches"
+        );
+    }
+    let mut daemon = match Daemon::start(config).await {
+        Ok(daemon) => daemon,
+        Err(error) => return fail(&whole(&error)),
+    };
+    println!("listening on http://{}", daemon.address());
+    let code = tokio::select! {
+        signal = signals.next() => {
+            info!(signal, "draining: what is in flight is finished, a second signal ends at once");
+            ExitCode::SUCCESS
+        }
+        why = daemon.failed() => {
+            error!(error = %why, "stopping");
+            ExitCode::FAILURE
+        }
+    };
+    tokio::select! {
+        () = daemon.stop() => code,
+        signal = signals.next() => {
+            warn!(signal, "ending at once; what is not delivered stays on disk");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Arguments into validated settings: every unit and limit, and how they go together.
+//!
+//! Everything is checked before a port is bound or a file is opened, and all problems are
+//! reported at once.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use thiserror::Error;
+
+use crate::cli::DaemonArgs;
+use crate::task::MAX_NODE_BYTES;
+
+/// The settings of the daemon, each group what one part of it needs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it listens, and its name.
+    pub listen: Listen,
+    /// Where it keeps what it has accepted.
+    pub store: Store,
+    /// How much may wait.
+    pub queue: Queue,
+    /// When a failed delivery is tried again.
+    pub retry: Retry,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// How large requests may be, and how many.
+    pub limits: Limits,
+}
+
+/// Where the daemon listens, and its name.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// `--bind` and `--port`.
+    pub address: SocketAddr,
+    /// `--node-id`.
+    pub node_id: String,
+}
+
+/// Where it keeps what it has accepted.
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// `--data-dir`.
+    pub dir: PathBuf,
+    /// `--store-cache`, in bytes.
+    pub cache_bytes: u64,
+    /// `--memory-budget`, in bytes.
+    pub memory_budget: usize,
+}
+
+/// How much may wait.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    /// `--workers`.
+    pub workers: NonZeroU32,
+    /// `--queue-capacity`, in tasks.
+    pub capacity: usize,
+    /// `--retry-capacity`, in tasks.
+    pub retry_capacity: usize,
+    /// `--queue-max-bytes`.
+    pub max_bytes: u64,
+    /// `--queue-wait`.
+    pub wait: Duration,
+}
+
+/// When a failed delivery is tried again.
+#[derive(Clone, Debug)]
+pub struct Retry {
+    /// `--max-retries`.
+    pub max_retries: u32,
+    /// `--retry-base`.
+    pub base: Duration,
+}
+
+/// How long things may take.
+#[derive(Clone, Debug)]
+pub struct Timeouts {
+    /// `--request-timeout`.
+    pub request: Duration,
+    /// `--strong-timeout`.
+    pub strong: Duration,
+    /// `--client-timeout`.
+    pub client: Duration,
+    /// `--drain-timeout`.
+    pub drain: Duration,
+}
+
+/// How large requests may be, and how many.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// `--max-value-bytes`.
+    pub value_bytes: usize,
+    /// `--max-key-bytes`.
+    pub key_bytes: usize,
+    /// `--max-replicas`.
+    pub replicas: usize,
+    /// The body of a request that keeps all the others: a value may double by its encoding.
+    pub body_bytes: usize,
+    /// `--max-known-replicas`.
+    pub known_replicas: usize,
+    /// `--max-connections`.
+    pub connections: usize,
+    /// `--request-memory`, in bytes.
+    pub request_memory: usize,
+}
+
+/// Everything that is wrong with the settings.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub struct ConfigErrors(Vec<String>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+/// The most that `--workers` and `--max-replicas` can be: beyond, one write could open more
+/// connections than a process usually may.
+const MOST: u64 = 1024;
+
+/// The largest `--max-value-bytes`. The store counts a value's bytes in 32 bits, and a request is
+/// held in memory whole.
+const MOST_VALUE_BYTES: u64 = 1 << 30;
+
+/// The largest `--max-key-bytes`: a key must fit a request line, percent-encoded.
+const MOST_KEY_BYTES: u64 = 16 << 10;
+
+impl Config {
+    /// Checks the arguments and puts them in order.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigErrors`]: every problem, each with its flag, value and limit.
+    pub fn from_args(args: &DaemonArgs) -> Result<Self, ConfigErrors> {
+        let mut problems = Problems::default();
+        let id = &args.node_id;
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+        problems.check(!id.is_empty() && id.len() <= 64 && id.chars().all(plain), || {
+            format!("--node-id {id:?} must be 1 to 64 of A-Z a-z 0-9 . _ -")
+        });
+        problems.at_most("--workers", args.workers.get().into(), MOST);
+        problems.at_most("--max-replicas", args.max_replicas.get() as u64, MOST);
+        problems.size("--max-value-bytes", args.max_value_bytes, 1, MOST_VALUE_BYTES);
+        problems.size("--max-key-bytes", args.max_key_bytes, 1, MOST_KEY_BYTES);
+        for (flag, time) in [
+            ("--retry-base", args.retry_base),
+            ("--request-timeout", args.request_timeout),
+            ("--strong-timeout", args.strong_timeout),
+            ("--client-timeout", args.client_timeout),
+        ] {
+            problems.check(!time.is_zero(), || format!("{flag} must be longer than zero"));
+        }
+        let known = args.max_known_replicas.get();
+        problems.check(known >= args.max_replicas.get(), || {
+            let one = args.max_replicas;
+            format!("--max-known-replicas {known} must be at least --max-replicas {one}")
+        });
+
+        let value_bytes = narrow(args.max_value_bytes);
+        let key_bytes = narrow(args.max_key_bytes);
+        let replicas = args.max_replicas.get();
+        let fixed = key_bytes.saturating_mul(6) + replicas.saturating_mul(2 * MAX_NODE_BYTES);
+        let body_bytes = value_bytes.saturating_mul(2).saturating_add(fixed + (64 << 10));
+
+        let value = args.max_value_bytes;
+        problems.check(value < args.queue_max_bytes, || {
+            let all = args.queue_max_bytes;
+            format!("--max-value-bytes {value} must be less than --queue-max-bytes {all}")
+        });
+        problems.check(body_bytes as u64 <= args.request_memory.as_u64(), || {
+            let (all, body) = (args.request_memory, ByteSize(body_bytes as u64));
+            format!("--request-memory {all} must hold the largest request, {body} with --max-value-bytes {value}")
+        });
+
+        problems.none()?;
+        Ok(Self {
+            listen: Listen {
+                address: SocketAddr::new(args.bind, args.port),
+                node_id: args.node_id.clone(),
+            },
+            store: Store {
+                dir: args.data_dir.clone(),
+                cache_bytes: args.store_cache.as_u64(),
+                memory_budget: narrow(args.memory_budget),
+            },
+            queue: Queue {
+                workers: args.workers,
+                capacity: args.queue_capacity.get(),
+                retry_capacity: args.retry_capacity.get(),
+                max_bytes: args.queue_max_bytes.as_u64(),
+                wait: args.queue_wait,
+            },
+            retry: Retry { max_retries: args.max_retries, base: args.retry_base },
+            timeouts: Timeouts {
+                request: args.request_timeout,
+                strong: args.strong_timeout,
+                client: args.client_timeout,
+                drain: args.drain_timeout,
+            },
+            limits: Limits {
+                value_bytes,
+                key_bytes,
+                replicas,
+                body_bytes,
+                known_replicas: known,
+                connections: args.max_connections.get(),
+                request_memory: narrow(args.request_memory),
+            },
+        })
+    }
+}
+
+fn narrow(size: ByteSize) -> usize {
+    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
+}
+
+#[derive(Default)]
+struct Problems(Vec<String>);
+
+impl Problems {
+    fn check(&mut self, good: bool, problem: impl FnOnce() -> String) {
+        if !good {
+            self.0.push(problem());
+        }
+    }
+
+    fn at_most(&mut self, flag: &str, value: u64, limit: u64) {
+        self.check(value <= limit, || format!("{flag} {value} must be at most {limit}"));
+    }
+
+    fn size(&mut self, flag: &str, value: ByteSize, least: u64, most: u64) {
+        self.check((least..=most).contains(&value.as_u64()), || {
+            format!("{flag} {value} must be from {} to {}", ByteSize(least), ByteSize(most))
+        });
+    }
+
+    fn none(self) -> Result<(), ConfigErrors> {
+        if self.0.is_empty() { Ok(()) } else { Err(ConfigErrors(self.0)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    fn config(args: &[&str]) -> Result<Config, ConfigErrors> {
+        let cli = Cli::try_parse_from([&["replicator"], args].concat()).unwrap();
+        Config::from_args(&cli.daemon)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_documentation() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.listen.address.to_string(), "127.0.0.1:8085");
+        assert_eq!(config.listen.node_id, "replicator");
+        assert_eq!(config.store.dir, PathBuf::from("./replicator-data"));
+        assert_eq!(config.store.cache_bytes, 64 << 20);
+        assert_eq!(config.queue.workers.get(), 5);
+        assert_eq!((config.queue.capacity, config.queue.retry_capacity), (1000, 500));
+        assert_eq!(config.queue.max_bytes, 1 << 30);
+        assert_eq!(config.queue.wait, Duration::from_millis(500));
+        assert_eq!((config.retry.max_retries, config.retry.base), (3, Duration::from_secs(2)));
+        assert_eq!(config.timeouts.request, Duration::from_secs(5));
+        assert_eq!(config.timeouts.strong, Duration::from_secs(10));
+        assert_eq!(config.timeouts.drain, Duration::from_secs(30));
+        assert_eq!(config.limits.value_bytes, 8 << 20);
+        assert_eq!((config.limits.key_bytes, config.limits.replicas), (4 << 10, 64));
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let errors = config(&["--node-id", "a b", "--workers", "9999", "--retry-base", "0s"]);
+        let text = errors.unwrap_err().to_string();
+        assert_eq!(text.lines().count(), 3, "{text}");
+        for word in ["--node-id \"a b\"", "--workers 9999 must be at most 1024", "--retry-base"] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_that_cannot_go_together_are_refused() {
+        for (args, word) in [
+            (["--max-value-bytes", "900MiB"], "--request-memory"),
+            (["--queue-max-bytes", "1MiB"], "--queue-max-bytes"),
+            (["--max-known-replicas", "3"], "--max-known-replicas"),
+            (["--max-key-bytes", "1MiB"], "--max-key-bytes"),
+            (["--max-value-bytes", "0B"], "--max-value-bytes"),
+            (["--client-timeout", "0s"], "--client-timeout"),
+        ] {
+            let text = config(&args).unwrap_err().to_string();
+            assert!(text.contains(word), "{args:?}: {text}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! An attempt: one HTTP call of a delivery, as a task of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::{debug, error};
+
+use crate::daemon::clock::Clock;
+use crate::daemon::core::Event;
+use crate::replica::Client;
+use crate::store::Reader;
+use crate::task::{Delivery, Task, Timestamp, Verdict};
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) delivery: Delivery,
+    pub(super) verdict: Verdict,
+    /// From sending to the verdict.
+    pub(super) took: Duration,
+    /// When its task was accepted, if that could be found out.
+    pub(super) accepted_at: Option<Timestamp>,
+}
+
+/// Starts attempts.
+#[derive(Clone)]
+pub(super) struct Attempts {
+    pub(super) client: Client,
+    pub(super) reader: Reader,
+    pub(super) clock: Clock,
+    pub(super) events: mpsc::UnboundedSender<Event>,
+}
+
+impl Attempts {
+    /// Starts an attempt; its end arrives as [`Event::Answered`], whatever happens to it.
+    ///
+    /// `task` is the task if it is still in memory.
+    pub(super) fn start(&self, delivery: Delivery, attempt: u32, task: Option<Arc<Task>>) {
+        let this = self.clone();
+        let report = Report { events: self.events.clone(), answered: interrupted(delivery) };
+        tokio::spawn(async move {
+            let answered = this.run(delivery, attempt, task).await;
+            report.end(answered);
+        });
+    }
+
+    async fn run(&self, delivery: Delivery, attempt: u32, task: Option<Arc<Task>>) -> Answered {
+        let task = match task {
+            Some(task) => task,
+            None => match self.read_back(delivery).await {
+                Ok(task) => task,
+                Err(verdict) => {
+                    return Answered { verdict, ..interrupted(delivery) };
+                }
+            },
+        };
+        let Some(node) = task.replicas.get(delivery.replica.get()) else {
+            return interrupted(delivery);
+        };
+        let sent = self.clock.now();
+        let verdict = self.client.send(node, &task, sent.wall).await;
+        let ended = self.clock.now().moment;
+        if let Verdict::Retry { error, .. } | Verdict::Rejected { error } = &verdict {
+            debug!(task = %task.id, replica = %node, attempt, %error, "attempt failed");
+        }
+        let took = ended.since_start().saturating_sub(sent.moment.since_start());
+        Answered { delivery, verdict, took, accepted_at: Some(task.accepted_at) }
+    }
+
+    async fn read_back(&self, delivery: Delivery) -> Result<Arc<Task>, Verdict> {
+        let reader = self.reader.clone();
+        let read = tokio::task::spawn_blocking(move || reader.read(delivery.task)).await;
+        let why: Arc<str> = match read {
+            Ok(Ok(Some(task))) => return Ok(Arc::new(task)),
+            Ok(Ok(None)) => "the task is not in the store any more".into(),
+            Ok(Err(error)) => error.to_string().into(),
+            Err(_) => "reading the task was interrupted".into(),
+        };
+        error!(task = %delivery.task, error = %why, "a task could not be read back from the store");
+        Err(Verdict::Retry { after: None, error: why })
+    }
+}
+
+/// What is said of an attempt that has nothing to say for itself.
+fn interrupted(delivery: Delivery) -> Answered {
+    let error = "the attempt was interrupted".into();
+    let verdict = Verdict::Retry { after: None, error };
+    Answered { delivery, verdict, took: Duration::ZERO, accepted_at: None }
+}
+
+/// Sends the outcome when it is dropped, so that an attempt that panics or is cancelled cannot
+/// hold its place for ever.
+struct Report {
+    answered: Answered,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Report {
+    fn end(mut self, answered: Answered) {
+        self.answered = answered;
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let nothing = interrupted(self.answered.delivery);
+        let answered = std::mem::replace(&mut self.answered, nothing);
+        // The loop may be gone, at the end of the grace.
+        let _ = self.events.send(Event::Answered(answered));
+    }
+}

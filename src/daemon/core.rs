@@ -1,0 +1,350 @@
+//! The loop around the engine: one event at a time goes in, and what comes out is done.
+//!
+//! Everything that changes the engine passes through here, so there is no lock. The order of the
+//! ids is given out here too, and tasks go to the committer in that order.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, warn};
+
+use crate::daemon::admission::{Admission, MAX_WAITING, Reply, Waiter};
+use crate::daemon::attempt::{Answered, Attempts};
+use crate::daemon::clock::Clock;
+use crate::daemon::handle::{Accepted, Health, Refusal, Request};
+use crate::daemon::values::Values;
+use crate::engine::{Action, Arrival, Engine, Full, KeyHasher, Moment, Now};
+use crate::metrics::{AckWindow, ReplicaSnapshot, Snapshot};
+use crate::store::{Committer, Reader};
+use crate::task::{Cause, Consistency, DeadLetter, Delivery, NewTask, Task, TaskId, Verdict};
+
+/// Events taken at once before the timers are looked at again.
+const BATCH: usize = 256;
+
+/// How often an overflow of the retry queue is told of at the most.
+const OVERFLOW_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What the loop is told.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// By the committer: every task up to this one is durable.
+    Committed(TaskId),
+    /// By the committer: the store has failed for good.
+    StoreFailed(Arc<str>),
+    /// By an attempt: it has ended.
+    Answered(Answered),
+    /// By the daemon: refuse what comes from now on.
+    Refuse,
+    /// By the daemon: send nothing more, and end when nothing is on the wire.
+    Stop,
+}
+
+/// What the loop is made from.
+pub(super) struct Parts {
+    pub(super) engine: Engine,
+    pub(super) keys: KeyHasher,
+    pub(super) clock: Clock,
+    pub(super) next_id: TaskId,
+    pub(super) committer: Committer,
+    pub(super) reader: Reader,
+    pub(super) attempts: Attempts,
+    pub(super) health: watch::Sender<Health>,
+    pub(super) memory_budget: usize,
+    pub(super) queue_wait: Duration,
+    pub(super) queue_capacity: usize,
+    pub(super) retry_capacity: usize,
+}
+
+/// The loop's state.
+pub(super) struct Core {
+    parts: Parts,
+    values: Values,
+    admission: Admission,
+    /// Who waits for the answer of a strong write.
+    open: HashMap<TaskId, Reply>,
+    stopping: bool,
+    total_replications: u64,
+    acks: AckWindow,
+    max_lag: Duration,
+    overflow_told: Option<Moment>,
+    overflow_untold: u64,
+}
+
+impl Core {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            values: Values::new(parts.memory_budget),
+            parts,
+            admission: Admission::default(),
+            open: HashMap::new(),
+            stopping: false,
+            total_replications: 0,
+            acks: AckWindow::default(),
+            max_lag: Duration::ZERO,
+            overflow_told: None,
+            overflow_untold: 0,
+        }
+    }
+
+    /// Runs until it is told to stop and nothing is on the wire any more.
+    pub(super) async fn run(
+        mut self,
+        mut events: mpsc::UnboundedReceiver<Event>,
+        mut requests: mpsc::UnboundedReceiver<Request>,
+    ) {
+        let mut told = Vec::with_capacity(BATCH);
+        let mut asked = Vec::with_capacity(BATCH);
+        let mut open = true;
+        self.act(self.parts.clock.now());
+        while !(self.stopping && self.parts.engine.levels().in_flight == 0) {
+            let engine = self.parts.engine.wake_at();
+            let wake = engine.into_iter().chain(self.admission.wake_at()).min();
+            let wake_at = self.parts.clock.instant(wake.unwrap_or_default());
+            tokio::select! {
+                _ = events.recv_many(&mut told, BATCH) => {}
+                n = requests.recv_many(&mut asked, BATCH), if open => open = n > 0,
+                () = tokio::time::sleep_until(wake_at), if wake.is_some() => {}
+            }
+            let now = self.parts.clock.now();
+            told.drain(..).for_each(|event| self.take(now, event));
+            asked.drain(..).for_each(|request| self.serve(now, request));
+            self.parts.engine.tick(now);
+            self.act(now);
+            self.let_in(now);
+        }
+    }
+
+    fn serve(&mut self, now: Now, request: Request) {
+        match request {
+            Request::Replicate { new, reply } => self.replicate(now, new, reply),
+            Request::Snapshot { reply } => {
+                // Whoever asked may be gone; nobody else wants the figures.
+                let _ = reply.send(Box::new(self.snapshot()));
+            }
+        }
+    }
+
+    fn take(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Committed(last) => self.parts.engine.committed(now, last),
+            Event::StoreFailed(why) => self.store_failed(&why),
+            Event::Answered(answered) => self.answered(now, answered),
+            Event::Refuse => self.refuse_from_now_on(Health::Draining),
+            Event::Stop => {
+                self.stopping = true;
+                self.parts.engine.stop_sending();
+            }
+        }
+        self.act(now);
+    }
+
+    fn replicate(&mut self, now: Now, new: Box<NewTask>, reply: Reply) {
+        self.total_replications += 1;
+        if *self.parts.health.borrow() != Health::Serving {
+            return; // A closed reply says why: see Handle.
+        }
+        let waiter = Waiter { new, reply, deadline: now.moment.after(self.parts.queue_wait) };
+        // Nobody passes those who wait already.
+        let line_is_empty = self.admission.line(waiter.new.consistency).is_empty();
+        let refused = if line_is_empty { self.admit(now, waiter) } else { Some((waiter, None)) };
+        let Some((waiter, full)) = refused else {
+            return;
+        };
+        let hopeless = matches!(full, Some(Full::Replicas(_))) || self.parts.queue_wait.is_zero();
+        match full {
+            Some(full) if hopeless => refuse(waiter, &full.to_string()),
+            _ if self.admission.len() >= MAX_WAITING => {
+                refuse(waiter, &format!("{MAX_WAITING} requests wait for room already"));
+            }
+            _ => self.admission.line(waiter.new.consistency).push_back(waiter),
+        }
+    }
+
+    /// Accepts a write, or gives it back with the limit that it met.
+    fn admit(&mut self, now: Now, waiter: Waiter) -> Option<(Waiter, Option<Full>)> {
+        let parts = &mut self.parts;
+        let id = parts.next_id;
+        let arrival = Arrival {
+            id,
+            key: parts.keys.id(&waiter.new.key),
+            replicas: &waiter.new.replicas,
+            bytes: (waiter.new.key.len() + waiter.new.value.len()) as u64,
+            consistency: waiter.new.consistency,
+        };
+        if let Err(full) = parts.engine.admit(now, &arrival) {
+            return Some((waiter, Some(full)));
+        }
+        parts.next_id = TaskId(id.0 + 1);
+        let consistency = waiter.new.consistency;
+        let task = Arc::new(Task::accepted(*waiter.new, id, now.wall));
+        // To the committer first: what this write supersedes must not be settled on disk before
+        // the write itself is there.
+        match consistency {
+            Consistency::Eventual => {
+                self.values.offer(&task);
+                let reply = waiter.reply;
+                let answer = move |committed: Result<(), _>| {
+                    let accepted = Accepted { id, acked: Vec::new() };
+                    // The client may be gone; the write stays.
+                    let _ =
+                        reply.send(committed.map(|()| accepted).map_err(|_| Refusal::StoreFailed));
+                };
+                parts.committer.accept(task, Some(Box::new(answer)));
+            }
+            Consistency::Strong => {
+                self.values.keep(&task);
+                self.open.insert(id, waiter.reply);
+                parts.committer.accept(task, None);
+            }
+        }
+        self.act(now);
+        None
+    }
+
+    /// Accepts those who wait while there is room, and refuses those whose time is up.
+    fn let_in(&mut self, now: Now) {
+        for consistency in [Consistency::Eventual, Consistency::Strong] {
+            while let Some(waiter) = self.admission.line(consistency).pop_front() {
+                if waiter.reply.is_closed() {
+                    continue;
+                }
+                let Some((waiter, full)) = self.admit(now, waiter) else {
+                    continue;
+                };
+                let hopeless = matches!(full, Some(Full::Replicas(_)));
+                if waiter.deadline > now.moment && !hopeless {
+                    self.admission.line(consistency).push_front(waiter);
+                    break;
+                }
+                let limit = full.map_or_else(String::new, |full| full.to_string());
+                refuse(waiter, &limit);
+            }
+        }
+    }
+
+    fn answered(&mut self, now: Now, answered: Answered) {
+        if answered.verdict == Verdict::Delivered {
+            self.acks.record(answered.took);
+            if let Some(accepted_at) = answered.accepted_at {
+                self.max_lag = self.max_lag.max(now.wall.saturating_since(accepted_at));
+            }
+        }
+        self.parts.engine.answered(now, answered.delivery, answered.verdict);
+    }
+
+    /// Does what the engine asks for.
+    fn act(&mut self, now: Now) {
+        while let Some(action) = self.parts.engine.next_action() {
+            match action {
+                Action::Send { delivery, attempt } => {
+                    let task = self.values.get(delivery.task);
+                    self.parts.attempts.start(delivery, attempt, task);
+                }
+                Action::Save { task, progress, over } => {
+                    if over {
+                        self.values.remove(task);
+                    }
+                    self.parts.committer.save(task, progress);
+                }
+                Action::Remove { task } => {
+                    self.values.remove(task);
+                    self.parts.committer.remove(task);
+                }
+                Action::Conclude { task, success, needed, acked, missing } => {
+                    let answer = if success {
+                        Ok(Accepted { id: task, acked })
+                    } else {
+                        Err(Refusal::NoMajority { id: task, needed, acked, failed: missing })
+                    };
+                    if let Some(reply) = self.open.remove(&task) {
+                        let _ = reply.send(answer);
+                    }
+                }
+                Action::Buried { delivery, letter } => self.tell_buried(now, delivery, &letter),
+            }
+        }
+    }
+
+    fn tell_buried(&mut self, now: Now, delivery: Delivery, letter: &DeadLetter) {
+        let (task, failures) = (delivery.task, letter.failures);
+        let (cause, error) = (letter.cause.as_str(), &letter.error);
+        if letter.cause != Cause::RetryOverflow {
+            let replica = delivery.replica.0;
+            warn!(%task, replica, failures, cause, %error, "delivery given up: kept as a dead letter");
+            return;
+        }
+        self.overflow_untold += 1;
+        let silent_until = self.overflow_told.map(|told| told.after(OVERFLOW_LOG_INTERVAL));
+        if silent_until.is_none_or(|until| now.moment >= until) {
+            let parked = std::mem::take(&mut self.overflow_untold);
+            warn!(parked, %error, "the retry queue is full: failed deliveries are parked on disk and come back when there is room");
+            self.overflow_told = Some(now.moment);
+        }
+    }
+
+    fn refuse_from_now_on(&mut self, health: Health) {
+        self.parts.health.send_if_modified(|current| {
+            let failed = matches!(current, Health::StoreFailed(_));
+            if !failed {
+                *current = health;
+            }
+            !failed
+        });
+        self.admission.clear();
+    }
+
+    /// Nothing can be promised any more: what is on disk is found again after a restart.
+    fn store_failed(&mut self, why: &Arc<str>) {
+        error!(error = %why, "the store has failed; nothing is accepted until a restart");
+        self.refuse_from_now_on(Health::StoreFailed(Arc::clone(why)));
+        self.open.clear();
+        self.parts.engine.stop_sending();
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let engine = &self.parts.engine;
+        let (levels, totals) = (engine.levels(), engine.totals());
+        let mut replicas: Vec<_> = engine
+            .lanes()
+            .map(|lane| ReplicaSnapshot {
+                node: lane.node.to_string(),
+                accepted: lane.books.accepted,
+                delivered: lane.books.delivered,
+                superseded: lane.books.superseded,
+                rejected: lane.books.rejected,
+                gave_up: lane.books.gave_up,
+                pending: lane.books.pending,
+                in_flight: lane.in_flight,
+                waiting: lane.waiting,
+                parked: lane.parked,
+                failed_attempts: lane.books.failed_attempts,
+            })
+            .collect();
+        replicas.sort_by(|a, b| a.node.cmp(&b.node));
+        Snapshot {
+            total_replications: self.total_replications,
+            delivered: totals.delivered,
+            failed_attempts: totals.failed_attempts,
+            superseded: totals.superseded,
+            permanent_failures: totals.rejected + totals.gave_up,
+            dead_letters: levels.dead_letters,
+            queue_tasks: levels.queue as u64,
+            queue_capacity: self.parts.queue_capacity as u64,
+            retry_tasks: levels.retry as u64,
+            retry_capacity: self.parts.retry_capacity as u64,
+            queue_bytes: levels.bytes,
+            waiting_requests: self.admission.len() as u64,
+            average_ack_seconds: self.acks.mean().as_secs_f64(),
+            max_lag_seconds: self.max_lag.as_secs_f64(),
+            store_file_bytes: self.parts.reader.file_bytes(),
+            replicas,
+        }
+    }
+}
+
+fn refuse(waiter: Waiter, limit: &str) {
+    debug!(limit, "write refused");
+    let _ = waiter.reply.send(Err(Refusal::Full(format!("{limit}; try again later"))));
+}

@@ -1,0 +1,93 @@
+//! Accepted tasks that are still in memory, so that their deliveries need not read the disk.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::task::{Task, TaskId};
+
+/// What a task in here costs beyond its key and value, in bytes: measured with two replicas.
+const OVERHEAD_BYTES: usize = 400;
+
+/// Tasks by id, up to a budget of bytes. What does not fit is read back when its turn comes.
+#[derive(Debug)]
+pub(super) struct Values {
+    budget: usize,
+    used: usize,
+    tasks: HashMap<TaskId, Arc<Task>>,
+}
+
+impl Values {
+    pub(super) fn new(budget: usize) -> Self {
+        Self { budget, used: 0, tasks: HashMap::new() }
+    }
+
+    /// Keeps `task` if there is room.
+    pub(super) fn offer(&mut self, task: &Arc<Task>) {
+        if self.used + cost(task) <= self.budget {
+            self.keep(task);
+        }
+    }
+
+    /// Keeps `task` whether there is room or not: it is sent before it can be read back.
+    pub(super) fn keep(&mut self, task: &Arc<Task>) {
+        self.used += cost(task);
+        self.tasks.insert(task.id, Arc::clone(task));
+    }
+
+    pub(super) fn get(&self, id: TaskId) -> Option<Arc<Task>> {
+        self.tasks.get(&id).cloned()
+    }
+
+    pub(super) fn remove(&mut self, id: TaskId) {
+        if let Some(task) = self.tasks.remove(&id) {
+            self.used -= cost(&task);
+        }
+        if self.tasks.is_empty() && self.tasks.capacity() > 1024 {
+            self.tasks.shrink_to_fit();
+        }
+    }
+}
+
+fn cost(task: &Task) -> usize {
+    task.key.len() + task.value.len() + OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::task::{Operation, Timestamp};
+
+    fn task(id: u64, bytes: usize) -> Arc<Task> {
+        Arc::new(Task {
+            id: TaskId(id),
+            key: String::new(),
+            operation: Operation::Set,
+            value: Bytes::from(vec![0; bytes]),
+            accepted_at: Timestamp(0),
+            expires_at: None,
+            replicas: vec![],
+            user_id: None,
+        })
+    }
+
+    #[test]
+    fn what_is_beyond_the_budget_is_not_kept_until_room_appears() {
+        let mut values = Values::new(1000 + 2 * OVERHEAD_BYTES);
+        values.offer(&task(1, 600));
+        values.offer(&task(2, 600));
+        assert!(values.get(TaskId(1)).is_some());
+        assert!(values.get(TaskId(2)).is_none());
+        values.remove(TaskId(1));
+        values.offer(&task(3, 600));
+        assert!(values.get(TaskId(3)).is_some());
+    }
+
+    #[test]
+    fn what_must_be_kept_is_kept() {
+        let mut values = Values::new(0);
+        values.keep(&task(1, 600));
+        assert!(values.get(TaskId(1)).is_some());
+    }
+}

@@ -1,0 +1,112 @@
+//! Who writes how much: requests and bytes for each user, bounded.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+/// How many users are counted.
+const MOST: usize = 1000;
+
+/// Requests and bytes of the busiest users.
+///
+/// The space-saving algorithm (Metwally, Agrawal, El Abbadi 2005): a user who is not among the
+/// 1000 takes the place of the least busy one and its counts with it. So nobody who is really
+/// among the busiest is missing, and a count is too high by at most what was inherited, which is
+/// given as `requests_over_by`.
+#[derive(Clone, Debug, Default)]
+pub struct Users {
+    figures: HashMap<String, Figures>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Figures {
+    requests: u64,
+    bytes: u64,
+    inherited: u64,
+}
+
+/// The figures of one user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UserFigures {
+    /// As the requests name it.
+    pub user_id: String,
+    /// Requests received and valid.
+    pub requests: u64,
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+    /// By how much `requests` may be too high; 0 for everyone until there are 1000 users.
+    pub requests_over_by: u64,
+}
+
+impl Users {
+    /// Counts a request of `user` with so many bytes.
+    pub fn record(&mut self, user: &str, bytes: u64) {
+        if !self.figures.contains_key(user) {
+            let heir = self.make_room();
+            self.figures.insert(user.to_owned(), heir);
+        }
+        if let Some(figures) = self.figures.get_mut(user) {
+            figures.requests += 1;
+            figures.bytes += bytes;
+        }
+    }
+
+    /// What a new user starts with: nothing, or what the least busy one leaves behind.
+    fn make_room(&mut self) -> Figures {
+        if self.figures.len() < MOST {
+            return Figures::default();
+        }
+        let least = self.figures.iter().min_by_key(|(_, figures)| figures.requests);
+        let least = least.map(|(user, _)| user.clone()).unwrap_or_default();
+        let left = self.figures.remove(&least).unwrap_or_default();
+        Figures { inherited: left.requests, ..left }
+    }
+
+    /// The users that are counted, the busiest first.
+    #[must_use]
+    pub fn busiest(&self) -> Vec<UserFigures> {
+        let all = self.figures.iter().map(|(user_id, figures)| UserFigures {
+            user_id: user_id.clone(),
+            requests: figures.requests,
+            bytes: figures.bytes,
+            requests_over_by: figures.inherited,
+        });
+        let mut all: Vec<_> = all.collect();
+        all.sort_by(|a, b| b.requests.cmp(&a.requests).then_with(|| a.user_id.cmp(&b.user_id)));
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_busiest_come_first() {
+        let mut users = Users::default();
+        for (user, bytes) in [("a", 1), ("b", 2), ("b", 3)] {
+            users.record(user, bytes);
+        }
+        let busiest = users.busiest();
+        assert_eq!(
+            (busiest[0].user_id.as_str(), busiest[0].requests, busiest[0].bytes),
+            ("b", 2, 5)
+        );
+        assert_eq!(busiest[1].requests_over_by, 0);
+    }
+
+    #[test]
+    fn beyond_a_thousand_the_busy_ones_stay() {
+        let mut users = Users::default();
+        for _ in 0..50 {
+            users.record("busy", 1);
+        }
+        for n in 0..5_000 {
+            users.record(&format!("guest {n}"), 1);
+        }
+        let busiest = users.busiest();
+        assert_eq!(busiest.len(), MOST);
+        assert_eq!((busiest[0].user_id.as_str(), busiest[0].requests), ("busy", 50));
+        assert!(busiest[1].requests <= 6, "{:?}", busiest[1]);
+    }
+}

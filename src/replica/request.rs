@@ -1,0 +1,201 @@
+//! What goes out: the URL, the headers and the body of a delivery.
+//!
+//! Nothing here sends anything. [`go_duration`] and [`segment`] are pure, and they are where a
+//! mistake would cost a replica its data: a ttl that a node cannot parse means *for ever*, a key
+//! that is encoded wrongly is another key.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+use reqwest::Method;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+
+use crate::task::{Command, Node, Task};
+
+const REPLICATION: HeaderName = HeaderName::from_static("x-replication");
+const REPLICATION_ID: HeaderName = HeaderName::from_static("x-replication-id");
+const REPLICATION_SEQUENCE: HeaderName = HeaderName::from_static("x-replication-sequence");
+
+/// Everything but RFC 3986's unreserved characters, so that a key is one segment of the path
+/// whatever it contains.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~').remove(b'.');
+
+/// The longest duration that Go has, about 292 years. Its parser refuses a longer one, and a node
+/// stores for ever what it cannot parse.
+const LONGEST_GO_DURATION: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
+
+/// The request that tells `node` to do `command`.
+///
+/// `X-Replication-Id` is the same for every attempt of one delivery, and the sequence grows with
+/// acceptance.
+pub(super) fn build(
+    http: &reqwest::Client,
+    node_id: &str,
+    node: &Node,
+    task: &Task,
+    command: Command,
+) -> reqwest::Result<reqwest::Request> {
+    let request = match command {
+        Command::Put { ttl } => http
+            .request(Method::PUT, url(node, &task.key, ttl))
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
+            // Left to itself, the client says nothing of the length of an empty value.
+            .header(CONTENT_LENGTH, task.value.len())
+            .body(Bytes::clone(&task.value)),
+        Command::Delete => http.request(Method::DELETE, url(node, &task.key, None)),
+    };
+    request
+        .header(REPLICATION, HeaderValue::from_static("true"))
+        .header(REPLICATION_ID, format!("{node_id}-{}", task.id))
+        .header(REPLICATION_SEQUENCE, task.id.0)
+        .build()
+}
+
+/// `{node}/store/{key}`, with `?ttl=` where the value does not live for ever.
+fn url(node: &Node, key: &str, ttl: Option<Duration>) -> String {
+    let mut url = format!("{node}/store/{}", segment(key));
+    if let Some(ttl) = ttl {
+        url.push_str("?ttl=");
+        url.push_str(&go_duration(ttl));
+    }
+    url
+}
+
+/// The key as one segment of a path.
+pub(super) fn segment(key: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(key, ENCODED)
+}
+
+/// A duration as Go's `time.ParseDuration` reads it, exact to the nanosecond: `1h0m0s`, `1m1.5s`,
+/// `0.000000001s`.
+///
+/// Anything over Go's longest duration, about 292 years, is that longest one. Zero would be `0s`,
+/// which a node takes for *no ttl*; so callers never pass it ([`Command::Put`] never holds it).
+#[must_use]
+pub fn go_duration(duration: Duration) -> String {
+    let duration = duration.min(LONGEST_GO_DURATION);
+    let seconds = duration.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = match (hours, minutes) {
+        (0, 0) => write!(text, "{seconds}"),
+        (0, _) => write!(text, "{minutes}m{seconds}"),
+        (_, _) => write!(text, "{hours}h{minutes}m{seconds}"),
+    };
+    let nanos = duration.subsec_nanos();
+    if nanos > 0 {
+        let fraction = format!("{nanos:09}");
+        text.push('.');
+        text.push_str(fraction.trim_end_matches('0'));
+    }
+    text.push('s');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Go's `time.ParseDuration` for the units that we write, with its integer overflow and its
+    /// floating-point fraction. `None` is an error.
+    fn go_parse_duration(mut text: &str) -> Option<u64> {
+        let mut total: u64 = 0;
+        if text.is_empty() {
+            return None;
+        }
+        while !text.is_empty() {
+            let digits = text.find(|c: char| !c.is_ascii_digit())?;
+            let whole: u64 = text[..digits].parse().ok()?;
+            text = &text[digits..];
+
+            let (mut fraction, mut scale) = (0_u64, 1.0_f64);
+            if let Some(rest) = text.strip_prefix('.') {
+                let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+                fraction = rest[..digits].parse().ok()?;
+                scale = 10_f64.powi(i32::try_from(digits).ok()?);
+                text = &rest[digits..];
+            }
+
+            let unit: u64 = match text.chars().next()? {
+                'h' => 3_600_000_000_000,
+                'm' => 60_000_000_000,
+                's' => 1_000_000_000,
+                _ => return None,
+            };
+            text = &text[1..];
+
+            let mut part = whole.checked_mul(unit).filter(|part| i64::try_from(*part).is_ok())?;
+            #[expect(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "as Go does it"
+            )]
+            {
+                part += (fraction as f64 * (unit as f64 / scale)) as u64;
+            }
+            total = total.checked_add(part).filter(|total| i64::try_from(*total).is_ok())?;
+        }
+        Some(total)
+    }
+
+    #[test]
+    fn durations_look_as_go_writes_them() {
+        let cases = [
+            (Duration::from_secs(1), "1s"),
+            (Duration::from_secs(59), "59s"),
+            (Duration::from_secs(60), "1m0s"),
+            (Duration::from_millis(61_500), "1m1.5s"),
+            (Duration::from_secs(3_600), "1h0m0s"),
+            (Duration::from_secs(3_661), "1h1m1s"),
+            (Duration::from_secs(90_000), "25h0m0s"),
+            (Duration::from_millis(1_500), "1.5s"),
+            (Duration::from_millis(10), "0.01s"),
+            (Duration::from_nanos(1), "0.000000001s"),
+            (Duration::from_nanos(1_000_000_001), "1.000000001s"),
+            (Duration::from_nanos(999_999_999), "0.999999999s"),
+            (Duration::from_millis(3_600_100), "1h0m0.1s"),
+        ];
+        for (duration, text) in cases {
+            assert_eq!(go_duration(duration), text);
+        }
+    }
+
+    #[test]
+    fn a_duration_beyond_gos_range_is_gos_longest() {
+        let longest = "2562047h47m16.854775807s";
+        assert_eq!(go_duration(Duration::MAX), longest);
+        assert_eq!(go_duration(Duration::from_nanos(u64::MAX)), longest);
+        assert_eq!(go_parse_duration(longest), Some(i64::MAX.unsigned_abs()));
+    }
+
+    proptest! {
+        #[test]
+        fn go_reads_back_the_very_nanosecond(nanos in prop_oneof![
+            1..10_000_000_000_u64,
+            1..=i64::MAX.unsigned_abs(),
+            (1..100_000_u64).prop_map(|seconds| seconds * 1_000_000_000),
+            (1..100_000_u64).prop_map(|millis| millis * 1_000_000),
+        ]) {
+            let text = go_duration(Duration::from_nanos(nanos));
+            prop_assert_eq!(go_parse_duration(&text), Some(nanos), "{}", text);
+        }
+
+        #[test]
+        fn any_key_is_one_segment_that_decodes_to_itself(key in "\\PC{1,64}") {
+            let encoded = segment(&key).to_string();
+            prop_assert!(
+                encoded.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_~.%".contains(&b)),
+                "{}", encoded
+            );
+            let decoded = percent_encoding::percent_decode_str(&encoded).decode_utf8().unwrap();
+            prop_assert_eq!(decoded, key);
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! What an answer means: the table of DESIGN.md as a pure function.
+//!
+//! | answer | verdict |
+//! | --- | --- |
+//! | 2xx; 404 or 410 to a DELETE; any answer whose body says `already replicated` | delivered |
+//! | 5xx, 408, 425, 429, and a status that HTTP does not know (600 and above) | retry |
+//! | any other 4xx, 3xx, and 1xx as the final answer | rejected |
+//!
+//! It also words the errors. They are read by operators and stored, so they are short, printable
+//! and say nothing of the write that is not already public.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::StatusCode;
+
+use super::request::segment;
+use crate::task::{Command, Timestamp, Verdict};
+
+/// The longest text of an error, in characters.
+const MAX_ERROR_CHARS: usize = 200;
+
+/// How much of a refusal's body is quoted, in characters: enough for a sentence.
+const MAX_QUOTE_CHARS: usize = 100;
+
+/// How many bytes of a value are enough to recognise it in an answer that repeats it, perhaps cut.
+const VALUE_MARK_BYTES: usize = 16;
+
+/// A replica is believed when it asks to be left alone, but not for longer than this: one with a
+/// wrong clock or a generous default (`Retry-After: 86400` is a common one of proxies) would else
+/// stay stale for a day after it is back.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(5 * 60);
+
+/// What a replica says that has had the write before.
+const ALREADY: &[u8] = b"already replicated";
+
+/// The part of an attempt that the verdict depends on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent<'a> {
+    pub(super) command: Command,
+    pub(super) key: &'a str,
+    pub(super) value: &'a [u8],
+}
+
+/// A replica's answer, as far as it was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answer<'a> {
+    pub(super) status: StatusCode,
+    pub(super) retry_after: Option<Duration>,
+    /// Not needed for a 2xx, which is decided by its status alone.
+    pub(super) body: &'a [u8],
+}
+
+/// What `answer` to `sent` means.
+pub(super) fn verdict(sent: &Sent<'_>, answer: &Answer<'_>) -> Verdict {
+    let status = answer.status;
+    let gone = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
+    if status.is_success()
+        || (sent.command == Command::Delete && gone)
+        || says_already_replicated(sent, answer.body)
+    {
+        Verdict::Delivered
+    } else if is_retryable(status) {
+        Verdict::Retry {
+            after: answer.retry_after,
+            error: worded(&format!("the replica answered {}", named(status))),
+        }
+    } else {
+        let quote = quote(sent, answer.body);
+        let colon = if quote.is_empty() { "" } else { ": " };
+        Verdict::Rejected {
+            error: worded(&format!("the replica refused it with {}{colon}{quote}", named(status))),
+        }
+    }
+}
+
+/// Whether the same request may be answered otherwise later.
+///
+/// A status of 600 or above is none that HTTP knows; RFC 9110 has it treated as a 5xx.
+fn is_retryable(status: StatusCode) -> bool {
+    status.as_u16() >= 500
+        || matches!(
+            status,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
+        )
+}
+
+/// Whether the replica says that it has the write.
+///
+/// Error pages repeat what they were asked. Where the write itself contains the phrase, finding
+/// it in the answer proves nothing, and to believe it could lose the write.
+fn says_already_replicated(sent: &Sent<'_>, body: &[u8]) -> bool {
+    find(body, ALREADY).is_some()
+        && find(sent.key.as_bytes(), ALREADY).is_none()
+        && find(sent.value, ALREADY).is_none()
+}
+
+/// The wait that a `Retry-After` asks for: seconds, or a date of HTTP seen from `now`.
+/// `None` where it is neither.
+pub(super) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+    let text = text.trim();
+    let wait = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        // Too many digits for a number are a long time, too.
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        let date = httpdate::parse_http_date(text).ok()?;
+        let since_epoch = date.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Timestamp(0).saturating_add(since_epoch).saturating_since(now)
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+/// An error of an attempt that had no answer, as a verdict.
+pub(super) fn unanswered(error: &str) -> Verdict {
+    Verdict::Retry { after: None, error: worded(error) }
+}
+
+/// An error of a request that cannot be sent at all, now or later.
+pub(super) fn unsendable(error: &str) -> Verdict {
+    Verdict::Rejected { error: worded(error) }
+}
+
+/// `503 Service Unavailable`, or the bare number of a status without a name.
+fn named(status: StatusCode) -> String {
+    match status.canonical_reason() {
+        Some(reason) => format!("{} {reason}", status.as_u16()),
+        None => status.as_u16().to_string(),
+    }
+}
+
+/// The beginning of a body, up to where it repeats the key or the value.
+fn quote(sent: &Sent<'_>, body: &[u8]) -> String {
+    let key = segment(sent.key).to_string();
+    let value = sent.value.get(..VALUE_MARK_BYTES).unwrap_or(sent.value);
+    let end = [sent.key.as_bytes(), key.as_bytes(), value]
+        .into_iter()
+        .filter_map(|secret| find(body, secret))
+        .min();
+    let body = end.and_then(|end| body.get(..end)).unwrap_or(body);
+    let text = printable(&String::from_utf8_lossy(body));
+    match end {
+        Some(_) if text.is_empty() => String::new(),
+        Some(_) => format!("{} …", first(&text, MAX_QUOTE_CHARS)),
+        None => first(&text, MAX_QUOTE_CHARS).to_owned(),
+    }
+}
+
+/// Makes a text fit for a log line and a row in the store.
+fn worded(text: &str) -> Arc<str> {
+    first(text, MAX_ERROR_CHARS).into()
+}
+
+/// Letters, digits, ASCII punctuation and single spaces: nothing that moves a terminal's cursor.
+fn printable(text: &str) -> String {
+    let safe = |c: char| c.is_alphanumeric() || c.is_ascii_graphic();
+    let words: Vec<&str> = text.split(|c| !safe(c)).filter(|w| !w.is_empty()).collect();
+    words.join(" ")
+}
+
+/// The first `chars` characters of a text.
+fn first(text: &str, chars: usize) -> &str {
+    let end = text.char_indices().nth(chars).map(|(at, _)| at);
+    end.and_then(|end| text.get(..end)).unwrap_or(text)
+}
+
+/// Where `needle` begins in `hay`; never for an empty one.
+fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
+    if needle.is_empty() {
+        return None;
+    }
+    hay.windows(needle.len()).position(|bytes| bytes == needle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PUT: Command = Command::Put { ttl: None };
+
+    fn sent(command: Command) -> Sent<'static> {
+        Sent { command, key: "the/key", value: b"the value of the write" }
+    }
+
+    fn verdict_on(command: Command, status: u16, body: &str) -> Verdict {
+        let answer = Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            retry_after: None,
+            body: body.as_bytes(),
+        };
+        verdict(&sent(command), &answer)
+    }
+
+    fn kind(verdict: &Verdict) -> &'static str {
+        match verdict {
+            Verdict::Delivered => "delivered",
+            Verdict::Retry { .. } => "retry",
+            Verdict::Rejected { .. } => "rejected",
+        }
+    }
+
+    fn text(verdict: Verdict) -> String {
+        match verdict {
+            Verdict::Delivered => panic!("no error in a delivery"),
+            Verdict::Retry { error, .. } | Verdict::Rejected { error } => error.to_string(),
+        }
+    }
+
+    /// Every status there is, by the three lines of the table.
+    #[test]
+    fn every_status_has_the_verdict_of_the_table() {
+        for command in [PUT, Command::Delete] {
+            for status in 100..1000 {
+                let expected = match status {
+                    200..300 => "delivered",
+                    404 | 410 if command == Command::Delete => "delivered",
+                    408 | 425 | 429 | 500.. => "retry",
+                    _ => "rejected",
+                };
+                let verdict = verdict_on(command, status, "");
+                assert_eq!(kind(&verdict), expected, "{status} to {command:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn already_replicated_is_delivered_whatever_the_status() {
+        for status in [101, 302, 400, 404, 409, 429, 500, 503] {
+            for command in [PUT, Command::Delete] {
+                let body = r#"{"error":"sequence 7 already replicated"}"#;
+                assert_eq!(verdict_on(command, status, body), Verdict::Delivered);
+            }
+        }
+        assert_eq!(kind(&verdict_on(PUT, 409, "already there")), "rejected");
+    }
+
+    #[test]
+    fn an_answer_that_only_repeats_the_write_does_not_deliver_it() {
+        let answer = Answer {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            retry_after: None,
+            body: b"cannot store 'already replicated'",
+        };
+        let in_key = Sent { key: "already replicated", ..sent(PUT) };
+        let in_value = Sent { value: b"a text that says already replicated", ..sent(PUT) };
+        assert_eq!(kind(&verdict(&in_key, &answer)), "retry");
+        assert_eq!(kind(&verdict(&in_value, &answer)), "retry");
+    }
+
+    #[test]
+    fn retry_after_goes_with_every_retryable_answer() {
+        for status in [408, 425, 429, 500, 503] {
+            let answer = Answer {
+                status: StatusCode::from_u16(status).unwrap(),
+                retry_after: Some(Duration::from_secs(7)),
+                body: b"",
+            };
+            let Verdict::Retry { after, .. } = verdict(&sent(PUT), &answer) else {
+                panic!("{status} is retryable");
+            };
+            assert_eq!(after, Some(Duration::from_secs(7)));
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_or_as_a_date() {
+        // Sun, 06 Nov 1994 08:49:37 GMT
+        let now = Timestamp(784_111_777_000_000_000);
+        let seconds = |s| Some(Duration::from_secs(s));
+        assert_eq!(retry_after("120", now), seconds(120));
+        assert_eq!(retry_after(" 0 ", now), seconds(0));
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:50:07 GMT", now), seconds(30));
+        assert_eq!(
+            retry_after("Sun, 06 Nov 1994 08:00:00 GMT", now),
+            seconds(0),
+            "a date in the past is now"
+        );
+        for nonsense in ["", "-1", "1.5", "soon", "12s", "+5"] {
+            assert_eq!(retry_after(nonsense, now), None, "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_believed_for_five_minutes_at_most() {
+        let now = Timestamp(784_111_777_000_000_000);
+        for long in ["301", "86400", "99999999999999999999999999", "Mon, 07 Nov 1994 08:49:37 GMT"]
+        {
+            assert_eq!(retry_after(long, now), Some(MAX_RETRY_AFTER), "{long}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_its_status_and_quotes_the_answer() {
+        assert_eq!(
+            text(verdict_on(PUT, 400, "value\n\tis \u{1b}[31mtoo   odd\0")),
+            "the replica refused it with 400 Bad Request: value is [31mtoo odd"
+        );
+        assert_eq!(text(verdict_on(PUT, 499, "")), "the replica refused it with 499");
+    }
+
+    #[test]
+    fn a_failure_says_its_status() {
+        assert_eq!(
+            text(verdict_on(PUT, 503, "<html>down</html>")),
+            "the replica answered 503 Service Unavailable"
+        );
+    }
+
+    #[test]
+    fn a_quote_ends_where_the_answer_repeats_the_key_or_the_value() {
+        for body in [
+            "no room for the/key at all",
+            "no room for the%2Fkey at all",
+            "no room for the value of the write at all",
+            "no room for the value of the wr",
+        ] {
+            let said = text(verdict_on(PUT, 400, body));
+            assert!(said.ends_with(": no room for …"), "{said}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_short_and_cut_between_characters() {
+        let long = "ü".repeat(1000);
+        let refused = text(verdict_on(PUT, 400, &long));
+        assert!(refused.ends_with('ü'));
+        assert_eq!(refused.matches('ü').count(), MAX_QUOTE_CHARS);
+        assert!(refused.chars().count() <= MAX_ERROR_CHARS);
+
+        let unanswered = text(unanswered(&long));
+        assert_eq!(unanswered.chars().count(), MAX_ERROR_CHARS);
+    }
+}

@@ -1,0 +1,108 @@
+//! The inbound side: HTTP requests in, calls of the daemon's [`Handle`] out, answers back.
+//!
+//! It owns the connections, the reading and checking of requests, and the words of every answer.
+//! It guarantees that
+//!
+//! - a write is handed to the daemon only when it is complete and valid, so that a client that
+//!   hangs up in the middle leaves nothing behind;
+//! - `success` is said only after the daemon said it;
+//! - nothing that a client does costs more than a configured share: the number of connections, the
+//!   bytes of bodies in memory, the size of one body, and the time that a client may take to send a
+//!   head, to send a body or to read its answer are all bounded;
+//! - every error of a handler is `{"error":"…"}` with a sentence that names the field or the limit,
+//!   and never quotes a value.
+//!
+//! It deliberately knows nothing of queues, replicas or disks, and keeps no state of a request
+//! beyond its answer. A head that is not HTTP/1.1, or is beyond the limits, is answered by hyper,
+//! without a body.
+//!
+//! To read: [`serve`], then `routes` for the map of paths and `replicate` for the path of one
+//! write, which uses `body` (bytes, bounded), `wire` (JSON) and `validate` (the rules). Every
+//! status code is made in `errors`.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::daemon::Handle;
+use crate::metrics::Users;
+
+mod body;
+mod connections;
+mod errors;
+mod health;
+mod memory_replica;
+mod metrics;
+mod replicate;
+mod routes;
+mod validate;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use memory_replica::MemoryReplica;
+
+/// What the server is told once, at the start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Under which name this replicator answers.
+    pub node_id: String,
+    /// Connections open at once. Beyond it the next ones wait in the listener's backlog.
+    pub max_connections: usize,
+    /// How long a client may take to send the head of a request, to send its body, and to go on
+    /// reading its answer; also how long a connection may be idle, and how long a request waits
+    /// for its share of `request_memory`.
+    pub client_timeout: Duration,
+    /// The longest body, in bytes.
+    pub max_body_bytes: usize,
+    /// The bodies of all requests that have no answer yet, in bytes together. One body of
+    /// `max_body_bytes` is always possible.
+    pub request_memory: usize,
+    /// The longest value, decoded, in bytes.
+    pub max_value_bytes: usize,
+    /// The longest key, in bytes.
+    pub max_key_bytes: usize,
+    /// The longest list of replicas, each counted once.
+    pub max_replicas: usize,
+}
+
+/// What all requests share.
+#[derive(Debug)]
+struct Inbound {
+    handle: Handle,
+    settings: Settings,
+    memory: body::Memory,
+    users: Mutex<Users>,
+}
+
+/// Serves requests from `listener` until `stop` resolves. Returns when it has stopped accepting
+/// and every request in flight has its answer.
+///
+/// A client that is in the middle of sending when `stop` resolves has its `client_timeout` as
+/// always; a strong write has the time that the daemon takes to decide it. Idle connections are
+/// closed at once. No error of a connection or of accepting ends it.
+///
+/// # Cancel safety
+///
+/// Dropped, it stops accepting; the connections that are open go on in their own tasks.
+pub async fn serve(
+    listener: TcpListener,
+    handle: Handle,
+    settings: Settings,
+    stop: impl Future<Output = ()>,
+) {
+    let limits = connections::Limits {
+        max_connections: settings.max_connections,
+        client_timeout: settings.client_timeout,
+    };
+    let inbound = Inbound {
+        memory: body::Memory::new(&settings),
+        users: Mutex::new(Users::default()),
+        handle,
+        settings,
+    };
+    let router = routes::router(Arc::new(inbound));
+    connections::accept(listener, router, &limits, stop).await;
+}

@@ -1,0 +1,189 @@
+//! The body of a request: read in full, within its size, its time and the memory that all share.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use axum::http::HeaderMap;
+use axum::http::header::EXPECT;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::Settings;
+use super::errors::Problem;
+
+/// Memory is counted in pages of so many bytes, so that a body of any size fits the semaphore's
+/// counts.
+const PAGE_BYTES: usize = 1024;
+
+/// A body whose length nobody announced is charged in steps of so many bytes, not frame by frame.
+const STEP_BYTES: usize = 64 * 1024;
+
+/// The memory that the bodies of all requests share, and the bounds of one of them.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pages: Semaphore,
+    max_body_bytes: usize,
+    client_timeout: Duration,
+}
+
+/// A share of [`Memory`], free again when it is dropped. A request keeps it until its answer, for
+/// what was read lives on as the value.
+pub(super) type Share<'a> = SemaphorePermit<'a>;
+
+/// Why a body could not be had.
+enum Failure {
+    TooLarge,
+    TooSlow,
+    NoMemory,
+    BrokenOff,
+}
+
+impl Memory {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let bytes = settings.request_memory.max(settings.max_body_bytes);
+        Self {
+            pages: Semaphore::new(pages(bytes).min(Semaphore::MAX_PERMITS)),
+            max_body_bytes: settings.max_body_bytes,
+            client_timeout: settings.client_timeout,
+        }
+    }
+
+    /// Reads `body` to its end.
+    ///
+    /// # Errors
+    ///
+    /// 413 beyond the limit, before anything is read where the length is announced; 408 when it
+    /// takes longer than the client may; 503 when the memory is in use for so long.
+    pub(super) async fn read(
+        &self,
+        headers: &HeaderMap,
+        mut body: Body,
+        retry_after: Duration,
+    ) -> Result<(Bytes, Share<'_>), Problem> {
+        let failure = match self.collect(&mut body).await {
+            Ok(read) => return Ok(read),
+            Err(failure) => failure,
+        };
+        match failure {
+            Failure::TooLarge => {
+                self.discard(headers, body);
+                Err(Problem::TooLarge(format!(
+                    "the body is longer than the limit of {} bytes",
+                    self.max_body_bytes
+                )))
+            }
+            Failure::TooSlow => Err(Problem::TooSlow(self.client_timeout)),
+            Failure::NoMemory => {
+                self.discard(headers, body);
+                Err(Problem::Unavailable {
+                    error: "too many large requests are in flight".to_owned(),
+                    retry_after,
+                })
+            }
+            Failure::BrokenOff => {
+                Err(Problem::Invalid("the body broke off before its end".to_owned()))
+            }
+        }
+    }
+
+    /// Reads on what the client is still sending and throws it away, behind the answer and within
+    /// the client timeout. Closing at once would reset the connection, and most clients would
+    /// report that instead of the answer.
+    pub(super) fn discard(&self, headers: &HeaderMap, mut body: Body) {
+        // Whoever waits for a `100 Continue` sends nothing once it has the answer; reading would
+        // make hyper send the `100` after it.
+        if headers.contains_key(EXPECT) || body.is_end_stream() {
+            return;
+        }
+        let rest = async move { while let Some(Ok(_)) = body.frame().await {} };
+        tokio::spawn(tokio::time::timeout(self.client_timeout, rest));
+    }
+
+    async fn collect(&self, body: &mut Body) -> Result<(Bytes, Share<'_>), Failure> {
+        let announced = body.size_hint().exact();
+        // Beyond what can be addressed is beyond any limit.
+        let length = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+        if length.is_some_and(|length| length > self.max_body_bytes) {
+            return Err(Failure::TooLarge);
+        }
+        let mut charged = length.unwrap_or(STEP_BYTES.min(self.max_body_bytes));
+        let mut share = self.reserve(charged).await?;
+        let mut late = pin!(tokio::time::sleep(self.client_timeout));
+        let mut whole = Gathered::default();
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                () = &mut late => return Err(Failure::TooSlow),
+            };
+            let Some(frame) = frame else {
+                return Ok((whole.finish(), share));
+            };
+            // Trailers carry nothing that is asked for here.
+            let Ok(data) = frame.map_err(|_| Failure::BrokenOff)?.into_data() else {
+                continue;
+            };
+            let total = whole.len().saturating_add(data.len());
+            if total > self.max_body_bytes {
+                return Err(Failure::TooLarge);
+            }
+            if total > charged {
+                let step = STEP_BYTES.max(total - charged);
+                // Never beyond the one longest body, for which there is always memory.
+                let step = step.min(self.max_body_bytes - charged);
+                share.merge(self.reserve(step).await?);
+                charged = charged.saturating_add(step);
+            }
+            whole.push(data, charged);
+        }
+    }
+
+    /// A share of so many bytes, at once where possible.
+    async fn reserve(&self, bytes: usize) -> Result<Share<'_>, Failure> {
+        let count = u32::try_from(pages(bytes)).map_err(|_| Failure::TooLarge)?;
+        if let Ok(share) = self.pages.try_acquire_many(count) {
+            return Ok(share);
+        }
+        let share = self.pages.acquire_many(count);
+        match tokio::time::timeout(self.client_timeout, share).await {
+            Ok(Ok(share)) => Ok(share),
+            Ok(Err(_)) | Err(_) => Err(Failure::NoMemory),
+        }
+    }
+}
+
+fn pages(bytes: usize) -> usize {
+    bytes.div_ceil(PAGE_BYTES)
+}
+
+/// Frames put together. A body in one frame, as nearly all are, is not copied.
+#[derive(Default)]
+struct Gathered {
+    first: Bytes,
+    joined: BytesMut,
+}
+
+impl Gathered {
+    fn len(&self) -> usize {
+        self.first.len().saturating_add(self.joined.len())
+    }
+
+    /// Adds `data` to a body that is going to be `length` bytes long, as far as one knows.
+    fn push(&mut self, data: Bytes, length: usize) {
+        if self.len() == 0 {
+            self.first = data;
+            return;
+        }
+        if self.joined.is_empty() {
+            self.joined.reserve(length);
+            self.joined.extend_from_slice(&std::mem::take(&mut self.first));
+        }
+        self.joined.extend_from_slice(&data);
+    }
+
+    fn finish(self) -> Bytes {
+        if self.joined.is_empty() { self.first } else { self.joined.freeze() }
+    }
+}

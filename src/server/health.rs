@@ -1,0 +1,77 @@
+//! `GET /health`, `/livez`, `/readyz`: for people, for whoever restarts, for whoever routes.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Serialize;
+use serde_json::json;
+
+use super::Inbound;
+use super::errors::{ok, unavailable};
+use crate::daemon::Health;
+
+/// From so many hundredths of the queue's capacity on the replicator is degraded.
+const DEGRADED_PERCENT: u128 = 90;
+
+/// How the replicator is, as `/health` says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Healthy,
+    Degraded,
+    Unhealthy,
+}
+
+/// How full the queue is, or that nothing can be accepted: 503 only for that.
+pub(super) async fn health(State(inbound): State<Arc<Inbound>>) -> Response {
+    let failed = matches!(inbound.handle.health(), Health::StoreFailed(_));
+    let snapshot = inbound.handle.snapshot().await;
+    let queue_size = snapshot.as_ref().map(|snapshot| snapshot.queue_tasks);
+    let status = match snapshot {
+        Some(snapshot) if !failed => status(snapshot.queue_tasks, snapshot.queue_capacity),
+        _ => Status::Unhealthy,
+    };
+    let body = json!({ "status": status, "service": "replicator", "queue_size": queue_size });
+    match status {
+        Status::Healthy | Status::Degraded => ok(&body),
+        Status::Unhealthy => unavailable(&body),
+    }
+}
+
+/// The process answers. Whether it can be of use, `/readyz` says.
+pub(super) async fn livez() -> Response {
+    ok(&json!({ "status": "alive" }))
+}
+
+/// Whether a write would be accepted now, as far as one knows.
+pub(super) async fn readyz(State(inbound): State<Arc<Inbound>>) -> Response {
+    let error = match inbound.handle.health() {
+        Health::Serving => return ok(&json!({ "status": "ready" })),
+        Health::Draining => "the replicator is shutting down",
+        // Its reason names paths and goes to the log.
+        Health::StoreFailed(_) => "the store has failed and nothing is accepted until a restart",
+    };
+    unavailable(&json!({ "status": "not ready", "error": error }))
+}
+
+fn status(tasks: u64, capacity: u64) -> Status {
+    let full = u128::from(tasks) * 100 >= u128::from(capacity) * DEGRADED_PERCENT;
+    if full { Status::Degraded } else { Status::Healthy }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_is_degraded_from_ninety_percent_on() {
+        assert_eq!(status(0, 1_000), Status::Healthy);
+        assert_eq!(status(899, 1_000), Status::Healthy);
+        assert_eq!(status(900, 1_000), Status::Degraded);
+        assert_eq!(status(1_000, 1_000), Status::Degraded);
+        assert_eq!(status(8, 9), Status::Healthy);
+        assert_eq!(status(9, 9), Status::Degraded);
+        assert_eq!(status(u64::MAX, u64::MAX), Status::Degraded);
+    }
+}

@@ -1,0 +1,149 @@
+//! A replica in memory, the other side of the wire, for the demo: `PUT`, `GET` and `DELETE` on
+//! `/store/{key}`, with times to live.
+//!
+//! It behaves as the nodes that are known do: a key is exactly what its percent-encoded path
+//! segment says, the DELETE of a missing key is a 404, and a `ttl` that cannot be read or is not
+//! positive means for ever. It keeps nothing over its end and is no store for anything real.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use axum::routing::put;
+use serde::Deserialize;
+use tokio::net::TcpListener;
+
+use crate::server::connections::{self, Limits};
+use crate::server::errors::{Problem, bytes, done};
+use crate::task::Timestamp;
+
+/// What a key can hold here, in bytes.
+const MAX_VALUE_BYTES: usize = 64 << 20;
+
+/// How patient it is with its clients.
+const LIMITS: Limits = Limits { max_connections: 1024, client_timeout: Duration::from_secs(30) };
+
+/// The data of one replica. Cheap to clone; clones share it.
+#[derive(Clone, Debug)]
+pub struct MemoryReplica {
+    entries: Arc<Mutex<HashMap<String, Entry>>>,
+    /// Reads the wall clock.
+    clock: fn() -> Timestamp,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    value: Bytes,
+    expires_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PutQuery {
+    ttl: Option<String>,
+}
+
+impl MemoryReplica {
+    /// An empty one.
+    #[must_use]
+    pub fn new(clock: fn() -> Timestamp) -> Self {
+        Self { entries: Arc::default(), clock }
+    }
+
+    /// Serves it from `listener` until `stop` resolves; then its connections are closed.
+    pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = ()>) {
+        connections::accept(listener, self.router(), &LIMITS, stop).await;
+    }
+
+    fn router(&self) -> Router {
+        let resource = put(store).get(load).delete(remove);
+        Router::new()
+            .route("/store/{key}", resource)
+            .layer(axum::extract::DefaultBodyLimit::max(MAX_VALUE_BYTES))
+            .with_state(self.clone())
+    }
+
+    /// What it holds for `key` now.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<Bytes> {
+        let now = (self.clock)();
+        let entries = self.entries();
+        let entry = entries.get(key)?;
+        entry.expires_at.is_none_or(|end| end > now).then(|| entry.value.clone())
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn store(
+    State(replica): State<MemoryReplica>,
+    Path(key): Path<String>,
+    Query(query): Query<PutQuery>,
+    value: Bytes,
+) -> Response {
+    let ttl = query.ttl.as_deref().and_then(parse_go_duration);
+    let expires_at = ttl.map(|ttl| (replica.clock)().saturating_add(ttl));
+    replica.entries().insert(key, Entry { value, expires_at });
+    done()
+}
+
+async fn load(
+    State(replica): State<MemoryReplica>,
+    Path(key): Path<String>,
+) -> Result<Response, Problem> {
+    replica.get(&key).map(bytes).ok_or(Problem::NotFound)
+}
+
+async fn remove(
+    State(replica): State<MemoryReplica>,
+    Path(key): Path<String>,
+) -> Result<Response, Problem> {
+    let held = replica.get(&key).is_some();
+    replica.entries().remove(&key);
+    if held { Ok(done()) } else { Err(Problem::NotFound) }
+}
+
+/// Reads a positive duration as Go's `time.ParseDuration` does: `1h0m0s`, `1.5s`, `300ms`.
+fn parse_go_duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+        let (number, tail) = rest.split_at(digits);
+        let unit_end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        total += number.parse::<f64>().ok()? * seconds;
+        rest = tail;
+    }
+    Duration::try_from_secs_f64(total).ok().filter(|ttl| !ttl.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ttl_reads_as_a_go_duration_or_not_at_all() {
+        assert_eq!(parse_go_duration("1h0m1.5s"), Some(Duration::from_millis(3_601_500)));
+        assert_eq!(parse_go_duration("300ms"), Some(Duration::from_millis(300)));
+        assert_eq!(parse_go_duration("0s"), None);
+        assert_eq!(parse_go_duration("5"), None);
+        assert_eq!(parse_go_duration("s"), None);
+        assert_eq!(parse_go_duration(""), None);
+        assert_eq!(parse_go_duration("-1s"), None);
+    }
+}

@@ -1,0 +1,79 @@
+//! `POST /replicate`: one write, from its first byte to its answer.
+
+use std::sync::{Arc, PoisonError};
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde::Serialize;
+
+use super::Inbound;
+use super::errors::{Problem, accepted, as_spelled, ok};
+use super::validate::{self, Write};
+use crate::daemon::{Health, Refusal};
+use crate::task::{Consistency, NewTask};
+
+/// What a client hears of an accepted write.
+#[derive(Serialize)]
+struct Success<'a> {
+    success: bool,
+    node_id: &'a str,
+    task_id: String,
+    /// A strong write's alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acked_nodes: Option<Vec<String>>,
+}
+
+/// Reads the write, checks it, hands it to the daemon and says how it went.
+///
+/// # Cancel safety
+///
+/// When the client hangs up before its request is complete, nothing has happened. After that the
+/// write belongs to the daemon, answer or not.
+pub(super) async fn replicate(
+    State(inbound): State<Arc<Inbound>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let Inbound { handle, settings, memory, .. } = &*inbound;
+    let (head, body) = request.into_parts();
+    // Before the body: a client should not send megabytes to hear that.
+    if let Some(refusal) = refusal(&handle.health()) {
+        memory.discard(&head.headers, body);
+        return Err(Problem::refused(&refusal, &[], handle));
+    }
+    let (body, _share) = memory.read(&head.headers, body, handle.retry_after()).await?;
+    let Write { task, spelled } = validate::write(&body, settings)?;
+    drop(body);
+    inbound.count_user(&task);
+    let consistency = task.consistency;
+    let taken = handle.replicate(task).await;
+    let taken = taken.map_err(|refusal| Problem::refused(&refusal, &spelled, handle))?;
+    let success = |acked_nodes| Success {
+        success: true,
+        node_id: &settings.node_id,
+        task_id: taken.id.to_string(),
+        acked_nodes,
+    };
+    Ok(match consistency {
+        Consistency::Eventual => accepted(&success(None)),
+        Consistency::Strong => ok(&success(Some(as_spelled(&spelled, &taken.acked)))),
+    })
+}
+
+fn refusal(health: &Health) -> Option<Refusal> {
+    match health {
+        Health::Serving => None,
+        Health::Draining => Some(Refusal::Draining),
+        Health::StoreFailed(_) => Some(Refusal::StoreFailed),
+    }
+}
+
+impl Inbound {
+    fn count_user(&self, task: &NewTask) {
+        let Some(user) = &task.user_id else { return };
+        let bytes = task.key.len().saturating_add(task.value.len());
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        // Counters are right enough whatever panicked while it held them.
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        users.record(user, bytes);
+    }
+}

@@ -1,0 +1,548 @@
+//! The server on a real socket, over a daemon that says what the test wants.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+use crate::daemon::{Accepted, Health, Refusal, Request};
+use crate::metrics::Snapshot;
+use crate::task::{NewTask, ReplicaIndex, TaskId};
+
+/// No test waits for anything longer than this.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const WRITE: &str = r#"{"key":"k","value":"dg==","operation":"SET","user_id":"u","replica_nodes":["http://A/","http://b"]}"#;
+
+/// A server and the daemon's end of it.
+struct Server {
+    address: SocketAddr,
+    requests: mpsc::UnboundedReceiver<Request>,
+    health: watch::Sender<Health>,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+fn settings() -> Settings {
+    Settings {
+        node_id: "node-7".to_owned(),
+        max_connections: 100,
+        client_timeout: PATIENCE,
+        max_body_bytes: 200_000,
+        request_memory: 1_000_000,
+        max_value_bytes: 150_000,
+        max_key_bytes: 100,
+        max_replicas: 8,
+    }
+}
+
+/// Settings under which a slow client is cut soon.
+fn impatient() -> Settings {
+    Settings { client_timeout: Duration::from_millis(100), ..settings() }
+}
+
+async fn start(settings: Settings) -> Server {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (handle, requests, health) = Handle::for_tests();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(serve(listener, handle, settings, async {
+        let _ = stopped.await;
+    }));
+    Server { address, requests, health, stop, serving }
+}
+
+impl Server {
+    /// Lets a daemon answer that accepts all with these acknowledgements and has these figures.
+    fn answer_all(mut self, acked: Vec<ReplicaIndex>, snapshot: Snapshot) -> SocketAddr {
+        tokio::spawn(async move {
+            while let Some(request) = self.requests.recv().await {
+                match request {
+                    Request::Replicate { reply, .. } => {
+                        let id = TaskId(42);
+                        let acked = acked.clone();
+                        let _ = reply.send(Ok(Accepted { id, acked }));
+                    }
+                    Request::Snapshot { reply } => {
+                        let _ = reply.send(Box::new(snapshot.clone()));
+                    }
+                }
+            }
+            drop((self.health, self.stop));
+        });
+        self.address
+    }
+
+    async fn next_write(&mut self) -> (NewTask, oneshot::Sender<Result<Accepted, Refusal>>) {
+        match timeout(PATIENCE, self.requests.recv()).await.unwrap() {
+            Some(Request::Replicate { new, reply }) => (*new, reply),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// An answer, taken apart.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        assert!(self.head.contains("content-type: application/json\r\n"));
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    #[track_caller]
+    fn is_error(&self, status: u16, sentence: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.json(), json!({ "error": sentence }));
+    }
+}
+
+/// A client that writes what it likes.
+struct Client(TcpStream);
+
+impl Client {
+    async fn connect(address: SocketAddr) -> Self {
+        Self(TcpStream::connect(address).await.unwrap())
+    }
+
+    async fn send(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    async fn post(&mut self, body: &str) {
+        let length = body.len();
+        self.send(&format!(
+            "POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n{body}"
+        ))
+        .await;
+    }
+
+    async fn get(&mut self, path: &str, headers: &str) -> Answer {
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n{headers}\r\n")).await;
+        self.answer().await
+    }
+
+    /// Reads one answer, and nothing behind it.
+    async fn answer(&mut self) -> Answer {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(timeout(PATIENCE, self.0.read_u8()).await.unwrap().unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "))
+            .map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        timeout(PATIENCE, self.0.read_exact(&mut body)).await.unwrap().unwrap();
+        Answer {
+            status: head[9..12].parse().unwrap(),
+            head,
+            body: String::from_utf8(body).unwrap(),
+        }
+    }
+
+    /// Waits until the other side has closed, whatever it says before.
+    async fn closed(mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        // Reset is as closed as closed.
+        let _ = timeout(PATIENCE, self.0.read_to_end(&mut rest))
+            .await
+            .expect("the server should have closed the connection");
+        rest
+    }
+}
+
+async fn posted(address: SocketAddr, body: &str) -> Answer {
+    let mut client = Client::connect(address).await;
+    client.post(body).await;
+    client.answer().await
+}
+
+#[tokio::test]
+async fn an_eventual_write_is_handed_in_whole_and_accepted_with_a_202() {
+    let mut server = start(settings()).await;
+    let mut client = Client::connect(server.address).await;
+    client.post(WRITE).await;
+    let (task, reply) = server.next_write().await;
+    assert_eq!((task.key.as_str(), &task.value[..]), ("k", &b"v"[..]));
+    let id = TaskId(42);
+    reply.send(Ok(Accepted { id, acked: vec![] })).unwrap();
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 202);
+    assert_eq!(answer.json(), json!({"success": true, "node_id": "node-7", "task_id": "42"}));
+}
+
+#[tokio::test]
+async fn a_strong_write_names_who_acknowledged_as_the_client_spelled_them() {
+    let address = start(settings()).await.answer_all(vec![ReplicaIndex(0)], Snapshot::default());
+    let strong = WRITE.replace("\"key\"", "\"consistency\":\"strong\",\"key\"");
+    let answer = posted(address, &strong).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.json(),
+        json!({
+            "success": true, "node_id": "node-7", "task_id": "42", "acked_nodes": ["http://A/"],
+        })
+    );
+}
+
+#[tokio::test]
+async fn a_strong_write_without_its_majority_is_a_503_that_says_what_goes_on() {
+    let mut server = start(settings()).await;
+    let mut client = Client::connect(server.address).await;
+    client.post(WRITE).await;
+    let (_, reply) = server.next_write().await;
+    let refusal = Refusal::NoMajority {
+        id: TaskId(42),
+        needed: 2,
+        acked: vec![ReplicaIndex(1)],
+        failed: vec![ReplicaIndex(0)],
+    };
+    let error = refusal.to_string();
+    reply.send(Err(refusal)).unwrap();
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(
+        answer.json(),
+        json!({
+            "success": false, "error": error, "task_id": "42",
+            "acked_nodes": ["http://b"], "failed_nodes": ["http://A/"],
+        })
+    );
+}
+
+#[tokio::test]
+async fn a_full_queue_is_a_503_that_says_when_to_come_again() {
+    let mut server = start(settings()).await;
+    let mut client = Client::connect(server.address).await;
+    client.post(WRITE).await;
+    let (_, reply) = server.next_write().await;
+    let full = "the queue holds 1000 tasks, its limit";
+    reply.send(Err(Refusal::Full(full.to_owned()))).unwrap();
+    let answer = client.answer().await;
+    answer.is_error(503, full);
+    assert!(answer.head.contains("retry-after: 2\r\n"));
+}
+
+#[tokio::test]
+async fn a_daemon_that_accepts_nothing_is_said_before_the_body_is_read() {
+    let server = start(settings()).await;
+    let head = "POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n";
+    for (health, word) in [
+        (Health::Draining, "shutting down"),
+        (Health::StoreFailed("disk".into()), "the store has failed"),
+    ] {
+        server.health.send_replace(health);
+        let mut client = Client::connect(server.address).await;
+        client.send(head).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 503);
+        assert!(answer.json()["error"].as_str().unwrap().contains(word));
+        assert!(answer.head.contains("retry-after: 2\r\n"));
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_breaks_a_rule_is_a_400_that_names_it() {
+    let server = start(settings()).await;
+    let answer = posted(server.address, &WRITE.replace("SET", "PUT")).await;
+    answer.is_error(400, r#"field "operation" must be "SET" or "DELETE", got the string "PUT""#);
+    let answer = posted(server.address, "").await;
+    answer.is_error(400, "the body is not a JSON object");
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_a_404_and_what_is_not_done_a_405() {
+    let server = start(settings()).await;
+    let mut client = Client::connect(server.address).await;
+    for path in ["/", "/replicate/", "/nothing"] {
+        let answer = client.get(path, "").await;
+        answer.is_error(404, "there is nothing under this path");
+    }
+    let answer = client.get("/replicate", "").await;
+    answer.is_error(
+        405,
+        "this path does not answer this method, the Allow header says which it does",
+    );
+    assert!(answer.head.contains("allow: POST\r\n"), "{}", answer.head);
+}
+
+#[tokio::test]
+async fn a_body_announced_too_long_is_refused_before_it_is_sent() {
+    let server = start(settings()).await;
+    let sentence = "the body is longer than the limit of 200000 bytes";
+    let head = "POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: 200001\r\n";
+    for expect in ["", "expect: 100-continue\r\n"] {
+        let mut client = Client::connect(server.address).await;
+        client.send(&format!("{head}{expect}\r\n")).await;
+        client.answer().await.is_error(413, sentence);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_a_body_too_long_to_its_end_still_gets_the_413() {
+    let server = start(settings()).await;
+    let mut client = Client::connect(server.address).await;
+    client.post(&"x".repeat(20_000_000)).await;
+    assert_eq!(client.answer().await.status, 413);
+    // And the connection is as good as before.
+    assert_eq!(client.get("/livez", "").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_body_in_chunks_is_put_together() {
+    let mut server = start(settings()).await;
+    let mut client = Client::connect(server.address).await;
+    let value = "ä".repeat(70_000);
+    let body = WRITE.replace("dg==", &value);
+    let (first, second) = body.split_at(body.len() - 7);
+    client.send("POST /replicate HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    for chunk in [first, second, ""] {
+        let length = chunk.len();
+        client.send(&format!("{length:x}\r\n{chunk}\r\n")).await;
+    }
+    let (task, _) = server.next_write().await;
+    assert_eq!(task.value, value.as_bytes());
+}
+
+#[tokio::test]
+async fn a_body_in_chunks_that_grows_too_long_is_a_413() {
+    let server = start(settings()).await;
+    let mut client = Client::connect(server.address).await;
+    client.send("POST /replicate HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    let chunk = "x".repeat(0x8000);
+    for _ in 0..7 {
+        client.send(&format!("8000\r\n{chunk}\r\n")).await;
+    }
+    let answer = client.answer().await;
+    answer.is_error(413, "the body is longer than the limit of 200000 bytes");
+}
+
+#[tokio::test]
+async fn whoever_expects_a_100_gets_it_and_then_the_answer() {
+    let mut server = start(settings()).await;
+    let mut client = Client::connect(server.address).await;
+    let length = WRITE.len();
+    client
+        .send(&format!(
+            "POST /replicate HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+        ))
+        .await;
+    assert_eq!(client.answer().await.status, 100);
+    client.send(WRITE).await;
+    server.next_write().await;
+}
+
+#[tokio::test]
+async fn a_connection_carries_many_writes() {
+    let address = start(settings()).await.answer_all(vec![], Snapshot::default());
+    let mut client = Client::connect(address).await;
+    for _ in 0..5 {
+        client.post(WRITE).await;
+        assert_eq!(client.answer().await.status, 202);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_to_send_its_head_is_cut() {
+    let server = start(impatient()).await;
+    let mut client = Client::connect(server.address).await;
+    client.send("POST /replicate HTTP/1.1\r\nhos").await;
+    client.closed().await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed() {
+    let server = start(impatient()).await;
+    let mut client = Client::connect(server.address).await;
+    assert_eq!(client.get("/livez", "").await.status, 200);
+    assert_eq!(client.closed().await, b"");
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_to_send_its_body_gets_a_408() {
+    let server = start(impatient()).await;
+    let mut client = Client::connect(server.address).await;
+    client.send("POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n{").await;
+    let answer = client.answer().await;
+    answer.is_error(408, "the body did not arrive within 0.1 seconds");
+    assert!(answer.head.contains("connection: close\r\n"));
+    client.closed().await;
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_its_answers_is_cut() {
+    let server = start(impatient()).await;
+    let mut client = Client::connect(server.address).await;
+    let many = "GET /nothing HTTP/1.1\r\nhost: h\r\n\r\n".repeat(1_000);
+    let flood = async { while client.0.write_all(many.as_bytes()).await.is_ok() {} };
+    timeout(PATIENCE, flood).await.unwrap();
+}
+
+#[tokio::test]
+async fn memory_in_use_is_a_503_for_the_next_large_body() {
+    let settings = Settings { request_memory: 200_000, ..impatient() };
+    let mut server = start(settings).await;
+    let large = WRITE.replace("dg==", &"MTIz".repeat(40_000));
+    let mut first = Client::connect(server.address).await;
+    first.post(&large).await;
+    let (_, reply) = server.next_write().await;
+
+    let refused = posted(server.address, &large).await;
+    refused.is_error(503, "too many large requests are in flight");
+    assert!(refused.head.contains("retry-after: 2\r\n"));
+
+    let id = TaskId(1);
+    reply.send(Ok(Accepted { id, acked: vec![] })).unwrap();
+    assert_eq!(first.answer().await.status, 202);
+    let mut next = Client::connect(server.address).await;
+    next.post(&large).await;
+    server.next_write().await;
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_in_the_middle_leaves_nothing_behind() {
+    let mut server = start(settings()).await;
+    let mut cut = Client::connect(server.address).await;
+    let length = WRITE.len();
+    cut.send(&format!(
+        "POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n{}",
+        &WRITE[..length - 1]
+    ))
+    .await;
+    cut.0.shutdown().await.unwrap();
+    cut.closed().await;
+    // The first that the daemon hears is the write after it.
+    let mut client = Client::connect(server.address).await;
+    client.post(&WRITE.replace("\"k\"", "\"later\"")).await;
+    assert_eq!(server.next_write().await.0.key, "later");
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_side_behind_its_write_is_answered() {
+    let mut server = start(settings()).await;
+    let mut client = Client::connect(server.address).await;
+    client.post(WRITE).await;
+    client.0.shutdown().await.unwrap();
+    let (_, reply) = server.next_write().await;
+    let id = TaskId(1);
+    reply.send(Ok(Accepted { id, acked: vec![] })).unwrap();
+    assert_eq!(client.answer().await.status, 202);
+}
+
+#[tokio::test]
+async fn beyond_the_connections_allowed_the_next_one_waits() {
+    let settings = Settings { max_connections: 1, ..settings() };
+    let server = start(settings).await;
+    let mut first = Client::connect(server.address).await;
+    assert_eq!(first.get("/livez", "").await.status, 200);
+    let mut second = Client::connect(server.address).await;
+    second.send("GET /livez HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    // The first is served on while the second has nothing.
+    assert_eq!(first.get("/livez", "").await.status, 200);
+    assert!(second.0.try_read(&mut [0]).is_err());
+    drop(first);
+    assert_eq!(second.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn stopping_waits_for_the_request_in_flight_and_for_no_idle_connection() {
+    let mut server = start(settings()).await;
+    let mut idle = Client::connect(server.address).await;
+    assert_eq!(idle.get("/livez", "").await.status, 200);
+    let silent = Client::connect(server.address).await;
+    let mut client = Client::connect(server.address).await;
+    client.post(WRITE).await;
+    let (_, reply) = server.next_write().await;
+
+    server.stop.send(()).unwrap();
+    idle.closed().await;
+    silent.closed().await;
+    assert!(TcpStream::connect(server.address).await.is_err());
+    assert!(!server.serving.is_finished());
+
+    let id = TaskId(1);
+    reply.send(Ok(Accepted { id, acked: vec![] })).unwrap();
+    assert_eq!(client.answer().await.status, 202);
+    client.closed().await;
+    timeout(PATIENCE, server.serving).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn metrics_are_json_or_text_as_is_asked_for() {
+    let address = start(settings()).await.answer_all(vec![], Snapshot::default());
+    let mut client = Client::connect(address).await;
+    let json = client.get("/metrics", "accept: */*\r\n").await;
+    assert_eq!((json.status, &json.json()["queue_size"]), (200, &json!(0)));
+    let text = client.get("/metrics", "accept: text/plain\r\n").await;
+    assert_eq!(text.status, 200);
+    assert!(text.head.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"));
+    assert!(serde_json::from_str::<Value>(&text.body).is_err());
+}
+
+#[tokio::test]
+async fn users_are_counted_by_their_valid_writes() {
+    let address = start(settings()).await.answer_all(vec![], Snapshot::default());
+    posted(address, WRITE).await;
+    posted(address, &WRITE.replace("SET", "PUT")).await;
+    posted(address, &WRITE.replace("\"u\"", "null")).await;
+    let mut client = Client::connect(address).await;
+    let users = client.get("/metrics/users", "").await;
+    assert_eq!(users.status, 200);
+    assert_eq!(users.json(), json!({"users": [{"user_id": "u", "requests": 1, "bytes": 2}]}));
+}
+
+#[tokio::test]
+async fn health_says_how_full_the_queue_is() {
+    for (tasks, status) in [(899, "healthy"), (900, "degraded")] {
+        let snapshot =
+            Snapshot { queue_tasks: tasks, queue_capacity: 1_000, ..Snapshot::default() };
+        let address = start(settings()).await.answer_all(vec![], snapshot);
+        let answer = Client::connect(address).await.get("/health", "").await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(
+            answer.json(),
+            json!({"status": status, "service": "replicator", "queue_size": tasks})
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_failed_store_is_unhealthy_and_not_ready_but_alive() {
+    let server = start(settings()).await;
+    server.health.send_replace(Health::StoreFailed("/secret/path: EIO".into()));
+    let address = server.address;
+    // The daemon is gone as well.
+    drop(server.requests);
+    let mut client = Client::connect(address).await;
+    let health = client.get("/health", "").await;
+    assert_eq!(health.status, 503);
+    assert_eq!(health.json()["status"], "unhealthy");
+    let ready = client.get("/readyz", "").await;
+    assert_eq!(ready.status, 503);
+    assert!(ready.body.contains("the store has failed") && !ready.body.contains("secret"));
+    let alive = client.get("/livez", "").await;
+    assert_eq!((alive.status, alive.json()), (200, json!({"status": "alive"})));
+    assert_eq!(client.get("/metrics", "").await.status, 503);
+}
+
+#[tokio::test]
+async fn a_draining_daemon_is_alive_and_not_ready() {
+    let server = start(settings()).await;
+    let mut client = Client::connect(server.address).await;
+    assert_eq!(client.get("/readyz", "").await.status, 200);
+    server.health.send_replace(Health::Draining);
+    assert_eq!(client.get("/readyz", "").await.status, 503);
+    assert_eq!(client.get("/livez", "").await.status, 200);
+}

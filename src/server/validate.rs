@@ -1,0 +1,232 @@
+//! The rules of a write: what a body must say to become a [`NewTask`].
+//!
+//! Every rule that is broken is one sentence which names the field, what it must be and what it
+//! is; of `value` it never shows what it is. The first broken rule ends the reading.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+
+use super::Settings;
+use super::errors::Problem;
+use super::wire::{Fields, Json, MAX_ENTRIES, shown};
+use crate::task::{Consistency, NewTask, Node, Operation};
+
+#[cfg(test)]
+mod tests;
+
+/// The longest user id, in bytes.
+const MAX_USER_ID_BYTES: usize = 256;
+
+/// The longest time to live, in nanoseconds: what the clients' own type for it can hold.
+const MAX_TTL_NANOS: u64 = i64::MAX.unsigned_abs();
+
+/// A valid write.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) task: NewTask,
+    /// The replicas of `task`, in its order, as the client spelled them first.
+    pub(super) spelled: Vec<String>,
+}
+
+/// Reads the write that `body` asks for.
+///
+/// # Errors
+///
+/// 413 for a value beyond its limit, 400 for everything else.
+pub(super) fn write(body: &[u8], settings: &Settings) -> Result<Write, Problem> {
+    let fields = fields(body)?;
+    let key = key(fields.key, settings.max_key_bytes)?;
+    let operation = operation(fields.operation)?;
+    let ttl = ttl(&fields.ttl)?;
+    let (value, ttl) = match operation {
+        Operation::Set => {
+            let encoding = encoding(fields.value_encoding)?;
+            (value(fields.value, encoding, settings.max_value_bytes)?, ttl)
+        }
+        Operation::Delete => (Bytes::new(), None),
+    };
+    let consistency = consistency(fields.consistency)?;
+    text("primary_node", fields.primary_node)?;
+    let user_id = user_id(fields.user_id)?;
+    let (replicas, spelled) = replicas(fields.replica_nodes, settings.max_replicas)?;
+    let task = NewTask { key, operation, value, ttl, consistency, replicas, user_id };
+    Ok(Write { task, spelled })
+}
+
+fn fields(body: &[u8]) -> Result<Fields<'_>, Problem> {
+    // Asked for here, because serde would take a list for an object without names.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(invalid("the body is not a JSON object"));
+    }
+    serde_json::from_slice(body)
+        .map_err(|error| invalid(format!("the body is not a valid JSON object: {error}")))
+}
+
+fn key(json: Json<'_>, limit: usize) -> Result<String, Problem> {
+    let Some(key) = text("key", json)? else {
+        return Err(invalid(r#"field "key" is missing"#));
+    };
+    match &*key {
+        "" => Err(invalid(r#"field "key" is empty"#)),
+        "." | ".." => Err(invalid(format!(
+            r#"field "key" is {key:?}, which is a step in the path of a URL and reaches no replica"#
+        ))),
+        _ if key.len() > limit => Err(invalid(format!(
+            r#"field "key" is {} bytes long, the limit is {limit}"#,
+            key.len()
+        ))),
+        _ => Ok(key.into_owned()),
+    }
+}
+
+fn operation(json: Json<'_>) -> Result<Operation, Problem> {
+    match json {
+        Json::Text(text) if text == "SET" => Ok(Operation::Set),
+        Json::Text(text) if text == "DELETE" => Ok(Operation::Delete),
+        Json::Null => Err(invalid(r#"field "operation" is missing, it must be "SET" or "DELETE""#)),
+        other => Err(must_be("operation", r#""SET" or "DELETE""#, &other)),
+    }
+}
+
+fn ttl(json: &Json<'_>) -> Result<Option<Duration>, Problem> {
+    match json {
+        Json::Null | Json::Unsigned(0) => Ok(None),
+        Json::Unsigned(nanos @ ..=MAX_TTL_NANOS) => Ok(Some(Duration::from_nanos(*nanos))),
+        other => {
+            let integer = format!("an integer number of nanoseconds from 0 to {MAX_TTL_NANOS}");
+            Err(must_be("ttl", &integer, other))
+        }
+    }
+}
+
+/// How the text of a value stands for its bytes.
+#[derive(Clone, Copy)]
+enum Encoding {
+    Base64,
+    Raw,
+    /// Base64 where it is that, raw where not.
+    Either,
+}
+
+fn encoding(json: Json<'_>) -> Result<Encoding, Problem> {
+    match json {
+        Json::Null => Ok(Encoding::Either),
+        Json::Text(text) if text.is_empty() => Ok(Encoding::Either),
+        Json::Text(text) if text == "base64" => Ok(Encoding::Base64),
+        Json::Text(text) if text == "raw" => Ok(Encoding::Raw),
+        other => Err(must_be("value_encoding", r#""base64" or "raw""#, &other)),
+    }
+}
+
+fn value(json: Json<'_>, encoding: Encoding, limit: usize) -> Result<Bytes, Problem> {
+    let text = match json {
+        Json::Null => return Ok(Bytes::new()),
+        Json::Text(text) => text,
+        other => {
+            let kind = other.kind();
+            return Err(invalid(format!(r#"field "value" must be a string or null, got {kind}"#)));
+        }
+    };
+    let value = match encoding {
+        Encoding::Raw => raw(text),
+        Encoding::Either => STANDARD.decode(&*text).unwrap_or_else(|_| raw(text)),
+        Encoding::Base64 => STANDARD.decode(&*text).map_err(|_| {
+            let said = r#"as field "value_encoding" says"#;
+            invalid(format!(r#"field "value" must be standard base64 with padding, {said}"#))
+        })?,
+    };
+    if value.len() > limit {
+        return Err(Problem::TooLarge(format!(
+            r#"field "value" is {} bytes long once decoded, the limit is {limit}"#,
+            value.len()
+        )));
+    }
+    Ok(value.into())
+}
+
+fn raw(text: Cow<'_, str>) -> Vec<u8> {
+    text.into_owned().into_bytes()
+}
+
+fn consistency(json: Json<'_>) -> Result<Consistency, Problem> {
+    match json {
+        Json::Null => Ok(Consistency::Eventual),
+        Json::Text(text) if text.is_empty() || text == "eventual" => Ok(Consistency::Eventual),
+        Json::Text(text) if text == "strong" => Ok(Consistency::Strong),
+        other => Err(must_be("consistency", r#""eventual" or "strong""#, &other)),
+    }
+}
+
+fn user_id(json: Json<'_>) -> Result<Option<String>, Problem> {
+    let Some(user) = text("user_id", json)?.filter(|user| !user.is_empty()) else {
+        return Ok(None);
+    };
+    if user.len() > MAX_USER_ID_BYTES {
+        return Err(invalid(format!(
+            r#"field "user_id" is {} bytes long, the limit is {MAX_USER_ID_BYTES}"#,
+            user.len()
+        )));
+    }
+    Ok(Some(user.into_owned()))
+}
+
+/// The nodes, each once, and how each was spelled the first time.
+fn replicas(json: Json<'_>, limit: usize) -> Result<(Vec<Node>, Vec<String>), Problem> {
+    let entries = match json {
+        Json::List(entries) => entries,
+        Json::Null => Vec::new(),
+        other => return Err(must_be("replica_nodes", "a list of URLs", &other)),
+    };
+    if entries.is_empty() {
+        let rule = r#"field "replica_nodes" must name at least one replica"#;
+        return Err(invalid(rule));
+    }
+    if entries.len() > MAX_ENTRIES {
+        return Err(invalid(format!(
+            r#"field "replica_nodes" has more than {MAX_ENTRIES} entries"#
+        )));
+    }
+    let mut nodes = Vec::with_capacity(entries.len().min(limit));
+    let mut spelled = Vec::with_capacity(entries.len().min(limit));
+    for (index, entry) in entries.into_iter().enumerate() {
+        let Json::Text(text) = entry else {
+            return Err(must_be(&format!("replica_nodes[{index}]"), "a URL", &entry));
+        };
+        let node = Node::parse(&text).map_err(|error| {
+            let text = shown(&text);
+            invalid(format!(r#"field "replica_nodes[{index}]": {text} {error}"#))
+        })?;
+        if nodes.contains(&node) {
+            continue;
+        }
+        if nodes.len() == limit {
+            return Err(invalid(format!(
+                r#"field "replica_nodes" names more than {limit} replicas"#
+            )));
+        }
+        nodes.push(node);
+        spelled.push(text.into_owned());
+    }
+    Ok((nodes, spelled))
+}
+
+/// A field that is a string, `None` where it is missing or null.
+fn text<'a>(field: &str, json: Json<'a>) -> Result<Option<Cow<'a, str>>, Problem> {
+    match json {
+        Json::Null => Ok(None),
+        Json::Text(text) => Ok(Some(text)),
+        other => Err(must_be(field, "a string", &other)),
+    }
+}
+
+fn must_be(field: &str, rule: &str, got: &Json<'_>) -> Problem {
+    invalid(format!(r#"field "{field}" must be {rule}, got {got}"#))
+}
+
+fn invalid(sentence: impl Into<String>) -> Problem {
+    Problem::Invalid(sentence.into())
+}

@@ -1,0 +1,155 @@
+//! What survives: accepted tasks and what their replicas have had, past kill -9 and power cuts.
+//!
+//! A store is opened in two steps that the types keep in order. [`Store::open`] locks the data
+//! directory, makes it if need be, and brings it to the newest format. [`Store::recover`] hands
+//! over every task that is not settled, and only then is there a [`Committer`] to write with and
+//! a [`Reader`] to read values with.
+//!
+//! It guarantees that a task whose commit was answered is there after any crash, that what
+//! survives is always a prefix of what was written, and that ids never come again. It decides
+//! nothing about deliveries: it remembers what it is told. It has no clock for that and no
+//! opinion on how much it should hold.
+//!
+//! To read on: [`commit`] for how a write becomes durable, [`database`] and [`rows`] for what is
+//! written, [`recover`] for how it is read back, [`directory`] for how a data directory comes
+//! into being, [`barrier`] for why sled can be trusted with it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use self::database::{Database, open_sled};
+use self::directory::Directory;
+use self::error::{Failure, guarded};
+use self::migrate::Migrated;
+use crate::task::{TaskId, Timestamp};
+
+mod barrier;
+mod commit;
+mod database;
+mod directory;
+mod error;
+mod keys;
+mod migrate;
+mod read;
+mod recover;
+mod rows;
+
+pub use commit::{Committer, Event, Notify, Reply};
+pub use error::{CommitError, Damage, OpenError, ReadError};
+pub use read::Reader;
+pub use recover::{Recovered, RecoveryReport};
+pub use rows::Header;
+
+/// Where the store is, and how it is opened.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The data directory. It is made, for this user alone, where there is none.
+    pub dir: PathBuf,
+    /// How much memory the database may use for its pages, in bytes.
+    pub cache_bytes: u64,
+    /// The present: the ids of a new store begin with it.
+    pub now: Timestamp,
+}
+
+/// The open files, and the lock on their directory. In this order: it must be the last to go.
+struct Files {
+    database: Database,
+    directory: Directory,
+}
+
+/// A store that is locked and in the newest format, and not recovered yet.
+pub struct Store {
+    files: Files,
+    now: Timestamp,
+}
+
+/// A store in use.
+#[derive(Debug)]
+pub struct Opened {
+    /// Writes.
+    pub committer: Committer,
+    /// Reads.
+    pub reader: Reader,
+    /// The first id to give out; greater than any that was ever used.
+    pub next_id: TaskId,
+}
+
+impl Store {
+    /// Locks the data directory and brings what is in it to the newest format.
+    ///
+    /// # Errors
+    ///
+    /// An [`OpenError`] that says what is in the way. Nothing is changed then, but for migrations
+    /// that had succeeded before.
+    pub fn open(settings: &Settings) -> Result<Self, OpenError> {
+        barrier::check().map_err(|answered| OpenError::Barrier { answered })?;
+        let directory = Directory::lock(&settings.dir)?;
+        let path = match directory.current(is_used)? {
+            Some(path) => path,
+            None => directory.create(|path| guarded(|| open_sled(path, CREATING).map(drop)))?,
+        };
+        let in_dir = || OpenError::in_store(&settings.dir);
+        let db = guarded(|| open_sled(&path, settings.cache_bytes)).map_err(in_dir())?;
+        // sled may have tidied up its files just now.
+        directory::sync_store(&path)?;
+        match guarded(|| migrate::run(&db)).map_err(in_dir())? {
+            Migrated::Done => {}
+            Migrated::Newer { found, known } => {
+                return Err(OpenError::Newer { dir: settings.dir.clone(), found, known });
+            }
+        }
+        let database = guarded(|| Database::new(db)).map_err(in_dir())?;
+        Ok(Self { files: Files { database, directory }, now: settings.now })
+    }
+
+    /// Hands every task that is not settled to `each`, in the order of acceptance and without its
+    /// value; removes what crashes have left; and starts the committer, which will call `notify`.
+    ///
+    /// # Errors
+    ///
+    /// An [`OpenError`] if anything of what was accepted cannot be read back, or the disk fails.
+    pub fn recover(
+        self,
+        each: &mut dyn FnMut(Recovered),
+        notify: Notify,
+    ) -> Result<(Opened, RecoveryReport), OpenError> {
+        let Self { files, now } = self;
+        let dir = files.directory.path().to_owned();
+        let read = || {
+            let database = &files.database;
+            let (report, last) = recover::scan(database, each)?;
+            let born = TaskId(now.0 / 1_000);
+            let unused = database.sequence()?.unwrap_or(born);
+            let after = last.map_or(0, |id| id.0.saturating_add(1));
+            let next_id = unused.max(TaskId(after));
+            let lease = commit::lease(next_id);
+            database.set_sequence(lease)?;
+            database.flush()?;
+            Ok((report, next_id, lease))
+        };
+        let (report, next_id, lease) =
+            guarded::<_, Failure>(read).map_err(OpenError::in_store(&dir))?;
+        let files = Arc::new(files);
+        let committer = commit::start(Arc::clone(&files), lease, notify)
+            .map_err(OpenError::io("start the committer of", &dir))?;
+        let opened = Opened { committer, reader: Reader { files }, next_id };
+        Ok((opened, report))
+    }
+}
+
+/// Page cache for a database that is opened only to be made or looked at, in bytes.
+const CREATING: u64 = 1 << 20;
+
+/// Whether a store that nothing names was ever in use. Its trees are made after it has a name.
+fn is_used(path: &std::path::Path) -> Result<bool, Failure> {
+    guarded(|| Ok(open_sled(path, CREATING)?.tree_names().len() > 1))
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("dir", &self.files.directory.path()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,364 @@
+//! The committer: the one thread that writes, and the only place where a task becomes accepted.
+//!
+//! A flush costs about 0.4 ms however much it covers, so everything that waits shares one. A
+//! turn of the loop:
+//!
+//! 1. **gather**: take what was handed in, up to [`MAX_BATCH_TASKS`] or [`MAX_BATCH_BYTES`];
+//! 2. **commit**: write the new tasks in the order in which they came, flush, give every caller
+//!    the same answer, and only then tell the daemon;
+//! 3. **settle**: if settlements have waited [`SETTLE_WITHIN`], write all of them. They ride with
+//!    the flush of the next batch; if none waits, they get one of their own.
+//!
+//! Nobody waits for a settlement. Losing one means that a delivery is repeated, which the
+//! contract allows, as long as the order holds. Of that, this module guarantees:
+//!
+//! **A settlement on disk implies those of every older write of the same key to the same
+//! replica.** The deliveries of one key to one replica settle in the order of their [`TaskId`]s,
+//! so when the settlement of one is here, those of the older ones are here or on disk. All that
+//! are here are written together, in ascending order of the ids; and what survives a crash is a
+//! prefix of what was written. So after a restart an older write may be repeated before a newer
+//! one, never after it.
+//!
+//! **A task is written before its settlement**, if it was handed in before: both come through one
+//! queue, and a turn writes its new tasks before its settlements.
+//!
+//! The first error of the database is the last: after an fsync that failed, nobody knows what is
+//! on disk. From then on nothing is written and every caller is refused. A panic counts as an
+//! error, so the thread cannot die with callers waiting.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::Files;
+use super::error::{CommitError, Failure, guarded};
+use crate::task::{Progress, Task, TaskId};
+
+/// The most tasks that one flush covers: with more, the first of them wait longer for the others
+/// to be written (about 10 µs each) than the flush takes.
+const MAX_BATCH_TASKS: usize = 1024;
+/// The most bytes of keys and values that one flush covers; one more task may go over it.
+const MAX_BATCH_BYTES: usize = 16 << 20;
+/// How long a settlement waits for others. Most of a task's deliveries settle within it, and
+/// then all that is written of them is the removal of the task.
+const SETTLE_WITHIN: Duration = Duration::from_millis(20);
+/// So many tasks with settlements do not wait for more.
+const MAX_SETTLEMENTS: usize = 4096;
+/// The most orders that one turn takes, so that a flood of settlements cannot keep it gathering.
+const MAX_ORDERS: usize = 8192;
+
+/// How far beyond the ids in use the sequence is leased.
+const LEASE: u64 = 1 << 20;
+/// A lease is renewed when so much of it is left. Ids are given out before their commit; that
+/// many (as against a few thousand requests) can never be on their way at once, so every id that
+/// anyone has seen is below a lease that is on disk.
+const RENEW: u64 = LEASE / 2;
+
+/// What the committer tells the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// These tasks are durable, and their callers have been answered.
+    Committed(Vec<TaskId>),
+    /// The store has failed, and why. Comes once; nothing is written any more.
+    Failed(Arc<str>),
+}
+
+/// Called by the committer's thread, which waits for it: hand the event on and return.
+pub type Notify = Box<dyn Fn(Event) + Send>;
+
+/// Takes the answer to [`Committer::accept`]. Called by the committer's thread, which waits for
+/// it: hand the answer on and return.
+pub type Reply = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
+
+/// The way to write. Cheap to clone; no call blocks.
+///
+/// When the last one is dropped the thread ends as after [`close`](Self::close).
+#[derive(Clone)]
+pub struct Committer {
+    orders: Sender<Order>,
+}
+
+enum Order {
+    Accept(Accept),
+    Settle(TaskId, Settlement),
+    Close(Reply),
+}
+
+struct Accept {
+    task: Arc<Task>,
+    reply: Option<Reply>,
+}
+
+enum Settlement {
+    Save(Vec<Progress>),
+    Remove,
+}
+
+impl Committer {
+    /// Makes a task durable, then calls `reply`. A caller that stops waiting does not undo it.
+    pub fn accept(&self, task: Arc<Task>, reply: Option<Reply>) {
+        self.order(Order::Accept(Accept { task, reply }));
+    }
+
+    /// Remembers what each replica has had of a task, one entry for each of its replicas; the
+    /// latest state wins. The texts of errors are cut to about 1 KiB.
+    pub fn save(&self, id: TaskId, progress: Vec<Progress>) {
+        self.order(Order::Settle(id, Settlement::Save(progress)));
+    }
+
+    /// Forgets a task: every delivery is settled and no dead letter is kept. Nothing must be
+    /// saved for it afterwards.
+    pub fn remove(&self, id: TaskId) {
+        self.order(Order::Settle(id, Settlement::Remove));
+    }
+
+    /// Ends the thread once everything that was handed in before is on disk; then the answer
+    /// comes. What is handed in later is refused.
+    #[must_use = "the store is closed only when the answer is there"]
+    pub fn close(&self) -> oneshot::Receiver<Result<(), CommitError>> {
+        let (reply, closed) = oneshot::channel();
+        self.order(Order::Close(Box::new(|result| {
+            let _ = reply.send(result);
+        })));
+        closed
+    }
+
+    fn order(&self, order: Order) {
+        if let Err(mpsc::SendError(order)) = self.orders.send(order) {
+            order.refuse(CommitError::Closed);
+        }
+    }
+}
+
+impl Order {
+    fn refuse(self, error: CommitError) {
+        match self {
+            Self::Accept(accept) => answer(accept.reply, Err(error)),
+            Self::Close(reply) => answer(Some(reply), Err(error)),
+            Self::Settle(..) => {}
+        }
+    }
+}
+
+fn answer(reply: Option<Reply>, result: Result<(), CommitError>) {
+    if let Some(reply) = reply {
+        reply(result);
+    }
+}
+
+impl fmt::Debug for Committer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Committer").finish_non_exhaustive()
+    }
+}
+
+/// Makes the first lease of this start durable: returns its end, from `next` on.
+pub(super) fn lease(next: TaskId) -> TaskId {
+    TaskId(next.0.saturating_add(LEASE))
+}
+
+/// Starts the thread. `lease` is what the sequence on disk says.
+pub(super) fn start(
+    files: Arc<Files>,
+    lease: TaskId,
+    notify: Notify,
+) -> std::io::Result<Committer> {
+    let (sender, orders) = mpsc::channel();
+    let writer = Writer::new(orders, files, lease, notify);
+    thread::Builder::new().name("committer".to_owned()).spawn(move || writer.live())?;
+    Ok(Committer { orders: sender })
+}
+
+/// What the thread owns.
+struct Writer {
+    orders: Receiver<Order>,
+    files: Arc<Files>,
+    notify: Notify,
+    /// The end of the lease on disk.
+    lease: TaskId,
+    /// New tasks of this turn.
+    batch: Vec<Accept>,
+    /// The length of their keys and values, in bytes.
+    batch_bytes: usize,
+    /// Not written yet, the latest of each task.
+    settlements: BTreeMap<TaskId, Settlement>,
+    /// When the first of them came.
+    waiting_since: Option<Instant>,
+    /// Settlements were written after the last flush.
+    unflushed: bool,
+    /// No more is taken: this is the last turn.
+    closing: Option<Closing>,
+}
+
+/// Who is told of the end, unless it came with the last [`Committer`].
+type Closing = Option<Reply>;
+
+impl Writer {
+    fn new(orders: Receiver<Order>, files: Arc<Files>, lease: TaskId, notify: Notify) -> Self {
+        Self {
+            orders,
+            files,
+            notify,
+            lease,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            settlements: BTreeMap::new(),
+            waiting_since: None,
+            unflushed: false,
+            closing: None,
+        }
+    }
+
+    /// The life of the thread.
+    fn live(mut self) {
+        match guarded(|| self.work()) {
+            Ok(()) => {
+                let closing = self.closing.take().flatten();
+                // Late comers; one that comes later still finds nobody, which says the same.
+                self.orders.try_iter().for_each(|late| late.refuse(CommitError::Closed));
+                // The files are let go before anyone is told that they are.
+                drop(self);
+                answer(closing, Ok(()));
+            }
+            Err(failure) => self.fail(&failure),
+        }
+    }
+
+    fn work(&mut self) -> Result<(), Failure> {
+        while self.closing.is_none() {
+            self.gather();
+            if !self.batch.is_empty() {
+                self.commit()?;
+            } else if self.unflushed {
+                self.flush()?;
+            }
+            if self.settlements_wait() == Some(Duration::ZERO) {
+                self.settle()?;
+            }
+        }
+        self.settle()?;
+        self.flush()
+    }
+
+    /// Waits until there is something to do, and takes what there is.
+    fn gather(&mut self) {
+        for _ in 0..MAX_ORDERS {
+            if self.closing.is_some()
+                || self.batch.len() >= MAX_BATCH_TASKS
+                || self.batch_bytes >= MAX_BATCH_BYTES
+            {
+                return;
+            }
+            match self.next() {
+                Ok(Order::Accept(accept)) => {
+                    self.batch_bytes += accept.task.key.len() + accept.task.value.len();
+                    self.batch.push(accept);
+                }
+                Ok(Order::Settle(id, settlement)) => {
+                    self.settlements.insert(id, settlement);
+                    self.waiting_since.get_or_insert_with(now);
+                }
+                Ok(Order::Close(reply)) => self.closing = Some(Some(reply)),
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => self.closing = Some(None),
+            }
+        }
+    }
+
+    /// The next order; waits for it only as long as there is nothing better to do.
+    fn next(&self) -> Result<Order, RecvTimeoutError> {
+        let wait = if self.batch.is_empty() && !self.unflushed {
+            self.settlements_wait()
+        } else {
+            Some(Duration::ZERO)
+        };
+        match wait {
+            None => self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(wait) => self.orders.recv_timeout(wait),
+        }
+    }
+
+    /// How much longer the settlements can wait for others; `None` if there are none.
+    fn settlements_wait(&self) -> Option<Duration> {
+        let since = self.waiting_since?;
+        Some(match self.settlements.len() {
+            ..=MAX_SETTLEMENTS => SETTLE_WITHIN.saturating_sub(since.elapsed()),
+            _ => Duration::ZERO,
+        })
+    }
+
+    /// Makes the batch durable, then says so.
+    fn commit(&mut self) -> Result<(), Failure> {
+        let ids: Vec<_> = self.batch.iter().map(|accept| accept.task.id).collect();
+        if let Some(&top) = ids.iter().max()
+            && top.0.saturating_add(RENEW) >= self.lease.0
+        {
+            self.lease = lease(top);
+            self.files.database.set_sequence(self.lease)?;
+        }
+        for accept in &self.batch {
+            self.files.database.insert(&accept.task)?;
+        }
+        self.flush()?;
+        for accept in self.batch.drain(..) {
+            answer(accept.reply, Ok(()));
+        }
+        self.batch_bytes = 0;
+        (self.notify)(Event::Committed(ids));
+        Ok(())
+    }
+
+    /// Writes all settlements, in the order of the tasks. See the invariant at the top.
+    fn settle(&mut self) -> Result<(), Failure> {
+        self.waiting_since = None;
+        while let Some((id, settlement)) = self.settlements.pop_first() {
+            match settlement {
+                Settlement::Save(progress) => self.files.database.save(id, &progress)?,
+                Settlement::Remove => self.files.database.remove(id)?,
+            }
+            self.unflushed = true;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Failure> {
+        self.files.database.flush()?;
+        self.unflushed = false;
+        Ok(())
+    }
+
+    /// Refuses everyone, for ever.
+    fn fail(mut self, failure: &Failure) {
+        const FAILED: CommitError = CommitError::StoreFailed;
+        for accept in self.batch.drain(..) {
+            answer(accept.reply, Err(FAILED));
+        }
+        (self.notify)(Event::Failed(failure.to_string().into()));
+        let mut closing = self.closing.take();
+        while closing.is_none() {
+            match self.orders.recv() {
+                Ok(Order::Close(reply)) => closing = Some(Some(reply)),
+                Ok(order) => order.refuse(FAILED),
+                Err(_) => closing = Some(None),
+            }
+        }
+        drop(self);
+        answer(closing.flatten(), Err(FAILED));
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "only how long a settlement waits for company, which nothing outside can tell"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! The open database: what it means to insert, save, remove or read a task, in rows and their order.
+//!
+//! The order within each operation is part of the format. What survives a crash is a prefix of
+//! what was written, so wherever it ends, the rest must still make sense: a task's row comes
+//! after its chunks and goes before them, and a dead letter's row comes before the progress that
+//! refers to it and goes after it.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::error::Failure;
+use super::keys::{self, Tree};
+use super::rows::{self, Head, Nodes, Stream};
+use crate::task::{Progress, ReplicaIndex, Task, TaskId};
+
+/// sled and our trees in it.
+#[derive(Clone)]
+pub(super) struct Database {
+    db: sled::Db,
+    pub(super) meta: sled::Tree,
+    pub(super) tasks: sled::Tree,
+    pub(super) values: sled::Tree,
+    pub(super) progress: sled::Tree,
+    pub(super) dead_letters: sled::Tree,
+}
+
+/// Opens, or makes, the sled database in the directory `path`.
+pub(super) fn open_sled(path: &Path, cache_bytes: u64) -> Result<sled::Db, Failure> {
+    wait_for_release(&path.join("db"));
+    let config = sled::Config::new()
+        .path(path)
+        .mode(sled::Mode::HighThroughput)
+        .flush_every_ms(None)
+        .cache_capacity(cache_bytes);
+    Ok(config.open()?)
+}
+
+/// Waits until sled has let go of its file. Where this process had the database open before, a
+/// thread of sled's pool can hold the file for a moment after the last handle was dropped, and
+/// sled itself would give up at once. Nobody else can have it: the data directory is locked.
+fn wait_for_release(file: &Path) {
+    const PAUSE: Duration = Duration::from_millis(1);
+    const PATIENCE: u32 = 5_000;
+    let Ok(file) = File::open(file) else {
+        return;
+    };
+    for _ in 0..PATIENCE {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+            // Dropping the file unlocks it again. Any error is sled's to report.
+            Ok(()) | Err(TryLockError::Error(_)) => return,
+        }
+    }
+}
+
+impl Database {
+    /// The trees of a database in the newest format.
+    pub(super) fn new(db: sled::Db) -> Result<Self, Failure> {
+        let tree = |tree: Tree| db.open_tree(tree.name());
+        Ok(Self {
+            meta: tree(Tree::Meta)?,
+            tasks: tree(Tree::Tasks)?,
+            values: tree(Tree::Values)?,
+            progress: tree(Tree::Progress)?,
+            dead_letters: tree(Tree::DeadLetters)?,
+            db,
+        })
+    }
+
+    /// Makes all that was written so far durable.
+    pub(super) fn flush(&self) -> Result<(), Failure> {
+        self.db.flush()?;
+        Ok(())
+    }
+
+    /// The size of the database's file, in bytes.
+    pub(super) fn file_bytes(&self) -> Result<u64, Failure> {
+        Ok(self.db.size_on_disk()?)
+    }
+
+    /// The exclusive upper bound of all ids that may have been used; `None` in a new store.
+    pub(super) fn sequence(&self) -> Result<Option<TaskId>, Failure> {
+        let key = keys::SEQUENCE;
+        let Some(row) = self.meta.get(key)? else {
+            return Ok(None);
+        };
+        let payload = rows::unseal(Tree::Meta, key, &row)?;
+        let bytes =
+            payload.try_into().map_err(|_| rows::damage(Tree::Meta, key, "does not decode"))?;
+        Ok(Some(TaskId(u64::from_be_bytes(bytes))))
+    }
+
+    /// Writes [`Self::sequence`].
+    pub(super) fn set_sequence(&self, end: TaskId) -> Result<(), Failure> {
+        put(&self.meta, Tree::Meta, keys::SEQUENCE, &end.0.to_be_bytes())
+    }
+
+    /// Writes a new task, its chunks first.
+    pub(super) fn insert(&self, task: &Task) -> Result<(), Failure> {
+        let stream = Stream::of(task)?;
+        for (number, bytes) in stream.chunks() {
+            let key = keys::of_chunk(task.id, number);
+            put(&self.values, Tree::Values, &key, &bytes)?;
+        }
+        let key = keys::of_task(task.id);
+        put(&self.tasks, Tree::Tasks, &key, &stream.head()?)
+    }
+
+    /// Writes what each replica has had of a task, in place of what was written before.
+    pub(super) fn save(&self, id: TaskId, progress: &[Progress]) -> Result<(), Failure> {
+        for (index, entry) in (0..=u16::MAX).zip(progress) {
+            if let Progress::Dead(letter) = entry {
+                let key = keys::of_dead_letter(id, ReplicaIndex(index));
+                let payload = rows::dead_letter(letter)?;
+                put(&self.dead_letters, Tree::DeadLetters, &key, &payload)?;
+            }
+        }
+        let key = keys::of_task(id);
+        if progress.iter().all(|entry| *entry == Progress::Untouched) {
+            self.progress.remove(key)?;
+        } else {
+            put(&self.progress, Tree::Progress, &key, &rows::progress(progress)?)?;
+        }
+        for entry in self.dead_letters.scan_prefix(key).keys() {
+            let key = entry?;
+            let replica = keys::dead_letter(&key).map(|(_, replica)| replica.get());
+            let kept = replica.and_then(|replica| progress.get(replica));
+            if !matches!(kept, Some(Progress::Dead(_))) {
+                self.dead_letters.remove(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes all that there is of a task, its own row first.
+    pub(super) fn remove(&self, id: TaskId) -> Result<(), Failure> {
+        let key = keys::of_task(id);
+        let Some(row) = self.tasks.remove(key)? else {
+            // Removed before. What a crash left of it was an orphan, and is gone since recovery.
+            return Ok(());
+        };
+        for number in (0..).take(Head::read(&key, &row)?.chunks()) {
+            self.values.remove(keys::of_chunk(id, number))?;
+        }
+        self.progress.remove(key)?;
+        for entry in self.dead_letters.scan_prefix(key).keys() {
+            self.dead_letters.remove(entry?)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a task with its value; `None` if it is not, or no longer, there.
+    pub(super) fn read(&self, id: TaskId) -> Result<Option<Task>, Failure> {
+        let key = keys::of_task(id);
+        let Some(row) = self.tasks.get(key)? else {
+            return Ok(None);
+        };
+        let head = Head::read(&key, &row)?;
+        let mut stream = head.bytes.to_vec();
+        for number in (0..).take(head.chunks()) {
+            let key = keys::of_chunk(id, number);
+            let Some(row) = self.values.get(key)? else {
+                // It may be on its way out just now: then its own row is gone already.
+                return match self.tasks.contains_key(keys::of_task(id))? {
+                    true => Err(rows::damage(Tree::Values, &key, "is missing").into()),
+                    false => Ok(None),
+                };
+            };
+            stream.extend_from_slice(rows::unseal(Tree::Values, &key, &row)?);
+        }
+        let does_not_decode = || rows::damage(Tree::Tasks, &key, "does not decode");
+        if stream.len() != head.stream() {
+            return Err(does_not_decode().into());
+        }
+        let stream = Bytes::from(stream);
+        let envelope = stream.slice(..head.envelope);
+        let header = rows::header(id, &envelope, head.value, &mut Nodes::default())
+            .ok_or_else(does_not_decode)?;
+        Ok(Some(Task {
+            id,
+            key: header.key,
+            operation: header.operation,
+            value: stream.slice(head.envelope..),
+            accepted_at: header.accepted_at,
+            expires_at: header.expires_at,
+            replicas: header.replicas,
+            user_id: header.user_id,
+        }))
+    }
+}
+
+fn put(into: &sled::Tree, tree: Tree, key: &[u8], payload: &[u8]) -> Result<(), Failure> {
+    into.insert(key, rows::seal(tree, key, payload))?;
+    Ok(())
+}

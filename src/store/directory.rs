@@ -1,0 +1,211 @@
+//! The data directory: who may use it, and which store in it is the current one.
+//!
+//! ```text
+//! DIR/LOCK           held while a process works here; holds its number as text
+//! DIR/CURRENT        the name of the current store, a line of text
+//! DIR/store-000001/  a sled database
+//! ```
+//!
+//! A store is made in `store-000001.new`, synced, renamed, and named by `CURRENT`, in this order
+//! and each step durable before the next; nothing is accepted before `CURRENT` is durable. So
+//! whatever ends in `.new` is the rest of an interrupted creation and is removed, and a store
+//! without a `CURRENT` either holds nothing yet, or something is damaged and a person must look.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::error::{Failure, OpenError};
+
+const LOCK: &str = "LOCK";
+const CURRENT: &str = "CURRENT";
+const FIRST_STORE: &str = "store-000001";
+const UNFINISHED: &str = ".new";
+
+/// A data directory that is ours until this is dropped.
+pub(super) struct Directory {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Directory {
+    /// Takes a data directory, making it where there is none.
+    pub(super) fn lock(path: &Path) -> Result<Self, OpenError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(OpenError::io("create the data directory", path))?;
+        Ok(Self { path: path.to_owned(), _lock: lock(path)? })
+    }
+
+    /// Its path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The current store; `None` if there is none and nothing speaks against a new one.
+    ///
+    /// `is_used` says whether anything was ever written to the store in a directory.
+    pub(super) fn current(
+        &self,
+        is_used: impl Fn(&Path) -> Result<bool, Failure>,
+    ) -> Result<Option<PathBuf>, OpenError> {
+        let path = self.path.join(CURRENT);
+        let text = match fs::read(&path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.refuse_used_stores(is_used)?;
+                return Ok(None);
+            }
+            Err(error) => return Err(OpenError::io("read", &path)(error)),
+        };
+        let name = text.trim_ascii_end();
+        let store = self.path.join(name);
+        // sled would make an empty database where its file is missing.
+        if !is_store(name) || !store.join("db").is_file() || !store.join("conf").is_file() {
+            return Err(OpenError::CurrentWrong { path, found: name.to_owned() });
+        }
+        Ok(Some(store))
+    }
+
+    /// Without a `CURRENT`: no store may lie here that was ever used.
+    fn refuse_used_stores(
+        &self,
+        is_used: impl Fn(&Path) -> Result<bool, Failure>,
+    ) -> Result<(), OpenError> {
+        let mut used: Vec<String> = Vec::new();
+        for name in self.names()?.into_iter().filter(|name| is_store(name)) {
+            let store = self.path.join(&name);
+            if is_used(&store).map_err(OpenError::in_store(&store))? {
+                used.push(name);
+            }
+        }
+        match used.into_iter().max() {
+            Some(store) => Err(OpenError::CurrentMissing { dir: self.path.clone(), store }),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the first store: `fill` makes a database in the directory that it is given.
+    pub(super) fn create(
+        &self,
+        fill: impl FnOnce(&Path) -> Result<(), Failure>,
+    ) -> Result<PathBuf, OpenError> {
+        for name in self.names()? {
+            let unfinished = name.strip_suffix(UNFINISHED).is_some_and(is_store);
+            if unfinished || is_store(&name) {
+                let path = self.path.join(name);
+                fs::remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
+            }
+        }
+        let aside = self.path.join(FIRST_STORE.to_owned() + UNFINISHED);
+        DirBuilder::new().mode(0o700).create(&aside).map_err(OpenError::io("create", &aside))?;
+        fill(&aside).map_err(OpenError::in_store(&aside))?;
+        sync_store(&aside)?;
+        let store = self.path.join(FIRST_STORE);
+        self.rename(&aside, &store)?;
+        self.sync_ancestors()?;
+        self.set_current(FIRST_STORE)?;
+        Ok(store)
+    }
+
+    /// Names another store as the current one, durably and at once or not at all.
+    fn set_current(&self, name: &str) -> Result<(), OpenError> {
+        let aside = self.path.join(CURRENT.to_owned() + UNFINISHED);
+        let write = || {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&aside)?;
+            writeln!(file, "{name}")?;
+            file.sync_all()
+        };
+        write().map_err(OpenError::io("write", &aside))?;
+        self.rename(&aside, &self.path.join(CURRENT))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), OpenError> {
+        fs::rename(from, to).map_err(OpenError::io("rename", from))?;
+        sync(&self.path)
+    }
+
+    /// Syncs all directories above: those that we made must not be gone after a power cut, and
+    /// which of them these are is not known any more if the creation was interrupted before.
+    fn sync_ancestors(&self) -> Result<(), OpenError> {
+        let path = fs::canonicalize(&self.path).map_err(OpenError::io("find", &self.path))?;
+        for above in path.ancestors().skip(1) {
+            match sync(above) {
+                // Then it is not one of ours.
+                Err(OpenError::Io { source, .. })
+                    if source.kind() == ErrorKind::PermissionDenied => {}
+                synced => synced?,
+            }
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Result<Vec<String>, OpenError> {
+        let list = || {
+            fs::read_dir(&self.path)?
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect::<Result<_, _>>()
+        };
+        list().map_err(OpenError::io("list", &self.path))
+    }
+}
+
+/// Syncs the files that sled never syncs, and the directory that they are in.
+pub(super) fn sync_store(store: &Path) -> Result<(), OpenError> {
+    for name in ["conf", "db", "blobs"] {
+        sync(&store.join(name))?;
+    }
+    sync(store)
+}
+
+fn sync(path: &Path) -> Result<(), OpenError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(OpenError::io("sync", path))
+}
+
+fn is_store(name: &str) -> bool {
+    let number = name.strip_prefix("store-").unwrap_or_default();
+    number.len() >= 6 && number.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join(LOCK);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(OpenError::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Only for the message: the holder may be about to write it.
+            let _ = file.read_to_string(&mut holder);
+            return Err(OpenError::InUse {
+                dir: dir.to_owned(),
+                holder: match holder.trim() {
+                    "" => "process unknown".to_owned(),
+                    number => format!("process {number}"),
+                },
+            });
+        }
+        Err(TryLockError::Error(error)) => return Err(OpenError::io("lock", &path)(error)),
+    }
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(OpenError::io("write", &path))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests;

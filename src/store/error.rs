@@ -1,0 +1,204 @@
+//! What can go wrong with the store: on opening it, on committing to it, on reading from it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::keys::Tree;
+
+/// Why a store could not be opened. The text names the file or directory and what to do.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// [`super::barrier`] is not in force.
+    #[error(
+        "refusing to open a store: this binary does not override sync_file_range ({answered}), so \
+         that what is flushed would not survive a power cut; link it without a preloaded or other \
+         definition of that function"
+    )]
+    Barrier {
+        /// What was found instead.
+        answered: String,
+    },
+    /// Another process works on it.
+    #[error("the data directory {} is in use by another replicator ({holder})", dir.display())]
+    InUse {
+        /// The data directory.
+        dir: PathBuf,
+        /// `process N`, as far as it is known.
+        holder: String,
+    },
+    /// The operating system refused something.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// A verb, to be followed by the path.
+        doing: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// There are tasks, but nothing says which store is the current one.
+    #[error(
+        "the data directory {} holds tasks in {store} but no file CURRENT that names it; if no \
+         newer store is missing, restore it with: echo {store} > {}",
+        dir.display(), dir.join("CURRENT").display()
+    )]
+    CurrentMissing {
+        /// The data directory.
+        dir: PathBuf,
+        /// The name of the store found in it.
+        store: String,
+    },
+    /// `CURRENT` names no store, or one that is not there.
+    #[error(
+        "{} names {found:?}, and there is no such store beside it; restore the data directory \
+         from a copy, or put the missing store back", path.display()
+    )]
+    CurrentWrong {
+        /// The file `CURRENT`.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// Written by a newer release.
+    #[error(
+        "cannot open the store in {}: its format is version {found}, this binary knows up to \
+         {known}", dir.display()
+    )]
+    Newer {
+        /// The data directory.
+        dir: PathBuf,
+        /// The version of what is on disk.
+        found: u32,
+        /// The newest version that this binary reads.
+        known: u32,
+    },
+    /// A row is not what was written.
+    #[error(
+        "the store in {} is damaged: {damage}; restore the data directory from a copy, or move it \
+         away to begin with an empty one", dir.display()
+    )]
+    Damaged {
+        /// The data directory.
+        dir: PathBuf,
+        /// Which row, and what about it.
+        damage: Damage,
+    },
+    /// sled cannot work with its files.
+    #[error("cannot open the store in {}: {why}", dir.display())]
+    Database {
+        /// The data directory or the store in it.
+        dir: PathBuf,
+        /// What sled says.
+        why: String,
+    },
+}
+
+impl OpenError {
+    /// For `map_err`: the operating system refused to do this to `path`.
+    pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { doing, path, source }
+    }
+
+    /// For `map_err`: the open store in `dir` failed.
+    pub(super) fn in_store(dir: &Path) -> impl FnOnce(Failure) -> Self {
+        let dir = dir.to_owned();
+        move |failure| match failure {
+            Failure::Damaged(damage) => Self::Damaged { dir, damage },
+            Failure::Database(why) => Self::Database { dir, why },
+        }
+    }
+}
+
+/// Why a commit did not happen, as far as anyone knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CommitError {
+    /// The store failed, now or earlier; it accepts nothing until a restart.
+    #[error("the store has failed and nothing can be accepted until a restart")]
+    StoreFailed,
+    /// The committer was closed before this was handed in.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Why a task could not be read.
+#[derive(Clone, Debug, Error)]
+pub enum ReadError {
+    /// A row of it is not what was written.
+    #[error("the store is damaged: {0}")]
+    Damaged(Damage),
+    /// sled failed.
+    #[error("cannot read from the store: {0}")]
+    Database(String),
+}
+
+impl From<Failure> for ReadError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Damaged(damage) => Self::Damaged(damage),
+            Failure::Database(why) => Self::Database(why),
+        }
+    }
+}
+
+/// A row that is not what was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    pub(super) tree: Tree,
+    pub(super) key: Vec<u8>,
+    pub(super) what: &'static str,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tree, key, what } = self;
+        write!(f, "the row {} of {tree} {what}", shown(key))
+    }
+}
+
+/// How keys are shown: the names in `meta` as they are, numbers in hexadecimal.
+fn shown(key: &[u8]) -> String {
+    if !key.is_empty() && key.iter().all(u8::is_ascii_graphic) {
+        return key.escape_ascii().to_string();
+    }
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What any work on the open database can end with.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(super) enum Failure {
+    #[error("{0}")]
+    Damaged(Damage),
+    #[error("{0}")]
+    Database(String),
+}
+
+impl From<Damage> for Failure {
+    fn from(damage: Damage) -> Self {
+        Self::Damaged(damage)
+    }
+}
+
+impl From<sled::Error> for Failure {
+    fn from(error: sled::Error) -> Self {
+        Self::Database(error.to_string())
+    }
+}
+
+/// Runs what touches sled. sled answers some damage and some I/O errors with a panic instead of
+/// an error; to the rest of the program they are one thing.
+pub(super) fn guarded<T, E: From<Failure>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    // Nothing that `work` has left half done is looked at again: every caller gives up the store.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    outcome.unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("a panic without a text");
+        Err(Failure::Database(format!("the database gave up: {text}")).into())
+    })
+}

@@ -1,0 +1,380 @@
+//! What stands in a row, byte by byte; the only file that names bincode.
+//!
+//! ```text
+//! row      = version (1 byte, now 1) · checksum (4, big endian) · payload
+//! checksum = CRC-32 of version · tag of the tree · key · payload
+//! ```
+//!
+//! The checksum covers the key and the tree, so that a row is only good in its own place. A
+//! payload in `meta` is a big endian number, a chunk's is its bytes, all others are bincode 2 in
+//! its standard configuration, of the private types below. These are the format: a change to one
+//! of them is a migration.
+//!
+//! A task is one stream of bytes: its envelope (all but the value), then its value. The row in
+//! `tasks` says how long the two are and holds the beginning of the stream, chunks in `values`
+//! the rest. So a small task is a single row, and however large a task is, no row is larger than
+//! about 4 KiB: sled keeps some 16 rows in a leaf, and a leaf over 128 KiB would go to a file of
+//! its own that it never syncs.
+//!
+//! For the same reason the texts of errors are cut to fit when they are written.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::{BorrowDecode, Encode};
+
+use super::error::{Damage, Failure};
+use super::keys::Tree;
+use crate::task::{Cause, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp};
+
+const ROW_VERSION: u8 = 1;
+const FRAME_BYTES: usize = 5;
+
+/// How much of a task's stream its row in `tasks` holds. With the frame and the two lengths (at
+/// most nine bytes each) the row is at most 4 KiB.
+pub(super) const HEAD_BYTES: usize = 4096 - FRAME_BYTES - 18;
+/// How much of a task's stream one row in `values` holds.
+pub(super) const CHUNK_BYTES: usize = 4096;
+/// Room for all the error texts of one row together; one alone gets at most a third of it.
+const ERROR_BYTES: usize = 3 * 1024;
+
+/// A length in a row cannot make the decoder reserve more than this. Larger than any envelope:
+/// 65,536 replicas with the longest addresses are half of it.
+const DECODE_LIMIT: usize = 128 << 20;
+const BINCODE: Configuration<LittleEndian, Varint, Limit<DECODE_LIMIT>> =
+    bincode::config::standard().with_limit();
+
+/// Puts a payload into its frame.
+pub(super) fn seal(tree: Tree, key: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut row = Vec::with_capacity(FRAME_BYTES + payload.len());
+    row.push(ROW_VERSION);
+    row.extend_from_slice(&checksum(ROW_VERSION, tree, key, payload).to_be_bytes());
+    row.extend_from_slice(payload);
+    row
+}
+
+/// Takes the payload out of a row that lies in `tree` under `key`.
+pub(super) fn unseal<'a>(tree: Tree, key: &[u8], row: &'a [u8]) -> Result<&'a [u8], Damage> {
+    let damage = |what| damage(tree, key, what);
+    let Some((&[version, ref sum @ ..], payload)) = row.split_first_chunk::<FRAME_BYTES>() else {
+        return Err(damage("is cut short"));
+    };
+    // Before the version: a flipped bit there is damage, not a format of the future.
+    if checksum(version, tree, key, payload) != u32::from_be_bytes(*sum) {
+        return Err(damage("fails its checksum"));
+    }
+    if version != ROW_VERSION {
+        return Err(damage("is in a version that this binary does not know"));
+    }
+    Ok(payload)
+}
+
+fn checksum(version: u8, tree: Tree, key: &[u8], payload: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&[version, tree.tag()]);
+    sum.update(key);
+    sum.update(payload);
+    sum.finalize()
+}
+
+/// This row is not what was written.
+pub(super) fn damage(tree: Tree, key: &[u8], what: &'static str) -> Damage {
+    Damage { tree, key: key.to_vec(), what }
+}
+
+fn encode(row: impl Encode) -> Result<Vec<u8>, Failure> {
+    bincode::encode_to_vec(row, BINCODE).map_err(|error| Failure::Database(error.to_string()))
+}
+
+fn decode<'a, T: BorrowDecode<'a, ()>>(payload: &'a [u8]) -> Option<T> {
+    let (row, read) = bincode::borrow_decode_from_slice(payload, BINCODE).ok()?;
+    (read == payload.len()).then_some(row)
+}
+
+/// What stands before the stream's first part in a row of `tasks`.
+#[derive(Encode, BorrowDecode)]
+struct Lengths {
+    envelope: u64,
+    value: u64,
+}
+
+#[derive(Encode, BorrowDecode)]
+struct EnvelopeRow<'a> {
+    key: &'a str,
+    operation: u8,
+    accepted_at: u64,
+    expires_at: Option<u64>,
+    replicas: Vec<&'a str>,
+    user_id: Option<&'a str>,
+}
+
+const SET: u8 = 0;
+const DELETE: u8 = 1;
+
+/// A task on its way into its rows.
+pub(super) struct Stream<'a> {
+    envelope: Vec<u8>,
+    value: &'a [u8],
+}
+
+impl<'a> Stream<'a> {
+    /// The stream of a task.
+    pub(super) fn of(task: &'a Task) -> Result<Self, Failure> {
+        let envelope = EnvelopeRow {
+            key: &task.key,
+            operation: match task.operation {
+                Operation::Set => SET,
+                Operation::Delete => DELETE,
+            },
+            accepted_at: task.accepted_at.0,
+            expires_at: task.expires_at.map(|end| end.0),
+            replicas: task.replicas.iter().map(Node::as_str).collect(),
+            user_id: task.user_id.as_deref(),
+        };
+        Ok(Self { envelope: encode(envelope)?, value: &task.value })
+    }
+
+    /// The payload of the row in `tasks`.
+    pub(super) fn head(&self) -> Result<Vec<u8>, Failure> {
+        let mut payload = encode(Lengths {
+            envelope: self.envelope.len() as u64,
+            value: self.value.len() as u64,
+        })?;
+        self.copy(0, HEAD_BYTES, &mut payload);
+        Ok(payload)
+    }
+
+    /// The payloads of the rows in `values`.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = (u32, Vec<u8>)> {
+        let starts = (HEAD_BYTES..self.envelope.len() + self.value.len()).step_by(CHUNK_BYTES);
+        (0..).zip(starts).map(|(number, start)| {
+            let mut payload = Vec::with_capacity(CHUNK_BYTES);
+            self.copy(start, CHUNK_BYTES, &mut payload);
+            (number, payload)
+        })
+    }
+
+    /// Appends up to `bytes` of the stream from `start` on.
+    fn copy(&self, start: usize, bytes: usize, out: &mut Vec<u8>) {
+        let value_starts = self.envelope.len();
+        let end = start + bytes;
+        for (part, offset) in [(&*self.envelope, 0), (self.value, value_starts)] {
+            let clip = |at: usize| at.saturating_sub(offset).min(part.len());
+            out.extend_from_slice(part.get(clip(start)..clip(end)).unwrap_or_default());
+        }
+    }
+}
+
+/// A row of `tasks`: what it says of its task's stream, and the beginning of it.
+pub(super) struct Head<'a> {
+    /// The length of the envelope, in bytes.
+    pub(super) envelope: usize,
+    /// The length of the value, in bytes.
+    pub(super) value: usize,
+    /// The beginning of the stream.
+    pub(super) bytes: &'a [u8],
+}
+
+impl<'a> Head<'a> {
+    /// Reads a row of `tasks`.
+    pub(super) fn read(key: &[u8], row: &'a [u8]) -> Result<Self, Damage> {
+        let payload = unseal(Tree::Tasks, key, row)?;
+        Self::parse(payload).ok_or_else(|| damage(Tree::Tasks, key, "does not decode"))
+    }
+
+    fn parse(payload: &'a [u8]) -> Option<Self> {
+        let (lengths, read) =
+            bincode::borrow_decode_from_slice::<Lengths, _>(payload, BINCODE).ok()?;
+        let head = Self {
+            envelope: lengths.envelope.try_into().ok()?,
+            value: lengths.value.try_into().ok()?,
+            bytes: payload.get(read..)?,
+        };
+        let stream = head.envelope.checked_add(head.value)?;
+        (head.bytes.len() == stream.min(HEAD_BYTES)).then_some(head)
+    }
+
+    /// How long the whole stream is, in bytes.
+    pub(super) fn stream(&self) -> usize {
+        self.envelope.saturating_add(self.value)
+    }
+
+    /// How many rows of `values` belong to the task.
+    pub(super) fn chunks(&self) -> usize {
+        self.stream().saturating_sub(HEAD_BYTES).div_ceil(CHUNK_BYTES)
+    }
+
+    /// How long the payload of the chunk with this number is.
+    pub(super) fn chunk_bytes(&self, number: usize) -> usize {
+        let start = number.saturating_mul(CHUNK_BYTES).saturating_add(HEAD_BYTES);
+        self.stream().saturating_sub(start).min(CHUNK_BYTES)
+    }
+}
+
+/// An accepted write without its value: what recovery hands over, so that the values of a large
+/// queue need not fit into memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Its place in the order of acceptance.
+    pub id: TaskId,
+    /// The key as the client wrote it.
+    pub key: String,
+    /// SET or DELETE.
+    pub operation: Operation,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// From when on the key is to be gone; `None` is never.
+    pub expires_at: Option<Timestamp>,
+    /// The nodes that are to hold the write.
+    pub replicas: Vec<Node>,
+    /// Whose write this is.
+    pub user_id: Option<String>,
+    /// How long the value is, in bytes.
+    pub value_bytes: usize,
+}
+
+/// Reads the envelope of a task; `None` if it does not decode.
+pub(super) fn header(
+    id: TaskId,
+    envelope: &[u8],
+    value_bytes: usize,
+    nodes: &mut Nodes,
+) -> Option<Header> {
+    let row: EnvelopeRow<'_> = decode(envelope)?;
+    Some(Header {
+        id,
+        key: row.key.to_owned(),
+        operation: match row.operation {
+            SET => Operation::Set,
+            DELETE => Operation::Delete,
+            _ => return None,
+        },
+        accepted_at: Timestamp(row.accepted_at),
+        expires_at: row.expires_at.map(Timestamp),
+        replicas: row.replicas.iter().map(|text| nodes.get(text)).collect::<Option<_>>()?,
+        user_id: row.user_id.map(str::to_owned),
+        value_bytes,
+    })
+}
+
+/// Nodes that were read before. A million tasks name the same few: parsed once, held once.
+#[derive(Default)]
+pub(super) struct Nodes(HashMap<String, Node>);
+
+impl Nodes {
+    /// More than a cluster has; where every task names others, memory stays bounded.
+    const MOST: usize = 4096;
+
+    fn get(&mut self, text: &str) -> Option<Node> {
+        if let Some(node) = self.0.get(text) {
+            return Some(node.clone());
+        }
+        let node = Node::parse(text).ok()?;
+        if self.0.len() >= Self::MOST {
+            self.0.clear();
+        }
+        self.0.insert(text.to_owned(), node.clone());
+        Some(node)
+    }
+}
+
+#[derive(Encode, BorrowDecode)]
+enum ProgressRow<'a> {
+    Untouched,
+    Failed {
+        failures: u32,
+        error: &'a str,
+    },
+    Delivered,
+    Superseded,
+    /// The rest stands in `dead_letters`.
+    Dead,
+}
+
+/// The payload of a row in `progress`, one entry a replica.
+pub(super) fn progress(entries: &[Progress]) -> Result<Vec<u8>, Failure> {
+    let failed = |entry: &&Progress| matches!(entry, Progress::Failed { .. });
+    let room = ERROR_BYTES / entries.iter().filter(failed).count().max(3);
+    let row: Vec<_> = entries
+        .iter()
+        .map(|entry| match entry {
+            Progress::Untouched => ProgressRow::Untouched,
+            Progress::Failed { failures, error } => {
+                ProgressRow::Failed { failures: *failures, error: cut(error, room) }
+            }
+            Progress::Delivered => ProgressRow::Delivered,
+            Progress::Superseded => ProgressRow::Superseded,
+            Progress::Dead(_) => ProgressRow::Dead,
+        })
+        .collect();
+    encode(row)
+}
+
+/// Reads a payload of `progress`. `None` stands for a dead letter, whose row has the rest.
+pub(super) fn read_progress(payload: &[u8]) -> Option<Vec<Option<Progress>>> {
+    let row: Vec<ProgressRow<'_>> = decode(payload)?;
+    let entries = row.into_iter().map(|entry| {
+        Some(match entry {
+            ProgressRow::Untouched => Progress::Untouched,
+            ProgressRow::Failed { failures, error } => {
+                Progress::Failed { failures, error: Arc::from(error) }
+            }
+            ProgressRow::Delivered => Progress::Delivered,
+            ProgressRow::Superseded => Progress::Superseded,
+            ProgressRow::Dead => return None,
+        })
+    });
+    Some(entries.collect())
+}
+
+#[derive(Encode, BorrowDecode)]
+struct DeadLetterRow<'a> {
+    cause: u8,
+    failures: u32,
+    error: &'a str,
+    since: u64,
+}
+
+const REJECTED: u8 = 0;
+const GAVE_UP: u8 = 1;
+const RETRY_OVERFLOW: u8 = 2;
+
+/// The payload of a row in `dead_letters`.
+pub(super) fn dead_letter(letter: &DeadLetter) -> Result<Vec<u8>, Failure> {
+    encode(DeadLetterRow {
+        cause: match letter.cause {
+            Cause::Rejected => REJECTED,
+            Cause::GaveUp => GAVE_UP,
+            Cause::RetryOverflow => RETRY_OVERFLOW,
+        },
+        failures: letter.failures,
+        error: cut(&letter.error, ERROR_BYTES / 3),
+        since: letter.since.0,
+    })
+}
+
+/// Reads a payload of `dead_letters`.
+pub(super) fn read_dead_letter(payload: &[u8]) -> Option<DeadLetter> {
+    let row: DeadLetterRow<'_> = decode(payload)?;
+    Some(DeadLetter {
+        cause: match row.cause {
+            REJECTED => Cause::Rejected,
+            GAVE_UP => Cause::GaveUp,
+            RETRY_OVERFLOW => Cause::RetryOverflow,
+            _ => return None,
+        },
+        failures: row.failures,
+        error: Arc::from(row.error),
+        since: Timestamp(row.since),
+    })
+}
+
+/// The beginning of a text, in whole characters.
+fn cut(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+    end.and_then(|end| text.get(..end)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,460 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+use super::keys::Tree;
+use super::*;
+use crate::task::{Cause, DeadLetter, Node, Operation, Progress, Task};
+
+pub(super) fn settings(dir: &Path) -> Settings {
+    Settings { dir: dir.to_owned(), cache_bytes: 8 << 20, now: Timestamp(5_000_000) }
+}
+
+/// Opens a store; events go nowhere.
+pub(super) fn open(dir: &Path) -> (Opened, Vec<Recovered>, RecoveryReport) {
+    open_with(dir, Box::new(drop))
+}
+
+pub(super) fn open_with(dir: &Path, notify: Notify) -> (Opened, Vec<Recovered>, RecoveryReport) {
+    let mut recovered = Vec::new();
+    let (opened, report) = Store::open(&settings(dir))
+        .unwrap()
+        .recover(&mut |task| recovered.push(task), notify)
+        .unwrap();
+    (opened, recovered, report)
+}
+
+/// The error of opening what is in `dir`.
+fn refusal(dir: &Path) -> String {
+    let store = match Store::open(&settings(dir)) {
+        Ok(store) => store,
+        Err(error) => return error.to_string(),
+    };
+    let recovered = store.recover(&mut drop, Box::new(drop));
+    recovered.unwrap_err().to_string()
+}
+
+pub(super) fn close(opened: Opened) {
+    opened.committer.close().blocking_recv().unwrap().unwrap();
+}
+
+pub(super) fn accept(opened: &Opened, task: &Task) -> Result<(), CommitError> {
+    let (reply, answer) = oneshot::channel();
+    opened.committer.accept(Arc::new(task.clone()), Some(reply));
+    answer.blocking_recv().unwrap()
+}
+
+pub(super) fn nodes(count: usize) -> Vec<Node> {
+    let node = |n| Node::parse(&format!("http://node-{n}:80{n:02}/base")).unwrap();
+    (0..count).map(node).collect()
+}
+
+pub(super) fn small(id: u64) -> Task {
+    Task {
+        id: TaskId(id),
+        key: format!("key-{id}"),
+        operation: Operation::Set,
+        value: Bytes::from(format!("value-{id}")),
+        accepted_at: Timestamp(id),
+        expires_at: None,
+        replicas: nodes(2),
+        user_id: None,
+    }
+}
+
+fn large(id: u64, bytes: usize) -> Task {
+    let value: Vec<u8> = (0..=250).cycle().take(bytes).collect();
+    Task { value: value.into(), ..small(id) }
+}
+
+pub(super) fn failed(failures: u32) -> Progress {
+    Progress::Failed { failures, error: "connection refused".into() }
+}
+
+fn dead(cause: Cause) -> Progress {
+    Progress::Dead(DeadLetter {
+        cause,
+        failures: 4,
+        error: "503 Service Unavailable".into(),
+        since: Timestamp(9),
+    })
+}
+
+/// The data directory as it is on disk now, as after a kill -9.
+pub(super) fn image(dir: &Path) -> TempDir {
+    fn copy(from: &Path, to: &Path) {
+        for entry in std::fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            let to = to.join(path.file_name().unwrap());
+            if path.is_dir() {
+                std::fs::create_dir(&to).unwrap();
+                copy(&path, &to);
+            } else {
+                std::fs::copy(&path, to).unwrap();
+            }
+        }
+    }
+    let image = tempfile::tempdir().unwrap();
+    copy(dir, image.path());
+    image
+}
+
+fn header(task: &Task) -> Header {
+    Header {
+        id: task.id,
+        key: task.key.clone(),
+        operation: task.operation,
+        accepted_at: task.accepted_at,
+        expires_at: task.expires_at,
+        replicas: task.replicas.clone(),
+        user_id: task.user_id.clone(),
+        value_bytes: task.value.len(),
+    }
+}
+
+fn untouched(task: &Task) -> Recovered {
+    Recovered { header: header(task), progress: vec![Progress::Untouched; task.replicas.len()] }
+}
+
+/// Small, large, odd: nothing about these is lost.
+fn menagerie() -> Vec<Task> {
+    vec![
+        small(10),
+        Task {
+            operation: Operation::Delete,
+            value: Bytes::new(),
+            expires_at: Some(Timestamp(u64::MAX)),
+            user_id: Some("ürsula".into()),
+            ..small(11)
+        },
+        large(12, 1 << 20),
+        Task { key: "\u{0}/%?#\u{1F980}".repeat(300), replicas: nodes(64), ..large(13, 10_000) },
+        Task { key: "k".repeat(100_000), value: Bytes::new(), ..small(14) },
+        Task { replicas: nodes(1), ..large(15, 3_900) },
+    ]
+}
+
+#[test]
+fn tasks_of_every_size_come_back_as_they_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let tasks = menagerie();
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!((recovered, report), (vec![], RecoveryReport::default()));
+    for task in &tasks {
+        accept(&opened, task).unwrap();
+        assert_eq!(opened.reader.read(task.id).unwrap().as_ref(), Some(task));
+    }
+    close(opened);
+
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!(recovered, tasks.iter().map(untouched).collect::<Vec<_>>());
+    assert_eq!(report.tasks, 6);
+    assert_eq!(report.value_bytes, 1_048_576 + 10_000 + 3_900 + 8);
+    assert_eq!(report.orphans_removed, 0);
+    for task in &tasks {
+        assert_eq!(opened.reader.read(task.id).unwrap().as_ref(), Some(task));
+        opened.committer.remove(task.id);
+    }
+    assert_eq!(opened.reader.read(TaskId(9)).unwrap(), None);
+    assert!(opened.reader.file_bytes() > 1 << 20);
+    close(opened);
+
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!((recovered, report), (vec![], RecoveryReport::default()));
+    let database = &opened.reader.files.database;
+    assert_eq!((database.tasks.len(), database.values.len()), (0, 0));
+}
+
+#[test]
+fn what_each_replica_has_had_comes_back_and_the_latest_state_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let task = Task { replicas: nodes(5), ..small(1) };
+    let states = [
+        vec![
+            Progress::Untouched,
+            failed(3),
+            Progress::Delivered,
+            Progress::Superseded,
+            dead(Cause::RetryOverflow),
+        ],
+        vec![
+            dead(Cause::Rejected),
+            dead(Cause::GaveUp),
+            Progress::Delivered,
+            Progress::Untouched,
+            failed(1),
+        ],
+        vec![Progress::Untouched; 5],
+    ];
+    let (mut opened, ..) = open(dir.path());
+    accept(&opened, &task).unwrap();
+    for (state, letters) in states.into_iter().zip([1, 2, 0]) {
+        opened.committer.save(task.id, vec![dead(Cause::GaveUp); 5]);
+        opened.committer.save(task.id, state.clone());
+        close(opened);
+        let reopened = open(dir.path());
+        opened = reopened.0;
+        assert_eq!(reopened.1[0].progress, state);
+        assert_eq!(reopened.2.dead_letters, letters);
+        let rows = opened.reader.files.database.dead_letters.len();
+        assert_eq!(u64::try_from(rows), Ok(letters));
+    }
+    assert_eq!(opened.reader.files.database.progress.len(), 0);
+}
+
+#[test]
+fn a_dead_letter_counts_more_than_the_progress_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    accept(&opened, &small(1)).unwrap();
+    opened.committer.save(TaskId(1), vec![dead(Cause::GaveUp), failed(2)]);
+    close(opened);
+    // As after a crash in the middle of a save that makes the letter ready again.
+    let (opened, ..) = open(dir.path());
+    let row = rows::progress(&[Progress::Untouched, failed(2)]).unwrap();
+    let key = keys::of_task(TaskId(1));
+    let database = &opened.reader.files.database;
+    database.progress.insert(key, rows::seal(Tree::Progress, &key, &row)).unwrap();
+    close(opened);
+    let (_, recovered, _) = open(dir.path());
+    assert_eq!(recovered[0].progress, [dead(Cause::GaveUp), failed(2)]);
+}
+
+#[test]
+fn rows_without_their_task_are_removed_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    for id in [1, 3, 5] {
+        accept(&opened, &large(id, 20_000)).unwrap();
+        opened.committer.save(TaskId(id), vec![dead(Cause::GaveUp), failed(1)]);
+    }
+    close(opened);
+    // As after a crash in the middle of a removal, at the beginning, within and at the end.
+    let (opened, ..) = open(dir.path());
+    for id in [1, 5] {
+        let key = keys::of_task(TaskId(id));
+        opened.reader.files.database.tasks.remove(key).unwrap().unwrap();
+    }
+    close(opened);
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!(recovered.len(), 1);
+    assert_eq!(recovered[0].header.id, TaskId(3));
+    assert_eq!(recovered[0].progress, [dead(Cause::GaveUp), failed(1)]);
+    assert_eq!(report.orphans_removed, 2 * (4 + 1 + 1));
+    close(opened);
+    assert_eq!(open(dir.path()).2.orphans_removed, 0);
+}
+
+#[test]
+fn ids_never_come_again_even_from_an_empty_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    let first = opened.next_id;
+    assert_eq!(first, TaskId(5_000), "the microseconds of the creation");
+    accept(&opened, &small(first.0)).unwrap();
+    opened.committer.remove(first);
+    close(opened);
+    let mut highest = first;
+    for _ in 0..3 {
+        let (opened, recovered, _) = open(dir.path());
+        assert!(recovered.is_empty() && opened.next_id > highest);
+        highest = opened.next_id;
+        // Killed at once: what is on disk now is already enough.
+        let image = image(dir.path());
+        assert!(open(image.path()).0.next_id > highest);
+        close(opened);
+    }
+}
+
+#[test]
+fn a_store_that_is_open_is_not_opened_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    assert!(refusal(dir.path()).contains("is in use by another replicator (process "));
+    let reader = opened.reader.clone();
+    close(opened);
+    assert!(refusal(dir.path()).contains("is in use"), "a reader still has it");
+    drop(reader);
+    open(dir.path());
+}
+
+#[test]
+fn a_newer_format_is_refused_with_both_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &3u32.to_be_bytes());
+    let meta = &opened.reader.files.database.meta;
+    meta.insert(keys::FORMAT_VERSION, row).unwrap();
+    close(opened);
+    let path = dir.path().display();
+    assert_eq!(
+        refusal(dir.path()),
+        format!(
+            "cannot open the store in {path}: its format is version 3, this binary knows up to 1"
+        )
+    );
+}
+
+#[test]
+fn a_damaged_row_is_refused_by_its_name() {
+    type Harm = fn(&Database) -> sled::Result<()>;
+    fn flip(tree: &sled::Tree) -> sled::Result<()> {
+        let (key, row) = tree.first()?.unwrap();
+        let mut row = row.to_vec();
+        *row.last_mut().unwrap() ^= 1;
+        tree.insert(key, row)?;
+        Ok(())
+    }
+    let harms: [(Harm, &str); 7] = [
+        (|db| flip(&db.tasks), "the row 0000000000000001 of tasks fails its checksum"),
+        (|db| flip(&db.values), "the row 000000000000000100000000 of values fails its checksum"),
+        (|db| flip(&db.progress), "the row 0000000000000001 of progress fails its checksum"),
+        (|db| flip(&db.dead_letters), "the row 00000000000000010000 of dead_letters fails"),
+        (|db| flip(&db.meta), "of meta fails its checksum"),
+        (
+            |db| db.values.remove(keys::of_chunk(TaskId(1), 1)).map(drop),
+            "the row 000000000000000100000001 of values is missing",
+        ),
+        (|db| db.dead_letters.clear(), "the row 0000000000000001 of progress lacks a dead letter"),
+    ];
+    for (harm, expected) in harms {
+        let dir = tempfile::tempdir().unwrap();
+        let (opened, ..) = open(dir.path());
+        accept(&opened, &large(1, 20_000)).unwrap();
+        opened.committer.save(TaskId(1), vec![dead(Cause::GaveUp), failed(1)]);
+        close(opened);
+        let (opened, ..) = open(dir.path());
+        harm(&opened.reader.files.database).unwrap();
+        close(opened);
+        let error = refusal(dir.path());
+        assert!(error.contains(expected) && error.contains("is damaged"), "{error}");
+    }
+}
+
+#[test]
+fn a_used_store_that_lost_its_current_is_refused_and_a_fresh_one_begun_again() {
+    let dir = tempfile::tempdir().unwrap();
+    close(open(dir.path()).0);
+    std::fs::remove_file(dir.path().join("CURRENT")).unwrap();
+    let error = refusal(dir.path());
+    assert!(error.contains("no file CURRENT"), "{error}");
+
+    let fresh = tempfile::tempdir().unwrap();
+    drop(open_sled(&fresh.path().join("store-000001"), CREATING).unwrap());
+    close(open(fresh.path()).0);
+}
+
+#[test]
+fn no_row_ever_goes_to_a_file_that_sled_does_not_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    let longest = |n| Node::parse(&format!("http://n{n:02}/{}", "p".repeat(1_013))).unwrap();
+    let task = |id| Task {
+        key: "k".repeat(4 << 10),
+        replicas: (0..64).map(longest).collect(),
+        user_id: Some("u".repeat(1_000)),
+        ..large(id, 256 << 10)
+    };
+    let error: Arc<str> = "e".repeat(100_000).into();
+    let letter = DeadLetter {
+        cause: Cause::GaveUp,
+        failures: u32::MAX,
+        error: Arc::clone(&error),
+        since: Timestamp(u64::MAX),
+    };
+    for id in 1..=40 {
+        opened.committer.accept(Arc::new(task(id)), None);
+        let entry = match id % 2 {
+            0 => Progress::Dead(letter.clone()),
+            _ => Progress::Failed { failures: u32::MAX, error: Arc::clone(&error) },
+        };
+        opened.committer.save(TaskId(id), vec![entry; 64]);
+    }
+    close(opened);
+    let (opened, recovered, _) = open(dir.path());
+    assert_eq!(recovered.len(), 40);
+    assert_eq!(opened.reader.read(TaskId(40)).unwrap(), Some(task(40)));
+    let blobs = std::fs::read_dir(dir.path().join("store-000001/blobs")).unwrap();
+    assert_eq!(blobs.count(), 0);
+}
+
+#[derive(Clone, Debug)]
+enum Operate {
+    Accept { value_bytes: usize, replicas: usize },
+    Save { which: usize, entries: Vec<u8> },
+    Remove { which: usize },
+    Reopen,
+}
+
+fn operations() -> impl Strategy<Value = Vec<Operate>> {
+    let value_bytes = prop_oneof![4 => 0..200usize, 1 => 3_500..20_000usize];
+    let operation = prop_oneof![
+        4 => (value_bytes, 1..5usize)
+            .prop_map(|(value_bytes, replicas)| Operate::Accept { value_bytes, replicas }),
+        4 => (any::<usize>(), prop::collection::vec(0..6u8, 4))
+            .prop_map(|(which, entries)| Operate::Save { which, entries }),
+        2 => any::<usize>().prop_map(|which| Operate::Remove { which }),
+        1 => Just(Operate::Reopen),
+    ];
+    prop::collection::vec(operation, 1..60)
+}
+
+fn entry(kind: u8) -> Progress {
+    match kind {
+        0 => Progress::Untouched,
+        1 => failed(1),
+        2 => Progress::Delivered,
+        3 => Progress::Superseded,
+        4 => dead(Cause::Rejected),
+        _ => dead(Cause::RetryOverflow),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn after_any_operations_a_store_holds_what_a_map_would(operations in operations()) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model: BTreeMap<TaskId, Recovered> = BTreeMap::new();
+        let mut opened = open(dir.path()).0;
+        let mut next = opened.next_id;
+        for operation in operations.into_iter().chain([Operate::Reopen]) {
+            let pick = |which: usize| {
+                let len = model.len();
+                model.keys().nth(which.checked_rem(len)?).copied()
+            };
+            match operation {
+                Operate::Accept { value_bytes, replicas } => {
+                    let task = Task { replicas: nodes(replicas), ..large(next.0, value_bytes) };
+                    next.0 += 1;
+                    opened.committer.accept(Arc::new(task.clone()), None);
+                    model.insert(task.id, untouched(&task));
+                }
+                Operate::Save { which, entries } => if let Some(id) = pick(which) {
+                    let kept = model.get_mut(&id).unwrap();
+                    let entries = entries.into_iter().map(entry);
+                    kept.progress = entries.take(kept.progress.len()).collect();
+                    opened.committer.save(id, kept.progress.clone());
+                },
+                Operate::Remove { which } => if let Some(id) = pick(which) {
+                    model.remove(&id);
+                    opened.committer.remove(id);
+                },
+                Operate::Reopen => {
+                    close(opened);
+                    let (reopened, recovered, report) = open(dir.path());
+                    prop_assert!(recovered.iter().eq(model.values()));
+                    prop_assert_eq!(report.orphans_removed, 0);
+                    prop_assert!(reopened.next_id > next);
+                    next = reopened.next_id;
+                    opened = reopened;
+                }
+            }
+        }
+    }
+}

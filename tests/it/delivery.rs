@@ -1,0 +1,333 @@
+//! The outbound wire: what a replica is sent, and what becomes of its answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::support::{Behaviour, Daemon, Replica, delete, set, strong, wait_until};
+
+const QUICK: &[&str] = &["--retry-base", "50ms", "--request-timeout", "300ms"];
+
+#[tokio::test]
+async fn a_replica_gets_the_raw_bytes_and_the_headers_of_the_wire() {
+    let (daemon, replica) = (Daemon::start(&["--node-id", "r-7"]).await, Replica::start().await);
+    let first = daemon.accept(&set("a key", "v", &[&replica])).await;
+    let second = daemon.accept(&delete("a key", &[&replica])).await;
+    assert!(second > first);
+    replica.until_seen(2).await;
+    let seen = replica.seen();
+    assert_eq!((seen[0].method.as_str(), seen[0].target.as_str()), ("PUT", "/store/a%20key"));
+    assert_eq!(seen[0].body, b"v");
+    assert_eq!(seen[0].headers["content-type"], "application/octet-stream");
+    assert_eq!(seen[0].headers["x-replication"], "true");
+    assert_eq!(seen[0].headers["x-replication-id"], format!("r-7-{first}"));
+    assert_eq!(seen[0].sequence(), first);
+    assert_eq!((seen[1].method.as_str(), seen[1].target.as_str()), ("DELETE", "/store/a%20key"));
+    assert_eq!(seen[1].sequence(), second);
+}
+
+#[tokio::test]
+async fn every_key_arrives_as_it_was_written() {
+    let (daemon, replica) = (Daemon::start(&[]).await, Replica::start().await);
+    let keys = [
+        "a/b",
+        "/",
+        "//",
+        "%",
+        "%2F",
+        "%2e%2e",
+        "...",
+        "a?b=c",
+        "a#b",
+        " ",
+        "a b",
+        "a+b",
+        "grüße",
+        "日本",
+        "\u{0}",
+        "\n",
+        "\"",
+        "a;b",
+        "a&b",
+        "\\",
+        "~-_.",
+        ".a",
+        "../x",
+        "http://x/",
+    ];
+    for key in keys {
+        daemon.accept(&set(key, key, &[&replica])).await;
+    }
+    for key in keys {
+        replica.until_holds(key, key).await;
+    }
+    assert_eq!(replica.data().len(), keys.len());
+}
+
+#[tokio::test]
+async fn a_base_path_is_kept() {
+    let (daemon, replica) = (Daemon::start(&[]).await, Replica::start().await);
+    let mut body = set("k", "v", &[&replica]);
+    body["replica_nodes"] = serde_json::json!([format!("{}/p/q/", replica.url())]);
+    daemon.accept(&body).await;
+    replica.until_seen(1).await;
+    assert_eq!(replica.seen()[0].target, "/p/q/store/k");
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_ttl_is_sent_and_an_expired_write_is_a_delete() {
+    let (daemon, replica) = (Daemon::start(QUICK).await, Replica::start().await);
+    let mut long = set("long", "v", &[&replica]);
+    long["ttl"] = 3_600_000_000_000_u64.into();
+    daemon.accept(&long).await;
+    replica.until_seen(1).await;
+    let target = replica.seen()[0].target.clone();
+    assert!(target.starts_with("/store/long?ttl=59m59."), "{target}");
+    assert!(target.ends_with('s'), "{target}");
+
+    daemon.accept(&set("short", "old", &[&replica])).await;
+    replica.until_holds("short", "old").await;
+    replica.behave(|_| Behaviour::Answer(503, "", ""));
+    let mut short = set("short", "v", &[&replica]);
+    short["ttl"] = 20_000_000_u64.into();
+    daemon.accept(&short).await;
+    replica.until_seen(3).await;
+    replica.behave(|_| Behaviour::Apply);
+    replica.until_gone("short").await;
+}
+
+#[tokio::test]
+async fn failures_are_retried_and_counted_each() {
+    for (name, behaviour) in [
+        ("500", Behaviour::Answer(500, "", "")),
+        ("503", Behaviour::Answer(503, "", "busy")),
+        ("408", Behaviour::Answer(408, "", "")),
+        ("425", Behaviour::Answer(425, "", "")),
+        ("429", Behaviour::Answer(429, "", "")),
+        ("hang", Behaviour::Hang),
+        ("reset", Behaviour::Reset),
+        ("garbage", Behaviour::Garbage),
+        ("trickle", Behaviour::Trickle),
+        ("endless", Behaviour::Endless),
+    ] {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let replica = Replica::with(move |_| match calls.fetch_add(1, Ordering::SeqCst) {
+            0 | 1 => behaviour.clone(),
+            _ => Behaviour::Apply,
+        });
+        let (daemon, replica) = (Daemon::start(QUICK).await, replica.await);
+        daemon.accept(&set("k", "v", &[&replica])).await;
+        replica.until_holds("k", "v").await;
+        daemon.until_metric("successful_replicas", 1).await;
+        let metrics = daemon.metrics().await;
+        assert_eq!(metrics["failed_replicas"], 2, "{name}: {metrics}");
+        assert_eq!(metrics["permanent_failures"], 0, "{name}");
+        let ids: Vec<_> =
+            replica.seen().iter().map(|s| s.headers["x-replication-id"].clone()).collect();
+        assert!(ids.iter().all(|id| *id == ids[0]), "{name}: {ids:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_refuses_for_good_is_not_asked_again() {
+    let cases = [(400, ""), (401, ""), (403, ""), (404, ""), (409, ""), (413, ""), (422, "")];
+    let redirects = [(301, "location: /elsewhere"), (307, "location: /elsewhere"), (304, "")];
+    for (status, header) in cases.into_iter().chain(redirects) {
+        let replica = Replica::with(move |_| Behaviour::Answer(status, header, "")).await;
+        let daemon = Daemon::start(QUICK).await;
+        daemon.accept(&set("k", "v", &[&replica])).await;
+        daemon.until_metric("permanent_failures", 1).await;
+        let metrics = daemon.metrics().await;
+        assert_eq!(metrics["dead_letters"], 1, "{status}: {metrics}");
+        assert_eq!(metrics["failed_replicas"], 1, "{status}: {metrics}");
+        assert_eq!(replica.seen().len(), 1, "{status}");
+        assert!(daemon.log().contains("dead letter"), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn already_replicated_and_already_gone_count_as_delivered() {
+    let daemon = Daemon::start(QUICK).await;
+    let already =
+        Replica::with(|_| Behaviour::Answer(409, "", "{\"error\":\"already replicated\"}")).await;
+    daemon.accept(&set("k", "v", &[&already])).await;
+    let gone = Replica::with(|_| Behaviour::Answer(410, "", "")).await;
+    daemon.accept(&delete("k", &[&gone])).await;
+    daemon.until_metric("successful_replicas", 2).await;
+    assert_eq!(daemon.metrics().await["failed_replicas"], 0);
+}
+
+#[tokio::test]
+async fn after_the_last_retry_a_delivery_is_a_dead_letter_also_after_a_restart() {
+    let replica = Replica::with(|_| Behaviour::Answer(500, "", "")).await;
+    let mut daemon = Daemon::start(&["--retry-base", "20ms"]).await;
+    daemon.accept(&set("k", "v", &[&replica])).await;
+    daemon.until_metric("permanent_failures", 1).await;
+    assert_eq!(replica.seen().len(), 4);
+    let metrics = daemon.metrics().await;
+    assert_eq!(metrics["failed_replicas"], 4);
+    assert_eq!(metrics["retries_in_progress"], 0);
+    assert!(daemon.terminate().await.success());
+    daemon.restart().await;
+    assert_eq!(daemon.metrics().await["dead_letters"], 1);
+    assert_eq!(replica.seen().len(), 4);
+}
+
+#[tokio::test]
+async fn retries_wait_longer_each_time() {
+    let replica = Replica::with(|_| Behaviour::Answer(500, "", "")).await;
+    let daemon = Daemon::start(&["--retry-base", "100ms"]).await;
+    daemon.accept(&set("k", "v", &[&replica])).await;
+    replica.until_seen(4).await;
+    let seen = replica.seen();
+    let waits: Vec<_> = seen.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
+    // Never shorter than planned; how much longer depends on the machine.
+    for (wait, planned) in waits.iter().zip([100, 200, 300]) {
+        assert!(*wait >= Duration::from_millis(planned - 5), "{waits:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_replicas_that_failed_are_sent_to_again() {
+    let (daemon, good) = (Daemon::start(QUICK).await, Replica::start().await);
+    let bad = Replica::with(|_| Behaviour::Answer(500, "", "")).await;
+    daemon.accept(&set("k", "v", &[&good, &bad])).await;
+    daemon.until_metric("permanent_failures", 1).await;
+    assert_eq!((good.seen().len(), bad.seen().len()), (1, 4));
+}
+
+#[tokio::test]
+async fn a_replica_has_at_most_its_workers_in_flight_and_keeps_its_connections() {
+    let replica = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(5))).await;
+    let daemon = Daemon::start(&["--workers", "3"]).await;
+    for n in 0..60 {
+        daemon.accept(&set(&format!("k{n}"), "v", &[&replica])).await;
+    }
+    daemon.until_metric("successful_replicas", 60).await;
+    assert!(replica.most_in_progress() <= 3, "{}", replica.most_in_progress());
+    assert!(replica.connections_accepted() <= 10, "{}", replica.connections_accepted());
+}
+
+#[tokio::test]
+async fn the_writes_of_a_key_arrive_in_the_order_of_acceptance_whatever_fails() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let replica = Replica::with(move |_| match calls.fetch_add(1, Ordering::SeqCst) % 5 {
+        1 => Behaviour::Answer(503, "", ""),
+        3 => Behaviour::ApplyAndReset,
+        _ => Behaviour::Apply,
+    });
+    let (daemon, replica) = (Daemon::start(&["--retry-base", "5ms"]).await, replica.await);
+    for n in 0..100 {
+        daemon.accept(&set(&format!("k{}", n % 3), &n.to_string(), &[&replica])).await;
+    }
+    daemon.until_drained().await;
+    for key in ["k0", "k1", "k2"] {
+        let seen = replica.seen();
+        let of_key = seen.iter().filter(|seen| seen.key() == key).map(|seen| seen.sequence());
+        assert!(of_key.is_sorted(), "{key}");
+    }
+    for (key, last) in [("k0", "99"), ("k1", "97"), ("k2", "98")] {
+        replica.until_holds(key, last).await;
+    }
+    let metrics = daemon.metrics().await;
+    let settled = ["successful_replicas", "superseded_replicas", "permanent_failures"];
+    let sum: u64 = settled.iter().map(|name| metrics[name].as_u64().unwrap()).sum();
+    assert_eq!(sum, 100, "{metrics}");
+}
+
+#[tokio::test]
+async fn an_older_retry_never_lands_over_a_newer_write() {
+    let daemon = Daemon::start(&["--retry-base", "100ms"]).await;
+    let replica = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
+    let old = daemon.accept(&set("k", "old", &[&replica])).await;
+    daemon.until_metric("retries_in_progress", 1).await;
+    replica.behave(|_| Behaviour::Apply);
+    let new = daemon.accept(&set("k", "new", &[&replica])).await;
+    replica.until_holds("k", "new").await;
+    daemon.until_drained().await;
+    let sequences: Vec<_> = replica.seen().iter().map(|seen| seen.sequence()).collect();
+    assert!(sequences.is_sorted(), "{sequences:?}");
+    assert_eq!((sequences[0], *sequences.last().unwrap()), (old, new));
+    assert_eq!(daemon.metrics().await["superseded_replicas"], 1);
+}
+
+#[tokio::test]
+async fn a_strong_write_without_its_majority_says_so_and_goes_on() {
+    let (daemon, good) = (Daemon::start(QUICK).await, Replica::start().await);
+    let bad = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
+    let (status, answer) = daemon.post(&strong("k", "v", &[&good, &bad])).await;
+    assert_eq!(status, 503);
+    assert_eq!(answer["success"], false);
+    let (acked, failed) = (answer["acked_nodes"].clone(), answer["failed_nodes"].clone());
+    let named = [acked, failed].map(|nodes| nodes.as_array().unwrap().len());
+    assert_eq!(named.iter().sum::<usize>(), 2, "{answer}");
+    assert!(answer["failed_nodes"].to_string().contains(&bad.url()), "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("in the background"), "{answer}");
+    bad.behave(|_| Behaviour::Apply);
+    bad.until_holds("k", "v").await;
+    good.until_holds("k", "v").await;
+}
+
+#[tokio::test]
+async fn a_strong_write_is_answered_at_its_timeout() {
+    let daemon = Daemon::start(&["--strong-timeout", "200ms"]).await;
+    let (good, hanging) = (Replica::start().await, Replica::with(|_| Behaviour::Hang).await);
+    let (status, answer) = daemon.post(&strong("k", "v", &[&good, &hanging])).await;
+    assert_eq!(status, 503);
+    assert_eq!(answer["acked_nodes"], serde_json::json!([good.url()]));
+    assert_eq!(answer["failed_nodes"], serde_json::json!([hanging.url()]));
+}
+
+#[tokio::test]
+async fn a_strong_write_has_its_majority_without_the_slowest() {
+    let daemon = Daemon::start(&["--retry-base", "50ms", "--request-timeout", "400ms"]).await;
+    let (a, b) = (Replica::start().await, Replica::start().await);
+    let hanging = Replica::with(|_| Behaviour::Hang).await;
+    let (status, answer) = daemon.post(&strong("k", "v", &[&hanging, &a, &b])).await;
+    assert_eq!(status, 200);
+    assert_eq!(answer["acked_nodes"].as_array().unwrap().len(), 2);
+    hanging.behave(|_| Behaviour::Apply);
+    hanging.until_holds("k", "v").await;
+}
+
+#[tokio::test]
+async fn a_dead_and_a_hanging_replica_cost_the_healthy_one_nothing() {
+    let daemon = Daemon::start(&[
+        "--queue-capacity",
+        "20",
+        "--retry-capacity",
+        "5",
+        "--request-timeout",
+        "1s",
+    ])
+    .await;
+    let (healthy, dead) = (Replica::start().await, Replica::start().await);
+    dead.stop();
+    let hanging = Replica::with(|_| Behaviour::Hang).await;
+    for n in 0..10 {
+        daemon.accept(&set(&format!("h{n}"), "v", &[&healthy, &hanging])).await;
+    }
+    for n in 0..200 {
+        daemon.accept(&set(&format!("k{n}"), "v", &[&healthy, &dead])).await;
+    }
+    wait_until("the healthy one has all", || async { (healthy.data().len() == 210).then_some(()) })
+        .await;
+    dead.come_back().await;
+}
+
+#[tokio::test]
+async fn what_the_full_retry_queue_had_no_room_for_comes_back_by_itself() {
+    let daemon = Daemon::start(&["--retry-capacity", "2", "--retry-base", "300ms"]).await;
+    let replica = Replica::start().await;
+    replica.stop();
+    for n in 0..12 {
+        daemon.accept(&set(&format!("k{n}"), "v", &[&replica])).await;
+    }
+    daemon.until_metric("retries_in_progress", 2).await;
+    daemon.until_metric("dead_letters", 10).await;
+    assert_eq!(daemon.metrics().await["queue_size"], 0);
+    replica.come_back().await;
+    wait_until("the replica has all", || async { (replica.data().len() == 12).then_some(()) })
+        .await;
+    daemon.until_metric("dead_letters", 0).await;
+}

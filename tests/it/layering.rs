@@ -1,0 +1,133 @@
+//! The walls between the parts, held by reading the source.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn sources(dir: &str) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = vec![];
+    let mut folders = vec![root.join(dir)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path.strip_prefix(root).unwrap().to_owned(), text));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "{dir} has no sources");
+    found
+}
+
+/// The code alone: no comments.
+fn code(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// The code without the tests at its end.
+fn shipped(text: &str) -> String {
+    let code = code(text);
+    code.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned()
+}
+
+fn is_test(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs")
+}
+
+#[track_caller]
+fn only_under(words: &[&str], allowed: &[&str]) {
+    for (path, text) in sources("src") {
+        let inside = allowed.iter().any(|place| path.starts_with(place));
+        if inside || is_test(&path) {
+            continue;
+        }
+        for word in words {
+            assert!(!shipped(&text).contains(word), "{word} in {}", path.display());
+        }
+    }
+}
+
+#[track_caller]
+fn never_in(words: &[&str], places: &[&str]) {
+    for (path, text) in sources("src") {
+        if !places.iter().any(|place| path.starts_with(place)) || is_test(&path) {
+            continue;
+        }
+        for word in words {
+            assert!(!shipped(&text).contains(word), "{word} in {}", path.display());
+        }
+    }
+}
+
+#[test]
+fn only_the_store_names_sled_and_bincode() {
+    only_under(&["sled::", "bincode"], &["src/store.rs", "src/store"]);
+}
+
+#[test]
+fn only_the_replica_side_names_reqwest() {
+    only_under(&["reqwest"], &["src/replica.rs", "src/replica"]);
+}
+
+#[test]
+fn only_the_server_names_axum_and_hyper() {
+    only_under(&["axum", "hyper"], &["src/server.rs", "src/server"]);
+}
+
+#[test]
+fn the_engine_and_the_words_know_no_runtime_clock_or_io() {
+    let words =
+        ["tokio", "async ", "SystemTime", "Instant", "std::fs", "std::net", "std::io", "tracing"];
+    never_in(&words, &["src/engine.rs", "src/engine", "src/task.rs", "src/task"]);
+}
+
+#[test]
+fn the_parts_know_the_words_and_not_each_other() {
+    let engine = ["crate::store", "crate::replica", "crate::server", "crate::daemon"];
+    never_in(&engine, &["src/engine.rs", "src/engine", "src/task.rs", "src/task"]);
+    let store = ["crate::engine", "crate::replica", "crate::server", "crate::daemon"];
+    never_in(&store, &["src/store.rs", "src/store"]);
+    let replica = ["crate::engine", "crate::store", "crate::server", "crate::daemon"];
+    never_in(&replica, &["src/replica.rs", "src/replica"]);
+    let server = ["crate::engine", "crate::store", "crate::replica"];
+    never_in(&server, &["src/server.rs", "src/server"]);
+}
+
+#[test]
+fn status_codes_are_made_in_one_file() {
+    let allowed = ["src/server/errors.rs", "src/replica/verdict.rs", "src/replica/client.rs"];
+    only_under(&["StatusCode"], &allowed);
+}
+
+#[test]
+fn unsafe_code_is_in_one_file() {
+    for (path, text) in sources("src") {
+        let barrier = path.ends_with("store/barrier.rs");
+        assert!(barrier || !code(&text).contains("unsafe "), "{}", path.display());
+    }
+}
+
+#[test]
+fn tests_wait_in_one_place() {
+    for (path, text) in sources("tests") {
+        let allowed = path.ends_with("support.rs")
+            || path.ends_with("support/replica.rs")
+            || path.ends_with("layering.rs");
+        assert!(allowed || !code(&text).contains("sleep("), "sleep in {}", path.display());
+    }
+}
+
+#[test]
+fn no_file_is_longer_than_six_hundred_lines() {
+    for dir in ["src", "tests", "benches", "migrations"] {
+        for (path, text) in sources(dir) {
+            let lines = text.lines().count();
+            assert!(lines <= 600, "{} has {lines} lines", path.display());
+        }
+    }
+    let main = sources("src").into_iter().find(|(path, _)| path.ends_with("src/main.rs")).unwrap();
+    assert!(main.1.lines().count() < 80, "main.rs");
+}

@@ -1,0 +1,107 @@
+//! At a limit the answer is a clear 503 with Retry-After, never a silent drop.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Behaviour, Daemon, Replica, client, set, strong};
+
+#[tokio::test]
+async fn a_full_queue_is_a_503_that_says_when_to_come_again() {
+    let daemon =
+        Daemon::start(&["--queue-capacity", "2", "--queue-wait", "50ms", "--workers", "1"]).await;
+    let replica = Replica::with(|_| Behaviour::Hang).await;
+    daemon.accept(&set("a", "v", &[&replica])).await;
+    daemon.accept(&set("b", "v", &[&replica])).await;
+    let asked = Instant::now();
+    let request = client().post(daemon.url("/replicate")).json(&set("c", "v", &[&replica]));
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 503);
+    assert!(answer.headers()["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+    let answer: serde_json::Value = answer.json().await.unwrap();
+    assert!(answer["error"].as_str().unwrap().contains("--queue-capacity"), "{answer}");
+    assert!(asked.elapsed() >= Duration::from_millis(50));
+    let metrics = daemon.metrics().await;
+    assert_eq!(metrics["queue_size"], 2);
+    assert_eq!(metrics["total_replications"], 3);
+}
+
+#[tokio::test]
+async fn a_request_waits_for_room_and_gets_it() {
+    let daemon = Daemon::start(&["--queue-capacity", "1", "--queue-wait", "30s"]).await;
+    let replica = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(30))).await;
+    let posts = (0..10).map(|n| {
+        let (client, url) = (client(), daemon.url("/replicate"));
+        let body = set(&format!("k{n}"), "v", &[&replica]);
+        tokio::spawn(async move { client.post(url).json(&body).send().await.unwrap().status() })
+    });
+    for post in posts.collect::<Vec<_>>() {
+        assert_eq!(post.await.unwrap(), 202);
+    }
+    daemon.until_metric("successful_replicas", 10).await;
+}
+
+#[tokio::test]
+async fn the_bytes_on_disk_have_a_limit() {
+    let args = ["--queue-max-bytes", "64KiB", "--max-value-bytes", "30KiB", "--queue-wait", "0s"];
+    let daemon = Daemon::start(&args).await;
+    let replica = Replica::with(|_| Behaviour::Hang).await;
+    let value = "x".repeat(30 * 1024);
+    daemon.accept(&set("a", &value, &[&replica])).await;
+    daemon.accept(&set("b", &value, &[&replica])).await;
+    let (status, answer) = daemon.post(&set("c", &value, &[&replica])).await;
+    assert_eq!(status, 503);
+    assert!(answer["error"].as_str().unwrap().contains("--queue-max-bytes"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_full_eventual_queue_does_not_refuse_a_strong_write() {
+    let daemon = Daemon::start(&["--queue-capacity", "1", "--queue-wait", "0s"]).await;
+    let (hanging, good) = (Replica::with(|_| Behaviour::Hang).await, Replica::start().await);
+    daemon.accept(&set("a", "v", &[&hanging])).await;
+    assert_eq!(daemon.post(&set("b", "v", &[&good])).await.0, 503);
+    assert_eq!(daemon.post(&strong("c", "v", &[&good])).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_in_the_middle_of_its_body_leaves_no_trace() {
+    use tokio::io::AsyncWriteExt;
+    let daemon = Daemon::start(&[]).await;
+    let mut stream = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
+    let head = "POST /replicate HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{\"key\":";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    drop(stream);
+    assert_eq!(daemon.metrics().await["total_replications"], 0);
+    assert_eq!(daemon.get("/health").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_sends_too_slowly_is_cut() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let daemon = Daemon::start(&["--client-timeout", "200ms"]).await;
+    let mut slow_body = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
+    let head = "POST /replicate HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{";
+    slow_body.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    slow_body.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("\"error\""), "{answer}");
+
+    let mut slow_head = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
+    slow_head.write_all(b"POST /repl").await.unwrap();
+    let mut answer = String::new();
+    slow_head.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+}
+
+#[tokio::test]
+async fn large_values_go_through_disk_and_come_out_whole() {
+    let args = ["--memory-budget", "0B", "--max-value-bytes", "4MiB", "--workers", "2"];
+    let daemon = Daemon::start(&args).await;
+    let replica = Replica::start().await;
+    let value = |n: usize| "abcdefg".repeat(n * 40_000 + n);
+    for n in 0..8 {
+        daemon.accept(&set(&format!("k{n}"), &value(n), &[&replica])).await;
+    }
+    for n in 0..8 {
+        replica.until_holds(&format!("k{n}"), &value(n)).await;
+    }
+}

@@ -1,0 +1,24 @@
+//! The daemon as its users see it: the binary, over HTTP, against replicas that misbehave on
+//! command. Nothing in here looks inside.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    unreachable_pub,
+    dead_code,
+    missing_docs,
+    reason = "tests fail by panicking"
+)]
+
+mod support;
+
+mod contract;
+mod delivery;
+mod layering;
+mod lifecycle;
+mod limits;

@@ -1,0 +1,60 @@
+//! What the tests share: the daemon as a process, a replica that follows a script, a client.
+
+use std::time::{Duration, Instant};
+
+pub mod daemon;
+pub mod replica;
+
+pub use daemon::Daemon;
+pub use replica::{Behaviour, Replica};
+
+/// How long anything may take that is waited for. Generous: the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `done` gives a value; panics with `what` after [`PATIENCE`].
+pub async fn wait_until<T, F>(what: &str, mut done: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = done().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A client as a person would use it: no proxy, no redirects.
+pub fn client() -> reqwest::Client {
+    replicator::replica::install_crypto();
+    reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .unwrap()
+}
+
+/// The body of a SET.
+pub fn set(key: &str, value: &str, replicas: &[&Replica]) -> serde_json::Value {
+    let nodes: Vec<_> = replicas.iter().map(|replica| replica.url()).collect();
+    serde_json::json!({
+        "key": key, "value": value, "value_encoding": "raw", "operation": "SET", "replica_nodes": nodes,
+    })
+}
+
+/// The same, strong.
+pub fn strong(key: &str, value: &str, replicas: &[&Replica]) -> serde_json::Value {
+    let mut body = set(key, value, replicas);
+    body["consistency"] = "strong".into();
+    body
+}
+
+/// The body of a DELETE.
+pub fn delete(key: &str, replicas: &[&Replica]) -> serde_json::Value {
+    let mut body = set(key, "", replicas);
+    body["operation"] = "DELETE".into();
+    body["value"] = serde_json::Value::Null;
+    body
+}

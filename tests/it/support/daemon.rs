@@ -1,0 +1,197 @@
+//! The daemon as a process that is started, stopped and killed.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{client, wait_until};
+
+/// A data directory, and what is started on it.
+pub struct Daemon {
+    dir: Option<TempDir>,
+    path: PathBuf,
+    args: Vec<String>,
+    child: Child,
+    address: String,
+    client: reqwest::Client,
+}
+
+impl Daemon {
+    /// Starts on a fresh directory, with quick retries so that tests need not wait.
+    pub async fn start(args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let mut daemon = Self::start_on(&path, args).await;
+        daemon.dir = Some(dir);
+        daemon
+    }
+
+    /// Starts on a directory that is kept.
+    pub async fn start_on(path: &Path, args: &[&str]) -> Self {
+        let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let (child, address) = spawn(path, &args);
+        Self { dir: None, path: path.to_owned(), args, child, address, client: client() }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn client(&self) -> &reqwest::Client {
+        &self.client
+    }
+
+    /// Posts a write: status and answer.
+    pub async fn post(&self, body: &Value) -> (u16, Value) {
+        let answer = self.client.post(self.url("/replicate")).json(body).send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.json().await.unwrap())
+    }
+
+    /// Posts a write that must be accepted, and gives its task id.
+    pub async fn accept(&self, body: &Value) -> u64 {
+        let (status, answer) = self.post(body).await;
+        assert!(matches!(status, 200 | 202), "{status} {answer}");
+        answer["task_id"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// The JSON of a GET.
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        let answer = self.client.get(self.url(path)).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    pub async fn metrics(&self) -> Value {
+        self.get("/metrics").await.1
+    }
+
+    /// Waits until a metric has a value.
+    pub async fn until_metric(&self, name: &str, value: u64) {
+        wait_until(&format!("{name} is {value}"), || async {
+            let metrics = self.metrics().await;
+            assert!(metrics[name].is_number(), "{name} in {metrics}");
+            (metrics[name] == value).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until nothing is queued or retried any more.
+    pub async fn until_drained(&self) {
+        wait_until("all is drained", || async {
+            let metrics = self.metrics().await;
+            let empty = metrics["queue_size"] == 0 && metrics["retries_in_progress"] == 0;
+            empty.then_some(())
+        })
+        .await;
+    }
+
+    /// Kills it as a power button would a process.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let deadline = std::time::Instant::now() + super::PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(std::time::Instant::now() < deadline, "the daemon does not end");
+            tokio::task::yield_now().await;
+            std::thread::yield_now();
+        }
+    }
+
+    /// SIGTERM, and its end.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        self.signal("-TERM");
+        self.ended().await
+    }
+
+    /// Starts it again, on the same directory, once it has ended.
+    pub async fn restart(&mut self) {
+        (self.child, self.address) = spawn(&self.path, &self.args);
+    }
+
+    /// Kills it and starts it again.
+    pub async fn kill_and_restart(&mut self) {
+        self.kill();
+        self.restart().await;
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(log_of(&self.path)).unwrap_or_default()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already, which is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log\n{}---", self.log());
+        }
+    }
+}
+
+fn log_of(path: &Path) -> PathBuf {
+    path.with_extension("log")
+}
+
+/// The command with a clean environment.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_replicator"));
+    for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().contains("REPLICATOR"))
+    {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn spawn(path: &Path, args: &[String]) -> (Child, String) {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log_of(path)).unwrap();
+    let mut child = command()
+        .args(["--port", "0", "--data-dir"])
+        .arg(path)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    // It says on its standard output where it listens, as soon as it does.
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    let Some(address) = line.trim().strip_prefix("listening on http://").map(str::to_owned) else {
+        let status = child.wait().unwrap();
+        let log = std::fs::read_to_string(log_of(path)).unwrap_or_default();
+        panic!("the daemon did not start ({status}): {line:?}\n{log}");
+    };
+    std::thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
+    (child, address)
+}
