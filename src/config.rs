@@ -126,6 +126,9 @@ const MOST: u64 = 1024;
 /// held in memory whole.
 const MOST_VALUE_BYTES: u64 = 1 << 30;
 
+/// The longest time: far beyond it a timer of the system may overflow.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The largest `--max-key-bytes`: a key must fit a request line, percent-encoded.
 const MOST_KEY_BYTES: u64 = 16 << 10;
 
@@ -153,6 +156,16 @@ impl Config {
             ("--client-timeout", args.client_timeout),
         ] {
             problems.check(!time.is_zero(), || format!("{flag} must be longer than zero"));
+        }
+        for (flag, time) in [
+            ("--queue-wait", args.queue_wait),
+            ("--retry-base", args.retry_base),
+            ("--request-timeout", args.request_timeout),
+            ("--strong-timeout", args.strong_timeout),
+            ("--client-timeout", args.client_timeout),
+            ("--drain-timeout", args.drain_timeout),
+        ] {
+            problems.check(time <= LONGEST, || format!("{flag} must be at most 24h"));
         }
         let known = args.max_known_replicas.get();
         problems.check(known >= args.max_replicas.get(), || {
@@ -293,6 +306,7 @@ mod tests {
             (["--max-key-bytes", "1MiB"], "--max-key-bytes"),
             (["--max-value-bytes", "0B"], "--max-value-bytes"),
             (["--client-timeout", "0s"], "--client-timeout"),
+            (["--drain-timeout", "2days"], "--drain-timeout"),
         ] {
             let text = config(&args).unwrap_err().to_string();
             assert!(text.contains(word), "{args:?}: {text}");

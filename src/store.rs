@@ -10,11 +10,12 @@
 //! nothing about deliveries: it remembers what it is told. It has no clock for that and no
 //! opinion on how much it should hold.
 //!
-//! To read on: [`commit`] for how a write becomes durable, [`database`] and [`rows`] for what is
-//! written, [`recover`] for how it is read back, [`directory`] for how a data directory comes
-//! into being, [`barrier`] for why sled can be trusted with it.
+//! To read on: `commit.rs` for how a write becomes durable, `database.rs` and `rows.rs` for what
+//! is written, `recover.rs` for how it is read back, `directory.rs` for how a data directory
+//! comes into being, `barrier.rs` for why sled can be trusted with it.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::database::{Database, open_sled};
@@ -141,12 +142,12 @@ impl Store {
 const CREATING: u64 = 1 << 20;
 
 /// Whether a store that nothing names was ever in use. Its trees are made after it has a name.
-fn is_used(path: &std::path::Path) -> Result<bool, Failure> {
+fn is_used(path: &Path) -> Result<bool, Failure> {
     guarded(|| Ok(open_sled(path, CREATING)?.tree_names().len() > 1))
 }
 
-impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("dir", &self.files.directory.path()).finish_non_exhaustive()
     }
 }

@@ -114,12 +114,13 @@ impl Client {
 
     /// Why there was no answer, for operators.
     fn why(&self, error: &reqwest::Error) -> String {
-        let within = humantime::format_duration(self.settings.request_timeout);
-        match (error.is_timeout(), error.is_connect()) {
-            (true, true) => format!("no connection within {within}"),
-            (true, false) => format!("no answer within {within}"),
-            (false, true) => format!("cannot connect: {}", chain(error)),
-            (false, false) => format!("no answer: {}", chain(error)),
+        if error.is_timeout() {
+            let within = humantime::format_duration(self.settings.request_timeout);
+            format!("no answer within {within}")
+        } else if error.is_connect() {
+            format!("cannot connect: {}", chain(error))
+        } else {
+            format!("no answer: {}", chain(error))
         }
     }
 }

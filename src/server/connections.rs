@@ -42,7 +42,7 @@ pub(super) async fn accept(
     limits: &Limits,
     stop: impl Future<Output = ()>,
 ) {
-    let slots = Arc::new(Semaphore::new(limits.max_connections));
+    let slots = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
     let http = http(limits);
     let graceful = GracefulShutdown::new();
     let mut stop = pin!(stop);

@@ -1,173 +1,19 @@
 //! The server on a real socket, over a daemon that says what the test wants.
 
-use std::net::SocketAddr;
-
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use self::support::{Client, PATIENCE, impatient, posted, settings, start};
 use super::*;
-use crate::daemon::{Accepted, Health, Refusal, Request};
+use crate::daemon::{Accepted, Health, Refusal};
 use crate::metrics::Snapshot;
-use crate::task::{NewTask, ReplicaIndex, TaskId};
+use crate::task::{ReplicaIndex, TaskId};
 
-/// No test waits for anything longer than this.
-const PATIENCE: Duration = Duration::from_secs(20);
+mod support;
 
 const WRITE: &str = r#"{"key":"k","value":"dg==","operation":"SET","user_id":"u","replica_nodes":["http://A/","http://b"]}"#;
-
-/// A server and the daemon's end of it.
-struct Server {
-    address: SocketAddr,
-    requests: mpsc::UnboundedReceiver<Request>,
-    health: watch::Sender<Health>,
-    stop: oneshot::Sender<()>,
-    serving: JoinHandle<()>,
-}
-
-fn settings() -> Settings {
-    Settings {
-        node_id: "node-7".to_owned(),
-        max_connections: 100,
-        client_timeout: PATIENCE,
-        max_body_bytes: 200_000,
-        request_memory: 1_000_000,
-        max_value_bytes: 150_000,
-        max_key_bytes: 100,
-        max_replicas: 8,
-    }
-}
-
-/// Settings under which a slow client is cut soon.
-fn impatient() -> Settings {
-    Settings { client_timeout: Duration::from_millis(100), ..settings() }
-}
-
-async fn start(settings: Settings) -> Server {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (handle, requests, health) = Handle::for_tests();
-    let (stop, stopped) = oneshot::channel::<()>();
-    let serving = tokio::spawn(serve(listener, handle, settings, async {
-        let _ = stopped.await;
-    }));
-    Server { address, requests, health, stop, serving }
-}
-
-impl Server {
-    /// Lets a daemon answer that accepts all with these acknowledgements and has these figures.
-    fn answer_all(mut self, acked: Vec<ReplicaIndex>, snapshot: Snapshot) -> SocketAddr {
-        tokio::spawn(async move {
-            while let Some(request) = self.requests.recv().await {
-                match request {
-                    Request::Replicate { reply, .. } => {
-                        let id = TaskId(42);
-                        let acked = acked.clone();
-                        let _ = reply.send(Ok(Accepted { id, acked }));
-                    }
-                    Request::Snapshot { reply } => {
-                        let _ = reply.send(Box::new(snapshot.clone()));
-                    }
-                }
-            }
-            drop((self.health, self.stop));
-        });
-        self.address
-    }
-
-    async fn next_write(&mut self) -> (NewTask, oneshot::Sender<Result<Accepted, Refusal>>) {
-        match timeout(PATIENCE, self.requests.recv()).await.unwrap() {
-            Some(Request::Replicate { new, reply }) => (*new, reply),
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-/// An answer, taken apart.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        assert!(self.head.contains("content-type: application/json\r\n"));
-        serde_json::from_str(&self.body).unwrap()
-    }
-
-    #[track_caller]
-    fn is_error(&self, status: u16, sentence: &str) {
-        assert_eq!(self.status, status, "{self:?}");
-        assert_eq!(self.json(), json!({ "error": sentence }));
-    }
-}
-
-/// A client that writes what it likes.
-struct Client(TcpStream);
-
-impl Client {
-    async fn connect(address: SocketAddr) -> Self {
-        Self(TcpStream::connect(address).await.unwrap())
-    }
-
-    async fn send(&mut self, text: &str) {
-        self.0.write_all(text.as_bytes()).await.unwrap();
-    }
-
-    async fn post(&mut self, body: &str) {
-        let length = body.len();
-        self.send(&format!(
-            "POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n{body}"
-        ))
-        .await;
-    }
-
-    async fn get(&mut self, path: &str, headers: &str) -> Answer {
-        self.send(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n{headers}\r\n")).await;
-        self.answer().await
-    }
-
-    /// Reads one answer, and nothing behind it.
-    async fn answer(&mut self) -> Answer {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(timeout(PATIENCE, self.0.read_u8()).await.unwrap().unwrap());
-        }
-        let head = String::from_utf8(head).unwrap();
-        let length = head
-            .lines()
-            .find_map(|line| line.strip_prefix("content-length: "))
-            .map_or(0, |length| length.parse().unwrap());
-        let mut body = vec![0; length];
-        timeout(PATIENCE, self.0.read_exact(&mut body)).await.unwrap().unwrap();
-        Answer {
-            status: head[9..12].parse().unwrap(),
-            head,
-            body: String::from_utf8(body).unwrap(),
-        }
-    }
-
-    /// Waits until the other side has closed, whatever it says before.
-    async fn closed(mut self) -> Vec<u8> {
-        let mut rest = Vec::new();
-        // Reset is as closed as closed.
-        let _ = timeout(PATIENCE, self.0.read_to_end(&mut rest))
-            .await
-            .expect("the server should have closed the connection");
-        rest
-    }
-}
-
-async fn posted(address: SocketAddr, body: &str) -> Answer {
-    let mut client = Client::connect(address).await;
-    client.post(body).await;
-    client.answer().await
-}
 
 #[tokio::test]
 async fn an_eventual_write_is_handed_in_whole_and_accepted_with_a_202() {
@@ -392,7 +238,11 @@ async fn a_client_that_never_reads_its_answers_is_cut() {
 
 #[tokio::test]
 async fn memory_in_use_is_a_503_for_the_next_large_body() {
-    let settings = Settings { request_memory: 200_000, ..impatient() };
+    let settings = Settings {
+        request_memory: 200_000,
+        client_timeout: Duration::from_millis(500),
+        ..settings()
+    };
     let mut server = start(settings).await;
     let large = WRITE.replace("dg==", &"MTIz".repeat(40_000));
     let mut first = Client::connect(server.address).await;

@@ -11,7 +11,7 @@ use super::keys::Tree;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// [`super::barrier`] is not in force.
+    /// sled would not wait for the disk in this binary.
     #[error(
         "refusing to open a store: this binary does not override sync_file_range ({answered}), so \
          that what is flushed would not survive a power cut; link it without a preloaded or other \

@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -39,13 +38,21 @@ fn refusal(dir: &Path) -> String {
 }
 
 pub(super) fn close(opened: Opened) {
-    opened.committer.close().blocking_recv().unwrap().unwrap();
+    let closed = opened.committer.close();
+    drop(opened);
+    closed.blocking_recv().unwrap().unwrap();
 }
 
 pub(super) fn accept(opened: &Opened, task: &Task) -> Result<(), CommitError> {
+    hand_in(opened, task).blocking_recv().unwrap()
+}
+
+/// Hands a task to the committer, and where its answer will be.
+pub(super) fn hand_in(opened: &Opened, task: &Task) -> oneshot::Receiver<Result<(), CommitError>> {
     let (reply, answer) = oneshot::channel();
-    opened.committer.accept(Arc::new(task.clone()), Some(reply));
-    answer.blocking_recv().unwrap()
+    let reply = move |result| reply.send(result).unwrap();
+    opened.committer.accept(Arc::new(task.clone()), Some(Box::new(reply)));
+    answer
 }
 
 pub(super) fn nodes(count: usize) -> Vec<Node> {

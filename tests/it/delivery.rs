@@ -223,7 +223,10 @@ async fn the_writes_of_a_key_arrive_in_the_order_of_acceptance_whatever_fails() 
     daemon.until_drained().await;
     for key in ["k0", "k1", "k2"] {
         let seen = replica.seen();
-        let of_key = seen.iter().filter(|seen| seen.key() == key).map(|seen| seen.sequence());
+        let of_key = seen
+            .iter()
+            .filter(|seen| seen.key() == key)
+            .map(crate::support::replica::Seen::sequence);
         assert!(of_key.is_sorted(), "{key}");
     }
     for (key, last) in [("k0", "99"), ("k1", "97"), ("k2", "98")] {
@@ -245,7 +248,8 @@ async fn an_older_retry_never_lands_over_a_newer_write() {
     let new = daemon.accept(&set("k", "new", &[&replica])).await;
     replica.until_holds("k", "new").await;
     daemon.until_drained().await;
-    let sequences: Vec<_> = replica.seen().iter().map(|seen| seen.sequence()).collect();
+    let sequences: Vec<_> =
+        replica.seen().iter().map(crate::support::replica::Seen::sequence).collect();
     assert!(sequences.is_sorted(), "{sequences:?}");
     assert_eq!((sequences[0], *sequences.last().unwrap()), (old, new));
     assert_eq!(daemon.metrics().await["superseded_replicas"], 1);

@@ -1,6 +1,6 @@
 use std::sync::Mutex;
 
-use super::super::tests::{accept, close, failed, image, open, open_with, small};
+use super::super::tests::{accept, close, failed, hand_in, image, open, open_with, small};
 use super::*;
 use crate::store::keys;
 
@@ -29,13 +29,7 @@ fn everyone_in_a_batch_is_answered_and_the_daemon_is_told_of_each_task_once() {
     let dir = tempfile::tempdir().unwrap();
     let (events, notify) = recorder();
     let (opened, ..) = open_with(dir.path(), notify);
-    let answers: Vec<_> = (1..=3_000)
-        .map(|id| {
-            let (reply, answer) = oneshot::channel();
-            opened.committer.accept(Arc::new(small(id)), Some(reply));
-            answer
-        })
-        .collect();
+    let answers: Vec<_> = (1..=3_000).map(|id| hand_in(&opened, &small(id))).collect();
     for answer in answers {
         assert_eq!(answer.blocking_recv().unwrap(), Ok(()));
     }

@@ -1,0 +1,172 @@
+//! What the tests need: a server on a port of its own, the daemon's end of it, a client that
+//! writes what it likes.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::daemon::{Accepted, Handle, Health, Refusal, Request};
+use crate::metrics::Snapshot;
+use crate::server::{Settings, serve};
+use crate::task::{NewTask, ReplicaIndex, TaskId};
+
+/// No test waits for anything longer than this.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server and the daemon's end of it.
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
+    pub(super) requests: mpsc::UnboundedReceiver<Request>,
+    pub(super) health: watch::Sender<Health>,
+    pub(super) stop: oneshot::Sender<()>,
+    pub(super) serving: JoinHandle<()>,
+}
+
+pub(super) fn settings() -> Settings {
+    Settings {
+        node_id: "node-7".to_owned(),
+        max_connections: 100,
+        client_timeout: PATIENCE,
+        max_body_bytes: 200_000,
+        request_memory: 1_000_000,
+        max_value_bytes: 150_000,
+        max_key_bytes: 100,
+        max_replicas: 8,
+    }
+}
+
+/// Settings under which a slow client is cut soon.
+pub(super) fn impatient() -> Settings {
+    Settings { client_timeout: Duration::from_millis(100), ..settings() }
+}
+
+pub(super) async fn start(settings: Settings) -> Server {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (handle, requests, health) = Handle::for_tests();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(serve(listener, handle, settings, async {
+        let _ = stopped.await;
+    }));
+    Server { address, requests, health, stop, serving }
+}
+
+impl Server {
+    /// Lets a daemon answer that accepts all with these acknowledgements and has these figures.
+    pub(super) fn answer_all(mut self, acked: Vec<ReplicaIndex>, snapshot: Snapshot) -> SocketAddr {
+        tokio::spawn(async move {
+            while let Some(request) = self.requests.recv().await {
+                match request {
+                    Request::Replicate { reply, .. } => {
+                        let id = TaskId(42);
+                        let acked = acked.clone();
+                        let _ = reply.send(Ok(Accepted { id, acked }));
+                    }
+                    Request::Snapshot { reply } => {
+                        let _ = reply.send(Box::new(snapshot.clone()));
+                    }
+                }
+            }
+            drop((self.health, self.stop));
+        });
+        self.address
+    }
+
+    pub(super) async fn next_write(
+        &mut self,
+    ) -> (NewTask, oneshot::Sender<Result<Accepted, Refusal>>) {
+        match timeout(PATIENCE, self.requests.recv()).await.unwrap() {
+            Some(Request::Replicate { new, reply }) => (*new, reply),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// An answer, taken apart.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) head: String,
+    pub(super) body: String,
+}
+
+impl Answer {
+    pub(super) fn json(&self) -> Value {
+        assert!(self.head.contains("content-type: application/json\r\n"));
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    #[track_caller]
+    pub(super) fn is_error(&self, status: u16, sentence: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.json(), json!({ "error": sentence }));
+    }
+}
+
+/// A client that writes what it likes.
+pub(super) struct Client(pub(super) TcpStream);
+
+impl Client {
+    pub(super) async fn connect(address: SocketAddr) -> Self {
+        Self(TcpStream::connect(address).await.unwrap())
+    }
+
+    pub(super) async fn send(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    pub(super) async fn post(&mut self, body: &str) {
+        let length = body.len();
+        self.send(&format!(
+            "POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n{body}"
+        ))
+        .await;
+    }
+
+    pub(super) async fn get(&mut self, path: &str, headers: &str) -> Answer {
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n{headers}\r\n")).await;
+        self.answer().await
+    }
+
+    /// Reads one answer, and nothing behind it.
+    pub(super) async fn answer(&mut self) -> Answer {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(timeout(PATIENCE, self.0.read_u8()).await.unwrap().unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "))
+            .map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        timeout(PATIENCE, self.0.read_exact(&mut body)).await.unwrap().unwrap();
+        Answer {
+            status: head[9..12].parse().unwrap(),
+            head,
+            body: String::from_utf8(body).unwrap(),
+        }
+    }
+
+    /// Waits until the other side has closed, whatever it says before.
+    pub(super) async fn closed(mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        // Reset is as closed as closed.
+        let _ = timeout(PATIENCE, self.0.read_to_end(&mut rest))
+            .await
+            .expect("the server should have closed the connection");
+        rest
+    }
+}
+
+pub(super) async fn posted(address: SocketAddr, body: &str) -> Answer {
+    let mut client = Client::connect(address).await;
+    client.post(body).await;
+    client.answer().await
+}
