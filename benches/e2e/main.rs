@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench e2e              everything, about two minutes
 //! cargo bench --bench e2e -- accept    one part: accept, deliver or strong
+//! cargo bench --bench e2e -- memory    a million queued tasks; a few minutes and 2 GiB of disk
 //! ```
 //!
 //! Each reference shares the daemon's stack and machine and runs in turn with it, several rounds
@@ -25,6 +26,7 @@
 )]
 
 mod load;
+mod memory;
 mod parts;
 mod roles;
 
@@ -45,6 +47,9 @@ fn main() {
         }
         if wants("strong") {
             parts::strong().await;
+        }
+        if wanted.iter().any(|arg| arg == "memory") {
+            memory::memory().await;
         }
     });
 }

@@ -11,7 +11,7 @@ const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
 
 /// Limits out of the way.
-const WIDE: &[&str] = &[
+pub const WIDE: &[&str] = &[
     "--queue-capacity",
     "50000000",
     "--retry-capacity",

@@ -16,16 +16,28 @@ pub const ROLE: &str = "E2E_BENCH_ROLE";
 pub struct Process {
     child: Child,
     pub address: String,
+    command: Command,
     _dir: Option<tempfile::TempDir>,
 }
 
 impl Process {
     fn spawn(mut command: Command, dir: Option<tempfile::TempDir>) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on http://").expect("an address");
-        Self { child, address: address.to_owned(), _dir: dir }
+        let (child, address) = start(&mut command);
+        Self { child, address, command, _dir: dir }
+    }
+
+    /// Kills it, starts it again, and waits until it listens.
+    pub fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        (self.child, self.address) = start(&mut self.command);
+    }
+
+    /// Its resident memory.
+    pub fn resident_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
     }
 
     /// One of the roles below.
@@ -44,6 +56,15 @@ impl Process {
         command.args(args);
         Self::spawn(command, Some(dir))
     }
+}
+
+/// Starts a process and waits for it to say where it listens.
+fn start(command: &mut Command) -> (Child, String) {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("listening on http://").expect("an address");
+    (child, address.to_owned())
 }
 
 impl Drop for Process {

@@ -174,6 +174,15 @@ impl Replica {
         .await;
     }
 
+    /// Waits until nobody is connected: whatever was sent has been read.
+    pub async fn until_quiet(&self) {
+        wait_until("nobody is connected", || async {
+            let state = self.state.lock().unwrap();
+            state.connections.iter().all(AbortHandle::is_finished).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until so many requests have come.
     pub async fn until_seen(&self, count: usize) {
         wait_until(&format!("{count} requests have come"), || async {
