@@ -350,7 +350,10 @@ async fn users_are_counted_by_their_valid_writes() {
     let mut client = Client::connect(address).await;
     let users = client.get("/metrics/users", "").await;
     assert_eq!(users.status, 200);
-    assert_eq!(users.json(), json!({"users": [{"user_id": "u", "requests": 1, "bytes": 2}]}));
+    assert_eq!(
+        users.json(),
+        json!({"users": [{"user_id": "u", "requests": 1, "requests_over_by": 0, "bytes": 2}]})
+    );
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ mod support;
 
 mod contract;
 mod delivery;
+mod deploy;
 mod layering;
 mod lifecycle;
 mod limits;

@@ -1,0 +1,44 @@
+//! What is shipped to run the daemon, as far as it can be checked without running it there.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use clap::CommandFactory;
+use replicator::cli::Cli;
+
+fn shipped(file: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)).unwrap()
+}
+
+/// Needs `systemd-analyze`, which `tests/run` installs.
+#[test]
+fn the_systemd_unit_is_valid() {
+    let dir = tempfile::tempdir().unwrap();
+    let unit = dir.path().join("replicator.service");
+    // It checks that the program exists, which on this machine is not installed.
+    let installed = "/usr/local/bin/replicator";
+    let text = shipped("replicator.service");
+    assert!(text.contains(installed));
+    fs::write(&unit, text.replace(installed, env!("CARGO_BIN_EXE_replicator"))).unwrap();
+    let verify = Command::new("systemd-analyze").arg("verify").arg(&unit).output().unwrap();
+    let said = String::from_utf8_lossy(&verify.stderr);
+    let about_it: Vec<_> = said.lines().filter(|line| line.contains("replicator")).collect();
+    assert!(verify.status.success() && about_it.is_empty(), "{said}");
+}
+
+#[test]
+fn the_variables_of_the_image_exist_and_it_runs_without_privileges() {
+    let dockerfile = shipped("Dockerfile");
+    let cli = Cli::command();
+    let known: Vec<_> = cli.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+    let words = dockerfile.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
+    let named: Vec<_> = words.filter(|word| word.starts_with("REPLICATOR_")).collect();
+    assert!(!named.is_empty());
+    for variable in named {
+        assert!(known.contains(&variable), "{variable}");
+    }
+    let user = dockerfile.lines().find(|line| line.starts_with("USER ")).unwrap();
+    assert!(!user.contains("root") && !user.contains(" 0"), "{user}");
+    assert!(dockerfile.contains("VOLUME /data"));
+}
