@@ -16,21 +16,23 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
-use crate::engine::{self, Engine, KeyHasher, Restored};
+use crate::engine::{self, Engine};
 use crate::replica::{self, Client};
 use crate::server;
-use crate::store::{self, CommitError, Committer, Recovered, Store};
+use crate::store::{self, CommitError, Committer};
 
 mod admission;
 mod attempt;
 mod clock;
 mod core;
 mod handle;
+mod restore;
 mod values;
 
 use attempt::Attempts;
 use clock::Clock;
 use core::{Core, Event, Parts};
+use restore::Restored;
 
 pub use clock::wall as wall_clock;
 #[cfg(test)]
@@ -92,10 +94,11 @@ impl Daemon {
         let (requests, asked) = mpsc::unbounded_channel();
         let (health, watched) = watch::channel(Health::Serving);
 
-        let keys = KeyHasher::default();
         let engine = Engine::new(engine_settings(config));
-        let (opened, engine, keys) =
-            open_store(config, clock, engine, keys, events.clone()).await?;
+        let restoring = restore::open(store_settings(config, clock), engine, clock, events.clone());
+        let restored = tokio::task::spawn_blocking(restoring);
+        let Restored { opened, engine, keys } =
+            restored.await.map_err(|_| StartError::Interrupted)??;
 
         let (reader, committer) = (opened.reader, opened.committer);
         let attempts = Attempts { client, reader: reader.clone(), clock, events: events.clone() };
@@ -180,50 +183,12 @@ impl Daemon {
     }
 }
 
-async fn open_store(
-    config: &Config,
-    clock: Clock,
-    mut engine: Engine,
-    keys: KeyHasher,
-    events: mpsc::UnboundedSender<Event>,
-) -> Result<(store::Opened, Engine, KeyHasher), StartError> {
-    let settings = store::Settings {
+fn store_settings(config: &Config, clock: Clock) -> store::Settings {
+    store::Settings {
         dir: config.store.dir.clone(),
         cache_bytes: config.store.cache_bytes,
         now: clock.now().wall,
-    };
-    let notify = move |event| {
-        // The loop outlives the committer, but for a panic of its own.
-        let _ = events.send(match event {
-            store::Event::Committed(ids) => match ids.last() {
-                Some(&last) => Event::Committed(last),
-                None => return,
-            },
-            store::Event::Failed(why) => Event::StoreFailed(why),
-        });
-    };
-    let opened = tokio::task::spawn_blocking(move || {
-        let store = Store::open(&settings)?;
-        let now = clock.now();
-        let mut each = |task: Recovered| {
-            let header = &task.header;
-            engine.restore(
-                now,
-                Restored {
-                    id: header.id,
-                    key: keys.id(&header.key),
-                    replicas: &header.replicas,
-                    bytes: header.key.len() as u64 + header.value_bytes as u64,
-                    progress: task.progress,
-                },
-            );
-        };
-        let (opened, report) = store.recover(&mut each, Box::new(notify))?;
-        let took = clock.now().moment.since_start();
-        info!(?report, seconds = took.as_secs_f64(), "the store is open");
-        Ok((opened, engine, keys))
-    });
-    opened.await.map_err(|_| StartError::Interrupted)?
+    }
 }
 
 fn engine_settings(config: &Config) -> engine::Settings {

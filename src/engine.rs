@@ -267,8 +267,10 @@ impl Engine {
 
     /// Takes on a write, in the order of the ids.
     ///
-    /// It has its place in the chains from now on. An eventual write is sent once
-    /// [`Engine::committed`] says that it is durable; a strong one at once.
+    /// It has its place in the chains from now on, and is sent once [`Engine::committed`] says that
+    /// it is durable. A strong write no earlier: were it sent before and lost in a crash, some
+    /// replicas would keep a write that nobody carries to the others, and an older one could still
+    /// be sent after it.
     ///
     /// # Errors
     ///
@@ -288,7 +290,6 @@ impl Engine {
         self.enter_queue(slot, if strong { Queue::Strong } else { Queue::Eventual });
         for leg in 0..lanes.len() {
             self.join(slot, leg);
-            self.unblock(slot, leg);
         }
         self.finish(now);
         Ok(())

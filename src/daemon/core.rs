@@ -181,9 +181,9 @@ impl Core {
         let task = Arc::new(Task::accepted(*waiter.new, id, now.wall));
         // To the committer first: what this write supersedes must not be settled on disk before
         // the write itself is there.
+        self.values.offer(&task);
         match consistency {
             Consistency::Eventual => {
-                self.values.offer(&task);
                 let reply = waiter.reply;
                 let answer = move |committed: Result<(), _>| {
                     let accepted = Accepted { id, acked: Vec::new() };
@@ -194,7 +194,6 @@ impl Core {
                 parts.committer.accept(task, Some(Box::new(answer)));
             }
             Consistency::Strong => {
-                self.values.keep(&task);
                 self.open.insert(id, waiter.reply);
                 parts.committer.accept(task, None);
             }

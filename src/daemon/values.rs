@@ -24,14 +24,9 @@ impl Values {
     /// Keeps `task` if there is room.
     pub(super) fn offer(&mut self, task: &Arc<Task>) {
         if self.used + cost(task) <= self.budget {
-            self.keep(task);
+            self.used += cost(task);
+            self.tasks.insert(task.id, Arc::clone(task));
         }
-    }
-
-    /// Keeps `task` whether there is room or not: it is sent before it can be read back.
-    pub(super) fn keep(&mut self, task: &Arc<Task>) {
-        self.used += cost(task);
-        self.tasks.insert(task.id, Arc::clone(task));
     }
 
     pub(super) fn get(&self, id: TaskId) -> Option<Arc<Task>> {
@@ -82,12 +77,5 @@ mod tests {
         values.remove(TaskId(1));
         values.offer(&task(3, 600));
         assert!(values.get(TaskId(3)).is_some());
-    }
-
-    #[test]
-    fn what_must_be_kept_is_kept() {
-        let mut values = Values::new(0);
-        values.keep(&task(1, 600));
-        assert!(values.get(TaskId(1)).is_some());
     }
 }

@@ -192,9 +192,8 @@ impl Engine {
     pub(super) fn unblock(&mut self, slot: Slot, leg: usize) {
         let entry = &self.tasks[slot];
         let Leg { lane, state, next, .. } = entry.legs[leg];
-        let may_go = entry.durable || entry.quorum.is_some();
         let leads = || self.lanes[lane].chains.get(&entry.key).is_some_and(|c| c.head == slot);
-        if state != State::Blocked || !may_go || !leads() {
+        if state != State::Blocked || !entry.durable || !leads() {
             return;
         }
         if entry.legs[leg].failures() > 0 && next.is_some() {
@@ -365,8 +364,7 @@ impl Engine {
 
     /// Answers the client of a strong write, if there is one and its answer is known.
     ///
-    /// The answer waits for the commit as well: whoever has not acknowledged must have the write
-    /// after a crash, and so must an older write that it superseded never come back alone.
+    /// Not before it is durable, even if its time is up: the answer says that delivery goes on.
     fn conclude(&mut self, now: Now, slot: Slot) {
         let entry = &mut self.tasks[slot];
         let Some(quorum) = &entry.quorum else { return };

@@ -52,7 +52,7 @@ pub(super) struct Entry {
     /// What it is charged for, on disk.
     pub(super) bytes: u64,
     pub(super) queue: Queue,
-    /// It is on disk: a delivery of an eventual write may start, and a strong one be answered.
+    /// It is on disk: its deliveries may start.
     pub(super) durable: bool,
     /// Its progress has changed since it was last handed out to be saved.
     pub(super) touched: bool,
@@ -85,8 +85,8 @@ pub(super) struct Trouble {
 /// How a delivery stands.
 ///
 /// ```text
-///            head of its chain,           a place
-///            and durable or strong        is free
+///            head of its chain            a place
+///            and durable                  is free
 ///  Blocked ───────────────────────► Ready ───────► InFlight ──────────────► Settled
 ///     │                              ▲ ▲              │ failed                 ▲
 ///     │                         due  │ │ due          ▼                        │

@@ -339,14 +339,15 @@ fn an_idle_replica_makes_way_for_a_new_one() {
 }
 
 #[test]
-fn a_strong_write_goes_out_before_it_is_durable_and_is_answered_after() {
+fn a_strong_write_is_sent_once_it_is_durable_and_answered_by_its_majority() {
     let mut f = Fixture::new(settings());
     let id = f.admit("k", &["a", "b"], Consistency::Strong).unwrap();
-    assert_eq!(f.sent(), [(id, 0, 1), (id, 1, 1)]);
-    f.answer(id, 0, Verdict::Delivered);
-    f.answer(id, 1, Verdict::Delivered);
     assert_eq!(f.actions(), []);
     f.engine.committed(f.now, TaskId(id));
+    assert_eq!(f.sent(), [(id, 0, 1), (id, 1, 1)]);
+    f.answer(id, 0, Verdict::Delivered);
+    f.actions();
+    f.answer(id, 1, Verdict::Delivered);
     let acked = vec![ReplicaIndex(0), ReplicaIndex(1)];
     let (task, missing) = (TaskId(id), vec![]);
     let conclude = Action::Conclude { task, success: true, needed: 2, acked, missing };
@@ -429,9 +430,11 @@ fn a_write_superseded_before_its_commit_is_removed_after_it() {
     let mut f = Fixture::new(settings());
     let old = f.admit("k", &["a"], Consistency::Eventual).unwrap();
     let strong = f.admit("k", &["a"], Consistency::Strong).unwrap();
-    assert_eq!(f.sent(), [(strong, 0, 1)]);
+    assert_eq!(f.actions(), []);
     f.engine.committed(f.now, TaskId(old));
     assert_eq!(f.actions(), [Action::Remove { task: TaskId(old) }]);
+    f.engine.committed(f.now, TaskId(strong));
+    assert_eq!(f.sent(), [(strong, 0, 1)]);
 }
 
 #[test]

@@ -23,3 +23,4 @@ mod deploy;
 mod layering;
 mod lifecycle;
 mod limits;
+mod readme;

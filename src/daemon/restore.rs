@@ -1,0 +1,91 @@
+//! From disk into the engine, at the start.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::info;
+
+use crate::daemon::StartError;
+use crate::daemon::clock::Clock;
+use crate::daemon::core::Event;
+use crate::engine::{self, Engine, KeyHasher};
+use crate::store::{self, OpenError, Opened, Recovered, RecoveryReport, Store};
+
+/// Tasks that are handed from one thread to the other at once.
+const BATCH: usize = 256;
+
+/// An open store, and what was in it.
+pub(super) struct Restored {
+    pub(super) opened: Opened,
+    pub(super) engine: Engine,
+    pub(super) keys: KeyHasher,
+}
+
+/// Opens the store and restores its tasks into `engine`. To be called where it may block.
+///
+/// One thread reads while the other restores: with a million tasks each takes seconds.
+pub(super) fn open(
+    settings: store::Settings,
+    mut engine: Engine,
+    clock: Clock,
+    events: UnboundedSender<Event>,
+) -> impl FnOnce() -> Result<Restored, StartError> {
+    move || {
+        let store = Store::open(&settings)?;
+        let keys = KeyHasher::default();
+        let (found, tasks) = sync_channel(8);
+        let (opened, report) = thread::scope(|scope| {
+            let reading = scope.spawn(move || read(store, found, events));
+            restore(&mut engine, &keys, clock, &tasks);
+            reading.join().map_err(|_| StartError::Interrupted)
+        })??;
+        let seconds = clock.now().moment.since_start().as_secs_f64();
+        info!(?report, seconds, "the store is open");
+        Ok(Restored { opened, engine, keys })
+    }
+}
+
+fn read(
+    store: Store,
+    found: SyncSender<Vec<Recovered>>,
+    events: UnboundedSender<Event>,
+) -> Result<(Opened, RecoveryReport), OpenError> {
+    // Who listens to these outlives the sender, but for a panic of its own.
+    let notify = move |event| {
+        let _ = events.send(match event {
+            store::Event::Committed(ids) => match ids.last() {
+                Some(&last) => Event::Committed(last),
+                None => return,
+            },
+            store::Event::Failed(why) => Event::StoreFailed(why),
+        });
+    };
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut each = |task| {
+        batch.push(task);
+        if batch.len() == BATCH {
+            let _ = found.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
+        }
+    };
+    let recovered = store.recover(&mut each, Box::new(notify));
+    let _ = found.send(batch);
+    // The other thread ends when this is gone.
+    drop(found);
+    recovered
+}
+
+fn restore(engine: &mut Engine, keys: &KeyHasher, clock: Clock, tasks: &Receiver<Vec<Recovered>>) {
+    let now = clock.now();
+    for task in tasks.iter().flatten() {
+        let header = &task.header;
+        let restored = engine::Restored {
+            id: header.id,
+            key: keys.id(&header.key),
+            replicas: &header.replicas,
+            bytes: header.key.len() as u64 + header.value_bytes as u64,
+            progress: task.progress,
+        };
+        engine.restore(now, restored);
+    }
+}
