@@ -166,9 +166,9 @@ impl Daemon {
             // The loop may have ended before, by a failure; then there is nobody to tell.
             let _ = events.send(Event::Refuse);
             let _ = stop_serving.send(());
-            let _ = server.await;
+            ended(server).await;
             let _ = events.send(Event::Stop);
-            let _ = core.await;
+            ended(core).await;
         };
         if tokio::time::timeout(grace, whole).await.is_err() {
             warn!(
@@ -180,6 +180,15 @@ impl Daemon {
             error!(%error, "the store could not be closed");
         }
         info!("stopped");
+    }
+}
+
+/// Waits for the end of a task. One whose end was seen already must not be asked again.
+async fn ended(task: JoinHandle<()>) {
+    if !task.is_finished()
+        && let Err(error) = task.await
+    {
+        error!(%error, "a part of the daemon has ended badly");
     }
 }
 
