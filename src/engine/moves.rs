@@ -140,6 +140,10 @@ impl Engine {
         self.append(lane, &mut chain, slot);
         let Some(chain) = chain else { return false };
         self.lanes[lane].chains.insert(key, chain);
+        if chain.head != slot {
+            // What it overtook may have been the head: then the one behind that leads now.
+            self.unblock(chain.head, self.tasks[chain.head].leg_on(lane));
+        }
         chain.head == slot
     }
 

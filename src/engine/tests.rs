@@ -450,6 +450,24 @@ fn an_open_strong_write_is_not_superseded_by_the_next() {
 }
 
 #[test]
+fn a_strong_write_that_comes_to_lead_its_chain_by_another_overtaking_is_sent() {
+    let one = NonZeroU32::new(1).unwrap();
+    let mut f = Fixture::new(Settings { workers: one, ..settings() });
+    let x = f.eventual("k", &["r"]);
+    let z = f.eventual("other", &["r"]);
+    let a = f.strong("k", &["r", "p", "q"]);
+    f.answer(a, 1, Verdict::Delivered);
+    let b = f.strong("k", &["r"]);
+    f.answer(a, 2, Verdict::Delivered);
+    f.answer(x, 0, Verdict::Delivered);
+    f.actions();
+    let s = f.strong("k", &["r"]);
+    assert_eq!(f.sent(), [(b, 0, 1)], "{z} has the only place, a strong write needs none");
+    f.answer(b, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), [(s, 0, 1)]);
+}
+
+#[test]
 fn a_restart_takes_up_where_the_disk_left_off() {
     let mut f = Fixture::new(settings());
     let replicas = [node("a"), node("b"), node("c")];

@@ -38,7 +38,9 @@ impl Node {
         // The text as well as the parsed form: `http://@h` parses to an empty user name.
         let authority = text.split_once("//").map_or("", |(_, rest)| rest);
         let authority = authority.split(['/', '\\', '?', '#']).next().unwrap_or_default();
-        if authority.contains('@') {
+        // And the parsed form as well as the text: `http:u@h` and `http:///u@h` have user info too.
+        let named = !url.username().is_empty() || url.password().is_some();
+        if named || authority.contains('@') {
             return Err(NodeError::UserInfo);
         }
         if url.query().is_some() {
@@ -134,6 +136,9 @@ mod tests {
         assert!(said("http://").contains("not a URL"));
         assert!(said("http://u:p@h").contains("user info"));
         assert!(said("http://@h").contains("user info"));
+        for odd in ["http:u@h", "http:///u:p@h/p", "http:\\\\u@h", "http:/u@h"] {
+            assert!(said(odd).contains("user info"), "{odd}");
+        }
         assert!(said("http://h?x").contains("query"));
         assert!(said("http://h#x").contains("fragment"));
         assert!(said("http://h /").contains("white space"));
