@@ -30,6 +30,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use thiserror::Error;
 
 use crate::task::{
@@ -59,6 +60,15 @@ use tasks::{Leg, Queue, Settlement, Slot, State, Tasks, Trouble};
 
 /// What a task is charged for beyond its key and value: its row on disk, its place in memory.
 pub const TASK_OVERHEAD_BYTES: u64 = 512;
+
+/// A replica may hold this many times as many places of a queue as are free: nine in ten by
+/// itself, and together with others that stand still a fair part, with some always left for a
+/// replica that moves. (The dynamic thresholds of Choudhury and Hahne, made for the shared memory
+/// of packet switches.)
+const SHARE: usize = 9;
+
+/// Nothing is kept free for other replicas where none has had a write for so long.
+const OTHERS_IDLE: Duration = Duration::from_secs(60);
 
 /// The limits and times of the engine.
 #[derive(Clone, Debug)]
@@ -169,7 +179,7 @@ pub enum Action {
 }
 
 /// Why a write is not let in. Nothing has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Full {
     /// `queue_capacity`.
     #[error("the eventual queue is full ({0} tasks, --queue-capacity)")]
@@ -177,6 +187,14 @@ pub enum Full {
     /// `queue_capacity`, for strong writes.
     #[error("{0} strong writes are open, as many as there may be (--queue-capacity)")]
     Strong(usize),
+    /// One replica holds all of a queue but what is kept free for the others.
+    #[error("{held} tasks for {node} wait, all but what --queue-capacity keeps for other replicas")]
+    Share {
+        /// Whose share is used up.
+        node: Node,
+        /// The tasks that it holds.
+        held: usize,
+    },
     /// `max_bytes`.
     #[error(
         "the tasks that wait or are kept as dead letters fill the {0} bytes of --queue-max-bytes"
@@ -278,7 +296,9 @@ impl Engine {
     pub fn admit(&mut self, now: Now, arrival: &Arrival<'_>) -> Result<(), Full> {
         let strong = arrival.consistency == Consistency::Strong;
         let bytes = arrival.bytes.saturating_add(TASK_OVERHEAD_BYTES);
-        self.room(strong, bytes)?;
+        let queue = if strong { Queue::Strong } else { Queue::Eventual };
+        self.room(queue, bytes)?;
+        self.share(now, queue, arrival.replicas)?;
         let limit = self.settings.max_known_replicas;
         let lanes = self.lanes.open(arrival.replicas, limit).ok_or(Full::Replicas(limit))?;
 
@@ -287,26 +307,51 @@ impl Engine {
             Box::new(Quorum::new(replicas, now.moment.after(self.settings.strong_timeout)))
         });
         let slot = self.insert(arrival.id, arrival.key, bytes, &lanes, quorum, false);
-        self.enter_queue(slot, if strong { Queue::Strong } else { Queue::Eventual });
-        for leg in 0..lanes.len() {
+        self.enter_queue(slot, queue);
+        for (leg, &lane) in lanes.iter().enumerate() {
+            self.lanes[lane].last_used = now.moment;
             self.join(slot, leg);
         }
         self.finish(now);
         Ok(())
     }
 
-    fn room(&self, strong: bool, bytes: u64) -> Result<(), Full> {
+    fn room(&self, queue: Queue, bytes: u64) -> Result<(), Full> {
         let capacity = self.settings.queue_capacity;
-        if strong && self.levels.strong >= capacity {
-            return Err(Full::Strong(capacity));
-        }
-        if !strong && self.levels.queue >= capacity {
-            return Err(Full::Queue(capacity));
+        if self.level(queue) >= capacity {
+            let strong = queue == Queue::Strong;
+            return Err(if strong { Full::Strong(capacity) } else { Full::Queue(capacity) });
         }
         if self.levels.bytes.saturating_add(bytes) > self.settings.max_bytes {
             return Err(Full::Bytes(self.settings.max_bytes));
         }
         Ok(())
+    }
+
+    /// Isolation at the door: a replica that hangs or lags keeps its tasks in the queue, and must
+    /// not fill it for the others.
+    fn share(&self, now: Now, queue: Queue, replicas: &[Node]) -> Result<(), Full> {
+        let free = self.settings.queue_capacity.saturating_sub(self.level(queue));
+        let known: SmallVec<[u32; 8]> =
+            replicas.iter().filter_map(|node| self.lanes.find(node)).collect();
+        for &lane in &known {
+            let held = self.lanes[lane].held(queue);
+            if held >= free.saturating_mul(SHARE)
+                && self.lanes.others_used(&known, now.moment.before(OTHERS_IDLE))
+            {
+                return Err(Full::Share { node: self.lanes[lane].node.clone(), held });
+            }
+        }
+        Ok(())
+    }
+
+    fn level(&self, queue: Queue) -> usize {
+        match queue {
+            Queue::Eventual => self.levels.queue,
+            Queue::Strong => self.levels.strong,
+            Queue::Retry => self.levels.retry,
+            Queue::Outside => 0,
+        }
     }
 
     /// Every task up to `last` is on disk.

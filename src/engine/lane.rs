@@ -5,9 +5,19 @@ use std::collections::{BTreeMap, HashMap};
 use slab::Slab;
 
 use crate::engine::KeyId;
+use crate::engine::Moment;
 use crate::engine::books::Books;
-use crate::engine::tasks::{Rank, Slot};
+use crate::engine::tasks::{Queue, Rank, Slot};
 use crate::task::{Node, TaskId};
+
+/// Where first attempts and retries both wait, one place in so many goes to a retry: first
+/// attempts go first, but a steady stream of them must not keep the retries, and the places that
+/// they hold in the retry queue, for ever.
+const RETRY_TURN: u32 = 4;
+
+/// The most deliveries outside of the `workers` limit, so that strong writes to a replica that
+/// hangs cannot use up the process's connections. Beyond it they wait for each other.
+const MAX_EXPRESS: u32 = 128;
 
 /// Everything that is on its way to one replica.
 #[derive(Debug)]
@@ -26,6 +36,12 @@ pub(super) struct Lane {
     pub(super) express: u32,
     /// Waiting for a retry.
     pub(super) waiting: u64,
+    /// First attempts since a retry was sent.
+    fresh_in_a_row: u32,
+    /// Tasks in each queue that are not settled here: what this replica holds of it.
+    held: [usize; 3],
+    /// When a write was last admitted for it.
+    pub(super) last_used: Moment,
     pub(super) books: Books,
 }
 
@@ -52,6 +68,9 @@ impl Lane {
             in_flight: 0,
             express: 0,
             waiting: 0,
+            fresh_in_a_row: 0,
+            held: [0; 3],
+            last_used: Moment::default(),
             books: Books::default(),
         }
     }
@@ -65,16 +84,37 @@ impl Lane {
         }
     }
 
-    /// Who is sent next, if `workers` may be on the wire at once.
+    /// How many tasks of a queue are not settled here; nobody counts those outside of all.
+    pub(super) fn held(&self, queue: Queue) -> usize {
+        self.held.get(queue as usize).copied().unwrap_or_default()
+    }
+
+    /// A task that is not settled here leaves one queue for another.
+    pub(super) fn hold(&mut self, left: Queue, entered: Queue) {
+        for (queue, enters) in [(left, false), (entered, true)] {
+            if let Some(held) = self.held.get_mut(queue as usize) {
+                if enters { *held += 1 } else { *held -= 1 }
+            }
+        }
+    }
+
+    /// Who is to be sent now, if `workers` may be on the wire at once.
     pub(super) fn next(&mut self, workers: u32) -> Option<(Rank, Slot)> {
         let mut first = |rank| self.ready(rank).first_key_value().map(|(_, &slot)| (rank, slot));
-        first(Rank::Urgent).or_else(|| {
-            if self.in_flight >= workers {
-                return None;
-            }
-            let mut first = |rank| self.ready(rank).first_key_value().map(|(_, &s)| (rank, s));
-            first(Rank::Fresh).or_else(|| first(Rank::Retry))
-        })
+        let (urgent, fresh, retry) = (first(Rank::Urgent), first(Rank::Fresh), first(Rank::Retry));
+        if urgent.is_some() && self.express < MAX_EXPRESS {
+            return urgent;
+        }
+        if self.in_flight >= workers {
+            return None;
+        }
+        let chosen =
+            if self.fresh_in_a_row + 1 < RETRY_TURN { fresh.or(retry) } else { retry.or(fresh) };
+        match chosen {
+            Some((Rank::Fresh, _)) if retry.is_some() => self.fresh_in_a_row += 1,
+            _ => self.fresh_in_a_row = 0,
+        }
+        chosen
     }
 }
 
@@ -114,6 +154,17 @@ impl Lanes {
 
     pub(super) fn get(&self, lane: u32) -> Option<&Lane> {
         self.lanes.get(lane as usize)
+    }
+
+    pub(super) fn find(&self, node: &Node) -> Option<u32> {
+        self.by_node.get(node).copied()
+    }
+
+    /// Whether a replica other than `these` had a write since `since`.
+    pub(super) fn others_used(&self, these: &[u32], since: Moment) -> bool {
+        self.lanes.iter().any(|(number, lane)| {
+            lane.last_used >= since && !these.iter().any(|&this| this as usize == number)
+        })
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Lane> {

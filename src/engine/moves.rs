@@ -26,6 +26,7 @@ impl Engine {
         quorum: Option<Box<Quorum>>,
         durable: bool,
     ) -> Slot {
+        let strong = quorum.is_some();
         for &lane in lanes {
             for books in [&mut self.lanes[lane].books, &mut self.totals] {
                 books.accepted += 1;
@@ -40,6 +41,7 @@ impl Engine {
             bytes,
             queue: Queue::Outside,
             durable,
+            strong,
             touched: false,
             pending: u16::try_from(lanes.len()).unwrap_or(u16::MAX),
             quorum,
@@ -109,6 +111,7 @@ impl Engine {
                     }
                 }
                 entry.pending -= 1;
+                lane.hold(entry.queue, Queue::Outside);
             }
         }
     }
@@ -209,9 +212,11 @@ impl Engine {
 
     pub(super) fn make_ready(&mut self, slot: Slot, leg: usize) {
         let entry = &self.tasks[slot];
-        let rank = if entry.quorum.is_some() {
+        let failed = entry.legs[leg].failures() > 0;
+        // A strong write keeps its rank after its answer, for the next one may wait behind it.
+        let rank = if entry.quorum.is_some() || (entry.strong && !failed) {
             Rank::Urgent
-        } else if entry.legs[leg].failures() > 0 {
+        } else if failed {
             Rank::Retry
         } else {
             Rank::Fresh
@@ -332,7 +337,11 @@ impl Engine {
 
     /// Moves a task to another queue. What of it is parked joins the retry queue with it.
     pub(super) fn enter_queue(&mut self, slot: Slot, queue: Queue) {
-        let left = std::mem::replace(&mut self.tasks[slot].queue, queue);
+        let entry = &mut self.tasks[slot];
+        let left = std::mem::replace(&mut entry.queue, queue);
+        for leg in entry.legs.iter().filter(|leg| !leg.state.is_settled()) {
+            self.lanes[leg.lane].hold(left, queue);
+        }
         for (queue, enters) in [(left, false), (queue, true)] {
             let level = match queue {
                 Queue::Eventual => &mut self.levels.queue,

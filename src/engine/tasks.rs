@@ -31,7 +31,7 @@ impl Slot {
     }
 }
 
-/// Which capacity a task counts against.
+/// Which capacity a task counts against. The last counts against none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
     /// No delivery of it has failed.
@@ -54,6 +54,8 @@ pub(super) struct Entry {
     pub(super) queue: Queue,
     /// It is on disk: its deliveries may start.
     pub(super) durable: bool,
+    /// It was accepted as a strong write.
+    pub(super) strong: bool,
     /// Its progress has changed since it was last handed out to be saved.
     pub(super) touched: bool,
     /// Deliveries that are not settled.
@@ -121,6 +123,10 @@ pub(super) enum State {
 }
 
 impl State {
+    pub(super) fn is_settled(self) -> bool {
+        matches!(self, Self::Settled(_))
+    }
+
     /// Whether it failed and is to be sent again, which a newer write of the key makes pointless.
     /// Such a delivery is always the only one in its chain.
     pub(super) fn awaits_retry(self) -> bool {
@@ -227,6 +233,11 @@ impl Tasks {
 
     pub(super) fn find(&self, id: TaskId) -> Option<Slot> {
         self.slots.get(&id).copied()
+    }
+
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().map(|(_, entry)| entry)
     }
 
     /// The next task, up to and including `last`, that has become durable.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{node, settings};
+use crate::engine::tasks::Entry;
 use crate::engine::*;
 
 const NODES: [&str; 3] = ["a", "b", "c"];
@@ -268,11 +269,34 @@ impl World {
             sum += lane.books;
         }
         assert_eq!(sum, self.engine.totals());
+        self.check_chains();
         let levels = self.engine.levels();
         assert_eq!(levels.in_flight, self.on_wire.len() as u64);
         if !self.restarted {
             assert!(levels.queue <= self.settings.queue_capacity, "{levels:?}");
             assert!(levels.retry <= self.settings.retry_capacity, "{levels:?}");
+        }
+    }
+
+    /// A chain never stands still with nothing to wait for, and every place in a queue is counted
+    /// against the replicas that it waits for.
+    fn check_chains(&self) {
+        for lane in self.engine.lanes.iter() {
+            let number = self.engine.lanes.find(&lane.node).unwrap();
+            for chain in lane.chains.values() {
+                let head = &self.engine.tasks[chain.head];
+                let state = head.legs[head.leg_on(number)].state;
+                assert!(!head.durable || state != State::Blocked, "{} stands still", head.id);
+            }
+            for queue in [Queue::Eventual, Queue::Strong, Queue::Retry] {
+                let waits = |entry: &&Entry| {
+                    let on_lane = |leg: &&Leg| leg.lane == number;
+                    let leg = entry.legs.iter().find(on_lane);
+                    entry.queue == queue && leg.is_some_and(|leg| !leg.state.is_settled())
+                };
+                let held = self.engine.tasks.iter().filter(waits).count();
+                assert_eq!(lane.held(queue), held, "{queue:?} of {}", lane.node);
+            }
         }
     }
 
