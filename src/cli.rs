@@ -101,8 +101,8 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_RETRY_CAPACITY", value_name = "TASKS", default_value = "500")]
     pub retry_capacity: NonZeroUsize,
 
-    /// Bytes on disk for tasks that wait or are kept as dead letters: keys, values and 512 for
-    /// each task.
+    /// Bytes on disk for tasks that wait or are kept as dead letters: keys, values, user ids, 512
+    /// for each task, and 64 and the address for each of its replicas.
     #[arg(long, env = "REPLICATOR_QUEUE_MAX_BYTES", value_name = "SIZE", default_value = "1GiB")]
     pub queue_max_bytes: ByteSize,
 
@@ -154,7 +154,8 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_REQUEST_MEMORY", value_name = "SIZE", default_value = "256MiB")]
     pub request_memory: ByteSize,
 
-    /// Accepted tasks kept in memory until they are delivered; others are read back from disk.
+    /// Accepted tasks kept in memory until they are delivered; others are read back from disk, in
+    /// as much memory again.
     #[arg(long, env = "REPLICATOR_MEMORY_BUDGET", value_name = "SIZE", default_value = "64MiB")]
     pub memory_budget: ByteSize,
 

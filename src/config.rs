@@ -129,6 +129,11 @@ const MOST_VALUE_BYTES: u64 = 1 << 30;
 /// The longest time: far beyond it a timer of the system may overflow.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The smallest and largest `--store-cache`: with less than a few pages, or more than half of what
+/// an address can say, sled panics.
+const LEAST_CACHE_BYTES: u64 = 1 << 20;
+const MOST_CACHE_BYTES: u64 = 1 << 40;
+
 /// The largest `--max-key-bytes`: a key must fit a request line, percent-encoded.
 const MOST_KEY_BYTES: u64 = 16 << 10;
 
@@ -149,6 +154,7 @@ impl Config {
         problems.at_most("--max-replicas", args.max_replicas.get() as u64, MOST);
         problems.size("--max-value-bytes", args.max_value_bytes, 1, MOST_VALUE_BYTES);
         problems.size("--max-key-bytes", args.max_key_bytes, 1, MOST_KEY_BYTES);
+        problems.size("--store-cache", args.store_cache, LEAST_CACHE_BYTES, MOST_CACHE_BYTES);
         for (flag, time) in [
             ("--retry-base", args.retry_base),
             ("--request-timeout", args.request_timeout),
@@ -305,6 +311,8 @@ mod tests {
             (["--max-known-replicas", "3"], "--max-known-replicas"),
             (["--max-key-bytes", "1MiB"], "--max-key-bytes"),
             (["--max-value-bytes", "0B"], "--max-value-bytes"),
+            (["--store-cache", "0B"], "--store-cache"),
+            (["--store-cache", "9999PiB"], "--store-cache"),
             (["--client-timeout", "0s"], "--client-timeout"),
             (["--drain-timeout", "2days"], "--drain-timeout"),
         ] {

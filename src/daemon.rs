@@ -29,7 +29,7 @@ mod handle;
 mod restore;
 mod values;
 
-use attempt::Attempts;
+use attempt::{Attempts, Memory};
 use clock::Clock;
 use core::{Core, Event, Parts};
 use restore::Restored;
@@ -101,7 +101,13 @@ impl Daemon {
             restored.await.map_err(|_| StartError::Interrupted)??;
 
         let (reader, committer) = (opened.reader, opened.committer);
-        let attempts = Attempts { client, reader: reader.clone(), clock, events: events.clone() };
+        let attempts = Attempts {
+            client,
+            reader: reader.clone(),
+            clock,
+            events: events.clone(),
+            memory: Memory::new(config.store.memory_budget),
+        };
         let core = Core::new(Parts {
             engine,
             keys,

@@ -111,7 +111,7 @@ pub struct Arrival<'a> {
     pub key: KeyId,
     /// Its replicas, each once.
     pub replicas: &'a [Node],
-    /// What it is charged for: key and value, to which the engine adds the overhead.
+    /// What it is charged for, to which the engine adds the overhead: [`crate::task::weight`].
     pub bytes: u64,
     /// When its client has its answer.
     pub consistency: Consistency,
@@ -141,6 +141,8 @@ pub enum Action {
         delivery: Delivery,
         /// How often it is sent with this, from 1.
         attempt: u32,
+        /// What its task is charged for: about what it costs to hold it in memory.
+        bytes: u64,
     },
     /// The task stands so: keep it over a restart.
     Save {

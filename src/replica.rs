@@ -18,6 +18,7 @@ use std::time::Duration;
 
 mod client;
 mod request;
+mod resolver;
 mod verdict;
 
 #[cfg(test)]

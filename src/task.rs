@@ -104,6 +104,14 @@ pub struct NewTask {
     pub user_id: Option<String>,
 }
 
+impl NewTask {
+    /// See [`weight`].
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        weight(&self.key, self.value.len(), &self.replicas, self.user_id.as_deref())
+    }
+}
+
 /// An accepted write, immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
@@ -141,6 +149,12 @@ impl Task {
         }
     }
 
+    /// See [`weight`].
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        weight(&self.key, self.value.len(), &self.replicas, self.user_id.as_deref())
+    }
+
     /// What a replica must be told at `now` so that it ends up with what the primary holds.
     ///
     /// A SET whose time has run out is a DELETE: the replica may hold an older value, which has
@@ -156,6 +170,16 @@ impl Task {
             },
         }
     }
+}
+
+/// What a task weighs in queues and in memory beyond a fixed overhead, in bytes: all of it whose
+/// length a client chooses.
+#[must_use]
+pub fn weight(key: &str, value: usize, replicas: &[Node], user_id: Option<&str>) -> usize {
+    /// A replica's place in lists, and its progress on disk.
+    const REPLICA_OVERHEAD: usize = 64;
+    let replicas = replicas.iter().map(|node| node.as_str().len() + REPLICA_OVERHEAD);
+    key.len() + value + user_id.map_or(0, str::len) + replicas.sum::<usize>()
 }
 
 /// The request that a replica gets for a task.
@@ -228,6 +252,17 @@ pub enum Progress {
     Superseded,
     /// Kept as a dead letter.
     Dead(DeadLetter),
+}
+
+impl Progress {
+    /// Whether an attempt has failed and the replica does not have the write.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        match self {
+            Self::Failed { .. } | Self::Dead(_) => true,
+            Self::Untouched | Self::Delivered | Self::Superseded => false,
+        }
+    }
 }
 
 /// A delivery that was given up or set aside, kept until someone redrives or discards it.

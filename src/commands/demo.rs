@@ -45,7 +45,11 @@ async fn tell(args: &DemoArgs, dir: &std::path::Path) -> Result<ExitCode, Box<dy
     for name in ["A", "B", "C"] {
         replicas.push(DemoReplica::start(name).await?);
     }
-    let daemon = Daemon::start(&config(dir)?).await?;
+    let config = config(dir)?;
+    let daemon = tokio::select! {
+        daemon = Daemon::start(&config) => daemon?,
+        _ = signals.next() => return Ok(ExitCode::SUCCESS),
+    };
     let story = Story { handle: daemon.handle().clone(), replicas };
     println!("The replicator listens on http://{}", daemon.address());
     println!("and keeps what it accepts in {} until it is delivered.", dir.display());

@@ -45,7 +45,14 @@ pub(super) async fn run(config: &Config) -> ExitCode {
             "listening on other than loopback, and there is no authentication: whoever reaches this port can write to every replica that this machine reaches"
         );
     }
-    let mut daemon = match Daemon::start(config).await {
+    let started = tokio::select! {
+        started = Daemon::start(config) => started,
+        signal = signals.next() => {
+            info!(signal, "ending while the store is opened: nothing was changed but what opening repairs");
+            return ExitCode::SUCCESS;
+        }
+    };
+    let mut daemon = match started {
         Ok(daemon) => daemon,
         Err(error) => return fail(&whole(&error)),
     };

@@ -3,13 +3,13 @@
 //! The known gateway posts each write once and only logs a 503; a queue that is full for half a
 //! second would cost it writes for good.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use tokio::sync::oneshot;
 
 use crate::daemon::handle::{Accepted, Refusal};
-use crate::engine::Moment;
-use crate::task::{Consistency, NewTask};
+use crate::engine::{Full, Moment};
+use crate::task::{Consistency, NewTask, Node};
 
 /// How many may wait: each holds a connection and the memory of its request.
 pub(super) const MAX_WAITING: usize = 1024;
@@ -26,36 +26,88 @@ pub(super) struct Waiter {
     pub(super) deadline: Moment,
 }
 
-/// The waiting requests, first come first served. Eventual and strong writes wait for different
-/// room, so neither stands in the other's way.
+/// What those in one line wait for: room in the queue of eventual or of strong writes, for
+/// everyone or within the share of one replica. Nobody stands in the way of others who wait for
+/// something else.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Line {
+    consistency: Consistency,
+    share_of: Option<Node>,
+}
+
+impl Line {
+    /// Where a write waits that was refused for this.
+    pub(super) fn after(consistency: Consistency, full: &Full) -> Self {
+        let share_of = match full {
+            Full::Share { node, .. } => Some(node.clone()),
+            Full::Queue(_) | Full::Strong(_) | Full::Bytes(_) | Full::Replicas(_) => None,
+        };
+        Self { consistency, share_of }
+    }
+
+    /// Whether it is the line of one replica.
+    pub(super) fn is_a_share(&self) -> bool {
+        self.share_of.is_some()
+    }
+}
+
+/// The waiting requests: in each line first come, first served.
 #[derive(Debug, Default)]
 pub(super) struct Admission {
-    eventual: VecDeque<Waiter>,
-    strong: VecDeque<Waiter>,
+    /// None of them is empty.
+    lines: HashMap<Line, VecDeque<Waiter>>,
 }
 
 impl Admission {
-    pub(super) fn line(&mut self, consistency: Consistency) -> &mut VecDeque<Waiter> {
-        match consistency {
-            Consistency::Eventual => &mut self.eventual,
-            Consistency::Strong => &mut self.strong,
+    /// The line that a new request must not pass, if there is one.
+    pub(super) fn ahead_of(&self, new: &NewTask) -> Option<Line> {
+        if self.lines.is_empty() {
+            return None;
         }
+        let line = |share_of| Line { consistency: new.consistency, share_of };
+        let shares = new.replicas.iter().map(|node| line(Some(node.clone())));
+        std::iter::once(line(None)).chain(shares).find(|line| self.lines.contains_key(line))
+    }
+
+    /// The lines that there are now.
+    pub(super) fn lines(&self) -> Vec<Line> {
+        self.lines.keys().cloned().collect()
+    }
+
+    /// Takes the first out of a line.
+    pub(super) fn pop(&mut self, line: &Line) -> Option<Waiter> {
+        let waiting = self.lines.get_mut(line)?;
+        let first = waiting.pop_front();
+        if waiting.is_empty() {
+            self.lines.remove(line);
+        }
+        first
+    }
+
+    /// Puts a request into a line, by its deadline: all wait equally long, so this is by age, for
+    /// one that changes lines as well.
+    pub(super) fn push(&mut self, line: Line, waiter: Waiter) {
+        let waiting = self.lines.entry(line).or_default();
+        let place = waiting.partition_point(|other| other.deadline <= waiter.deadline);
+        waiting.insert(place, waiter);
+    }
+
+    /// Gives back who was taken out by [`Self::pop`].
+    pub(super) fn put_back(&mut self, line: &Line, waiter: Waiter) {
+        self.lines.entry(line.clone()).or_default().push_front(waiter);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.eventual.len() + self.strong.len()
+        self.lines.values().map(VecDeque::len).sum()
     }
 
     /// When the first of them is refused.
     pub(super) fn wake_at(&self) -> Option<Moment> {
-        // All wait equally long, so the first in line is the first to go.
-        let first = |line: &VecDeque<Waiter>| line.front().map(|waiter| waiter.deadline);
-        first(&self.eventual).into_iter().chain(first(&self.strong)).min()
+        self.lines.values().filter_map(VecDeque::front).map(|waiter| waiter.deadline).min()
     }
 
     /// Everyone goes, with no answer but the one that a closed reply is.
     pub(super) fn clear(&mut self) {
-        self.eventual.clear();
-        self.strong.clear();
+        self.lines.clear();
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, error};
 
 use crate::daemon::clock::Clock;
@@ -30,26 +30,61 @@ pub(super) struct Attempts {
     pub(super) reader: Reader,
     pub(super) clock: Clock,
     pub(super) events: mpsc::UnboundedSender<Event>,
+    pub(super) memory: Memory,
+}
+
+/// The memory for tasks that are read back from disk, shared by all attempts.
+#[derive(Clone)]
+pub(super) struct Memory {
+    kib: Arc<Semaphore>,
+    total: u32,
+}
+
+impl Memory {
+    pub(super) fn new(bytes: usize) -> Self {
+        let total = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).max(1);
+        Self { kib: Arc::new(Semaphore::new(total as usize)), total }
+    }
+
+    /// Waits for room for `bytes`; what is larger than all of it gets all of it.
+    async fn take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(self.total);
+        // Never closed, so that this is always a permit.
+        Arc::clone(&self.kib).acquire_many_owned(kib).await.ok()
+    }
 }
 
 impl Attempts {
     /// Starts an attempt; its end arrives as [`Event::Answered`], whatever happens to it.
     ///
-    /// `task` is the task if it is still in memory.
-    pub(super) fn start(&self, delivery: Delivery, attempt: u32, task: Option<Arc<Task>>) {
+    /// `task` is the task if it is still in memory; else it is read back, within the memory for
+    /// that, for which `bytes` is what it needs.
+    pub(super) fn start(
+        &self,
+        delivery: Delivery,
+        attempt: u32,
+        bytes: u64,
+        task: Option<Arc<Task>>,
+    ) {
         let this = self.clone();
         let report = Report { events: self.events.clone(), answered: interrupted(delivery) };
         tokio::spawn(async move {
-            let answered = this.run(delivery, attempt, task).await;
+            let answered = this.run(delivery, attempt, bytes, task).await;
             report.end(answered);
         });
     }
 
-    async fn run(&self, delivery: Delivery, attempt: u32, task: Option<Arc<Task>>) -> Answered {
-        let task = match task {
-            Some(task) => task,
-            None => match self.read_back(delivery).await {
-                Ok(task) => task,
+    async fn run(
+        &self,
+        delivery: Delivery,
+        attempt: u32,
+        bytes: u64,
+        task: Option<Arc<Task>>,
+    ) -> Answered {
+        let (task, _room) = match task {
+            Some(task) => (task, None),
+            None => match self.read_back(delivery, bytes).await {
+                Ok((task, room)) => (task, room),
                 Err(verdict) => {
                     return Answered { verdict, ..interrupted(delivery) };
                 }
@@ -68,11 +103,17 @@ impl Attempts {
         Answered { delivery, verdict, took, accepted_at: Some(task.accepted_at) }
     }
 
-    async fn read_back(&self, delivery: Delivery) -> Result<Arc<Task>, Verdict> {
+    /// Reads a task, and says for how long it may stay in memory: as long as the permit lives.
+    async fn read_back(
+        &self,
+        delivery: Delivery,
+        bytes: u64,
+    ) -> Result<(Arc<Task>, Option<OwnedSemaphorePermit>), Verdict> {
+        let room = self.memory.take(bytes).await;
         let reader = self.reader.clone();
         let read = tokio::task::spawn_blocking(move || reader.read(delivery.task)).await;
         let why: Arc<str> = match read {
-            Ok(Ok(Some(task))) => return Ok(Arc::new(task)),
+            Ok(Ok(Some(task))) => return Ok((Arc::new(task), room)),
             Ok(Ok(None)) => "the task is not in the store any more".into(),
             Ok(Err(error)) => error.to_string().into(),
             Err(_) => "reading the task was interrupted".into(),

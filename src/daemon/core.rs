@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, warn};
 
-use crate::daemon::admission::{Admission, MAX_WAITING, Reply, Waiter};
+use crate::daemon::admission::{Admission, Line, MAX_WAITING, Reply, Waiter};
 use crate::daemon::attempt::{Answered, Attempts};
 use crate::daemon::clock::Clock;
 use crate::daemon::handle::{Accepted, Health, Refusal, Request};
@@ -18,7 +18,9 @@ use crate::daemon::values::Values;
 use crate::engine::{Action, Arrival, Engine, Full, KeyHasher, Moment, Now};
 use crate::metrics::{AckWindow, ReplicaSnapshot, Snapshot};
 use crate::store::{Committer, Reader};
-use crate::task::{Cause, Consistency, DeadLetter, Delivery, NewTask, Task, TaskId, Verdict};
+use crate::task::{
+    Cause, Consistency, DeadLetter, Delivery, NewTask, Progress, Task, TaskId, Verdict,
+};
 
 /// Events taken at once before the timers are looked at again.
 const BATCH: usize = 256;
@@ -146,35 +148,38 @@ impl Core {
             return; // A closed reply says why: see Handle.
         }
         let waiter = Waiter { new, reply, deadline: now.moment.after(self.parts.queue_wait) };
-        // Nobody passes those who wait already.
-        let line_is_empty = self.admission.line(waiter.new.consistency).is_empty();
-        let refused = if line_is_empty { self.admit(now, waiter) } else { Some((waiter, None)) };
-        let Some((waiter, full)) = refused else {
+        if let Some(line) = self.admission.ahead_of(&waiter.new) {
+            return self.wait_in(line, waiter);
+        }
+        let Some((waiter, full)) = self.admit(now, waiter) else {
             return;
         };
-        let hopeless = matches!(full, Some(Full::Replicas(_))) || self.parts.queue_wait.is_zero();
-        match full {
-            Some(full) if hopeless => refuse(waiter, &full.to_string()),
-            _ if self.admission.len() >= MAX_WAITING => {
-                refuse(waiter, &format!("{MAX_WAITING} requests wait for room already"));
-            }
-            _ => self.admission.line(waiter.new.consistency).push_back(waiter),
+        if is_hopeless(&full) || self.parts.queue_wait.is_zero() {
+            return refuse(waiter, &full.to_string());
         }
+        self.wait_in(Line::after(waiter.new.consistency, &full), waiter);
+    }
+
+    fn wait_in(&mut self, line: Line, waiter: Waiter) {
+        if self.admission.len() >= MAX_WAITING {
+            return refuse(waiter, &format!("{MAX_WAITING} requests wait for room already"));
+        }
+        self.admission.push(line, waiter);
     }
 
     /// Accepts a write, or gives it back with the limit that it met.
-    fn admit(&mut self, now: Now, waiter: Waiter) -> Option<(Waiter, Option<Full>)> {
+    fn admit(&mut self, now: Now, waiter: Waiter) -> Option<(Waiter, Full)> {
         let parts = &mut self.parts;
         let id = parts.next_id;
         let arrival = Arrival {
             id,
             key: parts.keys.id(&waiter.new.key),
             replicas: &waiter.new.replicas,
-            bytes: (waiter.new.key.len() + waiter.new.value.len()) as u64,
+            bytes: waiter.new.weight() as u64,
             consistency: waiter.new.consistency,
         };
         if let Err(full) = parts.engine.admit(now, &arrival) {
-            return Some((waiter, Some(full)));
+            return Some((waiter, full));
         }
         parts.next_id = TaskId(id.0 + 1);
         let consistency = waiter.new.consistency;
@@ -204,21 +209,24 @@ impl Core {
 
     /// Accepts those who wait while there is room, and refuses those whose time is up.
     fn let_in(&mut self, now: Now) {
-        for consistency in [Consistency::Eventual, Consistency::Strong] {
-            while let Some(waiter) = self.admission.line(consistency).pop_front() {
+        for line in self.admission.lines() {
+            while let Some(waiter) = self.admission.pop(&line) {
                 if waiter.reply.is_closed() {
                     continue;
                 }
                 let Some((waiter, full)) = self.admit(now, waiter) else {
                     continue;
                 };
-                let hopeless = matches!(full, Some(Full::Replicas(_)));
-                if waiter.deadline > now.moment && !hopeless {
-                    self.admission.line(consistency).push_front(waiter);
+                if waiter.deadline <= now.moment || is_hopeless(&full) {
+                    refuse(waiter, &full.to_string());
+                    continue;
+                }
+                let waits_for = Line::after(waiter.new.consistency, &full);
+                if waits_for == line || line.is_a_share() {
+                    self.admission.put_back(&line, waiter);
                     break;
                 }
-                let limit = full.map_or_else(String::new, |full| full.to_string());
-                refuse(waiter, &limit);
+                self.admission.push(waits_for, waiter);
             }
         }
     }
@@ -237,12 +245,14 @@ impl Core {
     fn act(&mut self, now: Now) {
         while let Some(action) = self.parts.engine.next_action() {
             match action {
-                Action::Send { delivery, attempt } => {
+                Action::Send { delivery, attempt, bytes } => {
                     let task = self.values.get(delivery.task);
-                    self.parts.attempts.start(delivery, attempt, task);
+                    self.parts.attempts.start(delivery, attempt, bytes, task);
                 }
                 Action::Save { task, progress, over } => {
-                    if over {
+                    // What failed is read back for its retry: a replica that is down must not
+                    // fill the memory that the tasks of the others pass through.
+                    if over || progress.iter().any(Progress::has_failed) {
                         self.values.remove(task);
                     }
                     self.parts.committer.save(task, progress);
@@ -341,6 +351,11 @@ impl Core {
             replicas,
         }
     }
+}
+
+/// Whether waiting for room will not help.
+fn is_hopeless(full: &Full) -> bool {
+    matches!(full, Full::Replicas(_))
 }
 
 fn refuse(waiter: Waiter, limit: &str) {

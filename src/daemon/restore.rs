@@ -11,6 +11,7 @@ use crate::daemon::clock::Clock;
 use crate::daemon::core::Event;
 use crate::engine::{self, Engine, KeyHasher};
 use crate::store::{self, OpenError, Opened, Recovered, RecoveryReport, Store};
+use crate::task;
 
 /// Tasks that are handed from one thread to the other at once.
 const BATCH: usize = 256;
@@ -83,7 +84,12 @@ fn restore(engine: &mut Engine, keys: &KeyHasher, clock: Clock, tasks: &Receiver
             id: header.id,
             key: keys.id(&header.key),
             replicas: &header.replicas,
-            bytes: header.key.len() as u64 + header.value_bytes as u64,
+            bytes: task::weight(
+                &header.key,
+                header.value_bytes,
+                &header.replicas,
+                header.user_id.as_deref(),
+            ) as u64,
             progress: task.progress,
         };
         engine.restore(now, restored);

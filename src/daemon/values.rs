@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::task::{Task, TaskId};
 
-/// What a task in here costs beyond its key and value, in bytes: measured with two replicas.
+/// What a task in here costs beyond its weight, in bytes: measured with two replicas.
 const OVERHEAD_BYTES: usize = 400;
 
 /// Tasks by id, up to a budget of bytes. What does not fit is read back when its turn comes.
@@ -44,7 +44,7 @@ impl Values {
 }
 
 fn cost(task: &Task) -> usize {
-    task.key.len() + task.value.len() + OVERHEAD_BYTES
+    task.weight() + OVERHEAD_BYTES
 }
 
 #[cfg(test)]

@@ -235,8 +235,9 @@ impl Engine {
             let leg = self.tasks[slot].leg_on(number);
             self.change(slot, leg, State::InFlight { express: rank == Rank::Urgent });
             let delivery = self.delivery(slot, leg);
-            let attempt = self.tasks[slot].legs[leg].failures().saturating_add(1);
-            self.actions.push_back(Action::Send { delivery, attempt });
+            let entry = &self.tasks[slot];
+            let attempt = entry.legs[leg].failures().saturating_add(1);
+            self.actions.push_back(Action::Send { delivery, attempt, bytes: entry.bytes });
         }
     }
 

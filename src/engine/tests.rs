@@ -86,7 +86,7 @@ impl Fixture {
     /// What is sent since the last look: task, replica, attempt.
     fn sent(&mut self) -> Vec<(u64, u16, u32)> {
         let send = |action| match action {
-            Action::Send { delivery, attempt } => {
+            Action::Send { delivery, attempt, .. } => {
                 Some((delivery.task.0, delivery.replica.0, attempt))
             }
             _ => None,

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::Settings;
 use super::request;
+use super::resolver::Resolver;
 use super::verdict::{Answer, Sent, retry_after, unanswered, unsendable, verdict};
 use crate::task::{Node, Task, Timestamp, Verdict};
 
@@ -133,6 +134,7 @@ fn builder(settings: &Settings) -> ClientBuilder {
         .pool_max_idle_per_host(settings.idle_per_replica)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .tcp_nodelay(true)
+        .dns_resolver(Resolver::default())
         .no_proxy()
         .referer(false)
         .redirect(reqwest::redirect::Policy::none())

@@ -252,7 +252,7 @@ pub(super) fn header(
         },
         accepted_at: Timestamp(row.accepted_at),
         expires_at: row.expires_at.map(Timestamp),
-        replicas: row.replicas.iter().map(|text| nodes.get(text)).collect::<Option<_>>()?,
+        replicas: row.replicas.iter().map(|text| nodes.get(text)).collect(),
         user_id: row.user_id.map(str::to_owned),
         value_bytes,
     })
@@ -266,16 +266,16 @@ impl Nodes {
     /// More than a cluster has; where every task names others, memory stays bounded.
     const MOST: usize = 4096;
 
-    fn get(&mut self, text: &str) -> Option<Node> {
+    fn get(&mut self, text: &str) -> Node {
         if let Some(node) = self.0.get(text) {
-            return Some(node.clone());
+            return node.clone();
         }
-        let node = Node::parse(text).ok()?;
+        let node = Node::from_normal(text);
         if self.0.len() >= Self::MOST {
             self.0.clear();
         }
         self.0.insert(text.to_owned(), node.clone());
-        Some(node)
+        node
     }
 }
 

@@ -56,6 +56,14 @@ impl Node {
         Ok(Self(normal.into()))
     }
 
+    /// Takes the normal form as [`Self::as_str`] gave it before, without looking at it again: from
+    /// disk, where a checksum vouches for it. What was accepted under the rules of one version must
+    /// not make a data directory unreadable under those of the next.
+    #[must_use]
+    pub fn from_normal(text: &str) -> Self {
+        Self(text.into())
+    }
+
     /// The normal form, without a trailing slash.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -125,6 +133,17 @@ mod tests {
     #[test]
     fn a_base_path_and_its_case_are_kept() {
         assert_eq!(Node::parse("http://h:81/P/q/").unwrap().as_str(), "http://h:81/P/q");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_normal_form_of_a_normal_form_is_itself(
+            text in "(http|https|HTTP)://[a-zA-Z0-9.%-]{1,12}(:[0-9]{1,5})?(/[!-~]{0,12}){0,3}",
+        ) {
+            if let Ok(node) = Node::parse(&text) {
+                proptest::prop_assert_eq!(Node::parse(node.as_str()).unwrap(), node);
+            }
+        }
     }
 
     #[test]

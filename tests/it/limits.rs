@@ -62,6 +62,32 @@ async fn a_full_eventual_queue_does_not_refuse_a_strong_write() {
 }
 
 #[tokio::test]
+async fn a_hanging_replica_leaves_room_in_the_queue_and_its_writes_hold_up_no_others() {
+    let daemon = Daemon::start(&["--queue-capacity", "20", "--queue-wait", "60s"]).await;
+    let (hanging, healthy) = (Replica::with(|_| Behaviour::Hang).await, Replica::start().await);
+    daemon.accept(&set("first", "v", &[&healthy])).await;
+    // More than it may hold: the rest of them wait at the door.
+    let posts = (0..40).map(|n| {
+        let (client, url) = (client(), daemon.url("/replicate"));
+        let body = set(&format!("k{n}"), "v", &[&hanging]);
+        tokio::spawn(async move { client.post(url).json(&body).send().await.unwrap().status() })
+    });
+    let posts: Vec<_> = posts.collect();
+    daemon.until_metric("waiting_requests", 22).await;
+    for n in 0..50 {
+        daemon.accept(&set(&format!("h{n}"), "v", &[&healthy])).await;
+    }
+    assert_eq!(daemon.metrics().await["waiting_requests"], 22);
+    // Once it moves again, they come in.
+    hanging.behave(|_| Behaviour::Apply);
+    hanging.stop();
+    hanging.come_back().await;
+    for post in posts {
+        assert_eq!(post.await.unwrap(), 202);
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_hangs_up_in_the_middle_of_its_body_leaves_no_trace() {
     use tokio::io::AsyncWriteExt;
     let daemon = Daemon::start(&[]).await;

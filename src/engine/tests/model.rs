@@ -223,7 +223,7 @@ impl World {
     fn act(&mut self) {
         while let Some(action) = self.engine.next_action() {
             match action {
-                Action::Send { delivery, attempt } => self.send(delivery, attempt),
+                Action::Send { delivery, attempt, .. } => self.send(delivery, attempt),
                 Action::Save { task, progress, .. } => {
                     assert!(self.disk.contains_key(&task.0), "{task} is on disk");
                     self.unsettled.insert(task.0, Some(progress));
