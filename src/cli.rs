@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 /// Carries writes from the primary of a key-value store to its replica nodes: durably, in order,
 /// with retries.
@@ -101,8 +101,8 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_RETRY_CAPACITY", value_name = "TASKS", default_value = "500")]
     pub retry_capacity: NonZeroUsize,
 
-    /// Bytes on disk for tasks that wait or are kept as dead letters: keys, values, user ids, 512
-    /// for each task, and 64 and the address for each of its replicas.
+    /// Bytes on disk for tasks that wait: keys, values, user ids, 512 for each task, and 64 and the
+    /// address for each of its replicas.
     #[arg(long, env = "REPLICATOR_QUEUE_MAX_BYTES", value_name = "SIZE", default_value = "1GiB")]
     pub queue_max_bytes: ByteSize,
 
@@ -117,6 +117,46 @@ pub struct DaemonArgs {
     /// Wait before the first retry; before the n-th it is n times as long.
     #[arg(long, env = "REPLICATOR_RETRY_BASE", value_name = "TIME", default_value = "2s", value_parser = duration)]
     pub retry_base: Duration,
+
+    /// Failures in a row that open the breaker of a replica: then deliveries to it fail without
+    /// being sent, but for a probe now and then; 0 is never.
+    #[arg(long, env = "REPLICATOR_BREAKER_FAILURES", value_name = "N", default_value_t = 5)]
+    pub breaker_failures: u32,
+
+    /// Bytes on disk for dead letters, parked deliveries included. Past a replica's share of it new
+    /// writes that name the replica are refused.
+    #[arg(
+        long,
+        env = "REPLICATOR_DEAD_LETTER_MAX_BYTES",
+        value_name = "SIZE",
+        default_value = "1GiB"
+    )]
+    pub dead_letter_max_bytes: ByteSize,
+
+    /// How long a dead letter is kept before it is discarded; 0s is for ever.
+    #[arg(long, env = "REPLICATOR_DEAD_LETTER_RETENTION", value_name = "TIME", default_value = "24h", value_parser = duration)]
+    pub dead_letter_retention: Duration,
+
+    /// Whether the dead letters of a replica are redriven when it is back.
+    #[arg(long, env = "REPLICATOR_HINTED_HANDOFF", value_name = "MODE", default_value = "on")]
+    pub hinted_handoff: Switch,
+
+    /// Dead letters of one replica that are redriven in a second, behind everything else.
+    #[arg(long, env = "REPLICATOR_REDRIVE_RATE", value_name = "N", default_value = "200")]
+    pub redrive_rate: NonZeroU32,
+
+    /// Send only the newest of the writes of one key that wait for a replica.
+    #[arg(
+        long,
+        env = "REPLICATOR_COALESCE",
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    pub coalesce: bool,
 
     /// How long one attempt to a replica may take, answer included.
     #[arg(long, env = "REPLICATOR_REQUEST_TIMEOUT", value_name = "TIME", default_value = "5s", value_parser = duration)]
@@ -171,6 +211,15 @@ pub struct DaemonArgs {
     /// info,replicator::replica=debug
     #[arg(long, env = "REPLICATOR_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is done.
+    On,
+    /// It is not.
+    Off,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use thiserror::Error;
 
-use crate::cli::DaemonArgs;
+use crate::cli::{DaemonArgs, Switch};
 use crate::task::MAX_NODE_BYTES;
 
 /// The settings of the daemon, each group what one part of it needs.
@@ -26,6 +26,8 @@ pub struct Config {
     pub queue: Queue,
     /// When a failed delivery is tried again.
     pub retry: Retry,
+    /// What becomes of those that are given up.
+    pub dead_letters: DeadLetters,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// How large requests may be, and how many.
@@ -65,6 +67,8 @@ pub struct Queue {
     pub max_bytes: u64,
     /// `--queue-wait`.
     pub wait: Duration,
+    /// `--coalesce`.
+    pub coalesce: bool,
 }
 
 /// When a failed delivery is tried again.
@@ -74,6 +78,21 @@ pub struct Retry {
     pub max_retries: u32,
     /// `--retry-base`.
     pub base: Duration,
+    /// `--breaker-failures`; 0 is never.
+    pub breaker_failures: u32,
+}
+
+/// What becomes of deliveries that are given up.
+#[derive(Clone, Debug)]
+pub struct DeadLetters {
+    /// `--dead-letter-max-bytes`.
+    pub max_bytes: u64,
+    /// `--dead-letter-retention`; `None` is for ever.
+    pub retention: Option<Duration>,
+    /// `--hinted-handoff`.
+    pub hinted_handoff: bool,
+    /// `--redrive-rate`, a second.
+    pub redrive_rate: NonZeroU32,
 }
 
 /// How long things may take.
@@ -129,6 +148,12 @@ const MOST_VALUE_BYTES: u64 = 1 << 30;
 /// The longest time: far beyond it a timer of the system may overflow.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The longest `--dead-letter-retention` that is not for ever: ten years.
+const LONGEST_RETENTION: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
+
+/// The largest `--redrive-rate`: no replica is that fast.
+const MOST_REDRIVES: u64 = 1_000_000;
+
 /// The smallest and largest `--store-cache`: with less than a few pages, or more than half of what
 /// an address can say, sled panics.
 const LEAST_CACHE_BYTES: u64 = 1 << 20;
@@ -173,6 +198,10 @@ impl Config {
         ] {
             problems.check(time <= LONGEST, || format!("{flag} must be at most 24h"));
         }
+        problems.check(args.dead_letter_retention <= LONGEST_RETENTION, || {
+            "--dead-letter-retention must be at most 3650days; 0s is for ever".to_owned()
+        });
+        problems.at_most("--redrive-rate", args.redrive_rate.get().into(), MOST_REDRIVES);
         let known = args.max_known_replicas.get();
         problems.check(known >= args.max_replicas.get(), || {
             let one = args.max_replicas;
@@ -212,8 +241,19 @@ impl Config {
                 retry_capacity: args.retry_capacity.get(),
                 max_bytes: args.queue_max_bytes.as_u64(),
                 wait: args.queue_wait,
+                coalesce: args.coalesce,
             },
-            retry: Retry { max_retries: args.max_retries, base: args.retry_base },
+            retry: Retry {
+                max_retries: args.max_retries,
+                base: args.retry_base,
+                breaker_failures: args.breaker_failures,
+            },
+            dead_letters: DeadLetters {
+                max_bytes: args.dead_letter_max_bytes.as_u64(),
+                retention: Some(args.dead_letter_retention).filter(|time| !time.is_zero()),
+                hinted_handoff: args.hinted_handoff == Switch::On,
+                redrive_rate: args.redrive_rate,
+            },
             timeouts: Timeouts {
                 request: args.request_timeout,
                 strong: args.strong_timeout,

@@ -10,7 +10,8 @@
 //!   head may be on the wire. A write that waits for a retry is superseded by a newer one of its
 //!   key; it is never sent after it.
 //! - **Isolation.** A replica has a lane of its own with `workers` places. What failed leaves the
-//!   eventual queue, and what the retry queue has no room for is parked, outside of both.
+//!   eventual queue, and what the retry queue has no room for is parked, outside of both. A
+//!   breaker keeps deliveries from a replica that does not answer.
 //! - **Bounds.** Both queues, the bytes and the number of known replicas have a limit each;
 //!   [`Engine::admit`] refuses what goes beyond, in words.
 //! - **Balance.** Every delivery taken on is in one column of its replica's [`Books`].
@@ -19,7 +20,7 @@
 //! time to live: an expired write is a delivery as any other, and the command that is sent for it
 //! is decided when it is sent.
 //!
-//! Start with [`Engine::admit`], then `moves.rs`, where a delivery goes from state to state.
+//! Start with `interface.rs`, which has what goes in and what comes out, then [`Engine::admit`] and `moves.rs`, where a delivery goes from state to state.
 
 #![expect(
     clippy::indexing_slicing,
@@ -27,219 +28,49 @@
 )]
 
 use std::collections::{BTreeSet, VecDeque};
-use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use thiserror::Error;
 
-use crate::task::{
-    Cause, Consistency, DeadLetter, Delivery, Node, Progress, ReplicaIndex, TaskId, Timestamp,
-    Verdict,
-};
+use crate::task::{Cause, Consistency, Delivery, Node, TaskId, Timestamp, Verdict};
 
 mod books;
+mod breaker;
+mod interface;
 mod key;
 mod lane;
+mod letters;
 mod moment;
 mod moves;
 mod quorum;
+mod restore;
 mod retry;
 mod tasks;
 #[cfg(test)]
 mod tests;
 
 pub use books::Books;
+pub use breaker::BreakerState;
+pub use interface::{
+    Action, Arrival, Full, LaneView, Levels, Now, Restored, Settings, TASK_OVERHEAD_BYTES,
+};
 pub use key::{KeyHasher, KeyId};
 pub use moment::Moment;
 
 use lane::Lanes;
 use quorum::Quorum;
 use retry::Schedule;
-use tasks::{Leg, Queue, Settlement, Slot, State, Tasks, Trouble};
-
-/// What a task is charged for beyond its key and value: its row on disk, its place in memory.
-pub const TASK_OVERHEAD_BYTES: u64 = 512;
+use tasks::{Queue, Settlement, Slot, State, Tasks};
 
 /// A replica may hold this many times as many places of a queue as are free: nine in ten by
 /// itself, and together with others that stand still a fair part, with some always left for a
 /// replica that moves. (The dynamic thresholds of Choudhury and Hahne, made for the shared memory
 /// of packet switches.)
-const SHARE: usize = 9;
+const SHARE: u64 = 9;
 
 /// Nothing is kept free for other replicas where none has had a write for so long.
 const OTHERS_IDLE: Duration = Duration::from_secs(60);
-
-/// The limits and times of the engine.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Deliveries on the wire to one replica.
-    pub workers: NonZeroU32,
-    /// Tasks in the eventual queue; as many strong writes may be open besides.
-    pub queue_capacity: usize,
-    /// Tasks in the retry queue.
-    pub retry_capacity: usize,
-    /// What all tasks on disk may be charged for, in bytes; dead letters included.
-    pub max_bytes: u64,
-    /// Replicas with a lane.
-    pub max_known_replicas: usize,
-    /// Retries after the first attempt.
-    pub max_retries: u32,
-    /// The wait after the first failure.
-    pub retry_base: Duration,
-    /// How long the client of a strong write waits at the most.
-    pub strong_timeout: Duration,
-    /// Where the jitter starts from.
-    pub seed: u64,
-}
-
-/// The moment of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
-    /// For waiting.
-    pub moment: Moment,
-    /// For the records that people read.
-    pub wall: Timestamp,
-}
-
-/// A write that asks to be let in.
-#[derive(Clone, Copy, Debug)]
-pub struct Arrival<'a> {
-    /// Greater than every one before.
-    pub id: TaskId,
-    /// Its key.
-    pub key: KeyId,
-    /// Its replicas, each once.
-    pub replicas: &'a [Node],
-    /// What it is charged for, to which the engine adds the overhead: [`crate::task::weight`].
-    pub bytes: u64,
-    /// When its client has its answer.
-    pub consistency: Consistency,
-}
-
-/// A task that was found on disk.
-#[derive(Clone, Debug)]
-pub struct Restored<'a> {
-    /// Greater than every one restored before.
-    pub id: TaskId,
-    /// Its key.
-    pub key: KeyId,
-    /// Its replicas.
-    pub replicas: &'a [Node],
-    /// As in [`Arrival::bytes`].
-    pub bytes: u64,
-    /// What each replica has had of it.
-    pub progress: Vec<Progress>,
-}
-
-/// What is to be done, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send this delivery; the outcome comes back by [`Engine::answered`].
-    Send {
-        /// Which.
-        delivery: Delivery,
-        /// How often it is sent with this, from 1.
-        attempt: u32,
-        /// What its task is charged for: about what it costs to hold it in memory.
-        bytes: u64,
-    },
-    /// The task stands so: keep it over a restart.
-    Save {
-        /// Which.
-        task: TaskId,
-        /// One entry a replica.
-        progress: Vec<Progress>,
-        /// Nothing of it is pending; what is left are dead letters, and it leaves the memory.
-        over: bool,
-    },
-    /// Nothing of the task is left: remove it from disk and memory.
-    Remove {
-        /// Which.
-        task: TaskId,
-    },
-    /// Answer the client of a strong write.
-    Conclude {
-        /// Which.
-        task: TaskId,
-        /// A majority has acknowledged.
-        success: bool,
-        /// How many make a majority.
-        needed: usize,
-        /// Who has acknowledged.
-        acked: Vec<ReplicaIndex>,
-        /// Who has not.
-        missing: Vec<ReplicaIndex>,
-    },
-    /// A delivery became a dead letter: tell the operator.
-    Buried {
-        /// Which.
-        delivery: Delivery,
-        /// Why.
-        letter: DeadLetter,
-    },
-}
-
-/// Why a write is not let in. Nothing has changed.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Full {
-    /// `queue_capacity`.
-    #[error("the eventual queue is full ({0} tasks, --queue-capacity)")]
-    Queue(usize),
-    /// `queue_capacity`, for strong writes.
-    #[error("{0} strong writes are open, as many as there may be (--queue-capacity)")]
-    Strong(usize),
-    /// One replica holds all of a queue but what is kept free for the others.
-    #[error("{held} tasks for {node} wait, all but what --queue-capacity keeps for other replicas")]
-    Share {
-        /// Whose share is used up.
-        node: Node,
-        /// The tasks that it holds.
-        held: usize,
-    },
-    /// `max_bytes`.
-    #[error(
-        "the tasks that wait or are kept as dead letters fill the {0} bytes of --queue-max-bytes"
-    )]
-    Bytes(u64),
-    /// `max_known_replicas`.
-    #[error(
-        "deliveries to {0} replicas are under way, as many as there may be (--max-known-replicas)"
-    )]
-    Replicas(usize),
-}
-
-/// How full everything is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Levels {
-    /// Tasks in the eventual queue.
-    pub queue: usize,
-    /// Open strong writes.
-    pub strong: usize,
-    /// Tasks in the retry queue.
-    pub retry: usize,
-    /// Bytes charged.
-    pub bytes: u64,
-    /// Deliveries kept as dead letters, the parked ones included.
-    pub dead_letters: u64,
-    /// Deliveries on the wire.
-    pub in_flight: u64,
-}
-
-/// One replica, seen from outside.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LaneView {
-    /// Whose lane.
-    pub node: Node,
-    /// Its books.
-    pub books: Books,
-    /// Of the pending, on the wire.
-    pub in_flight: u64,
-    /// Of the pending, waiting for a retry.
-    pub waiting: u64,
-    /// Of the pending, parked.
-    pub parked: u64,
-}
 
 /// The state machine.
 #[derive(Debug)]
@@ -249,10 +80,16 @@ pub struct Engine {
     rng: fastrand::Rng,
     tasks: Tasks,
     lanes: Lanes,
-    /// Waiting deliveries by the moment they are due: task, lane.
+    /// The moment of the call.
+    now: Now,
+    /// Waiting deliveries and dead letters by the moment they are due: task, lane.
     timers: BTreeSet<(Moment, Slot, u32)>,
     /// Open strong writes by the moment they are answered at the latest.
     deadlines: BTreeSet<(Moment, Slot)>,
+    /// Lanes by the moment at which they are looked at.
+    alarms: BTreeSet<(Moment, u32)>,
+    /// Lanes to be looked at before the call ends.
+    dirty: VecDeque<u32>,
     /// Lanes with parked deliveries; they take turns when the retry queue has room.
     parked_lanes: VecDeque<u32>,
     levels: Levels,
@@ -274,8 +111,11 @@ impl Engine {
             settings,
             tasks: Tasks::default(),
             lanes: Lanes::default(),
+            now: Now { moment: Moment(0), wall: Timestamp(0) },
             timers: BTreeSet::new(),
             deadlines: BTreeSet::new(),
+            alarms: BTreeSet::new(),
+            dirty: VecDeque::new(),
             parked_lanes: VecDeque::new(),
             levels: Levels::default(),
             totals: Books::default(),
@@ -296,11 +136,12 @@ impl Engine {
     ///
     /// [`Full`] names the limit that is reached.
     pub fn admit(&mut self, now: Now, arrival: &Arrival<'_>) -> Result<(), Full> {
+        self.now = now;
         let strong = arrival.consistency == Consistency::Strong;
         let bytes = arrival.bytes.saturating_add(TASK_OVERHEAD_BYTES);
         let queue = if strong { Queue::Strong } else { Queue::Eventual };
         self.room(queue, bytes)?;
-        self.share(now, queue, arrival.replicas)?;
+        self.share(queue, arrival.replicas)?;
         let limit = self.settings.max_known_replicas;
         let lanes = self.lanes.open(arrival.replicas, limit).ok_or(Full::Replicas(limit))?;
 
@@ -314,7 +155,7 @@ impl Engine {
             self.lanes[lane].last_used = now.moment;
             self.join(slot, leg);
         }
-        self.finish(now);
+        self.finish();
         Ok(())
     }
 
@@ -332,16 +173,24 @@ impl Engine {
 
     /// Isolation at the door: a replica that hangs or lags keeps its tasks in the queue, and must
     /// not fill it for the others.
-    fn share(&self, now: Now, queue: Queue, replicas: &[Node]) -> Result<(), Full> {
-        let free = self.settings.queue_capacity.saturating_sub(self.level(queue));
+    fn share(&self, queue: Queue, replicas: &[Node]) -> Result<(), Full> {
+        let free = self.settings.queue_capacity.saturating_sub(self.level(queue)) as u64;
+        let kept = self.levels.dead_letter_bytes;
+        let free_bytes = self.settings.max_dead_letter_bytes.saturating_sub(kept);
         let known: SmallVec<[u32; 8]> =
             replicas.iter().filter_map(|node| self.lanes.find(node)).collect();
-        for &lane in &known {
-            let held = self.lanes[lane].held(queue);
-            if held >= free.saturating_mul(SHARE)
-                && self.lanes.others_used(&known, now.moment.before(OTHERS_IDLE))
-            {
-                return Err(Full::Share { node: self.lanes[lane].node.clone(), held });
+        let since = self.now.moment.before(OTHERS_IDLE);
+        let too_much = |held: u64, free: u64| {
+            let share = held >= free.saturating_mul(SHARE);
+            held > 0 && (free == 0 || (share && self.lanes.others_used(&known, since)))
+        };
+        for lane in known.iter().map(|&lane| &self.lanes[lane]) {
+            let (node, held, bytes) = (&lane.node, lane.held(queue), lane.kept_bytes);
+            if too_much(held as u64, free) {
+                return Err(Full::Share { node: node.clone(), held });
+            }
+            if too_much(bytes, free_bytes) {
+                return Err(Full::DeadLetters { node: node.clone(), bytes });
             }
         }
         Ok(())
@@ -358,6 +207,7 @@ impl Engine {
 
     /// Every task up to `last` is on disk.
     pub fn committed(&mut self, now: Now, last: TaskId) {
+        self.now = now;
         while let Some(slot) = self.tasks.next_committed(last) {
             self.tasks[slot].durable = true;
             for leg in 0..self.tasks[slot].legs.len() {
@@ -365,81 +215,21 @@ impl Engine {
             }
             self.touch(slot);
         }
-        self.finish(now);
-    }
-
-    /// Takes on a task found on disk, in the order of the ids, before anything is admitted.
-    ///
-    /// What waited for a retry when the process ended is due at once. The capacities do not hold
-    /// here: they may have been lowered, and nothing on disk is given up for that.
-    pub fn restore(&mut self, now: Now, task: Restored<'_>) {
-        let bytes = task.bytes.saturating_add(TASK_OVERHEAD_BYTES);
-        let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else {
-            return;
-        };
-        let slot = self.insert(task.id, task.key, bytes, &lanes, None, true);
-        for (leg, progress) in task.progress.into_iter().enumerate().take(lanes.len()) {
-            self.restore_leg(now, slot, leg, progress);
-        }
-        self.enter_queue(slot, self.queue_of_restored(slot));
-        self.touch(slot);
-        self.finish(now);
-    }
-
-    fn restore_leg(&mut self, now: Now, slot: Slot, leg: usize, progress: Progress) {
-        let trouble = |failures, error, since| Some(Box::new(Trouble { failures, error, since }));
-        let until = now.moment;
-        let (state, found) = match progress {
-            Progress::Untouched => (State::Blocked, None),
-            Progress::Failed { failures, error } => {
-                (State::Waiting { until }, trouble(failures, error, now.wall))
-            }
-            Progress::Delivered => (State::Settled(Settlement::Delivered), None),
-            Progress::Superseded => (State::Settled(Settlement::Superseded), None),
-            Progress::Dead(letter) => {
-                let state = match letter.cause {
-                    Cause::Rejected => State::Settled(Settlement::Rejected),
-                    Cause::GaveUp => State::Settled(Settlement::GaveUp),
-                    Cause::RetryOverflow => State::Parked { until },
-                };
-                (state, trouble(letter.failures, letter.error, letter.since))
-            }
-        };
-        self.tasks[slot].legs[leg].trouble = found;
-        if let State::Settled(settlement) = state {
-            self.settled_before(slot, leg, settlement);
-            return;
-        }
-        let alone = self.join(slot, leg);
-        // Behind an older write it keeps its failures and waits for its turn instead.
-        if alone && state.awaits_retry() {
-            self.change(slot, leg, state);
-        } else {
-            self.unblock(slot, leg);
-        }
-    }
-
-    fn queue_of_restored(&self, slot: Slot) -> Queue {
-        let states = || self.tasks[slot].legs.iter().map(|leg| leg.state);
-        if states().any(|state| matches!(state, State::Waiting { .. })) {
-            Queue::Retry
-        } else if states().any(|s| !matches!(s, State::Settled(_) | State::Parked { .. })) {
-            Queue::Eventual
-        } else {
-            Queue::Outside
-        }
+        self.finish();
     }
 
     /// An attempt that was asked for by [`Action::Send`] has ended.
     pub fn answered(&mut self, now: Now, delivery: Delivery, verdict: Verdict) {
+        self.now = now;
         let Some(slot) = self.tasks.find(delivery.task) else {
             return;
         };
         let leg = delivery.replica.get();
-        let in_flight = |leg: &Leg| matches!(leg.state, State::InFlight { .. });
-        if !self.tasks[slot].legs.get(leg).is_some_and(in_flight) {
+        let state = self.tasks[slot].legs.get(leg).map(|leg| leg.state);
+        let Some(State::InFlight { probe, .. }) = state else {
             return;
-        }
+        };
+        self.judge_replica(self.tasks[slot].legs[leg].lane, probe, &verdict);
         match verdict {
             Verdict::Delivered => {
                 if let Some(quorum) = &mut self.tasks[slot].quorum {
@@ -448,25 +238,57 @@ impl Engine {
                 self.settle_head(slot, leg, Settlement::Delivered);
             }
             Verdict::Rejected { error } => {
-                self.note_failure(now, slot, leg, error);
-                self.settle_head(slot, leg, Settlement::Rejected);
+                self.note_failure(slot, leg, error);
+                self.bury_head(slot, leg, Cause::Rejected);
             }
             Verdict::Retry { after, error } => {
-                self.note_failure(now, slot, leg, error);
-                self.fail(now, slot, leg, after);
+                self.note_failure(slot, leg, error);
+                self.fail(slot, leg, after);
             }
         }
-        self.finish(now);
+        self.finish();
+    }
+
+    /// What an answer says of the replica, whatever it says of the write.
+    fn judge_replica(&mut self, number: u32, probe: bool, verdict: &Verdict) {
+        let lane = &mut self.lanes[number];
+        match verdict {
+            Verdict::Delivered | Verdict::Rejected { .. } => {
+                if lane.breaker.succeeded(self.settings.workers.get()) {
+                    self.actions
+                        .push_back(Action::Breaker { node: lane.node.clone(), error: None });
+                    self.hand_off(number);
+                }
+            }
+            Verdict::Retry { error, .. } if self.settings.breaker_failures > 0 => {
+                let (moment, threshold) = (self.now.moment, self.settings.breaker_failures);
+                if lane.breaker.failed(moment, probe, threshold, self.rng.f64()) {
+                    lane.redrive = None;
+                    lane.shut_error =
+                        format!("not sent, as attempts before it failed: {error}").into();
+                    let (node, error) = (lane.node.clone(), Some(Arc::clone(error)));
+                    self.actions.push_back(Action::Breaker { node, error });
+                    // Even if nothing comes up any more that could be the probe.
+                    self.ring(number, moment);
+                }
+                self.mark(number);
+            }
+            Verdict::Retry { .. } => {}
+        }
     }
 
     /// Does what is due at `now`.
     pub fn tick(&mut self, now: Now) {
+        self.now = now;
         while let Some(&(until, slot, lane)) = self.timers.first() {
             if until > now.moment {
                 break;
             }
             let leg = self.tasks[slot].leg_on(lane);
-            self.make_ready(slot, leg);
+            match self.tasks[slot].legs[leg].state {
+                State::Dead { .. } => self.discard(slot, leg),
+                _ => self.make_ready(slot, leg),
+            }
         }
         while let Some(&(deadline, slot)) = self.deadlines.first() {
             if deadline > now.moment {
@@ -475,7 +297,14 @@ impl Engine {
             self.deadlines.remove(&(deadline, slot));
             self.touch(slot);
         }
-        self.finish(now);
+        while let Some(&(at, lane)) = self.alarms.first() {
+            if at > now.moment {
+                break;
+            }
+            self.alarms.remove(&(at, lane));
+            self.alarm(at, lane);
+        }
+        self.finish();
     }
 
     /// When [`Engine::tick`] is to be called next, unless something happens before.
@@ -483,7 +312,8 @@ impl Engine {
     pub fn wake_at(&self) -> Option<Moment> {
         let due = self.timers.first().map(|&(until, ..)| until);
         let deadline = self.deadlines.first().map(|&(until, _)| until);
-        due.into_iter().chain(deadline).min()
+        let alarm = self.alarms.first().map(|&(at, _)| at);
+        [due, deadline, alarm].into_iter().flatten().min().filter(|&at| at != Moment(u64::MAX))
     }
 
     /// From now on nothing is sent any more. What is on the wire goes on.
@@ -516,6 +346,8 @@ impl Engine {
             in_flight: u64::from(lane.in_flight) + u64::from(lane.express),
             waiting: lane.waiting,
             parked: lane.parked.len() as u64,
+            dead_letter_bytes: lane.kept_bytes,
+            breaker: lane.breaker.view(),
         })
     }
 }

@@ -36,8 +36,14 @@ pub struct Snapshot {
     pub retry_tasks: u64,
     /// The capacity of the retry queue, in tasks.
     pub retry_capacity: u64,
-    /// Bytes charged for all tasks on disk.
+    /// Bytes charged for the tasks that wait.
     pub queue_bytes: u64,
+    /// Bytes charged for the tasks of which only dead letters are left.
+    pub dead_letter_bytes: u64,
+    /// Dead letters made ready again.
+    pub redriven: u64,
+    /// Dead letters thrown away.
+    pub discarded: u64,
     /// Requests that wait for room.
     pub waiting_requests: u64,
     /// Mean time of the last 1000 acknowledged attempts, in seconds.
@@ -50,8 +56,8 @@ pub struct Snapshot {
     pub replicas: Vec<ReplicaSnapshot>,
 }
 
-/// The books of one replica. Accepted = delivered + superseded + rejected + given up + discarded
-/// + pending, at every moment.
+/// The books of one replica. Accepted = delivered + superseded + dead + discarded + pending, at
+/// every moment; dead are those that were rejected or given up and are kept.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReplicaSnapshot {
     /// The node.
@@ -62,10 +68,20 @@ pub struct ReplicaSnapshot {
     pub delivered: u64,
     /// Superseded by a newer write of the key.
     pub superseded: u64,
-    /// Refused by the replica for good.
+    /// Kept as dead letters now.
+    pub dead: u64,
+    /// Dead letters thrown away.
+    pub discarded: u64,
+    /// Events: refused by the replica for good.
     pub rejected: u64,
-    /// Given up after the last retry.
+    /// Events: given up after the last retry.
     pub gave_up: u64,
+    /// Events: a dead letter made ready again.
+    pub redriven: u64,
+    /// Bytes charged for its dead letters, parked ones included.
+    pub dead_letter_bytes: u64,
+    /// Its breaker: 0 closed, 1 half open, 2 open.
+    pub breaker: u64,
     /// Not settled yet.
     pub pending: u64,
     /// Of those, on the wire now.
@@ -109,11 +125,14 @@ const METRICS: &[Metric] = &[
     ("replicator_queue_capacity_tasks", Level, "Capacity of the eventual queue.", |s| {
         s.queue_capacity as f64
     }),
+    ("replicator_queue_bytes", Level, "Bytes charged for the tasks that wait.", |s| {
+        s.queue_bytes as f64
+    }),
     (
-        "replicator_queue_bytes",
+        "replicator_dead_letter_bytes",
         Level,
-        "Bytes charged for the tasks that wait or are kept as dead letters.",
-        |s| s.queue_bytes as f64,
+        "Bytes charged for the tasks of which only dead letters are left, parked ones included.",
+        |s| s.dead_letter_bytes as f64,
     ),
     ("replicator_retry_tasks", Level, "Tasks in the retry queue.", |s| s.retry_tasks as f64),
     ("replicator_retry_capacity_tasks", Level, "Capacity of the retry queue.", |s| {
@@ -149,7 +168,7 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
     (
         "replicator_deliveries_accepted_total",
         Counter,
-        "Deliveries taken on, those found on disk at the start included. Always the sum of delivered, superseded, rejected, given up and pending.",
+        "Deliveries taken on, those found on disk at the start included. Always the sum of delivered, superseded, kept as dead letters, discarded and pending.",
         |r| r.accepted,
     ),
     ("replicator_deliveries_delivered_total", Counter, "Deliveries acknowledged.", |r| r.delivered),
@@ -158,6 +177,18 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         Counter,
         "Deliveries made pointless by a newer write of the key.",
         |r| r.superseded,
+    ),
+    (
+        "replicator_deliveries_discarded_total",
+        Counter,
+        "Dead letters thrown away, their time being over.",
+        |r| r.discarded,
+    ),
+    (
+        "replicator_deliveries_redriven_total",
+        Counter,
+        "Times that a dead letter was made ready again.",
+        |r| r.redriven,
     ),
     (
         "replicator_deliveries_rejected_total",
@@ -176,6 +207,24 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         Counter,
         "Failed attempts; one delivery can have several.",
         |r| r.failed_attempts,
+    ),
+    (
+        "replicator_deliveries_dead",
+        Level,
+        "Deliveries that were rejected or given up and are kept as dead letters.",
+        |r| r.dead,
+    ),
+    (
+        "replicator_replica_dead_letter_bytes",
+        Level,
+        "Bytes charged for the dead letters of the replica, parked ones included.",
+        |r| r.dead_letter_bytes,
+    ),
+    (
+        "replicator_replica_breaker_state",
+        Level,
+        "The breaker of the replica: 0 closed, 1 half open, 2 open.",
+        |r| r.breaker,
     ),
     ("replicator_deliveries_pending", Level, "Deliveries not settled yet.", |r| r.pending),
     (
@@ -214,6 +263,9 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
         "dead_letters": snapshot.dead_letters,
         "queue_capacity": snapshot.queue_capacity,
         "queue_bytes": snapshot.queue_bytes,
+        "dead_letter_bytes": snapshot.dead_letter_bytes,
+        "redriven_replicas": snapshot.redriven,
+        "discarded_replicas": snapshot.discarded,
         "retry_capacity": snapshot.retry_capacity,
         "waiting_requests": snapshot.waiting_requests,
         "store_file_bytes": snapshot.store_file_bytes,

@@ -40,7 +40,11 @@ impl Line {
     pub(super) fn after(consistency: Consistency, full: &Full) -> Self {
         let share_of = match full {
             Full::Share { node, .. } => Some(node.clone()),
-            Full::Queue(_) | Full::Strong(_) | Full::Bytes(_) | Full::Replicas(_) => None,
+            Full::Queue(_)
+            | Full::Strong(_)
+            | Full::Bytes(_)
+            | Full::DeadLetters { .. }
+            | Full::Replicas(_) => None,
         };
         Self { consistency, share_of }
     }

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::daemon::admission::{Admission, Line, MAX_WAITING, Reply, Waiter};
 use crate::daemon::attempt::{Answered, Attempts};
 use crate::daemon::clock::Clock;
 use crate::daemon::handle::{Accepted, Health, Refusal, Request};
 use crate::daemon::values::Values;
-use crate::engine::{Action, Arrival, Engine, Full, KeyHasher, Moment, Now};
+use crate::engine::{Action, Arrival, BreakerState, Engine, Full, KeyHasher, Moment, Now};
 use crate::metrics::{AckWindow, ReplicaSnapshot, Snapshot};
 use crate::store::{Committer, Reader};
 use crate::task::{
@@ -249,10 +249,10 @@ impl Core {
                     let task = self.values.get(delivery.task);
                     self.parts.attempts.start(delivery, attempt, bytes, task);
                 }
-                Action::Save { task, progress, over } => {
+                Action::Save { task, progress } => {
                     // What failed is read back for its retry: a replica that is down must not
                     // fill the memory that the tasks of the others pass through.
-                    if over || progress.iter().any(Progress::has_failed) {
+                    if progress.iter().any(Progress::has_failed) {
                         self.values.remove(task);
                     }
                     self.parts.committer.save(task, progress);
@@ -272,6 +272,16 @@ impl Core {
                     }
                 }
                 Action::Buried { delivery, letter } => self.tell_buried(now, delivery, &letter),
+                Action::Breaker { node, error: Some(error) } => {
+                    warn!(replica = %node, %error, "the replica does not answer: its breaker is open, deliveries to it fail without being sent until a probe succeeds");
+                }
+                Action::Breaker { node, error: None } => {
+                    info!(replica = %node, "the replica answers again");
+                }
+                Action::Discarded { delivery } => {
+                    let (task, replica) = (delivery.task, delivery.replica.0);
+                    warn!(%task, replica, "dead letter discarded: its time is over (--dead-letter-retention)");
+                }
             }
         }
     }
@@ -322,8 +332,17 @@ impl Core {
                 accepted: lane.books.accepted,
                 delivered: lane.books.delivered,
                 superseded: lane.books.superseded,
+                dead: lane.books.dead,
+                discarded: lane.books.discarded,
                 rejected: lane.books.rejected,
                 gave_up: lane.books.gave_up,
+                redriven: lane.books.redriven,
+                dead_letter_bytes: lane.dead_letter_bytes,
+                breaker: match lane.breaker {
+                    BreakerState::Closed => 0,
+                    BreakerState::HalfOpen => 1,
+                    BreakerState::Open => 2,
+                },
                 pending: lane.books.pending,
                 in_flight: lane.in_flight,
                 waiting: lane.waiting,
@@ -344,6 +363,9 @@ impl Core {
             retry_tasks: levels.retry as u64,
             retry_capacity: self.parts.retry_capacity as u64,
             queue_bytes: levels.bytes,
+            dead_letter_bytes: levels.dead_letter_bytes,
+            redriven: totals.redriven,
+            discarded: totals.discarded,
             waiting_requests: self.admission.len() as u64,
             average_ack_seconds: self.acks.mean().as_secs_f64(),
             max_lag_seconds: self.max_lag.as_secs_f64(),
@@ -355,7 +377,7 @@ impl Core {
 
 /// Whether waiting for room will not help.
 fn is_hopeless(full: &Full) -> bool {
-    matches!(full, Full::Replicas(_))
+    matches!(full, Full::Replicas(_) | Full::DeadLetters { .. })
 }
 
 fn refuse(waiter: Waiter, limit: &str) {

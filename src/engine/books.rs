@@ -4,8 +4,8 @@ use std::ops::AddAssign;
 
 /// Counts since the start; what was recovered from disk counts as accepted then.
 ///
-/// accepted = delivered + superseded + rejected + gave up + pending, at every moment. A delivery
-/// parked by `retry_overflow` is pending.
+/// accepted = delivered + superseded + dead + discarded + pending, at every moment. A delivery
+/// parked by `retry_overflow` is pending. What follows the columns are events, which only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Books {
     /// Deliveries taken on.
@@ -14,14 +14,30 @@ pub struct Books {
     pub delivered: u64,
     /// Made pointless by a newer write of the key.
     pub superseded: u64,
-    /// Refused by the replica for good.
-    pub rejected: u64,
-    /// Given up after the last retry.
-    pub gave_up: u64,
+    /// Rejected or given up, and kept as dead letters now.
+    pub dead: u64,
+    /// Dead letters that were thrown away.
+    pub discarded: u64,
     /// Not settled yet.
     pub pending: u64,
-    /// Failed attempts; one delivery can have several.
+    /// Event: refused by the replica for good.
+    pub rejected: u64,
+    /// Event: given up after the last retry.
+    pub gave_up: u64,
+    /// Event: a dead letter was made ready again.
+    pub redriven: u64,
+    /// Event: an attempt failed, those included that the breaker did not let out.
     pub failed_attempts: u64,
+}
+
+/// A column of the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Column {
+    Pending,
+    Delivered,
+    Superseded,
+    Dead,
+    Discarded,
 }
 
 impl Books {
@@ -29,7 +45,17 @@ impl Books {
     #[must_use]
     pub fn balance(&self) -> bool {
         self.accepted
-            == self.delivered + self.superseded + self.rejected + self.gave_up + self.pending
+            == self.delivered + self.superseded + self.dead + self.discarded + self.pending
+    }
+
+    pub(super) fn column(&mut self, column: Column) -> &mut u64 {
+        match column {
+            Column::Pending => &mut self.pending,
+            Column::Delivered => &mut self.delivered,
+            Column::Superseded => &mut self.superseded,
+            Column::Dead => &mut self.dead,
+            Column::Discarded => &mut self.discarded,
+        }
     }
 }
 
@@ -38,9 +64,12 @@ impl AddAssign for Books {
         self.accepted += other.accepted;
         self.delivered += other.delivered;
         self.superseded += other.superseded;
+        self.dead += other.dead;
+        self.discarded += other.discarded;
+        self.pending += other.pending;
         self.rejected += other.rejected;
         self.gave_up += other.gave_up;
-        self.pending += other.pending;
+        self.redriven += other.redriven;
         self.failed_attempts += other.failed_attempts;
     }
 }

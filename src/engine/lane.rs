@@ -1,19 +1,20 @@
 //! The lane of a replica: the chains of its keys, and who is next.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use slab::Slab;
 
 use crate::engine::KeyId;
 use crate::engine::Moment;
 use crate::engine::books::Books;
+use crate::engine::breaker::Breaker;
 use crate::engine::tasks::{Queue, Rank, Slot};
 use crate::task::{Node, TaskId};
 
-/// Where first attempts and retries both wait, one place in so many goes to a retry: first
-/// attempts go first, but a steady stream of them must not keep the retries, and the places that
-/// they hold in the retry queue, for ever.
-const RETRY_TURN: u32 = 4;
+/// First attempts go first, then retries, then dead letters. But a steady stream of one kind must
+/// not keep the others, and what they hold, for ever: of this many places each kind has its own.
+const TURNS: u32 = 16;
 
 /// The most deliveries outside of the `workers` limit, so that strong writes to a replica that
 /// hangs cannot use up the process's connections. Beyond it they wait for each other.
@@ -27,7 +28,7 @@ pub(super) struct Lane {
     /// head may be on the wire: that is the order of the writes of one key.
     pub(super) chains: HashMap<KeyId, Chain>,
     /// Heads that may be sent, by rank and then by age.
-    ready: [BTreeMap<TaskId, Slot>; 3],
+    ready: [BTreeMap<TaskId, Slot>; 4],
     /// Heads that the full retry queue had no room for, by age.
     pub(super) parked: BTreeMap<TaskId, Slot>,
     /// On the wire within the `workers` limit.
@@ -36,8 +37,22 @@ pub(super) struct Lane {
     pub(super) express: u32,
     /// Waiting for a retry.
     pub(super) waiting: u64,
-    /// First attempts since a retry was sent.
-    fresh_in_a_row: u32,
+    /// Places given out, for the turns.
+    turn: u32,
+    pub(super) breaker: Breaker,
+    /// What is said of deliveries that it does not let out.
+    pub(super) shut_error: Arc<str>,
+    /// The dead letters, oldest first; for each key only the newest.
+    pub(super) dead: BTreeMap<TaskId, Slot>,
+    pub(super) letters: HashMap<KeyId, Slot>,
+    /// What the tasks are charged for of which only dead letters are left, parked ones included.
+    pub(super) kept_bytes: u64,
+    /// The dead letters are being redriven, and have been up to this one.
+    pub(super) redrive: Option<TaskId>,
+    /// When it is to be looked at again.
+    pub(super) alarm: Option<Moment>,
+    /// It may have something to send: looked at before the call ends.
+    pub(super) dirty: bool,
     /// Tasks in each queue that are not settled here: what this replica holds of it.
     held: [usize; 3],
     /// When a write was last admitted for it.
@@ -68,7 +83,15 @@ impl Lane {
             in_flight: 0,
             express: 0,
             waiting: 0,
-            fresh_in_a_row: 0,
+            turn: 0,
+            breaker: Breaker::default(),
+            shut_error: "".into(),
+            dead: BTreeMap::new(),
+            letters: HashMap::new(),
+            kept_bytes: 0,
+            redrive: None,
+            alarm: None,
+            dirty: false,
             held: [0; 3],
             last_used: Moment::default(),
             books: Books::default(),
@@ -76,12 +99,34 @@ impl Lane {
     }
 
     pub(super) fn ready(&mut self, rank: Rank) -> &mut BTreeMap<TaskId, Slot> {
-        let [urgent, fresh, retry] = &mut self.ready;
+        let [urgent, fresh, retry, redrive] = &mut self.ready;
         match rank {
             Rank::Urgent => urgent,
             Rank::Fresh => fresh,
             Rank::Retry => retry,
+            Rank::Redrive => redrive,
         }
+    }
+
+    fn first(&mut self, ranks: &[Rank]) -> Option<(Rank, Slot)> {
+        ranks
+            .iter()
+            .find_map(|&rank| self.ready(rank).first_key_value().map(|(_, &slot)| (rank, slot)))
+    }
+
+    /// The count of what is on the wire with this rank.
+    pub(super) fn on_wire(&mut self, rank: Rank) -> &mut u32 {
+        if rank == Rank::Urgent { &mut self.express } else { &mut self.in_flight }
+    }
+
+    /// Whoever is to be sent first, whatever there is room for.
+    pub(super) fn foremost(&mut self) -> Option<(Rank, Slot)> {
+        self.first(&[Rank::Urgent, Rank::Fresh, Rank::Retry, Rank::Redrive])
+    }
+
+    /// Nothing of it is on its way, and no dead letter lies here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.books.pending == 0 && self.books.dead == 0
     }
 
     /// How many tasks of a queue are not settled here; nobody counts those outside of all.
@@ -98,23 +143,25 @@ impl Lane {
         }
     }
 
-    /// Who is to be sent now, if `workers` may be on the wire at once.
-    pub(super) fn next(&mut self, workers: u32) -> Option<(Rank, Slot)> {
-        let mut first = |rank| self.ready(rank).first_key_value().map(|(_, &slot)| (rank, slot));
-        let (urgent, fresh, retry) = (first(Rank::Urgent), first(Rank::Fresh), first(Rank::Retry));
-        if urgent.is_some() && self.express < MAX_EXPRESS {
-            return urgent;
+    /// Who is to be sent now, if `workers` may be on the wire at once, and `most` of all kinds.
+    pub(super) fn next(&mut self, workers: u32, most: u32) -> Option<(Rank, Slot)> {
+        if self.in_flight + self.express >= most {
+            return None;
+        }
+        if self.express < MAX_EXPRESS
+            && let Some(urgent) = self.first(&[Rank::Urgent])
+        {
+            return Some(urgent);
         }
         if self.in_flight >= workers {
             return None;
         }
-        let chosen =
-            if self.fresh_in_a_row + 1 < RETRY_TURN { fresh.or(retry) } else { retry.or(fresh) };
-        match chosen {
-            Some((Rank::Fresh, _)) if retry.is_some() => self.fresh_in_a_row += 1,
-            _ => self.fresh_in_a_row = 0,
-        }
-        chosen
+        self.turn = (self.turn + 1) % TURNS;
+        self.first(match self.turn {
+            0 => &[Rank::Redrive, Rank::Retry, Rank::Fresh],
+            4 | 8 | 12 => &[Rank::Retry, Rank::Fresh, Rank::Redrive],
+            _ => &[Rank::Fresh, Rank::Retry, Rank::Redrive],
+        })
     }
 }
 
@@ -141,9 +188,11 @@ impl Lanes {
             return Some(lane);
         }
         if self.lanes.len() >= limit {
-            let idle = self.by_node.values().copied().find(|&lane| {
-                self.lanes[lane as usize].books.pending == 0 && !keep.contains(&lane)
-            })?;
+            let idle = self
+                .by_node
+                .values()
+                .copied()
+                .find(|&lane| self.lanes[lane as usize].is_empty() && !keep.contains(&lane))?;
             let gone = self.lanes.remove(idle as usize);
             self.by_node.remove(&gone.node);
         }

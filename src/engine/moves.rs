@@ -9,11 +9,16 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::quorum::{Quorum, Standing};
 use crate::engine::tasks::{Entry, Leg, Queue, Rank, Settlement, Slot, State, Trouble};
-use crate::engine::{Action, Engine, KeyId, Now};
-use crate::task::{Delivery, Progress, ReplicaIndex, TaskId};
+use crate::engine::{Action, Engine, KeyId};
+use crate::task::{Cause, Delivery, Progress, ReplicaIndex, TaskId};
+
+/// The most deliveries that one call fails because a breaker is open. The rest comes with the
+/// next, which is due at once: a full queue must not hold up everything else for its length.
+const FAST_FAILURES: usize = 256;
 
 impl Engine {
     /// Puts a task into memory, with a pending delivery for each of `lanes`.
@@ -26,7 +31,6 @@ impl Engine {
         quorum: Option<Box<Quorum>>,
         durable: bool,
     ) -> Slot {
-        let strong = quorum.is_some();
         for &lane in lanes {
             for books in [&mut self.lanes[lane].books, &mut self.totals] {
                 books.accepted += 1;
@@ -41,9 +45,9 @@ impl Engine {
             bytes,
             queue: Queue::Outside,
             durable,
-            strong,
+            strong: quorum.is_some(),
             touched: false,
-            pending: u16::try_from(lanes.len()).unwrap_or(u16::MAX),
+            kept: false,
             quorum,
             legs: lanes.iter().copied().map(Leg::new).collect(),
         });
@@ -55,8 +59,11 @@ impl Engine {
 
     /// Writes a state: out of the index of the old one, into that of the new one.
     pub(super) fn change(&mut self, slot: Slot, leg: usize, to: State) {
+        if self.tasks[slot].kept {
+            self.unkeep(slot);
+        }
         let entry = &mut self.tasks[slot];
-        let id = entry.id;
+        let (id, key) = (entry.id, entry.key);
         let leg = &mut entry.legs[leg];
         let from = std::mem::replace(&mut leg.state, to);
         let number = leg.lane;
@@ -66,9 +73,9 @@ impl Engine {
             State::Ready(rank) => {
                 lane.ready(rank).remove(&id);
             }
-            State::InFlight { express } => {
+            State::InFlight { rank, .. } => {
                 self.levels.in_flight -= 1;
-                *(if express { &mut lane.express } else { &mut lane.in_flight }) -= 1;
+                *lane.on_wire(rank) -= 1;
             }
             State::Waiting { until } => {
                 lane.waiting -= 1;
@@ -78,6 +85,12 @@ impl Engine {
                 lane.parked.remove(&id);
                 self.levels.dead_letters -= 1;
             }
+            State::Dead { until, .. } => {
+                lane.dead.remove(&id);
+                lane.letters.remove(&key);
+                self.timers.remove(&(until, slot, number));
+                self.levels.dead_letters -= 1;
+            }
             State::Settled(_) => debug_assert!(false, "what is settled stays settled"),
         }
         match to {
@@ -85,9 +98,9 @@ impl Engine {
             State::Ready(rank) => {
                 lane.ready(rank).insert(id, slot);
             }
-            State::InFlight { express } => {
+            State::InFlight { rank, .. } => {
                 self.levels.in_flight += 1;
-                *(if express { &mut lane.express } else { &mut lane.in_flight }) += 1;
+                *lane.on_wire(rank) += 1;
             }
             State::Waiting { until } => {
                 lane.waiting += 1;
@@ -100,29 +113,30 @@ impl Engine {
                     self.parked_lanes.push_back(number);
                 }
             }
-            State::Settled(settlement) => {
-                for books in [&mut lane.books, &mut self.totals] {
-                    books.pending -= 1;
-                    match settlement {
-                        Settlement::Delivered => books.delivered += 1,
-                        Settlement::Superseded => books.superseded += 1,
-                        Settlement::Rejected => books.rejected += 1,
-                        Settlement::GaveUp => books.gave_up += 1,
-                    }
-                }
-                entry.pending -= 1;
-                lane.hold(entry.queue, Queue::Outside);
+            State::Dead { until, .. } => {
+                lane.dead.insert(id, slot);
+                lane.letters.insert(key, slot);
+                self.timers.insert((until, slot, number));
+                self.levels.dead_letters += 1;
             }
+            State::Settled(_) => {}
         }
+        for books in [&mut lane.books, &mut self.totals] {
+            *books.column(from.column()) -= 1;
+            *books.column(to.column()) += 1;
+        }
+        match (from.is_pending(), to.is_pending()) {
+            (true, false) => lane.hold(entry.queue, Queue::Outside),
+            (false, true) => lane.hold(Queue::Outside, entry.queue),
+            _ => {}
+        }
+        self.mark(number);
     }
 
     /// A delivery that was settled before the restart: it is in no column of today's books.
     pub(super) fn settled_before(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
-        let entry = &mut self.tasks[slot];
-        entry.pending -= 1;
-        let leg = &mut entry.legs[leg];
+        let leg = &mut self.tasks[slot].legs[leg];
         leg.state = State::Settled(settlement);
-        self.levels.dead_letters += u64::from(leg.is_dead());
         for books in [&mut self.lanes[leg.lane].books, &mut self.totals] {
             books.accepted -= 1;
             books.pending -= 1;
@@ -136,7 +150,7 @@ impl Engine {
         let (key, strong, lane) = (entry.key, entry.quorum.is_some(), entry.legs[leg].lane);
         let older = self.lanes[lane].chains.get(&key).copied();
         let mut chain = match older {
-            Some(chain) if strong => self.overtake(lane, chain.head),
+            Some(chain) if strong || self.settings.coalesce => self.overtake(lane, chain.head),
             Some(chain) => self.supersede_retry(lane, chain),
             None => None,
         };
@@ -161,7 +175,7 @@ impl Engine {
         None
     }
 
-    /// Before a strong write, everything of its key is superseded that is neither on the wire nor
+    /// Before a strong write, or any with `coalesce`, everything of its key is superseded that is neither on the wire nor
     /// awaited by a client. Gives back what is left of the chain.
     fn overtake(&mut self, lane: u32, head: Slot) -> Option<Chain> {
         let mut kept = None;
@@ -221,33 +235,81 @@ impl Engine {
         } else {
             Rank::Fresh
         };
-        let lane = entry.legs[leg].lane;
         self.change(slot, leg, State::Ready(rank));
-        self.dispatch(lane);
     }
 
-    /// Sends what may be sent over a lane.
+    /// Has a lane looked at before the call ends.
+    pub(super) fn mark(&mut self, number: u32) {
+        if !std::mem::replace(&mut self.lanes[number].dirty, true) {
+            self.dirty.push_back(number);
+        }
+    }
+
+    /// Sends what may be sent over a lane, and fails what its breaker does not let out.
     fn dispatch(&mut self, number: u32) {
+        self.lanes[number].dirty = false;
         if self.stopped {
             return;
         }
-        while let Some((rank, slot)) = self.lanes[number].next(self.settings.workers.get()) {
-            let leg = self.tasks[slot].leg_on(number);
-            self.change(slot, leg, State::InFlight { express: rank == Rank::Urgent });
-            let delivery = self.delivery(slot, leg);
-            let entry = &self.tasks[slot];
-            let attempt = entry.legs[leg].failures().saturating_add(1);
-            self.actions.push_back(Action::Send { delivery, attempt, bytes: entry.bytes });
+        let workers = self.settings.workers.get();
+        for failed_fast in 0.. {
+            let lane = &mut self.lanes[number];
+            match lane.breaker.gate(self.now.moment) {
+                Gate::Pass(most) => {
+                    while let Some((rank, slot)) = self.lanes[number].next(workers, most) {
+                        self.send(number, slot, rank, false);
+                    }
+                    return;
+                }
+                Gate::Probe => {
+                    let Some((rank, slot)) = lane.foremost() else { return };
+                    lane.breaker.probe();
+                    self.send(number, slot, rank, true);
+                }
+                Gate::Shut => {
+                    let Some((_, slot)) = lane.foremost() else { return };
+                    if failed_fast >= FAST_FAILURES {
+                        return self.ring(number, self.now.moment);
+                    }
+                    self.fail_fast(number, slot);
+                }
+            }
         }
     }
 
-    fn delivery(&self, slot: Slot, leg: usize) -> Delivery {
+    fn send(&mut self, number: u32, slot: Slot, rank: Rank, probe: bool) {
+        let leg = self.tasks[slot].leg_on(number);
+        self.change(slot, leg, State::InFlight { rank, probe });
+        if rank == Rank::Redrive
+            && let Some(trouble) = &mut self.tasks[slot].legs[leg].trouble
+        {
+            // It has all its attempts anew.
+            trouble.failures = 0;
+        }
+        let delivery = self.delivery(slot, leg);
+        let entry = &self.tasks[slot];
+        let attempt = entry.legs[leg].failures().saturating_add(1);
+        self.actions.push_back(Action::Send { delivery, attempt, bytes: entry.bytes });
+    }
+
+    /// An attempt fails on its schedule, but without connection or place: the breaker is open.
+    fn fail_fast(&mut self, number: u32, slot: Slot) {
+        let leg = self.tasks[slot].leg_on(number);
+        if self.tasks[slot].legs[leg].state == State::Ready(Rank::Redrive) {
+            return self.lay_back(slot, leg);
+        }
+        let error = Arc::clone(&self.lanes[number].shut_error);
+        self.note_failure(slot, leg, error);
+        self.fail(slot, leg, None);
+    }
+
+    pub(super) fn delivery(&self, slot: Slot, leg: usize) -> Delivery {
         let replica = ReplicaIndex(u16::try_from(leg).unwrap_or(u16::MAX));
         Delivery { task: self.tasks[slot].id, replica }
     }
 
     /// Writes down a failed attempt.
-    pub(super) fn note_failure(&mut self, now: Now, slot: Slot, leg: usize, error: Arc<str>) {
+    pub(super) fn note_failure(&mut self, slot: Slot, leg: usize, error: Arc<str>) {
         let replica = self.delivery(slot, leg).replica;
         let entry = &mut self.tasks[slot];
         if let Some(quorum) = &mut entry.quorum {
@@ -255,7 +317,7 @@ impl Engine {
         }
         let leg = &mut entry.legs[leg];
         let failures = leg.failures().saturating_add(1);
-        leg.trouble = Some(Box::new(Trouble { failures, error, since: now.wall }));
+        leg.trouble = Some(Box::new(Trouble { failures, error, since: self.now.wall }));
         self.lanes[leg.lane].books.failed_attempts += 1;
         self.totals.failed_attempts += 1;
         self.touch(slot);
@@ -263,16 +325,20 @@ impl Engine {
 
     /// What becomes of a delivery whose attempt failed: a newer write of the key takes its place,
     /// or it waits for a retry, or is parked, or given up.
-    pub(super) fn fail(&mut self, now: Now, slot: Slot, leg: usize, asked: Option<Duration>) {
-        let Leg { lane, next, .. } = self.tasks[slot].legs[leg];
+    pub(super) fn fail(&mut self, slot: Slot, leg: usize, asked: Option<Duration>) {
+        let Leg { lane, next, state, .. } = self.tasks[slot].legs[leg];
         if next.is_some() {
             return self.settle_head(slot, leg, Settlement::Superseded);
         }
+        let redriven = matches!(state, State::InFlight { rank: Rank::Redrive, .. });
+        if redriven && self.lanes[lane].breaker.is_open() {
+            return self.lay_back(slot, leg);
+        }
         let failures = self.tasks[slot].legs[leg].failures();
         let Some(wait) = self.schedule.wait(failures, asked, &mut self.rng) else {
-            return self.settle_head(slot, leg, Settlement::GaveUp);
+            return self.bury_head(slot, leg, Cause::GaveUp);
         };
-        let until = now.moment.after(wait);
+        let until = self.now.moment.after(wait);
         if self.tasks[slot].queue != Queue::Retry && self.retry_has_room() {
             self.enter_queue(slot, Queue::Retry);
         }
@@ -280,16 +346,23 @@ impl Engine {
             self.change(slot, leg, State::Waiting { until });
         } else {
             self.change(slot, leg, State::Parked { until });
-            self.bury(slot, leg);
+            self.tell_buried(slot, leg);
         }
-        self.dispatch(lane);
     }
 
     /// Ends the delivery that leads its chain; the next of its key comes forward.
     pub(super) fn settle_head(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
+        if settlement == Settlement::Delivered {
+            self.supersede_letter(slot, leg);
+        }
         self.settle(slot, leg, settlement);
-        let (key, Leg { lane, next, .. }) = (self.tasks[slot].key, &self.tasks[slot].legs[leg]);
-        let (number, next) = (*lane, *next);
+        self.leave_chain(slot, leg);
+    }
+
+    /// Takes the head out of its chain.
+    pub(super) fn leave_chain(&mut self, slot: Slot, leg: usize) {
+        let entry = &mut self.tasks[slot];
+        let (key, number, next) = (entry.key, entry.legs[leg].lane, entry.legs[leg].next.take());
         let lane = &mut self.lanes[number];
         match next {
             None => {
@@ -306,29 +379,21 @@ impl Engine {
                 self.unblock(head, leg);
             }
         }
-        self.dispatch(number);
     }
 
-    fn settle(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
+    pub(super) fn settle(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
         self.change(slot, leg, State::Settled(settlement));
-        let replica = self.delivery(slot, leg).replica;
-        if settlement != Settlement::Delivered
-            && let Some(quorum) = &mut self.tasks[slot].quorum
-        {
-            quorum.fail(replica);
-        }
-        if self.tasks[slot].legs[leg].is_dead() {
-            self.levels.dead_letters += 1;
-            self.bury(slot, leg);
+        if settlement != Settlement::Delivered {
+            self.fail_quorum(slot, leg);
         }
         self.touch(slot);
     }
 
-    /// Tells of a new dead letter.
-    fn bury(&mut self, slot: Slot, leg: usize) {
-        if let Progress::Dead(letter) = self.tasks[slot].legs[leg].progress() {
-            let delivery = self.delivery(slot, leg);
-            self.actions.push_back(Action::Buried { delivery, letter });
+    /// One acknowledgement less that a strong write can hope for.
+    pub(super) fn fail_quorum(&mut self, slot: Slot, leg: usize) {
+        let replica = self.delivery(slot, leg).replica;
+        if let Some(quorum) = &mut self.tasks[slot].quorum {
+            quorum.fail(replica);
         }
     }
 
@@ -340,7 +405,7 @@ impl Engine {
     pub(super) fn enter_queue(&mut self, slot: Slot, queue: Queue) {
         let entry = &mut self.tasks[slot];
         let left = std::mem::replace(&mut entry.queue, queue);
-        for leg in entry.legs.iter().filter(|leg| !leg.state.is_settled()) {
+        for leg in entry.legs.iter().filter(|leg| leg.state.is_pending()) {
             self.lanes[leg.lane].hold(left, queue);
         }
         for (queue, enters) in [(left, false), (queue, true)] {
@@ -379,11 +444,11 @@ impl Engine {
     /// Answers the client of a strong write, if there is one and its answer is known.
     ///
     /// Not before it is durable, even if its time is up: the answer says that delivery goes on.
-    fn conclude(&mut self, now: Now, slot: Slot) {
+    fn conclude(&mut self, slot: Slot) {
         let entry = &mut self.tasks[slot];
         let Some(quorum) = &entry.quorum else { return };
         let standing = quorum.standing();
-        let decided = standing != Standing::Open || quorum.deadline <= now.moment;
+        let decided = standing != Standing::Open || quorum.deadline <= self.now.moment;
         if !decided || !entry.durable {
             return;
         }
@@ -396,7 +461,7 @@ impl Engine {
             missing: quorum.missing(),
         });
         entry.quorum = None;
-        if entry.queue == Queue::Strong && entry.pending > 0 {
+        if entry.queue == Queue::Strong && entry.legs.iter().any(|leg| leg.state.is_pending()) {
             let queue = if self.retry_has_room() { Queue::Retry } else { Queue::Outside };
             self.enter_queue(slot, queue);
         }
@@ -408,19 +473,24 @@ impl Engine {
         }
     }
 
-    /// Ends a call: answers, saves, removes and refills, until nothing is left to do.
-    pub(super) fn finish(&mut self, now: Now) {
-        self.fill_retry_queue();
-        while !self.touched.is_empty() {
+    /// Ends a call: sends, answers, saves, removes and refills, until nothing is left to do.
+    pub(super) fn finish(&mut self) {
+        loop {
+            self.fill_retry_queue();
+            while let Some(lane) = self.dirty.pop_front() {
+                self.dispatch(lane);
+            }
+            if self.touched.is_empty() {
+                return;
+            }
             // By age: a newer write's settlement must not reach the disk before an older one's.
             self.touched.sort_unstable_by_key(|&slot| self.tasks[slot].id);
             let touched: SmallVec<[Slot; 8]> = self.touched.drain(..).collect();
             for slot in touched {
                 self.tasks[slot].touched = false;
-                self.conclude(now, slot);
+                self.conclude(slot);
                 self.review(slot);
             }
-            self.fill_retry_queue();
         }
     }
 
@@ -433,27 +503,21 @@ impl Engine {
             return;
         }
         let states = || entry.legs.iter().map(|leg| leg.state);
-        if entry.pending > 0 {
-            let progress: Vec<_> = entry.legs.iter().map(Leg::progress).collect();
-            let only_parked =
-                states().all(|s| matches!(s, State::Parked { .. } | State::Settled(_)));
-            if progress.iter().any(|progress| *progress != Progress::Untouched) {
-                self.actions.push_back(Action::Save { task, progress, over: false });
-            }
-            if only_parked {
-                self.enter_queue(slot, Queue::Outside);
-            }
+        if states().all(|state| matches!(state, State::Settled(_))) {
+            self.enter_queue(slot, Queue::Outside);
+            self.levels.bytes -= self.tasks[slot].bytes;
+            self.actions.push_back(Action::Remove { task });
+            self.tasks.remove(slot);
             return;
         }
-        self.enter_queue(slot, Queue::Outside);
-        let entry = &self.tasks[slot];
-        if entry.legs.iter().any(Leg::is_dead) {
-            let progress = entry.legs.iter().map(Leg::progress).collect();
-            self.actions.push_back(Action::Save { task, progress, over: true });
-        } else {
-            self.levels.bytes -= entry.bytes;
-            self.actions.push_back(Action::Remove { task });
+        let rests = states().all(State::rests);
+        let progress: Vec<_> = entry.legs.iter().map(Leg::progress).collect();
+        if progress.iter().any(|progress| *progress != Progress::Untouched) {
+            self.actions.push_back(Action::Save { task, progress });
         }
-        self.tasks.remove(slot);
+        if rests {
+            self.enter_queue(slot, Queue::Outside);
+            self.keep(slot);
+        }
     }
 }

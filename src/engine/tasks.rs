@@ -12,6 +12,7 @@ use std::sync::Arc;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use crate::engine::books::Column;
 use crate::engine::quorum::Quorum;
 use crate::engine::{KeyId, Moment};
 use crate::task::{Cause, DeadLetter, Progress, TaskId, Timestamp};
@@ -40,7 +41,7 @@ pub(super) enum Queue {
     Strong,
     /// A delivery of it failed and will be tried again.
     Retry,
-    /// All that is left of it is parked, or goes on without a place: counts nowhere.
+    /// All that is left of it are dead letters, or it goes on without a place: counts nowhere.
     Outside,
 }
 
@@ -58,8 +59,8 @@ pub(super) struct Entry {
     pub(super) strong: bool,
     /// Its progress has changed since it was last handed out to be saved.
     pub(super) touched: bool,
-    /// Deliveries that are not settled.
-    pub(super) pending: u16,
+    /// All that is left of it are dead letters: it is charged as such, to their replicas.
+    pub(super) kept: bool,
     /// The strong write's open question.
     pub(super) quorum: Option<Box<Quorum>>,
     /// Its deliveries, in the order of the task's replicas.
@@ -90,12 +91,14 @@ pub(super) struct Trouble {
 ///            head of its chain            a place
 ///            and durable                  is free
 ///  Blocked ───────────────────────► Ready ───────► InFlight ──────────────► Settled
-///     │                              ▲ ▲              │ failed                 ▲
-///     │                         due  │ │ due          ▼                        │
-///     │                              │ └────────── Waiting ◄─────┐ room        │
-///     │                              │                │     retry queue full   │
-///     │                              │                └───────► Parked ────────┤
-///     └──────────────────────────────┴── superseded by a newer write ──────────┘
+///     │                             ▲ ▲ ▲            │ │ failed                ▲
+///     │                        due  │ │ │ due        │ ▼                       │
+///     │                             │ │ └─────── Waiting ◄─────┐ room          │
+///     │                             │ │              │ │   retry queue full    │
+///     │                             │ │              │ └─────► Parked ─────────┤
+///     │                             │ │ redriven     ▼ rejected or given up    │
+///     │                             │ └─────────── Dead ───────────────────────┤
+///     └─────────────────────────────┴─ superseded by a newer write, discarded ─┘
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -105,8 +108,10 @@ pub(super) enum State {
     Ready(Rank),
     /// On the wire.
     InFlight {
-        /// Outside the `workers` limit.
-        express: bool,
+        /// What it was sent as. An urgent one is outside of the `workers` limit.
+        rank: Rank,
+        /// It is the one that shows how the replica is.
+        probe: bool,
     },
     /// Failed; tried again at `until`.
     Waiting {
@@ -118,23 +123,58 @@ pub(super) enum State {
         /// When it would have been due.
         until: Moment,
     },
+    /// A dead letter: no part of the chain of its key any more.
+    Dead {
+        /// Rejected or given up.
+        cause: Cause,
+        /// When it is discarded.
+        until: Moment,
+    },
     /// Over.
     Settled(Settlement),
 }
 
 impl State {
-    pub(super) fn is_settled(self) -> bool {
-        matches!(self, Self::Settled(_))
-    }
-
     /// Whether it failed and is to be sent again, which a newer write of the key makes pointless.
     /// Such a delivery is always the only one in its chain.
     pub(super) fn awaits_retry(self) -> bool {
-        matches!(self, Self::Waiting { .. } | Self::Parked { .. } | Self::Ready(Rank::Retry))
+        matches!(
+            self,
+            Self::Waiting { .. } | Self::Parked { .. } | Self::Ready(Rank::Retry | Rank::Redrive)
+        )
+    }
+
+    /// Whether it is on its way, in the chain of its key.
+    pub(super) fn is_pending(self) -> bool {
+        self.column() == Column::Pending
+    }
+
+    /// Whether nothing is done for it until something happens: over, or lying on disk.
+    pub(super) fn rests(self) -> bool {
+        matches!(self, Self::Settled(_) | Self::Parked { .. } | Self::Dead { .. })
+    }
+
+    /// Whether it is a dead letter, a parked one included.
+    pub(super) fn is_dead_letter(self) -> bool {
+        matches!(self, Self::Parked { .. } | Self::Dead { .. })
+    }
+
+    pub(super) fn column(self) -> Column {
+        match self {
+            Self::Settled(Settlement::Delivered) => Column::Delivered,
+            Self::Settled(Settlement::Superseded) => Column::Superseded,
+            Self::Settled(Settlement::Discarded) => Column::Discarded,
+            Self::Dead { .. } => Column::Dead,
+            Self::Blocked
+            | Self::Ready(_)
+            | Self::InFlight { .. }
+            | Self::Waiting { .. }
+            | Self::Parked { .. } => Column::Pending,
+        }
     }
 }
 
-/// Who goes first in a lane.
+/// What a delivery is sent as, which says who goes first in a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
     /// A strong write: its client waits.
@@ -143,6 +183,8 @@ pub(super) enum Rank {
     Fresh,
     /// A retry.
     Retry,
+    /// A dead letter, made ready again.
+    Redrive,
 }
 
 /// How a delivery ended.
@@ -150,23 +192,17 @@ pub(super) enum Rank {
 pub(super) enum Settlement {
     Delivered,
     Superseded,
-    Rejected,
-    GaveUp,
-}
-
-impl Settlement {
-    fn cause(self) -> Option<Cause> {
-        match self {
-            Self::Delivered | Self::Superseded => None,
-            Self::Rejected => Some(Cause::Rejected),
-            Self::GaveUp => Some(Cause::GaveUp),
-        }
-    }
+    Discarded,
 }
 
 impl Leg {
     pub(super) fn new(lane: u32) -> Self {
         Self { lane, next: None, state: State::Blocked, trouble: None }
+    }
+
+    /// When its last attempt failed.
+    pub(super) fn since(&self) -> Timestamp {
+        self.trouble.as_ref().map_or(Timestamp(0), |trouble| trouble.since)
     }
 
     pub(super) fn failures(&self) -> u32 {
@@ -177,10 +213,17 @@ impl Leg {
     pub(super) fn progress(&self) -> Progress {
         let cause = match self.state {
             State::Settled(Settlement::Delivered) => return Progress::Delivered,
-            State::Settled(Settlement::Superseded) => return Progress::Superseded,
-            State::Settled(settlement) => settlement.cause(),
+            // Of a dead letter that was discarded as well: there is nothing left to send.
+            State::Settled(_) => return Progress::Superseded,
+            State::Dead { cause, .. } => Some(cause),
             State::Parked { .. } => Some(Cause::RetryOverflow),
-            _ => None,
+            // On disk it stays a dead letter until something has come of it.
+            State::Ready(Rank::Redrive) | State::InFlight { rank: Rank::Redrive, .. } => {
+                Some(Cause::GaveUp)
+            }
+            State::Blocked | State::Ready(_) | State::InFlight { .. } | State::Waiting { .. } => {
+                None
+            }
         };
         let (failures, error, since) = match &self.trouble {
             Some(trouble) => (trouble.failures, trouble.error.clone(), trouble.since),
@@ -191,11 +234,6 @@ impl Leg {
             None if failures > 0 => Progress::Failed { failures, error },
             None => Progress::Untouched,
         }
-    }
-
-    /// Whether it is kept as a dead letter after its end.
-    pub(super) fn is_dead(&self) -> bool {
-        matches!(self.state, State::Settled(settlement) if settlement.cause().is_some())
     }
 }
 

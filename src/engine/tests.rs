@@ -4,9 +4,10 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::*;
-use crate::task::Cause;
+use crate::task::{DeadLetter, Progress, ReplicaIndex};
 
 mod isolation;
+mod letters;
 mod model;
 
 pub(super) fn settings() -> Settings {
@@ -15,6 +16,12 @@ pub(super) fn settings() -> Settings {
         queue_capacity: 1000,
         retry_capacity: 500,
         max_bytes: 1 << 30,
+        max_dead_letter_bytes: 1 << 30,
+        dead_letter_retention: None,
+        hinted_handoff: true,
+        redrive_rate: NonZeroU32::new(200).unwrap(),
+        breaker_failures: 5,
+        coalesce: false,
         max_known_replicas: 1024,
         max_retries: 3,
         retry_base: Duration::from_secs(2),
@@ -119,7 +126,7 @@ fn a_task_is_removed_when_its_last_replica_has_it() {
     f.actions();
     f.answer(id, 1, Verdict::Delivered);
     let progress = vec![Progress::Untouched, Progress::Delivered];
-    assert_eq!(f.actions(), [Action::Save { task: TaskId(id), progress, over: false }]);
+    assert_eq!(f.actions(), [Action::Save { task: TaskId(id), progress }]);
     f.answer(id, 0, Verdict::Delivered);
     assert_eq!(f.actions(), [Action::Remove { task: TaskId(id) }]);
     assert_eq!(f.engine.levels(), Levels::default());
@@ -160,7 +167,7 @@ fn a_failed_delivery_is_tried_after_two_four_and_six_seconds_and_then_given_up()
     let actions = f.actions();
     let Some(Action::Buried { letter, .. }) = actions.first() else { panic!("{actions:?}") };
     assert_eq!((letter.cause, letter.failures), (Cause::GaveUp, 4));
-    assert!(matches!(actions[1], Action::Save { over: true, .. }), "{actions:?}");
+    assert!(matches!(actions[1], Action::Save { .. }), "{actions:?}");
     assert_eq!(f.engine.levels().dead_letters, 1);
     assert_eq!(f.engine.levels().retry, 0);
     assert_eq!(f.engine.totals().gave_up, 1);

@@ -23,4 +23,5 @@ mod deploy;
 mod layering;
 mod lifecycle;
 mod limits;
+mod outage;
 mod readme;

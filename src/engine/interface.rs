@@ -1,0 +1,226 @@
+//! What goes into the engine and what comes out of it.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+#[cfg(doc)]
+use crate::engine::Engine;
+use crate::engine::{Books, BreakerState, KeyId, Moment};
+use crate::task::{
+    Consistency, DeadLetter, Delivery, Node, Progress, ReplicaIndex, TaskId, Timestamp,
+};
+
+/// What a task is charged for beyond its key and value: its row on disk, its place in memory.
+pub const TASK_OVERHEAD_BYTES: u64 = 512;
+
+/// The limits and times of the engine.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Deliveries on the wire to one replica.
+    pub workers: NonZeroU32,
+    /// Tasks in the eventual queue; as many strong writes may be open besides.
+    pub queue_capacity: usize,
+    /// Tasks in the retry queue.
+    pub retry_capacity: usize,
+    /// What the tasks that wait may be charged for, in bytes.
+    pub max_bytes: u64,
+    /// What those may be charged for of which only dead letters are left, parked ones included, in
+    /// bytes. What has been accepted before can exceed it.
+    pub max_dead_letter_bytes: u64,
+    /// How long a dead letter is kept; `None` is for ever.
+    pub dead_letter_retention: Option<Duration>,
+    /// Dead letters are redriven when their replica is back.
+    pub hinted_handoff: bool,
+    /// Dead letters of one replica that are redriven in a second.
+    pub redrive_rate: NonZeroU32,
+    /// Failures in a row that open a replica's breaker; 0 is never.
+    pub breaker_failures: u32,
+    /// Only the newest of the writes of one key that wait for a replica is sent to it.
+    pub coalesce: bool,
+    /// Replicas with a lane.
+    pub max_known_replicas: usize,
+    /// Retries after the first attempt.
+    pub max_retries: u32,
+    /// The wait after the first failure.
+    pub retry_base: Duration,
+    /// How long the client of a strong write waits at the most.
+    pub strong_timeout: Duration,
+    /// Where the jitter starts from.
+    pub seed: u64,
+}
+
+/// The moment of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// For waiting.
+    pub moment: Moment,
+    /// For the records that people read.
+    pub wall: Timestamp,
+}
+
+/// A write that asks to be let in.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival<'a> {
+    /// Greater than every one before.
+    pub id: TaskId,
+    /// Its key.
+    pub key: KeyId,
+    /// Its replicas, each once.
+    pub replicas: &'a [Node],
+    /// What it is charged for, to which the engine adds the overhead: [`crate::task::weight`].
+    pub bytes: u64,
+    /// When its client has its answer.
+    pub consistency: Consistency,
+}
+
+/// A task that was found on disk.
+#[derive(Clone, Debug)]
+pub struct Restored<'a> {
+    /// Greater than every one restored before.
+    pub id: TaskId,
+    /// Its key.
+    pub key: KeyId,
+    /// Its replicas.
+    pub replicas: &'a [Node],
+    /// As in [`Arrival::bytes`].
+    pub bytes: u64,
+    /// What each replica has had of it.
+    pub progress: Vec<Progress>,
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send this delivery; the outcome comes back by [`Engine::answered`].
+    Send {
+        /// Which.
+        delivery: Delivery,
+        /// How often it is sent with this, from 1.
+        attempt: u32,
+        /// What its task is charged for: about what it costs to hold it in memory.
+        bytes: u64,
+    },
+    /// The task stands so: keep it over a restart.
+    Save {
+        /// Which.
+        task: TaskId,
+        /// One entry a replica.
+        progress: Vec<Progress>,
+    },
+    /// Nothing of the task is left: remove it from disk and memory.
+    Remove {
+        /// Which.
+        task: TaskId,
+    },
+    /// Answer the client of a strong write.
+    Conclude {
+        /// Which.
+        task: TaskId,
+        /// A majority has acknowledged.
+        success: bool,
+        /// How many make a majority.
+        needed: usize,
+        /// Who has acknowledged.
+        acked: Vec<ReplicaIndex>,
+        /// Who has not.
+        missing: Vec<ReplicaIndex>,
+    },
+    /// A delivery became a dead letter: tell the operator.
+    Buried {
+        /// Which.
+        delivery: Delivery,
+        /// Why.
+        letter: DeadLetter,
+    },
+    /// The breaker of a replica has opened, with the error that did it, or the replica is back:
+    /// tell the operator.
+    Breaker {
+        /// Whose.
+        node: Node,
+        /// Why it has opened.
+        error: Option<Arc<str>>,
+    },
+    /// A dead letter was thrown away, as its time was over: tell the operator.
+    Discarded {
+        /// Which.
+        delivery: Delivery,
+    },
+}
+
+/// Why a write is not let in. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Full {
+    /// `queue_capacity`.
+    #[error("the eventual queue is full ({0} tasks, --queue-capacity)")]
+    Queue(usize),
+    /// `queue_capacity`, for strong writes.
+    #[error("{0} strong writes are open, as many as there may be (--queue-capacity)")]
+    Strong(usize),
+    /// One replica holds all of a queue but what is kept free for the others.
+    #[error("{held} tasks for {node} wait, all but what --queue-capacity keeps for other replicas")]
+    Share {
+        /// Whose share is used up.
+        node: Node,
+        /// The tasks that it holds.
+        held: usize,
+    },
+    /// `max_bytes`.
+    #[error("the tasks that wait fill the {0} bytes of --queue-max-bytes")]
+    Bytes(u64),
+    /// `max_dead_letter_bytes`.
+    #[error(
+        "dead letters of {node} take {bytes} bytes, all that --dead-letter-max-bytes has for it"
+    )]
+    DeadLetters {
+        /// Whose.
+        node: Node,
+        /// What they are charged for.
+        bytes: u64,
+    },
+    /// `max_known_replicas`.
+    #[error(
+        "deliveries to {0} replicas are under way, as many as there may be (--max-known-replicas)"
+    )]
+    Replicas(usize),
+}
+
+/// How full everything is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Levels {
+    /// Tasks in the eventual queue.
+    pub queue: usize,
+    /// Open strong writes.
+    pub strong: usize,
+    /// Tasks in the retry queue.
+    pub retry: usize,
+    /// Bytes charged for the tasks that wait.
+    pub bytes: u64,
+    /// Bytes charged for the tasks of which only dead letters are left.
+    pub dead_letter_bytes: u64,
+    /// Deliveries kept as dead letters, the parked ones included.
+    pub dead_letters: u64,
+    /// Deliveries on the wire.
+    pub in_flight: u64,
+}
+
+/// One replica, seen from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneView {
+    /// Whose lane.
+    pub node: Node,
+    /// Its books.
+    pub books: Books,
+    /// Of the pending, on the wire.
+    pub in_flight: u64,
+    /// Of the pending, waiting for a retry.
+    pub waiting: u64,
+    /// Of the pending, parked.
+    pub parked: u64,
+    /// Bytes charged for dead letters.
+    pub dead_letter_bytes: u64,
+    /// Its breaker.
+    pub breaker: BreakerState,
+}

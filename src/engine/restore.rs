@@ -1,0 +1,75 @@
+//! From disk into the engine, at the start.
+
+use crate::engine::tasks::{Queue, Settlement, Slot, State, Trouble};
+use crate::engine::{Engine, Now, Restored, TASK_OVERHEAD_BYTES};
+use crate::task::{Cause, DeadLetter, Progress};
+
+impl Engine {
+    /// Takes on a task found on disk, in the order of the ids, before anything is admitted.
+    ///
+    /// What waited for a retry when the process ended is due at once. The capacities do not hold
+    /// here: they may have been lowered, and nothing on disk is given up for that.
+    pub fn restore(&mut self, now: Now, task: Restored<'_>) {
+        self.now = now;
+        let bytes = task.bytes.saturating_add(TASK_OVERHEAD_BYTES);
+        let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else {
+            return;
+        };
+        let slot = self.insert(task.id, task.key, bytes, &lanes, None, true);
+        for (leg, progress) in task.progress.into_iter().enumerate().take(lanes.len()) {
+            self.restore_leg(slot, leg, progress);
+        }
+        self.enter_queue(slot, self.queue_of_restored(slot));
+        if self.tasks[slot].legs.iter().all(|leg| matches!(leg.state, State::Settled(_))) {
+            self.touch(slot);
+        } else if self.tasks[slot].legs.iter().all(|leg| leg.state.rests()) {
+            self.keep(slot);
+        }
+        self.finish();
+    }
+
+    fn restore_leg(&mut self, slot: Slot, leg: usize, progress: Progress) {
+        let until = self.now.moment;
+        let (state, failures, error, since) = match progress {
+            Progress::Untouched => (State::Blocked, 0, None, self.now.wall),
+            Progress::Failed { failures, error } => {
+                (State::Waiting { until }, failures, Some(error), self.now.wall)
+            }
+            Progress::Delivered => {
+                self.supersede_letter(slot, leg);
+                return self.settled_before(slot, leg, Settlement::Delivered);
+            }
+            Progress::Superseded => return self.settled_before(slot, leg, Settlement::Superseded),
+            Progress::Dead(DeadLetter { cause, failures, error, since }) => {
+                let state = match cause {
+                    Cause::Rejected | Cause::GaveUp => State::Dead { cause, until },
+                    Cause::RetryOverflow => State::Parked { until },
+                };
+                (state, failures, Some(error), since)
+            }
+        };
+        self.tasks[slot].legs[leg].trouble =
+            error.map(|error| Box::new(Trouble { failures, error, since }));
+        if let State::Dead { cause, .. } = state {
+            return self.restore_letter(slot, leg, cause);
+        }
+        let alone = self.join(slot, leg);
+        // Behind an older write it keeps its failures and waits for its turn instead.
+        if alone && state.awaits_retry() {
+            self.change(slot, leg, state);
+        } else {
+            self.unblock(slot, leg);
+        }
+    }
+
+    fn queue_of_restored(&self, slot: Slot) -> Queue {
+        let states = || self.tasks[slot].legs.iter().map(|leg| leg.state);
+        if states().any(|state| matches!(state, State::Waiting { .. })) {
+            Queue::Retry
+        } else if states().any(|state| !state.rests()) {
+            Queue::Eventual
+        } else {
+            Queue::Outside
+        }
+    }
+}

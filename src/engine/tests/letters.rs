@@ -1,0 +1,272 @@
+//! The breaker in its lane, dead letters, and hinted handoff.
+
+use super::*;
+
+/// A lane whose breaker has just opened, with nothing waiting. Gives what is dead by then.
+fn outage(f: &mut Fixture, writes: u64) -> Vec<u64> {
+    let ids: Vec<_> = (0..writes).map(|n| f.eventual(&format!("k{n}"), &["a"])).collect();
+    // Long enough for all retries of everything, and short enough for the first probes.
+    for _ in 0..40 {
+        for (task, replica, _) in f.sent() {
+            f.answer(task, replica, failed());
+        }
+        f.pass(Duration::from_millis(500));
+    }
+    let in_flight = f.sent();
+    in_flight.iter().for_each(|&(task, replica, _)| f.answer(task, replica, failed()));
+    assert_eq!(f.engine.levels().dead_letters, writes);
+    ids
+}
+
+/// Answers everything with success for so long; gives what was delivered, in its order.
+fn recover(f: &mut Fixture, time: Duration) -> Vec<u64> {
+    let mut delivered = Vec::new();
+    let end = f.now.moment.after(time);
+    while f.now.moment < end {
+        let sent = f.sent();
+        if sent.is_empty() {
+            f.pass(Duration::from_millis(5));
+        }
+        for (task, replica, _) in sent {
+            f.answer(task, replica, Verdict::Delivered);
+            delivered.push(task);
+        }
+    }
+    delivered
+}
+
+fn lane(f: &Fixture) -> LaneView {
+    f.engine.lanes().find(|lane| lane.node == node("a")).unwrap()
+}
+
+#[test]
+fn after_five_failures_nothing_is_sent_but_the_schedule_goes_on() {
+    let mut f = Fixture::new(settings());
+    let ids: Vec<_> = (0..20).map(|n| f.eventual(&n.to_string(), &["a"])).collect();
+    let sent = f.sent();
+    assert_eq!(sent.len(), 5);
+    sent.iter().for_each(|&(task, replica, _)| f.answer(task, replica, failed()));
+    let sent = f.sent();
+    assert_eq!(sent.len(), 4, "what went out before the breaker opened");
+    assert_eq!(lane(&f).breaker, BreakerState::Open);
+    sent.iter().for_each(|&(task, replica, _)| f.answer(task, replica, failed()));
+    assert_eq!(f.sent(), []);
+    // All twenty have failed once, and leave the queue for that of the retries.
+    assert_eq!((f.engine.levels().queue, f.engine.levels().retry), (0, 20));
+    assert_eq!(lane(&f).books.failed_attempts, 20);
+    f.pass(Duration::from_secs(3));
+    let probes = f.sent();
+    assert_eq!(probes.len(), 1, "one of those that are due is the probe");
+    assert!(ids.contains(&probes[0].0) && probes[0].2 == 2, "{probes:?}");
+}
+
+#[test]
+fn a_strong_write_to_a_replica_with_an_open_breaker_is_answered_at_once() {
+    let mut f = Fixture::new(settings());
+    outage(&mut f, 5);
+    f.actions();
+    f.strong("s", &["a"]);
+    let answers = f.actions();
+    assert!(
+        answers.iter().any(|a| matches!(a, Action::Conclude { success: false, .. })),
+        "{answers:?}"
+    );
+}
+
+#[test]
+fn dead_letters_are_redriven_oldest_first_when_the_replica_is_back() {
+    let mut f = Fixture::new(settings());
+    let ids = outage(&mut f, 50);
+    let delivered = recover(&mut f, Duration::from_secs(40));
+    assert_eq!(delivered, ids, "without anyone posting anything");
+    assert_eq!(f.engine.levels(), Levels::default());
+    let books = lane(&f).books;
+    assert_eq!((books.delivered, books.dead, books.gave_up), (50, 0, 50));
+    assert!(books.redriven >= 50 && books.balance(), "{books:?}");
+}
+
+#[test]
+fn a_redrive_keeps_to_its_rate() {
+    let redrive_rate = NonZeroU32::new(10).unwrap();
+    let mut f = Fixture::new(Settings { redrive_rate, ..settings() });
+    outage(&mut f, 100);
+    while recover(&mut f, Duration::from_millis(100)).is_empty() {}
+    let then = recover(&mut f, Duration::from_secs(2)).len();
+    assert!((18..=22).contains(&then), "{then}");
+}
+
+#[test]
+fn with_hinted_handoff_off_dead_letters_stay() {
+    let mut f = Fixture::new(Settings { hinted_handoff: false, ..settings() });
+    outage(&mut f, 10);
+    f.eventual("live", &["a"]);
+    recover(&mut f, Duration::from_secs(60));
+    assert_eq!(f.engine.levels().dead_letters, 10);
+}
+
+#[test]
+fn a_rejected_write_is_not_redriven() {
+    let mut f = Fixture::new(settings());
+    let id = f.eventual("bad", &["a"]);
+    f.answer(id, 0, rejected());
+    outage_of_others(&mut f);
+    f.actions();
+    let delivered = recover(&mut f, Duration::from_secs(60));
+    assert!(!delivered.contains(&id));
+    assert_eq!(f.engine.levels().dead_letters, 1);
+}
+
+fn outage_of_others(f: &mut Fixture) {
+    for n in 0..5 {
+        let id = f.eventual(&format!("other{n}"), &["a"]);
+        f.answer(id, 0, failed());
+    }
+    assert_eq!(lane(f).breaker, BreakerState::Open);
+}
+
+#[test]
+fn a_write_that_fails_alone_on_a_healthy_replica_is_not_redriven() {
+    let mut f = Fixture::new(settings());
+    let poison = f.eventual("poison", &["a"]);
+    for n in 0..200 {
+        f.eventual(&n.to_string(), &["a"]);
+        for (task, replica, _) in f.sent() {
+            let verdict = if task == poison { failed() } else { Verdict::Delivered };
+            f.answer(task, replica, verdict);
+        }
+        f.pass(Duration::from_millis(500));
+    }
+    assert_eq!((lane(&f).books.gave_up, lane(&f).books.redriven), (1, 0));
+    assert_eq!(f.engine.levels().dead_letters, 1);
+}
+
+#[test]
+fn a_dead_letter_is_superseded_as_soon_as_a_newer_write_is_delivered_or_dies() {
+    for (verdict, kept) in [(Verdict::Delivered, 0), (rejected(), 1)] {
+        let mut f = Fixture::new(settings());
+        let old = f.eventual("k", &["a"]);
+        f.answer(old, 0, rejected());
+        let new = f.eventual("k", &["a"]);
+        assert_eq!(f.engine.levels().dead_letters, 1, "not before it has been sent");
+        f.actions();
+        f.answer(new, 0, verdict);
+        assert_eq!(f.engine.levels().dead_letters, kept);
+        assert_eq!(lane(&f).books.superseded, 1);
+        // The older one's end is written first.
+        let removed = f.actions().into_iter().find_map(|action| match action {
+            Action::Remove { task } | Action::Save { task, .. } => Some(task),
+            _ => None,
+        });
+        assert_eq!(removed, Some(TaskId(old)));
+    }
+}
+
+#[test]
+fn a_dead_letter_with_a_newer_write_on_its_way_is_left_to_that() {
+    let mut f = Fixture::new(settings());
+    let ids = outage(&mut f, 5);
+    let newer = f.eventual("k0", &["a"]);
+    let delivered = recover(&mut f, Duration::from_secs(60));
+    assert!(!delivered.contains(&ids[0]), "{delivered:?}");
+    assert!(delivered.contains(&newer));
+    assert_eq!(f.engine.levels(), Levels::default());
+}
+
+#[test]
+fn a_write_supersedes_a_redriven_letter_that_has_not_been_sent() {
+    let workers = NonZeroU32::new(1).unwrap();
+    let mut f = Fixture::new(Settings { workers, ..settings() });
+    outage(&mut f, 5);
+    // The probe succeeds, and all others are made ready behind the one place.
+    f.pass(Duration::from_secs(30));
+    let probe = f.sent();
+    assert_eq!(probe.len(), 1);
+    f.answer(probe[0].0, 0, Verdict::Delivered);
+    f.pass(Duration::from_millis(50));
+    let newer = f.eventual("k3", &["a"]);
+    let delivered = recover(&mut f, Duration::from_secs(10));
+    assert!(!delivered.contains(&4), "{delivered:?}");
+    assert!(delivered.contains(&newer), "{delivered:?}");
+}
+
+#[test]
+fn past_its_retention_a_dead_letter_is_discarded_counted_and_told() {
+    let retention = Some(Duration::from_secs(3600));
+    let mut f = Fixture::new(Settings { dead_letter_retention: retention, ..settings() });
+    let id = f.eventual("k", &["a"]);
+    f.answer(id, 0, rejected());
+    f.pass(Duration::from_secs(3599));
+    assert_eq!(f.engine.levels().dead_letters, 1);
+    f.actions();
+    f.pass(Duration::from_secs(1));
+    assert_eq!(f.engine.levels(), Levels::default());
+    assert_eq!(lane(&f).books.discarded, 1);
+    let delivery = Delivery { task: TaskId(id), replica: ReplicaIndex(0) };
+    assert_eq!(f.actions(), [Action::Discarded { delivery }, Action::Remove { task: TaskId(id) }]);
+}
+
+#[test]
+fn a_step_of_the_wall_clock_discards_nothing() {
+    let retention = Some(Duration::from_secs(3600));
+    let mut f = Fixture::new(Settings { dead_letter_retention: retention, ..settings() });
+    let id = f.eventual("k", &["a"]);
+    f.answer(id, 0, rejected());
+    f.now.wall = f.now.wall.saturating_add(Duration::from_secs(1_000_000));
+    f.pass(Duration::from_secs(60));
+    assert_eq!(f.engine.levels().dead_letters, 1);
+}
+
+#[test]
+fn a_replica_with_its_share_of_dead_letters_is_refused_and_others_are_not() {
+    let max_dead_letter_bytes = 10 * (TASK_OVERHEAD_BYTES + 10);
+    let mut f = Fixture::new(Settings { max_dead_letter_bytes, ..settings() });
+    f.eventual("k", &["b"]);
+    f.answer(1, 0, Verdict::Delivered);
+    let full = loop {
+        let n = f.next_id;
+        match f.admit(&n.to_string(), &["a"], Consistency::Eventual) {
+            Ok(id) => {
+                f.engine.committed(f.now, TaskId(id));
+                f.answer(id, 0, rejected());
+            }
+            Err(full) => break full,
+        }
+    };
+    let bytes = 9 * (TASK_OVERHEAD_BYTES + 10);
+    assert_eq!(full, Full::DeadLetters { node: node("a"), bytes });
+    assert!(full.to_string().contains("--dead-letter-max-bytes"), "{full}");
+    f.eventual("k", &["b"]);
+}
+
+#[test]
+fn dead_letters_found_on_disk_are_redriven_after_the_start() {
+    let mut f = Fixture::new(settings());
+    let letter =
+        |cause| DeadLetter { cause, failures: 4, error: "down".into(), since: Timestamp(0) };
+    for (id, cause) in [(1, Cause::GaveUp), (2, Cause::Rejected)] {
+        f.engine.restore(
+            f.now,
+            Restored {
+                id: TaskId(id),
+                key: f.keys.id(&id.to_string()),
+                replicas: &[node("a")],
+                bytes: 10,
+                progress: vec![Progress::Dead(letter(cause))],
+            },
+        );
+    }
+    assert_eq!(f.actions(), []);
+    assert_eq!(recover(&mut f, Duration::from_secs(5)), [1]);
+    assert_eq!(f.engine.levels().dead_letters, 1);
+}
+
+#[test]
+fn with_coalesce_only_the_newest_that_waits_is_sent() {
+    let mut f = Fixture::new(Settings { coalesce: true, ..settings() });
+    let first = f.eventual("k", &["a"]);
+    let ids: Vec<_> = (0..5).map(|_| f.eventual("k", &["a"])).collect();
+    assert_eq!(f.sent(), [(first, 0, 1)]);
+    f.answer(first, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), [(ids[4], 0, 1)]);
+    assert_eq!(lane(&f).books.superseded, 4);
+}

@@ -1,0 +1,144 @@
+//! A replica goes down and comes back: what it costs meanwhile, and how it catches up.
+
+use std::time::Duration;
+
+use crate::support::{Behaviour, Daemon, Replica, set, wait_until};
+
+const QUICK: [&str; 4] = ["--retry-base", "20ms", "--request-timeout", "200ms"];
+
+async fn until_dead(daemon: &Daemon, letters: u64) {
+    daemon.until_drained().await;
+    daemon.until_metric("dead_letters", letters).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_comes_back_catches_up_by_itself() {
+    let daemon = Daemon::start(&QUICK).await;
+    let (down, healthy) = (Replica::start().await, Replica::start().await);
+    down.stop();
+    for n in 0..30 {
+        daemon.accept(&set(&format!("k{n}"), &n.to_string(), &[&down, &healthy])).await;
+    }
+    until_dead(&daemon, 30).await;
+    assert_eq!(daemon.metrics().await["permanent_failures"], 30);
+    down.come_back().await;
+    for n in 0..30 {
+        down.until_holds(&format!("k{n}"), &n.to_string()).await;
+    }
+    until_dead(&daemon, 0).await;
+    assert_eq!(down.seen().len(), 30, "each once");
+    assert_eq!(down.seen()[0].key(), "k0", "the oldest is the probe");
+    assert_eq!(healthy.seen().len(), 30);
+    assert!(daemon.log().contains("the replica answers again"));
+}
+
+#[tokio::test]
+async fn it_catches_up_over_a_restart_as_well() {
+    let mut daemon = Daemon::start(&QUICK).await;
+    let down = Replica::start().await;
+    down.stop();
+    for n in 0..10 {
+        daemon.accept(&set(&format!("k{n}"), "v", &[&down])).await;
+    }
+    until_dead(&daemon, 10).await;
+    daemon.kill_and_restart().await;
+    assert_eq!(daemon.metrics().await["dead_letters"], 10);
+    down.come_back().await;
+    until_dead(&daemon, 0).await;
+    assert_eq!(down.data().len(), 10);
+}
+
+#[tokio::test]
+async fn a_hanging_replica_is_left_alone_but_for_a_probe() {
+    let daemon = Daemon::start(&QUICK).await;
+    let hanging = Replica::with(|_| Behaviour::Hang).await;
+    for n in 0..100 {
+        daemon.accept(&set(&format!("k{n}"), "v", &[&hanging])).await;
+    }
+    until_dead(&daemon, 100).await;
+    let attempts = daemon.metrics().await["failed_replicas"].as_u64().unwrap();
+    assert!(attempts >= 400, "each of them failed four times: {attempts}");
+    let seen = hanging.seen().len();
+    assert!(seen < 40, "{seen} of {attempts} attempts were sent");
+}
+
+#[tokio::test]
+async fn what_a_newer_write_has_overtaken_is_never_redriven() {
+    let daemon = Daemon::start(&QUICK).await;
+    let replica = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
+    for n in 0..10 {
+        daemon.accept(&set(&format!("k{n}"), "old", &[&replica])).await;
+    }
+    until_dead(&daemon, 10).await;
+    // For half of them there is a newer write, which dies or is delivered, but always after.
+    for n in 0..5 {
+        daemon.accept(&set(&format!("k{n}"), "new", &[&replica])).await;
+    }
+    let before = replica.seen().len();
+    replica.behave(|_| Behaviour::Apply);
+    for n in 0..10 {
+        replica.until_holds(&format!("k{n}"), if n < 5 { "new" } else { "old" }).await;
+    }
+    until_dead(&daemon, 0).await;
+    for seen in replica.seen().iter().skip(before).filter(|seen| seen.applied) {
+        let n: usize = seen.key()[1..].parse().unwrap();
+        assert_eq!(seen.text(), if n < 5 { "new" } else { "old" }, "{}", seen.key());
+    }
+}
+
+#[tokio::test]
+async fn with_hinted_handoff_off_dead_letters_wait_for_the_operator() {
+    let daemon = Daemon::start(&[&QUICK[..], &["--hinted-handoff", "off"]].concat()).await;
+    let replica = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
+    daemon.accept(&set("dead", "v", &[&replica])).await;
+    until_dead(&daemon, 1).await;
+    replica.behave(|_| Behaviour::Apply);
+    for n in 0..20 {
+        daemon.accept(&set(&format!("k{n}"), "v", &[&replica])).await;
+    }
+    daemon.until_metric("successful_replicas", 20).await;
+    assert_eq!(daemon.metrics().await["dead_letters"], 1);
+    assert_eq!(replica.get("dead"), None);
+}
+
+#[tokio::test]
+async fn past_its_share_of_dead_letters_a_replica_is_refused_and_others_are_not() {
+    let daemon = Daemon::start(&["--dead-letter-max-bytes", "16KiB"]).await;
+    let refusing = Replica::with(|_| Behaviour::Answer(400, "", "")).await;
+    let healthy = Replica::start().await;
+    let refused = wait_until("a write is refused", || async {
+        let body = set(&fastrand::u64(..).to_string(), "v", &[&refusing]);
+        let (status, answer) = daemon.post(&body).await;
+        (status == 503).then_some(answer)
+    })
+    .await;
+    let error = refused["error"].as_str().unwrap();
+    assert!(
+        error.contains("--dead-letter-max-bytes") && error.contains(&refusing.url()),
+        "{error}"
+    );
+    daemon.accept(&set("k", "v", &[&healthy])).await;
+}
+
+#[tokio::test]
+async fn past_its_retention_a_dead_letter_is_gone_from_disk_too() {
+    let mut daemon = Daemon::start(&["--dead-letter-retention", "300ms"]).await;
+    let refusing = Replica::with(|_| Behaviour::Answer(400, "", "")).await;
+    daemon.accept(&set("k", "v", &[&refusing])).await;
+    daemon.until_metric("discarded_replicas", 1).await;
+    assert!(daemon.log().contains("discarded"));
+    daemon.terminate().await;
+    daemon.restart().await;
+    assert_eq!(daemon.metrics().await["dead_letters"], 0);
+}
+
+#[tokio::test]
+async fn with_coalesce_a_slow_replica_gets_only_the_newest() {
+    let daemon = Daemon::start(&["--coalesce"]).await;
+    let slow = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(300))).await;
+    for n in 0..50 {
+        daemon.accept(&set("k", &n.to_string(), &[&slow])).await;
+    }
+    slow.until_holds("k", "49").await;
+    assert!(slow.seen().len() < 50, "{}", slow.seen().len());
+}
