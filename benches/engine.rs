@@ -10,14 +10,14 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use replicator::engine::{Action, Arrival, Engine, KeyHasher, Moment, Now, Settings};
+use replicator::engine::{Action, Arrival, Engine, KeyHasher, Moment, Now, Settings, Workers};
 use replicator::task::{Consistency, Node, TaskId, Timestamp, Verdict};
 
 const TASKS: u64 = 1000;
 
 fn engine() -> Engine {
     Engine::new(Settings {
-        workers: NonZeroU32::new(5).unwrap(),
+        workers: Workers::Fixed(NonZeroU32::new(5).unwrap()),
         queue_capacity: 10_000,
         retry_capacity: 10_000,
         max_bytes: 1 << 40,
@@ -56,7 +56,7 @@ fn through(engine: &mut Engine, keys: &KeyHasher, nodes: &[Node], first: u64) {
             break;
         }
         for delivery in sent.drain(..) {
-            engine.answered(now, delivery, Verdict::Delivered);
+            engine.answered(now, delivery, Verdict::Delivered, Duration::from_millis(1));
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -89,9 +90,14 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_NODE_ID", value_name = "NAME", default_value = "replicator")]
     pub node_id: String,
 
-    /// Deliveries in flight to one replica, up to 1024.
+    /// Deliveries in flight to one replica: a number up to 1024, or auto for as many as its
+    /// answers do not become slower from, up to --max-workers.
     #[arg(long, env = "REPLICATOR_WORKERS", value_name = "N", default_value = "5")]
-    pub workers: NonZeroU32,
+    pub workers: WorkersArg,
+
+    /// The most that --workers auto may come to, up to 1024.
+    #[arg(long, env = "REPLICATOR_MAX_WORKERS", value_name = "N", default_value = "256")]
+    pub max_workers: NonZeroU32,
 
     /// Tasks in the eventual queue; as many strong writes may be open besides.
     #[arg(long, env = "REPLICATOR_QUEUE_CAPACITY", value_name = "TASKS", default_value = "1000")]
@@ -211,6 +217,29 @@ pub struct DaemonArgs {
     /// info,replicator::replica=debug
     #[arg(long, env = "REPLICATOR_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
+}
+
+/// A number, or `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkersArg {
+    /// So many.
+    Fixed(NonZeroU32),
+    /// As many as serve.
+    Auto,
+}
+
+impl FromStr for WorkersArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => number
+                .parse()
+                .map(Self::Fixed)
+                .map_err(|error| format!("{error}: a number from 1 on, or auto")),
+        }
+    }
 }
 
 /// On or off.

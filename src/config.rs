@@ -12,7 +12,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use thiserror::Error;
 
-use crate::cli::{DaemonArgs, Switch};
+use crate::cli::{DaemonArgs, Switch, WorkersArg};
+use crate::engine::Workers;
 use crate::task::MAX_NODE_BYTES;
 
 /// The settings of the daemon, each group what one part of it needs.
@@ -57,8 +58,8 @@ pub struct Store {
 /// How much may wait.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    /// `--workers`.
-    pub workers: NonZeroU32,
+    /// `--workers` and `--max-workers`.
+    pub workers: Workers,
     /// `--queue-capacity`, in tasks.
     pub capacity: usize,
     /// `--retry-capacity`, in tasks.
@@ -175,7 +176,14 @@ impl Config {
         problems.check(!id.is_empty() && id.len() <= 64 && id.chars().all(plain), || {
             format!("--node-id {id:?} must be 1 to 64 of A-Z a-z 0-9 . _ -")
         });
-        problems.at_most("--workers", args.workers.get().into(), MOST);
+        let workers = match args.workers {
+            WorkersArg::Fixed(workers) => Workers::Fixed(workers),
+            WorkersArg::Auto => Workers::Auto(args.max_workers),
+        };
+        if let Workers::Fixed(workers) = workers {
+            problems.at_most("--workers", workers.get().into(), MOST);
+        }
+        problems.at_most("--max-workers", args.max_workers.get().into(), MOST);
         problems.at_most("--max-replicas", args.max_replicas.get() as u64, MOST);
         problems.size("--max-value-bytes", args.max_value_bytes, 1, MOST_VALUE_BYTES);
         problems.size("--max-key-bytes", args.max_key_bytes, 1, MOST_KEY_BYTES);
@@ -236,7 +244,7 @@ impl Config {
                 memory_budget: narrow(args.memory_budget),
             },
             queue: Queue {
-                workers: args.workers,
+                workers,
                 capacity: args.queue_capacity.get(),
                 retry_capacity: args.retry_capacity.get(),
                 max_bytes: args.queue_max_bytes.as_u64(),
@@ -321,7 +329,7 @@ mod tests {
         assert_eq!(config.listen.node_id, "replicator");
         assert_eq!(config.store.dir, PathBuf::from("./replicator-data"));
         assert_eq!(config.store.cache_bytes, 64 << 20);
-        assert_eq!(config.queue.workers.get(), 5);
+        assert_eq!(config.queue.workers, Workers::Fixed(NonZeroU32::new(5).unwrap()));
         assert_eq!((config.queue.capacity, config.queue.retry_capacity), (1000, 500));
         assert_eq!(config.queue.max_bytes, 1 << 30);
         assert_eq!(config.queue.wait, Duration::from_millis(500));

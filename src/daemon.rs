@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Workers};
 use crate::replica::{self, Client};
 use crate::server;
 use crate::store::{self, CommitError, Committer};
@@ -231,7 +231,9 @@ fn replica_settings(config: &Config) -> replica::Settings {
         node_id: config.listen.node_id.clone(),
         request_timeout: config.timeouts.request,
         // All workers, and as many strong writes again.
-        idle_per_replica: 2 * config.queue.workers.get() as usize,
+        idle_per_replica: match config.queue.workers {
+            Workers::Fixed(workers) | Workers::Auto(workers) => 2 * workers.get() as usize,
+        },
     }
 }
 

@@ -37,6 +37,7 @@ use crate::task::{Cause, Consistency, Delivery, Node, TaskId, Timestamp, Verdict
 
 mod books;
 mod breaker;
+mod concurrency;
 mod interface;
 mod key;
 mod lane;
@@ -52,6 +53,7 @@ mod tests;
 
 pub use books::Books;
 pub use breaker::BreakerState;
+pub use concurrency::Workers;
 pub use interface::{
     Action, Arrival, Full, LaneView, Levels, Now, Restored, Settings, TASK_OVERHEAD_BYTES,
 };
@@ -218,8 +220,8 @@ impl Engine {
         self.finish();
     }
 
-    /// An attempt that was asked for by [`Action::Send`] has ended.
-    pub fn answered(&mut self, now: Now, delivery: Delivery, verdict: Verdict) {
+    /// An attempt that was asked for by [`Action::Send`] has ended, so long after it was sent.
+    pub fn answered(&mut self, now: Now, delivery: Delivery, verdict: Verdict, took: Duration) {
         self.now = now;
         let Some(slot) = self.tasks.find(delivery.task) else {
             return;
@@ -229,7 +231,7 @@ impl Engine {
         let Some(State::InFlight { probe, .. }) = state else {
             return;
         };
-        self.judge_replica(self.tasks[slot].legs[leg].lane, probe, &verdict);
+        self.judge_replica(self.tasks[slot].legs[leg].lane, probe, &verdict, took);
         match verdict {
             Verdict::Delivered => {
                 if let Some(quorum) = &mut self.tasks[slot].quorum {
@@ -250,11 +252,14 @@ impl Engine {
     }
 
     /// What an answer says of the replica, whatever it says of the write.
-    fn judge_replica(&mut self, number: u32, probe: bool, verdict: &Verdict) {
+    fn judge_replica(&mut self, number: u32, probe: bool, verdict: &Verdict, took: Duration) {
         let lane = &mut self.lanes[number];
+        let failed = matches!(verdict, Verdict::Retry { .. });
+        let (workers, in_flight) = (self.settings.workers, lane.in_flight);
+        lane.concurrency.answered(self.now.moment, workers, took, failed, in_flight);
         match verdict {
             Verdict::Delivered | Verdict::Rejected { .. } => {
-                if lane.breaker.succeeded(self.settings.workers.get()) {
+                if lane.breaker.succeeded(lane.concurrency.limit(workers)) {
                     self.actions
                         .push_back(Action::Breaker { node: lane.node.clone(), error: None });
                     self.hand_off(number);
@@ -348,6 +353,7 @@ impl Engine {
             parked: lane.parked.len() as u64,
             dead_letter_bytes: lane.kept_bytes,
             breaker: lane.breaker.view(),
+            workers: lane.concurrency.limit(self.settings.workers),
         })
     }
 }

@@ -80,6 +80,8 @@ pub struct ReplicaSnapshot {
     pub redriven: u64,
     /// Bytes charged for its dead letters, parked ones included.
     pub dead_letter_bytes: u64,
+    /// Deliveries that it may have at once.
+    pub workers: u64,
     /// Its breaker: 0 closed, 1 half open, 2 open.
     pub breaker: u64,
     /// Not settled yet.
@@ -219,6 +221,12 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         Level,
         "Bytes charged for the dead letters of the replica, parked ones included.",
         |r| r.dead_letter_bytes,
+    ),
+    (
+        "replicator_replica_workers",
+        Level,
+        "Deliveries that the replica may have at once: --workers, or what auto has found.",
+        |r| r.workers,
     ),
     (
         "replicator_replica_breaker_state",

@@ -238,7 +238,7 @@ impl Core {
                 self.max_lag = self.max_lag.max(now.wall.saturating_since(accepted_at));
             }
         }
-        self.parts.engine.answered(now, answered.delivery, answered.verdict);
+        self.parts.engine.answered(now, answered.delivery, answered.verdict, answered.took);
     }
 
     /// Does what the engine asks for.
@@ -338,6 +338,7 @@ impl Core {
                 gave_up: lane.books.gave_up,
                 redriven: lane.books.redriven,
                 dead_letter_bytes: lane.dead_letter_bytes,
+                workers: lane.workers.into(),
                 breaker: match lane.breaker {
                     BreakerState::Closed => 0,
                     BreakerState::HalfOpen => 1,

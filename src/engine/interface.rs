@@ -8,7 +8,7 @@ use thiserror::Error;
 
 #[cfg(doc)]
 use crate::engine::Engine;
-use crate::engine::{Books, BreakerState, KeyId, Moment};
+use crate::engine::{Books, BreakerState, KeyId, Moment, Workers};
 use crate::task::{
     Consistency, DeadLetter, Delivery, Node, Progress, ReplicaIndex, TaskId, Timestamp,
 };
@@ -20,7 +20,7 @@ pub const TASK_OVERHEAD_BYTES: u64 = 512;
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Deliveries on the wire to one replica.
-    pub workers: NonZeroU32,
+    pub workers: Workers,
     /// Tasks in the eventual queue; as many strong writes may be open besides.
     pub queue_capacity: usize,
     /// Tasks in the retry queue.
@@ -223,4 +223,6 @@ pub struct LaneView {
     pub dead_letter_bytes: u64,
     /// Its breaker.
     pub breaker: BreakerState,
+    /// Deliveries that it may have at once.
+    pub workers: u32,
 }

@@ -9,6 +9,7 @@ use crate::engine::KeyId;
 use crate::engine::Moment;
 use crate::engine::books::Books;
 use crate::engine::breaker::Breaker;
+use crate::engine::concurrency::Concurrency;
 use crate::engine::tasks::{Queue, Rank, Slot};
 use crate::task::{Node, TaskId};
 
@@ -40,6 +41,7 @@ pub(super) struct Lane {
     /// Places given out, for the turns.
     turn: u32,
     pub(super) breaker: Breaker,
+    pub(super) concurrency: Concurrency,
     /// What is said of deliveries that it does not let out.
     pub(super) shut_error: Arc<str>,
     /// The dead letters, oldest first; for each key only the newest.
@@ -85,6 +87,7 @@ impl Lane {
             waiting: 0,
             turn: 0,
             breaker: Breaker::default(),
+            concurrency: Concurrency::default(),
             shut_error: "".into(),
             dead: BTreeMap::new(),
             letters: HashMap::new(),

@@ -251,11 +251,11 @@ impl Engine {
         if self.stopped {
             return;
         }
-        let workers = self.settings.workers.get();
         for failed_fast in 0.. {
             let lane = &mut self.lanes[number];
             match lane.breaker.gate(self.now.moment) {
                 Gate::Pass(most) => {
+                    let workers = lane.concurrency.limit(self.settings.workers);
                     while let Some((rank, slot)) = self.lanes[number].next(workers, most) {
                         self.send(number, slot, rank, false);
                     }

@@ -12,7 +12,7 @@ mod model;
 
 pub(super) fn settings() -> Settings {
     Settings {
-        workers: NonZeroU32::new(5).unwrap(),
+        workers: workers(5),
         queue_capacity: 1000,
         retry_capacity: 500,
         max_bytes: 1 << 30,
@@ -28,6 +28,10 @@ pub(super) fn settings() -> Settings {
         strong_timeout: Duration::from_secs(10),
         seed: 7,
     }
+}
+
+pub(super) fn workers(number: u32) -> Workers {
+    Workers::Fixed(NonZeroU32::new(number).unwrap())
 }
 
 pub(super) fn node(name: &str) -> Node {
@@ -83,7 +87,7 @@ impl Fixture {
 
     fn answer(&mut self, task: u64, replica: u16, verdict: Verdict) {
         let delivery = Delivery { task: TaskId(task), replica: ReplicaIndex(replica) };
-        self.engine.answered(self.now, delivery, verdict);
+        self.engine.answered(self.now, delivery, verdict, Duration::ZERO);
     }
 
     fn actions(&mut self) -> Vec<Action> {
@@ -238,7 +242,7 @@ fn a_write_that_fails_with_a_newer_one_behind_it_is_superseded() {
 
 #[test]
 fn a_due_retry_that_has_no_place_yet_is_superseded_too() {
-    let one = NonZeroU32::new(1).unwrap();
+    let one = workers(1);
     let mut f = Fixture::new(Settings { workers: one, ..settings() });
     let old = f.eventual("k", &["a"]);
     f.answer(old, 0, failed());

@@ -42,7 +42,7 @@ async fn it_catches_up_over_a_restart_as_well() {
     }
     until_dead(&daemon, 10).await;
     daemon.kill_and_restart().await;
-    assert_eq!(daemon.metrics().await["dead_letters"], 10);
+    until_dead(&daemon, 10).await;
     down.come_back().await;
     until_dead(&daemon, 0).await;
     assert_eq!(down.data().len(), 10);
@@ -141,4 +141,15 @@ async fn with_coalesce_a_slow_replica_gets_only_the_newest() {
     }
     slow.until_holds("k", "49").await;
     assert!(slow.seen().len() < 50, "{}", slow.seen().len());
+}
+
+#[tokio::test]
+async fn with_workers_auto_a_replica_far_away_gets_more_at_once() {
+    let daemon = Daemon::start(&["--workers", "auto", "--queue-wait", "60s"]).await;
+    let far = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(20))).await;
+    for n in 0..1_000 {
+        daemon.accept(&set(&format!("k{n}"), "v", &[&far])).await;
+    }
+    daemon.until_metric("successful_replicas", 1_000).await;
+    assert!(far.most_in_progress() > 20, "{}", far.most_in_progress());
 }

@@ -22,7 +22,7 @@ fn keep_busy(f: &mut Fixture, writes: u64) -> Vec<(u64, u16, u32)> {
 
 #[test]
 fn due_retries_have_their_turn_in_a_lane_that_is_never_idle() {
-    let workers = NonZeroU32::new(1).unwrap();
+    let workers = workers(1);
     let mut f = Fixture::new(Settings { workers, ..settings() });
     let failing = f.eventual("k", &["a"]);
     f.answer(failing, 0, failed());

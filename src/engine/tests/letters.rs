@@ -174,7 +174,7 @@ fn a_dead_letter_with_a_newer_write_on_its_way_is_left_to_that() {
 
 #[test]
 fn a_write_supersedes_a_redriven_letter_that_has_not_been_sent() {
-    let workers = NonZeroU32::new(1).unwrap();
+    let workers = workers(1);
     let mut f = Fixture::new(Settings { workers, ..settings() });
     outage(&mut f, 5);
     // The probe succeeds, and all others are made ready behind the one place.

@@ -180,7 +180,7 @@ impl World {
             }
             How::Rejected => Verdict::Rejected { error: "no".into() },
         };
-        self.engine.answered(self.now, delivery, verdict);
+        self.engine.answered(self.now, delivery, verdict, Duration::from_millis(1));
         self.act();
     }
 
@@ -360,14 +360,17 @@ proptest! {
     #[test]
     fn any_history_keeps_the_order_and_the_books_and_converges(
         ops in prop::collection::vec(op(), 1..120),
-        workers in 1..4u32,
+        workers in 1..5u32,
         queue_capacity in 1..12usize,
         retry_capacity in 0..6usize,
         breaker_failures in 0..4u32,
         hinted_handoff in any::<bool>(),
         coalesce in prop::bool::weighted(0.2),
     ) {
-        let workers = NonZeroU32::new(workers).unwrap();
+        let workers = match NonZeroU32::new(workers).unwrap() {
+            n if n.get() == 4 => Workers::Auto(n),
+            n => Workers::Fixed(n),
+        };
         let mut world = World::new(Settings {
             workers,
             queue_capacity,

@@ -84,6 +84,16 @@ pub struct Replica {
     state: Arc<Mutex<State>>,
     script: Arc<Mutex<Script>>,
     accepting: Mutex<Option<AbortHandle>>,
+    /// Bound and not listening: nobody else gets the port while it is stopped.
+    _port: TcpSocket,
+}
+
+/// A socket on an address that others of this process may be on, too.
+fn socket(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 impl Replica {
@@ -94,9 +104,12 @@ impl Replica {
 
     /// One that follows `script`.
     pub async fn with(script: impl Fn(&Seen) -> Behaviour + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = socket("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = port.local_addr().unwrap();
+        let listener = socket(address).unwrap().listen(1024).unwrap();
         let replica = Self {
-            address: listener.local_addr().unwrap(),
+            address,
+            _port: port,
             state: Arc::default(),
             script: Arc::new(Mutex::new(Arc::new(script))),
             accepting: Mutex::new(None),
@@ -125,14 +138,10 @@ impl Replica {
 
     /// Brings it back on the same port.
     pub async fn come_back(&self) {
-        let listener = wait_until("the port is free again", || async {
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.set_reuseaddr(true).unwrap();
-            socket.bind(self.address).ok()?;
-            socket.listen(1024).ok()
-        })
-        .await;
-        self.accept(listener);
+        // The old one is closed once its task is gone; until then it would get some connections.
+        let refused = || async { TcpStream::connect(self.address).await.is_err().then_some(()) };
+        wait_until("nobody listens any more", refused).await;
+        self.accept(socket(self.address).unwrap().listen(1024).unwrap());
     }
 
     /// Everything that came, in its order.

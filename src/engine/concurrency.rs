@@ -1,0 +1,196 @@
+//! How many deliveries one replica has at once: `--workers`, a number or `auto`.
+//!
+//! `auto` follows the round-trip time, as TCP Vegas and BBR do and, for requests, Netflix's
+//! concurrency-limits and Vector's adaptive requests: as long as answers come about as fast as
+//! they ever do, more at once is more in total; once they come slower, the rest only waits at the
+//! replica instead of here.
+//!
+//! After each round (as many answers as the limit) the mean time is held against the shortest
+//! mean of the last rounds: up by an eighth while it is close, down by a fifth when it has
+//! doubled, down by half when something failed. Where answers are always slow the shortest mean
+//! is forgotten in time and found anew with half as many at once, so that a replica that has
+//! become slower for good is not held to what it once was.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::engine::Moment;
+
+/// Deliveries in flight to one replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workers {
+    /// Always so many.
+    Fixed(NonZeroU32),
+    /// As many as serve, up to this.
+    Auto(NonZeroU32),
+}
+
+/// What `auto` begins with, and a fair number for a replica that nothing is known of.
+const FIRST: u32 = 5;
+/// Rounds with fewer answers say nothing.
+const LEAST_ROUND: u32 = 4;
+/// The times of fast replicas differ by more than their doubles without any reason.
+const SLACK: Duration = Duration::from_millis(1);
+/// How long the shortest round is remembered at least; at the most twice as long.
+const MEMORY: Duration = Duration::from_secs(10);
+
+/// The limit of one replica.
+#[derive(Debug)]
+pub(super) struct Concurrency {
+    limit: u32,
+    answers: u32,
+    total: Duration,
+    /// In this round the limit was reached, so that a larger one would have been used.
+    reached: bool,
+    failed: bool,
+    /// The shortest mean of the rounds since `remembered_since`, and of the stretch before.
+    shortest: Duration,
+    shortest_before: Duration,
+    remembered_since: Moment,
+}
+
+impl Default for Concurrency {
+    fn default() -> Self {
+        Self {
+            limit: FIRST,
+            answers: 0,
+            total: Duration::ZERO,
+            reached: false,
+            failed: false,
+            shortest: Duration::MAX,
+            shortest_before: Duration::MAX,
+            remembered_since: Moment(0),
+        }
+    }
+}
+
+impl Concurrency {
+    /// How many may be in flight.
+    pub(super) fn limit(&self, workers: Workers) -> u32 {
+        match workers {
+            Workers::Fixed(limit) => limit.get(),
+            Workers::Auto(most) => self.limit.min(most.get()),
+        }
+    }
+
+    /// An attempt has ended after `took`; `in_flight` were, it included.
+    pub(super) fn answered(
+        &mut self,
+        now: Moment,
+        workers: Workers,
+        took: Duration,
+        failed: bool,
+        in_flight: u32,
+    ) {
+        let Workers::Auto(most) = workers else { return };
+        self.reached |= in_flight >= self.limit;
+        if failed {
+            self.failed = true;
+        } else {
+            self.answers += 1;
+            self.total = self.total.saturating_add(took);
+        }
+        if self.failed {
+            self.limit = (self.limit / 2).max(1);
+            return self.next_round();
+        }
+        if self.answers < self.limit.max(LEAST_ROUND) {
+            return;
+        }
+        let mean = self.total / self.answers;
+        self.shortest = self.shortest.min(mean);
+        let base = self.shortest.min(self.shortest_before);
+        if mean > base.saturating_mul(2).saturating_add(SLACK) {
+            self.limit = (self.limit * 4 / 5).max(1);
+        } else if self.reached && mean <= base.mul_f64(1.5).saturating_add(SLACK) {
+            self.limit = self.limit.saturating_add((self.limit / 8).max(1)).min(most.get());
+        }
+        if now >= self.remembered_since.after(MEMORY) {
+            (self.shortest_before, self.shortest) = (self.shortest, Duration::MAX);
+            self.remembered_since = now;
+            if mean > base.mul_f64(1.25).saturating_add(SLACK) {
+                self.limit = (self.limit / 2).max(1);
+            }
+        }
+        self.next_round();
+    }
+
+    fn next_round(&mut self) {
+        (self.answers, self.total) = (0, Duration::ZERO);
+        (self.reached, self.failed) = (false, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AUTO: Workers = Workers::Auto(NonZeroU32::new(256).unwrap());
+
+    /// A replica with `time(n)` for an answer when it has n at once, kept busy for `seconds`.
+    /// Gives the limits of the last half.
+    fn busy(time: impl Fn(u32) -> Duration, seconds: u64) -> (u32, u32) {
+        let mut limits = Concurrency::default();
+        let (mut now, mut seen) = (Moment(0), Vec::new());
+        let end = now.after(Duration::from_secs(seconds));
+        while now < end {
+            let at_once = limits.limit(AUTO);
+            let took = time(at_once);
+            now = now.after(took);
+            for _ in 0..at_once {
+                limits.answered(now, AUTO, took, false, at_once);
+            }
+            seen.push((now, limits.limit(AUTO)));
+        }
+        let half = Moment(end.0 / 2);
+        let late = seen.iter().filter(|(at, _)| *at > half).map(|(_, limit)| *limit);
+        (late.clone().min().unwrap(), late.max().unwrap())
+    }
+
+    #[test]
+    fn a_replica_far_away_gets_all_that_there_may_be() {
+        assert_eq!(busy(|_| Duration::from_millis(20), 30), (256, 256));
+    }
+
+    #[test]
+    fn a_replica_that_slows_down_under_load_gets_what_it_can_take() {
+        // Ten at once for 10 ms each; more have to wait there.
+        let time = |n: u32| Duration::from_millis(10) * n.div_ceil(10).max(1);
+        let (least, most) = busy(time, 120);
+        assert!(least >= 5 && most <= 40, "{least} to {most}");
+    }
+
+    #[test]
+    fn a_replica_that_becomes_slower_for_good_is_used_as_before() {
+        let mut limits = Concurrency::default();
+        let mut now = Moment(0);
+        for took in [10, 100].map(Duration::from_millis) {
+            for _ in 0..2_000 {
+                now = now.after(took);
+                let at_once = limits.limit(AUTO);
+                (0..at_once).for_each(|_| limits.answered(now, AUTO, took, false, at_once));
+            }
+            assert!(limits.limit(AUTO) > 200, "{}", limits.limit(AUTO));
+        }
+    }
+
+    #[test]
+    fn failures_bring_it_down_to_one_and_a_fixed_number_stays() {
+        let mut limits = Concurrency::default();
+        for _ in 0..10 {
+            limits.answered(Moment(0), AUTO, Duration::from_millis(1), true, 5);
+        }
+        assert_eq!(limits.limit(AUTO), 1);
+        assert_eq!(limits.limit(Workers::Fixed(NonZeroU32::new(7).unwrap())), 7);
+    }
+
+    #[test]
+    fn a_limit_that_is_not_reached_does_not_grow() {
+        let mut limits = Concurrency::default();
+        for n in 0..1_000 {
+            let now = Moment(n * 1_000);
+            limits.answered(now, AUTO, Duration::from_millis(1), false, 2);
+        }
+        assert_eq!(limits.limit(AUTO), FIRST);
+    }
+}
