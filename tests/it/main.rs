@@ -20,6 +20,7 @@ mod support;
 mod contract;
 mod delivery;
 mod deploy;
+mod fixtures;
 mod layering;
 mod lifecycle;
 mod limits;

@@ -1,0 +1,140 @@
+//! Data directories of every released format: each is opened, and what is in it is looked at.
+//!
+//! They lie under `tests/fixtures/`. A new one is written, once for each format, with
+//! `FIXTURE=tests/fixtures/format-N cargo test --test it -- --ignored writes_a_fixture`.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use replicator::store::{Opened, Recovered, Settings, Store};
+use replicator::task::{Cause, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp};
+
+const FIRST: u64 = 1_700_000_000_000_000;
+
+fn settings(dir: &Path) -> Settings {
+    Settings { dir: dir.to_owned(), cache_bytes: 8 << 20, now: Timestamp(FIRST * 1_000) }
+}
+
+fn open(dir: &Path) -> (Opened, Vec<Recovered>) {
+    let mut found = Vec::new();
+    let store = Store::open(&settings(dir)).unwrap();
+    let (opened, _) = store.recover(&mut |task| found.push(task), Box::new(drop)).unwrap();
+    (opened, found)
+}
+
+fn close(opened: Opened) {
+    let closed = opened.committer.close();
+    drop(opened);
+    closed.blocking_recv().unwrap().unwrap();
+}
+
+fn node(text: &str) -> Node {
+    Node::parse(text).unwrap()
+}
+
+fn failed(failures: u32, error: &str) -> Progress {
+    Progress::Failed { failures, error: error.into() }
+}
+
+fn dead(cause: Cause, failures: u32, error: &str) -> Progress {
+    let since = Timestamp(FIRST * 1_000 + 77);
+    Progress::Dead(DeadLetter { cause, failures, error: error.into(), since })
+}
+
+/// What a fixture holds: small and large, every kind of progress, odd keys.
+fn contents() -> Vec<(Task, Vec<Progress>)> {
+    let two = || vec![node("http://10.0.0.1:8080"), node("https://b.example/base")];
+    let task = |n: u64, key: &str, value: Vec<u8>, replicas: Vec<Node>| Task {
+        id: TaskId(FIRST + n),
+        key: key.to_owned(),
+        operation: Operation::Set,
+        value: value.into(),
+        accepted_at: Timestamp(FIRST * 1_000 + n),
+        expires_at: None,
+        replicas,
+        user_id: None,
+    };
+    let pattern = |bytes: usize| (0..=250).cycle().take(bytes).collect::<Vec<u8>>();
+    let untouched = |n: usize| vec![Progress::Untouched; n];
+    vec![
+        (task(0, "plain", b"value".to_vec(), two()), untouched(2)),
+        (task(1, "empty value", vec![], two()), untouched(2)),
+        (
+            Task {
+                user_id: Some("ürsula".into()),
+                ..task(2, "ключ/%?#\u{1F980}", b"v".to_vec(), two())
+            },
+            vec![Progress::Delivered, failed(2, "connection refused")],
+        ),
+        (
+            Task { operation: Operation::Delete, ..task(3, "plain", vec![], two()) },
+            vec![Progress::Superseded, dead(Cause::Rejected, 1, "404 Not Found")],
+        ),
+        (
+            Task {
+                expires_at: Some(Timestamp(u64::MAX)),
+                ..task(4, "large", pattern(50_000), two())
+            },
+            vec![dead(Cause::GaveUp, 4, "503 Service Unavailable"), Progress::Delivered],
+        ),
+        (
+            task(5, &"long/".repeat(2_000), pattern(3_000), vec![node("http://one")]),
+            vec![dead(Cause::RetryOverflow, 1, "timed out")],
+        ),
+        (task(7, "after a settled one", pattern(4_000), two()), untouched(2)),
+    ]
+}
+
+#[test]
+#[ignore = "run once for each format of the store"]
+fn writes_a_fixture() {
+    let target = std::env::var("FIXTURE").expect("FIXTURE names a directory that is not there yet");
+    let (opened, found) = open(Path::new(&target));
+    assert!(found.is_empty());
+    for (task, progress) in contents() {
+        opened.committer.accept(Arc::new(task.clone()), None);
+        opened.committer.save(task.id, progress);
+    }
+    let settled = Task { id: TaskId(FIRST + 6), ..contents()[0].0.clone() };
+    opened.committer.accept(Arc::new(settled.clone()), None);
+    opened.committer.remove(settled.id);
+    close(opened);
+}
+
+#[track_caller]
+fn holds_the_contents(format: u32) {
+    let source = format!("{}/tests/fixtures/format-{format}", env!("CARGO_MANIFEST_DIR"));
+    let dir = tempfile::tempdir().unwrap();
+    copy(Path::new(&source), dir.path());
+    // Twice: migrated, and as this release leaves it.
+    for _ in 0..2 {
+        let (opened, found) = open(dir.path());
+        assert_eq!(found.len(), contents().len());
+        for (found, (task, progress)) in found.iter().zip(contents()) {
+            assert_eq!(found.header.id, task.id);
+            assert_eq!(found.progress, progress);
+            assert_eq!(opened.reader.read(task.id).unwrap(), Some(task));
+        }
+        assert!(opened.next_id.0 > FIRST + 7);
+        close(opened);
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, &to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_store_of_format_1_is_brought_up_to_date_with_all_that_is_in_it() {
+    holds_the_contents(1);
+}
