@@ -11,8 +11,9 @@
 //! opinion on how much it should hold.
 //!
 //! To read on: `commit.rs` for how a write becomes durable, `database.rs` and `rows.rs` for what
-//! is written, `recover.rs` for how it is read back, `directory.rs` for how a data directory
-//! comes into being, `barrier.rs` for why sled can be trusted with it.
+//! is written, `recover.rs` and `audit.rs` for how it is read back, `ledger.rs` and `witness.rs`
+//! for how a row that is missing is noticed, `directory.rs` for how a data directory comes into
+//! being, `barrier.rs` for why sled can be trusted with it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,22 +22,28 @@ use std::sync::Arc;
 use self::database::{Database, open_sled};
 use self::directory::Directory;
 use self::error::{Failure, guarded};
+use self::keys::Tree;
+use self::ledger::Ledger;
 use self::migrate::Migrated;
+use self::witness::{Testimony, Witness};
 use crate::task::{TaskId, Timestamp};
 
+mod audit;
 mod barrier;
 mod commit;
 mod database;
 mod directory;
 mod error;
 mod keys;
+mod ledger;
 mod migrate;
 mod read;
 mod recover;
 mod rows;
+mod witness;
 
 pub use commit::{Committer, Event, Notify, Reply};
-pub use error::{CommitError, Damage, OpenError, ReadError};
+pub use error::{CommitError, Damage, Gone, OpenError, ReadError};
 pub use read::Reader;
 pub use recover::{Recovered, RecoveryReport};
 pub use rows::Header;
@@ -55,6 +62,8 @@ pub struct Settings {
 /// The open files, and the lock on their directory. In this order: it must be the last to go.
 struct Files {
     database: Database,
+    /// The name of the directory that the database is in.
+    store: String,
     directory: Directory,
 }
 
@@ -62,6 +71,7 @@ struct Files {
 pub struct Store {
     files: Files,
     now: Timestamp,
+    witnessed: bool,
 }
 
 /// A store in use.
@@ -93,6 +103,8 @@ impl Store {
         let db = guarded(|| open_sled(&path, settings.cache_bytes)).map_err(in_dir())?;
         // sled may have tidied up its files just now.
         directory::sync_store(&path)?;
+        // Before a migration could take an emptied store for a new one.
+        let witnessed = is_witnessed(&settings.dir, &path, &db)?;
         match guarded(|| migrate::run(&db)).map_err(in_dir())? {
             Migrated::Done => {}
             Migrated::Newer { found, known } => {
@@ -100,7 +112,8 @@ impl Store {
             }
         }
         let database = guarded(|| Database::new(db)).map_err(in_dir())?;
-        Ok(Self { files: Files { database, directory }, now: settings.now })
+        let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { files: Files { database, store, directory }, now: settings.now, witnessed })
     }
 
     /// Hands every task that is not settled to `each`, in the order of acceptance and without its
@@ -114,11 +127,11 @@ impl Store {
         each: &mut dyn FnMut(Recovered),
         notify: Notify,
     ) -> Result<(Opened, RecoveryReport), OpenError> {
-        let Self { files, now } = self;
+        let Self { files, now, witnessed } = self;
         let dir = files.directory.path().to_owned();
         let read = || {
             let database = &files.database;
-            let (report, last) = recover::scan(database, each)?;
+            let (report, last) = recover::recover(database, each)?;
             let born = TaskId(now.0 / 1_000);
             let unused = database.sequence()?.unwrap_or(born);
             let after = last.map_or(0, |id| id.0.saturating_add(1));
@@ -126,15 +139,40 @@ impl Store {
             let lease = commit::lease(next_id);
             database.set_sequence(lease)?;
             database.flush()?;
-            Ok((report, next_id, lease))
+            Ok((RecoveryReport { witnessed, ..report }, next_id, lease))
         };
         let (report, next_id, lease) =
             guarded::<_, Failure>(read).map_err(OpenError::in_store(&dir))?;
+        let number = files.database.ledger().0.number;
+        files.database.attend(Witness::begin(&dir, &files.store, number)?);
         let files = Arc::new(files);
         let committer = commit::start(Arc::clone(&files), lease, notify)
             .map_err(OpenError::io("start the committer of", &dir))?;
         let opened = Opened { committer, reader: Reader { files }, next_id };
         Ok((opened, report))
+    }
+}
+
+/// Compares what was flushed with what is there; false if nothing tells what was flushed.
+fn is_witnessed(dir: &Path, store: &Path, db: &sled::Db) -> Result<bool, OpenError> {
+    let newest =
+        || Ok(Ledger::load(&db.open_tree(Tree::Meta.name())?)?.map(|ledger| ledger.number));
+    let newest = guarded::<_, Failure>(newest).map_err(OpenError::in_store(dir))?;
+    let found = newest.unwrap_or_default();
+    match witness::read(dir)? {
+        Testimony::Commits { store: of, number: flushed } if store.ends_with(&of) => {
+            if found < flushed {
+                let (dir, store) = (dir.to_owned(), store.to_owned());
+                let witness = witness::path(&dir);
+                return Err(OpenError::TailGone { dir, store, witness, flushed, found });
+            }
+            Ok(true)
+        }
+        // Of a store that this one has replaced: the cut came before its first commit.
+        Testimony::Commits { .. } => Ok(true),
+        // Before its first commit a store has none, nor had those of format 1.
+        Testimony::Missing => Ok(found == 0),
+        Testimony::Unreadable => Ok(false),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::daemon::StartError;
 use crate::daemon::clock::Clock;
@@ -41,6 +41,11 @@ pub(super) fn open(
             restore(&mut engine, &keys, clock, &tasks);
             reading.join().map_err(|_| StartError::Interrupted)
         })??;
+        if !report.witnessed {
+            warn!(
+                "the file COMMITTED in the data directory is missing or unreadable: had the store lost the end of its log, this start would not have noticed; it is written anew"
+            );
+        }
         let seconds = clock.now().moment.since_start().as_secs_f64();
         info!(?report, seconds, "the store is open");
         Ok(Restored { opened, engine, keys })

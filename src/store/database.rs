@@ -4,16 +4,22 @@
 //! what was written, so wherever it ends, the rest must still make sense: a task's row comes
 //! after its chunks and goes before them, and a dead letter's row comes before the progress that
 //! refers to it and goes after it.
+//!
+//! Every row is written and removed by `put` and `take`, which keep the
+//! [`ledger`](super::ledger) true.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::error::Failure;
 use super::keys::{self, Tree};
+use super::ledger::{self, Ledger, Tallies};
 use super::rows::{self, Head, Nodes, Stream};
+use super::witness::Witness;
 use crate::task::{Progress, ReplicaIndex, Task, TaskId};
 
 /// sled and our trees in it.
@@ -25,6 +31,21 @@ pub(super) struct Database {
     pub(super) values: sled::Tree,
     pub(super) progress: sled::Tree,
     pub(super) dead_letters: sled::Tree,
+    /// Changed by one thread only, first recovery's, then the committer's.
+    books: Arc<Mutex<Books>>,
+}
+
+/// What is written and not closed by a ledger yet.
+#[derive(Debug)]
+struct Books {
+    /// The number is that of the last ledger written, the rest is up to date.
+    ledger: Ledger,
+    /// Something was written behind that ledger.
+    open: bool,
+    /// Settlements were begun behind it, and a row says so.
+    settling: bool,
+    /// Who is told of each commit.
+    witness: Option<Witness>,
 }
 
 /// Opens, or makes, the sled database in the directory `path`.
@@ -60,8 +81,14 @@ impl Database {
     /// The trees of a database in the newest format.
     pub(super) fn new(db: sled::Db) -> Result<Self, Failure> {
         let tree = |tree: Tree| db.open_tree(tree.name());
+        let meta = tree(Tree::Meta)?;
+        let missing = || rows::damage(Tree::Meta, keys::LEDGER, "is missing");
+        let ledger = Ledger::load(&meta)?.ok_or_else(missing)?;
+        let settling = !ledger::binds(&ledger, &meta)?;
+        let books = Books { ledger, open: false, settling, witness: None };
         Ok(Self {
-            meta: tree(Tree::Meta)?,
+            books: Arc::new(Mutex::new(books)),
+            meta,
             tasks: tree(Tree::Tasks)?,
             values: tree(Tree::Values)?,
             progress: tree(Tree::Progress)?,
@@ -70,9 +97,84 @@ impl Database {
         })
     }
 
-    /// Makes all that was written so far durable.
+    /// Makes all that was written so far durable, as one commit.
     pub(super) fn flush(&self) -> Result<(), Failure> {
+        let mut books = self.books();
+        if books.open {
+            books.ledger.number += 1;
+            put_meta(&self.meta, keys::LEDGER, &books.ledger.payload())?;
+            books.open = false;
+            books.settling = false;
+        }
         self.db.flush()?;
+        if let Some(witness) = &books.witness {
+            witness.flushed(books.ledger.number);
+        }
+        Ok(())
+    }
+
+    /// The ledger as it is on disk when nothing was written since the last flush; and whether the
+    /// trees must hold what it says.
+    pub(super) fn ledger(&self) -> (Ledger, bool) {
+        let books = self.books();
+        (books.ledger, !books.settling)
+    }
+
+    /// Takes what recovery found for what there must be from now on.
+    pub(super) fn adopt(&self, highest: Option<TaskId>, tallies: Tallies) {
+        let mut books = self.books();
+        books.ledger.highest = books.ledger.highest.max(highest.unwrap_or(TaskId(0)));
+        books.ledger.tallies = tallies;
+    }
+
+    /// From now on each commit is told to `witness`.
+    pub(super) fn attend(&self, witness: Witness) {
+        self.books().witness = Some(witness);
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        // Who panicked while it wrote has ended the store; nobody commits after it.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rows of a tree.
+    pub(super) fn tree(&self, tree: Tree) -> &sled::Tree {
+        match tree {
+            Tree::Meta => &self.meta,
+            Tree::Tasks => &self.tasks,
+            Tree::Values => &self.values,
+            Tree::Progress => &self.progress,
+            Tree::DeadLetters => &self.dead_letters,
+        }
+    }
+
+    /// Writes a row.
+    pub(super) fn put(&self, tree: Tree, key: &[u8], payload: &[u8]) -> Result<(), Failure> {
+        let row = rows::seal(tree, key, payload);
+        let mut books = self.books();
+        let old = self.tree(tree).insert(key, &*row)?;
+        books.open = true;
+        books.ledger.tallies.replace(tree, old.as_deref(), Some(&row));
+        Ok(())
+    }
+
+    /// Removes a row and gives it back.
+    pub(super) fn take(&self, tree: Tree, key: &[u8]) -> Result<Option<sled::IVec>, Failure> {
+        self.begin_settling()?;
+        let mut books = self.books();
+        let old = self.tree(tree).remove(key)?;
+        books.ledger.tallies.replace(tree, old.as_deref(), None);
+        Ok(old)
+    }
+
+    /// Before rows of former commits change: says so on disk, once for each ledger.
+    fn begin_settling(&self) -> Result<(), Failure> {
+        let mut books = self.books();
+        if !books.settling {
+            put_meta(&self.meta, keys::SETTLING, &books.ledger.number.to_be_bytes())?;
+            books.settling = true;
+            books.open = true;
+        }
         Ok(())
     }
 
@@ -95,41 +197,47 @@ impl Database {
 
     /// Writes [`Self::sequence`].
     pub(super) fn set_sequence(&self, end: TaskId) -> Result<(), Failure> {
-        put(&self.meta, Tree::Meta, keys::SEQUENCE, &end.0.to_be_bytes())
+        self.put(Tree::Meta, keys::SEQUENCE, &end.0.to_be_bytes())
     }
 
     /// Writes a new task, its chunks first.
     pub(super) fn insert(&self, task: &Task) -> Result<(), Failure> {
+        if task.id <= self.books().ledger.highest {
+            // The ledger on disk counts up to there, and did not count this one.
+            self.begin_settling()?;
+        }
         let stream = Stream::of(task)?;
         for (number, bytes) in stream.chunks() {
-            let key = keys::of_chunk(task.id, number);
-            put(&self.values, Tree::Values, &key, &bytes)?;
+            self.put(Tree::Values, &keys::of_chunk(task.id, number), &bytes)?;
         }
-        let key = keys::of_task(task.id);
-        put(&self.tasks, Tree::Tasks, &key, &stream.head()?)
+        self.put(Tree::Tasks, &keys::of_task(task.id), &stream.head()?)?;
+        let mut books = self.books();
+        books.ledger.highest = books.ledger.highest.max(task.id);
+        Ok(())
     }
 
     /// Writes what each replica has had of a task, in place of what was written before.
     pub(super) fn save(&self, id: TaskId, progress: &[Progress]) -> Result<(), Failure> {
+        self.begin_settling()?;
         for (index, entry) in (0..=u16::MAX).zip(progress) {
             if let Progress::Dead(letter) = entry {
                 let key = keys::of_dead_letter(id, ReplicaIndex(index));
                 let payload = rows::dead_letter(letter)?;
-                put(&self.dead_letters, Tree::DeadLetters, &key, &payload)?;
+                self.put(Tree::DeadLetters, &key, &payload)?;
             }
         }
         let key = keys::of_task(id);
         if progress.iter().all(|entry| *entry == Progress::Untouched) {
-            self.progress.remove(key)?;
+            self.take(Tree::Progress, &key)?;
         } else {
-            put(&self.progress, Tree::Progress, &key, &rows::progress(progress)?)?;
+            self.put(Tree::Progress, &key, &rows::progress(progress)?)?;
         }
         for entry in self.dead_letters.scan_prefix(key).keys() {
             let key = entry?;
             let replica = keys::dead_letter(&key).map(|(_, replica)| replica.get());
             let kept = replica.and_then(|replica| progress.get(replica));
             if !matches!(kept, Some(Progress::Dead(_))) {
-                self.dead_letters.remove(key)?;
+                self.take(Tree::DeadLetters, &key)?;
             }
         }
         Ok(())
@@ -138,16 +246,16 @@ impl Database {
     /// Removes all that there is of a task, its own row first.
     pub(super) fn remove(&self, id: TaskId) -> Result<(), Failure> {
         let key = keys::of_task(id);
-        let Some(row) = self.tasks.remove(key)? else {
+        let Some(row) = self.take(Tree::Tasks, &key)? else {
             // Removed before. What a crash left of it was an orphan, and is gone since recovery.
             return Ok(());
         };
         for number in (0..).take(Head::read(&key, &row)?.chunks()) {
-            self.values.remove(keys::of_chunk(id, number))?;
+            self.take(Tree::Values, &keys::of_chunk(id, number))?;
         }
-        self.progress.remove(key)?;
+        self.take(Tree::Progress, &key)?;
         for entry in self.dead_letters.scan_prefix(key).keys() {
-            self.dead_letters.remove(entry?)?;
+            self.take(Tree::DeadLetters, &entry?)?;
         }
         Ok(())
     }
@@ -192,7 +300,7 @@ impl Database {
     }
 }
 
-fn put(into: &sled::Tree, tree: Tree, key: &[u8], payload: &[u8]) -> Result<(), Failure> {
-    into.insert(key, rows::seal(tree, key, payload))?;
+fn put_meta(meta: &sled::Tree, key: &[u8], payload: &[u8]) -> Result<(), Failure> {
+    meta.insert(key, rows::seal(Tree::Meta, key, payload))?;
     Ok(())
 }

@@ -86,6 +86,36 @@ pub enum OpenError {
         /// Which row, and what about it.
         damage: Damage,
     },
+    /// The end of the log is gone, and accepted tasks may be gone with it.
+    #[error(
+        "the store in {} has lost the end of {}: {} says that commit {flushed} was on disk, and \
+         the last one found is {found}; restore the data directory from a copy, or remove {} to \
+         go on with what is left",
+        dir.display(), store.display(), witness.display(), witness.display()
+    )]
+    TailGone {
+        /// The data directory.
+        dir: PathBuf,
+        /// The store in it.
+        store: PathBuf,
+        /// The file `COMMITTED`.
+        witness: PathBuf,
+        /// The number that it names.
+        flushed: u64,
+        /// The newest that the store knows of.
+        found: u64,
+    },
+    /// Rows have vanished.
+    #[error(
+        "the store in {} has lost rows: {gone}; restore the data directory from a copy, or move \
+         it away to begin with an empty one", dir.display()
+    )]
+    RowsGone {
+        /// The data directory.
+        dir: PathBuf,
+        /// In which trees, and how many.
+        gone: Gone,
+    },
     /// sled cannot work with its files.
     #[error("cannot open the store in {}: {why}", dir.display())]
     Database {
@@ -108,6 +138,7 @@ impl OpenError {
         let dir = dir.to_owned();
         move |failure| match failure {
             Failure::Damaged(damage) => Self::Damaged { dir, damage },
+            Failure::Gone(gone) => Self::RowsGone { dir, gone },
             Failure::Database(why) => Self::Database { dir, why },
         }
     }
@@ -139,10 +170,15 @@ impl From<Failure> for ReadError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Damaged(damage) => Self::Damaged(damage),
-            Failure::Database(why) => Self::Database(why),
+            Failure::Gone(Gone(why)) | Failure::Database(why) => Self::Database(why),
         }
     }
 }
+
+/// Rows that must be there and are not: in which trees, and how many.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct Gone(pub(super) String);
 
 /// A row that is not what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,6 +208,8 @@ fn shown(key: &[u8]) -> String {
 pub(super) enum Failure {
     #[error("{0}")]
     Damaged(Damage),
+    #[error("{0}")]
+    Gone(Gone),
     #[error("{0}")]
     Database(String),
 }

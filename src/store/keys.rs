@@ -16,6 +16,10 @@ use crate::task::{ReplicaIndex, TaskId};
 pub(super) const FORMAT_VERSION: &[u8] = b"format_version";
 /// `meta`: the sequence lease, a `u64`: every [`TaskId`] that may have been used is below it.
 pub(super) const SEQUENCE: &[u8] = b"sequence";
+/// `meta`: the [`Ledger`](super::ledger::Ledger).
+pub(super) const LEDGER: &[u8] = b"ledger";
+/// `meta`: the number of the ledger behind which settlements were begun, a `u64`.
+pub(super) const SETTLING: &[u8] = b"settling";
 
 /// One of the trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,11 @@ pub(super) fn of_dead_letter(id: TaskId, replica: ReplicaIndex) -> [u8; 10] {
 /// The task of a key in `tasks` or `progress`; `None` if no such key was ever written.
 pub(super) fn task(key: &[u8]) -> Option<TaskId> {
     Some(TaskId(u64::from_be_bytes(key.try_into().ok()?)))
+}
+
+/// Whose row this is, in any of the trees that hold rows of tasks.
+pub(super) fn owner(key: &[u8]) -> Option<TaskId> {
+    key.get(..8).and_then(task)
 }
 
 /// The task and the replica of a key in `dead_letters`.

@@ -6,6 +6,8 @@
 
 #[path = "../../migrations/v0001_initial.rs"]
 mod v0001_initial;
+#[path = "../../migrations/v0002_ledger.rs"]
+mod v0002_ledger;
 
 use super::error::Failure;
 use super::keys::{self, Tree};
@@ -14,7 +16,7 @@ use super::rows;
 type Step = fn(&sled::Db) -> sled::Result<()>;
 
 /// The n-th leads to version n; a store that was just made has version 0.
-const STEPS: &[Step] = &[v0001_initial::run];
+const STEPS: &[Step] = &[v0001_initial::run, v0002_ledger::run];
 
 /// What came of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,6 +72,8 @@ fn set_version(meta: &sled::Tree, version: u32) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::ledger::{Ledger, Tallies};
+    use crate::task::TaskId;
 
     fn memory() -> sled::Db {
         sled::Config::new().temporary(true).open().unwrap()
@@ -109,10 +113,37 @@ mod tests {
     }
 
     #[test]
+    fn the_ledger_of_a_store_of_format_1_is_what_its_rows_add_up_to() {
+        let db = memory();
+        assert_eq!(run_steps(&db, &STEPS[..1]).unwrap(), Migrated::Done);
+        let mut tallies = Tallies::default();
+        for (tree, ids) in [(Tree::Tasks, 1..9), (Tree::Progress, 3..5), (Tree::DeadLetters, 7..8)]
+        {
+            for id in ids {
+                let key = keys::of_task(TaskId(id));
+                let row = rows::seal(tree, &key, &[7]);
+                tallies.replace(tree, None, Some(&row));
+                db.open_tree(tree.name()).unwrap().insert(key, row).unwrap();
+            }
+        }
+        let ledger = Ledger { number: 0, highest: TaskId(8), tallies };
+        let meta = db.open_tree("meta").unwrap();
+        // The second time as after a kill before the version was written.
+        for _ in 0..2 {
+            v0002_ledger::run(&db).unwrap();
+            assert_eq!(Ledger::load(&meta).unwrap(), Some(ledger));
+            assert_eq!(version(&meta).unwrap(), 1);
+        }
+        assert_eq!(run(&db).unwrap(), Migrated::Done);
+        assert_eq!(version(&meta).unwrap(), 2);
+        assert_eq!(Ledger::load(&meta).unwrap(), Some(ledger));
+    }
+
+    #[test]
     fn a_store_of_a_newer_release_is_left_alone() {
         let db = memory();
         set_version(&db.open_tree("meta").unwrap(), 7).unwrap();
-        let newer = Migrated::Newer { found: 7, known: 1 };
+        let newer = Migrated::Newer { found: 7, known: 2 };
         assert_eq!(run(&db).unwrap(), newer);
         assert_eq!(db.tree_names().len(), 2);
     }

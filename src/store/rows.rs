@@ -6,9 +6,9 @@
 //! ```
 //!
 //! The checksum covers the key and the tree, so that a row is only good in its own place. A
-//! payload in `meta` is a big endian number, a chunk's is its bytes, all others are bincode 2 in
-//! its standard configuration, of the private types below. These are the format: a change to one
-//! of them is a migration.
+//! payload in `meta` is one or more big endian numbers, a chunk's is its bytes, all others are
+//! bincode 2 in its standard configuration, of the private types below. These are the format: a
+//! change to one of them is a migration.
 //!
 //! A task is one stream of bytes: its envelope (all but the value), then its value. The row in
 //! `tasks` says how long the two are and holds the beginning of the stream, chunks in `values`
@@ -76,6 +76,12 @@ fn checksum(version: u8, tree: Tree, key: &[u8], payload: &[u8]) -> u32 {
     sum.update(key);
     sum.update(payload);
     sum.finalize()
+}
+
+/// The checksum that a row carries, whether it is right or not.
+pub(super) fn checksum_in(row: &[u8]) -> u32 {
+    let sum = row.get(1..FRAME_BYTES).and_then(|bytes| bytes.try_into().ok());
+    sum.map_or(0, u32::from_be_bytes)
 }
 
 /// This row is not what was written.

@@ -100,6 +100,9 @@ fn writes_a_fixture() {
     opened.committer.accept(Arc::new(settled.clone()), None);
     opened.committer.remove(settled.id);
     close(opened);
+    // Neither belongs into a repository: the one is a process, the other is empty.
+    fs::remove_file(Path::new(&target).join("LOCK")).unwrap();
+    fs::remove_dir(Path::new(&target).join("store-000001/blobs")).unwrap();
 }
 
 #[track_caller]
@@ -137,4 +140,9 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn a_store_of_format_1_is_brought_up_to_date_with_all_that_is_in_it() {
     holds_the_contents(1);
+}
+
+#[test]
+fn a_store_of_format_2_is_opened_with_all_that_is_in_it() {
+    holds_the_contents(2);
 }

@@ -1,0 +1,282 @@
+//! Looks at every row, once: the one walk behind recovery and `replicator check`.
+//!
+//! The four trees are walked side by side, in the order of their common prefix, the task's id.
+//! Only what is wrong is collected, so a million tasks cost no more memory than one, and every
+//! byte that is trusted later is checked here. A row whose task is gone is an orphan, left by a
+//! crash between two writes. Nothing is changed.
+
+use super::database::Database;
+use super::error::{Damage, Failure};
+use super::keys::{self, Tree};
+use super::ledger::Tallies;
+use super::recover::Recovered;
+use super::rows::{self, Head, Nodes};
+use crate::task::{Progress, TaskId};
+
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// Everything.
+    Whole,
+    /// No values, but what of a task is in their tree. For a second walk.
+    WithoutValues,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Tasks that are whole.
+    pub(super) tasks: u64,
+    /// The length of their values together, in bytes.
+    pub(super) value_bytes: u64,
+    /// Dead letters among their deliveries.
+    pub(super) dead_letters: u64,
+    /// The highest task of any row.
+    pub(super) highest: Option<TaskId>,
+    /// All rows of the trees that are counted.
+    pub(super) tallies: Tallies,
+    /// Those that the ledger counts.
+    pub(super) counted: Tallies,
+    /// Rows whose task is gone.
+    pub(super) orphans: Vec<(Tree, sled::IVec)>,
+    /// What is not as it was written: of each task the first row.
+    pub(super) damaged: Vec<Damage>,
+}
+
+/// Hands every task that is whole to `each`, in order.
+pub(super) fn walk(
+    database: &Database,
+    depth: Depth,
+    each: &mut dyn FnMut(Recovered),
+) -> Result<Found, Failure> {
+    let counted_up_to = database.ledger().0.highest;
+    let cursor = |tree| Cursor { left: database.tree(tree).iter(), next: None };
+    let mut walk = Walk {
+        database,
+        depth,
+        values: cursor(Tree::Values),
+        progress: cursor(Tree::Progress),
+        dead_letters: cursor(Tree::DeadLetters),
+        nodes: Nodes::default(),
+        found: Found::default(),
+        counted_up_to,
+    };
+    for row in &database.tasks {
+        let (key, row) = row?;
+        walk.count(Tree::Tasks, &key, &row);
+        let Some(id) = keys::task(&key) else {
+            walk.stray(Tree::Tasks, &key);
+            continue;
+        };
+        match walk.task(id, &key, &row) {
+            Ok(recovered) => {
+                walk.found.tasks += 1;
+                walk.found.value_bytes += recovered.header.value_bytes as u64;
+                let dead = |entry: &&Progress| matches!(entry, Progress::Dead(_));
+                walk.found.dead_letters += recovered.progress.iter().filter(dead).count() as u64;
+                each(recovered);
+            }
+            Err(Failure::Damaged(damage)) => {
+                walk.found.damaged.push(damage);
+                for tree in [Tree::Values, Tree::Progress, Tree::DeadLetters] {
+                    while walk.next_of(tree, id)?.is_some() {}
+                }
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    for tree in [Tree::Values, Tree::Progress, Tree::DeadLetters] {
+        // Nothing belongs to a task behind the last one.
+        while let Some((key, _)) = walk.advance(tree)? {
+            walk.without_task(tree, key);
+        }
+    }
+    Ok(walk.found)
+}
+
+struct Walk<'a> {
+    database: &'a Database,
+    depth: Depth,
+    values: Cursor,
+    progress: Cursor,
+    dead_letters: Cursor,
+    nodes: Nodes,
+    found: Found,
+    counted_up_to: TaskId,
+}
+
+type Row = (sled::IVec, sled::IVec);
+
+/// Where the walk is in a tree.
+struct Cursor {
+    left: sled::Iter,
+    /// Read and not handed out.
+    next: Option<Row>,
+}
+
+impl Walk<'_> {
+    /// Puts together what belongs to one task.
+    fn task(&mut self, id: TaskId, key: &[u8], row: &[u8]) -> Result<Recovered, Failure> {
+        let head = Head::read(key, row)?;
+        let spilled = match self.depth {
+            Depth::Whole => self.chunks(id, &head)?,
+            Depth::WithoutValues => self.envelope(id, &head)?,
+        };
+        let envelope = spilled.as_deref().unwrap_or(head.bytes);
+        let header = envelope
+            .get(..head.envelope)
+            .and_then(|envelope| rows::header(id, envelope, head.value, &mut self.nodes))
+            .ok_or_else(|| rows::damage(Tree::Tasks, key, "does not decode"))?;
+        let progress = self.progress(id, header.replicas.len())?;
+        Ok(Recovered { header, progress })
+    }
+
+    /// Checks that all chunks are there. Returns the stream up to the end of the envelope if that
+    /// is not in the row itself.
+    fn chunks(&mut self, id: TaskId, head: &Head<'_>) -> Result<Option<Vec<u8>>, Failure> {
+        let mut spilled = (head.envelope > head.bytes.len()).then(|| head.bytes.to_vec());
+        for (number, expected) in (0..).take(head.chunks()).enumerate() {
+            let expected = keys::of_chunk(id, expected);
+            let missing = || rows::damage(Tree::Values, &expected, "is missing");
+            let (key, row) = self.next_of(Tree::Values, id)?.ok_or_else(missing)?;
+            if *key != expected {
+                return Err(missing().into());
+            }
+            let payload = chunk(&key, &row, head, number)?;
+            if let Some(stream) = &mut spilled
+                && stream.len() < head.envelope
+            {
+                stream.extend_from_slice(payload);
+            }
+        }
+        match self.next_of(Tree::Values, id)? {
+            Some((key, _)) => Err(rows::damage(Tree::Values, &key, "belongs to no value").into()),
+            None => Ok(spilled),
+        }
+    }
+
+    /// The stream up to the end of the envelope if that is not in the row itself.
+    fn envelope(&self, id: TaskId, head: &Head<'_>) -> Result<Option<Vec<u8>>, Failure> {
+        if head.envelope <= head.bytes.len() {
+            return Ok(None);
+        }
+        let mut stream = head.bytes.to_vec();
+        for (number, at) in (0..).take(head.chunks()).enumerate() {
+            if stream.len() >= head.envelope {
+                break;
+            }
+            let key = keys::of_chunk(id, at);
+            let row = self.database.values.get(key)?;
+            let row = row.ok_or_else(|| rows::damage(Tree::Values, &key, "is missing"))?;
+            stream.extend_from_slice(chunk(&key, &row, head, number)?);
+        }
+        Ok(Some(stream))
+    }
+
+    /// What each of the task's replicas has had. A dead letter counts more than the progress: its
+    /// row is the first to be written and the last to go.
+    fn progress(&mut self, id: TaskId, replicas: usize) -> Result<Vec<Progress>, Failure> {
+        let (key, mut entries) = match self.next_of(Tree::Progress, id)? {
+            None => ((&keys::of_task(id)).into(), vec![Some(Progress::Untouched); replicas]),
+            Some((key, row)) => {
+                let payload = rows::unseal(Tree::Progress, &key, &row)?;
+                let entries = rows::read_progress(payload)
+                    .filter(|entries| entries.len() == replicas)
+                    .ok_or_else(|| rows::damage(Tree::Progress, &key, "does not decode"))?;
+                (key, entries)
+            }
+        };
+        while let Some((key, row)) = self.next_of(Tree::DeadLetters, id)? {
+            let (_, replica) =
+                keys::dead_letter(&key).ok_or_else(|| no_such_key(Tree::DeadLetters, &key))?;
+            let payload = rows::unseal(Tree::DeadLetters, &key, &row)?;
+            let letter = rows::read_dead_letter(payload)
+                .ok_or_else(|| rows::damage(Tree::DeadLetters, &key, "does not decode"))?;
+            let entry = entries
+                .get_mut(replica.get())
+                .ok_or_else(|| rows::damage(Tree::DeadLetters, &key, "is for no replica"))?;
+            *entry = Some(Progress::Dead(letter));
+        }
+        let lacks_letter = || rows::damage(Tree::Progress, &key, "lacks a dead letter").into();
+        entries.into_iter().collect::<Option<_>>().ok_or_else(lacks_letter)
+    }
+
+    fn cursor(&mut self, tree: Tree) -> &mut Cursor {
+        match tree {
+            Tree::Progress => &mut self.progress,
+            Tree::DeadLetters => &mut self.dead_letters,
+            Tree::Meta | Tree::Tasks | Tree::Values => &mut self.values,
+        }
+    }
+
+    /// The next row of this task; `None` when there is none left. Ids must not go back.
+    fn next_of(&mut self, tree: Tree, id: TaskId) -> Result<Option<Row>, Failure> {
+        if tree == Tree::Values && self.depth == Depth::WithoutValues {
+            return Ok(None);
+        }
+        while let Some((key, row)) = self.advance(tree)? {
+            match keys::owner(&key) {
+                Some(owner) if owner == id => return Ok(Some((key, row))),
+                Some(owner) if owner > id => {
+                    self.cursor(tree).next = Some((key, row));
+                    return Ok(None);
+                }
+                _ => self.without_task(tree, key),
+            }
+        }
+        Ok(None)
+    }
+
+    fn advance(&mut self, tree: Tree) -> Result<Option<Row>, Failure> {
+        if tree == Tree::Values && self.depth == Depth::WithoutValues {
+            return Ok(None);
+        }
+        let cursor = self.cursor(tree);
+        if let Some(row) = cursor.next.take() {
+            return Ok(Some(row));
+        }
+        let Some((key, row)) = cursor.left.next().transpose()? else {
+            return Ok(None);
+        };
+        self.count(tree, &key, &row);
+        Ok(Some((key, row)))
+    }
+
+    fn count(&mut self, tree: Tree, key: &[u8], row: &[u8]) {
+        let owner = keys::owner(key);
+        self.found.highest = self.found.highest.max(owner);
+        self.found.tallies.replace(tree, None, Some(row));
+        if owner.is_none_or(|owner| owner <= self.counted_up_to) {
+            self.found.counted.replace(tree, None, Some(row));
+        }
+    }
+
+    fn without_task(&mut self, tree: Tree, key: sled::IVec) {
+        match keys::owner(&key) {
+            Some(_) => self.found.orphans.push((tree, key)),
+            None => self.stray(tree, &key),
+        }
+    }
+
+    fn stray(&mut self, tree: Tree, key: &[u8]) {
+        self.found.damaged.push(no_such_key(tree, key));
+    }
+}
+
+/// The payload of a chunk.
+fn chunk<'a>(
+    key: &[u8],
+    row: &'a [u8],
+    head: &Head<'_>,
+    number: usize,
+) -> Result<&'a [u8], Damage> {
+    let payload = rows::unseal(Tree::Values, key, row)?;
+    if payload.len() != head.chunk_bytes(number) {
+        return Err(rows::damage(Tree::Values, key, "has the wrong length"));
+    }
+    Ok(payload)
+}
+
+fn no_such_key(tree: Tree, key: &[u8]) -> Damage {
+    rows::damage(tree, key, "has a key that was never written")
+}
