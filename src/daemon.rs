@@ -97,7 +97,7 @@ impl Daemon {
         let engine = Engine::new(engine_settings(config));
         let restoring = restore::open(store_settings(config, clock), engine, clock, events.clone());
         let restored = tokio::task::spawn_blocking(restoring);
-        let Restored { opened, engine, keys } =
+        let Restored { opened, engine, keys, quarantined_rows } =
             restored.await.map_err(|_| StartError::Interrupted)??;
 
         let (reader, committer) = (opened.reader, opened.committer);
@@ -121,6 +121,7 @@ impl Daemon {
             queue_wait: config.queue.wait,
             queue_capacity: config.queue.capacity,
             retry_capacity: config.queue.retry_capacity,
+            quarantined_rows,
         });
         let core = tokio::spawn(core.run(told, asked));
 
@@ -249,3 +250,6 @@ fn server_settings(config: &Config) -> server::Settings {
         max_replicas: config.limits.replicas,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,6 +52,8 @@ pub struct Snapshot {
     pub max_lag_seconds: f64,
     /// Size of the store's files, in bytes.
     pub store_file_bytes: u64,
+    /// Rows in the quarantine at the start.
+    pub quarantined_rows: u64,
     /// One entry a replica.
     pub replicas: Vec<ReplicaSnapshot>,
 }
@@ -160,6 +162,12 @@ const METRICS: &[Metric] = &[
         Level,
         "Longest time from acceptance to acknowledgement since the start.",
         |s| s.max_lag_seconds,
+    ),
+    (
+        "replicator_quarantined_rows",
+        Level,
+        "Rows that could not be read, set aside in the data directory's quarantine by the start.",
+        |s| s.quarantined_rows as f64,
     ),
     ("replicator_store_file_bytes", Level, "Size of the files of the store.", |s| {
         s.store_file_bytes as f64
@@ -277,6 +285,7 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
         "retry_capacity": snapshot.retry_capacity,
         "waiting_requests": snapshot.waiting_requests,
         "store_file_bytes": snapshot.store_file_bytes,
+        "quarantined_rows": snapshot.quarantined_rows,
     })
 }
 

@@ -25,6 +25,7 @@ use self::error::{Failure, guarded};
 use self::keys::Tree;
 use self::ledger::Ledger;
 use self::migrate::Migrated;
+use self::quarantine::Quarantine;
 use self::witness::{Testimony, Witness};
 use crate::task::{TaskId, Timestamp};
 
@@ -37,6 +38,7 @@ mod error;
 mod keys;
 mod ledger;
 mod migrate;
+mod quarantine;
 mod read;
 mod recover;
 mod rows;
@@ -44,6 +46,7 @@ mod witness;
 
 pub use commit::{Committer, Event, Notify, Reply};
 pub use error::{CommitError, Damage, Gone, OpenError, ReadError};
+pub use quarantine::SetAside;
 pub use read::Reader;
 pub use recover::{Recovered, RecoveryReport};
 pub use rows::Header;
@@ -131,7 +134,8 @@ impl Store {
         let dir = files.directory.path().to_owned();
         let read = || {
             let database = &files.database;
-            let (report, last) = recover::recover(database, each)?;
+            let quarantine = Quarantine::of(&dir, &files.store, now);
+            let (report, last) = recover::mend(database, &quarantine)?;
             let born = TaskId(now.0 / 1_000);
             let unused = database.sequence()?.unwrap_or(born);
             let after = last.map_or(0, |id| id.0.saturating_add(1));
@@ -139,7 +143,9 @@ impl Store {
             let lease = commit::lease(next_id);
             database.set_sequence(lease)?;
             database.flush()?;
-            Ok((RecoveryReport { witnessed, ..report }, next_id, lease))
+            let report = recover::hand_over(database, each, report)?;
+            let quarantined_rows = quarantine::rows_in(&dir).unwrap_or(report.set_aside.rows);
+            Ok((RecoveryReport { witnessed, quarantined_rows, ..report }, next_id, lease))
         };
         let (report, next_id, lease) =
             guarded::<_, Failure>(read).map_err(OpenError::in_store(&dir))?;

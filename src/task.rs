@@ -227,7 +227,7 @@ pub enum Verdict {
         /// Why, for operators.
         error: Arc<str>,
     },
-    /// It never will: another attempt would get the same answer.
+    /// It never will: another attempt would end the same.
     Rejected {
         /// Why, for operators.
         error: Arc<str>,
@@ -281,7 +281,8 @@ pub struct DeadLetter {
 /// Why a delivery became a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// The replica refused the write for good.
+    /// The replica refused the write for good, or it cannot be read back from the store and was
+    /// not sent; the error says which.
     Rejected,
     /// All attempts failed.
     GaveUp,

@@ -9,7 +9,7 @@ use tracing::{debug, error};
 use crate::daemon::clock::Clock;
 use crate::daemon::core::Event;
 use crate::replica::Client;
-use crate::store::Reader;
+use crate::store::{ReadError, Reader};
 use crate::task::{Delivery, Task, Timestamp, Verdict};
 
 /// How an attempt ended.
@@ -103,7 +103,13 @@ impl Attempts {
         Answered { delivery, verdict, took, accepted_at: Some(task.accepted_at) }
     }
 
-    /// Reads a task, and says for how long it may stay in memory: as long as the permit lives.
+    /// Reads the task of a delivery from disk.
+    ///
+    /// Only a read that was interrupted is worth another attempt. A row that is damaged will be so
+    /// the next time: the delivery becomes a dead letter. If the database fails, or the task is
+    /// not there, the store has failed, and nothing is charged to the replica.
+    ///
+    /// The task may stay in memory as long as the permit lives.
     async fn read_back(
         &self,
         delivery: Delivery,
@@ -114,11 +120,20 @@ impl Attempts {
         let read = tokio::task::spawn_blocking(move || reader.read(delivery.task)).await;
         let why: Arc<str> = match read {
             Ok(Ok(Some(task))) => return Ok((Arc::new(task), room)),
-            Ok(Ok(None)) => "the task is not in the store any more".into(),
-            Ok(Err(error)) => error.to_string().into(),
-            Err(_) => "reading the task was interrupted".into(),
+            Ok(Err(ReadError::Damaged(damage))) => {
+                let error = format!("not sent, for it cannot be read back: {damage}").into();
+                error!(task = %delivery.task, %error, "a task is damaged in the store");
+                return Err(Verdict::Rejected { error });
+            }
+            Ok(Err(error @ ReadError::Database(_))) => error.to_string().into(),
+            Ok(Ok(None)) => format!("the task {} has vanished from it", delivery.task).into(),
+            Err(_) => {
+                let error = "reading the task was interrupted".into();
+                return Err(Verdict::Retry { after: None, error });
+            }
         };
-        error!(task = %delivery.task, error = %why, "a task could not be read back from the store");
+        // Before the end of this attempt, which then changes nothing on disk.
+        let _ = self.events.send(Event::StoreFailed(Arc::clone(&why)));
         Err(Verdict::Retry { after: None, error: why })
     }
 }

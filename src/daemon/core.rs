@@ -57,6 +57,7 @@ pub(super) struct Parts {
     pub(super) queue_wait: Duration,
     pub(super) queue_capacity: usize,
     pub(super) retry_capacity: usize,
+    pub(super) quarantined_rows: u64,
 }
 
 /// The loop's state.
@@ -255,11 +256,15 @@ impl Core {
                     if progress.iter().any(Progress::has_failed) {
                         self.values.remove(task);
                     }
-                    self.parts.committer.save(task, progress);
+                    if !self.store_has_failed() {
+                        self.parts.committer.save(task, progress);
+                    }
                 }
                 Action::Remove { task } => {
                     self.values.remove(task);
-                    self.parts.committer.remove(task);
+                    if !self.store_has_failed() {
+                        self.parts.committer.remove(task);
+                    }
                 }
                 Action::Conclude { task, success, needed, acked, missing } => {
                     let answer = if success {
@@ -314,8 +319,17 @@ impl Core {
         self.admission.clear();
     }
 
+    /// Then nothing is written down either: an attempt that ended because its task could not be
+    /// read would be charged to the replica.
+    fn store_has_failed(&self) -> bool {
+        matches!(*self.parts.health.borrow(), Health::StoreFailed(_))
+    }
+
     /// Nothing can be promised any more: what is on disk is found again after a restart.
     fn store_failed(&mut self, why: &Arc<str>) {
+        if self.store_has_failed() {
+            return;
+        }
         error!(error = %why, "the store has failed; nothing is accepted until a restart");
         self.refuse_from_now_on(Health::StoreFailed(Arc::clone(why)));
         self.open.clear();
@@ -371,6 +385,7 @@ impl Core {
             average_ack_seconds: self.acks.mean().as_secs_f64(),
             max_lag_seconds: self.max_lag.as_secs_f64(),
             store_file_bytes: self.parts.reader.file_bytes(),
+            quarantined_rows: self.parts.quarantined_rows,
             replicas,
         }
     }

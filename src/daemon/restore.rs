@@ -4,13 +4,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::daemon::StartError;
 use crate::daemon::clock::Clock;
 use crate::daemon::core::Event;
 use crate::engine::{self, Engine, KeyHasher};
-use crate::store::{self, OpenError, Opened, Recovered, RecoveryReport, Store};
+use crate::store::{self, OpenError, Opened, Recovered, RecoveryReport, SetAside, Store};
 use crate::task;
 
 /// Tasks that are handed from one thread to the other at once.
@@ -21,6 +21,20 @@ pub(super) struct Restored {
     pub(super) opened: Opened,
     pub(super) engine: Engine,
     pub(super) keys: KeyHasher,
+    pub(super) quarantined_rows: u64,
+}
+
+fn tell_set_aside(set_aside: &SetAside) {
+    let Some(file) = &set_aside.file else {
+        return;
+    };
+    let file = file.display();
+    for damage in &set_aside.damaged {
+        let task = damage.task().map(tracing::field::display);
+        error!(task, %damage, %file, "a task cannot be read: it is set aside and not delivered");
+    }
+    let SetAside { rows, superseded, .. } = set_aside;
+    error!(rows, superseded, %file, "rows were set aside; older writes of their keys are superseded, so that nothing stale follows a newer write");
 }
 
 /// Opens the store and restores its tasks into `engine`. To be called where it may block.
@@ -46,9 +60,12 @@ pub(super) fn open(
                 "the file COMMITTED in the data directory is missing or unreadable: had the store lost the end of its log, this start would not have noticed; it is written anew"
             );
         }
+        tell_set_aside(&report.set_aside);
         let seconds = clock.now().moment.since_start().as_secs_f64();
-        info!(?report, seconds, "the store is open");
-        Ok(Restored { opened, engine, keys })
+        let RecoveryReport { tasks, value_bytes, dead_letters, orphans_removed, .. } = report;
+        info!(tasks, value_bytes, dead_letters, orphans_removed, seconds, "the store is open");
+        let quarantined_rows = report.quarantined_rows;
+        Ok(Restored { opened, engine, keys, quarantined_rows })
     }
 }
 

@@ -25,7 +25,7 @@ use crate::task::{Progress, ReplicaIndex, Task, TaskId};
 /// sled and our trees in it.
 #[derive(Clone)]
 pub(super) struct Database {
-    db: sled::Db,
+    pub(super) db: sled::Db,
     pub(super) meta: sled::Tree,
     pub(super) tasks: sled::Tree,
     pub(super) values: sled::Tree,
@@ -250,8 +250,18 @@ impl Database {
             // Removed before. What a crash left of it was an orphan, and is gone since recovery.
             return Ok(());
         };
-        for number in (0..).take(Head::read(&key, &row)?.chunks()) {
-            self.take(Tree::Values, &keys::of_chunk(id, number))?;
+        match Head::read(&key, &row) {
+            Ok(head) => {
+                for number in (0..).take(head.chunks()) {
+                    self.take(Tree::Values, &keys::of_chunk(id, number))?;
+                }
+            }
+            // It has been delivered all the same. Slower, for it has to look where there is nothing.
+            Err(_) => {
+                for entry in self.values.scan_prefix(key).keys() {
+                    self.take(Tree::Values, &entry?)?;
+                }
+            }
         }
         self.take(Tree::Progress, &key)?;
         for entry in self.dead_letters.scan_prefix(key).keys() {

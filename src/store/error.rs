@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::keys::Tree;
+use crate::task::TaskId;
 
 /// Why a store could not be opened. The text names the file or directory and what to do.
 #[derive(Debug, Error)]
@@ -188,6 +189,14 @@ pub struct Damage {
     pub(super) what: &'static str,
 }
 
+impl Damage {
+    /// The task that the row belongs to, if its key says so.
+    #[must_use]
+    pub fn task(&self) -> Option<TaskId> {
+        super::keys::owner(&self.key).filter(|_| self.tree != Tree::Meta)
+    }
+}
+
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tree, key, what } = self;
@@ -200,7 +209,7 @@ fn shown(key: &[u8]) -> String {
     if !key.is_empty() && key.iter().all(u8::is_ascii_graphic) {
         return key.escape_ascii().to_string();
     }
-    key.iter().map(|byte| format!("{byte:02x}")).collect()
+    super::keys::hex(key)
 }
 
 /// What any work on the open database can end with.

@@ -43,6 +43,16 @@ impl Tree {
         }
     }
 
+    /// How long a key in it is; 0 where they differ.
+    pub(super) fn key_bytes(self) -> usize {
+        match self {
+            Self::Meta => 0,
+            Self::Tasks | Self::Progress => 8,
+            Self::Values => 12,
+            Self::DeadLetters => 10,
+        }
+    }
+
     /// What stands for the tree under a row's checksum, so that no row passes in another tree.
     pub(super) fn tag(self) -> u8 {
         match self {
@@ -93,6 +103,11 @@ pub(super) fn task(key: &[u8]) -> Option<TaskId> {
 /// Whose row this is, in any of the trees that hold rows of tasks.
 pub(super) fn owner(key: &[u8]) -> Option<TaskId> {
     key.get(..8).and_then(task)
+}
+
+/// A key in hexadecimal.
+pub(super) fn hex(key: &[u8]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The task and the replica of a key in `dead_letters`.

@@ -1,12 +1,14 @@
 //! Reads what is on disk, once, at the start: every live task in the order of acceptance.
 //!
 //! First everything is looked at and compared with the ledger, before anything is changed or
-//! handed over. Then what crashes have left is removed, and the tasks are handed over in a second
-//! walk, which leaves out the values.
+//! handed over: a row that is missing is for a person to decide. Then what cannot be read is set
+//! aside, what crashes have left is removed, and the tasks are handed over in a second walk, which
+//! leaves out the values.
 
 use super::audit::{self, Depth, Found};
 use super::database::Database;
 use super::error::{Failure, Gone};
+use super::quarantine::{Quarantine, SetAside};
 use super::rows::Header;
 use crate::task::{Progress, TaskId};
 
@@ -20,7 +22,7 @@ pub struct Recovered {
 }
 
 /// What recovery found, for the log and the metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
     /// Tasks handed over.
     pub tasks: u64,
@@ -33,42 +35,52 @@ pub struct RecoveryReport {
     /// The file `COMMITTED` was there and could be read, or the store is new. Without it, a log
     /// that has lost its end would not have been noticed at this start.
     pub witnessed: bool,
+    /// What could not be read, and where it is now.
+    pub set_aside: SetAside,
+    /// Rows in the quarantine, those of former starts included.
+    pub quarantined_rows: u64,
 }
 
-/// Hands every task to `each`, in order. The id is the highest that any row has.
-pub(super) fn recover(
+/// Brings the store into order: compares it with the ledger, sets aside what cannot be read, and
+/// removes what crashes have left. Says which task is the highest that any row has.
+pub(super) fn mend(
     database: &Database,
-    each: &mut dyn FnMut(Recovered),
+    quarantine: &Quarantine,
 ) -> Result<(RecoveryReport, Option<TaskId>), Failure> {
     let found = audit::walk(database, Depth::Whole, &mut drop)?;
-    if let Some(first) = found.damaged.first() {
-        return Err(first.clone().into());
-    }
-    if let Some(gone) = missing(database, &found) {
+    if let Some(gone) = gone(database, &found) {
         return Err(Failure::Gone(gone));
     }
     database.adopt(found.highest, found.tallies);
+    let set_aside = quarantine.set_aside(database, found.damaged)?;
     for (tree, key) in &found.orphans {
         database.take(*tree, key)?;
     }
-    let handed_over = audit::walk(database, Depth::WithoutValues, each)?;
-    if let Some(first) = handed_over.damaged.first() {
-        return Err(first.clone().into());
-    }
-    let report = RecoveryReport {
-        tasks: handed_over.tasks,
-        value_bytes: handed_over.value_bytes,
-        dead_letters: handed_over.dead_letters,
-        orphans_removed: found.orphans.len() as u64,
-        witnessed: true,
-    };
+    let orphans_removed = found.orphans.len() as u64;
+    let report = RecoveryReport { orphans_removed, set_aside, ..RecoveryReport::default() };
     Ok((report, found.highest))
 }
 
+/// Hands every task to `each`, in order, and adds them to the report.
+pub(super) fn hand_over(
+    database: &Database,
+    each: &mut dyn FnMut(Recovered),
+    report: RecoveryReport,
+) -> Result<RecoveryReport, Failure> {
+    let found = audit::walk(database, Depth::WithoutValues, each)?;
+    if let Some(damage) = found.damaged.into_iter().next() {
+        return Err(damage.into());
+    }
+    let Found { tasks, value_bytes, dead_letters, .. } = found;
+    Ok(RecoveryReport { tasks, value_bytes, dead_letters, ..report })
+}
+
 /// What must be there by the ledger, and is not.
-pub(super) fn missing(database: &Database, found: &Found) -> Option<Gone> {
+pub(super) fn gone(database: &Database, found: &Found) -> Option<Gone> {
     let (ledger, binding) = database.ledger();
-    let differ = ledger.tallies.differ(&found.counted).filter(|_| binding)?;
+    // Where a row is damaged, the checksum in it may be what is damaged: then only rows count.
+    let sums = found.damaged.is_empty();
+    let differ = ledger.tallies.differ(&found.counted, sums).filter(|_| binding)?;
     Some(Gone(differ))
 }
 

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::{BorrowDecode, Encode};
 
+use super::database::Database;
 use super::error::{Damage, Failure};
 use super::keys::Tree;
 use crate::task::{Cause, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp};
@@ -262,6 +263,29 @@ pub(super) fn header(
         user_id: row.user_id.map(str::to_owned),
         value_bytes,
     })
+}
+
+/// What the row of a task seems to say, whatever its checksum is: for a task that is set aside.
+/// `None` if it does not decode.
+pub(super) fn guess_header(database: &Database, id: TaskId) -> Result<Option<Header>, Failure> {
+    let Some(row) = database.tasks.get(super::keys::of_task(id))? else {
+        return Ok(None);
+    };
+    let Some(head) = row.get(FRAME_BYTES..).and_then(Head::parse) else {
+        return Ok(None);
+    };
+    let mut stream = head.bytes.to_vec();
+    for number in (0..).take(head.chunks()) {
+        if stream.len() >= head.envelope {
+            break;
+        }
+        let Some(chunk) = database.values.get(super::keys::of_chunk(id, number))? else {
+            return Ok(None);
+        };
+        stream.extend_from_slice(chunk.get(FRAME_BYTES..).unwrap_or_default());
+    }
+    let envelope = stream.get(..head.envelope);
+    Ok(envelope.and_then(|envelope| header(id, envelope, head.value, &mut Nodes::default())))
 }
 
 /// Nodes that were read before. A million tasks name the same few: parsed once, held once.

@@ -1,0 +1,149 @@
+use std::num::NonZeroU32;
+use std::path::Path;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::engine::KeyHasher;
+use crate::store::{Opened, Reader, Recovered, Store};
+use crate::task::{Cause, Node, Operation, Progress, Task, TaskId, Timestamp};
+
+fn open(dir: &Path, clock: Clock, notify: store::Notify) -> (Opened, Vec<Recovered>) {
+    let settings =
+        store::Settings { dir: dir.to_owned(), cache_bytes: 8 << 20, now: clock.now().wall };
+    let mut found = Vec::new();
+    let store = Store::open(&settings).unwrap();
+    let (opened, _) = store.recover(&mut |task| found.push(task), notify).unwrap();
+    (opened, found)
+}
+
+/// A task on disk alone, to a node where nobody listens.
+async fn put(opened: &Opened) -> Task {
+    let task = Task {
+        id: opened.next_id,
+        key: "k".into(),
+        operation: Operation::Set,
+        value: Bytes::from_static(b"v"),
+        accepted_at: Timestamp(1),
+        expires_at: None,
+        replicas: vec![Node::parse("http://127.0.0.1:9").unwrap()],
+        user_id: None,
+    };
+    let (reply, durable) = oneshot::channel();
+    let reply = Box::new(move |result| reply.send(result).unwrap());
+    opened.committer.accept(Arc::new(task.clone()), Some(reply));
+    durable.await.unwrap().unwrap();
+    task
+}
+
+/// Runs the loop on a store with one task that was harmed since, until it is told to stop; gives
+/// how it was then, and what the task's replica has had on disk.
+async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Progress>) {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::start();
+    let (events, told) = mpsc::unbounded_channel();
+    let (requests, asked) = mpsc::unbounded_channel();
+    let (health, mut watched) = watch::channel(Health::Serving);
+    let (opened, _) = open(dir.path(), clock, Box::new(drop));
+    let task = put(&opened).await;
+    let row = opened.reader.read(task.id).unwrap().unwrap();
+    harm(&opened.reader, task.id);
+
+    let mut engine = Engine::new(engine::Settings {
+        workers: NonZeroU32::MIN,
+        queue_capacity: 1,
+        retry_capacity: 1,
+        max_bytes: 1 << 20,
+        max_known_replicas: 1,
+        max_retries: 3,
+        retry_base: Duration::from_secs(2),
+        strong_timeout: Duration::from_secs(10),
+        seed: 1,
+    });
+    let keys = KeyHasher::default();
+    let progress = vec![Progress::Untouched];
+    let key = keys.id(&task.key);
+    let restored =
+        engine::Restored { id: task.id, key, replicas: &row.replicas, bytes: 2, progress };
+    engine.restore(clock.now(), restored);
+    let client = Client::new(&replica::Settings {
+        node_id: "test".into(),
+        request_timeout: Duration::from_secs(5),
+        idle_per_replica: 1,
+    });
+    let reader = opened.reader.clone();
+    let (client, memory) = (client.unwrap(), Memory::new(1 << 20));
+    let attempts = Attempts { client, reader, clock, events: events.clone(), memory };
+    let core = Core::new(Parts {
+        engine,
+        keys,
+        clock,
+        next_id: opened.next_id,
+        committer: opened.committer.clone(),
+        reader: opened.reader.clone(),
+        attempts,
+        health,
+        memory_budget: 0,
+        queue_wait: Duration::ZERO,
+        queue_capacity: 1,
+        retry_capacity: 1,
+        quarantined_rows: 0,
+    });
+    let core = tokio::spawn(core.run(told, asked));
+    if settled {
+        loop {
+            let (reply, snapshot) = oneshot::channel();
+            requests.send(Request::Snapshot { reply }).unwrap();
+            if snapshot.await.unwrap().permanent_failures == 1 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    } else {
+        watched.wait_for(|health| *health != Health::Serving).await.unwrap();
+    }
+    events.send(Event::Stop).unwrap();
+    core.await.unwrap();
+    let how = watched.borrow().clone();
+    // The row as it was, so that its progress can be looked at.
+    opened.reader.clear(task.id);
+    opened.committer.accept(Arc::new(row), None);
+    let closed = opened.committer.close();
+    drop(opened);
+    let closed = closed.await.unwrap();
+    if closed.is_err() {
+        return (how, vec![]);
+    }
+    let (_, found) = open(dir.path(), clock, Box::new(drop));
+    assert_eq!(found.len(), 1);
+    (how, found[0].progress.clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_cannot_be_read_back_becomes_a_dead_letter_at_once() {
+    let (health, progress) = run_with(Reader::damage, true).await;
+    assert_eq!(health, Health::Serving);
+    let Progress::Dead(letter) = &progress[0] else {
+        panic!("{progress:?}");
+    };
+    assert_eq!(letter.cause, Cause::Rejected);
+    assert!(letter.error.starts_with("not sent, for it cannot be read back: the row "));
+    assert!(letter.error.ends_with(" of tasks fails its checksum"), "{}", letter.error);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_vanished_is_a_failure_of_the_store_and_not_of_the_replica() {
+    let (health, progress) = run_with(Reader::lose, false).await;
+    assert!(matches!(&health, Health::StoreFailed(why) if why.contains("vanished")), "{health:?}");
+    assert_eq!(progress, [Progress::Untouched]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_cannot_be_read_is_a_failure_of_the_store() {
+    let (health, _) = run_with(|reader, _| reader.break_down(), false).await;
+    let Health::StoreFailed(why) = &health else {
+        panic!("{health:?}");
+    };
+    assert!(why.starts_with("cannot read from the store: "), "{why}");
+}
