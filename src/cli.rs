@@ -40,6 +40,23 @@ pub enum Command {
     /// Uses a data directory of its own that is removed at the end. Leaves the daemon running
     /// for your own curl until Ctrl-C.
     Demo(DemoArgs),
+    /// Verify a store that is not in use, and with --repair bring a damaged one into order.
+    ///
+    /// Looks at a copy, in the data directory, that is removed afterwards; without --repair
+    /// nothing else is written. Exit codes: 0 the store is whole, or was repaired; 1 it is damaged,
+    /// or could not be looked at; 2 the arguments are wrong.
+    Check(CheckArgs),
+    /// Write all tasks of a store that is not in use as lines of JSON, with values and progress.
+    ///
+    /// What cannot be read is left out. Exit codes: 0 everything was written; 1 something was
+    /// left out, or nothing could be written, the reasons are on standard error; 2 the arguments
+    /// are wrong.
+    Export(ExportArgs),
+    /// Make a store of what `export` wrote, in a data directory that holds none.
+    ///
+    /// All or nothing. Exit codes: 0 all is imported; 1 nothing is, the reason is on standard
+    /// error; 2 the arguments are wrong.
+    Import(ImportArgs),
     /// Run one in-memory replica, to try the daemon with: PUT, GET and DELETE on /store/{key}.
     ///
     /// It keeps nothing over its end.
@@ -52,6 +69,59 @@ pub struct DemoArgs {
     /// End after the story instead of waiting for Ctrl-C; exit code 1 if the replicas disagree.
     #[arg(long)]
     pub exit: bool,
+}
+
+/// Where the store is, for the tools.
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// The data directory.
+    #[arg(
+        long,
+        env = "REPLICATOR_DATA_DIR",
+        value_name = "DIR",
+        default_value = "./replicator-data"
+    )]
+    pub data_dir: PathBuf,
+}
+
+/// Flags of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// Set damaged tasks aside in DIR/quarantine, and take what is left for all there is.
+    #[arg(long)]
+    pub repair: bool,
+
+    /// Report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// Where to write, a file that is not there yet; without it, standard output.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Flags of `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// What to read; without it, standard input.
+    #[arg(long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
 }
 
 /// Flags of `demo-replica`.

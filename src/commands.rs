@@ -17,10 +17,14 @@ use clap::{CommandFactory, error::ErrorKind};
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, DaemonArgs};
+use crate::cli::{Cli, Command, DaemonArgs, StoreArgs};
 use crate::config::Config;
+use crate::daemon::wall_clock;
+use crate::store;
 
+mod check;
 mod demo;
+mod dump;
 mod serve;
 
 /// Does what the command line asks for.
@@ -33,6 +37,9 @@ pub fn run(cli: Cli) -> ExitCode {
     let code = match cli.command {
         None => with_config(&cli.daemon, |config| runtime.block_on(serve::run(config))),
         Some(Command::Demo(args)) => runtime.block_on(demo::run(&args)),
+        Some(Command::Check(args)) => check::run(&args),
+        Some(Command::Export(args)) => dump::export(&args),
+        Some(Command::Import(args)) => dump::import(&args),
         Some(Command::DemoReplica(args)) => runtime.block_on(demo::replica::run(&args)),
     };
     // What is still blocked on a disk that hangs must not keep the process from its end.
@@ -67,6 +74,12 @@ fn log_to_stderr(filter: EnvFilter) {
         .with_writer(std::io::stderr)
         .with_ansi(ansi)
         .init();
+}
+
+/// The store of a tool.
+fn store_settings(args: &StoreArgs) -> store::Settings {
+    const CACHE_BYTES: u64 = 64 << 20;
+    store::Settings { dir: args.data_dir.clone(), cache_bytes: CACHE_BYTES, now: wall_clock() }
 }
 
 fn fail(error: &dyn Display) -> ExitCode {

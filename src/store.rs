@@ -13,7 +13,7 @@
 //! To read on: `commit.rs` for how a write becomes durable, `database.rs` and `rows.rs` for what
 //! is written, `recover.rs` and `audit.rs` for how it is read back, `ledger.rs` and `witness.rs`
 //! for how a row that is missing is noticed, `directory.rs` for how a data directory comes into
-//! being, `barrier.rs` for why sled can be trusted with it.
+//! being, `check.rs` and `dump.rs` for the tools on a store that is not in use, `barrier.rs` for why sled can be trusted with it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -26,14 +26,17 @@ use self::keys::Tree;
 use self::ledger::Ledger;
 use self::migrate::Migrated;
 use self::quarantine::Quarantine;
+use self::recover::Missing;
 use self::witness::{Testimony, Witness};
 use crate::task::{TaskId, Timestamp};
 
 mod audit;
 mod barrier;
+mod check;
 mod commit;
 mod database;
 mod directory;
+mod dump;
 mod error;
 mod keys;
 mod ledger;
@@ -44,7 +47,9 @@ mod recover;
 mod rows;
 mod witness;
 
+pub use check::{Checked, check};
 pub use commit::{Committer, Event, Notify, Reply};
+pub use dump::{Exported, ImportError, Imported, export, import};
 pub use error::{CommitError, Damage, Gone, OpenError, ReadError};
 pub use quarantine::SetAside;
 pub use read::Reader;
@@ -135,7 +140,7 @@ impl Store {
         let read = || {
             let database = &files.database;
             let quarantine = Quarantine::of(&dir, &files.store, now);
-            let (report, last) = recover::mend(database, &quarantine)?;
+            let (report, last) = recover::mend(database, &quarantine, Missing::Refuse)?;
             let born = TaskId(now.0 / 1_000);
             let unused = database.sequence()?.unwrap_or(born);
             let after = last.map_or(0, |id| id.0.saturating_add(1));

@@ -93,13 +93,7 @@ impl Directory {
         &self,
         fill: impl FnOnce(&Path) -> Result<(), Failure>,
     ) -> Result<PathBuf, OpenError> {
-        for name in self.names()? {
-            let unfinished = name.strip_suffix(UNFINISHED).is_some_and(is_store);
-            if unfinished || is_store(&name) {
-                let path = self.path.join(name);
-                fs::remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
-            }
-        }
+        self.remove_unfinished()?;
         let aside = self.path.join(FIRST_STORE.to_owned() + UNFINISHED);
         DirBuilder::new().mode(0o700).create(&aside).map_err(OpenError::io("create", &aside))?;
         fill(&aside).map_err(OpenError::in_store(&aside))?;
@@ -109,6 +103,18 @@ impl Directory {
         self.sync_ancestors()?;
         self.set_current(FIRST_STORE)?;
         Ok(store)
+    }
+
+    /// Removes what an interrupted creation has left. Only where no store is named.
+    pub(super) fn remove_unfinished(&self) -> Result<(), OpenError> {
+        for name in self.names()? {
+            let unfinished = name.strip_suffix(UNFINISHED).is_some_and(is_store);
+            if unfinished || is_store(&name) {
+                let path = self.path.join(name);
+                fs::remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Names another store as the current one, durably and at once or not at all.

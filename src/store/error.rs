@@ -1,7 +1,9 @@
 //! What can go wrong with the store: on opening it, on committing to it, on reading from it.
 
+use std::cell::Cell;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use thiserror::Error;
 
@@ -52,6 +54,21 @@ pub enum OpenError {
         /// The name of the store found in it.
         store: String,
     },
+    /// There is no store to look at.
+    #[error("{} holds no store (--data-dir)", dir.display())]
+    NoStore {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// There is one already.
+    #[error(
+        "{} holds a store already; import into a data directory that does not exist yet \
+         (--data-dir)", dir.display()
+    )]
+    NotEmpty {
+        /// The data directory.
+        dir: PathBuf,
+    },
     /// `CURRENT` names no store, or one that is not there.
     #[error(
         "{} names {found:?}, and there is no such store beside it; restore the data directory \
@@ -78,8 +95,9 @@ pub enum OpenError {
     },
     /// A row is not what was written.
     #[error(
-        "the store in {} is damaged: {damage}; restore the data directory from a copy, or move it \
-         away to begin with an empty one", dir.display()
+        "the store in {} is damaged: {damage}; restore the data directory from a copy, or go on \
+         with what is left by: replicator check --repair --data-dir {}",
+        dir.display(), dir.display()
     )]
     Damaged {
         /// The data directory.
@@ -90,9 +108,9 @@ pub enum OpenError {
     /// The end of the log is gone, and accepted tasks may be gone with it.
     #[error(
         "the store in {} has lost the end of {}: {} says that commit {flushed} was on disk, and \
-         the last one found is {found}; restore the data directory from a copy, or remove {} to \
-         go on with what is left",
-        dir.display(), store.display(), witness.display(), witness.display()
+         the last one found is {found}; restore the data directory from a copy, or go on with what \
+         is left by: replicator check --repair --data-dir {}",
+        dir.display(), store.display(), witness.display(), dir.display()
     )]
     TailGone {
         /// The data directory.
@@ -108,8 +126,9 @@ pub enum OpenError {
     },
     /// Rows have vanished.
     #[error(
-        "the store in {} has lost rows: {gone}; restore the data directory from a copy, or move \
-         it away to begin with an empty one", dir.display()
+        "the store in {} has lost rows: {gone}; restore the data directory from a copy, or go on \
+         with what is left by: replicator check --repair --data-dir {}",
+        dir.display(), dir.display()
     )]
     RowsGone {
         /// The data directory.
@@ -118,7 +137,11 @@ pub enum OpenError {
         gone: Gone,
     },
     /// sled cannot work with its files.
-    #[error("cannot open the store in {}: {why}", dir.display())]
+    #[error(
+        "cannot open the store in {}: {why}; if the disk is well and not full, its files are \
+         damaged: restore the data directory from a copy, or save what can still be read by: \
+         replicator export --data-dir DIR", dir.display()
+    )]
     Database {
         /// The data directory or the store in it.
         dir: PathBuf,
@@ -231,21 +254,54 @@ impl From<Damage> for Failure {
 
 impl From<sled::Error> for Failure {
     fn from(error: sled::Error) -> Self {
-        Self::Database(error.to_string())
+        Self::Database(match error {
+            sled::Error::Corruption { .. } => "the database finds its file corrupted".to_owned(),
+            other => in_one_line(&other.to_string()),
+        })
     }
+}
+
+/// sled's texts can have several lines, and places in its source.
+fn in_one_line(text: &str) -> String {
+    let line: String = text.lines().next().unwrap_or_default().chars().take(200).collect();
+    line.trim_end().to_owned()
+}
+
+thread_local! {
+    /// This thread is in [`guarded`].
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on panics in here and in sled's own threads say nothing by themselves.
+fn silence_sled() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let of_sled = |name: &str| name.starts_with("sled");
+            if !GUARDED.get() && !std::thread::current().name().is_some_and(of_sled) {
+                tell(panic);
+            }
+        }));
+    });
 }
 
 /// Runs what touches sled. sled answers some damage and some I/O errors with a panic instead of
 /// an error; to the rest of the program they are one thing.
+///
+/// What it panicked with is told once, by the error; the usual text on standard error is left out.
 pub(super) fn guarded<T, E: From<Failure>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    silence_sled();
+    let nested = GUARDED.replace(true);
     // Nothing that `work` has left half done is looked at again: every caller gives up the store.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    GUARDED.set(nested);
     outcome.unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("a panic without a text");
-        Err(Failure::Database(format!("the database gave up: {text}")).into())
+        Err(Failure::Database(format!("the database gave up: {}", in_one_line(text))).into())
     })
 }

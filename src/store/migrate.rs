@@ -37,6 +37,12 @@ pub(super) fn run(db: &sled::Db) -> Result<Migrated, Failure> {
     run_steps(db, STEPS)
 }
 
+/// Counts the rows anew, for a store whose ledger cannot be read.
+pub(super) fn count_anew(db: &sled::Db) -> Result<(), Failure> {
+    v0002_ledger::run(db)?;
+    Ok(())
+}
+
 fn run_steps(db: &sled::Db, steps: &[Step]) -> Result<Migrated, Failure> {
     let meta = db.open_tree(Tree::Meta.name())?;
     let found = version(&meta)?;
@@ -53,7 +59,8 @@ fn run_steps(db: &sled::Db, steps: &[Step]) -> Result<Migrated, Failure> {
     Ok(if found > known { Migrated::Newer { found, known } } else { Migrated::Done })
 }
 
-fn version(meta: &sled::Tree) -> Result<u32, Failure> {
+/// The version of a store; 0 if it was just made.
+pub(super) fn version(meta: &sled::Tree) -> Result<u32, Failure> {
     let key = keys::FORMAT_VERSION;
     let Some(row) = meta.get(key)? else {
         return Ok(0);

@@ -41,14 +41,26 @@ pub struct RecoveryReport {
     pub quarantined_rows: u64,
 }
 
+/// What to do about rows that the ledger counts and that are not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Change nothing and say so.
+    Refuse,
+    /// Go on with what is left.
+    Accept,
+}
+
 /// Brings the store into order: compares it with the ledger, sets aside what cannot be read, and
 /// removes what crashes have left. Says which task is the highest that any row has.
 pub(super) fn mend(
     database: &Database,
     quarantine: &Quarantine,
+    missing: Missing,
 ) -> Result<(RecoveryReport, Option<TaskId>), Failure> {
     let found = audit::walk(database, Depth::Whole, &mut drop)?;
-    if let Some(gone) = gone(database, &found) {
+    if missing == Missing::Refuse
+        && let Some(gone) = gone(database, &found)
+    {
         return Err(Failure::Gone(gone));
     }
     database.adopt(found.highest, found.tallies);

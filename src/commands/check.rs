@@ -1,0 +1,84 @@
+//! `replicator check`.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::{fail, store_settings, whole};
+use crate::cli::CheckArgs;
+use crate::store::{self, Checked};
+
+/// Looks at the store and reports on standard output.
+pub(super) fn run(args: &CheckArgs) -> ExitCode {
+    let checked = match store::check(&store_settings(&args.store), args.repair) {
+        Ok(checked) => checked,
+        Err(error) => return fail(&whole(&error)),
+    };
+    if args.json {
+        println!("{}", to_json(&checked));
+    } else {
+        print!("{}", to_text(&checked));
+    }
+    let well = checked.problems.is_empty() || checked.repaired.is_some();
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn to_json(checked: &Checked) -> serde_json::Value {
+    let repaired = checked.repaired.as_ref().map(|aside| {
+        json!({
+            "tasks_set_aside": aside.damaged.len(),
+            "rows_set_aside": aside.rows,
+            "file": aside.file,
+            "deliveries_superseded": aside.superseded,
+        })
+    });
+    json!({
+        "whole": checked.problems.is_empty(),
+        "store": checked.store,
+        "format": checked.format,
+        "commit": checked.commit,
+        "tasks": checked.tasks,
+        "value_bytes": checked.value_bytes,
+        "dead_letters": checked.dead_letters,
+        "orphans": checked.orphans,
+        "quarantined_rows": checked.quarantined_rows,
+        "problems": checked.problems,
+        "notes": checked.notes,
+        "repaired": repaired,
+    })
+}
+
+fn to_text(checked: &Checked) -> String {
+    let Checked { store, format, commit, tasks, value_bytes, dead_letters, .. } = checked;
+    let mut lines = vec![
+        format!("store: {store}, format {format}, commit {commit}"),
+        format!("tasks: {tasks} whole, {value_bytes} bytes of values, {dead_letters} dead letters"),
+    ];
+    if checked.orphans > 0 {
+        let orphans = checked.orphans;
+        lines.push(format!("orphans: {orphans} rows left by a crash; the next start removes them"));
+    }
+    if checked.quarantined_rows > 0 {
+        lines.push(format!("quarantine: {} rows set aside before", checked.quarantined_rows));
+    }
+    lines.extend(checked.notes.iter().map(|note| format!("note: {note}")));
+    lines.extend(checked.problems.iter().map(|problem| format!("damaged: {problem}")));
+    let verdict = match &checked.repaired {
+        _ if checked.problems.is_empty() => "the store is whole".to_owned(),
+        None => "the store is damaged; --repair goes on with what is left".to_owned(),
+        Some(aside) => {
+            if let Some(file) = &aside.file {
+                lines.push(format!(
+                    "set aside: {} tasks, {} rows, in {}; {} older deliveries of their keys superseded",
+                    aside.damaged.len(),
+                    aside.rows,
+                    file.display(),
+                    aside.superseded
+                ));
+            }
+            "repaired: what is left is taken for all there is".to_owned()
+        }
+    };
+    lines.push(verdict);
+    lines.join("\n") + "\n"
+}

@@ -1,0 +1,297 @@
+//! `replicator check`: whether a store that is not in use is whole, and what can be done if not.
+//!
+//! Opening a sled database writes to it: it cuts what it takes for the end of an interrupted
+//! write. So everything is looked at in a copy, `DIR/check.tmp`, which is removed afterwards and
+//! needs as much room as the store. Only a repair opens the store itself; it
+//!
+//! - sets tasks with damaged rows aside, as a start of the daemon does (`quarantine.rs`);
+//! - takes what is left for all there is: the ledger is written anew and so is the witness;
+//! - writes rows of `meta` anew that cannot be read, but for the version of the format.
+//!
+//! What is missing stays missing. The report says what is known of it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::audit::{self, Depth};
+use super::database::{Database, open_sled};
+use super::directory::{self, Directory};
+use super::error::{Failure, OpenError, guarded};
+use super::keys::{self, Tree};
+use super::ledger::Ledger;
+use super::migrate::{self, Migrated};
+use super::quarantine::{self, Quarantine, SetAside};
+use super::recover::{self, Missing};
+use super::witness::{self, Testimony, Witness};
+use super::{Settings, barrier, commit, rows};
+use crate::task::TaskId;
+
+const COPY: &str = "check.tmp";
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// The name of the store.
+    pub store: String,
+    /// The version of its format on disk.
+    pub format: u32,
+    /// The number of the last commit, where it can be read.
+    pub commit: u64,
+    /// Tasks that are whole.
+    pub tasks: u64,
+    /// The length of their values together, in bytes.
+    pub value_bytes: u64,
+    /// Dead letters among their deliveries.
+    pub dead_letters: u64,
+    /// Rows that a crash has left, which the next start removes: no damage.
+    pub orphans: u64,
+    /// Rows that were set aside before.
+    pub quarantined_rows: u64,
+    /// What is wrong, a sentence each.
+    pub problems: Vec<String>,
+    /// What could not be looked at, and is no damage.
+    pub notes: Vec<String>,
+    /// What a repair has set aside; `None` if there was none.
+    pub repaired: Option<SetAside>,
+}
+
+/// Looks at a store; with `repair` brings a damaged one into order. With a repair the report is
+/// on what was found before it.
+///
+/// # Errors
+///
+/// An [`OpenError`] if there is no store, or it is in use or in a newer format, or a repair fails.
+/// What is wrong inside of the store is no error but in the report.
+pub fn check(settings: &Settings, repair: bool) -> Result<Checked, OpenError> {
+    let copied = Copied::make(settings)?;
+    let mut checked = copied.examine(settings)?;
+    if repair && !checked.problems.is_empty() {
+        barrier::check().map_err(|answered| OpenError::Barrier { answered })?;
+        checked.repaired = Some(copied.repair(settings)?);
+    }
+    Ok(checked)
+}
+
+/// A locked data directory, and a copy of its store that is removed with this.
+pub(super) struct Copied {
+    _directory: Directory,
+    original: PathBuf,
+    store: String,
+    copy: PathBuf,
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed by the next one.
+        let _ = fs::remove_dir_all(&self.copy);
+    }
+}
+
+impl Copied {
+    pub(super) fn make(settings: &Settings) -> Result<Self, OpenError> {
+        let dir = &settings.dir;
+        let no_store = || OpenError::NoStore { dir: dir.clone() };
+        if !dir.is_dir() {
+            return Err(no_store());
+        }
+        let directory = Directory::lock(dir)?;
+        // Not to be opened to find out: without a CURRENT, a person must say which it is.
+        let original = directory.current(|_| Ok(true))?.ok_or_else(no_store)?;
+        let store = original.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let copy = dir.join(COPY);
+        if copy.exists() {
+            fs::remove_dir_all(&copy).map_err(OpenError::io("remove", &copy))?;
+        }
+        let copied = Self { _directory: directory, original, store, copy };
+        copy_dir(&copied.original, &copied.copy)
+            .map_err(OpenError::io("copy the store to", &copied.copy))?;
+        Ok(copied)
+    }
+
+    /// Opens the copy, in the newest format.
+    pub(super) fn open(&self, settings: &Settings) -> Result<(Database, u32), OpenError> {
+        let dir = || OpenError::in_store(&settings.dir);
+        let open = || {
+            let db = open_sled(&self.copy, settings.cache_bytes)?;
+            let format = migrate::version(&db.open_tree(Tree::Meta.name())?)?;
+            Ok::<_, Failure>((db, format))
+        };
+        let (db, format) = guarded(open).map_err(dir())?;
+        migrate_or_refuse(&db, settings)?;
+        let database = || {
+            if Ledger::load(&db.open_tree(Tree::Meta.name())?).is_ok_and(|row| row.is_some()) {
+                return Database::new(db);
+            }
+            migrate::count_anew(&db)?;
+            Database::new(db)
+        };
+        Ok((guarded::<_, Failure>(database).map_err(dir())?, format))
+    }
+
+    fn examine(&self, settings: &Settings) -> Result<Checked, OpenError> {
+        let dir = &settings.dir;
+        let mut checked = Checked {
+            store: self.store.clone(),
+            quarantined_rows: quarantine::rows_in(dir)
+                .map_err(OpenError::io("read the quarantine in", dir))?,
+            ..Checked::default()
+        };
+        self.examine_meta(dir, settings, &mut checked)?;
+        if checked.problems.iter().any(|problem| problem.contains("format_version")) {
+            return Ok(checked);
+        }
+        let examine = || {
+            let (database, format) = self.open(settings)?;
+            let walk = || audit::walk(&database, Depth::Whole, &mut drop);
+            let found = guarded(walk).map_err(OpenError::in_store(dir))?;
+            Ok::<_, OpenError>((format, recover::gone(&database, &found), database.ledger(), found))
+        };
+        let (format, gone, (_, binds), found) = match examine() {
+            Ok(examined) => examined,
+            Err(OpenError::Database { why, .. }) => {
+                checked.problems.push(format!("the database cannot be read: {why}"));
+                return Ok(checked);
+            }
+            Err(OpenError::Damaged { damage, .. }) => {
+                checked.problems.push(damage.to_string());
+                return Ok(checked);
+            }
+            Err(error) => return Err(error),
+        };
+        checked.format = format;
+        checked.tasks = found.tasks;
+        checked.value_bytes = found.value_bytes;
+        checked.dead_letters = found.dead_letters;
+        checked.orphans = found.orphans.len() as u64;
+        checked.problems.extend(found.damaged.iter().map(ToString::to_string));
+        checked.problems.extend(gone.map(|gone| gone.to_string()));
+        if !binds {
+            let note = "the last settlements were cut by a crash, so rows cannot be counted";
+            checked.notes.push(note.to_owned());
+        }
+        Ok(checked)
+    }
+
+    /// The rows of `meta`, and the witness; on the copy as it is.
+    fn examine_meta(
+        &self,
+        dir: &Path,
+        settings: &Settings,
+        checked: &mut Checked,
+    ) -> Result<(), OpenError> {
+        let unreadable = || {
+            let db = open_sled(&self.copy, settings.cache_bytes)?;
+            let meta = db.open_tree(Tree::Meta.name())?;
+            let mut unreadable = Vec::new();
+            for key in META {
+                if let Some(row) = meta.get(key)? {
+                    unreadable.extend(rows::unseal(Tree::Meta, key, &row).err());
+                }
+            }
+            let format = migrate::version(&meta).unwrap_or_default();
+            let ledger = Ledger::load(&meta).unwrap_or_default();
+            if ledger.is_none() && format >= 2 && unreadable.is_empty() {
+                unreadable.push(rows::damage(Tree::Meta, keys::LEDGER, "is missing"));
+            }
+            Ok::<_, Failure>((unreadable, ledger.map(|ledger| ledger.number)))
+        };
+        // What keeps the database from being opened is told where it is opened next.
+        let Ok((unreadable, number)) = guarded(unreadable) else {
+            return Ok(());
+        };
+        let ledger_is_well = unreadable.iter().all(|damage| damage.key != keys::LEDGER);
+        checked.problems.extend(unreadable.iter().map(ToString::to_string));
+        checked.commit = number.unwrap_or_default();
+        let witness = witness::path(dir);
+        match witness::read(dir)? {
+            Testimony::Commits { store, number } if store == self.store => {
+                if ledger_is_well && checked.commit < number {
+                    checked.problems.push(format!(
+                        "the end of {} is lost: {} says that commit {number} was on disk, and the \
+                         last one found is {}",
+                        self.original.display(),
+                        witness.display(),
+                        checked.commit
+                    ));
+                }
+            }
+            Testimony::Commits { .. } => {}
+            Testimony::Missing if number.is_none() => {}
+            Testimony::Missing | Testimony::Unreadable => checked.notes.push(format!(
+                "{} is missing or unreadable, so a lost end of the log would not be noticed",
+                witness.display()
+            )),
+        }
+        Ok(())
+    }
+
+    fn repair(&self, settings: &Settings) -> Result<SetAside, OpenError> {
+        let dir = &settings.dir;
+        let in_dir = || OpenError::in_store(dir);
+        let db = guarded(|| open_sled(&self.original, settings.cache_bytes)).map_err(in_dir())?;
+        directory::sync_store(&self.original)?;
+        let clean_meta = || {
+            let meta = db.open_tree(Tree::Meta.name())?;
+            let format = migrate::version(&meta)?;
+            for key in META {
+                if let Some(row) = meta.get(key)?
+                    && rows::unseal(Tree::Meta, key, &row).is_err()
+                {
+                    meta.remove(key)?;
+                }
+            }
+            if format >= 2 && !meta.contains_key(keys::LEDGER)? {
+                migrate::count_anew(&db)?;
+            }
+            db.flush()?;
+            Ok::<_, Failure>(())
+        };
+        guarded(clean_meta).map_err(in_dir())?;
+        migrate_or_refuse(&db, settings)?;
+        let mend = || {
+            let database = Database::new(db)?;
+            let quarantine = Quarantine::of(dir, &self.store, settings.now);
+            let (report, highest) = recover::mend(&database, &quarantine, Missing::Accept)?;
+            // Above all that was ever used, as far as anyone can tell.
+            let after = highest.map_or(0, |id| id.0.saturating_add(1));
+            let born = TaskId(settings.now.0 / 1_000);
+            let unused = database.sequence()?.unwrap_or(born);
+            database.set_sequence(commit::lease(unused.max(TaskId(after))))?;
+            database.flush()?;
+            Ok::<_, Failure>((report.set_aside, database.ledger().0.number))
+        };
+        let (set_aside, number) = guarded(mend).map_err(in_dir())?;
+        drop(Witness::begin(dir, &self.store, number)?);
+        Ok(set_aside)
+    }
+}
+
+/// The rows of `meta`.
+const META: [&[u8]; 4] = [keys::FORMAT_VERSION, keys::SEQUENCE, keys::LEDGER, keys::SETTLING];
+
+fn migrate_or_refuse(db: &sled::Db, settings: &Settings) -> Result<(), OpenError> {
+    match guarded(|| migrate::run(db)).map_err(OpenError::in_store(&settings.dir))? {
+        Migrated::Done => Ok(()),
+        Migrated::Newer { found, known } => {
+            Err(OpenError::Newer { dir: settings.dir.clone(), found, known })
+        }
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().mode(0o700).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
+        let to = to.join(path.file_name().unwrap_or_default());
+        if path.is_dir() {
+            copy_dir(&path, &to)?;
+        } else {
+            fs::copy(&path, &to)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+//! Damaged data directories: whatever is flipped, cut or removed, a start either recovers all that
+//! was acknowledged, or sets single tasks aside and says which, or refuses with one sentence.
+//!
+//! `DAMAGED_STORES=5000` tries more of them, `DAMAGE_SEED=N` begins with another seed; a failure
+//! prints the seed of its store and what was done to it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    reason = "tests fail by panicking"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use fastrand::Rng;
+use replicator::store::{Damage, Opened, Recovered, Settings, Store};
+use replicator::task::{Cause, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp};
+
+/// Nothing that a start does with a small store takes as long, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
+}
+
+fn settings(dir: &Path) -> Settings {
+    Settings { dir: dir.to_owned(), cache_bytes: 8 << 20, now: Timestamp(5_000_000) }
+}
+
+fn close(opened: Opened) {
+    let closed = opened.committer.close();
+    drop(opened);
+    closed.blocking_recv().unwrap().unwrap();
+}
+
+type Contents = BTreeMap<TaskId, (Task, Vec<Progress>)>;
+
+fn task(rng: &mut Rng, id: u64) -> Task {
+    let bytes = if rng.u8(..) < 20 { rng.usize(4_000..40_000) } else { rng.usize(0..400) };
+    Task {
+        id: TaskId(id),
+        // Few keys, so that what is set aside has older writes of its key.
+        key: format!("key-{}", rng.u8(0..40)),
+        operation: Operation::Set,
+        value: (0..bytes).map(|_| rng.u8(..)).collect(),
+        accepted_at: Timestamp(id),
+        expires_at: rng.bool().then_some(Timestamp(u64::MAX)),
+        replicas: ["http://a", "http://b"].map(|node| Node::parse(node).unwrap()).to_vec(),
+        user_id: rng.bool().then(|| "ann".to_owned()),
+    }
+}
+
+fn progress(rng: &mut Rng) -> Progress {
+    match rng.u8(0..5) {
+        0 => Progress::Untouched,
+        1 => Progress::Failed { failures: rng.u32(1..4), error: "connection refused".into() },
+        2 => Progress::Delivered,
+        3 => Progress::Superseded,
+        _ => Progress::Dead(DeadLetter {
+            cause: Cause::GaveUp,
+            failures: 4,
+            error: "503 Service Unavailable".into(),
+            since: Timestamp(7),
+        }),
+    }
+}
+
+/// A store with a life behind it: written over two starts, much of it settled, and what is left.
+fn living(dir: &Path, rng: &mut Rng) -> Contents {
+    let mut contents = Contents::new();
+    for start in 0..2 {
+        let store = Store::open(&settings(dir)).unwrap();
+        let (opened, _) = store.recover(&mut drop, Box::new(drop)).unwrap();
+        for n in 1..=400 {
+            let task = task(rng, opened.next_id.0 + n);
+            let (reply, durable) = tokio::sync::oneshot::channel();
+            let reply = Box::new(move |result| {
+                // Most of them are not waited for.
+                let _ = reply.send(result);
+            });
+            opened.committer.accept(Arc::new(task.clone()), Some(reply));
+            if n % 50 == 0 {
+                durable.blocking_recv().unwrap().unwrap();
+            }
+            let mut state = vec![Progress::Untouched; 2];
+            match rng.u8(0..4) {
+                0 => {}
+                1 => {
+                    state = vec![progress(rng), progress(rng)];
+                    opened.committer.save(task.id, state.clone());
+                }
+                _ if start == 1 && n > 350 => {}
+                _ => {
+                    opened.committer.remove(task.id);
+                    continue;
+                }
+            }
+            contents.insert(task.id, (task, state));
+        }
+        close(opened);
+    }
+    contents
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = vec![];
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, &to).unwrap();
+        }
+    }
+}
+
+/// Does some damage and says what.
+fn damage(dir: &Path, rng: &mut Rng) -> String {
+    let files = files(dir);
+    let database = files.iter().find(|path| path.ends_with("db")).unwrap();
+    // The database is most of what there is; each of the others has its turn.
+    let path = if rng.u8(0..10) < 7 { database } else { &files[rng.usize(..files.len())] };
+    let mut bytes = fs::read(path).unwrap();
+    let used: Vec<_> = (0..bytes.len()).filter(|&at| bytes[at] != 0).collect();
+    let at = if used.is_empty() { 0 } else { used[rng.usize(..used.len())] };
+    let what = match rng.u8(0..8) {
+        _ if bytes.is_empty() => {
+            fs::remove_file(path).unwrap();
+            return format!("removed {}", path.display());
+        }
+        0 => {
+            fs::remove_file(path).unwrap();
+            return format!("removed {}", path.display());
+        }
+        1 => {
+            bytes.truncate(at);
+            format!("cut to {at}")
+        }
+        2 => {
+            let page = at / 4096 * 4096;
+            let end = bytes.len().min(page + 4096);
+            bytes[page..end].fill(0);
+            format!("zeroed the page at {page}")
+        }
+        3 => {
+            let end = bytes.len().min(at + rng.usize(1..300));
+            bytes[at..end].iter_mut().for_each(|byte| *byte = rng.u8(..));
+            format!("scribbled over {at}..{end}")
+        }
+        _ => {
+            bytes[at] ^= 1 << rng.u8(0..8);
+            format!("flipped a bit of byte {at}")
+        }
+    };
+    fs::write(path, bytes).unwrap();
+    format!("{what} of {}", path.strip_prefix(dir).unwrap().display())
+}
+
+enum Outcome {
+    Whole,
+    SetAside,
+    Refused(String),
+}
+
+/// Opens a store and compares all of it.
+fn start(dir: &Path, contents: &Contents) -> Outcome {
+    let mut found: Vec<Recovered> = Vec::new();
+    let store = match Store::open(&settings(dir)) {
+        Ok(store) => store,
+        Err(error) => return Outcome::Refused(whole(&error)),
+    };
+    let (opened, report) = match store.recover(&mut |task| found.push(task), Box::new(drop)) {
+        Ok(recovered) => recovered,
+        Err(error) => return Outcome::Refused(whole(&error)),
+    };
+    let aside: Vec<_> = report.set_aside.damaged.iter().filter_map(Damage::task).collect();
+    let mut expected = contents.clone();
+    expected.retain(|id, _| !aside.contains(id));
+    let ids: Vec<_> = found.iter().map(|task| task.header.id).collect();
+    assert_eq!(ids, expected.keys().copied().collect::<Vec<_>>(), "{:?}", report.set_aside);
+    let mut superseded = 0;
+    for (task, (written, progress)) in found.iter().zip(expected.values()) {
+        for (is, was) in task.progress.iter().zip(progress) {
+            if is != was {
+                assert_eq!(*is, Progress::Superseded);
+                superseded += 1;
+            }
+        }
+        assert_eq!(opened.reader.read(written.id).unwrap().as_ref(), Some(written));
+    }
+    assert_eq!(superseded, report.set_aside.superseded);
+    close(opened);
+    if aside.is_empty() { Outcome::Whole } else { Outcome::SetAside }
+}
+
+fn whole(error: &dyn std::error::Error) -> String {
+    let source = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+    format!("{error}{source}")
+}
+
+/// One sentence that names something in the directory and says what to do.
+fn is_a_sentence(text: &str, dir: &Path) {
+    assert!(!text.contains('\n') && text.len() < 1_000, "{text}");
+    assert!(text.contains(&*dir.to_string_lossy()), "{text}");
+    assert!(!text.contains(".rs:") && !text.contains("panicked"), "{text}");
+    let advice = ["restore", "remove", "move it away", "replicator check"];
+    assert!(advice.iter().any(|advice| text.contains(advice)), "{text}");
+}
+
+#[test]
+fn a_damaged_store_is_recovered_or_set_aside_or_refused() {
+    let first = number("DAMAGE_SEED", 1);
+    let stores = number("DAMAGED_STORES", 300);
+    let temp = tempfile::tempdir().unwrap();
+    let origin = temp.path().join("origin");
+    let contents = Arc::new(living(&origin, &mut Rng::with_seed(first)));
+    let (mut recovered, mut set_aside) = (0, 0);
+    let mut refused: BTreeMap<String, u64> = BTreeMap::new();
+    for seed in first..first + stores {
+        let dir = temp.path().join(format!("seed-{seed}"));
+        copy(&origin, &dir);
+        let mut rng = Rng::with_seed(seed);
+        let done = damage(&dir, &mut rng);
+        let (send, receive) = mpsc::channel();
+        let (there, contents) = (dir.clone(), Arc::clone(&contents));
+        let starting = thread::spawn(move || send.send(start(&there, &contents)));
+        match receive.recv_timeout(PATIENCE) {
+            Ok(Outcome::Whole) => recovered += 1,
+            Ok(Outcome::SetAside) => set_aside += 1,
+            Ok(Outcome::Refused(why)) => {
+                is_a_sentence(&why, &dir);
+                *refused.entry(why.replace(&*dir.to_string_lossy(), "DIR")).or_default() += 1;
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("seed {seed}: hangs after: {done}"),
+            Err(mpsc::RecvTimeoutError::Disconnected) => panic!("seed {seed}: fails after: {done}"),
+        }
+        starting.join().unwrap().unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+    }
+    eprintln!(
+        "seeds {first}.. of {stores} stores: {recovered} whole, {set_aside} with tasks set aside, refused:"
+    );
+    refused.iter().for_each(|(why, times)| eprintln!("{times:5} {why}"));
+}
