@@ -26,3 +26,4 @@ mod lifecycle;
 mod limits;
 mod outage;
 mod readme;
+mod tools;

@@ -1,0 +1,144 @@
+//! `check`, `export` and `import` as an operator runs them, and a daemon on a damaged store.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use crate::support::daemon::command;
+use crate::support::{Behaviour, Daemon, Replica, delete, set};
+
+fn run(args: &[&str], dir: &Path) -> Output {
+    let command = command().args(args).arg("--data-dir").arg(dir).stdin(Stdio::null()).output();
+    command.unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Writes for one replica that is there and one that is not, left behind by a stop.
+async fn backlog(dir: &Path, up: &Replica, down: &Replica) {
+    down.behave(|_| Behaviour::Answer(503, "", ""));
+    let mut daemon = Daemon::start_on(dir, &["--retry-base", "1h"]).await;
+    daemon.accept(&set("small", "value", &[up, down])).await;
+    daemon.accept(&set("large", &"x".repeat(100_000), &[up, down])).await;
+    daemon.accept(&set("gone", "soon", &[up, down])).await;
+    daemon.accept(&delete("gone", &[up, down])).await;
+    down.until_seen(4).await;
+    up.until_seen(4).await;
+    assert!(daemon.terminate().await.success());
+}
+
+#[tokio::test]
+async fn what_is_exported_here_is_delivered_from_there() {
+    let (up, down) = (Replica::start().await, Replica::start().await);
+    let temp = tempfile::tempdir().unwrap();
+    let (here, there) = (temp.path().join("here"), temp.path().join("there"));
+    backlog(&here, &up, &down).await;
+    let sequence = up.seen().last().unwrap().sequence();
+
+    let file = temp.path().join("export.jsonl");
+    let output = run(&["export", "--output", file.to_str().unwrap()], &here);
+    assert!(output.status.success(), "{output:?}");
+    let again = run(&["export"], &here);
+    assert_eq!(text(&again.stdout), fs::read_to_string(&file).unwrap());
+    let overwrite = run(&["export", "--output", file.to_str().unwrap()], &here);
+    assert_eq!(overwrite.status.code(), Some(1), "no file is overwritten");
+
+    let output = run(&["import", "--input", file.to_str().unwrap()], &there);
+    assert!(output.status.success(), "{output:?}");
+    assert!(run(&["check"], &there).status.success());
+    let output = run(&["import", "--input", file.to_str().unwrap()], &there);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("holds a store already"), "{output:?}");
+
+    down.behave(|_| Behaviour::Apply);
+    let daemon = Daemon::start_on(&there, &[]).await;
+    daemon.until_drained().await;
+    down.until_holds("small", "value").await;
+    down.until_holds("large", &"x".repeat(100_000)).await;
+    down.until_gone("gone").await;
+    daemon.accept(&set("new", "one", &[&down])).await;
+    down.until_holds("new", "one").await;
+    assert!(down.seen().last().unwrap().sequence() > sequence, "the sequence goes on");
+    // What had been delivered here is not delivered again there.
+    assert_eq!(up.seen().len(), 4);
+}
+
+#[tokio::test]
+async fn a_store_that_lost_its_end_is_refused_in_one_line_until_it_is_repaired() {
+    let (up, down) = (Replica::start().await, Replica::start().await);
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("data");
+    backlog(&dir, &up, &down).await;
+    let whole = run(&["check", "--json"], &dir);
+    assert!(whole.status.success(), "{whole:?}");
+    let report: serde_json::Value = serde_json::from_slice(&whole.stdout).unwrap();
+    assert_eq!((&report["whole"], &report["format"]), (&true.into(), &2.into()));
+
+    // The witness of a store that has gone further.
+    let store = dir.join("store-000001/db");
+    let before = fs::read(&store).unwrap();
+    let witness = fs::read(dir.join("COMMITTED")).unwrap();
+    let mut daemon = Daemon::start_on(&dir, &["--retry-base", "1h"]).await;
+    daemon.accept(&set("more", "value", &[&up, &down])).await;
+    daemon.kill();
+    assert_ne!(fs::read(dir.join("COMMITTED")).unwrap(), witness);
+    fs::write(&store, before).unwrap();
+    for name in fs::read_dir(dir.join("store-000001")).unwrap() {
+        let path = name.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("snap.") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+
+    let output = run(&["--port", "0"], &dir);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told = text(&output.stderr);
+    let told: Vec<_> = told.lines().filter(|line| line.starts_with("replicator: ")).collect();
+    assert_eq!(told.len(), 1, "{output:?}");
+    assert!(told[0].contains("has lost the end of") && told[0].contains("check --repair"));
+    assert!(!text(&output.stderr).contains("panicked"), "{output:?}");
+
+    let output = run(&["check"], &dir);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stdout).contains("damaged: the end of"), "{output:?}");
+    let output = run(&["check", "--repair"], &dir);
+    assert!(output.status.success(), "{output:?}");
+    assert!(run(&["check"], &dir).status.success());
+    down.behave(|_| Behaviour::Apply);
+    let daemon = Daemon::start_on(&dir, &[]).await;
+    daemon.until_drained().await;
+    down.until_holds("small", "value").await;
+}
+
+#[tokio::test]
+async fn a_damaged_database_is_told_without_a_panic() {
+    let (up, down) = (Replica::start().await, Replica::start().await);
+    let temp = tempfile::tempdir().unwrap();
+    let origin = temp.path().join("origin");
+    backlog(&origin, &up, &down).await;
+    let db = fs::read(origin.join("store-000001/db")).unwrap();
+    let used: Vec<_> = (0..db.len()).filter(|&at| db[at] != 0).collect();
+    for eighth in 0..8 {
+        let dir = temp.path().join(format!("copy-{eighth}"));
+        fs::create_dir_all(dir.join("store-000001")).unwrap();
+        for name in ["CURRENT", "COMMITTED", "store-000001/conf"] {
+            fs::copy(origin.join(name), dir.join(name)).unwrap();
+        }
+        let mut damaged = db.clone();
+        damaged[used[eighth * used.len() / 8]] ^= 4;
+        fs::write(dir.join("store-000001/db"), damaged).unwrap();
+        let checked = run(&["check"], &dir);
+        let told = text(&checked.stderr) + &text(&checked.stdout);
+        assert!(!told.contains("panicked") && !told.contains("backtrace"), "{told}");
+        if checked.status.success() {
+            continue;
+        }
+        assert_eq!(checked.status.code(), Some(1), "{told}");
+        let started = run(&["--port", "0"], &dir);
+        let told = text(&started.stderr);
+        assert_eq!(started.status.code(), Some(1), "{told}");
+        assert!(!told.contains("panicked") && told.contains("restore"), "{told}");
+    }
+}
