@@ -139,8 +139,8 @@ pub enum OpenError {
     /// sled cannot work with its files.
     #[error(
         "cannot open the store in {}: {why}; if the disk is well and not full, its files are \
-         damaged: restore the data directory from a copy, or save what can still be read by: \
-         replicator export --data-dir DIR", dir.display()
+         damaged: restore the data directory from a copy, or save what replicator export can still \
+         read of it, if anything, and move it away to begin with an empty one", dir.display()
     )]
     Database {
         /// The data directory or the store in it.
