@@ -51,10 +51,16 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     harm(&opened.reader, task.id);
 
     let mut engine = Engine::new(engine::Settings {
-        workers: NonZeroU32::MIN,
+        workers: Workers::Fixed(NonZeroU32::MIN),
         queue_capacity: 1,
         retry_capacity: 1,
         max_bytes: 1 << 20,
+        max_dead_letter_bytes: 1 << 20,
+        dead_letter_retention: None,
+        hinted_handoff: false,
+        redrive_rate: NonZeroU32::MIN,
+        breaker_failures: 0,
+        coalesce: false,
         max_known_replicas: 1,
         max_retries: 3,
         retry_base: Duration::from_secs(2),
