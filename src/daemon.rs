@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::engine::{self, Engine, Workers};
+use crate::faults;
 use crate::replica::{self, Client};
 use crate::server;
 use crate::store::{self, CommitError, Committer};
@@ -172,10 +173,13 @@ impl Daemon {
         let whole = async {
             // The loop may have ended before, by a failure; then there is nobody to tell.
             let _ = events.send(Event::Refuse);
+            faults::point("shutdown.refusing");
             let _ = stop_serving.send(());
             ended(server).await;
+            faults::point("shutdown.served");
             let _ = events.send(Event::Stop);
             ended(core).await;
+            faults::point("shutdown.delivered");
         };
         if tokio::time::timeout(grace, whole).await.is_err() {
             warn!(
@@ -186,6 +190,7 @@ impl Daemon {
         if let Err(error) = committer.close().await.unwrap_or(Err(CommitError::Closed)) {
             error!(%error, "the store could not be closed");
         }
+        faults::point("shutdown.closed");
         info!("stopped");
     }
 }

@@ -10,6 +10,7 @@
 //! - [`daemon`]: where they meet. The loop around the engine; start, drain, stop.
 //! - [`metrics`]: every figure, by name.
 //! - [`cli`], [`config`], [`commands`]: arguments, settings, and what the binary does.
+//! - [`faults`]: the steps at which a test can end the process; nothing in what is shipped.
 //!
 //! The path of one eventual write: `server::replicate` reads and checks the request and hands it
 //! to [`daemon::Handle::replicate`]; the loop in `daemon::core` asks [`engine::Engine::admit`] for
@@ -20,7 +21,7 @@
 //! goes back into the engine, and when the last replica has acknowledged, the committer removes
 //! the task from the disk.
 //!
-//! Who may know whom: `task` knows nobody; `engine`, `store` and `replica` know `task` and not
+//! Who may know whom: `task` and `faults` know nobody; `engine`, `store` and `replica` know `task` and not
 //! each other; `server` knows `task`, `metrics` and the daemon's handle; `daemon` knows all. A
 //! test holds that.
 
@@ -29,6 +30,7 @@ pub mod commands;
 pub mod config;
 pub mod daemon;
 pub mod engine;
+pub mod faults;
 pub mod metrics;
 pub mod replica;
 pub mod server;

@@ -28,6 +28,7 @@ use self::migrate::Migrated;
 use self::quarantine::Quarantine;
 use self::recover::Missing;
 use self::witness::{Testimony, Witness};
+use crate::faults;
 use crate::task::{TaskId, Timestamp};
 
 mod audit;
@@ -141,13 +142,16 @@ impl Store {
             let database = &files.database;
             let quarantine = Quarantine::of(&dir, &files.store, now);
             let (report, last) = recover::mend(database, &quarantine, Missing::Refuse)?;
+            faults::point("recover.scanned");
             let born = TaskId(now.0 / 1_000);
             let unused = database.sequence()?.unwrap_or(born);
             let after = last.map_or(0, |id| id.0.saturating_add(1));
             let next_id = unused.max(TaskId(after));
             let lease = commit::lease(next_id);
             database.set_sequence(lease)?;
+            faults::point("recover.leased");
             database.flush()?;
+            faults::point("recover.flushed");
             let report = recover::hand_over(database, each, report)?;
             let quarantined_rows = quarantine::rows_in(&dir).unwrap_or(report.set_aside.rows);
             Ok((RecoveryReport { witnessed, quarantined_rows, ..report }, next_id, lease))

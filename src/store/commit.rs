@@ -37,6 +37,7 @@ use tokio::sync::oneshot;
 
 use super::Files;
 use super::error::{CommitError, Failure, guarded};
+use crate::faults;
 use crate::task::{Progress, Task, TaskId};
 
 /// The most tasks that one flush covers: with more, the first of them wait longer for the others
@@ -242,7 +243,10 @@ impl Writer {
             }
         }
         self.settle()?;
-        self.flush()
+        faults::point("shutdown.settled");
+        self.flush()?;
+        faults::point("shutdown.flushed");
+        Ok(())
     }
 
     /// Waits until there is something to do, and takes what there is.
@@ -304,6 +308,7 @@ impl Writer {
 
     /// Makes the batch durable, then says so.
     fn commit(&mut self) -> Result<(), Failure> {
+        faults::point("commit.gathered");
         let ids: Vec<_> = self.batch.iter().map(|accept| accept.task.id).collect();
         if let Some(&top) = ids.iter().max()
             && top.0.saturating_add(RENEW) >= self.lease.0
@@ -314,9 +319,12 @@ impl Writer {
         for accept in &self.batch {
             self.files.database.insert(&accept.task)?;
         }
+        faults::point("commit.written");
         self.flush()?;
+        faults::point("commit.flushed");
         for accept in self.batch.drain(..) {
             answer(accept.reply, Ok(()));
+            faults::point("commit.answered");
         }
         self.batch_bytes = 0;
         (self.notify)(Event::Committed(ids));
@@ -326,6 +334,10 @@ impl Writer {
     /// Writes all settlements, in the order of the tasks. See the invariant at the top.
     fn settle(&mut self) -> Result<(), Failure> {
         self.waiting_since = None;
+        if self.settlements.is_empty() {
+            return Ok(());
+        }
+        faults::point("settle.begun");
         while let Some((id, settlement)) = self.settlements.pop_first() {
             match settlement {
                 Settlement::Save(progress) => self.files.database.save(id, &progress)?,
@@ -333,12 +345,15 @@ impl Writer {
             }
             self.unflushed = true;
         }
+        faults::point("settle.written");
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
         self.files.database.flush()?;
-        self.unflushed = false;
+        if std::mem::take(&mut self.unflushed) {
+            faults::point("settle.flushed");
+        }
         Ok(())
     }
 

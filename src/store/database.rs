@@ -20,6 +20,7 @@ use super::keys::{self, Tree};
 use super::ledger::{self, Ledger, Tallies};
 use super::rows::{self, Head, Nodes, Stream};
 use super::witness::Witness;
+use crate::faults;
 use crate::task::{Progress, ReplicaIndex, Task, TaskId};
 
 /// sled and our trees in it.
@@ -210,7 +211,9 @@ impl Database {
         for (number, bytes) in stream.chunks() {
             self.put(Tree::Values, &keys::of_chunk(task.id, number), &bytes)?;
         }
+        faults::point("commit.chunks-written");
         self.put(Tree::Tasks, &keys::of_task(task.id), &stream.head()?)?;
+        faults::point("commit.row-written");
         let mut books = self.books();
         books.ledger.highest = books.ledger.highest.max(task.id);
         Ok(())
@@ -224,6 +227,7 @@ impl Database {
                 let key = keys::of_dead_letter(id, ReplicaIndex(index));
                 let payload = rows::dead_letter(letter)?;
                 self.put(Tree::DeadLetters, &key, &payload)?;
+                faults::point("settle.letter-written");
             }
         }
         let key = keys::of_task(id);
@@ -240,6 +244,7 @@ impl Database {
                 self.take(Tree::DeadLetters, &key)?;
             }
         }
+        faults::point("settle.saved");
         Ok(())
     }
 
@@ -250,6 +255,7 @@ impl Database {
             // Removed before. What a crash left of it was an orphan, and is gone since recovery.
             return Ok(());
         };
+        faults::point("settle.row-removed");
         match Head::read(&key, &row) {
             Ok(head) => {
                 for number in (0..).take(head.chunks()) {
@@ -267,6 +273,7 @@ impl Database {
         for entry in self.dead_letters.scan_prefix(key).keys() {
             self.take(Tree::DeadLetters, &entry?)?;
         }
+        faults::point("settle.removed");
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::{Failure, OpenError};
+use crate::faults;
 
 const LOCK: &str = "LOCK";
 const CURRENT: &str = "CURRENT";
@@ -94,14 +95,21 @@ impl Directory {
         fill: impl FnOnce(&Path) -> Result<(), Failure>,
     ) -> Result<PathBuf, OpenError> {
         self.remove_unfinished()?;
+        faults::point("create.cleared");
         let aside = self.path.join(FIRST_STORE.to_owned() + UNFINISHED);
         DirBuilder::new().mode(0o700).create(&aside).map_err(OpenError::io("create", &aside))?;
+        faults::point("create.made-aside");
         fill(&aside).map_err(OpenError::in_store(&aside))?;
+        faults::point("create.filled");
         sync_store(&aside)?;
+        faults::point("create.synced");
         let store = self.path.join(FIRST_STORE);
         self.rename(&aside, &store)?;
+        faults::point("create.renamed");
         self.sync_ancestors()?;
+        faults::point("create.ancestors-synced");
         self.set_current(FIRST_STORE)?;
+        faults::point("create.named");
         Ok(store)
     }
 
@@ -128,10 +136,15 @@ impl Directory {
                 .mode(0o600)
                 .open(&aside)?;
             writeln!(file, "{name}")?;
+            faults::point("current.written");
             file.sync_all()
         };
         write().map_err(OpenError::io("write", &aside))?;
-        self.rename(&aside, &self.path.join(CURRENT))
+        faults::point("current.synced");
+        let current = self.path.join(CURRENT);
+        fs::rename(&aside, &current).map_err(OpenError::io("rename", &aside))?;
+        faults::point("current.renamed");
+        sync(&self.path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), OpenError> {

@@ -12,6 +12,7 @@ mod v0002_ledger;
 use super::error::Failure;
 use super::keys::{self, Tree};
 use super::rows;
+use crate::faults;
 
 type Step = fn(&sled::Db) -> sled::Result<()>;
 
@@ -50,10 +51,15 @@ fn run_steps(db: &sled::Db, steps: &[Step]) -> Result<Migrated, Failure> {
     for (number, step) in (1..).zip(steps) {
         known = number;
         if number > found {
+            faults::point("migrate.begun");
             step(db)?;
+            faults::point("migrate.stepped");
             db.flush()?;
+            faults::point("migrate.flushed");
             set_version(&meta, number)?;
+            faults::point("migrate.versioned");
             db.flush()?;
+            faults::point("migrate.done");
         }
     }
     Ok(if found > known { Migrated::Newer { found, known } } else { Migrated::Done })

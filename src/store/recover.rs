@@ -10,6 +10,7 @@ use super::database::Database;
 use super::error::{Failure, Gone};
 use super::quarantine::{Quarantine, SetAside};
 use super::rows::Header;
+use crate::faults;
 use crate::task::{Progress, TaskId};
 
 /// A task that was accepted and is not settled.
@@ -66,7 +67,9 @@ pub(super) fn mend(
     database.adopt(found.highest, found.tallies);
     let set_aside = quarantine.set_aside(database, found.damaged)?;
     for (tree, key) in &found.orphans {
+        faults::point("recover.orphan-found");
         database.take(*tree, key)?;
+        faults::point("recover.orphan-removed");
     }
     let orphans_removed = found.orphans.len() as u64;
     let report = RecoveryReport { orphans_removed, set_aside, ..RecoveryReport::default() };

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 pub mod daemon;
+pub mod oracle;
 pub mod replica;
 
 pub use daemon::Daemon;

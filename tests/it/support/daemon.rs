@@ -14,6 +14,7 @@ pub struct Daemon {
     dir: Option<TempDir>,
     path: PathBuf,
     args: Vec<String>,
+    env: Vec<(String, String)>,
     child: Child,
     address: String,
     client: reqwest::Client,
@@ -31,9 +32,25 @@ impl Daemon {
 
     /// Starts on a directory that is kept.
     pub async fn start_on(path: &Path, args: &[&str]) -> Self {
+        match Self::try_start_on(path, args, &[]).await {
+            Ok(daemon) => daemon,
+            Err(status) => panic!("the daemon did not start ({status})\n{}", log(path)),
+        }
+    }
+
+    /// Starts on a directory that is kept, with more in its environment; if it ends before it
+    /// serves, how.
+    pub async fn try_start_on(
+        path: &Path,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Result<Self, ExitStatus> {
         let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let (child, address) = spawn(path, &args);
-        Self { dir: None, path: path.to_owned(), args, child, address, client: client() }
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let env: Vec<_> = env.iter().map(owned).collect();
+        let (child, address) = spawn(path, &args, &env)?;
+        let path = path.to_owned();
+        Ok(Self { dir: None, path, args, env, child, address, client: client() })
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -132,7 +149,10 @@ impl Daemon {
 
     /// Starts it again, on the same directory, once it has ended.
     pub async fn restart(&mut self) {
-        (self.child, self.address) = spawn(&self.path, &self.args);
+        match spawn(&self.path, &self.args, &self.env) {
+            Ok(started) => (self.child, self.address) = started,
+            Err(status) => panic!("the daemon did not start ({status})"),
+        }
     }
 
     /// Kills it and starts it again.
@@ -143,8 +163,13 @@ impl Daemon {
 
     /// What it has logged so far.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(log_of(&self.path)).unwrap_or_default()
+        log(&self.path)
     }
+}
+
+/// What the daemons on this directory have logged so far.
+pub fn log(path: &Path) -> String {
+    std::fs::read_to_string(log_of(path)).unwrap_or_default()
 }
 
 impl Drop for Daemon {
@@ -172,12 +197,17 @@ pub fn command() -> Command {
     command
 }
 
-fn spawn(path: &Path, args: &[String]) -> (Child, String) {
+fn spawn(
+    path: &Path,
+    args: &[String],
+    env: &[(String, String)],
+) -> Result<(Child, String), ExitStatus> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log_of(path)).unwrap();
     let mut child = command()
         .args(["--port", "0", "--data-dir"])
         .arg(path)
         .args(args)
+        .envs(env.iter().cloned())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
@@ -188,10 +218,8 @@ fn spawn(path: &Path, args: &[String]) -> (Child, String) {
     let mut line = String::new();
     stdout.read_line(&mut line).unwrap();
     let Some(address) = line.trim().strip_prefix("listening on http://").map(str::to_owned) else {
-        let status = child.wait().unwrap();
-        let log = std::fs::read_to_string(log_of(path)).unwrap_or_default();
-        panic!("the daemon did not start ({status}): {line:?}\n{log}");
+        return Err(child.wait().unwrap());
     };
     std::thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
-    (child, address)
+    Ok((child, address))
 }

@@ -1,0 +1,93 @@
+//! Fault points: the named steps at which a test can have the process die.
+//!
+//! Built with the feature `faults`, which is for tests alone, and with
+//! `REPLICATOR_FAULT_POINT=name` or `name:n` in its environment, the process kills itself with
+//! SIGKILL when it passes that point for the first or the n-th time. Without the feature
+//! [`point`] is empty and nothing reads the environment.
+
+/// Every point, in the order in which a store's life passes them. `tests/faults.rs` dies at each
+/// of them, and fails if one is never reached.
+#[cfg(feature = "faults")]
+pub const POINTS: &[&str] = &[
+    "create.cleared",
+    "create.made-aside",
+    "create.filled",
+    "create.synced",
+    "create.renamed",
+    "create.ancestors-synced",
+    "current.written",
+    "current.synced",
+    "current.renamed",
+    "create.named",
+    "migrate.begun",
+    "migrate.stepped",
+    "migrate.flushed",
+    "migrate.versioned",
+    "migrate.done",
+    "recover.orphan-found",
+    "recover.orphan-removed",
+    "recover.scanned",
+    "recover.leased",
+    "recover.flushed",
+    "commit.gathered",
+    "commit.chunks-written",
+    "commit.row-written",
+    "commit.written",
+    "commit.flushed",
+    "commit.answered",
+    "settle.begun",
+    "settle.letter-written",
+    "settle.saved",
+    "settle.row-removed",
+    "settle.removed",
+    "settle.written",
+    "settle.flushed",
+    "shutdown.refusing",
+    "shutdown.served",
+    "shutdown.delivered",
+    "shutdown.settled",
+    "shutdown.flushed",
+    "shutdown.closed",
+];
+
+/// Does nothing.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub(crate) fn point(_name: &'static str) {}
+
+/// Ends the process here if a test has asked for it.
+#[cfg(feature = "faults")]
+pub(crate) fn point(name: &'static str) {
+    debug_assert!(POINTS.contains(&name), "{name} is not in the list");
+    if let Some(armed) = &*ARMED
+        && armed.name == name
+        && armed.passes.fetch_sub(1, Ordering::Relaxed) == 1
+    {
+        tracing::error!(name, "killed at a fault point");
+        let _ = kill_process(getpid(), Signal::KILL);
+    }
+}
+
+#[cfg(feature = "faults")]
+use std::sync::{
+    LazyLock,
+    atomic::{AtomicU64, Ordering},
+};
+
+#[cfg(feature = "faults")]
+use rustix::process::{Signal, getpid, kill_process};
+
+#[cfg(feature = "faults")]
+struct Armed {
+    name: String,
+    /// How often it is passed until it kills; wraps far beyond.
+    passes: AtomicU64,
+}
+
+#[cfg(feature = "faults")]
+static ARMED: LazyLock<Option<Armed>> = LazyLock::new(|| {
+    let text = std::env::var("REPLICATOR_FAULT_POINT").ok()?;
+    let (name, passes) = text.split_once(':').unwrap_or((&text, "1"));
+    let passes = AtomicU64::new(passes.parse().unwrap_or(1));
+    Some(Armed { name: name.to_owned(), passes })
+});

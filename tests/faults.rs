@@ -1,0 +1,193 @@
+//! The daemon dies at every named step of its store's life, and an oracle looks at what the
+//! replicas were told after it was started again.
+//!
+//! `src/faults.rs` has the points. One that is never reached fails the test.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    unreachable_pub,
+    dead_code,
+    missing_docs,
+    reason = "tests fail by panicking"
+)]
+
+#[path = "it"]
+mod it {
+    pub mod support;
+}
+
+use it::support;
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+
+use replicator::faults::POINTS;
+use serde_json::json;
+use support::oracle::{ARGS, Traffic, judge, moody_replica, until_all_is_delivered};
+use support::{Daemon, Replica, daemon};
+
+/// A world with a data directory, three replicas, and writes.
+struct World {
+    dir: tempfile::TempDir,
+    replicas: [Replica; 3],
+    traffic: Traffic,
+    /// Where in each replica's memory a life of the daemon began.
+    lives: Vec<Vec<usize>>,
+}
+
+impl World {
+    async fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            replicas: [Replica::start().await, moody_replica(0).await, moody_replica(3).await],
+            traffic: Traffic::default(),
+            lives: vec![vec![0; 3]],
+        }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn nodes(&self) -> Vec<String> {
+        self.replicas.iter().map(Replica::url).collect()
+    }
+
+    /// A life that is to end at `point`, with as little or as much traffic as it takes.
+    async fn die_at(&mut self, point: &str) {
+        let terminated = point.starts_with("shutdown.");
+        let down = point == "settle.letter-written";
+        if down {
+            self.replicas[2].stop();
+        }
+        let env = [("REPLICATOR_FAULT_POINT", point)];
+        // So small a retry queue that failed deliveries are parked.
+        let args: Vec<_> = ARGS.iter().map(|arg| if *arg == "40" { "4" } else { arg }).collect();
+        let status = match Daemon::try_start_on(&self.path(), &args, &env).await {
+            Err(status) => status,
+            Ok(mut daemon) => {
+                let writers = self.traffic.start(&daemon, &self.nodes());
+                if terminated {
+                    self.traffic.until_accepted(self.traffic.count() + 100).await;
+                    daemon.signal("-TERM");
+                }
+                let status = daemon.ended().await;
+                for writer in writers {
+                    writer.await.unwrap();
+                }
+                status
+            }
+        };
+        if down {
+            self.replicas[2].come_back().await;
+        }
+        assert_killed_at(point, status, &self.path());
+        for replica in &self.replicas {
+            replica.until_quiet().await;
+        }
+        self.lives.push(self.replicas.iter().map(|replica| replica.seen().len()).collect());
+    }
+
+    /// The chunks of a large value reach the disk without their task: sled writes out a segment
+    /// of its log when it is full.
+    async fn leave_orphans(&mut self) {
+        let env = [("REPLICATOR_FAULT_POINT", "commit.chunks-written")];
+        let mut daemon = Daemon::try_start_on(&self.path(), ARGS, &env).await.unwrap();
+        let body = json!({
+            "key": "large", "value": "x".repeat(6 << 20), "value_encoding": "raw",
+            "operation": "SET", "replica_nodes": self.nodes(),
+        });
+        daemon.client().post(daemon.url("/replicate")).json(&body).send().await.unwrap_err();
+        let status = daemon.ended().await;
+        assert_killed_at("commit.chunks-written", status, &self.path());
+    }
+
+    /// Starts it again, writes more, and looks at everything that was ever accepted.
+    async fn judge(self) {
+        let mut daemon = Daemon::start_on(&self.path(), ARGS).await;
+        let writers = self.traffic.start(&daemon, &self.nodes());
+        self.traffic.until_accepted(self.traffic.count() + 50).await;
+        // A client that is cut off may have been accepted; the daemon itself goes on.
+        writers.iter().for_each(tokio::task::JoinHandle::abort);
+        until_all_is_delivered(&daemon).await;
+        let accepted = self.traffic.accepted();
+        for (n, replica) in self.replicas.iter().enumerate() {
+            let lives: Vec<_> = self.lives.iter().map(|life| life[n]).collect();
+            judge(replica, &accepted, &lives);
+        }
+        assert!(daemon.terminate().await.success());
+    }
+}
+
+fn assert_killed_at(point: &str, status: ExitStatus, path: &Path) {
+    let name = point.split(':').next().unwrap();
+    assert_eq!(status.signal(), Some(9), "{point} is never reached: {status}");
+    let log = daemon::log(path);
+    assert!(log.contains(&format!("name=\"{name}\"")), "killed, but not at {point}:\n{log}");
+}
+
+/// The points of a group.
+fn points(group: &str) -> impl Iterator<Item = &'static str> {
+    POINTS.iter().copied().filter(move |point| point.starts_with(group))
+}
+
+async fn die_at_each(group: &str) {
+    for point in points(group) {
+        eprintln!("{point}");
+        let mut world = World::new().await;
+        if point.starts_with("recover.orphan") {
+            world.leave_orphans().await;
+        }
+        world.die_at(point).await;
+        // Later as well, with more on the disk than a first turn leaves.
+        if group == "commit." || group == "settle." {
+            world.die_at(&format!("{point}:{}", 20 + fastrand::u64(..60))).await;
+        }
+        world.judge().await;
+    }
+}
+
+#[test]
+fn every_point_belongs_to_a_test() {
+    let groups = ["create.", "current.", "migrate.", "recover.", "commit.", "settle.", "shutdown."];
+    for point in POINTS {
+        assert!(groups.iter().any(|group| point.starts_with(group)), "{point}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_creation_that_dies_is_begun_again() {
+    die_at_each("create.").await;
+    die_at_each("current.").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_that_dies_is_run_again() {
+    die_at_each("migrate.").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovery_that_dies_is_run_again() {
+    die_at_each("recover.").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_dies_loses_nothing_that_was_accepted() {
+    die_at_each("commit.").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_settlement_that_dies_brings_nothing_stale_back() {
+    die_at_each("settle.").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_that_dies_loses_nothing_that_was_accepted() {
+    die_at_each("shutdown.").await;
+}
