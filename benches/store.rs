@@ -15,7 +15,12 @@ use replicator::task::{Node, Operation, Task, TaskId, Timestamp};
 use tokio::sync::oneshot;
 
 fn open(dir: &std::path::Path) -> Opened {
-    let settings = Settings { dir: dir.to_owned(), cache_bytes: 64 << 20, now: Timestamp(0) };
+    let settings = Settings {
+        dir: dir.to_owned(),
+        cache_bytes: 64 << 20,
+        min_free_bytes: 0,
+        now: Timestamp(0),
+    };
     let store = Store::open(&settings).expect("a new store");
     store.recover(&mut drop, Box::new(drop)).expect("nothing to recover").0
 }

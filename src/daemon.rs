@@ -204,10 +204,14 @@ async fn ended(task: JoinHandle<()>) {
     }
 }
 
+/// What is to stay free on the disk of the data directory.
+const MIN_FREE_BYTES: u64 = 256 << 20;
+
 fn store_settings(config: &Config, clock: Clock) -> store::Settings {
     store::Settings {
         dir: config.store.dir.clone(),
         cache_bytes: config.store.cache_bytes,
+        min_free_bytes: MIN_FREE_BYTES,
         now: clock.now().wall,
     }
 }

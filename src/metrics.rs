@@ -52,6 +52,10 @@ pub struct Snapshot {
     pub max_lag_seconds: f64,
     /// Size of the store's files, in bytes.
     pub store_file_bytes: u64,
+    /// What lives in them, in bytes.
+    pub store_live_bytes: u64,
+    /// How often the store was rewritten since the start.
+    pub store_rewrites: u64,
     /// Rows in the quarantine at the start.
     pub quarantined_rows: u64,
     /// One entry a replica.
@@ -169,6 +173,15 @@ const METRICS: &[Metric] = &[
         "Rows that could not be read, set aside in the data directory's quarantine by the start.",
         |s| s.quarantined_rows as f64,
     ),
+    ("replicator_store_live_bytes", Level, "Keys and rows that live in the store.", |s| {
+        s.store_live_bytes as f64
+    }),
+    (
+        "replicator_store_rewrites_total",
+        Counter,
+        "Rewrites of the store that gave space back.",
+        |s| s.store_rewrites as f64,
+    ),
     ("replicator_store_file_bytes", Level, "Size of the files of the store.", |s| {
         s.store_file_bytes as f64
     }),
@@ -285,6 +298,8 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
         "retry_capacity": snapshot.retry_capacity,
         "waiting_requests": snapshot.waiting_requests,
         "store_file_bytes": snapshot.store_file_bytes,
+        "store_live_bytes": snapshot.store_live_bytes,
+        "store_rewrites_total": snapshot.store_rewrites,
         "quarantined_rows": snapshot.quarantined_rows,
     })
 }

@@ -17,7 +17,8 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use self::database::{Database, open_sled};
 use self::directory::Directory;
@@ -45,6 +46,7 @@ mod migrate;
 mod quarantine;
 mod read;
 mod recover;
+mod rewrite;
 mod rows;
 mod witness;
 
@@ -64,16 +66,53 @@ pub struct Settings {
     pub dir: PathBuf,
     /// How much memory the database may use for its pages, in bytes.
     pub cache_bytes: u64,
+    /// What is to stay free on its disk, in bytes: a rewrite takes no more than half of it.
+    pub min_free_bytes: u64,
     /// The present: the ids of a new store begin with it.
     pub now: Timestamp,
 }
 
-/// The open files, and the lock on their directory. In this order: it must be the last to go.
+/// The open files, and the lock on their directory.
 struct Files {
-    database: Database,
-    /// The name of the directory that the database is in.
+    /// The current store. A rewrite puts another in its place.
+    database: RwLock<Database>,
+    /// The name of the one that was current at the start.
     store: String,
+    sizes: Sizes,
+    cache_bytes: u64,
+    min_free_bytes: u64,
+    /// It must be the last to go.
     directory: Directory,
+}
+
+/// What the committer has last seen, for whoever asks.
+#[derive(Debug, Default)]
+struct Sizes {
+    file: AtomicU64,
+    live: AtomicU64,
+    /// How often the store was rewritten since the start.
+    rewrites: AtomicU64,
+}
+
+impl Files {
+    fn new(database: Database, store: String, directory: Directory, settings: &Settings) -> Self {
+        let (cache_bytes, min_free_bytes) = (settings.cache_bytes, settings.min_free_bytes);
+        let sizes = Sizes::default();
+        sizes.file.store(rewrite::file_bytes(&settings.dir.join(&store)), Ordering::Relaxed);
+        let database = RwLock::new(database);
+        Self { database, store, sizes, cache_bytes, min_free_bytes, directory }
+    }
+
+    /// The current store, which stays readable for as long as this is held.
+    fn database(&self) -> Database {
+        self.database.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts another in its place, and gives back the one before.
+    fn replace_database(&self, new: Database) -> Database {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *database, new)
+    }
 }
 
 /// A store that is locked and in the newest format, and not recovered yet.
@@ -122,7 +161,11 @@ impl Store {
         }
         let database = guarded(|| Database::new(db)).map_err(in_dir())?;
         let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Self { files: Files { database, store, directory }, now: settings.now, witnessed })
+        Ok(Self {
+            files: Files::new(database, store, directory, settings),
+            now: settings.now,
+            witnessed,
+        })
     }
 
     /// Hands every task that is not settled to `each`, in the order of acceptance and without its
@@ -139,7 +182,7 @@ impl Store {
         let Self { files, now, witnessed } = self;
         let dir = files.directory.path().to_owned();
         let read = || {
-            let database = &files.database;
+            let database = &files.database();
             let quarantine = Quarantine::of(&dir, &files.store, now);
             let (report, last) = recover::mend(database, &quarantine, Missing::Refuse)?;
             faults::point("recover.scanned");
@@ -158,8 +201,10 @@ impl Store {
         };
         let (report, next_id, lease) =
             guarded::<_, Failure>(read).map_err(OpenError::in_store(&dir))?;
-        let number = files.database.ledger().0.number;
-        files.database.attend(Witness::begin(&dir, &files.store, number)?);
+        // Not before the current one has shown that it can be read.
+        files.directory.clear_beside(&dir.join(&files.store))?;
+        let number = files.database().ledger().0.number;
+        files.database().attend(Witness::begin(&dir, &files.store, number)?);
         let files = Arc::new(files);
         let committer = commit::start(Arc::clone(&files), lease, notify)
             .map_err(OpenError::io("start the committer of", &dir))?;

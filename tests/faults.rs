@@ -62,7 +62,7 @@ impl World {
     /// A life that is to end at `point`, with as little or as much traffic as it takes.
     async fn die_at(&mut self, point: &str) {
         let terminated = point.starts_with("shutdown.");
-        let down = point == "settle.letter-written";
+        let down = point.starts_with("settle.letter-written");
         if down {
             self.replicas[2].stop();
         }
@@ -108,6 +108,16 @@ impl World {
         assert_killed_at("commit.chunks-written", status, &self.path());
     }
 
+    /// A backlog for a dead replica: when it is drained, the store is due for a rewrite.
+    async fn leave_backlog(&mut self) {
+        self.replicas[0].stop();
+        let mut daemon = Daemon::start_on(&self.path(), ARGS).await;
+        self.traffic.write_large(&daemon, &self.nodes(), 64).await;
+        daemon.kill();
+        self.replicas[0].come_back().await;
+        self.lives.push(self.replicas.iter().map(|replica| replica.seen().len()).collect());
+    }
+
     /// Starts it again, writes more, and looks at everything that was ever accepted.
     async fn judge(self) {
         let mut daemon = Daemon::start_on(&self.path(), ARGS).await;
@@ -144,6 +154,13 @@ async fn die_at_each(group: &str) {
         if point.starts_with("recover.orphan") {
             world.leave_orphans().await;
         }
+        if group == "rewrite." {
+            world.leave_backlog().await;
+        }
+        if group == "clear." {
+            world.leave_backlog().await;
+            world.die_at("rewrite.renamed").await;
+        }
         world.die_at(point).await;
         // Later as well, with more on the disk than a first turn leaves.
         if group == "commit." || group == "settle." {
@@ -155,7 +172,17 @@ async fn die_at_each(group: &str) {
 
 #[test]
 fn every_point_belongs_to_a_test() {
-    let groups = ["create.", "current.", "migrate.", "recover.", "commit.", "settle.", "shutdown."];
+    let groups = [
+        "create.",
+        "current.",
+        "rewrite.",
+        "clear.",
+        "migrate.",
+        "recover.",
+        "commit.",
+        "settle.",
+        "shutdown.",
+    ];
     for point in POINTS {
         assert!(groups.iter().any(|group| point.starts_with(group)), "{point}");
     }
@@ -165,6 +192,12 @@ fn every_point_belongs_to_a_test() {
 async fn a_creation_that_dies_is_begun_again() {
     die_at_each("create.").await;
     die_at_each("current.").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rewrite_that_dies_leaves_one_whole_store() {
+    die_at_each("rewrite.").await;
+    die_at_each("clear.").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

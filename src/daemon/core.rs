@@ -385,6 +385,8 @@ impl Core {
             average_ack_seconds: self.acks.mean().as_secs_f64(),
             max_lag_seconds: self.max_lag.as_secs_f64(),
             store_file_bytes: self.parts.reader.file_bytes(),
+            store_live_bytes: self.parts.reader.live_bytes(),
+            store_rewrites: self.parts.reader.rewrites(),
             quarantined_rows: self.parts.quarantined_rows,
             replicas,
         }

@@ -10,8 +10,12 @@ use crate::store::{Opened, Reader, Recovered, Store};
 use crate::task::{Cause, Node, Operation, Progress, Task, TaskId, Timestamp};
 
 fn open(dir: &Path, clock: Clock, notify: store::Notify) -> (Opened, Vec<Recovered>) {
-    let settings =
-        store::Settings { dir: dir.to_owned(), cache_bytes: 8 << 20, now: clock.now().wall };
+    let settings = store::Settings {
+        dir: dir.to_owned(),
+        cache_bytes: 8 << 20,
+        min_free_bytes: 0,
+        now: clock.now().wall,
+    };
     let mut found = Vec::new();
     let store = Store::open(&settings).unwrap();
     let (opened, _) = store.recover(&mut |task| found.push(task), notify).unwrap();

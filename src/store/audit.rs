@@ -33,6 +33,8 @@ pub(super) struct Found {
     pub(super) dead_letters: u64,
     /// The highest task of any row.
     pub(super) highest: Option<TaskId>,
+    /// The length of all keys and rows but those of `meta`, in bytes.
+    pub(super) live_bytes: u64,
     /// All rows of the trees that are counted.
     pub(super) tallies: Tallies,
     /// Those that the ledger counts.
@@ -245,6 +247,7 @@ impl Walk<'_> {
     fn count(&mut self, tree: Tree, key: &[u8], row: &[u8]) {
         let owner = keys::owner(key);
         self.found.highest = self.found.highest.max(owner);
+        self.found.live_bytes += (key.len() + row.len()) as u64;
         self.found.tallies.replace(tree, None, Some(row));
         if owner.is_none_or(|owner| owner <= self.counted_up_to) {
             self.found.counted.replace(tree, None, Some(row));

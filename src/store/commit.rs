@@ -6,8 +6,10 @@
 //! 1. **gather**: take what was handed in, up to [`MAX_BATCH_TASKS`] or [`MAX_BATCH_BYTES`];
 //! 2. **commit**: write the new tasks in the order in which they came, flush, give every caller
 //!    the same answer, and only then tell the daemon;
-//! 3. **settle**: if settlements have waited [`SETTLE_WITHIN`], write all of them. They ride with
+//! 3. **settle**: if settlements have waited [`SETTLE_WITHIN`], write them. They ride with
 //!    the flush of the next batch; if none waits, they get one of their own.
+//!
+//! Between the last two a rewrite of the store gets its turn: see `rewrite.rs`.
 //!
 //! Nobody waits for a settlement. Losing one means that a delivery is repeated, which the
 //! contract allows, as long as the order holds. Of that, this module guarantees:
@@ -15,7 +17,8 @@
 //! **A settlement on disk implies those of every older write of the same key to the same
 //! replica.** The deliveries of one key to one replica settle in the order of their [`TaskId`]s,
 //! so when the settlement of one is here, those of the older ones are here or on disk. All that
-//! are here are written together, in ascending order of the ids; and what survives a crash is a
+//! are here are written in ascending order of the ids, and if that is cut short to let new tasks
+//! through, it goes on from the lowest; and what survives a crash is a
 //! prefix of what was written. So after a restart an older write may be repeated before a newer
 //! one, never after it.
 //!
@@ -36,7 +39,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::Files;
+use super::database::Database;
 use super::error::{CommitError, Failure, guarded};
+use super::rewrite::Rewriter;
 use crate::faults;
 use crate::task::{Progress, Task, TaskId};
 
@@ -48,6 +53,9 @@ const MAX_BATCH_BYTES: usize = 16 << 20;
 /// How long a settlement waits for others. Most of a task's deliveries settle within it, and
 /// then all that is written of them is the removal of the task.
 const SETTLE_WITHIN: Duration = Duration::from_millis(20);
+/// How long new tasks wait for settlements that are being written: the removal of a task of 1 MiB
+/// is that of 256 rows, and several hundred can be due at once when a replica comes back.
+const SETTLE_FOR: Duration = Duration::from_millis(5);
 /// So many tasks with settlements do not wait for more.
 const MAX_SETTLEMENTS: usize = 4096;
 /// The most orders that one turn takes, so that a flood of settlements cannot keep it gathering.
@@ -178,7 +186,9 @@ pub(super) fn start(
 /// What the thread owns.
 struct Writer {
     orders: Receiver<Order>,
-    files: Arc<Files>,
+    /// The current store.
+    database: Database,
+    rewriter: Rewriter,
     notify: Notify,
     /// The end of the lease on disk.
     lease: TaskId,
@@ -203,7 +213,8 @@ impl Writer {
     fn new(orders: Receiver<Order>, files: Arc<Files>, lease: TaskId, notify: Notify) -> Self {
         Self {
             orders,
-            files,
+            database: files.database(),
+            rewriter: Rewriter::new(files),
             notify,
             lease,
             batch: Vec::new(),
@@ -223,7 +234,9 @@ impl Writer {
                 // Late comers; one that comes later still finds nobody, which says the same.
                 self.orders.try_iter().for_each(|late| late.refuse(CommitError::Closed));
                 // The files are let go before anyone is told that they are.
-                drop(self);
+                let Self { database, rewriter, orders, .. } = self;
+                rewriter.close(&database);
+                drop((database, orders));
                 answer(closing, Ok(()));
             }
             Err(failure) => self.fail(&failure),
@@ -238,11 +251,14 @@ impl Writer {
             } else if self.unflushed {
                 self.flush()?;
             }
+            self.rewriter.turn(&mut self.database)?;
             if self.settlements_wait() == Some(Duration::ZERO) {
                 self.settle()?;
             }
         }
-        self.settle()?;
+        while !self.settlements.is_empty() {
+            self.settle()?;
+        }
         faults::point("shutdown.settled");
         self.flush()?;
         faults::point("shutdown.flushed");
@@ -287,7 +303,7 @@ impl Writer {
     /// The next order; waits for it only as long as there is nothing better to do.
     fn next(&self) -> Result<Order, RecvTimeoutError> {
         let wait = if self.batch.is_empty() && !self.unflushed {
-            self.settlements_wait()
+            self.settlements_wait().into_iter().chain(self.rewriter.wait()).min()
         } else {
             Some(Duration::ZERO)
         };
@@ -314,10 +330,10 @@ impl Writer {
             && top.0.saturating_add(RENEW) >= self.lease.0
         {
             self.lease = lease(top);
-            self.files.database.set_sequence(self.lease)?;
+            self.database.set_sequence(self.lease)?;
         }
         for accept in &self.batch {
-            self.files.database.insert(&accept.task)?;
+            self.database.insert(&accept.task)?;
         }
         faults::point("commit.written");
         self.flush()?;
@@ -331,26 +347,34 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes all settlements, in the order of the tasks. See the invariant at the top.
+    /// Writes settlements, in the order of the tasks: all, or the first of them if that takes long.
+    /// See the invariant at the top.
     fn settle(&mut self) -> Result<(), Failure> {
-        self.waiting_since = None;
         if self.settlements.is_empty() {
             return Ok(());
         }
         faults::point("settle.begun");
+        let begun = now();
         while let Some((id, settlement)) = self.settlements.pop_first() {
             match settlement {
-                Settlement::Save(progress) => self.files.database.save(id, &progress)?,
-                Settlement::Remove => self.files.database.remove(id)?,
+                Settlement::Save(progress) => self.database.save(id, &progress)?,
+                Settlement::Remove => self.database.remove(id)?,
             }
             self.unflushed = true;
+            if begun.elapsed() >= SETTLE_FOR {
+                break;
+            }
+        }
+        if self.settlements.is_empty() {
+            self.waiting_since = None;
         }
         faults::point("settle.written");
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
-        self.files.database.flush()?;
+        self.database.flush()?;
+        self.rewriter.flushed();
         if std::mem::take(&mut self.unflushed) {
             faults::point("settle.flushed");
         }

@@ -15,13 +15,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::error::Failure;
+use super::error::{Failure, guarded};
 use super::keys::{self, Tree};
 use super::ledger::{self, Ledger, Tallies};
 use super::rows::{self, Head, Nodes, Stream};
 use super::witness::Witness;
 use crate::faults;
 use crate::task::{Progress, ReplicaIndex, Task, TaskId};
+
+/// All trees, in the order in which a copy is made: a task's row comes before its values, as they
+/// are removed.
+pub(super) const TREES: [Tree; 5] =
+    [Tree::Meta, Tree::Tasks, Tree::Values, Tree::Progress, Tree::DeadLetters];
 
 /// sled and our trees in it.
 #[derive(Clone)]
@@ -47,6 +52,56 @@ struct Books {
     settling: bool,
     /// Who is told of each commit.
     witness: Option<Witness>,
+    /// The length of all keys and rows but those of `meta`, in bytes.
+    live_bytes: u64,
+    /// Where every row goes as well, while the store is rewritten.
+    mirror: Option<Mirror>,
+}
+
+/// The trees of a second database that is to become equal.
+#[derive(Debug)]
+struct Mirror {
+    trees: Vec<(Tree, sled::Tree)>,
+    /// The first error of it. It gets nothing more then.
+    failure: Option<Failure>,
+}
+
+impl Mirror {
+    /// Writes or removes a row there. That it fails is no matter of the one that is in use.
+    fn write(&mut self, tree: Tree, key: &[u8], row: Option<&[u8]>) {
+        let found = self.trees.iter().find(|(name, _)| *name == tree);
+        let (None, Some((_, tree))) = (&self.failure, found) else {
+            return;
+        };
+        let written = guarded(|| match row {
+            Some(row) => Ok(tree.insert(key, row).map(drop)?),
+            None => Ok(tree.remove(key).map(drop)?),
+        });
+        self.failure = written.err();
+    }
+}
+
+impl Books {
+    /// One row took the place of another, or of none.
+    fn replaced(&mut self, tree: Tree, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) {
+        self.ledger.tallies.replace(tree, old, new);
+        let bytes = |row: &[u8]| (key.len() + row.len()) as u64;
+        self.live_bytes += new.map_or(0, bytes);
+        self.live_bytes = self.live_bytes.saturating_sub(old.map_or(0, bytes));
+        if let Some(mirror) = &mut self.mirror {
+            mirror.write(tree, key, new);
+        }
+    }
+
+    /// Writes a row that is about the rows of `meta`'s own database.
+    fn put_meta(&mut self, meta: &sled::Tree, key: &[u8], payload: &[u8]) -> Result<(), Failure> {
+        let row = rows::seal(Tree::Meta, key, payload);
+        meta.insert(key, &*row)?;
+        if let Some(mirror) = &mut self.mirror {
+            mirror.write(Tree::Meta, key, Some(&row));
+        }
+        Ok(())
+    }
 }
 
 /// Opens, or makes, the sled database in the directory `path`.
@@ -86,7 +141,8 @@ impl Database {
         let missing = || rows::damage(Tree::Meta, keys::LEDGER, "is missing");
         let ledger = Ledger::load(&meta)?.ok_or_else(missing)?;
         let settling = !ledger::binds(&ledger, &meta)?;
-        let books = Books { ledger, open: false, settling, witness: None };
+        let books =
+            Books { ledger, open: false, settling, witness: None, live_bytes: 0, mirror: None };
         Ok(Self {
             books: Arc::new(Mutex::new(books)),
             meta,
@@ -103,7 +159,8 @@ impl Database {
         let mut books = self.books();
         if books.open {
             books.ledger.number += 1;
-            put_meta(&self.meta, keys::LEDGER, &books.ledger.payload())?;
+            let payload = books.ledger.payload();
+            books.put_meta(&self.meta, keys::LEDGER, &payload)?;
             books.open = false;
             books.settling = false;
         }
@@ -122,8 +179,9 @@ impl Database {
     }
 
     /// Takes what recovery found for what there must be from now on.
-    pub(super) fn adopt(&self, highest: Option<TaskId>, tallies: Tallies) {
+    pub(super) fn adopt(&self, highest: Option<TaskId>, tallies: Tallies, live_bytes: u64) {
         let mut books = self.books();
+        books.live_bytes = live_bytes;
         books.ledger.highest = books.ledger.highest.max(highest.unwrap_or(TaskId(0)));
         books.ledger.tallies = tallies;
     }
@@ -155,7 +213,7 @@ impl Database {
         let mut books = self.books();
         let old = self.tree(tree).insert(key, &*row)?;
         books.open = true;
-        books.ledger.tallies.replace(tree, old.as_deref(), Some(&row));
+        books.replaced(tree, key, old.as_deref(), Some(&row));
         Ok(())
     }
 
@@ -164,7 +222,7 @@ impl Database {
         self.begin_settling()?;
         let mut books = self.books();
         let old = self.tree(tree).remove(key)?;
-        books.ledger.tallies.replace(tree, old.as_deref(), None);
+        books.replaced(tree, key, old.as_deref(), None);
         Ok(old)
     }
 
@@ -172,16 +230,51 @@ impl Database {
     fn begin_settling(&self) -> Result<(), Failure> {
         let mut books = self.books();
         if !books.settling {
-            put_meta(&self.meta, keys::SETTLING, &books.ledger.number.to_be_bytes())?;
+            let number = books.ledger.number.to_be_bytes();
+            books.put_meta(&self.meta, keys::SETTLING, &number)?;
             books.settling = true;
             books.open = true;
         }
         Ok(())
     }
 
-    /// The size of the database's file, in bytes.
-    pub(super) fn file_bytes(&self) -> Result<u64, Failure> {
-        Ok(self.db.size_on_disk()?)
+    /// The length of all keys and rows but those of `meta`, in bytes.
+    pub(super) fn live_bytes(&self) -> u64 {
+        self.books().live_bytes
+    }
+
+    /// The trees of a database that is to become equal to this one, with the same books.
+    pub(super) fn beside(&self, db: sled::Db) -> Result<Self, Failure> {
+        let tree = |tree: Tree| db.open_tree(tree.name());
+        Ok(Self {
+            books: Arc::clone(&self.books),
+            meta: tree(Tree::Meta)?,
+            tasks: tree(Tree::Tasks)?,
+            values: tree(Tree::Values)?,
+            progress: tree(Tree::Progress)?,
+            dead_letters: tree(Tree::DeadLetters)?,
+            db,
+        })
+    }
+
+    /// From now on every row goes to `other` as well, or to none.
+    pub(super) fn mirror_to(&self, other: Option<&Self>) {
+        let trees = |other: &Self| TREES.map(|tree| (tree, other.tree(tree).clone())).to_vec();
+        self.books().mirror = other.map(|other| Mirror { trees: trees(other), failure: None });
+    }
+
+    /// Why a row did not get into the mirror; it is none any more then.
+    pub(super) fn mirror_failure(&self) -> Option<Failure> {
+        let mut books = self.books();
+        let failure = books.mirror.as_mut()?.failure.take()?;
+        books.mirror = None;
+        Some(failure)
+    }
+
+    /// Makes all rows durable, without a ledger: that of a mirror comes with the rows.
+    pub(super) fn flush_rows(&self) -> Result<(), Failure> {
+        self.db.flush()?;
+        Ok(())
     }
 
     /// The exclusive upper bound of all ids that may have been used; `None` in a new store.
@@ -315,9 +408,4 @@ impl Database {
             user_id: header.user_id,
         }))
     }
-}
-
-fn put_meta(meta: &sled::Tree, key: &[u8], payload: &[u8]) -> Result<(), Failure> {
-    meta.insert(key, rows::seal(Tree::Meta, key, payload))?;
-    Ok(())
 }

@@ -125,6 +125,32 @@ impl Directory {
         Ok(())
     }
 
+    /// Where a store is made that is to be called `name`.
+    pub(super) fn unfinished(&self, name: &str) -> PathBuf {
+        self.path.join(name.to_owned() + UNFINISHED)
+    }
+
+    /// Gives a store that was made in [`Self::unfinished`] its name, and makes it the current one.
+    pub(super) fn adopt(&self, name: &str) -> Result<(), OpenError> {
+        self.rename(&self.unfinished(name), &self.path.join(name))?;
+        faults::point("rewrite.renamed");
+        self.set_current(name)
+    }
+
+    /// Removes whatever stores lie beside the current one: one that was not finished, or that
+    /// was replaced.
+    pub(super) fn clear_beside(&self, current: &Path) -> Result<(), OpenError> {
+        for name in self.names()? {
+            let path = self.path.join(&name);
+            if is_store(name.strip_suffix(UNFINISHED).unwrap_or(&name)) && path != current {
+                faults::point("clear.found");
+                fs::remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
+                faults::point("clear.removed");
+            }
+        }
+        Ok(())
+    }
+
     /// Names another store as the current one, durably and at once or not at all.
     fn set_current(&self, name: &str) -> Result<(), OpenError> {
         let aside = self.path.join(CURRENT.to_owned() + UNFINISHED);
@@ -185,7 +211,32 @@ pub(super) fn sync_store(store: &Path) -> Result<(), OpenError> {
     sync(store)
 }
 
-fn sync(path: &Path) -> Result<(), OpenError> {
+/// Makes an empty directory, for this user alone, in place of whatever is there.
+pub(super) fn make_empty(path: &Path) -> Result<(), OpenError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(OpenError::io("remove", path)(error));
+        }
+        _ => {}
+    }
+    DirBuilder::new().mode(0o700).create(path).map_err(OpenError::io("create", path))
+}
+
+/// The name of the store that follows `name`.
+pub(super) fn next_name(name: &str) -> String {
+    let number: u64 = name.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    format!("store-{:06}", number + 1)
+}
+
+/// How much is free on the disk of a directory for this user, in bytes; `None` if the system does
+/// not say.
+pub(super) fn free_bytes(path: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// Makes the names in a directory durable, or what is in a file.
+pub(super) fn sync(path: &Path) -> Result<(), OpenError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(OpenError::io("sync", path))
 }
 

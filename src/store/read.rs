@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Files;
 use super::error::{ReadError, guarded};
@@ -22,14 +23,26 @@ impl Reader {
     /// A [`ReadError`] if a row of it is not what was written, or the database fails. Neither
     /// stops the committer.
     pub fn read(&self, id: TaskId) -> Result<Option<Task>, ReadError> {
-        guarded(|| Ok(self.files.database.read(id)?))
+        guarded(|| Ok(self.files.database().read(id)?))
     }
 
-    /// The size of the store's files in bytes, 0 where the operating system does not say. They
-    /// grow with the backlog and do not shrink with it.
+    /// The size of the store's file in bytes, as the committer has last seen it; 0 where the
+    /// operating system does not say. It grows with the backlog; a rewrite makes it small again.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.files.database.file_bytes().unwrap_or_default()
+        self.files.sizes.file.load(Ordering::Relaxed)
+    }
+
+    /// The length of the keys and rows in it, in bytes, seen at the same time.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.files.sizes.live.load(Ordering::Relaxed)
+    }
+
+    /// How often the store was rewritten since the start.
+    #[must_use]
+    pub fn rewrites(&self) -> u64 {
+        self.files.sizes.rewrites.load(Ordering::Relaxed)
     }
 }
 

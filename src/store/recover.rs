@@ -64,7 +64,7 @@ pub(super) fn mend(
     {
         return Err(Failure::Gone(gone));
     }
-    database.adopt(found.highest, found.tallies);
+    database.adopt(found.highest, found.tallies, found.live_bytes);
     let set_aside = quarantine.set_aside(database, found.damaged)?;
     for (tree, key) in &found.orphans {
         faults::point("recover.orphan-found");

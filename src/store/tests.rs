@@ -10,7 +10,12 @@ use super::*;
 use crate::task::{Cause, DeadLetter, Node, Operation, Progress, Task};
 
 pub(super) fn settings(dir: &Path) -> Settings {
-    Settings { dir: dir.to_owned(), cache_bytes: 8 << 20, now: Timestamp(5_000_000) }
+    Settings {
+        dir: dir.to_owned(),
+        cache_bytes: 8 << 20,
+        min_free_bytes: 0,
+        now: Timestamp(5_000_000),
+    }
 }
 
 /// Opens a store; events go nowhere.
@@ -181,12 +186,12 @@ fn tasks_of_every_size_come_back_as_they_were() {
         opened.committer.remove(task.id);
     }
     assert_eq!(opened.reader.read(TaskId(9)).unwrap(), None);
-    assert!(opened.reader.file_bytes() > 1 << 20);
+    assert!(rewrite::file_bytes(&dir.path().join("store-000001")) > 1 << 20);
     close(opened);
 
     let (opened, recovered, report) = open(dir.path());
     assert_eq!((recovered, report), (vec![], NOTHING));
-    let database = &opened.reader.files.database;
+    let database = &opened.reader.files.database();
     assert_eq!((database.tasks.len(), database.values.len()), (0, 0));
 }
 
@@ -221,10 +226,10 @@ fn what_each_replica_has_had_comes_back_and_the_latest_state_wins() {
         opened = reopened.0;
         assert_eq!(reopened.1[0].progress, state);
         assert_eq!(reopened.2.dead_letters, letters);
-        let rows = opened.reader.files.database.dead_letters.len();
+        let rows = opened.reader.files.database().dead_letters.len();
         assert_eq!(u64::try_from(rows), Ok(letters));
     }
-    assert_eq!(opened.reader.files.database.progress.len(), 0);
+    assert_eq!(opened.reader.files.database().progress.len(), 0);
 }
 
 #[test]
@@ -238,8 +243,7 @@ fn a_dead_letter_counts_more_than_the_progress_beside_it() {
     let (opened, ..) = open(dir.path());
     let row = rows::progress(&[Progress::Untouched, failed(2)]).unwrap();
     let key = keys::of_task(TaskId(1));
-    let database = &opened.reader.files.database;
-    database.put(Tree::Progress, &key, &row).unwrap();
+    opened.reader.files.database().put(Tree::Progress, &key, &row).unwrap();
     close(opened);
     let (_, recovered, _) = open(dir.path());
     assert_eq!(recovered[0].progress, [dead(Cause::GaveUp), failed(2)]);
@@ -258,7 +262,7 @@ fn rows_without_their_task_are_removed_and_counted() {
     let (opened, ..) = open(dir.path());
     for id in [1, 5] {
         let key = keys::of_task(TaskId(id));
-        opened.reader.files.database.take(Tree::Tasks, &key).unwrap().unwrap();
+        opened.reader.files.database().take(Tree::Tasks, &key).unwrap().unwrap();
     }
     close(opened);
     let (opened, recovered, report) = open(dir.path());
@@ -308,8 +312,7 @@ fn a_newer_format_is_refused_with_both_versions() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &3u32.to_be_bytes());
-    let meta = &opened.reader.files.database.meta;
-    meta.insert(keys::FORMAT_VERSION, row).unwrap();
+    opened.reader.files.database().meta.insert(keys::FORMAT_VERSION, row).unwrap();
     close(opened);
     let path = dir.path().display();
     assert_eq!(
@@ -449,22 +452,22 @@ impl Reader {
     /// Damages a task where it lies; the ledger does without it.
     pub(crate) fn damage(&self, id: TaskId) {
         self.lose(id);
-        let tasks = &self.files.database.tasks;
+        let tasks = &self.files.database().tasks;
         tasks.insert(keys::of_task(id), b"not what was written").unwrap();
     }
 
     /// Removes a task.
     pub(crate) fn lose(&self, id: TaskId) {
-        self.files.database.take(Tree::Tasks, &keys::of_task(id)).unwrap().unwrap();
+        self.files.database().take(Tree::Tasks, &keys::of_task(id)).unwrap().unwrap();
     }
 
     /// Removes what [`Self::damage`] has left.
     pub(crate) fn clear(&self, id: TaskId) {
-        let _ = self.files.database.tasks.remove(keys::of_task(id));
+        let _ = self.files.database().tasks.remove(keys::of_task(id));
     }
 
     /// Makes every read fail from now on.
     pub(crate) fn break_down(&self) {
-        self.files.database.db.drop_tree(Tree::Tasks.name()).unwrap();
+        self.files.database().db.drop_tree(Tree::Tasks.name()).unwrap();
     }
 }

@@ -13,7 +13,8 @@ use replicator::task::{Cause, DeadLetter, Node, Operation, Progress, Task, TaskI
 const FIRST: u64 = 1_700_000_000_000_000;
 
 fn settings(dir: &Path) -> Settings {
-    Settings { dir: dir.to_owned(), cache_bytes: 8 << 20, now: Timestamp(FIRST * 1_000) }
+    let cache_bytes = 8 << 20;
+    Settings { dir: dir.to_owned(), cache_bytes, min_free_bytes: 0, now: Timestamp(FIRST * 1_000) }
 }
 
 fn open(dir: &Path) -> (Opened, Vec<Recovered>) {

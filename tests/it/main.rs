@@ -20,6 +20,7 @@ mod support;
 mod contract;
 mod delivery;
 mod deploy;
+mod disk;
 mod fixtures;
 mod layering;
 mod lifecycle;

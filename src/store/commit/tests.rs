@@ -52,7 +52,7 @@ fn settlements_are_written_in_the_order_of_their_tasks_whatever_order_they_came_
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     let files = Arc::clone(&opened.reader.files);
-    let writes = files.database.progress.watch_prefix([]);
+    let writes = files.database().progress.watch_prefix([]);
     // All are handed in before the first turn.
     let (sender, orders) = mpsc::channel();
     let committer = Committer { orders: sender };
@@ -73,7 +73,7 @@ fn settlements_reach_the_disk_by_themselves() {
     let (opened, ..) = open(dir.path());
     accept(&opened, &small(1)).unwrap();
     accept(&opened, &small(2)).unwrap();
-    let mut writes = opened.reader.files.database.tasks.watch_prefix([]);
+    let mut writes = opened.reader.files.database().tasks.watch_prefix([]);
     opened.committer.remove(TaskId(1));
     writes.next_timeout(Duration::from_secs(10)).unwrap();
     // The flush follows the write at once; nothing tells when it is over.
@@ -105,7 +105,7 @@ fn a_lease_is_renewed_before_an_id_beyond_it_can_be_seen() {
     let end = opened.next_id.0 + LEASE;
     for id in [end - RENEW - 1, end - RENEW, end - 1, end + 5 * LEASE] {
         accept(&opened, &small(id)).unwrap();
-        let on_disk = opened.reader.files.database.sequence().unwrap().unwrap();
+        let on_disk = opened.reader.files.database().sequence().unwrap().unwrap();
         assert!(on_disk.0 > id + RENEW, "{id} {on_disk}");
     }
 }
@@ -113,7 +113,7 @@ fn a_lease_is_renewed_before_an_id_beyond_it_can_be_seen() {
 /// Takes a tree away so that the removal of a task fails, and lets it fail.
 fn break_store(opened: &super::super::Opened, id: u64) {
     accept(opened, &small(id)).unwrap();
-    opened.reader.files.database.db.drop_tree("progress").unwrap();
+    opened.reader.files.database().db.drop_tree("progress").unwrap();
     opened.committer.remove(TaskId(id));
 }
 

@@ -18,7 +18,7 @@ fn flip(tree: &sled::Tree, id: u64, at: usize) {
 /// Damages a store that is not in use.
 fn harm(dir: &Path, harm: impl FnOnce(&Database)) {
     let (opened, ..) = open(dir);
-    harm(&opened.reader.files.database);
+    harm(&opened.reader.files.database());
     close(opened);
 }
 
@@ -120,7 +120,7 @@ fn a_row_under_a_key_that_was_never_written_is_set_aside() {
     harm(dir.path(), |db| drop(db.values.insert(b"odd", b"bytes").unwrap()));
     let (opened, recovered, report) = open(dir.path());
     assert_eq!((recovered.len(), report.set_aside.rows), (3, 1));
-    assert_eq!(opened.reader.files.database.values.len(), 3 * 4);
+    assert_eq!(opened.reader.files.database().values.len(), 3 * 4);
 }
 
 #[test]

@@ -4,8 +4,8 @@ use super::*;
 use crate::store::keys::Tree;
 use crate::task::TaskId;
 
-fn database(opened: &Opened) -> &Database {
-    &opened.reader.files.database
+fn database(opened: &Opened) -> Database {
+    opened.reader.files.database()
 }
 
 /// Takes a row away behind the ledger's back, as damage in sled's log would.

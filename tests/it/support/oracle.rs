@@ -40,10 +40,14 @@ pub struct Accepted {
     pub value: Option<String>,
 }
 
+/// From here on values have about 1 MiB.
+const LARGE: u64 = 1_000_000_000;
+
 /// A value that shows where it is torn: its number as often as its number says.
 pub fn value(n: u64) -> String {
     let word = format!("<{n}>");
-    word.repeat(1 + usize::try_from(n * 37 % 4000).unwrap())
+    let large = if n >= LARGE { 80_000 } else { 1 };
+    word.repeat(large + usize::try_from(n * 37 % 4000).unwrap())
 }
 
 fn is_whole(text: &str) -> bool {
@@ -101,6 +105,19 @@ impl Traffic {
             tokio::spawn(write(daemon.url("/replicate"), nodes.to_vec(), numbers, accepted))
         };
         (0..WRITERS).map(|_| one()).collect()
+    }
+
+    /// Writes about so many MiB, a key each.
+    pub async fn write_large(&self, daemon: &Daemon, nodes: &[String], mib: u64) {
+        for n in LARGE..LARGE + mib {
+            let (key, value) = (format!("large/{n}"), Some(value(n)));
+            let body = json!({
+                "key": key, "value": value, "value_encoding": "raw", "operation": "SET",
+                "replica_nodes": nodes,
+            });
+            let task = daemon.accept(&body).await;
+            self.accepted.lock().unwrap().push(Accepted { key, task, value });
+        }
     }
 
     /// How many writes were accepted.

@@ -1,0 +1,97 @@
+//! What an outage leaves on the disk, and how it goes away.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::support::oracle::{Traffic, judge};
+use crate::support::{Daemon, Replica, set, wait_until};
+
+const ARGS: &[&str] = &["--retry-base", "100ms", "--max-retries", "10000"];
+
+/// All bytes below a directory.
+fn size_of(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(data) if data.is_dir() => size_of(&entry.path()),
+        Ok(data) => data.len(),
+        Err(_) => 0,
+    };
+    entries.map(size).sum()
+}
+
+/// `BACKLOG_MIB=900 cargo test --release --test it disk -- --nocapture` runs it larger.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_backlog_gives_its_space_back_without_a_restart() {
+    let mib = std::env::var("BACKLOG_MIB").map_or(200, |mib| mib.parse().unwrap());
+    let (dead, alive) = (Replica::start().await, Replica::start().await);
+    let daemon = Daemon::start(ARGS).await;
+    dead.stop();
+    let traffic = Traffic::default();
+    traffic.write_large(&daemon, &[dead.url()], mib).await;
+    let full = size_of(daemon.dir());
+    assert!(full > mib << 20, "{full} bytes");
+
+    // Someone else's writes go on all the time.
+    dead.come_back().await;
+    let mut times = vec![];
+    let started = Instant::now();
+    let mut shown = started;
+    loop {
+        let asked = Instant::now();
+        daemon.accept(&set(&format!("small/{}", times.len() % 100), "value", &[&alive])).await;
+        times.push(asked.elapsed());
+        let metrics = daemon.metrics().await;
+        let (file, live) = (size_of(daemon.dir()), metrics["store_live_bytes"].as_u64().unwrap());
+        if shown.elapsed() > Duration::from_secs(1) {
+            shown = Instant::now();
+            println!("{:?}: {} MiB, {} live", started.elapsed(), file >> 20, live >> 20);
+        }
+        let drained = metrics["dead_letters"] == 0 && metrics["retries_in_progress"] == 0;
+        if drained && file < (64 << 20) + 2 * live {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(120), "{file} bytes, {metrics}");
+    }
+    println!(
+        "{} MiB -> {} MiB in {:?}",
+        full >> 20,
+        size_of(daemon.dir()) >> 20,
+        started.elapsed()
+    );
+    times.sort_unstable();
+    let at = |permille: usize| times[(times.len() - 1) * permille / 1000];
+    println!("accepting: p50 {:?}, p99.9 {:?}, longest {:?}", at(500), at(999), at(1000));
+    for line in daemon.log().lines().filter(|line| line.contains("rewrit")) {
+        println!("{line}");
+    }
+    assert!(daemon.metrics().await["store_rewrites_total"].as_u64().unwrap() >= 1);
+    judge(&dead, &traffic.accepted(), &[0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_is_carried_over_by_a_rewrite_and_read_back_from_it() {
+    let (dead, alive) = (Replica::start().await, Replica::start().await);
+    let mut daemon = Daemon::start(&[ARGS, &["--memory-budget", "0B"]].concat()).await;
+    let (kept, drained) = (Traffic::default(), Traffic::default());
+    dead.stop();
+    kept.write_large(&daemon, &[dead.url()], 4).await;
+    // This goes through and leaves its space behind.
+    alive.stop();
+    drained.write_large(&daemon, &[alive.url()], 80).await;
+    alive.come_back().await;
+    wait_until("the store is rewritten", || async {
+        (daemon.metrics().await["store_rewrites_total"] == 1).then_some(())
+    })
+    .await;
+    dead.come_back().await;
+    let arrived = || async { (dead.data().len() == 4).then_some(()) };
+    wait_until("what waited arrives", arrived).await;
+    judge(&dead, &kept.accepted(), &[0]);
+    judge(&alive, &drained.accepted(), &[0]);
+    let current = std::fs::read_to_string(daemon.dir().join("CURRENT")).unwrap();
+    assert_eq!(current, "store-000002\n");
+    assert!(!daemon.dir().join("store-000001").exists());
+    daemon.kill_and_restart().await;
+    assert_eq!(daemon.accept(&set("k", "v", &[&alive])).await > 0, true);
+    daemon.until_drained().await;
+}
