@@ -79,7 +79,12 @@ fn log_to_stderr(filter: EnvFilter) {
 /// The store of a tool.
 fn store_settings(args: &StoreArgs) -> store::Settings {
     const CACHE_BYTES: u64 = 64 << 20;
-    store::Settings { dir: args.data_dir.clone(), cache_bytes: CACHE_BYTES, now: wall_clock() }
+    store::Settings {
+        dir: args.data_dir.clone(),
+        cache_bytes: CACHE_BYTES,
+        now: wall_clock(),
+        min_free_bytes: 0,
+    }
 }
 
 fn fail(error: &dyn Display) -> ExitCode {

@@ -36,7 +36,12 @@ fn number(variable: &str, default: u64) -> u64 {
 }
 
 fn settings(dir: &Path) -> Settings {
-    Settings { dir: dir.to_owned(), cache_bytes: 8 << 20, now: Timestamp(5_000_000) }
+    Settings {
+        dir: dir.to_owned(),
+        cache_bytes: 8 << 20,
+        now: Timestamp(5_000_000),
+        min_free_bytes: 0,
+    }
 }
 
 fn close(opened: Opened) {

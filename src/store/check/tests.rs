@@ -14,7 +14,7 @@ fn three(dir: &Path) {
 
 fn harm(dir: &Path, harm: impl FnOnce(&Database)) {
     let (opened, ..) = open(dir);
-    harm(&opened.reader.files.database);
+    harm(&opened.reader.files.database());
     close(opened);
 }
 

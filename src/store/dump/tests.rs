@@ -98,7 +98,7 @@ fn an_export_leaves_out_what_it_cannot_read_and_says_so() {
     filled(dir.path());
     let (opened, ..) = open(dir.path());
     let key = super::super::keys::of_chunk(TaskId(2), 3);
-    opened.reader.files.database.values.remove(key).unwrap();
+    opened.reader.files.database().values.remove(key).unwrap();
     close(opened);
     let (text, out) = exported(dir.path());
     assert_eq!(out.tasks, 2);
