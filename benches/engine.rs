@@ -26,6 +26,7 @@ fn engine() -> Engine {
         hinted_handoff: true,
         redrive_rate: NonZeroU32::new(200).unwrap(),
         breaker_failures: 5,
+        settle_after: Duration::from_secs(30),
         coalesce: false,
         max_known_replicas: 16,
         max_retries: 3,

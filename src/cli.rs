@@ -194,6 +194,11 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_RETRY_BASE", value_name = "TIME", default_value = "2s", value_parser = duration)]
     pub retry_base: Duration,
 
+    /// How long a replica may still apply an attempt that had no answer. When a newer write of the
+    /// key is delivered in that time, it is sent once more after so long; 0s is not at all.
+    #[arg(long, env = "REPLICATOR_SETTLE_AFTER", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub settle_after: Duration,
+
     /// Failures in a row that open the breaker of a replica: then deliveries to it fail without
     /// being sent, but for a probe now and then; 0 is never.
     #[arg(long, env = "REPLICATOR_BREAKER_FAILURES", value_name = "N", default_value_t = 5)]

@@ -79,6 +79,8 @@ pub struct Retry {
     pub max_retries: u32,
     /// `--retry-base`.
     pub base: Duration,
+    /// `--settle-after`; zero is not at all.
+    pub settle_after: Duration,
     /// `--breaker-failures`; 0 is never.
     pub breaker_failures: u32,
 }
@@ -198,6 +200,7 @@ impl Config {
         }
         for (flag, time) in [
             ("--queue-wait", args.queue_wait),
+            ("--settle-after", args.settle_after),
             ("--retry-base", args.retry_base),
             ("--request-timeout", args.request_timeout),
             ("--strong-timeout", args.strong_timeout),
@@ -254,6 +257,7 @@ impl Config {
             retry: Retry {
                 max_retries: args.max_retries,
                 base: args.retry_base,
+                settle_after: args.settle_after,
                 breaker_failures: args.breaker_failures,
             },
             dead_letters: DeadLetters {

@@ -227,6 +227,7 @@ fn engine_settings(config: &Config) -> engine::Settings {
         hinted_handoff: config.dead_letters.hinted_handoff,
         redrive_rate: config.dead_letters.redrive_rate,
         breaker_failures: config.retry.breaker_failures,
+        settle_after: config.retry.settle_after,
         coalesce: config.queue.coalesce,
         max_known_replicas: config.limits.known_replicas,
         max_retries: config.retry.max_retries,

@@ -38,6 +38,7 @@ use crate::task::{Cause, Consistency, Delivery, Node, TaskId, Timestamp, Verdict
 mod books;
 mod breaker;
 mod concurrency;
+mod doubts;
 mod interface;
 mod key;
 mod lane;
@@ -63,7 +64,7 @@ pub use moment::Moment;
 use lane::Lanes;
 use quorum::Quorum;
 use retry::Schedule;
-use tasks::{Queue, Settlement, Slot, State, Tasks};
+use tasks::{Queue, Rank, Settlement, Slot, State, Tasks};
 
 /// A replica may hold this many times as many places of a queue as are free: nine in ten by
 /// itself, and together with others that stand still a fair part, with some always left for a
@@ -90,6 +91,10 @@ pub struct Engine {
     deadlines: BTreeSet<(Moment, Slot)>,
     /// Lanes by the moment at which they are looked at.
     alarms: BTreeSet<(Moment, u32)>,
+    /// When the last task was found on disk.
+    restored_at: Moment,
+    /// Attempts that may still be applied, by the moment from which on they are not: task, lane.
+    doubts: BTreeSet<(Moment, TaskId, u32)>,
     /// Lanes to be looked at before the call ends.
     dirty: VecDeque<u32>,
     /// Lanes with parked deliveries; they take turns when the retry queue has room.
@@ -117,6 +122,8 @@ impl Engine {
             timers: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             alarms: BTreeSet::new(),
+            restored_at: Moment(0),
+            doubts: BTreeSet::new(),
             dirty: VecDeque::new(),
             parked_lanes: VecDeque::new(),
             levels: Levels::default(),
@@ -228,7 +235,7 @@ impl Engine {
         };
         let leg = delivery.replica.get();
         let state = self.tasks[slot].legs.get(leg).map(|leg| leg.state);
-        let Some(State::InFlight { probe, .. }) = state else {
+        let Some(State::InFlight { rank, probe }) = state else {
             return;
         };
         self.judge_replica(self.tasks[slot].legs[leg].lane, probe, &verdict, took);
@@ -237,15 +244,25 @@ impl Engine {
                 if let Some(quorum) = &mut self.tasks[slot].quorum {
                     quorum.ack(delivery.replica);
                 }
-                self.settle_head(slot, leg, Settlement::Delivered);
+                self.delivered(slot, leg);
             }
             Verdict::Rejected { error } => {
                 self.note_failure(slot, leg, error);
-                self.bury_head(slot, leg, Cause::Rejected);
+                match rank {
+                    // It has had it before; to send it again and again would change nothing.
+                    Rank::Resend => self.settle_head(slot, leg, Settlement::Delivered),
+                    _ => self.bury_head(slot, leg, Cause::Rejected),
+                }
             }
-            Verdict::Retry { after, error } => {
+            Verdict::Retry { after, ambiguous, error } => {
                 self.note_failure(slot, leg, error);
-                self.fail(slot, leg, after);
+                if ambiguous {
+                    self.doubt(slot, leg, now.wall);
+                }
+                match rank {
+                    Rank::Resend => self.resend_failed(slot, leg),
+                    _ => self.fail(slot, leg, after),
+                }
             }
         }
         self.finish();
@@ -302,6 +319,7 @@ impl Engine {
             self.deadlines.remove(&(deadline, slot));
             self.touch(slot);
         }
+        self.forget_doubts();
         while let Some(&(at, lane)) = self.alarms.first() {
             if at > now.moment {
                 break;
@@ -318,7 +336,12 @@ impl Engine {
         let due = self.timers.first().map(|&(until, ..)| until);
         let deadline = self.deadlines.first().map(|&(until, _)| until);
         let alarm = self.alarms.first().map(|&(at, _)| at);
-        [due, deadline, alarm].into_iter().flatten().min().filter(|&at| at != Moment(u64::MAX))
+        let doubt = self.doubts.first().map(|&(until, ..)| until);
+        [due, deadline, alarm, doubt]
+            .into_iter()
+            .flatten()
+            .min()
+            .filter(|&at| at != Moment(u64::MAX))
     }
 
     /// From now on nothing is sent any more. What is on the wire goes on.

@@ -224,6 +224,8 @@ pub enum Verdict {
     Retry {
         /// The replica asked to be left alone for so long (`Retry-After`).
         after: Option<Duration>,
+        /// The write went out and nobody knows what became of it: the replica may still apply it.
+        ambiguous: bool,
         /// Why, for operators.
         error: Arc<str>,
     },
@@ -252,15 +254,23 @@ pub enum Progress {
     Superseded,
     /// Kept as a dead letter.
     Dead(DeadLetter),
+    /// Nothing is left to send, but an attempt that ended then may still be applied.
+    Doubted {
+        /// When it ended.
+        since: Timestamp,
+    },
+    /// The replica acknowledged, and is sent the write once more, as an attempt of an older one may
+    /// have been applied over it.
+    Resend,
 }
 
 impl Progress {
-    /// Whether an attempt has failed and the replica does not have the write.
+    /// Whether an attempt has failed and the write will not be sent soon, if ever.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         match self {
-            Self::Failed { .. } | Self::Dead(_) => true,
-            Self::Untouched | Self::Delivered | Self::Superseded => false,
+            Self::Failed { .. } | Self::Dead(_) | Self::Doubted { .. } => true,
+            Self::Untouched | Self::Delivered | Self::Superseded | Self::Resend => false,
         }
     }
 }

@@ -129,19 +129,19 @@ impl Attempts {
             Ok(Ok(None)) => format!("the task {} has vanished from it", delivery.task).into(),
             Err(_) => {
                 let error = "reading the task was interrupted".into();
-                return Err(Verdict::Retry { after: None, error });
+                return Err(Verdict::Retry { after: None, ambiguous: false, error });
             }
         };
         // Before the end of this attempt, which then changes nothing on disk.
         let _ = self.events.send(Event::StoreFailed(Arc::clone(&why)));
-        Err(Verdict::Retry { after: None, error: why })
+        Err(Verdict::Retry { after: None, ambiguous: false, error: why })
     }
 }
 
 /// What is said of an attempt that has nothing to say for itself.
 fn interrupted(delivery: Delivery) -> Answered {
     let error = "the attempt was interrupted".into();
-    let verdict = Verdict::Retry { after: None, error };
+    let verdict = Verdict::Retry { after: None, ambiguous: true, error };
     Answered { delivery, verdict, took: Duration::ZERO, accepted_at: None }
 }
 

@@ -64,6 +64,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         hinted_handoff: false,
         redrive_rate: NonZeroU32::MIN,
         breaker_failures: 0,
+        settle_after: Duration::from_secs(30),
         coalesce: false,
         max_known_replicas: 1,
         max_retries: 3,

@@ -38,6 +38,9 @@ pub struct Settings {
     pub redrive_rate: NonZeroU32,
     /// Failures in a row that open a replica's breaker; 0 is never.
     pub breaker_failures: u32,
+    /// How long an attempt without an answer may still be applied by the replica; zero is not at
+    /// all.
+    pub settle_after: Duration,
     /// Only the newest of the writes of one key that wait for a replica is sent to it.
     pub coalesce: bool,
     /// Replicas with a lane.

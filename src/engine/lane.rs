@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use slab::Slab;
+use smallvec::SmallVec;
 
 use crate::engine::KeyId;
 use crate::engine::Moment;
@@ -29,7 +30,7 @@ pub(super) struct Lane {
     /// head may be on the wire: that is the order of the writes of one key.
     pub(super) chains: HashMap<KeyId, Chain>,
     /// Heads that may be sent, by rank and then by age.
-    ready: [BTreeMap<TaskId, Slot>; 4],
+    ready: [BTreeMap<TaskId, Slot>; 5],
     /// Heads that the full retry queue had no room for, by age.
     pub(super) parked: BTreeMap<TaskId, Slot>,
     /// On the wire within the `workers` limit.
@@ -47,6 +48,8 @@ pub(super) struct Lane {
     /// The dead letters, oldest first; for each key only the newest.
     pub(super) dead: BTreeMap<TaskId, Slot>,
     pub(super) letters: HashMap<KeyId, Slot>,
+    /// For each key the attempts that may still be applied, and until when.
+    pub(super) doubts: HashMap<KeyId, SmallVec<[(TaskId, Moment); 1]>>,
     /// What the tasks are charged for of which only dead letters are left, parked ones included.
     pub(super) kept_bytes: u64,
     /// The dead letters are being redriven, and have been up to this one.
@@ -91,6 +94,7 @@ impl Lane {
             shut_error: "".into(),
             dead: BTreeMap::new(),
             letters: HashMap::new(),
+            doubts: HashMap::new(),
             kept_bytes: 0,
             redrive: None,
             alarm: None,
@@ -102,11 +106,12 @@ impl Lane {
     }
 
     pub(super) fn ready(&mut self, rank: Rank) -> &mut BTreeMap<TaskId, Slot> {
-        let [urgent, fresh, retry, redrive] = &mut self.ready;
+        let [urgent, fresh, retry, resend, redrive] = &mut self.ready;
         match rank {
             Rank::Urgent => urgent,
             Rank::Fresh => fresh,
             Rank::Retry => retry,
+            Rank::Resend => resend,
             Rank::Redrive => redrive,
         }
     }
@@ -124,12 +129,12 @@ impl Lane {
 
     /// Whoever is to be sent first, whatever there is room for.
     pub(super) fn foremost(&mut self) -> Option<(Rank, Slot)> {
-        self.first(&[Rank::Urgent, Rank::Fresh, Rank::Retry, Rank::Redrive])
+        self.first(&[Rank::Urgent, Rank::Fresh, Rank::Retry, Rank::Resend, Rank::Redrive])
     }
 
-    /// Nothing of it is on its way, and no dead letter lies here.
+    /// Nothing is on its way, no dead letter lies here, and nothing is in doubt.
     pub(super) fn is_empty(&self) -> bool {
-        self.books.pending == 0 && self.books.dead == 0
+        self.chains.is_empty() && self.dead.is_empty() && self.doubts.is_empty()
     }
 
     /// How many tasks of a queue are not settled here; nobody counts those outside of all.
@@ -161,9 +166,10 @@ impl Lane {
         }
         self.turn = (self.turn + 1) % TURNS;
         self.first(match self.turn {
-            0 => &[Rank::Redrive, Rank::Retry, Rank::Fresh],
-            4 | 8 | 12 => &[Rank::Retry, Rank::Fresh, Rank::Redrive],
-            _ => &[Rank::Fresh, Rank::Retry, Rank::Redrive],
+            0 => &[Rank::Redrive, Rank::Resend, Rank::Retry, Rank::Fresh],
+            4 | 12 => &[Rank::Retry, Rank::Fresh, Rank::Resend, Rank::Redrive],
+            8 => &[Rank::Resend, Rank::Retry, Rank::Fresh, Rank::Redrive],
+            _ => &[Rank::Fresh, Rank::Retry, Rank::Resend, Rank::Redrive],
         })
     }
 }

@@ -32,6 +32,7 @@ impl Engine {
     /// Makes the head of a chain a dead letter; the next of its key comes forward.
     pub(super) fn bury_head(&mut self, slot: Slot, leg: usize, cause: Cause) {
         self.supersede_letter(slot, leg);
+        self.doubt_restored(slot, leg);
         let since = self.tasks[slot].legs[leg].since();
         let until = self.expiry(since);
         self.change(slot, leg, State::Dead { cause, until });
@@ -140,7 +141,7 @@ impl Engine {
             // The next one goes out only when this one has failed: the probe is in flight then.
             match lane.breaker.probe_at() {
                 Some(at) if at > now => self.ring(number, at),
-                Some(_) if lane.books.pending == 0 => {
+                Some(_) if lane.chains.is_empty() => {
                     self.redrive(number, 1);
                 }
                 Some(_) | None => {}

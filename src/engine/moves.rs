@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use crate::engine::books::Column;
 use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::quorum::{Quorum, Standing};
@@ -45,6 +46,7 @@ impl Engine {
             bytes,
             queue: Queue::Outside,
             durable,
+            restored: durable,
             strong: quorum.is_some(),
             touched: false,
             kept: false,
@@ -81,6 +83,9 @@ impl Engine {
                 lane.waiting -= 1;
                 self.timers.remove(&(until, slot, number));
             }
+            State::Resend { until } => {
+                self.timers.remove(&(until, slot, number));
+            }
             State::Parked { .. } => {
                 lane.parked.remove(&id);
                 self.levels.dead_letters -= 1;
@@ -104,6 +109,9 @@ impl Engine {
             }
             State::Waiting { until } => {
                 lane.waiting += 1;
+                self.timers.insert((until, slot, number));
+            }
+            State::Resend { until } => {
                 self.timers.insert((until, slot, number));
             }
             State::Parked { .. } => {
@@ -228,7 +236,9 @@ impl Engine {
         let entry = &self.tasks[slot];
         let failed = entry.legs[leg].failures() > 0;
         // A strong write keeps its rank after its answer, for the next one may wait behind it.
-        let rank = if entry.quorum.is_some() || (entry.strong && !failed) {
+        let rank = if matches!(entry.legs[leg].state, State::Resend { .. }) {
+            Rank::Resend
+        } else if entry.quorum.is_some() || (entry.strong && !failed) {
             Rank::Urgent
         } else if failed {
             Rank::Retry
@@ -295,8 +305,10 @@ impl Engine {
     /// An attempt fails on its schedule, but without connection or place: the breaker is open.
     fn fail_fast(&mut self, number: u32, slot: Slot) {
         let leg = self.tasks[slot].leg_on(number);
-        if self.tasks[slot].legs[leg].state == State::Ready(Rank::Redrive) {
-            return self.lay_back(slot, leg);
+        match self.tasks[slot].legs[leg].state {
+            State::Ready(Rank::Redrive) => return self.lay_back(slot, leg),
+            State::Ready(Rank::Resend) => return self.resend_later(slot, leg),
+            _ => {}
         }
         let error = Arc::clone(&self.lanes[number].shut_error);
         self.note_failure(slot, leg, error);
@@ -317,7 +329,8 @@ impl Engine {
         }
         let leg = &mut entry.legs[leg];
         let failures = leg.failures().saturating_add(1);
-        leg.trouble = Some(Box::new(Trouble { failures, error, since: self.now.wall }));
+        let doubt = leg.doubt();
+        leg.trouble = Some(Box::new(Trouble { failures, error, since: self.now.wall, doubt }));
         self.lanes[leg.lane].books.failed_attempts += 1;
         self.totals.failed_attempts += 1;
         self.touch(slot);
@@ -382,6 +395,12 @@ impl Engine {
     }
 
     pub(super) fn settle(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
+        let settlement = match self.tasks[slot].legs[leg].state.column() {
+            // Acknowledged before it was to be sent once more.
+            Column::Delivered => Settlement::Delivered,
+            _ => settlement,
+        };
+        self.doubt_restored(slot, leg);
         self.change(slot, leg, State::Settled(settlement));
         if settlement != Settlement::Delivered {
             self.fail_quorum(slot, leg);
@@ -503,20 +522,24 @@ impl Engine {
             return;
         }
         let states = || entry.legs.iter().map(|leg| leg.state);
-        if states().all(|state| matches!(state, State::Settled(_))) {
+        let over = |leg: &Leg| matches!(leg.state, State::Settled(_)) && leg.doubt().is_none();
+        if entry.legs.iter().all(over) {
             self.enter_queue(slot, Queue::Outside);
             self.levels.bytes -= self.tasks[slot].bytes;
             self.actions.push_back(Action::Remove { task });
             self.tasks.remove(slot);
             return;
         }
-        let rests = states().all(State::rests);
+        let kept = states().all(State::rests) && states().any(State::is_dead_letter);
+        let pending = states().any(|state| state.is_pending() && !state.rests());
         let progress: Vec<_> = entry.legs.iter().map(Leg::progress).collect();
         if progress.iter().any(|progress| *progress != Progress::Untouched) {
             self.actions.push_back(Action::Save { task, progress });
         }
-        if rests {
+        if !pending {
             self.enter_queue(slot, Queue::Outside);
+        }
+        if kept {
             self.keep(slot);
         }
     }

@@ -11,6 +11,7 @@ impl Engine {
     /// here: they may have been lowered, and nothing on disk is given up for that.
     pub fn restore(&mut self, now: Now, task: Restored<'_>) {
         self.now = now;
+        self.restored_at = now.moment;
         let bytes = task.bytes.saturating_add(TASK_OVERHEAD_BYTES);
         let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else {
             return;
@@ -20,9 +21,10 @@ impl Engine {
             self.restore_leg(slot, leg, progress);
         }
         self.enter_queue(slot, self.queue_of_restored(slot));
-        if self.tasks[slot].legs.iter().all(|leg| matches!(leg.state, State::Settled(_))) {
+        let states = || self.tasks[slot].legs.iter().map(|leg| leg.state);
+        if states().all(|state| matches!(state, State::Settled(_))) {
             self.touch(slot);
-        } else if self.tasks[slot].legs.iter().all(|leg| leg.state.rests()) {
+        } else if states().all(State::rests) {
             self.keep(slot);
         }
         self.finish();
@@ -40,6 +42,11 @@ impl Engine {
                 return self.settled_before(slot, leg, Settlement::Delivered);
             }
             Progress::Superseded => return self.settled_before(slot, leg, Settlement::Superseded),
+            Progress::Doubted { since } => return self.restore_doubt(slot, leg, since),
+            Progress::Resend => {
+                let until = until.after(self.settings.settle_after);
+                (State::Resend { until }, 0, None, self.now.wall)
+            }
             Progress::Dead(DeadLetter { cause, failures, error, since }) => {
                 let state = match cause {
                     Cause::Rejected | Cause::GaveUp => State::Dead { cause, until },
@@ -49,7 +56,11 @@ impl Engine {
             }
         };
         self.tasks[slot].legs[leg].trouble =
-            error.map(|error| Box::new(Trouble { failures, error, since }));
+            error.map(|error| Box::new(Trouble { failures, error, since, doubt: None }));
+        if self.tasks[slot].legs[leg].trouble.is_some() {
+            // It may have been on the wire when the process ended.
+            self.doubt(slot, leg, self.now.wall);
+        }
         if let State::Dead { cause, .. } = state {
             return self.restore_letter(slot, leg, cause);
         }
@@ -66,7 +77,7 @@ impl Engine {
         let states = || self.tasks[slot].legs.iter().map(|leg| leg.state);
         if states().any(|state| matches!(state, State::Waiting { .. })) {
             Queue::Retry
-        } else if states().any(|state| !state.rests()) {
+        } else if states().any(|state| state.is_pending() && !state.rests()) {
             Queue::Eventual
         } else {
             Queue::Outside

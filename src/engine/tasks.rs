@@ -55,6 +55,8 @@ pub(super) struct Entry {
     pub(super) queue: Queue,
     /// It is on disk: its deliveries may start.
     pub(super) durable: bool,
+    /// It was found on disk at the start.
+    pub(super) restored: bool,
     /// It was accepted as a strong write.
     pub(super) strong: bool,
     /// Its progress has changed since it was last handed out to be saved.
@@ -83,6 +85,8 @@ pub(super) struct Trouble {
     pub(super) error: Arc<str>,
     /// When the last one was.
     pub(super) since: Timestamp,
+    /// One that may still be applied: when it ended, and when that is over.
+    pub(super) doubt: Option<(Timestamp, Moment)>,
 }
 
 /// How a delivery stands.
@@ -130,17 +134,25 @@ pub(super) enum State {
         /// When it is discarded.
         until: Moment,
     },
+    /// Delivered, and sent once more at `until`: an attempt of an older write may have been applied
+    /// over it.
+    Resend {
+        /// When it is due.
+        until: Moment,
+    },
     /// Over.
     Settled(Settlement),
 }
 
 impl State {
-    /// Whether it failed and is to be sent again, which a newer write of the key makes pointless.
-    /// Such a delivery is always the only one in its chain.
+    /// Whether it is to be sent again, which a newer write of the key makes pointless. Such a delivery is always the only one in its chain.
     pub(super) fn awaits_retry(self) -> bool {
         matches!(
             self,
-            Self::Waiting { .. } | Self::Parked { .. } | Self::Ready(Rank::Retry | Rank::Redrive)
+            Self::Waiting { .. }
+                | Self::Parked { .. }
+                | Self::Resend { .. }
+                | Self::Ready(Rank::Retry | Rank::Redrive | Rank::Resend)
         )
     }
 
@@ -161,7 +173,10 @@ impl State {
 
     pub(super) fn column(self) -> Column {
         match self {
-            Self::Settled(Settlement::Delivered) => Column::Delivered,
+            Self::Settled(Settlement::Delivered)
+            | Self::Resend { .. }
+            | Self::Ready(Rank::Resend)
+            | Self::InFlight { rank: Rank::Resend, .. } => Column::Delivered,
             Self::Settled(Settlement::Superseded) => Column::Superseded,
             Self::Settled(Settlement::Discarded) => Column::Discarded,
             Self::Dead { .. } => Column::Dead,
@@ -183,6 +198,8 @@ pub(super) enum Rank {
     Fresh,
     /// A retry.
     Retry,
+    /// One that was delivered before and is sent once more.
+    Resend,
     /// A dead letter, made ready again.
     Redrive,
 }
@@ -205,6 +222,28 @@ impl Leg {
         self.trouble.as_ref().map_or(Timestamp(0), |trouble| trouble.since)
     }
 
+    /// Whether an attempt of it may still be applied: since when, and until when.
+    pub(super) fn doubt(&self) -> Option<(Timestamp, Moment)> {
+        self.trouble.as_ref().and_then(|trouble| trouble.doubt)
+    }
+
+    /// Gives the doubt that there was before.
+    pub(super) fn set_doubt(
+        &mut self,
+        doubt: Option<(Timestamp, Moment)>,
+    ) -> Option<(Timestamp, Moment)> {
+        match &mut self.trouble {
+            Some(trouble) => std::mem::replace(&mut trouble.doubt, doubt),
+            None if doubt.is_none() => None,
+            None => {
+                let since = doubt.map_or(Timestamp(0), |(since, _)| since);
+                self.trouble =
+                    Some(Box::new(Trouble { failures: 0, error: "".into(), since, doubt }));
+                None
+            }
+        }
+    }
+
     pub(super) fn failures(&self) -> u32 {
         self.trouble.as_ref().map_or(0, |trouble| trouble.failures)
     }
@@ -212,6 +251,12 @@ impl Leg {
     /// What of it is to survive a restart.
     pub(super) fn progress(&self) -> Progress {
         let cause = match self.state {
+            State::Resend { .. }
+            | State::Ready(Rank::Resend)
+            | State::InFlight { rank: Rank::Resend, .. } => return Progress::Resend,
+            State::Settled(_) if let Some((since, _)) = self.doubt() => {
+                return Progress::Doubted { since };
+            }
             State::Settled(Settlement::Delivered) => return Progress::Delivered,
             // Of a dead letter that was discarded as well: there is nothing left to send.
             State::Settled(_) => return Progress::Superseded,

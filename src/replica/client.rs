@@ -109,7 +109,7 @@ impl Client {
             Err(error) if error.is_builder() => {
                 unsendable(&format!("the request cannot be made: {}", chain(&error)))
             }
-            Err(error) => unanswered(&self.why(&error)),
+            Err(error) => unanswered(&self.why(&error), !error.is_connect()),
         }
     }
 

@@ -275,6 +275,7 @@ async fn retry_after_is_read_from_the_answer() {
     assert_eq!(
         verdict,
         Verdict::Retry {
+            ambiguous: false,
             after: Some(Duration::from_secs(7)),
             error: "the replica answered 503 Service Unavailable".into()
         }

@@ -75,6 +75,8 @@ enum State {
     Delivered,
     Superseded,
     Dead { cause: String, failures: u32, error: String, since: u64 },
+    Doubted { since: u64 },
+    Resend,
 }
 
 const CAUSES: [Cause; 3] = [Cause::Rejected, Cause::GaveUp, Cause::RetryOverflow];
@@ -167,6 +169,8 @@ fn line(task: &Task, progress: &[Progress]) -> Line {
             error: letter.error.to_string(),
             since: letter.since.0,
         },
+        Progress::Doubted { since } => State::Doubted { since: since.0 },
+        Progress::Resend => State::Resend,
     };
     Line {
         task: task.id.0,
@@ -381,6 +385,8 @@ fn progress(state: State) -> Result<Progress, String> {
         State::Failed { failures, error } => Progress::Failed { failures, error: error.into() },
         State::Delivered => Progress::Delivered,
         State::Superseded => Progress::Superseded,
+        State::Doubted { since } => Progress::Doubted { since: Timestamp(since) },
+        State::Resend => Progress::Resend,
         State::Dead { cause, failures, error, since } => {
             let known = CAUSES.into_iter().find(|known| known.as_str() == cause);
             let cause = known.ok_or_else(|| format!("\"cause\" {cause:?} is not known"))?;

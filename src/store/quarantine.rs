@@ -213,9 +213,9 @@ fn supersede_older(database: &Database, damaged: &[Damage]) -> Result<u64, Failu
 
 fn is_pending(progress: &Progress) -> bool {
     match progress {
-        Progress::Untouched | Progress::Failed { .. } => true,
+        Progress::Untouched | Progress::Failed { .. } | Progress::Resend => true,
         Progress::Dead(letter) => letter.cause == Cause::RetryOverflow,
-        Progress::Delivered | Progress::Superseded => false,
+        Progress::Delivered | Progress::Superseded | Progress::Doubted { .. } => false,
     }
 }
 

@@ -320,6 +320,10 @@ enum ProgressRow<'a> {
     Superseded,
     /// The rest stands in `dead_letters`.
     Dead,
+    Doubted {
+        since: u64,
+    },
+    Resend,
 }
 
 /// The payload of a row in `progress`, one entry a replica.
@@ -336,6 +340,8 @@ pub(super) fn progress(entries: &[Progress]) -> Result<Vec<u8>, Failure> {
             Progress::Delivered => ProgressRow::Delivered,
             Progress::Superseded => ProgressRow::Superseded,
             Progress::Dead(_) => ProgressRow::Dead,
+            Progress::Doubted { since } => ProgressRow::Doubted { since: since.0 },
+            Progress::Resend => ProgressRow::Resend,
         })
         .collect();
     encode(row)
@@ -353,6 +359,8 @@ pub(super) fn read_progress(payload: &[u8]) -> Option<Vec<Option<Progress>>> {
             ProgressRow::Delivered => Progress::Delivered,
             ProgressRow::Superseded => Progress::Superseded,
             ProgressRow::Dead => return None,
+            ProgressRow::Doubted { since } => Progress::Doubted { since: Timestamp(since) },
+            ProgressRow::Resend => Progress::Resend,
         })
     });
     Some(entries.collect())

@@ -44,8 +44,10 @@ async fn it_catches_up_over_a_restart_as_well() {
     daemon.kill_and_restart().await;
     until_dead(&daemon, 10).await;
     down.come_back().await;
+    for n in 0..10 {
+        down.until_holds(&format!("k{n}"), "v").await;
+    }
     until_dead(&daemon, 0).await;
-    assert_eq!(down.data().len(), 10);
 }
 
 #[tokio::test]
@@ -152,4 +154,38 @@ async fn with_workers_auto_a_replica_far_away_gets_more_at_once() {
     }
     daemon.until_metric("successful_replicas", 1_000).await;
     assert!(far.most_in_progress() > 20, "{}", far.most_in_progress());
+}
+
+/// A replica that answers nothing and applies the old value late, over the new one.
+async fn late_apply(daemon: &Daemon) -> Replica {
+    let late = Duration::from_millis(1_500);
+    let replica = Replica::with(move |_| Behaviour::ApplyLate(late)).await;
+    daemon.accept(&set("k", "old", &[&replica])).await;
+    wait_until("the old write is sent", || async { replica.seen().pop() }).await;
+    replica.behave(|_| Behaviour::Apply);
+    daemon.accept(&set("k", "new", &[&replica])).await;
+    replica.until_holds("k", "new").await;
+    daemon.until_metric("successful_replicas", 1).await;
+    replica
+}
+
+const SETTLING: [&str; 6] =
+    ["--request-timeout", "300ms", "--settle-after", "3s", "--retry-base", "20ms"];
+
+#[tokio::test]
+async fn an_old_value_that_is_applied_late_is_overwritten_again() {
+    let daemon = Daemon::start(&SETTLING).await;
+    let replica = late_apply(&daemon).await;
+    replica.until_holds("k", "old").await;
+    replica.until_holds("k", "new").await;
+    assert_eq!(daemon.metrics().await["successful_replicas"], 1, "counted once");
+}
+
+#[tokio::test]
+async fn it_is_over_a_restart_as_well() {
+    let mut daemon = Daemon::start(&SETTLING).await;
+    let replica = late_apply(&daemon).await;
+    daemon.kill_and_restart().await;
+    replica.until_holds("k", "old").await;
+    replica.until_holds("k", "new").await;
 }

@@ -21,6 +21,8 @@ enum Op {
     Commit,
     /// The n-th delivery on the wire is answered.
     Answer { nth: usize, how: How },
+    /// The n-th attempt without an answer is applied, if it is not too late for that.
+    ApplyLate { nth: usize },
     /// Time passes.
     Pass { millis: u64 },
     /// The process is killed, and started again from the disk. Of the settlements that wait to be
@@ -35,6 +37,8 @@ enum How {
     Failed,
     /// Failed as far as one can see, but the replica has applied it.
     AppliedAndFailed,
+    /// No answer; the replica applies it later, or never.
+    NoAnswer,
     Rejected,
 }
 
@@ -43,6 +47,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => Just(How::Delivered),
         2 => Just(How::Failed),
         1 => Just(How::AppliedAndFailed),
+        1 => Just(How::NoAnswer),
         1 => Just(How::Rejected),
     ];
     prop_oneof![
@@ -50,6 +55,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(key, nodes, strong)| Op::Write { key, nodes, strong }),
         4 => Just(Op::Commit),
         8 => (0..64usize, how).prop_map(|(nth, how)| Op::Answer { nth, how }),
+        2 => (0..64usize).prop_map(|nth| Op::ApplyLate { nth }),
         2 => (0..8_000u64).prop_map(|millis| Op::Pass { millis }),
         1 => (0..6usize).prop_map(|settled| Op::Restart { settled }),
     ]
@@ -78,6 +84,9 @@ struct World {
     /// Strong writes without an answer.
     open: HashSet<u64>,
     on_wire: Vec<Delivery>,
+    acknowledged: HashSet<Delivery>,
+    /// Attempts without an answer, and until when they may still be applied.
+    unanswered: Vec<(Delivery, Moment)>,
     tasks: HashMap<u64, Kept>,
     /// What each replica holds for each key: the id of the write.
     replicas: HashMap<(Node, u8), u64>,
@@ -100,6 +109,8 @@ impl World {
             durable: HashSet::new(),
             open: HashSet::new(),
             on_wire: Vec::new(),
+            acknowledged: HashSet::new(),
+            unanswered: Vec::new(),
             tasks: HashMap::new(),
             replicas: HashMap::new(),
             sent: HashMap::new(),
@@ -112,6 +123,7 @@ impl World {
             Op::Write { key, nodes, strong } => self.write(key, nodes, strong),
             Op::Commit => self.commit(),
             Op::Answer { nth, how } => self.answer(nth, how),
+            Op::ApplyLate { nth } => self.apply_late(nth),
             Op::Pass { millis } => self.pass(Duration::from_millis(millis)),
             Op::Restart { settled } => self.restart(settled),
         }
@@ -168,6 +180,14 @@ impl World {
             return;
         }
         let delivery = self.on_wire.swap_remove(nth % self.on_wire.len());
+        // What a replica has acknowledged it does not refuse when it comes once more.
+        let how = match how {
+            How::Rejected if self.acknowledged.contains(&delivery) => How::Delivered,
+            how => how,
+        };
+        if matches!(how, How::Delivered) {
+            self.acknowledged.insert(delivery);
+        }
         let task = &self.tasks[&delivery.task.0];
         if matches!(how, How::Delivered | How::AppliedAndFailed) {
             let place = (task.replicas[delivery.replica.get()].clone(), task.key);
@@ -175,17 +195,40 @@ impl World {
         }
         let verdict = match how {
             How::Delivered => Verdict::Delivered,
-            How::Failed | How::AppliedAndFailed => {
-                Verdict::Retry { after: None, error: "down".into() }
+            How::Failed => Verdict::Retry { after: None, ambiguous: false, error: "down".into() },
+            How::AppliedAndFailed | How::NoAnswer => {
+                Verdict::Retry { after: None, ambiguous: true, error: "no answer".into() }
             }
             How::Rejected => Verdict::Rejected { error: "no".into() },
         };
+        if matches!(how, How::NoAnswer) {
+            self.unanswered(delivery);
+        }
         self.engine.answered(self.now, delivery, verdict, Duration::from_millis(1));
         self.act();
     }
 
+    fn unanswered(&mut self, delivery: Delivery) {
+        // A moment before the engine stops expecting it.
+        let late = self.settings.settle_after.saturating_sub(Duration::from_millis(1));
+        self.unanswered.push((delivery, self.now.moment.after(late)));
+    }
+
+    fn apply_late(&mut self, nth: usize) {
+        if self.unanswered.is_empty() {
+            return;
+        }
+        let (delivery, until) = self.unanswered.swap_remove(nth % self.unanswered.len());
+        if self.now.moment <= until {
+            let task = &self.tasks[&delivery.task.0];
+            let place = (task.replicas[delivery.replica.get()].clone(), task.key);
+            self.replicas.insert(place, delivery.task.0);
+        }
+    }
+
     fn pass(&mut self, time: Duration) {
         self.now.moment = self.now.moment.after(time);
+        self.now.wall = self.now.wall.saturating_add(time);
         self.engine.tick(self.now);
         self.act();
     }
@@ -201,7 +244,8 @@ impl World {
         self.unsettled.clear();
         self.engine = Engine::new(self.settings.clone());
         self.uncommitted.clear();
-        self.on_wire.clear();
+        let on_wire = std::mem::take(&mut self.on_wire);
+        on_wire.into_iter().for_each(|delivery| self.unanswered(delivery));
         self.open.clear();
         self.sent.clear();
         self.restarted = true;
@@ -266,7 +310,7 @@ impl World {
         let mut sum = Books::default();
         for lane in self.engine.lanes() {
             assert!(lane.books.balance(), "{lane:?}");
-            assert!(lane.waiting + lane.parked + lane.in_flight <= lane.books.pending);
+            assert!(lane.waiting + lane.parked <= lane.books.pending);
             assert!(lane.dead_letter_bytes <= self.engine.levels().dead_letter_bytes);
             sum += lane.books;
         }
@@ -305,12 +349,23 @@ impl World {
     /// Answers everything with success until nothing is left.
     fn drain(&mut self) {
         self.commit();
+        // What is still to be applied late is, over whatever is delivered in the meantime.
+        while !self.on_wire.is_empty() {
+            self.answer(0, How::Delivered);
+        }
+        while !self.unanswered.is_empty() {
+            self.apply_late(0);
+        }
         for _ in 0..10_000 {
             while !self.on_wire.is_empty() {
                 self.answer(0, How::Delivered);
             }
             match self.engine.wake_at() {
-                Some(moment) => self.now.moment = self.now.moment.max(moment),
+                Some(moment) => {
+                    let passed = moment.0.saturating_sub(self.now.moment.0);
+                    self.now.moment = self.now.moment.max(moment);
+                    self.now.wall = self.now.wall.saturating_add(Duration::from_micros(passed));
+                }
                 None => break,
             }
             self.engine.tick(self.now);
@@ -372,6 +427,7 @@ proptest! {
             n => Workers::Fixed(n),
         };
         let mut world = World::new(Settings {
+            settle_after: Duration::from_secs(20),
             workers,
             queue_capacity,
             retry_capacity,

@@ -23,7 +23,7 @@ fn filled(dir: &Path) {
     };
     accept(&opened, &delete).unwrap();
     opened.committer.save(TaskId(2), vec![failed(2), Progress::Delivered]);
-    opened.committer.save(TaskId(4), vec![Progress::Superseded, dead(Cause::RetryOverflow)]);
+    opened.committer.save(TaskId(4), vec![Progress::Resend, dead(Cause::RetryOverflow)]);
     close(opened);
 }
 

@@ -54,9 +54,11 @@ fn the_bytes_of_progress_are_these() {
         Progress::Delivered,
         Progress::Superseded,
         Progress::Dead(letter()),
+        Progress::Doubted { since: Timestamp(9) },
+        Progress::Resend,
     ];
     let payload = progress(&entries).unwrap();
-    assert_eq!(payload, b"\x05\x00\x01\x03\x02no\x02\x03\x04");
+    assert_eq!(payload, b"\x07\x00\x01\x03\x02no\x02\x03\x04\x05\x09\x06");
     let mut read: Vec<_> = entries.into_iter().map(Some).collect();
     read[4] = None;
     assert_eq!(read_progress(&payload), Some(read));

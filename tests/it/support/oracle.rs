@@ -19,6 +19,9 @@ const KEYS: u64 = 24;
 
 /// Retries are quick and do not end, so that whatever is missing in the end was lost.
 pub const ARGS: &[&str] = &[
+    // Short, so that what is left of a restart is soon over.
+    "--settle-after",
+    "500ms",
     "--retry-base",
     "20ms",
     "--max-retries",

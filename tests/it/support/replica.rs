@@ -49,6 +49,8 @@ pub enum Behaviour {
     Apply,
     /// Apply it after a while.
     ApplyAfter(Duration),
+    /// Never answer, and apply it after a while, whatever has become of the connection.
+    ApplyLate(Duration),
     /// Apply it, and cut the connection instead of answering.
     ApplyAndReset,
     /// Answer with a status, a header line or nothing, and a body; do not apply it.
@@ -264,6 +266,14 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>, script: Arc<Mutex<Sc
             Behaviour::ApplyAfter(time) => {
                 tokio::time::sleep(time).await;
                 plain(apply(), "", "")
+            }
+            Behaviour::ApplyLate(time) => {
+                let state = Arc::clone(&state);
+                tokio::spawn(async move {
+                    tokio::time::sleep(time).await;
+                    self::apply(&mut state.lock().unwrap(), at);
+                });
+                return nothing.await;
             }
             Behaviour::ApplyAndReset => {
                 apply();

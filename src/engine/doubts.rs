@@ -1,0 +1,106 @@
+//! Late applies: an attempt without an answer may still be applied by the replica, over a newer
+//! write.
+//!
+//! An attempt that ended in a timeout or a reset is a **doubt** about its key and replica for
+//! `settle_after`. If a newer write of the key is delivered meanwhile, the newest is sent once
+//! more `settle_after` later, when whatever could still be applied has been.
+//!
+//! Both survive a restart: the task of a doubt stays on disk until its time is over, even if
+//! nothing else is left of it, and so does one that is to be sent once more. A restart itself is a
+//! doubt about everything that may have been on the wire before it.
+
+use crate::engine::Engine;
+use crate::engine::tasks::{Settlement, Slot, State};
+use crate::task::Timestamp;
+
+impl Engine {
+    /// The last attempt of a delivery may still be applied.
+    pub(super) fn doubt(&mut self, slot: Slot, leg: usize, since: Timestamp) {
+        let age = self.now.wall.saturating_since(since);
+        let left = self.settings.settle_after.saturating_sub(age);
+        if left.is_zero() {
+            return;
+        }
+        let until = self.now.moment.after(left);
+        let entry = &mut self.tasks[slot];
+        let (id, key, leg) = (entry.id, entry.key, &mut entry.legs[leg]);
+        if let Some((_, before)) = leg.set_doubt(Some((since, until))) {
+            self.doubts.remove(&(before, id, leg.lane));
+        }
+        self.doubts.insert((until, id, leg.lane));
+        let doubted = self.lanes[leg.lane].doubts.entry(key).or_default();
+        doubted.retain(|(doubter, _)| *doubter != id);
+        doubted.push((id, until));
+    }
+
+    /// What was on the wire when the process ended is not known. Whatever of that time is settled
+    /// soon after the start is a doubt.
+    pub(super) fn doubt_restored(&mut self, slot: Slot, leg: usize) {
+        let until = self.restored_at.after(self.settings.settle_after);
+        if self.tasks[slot].restored && self.now.moment < until {
+            self.doubt(slot, leg, self.now.wall);
+        }
+    }
+
+    /// Takes on a doubt found on disk.
+    pub(super) fn restore_doubt(&mut self, slot: Slot, leg: usize, since: Timestamp) {
+        self.settled_before(slot, leg, Settlement::Superseded);
+        self.doubt(slot, leg, since);
+    }
+
+    /// Ends a delivery that was acknowledged, or has it sent once more when an older attempt may
+    /// still be applied over it. A newer write behind it makes that pointless.
+    pub(super) fn delivered(&mut self, slot: Slot, leg: usize) {
+        let entry = &self.tasks[slot];
+        let (id, now) = (entry.id, self.now.moment);
+        let newest = entry.legs[leg].next.is_none();
+        let first = entry.legs[leg].state.is_pending();
+        let doubts = self.lanes[entry.legs[leg].lane].doubts.get(&entry.key);
+        let in_doubt = doubts
+            .is_some_and(|doubts| doubts.iter().any(|&(older, until)| older < id && until > now));
+        if !(first && newest && in_doubt) {
+            return self.settle_head(slot, leg, Settlement::Delivered);
+        }
+        self.supersede_letter(slot, leg);
+        self.doubt_restored(slot, leg);
+        self.resend_later(slot, leg);
+    }
+
+    /// Has a delivered write wait for being sent once more.
+    pub(super) fn resend_later(&mut self, slot: Slot, leg: usize) {
+        let until = self.now.moment.after(self.settings.settle_after);
+        self.change(slot, leg, State::Resend { until });
+        self.touch(slot);
+    }
+
+    /// A write that was to be sent once more could not be. It is tried again for as long as nothing
+    /// newer comes; nobody waits for it.
+    pub(super) fn resend_failed(&mut self, slot: Slot, leg: usize) {
+        if self.tasks[slot].legs[leg].next.is_some() {
+            self.settle_head(slot, leg, Settlement::Delivered);
+        } else {
+            self.resend_later(slot, leg);
+        }
+    }
+
+    /// Lets go of the doubts whose time is over.
+    pub(super) fn forget_doubts(&mut self) {
+        while let Some(&(until, id, lane)) = self.doubts.first() {
+            if until > self.now.moment {
+                return;
+            }
+            self.doubts.remove(&(until, id, lane));
+            let Some(slot) = self.tasks.find(id) else { continue };
+            let leg = self.tasks[slot].leg_on(lane);
+            self.tasks[slot].legs[leg].set_doubt(None);
+            let doubts = &mut self.lanes[lane].doubts;
+            if let Some(doubted) = doubts.get_mut(&self.tasks[slot].key) {
+                doubted.retain(|(doubter, _)| *doubter != id);
+                if doubted.is_empty() {
+                    doubts.remove(&self.tasks[slot].key);
+                }
+            }
+            self.touch(slot);
+        }
+    }
+}

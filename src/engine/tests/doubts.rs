@@ -1,0 +1,155 @@
+//! Attempts without an answer that are applied late, over a newer write.
+
+use super::*;
+
+fn no_answer() -> Verdict {
+    Verdict::Retry { after: None, ambiguous: true, error: "no answer".into() }
+}
+
+fn progress_of(f: &mut Fixture, task: u64) -> Option<Vec<Progress>> {
+    let saved = |action| match action {
+        Action::Save { task: id, progress } if id == TaskId(task) => Some(progress),
+        _ => None,
+    };
+    f.actions().into_iter().filter_map(saved).next_back()
+}
+
+#[test]
+fn a_newer_write_delivered_after_an_attempt_without_answer_is_sent_once_more() {
+    let mut f = Fixture::new(settings());
+    let old = f.eventual("k", &["a"]);
+    f.answer(old, 0, no_answer());
+    let new = f.eventual("k", &["a"]);
+    f.actions();
+    f.answer(new, 0, Verdict::Delivered);
+    assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]), "durably remembered");
+    let levels = f.engine.levels();
+    assert_eq!((levels.queue, levels.retry, levels.dead_letters), (0, 0, 0));
+    assert_eq!(f.engine.totals().delivered, 1);
+    f.pass(Duration::from_secs(29));
+    assert_eq!(f.sent(), []);
+    f.pass(Duration::from_secs(2));
+    assert_eq!(f.sent(), [(new, 0, 1)]);
+    f.answer(new, 0, Verdict::Delivered);
+    assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }));
+    assert_eq!((f.engine.totals().delivered, f.engine.totals().pending), (1, 0));
+    f.pass(Duration::from_secs(300));
+    assert_eq!(f.actions(), [], "once");
+}
+
+#[test]
+fn a_doubt_outlives_the_delivery_of_its_own_task() {
+    let mut f = Fixture::new(settings());
+    let old = f.eventual("k", &["a"]);
+    f.answer(old, 0, no_answer());
+    f.pass(Duration::from_secs(3));
+    f.actions();
+    f.answer(old, 0, Verdict::Delivered);
+    let doubted = Progress::Doubted { since: Timestamp(0) };
+    assert_eq!(progress_of(&mut f, old), Some(vec![doubted]), "it stays on disk for that");
+    let new = f.eventual("k", &["a"]);
+    f.answer(new, 0, Verdict::Delivered);
+    assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]));
+    f.pass(Duration::from_secs(28));
+    assert!(f.actions().contains(&Action::Remove { task: TaskId(old) }), "its time is over");
+}
+
+#[test]
+fn without_a_doubt_nothing_is_sent_twice() {
+    let mut f = Fixture::new(settings());
+    let old = f.eventual("k", &["a"]);
+    f.answer(old, 0, no_answer());
+    f.pass(Duration::from_secs(31));
+    f.answer(old, 0, Verdict::Delivered);
+    for key in ["k", "other"] {
+        let new = f.eventual(key, &["a"]);
+        f.actions();
+        f.answer(new, 0, Verdict::Delivered);
+        assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }), "{key}");
+    }
+    // A connection that was refused is no doubt.
+    let old = f.eventual("k", &["a"]);
+    f.answer(old, 0, failed());
+    let new = f.eventual("k", &["a"]);
+    f.actions();
+    f.answer(new, 0, Verdict::Delivered);
+    assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }));
+}
+
+#[test]
+fn a_newer_write_takes_the_place_of_one_that_was_to_be_sent_once_more() {
+    let mut f = Fixture::new(settings());
+    let old = f.eventual("k", &["a"]);
+    f.answer(old, 0, no_answer());
+    let new = f.eventual("k", &["a"]);
+    f.answer(new, 0, Verdict::Delivered);
+    f.pass(Duration::from_secs(20));
+    let newest = f.eventual("k", &["a"]);
+    f.actions();
+    f.answer(newest, 0, Verdict::Delivered);
+    f.pass(Duration::from_secs(29));
+    assert_eq!(f.sent(), []);
+    f.pass(Duration::from_secs(2));
+    assert_eq!(f.sent(), [(newest, 0, 1)]);
+    f.answer(newest, 0, Verdict::Delivered);
+    let books = f.engine.totals();
+    assert_eq!((books.delivered, books.superseded, books.pending), (2, 1, 0));
+}
+
+#[test]
+fn doubts_survive_a_restart() {
+    let mut f = Fixture::new(settings());
+    let since = Timestamp(0).saturating_add(Duration::from_secs(100));
+    f.now.wall = since.saturating_add(Duration::from_secs(10));
+    for (id, key, progress) in
+        [(1, "doubted", Progress::Doubted { since }), (2, "again", Progress::Resend)]
+    {
+        let restored = Restored {
+            id: TaskId(id),
+            key: f.keys.id(key),
+            replicas: &[node("a")],
+            bytes: 10,
+            progress: vec![progress],
+        };
+        f.engine.restore(f.now, restored);
+    }
+    f.next_id = 3;
+    let new = f.eventual("doubted", &["a"]);
+    f.actions();
+    f.answer(new, 0, Verdict::Delivered);
+    assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]));
+    f.pass(Duration::from_secs(19));
+    assert_eq!(f.sent(), []);
+    f.pass(Duration::from_secs(12));
+    assert_eq!(f.sent(), [(2, 0, 1), (new, 0, 1)]);
+}
+
+#[test]
+fn what_may_have_been_on_the_wire_at_a_restart_is_in_doubt() {
+    let mut f = Fixture::new(settings());
+    let restored = Restored {
+        id: TaskId(1),
+        key: f.keys.id("k"),
+        replicas: &[node("a")],
+        bytes: 10,
+        progress: vec![Progress::Untouched],
+    };
+    f.engine.restore(f.now, restored);
+    f.answer(1, 0, Verdict::Delivered);
+    f.next_id = 2;
+    let new = f.eventual("k", &["a"]);
+    f.actions();
+    f.answer(new, 0, Verdict::Delivered);
+    assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]));
+}
+
+#[test]
+fn with_settle_after_zero_nothing_is_sent_once_more() {
+    let mut f = Fixture::new(Settings { settle_after: Duration::ZERO, ..settings() });
+    let old = f.eventual("k", &["a"]);
+    f.answer(old, 0, no_answer());
+    let new = f.eventual("k", &["a"]);
+    f.actions();
+    f.answer(new, 0, Verdict::Delivered);
+    assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }));
+}
