@@ -1,11 +1,16 @@
-//! The load: closed loops over keep-alive connections, as cheap as they can be.
+//! The load: closed loops over keep-alive connections, as cheap as they can be, and writes at a
+//! fixed rate.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::node::since_start;
 
 /// What a round of load has seen.
 pub struct Round {
@@ -94,6 +99,16 @@ impl Client {
         self.ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await.1
     }
 
+    /// A figure of the metrics: the sum over the replicas where it has one for each.
+    pub async fn figure(&mut self, name: &str) -> f64 {
+        let asked = "GET /metrics HTTP/1.1\r\nhost: x\r\naccept: text/plain\r\n\r\n";
+        let text = self.ask(asked).await.1;
+        let of_name =
+            |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+        let lines = text.lines().filter(of_name);
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
     async fn ask(&mut self, request: &str) -> (u16, String) {
         self.stream.write_all(request.as_bytes()).await.unwrap();
         self.held.clear();
@@ -121,4 +136,80 @@ pub fn content_length(head: &[u8]) -> usize {
         name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().unwrap())
     });
     field.unwrap_or(0)
+}
+
+/// What became of one write of a [`Paced`] load.
+#[derive(Clone, Copy)]
+pub struct Posted {
+    pub n: u64,
+    /// When it was posted, since the start of the run.
+    pub at: Duration,
+    pub took: Duration,
+    pub status: u16,
+}
+
+/// An open-loop load: so many writes a second, whatever becomes of those before.
+pub struct Paced {
+    stop: Arc<AtomicBool>,
+    feeding: JoinHandle<Vec<Posted>>,
+}
+
+impl Paced {
+    /// `make` makes the body of the n-th write; `None` leaves it out.
+    pub fn start(
+        address: &str,
+        a_second: u64,
+        make: impl Fn(u64) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        let (stop, address) = (Arc::new(AtomicBool::new(false)), address.to_owned());
+        let feeding = tokio::spawn(feed(address, a_second, make, Arc::clone(&stop)));
+        Self { stop, feeding }
+    }
+
+    /// Ends it, and waits for the answers that are still to come.
+    pub async fn stop(self) -> Vec<Posted> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.feeding.await.unwrap()
+    }
+}
+
+async fn feed(
+    address: String,
+    a_second: u64,
+    make: impl Fn(u64) -> Option<String>,
+    stop: Arc<AtomicBool>,
+) -> Vec<Posted> {
+    let idle: Arc<Mutex<VecDeque<Client>>> = Arc::default();
+    let (mut writes, mut n, started) = (JoinSet::new(), 0, Instant::now());
+    let mut tick = tokio::time::interval(Duration::from_millis(1));
+    while !stop.load(Ordering::Relaxed) {
+        tick.tick().await;
+        let due = (started.elapsed().as_secs_f64() * a_second as f64) as u64;
+        for n in std::mem::replace(&mut n, due)..due {
+            let Some(body) = make(n) else { continue };
+            let (idle, address) = (Arc::clone(&idle), address.clone());
+            writes.spawn(async move {
+                let (at, asked) = (since_start(), Instant::now());
+                // The one idle for longest, so that none is idle for so long that it is closed.
+                let client = idle.lock().unwrap().pop_front();
+                let mut client = match client {
+                    Some(client) => client,
+                    None => Client::connect(&address).await,
+                };
+                let status = client.post("/replicate", &body).await;
+                idle.lock().unwrap().push_back(client);
+                Posted { n, at, took: asked.elapsed(), status }
+            });
+        }
+    }
+    writes.join_all().await
+}
+
+/// The `percent`-th of a hundred, in milliseconds.
+pub fn percentile_ms(mut times: Vec<Duration>, percent: usize) -> f64 {
+    if times.is_empty() {
+        return f64::NAN;
+    }
+    times.sort_unstable();
+    times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1e3
 }

@@ -4,6 +4,9 @@
 //! cargo bench --bench e2e              everything, about two minutes
 //! cargo bench --bench e2e -- accept    one part: accept, deliver or strong
 //! cargo bench --bench e2e -- memory    a million queued tasks; a few minutes and 2 GiB of disk
+//! cargo bench --bench e2e -- isolation four healthy replicas beside a bad one; six minutes
+//! cargo bench --bench e2e -- outage    a replica down for a minute and back; six minutes
+//! cargo bench --bench e2e -- auto      --workers auto beside 5 and 64; two minutes
 //! ```
 //!
 //! Each reference shares the daemon's stack and machine and runs in turn with it, several rounds
@@ -25,8 +28,12 @@
     reason = "a benchmark fails by panicking, and reads the clock"
 )]
 
+mod auto;
+mod isolation;
 mod load;
 mod memory;
+mod node;
+mod outage;
 mod parts;
 mod roles;
 
@@ -48,8 +55,18 @@ fn main() {
         if wants("strong") {
             parts::strong().await;
         }
-        if wanted.iter().any(|arg| arg == "memory") {
+        let asked_for = |part: &str| wanted.iter().any(|arg| arg == part);
+        if asked_for("memory") {
             memory::memory().await;
+        }
+        if asked_for("isolation") {
+            isolation::isolation().await;
+        }
+        if asked_for("outage") {
+            outage::outage().await;
+        }
+        if asked_for("auto") {
+            auto::auto().await;
         }
     });
 }

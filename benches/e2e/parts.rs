@@ -31,7 +31,7 @@ fn body(consistency: &str, key: &str, nodes: &[&str]) -> String {
     )
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

@@ -158,7 +158,7 @@ async fn null_connection(mut stream: TcpStream, answered: Arc<AtomicU64>, silent
 }
 
 /// The length of the first request in `held` once it is whole, and whether it is a GET.
-fn whole_request(held: &[u8]) -> Option<(usize, bool)> {
+pub fn whole_request(held: &[u8]) -> Option<(usize, bool)> {
     let head = held.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let length = super::load::content_length(&held[..head]);
     (held.len() >= head + length).then(|| (head + length, held.starts_with(b"GET")))

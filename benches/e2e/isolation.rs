@@ -1,0 +1,191 @@
+//! Four healthy replicas and a bad one: what the healthy ones feel of it.
+//!
+//! A run without the bad one has the same writes with the bad one left out of them, so that the
+//! healthy replicas have the same to do. Each kind of bad replica and the run without one take
+//! turns; what is compared are medians.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::load::{Paced, Posted, percentile_ms, post};
+use crate::node::{Node, Seen, Way, since_start, stamped};
+use crate::parts::median;
+use crate::roles::Process;
+
+const ROUNDS: usize = 3;
+const PACED: u64 = 750;
+/// Writes a second that name the bad one, beside a load that takes all it can get.
+const BESIDE: u64 = 200;
+/// The bad one's place among the replicas.
+const BAD: usize = 4;
+
+const KINDS: [&str; 5] = ["none", "dead", "hangs", "after 2 s", "fails half"];
+
+async fn bad(kind: &str) -> Option<Node> {
+    Some(match kind {
+        "none" => return None,
+        "dead" => Node::down(),
+        "hangs" => Node::start(Way::Hang).await,
+        "after 2 s" => Node::start(Way::After(Duration::from_secs(2))).await,
+        _ => Node::start(Way::FailHalf).await,
+    })
+}
+
+/// How long a run takes: long enough for the last retry of the writes at its beginning.
+fn time() -> Duration {
+    let seconds = std::env::var("E2E_SECONDS").ok().map_or(15, |text| text.parse().unwrap());
+    Duration::from_secs(seconds)
+}
+
+/// Which replicas write `n` names: every one alone and every pair in turn.
+fn named(n: u64) -> Vec<usize> {
+    let mut all: Vec<_> = (0..=BAD).map(|one| vec![one]).collect();
+    for one in 0..BAD {
+        all.extend((one + 1..=BAD).map(|other| vec![one, other]));
+    }
+    all[n as usize % all.len()].clone()
+}
+
+/// Write `n` for these replicas; without the bad one where there is none, and no write at all
+/// where it alone was named.
+fn write(n: u64, named: &[usize], nodes: &[String]) -> Option<String> {
+    let nodes: Vec<_> =
+        named.iter().filter_map(|&one| nodes.get(one).map(String::as_str)).collect();
+    (!nodes.is_empty()).then(|| stamped(n, &nodes))
+}
+
+/// The figures of one run, by name.
+type Figures = Vec<(&'static str, f64)>;
+
+/// A run's replicas and daemon.
+struct Run {
+    healthy: Vec<Node>,
+    _bad: Option<Node>,
+    daemon: Process,
+    nodes: Vec<String>,
+}
+
+impl Run {
+    async fn start(kind: &str) -> Self {
+        let mut healthy = vec![];
+        for _ in 0..BAD {
+            healthy.push(Node::start(Way::AtOnce).await);
+        }
+        let bad = bad(kind).await;
+        let nodes = healthy.iter().chain(&bad).map(|node| node.address.clone()).collect();
+        Self { healthy, _bad: bad, daemon: Process::daemon(&[]), nodes }
+    }
+
+    /// What the healthy replicas got of the writes that were posted until `end`.
+    fn seen(&self, end: Duration) -> Vec<Seen> {
+        let seen = self.healthy.iter().flat_map(Node::take_seen);
+        seen.filter(|seen| seen.at <= end).collect()
+    }
+}
+
+fn refused<'a>(posted: impl Iterator<Item = &'a Posted>) -> f64 {
+    posted.filter(|one| one.status != 202).count() as f64
+}
+
+/// Writes at a fixed rate, well below what the machine can do.
+async fn paced(kind: &str) -> Figures {
+    let run = Run::start(kind).await;
+    let nodes = run.nodes.clone();
+    let load = Paced::start(&run.daemon.address, PACED, move |n| write(n, &named(n), &nodes));
+    tokio::time::sleep(time()).await;
+    let end = since_start();
+    let posted = load.stop().await;
+    let seen = run.seen(end);
+    let (with_bad, without): (Vec<_>, Vec<_>) =
+        posted.iter().partition(|one| named(one.n).contains(&BAD));
+    vec![
+        (
+            "accepted/s",
+            (without.len() as f64 - refused(without.iter().copied())) / time().as_secs_f64(),
+        ),
+        ("delivered/s", seen.len() as f64 / time().as_secs_f64()),
+        ("accept p99 ms", percentile_ms(without.iter().map(|one| one.took).collect(), 99)),
+        ("deliver p50 ms", percentile_ms(seen.iter().map(|seen| seen.since_post).collect(), 50)),
+        ("deliver p99 ms", percentile_ms(seen.iter().map(|seen| seen.since_post).collect(), 99)),
+        ("refused, others", refused(without.iter().copied())),
+        ("refused, naming it", refused(with_bad.iter().copied())),
+        ("of", with_bad.len() as f64),
+    ]
+}
+
+/// Writes for the healthy ones as fast as they are taken, and some for the bad one beside.
+async fn saturating(kind: &str) -> Figures {
+    let run = Run::start(kind).await;
+    let (nodes, all) = (run.nodes.clone(), run.nodes.clone());
+    let beside = Paced::start(&run.daemon.address, BESIDE, move |n| {
+        let partner = n as usize % (BAD + 1);
+        write(n, &if partner == BAD { vec![BAD] } else { vec![partner, BAD] }, &nodes)
+    });
+    let load = post(&run.daemon.address, 32, time(), move |connection, n| {
+        let pairs = named(n + connection as u64);
+        let healthy: Vec<_> = pairs.into_iter().filter(|&one| one != BAD).collect();
+        let healthy = if healthy.is_empty() { vec![0] } else { healthy };
+        write((1 << 40) | (connection as u64) << 32 | n, &healthy, &all).unwrap()
+    });
+    let load = load.await;
+    let end = since_start();
+    let posted = beside.stop().await;
+    let seen = run.seen(end);
+    vec![
+        ("accepted/s", load.rate),
+        ("delivered/s", seen.len() as f64 / time().as_secs_f64()),
+        ("accept p99 ms", load.percentile(99).as_secs_f64() * 1e3),
+        ("deliver p50 ms", percentile_ms(seen.iter().map(|seen| seen.since_post).collect(), 50)),
+        ("deliver p99 ms", percentile_ms(seen.iter().map(|seen| seen.since_post).collect(), 99)),
+        ("refused, others", load.refused as f64),
+        ("refused, naming it", refused(posted.iter())),
+        ("of", posted.len() as f64),
+    ]
+}
+
+pub async fn isolation() {
+    println!(
+        "\nisolation: four healthy replicas and a bad one, {ROUNDS} rounds of {:?} each",
+        time()
+    );
+    println!(
+        "  {PACED} writes/s, each for one or two of the five; what the four healthy ones felt"
+    );
+    let mut runs: HashMap<&str, Vec<Figures>> = HashMap::new();
+    for _ in 0..ROUNDS {
+        for kind in KINDS {
+            runs.entry(kind).or_default().push(paced(kind).await);
+        }
+    }
+    table(&runs);
+    println!(
+        "  all that 32 connections can post for the healthy ones, and {BESIDE}/s that name the bad one"
+    );
+    runs.clear();
+    for _ in 0..ROUNDS {
+        for kind in KINDS {
+            runs.entry(kind).or_default().push(saturating(kind).await);
+        }
+    }
+    table(&runs);
+}
+
+fn table(runs: &HashMap<&str, Vec<Figures>>) {
+    let names: Vec<_> = runs["none"][0].iter().map(|&(name, _)| name).collect();
+    print!("  {:<12}", "the bad one");
+    names.iter().for_each(|name| print!(" {name:>19}"));
+    println!();
+    let figure = |kind: &str, n: usize| median(runs[kind].iter().map(|run| run[n].1).collect());
+    for kind in KINDS {
+        print!("  {kind:<12}");
+        for n in 0..names.len() {
+            let (ours, none) = (figure(kind, n), figure("none", n));
+            match n {
+                0..5 if kind != "none" => print!(" {ours:>10.2} ({:>4.2} x)", ours / none),
+                0..5 => print!(" {ours:>10.2}         "),
+                _ => print!(" {ours:>19.0}"),
+            }
+        }
+        println!();
+    }
+}

@@ -1,0 +1,174 @@
+//! A replica inside this process that remembers what it was sent and when.
+//!
+//! Every write of these parts carries the moment at which it was posted and its number, so that
+//! what a replica saw can be laid beside what was accepted.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::roles::whole_request;
+
+/// What all moments of a run are counted from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+pub fn since_start() -> Duration {
+    START.elapsed()
+}
+
+/// The body of write `n`, stamped with this moment.
+pub fn stamped(n: u64, nodes: &[&str]) -> String {
+    let nodes: Vec<_> = nodes.iter().map(|node| format!("\"http://{node}\"")).collect();
+    let (now, padding) = (since_start().as_micros(), "v".repeat(60));
+    format!(
+        r#"{{"key":"k-{n}","value":"{now} {n} {padding}","value_encoding":"raw","operation":"SET","replica_nodes":[{}],"user_id":"bench"}}"#,
+        nodes.join(",")
+    )
+}
+
+/// How a replica behaves.
+#[derive(Clone)]
+pub enum Way {
+    AtOnce,
+    After(Duration),
+    Hang,
+    /// Answers 500 half the time.
+    FailHalf,
+    /// So many at once, each for so long; others wait.
+    Places(Arc<Semaphore>, Duration),
+}
+
+/// A request that a replica saw.
+#[derive(Clone, Copy)]
+pub struct Seen {
+    pub n: u64,
+    /// When it was answered.
+    pub at: Duration,
+    /// From its post to then.
+    pub since_post: Duration,
+    /// From its arrival here to then.
+    pub took: Duration,
+    pub applied: bool,
+}
+
+/// A replica, down or up.
+pub struct Node {
+    pub address: String,
+    way: Way,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    serving: Option<JoinHandle<()>>,
+    /// Bound and not listening: connections are refused, and nobody else takes the port.
+    refusing: Option<TcpSocket>,
+}
+
+impl Node {
+    pub async fn start(way: Way) -> Self {
+        let mut node = Self::down();
+        node.way = way;
+        node.come_back();
+        node
+    }
+
+    pub fn down() -> Self {
+        let socket = bound("127.0.0.1:0");
+        let address = socket.local_addr().unwrap().to_string();
+        let (seen, refusing) = (Arc::default(), Some(socket));
+        Self { address, way: Way::AtOnce, seen, serving: None, refusing }
+    }
+
+    pub fn come_back(&mut self) {
+        let listener = self.refusing.take().unwrap().listen(1024).unwrap();
+        let serving = serve(listener, self.way.clone(), Arc::clone(&self.seen));
+        self.serving = Some(tokio::spawn(serving));
+    }
+
+    /// Breaks off all connections and refuses new ones.
+    pub async fn go_down(&mut self) {
+        let serving = self.serving.take().unwrap();
+        serving.abort();
+        let _ = serving.await;
+        self.refusing = Some(bound(&self.address));
+    }
+
+    /// What it saw since the last call.
+    pub fn take_seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.seen.lock().unwrap())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(serving) = &self.serving {
+            serving.abort();
+        }
+    }
+}
+
+fn bound(address: &str) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address.parse().unwrap()).unwrap();
+    socket
+}
+
+async fn serve(listener: TcpListener, way: Way, seen: Arc<Mutex<Vec<Seen>>>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        connections.spawn(connection(stream, way.clone(), Arc::clone(&seen)));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn connection(mut stream: TcpStream, way: Way, seen: Arc<Mutex<Vec<Seen>>>) {
+    let mut held = Vec::with_capacity(16 * 1024);
+    loop {
+        while let Some((length, _)) = whole_request(&held) {
+            let arrived = since_start();
+            let request: Vec<u8> = held.drain(..length).collect();
+            let applied = apply(&way).await;
+            let status = if applied { "200 OK" } else { "500 Internal Server Error" };
+            let at = since_start();
+            let (posted, n) = stamp(&request);
+            let since_post = at.saturating_sub(posted);
+            seen.lock().unwrap().push(Seen { n, at, since_post, took: at - arrived, applied });
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+        match stream.read_buf(&mut held).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+async fn apply(way: &Way) -> bool {
+    static TURN: AtomicBool = AtomicBool::new(false);
+    match way {
+        Way::AtOnce => {}
+        Way::After(time) => tokio::time::sleep(*time).await,
+        Way::Hang => std::future::pending().await,
+        Way::FailHalf => return TURN.fetch_xor(true, Ordering::Relaxed),
+        Way::Places(places, time) => {
+            let _place = places.acquire().await.unwrap();
+            tokio::time::sleep(*time).await;
+        }
+    }
+    true
+}
+
+/// When a write was posted, and its number.
+fn stamp(request: &[u8]) -> (Duration, u64) {
+    let body = request.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    let text = std::str::from_utf8(&request[body..]).unwrap();
+    let mut words = text.split(' ').map(|word| word.parse().unwrap_or_default());
+    (Duration::from_micros(words.next().unwrap()), words.next().unwrap())
+}
