@@ -222,7 +222,8 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_HINTED_HANDOFF", value_name = "MODE", default_value = "on")]
     pub hinted_handoff: Switch,
 
-    /// Dead letters of one replica that are redriven in a second, behind everything else.
+    /// How many of one replica's dead letters are redriven in a second, behind everything else, and
+    /// after them how many of its parked deliveries come back.
     #[arg(long, env = "REPLICATOR_REDRIVE_RATE", value_name = "N", default_value = "200")]
     pub redrive_rate: NonZeroU32,
 

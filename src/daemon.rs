@@ -27,6 +27,7 @@ mod attempt;
 mod clock;
 mod core;
 mod handle;
+mod letters_told;
 mod restore;
 mod values;
 

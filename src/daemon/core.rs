@@ -14,19 +14,15 @@ use crate::daemon::admission::{Admission, Line, MAX_WAITING, Reply, Waiter};
 use crate::daemon::attempt::{Answered, Attempts};
 use crate::daemon::clock::Clock;
 use crate::daemon::handle::{Accepted, Health, Refusal, Request};
+use crate::daemon::letters_told::LettersTold;
 use crate::daemon::values::Values;
-use crate::engine::{Action, Arrival, BreakerState, Engine, Full, KeyHasher, Moment, Now};
+use crate::engine::{Action, Arrival, BreakerState, Engine, Full, KeyHasher, Now};
 use crate::metrics::{AckWindow, ReplicaSnapshot, Snapshot};
 use crate::store::{Committer, Reader};
-use crate::task::{
-    Cause, Consistency, DeadLetter, Delivery, NewTask, Progress, Task, TaskId, Verdict,
-};
+use crate::task::{Cause, Consistency, DeadLetter, NewTask, Node, Progress, Task, TaskId, Verdict};
 
 /// Events taken at once before the timers are looked at again.
 const BATCH: usize = 256;
-
-/// How often an overflow of the retry queue is told of at the most.
-const OVERFLOW_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the loop is told.
 #[derive(Debug)]
@@ -71,8 +67,7 @@ pub(super) struct Core {
     total_replications: u64,
     acks: AckWindow,
     max_lag: Duration,
-    overflow_told: Option<Moment>,
-    overflow_untold: u64,
+    letters_told: LettersTold,
 }
 
 impl Core {
@@ -86,8 +81,7 @@ impl Core {
             total_replications: 0,
             acks: AckWindow::default(),
             max_lag: Duration::ZERO,
-            overflow_told: None,
-            overflow_untold: 0,
+            letters_told: LettersTold::default(),
         }
     }
 
@@ -276,35 +270,37 @@ impl Core {
                         let _ = reply.send(answer);
                     }
                 }
-                Action::Buried { delivery, letter } => self.tell_buried(now, delivery, &letter),
+                Action::Buried { delivery, node, letter } => {
+                    self.tell_buried(now, &node, delivery.task, &letter);
+                }
                 Action::Breaker { node, error: Some(error) } => {
                     warn!(replica = %node, %error, "the replica does not answer: its breaker is open, deliveries to it fail without being sent until a probe succeeds");
                 }
                 Action::Breaker { node, error: None } => {
                     info!(replica = %node, "the replica answers again");
                 }
-                Action::Discarded { delivery } => {
-                    let (task, replica) = (delivery.task, delivery.replica.0);
-                    warn!(%task, replica, "dead letter discarded: its time is over (--dead-letter-retention)");
+                Action::Discarded { delivery, node } => {
+                    self.tell_discarded(now, &node, delivery.task);
                 }
             }
         }
     }
 
-    fn tell_buried(&mut self, now: Now, delivery: Delivery, letter: &DeadLetter) {
-        let (task, failures) = (delivery.task, letter.failures);
-        let (cause, error) = (letter.cause.as_str(), &letter.error);
-        if letter.cause != Cause::RetryOverflow {
-            let replica = delivery.replica.0;
-            warn!(%task, replica, failures, cause, %error, "delivery given up: kept as a dead letter");
+    fn tell_buried(&mut self, now: Now, node: &Node, task: TaskId, letter: &DeadLetter) {
+        let Some(deliveries) = self.letters_told.entry(now.moment, node, Some(letter.cause)) else {
             return;
+        };
+        let (cause, error, failures) = (letter.cause.as_str(), &letter.error, letter.failures);
+        if letter.cause == Cause::RetryOverflow {
+            warn!(replica = %node, deliveries, %error, "the retry queue is full: failed deliveries are parked on disk and come back when there is room");
+        } else {
+            warn!(replica = %node, deliveries, last_task = %task, failures, cause, %error, "given up: kept as dead letters");
         }
-        self.overflow_untold += 1;
-        let silent_until = self.overflow_told.map(|told| told.after(OVERFLOW_LOG_INTERVAL));
-        if silent_until.is_none_or(|until| now.moment >= until) {
-            let parked = std::mem::take(&mut self.overflow_untold);
-            warn!(parked, %error, "the retry queue is full: failed deliveries are parked on disk and come back when there is room");
-            self.overflow_told = Some(now.moment);
+    }
+
+    fn tell_discarded(&mut self, now: Now, node: &Node, task: TaskId) {
+        if let Some(deliveries) = self.letters_told.entry(now.moment, node, None) {
+            warn!(replica = %node, deliveries, last_task = %task, "dead letters discarded: their time is over (--dead-letter-retention)");
         }
     }
 

@@ -135,6 +135,8 @@ pub enum Action {
     Buried {
         /// Which.
         delivery: Delivery,
+        /// Its replica.
+        node: Node,
         /// Why.
         letter: DeadLetter,
     },
@@ -150,6 +152,8 @@ pub enum Action {
     Discarded {
         /// Which.
         delivery: Delivery,
+        /// Its replica.
+        node: Node,
     },
 }
 

@@ -54,6 +54,8 @@ pub(super) struct Lane {
     pub(super) kept_bytes: u64,
     /// The dead letters are being redriven, and have been up to this one.
     pub(super) redrive: Option<TaskId>,
+    /// The next dead letter or parked delivery may come back no earlier.
+    pub(super) next_return: Moment,
     /// When it is to be looked at again.
     pub(super) alarm: Option<Moment>,
     /// It may have something to send: looked at before the call ends.
@@ -97,6 +99,7 @@ impl Lane {
             doubts: HashMap::new(),
             kept_bytes: 0,
             redrive: None,
+            next_return: Moment::default(),
             alarm: None,
             dirty: false,
             held: [0; 3],

@@ -8,6 +8,7 @@
 //!
 //! **Hinted handoff**: when a replica is back, its dead letters that were given up are redriven,
 //! oldest first, at a limited rate, behind everything else; once for each time that it comes back.
+//! What the full retry queue had no room for comes back after them, at the same rate.
 
 use std::ops::Bound::{Excluded, Unbounded};
 use std::time::Duration;
@@ -86,15 +87,17 @@ impl Engine {
     /// Throws away a dead letter whose time is over.
     pub(super) fn discard(&mut self, slot: Slot, leg: usize) {
         let delivery = self.delivery(slot, leg);
+        let node = self.lanes[self.tasks[slot].legs[leg].lane].node.clone();
         self.settle(slot, leg, Settlement::Discarded);
-        self.actions.push_back(Action::Discarded { delivery });
+        self.actions.push_back(Action::Discarded { delivery, node });
     }
 
     /// Tells of a new dead letter.
     pub(super) fn tell_buried(&mut self, slot: Slot, leg: usize) {
         if let Progress::Dead(letter) = self.tasks[slot].legs[leg].progress() {
             let delivery = self.delivery(slot, leg);
-            self.actions.push_back(Action::Buried { delivery, letter });
+            let node = self.lanes[self.tasks[slot].legs[leg].lane].node.clone();
+            self.actions.push_back(Action::Buried { delivery, node, letter });
         }
     }
 
@@ -168,7 +171,7 @@ impl Engine {
     fn redrive(&mut self, number: u32, most: usize) -> bool {
         let after = self.lanes[number].redrive.unwrap_or(TaskId(0));
         let mut last = after;
-        while self.lanes[number].ready(Rank::Redrive).len() < most {
+        while self.lanes[number].ready(Rank::Redrive).len() < most && self.may_return(number) {
             let lane = &self.lanes[number];
             let Some((&id, &slot)) = lane.dead.range((Excluded(last), Unbounded)).next() else {
                 return false;
@@ -184,6 +187,7 @@ impl Engine {
             if gave_up && !lane.chains.contains_key(&key) {
                 self.change(slot, leg, State::Ready(Rank::Redrive));
                 self.lanes[number].chains.insert(key, Chain::of(slot));
+                self.count_return(number);
                 for books in [&mut self.lanes[number].books, &mut self.totals] {
                     books.redriven += 1;
                 }
@@ -193,6 +197,25 @@ impl Engine {
             *redriven = last;
         }
         true
+    }
+
+    /// Whether `--redrive-rate` lets another delivery back now, a dead letter or a parked one. If
+    /// not, the lane is looked at when it does.
+    pub(super) fn may_return(&mut self, number: u32) -> bool {
+        let (now, at) = (self.now.moment, self.lanes[number].next_return);
+        if at > now {
+            self.ring(number, at.max(now.after(STEP)));
+        }
+        at <= now
+    }
+
+    /// One has been let back.
+    pub(super) fn count_return(&mut self, number: u32) {
+        let interval = Duration::from_secs(1) / self.settings.redrive_rate.get();
+        // What a late timer has missed is made up for.
+        let since = self.now.moment.before(STEP * 4);
+        let next = &mut self.lanes[number].next_return;
+        *next = (*next).max(since).after(interval);
     }
 
     /// Charges a task of which only dead letters are left to their replicas.

@@ -447,15 +447,25 @@ impl Engine {
         }
     }
 
-    /// Lets parked deliveries back in, oldest first, the replicas taking turns.
+    /// Lets parked deliveries back in, oldest first, the replicas taking turns, and each at its
+    /// `--redrive-rate`: after an outage they are most of what the replica has missed, and without
+    /// it they would come back all at once.
     fn fill_retry_queue(&mut self) {
+        let mut held_back = 0;
         while self.retry_has_room()
+            && held_back < self.parked_lanes.len()
             && let Some(number) = self.parked_lanes.pop_front()
         {
             let first = self.lanes.get(number).and_then(|lane| lane.parked.first_key_value());
-            if let Some((_, &slot)) = first {
+            let Some((_, &slot)) = first else { continue };
+            self.parked_lanes.push_back(number);
+            // Its dead letters, which are older, come first.
+            if self.lanes[number].redrive.is_none() && self.may_return(number) {
+                self.count_return(number);
                 self.enter_queue(slot, Queue::Retry);
-                self.parked_lanes.push_back(number);
+                held_back = 0;
+            } else {
+                held_back += 1;
             }
         }
     }

@@ -96,6 +96,31 @@ fn a_redrive_keeps_to_its_rate() {
 }
 
 #[test]
+fn what_was_parked_comes_back_at_the_rate_of_the_dead_letters_and_after_them() {
+    let redrive_rate = NonZeroU32::new(10).unwrap();
+    let mut f = Fixture::new(Settings { redrive_rate, retry_capacity: 5, ..settings() });
+    let ids: Vec<_> = (0..100).map(|n| f.eventual(&format!("k{n}"), &["a"])).collect();
+    for _ in 0..40 {
+        for (task, replica, _) in f.sent() {
+            f.answer(task, replica, failed());
+        }
+        f.pass(Duration::from_millis(500));
+    }
+    for (task, replica, _) in f.sent() {
+        f.answer(task, replica, failed());
+    }
+    let (dead, parked) = (lane(&f).books.dead, lane(&f).parked);
+    assert!(dead > 0 && parked > 50, "{dead} dead, {parked} parked");
+    while recover(&mut f, Duration::from_millis(100)).is_empty() {}
+    let then = recover(&mut f, Duration::from_secs(2)).len() as u64;
+    // The few in the retry queue come besides.
+    assert!((10..=27).contains(&then), "{then}");
+    assert!(lane(&f).parked > 50);
+    let more = recover(&mut f, Duration::from_secs(20)).len();
+    assert!(more > 50 && f.engine.levels() == Levels::default(), "{more} of {}", ids.len());
+}
+
+#[test]
 fn with_hinted_handoff_off_dead_letters_stay() {
     let mut f = Fixture::new(Settings { hinted_handoff: false, ..settings() });
     outage(&mut f, 10);
@@ -202,7 +227,10 @@ fn past_its_retention_a_dead_letter_is_discarded_counted_and_told() {
     assert_eq!(f.engine.levels(), Levels::default());
     assert_eq!(lane(&f).books.discarded, 1);
     let delivery = Delivery { task: TaskId(id), replica: ReplicaIndex(0) };
-    assert_eq!(f.actions(), [Action::Discarded { delivery }, Action::Remove { task: TaskId(id) }]);
+    assert_eq!(
+        f.actions(),
+        [Action::Discarded { delivery, node: node("a") }, Action::Remove { task: TaskId(id) }]
+    );
 }
 
 #[test]
