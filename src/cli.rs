@@ -281,6 +281,11 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_MEMORY_BUDGET", value_name = "SIZE", default_value = "64MiB")]
     pub memory_budget: ByteSize,
 
+    /// What is to stay free on the disk of the data directory: with less, new writes are refused,
+    /// and deliveries go on; 0B is off.
+    #[arg(long, env = "REPLICATOR_MIN_FREE_DISK", value_name = "SIZE", default_value = "256MiB")]
+    pub min_free_disk: ByteSize,
+
     /// Page cache of the store.
     #[arg(long, env = "REPLICATOR_STORE_CACHE", value_name = "SIZE", default_value = "64MiB")]
     pub store_cache: ByteSize,

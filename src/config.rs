@@ -53,6 +53,8 @@ pub struct Store {
     pub cache_bytes: u64,
     /// `--memory-budget`, in bytes.
     pub memory_budget: usize,
+    /// `--min-free-disk`, in bytes; 0 is off.
+    pub min_free_bytes: u64,
 }
 
 /// How much may wait.
@@ -245,6 +247,7 @@ impl Config {
                 dir: args.data_dir.clone(),
                 cache_bytes: args.store_cache.as_u64(),
                 memory_budget: narrow(args.memory_budget),
+                min_free_bytes: args.min_free_disk.as_u64(),
             },
             queue: Queue {
                 workers,

@@ -121,6 +121,7 @@ impl Daemon {
             health,
             memory_budget: config.store.memory_budget,
             queue_wait: config.queue.wait,
+            min_free_bytes: config.store.min_free_bytes,
             queue_capacity: config.queue.capacity,
             retry_capacity: config.queue.retry_capacity,
             quarantined_rows,
@@ -205,14 +206,11 @@ async fn ended(task: JoinHandle<()>) {
     }
 }
 
-/// What is to stay free on the disk of the data directory.
-const MIN_FREE_BYTES: u64 = 256 << 20;
-
 fn store_settings(config: &Config, clock: Clock) -> store::Settings {
     store::Settings {
         dir: config.store.dir.clone(),
         cache_bytes: config.store.cache_bytes,
-        min_free_bytes: MIN_FREE_BYTES,
+        min_free_bytes: config.store.min_free_bytes,
         now: clock.now().wall,
     }
 }

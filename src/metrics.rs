@@ -54,6 +54,10 @@ pub struct Snapshot {
     pub store_file_bytes: u64,
     /// What lives in them, in bytes.
     pub store_live_bytes: u64,
+    /// Free on the disk of the data directory, in bytes; 0 where the system does not say.
+    pub disk_free_bytes: u64,
+    /// New writes are refused for want of room on the disk.
+    pub disk_low: bool,
     /// How often the store was rewritten since the start.
     pub store_rewrites: u64,
     /// Rows in the quarantine at the start.
@@ -173,6 +177,9 @@ const METRICS: &[Metric] = &[
         "Rows that could not be read, set aside in the data directory's quarantine by the start.",
         |s| s.quarantined_rows as f64,
     ),
+    ("replicator_disk_free_bytes", Level, "Free on the disk of the data directory.", |s| {
+        s.disk_free_bytes as f64
+    }),
     ("replicator_store_live_bytes", Level, "Keys and rows that live in the store.", |s| {
         s.store_live_bytes as f64
     }),
@@ -298,6 +305,7 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
         "retry_capacity": snapshot.retry_capacity,
         "waiting_requests": snapshot.waiting_requests,
         "store_file_bytes": snapshot.store_file_bytes,
+        "disk_free_bytes": snapshot.disk_free_bytes,
         "store_live_bytes": snapshot.store_live_bytes,
         "store_rewrites_total": snapshot.store_rewrites,
         "quarantined_rows": snapshot.quarantined_rows,

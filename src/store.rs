@@ -90,6 +90,8 @@ struct Files {
 struct Sizes {
     file: AtomicU64,
     live: AtomicU64,
+    /// Free on the disk; the largest number where the system does not say.
+    free: AtomicU64,
     /// How often the store was rewritten since the start.
     rewrites: AtomicU64,
 }
@@ -99,6 +101,7 @@ impl Files {
         let (cache_bytes, min_free_bytes) = (settings.cache_bytes, settings.min_free_bytes);
         let sizes = Sizes::default();
         sizes.file.store(rewrite::file_bytes(&settings.dir.join(&store)), Ordering::Relaxed);
+        sizes.free.store(directory.free_bytes().unwrap_or(u64::MAX), Ordering::Relaxed);
         let database = RwLock::new(database);
         Self { database, store, sizes, cache_bytes, min_free_bytes, directory }
     }

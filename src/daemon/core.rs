@@ -3,10 +3,11 @@
 //! Everything that changes the engine passes through here, so there is no lock. The order of the
 //! ids is given out here too, and tasks go to the committer in that order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
@@ -51,6 +52,7 @@ pub(super) struct Parts {
     pub(super) health: watch::Sender<Health>,
     pub(super) memory_budget: usize,
     pub(super) queue_wait: Duration,
+    pub(super) min_free_bytes: u64,
     pub(super) queue_capacity: usize,
     pub(super) retry_capacity: usize,
     pub(super) quarantined_rows: u64,
@@ -63,6 +65,11 @@ pub(super) struct Core {
     admission: Admission,
     /// Who waits for the answer of a strong write.
     open: HashMap<TaskId, Reply>,
+    /// What was admitted and is not committed, with its bytes.
+    uncommitted: VecDeque<(TaskId, u64)>,
+    uncommitted_bytes: u64,
+    /// New writes are refused for want of room on the disk.
+    disk_low: bool,
     stopping: bool,
     total_replications: u64,
     acks: AckWindow,
@@ -77,6 +84,9 @@ impl Core {
             parts,
             admission: Admission::default(),
             open: HashMap::new(),
+            uncommitted: VecDeque::new(),
+            uncommitted_bytes: 0,
+            disk_low: false,
             stopping: false,
             total_replications: 0,
             acks: AckWindow::default(),
@@ -118,6 +128,8 @@ impl Core {
             Request::Replicate { new, reply } => self.replicate(now, new, reply),
             Request::Snapshot { reply } => {
                 // Whoever asked may be gone; nobody else wants the figures.
+                // Whether there is room is seen anew, also while nobody writes.
+                let _ = self.disk_limit(0);
                 let _ = reply.send(Box::new(self.snapshot()));
             }
         }
@@ -125,7 +137,15 @@ impl Core {
 
     fn take(&mut self, now: Now, event: Event) {
         match event {
-            Event::Committed(last) => self.parts.engine.committed(now, last),
+            Event::Committed(last) => {
+                while let Some(&(id, bytes)) = self.uncommitted.front()
+                    && id <= last
+                {
+                    self.uncommitted.pop_front();
+                    self.uncommitted_bytes -= bytes;
+                }
+                self.parts.engine.committed(now, last);
+            }
             Event::StoreFailed(why) => self.store_failed(&why),
             Event::Answered(answered) => self.answered(now, answered),
             Event::Refuse => self.refuse_from_now_on(Health::Draining),
@@ -143,6 +163,9 @@ impl Core {
             return; // A closed reply says why: see Handle.
         }
         let waiter = Waiter { new, reply, deadline: now.moment.after(self.parts.queue_wait) };
+        if let Some(limit) = self.disk_limit(waiter.new.weight()) {
+            return refuse(waiter, &limit);
+        }
         if let Some(line) = self.admission.ahead_of(&waiter.new) {
             return self.wait_in(line, waiter);
         }
@@ -153,6 +176,36 @@ impl Core {
             return refuse(waiter, &full.to_string());
         }
         self.wait_in(Line::after(waiter.new.consistency, &full), waiter);
+    }
+
+    /// Why a write of so many bytes has no room on the disk, if that is so.
+    ///
+    /// What was admitted and is not committed yet is on its way there. It counts twice, as rows
+    /// take more than their length and a segment is written whole.
+    fn disk_limit(&mut self, bytes: usize) -> Option<String> {
+        let (reserve, free) = (self.parts.min_free_bytes, self.parts.reader.free_bytes()?);
+        let coming = self.uncommitted_bytes.saturating_add(bytes as u64).saturating_mul(2);
+        // Once it is low it takes an eighth more to be so no longer: small writes must not be let
+        // in one by one where large ones are refused.
+        let margin = if self.disk_low { reserve / 8 } else { 0 };
+        let low = reserve > 0 && free < reserve.saturating_add(margin.max(coming));
+        if low != std::mem::replace(&mut self.disk_low, low) {
+            if low {
+                warn!(
+                    free_bytes = free,
+                    "the disk is nearly full (--min-free-disk): new writes are refused, deliveries go on"
+                );
+            } else {
+                info!(
+                    free_bytes = free,
+                    "there is room on the disk again: new writes are accepted"
+                );
+            }
+        }
+        low.then(|| {
+            let (free, reserve) = (ByteSize(free), ByteSize(reserve));
+            format!("the disk of the data directory has {free} free, and {reserve} are to stay so (--min-free-disk)")
+        })
     }
 
     fn wait_in(&mut self, line: Line, waiter: Waiter) {
@@ -166,17 +219,20 @@ impl Core {
     fn admit(&mut self, now: Now, waiter: Waiter) -> Option<(Waiter, Full)> {
         let parts = &mut self.parts;
         let id = parts.next_id;
+        let bytes = waiter.new.weight() as u64;
         let arrival = Arrival {
             id,
             key: parts.keys.id(&waiter.new.key),
             replicas: &waiter.new.replicas,
-            bytes: waiter.new.weight() as u64,
+            bytes,
             consistency: waiter.new.consistency,
         };
         if let Err(full) = parts.engine.admit(now, &arrival) {
             return Some((waiter, full));
         }
         parts.next_id = TaskId(id.0 + 1);
+        self.uncommitted.push_back((id, bytes));
+        self.uncommitted_bytes += bytes;
         let consistency = waiter.new.consistency;
         let task = Arc::new(Task::accepted(*waiter.new, id, now.wall));
         // To the committer first: what this write supersedes must not be settled on disk before
@@ -207,6 +263,10 @@ impl Core {
         for line in self.admission.lines() {
             while let Some(waiter) = self.admission.pop(&line) {
                 if waiter.reply.is_closed() {
+                    continue;
+                }
+                if let Some(limit) = self.disk_limit(waiter.new.weight()) {
+                    refuse(waiter, &limit);
                     continue;
                 }
                 let Some((waiter, full)) = self.admit(now, waiter) else {
@@ -381,6 +441,8 @@ impl Core {
             average_ack_seconds: self.acks.mean().as_secs_f64(),
             max_lag_seconds: self.max_lag.as_secs_f64(),
             store_file_bytes: self.parts.reader.file_bytes(),
+            disk_free_bytes: self.parts.reader.free_bytes().unwrap_or_default(),
+            disk_low: self.disk_low,
             store_live_bytes: self.parts.reader.live_bytes(),
             store_rewrites: self.parts.reader.rewrites(),
             quarantined_rows: self.parts.quarantined_rows,

@@ -97,6 +97,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         health,
         memory_budget: 0,
         queue_wait: Duration::ZERO,
+        min_free_bytes: 0,
         queue_capacity: 1,
         retry_capacity: 1,
         quarantined_rows: 0,

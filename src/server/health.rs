@@ -23,16 +23,24 @@ enum Status {
     Unhealthy,
 }
 
-/// How full the queue is, or that nothing can be accepted: 503 only for that.
+/// How full the queue and the disk are, or that nothing can be accepted: 503 only for that.
 pub(super) async fn health(State(inbound): State<Arc<Inbound>>) -> Response {
     let failed = matches!(inbound.handle.health(), Health::StoreFailed(_));
     let snapshot = inbound.handle.snapshot().await;
     let queue_size = snapshot.as_ref().map(|snapshot| snapshot.queue_tasks);
+    let disk_low = snapshot.as_ref().is_some_and(|snapshot| snapshot.disk_low);
     let status = match snapshot {
+        Some(_) if disk_low && !failed => Status::Degraded,
         Some(snapshot) if !failed => status(snapshot.queue_tasks, snapshot.queue_capacity),
         _ => Status::Unhealthy,
     };
-    let body = json!({ "status": status, "service": "replicator", "queue_size": queue_size });
+    let body = match status {
+        Status::Degraded if disk_low => json!({
+            "status": status, "service": "replicator", "queue_size": queue_size,
+            "reason": "the disk is nearly full (--min-free-disk): new writes are refused",
+        }),
+        _ => json!({ "status": status, "service": "replicator", "queue_size": queue_size }),
+    };
     match status {
         Status::Healthy | Status::Degraded => ok(&body),
         Status::Unhealthy => unavailable(&body),

@@ -125,6 +125,12 @@ impl Directory {
         Ok(())
     }
 
+    /// How much is free on its disk for this user, in bytes; `None` if the system does not say.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        let disk = rustix::fs::statvfs(&self.path).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
     /// Where a store is made that is to be called `name`.
     pub(super) fn unfinished(&self, name: &str) -> PathBuf {
         self.path.join(name.to_owned() + UNFINISHED)
@@ -226,13 +232,6 @@ pub(super) fn make_empty(path: &Path) -> Result<(), OpenError> {
 pub(super) fn next_name(name: &str) -> String {
     let number: u64 = name.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
     format!("store-{:06}", number + 1)
-}
-
-/// How much is free on the disk of a directory for this user, in bytes; `None` if the system does
-/// not say.
-pub(super) fn free_bytes(path: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(path).ok()?;
-    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// Makes the names in a directory durable, or what is in a file.

@@ -39,6 +39,13 @@ impl Reader {
         self.files.sizes.live.load(Ordering::Relaxed)
     }
 
+    /// What is free on its disk, in bytes, after the last flush; `None` where the system does not
+    /// say.
+    #[must_use]
+    pub fn free_bytes(&self) -> Option<u64> {
+        Some(self.files.sizes.free.load(Ordering::Relaxed)).filter(|&free| free != u64::MAX)
+    }
+
     /// How often the store was rewritten since the start.
     #[must_use]
     pub fn rewrites(&self) -> u64 {

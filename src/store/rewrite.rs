@@ -92,8 +92,10 @@ impl Rewriter {
         Self { state: State::Idle, files, store, look_at, not_below: 0, removing: None }
     }
 
-    /// Something was flushed: the sizes are to be looked at soon.
+    /// Something was flushed: the sizes are to be looked at soon, what is free on the disk at once.
+    /// New tasks are refused by that, and the next batch of them can be large.
     pub(super) fn flushed(&mut self) {
+        self.look_at_disk();
         self.look_at.get_or_insert_with(|| now() + LOOK_EVERY);
     }
 
@@ -140,11 +142,17 @@ impl Rewriter {
         Ok(())
     }
 
+    fn look_at_disk(&self) -> Option<u64> {
+        let free = self.files.directory.free_bytes();
+        self.files.sizes.free.store(free.unwrap_or(u64::MAX), Ordering::Relaxed);
+        free
+    }
+
     /// Publishes the sizes, and begins a rewrite if one is due.
     fn look(&mut self, database: &Database) {
         let path = self.files.directory.path();
         let (file, live) = (file_bytes(&path.join(&self.store)), database.live_bytes());
-        let free = directory::free_bytes(path);
+        let free = self.look_at_disk();
         let sizes = &self.files.sizes;
         sizes.file.store(file, Ordering::Relaxed);
         sizes.live.store(live, Ordering::Relaxed);
@@ -153,6 +161,10 @@ impl Rewriter {
         }
         let reserve = self.files.min_free_bytes;
         let low = free.is_some_and(|free| free < reserve.saturating_add(reserve / 8));
+        if low {
+            // Room may appear without anything being written here.
+            self.look_at = Some(now() + LOOK_EVERY);
+        }
         let floor = if low { FLOOR_BYTES_LOW } else { FLOOR_BYTES };
         if file < floor.saturating_add(2 * live) || file < self.not_below {
             return;

@@ -95,3 +95,74 @@ async fn what_waits_is_carried_over_by_a_rewrite_and_read_back_from_it() {
     daemon.accept(&set("k", "v", &[&alive])).await;
     daemon.until_drained().await;
 }
+
+/// A file system of its own, gone with the test.
+struct Small {
+    dir: tempfile::TempDir,
+}
+
+impl Small {
+    /// `None` where this user may not mount one.
+    fn mount(size: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(dir.path())
+            .output();
+        mount.is_ok_and(|out| out.status.success()).then_some(Self { dir })
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Lazily: the daemon may still be on its way out.
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.dir.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn on_a_full_disk_new_writes_are_refused_and_deliveries_make_room() {
+    let Some(small) = Small::mount("48M") else {
+        println!("skipped: this user may not mount a tmpfs");
+        return;
+    };
+    let args = [ARGS, &["--min-free-disk", "16MiB", "--settle-after", "500ms"]].concat();
+    let mut daemon = Daemon::start_on(&small.dir.path().join("data"), &args).await;
+    let (down, healthy) = (Replica::start().await, Replica::start().await);
+    down.stop();
+    let value = "0123456789abcde!".repeat(16 << 10);
+    let mut accepted = 0;
+    let refused = loop {
+        let (status, answer) = daemon.post(&set(&format!("k{accepted}"), &value, &[&down])).await;
+        match status {
+            202 => accepted += 1,
+            503 => break answer,
+            other => panic!("{other}: {answer}"),
+        }
+        assert!(accepted < 200, "never refused");
+    };
+    assert!(accepted > 10, "{accepted}");
+    assert!(refused["error"].as_str().unwrap().contains("--min-free-disk"), "{refused}");
+    let (status, health) = daemon.get("/health").await;
+    assert_eq!((status, &health["status"]), (200, &"degraded".into()), "{health}");
+    assert!(health["reason"].as_str().unwrap().contains("--min-free-disk"), "{health}");
+    assert!(daemon.metrics().await["disk_free_bytes"].as_u64().unwrap() < 17 << 20);
+
+    // It starts on a disk as full as that, and still refuses.
+    daemon.kill_and_restart().await;
+    assert_eq!(daemon.post(&set("more", &value, &[&healthy])).await.0, 503);
+
+    down.come_back().await;
+    for n in 0..accepted {
+        down.until_holds(&format!("k{n}"), &value).await;
+    }
+    wait_until("there is room again", || async {
+        let (status, _) = daemon.post(&set("more", &value, &[&healthy])).await;
+        (status == 202).then_some(())
+    })
+    .await;
+    healthy.until_holds("more", &value).await;
+    assert_eq!(daemon.get("/health").await.1["status"], "healthy");
+    let log = daemon.log();
+    assert!(log.contains("nearly full") && log.contains("room on the disk again"), "{log}");
+}
