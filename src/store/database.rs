@@ -8,7 +8,8 @@
 //! Every row is written and removed by `put` and `take`, which keep the
 //! [`ledger`](super::ledger) true.
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -107,12 +108,35 @@ impl Books {
 /// Opens, or makes, the sled database in the directory `path`.
 pub(super) fn open_sled(path: &Path, cache_bytes: u64) -> Result<sled::Db, Failure> {
     wait_for_release(&path.join("db"));
+    remove_unfinished_snapshots(path).map_err(|error| {
+        Failure::Database(format!("cannot remove an unfinished snapshot of the database: {error}"))
+    })?;
     let config = sled::Config::new()
         .path(path)
         .mode(sled::Mode::HighThroughput)
         .flush_every_ms(None)
         .cache_capacity(cache_bytes);
     Ok(config.open()?)
+}
+
+/// Removes the snapshots that a crash has kept sled from finishing. It writes one in three steps to
+/// `snap.….generating` and renames it then, but takes a file of that name for a whole one when it
+/// opens, and gives up the store where it is torn. A snapshot only spares sled work: it is never
+/// the only place of anything.
+fn remove_unfinished_snapshots(store: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(store) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Waits until sled has let go of its file. Where this process had the database open before, a

@@ -337,6 +337,20 @@ fn a_used_store_that_lost_its_current_is_refused_and_a_fresh_one_begun_again() {
 }
 
 #[test]
+fn a_snapshot_that_a_crash_has_torn_does_not_keep_the_store_from_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    accept(&opened, &small(1)).unwrap();
+    close(opened);
+    let torn = dir.path().join("store-000001/snap.00000000FFFFFFFF.generating");
+    std::fs::write(&torn, [7; 57]).unwrap();
+    let (opened, recovered, _) = open(dir.path());
+    assert_eq!(recovered.len(), 1);
+    assert!(!torn.exists());
+    close(opened);
+}
+
+#[test]
 fn no_row_ever_goes_to_a_file_that_sled_does_not_sync() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
