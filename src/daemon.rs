@@ -170,7 +170,12 @@ impl Daemon {
     /// deliveries on the wire until the grace is over, and writes down what is settled.
     ///
     /// What is not delivered stays on disk.
-    pub async fn stop(self) {
+    ///
+    /// # Errors
+    ///
+    /// The store failed, now or earlier. What was accepted is on disk all the same; of what was
+    /// settled at the end some may be missing there, and will be sent again.
+    pub async fn stop(self) -> Result<(), CommitError> {
         let Self { events, stop_serving, server, core, committer, grace, .. } = self;
         let whole = async {
             // The loop may have ended before, by a failure; then there is nobody to tell.
@@ -189,11 +194,13 @@ impl Daemon {
                 "not everything ended within the grace (--drain-timeout); what is not delivered stays on disk"
             );
         }
-        if let Err(error) = committer.close().await.unwrap_or(Err(CommitError::Closed)) {
-            error!(%error, "the store could not be closed");
+        let closed = committer.close().await.unwrap_or(Err(CommitError::Closed));
+        match &closed {
+            Ok(()) => info!("stopped"),
+            Err(error) => error!(%error, "stopped, but the store could not be closed"),
         }
         faults::point("shutdown.closed");
-        info!("stopped");
+        closed
     }
 }
 

@@ -63,7 +63,7 @@ async fn tell(args: &DemoArgs, dir: &std::path::Path) -> Result<ExitCode, Box<dy
         signals.next().await;
         println!("\nDraining.");
     }
-    daemon.stop().await;
+    daemon.stop().await?;
     Ok(if agree { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

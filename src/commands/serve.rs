@@ -68,7 +68,10 @@ pub(super) async fn run(config: &Config) -> ExitCode {
         }
     };
     tokio::select! {
-        () = daemon.stop() => code,
+        closed = daemon.stop() => match closed {
+            Ok(()) => code,
+            Err(_) => ExitCode::FAILURE,
+        },
         signal = signals.next() => {
             warn!(signal, "ending at once; what is not delivered stays on disk");
             ExitCode::FAILURE
