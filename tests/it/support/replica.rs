@@ -151,6 +151,13 @@ impl Replica {
         self.state.lock().unwrap().log.clone()
     }
 
+    /// Forgets what came, and what it holds. Only for when it is quiet.
+    pub fn forget(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.log.clear();
+        state.data.clear();
+    }
+
     /// What it holds.
     pub fn get(&self, key: &str) -> Option<Vec<u8>> {
         self.state.lock().unwrap().data.get(key).map(|(_, value)| value.clone())

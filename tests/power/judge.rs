@@ -1,0 +1,142 @@
+//! Starts the daemon on an image, and looks at what it delivers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::record::Mark;
+use super::support::{Behaviour, Daemon};
+use super::workload::args;
+use super::world::{Held, Witness, start};
+
+/// How long an image may go on missing something after the daemon says that all is delivered.
+const LATE: Duration = Duration::from_secs(1);
+/// How long the daemon may take to deliver.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A delivery that failed so often is a dead letter, in the workload that has them.
+const GIVEN_UP: u32 = 3;
+
+/// What the world knows at a point of the record.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    sent: HashMap<u64, String>,
+    accepted: BTreeMap<u64, (String, Option<u64>)>,
+    held: Vec<Held>,
+    refused: HashMap<(usize, u64), u32>,
+    highest: u64,
+}
+
+impl Known {
+    pub fn new(replicas: usize) -> Self {
+        Self { held: vec![Held::new(); replicas], ..Self::default() }
+    }
+
+    pub fn learn(&mut self, mark: Mark) {
+        match mark {
+            Mark::Sent { n, key } => {
+                self.sent.insert(n, key);
+            }
+            Mark::Accepted { task, n, key } => {
+                self.highest = self.highest.max(task);
+                self.accepted.insert(task, (key, n));
+            }
+            Mark::Applied { replica, task, n, key } => {
+                self.highest = self.highest.max(task);
+                self.held[replica].insert(key, (task, n));
+            }
+            Mark::Refused { replica, task, forever } => {
+                let count = if forever { GIVEN_UP } else { 1 };
+                *self.refused.entry((replica, task)).or_default() += count;
+            }
+        }
+    }
+
+    pub fn accepted(&self) -> usize {
+        self.accepted.len()
+    }
+
+    /// What is wrong with what the replicas hold, when all is delivered.
+    fn wrongs(&self, world: &[Witness]) -> Vec<String> {
+        let mut wrongs = Vec::new();
+        for (number, witness) in world.iter().enumerate() {
+            let held = witness.held();
+            let mut wrong = |key: &str, what: String| {
+                wrongs.push(format!("replica {number}, {key}: {what}"));
+            };
+            witness.wrongs().into_iter().for_each(|what| wrong("", what));
+            let mut newest: HashMap<&str, (u64, Option<u64>)> = HashMap::new();
+            for (&task, (key, n)) in &self.accepted {
+                let given_up = self.refused.get(&(number, task)).copied() >= Some(GIVEN_UP);
+                if !given_up || !key.starts_with("dead/") {
+                    newest.insert(key, (task, *n));
+                }
+            }
+            for (key, &(task, _)) in &self.held[number] {
+                if held[key].0 < task {
+                    wrong(key, format!("{} came after {task}", held[key].0));
+                }
+            }
+            for (key, (task, n)) in newest {
+                match held.get(key) {
+                    Some(&(other, _)) if other > task => {}
+                    Some(&(other, holds)) if other == task && holds == n => {}
+                    other => wrong(key, format!("{task} was accepted, and it holds {other:?}")),
+                }
+            }
+            for (key, (task, n)) in &held {
+                if let Some(n) = n
+                    && self.sent.get(n) != Some(key)
+                {
+                    wrong(key, format!("{task} carries {n}, which nobody sent"));
+                }
+            }
+        }
+        wrongs
+    }
+}
+
+/// Whether the daemon keeps its word on an image.
+pub async fn judge(image: &Path, known: &Known, world: &[Witness]) -> Result<(), String> {
+    for (witness, held) in world.iter().zip(&known.held) {
+        witness.replica.until_quiet().await;
+        witness.restore(held.clone());
+        witness.behave(None, std::sync::Arc::new(|_, _| Behaviour::Apply));
+    }
+    let mut daemon = start(image, &args("1000"), &[]).await?;
+    let outcome = delivers(&daemon, known, world).await;
+    let log = daemon.log();
+    daemon.kill();
+    outcome.map_err(|wrong| format!("{wrong}\n{log}"))
+}
+
+async fn delivers(daemon: &Daemon, known: &Known, world: &[Witness]) -> Result<(), String> {
+    let begin = Instant::now();
+    let mut drained_at = None;
+    let wrongs = loop {
+        let metrics = daemon.metrics().await;
+        if metrics["queue_size"] == 0 && metrics["retries_in_progress"] == 0 {
+            let wrongs = known.wrongs(world);
+            let drained = *drained_at.get_or_insert_with(Instant::now);
+            if wrongs.is_empty() || drained.elapsed() > LATE {
+                break wrongs;
+            }
+        } else if begin.elapsed() > PATIENCE {
+            return Err(format!("not drained within {PATIENCE:?}: {metrics}"));
+        }
+        tokio::task::yield_now().await;
+    };
+    if !wrongs.is_empty() {
+        return Err(wrongs.join("\n"));
+    }
+    // It goes on, and an id never comes again.
+    let url = world[0].replica.url();
+    let body = json!({"key": "after", "operation": "DELETE", "replica_nodes": [url]});
+    let (status, answer) = daemon.post(&body).await;
+    let task = answer["task_id"].as_str().and_then(|task| task.parse::<u64>().ok());
+    if status != 202 || task <= Some(known.highest) {
+        return Err(format!("a new write, after task {}: {status} {answer}", known.highest));
+    }
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! The record: what the daemon did to its disk, and what the world saw of it, in one order.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+/// What the test adds to the record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Mark {
+    /// About to be posted.
+    Sent { n: u64, key: String },
+    /// The client has its answer: this is to be kept. `n` is `None` where it was a DELETE.
+    Accepted { task: u64, n: Option<u64>, key: String },
+    /// A replica has applied it, and has not answered yet.
+    Applied { replica: usize, task: u64, n: Option<u64>, key: String },
+    /// A replica is about to refuse it, for good or not.
+    Refused { replica: usize, task: u64, forever: bool },
+}
+
+/// An entry of the record.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    pub kind: u8,
+    pub path: &'a str,
+    pub to: &'a str,
+    pub data: &'a [u8],
+    pub inode: u64,
+    pub offset: u64,
+}
+
+/// The kind of an entry that is a [`Mark`].
+pub const MARK: u8 = b'M';
+const HEAD: usize = 32;
+
+impl Entry<'_> {
+    pub fn mark(&self) -> Option<Mark> {
+        (self.kind == MARK).then(|| serde_json::from_slice(self.data).unwrap())
+    }
+}
+
+/// Reads a record. An entry is appended in one write, so the last one is whole too.
+pub fn entries(mut bytes: &[u8]) -> Vec<Entry<'_>> {
+    let mut entries = Vec::new();
+    while !bytes.is_empty() {
+        let (head, rest) = bytes.split_at(HEAD);
+        let length = |at: usize| u32::from_ne_bytes(head[at..at + 4].try_into().unwrap()) as usize;
+        let number = |at: usize| u64::from_ne_bytes(head[at..at + 8].try_into().unwrap());
+        let (path, rest) = rest.split_at(length(4));
+        let (to, rest) = rest.split_at(length(8));
+        let (data, rest) = rest.split_at(length(12));
+        let text = |bytes| std::str::from_utf8(bytes).unwrap();
+        let (path, to) = (text(path), text(to));
+        let (inode, offset) = (number(16), number(24));
+        entries.push(Entry { kind: head[0], path, to, data, inode, offset });
+        bytes = rest;
+    }
+    entries
+}
+
+/// A number in the memory shared with the recorder: see `struct control` in `recorder.c`.
+#[derive(Clone, Copy, Debug)]
+pub enum Control {
+    Kill = 0,
+    Fsync = 1,
+    Write = 2,
+    Read = 3,
+    Error = 4,
+    Lasting = 5,
+    Partial = 6,
+    Failed = 7,
+}
+
+/// A directory with a record of what a daemon does below `data` in it.
+pub struct Recording {
+    home: TempDir,
+    record: File,
+    control: File,
+}
+
+impl Recording {
+    pub fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let open = |name| {
+            let path = home.path().join(name);
+            OpenOptions::new().create(true).append(true).read(true).open(path).unwrap()
+        };
+        let record = open("record");
+        let control = File::create_new(home.path().join("control")).unwrap();
+        control.set_len(4096).unwrap();
+        Self { home, record, control }
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.home.path().canonicalize().unwrap().join("data")
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.home.path().join("record")
+    }
+
+    /// The environment in which a daemon is recorded.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+        vec![
+            ("LD_PRELOAD".to_owned(), text(library().to_owned())),
+            ("POWER_DIR".to_owned(), text(self.data_dir())),
+            ("POWER_RECORD".to_owned(), text(self.file())),
+            ("POWER_CONTROL".to_owned(), text(self.home.path().join("control"))),
+        ]
+    }
+
+    /// Appends a mark.
+    pub fn mark(&self, mark: &Mark) {
+        let data = serde_json::to_vec(mark).unwrap();
+        let mut bytes = vec![0; HEAD];
+        bytes[0] = MARK;
+        bytes[12..16].copy_from_slice(&u32::try_from(data.len()).unwrap().to_ne_bytes());
+        bytes.extend(data);
+        assert_eq!((&self.record).write(&bytes).unwrap(), bytes.len());
+    }
+
+    pub fn set(&self, control: Control, value: u32) {
+        self.control.write_all_at(&value.to_ne_bytes(), control as u64 * 4).unwrap();
+    }
+
+    pub fn get(&self, control: Control) -> u32 {
+        let mut bytes = [0; 4];
+        self.control.read_exact_at(&mut bytes, control as u64 * 4).unwrap();
+        u32::from_ne_bytes(bytes)
+    }
+
+    /// All of it so far.
+    pub fn bytes(&self) -> Vec<u8> {
+        std::fs::read(self.file()).unwrap()
+    }
+
+    /// Leaves it on the disk, to be looked at.
+    pub fn keep(mut self) -> PathBuf {
+        self.home.disable_cleanup(true);
+        self.file()
+    }
+}
+
+/// The recorder, built once.
+fn library() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("recorder.so");
+        // Aside first: another test process may have it loaded.
+        let aside = library.with_extension(std::process::id().to_string());
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/power/recorder.c");
+        let built = Command::new("cc")
+            .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread", "-o"])
+            .arg(&aside)
+            .arg(&source)
+            .status()
+            .expect("the C compiler cc");
+        assert!(built.success(), "cannot build {}", source.display());
+        std::fs::rename(&aside, &library).unwrap();
+        library
+    })
+}

@@ -1,0 +1,215 @@
+//! What goes on while it is recorded. Another workload: a variant, and what is particular to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::{Value, json};
+
+use super::disk::{Disk, files};
+use super::record::{Control, MARK, Mark, Recording, entries};
+use super::support::{Behaviour, Daemon, client, wait_until};
+use super::world::{Mood, Witness, start, value};
+
+const WRITERS: u64 = 8;
+
+/// A kind of traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// Small values over and over on a few keys, so that the log is reused; kill -9 and restart.
+    Churn,
+    /// Values up to 300 KiB, a replica that fails every fourth first attempt, and dead letters.
+    Large,
+    /// Eventual and strong writes, a replica that goes and comes back; clean restarts.
+    Strong,
+}
+
+impl Workload {
+    fn keys(self) -> u64 {
+        match self {
+            Self::Churn => 12,
+            Self::Large => 40,
+            Self::Strong => 30,
+        }
+    }
+
+    /// So many writes are accepted in each life of the daemon.
+    fn lives(self) -> &'static [u64] {
+        match self {
+            Self::Churn => &[900, 900, 900],
+            Self::Large => &[130, 130],
+            Self::Strong => &[300, 300, 300],
+        }
+    }
+
+    fn bytes(self, n: u64) -> usize {
+        let bytes = match self {
+            Self::Large => [20, 9_000, 70_000, 300_000, 4_070][n as usize % 5],
+            Self::Churn | Self::Strong => [10, 600, 200, 5_000][n as usize % 4],
+        };
+        bytes + n as usize % 97
+    }
+
+    fn max_retries(self) -> &'static str {
+        if self == Self::Large { "2" } else { "1000" }
+    }
+
+    fn mood(self, replica: usize) -> Mood {
+        Arc::new(move |seen, attempt| {
+            let key = seen.key();
+            match (self, replica) {
+                (Self::Large, 2) if key.starts_with("dead/refused") => {
+                    Behaviour::Answer(400, "", "no")
+                }
+                (Self::Large, 2) if key.starts_with("dead/") => Behaviour::Answer(503, "", "busy"),
+                (Self::Large, 1) | (Self::Churn, 2) if attempt == 1 => match seen.sequence() % 8 {
+                    0 => Behaviour::Answer(503, "", "busy"),
+                    1 => Behaviour::ApplyAndReset,
+                    _ => Behaviour::Apply,
+                },
+                _ => Behaviour::Apply,
+            }
+        })
+    }
+
+    fn write(self, n: u64) -> (String, Value) {
+        let key = match n {
+            n if self == Self::Large && n % 9 == 0 => format!("dead/refused/{n}"),
+            n if self == Self::Large && n % 9 == 1 => format!("dead/tried/{n}"),
+            _ => format!("key/{}", fastrand::u64(..self.keys())),
+        };
+        let is_set = key.starts_with("dead") || !n.is_multiple_of(7);
+        let is_strong = self == Self::Strong && n.is_multiple_of(3);
+        let body = json!({
+            "key": key,
+            "value": is_set.then(|| value(n, self.bytes(n))),
+            "value_encoding": "raw",
+            "operation": if is_set { "SET" } else { "DELETE" },
+            "consistency": if is_strong { "strong" } else { "eventual" },
+        });
+        (key, body)
+    }
+}
+
+/// How the daemon is started; the queues are larger than what is in them.
+pub fn args(max_retries: &str) -> [&str; 12] {
+    [
+        "--retry-base",
+        "5ms",
+        "--max-retries",
+        max_retries,
+        "--queue-capacity",
+        "5000",
+        "--retry-capacity",
+        "5000",
+        "--request-timeout",
+        "2s",
+        "--drain-timeout",
+        "10s",
+    ]
+}
+
+/// Records one run of a workload; it is complete, or this panics.
+pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Arc<Recording> {
+    let recording = Arc::new(Recording::new());
+    for (n, witness) in world.iter().enumerate() {
+        witness.behave(Some(Arc::clone(&recording)), workload.mood(n));
+    }
+    let mut environment = recording.environment();
+    if !barrier {
+        environment.push(("REPLICATOR_FAULT_BARRIER".to_owned(), "off".to_owned()));
+    }
+    let args = args(workload.max_retries());
+    let mut daemon = start(&recording.data_dir(), &args, &environment).await.unwrap();
+    let numbers = Arc::new(AtomicU64::new(1));
+    for (life, &writes) in workload.lives().iter().enumerate() {
+        let is_last = life + 1 == workload.lives().len();
+        let until = numbers.load(Ordering::Relaxed) + writes;
+        if workload == Workload::Strong && life == 1 {
+            world[2].replica.stop();
+        }
+        let writers = start_writers(workload, &daemon, world, &recording, &numbers, until);
+        if workload == Workload::Churn && !is_last {
+            let some = until - writes / 3;
+            wait_until("enough is posted", || async {
+                (numbers.load(Ordering::Relaxed) >= some).then_some(())
+            })
+            .await;
+            recording.set(Control::Kill, fastrand::u32(1..60));
+            daemon.ended().await;
+        }
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        if is_last {
+            break;
+        }
+        if workload != Workload::Churn {
+            assert!(daemon.terminate().await.success());
+        }
+        for witness in world {
+            witness.replica.until_quiet().await;
+            witness.next_life();
+        }
+        if workload == Workload::Strong && life == 1 {
+            world[2].replica.come_back().await;
+        }
+        daemon.restart().await;
+    }
+    daemon.until_drained().await;
+    assert!(daemon.terminate().await.success());
+    for witness in world {
+        assert_eq!(witness.wrongs(), Vec::<String>::new());
+    }
+    missed_nothing(&recording);
+    recording
+}
+
+/// Post until `numbers` has come to `until`, or the daemon is gone.
+pub fn start_writers(
+    workload: Workload,
+    daemon: &Daemon,
+    world: &[Witness],
+    recording: &Arc<Recording>,
+    numbers: &Arc<AtomicU64>,
+    until: u64,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let nodes: Vec<_> = world.iter().map(|witness| witness.replica.url()).collect();
+    let write = || {
+        let (url, nodes) = (daemon.url("/replicate"), nodes.clone());
+        let (recording, numbers) = (Arc::clone(recording), Arc::clone(numbers));
+        async move {
+            let client = client();
+            loop {
+                let n = numbers.fetch_add(1, Ordering::Relaxed);
+                if n >= until {
+                    return;
+                }
+                let (key, mut body) = workload.write(n);
+                body["replica_nodes"] = json!(nodes);
+                recording.mark(&Mark::Sent { n, key: key.clone() });
+                let Ok(answer) = client.post(&url).json(&body).send().await else { return };
+                let Ok(answer) = answer.json::<Value>().await else { return };
+                let Some(task) = answer["task_id"].as_str() else { continue };
+                let n = (body["operation"] == "SET").then_some(n);
+                recording.mark(&Mark::Accepted { task: task.parse().unwrap(), n, key });
+            }
+        }
+    };
+    (0..WRITERS).map(|_| tokio::spawn(write())).collect()
+}
+
+/// A record from which the disk as it is now can be made has missed nothing.
+fn missed_nothing(recording: &Recording) {
+    let bytes = recording.bytes();
+    let mut disk = Disk::new(&recording.data_dir());
+    for entry in entries(&bytes).iter().filter(|entry| entry.kind != MARK) {
+        disk.apply(entry);
+    }
+    let again = tempfile::tempdir().unwrap();
+    disk.image(super::disk::Luck::Everything, &mut fastrand::Rng::with_seed(0), again.path());
+    let (made, real) = (files(again.path()), files(&recording.data_dir()));
+    assert!(made.keys().eq(real.keys()), "{:?} {:?}", made.keys(), real.keys());
+    for (path, bytes) in &real {
+        assert!(made[path] == *bytes, "the record misses something that was done to {path}");
+    }
+}
