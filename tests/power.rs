@@ -7,10 +7,15 @@
 //! it. The daemon is started on each, and must deliver every write that was acknowledged and not
 //! yet applied, and nothing old over anything newer (`power/judge.rs`).
 //!
-//! A control keeps the suite honest: with the store's barrier switched off it must find losses.
+//! A control keeps the suite honest: with the store's barrier switched off acknowledged writes
+//! must be lost, or the store be refused because its witness saw that they are.
 //!
-//! **Failing disks** (`power/io_errors.rs`): the same recorder makes a write, a read or an fsync
-//! fail.
+//! **Failing disks** (`power/io_errors.rs`): the same recorder makes a write or an fsync fail, or
+//! a page unreadable.
+//!
+//! Not covered: a page that fails only when sled reads it, after the store has read the file
+//! itself without an error; a disk that loses what it has synced; migrations and rewrites of the
+//! store inside the record (`tests/faults.rs` kills those at each step).
 //!
 //! Needs the feature `faults` and a C compiler as `cc`.
 //!
@@ -19,7 +24,9 @@
 //!   be looked at. `POWER_SEED` chooses the cuts.
 //!
 //! What it has found: a snapshot of sled's that a crash has torn kept the store from ever opening
-//! again, in 2 of 900 images.
+//! again (in a run of 900 planned images two of the three workloads came to such an image; a
+//! workload ends with the first that fails), and a page that could not be read at one start
+//! destroyed the store for good.
 
 #![cfg(target_os = "linux")]
 #![allow(
@@ -62,7 +69,7 @@ use tempfile::TempDir;
 
 use disk::{Disk, Luck};
 use it::support;
-use judge::{Known, judge};
+use judge::{Known, Wrong, judge};
 use record::{Recording, entries};
 use workload::{Workload, record};
 use world::{Witness, world};
@@ -110,13 +117,15 @@ fn plan(images: usize, seed: u64, length: usize) -> Vec<Image> {
     plan
 }
 
-/// Tries the images of a record, and gives what went wrong with the first that fails.
-async fn first_loss(
+/// Tries the images of a record until `enough` have failed, and gives what went wrong with them.
+async fn losses(
     bytes: &[u8],
     root: &Path,
     world: &[Witness],
     plan: Vec<Image>,
-) -> Result<(), (String, TempDir)> {
+    enough: usize,
+) -> Vec<(Wrong, String, TempDir)> {
+    let mut losses = Vec::new();
     let entries = entries(bytes);
     let (mut disk, mut known) = (Disk::new(root), Known::new(world.len()));
     let mut done = 0;
@@ -138,15 +147,19 @@ async fn first_loss(
             let number = image.number;
             let what =
                 format!("image {number}, cut after entry {point}, {accepted} accepted: {wrong}");
-            return Err((what, place));
+            losses.push((wrong, what, place));
+            if losses.len() == enough {
+                return losses;
+            }
         }
     }
     eprintln!(
-        "nothing lost in {images} images of {} entries, {} writes accepted",
+        "{} of {images} images lost something, of {} entries, {} writes accepted",
+        losses.len(),
         entries.len(),
         known.accepted()
     );
-    Ok(())
+    losses
 }
 
 /// Records a workload and tries its images.
@@ -156,7 +169,8 @@ async fn nothing_is_lost(workload: Workload) {
     let recording = record(workload, &world, true).await;
     let bytes = recording.bytes();
     let plan = plan(images(), seed, entries(&bytes).len());
-    if let Err((what, image)) = first_loss(&bytes, &recording.data_dir(), &world, plan).await {
+    let lost = losses(&bytes, &recording.data_dir(), &world, plan, 1).await;
+    if let Some((_, what, image)) = lost.into_iter().next() {
         let (record, image) = (keep(recording, world), image.keep());
         panic!(
             "{what}\n{workload:?}, POWER_SEED={seed}; kept: the record {}, the image in {}",
@@ -194,10 +208,15 @@ async fn without_the_barrier_the_suite_finds_what_is_lost() {
     let world = world().await;
     let recording = record(Workload::Strong, &world, false).await;
     let bytes = recording.bytes();
-    let plan = plan(40, fastrand::u64(..), entries(&bytes).len());
-    let lost = first_loss(&bytes, &recording.data_dir(), &world, plan).await;
-    let Err((lost, _)) = lost else {
-        panic!("a store that never waits for the disk went through 40 power cuts");
-    };
-    eprintln!("as it must be: {:.300}", lost);
+    let plan = plan(30, fastrand::u64(..), entries(&bytes).len());
+    let failed = losses(&bytes, &recording.data_dir(), &world, plan, usize::MAX).await;
+    let count = |is: fn(&Wrong) -> bool| failed.iter().filter(|(wrong, ..)| is(wrong)).count();
+    let refused = count(|wrong| matches!(wrong, Wrong::Refused(_)));
+    let noticed = count(|wrong| matches!(wrong, Wrong::Refused(why) if why.contains("has lost")));
+    let lost = count(|wrong| matches!(wrong, Wrong::Lost(_)));
+    eprintln!(
+        "without the barrier: of 30 images {lost} lost what was accepted, {refused} were refused, \
+         {noticed} of them because the store noticed that something is missing"
+    );
+    assert!(lost + noticed > 0, "no image lost anything without the barrier: {refused} refused");
 }

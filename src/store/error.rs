@@ -136,6 +136,18 @@ pub enum OpenError {
         /// In which trees, and how many.
         gone: Gone,
     },
+    /// The disk does not give back what is on it.
+    #[error(
+        "cannot open the store in {}: {why}; nothing in it was changed, and once the disk can be \
+         read it opens; if that stays as it is, restore the data directory from a copy",
+        dir.display()
+    )]
+    Unread {
+        /// The data directory or the store in it.
+        dir: PathBuf,
+        /// Which file, and what the operating system says.
+        why: String,
+    },
     /// sled cannot work with its files.
     #[error(
         "cannot open the store in {}: {why}; if the disk is well and not full, its files are \
@@ -163,6 +175,7 @@ impl OpenError {
         move |failure| match failure {
             Failure::Damaged(damage) => Self::Damaged { dir, damage },
             Failure::Gone(gone) => Self::RowsGone { dir, gone },
+            Failure::Unread(why) => Self::Unread { dir, why },
             Failure::Database(why) => Self::Database { dir, why },
         }
     }
@@ -194,7 +207,9 @@ impl From<Failure> for ReadError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Damaged(damage) => Self::Damaged(damage),
-            Failure::Gone(Gone(why)) | Failure::Database(why) => Self::Database(why),
+            Failure::Gone(Gone(why)) | Failure::Unread(why) | Failure::Database(why) => {
+                Self::Database(why)
+            }
         }
     }
 }
@@ -242,6 +257,9 @@ pub(super) enum Failure {
     Damaged(Damage),
     #[error("{0}")]
     Gone(Gone),
+    /// The disk did not give back a file, before sled has touched any.
+    #[error("{0}")]
+    Unread(String),
     #[error("{0}")]
     Database(String),
 }

@@ -12,7 +12,7 @@ use fastrand::Rng;
 
 use super::record::Entry;
 
-const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 
 /// A file or a directory. Files with their bytes; the names in directories are elsewhere.
 #[derive(Default)]

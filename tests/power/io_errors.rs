@@ -1,9 +1,10 @@
 //! Disks that fail: the process says so, ends, and the next one has everything.
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::disk::{Disk, Luck};
+use super::disk::{Disk, Luck, PAGE};
 use super::judge::{Known, judge};
 use super::record::{Control, Recording, entries};
 use super::scratch;
@@ -139,20 +140,44 @@ async fn a_disk_that_fails_while_the_daemon_drains_is_no_success() {
     recovers(&recording, &world).await;
 }
 
+/// A store with writes that wait for a replica, left by a kill.
+async fn left_by_a_kill(recording: &Arc<Recording>, world: &[Witness]) {
+    world[0].replica.stop();
+    let mut daemon = start(recording).await.unwrap();
+    let numbers = Arc::new(AtomicU64::new(1));
+    let writers = start_writers(Workload::Churn, &daemon, world, recording, &numbers, 200);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    daemon.kill();
+}
+
+/// The replica that was away is back, and everything comes to it.
+async fn all_is_delivered_after_all(recording: &Recording, world: &[Witness]) {
+    for witness in world {
+        witness.next_life();
+    }
+    world[0].replica.come_back().await;
+    recovers(recording, world).await;
+}
+
+/// The start ended as it should: with one sentence.
+fn refused_in_one_sentence(recording: &Recording, why: &str, fault: &str) -> String {
+    assert!(why.contains("exit status: 1"), "{fault}: {why}");
+    let said: Vec<_> = why.lines().filter(|line| line.starts_with("replicator: ")).collect();
+    let [said] = said[..] else { panic!("{fault}: {why}") };
+    // It would be kept from one start to the next.
+    std::fs::remove_file(recording.data_dir().with_extension("log")).unwrap();
+    said.to_owned()
+}
+
 /// Opening the store fails in every place in turn; each time it is said, and the next start is
 /// as good as if nothing had been.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fails_at_the_start_is_told_of_and_loses_nothing() {
     let recording = Arc::new(Recording::new());
     let world = world_in(&recording).await;
-    world[0].replica.stop();
-    let mut daemon = start(&recording).await.unwrap();
-    let numbers = Arc::new(AtomicU64::new(1));
-    let writers = start_writers(Workload::Churn, &daemon, &world, &recording, &numbers, 200);
-    for writer in writers {
-        writer.await.unwrap();
-    }
-    daemon.kill();
+    left_by_a_kill(&recording, &world).await;
     for call in [Control::Write, Control::Fsync] {
         let mut refused = 0;
         // From the first of its calls, in growing steps, to where the start has no more of them.
@@ -167,10 +192,7 @@ async fn a_disk_that_fails_at_the_start_is_told_of_and_loses_nothing() {
                 Err(why) => {
                     refused += 1;
                     assert!(has_failed, "{call:?}: an earlier failure has left damage: {why}");
-                    assert!(why.contains("exit status: 1"), "{fault:?}: {why}");
-                    let said = why.lines().filter(|line| line.starts_with("replicator: "));
-                    // The log is kept from one start to the next.
-                    assert_eq!(said.count(), refused, "{fault:?}: {why}");
+                    refused_in_one_sentence(&recording, &why, &format!("{fault:?}"));
                 }
                 Ok(mut daemon) => {
                     daemon.kill();
@@ -181,11 +203,44 @@ async fn a_disk_that_fails_at_the_start_is_told_of_and_loses_nothing() {
             }
         }
         assert!(refused > 0, "{call:?}");
-        std::fs::remove_file(recording.data_dir().with_extension("log")).unwrap();
     }
-    for witness in &world {
-        witness.next_life();
+    all_is_delivered_after_all(&recording, &world).await;
+}
+
+/// A page of the store that cannot be read for one start. sled would take it for the end of its
+/// log and write over what follows, for good; the store reads its files itself before.
+///
+/// Not covered: a page that fails for the first time while sled reads it, after the store has read
+/// it without an error. It is in the page cache then, unless that had to let it go in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_cannot_be_read_for_a_while_is_told_of_and_loses_nothing() {
+    let recording = Arc::new(Recording::new());
+    let world = world_in(&recording).await;
+    left_by_a_kill(&recording, &world).await;
+    let mut tried = 0;
+    for (path, bytes) in super::disk::files(&recording.data_dir()) {
+        if bytes.is_empty() || path == "LOCK" {
+            continue;
+        }
+        let file = recording.data_dir().join(&path);
+        let pages = std::iter::successors(Some(0), |page| Some(page + 1 + page / 2));
+        for page in pages.take_while(|page| page * PAGE < bytes.len()) {
+            // Gone, if an earlier start has made another of it.
+            let Ok(file) = std::fs::metadata(&file) else { break };
+            recording.set(Control::Error, libc::EIO.cast_unsigned());
+            recording.set(Control::BadAt, u32::try_from(page * PAGE).unwrap());
+            recording.set(Control::BadInode, file.ino() as u32);
+            let started = start(&recording).await;
+            recording.set(Control::BadInode, 0);
+            let fault = format!("page {page} of {path}");
+            let Err(why) = started else { panic!("{fault} was not read") };
+            let said = refused_in_one_sentence(&recording, &why, &fault);
+            assert!(said.contains(&path) && said.contains("os error 5"), "{fault}: {said}");
+            start(&recording).await.unwrap_or_else(|why| panic!("{fault}: {why}")).kill();
+            tried += 1;
+        }
     }
-    world[0].replica.come_back().await;
-    recovers(&recording, &world).await;
+    assert!(tried > 10, "{tried}");
+    eprintln!("{tried} pages could not be read for a while");
+    all_is_delivered_after_all(&recording, &world).await;
 }

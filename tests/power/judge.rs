@@ -1,6 +1,7 @@
 //! Starts the daemon on an image, and looks at what it delivers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -97,21 +98,44 @@ impl Known {
     }
 }
 
+/// How the daemon does not keep its word on an image.
+#[derive(Debug)]
+pub enum Wrong {
+    /// It does not start.
+    Refused(String),
+    /// A replica does not hold what was accepted.
+    Lost(String),
+    /// It does not come to an end, or accepts nothing new.
+    Stuck(String),
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(what) | Self::Lost(what) | Self::Stuck(what) => f.write_str(what),
+        }
+    }
+}
+
 /// Whether the daemon keeps its word on an image.
-pub async fn judge(image: &Path, known: &Known, world: &[Witness]) -> Result<(), String> {
+pub async fn judge(image: &Path, known: &Known, world: &[Witness]) -> Result<(), Wrong> {
     for (witness, held) in world.iter().zip(&known.held) {
         witness.replica.until_quiet().await;
         witness.restore(held.clone());
         witness.behave(None, std::sync::Arc::new(|_, _| Behaviour::Apply));
     }
-    let mut daemon = start(image, &args("1000"), &[]).await?;
+    let mut daemon = start(image, &args("1000"), &[]).await.map_err(Wrong::Refused)?;
     let outcome = delivers(&daemon, known, world).await;
     let log = daemon.log();
     daemon.kill();
-    outcome.map_err(|wrong| format!("{wrong}\n{log}"))
+    outcome.map_err(|wrong| match wrong {
+        Wrong::Refused(what) => Wrong::Refused(format!("{what}\n{log}")),
+        Wrong::Lost(what) => Wrong::Lost(format!("{what}\n{log}")),
+        Wrong::Stuck(what) => Wrong::Stuck(format!("{what}\n{log}")),
+    })
 }
 
-async fn delivers(daemon: &Daemon, known: &Known, world: &[Witness]) -> Result<(), String> {
+async fn delivers(daemon: &Daemon, known: &Known, world: &[Witness]) -> Result<(), Wrong> {
     let begin = Instant::now();
     let mut drained_at = None;
     let wrongs = loop {
@@ -123,12 +147,12 @@ async fn delivers(daemon: &Daemon, known: &Known, world: &[Witness]) -> Result<(
                 break wrongs;
             }
         } else if begin.elapsed() > PATIENCE {
-            return Err(format!("not drained within {PATIENCE:?}: {metrics}"));
+            return Err(Wrong::Stuck(format!("not drained within {PATIENCE:?}: {metrics}")));
         }
         tokio::task::yield_now().await;
     };
     if !wrongs.is_empty() {
-        return Err(wrongs.join("\n"));
+        return Err(Wrong::Lost(wrongs.join("\n")));
     }
     // It goes on, and an id never comes again.
     let url = world[0].replica.url();
@@ -136,7 +160,8 @@ async fn delivers(daemon: &Daemon, known: &Known, world: &[Witness]) -> Result<(
     let (status, answer) = daemon.post(&body).await;
     let task = answer["task_id"].as_str().and_then(|task| task.parse::<u64>().ok());
     if status != 202 || task <= Some(known.highest) {
-        return Err(format!("a new write, after task {}: {status} {answer}", known.highest));
+        let what = format!("a new write, after task {}: {status} {answer}", known.highest);
+        return Err(Wrong::Stuck(what));
     }
     Ok(())
 }

@@ -69,11 +69,12 @@ pub enum Control {
     Kill = 0,
     Fsync = 1,
     Write = 2,
-    Read = 3,
-    Error = 4,
-    Lasting = 5,
-    Partial = 6,
-    Failed = 7,
+    Error = 3,
+    Lasting = 4,
+    Partial = 5,
+    Failed = 6,
+    BadInode = 7,
+    BadAt = 8,
 }
 
 /// A directory with a record of what a daemon does below `data` in it.

@@ -34,11 +34,12 @@ struct control {
     uint32_t kill;      /* changes until the process is killed */
     uint32_t fsync;     /* fsyncs until one fails */
     uint32_t write;     /* writes until one fails */
-    uint32_t read;      /* reads until one fails */
     uint32_t error;     /* the errno to fail with */
     uint32_t lasting;   /* not 0: all that follow fail too */
     uint32_t partial;   /* not 0: a failing write writes half before, and the next one fails */
     uint32_t failed;    /* calls that were made to fail */
+    uint32_t bad_inode; /* not 0: the page at `bad_at` of that file cannot be read */
+    uint32_t bad_at;
 };
 
 struct entry {
@@ -250,13 +251,23 @@ static int synced(int fd, long call) {
 int fsync(int fd) { return synced(fd, SYS_fsync); }
 int fdatasync(int fd) { return synced(fd, SYS_fdatasync); }
 
-/* Reading is not recorded, it only fails. */
-ssize_t pread64(int fd, void *data, size_t length, off_t offset) {
+/* Reading is not recorded, it only fails. An offset below 0 means where the descriptor stands. */
+static ssize_t got(int fd, void *data, size_t length, off_t offset) {
     uint64_t inode;
-    if (control->read && ours(fd, &inode) && fails(&control->read)) return -1;
-    return syscall(SYS_pread64, fd, data, length, offset);
+    if (control->bad_inode && ours(fd, &inode)) {
+        off_t at = offset < 0 ? lseek(fd, 0, SEEK_CUR) : offset, bad = control->bad_at;
+        if ((uint32_t)inode == control->bad_inode && at < bad + 4096 && at + (off_t)length > bad) {
+            /* As the kernel does: what stands before it is given first. */
+            if (at >= bad) return control->failed++, errno = control->error, -1;
+            length = bad - at;
+        }
+    }
+    return offset < 0 ? syscall(SYS_read, fd, data, length)
+                      : syscall(SYS_pread64, fd, data, length, offset);
 }
-ssize_t pread(int fd, void *data, size_t length, off_t offset) { return pread64(fd, data, length, offset); }
+ssize_t read(int fd, void *data, size_t length) { return got(fd, data, length, -1); }
+ssize_t pread64(int fd, void *data, size_t length, off_t at) { return got(fd, data, length, at); }
+ssize_t pread(int fd, void *data, size_t length, off_t at) { return got(fd, data, length, at); }
 
 /* Names. */
 static int linked(char kind, long call, int at, const char *path, int flags, mode_t mode) {
