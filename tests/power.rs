@@ -25,8 +25,10 @@
 //!
 //! What it has found: a snapshot of sled's that a crash has torn kept the store from ever opening
 //! again (in a run of 900 planned images two of the three workloads came to such an image; a
-//! workload ends with the first that fails), and a page that could not be read at one start
-//! destroyed the store for good.
+//! workload ends with the first that fails), a page that could not be read at one start destroyed
+//! the store for good, and a power cut while a store was opened could bring its old snapshot back
+//! over a log whose beginning was gone (one image of 667 planned of a workload). With these mended,
+//! none of 2000 images lost anything.
 
 #![cfg(target_os = "linux")]
 #![allow(

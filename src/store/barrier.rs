@@ -10,7 +10,14 @@
 //! over the C library's. [`check`] asks whether it did, through the very symbol that sled calls,
 //! and no store is opened where it did not.
 //!
-//! On other systems sled calls `sync_all()` without being told to.
+//! And its own `rename`, which syncs the directory. sled makes a snapshot of its pages when it
+//! opens: it writes it aside, renames it, removes the one before, and then writes over segments of
+//! its log that only the one before needs. It never syncs the directory in between, so a power cut
+//! could bring the old snapshot back over a log that has lost its beginning, and with that the whole
+//! store. With the name on disk before the call returns, it is the new snapshot that is found. For
+//! this binary a rename that is not durable is one that has failed.
+//!
+//! On other systems sled calls `sync_all()` without being told to, and a rename is what it is there.
 //!
 //! With the feature `faults`, which no build that ships has, the environment variable
 //! `REPLICATOR_FAULT_BARRIER=off` makes the call succeed and do nothing. The power-loss suite then
@@ -40,6 +47,43 @@ extern "C" fn sync_file_range(
     // SAFETY: the pointer is to the calling thread's own `errno` and always valid.
     unsafe { *libc::__errno_location() = libc::ENOSYS };
     -1
+}
+
+/// Stands in for the C library's `rename`, in this binary: returns when the name is durable.
+///
+/// # Safety
+///
+/// As that of the C library: both are texts that end in a zero.
+#[cfg(target_os = "linux")]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rename(
+    from: *const std::ffi::c_char,
+    to: *const std::ffi::c_char,
+) -> libc::c_int {
+    use std::ffi::{CStr, OsStr};
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+
+    // SAFETY: the caller's texts, handed on as they are.
+    let renamed = unsafe { libc::renameat(libc::AT_FDCWD, from, libc::AT_FDCWD, to) };
+    #[cfg(feature = "faults")]
+    if is_off() {
+        return renamed;
+    }
+    if renamed != 0 {
+        return renamed;
+    }
+    // SAFETY: the caller vouches for the zero at its end, and it lives as long as the call.
+    let to = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(to) }.to_bytes()));
+    let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match std::fs::File::open(dir).and_then(|dir| dir.sync_all()) {
+        Ok(()) => 0,
+        Err(error) => {
+            // SAFETY: the pointer is to the calling thread's own `errno` and always valid.
+            unsafe { *libc::__errno_location() = error.raw_os_error().unwrap_or(libc::EIO) };
+            -1
+        }
+    }
 }
 
 /// Whether a test has switched the barrier off.
