@@ -70,7 +70,14 @@ impl Admission {
         }
         let line = |share_of| Line { consistency: new.consistency, share_of };
         let shares = new.replicas.iter().map(|node| line(Some(node.clone())));
-        std::iter::once(line(None)).chain(shares).find(|line| self.lines.contains_key(line))
+        let lines = || std::iter::once(line(None)).chain(shares);
+        // The writes of one key stay in their order, whatever they wait for: their client may not
+        // have waited for the answer of the first.
+        let of_key = |waiting: &VecDeque<Waiter>| waiting.iter().any(|w| w.new.key == new.key);
+        let same_key = self.lines.iter().find(|(_, waiting)| of_key(waiting));
+        same_key
+            .map(|(line, _)| line.clone())
+            .or_else(|| lines().find(|line| self.lines.contains_key(line)))
     }
 
     /// The lines that there are now.

@@ -42,7 +42,8 @@ pub(super) struct Concurrency {
     total: Duration,
     /// In this round the limit was reached, so that a larger one would have been used.
     reached: bool,
-    failed: bool,
+    /// Attempts that were on the wire at the last failure: what becomes of them says the same.
+    stale: u32,
     /// The shortest mean of the rounds since `remembered_since`, and of the stretch before.
     shortest: Duration,
     shortest_before: Duration,
@@ -56,7 +57,7 @@ impl Default for Concurrency {
             answers: 0,
             total: Duration::ZERO,
             reached: false,
-            failed: false,
+            stale: 0,
             shortest: Duration::MAX,
             shortest_before: Duration::MAX,
             remembered_since: Moment(0),
@@ -84,16 +85,17 @@ impl Concurrency {
     ) {
         let Workers::Auto(most) = workers else { return };
         self.reached |= in_flight >= self.limit;
-        if failed {
-            self.failed = true;
-        } else {
-            self.answers += 1;
-            self.total = self.total.saturating_add(took);
+        if self.stale > 0 {
+            self.stale -= 1;
+            return;
         }
-        if self.failed {
+        if failed {
             self.limit = (self.limit / 2).max(1);
+            self.stale = in_flight.saturating_sub(1);
             return self.next_round();
         }
+        self.answers += 1;
+        self.total = self.total.saturating_add(took);
         if self.answers < self.limit.max(LEAST_ROUND) {
             return;
         }
@@ -117,7 +119,7 @@ impl Concurrency {
 
     fn next_round(&mut self) {
         (self.answers, self.total) = (0, Duration::ZERO);
-        (self.reached, self.failed) = (false, false);
+        self.reached = false;
     }
 }
 
@@ -177,9 +179,11 @@ mod tests {
     #[test]
     fn failures_bring_it_down_to_one_and_a_fixed_number_stays() {
         let mut limits = Concurrency::default();
-        for _ in 0..10 {
-            limits.answered(Moment(0), AUTO, Duration::from_millis(1), true, 5);
+        for in_flight in (1..=5).rev() {
+            limits.answered(Moment(0), AUTO, Duration::from_millis(1), true, in_flight);
         }
+        assert_eq!(limits.limit(AUTO), 2, "those of one moment count once");
+        limits.answered(Moment(0), AUTO, Duration::from_millis(1), true, 1);
         assert_eq!(limits.limit(AUTO), 1);
         assert_eq!(limits.limit(Workers::Fixed(NonZeroU32::new(7).unwrap())), 7);
     }

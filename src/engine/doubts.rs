@@ -63,20 +63,27 @@ impl Engine {
         }
         self.supersede_letter(slot, leg);
         self.doubt_restored(slot, leg);
+        if let Some(trouble) = &mut self.tasks[slot].legs[leg].trouble {
+            trouble.failures = 0;
+        }
         self.resend_later(slot, leg);
     }
 
     /// Has a delivered write wait for being sent once more.
     pub(super) fn resend_later(&mut self, slot: Slot, leg: usize) {
-        let until = self.now.moment.after(self.settings.settle_after);
-        self.change(slot, leg, State::Resend { until });
+        // Not at once, even if a doubt of another setting was found on disk.
+        let wait = self.settings.settle_after.max(self.settings.retry_base);
+        self.change(slot, leg, State::Resend { until: self.now.moment.after(wait) });
         self.touch(slot);
     }
 
-    /// A write that was to be sent once more could not be. It is tried again for as long as nothing
-    /// newer comes; nobody waits for it.
+    /// A write that was to be sent once more could not be. It is tried again for about an hour with
+    /// the default times; a replica that is away for longer has lost what it had not applied, and
+    /// one that is gone for good must not keep the task for ever.
     pub(super) fn resend_failed(&mut self, slot: Slot, leg: usize) {
-        if self.tasks[slot].legs[leg].next.is_some() {
+        const MOST: u32 = 120;
+        let leg_now = &self.tasks[slot].legs[leg];
+        if leg_now.next.is_some() || leg_now.failures() > MOST {
             self.settle_head(slot, leg, Settlement::Delivered);
         } else {
             self.resend_later(slot, leg);

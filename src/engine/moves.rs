@@ -305,13 +305,15 @@ impl Engine {
     /// An attempt fails on its schedule, but without connection or place: the breaker is open.
     fn fail_fast(&mut self, number: u32, slot: Slot) {
         let leg = self.tasks[slot].leg_on(number);
-        match self.tasks[slot].legs[leg].state {
-            State::Ready(Rank::Redrive) => return self.lay_back(slot, leg),
-            State::Ready(Rank::Resend) => return self.resend_later(slot, leg),
-            _ => {}
+        let state = self.tasks[slot].legs[leg].state;
+        if state == State::Ready(Rank::Redrive) {
+            return self.lay_back(slot, leg);
         }
         let error = Arc::clone(&self.lanes[number].shut_error);
         self.note_failure(slot, leg, error);
+        if state == State::Ready(Rank::Resend) {
+            return self.resend_failed(slot, leg);
+        }
         self.fail(slot, leg, None);
     }
 

@@ -58,6 +58,9 @@ pub(super) struct Rewriter {
     look_at: Option<Instant>,
     /// After a rewrite that could not make it small: how large the file must be for another.
     not_below: u64,
+    /// The same while the disk is low, after every rewrite: one that is begun for so little must not
+    /// follow on itself.
+    not_below_low: u64,
     removing: Option<JoinHandle<()>>,
 }
 
@@ -89,7 +92,15 @@ impl Rewriter {
     pub(super) fn new(files: Arc<Files>) -> Self {
         let store = files.store.clone();
         let look_at = Some(now());
-        Self { state: State::Idle, files, store, look_at, not_below: 0, removing: None }
+        Self {
+            state: State::Idle,
+            files,
+            store,
+            look_at,
+            not_below: 0,
+            not_below_low: 0,
+            removing: None,
+        }
     }
 
     /// Something was flushed: the sizes are to be looked at soon, what is free on the disk at once.
@@ -166,7 +177,8 @@ impl Rewriter {
             self.look_at = Some(now() + LOOK_EVERY);
         }
         let floor = if low { FLOOR_BYTES_LOW } else { FLOOR_BYTES };
-        if file < floor.saturating_add(2 * live) || file < self.not_below {
+        let not_below = if low { self.not_below_low } else { self.not_below };
+        if file < floor.saturating_add(2 * live) || file < not_below {
             return;
         }
         // Half of the reserve is for this: with no room at all for a copy, a disk that one
@@ -241,6 +253,7 @@ impl Rewriter {
         let (file, live) = (file_bytes(&directory.path().join(&self.store)), database.live_bytes());
         let small = file < FLOOR_BYTES.saturating_add(2 * live);
         self.not_below = if small { 0 } else { file.saturating_mul(2) };
+        self.not_below_low = file.saturating_mul(2);
         info!(
             store = self.store,
             rows,
