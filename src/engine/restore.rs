@@ -7,7 +7,8 @@ use crate::task::{Cause, DeadLetter, Progress};
 impl Engine {
     /// Takes on a task found on disk, in the order of the ids, before anything is admitted.
     ///
-    /// What waited for a retry when the process ended is due at once. The capacities do not hold
+    /// What waited for a retry when the process ended is due within one `retry_base`, spread over it
+    /// so that a replica does not get all of it in one moment. The capacities do not hold
     /// here: they may have been lowered, and nothing on disk is given up for that.
     pub fn restore(&mut self, now: Now, task: Restored<'_>) {
         self.now = now;
@@ -31,7 +32,7 @@ impl Engine {
     }
 
     fn restore_leg(&mut self, slot: Slot, leg: usize, progress: Progress) {
-        let until = self.now.moment;
+        let until = self.now.moment.after(self.settings.retry_base.mul_f64(self.rng.f64()));
         let (state, failures, error, since) = match progress {
             Progress::Untouched => (State::Blocked, 0, None, self.now.wall),
             Progress::Failed { failures, error } => {
@@ -44,7 +45,7 @@ impl Engine {
             Progress::Superseded => return self.settled_before(slot, leg, Settlement::Superseded),
             Progress::Doubted { since } => return self.restore_doubt(slot, leg, since),
             Progress::Resend => {
-                let until = until.after(self.settings.settle_after);
+                let until = self.now.moment.after(self.settings.settle_after);
                 (State::Resend { until }, 0, None, self.now.wall)
             }
             Progress::Dead(DeadLetter { cause, failures, error, since }) => {

@@ -107,3 +107,25 @@ fn where_there_are_no_others_a_replica_may_have_the_whole_queue() {
     let full = f.admit("k", &["a"], Consistency::Eventual).unwrap_err();
     assert_eq!(full, Full::Queue(1000));
 }
+
+#[test]
+fn retries_found_on_disk_are_spread_over_one_retry_base() {
+    let mut f = Fixture::new(Settings { workers: workers(1_000), ..settings() });
+    for id in 1..=400 {
+        let restored = Restored {
+            id: TaskId(id),
+            key: f.keys.id(&id.to_string()),
+            replicas: &[node("a")],
+            bytes: 10,
+            progress: vec![Progress::Failed { failures: 1, error: "down".into() }],
+        };
+        f.engine.restore(f.now, restored);
+    }
+    let mut sent = Vec::new();
+    for _ in 0..4 {
+        f.pass(Duration::from_millis(500));
+        sent.push(f.sent().len());
+    }
+    assert_eq!(sent.iter().sum::<usize>(), 400);
+    assert!(sent.iter().all(|&quarter| (50..150).contains(&quarter)), "{sent:?}");
+}
