@@ -122,3 +122,39 @@ impl Admission {
         self.lines.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::task::Operation;
+
+    fn write(key: &str, consistency: Consistency, node: &str) -> NewTask {
+        NewTask {
+            key: key.into(),
+            operation: Operation::Set,
+            value: Bytes::new(),
+            ttl: None,
+            consistency,
+            replicas: vec![Node::parse(node).unwrap()],
+            user_id: None,
+        }
+    }
+
+    #[test]
+    fn only_those_who_wait_for_the_same_or_write_the_same_key_are_not_passed() {
+        let mut admission = Admission::default();
+        let hangs = Node::parse("http://hangs").unwrap();
+        let full = Full::Share { node: hangs, held: 900 };
+        let line = Line::after(Consistency::Eventual, &full);
+        let (reply, _answer) = oneshot::channel();
+        let new = Box::new(write("k", Consistency::Eventual, "http://hangs"));
+        admission.push(line.clone(), Waiter { new, reply, deadline: Moment(1) });
+        let ahead = |key, consistency, node| admission.ahead_of(&write(key, consistency, node));
+        assert_eq!(ahead("x", Consistency::Eventual, "http://hangs"), Some(line.clone()));
+        assert_eq!(ahead("x", Consistency::Eventual, "http://other"), None);
+        assert_eq!(ahead("x", Consistency::Strong, "http://hangs"), None);
+        assert_eq!(ahead("k", Consistency::Strong, "http://other"), Some(line));
+    }
+}
