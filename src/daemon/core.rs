@@ -127,9 +127,9 @@ impl Core {
         match request {
             Request::Replicate { new, reply } => self.replicate(now, new, reply),
             Request::Snapshot { reply } => {
-                // Whoever asked may be gone; nobody else wants the figures.
                 // Whether there is room is seen anew, also while nobody writes.
                 let _ = self.disk_limit(0);
+                // Whoever asked may be gone; nobody else wants the figures.
                 let _ = reply.send(Box::new(self.snapshot()));
             }
         }

@@ -122,8 +122,8 @@ pub(super) fn open_sled(path: &Path, cache_bytes: u64) -> Result<sled::Db, Failu
 
 /// Removes the snapshots that a crash has kept sled from finishing. It writes one in three steps to
 /// `snap.….generating` and renames it then, but takes a file of that name for a whole one when it
-/// opens, and gives up the store where it is torn. A snapshot only spares sled work: it is never
-/// the only place of anything.
+/// opens, and gives up the store where it is torn. Until it has its name the snapshot before it is
+/// there, and so is all of the log that one needs.
 fn remove_unfinished_snapshots(store: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(store) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
