@@ -57,7 +57,7 @@ pub use dump::{Exported, ImportError, Imported, export, import};
 pub use error::{CommitError, Damage, Gone, OpenError, ReadError};
 pub use quarantine::SetAside;
 pub use read::Reader;
-pub use recover::{Recovered, RecoveryReport};
+pub use recover::{Handed, Recovered, RecoveryReport};
 pub use rows::Header;
 
 /// Where the store is, and how it is opened.
@@ -180,7 +180,7 @@ impl Store {
     /// An [`OpenError`] if anything of what was accepted cannot be read back, or the disk fails.
     pub fn recover(
         self,
-        each: &mut dyn FnMut(Recovered),
+        each: &mut dyn FnMut(Handed),
         notify: Notify,
     ) -> Result<(Opened, RecoveryReport), OpenError> {
         let Self { files, now, witnessed } = self;
@@ -188,7 +188,8 @@ impl Store {
         let read = || {
             let database = &files.database();
             let quarantine = Quarantine::of(&dir, &files.store, now);
-            let (report, last) = recover::mend(database, &quarantine, Missing::Refuse)?;
+            let task = &mut |task| each(Handed::Task(task));
+            let (report, last) = recover::mend(database, &quarantine, Missing::Refuse, task)?;
             faults::point("recover.scanned");
             let born = TaskId(now.0 / 1_000);
             let unused = database.sequence()?.unwrap_or(born);
@@ -199,7 +200,13 @@ impl Store {
             faults::point("recover.leased");
             database.flush()?;
             faults::point("recover.flushed");
-            let report = recover::hand_over(database, each, report)?;
+            let report = if report.set_aside.damaged.is_empty() {
+                report
+            } else {
+                each(Handed::Anew);
+                let task = &mut |task| each(Handed::Task(task));
+                recover::hand_over_anew(database, task, report)?
+            };
             let quarantined_rows = quarantine::rows_in(&dir).unwrap_or(report.set_aside.rows);
             Ok((RecoveryReport { witnessed, quarantined_rows, ..report }, next_id, lease))
         };

@@ -25,7 +25,7 @@ use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
-use replicator::store::{self, Damage, Opened, Recovered, Settings, Store};
+use replicator::store::{self, Damage, Handed, Opened, Recovered, Settings, Store};
 use replicator::task::{Cause, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp};
 
 /// Nothing that a start does with a small store takes as long, unless it hangs.
@@ -198,7 +198,7 @@ fn salvaged(dir: &Path, contents: &Contents) -> Option<usize> {
     let mut found = Vec::new();
     let (opened, _) = Store::open(&settings(to.path()))
         .unwrap()
-        .recover(&mut |task: Recovered| found.push(task), Box::new(drop))
+        .recover(&mut |handed: Handed| handed.collect_into(&mut found), Box::new(drop))
         .unwrap();
     assert_eq!(found.len() as u64, imported.tasks);
     for found in &found {
@@ -224,7 +224,9 @@ fn start(dir: &Path, contents: &Contents) -> Outcome {
         Ok(store) => store,
         Err(error) => return Outcome::Refused(whole(&error)),
     };
-    let (opened, report) = match store.recover(&mut |task| found.push(task), Box::new(drop)) {
+    let (opened, report) = match store
+        .recover(&mut |handed: Handed| handed.collect_into(&mut found), Box::new(drop))
+    {
         Ok(recovered) => recovered,
         Err(error) => return Outcome::Refused(whole(&error)),
     };

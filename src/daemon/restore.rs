@@ -10,7 +10,7 @@ use crate::daemon::StartError;
 use crate::daemon::clock::Clock;
 use crate::daemon::core::Event;
 use crate::engine::{self, Engine, KeyHasher};
-use crate::store::{self, OpenError, Opened, Recovered, RecoveryReport, SetAside, Store};
+use crate::store::{self, Handed, OpenError, Opened, RecoveryReport, SetAside, Store};
 use crate::task;
 
 /// Tasks that are handed from one thread to the other at once.
@@ -71,7 +71,7 @@ pub(super) fn open(
 
 fn read(
     store: Store,
-    found: SyncSender<Vec<Recovered>>,
+    found: SyncSender<Vec<Handed>>,
     events: UnboundedSender<Event>,
 ) -> Result<(Opened, RecoveryReport), OpenError> {
     // Who listens to these outlives the sender, but for a panic of its own.
@@ -85,9 +85,10 @@ fn read(
         });
     };
     let mut batch = Vec::with_capacity(BATCH);
-    let mut each = |task| {
-        batch.push(task);
-        if batch.len() == BATCH {
+    let mut each = |handed| {
+        let anew = matches!(handed, Handed::Anew);
+        batch.push(handed);
+        if anew || batch.len() == BATCH {
             let _ = found.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
         }
     };
@@ -98,9 +99,13 @@ fn read(
     recovered
 }
 
-fn restore(engine: &mut Engine, keys: &KeyHasher, clock: Clock, tasks: &Receiver<Vec<Recovered>>) {
+fn restore(engine: &mut Engine, keys: &KeyHasher, clock: Clock, tasks: &Receiver<Vec<Handed>>) {
     let now = clock.now();
-    for task in tasks.iter().flatten() {
+    for handed in tasks.iter().flatten() {
+        let Handed::Task(task) = handed else {
+            engine.clear();
+            continue;
+        };
         let header = &task.header;
         let restored = engine::Restored {
             id: header.id,

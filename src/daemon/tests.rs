@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::engine::KeyHasher;
-use crate::store::{Opened, Reader, Recovered, Store};
+use crate::store::{Handed, Opened, Reader, Recovered, Store};
 use crate::task::{Cause, Node, Operation, Progress, Task, TaskId, Timestamp};
 
 fn open(dir: &Path, clock: Clock, notify: store::Notify) -> (Opened, Vec<Recovered>) {
@@ -18,7 +18,8 @@ fn open(dir: &Path, clock: Clock, notify: store::Notify) -> (Opened, Vec<Recover
     };
     let mut found = Vec::new();
     let store = Store::open(&settings).unwrap();
-    let (opened, _) = store.recover(&mut |task| found.push(task), notify).unwrap();
+    let (opened, _) =
+        store.recover(&mut |handed: Handed| handed.collect_into(&mut found), notify).unwrap();
     (opened, found)
 }
 

@@ -5,6 +5,11 @@ use crate::engine::{Engine, Now, Restored, TASK_OVERHEAD_BYTES};
 use crate::task::{Cause, DeadLetter, Progress};
 
 impl Engine {
+    /// Forgets all that was restored, and all that it asks for: it is as it was made.
+    pub fn clear(&mut self) {
+        *self = Self::new(self.settings.clone());
+    }
+
     /// Takes on a task found on disk, in the order of the ids, before anything is admitted.
     ///
     /// What waited for a retry when the process ended is due within one `retry_base`, spread over it

@@ -251,7 +251,8 @@ impl Copied {
         let mend = || {
             let database = Database::new(db)?;
             let quarantine = Quarantine::of(dir, &self.store, settings.now);
-            let (report, highest) = recover::mend(&database, &quarantine, Missing::Accept)?;
+            let (report, highest) =
+                recover::mend(&database, &quarantine, Missing::Accept, &mut drop)?;
             // Above all that was ever used, as far as anyone can tell.
             let after = highest.map_or(0, |id| id.0.saturating_add(1));
             let born = TaskId(settings.now.0 / 1_000);

@@ -42,6 +42,26 @@ pub struct RecoveryReport {
     pub quarantined_rows: u64,
 }
 
+/// What recovery hands over, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Handed {
+    /// A task, in the order of acceptance.
+    Task(Recovered),
+    /// Something had to be set aside: what was handed over before is to be forgotten, and all of
+    /// it comes once more as it is now.
+    Anew,
+}
+
+impl Handed {
+    /// Keeps `all` as what has been handed over and not to be forgotten.
+    pub fn collect_into(self, all: &mut Vec<Recovered>) {
+        match self {
+            Self::Task(task) => all.push(task),
+            Self::Anew => all.clear(),
+        }
+    }
+}
+
 /// What to do about rows that the ledger counts and that are not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Missing {
@@ -53,31 +73,43 @@ pub(super) enum Missing {
 
 /// Brings the store into order: compares it with the ledger, sets aside what cannot be read, and
 /// removes what crashes have left. Says which task is the highest that any row has.
+///
+/// Every task that is whole goes to `each`, and they are what there is, unless something was set
+/// aside: that can change others.
 pub(super) fn mend(
     database: &Database,
     quarantine: &Quarantine,
     missing: Missing,
+    each: &mut dyn FnMut(Recovered),
 ) -> Result<(RecoveryReport, Option<TaskId>), Failure> {
-    let found = audit::walk(database, Depth::Whole, &mut drop)?;
+    let mut found = audit::walk(database, Depth::Whole, each)?;
     if missing == Missing::Refuse
         && let Some(gone) = gone(database, &found)
     {
         return Err(Failure::Gone(gone));
     }
     database.adopt(found.highest, found.tallies, found.live_bytes);
-    let set_aside = quarantine.set_aside(database, found.damaged)?;
+    let set_aside = quarantine.set_aside(database, std::mem::take(&mut found.damaged))?;
     for (tree, key) in &found.orphans {
         faults::point("recover.orphan-found");
         database.take(*tree, key)?;
         faults::point("recover.orphan-removed");
     }
     let orphans_removed = found.orphans.len() as u64;
-    let report = RecoveryReport { orphans_removed, set_aside, ..RecoveryReport::default() };
-    Ok((report, found.highest))
+    let Found { tasks, value_bytes, dead_letters, highest, .. } = found;
+    let report = RecoveryReport {
+        tasks,
+        value_bytes,
+        dead_letters,
+        orphans_removed,
+        set_aside,
+        ..RecoveryReport::default()
+    };
+    Ok((report, highest))
 }
 
-/// Hands every task to `each`, in order, and adds them to the report.
-pub(super) fn hand_over(
+/// Hands every task to `each` once more, in order, and counts them anew in the report.
+pub(super) fn hand_over_anew(
     database: &Database,
     each: &mut dyn FnMut(Recovered),
     report: RecoveryReport,

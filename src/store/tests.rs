@@ -27,7 +27,7 @@ pub(super) fn open_with(dir: &Path, notify: Notify) -> (Opened, Vec<Recovered>, 
     let mut recovered = Vec::new();
     let (opened, report) = Store::open(&settings(dir))
         .unwrap()
-        .recover(&mut |task| recovered.push(task), notify)
+        .recover(&mut |handed: Handed| handed.collect_into(&mut recovered), notify)
         .unwrap();
     (opened, recovered, report)
 }

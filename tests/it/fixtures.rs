@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use replicator::store::{Opened, Recovered, Settings, Store};
+use replicator::store::{Handed, Opened, Recovered, Settings, Store};
 use replicator::task::{Cause, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp};
 
 const FIRST: u64 = 1_700_000_000_000_000;
@@ -20,7 +20,9 @@ fn settings(dir: &Path) -> Settings {
 fn open(dir: &Path) -> (Opened, Vec<Recovered>) {
     let mut found = Vec::new();
     let store = Store::open(&settings(dir)).unwrap();
-    let (opened, _) = store.recover(&mut |task| found.push(task), Box::new(drop)).unwrap();
+    let (opened, _) = store
+        .recover(&mut |handed: Handed| handed.collect_into(&mut found), Box::new(drop))
+        .unwrap();
     (opened, found)
 }
 
