@@ -3,6 +3,7 @@
 //! The parts, in reading order:
 //!
 //! - [`task`]: the words. Task, delivery, verdict, progress.
+//! - [`api`]: what operators see and say, as JSON.
 //! - [`engine`]: what happens next. Order, retries, quorum, capacities; a pure state machine.
 //! - [`store`]: what survives. Tasks and their progress, durable in groups.
 //! - [`replica`]: the outbound side. One attempt, and what its answer means.
@@ -21,10 +22,11 @@
 //! goes back into the engine, and when the last replica has acknowledged, the committer removes
 //! the task from the disk.
 //!
-//! Who may know whom: `task` and `faults` know nobody; `engine`, `store` and `replica` know `task` and not
-//! each other; `server` knows `task`, `metrics` and the daemon's handle; `daemon` knows all. A
+//! Who may know whom: `task`, `api` and `faults` know nobody; `engine`, `store` and `replica` know `task` and not
+//! each other; `server` knows `task`, `api`, `metrics` and the daemon's handle; `daemon` knows all. A
 //! test holds that.
 
+pub mod api;
 pub mod cli;
 pub mod commands;
 pub mod config;
