@@ -11,6 +11,8 @@ pub use replica::{Behaviour, Replica};
 
 /// How long anything may take that is waited for. Generous: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked.
+const POLL: Duration = Duration::from_millis(5);
 
 /// Waits until `done` gives a value; panics with `what` after [`PATIENCE`].
 pub async fn wait_until<T, F>(what: &str, mut done: impl FnMut() -> F) -> T
@@ -23,7 +25,7 @@ where
             return value;
         }
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(POLL).await;
     }
 }
 

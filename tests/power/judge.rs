@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::record::Mark;
 use super::support::{Behaviour, Daemon};
@@ -107,39 +107,87 @@ pub enum Wrong {
     Lost(String),
     /// It does not come to an end, or accepts nothing new.
     Stuck(String),
+    /// It starts, and ends by itself.
+    Ended(String),
+}
+
+impl Wrong {
+    /// The same, with what the daemon logged.
+    fn with(self, log: &str) -> Self {
+        let with = |what| format!("{what}\n{log}");
+        match self {
+            Self::Refused(what) => Self::Refused(with(what)),
+            Self::Lost(what) => Self::Lost(with(what)),
+            Self::Stuck(what) => Self::Stuck(with(what)),
+            Self::Ended(what) => Self::Ended(with(what)),
+        }
+    }
 }
 
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(what) | Self::Lost(what) | Self::Stuck(what) => f.write_str(what),
+            Self::Refused(what) | Self::Lost(what) | Self::Stuck(what) | Self::Ended(what) => {
+                f.write_str(what)
+            }
         }
     }
 }
 
 /// Whether the daemon keeps its word on an image.
 pub async fn judge(image: &Path, known: &Known, world: &[Witness]) -> Result<(), Wrong> {
+    judge_in(&[], image, known, world).await
+}
+
+async fn judge_in(
+    environment: &[(String, String)],
+    image: &Path,
+    known: &Known,
+    world: &[Witness],
+) -> Result<(), Wrong> {
     for (witness, held) in world.iter().zip(&known.held) {
         witness.replica.until_quiet().await;
         witness.restore(held.clone());
         witness.behave(None, std::sync::Arc::new(|_, _| Behaviour::Apply));
     }
-    let mut daemon = start(image, &args("1000"), &[]).await.map_err(Wrong::Refused)?;
-    let outcome = delivers(&daemon, known, world).await;
+    let mut daemon = start(image, &args("1000"), environment).await.map_err(Wrong::Refused)?;
+    let outcome = match delivers(&daemon, known, world).await {
+        Ok(outcome) => outcome,
+        Err(silent) => Err(Wrong::Stuck(format!("the daemon does not answer: {silent}"))),
+    };
+    let outcome = match outcome {
+        // Where it is on its way out its end is what is wrong, not the call that met it.
+        Err(Wrong::Stuck(what)) => Err(match daemon.ended_within(PATIENCE).await {
+            Some(status) => Wrong::Ended(format!("the daemon ended by itself, {status}: {what}")),
+            None => Wrong::Stuck(what),
+        }),
+        outcome => outcome,
+    };
     let log = daemon.log();
     daemon.kill();
-    outcome.map_err(|wrong| match wrong {
-        Wrong::Refused(what) => Wrong::Refused(format!("{what}\n{log}")),
-        Wrong::Lost(what) => Wrong::Lost(format!("{what}\n{log}")),
-        Wrong::Stuck(what) => Wrong::Stuck(format!("{what}\n{log}")),
-    })
+    outcome.map_err(|wrong| wrong.with(&log))
 }
 
-async fn delivers(daemon: &Daemon, known: &Known, world: &[Witness]) -> Result<(), Wrong> {
+/// The daemon does not answer.
+type Silent = Box<dyn std::error::Error + Send + Sync>;
+
+/// Its answer, unless it has ended or takes too long.
+async fn answer(
+    asking: impl Future<Output = reqwest::Result<(u16, Value)>>,
+) -> Result<(u16, Value), Silent> {
+    Ok(tokio::time::timeout(PATIENCE, asking).await??)
+}
+
+/// Whether it delivers all and goes on.
+async fn delivers(
+    daemon: &Daemon,
+    known: &Known,
+    world: &[Witness],
+) -> Result<Result<(), Wrong>, Silent> {
     let begin = Instant::now();
     let mut drained_at = None;
     let wrongs = loop {
-        let metrics = daemon.metrics().await;
+        let (_, metrics) = answer(daemon.try_get("/metrics")).await?;
         if metrics["queue_size"] == 0 && metrics["retries_in_progress"] == 0 {
             let wrongs = known.wrongs(world);
             let drained = *drained_at.get_or_insert_with(Instant::now);
@@ -147,21 +195,34 @@ async fn delivers(daemon: &Daemon, known: &Known, world: &[Witness]) -> Result<(
                 break wrongs;
             }
         } else if begin.elapsed() > PATIENCE {
-            return Err(Wrong::Stuck(format!("not drained within {PATIENCE:?}: {metrics}")));
+            let what = format!("not drained within {PATIENCE:?}: {metrics}");
+            return Ok(Err(Wrong::Stuck(what)));
         }
         tokio::task::yield_now().await;
     };
     if !wrongs.is_empty() {
-        return Err(Wrong::Lost(wrongs.join("\n")));
+        return Ok(Err(Wrong::Lost(wrongs.join("\n"))));
     }
     // It goes on, and an id never comes again.
     let url = world[0].replica.url();
     let body = json!({"key": "after", "operation": "DELETE", "replica_nodes": [url]});
-    let (status, answer) = daemon.post(&body).await;
+    let (status, answer) = answer(daemon.try_post(&body)).await?;
     let task = answer["task_id"].as_str().and_then(|task| task.parse::<u64>().ok());
     if status != 202 || task <= Some(known.highest) {
         let what = format!("a new write, after task {}: {status} {answer}", known.highest);
-        return Err(Wrong::Stuck(what));
+        return Ok(Err(Wrong::Stuck(what)));
     }
-    Ok(())
+    Ok(Ok(()))
+}
+
+/// A daemon that ends while it is judged is told as that, with its log: the judge itself goes on.
+#[tokio::test]
+async fn a_daemon_that_ends_while_it_is_judged_is_told_of() {
+    let world = super::world().await;
+    let image = super::scratch();
+    let fault = ("REPLICATOR_FAULT_POINT".to_owned(), "commit.flushed".to_owned());
+    let known = Known::new(world.len());
+    let outcome = judge_in(&[fault], &image.path().join("data"), &known, &world).await;
+    let Err(Wrong::Ended(what)) = outcome else { panic!("{outcome:?}") };
+    assert!(what.contains("signal: 9") && what.contains("name=\"commit.flushed\""), "{what}");
 }

@@ -15,9 +15,10 @@ pub fn value(n: u64, bytes: usize) -> String {
 }
 
 /// The number in a value; `None` if it is torn.
-fn number(text: &str) -> Option<u64> {
+fn number(bytes: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(bytes).ok()?;
     let word = &text[..=text.find('>')?];
-    let is_whole = text.as_bytes().chunks(word.len()).all(|chunk| chunk == word.as_bytes());
+    let is_whole = bytes.chunks(word.len()).all(|chunk| chunk == word.as_bytes());
     word.trim_matches(['<', '>']).parse().ok().filter(|_| is_whole)
 }
 
@@ -128,7 +129,7 @@ impl Book {
         *newest = task.max(*newest);
         let mut n = None;
         if seen.method == "PUT" {
-            n = number(&seen.text());
+            n = number(&seen.body);
             if n.is_none() {
                 self.wrongs.push(format!("{key}: the value of {task} is torn"));
             }

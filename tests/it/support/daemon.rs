@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -48,7 +49,7 @@ impl Daemon {
         let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let env: Vec<_> = env.iter().map(owned).collect();
-        let (child, address) = spawn(path, &args, &env)?;
+        let (child, address) = spawn(path, &args, &env).await?;
         let path = path.to_owned();
         Ok(Self { dir: None, path, args, env, child, address, client: client() })
     }
@@ -75,9 +76,14 @@ impl Daemon {
 
     /// Posts a write: status and answer.
     pub async fn post(&self, body: &Value) -> (u16, Value) {
-        let answer = self.client.post(self.url("/replicate")).json(body).send().await.unwrap();
+        self.try_post(body).await.unwrap()
+    }
+
+    /// The same, of a daemon that may have ended.
+    pub async fn try_post(&self, body: &Value) -> reqwest::Result<(u16, Value)> {
+        let answer = self.client.post(self.url("/replicate")).json(body).send().await?;
         let status = answer.status().as_u16();
-        (status, answer.json().await.unwrap())
+        Ok((status, answer.json().await?))
     }
 
     /// Posts a write that must be accepted, and gives its task id.
@@ -89,8 +95,14 @@ impl Daemon {
 
     /// The JSON of a GET.
     pub async fn get(&self, path: &str) -> (u16, Value) {
-        let answer = self.client.get(self.url(path)).send().await.unwrap();
-        (answer.status().as_u16(), answer.json().await.unwrap())
+        self.try_get(path).await.unwrap()
+    }
+
+    /// The same, of a daemon that may have ended.
+    pub async fn try_get(&self, path: &str) -> reqwest::Result<(u16, Value)> {
+        let answer = self.client.get(self.url(path)).send().await?;
+        let status = answer.status().as_u16();
+        Ok((status, answer.json().await?))
     }
 
     pub async fn metrics(&self) -> Value {
@@ -130,14 +142,21 @@ impl Daemon {
 
     /// Waits for its end.
     pub async fn ended(&mut self) -> ExitStatus {
-        let deadline = std::time::Instant::now() + super::PATIENCE;
+        let status = self.ended_within(super::PATIENCE).await;
+        status.unwrap_or_else(|| panic!("the daemon does not end\n{}", self.log()))
+    }
+
+    /// Waits for its end; `None` if it goes on.
+    pub async fn ended_within(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
+                return Some(status);
             }
-            assert!(std::time::Instant::now() < deadline, "the daemon does not end");
-            tokio::task::yield_now().await;
-            std::thread::yield_now();
+            if Instant::now() > deadline {
+                return None;
+            }
+            tokio::time::sleep(super::POLL).await;
         }
     }
 
@@ -149,9 +168,9 @@ impl Daemon {
 
     /// Starts it again, on the same directory, once it has ended.
     pub async fn restart(&mut self) {
-        match spawn(&self.path, &self.args, &self.env) {
+        match spawn(&self.path, &self.args, &self.env).await {
             Ok(started) => (self.child, self.address) = started,
-            Err(status) => panic!("the daemon did not start ({status})"),
+            Err(status) => panic!("the daemon did not start ({status})\n{}", self.log()),
         }
     }
 
@@ -197,7 +216,9 @@ pub fn command() -> Command {
     command
 }
 
-fn spawn(
+/// Starts it and waits until it serves. Others of the runtime go on meanwhile: what is delivered at
+/// once is answered.
+async fn spawn(
     path: &Path,
     args: &[String],
     env: &[(String, String)],
@@ -215,11 +236,21 @@ fn spawn(
         .unwrap();
     // It says on its standard output where it listens, as soon as it does.
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    stdout.read_line(&mut line).unwrap();
-    let Some(address) = line.trim().strip_prefix("listening on http://").map(str::to_owned) else {
-        return Err(child.wait().unwrap());
+    let (say, said) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        // It may be gone already, and nobody waits any more.
+        let _ = stdout.read_line(&mut line);
+        let _ = say.send(line);
+        let _ = stdout.read_to_end(&mut Vec::new());
+    });
+    let Ok(line) = tokio::time::timeout(2 * super::PATIENCE, said).await else {
+        let _ = child.kill();
+        let _ = child.wait();
+        panic!("the daemon neither serves nor ends\n{}", self::log(path));
     };
-    std::thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
-    Ok((child, address))
+    match line.unwrap().trim().strip_prefix("listening on http://") {
+        Some(address) => Ok((child, address.to_owned())),
+        None => Err(child.wait().unwrap()),
+    }
 }
