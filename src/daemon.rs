@@ -29,6 +29,7 @@ mod core;
 mod handle;
 mod letters_told;
 mod restore;
+mod times;
 mod values;
 
 use attempt::{Attempts, Memory};
@@ -110,7 +111,9 @@ impl Daemon {
             events: events.clone(),
             memory: Memory::new(config.store.memory_budget),
         };
+        let counts = Arc::default();
         let core = Core::new(Parts {
+            counts: Arc::clone(&counts),
             engine,
             keys,
             clock,
@@ -129,7 +132,7 @@ impl Daemon {
         let core = tokio::spawn(core.run(told, asked));
 
         let retry_after = Duration::from_secs(1);
-        let handle = Handle { requests, health: watched.clone(), retry_after };
+        let handle = Handle { requests, health: watched.clone(), retry_after, counts };
         let (stop_serving, stop) = oneshot::channel();
         let stop = async { drop(stop.await) };
         let server = server::serve(listener, handle.clone(), server_settings(config), stop);

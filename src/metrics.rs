@@ -3,13 +3,21 @@
 //! A [`Snapshot`] is plain numbers, taken by the daemon between two events, so that its figures
 //! belong together. The tables in here say what each is called; nothing else names a metric.
 
-use prometheus::core::Collector;
-use prometheus::{GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
 use serde_json::{Value, json};
 
+mod counts;
+mod histogram;
+mod process;
+mod text;
 mod users;
 mod window;
 
+pub use counts::{Counts, Reason};
+pub use histogram::{
+    ATTEMPT_SECONDS, COMMIT_SECONDS, COMMIT_TASKS, DELIVERY_SECONDS, Histogram,
+    REPLICA_ATTEMPT_SECONDS, REPLICA_DELIVERY_SECONDS,
+};
+pub use process::ProcessFigures;
 pub use users::{UserFigures, Users};
 pub use window::AckWindow;
 
@@ -62,6 +70,24 @@ pub struct Snapshot {
     pub store_rewrites: u64,
     /// Rows in the quarantine at the start.
     pub quarantined_rows: u64,
+    /// The store has failed.
+    pub store_failed: bool,
+    /// Refused writes by reason.
+    pub refusals: Vec<(&'static str, u64)>,
+    /// Answers to writes by status.
+    pub answers: Vec<(&'static str, u64)>,
+    /// From a request's arrival until its write was durable.
+    pub accept_seconds: Histogram,
+    /// From durable to acknowledged.
+    pub delivery_seconds: Histogram,
+    /// Attempts, however they ended.
+    pub attempt_seconds: Histogram,
+    /// Writing and flushing a group of tasks.
+    pub commit_seconds: Histogram,
+    /// Tasks in such a group.
+    pub commit_tasks: Histogram,
+    /// What the process costs, where the system says.
+    pub process: Option<ProcessFigures>,
     /// One entry a replica.
     pub replicas: Vec<ReplicaSnapshot>,
 }
@@ -104,6 +130,19 @@ pub struct ReplicaSnapshot {
     pub parked: u64,
     /// Failed attempts.
     pub failed_attempts: u64,
+    /// From durable to acknowledged.
+    pub delivery_seconds: Histogram,
+    /// Attempts, however they ended.
+    pub attempt_seconds: Histogram,
+}
+
+impl ReplicaSnapshot {
+    /// By how much the books are out of balance: always 0.
+    #[must_use]
+    pub fn unaccounted(&self) -> u64 {
+        let told = self.delivered + self.superseded + self.dead + self.discarded + self.pending;
+        self.accepted.abs_diff(told)
+    }
 }
 
 /// How a metric moves.
@@ -122,6 +161,15 @@ type Metric = (&'static str, Kind, &'static str, fn(&Snapshot) -> f64);
 
 /// A metric of each replica, with the label `replica`.
 type ReplicaMetric = (&'static str, Kind, &'static str, fn(&ReplicaSnapshot) -> u64);
+
+/// A metric of the process, which the system may not give.
+type ProcessMetric = (&'static str, Kind, &'static str, fn(&ProcessFigures) -> Option<f64>);
+
+/// A histogram of the daemon or of each replica: name, help, and where it is.
+type Sizes<Of> = (&'static str, &'static str, fn(&Of) -> &Histogram);
+
+/// Counters with a label: name, label, help, and the count for each of its values.
+type Labelled = (&'static str, &'static str, &'static str, fn(&Snapshot) -> &[(&'static str, u64)]);
 
 #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, which no counter reaches")]
 const METRICS: &[Metric] = &[
@@ -191,6 +239,78 @@ const METRICS: &[Metric] = &[
     ),
     ("replicator_store_file_bytes", Level, "Size of the files of the store.", |s| {
         s.store_file_bytes as f64
+    }),
+    (
+        "replicator_store_failed",
+        Level,
+        "1 once the store has failed and nothing is accepted until a restart.",
+        |s| f64::from(u8::from(s.store_failed)),
+    ),
+    (
+        "replicator_disk_low",
+        Level,
+        "1 while new writes are refused for want of room on the disk (--min-free-disk).",
+        |s| f64::from(u8::from(s.disk_low)),
+    ),
+];
+
+const LABELLED: &[Labelled] = &[
+    ("replicator_requests_total", "status", "Answers to POST /replicate, by status.", |s| {
+        &s.answers
+    }),
+    (
+        "replicator_refusals_total",
+        "reason",
+        "Writes refused with a 503 of which nothing was accepted, by the limit or state that was in the way.",
+        |s| &s.refusals,
+    ),
+];
+
+const HISTOGRAMS: &[Sizes<Snapshot>] = &[
+    (
+        "replicator_accept_seconds",
+        "From the arrival of a write until it was durable, a wait for room included.",
+        |s| &s.accept_seconds,
+    ),
+    (
+        "replicator_delivery_seconds",
+        "From a write being durable to a replica's acknowledgement.",
+        |s| &s.delivery_seconds,
+    ),
+    ("replicator_attempt_seconds", "Attempts that were sent, however they ended.", |s| {
+        &s.attempt_seconds
+    }),
+    ("replicator_commit_seconds", "Writing and flushing a group of accepted tasks.", |s| {
+        &s.commit_seconds
+    }),
+    ("replicator_commit_tasks", "Tasks that shared one flush.", |s| &s.commit_tasks),
+];
+
+const REPLICA_HISTOGRAMS: &[Sizes<ReplicaSnapshot>] = &[
+    (
+        "replicator_replica_delivery_seconds",
+        "From a write being durable to the acknowledgement of this replica.",
+        |r| &r.delivery_seconds,
+    ),
+    (
+        "replicator_replica_attempt_seconds",
+        "Attempts that were sent to this replica, however they ended.",
+        |r| &r.attempt_seconds,
+    ),
+];
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, which no figure reaches")]
+const PROCESS_METRICS: &[ProcessMetric] = &[
+    ("process_cpu_seconds_total", Counter, "User and system time spent.", |p| Some(p.cpu_seconds)),
+    ("process_resident_memory_bytes", Level, "Memory in RAM.", |p| Some(p.resident_bytes as f64)),
+    ("process_virtual_memory_bytes", Level, "Memory mapped.", |p| Some(p.virtual_bytes as f64)),
+    ("process_open_fds", Level, "Open file descriptors.", |p| Some(p.open_fds as f64)),
+    ("process_max_fds", Level, "File descriptors that may be open.", |p| {
+        p.max_fds.map(|most| most as f64)
+    }),
+    ("process_threads", Level, "Threads.", |p| Some(p.threads as f64)),
+    ("process_start_time_seconds", Level, "When the process began, since 1970.", |p| {
+        Some(p.start_seconds)
     }),
 ];
 
@@ -281,6 +401,12 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         "Of the pending deliveries, those the full retry queue had no room for.",
         |r| r.parked,
     ),
+    (
+        "replicator_deliveries_unaccounted",
+        Level,
+        "By how much the books of the replica are out of balance. Anything but 0 is a bug.",
+        ReplicaSnapshot::unaccounted,
+    ),
 ];
 
 /// The JSON of the service. Its names are older than this daemon: a client depends on them.
@@ -323,61 +449,7 @@ fn millis(seconds: f64) -> f64 {
 ///
 /// None that the tables in here can cause; a test renders them all.
 pub fn to_prometheus(snapshot: &Snapshot) -> prometheus::Result<String> {
-    let registry = Registry::new();
-    for &(name, kind, help, figure) in METRICS {
-        register(&registry, whole(name, kind, help, figure(snapshot))?)?;
-    }
-    for &(name, kind, help, figure) in REPLICA_METRICS {
-        let figures =
-            snapshot.replicas.iter().map(|replica| (replica.node.as_str(), figure(replica)));
-        register(&registry, per_replica(name, kind, help, figures)?)?;
-    }
-    TextEncoder::new().encode_to_string(&registry.gather())
-}
-
-fn register(registry: &Registry, metric: Box<dyn Collector>) -> prometheus::Result<()> {
-    registry.register(metric)
-}
-
-fn whole(name: &str, kind: Kind, help: &str, value: f64) -> prometheus::Result<Box<dyn Collector>> {
-    match kind {
-        Counter => {
-            let counter = prometheus::Counter::new(name, help)?;
-            counter.inc_by(value);
-            Ok(Box::new(counter))
-        }
-        Level => {
-            let gauge = prometheus::Gauge::new(name, help)?;
-            gauge.set(value);
-            Ok(Box::new(gauge))
-        }
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, which no level reaches")]
-fn per_replica<'a>(
-    name: &str,
-    kind: Kind,
-    help: &str,
-    figures: impl Iterator<Item = (&'a str, u64)>,
-) -> prometheus::Result<Box<dyn Collector>> {
-    let (opts, labels) = (Opts::new(name, help), ["replica"]);
-    match kind {
-        Counter => {
-            let counters = IntCounterVec::new(opts, &labels)?;
-            for (node, value) in figures {
-                counters.get_metric_with_label_values(&[node])?.inc_by(value);
-            }
-            Ok(Box::new(counters))
-        }
-        Level => {
-            let gauges = GaugeVec::new(opts, &labels)?;
-            for (node, value) in figures {
-                gauges.get_metric_with_label_values(&[node])?.set(value as f64);
-            }
-            Ok(Box::new(gauges))
-        }
-    }
+    text::page(snapshot)
 }
 
 #[cfg(test)]
@@ -392,10 +464,16 @@ mod tests {
             pending: 2,
             ..ReplicaSnapshot::default()
         };
+        let mut commit_tasks = Histogram::new(COMMIT_TASKS);
+        commit_tasks.record(3.0);
         Snapshot {
             total_replications: 4,
             delivered: 5,
             average_ack_seconds: 0.001_234_567,
+            refusals: vec![("disk", 3)],
+            answers: vec![("202", 4)],
+            commit_tasks,
+            process: Some(ProcessFigures { max_fds: Some(1024), ..ProcessFigures::default() }),
             replicas: vec![replica],
             ..Snapshot::default()
         }
@@ -413,8 +491,23 @@ mod tests {
     fn the_text_has_every_metric_of_the_tables() {
         let text = to_prometheus(&snapshot()).unwrap();
         let names = METRICS.iter().map(|metric| metric.0);
-        for name in names.chain(REPLICA_METRICS.iter().map(|metric| metric.0)) {
+        let names = names.chain(REPLICA_METRICS.iter().map(|metric| metric.0));
+        let names = names.chain(LABELLED.iter().map(|metric| metric.0));
+        let names = names.chain(HISTOGRAMS.iter().map(|metric| metric.0));
+        let names = names.chain(REPLICA_HISTOGRAMS.iter().map(|metric| metric.0));
+        let names = names.chain(PROCESS_METRICS.iter().map(|metric| metric.0));
+        for name in names.chain(["replicator_build_info"]) {
             assert!(text.contains(&format!("# HELP {name} ")), "{name} in {text}");
+        }
+        for line in [
+            "replicator_refusals_total{reason=\"disk\"} 3\n",
+            "replicator_commit_tasks_bucket{le=\"4\"} 1\n",
+            "replicator_commit_tasks_bucket{le=\"+Inf\"} 1\n",
+            "replicator_commit_tasks_sum 3\n",
+            "replicator_replica_attempt_seconds_count{replica=\"http://a\"} 0\n",
+            "replicator_deliveries_unaccounted{replica=\"http://a\"} 0\n",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
         }
         assert!(text.contains("replicator_replications_total 4\n"), "{text}");
         let line = "replicator_deliveries_delivered_total{replica=\"http://a\"} 5\n";

@@ -22,6 +22,8 @@ pub(super) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
 pub(super) struct Waiter {
     pub(super) new: Box<NewTask>,
     pub(super) reply: Reply,
+    /// When it came.
+    pub(super) arrived: Moment,
     /// When it is refused.
     pub(super) deadline: Moment,
 }
@@ -150,7 +152,8 @@ mod tests {
         let line = Line::after(Consistency::Eventual, &full);
         let (reply, _answer) = oneshot::channel();
         let new = Box::new(write("k", Consistency::Eventual, "http://hangs"));
-        admission.push(line.clone(), Waiter { new, reply, deadline: Moment(1) });
+        admission
+            .push(line.clone(), Waiter { new, reply, arrived: Moment(0), deadline: Moment(1) });
         let ahead = |key, consistency, node| admission.ahead_of(&write(key, consistency, node));
         assert_eq!(ahead("x", Consistency::Eventual, "http://hangs"), Some(line.clone()));
         assert_eq!(ahead("x", Consistency::Eventual, "http://other"), None);

@@ -10,7 +10,7 @@ use crate::daemon::clock::Clock;
 use crate::daemon::core::Event;
 use crate::replica::Client;
 use crate::store::{ReadError, Reader};
-use crate::task::{Delivery, Task, Timestamp, Verdict};
+use crate::task::{Delivery, Node, Task, Timestamp, Verdict};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub(super) struct Answered {
     pub(super) took: Duration,
     /// When its task was accepted, if that could be found out.
     pub(super) accepted_at: Option<Timestamp>,
+    /// Where it was sent; nothing where it was not.
+    pub(super) node: Option<Node>,
 }
 
 /// Starts attempts.
@@ -100,7 +102,8 @@ impl Attempts {
             debug!(task = %task.id, replica = %node, attempt, %error, "attempt failed");
         }
         let took = ended.since_start().saturating_sub(sent.moment.since_start());
-        Answered { delivery, verdict, took, accepted_at: Some(task.accepted_at) }
+        let node = Some(node.clone());
+        Answered { delivery, verdict, took, accepted_at: Some(task.accepted_at), node }
     }
 
     /// Reads the task of a delivery from disk.
@@ -142,7 +145,7 @@ impl Attempts {
 fn interrupted(delivery: Delivery) -> Answered {
     let error = "the attempt was interrupted".into();
     let verdict = Verdict::Retry { after: None, ambiguous: true, error };
-    Answered { delivery, verdict, took: Duration::ZERO, accepted_at: None }
+    Answered { delivery, verdict, took: Duration::ZERO, accepted_at: None, node: None }
 }
 
 /// Sends the outcome when it is dropped, so that an attempt that panics or is cancelled cannot

@@ -16,9 +16,10 @@ use crate::daemon::attempt::{Answered, Attempts};
 use crate::daemon::clock::Clock;
 use crate::daemon::handle::{Accepted, Health, Refusal, Request};
 use crate::daemon::letters_told::LettersTold;
+use crate::daemon::times::Times;
 use crate::daemon::values::Values;
 use crate::engine::{Action, Arrival, BreakerState, Engine, Full, KeyHasher, Now};
-use crate::metrics::{AckWindow, ReplicaSnapshot, Snapshot};
+use crate::metrics::{AckWindow, Counts, Reason, ReplicaSnapshot, Snapshot};
 use crate::store::{Committer, Reader};
 use crate::task::{Cause, Consistency, DeadLetter, NewTask, Node, Progress, Task, TaskId, Verdict};
 
@@ -28,8 +29,9 @@ const BATCH: usize = 256;
 /// What the loop is told.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// By the committer: every task up to this one is durable.
-    Committed(TaskId),
+    /// By the committer: every task up to this one is durable, so many of them by a commit that
+    /// took so long.
+    Committed { last: TaskId, tasks: usize, took: Duration },
     /// By the committer: the store has failed for good.
     StoreFailed(Arc<str>),
     /// By an attempt: it has ended.
@@ -56,6 +58,7 @@ pub(super) struct Parts {
     pub(super) queue_capacity: usize,
     pub(super) retry_capacity: usize,
     pub(super) quarantined_rows: u64,
+    pub(super) counts: Arc<Counts>,
 }
 
 /// The loop's state.
@@ -74,6 +77,7 @@ pub(super) struct Core {
     total_replications: u64,
     acks: AckWindow,
     max_lag: Duration,
+    times: Times,
     letters_told: LettersTold,
 }
 
@@ -91,6 +95,7 @@ impl Core {
             total_replications: 0,
             acks: AckWindow::default(),
             max_lag: Duration::ZERO,
+            times: Times::default(),
             letters_told: LettersTold::default(),
         }
     }
@@ -137,7 +142,8 @@ impl Core {
 
     fn take(&mut self, now: Now, event: Event) {
         match event {
-            Event::Committed(last) => {
+            Event::Committed { last, tasks, took } => {
+                self.times.committed(now, last, tasks, took);
                 while let Some(&(id, bytes)) = self.uncommitted.front()
                     && id <= last
                 {
@@ -162,9 +168,11 @@ impl Core {
         if *self.parts.health.borrow() != Health::Serving {
             return; // A closed reply says why: see Handle.
         }
-        let waiter = Waiter { new, reply, deadline: now.moment.after(self.parts.queue_wait) };
+        let arrived = now.moment;
+        let deadline = arrived.after(self.parts.queue_wait);
+        let waiter = Waiter { new, reply, arrived, deadline };
         if let Some(limit) = self.disk_limit(waiter.new.weight()) {
-            return refuse(waiter, &limit);
+            return self.refuse(waiter, Reason::Disk, &limit);
         }
         if let Some(line) = self.admission.ahead_of(&waiter.new) {
             return self.wait_in(line, waiter);
@@ -173,7 +181,7 @@ impl Core {
             return;
         };
         if is_hopeless(&full) || self.parts.queue_wait.is_zero() {
-            return refuse(waiter, &full.to_string());
+            return self.refuse(waiter, reason(&full), &full.to_string());
         }
         self.wait_in(Line::after(waiter.new.consistency, &full), waiter);
     }
@@ -208,9 +216,17 @@ impl Core {
         })
     }
 
+    fn refuse(&self, waiter: Waiter, reason: Reason, limit: &str) {
+        debug!(limit, "write refused");
+        self.parts.counts.refused(reason);
+        // The client may be gone.
+        let _ = waiter.reply.send(Err(Refusal::Full(format!("{limit}; try again later"))));
+    }
+
     fn wait_in(&mut self, line: Line, waiter: Waiter) {
         if self.admission.len() >= MAX_WAITING {
-            return refuse(waiter, &format!("{MAX_WAITING} requests wait for room already"));
+            let limit = format!("{MAX_WAITING} requests wait for room already");
+            return self.refuse(waiter, Reason::Waiting, &limit);
         }
         self.admission.push(line, waiter);
     }
@@ -233,6 +249,7 @@ impl Core {
         parts.next_id = TaskId(id.0 + 1);
         self.uncommitted.push_back((id, bytes));
         self.uncommitted_bytes += bytes;
+        self.times.admitted(id, waiter.arrived);
         let consistency = waiter.new.consistency;
         let task = Arc::new(Task::accepted(*waiter.new, id, now.wall));
         // To the committer first: what this write supersedes must not be settled on disk before
@@ -266,14 +283,14 @@ impl Core {
                     continue;
                 }
                 if let Some(limit) = self.disk_limit(waiter.new.weight()) {
-                    refuse(waiter, &limit);
+                    self.refuse(waiter, Reason::Disk, &limit);
                     continue;
                 }
                 let Some((waiter, full)) = self.admit(now, waiter) else {
                     continue;
                 };
                 if waiter.deadline <= now.moment || is_hopeless(&full) {
-                    refuse(waiter, &full.to_string());
+                    self.refuse(waiter, reason(&full), &full.to_string());
                     continue;
                 }
                 let waits_for = Line::after(waiter.new.consistency, &full);
@@ -287,6 +304,7 @@ impl Core {
     }
 
     fn answered(&mut self, now: Now, answered: Answered) {
+        self.times.answered(now, &answered, &self.parts.engine);
         if answered.verdict == Verdict::Delivered {
             self.acks.record(answered.took);
             if let Some(accepted_at) = answered.accepted_at {
@@ -397,32 +415,37 @@ impl Core {
         let (levels, totals) = (engine.levels(), engine.totals());
         let mut replicas: Vec<_> = engine
             .lanes()
-            .map(|lane| ReplicaSnapshot {
-                node: lane.node.to_string(),
-                accepted: lane.books.accepted,
-                delivered: lane.books.delivered,
-                superseded: lane.books.superseded,
-                dead: lane.books.dead,
-                discarded: lane.books.discarded,
-                rejected: lane.books.rejected,
-                gave_up: lane.books.gave_up,
-                redriven: lane.books.redriven,
-                dead_letter_bytes: lane.dead_letter_bytes,
-                workers: lane.workers.into(),
-                breaker: match lane.breaker {
-                    BreakerState::Closed => 0,
-                    BreakerState::HalfOpen => 1,
-                    BreakerState::Open => 2,
-                },
-                pending: lane.books.pending,
-                in_flight: lane.in_flight,
-                waiting: lane.waiting,
-                parked: lane.parked,
-                failed_attempts: lane.books.failed_attempts,
+            .map(|lane| {
+                let mut replica = ReplicaSnapshot {
+                    node: lane.node.to_string(),
+                    accepted: lane.books.accepted,
+                    delivered: lane.books.delivered,
+                    superseded: lane.books.superseded,
+                    dead: lane.books.dead,
+                    discarded: lane.books.discarded,
+                    rejected: lane.books.rejected,
+                    gave_up: lane.books.gave_up,
+                    redriven: lane.books.redriven,
+                    dead_letter_bytes: lane.dead_letter_bytes,
+                    workers: lane.workers.into(),
+                    breaker: match lane.breaker {
+                        BreakerState::Closed => 0,
+                        BreakerState::HalfOpen => 1,
+                        BreakerState::Open => 2,
+                    },
+                    pending: lane.books.pending,
+                    in_flight: lane.in_flight,
+                    waiting: lane.waiting,
+                    parked: lane.parked,
+                    failed_attempts: lane.books.failed_attempts,
+                    ..ReplicaSnapshot::default()
+                };
+                self.times.show_replica(&lane.node, &mut replica);
+                replica
             })
             .collect();
         replicas.sort_by(|a, b| a.node.cmp(&b.node));
-        Snapshot {
+        let mut snapshot = Snapshot {
             total_replications: self.total_replications,
             delivered: totals.delivered,
             failed_attempts: totals.failed_attempts,
@@ -446,8 +469,14 @@ impl Core {
             store_live_bytes: self.parts.reader.live_bytes(),
             store_rewrites: self.parts.reader.rewrites(),
             quarantined_rows: self.parts.quarantined_rows,
+            store_failed: self.store_has_failed(),
+            refusals: self.parts.counts.refusals(),
+            answers: self.parts.counts.answers(),
             replicas,
-        }
+            ..Snapshot::default()
+        };
+        self.times.show(&mut snapshot);
+        snapshot
     }
 }
 
@@ -456,7 +485,12 @@ fn is_hopeless(full: &Full) -> bool {
     matches!(full, Full::Replicas(_) | Full::DeadLetters { .. })
 }
 
-fn refuse(waiter: Waiter, limit: &str) {
-    debug!(limit, "write refused");
-    let _ = waiter.reply.send(Err(Refusal::Full(format!("{limit}; try again later"))));
+fn reason(full: &Full) -> Reason {
+    match full {
+        Full::Queue(_) | Full::Strong(_) => Reason::Queue,
+        Full::Share { .. } => Reason::Share,
+        Full::Bytes(_) => Reason::Bytes,
+        Full::DeadLetters { .. } => Reason::DeadLetters,
+        Full::Replicas(_) => Reason::Replicas,
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::metrics::Snapshot;
+use crate::metrics::{Counts, Snapshot};
 use crate::task::{NewTask, ReplicaIndex, TaskId};
 
 /// What the loop is told from outside.
@@ -72,6 +72,7 @@ pub struct Handle {
     pub(super) health: watch::Receiver<Health>,
     /// How long a client that was refused should wait: the `Retry-After` of a 503.
     pub(super) retry_after: Duration,
+    pub(super) counts: Arc<Counts>,
 }
 
 impl Handle {
@@ -114,6 +115,11 @@ impl Handle {
     pub fn retry_after(&self) -> Duration {
         self.retry_after
     }
+
+    /// What the server and the daemon both count.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
+    }
 }
 
 #[cfg(test)]
@@ -123,7 +129,8 @@ impl Handle {
         let (requests, received) = mpsc::unbounded_channel();
         let (said, health) = watch::channel(Health::Serving);
         let retry_after = Duration::from_millis(1_500);
-        let handle = Self { requests, health, retry_after };
+        let counts = Arc::default();
+        let handle = Self { requests, health, retry_after, counts };
         (handle, received, said)
     }
 }

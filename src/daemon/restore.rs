@@ -77,8 +77,8 @@ fn read(
     // Who listens to these outlives the sender, but for a panic of its own.
     let notify = move |event| {
         let _ = events.send(match event {
-            store::Event::Committed(ids) => match ids.last() {
-                Some(&last) => Event::Committed(last),
+            store::Event::Committed { tasks, took } => match tasks.last() {
+                Some(&last) => Event::Committed { last, tasks: tasks.len(), took },
                 None => return,
             },
             store::Event::Failed(why) => Event::StoreFailed(why),

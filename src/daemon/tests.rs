@@ -88,6 +88,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     let (client, memory) = (client.unwrap(), Memory::new(1 << 20));
     let attempts = Attempts { client, reader, clock, events: events.clone(), memory };
     let core = Core::new(Parts {
+        counts: Arc::default(),
         engine,
         keys,
         clock,

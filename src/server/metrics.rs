@@ -11,7 +11,7 @@ use serde_json::json;
 use super::Inbound;
 use super::errors::{Problem, ok};
 use crate::daemon::Refusal;
-use crate::metrics::{to_json, to_prometheus};
+use crate::metrics::{ProcessFigures, to_json, to_prometheus};
 
 /// What Prometheus wants to hear; one that asks for OpenMetrics reads this as well.
 const PROMETHEUS_TEXT: HeaderValue =
@@ -22,13 +22,14 @@ pub(super) async fn figures(
     State(inbound): State<Arc<Inbound>>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Some(snapshot) = inbound.handle.snapshot().await else {
+    let Some(mut snapshot) = inbound.handle.snapshot().await else {
         let gone = Refusal::Draining;
         return Err(Problem::refused(&gone, &[], &inbound.handle));
     };
     if !wants_text(&headers) {
         return Ok(ok(&to_json(&snapshot)));
     }
+    snapshot.process = ProcessFigures::read();
     let text = to_prometheus(&snapshot).map_err(|error| Problem::internal(&error))?;
     Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response())
 }

@@ -3,13 +3,14 @@
 use std::sync::{Arc, PoisonError};
 
 use axum::extract::{Request, State};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::Inbound;
 use super::errors::{Problem, accepted, as_spelled, ok};
 use super::validate::{self, Write};
 use crate::daemon::{Health, Refusal};
+use crate::metrics::Reason;
 use crate::task::{Consistency, NewTask};
 
 /// What a client hears of an accepted write.
@@ -29,24 +30,36 @@ struct Success<'a> {
 ///
 /// When the client hangs up before its request is complete, nothing has happened. After that the
 /// write belongs to the daemon, answer or not.
-pub(super) async fn replicate(
-    State(inbound): State<Arc<Inbound>>,
-    request: Request,
-) -> Result<Response, Problem> {
-    let Inbound { handle, settings, memory, .. } = &*inbound;
+pub(super) async fn replicate(State(inbound): State<Arc<Inbound>>, request: Request) -> Response {
+    let answer = write(&inbound, request).await.into_response();
+    inbound.handle.counts().answered(answer.status().as_u16());
+    answer
+}
+
+async fn write(inbound: &Inbound, request: Request) -> Result<Response, Problem> {
+    let Inbound { handle, settings, memory, .. } = inbound;
     let (head, body) = request.into_parts();
     // Before the body: a client should not send megabytes to hear that.
     if let Some(refusal) = refusal(&handle.health()) {
         memory.discard(&head.headers, body);
+        inbound.count_refusal(&refusal);
         return Err(Problem::refused(&refusal, &[], handle));
     }
-    let (body, _share) = memory.read(&head.headers, body, handle.retry_after()).await?;
+    let read = memory.read(&head.headers, body, handle.retry_after()).await;
+    let (body, _share) = read.inspect_err(|problem| {
+        if matches!(problem, Problem::Unavailable { .. }) {
+            handle.counts().refused(Reason::Memory);
+        }
+    })?;
     let Write { task, spelled } = validate::write(&body, settings)?;
     drop(body);
     inbound.count_user(&task);
     let consistency = task.consistency;
     let taken = handle.replicate(task).await;
-    let taken = taken.map_err(|refusal| Problem::refused(&refusal, &spelled, handle))?;
+    let taken = taken.map_err(|refusal| {
+        inbound.count_refusal(&refusal);
+        Problem::refused(&refusal, &spelled, handle)
+    })?;
     let success = |acked_nodes| Success {
         success: true,
         node_id: &settings.node_id,
@@ -68,6 +81,15 @@ fn refusal(health: &Health) -> Option<Refusal> {
 }
 
 impl Inbound {
+    /// The limits are counted by the daemon, which knows them.
+    fn count_refusal(&self, refusal: &Refusal) {
+        match refusal {
+            Refusal::Draining => self.handle.counts().refused(Reason::Draining),
+            Refusal::StoreFailed => self.handle.counts().refused(Reason::StoreFailed),
+            Refusal::Full(_) | Refusal::NoMajority { .. } => {}
+        }
+    }
+
     fn count_user(&self, task: &NewTask) {
         let Some(user) = &task.user_id else { return };
         let bytes = task.key.len().saturating_add(task.value.len());

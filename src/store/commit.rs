@@ -72,7 +72,12 @@ const RENEW: u64 = LEASE / 2;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// These tasks are durable, and their callers have been answered.
-    Committed(Vec<TaskId>),
+    Committed {
+        /// Which, in the order in which they were handed in.
+        tasks: Vec<TaskId>,
+        /// How long writing and flushing them took.
+        took: Duration,
+    },
     /// The store has failed, and why. Comes once; nothing is written any more.
     Failed(Arc<str>),
 }
@@ -325,8 +330,9 @@ impl Writer {
     /// Makes the batch durable, then says so.
     fn commit(&mut self) -> Result<(), Failure> {
         faults::point("commit.gathered");
-        let ids: Vec<_> = self.batch.iter().map(|accept| accept.task.id).collect();
-        if let Some(&top) = ids.iter().max()
+        let begun = now();
+        let tasks: Vec<_> = self.batch.iter().map(|accept| accept.task.id).collect();
+        if let Some(&top) = tasks.iter().max()
             && top.0.saturating_add(RENEW) >= self.lease.0
         {
             self.lease = lease(top);
@@ -337,13 +343,14 @@ impl Writer {
         }
         faults::point("commit.written");
         self.flush()?;
+        let took = begun.elapsed();
         faults::point("commit.flushed");
         for accept in self.batch.drain(..) {
             answer(accept.reply, Ok(()));
             faults::point("commit.answered");
         }
         self.batch_bytes = 0;
-        (self.notify)(Event::Committed(ids));
+        (self.notify)(Event::Committed { tasks, took });
         Ok(())
     }
 
@@ -403,7 +410,7 @@ impl Writer {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "only how long a settlement waits for company, which nothing outside can tell"
+    reason = "only how long a settlement waits for company and how long a commit takes, which nothing outside can tell"
 )]
 fn now() -> Instant {
     Instant::now()

@@ -27,4 +27,5 @@ mod lifecycle;
 mod limits;
 mod outage;
 mod readme;
+mod telemetry;
 mod tools;

@@ -37,7 +37,7 @@ fn everyone_in_a_batch_is_answered_and_the_daemon_is_told_of_each_task_once() {
     let batches: Vec<_> = std::mem::take(&mut *events.lock().unwrap())
         .into_iter()
         .map(|event| match event {
-            Event::Committed(ids) => ids,
+            Event::Committed { tasks, .. } => tasks,
             Event::Failed(why) => panic!("{why}"),
         })
         .collect();
@@ -146,7 +146,7 @@ fn a_panic_of_the_thread_is_a_failure_like_any_other() {
     let dir = tempfile::tempdir().unwrap();
     let (events, record) = recorder();
     let notify: Notify = Box::new(move |event| match event {
-        Event::Committed(ids) if ids.contains(&TaskId(2)) => panic!("on purpose"),
+        Event::Committed { tasks, .. } if tasks.contains(&TaskId(2)) => panic!("on purpose"),
         other => record(other),
     });
     let (opened, ..) = open_with(dir.path(), notify);

@@ -1,0 +1,128 @@
+//! The figures as Prometheus text, format 0.0.4.
+
+use prometheus::TextEncoder;
+use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
+
+use super::{
+    Counter, HISTOGRAMS, Histogram, Kind, LABELLED, Level, METRICS, PROCESS_METRICS,
+    REPLICA_HISTOGRAMS, REPLICA_METRICS, Snapshot,
+};
+
+/// The page. A family of which there is no figure is left out.
+///
+/// # Errors
+///
+/// None that the tables can cause; a test renders them all.
+pub(super) fn page(snapshot: &Snapshot) -> prometheus::Result<String> {
+    let mut families = vec![build()];
+    for &(name, kind, help, figure) in METRICS {
+        families.push(family(name, kind, help, [(None, figure(snapshot))]));
+    }
+    for &(name, label, help, figures) in LABELLED {
+        let figures = figures(snapshot).iter();
+        let figures = figures.map(|&(value, count)| (Some((label, value)), exact(count)));
+        families.push(family(name, Counter, help, figures));
+    }
+    for &(name, help, histogram) in HISTOGRAMS {
+        families.push(histograms(name, help, [(None, histogram(snapshot))]));
+    }
+    let replicas = || snapshot.replicas.iter();
+    for &(name, kind, help, figure) in REPLICA_METRICS {
+        let figures = replicas().map(|r| (Some(("replica", r.node.as_str())), exact(figure(r))));
+        families.push(family(name, kind, help, figures));
+    }
+    for &(name, help, histogram) in REPLICA_HISTOGRAMS {
+        let figures = replicas().map(|r| (Some(("replica", r.node.as_str())), histogram(r)));
+        families.push(histograms(name, help, figures));
+    }
+    for &(name, kind, help, figure) in PROCESS_METRICS {
+        let figure = snapshot.process.as_ref().and_then(figure);
+        families.push(family(name, kind, help, figure.map(|figure| (None, figure))));
+    }
+    families.retain(|family| !family.get_metric().is_empty());
+    TextEncoder::new().encode_to_string(&families)
+}
+
+/// A label's name and value.
+type Label<'a> = Option<(&'a str, &'a str)>;
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, which no figure reaches")]
+fn exact(figure: u64) -> f64 {
+    figure as f64
+}
+
+fn build() -> MetricFamily {
+    let version = Some(("version", env!("CARGO_PKG_VERSION")));
+    family("replicator_build_info", Level, "The version that runs; always 1.", [(version, 1.0)])
+}
+
+fn family<'a>(
+    name: &str,
+    kind: Kind,
+    help: &str,
+    figures: impl IntoIterator<Item = (Label<'a>, f64)>,
+) -> MetricFamily {
+    let metrics = figures.into_iter().map(|(label, figure)| {
+        let mut metric = labelled(label);
+        match kind {
+            Counter => {
+                let mut counter = proto::Counter::default();
+                counter.set_value(figure);
+                metric.set_counter(counter);
+            }
+            Level => {
+                let mut gauge = proto::Gauge::default();
+                gauge.set_value(figure);
+                metric.set_gauge(gauge);
+            }
+        }
+        metric
+    });
+    let kind = match kind {
+        Counter => MetricType::COUNTER,
+        Level => MetricType::GAUGE,
+    };
+    named(name, kind, help, metrics.collect())
+}
+
+fn histograms<'a>(
+    name: &str,
+    help: &str,
+    figures: impl IntoIterator<Item = (Label<'a>, &'a Histogram)>,
+) -> MetricFamily {
+    let metrics = figures.into_iter().map(|(label, figures)| {
+        let buckets = figures.cumulative().map(|(bound, count)| {
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(count);
+            bucket
+        });
+        let mut histogram = proto::Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(figures.count());
+        histogram.set_sample_sum(figures.sum());
+        let mut metric = labelled(label);
+        metric.set_histogram(histogram);
+        metric
+    });
+    named(name, MetricType::HISTOGRAM, help, metrics.collect())
+}
+
+fn labelled(label: Label<'_>) -> proto::Metric {
+    let pairs = label.into_iter().map(|(name, value)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value.to_owned());
+        pair
+    });
+    proto::Metric::from_label(pairs.collect())
+}
+
+fn named(name: &str, kind: MetricType, help: &str, metrics: Vec<proto::Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}

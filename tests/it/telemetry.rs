@@ -1,0 +1,123 @@
+//! The figures as those see them who watch the daemon.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use crate::support::{Behaviour, Daemon, Replica, set};
+
+/// The page as Prometheus gets it.
+async fn page(daemon: &Daemon) -> String {
+    let request = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
+    request.send().await.unwrap().text().await.unwrap()
+}
+
+/// A figure of the page by its full name, labels included.
+fn figure(page: &str, name: &str) -> f64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{name} in {page}")).parse().unwrap()
+}
+
+/// The families on the page.
+fn names(page: &str) -> BTreeSet<String> {
+    let helped = page.lines().filter_map(|line| line.strip_prefix("# HELP "));
+    helped.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+}
+
+/// A daemon to which all kinds of things have happened.
+async fn busy_daemon() -> (Daemon, Replica, Replica) {
+    let daemon = Daemon::start(&["--retry-base", "20ms", "--max-retries", "1"]).await;
+    let healthy = Replica::start().await;
+    let refusing = Replica::with(|_| Behaviour::Answer(400, "", "no")).await;
+    for n in 0..20 {
+        daemon.accept(&set(&format!("k{n}"), "v", &[&healthy, &refusing])).await;
+    }
+    assert_eq!(daemon.post(&serde_json::json!({})).await.0, 400);
+    daemon.until_metric("successful_replicas", 20).await;
+    daemon.until_metric("permanent_failures", 20).await;
+    (daemon, healthy, refusing)
+}
+
+#[tokio::test]
+async fn the_histograms_count_every_write_and_every_attempt() {
+    let (daemon, healthy, refusing) = busy_daemon().await;
+    let page = page(&daemon).await;
+    let is = |name: &str, value: f64| assert_eq!(figure(&page, name), value, "{name}");
+    is("replicator_accept_seconds_count", 20.0);
+    is("replicator_accept_seconds_bucket{le=\"+Inf\"}", 20.0);
+    is("replicator_delivery_seconds_count", 20.0);
+    is("replicator_attempt_seconds_count", 40.0);
+    is("replicator_commit_tasks_sum", 20.0);
+    let commits = figure(&page, "replicator_commit_tasks_count");
+    is("replicator_commit_seconds_count", commits);
+    for (replica, attempts, delivered) in [(&healthy, 20.0, 20.0), (&refusing, 20.0, 0.0)] {
+        let of = |name: &str| {
+            format!("replicator_replica_{name}_count{{replica=\"{}\"}}", replica.url())
+        };
+        is(&of("attempt_seconds"), attempts);
+        is(&of("delivery_seconds"), delivered);
+        let unaccounted =
+            format!("replicator_deliveries_unaccounted{{replica=\"{}\"}}", replica.url());
+        is(&unaccounted, 0.0);
+    }
+    let seconds = figure(&page, "replicator_accept_seconds_sum");
+    assert!(seconds > 0.0 && seconds < 20.0, "{seconds}");
+    is("replicator_requests_total{status=\"202\"}", 20.0);
+    is("replicator_requests_total{status=\"400\"}", 1.0);
+    assert!(figure(&page, "process_resident_memory_bytes") > 1e6);
+    let version = concat!("replicator_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+    is(version, 1.0);
+}
+
+#[tokio::test]
+async fn what_is_refused_is_counted_by_its_reason() {
+    let daemon = Daemon::start(&["--queue-capacity", "2", "--queue-wait", "0ms"]).await;
+    let hanging = Replica::with(|_| Behaviour::Hang).await;
+    let mut refused = 0;
+    for n in 0..6 {
+        refused += u32::from(daemon.post(&set(&format!("k{n}"), "v", &[&hanging])).await.0 == 503);
+    }
+    assert!(refused >= 3, "{refused}");
+    let page = page(&daemon).await;
+    let of = |reason| figure(&page, &format!("replicator_refusals_total{{reason=\"{reason}\"}}"));
+    assert_eq!(of("queue") + of("share"), f64::from(refused));
+    assert_eq!(of("store_failed"), 0.0);
+    assert_eq!(figure(&page, "replicator_requests_total{status=\"503\"}"), f64::from(refused));
+}
+
+#[tokio::test]
+async fn the_page_has_the_metrics_of_the_readme_and_no_others() {
+    let (daemon, ..) = busy_daemon().await;
+    let page = page(&daemon).await;
+    let readme = include_str!("../../README.md");
+    let (_, table) = readme.split_once("| JSON | Prometheus | |").unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let cells = rows.map(|row| row.split('|').nth(2).unwrap());
+    let named = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    assert_eq!(named.map(str::to_owned).collect::<BTreeSet<_>>(), names(&page));
+}
+
+/// `promtool`, which `tests/run` installs; nothing where it cannot be had.
+fn promtool(args: &[&str], input: &str) -> Option<()> {
+    let command = Command::new("promtool")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = command else {
+        eprintln!("skipped: there is no promtool (Debian's package prometheus has it)");
+        return None;
+    };
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "promtool {args:?}: {}", String::from_utf8_lossy(&said));
+    Some(())
+}
+
+#[tokio::test]
+async fn promtool_finds_nothing_wrong_with_the_page() {
+    let (daemon, ..) = busy_daemon().await;
+    promtool(&["check", "metrics"], &page(&daemon).await);
+}
