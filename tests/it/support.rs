@@ -19,12 +19,23 @@ pub async fn wait_until<T, F>(what: &str, mut done: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
-    let deadline = Instant::now() + PATIENCE;
+    let value = within(PATIENCE, &mut done).await;
+    value.unwrap_or_else(|| panic!("not within {PATIENCE:?}: {what}"))
+}
+
+/// Waits so long until `done` gives a value.
+pub async fn within<T, F>(patience: Duration, mut done: impl FnMut() -> F) -> Option<T>
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = done().await {
-            return value;
+            return Some(value);
         }
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        if Instant::now() > deadline {
+            return None;
+        }
         tokio::time::sleep(POLL).await;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::support::{Behaviour, Daemon, Replica, set};
@@ -101,6 +102,7 @@ async fn the_page_has_the_metrics_of_the_readme_and_no_others() {
 fn promtool(args: &[&str], input: &str) -> Option<()> {
     let command = Command::new("promtool")
         .args(args)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -120,4 +122,89 @@ fn promtool(args: &[&str], input: &str) -> Option<()> {
 async fn promtool_finds_nothing_wrong_with_the_page() {
     let (daemon, ..) = busy_daemon().await;
     promtool(&["check", "metrics"], &page(&daemon).await);
+}
+
+#[test]
+fn the_alerts_fire_when_they_should_and_not_before() {
+    promtool(&["check", "rules", "replicator.rules.yml"], "");
+    promtool(&["test", "rules", "replicator.test.yml"], "");
+}
+
+const RULES: &str = include_str!("../../deploy/prometheus/replicator.rules.yml");
+const RULE_TESTS: &str = include_str!("../../deploy/prometheus/replicator.test.yml");
+const DASHBOARD: &str = include_str!("../../deploy/grafana/replicator.json");
+
+/// Each is told to fire in one test and to be silent in one, at the least.
+#[test]
+fn every_alert_has_a_test_of_both_kinds() {
+    let cases: Vec<_> = RULE_TESTS.split("eval_time:").skip(1).collect();
+    let mut alerts = 0;
+    for alert in RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        let of = |case: &&&str| case.contains(&format!("alertname: {alert}\n"));
+        let fires = cases.iter().filter(of).filter(|case| case.contains("exp_alerts")).count();
+        let all = cases.iter().filter(of).count();
+        assert!(fires > 0 && fires < all, "{alert}");
+        alerts += 1;
+    }
+    assert!(alerts >= 15, "{alerts}");
+}
+
+/// What names a metric in an expression.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let ours = words.filter(|word| word.starts_with("replicator_") || word.starts_with("process_"));
+    let family = |word: &str| {
+        let parts = ["_bucket", "_sum", "_count"];
+        let histogram = parts.iter().find_map(|part| word.strip_suffix(part));
+        histogram.unwrap_or(word).to_owned()
+    };
+    ours.map(family).collect()
+}
+
+#[tokio::test]
+async fn alerts_and_dashboard_name_metrics_that_exist() {
+    let (daemon, ..) = busy_daemon().await;
+    let known = names(&page(&daemon).await);
+    for (file, text) in [("rules", RULES), ("their tests", RULE_TESTS), ("dashboard", DASHBOARD)] {
+        let named = metrics_in(text);
+        assert!(named.len() >= 10, "{file}: {named:?}");
+        let unknown: Vec<_> = named.difference(&known).collect();
+        assert!(unknown.is_empty(), "{file}: {unknown:?}");
+    }
+}
+
+#[test]
+fn the_dashboard_is_well_formed() {
+    let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).unwrap();
+    assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 39);
+    assert!(dashboard["id"].is_null(), "an id is given by the Grafana that imports it");
+    let panels = dashboard["panels"].as_array().unwrap();
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), panels.len(), "an id stands there twice");
+    let mut taken = BTreeSet::new();
+    for panel in panels {
+        let at = |name: &str| panel["gridPos"][name].as_u64().unwrap();
+        for x in at("x")..at("x") + at("w") {
+            for y in at("y")..at("y") + at("h") {
+                assert!(x < 24 && taken.insert((x, y)), "panels overlap: {}", panel["title"]);
+            }
+        }
+        if panel["type"] == "row" {
+            continue;
+        }
+        assert!(!panel["description"].as_str().unwrap().is_empty(), "{}", panel["title"]);
+        for target in panel["targets"].as_array().unwrap() {
+            let expression = target["expr"].as_str().unwrap();
+            assert!(!metrics_in(expression).is_empty(), "{expression}");
+            assert_eq!(target["datasource"]["uid"], "${datasource}", "{expression}");
+            // promtool knows no variables.
+            let plain = expression.replace("$__rate_interval", "5m");
+            let rule = serde_json::json!({"groups": [{"name": "g", "rules": [
+                {"record": "r", "expr": plain},
+            ]}]});
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), rule.to_string()).unwrap();
+            promtool(&["check", "rules", file.path().to_str().unwrap()], "");
+        }
+    }
 }

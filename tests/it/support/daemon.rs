@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -148,16 +148,8 @@ impl Daemon {
 
     /// Waits for its end; `None` if it goes on.
     pub async fn ended_within(&mut self, patience: Duration) -> Option<ExitStatus> {
-        let deadline = Instant::now() + patience;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return Some(status);
-            }
-            if Instant::now() > deadline {
-                return None;
-            }
-            tokio::time::sleep(super::POLL).await;
-        }
+        let ended = || std::future::ready(self.child.try_wait().unwrap());
+        super::within(patience, ended).await
     }
 
     /// SIGTERM, and its end.
