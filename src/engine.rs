@@ -35,6 +35,8 @@ use smallvec::SmallVec;
 
 use crate::task::{Cause, Consistency, Delivery, Node, TaskId, Timestamp, Verdict};
 
+mod backlog;
+mod barrier;
 mod books;
 mod breaker;
 mod concurrency;
@@ -48,20 +50,27 @@ mod moves;
 mod quorum;
 mod restore;
 mod retry;
+mod steer;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod view;
 
+pub use barrier::{BarrierLane, BarrierView};
 pub use books::Books;
 pub use breaker::BreakerState;
 pub use concurrency::Workers;
 pub use interface::{
-    Action, Arrival, Full, LaneView, Levels, Now, Restored, Settings, TASK_OVERHEAD_BYTES,
+    Action, Arrival, Change, Full, LaneView, Levels, Now, Restored, Settings, TASK_OVERHEAD_BYTES,
 };
 pub use key::{KeyHasher, KeyId};
 pub use moment::Moment;
+pub use steer::{Forgotten, Probed, RenameError, Steered};
+pub use view::{DeliveryState, DeliveryView, Found, LetterView, TaskView, Wanted};
 
+use barrier::Watches;
 use lane::Lanes;
+use moves::Newcomer;
 use quorum::Quorum;
 use retry::Schedule;
 use tasks::{Queue, Rank, Settlement, Slot, State, Tasks};
@@ -106,6 +115,11 @@ pub struct Engine {
     touched: Vec<Slot>,
     actions: VecDeque<Action>,
     stopped: bool,
+    /// Someone wants to hear of every change.
+    watched: bool,
+    /// Someone may ask for tasks that are over.
+    ends_told: bool,
+    barriers: Watches,
 }
 
 impl Engine {
@@ -131,6 +145,9 @@ impl Engine {
             touched: Vec::new(),
             actions: VecDeque::new(),
             stopped: false,
+            watched: false,
+            ends_told: false,
+            barriers: Watches::default(),
         }
     }
 
@@ -158,7 +175,9 @@ impl Engine {
             let replicas = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
             Box::new(Quorum::new(replicas, now.moment.after(self.settings.strong_timeout)))
         });
-        let slot = self.insert(arrival.id, arrival.key, bytes, &lanes, quorum, false);
+        let Arrival { id, key, .. } = *arrival;
+        let new = Newcomer { id, key, accepted_at: now.wall, bytes };
+        let slot = self.insert(new, &lanes, quorum, false);
         self.enter_queue(slot, queue);
         for (leg, &lane) in lanes.iter().enumerate() {
             self.lanes[lane].last_used = now.moment;
@@ -235,7 +254,7 @@ impl Engine {
         };
         let leg = delivery.replica.get();
         let state = self.tasks[slot].legs.get(leg).map(|leg| leg.state);
-        let Some(State::InFlight { rank, probe }) = state else {
+        let Some(State::InFlight { rank, probe, discard }) = state else {
             return;
         };
         self.judge_replica(self.tasks[slot].legs[leg].lane, probe, &verdict, took);
@@ -249,6 +268,7 @@ impl Engine {
             Verdict::Rejected { error } => {
                 self.note_failure(slot, leg, error);
                 match rank {
+                    _ if discard => self.settle_head(slot, leg, Settlement::Discarded),
                     // It has had it before; to send it again and again would change nothing.
                     Rank::Resend => self.settle_head(slot, leg, Settlement::Delivered),
                     _ => self.bury_head(slot, leg, Cause::Rejected),
@@ -260,6 +280,7 @@ impl Engine {
                     self.doubt(slot, leg, now.wall);
                 }
                 match rank {
+                    _ if discard => self.settle_head(slot, leg, Settlement::Discarded),
                     Rank::Resend => self.resend_failed(slot, leg),
                     _ => self.fail(slot, leg, after),
                 }
@@ -272,11 +293,19 @@ impl Engine {
     fn judge_replica(&mut self, number: u32, probe: bool, verdict: &Verdict, took: Duration) {
         let lane = &mut self.lanes[number];
         let failed = matches!(verdict, Verdict::Retry { .. });
+        if let Verdict::Retry { error, .. } | Verdict::Rejected { error } = verdict {
+            lane.last_error = Some((Arc::clone(error), self.now.wall));
+        }
         let (workers, in_flight) = (self.settings.workers, lane.in_flight);
         lane.concurrency.answered(self.now.moment, workers, took, failed, in_flight);
         match verdict {
             Verdict::Delivered | Verdict::Rejected { .. } => {
-                if lane.breaker.succeeded(lane.concurrency.limit(workers)) {
+                let before = lane.breaker.view();
+                let back = lane.breaker.succeeded(lane.concurrency.limit(workers));
+                if lane.breaker.view() != before {
+                    lane.breaker_since = Some(self.now.wall);
+                }
+                if back {
                     self.actions
                         .push_back(Action::Breaker { node: lane.node.clone(), error: None });
                     self.hand_off(number);
@@ -286,6 +315,7 @@ impl Engine {
                 let (moment, threshold) = (self.now.moment, self.settings.breaker_failures);
                 if lane.breaker.failed(moment, probe, threshold, self.rng.f64()) {
                     lane.redrive = None;
+                    lane.breaker_since = Some(self.now.wall);
                     lane.shut_error =
                         format!("not sent, as attempts before it failed: {error}").into();
                     let (node, error) = (lane.node.clone(), Some(Arc::clone(error)));
@@ -374,6 +404,12 @@ impl Engine {
             in_flight: u64::from(lane.in_flight) + u64::from(lane.express),
             waiting: lane.waiting,
             parked: lane.parked.len() as u64,
+            pending_bytes: lane.backlog.bytes,
+            oldest: self.oldest(lane),
+            paused: lane.paused,
+            last_error: lane.last_error.clone(),
+            breaker_since: lane.breaker_since,
+            next_probe: lane.breaker.probe_at(),
             dead_letter_bytes: lane.kept_bytes,
             breaker: lane.breaker.view(),
             workers: lane.concurrency.limit(self.settings.workers),

@@ -57,13 +57,14 @@ impl Memory {
 }
 
 impl Attempts {
-    /// Starts an attempt; its end arrives as [`Event::Answered`], whatever happens to it.
+    /// Starts an attempt to `node`, under whatever name the task has it; its end arrives as [`Event::Answered`], whatever happens to it.
     ///
     /// `task` is the task if it is still in memory; else it is read back, within the memory for
     /// that, for which `bytes` is what it needs.
     pub(super) fn start(
         &self,
         delivery: Delivery,
+        node: Node,
         attempt: u32,
         bytes: u64,
         task: Option<Arc<Task>>,
@@ -71,7 +72,7 @@ impl Attempts {
         let this = self.clone();
         let report = Report { events: self.events.clone(), answered: interrupted(delivery) };
         tokio::spawn(async move {
-            let answered = this.run(delivery, attempt, bytes, task).await;
+            let answered = this.run(delivery, &node, attempt, bytes, task).await;
             report.end(answered);
         });
     }
@@ -79,6 +80,7 @@ impl Attempts {
     async fn run(
         &self,
         delivery: Delivery,
+        node: &Node,
         attempt: u32,
         bytes: u64,
         task: Option<Arc<Task>>,
@@ -91,9 +93,6 @@ impl Attempts {
                     return Answered { verdict, ..interrupted(delivery) };
                 }
             },
-        };
-        let Some(node) = task.replicas.get(delivery.replica.get()) else {
-            return interrupted(delivery);
         };
         let sent = self.clock.now();
         let verdict = self.client.send(node, &task, sent.wall).await;

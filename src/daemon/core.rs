@@ -318,9 +318,9 @@ impl Core {
     fn act(&mut self, now: Now) {
         while let Some(action) = self.parts.engine.next_action() {
             match action {
-                Action::Send { delivery, attempt, bytes } => {
+                Action::Send { delivery, node, attempt, bytes } => {
                     let task = self.values.get(delivery.task);
-                    self.parts.attempts.start(delivery, attempt, bytes, task);
+                    self.parts.attempts.start(delivery, node, attempt, bytes, task);
                 }
                 Action::Save { task, progress } => {
                     // What failed is read back for its retry: a replica that is down must not
@@ -357,6 +357,7 @@ impl Core {
                 Action::Breaker { node, error: None } => {
                     info!(replica = %node, "the replica answers again");
                 }
+                Action::Ended { .. } | Action::Changed { .. } => {}
                 Action::Discarded { delivery, node } => {
                     self.tell_discarded(now, &node, delivery.task);
                 }

@@ -117,6 +117,7 @@ fn restore(engine: &mut Engine, keys: &KeyHasher, clock: Clock, tasks: &Receiver
                 &header.replicas,
                 header.user_id.as_deref(),
             ) as u64,
+            accepted_at: header.accepted_at,
             progress: task.progress,
         };
         engine.restore(now, restored);

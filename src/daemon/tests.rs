@@ -76,8 +76,14 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     let keys = KeyHasher::default();
     let progress = vec![Progress::Untouched];
     let key = keys.id(&task.key);
-    let restored =
-        engine::Restored { id: task.id, key, replicas: &row.replicas, bytes: 2, progress };
+    let restored = engine::Restored {
+        id: task.id,
+        key,
+        replicas: &row.replicas,
+        bytes: 2,
+        accepted_at: Timestamp(0),
+        progress,
+    };
     engine.restore(clock.now(), restored);
     let client = Client::new(&replica::Settings {
         node_id: "test".into(),

@@ -104,6 +104,18 @@ impl Breaker {
         }
     }
 
+    /// Lets the next probe go out at once, if it is open and none is on its way.
+    pub(super) fn probe_now(&mut self, now: Moment) {
+        if let State::Open { probe_at, probing: false } = &mut self.state {
+            *probe_at = now;
+        }
+    }
+
+    /// Whether a probe is on its way.
+    pub(super) fn is_probing(&self) -> bool {
+        matches!(self.state, State::Open { probing: true, .. })
+    }
+
     /// A probe goes out.
     pub(super) fn probe(&mut self) {
         if let State::Open { probing, .. } = &mut self.state {

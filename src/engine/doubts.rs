@@ -9,8 +9,8 @@
 //! nothing else is left of it, and so does one that is to be sent once more. A restart itself is a
 //! doubt about everything that may have been on the wire before it.
 
-use crate::engine::Engine;
 use crate::engine::tasks::{Settlement, Slot, State};
+use crate::engine::{Change, Engine};
 use crate::task::Timestamp;
 
 impl Engine {
@@ -66,6 +66,7 @@ impl Engine {
         if let Some(trouble) = &mut self.tasks[slot].legs[leg].trouble {
             trouble.failures = 0;
         }
+        self.tell_change(slot, self.tasks[slot].legs[leg].lane, Change::Delivered, None);
         self.resend_later(slot, leg);
     }
 

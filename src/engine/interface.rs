@@ -8,7 +8,7 @@ use thiserror::Error;
 
 #[cfg(doc)]
 use crate::engine::Engine;
-use crate::engine::{Books, BreakerState, KeyId, Moment, Workers};
+use crate::engine::{Books, BreakerState, KeyId, Moment, TaskView, Workers};
 use crate::task::{
     Consistency, DeadLetter, Delivery, Node, Progress, ReplicaIndex, TaskId, Timestamp,
 };
@@ -90,6 +90,8 @@ pub struct Restored<'a> {
     pub replicas: &'a [Node],
     /// As in [`Arrival::bytes`].
     pub bytes: u64,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
     /// What each replica has had of it.
     pub progress: Vec<Progress>,
 }
@@ -101,6 +103,8 @@ pub enum Action {
     Send {
         /// Which.
         delivery: Delivery,
+        /// To whom.
+        node: Node,
         /// How often it is sent with this, from 1.
         attempt: u32,
         /// What its task is charged for: about what it costs to hold it in memory.
@@ -117,6 +121,12 @@ pub enum Action {
     Remove {
         /// Which.
         task: TaskId,
+    },
+    /// A task has come to its end, as it is about to be removed: remember it for those who ask. Only
+    /// where [`Engine::tell_ends`] says that someone may.
+    Ended {
+        /// How each of its deliveries ended.
+        last: TaskView,
     },
     /// Answer the client of a strong write.
     Conclude {
@@ -155,6 +165,35 @@ pub enum Action {
         /// Its replica.
         node: Node,
     },
+    /// Something has become of a delivery: tell those who watch. Only while [`Engine::watch`] says
+    /// that someone does.
+    Changed {
+        /// Whose task.
+        task: TaskId,
+        /// To whom.
+        node: Node,
+        /// What.
+        change: Change,
+        /// Why, of a failure or a death.
+        error: Option<Arc<str>>,
+    },
+}
+
+/// What becomes of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// An attempt failed.
+    Failed,
+    /// Acknowledged.
+    Delivered,
+    /// A newer write took its place.
+    Superseded,
+    /// A dead letter, or parked.
+    Dead,
+    /// A dead letter was made ready again.
+    Redriven,
+    /// Thrown away.
+    Discarded,
 }
 
 /// Why a write is not let in. Nothing has changed.
@@ -226,6 +265,18 @@ pub struct LaneView {
     pub waiting: u64,
     /// Of the pending, parked.
     pub parked: u64,
+    /// What the tasks of the pending are charged for, in bytes.
+    pub pending_bytes: u64,
+    /// When the oldest of the pending was accepted.
+    pub oldest: Option<Timestamp>,
+    /// Since when an operator has it paused.
+    pub paused: Option<Timestamp>,
+    /// Why its last failed attempt failed, and when.
+    pub last_error: Option<(Arc<str>, Timestamp)>,
+    /// Since when its breaker is as it is; nothing since the start.
+    pub breaker_since: Option<Timestamp>,
+    /// When its next probe may go out.
+    pub next_probe: Option<Moment>,
     /// Bytes charged for dead letters.
     pub dead_letter_bytes: u64,
     /// Its breaker.

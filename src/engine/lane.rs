@@ -8,11 +8,12 @@ use smallvec::SmallVec;
 
 use crate::engine::KeyId;
 use crate::engine::Moment;
+use crate::engine::backlog::Backlog;
 use crate::engine::books::Books;
 use crate::engine::breaker::Breaker;
 use crate::engine::concurrency::Concurrency;
 use crate::engine::tasks::{Queue, Rank, Slot};
-use crate::task::{Node, TaskId};
+use crate::task::{Node, TaskId, Timestamp};
 
 /// First attempts go first, then retries, then dead letters. But a steady stream of one kind must
 /// not keep the others, and what they hold, for ever: of this many places each kind has its own.
@@ -65,6 +66,16 @@ pub(super) struct Lane {
     /// When a write was last admitted for it.
     pub(super) last_used: Moment,
     pub(super) books: Books,
+    /// Its pending deliveries by age, and what their tasks are charged for.
+    pub(super) backlog: Backlog,
+    /// Since when an operator wants nothing sent to it.
+    pub(super) paused: Option<Timestamp>,
+    /// Everything for it is being thrown away, and has been up to the first; the last goes too.
+    pub(super) forgetting: Option<(TaskId, TaskId)>,
+    /// Why the last attempt failed, and when.
+    pub(super) last_error: Option<(Arc<str>, Timestamp)>,
+    /// Since when its breaker is as it is; nothing since the start.
+    pub(super) breaker_since: Option<Timestamp>,
 }
 
 /// The ends of the list of one key's deliveries.
@@ -105,7 +116,17 @@ impl Lane {
             held: [0; 3],
             last_used: Moment::default(),
             books: Books::default(),
+            backlog: Backlog::default(),
+            paused: None,
+            forgetting: None,
+            last_error: None,
+            breaker_since: None,
         }
+    }
+
+    /// Nothing is sent to it, whatever its breaker says.
+    pub(super) fn is_held(&self) -> bool {
+        self.paused.is_some() || self.forgetting.is_some()
     }
 
     pub(super) fn ready(&mut self, rank: Rank) -> &mut BTreeMap<TaskId, Slot> {
@@ -135,9 +156,10 @@ impl Lane {
         self.first(&[Rank::Urgent, Rank::Fresh, Rank::Retry, Rank::Resend, Rank::Redrive])
     }
 
-    /// Nothing is on its way, no dead letter lies here, and nothing is in doubt.
+    /// Nothing is on its way, no dead letter lies here, nothing is in doubt, and no operator has
+    /// said anything of it.
     pub(super) fn is_empty(&self) -> bool {
-        self.chains.is_empty() && self.dead.is_empty() && self.doubts.is_empty()
+        self.chains.is_empty() && self.dead.is_empty() && self.doubts.is_empty() && !self.is_held()
     }
 
     /// How many tasks of a queue are not settled here; nobody counts those outside of all.
@@ -230,6 +252,17 @@ impl Lanes {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Lane> {
         self.lanes.iter().map(|(_, lane)| lane)
+    }
+
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
+        self.by_node.values().copied()
+    }
+
+    /// The lane is another node's from now on; there must be none of that yet.
+    pub(super) fn rename(&mut self, lane: u32, to: Node) {
+        let before = std::mem::replace(&mut self[lane].node, to.clone());
+        self.by_node.remove(&before);
+        self.by_node.insert(to, lane);
     }
 }
 

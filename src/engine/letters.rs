@@ -11,11 +11,12 @@
 //! What the full retry queue had no room for comes back after them, at the same rate.
 
 use std::ops::Bound::{Excluded, Unbounded};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::lane::Chain;
 use crate::engine::tasks::{Rank, Settlement, Slot, State};
-use crate::engine::{Action, Engine, Moment};
+use crate::engine::{Action, Change, Engine, Moment};
 use crate::task::{Cause, Progress, TaskId, Timestamp};
 
 /// How often a redrive goes on; at each step it takes as many as the rate allows.
@@ -96,7 +97,9 @@ impl Engine {
     pub(super) fn tell_buried(&mut self, slot: Slot, leg: usize) {
         if let Progress::Dead(letter) = self.tasks[slot].legs[leg].progress() {
             let delivery = self.delivery(slot, leg);
-            let node = self.lanes[self.tasks[slot].legs[leg].lane].node.clone();
+            let lane = self.tasks[slot].legs[leg].lane;
+            self.tell_change(slot, lane, Change::Dead, Some(Arc::clone(&letter.error)));
+            let node = self.lanes[lane].node.clone();
             self.actions.push_back(Action::Buried { delivery, node, letter });
         }
     }
@@ -139,7 +142,13 @@ impl Engine {
         self.lanes[number].alarm = None;
         self.mark(number);
         let now = self.now.moment;
+        if self.lanes[number].forgetting.is_some() {
+            return self.forget_on(number);
+        }
         let lane = &self.lanes[number];
+        if lane.paused.is_some() {
+            return; // Looked at again when it is resumed.
+        }
         if lane.breaker.is_open() {
             // The next one goes out only when this one has failed: the probe is in flight then.
             match lane.breaker.probe_at() {
@@ -185,18 +194,25 @@ impl Engine {
             // Behind a newer write of its key it is left to that.
             let key = self.tasks[slot].key;
             if gave_up && !lane.chains.contains_key(&key) {
-                self.change(slot, leg, State::Ready(Rank::Redrive));
-                self.lanes[number].chains.insert(key, Chain::of(slot));
+                self.bring_back(slot, leg);
                 self.count_return(number);
-                for books in [&mut self.lanes[number].books, &mut self.totals] {
-                    books.redriven += 1;
-                }
             }
         }
         if let Some(redriven) = &mut self.lanes[number].redrive {
             *redriven = last;
         }
         true
+    }
+
+    /// Makes a dead letter ready again; no chain of its key may be there.
+    pub(super) fn bring_back(&mut self, slot: Slot, leg: usize) {
+        let (key, number) = (self.tasks[slot].key, self.tasks[slot].legs[leg].lane);
+        self.change(slot, leg, State::Ready(Rank::Redrive));
+        self.lanes[number].chains.insert(key, Chain::of(slot));
+        for books in [&mut self.lanes[number].books, &mut self.totals] {
+            books.redriven += 1;
+        }
+        self.tell_change(slot, number, Change::Redriven, None);
     }
 
     /// Whether `--redrive-rate` lets another delivery back now, a dead letter or a parked one. If

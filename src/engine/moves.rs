@@ -14,20 +14,27 @@ use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::quorum::{Quorum, Standing};
 use crate::engine::tasks::{Entry, Leg, Queue, Rank, Settlement, Slot, State, Trouble};
-use crate::engine::{Action, Engine, KeyId};
-use crate::task::{Cause, Delivery, Progress, ReplicaIndex, TaskId};
+use crate::engine::{Action, Change, Engine, KeyId};
+use crate::task::{Cause, Delivery, Progress, ReplicaIndex, TaskId, Timestamp};
 
 /// The most deliveries that one call fails because a breaker is open. The rest comes with the
 /// next, which is due at once: a full queue must not hold up everything else for its length.
 const FAST_FAILURES: usize = 256;
 
+/// A task on its way into memory.
+pub(super) struct Newcomer {
+    pub(super) id: TaskId,
+    pub(super) key: KeyId,
+    pub(super) accepted_at: Timestamp,
+    /// What it is charged for.
+    pub(super) bytes: u64,
+}
+
 impl Engine {
     /// Puts a task into memory, with a pending delivery for each of `lanes`.
     pub(super) fn insert(
         &mut self,
-        id: TaskId,
-        key: KeyId,
-        bytes: u64,
+        Newcomer { id, key, accepted_at, bytes }: Newcomer,
         lanes: &[u32],
         quorum: Option<Box<Quorum>>,
         durable: bool,
@@ -37,12 +44,14 @@ impl Engine {
                 books.accepted += 1;
                 books.pending += 1;
             }
+            self.lanes[lane].backlog.enter(id, bytes);
         }
         self.levels.bytes += bytes;
         let deadline = quorum.as_ref().map(|quorum| quorum.deadline);
         let slot = self.tasks.insert(Entry {
             id,
             key,
+            accepted_at,
             bytes,
             queue: Queue::Outside,
             durable,
@@ -133,9 +142,17 @@ impl Engine {
             *books.column(from.column()) -= 1;
             *books.column(to.column()) += 1;
         }
+        self.barriers.note(id, number, &lane.node, from.column(), to.column());
         match (from.is_pending(), to.is_pending()) {
-            (true, false) => lane.hold(entry.queue, Queue::Outside),
-            (false, true) => lane.hold(Queue::Outside, entry.queue),
+            (true, false) => {
+                lane.hold(entry.queue, Queue::Outside);
+                let bytes = entry.bytes;
+                self.leave_backlog(number, id, bytes);
+            }
+            (false, true) => {
+                lane.hold(Queue::Outside, entry.queue);
+                lane.backlog.come_back(id, entry.bytes);
+            }
             _ => {}
         }
         self.mark(number);
@@ -143,8 +160,10 @@ impl Engine {
 
     /// A delivery that was settled before the restart: it is in no column of today's books.
     pub(super) fn settled_before(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
-        let leg = &mut self.tasks[slot].legs[leg];
+        let entry = &mut self.tasks[slot];
+        let leg = &mut entry.legs[leg];
         leg.state = State::Settled(settlement);
+        self.lanes[leg.lane].backlog.take_back(entry.id, entry.bytes);
         for books in [&mut self.lanes[leg.lane].books, &mut self.totals] {
             books.accepted -= 1;
             books.pending -= 1;
@@ -205,7 +224,7 @@ impl Engine {
     }
 
     /// Links `slot` behind the tail of `chain`.
-    fn append(&mut self, lane: u32, chain: &mut Option<Chain>, slot: Slot) {
+    pub(super) fn append(&mut self, lane: u32, chain: &mut Option<Chain>, slot: Slot) {
         match chain {
             None => *chain = Some(Chain::of(slot)),
             Some(chain) => {
@@ -258,7 +277,7 @@ impl Engine {
     /// Sends what may be sent over a lane, and fails what its breaker does not let out.
     fn dispatch(&mut self, number: u32) {
         self.lanes[number].dirty = false;
-        if self.stopped {
+        if self.stopped || self.lanes[number].is_held() {
             return;
         }
         for failed_fast in 0.. {
@@ -289,7 +308,7 @@ impl Engine {
 
     fn send(&mut self, number: u32, slot: Slot, rank: Rank, probe: bool) {
         let leg = self.tasks[slot].leg_on(number);
-        self.change(slot, leg, State::InFlight { rank, probe });
+        self.change(slot, leg, State::InFlight { rank, probe, discard: false });
         if rank == Rank::Redrive
             && let Some(trouble) = &mut self.tasks[slot].legs[leg].trouble
         {
@@ -299,7 +318,8 @@ impl Engine {
         let delivery = self.delivery(slot, leg);
         let entry = &self.tasks[slot];
         let attempt = entry.legs[leg].failures().saturating_add(1);
-        self.actions.push_back(Action::Send { delivery, attempt, bytes: entry.bytes });
+        let node = self.lanes[number].node.clone();
+        self.actions.push_back(Action::Send { delivery, node, attempt, bytes: entry.bytes });
     }
 
     /// An attempt fails on its schedule, but without connection or place: the breaker is open.
@@ -332,10 +352,13 @@ impl Engine {
         let leg = &mut entry.legs[leg];
         let failures = leg.failures().saturating_add(1);
         let doubt = leg.doubt();
+        let told = self.watched.then(|| Arc::clone(&error));
         leg.trouble = Some(Box::new(Trouble { failures, error, since: self.now.wall, doubt }));
-        self.lanes[leg.lane].books.failed_attempts += 1;
+        let lane = leg.lane;
+        self.lanes[lane].books.failed_attempts += 1;
         self.totals.failed_attempts += 1;
         self.touch(slot);
+        self.tell_change(slot, lane, Change::Failed, told);
     }
 
     /// What becomes of a delivery whose attempt failed: a newer write of the key takes its place,
@@ -397,13 +420,19 @@ impl Engine {
     }
 
     pub(super) fn settle(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
-        let settlement = match self.tasks[slot].legs[leg].state.column() {
-            // Acknowledged before it was to be sent once more.
-            Column::Delivered => Settlement::Delivered,
-            _ => settlement,
-        };
+        // Acknowledged before it was to be sent once more.
+        let told = self.tasks[slot].legs[leg].state.column() == Column::Delivered;
+        let settlement = if told { Settlement::Delivered } else { settlement };
         self.doubt_restored(slot, leg);
         self.change(slot, leg, State::Settled(settlement));
+        let change = match settlement {
+            Settlement::Delivered => Change::Delivered,
+            Settlement::Superseded => Change::Superseded,
+            Settlement::Discarded => Change::Discarded,
+        };
+        if !told {
+            self.tell_change(slot, self.tasks[slot].legs[leg].lane, change, None);
+        }
         if settlement != Settlement::Delivered {
             self.fail_quorum(slot, leg);
         }
@@ -538,6 +567,10 @@ impl Engine {
         if entry.legs.iter().all(over) {
             self.enter_queue(slot, Queue::Outside);
             self.levels.bytes -= self.tasks[slot].bytes;
+            if self.ends_told {
+                let last = self.view_of(slot);
+                self.actions.push_back(Action::Ended { last });
+            }
             self.actions.push_back(Action::Remove { task });
             self.tasks.remove(slot);
             return;

@@ -1,5 +1,6 @@
 //! From disk into the engine, at the start.
 
+use crate::engine::moves::Newcomer;
 use crate::engine::tasks::{Queue, Settlement, Slot, State, Trouble};
 use crate::engine::{Engine, Now, Restored, TASK_OVERHEAD_BYTES};
 use crate::task::{Cause, DeadLetter, Progress};
@@ -7,7 +8,8 @@ use crate::task::{Cause, DeadLetter, Progress};
 impl Engine {
     /// Forgets all that was restored, and all that it asks for: it is as it was made.
     pub fn clear(&mut self) {
-        *self = Self::new(self.settings.clone());
+        let (watched, ends_told) = (self.watched, self.ends_told);
+        *self = Self { watched, ends_told, ..Self::new(self.settings.clone()) };
     }
 
     /// Takes on a task found on disk, in the order of the ids, before anything is admitted.
@@ -22,7 +24,8 @@ impl Engine {
         let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else {
             return;
         };
-        let slot = self.insert(task.id, task.key, bytes, &lanes, None, true);
+        let Restored { id, key, accepted_at, .. } = task;
+        let slot = self.insert(Newcomer { id, key, accepted_at, bytes }, &lanes, None, true);
         for (leg, progress) in task.progress.into_iter().enumerate().take(lanes.len()) {
             self.restore_leg(slot, leg, progress);
         }

@@ -1,11 +1,12 @@
-//! The tasks in memory: what the engine remembers of each, in about 130 bytes.
+//! The tasks in memory: what the engine remembers of each, in about 140 bytes.
 //!
 //! A million queued tasks must fit in memory, so there is neither key nor value nor address in
 //! here: a key is a [`KeyId`], a node is the number of its lane, and what only a failed delivery
 //! needs is boxed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU32;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
@@ -50,6 +51,7 @@ pub(super) enum Queue {
 pub(super) struct Entry {
     pub(super) id: TaskId,
     pub(super) key: KeyId,
+    pub(super) accepted_at: Timestamp,
     /// What it is charged for, on disk.
     pub(super) bytes: u64,
     pub(super) queue: Queue,
@@ -116,6 +118,8 @@ pub(super) enum State {
         rank: Rank,
         /// It is the one that shows how the replica is.
         probe: bool,
+        /// An operator has thrown it away meanwhile: it is not tried again.
+        discard: bool,
     },
     /// Failed; tried again at `until`.
     Waiting {
@@ -254,9 +258,13 @@ impl Leg {
             State::Resend { .. }
             | State::Ready(Rank::Resend)
             | State::InFlight { rank: Rank::Resend, .. } => return Progress::Resend,
-            State::Settled(_) if let Some((since, _)) = self.doubt() => {
+            // Nothing is left to send of one that is thrown away when its attempt ends, either.
+            State::Settled(_) | State::InFlight { discard: true, .. }
+                if let Some((since, _)) = self.doubt() =>
+            {
                 return Progress::Doubted { since };
             }
+            State::InFlight { discard: true, .. } => return Progress::Superseded,
             State::Settled(Settlement::Delivered) => return Progress::Delivered,
             // Of a dead letter that was discarded as well: there is nothing left to send.
             State::Settled(_) => return Progress::Superseded,
@@ -293,7 +301,7 @@ impl Entry {
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
     entries: Slab<Entry>,
-    slots: HashMap<TaskId, Slot>,
+    slots: BTreeMap<TaskId, Slot>,
     /// Those that are not on disk yet, in the order in which they will be.
     uncommitted: VecDeque<(TaskId, Slot)>,
 }
@@ -316,6 +324,17 @@ impl Tasks {
 
     pub(super) fn find(&self, id: TaskId) -> Option<Slot> {
         self.slots.get(&id).copied()
+    }
+
+    /// The tasks after `id`, by age.
+    pub(super) fn after(&self, id: Option<TaskId>) -> impl Iterator<Item = (TaskId, Slot)> {
+        let from = id.map_or(Unbounded, Excluded);
+        self.slots.range((from, Unbounded)).map(|(&id, &slot)| (id, slot))
+    }
+
+    /// The newest of all.
+    pub(super) fn newest(&self) -> Option<TaskId> {
+        self.slots.last_key_value().map(|(&id, _)| id)
     }
 
     #[cfg(test)]
@@ -354,6 +373,6 @@ mod tests {
     #[test]
     fn a_task_for_two_replicas_is_small() {
         assert!(size_of::<Leg>() <= 32, "{}", size_of::<Leg>());
-        assert!(size_of::<Entry>() <= 136, "{}", size_of::<Entry>());
+        assert!(size_of::<Entry>() <= 144, "{}", size_of::<Entry>());
     }
 }

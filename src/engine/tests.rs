@@ -10,6 +10,7 @@ mod doubts;
 mod isolation;
 mod letters;
 mod model;
+mod steer;
 
 pub(super) fn settings() -> Settings {
     Settings {
@@ -500,6 +501,7 @@ fn a_restart_takes_up_where_the_disk_left_off() {
         key: f.keys.id("k"),
         replicas: &replicas,
         bytes: 10,
+        accepted_at: Timestamp(0),
         progress: vec![
             Progress::Delivered,
             Progress::Failed { failures: 2, error: "down".into() },
@@ -530,7 +532,14 @@ fn a_restored_retry_with_a_newer_write_is_superseded() {
     {
         let key = f.keys.id("k");
         let progress = vec![progress];
-        let task = Restored { id: TaskId(id), key, replicas: &replicas, bytes: 10, progress };
+        let task = Restored {
+            id: TaskId(id),
+            key,
+            replicas: &replicas,
+            bytes: 10,
+            accepted_at: Timestamp(0),
+            progress,
+        };
         f.engine.restore(f.now, task);
     }
     f.pass(Duration::from_secs(9));

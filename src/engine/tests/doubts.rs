@@ -109,6 +109,7 @@ fn doubts_survive_a_restart() {
             key: f.keys.id(key),
             replicas: &[node("a")],
             bytes: 10,
+            accepted_at: Timestamp(0),
             progress: vec![progress],
         };
         f.engine.restore(f.now, restored);
@@ -132,6 +133,7 @@ fn what_may_have_been_on_the_wire_at_a_restart_is_in_doubt() {
         key: f.keys.id("k"),
         replicas: &[node("a")],
         bytes: 10,
+        accepted_at: Timestamp(0),
         progress: vec![Progress::Untouched],
     };
     f.engine.restore(f.now, restored);

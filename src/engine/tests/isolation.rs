@@ -117,6 +117,7 @@ fn retries_found_on_disk_are_spread_over_one_retry_base() {
             key: f.keys.id(&id.to_string()),
             replicas: &[node("a")],
             bytes: 10,
+            accepted_at: Timestamp(0),
             progress: vec![Progress::Failed { failures: 1, error: "down".into() }],
         };
         f.engine.restore(f.now, restored);

@@ -279,6 +279,7 @@ fn dead_letters_found_on_disk_are_redriven_after_the_start() {
                 key: f.keys.id(&id.to_string()),
                 replicas: &[node("a")],
                 bytes: 10,
+                accepted_at: Timestamp(0),
                 progress: vec![Progress::Dead(letter(cause))],
             },
         );

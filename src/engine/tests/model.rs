@@ -11,54 +11,16 @@ use crate::engine::tasks::{Entry, Leg};
 use crate::engine::*;
 use crate::task::Progress;
 
+mod ops;
+
+use ops::{How, Op, op};
+
 const NODES: [&str; 3] = ["a", "b", "c"];
 
-#[derive(Clone, Debug)]
-enum Op {
-    /// A write of a key to some of the nodes (a set of bits).
-    Write { key: u8, nodes: u8, strong: bool },
-    /// Everything written so far becomes durable.
-    Commit,
-    /// The n-th delivery on the wire is answered.
-    Answer { nth: usize, how: How },
-    /// The n-th attempt without an answer is applied, if it is not too late for that.
-    ApplyLate { nth: usize },
-    /// Time passes.
-    Pass { millis: u64 },
-    /// The process is killed, and started again from the disk. Of the settlements that wait to be
-    /// written, oldest task first, so many have made it.
-    Restart { settled: usize },
-}
-
-#[derive(Clone, Copy, Debug)]
-enum How {
-    Delivered,
-    /// Failed, and the replica did not apply it.
-    Failed,
-    /// Failed as far as one can see, but the replica has applied it.
-    AppliedAndFailed,
-    /// No answer; the replica applies it later, or never.
-    NoAnswer,
-    Rejected,
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    let how = prop_oneof![
-        4 => Just(How::Delivered),
-        2 => Just(How::Failed),
-        1 => Just(How::AppliedAndFailed),
-        1 => Just(How::NoAnswer),
-        1 => Just(How::Rejected),
-    ];
-    prop_oneof![
-        6 => (0..4u8, 1..8u8, prop::bool::weighted(0.2))
-            .prop_map(|(key, nodes, strong)| Op::Write { key, nodes, strong }),
-        4 => Just(Op::Commit),
-        8 => (0..64usize, how).prop_map(|(nth, how)| Op::Answer { nth, how }),
-        2 => (0..64usize).prop_map(|nth| Op::ApplyLate { nth }),
-        2 => (0..8_000u64).prop_map(|millis| Op::Pass { millis }),
-        1 => (0..6usize).prop_map(|settled| Op::Restart { settled }),
-    ]
+/// Which node this is, under whatever name.
+fn site(name: &Node) -> Node {
+    let first = name.as_str().split("//").nth(1).and_then(|host| host.get(..1));
+    node(first.unwrap())
 }
 
 /// A task as the client sees it and as it lies on disk.
@@ -93,6 +55,13 @@ struct World {
     /// The newest id sent to a replica for a key since the last restart.
     sent: HashMap<(Node, u8), u64>,
     restarted: bool,
+    /// The names of the nodes now.
+    names: [Node; 3],
+    renames: u32,
+    set_forward: bool,
+    paused: HashSet<Node>,
+    /// Places of which an operator has thrown a write away: what they hold is the operator's affair.
+    discarded: HashSet<(Node, u8)>,
 }
 
 impl World {
@@ -115,6 +84,11 @@ impl World {
             replicas: HashMap::new(),
             sent: HashMap::new(),
             restarted: false,
+            names: NODES.map(node),
+            renames: 0,
+            set_forward: false,
+            paused: HashSet::new(),
+            discarded: HashSet::new(),
         }
     }
 
@@ -126,13 +100,19 @@ impl World {
             Op::ApplyLate { nth } => self.apply_late(nth),
             Op::Pass { millis } => self.pass(Duration::from_millis(millis)),
             Op::Restart { settled } => self.restart(settled),
+            Op::SetClock { forward, seconds } => self.set_clock(forward, seconds),
+            Op::Pause { node, paused } => self.pause(node, paused),
+            Op::Redrive { nth } => self.redrive(nth),
+            Op::Discard { nth, letter } => self.discard(nth, letter),
+            Op::Forget { node } => self.forget(node),
+            Op::Rename { node } => self.rename(node),
         }
         self.check();
     }
 
     fn write(&mut self, key: u8, nodes: u8, strong: bool) {
         let chosen = NODES.iter().enumerate().filter(|(bit, _)| nodes & (1 << bit) != 0);
-        let replicas: Vec<_> = chosen.map(|(_, name)| node(name)).collect();
+        let replicas: Vec<_> = chosen.map(|(at, _)| self.names[at].clone()).collect();
         let id = self.next_id;
         let consistency = if strong { Consistency::Strong } else { Consistency::Eventual };
         let arrival = Arrival {
@@ -152,6 +132,9 @@ impl World {
         self.uncommitted.insert(id, kept);
         if strong {
             self.open.insert(id);
+        }
+        if id.is_multiple_of(3) {
+            self.engine.barrier(TaskId(id - id % 2), &[]);
         }
         self.act();
     }
@@ -190,7 +173,7 @@ impl World {
         }
         let task = &self.tasks[&delivery.task.0];
         if matches!(how, How::Delivered | How::AppliedAndFailed) {
-            let place = (task.replicas[delivery.replica.get()].clone(), task.key);
+            let place = (site(&task.replicas[delivery.replica.get()]), task.key);
             self.replicas.insert(place, delivery.task.0);
         }
         let verdict = match how {
@@ -221,9 +204,98 @@ impl World {
         let (delivery, until) = self.unanswered.swap_remove(nth % self.unanswered.len());
         if self.now.moment <= until {
             let task = &self.tasks[&delivery.task.0];
-            let place = (task.replicas[delivery.replica.get()].clone(), task.key);
+            let place = (site(&task.replicas[delivery.replica.get()]), task.key);
             self.replicas.insert(place, delivery.task.0);
         }
+    }
+
+    fn set_clock(&mut self, forward: bool, seconds: u64) {
+        let step = Duration::from_secs(seconds);
+        if forward {
+            self.now.wall = self.now.wall.saturating_add(step);
+            // Over a restart a doubt has its age from the wall clock alone: what it ends too early
+            // for is not expected to be noticed.
+            self.set_forward = true;
+        } else {
+            let back = u64::try_from(step.as_nanos()).unwrap();
+            self.now.wall = Timestamp(self.now.wall.0.saturating_sub(back));
+        }
+    }
+
+    fn pause(&mut self, at: usize, paused: bool) {
+        let name = self.names[at].clone();
+        self.engine.pause(self.now, &name, paused.then_some(self.now.wall));
+        if paused {
+            self.paused.insert(site(&name));
+        } else {
+            self.paused.remove(&site(&name));
+        }
+        self.act();
+    }
+
+    fn letters(&self) -> Vec<Delivery> {
+        let found = self.engine.find_letters(&Wanted::default(), None, usize::MAX);
+        let of = |letter: LetterView| Delivery { task: letter.task, replica: letter.replica };
+        found.items.into_iter().map(of).collect()
+    }
+
+    fn redrive(&mut self, nth: usize) {
+        let letters = self.letters();
+        if !letters.is_empty() {
+            let letter = letters[nth % letters.len()];
+            let would = self.engine.would_redrive(letter);
+            let does = self.engine.redrive_letter(self.now, letter);
+            assert!(would == does || self.settings.retry_capacity <= self.engine.levels().retry);
+            self.act();
+        }
+    }
+
+    fn discard(&mut self, nth: usize, letter: bool) {
+        if letter {
+            let letters = self.letters();
+            if letters.is_empty() {
+                return;
+            }
+            let letter = letters[nth % letters.len()];
+            self.note_discarded(letter.task.0, |at| at == letter.replica.get());
+            assert_eq!(self.engine.discard_letter(self.now, letter), Steered::Done);
+        } else {
+            let ids: Vec<_> = self.disk.keys().copied().collect();
+            if ids.is_empty() {
+                return;
+            }
+            let id = ids[nth % ids.len()];
+            self.note_discarded(id, |_| true);
+            self.engine.discard_task(self.now, TaskId(id));
+        }
+        self.act();
+    }
+
+    fn note_discarded(&mut self, id: u64, which: impl Fn(usize) -> bool) {
+        let task = &self.tasks[&id];
+        let chosen = task.replicas.iter().enumerate().filter(|(at, _)| which(*at));
+        self.discarded.extend(chosen.map(|(_, name)| (site(name), task.key)));
+    }
+
+    fn forget(&mut self, at: usize) {
+        let name = self.names[at].clone();
+        if self.engine.forget(self.now, &name).is_some() {
+            self.discarded.extend((0..4).map(|key| (site(&name), key)));
+        }
+        self.act();
+    }
+
+    fn rename(&mut self, at: usize) {
+        let old = self.names[at].clone();
+        self.renames += 1;
+        let new = node(&format!("{}{}", NODES[at], self.renames));
+        let known = self.engine.lanes().any(|lane| lane.node == old);
+        let renamed = self.engine.rename(self.now, &old, &new);
+        assert_eq!(renamed, if known { Ok(()) } else { Err(RenameError::Unknown) });
+        if known {
+            self.names[at] = new;
+        }
+        self.act();
     }
 
     fn pass(&mut self, time: Duration) {
@@ -246,17 +318,28 @@ impl World {
         self.uncommitted.clear();
         let on_wire = std::mem::take(&mut self.on_wire);
         on_wire.into_iter().for_each(|delivery| self.unanswered(delivery));
+        if std::mem::take(&mut self.set_forward) {
+            self.unanswered.clear();
+        }
         self.open.clear();
         self.sent.clear();
         self.restarted = true;
+        for name in &self.names {
+            if self.paused.contains(&site(name)) {
+                self.engine.pause(self.now, name, Some(self.now.wall));
+            }
+        }
         for (&id, kept) in &self.disk {
+            let now_named = |old: &Node| self.names.iter().find(|name| site(name) == site(old));
+            let replicas: Vec<_> = kept.replicas.iter().filter_map(now_named).cloned().collect();
             self.engine.restore(
                 self.now,
                 Restored {
                     id: TaskId(id),
                     key: self.keys.id(&kept.key.to_string()),
-                    replicas: &kept.replicas,
+                    replicas: &replicas,
                     bytes: 1,
+                    accepted_at: Timestamp(0),
                     progress: kept.progress.clone(),
                 },
             );
@@ -268,7 +351,10 @@ impl World {
     fn act(&mut self) {
         while let Some(action) = self.engine.next_action() {
             match action {
-                Action::Send { delivery, attempt, .. } => self.send(delivery, attempt),
+                Action::Send { delivery, node, attempt, .. } => {
+                    assert!(self.names.contains(&node), "{node} is sent to under its name");
+                    self.send(delivery, attempt);
+                }
                 Action::Save { task, progress, .. } => {
                     assert!(self.disk.contains_key(&task.0), "{task} is on disk");
                     self.unsettled.insert(task.0, Some(progress));
@@ -284,7 +370,11 @@ impl World {
                     let kept = &self.tasks[&task.0];
                     assert_eq!(acked.len() + missing.len(), kept.replicas.len());
                 }
-                Action::Buried { .. } | Action::Breaker { .. } | Action::Discarded { .. } => {}
+                Action::Buried { .. }
+                | Action::Breaker { .. }
+                | Action::Discarded { .. }
+                | Action::Changed { .. }
+                | Action::Ended { .. } => {}
             }
         }
     }
@@ -293,15 +383,16 @@ impl World {
         assert!((1..=4).contains(&attempt), "attempt {attempt}");
         let id = delivery.task.0;
         let task = &self.tasks[&id];
-        let place = (task.replicas[delivery.replica.get()].clone(), task.key);
+        let place = (site(&task.replicas[delivery.replica.get()]), task.key);
         for other in &self.on_wire {
             let rival = &self.tasks[&other.task.0];
-            let rival = (rival.replicas[other.replica.get()].clone(), rival.key);
+            let rival = (site(&rival.replicas[other.replica.get()]), rival.key);
             assert_ne!(rival, place, "{id} and {} are on the wire at once", other.task);
         }
         let newest = self.sent.entry(place).or_default();
         assert!(id >= *newest, "{id} is sent after {newest}");
         *newest = id;
+        assert!(!self.paused.contains(&site(&task.replicas[delivery.replica.get()])), "{id}");
         assert!(self.disk.contains_key(&id), "{id} is sent before it is durable");
         self.on_wire.push(delivery);
     }
@@ -311,11 +402,15 @@ impl World {
         for lane in self.engine.lanes() {
             assert!(lane.books.balance(), "{lane:?}");
             assert!(lane.waiting + lane.parked <= lane.books.pending);
+            assert_eq!(lane.oldest.is_some(), lane.books.pending > 0, "{lane:?}");
+            let bytes = lane.books.pending * (TASK_OVERHEAD_BYTES + 1);
+            assert_eq!(lane.pending_bytes, bytes, "{lane:?}");
             assert!(lane.dead_letter_bytes <= self.engine.levels().dead_letter_bytes);
             sum += lane.books;
         }
         assert_eq!(sum, self.engine.totals());
         self.check_chains();
+        self.check_barriers();
         let levels = self.engine.levels();
         assert_eq!(levels.in_flight, self.on_wire.len() as u64);
         if !self.restarted {
@@ -346,8 +441,21 @@ impl World {
         }
     }
 
+    /// What is counted along is what counting anew gives.
+    fn check_barriers(&self) {
+        for watch in &self.engine.barriers.0 {
+            let anew = self.engine.count(watch.up_to, &watch.nodes);
+            for (_, lane) in &anew.lanes {
+                let counted = watch.lanes.iter().find(|(_, of)| of.node == lane.node);
+                let counted = counted.map_or((0, 0), |(_, of)| (of.pending, of.dead));
+                assert_eq!(counted, (lane.pending, lane.dead), "{}", lane.node);
+            }
+        }
+    }
+
     /// Answers everything with success until nothing is left.
     fn drain(&mut self) {
+        (0..3).for_each(|at| self.pause(at, false));
         self.commit();
         // What is still to be applied late is, over whatever is delivered in the meantime.
         while !self.on_wire.is_empty() {
@@ -391,19 +499,20 @@ impl World {
         for id in &self.durable {
             let task = &self.tasks[id];
             for node in &task.replicas {
-                let newest = newest.entry((node.clone(), task.key)).or_default();
+                let newest = newest.entry((site(node), task.key)).or_default();
                 *newest = (*newest).max(*id);
             }
         }
         for (place, id) in newest {
             let held = self.replicas.get(&place).copied().unwrap_or_default();
-            assert!(held == id || self.is_dead(id, &place.0), "{place:?} holds {held}, not {id}");
+            let excused = self.is_dead(id, &place.0) || self.discarded.contains(&place);
+            assert!(held == id || excused, "{place:?} holds {held}, not {id}");
         }
     }
 
     fn is_dead(&self, id: u64, node: &Node) -> bool {
         self.disk.get(&id).is_some_and(|kept| {
-            let at = kept.replicas.iter().position(|other| other == node);
+            let at = kept.replicas.iter().position(|other| site(other) == *node);
             at.is_some_and(|at| matches!(kept.progress[at], Progress::Dead(_)))
         })
     }

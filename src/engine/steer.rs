@@ -1,0 +1,290 @@
+//! What operators do: pause, probe, forget and rename a replica; redrive and discard.
+//!
+//! None of it breaks the order. What is thrown away is not tried again, and takes with it what
+//! waits of older writes of its key: it may have been sent already, and never was the key to
+//! go back to them. What is redriven is the newest write of its key that the replica does not have; a lane that is renamed
+//! is the same lane, and the new name must be one that nothing was ever sent to.
+
+use std::sync::Arc;
+
+use crate::engine::lane::Chain;
+use crate::engine::tasks::{Queue, Settlement, Slot, State};
+use crate::engine::{Action, BreakerState, Change, Engine, Now};
+use crate::task::{Delivery, Node, TaskId, Timestamp};
+
+/// Tasks that are looked at in one step of forgetting.
+const STEP: usize = 4096;
+
+/// What an operator's word has done to one dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steered {
+    /// What was asked for.
+    Done,
+    /// Nothing: a newer write of its key is on its way, or the full retry queue has no room for it;
+    /// it comes back by itself, or is settled by the newer one.
+    LeftOut,
+    /// It is no dead letter any more.
+    Gone,
+}
+
+/// What came of asking for a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// The breaker afterwards.
+    pub breaker: BreakerState,
+    /// A delivery is on the wire that will tell how the replica is.
+    pub probing: bool,
+}
+
+/// What a replica that is forgotten had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Deliveries and dead letters that are thrown away.
+    pub discarded: u64,
+    /// Deliveries on the wire; they are not tried again.
+    pub in_flight: u64,
+}
+
+/// Why a replica keeps its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameError {
+    /// There is no such replica.
+    Unknown,
+    /// There is one of the new name already.
+    Used,
+}
+
+impl Engine {
+    /// Whether every change of a delivery is told by [`Action::Changed`].
+    pub fn watch(&mut self, watched: bool) {
+        self.watched = watched;
+    }
+
+    /// Whether the end of every task is told by [`Action::Ended`].
+    pub fn tell_ends(&mut self, told: bool) {
+        self.ends_told = told;
+    }
+
+    pub(super) fn tell_change(
+        &mut self,
+        slot: Slot,
+        lane: u32,
+        change: Change,
+        error: Option<Arc<str>>,
+    ) {
+        if self.watched {
+            let (task, node) = (self.tasks[slot].id, self.lanes[lane].node.clone());
+            self.actions.push_back(Action::Changed { task, node, change, error });
+        }
+    }
+
+    /// Nothing is sent to a replica from now on, or everything again. What is on the wire goes on.
+    ///
+    /// Since when is for the records: one that was paused before a restart stays so. Makes the lane
+    /// known if it is not.
+    pub fn pause(&mut self, now: Now, node: &Node, since: Option<Timestamp>) {
+        self.now = now;
+        let number = self.lanes.find(node).or_else(|| {
+            let node = since.is_some().then(|| std::slice::from_ref(node))?;
+            self.lanes.open(node, usize::MAX)?.first().copied()
+        });
+        if let Some(number) = number {
+            self.lanes[number].paused = since;
+            self.mark(number);
+            self.ring(number, now.moment);
+        }
+        self.finish();
+    }
+
+    /// Lets an open breaker send its next probe now. `None` for an unknown replica.
+    pub fn probe(&mut self, now: Now, node: &Node) -> Option<Probed> {
+        self.now = now;
+        let number = self.lanes.find(node)?;
+        self.lanes[number].breaker.probe_now(now.moment);
+        self.mark(number);
+        self.ring(number, now.moment);
+        // With nothing that is due the oldest dead letter is the probe.
+        self.tick(now);
+        let breaker = &self.lanes[number].breaker;
+        Some(Probed { breaker: breaker.view(), probing: breaker.is_probing() })
+    }
+
+    /// Throws away everything for a replica. `None` for an unknown one.
+    ///
+    /// It takes as many steps as there are tasks; meanwhile nothing is sent to the replica.
+    pub fn forget(&mut self, now: Now, node: &Node) -> Option<Forgotten> {
+        self.now = now;
+        let number = self.lanes.find(node)?;
+        let newest = self.tasks.newest().unwrap_or(TaskId(0));
+        let lane = &mut self.lanes[number];
+        lane.forgetting = Some((TaskId(0), newest));
+        let in_flight = u64::from(lane.in_flight) + u64::from(lane.express);
+        let unsettled = lane.books.pending + lane.books.dead;
+        self.ring(number, now.moment);
+        self.finish();
+        Some(Forgotten { discarded: unsettled.saturating_sub(in_flight), in_flight })
+    }
+
+    /// Goes on with forgetting.
+    pub(super) fn forget_on(&mut self, number: u32) {
+        let Some((after, up_to)) = self.lanes[number].forgetting else { return };
+        let older = self.tasks.after(Some(after)).take_while(|(id, _)| *id <= up_to);
+        let step: Vec<_> = older.take(STEP).collect();
+        let Some(&(last, _)) = step.last() else {
+            self.lanes[number].forgetting = None;
+            self.mark(number);
+            return self.ring(number, self.now.moment);
+        };
+        for (_, slot) in step {
+            let leg = self.tasks[slot].leg_on(number);
+            if self.tasks[slot].legs.get(leg).is_some_and(|leg| leg.lane == number) {
+                self.throw_away(slot, leg);
+            }
+        }
+        self.lanes[number].forgetting = Some((last, up_to));
+        self.ring(number, self.now.moment);
+    }
+
+    /// The replica is to be found under another address from now on: its backlog and its dead
+    /// letters go there.
+    ///
+    /// # Errors
+    ///
+    /// [`RenameError`]; then nothing has changed.
+    pub fn rename(&mut self, now: Now, node: &Node, to: &Node) -> Result<(), RenameError> {
+        self.now = now;
+        let number = self.lanes.find(node).ok_or(RenameError::Unknown)?;
+        if self.lanes.find(to).is_some() {
+            return Err(RenameError::Used);
+        }
+        self.lanes.rename(number, to.clone());
+        self.barriers.rename(number, to);
+        let lane = &mut self.lanes[number];
+        // What is known of the old address says nothing of the new one.
+        if std::mem::take(&mut lane.breaker).view() != BreakerState::Closed {
+            lane.breaker_since = Some(now.wall);
+        }
+        self.hand_off(number);
+        self.mark(number);
+        self.finish();
+        Ok(())
+    }
+
+    /// Throws away what is not settled of a task. What is on the wire is not tried again. False
+    /// if nothing is left of the task.
+    pub fn discard_task(&mut self, now: Now, id: TaskId) -> bool {
+        self.now = now;
+        let Some(slot) = self.tasks.find(id) else { return false };
+        for leg in 0..self.tasks[slot].legs.len() {
+            self.throw_away(slot, leg);
+        }
+        self.finish();
+        true
+    }
+
+    /// Makes a dead letter ready again, whatever its cause.
+    pub fn redrive_letter(&mut self, now: Now, delivery: Delivery) -> Steered {
+        self.now = now;
+        let Some((slot, leg)) = self.letter(delivery) else { return Steered::Gone };
+        let lane = self.tasks[slot].legs[leg].lane;
+        let steered = match self.tasks[slot].legs[leg].state {
+            State::Dead { .. } if self.lanes[lane].chains.contains_key(&self.tasks[slot].key) => {
+                Steered::LeftOut
+            }
+            State::Dead { .. } => {
+                self.bring_back(slot, leg);
+                Steered::Done
+            }
+            _ if self.levels.retry < self.settings.retry_capacity => {
+                self.enter_queue(slot, Queue::Retry);
+                Steered::Done
+            }
+            _ => Steered::LeftOut,
+        };
+        self.finish();
+        steered
+    }
+
+    /// What [`Self::redrive_letter`] would do.
+    #[must_use]
+    pub fn would_redrive(&self, delivery: Delivery) -> Steered {
+        match self.letter(delivery) {
+            None => Steered::Gone,
+            Some((slot, leg)) => {
+                let entry = &self.tasks[slot];
+                let dead = matches!(entry.legs[leg].state, State::Dead { .. });
+                let lane = &self.lanes[entry.legs[leg].lane];
+                let passed = dead && lane.chains.contains_key(&entry.key);
+                if passed { Steered::LeftOut } else { Steered::Done }
+            }
+        }
+    }
+
+    /// Throws a dead letter away.
+    pub fn discard_letter(&mut self, now: Now, delivery: Delivery) -> Steered {
+        self.now = now;
+        let Some((slot, leg)) = self.letter(delivery) else { return Steered::Gone };
+        self.throw_away(slot, leg);
+        self.finish();
+        Steered::Done
+    }
+
+    fn letter(&self, delivery: Delivery) -> Option<(Slot, usize)> {
+        let slot = self.tasks.find(delivery.task)?;
+        let leg = delivery.replica.get();
+        self.tasks[slot].legs.get(leg).filter(|leg| leg.state.is_dead_letter())?;
+        Some((slot, leg))
+    }
+
+    /// Ends a delivery that nobody wants any more, and supersedes what waits of older ones.
+    fn throw_away(&mut self, slot: Slot, leg: usize) {
+        if self.tasks[slot].legs[leg].state.is_pending() {
+            self.supersede_letter(slot, leg);
+        }
+        match self.tasks[slot].legs[leg].state {
+            State::Settled(_) => {}
+            State::Dead { .. } => self.settle(slot, leg, Settlement::Discarded),
+            State::InFlight { rank, probe, discard: false } => {
+                self.change(slot, leg, State::InFlight { rank, probe, discard: true });
+                // It may be applied, and after a restart nobody waits for its answer.
+                self.doubt(slot, leg, self.now.wall);
+                self.touch(slot);
+            }
+            State::InFlight { .. } => {}
+            State::Blocked
+            | State::Ready(_)
+            | State::Waiting { .. }
+            | State::Parked { .. }
+            | State::Resend { .. } => {
+                self.unlink(slot, leg);
+                self.settle(slot, leg, Settlement::Discarded);
+                let (key, number) = (self.tasks[slot].key, self.tasks[slot].legs[leg].lane);
+                if let Some(chain) = self.lanes[number].chains.get(&key).copied() {
+                    self.unblock(chain.head, self.tasks[chain.head].leg_on(number));
+                }
+            }
+        }
+    }
+
+    /// Takes a delivery out of its chain, wherever it stands in it, with all before it that are not
+    /// on the wire.
+    fn unlink(&mut self, slot: Slot, leg: usize) {
+        let (key, number) = (self.tasks[slot].key, self.tasks[slot].legs[leg].lane);
+        let Some(Chain { head, .. }) = self.lanes[number].chains.remove(&key) else { return };
+        let (mut kept, mut at, mut older) = (None, Some(head), true);
+        while let Some(this) = at {
+            let leg = self.tasks[this].leg_on(number);
+            at = self.tasks[this].legs[leg].next.take();
+            if this == slot {
+                older = false;
+            } else if older && !matches!(self.tasks[this].legs[leg].state, State::InFlight { .. }) {
+                self.settle(this, leg, Settlement::Superseded);
+            } else {
+                self.append(number, &mut kept, this);
+            }
+        }
+        if let Some(chain) = kept {
+            self.lanes[number].chains.insert(key, chain);
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! What operators do.
+
+use super::*;
+
+fn gave_up(f: &mut Fixture, key: &str, nodes: &[&str]) -> u64 {
+    let id = f.eventual(key, nodes);
+    f.sent();
+    for leg in (0..).take(nodes.len()) {
+        f.answer(id, leg, rejected());
+    }
+    f.actions();
+    id
+}
+
+fn letter(id: u64) -> Delivery {
+    Delivery { task: TaskId(id), replica: ReplicaIndex(0) }
+}
+
+fn books(f: &Fixture, name: &str) -> Books {
+    f.engine.lanes().find(|lane| lane.node == node(name)).unwrap().books
+}
+
+#[test]
+fn nothing_is_sent_to_a_paused_replica_and_all_of_it_afterwards() {
+    let mut f = Fixture::new(settings());
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    let ids = [f.eventual("k", &["a", "b"]), f.eventual("l", &["a"])];
+    let strong = f.strong("m", &["a"]);
+    assert_eq!(f.sent(), [(ids[0], 1, 1)]);
+    f.engine.pause(f.now, &node("a"), None);
+    assert_eq!(f.sent(), [(strong, 0, 1), (ids[0], 0, 1), (ids[1], 0, 1)]);
+}
+
+#[test]
+fn a_pause_keeps_the_lane_of_a_replica_with_nothing_to_do() {
+    let mut f = Fixture::new(Settings { max_known_replicas: 1, ..settings() });
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    assert!(matches!(f.admit("k", &["b"], Consistency::Eventual), Err(Full::Replicas(1))));
+    f.engine.pause(f.now, &node("a"), None);
+    f.eventual("k", &["b"]);
+}
+
+#[test]
+fn a_probe_that_an_operator_asks_for_goes_out_at_once() {
+    let mut f = Fixture::new(Settings { breaker_failures: 1, ..settings() });
+    let id = f.eventual("k", &["a"]);
+    f.sent();
+    f.answer(id, 0, failed());
+    assert_eq!(f.engine.probe(f.now, &node("b")), None);
+    let asked = f.engine.probe(f.now, &node("a")).unwrap();
+    assert_eq!(asked, Probed { breaker: BreakerState::Open, probing: false }, "nothing is due");
+    let other = f.eventual("l", &["a"]);
+    assert_eq!(f.sent(), [(other, 0, 1)]);
+}
+
+#[test]
+fn a_rejected_write_is_redriven_when_an_operator_says_so() {
+    let mut f = Fixture::new(settings());
+    let id = gave_up(&mut f, "k", &["a"]);
+    assert_eq!(f.engine.would_redrive(letter(id)), Steered::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Gone);
+    assert_eq!(f.sent(), [(id, 0, 1)]);
+    f.answer(id, 0, Verdict::Delivered);
+    let books = books(&f, "a");
+    assert_eq!((books.delivered, books.dead, books.redriven), (1, 0, 1));
+}
+
+#[test]
+fn a_dead_letter_is_not_redriven_while_a_newer_write_of_its_key_is_on_its_way() {
+    let mut f = Fixture::new(settings());
+    let id = gave_up(&mut f, "k", &["a"]);
+    let newer = f.eventual("k", &["a"]);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::LeftOut);
+    assert_eq!(f.sent(), [(newer, 0, 1)]);
+}
+
+#[test]
+fn an_older_letter_is_not_redriven_after_a_newer_write_that_was_thrown_away() {
+    let mut f = Fixture::new(settings());
+    let id = gave_up(&mut f, "k", &["a"]);
+    let newer = f.eventual("k", &["a"]);
+    f.sent();
+    f.answer(newer, 0, Verdict::Retry { after: None, ambiguous: true, error: "late".into() });
+    assert!(f.engine.discard_task(f.now, TaskId(newer)));
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Gone);
+    let books = books(&f, "a");
+    assert_eq!((books.superseded, books.discarded), (1, 1));
+}
+
+#[test]
+fn what_is_on_the_wire_when_its_task_is_thrown_away_is_not_tried_again() {
+    let mut f = Fixture::new(settings());
+    let id = f.eventual("k", &["a", "b"]);
+    f.sent();
+    assert!(f.engine.discard_task(f.now, TaskId(id)));
+    f.answer(id, 0, Verdict::Retry { after: None, ambiguous: true, error: "late".into() });
+    f.answer(id, 1, Verdict::Delivered);
+    assert_eq!((books(&f, "a").discarded, books(&f, "b").delivered), (1, 1));
+    f.pass(Duration::from_secs(60));
+    assert_eq!(f.sent(), []);
+    assert!(!f.engine.discard_task(f.now, TaskId(id)), "nothing is left of it");
+}
+
+#[test]
+fn the_next_of_its_key_follows_a_task_that_is_thrown_away() {
+    let mut f = Fixture::new(settings());
+    let [first, second, third] = ["1", "2", "3"].map(|_| f.eventual("k", &["a"]));
+    assert_eq!(f.sent(), [(first, 0, 1)]);
+    f.engine.discard_task(f.now, TaskId(second));
+    f.answer(first, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), [(third, 0, 1)]);
+}
+
+#[test]
+fn a_replica_that_is_forgotten_has_nothing_left_and_may_begin_anew() {
+    let mut f = Fixture::new(Settings { queue_capacity: 10_000, ..settings() });
+    gave_up(&mut f, "dead", &["a"]);
+    let ids: Vec<_> =
+        (0..9_000).map(|n| f.admit(&n.to_string(), &["a", "b"], Consistency::Eventual)).collect();
+    let admitted = ids.iter().filter(|id| id.is_ok()).count() as u64;
+    f.engine.committed(f.now, TaskId(f.next_id - 1));
+    assert_eq!(f.engine.forget(f.now, &node("c")), None);
+    let forgotten = f.engine.forget(f.now, &node("a")).unwrap();
+    assert_eq!(forgotten, Forgotten { discarded: admitted + 1 - 5, in_flight: 5 });
+    f.sent();
+    f.pass(Duration::from_millis(100));
+    let a = books(&f, "a");
+    assert_eq!((a.discarded, a.pending, a.dead), (admitted + 1 - 5, 5, 0));
+    assert_eq!(books(&f, "b").pending, admitted);
+    let new = f.eventual("new", &["a"]);
+    (1..=admitted + 1).for_each(|id| {
+        f.answer(id, 0, failed());
+    });
+    assert!(f.sent().contains(&(new, 0, 1)));
+}
+
+#[test]
+fn a_renamed_replica_has_its_backlog_and_its_letters_under_the_new_name() {
+    let mut f = Fixture::new(settings());
+    let dead = gave_up(&mut f, "dead", &["a"]);
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    let waits = f.eventual("k", &["a"]);
+    assert_eq!(f.engine.rename(f.now, &node("x"), &node("y")), Err(RenameError::Unknown));
+    f.eventual("k", &["b"]);
+    assert_eq!(f.engine.rename(f.now, &node("a"), &node("b")), Err(RenameError::Used));
+    assert_eq!(f.engine.rename(f.now, &node("a"), &node("new")), Ok(()));
+    f.sent();
+    f.engine.pause(f.now, &node("new"), None);
+    let sent = f.actions().into_iter().filter_map(|action| match action {
+        Action::Send { delivery, node, .. } => Some((delivery.task.0, node)),
+        _ => None,
+    });
+    assert_eq!(sent.collect::<Vec<_>>(), [(waits, node("new"))]);
+    let found = f.engine.find_letters(&Wanted::default(), None, 10);
+    assert_eq!(found.items[0].task, TaskId(dead));
+    assert_eq!(found.items[0].delivery.node, node("new"));
+}
+
+#[test]
+fn a_barrier_is_reached_when_everything_before_it_is_settled_or_dead() {
+    let mut f = Fixture::new(settings());
+    let before = f.eventual("k", &["a", "b"]);
+    f.sent();
+    let lanes = |f: &mut Fixture, nodes: &[Node]| {
+        let lanes = f.engine.barrier(TaskId(before), nodes).lanes;
+        lanes.into_iter().map(|lane| (lane.pending, lane.dead)).collect::<Vec<_>>()
+    };
+    assert_eq!(lanes(&mut f, &[]), [(1, 0), (1, 0)]);
+    f.eventual("after", &["a", "b"]);
+    assert_eq!(lanes(&mut f, &[]), [(1, 0), (1, 0)]);
+    f.answer(before, 0, Verdict::Delivered);
+    f.answer(before, 1, rejected());
+    assert_eq!(lanes(&mut f, &[]), [(0, 0), (0, 1)]);
+    assert_eq!(lanes(&mut f, &[node("b")]), [(0, 1)], "counted anew");
+}
+
+#[test]
+fn tasks_and_letters_are_found_by_what_is_wanted_and_in_parts() {
+    let mut f = Fixture::new(settings());
+    let dead = gave_up(&mut f, "dead", &["a", "b"]);
+    let ids: Vec<_> = (0..7).map(|n| f.eventual(&format!("k{n}"), &["a"])).collect();
+    f.sent();
+    let find = |f: &Fixture, wanted: &Wanted, after: Option<TaskId>| {
+        let found = f.engine.find_tasks(wanted, after, 3);
+        (found.items.iter().map(|task| task.id.0).collect::<Vec<_>>(), found.next)
+    };
+    let in_flight = Wanted { state: Some(DeliveryState::InFlight), ..Wanted::default() };
+    let (first, next) = find(&f, &in_flight, None);
+    assert_eq!(first, ids[..3]);
+    assert_eq!(find(&f, &in_flight, next), (ids[3..5].to_vec(), None));
+    let queued = Wanted { state: Some(DeliveryState::Queued), ..Wanted::default() };
+    assert_eq!(find(&f, &queued, None), (ids[5..].to_vec(), None));
+    let of_b = Wanted { node: Some(node("b")), ..Wanted::default() };
+    assert_eq!(find(&f, &of_b, None), (vec![dead], None));
+    let unknown = Wanted { node: Some(node("x")), ..Wanted::default() };
+    assert_eq!(find(&f, &unknown, None), (vec![], None));
+    let of_key = Wanted { key: Some(f.keys.id("k4")), ..Wanted::default() };
+    assert_eq!(find(&f, &of_key, None), (vec![ids[4]], None));
+    let letters = f.engine.find_letters(&Wanted::default(), None, 1);
+    let rest = f.engine.find_letters(&Wanted::default(), letters.next, 10);
+    let replicas = [&letters, &rest].map(|found| found.items[0].replica.0);
+    assert_eq!((replicas, rest.next), ([0, 1], None));
+}
+
+#[test]
+fn who_watches_is_told_of_every_change_and_of_every_end() {
+    let mut f = Fixture::new(settings());
+    f.engine.watch(true);
+    f.engine.tell_ends(true);
+    let id = f.eventual("k", &["a"]);
+    f.sent();
+    f.answer(id, 0, Verdict::Delivered);
+    let told: Vec<_> = f.actions();
+    let change = Action::Changed {
+        task: TaskId(id),
+        node: node("a"),
+        change: Change::Delivered,
+        error: None,
+    };
+    assert_eq!(told[0], change);
+    let Action::Ended { last } = &told[1] else { panic!("{told:?}") };
+    assert_eq!(last.deliveries[0].state, DeliveryState::Delivered);
+    assert_eq!(told[2], Action::Remove { task: TaskId(id) });
+}

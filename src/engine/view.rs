@@ -1,0 +1,227 @@
+//! Tasks and dead letters as operators see them.
+//!
+//! A search looks at so many tasks in a call and says where to go on, so that a question about a
+//! million tasks does not hold up everything else.
+
+use std::sync::Arc;
+
+use crate::engine::tasks::{Leg, Rank, Settlement, Slot, State};
+use crate::engine::{Engine, KeyId, Moment};
+use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
+
+/// Tasks that one call looks at.
+const LOOKS: usize = 20_000;
+
+/// How a delivery stands, for operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeliveryState {
+    /// Not sent yet, or about to be sent again.
+    Queued,
+    /// On the wire.
+    InFlight,
+    /// Failed, and waiting for its retry.
+    Retrying,
+    /// Failed with the retry queue full.
+    Parked,
+    /// A dead letter.
+    Dead,
+    /// Acknowledged.
+    Delivered,
+    /// Made pointless by a newer write.
+    Superseded,
+    /// Thrown away.
+    Discarded,
+}
+
+/// A task and its deliveries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskView {
+    /// Which.
+    pub id: TaskId,
+    /// One for each replica, in the order of the task's list.
+    pub deliveries: Vec<DeliveryView>,
+}
+
+/// A delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeliveryView {
+    /// To whom.
+    pub node: Node,
+    /// How it stands.
+    pub state: DeliveryState,
+    /// Why it is a dead letter, if it is one.
+    pub cause: Option<Cause>,
+    /// Failed attempts.
+    pub failures: u32,
+    /// Why the last one failed, and when.
+    pub error: Option<(Arc<str>, Timestamp)>,
+    /// When it is tried again.
+    pub due: Option<Moment>,
+}
+
+/// A dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LetterView {
+    /// Its task.
+    pub task: TaskId,
+    /// Which of the task's replicas.
+    pub replica: ReplicaIndex,
+    /// How it stands.
+    pub delivery: DeliveryView,
+}
+
+/// What is looked for; what is not said does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// A delivery stands so.
+    pub state: Option<DeliveryState>,
+    /// That delivery, or any, is to this replica.
+    pub node: Option<Node>,
+    /// The task writes this key.
+    pub key: Option<KeyId>,
+}
+
+/// A part of what was looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found<T, C> {
+    /// By age.
+    pub items: Vec<T>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<C>,
+}
+
+impl Engine {
+    /// A task, unless nothing is left to be done for it.
+    #[must_use]
+    pub fn view(&self, id: TaskId) -> Option<TaskView> {
+        self.tasks.find(id).map(|slot| self.view_of(slot))
+    }
+
+    /// The unsettled tasks after `after`, up to `limit`.
+    #[must_use]
+    pub fn find_tasks(
+        &self,
+        wanted: &Wanted,
+        after: Option<TaskId>,
+        limit: usize,
+    ) -> Found<TaskView, TaskId> {
+        let mut found = Found { items: Vec::new(), next: None };
+        let Ok(lane) = self.lane_of(wanted) else { return found };
+        for (looked_at, (id, slot)) in self.tasks.after(after).enumerate() {
+            if looked_at >= LOOKS || found.items.len() >= limit {
+                return found;
+            }
+            found.next = Some(id);
+            let entry = &self.tasks[slot];
+            let fits = |leg: &Leg| {
+                let state = leg.state();
+                lane.is_none_or(|lane| lane == leg.lane)
+                    && wanted.state.map_or(!state.is_settled(), |wanted| wanted == state)
+            };
+            if wanted.key.is_none_or(|key| key == entry.key) && entry.legs.iter().any(fits) {
+                found.items.push(self.view_of(slot));
+            }
+        }
+        found.next = None;
+        found
+    }
+
+    /// The dead letters after `after`, parked deliveries included, up to `limit`.
+    #[must_use]
+    pub fn find_letters(
+        &self,
+        wanted: &Wanted,
+        after: Option<(TaskId, ReplicaIndex)>,
+        limit: usize,
+    ) -> Found<LetterView, (TaskId, ReplicaIndex)> {
+        let mut found = Found { items: Vec::new(), next: None };
+        let Ok(lane) = self.lane_of(wanted) else { return found };
+        // The task of `after` is looked at again, for its later replicas.
+        let from = after.and_then(|(id, _)| id.0.checked_sub(1)).map(TaskId);
+        for (looked_at, (id, slot)) in self.tasks.after(from).enumerate() {
+            if looked_at >= LOOKS {
+                return found;
+            }
+            let entry = &self.tasks[slot];
+            for (number, leg) in (0..).zip(&entry.legs) {
+                let place = (id, ReplicaIndex(number));
+                if after.is_some_and(|after| place <= after) {
+                    continue;
+                }
+                if found.items.len() >= limit {
+                    return found;
+                }
+                found.next = Some(place);
+                if leg.state.is_dead_letter()
+                    && lane.is_none_or(|lane| lane == leg.lane)
+                    && wanted.key.is_none_or(|key| key == entry.key)
+                    && wanted.state.is_none_or(|wanted| wanted == leg.state())
+                {
+                    let delivery = self.delivery_view(leg);
+                    found.items.push(LetterView { task: id, replica: place.1, delivery });
+                }
+            }
+        }
+        found.next = None;
+        found
+    }
+
+    /// Which lane is wanted, if one is; an error if there is no such lane.
+    fn lane_of(&self, wanted: &Wanted) -> Result<Option<u32>, ()> {
+        match &wanted.node {
+            Some(node) => self.lanes.find(node).map(Some).ok_or(()),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn view_of(&self, slot: Slot) -> TaskView {
+        let entry = &self.tasks[slot];
+        let deliveries = entry.legs.iter().map(|leg| self.delivery_view(leg)).collect();
+        TaskView { id: entry.id, deliveries }
+    }
+
+    fn delivery_view(&self, leg: &Leg) -> DeliveryView {
+        let trouble = leg.trouble.as_ref().filter(|trouble| !trouble.error.is_empty());
+        DeliveryView {
+            node: self.lanes[leg.lane].node.clone(),
+            state: leg.state(),
+            cause: match leg.state {
+                State::Dead { cause, .. } => Some(cause),
+                State::Parked { .. } => Some(Cause::RetryOverflow),
+                _ => None,
+            },
+            failures: leg.failures(),
+            error: trouble.map(|trouble| (Arc::clone(&trouble.error), trouble.since)),
+            due: match leg.state {
+                State::Waiting { until } => Some(until),
+                _ => None,
+            },
+        }
+    }
+}
+
+impl Leg {
+    fn state(&self) -> DeliveryState {
+        match self.state {
+            State::Blocked | State::Ready(Rank::Urgent | Rank::Fresh | Rank::Redrive) => {
+                DeliveryState::Queued
+            }
+            State::Waiting { .. } | State::Ready(Rank::Retry) => DeliveryState::Retrying,
+            State::Parked { .. } => DeliveryState::Parked,
+            State::Dead { .. } => DeliveryState::Dead,
+            State::Resend { .. }
+            | State::Ready(Rank::Resend)
+            | State::InFlight { rank: Rank::Resend, .. }
+            | State::Settled(Settlement::Delivered) => DeliveryState::Delivered,
+            State::InFlight { .. } => DeliveryState::InFlight,
+            State::Settled(Settlement::Superseded) => DeliveryState::Superseded,
+            State::Settled(Settlement::Discarded) => DeliveryState::Discarded,
+        }
+    }
+}
+
+impl DeliveryState {
+    fn is_settled(self) -> bool {
+        matches!(self, Self::Delivered | Self::Superseded | Self::Discarded)
+    }
+}
