@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use replicator::store::{Opened, Settings, Store};
-use replicator::task::{Node, Operation, Task, TaskId, Timestamp};
+use replicator::task::{Consistency, Node, Operation, Task, TaskId, Timestamp};
 use tokio::sync::oneshot;
 
 fn open(dir: &std::path::Path) -> Opened {
@@ -37,6 +37,8 @@ fn task(id: u64) -> Arc<Task> {
         expires_at: None,
         replicas: vec![node("http://10.0.0.1:8080"), node("http://10.0.0.2:8080")],
         user_id: None,
+        consistency: Consistency::Eventual,
+        trace: None,
     })
 }
 
@@ -67,6 +69,7 @@ fn commit(opened: &Opened, tasks: &[Arc<Task>], settle: bool) {
         let (reply, answer) = oneshot::channel();
         opened.committer.accept(
             Arc::clone(task),
+            None,
             Some(Box::new(|result| reply.send(result).expect("someone waits"))),
         );
         answer

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use self::audit::Kept;
 use self::database::{Database, open_sled};
 use self::directory::Directory;
 use self::error::{Failure, guarded};
@@ -28,10 +29,10 @@ use self::keys::Tree;
 use self::ledger::Ledger;
 use self::migrate::Migrated;
 use self::quarantine::Quarantine;
-use self::recover::Missing;
+use self::recover::{Mended, Missing};
 use self::witness::{Testimony, Witness};
 use crate::faults;
-use crate::task::{TaskId, Timestamp};
+use crate::task::{Node, TaskId, Timestamp};
 
 mod audit;
 mod barrier;
@@ -55,10 +56,11 @@ pub use check::{Checked, check};
 pub use commit::{Committer, Event, Notify, Reply};
 pub use dump::{Exported, ImportError, Imported, export, import};
 pub use error::{CommitError, Damage, Gone, OpenError, ReadError};
+pub use keys::MAX_IDEMPOTENCY_KEY_BYTES;
 pub use quarantine::SetAside;
 pub use read::Reader;
 pub use recover::{Handed, Recovered, RecoveryReport};
-pub use rows::Header;
+pub use rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 
 /// Where the store is, and how it is opened.
 #[derive(Clone, Debug)]
@@ -135,6 +137,11 @@ pub struct Opened {
     pub reader: Reader,
     /// The first id to give out; greater than any that was ever used.
     pub next_id: TaskId,
+    /// What is known of replicas, each once.
+    pub replicas: Vec<(Node, ReplicaRow)>,
+    /// What is known of the keys that clients gave, each once. The task may be settled and gone,
+    /// or, if the key was set aside or a crash came between them, be there without its key.
+    pub idempotency: Vec<(Box<str>, IdempotencyRow)>,
 }
 
 impl Store {
@@ -189,7 +196,8 @@ impl Store {
             let database = &files.database();
             let quarantine = Quarantine::of(&dir, &files.store, now);
             let task = &mut |task| each(Handed::Task(task));
-            let (report, last) = recover::mend(database, &quarantine, Missing::Refuse, task)?;
+            let Mended { report, highest: last, kept } =
+                recover::mend(database, &quarantine, Missing::Refuse, task)?;
             faults::point("recover.scanned");
             let born = TaskId(now.0 / 1_000);
             let unused = database.sequence()?.unwrap_or(born);
@@ -208,9 +216,10 @@ impl Store {
                 recover::hand_over_anew(database, task, report)?
             };
             let quarantined_rows = quarantine::rows_in(&dir).unwrap_or(report.set_aside.rows);
-            Ok((RecoveryReport { witnessed, quarantined_rows, ..report }, next_id, lease))
+            let report = RecoveryReport { witnessed, quarantined_rows, ..report };
+            Ok((report, kept, next_id, lease))
         };
-        let (report, next_id, lease) =
+        let (report, kept, next_id, lease) =
             guarded::<_, Failure>(read).map_err(OpenError::in_store(&dir))?;
         // Not before the current one has shown that it can be read.
         files.directory.clear_beside(&dir.join(&files.store))?;
@@ -219,7 +228,9 @@ impl Store {
         let files = Arc::new(files);
         let committer = commit::start(Arc::clone(&files), lease, notify)
             .map_err(OpenError::io("start the committer of", &dir))?;
-        let opened = Opened { committer, reader: Reader { files }, next_id };
+        let Kept { replicas, idempotency } = kept;
+        let reader = Reader { files };
+        let opened = Opened { committer, reader, next_id, replicas, idempotency };
         Ok((opened, report))
     }
 }

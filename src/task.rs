@@ -85,6 +85,29 @@ pub enum Consistency {
     Strong,
 }
 
+/// The W3C trace context that came with a request, so that the deliveries of its task, hours later
+/// or after a restart, still belong to the trace of the write.
+///
+/// The texts as they came; whoever takes them in checks them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// The text of `traceparent`, at most [`Trace::MAX_PARENT_BYTES`].
+    pub parent: Box<str>,
+    /// The text of `tracestate`, at most [`Trace::MAX_STATE_BYTES`].
+    pub state: Option<Box<str>>,
+}
+
+impl Trace {
+    /// Version `00` takes 55; a later one may append to it.
+    pub const MAX_PARENT_BYTES: usize = 64;
+    /// What the recommendation asks everyone to carry at least.
+    pub const MAX_STATE_BYTES: usize = 512;
+
+    fn bytes(&self) -> usize {
+        self.parent.len() + self.state.as_ref().map_or(0, |state| state.len())
+    }
+}
+
 /// A valid write request that is not accepted yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewTask {
@@ -102,13 +125,16 @@ pub struct NewTask {
     pub replicas: Vec<Node>,
     /// Whose write this is, for the metrics and for operators.
     pub user_id: Option<String>,
+    /// The trace that it belongs to.
+    pub trace: Option<Trace>,
 }
 
 impl NewTask {
     /// See [`weight`].
     #[must_use]
     pub fn weight(&self) -> usize {
-        weight(&self.key, self.value.len(), &self.replicas, self.user_id.as_deref())
+        let (user_id, trace) = (self.user_id.as_deref(), self.trace.as_ref());
+        weight(&self.key, self.value.len(), &self.replicas, user_id, trace)
     }
 }
 
@@ -131,6 +157,10 @@ pub struct Task {
     pub replicas: Vec<Node>,
     /// Whose write this is.
     pub user_id: Option<String>,
+    /// What the client waited for.
+    pub consistency: Consistency,
+    /// The trace that it belongs to.
+    pub trace: Option<Trace>,
 }
 
 impl Task {
@@ -146,13 +176,16 @@ impl Task {
             expires_at: new.ttl.map(|ttl| now.saturating_add(ttl)),
             replicas: new.replicas,
             user_id: new.user_id,
+            consistency: new.consistency,
+            trace: new.trace,
         }
     }
 
     /// See [`weight`].
     #[must_use]
     pub fn weight(&self) -> usize {
-        weight(&self.key, self.value.len(), &self.replicas, self.user_id.as_deref())
+        let (user_id, trace) = (self.user_id.as_deref(), self.trace.as_ref());
+        weight(&self.key, self.value.len(), &self.replicas, user_id, trace)
     }
 
     /// What a replica must be told at `now` so that it ends up with what the primary holds.
@@ -175,11 +208,18 @@ impl Task {
 /// What a task weighs in queues and in memory beyond a fixed overhead, in bytes: all of it whose
 /// length a client chooses.
 #[must_use]
-pub fn weight(key: &str, value: usize, replicas: &[Node], user_id: Option<&str>) -> usize {
+pub fn weight(
+    key: &str,
+    value: usize,
+    replicas: &[Node],
+    user_id: Option<&str>,
+    trace: Option<&Trace>,
+) -> usize {
     /// A replica's place in lists, and its progress on disk.
     const REPLICA_OVERHEAD: usize = 64;
     let replicas = replicas.iter().map(|node| node.as_str().len() + REPLICA_OVERHEAD);
-    key.len() + value + user_id.map_or(0, str::len) + replicas.sum::<usize>()
+    let told = user_id.map_or(0, str::len) + trace.map_or(0, Trace::bytes);
+    key.len() + value + told + replicas.sum::<usize>()
 }
 
 /// The request that a replica gets for a task.
@@ -326,6 +366,7 @@ mod tests {
             consistency: Consistency::Eventual,
             replicas: vec![Node::parse("http://a").unwrap()],
             user_id: None,
+            trace: None,
         };
         Task::accepted(new, TaskId(1), Timestamp(1_000))
     }

@@ -25,8 +25,12 @@ use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
-use replicator::store::{self, Damage, Handed, Opened, Recovered, Settings, Store};
-use replicator::task::{Cause, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp};
+use replicator::store::{
+    self, Damage, Handed, IdempotencyRow, Opened, Recovered, ReplicaRow, Settings, Store,
+};
+use replicator::task::{
+    Cause, Consistency, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp, Trace,
+};
 
 /// Nothing that a start does with a small store takes as long, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,7 +54,12 @@ fn close(opened: Opened) {
     closed.blocking_recv().unwrap().unwrap();
 }
 
-type Contents = BTreeMap<TaskId, (Task, Vec<Progress>)>;
+#[derive(Default)]
+struct Contents {
+    tasks: BTreeMap<TaskId, (Task, Vec<Progress>)>,
+    replicas: BTreeMap<Node, ReplicaRow>,
+    idempotency: BTreeMap<Box<str>, IdempotencyRow>,
+}
 
 fn task(rng: &mut Rng, id: u64) -> Task {
     let bytes = if rng.u8(..) < 20 { rng.usize(4_000..40_000) } else { rng.usize(0..400) };
@@ -64,6 +73,8 @@ fn task(rng: &mut Rng, id: u64) -> Task {
         expires_at: rng.bool().then_some(Timestamp(u64::MAX)),
         replicas: ["http://a", "http://b"].map(|node| Node::parse(node).unwrap()).to_vec(),
         user_id: rng.bool().then(|| "ann".to_owned()),
+        consistency: if rng.bool() { Consistency::Strong } else { Consistency::Eventual },
+        trace: rng.bool().then(|| Trace { parent: "00-trace".into(), state: None }),
     }
 }
 
@@ -82,9 +93,25 @@ fn progress(rng: &mut Rng) -> Progress {
     }
 }
 
+fn replica(rng: &mut Rng) -> (Node, ReplicaRow) {
+    let node = |n: u8| Node::parse(&format!("http://node-{n}")).unwrap();
+    let row = ReplicaRow {
+        paused_since: rng.bool().then_some(Timestamp(rng.u64(..))),
+        renamed_to: rng.bool().then(|| node(rng.u8(..))),
+        first_used: Timestamp(rng.u64(..)),
+    };
+    (node(rng.u8(0..20)), row)
+}
+
+fn key(rng: &mut Rng, task: TaskId) -> (Box<str>, IdempotencyRow) {
+    let fingerprint = rng.u128(..).to_be_bytes();
+    let row = IdempotencyRow { task, fingerprint, at: Timestamp(rng.u64(..)), answer: None };
+    (format!("key-{}", rng.u8(..)).into(), row)
+}
+
 /// A store with a life behind it: written over two starts, much of it settled, and what is left.
 fn living(dir: &Path, rng: &mut Rng) -> Contents {
-    let mut contents = Contents::new();
+    let mut contents = Contents::default();
     for start in 0..2 {
         let store = Store::open(&settings(dir)).unwrap();
         let (opened, _) = store.recover(&mut drop, Box::new(drop)).unwrap();
@@ -95,7 +122,14 @@ fn living(dir: &Path, rng: &mut Rng) -> Contents {
                 // Most of them are not waited for.
                 let _ = reply.send(result);
             });
-            opened.committer.accept(Arc::new(task.clone()), Some(reply));
+            let key = (rng.u8(0..4) == 0).then(|| key(rng, task.id));
+            contents.idempotency.extend(key.clone());
+            opened.committer.accept(Arc::new(task.clone()), key, Some(reply));
+            if rng.u8(0..10) == 0 {
+                let (node, row) = replica(rng);
+                contents.replicas.insert(node.clone(), row.clone());
+                opened.committer.set_replica(node, Some(row), None);
+            }
             if n % 50 == 0 {
                 durable.blocking_recv().unwrap().unwrap();
             }
@@ -112,7 +146,7 @@ fn living(dir: &Path, rng: &mut Rng) -> Contents {
                     continue;
                 }
             }
-            contents.insert(task.id, (task, state));
+            contents.tasks.insert(task.id, (task, state));
         }
         close(opened);
     }
@@ -203,7 +237,7 @@ fn salvaged(dir: &Path, contents: &Contents) -> Option<usize> {
     assert_eq!(found.len() as u64, imported.tasks);
     for found in &found {
         // The end of the log may be gone: then it is what was there before. Values never change.
-        if let Some((task, _)) = contents.get(&found.header.id) {
+        if let Some((task, _)) = contents.tasks.get(&found.header.id) {
             assert_eq!(opened.reader.read(task.id).unwrap().as_ref(), Some(task));
         }
     }
@@ -231,7 +265,7 @@ fn start(dir: &Path, contents: &Contents) -> Outcome {
         Err(error) => return Outcome::Refused(whole(&error)),
     };
     let aside: Vec<_> = report.set_aside.damaged.iter().filter_map(Damage::task).collect();
-    let mut expected = contents.clone();
+    let mut expected = contents.tasks.clone();
     expected.retain(|id, _| !aside.contains(id));
     let ids: Vec<_> = found.iter().map(|task| task.header.id).collect();
     assert_eq!(ids, expected.keys().copied().collect::<Vec<_>>(), "{:?}", report.set_aside);
@@ -246,6 +280,16 @@ fn start(dir: &Path, contents: &Contents) -> Outcome {
         assert_eq!(opened.reader.read(written.id).unwrap().as_ref(), Some(written));
     }
     assert_eq!(superseded, report.set_aside.superseded);
+    for (node, row) in &opened.replicas {
+        assert_eq!(contents.replicas.get(node), Some(row));
+    }
+    for (key, row) in &opened.idempotency {
+        // Or an older one.
+        assert!(contents.idempotency.get(key).is_some_and(|newest| row.task <= newest.task));
+    }
+    // No ledger counts the keys, which may vanish.
+    let others = report.set_aside.damaged.len() - aside.len();
+    assert!(opened.replicas.len() + others >= contents.replicas.len());
     close(opened);
     if aside.is_empty() { Outcome::Whole } else { Outcome::SetAside }
 }
@@ -311,7 +355,7 @@ fn a_damaged_store_is_recovered_or_set_aside_or_refused() {
     eprintln!(
         "seeds {first}.. of {stores} stores: {recovered} whole, {set_aside} with tasks set aside, refused:"
     );
-    let all = contents.len();
+    let all = contents.tasks.len();
     eprintln!("{exports} of the refused could be exported, {exported} tasks; {all} were in each");
     refused.iter().for_each(|(why, times)| eprintln!("{times:5} {why}"));
 }

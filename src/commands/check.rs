@@ -26,7 +26,7 @@ pub(super) fn run(args: &CheckArgs) -> ExitCode {
 fn to_json(checked: &Checked) -> serde_json::Value {
     let repaired = checked.repaired.as_ref().map(|aside| {
         json!({
-            "tasks_set_aside": aside.damaged.len(),
+            "tasks_set_aside": aside.tasks(),
             "rows_set_aside": aside.rows,
             "file": aside.file,
             "deliveries_superseded": aside.superseded,
@@ -40,6 +40,8 @@ fn to_json(checked: &Checked) -> serde_json::Value {
         "tasks": checked.tasks,
         "value_bytes": checked.value_bytes,
         "dead_letters": checked.dead_letters,
+        "replicas": checked.replicas,
+        "idempotency_keys": checked.idempotency_keys,
         "orphans": checked.orphans,
         "quarantined_rows": checked.quarantined_rows,
         "problems": checked.problems,
@@ -54,6 +56,11 @@ fn to_text(checked: &Checked) -> String {
         format!("store: {store}, format {format}, commit {commit}"),
         format!("tasks: {tasks} whole, {value_bytes} bytes of values, {dead_letters} dead letters"),
     ];
+    let Checked { replicas, idempotency_keys, .. } = checked;
+    if replicas + idempotency_keys > 0 {
+        lines
+            .push(format!("beside them: {replicas} replicas, {idempotency_keys} idempotency keys"));
+    }
     if checked.orphans > 0 {
         let orphans = checked.orphans;
         lines.push(format!("orphans: {orphans} rows left by a crash; the next start removes them"));
@@ -70,7 +77,7 @@ fn to_text(checked: &Checked) -> String {
             if let Some(file) = &aside.file {
                 lines.push(format!(
                     "set aside: {} tasks, {} rows, in {}; {} older deliveries of their keys superseded",
-                    aside.damaged.len(),
+                    aside.tasks(),
                     aside.rows,
                     file.display(),
                     aside.superseded

@@ -175,6 +175,7 @@ impl Story {
             consistency,
             replicas: self.replicas.iter().map(|replica| replica.node.clone()).collect(),
             user_id: Some("demo".to_owned()),
+            trace: None,
         };
         let what = match (value, ttl) {
             (Some(value), None) => format!("SET {key} = {value:?}"),

@@ -141,6 +141,7 @@ mod tests {
             consistency,
             replicas: vec![Node::parse(node).unwrap()],
             user_id: None,
+            trace: None,
         }
     }
 

@@ -264,11 +264,11 @@ impl Core {
                     let _ =
                         reply.send(committed.map(|()| accepted).map_err(|_| Refusal::StoreFailed));
                 };
-                parts.committer.accept(task, Some(Box::new(answer)));
+                parts.committer.accept(task, None, Some(Box::new(answer)));
             }
             Consistency::Strong => {
                 self.open.insert(id, waiter.reply);
-                parts.committer.accept(task, None);
+                parts.committer.accept(task, None, None);
             }
         }
         self.act(now);

@@ -30,8 +30,13 @@ fn tell_set_aside(set_aside: &SetAside) {
     };
     let file = file.display();
     for damage in &set_aside.damaged {
-        let task = damage.task().map(tracing::field::display);
-        error!(task, %damage, %file, "a task cannot be read: it is set aside and not delivered");
+        let task = damage.task();
+        match task {
+            Some(task) => {
+                error!(%task, %damage, %file, "a task cannot be read: it is set aside and not delivered");
+            }
+            None => error!(%damage, %file, "a row that belongs to no task is set aside"),
+        }
     }
     let SetAside { rows, superseded, .. } = set_aside;
     error!(rows, superseded, %file, "rows were set aside; older writes of their keys are superseded, so that nothing stale follows a newer write");
@@ -116,6 +121,7 @@ fn restore(engine: &mut Engine, keys: &KeyHasher, clock: Clock, tasks: &Receiver
                 header.value_bytes,
                 &header.replicas,
                 header.user_id.as_deref(),
+                header.trace.as_ref(),
             ) as u64,
             accepted_at: header.accepted_at,
             progress: task.progress,

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::engine::KeyHasher;
 use crate::store::{Handed, Opened, Reader, Recovered, Store};
-use crate::task::{Cause, Node, Operation, Progress, Task, TaskId, Timestamp};
+use crate::task::{Cause, Consistency, Node, Operation, Progress, Task, TaskId, Timestamp};
 
 fn open(dir: &Path, clock: Clock, notify: store::Notify) -> (Opened, Vec<Recovered>) {
     let settings = store::Settings {
@@ -34,10 +34,12 @@ async fn put(opened: &Opened) -> Task {
         expires_at: None,
         replicas: vec![Node::parse("http://127.0.0.1:9").unwrap()],
         user_id: None,
+        consistency: Consistency::Eventual,
+        trace: None,
     };
     let (reply, durable) = oneshot::channel();
     let reply = Box::new(move |result| reply.send(result).unwrap());
-    opened.committer.accept(Arc::new(task.clone()), Some(reply));
+    opened.committer.accept(Arc::new(task.clone()), None, Some(reply));
     durable.await.unwrap().unwrap();
     task
 }
@@ -128,7 +130,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     let how = watched.borrow().clone();
     // The row as it was, so that its progress can be looked at.
     opened.reader.clear(task.id);
-    opened.committer.accept(Arc::new(row), None);
+    opened.committer.accept(Arc::new(row), None, None);
     let closed = opened.committer.close();
     drop(opened);
     let closed = closed.await.unwrap();

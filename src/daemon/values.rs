@@ -52,7 +52,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::task::{Operation, Timestamp};
+    use crate::task::{Consistency, Operation, Timestamp};
 
     fn task(id: u64, bytes: usize) -> Arc<Task> {
         Arc::new(Task {
@@ -64,6 +64,8 @@ mod tests {
             expires_at: None,
             replicas: vec![],
             user_id: None,
+            consistency: Consistency::Eventual,
+            trace: None,
         })
     }
 

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::{Client, Settings};
-use crate::task::{Node, Operation, Task, TaskId, Timestamp, Verdict};
+use crate::task::{Consistency, Node, Operation, Task, TaskId, Timestamp, Verdict};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const NOW: Timestamp = Timestamp(1_000_000_000);
@@ -135,6 +135,8 @@ fn set(key: &str, value: &'static [u8]) -> Task {
         expires_at: None,
         replicas: Vec::new(),
         user_id: None,
+        consistency: Consistency::Eventual,
+        trace: None,
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) fn write(body: &[u8], settings: &Settings) -> Result<Write, Problem> 
     text("primary_node", fields.primary_node)?;
     let user_id = user_id(fields.user_id)?;
     let (replicas, spelled) = replicas(fields.replica_nodes, settings.max_replicas)?;
-    let task = NewTask { key, operation, value, ttl, consistency, replicas, user_id };
+    let task = NewTask { key, operation, value, ttl, consistency, replicas, user_id, trace: None };
     Ok(Write { task, spelled })
 }
 

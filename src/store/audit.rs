@@ -4,21 +4,24 @@
 //! Only what is wrong is collected, so a million tasks cost no more memory than one, and every
 //! byte that is trusted later is checked here. A row whose task is gone is an orphan, left by a
 //! crash between two writes. Nothing is changed.
+//!
+//! Behind them come the two trees whose rows belong to no task. What is in them is collected, for
+//! whoever opens the store holds it in memory anyway.
 
 use super::database::Database;
 use super::error::{Damage, Failure};
 use super::keys::{self, Tree};
 use super::ledger::Tallies;
 use super::recover::Recovered;
-use super::rows::{self, Head, Nodes};
-use crate::task::{Progress, TaskId};
+use super::rows::{self, Head, IdempotencyRow, Nodes, ReplicaRow};
+use crate::task::{Node, Progress, TaskId};
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Depth {
     /// Everything.
     Whole,
-    /// No values, but what of a task is in their tree. For a second walk.
+    /// Tasks alone, and no values but what of a task is in their tree. For a second walk.
     WithoutValues,
 }
 
@@ -43,6 +46,15 @@ pub(super) struct Found {
     pub(super) orphans: Vec<(Tree, sled::IVec)>,
     /// What is not as it was written: of each task the first row.
     pub(super) damaged: Vec<Damage>,
+    /// What is kept beside the tasks.
+    pub(super) kept: Kept,
+}
+
+/// What is kept beside the tasks, in the order of the keys.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub(super) replicas: Vec<(Node, ReplicaRow)>,
+    pub(super) idempotency: Vec<(Box<str>, IdempotencyRow)>,
 }
 
 /// Hands every task that is whole to `each`, in order.
@@ -93,6 +105,9 @@ pub(super) fn walk(
             walk.without_task(tree, key);
         }
     }
+    if depth == Depth::Whole {
+        walk.kept()?;
+    }
     Ok(walk.found)
 }
 
@@ -122,7 +137,7 @@ impl Walk<'_> {
         let head = Head::read(key, row)?;
         let spilled = match self.depth {
             Depth::Whole => self.chunks(id, &head)?,
-            Depth::WithoutValues => self.envelope(id, &head)?,
+            Depth::WithoutValues => self.database.spilled(id, &head)?,
         };
         let envelope = spilled.as_deref().unwrap_or(head.bytes);
         let header = envelope
@@ -144,7 +159,7 @@ impl Walk<'_> {
             if *key != expected {
                 return Err(missing().into());
             }
-            let payload = chunk(&key, &row, head, number)?;
+            let payload = rows::chunk(&key, &row, head, number)?;
             if let Some(stream) = &mut spilled
                 && stream.len() < head.envelope
             {
@@ -155,24 +170,6 @@ impl Walk<'_> {
             Some((key, _)) => Err(rows::damage(Tree::Values, &key, "belongs to no value").into()),
             None => Ok(spilled),
         }
-    }
-
-    /// The stream up to the end of the envelope if that is not in the row itself.
-    fn envelope(&self, id: TaskId, head: &Head<'_>) -> Result<Option<Vec<u8>>, Failure> {
-        if head.envelope <= head.bytes.len() {
-            return Ok(None);
-        }
-        let mut stream = head.bytes.to_vec();
-        for (number, at) in (0..).take(head.chunks()).enumerate() {
-            if stream.len() >= head.envelope {
-                break;
-            }
-            let key = keys::of_chunk(id, at);
-            let row = self.database.values.get(key)?;
-            let row = row.ok_or_else(|| rows::damage(Tree::Values, &key, "is missing"))?;
-            stream.extend_from_slice(chunk(&key, &row, head, number)?);
-        }
-        Ok(Some(stream))
     }
 
     /// What each of the task's replicas has had. A dead letter counts more than the progress: its
@@ -203,11 +200,34 @@ impl Walk<'_> {
         entries.into_iter().collect::<Option<_>>().ok_or_else(lacks_letter)
     }
 
+    /// The rows that belong to no task.
+    fn kept(&mut self) -> Result<(), Failure> {
+        for row in self.database.tree(Tree::Replicas) {
+            let (key, row) = row?;
+            self.count(Tree::Replicas, &key, &row);
+            match replica(&key, &row) {
+                Ok(row) => self.found.kept.replicas.push(row),
+                Err(damage) => self.found.damaged.push(damage),
+            }
+        }
+        for row in self.database.tree(Tree::Idempotency) {
+            let (key, row) = row?;
+            self.count(Tree::Idempotency, &key, &row);
+            match idempotency(&key, &row) {
+                Ok(row) => self.found.kept.idempotency.push(row),
+                Err(damage) => self.found.damaged.push(damage),
+            }
+        }
+        Ok(())
+    }
+
     fn cursor(&mut self, tree: Tree) -> &mut Cursor {
         match tree {
             Tree::Progress => &mut self.progress,
             Tree::DeadLetters => &mut self.dead_letters,
-            Tree::Meta | Tree::Tasks | Tree::Values => &mut self.values,
+            Tree::Meta | Tree::Tasks | Tree::Values | Tree::Replicas | Tree::Idempotency => {
+                &mut self.values
+            }
         }
     }
 
@@ -245,7 +265,7 @@ impl Walk<'_> {
     }
 
     fn count(&mut self, tree: Tree, key: &[u8], row: &[u8]) {
-        let owner = keys::owner(key);
+        let owner = tree.owner(key);
         self.found.highest = self.found.highest.max(owner);
         self.found.live_bytes += (key.len() + row.len()) as u64;
         self.found.tallies.replace(tree, None, Some(row));
@@ -266,18 +286,20 @@ impl Walk<'_> {
     }
 }
 
-/// The payload of a chunk.
-fn chunk<'a>(
-    key: &[u8],
-    row: &'a [u8],
-    head: &Head<'_>,
-    number: usize,
-) -> Result<&'a [u8], Damage> {
-    let payload = rows::unseal(Tree::Values, key, row)?;
-    if payload.len() != head.chunk_bytes(number) {
-        return Err(rows::damage(Tree::Values, key, "has the wrong length"));
-    }
-    Ok(payload)
+fn replica(key: &[u8], row: &[u8]) -> Result<(Node, ReplicaRow), Damage> {
+    let tree = Tree::Replicas;
+    let row = rows::read_replica(rows::unseal(tree, key, row)?);
+    let row = row.ok_or_else(|| rows::damage(tree, key, "does not decode"))?;
+    let node = std::str::from_utf8(key).map_err(|_| no_such_key(tree, key))?;
+    Ok((Node::from_normal(node), row))
+}
+
+fn idempotency(key: &[u8], row: &[u8]) -> Result<(Box<str>, IdempotencyRow), Damage> {
+    let tree = Tree::Idempotency;
+    let row = rows::read_idempotency(rows::unseal(tree, key, row)?);
+    let row = row.ok_or_else(|| rows::damage(tree, key, "does not decode"))?;
+    let key = std::str::from_utf8(key).map_err(|_| no_such_key(tree, key))?;
+    Ok((key.into(), row))
 }
 
 fn no_such_key(tree: Tree, key: &[u8]) -> Damage {

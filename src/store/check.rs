@@ -21,7 +21,7 @@ use super::keys::{self, Tree};
 use super::ledger::Ledger;
 use super::migrate::{self, Migrated};
 use super::quarantine::{self, Quarantine, SetAside};
-use super::recover::{self, Missing};
+use super::recover::{self, Mended, Missing};
 use super::witness::{self, Testimony, Witness};
 use super::{Settings, barrier, commit, rows};
 use crate::task::TaskId;
@@ -43,6 +43,10 @@ pub struct Checked {
     pub value_bytes: u64,
     /// Dead letters among their deliveries.
     pub dead_letters: u64,
+    /// Replicas that something is known of.
+    pub replicas: u64,
+    /// Idempotency keys.
+    pub idempotency_keys: u64,
     /// Rows that a crash has left, which the next start removes: no damage.
     pub orphans: u64,
     /// Rows that were set aside before.
@@ -162,6 +166,8 @@ impl Copied {
         checked.tasks = found.tasks;
         checked.value_bytes = found.value_bytes;
         checked.dead_letters = found.dead_letters;
+        checked.replicas = found.kept.replicas.len() as u64;
+        checked.idempotency_keys = found.kept.idempotency.len() as u64;
         checked.orphans = found.orphans.len() as u64;
         checked.problems.extend(found.damaged.iter().map(ToString::to_string));
         checked.problems.extend(gone.map(|gone| gone.to_string()));
@@ -251,7 +257,7 @@ impl Copied {
         let mend = || {
             let database = Database::new(db)?;
             let quarantine = Quarantine::of(dir, &self.store, settings.now);
-            let (report, highest) =
+            let Mended { report, highest, .. } =
                 recover::mend(&database, &quarantine, Missing::Accept, &mut drop)?;
             // Above all that was ever used, as far as anyone can tell.
             let after = highest.map_or(0, |id| id.0.saturating_add(1));

@@ -6,8 +6,9 @@
 //! 1. **gather**: take what was handed in, up to [`MAX_BATCH_TASKS`] or [`MAX_BATCH_BYTES`];
 //! 2. **commit**: write the new tasks in the order in which they came, flush, give every caller
 //!    the same answer, and only then tell the daemon;
-//! 3. **settle**: if settlements have waited [`SETTLE_WITHIN`], write them. They ride with
-//!    the flush of the next batch; if none waits, they get one of their own.
+//! 3. **settle**: if settlements have waited [`SETTLE_WITHIN`], or someone waits for all that was
+//!    handed in before, write them. They ride with the flush of the next batch; if none waits, they
+//!    get one of their own.
 //!
 //! Between the last two a rewrite of the store gets its turn: see `rewrite.rs`.
 //!
@@ -21,6 +22,11 @@
 //! through, it goes on from the lowest; and what survives a crash is a
 //! prefix of what was written. So after a restart an older write may be repeated before a newer
 //! one, never after it.
+//!
+//! **What operators say of a replica takes its place among the new tasks**: a row that was handed in
+//! before a task is on disk before that task. A task's idempotency key is written right behind it,
+//! so a crash can leave a task without its key, never a key without its task; what is said of keys
+//! later rides with the settlements, and losing it means at most that a repeated write is not known.
 //!
 //! **A task is written before its settlement**, if it was handed in before: both come through one
 //! queue, and a turn writes its new tasks before its settlements.
@@ -42,8 +48,9 @@ use super::Files;
 use super::database::Database;
 use super::error::{CommitError, Failure, guarded};
 use super::rewrite::Rewriter;
+use super::rows::{IdempotencyRow, ReplicaRow};
 use crate::faults;
-use crate::task::{Progress, Task, TaskId};
+use crate::task::{Node, Progress, Task, TaskId};
 
 /// The most tasks that one flush covers: with more, the first of them wait longer for the others
 /// to be written (about 10 µs each) than the flush takes.
@@ -85,7 +92,7 @@ pub enum Event {
 /// Called by the committer's thread, which waits for it: hand the event on and return.
 pub type Notify = Box<dyn Fn(Event) + Send>;
 
-/// Takes the answer to [`Committer::accept`]. Called by the committer's thread, which waits for
+/// Takes the answer to [`Committer::accept`] and others. Called by the committer's thread, which waits for
 /// it: hand the answer on and return.
 pub type Reply = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
 
@@ -100,12 +107,33 @@ pub struct Committer {
 enum Order {
     Accept(Accept),
     Settle(TaskId, Settlement),
+    /// What is known of keys from now on, `None` to forget one.
+    Keys(Vec<KeyChange>),
+    Sync(Reply),
     Close(Reply),
 }
 
+type KeyChange = (Box<str>, Option<IdempotencyRow>);
+
+/// What is answered once it is durable.
 struct Accept {
-    task: Arc<Task>,
+    what: Accepted,
     reply: Option<Reply>,
+}
+
+enum Accepted {
+    Task(Arc<Task>, Option<(Box<str>, IdempotencyRow)>),
+    Replica(Node, Option<ReplicaRow>),
+}
+
+/// Who waits for all that was handed in before.
+struct Sync {
+    reply: Reply,
+    /// The last task with a settlement that was waiting then. Those of tasks up to it are written,
+    /// in the order of the ids, before those of later ones.
+    through: Option<TaskId>,
+    /// All of it is written, and lacks only a flush.
+    written: bool,
 }
 
 enum Settlement {
@@ -114,9 +142,38 @@ enum Settlement {
 }
 
 impl Committer {
-    /// Makes a task durable, then calls `reply`. A caller that stops waiting does not undo it.
-    pub fn accept(&self, task: Arc<Task>, reply: Option<Reply>) {
-        self.order(Order::Accept(Accept { task, reply }));
+    /// Makes a task durable, and behind it the row of the key that its client gave, then calls
+    /// `reply`. A caller that stops waiting does not undo it.
+    pub fn accept(
+        &self,
+        task: Arc<Task>,
+        idempotency: Option<(Box<str>, IdempotencyRow)>,
+        reply: Option<Reply>,
+    ) {
+        self.order(Order::Accept(Accept { what: Accepted::Task(task, idempotency), reply }));
+    }
+
+    /// Remembers what is said of a replica, or forgets it; calls `reply` once that is durable. It is
+    /// on disk before any task that is handed in later.
+    pub fn set_replica(&self, node: Node, row: Option<ReplicaRow>, reply: Option<Reply>) {
+        self.order(Order::Accept(Accept { what: Accepted::Replica(node, row), reply }));
+    }
+
+    /// Puts another row in the place of an idempotency key's. Nobody waits for it, as for a
+    /// settlement.
+    pub fn set_idempotency(&self, key: Box<str>, row: IdempotencyRow) {
+        self.order(Order::Keys(vec![(key, Some(row))]));
+    }
+
+    /// Forgets idempotency keys. Nobody waits for it, as for a settlement.
+    pub fn forget_idempotency(&self, keys: Vec<Box<str>>) {
+        self.order(Order::Keys(keys.into_iter().map(|key| (key, None)).collect()));
+    }
+
+    /// Calls `reply` once everything that was handed in before is durable, settlements included: for
+    /// what a person has ordered and must not come back after a crash.
+    pub fn sync(&self, reply: Reply) {
+        self.order(Order::Sync(reply));
     }
 
     /// Remembers what each replica has had of a task, one entry for each of its replicas; the
@@ -153,8 +210,8 @@ impl Order {
     fn refuse(self, error: CommitError) {
         match self {
             Self::Accept(accept) => answer(accept.reply, Err(error)),
-            Self::Close(reply) => answer(Some(reply), Err(error)),
-            Self::Settle(..) => {}
+            Self::Sync(reply) | Self::Close(reply) => answer(Some(reply), Err(error)),
+            Self::Settle(..) | Self::Keys(_) => {}
         }
     }
 }
@@ -197,16 +254,19 @@ struct Writer {
     notify: Notify,
     /// The end of the lease on disk.
     lease: TaskId,
-    /// New tasks of this turn.
+    /// New tasks of this turn, and what is said of replicas between them.
     batch: Vec<Accept>,
     /// The length of their keys and values, in bytes.
     batch_bytes: usize,
     /// Not written yet, the latest of each task.
     settlements: BTreeMap<TaskId, Settlement>,
-    /// When the first of them came.
+    /// What is to become of keys, not written yet, the latest of each.
+    key_changes: BTreeMap<Box<str>, Option<IdempotencyRow>>,
+    /// When the first of either came.
     waiting_since: Option<Instant>,
     /// Settlements were written after the last flush.
     unflushed: bool,
+    syncs: Vec<Sync>,
     /// No more is taken: this is the last turn.
     closing: Option<Closing>,
 }
@@ -225,8 +285,10 @@ impl Writer {
             batch: Vec::new(),
             batch_bytes: 0,
             settlements: BTreeMap::new(),
+            key_changes: BTreeMap::new(),
             waiting_since: None,
             unflushed: false,
+            syncs: Vec::new(),
             closing: None,
         }
     }
@@ -253,7 +315,7 @@ impl Writer {
             self.gather();
             if !self.batch.is_empty() {
                 self.commit()?;
-            } else if self.unflushed {
+            } else if self.unflushed || self.syncs.iter().any(|sync| sync.written) {
                 self.flush()?;
             }
             self.rewriter.turn(&mut self.database)?;
@@ -261,7 +323,7 @@ impl Writer {
                 self.settle()?;
             }
         }
-        while !self.settlements.is_empty() {
+        while self.settlements_wait().is_some() {
             self.settle()?;
         }
         faults::point("shutdown.settled");
@@ -286,13 +348,21 @@ impl Writer {
                 return;
             }
             match self.next() {
-                Ok(Order::Accept(accept)) => {
-                    self.batch_bytes += accept.task.key.len() + accept.task.value.len();
-                    self.batch.push(accept);
-                }
+                Ok(Order::Accept(accept)) => self.take(accept),
                 Ok(Order::Settle(id, settlement)) => {
                     self.settlements.insert(id, settlement);
                     self.waiting_since.get_or_insert_with(now);
+                }
+                Ok(Order::Keys(changes)) => {
+                    if !changes.is_empty() {
+                        self.waiting_since.get_or_insert_with(now);
+                    }
+                    self.key_changes.extend(changes);
+                }
+                Ok(Order::Sync(reply)) => {
+                    let through = self.settlements.last_key_value().map(|(id, _)| *id);
+                    let written = through.is_none() && self.key_changes.is_empty();
+                    self.syncs.push(Sync { reply, through, written });
                 }
                 Ok(Order::Close(reply)) => self.closing = Some(Some(reply)),
                 Err(RecvTimeoutError::Timeout) if self.batch.len() > alone_with => {
@@ -305,9 +375,21 @@ impl Writer {
         }
     }
 
+    fn take(&mut self, accept: Accept) {
+        if let Accepted::Task(task, key) = &accept.what {
+            self.batch_bytes += task.key.len() + task.value.len();
+            if let Some((key, _)) = key {
+                // Said of a former use of the key, and would be written over this one.
+                self.key_changes.remove(key);
+            }
+        }
+        self.batch.push(accept);
+    }
+
     /// The next order; waits for it only as long as there is nothing better to do.
     fn next(&self) -> Result<Order, RecvTimeoutError> {
-        let wait = if self.batch.is_empty() && !self.unflushed {
+        let idle = self.batch.is_empty() && !self.unflushed && self.syncs.is_empty();
+        let wait = if idle {
             self.settlements_wait().into_iter().chain(self.rewriter.wait()).min()
         } else {
             Some(Duration::ZERO)
@@ -318,12 +400,13 @@ impl Writer {
         }
     }
 
-    /// How much longer the settlements can wait for others; `None` if there are none.
+    /// How much longer settlements and changes of keys can wait for others; `None` if there are none.
     fn settlements_wait(&self) -> Option<Duration> {
         let since = self.waiting_since?;
-        Some(match self.settlements.len() {
-            ..=MAX_SETTLEMENTS => SETTLE_WITHIN.saturating_sub(since.elapsed()),
-            _ => Duration::ZERO,
+        let many = self.settlements.len().max(self.key_changes.len()) > MAX_SETTLEMENTS;
+        Some(match many || !self.syncs.is_empty() {
+            true => Duration::ZERO,
+            false => SETTLE_WITHIN.saturating_sub(since.elapsed()),
         })
     }
 
@@ -331,7 +414,11 @@ impl Writer {
     fn commit(&mut self) -> Result<(), Failure> {
         faults::point("commit.gathered");
         let begun = now();
-        let tasks: Vec<_> = self.batch.iter().map(|accept| accept.task.id).collect();
+        let id = |accept: &Accept| match &accept.what {
+            Accepted::Task(task, _) => Some(task.id),
+            Accepted::Replica(..) => None,
+        };
+        let tasks: Vec<_> = self.batch.iter().filter_map(id).collect();
         if let Some(&top) = tasks.iter().max()
             && top.0.saturating_add(RENEW) >= self.lease.0
         {
@@ -339,7 +426,15 @@ impl Writer {
             self.database.set_sequence(self.lease)?;
         }
         for accept in &self.batch {
-            self.database.insert(&accept.task)?;
+            match &accept.what {
+                Accepted::Task(task, key) => {
+                    self.database.insert(task)?;
+                    if let Some((key, row)) = key {
+                        self.database.set_idempotency(key, Some(row))?;
+                    }
+                }
+                Accepted::Replica(node, row) => self.database.set_replica(node, row.as_ref())?,
+            }
         }
         faults::point("commit.written");
         self.flush()?;
@@ -350,14 +445,20 @@ impl Writer {
             faults::point("commit.answered");
         }
         self.batch_bytes = 0;
-        (self.notify)(Event::Committed { tasks, took });
+        if !tasks.is_empty() {
+            (self.notify)(Event::Committed { tasks, took });
+        }
         Ok(())
     }
 
     /// Writes settlements, in the order of the tasks: all, or the first of them if that takes long.
-    /// See the invariant at the top.
+    /// See the invariant at the top. Then changes of keys, in the same way, but all of them if
+    /// someone waits for what came before: in their order, new ones could for ever come first.
     fn settle(&mut self) -> Result<(), Failure> {
-        if self.settlements.is_empty() {
+        if self.settlements.is_empty() && self.key_changes.is_empty() {
+            // The last of them was a key's, and the key is in use again.
+            self.waiting_since = None;
+            self.syncs.iter_mut().for_each(|sync| sync.written = true);
             return Ok(());
         }
         faults::point("settle.begun");
@@ -372,8 +473,20 @@ impl Writer {
                 break;
             }
         }
-        if self.settlements.is_empty() {
+        let begun = now();
+        while let Some((key, row)) = self.key_changes.pop_first() {
+            self.database.set_idempotency(&key, row.as_ref())?;
+            self.unflushed = true;
+            if self.syncs.is_empty() && begun.elapsed() >= SETTLE_FOR {
+                break;
+            }
+        }
+        let lowest = self.settlements.first_key_value().map(|(id, _)| *id);
+        if lowest.is_none() && self.key_changes.is_empty() {
             self.waiting_since = None;
+        }
+        for sync in &mut self.syncs {
+            sync.written |= lowest.is_none_or(|lowest| Some(lowest) > sync.through);
         }
         faults::point("settle.written");
         Ok(())
@@ -385,14 +498,18 @@ impl Writer {
         if std::mem::take(&mut self.unflushed) {
             faults::point("settle.flushed");
         }
+        for sync in self.syncs.extract_if(.., |sync| sync.written) {
+            (sync.reply)(Ok(()));
+        }
         Ok(())
     }
 
     /// Refuses everyone, for ever.
     fn fail(mut self, failure: &Failure) {
         const FAILED: CommitError = CommitError::StoreFailed;
-        for accept in self.batch.drain(..) {
-            answer(accept.reply, Err(FAILED));
+        let waiting = self.batch.drain(..).filter_map(|accept| accept.reply);
+        for reply in waiting.chain(self.syncs.drain(..).map(|sync| sync.reply)) {
+            reply(Err(FAILED));
         }
         (self.notify)(Event::Failed(failure.to_string().into()));
         let mut closing = self.closing.take();

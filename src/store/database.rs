@@ -19,15 +19,22 @@ use bytes::Bytes;
 use super::error::{Failure, guarded};
 use super::keys::{self, Tree};
 use super::ledger::{self, Ledger, Tallies};
-use super::rows::{self, Head, Nodes, Stream};
+use super::rows::{self, Head, Header, IdempotencyRow, Nodes, ReplicaRow, Stream};
 use super::witness::Witness;
 use crate::faults;
-use crate::task::{Progress, ReplicaIndex, Task, TaskId};
+use crate::task::{Node, Progress, ReplicaIndex, Task, TaskId};
 
 /// All trees, in the order in which a copy is made: a task's row comes before its values, as they
 /// are removed.
-pub(super) const TREES: [Tree; 5] =
-    [Tree::Meta, Tree::Tasks, Tree::Values, Tree::Progress, Tree::DeadLetters];
+pub(super) const TREES: [Tree; 7] = [
+    Tree::Meta,
+    Tree::Tasks,
+    Tree::Values,
+    Tree::Progress,
+    Tree::DeadLetters,
+    Tree::Replicas,
+    Tree::Idempotency,
+];
 
 /// sled and our trees in it.
 #[derive(Clone)]
@@ -38,6 +45,8 @@ pub(super) struct Database {
     pub(super) values: sled::Tree,
     pub(super) progress: sled::Tree,
     pub(super) dead_letters: sled::Tree,
+    replicas: sled::Tree,
+    idempotency: sled::Tree,
     /// Changed by one thread only, first recovery's, then the committer's.
     books: Arc<Mutex<Books>>,
 }
@@ -203,6 +212,8 @@ impl Database {
             values: tree(Tree::Values)?,
             progress: tree(Tree::Progress)?,
             dead_letters: tree(Tree::DeadLetters)?,
+            replicas: tree(Tree::Replicas)?,
+            idempotency: tree(Tree::Idempotency)?,
             db,
         })
     }
@@ -257,6 +268,8 @@ impl Database {
             Tree::Values => &self.values,
             Tree::Progress => &self.progress,
             Tree::DeadLetters => &self.dead_letters,
+            Tree::Replicas => &self.replicas,
+            Tree::Idempotency => &self.idempotency,
         }
     }
 
@@ -272,9 +285,13 @@ impl Database {
 
     /// Removes a row and gives it back.
     pub(super) fn take(&self, tree: Tree, key: &[u8]) -> Result<Option<sled::IVec>, Failure> {
-        self.begin_settling()?;
+        // What no ledger counts, none can miss.
+        if tree != Tree::Idempotency {
+            self.begin_settling()?;
+        }
         let mut books = self.books();
         let old = self.tree(tree).remove(key)?;
+        books.open = true;
         books.replaced(tree, key, old.as_deref(), None);
         Ok(old)
     }
@@ -306,6 +323,8 @@ impl Database {
             values: tree(Tree::Values)?,
             progress: tree(Tree::Progress)?,
             dead_letters: tree(Tree::DeadLetters)?,
+            replicas: tree(Tree::Replicas)?,
+            idempotency: tree(Tree::Idempotency)?,
             db,
         })
     }
@@ -394,6 +413,32 @@ impl Database {
         Ok(())
     }
 
+    /// Writes what is known of a replica, or forgets it.
+    pub(super) fn set_replica(&self, node: &Node, row: Option<&ReplicaRow>) -> Result<(), Failure> {
+        let key = keys::of_replica(node);
+        match row {
+            Some(row) => {
+                self.begin_settling()?;
+                self.put(Tree::Replicas, key, &rows::replica(row)?)?;
+            }
+            None => drop(self.take(Tree::Replicas, key)?),
+        }
+        Ok(())
+    }
+
+    /// Writes what is known of an idempotency key, or forgets it.
+    pub(super) fn set_idempotency(
+        &self,
+        key: &str,
+        row: Option<&IdempotencyRow>,
+    ) -> Result<(), Failure> {
+        match row {
+            Some(row) => self.put(Tree::Idempotency, key.as_bytes(), &rows::idempotency(row)?)?,
+            None => drop(self.take(Tree::Idempotency, key.as_bytes())?),
+        }
+        Ok(())
+    }
+
     /// Removes all that there is of a task, its own row first.
     pub(super) fn remove(&self, id: TaskId) -> Result<(), Failure> {
         let key = keys::of_task(id);
@@ -459,6 +504,44 @@ impl Database {
             expires_at: header.expires_at,
             replicas: header.replicas,
             user_id: header.user_id,
+            consistency: header.consistency,
+            trace: header.trace,
         }))
+    }
+
+    /// Reads a task without its value; `None` if it is not, or no longer, there.
+    pub(super) fn header(&self, id: TaskId, nodes: &mut Nodes) -> Result<Option<Header>, Failure> {
+        let key = keys::of_task(id);
+        let Some(row) = self.tasks.get(key)? else {
+            return Ok(None);
+        };
+        let head = Head::read(&key, &row)?;
+        let spilled = match self.spilled(id, &head) {
+            // As in `read`.
+            Err(_) if !self.tasks.contains_key(key)? => return Ok(None),
+            spilled => spilled?,
+        };
+        let envelope = spilled.as_deref().unwrap_or(head.bytes).get(..head.envelope);
+        let header = envelope.and_then(|envelope| rows::header(id, envelope, head.value, nodes));
+        let does_not_decode = || rows::damage(Tree::Tasks, &key, "does not decode");
+        Ok(Some(header.ok_or_else(does_not_decode)?))
+    }
+
+    /// The stream of a task up to the end of the envelope if that is not in its row itself.
+    pub(super) fn spilled(&self, id: TaskId, head: &Head<'_>) -> Result<Option<Vec<u8>>, Failure> {
+        if head.envelope <= head.bytes.len() {
+            return Ok(None);
+        }
+        let mut stream = head.bytes.to_vec();
+        for (number, at) in (0..).take(head.chunks()).enumerate() {
+            if stream.len() >= head.envelope {
+                break;
+            }
+            let key = keys::of_chunk(id, at);
+            let row = self.values.get(key)?;
+            let row = row.ok_or_else(|| rows::damage(Tree::Values, &key, "is missing"))?;
+            stream.extend_from_slice(rows::chunk(&key, &row, head, number)?);
+        }
+        Ok(Some(stream))
     }
 }

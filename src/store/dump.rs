@@ -1,85 +1,38 @@
 //! `replicator export` and `import`: a store as lines of JSON, and back.
 //!
 //! ```text
-//! {"export":1,"tasks":2,"next_id":1700000000000003}
+//! {"export":2,"tasks":2,"next_id":1700000000000003}
 //! {"task":1700000000000001,"key":"k","operation":"SET","value":"dg==", … ,"progress":[ … ]}
 //! {"task":1700000000000002, … }
-//! {"end":1,"tasks":2,"skipped":0}
+//! {"replica":"http://a:8080","first_used":1700000000000000000,"paused_since":null,"renamed_to":null}
+//! {"idempotency":"client's key","task":1700000000000002,"fingerprint":"00…", … ,"answer":null}
+//! {"end":1,"tasks":2,"skipped":0,"replicas":1,"idempotency_keys":1}
 //! ```
 //!
 //! The first line says how many tasks the store should hold, the last one how many came. Ids are
 //! kept, and the ids to come stay above `next_id`. An export works on a copy of the store and
 //! leaves out what it cannot read. An import makes a new store aside and names it last, so it is
-//! there whole or not at all.
+//! there whole or not at all. Exports of version 1, which knew of tasks alone, are imported as well.
 
 use std::cell::RefCell;
 use std::io::{BufRead, Write};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::audit::{self, Depth};
+use self::lines::{End, Head, Line};
+use super::audit::{self, Depth, Kept};
 use super::check::Copied;
 use super::database::{Database, open_sled};
 use super::directory::Directory;
 use super::error::{Failure, OpenError, guarded};
 use super::{CREATING, Settings, barrier, migrate};
-use crate::task::{
-    Cause, DeadLetter, Node, Operation, Progress, ReplicaIndex, Task, TaskId, Timestamp,
-};
+use crate::task::{Progress, TaskId};
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Head {
-    export: u32,
-    tasks: u64,
-    next_id: u64,
-}
+mod lines;
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Line {
-    task: u64,
-    key: String,
-    operation: Kind,
-    value: String,
-    accepted_at: u64,
-    expires_at: Option<u64>,
-    replicas: Vec<String>,
-    user_id: Option<String>,
-    progress: Vec<State>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct End {
-    end: u32,
-    tasks: u64,
-    skipped: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-enum Kind {
-    Set,
-    Delete,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "snake_case", deny_unknown_fields)]
-enum State {
-    Untouched,
-    Failed { failures: u32, error: String },
-    Delivered,
-    Superseded,
-    Dead { cause: String, failures: u32, error: String, since: u64 },
-    Doubted { since: u64 },
-    Resend,
-}
-
-const CAUSES: [Cause; 3] = [Cause::Rejected, Cause::GaveUp, Cause::RetryOverflow];
+/// The version of what is written here.
+const EXPORT: u32 = 2;
 
 /// What came of an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,7 +67,7 @@ fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Export
     let (mut ledger, _) = database.ledger();
     let expected = ledger.tallies.of(super::keys::Tree::Tasks).map_or(0, |tally| tally.rows);
     let next_id = next_id.map_or(0, |id| id.0);
-    write_line(out, &Head { export: 1, tasks: expected, next_id })?;
+    write_line(out, &Head { export: EXPORT, tasks: expected, next_id })?;
     let mut failed = None;
     let mut unread = Vec::new();
     let mut tasks = 0;
@@ -124,7 +77,7 @@ fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Export
                 return;
             }
             match database.read(recovered.header.id) {
-                Ok(Some(task)) => match write_line(out, &line(&task, &recovered.progress)) {
+                Ok(Some(task)) => match write_line(out, &lines::line(&task, &recovered.progress)) {
                     Ok(()) => tasks += 1,
                     Err(error) => failed = Some(error),
                 },
@@ -133,10 +86,12 @@ fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Export
             }
         })
     };
+    let mut kept = Kept::default();
     match guarded(walk) {
         Ok(found) => {
             exported.problems.extend(super::recover::gone(database, &found).map(|g| g.to_string()));
             exported.problems.extend(found.damaged.iter().map(ToString::to_string));
+            kept = found.kept;
         }
         Err(failure) => exported.problems.push(format!("nothing more can be read: {failure}")),
     }
@@ -145,7 +100,20 @@ fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Export
     }
     exported.problems.extend(unread);
     exported.tasks = tasks;
-    write_line(out, &End { end: 1, tasks, skipped: expected.saturating_sub(tasks) })?;
+    for (node, row) in &kept.replicas {
+        write_line(out, &lines::replica_line(node, row))?;
+    }
+    for (key, row) in &kept.idempotency {
+        write_line(out, &lines::key_line(key, row))?;
+    }
+    let end = End {
+        end: 1,
+        tasks,
+        skipped: expected.saturating_sub(tasks),
+        replicas: kept.replicas.len() as u64,
+        idempotency_keys: kept.idempotency.len() as u64,
+    };
+    write_line(out, &end)?;
     out.flush()?;
     Ok(exported)
 }
@@ -153,39 +121,6 @@ fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Export
 fn write_line(out: &mut dyn Write, line: &impl Serialize) -> std::io::Result<()> {
     serde_json::to_writer(&mut *out, line)?;
     out.write_all(b"\n")
-}
-
-fn line(task: &Task, progress: &[Progress]) -> Line {
-    let state = |progress: &Progress| match progress {
-        Progress::Untouched => State::Untouched,
-        Progress::Failed { failures, error } => {
-            State::Failed { failures: *failures, error: error.to_string() }
-        }
-        Progress::Delivered => State::Delivered,
-        Progress::Superseded => State::Superseded,
-        Progress::Dead(letter) => State::Dead {
-            cause: letter.cause.as_str().to_owned(),
-            failures: letter.failures,
-            error: letter.error.to_string(),
-            since: letter.since.0,
-        },
-        Progress::Doubted { since } => State::Doubted { since: since.0 },
-        Progress::Resend => State::Resend,
-    };
-    Line {
-        task: task.id.0,
-        key: task.key.clone(),
-        operation: match task.operation {
-            Operation::Set => Kind::Set,
-            Operation::Delete => Kind::Delete,
-        },
-        value: STANDARD.encode(&task.value),
-        accepted_at: task.accepted_at.0,
-        expires_at: task.expires_at.map(|end| end.0),
-        replicas: task.replicas.iter().map(|node| node.as_str().to_owned()).collect(),
-        user_id: task.user_id.clone(),
-        progress: progress.iter().map(state).collect(),
-    }
 }
 
 /// Why nothing was imported.
@@ -273,11 +208,12 @@ fn read_all(
     let database = Database::new(db)?;
     let mut lines = Lines { input, number: 0 };
     let head: Head = lines.next()?.ok_or_else(|| lines.wrong("the file is empty"))?;
-    if head.export != 1 {
+    if !(1..=EXPORT).contains(&head.export) {
         return Err(lines.wrong("it is an export in a format that this binary does not know"));
     }
     let mut last = None;
-    let mut tasks = 0;
+    let (mut last_node, mut last_key) = (None, None);
+    let (mut tasks, mut replicas, mut idempotency_keys) = (0, 0, 0);
     loop {
         let text = lines.text()?;
         let text = text.ok_or_else(|| lines.wrong("the file ends without its last line"))?;
@@ -287,6 +223,13 @@ fn read_all(
                 return Err(
                     lines.wrong(&format!("{} tasks are announced and {tasks} came", end.tasks))
                 );
+            }
+            if (end.replicas, end.idempotency_keys) != (replicas, idempotency_keys) {
+                return Err(lines.wrong(&format!(
+                    "{} replicas and {} idempotency keys are announced, {replicas} and \
+                     {idempotency_keys} came",
+                    end.replicas, end.idempotency_keys
+                )));
             }
             if lines.text()?.is_some() {
                 return Err(lines.wrong("something follows the last line"));
@@ -299,8 +242,29 @@ fn read_all(
             database.flush()?;
             return Ok(Imported { tasks, skipped: end.skipped });
         }
+        if text.starts_with("{\"replica\"") {
+            let (node, row) =
+                lines::replica(lines.parse(&text)?).map_err(|what| lines.wrong(&what))?;
+            if last_node.as_ref().is_some_and(|last| node <= *last) {
+                return Err(lines.wrong("\"replica\" must be greater than in the line before"));
+            }
+            database.set_replica(&node, Some(&row))?;
+            last_node = Some(node);
+            replicas += 1;
+            continue;
+        }
+        if text.starts_with("{\"idempotency\"") {
+            let (key, row) = lines::key(lines.parse(&text)?).map_err(|what| lines.wrong(&what))?;
+            if last_key.as_ref().is_some_and(|last| key <= *last) {
+                return Err(lines.wrong("\"idempotency\" must be greater than in the line before"));
+            }
+            database.set_idempotency(&key, Some(&row))?;
+            last_key = Some(key);
+            idempotency_keys += 1;
+            continue;
+        }
         let line: Line = lines.parse(&text)?;
-        let (task, progress) = task(line).map_err(|what| lines.wrong(&what))?;
+        let (task, progress) = lines::task(line).map_err(|what| lines.wrong(&what))?;
         if last.is_some_and(|last| task.id <= last) {
             return Err(lines.wrong("\"task\" must be greater than in the line before"));
         }
@@ -345,55 +309,6 @@ impl Lines<'_> {
     fn parse<T: for<'de> Deserialize<'de>>(&self, text: &str) -> Result<T, Wrong> {
         serde_json::from_str(text).map_err(|error| self.wrong(&error.to_string()))
     }
-}
-
-fn task(line: Line) -> Result<(Task, Vec<Progress>), String> {
-    if matches!(&*line.key, "" | "." | "..") {
-        return Err(format!("\"key\" must not be {:?}", line.key));
-    }
-    let parse = |text: &String| Node::parse(text).map_err(|why| format!("\"replicas\": {why}"));
-    let replicas = line.replicas.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-    if replicas.is_empty() || u16::try_from(replicas.len()).map(ReplicaIndex).is_err() {
-        return Err("\"replicas\" must name 1 to 65535 nodes".to_owned());
-    }
-    if line.progress.len() != replicas.len() {
-        return Err("\"progress\" must have an entry for each of \"replicas\"".to_owned());
-    }
-    let value = STANDARD.decode(&line.value).map_err(|why| format!("\"value\": {why}"))?;
-    let operation = match line.operation {
-        Kind::Set => Operation::Set,
-        Kind::Delete if value.is_empty() => Operation::Delete,
-        Kind::Delete => return Err("\"value\" must be empty for a DELETE".to_owned()),
-    };
-    let progress = line.progress.into_iter().map(progress).collect::<Result<_, _>>()?;
-    let task = Task {
-        id: TaskId(line.task),
-        key: line.key,
-        operation,
-        value: value.into(),
-        accepted_at: Timestamp(line.accepted_at),
-        expires_at: line.expires_at.map(Timestamp),
-        replicas,
-        user_id: line.user_id,
-    };
-    Ok((task, progress))
-}
-
-fn progress(state: State) -> Result<Progress, String> {
-    Ok(match state {
-        State::Untouched => Progress::Untouched,
-        State::Failed { failures, error } => Progress::Failed { failures, error: error.into() },
-        State::Delivered => Progress::Delivered,
-        State::Superseded => Progress::Superseded,
-        State::Doubted { since } => Progress::Doubted { since: Timestamp(since) },
-        State::Resend => Progress::Resend,
-        State::Dead { cause, failures, error, since } => {
-            let known = CAUSES.into_iter().find(|known| known.as_str() == cause);
-            let cause = known.ok_or_else(|| format!("\"cause\" {cause:?} is not known"))?;
-            let (error, since) = (error.into(), Timestamp(since));
-            Progress::Dead(DeadLetter { cause, failures, error, since })
-        }
-    })
 }
 
 #[cfg(test)]

@@ -231,7 +231,7 @@ impl Damage {
     /// The task that the row belongs to, if its key says so.
     #[must_use]
     pub fn task(&self) -> Option<TaskId> {
-        super::keys::owner(&self.key).filter(|_| self.tree != Tree::Meta)
+        self.tree.owner(&self.key)
     }
 }
 

@@ -7,10 +7,12 @@
 //! | `values` | task, number of the chunk from 0 | 8 + 4 |
 //! | `progress` | task | 8 |
 //! | `dead_letters` | task, replica index | 8 + 2 |
+//! | `replicas` | the address of a replica, in its normal form | up to 1024 |
+//! | `idempotency` | the key that a client gave | up to 255 |
 
 use std::fmt;
 
-use crate::task::{ReplicaIndex, TaskId};
+use crate::task::{Node, ReplicaIndex, TaskId};
 
 /// `meta`: the version of the format, a `u32`.
 pub(super) const FORMAT_VERSION: &[u8] = b"format_version";
@@ -21,6 +23,9 @@ pub(super) const LEDGER: &[u8] = b"ledger";
 /// `meta`: the number of the ledger behind which settlements were begun, a `u64`.
 pub(super) const SETTLING: &[u8] = b"settling";
 
+/// The longest key of `idempotency`: the shortest limit that clients of such keys expect anywhere.
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
+
 /// One of the trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tree {
@@ -29,6 +34,8 @@ pub(super) enum Tree {
     Values,
     Progress,
     DeadLetters,
+    Replicas,
+    Idempotency,
 }
 
 impl Tree {
@@ -40,13 +47,15 @@ impl Tree {
             Self::Values => "values",
             Self::Progress => "progress",
             Self::DeadLetters => "dead_letters",
+            Self::Replicas => "replicas",
+            Self::Idempotency => "idempotency",
         }
     }
 
     /// How long a key in it is; 0 where they differ.
     pub(super) fn key_bytes(self) -> usize {
         match self {
-            Self::Meta => 0,
+            Self::Meta | Self::Replicas | Self::Idempotency => 0,
             Self::Tasks | Self::Progress => 8,
             Self::Values => 12,
             Self::DeadLetters => 10,
@@ -61,7 +70,22 @@ impl Tree {
             Self::Values => b'v',
             Self::Progress => b'p',
             Self::DeadLetters => b'd',
+            Self::Replicas => b'r',
+            Self::Idempotency => b'i',
         }
+    }
+
+    /// Whether its rows belong to tasks, whose ids their keys begin with.
+    pub(super) fn is_of_tasks(self) -> bool {
+        match self {
+            Self::Tasks | Self::Values | Self::Progress | Self::DeadLetters => true,
+            Self::Meta | Self::Replicas | Self::Idempotency => false,
+        }
+    }
+
+    /// Whose row this is in it, if its rows belong to tasks.
+    pub(super) fn owner(self, key: &[u8]) -> Option<TaskId> {
+        owner(key).filter(|_| self.is_of_tasks())
     }
 }
 
@@ -93,6 +117,11 @@ pub(super) fn of_dead_letter(id: TaskId, replica: ReplicaIndex) -> [u8; 10] {
     task.copy_from_slice(&of_task(id));
     rest.copy_from_slice(&replica.0.to_be_bytes());
     key
+}
+
+/// The key of a replica in `replicas`.
+pub(super) fn of_replica(node: &Node) -> &[u8] {
+    node.as_str().as_bytes()
 }
 
 /// The task of a key in `tasks` or `progress`; `None` if no such key was ever written.

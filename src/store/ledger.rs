@@ -3,7 +3,7 @@
 //! A row that is there proves itself by its checksum; one that is not there proves nothing. And
 //! sled takes a damaged message in its log for the end of an interrupted write: what follows in
 //! that segment, or in the whole log, is dropped in silence. So the store counts. For each tree
-//! that holds a row a task, the ledger has the number of rows and the sum of their checksums,
+//! that is counted, the ledger has the number of rows and the sum of their checksums,
 //! updated with every row that is written or removed, and written as a row itself at the end of
 //! every commit, with the number of that commit and the highest task in it:
 //!
@@ -19,7 +19,13 @@
 //!   ledger says yet, so nothing can be demanded then. It takes a cut within one write of sled's
 //!   for that: settlements reach the disk together with the ledger that follows them.
 //!
-//! Chunks of values need no count: their task says how many there are.
+//! The rows of `replicas` are counted too, as a pause that vanished would be a replica that is
+//! written to again, and a rename that vanished the writes of one replica sent to another. They
+//! change like settlements, behind the marker.
+//!
+//! Chunks of values need no count: their task says how many there are. Idempotency keys have none: one
+//! that vanished lets a write be repeated, which the contract allows, and that is no reason to refuse
+//! to start.
 //!
 //! A loss of the log's end takes ledger and rows together. Against that there is the
 //! [`witness`](super::witness).
@@ -32,7 +38,8 @@ use super::rows;
 use crate::task::TaskId;
 
 /// The trees that are counted, in the order of their tallies.
-pub(super) const COUNTED: [Tree; 3] = [Tree::Tasks, Tree::Progress, Tree::DeadLetters];
+pub(super) const COUNTED: [Tree; 4] =
+    [Tree::Tasks, Tree::Progress, Tree::DeadLetters, Tree::Replicas];
 
 /// What a tree holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +64,7 @@ impl Tally {
 
 /// What the trees together hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tallies([Tally; 3]);
+pub(super) struct Tallies([Tally; 4]);
 
 impl Tallies {
     /// That of a tree; `None` if it is not counted.
@@ -109,7 +116,7 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// As it lies in `meta`: eight big endian numbers.
+    /// As it lies in `meta`: ten big endian numbers.
     pub(super) fn payload(&self) -> Vec<u8> {
         let tallies = self.tallies.0.iter().flat_map(|tally| [tally.rows, tally.sum]);
         let numbers = [self.number, self.highest.0].into_iter().chain(tallies);
@@ -126,7 +133,11 @@ impl Ledger {
         if !rest.is_empty() || !odd.is_empty() {
             return None;
         }
-        let tallies = tallies.iter().map(|&[rows, sum]| Tally { rows, sum }).collect::<Vec<_>>();
+        let mut tallies: Vec<_> = tallies.iter().map(|&[rows, sum]| Tally { rows, sum }).collect();
+        if tallies.len() == 3 {
+            // Of format 2, which is looked at before it is brought up to date.
+            tallies.push(Tally::default());
+        }
         let tallies = Tallies(tallies.try_into().ok()?);
         Some(Self { number, highest: TaskId(highest), tallies })
     }
@@ -159,21 +170,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ledger_is_eight_numbers_and_comes_back() {
+    fn a_ledger_is_ten_numbers_and_comes_back() {
         let tallies = Tallies::default();
         let mut ledger = Ledger { number: 3, highest: TaskId(7), tallies };
         let row = rows::seal(Tree::Tasks, b"k", b"payload");
         ledger.tallies.of(Tree::Tasks).unwrap().add(&row);
         let sum = u32::from_be_bytes(row[1..5].try_into().unwrap());
         let payload = ledger.payload();
-        let mut golden = [0u8; 64];
+        let mut golden = [0u8; 80];
         golden[7] = 3;
         golden[15] = 7;
         golden[23] = 1;
         golden[28..32].copy_from_slice(&sum.to_be_bytes());
         assert_eq!(payload, golden);
         assert_eq!(Ledger::read(&payload), Some(ledger));
-        for wrong in [&payload[..63], &[&payload[..], &[0; 8]].concat(), &[]] {
+        // Of format 2.
+        assert_eq!(Ledger::read(&payload[..64]), Some(ledger));
+        for wrong in [&payload[..63], &payload[..72], &[&payload[..], &[0; 16]].concat(), &[]] {
             assert_eq!(Ledger::read(wrong), None);
         }
     }

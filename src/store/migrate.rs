@@ -8,6 +8,8 @@
 mod v0001_initial;
 #[path = "../../migrations/v0002_ledger.rs"]
 mod v0002_ledger;
+#[path = "../../migrations/v0003_operators.rs"]
+mod v0003_operators;
 
 use super::error::Failure;
 use super::keys::{self, Tree};
@@ -17,7 +19,7 @@ use crate::faults;
 type Step = fn(&sled::Db) -> sled::Result<()>;
 
 /// The n-th leads to version n; a store that was just made has version 0.
-const STEPS: &[Step] = &[v0001_initial::run, v0002_ledger::run];
+const STEPS: &[Step] = &[v0001_initial::run, v0002_ledger::run, v0003_operators::run];
 
 /// What came of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,6 +43,7 @@ pub(super) fn run(db: &sled::Db) -> Result<Migrated, Failure> {
 /// Counts the rows anew, for a store whose ledger cannot be read.
 pub(super) fn count_anew(db: &sled::Db) -> Result<(), Failure> {
     v0002_ledger::run(db)?;
+    v0003_operators::run(db)?;
     Ok(())
 }
 
@@ -148,7 +151,7 @@ mod tests {
             assert_eq!(version(&meta).unwrap(), 1);
         }
         assert_eq!(run(&db).unwrap(), Migrated::Done);
-        assert_eq!(version(&meta).unwrap(), 2);
+        assert_eq!(version(&meta).unwrap(), 3);
         assert_eq!(Ledger::load(&meta).unwrap(), Some(ledger));
     }
 
@@ -156,7 +159,7 @@ mod tests {
     fn a_store_of_a_newer_release_is_left_alone() {
         let db = memory();
         set_version(&db.open_tree("meta").unwrap(), 7).unwrap();
-        let newer = Migrated::Newer { found: 7, known: 2 };
+        let newer = Migrated::Newer { found: 7, known: 3 };
         assert_eq!(run(&db).unwrap(), newer);
         assert_eq!(db.tree_names().len(), 2);
     }

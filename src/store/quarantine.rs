@@ -14,6 +14,10 @@
 //! {"task":12,"tree":"values","key":"000000000000000c00000001","row":"AQ…","damage":"fails its checksum"}
 //! ```
 //!
+//! A damaged row that is kept beside the tasks, of a replica or an idempotency key, is set aside by
+//! itself: `task` is null. Without it the replica is one that was never paused or renamed, and the
+//! key one that was never given.
+//!
 //! `key` is hexadecimal, `row` is base64 of frame and payload, as `rows.rs` describes them. A
 //! crash between the file and the removal leaves the rows in two files.
 //!
@@ -57,12 +61,20 @@ pub(super) struct Quarantine {
 pub struct SetAside {
     /// The file that holds it; `None` if nothing was.
     pub file: Option<PathBuf>,
-    /// What was wrong, one entry a task.
+    /// What was wrong, one entry a task, and one a row that belongs to none.
     pub damaged: Vec<Damage>,
     /// Rows in the file.
     pub rows: u64,
     /// Older deliveries that were superseded for the sake of the order.
     pub superseded: u64,
+}
+
+impl SetAside {
+    /// How many tasks are among it.
+    #[must_use]
+    pub fn tasks(&self) -> usize {
+        self.damaged.iter().filter(|damage| damage.task().is_some()).count()
+    }
 }
 
 impl Quarantine {
@@ -93,7 +105,7 @@ impl Quarantine {
             for (tree, key, row) in rows_of(database, damage)? {
                 let what = (tree == damage.tree && *key == *damage.key).then_some(damage.what);
                 let line = json!({
-                    "task": keys::owner(&key).map(|id| id.0),
+                    "task": tree.owner(&key).map(|id| id.0),
                     "tree": tree.name(),
                     "key": keys::hex(&key),
                     "row": STANDARD.encode(&row),
@@ -158,7 +170,7 @@ type Row = (Tree, sled::IVec, sled::IVec);
 
 /// All rows of the damaged task; of a row without an owner, that row.
 fn rows_of(database: &Database, damage: &Damage) -> Result<Vec<Row>, Failure> {
-    let (trees, prefix) = match keys::owner(&damage.key) {
+    let (trees, prefix) = match damage.task() {
         Some(id) if damage.key.len() == damage.tree.key_bytes() => {
             let trees = &[Tree::Tasks, Tree::Values, Tree::Progress, Tree::DeadLetters][..];
             (trees, keys::of_task(id).to_vec())
@@ -179,7 +191,7 @@ fn rows_of(database: &Database, damage: &Damage) -> Result<Vec<Row>, Failure> {
 
 /// Supersedes what older tasks of the same keys have left for the same replicas.
 fn supersede_older(database: &Database, damaged: &[Damage]) -> Result<u64, Failure> {
-    let gone: BTreeSet<_> = damaged.iter().filter_map(|damage| keys::owner(&damage.key)).collect();
+    let gone: BTreeSet<_> = damaged.iter().filter_map(Damage::task).collect();
     let mut last: BTreeMap<(String, Node), TaskId> = BTreeMap::new();
     for &id in &gone {
         if let Some(Header { key, replicas, .. }) = rows::guess_header(database, id)? {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Files;
-use super::error::{ReadError, guarded};
+use super::error::{Failure, ReadError, guarded};
+use super::rows::{Header, Nodes};
 use crate::task::{Task, TaskId};
 
 /// A way to read. Cheap to clone; the data directory stays locked until the last one is dropped.
@@ -24,6 +25,32 @@ impl Reader {
     /// stops the committer.
     pub fn read(&self, id: TaskId) -> Result<Option<Task>, ReadError> {
         guarded(|| Ok(self.files.database().read(id)?))
+    }
+
+    /// Reads a task without its value; `None` if it is settled and removed. Blocks on the disk: a
+    /// single row, unless the key or the list of replicas is longer than that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub fn header(&self, id: TaskId) -> Result<Option<Header>, ReadError> {
+        guarded(|| Ok(self.files.database().header(id, &mut Nodes::default())?))
+    }
+
+    /// Reads tasks without their values, one entry for each of `ids`; `None` also for one that
+    /// cannot be read whole. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// A [`ReadError`] if the database fails.
+    pub fn headers(&self, ids: &[TaskId]) -> Result<Vec<Option<Header>>, ReadError> {
+        let mut nodes = Nodes::default();
+        let database = self.files.database();
+        let header = |&id| match database.header(id, &mut nodes) {
+            Err(Failure::Damaged(_)) => Ok(None),
+            header => Ok(header?),
+        };
+        guarded(|| ids.iter().map(header).collect())
     }
 
     /// The size of the store's file in bytes, as the committer has last seen it; 0 where the

@@ -5,9 +5,10 @@
 //! aside, what crashes have left is removed, and the tasks are handed over in a second walk, which
 //! leaves out the values.
 
-use super::audit::{self, Depth, Found};
+use super::audit::{self, Depth, Found, Kept};
 use super::database::Database;
 use super::error::{Failure, Gone};
+use super::keys::Tree;
 use super::quarantine::{Quarantine, SetAside};
 use super::rows::Header;
 use crate::faults;
@@ -71,8 +72,16 @@ pub(super) enum Missing {
     Accept,
 }
 
+/// What is there once the store is in order.
+pub(super) struct Mended {
+    pub(super) report: RecoveryReport,
+    /// The highest task that any row has.
+    pub(super) highest: Option<TaskId>,
+    pub(super) kept: Kept,
+}
+
 /// Brings the store into order: compares it with the ledger, sets aside what cannot be read, and
-/// removes what crashes have left. Says which task is the highest that any row has.
+/// removes what crashes have left.
 ///
 /// Every task that is whole goes to `each`, and they are what there is, unless something was set
 /// aside: that can change others.
@@ -81,7 +90,7 @@ pub(super) fn mend(
     quarantine: &Quarantine,
     missing: Missing,
     each: &mut dyn FnMut(Recovered),
-) -> Result<(RecoveryReport, Option<TaskId>), Failure> {
+) -> Result<Mended, Failure> {
     let mut found = audit::walk(database, Depth::Whole, each)?;
     if missing == Missing::Refuse
         && let Some(gone) = gone(database, &found)
@@ -96,7 +105,7 @@ pub(super) fn mend(
         faults::point("recover.orphan-removed");
     }
     let orphans_removed = found.orphans.len() as u64;
-    let Found { tasks, value_bytes, dead_letters, highest, .. } = found;
+    let Found { tasks, value_bytes, dead_letters, highest, kept, .. } = found;
     let report = RecoveryReport {
         tasks,
         value_bytes,
@@ -105,7 +114,7 @@ pub(super) fn mend(
         set_aside,
         ..RecoveryReport::default()
     };
-    Ok((report, highest))
+    Ok(Mended { report, highest, kept })
 }
 
 /// Hands every task to `each` once more, in order, and counts them anew in the report.
@@ -126,7 +135,7 @@ pub(super) fn hand_over_anew(
 pub(super) fn gone(database: &Database, found: &Found) -> Option<Gone> {
     let (ledger, binding) = database.ledger();
     // Where a row is damaged, the checksum in it may be what is damaged: then only rows count.
-    let sums = found.damaged.is_empty();
+    let sums = !found.damaged.iter().any(|damage| damage.tree != Tree::Idempotency);
     let differ = ledger.tallies.differ(&found.counted, sums).filter(|_| binding)?;
     Some(Gone(differ))
 }

@@ -391,3 +391,6 @@ fn died() -> Failure {
 fn now() -> Instant {
     Instant::now()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! What stands in a row, byte by byte; the only file that names bincode.
+//! What stands in a row, byte by byte; with `rows/` the only place that names bincode.
 //!
 //! ```text
 //! row      = version (1 byte, now 1) · checksum (4, big endian) · payload
@@ -16,6 +16,11 @@
 //! about 4 KiB: sled keeps some 16 rows in a leaf, and a leaf over 128 KiB would go to a file of
 //! its own that it never syncs.
 //!
+//! The envelope is that of format 2, and where there is more to say than was said then, an
+//! [`EnvelopeMore`] behind it. A task that has nothing of it is the same bytes in both formats, and
+//! a row of format 2 is read as one that has nothing: eventual, and of no trace. Format 2 itself
+//! took bytes behind its envelope for damage, so nothing that it wrote can be misread.
+//!
 //! For the same reason the texts of errors are cut to fit when they are written.
 
 use std::collections::HashMap;
@@ -27,7 +32,14 @@ use bincode::{BorrowDecode, Encode};
 use super::database::Database;
 use super::error::{Damage, Failure};
 use super::keys::Tree;
-use crate::task::{Cause, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp};
+use crate::task::{
+    Cause, Consistency, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp, Trace,
+};
+
+mod kept;
+
+pub use kept::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+pub(super) use kept::{idempotency, read_idempotency, read_replica, replica};
 
 const ROW_VERSION: u8 = 1;
 const FRAME_BYTES: usize = 5;
@@ -116,6 +128,23 @@ struct EnvelopeRow<'a> {
     user_id: Option<&'a str>,
 }
 
+/// What format 3 knows of a task beyond [`EnvelopeRow`]; not there for an eventual write of no
+/// trace.
+#[derive(Encode, BorrowDecode)]
+struct EnvelopeMore<'a> {
+    consistency: u8,
+    trace: Option<TraceRow<'a>>,
+}
+
+#[derive(Encode, BorrowDecode)]
+struct TraceRow<'a> {
+    parent: &'a str,
+    state: Option<&'a str>,
+}
+
+const EVENTUAL: u8 = 0;
+const STRONG: u8 = 1;
+
 const SET: u8 = 0;
 const DELETE: u8 = 1;
 
@@ -139,7 +168,20 @@ impl<'a> Stream<'a> {
             replicas: task.replicas.iter().map(Node::as_str).collect(),
             user_id: task.user_id.as_deref(),
         };
-        Ok(Self { envelope: encode(envelope)?, value: &task.value })
+        let mut envelope = encode(envelope)?;
+        if task.consistency != Consistency::Eventual || task.trace.is_some() {
+            envelope.extend(encode(EnvelopeMore {
+                consistency: match task.consistency {
+                    Consistency::Eventual => EVENTUAL,
+                    Consistency::Strong => STRONG,
+                },
+                trace: task
+                    .trace
+                    .as_ref()
+                    .map(|trace| TraceRow { parent: &trace.parent, state: trace.state.as_deref() }),
+            })?);
+        }
+        Ok(Self { envelope, value: &task.value })
     }
 
     /// The payload of the row in `tasks`.
@@ -219,6 +261,20 @@ impl<'a> Head<'a> {
     }
 }
 
+/// The payload of the chunk with this number.
+pub(super) fn chunk<'a>(
+    key: &[u8],
+    row: &'a [u8],
+    head: &Head<'_>,
+    number: usize,
+) -> Result<&'a [u8], Damage> {
+    let payload = unseal(Tree::Values, key, row)?;
+    if payload.len() != head.chunk_bytes(number) {
+        return Err(damage(Tree::Values, key, "has the wrong length"));
+    }
+    Ok(payload)
+}
+
 /// An accepted write without its value: what recovery hands over, so that the values of a large
 /// queue need not fit into memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,6 +293,10 @@ pub struct Header {
     pub replicas: Vec<Node>,
     /// Whose write this is.
     pub user_id: Option<String>,
+    /// What the client waited for; eventual for a task from before format 3, which did not say.
+    pub consistency: Consistency,
+    /// The trace that it belongs to.
+    pub trace: Option<Trace>,
     /// How long the value is, in bytes.
     pub value_bytes: usize,
 }
@@ -248,7 +308,12 @@ pub(super) fn header(
     value_bytes: usize,
     nodes: &mut Nodes,
 ) -> Option<Header> {
-    let row: EnvelopeRow<'_> = decode(envelope)?;
+    let (row, read) =
+        bincode::borrow_decode_from_slice::<EnvelopeRow<'_>, _>(envelope, BINCODE).ok()?;
+    let more = match envelope.get(read..)? {
+        [] => EnvelopeMore { consistency: EVENTUAL, trace: None },
+        more => decode(more)?,
+    };
     Some(Header {
         id,
         key: row.key.to_owned(),
@@ -261,6 +326,14 @@ pub(super) fn header(
         expires_at: row.expires_at.map(Timestamp),
         replicas: row.replicas.iter().map(|text| nodes.get(text)).collect(),
         user_id: row.user_id.map(str::to_owned),
+        consistency: match more.consistency {
+            EVENTUAL => Consistency::Eventual,
+            STRONG => Consistency::Strong,
+            _ => return None,
+        },
+        trace: more
+            .trace
+            .map(|trace| Trace { parent: trace.parent.into(), state: trace.state.map(Box::from) }),
         value_bytes,
     })
 }

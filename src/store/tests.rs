@@ -1,13 +1,12 @@
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
-use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use super::keys::Tree;
 use super::*;
-use crate::task::{Cause, DeadLetter, Node, Operation, Progress, Task};
+use crate::task::{Cause, Consistency, DeadLetter, Node, Operation, Progress, Task, Trace};
+
+mod model;
 
 pub(super) fn settings(dir: &Path) -> Settings {
     Settings {
@@ -48,6 +47,11 @@ pub(super) fn close(opened: Opened) {
     closed.blocking_recv().unwrap().unwrap();
 }
 
+/// Ends the writing alone.
+fn close_but_keep(opened: &Opened) {
+    opened.committer.close().blocking_recv().unwrap().unwrap();
+}
+
 pub(super) fn accept(opened: &Opened, task: &Task) -> Result<(), CommitError> {
     hand_in(opened, task).blocking_recv().unwrap()
 }
@@ -56,7 +60,7 @@ pub(super) fn accept(opened: &Opened, task: &Task) -> Result<(), CommitError> {
 pub(super) fn hand_in(opened: &Opened, task: &Task) -> oneshot::Receiver<Result<(), CommitError>> {
     let (reply, answer) = oneshot::channel();
     let reply = move |result| reply.send(result).unwrap();
-    opened.committer.accept(Arc::new(task.clone()), Some(Box::new(reply)));
+    opened.committer.accept(Arc::new(task.clone()), None, Some(Box::new(reply)));
     answer
 }
 
@@ -75,6 +79,8 @@ pub(super) fn small(id: u64) -> Task {
         expires_at: None,
         replicas: nodes(2),
         user_id: None,
+        consistency: Consistency::Eventual,
+        trace: None,
     }
 }
 
@@ -138,12 +144,18 @@ fn header(task: &Task) -> Header {
         expires_at: task.expires_at,
         replicas: task.replicas.clone(),
         user_id: task.user_id.clone(),
+        consistency: task.consistency,
+        trace: task.trace.clone(),
         value_bytes: task.value.len(),
     }
 }
 
 fn untouched(task: &Task) -> Recovered {
     Recovered { header: header(task), progress: vec![Progress::Untouched; task.replicas.len()] }
+}
+
+fn trace(state: Option<&str>) -> Trace {
+    Trace { parent: "p".repeat(Trace::MAX_PARENT_BYTES).into(), state: state.map(Box::from) }
 }
 
 /// Small, large, odd: nothing about these is lost.
@@ -161,6 +173,9 @@ fn menagerie() -> Vec<Task> {
         Task { key: "\u{0}/%?#\u{1F980}".repeat(300), replicas: nodes(64), ..large(13, 10_000) },
         Task { key: "k".repeat(100_000), value: Bytes::new(), ..small(14) },
         Task { replicas: nodes(1), ..large(15, 3_900) },
+        Task { consistency: Consistency::Strong, ..small(16) },
+        Task { trace: Some(trace(None)), ..large(17, 9_000) },
+        Task { trace: Some(trace(Some("k=v"))), key: "k".repeat(9_000), ..small(18) },
     ]
 }
 
@@ -178,8 +193,8 @@ fn tasks_of_every_size_come_back_as_they_were() {
 
     let (opened, recovered, report) = open(dir.path());
     assert_eq!(recovered, tasks.iter().map(untouched).collect::<Vec<_>>());
-    assert_eq!(report.tasks, 6);
-    assert_eq!(report.value_bytes, 1_048_576 + 10_000 + 3_900 + 8);
+    assert_eq!(report.tasks, 9);
+    assert_eq!(report.value_bytes, 1_048_576 + 10_000 + 3_900 + 9_000 + 3 * 8);
     assert_eq!(report.orphans_removed, 0);
     for task in &tasks {
         assert_eq!(opened.reader.read(task.id).unwrap().as_ref(), Some(task));
@@ -193,6 +208,40 @@ fn tasks_of_every_size_come_back_as_they_were() {
     assert_eq!((recovered, report), (vec![], NOTHING));
     let database = &opened.reader.files.database();
     assert_eq!((database.tasks.len(), database.values.len()), (0, 0));
+}
+
+#[test]
+fn headers_are_read_without_their_values_and_a_damaged_one_is_none_of_the_others_business() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    let tasks = menagerie();
+    for task in &tasks {
+        accept(&opened, task).unwrap();
+        assert_eq!(opened.reader.header(task.id).unwrap(), Some(header(task)));
+    }
+    // The value of 12 is damaged, the envelope of 14 and the row of 16 as well; 13 is settled.
+    let values = &opened.reader.files.database().values;
+    values.insert(keys::of_chunk(TaskId(12), 0), b"?").unwrap();
+    values.remove(keys::of_chunk(TaskId(14), 3)).unwrap().unwrap();
+    opened.reader.damage(TaskId(16));
+    opened.committer.remove(TaskId(13));
+    close_but_keep(&opened);
+    let ids: Vec<_> = (10..=19).map(TaskId).collect();
+    let lost = [13, 14, 16, 19].map(TaskId);
+    let expected = |id: &TaskId| {
+        let task = tasks.iter().find(|task| task.id == *id && !lost.contains(id));
+        task.map(header)
+    };
+    let headers = opened.reader.headers(&ids).unwrap();
+    assert_eq!(headers, ids.iter().map(expected).collect::<Vec<_>>());
+    let error = opened.reader.header(TaskId(14)).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the store is damaged: the row 000000000000000e00000003 of values is missing"
+    );
+    assert!(matches!(opened.reader.header(TaskId(16)), Err(ReadError::Damaged(_))));
+    opened.reader.break_down();
+    assert!(matches!(opened.reader.headers(&ids), Err(ReadError::Database(_))));
 }
 
 #[test]
@@ -311,14 +360,14 @@ fn a_store_that_is_open_is_not_opened_twice() {
 fn a_newer_format_is_refused_with_both_versions() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
-    let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &3u32.to_be_bytes());
+    let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &4u32.to_be_bytes());
     opened.reader.files.database().meta.insert(keys::FORMAT_VERSION, row).unwrap();
     close(opened);
     let path = dir.path().display();
     assert_eq!(
         refusal(dir.path()),
         format!(
-            "cannot open the store in {path}: its format is version 3, this binary knows up to 2"
+            "cannot open the store in {path}: its format is version 4, this binary knows up to 3"
         )
     );
 }
@@ -359,6 +408,7 @@ fn no_row_ever_goes_to_a_file_that_sled_does_not_sync() {
         key: "k".repeat(4 << 10),
         replicas: (0..64).map(longest).collect(),
         user_id: Some("u".repeat(1_000)),
+        trace: Some(trace(Some(&"s".repeat(Trace::MAX_STATE_BYTES)))),
         ..large(id, 256 << 10)
     };
     let error: Arc<str> = "e".repeat(100_000).into();
@@ -369,96 +419,40 @@ fn no_row_ever_goes_to_a_file_that_sled_does_not_sync() {
         since: Timestamp(u64::MAX),
     };
     for id in 1..=40 {
-        opened.committer.accept(Arc::new(task(id)), None);
+        opened.committer.accept(Arc::new(task(id)), None, None);
         let entry = match id % 2 {
             0 => Progress::Dead(letter.clone()),
             _ => Progress::Failed { failures: u32::MAX, error: Arc::clone(&error) },
         };
         opened.committer.save(TaskId(id), vec![entry; 64]);
+        let row = ReplicaRow {
+            paused_since: Some(Timestamp(u64::MAX)),
+            renamed_to: Some(longest(0)),
+            first_used: Timestamp(u64::MAX),
+        };
+        opened.committer.set_replica(longest(id), Some(row), None);
+        let answer = IdempotencyAnswer {
+            success: false,
+            acked: (0..512).collect(),
+            failed: (512..1024).collect(),
+            needed: 513,
+        };
+        let row = IdempotencyRow {
+            task: TaskId(u64::MAX),
+            fingerprint: [255; 16],
+            at: Timestamp(u64::MAX),
+            answer: Some(answer),
+        };
+        let key = format!("{id:0width$}", width = MAX_IDEMPOTENCY_KEY_BYTES);
+        opened.committer.set_idempotency(key.into(), row);
     }
     close(opened);
     let (opened, recovered, _) = open(dir.path());
     assert_eq!(recovered.len(), 40);
     assert_eq!(opened.reader.read(TaskId(40)).unwrap(), Some(task(40)));
+    assert_eq!((opened.replicas.len(), opened.idempotency.len()), (40, 40));
     let blobs = std::fs::read_dir(dir.path().join("store-000001/blobs")).unwrap();
     assert_eq!(blobs.count(), 0);
-}
-
-#[derive(Clone, Debug)]
-enum Operate {
-    Accept { value_bytes: usize, replicas: usize },
-    Save { which: usize, entries: Vec<u8> },
-    Remove { which: usize },
-    Reopen,
-}
-
-fn operations() -> impl Strategy<Value = Vec<Operate>> {
-    let value_bytes = prop_oneof![4 => 0..200usize, 1 => 3_500..20_000usize];
-    let operation = prop_oneof![
-        4 => (value_bytes, 1..5usize)
-            .prop_map(|(value_bytes, replicas)| Operate::Accept { value_bytes, replicas }),
-        4 => (any::<usize>(), prop::collection::vec(0..6u8, 4))
-            .prop_map(|(which, entries)| Operate::Save { which, entries }),
-        2 => any::<usize>().prop_map(|which| Operate::Remove { which }),
-        1 => Just(Operate::Reopen),
-    ];
-    prop::collection::vec(operation, 1..60)
-}
-
-fn entry(kind: u8) -> Progress {
-    match kind {
-        0 => Progress::Untouched,
-        1 => failed(1),
-        2 => Progress::Delivered,
-        3 => Progress::Superseded,
-        4 => dead(Cause::Rejected),
-        _ => dead(Cause::RetryOverflow),
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
-
-    #[test]
-    fn after_any_operations_a_store_holds_what_a_map_would(operations in operations()) {
-        let dir = tempfile::tempdir().unwrap();
-        let mut model: BTreeMap<TaskId, Recovered> = BTreeMap::new();
-        let mut opened = open(dir.path()).0;
-        let mut next = opened.next_id;
-        for operation in operations.into_iter().chain([Operate::Reopen]) {
-            let pick = |which: usize| {
-                let len = model.len();
-                model.keys().nth(which.checked_rem(len)?).copied()
-            };
-            match operation {
-                Operate::Accept { value_bytes, replicas } => {
-                    let task = Task { replicas: nodes(replicas), ..large(next.0, value_bytes) };
-                    next.0 += 1;
-                    opened.committer.accept(Arc::new(task.clone()), None);
-                    model.insert(task.id, untouched(&task));
-                }
-                Operate::Save { which, entries } => if let Some(id) = pick(which) {
-                    let kept = model.get_mut(&id).unwrap();
-                    let entries = entries.into_iter().map(entry);
-                    kept.progress = entries.take(kept.progress.len()).collect();
-                    opened.committer.save(id, kept.progress.clone());
-                },
-                Operate::Remove { which } => if let Some(id) = pick(which) {
-                    model.remove(&id);
-                    opened.committer.remove(id);
-                },
-                Operate::Reopen => {
-                    close(opened);
-                    let (reopened, recovered, report) = open(dir.path());
-                    prop_assert!(recovered.iter().eq(model.values()));
-                    prop_assert_eq!(report.orphans_removed, 0);
-                    prop_assert!(reopened.next_id > next);
-                    next = reopened.next_id;
-                    opened = reopened;
-                }
-            }
-        }
-    }
 }
 
 /// For tests of those who read.

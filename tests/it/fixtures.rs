@@ -7,8 +7,15 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use replicator::store::{Handed, Opened, Recovered, Settings, Store};
-use replicator::task::{Cause, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp};
+use replicator::store::{
+    Handed, IdempotencyAnswer, IdempotencyRow, Opened, Recovered, ReplicaRow, Settings, Store,
+};
+use replicator::task::{
+    Cause, Consistency, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp, Trace,
+};
+
+/// The format that this release writes.
+const NEWEST: u32 = 3;
 
 const FIRST: u64 = 1_700_000_000_000_000;
 
@@ -45,8 +52,9 @@ fn dead(cause: Cause, failures: u32, error: &str) -> Progress {
     Progress::Dead(DeadLetter { cause, failures, error: error.into(), since })
 }
 
-/// What a fixture holds: small and large, every kind of progress, odd keys.
-fn contents() -> Vec<(Task, Vec<Progress>)> {
+/// What a fixture holds: small and large, every kind of progress, odd keys, and from format 3 on
+/// what came with it.
+fn contents(format: u32) -> Vec<(Task, Vec<Progress>)> {
     let two = || vec![node("http://10.0.0.1:8080"), node("https://b.example/base")];
     let task = |n: u64, key: &str, value: Vec<u8>, replicas: Vec<Node>| Task {
         id: TaskId(FIRST + n),
@@ -57,10 +65,12 @@ fn contents() -> Vec<(Task, Vec<Progress>)> {
         expires_at: None,
         replicas,
         user_id: None,
+        consistency: Consistency::Eventual,
+        trace: None,
     };
     let pattern = |bytes: usize| (0..=250).cycle().take(bytes).collect::<Vec<u8>>();
     let untouched = |n: usize| vec![Progress::Untouched; n];
-    vec![
+    let mut contents = vec![
         (task(0, "plain", b"value".to_vec(), two()), untouched(2)),
         (task(1, "empty value", vec![], two()), untouched(2)),
         (
@@ -86,7 +96,52 @@ fn contents() -> Vec<(Task, Vec<Progress>)> {
             vec![dead(Cause::RetryOverflow, 1, "timed out")],
         ),
         (task(7, "after a settled one", pattern(4_000), two()), untouched(2)),
+    ];
+    if format >= 3 {
+        let strong = Consistency::Strong;
+        let trace = |state: Option<&str>| {
+            let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into();
+            Some(Trace { parent, state: state.map(Box::from) })
+        };
+        let v = || b"v".to_vec();
+        contents.extend([
+            (Task { consistency: strong, ..task(8, "strong", v(), two()) }, untouched(2)),
+            (Task { trace: trace(None), ..task(9, "traced", v(), two()) }, untouched(2)),
+            (
+                Task {
+                    consistency: strong,
+                    trace: trace(Some("congo=t61rcWkgMzE")),
+                    ..task(10, "both", pattern(9_000), two())
+                },
+                vec![Progress::Delivered, failed(1, "timed out")],
+            ),
+        ]);
+    }
+    contents
+}
+
+fn replicas() -> Vec<(Node, ReplicaRow)> {
+    let first_used = Timestamp(FIRST * 1_000);
+    let used = ReplicaRow { paused_since: None, renamed_to: None, first_used };
+    let paused_since = Some(Timestamp(FIRST * 1_000 + 5));
+    let renamed_to = Some(node("https://b.example/base"));
+    vec![
+        (node("http://10.0.0.1:8080"), ReplicaRow { paused_since, ..used.clone() }),
+        (node("http://old"), ReplicaRow { renamed_to, ..used.clone() }),
+        (node("https://b.example/base"), used),
     ]
+}
+
+fn idempotency() -> Vec<(Box<str>, IdempotencyRow)> {
+    let row = |n: u64, answer| IdempotencyRow {
+        task: TaskId(FIRST + n),
+        fingerprint: *b"0123456789abcdef",
+        at: Timestamp(FIRST * 1_000 + n),
+        answer,
+    };
+    let answer =
+        IdempotencyAnswer { success: false, acked: vec![0], failed: vec![1, 300], needed: 2 };
+    vec![("a key".into(), row(0, None)), ("of a strong write".into(), row(8, Some(answer)))]
 }
 
 #[test]
@@ -95,12 +150,16 @@ fn writes_a_fixture() {
     let target = std::env::var("FIXTURE").expect("FIXTURE names a directory that is not there yet");
     let (opened, found) = open(Path::new(&target));
     assert!(found.is_empty());
-    for (task, progress) in contents() {
-        opened.committer.accept(Arc::new(task.clone()), None);
+    for (node, row) in replicas() {
+        opened.committer.set_replica(node, Some(row), None);
+    }
+    for (task, progress) in contents(NEWEST) {
+        let key = idempotency().into_iter().find(|(_, row)| row.task == task.id);
+        opened.committer.accept(Arc::new(task.clone()), key, None);
         opened.committer.save(task.id, progress);
     }
-    let settled = Task { id: TaskId(FIRST + 6), ..contents()[0].0.clone() };
-    opened.committer.accept(Arc::new(settled.clone()), None);
+    let settled = Task { id: TaskId(FIRST + 6), ..contents(NEWEST)[0].0.clone() };
+    opened.committer.accept(Arc::new(settled.clone()), None, None);
     opened.committer.remove(settled.id);
     close(opened);
     // Neither belongs into a repository: the one is a process, the other is empty.
@@ -116,12 +175,16 @@ fn holds_the_contents(format: u32) {
     // Twice: migrated, and as this release leaves it.
     for _ in 0..2 {
         let (opened, found) = open(dir.path());
-        assert_eq!(found.len(), contents().len());
-        for (found, (task, progress)) in found.iter().zip(contents()) {
+        assert_eq!(found.len(), contents(format).len());
+        for (found, (task, progress)) in found.iter().zip(contents(format)) {
             assert_eq!(found.header.id, task.id);
+            assert_eq!(found.header.consistency, task.consistency);
+            assert_eq!(found.header.trace, task.trace);
             assert_eq!(found.progress, progress);
             assert_eq!(opened.reader.read(task.id).unwrap(), Some(task));
         }
+        let kept = if format >= 3 { (replicas(), idempotency()) } else { Default::default() };
+        assert_eq!((opened.replicas.clone(), opened.idempotency.clone()), kept);
         assert!(opened.next_id.0 > FIRST + 7);
         close(opened);
     }
@@ -148,4 +211,9 @@ fn a_store_of_format_1_is_brought_up_to_date_with_all_that_is_in_it() {
 #[test]
 fn a_store_of_format_2_is_opened_with_all_that_is_in_it() {
     holds_the_contents(2);
+}
+
+#[test]
+fn a_store_of_format_3_is_opened_with_all_that_is_in_it() {
+    holds_the_contents(3);
 }

@@ -71,6 +71,7 @@ fn the_least_that_a_write_can_say_is_taken_with_the_defaults() {
             consistency: Consistency::Eventual,
             replicas: vec![Node::parse("http://a").unwrap(), Node::parse("http://b").unwrap()],
             user_id: None,
+            trace: None,
         }
     );
 }

@@ -2,6 +2,8 @@ use std::path::Path;
 
 use super::super::tests::{accept, close, dead, failed, large, open, settings, small};
 use super::*;
+use crate::store::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+use crate::task::{Cause, Consistency, Node, Operation, Task, Timestamp, Trace};
 
 fn exported(dir: &Path) -> (String, Exported) {
     let mut out = Vec::new();
@@ -19,9 +21,29 @@ fn filled(dir: &Path) {
         key: "\u{0}/%?#\u{1F980}\n".into(),
         expires_at: Some(Timestamp(u64::MAX)),
         user_id: Some("ürsula".into()),
+        consistency: Consistency::Strong,
+        trace: Some(Trace { parent: "00-a-b-01".into(), state: Some("k=v".into()) }),
         ..small(4)
     };
     accept(&opened, &delete).unwrap();
+    let node = |text| Node::parse(text).unwrap();
+    let replica = |paused_since, renamed_to| ReplicaRow {
+        paused_since,
+        renamed_to,
+        first_used: Timestamp(2),
+    };
+    let (paused, renamed) = (Some(Timestamp(3)), Some(node("http://b")));
+    opened.committer.set_replica(node("http://a"), Some(replica(paused, renamed)), None);
+    opened.committer.set_replica(node("http://b"), Some(replica(None, None)), None);
+    let answer = IdempotencyAnswer { success: true, acked: vec![0, 1], failed: vec![], needed: 2 };
+    let row = |answer| IdempotencyRow {
+        task: TaskId(4),
+        fingerprint: [0xa5; 16],
+        at: Timestamp(6),
+        answer,
+    };
+    opened.committer.set_idempotency("a \"key\"".into(), row(None));
+    opened.committer.set_idempotency("z".into(), row(Some(answer)));
     opened.committer.save(TaskId(2), vec![failed(2), Progress::Delivered]);
     opened.committer.save(TaskId(4), vec![Progress::Resend, dead(Cause::RetryOverflow)]);
     close(opened);
@@ -33,13 +55,16 @@ fn what_is_exported_and_imported_is_the_same_store() {
     filled(from.path());
     let (text, out) = exported(from.path());
     assert_eq!(out, Exported { tasks: 3, problems: vec![] });
-    assert_eq!(text.lines().count(), 5);
+    assert_eq!(text.lines().count(), 9);
     let imported = import(&settings(to.path()), &mut text.as_bytes()).unwrap();
     assert_eq!(imported, Imported { tasks: 3, skipped: 0 });
     assert_eq!(exported(to.path()).0, text);
     let (before, tasks, _) = open(from.path());
     let (after, again, _) = open(to.path());
     assert_eq!(tasks, again);
+    assert_eq!((before.replicas.len(), before.idempotency.len()), (2, 2));
+    assert_eq!(before.replicas, after.replicas);
+    assert_eq!(before.idempotency, after.idempotency);
     for id in [1, 2, 4] {
         assert_eq!(before.reader.read(TaskId(id)).unwrap(), after.reader.read(TaskId(id)).unwrap());
     }
@@ -50,6 +75,24 @@ fn what_is_exported_and_imported_is_the_same_store() {
     close(after);
     let error = import(&settings(to.path()), &mut text.as_bytes()).unwrap_err().to_string();
     assert!(error.contains("holds a store already"), "{error}");
+}
+
+/// As the first release wrote it.
+const EXPORT_1: &str = r#"{"export":1,"tasks":1,"next_id":9}
+{"task":7,"key":"k","operation":"SET","value":"dg==","accepted_at":7,"expires_at":null,"replicas":["http://a"],"user_id":null,"progress":[{"state":"delivered"}]}
+{"end":1,"tasks":1,"skipped":0}
+"#;
+
+#[test]
+fn an_export_of_version_1_is_imported_as_it_was_meant() {
+    let to = tempfile::tempdir().unwrap();
+    let imported = import(&settings(to.path()), &mut EXPORT_1.as_bytes()).unwrap();
+    assert_eq!(imported, Imported { tasks: 1, skipped: 0 });
+    let (opened, recovered, _) = open(to.path());
+    let header = &recovered[0].header;
+    assert_eq!((header.id, header.consistency), (TaskId(7), Consistency::Eventual));
+    assert_eq!((&header.trace, recovered[0].progress.len()), (&None, 1));
+    assert!(opened.replicas.is_empty() && opened.idempotency.is_empty());
 }
 
 #[test]
@@ -70,13 +113,30 @@ fn a_cut_or_wrong_file_is_refused_by_its_line_and_leaves_no_store() {
     let join = |lines: &[&str]| lines.join("\n") + "\n";
     let wrong = [
         (String::new(), "line 1: the file is empty"),
-        (text[..text.len() - 1].to_owned(), "line 5: it is cut"),
+        (text[..text.len() - 1].to_owned(), "line 9: it is cut"),
         (text[..lines[0].len() + 30].to_owned(), "line 2: it is cut"),
-        (join(&lines[..4]), "line 5: the file ends without its last line"),
-        (join(&[lines[0], lines[1], lines[4]]), "line 3: 3 tasks are announced and 1 came"),
-        (join(&[lines[0], lines[2], lines[1], lines[3], lines[4]]), "line 3: \"task\" must be"),
-        (text.clone() + "{}\n", "line 6: something follows the last line"),
-        (text.replacen("\"export\":1", "\"export\":2", 1), "line 1: it is an export in a format"),
+        (join(&lines[..8]), "line 9: the file ends without its last line"),
+        (join(&[lines[0], lines[1], lines[8]]), "line 3: 3 tasks are announced and 1 came"),
+        (join(&[lines[0], lines[2], lines[1]]), "line 3: \"task\" must be"),
+        (join(&[lines[0], lines[5], lines[4]]), "line 3: \"replica\" must be greater"),
+        (join(&[lines[0], lines[7], lines[6]]), "line 3: \"idempotency\" must be greater"),
+        (
+            join(&[&lines[..6], &lines[7..]].concat()),
+            "line 8: 2 replicas and 2 idempotency keys are announced, 2 and 1 came",
+        ),
+        (
+            text.replacen("\"renamed_to\":\"http", "\"renamed_to\":\"ftp", 1),
+            "line 5: \"renamed_to\": ",
+        ),
+        (text.replacen("a5a5", "+5a5", 1), "line 7: \"fingerprint\" must be 32"),
+        (
+            text.replacen("\"z\"", &format!("{:?}", "z".repeat(256)), 1),
+            "line 8: \"idempotency\" must have",
+        ),
+        (text.replacen("\"00-a-b-01\"", "null", 1), "line 4: \"trace_state\" needs"),
+        (text.replacen("00-a-b-01", &"0".repeat(65), 1), "line 4: \"trace_parent\" or"),
+        (text.clone() + "{}\n", "line 10: something follows the last line"),
+        (text.replacen("\"export\":2", "\"export\":3", 1), "line 1: it is an export in a format"),
         (text.replacen("http://node-0", "gopher://node-0", 1), "line 2: \"replicas\": "),
         (text.replacen("retry_overflow", "boredom", 1), "line 4: \"cause\" \"boredom\" is not"),
         (text.replacen("\"value\":\"", "\"value\":\"!", 1), "line 2: \"value\": "),
@@ -103,7 +163,7 @@ fn an_export_leaves_out_what_it_cannot_read_and_says_so() {
     let (text, out) = exported(dir.path());
     assert_eq!(out.tasks, 2);
     assert_eq!(out.problems, ["the row 000000000000000200000003 of values is missing"]);
-    assert!(text.ends_with("{\"end\":1,\"tasks\":2,\"skipped\":1}\n"), "{text}");
+    assert!(text.contains("{\"end\":1,\"tasks\":2,\"skipped\":1,"), "{text}");
     let to = tempfile::tempdir().unwrap();
     let imported = import(&settings(to.path()), &mut text.as_bytes()).unwrap();
     assert_eq!(imported, Imported { tasks: 2, skipped: 1 });

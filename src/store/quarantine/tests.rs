@@ -3,6 +3,7 @@ use serde_json::Value;
 use super::super::tests::{accept, close, dead, failed, large, open, refusal, small};
 use super::super::{Opened, Recovered};
 use super::*;
+use crate::store::{IdempotencyRow, ReplicaRow};
 use crate::task::Task;
 
 type Harm = fn(&Database);
@@ -121,6 +122,50 @@ fn a_row_under_a_key_that_was_never_written_is_set_aside() {
     let (opened, recovered, report) = open(dir.path());
     assert_eq!((recovered.len(), report.set_aside.rows), (3, 1));
     assert_eq!(opened.reader.files.database().values.len(), 3 * 4);
+}
+
+#[test]
+fn a_damaged_row_that_belongs_to_no_task_is_set_aside_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    three(&opened);
+    for node in ["http://a", "http://b"] {
+        let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
+        opened.committer.set_replica(Node::parse(node).unwrap(), Some(row), None);
+    }
+    // The first eight bytes are those of task 2.
+    for key in ["\0\0\0\0\0\0\0\x02", "key"] {
+        let (task, at) = (TaskId(2), Timestamp(1));
+        let row = IdempotencyRow { task, fingerprint: [1; 16], at, answer: None };
+        opened.committer.set_idempotency(key.into(), row);
+    }
+    close(opened);
+    harm(dir.path(), |db| {
+        let replicas = db.tree(Tree::Replicas);
+        let mut row = replicas.get(b"http://b").unwrap().unwrap().to_vec();
+        row[6] ^= 1;
+        replicas.insert(b"http://b", row).unwrap();
+        let keys = db.tree(Tree::Idempotency);
+        keys.insert("\0\0\0\0\0\0\0\x02", b"?").unwrap();
+    });
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!(ids(&recovered), [1, 2, 3]);
+    assert_eq!(
+        opened.replicas.iter().map(|(node, _)| node.as_str()).collect::<Vec<_>>(),
+        ["http://a"]
+    );
+    assert_eq!(opened.idempotency.iter().map(|(key, _)| &**key).collect::<Vec<_>>(), ["key"]);
+    let told: Vec<_> = report.set_aside.damaged.iter().map(ToString::to_string).collect();
+    let cut = "the row 0000000000000002 of idempotency is cut short";
+    assert_eq!(told, ["the row http://b of replicas fails its checksum", cut]);
+    assert!(report.set_aside.damaged.iter().all(|damage| damage.task().is_none()));
+    assert_eq!((report.set_aside.rows, report.set_aside.superseded), (2, 0));
+    let lines = lines(&report.set_aside.file.unwrap());
+    assert!(lines[1..].iter().all(|line| line["task"].is_null() && line["damage"].is_string()));
+    close(opened);
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!((recovered.len(), report.set_aside), (3, SetAside::default()));
+    assert_eq!((opened.replicas.len(), opened.idempotency.len()), (1, 1));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 use super::super::tests::{accept, close, failed, image, open, refusal, small};
 use super::super::{Opened, keys};
 use super::*;
+use crate::store::ReplicaRow;
 use crate::store::keys::Tree;
-use crate::task::TaskId;
+use crate::task::{Node, TaskId, Timestamp};
 
 fn database(opened: &Opened) -> Database {
     opened.reader.files.database()
@@ -82,6 +83,28 @@ fn a_cut_between_two_commits_is_none_of_the_ledgers_business() {
     lose(&reopened, Tree::Tasks, 2);
     close(reopened);
     assert!(refusal(cut.path()).contains("tasks holds 1 rows where 2 must be"));
+}
+
+#[test]
+fn a_row_of_a_replica_that_vanished_is_missed_and_one_that_was_just_written_is_not_too_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    let node = |text| Node::parse(text).unwrap();
+    let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
+    opened.committer.set_replica(node("http://a"), Some(row.clone()), None);
+    opened.committer.set_replica(node("http://b"), Some(row.clone()), None);
+    close(opened);
+    // Written and not committed, flushed by sled for itself.
+    let (opened, ..) = open(dir.path());
+    database(&opened).set_replica(&node("http://c"), Some(&row)).unwrap();
+    database(&opened).tasks.flush().unwrap();
+    let cut = image(dir.path());
+    let (reopened, ..) = open(cut.path());
+    assert_eq!(reopened.replicas.len(), 3);
+    database(&reopened).tree(Tree::Replicas).remove(b"http://b").unwrap().unwrap();
+    close(reopened);
+    let error = refusal(cut.path());
+    assert!(error.contains("replicas holds 2 rows where 3 must be"), "{error}");
 }
 
 #[test]

@@ -13,6 +13,8 @@ fn task() -> Task {
         expires_at: Some(Timestamp(300)),
         replicas: vec![Node::parse("http://a").unwrap(), Node::parse("http://b:1").unwrap()],
         user_id: Some("u".into()),
+        consistency: Consistency::Eventual,
+        trace: None,
     }
 }
 
@@ -44,6 +46,101 @@ fn the_bytes_of_a_task_are_these() {
     let head = Stream::of(&delete).unwrap().head().unwrap();
     assert_eq!(head[2..10], *b"\x04k/\xc3\xbc\x01\x01\x00");
     assert_eq!(head.last(), Some(&0));
+}
+
+#[test]
+fn what_format_3_says_of_a_task_stands_behind_the_envelope_of_format_2() {
+    let value_at = |head: &[u8]| 2 + usize::from(head[0]);
+    let before = Stream::of(&task()).unwrap().head().unwrap();
+    let end = value_at(&before);
+    let trace = |state: Option<&str>| Trace { parent: "p".into(), state: state.map(Box::from) };
+    let more: [(Consistency, Option<Trace>, &[u8]); 4] = [
+        (Consistency::Eventual, None, b""),
+        (Consistency::Strong, None, b"\x01\x00"),
+        (Consistency::Eventual, Some(trace(None)), b"\x00\x01\x01p\x00"),
+        (Consistency::Strong, Some(trace(Some("s"))), b"\x01\x01\x01p\x01\x01s"),
+    ];
+    for (consistency, trace, bytes) in more {
+        let task = Task { consistency, trace, ..task() };
+        let head = Stream::of(&task).unwrap().head().unwrap();
+        assert_eq!(head[2..end], before[2..end]);
+        assert_eq!(head[end..value_at(&head)], *bytes);
+        let parsed = Head::parse(&head).unwrap();
+        let envelope = &parsed.bytes[..parsed.envelope];
+        let read = |envelope: &[u8]| header(task.id, envelope, 2, &mut Nodes::default());
+        let header = read(envelope).unwrap();
+        assert_eq!((header.consistency, header.trace), (task.consistency, task.trace));
+        assert_eq!((header.key, header.user_id), (task.key, task.user_id));
+        // Neither cut nor followed by something, but for the cut that leaves what format 2 wrote.
+        for cut in (0..envelope.len()).filter(|cut| *cut != end - 2) {
+            assert!(read(&envelope[..cut]).is_none(), "{cut}");
+        }
+        if !bytes.is_empty() {
+            assert!(read(&[envelope, b"\x00"].concat()).is_none());
+        }
+    }
+    assert!(
+        header(TaskId(7), &[&before[2..end], b"\x02\x00"].concat(), 2, &mut Nodes::default())
+            .is_none()
+    );
+}
+
+#[test]
+fn the_bytes_of_a_replica_are_these() {
+    let first_used = Timestamp(300);
+    let plain = ReplicaRow { paused_since: None, renamed_to: None, first_used };
+    let renamed_to = Some(Node::parse("http://b").unwrap());
+    let all = ReplicaRow { paused_since: Some(Timestamp(7)), renamed_to, first_used };
+    let golden: [(ReplicaRow, &[u8]); 2] =
+        [(plain, b"\x00\x00\xfb\x2c\x01"), (all, b"\x01\x07\x01\x08http://b\xfb\x2c\x01")];
+    for (row, bytes) in golden {
+        assert_eq!(replica(&row).unwrap(), bytes);
+        assert_eq!(read_replica(bytes), Some(row));
+        assert_eq!(read_replica(&[bytes, b"x"].concat()), None);
+    }
+}
+
+#[test]
+fn the_bytes_of_an_idempotency_key_are_these() {
+    let row = |answer| IdempotencyRow {
+        task: TaskId(7),
+        fingerprint: *b"0123456789abcdef",
+        at: Timestamp(300),
+        answer,
+    };
+    let answer =
+        IdempotencyAnswer { success: true, acked: vec![0, 2], failed: vec![300], needed: 2 };
+    let golden: [(IdempotencyRow, &[u8]); 2] = [
+        (row(None), b"\x070123456789abcdef\xfb\x2c\x01\x00"),
+        (
+            row(Some(answer)),
+            b"\x070123456789abcdef\xfb\x2c\x01\x01\x01\x02\x00\x02\x01\xfb\x2c\x01\x02",
+        ),
+    ];
+    for (row, bytes) in golden {
+        assert_eq!(idempotency(&row).unwrap(), bytes);
+        assert_eq!(read_idempotency(bytes), Some(row));
+        assert_eq!(read_idempotency(&[bytes, b"x"].concat()), None);
+    }
+}
+
+#[test]
+fn the_longest_rows_beside_the_tasks_are_no_longer_than_others() {
+    // As many replicas as a write may name.
+    let answer = IdempotencyAnswer {
+        success: false,
+        acked: (0..512).collect(),
+        failed: (512..1024).collect(),
+        needed: 513,
+    };
+    let row = IdempotencyRow {
+        task: TaskId(u64::MAX),
+        fingerprint: [0; 16],
+        at: Timestamp(u64::MAX),
+        answer: Some(answer),
+    };
+    let bytes = idempotency(&row).unwrap().len() + keys::MAX_IDEMPOTENCY_KEY_BYTES + FRAME_BYTES;
+    assert!(bytes <= 4096, "{bytes}");
 }
 
 #[test]
