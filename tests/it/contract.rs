@@ -258,7 +258,8 @@ async fn users_are_counted_by_requests_and_bytes() {
 
 #[tokio::test]
 async fn health_is_degraded_from_ninety_percent_of_the_queue_on() {
-    let daemon = Daemon::start(&["--queue-capacity", "10", "--workers", "1"]).await;
+    let args = ["--queue-capacity", "10", "--workers", "1", "--request-timeout", "5m"];
+    let daemon = Daemon::start(&args).await;
     let replica = Replica::with(|_| crate::support::Behaviour::Hang).await;
     for n in 0..8 {
         daemon.accept(&set(&format!("k{n}"), "v", &[&replica])).await;

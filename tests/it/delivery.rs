@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::support::{Behaviour, Daemon, Replica, delete, set, strong, wait_until};
 
-const QUICK: &[&str] = &["--retry-base", "50ms", "--request-timeout", "300ms"];
+/// Quick to retry. A replica that answers at once does so within the timeout on a busy machine, too.
+const QUICK: &[&str] = &["--retry-base", "50ms", "--request-timeout", "2s"];
 
 #[tokio::test]
 async fn a_replica_gets_the_raw_bytes_and_the_headers_of_the_wire() {
@@ -82,8 +83,7 @@ async fn what_is_left_of_a_ttl_is_sent_and_an_expired_write_is_a_delete() {
     daemon.accept(&long).await;
     replica.until_seen(1).await;
     let target = replica.seen()[0].target.clone();
-    assert!(target.starts_with("/store/long?ttl=59m59."), "{target}");
-    assert!(target.ends_with('s'), "{target}");
+    assert!(target.starts_with("/store/long?ttl=59m") && target.ends_with('s'), "{target}");
 
     daemon.accept(&set("short", "old", &[&replica])).await;
     replica.until_holds("short", "old").await;
@@ -216,7 +216,8 @@ async fn the_writes_of_a_key_arrive_in_the_order_of_acceptance_whatever_fails() 
         3 => Behaviour::ApplyAndReset,
         _ => Behaviour::Apply,
     });
-    let (daemon, replica) = (Daemon::start(&["--retry-base", "5ms"]).await, replica.await);
+    let args = ["--retry-base", "5ms", "--max-retries", "1000"];
+    let (daemon, replica) = (Daemon::start(&args).await, replica.await);
     for n in 0..100 {
         daemon.accept(&set(&format!("k{}", n % 3), &n.to_string(), &[&replica])).await;
     }
@@ -240,7 +241,7 @@ async fn the_writes_of_a_key_arrive_in_the_order_of_acceptance_whatever_fails() 
 
 #[tokio::test]
 async fn an_older_retry_never_lands_over_a_newer_write() {
-    let daemon = Daemon::start(&["--retry-base", "100ms"]).await;
+    let daemon = Daemon::start(&["--retry-base", "1h"]).await;
     let replica = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
     let old = daemon.accept(&set("k", "old", &[&replica])).await;
     daemon.until_metric("retries_in_progress", 1).await;
@@ -257,7 +258,8 @@ async fn an_older_retry_never_lands_over_a_newer_write() {
 
 #[tokio::test]
 async fn a_strong_write_without_its_majority_says_so_and_goes_on() {
-    let (daemon, good) = (Daemon::start(QUICK).await, Replica::start().await);
+    let args = [QUICK, &["--max-retries", "1000"]].concat();
+    let (daemon, good) = (Daemon::start(&args).await, Replica::start().await);
     let bad = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
     let (status, answer) = daemon.post(&strong("k", "v", &[&good, &bad])).await;
     assert_eq!(status, 503);
@@ -274,7 +276,7 @@ async fn a_strong_write_without_its_majority_says_so_and_goes_on() {
 
 #[tokio::test]
 async fn a_strong_write_is_answered_at_its_timeout() {
-    let daemon = Daemon::start(&["--strong-timeout", "200ms"]).await;
+    let daemon = Daemon::start(&["--strong-timeout", "2s", "--request-timeout", "5m"]).await;
     let (good, hanging) = (Replica::start().await, Replica::with(|_| Behaviour::Hang).await);
     let (status, answer) = daemon.post(&strong("k", "v", &[&good, &hanging])).await;
     assert_eq!(status, 503);
@@ -284,7 +286,7 @@ async fn a_strong_write_is_answered_at_its_timeout() {
 
 #[tokio::test]
 async fn a_strong_write_has_its_majority_without_the_slowest() {
-    let daemon = Daemon::start(&["--retry-base", "50ms", "--request-timeout", "400ms"]).await;
+    let daemon = Daemon::start(QUICK).await;
     let (a, b) = (Replica::start().await, Replica::start().await);
     let hanging = Replica::with(|_| Behaviour::Hang).await;
     let (status, answer) = daemon.post(&strong("k", "v", &[&hanging, &a, &b])).await;
@@ -303,6 +305,8 @@ async fn a_dead_and_a_hanging_replica_cost_the_healthy_one_nothing() {
         "5",
         "--request-timeout",
         "1s",
+        "--queue-wait",
+        "1m",
     ])
     .await;
     let (healthy, dead) = (Replica::start().await, Replica::start().await);
@@ -321,7 +325,7 @@ async fn a_dead_and_a_hanging_replica_cost_the_healthy_one_nothing() {
 
 #[tokio::test]
 async fn what_the_full_retry_queue_had_no_room_for_comes_back_by_itself() {
-    let daemon = Daemon::start(&["--retry-capacity", "2", "--retry-base", "300ms"]).await;
+    let daemon = Daemon::start(&["--retry-capacity", "2", "--retry-base", "3s"]).await;
     let replica = Replica::start().await;
     replica.stop();
     for n in 0..12 {

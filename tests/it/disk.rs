@@ -90,7 +90,10 @@ async fn what_waits_is_carried_over_by_a_rewrite_and_read_back_from_it() {
     judge(&alive, &drained.accepted(), &[0]);
     let current = std::fs::read_to_string(daemon.dir().join("CURRENT")).unwrap();
     assert_eq!(current, "store-000002\n");
-    assert!(!daemon.dir().join("store-000001").exists());
+    wait_until("the old store is gone", || async {
+        (!daemon.dir().join("store-000001").exists()).then_some(())
+    })
+    .await;
     daemon.kill_and_restart().await;
     daemon.accept(&set("k", "v", &[&alive])).await;
     daemon.until_drained().await;

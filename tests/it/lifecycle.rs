@@ -4,7 +4,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::daemon::command;
-use crate::support::{Behaviour, Daemon, Replica, client, set, strong, wait_until};
+use crate::support::replica::Gate;
+use crate::support::{Behaviour, Daemon, Replica, client, set, strong};
 
 /// Starts the binary in the foreground and gives its exit code and its words.
 fn run(args: &[&str]) -> (Option<i32>, String) {
@@ -32,7 +33,7 @@ async fn what_was_accepted_is_delivered_after_a_kill() {
 #[tokio::test]
 async fn the_retry_queue_survives_with_its_counts() {
     let replica = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
-    let mut daemon = Daemon::start(&["--retry-base", "1s", "--max-retries", "1"]).await;
+    let mut daemon = Daemon::start(&["--retry-base", "4s", "--max-retries", "1"]).await;
     daemon.accept(&set("k", "v", &[&replica])).await;
     daemon.until_metric("retries_in_progress", 1).await;
     assert!(daemon.terminate().await.success());
@@ -58,12 +59,16 @@ async fn the_sequence_never_goes_back() {
 #[tokio::test]
 async fn sigterm_finishes_what_is_in_flight_and_keeps_the_rest() {
     for signal in ["-TERM", "-INT"] {
-        let replica = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(300))).await;
+        let gate = Gate::default();
+        let behind = gate.clone();
+        let replica = Replica::with(move |_| Behaviour::ApplyBehind(behind.clone())).await;
         let mut daemon = Daemon::start(&["--workers", "1"]).await;
         daemon.accept(&set("a", "v", &[&replica])).await;
         daemon.accept(&set("b", "v", &[&replica])).await;
         replica.until_seen(1).await;
         daemon.signal(signal);
+        daemon.until_logged("draining").await;
+        gate.open();
         assert!(daemon.ended().await.success(), "{signal}");
         assert!(replica.get("a").is_some(), "{signal}: what was in flight is finished");
         assert!(replica.get("b").is_none(), "{signal}: nothing new is started");
@@ -92,10 +97,7 @@ async fn a_second_signal_ends_it_at_once() {
     daemon.accept(&set("k", "v", &[&replica])).await;
     replica.until_seen(1).await;
     daemon.signal("-TERM");
-    wait_until("it has begun to drain", || async {
-        daemon.log().contains("draining").then_some(())
-    })
-    .await;
+    daemon.until_logged("draining").await;
     daemon.signal("-TERM");
     assert!(!daemon.ended().await.success());
 }

@@ -4,10 +4,13 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Behaviour, Daemon, Replica, client, set, strong};
 
+/// A replica that hangs holds its places for as long as a test takes.
+const STEADY: [&str; 2] = ["--request-timeout", "5m"];
+
 #[tokio::test]
 async fn a_full_queue_is_a_503_that_says_when_to_come_again() {
-    let daemon =
-        Daemon::start(&["--queue-capacity", "2", "--queue-wait", "50ms", "--workers", "1"]).await;
+    let args = ["--queue-capacity", "2", "--queue-wait", "50ms", "--workers", "1"];
+    let daemon = Daemon::start(&[&args[..], &STEADY].concat()).await;
     let replica = Replica::with(|_| Behaviour::Hang).await;
     daemon.accept(&set("a", "v", &[&replica])).await;
     daemon.accept(&set("b", "v", &[&replica])).await;
@@ -42,7 +45,7 @@ async fn a_request_waits_for_room_and_gets_it() {
 #[tokio::test]
 async fn the_bytes_on_disk_have_a_limit() {
     let args = ["--queue-max-bytes", "64KiB", "--max-value-bytes", "30KiB", "--queue-wait", "0s"];
-    let daemon = Daemon::start(&args).await;
+    let daemon = Daemon::start(&[&args[..], &STEADY].concat()).await;
     let replica = Replica::with(|_| Behaviour::Hang).await;
     let value = "x".repeat(30 * 1024);
     daemon.accept(&set("a", &value, &[&replica])).await;
@@ -54,7 +57,8 @@ async fn the_bytes_on_disk_have_a_limit() {
 
 #[tokio::test]
 async fn a_full_eventual_queue_does_not_refuse_a_strong_write() {
-    let daemon = Daemon::start(&["--queue-capacity", "1", "--queue-wait", "0s"]).await;
+    let args = ["--queue-capacity", "1", "--queue-wait", "0s"];
+    let daemon = Daemon::start(&[&args[..], &STEADY].concat()).await;
     let (hanging, good) = (Replica::with(|_| Behaviour::Hang).await, Replica::start().await);
     daemon.accept(&set("a", "v", &[&hanging])).await;
     assert_eq!(daemon.post(&set("b", "v", &[&good])).await.0, 503);
@@ -63,7 +67,8 @@ async fn a_full_eventual_queue_does_not_refuse_a_strong_write() {
 
 #[tokio::test]
 async fn a_hanging_replica_leaves_room_in_the_queue_and_its_writes_hold_up_no_others() {
-    let daemon = Daemon::start(&["--queue-capacity", "20", "--queue-wait", "60s"]).await;
+    let args = ["--queue-capacity", "20", "--queue-wait", "60s"];
+    let daemon = Daemon::start(&[&args[..], &STEADY].concat()).await;
     let (hanging, healthy) = (Replica::with(|_| Behaviour::Hang).await, Replica::start().await);
     daemon.accept(&set("first", "v", &[&healthy])).await;
     // More than it may hold: the rest of them wait at the door.
@@ -102,7 +107,7 @@ async fn a_client_that_hangs_up_in_the_middle_of_its_body_leaves_no_trace() {
 #[tokio::test]
 async fn a_client_that_sends_too_slowly_is_cut() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let daemon = Daemon::start(&["--client-timeout", "200ms"]).await;
+    let daemon = Daemon::start(&["--client-timeout", "1s"]).await;
     let mut slow_body = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
     let head = "POST /replicate HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{";
     slow_body.write_all(head.as_bytes()).await.unwrap();

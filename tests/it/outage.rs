@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use crate::support::replica::Gate;
 use crate::support::{Behaviour, Daemon, Replica, set, wait_until};
 
-const QUICK: [&str; 4] = ["--retry-base", "20ms", "--request-timeout", "200ms"];
+const QUICK: [&str; 2] = ["--retry-base", "20ms"];
 
 async fn until_dead(daemon: &Daemon, letters: u64) {
     daemon.until_drained().await;
@@ -52,7 +53,7 @@ async fn it_catches_up_over_a_restart_as_well() {
 
 #[tokio::test]
 async fn a_hanging_replica_is_left_alone_but_for_a_probe() {
-    let daemon = Daemon::start(&QUICK).await;
+    let daemon = Daemon::start(&[&QUICK[..], &["--request-timeout", "200ms"]].concat()).await;
     let hanging = Replica::with(|_| Behaviour::Hang).await;
     for n in 0..100 {
         daemon.accept(&set(&format!("k{n}"), "v", &[&hanging])).await;
@@ -148,7 +149,8 @@ async fn with_coalesce_a_slow_replica_gets_only_the_newest() {
 #[tokio::test]
 async fn with_workers_auto_a_replica_far_away_gets_more_at_once() {
     let daemon = Daemon::start(&["--workers", "auto", "--queue-wait", "60s"]).await;
-    let far = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(20))).await;
+    // So far that a machine that is slow to accept has a backlog for it as well.
+    let far = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(100))).await;
     for n in 0..1_000 {
         daemon.accept(&set(&format!("k{n}"), "v", &[&far])).await;
     }
@@ -157,9 +159,9 @@ async fn with_workers_auto_a_replica_far_away_gets_more_at_once() {
 }
 
 /// A replica that answers nothing and applies the old value late, over the new one.
-async fn late_apply(daemon: &Daemon) -> Replica {
-    let late = Duration::from_millis(1_500);
-    let replica = Replica::with(move |_| Behaviour::ApplyLate(late)).await;
+async fn late_apply(daemon: &Daemon, late: &Gate) -> Replica {
+    let gate = late.clone();
+    let replica = Replica::with(move |_| Behaviour::ApplyLate(gate.clone())).await;
     daemon.accept(&set("k", "old", &[&replica])).await;
     wait_until("the old write is sent", || async { replica.seen().pop() }).await;
     replica.behave(|_| Behaviour::Apply);
@@ -170,12 +172,13 @@ async fn late_apply(daemon: &Daemon) -> Replica {
 }
 
 const SETTLING: [&str; 6] =
-    ["--request-timeout", "300ms", "--settle-after", "3s", "--retry-base", "20ms"];
+    ["--request-timeout", "1s", "--settle-after", "5s", "--retry-base", "20ms"];
 
 #[tokio::test]
 async fn an_old_value_that_is_applied_late_is_overwritten_again() {
-    let daemon = Daemon::start(&SETTLING).await;
-    let replica = late_apply(&daemon).await;
+    let (daemon, late) = (Daemon::start(&SETTLING).await, Gate::default());
+    let replica = late_apply(&daemon, &late).await;
+    late.open();
     replica.until_holds("k", "old").await;
     replica.until_holds("k", "new").await;
     assert_eq!(daemon.metrics().await["successful_replicas"], 1, "counted once");
@@ -183,9 +186,12 @@ async fn an_old_value_that_is_applied_late_is_overwritten_again() {
 
 #[tokio::test]
 async fn it_is_over_a_restart_as_well() {
-    let mut daemon = Daemon::start(&SETTLING).await;
-    let replica = late_apply(&daemon).await;
+    let (mut daemon, late) = (Daemon::start(&SETTLING).await, Gate::default());
+    let replica = late_apply(&daemon, &late).await;
     daemon.kill_and_restart().await;
+    // What is sent again because of the restart is not what is meant.
+    daemon.until_drained().await;
+    late.open();
     replica.until_holds("k", "old").await;
     replica.until_holds("k", "new").await;
 }

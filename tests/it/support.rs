@@ -10,7 +10,7 @@ pub use daemon::Daemon;
 pub use replica::{Behaviour, Replica};
 
 /// How long anything may take that is waited for. Generous: the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// How often it is looked.
 const POLL: Duration = Duration::from_millis(5);
 

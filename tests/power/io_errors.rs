@@ -8,6 +8,7 @@ use super::disk::{Disk, Luck, PAGE};
 use super::judge::{Known, judge};
 use super::record::{Control, Recording, entries};
 use super::scratch;
+use super::support::replica::Gate;
 use super::support::{Behaviour, Daemon, wait_until};
 use super::workload::{Workload, args, start_writers};
 use super::world::{self, Witness, world};
@@ -85,7 +86,8 @@ async fn amid_traffic(fault: Fault) {
     let world = world_in(&recording).await;
     let mut daemon = start(&recording).await.unwrap();
     let numbers = Arc::new(AtomicU64::new(1));
-    let writers = start_writers(Workload::Churn, &daemon, &world, &recording, &numbers, 100_000);
+    let writers =
+        start_writers(Workload::Churn, &daemon, &world, &recording, &numbers, 100_000, None);
     wait_until("some are posted", || async {
         (numbers.load(Ordering::Relaxed) > 100).then_some(())
     })
@@ -128,14 +130,24 @@ async fn a_disk_that_fails_while_the_daemon_drains_is_no_success() {
     let recording = Arc::new(Recording::new());
     let world = world_in(&recording).await;
     let mut daemon = start(&recording).await.unwrap();
+    // Something is on its way until the disk fails: what becomes of it must be written in the end.
+    let gate = Gate::default();
+    let behind = gate.clone();
+    world[0].behave(
+        Some(Arc::clone(&recording)),
+        Arc::new(move |_, _| Behaviour::ApplyBehind(behind.clone())),
+    );
     let numbers = Arc::new(AtomicU64::new(1));
-    let writers = start_writers(Workload::Churn, &daemon, &world, &recording, &numbers, 50);
+    let writers = start_writers(Workload::Churn, &daemon, &world, &recording, &numbers, 50, None);
     for writer in writers {
         writer.await.unwrap();
     }
     let fault = Fault { lasting: true, ..ONCE };
     fault.arm(&recording);
-    let status = daemon.terminate().await;
+    daemon.signal("-TERM");
+    daemon.until_logged("draining").await;
+    gate.open();
+    let status = daemon.ended().await;
     assert_eq!(status.code(), Some(1), "{}", daemon.log());
     recovers(&recording, &world).await;
 }
@@ -145,7 +157,7 @@ async fn left_by_a_kill(recording: &Arc<Recording>, world: &[Witness]) {
     world[0].replica.stop();
     let mut daemon = start(recording).await.unwrap();
     let numbers = Arc::new(AtomicU64::new(1));
-    let writers = start_writers(Workload::Churn, &daemon, world, recording, &numbers, 200);
+    let writers = start_writers(Workload::Churn, &daemon, world, recording, &numbers, 200, None);
     for writer in writers {
         writer.await.unwrap();
     }

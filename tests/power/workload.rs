@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::disk::{Disk, files};
 use super::record::{Control, MARK, Mark, Recording, entries};
-use super::support::{Behaviour, Daemon, client, wait_until};
+use super::support::{Behaviour, Daemon, client};
 use super::world::{Mood, Witness, start, value};
 
 const WRITERS: u64 = 8;
@@ -130,14 +130,10 @@ pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Arc
         if workload == Workload::Strong && life == 1 {
             world[2].replica.stop();
         }
-        let writers = start_writers(workload, &daemon, world, &recording, &numbers, until);
-        if workload == Workload::Churn && !is_last {
-            let some = until - writes / 3;
-            wait_until("enough is posted", || async {
-                (numbers.load(Ordering::Relaxed) >= some).then_some(())
-            })
-            .await;
-            recording.set(Control::Kill, fastrand::u32(1..60));
+        // By whoever posts that one, so that there is enough left to be killed amid.
+        let kill_at = (workload == Workload::Churn && !is_last).then_some(until - writes / 3);
+        let writers = start_writers(workload, &daemon, world, &recording, &numbers, until, kill_at);
+        if kill_at.is_some() {
             daemon.ended().await;
         }
         for writer in writers {
@@ -167,7 +163,8 @@ pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Arc
     recording
 }
 
-/// Post until `numbers` has come to `until`, or the daemon is gone.
+/// Post until `numbers` has come to `until`, or the daemon is gone. At `kill_at` it is told to die
+/// a few changes later.
 pub fn start_writers(
     workload: Workload,
     daemon: &Daemon,
@@ -175,6 +172,7 @@ pub fn start_writers(
     recording: &Arc<Recording>,
     numbers: &Arc<AtomicU64>,
     until: u64,
+    kill_at: Option<u64>,
 ) -> Vec<tokio::task::JoinHandle<()>> {
     let nodes: Vec<_> = world.iter().map(|witness| witness.replica.url()).collect();
     let write = || {
@@ -186,6 +184,9 @@ pub fn start_writers(
                 let n = numbers.fetch_add(1, Ordering::Relaxed);
                 if n >= until {
                     return;
+                }
+                if Some(n) == kill_at {
+                    recording.set(Control::Kill, fastrand::u32(1..60));
                 }
                 let (key, mut body) = workload.write(n);
                 body["replica_nodes"] = json!(nodes);

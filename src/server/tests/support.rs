@@ -43,7 +43,7 @@ pub(super) fn settings() -> Settings {
 
 /// Settings under which a slow client is cut soon.
 pub(super) fn impatient() -> Settings {
-    Settings { client_timeout: Duration::from_millis(100), ..settings() }
+    Settings { client_timeout: Duration::from_secs(1), ..settings() }
 }
 
 pub(super) async fn start(settings: Settings) -> Server {

@@ -135,6 +135,11 @@ impl Daemon {
         self.child.wait().unwrap();
     }
 
+    /// Waits until it has logged this.
+    pub async fn until_logged(&self, text: &str) {
+        wait_until(text, || async { self.log().contains(text).then_some(()) }).await;
+    }
+
     pub fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
@@ -142,8 +147,7 @@ impl Daemon {
 
     /// Waits for its end.
     pub async fn ended(&mut self) -> ExitStatus {
-        let status = self.ended_within(super::PATIENCE).await;
-        status.unwrap_or_else(|| panic!("the daemon does not end\n{}", self.log()))
+        wait_until("the daemon ends", || std::future::ready(self.child.try_wait().unwrap())).await
     }
 
     /// Waits for its end; `None` if it goes on.
@@ -236,7 +240,7 @@ async fn spawn(
         let _ = say.send(line);
         let _ = stdout.read_to_end(&mut Vec::new());
     });
-    let Ok(line) = tokio::time::timeout(2 * super::PATIENCE, said).await else {
+    let Ok(line) = tokio::time::timeout(super::PATIENCE, said).await else {
         let _ = child.kill();
         let _ = child.wait();
         panic!("the daemon neither serves nor ends\n{}", self::log(path));

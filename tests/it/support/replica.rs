@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::wait_until;
@@ -49,8 +50,10 @@ pub enum Behaviour {
     Apply,
     /// Apply it after a while.
     ApplyAfter(Duration),
-    /// Never answer, and apply it after a while, whatever has become of the connection.
-    ApplyLate(Duration),
+    /// Apply it once the gate is open.
+    ApplyBehind(Gate),
+    /// Never answer, and apply it once the gate is open, whatever has become of the connection.
+    ApplyLate(Gate),
     /// Apply it, and cut the connection instead of answering.
     ApplyAndReset,
     /// Answer with a status, a header line or nothing, and a body; do not apply it.
@@ -65,6 +68,23 @@ pub enum Behaviour {
     Trickle,
     /// Answer 200 with a body that never ends.
     Endless,
+}
+
+/// What a test holds shut until the moment that it wants: no stall of the machine can come before.
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<Notify>);
+
+impl Gate {
+    /// For all who stand behind it and all who come.
+    pub fn open(&self) {
+        self.0.notify_one();
+    }
+
+    async fn pass(&self) {
+        self.0.notified().await;
+        // And the next one.
+        self.0.notify_one();
+    }
 }
 
 type Script = Arc<dyn Fn(&Seen) -> Behaviour + Send + Sync>;
@@ -274,10 +294,14 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>, script: Arc<Mutex<Sc
                 tokio::time::sleep(time).await;
                 plain(apply(), "", "")
             }
-            Behaviour::ApplyLate(time) => {
+            Behaviour::ApplyBehind(gate) => {
+                gate.pass().await;
+                plain(apply(), "", "")
+            }
+            Behaviour::ApplyLate(gate) => {
                 let state = Arc::clone(&state);
                 tokio::spawn(async move {
-                    tokio::time::sleep(time).await;
+                    gate.pass().await;
                     self::apply(&mut state.lock().unwrap(), at);
                 });
                 return nothing.await;
