@@ -298,6 +298,10 @@ pub struct DaemonArgs {
     /// info,replicator::replica=debug
     #[arg(long, env = "REPLICATOR_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
+
+    /// How each line of the log looks: text for people, json for machines.
+    #[arg(long, env = "REPLICATOR_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
 }
 
 /// A number, or `auto`.
@@ -330,6 +334,15 @@ pub enum Switch {
     On,
     /// It is not.
     Off,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// An object of JSON.
+    Json,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -15,9 +15,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, error::ErrorKind};
 use tokio::runtime::Runtime;
+use tracing::error;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, DaemonArgs, StoreArgs};
+use crate::cli::{Cli, Command, DaemonArgs, LogFormat, StoreArgs};
 use crate::config::Config;
 use crate::daemon::wall_clock;
 use crate::store;
@@ -47,7 +48,11 @@ pub fn run(cli: Cli) -> ExitCode {
     code
 }
 
-fn with_config(args: &DaemonArgs, command: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
+/// Runs `command` with a log. Where it fails, it gives the reason.
+fn with_config(
+    args: &DaemonArgs,
+    command: impl FnOnce(&Config) -> Result<ExitCode, String>,
+) -> ExitCode {
     let config = match Config::from_args(args) {
         Ok(config) => config,
         Err(errors) => {
@@ -56,24 +61,36 @@ fn with_config(args: &DaemonArgs, command: impl FnOnce(&Config) -> ExitCode) -> 
         }
     };
     match EnvFilter::try_new(&args.log) {
-        Ok(filter) => log_to_stderr(filter),
+        Ok(filter) => log_to_stderr(filter, args.log_format),
         Err(error) => {
             let error = format!("--log {:?} is no filter: {error}", args.log);
             eprintln!("{}", Cli::command().error(ErrorKind::ValueValidation, error));
             return ExitCode::from(2);
         }
     }
-    command(&config)
+    match (command(&config), args.log_format) {
+        (Ok(code), _) => code,
+        (Err(why), LogFormat::Text) => fail(&why),
+        // Whoever reads the log of a daemon by machine is not to meet a line of another kind.
+        (Err(why), LogFormat::Json) => {
+            error!("{why}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
-fn log_to_stderr(filter: EnvFilter) {
+fn log_to_stderr(filter: EnvFilter, format: LogFormat) {
     use std::io::IsTerminal;
-    let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(ansi)
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => {
+            log.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+            std::panic::set_hook(Box::new(|panic| {
+                error!(panic = panic.to_string(), "a part of the process has panicked");
+            }));
+        }
+    }
 }
 
 /// The store of a tool.

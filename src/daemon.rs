@@ -27,9 +27,9 @@ mod attempt;
 mod clock;
 mod core;
 mod handle;
-mod letters_told;
 mod restore;
 mod times;
+mod told;
 mod values;
 
 use attempt::{Attempts, Memory};

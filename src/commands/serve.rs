@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
-use super::{fail, whole};
+use super::whole;
 use crate::config::Config;
 use crate::daemon::Daemon;
 
@@ -33,11 +33,15 @@ impl Signals {
 }
 
 /// Runs the daemon.
-pub(super) async fn run(config: &Config) -> ExitCode {
+///
+/// # Errors
+///
+/// Why it does not start.
+pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
     // From the very start: a signal while the store is opened must not end the process halfway.
     let mut signals = match Signals::catch() {
         Ok(signals) => signals,
-        Err(error) => return fail(&format!("cannot catch signals: {error}")),
+        Err(error) => return Err(format!("cannot catch signals: {error}")),
     };
     if !config.listen.address.ip().is_loopback() {
         warn!(
@@ -49,12 +53,12 @@ pub(super) async fn run(config: &Config) -> ExitCode {
         started = Daemon::start(config) => started,
         signal = signals.next() => {
             info!(signal, "ending while the store is opened: nothing was changed but what opening repairs");
-            return ExitCode::SUCCESS;
+            return Ok(ExitCode::SUCCESS);
         }
     };
     let mut daemon = match started {
         Ok(daemon) => daemon,
-        Err(error) => return fail(&whole(&error)),
+        Err(error) => return Err(whole(&error)),
     };
     println!("listening on http://{}", daemon.address());
     let code = tokio::select! {
@@ -67,7 +71,7 @@ pub(super) async fn run(config: &Config) -> ExitCode {
             ExitCode::FAILURE
         }
     };
-    tokio::select! {
+    Ok(tokio::select! {
         closed = daemon.stop() => match closed {
             Ok(()) => code,
             Err(_) => ExitCode::FAILURE,
@@ -76,5 +80,5 @@ pub(super) async fn run(config: &Config) -> ExitCode {
             warn!(signal, "ending at once; what is not delivered stays on disk");
             ExitCode::FAILURE
         }
-    }
+    })
 }

@@ -15,13 +15,13 @@ use crate::daemon::admission::{Admission, Line, MAX_WAITING, Reply, Waiter};
 use crate::daemon::attempt::{Answered, Attempts};
 use crate::daemon::clock::Clock;
 use crate::daemon::handle::{Accepted, Health, Refusal, Request};
-use crate::daemon::letters_told::LettersTold;
 use crate::daemon::times::Times;
+use crate::daemon::told::{self, Told};
 use crate::daemon::values::Values;
 use crate::engine::{Action, Arrival, BreakerState, Engine, Full, KeyHasher, Now};
 use crate::metrics::{AckWindow, Counts, Reason, ReplicaSnapshot, Snapshot};
 use crate::store::{Committer, Reader};
-use crate::task::{Cause, Consistency, DeadLetter, NewTask, Node, Progress, Task, TaskId, Verdict};
+use crate::task::{Consistency, NewTask, Progress, Task, TaskId, Verdict};
 
 /// Events taken at once before the timers are looked at again.
 const BATCH: usize = 256;
@@ -78,7 +78,7 @@ pub(super) struct Core {
     acks: AckWindow,
     max_lag: Duration,
     times: Times,
-    letters_told: LettersTold,
+    told: Told,
 }
 
 impl Core {
@@ -96,7 +96,7 @@ impl Core {
             acks: AckWindow::default(),
             max_lag: Duration::ZERO,
             times: Times::default(),
-            letters_told: LettersTold::default(),
+            told: Told::default(),
         }
     }
 
@@ -112,7 +112,8 @@ impl Core {
         self.act(self.parts.clock.now());
         while !(self.stopping && self.parts.engine.levels().in_flight == 0) {
             let engine = self.parts.engine.wake_at();
-            let wake = engine.into_iter().chain(self.admission.wake_at()).min();
+            let others = self.admission.wake_at().into_iter().chain(self.told.wake_at());
+            let wake = engine.into_iter().chain(others).min();
             let wake_at = self.parts.clock.instant(wake.unwrap_or_default());
             tokio::select! {
                 _ = events.recv_many(&mut told, BATCH) => {}
@@ -125,7 +126,9 @@ impl Core {
             self.parts.engine.tick(now);
             self.act(now);
             self.let_in(now);
+            self.told.tick(now.moment);
         }
+        self.told.tell_all();
     }
 
     fn serve(&mut self, now: Now, request: Request) {
@@ -349,37 +352,18 @@ impl Core {
                     }
                 }
                 Action::Buried { delivery, node, letter } => {
-                    self.tell_buried(now, &node, delivery.task, &letter);
+                    let event = told::Event::Buried { task: delivery.task, letter };
+                    self.told.tell(now.moment, &node, event);
                 }
-                Action::Breaker { node, error: Some(error) } => {
-                    warn!(replica = %node, %error, "the replica does not answer: its breaker is open, deliveries to it fail without being sent until a probe succeeds");
-                }
-                Action::Breaker { node, error: None } => {
-                    info!(replica = %node, "the replica answers again");
+                Action::Breaker { node, error } => {
+                    self.told.tell(now.moment, &node, told::Event::Breaker { error });
                 }
                 Action::Ended { .. } | Action::Changed { .. } => {}
                 Action::Discarded { delivery, node } => {
-                    self.tell_discarded(now, &node, delivery.task);
+                    let event = told::Event::Discarded { task: delivery.task };
+                    self.told.tell(now.moment, &node, event);
                 }
             }
-        }
-    }
-
-    fn tell_buried(&mut self, now: Now, node: &Node, task: TaskId, letter: &DeadLetter) {
-        let Some(deliveries) = self.letters_told.entry(now.moment, node, Some(letter.cause)) else {
-            return;
-        };
-        let (cause, error, failures) = (letter.cause.as_str(), &letter.error, letter.failures);
-        if letter.cause == Cause::RetryOverflow {
-            warn!(replica = %node, deliveries, %error, "the retry queue is full: failed deliveries are parked on disk and come back when there is room");
-        } else {
-            warn!(replica = %node, deliveries, last_task = %task, failures, cause, %error, "given up: kept as dead letters");
-        }
-    }
-
-    fn tell_discarded(&mut self, now: Now, node: &Node, task: TaskId) {
-        if let Some(deliveries) = self.letters_told.entry(now.moment, node, None) {
-            warn!(replica = %node, deliveries, last_task = %task, "dead letters discarded: their time is over (--dead-letter-retention)");
         }
     }
 

@@ -46,11 +46,12 @@ pub(super) async fn accept(
     let http = http(limits);
     let graceful = GracefulShutdown::new();
     let mut stop = pin!(stop);
+    let mut failures = Failures::default();
     loop {
         let (stream, slot) = tokio::select! {
             biased;
             () = &mut stop => break,
-            Some(next) = next(&listener, &slots) => next,
+            Some(next) = next(&listener, &slots, &mut failures) => next,
             else => break,
         };
         // Without it a small answer may wait for the acknowledgement of the one before. If it
@@ -89,12 +90,15 @@ fn http(limits: &Limits) -> http1::Builder {
 async fn next(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
+    failures: &mut Failures,
 ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     let slot = Arc::clone(slots).acquire_owned().await.ok()?;
-    let mut failing = false;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return Some((stream, slot)),
+            Ok((stream, _)) => {
+                failures.in_between += 1;
+                return Some((stream, slot));
+            }
             // This one client has gone away before its turn; the next may be there already.
             Err(error)
                 if matches!(
@@ -102,13 +106,41 @@ async fn next(
                     ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset
                 ) => {}
             Err(error) => {
-                if !failing {
-                    tracing::warn!(%error, "cannot accept connections, trying on");
-                    failing = true;
+                if let Some(failures) = failures.told_now() {
+                    tracing::warn!(%error, failures, "cannot accept connections, trying on");
                 }
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
+    }
+}
+
+/// How often accepting has failed. While file descriptors are short each connection that closes
+/// lets another one in, and then it fails again, up to ten times a second.
+#[derive(Default)]
+struct Failures {
+    untold: u64,
+    /// Connections that were accepted since the last failure.
+    in_between: u64,
+}
+
+impl Failures {
+    /// About a minute of them are one line.
+    const A_LINE: u64 = 600;
+    /// After so many connections without one it is another matter.
+    const ANOTHER: u64 = 1000;
+
+    /// It has failed again. Gives how often, if that is to be told now.
+    fn told_now(&mut self) -> Option<u64> {
+        let first = self.untold == 0 || self.in_between > Self::ANOTHER;
+        self.in_between = 0;
+        self.untold += 1;
+        if first {
+            self.untold = 1;
+            return Some(1);
+        }
+        let due = self.untold > Self::A_LINE;
+        due.then(|| std::mem::replace(&mut self.untold, 1) - 1)
     }
 }
 
@@ -182,5 +214,24 @@ impl AsyncWrite for CutIfStalled {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Failures;
+
+    #[test]
+    fn accepting_that_fails_again_and_again_is_a_line_a_minute() {
+        let mut failures = Failures::default();
+        assert_eq!(failures.told_now(), Some(1));
+        let mut lines = Vec::new();
+        for _ in 0..1800 {
+            failures.in_between += 1;
+            lines.extend(failures.told_now());
+        }
+        assert_eq!(lines, [600, 600, 600]);
+        failures.in_between = 2000;
+        assert_eq!(failures.told_now(), Some(1), "after all was well for a while");
     }
 }

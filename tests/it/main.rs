@@ -25,6 +25,7 @@ mod fixtures;
 mod layering;
 mod lifecycle;
 mod limits;
+mod logs;
 mod outage;
 mod readme;
 mod telemetry;
