@@ -81,6 +81,21 @@ pub(crate) fn point(name: &'static str) {
     }
 }
 
+/// From which size on a store may be rewritten: what it is, or what a test wants with
+/// `REPLICATOR_FAULT_REWRITE_FLOOR`, so that little data is enough.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub(crate) const fn rewrite_floor(bytes: u64) -> u64 {
+    bytes
+}
+
+#[cfg(feature = "faults")]
+pub(crate) fn rewrite_floor(bytes: u64) -> u64 {
+    static WANTED: LazyLock<Option<u64>> =
+        LazyLock::new(|| std::env::var("REPLICATOR_FAULT_REWRITE_FLOOR").ok()?.parse().ok());
+    WANTED.unwrap_or(bytes)
+}
+
 #[cfg(feature = "faults")]
 use std::sync::{
     LazyLock,

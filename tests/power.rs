@@ -14,8 +14,7 @@
 //! a page unreadable.
 //!
 //! Not covered: a page that fails only when sled reads it, after the store has read the file
-//! itself without an error; a disk that loses what it has synced; migrations and rewrites of the
-//! store inside the record (`tests/faults.rs` kills those at each step).
+//! itself without an error; a disk that loses what it has synced.
 //!
 //! Needs the feature `faults` and a C compiler as `cc`.
 //!
@@ -24,8 +23,8 @@
 //!   be looked at. `POWER_SEED` chooses the cuts.
 //!
 //! What it has found: a snapshot of sled's that a crash has torn kept the store from ever opening
-//! again (in a run of 900 planned images two of the three workloads came to such an image; a
-//! workload ends with the first that fails), a page that could not be read at one start destroyed
+//! again (in a run of 900 planned images two of three workloads came to such an image; a workload ends
+//! with the first that fails), a page that could not be read at one start destroyed
 //! the store for good, and a power cut while a store was opened could bring its old snapshot back
 //! over a log whose beginning was gone (one image of 667 planned of a workload). With these mended,
 //! none of 2000 images lost anything.
@@ -56,6 +55,8 @@ mod disk;
 mod io_errors;
 #[path = "power/judge.rs"]
 mod judge;
+#[path = "power/older.rs"]
+mod older;
 #[path = "power/record.rs"]
 mod record;
 #[path = "power/workload.rs"]
@@ -73,18 +74,19 @@ use disk::{Disk, Luck};
 use it::support;
 use judge::{Known, Wrong, judge};
 use record::{Recording, entries};
-use workload::{Workload, record};
+use workload::{Recorded, Workload, record};
 use world::{Witness, world};
 
 /// Of each workload.
 const IMAGES: usize = 80;
+const WORKLOADS: usize = 5;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|number| number.parse().unwrap())
 }
 
 fn images() -> usize {
-    number("POWER_IMAGES").map_or(IMAGES, |all| (all as usize).div_ceil(3))
+    number("POWER_IMAGES").map_or(IMAGES, |all| (all as usize).div_ceil(WORKLOADS))
 }
 
 /// In memory where the system has such a place: what is here need not survive anything.
@@ -101,12 +103,19 @@ struct Image {
     rng: Rng,
 }
 
-/// The images, in the order of their points, each the same for the same seed and record.
-fn plan(images: usize, seed: u64, length: usize) -> Vec<Image> {
+/// The images, in the order of their points, each the same for the same seed and record. Where the
+/// workload is about a part of the record, half of them are cut there.
+fn plan(images: usize, seed: u64, recorded: &Recorded) -> Vec<Image> {
+    let length = entries(&recorded.recording.bytes()).len();
     let mut plan: Vec<_> = (0..images)
         .map(|number| {
             let mut rng = Rng::with_seed(seed ^ (number as u64) << 32);
-            let point = rng.usize(1..=length);
+            let amid = !recorded.amid.is_empty() && rng.bool();
+            let point = if amid {
+                rng.usize(recorded.amid.clone()) + 1
+            } else {
+                rng.usize(recorded.begin..length) + 1
+            };
             let luck = match rng.u8(..8) {
                 0 => Luck::Nothing,
                 1 => Luck::Everything,
@@ -164,13 +173,18 @@ async fn losses(
     losses
 }
 
-/// Records a workload and tries its images.
 async fn nothing_is_lost(workload: Workload) {
+    nothing_is_lost_of(workload, images()).await;
+}
+
+/// Records a workload and tries so many images.
+async fn nothing_is_lost_of(workload: Workload, images: usize) {
     let world = world().await;
     let seed = number("POWER_SEED").unwrap_or_else(|| fastrand::u64(..));
-    let recording = record(workload, &world, true).await;
+    let recorded = record(workload, &world, true).await;
+    let plan = plan(images, seed, &recorded);
+    let recording = recorded.recording;
     let bytes = recording.bytes();
-    let plan = plan(images(), seed, entries(&bytes).len());
     let lost = losses(&bytes, &recording.data_dir(), &world, plan, 1).await;
     if let Some((_, what, image)) = lost.into_iter().next() {
         let (record, image) = (keep(recording, world), image.keep());
@@ -204,13 +218,30 @@ async fn a_power_cut_amid_strong_writes_and_restarts_loses_nothing() {
     nothing_is_lost(Workload::Strong).await;
 }
 
+/// A migration, from each of the older formats to the newest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_amid_a_migration_loses_nothing() {
+    let formats = older::formats();
+    assert!(!formats.is_empty());
+    let images = images().div_ceil(formats.len());
+    for format in formats {
+        nothing_is_lost_of(Workload::Migration(format), images).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_amid_a_rewrite_of_the_store_loses_nothing() {
+    nothing_is_lost(Workload::Rewrite).await;
+}
+
 /// The control: without the barrier this suite must fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_barrier_the_suite_finds_what_is_lost() {
     let world = world().await;
-    let recording = record(Workload::Strong, &world, false).await;
+    let recorded = record(Workload::Strong, &world, false).await;
+    let plan = plan(30, fastrand::u64(..), &recorded);
+    let recording = recorded.recording;
     let bytes = recording.bytes();
-    let plan = plan(30, fastrand::u64(..), entries(&bytes).len());
     let failed = losses(&bytes, &recording.data_dir(), &world, plan, usize::MAX).await;
     let count = |is: fn(&Wrong) -> bool| failed.iter().filter(|(wrong, ..)| is(wrong)).count();
     let refused = count(|wrong| matches!(wrong, Wrong::Refused(_)));

@@ -176,7 +176,7 @@ impl Rewriter {
             // Room may appear without anything being written here.
             self.look_at = Some(now() + LOOK_EVERY);
         }
-        let floor = if low { FLOOR_BYTES_LOW } else { FLOOR_BYTES };
+        let floor = if low { FLOOR_BYTES_LOW } else { faults::rewrite_floor(FLOOR_BYTES) };
         let not_below = if low { self.not_below_low } else { self.not_below };
         if file < floor.saturating_add(2 * live) || file < not_below {
             return;
@@ -251,7 +251,7 @@ impl Rewriter {
         self.files.sizes.rewrites.fetch_add(1, Ordering::Relaxed);
 
         let (file, live) = (file_bytes(&directory.path().join(&self.store)), database.live_bytes());
-        let small = file < FLOOR_BYTES.saturating_add(2 * live);
+        let small = file < faults::rewrite_floor(FLOOR_BYTES).saturating_add(2 * live);
         self.not_below = if small { 0 } else { file.saturating_mul(2) };
         self.not_below_low = file.saturating_mul(2);
         info!(

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::support::copy;
 use replicator::store::{
     Handed, IdempotencyAnswer, IdempotencyRow, Opened, Recovered, ReplicaRow, Settings, Store,
 };
@@ -187,19 +188,6 @@ fn holds_the_contents(format: u32) {
         assert_eq!((opened.replicas.clone(), opened.idempotency.clone()), kept);
         assert!(opened.next_id.0 > FIRST + 7);
         close(opened);
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let to = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            fs::create_dir(&to).unwrap();
-            copy(&path, &to);
-        } else {
-            fs::copy(&path, &to).unwrap();
-        }
     }
 }
 

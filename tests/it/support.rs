@@ -1,5 +1,6 @@
 //! What the tests share: the daemon as a process, a replica that follows a script, a client.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub mod daemon;
@@ -71,4 +72,18 @@ pub fn delete(key: &str, replicas: &[&Replica]) -> serde_json::Value {
     body["operation"] = "DELETE".into();
     body["value"] = serde_json::Value::Null;
     body
+}
+
+/// Copies what is in a directory into another.
+pub fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy(&path, &to);
+        } else {
+            std::fs::copy(&path, &to).unwrap();
+        }
+    }
 }

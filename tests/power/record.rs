@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -118,10 +118,41 @@ impl Recording {
 
     /// Appends a mark.
     pub fn mark(&self, mark: &Mark) {
-        let data = serde_json::to_vec(mark).unwrap();
+        self.append(MARK, Path::new(""), &serde_json::to_vec(mark).unwrap(), 0);
+    }
+
+    /// Takes what is in the data directory already for written and synced. How long the record is
+    /// then.
+    pub fn adopt(&self) -> usize {
+        self.adopt_dir(&self.data_dir());
+        entries(&self.bytes()).len()
+    }
+
+    fn adopt_dir(&self, dir: &Path) {
+        let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+        self.append(b'D', dir, &[], inode(dir));
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                self.adopt_dir(&path);
+                continue;
+            }
+            self.append(b'C', &path, &[], inode(&path));
+            self.append(b'W', Path::new(""), &std::fs::read(&path).unwrap(), inode(&path));
+            self.append(b'F', Path::new(""), &[], inode(&path));
+        }
+        self.append(b'F', Path::new(""), &[], inode(dir));
+    }
+
+    /// Appends an entry, at the offset 0 and in one write.
+    fn append(&self, kind: u8, path: &Path, data: &[u8], inode: u64) {
+        let path = path.to_str().unwrap().as_bytes();
         let mut bytes = vec![0; HEAD];
-        bytes[0] = MARK;
+        bytes[0] = kind;
+        bytes[4..8].copy_from_slice(&u32::try_from(path.len()).unwrap().to_ne_bytes());
         bytes[12..16].copy_from_slice(&u32::try_from(data.len()).unwrap().to_ne_bytes());
+        bytes[16..24].copy_from_slice(&inode.to_ne_bytes());
+        bytes.extend(path);
         bytes.extend(data);
         assert_eq!((&self.record).write(&bytes).unwrap(), bytes.len());
     }

@@ -1,13 +1,15 @@
 //! What goes on while it is recorded. Another workload: a variant, and what is particular to it.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
 use super::disk::{Disk, files};
-use super::record::{Control, MARK, Mark, Recording, entries};
-use super::support::{Behaviour, Daemon, client};
+use super::older::take_back;
+use super::record::{Control, Entry, MARK, Mark, Recording, entries};
+use super::support::{Behaviour, Daemon, client, wait_until};
 use super::world::{Mood, Witness, start, value};
 
 const WRITERS: u64 = 8;
@@ -21,6 +23,10 @@ pub enum Workload {
     Large,
     /// Eventual and strong writes, a replica that goes and comes back; clean restarts.
     Strong,
+    /// A start on a store of this older format with tasks in it, and writes after it.
+    Migration(u32),
+    /// A backlog that is drained, so that the store is rewritten amid traffic, with tasks that wait.
+    Rewrite,
 }
 
 impl Workload {
@@ -28,7 +34,7 @@ impl Workload {
         match self {
             Self::Churn => 12,
             Self::Large => 40,
-            Self::Strong => 30,
+            Self::Strong | Self::Migration(_) | Self::Rewrite => 30,
         }
     }
 
@@ -38,13 +44,18 @@ impl Workload {
             Self::Churn => &[900, 900, 900],
             Self::Large => &[130, 130],
             Self::Strong => &[300, 300, 300],
+            Self::Migration(_) => &[150],
+            Self::Rewrite => &[500, 60],
         }
     }
 
     fn bytes(self, n: u64) -> usize {
         let bytes = match self {
             Self::Large => [20, 9_000, 70_000, 300_000, 4_070][n as usize % 5],
-            Self::Churn | Self::Strong => [10, 600, 200, 5_000][n as usize % 4],
+            Self::Rewrite => [20, 9_000, 30_000, 600][n as usize % 4],
+            Self::Churn | Self::Strong | Self::Migration(_) => {
+                [10, 600, 200, 5_000][n as usize % 4]
+            }
         };
         bytes + n as usize % 97
     }
@@ -61,6 +72,9 @@ impl Workload {
                     Behaviour::Answer(400, "", "no")
                 }
                 (Self::Large, 2) if key.starts_with("dead/") => Behaviour::Answer(503, "", "busy"),
+                (Self::Rewrite, 1) if key.starts_with("held/") => {
+                    Behaviour::Answer(503, "", "busy")
+                }
                 (Self::Large, 1) | (Self::Churn, 2) if attempt == 1 => match seen.sequence() % 8 {
                     0 => Behaviour::Answer(503, "", "busy"),
                     1 => Behaviour::ApplyAndReset,
@@ -71,13 +85,19 @@ impl Workload {
         })
     }
 
+    /// What was held back comes through.
+    fn mood_in_the_end(self, replica: usize) -> Mood {
+        if self == Self::Rewrite { Arc::new(|_, _| Behaviour::Apply) } else { self.mood(replica) }
+    }
+
     fn write(self, n: u64) -> (String, Value) {
         let key = match n {
             n if self == Self::Large && n % 9 == 0 => format!("dead/refused/{n}"),
             n if self == Self::Large && n % 9 == 1 => format!("dead/tried/{n}"),
+            n if self == Self::Rewrite && n % 20 == 2 => format!("held/{n}"),
             _ => format!("key/{}", fastrand::u64(..self.keys())),
         };
-        let is_set = key.starts_with("dead") || !n.is_multiple_of(7);
+        let is_set = !key.starts_with("key") || !n.is_multiple_of(7);
         let is_strong = self == Self::Strong && n.is_multiple_of(3);
         let body = json!({
             "key": key,
@@ -111,8 +131,17 @@ pub fn args(max_retries: &str) -> [&str; 14] {
     ]
 }
 
+/// A record of a workload.
+pub struct Recorded {
+    pub recording: Arc<Recording>,
+    /// From this entry on a power cut makes an image.
+    pub begin: usize,
+    /// What the workload is about, where that is a small part of it.
+    pub amid: Range<usize>,
+}
+
 /// Records one run of a workload; it is complete, or this panics.
-pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Arc<Recording> {
+pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Recorded {
     let recording = Arc::new(Recording::new());
     for (n, witness) in world.iter().enumerate() {
         witness.behave(Some(Arc::clone(&recording)), workload.mood(n));
@@ -122,12 +151,24 @@ pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Arc
         environment.push(("REPLICATOR_FAULT_BARRIER".to_owned(), "off".to_owned()));
     }
     let args = args(workload.max_retries());
-    let mut daemon = start(&recording.data_dir(), &args, &environment).await.unwrap();
     let numbers = Arc::new(AtomicU64::new(1));
+    let mut begin = 0;
+    if let Workload::Migration(format) = workload {
+        leave_backlog(workload, world, &recording, &numbers).await;
+        take_back(&recording.data_dir(), format);
+        begin = recording.adopt();
+    }
+    if workload == Workload::Rewrite {
+        environment.push(("REPLICATOR_FAULT_REWRITE_FLOOR".to_owned(), "1048576".to_owned()));
+    }
+    let mut daemon = start(&recording.data_dir(), &args, &environment).await.unwrap();
+    let started = entries(&recording.bytes()).len();
     for (life, &writes) in workload.lives().iter().enumerate() {
         let is_last = life + 1 == workload.lives().len();
         let until = numbers.load(Ordering::Relaxed) + writes;
-        if workload == Workload::Strong && life == 1 {
+        if (workload == Workload::Strong && life == 1)
+            || (workload == Workload::Rewrite && !is_last)
+        {
             world[2].replica.stop();
         }
         // By whoever posts that one, so that there is enough left to be killed amid.
@@ -136,14 +177,19 @@ pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Arc
         if kill_at.is_some() {
             daemon.ended().await;
         }
+        if workload == Workload::Rewrite && !is_last {
+            until_rewritten(&daemon, world, &numbers, until).await;
+        }
         for writer in writers {
             writer.await.unwrap();
         }
         if is_last {
             break;
         }
-        if workload != Workload::Churn {
-            assert!(daemon.terminate().await.success());
+        match workload {
+            Workload::Churn => {}
+            Workload::Rewrite => daemon.kill(),
+            _ => assert!(daemon.terminate().await.success()),
         }
         for witness in world {
             witness.replica.until_quiet().await;
@@ -154,13 +200,62 @@ pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Arc
         }
         daemon.restart().await;
     }
+    for witness in world {
+        witness.behave(Some(Arc::clone(&recording)), workload.mood_in_the_end(witness.number));
+    }
     daemon.until_drained().await;
     assert!(daemon.terminate().await.success());
     for witness in world {
         assert_eq!(witness.wrongs(), Vec::<String>::new());
     }
     missed_nothing(&recording);
-    recording
+    let amid = match workload {
+        Workload::Migration(_) => begin..started,
+        Workload::Rewrite => rewrite(&entries(&recording.bytes())),
+        _ => 0..0,
+    };
+    Recorded { recording, begin, amid }
+}
+
+/// Leaves a data directory behind, unrecorded, with writes that a replica is to have still.
+async fn leave_backlog(
+    workload: Workload,
+    world: &[Witness],
+    recording: &Arc<Recording>,
+    numbers: &Arc<AtomicU64>,
+) {
+    world[2].replica.stop();
+    let mut daemon = start(&recording.data_dir(), &args("1000"), &[]).await.unwrap();
+    for writer in start_writers(workload, &daemon, world, recording, numbers, 60, None) {
+        writer.await.unwrap();
+    }
+    assert!(daemon.terminate().await.success());
+    for witness in world {
+        witness.replica.until_quiet().await;
+        witness.next_life();
+    }
+    world[2].replica.come_back().await;
+}
+
+/// Lets the backlog of the replica that is away be drained, and sees the store rewritten. The
+/// writers go on meanwhile.
+async fn until_rewritten(daemon: &Daemon, world: &[Witness], numbers: &AtomicU64, until: u64) {
+    wait_until("there is a backlog", || async {
+        (numbers.load(Ordering::Relaxed) > until / 2).then_some(())
+    })
+    .await;
+    world[2].replica.come_back().await;
+    wait_until("the store is rewritten", || async {
+        (daemon.metrics().await["store_rewrites_total"].as_u64() > Some(0)).then_some(())
+    })
+    .await;
+}
+
+/// From the first change of a fresh store to the last removal of an old one.
+fn rewrite(entries: &[Entry<'_>]) -> Range<usize> {
+    let fresh = entries.iter().position(|entry| entry.path.ends_with("/store-000002.new"));
+    let old = entries.iter().rposition(|entry| entry.path.contains("/store-000001"));
+    fresh.unwrap()..old.unwrap()
 }
 
 /// Post until `numbers` has come to `until`, or the daemon is gone. At `kill_at` it is told to die

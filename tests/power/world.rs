@@ -61,7 +61,7 @@ struct Book {
 /// A replica with a book.
 pub struct Witness {
     pub replica: Replica,
-    number: usize,
+    pub number: usize,
     book: Arc<Mutex<Book>>,
 }
 

@@ -1,0 +1,70 @@
+//! Stores of older formats, with tasks in them for the replicas of today.
+//!
+//! Those under `tests/fixtures/` were written by the releases of their time, but their tasks are
+//! for replicas that are nowhere. So one of today is taken back step by step, and what comes out
+//! is compared with the fixture of that format: the trees, and the rows of `meta` with their
+//! lengths. What is in the rows of the tasks has been the same since format 1.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::support::copy;
+
+fn fixture(format: u32) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/format-{format}"))
+}
+
+/// The formats that have a fixture, without the newest, which needs no migration.
+pub fn formats() -> std::ops::Range<u32> {
+    let newest = (1..).take_while(|&format| fixture(format).is_dir()).last().unwrap();
+    1..newest
+}
+
+fn open(dir: &Path) -> sled::Db {
+    let store = dir.join("store-000001");
+    sled::Config::new().path(store).flush_every_ms(None).open().unwrap()
+}
+
+/// A row of `meta`: a version byte, a CRC-32, the payload.
+fn sealed(key: &str, payload: &[u8]) -> Vec<u8> {
+    let covered = [b"\x01m", key.as_bytes(), payload].concat();
+    [&[1][..], &crc32fast::hash(&covered).to_be_bytes(), payload].concat()
+}
+
+/// Makes a store of the newest format one of `format`.
+pub fn take_back(dir: &Path, format: u32) {
+    let db = open(dir);
+    let meta = db.open_tree("meta").unwrap();
+    if format < 3 {
+        for tree in ["replicas", "idempotency"] {
+            db.drop_tree(tree).unwrap();
+        }
+        let ledger = meta.get("ledger").unwrap().unwrap();
+        meta.insert("ledger", sealed("ledger", &ledger[5..69])).unwrap();
+    }
+    if format < 2 {
+        for row in ["ledger", "settling"] {
+            meta.remove(row).unwrap();
+        }
+        std::fs::remove_file(dir.join("COMMITTED")).unwrap();
+    }
+    meta.insert("format_version", sealed("format_version", &format.to_be_bytes())).unwrap();
+    db.flush().unwrap();
+    drop((meta, db));
+    let copied = tempfile::tempdir().unwrap();
+    copy(&fixture(format), copied.path());
+    assert_eq!(shape(dir), shape(copied.path()), "format {format}");
+}
+
+/// Its trees, its rows of `meta` and how long they are, and whether there is a witness.
+fn shape(dir: &Path) -> (Vec<String>, BTreeMap<String, usize>, bool) {
+    let db = open(dir);
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let mut trees: Vec<_> = db.tree_names().iter().map(|name| text(name)).collect();
+    trees.sort();
+    let rows = db.open_tree("meta").unwrap().iter().map(Result::unwrap);
+    let mut rows: BTreeMap<_, _> = rows.map(|(key, row)| (text(&key), row.len())).collect();
+    // It is there while settlements are on their way.
+    rows.remove("settling");
+    (trees, rows, dir.join("COMMITTED").exists())
+}
