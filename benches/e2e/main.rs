@@ -4,6 +4,7 @@
 //! cargo bench --bench e2e              everything, about two minutes
 //! cargo bench --bench e2e -- accept    one part: accept, deliver or strong
 //! cargo bench --bench e2e -- memory    a million queued tasks; a few minutes and 2 GiB of disk
+//! cargo bench --bench e2e -- restart   a restart with 1,000 to 1,000,000 queued tasks; three minutes
 //! cargo bench --bench e2e -- isolation four healthy replicas beside a bad one; six minutes
 //! cargo bench --bench e2e -- outage    a replica down for a minute and back; six minutes
 //! cargo bench --bench e2e -- auto      --workers auto beside 5 and 64; two minutes
@@ -35,6 +36,7 @@ mod memory;
 mod node;
 mod outage;
 mod parts;
+mod restart;
 mod roles;
 
 fn main() {
@@ -64,6 +66,9 @@ fn main() {
         }
         if asked_for("outage") {
             outage::outage().await;
+        }
+        if asked_for("restart") {
+            restart::restart().await;
         }
         if asked_for("auto") {
             auto::auto().await;

@@ -124,7 +124,7 @@ async fn null_answer(body: axum::body::Bytes) -> (axum::http::StatusCode, String
     (axum::http::StatusCode::ACCEPTED, text.to_owned())
 }
 
-/// Answers every request at once, or never; `GET` says how many it has answered.
+/// Answers every write at once, or never; `GET` says how many have come.
 async fn null_replica(listener: TcpListener, silent: bool) {
     let answered = Arc::new(AtomicU64::new(0));
     loop {
@@ -146,7 +146,7 @@ async fn null_connection(mut stream: TcpStream, answered: Arc<AtomicU64>, silent
                 answered.fetch_add(1, Ordering::Relaxed);
                 "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned()
             };
-            if !silent && stream.write_all(answer.as_bytes()).await.is_err() {
+            if (is_get || !silent) && stream.write_all(answer.as_bytes()).await.is_err() {
                 return;
             }
         }
