@@ -9,6 +9,13 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+pub mod operate;
+
+use operate::{
+    BarrierArgs, CompletionsArgs, DeadLettersArgs, ManArgs, ReplicasArgs, StatusArgs, TasksArgs,
+    TopArgs,
+};
+
 /// Carries writes from the primary of a key-value store to its replica nodes: durably, in order,
 /// with retries.
 ///
@@ -35,6 +42,29 @@ pub struct Cli {
 /// What the binary can do besides running the daemon.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Ask a running daemon how it is, with what is wrong first.
+    ///
+    /// Exit codes: 0 all is well; 1 the daemon cannot be asked; 2 the arguments are wrong; 3 the
+    /// daemon is degraded, or a replica is behind, paused, does not answer or has dead letters; 4
+    /// the daemon is unhealthy: it accepts nothing.
+    Status(StatusArgs),
+    /// Look at replicas, pause, resume, probe, forget and rename them.
+    Replicas(ReplicasArgs),
+    /// Look at the tasks that are not settled, and throw one away.
+    Tasks(TasksArgs),
+    /// Look at dead letters, make them ready again or throw them away.
+    DeadLetters(DeadLettersArgs),
+    /// Wait until everything that was accepted before now is delivered.
+    ///
+    /// Exit codes: 0 it is; 1 the daemon cannot be asked; 2 the arguments are wrong; 3 not within
+    /// --wait; 5 what could be delivered is, and the rest are dead letters.
+    Barrier(BarrierArgs),
+    /// Watch throughput, backlog and lag of a running daemon, and pause and resume replicas.
+    Top(TopArgs),
+    /// Print a completion script for a shell.
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one for every command into a directory.
+    Man(ManArgs),
     /// Start the daemon with three in-memory replicas and watch writes travel.
     ///
     /// Uses a data directory of its own that is removed at the end. Leaves the daemon running

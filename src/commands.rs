@@ -1,7 +1,7 @@
 //! What the binary does: the daemon, and the tools beside it.
 //!
 //! Exit codes: 0 all is well; 1 it could not be done, the reason is on standard error; 2 the
-//! arguments are wrong.
+//! arguments are wrong. Those of the commands that ask a running daemon are in [`operate`].
 
 #![expect(
     clippy::print_stdout,
@@ -26,6 +26,8 @@ use crate::store;
 mod check;
 mod demo;
 mod dump;
+mod generate;
+mod operate;
 mod serve;
 
 /// Does what the command line asks for.
@@ -37,6 +39,14 @@ pub fn run(cli: Cli) -> ExitCode {
     };
     let code = match cli.command {
         None => with_config(&cli.daemon, |config| runtime.block_on(serve::run(config))),
+        Some(Command::Status(args)) => runtime.block_on(operate::status(&args)),
+        Some(Command::Replicas(args)) => runtime.block_on(operate::replicas(&args)),
+        Some(Command::Tasks(args)) => runtime.block_on(operate::tasks(&args)),
+        Some(Command::DeadLetters(args)) => runtime.block_on(operate::dead_letters(&args)),
+        Some(Command::Barrier(args)) => runtime.block_on(operate::barrier(&args)),
+        Some(Command::Top(args)) => runtime.block_on(operate::top(&args)),
+        Some(Command::Completions(args)) => generate::completions(&args),
+        Some(Command::Man(args)) => generate::man(&args),
         Some(Command::Demo(args)) => runtime.block_on(demo::run(&args)),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Export(args)) => dump::export(&args),

@@ -68,8 +68,24 @@ fn only_the_store_names_sled_and_bincode() {
 }
 
 #[test]
-fn only_the_replica_side_names_reqwest() {
-    only_under(&["reqwest"], &["src/replica.rs", "src/replica"]);
+fn only_the_replica_side_and_the_operators_client_name_reqwest() {
+    let client = "src/commands/operate/client.rs";
+    only_under(&["reqwest"], &["src/replica.rs", "src/replica", client]);
+}
+
+#[test]
+fn only_top_names_ratatui() {
+    only_under(&["ratatui"], &["src/commands/operate/top.rs", "src/commands/operate/top"]);
+}
+
+#[test]
+fn the_operators_commands_know_the_daemon_by_its_api_alone() {
+    let parts = ["crate::engine", "crate::store", "crate::server", "crate::replica::Client"];
+    never_in(&parts, &["src/commands/operate.rs", "src/commands/operate"]);
+    for (path, text) in sources("src/commands/operate") {
+        let code = shipped(&text).replace("crate::daemon::wall_clock", "");
+        assert!(!code.contains("crate::daemon"), "crate::daemon in {}", path.display());
+    }
 }
 
 #[test]

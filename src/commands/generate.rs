@@ -1,0 +1,107 @@
+//! `replicator completions` and `replicator man`: made from the command line as it is.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+
+use super::fail;
+use crate::cli::Cli;
+use crate::cli::operate::{CompletionsArgs, ManArgs};
+
+/// Prints the script.
+pub(super) fn completions(args: &CompletionsArgs) -> ExitCode {
+    print(&script(args.shell))
+}
+
+/// Prints the page of the whole, or writes one for every command.
+pub(super) fn man(args: &ManArgs) -> ExitCode {
+    match &args.dir {
+        Some(dir) => match write_pages(dir) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&format!("cannot write into {}: {error}", dir.display())),
+        },
+        None => match page() {
+            Ok(page) => print(&page),
+            Err(error) => fail(&format!("cannot make the page: {error}")),
+        },
+    }
+}
+
+fn script(shell: clap_complete::Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "replicator", &mut script);
+    script
+}
+
+fn page() -> io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+    Ok(page)
+}
+
+fn write_pages(dir: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    clap_mangen::generate_to(Cli::command(), dir)
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("cannot print: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, ValueEnum};
+    use clap_complete::Shell;
+
+    use super::*;
+
+    /// Every command by its words: `replicas pause`.
+    fn commands(command: &Command, above: &str, found: &mut Vec<String>) {
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            let name = format!("{above} {}", sub.get_name());
+            commands(sub, &name, found);
+            found.push(name.trim().to_owned());
+        }
+    }
+
+    fn all() -> Vec<String> {
+        let mut found = Vec::new();
+        commands(&Cli::command(), "", &mut found);
+        assert!(found.iter().any(|name| name == "dead-letters redrive"), "{found:?}");
+        found
+    }
+
+    #[test]
+    fn every_shell_completes_every_command() {
+        for shell in Shell::value_variants() {
+            let script = String::from_utf8(script(*shell)).unwrap();
+            for name in all() {
+                let last = name.rsplit(' ').next().unwrap();
+                assert!(script.contains(last), "{shell} has no {name}");
+            }
+            assert!(script.contains("max-lag"), "{shell} has no flags");
+        }
+    }
+
+    #[test]
+    fn every_command_has_a_page_with_its_flags() {
+        let dir = tempfile::tempdir().unwrap();
+        write_pages(&dir.path().join("man1")).unwrap();
+        for name in all() {
+            let file = dir.path().join(format!("man1/replicator-{}.1", name.replace(' ', "-")));
+            let page = std::fs::read_to_string(&file).unwrap();
+            assert!(page.contains(".SH SYNOPSIS") && page.contains(".SH NAME"), "{name}: {page}");
+        }
+        let whole = String::from_utf8(page().unwrap()).unwrap();
+        assert!(whole.contains("data\\-dir") && whole.contains("REPLICATOR_DATA_DIR"), "{whole}");
+        assert!(whole.contains("dead\\-letters"), "{whole}");
+    }
+}

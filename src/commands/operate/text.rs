@@ -1,0 +1,231 @@
+//! Figures, ages and tables for people.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytesize::ByteSize;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+use crate::task::Timestamp;
+
+/// The widest that a text from outside may be in a table, in columns.
+const MAX_CELL: usize = 48;
+
+/// Columns that are aligned, without lines.
+pub(super) struct Table {
+    rows: Vec<Vec<String>>,
+    right: Vec<bool>,
+}
+
+impl Table {
+    /// A column whose heading begins with `>` is aligned to the right.
+    pub(super) fn new(headings: &[&str]) -> Self {
+        let right = headings.iter().map(|heading| heading.starts_with('>')).collect();
+        let row = headings.iter().map(|heading| heading.trim_start_matches('>').to_owned());
+        Self { rows: vec![row.collect()], right }
+    }
+
+    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// A line a row, without spaces at its end.
+    pub(super) fn render(&self) -> String {
+        let width = |column| {
+            let cells = self.rows.iter().filter_map(|row| row.get::<usize>(column));
+            cells.map(|cell| cell.width()).max().unwrap_or(0)
+        };
+        let widths: Vec<_> = (0..self.right.len()).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for ((cell, width), right) in row.iter().zip(&widths).zip(&self.right) {
+                let space = " ".repeat(width.saturating_sub(cell.width()));
+                let (before, after) = if *right { (space.as_str(), "") } else { ("", &*space) };
+                line = format!("{line}{before}{cell}{after}  ");
+            }
+            text = text + line.trim_end() + "\n";
+        }
+        text
+    }
+}
+
+/// A text from outside that can do nothing to a terminal: keys and the errors of replicas may hold
+/// anything.
+pub(super) fn clean(text: &str) -> String {
+    let mut cleaned = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            // Marks that turn the direction of writing, or that nobody sees.
+            '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' => {
+                cleaned.extend(c.escape_unicode());
+            }
+            c if c.is_control() => cleaned.extend(c.escape_default()),
+            c => cleaned.push(c),
+        }
+    }
+    cleaned
+}
+
+/// The same for a table: shortened in its middle, as both ends tell.
+pub(super) fn cell(text: &str) -> String {
+    let text = clean(text);
+    if text.width() <= MAX_CELL {
+        return text;
+    }
+    let half = (MAX_CELL - 1) / 2;
+    let fits = |chars: &mut dyn Iterator<Item = char>| {
+        let mut columns = 0;
+        let mut taken = Vec::new();
+        for c in chars {
+            columns += c.width().unwrap_or(0);
+            if columns > half {
+                break;
+            }
+            taken.push(c);
+        }
+        taken
+    };
+    let front: String = fits(&mut text.chars()).into_iter().collect();
+    let back: String = fits(&mut text.chars().rev()).into_iter().rev().collect();
+    format!("{front}…{back}")
+}
+
+/// The two largest units of a time: `3m12s`, `2d4h`; below ten seconds with tenths.
+pub(super) fn span(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let two = |large: u64, unit, small: u64, sub| match small {
+        0 => format!("{large}{unit}"),
+        _ => format!("{large}{unit}{small}{sub}"),
+    };
+    match seconds {
+        0..10 if time.subsec_millis() < 50 => format!("{seconds}s"),
+        0..10 => format!("{:.1}s", time.as_secs_f64()),
+        10..60 => format!("{seconds}s"),
+        60..3_600 => two(seconds / 60, "m", seconds % 60, "s"),
+        3_600..86_400 => two(seconds / 3_600, "h", seconds % 3_600 / 60, "m"),
+        _ => two(seconds / 86_400, "d", seconds % 86_400 / 3_600, "h"),
+    }
+}
+
+/// The same of what the API gives in seconds.
+pub(super) fn seconds(seconds: f64) -> String {
+    Duration::try_from_secs_f64(seconds).map_or_else(|_| "-".to_owned(), span)
+}
+
+/// Milliseconds where seconds would say nothing.
+pub(super) fn latency(seconds: Option<f64>) -> String {
+    match seconds {
+        None => "-".to_owned(),
+        Some(seconds) if seconds < 0.001 => format!("{:.0}us", seconds * 1e6),
+        Some(seconds) if seconds < 1.0 => format!("{:.1}ms", seconds * 1e3),
+        Some(seconds) => format!("{seconds:.2}s"),
+    }
+}
+
+/// A rate with as many digits as tell something.
+pub(super) fn rate(per_second: f64) -> String {
+    if per_second == 0.0 {
+        "0".to_owned()
+    } else if per_second < 10.0 {
+        format!("{per_second:.1}")
+    } else {
+        format!("{per_second:.0}")
+    }
+}
+
+pub(super) fn bytes(bytes: u64) -> String {
+    ByteSize::b(bytes).to_string()
+}
+
+/// `1 task`, `2 tasks`, `2 deliveries`.
+pub(super) fn count(number: u64, of: &str) -> String {
+    match of.strip_suffix('y') {
+        _ if number == 1 => format!("1 {of}"),
+        Some(stem) => format!("{number} {stem}ies"),
+        None => format!("{number} {of}s"),
+    }
+}
+
+/// How long ago a moment of the API was; the moment itself where it cannot be read.
+pub(super) fn age(moment: &str, now: Timestamp) -> String {
+    match parse(moment) {
+        Some(at) => span(now_as_time(now).duration_since(at).unwrap_or_default()),
+        None => clean(moment),
+    }
+}
+
+/// How long it is until a moment of the API.
+pub(super) fn until(moment: &str, now: Timestamp) -> String {
+    match parse(moment) {
+        Some(at) => span(at.duration_since(now_as_time(now)).unwrap_or_default()),
+        None => clean(moment),
+    }
+}
+
+fn parse(moment: &str) -> Option<SystemTime> {
+    humantime::parse_rfc3339(moment).ok()
+}
+
+fn now_as_time(now: Timestamp) -> SystemTime {
+    UNIX_EPOCH + Duration::from_nanos(now.0)
+}
+
+/// Names and what is said to them, the names aligned.
+pub(super) fn facts(facts: &[(&str, String)]) -> String {
+    let width = facts.iter().map(|(name, _)| name.width()).max().unwrap_or(0);
+    facts.iter().map(|(name, fact)| format!("{name:width$}  {fact}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_told_by_its_two_largest_units() {
+        let text = |seconds| span(Duration::from_millis(seconds));
+        assert_eq!(text(0), "0s");
+        assert_eq!(text(1_500), "1.5s");
+        assert_eq!(text(12_900), "12s");
+        assert_eq!(text(192_000), "3m12s");
+        assert_eq!(text(180_000), "3m");
+        assert_eq!(text(7_500_000), "2h5m");
+        assert_eq!(text(187_200_000), "2d4h");
+        assert_eq!(seconds(f64::NAN), "-");
+        assert_eq!(latency(Some(0.0215)), "21.5ms");
+    }
+
+    #[test]
+    fn an_age_is_counted_to_now_and_never_negative() {
+        let now = Timestamp(100_000_000_000);
+        assert_eq!(age("1970-01-01T00:00:40.000Z", now), "1m");
+        assert_eq!(age("1970-01-01T00:02:00Z", now), "0s");
+        assert_eq!(until("1970-01-01T00:02:00Z", now), "20s");
+        assert_eq!(age("yesterday", now), "yesterday");
+    }
+
+    #[test]
+    fn what_comes_from_outside_does_nothing_to_the_terminal() {
+        assert_eq!(clean("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert_eq!(clean("x\u{202e}y\u{200b}"), "x\\u{202e}y\\u{200b}");
+        assert_eq!(clean("clé/日本"), "clé/日本");
+    }
+
+    #[test]
+    fn a_long_text_keeps_both_its_ends_in_a_table() {
+        let short = cell(&format!("begin{}end", "日".repeat(100)));
+        assert!(short.starts_with("begin") && short.ends_with("end") && short.contains('…'));
+        assert!(short.width() <= MAX_CELL, "{short}");
+        assert_eq!(cell("short"), "short");
+    }
+
+    #[test]
+    fn columns_are_aligned_by_what_is_seen() {
+        let mut table = Table::new(&["KEY", ">BYTES", "STATE"]);
+        table.row(["日本".to_owned(), "7".to_owned(), String::new()]);
+        table.row(["a".to_owned(), "1000000".to_owned(), "dead".to_owned()]);
+        assert_eq!(table.render(), "KEY     BYTES  STATE\n日本        7\na     1000000  dead\n");
+    }
+}

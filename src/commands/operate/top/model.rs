@@ -1,0 +1,268 @@
+//! What is on the screen, and what a key does. No terminal and no daemon in here.
+
+use std::collections::VecDeque;
+
+use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
+
+use crate::api::{Figures, ReplicaChange, ReplicaEvent, ReplicaFigures};
+
+/// Samples that are kept for the curves: a second each, more than any screen is wide.
+const HISTORY: usize = 512;
+
+/// What is new.
+#[derive(Debug)]
+pub(super) enum Update {
+    /// The figures of a second.
+    Figures(Figures),
+    /// The same, asked for as there is no stream.
+    Polled(Figures),
+    /// Something became of a replica.
+    Replica(ReplicaEvent),
+    /// The daemon does not answer.
+    Lost(String),
+    /// What came of an action.
+    Said(String),
+}
+
+/// What a key asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Nothing,
+    Quit,
+    Pause { replica: String, paused: bool },
+}
+
+/// The last samples of a figure.
+#[derive(Debug, Default)]
+pub(super) struct History(VecDeque<u64>);
+
+impl History {
+    fn push(&mut self, sample: u64) {
+        if self.0.len() == HISTORY {
+            self.0.pop_front();
+        }
+        self.0.push_back(sample);
+    }
+
+    /// The last `width` of them, the newest at the end.
+    pub(super) fn last(&self, width: usize) -> Vec<u64> {
+        let skipped = self.0.len().saturating_sub(width);
+        self.0.iter().skip(skipped).copied().collect()
+    }
+}
+
+/// What is on the screen.
+#[derive(Debug)]
+pub(super) struct Model {
+    pub(super) url: String,
+    pub(super) figures: Option<Figures>,
+    /// The figures were asked for; there is no stream.
+    pub(super) polled: bool,
+    /// Why there are no new figures.
+    pub(super) lost: Option<String>,
+    /// The last thing that happened.
+    pub(super) said: Option<String>,
+    pub(super) delivered: History,
+    pub(super) backlog: History,
+    pub(super) lag_millis: History,
+    /// By its address, so that it stays when others come and go.
+    selected: Option<String>,
+}
+
+impl Model {
+    pub(super) fn new(url: String) -> Self {
+        Self {
+            url,
+            figures: None,
+            polled: false,
+            lost: None,
+            said: None,
+            delivered: History::default(),
+            backlog: History::default(),
+            lag_millis: History::default(),
+            selected: None,
+        }
+    }
+
+    pub(super) fn update(&mut self, update: Update) {
+        match update {
+            Update::Figures(figures) => self.take(figures, false),
+            Update::Polled(figures) => self.take(figures, true),
+            Update::Replica(event) => self.said = Some(told(&event)),
+            Update::Lost(why) => self.lost = Some(why),
+            Update::Said(what) => self.said = Some(what),
+        }
+    }
+
+    fn take(&mut self, figures: Figures, polled: bool) {
+        self.delivered.push(rounded(figures.delivered_per_second));
+        self.backlog.push(figures.backlog_tasks);
+        self.lag_millis.push(rounded(figures.lag_seconds * 1e3));
+        (self.polled, self.lost) = (polled, None);
+        self.figures = Some(figures);
+    }
+
+    pub(super) fn replicas(&self) -> &[ReplicaFigures] {
+        self.figures.as_ref().map_or(&[], |figures| figures.replicas.as_slice())
+    }
+
+    /// The line that is selected: the first where the one that was is gone.
+    pub(super) fn selected(&self) -> Option<usize> {
+        let replicas = self.replicas();
+        let there = replicas.iter().position(|line| Some(&line.replica) == self.selected.as_ref());
+        there.or((!replicas.is_empty()).then_some(0))
+    }
+
+    pub(super) fn event(&mut self, event: &Event) -> Action {
+        let Event::Key(key) = event else {
+            // Another size: it is drawn anew, as after everything.
+            return Action::Nothing;
+        };
+        if key.kind == KeyEventKind::Release {
+            return Action::Nothing;
+        }
+        match key.code {
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Action::Quit,
+            KeyCode::Char('q') | KeyCode::Esc => Action::Quit,
+            KeyCode::Up | KeyCode::Char('k') => self.select(|line| line.saturating_sub(1)),
+            KeyCode::Down | KeyCode::Char('j') => self.select(|line| line + 1),
+            KeyCode::Home => self.select(|_| 0),
+            KeyCode::End => self.select(|_| usize::MAX),
+            KeyCode::Char('p') => self.pause(true),
+            KeyCode::Char('r') => self.pause(false),
+            _ => Action::Nothing,
+        }
+    }
+
+    fn select(&mut self, to: impl FnOnce(usize) -> usize) -> Action {
+        if let Some(line) = self.selected() {
+            let line = to(line).min(self.replicas().len().saturating_sub(1));
+            self.selected = self.replicas().get(line).map(|line| line.replica.clone());
+        }
+        Action::Nothing
+    }
+
+    fn pause(&mut self, paused: bool) -> Action {
+        let line = self.selected().and_then(|line| self.replicas().get(line));
+        let Some(replica) = line.map(|line| line.replica.clone()) else {
+            return Action::Nothing;
+        };
+        let doing = if paused { "pausing" } else { "resuming" };
+        self.said = Some(format!("{doing} {replica} …"));
+        self.selected = Some(replica.clone());
+        Action::Pause { replica, paused }
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a figure that is drawn; what is out of range is cut to it"
+)]
+fn rounded(figure: f64) -> u64 {
+    figure.round() as u64
+}
+
+fn told(event: &ReplicaEvent) -> String {
+    let what = match event.change {
+        ReplicaChange::BreakerOpened => "does not answer",
+        ReplicaChange::BreakerClosed => "answers again",
+        ReplicaChange::Paused => "is paused",
+        ReplicaChange::Resumed => "is resumed",
+        ReplicaChange::Forgotten => "is forgotten",
+        ReplicaChange::Renamed => "is renamed",
+    };
+    let detail = event.detail.as_ref().map_or_else(String::new, |detail| format!(": {detail}"));
+    format!("{} {what}{detail}", event.replica)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use ratatui::crossterm::event::KeyEvent;
+
+    use super::*;
+    use crate::api::BreakerState;
+
+    pub(in super::super) fn figures(replicas: &[(&str, BreakerState, u64)]) -> Figures {
+        let line = |(replica, breaker, backlog): &(&str, BreakerState, u64)| ReplicaFigures {
+            replica: (*replica).to_owned(),
+            breaker: *breaker,
+            paused: false,
+            backlog_tasks: *backlog,
+            lag_seconds: 1.5,
+            in_flight: 5,
+            retrying: 1,
+            dead_letters: 3,
+            delivered_per_second: 250.0,
+            failed_per_second: 0.5,
+        };
+        Figures {
+            at: "2026-01-02T03:04:05.678Z".to_owned(),
+            accepted_per_second: 125.0,
+            delivered_per_second: 250.0,
+            failed_per_second: 0.5,
+            queue_tasks: 17,
+            retry_tasks: 1,
+            dead_letters: 3,
+            backlog_tasks: replicas.iter().map(|(_, _, backlog)| backlog).sum(),
+            lag_seconds: 1.5,
+            replicas: replicas.iter().map(line).collect(),
+        }
+    }
+
+    fn press(model: &mut Model, code: KeyCode) -> Action {
+        model.event(&Event::Key(KeyEvent::new(code, KeyModifiers::NONE)))
+    }
+
+    fn three() -> Vec<(&'static str, BreakerState, u64)> {
+        ["http://a", "http://b", "http://c"].map(|name| (name, BreakerState::Closed, 1)).to_vec()
+    }
+
+    #[test]
+    fn the_selection_stays_on_its_replica_and_within_the_list() {
+        let mut model = Model::new(String::new());
+        assert_eq!(press(&mut model, KeyCode::Down), Action::Nothing);
+        assert_eq!(model.selected(), None);
+        model.update(Update::Figures(figures(&three())));
+        press(&mut model, KeyCode::Up);
+        assert_eq!(model.selected(), Some(0));
+        press(&mut model, KeyCode::Down);
+        press(&mut model, KeyCode::Char('j'));
+        press(&mut model, KeyCode::Down);
+        assert_eq!(model.selected(), Some(2));
+        model.update(Update::Figures(figures(&three()[1..])));
+        assert_eq!(model.selected(), Some(1), "it is still http://c");
+        model.update(Update::Figures(figures(&three()[..2])));
+        assert_eq!(model.selected(), Some(0), "it is gone");
+    }
+
+    #[test]
+    fn keys_pause_and_resume_what_is_selected_and_end_it() {
+        let mut model = Model::new(String::new());
+        assert_eq!(press(&mut model, KeyCode::Char('p')), Action::Nothing);
+        model.update(Update::Figures(figures(&three())));
+        press(&mut model, KeyCode::End);
+        let replica = "http://c".to_owned();
+        let pause = Action::Pause { replica: replica.clone(), paused: true };
+        assert_eq!(press(&mut model, KeyCode::Char('p')), pause);
+        let resume = Action::Pause { replica, paused: false };
+        assert_eq!(press(&mut model, KeyCode::Char('r')), resume);
+        assert_eq!(press(&mut model, KeyCode::Char('q')), Action::Quit);
+        let interrupt = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
+        assert_eq!(model.event(&Event::Key(interrupt)), Action::Quit);
+    }
+
+    #[test]
+    fn figures_end_a_time_without_the_daemon_and_history_is_bounded() {
+        let mut model = Model::new(String::new());
+        model.update(Update::Lost("gone".to_owned()));
+        assert!(model.lost.is_some());
+        for second in 0..HISTORY as u64 + 7 {
+            model.update(Update::Polled(figures(&[("http://a", BreakerState::Open, second)])));
+        }
+        assert!(model.lost.is_none() && model.polled);
+        assert_eq!(model.backlog.last(2), [HISTORY as u64 + 5, HISTORY as u64 + 6]);
+        assert_eq!(model.backlog.last(usize::MAX).len(), HISTORY);
+        assert_eq!(model.lag_millis.last(1), [1500]);
+    }
+}
