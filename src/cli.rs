@@ -270,6 +270,18 @@ pub struct DaemonArgs {
     )]
     pub coalesce: bool,
 
+    /// How long a task that is settled stays visible, up to 10,000 of them; 0s is not at all.
+    #[arg(long, env = "REPLICATOR_TASK_HISTORY", value_name = "TIME", default_value = "10m", value_parser = duration)]
+    pub task_history: Duration,
+
+    /// How long a repeated Idempotency-Key gives the same task.
+    #[arg(long, env = "REPLICATOR_IDEMPOTENCY_WINDOW", value_name = "TIME", default_value = "10m", value_parser = duration)]
+    pub idempotency_window: Duration,
+
+    /// Idempotency keys that are remembered; beyond, writes with a new one are refused.
+    #[arg(long, env = "REPLICATOR_IDEMPOTENCY_KEYS", value_name = "N", default_value = "100000")]
+    pub idempotency_keys: NonZeroUsize,
+
     /// How long one attempt to a replica may take, answer included.
     #[arg(long, env = "REPLICATOR_REQUEST_TIMEOUT", value_name = "TIME", default_value = "5s", value_parser = duration)]
     pub request_timeout: Duration,

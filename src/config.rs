@@ -33,6 +33,19 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// How large requests may be, and how many.
     pub limits: Limits,
+    /// What is remembered of what is over.
+    pub memory: Memory,
+}
+
+/// What is remembered of what is over.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// `--task-history`; zero is not at all.
+    pub task_history: Duration,
+    /// `--idempotency-window`.
+    pub idempotency_window: Duration,
+    /// `--idempotency-keys`.
+    pub idempotency_keys: usize,
 }
 
 /// Where the daemon listens, and its name.
@@ -197,6 +210,7 @@ impl Config {
             ("--request-timeout", args.request_timeout),
             ("--strong-timeout", args.strong_timeout),
             ("--client-timeout", args.client_timeout),
+            ("--idempotency-window", args.idempotency_window),
         ] {
             problems.check(!time.is_zero(), || format!("{flag} must be longer than zero"));
         }
@@ -208,6 +222,8 @@ impl Config {
             ("--strong-timeout", args.strong_timeout),
             ("--client-timeout", args.client_timeout),
             ("--drain-timeout", args.drain_timeout),
+            ("--task-history", args.task_history),
+            ("--idempotency-window", args.idempotency_window),
         ] {
             problems.check(time <= LONGEST, || format!("{flag} must be at most 24h"));
         }
@@ -283,6 +299,11 @@ impl Config {
                 known_replicas: known,
                 connections: args.max_connections.get(),
                 request_memory: narrow(args.request_memory),
+            },
+            memory: Memory {
+                task_history: args.task_history,
+                idempotency_window: args.idempotency_window,
+                idempotency_keys: args.idempotency_keys.get(),
             },
         })
     }

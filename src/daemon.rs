@@ -26,21 +26,38 @@ mod admission;
 mod attempt;
 mod clock;
 mod core;
+mod events;
 mod handle;
+mod history;
+mod idempotency;
+mod operate;
+mod operations;
+mod rates;
 mod restore;
+mod roster;
 mod times;
 mod told;
 mod values;
+mod view;
 
 use attempt::{Attempts, Memory};
 use clock::Clock;
-use core::{Core, Event, Parts};
+use core::{Core, Event as Told, Parts};
+use events::Bus;
+use handle::Operator;
+use history::History;
+use operations::Operations;
 use restore::Restored;
 
+#[cfg(test)]
+pub(crate) use admission::Write;
 pub use clock::wall as wall_clock;
+pub use events::{Event, EventKind, EventKinds, Events};
 #[cfg(test)]
 pub(crate) use handle::Request;
 pub use handle::{Accepted, Handle, Health, Refusal};
+pub use idempotency::Idempotency;
+pub use operate::{LetterCursor, LetterFilter, OperateError, TaskFilter};
 
 /// Why the daemon does not start.
 #[derive(Debug, Error)]
@@ -70,7 +87,7 @@ pub struct Daemon {
     address: SocketAddr,
     handle: Handle,
     health: watch::Receiver<Health>,
-    events: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedSender<Told>,
     stop_serving: oneshot::Sender<()>,
     server: JoinHandle<()>,
     core: JoinHandle<()>,
@@ -100,8 +117,14 @@ impl Daemon {
         let engine = Engine::new(engine_settings(config));
         let restoring = restore::open(store_settings(config, clock), engine, clock, events.clone());
         let restored = tokio::task::spawn_blocking(restoring);
-        let Restored { opened, engine, keys, quarantined_rows } =
+        let Restored { opened, engine, keys, quarantined_rows, roster, strong } =
             restored.await.map_err(|_| StartError::Interrupted)??;
+        let memory = &config.memory;
+        let mut idempotency =
+            idempotency::Keys::new(memory.idempotency_window, memory.idempotency_keys);
+        let over = idempotency.restore(clock.now(), opened.idempotency, &strong);
+        opened.committer.forget_idempotency(over);
+        let bus = Bus::new();
 
         let (reader, committer) = (opened.reader, opened.committer);
         let attempts = Attempts {
@@ -128,11 +151,17 @@ impl Daemon {
             queue_capacity: config.queue.capacity,
             retry_capacity: config.queue.retry_capacity,
             quarantined_rows,
+            bus: bus.clone(),
+            roster,
+            idempotency,
+            history: History::new(memory.task_history),
         });
         let core = tokio::spawn(core.run(told, asked));
 
         let retry_after = Duration::from_secs(1);
-        let handle = Handle { requests, health: watched.clone(), retry_after, counts };
+        let redrive_rate = config.dead_letters.redrive_rate;
+        let operator = Operator { bus, operations: Operations::default(), redrive_rate };
+        let handle = Handle { requests, health: watched.clone(), retry_after, counts, operator };
         let (stop_serving, stop) = oneshot::channel();
         let stop = async { drop(stop.await) };
         let server = server::serve(listener, handle.clone(), server_settings(config), stop);
@@ -182,12 +211,12 @@ impl Daemon {
         let Self { events, stop_serving, server, core, committer, grace, .. } = self;
         let whole = async {
             // The loop may have ended before, by a failure; then there is nobody to tell.
-            let _ = events.send(Event::Refuse);
+            let _ = events.send(Told::Refuse);
             faults::point("shutdown.refusing");
             let _ = stop_serving.send(());
             ended(server).await;
             faults::point("shutdown.served");
-            let _ = events.send(Event::Stop);
+            let _ = events.send(Told::Stop);
             ended(core).await;
             faults::point("shutdown.delivered");
         };

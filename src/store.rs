@@ -179,6 +179,17 @@ impl Store {
         })
     }
 
+    /// What is known of replicas, before anything is handed over: what is restored may depend on
+    /// it. A row that cannot be read is left to [`Self::recover`], which sets it aside.
+    ///
+    /// # Errors
+    ///
+    /// An [`OpenError`] if the disk fails.
+    pub fn replicas(&self) -> Result<Vec<(Node, ReplicaRow)>, OpenError> {
+        let dir = self.files.directory.path();
+        guarded(|| audit::replicas(&self.files.database())).map_err(OpenError::in_store(dir))
+    }
+
     /// Hands every task that is not settled to `each`, in the order of acceptance and without its
     /// value; removes what crashes have left; and starts the committer, which will call `notify`.
     ///

@@ -186,11 +186,11 @@ impl Story {
             let named = indexes.iter().filter_map(|index| self.replicas.get(index.get()));
             named.map(|replica| replica.name).collect::<Vec<_>>().join(", ")
         };
-        match self.handle.replicate(new).await {
-            Ok(Accepted { id, acked }) if acked.is_empty() => {
+        match self.handle.replicate(new, None).await {
+            Ok(Accepted { id, acked, .. }) if acked.is_empty() => {
                 println!("   {what}: accepted as task {id}");
             }
-            Ok(Accepted { id, acked }) => {
+            Ok(Accepted { id, acked, .. }) => {
                 println!("   {what}: task {id}, acknowledged by {}", names(&acked));
             }
             Err(Refusal::NoMajority { acked, .. }) => {

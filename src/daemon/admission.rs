@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use tokio::sync::oneshot;
 
 use crate::daemon::handle::{Accepted, Refusal};
+use crate::daemon::idempotency::Idempotency;
 use crate::engine::{Full, Moment};
 use crate::task::{Consistency, NewTask, Node};
 
@@ -15,12 +16,21 @@ use crate::task::{Consistency, NewTask, Node};
 pub(super) const MAX_WAITING: usize = 1024;
 
 /// Where the answer of a request goes.
-pub(super) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
+pub(crate) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
+
+/// A write as it comes in.
+#[derive(Debug)]
+pub(crate) struct Write {
+    pub(crate) new: Box<NewTask>,
+    pub(crate) idempotency: Option<Idempotency>,
+    pub(crate) reply: Reply,
+}
 
 /// A request that waits for room.
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub(super) new: Box<NewTask>,
+    pub(super) idempotency: Option<Idempotency>,
     pub(super) reply: Reply,
     /// When it came.
     pub(super) arrived: Moment,
@@ -153,8 +163,10 @@ mod tests {
         let line = Line::after(Consistency::Eventual, &full);
         let (reply, _answer) = oneshot::channel();
         let new = Box::new(write("k", Consistency::Eventual, "http://hangs"));
-        admission
-            .push(line.clone(), Waiter { new, reply, arrived: Moment(0), deadline: Moment(1) });
+        admission.push(
+            line.clone(),
+            Waiter { new, idempotency: None, reply, arrived: Moment(0), deadline: Moment(1) },
+        );
         let ahead = |key, consistency, node| admission.ahead_of(&write(key, consistency, node));
         assert_eq!(ahead("x", Consistency::Eventual, "http://hangs"), Some(line.clone()));
         assert_eq!(ahead("x", Consistency::Eventual, "http://other"), None);

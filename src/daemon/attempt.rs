@@ -21,6 +21,8 @@ pub(super) struct Answered {
     pub(super) took: Duration,
     /// When its task was accepted, if that could be found out.
     pub(super) accepted_at: Option<Timestamp>,
+    /// The task, if it could be read.
+    pub(super) task: Option<Arc<Task>>,
     /// Where it was sent; nothing where it was not.
     pub(super) node: Option<Node>,
 }
@@ -102,7 +104,8 @@ impl Attempts {
         }
         let took = ended.since_start().saturating_sub(sent.moment.since_start());
         let node = Some(node.clone());
-        Answered { delivery, verdict, took, accepted_at: Some(task.accepted_at), node }
+        let accepted_at = Some(task.accepted_at);
+        Answered { delivery, verdict, took, accepted_at, task: Some(task), node }
     }
 
     /// Reads the task of a delivery from disk.
@@ -144,7 +147,7 @@ impl Attempts {
 fn interrupted(delivery: Delivery) -> Answered {
     let error = "the attempt was interrupted".into();
     let verdict = Verdict::Retry { after: None, ambiguous: true, error };
-    Answered { delivery, verdict, took: Duration::ZERO, accepted_at: None, node: None }
+    Answered { delivery, verdict, took: Duration::ZERO, accepted_at: None, task: None, node: None }
 }
 
 /// Sends the outcome when it is dropped, so that an attempt that panics or is cancelled cannot

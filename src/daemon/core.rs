@@ -11,17 +11,31 @@ use bytesize::ByteSize;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
-use crate::daemon::admission::{Admission, Line, MAX_WAITING, Reply, Waiter};
+use crate::api;
+use crate::daemon::admission::{Admission, Line, MAX_WAITING, Reply, Waiter, Write};
 use crate::daemon::attempt::{Answered, Attempts};
 use crate::daemon::clock::Clock;
+use crate::daemon::events::Bus;
 use crate::daemon::handle::{Accepted, Health, Refusal, Request};
+use crate::daemon::history::History;
+use crate::daemon::idempotency::Keys;
+use crate::daemon::operate::Answer;
+use crate::daemon::rates::Rates;
+use crate::daemon::roster::Roster;
 use crate::daemon::times::Times;
 use crate::daemon::told::{self, Told};
 use crate::daemon::values::Values;
-use crate::engine::{Action, Arrival, BreakerState, Engine, Full, KeyHasher, Now};
-use crate::metrics::{AckWindow, Counts, Reason, ReplicaSnapshot, Snapshot};
+use crate::engine::{Action, Arrival, Engine, Full, KeyHasher, Moment, Now};
+use crate::metrics::{AckWindow, Counts, Reason};
 use crate::store::{Committer, Reader};
-use crate::task::{Consistency, NewTask, Progress, Task, TaskId, Verdict};
+use crate::task::{Consistency, Node, Progress, Task, TaskId, Verdict};
+
+mod keys;
+mod operate;
+mod snapshot;
+mod tell;
+
+use keys::Concluded;
 
 /// Events taken at once before the timers are looked at again.
 const BATCH: usize = 256;
@@ -59,6 +73,10 @@ pub(super) struct Parts {
     pub(super) retry_capacity: usize,
     pub(super) quarantined_rows: u64,
     pub(super) counts: Arc<Counts>,
+    pub(super) bus: Bus,
+    pub(super) roster: Roster,
+    pub(super) idempotency: Keys,
+    pub(super) history: History,
 }
 
 /// The loop's state.
@@ -79,10 +97,21 @@ pub(super) struct Core {
     max_lag: Duration,
     times: Times,
     told: Told,
+    rates: Rates,
+    /// Replicas that are being forgotten, and who waits for that.
+    forgetting: Vec<(Node, Answer<Option<api::Forgotten>>, api::Forgotten)>,
+    /// The task of the attempt that has just ended: what it was is not asked of the disk again.
+    last_sent: Option<Arc<Task>>,
+    /// When the next second is over.
+    second: Moment,
+    /// The first id after the last second that was told of, and when that was.
+    accepted_before: (TaskId, Moment),
 }
 
 impl Core {
-    pub(super) fn new(parts: Parts) -> Self {
+    pub(super) fn new(mut parts: Parts) -> Self {
+        parts.engine.tell_ends(parts.history.is_kept());
+        let accepted_before = (parts.next_id, parts.clock.now().moment);
         Self {
             values: Values::new(parts.memory_budget),
             parts,
@@ -97,6 +126,11 @@ impl Core {
             max_lag: Duration::ZERO,
             times: Times::default(),
             told: Told::default(),
+            rates: Rates::default(),
+            forgetting: Vec::new(),
+            last_sent: None,
+            second: Moment::default(),
+            accepted_before,
         }
     }
 
@@ -114,26 +148,39 @@ impl Core {
             let engine = self.parts.engine.wake_at();
             let others = self.admission.wake_at().into_iter().chain(self.told.wake_at());
             let wake = engine.into_iter().chain(others).min();
-            let wake_at = self.parts.clock.instant(wake.unwrap_or_default());
+            let wake = wake.unwrap_or(self.second).min(self.second);
             tokio::select! {
                 _ = events.recv_many(&mut told, BATCH) => {}
                 n = requests.recv_many(&mut asked, BATCH), if open => open = n > 0,
-                () = tokio::time::sleep_until(wake_at), if wake.is_some() => {}
+                () = tokio::time::sleep_until(self.parts.clock.instant(wake)) => {}
             }
             let now = self.parts.clock.now();
+            let (watched, of_tasks) = self.parts.bus.watched();
+            self.parts.engine.watch(of_tasks);
             told.drain(..).for_each(|event| self.take(now, event));
             asked.drain(..).for_each(|request| self.serve(now, request));
             self.parts.engine.tick(now);
             self.act(now);
             self.let_in(now);
+            if self.second <= now.moment {
+                self.tick_second(now, watched);
+            }
+            if !self.forgetting.is_empty() {
+                self.answer_forgotten();
+            }
             self.told.tick(now.moment);
+            self.parts.bus.wake();
         }
+        self.parts.bus.close();
         self.told.tell_all();
     }
 
     fn serve(&mut self, now: Now, request: Request) {
         match request {
-            Request::Replicate { new, reply } => self.replicate(now, new, reply),
+            Request::Replicate(writes) => {
+                writes.into_iter().for_each(|write| self.replicate(now, write));
+            }
+            Request::Operate(query) => self.operate(now, query),
             Request::Snapshot { reply } => {
                 // Whether there is room is seen anew, also while nobody writes.
                 let _ = self.disk_limit(0);
@@ -152,6 +199,7 @@ impl Core {
                 {
                     self.uncommitted.pop_front();
                     self.uncommitted_bytes -= bytes;
+                    self.answer_key(id);
                 }
                 self.parts.engine.committed(now, last);
             }
@@ -166,14 +214,19 @@ impl Core {
         self.act(now);
     }
 
-    fn replicate(&mut self, now: Now, new: Box<NewTask>, reply: Reply) {
+    fn replicate(&mut self, now: Now, Write { mut new, idempotency, reply }: Write) {
         self.total_replications += 1;
         if *self.parts.health.borrow() != Health::Serving {
             return; // A closed reply says why: see Handle.
         }
+        if let Some(refusal) = self.resolve(&mut new) {
+            let _ = reply.send(Err(refusal));
+            return;
+        }
         let arrived = now.moment;
         let deadline = arrived.after(self.parts.queue_wait);
-        let waiter = Waiter { new, reply, arrived, deadline };
+        let waiter = Waiter { new, idempotency, reply, arrived, deadline };
+        let Some(waiter) = self.not_seen(waiter) else { return };
         if let Some(limit) = self.disk_limit(waiter.new.weight()) {
             return self.refuse(waiter, Reason::Disk, &limit);
         }
@@ -236,6 +289,7 @@ impl Core {
 
     /// Accepts a write, or gives it back with the limit that it met.
     fn admit(&mut self, now: Now, waiter: Waiter) -> Option<(Waiter, Full)> {
+        let waiter = self.not_seen(waiter)?;
         let parts = &mut self.parts;
         let id = parts.next_id;
         let bytes = waiter.new.weight() as u64;
@@ -253,16 +307,31 @@ impl Core {
         self.uncommitted.push_back((id, bytes));
         self.uncommitted_bytes += bytes;
         self.times.admitted(id, waiter.arrived);
+        self.note_use(now, &waiter.new.replicas);
         let consistency = waiter.new.consistency;
+        let key = waiter.idempotency.map(|idempotency| {
+            let row = idempotency.row(id, now.wall);
+            (idempotency.key, row)
+        });
         let task = Arc::new(Task::accepted(*waiter.new, id, now.wall));
         // To the committer first: what this write supersedes must not be settled on disk before
         // the write itself is there.
         self.values.offer(&task);
+        self.tell_accepted(now, id);
+        let parts = &mut self.parts;
         match consistency {
+            // Who gave a key is answered by the loop, with all who have given it again meanwhile.
+            _ if key.is_some() => {
+                if let Some((key, row)) = &key {
+                    let row = row.clone();
+                    parts.idempotency.enter(now.moment, key, row, consistency, waiter.reply);
+                }
+                parts.committer.accept(task, key, None);
+            }
             Consistency::Eventual => {
                 let reply = waiter.reply;
                 let answer = move |committed: Result<(), _>| {
-                    let accepted = Accepted { id, acked: Vec::new() };
+                    let accepted = Accepted { id, acked: Vec::new(), replayed: false };
                     // The client may be gone; the write stays.
                     let _ =
                         reply.send(committed.map(|()| accepted).map_err(|_| Refusal::StoreFailed));
@@ -314,6 +383,12 @@ impl Core {
                 self.max_lag = self.max_lag.max(now.wall.saturating_since(accepted_at));
             }
         }
+        if answered.verdict == Verdict::Delivered
+            && let Some(node) = &answered.node
+        {
+            self.rates.took(now.moment, node, answered.took);
+        }
+        self.last_sent = answered.task;
         self.parts.engine.answered(now, answered.delivery, answered.verdict, answered.took);
     }
 
@@ -342,13 +417,10 @@ impl Core {
                     }
                 }
                 Action::Conclude { task, success, needed, acked, missing } => {
-                    let answer = if success {
-                        Ok(Accepted { id: task, acked })
-                    } else {
-                        Err(Refusal::NoMajority { id: task, needed, acked, failed: missing })
-                    };
-                    if let Some(reply) = self.open.remove(&task) {
-                        let _ = reply.send(answer);
+                    let verdict = Concluded { task, success, needed, acked, missing };
+                    match self.open.remove(&task) {
+                        Some(reply) => drop(reply.send(verdict.answer(false))),
+                        None => self.answer_strong_key(&verdict),
                     }
                 }
                 Action::Buried { delivery, node, letter } => {
@@ -356,9 +428,17 @@ impl Core {
                     self.told.tell(now.moment, &node, event);
                 }
                 Action::Breaker { node, error } => {
+                    let (change, detail) = match &error {
+                        Some(error) => (api::ReplicaChange::BreakerOpened, Some(error.to_string())),
+                        None => (api::ReplicaChange::BreakerClosed, None),
+                    };
+                    self.tell_replica(now, &node, change, detail);
                     self.told.tell(now.moment, &node, told::Event::Breaker { error });
                 }
-                Action::Ended { .. } | Action::Changed { .. } => {}
+                Action::Ended { last } => self.remember(now, last),
+                Action::Changed { task, node, change, error } => {
+                    self.tell_change(now, task, &node, change, error.as_deref());
+                }
                 Action::Discarded { delivery, node } => {
                     let event = told::Event::Discarded { task: delivery.task };
                     self.told.tell(now.moment, &node, event);
@@ -378,6 +458,21 @@ impl Core {
         self.admission.clear();
     }
 
+    /// At the end of each second.
+    fn tick_second(&mut self, now: Now, watched: bool) {
+        self.second = now.moment.after(Duration::from_secs(1));
+        let lanes: Vec<_> = self.parts.engine.lanes().collect();
+        self.rates.sample(now.moment, &lanes);
+        if watched {
+            self.tell_figures(now, &lanes);
+        }
+        self.parts.history.tick(now.moment);
+        let over = self.parts.idempotency.tick(now.moment);
+        if !over.is_empty() && !self.store_has_failed() {
+            self.parts.committer.forget_idempotency(over);
+        }
+    }
+
     /// Then nothing is written down either: an attempt that ended because its task could not be
     /// read would be charged to the replica.
     fn store_has_failed(&self) -> bool {
@@ -392,76 +487,8 @@ impl Core {
         error!(error = %why, "the store has failed; nothing is accepted until a restart");
         self.refuse_from_now_on(Health::StoreFailed(Arc::clone(why)));
         self.open.clear();
+        self.parts.idempotency.abandon();
         self.parts.engine.stop_sending();
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        let engine = &self.parts.engine;
-        let (levels, totals) = (engine.levels(), engine.totals());
-        let mut replicas: Vec<_> = engine
-            .lanes()
-            .map(|lane| {
-                let mut replica = ReplicaSnapshot {
-                    node: lane.node.to_string(),
-                    accepted: lane.books.accepted,
-                    delivered: lane.books.delivered,
-                    superseded: lane.books.superseded,
-                    dead: lane.books.dead,
-                    discarded: lane.books.discarded,
-                    rejected: lane.books.rejected,
-                    gave_up: lane.books.gave_up,
-                    redriven: lane.books.redriven,
-                    dead_letter_bytes: lane.dead_letter_bytes,
-                    workers: lane.workers.into(),
-                    breaker: match lane.breaker {
-                        BreakerState::Closed => 0,
-                        BreakerState::HalfOpen => 1,
-                        BreakerState::Open => 2,
-                    },
-                    pending: lane.books.pending,
-                    in_flight: lane.in_flight,
-                    waiting: lane.waiting,
-                    parked: lane.parked,
-                    failed_attempts: lane.books.failed_attempts,
-                    ..ReplicaSnapshot::default()
-                };
-                self.times.show_replica(&lane.node, &mut replica);
-                replica
-            })
-            .collect();
-        replicas.sort_by(|a, b| a.node.cmp(&b.node));
-        let mut snapshot = Snapshot {
-            total_replications: self.total_replications,
-            delivered: totals.delivered,
-            failed_attempts: totals.failed_attempts,
-            superseded: totals.superseded,
-            permanent_failures: totals.rejected + totals.gave_up,
-            dead_letters: levels.dead_letters,
-            queue_tasks: levels.queue as u64,
-            queue_capacity: self.parts.queue_capacity as u64,
-            retry_tasks: levels.retry as u64,
-            retry_capacity: self.parts.retry_capacity as u64,
-            queue_bytes: levels.bytes,
-            dead_letter_bytes: levels.dead_letter_bytes,
-            redriven: totals.redriven,
-            discarded: totals.discarded,
-            waiting_requests: self.admission.len() as u64,
-            average_ack_seconds: self.acks.mean().as_secs_f64(),
-            max_lag_seconds: self.max_lag.as_secs_f64(),
-            store_file_bytes: self.parts.reader.file_bytes(),
-            disk_free_bytes: self.parts.reader.free_bytes().unwrap_or_default(),
-            disk_low: self.disk_low,
-            store_live_bytes: self.parts.reader.live_bytes(),
-            store_rewrites: self.parts.reader.rewrites(),
-            quarantined_rows: self.parts.quarantined_rows,
-            store_failed: self.store_has_failed(),
-            refusals: self.parts.counts.refusals(),
-            answers: self.parts.counts.answers(),
-            replicas,
-            ..Snapshot::default()
-        };
-        self.times.show(&mut snapshot);
-        snapshot
     }
 }
 

@@ -1,19 +1,27 @@
 //! What the server holds of the daemon: it can hand in a write, ask for the figures, ask for health.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::daemon::admission::Write;
+use crate::daemon::events::Bus;
+use crate::daemon::idempotency::Idempotency;
+use crate::daemon::operate::Query;
+use crate::daemon::operations::Operations;
 use crate::metrics::{Counts, Snapshot};
 use crate::task::{NewTask, ReplicaIndex, TaskId};
 
 /// What the loop is told from outside.
 #[derive(Debug)]
 pub(crate) enum Request {
-    /// Accept this write, and say how it went.
-    Replicate { new: Box<NewTask>, reply: oneshot::Sender<Result<Accepted, Refusal>> },
+    /// Accept these writes, in this order, and say how each went.
+    Replicate(Vec<Write>),
+    /// Answer an operator's question, or carry out an order.
+    Operate(Query),
     /// Say how things stand.
     Snapshot { reply: oneshot::Sender<Box<Snapshot>> },
 }
@@ -36,6 +44,8 @@ pub struct Accepted {
     pub id: TaskId,
     /// Who has acknowledged: a majority for a strong write, nobody yet for an eventual one.
     pub acked: Vec<ReplicaIndex>,
+    /// It was accepted before, under the same idempotency key.
+    pub replayed: bool,
 }
 
 /// Why a write has no success to report.
@@ -62,7 +72,23 @@ pub enum Refusal {
         acked: Vec<ReplicaIndex>,
         /// Who has not.
         failed: Vec<ReplicaIndex>,
+        /// It was accepted before, under the same idempotency key.
+        replayed: bool,
     },
+    /// The write makes no sense as things are; nothing was accepted. The text names the field.
+    #[error("{0}")]
+    Invalid(String),
+    /// Its idempotency key was given with another body.
+    #[error("this Idempotency-Key came with another body before: a new write needs a new key")]
+    Mismatch,
+}
+
+/// What operators have of the daemon besides the loop.
+#[derive(Clone, Debug)]
+pub(super) struct Operator {
+    pub(super) bus: Bus,
+    pub(super) operations: Operations,
+    pub(super) redrive_rate: NonZeroU32,
 }
 
 /// The way in. Cheap to clone.
@@ -72,6 +98,7 @@ pub struct Handle {
     pub(super) health: watch::Receiver<Health>,
     /// How long a client that was refused should wait: the `Retry-After` of a 503.
     pub(super) retry_after: Duration,
+    pub(super) operator: Operator,
     pub(super) counts: Arc<Counts>,
 }
 
@@ -86,15 +113,48 @@ impl Handle {
     ///
     /// A write whose caller goes away is accepted and delivered all the same: from the first
     /// poll on it belongs to the daemon.
-    pub async fn replicate(&self, new: NewTask) -> Result<Accepted, Refusal> {
+    pub async fn replicate(
+        &self,
+        new: NewTask,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Accepted, Refusal> {
         let (reply, answer) = oneshot::channel();
-        let gone = |()| match &*self.health.borrow() {
+        let write = Write { new: Box::new(new), idempotency, reply };
+        // If it is gone, so is the reply.
+        let _ = self.requests.send(Request::Replicate(vec![write]));
+        answer.await.map_err(|_| self.gone())?
+    }
+
+    /// Accepts many writes, in this order and handed to the disk together; one answer each.
+    ///
+    /// # Cancel safety
+    ///
+    /// As of [`Self::replicate`].
+    pub async fn replicate_all(
+        &self,
+        writes: Vec<(NewTask, Option<Idempotency>)>,
+    ) -> Vec<Result<Accepted, Refusal>> {
+        let (writes, answers): (Vec<_>, Vec<_>) = writes
+            .into_iter()
+            .map(|(new, idempotency)| {
+                let (reply, answer) = oneshot::channel();
+                (Write { new: Box::new(new), idempotency, reply }, answer)
+            })
+            .unzip();
+        let _ = self.requests.send(Request::Replicate(writes));
+        let mut all = Vec::with_capacity(answers.len());
+        for answer in answers {
+            all.push(answer.await.unwrap_or_else(|_| Err(self.gone())));
+        }
+        all
+    }
+
+    /// Why a write has no answer.
+    fn gone(&self) -> Refusal {
+        match &*self.health.borrow() {
             Health::StoreFailed(_) => Refusal::StoreFailed,
             Health::Serving | Health::Draining => Refusal::Draining,
-        };
-        let request = Request::Replicate { new: Box::new(new), reply };
-        self.requests.send(request).map_err(|_| gone(()))?;
-        answer.await.map_err(|_| gone(()))?
+        }
     }
 
     /// The figures of this moment; `None` when the daemon has stopped.
@@ -130,7 +190,12 @@ impl Handle {
         let (said, health) = watch::channel(Health::Serving);
         let retry_after = Duration::from_millis(1_500);
         let counts = Arc::default();
-        let handle = Self { requests, health, retry_after, counts };
+        let operator = Operator {
+            bus: Bus::new(),
+            operations: Operations::default(),
+            redrive_rate: NonZeroU32::MIN,
+        };
+        let handle = Self { requests, health, retry_after, counts, operator };
         (handle, received, said)
     }
 }

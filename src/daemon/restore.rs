@@ -1,5 +1,6 @@
 //! From disk into the engine, at the start.
 
+use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -9,9 +10,10 @@ use tracing::{error, info, warn};
 use crate::daemon::StartError;
 use crate::daemon::clock::Clock;
 use crate::daemon::core::Event;
+use crate::daemon::roster::Roster;
 use crate::engine::{self, Engine, KeyHasher};
 use crate::store::{self, Handed, OpenError, Opened, RecoveryReport, SetAside, Store};
-use crate::task;
+use crate::task::{self, Consistency, TaskId};
 
 /// Tasks that are handed from one thread to the other at once.
 const BATCH: usize = 256;
@@ -22,6 +24,9 @@ pub(super) struct Restored {
     pub(super) engine: Engine,
     pub(super) keys: KeyHasher,
     pub(super) quarantined_rows: u64,
+    pub(super) roster: Roster,
+    /// The strong writes among the tasks.
+    pub(super) strong: HashSet<TaskId>,
 }
 
 fn tell_set_aside(set_aside: &SetAside) {
@@ -55,11 +60,13 @@ pub(super) fn open(
         let store = Store::open(&settings)?;
         let keys = KeyHasher::default();
         let (found, tasks) = sync_channel(8);
-        let (opened, report) = thread::scope(|scope| {
+        let roster = Roster::new(store.replicas()?);
+        let (opened, report, strong) = thread::scope(|scope| {
             let reading = scope.spawn(move || read(store, found, events));
-            restore(&mut engine, &keys, clock, &tasks);
-            reading.join().map_err(|_| StartError::Interrupted)
-        })??;
+            let strong = restore(&mut engine, &keys, clock, &roster, &tasks);
+            let (opened, report) = reading.join().map_err(|_| StartError::Interrupted)??;
+            Ok::<_, StartError>((opened, report, strong))
+        })?;
         if !report.witnessed {
             warn!(
                 "the file COMMITTED in the data directory is missing or unreadable: had the store lost the end of its log, this start would not have noticed; it is written anew"
@@ -70,7 +77,7 @@ pub(super) fn open(
         let RecoveryReport { tasks, value_bytes, dead_letters, orphans_removed, .. } = report;
         info!(tasks, value_bytes, dead_letters, orphans_removed, seconds, "the store is open");
         let quarantined_rows = report.quarantined_rows;
-        Ok(Restored { opened, engine, keys, quarantined_rows })
+        Ok(Restored { opened, engine, keys, quarantined_rows, roster, strong })
     }
 }
 
@@ -104,18 +111,42 @@ fn read(
     recovered
 }
 
-fn restore(engine: &mut Engine, keys: &KeyHasher, clock: Clock, tasks: &Receiver<Vec<Handed>>) {
+fn restore(
+    engine: &mut Engine,
+    keys: &KeyHasher,
+    clock: Clock,
+    roster: &Roster,
+    tasks: &Receiver<Vec<Handed>>,
+) -> HashSet<TaskId> {
     let now = clock.now();
+    let mut strong = HashSet::new();
+    // Before anything is there to be sent.
+    let pause = |engine: &mut Engine| {
+        for (node, since) in roster.paused() {
+            engine.pause(now, node, Some(since));
+        }
+    };
+    pause(engine);
     for handed in tasks.iter().flatten() {
         let Handed::Task(task) = handed else {
             engine.clear();
+            pause(engine);
             continue;
         };
         let header = &task.header;
+        if header.consistency == Consistency::Strong {
+            strong.insert(header.id);
+        }
+        let resolve = |node| roster.resolve(node).clone();
+        let replicas: Vec<_> = match roster.has_renamed() {
+            true => header.replicas.iter().map(resolve).collect(),
+            false => Vec::new(),
+        };
+        let replicas = if replicas.is_empty() { &header.replicas } else { &replicas };
         let restored = engine::Restored {
             id: header.id,
             key: keys.id(&header.key),
-            replicas: &header.replicas,
+            replicas,
             bytes: task::weight(
                 &header.key,
                 header.value_bytes,
@@ -128,4 +159,5 @@ fn restore(engine: &mut Engine, keys: &KeyHasher, clock: Clock, tasks: &Receiver
         };
         engine.restore(now, restored);
     }
+    strong
 }

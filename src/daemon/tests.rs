@@ -111,6 +111,10 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         queue_capacity: 1,
         retry_capacity: 1,
         quarantined_rows: 0,
+        bus: Bus::new(),
+        roster: roster::Roster::default(),
+        idempotency: idempotency::Keys::new(Duration::from_secs(1), 1),
+        history: History::new(Duration::ZERO),
     });
     let core = tokio::spawn(core.run(told, asked));
     if settled {
@@ -125,7 +129,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     } else {
         watched.wait_for(|health| *health != Health::Serving).await.unwrap();
     }
-    events.send(Event::Stop).unwrap();
+    events.send(Told::Stop).unwrap();
     core.await.unwrap();
     let how = watched.borrow().clone();
     // The row as it was, so that its progress can be looked at.

@@ -60,6 +60,12 @@ impl Engine {
         self.watched = watched;
     }
 
+    /// Whether someone wants to hear of every change.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.watched
+    }
+
     /// Whether the end of every task is told by [`Action::Ended`].
     pub fn tell_ends(&mut self, told: bool) {
         self.ends_told = told;
@@ -123,6 +129,13 @@ impl Engine {
         self.ring(number, now.moment);
         self.finish();
         Some(Forgotten { discarded: unsettled.saturating_sub(in_flight), in_flight })
+    }
+
+    /// Whether a replica is still being forgotten.
+    #[must_use]
+    pub fn is_forgetting(&self, node: &Node) -> bool {
+        let lane = self.lanes.find(node).and_then(|number| self.lanes.get(number));
+        lane.is_some_and(|lane| lane.forgetting.is_some())
     }
 
     /// Goes on with forgetting.

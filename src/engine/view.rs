@@ -166,6 +166,32 @@ impl Engine {
         found
     }
 
+    /// Of these tasks the dead letters that are wanted, to the replica named with it or to all.
+    #[must_use]
+    pub fn letters_of(
+        &self,
+        ids: &[(TaskId, Option<Node>)],
+        wanted: &Wanted,
+    ) -> Found<LetterView, (TaskId, ReplicaIndex)> {
+        let mut found = Found { items: Vec::new(), next: None };
+        for (id, node) in ids {
+            let Some(slot) = self.tasks.find(*id) else { continue };
+            for (number, leg) in (0..).zip(&self.tasks[slot].legs) {
+                let delivery = self.delivery_view(leg);
+                let fits = leg.state.is_dead_letter()
+                    && node.as_ref().is_none_or(|node| *node == delivery.node)
+                    && wanted.node.as_ref().is_none_or(|node| *node == delivery.node)
+                    && wanted.key.is_none_or(|key| key == self.tasks[slot].key)
+                    && wanted.state.is_none_or(|state| state == delivery.state);
+                if fits {
+                    let replica = ReplicaIndex(number);
+                    found.items.push(LetterView { task: *id, replica, delivery });
+                }
+            }
+        }
+        found
+    }
+
     /// Which lane is wanted, if one is; an error if there is no such lane.
     fn lane_of(&self, wanted: &Wanted) -> Result<Option<u32>, ()> {
         match &wanted.node {

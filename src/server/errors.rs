@@ -53,6 +53,7 @@ impl Problem {
             Refusal::Full(_) | Refusal::Draining | Refusal::StoreFailed => {
                 Self::Unavailable { error, retry_after: handle.retry_after() }
             }
+            Refusal::Invalid(_) | Refusal::Mismatch => Self::Invalid(error),
             Refusal::NoMajority { id, acked, failed, .. } => Self::NoMajority {
                 error,
                 id: *id,

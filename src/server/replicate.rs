@@ -55,7 +55,7 @@ async fn write(inbound: &Inbound, request: Request) -> Result<Response, Problem>
     drop(body);
     inbound.count_user(&task);
     let consistency = task.consistency;
-    let taken = handle.replicate(task).await;
+    let taken = handle.replicate(task, None).await;
     let taken = taken.map_err(|refusal| {
         inbound.count_refusal(&refusal);
         Problem::refused(&refusal, &spelled, handle)
@@ -86,7 +86,10 @@ impl Inbound {
         match refusal {
             Refusal::Draining => self.handle.counts().refused(Reason::Draining),
             Refusal::StoreFailed => self.handle.counts().refused(Reason::StoreFailed),
-            Refusal::Full(_) | Refusal::NoMajority { .. } => {}
+            Refusal::Full(_)
+            | Refusal::NoMajority { .. }
+            | Refusal::Invalid(_)
+            | Refusal::Mismatch => {}
         }
     }
 

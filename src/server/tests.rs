@@ -23,7 +23,7 @@ async fn an_eventual_write_is_handed_in_whole_and_accepted_with_a_202() {
     let (task, reply) = server.next_write().await;
     assert_eq!((task.key.as_str(), &task.value[..]), ("k", &b"v"[..]));
     let id = TaskId(42);
-    reply.send(Ok(Accepted { id, acked: vec![] })).unwrap();
+    reply.send(Ok(Accepted { id, acked: vec![], replayed: false })).unwrap();
     let answer = client.answer().await;
     assert_eq!(answer.status, 202);
     assert_eq!(answer.json(), json!({"success": true, "node_id": "node-7", "task_id": "42"}));
@@ -54,6 +54,7 @@ async fn a_strong_write_without_its_majority_is_a_503_that_says_what_goes_on() {
         needed: 2,
         acked: vec![ReplicaIndex(1)],
         failed: vec![ReplicaIndex(0)],
+        replayed: false,
     };
     let error = refusal.to_string();
     reply.send(Err(refusal)).unwrap();
@@ -251,7 +252,7 @@ async fn memory_in_use_is_a_503_for_the_next_large_body() {
     assert!(refused.head.contains("retry-after: 2\r\n"));
 
     let id = TaskId(1);
-    reply.send(Ok(Accepted { id, acked: vec![] })).unwrap();
+    reply.send(Ok(Accepted { id, acked: vec![], replayed: false })).unwrap();
     assert_eq!(first.answer().await.status, 202);
     let mut next = Client::connect(server.address).await;
     next.post(&large).await;
@@ -284,7 +285,7 @@ async fn a_client_that_closes_its_side_behind_its_write_is_answered() {
     client.0.shutdown().await.unwrap();
     let (_, reply) = server.next_write().await;
     let id = TaskId(1);
-    reply.send(Ok(Accepted { id, acked: vec![] })).unwrap();
+    reply.send(Ok(Accepted { id, acked: vec![], replayed: false })).unwrap();
     assert_eq!(client.answer().await.status, 202);
 }
 
@@ -320,7 +321,7 @@ async fn stopping_waits_for_the_request_in_flight_and_for_no_idle_connection() {
     assert!(!server.serving.is_finished());
 
     let id = TaskId(1);
-    reply.send(Ok(Accepted { id, acked: vec![] })).unwrap();
+    reply.send(Ok(Accepted { id, acked: vec![], replayed: false })).unwrap();
     assert_eq!(client.answer().await.status, 202);
     client.closed().await;
     timeout(PATIENCE, server.serving).await.unwrap().unwrap();

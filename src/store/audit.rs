@@ -286,6 +286,16 @@ impl Walk<'_> {
     }
 }
 
+/// The rows of replicas that can be read.
+pub(super) fn replicas(database: &Database) -> Result<Vec<(Node, ReplicaRow)>, Failure> {
+    let mut found = Vec::new();
+    for row in database.tree(Tree::Replicas).iter() {
+        let (key, row) = row?;
+        found.extend(replica(&key, &row).ok());
+    }
+    Ok(found)
+}
+
 fn replica(key: &[u8], row: &[u8]) -> Result<(Node, ReplicaRow), Damage> {
     let tree = Tree::Replicas;
     let row = rows::read_replica(rows::unseal(tree, key, row)?);

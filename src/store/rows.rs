@@ -301,6 +301,25 @@ pub struct Header {
     pub value_bytes: usize,
 }
 
+impl Header {
+    /// What stands before the value of a task.
+    #[must_use]
+    pub fn of(task: &Task) -> Self {
+        Self {
+            id: task.id,
+            key: task.key.clone(),
+            operation: task.operation,
+            accepted_at: task.accepted_at,
+            expires_at: task.expires_at,
+            replicas: task.replicas.clone(),
+            user_id: task.user_id.clone(),
+            consistency: task.consistency,
+            trace: task.trace.clone(),
+            value_bytes: task.value.len(),
+        }
+    }
+}
+
 /// Reads the envelope of a task; `None` if it does not decode.
 pub(super) fn header(
     id: TaskId,

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::daemon::{Accepted, Handle, Health, Refusal, Request};
+use crate::daemon::{Accepted, Handle, Health, Refusal, Request, Write};
 use crate::metrics::Snapshot;
 use crate::server::{Settings, serve};
 use crate::task::{NewTask, ReplicaIndex, TaskId};
@@ -63,11 +63,13 @@ impl Server {
         tokio::spawn(async move {
             while let Some(request) = self.requests.recv().await {
                 match request {
-                    Request::Replicate { reply, .. } => {
-                        let id = TaskId(42);
-                        let acked = acked.clone();
-                        let _ = reply.send(Ok(Accepted { id, acked }));
+                    Request::Replicate(writes) => {
+                        for Write { reply, .. } in writes {
+                            let (id, acked) = (TaskId(42), acked.clone());
+                            let _ = reply.send(Ok(Accepted { id, acked, replayed: false }));
+                        }
                     }
+                    Request::Operate(query) => panic!("{query:?}"),
                     Request::Snapshot { reply } => {
                         let _ = reply.send(Box::new(snapshot.clone()));
                     }
@@ -82,7 +84,10 @@ impl Server {
         &mut self,
     ) -> (NewTask, oneshot::Sender<Result<Accepted, Refusal>>) {
         match timeout(PATIENCE, self.requests.recv()).await.unwrap() {
-            Some(Request::Replicate { new, reply }) => (*new, reply),
+            Some(Request::Replicate(writes)) => {
+                let Write { new, reply, .. } = writes.into_iter().next().unwrap();
+                (*new, reply)
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -1,0 +1,276 @@
+//! The stream of events: what happens, for those who watch.
+//!
+//! The loop says what happened, once; every watcher reads on from its own place in a ring of the
+//! last events. A watcher that is too slow, or comes back after too long, is told how many it has
+//! missed; nobody waits for it. What nobody wants is not even put into words.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+/// Events that are kept for those who come back.
+const KEPT: usize = 8192;
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A task or one of its deliveries.
+    Task,
+    /// A replica.
+    Replica,
+    /// How everything stands, once a second.
+    Figures,
+    /// The reader has missed some.
+    Lagged,
+}
+
+impl EventKind {
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Task => "task",
+            Self::Replica => "replica",
+            Self::Figures => "figures",
+            Self::Lagged => "lagged",
+        }
+    }
+}
+
+/// Which events someone wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventKinds {
+    /// Of tasks; there are thousands a second under load.
+    pub task: bool,
+    /// Of replicas.
+    pub replica: bool,
+    /// The figures.
+    pub figures: bool,
+}
+
+impl EventKinds {
+    /// Everything.
+    pub const ALL: Self = Self { task: true, replica: true, figures: true };
+
+    fn want(self, kind: EventKind) -> bool {
+        match kind {
+            EventKind::Task => self.task,
+            EventKind::Replica => self.replica,
+            EventKind::Figures => self.figures,
+            EventKind::Lagged => true,
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its place in the order; it begins anew with the process.
+    pub id: u64,
+    /// What it is about.
+    pub kind: EventKind,
+    /// The rest, as JSON.
+    pub data: Arc<str>,
+}
+
+/// Where the loop says what happens. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Bus {
+    ring: Arc<Mutex<Ring>>,
+    newest: Arc<watch::Sender<u64>>,
+}
+
+#[derive(Default)]
+struct Ring {
+    events: VecDeque<Event>,
+    /// The id of the newest event; 0 before the first.
+    newest: u64,
+    /// Those who watch: all, and those who want to hear of tasks.
+    watchers: usize,
+    of_tasks: usize,
+    closed: bool,
+}
+
+impl Bus {
+    pub(super) fn new() -> Self {
+        Self { ring: Arc::default(), newest: Arc::new(watch::Sender::new(0)) }
+    }
+
+    fn with<T>(&self, what: impl FnOnce(&mut Ring) -> T) -> T {
+        // Whole between any two steps, whatever panicked while it was held.
+        what(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether anyone watches, and whether anyone wants to hear of tasks.
+    pub(super) fn watched(&self) -> (bool, bool) {
+        self.with(|ring| (ring.watchers > 0, ring.of_tasks > 0))
+    }
+
+    /// Says what happened.
+    pub(super) fn say(&self, kind: EventKind, what: &impl Serialize) {
+        // Nothing that is said here can fail to be written.
+        let data: Arc<str> = serde_json::to_string(what).unwrap_or_default().into();
+        // The watchers are woken by `wake`, once for all that a turn of the loop has to say.
+        self.with(|ring| {
+            ring.newest += 1;
+            if ring.events.len() >= KEPT {
+                ring.events.pop_front();
+            }
+            ring.events.push_back(Event { id: ring.newest, kind, data });
+        });
+    }
+
+    /// Wakes the watchers if there is something new.
+    pub(super) fn wake(&self) {
+        let newest = self.with(|ring| ring.newest);
+        self.newest.send_if_modified(|known| std::mem::replace(known, newest) != newest);
+    }
+
+    /// No more will be said.
+    pub(super) fn close(&self) {
+        self.with(|ring| ring.closed = true);
+        self.newest.send_modify(|_| {});
+    }
+
+    /// Watches from now on, or from after an event that was seen before.
+    pub(super) fn watch(&self, after: Option<u64>, kinds: EventKinds) -> Events {
+        let place = self.with(|ring| {
+            ring.watchers += 1;
+            ring.of_tasks += usize::from(kinds.task);
+            after.unwrap_or(ring.newest)
+        });
+        Events { bus: self.clone(), newest: self.newest.subscribe(), place, kinds }
+    }
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus").finish_non_exhaustive()
+    }
+}
+
+/// A watcher's place in the stream.
+pub struct Events {
+    bus: Bus,
+    newest: watch::Receiver<u64>,
+    /// The last event that was seen.
+    place: u64,
+    kinds: EventKinds,
+}
+
+impl Events {
+    /// The next events, at least one and up to `most`; none when there will be no more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is missed when it is dropped before it is done.
+    pub async fn next(&mut self, most: usize) -> Vec<Event> {
+        loop {
+            self.newest.borrow_and_update();
+            let (found, closed) = self.bus.with(|ring| (self.read(ring, most), ring.closed));
+            let (events, place) = found;
+            self.place = place;
+            if closed || !events.is_empty() {
+                return events;
+            }
+            if self.newest.changed().await.is_err() {
+                return Vec::new();
+            }
+        }
+    }
+
+    fn read(&self, ring: &Ring, most: usize) -> (Vec<Event>, u64) {
+        // One that resumes from another process's count starts at the beginning of this one's.
+        let place = if self.place > ring.newest { 0 } else { self.place };
+        let oldest = ring.events.front().map_or(ring.newest + 1, |event| event.id);
+        let missed = oldest.saturating_sub(place + 1);
+        let mut events = Vec::new();
+        let mut place = place;
+        if missed > 0 {
+            place = oldest - 1;
+            let data = format!("{{\"missed\":{missed}}}").into();
+            events.push(Event { id: place, kind: EventKind::Lagged, data });
+        }
+        let skip = usize::try_from(place + 1 - oldest).unwrap_or(usize::MAX);
+        for event in ring.events.iter().skip(skip) {
+            if events.len() >= most {
+                break;
+            }
+            place = event.id;
+            if self.kinds.want(event.kind) {
+                events.push(event.clone());
+            }
+        }
+        (events, place)
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let of_tasks = usize::from(self.kinds.task);
+        self.bus.with(|ring| {
+            ring.watchers -= 1;
+            ring.of_tasks -= of_tasks;
+        });
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(events: &[Event]) -> Vec<u64> {
+        events.iter().map(|event| event.id).collect()
+    }
+
+    #[tokio::test]
+    async fn a_watcher_sees_what_comes_after_it_and_only_what_it_wants() {
+        let bus = Bus::new();
+        bus.say(EventKind::Figures, &1);
+        let mut all = bus.watch(None, EventKinds::ALL);
+        let mut some = bus.watch(None, EventKinds { task: false, ..EventKinds::ALL });
+        bus.say(EventKind::Task, &2);
+        bus.say(EventKind::Replica, &3);
+        bus.wake();
+        assert_eq!(ids(&all.next(10).await), [2, 3]);
+        assert_eq!(ids(&some.next(10).await), [3]);
+        assert_eq!(bus.watched(), (true, true));
+        drop(all);
+        assert_eq!(bus.watched(), (true, false));
+        bus.close();
+        assert_eq!(some.next(10).await, []);
+    }
+
+    #[tokio::test]
+    async fn who_resumes_sees_what_it_missed_or_how_many() {
+        let bus = Bus::new();
+        for n in 0..KEPT + 5 {
+            bus.say(EventKind::Figures, &n);
+        }
+        let newest = KEPT as u64 + 5;
+        let mut late = bus.watch(Some(newest - 2), EventKinds::ALL);
+        assert_eq!(ids(&late.next(10).await), [newest - 1, newest]);
+        let mut later = bus.watch(Some(2), EventKinds::ALL);
+        let events = later.next(3).await;
+        assert_eq!((events[0].kind, &*events[0].data), (EventKind::Lagged, "{\"missed\":3}"));
+        assert_eq!(ids(&events), [5, 6, 7]);
+        assert_eq!(ids(&later.next(1).await), [8]);
+    }
+
+    #[tokio::test]
+    async fn who_resumes_from_a_former_process_starts_at_the_beginning() {
+        let bus = Bus::new();
+        bus.say(EventKind::Figures, &1);
+        let mut events = bus.watch(Some(77), EventKinds::ALL);
+        assert_eq!(ids(&events.next(10).await), [1]);
+    }
+}
