@@ -19,13 +19,13 @@ fn now() -> Timestamp {
 }
 
 /// One question and its answer.
-struct Step {
+pub(super) struct Step {
     asked: &'static str,
     status: u16,
     answer: Value,
 }
 
-fn step(asked: &'static str, status: u16, answer: Value) -> Step {
+pub(super) fn step(asked: &'static str, status: u16, answer: Value) -> Step {
     Step { asked, status, answer }
 }
 
@@ -97,7 +97,7 @@ async fn request(stream: &mut TcpStream) -> (String, String) {
 }
 
 /// Answers the steps in their order, a connection each; gives what was asked.
-async fn answer(listener: TcpListener, steps: Vec<Step>) -> Vec<(String, String)> {
+pub(super) async fn answer(listener: TcpListener, steps: Vec<Step>) -> Vec<(String, String)> {
     let mut seen = Vec::new();
     for step in steps {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -181,7 +181,7 @@ fn figures() -> Value {
 }
 
 /// A replica as the API gives it, with some of its fields as a test wants them.
-fn replica(name: &str, changes: &Value) -> Value {
+pub(super) fn replica(name: &str, changes: &Value) -> Value {
     let mut replica = json!({
         "replica": name, "renamed_from": [], "paused_since": null, "breaker": "closed",
         "breaker_since": null, "next_probe_at": null, "backlog_tasks": 0, "backlog_bytes": 0,

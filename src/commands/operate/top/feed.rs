@@ -142,3 +142,100 @@ impl Polled {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::{Value, json};
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    use super::super::model::tests::figures;
+    use super::*;
+    use crate::api::BreakerState;
+    use crate::cli::{Cli, Command};
+    use crate::commands::operate::tests::{Step, answer, replica, step};
+
+    const EVENTS: &str = "GET /v1/events?types=replica%2Cfigures";
+
+    fn books(delivered: u64) -> Value {
+        json!({
+            "accepted": 100, "delivered": delivered, "superseded": 0, "dead": 0, "discarded": 0,
+            "pending": 0, "failed_attempts": 2, "redriven": 0,
+        })
+    }
+
+    fn polled(delivered: u64) -> [Step; 2] {
+        let replicas = [replica("http://a", &json!({ "books": books(delivered) }))];
+        let totals = json!({
+            "total_replications": 100, "successful_replicas": delivered, "failed_replicas": 2,
+            "queue_size": 7, "retries_in_progress": 1, "dead_letters": 0,
+        });
+        [
+            step("GET /v1/replicas", 200, json!({ "replicas": replicas })),
+            step("GET /metrics", 200, totals),
+        ]
+    }
+
+    /// The updates that come of a script.
+    async fn updates(steps: Vec<Step>, number: usize) -> Vec<Update> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let words = ["replicator", "top", "--url", url.as_str()];
+        let Some(Command::Top(args)) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("not top");
+        };
+        let (sender, mut receiver) = mpsc::channel(64);
+        let feed = tokio::spawn(run(Client::new(&args.connect).unwrap(), sender));
+        let script = tokio::spawn(answer(listener, steps));
+        let mut updates = Vec::new();
+        for _ in 0..number {
+            updates.push(receiver.recv().await.unwrap());
+        }
+        script.await.unwrap();
+        feed.abort();
+        updates
+    }
+
+    #[tokio::test]
+    async fn figures_and_changes_come_by_the_stream_and_by_asking_when_it_ends() {
+        let sent = figures(&[("http://a", BreakerState::Closed, 3)]);
+        let change = json!({
+            "at": sent.at, "replica": "http://a", "change": "paused", "detail": null,
+        });
+        let stream = format!(
+            ": hello\n\nid: 1\nevent: figures\ndata: {}\n\nid: 2\nevent: lagged\ndata: {{}}\n\nid: 3\nevent: replica\ndata: {change}\n\n",
+            serde_json::to_string(&sent).unwrap()
+        );
+        let [replicas, metrics] = polled(40);
+        let steps = vec![step(EVENTS, 200, stream.into()), replicas, metrics];
+        let updates = updates(steps, 3).await;
+        assert!(matches!(&updates[0], Update::Figures(figures) if *figures == sent));
+        assert!(matches!(&updates[1], Update::Replica(event) if event.replica == "http://a"));
+        assert!(matches!(&updates[2], Update::Polled(_)), "{updates:?}");
+    }
+
+    #[tokio::test]
+    async fn without_a_stream_rates_are_what_changed_since_it_was_asked_before() {
+        let none = || step(EVENTS, 404, json!({ "error": "no such path" }));
+        let [first, second] = polled(40);
+        let [third, fourth] = polled(90);
+        let steps = vec![none(), first, second, none(), third, fourth];
+        let updates = updates(steps, 2).await;
+        let [Update::Polled(before), Update::Polled(after)] = updates.as_slice() else {
+            panic!("{updates:?}");
+        };
+        assert_eq!((before.delivered_per_second, before.queue_tasks), (0.0, 7));
+        // 50 in the second that lay between, or somewhat more.
+        assert!((1.0..=50.0).contains(&after.delivered_per_second), "{after:?}");
+        assert!((1.0..=50.0).contains(&after.replicas[0].delivered_per_second), "{after:?}");
+        assert_eq!(after.accepted_per_second, 0.0);
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_cannot_be_asked_is_told() {
+        let refused = |asked| step(asked, 503, json!({ "error": "the replicator is stopping" }));
+        let updates = updates(vec![refused(EVENTS), refused("GET /v1/replicas")], 1).await;
+        assert!(matches!(&updates[0], Update::Lost(why) if why.contains("stopping")));
+    }
+}

@@ -91,10 +91,19 @@ fn draw_curves(frame: &mut Frame<'_>, area: Rect, model: &Model, figures: &Figur
 
 fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let right = |text: String| Cell::from(Line::from(text).right_aligned());
-    let headings = ["BACKLOG", "LAG", "IN FLIGHT", "RETRYING", "DEAD", "OUT/S", "FAILED/S"];
+    // Each as wide as its figures become; the address has the rest.
+    let headings = [
+        ("BACKLOG", 8),
+        ("LAG", 7),
+        ("IN FLIGHT", 9),
+        ("RETRYING", 8),
+        ("DEAD", 7),
+        ("OUT/S", 6),
+        ("FAILED/S", 8),
+    ];
     let header = [Cell::from("REPLICA"), Cell::from("STATE")]
         .into_iter()
-        .chain(headings.map(|heading| right(heading.to_owned())));
+        .chain(headings.map(|(heading, _)| right(heading.to_owned())));
     let rows = model.replicas().iter().map(|line| {
         let figures = [
             line.backlog_tasks.to_string(),
@@ -111,7 +120,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     });
     let widths = [Constraint::Fill(1), Constraint::Length(9)]
         .into_iter()
-        .chain(headings.map(|_| Constraint::Length(9)));
+        .chain(headings.map(|(_, width)| Constraint::Length(width)));
     let table = Table::new(rows, widths)
         .header(Row::new(header).style(Style::new().add_modifier(Modifier::BOLD)))
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
