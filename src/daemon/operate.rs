@@ -205,12 +205,13 @@ impl Handle {
     ) -> Result<api::TaskPage, OperateError> {
         let mut tasks = Vec::new();
         for _ in 0..STEPS {
-            let (filter, limit) = (filter.clone(), limit - tasks.len());
+            let (filter, limit) = (filter.clone(), limit.saturating_sub(tasks.len()));
             let ask = |reply| Query::Tasks { filter, limit, after, reply };
             let step = self.ask(ask).await?;
+            let full = step.items.len() >= limit;
             tasks.extend(step.items);
             after = step.next;
-            if after.is_none() || limit == 0 {
+            if after.is_none() || full {
                 break;
             }
         }
@@ -317,11 +318,12 @@ impl Handle {
     ) -> Result<api::DeadLetterPage, OperateError> {
         let mut dead_letters = Vec::new();
         for _ in 0..STEPS {
-            let (filter, limit) = (filter.clone(), limit - dead_letters.len());
+            let (filter, limit) = (filter.clone(), limit.saturating_sub(dead_letters.len()));
             let step = self.letters(filter, limit, after).await?;
+            let full = step.items.len() >= limit;
             dead_letters.extend(step.items.into_iter().map(|letter| letter.shown));
             after = step.next;
-            if after.is_none() || limit == 0 {
+            if after.is_none() || full {
                 break;
             }
         }

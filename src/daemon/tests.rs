@@ -2,12 +2,17 @@ use std::num::NonZeroU32;
 use std::path::Path;
 
 use bytes::Bytes;
+use clap::Parser;
 use tokio::sync::oneshot;
 
+use super::operate::TaskFilter;
 use super::*;
+use crate::cli::Cli;
 use crate::engine::KeyHasher;
 use crate::store::{Handed, Opened, Reader, Recovered, Store};
-use crate::task::{Cause, Consistency, Node, Operation, Progress, Task, TaskId, Timestamp};
+use crate::task::{
+    Cause, Consistency, NewTask, Node, Operation, Progress, Task, TaskId, Timestamp,
+};
 
 fn open(dir: &Path, clock: Clock, notify: store::Notify) -> (Opened, Vec<Recovered>) {
     let settings = store::Settings {
@@ -172,4 +177,33 @@ async fn a_database_that_cannot_be_read_is_a_failure_of_the_store() {
         panic!("{health:?}");
     };
     assert!(why.starts_with("cannot read from the store: "), "{why}");
+}
+
+#[tokio::test]
+async fn a_page_that_is_full_says_where_the_list_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cli = Cli::try_parse_from(["replicator", "--port", "0", "--retry-base", "1h"]).unwrap();
+    cli.daemon.data_dir = dir.path().join("data");
+    let daemon = Daemon::start(&Config::from_args(&cli.daemon).unwrap()).await.unwrap();
+    let handle = daemon.handle().clone();
+    for key in ["a", "b", "c"] {
+        let node = Node::parse("http://127.0.0.1:9").unwrap();
+        let new = NewTask {
+            key: key.into(),
+            operation: Operation::Set,
+            value: Bytes::from_static(b"v"),
+            ttl: None,
+            replicas: vec![node],
+            user_id: None,
+            consistency: Consistency::Eventual,
+            trace: None,
+        };
+        handle.replicate(new, None).await.unwrap();
+    }
+    let first = handle.tasks(TaskFilter::default(), 2, None).await.unwrap();
+    assert_eq!(first.tasks.len(), 2);
+    let after = first.next_cursor.unwrap().parse().map(TaskId).unwrap();
+    let rest = handle.tasks(TaskFilter::default(), 2, Some(after)).await.unwrap();
+    assert_eq!((rest.tasks.len(), rest.next_cursor), (1, None));
+    daemon.stop().await.unwrap();
 }
