@@ -341,6 +341,17 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
 
+    /// Where to send traces by OTLP over HTTP (protobuf), such as http://127.0.0.1:4318, to which
+    /// /v1/traces is appended; off sends none, and a request's traceparent is passed on all the
+    /// same. OTEL_EXPORTER_OTLP_HEADERS adds headers.
+    #[arg(long, env = "REPLICATOR_OTLP_ENDPOINT", value_name = "URL", default_value = "off")]
+    pub otlp_endpoint: String,
+
+    /// Share of the writes without a traceparent that is traced, from 0 to 1. Those with one are
+    /// traced where it says so.
+    #[arg(long, env = "REPLICATOR_TRACE_RATIO", value_name = "SHARE", default_value = "1")]
+    pub trace_ratio: f64,
+
     /// How each line of the log looks: text for people, json for machines.
     #[arg(long, env = "REPLICATOR_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use thiserror::Error;
+use url::Url;
 
 use crate::cli::{DaemonArgs, Switch, WorkersArg};
 use crate::engine::Workers;
@@ -35,6 +36,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is remembered of what is over.
     pub memory: Memory,
+    /// Where traces go; `None` is nowhere.
+    pub traces: Option<Traces>,
 }
 
 /// What is remembered of what is over.
@@ -46,6 +49,15 @@ pub struct Memory {
     pub idempotency_window: Duration,
     /// `--idempotency-keys`.
     pub idempotency_keys: usize,
+}
+
+/// Where traces go, and how many.
+#[derive(Clone, Debug)]
+pub struct Traces {
+    /// `--otlp-endpoint`, the path included.
+    pub endpoint: String,
+    /// `--trace-ratio`.
+    pub ratio: f64,
 }
 
 /// Where the daemon listens, and its name.
@@ -237,6 +249,17 @@ impl Config {
             format!("--max-known-replicas {known} must be at least --max-replicas {one}")
         });
 
+        let traces = match traces(&args.otlp_endpoint) {
+            Ok(endpoint) => endpoint.map(|endpoint| Traces { endpoint, ratio: args.trace_ratio }),
+            Err(problem) => {
+                problems.check(false, || problem);
+                None
+            }
+        };
+        problems.check((0.0..=1.0).contains(&args.trace_ratio), || {
+            format!("--trace-ratio {} must be from 0 to 1", args.trace_ratio)
+        });
+
         let value_bytes = narrow(args.max_value_bytes);
         let key_bytes = narrow(args.max_key_bytes);
         let replicas = args.max_replicas.get();
@@ -305,8 +328,30 @@ impl Config {
                 idempotency_window: args.idempotency_window,
                 idempotency_keys: args.idempotency_keys.get(),
             },
+            traces,
         })
     }
+}
+
+/// The URL that takes traces; nothing for `off`.
+fn traces(endpoint: &str) -> Result<Option<String>, String> {
+    if endpoint == "off" {
+        return Ok(None);
+    }
+    let problem = |why: &str| format!("--otlp-endpoint {endpoint:?} must be a URL or off: {why}");
+    let mut url = Url::parse(endpoint).map_err(|error| problem(&error.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(problem("its scheme must be http or https"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(problem("it has a query or a fragment"));
+    }
+    let path = url.path().trim_end_matches('/');
+    if !path.ends_with("/v1/traces") {
+        let path = format!("{path}/v1/traces");
+        url.set_path(&path);
+    }
+    Ok(Some(url.into()))
 }
 
 fn narrow(size: ByteSize) -> usize {
@@ -380,6 +425,15 @@ mod tests {
     }
 
     #[test]
+    fn the_path_of_otlp_is_appended_to_an_endpoint_that_lacks_it() {
+        let endpoint = |url| config(&["--otlp-endpoint", url]).unwrap().traces.map(|t| t.endpoint);
+        assert_eq!(endpoint("off"), None);
+        assert_eq!(endpoint("http://c:4318").as_deref(), Some("http://c:4318/v1/traces"));
+        assert_eq!(endpoint("http://c/otlp/").as_deref(), Some("http://c/otlp/v1/traces"));
+        assert_eq!(endpoint("https://c/v1/traces").as_deref(), Some("https://c/v1/traces"));
+    }
+
+    #[test]
     fn limits_that_cannot_go_together_are_refused() {
         for (args, word) in [
             (["--max-value-bytes", "900MiB"], "--request-memory"),
@@ -391,6 +445,10 @@ mod tests {
             (["--store-cache", "9999PiB"], "--store-cache"),
             (["--client-timeout", "0s"], "--client-timeout"),
             (["--drain-timeout", "2days"], "--drain-timeout"),
+            (["--otlp-endpoint", "collector:4318"], "--otlp-endpoint"),
+            (["--otlp-endpoint", "http://c/?a=b"], "--otlp-endpoint"),
+            (["--trace-ratio", "1.5"], "--trace-ratio"),
+            (["--trace-ratio", "NaN"], "--trace-ratio"),
         ] {
             let text = config(&args).unwrap_err().to_string();
             assert!(text.contains(word), "{args:?}: {text}");

@@ -15,12 +15,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::engine::{self, Engine, Workers};
 use crate::faults;
 use crate::replica::{self, Client};
 use crate::server;
 use crate::store::{self, CommitError, Committer};
+use crate::traces::{self, Tracer};
 
 mod admission;
 mod attempt;
@@ -68,6 +69,9 @@ pub enum StartError {
     /// The outbound client cannot be made.
     #[error(transparent)]
     Client(#[from] replica::ClientError),
+    /// Traces cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] traces::SetupError),
     /// The port cannot be had.
     #[error("cannot listen on {address} (--bind, --port): {source}")]
     Listen {
@@ -92,6 +96,7 @@ pub struct Daemon {
     server: JoinHandle<()>,
     core: JoinHandle<()>,
     committer: Committer,
+    tracer: Tracer,
     grace: Duration,
 }
 
@@ -110,6 +115,10 @@ impl Daemon {
 
         let clock = Clock::start();
         let client = Client::new(&replica_settings(config))?;
+        let tracer = match trace_settings(config) {
+            Some(settings) => Tracer::start(&settings, client.http())?,
+            None => Tracer::off(),
+        };
         let (events, told) = mpsc::unbounded_channel();
         let (requests, asked) = mpsc::unbounded_channel();
         let (health, watched) = watch::channel(Health::Serving);
@@ -133,6 +142,7 @@ impl Daemon {
             clock,
             events: events.clone(),
             memory: Memory::new(config.store.memory_budget),
+            tracer: tracer.clone(),
         };
         let counts = Arc::default();
         let core = Core::new(Parts {
@@ -164,12 +174,24 @@ impl Daemon {
         let handle = Handle { requests, health: watched.clone(), retry_after, counts, operator };
         let (stop_serving, stop) = oneshot::channel();
         let stop = async { drop(stop.await) };
-        let server = server::serve(listener, handle.clone(), server_settings(config), stop);
+        let server =
+            server::serve(listener, handle.clone(), server_settings(config, tracer.clone()), stop);
         let server = tokio::spawn(server);
         info!(%address, node_id = %config.listen.node_id, "listening");
         let grace = config.timeouts.drain;
         let health = watched;
-        Ok(Self { address, handle, health, events, stop_serving, server, core, committer, grace })
+        Ok(Self {
+            address,
+            handle,
+            health,
+            events,
+            stop_serving,
+            server,
+            core,
+            committer,
+            tracer,
+            grace,
+        })
     }
 
     /// Where it listens.
@@ -208,7 +230,7 @@ impl Daemon {
     /// The store failed, now or earlier. What was accepted is on disk all the same; of what was
     /// settled at the end some may be missing there, and will be sent again.
     pub async fn stop(self) -> Result<(), CommitError> {
-        let Self { events, stop_serving, server, core, committer, grace, .. } = self;
+        let Self { events, stop_serving, server, core, committer, tracer, grace, .. } = self;
         let whole = async {
             // The loop may have ended before, by a failure; then there is nobody to tell.
             let _ = events.send(Told::Refuse);
@@ -226,12 +248,16 @@ impl Daemon {
                 "not everything ended within the grace (--drain-timeout); what is not delivered stays on disk"
             );
         }
+        // Not for the store to wait for: whatever the collector does, it has its time.
+        let traced = tokio::task::spawn_blocking(move || tracer.stop());
         let closed = committer.close().await.unwrap_or(Err(CommitError::Closed));
         match &closed {
             Ok(()) => info!("stopped"),
             Err(error) => error!(%error, "stopped, but the store could not be closed"),
         }
         faults::point("shutdown.closed");
+        // It says by itself what went wrong.
+        let _ = traced.await;
         closed
     }
 }
@@ -275,6 +301,11 @@ fn engine_settings(config: &Config) -> engine::Settings {
     }
 }
 
+fn trace_settings(config: &Config) -> Option<traces::Settings> {
+    let config::Traces { endpoint, ratio } = config.traces.clone()?;
+    Some(traces::Settings { endpoint, ratio, node_id: config.listen.node_id.clone() })
+}
+
 fn replica_settings(config: &Config) -> replica::Settings {
     replica::Settings {
         node_id: config.listen.node_id.clone(),
@@ -286,8 +317,9 @@ fn replica_settings(config: &Config) -> replica::Settings {
     }
 }
 
-fn server_settings(config: &Config) -> server::Settings {
+fn server_settings(config: &Config, tracer: Tracer) -> server::Settings {
     server::Settings {
+        tracer,
         node_id: config.listen.node_id.clone(),
         max_connections: config.limits.connections,
         client_timeout: config.timeouts.client,

@@ -10,6 +10,7 @@
 //! - [`server`]: the inbound side. Requests in, answers out.
 //! - [`daemon`]: where they meet. The loop around the engine; start, drain, stop.
 //! - [`metrics`]: every figure, by name.
+//! - [`traces`]: a write as spans, from its request to each replica.
 //! - [`cli`], [`config`], [`commands`]: arguments, settings, and what the binary does.
 //! - [`faults`]: the steps at which a test can end the process; nothing in what is shipped.
 //!
@@ -23,7 +24,7 @@
 //! the task from the disk.
 //!
 //! Who may know whom: `task`, `api` and `faults` know nobody; `engine`, `store` and `replica` know `task` and not
-//! each other; `server` knows `task`, `api`, `metrics` and the daemon's handle; `daemon` knows all. A
+//! each other; `server` knows `task`, `api`, `metrics`, `traces` and the daemon's handle; `traces` knows `task`; `daemon` knows all. A
 //! test holds that.
 
 pub mod api;
@@ -38,3 +39,4 @@ pub mod replica;
 pub mod server;
 pub mod store;
 pub mod task;
+pub mod traces;

@@ -27,6 +27,7 @@ use tokio::net::TcpListener;
 
 use crate::daemon::Handle;
 use crate::metrics::Users;
+use crate::traces::Tracer;
 
 mod body;
 mod connections;
@@ -47,6 +48,8 @@ pub use memory_replica::MemoryReplica;
 /// What the server is told once, at the start.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Makes the spans of requests.
+    pub tracer: Tracer,
     /// Under which name this replicator answers.
     pub node_id: String,
     /// Connections open at once. Beyond it the next ones wait in the listener's backlog.

@@ -11,6 +11,7 @@ use crate::daemon::core::Event;
 use crate::replica::Client;
 use crate::store::{ReadError, Reader};
 use crate::task::{Delivery, Node, Task, Timestamp, Verdict};
+use crate::traces::{Span, Tracer};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub(super) struct Attempts {
     pub(super) clock: Clock,
     pub(super) events: mpsc::UnboundedSender<Event>,
     pub(super) memory: Memory,
+    pub(super) tracer: Tracer,
 }
 
 /// The memory for tasks that are read back from disk, shared by all attempts.
@@ -97,7 +99,13 @@ impl Attempts {
             },
         };
         let sent = self.clock.now();
-        let verdict = self.client.send(node, &task, sent.wall).await;
+        let span = self.tracer.attempt(&task, node, attempt);
+        // Without a span of its own the replica gets what the request came with.
+        let trace = span.as_ref().map(Span::trace).or_else(|| task.trace.clone());
+        let verdict = self.client.send(node, &task, trace.as_ref(), sent.wall).await;
+        if let Some(span) = span {
+            span.ended(&verdict);
+        }
         let ended = self.clock.now().moment;
         if let Verdict::Retry { error, .. } | Verdict::Rejected { error } = &verdict {
             debug!(task = %task.id, replica = %node, attempt, %error, "attempt failed");

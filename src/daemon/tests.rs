@@ -99,7 +99,8 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     });
     let reader = opened.reader.clone();
     let (client, memory) = (client.unwrap(), Memory::new(1 << 20));
-    let attempts = Attempts { client, reader, clock, events: events.clone(), memory };
+    let attempts =
+        Attempts { client, reader, clock, events: events.clone(), memory, tracer: Tracer::off() };
     let core = Core::new(Parts {
         counts: Arc::default(),
         engine,

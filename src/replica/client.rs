@@ -12,7 +12,7 @@ use super::Settings;
 use super::request;
 use super::resolver::Resolver;
 use super::verdict::{Answer, Sent, retry_after, unanswered, unsendable, verdict};
-use crate::task::{Node, Task, Timestamp, Verdict};
+use crate::task::{Node, Task, Timestamp, Trace, Verdict};
 
 /// How much of an answer's body is read. What matters of it is a phrase and a sentence; a replica
 /// that sends more must not cost memory.
@@ -86,7 +86,7 @@ impl Client {
         })
     }
 
-    /// One attempt to carry `task` to `node`.
+    /// One attempt to carry `task` to `node`, as a part of `trace`.
     ///
     /// `now` is the wall clock at the moment of sending: the ttl that is left is counted from it,
     /// and so is a `Retry-After` that is a date.
@@ -95,10 +95,17 @@ impl Client {
     ///
     /// Dropping the future ends the attempt and closes its connection. The replica may have the
     /// write or not, as after a timeout.
-    pub async fn send(&self, node: &Node, task: &Task, now: Timestamp) -> Verdict {
+    pub async fn send(
+        &self,
+        node: &Node,
+        task: &Task,
+        trace: Option<&Trace>,
+        now: Timestamp,
+    ) -> Verdict {
         let command = task.command_at(now);
         let sent = Sent { command, key: &task.key, value: &task.value };
-        let request = request::build(&self.http, &self.settings.node_id, node, task, command);
+        let node_id = &self.settings.node_id;
+        let request = request::build(&self.http, node_id, node, task, command, trace);
         let answer = match request {
             Ok(request) => self.http.execute(request).await,
             Err(error) => Err(error),
@@ -111,6 +118,12 @@ impl Client {
             }
             Err(error) => unanswered(&self.why(&error), !error.is_connect()),
         }
+    }
+
+    /// The HTTP client, for whoever sends something else than deliveries.
+    #[must_use]
+    pub fn http(&self) -> reqwest::Client {
+        self.http.clone()
     }
 
     /// Why there was no answer, for operators.

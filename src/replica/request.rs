@@ -12,11 +12,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_e
 use reqwest::Method;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 
-use crate::task::{Command, Node, Task};
+use crate::task::{Command, Node, Task, Trace};
 
 const REPLICATION: HeaderName = HeaderName::from_static("x-replication");
 const REPLICATION_ID: HeaderName = HeaderName::from_static("x-replication-id");
 const REPLICATION_SEQUENCE: HeaderName = HeaderName::from_static("x-replication-sequence");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Everything but RFC 3986's unreserved characters, so that a key is one segment of the path
 /// whatever it contains.
@@ -36,8 +38,9 @@ pub(super) fn build(
     node: &Node,
     task: &Task,
     command: Command,
+    trace: Option<&Trace>,
 ) -> reqwest::Result<reqwest::Request> {
-    let request = match command {
+    let mut request = match command {
         Command::Put { ttl } => http
             .request(Method::PUT, url(node, &task.key, ttl))
             .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
@@ -46,6 +49,12 @@ pub(super) fn build(
             .body(Bytes::clone(&task.value)),
         Command::Delete => http.request(Method::DELETE, url(node, &task.key, None)),
     };
+    if let Some(trace) = trace {
+        request = request.header(TRACEPARENT, &*trace.parent);
+        if let Some(state) = &trace.state {
+            request = request.header(TRACESTATE, &**state);
+        }
+    }
     request
         .header(REPLICATION, HeaderValue::from_static("true"))
         .header(REPLICATION_ID, format!("{node_id}-{}", task.id))

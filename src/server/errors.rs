@@ -45,6 +45,14 @@ impl Problem {
         Self::Internal
     }
 
+    /// The task that the request became all the same.
+    pub(super) fn task(&self) -> Option<TaskId> {
+        match self {
+            Self::NoMajority { id, .. } => Some(*id),
+            _ => None,
+        }
+    }
+
     /// What the daemon refused, in the words of the wire. `spelled` are the replicas in their
     /// order, as the client wrote them.
     pub(super) fn refused(refusal: &Refusal, spelled: &[String], handle: &Handle) -> Self {

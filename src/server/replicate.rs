@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use axum::extract::{Request, State};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -11,7 +12,8 @@ use super::errors::{Problem, accepted, as_spelled, ok};
 use super::validate::{self, Write};
 use crate::daemon::{Health, Refusal};
 use crate::metrics::Reason;
-use crate::task::{Consistency, NewTask};
+use crate::task::{Consistency, NewTask, TaskId, Trace};
+use crate::traces::{self, Span};
 
 /// What a client hears of an accepted write.
 #[derive(Serialize)]
@@ -31,12 +33,40 @@ struct Success<'a> {
 /// When the client hangs up before its request is complete, nothing has happened. After that the
 /// write belongs to the daemon, answer or not.
 pub(super) async fn replicate(State(inbound): State<Arc<Inbound>>, request: Request) -> Response {
-    let answer = write(&inbound, request).await.into_response();
-    inbound.handle.counts().answered(answer.status().as_u16());
+    let came = trace_of(request.headers());
+    let span = inbound.settings.tracer.accept(came.as_ref());
+    // The deliveries belong to the span, or, without one, to what the request came with.
+    let trace = span.as_ref().map(Span::trace).or(came);
+    let (answer, task) = match write(&inbound, request, trace).await {
+        Ok((task, response)) => (response, Some(task)),
+        Err(problem) => {
+            let task = problem.task();
+            (problem.into_response(), task)
+        }
+    };
+    let status = answer.status().as_u16();
+    inbound.handle.counts().answered(status);
+    if let Some(span) = span {
+        span.answered(status, task);
+    }
     answer
 }
 
-async fn write(inbound: &Inbound, request: Request) -> Result<Response, Problem> {
+/// The trace that a request belongs to, as far as it keeps the rules.
+fn trace_of(headers: &HeaderMap) -> Option<Trace> {
+    let mut parents = headers.get_all("traceparent").iter();
+    let only = parents.next().filter(|_| parents.next().is_none())?;
+    let parent = traces::parent(only.to_str().ok()?)?;
+    let lines = headers.get_all("tracestate").iter();
+    let state = traces::state(lines.filter_map(|line| line.to_str().ok()));
+    Some(Trace { parent, state })
+}
+
+async fn write(
+    inbound: &Inbound,
+    request: Request,
+    trace: Option<Trace>,
+) -> Result<(TaskId, Response), Problem> {
     let Inbound { handle, settings, memory, .. } = inbound;
     let (head, body) = request.into_parts();
     // Before the body: a client should not send megabytes to hear that.
@@ -51,7 +81,8 @@ async fn write(inbound: &Inbound, request: Request) -> Result<Response, Problem>
             handle.counts().refused(Reason::Memory);
         }
     })?;
-    let Write { task, spelled } = validate::write(&body, settings)?;
+    let Write { mut task, spelled } = validate::write(&body, settings)?;
+    task.trace = trace;
     drop(body);
     inbound.count_user(&task);
     let consistency = task.consistency;
@@ -66,10 +97,11 @@ async fn write(inbound: &Inbound, request: Request) -> Result<Response, Problem>
         task_id: taken.id.to_string(),
         acked_nodes,
     };
-    Ok(match consistency {
+    let response = match consistency {
         Consistency::Eventual => accepted(&success(None)),
         Consistency::Strong => ok(&success(Some(as_spelled(&spelled, &taken.acked)))),
-    })
+    };
+    Ok((taken.id, response))
 }
 
 fn refusal(health: &Health) -> Option<Refusal> {

@@ -94,6 +94,11 @@ fn only_the_server_names_axum_and_hyper() {
 }
 
 #[test]
+fn only_the_traces_name_opentelemetry() {
+    only_under(&["opentelemetry"], &["src/traces.rs", "src/traces"]);
+}
+
+#[test]
 fn the_engine_and_the_words_know_no_runtime_clock_or_io() {
     let words =
         ["tokio", "async ", "SystemTime", "Instant", "std::fs", "std::net", "std::io", "tracing"];
@@ -110,6 +115,9 @@ fn the_parts_know_the_words_and_not_each_other() {
     never_in(&replica, &["src/replica.rs", "src/replica"]);
     let server = ["crate::engine", "crate::store", "crate::replica"];
     never_in(&server, &["src/server.rs", "src/server"]);
+    let traces =
+        ["crate::engine", "crate::store", "crate::replica", "crate::server", "crate::daemon"];
+    never_in(&traces, &["src/traces.rs", "src/traces"]);
 }
 
 #[test]

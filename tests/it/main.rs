@@ -30,3 +30,4 @@ mod outage;
 mod readme;
 mod telemetry;
 mod tools;
+mod traces;

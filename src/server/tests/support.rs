@@ -15,6 +15,7 @@ use crate::daemon::{Accepted, Handle, Health, Refusal, Request, Write};
 use crate::metrics::Snapshot;
 use crate::server::{Settings, serve};
 use crate::task::{NewTask, ReplicaIndex, TaskId};
+use crate::traces::Tracer;
 
 /// No test waits for anything longer than this.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -30,6 +31,7 @@ pub(super) struct Server {
 
 pub(super) fn settings() -> Settings {
     Settings {
+        tracer: Tracer::off(),
         node_id: "node-7".to_owned(),
         max_connections: 100,
         client_timeout: PATIENCE,

@@ -6,6 +6,7 @@ use super::*;
 
 fn settings() -> Settings {
     Settings {
+        tracer: crate::traces::Tracer::off(),
         node_id: "replicator".to_owned(),
         max_connections: 1,
         client_timeout: Duration::from_secs(1),
