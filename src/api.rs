@@ -27,7 +27,9 @@ pub use replicas::{
     Books, BreakerState, Convergence, Forgotten, LastError, Probed, Rename, Replica, ReplicaPage,
 };
 pub use tasks::{Consistency, Delivery, DeliveryState, Task, TaskPage, Write};
-pub use writes::{BatchAnswer, BatchAnswers};
+pub use writes::{
+    BatchAnswer, BatchAnswers, BatchWrite, NoMajority, ValueEncoding, WriteAccepted, WriteRequest,
+};
 
 /// Every error of the API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

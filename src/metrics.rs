@@ -255,9 +255,12 @@ const METRICS: &[Metric] = &[
 ];
 
 const LABELLED: &[Labelled] = &[
-    ("replicator_requests_total", "status", "Answers to POST /replicate, by status.", |s| {
-        &s.answers
-    }),
+    (
+        "replicator_requests_total",
+        "status",
+        "Answers to writes, those of a batch each, by status.",
+        |s| &s.answers,
+    ),
     (
         "replicator_refusals_total",
         "reason",

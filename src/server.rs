@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::daemon::Handle;
 use crate::metrics::Users;
@@ -33,10 +34,12 @@ mod body;
 mod connections;
 mod errors;
 mod health;
+mod idempotency;
 mod memory_replica;
 mod metrics;
 mod replicate;
 mod routes;
+mod v1;
 mod validate;
 mod wire;
 
@@ -78,6 +81,19 @@ struct Inbound {
     settings: Settings,
     memory: body::Memory,
     users: Mutex<Users>,
+    streams: v1::Streams,
+    /// Becomes true when the server stops.
+    closing: watch::Receiver<bool>,
+    /// What `/v1/openapi.json` says.
+    openapi: serde_json::Value,
+}
+
+impl Inbound {
+    /// Returns when the server stops: for whoever would wait for long.
+    async fn closing(&self) {
+        // An error is as good: whoever would say it is gone.
+        let _ = self.closing.clone().wait_for(|closing| *closing).await;
+    }
 }
 
 /// Serves requests from `listener` until `stop` resolves. Returns when it has stopped accepting
@@ -100,12 +116,21 @@ pub async fn serve(
         max_connections: settings.max_connections,
         client_timeout: settings.client_timeout,
     };
+    let (close, closing) = watch::channel(false);
+    let (router, openapi) = routes::router();
     let inbound = Inbound {
         memory: body::Memory::new(&settings),
         users: Mutex::new(Users::default()),
+        streams: v1::Streams::default(),
+        closing,
+        openapi,
         handle,
         settings,
     };
-    let router = routes::router(Arc::new(inbound));
+    let router = router.with_state(Arc::new(inbound));
+    let stop = async {
+        stop.await;
+        close.send_replace(true);
+    };
     connections::accept(listener, router, &limits, stop).await;
 }

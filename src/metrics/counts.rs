@@ -61,7 +61,7 @@ impl Reason {
 }
 
 /// The answers to a write that are counted by themselves; any other counts as `other`.
-const STATUSES: [(u16, &str); 9] = [
+const STATUSES: [(u16, &str); 10] = [
     (200, "200"),
     (202, "202"),
     (400, "400"),
@@ -69,6 +69,7 @@ const STATUSES: [(u16, &str); 9] = [
     (403, "403"),
     (408, "408"),
     (413, "413"),
+    (422, "422"),
     (500, "500"),
     (503, "503"),
 ];
@@ -89,7 +90,7 @@ impl Counts {
         }
     }
 
-    /// A write was answered.
+    /// A write was answered, by itself or in a batch.
     pub fn answered(&self, status: u16) {
         let place = STATUSES.iter().position(|known| known.0 == status);
         let count = place.and_then(|place| self.answers.get(place)).unwrap_or(&self.other);

@@ -20,10 +20,17 @@ const PAGE_BYTES: usize = 1024;
 /// A body whose length nobody announced is charged in steps of so many bytes, not frame by frame.
 const STEP_BYTES: usize = 64 * 1024;
 
+/// What a batch may be long at least, in bytes: a thousand writes of 16 KiB.
+const BATCH_BYTES: usize = 16 << 20;
+
+/// What an operator's body may be long, in bytes: a thousand dead letters by task and replica.
+const OPERATE_BYTES: usize = 2 << 20;
+
 /// The memory that the bodies of all requests share, and the bounds of one of them.
 #[derive(Debug)]
 pub(super) struct Memory {
     pages: Semaphore,
+    bytes: usize,
     max_body_bytes: usize,
     client_timeout: Duration,
 }
@@ -44,25 +51,53 @@ impl Memory {
     pub(super) fn new(settings: &Settings) -> Self {
         let bytes = settings.request_memory.max(settings.max_body_bytes);
         Self {
+            bytes,
             pages: Semaphore::new(pages(bytes).min(Semaphore::MAX_PERMITS)),
             max_body_bytes: settings.max_body_bytes,
             client_timeout: settings.client_timeout,
         }
     }
 
-    /// Reads `body` to its end.
+    /// Reads `body` to its end, up to as many bytes as one write may have.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read_up_to`].
+    pub(super) async fn read(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+        retry_after: Duration,
+    ) -> Result<(Bytes, Share<'_>), Problem> {
+        self.read_up_to(self.max_body_bytes, headers, body, retry_after).await
+    }
+
+    /// As many bytes as a batch may have: a body's limit or [`BATCH_BYTES`], whichever is larger,
+    /// but never more than all requests may have together.
+    pub(super) fn max_batch_bytes(&self) -> usize {
+        self.max_body_bytes.max(BATCH_BYTES.min(self.bytes))
+    }
+
+    /// As many bytes as what an operator posts may have, within the same.
+    pub(super) fn max_operate_bytes(&self) -> usize {
+        OPERATE_BYTES.min(self.bytes)
+    }
+
+    /// Reads `body` to its end, up to `limit` bytes. What is beyond all the memory there is can
+    /// never be had: `limit` must not be.
     ///
     /// # Errors
     ///
     /// 413 beyond the limit, before anything is read where the length is announced; 408 when it
     /// takes longer than the client may; 503 when the memory is in use for so long.
-    pub(super) async fn read(
+    pub(super) async fn read_up_to(
         &self,
+        limit: usize,
         headers: &HeaderMap,
         mut body: Body,
         retry_after: Duration,
     ) -> Result<(Bytes, Share<'_>), Problem> {
-        let failure = match self.collect(&mut body).await {
+        let failure = match self.collect(limit, &mut body).await {
             Ok(read) => return Ok(read),
             Err(failure) => failure,
         };
@@ -70,8 +105,7 @@ impl Memory {
             Failure::TooLarge => {
                 self.discard(headers, body);
                 Err(Problem::TooLarge(format!(
-                    "the body is longer than the limit of {} bytes",
-                    self.max_body_bytes
+                    "the body is longer than the limit of {limit} bytes"
                 )))
             }
             Failure::TooSlow => Err(Problem::TooSlow(self.client_timeout)),
@@ -101,14 +135,14 @@ impl Memory {
         tokio::spawn(tokio::time::timeout(self.client_timeout, rest));
     }
 
-    async fn collect(&self, body: &mut Body) -> Result<(Bytes, Share<'_>), Failure> {
+    async fn collect(&self, limit: usize, body: &mut Body) -> Result<(Bytes, Share<'_>), Failure> {
         let announced = body.size_hint().exact();
         // Beyond what can be addressed is beyond any limit.
         let length = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
-        if length.is_some_and(|length| length > self.max_body_bytes) {
+        if length.is_some_and(|length| length > limit) {
             return Err(Failure::TooLarge);
         }
-        let mut charged = length.unwrap_or(STEP_BYTES.min(self.max_body_bytes));
+        let mut charged = length.unwrap_or(STEP_BYTES.min(limit));
         let mut share = self.reserve(charged).await?;
         let mut late = pin!(tokio::time::sleep(self.client_timeout));
         let mut whole = Gathered::default();
@@ -126,13 +160,13 @@ impl Memory {
                 continue;
             };
             let total = whole.len().saturating_add(data.len());
-            if total > self.max_body_bytes {
+            if total > limit {
                 return Err(Failure::TooLarge);
             }
             if total > charged {
                 let step = STEP_BYTES.max(total - charged);
                 // Never beyond the one longest body, for which there is always memory.
-                let step = step.min(self.max_body_bytes - charged);
+                let step = step.min(limit - charged);
                 share.merge(self.reserve(step).await?);
                 charged = charged.saturating_add(step);
             }

@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::{Value, json};
 
-use crate::daemon::{Handle, Refusal};
+use crate::api::{BatchAnswer, WriteAccepted};
+use crate::daemon::{Handle, Health, OperateError, Refusal};
 use crate::task::{ReplicaIndex, TaskId};
+
+/// On the answer to a write that was accepted before, under the same idempotency key.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// Why a request has no success to report.
 #[derive(Debug)]
@@ -18,6 +23,8 @@ pub(super) enum Problem {
     Invalid(String),
     /// There is nothing under this path.
     NotFound,
+    /// The path is right, what it names is not there. Says what.
+    Missing(String),
     /// The path is right, the method is not.
     WrongMethod,
     /// The body did not come within this time.
@@ -26,6 +33,10 @@ pub(super) enum Problem {
     Internal,
     /// The body or the value is beyond a limit. Says which.
     TooLarge(String),
+    /// It cannot be done as things stand. Says why.
+    Conflict(String),
+    /// The idempotency key belongs to another write.
+    Mismatch(String),
     /// Not now; the client may come again after a while.
     Unavailable { error: String, retry_after: Duration },
     /// A strong write is accepted, but no majority acknowledged it in time.
@@ -35,6 +46,8 @@ pub(super) enum Problem {
         /// As the client spelled them.
         acked: Vec<String>,
         failed: Vec<String>,
+        /// Said before, under the same idempotency key.
+        replayed: bool,
     },
 }
 
@@ -61,14 +74,86 @@ impl Problem {
             Refusal::Full(_) | Refusal::Draining | Refusal::StoreFailed => {
                 Self::Unavailable { error, retry_after: handle.retry_after() }
             }
-            Refusal::Invalid(_) | Refusal::Mismatch => Self::Invalid(error),
-            Refusal::NoMajority { id, acked, failed, .. } => Self::NoMajority {
+            Refusal::Invalid(_) => Self::Invalid(error),
+            Refusal::Mismatch => Self::Mismatch(error),
+            Refusal::NoMajority { id, acked, failed, replayed, .. } => Self::NoMajority {
                 error,
                 id: *id,
                 acked: as_spelled(spelled, acked),
                 failed: as_spelled(spelled, failed),
+                replayed: *replayed,
             },
         }
+    }
+
+    /// What the daemon could not do for an operator.
+    pub(super) fn not_operated(error: OperateError, handle: &Handle) -> Self {
+        let retry_after = handle.retry_after();
+        match error {
+            OperateError::Stopped => {
+                let refusal = match handle.health() {
+                    Health::StoreFailed(_) => Refusal::StoreFailed,
+                    Health::Serving | Health::Draining => Refusal::Draining,
+                };
+                Self::Unavailable { error: refusal.to_string(), retry_after }
+            }
+            OperateError::Unreadable(_) => Self::internal(&error),
+            OperateError::TooMany(error) => Self::Unavailable { error, retry_after },
+            OperateError::Invalid(error) => Self::Invalid(error),
+            OperateError::Conflict(error) => Self::Conflict(error),
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::NotFound | Self::Missing(_) => StatusCode::NOT_FOUND,
+            Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooSlow(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Mismatch(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Unavailable { .. } | Self::NoMajority { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    fn body(&self) -> Value {
+        let error = match self {
+            Self::Invalid(error)
+            | Self::Missing(error)
+            | Self::TooLarge(error)
+            | Self::Conflict(error)
+            | Self::Mismatch(error)
+            | Self::Unavailable { error, .. } => error.as_str(),
+            Self::NotFound => "there is nothing under this path",
+            Self::WrongMethod => {
+                "this path does not answer this method, the Allow header says which it does"
+            }
+            Self::TooSlow(limit) => {
+                let seconds = limit.as_secs_f64();
+                return json!({
+                    "error": format!("the body did not arrive within {seconds} seconds"),
+                });
+            }
+            Self::Internal => "this went wrong inside, see the log",
+            Self::NoMajority { error, id, acked, failed, .. } => {
+                return json!({
+                    "success": false,
+                    "error": error,
+                    "task_id": id.to_string(),
+                    "acked_nodes": acked,
+                    "failed_nodes": failed,
+                });
+            }
+        };
+        json!({ "error": error })
+    }
+
+    /// As one answer among those of a batch.
+    pub(super) fn in_batch(&self) -> BatchAnswer {
+        let replayed = matches!(self, Self::NoMajority { replayed: true, .. });
+        BatchAnswer { status: self.status().as_u16(), body: self.body(), replayed }
     }
 }
 
@@ -90,46 +175,56 @@ pub(super) fn as_spelled(spelled: &[String], indexes: &[ReplicaIndex]) -> Vec<St
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let response = answer(self.status(), &self.body());
         match self {
-            Self::Invalid(error) => failure(StatusCode::BAD_REQUEST, &error),
-            Self::NotFound => failure(StatusCode::NOT_FOUND, "there is nothing under this path"),
-            Self::WrongMethod => failure(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this path does not answer this method, the Allow header says which it does",
-            ),
-            Self::TooSlow(limit) => {
-                let seconds = limit.as_secs_f64();
-                let error = format!("the body did not arrive within {seconds} seconds");
-                let mut response = failure(StatusCode::REQUEST_TIMEOUT, &error);
+            Self::TooSlow(_) => {
                 // The rest of that body may still come: nothing after it can be understood.
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(CONNECTION, close);
-                response
+                with(response, CONNECTION, HeaderValue::from_static("close"))
             }
-            Self::Internal => {
-                failure(StatusCode::INTERNAL_SERVER_ERROR, "this went wrong inside, see the log")
-            }
-            Self::TooLarge(error) => failure(StatusCode::PAYLOAD_TOO_LARGE, &error),
-            Self::Unavailable { error, retry_after } => {
-                let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, &error);
+            Self::Unavailable { retry_after, .. } => {
                 let seconds = HeaderValue::from(whole_seconds(retry_after));
-                response.headers_mut().insert(RETRY_AFTER, seconds);
-                response
+                with(response, RETRY_AFTER, seconds)
             }
-            Self::NoMajority { error, id, acked, failed } => unavailable(&serde_json::json!({
-                "success": false,
-                "error": error,
-                "task_id": id.to_string(),
-                "acked_nodes": acked,
-                "failed_nodes": failed,
-            })),
+            Self::NoMajority { replayed: true, .. } => replayed(response),
+            _ => response,
         }
     }
+}
+
+/// The answer to an accepted write: 202 once durable, 200 once a majority has acknowledged.
+pub(super) fn taken(body: &WriteAccepted, was_replayed: bool) -> Response {
+    let response = answer(taken_status(body), body);
+    if was_replayed { replayed(response) } else { response }
+}
+
+/// The same, as one answer among those of a batch.
+pub(super) fn taken_in_batch(body: &WriteAccepted, replayed: bool) -> BatchAnswer {
+    // It is texts alone, which cannot fail to be written.
+    let json = serde_json::to_value(body).unwrap_or_default();
+    BatchAnswer { status: taken_status(body).as_u16(), body: json, replayed }
+}
+
+fn taken_status(body: &WriteAccepted) -> StatusCode {
+    if body.acked_nodes.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED }
+}
+
+fn replayed(response: Response) -> Response {
+    with(response, REPLAYED, HeaderValue::from_static("true"))
+}
+
+fn with(mut response: Response, name: HeaderName, value: HeaderValue) -> Response {
+    response.headers_mut().insert(name, value);
+    response
 }
 
 /// 200 with this body.
 pub(super) fn ok(body: &impl Serialize) -> Response {
     answer(StatusCode::OK, body)
+}
+
+/// 201 with this body.
+pub(super) fn created(body: &impl Serialize) -> Response {
+    answer(StatusCode::CREATED, body)
 }
 
 /// 202 with this body.
@@ -140,14 +235,6 @@ pub(super) fn accepted(body: &impl Serialize) -> Response {
 /// 503 with this body, for those who ask how things are.
 pub(super) fn unavailable(body: &impl Serialize) -> Response {
     answer(StatusCode::SERVICE_UNAVAILABLE, body)
-}
-
-fn failure(status: StatusCode, error: &str) -> Response {
-    #[derive(Serialize)]
-    struct Failure<'a> {
-        error: &'a str,
-    }
-    answer(status, &Failure { error })
 }
 
 fn answer(status: StatusCode, body: &impl Serialize) -> Response {
@@ -177,5 +264,31 @@ mod tests {
         assert_eq!(whole_seconds(Duration::from_millis(200)), 1);
         assert_eq!(whole_seconds(Duration::from_secs(2)), 2);
         assert_eq!(whole_seconds(Duration::from_millis(2_001)), 3);
+    }
+
+    #[test]
+    fn what_the_daemon_cannot_do_has_a_status_and_no_internals() {
+        let (handle, _requests, _health) = Handle::for_tests();
+        for (error, status, sentence) in [
+            (
+                OperateError::Stopped,
+                503,
+                "the replicator is shutting down and accepts no new writes",
+            ),
+            (
+                OperateError::Unreadable("/secret/path".to_owned()),
+                500,
+                "this went wrong inside, see the log",
+            ),
+            (OperateError::TooMany("8 run".to_owned()), 503, "8 run"),
+            (OperateError::Invalid("no".to_owned()), 400, "no"),
+            (OperateError::Conflict("taken".to_owned()), 409, "taken"),
+        ] {
+            let problem = Problem::not_operated(error, &handle);
+            assert_eq!(problem.body(), json!({ "error": sentence }));
+            let response = problem.into_response();
+            assert_eq!(response.status().as_u16(), status, "{sentence}");
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), status == 503, "{sentence}");
+        }
     }
 }

@@ -24,6 +24,15 @@ enum Status {
 }
 
 /// How full the queue and the disk are, or that nothing can be accepted: 503 only for that.
+#[utoipa::path(
+    get, path = "/health", tag = "service",
+    operation_id = "health",
+    summary = "How full the queue and the disk are",
+    responses(
+        (status = 200, body = Object, description = "`status` is healthy or degraded."),
+        (status = 503, body = Object, description = "`status` is unhealthy."),
+    ),
+)]
 pub(super) async fn health(State(inbound): State<Arc<Inbound>>) -> Response {
     let failed = matches!(inbound.handle.health(), Health::StoreFailed(_));
     let snapshot = inbound.handle.snapshot().await;
@@ -48,11 +57,26 @@ pub(super) async fn health(State(inbound): State<Arc<Inbound>>) -> Response {
 }
 
 /// The process answers. Whether it can be of use, `/readyz` says.
+#[utoipa::path(
+    get, path = "/livez", tag = "service",
+    operation_id = "livez",
+    summary = "Whether the process answers",
+    responses((status = 200, body = Object, description = "It does.")),
+)]
 pub(super) async fn livez() -> Response {
     ok(&json!({ "status": "alive" }))
 }
 
 /// Whether a write would be accepted now, as far as one knows.
+#[utoipa::path(
+    get, path = "/readyz", tag = "service",
+    operation_id = "readyz",
+    summary = "Whether a write would be accepted now",
+    responses(
+        (status = 200, body = Object, description = "It would."),
+        (status = 503, body = Object, description = "Why not."),
+    ),
+)]
 pub(super) async fn readyz(State(inbound): State<Arc<Inbound>>) -> Response {
     let error = match inbound.handle.health() {
         Health::Serving => return ok(&json!({ "status": "ready" })),

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::Inbound;
 use super::errors::{Problem, ok};
+use crate::api;
 use crate::daemon::Refusal;
 use crate::metrics::{ProcessFigures, to_json, to_prometheus};
 
@@ -18,6 +19,17 @@ const PROMETHEUS_TEXT: HeaderValue =
     HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// The figures of this moment: JSON, or Prometheus text where `Accept` asks for it.
+#[utoipa::path(
+    get, path = "/metrics", tag = "service",
+    operation_id = "metrics",
+    summary = "Every figure",
+    responses(
+        (status = 200, description = "JSON; Prometheus text where `Accept` prefers it.",
+            content((Object = "application/json"), (String = "text/plain"))),
+        (status = 500, body = api::Error, description = "Something failed inside."),
+        (status = 503, body = api::Error, description = "The daemon has stopped."),
+    ),
+)]
 pub(super) async fn figures(
     State(inbound): State<Arc<Inbound>>,
     headers: HeaderMap,
@@ -35,6 +47,12 @@ pub(super) async fn figures(
 }
 
 /// Requests and bytes of the busiest users.
+#[utoipa::path(
+    get, path = "/metrics/users", tag = "service",
+    operation_id = "users",
+    summary = "Requests and bytes of the busiest users",
+    responses((status = 200, body = Object, description = "Of up to 1000 of them.")),
+)]
 pub(super) async fn users(State(inbound): State<Arc<Inbound>>) -> Response {
     let users = inbound.users.lock().unwrap_or_else(PoisonError::into_inner);
     let busiest = users.busiest();

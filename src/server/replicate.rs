@@ -5,26 +5,16 @@ use std::sync::{Arc, PoisonError};
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 
 use super::Inbound;
-use super::errors::{Problem, accepted, as_spelled, ok};
+use super::errors::{Problem, as_spelled, taken};
+use super::idempotency;
 use super::validate::{self, Write};
-use crate::daemon::{Health, Refusal};
+use crate::api;
+use crate::daemon::{Accepted, Health, Refusal};
 use crate::metrics::Reason;
 use crate::task::{Consistency, NewTask, TaskId, Trace};
 use crate::traces::{self, Span};
-
-/// What a client hears of an accepted write.
-#[derive(Serialize)]
-struct Success<'a> {
-    success: bool,
-    node_id: &'a str,
-    task_id: String,
-    /// A strong write's alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    acked_nodes: Option<Vec<String>>,
-}
 
 /// Reads the write, checks it, hands it to the daemon and says how it went.
 ///
@@ -32,6 +22,27 @@ struct Success<'a> {
 ///
 /// When the client hangs up before its request is complete, nothing has happened. After that the
 /// write belongs to the daemon, answer or not.
+#[utoipa::path(
+    post, path = "/replicate", tag = "writes",
+    operation_id = "replicate",
+    summary = "Carry a write to its replicas",
+    description = "An eventual write is answered 202 once it is durable here, a strong one 200 \
+        once a majority of its replicas has acknowledged.",
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
+        description = "The same key with the same body again is the same task: it is answered as \
+            before, with `Idempotency-Replayed: true`.")),
+    request_body(content = api::WriteRequest, content_type = "application/json"),
+    responses(
+        (status = 200, body = api::WriteAccepted, description = "A majority has acknowledged."),
+        (status = 202, body = api::WriteAccepted, description = "It is durable here."),
+        (status = 400, body = api::Error, description = "A field breaks a rule."),
+        (status = 408, body = api::Error, description = "The body did not arrive in time."),
+        (status = 413, body = api::Error, description = "The body or the value is too long."),
+        (status = 422, body = api::Error, description = "The key was used for another body."),
+        (status = 503, body = inline(Unavailable), description = "A limit is reached, the daemon \
+            stops, or no majority acknowledged in time: then with `success`, and delivery goes on."),
+    ),
+)]
 pub(super) async fn replicate(State(inbound): State<Arc<Inbound>>, request: Request) -> Response {
     let came = trace_of(request.headers());
     let span = inbound.settings.tracer.accept(came.as_ref());
@@ -53,7 +64,7 @@ pub(super) async fn replicate(State(inbound): State<Arc<Inbound>>, request: Requ
 }
 
 /// The trace that a request belongs to, as far as it keeps the rules.
-fn trace_of(headers: &HeaderMap) -> Option<Trace> {
+pub(super) fn trace_of(headers: &HeaderMap) -> Option<Trace> {
     let mut parents = headers.get_all("traceparent").iter();
     let only = parents.next().filter(|_| parents.next().is_none())?;
     let parent = traces::parent(only.to_str().ok()?)?;
@@ -70,62 +81,86 @@ async fn write(
     let Inbound { handle, settings, memory, .. } = inbound;
     let (head, body) = request.into_parts();
     // Before the body: a client should not send megabytes to hear that.
-    if let Some(refusal) = refusal(&handle.health()) {
-        memory.discard(&head.headers, body);
-        inbound.count_refusal(&refusal);
-        return Err(Problem::refused(&refusal, &[], handle));
-    }
-    let read = memory.read(&head.headers, body, handle.retry_after()).await;
-    let (body, _share) = read.inspect_err(|problem| {
-        if matches!(problem, Problem::Unavailable { .. }) {
-            handle.counts().refused(Reason::Memory);
+    let key = match inbound.serving().and_then(|()| idempotency::header(&head.headers)) {
+        Ok(key) => key,
+        Err(problem) => {
+            memory.discard(&head.headers, body);
+            return Err(problem);
         }
-    })?;
+    };
+    let read = memory.read(&head.headers, body, handle.retry_after()).await;
+    let (body, _share) = read.inspect_err(|problem| inbound.count_want_of_memory(problem))?;
     let Write { mut task, spelled } = validate::write(&body, settings)?;
+    let idempotency = key.map(|key| idempotency::of(key, &body));
     task.trace = trace;
     drop(body);
     inbound.count_user(&task);
     let consistency = task.consistency;
-    let taken = handle.replicate(task, None).await;
-    let taken = taken.map_err(|refusal| {
-        inbound.count_refusal(&refusal);
-        Problem::refused(&refusal, &spelled, handle)
-    })?;
-    let success = |acked_nodes| Success {
-        success: true,
-        node_id: &settings.node_id,
-        task_id: taken.id.to_string(),
-        acked_nodes,
-    };
-    let response = match consistency {
-        Consistency::Eventual => accepted(&success(None)),
-        Consistency::Strong => ok(&success(Some(as_spelled(&spelled, &taken.acked)))),
-    };
-    Ok((taken.id, response))
+    let accepted = handle.replicate(task, idempotency).await;
+    let accepted = accepted.map_err(|refusal| inbound.refused(&refusal, &spelled))?;
+    let said = inbound.success(&accepted, consistency, &spelled);
+    Ok((accepted.id, taken(&said, accepted.replayed)))
 }
 
-fn refusal(health: &Health) -> Option<Refusal> {
-    match health {
-        Health::Serving => None,
-        Health::Draining => Some(Refusal::Draining),
-        Health::StoreFailed(_) => Some(Refusal::StoreFailed),
-    }
+/// What a 503 says.
+#[derive(serde::Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "for the API's description alone")]
+enum Unavailable {
+    Refused(api::Error),
+    NoMajority(api::NoMajority),
 }
 
 impl Inbound {
-    /// The limits are counted by the daemon, which knows them.
-    fn count_refusal(&self, refusal: &Refusal) {
+    /// Refuses a write while none is accepted.
+    pub(super) fn serving(&self) -> Result<(), Problem> {
+        let refusal = match self.handle.health() {
+            Health::Serving => return Ok(()),
+            Health::Draining => Refusal::Draining,
+            Health::StoreFailed(_) => Refusal::StoreFailed,
+        };
+        Err(self.refused(&refusal, &[]))
+    }
+
+    /// What the daemon refused, counted and in the words of the wire.
+    pub(super) fn refused(&self, refusal: &Refusal, spelled: &[String]) -> Problem {
         match refusal {
             Refusal::Draining => self.handle.counts().refused(Reason::Draining),
             Refusal::StoreFailed => self.handle.counts().refused(Reason::StoreFailed),
+            // The limits are counted by the daemon, which knows them.
             Refusal::Full(_)
             | Refusal::NoMajority { .. }
             | Refusal::Invalid(_)
             | Refusal::Mismatch => {}
         }
+        Problem::refused(refusal, spelled, &self.handle)
     }
 
-    fn count_user(&self, task: &NewTask) {
+    pub(super) fn count_want_of_memory(&self, problem: &Problem) {
+        if matches!(problem, Problem::Unavailable { .. }) {
+            self.handle.counts().refused(Reason::Memory);
+        }
+    }
+
+    /// What a client hears of an accepted write.
+    pub(super) fn success(
+        &self,
+        accepted: &Accepted,
+        consistency: Consistency,
+        spelled: &[String],
+    ) -> api::WriteAccepted {
+        api::WriteAccepted {
+            success: true,
+            node_id: self.settings.node_id.clone(),
+            task_id: accepted.id.to_string(),
+            acked_nodes: match consistency {
+                Consistency::Eventual => None,
+                Consistency::Strong => Some(as_spelled(spelled, &accepted.acked)),
+            },
+        }
+    }
+
+    pub(super) fn count_user(&self, task: &NewTask) {
         let Some(user) = &task.user_id else { return };
         let bytes = task.key.len().saturating_add(task.value.len());
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);

@@ -3,21 +3,18 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post};
+use serde_json::Value;
 
 use super::errors::Problem;
-use super::{Inbound, health, metrics, replicate};
+use super::{Inbound, v1};
 
-/// All routes. A `GET` answers `HEAD` as well; with a 405 comes the `Allow` header.
-pub(super) fn router(inbound: Arc<Inbound>) -> Router {
-    Router::new()
-        .route("/replicate", post(replicate::replicate))
-        .route("/metrics", get(metrics::figures))
-        .route("/metrics/users", get(metrics::users))
-        .route("/health", get(health::health))
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
+/// All routes, and the description of those that make the API. A `GET` answers `HEAD` as well;
+/// with a 405 comes the `Allow` header.
+pub(super) fn router() -> (Router<Arc<Inbound>>, Value) {
+    let (router, openapi) = v1::router().split_for_parts();
+    let router = router
         .fallback(|| async { Problem::NotFound })
-        .method_not_allowed_fallback(|| async { Problem::WrongMethod })
-        .with_state(inbound)
+        .method_not_allowed_fallback(|| async { Problem::WrongMethod });
+    // It is made of texts and numbers alone, which cannot fail to be written.
+    (router, serde_json::to_value(openapi).unwrap_or_default())
 }

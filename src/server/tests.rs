@@ -11,6 +11,7 @@ use crate::daemon::{Accepted, Health, Refusal};
 use crate::metrics::Snapshot;
 use crate::task::{ReplicaIndex, TaskId};
 
+mod openapi;
 mod support;
 
 const WRITE: &str = r#"{"key":"k","value":"dg==","operation":"SET","user_id":"u","replica_nodes":["http://A/","http://b"]}"#;

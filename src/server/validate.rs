@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::Settings;
 use super::errors::Problem;
+use super::idempotency;
 use super::wire::{Fields, Json, MAX_ENTRIES, shown};
 use crate::task::{Consistency, NewTask, Node, Operation};
 
@@ -38,7 +39,24 @@ pub(super) struct Write {
 ///
 /// 413 for a value beyond its limit, 400 for everything else.
 pub(super) fn write(body: &[u8], settings: &Settings) -> Result<Write, Problem> {
-    let fields = fields(body)?;
+    checked(fields(body)?, settings)
+}
+
+/// Reads a write of a batch, and the idempotency key that it carries.
+///
+/// # Errors
+///
+/// As [`write`].
+pub(super) fn batched(
+    body: &[u8],
+    settings: &Settings,
+) -> Result<(Write, Option<Box<str>>), Problem> {
+    let mut fields = fields(body)?;
+    let key = idempotency::field(&std::mem::take(&mut fields.idempotency_key))?;
+    Ok((checked(fields, settings)?, key))
+}
+
+fn checked(fields: Fields<'_>, settings: &Settings) -> Result<Write, Problem> {
     let key = key(fields.key, settings.max_key_bytes)?;
     let operation = operation(fields.operation)?;
     let ttl = ttl(&fields.ttl)?;
@@ -223,10 +241,10 @@ fn text<'a>(field: &str, json: Json<'a>) -> Result<Option<Cow<'a, str>>, Problem
     }
 }
 
-fn must_be(field: &str, rule: &str, got: &Json<'_>) -> Problem {
+pub(super) fn must_be(field: &str, rule: &str, got: &Json<'_>) -> Problem {
     invalid(format!(r#"field "{field}" must be {rule}, got {got}"#))
 }
 
-fn invalid(sentence: impl Into<String>) -> Problem {
+pub(super) fn invalid(sentence: impl Into<String>) -> Problem {
     Problem::Invalid(sentence.into())
 }

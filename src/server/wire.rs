@@ -39,6 +39,9 @@ pub(super) struct Fields<'a> {
     pub(super) replica_nodes: Json<'a>,
     #[serde(borrow)]
     pub(super) user_id: Json<'a>,
+    /// Of a write in a batch; a single one has a header for it.
+    #[serde(borrow)]
+    pub(super) idempotency_key: Json<'a>,
 }
 
 /// Any JSON. Texts without escapes are borrowed from the body.

@@ -99,6 +99,11 @@ fn only_the_traces_name_opentelemetry() {
 }
 
 #[test]
+fn only_the_server_and_its_words_are_described() {
+    only_under(&["utoipa"], &["src/server.rs", "src/server", "src/api.rs", "src/api"]);
+}
+
+#[test]
 fn the_engine_and_the_words_know_no_runtime_clock_or_io() {
     let words =
         ["tokio", "async ", "SystemTime", "Instant", "std::fs", "std::net", "std::io", "tracing"];

@@ -1,0 +1,153 @@
+//! The description of the API, held against the API.
+
+use serde_json::Map;
+
+use super::support::Server;
+use super::*;
+
+const METHODS: [&str; 8] = ["get", "put", "post", "delete", "options", "head", "patch", "trace"];
+
+async fn description() -> Value {
+    let server = start(settings()).await;
+    let answer = Client::connect(server.address).await.get("/v1/openapi.json", "").await;
+    assert_eq!(answer.status, 200);
+    answer.json()
+}
+
+fn operations(description: &Value) -> Vec<(String, String, &Map<String, Value>)> {
+    let mut all = vec![];
+    for (path, item) in description["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            assert!(METHODS.contains(&method.as_str()), "{path} {method}");
+            all.push((path.clone(), method.clone(), operation.as_object().unwrap()));
+        }
+    }
+    all
+}
+
+/// A request for what is described: nothing in it but the path.
+fn request(method: &str, path: &str, query: &str) -> String {
+    let path = path.replace("{node}", "h%3A1").replace("{id}", "7");
+    let method = method.to_uppercase();
+    format!("{method} {path}{query} HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n")
+}
+
+/// Every `$ref` in it, wherever.
+fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Object(object) => {
+            found.extend(object.get("$ref").and_then(Value::as_str));
+            object.values().for_each(|value| references(value, found));
+        }
+        Value::Array(list) => list.iter().for_each(|value| references(value, found)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn it_is_openapi_3_1_and_every_reference_in_it_leads_somewhere() {
+    let description = description().await;
+    assert!(description["openapi"].as_str().unwrap().starts_with("3.1."));
+    assert_eq!(description["info"]["title"], "replicator");
+    assert_eq!(description["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let mut found = vec![];
+    references(&description, &mut found);
+    assert!(found.len() > 20, "{found:?}");
+    for reference in found {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(description.pointer(pointer).is_some(), "{reference}");
+    }
+}
+
+#[tokio::test]
+async fn every_operation_says_what_it_is_and_how_it_succeeds_and_fails() {
+    let description = description().await;
+    let mut ids = vec![];
+    for (path, method, operation) in operations(&description) {
+        let name = format!("{method} {path}");
+        assert!(!operation["summary"].as_str().unwrap().is_empty(), "{name}");
+        assert!(operation["tags"].as_array().is_some_and(|tags| tags.len() == 1), "{name}");
+        ids.push(operation["operationId"].as_str().unwrap().to_owned());
+        let responses = operation["responses"].as_object().unwrap();
+        assert!(responses.keys().any(|status| status.starts_with('2')), "{name}");
+        let fails = responses.keys().any(|status| status.starts_with(['4', '5']));
+        let cannot = ["/livez", "/metrics/users"].contains(&path.as_str());
+        assert_eq!(fails, !cannot, "{name}");
+        for (status, response) in responses {
+            assert!(response["description"].is_string(), "{name} {status}");
+            assert!(response["content"].is_object(), "{name} {status}");
+        }
+        let parameters = operation.get("parameters").and_then(Value::as_array);
+        for segment in path.split('/').filter_map(|part| part.strip_prefix('{')) {
+            let segment = segment.strip_suffix('}').unwrap();
+            let described = parameters.unwrap().iter().any(|parameter| {
+                parameter["name"] == segment
+                    && parameter["in"] == "path"
+                    && parameter["required"] == true
+            });
+            assert!(described, "{name} {segment}");
+        }
+    }
+    let count = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "{ids:?}");
+}
+
+#[tokio::test]
+async fn every_operation_of_it_is_answered_with_a_status_that_it_tells_of() {
+    let description = description().await;
+    // The daemon has stopped: nothing is there to be found, and nothing is waited for.
+    let Server { address, requests, health: _health, stop: _stop, .. } = start(settings()).await;
+    drop(requests);
+    for (path, method, operation) in operations(&description) {
+        let mut client = Client::connect(address).await;
+        client.send(&request(&method, &path, "")).await;
+        let answer = client.answer().await;
+        let told = operation["responses"].get(answer.status.to_string());
+        assert!(told.is_some(), "{method} {path}: {answer:?}");
+        let nothing = "there is nothing under this path";
+        assert!(answer.status != 405 && !answer.body.contains(nothing), "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn the_parameters_that_it_tells_of_are_those_that_are_taken() {
+    let description = description().await;
+    let server = start(settings()).await;
+    for (path, method, operation) in operations(&description) {
+        if !path.starts_with("/v1/") {
+            continue;
+        }
+        let mut client = Client::connect(server.address).await;
+        client.send(&request(&method, &path, "?nobody=1")).await;
+        let answer = client.answer().await;
+        let parameters = operation.get("parameters").and_then(Value::as_array);
+        let queried = parameters.into_iter().flatten().filter(|given| given["in"] == "query");
+        let names: Vec<_> = queried.map(|given| given["name"].as_str().unwrap()).collect();
+        let sentence = match names[..] {
+            [] => r#"there is no parameter "nobody", this path takes none"#.to_owned(),
+            _ => format!(r#"there is no parameter "nobody", only {}"#, names.join(", ")),
+        };
+        answer.is_error(400, &sentence);
+    }
+}
+
+#[tokio::test]
+async fn its_words_are_those_that_are_taken() {
+    let description = description().await;
+    let schemas = &description["components"]["schemas"];
+    let parameters = description.pointer("/paths/~1v1~1dead-letters/get/parameters").unwrap();
+    let cause = parameters.as_array().unwrap().iter().find(|given| given["name"] == "cause");
+    assert!(cause.is_some());
+    assert_eq!(schemas["Cause"]["enum"], json!(["rejected", "gave_up", "retry_overflow"]));
+    assert_eq!(schemas["Rename"]["additionalProperties"], false);
+}
+
+/// What is routed by `routes!` is described; there is no other way in.
+#[test]
+fn nothing_is_routed_that_is_not_described() {
+    for source in [include_str!("../routes.rs"), include_str!("../v1/openapi.rs")] {
+        assert!(!source.contains(".route("), "route it with `routes!` in v1/openapi.rs");
+    }
+}

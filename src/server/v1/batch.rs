@@ -1,0 +1,228 @@
+//! `POST /v1/replicate/batch`: many writes in one request, in one commit.
+//!
+//! Each write is checked and answered by itself, as `POST /replicate` would answer it; those that
+//! are valid are handed in together. What cannot be taken apart into writes is refused whole.
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::Response;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::asked::NoParameters;
+use super::validate::{self, Write, invalid};
+use super::{Bodily, Failures, Inbound, Problem, idempotency};
+use crate::api::{self, BatchAnswer, BatchAnswers};
+use crate::daemon::Idempotency;
+use crate::server::errors::{ok, taken_in_batch};
+use crate::server::replicate::trace_of;
+use crate::task::{Consistency, NewTask};
+
+/// The most writes of one batch.
+const MAX_WRITES: usize = 1000;
+
+/// A write on its way to its answer: one that was handed in is answered by the daemon.
+enum Member {
+    HandedIn { consistency: Consistency, spelled: Vec<String> },
+    Refused(Problem),
+}
+
+#[utoipa::path(
+    post, path = "/v1/replicate/batch", tag = "writes",
+    operation_id = "replicateBatch",
+    summary = "Carry many writes to their replicas",
+    description = "Up to 1000 writes, as a JSON array or one to a line. Each is checked and \
+        answered by itself; those that are valid are made durable together.",
+    request_body(content(
+        (Vec<api::BatchWrite> = "application/json"), (String = "application/x-ndjson")
+    )),
+    responses(
+        (status = 200, body = BatchAnswers, description = "An answer for each, in their order."),
+        Bodily, Failures,
+    ),
+)]
+pub(super) async fn batch(
+    State(inbound): State<Arc<Inbound>>,
+    _: NoParameters,
+    request: Request,
+) -> Result<Response, Problem> {
+    let Inbound { handle, memory, .. } = &*inbound;
+    let (head, body) = request.into_parts();
+    let early = inbound.serving().and_then(|()| idempotency::no_header(&head.headers));
+    if let Err(problem) = early {
+        memory.discard(&head.headers, body);
+        return Err(problem);
+    }
+    let trace = trace_of(&head.headers);
+    let (limit, retry_after) = (memory.max_batch_bytes(), handle.retry_after());
+    let read = memory.read_up_to(limit, &head.headers, body, retry_after).await;
+    let (body, _share) = read.inspect_err(|problem| inbound.count_want_of_memory(problem))?;
+    let mut members = Vec::new();
+    let mut valid = Vec::new();
+    for write in apart(&head.headers, &body)? {
+        members.push(match inbound.checked(write) {
+            Ok((Write { mut task, spelled }, idempotency)) => {
+                task.trace.clone_from(&trace);
+                inbound.count_user(&task);
+                let consistency = task.consistency;
+                valid.push((task, idempotency));
+                Member::HandedIn { consistency, spelled }
+            }
+            Err(problem) => Member::Refused(problem),
+        });
+    }
+    drop(body);
+    Ok(ok(&inbound.answered(members, valid).await))
+}
+
+impl Inbound {
+    fn checked(&self, write: &[u8]) -> Result<(Write, Option<Idempotency>), Problem> {
+        let (checked, key) = validate::batched(write, &self.settings)?;
+        Ok((checked, key.map(|key| idempotency::of(key, write))))
+    }
+
+    /// Hands in what is valid and puts the answers in the order of the members.
+    async fn answered(
+        &self,
+        members: Vec<Member>,
+        valid: Vec<(NewTask, Option<Idempotency>)>,
+    ) -> BatchAnswers {
+        let mut outcomes = self.handle.replicate_all(valid).await.into_iter();
+        let mut answers = BatchAnswers { accepted: 0, refused: 0, answers: Vec::new() };
+        for member in members {
+            let outcome = match member {
+                Member::Refused(problem) => Err(problem),
+                Member::HandedIn { consistency, spelled } => match outcomes.next() {
+                    Some(Ok(accepted)) => Ok(taken_in_batch(
+                        &self.success(&accepted, consistency, &spelled),
+                        accepted.replayed,
+                    )),
+                    Some(Err(refusal)) => Err(self.refused(&refusal, &spelled)),
+                    // The daemon answers each; without an answer nothing may be said of it.
+                    None => Err(Problem::Internal),
+                },
+            };
+            let durable = match &outcome {
+                Ok(_) | Err(Problem::NoMajority { .. }) => &mut answers.accepted,
+                Err(_) => &mut answers.refused,
+            };
+            *durable += 1;
+            let answer: BatchAnswer = outcome.unwrap_or_else(|problem| problem.in_batch());
+            self.handle.counts().answered(answer.status);
+            answers.answers.push(answer);
+        }
+        answers
+    }
+}
+
+/// The writes in a body, each as its bytes.
+fn apart<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Vec<&'a [u8]>, Problem> {
+    let in_lines = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let in_lines = in_lines.is_some_and(|value| {
+        let essence = value.split(';').next().unwrap_or_default();
+        essence.trim().eq_ignore_ascii_case("application/x-ndjson")
+    });
+    let writes = if in_lines || body.trim_ascii_start().first() != Some(&b'[') {
+        let lines = body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+        lines.filter(|line| !line.is_empty()).take(MAX_WRITES + 1).collect()
+    } else {
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let read = json.deserialize_seq(Members).and_then(|writes| json.end().map(|()| writes));
+        read.map_err(|error| invalid(format!("the body is not a valid JSON array: {error}")))?
+    };
+    match writes.len() {
+        0 => Err(invalid("there is no write in the body")),
+        1..=MAX_WRITES => Ok(writes),
+        _ => Err(Problem::TooLarge(format!(
+            "the batch has more than {MAX_WRITES} writes, the limit"
+        ))),
+    }
+}
+
+/// Reads the first [`MAX_WRITES`] members of an array, and one.
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Vec<&'de [u8]>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of writes")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut writes = Vec::new();
+        while writes.len() <= MAX_WRITES {
+            match list.next_element::<&RawValue>()? {
+                Some(write) => writes.push(write.get().as_bytes()),
+                None => return Ok(writes),
+            }
+        }
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(writes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn plain(body: &str) -> Result<Vec<String>, Problem> {
+        said(&HeaderMap::new(), body)
+    }
+
+    fn said(headers: &HeaderMap, body: &str) -> Result<Vec<String>, Problem> {
+        let writes = apart(headers, body.as_bytes())?;
+        Ok(writes.into_iter().map(|write| String::from_utf8(write.to_vec()).unwrap()).collect())
+    }
+
+    #[test]
+    fn an_array_and_lines_come_apart_alike() {
+        let one = r#"{"key":"a\nb","x":[1,{}]}"#;
+        let expected = vec![one.to_owned(), "7".to_owned()];
+        assert_eq!(plain(&format!(" [{one} ,\n 7]\n")).unwrap(), expected);
+        assert_eq!(plain(&format!("{one}\r\n\n  7 ")).unwrap(), expected);
+    }
+
+    #[test]
+    fn lines_are_what_the_head_calls_so_whatever_they_begin_with() {
+        let mut headers = HeaderMap::new();
+        let value = HeaderValue::from_static("Application/X-NDJSON; charset=utf-8");
+        headers.insert(CONTENT_TYPE, value);
+        assert_eq!(said(&headers, "[1]\n[2]").unwrap(), ["[1]", "[2]"]);
+    }
+
+    #[test]
+    fn what_cannot_be_taken_apart_is_refused_whole() {
+        for body in ["", " \n\n", "[]"] {
+            assert!(matches!(
+                plain(body),
+                Err(Problem::Invalid(said)) if said == "there is no write in the body"
+            ));
+        }
+        for body in ["[{}", "[{}] x", "[{},]", "[{\"a\":}]"] {
+            let Err(Problem::Invalid(said)) = plain(body) else { panic!("{body}") };
+            assert!(said.starts_with("the body is not a valid JSON array: "), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_writes_are_a_batch_and_no_more() {
+        let lines = |count: usize| vec!["{}"; count].join("\n");
+        let array = |count: usize| format!("[{}]", vec!["{}"; count].join(","));
+        for body in [lines(1000), array(1000)] {
+            assert_eq!(plain(&body).unwrap().len(), 1000);
+        }
+        for body in [lines(1001), array(3000)] {
+            assert!(matches!(
+                plain(&body),
+                Err(Problem::TooLarge(said)) if said == "the batch has more than 1000 writes, the limit"
+            ));
+        }
+    }
+}

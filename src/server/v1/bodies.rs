@@ -1,0 +1,286 @@
+//! What operators post: JSON objects, small, and nothing in them that is not known.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+use axum::extract::Request;
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+
+use super::asked::{self, CAUSES, word, words};
+use super::validate::{invalid, must_be};
+use super::wire::Json;
+use super::{Inbound, Problem};
+use crate::daemon::LetterFilter;
+use crate::task::{Node, TaskId};
+
+/// How many dead letters can be named one by one.
+const MAX_IDS: usize = 1000;
+
+/// Nothing to say: an empty body, or an object without fields.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
+
+/// The new address of a replica.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Rename<'a> {
+    #[serde(borrow)]
+    to: Json<'a>,
+}
+
+/// What a barrier is about.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct NewBarrier<'a> {
+    #[serde(borrow)]
+    replicas: Json<'a>,
+}
+
+/// Which dead letters, whether only to count them, and how fast.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Selection<'a> {
+    #[serde(borrow)]
+    ids: Ids<'a>,
+    #[serde(borrow)]
+    replica: Json<'a>,
+    #[serde(borrow)]
+    key: Json<'a>,
+    #[serde(borrow)]
+    key_prefix: Json<'a>,
+    #[serde(borrow)]
+    user_id: Json<'a>,
+    #[serde(borrow)]
+    cause: Json<'a>,
+    #[serde(borrow)]
+    all: Json<'a>,
+    #[serde(borrow)]
+    dry_run: Json<'a>,
+    #[serde(borrow)]
+    rate: Json<'a>,
+}
+
+/// A selection that is valid.
+#[derive(Debug, PartialEq)]
+pub(super) struct Selected {
+    pub(super) filter: LetterFilter,
+    /// Only count.
+    pub(super) dry_run: bool,
+    /// At most so many in a second.
+    pub(super) rate: Option<NonZeroU32>,
+}
+
+/// Reads the body of a request and gives what `check` makes of the object in it. An empty body
+/// is an object without fields.
+pub(super) async fn read<T>(
+    inbound: &Inbound,
+    request: Request,
+    check: impl FnOnce(&[u8]) -> Result<T, Problem>,
+) -> Result<T, Problem> {
+    let Inbound { handle, memory, .. } = inbound;
+    let (head, body) = request.into_parts();
+    let (limit, retry_after) = (memory.max_operate_bytes(), handle.retry_after());
+    let (body, _share) = memory.read_up_to(limit, &head.headers, body, retry_after).await?;
+    check(&body)
+}
+
+/// Reads a body that has nothing to say.
+pub(super) async fn nothing(inbound: &Inbound, request: Request) -> Result<(), Problem> {
+    read(inbound, request, |body| object::<Nothing>(body).map(|_| ())).await
+}
+
+/// The object in a body.
+pub(super) fn object<'a, T: Deserialize<'a> + Default>(body: &'a [u8]) -> Result<T, Problem> {
+    match body.trim_ascii_start().first() {
+        None => Ok(T::default()),
+        Some(b'{') => serde_json::from_slice(body)
+            .map_err(|error| invalid(format!("the body is not as it should be: {error}"))),
+        Some(_) => Err(invalid("the body is not a JSON object")),
+    }
+}
+
+impl Rename<'_> {
+    pub(super) fn checked(self) -> Result<Node, Problem> {
+        match node("to", self.to)? {
+            Some(node) => Ok(node),
+            None => Err(invalid(r#"field "to" is missing, it must be the new address"#)),
+        }
+    }
+}
+
+impl NewBarrier<'_> {
+    pub(super) fn checked(self) -> Result<Vec<Node>, Problem> {
+        let entries = match self.replicas {
+            Json::Null => return Ok(Vec::new()),
+            Json::List(entries) => entries,
+            other => return Err(must_be("replicas", "a list of addresses", &other)),
+        };
+        if entries.len() > MAX_IDS {
+            return Err(invalid(format!(r#"field "replicas" has more than {MAX_IDS} entries"#)));
+        }
+        let mut nodes = Vec::with_capacity(entries.len());
+        for (index, entry) in entries.into_iter().enumerate() {
+            let field = format!("replicas[{index}]");
+            match node(&field, entry)? {
+                Some(node) if nodes.contains(&node) => {}
+                Some(node) => nodes.push(node),
+                None => return Err(must_be(&field, "an address", &Json::Null)),
+            }
+        }
+        Ok(nodes)
+    }
+}
+
+impl Selection<'_> {
+    pub(super) fn redriven(self) -> Result<Selected, Problem> {
+        let all = flag("all", &self.all)?;
+        let filter = LetterFilter {
+            ids: self.ids.checked()?,
+            replica: node("replica", self.replica)?,
+            key: text("key", self.key)?,
+            key_prefix: text("key_prefix", self.key_prefix)?,
+            user_id: text("user_id", self.user_id)?,
+            cause: cause(&self.cause)?,
+        };
+        match (all, filter == LetterFilter::default()) {
+            (false, true) => {
+                return Err(invalid(
+                    r#"nothing is selected: name "ids", "replica", "key", "key_prefix", "user_id" or "cause", or say "all": true"#,
+                ));
+            }
+            (true, false) => {
+                return Err(invalid(r#"field "all" leaves nothing to select beside it"#));
+            }
+            (true, true) | (false, false) => {}
+        }
+        let dry_run = flag("dry_run", &self.dry_run)?;
+        Ok(Selected { filter, dry_run, rate: per_second(&self.rate)? })
+    }
+
+    /// The same for what has no rate.
+    pub(super) fn discarded(self) -> Result<Selected, Problem> {
+        match self.rate {
+            Json::Null => self.redriven(),
+            _ => Err(invalid(r#"there is no field "rate", discarding is done at once"#)),
+        }
+    }
+}
+
+fn per_second(json: &Json<'_>) -> Result<Option<NonZeroU32>, Problem> {
+    let rate = match json {
+        Json::Null => return Ok(None),
+        Json::Unsigned(rate) => u32::try_from(*rate).ok().and_then(NonZeroU32::new),
+        _ => None,
+    };
+    let rule = || format!("an integer from 1 to {}", u32::MAX);
+    rate.map(Some).ok_or_else(|| must_be("rate", &rule(), json))
+}
+
+fn cause(json: &Json<'_>) -> Result<Option<crate::api::Cause>, Problem> {
+    let cause = match json {
+        Json::Null => return Ok(None),
+        Json::Text(text) => word(&CAUSES, text),
+        _ => None,
+    };
+    cause.map(Some).ok_or_else(|| must_be("cause", &words(&CAUSES), json))
+}
+
+fn flag(field: &str, json: &Json<'_>) -> Result<bool, Problem> {
+    match json {
+        Json::Null => Ok(false),
+        Json::Bool(flag) => Ok(*flag),
+        other => Err(must_be(field, "true or false", other)),
+    }
+}
+
+fn text(field: &str, json: Json<'_>) -> Result<Option<String>, Problem> {
+    match json {
+        Json::Null => Ok(None),
+        Json::Text(text) if text.is_empty() => {
+            Err(invalid(format!(r#"field "{field}" is empty, leave it out to not select by it"#)))
+        }
+        Json::Text(text) => Ok(Some(text.into_owned())),
+        other => Err(must_be(field, "a string", &other)),
+    }
+}
+
+fn node(field: &str, json: Json<'_>) -> Result<Option<Node>, Problem> {
+    let what = format!(r#"field "{field}""#);
+    text(field, json)?.map(|text| asked::node(&what, &text)).transpose()
+}
+
+/// The dead letters named one by one: the first [`MAX_IDS`] and one.
+#[derive(Debug, Default)]
+struct Ids<'a>(Option<Vec<Id<'a>>>);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Id<'a> {
+    #[serde(borrow)]
+    task_id: Json<'a>,
+    #[serde(borrow)]
+    replica: Json<'a>,
+}
+
+/// A task, and one of its replicas or all of them.
+type Named = (TaskId, Option<Node>);
+
+impl Ids<'_> {
+    fn checked(self) -> Result<Option<Vec<Named>>, Problem> {
+        let Some(ids) = self.0 else { return Ok(None) };
+        if ids.is_empty() {
+            return Err(invalid(r#"field "ids" is empty, leave it out to not select by it"#));
+        }
+        if ids.len() > MAX_IDS {
+            return Err(invalid(format!(r#"field "ids" has more than {MAX_IDS} entries"#)));
+        }
+        let mut checked = Vec::with_capacity(ids.len());
+        for (index, id) in ids.into_iter().enumerate() {
+            let task = match &id.task_id {
+                Json::Text(text) => text.parse().ok(),
+                _ => None,
+            };
+            let field = format!("ids[{index}].task_id");
+            let task = task.ok_or_else(|| must_be(&field, "the id of a task", &id.task_id))?;
+            checked.push((task, node(&format!("ids[{index}].replica"), id.replica)?));
+        }
+        Ok(Some(checked))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Ids<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(IdsReader)
+    }
+}
+
+struct IdsReader;
+
+impl<'de> Visitor<'de> for IdsReader {
+    type Value = Ids<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(r#"a list of {"task_id": …, "replica": …} as "ids""#)
+    }
+
+    fn visit_unit<E>(self) -> Result<Ids<'de>, E> {
+        Ok(Ids(None))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Ids<'de>, A::Error> {
+        let mut ids = Vec::new();
+        while ids.len() <= MAX_IDS {
+            match list.next_element()? {
+                Some(id) => ids.push(id),
+                None => return Ok(Ids(Some(ids))),
+            }
+        }
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Ids(Some(ids)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! The rules of what operators post.
+
+use super::*;
+use crate::api::Cause;
+
+#[track_caller]
+fn refused<T: fmt::Debug>(outcome: Result<T, Problem>, sentence: &str) {
+    match outcome {
+        Err(Problem::Invalid(said)) => assert_eq!(said, sentence),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn redrive(body: &str) -> Result<Selected, Problem> {
+    object::<Selection<'_>>(body.as_bytes())?.redriven()
+}
+
+#[test]
+fn a_selection_is_read_field_by_field() {
+    let body = r#"{
+        "ids": [{"task_id": "7", "replica": "h:1"}, {"task_id": "8"}], "replica": "http://h:1/",
+        "key": "k", "key_prefix": "p/", "user_id": "u", "cause": "gave_up", "dry_run": true,
+        "rate": 5
+    }"#;
+    let node = Node::parse("http://h:1").unwrap();
+    let filter = LetterFilter {
+        ids: Some(vec![(TaskId(7), Some(node.clone())), (TaskId(8), None)]),
+        replica: Some(node),
+        key: Some("k".to_owned()),
+        key_prefix: Some("p/".to_owned()),
+        user_id: Some("u".to_owned()),
+        cause: Some(Cause::GaveUp),
+    };
+    let selected = Selected { filter, dry_run: true, rate: NonZeroU32::new(5) };
+    assert_eq!(redrive(body).unwrap(), selected);
+}
+
+#[test]
+fn all_of_them_have_to_be_asked_for() {
+    let nothing = r#"nothing is selected: name "ids", "replica", "key", "key_prefix", "user_id" or "cause", or say "all": true"#;
+    for body in ["", "{}", " \n", r#"{"dry_run":true}"#, r#"{"all":false,"key":null}"#] {
+        refused(redrive(body), nothing);
+    }
+    let all = redrive(r#"{"all":true}"#).unwrap();
+    assert_eq!(all, Selected { filter: LetterFilter::default(), dry_run: false, rate: None });
+    refused(
+        redrive(r#"{"all":true,"key":"k"}"#),
+        r#"field "all" leaves nothing to select beside it"#,
+    );
+}
+
+#[test]
+fn what_breaks_a_rule_is_named() {
+    for (body, sentence) in [
+        ("[]", "the body is not a JSON object"),
+        (r#"{"key":7}"#, r#"field "key" must be a string, got the number 7"#),
+        (r#"{"key":""}"#, r#"field "key" is empty, leave it out to not select by it"#),
+        (
+            r#"{"key_prefix":""}"#,
+            r#"field "key_prefix" is empty, leave it out to not select by it"#,
+        ),
+        (
+            r#"{"cause":"bored"}"#,
+            r#"field "cause" must be rejected, gave_up or retry_overflow, got the string "bored""#,
+        ),
+        (r#"{"all":"yes"}"#, r#"field "all" must be true or false, got the string "yes""#),
+        (
+            r#"{"all":true,"dry_run":1}"#,
+            r#"field "dry_run" must be true or false, got the number 1"#,
+        ),
+        (
+            r#"{"replica":"ftp://h"}"#,
+            r#"field "replica": "ftp://h" has the scheme "ftp", only http and https are possible"#,
+        ),
+        (r#"{"ids":[]}"#, r#"field "ids" is empty, leave it out to not select by it"#),
+        (
+            r#"{"ids":[{"task_id":7}]}"#,
+            r#"field "ids[0].task_id" must be the id of a task, got the number 7"#,
+        ),
+        (
+            r#"{"ids":[{"task_id":"7"},{}]}"#,
+            r#"field "ids[1].task_id" must be the id of a task, got null"#,
+        ),
+        (
+            r#"{"ids":[{"task_id":"7","replica":""}]}"#,
+            r#"field "ids[0].replica" is empty, leave it out to not select by it"#,
+        ),
+    ] {
+        refused(redrive(body), sentence);
+    }
+    for rate in ["0", "-1", "1.5", "4294967296", "\"5\""] {
+        let body = format!(r#"{{"all":true,"rate":{rate}}}"#);
+        let Err(Problem::Invalid(said)) = redrive(&body) else { panic!("{rate}") };
+        assert!(said.starts_with(r#"field "rate" must be an integer from 1 to 4294967295, got"#));
+    }
+}
+
+#[test]
+fn unknown_fields_are_named_at_every_level() {
+    for (body, name) in [
+        (r#"{"all":true,"dryrun":true}"#, "dryrun"),
+        (r#"{"ids":[{"task_id":"7","node":"h"}]}"#, "node"),
+    ] {
+        let Err(Problem::Invalid(said)) = redrive(body) else { panic!("{body}") };
+        assert!(said.contains(&format!("unknown field `{name}`")), "{said}");
+    }
+    let Err(Problem::Invalid(said)) = object::<Nothing>(br#"{"a":1}"#) else { panic!() };
+    assert!(said.contains("unknown field `a`"), "{said}");
+    object::<Nothing>(b" {}").unwrap();
+    let discard = object::<Selection<'_>>(br#"{"all":true,"rate":1}"#).unwrap().discarded();
+    refused(discard, r#"there is no field "rate", discarding is done at once"#);
+}
+
+#[test]
+fn a_thousand_can_be_named_and_no_more() {
+    let ids = |count: usize| {
+        let ids: Vec<_> = (0..count).map(|id| format!(r#"{{"task_id":"{id}"}}"#)).collect();
+        redrive(&format!(r#"{{"ids":[{}]}}"#, ids.join(",")))
+    };
+    assert_eq!(ids(1000).unwrap().filter.ids.unwrap().len(), 1000);
+    refused(ids(5000), r#"field "ids" has more than 1000 entries"#);
+    let Err(Problem::Invalid(said)) = redrive(r#"{"ids":5}"#) else { panic!() };
+    assert!(said.contains(r#"expected a list of {"task_id": …, "replica": …} as "ids""#), "{said}");
+}
+
+#[test]
+fn a_new_address_is_required_and_checked() {
+    let to = |body: &str| object::<Rename<'_>>(body.as_bytes())?.checked();
+    assert_eq!(to(r#"{"to":"h:2"}"#).unwrap().as_str(), "http://h:2");
+    refused(to(""), r#"field "to" is missing, it must be the new address"#);
+    refused(to(r#"{"to":true}"#), r#"field "to" must be a string, got true"#);
+}
+
+#[test]
+fn a_barrier_is_about_all_or_about_those_named_each_once() {
+    let about = |body: &str| object::<NewBarrier<'_>>(body.as_bytes())?.checked();
+    assert_eq!(about("").unwrap(), []);
+    assert_eq!(about(r#"{"replicas":[]}"#).unwrap(), []);
+    assert_eq!(about(r#"{"replicas":["h:1","http://h:1/"]}"#).unwrap().len(), 1);
+    refused(
+        about(r#"{"replicas":"h"}"#),
+        r#"field "replicas" must be a list of addresses, got the string "h""#,
+    );
+    refused(about(r#"{"replicas":[null]}"#), r#"field "replicas[0]" must be an address, got null"#);
+    refused(
+        about(r#"{"replicas":["h:x"]}"#),
+        r#"field "replicas[0]": "h:x" is not a URL: invalid port number"#,
+    );
+}

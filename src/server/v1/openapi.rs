@@ -1,0 +1,73 @@
+//! The routes of `/v1` and, from the same macros, `GET /v1/openapi.json`: what is routed is
+//! described, and what is described is routed.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::asked::NoParameters;
+use super::{Inbound, Problem, barriers, batch, dead_letters, events, operations, replicas, tasks};
+use crate::server::errors::ok;
+use crate::server::{health, metrics, replicate};
+
+/// What the description says before it comes to the paths.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "replicator",
+        description = "Carries the writes of a key-value store from its \
+        primary to its replicas, durably and in order."
+    ),
+    components(schemas(crate::api::TaskEvent, crate::api::ReplicaEvent, crate::api::Figures))
+)]
+struct Described;
+
+/// All that is described, with its handlers.
+pub(in crate::server) fn router() -> OpenApiRouter<Arc<Inbound>> {
+    OpenApiRouter::with_openapi(Described::openapi())
+        .routes(routes!(replicate::replicate))
+        .routes(routes!(batch::batch))
+        .routes(routes!(tasks::list))
+        .routes(routes!(tasks::show, tasks::discard))
+        .routes(routes!(replicas::list))
+        .routes(routes!(replicas::show))
+        .routes(routes!(replicas::pause))
+        .routes(routes!(replicas::resume))
+        .routes(routes!(replicas::probe))
+        .routes(routes!(replicas::forget))
+        .routes(routes!(replicas::rename))
+        .routes(routes!(dead_letters::list))
+        .routes(routes!(dead_letters::redrive))
+        .routes(routes!(dead_letters::discard))
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::show, operations::cancel))
+        .routes(routes!(barriers::create))
+        .routes(routes!(barriers::show))
+        .routes(routes!(events::events))
+        .routes(routes!(described))
+        .routes(routes!(metrics::figures))
+        .routes(routes!(metrics::users))
+        .routes(routes!(health::health))
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+}
+
+#[utoipa::path(
+    get, path = "/v1/openapi.json", tag = "service",
+    operation_id = "openapi",
+    summary = "This description",
+    responses(
+        (status = 200, body = Object, description = "OpenAPI 3.1."),
+        (status = 400, body = crate::api::Error, description = "It takes no parameters."),
+    ),
+)]
+pub(super) async fn described(
+    State(inbound): State<Arc<Inbound>>,
+    _: NoParameters,
+) -> Result<Response, Problem> {
+    Ok(ok(&inbound.openapi))
+}
