@@ -37,6 +37,7 @@ mod health;
 mod idempotency;
 mod memory_replica;
 mod metrics;
+mod page;
 mod replicate;
 mod routes;
 mod v1;

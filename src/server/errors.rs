@@ -167,6 +167,11 @@ pub(super) fn bytes(value: Bytes) -> Response {
     value.into_response()
 }
 
+/// 304: the browser has it already.
+pub(super) fn not_modified() -> Response {
+    StatusCode::NOT_MODIFIED.into_response()
+}
+
 /// The replicas at `indexes`, as the client spelled them.
 pub(super) fn as_spelled(spelled: &[String], indexes: &[ReplicaIndex]) -> Vec<String> {
     let names = indexes.iter().filter_map(|index| spelled.get(index.get()));

@@ -3,16 +3,19 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::routing::get;
 use serde_json::Value;
 
 use super::errors::Problem;
-use super::{Inbound, v1};
+use super::{Inbound, page, v1};
 
 /// All routes, and the description of those that make the API. A `GET` answers `HEAD` as well;
-/// with a 405 comes the `Allow` header.
+/// with a 405 comes the `Allow` header. The page is no part of the API.
 pub(super) fn router() -> (Router<Arc<Inbound>>, Value) {
     let (router, openapi) = v1::router().split_for_parts();
     let router = router
+        .route("/", get(page::index))
+        .route("/assets/{name}", get(page::asset))
         .fallback(|| async { Problem::NotFound })
         .method_not_allowed_fallback(|| async { Problem::WrongMethod });
     // It is made of texts and numbers alone, which cannot fail to be written.

@@ -12,6 +12,7 @@ use crate::metrics::Snapshot;
 use crate::task::{ReplicaIndex, TaskId};
 
 mod openapi;
+mod page;
 mod support;
 
 const WRITE: &str = r#"{"key":"k","value":"dg==","operation":"SET","user_id":"u","replica_nodes":["http://A/","http://b"]}"#;

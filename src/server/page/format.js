@@ -1,0 +1,86 @@
+// Numbers, durations and moments as people read them.
+
+const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
+const short = new Intl.NumberFormat('en', { notation: 'compact', maximumSignificantDigits: 3 });
+
+/** The daemon's clock minus ours, in milliseconds: ages are told by its clock. */
+let ahead = 0;
+
+export function heardAt(at) {
+  ahead = Date.parse(at) - Date.now();
+}
+
+export const now = () => Date.now() + ahead;
+
+export const count = (n) => whole.format(n);
+export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
+
+/** As short as an axis needs it: 1.2K, 3M. */
+export const compact = (n) => (n < 1000 && !Number.isInteger(n) ? String(+n.toPrecision(3)) : short.format(n));
+
+export function rate(perSecond) {
+  if (perSecond === 0) return '0/s';
+  if (perSecond < 0.01) return '<0.01/s';
+  return `${perSecond < 10 ? +perSecond.toPrecision(2) : compact(Math.round(perSecond))}/s`;
+}
+
+export function bytes(n) {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+  let unit = 0;
+  while (n >= 1024 && unit < units.length - 1) {
+    n /= 1024;
+    unit += 1;
+  }
+  return `${unit === 0 || n >= 100 ? Math.round(n) : +n.toPrecision(3)} ${units[unit]}`;
+}
+
+/** Two units at most: `4.2 s`, `3 min 12 s`, `2 d 4 h`. */
+export function duration(seconds) {
+  if (seconds <= 0) return '0 s';
+  if (seconds < 0.001) return '<1 ms';
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 10) return `${+seconds.toFixed(1)} s`;
+  const s = Math.round(seconds);
+  if (s < 60) return `${s} s`;
+  const parts = (big, bigUnit, rest, restUnit) => (rest ? `${big} ${bigUnit} ${rest} ${restUnit}` : `${big} ${bigUnit}`);
+  if (s < 3600) return parts(Math.floor(s / 60), 'min', s % 60, 's');
+  const minutes = Math.floor(s / 60);
+  if (minutes < 1440) return parts(Math.floor(minutes / 60), 'h', minutes % 60, 'min');
+  const hours = Math.floor(minutes / 60);
+  return parts(Math.floor(hours / 24), 'd', hours % 24, 'h');
+}
+
+/** Whole seconds and more, for what changes by the second. */
+const coarse = (seconds) => duration(seconds < 60 ? Math.max(0, Math.round(seconds)) : seconds);
+
+export const clock = (at) => new Date(at).toISOString().slice(11, 19);
+export const clockMinutes = (at) => new Date(at).toISOString().slice(11, 16);
+
+/** With its date where that is not today's. */
+export function moment(at) {
+  const text = new Date(at).toISOString();
+  const today = new Date(now()).toISOString().slice(0, 10);
+  return text.startsWith(today) ? text.slice(11, 19) : `${text.slice(0, 10)} ${text.slice(11, 19)}`;
+}
+
+export const agoText = (at) => `${coarse((now() - Date.parse(at)) / 1000)} ago`;
+export const forText = (at) => `for ${coarse((now() - Date.parse(at)) / 1000)}`;
+export function inText(at) {
+  const seconds = (Date.parse(at) - now()) / 1000;
+  return seconds < 0.5 ? 'now' : `in ${coarse(seconds)}`;
+}
+
+/** An address as short as it stays clear. */
+export const node = (url) => url.replace(/^http:\/\//, '');
+
+const words = {
+  in_flight: 'in flight', dead: 'dead letter', gave_up: 'gave up', retry_overflow: 'parked, retry queue full',
+  breaker_opened: 'is down', breaker_closed: 'answers again', paused: 'was paused', resumed: 'was resumed',
+  forgotten: 'was forgotten', renamed: 'was renamed',
+};
+
+/** A word of the API as we say it. */
+export const word = (name) => words[name] ?? name.replaceAll('_', ' ');
+
+/** What a write does, in one cell. */
+export const write = (operation, valueBytes) => (operation === 'DELETE' ? 'DELETE' : `SET ${bytes(valueBytes)}`);

@@ -1,0 +1,93 @@
+// A list that comes in pages: its filter, its note, forward and back.
+
+import { page, query } from './api.js';
+import { byId, el, fill, filled } from './dom.js';
+
+export const PAGE = 50;
+
+/** A list of the API, shown in a table. */
+export class Pages {
+  #options;
+  #filter = {};
+  /** The cursors of the pages so far; the last one is of the page that is shown. */
+  #cursors = [null];
+  #turn = 0;
+
+  /**
+   * `path` and `name` are the API's; `route` is where the filter lives in the address; `form`,
+   * `note`, `table` and `pages` are ids; `draw(items)` fills the table; `empty(filter)` is said
+   * where there is nothing.
+   */
+  constructor(options) {
+    this.#options = options;
+    const form = byId(options.form);
+    const go = (values) => {
+      const hash = `#/${options.route}${query(values)}`;
+      if (location.hash === hash) this.show(values);
+      else location.hash = hash;
+    };
+    form.addEventListener('submit', (event) => {
+      event.preventDefault();
+      go(filled(form));
+    });
+    form.addEventListener('reset', (event) => {
+      event.preventDefault();
+      go({});
+    });
+  }
+
+  get filter() {
+    return this.#filter;
+  }
+
+  /** Shows the first page of what a filter selects. */
+  show(filter) {
+    this.#filter = filter;
+    this.#cursors = [null];
+    fill(byId(this.#options.form), filter);
+    return this.load();
+  }
+
+  /** Loads the page that is shown, again. */
+  async load() {
+    const { path, name, note, table, draw, empty } = this.#options;
+    this.#turn += 1;
+    const turn = this.#turn;
+    const say = (text) => {
+      byId(note).textContent = text;
+    };
+    if (byId(table).hidden) say('Loading…');
+    let found;
+    try {
+      found = await page(path, name, this.#filter, PAGE, this.#cursors.at(-1));
+    } catch (error) {
+      if (turn !== this.#turn) return;
+      byId(table).hidden = true;
+      byId(this.#options.pages).replaceChildren();
+      draw([]);
+      say(`Cannot show them: ${error.message}`);
+      return;
+    }
+    // Somebody asked for something else in the meantime.
+    if (turn !== this.#turn) return;
+    const { items, next } = found;
+    byId(table).hidden = items.length === 0;
+    draw(items);
+    const first = this.#cursors.length === 1;
+    if (items.length > 0) say(first && !next ? `${items.length} in all.` : `Page ${this.#cursors.length}, ${items.length} on it.`);
+    else if (next) say('None so far: there is more to look through.');
+    else say(first ? empty(this.#filter) : 'No more.');
+    this.#drawPages(next);
+  }
+
+  #drawPages(next) {
+    const buttons = [];
+    const button = (text, turned) => el('button', { type: 'button', onclick: () => {
+      turned();
+      this.load().then(() => byId(this.#options.note).scrollIntoView({ block: 'nearest' }));
+    } }, text);
+    if (this.#cursors.length > 1) buttons.push(button('Previous', () => this.#cursors.pop()));
+    if (next) buttons.push(button('Next', () => this.#cursors.push(next)));
+    byId(this.#options.pages).replaceChildren(...buttons);
+  }
+}

@@ -1,0 +1,141 @@
+// The table of replicas: how each stands, why, until when; and pausing, resuming, probing.
+
+import { post } from './api.js';
+import { act } from './dialogs.js';
+import { byId, cell, el, keyed, setAttribute, setText, twoLines } from './dom.js';
+import * as format from './format.js';
+
+/** What an operator calls the state of a replica. */
+export function stateOf({ paused, breaker }) {
+  if (paused) return 'paused';
+  return { open: 'down', half_open: 'coming back' }[breaker] ?? 'up';
+}
+
+const ICONS = { up: '●', paused: '❚❚', down: '▲', 'coming back': '◐' };
+export const iconOf = (state) => ICONS[state];
+
+/** What `/v1/replicas` said, with what the last second's figures know better. */
+export function merged(replica, figures) {
+  const { breaker, paused, backlog_tasks, lag_seconds, in_flight, retrying } = figures ?? {
+    ...replica,
+    paused: replica.paused_since !== null,
+  };
+  return { ...replica, breaker, paused, backlog_tasks, lag_seconds, in_flight, retrying: figures ? retrying : replica.retrying + replica.parked };
+}
+
+export class Replicas {
+  #body = byId('replicas').tBodies[0];
+  #changed;
+
+  /** `changed(replica)` is called with what the API answered to a click. */
+  constructor(changed) {
+    this.#changed = changed;
+  }
+
+  draw(replicas) {
+    byId('replicas').hidden = replicas.length === 0;
+    keyed(this.#body, replicas, (replica) => replica.replica, (replica) => this.#row(replica), update);
+  }
+
+  #row({ replica }) {
+    const cells = {
+      name: twoLines('Replica', { class: 'name' }),
+      state: twoLines('State', { class: 'state' }),
+      backlog: twoLines('Backlog', { class: 'number wide' }),
+      lag: twoLines('Lag', { class: 'number' }),
+      flight: twoLines('In flight', { class: 'number' }),
+      rates: twoLines('In / out', { class: 'number' }),
+      latency: twoLines('Latency', { class: 'number' }),
+      letters: twoLines('Dead letters', { class: 'number' }),
+      error: twoLines('Last error', { class: 'error' }),
+    };
+    const name = format.node(replica);
+    const path = `v1/replicas/${encodeURIComponent(replica)}`;
+    const pause = el('button', { type: 'button' });
+    pause.addEventListener('click', () => act(pause, `${name} is as it was`, async () => {
+      const verb = pause.dataset.verb;
+      const now = await post(`${path}/${verb}`);
+      this.#changed(now);
+      return verb === 'pause'
+        ? `${name} is paused: nothing is sent to it until it is resumed.`
+        : `${name} is resumed.`;
+    }));
+    const probe = el('button', { type: 'button', 'aria-label': `Probe ${name} now` }, 'Probe');
+    probe.addEventListener('click', () => act(probe, `${name} was not probed`, async () => {
+      const { probing, reason } = await post(`${path}/probe`);
+      this.#changed(null);
+      return probing ? `A delivery goes to ${name} now, as the probe.` : `No probe for ${name}: ${reason}`;
+    }));
+    const row = el('tr', {}, ...Object.values(cells), cell('', { class: 'buttons' }, el('div', { class: 'actions' }, pause, probe)));
+    row.cells_ = cells;
+    row.pause = pause;
+    row.probe = probe;
+    return row;
+  }
+}
+
+/** A number that leads to its list; plain where there is nothing to see. */
+function link(cell, text, href, label) {
+  if (href === null) return cell.say(text);
+  let anchor = cell.main.querySelector('a');
+  if (!anchor) {
+    anchor = el('a');
+    cell.main.replaceChildren(anchor);
+  }
+  setText(anchor, text);
+  setAttribute(anchor, 'href', href);
+  setAttribute(anchor, 'aria-label', label);
+  return undefined;
+}
+
+function update(row, replica) {
+  const { cells_: cells, pause, probe } = row;
+  const name = format.node(replica.replica);
+  const state = stateOf(replica);
+  setAttribute(row, 'data-state', state.replace(' ', '-'));
+  const renamed = replica.renamed_from.map(format.node).join(', ');
+  cells.name.say(name, renamed && `was ${renamed}`);
+  cells.state.say(`${ICONS[state]} ${state}`, stateNote(replica, state));
+
+  const of = encodeURIComponent(replica.replica);
+  const waiting = replica.backlog_tasks > 0;
+  link(cells.backlog, format.count(replica.backlog_tasks), waiting ? `#/tasks?replica=${of}` : null, `${replica.backlog_tasks} tasks for ${name}`);
+  const backlog = [];
+  if (replica.backlog_bytes > 0 && waiting) backlog.push(format.bytes(replica.backlog_bytes));
+  if (replica.retrying > 0) backlog.push(`${format.count(replica.retrying)} retrying`);
+  setText(cells.backlog.querySelector('.sub'), backlog.join(', '));
+
+  cells.lag.say(waiting ? format.duration(replica.lag_seconds) : '0 s', drained(replica));
+  cells.flight.say(format.count(replica.in_flight), `of ${format.count(replica.workers)}`);
+  cells.rates.say(format.rate(replica.rate_in), `out ${format.rate(replica.rate_out)}`);
+  const { latency_p50_seconds: half, latency_p99_seconds: most } = replica;
+  cells.latency.say(half === null ? '–' : format.duration(half), most === null ? '' : `p99 ${format.duration(most)}`);
+  const dead = replica.dead_letters;
+  link(cells.letters, format.count(dead), dead > 0 ? `#/dead-letters?replica=${of}` : null, `${dead} dead letters of ${name}`);
+  setAttribute(cells.letters, 'data-some', dead > 0 ? '' : null);
+  const error = replica.last_error;
+  cells.error.say(error?.error ?? '–', error ? format.agoText(error.at) : '');
+  setAttribute(cells.error, 'data-none', error ? null : '');
+
+  const verb = replica.paused ? 'resume' : 'pause';
+  pause.dataset.verb = verb;
+  setText(pause, replica.paused ? 'Resume' : 'Pause');
+  setAttribute(pause, 'aria-label', `${pause.textContent} ${name}`);
+  probe.hidden = replica.paused || replica.breaker === 'closed';
+}
+
+function stateNote(replica, state) {
+  const notes = [];
+  const since = state === 'paused' ? replica.paused_since : replica.breaker_since;
+  if (since) notes.push(format.forText(since));
+  if (state === 'paused' && replica.breaker !== 'closed') notes.push('did not answer before');
+  if (state === 'down' && replica.next_probe_at) notes.push(`probe ${format.inText(replica.next_probe_at)}`);
+  return notes.join(', ');
+}
+
+/** When the backlog will be gone, as the rates of the last minute have it. */
+function drained({ backlog_tasks: backlog, convergence, drained_in_seconds: seconds }) {
+  if (backlog === 0) return '';
+  if (convergence === 'draining') return seconds === null ? 'draining' : `drained in ${format.duration(Math.max(1, seconds))}`;
+  return convergence === 'not_converging' ? 'not converging' : '';
+}
