@@ -27,6 +27,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod outage;
+mod page;
 mod readme;
 mod telemetry;
 mod tools;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+pub mod browser;
 pub mod daemon;
 pub mod oracle;
 pub mod replica;

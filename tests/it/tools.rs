@@ -130,7 +130,7 @@ async fn a_damaged_database_is_told_without_a_panic() {
         damaged[used[eighth * used.len() / 8]] ^= 4;
         fs::write(dir.join("store-000001/db"), damaged).unwrap();
         let checked = run(&["check"], &dir);
-        let told = text(&checked.stderr) + &text(&checked.stdout);
+        let told = format!("{}{}", text(&checked.stderr), text(&checked.stdout));
         assert!(!told.contains("panicked") && !told.contains("backtrace"), "{told}");
         if checked.status.success() {
             continue;

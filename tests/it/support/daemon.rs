@@ -220,8 +220,10 @@ async fn spawn(
     env: &[(String, String)],
 ) -> Result<(Child, String), ExitStatus> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log_of(path)).unwrap();
+    let port: &[&str] = if args.iter().any(|arg| arg == "--port") { &[] } else { &["--port", "0"] };
     let mut child = command()
-        .args(["--port", "0", "--data-dir"])
+        .args(port)
+        .arg("--data-dir")
         .arg(path)
         .args(args)
         .envs(env.iter().cloned())

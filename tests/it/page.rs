@@ -1,0 +1,176 @@
+//! The page, in a browser: what an operator sees and does at night.
+//!
+//! Needs `chromium` and `chromedriver`, which `tests/run` installs.
+
+use serde_json::json;
+use thirtyfour::Key;
+
+use crate::support::browser::Browser;
+use crate::support::{Behaviour, Daemon, Replica, set};
+
+/// Failures come quickly, and an open breaker lets a probe out soon.
+const QUICK: [&str; 4] = ["--retry-base", "20ms", "--request-timeout", "200ms"];
+
+const ROWS: &str = "document.querySelectorAll('#replicas tbody tr').length";
+
+/// The row of a replica.
+fn row(replica: &Replica) -> String {
+    format!("#replicas tr[data-key=\"{}\"]", replica.url())
+}
+
+#[tokio::test]
+async fn a_replica_is_seen_to_go_down_and_to_come_back() {
+    let daemon = Daemon::start(&QUICK).await;
+    let browser = Browser::open(&daemon.url("/")).await;
+    browser.until_says("#link", "Live").await;
+    browser.until_says("#summary", "Nothing to do yet").await;
+
+    let (one, two) = (Replica::start().await, Replica::start().await);
+    daemon.accept(&set("k", "v", &[&one, &two])).await;
+    browser.until(&format!("{ROWS} === 2")).await;
+    browser.until_says("#summary", "All 2 replicas are up").await;
+    browser.until_says(&row(&one), "up").await;
+
+    two.stop();
+    for n in 0..20 {
+        daemon.accept(&set(&format!("k{n}"), "v", &[&one, &two])).await;
+    }
+    browser.until_says("#summary[data-level=bad]", "1 of 2 replicas is down").await;
+    browser.until_says(&format!("{}[data-state=down]", row(&two)), "down").await;
+    browser.until_says(&row(&two), "refused").await;
+    browser.until_says("#events", "is down").await;
+    browser.until_says(&format!("{}[data-state=up]", row(&one)), "up").await;
+    browser.until("document.title.includes('1 down')").await;
+
+    two.come_back().await;
+    browser.until_says("#events", "answers again").await;
+    browser.until_says("#summary[data-level=good]", "All 2 replicas are up").await;
+    browser.until_says("#summary", "Nothing waits").await;
+    // Both plots that are about the outage have drawn it.
+    browser.until("[...document.querySelectorAll('.plot path')].every((p) => p.getAttribute('d').includes('L'))").await;
+    assert_eq!(browser.complaints().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_redriven_by_a_click_and_others_are_discarded_by_typing() {
+    let daemon = Daemon::start(&QUICK).await;
+    let replica = Replica::with(|_| Behaviour::Answer(400, "", "<b>no</b>")).await;
+    for key in ["<i>first</i>", "second", "third"] {
+        daemon.accept(&set(key, "v", &[&replica])).await;
+    }
+    daemon.until_metric("dead_letters", 3).await;
+    let browser = Browser::open(&daemon.url("/#/dead-letters")).await;
+    browser.until_says("#letters-note", "3 in all").await;
+    browser.until_says("#letters td", "<i>first</i>").await;
+
+    replica.behave(|_| Behaviour::Apply);
+    browser.click("#letters button[aria-label^='Redrive <i>first</i>']").await;
+    browser.until_says(".notice", "1 dead letter made ready again").await;
+    replica.until_holds("<i>first</i>", "v").await;
+    browser.until_says("#letters-note", "2 in all").await;
+
+    browser.fill("#letter-filter [name=key_prefix]", "sec").await;
+    browser.click("#letter-filter [type=submit]").await;
+    browser.until_says("#letters-note", "1 in all").await;
+    browser.click("#discard-all").await;
+    browser.until_says("#confirm-text", "1 dead letter would be thrown away").await;
+    assert_eq!(browser.eval("document.querySelector('#confirm-yes').disabled").await, true);
+    browser.fill("#confirm-word input", "discard").await;
+    browser.click("#confirm-yes").await;
+    browser.until_says(".notice", "1 dead letter thrown away").await;
+    browser.until_says("#letters-note", "No dead letter matches this filter").await;
+    browser.click("#letter-filter [type=reset]").await;
+    browser.until_says("#letters-note", "1 in all").await;
+    daemon.until_metric("dead_letters", 1).await;
+    assert!(replica.get("second").is_none());
+
+    // All that are left, by the keyboard alone: the dialog begins at its harmless button.
+    browser.until("(document.querySelector('#redrive-all').focus(), true)").await;
+    browser.press(Key::Enter).await;
+    browser.until_says("#confirm-text", "1 dead letter would be made ready again").await;
+    assert_eq!(browser.eval("document.activeElement.id").await, "confirm-no");
+    browser.press(Key::Tab).await;
+    browser.press(Key::Enter).await;
+    replica.until_holds("third", "v").await;
+    browser.until_says("#letters-note", "No dead letters").await;
+    assert_eq!(browser.complaints().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_pause_and_the_story_of_what_waits_for_it() {
+    let daemon = Daemon::start(&QUICK).await;
+    let replica = Replica::start().await;
+    daemon.accept(&set("before", "v", &[&replica])).await;
+    let browser = Browser::open(&daemon.url("/")).await;
+    let pause = format!("{} button[data-verb=pause]", row(&replica));
+    browser.click(&pause).await;
+    browser.until_says(&format!("{}[data-state=paused]", row(&replica)), "paused").await;
+
+    let task = daemon.accept(&set("while", "v", &[&replica])).await;
+    browser.click(&format!("{} a[href^='#/tasks']", row(&replica))).await;
+    browser.click(&format!("#tasks a[href='#/task/{task}']")).await;
+    browser.until_says("#story-facts", "while").await;
+    browser.until_says("#deliveries", "queued").await;
+    assert!(replica.get("while").is_none());
+
+    let node = replica.url().replace("://", "%3A%2F%2F").replace("127.0.0.1:", "127.0.0.1%3A");
+    let resume = daemon.url(&format!("/v1/replicas/{node}/resume"));
+    assert_eq!(daemon.client().post(resume).send().await.unwrap().status(), 200);
+    replica.until_holds("while", "v").await;
+    browser.until_says("#story-events", "delivered").await;
+    browser.until("!document.querySelector('#story-discard').checkVisibility() || document.querySelector('#story-note').innerText !== ''").await;
+}
+
+#[tokio::test]
+async fn both_themes_and_a_phone_show_it_whole() {
+    let daemon = Daemon::start(&QUICK).await;
+    let replica = Replica::with(|_| Behaviour::Answer(400, "", "")).await;
+    let long = format!("a/{}", "very-long-key-".repeat(20));
+    daemon.accept(&set(&long, "v", &[&replica])).await;
+    let task = daemon.accept(&set("short", "v", &[&replica])).await;
+    daemon.until_metric("dead_letters", 2).await;
+    let browser = Browser::open(&daemon.url("/")).await;
+    browser.until(&format!("{ROWS} === 1")).await;
+
+    let ground = "getComputedStyle(document.body).backgroundColor";
+    let (light, dark) = (json!("rgb(246, 247, 248)"), json!("rgb(19, 22, 26)"));
+    for (system, colour) in [("light", &light), ("dark", &dark)] {
+        browser.prefer(system).await;
+        assert_eq!(&browser.eval(ground).await, colour);
+    }
+    for colour in [&light, &dark, &dark] {
+        browser.click("#theme").await;
+        assert_eq!(&browser.eval(ground).await, colour, "light, dark, as the system");
+    }
+
+    for width in [320, 375, 768, 1201, 1280] {
+        browser.be_wide(width).await;
+        for view in [
+            "/#/".to_owned(),
+            "/#/tasks".into(),
+            "/#/dead-letters".into(),
+            format!("/#/task/{task}"),
+        ] {
+            browser.goto(&daemon.url(&view)).await;
+            browser.until("[...document.querySelectorAll('main tbody tr')].some((row) => row.checkVisibility())").await;
+            let seen = browser.eval("document.documentElement.scrollWidth").await;
+            assert!(seen.as_u64().unwrap() <= u64::from(width), "{view} at {width}: {seen}");
+        }
+    }
+    assert_eq!(browser.complaints().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_gone_is_told_and_found_again() {
+    let mut daemon = Daemon::start(&QUICK).await;
+    let port = daemon.address().rsplit(':').next().unwrap().to_owned();
+    let browser = Browser::open(&daemon.url("/")).await;
+    browser.until_says("#link", "Live").await;
+    daemon.kill();
+    browser.until_says("#link", "Disconnected").await;
+    browser.until_says("#stale", "does not answer").await;
+    let again = Daemon::start_on(daemon.dir(), &["--port", &port]).await;
+    assert_eq!(again.address(), daemon.address());
+    browser.until_says("#link", "Live").await;
+    browser.until("document.querySelector('#stale').hidden").await;
+}
