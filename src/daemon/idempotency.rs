@@ -190,3 +190,100 @@ pub(super) fn repeated(task: TaskId, answer: &IdempotencyAnswer) -> Result<Accep
         replayed: true,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now(second: u64) -> Now {
+        let time = Duration::from_secs(second);
+        Now { moment: Moment(0).after(time), wall: Timestamp(0).saturating_add(time) }
+    }
+
+    fn write(key: &str, body: u8) -> Idempotency {
+        Idempotency { key: key.into(), fingerprint: [body; 16] }
+    }
+
+    fn keys() -> Keys {
+        Keys::new(Duration::from_secs(60), 2)
+    }
+
+    fn enter(keys: &mut Keys, key: &str, task: u64, consistency: Consistency) -> Answered {
+        let (reply, answer) = oneshot::channel();
+        let row = write(key, 1).row(TaskId(task), Timestamp(0));
+        keys.enter(Moment(0), key, row, consistency, reply);
+        answer
+    }
+
+    type Answered = oneshot::Receiver<Result<Accepted, Refusal>>;
+
+    fn accepted(task: u64) -> impl Fn(bool) -> Result<Accepted, Refusal> {
+        move |replayed| Ok(Accepted { id: TaskId(task), acked: Vec::new(), replayed })
+    }
+
+    #[test]
+    fn who_repeats_a_write_before_its_answer_is_given_the_same_and_told_so() {
+        let mut keys = keys();
+        let mut first = enter(&mut keys, "k", 7, Consistency::Eventual);
+        let (reply, mut second) = oneshot::channel();
+        let Seen::Waits(waiting) = keys.look(&write("k", 1)) else { panic!("it has no answer") };
+        waiting.push(reply);
+        keys.answer_eventual(TaskId(7), &accepted(7));
+        let replayed = |answer: &mut Answered| answer.try_recv().unwrap().unwrap().replayed;
+        assert_eq!((replayed(&mut first), replayed(&mut second)), (false, true));
+        assert!(matches!(keys.look(&write("k", 1)), Seen::Answered(_)));
+        assert!(matches!(keys.look(&write("k", 2)), Seen::Mismatch));
+    }
+
+    #[test]
+    fn a_commit_does_not_answer_a_strong_write() {
+        let mut keys = keys();
+        let mut answer = enter(&mut keys, "k", 7, Consistency::Strong);
+        keys.answer_eventual(TaskId(7), &accepted(7));
+        assert!(answer.try_recv().is_err());
+        let kept = IdempotencyAnswer { success: true, acked: vec![1], failed: vec![], needed: 1 };
+        let (key, row) = keys.answer(TaskId(7), &accepted(7), Some(kept.clone())).unwrap();
+        assert_eq!((&*key, row.answer), ("k", Some(kept)));
+        assert!(answer.try_recv().unwrap().is_ok());
+    }
+
+    #[test]
+    fn a_key_is_forgotten_after_the_window_but_not_before_its_answer() {
+        let mut keys = keys();
+        let _answer = enter(&mut keys, "k", 7, Consistency::Strong);
+        assert_eq!(keys.tick(now(60).moment), []);
+        keys.answer(TaskId(7), &accepted(7), None);
+        assert_eq!(keys.tick(now(119).moment), []);
+        assert_eq!(keys.tick(now(120).moment), ["k".into()]);
+        assert!(matches!(keys.look(&write("k", 2)), Seen::New));
+    }
+
+    #[test]
+    fn with_as_many_keys_as_may_be_a_new_one_is_not_taken() {
+        let mut keys = keys();
+        let _answers = ["a", "b"].map(|key| enter(&mut keys, key, 1, Consistency::Eventual));
+        assert!(matches!(keys.look(&write("c", 1)), Seen::Full));
+        assert!(matches!(keys.look(&write("a", 1)), Seen::Waits(_)));
+    }
+
+    #[test]
+    fn a_restart_brings_back_the_keys_that_are_not_over() {
+        let mut keys = keys();
+        let at = |second| Timestamp(0).saturating_add(Duration::from_secs(second));
+        let row = |task, second| write("", 1).row(TaskId(task), at(second));
+        let found = vec![("new".into(), row(2, 50)), ("old".into(), row(1, 1))];
+        assert_eq!(keys.restore(now(100), found, &HashSet::from([TaskId(2)])), ["old".into()]);
+        let Seen::Answered(known) = keys.look(&write("new", 1)) else { panic!("it is known") };
+        assert_eq!((known.row.task, known.consistency), (TaskId(2), Consistency::Strong));
+        assert_eq!(keys.tick(now(109).moment), []);
+        assert_eq!(keys.tick(now(110).moment), ["new".into()]);
+    }
+
+    #[test]
+    fn when_the_store_has_failed_nobody_waits_any_more() {
+        let mut keys = keys();
+        let mut answer = enter(&mut keys, "k", 7, Consistency::Eventual);
+        keys.abandon();
+        assert!(matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
+    }
+}
