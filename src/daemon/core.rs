@@ -212,6 +212,8 @@ impl Core {
             }
         }
         self.act(now);
+        // It can be large, and what came of it is done.
+        self.last_sent = None;
     }
 
     fn replicate(&mut self, now: Now, Write { mut new, idempotency, reply }: Write) {
