@@ -82,7 +82,8 @@ pub(super) fn walk(
             walk.stray(Tree::Tasks, &key);
             continue;
         };
-        match walk.task(id, &key, &row) {
+        let task = walk.found_by_key(Tree::Tasks, &key, &row);
+        match task.and_then(|()| walk.task(id, &key, &row)) {
             Ok(recovered) => {
                 walk.found.tasks += 1;
                 walk.found.value_bytes += recovered.header.value_bytes as u64;
@@ -159,6 +160,7 @@ impl Walk<'_> {
             if *key != expected {
                 return Err(missing().into());
             }
+            self.found_by_key(Tree::Values, &key, &row)?;
             let payload = rows::chunk(&key, &row, head, number)?;
             if let Some(stream) = &mut spilled
                 && stream.len() < head.envelope
@@ -198,6 +200,15 @@ impl Walk<'_> {
         }
         let lacks_letter = || rows::damage(Tree::Progress, &key, "lacks a dead letter").into();
         entries.into_iter().collect::<Option<_>>().ok_or_else(lacks_letter)
+    }
+
+    /// A row that a walk comes upon must also be found by its key, as it is when its turn comes:
+    /// where a page of sled's index is damaged the two can differ.
+    fn found_by_key(&self, tree: Tree, key: &[u8], row: &[u8]) -> Result<(), Failure> {
+        match self.database.tree(tree).get(key)? {
+            Some(found) if *found == *row => Ok(()),
+            Some(_) | None => Err(rows::damage(tree, key, "is not found by its key").into()),
+        }
     }
 
     /// The rows that belong to no task.
