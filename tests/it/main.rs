@@ -17,6 +17,7 @@
 
 mod support;
 
+mod cli;
 mod contract;
 mod delivery;
 mod deploy;

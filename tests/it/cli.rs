@@ -1,0 +1,265 @@
+//! The operator's command line against a real daemon: what it prints, does, and ends with.
+
+use std::process::{Output, Stdio};
+
+use serde_json::Value;
+
+use crate::support::daemon::command;
+use crate::support::{Behaviour, Daemon, Replica, set, wait_until};
+
+/// The command as a process beside the test, so that the replicas in here go on answering.
+fn prepare(daemon: &Daemon, line: &str) -> tokio::process::Command {
+    let mut command = tokio::process::Command::from(command());
+    command.args(line.split(' ')).args(["--url", &daemon.url("")]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Runs it to its end, which must be with this exit code; gives what it printed.
+async fn run(daemon: &Daemon, line: &str, code: i32) -> String {
+    let output = prepare(daemon, line).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(code), "{line}\n{}{}", out(&output), err(&output));
+    out(&output)
+}
+
+async fn json(daemon: &Daemon, line: &str, code: i32) -> Value {
+    serde_json::from_str(&run(daemon, &format!("{line} --json"), code).await).unwrap()
+}
+
+/// A daemon, and a replica that has rejected so many writes.
+async fn rejected(writes: usize) -> (Daemon, Replica) {
+    let replica = Replica::with(|_| Behaviour::Answer(400, "", "not today")).await;
+    let daemon = Daemon::start(&[]).await;
+    for number in 0..writes {
+        daemon.accept(&set(&format!("key/{number}"), "value", &[&replica])).await;
+    }
+    daemon.until_metric("dead_letters", writes as u64).await;
+    (daemon, replica)
+}
+
+#[tokio::test]
+async fn the_status_is_in_the_exit_code() {
+    let (up, down) = (Replica::start().await, Replica::start().await);
+    let mut daemon = Daemon::start(&["--retry-base", "1h", "--breaker-failures", "1"]).await;
+    daemon.accept(&set("a", "value", &[&up])).await;
+    up.until_holds("a", "value").await;
+    daemon.until_drained().await;
+    let told = run(&daemon, "status", 0).await;
+    assert!(told.starts_with("healthy  ") && told.contains(&up.url()), "{told}");
+
+    down.behave(|_| Behaviour::Reset);
+    daemon.accept(&set("a", "value", &[&down])).await;
+    wait_until("its breaker is open", || async {
+        let (_, page) = daemon.get("/v1/replicas").await;
+        let replicas = page["replicas"].as_array().unwrap();
+        replicas.iter().any(|replica| replica["breaker"] == "open").then_some(())
+    })
+    .await;
+    let told = run(&daemon, "status", 3).await;
+    assert!(told.contains(&format!("! {}: does not answer", down.url())), "{told}");
+    assert_eq!(json(&daemon, "status", 3).await["status"], "degraded");
+
+    daemon.kill();
+    let output = prepare(&daemon, "status").output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = format!(
+        "replicator: cannot reach {}: connection refused (is the daemon running? --url)\n",
+        daemon.url("")
+    );
+    assert_eq!(err(&output), told);
+}
+
+#[tokio::test]
+async fn a_replica_is_paused_looked_at_and_resumed() {
+    let replica = Replica::start().await;
+    let daemon = Daemon::start(&[]).await;
+    daemon.accept(&set("before", "value", &[&replica])).await;
+    replica.until_holds("before", "value").await;
+    let url = replica.url();
+    let bare = url.trim_start_matches("http://");
+    run(&daemon, &format!("replicas pause {bare}"), 0).await;
+    let id = daemon.accept(&set("meanwhile", "value", &[&replica])).await;
+    let told = run(&daemon, &format!("replicas show {bare}"), 0).await;
+    assert!(
+        told.contains("paused        yes for") && told.contains("backlog       1 task"),
+        "{told}"
+    );
+    let told = run(&daemon, "status", 3).await;
+    assert!(told.contains(&format!("! {url}: paused for")), "{told}");
+
+    let told = run(&daemon, "tasks", 0).await;
+    assert!(told.contains(&id.to_string()) && told.contains("1 queued"), "{told}");
+    let page = json(&daemon, "tasks list --key-prefix mean --state queued", 0).await;
+    assert_eq!(page["tasks"][0]["key"], "meanwhile");
+    let page = json(&daemon, "tasks list --key before", 0).await;
+    assert_eq!(page["tasks"], serde_json::json!([]));
+    run(&daemon, &format!("tasks show {id}"), 0).await;
+
+    // A list that ends at its limit can be gone on with, and one that ends by itself says so.
+    let next = daemon.accept(&set("later", "value", &[&replica])).await;
+    let page = json(&daemon, "tasks list --limit 1", 0).await;
+    let cursor = page["next_cursor"].as_str().unwrap();
+    let page = json(&daemon, &format!("tasks list --cursor {cursor}"), 0).await;
+    assert_eq!(page["tasks"][0]["task_id"], next.to_string());
+    assert_eq!((page["tasks"].as_array().unwrap().len(), &page["next_cursor"]), (1, &Value::Null));
+
+    run(&daemon, &format!("replicas resume {bare}"), 0).await;
+    replica.until_holds("meanwhile", "value").await;
+    let output = prepare(&daemon, "replicas show nobody:1").output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(err(&output).contains("nobody:1"), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_task_is_discarded_and_a_replica_forgotten_with_a_yes() {
+    let replica = Replica::start().await;
+    let daemon = Daemon::start(&["--retry-base", "1h"]).await;
+    replica.behave(|_| Behaviour::Answer(503, "", ""));
+    let id = daemon.accept(&set("one", "value", &[&replica])).await;
+    daemon.accept(&set("two", "value", &[&replica])).await;
+    daemon.until_metric("retries_in_progress", 2).await;
+    let told = run(&daemon, &format!("tasks discard {id}"), 0).await;
+    assert!(told.contains("discarded"), "{told}");
+    daemon.until_metric("retries_in_progress", 1).await;
+
+    let line = format!("replicas forget {}", replica.url());
+    let output = prepare(&daemon, &line).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(err(&output).contains("throw away 1 delivery and 0 dead letters"), "{output:?}");
+    assert_eq!(daemon.metrics().await["retries_in_progress"], 1);
+    let forgotten = json(&daemon, &format!("{line} --yes"), 0).await;
+    assert_eq!(forgotten["discarded"], 1);
+    daemon.until_metric("retries_in_progress", 0).await;
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_redriven_and_discarded() {
+    let (daemon, replica) = rejected(3).await;
+    let page = json(&daemon, "dead-letters list --cause rejected --limit 2", 0).await;
+    assert_eq!(page["dead_letters"].as_array().unwrap().len(), 2);
+    let cursor = page["next_cursor"].as_str().unwrap();
+    let line = format!("dead-letters list --cause rejected --cursor {cursor}");
+    let page = json(&daemon, &line, 0).await;
+    assert_eq!(
+        (page["dead_letters"].as_array().unwrap().len(), &page["next_cursor"]),
+        (1, &Value::Null)
+    );
+    let told = run(&daemon, "dead-letters list --key key/1", 0).await;
+    assert!(told.lines().count() == 2 && told.contains("not today"), "{told}");
+
+    let told = run(&daemon, "dead-letters redrive --all --dry-run", 0).await;
+    assert_eq!(told, "would redrive 3 of 3 dead letters\n");
+    let told = run(&daemon, "dead-letters discard --key key/0", 0).await;
+    assert_eq!(told, "discarded 1 of 1 dead letter\n");
+    replica.behave(|_| Behaviour::Apply);
+    let told = run(&daemon, "dead-letters redrive --key-prefix key/", 0).await;
+    assert_eq!(told, "redrove 2 of 2 dead letters\n");
+    replica.until_holds("key/1", "value").await;
+    replica.until_holds("key/2", "value").await;
+    assert!(replica.get("key/0").is_none());
+    daemon.until_metric("dead_letters", 0).await;
+    assert_eq!(run(&daemon, "dead-letters", 0).await, "no dead letter\n");
+    let told = run(&daemon, "dead-letters operations", 0).await;
+    assert_eq!(told.lines().count(), 4, "{told}");
+}
+
+#[tokio::test]
+async fn ctrl_c_cancels_a_redrive_and_says_how_far_it_came() {
+    let (daemon, replica) = rejected(20).await;
+    replica.behave(|_| Behaviour::Apply);
+    let line = "dead-letters redrive --all --rate 1";
+    let child = prepare(&daemon, line).spawn().unwrap();
+    wait_until("it runs", || async {
+        let (_, page) = daemon.get("/v1/operations").await;
+        let operations = page["operations"].as_array().unwrap();
+        operations.iter().any(|operation| operation["state"] == "running").then_some(())
+    })
+    .await;
+    let pid = child.id().unwrap().to_string();
+    let sent = std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(out(&output).starts_with("cancelled: redrove "), "{output:?}");
+    assert!(daemon.metrics().await["dead_letters"].as_u64().unwrap() > 0);
+    assert_eq!(daemon.get("/v1/operations").await.1["operations"][0]["state"], "cancelled");
+
+    let output = prepare(&daemon, &format!("{line} --detach")).output().await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let id = out(&output).trim().to_owned();
+    run(&daemon, &format!("dead-letters cancel {id}"), 0).await;
+    assert_eq!(
+        json(&daemon, &format!("dead-letters operations {id}"), 0).await["state"],
+        "cancelled"
+    );
+}
+
+#[tokio::test]
+async fn a_barrier_ends_when_all_before_it_is_delivered_or_says_what_is_not() {
+    let (up, down) = (Replica::start().await, Replica::start().await);
+    let mut daemon = Daemon::start(&[
+        "--retry-base",
+        "50ms",
+        "--max-retries",
+        "1000",
+        "--breaker-failures",
+        "0",
+    ])
+    .await;
+    down.behave(|_| Behaviour::Answer(503, "", ""));
+    daemon.accept(&set("a", "value", &[&up, &down])).await;
+    up.until_holds("a", "value").await;
+    run(&daemon, &format!("barrier --replica {}", up.url()), 0).await;
+    let told = run(&daemon, "barrier --wait 100ms", 3).await;
+    let id = told.split("--id ").nth(1).unwrap().lines().next().unwrap().to_owned();
+    assert!(told.contains(&down.url()) && !told.contains(&up.url()), "{told}");
+
+    // It holds over a restart, and what comes after it is none of its business.
+    daemon.kill_and_restart().await;
+    let waiting = prepare(&daemon, &format!("barrier --id {id}")).spawn().unwrap();
+    let other = Replica::with(|_| Behaviour::Hang).await;
+    daemon.accept(&set("b", "value", &[&other])).await;
+    down.behave(|_| Behaviour::Apply);
+    let output = waiting.wait_with_output().await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(out(&output).starts_with("reached: everything"), "{output:?}");
+
+    let (daemon, _replica) = rejected(2).await;
+    let told = run(&daemon, "barrier", 5).await;
+    assert!(told.starts_with("reached, but for 2 dead letters"), "{told}");
+}
+
+#[tokio::test]
+async fn whoever_reads_no_further_is_no_error() {
+    let daemon = Daemon::start(&[]).await;
+    for line in ["completions bash", "man", "status"] {
+        let mut command = match line {
+            "status" => prepare(&daemon, line),
+            line => {
+                let mut plain = tokio::process::Command::from(command());
+                plain.args(line.split(' ')).stdout(Stdio::piped()).stderr(Stdio::piped());
+                plain
+            }
+        };
+        let mut child = command.spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().await.unwrap();
+        assert_eq!((output.status.code(), err(&output)), (Some(0), String::new()), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn top_needs_a_terminal() {
+    let daemon = Daemon::start(&[]).await;
+    let output = prepare(&daemon, "top").output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("top needs a terminal"), "{output:?}");
+}
