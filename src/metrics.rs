@@ -128,6 +128,12 @@ pub struct ReplicaSnapshot {
     pub waiting: u64,
     /// Of those, parked by `retry_overflow`.
     pub parked: u64,
+    /// Bytes charged for the tasks of those.
+    pub backlog_bytes: u64,
+    /// How long ago the oldest of those was accepted.
+    pub lag_seconds: f64,
+    /// 1 while an operator has it paused.
+    pub paused: u64,
     /// Failed attempts.
     pub failed_attempts: u64,
     /// From durable to acknowledged.
@@ -405,12 +411,26 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         |r| r.parked,
     ),
     (
+        "replicator_replica_backlog_bytes",
+        Level,
+        "Bytes charged for the tasks of the pending deliveries.",
+        |r| r.backlog_bytes,
+    ),
+    ("replicator_replica_paused", Level, "1 while an operator has it paused.", |r| r.paused),
+    (
         "replicator_deliveries_unaccounted",
         Level,
         "By how much the books of the replica are out of balance. Anything but 0 is a bug.",
         ReplicaSnapshot::unaccounted,
     ),
 ];
+
+/// How far behind each replica is: name, help, seconds.
+const LAG: (&str, &str, fn(&ReplicaSnapshot) -> f64) = (
+    "replicator_replica_lag_seconds",
+    "How long ago the oldest delivery that is pending was accepted; 0 with none.",
+    |r| r.lag_seconds,
+);
 
 /// The JSON of the service. Its names are older than this daemon: a client depends on them.
 #[must_use]

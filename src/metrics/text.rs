@@ -4,7 +4,7 @@ use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::{
-    Counter, HISTOGRAMS, Histogram, Kind, LABELLED, Level, METRICS, PROCESS_METRICS,
+    Counter, HISTOGRAMS, Histogram, Kind, LABELLED, LAG, Level, METRICS, PROCESS_METRICS,
     REPLICA_HISTOGRAMS, REPLICA_METRICS, Snapshot,
 };
 
@@ -31,6 +31,9 @@ pub(super) fn page(snapshot: &Snapshot) -> prometheus::Result<String> {
         let figures = replicas().map(|r| (Some(("replica", r.node.as_str())), exact(figure(r))));
         families.push(family(name, kind, help, figures));
     }
+    let (name, help, lag) = LAG;
+    let lags = replicas().map(|r| (Some(("replica", r.node.as_str())), lag(r)));
+    families.push(family(name, Level, help, lags));
     for &(name, help, histogram) in REPLICA_HISTOGRAMS {
         let figures = replicas().map(|r| (Some(("replica", r.node.as_str())), histogram(r)));
         families.push(histograms(name, help, figures));

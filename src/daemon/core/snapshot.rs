@@ -1,12 +1,13 @@
 //! How things stand, for the metrics.
 
 use super::Core;
+use crate::daemon::view;
 use crate::engine::BreakerState;
 use crate::metrics::{ReplicaSnapshot, Snapshot};
 
 impl Core {
     pub(super) fn snapshot(&self) -> Snapshot {
-        let engine = &self.parts.engine;
+        let (engine, now) = (&self.parts.engine, self.parts.clock.now());
         let (levels, totals) = (engine.levels(), engine.totals());
         let mut replicas: Vec<_> = engine
             .lanes()
@@ -32,6 +33,9 @@ impl Core {
                     in_flight: lane.in_flight,
                     waiting: lane.waiting,
                     parked: lane.parked,
+                    backlog_bytes: lane.pending_bytes,
+                    lag_seconds: view::lag(&lane, now),
+                    paused: lane.paused.is_some().into(),
                     failed_attempts: lane.books.failed_attempts,
                     ..ReplicaSnapshot::default()
                 };
