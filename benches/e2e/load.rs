@@ -96,7 +96,12 @@ impl Client {
     }
 
     pub async fn get(&mut self, path: &str) -> String {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await.1
+        self.get_as(path, "application/json").await
+    }
+
+    pub async fn get_as(&mut self, path: &str, accept: &str) -> String {
+        let asked = format!("GET {path} HTTP/1.1\r\nhost: x\r\naccept: {accept}\r\n\r\n");
+        self.ask(&asked).await.1
     }
 
     /// A figure of the metrics: the sum over the replicas where it has one for each.

@@ -8,6 +8,7 @@
 //! cargo bench --bench e2e -- isolation four healthy replicas beside a bad one; six minutes
 //! cargo bench --bench e2e -- outage    a replica down for a minute and back; six minutes
 //! cargo bench --bench e2e -- auto      --workers auto beside 5 and 64; two minutes
+//! cargo bench --bench e2e -- watched   with a scrape, events and the page open, and without; two minutes
 //! ```
 //!
 //! Each reference shares the daemon's stack and machine and runs in turn with it, several rounds
@@ -38,6 +39,7 @@ mod outage;
 mod parts;
 mod restart;
 mod roles;
+mod watched;
 
 fn main() {
     replicator::replica::install_crypto();
@@ -72,6 +74,9 @@ fn main() {
         }
         if asked_for("auto") {
             auto::auto().await;
+        }
+        if asked_for("watched") {
+            watched::watched().await;
         }
     });
 }

@@ -22,7 +22,7 @@ pub const WIDE: &[&str] = &[
     "10m",
 ];
 
-fn body(consistency: &str, key: &str, nodes: &[&str]) -> String {
+pub fn body(consistency: &str, key: &str, nodes: &[&str]) -> String {
     let nodes: Vec<_> = nodes.iter().map(|node| format!("\"http://{node}\"")).collect();
     let value = "dmFsdWUgdmFsdWUgdmFsdWUgdmFsdWUgdmFsdWUgdmFsdWUgdmFsdWUgdmFsdWUgdmFsdWUgdmFsdWUg";
     format!(

@@ -115,7 +115,7 @@ async fn a_write_that_breaks_a_rule_is_a_400_that_names_it() {
 async fn what_is_not_there_is_a_404_and_what_is_not_done_a_405() {
     let server = start(settings()).await;
     let mut client = Client::connect(server.address).await;
-    for path in ["/", "/replicate/", "/nothing"] {
+    for path in ["//", "/replicate/", "/nothing", "/assets/", "/assets/nothing"] {
         let answer = client.get(path, "").await;
         answer.is_error(404, "there is nothing under this path");
     }

@@ -144,10 +144,11 @@ async fn its_words_are_those_that_are_taken() {
     assert_eq!(schemas["Rename"]["additionalProperties"], false);
 }
 
-/// What is routed by `routes!` is described; there is no other way in.
+/// What is routed by `routes!` is described; the page is the only other way in.
 #[test]
 fn nothing_is_routed_that_is_not_described() {
     for source in [include_str!("../routes.rs"), include_str!("../v1/openapi.rs")] {
-        assert!(!source.contains(".route("), "route it with `routes!` in v1/openapi.rs");
+        let others = source.split(".route(").skip(1).filter(|other| !other.contains("(page::"));
+        assert_eq!(others.count(), 0, "route it with `routes!` in v1/openapi.rs");
     }
 }
