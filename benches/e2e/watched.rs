@@ -16,7 +16,9 @@ const CONNECTIONS: usize = 64;
 
 /// The accept rate with and without onlookers, in turn, against one daemon.
 pub async fn watched() {
-    println!("\nwatched: {CONNECTIONS} connections, two null replicas, {ROUNDS} rounds of {ROUND:?}");
+    println!(
+        "\nwatched: {CONNECTIONS} connections, two null replicas, {ROUNDS} rounds of {ROUND:?}"
+    );
     let replicas = [Process::role("null-replica"), Process::role("null-replica")];
     let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();
     let daemon = Process::daemon(WIDE);
@@ -24,11 +26,18 @@ pub async fn watched() {
         let (mut alone, mut watched, mut ratios) = (vec![], vec![], vec![]);
         // Once for nothing: the first round has a cold daemon.
         load(&daemon.address, &nodes, "warm").await;
+        drained(&daemon.address).await;
         for round in 0..ROUNDS {
-            let bare = load(&daemon.address, &nodes, &format!("a{of_tasks}{round}")).await;
-            let onlookers = onlookers(&daemon.address, of_tasks);
-            let seen = load(&daemon.address, &nodes, &format!("w{of_tasks}{round}")).await;
-            onlookers.into_iter().for_each(|onlooker| onlooker.abort());
+            let mut rates = [0.0; 2];
+            // Either goes first every other time: what the one before leaves is the next one's.
+            for seen in if round % 2 == 0 { [false, true] } else { [true, false] } {
+                let looking = if seen { onlookers(&daemon.address, of_tasks) } else { Vec::new() };
+                let name = format!("{seen}{of_tasks}{round}");
+                rates[usize::from(seen)] = load(&daemon.address, &nodes, &name).await;
+                looking.into_iter().for_each(|onlooker| onlooker.abort());
+                drained(&daemon.address).await;
+            }
+            let [bare, seen] = rates;
             alone.push(bare);
             watched.push(seen);
             ratios.push(seen / bare);
@@ -51,6 +60,13 @@ async fn load(address: &str, nodes: &[String], round: &str) -> f64 {
     let seen = post(address, CONNECTIONS, ROUND, make).await;
     assert_eq!(seen.refused, 0);
     seen.rate
+}
+
+async fn drained(address: &str) {
+    let mut client = Client::connect(address).await;
+    while client.figure("replicator_queue_tasks").await > 0.0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// A scrape every second; a stream of events; and the page, which is another stream and looks at
