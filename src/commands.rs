@@ -33,6 +33,7 @@ mod serve;
 /// Does what the command line asks for.
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
+    protect(cli.command.as_ref());
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start the runtime: {error}")),
@@ -56,6 +57,29 @@ pub fn run(cli: Cli) -> ExitCode {
     // What is still blocked on a disk that hangs must not keep the process from its end.
     runtime.shutdown_background();
     code
+}
+
+/// Keeps what is in files and in memory from other users, where a command has values of clients.
+///
+/// The umask is the process's, so it is set before there are threads; it holds for sled's files too,
+/// which have no mode of their own. A core dump would hold values and tokens. On other systems than
+/// Linux that is left to `ulimit -c 0`.
+fn protect(command: Option<&Command>) {
+    use rustix::fs::Mode;
+    use rustix::process::umask;
+    match command {
+        None | Some(Command::Check(_) | Command::Export(_) | Command::Import(_)) => {}
+        Some(Command::Demo(_)) => {}
+        // Their files, as manual pages, are for whoever the user's own umask says.
+        Some(_) => return,
+    }
+    umask(Mode::RWXG | Mode::RWXO);
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        // Without it the process is as good, and a kernel that says no has no dumps to hide.
+        let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    }
 }
 
 /// Runs `command` with a log. Where it fails, it gives the reason.

@@ -13,8 +13,8 @@
 //! To read on: `commit.rs` for how a write becomes durable, `database.rs` and `rows.rs` for what
 //! is written, `recover.rs` and `audit.rs` for how it is read back, `ledger.rs` and `witness.rs`
 //! for how a row that is missing is noticed, `directory.rs` for how a data directory comes into
-//! being, `check.rs` and `dump.rs` for the tools on a store that is not in use, `barrier.rs` for
-//! why sled can be trusted with it.
+//! being and `access.rs` for who may change it, `check.rs` and `dump.rs` for the tools on a store
+//! that is not in use, `barrier.rs` for why sled can be trusted with it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,7 @@ use self::witness::{Testimony, Witness};
 use crate::faults;
 use crate::task::{Node, TaskId, Timestamp};
 
+mod access;
 mod audit;
 mod barrier;
 mod check;

@@ -16,6 +16,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::access;
 use super::error::{Failure, OpenError};
 use crate::faults;
 
@@ -31,14 +32,18 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Takes a data directory, making it where there is none.
+    /// Takes a data directory, making it where there is none. One that others could change is
+    /// refused (`access.rs`).
     pub(super) fn lock(path: &Path) -> Result<Self, OpenError> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(path)
             .map_err(OpenError::io("create the data directory", path))?;
-        Ok(Self { path: path.to_owned(), _lock: lock(path)? })
+        access::check(path)?;
+        let lock = lock(path)?;
+        access::close(path)?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
     /// Its path.
@@ -161,12 +166,9 @@ impl Directory {
     fn set_current(&self, name: &str) -> Result<(), OpenError> {
         let aside = self.path.join(CURRENT.to_owned() + UNFINISHED);
         let write = || {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&aside)?;
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = access::open(&options, &aside)?;
             writeln!(file, "{name}")?;
             faults::point("current.written");
             file.sync_all()
@@ -246,14 +248,9 @@ fn is_store(name: &str) -> bool {
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join(LOCK);
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(OpenError::io("open", &path))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = access::open(&options, &path).map_err(OpenError::io("open", &path))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

@@ -42,6 +42,46 @@ pub enum OpenError {
         /// What the operating system says.
         source: std::io::Error,
     },
+    /// Others could put something else in its place.
+    #[error(
+        "the data directory {} may be written to by other users (mode {mode:04o}); take that from \
+         them: chmod go-w {}, or name a directory below it that does not exist yet (--data-dir)",
+        dir.display(), dir.display()
+    )]
+    OthersMayWrite {
+        /// The data directory.
+        dir: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// What we would write there would not be its owner's.
+    #[error(
+        "the data directory {} belongs to user {owner}, and this process runs as user {user}; run \
+         it as that user, as root can with: setpriv --reuid={owner} --regid={group} --clear-groups \
+         replicator …; or give the directory and all in it to this one: chown -R {user} {}",
+        dir.display(), dir.display()
+    )]
+    ForeignOwner {
+        /// The data directory.
+        dir: PathBuf,
+        /// The number of the user that owns it.
+        owner: u32,
+        /// The number of its group.
+        group: u32,
+        /// The number of this user.
+        user: u32,
+    },
+    /// A name in the data directory that leads out of it.
+    #[error(
+        "{} is {}, which is not followed; put what belongs there in its place", path.display(),
+        if *link { "a symbolic link" } else { "neither a file nor a directory" }
+    )]
+    Elsewhere {
+        /// The name.
+        path: PathBuf,
+        /// Whether it is a link.
+        link: bool,
+    },
     /// There are tasks, but nothing says which store is the current one.
     #[error(
         "the data directory {} holds tasks in {store} but no file CURRENT that names it; if no \

@@ -12,6 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::access;
 use super::error::OpenError;
 
 const NAME: &str = "COMMITTED";
@@ -76,7 +77,8 @@ impl Witness {
         let path = path(dir);
         let begin = || {
             let mut options = OpenOptions::new();
-            let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            options.write(true).create(true).truncate(false).mode(0o600);
+            let file = access::open(&options, &path)?;
             let line = line(store, number);
             file.write_all_at(line.as_bytes(), 0)?;
             file.set_len(line.len() as u64)?;

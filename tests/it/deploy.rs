@@ -27,6 +27,26 @@ fn the_systemd_unit_is_valid() {
     assert!(verify.status.success() && about_it.is_empty(), "{said}");
 }
 
+/// Of 10, by what `systemd-analyze` counts; what is left is that it talks to networks.
+#[test]
+fn the_systemd_unit_leaves_the_daemon_little_of_the_machine() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/replicator.service");
+    let mut command = Command::new("systemd-analyze");
+    command.args(["security", "--offline=true", "--no-pager", "--threshold=15"]).arg(unit);
+    let scored = command.output().unwrap();
+    assert!(scored.status.success(), "{}", String::from_utf8_lossy(&scored.stdout));
+}
+
+#[test]
+fn the_containers_have_no_privileges_and_write_to_their_volume_alone() {
+    let compose = shipped("compose.yaml");
+    // All of them are made of this one image.
+    assert_eq!(compose.matches("dockerfile:").count(), 1);
+    for line in ["read_only: true", "cap_drop: [ALL]", "no-new-privileges:true"] {
+        assert!(compose.contains(line), "{line}");
+    }
+}
+
 #[test]
 fn the_variables_of_the_image_exist_and_it_runs_without_privileges() {
     let dockerfile = shipped("Dockerfile");

@@ -22,6 +22,7 @@ mod contract;
 mod delivery;
 mod deploy;
 mod disk;
+mod files;
 mod fixtures;
 mod layering;
 mod lifecycle;

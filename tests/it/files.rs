@@ -1,0 +1,211 @@
+//! What other users of the machine may do with the files of the daemon and with its memory:
+//! nothing.
+
+use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use crate::support::daemon::command;
+use crate::support::{Behaviour, Daemon, Replica, set};
+
+fn run(args: &[&str], dir: &Path) -> Output {
+    command().args(args).arg("--data-dir").arg(dir).stdin(Stdio::null()).output().unwrap()
+}
+
+/// The one sentence with which a start is refused.
+#[track_caller]
+fn refused(args: &[&str], dir: &Path) -> String {
+    let output = run(args, dir);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    let told: Vec<_> = told.lines().filter(|line| line.starts_with("replicator: ")).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    told[0].to_owned()
+}
+
+/// All that is in a directory, and itself.
+fn all(dir: &Path) -> Vec<PathBuf> {
+    let mut found = vec![dir.to_owned()];
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(all(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+#[track_caller]
+fn is_private(dir: &Path) {
+    for path in all(dir) {
+        let mode = fs::metadata(&path).unwrap().mode() & 0o777;
+        let wanted = if path.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(mode, wanted, "{mode:o} {}", path.display());
+    }
+}
+
+/// A data directory that was in use, with a write in it that waits.
+async fn used(dir: &Path) {
+    let replica = Replica::start().await;
+    replica.behave(|_| Behaviour::Answer(503, "", ""));
+    let mut daemon = Daemon::start_on(dir, &["--retry-base", "1h"]).await;
+    daemon.accept(&set("key", "value", &[&replica])).await;
+    assert!(daemon.terminate().await.success());
+}
+
+/// With the mask that most systems have, under which sled's own files would be there for all.
+#[tokio::test]
+async fn every_file_is_for_its_user_alone_whatever_the_umask() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("deep/data");
+    let export = temp.path().join("export.jsonl");
+    let script = "umask 0; exec \"$0\" \"$@\"";
+    let binary = command().get_program().to_owned();
+    let under_no_mask = |args: &[&str], dir: &Path| {
+        let mut shell = Command::new("sh");
+        let shell = shell.args(["-c", script]).arg(&binary).args(args).arg("--data-dir").arg(dir);
+        let output = shell.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    fs::create_dir(temp.path().join("deep")).unwrap();
+    used(&dir).await;
+    is_private(&dir);
+    under_no_mask(&["check"], &dir);
+    under_no_mask(&["export", "--output", export.to_str().unwrap()], &dir);
+    is_private(&dir);
+    assert_eq!(fs::metadata(&export).unwrap().mode() & 0o777, 0o600);
+    let there = temp.path().join("there");
+    under_no_mask(&["import", "--input", export.to_str().unwrap()], &there);
+    is_private(&there);
+}
+
+#[tokio::test]
+async fn what_an_older_release_left_open_is_closed_at_the_next_start() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("data");
+    used(&dir).await;
+    for path in all(&dir).into_iter().skip(1) {
+        let mode = if path.is_dir() { 0o755 } else { 0o644 };
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    }
+    used(&dir).await;
+    is_private(&dir);
+}
+
+#[tokio::test]
+async fn a_data_directory_that_others_may_write_to_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("data");
+    used(&dir).await;
+    for mode in [0o770, 0o702, 0o1777] {
+        fs::set_permissions(&dir, Permissions::from_mode(mode)).unwrap();
+        let tools: [&[&str]; 3] = [&["--port", "0"], &["check"], &["export"]];
+        for args in tools {
+            let told = refused(args, &dir);
+            assert!(told.contains("chmod go-w") && told.contains(&format!("{mode:04o}")), "{told}");
+        }
+    }
+    // What it says helps.
+    fs::set_permissions(&dir, Permissions::from_mode(0o1777)).unwrap();
+    assert!(Command::new("chmod").arg("go-w").arg(&dir).status().unwrap().success());
+    used(&dir).await;
+    let fresh = temp.path().join("fresh");
+    fs::create_dir(&fresh).unwrap();
+    fs::set_permissions(&fresh, Permissions::from_mode(0o777)).unwrap();
+    assert!(refused(&["import"], &fresh).contains("chmod go-w"));
+    assert_eq!(fs::read_dir(&fresh).unwrap().count(), 0);
+}
+
+/// Only root can give a directory away; for others the rule is in `src/store/access.rs`.
+#[test]
+fn a_data_directory_of_another_user_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("data");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
+    if fs::metadata(&dir).unwrap().uid() != 0 || chown(&dir, Some(61_234), Some(61_235)).is_err() {
+        eprintln!("skipped: not root");
+        return;
+    }
+    let told = refused(&["--port", "0"], &dir);
+    assert!(told.contains("setpriv --reuid=61234 --regid=61235"), "{told}");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "nothing was made in it");
+}
+
+#[tokio::test]
+async fn a_link_in_the_data_directory_is_refused_and_not_followed() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("data");
+    used(&dir).await;
+    fs::create_dir(dir.join("quarantine")).unwrap();
+    let names = ["LOCK", "CURRENT", "COMMITTED", "quarantine", "store-000001", "store-000001/db"];
+    for name in names {
+        let (path, away) = (dir.join(name), temp.path().join("away"));
+        fs::rename(&path, &away).unwrap();
+        let before = away.is_file().then(|| fs::read(&away).unwrap());
+        symlink(&away, &path).unwrap();
+        let tools: [&[&str]; 3] = [&["--port", "0"], &["check"], &["export"]];
+        for args in tools {
+            let told = refused(args, &dir);
+            assert!(told.contains(&format!("{name} is a symbolic link")), "{told}");
+        }
+        assert_eq!(away.is_file().then(|| fs::read(&away).unwrap()), before);
+        fs::remove_file(&path).unwrap();
+        fs::rename(&away, &path).unwrap();
+    }
+    // Names under which something is only made.
+    for name in ["CURRENT.new", "store-000001.new", "store-000002.new", "check.tmp"] {
+        symlink(temp.path().join("nowhere"), dir.join(name)).unwrap();
+        let told = refused(&["--port", "0"], &dir);
+        assert!(told.contains(&format!("{name} is a symbolic link")), "{told}");
+        assert!(!temp.path().join("nowhere").exists());
+        fs::remove_file(dir.join(name)).unwrap();
+    }
+    let pipe = dir.join("check.tmp");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    assert!(refused(&["check"], &dir).contains("neither a file nor a directory"));
+    fs::remove_file(&pipe).unwrap();
+    used(&dir).await;
+}
+
+#[tokio::test]
+async fn the_path_to_the_data_directory_may_be_a_link() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, link) = (temp.path().join("data"), temp.path().join("link"));
+    used(&dir).await;
+    symlink(&dir, &link).unwrap();
+    // What lies beside the store is not looked at.
+    symlink("/nowhere", dir.join("lost+found")).unwrap();
+    used(&link).await;
+    assert!(run(&["check"], &link).status.success());
+}
+
+/// Whether a process leaves a core dump when a signal of that kind ends it. `script` runs it as `$0`
+/// where dumps are of any size, and ends it.
+#[cfg(target_os = "linux")]
+fn dumps_core(script: &str, dir: &Path) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("ulimit -c unlimited && {script}")]).arg(command().get_program());
+    let mut child = shell.arg(dir).current_dir(dir).stdout(Stdio::piped()).spawn().unwrap();
+    // Until it says that it listens, or ends.
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-QUIT", &pid]).status().unwrap().success());
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(3), "{status}");
+    status.core_dumped()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_memory_of_the_daemon_goes_into_no_core_dump() {
+    let temp = tempfile::tempdir().unwrap();
+    if !dumps_core("echo listening && exec sleep 60", temp.path()) {
+        eprintln!("skipped: this system makes no core dumps");
+        return;
+    }
+    let daemon = "exec \"$0\" --port 0 --data-dir \"$1/data\"";
+    assert!(!dumps_core(daemon, temp.path()));
+}
