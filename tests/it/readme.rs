@@ -50,7 +50,7 @@ fn the_table_of_flags_is_that_of_the_command_line() {
 
 #[test]
 fn every_path_that_the_documents_name_exists() {
-    for document in ["README.md", "ARCHITECTURE.md"] {
+    for document in ["README.md", "ARCHITECTURE.md", "SECURITY.md"] {
         let text = read(document);
         let words = text.split(['`', '(', ')', ' ', '\n']);
         let places =
@@ -69,7 +69,7 @@ fn every_path_that_the_documents_name_exists() {
 
 #[test]
 fn every_relative_link_leads_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"] {
+    for document in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"] {
         let text = read(document);
         for link in text.split("](").skip(1) {
             let target = link.split(')').next().unwrap();
@@ -85,16 +85,29 @@ fn every_relative_link_leads_somewhere() {
     }
 }
 
-#[test]
-fn every_test_that_holds_an_invariant_exists() {
-    let rows = table(&read("ARCHITECTURE.md"), "| invariant | held by |");
+/// Every test that a table names, in the last cell of each row, exists.
+#[track_caller]
+fn tests_exist(rows: &[Vec<String>]) {
     assert!(!rows.is_empty());
     for cells in rows {
-        let named: Vec<_> = cells[1].split('`').filter_map(|word| word.split_once("::")).collect();
+        let last = cells.last().unwrap();
+        let named: Vec<_> = last.split('`').filter_map(|word| word.split_once("::")).collect();
         assert!(!named.is_empty(), "nothing holds: {}", cells[0]);
         for (file, name) in named {
             let signature = format!("fn {name}(");
             assert!(read(file).contains(&signature), "{file} has no {name}");
         }
     }
+}
+
+#[test]
+fn every_test_that_holds_an_invariant_exists() {
+    tests_exist(&table(&read("ARCHITECTURE.md"), "| invariant | held by |"));
+}
+
+#[test]
+fn every_attack_that_was_tried_has_its_test() {
+    let rows = table(&read("SECURITY.md"), "| attack | what comes of it | shown by |");
+    assert!(rows.len() >= 60, "only {} attacks", rows.len());
+    tests_exist(&rows);
 }
