@@ -198,4 +198,10 @@ impl Handle {
         let handle = Self { requests, health, retry_after, counts, operator };
         (handle, received, said)
     }
+
+    /// Says what happened, as the loop would.
+    pub(crate) fn say(&self, kind: crate::daemon::EventKind, what: &impl serde::Serialize) {
+        self.operator.bus.say(kind, what);
+        self.operator.bus.wake();
+    }
 }

@@ -1,7 +1,7 @@
 //! The server on a real socket, over a daemon that says what the test wants.
 
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -11,6 +11,7 @@ use crate::daemon::{Accepted, Health, Refusal};
 use crate::metrics::Snapshot;
 use crate::task::{ReplicaIndex, TaskId};
 
+mod events;
 mod openapi;
 mod page;
 mod support;

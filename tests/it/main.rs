@@ -28,6 +28,7 @@ mod layering;
 mod lifecycle;
 mod limits;
 mod logs;
+mod operate;
 mod outage;
 mod page;
 mod readme;

@@ -23,6 +23,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// A server and the daemon's end of it.
 pub(super) struct Server {
     pub(super) address: SocketAddr,
+    pub(super) handle: Handle,
     pub(super) requests: mpsc::UnboundedReceiver<Request>,
     pub(super) health: watch::Sender<Health>,
     pub(super) stop: oneshot::Sender<()>,
@@ -53,10 +54,10 @@ pub(super) async fn start(settings: Settings) -> Server {
     let address = listener.local_addr().unwrap();
     let (handle, requests, health) = Handle::for_tests();
     let (stop, stopped) = oneshot::channel::<()>();
-    let serving = tokio::spawn(serve(listener, handle, settings, async {
+    let serving = tokio::spawn(serve(listener, handle.clone(), settings, async {
         let _ = stopped.await;
     }));
-    Server { address, requests, health, stop, serving }
+    Server { address, handle, requests, health, stop, serving }
 }
 
 impl Server {

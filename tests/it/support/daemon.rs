@@ -105,6 +105,27 @@ impl Daemon {
         Ok((status, answer.json().await?))
     }
 
+    /// The JSON of a POST with this body; none at all for null.
+    pub async fn order(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.client.post(self.url(path));
+        let request = if body.is_null() { request } else { request.json(body) };
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    /// The JSON of a DELETE.
+    pub async fn delete(&self, path: &str) -> (u16, Value) {
+        let answer = self.client.delete(self.url(path)).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    /// The JSON of a GET that must succeed.
+    pub async fn show(&self, path: &str) -> Value {
+        let (status, answer) = self.get(path).await;
+        assert_eq!(status, 200, "{path}: {answer}");
+        answer
+    }
+
     pub async fn metrics(&self) -> Value {
         self.get("/metrics").await.1
     }

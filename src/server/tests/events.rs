@@ -1,0 +1,73 @@
+//! The stream of events, and readers that do not read.
+
+use super::*;
+use crate::daemon::EventKind;
+
+async fn opened(address: std::net::SocketAddr, types: &str) -> Client {
+    let mut client = Client::connect(address).await;
+    let answer = client.get(&format!("/v1/events?types={types}"), "").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    client
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_is_cut_and_its_place_is_free_again() {
+    let server = start(impatient()).await;
+    let _stalled = opened(server.address, "figures").await;
+    // These have nothing to read, for longer than a client may take, and stay.
+    let mut idle = vec![];
+    for _ in 0..63 {
+        idle.push(opened(server.address, "replica").await);
+    }
+    let full = Client::connect(server.address).await.get("/v1/events", "").await;
+    full.is_error(503, "64 streams of events are open, the limit");
+    // More than the two ends of a connection hold for one who does not read.
+    let large = "x".repeat(100_000);
+    for _ in 0..300 {
+        server.handle.say(EventKind::Figures, &large);
+    }
+    let free = async {
+        loop {
+            let mut client = Client::connect(server.address).await;
+            if client.get("/v1/events?types=replica", "").await.status == 200 {
+                break client;
+            }
+        }
+    };
+    let _next = timeout(PATIENCE, free).await.unwrap();
+    let full = Client::connect(server.address).await.get("/v1/events", "").await;
+    assert_eq!(full.status, 503, "the others are still there");
+    server.handle.say(EventKind::Replica, &"late");
+    let mut read = String::new();
+    while !read.contains("data: \"late\"") {
+        let mut piece = [0; 1024];
+        let got = timeout(PATIENCE, idle[0].0.read(&mut piece)).await.unwrap().unwrap();
+        assert!(got > 0, "{read}");
+        read.push_str(std::str::from_utf8(&piece[..got]).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn what_comes_fast_comes_in_few_chunks() {
+    let server = start(settings()).await;
+    let mut client = opened(server.address, "task").await;
+    for n in 0..500 {
+        server.handle.say(EventKind::Task, &n);
+    }
+    let mut read = String::new();
+    while !read.contains("data: 499\n") {
+        let mut piece = [0; 65_536];
+        let got = timeout(PATIENCE, client.0.read(&mut piece)).await.unwrap().unwrap();
+        assert!(got > 0, "{read}");
+        read.push_str(std::str::from_utf8(&piece[..got]).unwrap());
+    }
+    // A chunk begins with a line of its length alone.
+    let is_length = |line: &&str| {
+        line.strip_suffix('\r').is_some_and(|text| usize::from_str_radix(text, 16).is_ok())
+    };
+    let chunks = read.split('\n').filter(is_length).count();
+    assert!((2..10).contains(&chunks), "{chunks} chunks for 500 events");
+    for n in 0..500 {
+        assert!(read.contains(&format!("event: task\ndata: {n}\n\n")), "{n}");
+    }
+}

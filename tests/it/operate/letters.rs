@@ -1,0 +1,195 @@
+//! Dead letters: listed, redriven, discarded; and the operations that do it.
+
+use serde_json::{Value, json};
+
+use super::{all_of, until};
+use crate::support::replica::Gate;
+use crate::support::{Behaviour, Daemon, Replica, set};
+
+/// One attempt each, and nothing comes back by itself.
+const QUICK: [&str; 6] =
+    ["--max-retries", "0", "--breaker-failures", "0", "--hinted-handoff", "off"];
+
+async fn letters(daemon: &Daemon, query: &str) -> Vec<Value> {
+    all_of(daemon, &format!("/v1/dead-letters{query}"), "dead_letters", 2).await
+}
+
+/// `count` writes that a replica rejects, as dead letters.
+async fn rejected(daemon: &Daemon, replica: &Replica, count: u64) {
+    replica.behave(|_| Behaviour::Answer(400, "", "no"));
+    for n in 0..count {
+        daemon.accept(&set(&format!("k{n}"), "old", &[replica])).await;
+    }
+    daemon.until_metric("dead_letters", count).await;
+    daemon.until_drained().await;
+    replica.behave(|_| Behaviour::Apply);
+}
+
+async fn begun(daemon: &Daemon, path: &str, body: &Value) -> String {
+    let (status, operation) = daemon.order(path, body).await;
+    assert_eq!(status, 202, "{operation}");
+    format!("/v1/operations/{}", operation["operation_id"].as_str().unwrap())
+}
+
+async fn done(daemon: &Daemon, path: &str, body: &Value) -> Value {
+    let operation = begun(daemon, path, body).await;
+    until(daemon, &operation, |operation| operation["state"] != "running").await
+}
+
+/// What an operation has come to: examined, matched, done, superseded.
+fn counts(operation: &Value) -> [u64; 4] {
+    assert_eq!(operation["state"], "done", "{operation}");
+    ["examined", "matched", "done", "superseded"].map(|name| operation[name].as_u64().unwrap())
+}
+
+#[tokio::test]
+async fn they_are_found_by_replica_key_user_and_cause_over_pages() {
+    let daemon = Daemon::start(&QUICK).await;
+    let strict = Replica::with(|_| Behaviour::Answer(400, "", "no")).await;
+    let down = Replica::with(|_| Behaviour::Reset).await;
+    for key in ["a/1", "a/2", "b/1"] {
+        let mut write = set(key, "v", &[&strict, &down]);
+        write["user_id"] = key[..1].into();
+        daemon.accept(&write).await;
+    }
+    daemon.until_metric("dead_letters", 6).await;
+    let host = strict.url().replace("http://", "");
+    for (query, keys) in [
+        (String::new(), vec!["a/1", "a/1", "a/2", "a/2", "b/1", "b/1"]),
+        (format!("?replica={host}"), vec!["a/1", "a/2", "b/1"]),
+        ("?cause=rejected".to_owned(), vec!["a/1", "a/2", "b/1"]),
+        ("?cause=gave_up&key=b%2F1".to_owned(), vec!["b/1"]),
+        ("?cause=retry_overflow".to_owned(), vec![]),
+        ("?key_prefix=a%2F".to_owned(), vec!["a/1", "a/1", "a/2", "a/2"]),
+        ("?user_id=b".to_owned(), vec!["b/1", "b/1"]),
+        ("?user_id=nobody".to_owned(), vec![]),
+    ] {
+        let found = letters(&daemon, &query).await;
+        let found: Vec<_> = found.iter().map(|letter| letter["key"].as_str().unwrap()).collect();
+        assert_eq!(found, keys, "{query}");
+    }
+    let letter = &letters(&daemon, "?cause=rejected").await[0];
+    assert_eq!((&letter["replica"], &letter["failures"]), (&json!(strict.url()), &json!(1)));
+    assert!(letter["last_error"].as_str().unwrap().contains("400"), "{letter}");
+    for (query, word) in
+        [("?cause=bored", "\"cause\""), ("?cursor=x", "\"cursor\""), ("?state=dead", "\"state\"")]
+    {
+        let (status, answer) = daemon.get(&format!("/v1/dead-letters{query}")).await;
+        assert_eq!(status, 400, "{query}");
+        assert!(answer["error"].as_str().unwrap().contains(word), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_counts_and_a_redrive_delivers() {
+    let daemon = Daemon::start(&QUICK).await;
+    let replica = Replica::start().await;
+    rejected(&daemon, &replica, 5).await;
+    let redrive = "/v1/dead-letters/redrive";
+    let dry = json!({"replica": replica.url(), "dry_run": true});
+    assert_eq!(counts(&done(&daemon, redrive, &dry).await), [5, 5, 5, 0]);
+    assert_eq!(letters(&daemon, "").await.len(), 5);
+    assert_eq!(replica.seen().len(), 5);
+
+    let one = letters(&daemon, "?key=k3").await[0]["task_id"].clone();
+    let by_id = json!({"ids": [{"task_id": one}]});
+    assert_eq!(counts(&done(&daemon, redrive, &by_id).await)[1..], [1, 1, 0]);
+    replica.until_holds("k3", "old").await;
+    assert_eq!(counts(&done(&daemon, redrive, &json!({"key_prefix": "k"})).await)[1..], [4, 4, 0]);
+    for n in 0..5 {
+        replica.until_holds(&format!("k{n}"), "old").await;
+    }
+    daemon.until_metric("dead_letters", 0).await;
+    let operations = daemon.show("/v1/operations").await;
+    let operations = operations["operations"].as_array().unwrap();
+    assert_eq!(operations.len(), 3);
+    assert_eq!(
+        (&operations[2]["dry_run"], &operations[0]["done"]),
+        (&json!(true), &json!(4)),
+        "newest first"
+    );
+}
+
+#[tokio::test]
+async fn a_redrive_leaves_out_what_a_newer_write_is_on_its_way_for() {
+    let daemon = Daemon::start(&[&QUICK[..], &["--request-timeout", "5m"]].concat()).await;
+    let replica = Replica::start().await;
+    rejected(&daemon, &replica, 3).await;
+    let gate = Gate::default();
+    let behind = gate.clone();
+    replica.behave(move |_| Behaviour::ApplyBehind(behind.clone()));
+    daemon.accept(&set("k1", "new", &[&replica])).await;
+    replica.until_seen(4).await;
+    let redriven = done(&daemon, "/v1/dead-letters/redrive", &json!({"all": true})).await;
+    assert_eq!(counts(&redriven), [3, 3, 2, 1]);
+    gate.open();
+    replica.until_holds("k1", "new").await;
+    daemon.until_metric("dead_letters", 0).await;
+    daemon.until_drained().await;
+    let sent = replica.seen();
+    assert_eq!(sent.iter().filter(|seen| seen.applied && seen.key() == "k1").count(), 1);
+    replica.until_holds("k2", "old").await;
+}
+
+#[tokio::test]
+async fn a_redrive_keeps_its_rate_and_can_be_cancelled() {
+    let daemon = Daemon::start(&QUICK).await;
+    let replica = Replica::start().await;
+    rejected(&daemon, &replica, 50).await;
+    let slow = json!({"all": true, "rate": 1});
+    let operation = begun(&daemon, "/v1/dead-letters/redrive", &slow).await;
+    // The first ones go out, and the others take their time.
+    replica.until_seen(51).await;
+    let (status, cancelled) = daemon.delete(&operation).await;
+    assert_eq!(status, 200);
+    let ended = until(&daemon, &operation, |operation| operation["state"] == "cancelled").await;
+    assert_eq!((&ended["rate"], &cancelled["kind"]), (&json!(1), &json!("redrive")));
+    let done = ended["done"].as_u64().unwrap();
+    assert!((1..50).contains(&done), "{ended}");
+    daemon.until_drained().await;
+    assert_eq!(letters(&daemon, "").await.len() as u64, 50 - done, "the others are as they were");
+    // It has ended: nothing changes.
+    assert_eq!(daemon.delete(&operation).await, (200, ended));
+}
+
+#[tokio::test]
+async fn what_is_discarded_is_gone_also_after_a_kill() {
+    let mut daemon = Daemon::start(&QUICK).await;
+    let replica = Replica::start().await;
+    rejected(&daemon, &replica, 4).await;
+    let discard = "/v1/dead-letters/discard";
+    let dry = json!({"key": "k0", "dry_run": true});
+    assert_eq!(counts(&done(&daemon, discard, &dry).await)[1..3], [1, 1]);
+    assert_eq!(letters(&daemon, "").await.len(), 4);
+    assert_eq!(counts(&done(&daemon, discard, &json!({"key": "k0"})).await)[1..3], [1, 1]);
+    let left = |letters: Vec<Value>| letters.iter().map(|l| l["key"].clone()).collect::<Vec<_>>();
+    assert_eq!(left(letters(&daemon, "").await), ["k1", "k2", "k3"]);
+    daemon.kill_and_restart().await;
+    assert_eq!(left(letters(&daemon, "").await), ["k1", "k2", "k3"]);
+    assert_eq!(counts(&done(&daemon, discard, &json!({"all": true})).await)[1..3], [3, 3]);
+    daemon.until_metric("dead_letters", 0).await;
+}
+
+#[tokio::test]
+async fn nothing_is_begun_that_is_asked_wrongly() {
+    let daemon = Daemon::start(&[]).await;
+    for path in ["/v1/dead-letters/redrive", "/v1/dead-letters/discard"] {
+        for (body, word) in [
+            (Value::Null, "nothing is selected"),
+            (json!({}), "nothing is selected"),
+            (json!({"al": true}), "`al`"),
+            (json!([]), "not a JSON object"),
+            (json!({"all": true, "key": "k"}), "\"all\""),
+            (json!({"ids": [{"task_id": "x"}]}), "ids[0].task_id"),
+            (json!({"all": true, "rate": 0}), "\"rate\""),
+        ] {
+            let (status, answer) = daemon.order(path, &body).await;
+            assert_eq!(status, 400, "{path} {body}");
+            assert!(answer["error"].as_str().unwrap().contains(word), "{path} {body} {answer}");
+        }
+    }
+    assert_eq!(daemon.show("/v1/operations").await, json!({"operations": []}));
+    let sentence = json!({"error": "there is no operation \"op-1\""});
+    assert_eq!(daemon.get("/v1/operations/op-1").await, (404, sentence.clone()));
+    assert_eq!(daemon.delete("/v1/operations/op-1").await, (404, sentence));
+}

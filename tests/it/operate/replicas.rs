@@ -1,0 +1,177 @@
+//! Replicas: seen, paused, probed, forgotten, renamed.
+
+use serde_json::{Value, json};
+
+use super::{each, encoded, path_of, until};
+use crate::support::{Behaviour, Daemon, Replica, set};
+
+#[tokio::test]
+async fn a_replica_is_told_of_with_its_backlog_and_its_books() {
+    let daemon = Daemon::start(&["--retry-base", "10m", "--breaker-failures", "0"]).await;
+    let (good, bad) = (Replica::start().await, Replica::with(|_| Behaviour::Reset).await);
+    daemon.accept(&set("k", "v", &[&good, &bad])).await;
+    let told = until(&daemon, &path_of(&bad), |told| told["retrying"] == 1).await;
+    assert_eq!(told["replica"], bad.url());
+    assert_eq!((&told["backlog_tasks"], &told["breaker"]), (&json!(1), &json!("closed")));
+    assert!(told["last_error"]["error"].is_string(), "{told}");
+    let books = &told["books"];
+    assert_eq!((&books["accepted"], &books["pending"]), (&json!(1), &json!(1)), "{books}");
+    until(&daemon, &path_of(&good), |told| told["books"]["delivered"] == 1).await;
+    let all = daemon.show("/v1/replicas").await;
+    let mut expected = vec![good.url(), bad.url()];
+    expected.sort();
+    assert_eq!(each(&all["replicas"], "replica"), expected);
+    // Without its scheme it is the same.
+    let host = bad.url().replace("http://", "");
+    assert_eq!(daemon.show(&format!("/v1/replicas/{host}")).await["replica"], bad.url());
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_a_404_and_what_is_no_address_a_400() {
+    let daemon = Daemon::start(&[]).await;
+    let unknown = "/v1/replicas/h%3A1";
+    let sentence = json!({"error": "there is no replica http://h:1"});
+    assert_eq!(daemon.get(unknown).await, (404, sentence.clone()));
+    for order in ["pause", "resume", "probe", "forget"] {
+        let path = format!("{unknown}/{order}");
+        assert_eq!(daemon.order(&path, &Value::Null).await, (404, sentence.clone()), "{order}");
+        let (status, answer) = daemon.order(&path, &json!({"force": true})).await;
+        assert_eq!(status, 400, "{order}");
+        assert!(answer["error"].as_str().unwrap().contains("`force`"), "{answer}");
+        let (status, _) = daemon.get(&path).await;
+        assert_eq!(status, 405, "{order}");
+    }
+    let to = json!({"to": "http://h:2"});
+    assert_eq!(daemon.order(&format!("{unknown}/rename"), &to).await, (404, sentence));
+    let (status, answer) = daemon.order(&format!("{unknown}/rename"), &json!({})).await;
+    assert_eq!(
+        (status, &answer["error"]),
+        (400, &json!(r#"field "to" is missing, it must be the new address"#))
+    );
+    let (status, answer) = daemon.get("/v1/replicas/ftp%3A%2F%2Fh").await;
+    assert_eq!(status, 400);
+    assert!(answer["error"].as_str().unwrap().contains("only http and https"), "{answer}");
+    let (status, answer) = daemon.get("/v1/replicas?limit=5").await;
+    assert_eq!(
+        (status, &answer["error"]),
+        (400, &json!(r#"there is no parameter "limit", this path takes none"#))
+    );
+}
+
+#[tokio::test]
+async fn a_pause_holds_over_a_kill_until_it_is_resumed() {
+    let mut daemon = Daemon::start(&[]).await;
+    let (paused, other) = (Replica::start().await, Replica::start().await);
+    daemon.accept(&set("before", "v", &[&paused, &other])).await;
+    daemon.until_drained().await;
+    let pause = format!("{}/pause", path_of(&paused));
+    let (status, first) = daemon.order(&pause, &Value::Null).await;
+    assert_eq!(status, 200);
+    assert!(first["paused_since"].is_string(), "{first}");
+    let (status, again) = daemon.order(&pause, &json!({})).await;
+    assert_eq!((status, &again["paused_since"]), (200, &first["paused_since"]));
+
+    daemon.accept(&set("k", "1", &[&paused, &other])).await;
+    daemon.accept(&set("k", "2", &[&paused, &other])).await;
+    other.until_holds("k", "2").await;
+    daemon.kill_and_restart().await;
+    daemon.accept(&set("k", "3", &[&paused, &other])).await;
+    other.until_holds("k", "3").await;
+    let told = daemon.show(&path_of(&paused)).await;
+    assert_eq!(
+        (&told["paused_since"], &told["backlog_tasks"]),
+        (&first["paused_since"], &json!(3))
+    );
+    assert_eq!(told["convergence"], "paused");
+    assert_eq!(paused.seen().len(), 1, "nothing since it is paused");
+
+    let (status, told) = daemon.order(&format!("{}/resume", path_of(&paused)), &Value::Null).await;
+    assert_eq!((status, &told["paused_since"]), (200, &Value::Null));
+    daemon.kill_and_restart().await;
+    paused.until_holds("k", "3").await;
+}
+
+#[tokio::test]
+async fn a_probe_need_not_be_waited_for() {
+    let flags = ["--retry-base", "10ms", "--breaker-failures", "1"];
+    let daemon = Daemon::start(&flags).await;
+    let replica = Replica::start().await;
+    daemon.accept(&set("before", "v", &[&replica])).await;
+    daemon.until_drained().await;
+    let probe = format!("{}/probe", path_of(&replica));
+    let (status, closed) = daemon.order(&probe, &Value::Null).await;
+    assert_eq!(
+        (status, &closed["probing"], &closed["breaker"]),
+        (200, &json!(false), &json!("closed"))
+    );
+    assert!(closed["reason"].is_string(), "{closed}");
+
+    replica.stop();
+    daemon.accept(&set("k", "v", &[&replica])).await;
+    until(&daemon, &path_of(&replica), |told| told["breaker"] == "open").await;
+    daemon.until_drained().await;
+    replica.come_back().await;
+    daemon.order(&probe, &Value::Null).await;
+    replica.until_holds("k", "v").await;
+    until(&daemon, &path_of(&replica), |told| told["breaker"] != "open").await;
+}
+
+#[tokio::test]
+async fn a_forgotten_replica_gets_nothing_any_more_not_even_after_a_kill() {
+    let flags = ["--workers", "1", "--request-timeout", "1s", "--retry-base", "10ms"];
+    let mut daemon = Daemon::start(&flags).await;
+    let (gone, other) = (Replica::with(|_| Behaviour::Hang).await, Replica::start().await);
+    for n in 0..5 {
+        daemon.accept(&set(&format!("k{n}"), "v", &[&gone, &other])).await;
+    }
+    gone.until_seen(1).await;
+    let (status, told) = daemon.order(&format!("{}/forget", path_of(&gone)), &Value::Null).await;
+    assert_eq!((status, &told["replica"]), (200, &json!(gone.url())));
+    let (discarded, in_flight) =
+        (told["discarded"].as_u64().unwrap(), told["in_flight"].as_u64().unwrap());
+    assert_eq!(discarded + in_flight, 5, "{told}");
+    daemon.until_drained().await;
+    gone.behave(|_| Behaviour::Apply);
+    daemon.kill_and_restart().await;
+    daemon.until_drained().await;
+    assert_eq!(daemon.show("/v1/dead-letters").await["dead_letters"], json!([]));
+    assert_eq!(gone.data().len(), 0);
+    // Whoever names it again has it back.
+    daemon.accept(&set("again", "v", &[&gone])).await;
+    gone.until_holds("again", "v").await;
+}
+
+#[tokio::test]
+async fn a_renamed_replica_has_everything_at_its_new_address_over_a_kill_too() {
+    let mut daemon = Daemon::start(&["--retry-base", "50ms", "--max-retries", "1000"]).await;
+    let (old, new) = (Replica::start().await, Replica::start().await);
+    old.stop();
+    for n in 0..3 {
+        daemon.accept(&set("k", &n.to_string(), &[&old])).await;
+    }
+    daemon.accept(&set("other", "v", &[&old])).await;
+    let rename = format!("{}/rename", path_of(&old));
+    let (status, told) = daemon.order(&rename, &json!({"to": new.url()})).await;
+    assert_eq!(status, 200, "{told}");
+    assert_eq!((&told["replica"], &told["renamed_from"]), (&json!(new.url()), &json!([old.url()])));
+    new.until_holds("k", "2").await;
+    new.until_holds("other", "v").await;
+    daemon.until_drained().await;
+    daemon.kill_and_restart().await;
+    // Clients name it by its old address for a while.
+    daemon.accept(&set("k", "3", &[&old])).await;
+    new.until_holds("k", "3").await;
+    assert_eq!(old.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn a_replica_is_not_renamed_to_one_that_was_sent_to() {
+    let daemon = Daemon::start(&[]).await;
+    let (one, two) = (Replica::start().await, Replica::start().await);
+    daemon.accept(&set("k", "v", &[&one, &two])).await;
+    daemon.until_drained().await;
+    let rename = format!("/v1/replicas/{}/rename", encoded(&one.url()));
+    let (status, answer) = daemon.order(&rename, &json!({"to": two.url()})).await;
+    assert_eq!(status, 409, "{answer}");
+    assert!(answer["error"].is_string());
+}

@@ -1,0 +1,139 @@
+//! Tasks: found by what one knows of them, and discarded.
+
+use super::{all_of, each, encoded, until};
+use crate::support::replica::Gate;
+use crate::support::{Behaviour, Daemon, Replica, set};
+
+/// Nothing that failed is tried again within a test, and no breaker opens.
+const STILL: [&str; 4] = ["--retry-base", "10m", "--breaker-failures", "0"];
+
+fn keys(tasks: &[serde_json::Value]) -> Vec<&str> {
+    tasks.iter().map(|task| task["key"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn they_are_found_by_state_replica_key_and_user_over_pages() {
+    let flags = [&STILL[..], &["--workers", "1", "--request-timeout", "5m"]].concat();
+    let daemon = Daemon::start(&flags).await;
+    let stuck = Replica::with(|_| Behaviour::Hang).await;
+    let failing = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
+    let strict = Replica::with(|_| Behaviour::Answer(400, "", "no")).await;
+    for key in ["a/1", "a/2", "a/3"] {
+        daemon.accept(&set(key, "v", &[&stuck])).await;
+    }
+    let mut bobs = set("b/1", "four", &[&failing]);
+    bobs["user_id"] = "bob".into();
+    let task = daemon.accept(&bobs).await;
+    daemon.accept(&set("c/1", "v", &[&strict, &stuck])).await;
+    failing.until_seen(1).await;
+    until(&daemon, &format!("/v1/tasks?replica={}&state=dead", encoded(&strict.url())), |page| {
+        page["tasks"].as_array().is_some_and(|tasks| tasks.len() == 1)
+    })
+    .await;
+    until(&daemon, "/v1/tasks?state=retrying", |page| page["tasks"][0]["key"] == "b/1").await;
+
+    let stuck_at = encoded(&stuck.url());
+    let host = stuck.url().replace("http://", "");
+    for (query, found) in [
+        (String::new(), &["a/1", "a/2", "a/3", "b/1", "c/1"][..]),
+        ("?state=in_flight".to_owned(), &["a/1"]),
+        ("?state=queued".to_owned(), &["a/2", "a/3", "c/1"]),
+        ("?state=retrying".to_owned(), &["b/1"]),
+        ("?state=dead".to_owned(), &["c/1"]),
+        ("?state=parked".to_owned(), &[]),
+        (format!("?replica={stuck_at}"), &["a/1", "a/2", "a/3", "c/1"]),
+        (format!("?replica={host}"), &["a/1", "a/2", "a/3", "c/1"]),
+        (format!("?replica={stuck_at}&state=dead"), &[]),
+        ("?key=a%2F2".to_owned(), &["a/2"]),
+        ("?key=a".to_owned(), &[]),
+        ("?key_prefix=a".to_owned(), &["a/1", "a/2", "a/3"]),
+        ("?user_id=bob".to_owned(), &["b/1"]),
+        ("?user_id=bob&key_prefix=a".to_owned(), &[]),
+    ] {
+        for limit in [1, 2, 1000] {
+            let tasks = all_of(&daemon, &format!("/v1/tasks{query}"), "tasks", limit).await;
+            assert_eq!(keys(&tasks), found, "{query} by {limit}");
+        }
+    }
+    let bobs = daemon.show(&format!("/v1/tasks/{task}")).await;
+    let expected = serde_json::json!([task.to_string(), "b/1", "SET", 4, "bob", "eventual"]);
+    let fields = ["task_id", "key", "operation", "value_bytes", "user_id", "consistency"];
+    assert_eq!(serde_json::json!(fields.map(|field| bobs[field].clone())), expected);
+    let delivery = &bobs["deliveries"][0];
+    assert_eq!(delivery["replica"], failing.url());
+    assert_eq!((&delivery["state"], &delivery["failures"]), (&"retrying".into(), &1.into()));
+    assert!(delivery["last_error"].as_str().unwrap().contains("503"), "{delivery}");
+    assert!(delivery["next_attempt_at"].is_string(), "{delivery}");
+}
+
+#[tokio::test]
+async fn what_is_asked_wrongly_is_a_400_that_names_it() {
+    let daemon = Daemon::start(&[]).await;
+    for (query, word) in [
+        ("?state=delivered", "\"state\""),
+        ("?limit=0", "\"limit\""),
+        ("?limit=1001", "\"limit\""),
+        ("?cursor=there", "\"cursor\""),
+        ("?replica=ftp%3A%2F%2Fh", "\"replica\""),
+        ("?key=", "\"key\""),
+        ("?keys=a", "\"keys\""),
+    ] {
+        let (status, answer) = daemon.get(&format!("/v1/tasks{query}")).await;
+        assert_eq!(status, 400, "{query} {answer}");
+        assert!(answer["error"].as_str().unwrap().contains(word), "{query} {answer}");
+    }
+    for path in ["/v1/tasks/17", "/v1/tasks/none", "/v1/tasks/-1"] {
+        let (status, answer) = daemon.get(path).await;
+        let name = path.rsplit('/').next().unwrap();
+        assert_eq!(status, 404, "{path}");
+        assert_eq!(answer["error"], format!("there is no task {name:?}"));
+        assert_eq!(daemon.delete(path).await, (404, answer));
+    }
+}
+
+#[tokio::test]
+async fn a_task_is_remembered_for_a_while_after_its_end() {
+    let daemon = Daemon::start(&[]).await;
+    let replica = Replica::start().await;
+    let task = daemon.accept(&set("k", "v", &[&replica])).await;
+    let path = format!("/v1/tasks/{task}");
+    let settled = until(&daemon, &path, |task| task["settled_at"].is_string()).await;
+    assert_eq!(settled["deliveries"][0]["state"], "delivered");
+    assert_eq!(all_of(&daemon, "/v1/tasks", "tasks", 10).await.len(), 0);
+    // There is nothing left to be discarded.
+    assert_eq!(daemon.delete(&path).await, (200, settled));
+}
+
+#[tokio::test]
+async fn a_discarded_task_is_never_sent_not_even_after_a_kill() {
+    let gate = Gate::default();
+    let behind = gate.clone();
+    let slow = Replica::with(move |_| Behaviour::ApplyBehind(behind.clone())).await;
+    let flags = ["--workers", "1", "--request-timeout", "5m"];
+    let mut daemon = Daemon::start(&flags).await;
+    daemon.accept(&set("first", "v", &[&slow])).await;
+    slow.until_seen(1).await;
+    let unwanted = daemon.accept(&set("unwanted", "v", &[&slow])).await;
+    daemon.accept(&set("last", "v", &[&slow])).await;
+    let (status, task) = daemon.delete(&format!("/v1/tasks/{unwanted}")).await;
+    assert_eq!((status, &task["deliveries"][0]["state"]), (200, &"discarded".into()), "{task}");
+    daemon.kill_and_restart().await;
+    gate.open();
+    slow.until_holds("last", "v").await;
+    daemon.until_drained().await;
+    assert!(slow.get("unwanted").is_none());
+}
+
+#[tokio::test]
+async fn what_is_on_the_wire_when_it_is_discarded_is_not_tried_again() {
+    let replica = Replica::with(|_| Behaviour::Hang).await;
+    let flags = ["--request-timeout", "1s", "--retry-base", "10ms"];
+    let daemon = Daemon::start(&flags).await;
+    let task = daemon.accept(&set("k", "v", &[&replica])).await;
+    replica.until_seen(1).await;
+    let (status, told) = daemon.delete(&format!("/v1/tasks/{task}")).await;
+    assert_eq!((status, &told["deliveries"][0]["state"]), (200, &"in_flight".into()), "{told}");
+    daemon.until_drained().await;
+    assert_eq!(replica.seen().len(), 1);
+    assert_eq!(each(&daemon.show("/v1/dead-letters").await["dead_letters"], "key").len(), 0);
+}
