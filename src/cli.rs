@@ -11,6 +11,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 pub mod operate;
 
+use crate::policy::Rule;
 use operate::{
     BarrierArgs, CompletionsArgs, DeadLettersArgs, ManArgs, ReplicasArgs, StatusArgs, TasksArgs,
     TopArgs,
@@ -302,6 +303,40 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_MAX_REPLICAS", value_name = "N", default_value = "64")]
     pub max_replicas: NonZeroUsize,
 
+    /// Where writes may go, and nowhere else: http://host:port, *.suffix:port, 10.0.0.0/8:8000-8999
+    /// or [fd00::/8]:8081. May be given more than once; without, everywhere but where it is never
+    /// right, see the README.
+    #[arg(
+        long,
+        env = "REPLICATOR_ALLOW_REPLICA",
+        value_name = "RULE",
+        value_delimiter = ',',
+        value_parser = rule
+    )]
+    pub allow_replica: Vec<Rule>,
+
+    /// The same, a rule a line of this file; read again on SIGHUP.
+    #[arg(long, env = "REPLICATOR_ALLOW_REPLICA_FILE", value_name = "FILE")]
+    pub allow_replica_file: Option<PathBuf>,
+
+    /// Authorities that replicas with https are checked against, as PEM, instead of those that the
+    /// system trusts; read again on SIGHUP.
+    #[arg(long, env = "REPLICATOR_REPLICA_CA", value_name = "FILE")]
+    pub replica_ca: Option<PathBuf>,
+
+    /// Certificate that replicas with https are shown, as PEM; read again on SIGHUP.
+    #[arg(long, env = "REPLICATOR_REPLICA_CERT", value_name = "FILE")]
+    pub replica_cert: Option<PathBuf>,
+
+    /// Its private key, as PEM, readable by its owner alone.
+    #[arg(long, env = "REPLICATOR_REPLICA_KEY", value_name = "FILE")]
+    pub replica_key: Option<PathBuf>,
+
+    /// Bearer tokens for replicas, readable by its owner alone: `http://host:port TOKEN` or
+    /// `* TOKEN` a line; read again on SIGHUP.
+    #[arg(long, env = "REPLICATOR_REPLICA_TOKEN_FILE", value_name = "FILE")]
+    pub replica_token_file: Option<PathBuf>,
+
     /// Replicas with deliveries at the same time, over all writes.
     #[arg(long, env = "REPLICATOR_MAX_KNOWN_REPLICAS", value_name = "N", default_value = "1024")]
     pub max_known_replicas: NonZeroUsize,
@@ -398,6 +433,10 @@ pub enum LogFormat {
     Json,
 }
 
+fn rule(text: &str) -> Result<Rule, String> {
+    text.parse().map_err(|error| format!("it {error}"))
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}: a time looks like 250ms, 2s or 1h"))
@@ -423,7 +462,10 @@ mod tests {
             };
             let variable = format!("REPLICATOR_{}", name.replace('-', "_").to_uppercase());
             assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable.as_str()));
-            assert!(!arg.get_default_values().is_empty(), "{name} has a default");
+            // Without one there is nothing to read, or no rule.
+            let names = arg.get_value_names().unwrap_or_default();
+            let absent = names.iter().any(|name| matches!(name.as_str(), "FILE" | "RULE"));
+            assert!(absent == arg.get_default_values().is_empty(), "{name} has a default");
             assert!(arg.get_help().is_some(), "{name} is explained");
         }
     }

@@ -15,6 +15,7 @@ use url::Url;
 
 use crate::cli::{DaemonArgs, Switch, WorkersArg};
 use crate::engine::Workers;
+use crate::policy::Rule;
 use crate::task::MAX_NODE_BYTES;
 
 /// The settings of the daemon, each group what one part of it needs.
@@ -38,6 +39,31 @@ pub struct Config {
     pub memory: Memory,
     /// Where traces go; `None` is nowhere.
     pub traces: Option<Traces>,
+    /// Where it may write, and as whom.
+    pub outbound: Outbound,
+}
+
+/// Where the daemon may write, and as whom. The files are read by it.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    /// `--allow-replica`.
+    pub allow: Vec<Rule>,
+    /// `--allow-replica-file`.
+    pub allow_file: Option<PathBuf>,
+    /// `--replica-ca`.
+    pub ca: Option<PathBuf>,
+    /// `--replica-cert` and `--replica-key`.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// `--replica-token-file`.
+    pub token_file: Option<PathBuf>,
+}
+
+impl Outbound {
+    /// Whether there is a list of where it may write.
+    #[must_use]
+    pub fn has_rules(&self) -> bool {
+        !self.allow.is_empty() || self.allow_file.is_some()
+    }
 }
 
 /// What is remembered of what is over.
@@ -276,6 +302,16 @@ impl Config {
             format!("--request-memory {all} must hold the largest request, {body} with --max-value-bytes {value}")
         });
 
+        let identity = match (&args.replica_cert, &args.replica_key) {
+            (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => {
+                let rule = "--replica-cert and --replica-key are of use together alone";
+                problems.check(false, || rule.to_owned());
+                None
+            }
+        };
+
         problems.none()?;
         Ok(Self {
             listen: Listen {
@@ -329,6 +365,13 @@ impl Config {
                 idempotency_keys: args.idempotency_keys.get(),
             },
             traces,
+            outbound: Outbound {
+                allow: args.allow_replica.clone(),
+                allow_file: args.allow_replica_file.clone(),
+                ca: args.replica_ca.clone(),
+                identity,
+                token_file: args.replica_token_file.clone(),
+            },
         })
     }
 }
@@ -449,6 +492,8 @@ mod tests {
             (["--otlp-endpoint", "http://c/?a=b"], "--otlp-endpoint"),
             (["--trace-ratio", "1.5"], "--trace-ratio"),
             (["--trace-ratio", "NaN"], "--trace-ratio"),
+            (["--replica-cert", "cert.pem"], "--replica-key"),
+            (["--replica-key", "key.pem"], "--replica-cert"),
         ] {
             let text = config(&args).unwrap_err().to_string();
             assert!(text.contains(word), "{args:?}: {text}");

@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use crate::config::{self, Config};
 use crate::engine::{self, Engine, Workers};
 use crate::faults;
+use crate::policy::Policy;
 use crate::replica::{self, Client};
 use crate::server;
 use crate::store::{self, CommitError, Committer};
@@ -33,6 +34,7 @@ mod history;
 mod idempotency;
 mod operate;
 mod operations;
+mod outbound;
 mod rates;
 mod restore;
 mod roster;
@@ -48,6 +50,7 @@ use events::Bus;
 use handle::Operator;
 use history::History;
 use operations::Operations;
+use outbound::Outbound;
 use restore::Restored;
 
 #[cfg(test)]
@@ -59,6 +62,7 @@ pub(crate) use handle::Request;
 pub use handle::{Accepted, Handle, Health, Refusal};
 pub use idempotency::Idempotency;
 pub use operate::{LetterCursor, LetterFilter, OperateError, TaskFilter};
+pub use outbound::OutboundError;
 
 /// Why the daemon does not start.
 #[derive(Debug, Error)]
@@ -72,6 +76,9 @@ pub enum StartError {
     /// Traces cannot be sent.
     #[error(transparent)]
     Traces(#[from] traces::SetupError),
+    /// A file about the replicas cannot be used.
+    #[error(transparent)]
+    Outbound(#[from] OutboundError),
     /// The port cannot be had.
     #[error("cannot listen on {address} (--bind, --port): {source}")]
     Listen {
@@ -98,6 +105,7 @@ pub struct Daemon {
     committer: Committer,
     tracer: Tracer,
     grace: Duration,
+    outbound: Arc<Outbound>,
 }
 
 impl Daemon {
@@ -114,9 +122,13 @@ impl Daemon {
         let address = listener.local_addr().unwrap_or(address);
 
         let clock = Clock::start();
-        let client = Client::new(&replica_settings(config))?;
+        let policy = outbound::policy(&config.outbound, address)?;
+        let (tls, tokens) = outbound::credentials(&config.outbound)?;
+        let client = Client::new(&replica_settings(config), policy.clone(), tls, tokens)?;
+        let outbound = Outbound::new(config.outbound.clone(), policy.clone(), client.clone());
+        let outbound = Arc::new(outbound);
         let tracer = match trace_settings(config) {
-            Some(settings) => Tracer::start(&settings, client.http())?,
+            Some(settings) => Tracer::start(&settings, client.http()?)?,
             None => Tracer::off(),
         };
         let (events, told) = mpsc::unbounded_channel();
@@ -170,12 +182,17 @@ impl Daemon {
 
         let retry_after = Duration::from_secs(1);
         let redrive_rate = config.dead_letters.redrive_rate;
-        let operator = Operator { bus, operations: Operations::default(), redrive_rate };
+        let operator = Operator {
+            bus,
+            operations: Operations::default(),
+            redrive_rate,
+            policy: policy.clone(),
+        };
         let handle = Handle { requests, health: watched.clone(), retry_after, counts, operator };
         let (stop_serving, stop) = oneshot::channel();
         let stop = async { drop(stop.await) };
-        let server =
-            server::serve(listener, handle.clone(), server_settings(config, tracer.clone()), stop);
+        let settings = server_settings(config, tracer.clone(), policy);
+        let server = server::serve(listener, handle.clone(), settings, stop);
         let server = tokio::spawn(server);
         info!(%address, node_id = %config.listen.node_id, "listening");
         let grace = config.timeouts.drain;
@@ -191,6 +208,7 @@ impl Daemon {
             committer,
             tracer,
             grace,
+            outbound,
         })
     }
 
@@ -204,6 +222,15 @@ impl Daemon {
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// Reads again what can change while it runs: where it may write, certificates, tokens. What
+    /// cannot be read stays as it was, and the log says so.
+    ///
+    /// Returns at once, so that a disk that hangs holds up nobody; one reload follows another.
+    pub fn reload(&self) {
+        let outbound = Arc::clone(&self.outbound);
+        drop(tokio::task::spawn_blocking(move || outbound.reload()));
     }
 
     /// Returns when the daemon cannot go on, and says why: the store has failed, or a part of the
@@ -317,9 +344,10 @@ fn replica_settings(config: &Config) -> replica::Settings {
     }
 }
 
-fn server_settings(config: &Config, tracer: Tracer) -> server::Settings {
+fn server_settings(config: &Config, tracer: Tracer, policy: Policy) -> server::Settings {
     server::Settings {
         tracer,
+        policy,
         node_id: config.listen.node_id.clone(),
         max_connections: config.limits.connections,
         client_timeout: config.timeouts.client,

@@ -6,6 +6,7 @@
 //! - [`api`]: what operators see and say, as JSON.
 //! - [`engine`]: what happens next. Order, retries, quorum, capacities; a pure state machine.
 //! - [`store`]: what survives. Tasks and their progress, durable in groups.
+//! - [`policy`]: where the daemon may write.
 //! - [`replica`]: the outbound side. One attempt, and what its answer means.
 //! - [`server`]: the inbound side. Requests in, answers out.
 //! - [`daemon`]: where they meet. The loop around the engine; start, drain, stop.
@@ -23,8 +24,9 @@
 //! goes back into the engine, and when the last replica has acknowledged, the committer removes
 //! the task from the disk.
 //!
-//! Who may know whom: `task`, `api` and `faults` know nobody; `engine`, `store` and `replica` know `task` and not
-//! each other; `server` knows `task`, `api`, `metrics`, `traces` and the daemon's handle; `traces` knows `task`; `daemon` knows all. A
+//! Who may know whom: `task`, `api` and `faults` know nobody; `policy` and `traces` know `task`;
+//! `engine`, `store` and `replica` know `task` and not each other, `replica` the `policy` as well;
+//! `server` knows `task`, `api`, `metrics`, `policy`, `traces` and the daemon's handle; `daemon` knows all. A
 //! test holds that.
 
 pub mod api;
@@ -35,6 +37,7 @@ pub mod daemon;
 pub mod engine;
 pub mod faults;
 pub mod metrics;
+pub mod policy;
 pub mod replica;
 pub mod server;
 pub mod store;

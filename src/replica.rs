@@ -5,18 +5,22 @@
 //!
 //! It guarantees that an attempt is bounded, in time by [`Settings::request_timeout`] and in
 //! memory by 64 KiB of an answer's body, and that one call of [`Client::send`] is one attempt:
-//! redirects are not followed and proxies not used, whatever the environment says. No error text
-//! carries the key, the value or a URL that contains the key.
+//! redirects are not followed and proxies not used, whatever the environment says. It connects to
+//! no address that the [`Policy`] forbids. No error text carries the key, the value, a token or a
+//! URL that contains the key.
 //!
 //! It deliberately does not retry, count, order or remember: that is the engine's. It reads no
 //! clock for what it says: the moment of sending comes in as a parameter.
 //!
 //! Start with [`Client::send`] in `client.rs`; `request.rs` is what goes out, `verdict.rs` the
-//! table of what comes back.
+//! table of what comes back, `causes.rs` what is said where nothing does; `resolver.rs` is where
+//! names meet the policy, `credentials.rs` has certificates and tokens.
 
 use std::time::Duration;
 
+mod causes;
 mod client;
+mod credentials;
 mod request;
 mod resolver;
 mod verdict;
@@ -25,10 +29,11 @@ mod verdict;
 mod tests;
 
 pub use client::{Client, ClientError, install_crypto};
+pub use credentials::{Tls, TlsError, Tokens, TokensError};
 pub use request::go_duration;
 
 #[cfg(doc)]
-use crate::task::Verdict;
+use crate::{policy::Policy, task::Verdict};
 
 /// What a [`Client`] needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 
 use crate::daemon::Handle;
 use crate::metrics::Users;
+use crate::policy::Policy;
 use crate::traces::Tracer;
 
 mod body;
@@ -73,6 +74,8 @@ pub struct Settings {
     pub max_key_bytes: usize,
     /// The longest list of replicas, each counted once.
     pub max_replicas: usize,
+    /// Where writes may go.
+    pub policy: Policy,
 }
 
 /// What all requests share.

@@ -43,6 +43,11 @@ pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
         Ok(signals) => signals,
         Err(error) => return Err(format!("cannot catch signals: {error}")),
     };
+    // Later than that it is only told to read its files again, which it has just done.
+    let mut reload = match signal(SignalKind::hangup()) {
+        Ok(reload) => reload,
+        Err(error) => return Err(format!("cannot catch signals: {error}")),
+    };
     if !config.listen.address.ip().is_loopback() {
         warn!(
             address = %config.listen.address,
@@ -61,14 +66,17 @@ pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
         Err(error) => return Err(whole(&error)),
     };
     println!("listening on http://{}", daemon.address());
-    let code = tokio::select! {
-        signal = signals.next() => {
-            info!(signal, "draining: what is in flight is finished, a second signal ends at once");
-            ExitCode::SUCCESS
-        }
-        why = daemon.failed() => {
-            error!(error = %why, "stopping");
-            ExitCode::FAILURE
+    let code = loop {
+        tokio::select! {
+            signal = signals.next() => {
+                info!(signal, "draining: what is in flight is finished, a second signal ends at once");
+                break ExitCode::SUCCESS;
+            }
+            why = daemon.failed() => {
+                error!(error = %why, "stopping");
+                break ExitCode::FAILURE;
+            }
+            _ = reload.recv() => daemon.reload(),
         }
     };
     Ok(tokio::select! {

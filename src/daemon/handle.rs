@@ -13,6 +13,7 @@ use crate::daemon::idempotency::Idempotency;
 use crate::daemon::operate::Query;
 use crate::daemon::operations::Operations;
 use crate::metrics::{Counts, Snapshot};
+use crate::policy::Policy;
 use crate::task::{NewTask, ReplicaIndex, TaskId};
 
 /// What the loop is told from outside.
@@ -89,6 +90,7 @@ pub(super) struct Operator {
     pub(super) bus: Bus,
     pub(super) operations: Operations,
     pub(super) redrive_rate: NonZeroU32,
+    pub(super) policy: Policy,
 }
 
 /// The way in. Cheap to clone.
@@ -194,6 +196,7 @@ impl Handle {
             bus: Bus::new(),
             operations: Operations::default(),
             redrive_rate: NonZeroU32::MIN,
+            policy: Policy::new(None, None),
         };
         let handle = Self { requests, health, retry_after, counts, operator };
         (handle, received, said)

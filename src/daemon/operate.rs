@@ -40,6 +40,9 @@ pub enum OperateError {
     /// It makes no sense as it is. The text says why.
     #[error("{0}")]
     Invalid(String),
+    /// It would write to where it may not. The text names the address.
+    #[error("{0}")]
+    Forbidden(String),
     /// It cannot be done as things are. The text says why.
     #[error("{0}")]
     Conflict(String),
@@ -295,12 +298,16 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// [`OperateError::Conflict`] if something was ever sent there.
+    /// [`OperateError::Conflict`] if something was ever sent there, [`OperateError::Forbidden`] if
+    /// nothing may be.
     pub async fn rename(
         &self,
         node: &Node,
         to: Node,
     ) -> Result<Option<api::Replica>, OperateError> {
+        if let Err(why) = self.operator.policy.admit(&to) {
+            return Err(OperateError::Forbidden(format!("{to} {why}")));
+        }
         let node = node.clone();
         self.ask(|reply| Query::Rename { node, to, reply }).await
     }

@@ -9,6 +9,7 @@ use super::operate::TaskFilter;
 use super::*;
 use crate::cli::Cli;
 use crate::engine::KeyHasher;
+use crate::replica::{Tls, Tokens};
 use crate::store::{Handed, Opened, Reader, Recovered, Store};
 use crate::task::{
     Cause, Consistency, NewTask, Node, Operation, Progress, Task, TaskId, Timestamp,
@@ -92,11 +93,13 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         progress,
     };
     engine.restore(clock.now(), restored);
-    let client = Client::new(&replica::Settings {
+    let settings = replica::Settings {
         node_id: "test".into(),
         request_timeout: Duration::from_secs(5),
         idle_per_replica: 1,
-    });
+    };
+    let policy = Policy::new(None, None);
+    let client = Client::new(&settings, policy, Tls::default(), Tokens::default());
     let reader = opened.reader.clone();
     let (client, memory) = (client.unwrap(), Memory::new(1 << 20));
     let attempts =

@@ -1,17 +1,21 @@
 //! The connections to the replicas, and one attempt over them.
 
-use std::error::Error as _;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{HeaderValue, RETRY_AFTER};
+use arc_swap::ArcSwap;
+use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
 use reqwest::{ClientBuilder, Response};
 use thiserror::Error;
 
-use super::Settings;
+use super::causes::{certificate, chain, forbidden};
+use super::credentials::{Tls, Tokens};
 use super::request;
-use super::resolver::Resolver;
+use super::resolver::{Lookup, Resolver, TARGET, system};
 use super::verdict::{Answer, Sent, retry_after, unanswered, unsendable, verdict};
+use super::{Settings, TlsError};
+use crate::policy::{Forbidden, Policy, Target};
 use crate::task::{Node, Task, Timestamp, Trace, Verdict};
 
 /// How much of an answer's body is read. What matters of it is a phrase and a sentence; a replica
@@ -27,10 +31,25 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sends deliveries. Keeps connections open for each replica; cheap to clone, clones share them.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
-    http: reqwest::Client,
+    live: Arc<ArcSwap<Live>>,
     settings: Arc<Settings>,
+    policy: Policy,
+    lookup: Lookup,
+}
+
+/// What can be replaced while the daemon runs.
+struct Live {
+    http: reqwest::Client,
+    tls: Tls,
+    tokens: Tokens,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 /// Why there is no [`Client`].
@@ -60,30 +79,55 @@ pub fn install_crypto() {
 impl Client {
     /// Sets up the client; opens no connection yet.
     ///
-    /// Certificates of `https` replicas are checked against those that the system trusts, which
-    /// are read here, once. Where the system has none, plain `http` works and every `https`
-    /// attempt fails, which is logged.
+    /// Certificates of `https` replicas are checked against those that `tls` names or else those
+    /// that the system trusts, which are read here, once. Where the system has none, plain `http`
+    /// works and every `https` attempt fails, which is logged.
     ///
     /// # Errors
     ///
     /// A [`ClientError`] where the settings make no client.
-    pub fn new(settings: &Settings) -> Result<Self, ClientError> {
+    pub fn new(
+        settings: &Settings,
+        policy: Policy,
+        tls: Tls,
+        tokens: Tokens,
+    ) -> Result<Self, ClientError> {
+        Self::resolving(settings, policy, tls, tokens, system())
+    }
+
+    /// The same, with names looked up so.
+    pub(super) fn resolving(
+        settings: &Settings,
+        policy: Policy,
+        tls: Tls,
+        tokens: Tokens,
+        lookup: Lookup,
+    ) -> Result<Self, ClientError> {
         if HeaderValue::from_str(&settings.node_id).is_err() {
             return Err(ClientError::NodeId { node_id: settings.node_id.clone() });
         }
         install_crypto();
-        let http = builder(settings).build().or_else(|error| {
-            let http = builder(settings).tls_certs_only([]).build()?;
-            tracing::warn!(
-                error = chain(&error),
-                "no certificates of the system could be read: replicas with https will fail"
-            );
-            Ok(http)
-        });
-        Ok(Self {
-            http: http.map_err(|source| ClientError::Setup { source })?,
-            settings: Arc::new(settings.clone()),
-        })
+        let http = connections(settings, &policy, &lookup, &tls);
+        let http = http.map_err(|source| ClientError::Setup { source })?;
+        let live = Arc::new(ArcSwap::from_pointee(Live { http, tls, tokens }));
+        Ok(Self { live, settings: Arc::new(settings.clone()), policy, lookup })
+    }
+
+    /// Uses these from the next attempt on, and what it had where there is nothing. Connections
+    /// are made anew either way, so that none outlives a rule, a certificate or a name's address
+    /// of before; attempts on the wire go on.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError::Unusable`]; then nothing has changed.
+    pub fn renew(&self, tls: Option<Tls>, tokens: Option<Tokens>) -> Result<(), TlsError> {
+        let before = self.live.load();
+        let tls = tls.unwrap_or_else(|| before.tls.clone());
+        let tokens = tokens.unwrap_or_else(|| before.tokens.clone());
+        let http = connections(&self.settings, &self.policy, &self.lookup, &tls);
+        let http = http.map_err(|error| TlsError::Unusable(chain(&error)))?;
+        self.live.store(Arc::new(Live { http, tls, tokens }));
+        Ok(())
     }
 
     /// One attempt to carry `task` to `node`, as a part of `trace`.
@@ -102,12 +146,27 @@ impl Client {
         trace: Option<&Trace>,
         now: Timestamp,
     ) -> Verdict {
+        // An address without a name is never shown to the resolver: this is where it is checked.
+        let target = Target::of(node).and_then(|target| {
+            self.policy.admit_target(&target)?;
+            Ok(target)
+        });
+        let target = match target {
+            Ok(target) => target,
+            Err(forbidden) => return not_sent(&forbidden),
+        };
         let command = task.command_at(now);
         let sent = Sent { command, key: &task.key, value: &task.value };
+        let live = self.live.load_full();
         let node_id = &self.settings.node_id;
-        let request = request::build(&self.http, node_id, node, task, command, trace);
+        let request = request::build(&live.http, node_id, node, task, command, trace);
         let answer = match request {
-            Ok(request) => self.http.execute(request).await,
+            Ok(mut request) => {
+                if let Some(token) = live.tokens.of(node) {
+                    request.headers_mut().insert(AUTHORIZATION, token.clone());
+                }
+                TARGET.scope(target, live.http.execute(request)).await
+            }
             Err(error) => Err(error),
         };
         match answer {
@@ -116,27 +175,71 @@ impl Client {
             Err(error) if error.is_builder() => {
                 unsendable(&format!("the request cannot be made: {}", chain(&error)))
             }
-            Err(error) => unanswered(&self.why(&error), !error.is_connect()),
+            Err(error) => self.without_answer(&error),
         }
     }
 
-    /// The HTTP client, for whoever sends something else than deliveries.
-    #[must_use]
-    pub fn http(&self) -> reqwest::Client {
-        self.http.clone()
+    /// An HTTP client for whoever sends something else than deliveries, to where an operator says:
+    /// without the policy, the certificates and the tokens that are for replicas.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Setup`].
+    pub fn http(&self) -> Result<reqwest::Client, ClientError> {
+        let http = or_without_roots(|| builder(&self.settings));
+        http.map_err(|source| ClientError::Setup { source })
     }
 
-    /// Why there was no answer, for operators.
-    fn why(&self, error: &reqwest::Error) -> String {
-        if error.is_timeout() {
+    /// What it means that there was no answer, and why, for operators.
+    fn without_answer(&self, error: &reqwest::Error) -> Verdict {
+        if let Some(forbidden) = forbidden(error) {
+            return not_sent(forbidden);
+        }
+        // Before the certificates have been agreed on no request is read.
+        if let Some(why) = certificate(error) {
+            return unanswered(&why, false);
+        }
+        let why = if error.is_timeout() {
             let within = humantime::format_duration(self.settings.request_timeout);
             format!("no answer within {within}")
         } else if error.is_connect() {
             format!("cannot connect: {}", chain(error))
         } else {
             format!("no answer: {}", chain(error))
-        }
+        };
+        unanswered(&why, !error.is_connect())
     }
+}
+
+/// The policy has forbidden the attempt: for good, as far as anyone can know.
+fn not_sent(forbidden: &Forbidden) -> Verdict {
+    unsendable(&format!("not sent: the replica {forbidden}"))
+}
+
+/// Connections with these certificates, none open yet.
+fn connections(
+    settings: &Settings,
+    policy: &Policy,
+    lookup: &Lookup,
+    tls: &Tls,
+) -> reqwest::Result<reqwest::Client> {
+    let builder = || {
+        let resolver = Resolver::new(policy.clone(), Arc::clone(lookup));
+        tls.apply(builder(settings).dns_resolver(resolver))
+    };
+    if tls.trusts_the_system() { or_without_roots(builder) } else { builder().build() }
+}
+
+/// A client that trusts whom the system trusts, or nobody where that is not known.
+fn or_without_roots(builder: impl Fn() -> ClientBuilder) -> reqwest::Result<reqwest::Client> {
+    builder().build().or_else(|error| {
+        let http = builder().tls_certs_only([]).build()?;
+        tracing::warn!(
+            error = chain(&error),
+            "no certificates of the system could be read: replicas with https will fail"
+        );
+        Ok(http)
+    })
 }
 
 /// What all clients have in common, whatever certificates they trust.
@@ -147,7 +250,6 @@ fn builder(settings: &Settings) -> ClientBuilder {
         .pool_max_idle_per_host(settings.idle_per_replica)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .tcp_nodelay(true)
-        .dns_resolver(Resolver::default())
         .no_proxy()
         .referer(false)
         .redirect(reqwest::redirect::Policy::none())
@@ -181,21 +283,4 @@ async fn body(response: &mut Response) -> Vec<u8> {
         body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
     }
     body
-}
-
-/// An error and its causes, from the outside in.
-///
-/// Only the causes: reqwest's own line is `error sending request for url (…)`, and the URL
-/// contains the key.
-fn chain(error: &reqwest::Error) -> String {
-    let mut causes = Vec::new();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        causes.push(cause.to_string());
-        next = cause.source();
-    }
-    if causes.is_empty() {
-        return "of an unknown cause".to_owned();
-    }
-    causes.join(": ")
 }

@@ -8,8 +8,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
-use super::{Client, Settings};
+use super::{Client, Settings, Tls, Tokens};
+use crate::policy::Policy;
 use crate::task::{Consistency, Node, Operation, Task, TaskId, Timestamp, Verdict};
+
+mod names;
+#[path = "../../tests/it/support/tls.rs"]
+#[allow(unreachable_pub, reason = "it is the black-box tests' as well")]
+mod secure;
+mod tls;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const NOW: Timestamp = Timestamp(1_000_000_000);
@@ -118,7 +125,7 @@ fn request_line(request: &str) -> &str {
 
 fn client(request_timeout: Duration) -> Client {
     let settings = Settings { node_id: "replicator".into(), request_timeout, idle_per_replica: 2 };
-    Client::new(&settings).unwrap()
+    Client::new(&settings, Policy::new(None, None), Tls::default(), Tokens::default()).unwrap()
 }
 
 fn patient() -> Client {
@@ -434,6 +441,7 @@ fn a_node_id_that_fits_no_header_makes_no_client() {
         request_timeout: Duration::from_secs(1),
         idle_per_replica: 1,
     };
-    let error = Client::new(&settings).unwrap_err();
+    let policy = Policy::new(None, None);
+    let error = Client::new(&settings, policy, Tls::default(), Tokens::default()).unwrap_err();
     assert!(error.to_string().contains(r#""two\nlines""#));
 }

@@ -21,6 +21,8 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 pub(super) enum Problem {
     /// The request breaks a rule. Says which.
     Invalid(String),
+    /// What it asks for may not be done. Says why.
+    Forbidden(String),
     /// There is nothing under this path.
     NotFound,
     /// The path is right, what it names is not there. Says what.
@@ -100,6 +102,7 @@ impl Problem {
             OperateError::Unreadable(_) => Self::internal(&error),
             OperateError::TooMany(error) => Self::Unavailable { error, retry_after },
             OperateError::Invalid(error) => Self::Invalid(error),
+            OperateError::Forbidden(error) => Self::Forbidden(error),
             OperateError::Conflict(error) => Self::Conflict(error),
         }
     }
@@ -107,6 +110,7 @@ impl Problem {
     fn status(&self) -> StatusCode {
         match self {
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound | Self::Missing(_) => StatusCode::NOT_FOUND,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooSlow(_) => StatusCode::REQUEST_TIMEOUT,
@@ -121,6 +125,7 @@ impl Problem {
     fn body(&self) -> Value {
         let error = match self {
             Self::Invalid(error)
+            | Self::Forbidden(error)
             | Self::Missing(error)
             | Self::TooLarge(error)
             | Self::Conflict(error)

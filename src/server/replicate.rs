@@ -36,6 +36,7 @@ use crate::traces::{self, Span};
         (status = 200, body = api::WriteAccepted, description = "A majority has acknowledged."),
         (status = 202, body = api::WriteAccepted, description = "It is durable here."),
         (status = 400, body = api::Error, description = "A field breaks a rule."),
+        (status = 403, body = api::Error, description = "A replica may not be written to."),
         (status = 408, body = api::Error, description = "The body did not arrive in time."),
         (status = 413, body = api::Error, description = "The body or the value is too long."),
         (status = 422, body = api::Error, description = "The key was used for another body."),

@@ -37,7 +37,8 @@ pub(super) struct Write {
 ///
 /// # Errors
 ///
-/// 413 for a value beyond its limit, 400 for everything else.
+/// 413 for a value beyond its limit, 403 for a replica that may not be written to, 400 for
+/// everything else.
 pub(super) fn write(body: &[u8], settings: &Settings) -> Result<Write, Problem> {
     checked(fields(body)?, settings)
 }
@@ -70,7 +71,7 @@ fn checked(fields: Fields<'_>, settings: &Settings) -> Result<Write, Problem> {
     let consistency = consistency(fields.consistency)?;
     text("primary_node", fields.primary_node)?;
     let user_id = user_id(fields.user_id)?;
-    let (replicas, spelled) = replicas(fields.replica_nodes, settings.max_replicas)?;
+    let (replicas, spelled) = replicas(fields.replica_nodes, settings)?;
     let task = NewTask { key, operation, value, ttl, consistency, replicas, user_id, trace: None };
     Ok(Write { task, spelled })
 }
@@ -193,7 +194,8 @@ fn user_id(json: Json<'_>) -> Result<Option<String>, Problem> {
 }
 
 /// The nodes, each once, and how each was spelled the first time.
-fn replicas(json: Json<'_>, limit: usize) -> Result<(Vec<Node>, Vec<String>), Problem> {
+fn replicas(json: Json<'_>, settings: &Settings) -> Result<(Vec<Node>, Vec<String>), Problem> {
+    let limit = settings.max_replicas;
     let entries = match json {
         Json::List(entries) => entries,
         Json::Null => Vec::new(),
@@ -226,6 +228,10 @@ fn replicas(json: Json<'_>, limit: usize) -> Result<(Vec<Node>, Vec<String>), Pr
                 r#"field "replica_nodes" names more than {limit} replicas"#
             )));
         }
+        settings.policy.admit(&node).map_err(|why| {
+            let text = shown(&text);
+            Problem::Forbidden(format!(r#"field "replica_nodes[{index}]": {text} {why}"#))
+        })?;
         nodes.push(node);
         spelled.push(text.into_owned());
     }

@@ -111,6 +111,13 @@ fn the_engine_and_the_words_know_no_runtime_clock_or_io() {
 }
 
 #[test]
+fn the_policy_knows_the_words_alone_and_no_runtime_files_or_sockets() {
+    let parts = ["crate::engine", "crate::store", "crate::replica", "crate::server"];
+    let io = ["crate::daemon", "tokio", "async ", "std::fs", "std::io", "Socket::", "tracing"];
+    never_in(&[parts.as_slice(), &io].concat(), &["src/policy.rs", "src/policy"]);
+}
+
+#[test]
 fn the_parts_know_the_words_and_not_each_other() {
     let engine = ["crate::store", "crate::replica", "crate::server", "crate::daemon"];
     never_in(&engine, &["src/engine.rs", "src/engine", "src/task.rs", "src/task"]);

@@ -43,7 +43,8 @@ fn the_table_of_flags_is_that_of_the_command_line() {
     let flags = command.get_arguments().filter_map(|arg| {
         let name = arg.get_long().filter(|name| !matches!(*name, "help" | "version"))?;
         let defaults = arg.get_default_values();
-        Some((format!("--{name}"), defaults[0].to_str().unwrap().to_owned()))
+        let default = defaults.first().map_or("none", |default| default.to_str().unwrap());
+        Some((format!("--{name}"), default.to_owned()))
     });
     assert_eq!(told, flags.collect());
 }

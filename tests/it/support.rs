@@ -7,6 +7,7 @@ pub mod browser;
 pub mod daemon;
 pub mod oracle;
 pub mod replica;
+pub mod tls;
 
 pub use daemon::Daemon;
 pub use replica::{Behaviour, Replica};

@@ -41,6 +41,7 @@ pub(super) fn settings() -> Settings {
         max_value_bytes: 150_000,
         max_key_bytes: 100,
         max_replicas: 8,
+        policy: crate::policy::Policy::new(None, None),
     }
 }
 

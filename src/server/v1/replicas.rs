@@ -16,6 +16,9 @@ use crate::task::Node;
 #[derive(utoipa::IntoResponses)]
 #[allow(dead_code, reason = "for the API's description alone")]
 enum Taken {
+    /// The new address may not be written to.
+    #[response(status = 403)]
+    Forbidden(api::Error),
     /// The new address was sent to before.
     #[response(status = 409)]
     Conflict(api::Error),

@@ -15,6 +15,7 @@ fn settings() -> Settings {
         max_value_bytes: 8,
         max_key_bytes: 10,
         max_replicas: 3,
+        policy: crate::policy::Policy::new(None, None),
     }
 }
 

@@ -1,0 +1,371 @@
+//! The policy as tables: what is allowed, what is not, in every spelling.
+
+use super::*;
+
+fn policy(rules: &[&str]) -> Policy {
+    let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().expect(rule)).collect();
+    Policy::new((!rules.is_empty()).then_some(rules), None)
+}
+
+fn node(text: &str) -> Node {
+    Node::parse(text).expect(text)
+}
+
+fn admit(policy: &Policy, text: &str) -> Result<(), Forbidden> {
+    policy.admit(&node(text))
+}
+
+fn connect(policy: &Policy, text: &str, address: &str) -> Result<(), Forbidden> {
+    policy.may_connect(&Target::of(&node(text)).unwrap(), address.parse().expect(address))
+}
+
+/// A daemon on this address, on a machine that has 10.0.0.7 and fd00::7.
+fn own(address: &str) -> Policy {
+    let is_local = |address: IpAddr| ["10.0.0.7", "fd00::7"].contains(&&*address.to_string());
+    Policy::new(None, Some(Own { address: address.parse().unwrap(), is_local }))
+}
+
+#[test]
+fn without_rules_loopback_private_and_public_addresses_and_names_are_allowed() {
+    let policy = policy(&[]);
+    for text in [
+        "http://127.0.0.1:8081",
+        "http://localhost:8081",
+        "http://[::1]:8081",
+        "http://10.1.2.3",
+        "http://172.16.0.1:80",
+        "https://192.168.1.1",
+        "http://100.64.0.1:8081",
+        "http://[fd00::1]:8081",
+        "http://8.8.8.8",
+        "http://[2606:4700::1111]",
+        "https://store.example.org/base",
+        "http://node-1:8081",
+    ] {
+        assert_eq!(admit(&policy, text), Ok(()), "{text}");
+    }
+}
+
+/// Each in the spellings that have fooled others.
+#[test]
+fn what_is_never_a_replica_is_refused_in_every_spelling() {
+    let open = policy(&[]);
+    let listed = policy(&["0.0.0.0/0", "[::/0]"]);
+    for text in [
+        "http://169.254.169.254",
+        "http://169.254.169.254:8081/latest",
+        "http://169.254.1.1",
+        "http://0xa9fea9fe",
+        "http://0xa9.0xfe.0xa9.0xfe",
+        "http://2852039166",
+        "http://0251.0376.0251.0376",
+        "http://169.254.43518",
+        "http://169.16689662",
+        "http://169.254.169.254.",
+        "http://１６９.２５４.１６９.２５４",
+        "http://169。254。169。254",
+        "http://%31%36%39.254.169.254",
+        "http://[::ffff:169.254.169.254]",
+        "http://[::ffff:a9fe:a9fe]",
+        "http://[::169.254.169.254]",
+        "http://[::ffff:0:169.254.169.254]",
+        "http://[64:ff9b::169.254.169.254]",
+        "http://[64:ff9b:1::169.254.169.254]",
+        "http://[2002:a9fe:a9fe::1]",
+        "http://[2001:0:1:2:3:4:5601:5601]",
+        "http://[fd00::5efe:169.254.169.254]",
+        "http://[fe80::1]",
+        "http://[febf::1]:8081",
+        "http://[fd00:ec2::254]",
+        "http://[fd00:0ec2:0:0:0:0:0:254]",
+        "http://[fd20:ce::254]",
+        "http://168.63.129.16",
+        "http://100.100.100.200",
+        "http://192.0.0.192",
+        "http://0.0.0.0",
+        "http://0",
+        "http://0.1.2.3",
+        "http://[::]",
+        "http://[::ffff:0.0.0.0]",
+        "http://224.0.0.1",
+        "http://239.255.255.255",
+        "http://[ff02::1]",
+        "http://255.255.255.255",
+        "http://0xffffffff",
+        "http://[::ffff:255.255.255.255]",
+        "http://240.0.0.1",
+    ] {
+        for policy in [&open, &listed] {
+            let refused = admit(policy, text);
+            assert!(matches!(refused, Err(Forbidden::Never { .. })), "{text}: {refused:?}");
+        }
+    }
+    for text in ["http://metadata.google.internal", "http://METADATA.Google.Internal.:80/x"] {
+        assert_eq!(admit(&open, text), Err(Forbidden::Metadata), "{text}");
+    }
+}
+
+#[test]
+fn a_rule_that_names_it_does_not_allow_what_is_never_a_replica() {
+    let policy = policy(&["169.254.169.254", "169.254.0.0/16", "[fe80::/10]", "evil.example"]);
+    assert!(matches!(admit(&policy, "http://169.254.169.254"), Err(Forbidden::Never { .. })));
+    assert!(matches!(admit(&policy, "http://[fe80::1]"), Err(Forbidden::Never { .. })));
+    let led = connect(&policy, "http://evil.example", "169.254.169.254");
+    assert!(matches!(led, Err(Forbidden::Never { .. })));
+}
+
+#[test]
+fn addresses_beside_those_that_are_never_replicas_are_not_mistaken_for_them() {
+    let policy = policy(&[]);
+    for text in [
+        "http://169.253.255.255",
+        "http://169.255.0.0",
+        "http://1.0.0.0",
+        "http://223.255.255.255",
+        "http://[fec0::1]",
+        "http://[fe00::1]",
+        "http://[fd00:ec1::254]",
+        "http://[fd00:ec3::254]",
+        "http://[64:ff9b::10.0.0.1]",
+        "http://[2002:0a00:0001::1]",
+        "http://[::ffff:10.0.0.1]",
+        "http://168.63.129.17",
+    ] {
+        assert_eq!(admit(&policy, text), Ok(()), "{text}");
+    }
+}
+
+#[test]
+fn a_listed_replica_is_allowed_in_all_its_spellings_and_nothing_else() {
+    let policy =
+        policy(&["http://node-1:8081", "https://10.0.0.1:443", "[fd00::1]:8081", "Böse.example"]);
+    for text in [
+        "http://node-1:8081",
+        "http://NODE-1:8081/base",
+        "http://node-1.:8081",
+        "https://10.0.0.1",
+        "https://0x0a000001",
+        "https://167772161/",
+        "https://012.1",
+        "https://[::ffff:10.0.0.1]",
+        "http://[fd00:0:0::1]:8081",
+        "https://[fd00::1]:8081",
+        "http://xn--bse-sna.example:1",
+        "https://BÖSE.example",
+    ] {
+        assert_eq!(admit(&policy, text), Ok(()), "{text}");
+    }
+    for text in [
+        "https://node-1:8081",
+        "http://node-1",
+        "http://node-1:8082",
+        "http://node-10:8081",
+        "http://x.node-1:8081",
+        "http://node-1.example:8081",
+        "http://10.0.0.1:443",
+        "https://10.0.0.2",
+        "http://[fd00::2]:8081",
+        "http://[64:ff9b::10.0.0.1]:443",
+        "http://127.0.0.1:8081",
+        "http://localhost:8081",
+    ] {
+        assert_eq!(admit(&policy, text), Err(Forbidden::NotListed), "{text}");
+    }
+}
+
+#[test]
+fn a_suffix_allows_what_is_under_it_on_its_port_alone() {
+    let policy = policy(&["*.stores.example:8081"]);
+    for text in ["http://a.stores.example:8081", "https://A.b.Stores.Example.:8081"] {
+        assert_eq!(admit(&policy, text), Ok(()), "{text}");
+    }
+    for text in [
+        "http://stores.example:8081",
+        "http://evilstores.example:8081",
+        "http://a.stores.example:8080",
+        "http://a.stores.example.evil.org:8081",
+        "http://10.0.0.1:8081",
+    ] {
+        assert_eq!(admit(&policy, text), Err(Forbidden::NotListed), "{text}");
+    }
+}
+
+#[test]
+fn a_range_of_addresses_and_ports_ends_where_it_ends() {
+    let policy = policy(&["10.0.0.0/8:8000-8999", "[fd00::/8]:8081"]);
+    for text in [
+        "http://10.0.0.0:8000",
+        "http://10.255.255.255:8999",
+        "http://[::ffff:10.1.1.1]:8500",
+        "http://[fdff::1]:8081",
+    ] {
+        assert_eq!(admit(&policy, text), Ok(()), "{text}");
+    }
+    for text in [
+        "http://10.0.0.1:7999",
+        "http://10.0.0.1:9000",
+        "http://9.255.255.255:8000",
+        "http://11.0.0.0:8000",
+        "http://[fe00::1]:8081",
+        "http://[fd00::1]:8082",
+        "http://[2002:0a00:0001::1]:8000",
+    ] {
+        assert_eq!(admit(&policy, text), Err(Forbidden::NotListed), "{text}");
+    }
+}
+
+#[test]
+fn a_name_is_as_good_as_the_address_that_it_leads_to() {
+    let policy = policy(&["10.0.0.0/8:8081", "named.example"]);
+    assert_eq!(admit(&policy, "http://db:8081"), Ok(()), "it may lead there");
+    assert_eq!(admit(&policy, "http://db:22"), Err(Forbidden::NotListed), "no rule has that port");
+    assert_eq!(connect(&policy, "http://db:8081", "10.1.1.1"), Ok(()));
+    assert_eq!(connect(&policy, "http://db:8081", "::ffff:10.1.1.1"), Ok(()));
+    assert_eq!(
+        connect(&policy, "http://named.example:22", "192.0.2.1"),
+        Ok(()),
+        "wherever it leads"
+    );
+    for (text, address) in [("http://db:8081", "192.0.2.1"), ("http://db:22", "10.1.1.1")] {
+        let refused = connect(&policy, text, address);
+        assert!(matches!(refused, Err(Forbidden::LeadsElsewhere { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn an_address_of_a_single_rule_lets_no_other_name_through() {
+    let policy = policy(&["http://10.0.0.1:8081"]);
+    assert_eq!(admit(&policy, "http://db:8081"), Err(Forbidden::NotListed));
+}
+
+#[test]
+fn rules_that_are_replaced_are_so_for_all_clones() {
+    let policy = policy(&["node-1"]);
+    let clone = policy.clone();
+    policy.replace(Some(vec!["node-2".parse().unwrap()]));
+    assert_eq!(admit(&clone, "http://node-1"), Err(Forbidden::NotListed));
+    assert_eq!(admit(&clone, "http://node-2"), Ok(()));
+}
+
+#[test]
+fn the_daemon_never_writes_to_itself_by_whatever_address() {
+    let all = own("0.0.0.0:8085");
+    for text in [
+        "http://127.0.0.1:8085",
+        "http://127.9.9.9:8085",
+        "http://0x7f.1:8085",
+        "http://[::1]:8085",
+        "http://[::ffff:127.0.0.1]:8085",
+        "http://[64:ff9b::127.0.0.1]:8085",
+        "http://localhost:8085",
+        "http://localhost.:8085",
+        "http://a.localhost:8085",
+        "http://10.0.0.7:8085",
+        "http://[::ffff:10.0.0.7]:8085",
+        "http://[fd00::7]:8085/base",
+    ] {
+        assert_eq!(admit(&all, text), Err(Forbidden::Itself), "{text}");
+    }
+    for text in ["http://127.0.0.1:8081", "http://localhost:8086", "http://10.0.0.8:8085"] {
+        assert_eq!(admit(&all, text), Ok(()), "{text}");
+    }
+    assert_eq!(connect(&all, "http://me.example:8085", "10.0.0.7"), Err(Forbidden::Itself));
+    assert_eq!(connect(&all, "http://me.example:8085", "127.0.0.1"), Err(Forbidden::Itself));
+    assert_eq!(connect(&all, "http://me.example:8086", "127.0.0.1"), Ok(()));
+}
+
+#[test]
+fn on_one_address_only_that_one_is_the_daemon_itself() {
+    let loopback = own("127.0.0.1:8085");
+    for text in ["http://127.0.0.1:8085", "http://localhost:8085", "http://[::ffff:7f00:1]:8085"] {
+        assert_eq!(admit(&loopback, text), Err(Forbidden::Itself), "{text}");
+    }
+    for text in ["http://10.0.0.7:8085", "http://127.0.0.2:8085"] {
+        assert_eq!(admit(&loopback, text), Ok(()), "{text}");
+    }
+    let one = own("10.0.0.7:8085");
+    assert_eq!(admit(&one, "http://10.0.0.7:8085"), Err(Forbidden::Itself));
+    assert_eq!(admit(&one, "http://localhost:8085"), Ok(()));
+    let v6 = own("[::]:8085");
+    for text in ["http://127.0.0.1:8085", "http://[::1]:8085", "http://10.0.0.7:8085"] {
+        assert_eq!(admit(&v6, text), Err(Forbidden::Itself), "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_rule_is_refused_by_its_reason() {
+    let host = RuleError::Host;
+    for (text, error) in [
+        ("ftp://a", RuleError::Scheme),
+        ("", host.clone()),
+        ("http://", host.clone()),
+        (":80", host.clone()),
+        ("a b", host.clone()),
+        ("a/b", host.clone()),
+        ("http://a/path", host.clone()),
+        ("user@a", host.clone()),
+        ("a?b", host.clone()),
+        ("a#b", host.clone()),
+        ("a%41", host.clone()),
+        ("http://[10.0.0.1]", host.clone()),
+        ("[10.0.0.0/8]", host.clone()),
+        ("[fd00::1", host.clone()),
+        ("10.0.0.0/33", host.clone()),
+        ("1.2.3.4.5", host.clone()),
+        ("*.", host.clone()),
+        ("*.1", host),
+        ("*", RuleError::Star),
+        ("a*.example", RuleError::Star),
+        ("*.*.example", RuleError::Star),
+        ("fd00::1", RuleError::Brackets),
+        ("fd00::/8:80", RuleError::Brackets),
+        ("10.1.2.3/8", RuleError::Bits("10.0.0.0/8".parse().unwrap())),
+        ("[fd00::1/8]:80", RuleError::Bits("fd00::/8".parse().unwrap())),
+        ("[::ffff:10.0.0.0/104]", RuleError::Mapped),
+        ("a:", RuleError::Port),
+        ("a:0", RuleError::Port),
+        ("a:65536", RuleError::Port),
+        ("a:+80", RuleError::Port),
+        ("a:80-", RuleError::Port),
+        ("a:90-80", RuleError::Port),
+        ("a:http", RuleError::Port),
+        ("[fd00::1]80", RuleError::Port),
+    ] {
+        assert_eq!(text.parse::<Rule>(), Err(error), "{text}");
+    }
+}
+
+#[test]
+fn a_file_of_rules_may_have_comments_and_says_which_line_is_wrong() {
+    let text = "# ours\n\nhttp://node-1:8081/ # the first\n  *.stores.example\n10.0.0.0/8:*\n";
+    assert_eq!(rules(text).unwrap().len(), 3);
+    let error = rules("node-1\n# fine\nftp://node-2\n").unwrap_err().to_string();
+    assert!(error.starts_with(r#"line 3: "ftp://node-2" has a scheme"#), "{error}");
+    for empty in ["", "\n", "# nothing\n"] {
+        assert_eq!(rules(empty), Err(LineError::Empty));
+    }
+}
+
+proptest::proptest! {
+    /// Whatever a client spells and however it is read, it is judged by where it would go.
+    #[test]
+    fn no_spelling_of_an_address_is_judged_otherwise_than_the_address(
+        bits in proptest::prelude::any::<u32>(), form in 0..6,
+    ) {
+        let ip = std::net::Ipv4Addr::from(bits);
+        let [a, b, c, d] = ip.octets();
+        let host = match form {
+            0 => ip.to_string(),
+            1 => bits.to_string(),
+            2 => format!("{bits:#x}"),
+            3 => format!("0{a:o}.0x{b:x}.{c}.{d}."),
+            4 => format!("{a}.{}", bits & 0x00ff_ffff),
+            _ => format!("[::ffff:{ip}]"),
+        };
+        let rules = ["10.0.0.0/8:1-65535", "128.0.0.0/1"];
+        for policy in [policy(&[]), policy(&rules)] {
+            let told = admit(&policy, &format!("http://{host}"));
+            proptest::prop_assert_eq!(told, connect(&policy, &format!("http://{}", ip), &ip.to_string()));
+        }
+    }
+}

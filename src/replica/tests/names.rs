@@ -1,0 +1,193 @@
+//! Where names lead, by a resolver that the test holds.
+
+use std::net::IpAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::super::resolver::Lookup;
+use super::*;
+use crate::policy::Rule;
+
+const CLOSING: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn rules(rules: &[&str]) -> Option<Vec<Rule>> {
+    Some(rules.iter().map(|rule| rule.parse().unwrap()).collect())
+}
+
+fn looking_up(policy: &Policy, lookup: Lookup) -> Client {
+    let request_timeout = Duration::from_secs(20);
+    let settings = Settings { node_id: "replicator".into(), request_timeout, idle_per_replica: 2 };
+    let (tls, tokens) = (Tls::default(), Tokens::default());
+    Client::resolving(&settings, policy.clone(), tls, tokens, lookup).unwrap()
+}
+
+/// Answers with one of `answers` after the other, and then with the last; counts its questions.
+fn telling(answers: Vec<Vec<IpAddr>>) -> (Lookup, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let lookup = move |_: &str| {
+        let at = count.fetch_add(1, Ordering::SeqCst);
+        Ok(answers.get(at).or(answers.last()).unwrap().clone())
+    };
+    (Arc::new(lookup), asked)
+}
+
+/// The peer under a name of this test's own.
+fn named(peer: &Peer, name: &str) -> Node {
+    Node::parse(&peer.node.as_str().replace("127.0.0.1", name)).unwrap()
+}
+
+fn port(peer: &Peer) -> &str {
+    peer.node.as_str().rsplit(':').next().unwrap()
+}
+
+async fn send(client: &Client, node: &Node) -> Verdict {
+    client.send(node, &set("private-key", b"v"), None, NOW).await
+}
+
+#[tokio::test]
+async fn a_name_that_leads_elsewhere_the_second_time_gets_nowhere() {
+    let mut peer = Peer::answering(CLOSING).await;
+    let (lookup, asked) = telling(vec![vec![ip("127.0.0.1")], vec![ip("169.254.169.254")]]);
+    let client = looking_up(&Policy::new(rules(&["rebound.example"]), None), lookup);
+    let node = named(&peer, "rebound.example");
+    assert_eq!(send(&client, &node).await, Verdict::Delivered);
+    peer.seen();
+    for _ in 0..2 {
+        let error = rejected_text(send(&client, &node).await);
+        assert_eq!(
+            &*error,
+            "not sent: the replica leads to 169.254.169.254, a link-local address, which is never written to"
+        );
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn a_name_that_leads_into_a_range_the_first_time_alone_is_refused_the_second() {
+    let mut peer = Peer::answering(CLOSING).await;
+    let (lookup, _) = telling(vec![vec![ip("127.0.0.1")], vec![ip("127.0.1.1")]]);
+    let range = format!("127.0.0.0/24:{}", port(&peer));
+    let client = looking_up(&Policy::new(rules(&[&range]), None), lookup);
+    let node = named(&peer, "rebound.example");
+    assert_eq!(send(&client, &node).await, Verdict::Delivered);
+    peer.seen();
+    let error = rejected_text(send(&client, &node).await);
+    assert!(error.contains("leads to 127.0.1.1, which is not among"), "{error}");
+    assert!(peer.requests.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_name_leads_to_what_it_may_of_all_that_it_has() {
+    let mut peer = Peer::answering(OK).await;
+    let all = ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "127.0.0.1"].map(ip);
+    let (lookup, _) = telling(vec![all.to_vec()]);
+    let client = looking_up(&Policy::new(None, None), lookup);
+    assert_eq!(send(&client, &named(&peer, "many.example")).await, Verdict::Delivered);
+    peer.seen();
+}
+
+#[tokio::test]
+async fn a_range_counts_for_its_ports_alone_whatever_is_sent_at_the_same_time() {
+    let good = Peer::answering(CLOSING).await;
+    let mut bad = Peer::answering(CLOSING).await;
+    let (lookup, _) = telling(vec![vec![ip("127.0.0.1")]]);
+    // The other rule lets the name pass at that port, and what it leads to is for the first alone.
+    let rules =
+        rules(&[&format!("127.0.0.0/8:{}", port(&good)), &format!("10.0.0.0/8:{}", port(&bad))]);
+    let client = looking_up(&Policy::new(rules, None), lookup);
+    let (to_good, to_bad) = (named(&good, "db.example"), named(&bad, "db.example"));
+    let attempts = (0..40).map(|n| {
+        let (client, node) = (client.clone(), if n % 2 == 0 { &to_good } else { &to_bad }.clone());
+        tokio::spawn(async move { (n % 2 == 0, send(&client, &node).await) })
+    });
+    for attempt in attempts.collect::<Vec<_>>() {
+        match attempt.await.unwrap() {
+            (true, verdict) => assert_eq!(verdict, Verdict::Delivered),
+            (false, verdict) => assert!(rejected_text(verdict).contains("leads to 127.0.0.1")),
+        }
+    }
+    assert!(bad.requests.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn an_address_that_is_forbidden_is_neither_looked_up_nor_connected_to() {
+    let mut peer = Peer::answering(OK).await;
+    let (lookup, asked) = telling(vec![vec![ip("127.0.0.1")]]);
+    let client = looking_up(&Policy::new(rules(&["10.0.0.0/8"]), None), lookup);
+    for host in ["127.0.0.1", "2130706433", "0x7f.1", "0177.0.0.1", "[::ffff:127.0.0.1]"] {
+        let error = rejected_text(send(&client, &named(&peer, host)).await);
+        assert!(error.starts_with("not sent: the replica is not among"), "{host}: {error}");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    assert!(peer.requests.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn rules_that_were_replaced_hold_for_connections_that_are_open() {
+    let peer = Peer::answering(OK).await;
+    let (lookup, _) = telling(vec![vec![ip("127.0.0.1")]]);
+    let policy = Policy::new(rules(&["127.0.0.0/8"]), None);
+    let client = looking_up(&policy, lookup);
+    let node = named(&peer, "db.example");
+    assert_eq!(send(&client, &node).await, Verdict::Delivered);
+    // By name it may still pass, and only a new connection asks where it leads.
+    policy.replace(rules(&["10.0.0.0/8"]));
+    client.renew(None, None).unwrap();
+    assert!(rejected_text(send(&client, &node).await).contains("leads to 127.0.0.1"));
+    policy.replace(rules(&["other.example"]));
+    assert!(rejected_text(send(&client, &node).await).contains("is not among"));
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_looked_up_is_retried_without_the_key() {
+    let peer = Peer::answering(OK).await;
+    let lookup: Lookup = Arc::new(|_| Err(std::io::Error::other("the name server is away")));
+    let client = looking_up(&Policy::new(None, None), lookup);
+    let verdict = send(&client, &named(&peer, "db.example")).await;
+    assert!(matches!(verdict, Verdict::Retry { ambiguous: false, .. }), "{verdict:?}");
+    let error = retry_text(verdict);
+    assert!(error.contains("the name server is away"), "{error}");
+    assert!(!error.contains("private-key"), "{error}");
+}
+
+#[tokio::test]
+async fn a_name_server_that_hangs_costs_an_attempt_its_time_and_no_more() {
+    let peer = Peer::answering(OK).await;
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let lookup: Lookup = Arc::new(move |_| {
+        // Until the test is over.
+        let _ = released.lock().unwrap().recv();
+        Ok(vec![ip("127.0.0.1")])
+    });
+    let request_timeout = Duration::from_millis(200);
+    let settings = Settings { node_id: "r".into(), request_timeout, idle_per_replica: 1 };
+    let (policy, tls, tokens) = (Policy::new(None, None), Tls::default(), Tokens::default());
+    let client = Client::resolving(&settings, policy, tls, tokens, lookup).unwrap();
+    let verdict = send(&client, &named(&peer, "db.example")).await;
+    drop(release);
+    assert!(matches!(verdict, Verdict::Retry { .. }), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn a_token_goes_to_its_replica_and_to_no_other() {
+    let (mut ours, mut other) = (Peer::answering(OK).await, Peer::answering(OK).await);
+    let request_timeout = Duration::from_secs(20);
+    let settings = Settings { node_id: "r".into(), request_timeout, idle_per_replica: 1 };
+    let tokens = |token| Tokens::parse(&format!("{} {token}", ours.node)).unwrap();
+    let policy = Policy::new(None, None);
+    let client = Client::new(&settings, policy, Tls::default(), tokens("one")).unwrap();
+    send(&client, &ours.node).await;
+    send(&client, &other.node).await;
+    let renewed = tokens("two");
+    assert_eq!(header(&ours.seen().1, "authorization"), Some("Bearer one"));
+    assert_eq!(header(&other.seen().1, "authorization"), None);
+    client.renew(None, Some(renewed)).unwrap();
+    send(&client, &ours.node).await;
+    assert_eq!(header(&ours.seen().1, "authorization"), Some("Bearer two"));
+}

@@ -1,0 +1,119 @@
+//! Certificates, good and bad, against a real TLS server.
+
+use super::secure::{Authority, Issued, front};
+use super::*;
+
+fn tls(trusted: &Authority, shown: Option<&Issued>) -> Tls {
+    let tls = Tls::default().trusting(trusted.pem().as_bytes()).unwrap();
+    match shown {
+        Some(shown) => tls.showing(shown.certificate.as_bytes(), shown.key.as_bytes()).unwrap(),
+        None => tls,
+    }
+}
+
+fn client_with(tls: Tls) -> Client {
+    let request_timeout = Duration::from_secs(20);
+    let settings = Settings { node_id: "replicator".into(), request_timeout, idle_per_replica: 2 };
+    Client::new(&settings, Policy::new(None, None), tls, Tokens::default()).unwrap()
+}
+
+/// What becomes of a write to a replica with this certificate; and whether it saw it.
+async fn attempt(client: &Client, server: &Issued, clients: Option<&Authority>) -> (Verdict, bool) {
+    let mut peer = Peer::answering(OK).await;
+    let to = peer.node.as_str().trim_start_matches("http://").parse().unwrap();
+    let front = front(to, server, clients).await;
+    let node = Node::parse(&format!("https://{front}")).unwrap();
+    let verdict = client.send(&node, &set("private-key", b"v"), None, NOW).await;
+    (verdict, peer.requests.try_recv().is_ok())
+}
+
+/// An operator can mend it, and the replica has not seen the write.
+#[track_caller]
+fn failed_with((verdict, seen): (Verdict, bool), said: &str) {
+    assert!(!seen);
+    assert!(matches!(verdict, Verdict::Retry { ambiguous: false, .. }), "{verdict:?}");
+    let error = retry_text(verdict);
+    assert!(error.contains(said) && !error.contains("private-key"), "{error}");
+}
+
+#[tokio::test]
+async fn a_good_certificate_of_a_trusted_authority_is_believed() {
+    let ours = Authority::new("ours");
+    let client = client_with(tls(&ours, None));
+    let got = attempt(&client, &ours.issue("127.0.0.1"), None).await;
+    assert_eq!(got, (Verdict::Delivered, true));
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_name_is_refused_and_retried() {
+    let ours = Authority::new("ours");
+    let client = client_with(tls(&ours, None));
+    let got = attempt(&client, &ours.issue("other.example"), None).await;
+    failed_with(got, "the replica's certificate is for another name");
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_refused_and_retried() {
+    let ours = Authority::new("ours");
+    let client = client_with(tls(&ours, None));
+    let got = attempt(&client, &ours.issue_expired("127.0.0.1"), None).await;
+    failed_with(got, "the replica's certificate has expired");
+}
+
+#[tokio::test]
+async fn a_certificate_of_an_unknown_authority_is_refused_and_retried() {
+    let client = client_with(tls(&Authority::new("ours"), None));
+    let theirs = Authority::new("theirs").issue("127.0.0.1");
+    let got = attempt(&client, &theirs, None).await;
+    failed_with(got, "from an authority that is not trusted (--replica-ca)");
+}
+
+#[tokio::test]
+async fn a_client_certificate_that_is_missing_is_told_and_retried() {
+    let ours = Authority::new("ours");
+    let client = client_with(tls(&ours, None));
+    let got = attempt(&client, &ours.issue("127.0.0.1"), Some(&ours)).await;
+    failed_with(got, "the replica asks for a client certificate (--replica-cert)");
+}
+
+#[tokio::test]
+async fn a_client_certificate_of_another_authority_is_told_and_retried() {
+    let ours = Authority::new("ours");
+    let theirs = Authority::new("theirs").issue("replicator");
+    let client = client_with(tls(&ours, Some(&theirs)));
+    let got = attempt(&client, &ours.issue("127.0.0.1"), Some(&ours)).await;
+    failed_with(got, "client certificate (--replica-cert)");
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_and_renewed_while_it_runs() {
+    let (ours, new) = (Authority::new("ours"), Authority::new("new"));
+    let client = client_with(tls(&ours, Some(&ours.issue("replicator"))));
+    let server = ours.issue("127.0.0.1");
+    assert_eq!(attempt(&client, &server, Some(&ours)).await, (Verdict::Delivered, true));
+    let renewed = new.issue("127.0.0.1");
+    let refused = attempt(&client, &renewed, Some(&new)).await;
+    failed_with(refused, "not trusted");
+    client.renew(Some(tls(&new, Some(&new.issue("replicator")))), None).unwrap();
+    assert_eq!(attempt(&client, &renewed, Some(&new)).await, (Verdict::Delivered, true));
+}
+
+#[test]
+fn files_that_hold_something_else_say_so() {
+    let ours = Authority::new("ours");
+    let (one, other) = (ours.issue("a"), ours.issue("b"));
+    let trusting = |pem: &str| Tls::default().trusting(pem.as_bytes()).unwrap_err().to_string();
+    assert_eq!(trusting(""), "has no certificate in it");
+    assert_eq!(trusting(&one.key), "has no certificate in it");
+    assert!(trusting("-----BEGIN CERTIFICATE-----\n!\n").contains("no valid PEM"));
+    let empty = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    assert!(trusting(empty).starts_with("cannot be used: "), "{}", trusting(empty));
+    let showing = |certificate: &str, key: &str| {
+        let shown = Tls::default().showing(certificate.as_bytes(), key.as_bytes());
+        shown.unwrap_err().to_string()
+    };
+    assert!(showing(&one.certificate, &one.certificate).contains("has no private key in it"));
+    assert!(showing(&one.certificate, &other.key).starts_with("cannot be used: "));
+    let debug = format!("{:?}", tls(&ours, Some(&one)));
+    assert!(!debug.contains("PRIVATE") && debug.len() < 500, "{debug}");
+}
