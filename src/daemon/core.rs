@@ -40,6 +40,9 @@ use keys::Concluded;
 /// Events taken at once before the timers are looked at again.
 const BATCH: usize = 256;
 
+/// How long what happens is still put into words after the last watcher has gone.
+const WATCHED_FOR: Duration = Duration::from_secs(60);
+
 /// What the loop is told.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -104,6 +107,9 @@ pub(super) struct Core {
     last_sent: Option<Arc<Task>>,
     /// When the next second is over.
     second: Moment,
+    /// Until when there are events for those who watch, and of tasks.
+    watched_until: Moment,
+    tasks_watched_until: Moment,
     /// The first id after the last second that was told of, and when that was.
     accepted_before: (TaskId, Moment),
 }
@@ -130,6 +136,8 @@ impl Core {
             forgetting: Vec::new(),
             last_sent: None,
             second: Moment::default(),
+            watched_until: Moment::default(),
+            tasks_watched_until: Moment::default(),
             accepted_before,
         }
     }
@@ -156,14 +164,18 @@ impl Core {
             }
             let now = self.parts.clock.now();
             let (watched, of_tasks) = self.parts.bus.watched();
-            self.parts.engine.watch(of_tasks);
+            // A watcher that has been cut off comes back for what it has missed.
+            let until = now.moment.after(WATCHED_FOR);
+            self.watched_until = if watched { until } else { self.watched_until };
+            self.tasks_watched_until = if of_tasks { until } else { self.tasks_watched_until };
+            self.parts.engine.watch(now.moment < self.tasks_watched_until);
             told.drain(..).for_each(|event| self.take(now, event));
             asked.drain(..).for_each(|request| self.serve(now, request));
             self.parts.engine.tick(now);
             self.act(now);
             self.let_in(now);
             if self.second <= now.moment {
-                self.tick_second(now, watched);
+                self.tick_second(now, now.moment < self.watched_until);
             }
             if !self.forgetting.is_empty() {
                 self.answer_forgotten();
