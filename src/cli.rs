@@ -11,7 +11,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 pub mod operate;
 
+use crate::access::Role;
 use crate::policy::Rule;
+use crate::task::Node;
 use operate::{
     BarrierArgs, CompletionsArgs, DeadLettersArgs, ManArgs, ReplicasArgs, StatusArgs, TasksArgs,
     TopArgs,
@@ -62,6 +64,8 @@ pub enum Command {
     Barrier(BarrierArgs),
     /// Watch throughput, backlog and lag of a running daemon, and pause and resume replicas.
     Top(TopArgs),
+    /// Make tokens for --auth-file.
+    Token(TokenArgs),
     /// Print a completion script for a shell.
     Completions(CompletionsArgs),
     /// Print the manual page, or write one for every command into a directory.
@@ -92,6 +96,49 @@ pub enum Command {
     ///
     /// It keeps nothing over its end.
     DemoReplica(DemoReplicaArgs),
+}
+
+/// Flags of `token`.
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: TokenCommand,
+}
+
+/// What `token` can do.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token: print it, this once, and the line of --auth-file for it.
+    ///
+    /// The token goes to standard output, the line and what to do with it to standard error; with
+    /// --append the line is added to a file.
+    New(NewTokenArgs),
+}
+
+/// Flags of `token new`.
+#[derive(Debug, Args)]
+pub struct NewTokenArgs {
+    /// Who it is for, as the audit log says it: 1 to 64 of A-Z a-z 0-9 . _ - @
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+
+    /// What it is for: replicate posts writes, observe looks at everything, operate looks at and
+    /// changes everything but posts no writes. Several with commas.
+    #[arg(long, value_name = "ROLE", required = true, value_delimiter = ',')]
+    pub role: Vec<Role>,
+
+    /// The only replicas that its writes may name. Several with commas.
+    #[arg(long, value_name = "URL", value_delimiter = ',', value_parser = operate::node)]
+    pub replica: Vec<Node>,
+
+    /// Requests a second; a batch counts as many as it has writes.
+    #[arg(long, value_name = "N")]
+    pub rate: Option<NonZeroU32>,
+
+    /// The --auth-file to add the line to; made where it is not there.
+    #[arg(long, value_name = "FILE")]
+    pub append: Option<PathBuf>,
 }
 
 /// Flags of `demo`.
@@ -186,6 +233,43 @@ pub struct DaemonArgs {
     /// Port to listen on; 0 takes any free one, which standard output names.
     #[arg(long, env = "REPLICATOR_PORT", default_value_t = 8085)]
     pub port: u16,
+
+    /// Who may ask: a token a line, as `replicator token new` prints it; read again on SIGHUP.
+    /// Without it everyone who reaches the port may do everything.
+    #[arg(long, env = "REPLICATOR_AUTH_FILE", value_name = "FILE")]
+    pub auth_file: Option<PathBuf>,
+
+    /// Certificate to serve TLS with, as PEM, those between it and its authority behind it; read
+    /// again on SIGHUP.
+    #[arg(long, env = "REPLICATOR_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Its private key, as PEM; read again on SIGHUP.
+    #[arg(long, env = "REPLICATOR_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Authorities of which every client must show a certificate, as PEM; read again on SIGHUP.
+    /// Without --auth-file who shows one may do everything.
+    #[arg(long, env = "REPLICATOR_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Listen on other than loopback with neither --auth-file nor --tls-client-ca.
+    #[arg(
+        long,
+        env = "REPLICATOR_INSECURE",
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    pub insecure: bool,
+
+    /// Names by which this server is called where it asks for no token, besides addresses and
+    /// localhost: another name may be a trick of a page in a browser.
+    #[arg(long, env = "REPLICATOR_HOST_NAME", value_name = "NAMES", value_delimiter = ',')]
+    pub host_name: Vec<String>,
 
     /// Name of this replicator in answers and in X-Replication-Id: 1 to 64 of A-Z a-z 0-9 . _ -
     #[arg(long, env = "REPLICATOR_NODE_ID", value_name = "NAME", default_value = "replicator")]
@@ -464,7 +548,8 @@ mod tests {
             assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable.as_str()));
             // Without one there is nothing to read, or no rule.
             let names = arg.get_value_names().unwrap_or_default();
-            let absent = names.iter().any(|name| matches!(name.as_str(), "FILE" | "RULE"));
+            let absent =
+                names.iter().any(|name| matches!(name.as_str(), "FILE" | "RULE" | "NAMES"));
             assert!(absent == arg.get_default_values().is_empty(), "{name} has a default");
             assert!(arg.get_help().is_some(), "{name} is explained");
         }

@@ -29,6 +29,7 @@ mod dump;
 mod generate;
 mod operate;
 mod serve;
+mod token;
 
 /// Does what the command line asks for.
 #[must_use]
@@ -46,6 +47,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::DeadLetters(args)) => runtime.block_on(operate::dead_letters(&args)),
         Some(Command::Barrier(args)) => runtime.block_on(operate::barrier(&args)),
         Some(Command::Top(args)) => runtime.block_on(operate::top(&args)),
+        Some(Command::Token(args)) => token::run(&args),
         Some(Command::Completions(args)) => generate::completions(&args),
         Some(Command::Man(args)) => generate::man(&args),
         Some(Command::Demo(args)) => runtime.block_on(demo::run(&args)),

@@ -16,6 +16,7 @@ use url::Url;
 use crate::cli::{DaemonArgs, Switch, WorkersArg};
 use crate::engine::Workers;
 use crate::policy::Rule;
+use crate::server::TlsFiles;
 use crate::task::MAX_NODE_BYTES;
 
 /// The settings of the daemon, each group what one part of it needs.
@@ -37,6 +38,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is remembered of what is over.
     pub memory: Memory,
+    /// Who may ask.
+    pub inbound: Inbound,
     /// Where traces go; `None` is nowhere.
     pub traces: Option<Traces>,
     /// Where it may write, and as whom.
@@ -63,6 +66,26 @@ impl Outbound {
     #[must_use]
     pub fn has_rules(&self) -> bool {
         !self.allow.is_empty() || self.allow_file.is_some()
+    }
+}
+
+/// Who may ask, and how. The files are read by the daemon.
+#[derive(Clone, Debug)]
+pub struct Inbound {
+    /// `--auth-file`.
+    pub auth_file: Option<PathBuf>,
+    /// `--tls-cert`, `--tls-key` and `--tls-client-ca`.
+    pub tls: Option<TlsFiles>,
+    /// `--host-name`.
+    pub host_names: Vec<String>,
+}
+
+impl Inbound {
+    /// Whether everyone who reaches the port may do everything.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let shown = self.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
+        self.auth_file.is_none() && !shown
     }
 }
 
@@ -286,6 +309,17 @@ impl Config {
             format!("--trace-ratio {} must be from 0 to 1", args.trace_ratio)
         });
 
+        let inbound = Inbound {
+            auth_file: args.auth_file.clone(),
+            tls: tls(args, &mut problems),
+            host_names: args.host_name.clone(),
+        };
+        let exposed = !args.bind.is_loopback() && inbound.is_open();
+        problems.check(!exposed || args.insecure, || {
+            let address = args.bind;
+            format!("--bind {address} lets others in, who may then do everything: ask for tokens (--auth-file) or certificates (--tls-client-ca), or say that it is meant (--insecure)")
+        });
+
         let value_bytes = narrow(args.max_value_bytes);
         let key_bytes = narrow(args.max_key_bytes);
         let replicas = args.max_replicas.get();
@@ -372,7 +406,25 @@ impl Config {
                 identity,
                 token_file: args.replica_token_file.clone(),
             },
+            inbound,
         })
+    }
+}
+
+/// The files of TLS, which are of use together.
+fn tls(args: &DaemonArgs, problems: &mut Problems) -> Option<TlsFiles> {
+    match (&args.tls_cert, &args.tls_key, &args.tls_client_ca) {
+        (Some(certificate), Some(key), client_ca) => Some(TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            client_ca: client_ca.clone(),
+        }),
+        (None, None, None) => None,
+        _ => {
+            let rule = "--tls-cert and --tls-key belong together, and --tls-client-ca needs both";
+            problems.check(false, || rule.to_owned());
+            None
+        }
     }
 }
 
@@ -477,6 +529,20 @@ mod tests {
     }
 
     #[test]
+    fn what_others_can_reach_asks_who_they_are_or_says_that_it_does_not() {
+        for more in [
+            &["--auth-file", "f"][..],
+            &["--tls-cert", "c", "--tls-key", "k", "--tls-client-ca", "a"],
+            &["--insecure"],
+        ] {
+            assert!(config(&[&["--bind", "::"], more].concat()).is_ok(), "{more:?}");
+        }
+        let tls_alone = ["--bind", "0.0.0.0", "--tls-cert", "c", "--tls-key", "k"];
+        assert!(config(&tls_alone).is_err());
+        assert!(config(&["--bind", "127.0.0.2"]).is_ok());
+    }
+
+    #[test]
     fn limits_that_cannot_go_together_are_refused() {
         for (args, word) in [
             (["--max-value-bytes", "900MiB"], "--request-memory"),
@@ -494,6 +560,9 @@ mod tests {
             (["--trace-ratio", "NaN"], "--trace-ratio"),
             (["--replica-cert", "cert.pem"], "--replica-key"),
             (["--replica-key", "key.pem"], "--replica-cert"),
+            (["--bind", "0.0.0.0"], "--insecure"),
+            (["--tls-cert", "c.pem"], "--tls-key"),
+            (["--tls-client-ca", "c.pem"], "--tls-client-ca needs both"),
         ] {
             let text = config(&args).unwrap_err().to_string();
             assert!(text.contains(word), "{args:?}: {text}");

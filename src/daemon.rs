@@ -32,6 +32,7 @@ mod events;
 mod handle;
 mod history;
 mod idempotency;
+mod inbound;
 mod operate;
 mod operations;
 mod outbound;
@@ -49,6 +50,7 @@ use core::{Core, Event as Told, Parts};
 use events::Bus;
 use handle::Operator;
 use history::History;
+use inbound::Inbound;
 use operations::Operations;
 use outbound::Outbound;
 use restore::Restored;
@@ -61,6 +63,7 @@ pub use events::{Event, EventKind, EventKinds, Events};
 pub(crate) use handle::Request;
 pub use handle::{Accepted, Handle, Health, Refusal};
 pub use idempotency::Idempotency;
+pub use inbound::InboundError;
 pub use operate::{LetterCursor, LetterFilter, OperateError, TaskFilter};
 pub use outbound::OutboundError;
 
@@ -87,6 +90,9 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// A file about who may ask cannot be used.
+    #[error(transparent)]
+    Inbound(#[from] InboundError),
     /// A thread died while the store was opened.
     #[error("opening the store was interrupted")]
     Interrupted,
@@ -106,6 +112,7 @@ pub struct Daemon {
     tracer: Tracer,
     grace: Duration,
     outbound: Arc<Outbound>,
+    inbound: Arc<Inbound>,
 }
 
 impl Daemon {
@@ -120,6 +127,8 @@ impl Daemon {
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().unwrap_or(address);
+
+        let inbound = Arc::new(Inbound::open(&config.inbound, address)?);
 
         let clock = Clock::start();
         let policy = outbound::policy(&config.outbound, address)?;
@@ -191,7 +200,7 @@ impl Daemon {
         let handle = Handle { requests, health: watched.clone(), retry_after, counts, operator };
         let (stop_serving, stop) = oneshot::channel();
         let stop = async { drop(stop.await) };
-        let settings = server_settings(config, tracer.clone(), policy);
+        let settings = server_settings(config, &inbound, tracer.clone(), policy);
         let server = server::serve(listener, handle.clone(), settings, stop);
         let server = tokio::spawn(server);
         info!(%address, node_id = %config.listen.node_id, "listening");
@@ -209,6 +218,7 @@ impl Daemon {
             tracer,
             grace,
             outbound,
+            inbound,
         })
     }
 
@@ -224,13 +234,23 @@ impl Daemon {
         &self.handle
     }
 
-    /// Reads again what can change while it runs: where it may write, certificates, tokens. What
-    /// cannot be read stays as it was, and the log says so.
+    /// The URL under which it listens.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.inbound.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// Reads again what can change while it runs: who may ask, where it may write, certificates,
+    /// tokens. What cannot be read stays as it was, and the log says so.
     ///
     /// Returns at once, so that a disk that hangs holds up nobody; one reload follows another.
     pub fn reload(&self) {
-        let outbound = Arc::clone(&self.outbound);
-        drop(tokio::task::spawn_blocking(move || outbound.reload()));
+        let (inbound, outbound) = (Arc::clone(&self.inbound), Arc::clone(&self.outbound));
+        drop(tokio::task::spawn_blocking(move || {
+            inbound.reload();
+            outbound.reload();
+        }));
     }
 
     /// Returns when the daemon cannot go on, and says why: the store has failed, or a part of the
@@ -344,8 +364,15 @@ fn replica_settings(config: &Config) -> replica::Settings {
     }
 }
 
-fn server_settings(config: &Config, tracer: Tracer, policy: Policy) -> server::Settings {
+fn server_settings(
+    config: &Config,
+    inbound: &Inbound,
+    tracer: Tracer,
+    policy: Policy,
+) -> server::Settings {
     server::Settings {
+        access: inbound.access.clone(),
+        tls: inbound.tls.clone(),
         tracer,
         policy,
         node_id: config.listen.node_id.clone(),

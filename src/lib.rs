@@ -4,6 +4,7 @@
 //!
 //! - [`task`]: the words. Task, delivery, verdict, progress.
 //! - [`api`]: what operators see and say, as JSON.
+//! - [`access`]: who may ask. Tokens, roles, rates.
 //! - [`engine`]: what happens next. Order, retries, quorum, capacities; a pure state machine.
 //! - [`store`]: what survives. Tasks and their progress, durable in groups.
 //! - [`policy`]: where the daemon may write.
@@ -24,11 +25,12 @@
 //! goes back into the engine, and when the last replica has acknowledged, the committer removes
 //! the task from the disk.
 //!
-//! Who may know whom: `task`, `api` and `faults` know nobody; `policy` and `traces` know `task`;
-//! `engine`, `store` and `replica` know `task` and not each other, `replica` the `policy` as well;
-//! `server` knows `task`, `api`, `metrics`, `policy`, `traces` and the daemon's handle; `daemon` knows all. A
+//! Who may know whom: `task`, `api` and `faults` know nobody; `access`, `policy` and `traces` know
+//! `task`; `engine`, `store` and `replica` know `task` and not each other, `replica` the `policy` as
+//! well; `server` knows `task`, `api`, `access`, `metrics`, `policy`, `traces` and the daemon's handle; `daemon` knows all. A
 //! test holds that.
 
+pub mod access;
 pub mod api;
 pub mod cli;
 pub mod commands;

@@ -17,12 +17,13 @@
 //! without a body.
 //!
 //! To read: [`serve`], then `routes` for the map of paths and `replicate` for the path of one
-//! write, which uses `body` (bytes, bounded), `wire` (JSON) and `validate` (the rules). Every
+//! write, which uses `access` (who may), `body` (bytes, bounded), `wire` (JSON) and `validate` (the rules). Every
 //! status code is made in `errors`.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::middleware;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -31,6 +32,7 @@ use crate::metrics::Users;
 use crate::policy::Policy;
 use crate::traces::Tracer;
 
+mod access;
 mod body;
 mod connections;
 mod errors;
@@ -41,6 +43,7 @@ mod metrics;
 mod page;
 mod replicate;
 mod routes;
+mod tls;
 mod v1;
 mod validate;
 mod wire;
@@ -48,16 +51,22 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use access::Access;
 pub use memory_replica::MemoryReplica;
+pub use tls::{Tls, TlsError, TlsFiles};
 
 /// What the server is told once, at the start.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// What is asked of whoever asks.
+    pub access: Access,
+    /// What is shown over TLS; `None` is plain HTTP.
+    pub tls: Option<Tls>,
     /// Makes the spans of requests.
     pub tracer: Tracer,
     /// Under which name this replicator answers.
     pub node_id: String,
-    /// Connections open at once. Beyond it the next ones wait in the listener's backlog.
+    /// Connections open at once. Beyond it those that wait for their clients end for the next ones.
     pub max_connections: usize,
     /// How long a client may take to send the head of a request, to send its body, and to go on
     /// reading its answer; also how long a connection may be idle, and how long a request waits
@@ -90,6 +99,7 @@ struct Inbound {
     closing: watch::Receiver<bool>,
     /// What `/v1/openapi.json` says.
     openapi: serde_json::Value,
+    refusals: access::Refusals,
 }
 
 impl Inbound {
@@ -128,13 +138,17 @@ pub async fn serve(
         streams: v1::Streams::default(),
         closing,
         openapi,
+        refusals: access::Refusals::new(),
         handle,
         settings,
     };
-    let router = router.with_state(Arc::new(inbound));
+    let tls = inbound.settings.tls.clone();
+    let inbound = Arc::new(inbound);
+    let checked = middleware::from_fn_with_state(Arc::clone(&inbound), access::check);
+    let router = router.with_state(inbound).layer(checked);
     let stop = async {
         stop.await;
         close.send_replace(true);
     };
-    connections::accept(listener, router, &limits, stop).await;
+    connections::accept(listener, router, tls, &limits, stop).await;
 }

@@ -448,7 +448,7 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn node(text: &str) -> Result<Node, String> {
+pub(super) fn node(text: &str) -> Result<Node, String> {
     let spelled = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     Node::parse(&spelled).map_err(|error| format!("the address {error}"))
 }

@@ -48,10 +48,10 @@ pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
         Ok(reload) => reload,
         Err(error) => return Err(format!("cannot catch signals: {error}")),
     };
-    if !config.listen.address.ip().is_loopback() {
+    if !config.listen.address.ip().is_loopback() && config.inbound.is_open() {
         warn!(
             address = %config.listen.address,
-            "listening on other than loopback, and there is no authentication: whoever reaches this port can write to every replica that this machine reaches"
+            "nobody is asked who they are (--insecure): whoever reaches this port can do everything"
         );
     }
     let started = tokio::select! {
@@ -65,7 +65,7 @@ pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
         Ok(daemon) => daemon,
         Err(error) => return Err(whole(&error)),
     };
-    println!("listening on http://{}", daemon.address());
+    println!("listening on {}", daemon.url());
     let code = loop {
         tokio::select! {
             signal = signals.next() => {

@@ -61,7 +61,7 @@ impl Reason {
 }
 
 /// The answers to a write that are counted by themselves; any other counts as `other`.
-const STATUSES: [(u16, &str); 10] = [
+const STATUSES: [(u16, &str); 11] = [
     (200, "200"),
     (202, "202"),
     (400, "400"),
@@ -70,6 +70,7 @@ const STATUSES: [(u16, &str); 10] = [
     (408, "408"),
     (413, "413"),
     (422, "422"),
+    (429, "429"),
     (500, "500"),
     (503, "503"),
 ];

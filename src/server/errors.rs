@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -21,8 +21,12 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 pub(super) enum Problem {
     /// The request breaks a rule. Says which.
     Invalid(String),
+    /// There is no token, or not a good one. Says which.
+    Unauthenticated(&'static str),
     /// What it asks for may not be done. Says why.
     Forbidden(String),
+    /// Too often; the client may come again after a while.
+    TooMany { error: String, retry_after: Duration },
     /// There is nothing under this path.
     NotFound,
     /// The path is right, what it names is not there. Says what.
@@ -31,8 +35,8 @@ pub(super) enum Problem {
     WrongMethod,
     /// The body did not come within this time.
     TooSlow(Duration),
-    /// Something went wrong in here; the log says what.
-    Internal,
+    /// Something went wrong in here; under this id the log says what.
+    Internal(String),
     /// The body or the value is beyond a limit. Says which.
     TooLarge(String),
     /// It cannot be done as things stand. Says why.
@@ -56,8 +60,9 @@ pub(super) enum Problem {
 impl Problem {
     /// An error that no client can do anything about: it goes to the log.
     pub(super) fn internal(error: &dyn std::error::Error) -> Self {
-        tracing::error!(%error, "a request failed inside");
-        Self::Internal
+        let id = format!("{:08x}", fastrand::u32(..));
+        tracing::error!(id, %error, "a request failed inside");
+        Self::Internal(id)
     }
 
     /// The task that the request became all the same.
@@ -110,11 +115,13 @@ impl Problem {
     fn status(&self) -> StatusCode {
         match self {
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotFound | Self::Missing(_) => StatusCode::NOT_FOUND,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooSlow(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Mismatch(_) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -126,11 +133,13 @@ impl Problem {
         let error = match self {
             Self::Invalid(error)
             | Self::Forbidden(error)
+            | Self::TooMany { error, .. }
             | Self::Missing(error)
             | Self::TooLarge(error)
             | Self::Conflict(error)
             | Self::Mismatch(error)
             | Self::Unavailable { error, .. } => error.as_str(),
+            Self::Unauthenticated(error) => error,
             Self::NotFound => "there is nothing under this path",
             Self::WrongMethod => {
                 "this path does not answer this method, the Allow header says which it does"
@@ -141,7 +150,11 @@ impl Problem {
                     "error": format!("the body did not arrive within {seconds} seconds"),
                 });
             }
-            Self::Internal => "this went wrong inside, see the log",
+            Self::Internal(id) => {
+                return json!({
+                    "error": format!("this went wrong inside (id {id}), see the log"),
+                });
+            }
             Self::NoMajority { error, id, acked, failed, .. } => {
                 return json!({
                     "success": false,
@@ -191,7 +204,10 @@ impl IntoResponse for Problem {
                 // The rest of that body may still come: nothing after it can be understood.
                 with(response, CONNECTION, HeaderValue::from_static("close"))
             }
-            Self::Unavailable { retry_after, .. } => {
+            Self::Unauthenticated(_) => {
+                with(response, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+            }
+            Self::Unavailable { retry_after, .. } | Self::TooMany { retry_after, .. } => {
                 let seconds = HeaderValue::from(whole_seconds(retry_after));
                 with(response, RETRY_AFTER, seconds)
             }
@@ -285,17 +301,16 @@ mod tests {
                 503,
                 "the replicator is shutting down and accepts no new writes",
             ),
-            (
-                OperateError::Unreadable("/secret/path".to_owned()),
-                500,
-                "this went wrong inside, see the log",
-            ),
+            (OperateError::Unreadable("/secret/path".to_owned()), 500, "this went wrong inside"),
             (OperateError::TooMany("8 run".to_owned()), 503, "8 run"),
             (OperateError::Invalid("no".to_owned()), 400, "no"),
             (OperateError::Conflict("taken".to_owned()), 409, "taken"),
         ] {
             let problem = Problem::not_operated(error, &handle);
-            assert_eq!(problem.body(), json!({ "error": sentence }));
+            let said = problem.body()["error"].as_str().unwrap().to_owned();
+            let (begin, id) = said.split_once(" (id ").unwrap_or((&said, "0"));
+            assert_eq!(begin, sentence);
+            assert!(id.trim_end_matches("), see the log").chars().all(|c| c.is_ascii_hexdigit()));
             let response = problem.into_response();
             assert_eq!(response.status().as_u16(), status, "{sentence}");
             assert_eq!(response.headers().contains_key(RETRY_AFTER), status == 503, "{sentence}");

@@ -55,7 +55,7 @@ impl MemoryReplica {
 
     /// Serves it from `listener` until `stop` resolves; then its connections are closed.
     pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = ()>) {
-        connections::accept(listener, self.router(), &LIMITS, stop).await;
+        connections::accept(listener, self.router(), None, &LIMITS, stop).await;
     }
 
     fn router(&self) -> Router {

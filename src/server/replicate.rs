@@ -7,6 +7,7 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
 use super::Inbound;
+use super::access::Caller;
 use super::errors::{Problem, as_spelled, taken};
 use super::idempotency;
 use super::validate::{self, Write};
@@ -92,6 +93,7 @@ async fn write(
     let read = memory.read(&head.headers, body, handle.retry_after()).await;
     let (body, _share) = read.inspect_err(|problem| inbound.count_want_of_memory(problem))?;
     let Write { mut task, spelled } = validate::write(&body, settings)?;
+    Caller::of(&head.extensions).may_name(&task.replicas)?;
     let idempotency = key.map(|key| idempotency::of(key, &body));
     task.trace = trace;
     drop(body);

@@ -293,18 +293,43 @@ async fn a_client_that_closes_its_side_behind_its_write_is_answered() {
 }
 
 #[tokio::test]
-async fn beyond_the_connections_allowed_the_next_one_waits() {
+async fn beyond_the_connections_allowed_the_next_one_waits_for_the_answer_of_another() {
     let settings = Settings { max_connections: 1, ..settings() };
-    let server = start(settings).await;
+    let mut server = start(settings).await;
     let mut first = Client::connect(server.address).await;
-    assert_eq!(first.get("/livez", "").await.status, 200);
+    first.post(WRITE).await;
+    let (_, reply) = server.next_write().await;
     let mut second = Client::connect(server.address).await;
     second.send("GET /livez HTTP/1.1\r\nhost: h\r\n\r\n").await;
-    // The first is served on while the second has nothing.
-    assert_eq!(first.get("/livez", "").await.status, 200);
     assert!(second.0.try_read(&mut [0]).is_err());
-    drop(first);
+    reply.send(Ok(Accepted { id: TaskId(1), acked: vec![], replayed: false })).unwrap();
+    assert_eq!(first.answer().await.status, 202);
     assert_eq!(second.answer().await.status, 200);
+    first.closed().await;
+}
+
+#[tokio::test]
+async fn those_who_say_nothing_or_not_all_of_it_keep_nobody_out() {
+    let settings = Settings { max_connections: 4, ..settings() };
+    let server = start(settings).await;
+    let mut hostile = Vec::new();
+    for n in 0..40 {
+        let mut client = Client::connect(server.address).await;
+        match n % 3 {
+            0 => {}
+            1 => client.send("POST /repl").await,
+            _ => {
+                client
+                    .send("POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n{")
+                    .await;
+            }
+        }
+        hostile.push(client);
+    }
+    for _ in 0..10 {
+        let mut honest = Client::connect(server.address).await;
+        assert_eq!(honest.get("/livez", "").await.status, 200);
+    }
 }
 
 #[tokio::test]

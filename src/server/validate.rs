@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::Settings;
 use super::errors::Problem;
 use super::idempotency;
-use super::wire::{Fields, Json, MAX_ENTRIES, shown};
+use super::wire::{Fields, Json, MAX_ENTRIES, shown_address};
 use crate::task::{Consistency, NewTask, Node, Operation};
 
 #[cfg(test)]
@@ -217,7 +217,7 @@ fn replicas(json: Json<'_>, settings: &Settings) -> Result<(Vec<Node>, Vec<Strin
             return Err(must_be(&format!("replica_nodes[{index}]"), "a URL", &entry));
         };
         let node = Node::parse(&text).map_err(|error| {
-            let text = shown(&text);
+            let text = shown_address(&text);
             invalid(format!(r#"field "replica_nodes[{index}]": {text} {error}"#))
         })?;
         if nodes.contains(&node) {
@@ -229,7 +229,7 @@ fn replicas(json: Json<'_>, settings: &Settings) -> Result<(Vec<Node>, Vec<Strin
             )));
         }
         settings.policy.admit(&node).map_err(|why| {
-            let text = shown(&text);
+            let text = shown_address(&text);
             Problem::Forbidden(format!(r#"field "replica_nodes[{index}]": {text} {why}"#))
         })?;
         nodes.push(node);

@@ -98,6 +98,14 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
+/// The same of an address, which may have a password in it.
+pub(super) fn shown_address(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((_, rest)) => shown(&format!("…@{rest}")),
+        None => shown(text),
+    }
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Reader { lists: true }.deserialize(deserializer)

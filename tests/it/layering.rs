@@ -133,6 +133,13 @@ fn the_parts_know_the_words_and_not_each_other() {
 }
 
 #[test]
+fn who_may_ask_is_known_without_http_or_a_runtime() {
+    let parts = ["crate::engine", "crate::store", "crate::replica", "crate::server"];
+    let io = ["crate::daemon", "tokio", "async ", "axum", "hyper", "tracing"];
+    never_in(&[parts.as_slice(), &io].concat(), &["src/access.rs", "src/access"]);
+}
+
+#[test]
 fn status_codes_are_made_in_one_file() {
     let allowed = ["src/server/errors.rs", "src/replica/verdict.rs", "src/replica/client.rs"];
     only_under(&["StatusCode"], &allowed);

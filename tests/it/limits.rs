@@ -97,7 +97,8 @@ async fn a_client_that_hangs_up_in_the_middle_of_its_body_leaves_no_trace() {
     use tokio::io::AsyncWriteExt;
     let daemon = Daemon::start(&[]).await;
     let mut stream = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
-    let head = "POST /replicate HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{\"key\":";
+    let head =
+        "POST /replicate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{\"key\":";
     stream.write_all(head.as_bytes()).await.unwrap();
     drop(stream);
     assert_eq!(daemon.metrics().await["total_replications"], 0);
@@ -109,7 +110,7 @@ async fn a_client_that_sends_too_slowly_is_cut() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let daemon = Daemon::start(&["--client-timeout", "1s"]).await;
     let mut slow_body = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
-    let head = "POST /replicate HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{";
+    let head = "POST /replicate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{";
     slow_body.write_all(head.as_bytes()).await.unwrap();
     let mut answer = String::new();
     slow_body.read_to_string(&mut answer).await.unwrap();

@@ -17,6 +17,7 @@
 
 mod support;
 
+mod access;
 mod cli;
 mod contract;
 mod delivery;
@@ -34,6 +35,7 @@ mod page;
 mod policy;
 mod readme;
 mod telemetry;
+mod tls_in;
 mod tls_out;
 mod tools;
 mod traces;

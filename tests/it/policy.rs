@@ -85,7 +85,7 @@ async fn one_forbidden_replica_among_good_ones_refuses_the_whole_write() {
 #[tokio::test]
 async fn the_daemon_cannot_be_made_to_write_to_itself() {
     for bind in ["127.0.0.1", "0.0.0.0"] {
-        let daemon = Daemon::start(&["--bind", bind]).await;
+        let daemon = Daemon::start(&["--bind", bind, "--insecure"]).await;
         let port = port(daemon.address()).to_owned();
         for host in ["127.0.0.1", "localhost", "0x7f.1", "LOCALHOST.", "[::ffff:127.0.0.1]"] {
             forbidden(&daemon, &format!("http://{host}:{port}"), "is this replicator itself").await;

@@ -32,6 +32,8 @@ pub(super) struct Server {
 
 pub(super) fn settings() -> Settings {
     Settings {
+        access: crate::server::Access::open(),
+        tls: None,
         tracer: Tracer::off(),
         node_id: "node-7".to_owned(),
         max_connections: 100,

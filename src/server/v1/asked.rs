@@ -10,7 +10,7 @@ use url::form_urlencoded;
 
 use super::Problem;
 use super::validate::invalid;
-use super::wire::shown;
+use super::wire::{shown, shown_address};
 use crate::api::{Cause, DeliveryState};
 use crate::task::Node;
 
@@ -80,7 +80,8 @@ pub(super) fn node(what: &str, text: &str) -> Result<Node, Problem> {
     } else {
         Cow::Owned(format!("http://{text}"))
     };
-    Node::parse(&address).map_err(|error| invalid(format!("{what}: {} {error}", shown(text))))
+    Node::parse(&address)
+        .map_err(|error| invalid(format!("{what}: {} {error}", shown_address(text))))
 }
 
 /// The value that `name` has in a table of words.

@@ -18,12 +18,18 @@ use super::validate::{self, Write, invalid};
 use super::{Bodily, Failures, Inbound, Problem, idempotency};
 use crate::api::{self, BatchAnswer, BatchAnswers};
 use crate::daemon::Idempotency;
+use crate::server::access::Caller;
 use crate::server::errors::{ok, taken_in_batch};
 use crate::server::replicate::trace_of;
 use crate::task::{Consistency, NewTask};
 
 /// The most writes of one batch.
 const MAX_WRITES: usize = 1000;
+
+/// The daemon gives an answer for every write; this is one that it has not given.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon gave no answer for a write of a batch")]
+struct Unanswered;
 
 /// A write on its way to its answer: one that was handed in is answered by the daemon.
 enum Member {
@@ -61,10 +67,13 @@ pub(super) async fn batch(
     let (limit, retry_after) = (memory.max_batch_bytes(), handle.retry_after());
     let read = memory.read_up_to(limit, &head.headers, body, retry_after).await;
     let (body, _share) = read.inspect_err(|problem| inbound.count_want_of_memory(problem))?;
+    let caller = Caller::of(&head.extensions);
     let mut members = Vec::new();
     let mut valid = Vec::new();
-    for write in apart(&head.headers, &body)? {
-        members.push(match inbound.checked(write) {
+    let writes = apart(&head.headers, &body)?;
+    caller.spend(writes.len().saturating_sub(1));
+    for write in writes {
+        members.push(match inbound.checked(write, &caller) {
             Ok((Write { mut task, spelled }, idempotency)) => {
                 task.trace.clone_from(&trace);
                 inbound.count_user(&task);
@@ -80,8 +89,13 @@ pub(super) async fn batch(
 }
 
 impl Inbound {
-    fn checked(&self, write: &[u8]) -> Result<(Write, Option<Idempotency>), Problem> {
+    fn checked(
+        &self,
+        write: &[u8],
+        caller: &Caller,
+    ) -> Result<(Write, Option<Idempotency>), Problem> {
         let (checked, key) = validate::batched(write, &self.settings)?;
+        caller.may_name(&checked.task.replicas)?;
         Ok((checked, key.map(|key| idempotency::of(key, write))))
     }
 
@@ -103,7 +117,7 @@ impl Inbound {
                     )),
                     Some(Err(refusal)) => Err(self.refused(&refusal, &spelled)),
                     // The daemon answers each; without an answer nothing may be said of it.
-                    None => Err(Problem::Internal),
+                    None => Err(Problem::internal(&Unanswered)),
                 },
             };
             let durable = match &outcome {

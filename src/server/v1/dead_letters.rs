@@ -10,6 +10,7 @@ use super::bodies::{self, Selection, object};
 use super::{Bodily, Failures, Inbound, Problem};
 use crate::api;
 use crate::daemon::LetterFilter;
+use crate::server::access::About;
 use crate::server::errors::{accepted, ok};
 
 /// What dead letters can be asked for by.
@@ -74,7 +75,8 @@ pub(super) async fn redrive(
     let check = |body: &[u8]| object::<Selection<'_>>(body)?.redriven();
     let selected = bodies::read(&inbound, request, check).await?;
     let begun = inbound.handle.redrive(selected.filter, selected.dry_run, selected.rate).await;
-    Ok(accepted(&inbound.operated(begun)?))
+    let begun = inbound.operated(begun)?;
+    Ok(About::of(format!("operation {}", begun.operation_id)).on(accepted(&begun)))
 }
 
 #[utoipa::path(
@@ -96,5 +98,6 @@ pub(super) async fn discard(
     let check = |body: &[u8]| object::<Selection<'_>>(body)?.discarded();
     let selected = bodies::read(&inbound, request, check).await?;
     let begun = inbound.handle.discard(selected.filter, selected.dry_run).await;
-    Ok(accepted(&inbound.operated(begun)?))
+    let begun = inbound.operated(begun)?;
+    Ok(About::of(format!("operation {}", begun.operation_id)).on(accepted(&begun)))
 }

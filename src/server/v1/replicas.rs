@@ -9,6 +9,7 @@ use super::asked::{NamedNode, NoParameters};
 use super::bodies::{self, Rename, nothing, object};
 use super::{Absent, Bodily, Failures, Inbound, Problem};
 use crate::api;
+use crate::server::access::About;
 use crate::server::errors::ok;
 use crate::task::Node;
 
@@ -164,8 +165,9 @@ pub(super) async fn rename(
     request: Request,
 ) -> Result<Response, Problem> {
     let to = bodies::read(&inbound, request, |body| object::<Rename<'_>>(body)?.checked()).await?;
+    let about = About::of(format!("to {to}"));
     let replica = inbound.handle.rename(&node, to).await;
-    Ok(ok(&inbound.found(replica, || what(&node))?))
+    Ok(about.on(ok(&inbound.found(replica, || what(&node))?)))
 }
 
 fn what(node: &Node) -> String {

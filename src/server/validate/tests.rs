@@ -6,6 +6,8 @@ use super::*;
 
 fn settings() -> Settings {
     Settings {
+        access: crate::server::Access::open(),
+        tls: None,
         tracer: crate::traces::Tracer::off(),
         node_id: "replicator".to_owned(),
         max_connections: 1,

@@ -17,6 +17,7 @@ pub struct Daemon {
     args: Vec<String>,
     env: Vec<(String, String)>,
     child: Child,
+    scheme: String,
     address: String,
     client: reqwest::Client,
 }
@@ -49,13 +50,13 @@ impl Daemon {
         let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let env: Vec<_> = env.iter().map(owned).collect();
-        let (child, address) = spawn(path, &args, &env).await?;
+        let (child, scheme, address) = spawn(path, &args, &env).await?;
         let path = path.to_owned();
-        Ok(Self { dir: None, path, args, env, child, address, client: client() })
+        Ok(Self { dir: None, path, args, env, child, scheme, address, client: client() })
     }
 
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        format!("{}://{}{path}", self.scheme, self.address)
     }
 
     pub fn address(&self) -> &str {
@@ -68,6 +69,11 @@ impl Daemon {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Asks with another client from now on.
+    pub fn use_client(&mut self, client: reqwest::Client) {
+        self.client = client;
     }
 
     pub fn client(&self) -> &reqwest::Client {
@@ -186,7 +192,7 @@ impl Daemon {
     /// Starts it again, on the same directory, once it has ended.
     pub async fn restart(&mut self) {
         match spawn(&self.path, &self.args, &self.env).await {
-            Ok(started) => (self.child, self.address) = started,
+            Ok(started) => (self.child, self.scheme, self.address) = started,
             Err(status) => panic!("the daemon did not start ({status})\n{}", self.log()),
         }
     }
@@ -239,7 +245,7 @@ async fn spawn(
     path: &Path,
     args: &[String],
     env: &[(String, String)],
-) -> Result<(Child, String), ExitStatus> {
+) -> Result<(Child, String, String), ExitStatus> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log_of(path)).unwrap();
     let port: &[&str] = if args.iter().any(|arg| arg == "--port") { &[] } else { &["--port", "0"] };
     let mut child = command()
@@ -268,8 +274,10 @@ async fn spawn(
         let _ = child.wait();
         panic!("the daemon neither serves nor ends\n{}", self::log(path));
     };
-    match line.unwrap().trim().strip_prefix("listening on http://") {
-        Some(address) => Ok((child, address.to_owned())),
+    let line = line.unwrap();
+    let url = line.trim().strip_prefix("listening on ");
+    match url.and_then(|url| url.split_once("://")) {
+        Some((scheme, address)) => Ok((child, scheme.to_owned(), address.to_owned())),
         None => Err(child.wait().unwrap()),
     }
 }

@@ -1,0 +1,91 @@
+//! How often something may be done.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+/// A bucket that fills at `rate` a second, up to one second's worth.
+///
+/// What is taken may be more than is there, as a batch is: the debt has to be filled up before the
+/// next one. So the mean over time never is above the rate, and no size is refused for ever.
+#[derive(Debug)]
+pub struct Bucket {
+    rate: f64,
+    /// Negative while there is a debt.
+    level: f64,
+    /// When `level` was right; `None` before the first use.
+    at: Option<Instant>,
+}
+
+impl Bucket {
+    /// A full one.
+    #[must_use]
+    pub fn new(rate: NonZeroU32) -> Self {
+        let rate = f64::from(rate.get());
+        Self { rate, level: rate, at: None }
+    }
+
+    /// Takes `count`.
+    ///
+    /// # Errors
+    ///
+    /// How long until there is at least one to take; then nothing is taken.
+    pub fn spend(&mut self, count: u32, now: Instant) -> Result<(), Duration> {
+        let passed = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.at = Some(self.at.map_or(now, |at| at.max(now)));
+        self.level = (self.level + passed.as_secs_f64() * self.rate).min(self.rate);
+        if self.level < 1.0 {
+            return Err(Duration::from_secs_f64((1.0 - self.level) / self.rate));
+        }
+        self.owe(count);
+        Ok(())
+    }
+
+    /// Takes `count`, there or not.
+    pub fn owe(&mut self, count: u32) {
+        self.level -= f64::from(count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "any moment is as good")]
+    fn now() -> Instant {
+        Instant::now()
+    }
+
+    fn bucket(rate: u32) -> Bucket {
+        Bucket::new(NonZeroU32::new(rate).unwrap())
+    }
+
+    #[test]
+    fn a_second_s_worth_is_there_at_once_and_then_it_is_the_rate() {
+        let (mut bucket, start) = (bucket(10), now());
+        for _ in 0..10 {
+            bucket.spend(1, start).unwrap();
+        }
+        assert_eq!(bucket.spend(1, start), Err(Duration::from_millis(100)));
+        bucket.spend(1, start + Duration::from_millis(101)).unwrap();
+        assert!(bucket.spend(1, start + Duration::from_millis(101)).is_err());
+    }
+
+    #[test]
+    fn a_batch_is_a_debt_that_is_filled_up_before_the_next() {
+        let (mut bucket, start) = (bucket(10), now());
+        bucket.spend(1000, start).unwrap();
+        let wait = bucket.spend(1, start).unwrap_err();
+        assert!((wait.as_secs_f64() - 99.1).abs() < 0.01, "{wait:?}");
+        assert!(bucket.spend(1, start + Duration::from_secs(99)).is_err());
+        bucket.spend(1, start + Duration::from_millis(99_101)).unwrap();
+    }
+
+    #[test]
+    fn a_day_of_rest_is_no_more_than_a_second_s_worth() {
+        let (mut bucket, start) = (bucket(2), now());
+        bucket.spend(1, start).unwrap();
+        let later = start + Duration::from_secs(86_400);
+        assert!(bucket.spend(1, later).is_ok() && bucket.spend(1, later).is_ok());
+        assert!(bucket.spend(1, later).is_err());
+    }
+}

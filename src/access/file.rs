@@ -1,0 +1,117 @@
+//! The list of tokens, a line each: `NAME ROLES ID:HASH [replicas=URL,…] [rate=N]`.
+
+use std::collections::HashSet;
+use std::fs;
+use std::num::NonZeroU32;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Grant, Holder, Role, Stored, Tokens, TokensError};
+use crate::task::Node;
+
+/// The longest list that is read, in bytes: some ten thousand tokens.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// The longest name of a holder.
+const MAX_NAME_BYTES: usize = 64;
+
+pub(super) fn read(path: &Path) -> Result<Tokens, TokensError> {
+    let file = path.display().to_string();
+    let unreadable = |source| TokensError::Unreadable { file: file.clone(), source };
+    let found = fs::metadata(path).map_err(unreadable)?;
+    if found.permissions().mode() & 0o002 != 0 {
+        return Err(TokensError::Writable { file });
+    }
+    if found.len() > MAX_BYTES {
+        let why = std::io::Error::other(format!("it is longer than {} MiB", MAX_BYTES >> 20));
+        return Err(unreadable(why));
+    }
+    let text = fs::read_to_string(path).map_err(unreadable)?;
+    parse(&text, &file)
+}
+
+pub(super) fn parse(text: &str, file: &str) -> Result<Tokens, TokensError> {
+    let mut tokens = Tokens::default();
+    let mut names = HashSet::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let at = |why| TokensError::Line { file: file.to_owned(), line: index + 1, why };
+        let (stored, grant) = entry(line).map_err(at)?;
+        if !names.insert(Arc::clone(&grant.name)) {
+            return Err(at(format!("the name {:?} is there twice", grant.name)));
+        }
+        let holder = Arc::new(Holder::new(grant));
+        if tokens.0.insert(stored.id(), (stored, holder)).is_some() {
+            return Err(at("this hash is there twice".to_owned()));
+        }
+    }
+    if tokens.is_empty() { Err(TokensError::Empty { file: file.to_owned() }) } else { Ok(tokens) }
+}
+
+fn entry(line: &str) -> Result<(Stored, Grant), String> {
+    let mut words = line.split_whitespace();
+    let (Some(name), Some(roles), Some(hash)) = (words.next(), words.next(), words.next()) else {
+        return Err("a line is NAME ROLES HASH, as replicator token new prints it".to_owned());
+    };
+    let stored = hash.parse::<Stored>()?;
+    let mut grant = Grant {
+        name: check_name(name)?.into(),
+        roles: self::roles(roles)?,
+        replicas: None,
+        rate: None,
+    };
+    for word in words {
+        match word.split_once('=') {
+            Some(("replicas", list)) if grant.replicas.is_none() => {
+                grant.replicas = Some(replicas(list)?);
+            }
+            Some(("rate", number)) if grant.rate.is_none() => {
+                let rate = number.parse::<NonZeroU32>();
+                grant.rate = Some(rate.map_err(|_| format!("{word:?}: a rate is from 1 on"))?);
+            }
+            // What it is may be a token in the wrong place.
+            _ => return Err("after the hash come replicas=… and rate=…, each once".to_owned()),
+        }
+    }
+    Ok((stored, grant))
+}
+
+fn roles(text: &str) -> Result<Vec<Role>, String> {
+    text.split(',').map(str::parse).collect()
+}
+
+fn replicas(list: &str) -> Result<Vec<Node>, String> {
+    let node = |text: &str| Node::parse(text).map_err(|error| format!("replicas={text}: {error}"));
+    let mut replicas: Vec<_> = list.split(',').map(node).collect::<Result<_, _>>()?;
+    replicas.sort();
+    replicas.dedup();
+    Ok(replicas)
+}
+
+/// A name as it may stand in the list and in the log.
+pub(super) fn check_name(name: &str) -> Result<&str, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
+    if (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(plain) {
+        Ok(name)
+    } else {
+        Err(format!("the name {name:?} must be 1 to {MAX_NAME_BYTES} of A-Z a-z 0-9 . _ - @"))
+    }
+}
+
+/// The line for a token.
+pub(super) fn line(stored: &Stored, grant: &Grant) -> String {
+    let roles: Vec<_> = grant.roles.iter().map(Role::to_string).collect();
+    let mut line = format!("{} {} {stored}", grant.name, roles.join(","));
+    if let Some(replicas) = &grant.replicas {
+        let replicas: Vec<_> = replicas.iter().map(Node::as_str).collect();
+        line = format!("{line} replicas={}", replicas.join(","));
+    }
+    if let Some(rate) = grant.rate {
+        line = format!("{line} rate={rate}");
+    }
+    line
+}

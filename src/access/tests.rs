@@ -1,0 +1,118 @@
+use super::*;
+
+#[expect(clippy::disallowed_methods, reason = "any moment is as good")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn grant(name: &str, roles: &[Role]) -> Grant {
+    Grant { name: name.into(), roles: roles.to_vec(), replicas: None, rate: None }
+}
+
+fn made(grant: &Grant) -> (String, String) {
+    let fresh = Fresh::make().unwrap();
+    (fresh.reveal().to_owned(), grant.line(&fresh.stored().unwrap()))
+}
+
+fn refused(list: &str) -> String {
+    file::parse(list, "tokens").unwrap_err().to_string()
+}
+
+#[test]
+fn a_token_is_found_by_what_the_list_says_of_it_and_by_nothing_like_it() {
+    let replicas = ["http://b:1", "http://A:2/"].map(|node| Node::parse(node).unwrap());
+    let mut limited = grant("gateway", &[Role::Replicate]);
+    limited.replicas = Some({
+        let mut replicas = replicas.to_vec();
+        replicas.sort();
+        replicas
+    });
+    limited.rate = NonZeroU32::new(7);
+    let (token, line) = made(&limited);
+    let (other, second) = made(&grant("ann@desk", &[Role::Operate, Role::Replicate]));
+    let list = format!("# who\n\n{line}\n  {second}  \n");
+    let tokens = file::parse(&list, "tokens").unwrap();
+    assert_eq!(tokens.len(), 2);
+    assert_eq!(tokens.find(&token).unwrap().grant, limited);
+    assert_eq!(&*tokens.find(&other).unwrap().grant.name, "ann@desk");
+    for (at, _) in token.char_indices() {
+        let mut wrong = token.clone();
+        let digit = if &token[at..=at] == "0" { "1" } else { "0" };
+        wrong.replace_range(at..=at, digit);
+        assert!(tokens.find(&wrong).is_none(), "{at}");
+    }
+    for wrong in ["", "rpl_", &token[1..], &format!("{token}0"), &token.to_uppercase(), "ä"] {
+        assert!(tokens.find(wrong).is_none(), "{wrong}");
+    }
+    assert!(!list.contains(&token[17..81]), "the list holds the secret");
+}
+
+#[test]
+fn a_right_id_with_another_secret_and_a_right_checksum_is_still_wrong() {
+    let (token, line) = made(&grant("a", &[Role::Observe]));
+    let tokens = file::parse(&line, "tokens").unwrap();
+    let (good, _) = token.split_at(token.len() - 8);
+    let forged = format!("{}{}", &good[..17], "0".repeat(64));
+    let forged = format!("{forged}{:08x}", crc32fast::hash(forged.as_bytes()));
+    assert!(Presented::parse(&forged).is_some() && tokens.find(&forged).is_none());
+}
+
+#[test]
+fn no_two_tokens_are_alike() {
+    let many: std::collections::HashSet<_> =
+        (0..1000).map(|_| Fresh::make().unwrap().reveal().to_owned()).collect();
+    assert_eq!(many.len(), 1000);
+}
+
+#[test]
+fn a_wrong_line_is_named_and_nothing_of_the_list_is_taken() {
+    let (token, line) = made(&grant("a", &[Role::Observe]));
+    let (_, again) = made(&grant("a", &[Role::Operate]));
+    let hash = line.split(' ').nth(2).unwrap();
+    for (list, sentence) in [
+        (format!("{line}\n{again}"), r#"tokens, line 2: the name "a" is there twice"#),
+        (format!("{line}\nb operate {hash}"), "tokens, line 2: this hash is there twice"),
+        ("a observe".to_owned(), "a line is NAME ROLES HASH"),
+        (format!("a b {hash}"), r#""b" is no role, only replicate, observe and operate are"#),
+        ("a observe secret".to_owned(), "the hash is not one that replicator token new"),
+        (format!("a observe {}", hash.to_uppercase()), "the hash is not one"),
+        (format!("a!b observe {hash}"), r#"the name "a!b" must be"#),
+        (format!("{line} rate=0"), r#""rate=0": a rate is from 1 on"#),
+        (format!("{line} rate=1 rate=2"), "each once"),
+        (format!("{line} replicas=ftp://h"), "replicas=ftp://h: "),
+        (format!("a observe {token}"), "here stands a token itself"),
+        ("# nobody\n".to_owned(), "there is no token in tokens"),
+    ] {
+        let said = refused(&list);
+        assert!(said.contains(sentence), "{said}");
+        assert!(!said.contains(&token[17..]), "{said}");
+    }
+}
+
+#[test]
+fn operators_may_look_and_nobody_else_may_do_what_is_not_theirs() {
+    let all = [Role::Replicate, Role::Observe, Role::Operate];
+    for own in all {
+        for needed in all {
+            let expected = own == needed || own == Role::Operate && needed == Role::Observe;
+            assert_eq!(grant("x", &[own]).allows(needed), expected, "{own} {needed}");
+        }
+    }
+    assert!(grant("x", &[Role::Replicate, Role::Observe]).allows(Role::Observe));
+}
+
+#[test]
+fn a_reload_forgets_no_debt() {
+    let mut limited = grant("a", &[Role::Replicate]);
+    limited.rate = NonZeroU32::new(1);
+    let (token, line) = made(&limited);
+    let now = now();
+    let old = file::parse(&line, "f").unwrap();
+    old.find(&token).unwrap().spend(1, now).unwrap();
+    let mut new = file::parse(&line, "f").unwrap();
+    new.take_over(&old);
+    assert!(new.find(&token).unwrap().spend(1, now).is_err());
+    let mut wider = file::parse(&line.replace("rate=1", "rate=9"), "f").unwrap();
+    wider.take_over(&old);
+    assert!(wider.find(&token).unwrap().spend(1, now).is_ok());
+}

@@ -1,0 +1,154 @@
+//! What a token looks like: `rpl_`, 12 hexadecimal digits by which it is found, `_`, 64 that are
+//! the secret, and 8 of a CRC-32 of all that.
+//!
+//! The checksum tells a token of ours from a password that someone thought up, and a token that was
+//! cut while it was copied from a wrong one; it also lets those who scan for leaked secrets be sure.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ring::digest::{SHA256, digest};
+use ring::rand::{SecureRandom, SystemRandom};
+use thiserror::Error;
+
+const PREFIX: &str = "rpl_";
+const ID_BYTES: usize = 6;
+const SECRET_BYTES: usize = 32;
+const TOKEN_CHARS: usize = PREFIX.len() + 2 * ID_BYTES + 1 + 2 * SECRET_BYTES + 8;
+
+/// By which a token is found. Not secret: it stands in the list.
+pub(super) type Id = [u8; ID_BYTES];
+
+type Hash = [u8; 32];
+
+/// The system has no random numbers to give.
+#[derive(Debug, Error)]
+#[error("the system gives no random numbers")]
+pub struct NoRandomness;
+
+/// A token that was just made: the one moment at which it can be seen.
+pub struct Fresh(String);
+
+impl Fresh {
+    /// Makes one.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRandomness`].
+    pub fn make() -> Result<Self, NoRandomness> {
+        let mut random = [0; ID_BYTES + SECRET_BYTES];
+        SystemRandom::new().fill(&mut random).map_err(|_| NoRandomness)?;
+        let (id, secret) = random.split_at(ID_BYTES);
+        let text = format!("{PREFIX}{}_{}", hex(id), hex(secret));
+        let sum = crc32fast::hash(text.as_bytes());
+        Ok(Self(format!("{text}{sum:08x}")))
+    }
+
+    /// The token itself, for whoever is to hold it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// What stands in the list for it; `None` never.
+    #[must_use]
+    pub fn stored(&self) -> Option<Stored> {
+        let presented = Presented::parse(&self.0)?;
+        Some(Stored { id: presented.id, hash: presented.hash() })
+    }
+}
+
+/// What stands in the list for a token: its id and its hash, `id:hash` in hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    id: Id,
+    hash: Hash,
+}
+
+impl Stored {
+    pub(super) fn id(&self) -> Id {
+        self.id
+    }
+
+    pub(super) fn hash(&self) -> &Hash {
+        &self.hash
+    }
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", hex(&self.id), hex(&self.hash))
+    }
+}
+
+impl FromStr for Stored {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        if text.starts_with(PREFIX) {
+            return Err("here stands a token itself: only its hash belongs here, make a new one");
+        }
+        let stored = text
+            .split_once(':')
+            .and_then(|(id, hash)| Some(Self { id: unhex(id)?, hash: unhex(hash)? }));
+        stored.ok_or("the hash is not one that replicator token new has printed")
+    }
+}
+
+/// A token as someone sent it, of the right form.
+pub(super) struct Presented<'a> {
+    text: &'a str,
+    id: Id,
+}
+
+impl<'a> Presented<'a> {
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
+        if text.len() != TOKEN_CHARS {
+            return None;
+        }
+        let (body, sum) = text.split_at_checked(TOKEN_CHARS - 8)?;
+        let sum: [u8; 4] = unhex(sum)?;
+        if u32::from_be_bytes(sum) != crc32fast::hash(body.as_bytes()) {
+            return None;
+        }
+        let (id, secret) = body.strip_prefix(PREFIX)?.split_once('_')?;
+        unhex::<SECRET_BYTES>(secret)?;
+        Some(Self { text, id: unhex(id)? })
+    }
+
+    pub(super) fn id(&self) -> &Id {
+        &self.id
+    }
+
+    pub(super) fn hash(&self) -> Hash {
+        let mut hash = [0; 32];
+        for (to, from) in hash.iter_mut().zip(digest(&SHA256, self.text.as_bytes()).as_ref()) {
+            *to = *from;
+        }
+        hash
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Exactly `N` bytes, from lower case digits: one token has one spelling.
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * N {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        for digit in pair {
+            let value = match digit {
+                b'0'..=b'9' => digit - b'0',
+                b'a'..=b'f' => digit - b'a' + 10,
+                _ => return None,
+            };
+            *byte = (*byte << 4) | value;
+        }
+    }
+    Some(bytes)
+}

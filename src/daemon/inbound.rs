@@ -1,0 +1,71 @@
+//! Who may ask: the files that say so, read at the start and again when told to.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use thiserror::Error;
+use tracing::{error, info};
+
+use crate::access::{Tokens, TokensError};
+use crate::config;
+use crate::server::{Access, Tls, TlsError};
+
+/// Why a file about who may ask cannot be used.
+#[derive(Debug, Error)]
+pub enum InboundError {
+    /// The list of tokens (`--auth-file`).
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    /// A certificate or key (`--tls-cert`, `--tls-key`, `--tls-client-ca`).
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// What the server is told of who may ask, and where it came from.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    pub(super) access: Access,
+    pub(super) tls: Option<Tls>,
+    config: config::Inbound,
+    /// One reload at a time, so that the last one told of is the one that counts.
+    reloading: Mutex<()>,
+}
+
+impl Inbound {
+    pub(super) fn open(
+        config: &config::Inbound,
+        address: SocketAddr,
+    ) -> Result<Self, InboundError> {
+        let tokens = config.auth_file.as_ref().map(|file| Tokens::read(file)).transpose()?;
+        let access = Access {
+            tokens: tokens.map(|tokens| Arc::new(ArcSwap::from_pointee(tokens))),
+            host_names: config.host_names.clone(),
+            named_hosts_only: config.is_open()
+                && (address.ip().is_loopback() || !config.host_names.is_empty()),
+        };
+        let tls = config.tls.as_ref().map(Tls::read).transpose()?;
+        Ok(Self { access, tls, config: config.clone(), reloading: Mutex::new(()) })
+    }
+
+    /// Reads all files again; each that cannot be used leaves what was.
+    pub(super) fn reload(&self) {
+        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(file), Some(tokens)) = (&self.config.auth_file, &self.access.tokens) {
+            match Tokens::read(file) {
+                Ok(mut new) => {
+                    new.take_over(&tokens.load());
+                    info!(tokens = new.len(), "the tokens (--auth-file) are read again");
+                    tokens.store(Arc::new(new));
+                }
+                Err(error) => error!(%error, "the tokens stay as they were"),
+            }
+        }
+        if let (Some(files), Some(tls)) = (&self.config.tls, &self.tls) {
+            match tls.reload(files) {
+                Ok(()) => info!("the certificates (--tls-cert) are read again"),
+                Err(error) => error!(%error, "the certificates stay as they were"),
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+use axum::http::HeaderValue;
+
+use super::*;
+
+#[test]
+fn what_is_not_in_the_table_needs_what_its_method_suggests() {
+    let role = Need::Role;
+    for (method, path, expected) in [
+        (Method::GET, "/", Need::Nothing),
+        (Method::HEAD, "/livez", Need::Nothing),
+        (Method::GET, "/readyz", Need::Nothing),
+        (Method::GET, "/assets/page.js", Need::Nothing),
+        (Method::POST, "/assets/page.js", role(Role::Operate)),
+        (Method::POST, "/livez", role(Role::Operate)),
+        (Method::GET, "/health", role(Role::Observe)),
+        (Method::GET, "/metrics", role(Role::Observe)),
+        (Method::GET, "/metrics/users", role(Role::Observe)),
+        (Method::GET, "/v1/tasks/1", role(Role::Observe)),
+        (Method::DELETE, "/v1/tasks/1", role(Role::Operate)),
+        (Method::GET, "/v1/events", role(Role::Observe)),
+        (Method::POST, "/v1/barriers", role(Role::Observe)),
+        (Method::POST, "/replicate", role(Role::Replicate)),
+        (Method::POST, "/v1/replicate/batch", role(Role::Replicate)),
+        (Method::POST, "/v1/dead-letters/redrive", role(Role::Operate)),
+        (Method::POST, "/replicate/", role(Role::Operate)),
+        (Method::POST, "//replicate", role(Role::Operate)),
+        (Method::POST, "/%72eplicate", role(Role::Operate)),
+        (Method::GET, "/assets", role(Role::Observe)),
+        (Method::OPTIONS, "/replicate", role(Role::Operate)),
+        (Method::CONNECT, "", role(Role::Operate)),
+        (Method::GET, "/nothing", role(Role::Observe)),
+    ] {
+        assert_eq!(need(&method, path), expected, "{method} {path}");
+    }
+}
+
+#[test]
+fn a_token_is_taken_from_the_one_header_that_may_hold_it() {
+    let token = |lines: &[&str]| {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(AUTHORIZATION, HeaderValue::from_str(line).unwrap());
+        }
+        bearer(&headers).map(str::to_owned)
+    };
+    assert_eq!(token(&["Bearer t"]).as_deref(), Some("t"));
+    assert_eq!(token(&["bearer  t"]).as_deref(), Some("t"));
+    for none in [&["Basic t"][..], &["Bearer"], &["t"], &["Bearer a", "Bearer b"], &[]] {
+        assert_eq!(token(none), None, "{none:?}");
+    }
+}
+
+fn asked(method: &Method, uri: &str, headers: &[(&str, &str)], access: &Access) -> bool {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        let name: axum::http::HeaderName = name.parse().unwrap();
+        map.append(name, HeaderValue::from_str(value).unwrap());
+    }
+    browsed(access, method, &uri.parse().unwrap(), &map).is_ok()
+}
+
+#[test]
+fn on_loopback_without_tokens_it_is_called_by_an_address_or_a_name_of_its_own() {
+    let access = Access {
+        tokens: None,
+        host_names: vec!["replicator.internal".to_owned()],
+        named_hosts_only: true,
+    };
+    let get = |host: &str| asked(&Method::GET, "/metrics", &[("host", host)], &access);
+    for good in [
+        "127.0.0.1:8085",
+        "127.0.0.1",
+        "localhost:8085",
+        "LocalHost.",
+        "[::1]:8085",
+        "10.1.2.3:1",
+        "replicator.internal:8085",
+        "Replicator.Internal.",
+    ] {
+        assert!(get(good), "{good}");
+    }
+    for bad in [
+        "evil.example:8085",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "x@127.0.0.1",
+        "127.0.0.1@evil.example",
+        "",
+        "a b",
+        "notreplicator.internal",
+    ] {
+        assert!(!get(bad), "{bad}");
+    }
+    assert!(asked(&Method::GET, "/metrics", &[], &access), "no browser leaves it out");
+    let both = [("host", "localhost"), ("host", "evil.example")];
+    assert!(!asked(&Method::GET, "/metrics", &both, &access));
+    let absolute = "http://evil.example/metrics";
+    assert!(!asked(&Method::GET, absolute, &[("host", "localhost")], &access));
+    assert!(asked(&Method::GET, "/metrics", &[("host", "evil.example")], &Access::open()));
+}
+
+#[test]
+fn a_page_of_another_site_changes_nothing() {
+    let access = Access { host_names: vec!["ops.example".to_owned()], ..Access::open() };
+    let post = |host: &str, origin: &str| {
+        asked(&Method::POST, "/replicate", &[("host", host), ("origin", origin)], &access)
+    };
+    assert!(post("127.0.0.1:8085", "http://127.0.0.1:8085"));
+    assert!(post("internal:80", "https://ops.example"), "behind a proxy that has another name");
+    for origin in [
+        "http://evil.example",
+        "null",
+        "",
+        "http://127.0.0.1:3000",
+        "http://localhost:8085",
+        "http://127.0.0.1:8085.evil.example",
+        "http://ops.example.evil.example",
+    ] {
+        assert!(!post("127.0.0.1:8085", origin), "{origin}");
+    }
+    assert!(asked(&Method::POST, "/replicate", &[("host", "h")], &access), "no browser at all");
+    let two = [("host", "h"), ("origin", "http://h"), ("origin", "http://evil.example")];
+    assert!(!asked(&Method::POST, "/replicate", &two, &access));
+}
+
+#[test]
+fn a_password_in_a_path_is_not_told() {
+    assert_eq!(
+        plain("/v1/replicas/http%3A%2F%2Fh%3A1/pause"),
+        "/v1/replicas/http%3A%2F%2Fh%3A1/pause"
+    );
+    assert_eq!(plain("/v1/replicas/http%3A%2F%2Fu:p%40h/pause"), "/v1/replicas/…/pause");
+    assert_eq!(plain("/a@b/c"), "/…/c");
+    assert_eq!(plain(&"x".repeat(1000)).len(), 256);
+}
+
+#[test]
+fn nobody_fills_the_log_with_refusals() {
+    let refusals = Refusals::new();
+    let action = Action { changes: false, method: Method::GET, path: "/".to_owned(), peer: None };
+    for _ in 0..1000 {
+        refusals.tell(&action, &Caller::default(), 401);
+    }
+    let told = refusals.0.lock().unwrap();
+    assert!(told.1 > 900, "{} were left out", told.1);
+}

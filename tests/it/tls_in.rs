@@ -1,0 +1,158 @@
+//! TLS of the inbound side, against certificates made here.
+
+use std::fs;
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use reqwest::{Certificate, Identity};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{Daemon, wait_until};
+
+/// An authority.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A certificate and its key.
+    fn issue(&self, name: &str, until: i32) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_after = date_time_ymd(until, 1, 1);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn client(&self, shown: Option<(String, String)>) -> reqwest::Client {
+        replicator::replica::install_crypto();
+        let trusted = Certificate::from_pem(self.pem.as_bytes()).unwrap();
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([trusted]);
+        let client = match shown {
+            Some((certificate, key)) => client
+                .identity(Identity::from_pem((certificate + key.as_str()).as_bytes()).unwrap()),
+            None => client,
+        };
+        client.build().unwrap()
+    }
+}
+
+fn write(dir: &Path, file: &str, text: &str) -> String {
+    let path = dir.join(file);
+    fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+fn served(dir: &TempDir, authority: &Authority) -> [String; 4] {
+    let (certificate, key) = authority.issue("127.0.0.1", 2100);
+    let certificate = write(dir.path(), "cert.pem", &certificate);
+    let key = write(dir.path(), "key.pem", &key);
+    ["--tls-cert".to_owned(), certificate, "--tls-key".to_owned(), key]
+}
+
+async fn start(args: &[String]) -> Daemon {
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    Daemon::start(&args).await
+}
+
+#[tokio::test]
+async fn over_tls_it_is_asked_as_without_and_nobody_else_is_believed() {
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let daemon = start(&served(&dir, &authority)).await;
+    let url = daemon.url("/health");
+    assert!(url.starts_with("https://"));
+    let answer = authority.client(None).get(&url).send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_11));
+    assert!(Authority::new().client(None).get(&url).send().await.is_err());
+    // Who does not speak TLS gets nothing.
+    let mut plain = TcpStream::connect(daemon.address()).await.unwrap();
+    plain.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let mut said = Vec::new();
+    let _ = plain.read_to_end(&mut said).await;
+    assert!(!String::from_utf8_lossy(&said).contains("HTTP"), "{said:?}");
+}
+
+#[tokio::test]
+async fn only_a_certificate_of_the_authority_that_is_still_good_is_let_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let client_ca = write(dir.path(), "ca.pem", &clients.pem);
+    let mut args = served(&dir, &authority).to_vec();
+    args.extend([
+        "--tls-client-ca".to_owned(),
+        client_ca,
+        "--bind".to_owned(),
+        "0.0.0.0".to_owned(),
+    ]);
+    args.extend(["--log-format".to_owned(), "json".to_owned()]);
+    let mut daemon = start(&args).await;
+    let port = daemon.address().rsplit(':').next().unwrap().to_owned();
+    let url = |path: &str| format!("https://127.0.0.1:{port}{path}");
+    let good = authority.client(Some(clients.issue("ann.example", 2100)));
+    assert_eq!(good.get(url("/health")).send().await.unwrap().status(), 200);
+    assert_eq!(good.delete(url("/v1/tasks/1")).send().await.unwrap().status(), 404);
+    for bad in [
+        None,
+        Some(clients.issue("ann.example", 2020)),
+        Some(Authority::new().issue("ann.example", 2100)),
+    ] {
+        assert!(authority.client(bad).get(url("/livez")).send().await.is_err());
+    }
+    // A browser would show the certificate for any page.
+    let post = good.post(url("/replicate")).header("origin", "http://evil.example");
+    assert_eq!(post.body("{}").send().await.unwrap().status(), 403);
+    assert!(daemon.terminate().await.success());
+    assert!(daemon.log().contains(r#""certificate":"ann.example""#), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn certificates_are_read_again_on_sighup_and_bad_ones_change_nothing() {
+    let (dir, first, second) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
+    let daemon = start(&served(&dir, &first)).await;
+    let url = daemon.url("/health");
+    write(dir.path(), "key.pem", "nothing");
+    daemon.signal("-HUP");
+    daemon.until_logged("the certificates stay as they were").await;
+    assert!(first.client(None).get(&url).send().await.is_ok());
+    served(&dir, &second);
+    daemon.signal("-HUP");
+    wait_until("the new certificate is shown", || async {
+        second.client(None).get(&url).send().await.ok()
+    })
+    .await;
+    assert!(first.client(None).get(&url).send().await.is_err());
+}
+
+#[tokio::test]
+async fn a_handshake_that_stalls_is_cut() {
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let mut args = served(&dir, &authority).to_vec();
+    args.extend(["--client-timeout".to_owned(), "1s".to_owned()]);
+    let daemon = start(&args).await;
+    let mut silent = TcpStream::connect(daemon.address()).await.unwrap();
+    assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn a_key_of_another_certificate_is_a_reason_not_to_start() {
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let args = served(&dir, &authority);
+    write(dir.path(), "key.pem", &KeyPair::generate().unwrap().serialize_pem());
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let data = dir.path().join("data");
+    let ended = Daemon::try_start_on(&data, &args, &[]).await.err().unwrap();
+    assert_eq!(ended.code(), Some(1));
+    let said = crate::support::daemon::log(&data);
+    assert!(said.contains("cannot be used"), "{said}");
+}
