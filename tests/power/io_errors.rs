@@ -142,10 +142,11 @@ async fn a_disk_that_fails_while_the_daemon_drains_is_no_success() {
     for writer in writers {
         writer.await.unwrap();
     }
-    let fault = Fault { lasting: true, ..ONCE };
-    fault.arm(&recording);
     daemon.signal("-TERM");
     daemon.until_logged("draining").await;
+    // Not before: what the others have acknowledged is being written all the time.
+    let fault = Fault { lasting: true, ..ONCE };
+    fault.arm(&recording);
     gate.open();
     let status = daemon.ended().await;
     assert_eq!(status.code(), Some(1), "{}", daemon.log());
