@@ -221,6 +221,8 @@ impl Core {
             Event::Stop => {
                 self.stopping = true;
                 self.parts.engine.stop_sending();
+                let in_flight = self.parts.engine.levels().in_flight;
+                info!(in_flight, "no more deliveries are started, those on the wire are finished");
             }
         }
         self.act(now);

@@ -67,7 +67,7 @@ async fn sigterm_finishes_what_is_in_flight_and_keeps_the_rest() {
         daemon.accept(&set("b", "v", &[&replica])).await;
         replica.until_seen(1).await;
         daemon.signal(signal);
-        daemon.until_logged("draining").await;
+        daemon.until_logged("no more deliveries are started").await;
         gate.open();
         assert!(daemon.ended().await.success(), "{signal}");
         assert!(replica.get("a").is_some(), "{signal}: what was in flight is finished");
