@@ -89,7 +89,7 @@ impl Client {
 
     pub async fn post(&mut self, path: &str, body: &str) -> u16 {
         let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         self.ask(&request).await.0
@@ -100,13 +100,13 @@ impl Client {
     }
 
     pub async fn get_as(&mut self, path: &str, accept: &str) -> String {
-        let asked = format!("GET {path} HTTP/1.1\r\nhost: x\r\naccept: {accept}\r\n\r\n");
+        let asked = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n");
         self.ask(&asked).await.1
     }
 
     /// A figure of the metrics: the sum over the replicas where it has one for each.
     pub async fn figure(&mut self, name: &str) -> f64 {
-        let asked = "GET /metrics HTTP/1.1\r\nhost: x\r\naccept: text/plain\r\n\r\n";
+        let asked = "GET /metrics HTTP/1.1\r\nhost: localhost\r\naccept: text/plain\r\n\r\n";
         let text = self.ask(asked).await.1;
         let of_name =
             |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));

@@ -94,7 +94,7 @@ fn onlookers(address: &str, of_tasks: bool) -> Vec<JoinHandle<()>> {
 
 async fn stream(address: String, kinds: &'static str) {
     let mut stream = TcpStream::connect(&address).await.unwrap();
-    let request = format!("GET /v1/events?types={kinds} HTTP/1.1\r\nhost: x\r\n\r\n");
+    let request = format!("GET /v1/events?types={kinds} HTTP/1.1\r\nhost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut held = vec![0; 1 << 16];
     while stream.read(&mut held).await.unwrap() > 0 {}
