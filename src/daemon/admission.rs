@@ -60,11 +60,6 @@ impl Line {
         };
         Self { consistency, share_of }
     }
-
-    /// Whether it is the line of one replica.
-    pub(super) fn is_a_share(&self) -> bool {
-        self.share_of.is_some()
-    }
 }
 
 /// The waiting requests: in each line first come, first served.
@@ -108,11 +103,24 @@ impl Admission {
     }
 
     /// Puts a request into a line, by its deadline: all wait equally long, so this is by age, for
-    /// one that changes lines as well.
+    /// one that changes lines as well. The waiting writes of one key are in one line.
     pub(super) fn push(&mut self, line: Line, waiter: Waiter) {
         let waiting = self.lines.entry(line).or_default();
         let place = waiting.partition_point(|other| other.deadline <= waiter.deadline);
         waiting.insert(place, waiter);
+    }
+
+    /// Puts a request that was taken out of a line into another, and behind it the writes of its
+    /// key that are still in the first: they come in in their order or not at all.
+    pub(super) fn change(&mut self, from: &Line, to: &Line, waiter: Waiter) {
+        let waiting = self.lines.remove(from).unwrap_or_default();
+        let (followers, others): (VecDeque<_>, VecDeque<_>) =
+            waiting.into_iter().partition(|other| other.new.key == waiter.new.key);
+        if !others.is_empty() {
+            self.lines.insert(from.clone(), others);
+        }
+        self.push(to.clone(), waiter);
+        followers.into_iter().for_each(|follower| self.push(to.clone(), follower));
     }
 
     /// Gives back who was taken out by [`Self::pop`].
@@ -155,18 +163,44 @@ mod tests {
         }
     }
 
+    fn share(host: &str) -> Line {
+        let node = Node::parse(&format!("http://{host}")).unwrap();
+        Line::after(Consistency::Eventual, &Full::Share { node, held: 900 })
+    }
+
+    fn waiter(key: &str, node: &str) -> Waiter {
+        Waiter {
+            new: Box::new(write(key, Consistency::Eventual, node)),
+            idempotency: None,
+            reply: oneshot::channel().0,
+            arrived: Moment(0),
+            deadline: Moment(1),
+        }
+    }
+
+    #[test]
+    fn a_write_takes_the_later_ones_of_its_key_along_into_another_line() {
+        let mut admission = Admission::default();
+        let (a, b) = (share("a"), share("b"));
+        for (key, node) in [("k", "http://a"), ("x", "http://a"), ("k", "http://c")] {
+            admission.push(a.clone(), waiter(key, node));
+        }
+        let first = admission.pop(&a).unwrap();
+        admission.change(&a, &b, first);
+        let mut keys = |line| {
+            let waiters = std::iter::from_fn(|| admission.pop(line));
+            waiters.map(|w| format!("{} {}", w.new.key, w.new.replicas[0])).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&b), ["k http://a", "k http://c"]);
+        assert_eq!(keys(&a), ["x http://a"]);
+        assert_eq!(admission.lines(), []);
+    }
+
     #[test]
     fn only_those_who_wait_for_the_same_or_write_the_same_key_are_not_passed() {
         let mut admission = Admission::default();
-        let hangs = Node::parse("http://hangs").unwrap();
-        let full = Full::Share { node: hangs, held: 900 };
-        let line = Line::after(Consistency::Eventual, &full);
-        let (reply, _answer) = oneshot::channel();
-        let new = Box::new(write("k", Consistency::Eventual, "http://hangs"));
-        admission.push(
-            line.clone(),
-            Waiter { new, idempotency: None, reply, arrived: Moment(0), deadline: Moment(1) },
-        );
+        let line = share("hangs");
+        admission.push(line.clone(), waiter("k", "http://hangs"));
         let ahead = |key, consistency, node| admission.ahead_of(&write(key, consistency, node));
         assert_eq!(ahead("x", Consistency::Eventual, "http://hangs"), Some(line.clone()));
         assert_eq!(ahead("x", Consistency::Eventual, "http://other"), None);

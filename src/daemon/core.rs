@@ -382,11 +382,12 @@ impl Core {
                     continue;
                 }
                 let waits_for = Line::after(waiter.new.consistency, &full);
-                if waits_for == line || line.is_a_share() {
+                if waits_for == line {
                     self.admission.put_back(&line, waiter);
                     break;
                 }
-                self.admission.push(waits_for, waiter);
+                // What it waits for now is no matter to those behind it.
+                self.admission.change(&line, &waits_for, waiter);
             }
         }
     }

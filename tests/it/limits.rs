@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::replica::Gate;
 use crate::support::{Behaviour, Daemon, Replica, client, set, strong};
 
 /// A replica that hangs holds its places for as long as a test takes.
@@ -90,6 +91,40 @@ async fn a_hanging_replica_leaves_room_in_the_queue_and_its_writes_hold_up_no_ot
     for post in posts {
         assert_eq!(post.await.unwrap(), 202);
     }
+}
+
+#[tokio::test]
+async fn a_write_that_waits_for_the_share_of_another_replica_holds_up_nobody_behind_it() {
+    let args = ["--queue-capacity", "100", "--queue-wait", "5m", "--workers", "1"];
+    let daemon = Daemon::start(&[&args[..], &STEADY].concat()).await;
+    let gate = Gate::default();
+    let healthy = Replica::with({
+        let gate = gate.clone();
+        move |_| Behaviour::ApplyBehind(gate.clone())
+    })
+    .await;
+    let hanging = Replica::with(|_| Behaviour::Hang).await;
+    // Others are kept room for only where there are some.
+    let other = Replica::start().await;
+    daemon.accept(&set("other", "v", &[&other])).await;
+    daemon.until_metric("queue_size", 0).await;
+    // Of a hundred places ninety for the one, and of what that leaves nine for the other.
+    for n in 0..99 {
+        let replica = if n < 90 { &hanging } else { &healthy };
+        daemon.accept(&set(&format!("k{n}"), "v", &[replica])).await;
+    }
+    let post = |key: &str, replicas: &[&Replica]| {
+        let request = client().post(daemon.url("/replicate")).json(&set(key, "v", replicas));
+        tokio::spawn(async move { request.send().await.unwrap().status() })
+    };
+    let both = post("both", &[&healthy, &hanging]);
+    daemon.until_metric("waiting_requests", 1).await;
+    let behind = post("behind", &[&healthy]);
+    daemon.until_metric("waiting_requests", 2).await;
+    gate.open();
+    assert_eq!(behind.await.unwrap(), 202);
+    assert_eq!(daemon.metrics().await["waiting_requests"], 1);
+    both.abort();
 }
 
 #[tokio::test]
