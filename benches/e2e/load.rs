@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::node::since_start;
 
@@ -28,27 +30,70 @@ impl Round {
     }
 }
 
+/// Who is asked, and what it takes.
+#[derive(Clone)]
+pub struct Target {
+    pub address: String,
+    pub token: Option<String>,
+    pub tls: Option<TlsConnector>,
+}
+
+impl From<&str> for Target {
+    fn from(address: &str) -> Self {
+        Self { address: address.to_owned(), token: None, tls: None }
+    }
+}
+
+impl From<&String> for Target {
+    fn from(address: &String) -> Self {
+        Self::from(address.as_str())
+    }
+}
+
 /// Posts as fast as the answers come, over so many connections, for so long.
 ///
 /// `body` makes the n-th body of a connection.
 pub async fn post(
-    address: &str,
+    target: impl Into<Target>,
     connections: usize,
     time: Duration,
+    body: impl Fn(usize, u64) -> String + Send + Sync + 'static,
+) -> Round {
+    load(target.into(), connections, time, false, body).await
+}
+
+/// The same, with a new connection for each write.
+pub async fn post_anew(
+    target: impl Into<Target>,
+    connections: usize,
+    time: Duration,
+    body: impl Fn(usize, u64) -> String + Send + Sync + 'static,
+) -> Round {
+    load(target.into(), connections, time, true, body).await
+}
+
+async fn load(
+    target: Target,
+    connections: usize,
+    time: Duration,
+    anew: bool,
     body: impl Fn(usize, u64) -> String + Send + Sync + 'static,
 ) -> Round {
     let (stop, body) = (Arc::new(AtomicBool::new(false)), Arc::new(body));
     let started = Instant::now();
     let loops: Vec<_> = (0..connections)
         .map(|connection| {
-            let (stop, body, address) = (Arc::clone(&stop), Arc::clone(&body), address.to_owned());
+            let (stop, body, target) = (Arc::clone(&stop), Arc::clone(&body), target.clone());
             tokio::spawn(async move {
-                let mut client = Client::connect(&address).await;
+                let mut client = Client::to(&target).await;
                 let (mut times, mut refused) = (Vec::new(), 0);
                 let mut n = 0;
                 while !stop.load(Ordering::Relaxed) {
                     let body = body(connection, n);
                     let asked = Instant::now();
+                    if anew && n > 0 {
+                        client = Client::to(&target).await;
+                    }
                     let status = client.post("/replicate", &body).await;
                     if (200..300).contains(&status) {
                         times.push(asked.elapsed());
@@ -74,22 +119,43 @@ pub async fn post(
     Round { rate, refused, times }
 }
 
+/// TCP, or TLS over it.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// A connection that sends one request after the other.
 pub struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
+    /// The line of the token, where there is one.
+    token: String,
     held: Vec<u8>,
 }
 
 impl Client {
     pub async fn connect(address: &str) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
+        Self::to(&Target::from(address)).await
+    }
+
+    async fn to(target: &Target) -> Self {
+        let stream = TcpStream::connect(&target.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, held: Vec::with_capacity(4096) }
+        let stream: Box<dyn Stream> = match &target.tls {
+            None => Box::new(stream),
+            Some(tls) => {
+                let name = ServerName::try_from("localhost").unwrap();
+                Box::new(tls.connect(name, stream).await.unwrap())
+            }
+        };
+        let token = target.token.as_ref();
+        let token = token.map_or(String::new(), |t| format!("authorization: Bearer {t}\r\n"));
+        Self { stream, token, held: Vec::with_capacity(4096) }
     }
 
     pub async fn post(&mut self, path: &str, body: &str) -> u16 {
         let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\n{}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            self.token,
             body.len()
         );
         self.ask(&request).await.0

@@ -8,6 +8,7 @@
 //! cargo bench --bench e2e -- isolation four healthy replicas beside a bad one; six minutes
 //! cargo bench --bench e2e -- outage    a replica down for a minute and back; six minutes
 //! cargo bench --bench e2e -- auto      --workers auto beside 5 and 64; two minutes
+//! cargo bench --bench e2e -- auth      behind tokens and TLS, and without; three minutes
 //! cargo bench --bench e2e -- watched   with a scrape, events and the page open, and without; two minutes
 //! ```
 //!
@@ -30,6 +31,7 @@
     reason = "a benchmark fails by panicking, and reads the clock"
 )]
 
+mod auth;
 mod auto;
 mod isolation;
 mod load;
@@ -74,6 +76,9 @@ fn main() {
         }
         if asked_for("auto") {
             auto::auto().await;
+        }
+        if asked_for("auth") {
+            auth::auth().await;
         }
         if asked_for("watched") {
             watched::watched().await;

@@ -63,7 +63,8 @@ fn start(command: &mut Command) -> (Child, String) {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address = line.trim().strip_prefix("listening on http://").expect("an address");
+    let address = line.trim().strip_prefix("listening on ").expect("an address");
+    let address = address.trim_start_matches("https://").trim_start_matches("http://");
     (child, address.to_owned())
 }
 
