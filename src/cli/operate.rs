@@ -27,6 +27,20 @@ pub struct ConnectArgs {
     /// REPLICATOR_TOKEN holds the token itself, if it is set.
     #[arg(long, global = true, env = "REPLICATOR_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+
+    /// Authorities that a daemon with https is checked against, as PEM, instead of those that the
+    /// system trusts.
+    #[arg(long, global = true, env = "REPLICATOR_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+
+    /// A certificate to show to a daemon that asks for one, as PEM, with the chain above it; needs
+    /// --key-file.
+    #[arg(long, global = true, env = "REPLICATOR_CERT_FILE", value_name = "FILE")]
+    pub cert_file: Option<PathBuf>,
+
+    /// The key of --cert-file, as PEM.
+    #[arg(long, global = true, env = "REPLICATOR_KEY_FILE", value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
 }
 
 /// Which daemon is asked, and how its answer is shown.

@@ -24,27 +24,41 @@ pub(super) fn forbidden(error: &reqwest::Error) -> Option<&Forbidden> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
+/// The other end of a connection, and the flags that have to do with certificates there.
+pub(crate) struct Peer {
+    /// As in "the replica".
+    pub(crate) name: &'static str,
+    pub(crate) authorities: &'static str,
+    pub(crate) certificate: &'static str,
+}
+
+pub(super) const REPLICA: Peer =
+    Peer { name: "the replica", authorities: "--replica-ca", certificate: "--replica-cert" };
+
 /// What is wrong with certificates, ours or theirs, if it was that.
-pub(super) fn certificate(error: &reqwest::Error) -> Option<String> {
+pub(crate) fn certificate(error: &reqwest::Error, peer: &Peer) -> Option<String> {
     let tls: &rustls::Error = causes(error).find_map(|cause| within(cause).downcast_ref())?;
+    let Peer { name, authorities, certificate } = peer;
     let what = match tls {
-        rustls::Error::InvalidCertificate(why) => match why {
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "the replica's certificate is for another name"
-            }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "the replica's certificate has expired"
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "the replica's certificate is not valid yet"
-            }
-            CertificateError::UnknownIssuer => {
-                "the replica's certificate is from an authority that is not trusted (--replica-ca)"
-            }
-            _ => "the replica's certificate is not accepted",
-        },
+        rustls::Error::InvalidCertificate(why) => {
+            let wrong = match why {
+                CertificateError::NotValidForName
+                | CertificateError::NotValidForNameContext { .. } => "is for another name",
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                    "has expired"
+                }
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                    "is not valid yet"
+                }
+                CertificateError::UnknownIssuer => {
+                    &format!("is from an authority that is not trusted ({authorities})")
+                }
+                _ => "is not accepted",
+            };
+            format!("{name}'s certificate {wrong}")
+        }
         rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
-            "the replica asks for a client certificate (--replica-cert)"
+            format!("{name} asks for a client certificate ({certificate})")
         }
         rustls::Error::AlertReceived(
             AlertDescription::BadCertificate
@@ -54,7 +68,7 @@ pub(super) fn certificate(error: &reqwest::Error) -> Option<String> {
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied,
-        ) => "the replica does not accept our client certificate (--replica-cert)",
+        ) => format!("{name} does not accept our client certificate ({certificate})"),
         _ => return None,
     };
     Some(format!("{what}: {tls}"))

@@ -9,7 +9,7 @@ use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
 use reqwest::{ClientBuilder, Response};
 use thiserror::Error;
 
-use super::causes::{certificate, chain, forbidden};
+use super::causes::{REPLICA, certificate, chain, forbidden};
 use super::credentials::{Tls, Tokens};
 use super::request;
 use super::resolver::{Lookup, Resolver, TARGET, system};
@@ -196,7 +196,7 @@ impl Client {
             return not_sent(forbidden);
         }
         // Before the certificates have been agreed on no request is read.
-        if let Some(why) = certificate(error) {
+        if let Some(why) = certificate(error, &REPLICA) {
             return unanswered(&why, false);
         }
         let why = if error.is_timeout() {

@@ -1,4 +1,5 @@
-//! What the replicas are shown and what is asked of them: certificates and tokens.
+//! What the replicas are shown and what is asked of them: certificates and tokens. The commands
+//! that ask a daemon deal with its certificate in the same way.
 //!
 //! Everything here is read from the text of files by whoever has them. No `Debug` of it shows a
 //! key or a token.
@@ -14,7 +15,7 @@ use thiserror::Error;
 
 use crate::task::{Node, NodeError};
 
-/// Which certificates of replicas are believed, and what they are shown.
+/// Which certificates of the other end are believed, and what it is shown.
 #[derive(Clone, Debug, Default)]
 pub struct Tls {
     /// Instead of those that the system trusts.
@@ -75,11 +76,11 @@ impl Tls {
     }
 
     /// Whether it trusts whom the system trusts.
-    pub(super) fn trusts_the_system(&self) -> bool {
+    pub(crate) fn trusts_the_system(&self) -> bool {
         self.authorities.is_none()
     }
 
-    pub(super) fn apply(&self, mut builder: ClientBuilder) -> ClientBuilder {
+    pub(crate) fn apply(&self, mut builder: ClientBuilder) -> ClientBuilder {
         if let Some(authorities) = &self.authorities {
             builder = builder.tls_certs_only(authorities.iter().cloned());
         }

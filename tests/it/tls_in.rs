@@ -3,49 +3,32 @@
 use std::fs;
 use std::path::Path;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::KeyPair;
 use reqwest::{Certificate, Identity};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::daemon::command;
+use crate::support::tls::{Authority, Issued};
 use crate::support::{Daemon, wait_until};
 
-/// An authority.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
+fn authority() -> Authority {
+    Authority::new("authority")
 }
 
-impl Authority {
-    fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    /// A certificate and its key.
-    fn issue(&self, name: &str, until: i32) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params.not_after = date_time_ymd(until, 1, 1);
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-
-    fn client(&self, shown: Option<(String, String)>) -> reqwest::Client {
-        replicator::replica::install_crypto();
-        let trusted = Certificate::from_pem(self.pem.as_bytes()).unwrap();
-        let client = reqwest::Client::builder().no_proxy().tls_certs_only([trusted]);
-        let client = match shown {
-            Some((certificate, key)) => client
-                .identity(Identity::from_pem((certificate + key.as_str()).as_bytes()).unwrap()),
-            None => client,
-        };
-        client.build().unwrap()
-    }
+/// A client that trusts this authority alone, and shows this certificate.
+fn client(authority: &Authority, shown: Option<&Issued>) -> reqwest::Client {
+    replicator::replica::install_crypto();
+    let trusted = Certificate::from_pem(authority.pem().as_bytes()).unwrap();
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([trusted]);
+    let client = match shown {
+        Some(Issued { certificate, key }) => {
+            client.identity(Identity::from_pem(format!("{certificate}{key}").as_bytes()).unwrap())
+        }
+        None => client,
+    };
+    client.build().unwrap()
 }
 
 fn write(dir: &Path, file: &str, text: &str) -> String {
@@ -55,7 +38,7 @@ fn write(dir: &Path, file: &str, text: &str) -> String {
 }
 
 fn served(dir: &TempDir, authority: &Authority) -> [String; 4] {
-    let (certificate, key) = authority.issue("127.0.0.1", 2100);
+    let Issued { certificate, key } = authority.issue("127.0.0.1");
     let certificate = write(dir.path(), "cert.pem", &certificate);
     let key = write(dir.path(), "key.pem", &key);
     ["--tls-cert".to_owned(), certificate, "--tls-key".to_owned(), key]
@@ -68,13 +51,13 @@ async fn start(args: &[String]) -> Daemon {
 
 #[tokio::test]
 async fn over_tls_it_is_asked_as_without_and_nobody_else_is_believed() {
-    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
     let daemon = start(&served(&dir, &authority)).await;
     let url = daemon.url("/health");
     assert!(url.starts_with("https://"));
-    let answer = authority.client(None).get(&url).send().await.unwrap();
+    let answer = client(&authority, None).get(&url).send().await.unwrap();
     assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_11));
-    assert!(Authority::new().client(None).get(&url).send().await.is_err());
+    assert!(client(&self::authority(), None).get(&url).send().await.is_err());
     // Who does not speak TLS gets nothing.
     let mut plain = TcpStream::connect(daemon.address()).await.unwrap();
     plain.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
@@ -86,8 +69,8 @@ async fn over_tls_it_is_asked_as_without_and_nobody_else_is_believed() {
 #[tokio::test]
 async fn only_a_certificate_of_the_authority_that_is_still_good_is_let_in() {
     let dir = tempfile::tempdir().unwrap();
-    let (authority, clients) = (Authority::new(), Authority::new());
-    let client_ca = write(dir.path(), "ca.pem", &clients.pem);
+    let (authority, clients) = (authority(), authority());
+    let client_ca = write(dir.path(), "ca.pem", &clients.pem());
     let mut args = served(&dir, &authority).to_vec();
     args.extend([
         "--tls-client-ca".to_owned(),
@@ -99,15 +82,15 @@ async fn only_a_certificate_of_the_authority_that_is_still_good_is_let_in() {
     let mut daemon = start(&args).await;
     let port = daemon.address().rsplit(':').next().unwrap().to_owned();
     let url = |path: &str| format!("https://127.0.0.1:{port}{path}");
-    let good = authority.client(Some(clients.issue("ann.example", 2100)));
+    let good = client(&authority, Some(&clients.issue("ann.example")));
     assert_eq!(good.get(url("/health")).send().await.unwrap().status(), 200);
     assert_eq!(good.delete(url("/v1/tasks/1")).send().await.unwrap().status(), 404);
     for bad in [
         None,
-        Some(clients.issue("ann.example", 2020)),
-        Some(Authority::new().issue("ann.example", 2100)),
+        Some(clients.issue_expired("ann.example")),
+        Some(self::authority().issue("ann.example")),
     ] {
-        assert!(authority.client(bad).get(url("/livez")).send().await.is_err());
+        assert!(client(&authority, bad.as_ref()).get(url("/livez")).send().await.is_err());
     }
     // A browser would show the certificate for any page.
     let post = good.post(url("/replicate")).header("origin", "http://evil.example");
@@ -118,25 +101,25 @@ async fn only_a_certificate_of_the_authority_that_is_still_good_is_let_in() {
 
 #[tokio::test]
 async fn certificates_are_read_again_on_sighup_and_bad_ones_change_nothing() {
-    let (dir, first, second) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
+    let (dir, first, second) = (tempfile::tempdir().unwrap(), authority(), authority());
     let daemon = start(&served(&dir, &first)).await;
     let url = daemon.url("/health");
     write(dir.path(), "key.pem", "nothing");
     daemon.signal("-HUP");
     daemon.until_logged("the certificates stay as they were").await;
-    assert!(first.client(None).get(&url).send().await.is_ok());
+    assert!(client(&first, None).get(&url).send().await.is_ok());
     served(&dir, &second);
     daemon.signal("-HUP");
     wait_until("the new certificate is shown", || async {
-        second.client(None).get(&url).send().await.ok()
+        client(&second, None).get(&url).send().await.ok()
     })
     .await;
-    assert!(first.client(None).get(&url).send().await.is_err());
+    assert!(client(&first, None).get(&url).send().await.is_err());
 }
 
 #[tokio::test]
 async fn a_handshake_that_stalls_is_cut() {
-    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
     let mut args = served(&dir, &authority).to_vec();
     args.extend(["--client-timeout".to_owned(), "1s".to_owned()]);
     let daemon = start(&args).await;
@@ -146,7 +129,7 @@ async fn a_handshake_that_stalls_is_cut() {
 
 #[tokio::test]
 async fn a_key_of_another_certificate_is_a_reason_not_to_start() {
-    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
     let args = served(&dir, &authority);
     write(dir.path(), "key.pem", &KeyPair::generate().unwrap().serialize_pem());
     let args: Vec<_> = args.iter().map(String::as_str).collect();
@@ -155,4 +138,46 @@ async fn a_key_of_another_certificate_is_a_reason_not_to_start() {
     assert_eq!(ended.code(), Some(1));
     let said = crate::support::daemon::log(&data);
     assert!(said.contains("cannot be used"), "{said}");
+}
+
+/// What a command says that asks this daemon, and with what it ends.
+fn ask(url: &str, args: &[&str]) -> (Option<i32>, String) {
+    let ran = command().args(["replicas", "--url", url]).args(args).output().unwrap();
+    let said = [ran.stdout, ran.stderr].concat();
+    (ran.status.code(), String::from_utf8(said).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_show_a_certificate_and_believe_none_but_those_of_their_authority() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, clients) = (Authority::new("ours"), Authority::new("clients"));
+    let ca = write(dir.path(), "ca.pem", &ours.pem());
+    let client_ca = write(dir.path(), "client-ca.pem", &clients.pem());
+    let Issued { certificate, key } = clients.issue("ann.example");
+    let cert = write(dir.path(), "ann.pem", &certificate);
+    let key = write(dir.path(), "ann-key.pem", &key);
+    let mut args = served(&dir, &ours).to_vec();
+    args.extend(["--tls-client-ca".to_owned(), client_ca.clone()]);
+    let daemon = start(&args).await;
+    let url = daemon.url("");
+
+    let shown = ["--ca-file", &ca, "--cert-file", &cert, "--key-file", &key];
+    assert_eq!(
+        ask(&url, &shown),
+        (Some(0), "no replica has had a delivery since the start\n".to_owned())
+    );
+    let other = ["--ca-file", &client_ca, "--cert-file", &cert, "--key-file", &key];
+    for (args, says) in [
+        (&shown[..2], "asks for a client certificate (--cert-file)"),
+        (&shown[2..], "an authority that is not trusted (--ca-file)"),
+        (&other[..], "an authority that is not trusted (--ca-file)"),
+        (&shown[..4], "--cert-file needs --key-file"),
+        (&shown[4..], "--key-file needs --cert-file"),
+        (&["--ca-file", "/nowhere"][..], "cannot read /nowhere (--ca-file)"),
+        (&["--ca-file", &key][..], "has no certificate in it"),
+        (&["--cert-file", &cert, "--key-file", &cert][..], "has no private key in it"),
+    ] {
+        let (code, said) = ask(&url, args);
+        assert!(code == Some(1) && said.contains(says), "{args:?}: {code:?} {said}");
+    }
 }

@@ -6,6 +6,7 @@
 //! never shown.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use thiserror::Error;
 use url::Url;
 
 use crate::cli::operate::ConnectArgs;
-use crate::replica::install_crypto;
+use crate::replica::{Peer, Tls, TlsError, install_crypto, wrong_certificate};
 
 /// The largest answer that is read: a page of a thousand tasks with the longest keys and many
 /// replicas is about half of it.
@@ -26,6 +27,9 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 
 /// The variable that holds the token where no file does.
 const TOKEN_VARIABLE: &str = "REPLICATOR_TOKEN";
+
+const DAEMON: Peer =
+    Peer { name: "the daemon", authorities: "--ca-file", certificate: "--cert-file" };
 
 /// Asks one daemon. Cheap to clone, clones share connections.
 #[derive(Clone, Debug)]
@@ -41,6 +45,8 @@ pub(super) struct Client {
 pub(super) enum AskError {
     #[error("cannot reach {url}: {why} (is the daemon running? --url)")]
     Unreachable { url: String, why: String },
+    #[error("cannot speak to {url}: {why}")]
+    Certificate { url: String, why: String },
     #[error("no answer from {url} within {} (--timeout)", humantime::format_duration(*within))]
     TimedOut { url: String, within: Duration },
     #[error("the answer of {url} broke off: {why}")]
@@ -65,7 +71,7 @@ impl AskError {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::BrokeOff { .. } => true,
             Self::Refused { status, .. } | Self::Stranger { status, .. } => *status == 503,
-            Self::Unclear { .. } => false,
+            Self::Certificate { .. } | Self::Unclear { .. } => false,
         }
     }
 }
@@ -77,6 +83,12 @@ pub(super) enum SetupError {
     TokenFile { file: String, source: io::Error },
     #[error("the token in {place} is empty or contains what cannot stand in a header")]
     Token { place: String },
+    #[error("cannot read {file} ({flag}): {source}")]
+    File { file: String, flag: &'static str, source: io::Error },
+    #[error("{files}: {source}")]
+    Tls { files: String, source: TlsError },
+    #[error("{given} needs {missing}: a certificate is shown with its key")]
+    Half { given: &'static str, missing: &'static str },
     #[error("cannot set up the HTTP client: {source}")]
     Http { source: reqwest::Error },
 }
@@ -85,8 +97,13 @@ impl Client {
     /// Opens no connection yet.
     pub(super) fn new(args: &ConnectArgs) -> Result<Self, SetupError> {
         install_crypto();
-        // Where the system has no certificates plain http must work all the same.
-        let http = builder(args).build().or_else(|_| builder(args).tls_certs_only([]).build());
+        let tls = tls(args)?;
+        let builder = || tls.apply(builder(args));
+        let http = match builder().build() {
+            // Where the system has no certificates plain http must work all the same.
+            Err(_) if tls.trusts_the_system() => builder().tls_certs_only([]).build(),
+            built => built,
+        };
         Ok(Self {
             http: http.map_err(|source| SetupError::Http { source })?,
             base: args.url.clone(),
@@ -240,7 +257,9 @@ impl Client {
 
     fn unanswered(&self, error: &reqwest::Error, within: Duration) -> AskError {
         let url = self.url();
-        if error.is_timeout() {
+        if let Some(why) = wrong_certificate(error, &DAEMON) {
+            AskError::Certificate { url, why }
+        } else if error.is_timeout() {
             AskError::TimedOut { url, within }
         } else if error.is_connect() {
             AskError::Unreachable { url, why: innermost(error) }
@@ -276,6 +295,32 @@ fn builder(args: &ConnectArgs) -> ClientBuilder {
         .referer(false)
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
+}
+
+/// Whom the daemon's certificate must come from, and what it is shown.
+fn tls(args: &ConnectArgs) -> Result<Tls, SetupError> {
+    let mut tls = Tls::default();
+    if let Some(ca) = &args.ca_file {
+        let refused =
+            |source| SetupError::Tls { files: format!("{} (--ca-file)", ca.display()), source };
+        tls = tls.trusting(&read(ca, "--ca-file")?).map_err(refused)?;
+    }
+    match (&args.cert_file, &args.key_file) {
+        (None, None) => Ok(tls),
+        (Some(cert), Some(key)) => {
+            let files =
+                format!("{} (--cert-file) with {} (--key-file)", cert.display(), key.display());
+            let (cert, key) = (read(cert, "--cert-file")?, read(key, "--key-file")?);
+            tls.showing(&cert, &key).map_err(|source| SetupError::Tls { files, source })
+        }
+        (Some(_), None) => Err(SetupError::Half { given: "--cert-file", missing: "--key-file" }),
+        (None, Some(_)) => Err(SetupError::Half { given: "--key-file", missing: "--cert-file" }),
+    }
+}
+
+fn read(file: &Path, flag: &'static str) -> Result<Vec<u8>, SetupError> {
+    let file_name = || file.display().to_string();
+    std::fs::read(file).map_err(|source| SetupError::File { file: file_name(), flag, source })
 }
 
 /// The whole body; without an error where it is too long.
