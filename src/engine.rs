@@ -69,6 +69,7 @@ pub use steer::{Forgotten, Probed, RenameError, Steered};
 pub use view::{DeliveryState, DeliveryView, Found, LetterView, TaskView, Wanted};
 
 use barrier::Watches;
+use breaker::Tried;
 use lane::Lanes;
 use moves::Newcomer;
 use quorum::Quorum;
@@ -257,7 +258,13 @@ impl Engine {
         let Some(State::InFlight { rank, probe, discard }) = state else {
             return;
         };
-        self.judge_replica(self.tasks[slot].legs[leg].lane, probe, &verdict, took);
+        self.judge_letter(slot, leg, &verdict);
+        let tried = match rank {
+            _ if self.tasks[slot].legs[leg].is_redriven() => Tried::Letter,
+            Rank::Urgent | Rank::Fresh => Tried::First,
+            Rank::Retry | Rank::Resend | Rank::Redrive => Tried::Again,
+        };
+        self.judge_replica(self.tasks[slot].legs[leg].lane, (tried, probe), &verdict, took);
         match verdict {
             Verdict::Delivered => {
                 if let Some(quorum) = &mut self.tasks[slot].quorum {
@@ -290,7 +297,13 @@ impl Engine {
     }
 
     /// What an answer says of the replica, whatever it says of the write.
-    fn judge_replica(&mut self, number: u32, probe: bool, verdict: &Verdict, took: Duration) {
+    fn judge_replica(
+        &mut self,
+        number: u32,
+        sent: (Tried, bool),
+        verdict: &Verdict,
+        took: Duration,
+    ) {
         let lane = &mut self.lanes[number];
         let failed = matches!(verdict, Verdict::Retry { .. });
         if let Verdict::Retry { error, .. } | Verdict::Rejected { error } = verdict {
@@ -313,20 +326,27 @@ impl Engine {
             }
             Verdict::Retry { error, .. } if self.settings.breaker_failures > 0 => {
                 let (moment, threshold) = (self.now.moment, self.settings.breaker_failures);
-                if lane.breaker.failed(moment, probe, threshold, self.rng.f64()) {
-                    lane.redrive = None;
-                    lane.breaker_since = Some(self.now.wall);
-                    lane.shut_error =
-                        format!("not sent, as attempts before it failed: {error}").into();
-                    let (node, error) = (lane.node.clone(), Some(Arc::clone(error)));
-                    self.actions.push_back(Action::Breaker { node, error });
-                    // Even if nothing comes up any more that could be the probe.
-                    self.ring(number, moment);
+                if lane.breaker.failed(moment, sent, threshold, self.rng.f64()) {
+                    self.breaker_opened(number, error);
                 }
                 self.mark(number);
             }
             Verdict::Retry { .. } => {}
         }
+    }
+
+    /// Nothing but probes goes to a replica from now on.
+    fn breaker_opened(&mut self, number: u32, error: &Arc<str>) {
+        let lane = &mut self.lanes[number];
+        if let Some(round) = lane.redrive.take() {
+            lane.broken_off = round.after;
+        }
+        lane.breaker_since = Some(self.now.wall);
+        lane.shut_error = format!("not sent, as attempts before it failed: {error}").into();
+        let (node, error) = (lane.node.clone(), Some(Arc::clone(error)));
+        self.actions.push_back(Action::Breaker { node, error });
+        // Even if nothing comes up any more that could be the probe.
+        self.ring(number, self.now.moment);
     }
 
     /// Does what is due at `now`.

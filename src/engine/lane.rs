@@ -53,8 +53,12 @@ pub(super) struct Lane {
     pub(super) doubts: HashMap<KeyId, SmallVec<[(TaskId, Moment); 1]>>,
     /// What the tasks are charged for of which only dead letters are left, parked ones included.
     pub(super) kept_bytes: u64,
-    /// The dead letters are being redriven, and have been up to this one.
-    pub(super) redrive: Option<TaskId>,
+    /// The dead letters are being redriven.
+    pub(super) redrive: Option<Round>,
+    /// Up to where they were, when the replica was gone again.
+    pub(super) broken_off: TaskId,
+    /// The last one that was the probe.
+    pub(super) probed: TaskId,
     /// The next dead letter or parked delivery may come back no earlier.
     pub(super) next_return: Moment,
     /// When it is to be looked at again.
@@ -76,6 +80,16 @@ pub(super) struct Lane {
     pub(super) last_error: Option<(Arc<str>, Timestamp)>,
     /// Since when its breaker is as it is; nothing since the start.
     pub(super) breaker_since: Option<Timestamp>,
+}
+
+/// A way through the dead letters of a lane, oldest first; one that was broken off goes on where it
+/// was, and from the oldest on when it has come to the end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Round {
+    /// Those up to here have been looked at.
+    pub(super) after: TaskId,
+    /// It has begun from the oldest again, and ends here.
+    pub(super) until: Option<TaskId>,
 }
 
 /// The ends of the list of one key's deliveries.
@@ -110,6 +124,8 @@ impl Lane {
             doubts: HashMap::new(),
             kept_bytes: 0,
             redrive: None,
+            broken_off: TaskId(0),
+            probed: TaskId(0),
             next_return: Moment::default(),
             alarm: None,
             dirty: false,

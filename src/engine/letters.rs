@@ -14,10 +14,10 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::lane::Chain;
+use crate::engine::lane::{Chain, Round};
 use crate::engine::tasks::{Rank, Settlement, Slot, State};
-use crate::engine::{Action, Change, Engine, Moment};
-use crate::task::{Cause, Progress, TaskId, Timestamp};
+use crate::engine::{Action, BreakerState, Change, Engine, Moment};
+use crate::task::{Cause, Progress, TaskId, Timestamp, Verdict};
 
 /// How often a redrive goes on; at each step it takes as many as the rate allows.
 const STEP: Duration = Duration::from_millis(5);
@@ -26,9 +26,12 @@ const STEP: Duration = Duration::from_millis(5);
 /// outage, and what was accepted since goes first.
 const AFTER_RESTART: Duration = Duration::from_secs(1);
 
-/// How often a lane with an open breaker is looked at: when all that it has are dead letters, one
-/// of them is the probe.
+/// How often a lane is looked at whose breaker is not closed: when all that it has are dead letters,
+/// one of them is the probe; when there is nothing left, it is closed.
 const OPEN: Duration = Duration::from_secs(1);
+
+/// A letter that has failed so often while others did not is not redriven by itself any more.
+const ALONE: u8 = 3;
 
 impl Engine {
     /// Makes the head of a chain a dead letter; the next of its key comes forward.
@@ -46,8 +49,39 @@ impl Engine {
         self.tell_buried(slot, leg);
         self.touch(slot);
         self.leave_chain(slot, leg);
+        if cause == Cause::GaveUp {
+            self.doubt_replica(slot, leg);
+        }
         if self.lanes[lane].breaker.is_open() {
             self.ring(lane, self.now.moment.after(OPEN));
+        }
+    }
+
+    /// A delivery was given up. Were that all, on a replica that is down and has nothing else to do,
+    /// nobody would notice when it is back. One that was a letter before has been through this.
+    fn doubt_replica(&mut self, slot: Slot, leg: usize) {
+        let leg = &self.tasks[slot].legs[leg];
+        let (number, Some(trouble)) = (leg.lane, &leg.trouble) else { return };
+        if self.settings.breaker_failures == 0 || trouble.letter.is_some() {
+            return;
+        }
+        let error = Arc::clone(&trouble.error);
+        let breaker = &mut self.lanes[number].breaker;
+        if breaker.given_up(self.now.moment, trouble.failures, self.rng.f64()) {
+            self.breaker_opened(number, &error);
+        }
+    }
+
+    /// An attempt of one that was redriven has ended: whether the replica answers others and not it.
+    pub(super) fn judge_letter(&mut self, slot: Slot, leg: usize, verdict: &Verdict) {
+        let leg = &mut self.tasks[slot].legs[leg];
+        let answers = self.lanes[leg.lane].breaker.answers();
+        if let (Verdict::Retry { .. }, State::InFlight { rank: Rank::Redrive, probe: false, .. }) =
+            (verdict, leg.state)
+            && answers
+            && let Some(trouble) = &mut leg.trouble
+        {
+            trouble.alone = trouble.alone.saturating_add(1);
         }
     }
 
@@ -60,7 +94,7 @@ impl Engine {
         self.change(slot, leg, State::Dead { cause, until });
         let lane = self.tasks[slot].legs[leg].lane;
         if cause == Cause::GaveUp && self.settings.hinted_handoff {
-            self.lanes[lane].redrive = Some(TaskId(0));
+            self.lanes[lane].redrive = Some(Round { after: TaskId(0), until: None });
             self.ring(lane, self.now.moment.after(AFTER_RESTART));
         }
     }
@@ -104,16 +138,27 @@ impl Engine {
         }
     }
 
-    /// The replica is back: its dead letters are redriven, from the oldest on.
+    /// The replica is back: its dead letters are redriven, from the oldest on, or from where that
+    /// was broken off the last time.
     pub(super) fn hand_off(&mut self, number: u32) {
         if self.settings.hinted_handoff {
-            self.lanes[number].redrive = Some(TaskId(0));
-            self.ring(number, self.now.moment);
+            let after = self.lanes[number].broken_off;
+            self.lanes[number].redrive = Some(Round { after, until: None });
         }
+        self.ring(number, self.now.moment);
     }
 
     /// The replica is still down, or down again: a redriven letter is a letter as before.
     pub(super) fn lay_back(&mut self, slot: Slot, leg: usize) {
+        let this = &mut self.tasks[slot].legs[leg];
+        let tried = this.state != State::Ready(Rank::Redrive);
+        if let Some(trouble) = &mut this.trouble
+            && let Some((since, failures)) = trouble.letter
+        {
+            // If it was not sent, its failures are still those of before.
+            trouble.failures = if tried { failures + trouble.failures } else { failures };
+            trouble.since = since;
+        }
         let until = self.expiry(self.tasks[slot].legs[leg].since());
         self.change(slot, leg, State::Dead { cause: Cause::GaveUp, until });
         self.touch(slot);
@@ -153,9 +198,7 @@ impl Engine {
             // The next one goes out only when this one has failed: the probe is in flight then.
             match lane.breaker.probe_at() {
                 Some(at) if at > now => self.ring(number, at),
-                Some(_) if lane.chains.is_empty() => {
-                    self.redrive(number, 1);
-                }
+                Some(_) if lane.chains.is_empty() => self.probe_by_letter(number),
                 Some(_) | None => {}
             }
             if !self.lanes[number].is_empty() {
@@ -170,44 +213,91 @@ impl Engine {
             if self.redrive(number, most.max(1)) {
                 self.ring(number, now.after(step));
             } else {
-                self.lanes[number].redrive = None;
+                (self.lanes[number].redrive, self.lanes[number].broken_off) = (None, TaskId(0));
             }
+        }
+        self.close_when_quiet(number);
+    }
+
+    /// A replica that came back and has all that waited for it is not on its way back any more, even
+    /// if nothing comes up that would show it.
+    fn close_when_quiet(&mut self, number: u32) {
+        let lane = &mut self.lanes[number];
+        if lane.breaker.view() != BreakerState::HalfOpen {
+            return;
+        }
+        if lane.chains.is_empty() && lane.redrive.is_none() {
+            lane.breaker.has_all();
+            lane.breaker_since = Some(self.now.wall);
+        } else {
+            self.ring(number, self.now.moment.after(OPEN));
         }
     }
 
     /// Makes the next dead letters ready again, as long as fewer than `most` wait for their turn.
     /// Says whether there are more.
     fn redrive(&mut self, number: u32, most: usize) -> bool {
-        let after = self.lanes[number].redrive.unwrap_or(TaskId(0));
-        let mut last = after;
+        let Some(mut round) = self.lanes[number].redrive else { return false };
+        let mut more = true;
         while self.lanes[number].ready(Rank::Redrive).len() < most && self.may_return(number) {
             let lane = &self.lanes[number];
-            let Some((&id, &slot)) = lane.dead.range((Excluded(last), Unbounded)).next() else {
-                return false;
+            let next = lane.dead.range((Excluded(round.after), Unbounded)).next();
+            let next = next.filter(|(id, _)| round.until.is_none_or(|until| **id <= until));
+            let Some((&id, &slot)) = next else {
+                more = round.until.is_none() && lane.broken_off > TaskId(0);
+                if !more {
+                    break;
+                }
+                round = Round { after: TaskId(0), until: Some(lane.broken_off) };
+                continue;
             };
-            last = id;
-            let leg = self.tasks[slot].leg_on(number);
-            let gave_up = matches!(
-                self.tasks[slot].legs[leg].state,
-                State::Dead { cause: Cause::GaveUp, .. }
-            );
+            round.after = id;
             // Behind a newer write of its key it is left to that.
             let key = self.tasks[slot].key;
-            if gave_up && !lane.chains.contains_key(&key) {
-                self.bring_back(slot, leg);
+            if self.alone(slot, number).is_some_and(|alone| alone < ALONE)
+                && !lane.chains.contains_key(&key)
+            {
+                self.bring_back(slot, self.tasks[slot].leg_on(number));
                 self.count_return(number);
             }
         }
-        if let Some(redriven) = &mut self.lanes[number].redrive {
-            *redriven = last;
+        self.lanes[number].redrive = Some(round);
+        more
+    }
+
+    /// Has a dead letter be the probe, each time another: the reason why one fails can be its own.
+    fn probe_by_letter(&mut self, number: u32) {
+        if !self.may_return(number) {
+            return;
         }
-        true
+        let lane = &self.lanes[number];
+        let later = lane.dead.range((Excluded(lane.probed), Unbounded));
+        let mut in_turn =
+            later.chain(lane.dead.range(..=lane.probed)).map(|(id, slot)| (*id, *slot));
+        let alone = |(_, slot): &(TaskId, Slot)| self.alone(*slot, number);
+        let good = in_turn.clone().find(|one| alone(one).is_some_and(|alone| alone < ALONE));
+        let Some((id, slot)) = good.or_else(|| in_turn.find(|one| alone(one).is_some())) else {
+            return;
+        };
+        self.lanes[number].probed = id;
+        self.bring_back(slot, self.tasks[slot].leg_on(number));
+        self.count_return(number);
+    }
+
+    /// How often a dead letter failed while others did not; `None` for one that was not given up.
+    fn alone(&self, slot: Slot, number: u32) -> Option<u8> {
+        let leg = &self.tasks[slot].legs[self.tasks[slot].leg_on(number)];
+        let gave_up = matches!(leg.state, State::Dead { cause: Cause::GaveUp, .. });
+        gave_up.then(|| leg.trouble.as_ref().map_or(0, |trouble| trouble.alone))
     }
 
     /// Makes a dead letter ready again; no chain of its key may be there.
     pub(super) fn bring_back(&mut self, slot: Slot, leg: usize) {
         let (key, number) = (self.tasks[slot].key, self.tasks[slot].legs[leg].lane);
         self.change(slot, leg, State::Ready(Rank::Redrive));
+        if let Some(trouble) = &mut self.tasks[slot].legs[leg].trouble {
+            trouble.letter = Some((trouble.since, trouble.failures));
+        }
         self.lanes[number].chains.insert(key, Chain::of(slot));
         for books in [&mut self.lanes[number].books, &mut self.totals] {
             books.redriven += 1;

@@ -282,7 +282,8 @@ impl Engine {
         }
         for failed_fast in 0.. {
             let lane = &mut self.lanes[number];
-            match lane.breaker.gate(self.now.moment) {
+            let letter = lane.foremost().is_some_and(|(rank, _)| rank == Rank::Redrive);
+            match lane.breaker.gate(self.now.moment, letter) {
                 Gate::Pass(most) => {
                     let workers = lane.concurrency.limit(self.settings.workers);
                     while let Some((rank, slot)) = self.lanes[number].next(workers, most) {
@@ -350,10 +351,11 @@ impl Engine {
             quorum.fail(replica);
         }
         let leg = &mut entry.legs[leg];
-        let failures = leg.failures().saturating_add(1);
-        let doubt = leg.doubt();
         let told = self.watched.then(|| Arc::clone(&error));
-        leg.trouble = Some(Box::new(Trouble { failures, error, since: self.now.wall, doubt }));
+        let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
+        let trouble = leg.trouble.get_or_insert_with(new);
+        trouble.failures = trouble.failures.saturating_add(1);
+        (trouble.error, trouble.since) = (error, self.now.wall);
         let lane = leg.lane;
         self.lanes[lane].books.failed_attempts += 1;
         self.totals.failed_attempts += 1;

@@ -65,7 +65,7 @@ impl Engine {
             }
         };
         self.tasks[slot].legs[leg].trouble =
-            error.map(|error| Box::new(Trouble { failures, error, since, doubt: None }));
+            error.map(|error| Box::new(Trouble::new(failures, error, since)));
         if self.tasks[slot].legs[leg].trouble.is_some() {
             // It may have been on the wire when the process ended.
             self.doubt(slot, leg, self.now.wall);

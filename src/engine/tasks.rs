@@ -89,6 +89,16 @@ pub(super) struct Trouble {
     pub(super) since: Timestamp,
     /// One that may still be applied: when it ended, and when that is over.
     pub(super) doubt: Option<(Timestamp, Moment)>,
+    /// It was a dead letter before: since when, and after how many failures.
+    pub(super) letter: Option<(Timestamp, u32)>,
+    /// How often it failed as one that was redriven, just after others had not.
+    pub(super) alone: u8,
+}
+
+impl Trouble {
+    pub(super) fn new(failures: u32, error: Arc<str>, since: Timestamp) -> Self {
+        Self { failures, error, since, doubt: None, letter: None, alone: 0 }
+    }
 }
 
 /// How a delivery stands.
@@ -241,11 +251,16 @@ impl Leg {
             None if doubt.is_none() => None,
             None => {
                 let since = doubt.map_or(Timestamp(0), |(since, _)| since);
-                self.trouble =
-                    Some(Box::new(Trouble { failures: 0, error: "".into(), since, doubt }));
+                let trouble = Trouble { doubt, ..Trouble::new(0, "".into(), since) };
+                self.trouble = Some(Box::new(trouble));
                 None
             }
         }
+    }
+
+    /// Whether it was a dead letter before.
+    pub(super) fn is_redriven(&self) -> bool {
+        self.trouble.as_ref().is_some_and(|trouble| trouble.letter.is_some())
     }
 
     pub(super) fn failures(&self) -> u32 {

@@ -174,7 +174,8 @@ fn a_failed_delivery_is_tried_after_two_four_and_six_seconds_and_then_given_up()
     let actions = f.actions();
     let Some(Action::Buried { letter, .. }) = actions.first() else { panic!("{actions:?}") };
     assert_eq!((letter.cause, letter.failures), (Cause::GaveUp, 4));
-    assert!(matches!(actions[1], Action::Save { .. }), "{actions:?}");
+    assert!(matches!(actions[1], Action::Breaker { error: Some(_), .. }), "{actions:?}");
+    assert!(matches!(actions[2], Action::Save { .. }), "{actions:?}");
     assert_eq!(f.engine.levels().dead_letters, 1);
     assert_eq!(f.engine.levels().retry, 0);
     assert_eq!(f.engine.totals().gave_up, 1);
