@@ -154,7 +154,7 @@ impl Daemon {
             idempotency::Keys::new(memory.idempotency_window, memory.idempotency_keys);
         let over = idempotency.restore(clock.now(), opened.idempotency, &strong);
         opened.committer.forget_idempotency(over);
-        let bus = Bus::new();
+        let bus = Bus::new(clock.now().wall.0 / 1_000);
 
         let (reader, committer) = (opened.reader, opened.committer);
         let attempts = Attempts {

@@ -68,7 +68,7 @@ impl EventKinds {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Its place in the order; it begins anew with the process.
+    /// Its place in the order. A process begins where no former one has been.
     pub id: u64,
     /// What it is about.
     pub kind: EventKind,
@@ -86,7 +86,9 @@ pub(super) struct Bus {
 #[derive(Default)]
 struct Ring {
     events: VecDeque<Event>,
-    /// The id of the newest event; 0 before the first.
+    /// What is not above it is another process's id.
+    base: u64,
+    /// The id of the newest event; `base` before the first.
     newest: u64,
     /// Those who watch: all, and those who want to hear of tasks.
     watchers: usize,
@@ -95,8 +97,11 @@ struct Ring {
 }
 
 impl Bus {
-    pub(super) fn new() -> Self {
-        Self { ring: Arc::default(), newest: Arc::new(watch::Sender::new(0)) }
+    /// The ids begin behind `base`. The time of the start in microseconds lets no process come to
+    /// the ids of the next, and JavaScript can count so far.
+    pub(super) fn new(base: u64) -> Self {
+        let ring = Ring { base, newest: base, ..Ring::default() };
+        Self { ring: Arc::new(Mutex::new(ring)), newest: Arc::new(watch::Sender::new(base)) }
     }
 
     fn with<T>(&self, what: impl FnOnce(&mut Ring) -> T) -> T {
@@ -184,7 +189,8 @@ impl Events {
 
     fn read(&self, ring: &Ring, most: usize) -> (Vec<Event>, u64) {
         // One that resumes from another process's count starts at the beginning of this one's.
-        let place = if self.place > ring.newest { 0 } else { self.place };
+        let ours = ring.base..=ring.newest;
+        let place = if ours.contains(&self.place) { self.place } else { ring.base };
         let oldest = ring.events.front().map_or(ring.newest + 1, |event| event.id);
         let missed = oldest.saturating_sub(place + 1);
         let mut events = Vec::new();
@@ -234,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_watcher_sees_what_comes_after_it_and_only_what_it_wants() {
-        let bus = Bus::new();
+        let bus = Bus::new(0);
         bus.say(EventKind::Figures, &1);
         let mut all = bus.watch(None, EventKinds::ALL);
         let mut some = bus.watch(None, EventKinds { task: false, ..EventKinds::ALL });
@@ -252,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_resumes_sees_what_it_missed_or_how_many() {
-        let bus = Bus::new();
+        let bus = Bus::new(0);
         for n in 0..KEPT + 5 {
             bus.say(EventKind::Figures, &n);
         }
@@ -268,9 +274,23 @@ mod tests {
 
     #[tokio::test]
     async fn who_resumes_from_a_former_process_starts_at_the_beginning() {
-        let bus = Bus::new();
+        let bus = Bus::new(0);
         bus.say(EventKind::Figures, &1);
         let mut events = bus.watch(Some(77), EventKinds::ALL);
         assert_eq!(ids(&events.next(10).await), [1]);
+    }
+
+    #[tokio::test]
+    async fn the_ids_of_a_former_process_stand_for_nothing_of_this_one() {
+        let bus = Bus::new(1_000);
+        for n in 0..10 {
+            bus.say(EventKind::Figures, &n);
+        }
+        for former in [0, 4, 999, 5_000] {
+            let mut events = bus.watch(Some(former), EventKinds::ALL);
+            assert_eq!(ids(&events.next(1).await), [1_001], "after {former}");
+        }
+        let mut events = bus.watch(Some(1_004), EventKinds::ALL);
+        assert_eq!(ids(&events.next(1).await), [1_005]);
     }
 }

@@ -193,7 +193,7 @@ impl Handle {
         let retry_after = Duration::from_millis(1_500);
         let counts = Arc::default();
         let operator = Operator {
-            bus: Bus::new(),
+            bus: Bus::new(0),
             operations: Operations::default(),
             redrive_rate: NonZeroU32::MIN,
             policy: Policy::new(None, None),

@@ -120,7 +120,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         queue_capacity: 1,
         retry_capacity: 1,
         quarantined_rows: 0,
-        bus: Bus::new(),
+        bus: Bus::new(0),
         roster: roster::Roster::default(),
         idempotency: idempotency::Keys::new(Duration::from_secs(1), 1),
         history: History::new(Duration::ZERO),
