@@ -237,7 +237,16 @@ impl Handle {
     ///
     /// An [`OperateError`].
     pub async fn discard_task(&self, id: TaskId) -> Result<Option<api::Task>, OperateError> {
-        self.ask(|reply| Query::DiscardTask { id, reply }).await
+        // What a dead letter was is on the disk alone, and not there any more once it is discarded.
+        let before = self.task(id).await?;
+        let discarded = self.ask(|reply| Query::DiscardTask { id, reply }).await?;
+        Ok(discarded.map(|task| match before {
+            Some(before) if task.key.is_none() => {
+                let api::Task { settled_at, deliveries, .. } = task;
+                api::Task { settled_at, deliveries, ..before }
+            }
+            _ => task,
+        }))
     }
 
     /// All replicas, by address.
@@ -404,9 +413,8 @@ impl Handle {
     }
 
     /// Ends an operation; what it has done stays done.
-    #[must_use]
-    pub fn cancel(&self, id: &str) -> Option<api::Operation> {
-        self.operator.operations.cancel(id)
+    pub async fn cancel(&self, id: &str) -> Option<api::Operation> {
+        self.operator.operations.cancel(id).await
     }
 
     /// A barrier behind everything that has been accepted, for these replicas, or for all.

@@ -27,6 +27,10 @@ const PAGE: usize = 500;
 /// How often a redrive goes on; at each step it takes as many as its rate allows.
 const STEP: Duration = Duration::from_millis(50);
 
+/// How long the end of one that was cancelled is waited for: so many times so long.
+const CANCEL_LOOKS: u32 = 100;
+const CANCEL_LOOK: Duration = Duration::from_millis(10);
+
 /// What is to be done.
 #[derive(Clone, Debug)]
 pub(super) struct Work {
@@ -60,7 +64,7 @@ impl Operations {
         work: Work,
         total: u64,
     ) -> Result<Operation, OperateError> {
-        let (cancel, cancelled) = oneshot::channel();
+        let (cancel, mut cancelled) = oneshot::channel();
         let begun = self.with(|inner| {
             let is_running =
                 |(operation, _): &&(Operation, _)| operation.state == OperationState::Running;
@@ -78,6 +82,7 @@ impl Operations {
                 matched: 0,
                 done: 0,
                 superseded: 0,
+                held_back: 0,
                 total,
                 rate: work.rate.map(NonZeroU32::get),
                 started_at: view::time(clock::wall()),
@@ -96,10 +101,7 @@ impl Operations {
         let this = self.clone();
         let id = begun.operation_id.clone();
         tokio::spawn(async move {
-            let worked = tokio::select! {
-                worked = this.work(&id, &handle, work) => worked.map(|()| OperationState::Done),
-                _ = cancelled => Ok(OperationState::Cancelled),
-            };
+            let worked = this.work(&id, &handle, work, &mut cancelled).await;
             this.change(&id, |operation| {
                 operation.ended_at = Some(view::time(clock::wall()));
                 operation.state = match worked {
@@ -114,7 +116,14 @@ impl Operations {
         Ok(begun)
     }
 
-    async fn work(&self, id: &str, handle: &Handle, work: Work) -> Result<(), OperateError> {
+    /// Looks for `cancelled` where nothing is ordered that would then be done and not counted.
+    async fn work(
+        &self,
+        id: &str,
+        handle: &Handle,
+        work: Work,
+        cancelled: &mut oneshot::Receiver<()>,
+    ) -> Result<OperationState, OperateError> {
         let order = match work.kind {
             OperationKind::Redrive if work.dry_run => Order::WouldRedrive,
             OperationKind::Redrive => Order::Redrive,
@@ -122,31 +131,38 @@ impl Operations {
         };
         let mut cursor = None;
         loop {
-            let page = handle.letters(work.filter.clone(), PAGE, cursor).await?;
+            let page = tokio::select! {
+                page = handle.letters(work.filter.clone(), PAGE, cursor) => page?,
+                _ = &mut *cancelled => return Ok(OperationState::Cancelled),
+            };
             let matched = page.items.len() as u64;
             self.change(id, |operation| operation.matched += matched);
             if work.kind == OperationKind::Discard && work.dry_run {
                 self.change(id, |operation| operation.done += matched);
-            } else {
-                self.steer_all(id, handle, &page.items, order, work.rate).await?;
+            } else if !self
+                .steer_all(id, handle, &page.items, (order, work.rate), cancelled)
+                .await?
+            {
+                return Ok(OperationState::Cancelled);
             }
             let examined = page.examined as u64;
             self.change(id, |operation| operation.examined += examined);
             cursor = page.next;
             if cursor.is_none() {
-                return Ok(());
+                return Ok(OperationState::Done);
             }
         }
     }
 
+    /// False if it was cancelled.
     async fn steer_all(
         &self,
         id: &str,
         handle: &Handle,
         letters: &[Letter],
-        order: Order,
-        rate: Option<NonZeroU32>,
-    ) -> Result<(), OperateError> {
+        (order, rate): (Order, Option<NonZeroU32>),
+        cancelled: &mut oneshot::Receiver<()>,
+    ) -> Result<bool, OperateError> {
         let rate = rate.filter(|_| order == Order::Redrive);
         // A slow one takes one letter at longer intervals.
         let (at_once, pause) = match rate {
@@ -163,15 +179,19 @@ impl Operations {
             let steered = handle.steer(deliveries, order).await?;
             let count = |is: Steered| steered.iter().filter(|&&one| one == is).count() as u64;
             let (done, left_out) = (count(Steered::Done), count(Steered::LeftOut));
+            let held_back = count(Steered::HeldBack);
             self.change(id, |operation| {
                 operation.done += done;
                 operation.superseded += left_out;
+                operation.held_back += held_back;
             });
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
+            tokio::select! {
+                biased;
+                _ = &mut *cancelled => return Ok(false),
+                () = tokio::time::sleep(pause) => {}
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn change(&self, id: &str, what: impl FnOnce(&mut Operation)) {
@@ -195,20 +215,20 @@ impl Operations {
         })
     }
 
-    /// Ends one, if it still runs.
-    pub(super) fn cancel(&self, id: &str) -> Option<Operation> {
+    /// Ends one, if it still runs, and waits a moment for its end: what it was just doing is done.
+    pub(super) async fn cancel(&self, id: &str) -> Option<Operation> {
         self.with(|inner| {
             let found = inner.operations.iter_mut().find(|(one, _)| one.operation_id == id);
-            found.map(|(operation, cancel)| {
-                // It may have come to its end at this moment.
-                if let Some(cancel) = cancel.take()
-                    && operation.state == OperationState::Running
-                    && cancel.send(()).is_ok()
-                {
-                    operation.state = OperationState::Cancelled;
-                }
-                operation.clone()
-            })
-        })
+            // It may have come to its end at this moment.
+            found.and_then(|(_, cancel)| cancel.take()).map(|cancel| cancel.send(()))
+        });
+        for _ in 0..CANCEL_LOOKS {
+            let found = self.get(id)?;
+            if found.state != OperationState::Running {
+                return Some(found);
+            }
+            tokio::time::sleep(CANCEL_LOOK).await;
+        }
+        self.get(id)
     }
 }

@@ -34,6 +34,11 @@ impl Roster {
         self.renamed.get(node).unwrap_or(node)
     }
 
+    /// Whether anything was ever accepted or said of it.
+    pub(super) fn knows(&self, node: &Node) -> bool {
+        self.rows.contains_key(node)
+    }
+
     /// Whether any goes by another name.
     pub(super) fn has_renamed(&self) -> bool {
         !self.renamed.is_empty()

@@ -198,7 +198,10 @@ impl Engine {
             // The next one goes out only when this one has failed: the probe is in flight then.
             match lane.breaker.probe_at() {
                 Some(at) if at > now => self.ring(number, at),
-                Some(_) if lane.chains.is_empty() => self.probe_by_letter(number),
+                // Without handoff they wait for an operator, who may ask for a probe.
+                Some(_) if lane.chains.is_empty() && self.settings.hinted_handoff => {
+                    self.probe_by_letter(number);
+                }
                 Some(_) | None => {}
             }
             if !self.lanes[number].is_empty() {
@@ -266,7 +269,7 @@ impl Engine {
     }
 
     /// Has a dead letter be the probe, each time another: the reason why one fails can be its own.
-    fn probe_by_letter(&mut self, number: u32) {
+    pub(super) fn probe_by_letter(&mut self, number: u32) {
         if !self.may_return(number) {
             return;
         }

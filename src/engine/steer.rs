@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::tasks::{Queue, Settlement, Slot, State};
 use crate::engine::{Action, BreakerState, Change, Engine, Now};
@@ -20,9 +21,10 @@ const STEP: usize = 4096;
 pub enum Steered {
     /// What was asked for.
     Done,
-    /// Nothing: a newer write of its key is on its way, or the full retry queue has no room for it;
-    /// it comes back by itself, or is settled by the newer one.
+    /// Nothing: a newer write of its key is on its way, and settles it.
     LeftOut,
+    /// Nothing: its replica does not answer, or the full retry queue has no room for it.
+    HeldBack,
     /// It is no dead letter any more.
     Gone,
 }
@@ -102,6 +104,13 @@ impl Engine {
         self.finish();
     }
 
+    /// Has a lane for a replica that was used before the start, and has had nothing to do since. False
+    /// if there is no room for it.
+    pub fn know(&mut self, node: &Node) -> bool {
+        let limit = self.settings.max_known_replicas;
+        self.lanes.open(std::slice::from_ref(node), limit).is_some()
+    }
+
     /// Lets an open breaker send its next probe now. `None` for an unknown replica.
     pub fn probe(&mut self, now: Now, node: &Node) -> Option<Probed> {
         self.now = now;
@@ -109,8 +118,13 @@ impl Engine {
         self.lanes[number].breaker.probe_now(now.moment);
         self.mark(number);
         self.ring(number, now.moment);
-        // With nothing that is due the oldest dead letter is the probe.
+        // With nothing that is due a dead letter is the probe.
         self.tick(now);
+        let lane = &self.lanes[number];
+        if lane.breaker.probe_at().is_some() && lane.chains.is_empty() && !lane.is_held() {
+            self.probe_by_letter(number);
+            self.finish();
+        }
         let breaker = &self.lanes[number].breaker;
         Some(Probed { breaker: breaker.view(), probing: breaker.is_probing() })
     }
@@ -199,38 +213,35 @@ impl Engine {
     pub fn redrive_letter(&mut self, now: Now, delivery: Delivery) -> Steered {
         self.now = now;
         let Some((slot, leg)) = self.letter(delivery) else { return Steered::Gone };
-        let lane = self.tasks[slot].legs[leg].lane;
-        let steered = match self.tasks[slot].legs[leg].state {
-            State::Dead { .. } if self.lanes[lane].chains.contains_key(&self.tasks[slot].key) => {
-                Steered::LeftOut
-            }
-            State::Dead { .. } => {
-                self.bring_back(slot, leg);
-                Steered::Done
-            }
-            _ if self.levels.retry < self.settings.retry_capacity => {
-                self.enter_queue(slot, Queue::Retry);
-                Steered::Done
-            }
-            _ => Steered::LeftOut,
-        };
+        let steered = self.would_be_redriven(slot, leg);
+        match self.tasks[slot].legs[leg].state {
+            _ if steered != Steered::Done => {}
+            State::Dead { .. } => self.bring_back(slot, leg),
+            _ => self.enter_queue(slot, Queue::Retry),
+        }
         self.finish();
         steered
+    }
+
+    fn would_be_redriven(&self, slot: Slot, leg: usize) -> Steered {
+        let entry = &self.tasks[slot];
+        let lane = &self.lanes[entry.legs[leg].lane];
+        // It would be laid back at once.
+        let shut = || lane.breaker.gate(self.now.moment, true) == Gate::Shut;
+        match entry.legs[leg].state {
+            State::Dead { .. } if lane.chains.contains_key(&entry.key) => Steered::LeftOut,
+            State::Dead { .. } if !lane.is_held() && shut() => Steered::HeldBack,
+            State::Dead { .. } => Steered::Done,
+            _ if self.levels.retry < self.settings.retry_capacity => Steered::Done,
+            _ => Steered::HeldBack,
+        }
     }
 
     /// What [`Self::redrive_letter`] would do.
     #[must_use]
     pub fn would_redrive(&self, delivery: Delivery) -> Steered {
-        match self.letter(delivery) {
-            None => Steered::Gone,
-            Some((slot, leg)) => {
-                let entry = &self.tasks[slot];
-                let dead = matches!(entry.legs[leg].state, State::Dead { .. });
-                let lane = &self.lanes[entry.legs[leg].lane];
-                let passed = dead && lane.chains.contains_key(&entry.key);
-                if passed { Steered::LeftOut } else { Steered::Done }
-            }
-        }
+        let letter = self.letter(delivery);
+        letter.map_or(Steered::Gone, |(slot, leg)| self.would_be_redriven(slot, leg))
     }
 
     /// Throws a dead letter away.

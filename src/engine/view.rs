@@ -3,6 +3,7 @@
 //! A search looks at so many tasks in a call and says where to go on, so that a question about a
 //! million tasks does not hold up everything else.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::engine::tasks::{Leg, Rank, Settlement, Slot, State};
@@ -174,6 +175,7 @@ impl Engine {
         wanted: &Wanted,
     ) -> Found<LetterView, (TaskId, ReplicaIndex)> {
         let mut found = Found { items: Vec::new(), next: None };
+        let mut seen = HashSet::new();
         for (id, node) in ids {
             let Some(slot) = self.tasks.find(*id) else { continue };
             for (number, leg) in (0..).zip(&self.tasks[slot].legs) {
@@ -183,8 +185,8 @@ impl Engine {
                     && wanted.node.as_ref().is_none_or(|node| *node == delivery.node)
                     && wanted.key.is_none_or(|key| key == self.tasks[slot].key)
                     && wanted.state.is_none_or(|state| state == delivery.state);
-                if fits {
-                    let replica = ReplicaIndex(number);
+                let replica = ReplicaIndex(number);
+                if fits && seen.insert((*id, replica)) {
                     found.items.push(LetterView { task: *id, replica, delivery });
                 }
             }

@@ -105,7 +105,7 @@ fn progress(operation: &Operation, cancelled: bool) -> String {
 
 /// What came of it, in a sentence.
 fn told(operation: &Operation) -> String {
-    let Operation { matched, done, superseded, .. } = operation;
+    let Operation { matched, done, superseded, held_back, .. } = operation;
     let of = format!("{done} of {}", count(*matched, "dead letter"));
     let mut text = match (operation.dry_run, operation.kind) {
         (true, OperationKind::Redrive) => format!("would redrive {of}"),
@@ -117,6 +117,12 @@ fn told(operation: &Operation) -> String {
         let verb = if *superseded == 1 { "was" } else { "were" };
         text = format!(
             "{text}; {superseded} {verb} left out, as a newer write of the key is on its way"
+        );
+    }
+    if *held_back > 0 {
+        let verb = if *held_back == 1 { "was" } else { "were" };
+        text = format!(
+            "{text}; {held_back} {verb} left out, as the replica does not answer (replicas probe) or the retry queue is full"
         );
     }
     match operation.state {

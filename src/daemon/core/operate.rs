@@ -26,8 +26,11 @@ impl Core {
             }
             Query::Pause { node, paused, reply } => self.pause(now, &node, paused, reply),
             Query::Probe { node, reply } => {
-                let probed = self.parts.engine.probe(now, self.parts.roster.resolve(&node));
-                let _ = reply.send(Ok(probed.map(|probed| show_probed(&node, probed))));
+                let node = self.steered(&node);
+                let paused =
+                    self.parts.engine.lanes().any(|l| l.node == node && l.paused.is_some());
+                let probed = self.parts.engine.probe(now, &node);
+                let _ = reply.send(Ok(probed.map(|probed| show_probed(&node, probed, paused))));
             }
             Query::Forget { node, reply } => self.forget(now, &node, reply),
             Query::Rename { node, to, reply } => self.rename(now, &node, &to, reply),
@@ -45,6 +48,14 @@ impl Core {
                 }
             }
             Query::Barrier { up_to, nodes, reply } => {
+                let unknown = |node: &&Node| up_to.is_none() && !self.parts.roster.knows(node);
+                if let Some(node) = nodes.iter().find(unknown) {
+                    let error = format!(
+                        "field \"replicas\": nothing was ever accepted for {node}, so there is nothing to wait for"
+                    );
+                    let _ = reply.send(Err(OperateError::Invalid(error)));
+                    return;
+                }
                 let last = TaskId(self.parts.next_id.0.saturating_sub(1));
                 let up_to = up_to.unwrap_or(last).min(last);
                 let mut nodes: Vec<_> =
@@ -64,6 +75,16 @@ impl Core {
             // Who asked may be gone.
             let _ = reply.send(synced.map(|()| answer).map_err(|_| OperateError::Stopped));
         }));
+    }
+
+    /// The name that a replica goes by, which is told to the engine if it is used and idle since the
+    /// start.
+    fn steered(&mut self, node: &Node) -> Node {
+        let node = self.parts.roster.resolve(node).clone();
+        if self.parts.roster.knows(&node) {
+            self.parts.engine.know(&node);
+        }
+        node
     }
 
     pub(super) fn write_roster(&self, changes: Vec<Change>) {
@@ -225,7 +246,7 @@ impl Core {
     }
 
     fn pause(&mut self, now: Now, node: &Node, paused: bool, reply: Answer<Option<api::Replica>>) {
-        let node = self.parts.roster.resolve(node).clone();
+        let node = self.steered(node);
         let lane = self.parts.engine.lanes().find(|lane| lane.node == node);
         let Some(lane) = lane else {
             let _ = reply.send(Ok(None));
@@ -247,7 +268,7 @@ impl Core {
     }
 
     fn forget(&mut self, now: Now, node: &Node, reply: Answer<Option<api::Forgotten>>) {
-        let node = self.parts.roster.resolve(node).clone();
+        let node = self.steered(node);
         let Some(forgotten) = self.parts.engine.forget(now, &node) else {
             let _ = reply.send(Ok(None));
             return;
@@ -275,7 +296,7 @@ impl Core {
     }
 
     fn rename(&mut self, now: Now, node: &Node, to: &Node, reply: Answer<Option<api::Replica>>) {
-        let node = self.parts.roster.resolve(node).clone();
+        let node = self.steered(node);
         let used = || {
             OperateError::Conflict(format!(
                 "{to} has been sent writes already: what waits for {node} could be older than those"
@@ -326,9 +347,10 @@ impl Core {
     }
 }
 
-fn show_probed(node: &Node, probed: engine::Probed) -> api::Probed {
+fn show_probed(node: &Node, probed: engine::Probed, paused: bool) -> api::Probed {
     let reason = match (probed.probing, probed.breaker) {
         (true, _) => None,
+        (false, _) if paused => Some("it is paused"),
         (false, engine::BreakerState::Open) => Some("nothing is due that could be the probe"),
         (false, _) => Some("the breaker is not open"),
     };

@@ -76,6 +76,44 @@ fn a_dead_letter_is_not_redriven_while_a_newer_write_of_its_key_is_on_its_way() 
 }
 
 #[test]
+fn a_letter_of_a_replica_that_does_not_answer_is_not_said_to_be_redriven() {
+    let mut f = Fixture::new(Settings { hinted_handoff: false, ..settings() });
+    let ids: Vec<_> = (0..5).map(|n| gave_up(&mut f, &n.to_string(), &["a"])).collect();
+    for n in 0..5 {
+        let id = f.eventual(&format!("other{n}"), &["a"]);
+        f.answer(id, 0, failed());
+    }
+    f.sent();
+    for id in ids {
+        assert_eq!(f.engine.would_redrive(letter(id)), Steered::HeldBack);
+        assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::HeldBack);
+    }
+    assert_eq!(f.sent(), []);
+    assert_eq!(books(&f, "a").redriven, 0);
+}
+
+#[test]
+fn without_handoff_no_letter_is_a_probe_but_for_an_operator() {
+    let mut f = Fixture::new(Settings { hinted_handoff: false, ..settings() });
+    let id = f.eventual("k", &["a"]);
+    for _ in 0..40 {
+        f.sent().iter().for_each(|&(task, replica, _)| f.answer(task, replica, failed()));
+        f.pass(Duration::from_secs(1));
+    }
+    assert_eq!((books(&f, "a").dead, books(&f, "a").redriven), (1, 0));
+    let probed = f.engine.probe(f.now, &node("a")).unwrap();
+    assert_eq!((probed.probing, f.sent()), (true, vec![(id, 0, 1)]));
+}
+
+#[test]
+fn a_letter_that_is_named_twice_is_one() {
+    let mut f = Fixture::new(settings());
+    let id = TaskId(gave_up(&mut f, "k", &["a", "b"]));
+    let named = [(id, None), (id, Some(node("a"))), (id, None)];
+    assert_eq!(f.engine.letters_of(&named, &Wanted::default()).items.len(), 2);
+}
+
+#[test]
 fn an_older_letter_is_not_redriven_after_a_newer_write_that_was_thrown_away() {
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);

@@ -12,10 +12,17 @@ const VERBS = {
   discard: { title: 'Discard', past: 'thrown away', yes: 'Discard' },
 };
 
+/** Why not all of them, where that is so. */
+function without({ superseded, held_back: held }) {
+  const newer = superseded > 0 ? `, ${format.count(superseded)} left out as a newer write of the key is on its way` : '';
+  const back = held > 0 ? `, ${format.count(held)} left out as the replica does not answer or the retry queue is full` : '';
+  return newer + back;
+}
+
 /** What came of an operation, in a sentence. */
-export function outcome({ kind, state, done, superseded, error }) {
+export function outcome({ kind, state, done, error, ...counts }) {
   const text = `${format.plural(done, 'dead letter')} ${VERBS[kind].past}`;
-  const left = superseded > 0 ? `, ${format.count(superseded)} left out as a newer write of the key is on its way` : '';
+  const left = without(counts);
   const end = { cancelled: 'Cancelled: ', failed: 'Failed: ' }[state] ?? '';
   return `${end}${text}${left}${error ? `: ${error}` : ''}.`;
 }
@@ -118,13 +125,13 @@ export class Letters {
 
 /** Asks the daemon how many it would be, and says it with what it would mean. */
 async function counted(kind, selection) {
-  const { done, superseded, error } = await finished(await post(`v1/dead-letters/${kind}`, { ...selection, dry_run: true }));
+  const { done, error, ...counts } = await finished(await post(`v1/dead-letters/${kind}`, { ...selection, dry_run: true }));
   if (error) throw new Error(error);
-  const left = superseded > 0 ? ` ${format.count(superseded)} more are left out, as a newer write of the key is on its way.` : '';
-  if (done === 0) return { go: false, text: `There is none to ${kind}.${left}` };
+  const left = without(counts);
+  if (done === 0) return { go: false, text: `There is none to ${kind}${left}.` };
   const them = format.plural(done, 'dead letter');
   const means = kind === 'redrive'
-    ? `${them} would be made ready again and sent as their replicas take them.`
-    : `${them} would be thrown away: these writes never reach their replicas. This cannot be undone.`;
-  return { go: true, text: means + left };
+    ? `${them} would be made ready again and sent as their replicas take them${left}.`
+    : `${them} would be thrown away${left}: these writes never reach their replicas. This cannot be undone.`;
+  return { go: true, text: means };
 }

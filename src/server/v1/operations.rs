@@ -61,7 +61,7 @@ pub(super) async fn cancel(
     Named(id): Named,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let operation = inbound.handle.cancel(&id);
+    let operation = inbound.handle.cancel(&id).await;
     Ok(ok(&operation.ok_or_else(|| missing(&what(&id)))?))
 }
 

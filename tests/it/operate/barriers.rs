@@ -83,6 +83,8 @@ async fn what_is_asked_wrongly_is_named() {
         (json!({"replica": "h"}), "`replica`"),
         (json!({"replicas": "h"}), "\"replicas\""),
         (json!({"replicas": ["ftp://h"]}), "\"replicas[0]\""),
+        // A slip of the pen must not say that all is well.
+        (json!({"replicas": ["http://127.0.0.1:1"]}), "http://127.0.0.1:1"),
     ] {
         let (status, answer) = daemon.order("/v1/barriers", &body).await;
         assert_eq!(status, 400, "{body}");

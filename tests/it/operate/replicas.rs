@@ -92,6 +92,26 @@ async fn a_pause_holds_over_a_kill_until_it_is_resumed() {
 }
 
 #[tokio::test]
+async fn one_with_nothing_to_do_since_a_restart_can_be_paused_and_renamed() {
+    let mut daemon = Daemon::start(&[]).await;
+    let (old, new) = (Replica::start().await, Replica::start().await);
+    daemon.accept(&set("before", "v", &[&old])).await;
+    daemon.until_drained().await;
+    daemon.terminate().await;
+    daemon.kill_and_restart().await;
+    let (status, paused) = daemon.order(&format!("{}/pause", path_of(&old)), &Value::Null).await;
+    assert_eq!(status, 200, "{paused}");
+    let (_, probed) = daemon.order(&format!("{}/probe", path_of(&old)), &Value::Null).await;
+    assert_eq!(probed["reason"], "it is paused");
+    let rename = format!("{}/rename", path_of(&old));
+    let (status, told) = daemon.order(&rename, &json!({"to": new.url()})).await;
+    assert_eq!((status, &told["renamed_from"]), (200, &json!([old.url()])));
+    daemon.order(&format!("{}/resume", path_of(&old)), &Value::Null).await;
+    daemon.accept(&set("k", "v", &[&old])).await;
+    new.until_holds("k", "v").await;
+}
+
+#[tokio::test]
 async fn a_probe_need_not_be_waited_for() {
     let flags = ["--retry-base", "10ms", "--breaker-failures", "1"];
     let daemon = Daemon::start(&flags).await;

@@ -137,3 +137,14 @@ async fn what_is_on_the_wire_when_it_is_discarded_is_not_tried_again() {
     assert_eq!(replica.seen().len(), 1);
     assert_eq!(each(&daemon.show("/v1/dead-letters").await["dead_letters"], "key").len(), 0);
 }
+
+#[tokio::test]
+async fn who_discards_a_dead_letter_is_told_what_it_was() {
+    let daemon = Daemon::start(&[]).await;
+    let strict = Replica::with(|_| Behaviour::Answer(400, "", "no")).await;
+    let id = daemon.accept(&set("k", "v", &[&strict])).await;
+    daemon.until_metric("dead_letters", 1).await;
+    let (status, task) = daemon.delete(&format!("/v1/tasks/{id}")).await;
+    assert_eq!((status, &task["key"]), (200, &serde_json::json!("k")), "{task}");
+    assert_eq!(task["deliveries"][0]["state"], "discarded");
+}
