@@ -190,7 +190,13 @@ impl Core {
     fn serve(&mut self, now: Now, request: Request) {
         match request {
             Request::Replicate(writes) => {
-                writes.into_iter().for_each(|write| self.replicate(now, write));
+                let committer = self.parts.committer.clone();
+                match writes.len() {
+                    0 | 1 => writes.into_iter().for_each(|write| self.replicate(now, write)),
+                    _ => committer.in_one_commit(|| {
+                        writes.into_iter().for_each(|write| self.replicate(now, write));
+                    }),
+                }
             }
             Request::Operate(query) => self.operate(now, query),
             Request::Snapshot { reply } => {

@@ -107,6 +107,9 @@ pub struct Committer {
 enum Order {
     Accept(Accept),
     Settle(TaskId, Settlement),
+    /// What follows is one group: it waits for all of it, up to the end.
+    Group,
+    GroupEnd,
     /// What is known of keys from now on, `None` to forget one.
     Keys(Vec<KeyChange>),
     Sync(Reply),
@@ -151,6 +154,22 @@ impl Committer {
         reply: Option<Reply>,
     ) {
         self.order(Order::Accept(Accept { what: Accepted::Task(task, idempotency), reply }));
+    }
+
+    /// Has all tasks that are handed in by `what` written in one commit, as far as that holds
+    /// [`MAX_BATCH_TASKS`] and [`MAX_BATCH_BYTES`]. Nothing else is written before they are all
+    /// there, so it is not for what takes its time.
+    pub fn in_one_commit(&self, what: impl FnOnce()) {
+        /// Also if it panics.
+        struct End<'a>(&'a Committer);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.order(Order::GroupEnd);
+            }
+        }
+        self.order(Order::Group);
+        let _end = End(self);
+        what();
     }
 
     /// Remembers what is said of a replica, or forgets it; calls `reply` once that is durable. It is
@@ -211,7 +230,7 @@ impl Order {
         match self {
             Self::Accept(accept) => answer(accept.reply, Err(error)),
             Self::Sync(reply) | Self::Close(reply) => answer(Some(reply), Err(error)),
-            Self::Settle(..) | Self::Keys(_) => {}
+            Self::Settle(..) | Self::Keys(_) | Self::Group | Self::GroupEnd => {}
         }
     }
 }
@@ -267,6 +286,8 @@ struct Writer {
     /// Settlements were written after the last flush.
     unflushed: bool,
     syncs: Vec<Sync>,
+    /// The rest of a group is on its way.
+    grouping: bool,
     /// No more is taken: this is the last turn.
     closing: Option<Closing>,
 }
@@ -289,6 +310,7 @@ impl Writer {
             waiting_since: None,
             unflushed: false,
             syncs: Vec::new(),
+            grouping: false,
             closing: None,
         }
     }
@@ -364,6 +386,14 @@ impl Writer {
                     let written = through.is_none() && self.key_changes.is_empty();
                     self.syncs.push(Sync { reply, through, written });
                 }
+                Ok(Order::Group) => {
+                    self.grouping = true;
+                    // Those before it have their own commit, so that the group fits into one.
+                    if !self.batch.is_empty() {
+                        return;
+                    }
+                }
+                Ok(Order::GroupEnd) => self.grouping = false,
                 Ok(Order::Close(reply)) => self.closing = Some(Some(reply)),
                 Err(RecvTimeoutError::Timeout) if self.batch.len() > alone_with => {
                     alone_with = self.batch.len();
@@ -388,6 +418,9 @@ impl Writer {
 
     /// The next order; waits for it only as long as there is nothing better to do.
     fn next(&self) -> Result<Order, RecvTimeoutError> {
+        if self.grouping {
+            return self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected);
+        }
         let idle = self.batch.is_empty() && !self.unflushed && self.syncs.is_empty();
         let wait = if idle {
             self.settlements_wait().into_iter().chain(self.rewriter.wait()).min()

@@ -49,6 +49,31 @@ fn everyone_in_a_batch_is_answered_and_the_daemon_is_told_of_each_task_once() {
 }
 
 #[test]
+fn a_group_is_one_commit_however_slowly_it_comes_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let (events, notify) = recorder();
+    let (opened, ..) = open_with(dir.path(), notify);
+    let mut answers = vec![hand_in(&opened, &small(1))];
+    opened.committer.in_one_commit(|| {
+        for id in 2..=1_001 {
+            answers.push(hand_in(&opened, &small(id)));
+            (0..20).for_each(|_| thread::yield_now());
+        }
+    });
+    answers.push(hand_in(&opened, &small(1_002)));
+    for answer in answers {
+        assert_eq!(answer.blocking_recv().unwrap(), Ok(()));
+    }
+    close(opened);
+    let events = events.lock().unwrap();
+    let of_group = |event: &&Event| {
+        let in_group = |id: &TaskId| (2..=1_001).contains(&id.0);
+        matches!(event, Event::Committed { tasks, .. } if tasks.iter().any(in_group))
+    };
+    assert_eq!(events.iter().filter(of_group).count(), 1);
+}
+
+#[test]
 fn settlements_are_written_in_the_order_of_their_tasks_whatever_order_they_came_in() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
