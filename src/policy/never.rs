@@ -37,10 +37,10 @@ pub(super) fn kind(address: IpAddr) -> Option<&'static str> {
 /// The address, and the IPv4 addresses that a gateway or the system would make of it.
 pub(super) fn with_embedded(address: IpAddr) -> impl Iterator<Item = IpAddr> {
     let embedded = match address {
-        IpAddr::V4(_) => None,
+        IpAddr::V4(_) => [None; 3],
         IpAddr::V6(ip) => embedded(ip),
     };
-    [Some(address), embedded.map(IpAddr::V4)].into_iter().flatten()
+    std::iter::once(address).chain(embedded.into_iter().flatten().map(IpAddr::V4))
 }
 
 fn kind_v4(ip: Ipv4Addr) -> Option<&'static str> {
@@ -78,20 +78,30 @@ fn kind_v6(ip: Ipv6Addr) -> Option<&'static str> {
     }
 }
 
-/// The IPv4 address inside an IPv6 one: mapped (`::ffff:0:0/96`), translated (`::ffff:0:0:0/96`),
-/// compatible (`::/96`), NAT64 (`64:ff9b::/96` and, in its last 32 bits, `64:ff9b:1::/48`), 6to4
-/// (`2002::/16`), Teredo (`2001::/32`), ISATAP.
-fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+/// The IPv4 addresses inside an IPv6 one, where it begins like one that has one there: in its last
+/// 32 bits mapped (`::ffff:0:0/96`), translated (`::ffff:0:0:0/96`), compatible (`::/96`), NAT64
+/// (`64:ff9b::/96`, `64:ff9b:1::/48`) and, whatever it begins with, ISATAP; behind its prefix 6to4
+/// (`2002::/16`); inverted Teredo (`2001::/32`). One that is ISATAP by its end may be another by its
+/// beginning: then it is both.
+fn embedded(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
     let of = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
-    match ip.segments() {
+    let segments = ip.segments();
+    let last = match segments {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
         [0, 0, 0, 0, 0 | 0xffff, 0, high, low]
         | [0, 0, 0, 0, 0, 0xffff, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
         | [0x64, 0xff9b, 1, _, _, _, high, low]
-        | [_, _, _, _, 0 | 0x200, 0x5efe, high, low]
-        | [0x2002, high, low, ..] => of(high, low),
+        | [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => of(high, low),
+        _ => None,
+    };
+    let six_to_four = match segments {
+        [0x2002, high, low, ..] => of(high, low),
+        _ => None,
+    };
+    let teredo = match segments {
         [0x2001, 0, _, _, _, _, high, low] => of(!high, !low),
         _ => None,
-    }
+    };
+    [last, six_to_four, teredo]
 }

@@ -74,6 +74,9 @@ fn what_is_never_a_replica_is_refused_in_every_spelling() {
         "http://[2002:a9fe:a9fe::1]",
         "http://[2001:0:1:2:3:4:5601:5601]",
         "http://[fd00::5efe:169.254.169.254]",
+        // ISATAP by its end, and something else by its beginning.
+        "http://[2002:a9fe:a9fe::5efe:10.0.0.1]",
+        "http://[2001:0:1:2:0:5efe:5601:5601]",
         "http://[fe80::1]",
         "http://[febf::1]:8081",
         "http://[fd00:ec2::254]",
