@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Grant, Holder, Role, Stored, Tokens, TokensError};
+use super::{Grant, Holder, Role, Stored, Tokens, TokensError, token};
 use crate::task::Node;
 
 /// The longest list that is read, in bytes: some ten thousand tokens.
@@ -15,6 +15,7 @@ const MAX_BYTES: u64 = 4 << 20;
 
 /// The longest name of a holder.
 const MAX_NAME_BYTES: usize = 64;
+const NAME: &str = "must be 1 to 64 of A-Z a-z 0-9 . _ - @, and no token";
 
 pub(super) fn read(path: &Path) -> Result<Tokens, TokensError> {
     let file = path.display().to_string();
@@ -52,14 +53,21 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Tokens, TokensError> {
     if tokens.is_empty() { Err(TokensError::Empty { file: file.to_owned() }) } else { Ok(tokens) }
 }
 
+/// What is wrong with a line is told without any of its words: one may be a token in the wrong place.
 fn entry(line: &str) -> Result<(Stored, Grant), String> {
+    if token::is_in(line) {
+        return Err(token::IN_THE_LIST.to_owned());
+    }
     let mut words = line.split_whitespace();
     let (Some(name), Some(roles), Some(hash)) = (words.next(), words.next(), words.next()) else {
         return Err("a line is NAME ROLES HASH, as replicator token new prints it".to_owned());
     };
     let stored = hash.parse::<Stored>()?;
     let mut grant = Grant {
-        name: check_name(name)?.into(),
+        name: Some(name)
+            .filter(|name| is_name(name))
+            .ok_or_else(|| format!("the name {NAME}"))?
+            .into(),
         roles: self::roles(roles)?,
         replicas: None,
         rate: None,
@@ -71,9 +79,9 @@ fn entry(line: &str) -> Result<(Stored, Grant), String> {
             }
             Some(("rate", number)) if grant.rate.is_none() => {
                 let rate = number.parse::<NonZeroU32>();
-                grant.rate = Some(rate.map_err(|_| format!("{word:?}: a rate is from 1 on"))?);
+                let wrong = format!("rate= takes a number from 1 to {}", u32::MAX);
+                grant.rate = Some(rate.map_err(|_| wrong)?);
             }
-            // What it is may be a token in the wrong place.
             _ => return Err("after the hash come replicas=… and rate=…, each once".to_owned()),
         }
     }
@@ -81,12 +89,17 @@ fn entry(line: &str) -> Result<(Stored, Grant), String> {
 }
 
 fn roles(text: &str) -> Result<Vec<Role>, String> {
-    text.split(',').map(str::parse).collect()
+    let roles: Result<_, _> = text.split(',').map(str::parse).collect();
+    let wrong = "the second word is one of replicate, observe and operate, or several with commas";
+    roles.map_err(|_: String| wrong.to_owned())
 }
 
 fn replicas(list: &str) -> Result<Vec<Node>, String> {
-    let node = |text: &str| Node::parse(text).map_err(|error| format!("replicas={text}: {error}"));
-    let mut replicas: Vec<_> = list.split(',').map(node).collect::<Result<_, _>>()?;
+    let node = |(at, text): (usize, &str)| {
+        let wrong = |error| format!("address {} of replicas= {error}", at + 1);
+        Node::parse(text).map_err(wrong)
+    };
+    let mut replicas: Vec<_> = list.split(',').enumerate().map(node).collect::<Result<_, _>>()?;
     replicas.sort();
     replicas.dedup();
     Ok(replicas)
@@ -94,12 +107,12 @@ fn replicas(list: &str) -> Result<Vec<Node>, String> {
 
 /// A name as it may stand in the list and in the log.
 pub(super) fn check_name(name: &str) -> Result<&str, String> {
+    if is_name(name) { Ok(name) } else { Err(format!("the name {name:?} {NAME}")) }
+}
+
+fn is_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
-    if (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(plain) {
-        Ok(name)
-    } else {
-        Err(format!("the name {name:?} must be 1 to {MAX_NAME_BYTES} of A-Z a-z 0-9 . _ - @"))
-    }
+    (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(plain) && !token::is_in(name)
 }
 
 /// The line for a token.

@@ -73,19 +73,28 @@ fn a_wrong_line_is_named_and_nothing_of_the_list_is_taken() {
         (format!("{line}\n{again}"), r#"tokens, line 2: the name "a" is there twice"#),
         (format!("{line}\nb operate {hash}"), "tokens, line 2: this hash is there twice"),
         ("a observe".to_owned(), "a line is NAME ROLES HASH"),
-        (format!("a b {hash}"), r#""b" is no role, only replicate, observe and operate are"#),
+        (format!("a b {hash}"), "the second word is one of replicate, observe and operate"),
         ("a observe secret".to_owned(), "the hash is not one that replicator token new"),
         (format!("a observe {}", hash.to_uppercase()), "the hash is not one"),
-        (format!("a!b observe {hash}"), r#"the name "a!b" must be"#),
-        (format!("{line} rate=0"), r#""rate=0": a rate is from 1 on"#),
+        (format!("a!b observe {hash}"), "the name must be 1 to 64 of A-Z a-z"),
+        (format!("{line} rate=0"), "rate= takes a number from 1 to 4294967295"),
         (format!("{line} rate=1 rate=2"), "each once"),
-        (format!("{line} replicas=ftp://h"), "replicas=ftp://h: "),
+        (format!("{line} replicas=ftp://h"), "address 1 of replicas= has the scheme"),
+        (
+            format!("{line} replicas=http://a,http://u:p@h"),
+            "address 2 of replicas= carries user info",
+        ),
         (format!("a observe {token}"), "here stands a token itself"),
+        (format!("{token} observe {hash}"), "here stands a token itself"),
+        (format!("{} observe {hash}", &token[..64]), "here stands a token itself"),
+        (format!("a {token} {hash}"), "here stands a token itself"),
+        (format!("{line} rate={token}"), "here stands a token itself"),
+        (format!("{line} replicas=http://{token}@h"), "here stands a token itself"),
         ("# nobody\n".to_owned(), "there is no token in tokens"),
     ] {
         let said = refused(&list);
         assert!(said.contains(sentence), "{said}");
-        assert!(!said.contains(&token[17..]), "{said}");
+        assert!(!said.contains(&token[17..40]), "{said}");
     }
 }
 

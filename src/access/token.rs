@@ -16,6 +16,10 @@ const ID_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
 const TOKEN_CHARS: usize = PREFIX.len() + 2 * ID_BYTES + 1 + 2 * SECRET_BYTES + 8;
 
+/// What is said of a list with a token in it.
+pub(super) const IN_THE_LIST: &str =
+    "here stands a token itself: only its hash belongs here, make a new one";
+
 /// By which a token is found. Not secret: it stands in the list.
 pub(super) type Id = [u8; ID_BYTES];
 
@@ -86,7 +90,7 @@ impl FromStr for Stored {
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
         if text.starts_with(PREFIX) {
-            return Err("here stands a token itself: only its hash belongs here, make a new one");
+            return Err(IN_THE_LIST);
         }
         let stored = text
             .split_once(':')
@@ -127,6 +131,15 @@ impl<'a> Presented<'a> {
         }
         hash
     }
+}
+
+/// Whether there is a token in a text, or so much of one that some of its secret is.
+pub(super) fn is_in(text: &str) -> bool {
+    text.match_indices(PREFIX).any(|(at, _)| {
+        let rest =
+            text.get(at + PREFIX.len()..).and_then(|rest| rest.split_at_checked(2 * ID_BYTES));
+        rest.is_some_and(|(id, rest)| unhex::<ID_BYTES>(id).is_some() && rest.starts_with('_'))
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {
