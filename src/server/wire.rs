@@ -106,6 +106,23 @@ pub(super) fn shown_address(text: &str) -> String {
     }
 }
 
+/// A sentence in which texts of a client may stand as they are: on one line, and cut in the middle
+/// where it is long.
+pub(super) fn plain(sentence: &str) -> String {
+    let chars = sentence.chars().count();
+    let kept = |at: usize| at < 2 * SHOWN_CHARS || at >= chars.saturating_sub(SHOWN_CHARS);
+    let mut plain = String::new();
+    for (at, c) in sentence.chars().enumerate() {
+        match c {
+            _ if at == 2 * SHOWN_CHARS && !kept(at) => plain.push('…'),
+            _ if !kept(at) => {}
+            c if c.is_control() => plain.extend(c.escape_default()),
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Reader { lists: true }.deserialize(deserializer)

@@ -9,7 +9,7 @@ use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use super::asked::{self, CAUSES, word, words};
 use super::validate::{invalid, must_be};
-use super::wire::Json;
+use super::wire::{Json, plain};
 use super::{Inbound, Problem};
 use crate::daemon::LetterFilter;
 use crate::task::{Node, TaskId};
@@ -95,8 +95,11 @@ pub(super) async fn nothing(inbound: &Inbound, request: Request) -> Result<(), P
 pub(super) fn object<'a, T: Deserialize<'a> + Default>(body: &'a [u8]) -> Result<T, Problem> {
     match body.trim_ascii_start().first() {
         None => Ok(T::default()),
-        Some(b'{') => serde_json::from_slice(body)
-            .map_err(|error| invalid(format!("the body is not as it should be: {error}"))),
+        Some(b'{') => serde_json::from_slice(body).map_err(|error| {
+            // It may show a name or a text of any length.
+            let error = plain(&error.to_string());
+            invalid(format!("the body is not as it should be: {error}"))
+        }),
         Some(_) => Err(invalid("the body is not a JSON object")),
     }
 }

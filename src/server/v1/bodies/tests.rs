@@ -49,6 +49,20 @@ fn all_of_them_have_to_be_asked_for() {
     );
 }
 
+/// The name of a field is the client's, of any length and of any characters.
+#[test]
+fn a_field_that_is_not_known_is_told_on_one_line_and_not_at_any_length() {
+    let told = |name: &str| match redrive(&format!(r#"{{"{name}":1}}"#)) {
+        Err(Problem::Invalid(said)) => said,
+        other => panic!("{other:?}"),
+    };
+    let said = told("\u{7f}k\\u001b[2J");
+    assert!(said.contains(r"unknown field `\u{7f}k\u{1b}[2J`, expected one of"), "{said}");
+    let said = told(&"ü".repeat(100_000));
+    assert!(said.chars().count() < 400 && said.ends_with("at line 1 column 200003"), "{said}");
+    assert!(said.contains("unknown field `üüü") && said.contains("ü…"), "{said}");
+}
+
 #[test]
 fn what_breaks_a_rule_is_named() {
     for (body, sentence) in [
