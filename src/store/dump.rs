@@ -195,6 +195,9 @@ impl From<Failure> for Wrong {
     }
 }
 
+/// The longest text of an error.
+const MAX_ERROR_CHARS: usize = 500;
+
 /// So many tasks are flushed together.
 const BATCH: u64 = 4096;
 
@@ -287,7 +290,9 @@ struct Lines<'a> {
 
 impl Lines<'_> {
     fn wrong(&self, what: &str) -> Wrong {
-        Wrong::Line(self.number, what.to_owned())
+        // Texts of the file stand in it: on one line, whatever they are, and not all of them.
+        let plain = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+        Wrong::Line(self.number, what.chars().map(plain).take(MAX_ERROR_CHARS).collect())
     }
 
     fn text(&mut self) -> Result<Option<String>, Wrong> {

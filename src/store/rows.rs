@@ -27,6 +27,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::error::DecodeError;
 use bincode::{BorrowDecode, Encode};
 
 use super::database::Database;
@@ -52,11 +53,15 @@ pub(super) const CHUNK_BYTES: usize = 4096;
 /// Room for all the error texts of one row together; one alone gets at most a third of it.
 const ERROR_BYTES: usize = 3 * 1024;
 
-/// A length in a row cannot make the decoder reserve more than this. Larger than any envelope:
-/// 65,536 replicas with the longest addresses are half of it.
-const DECODE_LIMIT: usize = 128 << 20;
-const BINCODE: Configuration<LittleEndian, Varint, Limit<DECODE_LIMIT>> =
-    bincode::config::standard().with_limit();
+/// The decoder reserves memory by what a length says, before it finds that the bytes are not there;
+/// a limit for each size of a payload keeps that in proportion. No element takes 64 times its bytes.
+type Bincode<const LIMIT: usize> = Configuration<LittleEndian, Varint, Limit<LIMIT>>;
+/// The longest payload of a row by itself, and more.
+const SMALL: usize = 16 << 10;
+const BINCODE_SMALL: Bincode<{ SMALL * 64 }> = bincode::config::standard().with_limit();
+/// Larger than any envelope, which can go over many rows: 65,536 replicas with the longest addresses
+/// are half of it.
+const BINCODE: Bincode<{ 128 << 20 }> = bincode::config::standard().with_limit();
 
 /// Puts a payload into its frame.
 pub(super) fn seal(tree: Tree, key: &[u8], payload: &[u8]) -> Vec<u8> {
@@ -107,8 +112,17 @@ fn encode(row: impl Encode) -> Result<Vec<u8>, Failure> {
 }
 
 fn decode<'a, T: BorrowDecode<'a, ()>>(payload: &'a [u8]) -> Option<T> {
-    let (row, read) = bincode::borrow_decode_from_slice(payload, BINCODE).ok()?;
+    let (row, read) = decode_first(payload).ok()?;
     (read == payload.len()).then_some(row)
+}
+
+/// Decodes what a payload begins with, and says how many bytes that are.
+fn decode_first<'a, T: BorrowDecode<'a, ()>>(payload: &'a [u8]) -> Result<(T, usize), DecodeError> {
+    if payload.len() <= SMALL {
+        bincode::borrow_decode_from_slice(payload, BINCODE_SMALL)
+    } else {
+        bincode::borrow_decode_from_slice(payload, BINCODE)
+    }
 }
 
 /// What stands before the stream's first part in a row of `tasks`.
@@ -233,8 +247,7 @@ impl<'a> Head<'a> {
     }
 
     fn parse(payload: &'a [u8]) -> Option<Self> {
-        let (lengths, read) =
-            bincode::borrow_decode_from_slice::<Lengths, _>(payload, BINCODE).ok()?;
+        let (lengths, read) = decode_first::<Lengths>(payload).ok()?;
         let head = Self {
             envelope: lengths.envelope.try_into().ok()?,
             value: lengths.value.try_into().ok()?,
@@ -327,8 +340,7 @@ pub(super) fn header(
     value_bytes: usize,
     nodes: &mut Nodes,
 ) -> Option<Header> {
-    let (row, read) =
-        bincode::borrow_decode_from_slice::<EnvelopeRow<'_>, _>(envelope, BINCODE).ok()?;
+    let (row, read) = decode_first::<EnvelopeRow<'_>>(envelope).ok()?;
     let more = match envelope.get(read..)? {
         [] => EnvelopeMore { consistency: EVENTUAL, trace: None },
         more => decode(more)?,

@@ -1,5 +1,7 @@
 //! What stands in the lines of an export, and what is refused of those of an import.
 
+use std::collections::HashSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -180,6 +182,9 @@ pub(super) fn task(line: Line) -> Result<(Task, Vec<Progress>), String> {
     if replicas.is_empty() || u16::try_from(replicas.len()).map(ReplicaIndex).is_err() {
         return Err("\"replicas\" must name 1 to 65535 nodes".to_owned());
     }
+    if let Some(node) = twice(&replicas) {
+        return Err(format!("\"replicas\" names {node} twice"));
+    }
     if line.progress.len() != replicas.len() {
         return Err("\"progress\" must have an entry for each of \"replicas\"".to_owned());
     }
@@ -206,6 +211,12 @@ pub(super) fn task(line: Line) -> Result<(Task, Vec<Progress>), String> {
         trace: trace(line.trace_parent, line.trace_state)?,
     };
     Ok((task, progress))
+}
+
+/// A delivery is a task and a replica: with one in two places neither would ever be settled.
+fn twice(replicas: &[Node]) -> Option<&Node> {
+    let mut before = HashSet::with_capacity(replicas.len());
+    replicas.iter().find(|node| !before.insert(*node))
 }
 
 fn progress(state: State) -> Result<Progress, String> {
@@ -235,6 +246,11 @@ fn trace(parent: Option<String>, state: Option<String>) -> Result<Option<Trace>,
     let state_bytes = state.as_ref().map_or(0, String::len);
     if parent.len() > Trace::MAX_PARENT_BYTES || state_bytes > Trace::MAX_STATE_BYTES {
         return Err("\"trace_parent\" or \"trace_state\" is too long".to_owned());
+    }
+    // They become headers: what cannot be one would have the write rejected by every replica.
+    let plain = |text: &str| text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+    if !plain(&parent) || !state.as_deref().is_none_or(plain) {
+        return Err("\"trace_parent\" and \"trace_state\" are visible ASCII".to_owned());
     }
     Ok(Some(Trace { parent: parent.into(), state: state.map(Box::from) }))
 }

@@ -219,6 +219,21 @@ fn trailing_bytes_and_lengths_out_of_all_proportion_do_not_decode() {
     assert!(Head::parse(&[1, 2, 0, 0]).is_none());
 }
 
+/// A row is a few KiB, so no length in it is believed beyond that; in memory an entry is larger.
+#[test]
+fn a_length_in_a_small_row_reserves_little() {
+    for entries in [100_000_u32, 3_000_000] {
+        let row = [&[252][..], &entries.to_le_bytes()].concat();
+        let outcome = decode_first::<Vec<ProgressRow<'_>>>(&row).map(|_| ());
+        assert!(matches!(outcome, Err(DecodeError::LimitExceeded)), "{outcome:?}");
+    }
+    // But all that there is in the longest of them is.
+    let entries = vec![Progress::Delivered; SMALL - 3];
+    let payload = progress(&entries).unwrap();
+    assert_eq!(payload.len(), SMALL);
+    assert_eq!(read_progress(&payload).unwrap().len(), entries.len());
+}
+
 #[test]
 fn the_stream_comes_back_whole_wherever_it_is_cut() {
     let envelope = Stream::of(&task()).unwrap().envelope.len() - 1;
