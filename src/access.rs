@@ -28,6 +28,8 @@ use crate::task::Node;
 
 mod bucket;
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod token;
 
 pub use bucket::Bucket;

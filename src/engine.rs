@@ -41,10 +41,14 @@ mod books;
 mod breaker;
 mod concurrency;
 mod doubts;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod interface;
 mod key;
 mod lane;
 mod letters;
+#[cfg(any(test, feature = "fuzzing"))]
+mod model;
 mod moment;
 mod moves;
 mod quorum;

@@ -15,6 +15,7 @@
 //! - [`traces`]: a write as spans, from its request to each replica.
 //! - [`cli`], [`config`], [`commands`]: arguments, settings, and what the binary does.
 //! - [`faults`]: the steps at which a test can end the process; nothing in what is shipped.
+//! - `fuzzing`: what must hold for any input; not in what is shipped.
 //!
 //! The path of one eventual write: `server::replicate` reads and checks the request and hands it
 //! to [`daemon::Handle::replicate`]; the loop in `daemon::core` asks [`engine::Engine::admit`] for
@@ -38,6 +39,8 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod faults;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod metrics;
 pub mod policy;
 pub mod replica;

@@ -27,6 +27,8 @@ use url::{Host, Url};
 
 use crate::task::Node;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod never;
 mod rule;
 

@@ -21,6 +21,8 @@ use std::time::Duration;
 mod causes;
 mod client;
 mod credentials;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod request;
 mod resolver;
 mod verdict;

@@ -36,6 +36,8 @@ mod access;
 mod body;
 mod connections;
 mod errors;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod health;
 mod idempotency;
 mod memory_replica;

@@ -43,6 +43,8 @@ mod database;
 mod directory;
 mod dump;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod keys;
 mod ledger;
 mod migrate;

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod node;
 
 pub use node::{MAX_NODE_BYTES, Node, NodeError};

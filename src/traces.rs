@@ -35,6 +35,8 @@ use tokio::runtime::Handle;
 use crate::task::{Node, Task, TaskId, Trace, Verdict};
 
 mod context;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 
 pub use context::{parent, state};
 

@@ -352,7 +352,7 @@ impl Tasks {
         self.slots.last_key_value().map(|(&id, _)| id)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().map(|(_, entry)| entry)
     }

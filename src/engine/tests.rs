@@ -1,8 +1,10 @@
-//! The rules of the engine, one test a rule. `tests/model.rs` holds them against a simple model.
+//! The rules of the engine, one test a rule. `tests/model.rs` holds random
+//! histories against a simple model.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::model::{node, settings};
 use super::*;
 use crate::task::{DeadLetter, Progress, ReplicaIndex};
 
@@ -12,33 +14,8 @@ mod letters;
 mod model;
 mod steer;
 
-pub(super) fn settings() -> Settings {
-    Settings {
-        workers: workers(5),
-        queue_capacity: 1000,
-        retry_capacity: 500,
-        max_bytes: 1 << 30,
-        max_dead_letter_bytes: 1 << 30,
-        dead_letter_retention: None,
-        hinted_handoff: true,
-        redrive_rate: NonZeroU32::new(200).unwrap(),
-        breaker_failures: 5,
-        settle_after: Duration::from_secs(30),
-        coalesce: false,
-        max_known_replicas: 1024,
-        max_retries: 3,
-        retry_base: Duration::from_secs(2),
-        strong_timeout: Duration::from_secs(10),
-        seed: 7,
-    }
-}
-
 pub(super) fn workers(number: u32) -> Workers {
     Workers::Fixed(NonZeroU32::new(number).unwrap())
-}
-
-pub(super) fn node(name: &str) -> Node {
-    Node::parse(&format!("http://{name}")).unwrap()
 }
 
 /// An engine with its clock and its committer, which commits at once unless told otherwise.

@@ -63,7 +63,7 @@ pub(super) fn build(
 }
 
 /// `{node}/store/{key}`, with `?ttl=` where the value does not live for ever.
-fn url(node: &Node, key: &str, ttl: Option<Duration>) -> String {
+pub(super) fn url(node: &Node, key: &str, ttl: Option<Duration>) -> String {
     let mut url = format!("{node}/store/{}", segment(key));
     if let Some(ttl) = ttl {
         url.push_str("?ttl=");
@@ -110,49 +110,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// Go's `time.ParseDuration` for the units that we write, with its integer overflow and its
-    /// floating-point fraction. `None` is an error.
-    fn go_parse_duration(mut text: &str) -> Option<u64> {
-        let mut total: u64 = 0;
-        if text.is_empty() {
-            return None;
-        }
-        while !text.is_empty() {
-            let digits = text.find(|c: char| !c.is_ascii_digit())?;
-            let whole: u64 = text[..digits].parse().ok()?;
-            text = &text[digits..];
-
-            let (mut fraction, mut scale) = (0_u64, 1.0_f64);
-            if let Some(rest) = text.strip_prefix('.') {
-                let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-                fraction = rest[..digits].parse().ok()?;
-                scale = 10_f64.powi(i32::try_from(digits).ok()?);
-                text = &rest[digits..];
-            }
-
-            let unit: u64 = match text.chars().next()? {
-                'h' => 3_600_000_000_000,
-                'm' => 60_000_000_000,
-                's' => 1_000_000_000,
-                _ => return None,
-            };
-            text = &text[1..];
-
-            let mut part = whole.checked_mul(unit).filter(|part| i64::try_from(*part).is_ok())?;
-            #[expect(
-                clippy::cast_precision_loss,
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "as Go does it"
-            )]
-            {
-                part += (fraction as f64 * (unit as f64 / scale)) as u64;
-            }
-            total = total.checked_add(part).filter(|total| i64::try_from(*total).is_ok())?;
-        }
-        Some(total)
-    }
+    use crate::replica::fuzzing::go_parse_duration;
 
     #[test]
     fn durations_look_as_go_writes_them() {
@@ -176,24 +134,48 @@ mod tests {
         }
     }
 
+    /// That what reads back above is as strict as Go's: from the table of Go's own tests.
+    #[test]
+    fn what_go_refuses_is_refused_by_what_stands_for_it_here() {
+        for (text, nanos) in [
+            ("0", 0),
+            ("-5s", -5_000_000_000),
+            ("+.5s", 500_000_000),
+            ("5.s", 5_000_000_000),
+            ("10ns11us12ms", 12_011_010),
+            ("3h30.5m", 12_630_000_000_000),
+            ("0.3333333333333333333h", 1_200_000_000_000),
+            ("9223372036854775807ns", i64::MAX),
+            ("-9223372036854775808ns", i64::MIN),
+        ] {
+            assert_eq!(go_parse_duration(text), Ok(nanos), "{text}");
+        }
+        for text in ["", "3", "-", "s", ".", "-.", ".s", "+.s", "1d", "5S", "1 s", "3000000h"] {
+            assert!(go_parse_duration(text).is_err(), "{text}");
+        }
+        for text in ["9223372036854775808ns", "9223372036854775.808us", "-9223372036854775809ns"] {
+            assert!(go_parse_duration(text).is_err(), "{text}");
+        }
+    }
+
     #[test]
     fn a_duration_beyond_gos_range_is_gos_longest() {
         let longest = "2562047h47m16.854775807s";
         assert_eq!(go_duration(Duration::MAX), longest);
         assert_eq!(go_duration(Duration::from_nanos(u64::MAX)), longest);
-        assert_eq!(go_parse_duration(longest), Some(i64::MAX.unsigned_abs()));
+        assert_eq!(go_parse_duration(longest), Ok(i64::MAX));
     }
 
     proptest! {
         #[test]
         fn go_reads_back_the_very_nanosecond(nanos in prop_oneof![
-            1..10_000_000_000_u64,
-            1..=i64::MAX.unsigned_abs(),
-            (1..100_000_u64).prop_map(|seconds| seconds * 1_000_000_000),
-            (1..100_000_u64).prop_map(|millis| millis * 1_000_000),
+            1..10_000_000_000_i64,
+            1..=i64::MAX,
+            (1..100_000_i64).prop_map(|seconds| seconds * 1_000_000_000),
+            (1..100_000_i64).prop_map(|millis| millis * 1_000_000),
         ]) {
-            let text = go_duration(Duration::from_nanos(nanos));
-            prop_assert_eq!(go_parse_duration(&text), Some(nanos), "{}", text);
+            let text = go_duration(Duration::from_nanos(nanos.unsigned_abs()));
+            prop_assert_eq!(go_parse_duration(&text), Ok(nanos), "{}", text);
         }
 
         #[test]

@@ -29,7 +29,7 @@ const VALUE_MARK_BYTES: usize = 16;
 /// A replica is believed when it asks to be left alone, but not for longer than this: one with a
 /// wrong clock or a generous default (`Retry-After: 86400` is a common one of proxies) would else
 /// stay stale for a day after it is back.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(5 * 60);
+pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(5 * 60);
 
 /// What a replica says that has had the write before.
 const ALREADY: &[u8] = b"already replicated";

@@ -16,6 +16,8 @@ mod batch;
 mod bodies;
 mod dead_letters;
 mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod openapi;
 mod operations;
 mod replicas;

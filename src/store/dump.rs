@@ -29,6 +29,8 @@ use super::error::{Failure, OpenError, guarded};
 use super::{CREATING, Settings, barrier, migrate};
 use crate::task::{Progress, TaskId};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod lines;
 
 /// The version of what is written here.

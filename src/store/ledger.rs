@@ -123,7 +123,7 @@ impl Ledger {
         numbers.flat_map(u64::to_be_bytes).collect()
     }
 
-    fn read(payload: &[u8]) -> Option<Self> {
+    pub(super) fn read(payload: &[u8]) -> Option<Self> {
         let (numbers, rest) = payload.as_chunks::<8>();
         let numbers: Vec<_> = numbers.iter().map(|bytes| u64::from_be_bytes(*bytes)).collect();
         let &[number, highest, ref tallies @ ..] = &*numbers else {

@@ -198,6 +198,12 @@ impl<'a> Stream<'a> {
         Ok(Self { envelope, value: &task.value })
     }
 
+    /// What stands before the value.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn envelope(&self) -> &[u8] {
+        &self.envelope
+    }
+
     /// The payload of the row in `tasks`.
     pub(super) fn head(&self) -> Result<Vec<u8>, Failure> {
         let mut payload = encode(Lengths {
@@ -246,7 +252,7 @@ impl<'a> Head<'a> {
         Self::parse(payload).ok_or_else(|| damage(Tree::Tasks, key, "does not decode"))
     }
 
-    fn parse(payload: &'a [u8]) -> Option<Self> {
+    pub(super) fn parse(payload: &'a [u8]) -> Option<Self> {
         let (lengths, read) = decode_first::<Lengths>(payload).ok()?;
         let head = Self {
             envelope: lengths.envelope.try_into().ok()?,

@@ -34,7 +34,8 @@ fn shipped(text: &str) -> String {
 }
 
 fn is_test(path: &Path) -> bool {
-    path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs")
+    let tests = path.components().any(|part| part.as_os_str() == "tests");
+    tests || path.ends_with("tests.rs") || path.ends_with("fuzzing.rs")
 }
 
 #[track_caller]

@@ -24,7 +24,7 @@ use crate::server::replicate::trace_of;
 use crate::task::{Consistency, NewTask};
 
 /// The most writes of one batch.
-const MAX_WRITES: usize = 1000;
+pub(super) const MAX_WRITES: usize = 1000;
 
 /// The daemon gives an answer for every write; this is one that it has not given.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +134,7 @@ impl Inbound {
 }
 
 /// The writes in a body, each as its bytes.
-fn apart<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Vec<&'a [u8]>, Problem> {
+pub(super) fn apart<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Vec<&'a [u8]>, Problem> {
     let in_lines = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let in_lines = in_lines.is_some_and(|value| {
         let essence = value.split(';').next().unwrap_or_default();

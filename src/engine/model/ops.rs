@@ -1,9 +1,7 @@
 //! What can happen in a history.
 
-use proptest::prelude::*;
-
 #[derive(Clone, Debug)]
-pub(super) enum Op {
+pub(in crate::engine) enum Op {
     /// A write of a key to some of the nodes (a set of bits).
     Write { key: u8, nodes: u8, strong: bool },
     /// Everything written so far becomes durable.
@@ -32,7 +30,7 @@ pub(super) enum Op {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum How {
+pub(in crate::engine) enum How {
     Delivered,
     /// Failed, and the replica did not apply it.
     Failed,
@@ -41,30 +39,4 @@ pub(super) enum How {
     /// No answer; the replica applies it later, or never.
     NoAnswer,
     Rejected,
-}
-
-pub(super) fn op() -> impl Strategy<Value = Op> {
-    let how = prop_oneof![
-        4 => Just(How::Delivered),
-        2 => Just(How::Failed),
-        1 => Just(How::AppliedAndFailed),
-        1 => Just(How::NoAnswer),
-        1 => Just(How::Rejected),
-    ];
-    prop_oneof![
-        6 => (0..4u8, 1..8u8, prop::bool::weighted(0.2))
-            .prop_map(|(key, nodes, strong)| Op::Write { key, nodes, strong }),
-        4 => Just(Op::Commit),
-        8 => (0..64usize, how).prop_map(|(nth, how)| Op::Answer { nth, how }),
-        2 => (0..64usize).prop_map(|nth| Op::ApplyLate { nth }),
-        2 => (0..8_000u64).prop_map(|millis| Op::Pass { millis }),
-        1 => (0..6usize).prop_map(|settled| Op::Restart { settled }),
-        1 => (any::<bool>(), 1..100u64)
-            .prop_map(|(forward, seconds)| Op::SetClock { forward, seconds }),
-        1 => (0..3usize, any::<bool>()).prop_map(|(node, paused)| Op::Pause { node, paused }),
-        2 => (0..64usize).prop_map(|nth| Op::Redrive { nth }),
-        1 => (0..64usize, any::<bool>()).prop_map(|(nth, letter)| Op::Discard { nth, letter }),
-        1 => prop::sample::select(vec![0, 0, 1]).prop_map(|node| Op::Forget { node }),
-        1 => (0..3usize).prop_map(|node| Op::Rename { node }),
-    ]
 }

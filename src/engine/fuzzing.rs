@@ -1,0 +1,65 @@
+//! Histories made of bytes, against the model.
+
+use std::num::NonZeroU32;
+
+use super::Workers;
+use super::model::{How, Op, Shape, holds};
+use crate::fuzzing::Input;
+
+/// More than it takes for any state that the model knows; longer ones are only slower.
+const MOST_STEPS: usize = 400;
+
+/// Whatever happens, order, books and convergence hold.
+pub(crate) fn engine(data: &[u8]) {
+    let mut input = Input::new(data);
+    let workers = match NonZeroU32::new(u32::from(input.byte()) % 4) {
+        Some(number) => Workers::Fixed(number),
+        None => Workers::Auto(NonZeroU32::MIN.saturating_add(3)),
+    };
+    let shape = Shape {
+        workers,
+        queue_capacity: 1 + input.below(12),
+        retry_capacity: input.below(6),
+        breaker_failures: u32::from(input.byte()) % 4,
+        hinted_handoff: input.flag(),
+        coalesce: input.flag(),
+    };
+    let mut history = Vec::new();
+    while !input.is_empty() && history.len() < MOST_STEPS {
+        history.push(op(&mut input));
+    }
+    holds(&shape, &history);
+}
+
+fn op(input: &mut Input<'_>) -> Op {
+    match input.below(16) {
+        0..=2 => {
+            let (key, nodes) = (input.byte() % 4, 1 + input.byte() % 7);
+            Op::Write { key, nodes, strong: input.flag() }
+        }
+        3 => Op::Commit,
+        4..=6 => Op::Answer { nth: input.below(64), how: how(input) },
+        7 => Op::ApplyLate { nth: input.below(64) },
+        8 => Op::Pass { millis: u64::from(input.byte()) * 40 },
+        9 => Op::Restart { settled: input.below(6) },
+        10 => {
+            let seconds = 1 + u64::from(input.byte());
+            Op::SetClock { forward: input.flag(), seconds }
+        }
+        11 => Op::Pause { node: input.below(3), paused: input.flag() },
+        12 => Op::Redrive { nth: input.below(64) },
+        13 => Op::Discard { nth: input.below(64), letter: input.flag() },
+        14 => Op::Forget { node: input.below(3) },
+        _ => Op::Rename { node: input.below(3) },
+    }
+}
+
+fn how(input: &mut Input<'_>) -> How {
+    match input.below(6) {
+        0 | 1 => How::Delivered,
+        2 => How::Failed,
+        3 => How::AppliedAndFailed,
+        4 => How::NoAnswer,
+        _ => How::Rejected,
+    }
+}

@@ -1,0 +1,584 @@
+//! A simple model of the disk and of the replicas, which histories of the engine are held against.
+//!
+//! Only for tests: `tests/model.rs` draws histories at random, a fuzzer makes them of bytes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "a history that breaks a rule is found by a panic"
+)]
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use super::tasks::{Entry, Leg};
+use super::*;
+use crate::task::Progress;
+
+mod ops;
+
+pub(super) use ops::{How, Op};
+
+/// What a history is about to be held against.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) workers: Workers,
+    pub(super) queue_capacity: usize,
+    pub(super) retry_capacity: usize,
+    pub(super) breaker_failures: u32,
+    pub(super) hinted_handoff: bool,
+    pub(super) coalesce: bool,
+}
+
+/// Lets a history happen, drains what is left of it, and panics where the engine breaks a rule.
+pub(super) fn holds(shape: &Shape, history: &[Op]) {
+    let &Shape { workers, queue_capacity, retry_capacity, .. } = shape;
+    let mut world = World::new(Settings {
+        settle_after: Duration::from_secs(20),
+        workers,
+        queue_capacity,
+        retry_capacity,
+        breaker_failures: shape.breaker_failures,
+        hinted_handoff: shape.hinted_handoff,
+        coalesce: shape.coalesce,
+        ..settings()
+    });
+    for op in history {
+        world.run(op);
+    }
+    // Without a retry queue what is parked stays parked: there is never room.
+    if retry_capacity > 0 {
+        world.drain();
+        world.assert_converged();
+    }
+}
+
+pub(super) fn settings() -> Settings {
+    Settings {
+        workers: Workers::Fixed(NonZeroU32::new(5).unwrap()),
+        queue_capacity: 1000,
+        retry_capacity: 500,
+        max_bytes: 1 << 30,
+        max_dead_letter_bytes: 1 << 30,
+        dead_letter_retention: None,
+        hinted_handoff: true,
+        redrive_rate: NonZeroU32::new(200).unwrap(),
+        breaker_failures: 5,
+        settle_after: Duration::from_secs(30),
+        coalesce: false,
+        max_known_replicas: 1024,
+        max_retries: 3,
+        retry_base: Duration::from_secs(2),
+        strong_timeout: Duration::from_secs(10),
+        seed: 7,
+    }
+}
+
+pub(super) fn node(name: &str) -> Node {
+    Node::parse(&format!("http://{name}")).unwrap()
+}
+
+const NODES: [&str; 3] = ["a", "b", "c"];
+
+/// Which node this is, under whatever name.
+fn site(name: &Node) -> Node {
+    let first = name.as_str().split("//").nth(1).and_then(|host| host.get(..1));
+    node(first.unwrap())
+}
+
+/// A task as the client sees it and as it lies on disk.
+#[derive(Clone, Debug)]
+struct Kept {
+    key: u8,
+    replicas: Vec<Node>,
+    progress: Vec<Progress>,
+}
+
+struct World {
+    settings: Settings,
+    engine: Engine,
+    keys: KeyHasher,
+    now: Now,
+    next_id: u64,
+    uncommitted: BTreeMap<u64, Kept>,
+    disk: BTreeMap<u64, Kept>,
+    /// Settlements on their way to the disk; `None` removes the task.
+    unsettled: BTreeMap<u64, Option<Vec<Progress>>>,
+    /// What was on disk at some time: all that a client was told is accepted.
+    durable: HashSet<u64>,
+    /// Strong writes without an answer.
+    open: HashSet<u64>,
+    on_wire: Vec<Delivery>,
+    acknowledged: HashSet<Delivery>,
+    /// Attempts without an answer, and until when they may still be applied.
+    unanswered: Vec<(Delivery, Moment)>,
+    tasks: HashMap<u64, Kept>,
+    /// What each replica holds for each key: the id of the write.
+    replicas: HashMap<(Node, u8), u64>,
+    /// The newest id sent to a replica for a key since the last restart.
+    sent: HashMap<(Node, u8), u64>,
+    restarted: bool,
+    /// The names of the nodes now.
+    names: [Node; 3],
+    renames: u32,
+    set_forward: bool,
+    paused: HashSet<Node>,
+    /// Places of which an operator has thrown a write away: what they hold is the operator's affair.
+    discarded: HashSet<(Node, u8)>,
+}
+
+impl World {
+    fn new(settings: Settings) -> Self {
+        Self {
+            engine: Engine::new(settings.clone()),
+            settings,
+            keys: KeyHasher::default(),
+            now: Now { moment: Moment(0), wall: Timestamp(0) },
+            next_id: 1,
+            uncommitted: BTreeMap::new(),
+            disk: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
+            durable: HashSet::new(),
+            open: HashSet::new(),
+            on_wire: Vec::new(),
+            acknowledged: HashSet::new(),
+            unanswered: Vec::new(),
+            tasks: HashMap::new(),
+            replicas: HashMap::new(),
+            sent: HashMap::new(),
+            restarted: false,
+            names: NODES.map(node),
+            renames: 0,
+            set_forward: false,
+            paused: HashSet::new(),
+            discarded: HashSet::new(),
+        }
+    }
+
+    fn run(&mut self, op: &Op) {
+        match *op {
+            Op::Write { key, nodes, strong } => self.write(key, nodes, strong),
+            Op::Commit => self.commit(),
+            Op::Answer { nth, how } => self.answer(nth, how),
+            Op::ApplyLate { nth } => self.apply_late(nth),
+            Op::Pass { millis } => self.pass(Duration::from_millis(millis)),
+            Op::Restart { settled } => self.restart(settled),
+            Op::SetClock { forward, seconds } => self.set_clock(forward, seconds),
+            Op::Pause { node, paused } => self.pause(node, paused),
+            Op::Redrive { nth } => self.redrive(nth),
+            Op::Discard { nth, letter } => self.discard(nth, letter),
+            Op::Forget { node } => self.forget(node),
+            Op::Rename { node } => self.rename(node),
+        }
+        self.check();
+    }
+
+    fn write(&mut self, key: u8, nodes: u8, strong: bool) {
+        let chosen = NODES.iter().enumerate().filter(|(bit, _)| nodes & (1 << bit) != 0);
+        let replicas: Vec<_> = chosen.map(|(at, _)| self.names[at].clone()).collect();
+        let id = self.next_id;
+        let consistency = if strong { Consistency::Strong } else { Consistency::Eventual };
+        let arrival = Arrival {
+            id: TaskId(id),
+            key: self.keys.id(&key.to_string()),
+            replicas: &replicas,
+            bytes: 1,
+            consistency,
+        };
+        if self.engine.admit(self.now, &arrival).is_err() {
+            return;
+        }
+        self.next_id += 1;
+        let progress = vec![Progress::Untouched; replicas.len()];
+        let kept = Kept { key, replicas, progress };
+        self.tasks.insert(id, kept.clone());
+        self.uncommitted.insert(id, kept);
+        if strong {
+            self.open.insert(id);
+        }
+        if id.is_multiple_of(3) {
+            self.engine.barrier(TaskId(id - id % 2), &[]);
+        }
+        self.act();
+    }
+
+    fn commit(&mut self) {
+        self.durable.extend(self.uncommitted.keys());
+        self.disk.append(&mut self.uncommitted);
+        self.settle(usize::MAX);
+        self.engine.committed(self.now, TaskId(self.next_id - 1));
+        self.act();
+    }
+
+    /// Writes the settlements of the `most` oldest tasks.
+    fn settle(&mut self, most: usize) {
+        let due: Vec<_> = self.unsettled.keys().copied().take(most).collect();
+        for id in due {
+            match self.unsettled.remove(&id).unwrap() {
+                Some(progress) => self.disk.get_mut(&id).unwrap().progress = progress,
+                None => drop(self.disk.remove(&id).unwrap()),
+            }
+        }
+    }
+
+    fn answer(&mut self, nth: usize, how: How) {
+        if self.on_wire.is_empty() {
+            return;
+        }
+        let delivery = self.on_wire.swap_remove(nth % self.on_wire.len());
+        // What a replica has acknowledged it does not refuse when it comes once more.
+        let how = match how {
+            How::Rejected if self.acknowledged.contains(&delivery) => How::Delivered,
+            how => how,
+        };
+        if matches!(how, How::Delivered) {
+            self.acknowledged.insert(delivery);
+        }
+        let task = &self.tasks[&delivery.task.0];
+        if matches!(how, How::Delivered | How::AppliedAndFailed) {
+            let place = (site(&task.replicas[delivery.replica.get()]), task.key);
+            self.replicas.insert(place, delivery.task.0);
+        }
+        let verdict = match how {
+            How::Delivered => Verdict::Delivered,
+            How::Failed => Verdict::Retry { after: None, ambiguous: false, error: "down".into() },
+            How::AppliedAndFailed | How::NoAnswer => {
+                Verdict::Retry { after: None, ambiguous: true, error: "no answer".into() }
+            }
+            How::Rejected => Verdict::Rejected { error: "no".into() },
+        };
+        if matches!(how, How::NoAnswer) {
+            self.unanswered(delivery);
+        }
+        self.engine.answered(self.now, delivery, verdict, Duration::from_millis(1));
+        self.act();
+    }
+
+    fn unanswered(&mut self, delivery: Delivery) {
+        // A moment before the engine stops expecting it.
+        let late = self.settings.settle_after.saturating_sub(Duration::from_millis(1));
+        self.unanswered.push((delivery, self.now.moment.after(late)));
+    }
+
+    fn apply_late(&mut self, nth: usize) {
+        if self.unanswered.is_empty() {
+            return;
+        }
+        let (delivery, until) = self.unanswered.swap_remove(nth % self.unanswered.len());
+        if self.now.moment <= until {
+            let task = &self.tasks[&delivery.task.0];
+            let place = (site(&task.replicas[delivery.replica.get()]), task.key);
+            self.replicas.insert(place, delivery.task.0);
+        }
+    }
+
+    fn set_clock(&mut self, forward: bool, seconds: u64) {
+        let step = Duration::from_secs(seconds);
+        if forward {
+            self.now.wall = self.now.wall.saturating_add(step);
+            // Over a restart a doubt has its age from the wall clock alone: what it ends too early
+            // for is not expected to be noticed.
+            self.set_forward = true;
+        } else {
+            let back = u64::try_from(step.as_nanos()).unwrap();
+            self.now.wall = Timestamp(self.now.wall.0.saturating_sub(back));
+        }
+    }
+
+    fn pause(&mut self, at: usize, paused: bool) {
+        let name = self.names[at].clone();
+        self.engine.pause(self.now, &name, paused.then_some(self.now.wall));
+        if paused {
+            self.paused.insert(site(&name));
+        } else {
+            self.paused.remove(&site(&name));
+        }
+        self.act();
+    }
+
+    fn letters(&self) -> Vec<Delivery> {
+        let found = self.engine.find_letters(&Wanted::default(), None, usize::MAX);
+        let of = |letter: LetterView| Delivery { task: letter.task, replica: letter.replica };
+        found.items.into_iter().map(of).collect()
+    }
+
+    fn redrive(&mut self, nth: usize) {
+        let letters = self.letters();
+        if !letters.is_empty() {
+            let letter = letters[nth % letters.len()];
+            let would = self.engine.would_redrive(letter);
+            let does = self.engine.redrive_letter(self.now, letter);
+            assert_eq!(would, does);
+            self.act();
+        }
+    }
+
+    fn discard(&mut self, nth: usize, letter: bool) {
+        if letter {
+            let letters = self.letters();
+            if letters.is_empty() {
+                return;
+            }
+            let letter = letters[nth % letters.len()];
+            self.note_discarded(letter.task.0, |at| at == letter.replica.get());
+            assert_eq!(self.engine.discard_letter(self.now, letter), Steered::Done);
+        } else {
+            let ids: Vec<_> = self.disk.keys().copied().collect();
+            if ids.is_empty() {
+                return;
+            }
+            let id = ids[nth % ids.len()];
+            self.note_discarded(id, |_| true);
+            self.engine.discard_task(self.now, TaskId(id));
+        }
+        self.act();
+    }
+
+    fn note_discarded(&mut self, id: u64, which: impl Fn(usize) -> bool) {
+        let task = &self.tasks[&id];
+        let chosen = task.replicas.iter().enumerate().filter(|(at, _)| which(*at));
+        self.discarded.extend(chosen.map(|(_, name)| (site(name), task.key)));
+    }
+
+    fn forget(&mut self, at: usize) {
+        let name = self.names[at].clone();
+        if self.engine.forget(self.now, &name).is_some() {
+            self.discarded.extend((0..4).map(|key| (site(&name), key)));
+        }
+        self.act();
+    }
+
+    fn rename(&mut self, at: usize) {
+        let old = self.names[at].clone();
+        self.renames += 1;
+        let new = node(&format!("{}{}", NODES[at], self.renames));
+        let known = self.engine.lanes().any(|lane| lane.node == old);
+        let renamed = self.engine.rename(self.now, &old, &new);
+        assert_eq!(renamed, if known { Ok(()) } else { Err(RenameError::Unknown) });
+        if known {
+            self.names[at] = new;
+        }
+        self.act();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now.moment = self.now.moment.after(time);
+        self.now.wall = self.now.wall.saturating_add(time);
+        self.engine.tick(self.now);
+        self.act();
+    }
+
+    fn restart(&mut self, settled: usize) {
+        if settled > 0 {
+            // What is written is a prefix of the log, and in it a write comes before everything
+            // that it settles.
+            self.durable.extend(self.uncommitted.keys());
+            self.disk.append(&mut self.uncommitted);
+        }
+        self.settle(settled);
+        self.unsettled.clear();
+        self.engine = Engine::new(self.settings.clone());
+        self.uncommitted.clear();
+        let on_wire = std::mem::take(&mut self.on_wire);
+        on_wire.into_iter().for_each(|delivery| self.unanswered(delivery));
+        if std::mem::take(&mut self.set_forward) {
+            self.unanswered.clear();
+        }
+        self.open.clear();
+        self.sent.clear();
+        self.restarted = true;
+        for name in &self.names {
+            if self.paused.contains(&site(name)) {
+                self.engine.pause(self.now, name, Some(self.now.wall));
+            }
+        }
+        for (&id, kept) in &self.disk {
+            let now_named = |old: &Node| self.names.iter().find(|name| site(name) == site(old));
+            let replicas: Vec<_> = kept.replicas.iter().filter_map(now_named).cloned().collect();
+            self.engine.restore(
+                self.now,
+                Restored {
+                    id: TaskId(id),
+                    key: self.keys.id(&kept.key.to_string()),
+                    replicas: &replicas,
+                    bytes: 1,
+                    accepted_at: Timestamp(0),
+                    progress: kept.progress.clone(),
+                },
+            );
+        }
+        self.act();
+    }
+
+    /// Does what the engine asks for, and checks that it may ask for it.
+    fn act(&mut self) {
+        while let Some(action) = self.engine.next_action() {
+            match action {
+                Action::Send { delivery, node, attempt, .. } => {
+                    assert!(self.names.contains(&node), "{node} is sent to under its name");
+                    self.send(delivery, attempt);
+                }
+                Action::Save { task, progress, .. } => {
+                    assert!(self.disk.contains_key(&task.0), "{task} is on disk");
+                    self.unsettled.insert(task.0, Some(progress));
+                }
+                Action::Remove { task } => {
+                    assert!(self.disk.contains_key(&task.0), "{task} is on disk");
+                    self.unsettled.insert(task.0, None);
+                }
+                Action::Conclude { task, success, needed, acked, missing } => {
+                    assert!(self.open.remove(&task.0), "{task} is answered once");
+                    assert!(!self.uncommitted.contains_key(&task.0), "{task} is durable");
+                    assert_eq!(success, acked.len() >= needed);
+                    let kept = &self.tasks[&task.0];
+                    assert_eq!(acked.len() + missing.len(), kept.replicas.len());
+                }
+                Action::Buried { .. }
+                | Action::Breaker { .. }
+                | Action::Discarded { .. }
+                | Action::Changed { .. }
+                | Action::Ended { .. } => {}
+            }
+        }
+    }
+
+    fn send(&mut self, delivery: Delivery, attempt: u32) {
+        assert!((1..=4).contains(&attempt), "attempt {attempt}");
+        let id = delivery.task.0;
+        let task = &self.tasks[&id];
+        let place = (site(&task.replicas[delivery.replica.get()]), task.key);
+        for other in &self.on_wire {
+            let rival = &self.tasks[&other.task.0];
+            let rival = (site(&rival.replicas[other.replica.get()]), rival.key);
+            assert_ne!(rival, place, "{id} and {} are on the wire at once", other.task);
+        }
+        let newest = self.sent.entry(place).or_default();
+        assert!(id >= *newest, "{id} is sent after {newest}");
+        *newest = id;
+        assert!(!self.paused.contains(&site(&task.replicas[delivery.replica.get()])), "{id}");
+        assert!(self.disk.contains_key(&id), "{id} is sent before it is durable");
+        self.on_wire.push(delivery);
+    }
+
+    fn check(&self) {
+        let mut sum = Books::default();
+        for lane in self.engine.lanes() {
+            assert!(lane.books.balance(), "{lane:?}");
+            assert!(lane.waiting + lane.parked <= lane.books.pending);
+            assert_eq!(lane.oldest.is_some(), lane.books.pending > 0, "{lane:?}");
+            let bytes = lane.books.pending * (TASK_OVERHEAD_BYTES + 1);
+            assert_eq!(lane.pending_bytes, bytes, "{lane:?}");
+            assert!(lane.dead_letter_bytes <= self.engine.levels().dead_letter_bytes);
+            sum += lane.books;
+        }
+        assert_eq!(sum, self.engine.totals());
+        self.check_chains();
+        self.check_barriers();
+        let levels = self.engine.levels();
+        assert_eq!(levels.in_flight, self.on_wire.len() as u64);
+        if !self.restarted {
+            assert!(levels.queue <= self.settings.queue_capacity, "{levels:?}");
+            assert!(levels.retry <= self.settings.retry_capacity, "{levels:?}");
+        }
+    }
+
+    /// A chain never stands still with nothing to wait for, and every place in a queue is counted
+    /// against the replicas that it waits for.
+    fn check_chains(&self) {
+        for lane in self.engine.lanes.iter() {
+            let number = self.engine.lanes.find(&lane.node).unwrap();
+            for chain in lane.chains.values() {
+                let head = &self.engine.tasks[chain.head];
+                let state = head.legs[head.leg_on(number)].state;
+                assert!(!head.durable || state != State::Blocked, "{} stands still", head.id);
+            }
+            for queue in [Queue::Eventual, Queue::Strong, Queue::Retry] {
+                let waits = |entry: &&Entry| {
+                    let on_lane = |leg: &&Leg| leg.lane == number;
+                    let leg = entry.legs.iter().find(on_lane);
+                    entry.queue == queue && leg.is_some_and(|leg| leg.state.is_pending())
+                };
+                let held = self.engine.tasks.iter().filter(waits).count();
+                assert_eq!(lane.held(queue), held, "{queue:?} of {}", lane.node);
+            }
+        }
+    }
+
+    /// What is counted along is what counting anew gives.
+    fn check_barriers(&self) {
+        for watch in &self.engine.barriers.0 {
+            let anew = self.engine.count(watch.up_to, &watch.nodes);
+            for (_, lane) in &anew.lanes {
+                let counted = watch.lanes.iter().find(|(_, of)| of.node == lane.node);
+                let counted = counted.map_or((0, 0), |(_, of)| (of.pending, of.dead));
+                assert_eq!(counted, (lane.pending, lane.dead), "{}", lane.node);
+            }
+        }
+    }
+
+    /// Answers everything with success until nothing is left.
+    fn drain(&mut self) {
+        (0..3).for_each(|at| self.pause(at, false));
+        self.commit();
+        // What is still to be applied late is, over whatever is delivered in the meantime.
+        while !self.on_wire.is_empty() {
+            self.answer(0, How::Delivered);
+        }
+        while !self.unanswered.is_empty() {
+            self.apply_late(0);
+        }
+        for _ in 0..10_000 {
+            while !self.on_wire.is_empty() {
+                self.answer(0, How::Delivered);
+            }
+            match self.engine.wake_at() {
+                Some(moment) => {
+                    let passed = moment.0.saturating_sub(self.now.moment.0);
+                    self.now.moment = self.now.moment.max(moment);
+                    self.now.wall = self.now.wall.saturating_add(Duration::from_micros(passed));
+                }
+                None => break,
+            }
+            self.engine.tick(self.now);
+            self.act();
+            self.check();
+        }
+        self.settle(usize::MAX);
+        assert_eq!(self.engine.totals().pending, 0, "{:?}", self.engine.levels());
+        assert!(self.open.is_empty(), "every strong write has its answer");
+        let levels = self.engine.levels();
+        assert_eq!((levels.queue, levels.retry, levels.strong), (0, 0, 0));
+        let letters = self.disk.values().flat_map(|kept| &kept.progress);
+        let letters = letters.filter(|progress| matches!(progress, Progress::Dead(_))).count();
+        assert_eq!(levels.dead_letters, letters as u64);
+        let charged = self.disk.len() as u64 * (TASK_OVERHEAD_BYTES + 1);
+        assert_eq!((levels.bytes, levels.dead_letter_bytes), (0, charged));
+    }
+
+    /// Every replica holds for each key the newest write that was ever on disk, unless that became
+    /// a dead letter.
+    fn assert_converged(&self) {
+        let mut newest: HashMap<(Node, u8), u64> = HashMap::new();
+        for id in &self.durable {
+            let task = &self.tasks[id];
+            for node in &task.replicas {
+                let newest = newest.entry((site(node), task.key)).or_default();
+                *newest = (*newest).max(*id);
+            }
+        }
+        for (place, id) in newest {
+            let held = self.replicas.get(&place).copied().unwrap_or_default();
+            let excused = self.is_dead(id, &place.0) || self.discarded.contains(&place);
+            assert!(held == id || excused, "{place:?} holds {held}, not {id}");
+        }
+    }
+
+    fn is_dead(&self, id: u64, node: &Node) -> bool {
+        self.disk.get(&id).is_some_and(|kept| {
+            let at = kept.replicas.iter().position(|other| site(other) == *node);
+            at.is_some_and(|at| matches!(kept.progress[at], Progress::Dead(_)))
+        })
+    }
+}
