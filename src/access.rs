@@ -121,6 +121,15 @@ pub fn check_name(name: &str) -> Result<&str, String> {
     file::check_name(name)
 }
 
+/// Checks that an address can stand in the list.
+///
+/// # Errors
+///
+/// Why not. Reads on after the address.
+pub fn check_replica(node: &Node) -> Result<(), String> {
+    file::is_listed(node)
+}
+
 /// A token that is in use: what it may do, and how often it has.
 #[derive(Debug)]
 pub struct Holder {

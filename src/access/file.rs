@@ -96,13 +96,23 @@ fn roles(text: &str) -> Result<Vec<Role>, String> {
 
 fn replicas(list: &str) -> Result<Vec<Node>, String> {
     let node = |(at, text): (usize, &str)| {
-        let wrong = |error| format!("address {} of replicas= {error}", at + 1);
-        Node::parse(text).map_err(wrong)
+        let node = Node::parse(text).map_err(|error| error.to_string());
+        let node = node.and_then(|node| is_listed(&node).map(|()| node));
+        node.map_err(|why| format!("address {} of replicas= {why}", at + 1))
     };
     let mut replicas: Vec<_> = list.split(',').enumerate().map(node).collect::<Result<_, _>>()?;
     replicas.sort();
     replicas.dedup();
     Ok(replicas)
+}
+
+/// Whether an address can stand among others. A comma can be in a path, and wide ones in a host
+/// become plain ones.
+pub(super) fn is_listed(node: &Node) -> Result<(), String> {
+    match node.as_str().contains(',') {
+        true => Err("has a comma in it, which in the list is between addresses".to_owned()),
+        false => Ok(()),
+    }
 }
 
 /// A name as it may stand in the list and in the log.

@@ -84,6 +84,7 @@ fn a_wrong_line_is_named_and_nothing_of_the_list_is_taken() {
             format!("{line} replicas=http://a,http://u:p@h"),
             "address 2 of replicas= carries user info",
         ),
+        (format!("{line} replicas=http://a，b"), "address 1 of replicas= has a comma in it"),
         (format!("a observe {token}"), "here stands a token itself"),
         (format!("{token} observe {hash}"), "here stands a token itself"),
         (format!("{} observe {hash}", &token[..64]), "here stands a token itself"),

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::fail;
-use crate::access::{Fresh, Grant, check_name};
+use crate::access::{Fresh, Grant, check_name, check_replica};
 use crate::cli::{NewTokenArgs, TokenArgs, TokenCommand};
 
 pub(super) fn run(args: &TokenArgs) -> ExitCode {
@@ -20,6 +20,9 @@ pub(super) fn run(args: &TokenArgs) -> ExitCode {
 
 fn make(args: &NewTokenArgs) -> Result<(), String> {
     let mut replicas = args.replica.clone();
+    for node in &replicas {
+        check_replica(node).map_err(|why| format!("--replica {node} {why}"))?;
+    }
     replicas.sort();
     replicas.dedup();
     let mut roles = args.role.clone();

@@ -394,3 +394,16 @@ async fn no_secret_is_in_a_log_an_error_or_a_metric() {
     let kept = fs::read_to_string(list.path()).unwrap();
     assert!(!kept.contains(&token[17..81]), "{}", Path::new("tokens").display());
 }
+
+/// A wide comma in a host becomes a plain one, and the list would name other replicas, or be none.
+#[test]
+fn no_token_is_made_for_an_address_that_the_list_cannot_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("tokens");
+    let mut make = command();
+    make.args(["token", "new", "--name", "gw", "--role", "replicate", "--append"]).arg(&list);
+    let made = make.args(["--replica", "http://a，b"]).output().unwrap();
+    let said = String::from_utf8_lossy(&made.stderr);
+    assert!(!made.status.success() && said.contains("has a comma in it"), "{said}");
+    assert!(!list.exists() && made.stdout.is_empty());
+}
