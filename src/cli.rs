@@ -433,7 +433,7 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_CLIENT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub client_timeout: Duration,
 
-    /// Request bodies in memory at the same time.
+    /// Request bodies of more than 64 KiB in memory at the same time.
     #[arg(long, env = "REPLICATOR_REQUEST_MEMORY", value_name = "SIZE", default_value = "256MiB")]
     pub request_memory: ByteSize,
 

@@ -96,7 +96,7 @@ struct Inbound {
     settings: Settings,
     memory: body::Memory,
     users: Mutex<Users>,
-    streams: v1::Streams,
+    lingering: v1::Lingering,
     /// Becomes true when the server stops.
     closing: watch::Receiver<bool>,
     /// What `/v1/openapi.json` says.
@@ -137,7 +137,7 @@ pub async fn serve(
     let inbound = Inbound {
         memory: body::Memory::new(&settings),
         users: Mutex::new(Users::default()),
-        streams: v1::Streams::default(),
+        lingering: v1::Lingering::new(settings.max_connections),
         closing,
         openapi,
         refusals: access::Refusals::new(),

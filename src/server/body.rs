@@ -1,6 +1,9 @@
 //! The body of a request: read in full, within its size, its time and the memory that all share.
+//!
+//! The memory is for long bodies. Small ones, as nearly all are, never wait for it.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
@@ -9,6 +12,7 @@ use axum::http::header::EXPECT;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::MissedTickBehavior;
 
 use super::Settings;
 use super::errors::Problem;
@@ -17,8 +21,17 @@ use super::errors::Problem;
 /// counts.
 const PAGE_BYTES: usize = 1024;
 
+/// A body of up to so many bytes is not charged. It is no more than what its connection may buffer
+/// anyway, so the number of connections bounds it; and nobody who announces long bodies and does not
+/// send them holds up the writes of others, which are small.
+const SMALL_BYTES: usize = super::connections::BUFFER_BYTES;
+
 /// A body whose length nobody announced is charged in steps of so many bytes, not frame by frame.
 const STEP_BYTES: usize = 64 * 1024;
+
+/// While others wait for memory, a body that is charged has to come at so many bytes a second from
+/// its first second on. Whoever announces a long one and is slow to send it is cut for those who wait.
+const SLOWEST_BYTES: usize = 16 * 1024;
 
 /// What a batch may be long at least, in bytes: a thousand writes of 16 KiB.
 const BATCH_BYTES: usize = 16 << 20;
@@ -30,6 +43,8 @@ const OPERATE_BYTES: usize = 2 << 20;
 #[derive(Debug)]
 pub(super) struct Memory {
     pages: Semaphore,
+    /// Bodies that wait for their share.
+    wanted: AtomicUsize,
     bytes: usize,
     max_body_bytes: usize,
     client_timeout: Duration,
@@ -43,6 +58,7 @@ pub(super) type Share<'a> = SemaphorePermit<'a>;
 enum Failure {
     TooLarge,
     TooSlow,
+    TooSlowForOthers,
     NoMemory,
     BrokenOff,
 }
@@ -52,6 +68,7 @@ impl Memory {
         let bytes = settings.request_memory.max(settings.max_body_bytes);
         Self {
             bytes,
+            wanted: AtomicUsize::new(0),
             pages: Semaphore::new(pages(bytes).min(Semaphore::MAX_PERMITS)),
             max_body_bytes: settings.max_body_bytes,
             client_timeout: settings.client_timeout,
@@ -89,7 +106,7 @@ impl Memory {
     /// # Errors
     ///
     /// 413 beyond the limit, before anything is read where the length is announced; 408 when it
-    /// takes longer than the client may; 503 when the memory is in use for so long.
+    /// takes longer than the client may, or is slow while others wait for the memory; 503 when the memory is in use for so long.
     pub(super) async fn read_up_to(
         &self,
         limit: usize,
@@ -108,7 +125,13 @@ impl Memory {
                     "the body is longer than the limit of {limit} bytes"
                 )))
             }
-            Failure::TooSlow => Err(Problem::TooSlow(self.client_timeout)),
+            Failure::TooSlow => {
+                let seconds = self.client_timeout.as_secs_f64();
+                Err(Problem::TooSlow(format!("the body did not arrive within {seconds} seconds")))
+            }
+            Failure::TooSlowForOthers => Err(Problem::TooSlow(
+                "the body came too slowly while others waited for the memory".to_owned(),
+            )),
             Failure::NoMemory => {
                 self.discard(headers, body);
                 Err(Problem::Unavailable {
@@ -142,15 +165,30 @@ impl Memory {
         if length.is_some_and(|length| length > limit) {
             return Err(Failure::TooLarge);
         }
-        let mut charged = length.unwrap_or(STEP_BYTES.min(limit));
-        let mut share = self.reserve(charged).await?;
+        // What is free of charge, or paid for.
+        let mut charged = length.unwrap_or(SMALL_BYTES.min(limit));
+        let mut share = self.reserve(if charged > SMALL_BYTES { charged } else { 0 }).await?;
         let mut late = pin!(tokio::time::sleep(self.client_timeout));
+        let mut paces = tokio::time::interval(Duration::from_secs(1));
+        // What it waits for us does not count.
+        paces.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first is at once.
+        paces.tick().await;
+        let mut seconds = 0_usize;
         let mut whole = Gathered::default();
         loop {
             let frame = tokio::select! {
                 biased;
                 frame = body.frame() => frame,
                 () = &mut late => return Err(Failure::TooSlow),
+                _ = paces.tick() => {
+                    seconds += 1;
+                    let slow = whole.len() < seconds.saturating_mul(SLOWEST_BYTES);
+                    if slow && share.num_permits() > 0 && self.wanted.load(Ordering::Relaxed) > 0 {
+                        return Err(Failure::TooSlowForOthers);
+                    }
+                    continue;
+                }
             };
             let Some(frame) = frame else {
                 return Ok((whole.finish(), share));
@@ -167,7 +205,8 @@ impl Memory {
                 let step = STEP_BYTES.max(total - charged);
                 // Never beyond the one longest body, for which there is always memory.
                 let step = step.min(limit - charged);
-                share.merge(self.reserve(step).await?);
+                let unpaid = if share.num_permits() == 0 { charged } else { 0 };
+                share.merge(self.reserve(unpaid.saturating_add(step)).await?);
                 charged = charged.saturating_add(step);
             }
             whole.push(data, charged);
@@ -180,11 +219,28 @@ impl Memory {
         if let Ok(share) = self.pages.try_acquire_many(count) {
             return Ok(share);
         }
+        let _waiting = Wanted::new(&self.wanted);
         let share = self.pages.acquire_many(count);
         match tokio::time::timeout(self.client_timeout, share).await {
             Ok(Ok(share)) => Ok(share),
             Ok(Err(_)) | Err(_) => Err(Failure::NoMemory),
         }
+    }
+}
+
+/// Counts one who waits, for as long as it lives.
+struct Wanted<'a>(&'a AtomicUsize);
+
+impl<'a> Wanted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -34,7 +34,7 @@ use turn::Turns;
 
 /// What a connection may buffer of a head, and the largest piece in which a body comes in. Nobody
 /// sends us long heads; hyper's own 400 KiB times some thousand connections would be gigabytes.
-const BUFFER_BYTES: usize = 64 * 1024;
+pub(super) const BUFFER_BYTES: usize = 64 * 1024;
 
 /// How long to leave accepting alone after it failed for want of a resource (file descriptors,
 /// mostly): only a connection that closes can help.
@@ -120,7 +120,7 @@ impl Each {
         // fails the connection is gone, which serving it will find out.
         let _ = stream.set_nodelay(true);
         let place = Arc::new(place);
-        let stream = CutIfStalled::new(stream, self.patience);
+        let stream = CutIfStalled::new(stream, self.patience, Arc::clone(&place));
         let Some(tls) = self.tls.take() else {
             return self.speak(stream, Peer { address, certificate: None }, place, watcher).await;
         };

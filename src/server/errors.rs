@@ -33,8 +33,8 @@ pub(super) enum Problem {
     Missing(String),
     /// The path is right, the method is not.
     WrongMethod,
-    /// The body did not come within this time.
-    TooSlow(Duration),
+    /// The body came too slowly. Says by what measure.
+    TooSlow(String),
     /// Something went wrong in here; under this id the log says what.
     Internal(String),
     /// The body or the value is beyond a limit. Says which.
@@ -135,6 +135,7 @@ impl Problem {
             | Self::Forbidden(error)
             | Self::TooMany { error, .. }
             | Self::Missing(error)
+            | Self::TooSlow(error)
             | Self::TooLarge(error)
             | Self::Conflict(error)
             | Self::Mismatch(error)
@@ -143,12 +144,6 @@ impl Problem {
             Self::NotFound => "there is nothing under this path",
             Self::WrongMethod => {
                 "this path does not answer this method, the Allow header says which it does"
-            }
-            Self::TooSlow(limit) => {
-                let seconds = limit.as_secs_f64();
-                return json!({
-                    "error": format!("the body did not arrive within {seconds} seconds"),
-                });
             }
             Self::Internal(id) => {
                 return json!({

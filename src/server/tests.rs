@@ -12,6 +12,7 @@ use crate::metrics::Snapshot;
 use crate::task::{ReplicaIndex, TaskId};
 
 mod events;
+mod lockout;
 mod openapi;
 mod page;
 mod support;

@@ -18,12 +18,13 @@ mod dead_letters;
 mod events;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing;
+mod lingering;
 mod openapi;
 mod operations;
 mod replicas;
 mod tasks;
 
-pub(super) use events::Streams;
+pub(super) use lingering::Lingering;
 pub(super) use openapi::router;
 
 impl Inbound {

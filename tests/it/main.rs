@@ -25,6 +25,7 @@ mod deploy;
 mod disk;
 mod files;
 mod fixtures;
+mod hostile;
 mod layering;
 mod lifecycle;
 mod limits;

@@ -1,9 +1,9 @@
 //! Room for connections: a place each, and who gives up theirs when there is none.
 //!
-//! A connection that waits for its client (for a handshake, a head, the rest of a body, or the next
-//! request) costs the client nothing, so that whoever opens enough of them would keep everyone
-//! else out. When all places are taken, the one that has waited longest is closed for the next.
-//! One whose request is whole and not yet answered is never closed for another.
+//! A connection that waits for its client (for a handshake, a head, the rest of a body, the next
+//! request, or for it to read its answer) costs the client nothing, so that whoever opens enough of
+//! them would keep everyone else out. When all places are taken, the one that has waited longest is
+//! closed for the next. One whose request is whole and not yet answered is never closed for another.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -69,8 +69,8 @@ impl Room {
     }
 
     fn placed(self: &Arc<Self>, slot: OwnedSemaphorePermit) -> Place {
-        let place =
-            Place { room: Arc::clone(self), at: Mutex::new(0), end: Arc::default(), _slot: slot };
+        let state = Mutex::new(State { at: 0, busy: true, stalled: false });
+        let place = Place { room: Arc::clone(self), state, end: Arc::default(), _slot: slot };
         place.waits();
         place
     }
@@ -85,35 +85,64 @@ impl Room {
 #[derive(Debug)]
 pub(super) struct Place {
     room: Arc<Room>,
-    /// Since when it waits for its client, as [`Waiting`] counts; 0 while it does not. Changed
-    /// under the lock of [`Waiting`] alone.
-    at: Mutex<u64>,
+    /// Changed under the lock of [`Waiting`] alone.
+    state: Mutex<State>,
     end: Arc<Notify>,
     _slot: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Since when it waits for its client, as [`Waiting`] counts; 0 while it does not.
+    at: u64,
+    /// The client has done its part, and has no answer yet.
+    busy: bool,
+    /// The client does not read what is written.
+    stalled: bool,
 }
 
 impl Place {
     /// From now on the client is waited for.
     pub(super) fn waits(&self) {
-        let mut waiting = self.room.waiting();
-        let mut at = self.at();
-        if *at == 0 {
-            waiting.last += 1;
-            *at = waiting.last;
-            waiting.ends.insert(*at, Arc::clone(&self.end));
-            if waiting.wanted {
-                waiting.want();
-            }
-        }
+        self.change(|state| state.busy = false);
     }
 
     /// The client has done its part: from now on it waits for us. If the connection was just asked
     /// to end, another one is.
     pub(super) fn busy(&self) {
+        self.change(|state| state.busy = true);
+    }
+
+    /// The client is waited for to read.
+    pub(super) fn stalls(&self) {
+        self.change(|state| state.stalled = true);
+    }
+
+    /// It reads again.
+    pub(super) fn flows(&self) {
+        self.change(|state| state.stalled = false);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
         let mut waiting = self.room.waiting();
-        let at = std::mem::take(&mut *self.at());
-        if at != 0 && waiting.ends.remove(&at).is_none() {
-            waiting.want();
+        let mut state = self.state();
+        change(&mut state);
+        match (state.at, state.stalled || !state.busy) {
+            (0, true) => {
+                waiting.last += 1;
+                state.at = waiting.last;
+                waiting.ends.insert(state.at, Arc::clone(&self.end));
+                if waiting.wanted {
+                    waiting.want();
+                }
+            }
+            (at, false) if at != 0 => {
+                state.at = 0;
+                if waiting.ends.remove(&at).is_none() {
+                    waiting.want();
+                }
+            }
+            _ => {}
         }
     }
 
@@ -123,20 +152,20 @@ impl Place {
             self.end.notified().await;
             let _waiting = self.room.waiting();
             // It may have become busy since it was asked to.
-            if *self.at() != 0 {
+            if self.state().at != 0 {
                 return;
             }
         }
     }
 
-    fn at(&self) -> MutexGuard<'_, u64> {
-        self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let at = *self.at();
+        let at = self.state().at;
         self.room.waiting().ends.remove(&at);
     }
 }
@@ -186,6 +215,19 @@ mod tests {
         assert!(ends(&place).await);
         drop(place);
         assert!(next.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_does_not_read_its_answer_gives_up_its_place() {
+        let room = Room::new(2);
+        let (reads, stalls) = (room.try_place().unwrap(), room.try_place().unwrap());
+        reads.busy();
+        stalls.busy();
+        reads.stalls();
+        reads.flows();
+        stalls.stalls();
+        room.make_room();
+        assert!(!ends(&reads).await && ends(&stalls).await);
     }
 
     #[tokio::test(start_paused = true)]

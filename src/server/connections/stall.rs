@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,17 +10,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use super::room::Place;
+
 /// A stream whose writes fail when the other side has taken nothing for `patience`. Without it a
-/// client that asks and never reads would keep its connection, and a shutdown, for ever.
+/// client that asks and never reads would keep its connection, and a shutdown, for ever. Meanwhile
+/// its place counts as one that waits for its client: whoever reads a little now and then is never
+/// cut by time, but gives way to others.
 pub(super) struct CutIfStalled {
     stream: TcpStream,
     patience: Duration,
+    place: Arc<Place>,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl CutIfStalled {
-    pub(super) fn new(stream: TcpStream, patience: Duration) -> Self {
-        Self { stream, patience, stalled: None }
+    pub(super) fn new(stream: TcpStream, patience: Duration, place: Arc<Place>) -> Self {
+        Self { stream, patience, place, stalled: None }
     }
 
     fn watched<T>(
@@ -28,11 +34,16 @@ impl CutIfStalled {
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stalled = None;
+            if self.stalled.take().is_some() {
+                self.place.flows();
+            }
             return written;
         }
-        let patience = self.patience;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        let Self { patience, place, .. } = self;
+        let stalled = self.stalled.get_or_insert_with(|| {
+            place.stalls();
+            Box::pin(tokio::time::sleep(*patience))
+        });
         stalled.as_mut().poll(cx).map(|()| {
             let text = "the client does not read its answers";
             Err(io::Error::new(ErrorKind::TimedOut, text))

@@ -12,7 +12,7 @@ async fn opened(address: std::net::SocketAddr, types: &str) -> Client {
 
 #[tokio::test]
 async fn a_reader_that_does_not_read_is_cut_and_its_place_is_free_again() {
-    let server = start(impatient()).await;
+    let server = start(Settings { max_connections: 400, ..impatient() }).await;
     let _stalled = opened(server.address, "figures").await;
     // These have nothing to read, for longer than a client may take, and stay.
     let mut idle = vec![];

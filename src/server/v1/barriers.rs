@@ -55,6 +55,7 @@ pub(super) async fn show(
 ) -> Result<Response, Problem> {
     let mut asked = Parameters::read(query.as_deref(), &["wait"])?;
     let wait = asked.duration("wait", MAX_WAIT)?.unwrap_or_default();
+    let _stay = if wait.is_zero() { None } else { Some(inbound.stay()?) };
     let waited = tokio::select! {
         state = inbound.handle.barrier_state(&id, wait) => Some(state),
         () = inbound.closing() => None,

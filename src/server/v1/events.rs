@@ -16,16 +16,14 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use futures_util::{FutureExt, stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Sleep;
 
 use super::asked::Parameters;
+use super::lingering::Stay;
 use super::validate::invalid;
 use super::{Failures, Inbound, Problem};
 use crate::daemon::{Event, EventKinds, Events};
-
-/// Streams open at once.
-const MAX_STREAMS: usize = 64;
 
 /// A chunk that has come to so many bytes is sent, whatever else is there.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -61,16 +59,6 @@ enum Kind {
 const KINDS: [(&str, Kind); 3] =
     [("task", Kind::Task), ("replica", Kind::Replica), ("figures", Kind::Figures)];
 
-/// Room for the streams that are open.
-#[derive(Debug)]
-pub(in crate::server) struct Streams(Arc<Semaphore>);
-
-impl Default for Streams {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_STREAMS)))
-    }
-}
-
 #[utoipa::path(
     get, path = "/v1/events", tag = "events",
     operation_id = "events",
@@ -101,12 +89,7 @@ pub(super) async fn events(
     let kinds = asked.words("types", &KINDS)?;
     let after = asked.number("after")?;
     let after = last_event_id(&headers)?.or(after);
-    let Ok(slot) = Arc::clone(&inbound.streams.0).try_acquire_owned() else {
-        return Err(Problem::Unavailable {
-            error: format!("{MAX_STREAMS} streams of events are open, the limit"),
-            retry_after: inbound.handle.retry_after(),
-        });
-    };
+    let stay = inbound.stream()?;
     let wanted = |kind| kinds.as_ref().is_none_or(|kinds| kinds.contains(&kind));
     let kinds = EventKinds {
         task: wanted(Kind::Task),
@@ -119,7 +102,7 @@ pub(super) async fn events(
         paced: None,
         begun: false,
         ended: false,
-        _slot: slot,
+        _stay: stay,
     };
     let chunks = stream::unfold(feed, |mut feed| async move {
         let chunk = feed.chunk().await?;
@@ -148,7 +131,7 @@ struct Feed {
     paced: Option<Pin<Box<Sleep>>>,
     begun: bool,
     ended: bool,
-    _slot: OwnedSemaphorePermit,
+    _stay: Stay,
 }
 
 impl Feed {

@@ -1,0 +1,75 @@
+//! Those who take all that there is of something, to keep others out.
+
+use super::*;
+use crate::daemon::EventKind;
+
+/// A head that announces so many bytes, and one of them.
+fn announced(bytes: usize) -> String {
+    format!("POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: {bytes}\r\n\r\n{{")
+}
+
+#[tokio::test]
+async fn those_who_read_no_answer_keep_nobody_out() {
+    let server = start(Settings { max_connections: 4, ..settings() }).await;
+    let mut hostile = Vec::new();
+    let many = "GET /assets/style.css HTTP/1.1\r\nhost: h\r\n\r\n".repeat(1_000);
+    for _ in 0..4 {
+        let mut client = Client::connect(server.address).await;
+        // More than the two ends hold: from then on its answers wait for it.
+        let _ = timeout(Duration::from_millis(300), client.send(&many)).await;
+        hostile.push(client);
+    }
+    for _ in 0..4 {
+        let mut honest = Client::connect(server.address).await;
+        assert_eq!(honest.get("/livez", "").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn long_bodies_that_are_announced_and_not_sent_hold_up_no_write() {
+    let server = start(Settings { request_memory: 200_000, ..settings() }).await;
+    let mut hostile = Client::connect(server.address).await;
+    // All the memory there is.
+    hostile.send(&announced(200_000)).await;
+    let address = server.address;
+    server.answer_all(vec![], Snapshot::default());
+    assert_eq!(posted(address, WRITE).await.status, 202);
+    assert!(hostile.0.try_read(&mut [0]).is_err(), "it was not cut, for nobody has waited");
+}
+
+#[tokio::test]
+async fn a_long_body_that_is_slow_is_cut_for_one_that_waits() {
+    let server = start(Settings { request_memory: 200_000, ..settings() }).await;
+    let mut slow = Client::connect(server.address).await;
+    slow.send(&announced(200_000)).await;
+    let address = server.address;
+    server.answer_all(vec![], Snapshot::default());
+    let large = WRITE.replace("dg==", &"MTIz".repeat(40_000));
+    assert_eq!(posted(address, &large).await.status, 202);
+    let answer = slow.answer().await;
+    answer.is_error(408, "the body came too slowly while others waited for the memory");
+}
+
+#[tokio::test]
+async fn those_who_wait_or_watch_are_a_quarter_of_the_connections() {
+    let server = start(Settings { max_connections: 8, ..settings() }).await;
+    let mut watching = Client::connect(server.address).await;
+    assert_eq!(watching.get("/v1/events", "").await.status, 200);
+    let mut second = Client::connect(server.address).await;
+    assert_eq!(second.get("/v1/events", "").await.status, 200);
+    let mut refused = Client::connect(server.address).await;
+    let limit = "2 requests wait or stream events, a quarter of --max-connections and the limit";
+    for path in ["/v1/events", "/v1/barriers/0?wait=60s"] {
+        let answer = refused.get(path, "").await;
+        answer.is_error(503, limit);
+        assert!(answer.head.contains("retry-after: 2\r\n"), "{}", answer.head);
+    }
+    drop(second);
+    // That it is gone is seen when there is something to tell it.
+    let free = async {
+        while refused.get("/v1/barriers/x?wait=1s", "").await.status != 404 {
+            server.handle.say(EventKind::Figures, &"gone?");
+        }
+    };
+    timeout(PATIENCE, free).await.unwrap();
+}
