@@ -47,7 +47,9 @@ async fn a_drained_backlog_gives_its_space_back_without_a_restart() {
             println!("{:?}: {} MiB, {} live", started.elapsed(), file >> 20, live >> 20);
         }
         let drained = metrics["dead_letters"] == 0 && metrics["retries_in_progress"] == 0;
-        if drained && file < (64 << 20) + 2 * live {
+        // What is settled still lives for a moment; the file is not small because much does.
+        let rewritten = metrics["store_rewrites_total"].as_u64().unwrap() >= 1;
+        if drained && rewritten && file < (64 << 20) + 2 * live {
             break;
         }
         assert!(started.elapsed() < Duration::from_secs(120), "{file} bytes, {metrics}");
@@ -64,7 +66,6 @@ async fn a_drained_backlog_gives_its_space_back_without_a_restart() {
     for line in daemon.log().lines().filter(|line| line.contains("rewrit")) {
         println!("{line}");
     }
-    assert!(daemon.metrics().await["store_rewrites_total"].as_u64().unwrap() >= 1);
     judge(&dead, &traffic.accepted(), &[0]);
 }
 
