@@ -268,7 +268,10 @@ impl Engine {
             Rank::Urgent | Rank::Fresh => Tried::First,
             Rank::Retry | Rank::Resend | Rank::Redrive => Tried::Again,
         };
-        self.judge_replica(self.tasks[slot].legs[leg].lane, (tried, probe), &verdict, took);
+        // What nobody wants any more, perhaps as the replica is gone, opens no breaker.
+        if !discard || probe || !matches!(verdict, Verdict::Retry { .. }) {
+            self.judge_replica(self.tasks[slot].legs[leg].lane, (tried, probe), &verdict, took);
+        }
         match verdict {
             Verdict::Delivered => {
                 if let Some(quorum) = &mut self.tasks[slot].quorum {

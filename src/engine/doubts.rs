@@ -42,10 +42,11 @@ impl Engine {
         }
     }
 
-    /// Takes on a doubt found on disk.
-    pub(super) fn restore_doubt(&mut self, slot: Slot, leg: usize, since: Timestamp) {
+    /// Takes on a doubt found on disk. It holds for the whole time again: the wall clock, by which its
+    /// age could be told, may have been set meanwhile.
+    pub(super) fn restore_doubt(&mut self, slot: Slot, leg: usize) {
         self.settled_before(slot, leg, Settlement::Superseded);
-        self.doubt(slot, leg, since);
+        self.doubt(slot, leg, self.now.wall);
     }
 
     /// Ends a delivery that was acknowledged, or has it sent once more when an older attempt may

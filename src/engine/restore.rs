@@ -51,7 +51,7 @@ impl Engine {
                 return self.settled_before(slot, leg, Settlement::Delivered);
             }
             Progress::Superseded => return self.settled_before(slot, leg, Settlement::Superseded),
-            Progress::Doubted { since } => return self.restore_doubt(slot, leg, since),
+            Progress::Doubted { .. } => return self.restore_doubt(slot, leg),
             Progress::Resend => {
                 let until = self.now.moment.after(self.settings.settle_after);
                 (State::Resend { until }, 0, None, self.now.wall)

@@ -158,7 +158,10 @@ impl Engine {
         let older = self.tasks.after(Some(after)).take_while(|(id, _)| *id <= up_to);
         let step: Vec<_> = older.take(STEP).collect();
         let Some(&(last, _)) = step.last() else {
-            self.lanes[number].forgetting = None;
+            let lane = &mut self.lanes[number];
+            lane.forgetting = None;
+            // A node that is gone is not one that does not answer; were it said to be, for ever.
+            (lane.breaker, lane.breaker_since, lane.last_error) = Default::default();
             self.mark(number);
             return self.ring(number, self.now.moment);
         };

@@ -155,3 +155,19 @@ fn with_settle_after_zero_nothing_is_sent_once_more() {
     f.answer(new, 0, Verdict::Delivered);
     assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }));
 }
+
+#[test]
+fn a_doubt_is_not_over_because_the_clock_was_set_before_a_restart() {
+    let mut f = Fixture::new(settings());
+    f.now.wall = f.now.wall.saturating_add(Duration::from_secs(86_400));
+    let progress = vec![Progress::Doubted { since: Timestamp(0) }];
+    let (id, key) = (TaskId(1), f.keys.id("k"));
+    let accepted_at = Timestamp(0);
+    let restored = Restored { id, key, replicas: &[node("a")], bytes: 10, accepted_at, progress };
+    f.engine.restore(f.now, restored);
+    f.next_id = 2;
+    let new = f.eventual("k", &["a"]);
+    f.actions();
+    f.answer(new, 0, Verdict::Delivered);
+    assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]));
+}

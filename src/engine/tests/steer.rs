@@ -174,6 +174,21 @@ fn a_replica_that_is_forgotten_has_nothing_left_and_may_begin_anew() {
 }
 
 #[test]
+fn a_replica_that_is_forgotten_is_not_one_that_does_not_answer() {
+    let mut f = Fixture::new(settings());
+    let ids: Vec<_> = (0..20).map(|n| f.eventual(&n.to_string(), &["a"])).collect();
+    ids[..5].iter().for_each(|&id| f.answer(id, 0, failed()));
+    let lane = |f: &Fixture| f.engine.lanes().next().unwrap();
+    assert_eq!(lane(&f).breaker, BreakerState::Open);
+    f.engine.forget(f.now, &node("a"));
+    f.pass(Duration::from_millis(100));
+    // Those on the wire meanwhile.
+    ids.iter().for_each(|&id| f.answer(id, 0, failed()));
+    assert_eq!((lane(&f).breaker, lane(&f).last_error), (BreakerState::Closed, None));
+    assert_eq!(lane(&f).books.pending, 0);
+}
+
+#[test]
 fn a_renamed_replica_has_its_backlog_and_its_letters_under_the_new_name() {
     let mut f = Fixture::new(settings());
     let dead = gave_up(&mut f, "dead", &["a"]);
