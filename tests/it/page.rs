@@ -122,6 +122,35 @@ async fn a_pause_and_the_story_of_what_waits_for_it() {
 }
 
 #[tokio::test]
+async fn a_replica_that_is_gone_is_renamed_or_forgotten() {
+    let daemon = Daemon::start(&QUICK).await;
+    let (old, new, gone) = (Replica::start().await, Replica::start().await, Replica::start().await);
+    old.stop();
+    gone.stop();
+    daemon.accept(&set("k", "v", &[&old, &gone])).await;
+    let browser = Browser::open(&daemon.url("/")).await;
+    browser.until_says(&format!("{}[data-state=down]", row(&old)), "down").await;
+    browser.click(&format!("{} button[aria-label^=Rename]", row(&old))).await;
+    assert_eq!(browser.eval("document.querySelector('#confirm-yes').disabled").await, true);
+    browser.fill("#confirm-to input", &new.url()).await;
+    browser.click("#confirm-yes").await;
+    browser.until_says(".notice", "now").await;
+    new.until_holds("k", "v").await;
+    browser.until_says(&row(&new), "was").await;
+    let hidden =
+        |row: String| format!("document.querySelector('{row} button[aria-label^=Forget]').hidden");
+    browser.until(&hidden(row(&new))).await;
+
+    browser.click(&format!("{} button[aria-label^=Forget]", row(&gone))).await;
+    browser.until_says("#confirm-text", "would be thrown away").await;
+    browser.fill("#confirm-word input", "forget").await;
+    browser.click("#confirm-yes").await;
+    browser.until_says(".notice", "is forgotten: 1 thrown away").await;
+    daemon.until_metric("dead_letters", 0).await;
+    assert_eq!(browser.complaints().await, [""; 0]);
+}
+
+#[tokio::test]
 async fn both_themes_and_a_phone_show_it_whole() {
     let daemon = Daemon::start(&QUICK).await;
     let replica = Replica::with(|_| Behaviour::Answer(400, "", "")).await;

@@ -38,9 +38,11 @@ export function askForToken(wrong) {
  * Asks whether to go on. `text` may be a promise: until it is there, the answer cannot be yes, and
  * when it resolves with `null` there is nothing to do.
  *
- * Resolves with `{ rate }`, or with `null` for no.
+ * `typed` is a word that has to be typed first; `rated` asks for a rate, `named` for an address.
+ *
+ * Resolves with `{ rate, to }`, or with `null` for no.
  */
-export function confirm({ title, text, yes, danger = false, typed = false, rated = false }) {
+export function confirm({ title, text, yes, danger = false, typed = null, rated = false, named = false }) {
   const dialog = byId('confirm');
   const button = byId('confirm-yes');
   const form = dialog.querySelector('form');
@@ -48,10 +50,13 @@ export function confirm({ title, text, yes, danger = false, typed = false, rated
   setText(button, yes);
   button.classList.toggle('danger', danger);
   byId('confirm-word').hidden = !typed;
+  setText(byId('confirm-word').querySelector('strong'), typed ?? '');
+  byId('confirm-to').hidden = !named;
   byId('confirm-rate').hidden = !rated;
   let known = false;
   const allow = () => {
-    button.disabled = !known || (typed && form.elements.word.value.trim() !== 'discard');
+    const { word, to } = form.elements;
+    button.disabled = !known || (typed && word.value.trim() !== typed) || (named && !to.value.trim());
   };
   form.oninput = allow;
   setText(byId('confirm-text'), 'Counting…');
@@ -68,7 +73,7 @@ export function confirm({ title, text, yes, danger = false, typed = false, rated
   );
   const answered = ask(dialog, byId('confirm-no'), ({ elements }) => {
     const rate = rated && elements.rate.value ? Number(elements.rate.value) : null;
-    return button.disabled ? null : { rate };
+    return button.disabled ? null : { rate, to: elements.to.value.trim() };
   });
   byId('confirm-no').focus();
   return answered.finally(() => {

@@ -112,7 +112,7 @@ export class Letters {
     const { title, yes } = VERBS[kind];
     const answer = await confirm({
       title: `${title} ${selection.all ? 'all dead letters' : 'all that match the filter'}?`,
-      text: counted(kind, selection), yes, danger: kind === 'discard', typed: kind === 'discard', rated: kind === 'redrive',
+      text: counted(kind, selection), yes, danger: kind === 'discard', typed: kind === 'discard' ? kind : null, rated: kind === 'redrive',
     });
     if (!answer) return;
     await act(button, `${title} failed`, async () => {

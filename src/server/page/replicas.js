@@ -1,7 +1,8 @@
-// The table of replicas: how each stands, why, until when; and pausing, resuming, probing.
+// The table of replicas: how each stands, why, until when; and pausing, resuming, probing; and what becomes of
+// one that is gone.
 
-import { post } from './api.js';
-import { act } from './dialogs.js';
+import { get, post } from './api.js';
+import { act, confirm } from './dialogs.js';
 import { byId, cell, el, keyed, setAttribute, setText, twoLines } from './dom.js';
 import * as format from './format.js';
 
@@ -66,12 +67,38 @@ export class Replicas {
       this.#changed(null);
       return probing ? `A delivery goes to ${name} now, as the probe.` : `No probe for ${name}: ${reason}`;
     }));
-    const row = el('tr', {}, ...Object.values(cells), cell('', { class: 'buttons' }, el('div', { class: 'actions' }, pause, probe)));
+    const rename = el('button', { type: 'button', 'aria-label': `Rename ${name}` }, 'Rename');
+    rename.addEventListener('click', () => act(rename, `${name} keeps its address`, async () => {
+      const text = `What waits for ${name}, and writes that still name it, go to the new address, to which nothing may have been sent before.`;
+      const answer = await confirm({ title: `Is ${name} under another address now?`, text: { go: true, text }, yes: 'Rename', named: true });
+      if (!answer) return undefined;
+      const now = await post(`${path}/rename`, { to: answer.to });
+      this.#changed(null);
+      return `${name} is ${format.node(now.replica)} now.`;
+    }));
+    const forget = el('button', { type: 'button', class: 'quiet', 'aria-label': `Forget ${name}` }, 'Forget');
+    forget.addEventListener('click', () => act(forget, `${name} is not forgotten`, async () => {
+      const answer = await confirm({ title: `Forget ${name}?`, text: lost(path), yes: 'Forget', danger: true, typed: 'forget' });
+      if (!answer) return undefined;
+      const { discarded } = await post(`${path}/forget`);
+      this.#changed(null);
+      return `${name} is forgotten: ${format.count(discarded)} thrown away.`;
+    }));
+    const buttons = el('div', { class: 'actions' }, pause, probe, rename, forget);
+    const row = el('tr', {}, ...Object.values(cells), cell('', { class: 'buttons' }, buttons));
     row.cells_ = cells;
     row.pause = pause;
     row.probe = probe;
+    row.gone = [rename, forget];
     return row;
   }
+}
+
+/** What a replica lacks for ever once it is forgotten. */
+async function lost(path) {
+  const { backlog_tasks: backlog, dead_letters: dead } = await get(path);
+  const them = `${format.plural(backlog, 'task')} and ${format.plural(dead, 'dead letter')}`;
+  return { go: true, text: `${them} would be thrown away, and never reach it. This cannot be undone.` };
 }
 
 /** A number that leads to its list; plain where there is nothing to see. */
@@ -89,7 +116,7 @@ function link(cell, text, href, label) {
 }
 
 function update(row, replica) {
-  const { cells_: cells, pause, probe } = row;
+  const { cells_: cells, pause, probe, gone } = row;
   const name = format.node(replica.replica);
   const state = stateOf(replica);
   setAttribute(row, 'data-state', state.replace(' ', '-'));
@@ -122,6 +149,8 @@ function update(row, replica) {
   setText(pause, replica.paused ? 'Resume' : 'Pause');
   setAttribute(pause, 'aria-label', `${pause.textContent} ${name}`);
   probe.hidden = replica.paused || replica.breaker === 'closed';
+  // One that is up is not gone.
+  for (const button of gone) button.hidden = state === 'up';
 }
 
 function stateNote(replica, state) {
