@@ -123,6 +123,10 @@ fn a_rule_of_itself(spelled: &str, node: &Node) {
         // `http:8081` is the host `http` in a rule, and port 80 of a host `8081` in an address.
         return;
     }
+    // And `http://10.0.0.0/8` a range in a rule, and a host with a path in an address.
+    if node.as_str().matches('/').count() > 2 {
+        return;
+    }
     let Ok(rule) = spelled.parse::<Rule>() else { return };
     let told = Policy::new(Some(vec![rule]), None).admit(node);
     assert!(
