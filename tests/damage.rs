@@ -277,7 +277,12 @@ fn start(dir: &Path, contents: &Contents) -> Outcome {
                 superseded += 1;
             }
         }
-        assert_eq!(opened.reader.read(written.id).unwrap().as_ref(), Some(written));
+        let read = opened.reader.read(written.id);
+        assert_eq!(
+            read.as_ref().ok().map(Option::as_ref),
+            Some(Some(written)),
+            "{read:?} {report:?}"
+        );
     }
     assert_eq!(superseded, report.set_aside.superseded);
     for (node, row) in &opened.replicas {

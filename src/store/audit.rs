@@ -11,7 +11,7 @@
 use super::database::Database;
 use super::error::{Damage, Failure};
 use super::keys::{self, Tree};
-use super::ledger::Tallies;
+use super::ledger::{COUNTED, Tallies};
 use super::recover::Recovered;
 use super::rows::{self, Head, IdempotencyRow, Nodes, ReplicaRow};
 use crate::task::{Node, Progress, TaskId};
@@ -42,6 +42,8 @@ pub(super) struct Found {
     pub(super) tallies: Tallies,
     /// Those that the ledger counts.
     pub(super) counted: Tallies,
+    /// The trees among them with a row that fails its checksum, which may be what is wrong in it.
+    pub(super) broken: Vec<Tree>,
     /// Rows whose task is gone.
     pub(super) orphans: Vec<(Tree, sled::IVec)>,
     /// What is not as it was written: of each task the first row.
@@ -282,6 +284,10 @@ impl Walk<'_> {
         self.found.tallies.replace(tree, None, Some(row));
         if owner.is_none_or(|owner| owner <= self.counted_up_to) {
             self.found.counted.replace(tree, None, Some(row));
+        }
+        let known = !COUNTED.contains(&tree) || self.found.broken.contains(&tree);
+        if !known && rows::unseal(tree, key, row).is_err() {
+            self.found.broken.push(tree);
         }
     }
 

@@ -8,7 +8,6 @@
 use super::audit::{self, Depth, Found, Kept};
 use super::database::Database;
 use super::error::{Failure, Gone};
-use super::keys::Tree;
 use super::quarantine::{Quarantine, SetAside};
 use super::rows::Header;
 use crate::faults;
@@ -134,9 +133,7 @@ pub(super) fn hand_over_anew(
 /// What must be there by the ledger, and is not.
 pub(super) fn gone(database: &Database, found: &Found) -> Option<Gone> {
     let (ledger, binding) = database.ledger();
-    // Where a row is damaged, the checksum in it may be what is damaged: then only rows count.
-    let sums = !found.damaged.iter().any(|damage| damage.tree != Tree::Idempotency);
-    let differ = ledger.tallies.differ(&found.counted, sums).filter(|_| binding)?;
+    let differ = ledger.tallies.differ(&found.counted, &found.broken).filter(|_| binding)?;
     Some(Gone(differ))
 }
 

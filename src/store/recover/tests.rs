@@ -58,6 +58,28 @@ fn a_row_that_went_back_to_an_older_one_is_noticed() {
 }
 
 #[test]
+fn a_row_that_went_back_is_noticed_beside_one_that_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    for id in 1..=2 {
+        accept(&opened, &small(id)).unwrap();
+    }
+    opened.committer.save(TaskId(1), vec![failed(1), failed(1)]);
+    close(opened);
+    let (opened, ..) = open(dir.path());
+    let key = keys::of_task(TaskId(1));
+    let older = database(&opened).progress.get(key).unwrap().unwrap();
+    opened.committer.save(TaskId(1), vec![failed(2), failed(2)]);
+    close(opened);
+    let (opened, ..) = open(dir.path());
+    database(&opened).progress.insert(key, older).unwrap();
+    database(&opened).tasks.insert(keys::of_task(TaskId(2)), b"no row").unwrap();
+    close(opened);
+    let error = refusal(dir.path());
+    assert!(error.contains("the 1 rows of progress are not those that were written"), "{error}");
+}
+
+#[test]
 fn a_cut_between_two_commits_is_none_of_the_ledgers_business() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
