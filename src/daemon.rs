@@ -358,6 +358,7 @@ fn replica_settings(config: &Config) -> replica::Settings {
         node_id: config.listen.node_id.clone(),
         request_timeout: config.timeouts.request,
         // All workers, and as many strong writes again.
+        idle_replicas: config.limits.known_replicas,
         idle_per_replica: match config.queue.workers {
             Workers::Fixed(workers) | Workers::Auto(workers) => 2 * workers.get() as usize,
         },

@@ -23,6 +23,7 @@ mod client;
 mod credentials;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod kept;
 mod request;
 mod resolver;
 mod verdict;
@@ -47,4 +48,6 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How many connections to one replica are kept open while they have nothing to do.
     pub idle_per_replica: usize,
+    /// To how many replicas connections are kept.
+    pub idle_replicas: usize,
 }

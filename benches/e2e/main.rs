@@ -9,6 +9,7 @@
 //! cargo bench --bench e2e -- outage    a replica down for a minute and back; six minutes
 //! cargo bench --bench e2e -- auto      --workers auto beside 5 and 64; two minutes
 //! cargo bench --bench e2e -- auth      behind tokens and TLS, and without; three minutes
+//! cargo bench --bench e2e -- hostile   beside thousands of hostile connections, and without; two minutes
 //! cargo bench --bench e2e -- watched   with a scrape, events and the page open, and without; two minutes
 //! ```
 //!
@@ -33,6 +34,7 @@
 
 mod auth;
 mod auto;
+mod hostile;
 mod isolation;
 mod load;
 mod memory;
@@ -79,6 +81,9 @@ fn main() {
         }
         if asked_for("auth") {
             auth::auth().await;
+        }
+        if asked_for("hostile") {
+            hostile::hostile().await;
         }
         if asked_for("watched") {
             watched::watched().await;

@@ -10,9 +10,9 @@ use crate::load::{Client, post};
 use crate::parts::{WIDE, body, median};
 use crate::roles::Process;
 
-const ROUNDS: usize = 9;
-const ROUND: Duration = Duration::from_secs(3);
-const CONNECTIONS: usize = 64;
+pub const ROUNDS: usize = 9;
+pub const ROUND: Duration = Duration::from_secs(3);
+pub const CONNECTIONS: usize = 64;
 
 /// The accept rate with and without onlookers, in turn, against one daemon.
 pub async fn watched() {
@@ -51,7 +51,7 @@ pub async fn watched() {
     }
 }
 
-async fn load(address: &str, nodes: &[String], round: &str) -> f64 {
+pub async fn load(address: &str, nodes: &[String], round: &str) -> f64 {
     let (nodes, round) = (nodes.to_vec(), round.to_owned());
     let make = move |connection: usize, n: u64| {
         let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
@@ -62,7 +62,7 @@ async fn load(address: &str, nodes: &[String], round: &str) -> f64 {
     seen.rate
 }
 
-async fn drained(address: &str) {
+pub async fn drained(address: &str) {
     let mut client = Client::connect(address).await;
     while client.figure("replicator_queue_tasks").await > 0.0 {
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
@@ -54,6 +55,7 @@ pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
             "nobody is asked who they are (--insecure): whoever reaches this port can do everything"
         );
     }
+    raise_open_files(config);
     let started = tokio::select! {
         started = Daemon::start(config) => started,
         signal = signals.next() => {
@@ -89,4 +91,27 @@ pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
             ExitCode::FAILURE
         }
     })
+}
+
+/// What is open besides connections: the store, the log, the threads' own.
+const OTHER_FILES: u64 = 256;
+
+/// Lets the process have as many open files as its connections may need; where the system allows
+/// less it says so, for then connections are refused before `--max-connections` is reached.
+fn raise_open_files(config: &Config) {
+    let replicas = config.limits.known_replicas.saturating_add(config.limits.connections);
+    let needed = OTHER_FILES.saturating_add(u64::try_from(replicas).unwrap_or(u64::MAX));
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let most = if raised.is_ok() { maximum } else { current };
+    if let Some(most) = most.filter(|most| *most < needed) {
+        warn!(
+            open_files = most,
+            needed,
+            "the system lets this process open fewer files than --max-connections and --max-known-replicas may need: raise the limit (LimitNOFILE, ulimit -n) or lower them"
+        );
+    }
 }

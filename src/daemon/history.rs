@@ -3,12 +3,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use crate::engine::{Moment, Now, TaskView};
+use crate::engine::{DeliveryView, Moment, Now, TaskView};
 use crate::store::Header;
-use crate::task::{TaskId, Timestamp};
+use crate::task::{Node, TaskId, Timestamp};
 
-/// The most that are remembered; about 6 MB.
+/// The most that are remembered; about 6 MB, of tasks with two replicas and short keys.
 const MOST: usize = 10_000;
+
+/// The most bytes of them, about. A task may have a key of kilobytes and a thousand replicas.
+const MOST_BYTES: usize = 16 << 20;
 
 /// A task that is over.
 #[derive(Clone, Debug)]
@@ -21,17 +24,34 @@ pub(super) struct Past {
     pub(super) settled_at: Timestamp,
 }
 
+impl Past {
+    /// What it takes in memory, about.
+    fn bytes(&self) -> usize {
+        let error =
+            |delivery: &DeliveryView| delivery.error.as_ref().map_or(0, |(error, _)| error.len());
+        let errors: usize = self.view.deliveries.iter().map(error).sum();
+        let deliveries = self.view.deliveries.len() * size_of::<DeliveryView>();
+        let header = self.header.as_ref().map_or(0, |header| {
+            let names = header.replicas.iter().map(|node| size_of::<Node>() + node.as_str().len());
+            let user = header.user_id.as_ref().map_or(0, String::len);
+            header.key.len() + user + names.sum::<usize>()
+        });
+        size_of::<Self>() + deliveries + errors + header
+    }
+}
+
 /// The last tasks that came to their end.
 #[derive(Debug)]
 pub(super) struct History {
     keep: Duration,
     tasks: HashMap<TaskId, Past>,
+    bytes: usize,
     order: VecDeque<(Moment, TaskId)>,
 }
 
 impl History {
     pub(super) fn new(keep: Duration) -> Self {
-        Self { keep, tasks: HashMap::new(), order: VecDeque::new() }
+        Self { keep, tasks: HashMap::new(), bytes: 0, order: VecDeque::new() }
     }
 
     /// Whether anything is remembered at all.
@@ -41,8 +61,10 @@ impl History {
 
     pub(super) fn remember(&mut self, now: Now, view: TaskView, header: Option<Header>) {
         self.order.push_back((now.moment.after(self.keep), view.id));
-        self.tasks.insert(view.id, Past { view, header, settled_at: now.wall });
-        if self.order.len() > MOST {
+        let past = Past { view, header, settled_at: now.wall };
+        self.bytes += past.bytes();
+        self.tasks.insert(past.view.id, past);
+        while self.order.len() > MOST || self.bytes > MOST_BYTES && !self.order.is_empty() {
             self.forget_first();
         }
     }
@@ -59,8 +81,10 @@ impl History {
     }
 
     fn forget_first(&mut self) {
-        if let Some((_, id)) = self.order.pop_front() {
-            self.tasks.remove(&id);
+        if let Some((_, id)) = self.order.pop_front()
+            && let Some(past) = self.tasks.remove(&id)
+        {
+            self.bytes -= past.bytes();
         }
     }
 }
@@ -68,6 +92,7 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::DeliveryState;
 
     #[test]
     fn a_task_is_remembered_for_a_while_and_the_oldest_make_way() {
@@ -85,5 +110,27 @@ mod tests {
         history.tick(now(11).moment);
         assert!(history.get(TaskId(2)).is_none());
         assert!(history.order.is_empty() && history.tasks.is_empty());
+        assert_eq!(history.bytes, 0);
+    }
+
+    #[test]
+    fn of_large_tasks_fewer_are_remembered() {
+        let mut history = History::new(Duration::from_secs(10));
+        let now = Now { moment: Moment(0), wall: Timestamp(0) };
+        let delivery = DeliveryView {
+            node: Node::parse("http://a").unwrap(),
+            state: DeliveryState::Delivered,
+            cause: None,
+            failures: 1,
+            error: Some(("x".repeat(1 << 10).into(), Timestamp(0))),
+            due: None,
+        };
+        for id in 0..1_000 {
+            let deliveries = vec![delivery.clone(); 64];
+            history.remember(now, TaskView { id: TaskId(id), deliveries }, None);
+        }
+        assert!(history.bytes <= MOST_BYTES);
+        assert!((100..250).contains(&history.tasks.len()), "{}", history.tasks.len());
+        assert!(history.get(TaskId(999)).is_some());
     }
 }

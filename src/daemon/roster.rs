@@ -1,7 +1,7 @@
 //! What is known of replicas beyond their deliveries: which were ever used, which are paused, and
 //! which go by another name by now.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::store::ReplicaRow;
 use crate::task::{Node, Timestamp};
@@ -17,6 +17,8 @@ pub(super) type Change = (Node, Option<ReplicaRow>);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Roster {
     rows: HashMap<Node, ReplicaRow>,
+    /// Of the rows, those of which an operator has said nothing, the one used first first.
+    plain: BTreeSet<(Timestamp, Node)>,
     /// Of the rows, those with another name.
     renamed: HashMap<Node, Node>,
 }
@@ -26,7 +28,9 @@ impl Roster {
         let renamed =
             |(node, row): &(Node, ReplicaRow)| Some((node.clone(), row.renamed_to.clone()?));
         let renamed = rows.iter().filter_map(renamed).collect();
-        Self { rows: rows.into_iter().collect(), renamed }
+        let plain = rows.iter().filter(|(_, row)| is_plain(row));
+        let plain = plain.map(|(node, row)| (row.first_used, node.clone())).collect();
+        Self { rows: rows.into_iter().collect(), plain, renamed }
     }
 
     /// Under which name a replica is to be found now.
@@ -63,16 +67,11 @@ impl Roster {
             return Vec::new();
         }
         let mut changes = Vec::new();
-        if self.rows.len() >= REMEMBERED {
-            let plain = self
-                .rows
-                .iter()
-                .filter(|(_, row)| row.paused_since.is_none() && row.renamed_to.is_none());
-            let first = plain.min_by_key(|(_, row)| row.first_used).map(|(node, _)| node.clone());
-            if let Some(first) = first {
-                self.rows.remove(&first);
-                changes.push((first, None));
-            }
+        if self.rows.len() >= REMEMBERED
+            && let Some((_, first)) = self.plain.pop_first()
+        {
+            self.rows.remove(&first);
+            changes.push((first, None));
         }
         changes.push(self.set(node, unused(now)));
         changes
@@ -135,9 +134,18 @@ impl Roster {
             Some(to) => self.renamed.insert(node.clone(), to.clone()),
             None => self.renamed.remove(node),
         };
-        self.rows.insert(node.clone(), row.clone());
+        if let Some(before) = self.rows.insert(node.clone(), row.clone()) {
+            self.plain.remove(&(before.first_used, node.clone()));
+        }
+        if is_plain(&row) {
+            self.plain.insert((row.first_used, node.clone()));
+        }
         (node.clone(), Some(row))
     }
+}
+
+fn is_plain(row: &ReplicaRow) -> bool {
+    row.paused_since.is_none() && row.renamed_to.is_none()
 }
 
 fn unused(now: Timestamp) -> ReplicaRow {

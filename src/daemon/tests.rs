@@ -97,6 +97,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         node_id: "test".into(),
         request_timeout: Duration::from_secs(5),
         idle_per_replica: 1,
+        idle_replicas: 100,
     };
     let policy = Policy::new(None, None);
     let client = Client::new(&settings, policy, Tls::default(), Tokens::default());

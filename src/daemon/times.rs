@@ -1,6 +1,6 @@
 //! How long things take: what the histograms are made of.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use crate::daemon::attempt::Answered;
@@ -16,6 +16,9 @@ use crate::task::{Node, TaskId, Verdict};
 /// its acceptance is taken instead.
 const COMMITS: usize = 4096;
 
+/// Up to so many replicas nobody looks whether they still have a lane.
+const LEAST_REPLICAS: usize = 64;
+
 /// The times since the start.
 #[derive(Debug)]
 pub(super) struct Times {
@@ -30,6 +33,8 @@ pub(super) struct Times {
     commit_tasks: Histogram,
     /// Of replicas that have a lane, and some that had one.
     replicas: HashMap<Node, ReplicaTimes>,
+    /// With so many of them it is looked at who still has one.
+    most: usize,
 }
 
 #[derive(Debug)]
@@ -58,6 +63,7 @@ impl Default for Times {
             commit: Histogram::new(COMMIT_SECONDS),
             commit_tasks: Histogram::new(COMMIT_TASKS),
             replicas: HashMap::new(),
+            most: LEAST_REPLICAS,
         }
     }
 }
@@ -115,14 +121,13 @@ impl Times {
         self.commits.get(place).filter(|_| known).map(|(_, moment)| *moment)
     }
 
-    /// The times of a replica. There are no more of them than lanes: a replica that has lost its
-    /// lane gives way to a new one.
+    /// The times of a replica. There are at most twice as many of them as lanes: then those that
+    /// have lost their lane go, all at once, for looking at each for every new one would be slow.
     fn of(&mut self, node: &Node, engine: &Engine) -> &mut ReplicaTimes {
-        if !self.replicas.contains_key(node) {
-            let lanes: Vec<_> = engine.lanes().map(|lane| lane.node).collect();
-            if self.replicas.len() >= lanes.len() {
-                self.replicas.retain(|node, _| lanes.contains(node));
-            }
+        if !self.replicas.contains_key(node) && self.replicas.len() >= self.most {
+            let lanes: HashSet<_> = engine.lanes().map(|lane| lane.node).collect();
+            self.replicas.retain(|node, _| lanes.contains(node));
+            self.most = LEAST_REPLICAS.max(2 * lanes.len());
         }
         self.replicas.entry(node.clone()).or_default()
     }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONNECTION, HeaderValue, RETRY_AFTER};
 use reqwest::{ClientBuilder, Response};
 use thiserror::Error;
 
 use super::causes::{REPLICA, certificate, chain, forbidden};
 use super::credentials::{Tls, Tokens};
+use super::kept::Kept;
 use super::request;
 use super::resolver::{Lookup, Resolver, TARGET, system};
 use super::verdict::{Answer, Sent, retry_after, unanswered, unsendable, verdict};
@@ -37,6 +38,7 @@ pub struct Client {
     settings: Arc<Settings>,
     policy: Policy,
     lookup: Lookup,
+    kept: Arc<Kept>,
 }
 
 /// What can be replaced while the daemon runs.
@@ -110,7 +112,8 @@ impl Client {
         let http = connections(settings, &policy, &lookup, &tls);
         let http = http.map_err(|source| ClientError::Setup { source })?;
         let live = Arc::new(ArcSwap::from_pointee(Live { http, tls, tokens }));
-        Ok(Self { live, settings: Arc::new(settings.clone()), policy, lookup })
+        let kept = Arc::new(Kept::new(settings.idle_replicas, POOL_IDLE_TIMEOUT));
+        Ok(Self { live, settings: Arc::new(settings.clone()), policy, lookup, kept })
     }
 
     /// Uses these from the next attempt on, and what it had where there is nothing. Connections
@@ -164,6 +167,9 @@ impl Client {
             Ok(mut request) => {
                 if let Some(token) = live.tokens.of(node) {
                     request.headers_mut().insert(AUTHORIZATION, token.clone());
+                }
+                if !self.kept.may_keep(node, now) {
+                    request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 TARGET.scope(target, live.http.execute(request)).await
             }

@@ -124,7 +124,12 @@ fn request_line(request: &str) -> &str {
 }
 
 fn client(request_timeout: Duration) -> Client {
-    let settings = Settings { node_id: "replicator".into(), request_timeout, idle_per_replica: 2 };
+    let settings = Settings {
+        node_id: "replicator".into(),
+        request_timeout,
+        idle_per_replica: 2,
+        idle_replicas: 100,
+    };
     Client::new(&settings, Policy::new(None, None), Tls::default(), Tokens::default()).unwrap()
 }
 
@@ -440,6 +445,7 @@ fn a_node_id_that_fits_no_header_makes_no_client() {
         node_id: "two\nlines".into(),
         request_timeout: Duration::from_secs(1),
         idle_per_replica: 1,
+        idle_replicas: 100,
     };
     let policy = Policy::new(None, None);
     let error = Client::new(&settings, policy, Tls::default(), Tokens::default()).unwrap_err();

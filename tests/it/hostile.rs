@@ -12,6 +12,9 @@ use tokio::task::JoinSet;
 
 use crate::support::{Daemon, PATIENCE, Replica, set, wait_until};
 
+mod json;
+mod names;
+
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 

@@ -173,3 +173,29 @@ async fn the_demo_tells_its_story_and_ends_well() {
     assert_eq!(code, Some(0), "{words}");
     assert!(words.contains("agree"), "{words}");
 }
+
+/// Needs `prlimit`, of util-linux as `setpriv`.
+#[tokio::test]
+async fn the_limit_of_open_files_is_raised_and_one_that_is_too_low_is_told_of() {
+    for (limits, soft, warned) in [("300:400", 400, true), ("300:8000", 8000, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("prlimit")
+            .arg(format!("--nofile={limits}"))
+            .arg(env!("CARGO_BIN_EXE_replicator"))
+            .args(["--port", "0", "--data-dir"])
+            .arg(dir.path().join("data"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.as_mut().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
+        let file = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+        child.kill().unwrap();
+        let log = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+        let told = file.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        assert_eq!(told.split_whitespace().nth(3).unwrap(), soft.to_string(), "{told}");
+        assert_eq!(log.contains("LimitNOFILE"), warned, "{log}");
+    }
+}

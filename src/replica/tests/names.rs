@@ -20,7 +20,12 @@ fn rules(rules: &[&str]) -> Option<Vec<Rule>> {
 
 fn looking_up(policy: &Policy, lookup: Lookup) -> Client {
     let request_timeout = Duration::from_secs(20);
-    let settings = Settings { node_id: "replicator".into(), request_timeout, idle_per_replica: 2 };
+    let settings = Settings {
+        node_id: "replicator".into(),
+        request_timeout,
+        idle_per_replica: 2,
+        idle_replicas: 100,
+    };
     let (tls, tokens) = (Tls::default(), Tokens::default());
     Client::resolving(&settings, policy.clone(), tls, tokens, lookup).unwrap()
 }
@@ -166,7 +171,8 @@ async fn a_name_server_that_hangs_costs_an_attempt_its_time_and_no_more() {
         Ok(vec![ip("127.0.0.1")])
     });
     let request_timeout = Duration::from_millis(200);
-    let settings = Settings { node_id: "r".into(), request_timeout, idle_per_replica: 1 };
+    let settings =
+        Settings { node_id: "r".into(), request_timeout, idle_per_replica: 1, idle_replicas: 100 };
     let (policy, tls, tokens) = (Policy::new(None, None), Tls::default(), Tokens::default());
     let client = Client::resolving(&settings, policy, tls, tokens, lookup).unwrap();
     let verdict = send(&client, &named(&peer, "db.example")).await;
@@ -178,7 +184,8 @@ async fn a_name_server_that_hangs_costs_an_attempt_its_time_and_no_more() {
 async fn a_token_goes_to_its_replica_and_to_no_other() {
     let (mut ours, mut other) = (Peer::answering(OK).await, Peer::answering(OK).await);
     let request_timeout = Duration::from_secs(20);
-    let settings = Settings { node_id: "r".into(), request_timeout, idle_per_replica: 1 };
+    let settings =
+        Settings { node_id: "r".into(), request_timeout, idle_per_replica: 1, idle_replicas: 100 };
     let tokens = |token| Tokens::parse(&format!("{} {token}", ours.node)).unwrap();
     let policy = Policy::new(None, None);
     let client = Client::new(&settings, policy, Tls::default(), tokens("one")).unwrap();

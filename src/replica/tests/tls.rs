@@ -13,7 +13,12 @@ fn tls(trusted: &Authority, shown: Option<&Issued>) -> Tls {
 
 fn client_with(tls: Tls) -> Client {
     let request_timeout = Duration::from_secs(20);
-    let settings = Settings { node_id: "replicator".into(), request_timeout, idle_per_replica: 2 };
+    let settings = Settings {
+        node_id: "replicator".into(),
+        request_timeout,
+        idle_per_replica: 2,
+        idle_replicas: 100,
+    };
     Client::new(&settings, Policy::new(None, None), tls, Tokens::default()).unwrap()
 }
 

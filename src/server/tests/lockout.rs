@@ -26,6 +26,28 @@ async fn those_who_read_no_answer_keep_nobody_out() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_not_read_gives_way_to_others() {
+    let patient = Duration::from_secs(300);
+    let settings = Settings { max_connections: 4, client_timeout: patient, ..settings() };
+    let mut server = start(settings).await;
+    let mut stalled = Client::connect(server.address).await;
+    assert_eq!(stalled.get("/v1/events", "").await.status, 200);
+    // More than the two ends hold for one who does not read.
+    let large = "x".repeat(100_000);
+    for _ in 0..100 {
+        server.handle.say(EventKind::Figures, &large);
+    }
+    let mut busy = Vec::new();
+    for _ in 0..3 {
+        let mut client = Client::connect(server.address).await;
+        client.post(WRITE).await;
+        busy.push((client, server.next_write().await));
+    }
+    let mut honest = Client::connect(server.address).await;
+    assert_eq!(honest.get("/livez", "").await.status, 200);
+}
+
+#[tokio::test]
 async fn long_bodies_that_are_announced_and_not_sent_hold_up_no_write() {
     let server = start(Settings { request_memory: 200_000, ..settings() }).await;
     let mut hostile = Client::connect(server.address).await;

@@ -1,0 +1,133 @@
+//! What honest clients have left while hostile ones do what they can.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use crate::load::Client;
+use crate::parts::{WIDE, median};
+use crate::roles::Process;
+use crate::watched::{CONNECTIONS, ROUND, ROUNDS, drained, load};
+
+/// Connections that are held, more than the daemon allows.
+const HELD: usize = 6_000;
+/// Such connections that are opened in a second: each takes the place of one that is held.
+const A_SECOND: usize = 500;
+
+const POST: &str = "POST /replicate HTTP/1.1\r\nhost: localhost\r\n";
+
+/// The accept rate with and without hostile clients, in turn, against one daemon.
+pub async fn hostile() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    let held = usize::try_from(maximum.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+    let held = HELD.min(held.saturating_sub(1_000));
+    println!(
+        "\nhostile: {CONNECTIONS} connections, two null replicas, {ROUNDS} rounds of {ROUND:?}; beside them {held} slow or silent connections, {A_SECOND} new ones a second"
+    );
+    let replicas = [Process::role("null-replica"), Process::role("null-replica")];
+    let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();
+    let daemon = Process::daemon(WIDE);
+    let (mut alone, mut beset, mut ratios) = (vec![], vec![], vec![]);
+    // Once for nothing: the first round has a cold daemon.
+    load(&daemon.address, &nodes, "warm").await;
+    drained(&daemon.address).await;
+    for round in 0..ROUNDS {
+        let mut rates = [0.0; 2];
+        // Either goes first every other time: what the one before leaves is the next one's.
+        for hostile in if round % 2 == 0 { [false, true] } else { [true, false] } {
+            let besetting =
+                if hostile { Some(Hostile::begin(&daemon.address, held).await) } else { None };
+            rates[usize::from(hostile)] =
+                load(&daemon.address, &nodes, &format!("{hostile}{round}")).await;
+            drop(besetting);
+            settled(&daemon.address).await;
+            drained(&daemon.address).await;
+        }
+        let [bare, with] = rates;
+        alone.push(bare);
+        beset.push(with);
+        ratios.push(with / bare);
+    }
+    println!(
+        "  {:>8.0}/s beside hostile clients, {:>8.0}/s alone, ratio {:.3}",
+        median(beset),
+        median(alone),
+        median(ratios)
+    );
+}
+
+/// Waits until the daemon has let go of their connections.
+async fn settled(address: &str) {
+    let mut client = Client::connect(address).await;
+    while client.figure("process_open_fds").await > 1_000.0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Hostile clients at their work; they end with it.
+struct Hostile {
+    at_work: Vec<JoinHandle<()>>,
+}
+
+impl Hostile {
+    /// Begins, and returns when as many connections are held as are to be.
+    async fn begin(address: &str, held: usize) -> Self {
+        let mut streams = Vec::new();
+        for n in 0..held {
+            streams.extend(open(address, n).await);
+        }
+        let streams = Arc::new(Mutex::new(streams));
+        let opening = {
+            let (address, streams) = (address.to_owned(), Arc::clone(&streams));
+            async move {
+                let mut tick = tokio::time::interval(Duration::from_secs(1) / A_SECOND as u32);
+                for n in 0.. {
+                    tick.tick().await;
+                    let next = open(&address, n).await;
+                    let mut streams = streams.lock().unwrap();
+                    let place = n % streams.len();
+                    streams.splice(place..=place, next);
+                }
+            }
+        };
+        let dribbling = async move {
+            let mut tick = tokio::time::interval(Duration::from_secs(1));
+            loop {
+                tick.tick().await;
+                for stream in &*streams.lock().unwrap() {
+                    // Those that are closed by now have nothing to lose.
+                    let _ = stream.try_write(b"x");
+                }
+            }
+        };
+        Self { at_work: vec![tokio::spawn(opening), tokio::spawn(dribbling)] }
+    }
+}
+
+impl Drop for Hostile {
+    fn drop(&mut self) {
+        self.at_work.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// A connection that is going to cost its client nothing.
+async fn open(address: &str, n: usize) -> Option<TcpStream> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let begin = match n % 6 {
+        0 => String::new(),
+        1 => "POST /repl".to_owned(),
+        2 => format!("{POST}content-length: 100000\r\n\r\n{{"),
+        3 => format!("{POST}a: {}", "x".repeat(10_000)),
+        4 => format!("{POST}{}\r\n", "a: b\r\n".repeat(200)),
+        _ => "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
+    };
+    // It may be closed by then.
+    let _ =
+        tokio::time::timeout(Duration::from_millis(100), stream.write_all(begin.as_bytes())).await;
+    Some(stream)
+}
