@@ -67,6 +67,32 @@ async fn over_tls_it_is_asked_as_without_and_nobody_else_is_believed() {
 }
 
 #[tokio::test]
+async fn whoever_offers_http_2_is_given_http_1_1_or_nothing() {
+    use std::sync::Arc;
+
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
+    let daemon = start(&served(&dir, &authority)).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    for (offered, given) in [(vec!["h2", "http/1.1"], Some("http/1.1")), (vec!["h2"], None)] {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        config.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let stream = TcpStream::connect(daemon.address()).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let shaken = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+        let spoken = shaken.ok().map(|stream| stream.get_ref().1.alpn_protocol().unwrap().to_vec());
+        assert_eq!(spoken.as_deref(), given.map(str::as_bytes), "{offered:?}");
+    }
+}
+
+#[tokio::test]
 async fn only_a_certificate_of_the_authority_that_is_still_good_is_let_in() {
     let dir = tempfile::tempdir().unwrap();
     let (authority, clients) = (authority(), authority());
