@@ -5,7 +5,7 @@
 //! cargo bench --bench e2e -- accept    one part: accept, deliver or strong
 //! cargo bench --bench e2e -- memory    a million queued tasks; a few minutes and 2 GiB of disk
 //! cargo bench --bench e2e -- restart   a restart with 1,000 to 1,000,000 queued tasks; three minutes
-//! cargo bench --bench e2e -- isolation four healthy replicas beside a bad one; six minutes
+//! cargo bench --bench e2e -- isolation four healthy replicas beside a bad one; twelve minutes
 //! cargo bench --bench e2e -- outage    a replica down for a minute and back; six minutes
 //! cargo bench --bench e2e -- auto      --workers auto beside 5 and 64; two minutes
 //! cargo bench --bench e2e -- auth      behind tokens and TLS, and without; three minutes
