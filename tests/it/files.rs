@@ -192,9 +192,9 @@ fn dumps_core(script: &str, dir: &Path) -> bool {
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-QUIT", &pid]).status().unwrap().success());
+    assert!(Command::new("kill").args(["-ABRT", &pid]).status().unwrap().success());
     let status = child.wait().unwrap();
-    assert_eq!(status.signal(), Some(3), "{status}");
+    assert_eq!(status.signal(), Some(6), "{status}");
     status.core_dumped()
 }
 
