@@ -123,13 +123,17 @@ fn request_line(request: &str) -> &str {
     request.lines().next().unwrap()
 }
 
-fn client(request_timeout: Duration) -> Client {
-    let settings = Settings {
+fn settings(request_timeout: Duration) -> Settings {
+    Settings {
         node_id: "replicator".into(),
         request_timeout,
         idle_per_replica: 2,
         idle_replicas: 100,
-    };
+    }
+}
+
+fn client(request_timeout: Duration) -> Client {
+    let settings = settings(request_timeout);
     Client::new(&settings, Policy::new(None, None), Tls::default(), Tokens::default()).unwrap()
 }
 
@@ -441,12 +445,7 @@ fn plain_http_works_where_the_system_has_no_certificates() {
 
 #[test]
 fn a_node_id_that_fits_no_header_makes_no_client() {
-    let settings = Settings {
-        node_id: "two\nlines".into(),
-        request_timeout: Duration::from_secs(1),
-        idle_per_replica: 1,
-        idle_replicas: 100,
-    };
+    let settings = Settings { node_id: "two\nlines".into(), ..settings(Duration::from_secs(1)) };
     let policy = Policy::new(None, None);
     let error = Client::new(&settings, policy, Tls::default(), Tokens::default()).unwrap_err();
     assert!(error.to_string().contains(r#""two\nlines""#));

@@ -9,6 +9,7 @@
 
 use bytes::Bytes;
 
+use super::database::TREES;
 use super::keys::{self, Tree};
 use super::ledger::Ledger;
 use super::rows::{
@@ -21,16 +22,6 @@ use crate::task::{
 };
 
 pub(crate) use super::dump::fuzzing::import;
-
-const TREES: [Tree; 7] = [
-    Tree::Meta,
-    Tree::Tasks,
-    Tree::Values,
-    Tree::Progress,
-    Tree::DeadLetters,
-    Tree::Replicas,
-    Tree::Idempotency,
-];
 
 /// What is no row is refused, whatever it is; what was encoded is decoded to the same; and a row that
 /// was changed anywhere, or lies elsewhere, is not taken for one. The first byte says which of them.

@@ -19,13 +19,7 @@ fn rules(rules: &[&str]) -> Option<Vec<Rule>> {
 }
 
 fn looking_up(policy: &Policy, lookup: Lookup) -> Client {
-    let request_timeout = Duration::from_secs(20);
-    let settings = Settings {
-        node_id: "replicator".into(),
-        request_timeout,
-        idle_per_replica: 2,
-        idle_replicas: 100,
-    };
+    let settings = settings(Duration::from_secs(20));
     let (tls, tokens) = (Tls::default(), Tokens::default());
     Client::resolving(&settings, policy.clone(), tls, tokens, lookup).unwrap()
 }

@@ -12,13 +12,7 @@ fn tls(trusted: &Authority, shown: Option<&Issued>) -> Tls {
 }
 
 fn client_with(tls: Tls) -> Client {
-    let request_timeout = Duration::from_secs(20);
-    let settings = Settings {
-        node_id: "replicator".into(),
-        request_timeout,
-        idle_per_replica: 2,
-        idle_replicas: 100,
-    };
+    let settings = settings(Duration::from_secs(20));
     Client::new(&settings, Policy::new(None, None), tls, Tokens::default()).unwrap()
 }
 

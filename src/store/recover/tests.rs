@@ -38,27 +38,8 @@ fn a_row_that_vanished_is_missed_and_nothing_is_removed_for_it() {
     }
 }
 
-#[test]
-fn a_row_that_went_back_to_an_older_one_is_noticed() {
-    let dir = tempfile::tempdir().unwrap();
-    let (opened, ..) = open(dir.path());
-    accept(&opened, &small(1)).unwrap();
-    opened.committer.save(TaskId(1), vec![failed(1), failed(1)]);
-    close(opened);
-    let (opened, ..) = open(dir.path());
-    let key = keys::of_task(TaskId(1));
-    let older = database(&opened).progress.get(key).unwrap().unwrap();
-    opened.committer.save(TaskId(1), vec![failed(2), failed(2)]);
-    close(opened);
-    let (opened, ..) = open(dir.path());
-    database(&opened).progress.insert(key, older).unwrap();
-    close(opened);
-    let error = refusal(dir.path());
-    assert!(error.contains("the 1 rows of progress are not those that were written"), "{error}");
-}
-
-#[test]
-fn a_row_that_went_back_is_noticed_beside_one_that_is_damaged() {
+/// What is said of a store in which a row went back to an older one, and what `besides` does.
+fn refusal_of_an_older_row(besides: impl FnOnce(&Database)) -> String {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     for id in 1..=2 {
@@ -73,9 +54,22 @@ fn a_row_that_went_back_is_noticed_beside_one_that_is_damaged() {
     close(opened);
     let (opened, ..) = open(dir.path());
     database(&opened).progress.insert(key, older).unwrap();
-    database(&opened).tasks.insert(keys::of_task(TaskId(2)), b"no row").unwrap();
+    besides(&database(&opened));
     close(opened);
-    let error = refusal(dir.path());
+    refusal(dir.path())
+}
+
+#[test]
+fn a_row_that_went_back_to_an_older_one_is_noticed() {
+    let error = refusal_of_an_older_row(|_| {});
+    assert!(error.contains("the 1 rows of progress are not those that were written"), "{error}");
+}
+
+#[test]
+fn a_row_that_went_back_is_noticed_beside_one_that_is_damaged() {
+    let error = refusal_of_an_older_row(|database| {
+        database.tasks.insert(keys::of_task(TaskId(2)), b"no row").unwrap();
+    });
     assert!(error.contains("the 1 rows of progress are not those that were written"), "{error}");
 }
 
