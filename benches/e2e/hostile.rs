@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::load::Client;
-use crate::parts::{WIDE, median};
+use crate::parts::{WIDE, in_turn, median};
 use crate::roles::Process;
 use crate::watched::{CONNECTIONS, ROUND, ROUNDS, drained, load};
 
@@ -37,18 +37,16 @@ pub async fn hostile() {
     load(&daemon.address, &nodes, "warm").await;
     drained(&daemon.address).await;
     for round in 0..ROUNDS {
-        let mut rates = [0.0; 2];
-        // Either goes first every other time: what the one before leaves is the next one's.
-        for hostile in if round % 2 == 0 { [false, true] } else { [true, false] } {
+        let [bare, with] = in_turn(round, async |hostile| {
             let besetting =
                 if hostile { Some(Hostile::begin(&daemon.address, held).await) } else { None };
-            rates[usize::from(hostile)] =
-                load(&daemon.address, &nodes, &format!("{hostile}{round}")).await;
+            let rate = load(&daemon.address, &nodes, &format!("{hostile}{round}")).await;
             drop(besetting);
             settled(&daemon.address).await;
             drained(&daemon.address).await;
-        }
-        let [bare, with] = rates;
+            rate
+        })
+        .await;
         alone.push(bare);
         beset.push(with);
         ratios.push(with / bare);

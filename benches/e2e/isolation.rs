@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::load::{Paced, Posted, percentile_ms, post};
 use crate::node::{Node, Seen, Way, since_start, stamped};
-use crate::parts::median;
+use crate::parts::{in_turn, median};
 use crate::roles::Process;
 
 const ROUNDS: usize = 3;
@@ -159,56 +159,43 @@ pub async fn isolation() {
     println!(
         "  {PACED} writes/s, each for one or two of the five; what the four healthy ones felt, by the writes\n  that do not name the bad one and by those that name it besides"
     );
-    let mut pairs = Pairs::new();
-    for (round, kind) in turns() {
-        let (with, without) = match round % 2 {
-            0 => (paced(kind).await, paced(NONE).await),
-            _ => swap(paced(NONE).await, paced(kind).await),
-        };
-        pairs.entry(kind).or_default().push((with, without));
-    }
-    table(&pairs);
+    table(&pairs(paced).await);
     println!(
         "  all that 32 connections can post for the healthy ones, and {BESIDE}/s that name the bad one"
     );
-    pairs.clear();
-    for (round, kind) in turns() {
-        let (with, without) = match round % 2 {
-            0 => (saturating(kind).await, saturating(NONE).await),
-            _ => swap(saturating(NONE).await, saturating(kind).await),
-        };
-        pairs.entry(kind).or_default().push((with, without));
+    table(&pairs(saturating).await);
+}
+
+/// Runs with a bad replica, each behind the run without that was beside it.
+type Pairs = HashMap<&'static str, Vec<[Figures; 2]>>;
+
+async fn pairs(run: impl AsyncFn(&'static str) -> Figures) -> Pairs {
+    let mut pairs = Pairs::new();
+    for round in 0..ROUNDS {
+        for kind in KINDS {
+            let pair = in_turn(round, async |with| run(if with { kind } else { NONE }).await);
+            pairs.entry(kind).or_default().push(pair.await);
+        }
     }
-    table(&pairs);
-}
-
-/// Runs with a bad replica, each with the run without that was beside it.
-type Pairs = HashMap<&'static str, Vec<(Figures, Figures)>>;
-
-fn turns() -> impl Iterator<Item = (usize, &'static str)> {
-    (0..ROUNDS).flat_map(|round| KINDS.map(|kind| (round, kind)))
-}
-
-fn swap<T>(first: T, second: T) -> (T, T) {
-    (second, first)
+    pairs
 }
 
 fn table(pairs: &Pairs) {
-    let names: Vec<_> = pairs[KINDS[0]][0].0.iter().map(|&(name, _)| name).collect();
+    let names: Vec<_> = pairs[KINDS[0]][0][0].iter().map(|&(name, _)| name).collect();
     print!("  {:<12}", "the bad one");
     names.iter().for_each(|name| print!(" {name:>19}"));
     println!();
     print!("  {NONE:<12}");
     for n in 0..names.len() {
-        let without = pairs.values().flatten().map(|(_, without)| without[n].1);
+        let without = pairs.values().flatten().map(|[without, _]| without[n].1);
         print!(" {:>10.2}         ", median(without.collect()));
     }
     println!();
     for kind in KINDS {
         print!("  {kind:<12}");
         for n in 0..names.len() {
-            let ours = median(pairs[kind].iter().map(|(with, _)| with[n].1).collect());
-            let ratios = pairs[kind].iter().map(|(with, without)| with[n].1 / without[n].1);
+            let ours = median(pairs[kind].iter().map(|[_, with]| with[n].1).collect());
+            let ratios = pairs[kind].iter().map(|[without, with]| with[n].1 / without[n].1);
             match names[n] {
                 "refused, others" | "refused, naming it" | "of" => print!(" {ours:>19.0}"),
                 _ => print!(" {ours:>10.2} ({:>4.2} x)", median(ratios.collect())),

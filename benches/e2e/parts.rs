@@ -36,6 +36,18 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// What `run` gives without something and with it. Either goes first every other time: what the
+/// one before leaves is the next one's, and a machine gets slower or faster in the course.
+pub async fn in_turn<T>(round: usize, run: impl AsyncFn(bool) -> T) -> [T; 2] {
+    if round.is_multiple_of(2) {
+        let without = run(false).await;
+        [without, run(true).await]
+    } else {
+        let with = run(true).await;
+        [run(false).await, with]
+    }
+}
+
 fn micros(rounds: &[Round], percent: usize) -> f64 {
     median(rounds.iter().map(|r| r.percentile(percent).as_secs_f64() * 1e6).collect())
 }

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::load::{Client, post};
-use crate::parts::{WIDE, body, median};
+use crate::parts::{WIDE, body, in_turn, median};
 use crate::roles::Process;
 
 pub const ROUNDS: usize = 9;
@@ -28,16 +28,15 @@ pub async fn watched() {
         load(&daemon.address, &nodes, "warm").await;
         drained(&daemon.address).await;
         for round in 0..ROUNDS {
-            let mut rates = [0.0; 2];
-            // Either goes first every other time: what the one before leaves is the next one's.
-            for seen in if round % 2 == 0 { [false, true] } else { [true, false] } {
+            let [bare, seen] = in_turn(round, async |seen| {
                 let looking = if seen { onlookers(&daemon.address, of_tasks) } else { Vec::new() };
                 let name = format!("{seen}{of_tasks}{round}");
-                rates[usize::from(seen)] = load(&daemon.address, &nodes, &name).await;
+                let rate = load(&daemon.address, &nodes, &name).await;
                 looking.into_iter().for_each(|onlooker| onlooker.abort());
                 drained(&daemon.address).await;
-            }
-            let [bare, seen] = rates;
+                rate
+            })
+            .await;
             alone.push(bare);
             watched.push(seen);
             ratios.push(seen / bare);
