@@ -40,9 +40,6 @@ use keys::Concluded;
 /// Events taken at once before the timers are looked at again.
 const BATCH: usize = 256;
 
-/// How long what happens is still put into words after the last watcher has gone.
-const WATCHED_FOR: Duration = Duration::from_secs(60);
-
 /// What the loop is told.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -107,9 +104,6 @@ pub(super) struct Core {
     last_sent: Option<Arc<Task>>,
     /// When the next second is over.
     second: Moment,
-    /// Until when there are events for those who watch, and of tasks.
-    watched_until: Moment,
-    tasks_watched_until: Moment,
     /// The first id after the last second that was told of, and when that was.
     accepted_before: (TaskId, Moment),
 }
@@ -136,8 +130,6 @@ impl Core {
             forgetting: Vec::new(),
             last_sent: None,
             second: Moment::default(),
-            watched_until: Moment::default(),
-            tasks_watched_until: Moment::default(),
             accepted_before,
         }
     }
@@ -163,19 +155,15 @@ impl Core {
                 () = tokio::time::sleep_until(self.parts.clock.instant(wake)) => {}
             }
             let now = self.parts.clock.now();
-            let (watched, of_tasks) = self.parts.bus.watched();
-            // A watcher that has been cut off comes back for what it has missed.
-            let until = now.moment.after(WATCHED_FOR);
-            self.watched_until = if watched { until } else { self.watched_until };
-            self.tasks_watched_until = if of_tasks { until } else { self.tasks_watched_until };
-            self.parts.engine.watch(now.moment < self.tasks_watched_until);
+            let (watched, of_tasks) = self.parts.bus.watched(now.moment);
+            self.parts.engine.watch(of_tasks);
             told.drain(..).for_each(|event| self.take(now, event));
             asked.drain(..).for_each(|request| self.serve(now, request));
             self.parts.engine.tick(now);
             self.act(now);
             self.let_in(now);
             if self.second <= now.moment {
-                self.tick_second(now, now.moment < self.watched_until);
+                self.tick_second(now, watched);
             }
             if !self.forgetting.is_empty() {
                 self.answer_forgotten();
@@ -189,14 +177,14 @@ impl Core {
 
     fn serve(&mut self, now: Now, request: Request) {
         match request {
-            Request::Replicate(writes) => {
+            Request::Replicate(writes) if writes.len() > 1 => {
                 let committer = self.parts.committer.clone();
-                match writes.len() {
-                    0 | 1 => writes.into_iter().for_each(|write| self.replicate(now, write)),
-                    _ => committer.in_one_commit(|| {
-                        writes.into_iter().for_each(|write| self.replicate(now, write));
-                    }),
-                }
+                committer.in_one_commit(|| {
+                    writes.into_iter().for_each(|write| self.replicate(now, write));
+                });
+            }
+            Request::Replicate(writes) => {
+                writes.into_iter().for_each(|write| self.replicate(now, write));
             }
             Request::Operate(query) => self.operate(now, query),
             Request::Snapshot { reply } => {

@@ -7,15 +7,21 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::watch;
+
+use crate::engine::Moment;
 
 /// Events that are kept for those who come back.
 const KEPT: usize = 8192;
 
 /// As many bytes of them. The figures of a thousand replicas are 300 KiB, every second.
 const KEPT_BYTES: usize = 16 << 20;
+
+/// How long what happens is still put into words after the last watcher has gone.
+const WATCHED_FOR: Duration = Duration::from_secs(60);
 
 /// What an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +104,9 @@ struct Ring {
     /// Those who watch: all, and those who want to hear of tasks.
     watchers: usize,
     of_tasks: usize,
+    /// Until when things are put into words for them.
+    watched_until: Moment,
+    tasks_watched_until: Moment,
     closed: bool,
 }
 
@@ -114,9 +123,19 @@ impl Bus {
         what(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether anyone watches, and whether anyone wants to hear of tasks.
-    pub(super) fn watched(&self) -> (bool, bool) {
-        self.with(|ring| (ring.watchers > 0, ring.of_tasks > 0))
+    /// Whether anyone watches, and whether anyone wants to hear of tasks; or did until a moment
+    /// ago: a watcher that has been cut off comes back for what it has missed.
+    pub(super) fn watched(&self, now: Moment) -> (bool, bool) {
+        self.with(|ring| {
+            let until = now.after(WATCHED_FOR);
+            if ring.watchers > 0 {
+                ring.watched_until = until;
+            }
+            if ring.of_tasks > 0 {
+                ring.tasks_watched_until = until;
+            }
+            (now < ring.watched_until, now < ring.tasks_watched_until)
+        })
     }
 
     /// Says what happened.
@@ -256,9 +275,11 @@ mod tests {
         bus.wake();
         assert_eq!(ids(&all.next(10).await), [2, 3]);
         assert_eq!(ids(&some.next(10).await), [3]);
-        assert_eq!(bus.watched(), (true, true));
+        let later = Moment(0).after(WATCHED_FOR);
+        assert_eq!(bus.watched(Moment(0)), (true, true));
         drop(all);
-        assert_eq!(bus.watched(), (true, false));
+        assert_eq!(bus.watched(Moment(later.0 - 1)), (true, true), "it may come back");
+        assert_eq!(bus.watched(later), (true, false));
         bus.close();
         assert_eq!(some.next(10).await, []);
     }
