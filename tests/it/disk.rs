@@ -84,6 +84,9 @@ async fn what_waits_is_carried_over_by_a_rewrite_and_read_back_from_it() {
         (daemon.metrics().await["store_rewrites_total"] == 1).then_some(())
     })
     .await;
+    // It may have begun before all had gone through.
+    let drains = || async { (alive.data().len() == 80).then_some(()) };
+    wait_until("what goes through arrives", drains).await;
     dead.come_back().await;
     let arrived = || async { (dead.data().len() == 4).then_some(()) };
     wait_until("what waited arrives", arrived).await;
