@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::PemObject;
@@ -13,9 +14,15 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, crypto};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+
+/// How long a client that was refused in its handshake may take to go away.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How much it may send meanwhile.
+const REFUSED_BYTES: u64 = 64 * 1024;
 
 /// Where certificates and keys are, as PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,11 +92,28 @@ impl Tls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let stream = TlsAcceptor::from(self.0.load_full()).accept(stream).await?;
+        let accepting = TlsAcceptor::from(self.0.load_full()).accept(stream);
+        let stream = match accepting.into_fallible().await {
+            Ok(stream) => stream,
+            Err((error, stream)) => {
+                until_read(stream).await;
+                return Err(error);
+            }
+        };
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let name = shown.map(name);
         Ok((stream, name))
     }
+}
+
+/// Leaves a refused client time to read why. In TLS 1.3 it may be sending its request by then:
+/// were the connection closed on it, sending would fail, and it would not come to read the alert.
+async fn until_read(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let gone = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream.take(REFUSED_BYTES), &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(REFUSED_PATIENCE, gone).await;
 }
 
 /// The first DNS name in a certificate that was verified, or the beginning of its SHA-256 where

@@ -1,13 +1,20 @@
 //! TLS of the inbound side, against certificates made here.
 
-use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fs, io};
 
 use rcgen::KeyPair;
 use reqwest::{Certificate, Identity};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::support::daemon::command;
 use crate::support::tls::{Authority, Issued};
@@ -66,30 +73,55 @@ async fn over_tls_it_is_asked_as_without_and_nobody_else_is_believed() {
     assert!(!String::from_utf8_lossy(&said).contains("HTTP"), "{said:?}");
 }
 
+/// A connection without a certificate of its own, as far as TLS.
+async fn shaken(
+    daemon: &Daemon,
+    authority: &Authority,
+    protocols: &[&str],
+) -> io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let stream = TcpStream::connect(daemon.address()).await.unwrap();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
 #[tokio::test]
 async fn whoever_offers_http_2_is_given_http_1_1_or_nothing() {
-    use std::sync::Arc;
-
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, ServerName};
     let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
     let daemon = start(&served(&dir, &authority)).await;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
     for (offered, given) in [(vec!["h2", "http/1.1"], Some("http/1.1")), (vec!["h2"], None)] {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots.clone())
-            .with_no_client_auth();
-        config.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let stream = TcpStream::connect(daemon.address()).await.unwrap();
-        let name = ServerName::try_from("127.0.0.1").unwrap();
-        let shaken = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+        let shaken = shaken(&daemon, &authority, &offered).await;
         let spoken = shaken.ok().map(|stream| stream.get_ref().1.alpn_protocol().unwrap().to_vec());
         assert_eq!(spoken.as_deref(), given.map(str::as_bytes), "{offered:?}");
     }
+}
+
+/// In TLS 1.3 a client has done its part of the handshake before its certificate is judged, and
+/// sends on. What it sends must not be answered by a reset, or it never reads the reason.
+#[tokio::test]
+async fn whoever_is_refused_can_still_send_and_reads_why() {
+    let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
+    let ca = write(dir.path(), "ca.pem", &authority.pem());
+    let mut args = served(&dir, &authority).to_vec();
+    args.extend(["--tls-client-ca".to_owned(), ca]);
+    let daemon = start(&args).await;
+    let mut stream = shaken(&daemon, &authority, &["http/1.1"]).await.unwrap();
+    // The alert and the end of the daemon's side: it has refused.
+    stream.get_ref().0.readable().await.unwrap();
+    for _ in 0..3 {
+        stream.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let why = stream.read(&mut [0]).await.unwrap_err();
+    assert!(why.to_string().contains("CertificateRequired"), "{why}");
 }
 
 #[tokio::test]
@@ -192,6 +224,8 @@ async fn the_commands_show_a_certificate_and_believe_none_but_those_of_their_aut
         ask(&url, &shown),
         (Some(0), "no replica has had a delivery since the start\n".to_owned())
     );
+    let missing = dir.path().join("missing");
+    let missing = missing.to_str().unwrap();
     let other = ["--ca-file", &client_ca, "--cert-file", &cert, "--key-file", &key];
     for (args, says) in [
         (&shown[..2], "asks for a client certificate (--cert-file)"),
@@ -199,7 +233,7 @@ async fn the_commands_show_a_certificate_and_believe_none_but_those_of_their_aut
         (&other[..], "an authority that is not trusted (--ca-file)"),
         (&shown[..4], "--cert-file needs --key-file"),
         (&shown[4..], "--key-file needs --cert-file"),
-        (&["--ca-file", "/nowhere"][..], "cannot read /nowhere (--ca-file)"),
+        (&["--ca-file", missing][..], &format!("cannot read {missing} (--ca-file)")),
         (&["--ca-file", &key][..], "has no certificate in it"),
         (&["--cert-file", &cert, "--key-file", &cert][..], "has no private key in it"),
     ] {
