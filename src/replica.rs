@@ -31,7 +31,7 @@ mod verdict;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use causes::{Peer, certificate as wrong_certificate};
+pub(crate) use causes::{Peer, certificate as wrong_certificate, never_written};
 pub use client::{Client, ClientError, install_crypto};
 pub use credentials::{Tls, TlsError, Tokens, TokensError};
 pub use request::go_duration;

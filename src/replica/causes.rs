@@ -24,6 +24,12 @@ pub(super) fn forbidden(error: &reqwest::Error) -> Option<&Forbidden> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
+/// Whether the connection was made and lost before any of the request was written. Why it was
+/// lost the error may not say: hyper gives up the request before it has read that.
+pub(crate) fn never_written(error: &reqwest::Error) -> bool {
+    causes(error).any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_canceled))
+}
+
 /// The other end of a connection, and the flags that have to do with certificates there.
 pub(crate) struct Peer {
     /// As in "the replica".

@@ -9,7 +9,7 @@ use reqwest::header::{AUTHORIZATION, CONNECTION, HeaderValue, RETRY_AFTER};
 use reqwest::{ClientBuilder, Response};
 use thiserror::Error;
 
-use super::causes::{REPLICA, certificate, chain, forbidden};
+use super::causes::{REPLICA, certificate, chain, forbidden, never_written};
 use super::credentials::{Tls, Tokens};
 use super::kept::Kept;
 use super::request;
@@ -205,15 +205,16 @@ impl Client {
         if let Some(why) = certificate(error, &REPLICA) {
             return unanswered(&why, false);
         }
+        let never_sent = error.is_connect() || never_written(error);
         let why = if error.is_timeout() {
             let within = humantime::format_duration(self.settings.request_timeout);
             format!("no answer within {within}")
-        } else if error.is_connect() {
+        } else if never_sent {
             format!("cannot connect: {}", chain(error))
         } else {
             format!("no answer: {}", chain(error))
         };
-        unanswered(&why, !error.is_connect())
+        unanswered(&why, !never_sent)
     }
 }
 

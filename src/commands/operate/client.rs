@@ -5,9 +5,9 @@
 //! are not followed and proxies not used, as on the way to the replicas. The token is sent and
 //! never shown.
 
-use std::io;
 use std::path::Path;
 use std::time::Duration;
+use std::{io, iter};
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
@@ -19,11 +19,14 @@ use thiserror::Error;
 use url::Url;
 
 use crate::cli::operate::ConnectArgs;
-use crate::replica::{Peer, Tls, TlsError, install_crypto, wrong_certificate};
+use crate::replica::{Peer, Tls, TlsError, install_crypto, never_written, wrong_certificate};
 
 /// The largest answer that is read: a page of a thousand tasks with the longest keys and many
 /// replicas is about half of it.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
+
+/// So many connections may be lost with nothing written before the question is given up.
+const CONNECTIONS_LOST: usize = 4;
 
 /// The variable that holds the token where no file does.
 const TOKEN_VARIABLE: &str = "REPLICATOR_TOKEN";
@@ -181,7 +184,7 @@ impl Client {
         query: &[(&str, String)],
     ) -> Result<Stream, AskError> {
         let request = self.request(Method::GET, path, query).header(ACCEPT, "text/event-stream");
-        let head = tokio::time::timeout(self.timeout, request.send()).await;
+        let head = tokio::time::timeout(self.timeout, send(request)).await;
         let head =
             head.map_err(|_| AskError::TimedOut { url: self.url(), within: self.timeout })?;
         let mut response = head.map_err(|error| self.unanswered(&error, self.timeout))?;
@@ -216,7 +219,7 @@ impl Client {
         request: RequestBuilder,
         within: Duration,
     ) -> Result<(u16, Vec<u8>), AskError> {
-        let sent = request.send().await;
+        let sent = send(request).await;
         let mut response = sent.map_err(|error| self.unanswered(&error, within))?;
         let status = response.status().as_u16();
         let body = match body(&mut response).await {
@@ -321,6 +324,18 @@ fn tls(args: &ConnectArgs) -> Result<Tls, SetupError> {
 fn read(file: &Path, flag: &'static str) -> Result<Vec<u8>, SetupError> {
     let file_name = || file.display().to_string();
     std::fs::read(file).map_err(|source| SetupError::File { file: file_name(), flag, source })
+}
+
+/// Sends it, again where nothing of it was written because the connection was lost. Nobody has
+/// seen it then, and another connection may live to say why the one before did not.
+async fn send(request: RequestBuilder) -> reqwest::Result<Response> {
+    for again in iter::repeat_n(&request, CONNECTIONS_LOST).filter_map(RequestBuilder::try_clone) {
+        match again.send().await {
+            Err(error) if never_written(&error) => {}
+            answered => return answered,
+        }
+    }
+    request.send().await
 }
 
 /// The whole body; without an error where it is too long.
