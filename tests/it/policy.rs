@@ -240,9 +240,11 @@ async fn a_wrong_rule_ends_the_start_with_a_sentence_that_names_it() {
     assert!(said.contains("10.1.2.3/8:80") && said.contains("10.0.0.0/8"), "{said}");
 
     let rules = file(dir.path(), "rules", "node-1\n\nnode-2:http # wrong\n");
+    let missing = dir.path().join("missing");
+    let missing = missing.to_str().unwrap();
     for (path, said) in [
         (rules.to_str().unwrap(), r#"line 3: "node-2:http" has no valid port"#),
-        ("/nonexistent/rules", "cannot read /nonexistent/rules (--allow-replica-file)"),
+        (missing, &format!("cannot read {missing} (--allow-replica-file)")),
     ] {
         let data = dir.path().join("data");
         let args = ["--allow-replica-file", path];

@@ -189,11 +189,13 @@ async fn secrets_that_others_can_read_and_files_that_are_wrong_end_the_start_wit
     let other_key = files.write("other.pem", &ours.issue("other").key, 0o600);
     let open = files.write("open", "http://a secret", 0o644);
     let bad = files.write("bad", "http://a secret\nsecret bbb\n", 0o600);
+    let missing = files.path("missing");
+    let missing = missing.to_str().unwrap();
     let open_said = "is open to others than its owner (mode 0644): chmod 600 it";
     for (args, said) in [
         (vec!["--replica-token-file", &open], open_said),
         (vec!["--replica-token-file", &bad], "line 2: the address of the replica is not a URL"),
-        (vec!["--replica-token-file", "/nonexistent"], "cannot read /nonexistent"),
+        (vec!["--replica-token-file", missing], &format!("cannot read {missing}")),
         (vec!["--replica-cert", &cert, "--replica-key", &open_key], "(mode 0640)"),
         (vec!["--replica-cert", &cert, "--replica-key", &other_key], "cannot be used"),
         (vec!["--replica-cert", &cert, "--replica-key", &bad], "has no private key in it"),
