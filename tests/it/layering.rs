@@ -90,8 +90,9 @@ fn the_operators_commands_know_the_daemon_by_its_api_alone() {
 }
 
 #[test]
-fn only_the_server_names_axum_and_hyper() {
-    only_under(&["axum", "hyper"], &["src/server.rs", "src/server"]);
+fn only_the_server_names_axum_and_hyper_but_for_the_causes_of_errors() {
+    only_under(&["axum"], &["src/server.rs", "src/server"]);
+    only_under(&["hyper"], &["src/server.rs", "src/server", "src/replica/causes.rs"]);
 }
 
 #[test]
