@@ -218,6 +218,15 @@ impl Tokens {
         file::read(path)
     }
 
+    /// Reads a list that is no file yet; `file` is how it is called in an error.
+    ///
+    /// # Errors
+    ///
+    /// [`TokensError`], as of a file.
+    pub fn parse(list: &str, file: &Path) -> Result<Self, TokensError> {
+        file::parse(list, &file.display().to_string())
+    }
+
     /// The holder of a token, if it is a good one.
     #[must_use]
     pub fn find(&self, token: &str) -> Option<&Arc<Holder>> {

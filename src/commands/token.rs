@@ -1,13 +1,13 @@
 //! `replicator token new`: a token, and the line that makes it good.
 
-use std::fs::OpenOptions;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
 use super::fail;
-use crate::access::{Fresh, Grant, check_name, check_replica};
+use crate::access::{Fresh, Grant, Tokens, check_name, check_replica};
 use crate::cli::{NewTokenArgs, TokenArgs, TokenCommand};
 
 pub(super) fn run(args: &TokenArgs) -> ExitCode {
@@ -38,8 +38,7 @@ fn make(args: &NewTokenArgs) -> Result<(), String> {
     let line = grant.line(&stored);
     match &args.append {
         Some(file) => {
-            append(file, &line)
-                .map_err(|error| format!("cannot add to {}: {error}", file.display()))?;
+            append(file, &line)?;
             eprintln!("Its line is in {}; SIGHUP makes the daemon read it.", file.display());
         }
         None => {
@@ -52,17 +51,20 @@ fn make(args: &NewTokenArgs) -> Result<(), String> {
     Ok(())
 }
 
-fn append(file: &Path, line: &str) -> io::Result<()> {
-    let mut open = OpenOptions::new();
-    let mut file = open.read(true).append(true).create(true).mode(0o600).open(file)?;
-    // The line before may have been written by hand, without its end.
-    let whole = file.metadata()?.len() == 0 || {
-        let mut last = [0];
-        file.seek(SeekFrom::End(-1))?;
-        file.read_exact(&mut last)?;
-        last == *b"\n"
+/// Adds a line, if the list is taken with it: one that is not would keep the daemon from starting.
+fn append(path: &Path, line: &str) -> Result<(), String> {
+    let unwritten = |error: io::Error| format!("cannot add to {}: {error}", path.display());
+    let list = match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        list => list.map_err(unwritten)?,
     };
-    let begin = if whole { "" } else { "\n" };
-    file.write_all(format!("{begin}{line}\n").as_bytes())?;
-    file.sync_all()
+    // The line before may have been written by hand, without its end.
+    let begin = if list.is_empty() || list.ends_with('\n') { "" } else { "\n" };
+    let line = format!("{begin}{line}\n");
+    Tokens::parse(&format!("{list}{line}"), path)
+        .map_err(|error| format!("nothing is added, the list would not be taken: {error}"))?;
+    let mut open = OpenOptions::new();
+    let file = open.append(true).create(true).mode(0o600).open(path);
+    let mut file = file.map_err(unwritten)?;
+    file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(unwritten)
 }

@@ -407,3 +407,35 @@ fn no_token_is_made_for_an_address_that_the_list_cannot_hold() {
     assert!(!made.status.success() && said.contains("has a comma in it"), "{said}");
     assert!(!list.exists() && made.stdout.is_empty());
 }
+
+#[test]
+fn nothing_is_added_to_a_list_that_would_not_be_taken_with_it() {
+    let list = List::new();
+    list.add(&["--name", "gw", "--role", "replicate"]);
+    let before = fs::read_to_string(list.path()).unwrap();
+    let add = |name| {
+        let mut make = command();
+        make.args(["token", "new", "--role", "observe", "--name", name, "--append"]);
+        make.arg(list.path()).output().unwrap()
+    };
+    let refused = |name, why: &str| {
+        let made = add(name);
+        let said = String::from_utf8_lossy(&made.stderr);
+        assert!(!made.status.success() && said.contains(why), "{said}");
+        assert!(made.stdout.is_empty());
+    };
+    refused("gw", "the name \"gw\" is there twice");
+    assert_eq!(fs::read_to_string(list.path()).unwrap(), before);
+
+    // Nor to one that is not taken as it is: who is told of a token believes that it is good.
+    let spoilt = format!("{before}a line written by hand");
+    fs::write(list.path(), &spoilt).unwrap();
+    refused("eye", "line 2");
+    assert_eq!(fs::read_to_string(list.path()).unwrap(), spoilt);
+
+    // A last line without its end is none of that.
+    fs::write(list.path(), before.trim_end()).unwrap();
+    list.add(&["--name", "eye", "--role", "observe"]);
+    let lines = fs::read_to_string(list.path()).unwrap();
+    assert!(lines.starts_with(&before) && lines.lines().count() == 2, "{lines}");
+}
