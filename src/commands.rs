@@ -17,6 +17,7 @@ use clap::{CommandFactory, error::ErrorKind};
 use tokio::runtime::Runtime;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::{Cli, Command, DaemonArgs, LogFormat, StoreArgs};
 use crate::config::Config;
@@ -70,8 +71,8 @@ fn protect(command: Option<&Command>) {
     use rustix::fs::Mode;
     use rustix::process::umask;
     match command {
-        None | Some(Command::Check(_) | Command::Export(_) | Command::Import(_)) => {}
-        Some(Command::Demo(_)) => {}
+        None
+        | Some(Command::Check(_) | Command::Export(_) | Command::Import(_) | Command::Demo(_)) => {}
         // Their files, as manual pages, are for whoever the user's own umask says.
         Some(_) => return,
     }
@@ -96,10 +97,9 @@ fn with_config(
             return ExitCode::from(2);
         }
     };
-    match EnvFilter::try_new(&args.log) {
+    match filter(&args.log) {
         Ok(filter) => log_to_stderr(filter, args.log_format),
         Err(error) => {
-            let error = format!("--log {:?} is no filter: {error}", args.log);
             eprintln!("{}", Cli::command().error(ErrorKind::ValueValidation, error));
             return ExitCode::from(2);
         }
@@ -112,6 +112,19 @@ fn with_config(
             error!("{why}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A bare word that is no level would be the filter of a part of that name, of which there is none:
+/// with `warning` nothing would be logged at all.
+fn filter(text: &str) -> Result<EnvFilter, String> {
+    let wrong = |why: &dyn Display| format!("--log {text:?} is no filter: {why}");
+    let is_level = |word: &str| word.is_empty() || word.parse::<LevelFilter>().is_ok();
+    match text.split(',').find(|word| !word.contains('=') && !is_level(word)) {
+        Some(word) => Err(wrong(&format!(
+            "{word:?} is no level (error, warn, info, debug, trace), and a part is PART=LEVEL"
+        ))),
+        None => EnvFilter::try_new(text).map_err(|error| wrong(&error)),
     }
 }
 
@@ -157,4 +170,20 @@ fn whole(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_no_filter_of_a_part_that_does_not_exist() {
+        for text in ["info", "WARN", "off", "3", "warn,audit=info", "info,a::b[span]=debug", ""] {
+            assert!(filter(text).is_ok(), "{text}");
+        }
+        for text in ["verbose", "warning", "info,verbose", "a=b=c"] {
+            let error = filter(text).unwrap_err();
+            assert!(error.starts_with(&format!("--log {text:?} is no filter: ")), "{error}");
+        }
+    }
 }
