@@ -4,7 +4,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use url::Url;
 
 use super::duration;
@@ -276,6 +276,12 @@ pub struct LetterFilterArgs {
 
 /// Which dead letters something is done with.
 #[derive(Debug, Default, Args)]
+#[command(group(
+    ArgGroup::new("selection")
+        .args(["ids", "replica", "key", "key_prefix", "user_id", "cause", "all"])
+        .required(true)
+        .multiple(true)
+))]
 pub struct SelectionArgs {
     /// Those of these tasks; TASK@NODE is that of one replica.
     #[arg(value_name = "TASK", value_parser = letter_id)]
@@ -288,8 +294,7 @@ pub struct SelectionArgs {
     /// All of them.
     #[arg(
         long,
-        conflicts_with_all = ["ids", "replica", "key", "key_prefix", "user_id", "cause"],
-        required_unless_present_any = ["ids", "replica", "key", "key_prefix", "user_id", "cause"]
+        conflicts_with_all = ["ids", "replica", "key", "key_prefix", "user_id", "cause"]
     )]
     pub all: bool,
 }
@@ -527,7 +532,10 @@ mod tests {
     #[test]
     fn nothing_is_done_with_dead_letters_that_were_not_selected() {
         for line in ["dead-letters redrive", "dead-letters discard --dry-run"] {
-            assert_eq!(parse(line).unwrap_err().kind(), ErrorKind::MissingRequiredArgument);
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::MissingRequiredArgument);
+            let choice = "<TASK|--replica <NODE>|--key <KEY>|--key-prefix <PREFIX>|--user-id <USER>|--cause <CAUSE>|--all>";
+            assert!(error.to_string().contains(choice), "{error}");
         }
         for line in ["dead-letters redrive --all --key k", "dead-letters discard 7 --all"] {
             assert_eq!(parse(line).unwrap_err().kind(), ErrorKind::ArgumentConflict, "{line}");
