@@ -19,6 +19,7 @@ use axum::http::uri::Authority;
 use axum::http::{Extensions, HeaderMap, Method, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
 
 use super::Inbound;
 use super::connections::Peer;
@@ -84,6 +85,45 @@ fn need(method: &Method, path: &str) -> Need {
         Some((_, _, need)) => *need,
         None if reads => Need::Role(Role::Observe),
         None => Need::Role(Role::Operate),
+    }
+}
+
+/// Adds to the description of the API what each operation needs, by the table, and what whoever
+/// does not have it is answered.
+pub(super) fn describe(openapi: &mut Value) {
+    let scheme = json!({
+        "type": "http", "scheme": "bearer",
+        "description": "As `replicator token new` makes it, where the daemon has --auth-file. \
+            What an operation names is the role that its token needs.",
+    });
+    if let Some(components) = openapi.get_mut("components").and_then(Value::as_object_mut) {
+        components.insert("securitySchemes".to_owned(), json!({ "token": scheme }));
+    }
+    let refused = |description: &str| {
+        let schema = json!({ "$ref": "#/components/schemas/Error" });
+        json!({
+            "description": description, "content": { "application/json": { "schema": schema } },
+        })
+    };
+    let paths = openapi.get_mut("paths").and_then(Value::as_object_mut);
+    for (path, item) in paths.into_iter().flatten() {
+        for (verb, operation) in item.as_object_mut().into_iter().flatten() {
+            let method = verb.to_ascii_uppercase().parse::<Method>();
+            let Ok(Need::Role(role)) = method.map(|method| need(&method, path)) else { continue };
+            let Some(operation) = operation.as_object_mut() else { continue };
+            // Or nothing, where no token is asked for.
+            let security = json!([{}, { "token": [role.to_string()] }]);
+            operation.insert("security".to_owned(), security);
+            let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
+            let Some(responses) = responses else { continue };
+            for (status, description) in [
+                ("401", "No token, or not a good one."),
+                ("403", "Its role does not cover this, or a page of another site asks."),
+                ("429", "The rate of the token is used up."),
+            ] {
+                responses.entry(status).or_insert_with(|| refused(description));
+            }
+        }
     }
 }
 

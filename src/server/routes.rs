@@ -7,7 +7,7 @@ use axum::routing::get;
 use serde_json::Value;
 
 use super::errors::Problem;
-use super::{Inbound, page, v1};
+use super::{Inbound, access, page, v1};
 
 /// All routes, and the description of those that make the API. A `GET` answers `HEAD` as well;
 /// with a 405 comes the `Allow` header. The page is no part of the API.
@@ -19,5 +19,7 @@ pub(super) fn router() -> (Router<Arc<Inbound>>, Value) {
         .fallback(|| async { Problem::NotFound })
         .method_not_allowed_fallback(|| async { Problem::WrongMethod });
     // It is made of texts and numbers alone, which cannot fail to be written.
-    (router, serde_json::to_value(openapi).unwrap_or_default())
+    let mut openapi = serde_json::to_value(openapi).unwrap_or_default();
+    access::describe(&mut openapi);
+    (router, openapi)
 }

@@ -71,8 +71,7 @@ async fn every_operation_says_what_it_is_and_how_it_succeeds_and_fails() {
         let responses = operation["responses"].as_object().unwrap();
         assert!(responses.keys().any(|status| status.starts_with('2')), "{name}");
         let fails = responses.keys().any(|status| status.starts_with(['4', '5']));
-        let cannot = ["/livez", "/metrics/users"].contains(&path.as_str());
-        assert_eq!(fails, !cannot, "{name}");
+        assert_eq!(fails, path != "/livez", "{name}");
         for (status, response) in responses {
             assert!(response["description"].is_string(), "{name} {status}");
             assert!(response["content"].is_object(), "{name} {status}");
@@ -108,6 +107,33 @@ async fn every_operation_of_it_is_answered_with_a_status_that_it_tells_of() {
         assert!(told.is_some(), "{method} {path}: {answer:?}");
         let nothing = "there is nothing under this path";
         assert!(answer.status != 405 && !answer.body.contains(nothing), "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn what_asks_for_a_token_says_so_and_with_which_role() {
+    let description = description().await;
+    let scheme = &description["components"]["securitySchemes"]["token"];
+    assert_eq!((&scheme["type"], &scheme["scheme"]), (&json!("http"), &json!("bearer")));
+    let mut asking = settings();
+    asking.access.tokens = Some(Arc::default());
+    let server = start(asking).await;
+    for (path, method, operation) in operations(&description) {
+        let mut client = Client::connect(server.address).await;
+        client.send(&request(&method, &path, "")).await;
+        let asked = client.answer().await.status == 401;
+        assert_eq!(operation.get("security").is_some(), asked, "{method} {path}");
+        for status in ["401", "403", "429"] {
+            assert_eq!(operation["responses"].get(status).is_some(), asked, "{method} {path}");
+        }
+    }
+    for (operation, role) in [
+        ("/paths/~1replicate/post", "replicate"),
+        ("/paths/~1v1~1barriers/post", "observe"),
+        ("/paths/~1v1~1dead-letters~1discard/post", "operate"),
+    ] {
+        let security = &description.pointer(operation).unwrap()["security"];
+        assert_eq!(security, &json!([{}, { "token": [role] }]));
     }
 }
 
