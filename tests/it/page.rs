@@ -157,9 +157,13 @@ async fn both_themes_and_a_phone_show_it_whole() {
     let long = format!("a/{}", "very-long-key-".repeat(20));
     daemon.accept(&set(&long, "v", &[&replica])).await;
     let task = daemon.accept(&set("short", "v", &[&replica])).await;
-    daemon.until_metric("dead_letters", 2).await;
+    let mut elsewhere = set("short", "v", &[&replica]);
+    elsewhere["replica_nodes"][0] =
+        json!(format!("{}/{}", replica.url(), "very-long-name-".repeat(10)));
+    daemon.accept(&elsewhere).await;
+    daemon.until_metric("dead_letters", 3).await;
     let browser = Browser::open(&daemon.url("/")).await;
-    browser.until(&format!("{ROWS} === 1")).await;
+    browser.until(&format!("{ROWS} === 2")).await;
 
     let ground = "getComputedStyle(document.body).backgroundColor";
     let (light, dark) = (json!("rgb(246, 247, 248)"), json!("rgb(19, 22, 26)"));

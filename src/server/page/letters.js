@@ -99,10 +99,10 @@ export class Letters {
       cell('Key', { class: 'name' }, el('code', {}, key)),
       cell('Replica', { class: 'name' }, format.node(replica)),
       cell('Write', { class: 'nowrap' }, format.write(letter.operation, letter.value_bytes)),
-      cell('Cause', {}, format.word(letter.cause), el('span', { class: 'sub nowrap' }, `after ${format.plural(letter.failures, 'attempt')}`)),
+      cell('Cause', {}, format.word(letter.cause), el('span', { class: 'sub nowrap' }, `after ${format.plural(letter.failures, 'failure')}`)),
       cell('Last error', { class: 'error' }, letter.last_error),
       cell('Since', { class: 'nowrap' }, el('time', { datetime: letter.since, title: letter.since }, format.moment(letter.since))),
-      cell('Task', {}, el('a', { href: `#/task/${task}` }, task)),
+      cell('Task', { class: 'task' }, el('a', { href: `#/task/${task}` }, task)),
       cell('', { class: 'buttons' }, el('div', { class: 'actions' }, button('redrive', 'Redrive'), button('discard', 'Discard'))));
   }
 

@@ -34,7 +34,7 @@ export class Tasks {
 function taskRow(task) {
   const { task_id: id } = task;
   return el('tr', {},
-    cell('Task', {}, el('a', { href: `#/task/${id}` }, id)),
+    cell('Task', { class: 'task' }, el('a', { href: `#/task/${id}` }, id)),
     cell('Key', { class: 'name' }, el('code', {}, task.key ?? '–')),
     cell('Write', { class: 'nowrap' }, task.operation ? format.write(task.operation, task.value_bytes ?? 0) : '–'),
     cell('Accepted', { class: 'nowrap' }, task.accepted_at ? el('time', { datetime: task.accepted_at, title: task.accepted_at }, format.moment(task.accepted_at)) : '–'),
