@@ -89,21 +89,33 @@ fn draw_curves(frame: &mut Frame<'_>, area: Rect, model: &Model, figures: &Figur
     }
 }
 
+const STATE_WIDTH: u16 = 9;
+
+/// Of an address so much is seen before figures are.
+const ADDRESS_WIDTH: usize = 40;
+
+/// The backlog and the lag are seen on any screen.
+const LEAST_FIGURES: usize = 2;
+
 fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let right = |text: String| Cell::from(Line::from(text).right_aligned());
-    // Each as wide as its figures become; the address has the rest.
+    // Each as wide as its figures become, and the place at which it is wanted; the address has the
+    // rest.
     let headings = [
-        ("BACKLOG", 8),
-        ("LAG", 7),
-        ("IN FLIGHT", 9),
-        ("RETRYING", 8),
-        ("DEAD", 7),
-        ("OUT/S", 6),
-        ("FAILED/S", 8),
+        ("BACKLOG", 8, 1),
+        ("LAG", 7, 2),
+        ("IN FLIGHT", 9, 6),
+        ("RETRYING", 8, 7),
+        ("DEAD", 7, 3),
+        ("OUT/S", 6, 4),
+        ("FAILED/S", 8, 5),
     ];
+    let wanted = most_wanted(&headings, area.width, model);
+    let headings = headings.map(|(heading, width, place)| (heading, width, place <= wanted));
+    let shown = |(_, _, shown): &(&str, u16, bool)| *shown;
     let header = [Cell::from("REPLICA"), Cell::from("STATE")]
         .into_iter()
-        .chain(headings.map(|(heading, _)| right(heading.to_owned())));
+        .chain(headings.into_iter().filter(shown).map(|(heading, ..)| right(heading.to_owned())));
     let rows = model.replicas().iter().map(|line| {
         let figures = [
             line.backlog_tasks.to_string(),
@@ -115,17 +127,35 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
             rate(line.failed_per_second),
         ];
         let names = [clean(&line.replica), state(line.paused, line.breaker).to_owned()];
-        let cells = names.map(Cell::from).into_iter().chain(figures.map(right));
+        let figures = figures.into_iter().zip(headings).filter(|(_, heading)| shown(heading));
+        let figures = figures.map(|(figure, _)| right(figure));
+        let cells = names.map(Cell::from).into_iter().chain(figures);
         Row::new(cells).style(mood(line))
     });
-    let widths = [Constraint::Fill(1), Constraint::Length(9)]
+    let widths = [Constraint::Fill(1), Constraint::Length(STATE_WIDTH)]
         .into_iter()
-        .chain(headings.map(|(_, width)| Constraint::Length(width)));
+        .chain(headings.into_iter().filter(shown).map(|(_, width, _)| Constraint::Length(width)));
     let table = Table::new(rows, widths)
         .header(Row::new(header).style(Style::new().add_modifier(Modifier::BOLD)))
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
     let mut selected = TableState::new().with_selected(model.selected());
     frame.render_stateful_widget(table, area, &mut selected);
+}
+
+/// How many of the figures have room beside the addresses, the most wanted first. Cut, one address
+/// looks like another; those that are very long are cut all the same.
+fn most_wanted(headings: &[(&str, u16, usize)], width: u16, model: &Model) -> usize {
+    let addresses = model.replicas().iter().map(|line| clean(&line.replica).chars().count());
+    let longest = addresses.max().unwrap_or(0).min(ADDRESS_WIDTH);
+    let room = usize::from(width).saturating_sub(longest + 1 + usize::from(STATE_WIDTH));
+    let taken = |wanted| {
+        let shown = headings.iter().filter(|(_, _, place)| *place <= wanted);
+        shown.map(|(_, width, _)| usize::from(*width) + 1).sum::<usize>()
+    };
+    (LEAST_FIGURES..=headings.len())
+        .rev()
+        .find(|&wanted| taken(wanted) <= room)
+        .unwrap_or(LEAST_FIGURES)
 }
 
 fn mood(line: &ReplicaFigures) -> Style {
@@ -222,6 +252,28 @@ mod tests {
         let (lines, _) = drawn(&model, 110, 20);
         assert!(lines[0].ends_with("polled"), "{lines:#?}");
         assert!(lines[19].ends_with("paused http://a:8081\\u{1b}[2J"), "{lines:#?}");
+    }
+
+    #[test]
+    fn on_a_small_screen_figures_make_room_for_the_addresses() {
+        let mut model = Model::new("http://127.0.0.1:8085".to_owned());
+        let replicas = ["http://replica-a.example:8081", "http://replica-b.example:8081"];
+        let lines = replicas.map(|replica| (replica, BreakerState::Closed, 7));
+        model.update(Update::Figures(figures(&lines)));
+        let (lines, _) = drawn(&model, 80, 12);
+        assert_eq!(
+            lines[3].split_whitespace().collect::<Vec<_>>(),
+            ["REPLICA", "STATE", "BACKLOG", "LAG", "DEAD", "OUT/S", "FAILED/S"]
+        );
+        for (replica, line) in replicas.iter().zip(&lines[4..]) {
+            assert!(line.starts_with(&format!("{replica} ")), "{lines:#?}");
+            assert_eq!(
+                line.split_whitespace().collect::<Vec<_>>()[1..],
+                ["ok", "7", "1.5s", "3", "250", "0.5"]
+            );
+        }
+        let (lines, _) = drawn(&model, 40, 12);
+        assert!(lines[3].ends_with(" STATE      BACKLOG     LAG"), "{lines:#?}");
     }
 
     #[test]
