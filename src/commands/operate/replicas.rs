@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::screen::Screen;
-use super::text::{Table, age, bytes, cell, clean, count, facts, latency, rate, seconds, until};
-use super::{Failure, Outcome};
+use super::text::{Table, age, bytes, cell, clean, count, facts, latency, rate, seconds};
+use super::{Failure, Outcome, text};
 use crate::api::{BreakerState, Convergence, Forgotten, Probed, Rename, Replica, ReplicaPage};
 use crate::cli::operate::{ForgetArgs, ReplicasArgs, ReplicasCommand};
 use crate::task::{Node, Timestamp};
@@ -179,7 +179,7 @@ fn all(replica: &Replica, now: Timestamp) -> String {
     let breaker = state(false, replica.breaker).replace("ok", "closed");
     let mut breaker = format!("{breaker}{}", for_so_long(&replica.breaker_since));
     if let Some(probe) = &replica.next_probe_at {
-        breaker = format!("{breaker}, next probe in {}", until(probe, now));
+        breaker = format!("{breaker}, {}", text::probe(probe, now));
     }
     if replica.paused_since.is_some() {
         lines.push(("paused", format!("yes{}", for_so_long(&replica.paused_since))));

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::client::{AskError, Client};
 use super::screen::{Mood, Screen};
-use super::text::{age, bytes, clean, count, seconds, until};
-use super::{Failure, Outcome, replicas};
+use super::text::{age, bytes, clean, count, seconds};
+use super::{Failure, Outcome, replicas, text};
 use crate::api::{BreakerState, Convergence, Replica, ReplicaPage};
 use crate::cli::operate::StatusArgs;
 use crate::task::Timestamp;
@@ -147,7 +147,7 @@ fn problem(replica: &Replica, max_lag: Duration, now: Timestamp) -> Option<Strin
         BreakerState::Open => {
             told.push(format!("does not answer{}", since(&replica.breaker_since)));
             let probe = replica.next_probe_at.as_ref();
-            told.extend(probe.map(|moment| format!("next probe in {}", until(moment, now))));
+            told.extend(probe.map(|moment| text::probe(moment, now)));
         }
     }
     if replica.lag_seconds > max_lag.as_secs_f64() {

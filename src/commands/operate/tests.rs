@@ -258,6 +258,13 @@ async fn what_is_wrong_comes_first_and_in_the_exit_code() {
     );
     assert!(out.lines().nth(5).unwrap().starts_with("http://b:8082  open"), "{out}");
 
+    // A probe that may go out goes out with what is next due, which may be nothing for long.
+    let mut idle = down();
+    idle["next_probe_at"] = json!("2025-12-31T23:59:59.000Z");
+    let ran = run("status", of_status(200, health("healthy"), ready.clone(), &[idle])).await;
+    let told = "does not answer for 3m12s, to be probed by what is next due, behind by";
+    assert!(ran.is(Outcome::Wanting).contains(told), "{}", ran.out);
+
     let full = of_status(200, health("degraded"), ready.clone(), from_ref(&well));
     let ran = run("status", full).await;
     assert!(ran.is(Outcome::Wanting).contains("! the queue is nearly full"), "{}", ran.out);

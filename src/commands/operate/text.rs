@@ -165,6 +165,15 @@ pub(super) fn until(moment: &str, now: Timestamp) -> String {
     }
 }
 
+/// When a replica with an open breaker is probed. One that may be is not sent anything for its own
+/// sake: a delivery or a dead letter that is due is the probe, and there may be none for long.
+pub(super) fn probe(moment: &str, now: Timestamp) -> String {
+    match parse(moment) {
+        Some(at) if at <= now_as_time(now) => "to be probed by what is next due".to_owned(),
+        _ => format!("next probe in {}", until(moment, now)),
+    }
+}
+
 fn parse(moment: &str) -> Option<SystemTime> {
     humantime::parse_rfc3339(moment).ok()
 }
