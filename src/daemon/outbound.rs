@@ -208,7 +208,7 @@ fn bytes(flag: &'static str, path: &Path, secret: bool) -> Result<Vec<u8>, Outbo
     let failed = |source| OutboundError::Read { flag, path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
-    if secret && mode & 0o077 != 0 {
+    if secret && mode & closed(path) != 0 {
         return Err(OutboundError::Open { flag, path: path.to_owned(), mode });
     }
     let mut bytes = Vec::new();
@@ -217,6 +217,13 @@ fn bytes(flag: &'static str, path: &Path, secret: bool) -> Result<Vec<u8>, Outbo
         return Err(OutboundError::TooLong { flag, path: path.to_owned() });
     }
     Ok(bytes)
+}
+
+/// What of its mode a secret file may not have. Where systemd hands it over (`LoadCredential=`), what
+/// looks like the right of its group to read it is the daemon's user's alone, by an access list.
+fn closed(path: &Path) -> u32 {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").filter(|dir| !dir.is_empty());
+    if credentials.is_some_and(|dir| path.starts_with(dir)) { 0o037 } else { 0o077 }
 }
 
 /// Whether an address is one of this machine's: then the system would send from it to it. Nothing

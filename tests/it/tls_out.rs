@@ -206,3 +206,19 @@ async fn secrets_that_others_can_read_and_files_that_are_wrong_end_the_start_wit
         assert!(!log.contains("secret"), "{log}");
     }
 }
+
+#[tokio::test]
+async fn a_secret_that_systemd_hands_over_may_be_read_by_what_looks_like_its_group() {
+    let files = Files::new();
+    let token = files.write("token", "http://a secret", 0o440);
+    let dir = Path::new(&token).parent().unwrap().to_str().unwrap().to_owned();
+    let args = ["--replica-token-file", &token];
+    for (dir, taken) in [(dir.as_str(), true), ("/run/credentials", false), ("", false)] {
+        let env = [("CREDENTIALS_DIRECTORY", dir)];
+        let started = Daemon::try_start_on(&files.data(), &args, &env).await;
+        assert_eq!(started.is_ok(), taken, "{dir:?}");
+    }
+    let open = files.write("open", "http://a secret", 0o444);
+    let (args, env) = (["--replica-token-file", &open], [("CREDENTIALS_DIRECTORY", dir.as_str())]);
+    assert!(Daemon::try_start_on(&files.data(), &args, &env).await.is_err());
+}
