@@ -426,7 +426,7 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_MAX_KNOWN_REPLICAS", value_name = "N", default_value = "1024")]
     pub max_known_replicas: NonZeroUsize,
 
-    /// Client connections at the same time; more wait to be taken.
+    /// Client connections at the same time; beyond, those that keep it waiting longest are closed.
     #[arg(long, env = "REPLICATOR_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
     pub max_connections: NonZeroUsize,
 
@@ -457,7 +457,7 @@ pub struct DaemonArgs {
     pub drain_timeout: Duration,
 
     /// What is logged: error, warn, info, debug, trace, or a filter such as
-    /// info,replicator::replica=debug
+    /// info,replicator::daemon::attempt=debug
     #[arg(long, env = "REPLICATOR_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
 

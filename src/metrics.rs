@@ -340,7 +340,7 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
     (
         "replicator_deliveries_discarded_total",
         Counter,
-        "Dead letters thrown away, their time being over.",
+        "Deliveries thrown away: dead letters whose time is over, and by operators.",
         |r| r.discarded,
     ),
     (

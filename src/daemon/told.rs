@@ -152,7 +152,7 @@ fn write(replica: &Node, event: &Event, times: u64) {
                 warn!(%replica, deliveries, %error, "the retry queue is full: failed deliveries are parked on disk and come back when there is room");
             } else {
                 let cause = letter.cause.as_str();
-                warn!(%replica, deliveries, last_task = %task, failures, cause, %error, "given up: kept as dead letters");
+                warn!(%replica, deliveries, last_task = %task, failures, cause, %error, "rejected or given up: kept as dead letters");
             }
         }
         Event::Discarded { task } => {
