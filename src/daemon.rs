@@ -46,7 +46,7 @@ mod view;
 
 use attempt::{Attempts, Memory};
 use clock::Clock;
-use core::{Core, Event as Told, Parts};
+use core::{Core, Parts};
 use events::Bus;
 use handle::Operator;
 use history::History;
@@ -104,7 +104,7 @@ pub struct Daemon {
     address: SocketAddr,
     handle: Handle,
     health: watch::Receiver<Health>,
-    events: mpsc::UnboundedSender<Told>,
+    events: mpsc::UnboundedSender<core::Event>,
     stop_serving: oneshot::Sender<()>,
     server: JoinHandle<()>,
     core: JoinHandle<()>,
@@ -280,12 +280,12 @@ impl Daemon {
         let Self { events, stop_serving, server, core, committer, tracer, grace, .. } = self;
         let whole = async {
             // The loop may have ended before, by a failure; then there is nobody to tell.
-            let _ = events.send(Told::Refuse);
+            let _ = events.send(core::Event::Refuse);
             faults::point("shutdown.refusing");
             let _ = stop_serving.send(());
             ended(server).await;
             faults::point("shutdown.served");
-            let _ = events.send(Told::Stop);
+            let _ = events.send(core::Event::Stop);
             ended(core).await;
             faults::point("shutdown.delivered");
         };
@@ -357,8 +357,8 @@ fn replica_settings(config: &Config) -> replica::Settings {
     replica::Settings {
         node_id: config.listen.node_id.clone(),
         request_timeout: config.timeouts.request,
-        // All workers, and as many strong writes again.
         idle_replicas: config.limits.known_replicas,
+        // All workers, and as many strong writes again.
         idle_per_replica: match config.queue.workers {
             Workers::Fixed(workers) | Workers::Auto(workers) => 2 * workers.get() as usize,
         },
