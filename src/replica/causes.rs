@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use rustls::{AlertDescription, CertificateError};
+use rustls::{AlertDescription, CertificateError, OtherError};
 
 use crate::policy::Forbidden;
 
@@ -59,6 +59,9 @@ pub(crate) fn certificate(error: &reqwest::Error, peer: &Peer) -> Option<String>
                 CertificateError::UnknownIssuer => {
                     &format!("is from an authority that is not trusted ({authorities})")
                 }
+                CertificateError::Other(other) if is_of_an_authority(other) => {
+                    "is one of an authority, not of a server (openssl: basicConstraints=CA:FALSE)"
+                }
                 _ => "is not accepted",
             };
             format!("{name}'s certificate {wrong}")
@@ -78,6 +81,11 @@ pub(crate) fn certificate(error: &reqwest::Error, peer: &Peer) -> Option<String>
         _ => return None,
     };
     Some(format!("{what}: {tls}"))
+}
+
+/// What `openssl req -x509` makes where it is not told otherwise.
+fn is_of_an_authority(why: &OtherError) -> bool {
+    matches!(why.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
 }
 
 fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {

@@ -101,6 +101,7 @@ async fn bad_certificates_are_told_apart_and_nothing_is_sent() {
         (ours.issue("other.example"), None, "certificate is for another name"),
         (ours.issue_expired("127.0.0.1"), None, "certificate has expired"),
         (Authority::new("x").issue("127.0.0.1"), None, "an authority that is not trusted"),
+        (ours.issue_authority("127.0.0.1"), None, "one of an authority, not of a server"),
         (ours.issue("127.0.0.1"), Some(&ours), "asks for a client certificate"),
     ] {
         let (replica, node) = behind(&server, clients).await;

@@ -46,6 +46,13 @@ impl Authority {
         self.sign(&params)
     }
 
+    /// The same, but for an authority below this one.
+    pub fn issue_authority(&self, name: &str) -> Issued {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        self.sign(&params)
+    }
+
     fn sign(&self, params: &CertificateParams) -> Issued {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
