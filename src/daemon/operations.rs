@@ -9,7 +9,7 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::api::{Operation, OperationKind, OperationState};
 use crate::daemon::Handle;
@@ -26,10 +26,6 @@ const KEPT: usize = 100;
 const PAGE: usize = 500;
 /// How often a redrive goes on; at each step it takes as many as its rate allows.
 const STEP: Duration = Duration::from_millis(50);
-
-/// How long the end of one that was cancelled is waited for: so many times so long.
-const CANCEL_LOOKS: u32 = 100;
-const CANCEL_LOOK: Duration = Duration::from_millis(10);
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -48,7 +44,16 @@ pub(super) struct Operations(Arc<Mutex<Inner>>);
 struct Inner {
     begun: u64,
     /// Oldest first.
-    operations: VecDeque<(Operation, Option<oneshot::Sender<()>>)>,
+    operations: VecDeque<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    operation: Operation,
+    /// Sent to once.
+    cancel: Option<oneshot::Sender<()>>,
+    /// Closed when it has ended, and is told as such.
+    ended: watch::Receiver<()>,
 }
 
 impl Operations {
@@ -65,9 +70,9 @@ impl Operations {
         total: u64,
     ) -> Result<Operation, OperateError> {
         let (cancel, mut cancelled) = oneshot::channel();
+        let (end, ended) = watch::channel(());
         let begun = self.with(|inner| {
-            let is_running =
-                |(operation, _): &&(Operation, _)| operation.state == OperationState::Running;
+            let is_running = |known: &&Known| known.operation.state == OperationState::Running;
             if inner.operations.iter().filter(is_running).count() >= RUNNING {
                 let error = format!("{RUNNING} operations run already, as many as may at once");
                 return Err(OperateError::TooMany(error));
@@ -89,11 +94,10 @@ impl Operations {
                 ended_at: None,
                 error: None,
             };
-            inner.operations.push_back((operation.clone(), Some(cancel)));
+            let known = Known { operation: operation.clone(), cancel: Some(cancel), ended };
+            inner.operations.push_back(known);
             if inner.operations.len() > KEPT {
-                let over =
-                    |(operation, _): &(Operation, _)| operation.state != OperationState::Running;
-                let first = inner.operations.iter().position(over);
+                let first = inner.operations.iter().position(|known| !is_running(&known));
                 first.map(|first| inner.operations.remove(first));
             }
             Ok(operation)
@@ -112,6 +116,7 @@ impl Operations {
                     }
                 };
             });
+            drop(end);
         });
         Ok(begun)
     }
@@ -196,39 +201,99 @@ impl Operations {
 
     fn change(&self, id: &str, what: impl FnOnce(&mut Operation)) {
         self.with(|inner| {
-            let found = inner.operations.iter_mut().find(|(one, _)| one.operation_id == id);
-            if let Some((operation, _)) = found {
-                what(operation);
+            if let Some(known) = inner.find(id) {
+                what(&mut known.operation);
             }
         });
     }
 
     /// Newest first.
     pub(super) fn all(&self) -> Vec<Operation> {
-        self.with(|inner| inner.operations.iter().rev().map(|(one, _)| one.clone()).collect())
-    }
-
-    pub(super) fn get(&self, id: &str) -> Option<Operation> {
         self.with(|inner| {
-            let found = inner.operations.iter().find(|(one, _)| one.operation_id == id);
-            found.map(|(operation, _)| operation.clone())
+            inner.operations.iter().rev().map(|known| known.operation.clone()).collect()
         })
     }
 
-    /// Ends one, if it still runs, and waits a moment for its end: what it was just doing is done.
+    pub(super) fn get(&self, id: &str) -> Option<Operation> {
+        self.with(|inner| inner.find(id).map(|known| known.operation.clone()))
+    }
+
+    /// Ends one, if it still runs, and waits for its end: what it was just doing is done.
     pub(super) async fn cancel(&self, id: &str) -> Option<Operation> {
-        self.with(|inner| {
-            let found = inner.operations.iter_mut().find(|(one, _)| one.operation_id == id);
-            // It may have come to its end at this moment.
-            found.and_then(|(_, cancel)| cancel.take()).map(|cancel| cancel.send(()))
-        });
-        for _ in 0..CANCEL_LOOKS {
-            let found = self.get(id)?;
-            if found.state != OperationState::Running {
-                return Some(found);
+        let mut ended = self.with(|inner| {
+            let known = inner.find(id)?;
+            if let Some(cancel) = known.cancel.take() {
+                // It may have come to its end at this moment.
+                let _ = cancel.send(());
             }
-            tokio::time::sleep(CANCEL_LOOK).await;
-        }
+            Some(known.ended.clone())
+        })?;
+        // Nothing is ever sent: it is closed.
+        let _ = ended.changed().await;
         self.get(id)
+    }
+}
+
+impl Inner {
+    fn find(&mut self, id: &str) -> Option<&mut Known> {
+        self.operations.iter_mut().find(|known| known.operation.operation_id == id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::UnboundedReceiver;
+
+    use super::*;
+    use crate::daemon::handle::Request;
+    use crate::daemon::operate::{Query, Step};
+    use crate::task::{Delivery, ReplicaIndex, TaskId};
+
+    fn letter(task: u64) -> Letter {
+        let delivery = Delivery { task: TaskId(task), replica: ReplicaIndex(0) };
+        let shown = crate::api::DeadLetter {
+            task_id: task.to_string(),
+            replica: "http://a".to_owned(),
+            key: "k".to_owned(),
+            operation: crate::api::Write::Set,
+            value_bytes: 1,
+            user_id: None,
+            accepted_at: String::new(),
+            cause: crate::api::Cause::Rejected,
+            failures: 1,
+            last_error: String::new(),
+            since: String::new(),
+        };
+        Letter { delivery, shown }
+    }
+
+    async fn asked(requests: &mut UnboundedReceiver<Request>) -> Query {
+        match requests.recv().await.unwrap() {
+            Request::Operate(query) => query,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cancels_hears_of_the_end_however_long_the_last_step_takes() {
+        let (handle, mut requests, _health) = Handle::for_tests();
+        let operations = Operations::default();
+        let filter = LetterFilter::default();
+        let work = Work { kind: OperationKind::Discard, filter, dry_run: false, rate: None };
+        let begun = operations.begin(handle, work, 2).unwrap();
+        let Query::Letters { reply, .. } = asked(&mut requests).await else { panic!() };
+        let items = vec![letter(1), letter(2)];
+        reply.send(Ok(Step { items, examined: 2, next: None })).unwrap();
+        let Query::Steer { reply, .. } = asked(&mut requests).await else { panic!() };
+        let slow = async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            reply.send(Ok(vec![Steered::Done; 2])).unwrap();
+        };
+        let (cancelled, ()) = tokio::join!(operations.cancel(&begun.operation_id), slow);
+        let cancelled = cancelled.unwrap();
+        assert_eq!((cancelled.state, cancelled.done), (OperationState::Cancelled, 2));
+        assert!(cancelled.ended_at.is_some());
+        assert_eq!(operations.cancel(&begun.operation_id).await, Some(cancelled), "it is over");
+        assert_eq!(operations.cancel("7").await, None);
     }
 }
