@@ -257,6 +257,15 @@ pub struct Delivery {
     pub replica: ReplicaIndex,
 }
 
+/// Why nothing is sent to a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// An operator has it paused.
+    Paused,
+    /// Its breaker is open.
+    BreakerOpen,
+}
+
 /// What the outcome of one attempt means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {

@@ -77,7 +77,7 @@ pub struct WriteAccepted {
 pub struct NoMajority {
     /// Always `false`.
     pub success: bool,
-    /// How many have acknowledged and how many are needed.
+    /// How many have acknowledged, how many are needed, and who is paused or does not answer.
     pub error: String,
     /// The task that it became.
     pub task_id: String,

@@ -427,8 +427,8 @@ impl Core {
                         self.parts.committer.remove(task);
                     }
                 }
-                Action::Conclude { task, success, needed, acked, missing } => {
-                    let verdict = Concluded { task, success, needed, acked, missing };
+                Action::Conclude { task, success, needed, acked, missing, obstacles } => {
+                    let verdict = Concluded { task, success, needed, acked, missing, obstacles };
                     match self.open.remove(&task) {
                         Some(reply) => drop(reply.send(verdict.answer(false))),
                         None => self.answer_strong_key(&verdict),

@@ -14,7 +14,7 @@ use crate::daemon::operate::Query;
 use crate::daemon::operations::Operations;
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
-use crate::task::{NewTask, ReplicaIndex, TaskId};
+use crate::task::{NewTask, Obstacle, ReplicaIndex, TaskId};
 
 /// What the loop is told from outside.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ pub enum Refusal {
     StoreFailed,
     /// A strong write is durable here, but no majority has acknowledged it in time. Its
     /// deliveries go on in the background.
-    #[error("only {} of {} replicas acknowledged in time and {needed} are needed; delivery to the others goes on in the background", acked.len(), acked.len() + failed.len())]
+    #[error("only {} of {} replicas acknowledged in time and {needed} are needed", acked.len(), acked.len() + failed.len())]
     NoMajority {
         /// The task that it became.
         id: TaskId,
@@ -73,6 +73,8 @@ pub enum Refusal {
         acked: Vec<ReplicaIndex>,
         /// Who has not.
         failed: Vec<ReplicaIndex>,
+        /// What kept those of them that nothing was sent to, if it is known.
+        obstacles: Vec<(ReplicaIndex, Obstacle)>,
         /// It was accepted before, under the same idempotency key.
         replayed: bool,
     },

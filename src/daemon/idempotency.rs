@@ -187,6 +187,8 @@ pub(super) fn repeated(task: TaskId, answer: &IdempotencyAnswer) -> Result<Accep
         needed: usize::from(answer.needed),
         acked: indexes(&answer.acked),
         failed: indexes(&answer.failed),
+        // They were of that moment.
+        obstacles: Vec::new(),
         replayed: true,
     })
 }

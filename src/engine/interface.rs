@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::engine::Engine;
 use crate::engine::{Books, BreakerState, KeyId, Moment, TaskView, Workers};
 use crate::task::{
-    Consistency, DeadLetter, Delivery, Node, Progress, ReplicaIndex, TaskId, Timestamp,
+    Consistency, DeadLetter, Delivery, Node, Obstacle, Progress, ReplicaIndex, TaskId, Timestamp,
 };
 
 /// What a task is charged for beyond its key and value: its row on disk, its place in memory.
@@ -140,6 +140,8 @@ pub enum Action {
         acked: Vec<ReplicaIndex>,
         /// Who has not.
         missing: Vec<ReplicaIndex>,
+        /// Without a majority, what keeps those of them that nothing is sent to.
+        obstacles: Vec<(ReplicaIndex, Obstacle)>,
     },
     /// A delivery became a dead letter: tell the operator.
     Buried {

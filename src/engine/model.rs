@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::tasks::{Entry, Leg};
 use super::*;
-use crate::task::Progress;
+use crate::task::{Obstacle, Progress};
 
 mod ops;
 
@@ -428,12 +428,17 @@ impl World {
                     assert!(self.disk.contains_key(&task.0), "{task} is on disk");
                     self.unsettled.insert(task.0, None);
                 }
-                Action::Conclude { task, success, needed, acked, missing } => {
+                Action::Conclude { task, success, needed, acked, missing, obstacles } => {
                     assert!(self.open.remove(&task.0), "{task} is answered once");
                     assert!(!self.uncommitted.contains_key(&task.0), "{task} is durable");
                     assert_eq!(success, acked.len() >= needed);
                     let kept = &self.tasks[&task.0];
                     assert_eq!(acked.len() + missing.len(), kept.replicas.len());
+                    for (at, why) in obstacles {
+                        let paused = self.paused.contains(&site(&kept.replicas[at.get()]));
+                        assert!(!success && missing.contains(&at));
+                        assert_eq!(why == Obstacle::Paused, paused, "{task}");
+                    }
                 }
                 Action::Buried { .. }
                 | Action::Breaker { .. }

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use crate::engine::books::Column;
 use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
-use crate::engine::quorum::{Quorum, Standing};
+use crate::engine::quorum::Quorum;
 use crate::engine::tasks::{Entry, Leg, Queue, Rank, Settlement, Slot, State, Trouble};
 use crate::engine::{Action, Change, Engine, KeyId};
 use crate::task::{Cause, Delivery, Progress, ReplicaIndex, TaskId, Timestamp};
@@ -441,15 +441,7 @@ impl Engine {
         self.touch(slot);
     }
 
-    /// One acknowledgement less that a strong write can hope for.
-    pub(super) fn fail_quorum(&mut self, slot: Slot, leg: usize) {
-        let replica = self.delivery(slot, leg).replica;
-        if let Some(quorum) = &mut self.tasks[slot].quorum {
-            quorum.fail(replica);
-        }
-    }
-
-    fn retry_has_room(&self) -> bool {
+    pub(super) fn retry_has_room(&self) -> bool {
         self.levels.retry < self.settings.retry_capacity
     }
 
@@ -500,32 +492,6 @@ impl Engine {
             } else {
                 held_back += 1;
             }
-        }
-    }
-
-    /// Answers the client of a strong write, if there is one and its answer is known.
-    ///
-    /// Not before it is durable, even if its time is up: the answer says that delivery goes on.
-    fn conclude(&mut self, slot: Slot) {
-        let entry = &mut self.tasks[slot];
-        let Some(quorum) = &entry.quorum else { return };
-        let standing = quorum.standing();
-        let decided = standing != Standing::Open || quorum.deadline <= self.now.moment;
-        if !decided || !entry.durable {
-            return;
-        }
-        self.deadlines.remove(&(quorum.deadline, slot));
-        self.actions.push_back(Action::Conclude {
-            task: entry.id,
-            success: standing == Standing::Reached,
-            needed: quorum.needed(),
-            acked: quorum.acked().to_vec(),
-            missing: quorum.missing(),
-        });
-        entry.quorum = None;
-        if entry.queue == Queue::Strong && entry.legs.iter().any(|leg| leg.state.is_pending()) {
-            let queue = if self.retry_has_room() { Queue::Retry } else { Queue::Outside };
-            self.enter_queue(slot, queue);
         }
     }
 

@@ -1,7 +1,8 @@
 //! The count of a strong write: who has acknowledged, who has failed, is it decided.
 
-use crate::engine::Moment;
-use crate::task::ReplicaIndex;
+use crate::engine::tasks::{Queue, Slot};
+use crate::engine::{Action, Engine, Moment};
+use crate::task::{Obstacle, ReplicaIndex};
 
 /// The open question of one strong write.
 #[derive(Debug)]
@@ -67,6 +68,58 @@ impl Quorum {
     /// Everyone else, in the order of the task's list.
     pub(super) fn missing(&self) -> Vec<ReplicaIndex> {
         (0..self.replicas).map(ReplicaIndex).filter(|r| !self.acked.contains(r)).collect()
+    }
+}
+
+impl Engine {
+    /// One acknowledgement less that a strong write can hope for.
+    pub(super) fn fail_quorum(&mut self, slot: Slot, leg: usize) {
+        let replica = self.delivery(slot, leg).replica;
+        if let Some(quorum) = &mut self.tasks[slot].quorum {
+            quorum.fail(replica);
+        }
+    }
+
+    /// Answers the client of a strong write, if there is one and its answer is known.
+    ///
+    /// Not before it is durable, even if its time is up: the answer says that delivery goes on.
+    pub(super) fn conclude(&mut self, slot: Slot) {
+        let entry = &self.tasks[slot];
+        let Some(quorum) = &entry.quorum else { return };
+        let standing = quorum.standing();
+        let decided = standing != Standing::Open || quorum.deadline <= self.now.moment;
+        if !decided || !entry.durable {
+            return;
+        }
+        self.deadlines.remove(&(quorum.deadline, slot));
+        let success = standing == Standing::Reached;
+        let missing = quorum.missing();
+        let obstacle = |&replica: &ReplicaIndex| {
+            Some((replica, self.obstacle(entry.legs[replica.get()].lane)?))
+        };
+        let obstacles =
+            if success { Vec::new() } else { missing.iter().filter_map(obstacle).collect() };
+        self.actions.push_back(Action::Conclude {
+            task: entry.id,
+            success,
+            needed: quorum.needed(),
+            acked: quorum.acked().to_vec(),
+            missing,
+            obstacles,
+        });
+        let entry = &mut self.tasks[slot];
+        entry.quorum = None;
+        if entry.queue == Queue::Strong && entry.legs.iter().any(|leg| leg.state.is_pending()) {
+            let queue = if self.retry_has_room() { Queue::Retry } else { Queue::Outside };
+            self.enter_queue(slot, queue);
+        }
+    }
+
+    /// What keeps everything from a replica.
+    fn obstacle(&self, number: u32) -> Option<Obstacle> {
+        let lane = &self.lanes[number];
+        let open = || lane.breaker.is_open().then_some(Obstacle::BreakerOpen);
+        lane.paused.map(|_| Obstacle::Paused).or_else(open)
     }
 }
 

@@ -343,7 +343,8 @@ fn a_strong_write_is_sent_once_it_is_durable_and_answered_by_its_majority() {
     f.answer(id, 1, Verdict::Delivered);
     let acked = vec![ReplicaIndex(0), ReplicaIndex(1)];
     let (task, missing) = (TaskId(id), vec![]);
-    let conclude = Action::Conclude { task, success: true, needed: 2, acked, missing };
+    let conclude =
+        Action::Conclude { task, success: true, needed: 2, acked, missing, obstacles: vec![] };
     assert_eq!(f.actions(), [conclude, Action::Remove { task }]);
 }
 
@@ -375,7 +376,14 @@ fn a_strong_write_fails_as_soon_as_the_majority_is_out_of_reach() {
     let conclude = f.actions().into_iter().find(|a| matches!(a, Action::Conclude { .. }));
     let missing = vec![ReplicaIndex(0), ReplicaIndex(1)];
     let task = TaskId(id);
-    let want = Action::Conclude { task, success: false, needed: 2, acked: vec![], missing };
+    let want = Action::Conclude {
+        task,
+        success: false,
+        needed: 2,
+        acked: vec![],
+        missing,
+        obstacles: vec![],
+    };
     assert_eq!(conclude, Some(want));
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::api::{BatchAnswer, WriteAccepted};
 use crate::daemon::{Handle, Health, OperateError, Refusal};
-use crate::task::{ReplicaIndex, TaskId};
+use crate::task::{Obstacle, ReplicaIndex, TaskId};
 
 /// On the answer to a write that was accepted before, under the same idempotency key.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
@@ -83,13 +83,15 @@ impl Problem {
             }
             Refusal::Invalid(_) => Self::Invalid(error),
             Refusal::Mismatch => Self::Mismatch(error),
-            Refusal::NoMajority { id, acked, failed, replayed, .. } => Self::NoMajority {
-                error,
-                id: *id,
-                acked: as_spelled(spelled, acked),
-                failed: as_spelled(spelled, failed),
-                replayed: *replayed,
-            },
+            Refusal::NoMajority { id, acked, failed, obstacles, replayed, .. } => {
+                Self::NoMajority {
+                    error: without_majority(error, obstacles, spelled),
+                    id: *id,
+                    acked: as_spelled(spelled, acked),
+                    failed: as_spelled(spelled, failed),
+                    replayed: *replayed,
+                }
+            }
         }
     }
 
@@ -183,6 +185,25 @@ pub(super) fn bytes(value: Bytes) -> Response {
 /// 304: the browser has it already.
 pub(super) fn not_modified() -> Response {
     StatusCode::NOT_MODIFIED.into_response()
+}
+
+/// What is said of a strong write without its majority, with those that nothing is sent to by name.
+fn without_majority(
+    mut error: String,
+    obstacles: &[(ReplicaIndex, Obstacle)],
+    spelled: &[String],
+) -> String {
+    for (at, (replica, obstacle)) in obstacles.iter().enumerate() {
+        let Some(name) = spelled.get(replica.get()) else { continue };
+        let link = if at == 0 { ", as" } else { " and" };
+        let why = match obstacle {
+            Obstacle::Paused => "is paused",
+            Obstacle::BreakerOpen => "does not answer",
+        };
+        error.extend([link, " ", name, " ", why]);
+    }
+    error.push_str("; delivery to the others goes on in the background");
+    error
 }
 
 /// The replicas at `indexes`, as the client spelled them.

@@ -9,7 +9,7 @@ use self::support::{Client, PATIENCE, impatient, posted, settings, start};
 use super::*;
 use crate::daemon::{Accepted, Health, Refusal};
 use crate::metrics::Snapshot;
-use crate::task::{ReplicaIndex, TaskId};
+use crate::task::{Obstacle, ReplicaIndex, TaskId};
 
 mod events;
 mod lockout;
@@ -58,9 +58,11 @@ async fn a_strong_write_without_its_majority_is_a_503_that_says_what_goes_on() {
         needed: 2,
         acked: vec![ReplicaIndex(1)],
         failed: vec![ReplicaIndex(0)],
+        obstacles: vec![(ReplicaIndex(0), Obstacle::Paused)],
         replayed: false,
     };
-    let error = refusal.to_string();
+    let error = "only 1 of 2 replicas acknowledged in time and 2 are needed, as http://A/ is paused; \
+                 delivery to the others goes on in the background";
     reply.send(Err(refusal)).unwrap();
     let answer = client.answer().await;
     assert_eq!(answer.status, 503);

@@ -7,7 +7,7 @@ use crate::daemon::idempotency::{Known, Seen, repeated};
 use crate::engine::{DeliveryState, Now};
 use crate::metrics::Reason;
 use crate::store::IdempotencyAnswer;
-use crate::task::{Consistency, NewTask, Node, ReplicaIndex, TaskId};
+use crate::task::{Consistency, NewTask, Node, Obstacle, ReplicaIndex, TaskId};
 
 /// What has come of a strong write.
 pub(super) struct Concluded {
@@ -16,6 +16,7 @@ pub(super) struct Concluded {
     pub(super) needed: usize,
     pub(super) acked: Vec<ReplicaIndex>,
     pub(super) missing: Vec<ReplicaIndex>,
+    pub(super) obstacles: Vec<(ReplicaIndex, Obstacle)>,
 }
 
 impl Concluded {
@@ -24,8 +25,8 @@ impl Concluded {
         if self.success {
             return Ok(Accepted { id, acked, replayed });
         }
-        let failed = self.missing.clone();
-        Err(Refusal::NoMajority { id, needed: self.needed, acked, failed, replayed })
+        let (failed, obstacles) = (self.missing.clone(), self.obstacles.clone());
+        Err(Refusal::NoMajority { id, needed: self.needed, acked, failed, obstacles, replayed })
     }
 
     fn kept(&self) -> IdempotencyAnswer {
@@ -113,7 +114,8 @@ impl Core {
         if acked.len() >= needed {
             return Ok(Accepted { id, acked, replayed: true });
         }
-        Err(Refusal::NoMajority { id, needed, acked, failed, replayed: true })
+        let obstacles = Vec::new();
+        Err(Refusal::NoMajority { id, needed, acked, failed, obstacles, replayed: true })
     }
 
     /// A task is durable: an eventual write that came with a key is answered.

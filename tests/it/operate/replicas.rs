@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{each, encoded, path_of, until};
-use crate::support::{Behaviour, Daemon, Replica, set};
+use crate::support::{Behaviour, Daemon, Replica, set, strong};
 
 #[tokio::test]
 async fn a_replica_is_told_of_with_its_backlog_and_its_books() {
@@ -194,4 +194,54 @@ async fn a_replica_is_not_renamed_to_one_that_was_sent_to() {
     let (status, answer) = daemon.order(&rename, &json!({"to": two.url()})).await;
     assert_eq!(status, 409, "{answer}");
     assert!(answer["error"].is_string());
+}
+
+#[tokio::test]
+async fn a_strong_write_without_its_majority_says_who_is_paused_and_who_does_not_answer() {
+    let flags = ["--strong-timeout", "3s", "--breaker-failures", "1", "--retry-base", "10m"];
+    let daemon = Daemon::start(&flags).await;
+    let (paused, good) = (Replica::start().await, Replica::start().await);
+    daemon.accept(&set("before", "v", &[&paused, &good])).await;
+    daemon.until_drained().await;
+    daemon.order(&format!("{}/pause", path_of(&paused)), &Value::Null).await;
+    let (status, answer) = daemon.post(&strong("k", "v", &[&paused, &good])).await;
+    assert_eq!((status, &answer["failed_nodes"]), (503, &json!([paused.url()])));
+    let sentence = format!(
+        "only 1 of 2 replicas acknowledged in time and 2 are needed, as {} is paused; delivery to \
+         the others goes on in the background",
+        paused.url()
+    );
+    assert_eq!(answer["error"], sentence);
+
+    let down = Replica::with(|_| Behaviour::Reset).await;
+    daemon.accept(&set("opens its breaker", "v", &[&down])).await;
+    until(&daemon, &path_of(&down), |told| told["breaker"] == "open").await;
+    let (status, answer) = daemon.post(&strong("l", "v", &[&good, &down, &paused])).await;
+    assert_eq!(status, 503, "{answer}");
+    let error = answer["error"].as_str().unwrap();
+    let reasons = format!("as {} does not answer and {} is paused;", down.url(), paused.url());
+    assert!(error.contains(&reasons), "{answer}");
+
+    // Nothing is said of who has just not been in time.
+    good.behave(|_| Behaviour::Hang);
+    let (status, answer) = daemon.post(&strong("m", "v", &[&good])).await;
+    let sentence = "only 0 of 1 replicas acknowledged in time and 1 are needed; delivery to the \
+                    others goes on in the background";
+    assert_eq!((status, &answer["error"]), (503, &json!(sentence)));
+}
+
+#[tokio::test]
+async fn a_resume_that_comes_in_time_is_in_time_for_a_strong_write() {
+    let daemon = Daemon::start(&["--strong-timeout", "5m"]).await;
+    let replica = Replica::start().await;
+    daemon.accept(&set("before", "v", &[&replica])).await;
+    daemon.until_drained().await;
+    daemon.order(&format!("{}/pause", path_of(&replica)), &Value::Null).await;
+    let body = strong("k", "v", &[&replica]);
+    let resumed = async {
+        until(&daemon, &path_of(&replica), |told| told["backlog_tasks"] == 1).await;
+        daemon.order(&format!("{}/resume", path_of(&replica)), &Value::Null).await
+    };
+    let ((status, answer), _) = tokio::join!(daemon.post(&body), resumed);
+    assert_eq!((status, &answer["acked_nodes"]), (200, &json!([replica.url()])));
 }
