@@ -160,8 +160,8 @@ pub struct Operation {
     pub done: u64,
     /// Of those, left out as a newer write of the key is on its way.
     pub superseded: u64,
-    /// Of those, left out as their replica does not answer, or as the retry queue has no room: they
-    /// lie where they were.
+    /// Of those, left out as their replica is paused or does not answer, or as the retry queue has
+    /// no room: they lie where they were.
     #[serde(default)]
     pub held_back: u64,
     /// Dead letters there were at its beginning: what `examined` goes up to, about.

@@ -484,8 +484,10 @@ impl Engine {
             let first = self.lanes.get(number).and_then(|lane| lane.parked.first_key_value());
             let Some((_, &slot)) = first else { continue };
             self.parked_lanes.push_back(number);
-            // Its dead letters, which are older, come first.
-            if self.lanes[number].redrive.is_none() && self.may_return(number) {
+            // Its dead letters, which are older, come first. While nothing is sent to it they would
+            // only fill the retry queue for the others.
+            let lane = &self.lanes[number];
+            if lane.redrive.is_none() && !lane.is_held() && self.may_return(number) {
                 self.count_return(number);
                 self.enter_queue(slot, Queue::Retry);
                 held_back = 0;

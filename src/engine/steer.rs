@@ -23,7 +23,7 @@ pub enum Steered {
     Done,
     /// Nothing: a newer write of its key is on its way, and settles it.
     LeftOut,
-    /// Nothing: its replica does not answer, or the full retry queue has no room for it.
+    /// Nothing: its replica is paused or does not answer, or the full retry queue has no room for it.
     HeldBack,
     /// It is no dead letter any more.
     Gone,
@@ -233,7 +233,9 @@ impl Engine {
         let shut = || lane.breaker.gate(self.now.moment, true) == Gate::Shut;
         match entry.legs[leg].state {
             State::Dead { .. } if lane.chains.contains_key(&entry.key) => Steered::LeftOut,
-            State::Dead { .. } if !lane.is_held() && shut() => Steered::HeldBack,
+            // It would wait as long as nothing is sent, and take the room of new writes meanwhile.
+            _ if lane.is_held() => Steered::HeldBack,
+            State::Dead { .. } if shut() => Steered::HeldBack,
             State::Dead { .. } => Steered::Done,
             _ if self.levels.retry < self.settings.retry_capacity => Steered::Done,
             _ => Steered::HeldBack,

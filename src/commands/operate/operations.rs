@@ -122,7 +122,7 @@ fn told(operation: &Operation) -> String {
     if *held_back > 0 {
         let verb = if *held_back == 1 { "was" } else { "were" };
         text = format!(
-            "{text}; {held_back} {verb} left out, as the replica does not answer (replicas probe) or the retry queue is full"
+            "{text}; {held_back} {verb} left out, as the replica is paused or does not answer (replicas resume, probe) or the retry queue is full"
         );
     }
     match operation.state {

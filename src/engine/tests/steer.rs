@@ -276,3 +276,39 @@ fn who_watches_is_told_of_every_change_and_of_every_end() {
     assert_eq!(last.deliveries[0].state, DeliveryState::Delivered);
     assert_eq!(told[2], Action::Remove { task: TaskId(id) });
 }
+
+#[test]
+fn a_letter_of_a_paused_replica_stays_one_until_it_is_resumed() {
+    let mut f = Fixture::new(settings());
+    let id = gave_up(&mut f, "k", &["a"]);
+    let levels = f.engine.levels();
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    assert_eq!(f.engine.would_redrive(letter(id)), Steered::HeldBack);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::HeldBack);
+    assert_eq!(f.engine.levels(), levels, "it is charged as a dead letter");
+    f.engine.pause(f.now, &node("a"), None);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Done);
+    assert_eq!(f.sent(), [(id, 0, 1)]);
+}
+
+#[test]
+fn what_is_parked_for_a_paused_replica_takes_no_place_of_the_retry_queue() {
+    let mut f = Fixture::new(Settings { retry_capacity: 1, breaker_failures: 0, ..settings() });
+    let ids = ["k", "l"].map(|key| f.eventual(key, &["a"]));
+    f.sent();
+    ids.iter().for_each(|&id| f.answer(id, 0, failed()));
+    assert_eq!((f.engine.levels().retry, f.engine.levels().dead_letters), (1, 1));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    assert_eq!(f.engine.would_redrive(letter(ids[1])), Steered::HeldBack);
+    f.engine.discard_task(f.now, TaskId(ids[0]));
+    f.pass(Duration::from_secs(60));
+    assert_eq!((f.engine.levels().retry, f.engine.levels().dead_letters), (0, 1));
+    let other = f.eventual("m", &["b"]);
+    f.answer(other, 0, failed());
+    assert_eq!((f.engine.levels().retry, f.engine.levels().dead_letters), (1, 1), "b has it");
+    f.answer(other, 0, failed());
+    f.engine.discard_task(f.now, TaskId(other));
+    f.engine.pause(f.now, &node("a"), None);
+    f.pass(Duration::from_secs(60));
+    assert_eq!(f.sent().last(), Some(&(ids[1], 0, 2)));
+}

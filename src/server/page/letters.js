@@ -15,7 +15,7 @@ const VERBS = {
 /** Why not all of them, where that is so. */
 function without({ superseded, held_back: held }) {
   const newer = superseded > 0 ? `, ${format.count(superseded)} left out as a newer write of the key is on its way` : '';
-  const back = held > 0 ? `, ${format.count(held)} left out as the replica does not answer or the retry queue is full` : '';
+  const back = held > 0 ? `, ${format.count(held)} left out as the replica is paused or does not answer, or the retry queue is full` : '';
   return newer + back;
 }
 

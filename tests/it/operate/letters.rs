@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{all_of, until};
+use super::{all_of, path_of, until};
 use crate::support::replica::Gate;
 use crate::support::{Behaviour, Daemon, Replica, set};
 
@@ -192,4 +192,26 @@ async fn nothing_is_begun_that_is_asked_wrongly() {
     let sentence = json!({"error": "there is no operation \"op-1\""});
     assert_eq!(daemon.get("/v1/operations/op-1").await, (404, sentence.clone()));
     assert_eq!(daemon.delete("/v1/operations/op-1").await, (404, sentence));
+}
+
+#[tokio::test]
+async fn the_letters_of_a_paused_replica_are_held_back_and_stay_where_they_are() {
+    let daemon = Daemon::start(&QUICK).await;
+    let replica = Replica::start().await;
+    rejected(&daemon, &replica, 3).await;
+    let seen = replica.seen().len();
+    let kept = daemon.metrics().await["dead_letter_bytes"].clone();
+    daemon.order(&format!("{}/pause", path_of(&replica)), &Value::Null).await;
+    for dry_run in [true, false] {
+        let redrive = json!({"all": true, "dry_run": dry_run});
+        let operation = done(&daemon, "/v1/dead-letters/redrive", &redrive).await;
+        assert_eq!(counts(&operation), [3, 3, 0, 0]);
+        assert_eq!(operation["held_back"], 3);
+    }
+    let metrics = daemon.metrics().await;
+    assert_eq!((&metrics["dead_letter_bytes"], &metrics["queue_bytes"]), (&kept, &json!(0)));
+    daemon.order(&format!("{}/resume", path_of(&replica)), &Value::Null).await;
+    assert_eq!(replica.seen().len(), seen);
+    done(&daemon, "/v1/dead-letters/redrive", &json!({"all": true})).await;
+    replica.until_holds("k2", "old").await;
 }
