@@ -186,6 +186,7 @@ impl Engine {
         self.enter_queue(slot, queue);
         for (leg, &lane) in lanes.iter().enumerate() {
             self.lanes[lane].last_used = now.moment;
+            self.lanes[lane].forgotten = false;
             self.join(slot, leg);
         }
         self.finish();
@@ -423,9 +424,10 @@ impl Engine {
         self.totals
     }
 
-    /// The replicas with a lane, in no particular order.
+    /// The replicas with a lane, in no particular order. One that was forgotten is none of them once
+    /// nothing is left of it, until a write names it again.
     pub fn lanes(&self) -> impl Iterator<Item = LaneView> {
-        self.lanes.iter().map(|lane| LaneView {
+        self.lanes.iter().filter(|lane| !lane.is_gone()).map(|lane| LaneView {
             node: lane.node.clone(),
             books: lane.books,
             in_flight: u64::from(lane.in_flight) + u64::from(lane.express),

@@ -76,6 +76,8 @@ pub(super) struct Lane {
     pub(super) paused: Option<Timestamp>,
     /// Everything for it is being thrown away, and has been up to the first; the last goes too.
     pub(super) forgetting: Option<(TaskId, TaskId)>,
+    /// Everything for it was thrown away, and no write has named it since.
+    pub(super) forgotten: bool,
     /// Why the last attempt failed, and when.
     pub(super) last_error: Option<(Arc<str>, Timestamp)>,
     /// Since when its breaker is as it is; nothing since the start.
@@ -135,6 +137,7 @@ impl Lane {
             backlog: Backlog::default(),
             paused: None,
             forgetting: None,
+            forgotten: false,
             last_error: None,
             breaker_since: None,
         }
@@ -143,6 +146,12 @@ impl Lane {
     /// Nothing is sent to it, whatever its breaker says.
     pub(super) fn is_held(&self) -> bool {
         self.paused.is_some() || self.forgetting.is_some()
+    }
+
+    /// It was forgotten, and nothing is left that an operator would look for. What was applied late
+    /// may still be waited for.
+    pub(super) fn is_gone(&self) -> bool {
+        self.forgotten && self.chains.is_empty() && self.dead.is_empty() && !self.is_held()
     }
 
     pub(super) fn ready(&mut self, rank: Rank) -> &mut BTreeMap<TaskId, Slot> {
@@ -224,7 +233,8 @@ pub(super) struct Lanes {
 
 impl Lanes {
     /// The lanes of `nodes`, made where they are new; `None` if that would make more than `limit`
-    /// although every other is in use. A lane with nothing pending makes way for a new one.
+    /// although every other is in use. A lane with nothing pending makes way for a new one, one that
+    /// is gone first.
     pub(super) fn open(&mut self, nodes: &[Node], limit: usize) -> Option<Vec<u32>> {
         let mut opened = Vec::with_capacity(nodes.len());
         for node in nodes {
@@ -238,11 +248,9 @@ impl Lanes {
             return Some(lane);
         }
         if self.lanes.len() >= limit {
-            let idle = self
-                .by_node
-                .values()
-                .copied()
-                .find(|&lane| self.lanes[lane as usize].is_empty() && !keep.contains(&lane))?;
+            let idle = |&lane: &u32| self.lanes[lane as usize].is_empty() && !keep.contains(&lane);
+            let idle = self.by_node.values().copied().filter(idle);
+            let idle = idle.max_by_key(|&lane| self.lanes[lane as usize].is_gone())?;
             let gone = self.lanes.remove(idle as usize);
             self.by_node.remove(&gone.node);
         }
@@ -262,7 +270,9 @@ impl Lanes {
     /// Whether a replica other than `these` had a write since `since`.
     pub(super) fn others_used(&self, these: &[u32], since: Moment) -> bool {
         self.lanes.iter().any(|(number, lane)| {
-            lane.last_used >= since && !these.iter().any(|&this| this as usize == number)
+            lane.last_used >= since
+                && !lane.is_gone()
+                && !these.iter().any(|&this| this as usize == number)
         })
     }
 
@@ -270,8 +280,9 @@ impl Lanes {
         self.lanes.iter().map(|(_, lane)| lane)
     }
 
+    /// Those of all replicas that are not gone.
     pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
-        self.by_node.values().copied()
+        self.by_node.values().copied().filter(|&lane| !self[lane].is_gone())
     }
 
     /// The lane is another node's from now on; there must be none of that yet.

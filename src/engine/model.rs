@@ -478,6 +478,11 @@ impl World {
             assert!(lane.dead_letter_bytes <= self.engine.levels().dead_letter_bytes);
             sum += lane.books;
         }
+        for lane in self.engine.lanes.iter().filter(|lane| lane.is_gone()) {
+            assert_eq!((lane.books.pending, lane.books.dead), (0, 0), "{}", lane.node);
+            assert!(lane.books.balance() && lane.in_flight + lane.express == 0, "{}", lane.node);
+            sum += lane.books;
+        }
         assert_eq!(sum, self.engine.totals());
         self.check_chains();
         self.check_barriers();

@@ -98,17 +98,23 @@ impl Engine {
         });
         if let Some(number) = number {
             self.lanes[number].paused = since;
+            self.lanes[number].forgotten &= since.is_none();
             self.mark(number);
             self.ring(number, now.moment);
         }
         self.finish();
     }
 
-    /// Has a lane for a replica that was used before the start, and has had nothing to do since. False
+    /// Has a lane for a replica that was used before the start, or forgotten, and has had nothing to do since. False
     /// if there is no room for it.
     pub fn know(&mut self, node: &Node) -> bool {
         let limit = self.settings.max_known_replicas;
-        self.lanes.open(std::slice::from_ref(node), limit).is_some()
+        let opened = self.lanes.open(std::slice::from_ref(node), limit);
+        let number = opened.and_then(|opened| opened.first().copied());
+        number.is_some_and(|number| {
+            self.lanes[number].forgotten = false;
+            true
+        })
     }
 
     /// Lets an open breaker send its next probe now. `None` for an unknown replica.
@@ -137,7 +143,7 @@ impl Engine {
         let number = self.lanes.find(node)?;
         let newest = self.tasks.newest().unwrap_or(TaskId(0));
         let lane = &mut self.lanes[number];
-        lane.forgetting = Some((TaskId(0), newest));
+        (lane.forgetting, lane.forgotten) = (Some((TaskId(0), newest)), true);
         let in_flight = u64::from(lane.in_flight) + u64::from(lane.express);
         let unsettled = lane.books.pending + lane.books.dead;
         self.ring(number, now.moment);
@@ -183,7 +189,8 @@ impl Engine {
     /// [`RenameError`]; then nothing has changed.
     pub fn rename(&mut self, now: Now, node: &Node, to: &Node) -> Result<(), RenameError> {
         self.now = now;
-        let number = self.lanes.find(node).ok_or(RenameError::Unknown)?;
+        let found = self.lanes.find(node).filter(|&number| !self.lanes[number].is_gone());
+        let number = found.ok_or(RenameError::Unknown)?;
         if self.lanes.find(to).is_some() {
             return Err(RenameError::Used);
         }

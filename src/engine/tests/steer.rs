@@ -184,8 +184,10 @@ fn a_replica_that_is_forgotten_is_not_one_that_does_not_answer() {
     f.pass(Duration::from_millis(100));
     // Those on the wire meanwhile.
     ids.iter().for_each(|&id| f.answer(id, 0, failed()));
+    assert_eq!(f.engine.lanes().count(), 0);
+    f.eventual("again", &["a"]);
     assert_eq!((lane(&f).breaker, lane(&f).last_error), (BreakerState::Closed, None));
-    assert_eq!(lane(&f).books.pending, 0);
+    assert_eq!(lane(&f).books.pending, 1);
 }
 
 #[test]
@@ -311,4 +313,32 @@ fn what_is_parked_for_a_paused_replica_takes_no_place_of_the_retry_queue() {
     f.engine.pause(f.now, &node("a"), None);
     f.pass(Duration::from_secs(60));
     assert_eq!(f.sent().last(), Some(&(ids[1], 0, 2)));
+}
+
+#[test]
+fn a_forgotten_replica_is_seen_no_more_once_nothing_of_it_is_left_until_a_write_names_it() {
+    let nodes = |f: &Fixture| {
+        let mut nodes: Vec<_> = f.engine.lanes().map(|lane| lane.node).collect();
+        nodes.sort();
+        nodes
+    };
+    let mut f = Fixture::new(settings());
+    let on_the_wire = f.eventual("k", &["a", "b"]);
+    f.sent();
+    f.engine.forget(f.now, &node("a"));
+    f.pass(Duration::from_millis(100));
+    assert_eq!(nodes(&f), [node("a"), node("b")], "one is on the wire");
+    let barrier = f.engine.barrier(TaskId(99), &[]);
+    assert_eq!(barrier.lanes.len(), 2);
+    f.answer(on_the_wire, 0, failed());
+    assert_eq!(nodes(&f), [node("b")]);
+    assert_eq!(f.engine.barrier(TaskId(98), &[]).lanes.len(), 1);
+    let view = f.engine.view(TaskId(on_the_wire)).unwrap();
+    assert_eq!(view.deliveries[0].node, node("a"), "the task still tells of it");
+    let again = f.eventual("k", &["a"]);
+    assert_eq!(f.sent(), [(again, 0, 1)]);
+    assert_eq!(nodes(&f), [node("a"), node("b")]);
+    f.answer(again, 0, Verdict::Delivered);
+    f.pass(Duration::from_secs(100));
+    assert_eq!(nodes(&f), [node("a"), node("b")], "it is as any other again");
 }

@@ -127,7 +127,8 @@ pub(super) async fn probe(
     post, path = "/v1/replicas/{node}/forget", tag = "replicas",
     operation_id = "forgetReplica",
     summary = "Throw away everything for a replica",
-    description = "Its deliveries and its dead letters, durably.",
+    description = "Its deliveries and its dead letters, durably. Once nothing of it is left it is listed no \
+        more, until a write names it again.",
     params(("node" = String, Path, description = "Its address, percent-encoded.")),
     responses(
         (status = 200, body = api::Forgotten, description = "What was thrown away."),

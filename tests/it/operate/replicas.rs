@@ -197,6 +197,37 @@ async fn a_replica_is_not_renamed_to_one_that_was_sent_to() {
 }
 
 #[tokio::test]
+async fn a_forgotten_replica_is_listed_no_more_until_a_write_names_it() {
+    let daemon = Daemon::start(&["--request-timeout", "1s", "--settle-after", "5m"]).await;
+    let (gone, other) = (Replica::with(|_| Behaviour::Hang).await, Replica::start().await);
+    let mut stream =
+        daemon.client().get(daemon.url("/v1/events?types=figures")).send().await.unwrap();
+    daemon.accept(&set("k", "v", &[&gone, &other])).await;
+    gone.until_seen(1).await;
+    let (status, _) = daemon.order(&format!("{}/forget", path_of(&gone)), &Value::Null).await;
+    assert_eq!(status, 200);
+    let sentence = json!({"error": format!("there is no replica {}", gone.url())});
+    until(&daemon, &path_of(&gone), |told| *told == sentence).await;
+    let all = daemon.show("/v1/replicas").await;
+    assert_eq!(each(&all["replicas"], "replica"), [other.url()]);
+    let metrics = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
+    let metrics = metrics.send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert!(metrics.contains(&other.url()) && !metrics.contains(&gone.url()), "{metrics}");
+    // What a second has told before may name it.
+    let mut figures = String::new();
+    while !figures.rsplit("event: figures").next().unwrap().contains("\n\n")
+        || figures.rsplit("event: figures").next().unwrap().contains(&gone.url())
+    {
+        figures.push_str(std::str::from_utf8(&stream.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    gone.behave(|_| Behaviour::Apply);
+    daemon.accept(&set("again", "v", &[&gone])).await;
+    gone.until_holds("again", "v").await;
+    assert_eq!(daemon.show(&path_of(&gone)).await["replica"], gone.url());
+}
+
+#[tokio::test]
 async fn a_strong_write_without_its_majority_says_who_is_paused_and_who_does_not_answer() {
     let flags = ["--strong-timeout", "3s", "--breaker-failures", "1", "--retry-base", "10m"];
     let daemon = Daemon::start(&flags).await;
