@@ -8,7 +8,7 @@
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,7 +16,8 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -52,6 +53,20 @@ pub(super) struct Peer {
     pub(super) address: SocketAddr,
     /// Who the client's certificate says it is, where it has shown one.
     pub(super) certificate: Option<String>,
+    /// Gone with the connection, whoever still knows of it.
+    stream: Weak<OwnedReadHalf>,
+}
+
+impl Peer {
+    /// Returns when the client has closed its side, or the connection is gone. A client that has said all
+    /// may still be there for its answer; for an answer without an end that is as good as gone.
+    pub(super) async fn left(&self) {
+        if let Some(stream) = self.stream.upgrade() {
+            // Of what can be waited for, only this comes with the end and not with any byte before
+            // it. It says nothing else here: no urgent data is asked for. An error is the end, too.
+            let _ = stream.ready(Interest::PRIORITY).await;
+        }
+    }
 }
 
 /// Accepts and serves until `stop` resolves; returns when the last connection has closed.
@@ -120,9 +135,12 @@ impl Each {
         // fails the connection is gone, which serving it will find out.
         let _ = stream.set_nodelay(true);
         let place = Arc::new(place);
-        let stream = CutIfStalled::new(stream, self.patience, Arc::clone(&place));
+        let (read, write) = stream.into_split();
+        let read = Arc::new(read);
+        let mut peer = Peer { address, certificate: None, stream: Arc::downgrade(&read) };
+        let stream = CutIfStalled::new(read, write, self.patience, Arc::clone(&place));
         let Some(tls) = self.tls.take() else {
-            return self.speak(stream, Peer { address, certificate: None }, place, watcher).await;
+            return self.speak(stream, peer, place, watcher).await;
         };
         let shaken = tokio::select! {
             biased;
@@ -134,7 +152,8 @@ impl Each {
         };
         match shaken {
             Ok((stream, certificate)) => {
-                self.speak(stream, Peer { address, certificate }, place, watcher).await;
+                peer.certificate = certificate;
+                self.speak(stream, peer, place, watcher).await;
             }
             Err(error) => tracing::debug!(%error, "a TLS handshake failed"),
         }

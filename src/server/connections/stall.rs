@@ -3,11 +3,11 @@
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::Sleep;
 
 use super::room::Place;
@@ -17,15 +17,22 @@ use super::room::Place;
 /// its place counts as one that waits for its client: whoever reads a little now and then is never
 /// cut by time, but gives way to others.
 pub(super) struct CutIfStalled {
-    stream: TcpStream,
+    /// Shared with whoever waits for the client to leave.
+    read: Arc<OwnedReadHalf>,
+    write: OwnedWriteHalf,
     patience: Duration,
     place: Arc<Place>,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl CutIfStalled {
-    pub(super) fn new(stream: TcpStream, patience: Duration, place: Arc<Place>) -> Self {
-        Self { stream, patience, place, stalled: None }
+    pub(super) fn new(
+        read: Arc<OwnedReadHalf>,
+        write: OwnedWriteHalf,
+        patience: Duration,
+        place: Arc<Place>,
+    ) -> Self {
+        Self { read, write, patience, place, stalled: None }
     }
 
     fn watched<T>(
@@ -53,11 +60,18 @@ impl CutIfStalled {
 
 impl AsyncRead for CutIfStalled {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let stream = OwnedReadHalf::as_ref(&self.read);
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            match stream.try_read(buf.initialize_unfilled()) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(|bytes| buf.advance(bytes))),
+            }
+        }
     }
 }
 
@@ -67,7 +81,7 @@ impl AsyncWrite for CutIfStalled {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let written = Pin::new(&mut self.write).poll_write(cx, buf);
         self.watched(cx, written)
     }
 
@@ -76,19 +90,19 @@ impl AsyncWrite for CutIfStalled {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = Pin::new(&mut self.write).poll_write_vectored(cx, bufs);
         self.watched(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.write.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.write).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.write).poll_shutdown(cx)
     }
 }

@@ -71,3 +71,36 @@ async fn what_comes_fast_comes_in_few_chunks() {
         assert!(read.contains(&format!("event: task\ndata: {n}\n\n")), "{n}");
     }
 }
+
+#[tokio::test]
+async fn the_place_of_a_reader_that_is_gone_is_free_before_anything_is_sent_to_it() {
+    let server = start(Settings { max_connections: 400, ..settings() }).await;
+    let mut readers = vec![];
+    for _ in 0..64 {
+        readers.push(opened(server.address, "replica").await);
+    }
+    // This one's first sign of life is the one that would show that another is gone.
+    let mut waiting = readers.remove(0);
+    readers.pop();
+    let free = async {
+        loop {
+            let mut client = Client::connect(server.address).await;
+            if client.get("/v1/events?types=replica", "").await.status == 200 {
+                break;
+            }
+        }
+    };
+    let kept_alive = async {
+        let mut read = String::new();
+        while !read.contains("\n:\n\n") {
+            let mut piece = [0; 1024];
+            let got = waiting.0.read(&mut piece).await.unwrap();
+            assert!(got > 0, "{read}");
+            read.push_str(std::str::from_utf8(&piece[..got]).unwrap());
+        }
+    };
+    tokio::select! {
+        () = free => {}
+        () = kept_alive => panic!("its place is kept"),
+    }
+}

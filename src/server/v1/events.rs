@@ -2,7 +2,8 @@
 //!
 //! A stream costs no more than its share: there are so many at once, each gathers at most one
 //! chunk, and a reader that does not read is cut by its connection's patience while the daemon
-//! goes on and counts what it missed. It ends when the server stops, so that it holds up no drain.
+//! goes on and counts what it missed. It ends when its reader closes its side, so that another has
+//! its place, and when the server stops, so that it holds up no drain.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -10,12 +11,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
-use futures_util::{FutureExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
@@ -24,6 +26,7 @@ use super::lingering::Stay;
 use super::validate::invalid;
 use super::{Failures, Inbound, Problem};
 use crate::daemon::{Event, EventKinds, Events};
+use crate::server::connections::Peer;
 
 /// A chunk that has come to so many bytes is sent, whatever else is there.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -66,7 +69,8 @@ const KINDS: [(&str, Kind); 3] =
     description = "Server-sent events: `event: task` with a TaskEvent, `event: replica` with a \
         ReplicaEvent, `event: figures` with Figures every second, and `event: lagged` with \
         `{\"missed\":n}` where the reader was too slow, or asked to resume from what is not kept \
-        any more. Each has an `id`. At most 64 streams at once.",
+        any more. Each has an `id`. At most 64 streams at once; one ends when its reader closes its \
+        side.",
     params(
         ("types" = Option<String>, Query, description = "Which: `task`, `replica` and `figures`, \
             with commas between them; all where nothing is said."),
@@ -82,6 +86,7 @@ const KINDS: [(&str, Kind); 3] =
 )]
 pub(super) async fn events(
     State(inbound): State<Arc<Inbound>>,
+    Extension(peer): Extension<Arc<Peer>>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -108,6 +113,8 @@ pub(super) async fn events(
         let chunk = feed.chunk().await?;
         Some((Ok::<_, Infallible>(chunk), feed))
     });
+    // Nothing may happen for long that would show that nobody reads.
+    let chunks = chunks.take_until(async move { peer.left().await });
     let head =
         [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store"), (UNBUFFERED, "no")];
     Ok((head, Body::from_stream(chunks)).into_response())
