@@ -1,6 +1,7 @@
 //! Traces: a write, from its request to each replica's answer, as spans sent by OTLP.
 //!
-//! Two kinds of spans: `accept`, the request of a write, and `attempt`, one HTTP call to a replica.
+//! Two kinds of spans: `accept`, the request of a write, or each write of a batch, and `attempt`, one
+//! HTTP call to a replica.
 //! Every attempt is a child of its write's `accept`, also hours later and after a restart, as the
 //! task carries the context of that span to disk.
 //!

@@ -213,3 +213,34 @@ async fn a_collector_that_is_away_holds_up_nothing_and_is_told_of_once() {
     assert!(daemon.terminate().await.success());
     assert_eq!(told(&daemon), 1, "{}", daemon.log());
 }
+
+#[tokio::test]
+async fn each_write_of_a_batch_has_a_span_of_its_own() {
+    let collector = Collector::start().await;
+    let daemon = Daemon::start(&["--otlp-endpoint", &collector.url, "--trace-ratio", "0"]).await;
+    let replica = Replica::start().await;
+    let mut writes: Vec<_> = (0..3).map(|n| set(&format!("k{n}"), "v", &[&replica])).collect();
+    writes.push(serde_json::json!({"key": "k", "operation": "NONSENSE"}));
+    let request = daemon.client().post(daemon.url("/v1/replicate/batch"));
+    let request = request.header("traceparent", parent("01")).json(&writes);
+    let answers: serde_json::Value = request.send().await.unwrap().json().await.unwrap();
+    assert_eq!((&answers["accepted"], &answers["refused"]), (&3.into(), &1.into()), "{answers}");
+    let accepts = collector.until("accept", 4).await;
+    let attempts = collector.until("attempt", 3).await;
+    for (answer, status) in answers["answers"].as_array().unwrap().iter().zip([202, 202, 202, 400])
+    {
+        assert_eq!(answer["status"], status, "{answers}");
+    }
+    let mut told: Vec<_> =
+        accepts.iter().map(|span| said(span, "http.response.status_code")).collect();
+    told.sort();
+    assert_eq!(told, ["202", "202", "202", "400"]);
+    for span in &accepts {
+        assert_eq!((hex(&span.trace_id), hex(&span.parent_span_id)), (TRACE.into(), CLIENT.into()));
+    }
+    for attempt in &attempts {
+        let of_it = |span: &&Span| span.span_id == attempt.parent_span_id;
+        let accept = accepts.iter().find(of_it).expect("a child of its own write");
+        assert_eq!(said(attempt, "replicator.task_id"), said(accept, "replicator.task_id"));
+    }
+}

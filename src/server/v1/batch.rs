@@ -22,6 +22,7 @@ use crate::server::access::Caller;
 use crate::server::errors::{ok, taken_in_batch};
 use crate::server::replicate::trace_of;
 use crate::task::{Consistency, NewTask};
+use crate::traces::Span;
 
 /// The most writes of one batch.
 pub(super) const MAX_WRITES: usize = 1000;
@@ -31,8 +32,15 @@ pub(super) const MAX_WRITES: usize = 1000;
 #[error("the daemon gave no answer for a write of a batch")]
 struct Unanswered;
 
-/// A write on its way to its answer: one that was handed in is answered by the daemon.
-enum Member {
+/// A write on its way to its answer.
+struct Member {
+    /// Its own, as of a request that has it alone.
+    span: Option<Span>,
+    checked: Checked,
+}
+
+/// One that was handed in is answered by the daemon.
+enum Checked {
     HandedIn { consistency: Consistency, spelled: Vec<String> },
     Refused(Problem),
 }
@@ -63,7 +71,7 @@ pub(super) async fn batch(
         memory.discard(&head.headers, body);
         return Err(problem);
     }
-    let trace = trace_of(&head.headers);
+    let came = trace_of(&head.headers);
     let (limit, retry_after) = (memory.max_batch_bytes(), handle.retry_after());
     let read = memory.read_up_to(limit, &head.headers, body, retry_after).await;
     let (body, _share) = read.inspect_err(|problem| inbound.count_want_of_memory(problem))?;
@@ -73,16 +81,18 @@ pub(super) async fn batch(
     let writes = apart(&head.headers, &body)?;
     caller.spend(writes.len().saturating_sub(1));
     for write in writes {
-        members.push(match inbound.checked(write, &caller) {
+        let span = inbound.settings.tracer.accept(came.as_ref());
+        let checked = match inbound.checked(write, &caller) {
             Ok((Write { mut task, spelled }, idempotency)) => {
-                task.trace.clone_from(&trace);
+                task.trace = span.as_ref().map(Span::trace).or_else(|| came.clone());
                 inbound.count_user(&task);
                 let consistency = task.consistency;
                 valid.push((task, idempotency));
-                Member::HandedIn { consistency, spelled }
+                Checked::HandedIn { consistency, spelled }
             }
-            Err(problem) => Member::Refused(problem),
-        });
+            Err(problem) => Checked::Refused(problem),
+        };
+        members.push(Member { span, checked });
     }
     drop(body);
     Ok(ok(&inbound.answered(members, valid).await))
@@ -107,14 +117,14 @@ impl Inbound {
     ) -> BatchAnswers {
         let mut outcomes = self.handle.replicate_all(valid).await.into_iter();
         let mut answers = BatchAnswers { accepted: 0, refused: 0, answers: Vec::new() };
-        for member in members {
-            let outcome = match member {
-                Member::Refused(problem) => Err(problem),
-                Member::HandedIn { consistency, spelled } => match outcomes.next() {
-                    Some(Ok(accepted)) => Ok(taken_in_batch(
-                        &self.success(&accepted, consistency, &spelled),
-                        accepted.replayed,
-                    )),
+        for Member { span, checked } in members {
+            let outcome = match checked {
+                Checked::Refused(problem) => Err(problem),
+                Checked::HandedIn { consistency, spelled } => match outcomes.next() {
+                    Some(Ok(accepted)) => {
+                        let said = self.success(&accepted, consistency, &spelled);
+                        Ok((accepted.id, taken_in_batch(&said, accepted.replayed)))
+                    }
                     Some(Err(refusal)) => Err(self.refused(&refusal, &spelled)),
                     // The daemon answers each; without an answer nothing may be said of it.
                     None => Err(Problem::internal(&Unanswered)),
@@ -125,8 +135,14 @@ impl Inbound {
                 Err(_) => &mut answers.refused,
             };
             *durable += 1;
-            let answer: BatchAnswer = outcome.unwrap_or_else(|problem| problem.in_batch());
+            let (task, answer): (_, BatchAnswer) = match outcome {
+                Ok((id, answer)) => (Some(id), answer),
+                Err(problem) => (problem.task(), problem.in_batch()),
+            };
             self.handle.counts().answered(answer.status);
+            if let Some(span) = span {
+                span.answered(answer.status, task);
+            }
             answers.answers.push(answer);
         }
         answers
