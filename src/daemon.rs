@@ -25,6 +25,7 @@ use crate::store::{self, CommitError, Committer};
 use crate::traces::{self, Tracer};
 
 mod admission;
+mod ages;
 mod attempt;
 mod clock;
 mod core;
@@ -147,12 +148,12 @@ impl Daemon {
         let engine = Engine::new(engine_settings(config));
         let restoring = restore::open(store_settings(config, clock), engine, clock, events.clone());
         let restored = tokio::task::spawn_blocking(restoring);
-        let Restored { opened, engine, keys, quarantined_rows, roster, strong } =
+        let Restored { opened, engine, keys, quarantined_rows, roster, strong, ages } =
             restored.await.map_err(|_| StartError::Interrupted)??;
         let memory = &config.memory;
         let mut idempotency =
             idempotency::Keys::new(memory.idempotency_window, memory.idempotency_keys);
-        let over = idempotency.restore(clock.now(), opened.idempotency, &strong);
+        let over = idempotency.restore(clock.now(), ages.calendar(), opened.idempotency, &strong);
         opened.committer.forget_idempotency(over);
         let bus = Bus::new(clock.now().wall.0 / 1_000);
 
@@ -186,6 +187,7 @@ impl Daemon {
             roster,
             idempotency,
             history: History::new(memory.task_history),
+            ages,
         });
         let core = tokio::spawn(core.run(told, asked));
 

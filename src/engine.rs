@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::task::{Cause, Consistency, Delivery, Node, TaskId, Timestamp, Verdict};
+use crate::task::{Calendar, Cause, Consistency, Delivery, Node, TaskId, Timestamp, Verdict};
 
 mod backlog;
 mod barrier;
@@ -125,6 +125,7 @@ pub struct Engine {
     /// Someone may ask for tasks that are over.
     ends_told: bool,
     barriers: Watches,
+    calendar: Calendar,
 }
 
 impl Engine {
@@ -153,7 +154,13 @@ impl Engine {
             watched: false,
             ends_told: false,
             barriers: Watches::default(),
+            calendar: Calendar::default(),
         }
+    }
+
+    /// By this the age of what is kept is told from now on.
+    pub fn set_calendar(&mut self, calendar: Calendar) {
+        self.calendar = calendar;
     }
 
     /// Takes on a write, in the order of the ids.

@@ -96,6 +96,23 @@ pub(crate) fn rewrite_floor(bytes: u64) -> u64 {
     WANTED.unwrap_or(bytes)
 }
 
+/// How far the wall clock is ahead of the system's: not at all, or as far as a test wants it with
+/// `REPLICATOR_FAULT_CLOCK_AHEAD`, in seconds.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub(crate) const fn clock_ahead() -> Duration {
+    Duration::ZERO
+}
+
+#[cfg(feature = "faults")]
+pub(crate) fn clock_ahead() -> Duration {
+    static WANTED: LazyLock<Option<u64>> =
+        LazyLock::new(|| std::env::var("REPLICATOR_FAULT_CLOCK_AHEAD").ok()?.parse().ok());
+    WANTED.map_or(Duration::ZERO, Duration::from_secs)
+}
+
+use std::time::Duration;
+
 #[cfg(feature = "faults")]
 use std::sync::{
     LazyLock,

@@ -13,7 +13,7 @@
 //! To read on: `commit.rs` for how a write becomes durable, `database.rs` and `rows.rs` for what
 //! is written, `recover.rs` and `audit.rs` for how it is read back, `ledger.rs` and `witness.rs`
 //! for how a row that is missing is noticed, `directory.rs` for how a data directory comes into
-//! being and `access.rs` for who may change it, `check.rs` and `dump.rs` for the tools on a store
+//! being, `calendar.rs` for when it was in use and `access.rs` for who may change it, `check.rs` and `dump.rs` for the tools on a store
 //! that is not in use, `barrier.rs` for why sled can be trusted with it.
 
 use std::fmt;
@@ -37,6 +37,7 @@ use crate::task::{Node, TaskId, Timestamp};
 mod access;
 mod audit;
 mod barrier;
+mod calendar;
 mod check;
 mod commit;
 mod database;
@@ -55,6 +56,7 @@ mod rewrite;
 mod rows;
 mod witness;
 
+pub use calendar::CalendarFile;
 pub use check::{Checked, check};
 pub use commit::{Committer, Event, Notify, Reply};
 pub use dump::{Exported, ImportError, Imported, export, import};
@@ -180,6 +182,12 @@ impl Store {
             now: settings.now,
             witnessed,
         })
+    }
+
+    /// Where it is written when daemons ran on this data directory.
+    #[must_use]
+    pub fn calendar(&self) -> CalendarFile {
+        CalendarFile::of(self.files.directory.path())
     }
 
     /// What is known of replicas, before anything is handed over: what is restored may depend on

@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+mod calendar;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod node;
 
+pub use calendar::{Calendar, Step};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};
 
 /// The place of a task in the order of acceptance; it only ever grows, across restarts too.

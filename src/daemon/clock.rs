@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use crate::engine::{Moment, Now};
+use crate::faults;
 use crate::task::Timestamp;
 
 /// The daemon's clock: monotonic for waiting, the wall clock for records and times to live.
@@ -35,5 +36,5 @@ impl Clock {
 #[must_use]
 pub fn wall() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    Timestamp(0).saturating_add(since)
+    Timestamp(0).saturating_add(since).saturating_add(faults::clock_ahead())
 }

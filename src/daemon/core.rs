@@ -13,6 +13,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::api;
 use crate::daemon::admission::{Admission, Line, MAX_WAITING, Reply, Waiter, Write};
+use crate::daemon::ages::Ages;
 use crate::daemon::attempt::{Answered, Attempts};
 use crate::daemon::clock::Clock;
 use crate::daemon::events::Bus;
@@ -77,6 +78,7 @@ pub(super) struct Parts {
     pub(super) roster: Roster,
     pub(super) idempotency: Keys,
     pub(super) history: History,
+    pub(super) ages: Ages,
 }
 
 /// The loop's state.
@@ -155,6 +157,10 @@ impl Core {
                 () = tokio::time::sleep_until(self.parts.clock.instant(wake)) => {}
             }
             let now = self.parts.clock.now();
+            // Before anything is done that depends on how old something is.
+            if let Some(calendar) = self.parts.ages.see(now) {
+                self.parts.engine.set_calendar(calendar.clone());
+            }
             let (watched, of_tasks) = self.parts.bus.watched(now.moment);
             self.parts.engine.watch(of_tasks);
             told.drain(..).for_each(|event| self.take(now, event));
@@ -477,6 +483,7 @@ impl Core {
         if watched {
             self.tell_figures(now, &lanes);
         }
+        self.parts.ages.keep(now.moment);
         self.parts.history.tick(now.moment);
         let over = self.parts.idempotency.tick(now.moment);
         if !over.is_empty() && !self.store_has_failed() {

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::daemon::handle::{Accepted, Refusal};
 use crate::engine::{Moment, Now};
 use crate::store::{IdempotencyAnswer, IdempotencyRow};
-use crate::task::{Consistency, ReplicaIndex, TaskId, Timestamp};
+use crate::task::{Calendar, Consistency, ReplicaIndex, TaskId, Timestamp};
 
 /// What makes a write the same as one before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,13 +76,14 @@ impl Keys {
     pub(super) fn restore(
         &mut self,
         now: Now,
+        calendar: &Calendar,
         mut found: Vec<(Box<str>, IdempotencyRow)>,
         strong: &HashSet<TaskId>,
     ) -> Vec<Box<str>> {
         found.sort_by_key(|(_, row)| row.at);
         let mut over = Vec::new();
         for (key, row) in found {
-            let left = self.window.saturating_sub(now.wall.saturating_since(row.at));
+            let left = self.window.saturating_sub(calendar.age(now.wall, row.at));
             if left.is_zero() {
                 over.push(key);
                 continue;
@@ -274,11 +275,23 @@ mod tests {
         let at = |second| Timestamp(0).saturating_add(Duration::from_secs(second));
         let row = |task, second| write("", 1).row(TaskId(task), at(second));
         let found = vec![("new".into(), row(2, 50)), ("old".into(), row(1, 1))];
-        assert_eq!(keys.restore(now(100), found, &HashSet::from([TaskId(2)])), ["old".into()]);
+        let (calendar, strong) = (Calendar::default(), HashSet::from([TaskId(2)]));
+        assert_eq!(keys.restore(now(100), &calendar, found, &strong), ["old".into()]);
         let Seen::Answered(known) = keys.look(&write("new", 1)) else { panic!("it is known") };
         assert_eq!((known.row.task, known.consistency), (TaskId(2), Consistency::Strong));
         assert_eq!(keys.tick(now(109).moment), []);
         assert_eq!(keys.tick(now(110).moment), ["new".into()]);
+    }
+
+    #[test]
+    fn what_the_clock_skips_does_not_count_for_the_window() {
+        let mut keys = keys();
+        let found = vec![("k".into(), write("", 1).row(TaskId(1), now(10).wall))];
+        let gaps = vec![(now(20).wall, now(980).wall)];
+        let calendar = Calendar { seen: Some(now(1_000).wall), gaps };
+        assert_eq!(keys.restore(now(1_000), &calendar, found, &HashSet::new()), []);
+        assert_eq!(keys.tick(now(1_029).moment), []);
+        assert_eq!(keys.tick(now(1_030).moment), ["k".into()]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, info, warn};
 
 use crate::daemon::StartError;
+use crate::daemon::ages::Ages;
 use crate::daemon::clock::Clock;
 use crate::daemon::core::Event;
 use crate::daemon::roster::Roster;
@@ -27,6 +28,7 @@ pub(super) struct Restored {
     pub(super) roster: Roster,
     /// The strong writes among the tasks.
     pub(super) strong: HashSet<TaskId>,
+    pub(super) ages: Ages,
 }
 
 fn tell_set_aside(set_aside: &SetAside) {
@@ -61,6 +63,8 @@ pub(super) fn open(
         let keys = KeyHasher::default();
         let (found, tasks) = sync_channel(8);
         let roster = Roster::new(store.replicas()?);
+        let ages = Ages::begin(clock.now(), store.calendar())?;
+        engine.set_calendar(ages.calendar().clone());
         let (opened, report, strong) = thread::scope(|scope| {
             let reading = scope.spawn(move || read(store, found, events));
             let strong = restore(&mut engine, &keys, clock, &roster, &tasks);
@@ -77,7 +81,7 @@ pub(super) fn open(
         let RecoveryReport { tasks, value_bytes, dead_letters, orphans_removed, .. } = report;
         info!(tasks, value_bytes, dead_letters, orphans_removed, seconds, "the store is open");
         let quarantined_rows = report.quarantined_rows;
-        Ok(Restored { opened, engine, keys, quarantined_rows, roster, strong })
+        Ok(Restored { opened, engine, keys, quarantined_rows, roster, strong, ages })
     }
 }
 

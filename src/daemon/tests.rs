@@ -125,6 +125,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         roster: roster::Roster::default(),
         idempotency: idempotency::Keys::new(Duration::from_secs(1), 1),
         history: History::new(Duration::ZERO),
+        ages: ages::Ages::begin(clock.now(), store::CalendarFile::of(dir.path())).unwrap(),
     });
     let core = tokio::spawn(core.run(told, asked));
     if settled {

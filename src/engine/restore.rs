@@ -9,7 +9,8 @@ impl Engine {
     /// Forgets all that was restored, and all that it asks for: it is as it was made.
     pub fn clear(&mut self) {
         let (watched, ends_told) = (self.watched, self.ends_told);
-        *self = Self { watched, ends_told, ..Self::new(self.settings.clone()) };
+        let calendar = std::mem::take(&mut self.calendar);
+        *self = Self { watched, ends_told, calendar, ..Self::new(self.settings.clone()) };
     }
 
     /// Takes on a task found on disk, in the order of the ids, before anything is admitted.

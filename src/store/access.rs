@@ -24,7 +24,8 @@ const OTHERS: u32 = 0o077;
 /// What lets them write.
 const OTHERS_WRITE: u32 = 0o022;
 /// How the names begin that the store gives in a data directory.
-const NAMES: [&str; 6] = ["LOCK", "CURRENT", "COMMITTED", "store-", "quarantine", "check.tmp"];
+const NAMES: [&str; 7] =
+    ["LOCK", "CURRENT", "COMMITTED", "CLOCK", "store-", "quarantine", "check.tmp"];
 
 /// Refuses a data directory that others could change, or in which a name leads elsewhere.
 ///

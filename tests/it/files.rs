@@ -138,7 +138,8 @@ async fn a_link_in_the_data_directory_is_refused_and_not_followed() {
     let dir = temp.path().join("data");
     used(&dir).await;
     fs::create_dir(dir.join("quarantine")).unwrap();
-    let names = ["LOCK", "CURRENT", "COMMITTED", "quarantine", "store-000001", "store-000001/db"];
+    let names =
+        ["LOCK", "CURRENT", "COMMITTED", "CLOCK", "quarantine", "store-000001", "store-000001/db"];
     for name in names {
         let (path, away) = (dir.join(name), temp.path().join("away"));
         fs::rename(&path, &away).unwrap();
@@ -154,7 +155,7 @@ async fn a_link_in_the_data_directory_is_refused_and_not_followed() {
         fs::rename(&away, &path).unwrap();
     }
     // Names under which something is only made.
-    for name in ["CURRENT.new", "store-000001.new", "store-000002.new", "check.tmp"] {
+    for name in ["CURRENT.new", "CLOCK.new", "store-000001.new", "store-000002.new", "check.tmp"] {
         symlink(temp.path().join("nowhere"), dir.join(name)).unwrap();
         let told = refused(&["--port", "0"], &dir);
         assert!(told.contains(&format!("{name} is a symbolic link")), "{told}");

@@ -394,3 +394,53 @@ fn with_coalesce_only_the_newest_that_waits_is_sent() {
     assert_eq!(f.sent(), [(ids[4], 0, 1)]);
     assert_eq!(lane(&f).books.superseded, 4);
 }
+
+#[test]
+fn what_the_clock_skips_does_not_count_for_the_retention() {
+    let day = Duration::from_secs(86_400);
+    let settings = Settings { dead_letter_retention: Some(day), ..settings() };
+    let restored = |skips: Option<Duration>, wall: Timestamp| {
+        let mut engine = Engine::new(settings.clone());
+        let now = Now { moment: Moment(0), wall };
+        if let Some(skipped) = skips {
+            let from = Timestamp(0).saturating_add(day);
+            let gaps = vec![(from, from.saturating_add(skipped))];
+            engine.set_calendar(Calendar { seen: Some(wall), gaps });
+        }
+        // It keeps what it knows of the clock.
+        engine.clear();
+        let letter = DeadLetter {
+            cause: Cause::Rejected,
+            failures: 1,
+            error: "no".into(),
+            since: Timestamp(0).saturating_add(day / 2),
+        };
+        let task = Restored {
+            id: TaskId(1),
+            key: KeyHasher::default().id("k"),
+            replicas: &[node("a")],
+            bytes: 1,
+            accepted_at: Timestamp(0),
+            progress: vec![Progress::Dead(letter)],
+        };
+        engine.restore(now, task);
+        let expiry = engine.timers.first().unwrap().0;
+        expiry.since_start()
+    };
+    let later = Timestamp(0).saturating_add(day * 4);
+    assert_eq!(restored(None, later), Duration::ZERO, "older than a day, as far as anyone knows");
+    assert_eq!(restored(Some(day * 3), later), day / 2);
+    // A letter that is laid back after a step has its age by the calendar as well.
+    let mut f = Fixture::new(Settings { breaker_failures: 1, max_retries: 0, ..settings.clone() });
+    let id = f.eventual("k", &["a"]);
+    f.sent();
+    f.answer(id, 0, failed());
+    let (before, after) = (f.now.wall, f.now.wall.saturating_add(day * 9));
+    f.now.wall = after;
+    f.engine.set_calendar(Calendar { seen: Some(after), gaps: vec![(before, after)] });
+    f.pass(Duration::from_secs(2));
+    assert_eq!(f.sent(), [(id, 0, 1)], "it is the probe");
+    f.answer(id, 0, failed());
+    f.pass(Duration::from_millis(1));
+    assert_eq!(f.engine.levels().dead_letters, 1, "laid back, and kept");
+}

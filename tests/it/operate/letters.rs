@@ -215,3 +215,39 @@ async fn the_letters_of_a_paused_replica_are_held_back_and_stay_where_they_are()
     done(&daemon, "/v1/dead-letters/redrive", &json!({"all": true})).await;
     replica.until_holds("k2", "old").await;
 }
+
+#[cfg(feature = "faults")]
+#[tokio::test]
+async fn a_clock_that_is_set_forward_over_a_restart_ends_neither_letters_nor_keys() {
+    let mut daemon = Daemon::start(&QUICK).await;
+    let replica = Replica::start().await;
+    rejected(&daemon, &replica, 2).await;
+    let key = ("idempotency-key", "order-7");
+    let body = set("keyed", "v", &[&replica]);
+    let post = |daemon: &Daemon| {
+        let request = daemon.client().post(daemon.url("/replicate")).header(key.0, key.1);
+        let request = request.json(&body);
+        async move { request.send().await.unwrap() }
+    };
+    assert_eq!(post(&daemon).await.status(), 202);
+    daemon.until_drained().await;
+    // Two days later, two days and a bit, and back again.
+    for (ahead, told) in [
+        ("172800", "the clock has gone on by 2days"),
+        ("172810", ""),
+        ("0", "was set back by 2days"),
+    ] {
+        daemon.set_env(&[("REPLICATOR_FAULT_CLOCK_AHEAD", ahead)]);
+        daemon.terminate().await;
+        daemon.restart().await;
+        daemon.until_logged(told).await;
+        assert_eq!(letters(&daemon, "").await.len(), 2, "{ahead} s ahead");
+        let again = post(&daemon).await;
+        assert_eq!(
+            (again.status().as_u16(), again.headers()["idempotency-replayed"].as_bytes()),
+            (202, &b"true"[..])
+        );
+    }
+    let metrics = daemon.metrics().await;
+    assert_eq!((&metrics["dead_letters"], &metrics["discarded_replicas"]), (&json!(2), &json!(0)));
+}

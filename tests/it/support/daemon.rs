@@ -189,6 +189,12 @@ impl Daemon {
         self.ended().await
     }
 
+    /// What is in its environment from the next start on.
+    pub fn set_env(&mut self, env: &[(&str, &str)]) {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        self.env = env.iter().map(owned).collect();
+    }
+
     /// Starts it again, on the same directory, once it has ended.
     pub async fn restart(&mut self) {
         match spawn(&self.path, &self.args, &self.env).await {
