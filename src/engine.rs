@@ -431,8 +431,8 @@ impl Engine {
         self.totals
     }
 
-    /// The replicas with a lane, in no particular order. One that was forgotten is none of them once
-    /// nothing is left of it, until a write names it again.
+    /// The replicas with a lane, in no particular order. One that was forgotten is none of them
+    /// once nothing is left of it, until a write names it again.
     pub fn lanes(&self) -> impl Iterator<Item = LaneView> {
         self.lanes.iter().filter(|lane| !lane.is_gone()).map(|lane| LaneView {
             node: lane.node.clone(),

@@ -233,8 +233,8 @@ pub(super) struct Lanes {
 
 impl Lanes {
     /// The lanes of `nodes`, made where they are new; `None` if that would make more than `limit`
-    /// although every other is in use. A lane with nothing pending makes way for a new one, one that
-    /// is gone first.
+    /// although every other is in use. A lane with nothing pending makes way for a new one; one
+    /// that is gone goes first.
     pub(super) fn open(&mut self, nodes: &[Node], limit: usize) -> Option<Vec<u32>> {
         let mut opened = Vec::with_capacity(nodes.len());
         for node in nodes {

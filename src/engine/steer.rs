@@ -23,7 +23,8 @@ pub enum Steered {
     Done,
     /// Nothing: a newer write of its key is on its way, and settles it.
     LeftOut,
-    /// Nothing: its replica is paused or does not answer, or the full retry queue has no room for it.
+    /// Nothing: its replica is paused or does not answer, or the full retry queue has no room for
+    /// it.
     HeldBack,
     /// It is no dead letter any more.
     Gone,
@@ -105,16 +106,14 @@ impl Engine {
         self.finish();
     }
 
-    /// Has a lane for a replica that was used before the start, or forgotten, and has had nothing to do since. False
-    /// if there is no room for it.
+    /// Has a lane for a replica that was used before the start, or forgotten, and has had nothing to
+    /// do since. False if there is no room for it.
     pub fn know(&mut self, node: &Node) -> bool {
         let limit = self.settings.max_known_replicas;
         let opened = self.lanes.open(std::slice::from_ref(node), limit);
-        let number = opened.and_then(|opened| opened.first().copied());
-        number.is_some_and(|number| {
-            self.lanes[number].forgotten = false;
-            true
-        })
+        let Some([number]) = opened.as_deref() else { return false };
+        self.lanes[*number].forgotten = false;
+        true
     }
 
     /// Lets an open breaker send its next probe now. `None` for an unknown replica.

@@ -58,8 +58,8 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Returns when the client has closed its side, or the connection is gone. A client that has said all
-    /// may still be there for its answer; for an answer without an end that is as good as gone.
+    /// Returns when the client has closed its side, or the connection is gone. A client that has
+    /// said all may still be there for its answer; for one without an end that is as good as gone.
     pub(super) async fn left(&self) {
         if let Some(stream) = self.stream.upgrade() {
             // Of what can be waited for, only this comes with the end and not with any byte before

@@ -1,8 +1,8 @@
 //! How old something is by a clock that people set.
 //!
-//! What is kept for a time has its moment by the wall clock: no other outlives a process. Were its age
-//! what that clock says, one that is put right by a day would end all of it at once. So what the
-//! wall clock skips does not count, nor the time in which no daemon ran, which looks the same.
+//! What is kept for a time has its moment by the wall clock: no other outlives a process. Were its
+//! age what that clock says, one that is put right by a day would end all of it at once. So what
+//! the wall clock skips does not count, nor the time in which no daemon ran, which looks the same.
 
 use std::time::Duration;
 
