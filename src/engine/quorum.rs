@@ -1,6 +1,6 @@
 //! The count of a strong write: who has acknowledged, who has failed, is it decided.
 
-use crate::engine::tasks::{Queue, Slot};
+use crate::engine::tasks::{Leg, Queue, Slot, State};
 use crate::engine::{Action, Engine, Moment};
 use crate::task::{Obstacle, ReplicaIndex};
 
@@ -94,9 +94,8 @@ impl Engine {
         self.deadlines.remove(&(quorum.deadline, slot));
         let success = standing == Standing::Reached;
         let missing = quorum.missing();
-        let obstacle = |&replica: &ReplicaIndex| {
-            Some((replica, self.obstacle(entry.legs[replica.get()].lane)?))
-        };
+        let obstacle =
+            |&replica: &ReplicaIndex| Some((replica, self.obstacle(&entry.legs[replica.get()])?));
         let obstacles =
             if success { Vec::new() } else { missing.iter().filter_map(obstacle).collect() };
         self.actions.push_back(Action::Conclude {
@@ -115,9 +114,13 @@ impl Engine {
         }
     }
 
-    /// What keeps everything from a replica.
-    fn obstacle(&self, number: u32) -> Option<Obstacle> {
-        let lane = &self.lanes[number];
+    /// What keeps a delivery from its replica. Nothing does where it is over, as when the replica was
+    /// forgotten: its lane may be another's by now.
+    fn obstacle(&self, leg: &Leg) -> Option<Obstacle> {
+        if matches!(leg.state, State::Settled(_)) {
+            return None;
+        }
+        let lane = &self.lanes[leg.lane];
         let open = || lane.breaker.is_open().then_some(Obstacle::BreakerOpen);
         lane.paused.map(|_| Obstacle::Paused).or_else(open)
     }

@@ -342,3 +342,21 @@ fn a_forgotten_replica_is_seen_no_more_once_nothing_of_it_is_left_until_a_write_
     f.pass(Duration::from_secs(100));
     assert_eq!(nodes(&f), [node("a"), node("b")], "it is as any other again");
 }
+
+#[test]
+fn a_forgotten_replica_keeps_no_write_from_its_majority_whoever_has_its_lane_now() {
+    let mut f = Fixture::new(Settings { max_known_replicas: 3, ..settings() });
+    let id = f.strong("k", &["a", "b", "c"]);
+    f.engine.forget(f.now, &node("a"));
+    f.pass(Duration::from_millis(100));
+    f.answer(id, 0, failed());
+    f.eventual("l", &["d"]);
+    f.engine.pause(f.now, &node("d"), Some(f.now.wall));
+    f.actions();
+    f.pass(settings().strong_timeout);
+    let obstacles = f.actions().into_iter().find_map(|action| match action {
+        Action::Conclude { obstacles, .. } => Some(obstacles),
+        _ => None,
+    });
+    assert_eq!(obstacles, Some(vec![]));
+}

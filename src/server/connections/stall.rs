@@ -67,9 +67,9 @@ impl AsyncRead for CutIfStalled {
         let stream = OwnedReadHalf::as_ref(&self.read);
         loop {
             ready!(stream.poll_read_ready(cx))?;
-            match stream.try_read(buf.initialize_unfilled()) {
+            match stream.try_read_buf(buf) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(|bytes| buf.advance(bytes))),
+                read => return Poll::Ready(read.map(drop)),
             }
         }
     }
