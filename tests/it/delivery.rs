@@ -4,10 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+
 use crate::support::{Behaviour, Daemon, Replica, delete, set, strong, wait_until};
 
-/// Quick to retry. A replica that answers at once does so within the timeout on a busy machine, too.
-const QUICK: &[&str] = &["--retry-base", "50ms", "--request-timeout", "2s"];
+/// Quick to retry.
+const QUICK: &[&str] = &["--retry-base", "50ms"];
+
+/// And to end an attempt without an answer. Who answers at once does so within it on a busy machine,
+/// too.
+const HASTY: &[&str] = &["--retry-base", "50ms", "--request-timeout", "5s"];
 
 #[tokio::test]
 async fn a_replica_gets_the_raw_bytes_and_the_headers_of_the_wire() {
@@ -98,7 +104,7 @@ async fn what_is_left_of_a_ttl_is_sent_and_an_expired_write_is_a_delete() {
 
 #[tokio::test]
 async fn failures_are_retried_and_counted_each() {
-    for (name, behaviour) in [
+    let cases = [
         ("500", Behaviour::Answer(500, "", "")),
         ("503", Behaviour::Answer(503, "", "busy")),
         ("408", Behaviour::Answer(408, "", "")),
@@ -109,23 +115,31 @@ async fn failures_are_retried_and_counted_each() {
         ("garbage", Behaviour::Garbage),
         ("trickle", Behaviour::Trickle),
         ("endless", Behaviour::Endless),
-    ] {
-        let calls = Arc::new(AtomicUsize::new(0));
-        let replica = Replica::with(move |_| match calls.fetch_add(1, Ordering::SeqCst) {
-            0 | 1 => behaviour.clone(),
-            _ => Behaviour::Apply,
-        });
-        let (daemon, replica) = (Daemon::start(QUICK).await, replica.await);
-        daemon.accept(&set("k", "v", &[&replica])).await;
-        replica.until_holds("k", "v").await;
-        daemon.until_metric("successful_replicas", 1).await;
-        let metrics = daemon.metrics().await;
-        assert_eq!(metrics["failed_replicas"], 2, "{name}: {metrics}");
-        assert_eq!(metrics["permanent_failures"], 0, "{name}");
-        let ids: Vec<_> =
-            replica.seen().iter().map(|s| s.headers["x-replication-id"].clone()).collect();
-        assert!(ids.iter().all(|id| *id == ids[0]), "{name}: {ids:?}");
+    ];
+    // Each beside the others: some take until the timeout.
+    let mut all = JoinSet::new();
+    for (name, behaviour) in cases {
+        all.spawn(is_retried_and_counted(name, behaviour));
     }
+    all.join_all().await;
+}
+
+async fn is_retried_and_counted(name: &str, behaviour: Behaviour) {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let replica = Replica::with(move |_| match calls.fetch_add(1, Ordering::SeqCst) {
+        0 | 1 => behaviour.clone(),
+        _ => Behaviour::Apply,
+    });
+    let (daemon, replica) = (Daemon::start(HASTY).await, replica.await);
+    daemon.accept(&set("k", "v", &[&replica])).await;
+    replica.until_holds("k", "v").await;
+    daemon.until_metric("successful_replicas", 1).await;
+    let metrics = daemon.metrics().await;
+    assert_eq!(metrics["failed_replicas"], 2, "{name}: {metrics}");
+    assert_eq!(metrics["permanent_failures"], 0, "{name}");
+    let ids: Vec<_> =
+        replica.seen().iter().map(|s| s.headers["x-replication-id"].clone()).collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "{name}: {ids:?}");
 }
 
 #[tokio::test]
@@ -276,7 +290,7 @@ async fn a_strong_write_without_its_majority_says_so_and_goes_on() {
 
 #[tokio::test]
 async fn a_strong_write_is_answered_at_its_timeout() {
-    let daemon = Daemon::start(&["--strong-timeout", "2s", "--request-timeout", "5m"]).await;
+    let daemon = Daemon::start(&["--strong-timeout", "5s", "--request-timeout", "5m"]).await;
     let (good, hanging) = (Replica::start().await, Replica::with(|_| Behaviour::Hang).await);
     let (status, answer) = daemon.post(&strong("k", "v", &[&good, &hanging])).await;
     assert_eq!(status, 503);
@@ -286,7 +300,7 @@ async fn a_strong_write_is_answered_at_its_timeout() {
 
 #[tokio::test]
 async fn a_strong_write_has_its_majority_without_the_slowest() {
-    let daemon = Daemon::start(QUICK).await;
+    let daemon = Daemon::start(HASTY).await;
     let (a, b) = (Replica::start().await, Replica::start().await);
     let hanging = Replica::with(|_| Behaviour::Hang).await;
     let (status, answer) = daemon.post(&strong("k", "v", &[&hanging, &a, &b])).await;

@@ -112,7 +112,7 @@ impl Workload {
 
 /// How the daemon is started; the queues are larger than what is in them. Without the breaker, which
 /// fails deliveries without a call: what was given up is judged by the calls.
-pub fn args(max_retries: &str) -> [&str; 14] {
+pub fn args(max_retries: &str) -> [&str; 12] {
     [
         "--retry-base",
         "5ms",
@@ -122,10 +122,8 @@ pub fn args(max_retries: &str) -> [&str; 14] {
         "5000",
         "--retry-capacity",
         "5000",
-        "--request-timeout",
-        "2s",
         "--drain-timeout",
-        "10s",
+        "2m",
         "--breaker-failures",
         "0",
     ]

@@ -253,9 +253,12 @@ async fn spawn(
     env: &[(String, String)],
 ) -> Result<(Child, String, String), ExitStatus> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log_of(path)).unwrap();
-    let port: &[&str] = if args.iter().any(|arg| arg == "--port") { &[] } else { &["--port", "0"] };
+    // What a test does not say itself. An attempt waits for as long as a busy machine may keep a
+    // replica from its answer: otherwise there would be more attempts than the test counts.
+    let defaults = [["--port", "0"], ["--request-timeout", "1m"]];
+    let unsaid = defaults.iter().filter(|[flag, _]| !args.iter().any(|arg| arg == flag));
     let mut child = command()
-        .args(port)
+        .args(unsaid.flatten())
         .arg("--data-dir")
         .arg(path)
         .args(args)

@@ -28,8 +28,6 @@ pub const ARGS: &[&str] = &[
     "1000",
     "--retry-capacity",
     "40",
-    "--request-timeout",
-    "500ms",
     "--queue-wait",
     "5s",
 ];
