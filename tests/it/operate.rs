@@ -1,9 +1,8 @@
 //! What operators see and say, by `/v1`, against the real daemon.
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
-use crate::support::{Daemon, Replica, wait_until};
+use crate::support::{Daemon, encoded, path_of, wait_until};
 
 mod barriers;
 mod events;
@@ -11,15 +10,6 @@ mod letters;
 mod replicas;
 mod tasks;
 mod writes;
-
-/// The path of a replica.
-fn path_of(replica: &Replica) -> String {
-    format!("/v1/replicas/{}", encoded(&replica.url()))
-}
-
-fn encoded(text: &str) -> String {
-    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
-}
 
 /// One field of every entry of a list.
 fn each(list: &Value, field: &str) -> Vec<String> {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::support::replica::Gate;
+use serde_json::json;
+
+use crate::support::replica::{Gate, Seen};
 use crate::support::{Behaviour, Daemon, Replica, set, wait_until};
 
 const QUICK: [&str; 2] = ["--retry-base", "20ms"];
@@ -28,7 +30,6 @@ async fn a_replica_that_comes_back_catches_up_by_itself() {
     }
     until_dead(&daemon, 0).await;
     assert_eq!(down.seen().len(), 30, "each once");
-    assert_eq!(down.seen()[0].key(), "k0", "the oldest is the probe");
     assert_eq!(healthy.seen().len(), 30);
     assert!(daemon.log().contains("the replica answers again"));
 }
@@ -137,61 +138,94 @@ async fn past_its_retention_a_dead_letter_is_gone_from_disk_too() {
 
 #[tokio::test]
 async fn with_coalesce_a_slow_replica_gets_only_the_newest() {
-    let daemon = Daemon::start(&["--coalesce"]).await;
-    let slow = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(300))).await;
-    for n in 0..50 {
+    let daemon = Daemon::start(&["--coalesce", "--request-timeout", "5m"]).await;
+    let gate = Gate::default();
+    let behind = gate.clone();
+    let slow = Replica::with(move |_| Behaviour::ApplyBehind(behind.clone())).await;
+    daemon.accept(&set("k", "0", &[&slow])).await;
+    slow.until_seen(1).await;
+    for n in 1..50 {
         daemon.accept(&set("k", &n.to_string(), &[&slow])).await;
     }
+    gate.open();
     slow.until_holds("k", "49").await;
-    assert!(slow.seen().len() < 50, "{}", slow.seen().len());
+    let values: Vec<_> = slow.seen().iter().map(Seen::text).collect();
+    assert_eq!(values, ["0", "49"]);
 }
 
 #[tokio::test]
 async fn with_workers_auto_a_replica_far_away_gets_more_at_once() {
-    let daemon = Daemon::start(&["--workers", "auto", "--queue-wait", "60s"]).await;
-    // So far that a machine that is slow to accept has a backlog for it as well.
+    let daemon = Daemon::start(&["--workers", "auto", "--queue-capacity", "2000"]).await;
     let far = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(100))).await;
-    for n in 0..1_000 {
-        daemon.accept(&set(&format!("k{n}"), "v", &[&far])).await;
-    }
+    // All at once: it has a backlog however slow the machine is to accept.
+    let writes: Vec<_> = (0..1_000).map(|n| set(&format!("k{n}"), "v", &[&far])).collect();
+    let (status, answer) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+    assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)));
     daemon.until_metric("successful_replicas", 1_000).await;
     assert!(far.most_in_progress() > 20, "{}", far.most_in_progress());
 }
 
-/// A replica that answers nothing and applies the old value late, over the new one.
-async fn late_apply(daemon: &Daemon, late: &Gate) -> Replica {
-    let gate = late.clone();
-    let replica = Replica::with(move |_| Behaviour::ApplyLate(gate.clone())).await;
-    daemon.accept(&set("k", "old", &[&replica])).await;
-    wait_until("the old write is sent", || async { replica.seen().pop() }).await;
-    replica.behave(|_| Behaviour::Apply);
-    daemon.accept(&set("k", "new", &[&replica])).await;
-    replica.until_holds("k", "new").await;
-    daemon.until_metric("successful_replicas", 1).await;
-    replica
+/// A replica that never answers an old value, and applies it once `late` is open. `on_new` hears of
+/// every other that comes.
+async fn with_an_old_value_to_come(
+    late: &Gate,
+    on_new: impl Fn() + Send + Sync + 'static,
+) -> Replica {
+    let late = late.clone();
+    Replica::with(move |seen| match seen.text().as_str() {
+        "old" => Behaviour::ApplyLate(late.clone()),
+        _ => {
+            on_new();
+            Behaviour::Apply
+        }
+    })
+    .await
 }
 
-const SETTLING: [&str; 6] =
-    ["--request-timeout", "1s", "--settle-after", "5s", "--retry-base", "20ms"];
+/// An old value that has had no answer, and a new one that is delivered.
+async fn write_old_and_new(daemon: &Daemon, replica: &Replica) {
+    daemon.accept(&set("k", "old", &[replica])).await;
+    replica.until_seen(1).await;
+    daemon.accept(&set("k", "new", &[replica])).await;
+    daemon.until_metric("successful_replicas", 1).await;
+}
+
+async fn until_old_is_applied(replica: &Replica) {
+    let applied = |seen: &Seen| seen.applied && seen.text() == "old";
+    wait_until("the old value is applied late", || async {
+        replica.seen().iter().any(applied).then_some(())
+    })
+    .await;
+}
+
+const SETTLING: [&str; 4] = ["--request-timeout", "1s", "--retry-base", "20ms"];
 
 #[tokio::test]
 async fn an_old_value_that_is_applied_late_is_overwritten_again() {
-    let (daemon, late) = (Daemon::start(&SETTLING).await, Gate::default());
-    let replica = late_apply(&daemon, &late).await;
-    late.open();
-    replica.until_holds("k", "old").await;
+    let daemon = Daemon::start(&[&SETTLING[..], &["--settle-after", "5s"]].concat()).await;
+    let late = Gate::default();
+    let opened = late.clone();
+    // Right behind the new one, and before that can be sent once more.
+    let replica = with_an_old_value_to_come(&late, move || opened.open()).await;
+    write_old_and_new(&daemon, &replica).await;
+    until_old_is_applied(&replica).await;
     replica.until_holds("k", "new").await;
     assert_eq!(daemon.metrics().await["successful_replicas"], 1, "counted once");
 }
 
 #[tokio::test]
 async fn it_is_over_a_restart_as_well() {
-    let (mut daemon, late) = (Daemon::start(&SETTLING).await, Gate::default());
-    let replica = late_apply(&daemon, &late).await;
-    daemon.kill_and_restart().await;
-    // What is sent again because of the restart is not what is meant.
-    daemon.until_drained().await;
+    // Nothing is sent once more before the restart.
+    let mut daemon = Daemon::start(&[&SETTLING[..], &["--settle-after", "5m"]].concat()).await;
+    let late = Gate::default();
+    let replica = with_an_old_value_to_come(&late, || ()).await;
+    write_old_and_new(&daemon, &replica).await;
+    // What would be sent again because of the kill is not what is meant.
+    daemon.until_durable(&replica).await;
+    daemon.kill();
     late.open();
-    replica.until_holds("k", "old").await;
+    until_old_is_applied(&replica).await;
+    let _daemon =
+        Daemon::start_on(daemon.dir(), &[&SETTLING[..], &["--settle-after", "1s"]].concat()).await;
     replica.until_holds("k", "new").await;
 }

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
 pub mod browser;
 pub mod daemon;
 pub mod oracle;
@@ -74,6 +76,16 @@ pub fn delete(key: &str, replicas: &[&Replica]) -> serde_json::Value {
     body["operation"] = "DELETE".into();
     body["value"] = serde_json::Value::Null;
     body
+}
+
+/// The path of a replica in the API.
+pub fn path_of(replica: &Replica) -> String {
+    format!("/v1/replicas/{}", encoded(&replica.url()))
+}
+
+/// A text as one segment of a path or the value of a parameter.
+pub fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
 /// Copies what is in a directory into another.

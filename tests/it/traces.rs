@@ -126,6 +126,7 @@ async fn a_write_is_one_trace_from_its_request_to_its_replicas_over_a_kill() {
     // One success and four failures, which are the end of the retries.
     collector.until("attempt", 5).await;
     daemon.until_metric("dead_letters", 1).await;
+    daemon.until_durable(&down).await;
     daemon.kill();
     down.behave(|_| Behaviour::Apply);
     daemon.restart().await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{client, wait_until};
+use super::{Replica, client, path_of, wait_until};
 
 /// A data directory, and what is started on it.
 pub struct Daemon {
@@ -154,6 +154,14 @@ impl Daemon {
             empty.then_some(())
         })
         .await;
+    }
+
+    /// Waits until all that has become of tasks so far is on disk: an operator's order is answered
+    /// then, this one though it changes nothing.
+    pub async fn until_durable(&self, replica: &Replica) {
+        let resume = format!("{}/resume", path_of(replica));
+        let (status, answer) = self.order(&resume, &Value::Null).await;
+        assert_eq!(status, 200, "{answer}");
     }
 
     /// Kills it as a power button would a process.
