@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::wait_until;
+use super::{PATIENCE, wait_until};
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -212,8 +212,15 @@ impl Replica {
         .await;
     }
 
-    /// Waits until nobody is connected: whatever was sent has been read.
+    /// Waits until nobody is connected: whatever was sent has been read. Only for when there is
+    /// nobody left to connect.
     pub async fn until_quiet(&self) {
+        // Whoever has connected and is not accepted yet stands in line before this one.
+        if let Ok(mut last) = TcpStream::connect(self.address).await {
+            let _ = last.shutdown().await;
+            let closed = tokio::time::timeout(PATIENCE, last.read(&mut [0])).await;
+            let _ = closed.expect("the replica should have closed the connection");
+        }
         wait_until("nobody is connected", || async {
             let state = self.state.lock().unwrap();
             state.connections.iter().all(AbortHandle::is_finished).then_some(())
