@@ -3,6 +3,7 @@
 use std::process::{Output, Stdio};
 
 use serde_json::Value;
+use tokio::net::TcpSocket;
 
 use crate::support::daemon::command;
 use crate::support::{Behaviour, Daemon, Replica, set, wait_until};
@@ -68,6 +69,10 @@ async fn the_status_is_in_the_exit_code() {
     assert_eq!(json(&daemon, "status", 3).await["status"], "degraded");
 
     daemon.kill();
+    // Bound and not listening: nobody else gets the port.
+    let port = TcpSocket::new_v4().unwrap();
+    port.set_reuseaddr(true).unwrap();
+    port.bind(daemon.address().parse().unwrap()).unwrap();
     let output = prepare(&daemon, "status").output().await.unwrap();
     assert_eq!(output.status.code(), Some(1));
     let told = format!(
