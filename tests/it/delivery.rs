@@ -83,7 +83,8 @@ async fn a_base_path_is_kept() {
 
 #[tokio::test]
 async fn what_is_left_of_a_ttl_is_sent_and_an_expired_write_is_a_delete() {
-    let (daemon, replica) = (Daemon::start(QUICK).await, Replica::start().await);
+    let args = [QUICK, &["--max-retries", "1000"]].concat();
+    let (daemon, replica) = (Daemon::start(&args).await, Replica::start().await);
     let mut long = set("long", "v", &[&replica]);
     long["ttl"] = 3_600_000_000_000_u64.into();
     daemon.accept(&long).await;

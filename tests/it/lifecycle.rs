@@ -33,12 +33,13 @@ async fn what_was_accepted_is_delivered_after_a_kill() {
 #[tokio::test]
 async fn the_retry_queue_survives_with_its_counts() {
     let replica = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
-    let mut daemon = Daemon::start(&["--retry-base", "4s", "--max-retries", "1"]).await;
+    let mut daemon = Daemon::start(&["--retry-base", "1h", "--max-retries", "1"]).await;
     daemon.accept(&set("k", "v", &[&replica])).await;
     daemon.until_metric("retries_in_progress", 1).await;
     assert!(daemon.terminate().await.success());
-    daemon.restart().await;
-    daemon.until_metric("permanent_failures", 1).await;
+    let args = ["--retry-base", "20ms", "--max-retries", "1"];
+    let again = Daemon::start_on(daemon.dir(), &args).await;
+    again.until_metric("permanent_failures", 1).await;
     assert_eq!(replica.seen().len(), 2);
 }
 

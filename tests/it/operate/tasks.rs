@@ -127,14 +127,17 @@ async fn a_discarded_task_is_never_sent_not_even_after_a_kill() {
 #[tokio::test]
 async fn what_is_on_the_wire_when_it_is_discarded_is_not_tried_again() {
     let replica = Replica::with(|_| Behaviour::Hang).await;
-    let flags = ["--request-timeout", "1s", "--retry-base", "10ms"];
-    let daemon = Daemon::start(&flags).await;
+    let daemon = Daemon::start(&["--request-timeout", "5m", "--retry-base", "10ms"]).await;
     let task = daemon.accept(&set("k", "v", &[&replica])).await;
     replica.until_seen(1).await;
     let (status, told) = daemon.delete(&format!("/v1/tasks/{task}")).await;
     assert_eq!((status, &told["deliveries"][0]["state"]), (200, &"in_flight".into()), "{told}");
+    // The attempt ends without an answer.
+    replica.behave(|_| Behaviour::Apply);
+    replica.stop();
+    replica.come_back().await;
     daemon.until_drained().await;
-    assert_eq!(replica.seen().len(), 1);
+    assert_eq!((replica.seen().len(), &daemon.metrics().await["failed_replicas"]), (1, &1.into()));
     assert_eq!(each(&daemon.show("/v1/dead-letters").await["dead_letters"], "key").len(), 0);
 }
 
