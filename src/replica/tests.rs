@@ -138,7 +138,7 @@ fn client(request_timeout: Duration) -> Client {
 }
 
 fn patient() -> Client {
-    client(Duration::from_secs(20))
+    client(Duration::from_secs(120))
 }
 
 fn set(key: &str, value: &'static [u8]) -> Task {

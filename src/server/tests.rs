@@ -229,7 +229,7 @@ async fn a_client_that_is_slow_to_send_its_body_gets_a_408() {
     let mut client = Client::connect(server.address).await;
     client.send("POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n{").await;
     let answer = client.answer().await;
-    answer.is_error(408, "the body did not arrive within 1 seconds");
+    answer.is_error(408, "the body did not arrive within 3 seconds");
     assert!(answer.head.contains("connection: close\r\n"));
     client.closed().await;
 }
@@ -246,7 +246,7 @@ async fn a_client_that_never_reads_its_answers_is_cut() {
 #[tokio::test]
 async fn memory_in_use_is_a_503_for_the_next_large_body() {
     let settings =
-        Settings { request_memory: 200_000, client_timeout: Duration::from_secs(2), ..settings() };
+        Settings { request_memory: 200_000, client_timeout: Duration::from_secs(3), ..settings() };
     let mut server = start(settings).await;
     let large = WRITE.replace("dg==", &"MTIz".repeat(40_000));
     let mut first = Client::connect(server.address).await;

@@ -8,14 +8,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::record::Mark;
-use super::support::{Behaviour, Daemon};
+use super::support::{Behaviour, Daemon, PATIENCE};
 use super::workload::args;
 use super::world::{Held, Witness, start};
 
 /// How long an image may go on missing something after the daemon says that all is delivered.
 const LATE: Duration = Duration::from_secs(1);
-/// How long the daemon may take to deliver.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// A delivery that failed so often is a dead letter, in the workload that has them.
 const GIVEN_UP: u32 = 3;
 
@@ -194,9 +192,12 @@ async fn delivers(
             if wrongs.is_empty() || drained.elapsed() > LATE {
                 break wrongs;
             }
-        } else if begin.elapsed() > PATIENCE {
-            let what = format!("not drained within {PATIENCE:?}: {metrics}");
-            return Ok(Err(Wrong::Stuck(what)));
+        } else {
+            drained_at = None;
+            if begin.elapsed() > PATIENCE {
+                let what = format!("not drained within {PATIENCE:?}: {metrics}");
+                return Ok(Err(Wrong::Stuck(what)));
+            }
         }
         tokio::task::yield_now().await;
     };

@@ -155,7 +155,7 @@ async fn run_interrupted(line: &str, steps: Vec<Step>, interrupts: usize) -> Ran
         }
         other => panic!("{other:?} is not scripted"),
     };
-    let patience = std::time::Duration::from_secs(20);
+    let patience = std::time::Duration::from_secs(120);
     let seen = tokio::time::timeout(patience, script).await;
     let seen = match seen {
         Ok(seen) => seen.unwrap(),

@@ -19,7 +19,7 @@ fn rules(rules: &[&str]) -> Option<Vec<Rule>> {
 }
 
 fn looking_up(policy: &Policy, lookup: Lookup) -> Client {
-    let settings = settings(Duration::from_secs(20));
+    let settings = settings(Duration::from_secs(120));
     let (tls, tokens) = (Tls::default(), Tokens::default());
     Client::resolving(&settings, policy.clone(), tls, tokens, lookup).unwrap()
 }
@@ -177,7 +177,7 @@ async fn a_name_server_that_hangs_costs_an_attempt_its_time_and_no_more() {
 #[tokio::test]
 async fn a_token_goes_to_its_replica_and_to_no_other() {
     let (mut ours, mut other) = (Peer::answering(OK).await, Peer::answering(OK).await);
-    let request_timeout = Duration::from_secs(20);
+    let request_timeout = Duration::from_secs(120);
     let settings =
         Settings { node_id: "r".into(), request_timeout, idle_per_replica: 1, idle_replicas: 100 };
     let tokens = |token| Tokens::parse(&format!("{} {token}", ours.node)).unwrap();

@@ -12,7 +12,7 @@ fn tls(trusted: &Authority, shown: Option<&Issued>) -> Tls {
 }
 
 fn client_with(tls: Tls) -> Client {
-    let settings = settings(Duration::from_secs(20));
+    let settings = settings(Duration::from_secs(120));
     Client::new(&settings, Policy::new(None, None), tls, Tokens::default()).unwrap()
 }
 

@@ -18,7 +18,7 @@ use crate::task::{NewTask, ReplicaIndex, TaskId};
 use crate::traces::Tracer;
 
 /// No test waits for anything longer than this.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A server and the daemon's end of it.
 pub(super) struct Server {
@@ -49,7 +49,7 @@ pub(super) fn settings() -> Settings {
 
 /// Settings under which a slow client is cut soon.
 pub(super) fn impatient() -> Settings {
-    Settings { client_timeout: Duration::from_secs(1), ..settings() }
+    Settings { client_timeout: Duration::from_secs(3), ..settings() }
 }
 
 pub(super) async fn start(settings: Settings) -> Server {

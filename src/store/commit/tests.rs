@@ -101,7 +101,7 @@ fn settlements_reach_the_disk_by_themselves() {
     accept(&opened, &small(2)).unwrap();
     let mut writes = opened.reader.files.database().tasks.watch_prefix([]);
     opened.committer.remove(TaskId(1));
-    writes.next_timeout(Duration::from_secs(10)).unwrap();
+    writes.next_timeout(Duration::from_secs(120)).unwrap();
     // The flush follows the write at once; nothing tells when it is over.
     let settled = (0..1_000).any(|_| {
         let image = image(dir.path());
