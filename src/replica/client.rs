@@ -112,7 +112,8 @@ impl Client {
         let http = connections(settings, &policy, &lookup, &tls);
         let http = http.map_err(|source| ClientError::Setup { source })?;
         let live = Arc::new(ArcSwap::from_pointee(Live { http, tls, tokens }));
-        let kept = Arc::new(Kept::new(settings.idle_replicas, POOL_IDLE_TIMEOUT));
+        let kept = Kept::new(settings.idle_replicas, POOL_IDLE_TIMEOUT, settings.request_timeout);
+        let kept = Arc::new(kept);
         Ok(Self { live, settings: Arc::new(settings.clone()), policy, lookup, kept })
     }
 

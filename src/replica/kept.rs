@@ -13,8 +13,8 @@ use crate::task::{Node, Timestamp};
 #[derive(Debug)]
 pub(super) struct Kept {
     most: usize,
-    /// How long a connection lies idle.
-    idle: Duration,
+    /// How long behind a request its connection may still be there.
+    there: Duration,
     recent: Mutex<Recent>,
 }
 
@@ -26,9 +26,13 @@ struct Recent {
 }
 
 impl Kept {
-    pub(super) fn new(most: usize, idle: Duration) -> Self {
+    /// For a pool that closes what has lain idle for `idle`. It looks for that once in as long, so
+    /// that a connection may lie there for twice the time; and it begins to with the answer, which
+    /// may take `answer`.
+    pub(super) fn new(most: usize, idle: Duration, answer: Duration) -> Self {
         let recent = Recent { last: HashMap::new(), cleaned: Timestamp(0) };
-        Self { most, idle, recent: Mutex::new(recent) }
+        let there = answer.saturating_add(idle).saturating_add(idle);
+        Self { most, there, recent: Mutex::new(recent) }
     }
 
     /// Something is sent to `node`: whether its connection may be kept. If not, it is to be closed
@@ -44,7 +48,7 @@ impl Kept {
         let due = now.saturating_since(recent.cleaned) >= Duration::from_secs(1);
         if recent.last.len() >= self.most && due {
             recent.cleaned = now;
-            recent.last.retain(|_, last| now.saturating_since(*last) <= self.idle);
+            recent.last.retain(|_, last| now.saturating_since(*last) <= self.there);
         }
         let room = recent.last.len() < self.most;
         if room {
@@ -60,15 +64,19 @@ mod tests {
 
     #[test]
     fn connections_are_kept_to_so_many_replicas_and_no_more() {
-        let kept = Kept::new(2, Duration::from_secs(30));
+        let kept = Kept::new(2, Duration::from_secs(30), Duration::from_secs(5));
         let node = |name: &str| Node::parse(&format!("http://{name}")).unwrap();
         let at = |second| Timestamp(0).saturating_add(Duration::from_secs(second));
         assert!(kept.may_keep(&node("a"), at(1)));
         assert!(kept.may_keep(&node("b"), at(10)));
         assert!(!kept.may_keep(&node("c"), at(11)));
         assert!(kept.may_keep(&node("a"), at(20)), "as before");
-        assert!(!kept.may_keep(&node("c"), at(40)));
-        assert!(kept.may_keep(&node("c"), at(42)), "b's are closed by now");
-        assert!(!kept.may_keep(&node("b"), at(43)));
+        assert!(
+            !kept.may_keep(&node("c"), at(42)),
+            "b's are idle for too long, and not closed yet"
+        );
+        assert!(!kept.may_keep(&node("c"), at(75)));
+        assert!(kept.may_keep(&node("c"), at(77)), "b's are closed by now");
+        assert!(!kept.may_keep(&node("b"), at(78)));
     }
 }
