@@ -89,10 +89,13 @@ fn images() -> usize {
     number("POWER_IMAGES").map_or(IMAGES, |all| (all as usize).div_ceil(WORKLOADS))
 }
 
-/// In memory where the system has such a place: what is here need not survive anything.
+/// In memory where the system has much of such a place: what is here need not survive anything.
 fn scratch() -> TempDir {
     let memory = Path::new("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+    // A container may have no more of it than 64 MiB, which all images of a test may be beyond.
+    let is_roomy = rustix::fs::statvfs(memory)
+        .is_ok_and(|system| system.f_bavail.saturating_mul(system.f_frsize) > 1 << 30);
+    if is_roomy { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
 }
 
 /// What an image is made with: its point in the record, and its luck.
