@@ -108,7 +108,9 @@ fn parent(flags: &str) -> String {
 async fn a_write_is_one_trace_from_its_request_to_its_replicas_over_a_kill() {
     let collector = Collector::start().await;
     let args = ["--otlp-endpoint", &collector.url, "--trace-ratio", "0", "--retry-base", "20ms"];
-    let mut daemon = Daemon::start(&args).await;
+    // Nothing is attempted that the test does not wait for.
+    let still = ["--breaker-failures", "0", "--hinted-handoff", "off"];
+    let mut daemon = Daemon::start(&[&args[..], &still].concat()).await;
     let (healthy, down) = (Replica::start().await, Replica::start().await);
     down.behave(|_| Behaviour::Answer(503, "", "not now"));
     let sampled = parent("01");
@@ -130,6 +132,8 @@ async fn a_write_is_one_trace_from_its_request_to_its_replicas_over_a_kill() {
     daemon.kill();
     down.behave(|_| Behaviour::Apply);
     daemon.restart().await;
+    let all = serde_json::json!({"all": true});
+    assert_eq!(daemon.order("/v1/dead-letters/redrive", &all).await.0, 202);
     down.until_holds("hidden", "secret").await;
 
     let attempts = collector.until("attempt", 6).await;
