@@ -156,13 +156,16 @@ async fn with_coalesce_a_slow_replica_gets_only_the_newest() {
 #[tokio::test]
 async fn with_workers_auto_a_replica_far_away_gets_more_at_once() {
     let daemon = Daemon::start(&["--workers", "auto", "--queue-capacity", "2000"]).await;
-    let far = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(100))).await;
-    // All at once: it has a backlog however slow the machine is to accept.
+    // So far that what a busy machine adds is little of it.
+    let far = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(500))).await;
+    // All at once: there is a backlog however slow the machine is to accept.
     let writes: Vec<_> = (0..1_000).map(|n| set(&format!("k{n}"), "v", &[&far])).collect();
     let (status, answer) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
     assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)));
-    daemon.until_metric("successful_replicas", 1_000).await;
-    assert!(far.most_in_progress() > 20, "{}", far.most_in_progress());
+    wait_until("it gets twice as many at once as without", || async {
+        (far.most_in_progress() > 10).then_some(())
+    })
+    .await;
 }
 
 /// A replica that never answers an old value, and applies it once `late` is open. `on_new` hears of
