@@ -45,11 +45,15 @@ where
     }
 }
 
-/// A client as a person would use it: no proxy, no redirects.
+/// A client as a person would use it: no proxy, no redirects. For plain HTTP: the certificates of the
+/// system, which take long to read, are left out.
 pub fn client() -> reqwest::Client {
     replicator::replica::install_crypto();
     reqwest::Client::builder()
         .no_proxy()
+        .tls_certs_only([])
+        // Long before the daemon closes it: one that is closed just when it is used has no answer.
+        .pool_idle_timeout(Duration::from_secs(5))
         .redirect(reqwest::redirect::Policy::none())
         .build()
         .unwrap()
