@@ -10,8 +10,9 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use thirtyfour::prelude::*;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{client, wait_until};
+use super::{PATIENCE, client, wait_until};
 
 /// A browser with one page.
 pub struct Browser {
@@ -20,7 +21,12 @@ pub struct Browser {
     driver: ManuallyDrop<WebDriver>,
     _process: Driver,
     _profile: TempDir,
+    _turn: SemaphorePermit<'static>,
 }
+
+/// A browser is a dozen processes: more than two at once take more from each other than a small
+/// machine has.
+static TURNS: Semaphore = Semaphore::const_new(2);
 
 /// The process of the driver. The browser ends with it, whatever has become of the test.
 struct Driver(Child);
@@ -69,6 +75,7 @@ impl Drop for Driver {
 impl Browser {
     /// Opens a page.
     pub async fn open(url: &str) -> Self {
+        let turn = TURNS.acquire().await.unwrap();
         let profile = tempfile::tempdir().unwrap();
         let (process, port) = Driver::start(profile.path());
         let mut wanted = DesiredCapabilities::chrome();
@@ -83,8 +90,14 @@ impl Browser {
             .connect()
             .await
             .unwrap();
-        let browser =
-            Self { driver: ManuallyDrop::new(driver), _process: process, _profile: profile };
+        let patience = TimeoutConfiguration::new(Some(PATIENCE), Some(PATIENCE), None);
+        driver.update_timeouts(patience).await.unwrap();
+        let browser = Self {
+            driver: ManuallyDrop::new(driver),
+            _process: process,
+            _profile: profile,
+            _turn: turn,
+        };
         browser.goto(url).await;
         browser
     }
