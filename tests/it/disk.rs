@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::oracle::{Traffic, judge};
-use crate::support::{Daemon, Replica, set, wait_until};
+use crate::support::{Daemon, PATIENCE, Replica, set, wait_until};
 
 const ARGS: &[&str] = &["--retry-base", "100ms", "--max-retries", "10000"];
 
@@ -52,7 +52,8 @@ async fn a_drained_backlog_gives_its_space_back_without_a_restart() {
         if drained && rewritten && file < (64 << 20) + 2 * live {
             break;
         }
-        assert!(started.elapsed() < Duration::from_secs(120), "{file} bytes, {metrics}");
+        // Not a wait but work, which a busy machine takes its time for.
+        assert!(started.elapsed() < 5 * PATIENCE, "{file} bytes, {metrics}");
     }
     println!(
         "{} MiB -> {} MiB in {:?}",
