@@ -23,7 +23,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts on a fresh directory, with quick retries so that tests need not wait.
+    /// Starts on a fresh directory.
     pub async fn start(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
