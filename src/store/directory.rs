@@ -113,7 +113,8 @@ impl Directory {
         faults::point("create.renamed");
         self.sync_ancestors()?;
         faults::point("create.ancestors-synced");
-        self.set_current(FIRST_STORE)?;
+        self.announce(FIRST_STORE)?;
+        self.set_current()?;
         faults::point("create.named");
         Ok(store)
     }
@@ -141,11 +142,12 @@ impl Directory {
         self.path.join(name.to_owned() + UNFINISHED)
     }
 
-    /// Gives a store that was made in [`Self::unfinished`] its name, and makes it the current one.
+    /// Gives a store that was made in [`Self::unfinished`] its name, and makes it the current one,
+    /// after [`Self::announce`].
     pub(super) fn adopt(&self, name: &str) -> Result<(), OpenError> {
         self.rename(&self.unfinished(name), &self.path.join(name))?;
         faults::point("rewrite.renamed");
-        self.set_current(name)
+        self.set_current()
     }
 
     /// Removes whatever stores lie beside the current one: one that was not finished, or that
@@ -162,9 +164,10 @@ impl Directory {
         Ok(())
     }
 
-    /// Names another store as the current one, durably and at once or not at all.
-    fn set_current(&self, name: &str) -> Result<(), OpenError> {
-        let aside = self.path.join(CURRENT.to_owned() + UNFINISHED);
+    /// Writes down, durably, which store is to be the current one next. Where that fails, nothing has
+    /// happened.
+    pub(super) fn announce(&self, name: &str) -> Result<(), OpenError> {
+        let aside = self.announced();
         let write = || {
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(true).mode(0o600);
@@ -175,10 +178,20 @@ impl Directory {
         };
         write().map_err(OpenError::io("write", &aside))?;
         faults::point("current.synced");
+        Ok(())
+    }
+
+    /// Makes the announced store the current one, durably and at once or not at all.
+    fn set_current(&self) -> Result<(), OpenError> {
+        let aside = self.announced();
         let current = self.path.join(CURRENT);
         fs::rename(&aside, &current).map_err(OpenError::io("rename", &aside))?;
         faults::point("current.renamed");
         sync(&self.path)
+    }
+
+    fn announced(&self) -> PathBuf {
+        self.path.join(CURRENT.to_owned() + UNFINISHED)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), OpenError> {

@@ -241,6 +241,11 @@ impl Rewriter {
         database.mirror_to(None);
         let directory = &self.files.directory;
         let told = |error: super::OpenError| Failure::Database(error.to_string());
+        if let Err(error) = directory.announce(&name) {
+            drop(fresh);
+            self.give_up(&told(error), &name);
+            return Ok(());
+        }
         directory.adopt(&name).map_err(told)?;
         let number = database.ledger().0.number;
         database.attend(Witness::begin(directory.path(), &name, number).map_err(told)?);

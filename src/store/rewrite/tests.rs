@@ -53,3 +53,34 @@ fn what_lives_is_carried_over_by_a_rewrite_with_what_is_kept_beside_the_tasks() 
     keys.last_mut().unwrap().1 = key(last);
     assert_eq!((&opened.replicas, &opened.idempotency), (&replicas, &keys));
 }
+
+#[test]
+fn a_fresh_store_that_cannot_be_named_is_given_up_and_the_current_one_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    accept(&opened, &large(1, 20_000)).unwrap();
+    for id in 2..=40 {
+        accept(&opened, &large(id, 100_000)).unwrap();
+        opened.committer.remove(TaskId(id));
+    }
+    let free = opened.reader.free_bytes().unwrap();
+    close(opened);
+    // As on a disk without room for one more file.
+    std::fs::create_dir(dir.path().join("CURRENT.new")).unwrap();
+
+    let low = Settings { min_free_bytes: free, ..settings(dir.path()) };
+    let (opened, _) = Store::open(&low).unwrap().recover(&mut drop, Box::new(drop)).unwrap();
+    let unfinished = dir.path().join("store-000002.new");
+    let mut last = 40;
+    for making in [true, false] {
+        while unfinished.exists() != making {
+            last += 1;
+            accept(&opened, &small(last)).unwrap();
+        }
+    }
+    accept(&opened, &small(last + 1)).unwrap();
+    assert_eq!(opened.reader.rewrites(), 0);
+    close(opened);
+    assert!(!dir.path().join("store-000002").exists());
+    assert_eq!(open(dir.path()).1.len() as u64, 1 + last + 1 - 40);
+}
