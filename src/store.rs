@@ -11,7 +11,7 @@
 //! opinion on how much it should hold.
 //!
 //! To read on: `commit.rs` for how a write becomes durable, `database.rs` and `rows.rs` for what
-//! is written, `recover.rs` and `audit.rs` for how it is read back, `ledger.rs` and `witness.rs`
+//! is written, `recover.rs`, `audit.rs` and `rebuild.rs` for how it is read back, `ledger.rs` and `witness.rs`
 //! for how a row that is missing is noticed, `directory.rs` for how a data directory comes into
 //! being, `calendar.rs` for when it was in use and `access.rs` for who may change it, `check.rs` and
 //! `dump.rs` for the tools on a store that is not in use, `barrier.rs` for why sled can be trusted
@@ -29,7 +29,7 @@ use self::error::{Failure, guarded};
 use self::keys::Tree;
 use self::ledger::Ledger;
 use self::migrate::Migrated;
-use self::quarantine::Quarantine;
+use self::rebuild::Place;
 use self::recover::{Mended, Missing};
 use self::witness::{Testimony, Witness};
 use crate::faults;
@@ -49,9 +49,11 @@ mod error;
 pub(crate) mod fuzzing;
 mod keys;
 mod ledger;
+mod log;
 mod migrate;
 mod quarantine;
 mod read;
+mod rebuild;
 mod recover;
 mod rewrite;
 mod rows;
@@ -132,6 +134,7 @@ pub struct Store {
     files: Files,
     now: Timestamp,
     witnessed: bool,
+    log_is_whole: bool,
 }
 
 /// A store in use.
@@ -165,6 +168,7 @@ impl Store {
             None => directory.create(|path| guarded(|| open_sled(path, CREATING).map(drop)))?,
         };
         let in_dir = || OpenError::in_store(&settings.dir);
+        let log_is_whole = log::is_whole(&path).map_err(in_dir())?;
         let db = guarded(|| open_sled(&path, settings.cache_bytes)).map_err(in_dir())?;
         // sled may have tidied up its files just now.
         directory::sync_store(&path)?;
@@ -182,6 +186,7 @@ impl Store {
             files: Files::new(database, store, directory, settings),
             now: settings.now,
             witnessed,
+            log_is_whole,
         })
     }
 
@@ -213,31 +218,25 @@ impl Store {
         each: &mut dyn FnMut(Handed),
         notify: Notify,
     ) -> Result<(Opened, RecoveryReport), OpenError> {
-        let Self { files, now, witnessed } = self;
+        let Self { mut files, now, witnessed, log_is_whole } = self;
         let dir = files.directory.path().to_owned();
         let read = || {
-            let database = &files.database();
-            let quarantine = Quarantine::of(&dir, &files.store, now);
-            let task = &mut |task| each(Handed::Task(task));
-            let Mended { report, highest: last, kept } =
-                recover::mend(database, &quarantine, Missing::Refuse, task)?;
+            let Files { directory, store, cache_bytes, .. } = &files;
+            let cache_bytes = *cache_bytes;
+            let place = Place { directory, store, cache_bytes, now, log_is_whole };
+            let Mended { report, unused: next_id, kept, fresh } =
+                recover::mend(&files.database(), place, Missing::Refuse, each)?;
             faults::point("recover.scanned");
-            let born = TaskId(now.0 / 1_000);
-            let unused = database.sequence()?.unwrap_or(born);
-            let after = last.map_or(0, |id| id.0.saturating_add(1));
-            let next_id = unused.max(TaskId(after));
+            if let Some((name, database)) = fresh {
+                files.store = name;
+                drop(files.replace_database(database));
+            }
+            let database = files.database();
             let lease = commit::lease(next_id);
             database.set_sequence(lease)?;
             faults::point("recover.leased");
             database.flush()?;
             faults::point("recover.flushed");
-            let report = if report.set_aside.damaged.is_empty() {
-                report
-            } else {
-                each(Handed::Anew);
-                let task = &mut |task| each(Handed::Task(task));
-                recover::hand_over_anew(database, task, report)?
-            };
             let quarantined_rows = quarantine::rows_in(&dir).unwrap_or(report.set_aside.rows);
             let report = RecoveryReport { witnessed, quarantined_rows, ..report };
             Ok((report, kept, next_id, lease))

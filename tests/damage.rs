@@ -110,12 +110,12 @@ fn key(rng: &mut Rng, task: TaskId) -> (Box<str>, IdempotencyRow) {
 }
 
 /// A store with a life behind it: written over two starts, much of it settled, and what is left.
-fn living(dir: &Path, rng: &mut Rng) -> Contents {
+fn living(dir: &Path, rng: &mut Rng, tasks: u64) -> Contents {
     let mut contents = Contents::default();
     for start in 0..2 {
         let store = Store::open(&settings(dir)).unwrap();
         let (opened, _) = store.recover(&mut drop, Box::new(drop)).unwrap();
-        for n in 1..=400 {
+        for n in 1..=tasks {
             let task = task(rng, opened.next_id.0 + n);
             let (reply, durable) = tokio::sync::oneshot::channel();
             let reply = Box::new(move |result| {
@@ -140,7 +140,7 @@ fn living(dir: &Path, rng: &mut Rng) -> Contents {
                     state = vec![progress(rng), progress(rng)];
                     opened.committer.save(task.id, state.clone());
                 }
-                _ if start == 1 && n > 350 => {}
+                _ if start == 1 && n > tasks - 50 => {}
                 _ => {
                     opened.committer.remove(task.id);
                     continue;
@@ -295,6 +295,44 @@ fn start(dir: &Path, contents: &Contents) -> Outcome {
     // No ledger counts the keys, which may vanish.
     let others = report.set_aside.damaged.len() - aside.len();
     assert!(opened.replicas.len() + others >= contents.replicas.len());
+    // What is there stays there, whatever is written, settled and read from now on.
+    let mut rng = Rng::with_seed(expected.len() as u64);
+    for (id, task) in found.iter().map(|task| (task.header.id, task)) {
+        if rng.bool() {
+            opened.committer.remove(id);
+            expected.remove(&id);
+        } else {
+            expected.get_mut(&id).unwrap().1 = task.progress.clone();
+        }
+    }
+    for n in 0..100 {
+        let task = task(&mut rng, opened.next_id.0 + n);
+        opened.committer.accept(Arc::new(task.clone()), None, None);
+        expected.insert(task.id, (task, vec![Progress::Untouched; 2]));
+    }
+    let (reply, synced) = tokio::sync::oneshot::channel();
+    opened.committer.sync(Box::new(|result| {
+        let _ = reply.send(result);
+    }));
+    synced.blocking_recv().unwrap().unwrap();
+    for (id, (written, _)) in &expected {
+        let read = opened.reader.read(*id);
+        assert_eq!(read.as_ref().ok().map(Option::as_ref), Some(Some(written)), "{read:?}");
+    }
+    close(opened);
+    let mut found = Vec::new();
+    let (opened, again) = Store::open(&settings(dir))
+        .unwrap()
+        .recover(&mut |handed: Handed| handed.collect_into(&mut found), Box::new(drop))
+        .unwrap();
+    assert_eq!(again.set_aside.file, None, "{:?}", again.set_aside);
+    let found: Vec<_> = found.into_iter().map(|task| (task.header.id, task.progress)).collect();
+    let all: Vec<_> = expected.iter().map(|(id, (_, progress))| (*id, progress.clone())).collect();
+    assert_eq!(found, all);
+    for (id, (written, _)) in &expected {
+        let read = opened.reader.read(*id);
+        assert_eq!(read.as_ref().ok().map(Option::as_ref), Some(Some(written)), "{read:?}");
+    }
     close(opened);
     if aside.is_empty() { Outcome::Whole } else { Outcome::SetAside }
 }
@@ -319,7 +357,7 @@ fn a_damaged_store_is_recovered_or_set_aside_or_refused() {
     let stores = number("DAMAGED_STORES", 250);
     let temp = tempfile::tempdir().unwrap();
     let origin = temp.path().join("origin");
-    let contents = Arc::new(living(&origin, &mut Rng::with_seed(first)));
+    let contents = Arc::new(living(&origin, &mut Rng::with_seed(first), 400));
     let (mut recovered, mut set_aside) = (0, 0);
     let (mut exports, mut exported) = (0, 0);
     let mut refused: BTreeMap<String, u64> = BTreeMap::new();
@@ -363,4 +401,95 @@ fn a_damaged_store_is_recovered_or_set_aside_or_refused() {
     let all = contents.tasks.len();
     eprintln!("{exports} of the refused could be exported, {exported} tasks; {all} were in each");
     refused.iter().for_each(|(why, times)| eprintln!("{times:5} {why}"));
+}
+
+/// sled's segments are so large, and begin with so much of their own.
+const SEGMENT: usize = 512 << 10;
+const SEGMENT_HEADER: usize = 20;
+
+/// A number as sled writes it, and how many bytes it takes.
+fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
+    let at = |n: usize| bytes.get(n).copied().map(u64::from);
+    Some(match at(0)? {
+        n @ 0..=240 => (n, 1),
+        n @ 241..=248 => (240 + 256 * (n - 241) + at(1)?, 2),
+        249 => (2288 + 256 * at(1)? + at(2)?, 3),
+        n => {
+            let bytes = bytes.get(1..n as usize - 246)?;
+            let number = bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
+            (number, 1 + bytes.len())
+        }
+    })
+}
+
+/// Where the messages begin that a start reads from sled's log, in the order in which they were
+/// written: those behind the snapshot that the last start has made.
+fn messages(store: &Path, log: &[u8]) -> Vec<usize> {
+    let snapshot = files(store).iter().find_map(|path| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        i64::from_str_radix(name.strip_prefix("snap.")?, 16).ok()
+    });
+    let mut segments = BTreeMap::new();
+    for (number, segment) in log.chunks(SEGMENT).enumerate() {
+        let lsn = i64::from_le_bytes(segment[4..12].try_into().unwrap()) ^ i64::MAX;
+        if segment[..SEGMENT_HEADER] != [0; SEGMENT_HEADER] && lsn >= snapshot.unwrap() {
+            segments.insert(lsn, (number * SEGMENT, segment));
+        }
+    }
+    let mut found = Vec::new();
+    for (begins, segment) in segments.into_values() {
+        let mut at = SEGMENT_HEADER;
+        // A checksum, the kind of message, and three numbers, of which the first is its length.
+        while let Some(&[_, _, _, _, kind @ 1..=11, ref rest @ ..]) = segment.get(at..) {
+            found.push(begins + at);
+            let Some((length, mut bytes)) = varint(rest) else { break };
+            for _ in 0..2 {
+                bytes += varint(&rest[bytes..]).map_or(0, |(_, bytes)| bytes);
+            }
+            at += 5 + bytes + length as usize;
+            if kind == CAP {
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// The kind of message that fills a segment up.
+const CAP: u8 = 2;
+
+/// sled drops a damaged message and the rest of its segment in silence, and goes on with pages of
+/// which some are older than others. What is served of such a store must stay, and what is written
+/// to it from then on.
+#[test]
+fn a_store_whose_log_lost_a_segments_end_keeps_all_that_it_serves_and_accepts() {
+    let first = number("DAMAGE_SEED", 1);
+    let tried = number("DAMAGED_MESSAGES", 100) as usize;
+    let temp = tempfile::tempdir().unwrap();
+    let origin = temp.path().join("origin");
+    let contents = living(&origin, &mut Rng::with_seed(first), 3000);
+    let store = origin.join("store-000001");
+    let log = fs::read(store.join("db")).unwrap();
+    let messages = messages(&store, &log);
+    let (mut recovered, mut set_aside, mut refused) = (0, 0, 0);
+    for at in messages.iter().step_by(messages.len() / tried) {
+        let dir = temp.path().join(format!("message-{at}"));
+        copy(&origin, &dir);
+        let mut bytes = log.clone();
+        bytes[*at] ^= 1;
+        fs::write(dir.join("store-000001/db"), bytes).unwrap();
+        match start(&dir, &contents) {
+            Outcome::Whole => recovered += 1,
+            Outcome::SetAside => set_aside += 1,
+            Outcome::Refused(why) => {
+                is_a_sentence(&why, &dir);
+                refused += 1;
+            }
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+    eprintln!(
+        "{} messages: {recovered} whole, {set_aside} set aside, {refused} refused",
+        messages.len()
+    );
 }

@@ -118,6 +118,15 @@ impl World {
         self.lives.push(self.replicas.iter().map(|replica| replica.seen().len()).collect());
     }
 
+    /// A row that no release has written: a store in which anything is damaged is made anew.
+    async fn leave_stray_row(&mut self) {
+        self.leave_backlog().await;
+        let store = std::fs::read_to_string(self.path().join("CURRENT")).unwrap();
+        let db = sled::open(self.path().join(store.trim_end())).unwrap();
+        db.open_tree("values").unwrap().insert(b"odd", b"bytes").unwrap();
+        db.flush().unwrap();
+    }
+
     /// Starts it again, writes more, and looks at everything that was ever accepted.
     async fn judge(self) {
         let mut daemon = Daemon::start_on(&self.path(), ARGS).await;
@@ -157,6 +166,9 @@ async fn die_at_each(group: &str) {
         if group == "rewrite." {
             world.leave_backlog().await;
         }
+        if group == "rebuild." {
+            world.leave_stray_row().await;
+        }
         if group == "clear." {
             world.leave_backlog().await;
             world.die_at("rewrite.renamed").await;
@@ -178,6 +190,7 @@ fn every_point_belongs_to_a_test() {
         "rewrite.",
         "clear.",
         "migrate.",
+        "rebuild.",
         "recover.",
         "commit.",
         "settle.",
@@ -217,6 +230,11 @@ async fn a_migration_that_dies_is_run_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recovery_that_dies_is_run_again() {
     die_at_each("recover.").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_store_that_dies_while_it_is_made_anew_is_made_anew() {
+    die_at_each("rebuild.").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

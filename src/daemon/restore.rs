@@ -77,6 +77,11 @@ pub(super) fn open(
             );
         }
         tell_set_aside(&report.set_aside);
+        if report.rebuilt {
+            warn!(
+                "the store was damaged: what is whole in it was written into a fresh one, which has taken its place"
+            );
+        }
         let seconds = clock.now().moment.since_start().as_secs_f64();
         let RecoveryReport { tasks, value_bytes, dead_letters, orphans_removed, .. } = report;
         info!(tasks, value_bytes, dead_letters, orphans_removed, seconds, "the store is open");
@@ -134,6 +139,7 @@ fn restore(
     for handed in tasks.iter().flatten() {
         let Handed::Task(task) = handed else {
             engine.clear();
+            strong.clear();
             pause(engine);
             continue;
         };

@@ -16,15 +16,6 @@ use super::recover::Recovered;
 use super::rows::{self, Head, IdempotencyRow, Nodes, ReplicaRow};
 use crate::task::{Node, Progress, TaskId};
 
-/// How much is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Depth {
-    /// Everything.
-    Whole,
-    /// Tasks alone, and no values but what of a task is in their tree. For a second walk.
-    WithoutValues,
-}
-
 /// What was found.
 #[derive(Debug, Default)]
 pub(super) struct Found {
@@ -46,6 +37,9 @@ pub(super) struct Found {
     pub(super) broken: Vec<Tree>,
     /// Rows whose task is gone.
     pub(super) orphans: Vec<(Tree, sled::IVec)>,
+    /// One of them is of a task that the ledger knows to be settled: rows that were removed are back,
+    /// which no crash explains.
+    pub(super) returned: bool,
     /// What is not as it was written: of each task the first row.
     pub(super) damaged: Vec<Damage>,
     /// What is kept beside the tasks.
@@ -60,22 +54,18 @@ pub(super) struct Kept {
 }
 
 /// Hands every task that is whole to `each`, in order.
-pub(super) fn walk(
-    database: &Database,
-    depth: Depth,
-    each: &mut dyn FnMut(Recovered),
-) -> Result<Found, Failure> {
-    let counted_up_to = database.ledger().0.highest;
+pub(super) fn walk(database: &Database, each: &mut dyn FnMut(Recovered)) -> Result<Found, Failure> {
+    let (ledger, binds) = database.ledger();
     let cursor = |tree| Cursor { left: database.tree(tree).iter(), next: None };
     let mut walk = Walk {
         database,
-        depth,
         values: cursor(Tree::Values),
         progress: cursor(Tree::Progress),
         dead_letters: cursor(Tree::DeadLetters),
         nodes: Nodes::default(),
         found: Found::default(),
-        counted_up_to,
+        counted_up_to: ledger.highest,
+        binds,
     };
     for row in &database.tasks {
         let (key, row) = row?;
@@ -108,21 +98,20 @@ pub(super) fn walk(
             walk.without_task(tree, key);
         }
     }
-    if depth == Depth::Whole {
-        walk.kept()?;
-    }
+    walk.kept()?;
     Ok(walk.found)
 }
 
 struct Walk<'a> {
     database: &'a Database,
-    depth: Depth,
     values: Cursor,
     progress: Cursor,
     dead_letters: Cursor,
     nodes: Nodes,
     found: Found,
     counted_up_to: TaskId,
+    /// The trees must hold what the ledger says.
+    binds: bool,
 }
 
 type Row = (sled::IVec, sled::IVec);
@@ -138,10 +127,7 @@ impl Walk<'_> {
     /// Puts together what belongs to one task.
     fn task(&mut self, id: TaskId, key: &[u8], row: &[u8]) -> Result<Recovered, Failure> {
         let head = Head::read(key, row)?;
-        let spilled = match self.depth {
-            Depth::Whole => self.chunks(id, &head)?,
-            Depth::WithoutValues => self.database.spilled(id, &head)?,
-        };
+        let spilled = self.chunks(id, &head)?;
         let envelope = spilled.as_deref().unwrap_or(head.bytes);
         let header = envelope
             .get(..head.envelope)
@@ -246,9 +232,6 @@ impl Walk<'_> {
 
     /// The next row of this task; `None` when there is none left. Ids must not go back.
     fn next_of(&mut self, tree: Tree, id: TaskId) -> Result<Option<Row>, Failure> {
-        if tree == Tree::Values && self.depth == Depth::WithoutValues {
-            return Ok(None);
-        }
         while let Some((key, row)) = self.advance(tree)? {
             match keys::owner(&key) {
                 Some(owner) if owner == id => return Ok(Some((key, row))),
@@ -263,9 +246,6 @@ impl Walk<'_> {
     }
 
     fn advance(&mut self, tree: Tree) -> Result<Option<Row>, Failure> {
-        if tree == Tree::Values && self.depth == Depth::WithoutValues {
-            return Ok(None);
-        }
         let cursor = self.cursor(tree);
         if let Some(row) = cursor.next.take() {
             return Ok(Some(row));
@@ -293,7 +273,10 @@ impl Walk<'_> {
 
     fn without_task(&mut self, tree: Tree, key: sled::IVec) {
         match keys::owner(&key) {
-            Some(_) => self.found.orphans.push((tree, key)),
+            Some(owner) => {
+                self.found.returned |= self.binds && owner <= self.counted_up_to;
+                self.found.orphans.push((tree, key));
+            }
             None => self.stray(tree, &key),
         }
     }

@@ -5,7 +5,7 @@
 //! needs as much room as the store. Only a repair opens the store itself; it
 //!
 //! - sets tasks with damaged rows aside, as a start of the daemon does (`quarantine.rs`);
-//! - takes what is left for all there is: the ledger is written anew and so is the witness;
+//! - takes what is left for all there is, and writes it into a fresh store (`rebuild.rs`);
 //! - writes rows of `meta` anew that cannot be read, but for the version of the format.
 //!
 //! What is missing stays missing. The report says what is known of it.
@@ -13,18 +13,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::audit::{self, Depth};
+use super::audit;
 use super::database::{Database, open_sled};
 use super::directory::{self, Directory};
 use super::error::{Failure, OpenError, guarded};
 use super::keys::{self, Tree};
 use super::ledger::Ledger;
 use super::migrate::{self, Migrated};
-use super::quarantine::{self, Quarantine, SetAside};
+use super::quarantine::{self, SetAside};
+use super::rebuild::Place;
 use super::recover::{self, Mended, Missing};
 use super::witness::{self, Testimony, Witness};
-use super::{Settings, barrier, commit, rows};
-use crate::task::TaskId;
+use super::{Settings, barrier, commit, log, rows};
 
 const COPY: &str = "check.tmp";
 
@@ -78,7 +78,7 @@ pub fn check(settings: &Settings, repair: bool) -> Result<Checked, OpenError> {
 
 /// A locked data directory, and a copy of its store that is removed with this.
 pub(super) struct Copied {
-    _directory: Directory,
+    directory: Directory,
     original: PathBuf,
     store: String,
     copy: PathBuf,
@@ -106,7 +106,7 @@ impl Copied {
         if copy.exists() {
             fs::remove_dir_all(&copy).map_err(OpenError::io("remove", &copy))?;
         }
-        let copied = Self { _directory: directory, original, store, copy };
+        let copied = Self { directory, original, store, copy };
         copy_dir(&copied.original, &copied.copy)
             .map_err(OpenError::io("copy the store to", &copied.copy))?;
         Ok(copied)
@@ -146,7 +146,7 @@ impl Copied {
         }
         let examine = || {
             let (database, format) = self.open(settings)?;
-            let walk = || audit::walk(&database, Depth::Whole, &mut drop);
+            let walk = || audit::walk(&database, &mut drop);
             let found = guarded(walk).map_err(OpenError::in_store(dir))?;
             Ok::<_, OpenError>((format, recover::gone(&database, &found), database.ledger(), found))
         };
@@ -234,6 +234,7 @@ impl Copied {
     fn repair(&self, settings: &Settings) -> Result<SetAside, OpenError> {
         let dir = &settings.dir;
         let in_dir = || OpenError::in_store(dir);
+        let log_is_whole = log::is_whole(&self.original).map_err(in_dir())?;
         let db = guarded(|| open_sled(&self.original, settings.cache_bytes)).map_err(in_dir())?;
         directory::sync_store(&self.original)?;
         let clean_meta = || {
@@ -256,19 +257,19 @@ impl Copied {
         migrate_or_refuse(&db, settings)?;
         let mend = || {
             let database = Database::new(db)?;
-            let quarantine = Quarantine::of(dir, &self.store, settings.now);
-            let Mended { report, highest, .. } =
-                recover::mend(&database, &quarantine, Missing::Accept, &mut drop)?;
-            // Above all that was ever used, as far as anyone can tell.
-            let after = highest.map_or(0, |id| id.0.saturating_add(1));
-            let born = TaskId(settings.now.0 / 1_000);
-            let unused = database.sequence()?.unwrap_or(born);
-            database.set_sequence(commit::lease(unused.max(TaskId(after))))?;
+            let &Settings { cache_bytes, now, .. } = settings;
+            let (directory, store) = (&self.directory, &*self.store);
+            let place = Place { directory, store, cache_bytes, now, log_is_whole };
+            let Mended { report, unused, fresh, .. } =
+                recover::mend(&database, place, Missing::Accept, &mut drop)?;
+            let (store, database) = fresh.unwrap_or_else(|| (self.store.clone(), database));
+            database.set_sequence(commit::lease(unused))?;
             database.flush()?;
-            Ok::<_, Failure>((report.set_aside, database.ledger().0.number))
+            Ok::<_, Failure>((report.set_aside, store, database.ledger().0.number))
         };
-        let (set_aside, number) = guarded(mend).map_err(in_dir())?;
-        drop(Witness::begin(dir, &self.store, number)?);
+        let (set_aside, store, number) = guarded(mend).map_err(in_dir())?;
+        drop(Witness::begin(dir, &store, number)?);
+        self.directory.clear_beside(&dir.join(store))?;
         Ok(set_aside)
     }
 }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::lines::{End, Head, Line};
-use super::audit::{self, Depth, Kept};
+use super::audit::{self, Kept};
 use super::check::Copied;
 use super::database::{Database, open_sled};
 use super::directory::Directory;
@@ -74,7 +74,7 @@ fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Export
     let mut unread = Vec::new();
     let mut tasks = 0;
     let walk = || {
-        audit::walk(database, Depth::Whole, &mut |recovered| {
+        audit::walk(database, &mut |recovered| {
             if failed.is_some() {
                 return;
             }

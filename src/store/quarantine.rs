@@ -1,7 +1,8 @@
 //! `DIR/quarantine/`: tasks that cannot be read whole, set aside so that the rest is served.
 //!
-//! A recovery that finds such tasks writes one file, `NNNNNN.jsonl`, syncs it, and only then
-//! removes their rows from the store. The first line says where they are from:
+//! A recovery that finds such tasks writes one file, `NNNNNN.jsonl`, syncs it, and only then puts a
+//! store without them in the place of this one (`rebuild.rs`). The first line says where they are
+//! from:
 //!
 //! ```text
 //! {"quarantine":1,"store":"store-000001","commit":57,"set_aside_at":1700000000000000000}
@@ -19,7 +20,7 @@
 //! key one that was never given.
 //!
 //! `key` is hexadecimal, `row` is base64 of frame and payload, as `rows.rs` describes them. A
-//! crash between the file and the removal leaves the rows in two files.
+//! crash between the two leaves the rows in two files.
 //!
 //! **Nothing stale over something newer.** A task that is set aside is not delivered any more,
 //! whatever its replicas have had of it: nobody can say. An older write of the same key that
@@ -38,7 +39,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-use super::audit::{self, Depth};
 use super::database::Database;
 use super::error::{Damage, Failure};
 use super::keys::{self, Tree};
@@ -82,7 +82,7 @@ impl Quarantine {
         Self { dir: data_dir.join(NAME), store: store.to_owned(), now }
     }
 
-    /// Sets the tasks of these rows aside, durably, and removes them from the store.
+    /// Writes the tasks of these rows down, durably. The store is left as it is.
     pub(super) fn set_aside(
         &self,
         database: &Database,
@@ -93,7 +93,7 @@ impl Quarantine {
         }
         let (path, file) = self.file()?;
         let mut file = BufWriter::new(file);
-        let mut removed = Vec::new();
+        let mut rows = 0;
         let header = json!({
             "quarantine": 1,
             "store": self.store,
@@ -112,7 +112,7 @@ impl Quarantine {
                     "damage": what,
                 });
                 writeln!(file, "{line}").map_err(io(&path))?;
-                removed.push((tree, key));
+                rows += 1;
             }
         }
         let file = file.into_inner().map_err(|error| io(&path)(error.into_error()))?;
@@ -120,14 +120,7 @@ impl Quarantine {
         for dir in [Some(&*self.dir), self.dir.parent()].into_iter().flatten() {
             File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))?;
         }
-        // First what may not be sent any more, on disk, then what that is known from.
-        let superseded = supersede_older(database, &damaged)?;
-        database.flush()?;
-        for (tree, key) in &removed {
-            database.take(*tree, key)?;
-        }
-        let rows = removed.len() as u64;
-        Ok(SetAside { file: Some(path), damaged, rows, superseded })
+        Ok(SetAside { file: Some(path), damaged, rows, superseded: 0 })
     }
 
     /// The first file with a number that is not taken.
@@ -189,38 +182,33 @@ fn rows_of(database: &Database, damage: &Damage) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-/// Supersedes what older tasks of the same keys have left for the same replicas.
-fn supersede_older(database: &Database, damaged: &[Damage]) -> Result<u64, Failure> {
-    let gone: BTreeSet<_> = damaged.iter().filter_map(Damage::task).collect();
-    let mut last: BTreeMap<(String, Node), TaskId> = BTreeMap::new();
-    for &id in &gone {
-        if let Some(Header { key, replicas, .. }) = rows::guess_header(database, id)? {
-            last.extend(replicas.into_iter().map(|node| ((key.clone(), node), id)));
-        }
-    }
-    if last.is_empty() {
-        return Ok(0);
-    }
-    let mut changed = Vec::new();
-    audit::walk(database, Depth::WithoutValues, &mut |older| {
-        let mut progress = older.progress;
-        let before = progress.clone();
-        for (node, entry) in older.header.replicas.iter().zip(&mut progress) {
-            let newer = last.get(&(older.header.key.clone(), node.clone()));
-            if newer.is_some_and(|newer| *newer > older.header.id) && is_pending(entry) {
-                *entry = Progress::Superseded;
+/// The newest of the tasks that were set aside, by key and replica, as far as these can be read.
+pub(super) struct Newer(BTreeMap<(String, Node), TaskId>);
+
+impl Newer {
+    pub(super) fn among(database: &Database, damaged: &[Damage]) -> Result<Self, Failure> {
+        let gone: BTreeSet<_> = damaged.iter().filter_map(Damage::task).collect();
+        let mut newest = BTreeMap::new();
+        for id in gone {
+            if let Some(Header { key, replicas, .. }) = rows::guess_header(database, id)? {
+                newest.extend(replicas.into_iter().map(|node| ((key.clone(), node), id)));
             }
         }
-        if progress != before && !gone.contains(&older.header.id) {
-            changed.push((older.header.id, before, progress));
-        }
-    })?;
-    let mut superseded = 0;
-    for (id, before, progress) in changed {
-        superseded += before.iter().zip(&progress).filter(|(old, new)| old != new).count() as u64;
-        database.save(id, &progress)?;
+        Ok(Self(newest))
     }
-    Ok(superseded)
+
+    /// Supersedes what an older task has left for the same replicas. Says how many deliveries.
+    pub(super) fn supersede(&self, older: &Header, progress: &mut [Progress]) -> u64 {
+        let mut superseded = 0;
+        for (node, entry) in older.replicas.iter().zip(progress) {
+            let newer = self.0.get(&(older.key.clone(), node.clone()));
+            if newer.is_some_and(|newer| *newer > older.id) && is_pending(entry) {
+                *entry = Progress::Superseded;
+                superseded += 1;
+            }
+        }
+        superseded
+    }
 }
 
 fn is_pending(progress: &Progress) -> bool {

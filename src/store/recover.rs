@@ -1,14 +1,15 @@
 //! Reads what is on disk, once, at the start: every live task in the order of acceptance.
 //!
-//! First everything is looked at and compared with the ledger, before anything is changed or
-//! handed over: a row that is missing is for a person to decide. Then what cannot be read is set
-//! aside, what crashes have left is removed, and the tasks are handed over in a second walk, which
-//! leaves out the values.
+//! Everything is looked at and compared with the ledger before anything is changed: a row that is
+//! missing is for a person to decide. Then what crashes have left is removed. If anything cannot be
+//! read, it is set aside and the rest is written into a fresh store (`rebuild.rs`), from which the
+//! tasks are handed over once more.
 
-use super::audit::{self, Depth, Found, Kept};
+use super::audit::{self, Found, Kept};
 use super::database::Database;
 use super::error::{Failure, Gone};
-use super::quarantine::{Quarantine, SetAside};
+use super::quarantine::{Newer, Quarantine, SetAside};
+use super::rebuild::{Place, Rebuilt, rebuild, told};
 use super::rows::Header;
 use crate::faults;
 use crate::task::{Progress, TaskId};
@@ -38,6 +39,8 @@ pub struct RecoveryReport {
     pub witnessed: bool,
     /// What could not be read, and where it is now.
     pub set_aside: SetAside,
+    /// The store was damaged, and a fresh one with what is whole has taken its place.
+    pub rebuilt: bool,
     /// Rows in the quarantine, those of former starts included.
     pub quarantined_rows: u64,
 }
@@ -47,8 +50,8 @@ pub struct RecoveryReport {
 pub enum Handed {
     /// A task, in the order of acceptance.
     Task(Recovered),
-    /// Something had to be set aside: what was handed over before is to be forgotten, and all of
-    /// it comes once more as it is now.
+    /// The store is damaged: what was handed over before is to be forgotten, and what is whole comes
+    /// once more as it is now.
     Anew,
 }
 
@@ -74,60 +77,72 @@ pub(super) enum Missing {
 /// What is there once the store is in order.
 pub(super) struct Mended {
     pub(super) report: RecoveryReport,
-    /// The highest task that any row has.
-    pub(super) highest: Option<TaskId>,
+    /// Every id from here on is unused.
+    pub(super) unused: TaskId,
     pub(super) kept: Kept,
+    /// The name of the store that took the place of a damaged one, and the store.
+    pub(super) fresh: Option<(String, Database)>,
 }
 
-/// Brings the store into order: compares it with the ledger, sets aside what cannot be read, and
-/// removes what crashes have left.
-///
-/// Every task that is whole goes to `each`, and they are what there is, unless something was set
-/// aside: that can change others.
+/// Brings the store into order: compares it with the ledger and removes what crashes have left; or,
+/// if anything is damaged, the log among it, sets that aside and puts a fresh store with the rest in its place. With
+/// [`Missing::Accept`] it is taken for damaged.
 pub(super) fn mend(
     database: &Database,
-    quarantine: &Quarantine,
+    place: Place<'_>,
     missing: Missing,
-    each: &mut dyn FnMut(Recovered),
+    each: &mut dyn FnMut(Handed),
 ) -> Result<Mended, Failure> {
-    let mut found = audit::walk(database, Depth::Whole, each)?;
+    let mut found = audit::walk(database, &mut |task| each(Handed::Task(task)))?;
     if missing == Missing::Refuse
         && let Some(gone) = gone(database, &found)
     {
         return Err(Failure::Gone(gone));
     }
-    database.adopt(found.highest, found.tallies, found.live_bytes);
-    let set_aside = quarantine.set_aside(database, std::mem::take(&mut found.damaged))?;
-    for (tree, key) in &found.orphans {
-        faults::point("recover.orphan-found");
-        database.take(*tree, key)?;
-        faults::point("recover.orphan-removed");
-    }
+    let after = found.highest.map_or(0, |id| id.0.saturating_add(1));
+    let born = TaskId(place.now.0 / 1_000);
+    let unused = database.sequence()?.unwrap_or(born).max(TaskId(after));
     let orphans_removed = found.orphans.len() as u64;
-    let Found { tasks, value_bytes, dead_letters, highest, kept, .. } = found;
+    let (mut set_aside, mut fresh) = (SetAside::default(), None);
+    let well = place.log_is_whole && !found.returned && found.damaged.is_empty();
+    if missing == Missing::Accept || !well {
+        each(Handed::Anew);
+        let quarantine = Quarantine::of(place.directory.path(), place.store, place.now);
+        set_aside = quarantine.set_aside(database, found.damaged.clone())?;
+        let newer = Newer::among(database, &found.damaged)?;
+        let Rebuilt { name, database, superseded } =
+            rebuild(database, &found, &newer, place, unused)?;
+        set_aside.superseded = superseded;
+        found = audit::walk(&database, &mut |task| each(Handed::Task(task)))?;
+        if let Some(damage) = found.damaged.pop() {
+            return Err(damage.into());
+        }
+        if let Some(gone) = gone(&database, &found) {
+            return Err(Failure::Gone(gone));
+        }
+        place.directory.announce(&name).map_err(told)?;
+        place.directory.adopt(&name).map_err(told)?;
+        fresh = Some((name, database));
+    } else {
+        database.adopt(found.highest, found.tallies, found.live_bytes);
+        for (tree, key) in &found.orphans {
+            faults::point("recover.orphan-found");
+            database.take(*tree, key)?;
+            faults::point("recover.orphan-removed");
+        }
+    }
+    let Found { tasks, value_bytes, dead_letters, kept, .. } = found;
+    let rebuilt = fresh.is_some();
     let report = RecoveryReport {
         tasks,
         value_bytes,
         dead_letters,
         orphans_removed,
         set_aside,
+        rebuilt,
         ..RecoveryReport::default()
     };
-    Ok(Mended { report, highest, kept })
-}
-
-/// Hands every task to `each` once more, in order, and counts them anew in the report.
-pub(super) fn hand_over_anew(
-    database: &Database,
-    each: &mut dyn FnMut(Recovered),
-    report: RecoveryReport,
-) -> Result<RecoveryReport, Failure> {
-    let found = audit::walk(database, Depth::WithoutValues, each)?;
-    if let Some(damage) = found.damaged.into_iter().next() {
-        return Err(damage.into());
-    }
-    let Found { tasks, value_bytes, dead_letters, .. } = found;
-    Ok(RecoveryReport { tasks, value_bytes, dead_letters, ..report })
+    Ok(Mended { report, unused, kept, fresh })
 }
 
 /// What must be there by the ledger, and is not.

@@ -30,6 +30,7 @@ use super::Files;
 use super::database::{Database, TREES};
 use super::directory;
 use super::error::{Failure, guarded};
+use super::rebuild::told;
 use super::witness::Witness;
 use crate::faults;
 
@@ -240,7 +241,6 @@ impl Rewriter {
         faults::point("rewrite.flushed");
         database.mirror_to(None);
         let directory = &self.files.directory;
-        let told = |error: super::OpenError| Failure::Database(error.to_string());
         if let Err(error) = directory.announce(&name) {
             drop(fresh);
             self.give_up(&told(error), &name);
@@ -359,7 +359,6 @@ impl Copying {
 
 /// Makes the fresh database, with all that a power cut could take of its directory durable.
 fn make(old: &Database, dir: &Path, path: &Path, cache_bytes: u64) -> Result<Fresh, Failure> {
-    let told = |error: super::OpenError| Failure::Database(error.to_string());
     directory::make_empty(path).map_err(told)?;
     faults::point("rewrite.begun");
     let database = old.beside(super::open_sled(path, cache_bytes)?)?;

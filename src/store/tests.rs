@@ -92,6 +92,7 @@ const NOTHING: RecoveryReport = RecoveryReport {
     orphans_removed: 0,
     witnessed: true,
     set_aside: SetAside { file: None, damaged: vec![], rows: 0, superseded: 0 },
+    rebuilt: false,
     quarantined_rows: 0,
 };
 

@@ -1,6 +1,6 @@
 use super::super::tests::{accept, close, dead, failed, large, open, refusal, settings, small};
 use super::*;
-use crate::task::Cause;
+use crate::task::{Cause, TaskId};
 
 /// A store with three tasks that was closed.
 fn three(dir: &Path) {
