@@ -200,6 +200,10 @@ impl From<Failure> for Wrong {
 /// The longest text of an error.
 const MAX_ERROR_CHARS: usize = 500;
 
+/// The highest id: ids begin with the microseconds of a store's creation, and there must be others to
+/// come, for ever, behind every one.
+pub(super) const MAX_ID: u64 = u64::MAX / 2;
+
 /// So many tasks are flushed together.
 const BATCH: u64 = 4096;
 
@@ -215,6 +219,9 @@ fn read_all(
     let head: Head = lines.next()?.ok_or_else(|| lines.wrong("the file is empty"))?;
     if !(1..=EXPORT).contains(&head.export) {
         return Err(lines.wrong("it is an export in a format that this binary does not know"));
+    }
+    if head.next_id > MAX_ID {
+        return Err(lines.wrong(&format!("\"next_id\" must not be above {MAX_ID}")));
     }
     let mut last = None;
     let (mut last_node, mut last_key) = (None, None);

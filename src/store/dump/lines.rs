@@ -177,6 +177,9 @@ pub(super) fn task(line: Line) -> Result<(Task, Vec<Progress>), String> {
     if matches!(&*line.key, "" | "." | "..") {
         return Err(format!("\"key\" must not be {:?}", line.key));
     }
+    if line.task > super::MAX_ID {
+        return Err(format!("\"task\" must not be above {}", super::MAX_ID));
+    }
     let parse = |text: &String| Node::parse(text).map_err(|why| format!("\"replicas\": {why}"));
     let replicas = line.replicas.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     if replicas.is_empty() || u16::try_from(replicas.len()).map(ReplicaIndex).is_err() {

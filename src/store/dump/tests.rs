@@ -111,6 +111,13 @@ fn a_cut_or_wrong_file_is_refused_by_its_line_and_leaves_no_store() {
     let (text, _) = exported(from.path());
     let lines: Vec<_> = text.lines().collect();
     let join = |lines: &[&str]| lines.join("\n") + "\n";
+    let next_id = |id| {
+        let (before, after) = text.split_once("\"next_id\":").unwrap();
+        format!(
+            "{before}\"next_id\":{id}{}",
+            after.trim_start_matches(|c: char| c.is_ascii_digit())
+        )
+    };
     let wrong = [
         (String::new(), "line 1: the file is empty"),
         (text[..text.len() - 1].to_owned(), "line 9: it is cut"),
@@ -134,6 +141,12 @@ fn a_cut_or_wrong_file_is_refused_by_its_line_and_leaves_no_store() {
             "line 8: \"idempotency\" must have",
         ),
         (text.replacen("\"00-a-b-01\"", "null", 1), "line 4: \"trace_state\" needs"),
+        // Ids would begin anew behind the last of all numbers.
+        (
+            text.replacen("\"task\":4", &format!("\"task\":{}", u64::MAX), 1),
+            "line 4: \"task\" must",
+        ),
+        (next_id(u64::MAX / 2 + 1), "line 1: \"next_id\" must not be above"),
         (text.replacen("00-a-b-01", &"0".repeat(65), 1), "line 4: \"trace_parent\" or"),
         (text.clone() + "{}\n", "line 10: something follows the last line"),
         (text.replacen("\"export\":2", "\"export\":3", 1), "line 1: it is an export in a format"),
