@@ -11,11 +11,11 @@
 //! opinion on how much it should hold.
 //!
 //! To read on: `commit.rs` for how a write becomes durable, `database.rs` and `rows.rs` for what
-//! is written, `recover.rs`, `audit.rs` and `rebuild.rs` for how it is read back, `ledger.rs` and `witness.rs`
-//! for how a row that is missing is noticed, `directory.rs` for how a data directory comes into
-//! being, `calendar.rs` for when it was in use and `access.rs` for who may change it, `check.rs` and
-//! `dump.rs` for the tools on a store that is not in use, `barrier.rs` for why sled can be trusted
-//! with it.
+//! is written, `recover.rs`, `audit.rs` and `rebuild.rs` for how it is read back, `ledger.rs`,
+//! `witness.rs` and `log.rs` for how damage is noticed, `directory.rs` for how a data directory
+//! comes into being, `calendar.rs` for when it was in use and `access.rs` for who may change it,
+//! `check.rs` and `dump.rs` for the tools on a store that is not in use, `barrier.rs` for why sled
+//! can be trusted with it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

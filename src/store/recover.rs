@@ -85,8 +85,8 @@ pub(super) struct Mended {
 }
 
 /// Brings the store into order: compares it with the ledger and removes what crashes have left; or,
-/// if anything is damaged, the log among it, sets that aside and puts a fresh store with the rest in its place. With
-/// [`Missing::Accept`] it is taken for damaged.
+/// if anything is damaged, the log among it, sets that aside and puts a fresh store with the rest in
+/// its place. With [`Missing::Accept`] it is taken for damaged.
 pub(super) fn mend(
     database: &Database,
     place: Place<'_>,
