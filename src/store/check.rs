@@ -140,6 +140,8 @@ impl Copied {
                 .map_err(OpenError::io("read the quarantine in", dir))?,
             ..Checked::default()
         };
+        // Before it is opened: sled begins to tidy up.
+        let log_is_whole = log::is_whole(&self.copy).map_err(OpenError::in_store(dir))?;
         self.examine_meta(dir, settings, &mut checked)?;
         if checked.problems.iter().any(|problem| problem.contains("format_version")) {
             return Ok(checked);
@@ -171,6 +173,11 @@ impl Copied {
         checked.orphans = found.orphans.len() as u64;
         checked.problems.extend(found.damaged.iter().map(ToString::to_string));
         checked.problems.extend(gone.map(|gone| gone.to_string()));
+        if checked.problems.is_empty() && (!log_is_whole || found.returned) {
+            let note = "the database's log is damaged, though all is there: the next start writes \
+                        it into a fresh store";
+            checked.notes.push(note.to_owned());
+        }
         if !binds {
             let note = "the last settlements were cut by a crash, so rows cannot be counted";
             checked.notes.push(note.to_owned());

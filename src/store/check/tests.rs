@@ -121,3 +121,28 @@ fn a_store_in_use_or_none_at_all_is_refused() {
     assert!(error.contains("is in use"), "{error}");
     close(opened);
 }
+
+#[test]
+fn a_damaged_log_is_told_where_nothing_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    for id in 1..=30 {
+        accept(&opened, &large(id, 100_000)).unwrap();
+        opened.committer.remove(TaskId(id));
+    }
+    accept(&opened, &large(31, 1_000)).unwrap();
+    close(opened);
+    let file = dir.path().join("store-000001/db");
+    let well = fs::read(&file).unwrap();
+    // Some segment holds nothing but what was removed.
+    let told = (0..well.len() / (512 << 10)).any(|segment| {
+        let mut bytes = well.clone();
+        bytes[segment * (512 << 10) + 1_000] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        let checked = check(&settings(dir.path()), false).unwrap();
+        let told = checked.notes.iter().any(|note| note.contains("log is damaged"));
+        told && checked.problems.is_empty() && checked.tasks == 1
+    });
+    assert!(told);
+    assert!(open(dir.path()).2.rebuilt);
+}
