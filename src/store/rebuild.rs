@@ -120,6 +120,7 @@ fn make(
 }
 
 /// For `map_err`: what the operating system refused, as a failure of the store.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(super) fn told(error: OpenError) -> Failure {
     Failure::Database(match std::error::Error::source(&error) {
         Some(cause) => format!("{error}: {cause}"),
