@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use std::{fs, io};
 
 use rcgen::KeyPair;
@@ -11,7 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -114,11 +113,14 @@ async fn whoever_is_refused_can_still_send_and_reads_why() {
     args.extend(["--tls-client-ca".to_owned(), ca]);
     let daemon = start(&args).await;
     let mut stream = shaken(&daemon, &authority, &["http/1.1"]).await.unwrap();
-    // The alert and the end of the daemon's side: it has refused.
-    stream.get_ref().0.readable().await.unwrap();
-    for _ in 0..3 {
+    wait_until("the daemon has refused, and ended its side", || async {
+        let ready = stream.get_ref().0.ready(Interest::READABLE).await.unwrap();
+        ready.is_read_closed().then_some(())
+    })
+    .await;
+    for _ in 0..10 {
         stream.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::task::yield_now().await;
     }
     let why = stream.read(&mut [0]).await.unwrap_err();
     assert!(why.to_string().contains("CertificateRequired"), "{why}");
