@@ -61,7 +61,7 @@ impl Reason {
 }
 
 /// The answers to a write that are counted by themselves; any other counts as `other`.
-const STATUSES: [(u16, &str); 11] = [
+const STATUSES: [(u16, &str); 12] = [
     (200, "200"),
     (202, "202"),
     (400, "400"),
@@ -69,6 +69,7 @@ const STATUSES: [(u16, &str); 11] = [
     (403, "403"),
     (408, "408"),
     (413, "413"),
+    (415, "415"),
     (422, "422"),
     (429, "429"),
     (500, "500"),

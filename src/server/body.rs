@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::http::HeaderMap;
-use axum::http::header::EXPECT;
+use axum::http::header::{CONTENT_ENCODING, EXPECT};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Settings;
 use super::errors::Problem;
+use super::wire::shown;
 
 /// Memory is counted in pages of so many bytes, so that a body of any size fits the semaphore's
 /// counts.
@@ -41,6 +42,9 @@ const BATCH_BYTES: usize = 16 << 20;
 
 /// What an operator's body may be long, in bytes: a thousand dead letters by task and replica.
 const OPERATE_BYTES: usize = 2 << 20;
+
+const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
+const UTF_16_MARKS: [&[u8]; 2] = [b"\xfe\xff", b"\xff\xfe"];
 
 /// The memory that the bodies of all requests share, and the bounds of one of them.
 #[derive(Debug)]
@@ -104,12 +108,13 @@ impl Memory {
     }
 
     /// Reads `body` to its end, up to `limit` bytes. What is beyond all the memory there is can
-    /// never be had: `limit` must not be.
+    /// never be had: `limit` must not be. A byte order mark before it is dropped.
     ///
     /// # Errors
     ///
-    /// 413 beyond the limit, before anything is read where the length is announced; 408 when it
-    /// takes longer than the client may, or is slow while others wait for the memory; 503 when the memory is in use for so long.
+    /// 415 for a body that is compressed; 413 beyond the limit, before anything is read where the
+    /// length is announced; 400 for one in UTF-16; 408 when it takes longer than the client may, or
+    /// is slow while others wait for the memory; 503 when the memory is in use for so long.
     pub(super) async fn read_up_to(
         &self,
         limit: usize,
@@ -117,8 +122,14 @@ impl Memory {
         mut body: Body,
         retry_after: Duration,
     ) -> Result<(Bytes, Share<'_>), Problem> {
+        if let Some(coding) = coded(headers) {
+            self.discard(headers, body);
+            return Err(Problem::Encoded(format!(
+                "the body has the Content-Encoding {coding}: it must be sent without one"
+            )));
+        }
         let failure = match self.collect(limit, &mut body).await {
-            Ok(read) => return Ok(read),
+            Ok((read, share)) => return Ok((unmarked(read)?, share)),
             Err(failure) => failure,
         };
         match failure {
@@ -232,6 +243,28 @@ impl Memory {
 }
 
 /// Counts one who waits, for as long as it lives.
+/// The content coding of a body, as an error shows it. `identity` is none.
+fn coded(headers: &HeaderMap) -> Option<String> {
+    let codings = headers.get_all(CONTENT_ENCODING).iter();
+    let mut codings = codings.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let plain = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
+    let coding = codings.find(|coding| !plain(coding.trim_ascii()))?;
+    Some(shown(&String::from_utf8_lossy(coding.trim_ascii())))
+}
+
+/// A body without the byte order mark that some clients write before UTF-8. It is no part of the
+/// JSON behind it: in a batch it would have made an array a line, and spoilt the first of the lines.
+fn unmarked(mut body: Bytes) -> Result<Bytes, Problem> {
+    if body.starts_with(UTF_8_MARK) {
+        return Ok(body.split_off(UTF_8_MARK.len()));
+    }
+    if UTF_16_MARKS.iter().any(|mark| body.starts_with(mark)) {
+        let rule = "the body begins with a byte order mark of UTF-16: it must be UTF-8";
+        return Err(Problem::Invalid(rule.to_owned()));
+    }
+    Ok(body)
+}
+
 struct Wanted<'a>(&'a AtomicUsize);
 
 impl<'a> Wanted<'a> {
@@ -280,3 +313,6 @@ impl Gathered {
         if self.joined.is_empty() { self.first } else { self.joined.freeze() }
     }
 }
+
+#[cfg(test)]
+mod tests;

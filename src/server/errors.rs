@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{
+    ACCEPT_ENCODING, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -39,6 +41,8 @@ pub(super) enum Problem {
     Internal(String),
     /// The body or the value is beyond a limit. Says which.
     TooLarge(String),
+    /// The body is compressed. Says how.
+    Encoded(String),
     /// It cannot be done as things stand. Says why.
     Conflict(String),
     /// The idempotency key belongs to another write.
@@ -125,6 +129,7 @@ impl Problem {
             Self::TooSlow(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Encoded(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Mismatch(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Unavailable { .. } | Self::NoMajority { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -139,6 +144,7 @@ impl Problem {
             | Self::Missing(error)
             | Self::TooSlow(error)
             | Self::TooLarge(error)
+            | Self::Encoded(error)
             | Self::Conflict(error)
             | Self::Mismatch(error)
             | Self::Unavailable { error, .. } => error.as_str(),
@@ -225,6 +231,9 @@ impl IntoResponse for Problem {
             }
             Self::Unavailable { retry_after, .. } | Self::TooMany { retry_after, .. } => {
                 let seconds = HeaderValue::from(whole_seconds(retry_after));
+            Self::Encoded(_) => {
+                with(response, ACCEPT_ENCODING, HeaderValue::from_static("identity"))
+            }
                 with(response, RETRY_AFTER, seconds)
             }
             Self::NoMajority { replayed: true, .. } => replayed(response),

@@ -40,6 +40,7 @@ use crate::traces::{self, Span};
         (status = 403, body = api::Error, description = "A replica may not be written to."),
         (status = 408, body = api::Error, description = "The body did not arrive in time."),
         (status = 413, body = api::Error, description = "The body or the value is too long."),
+        (status = 415, body = api::Error, description = "The body is compressed."),
         (status = 422, body = api::Error, description = "The key was used for another body."),
         (status = 503, body = inline(Unavailable), description = "A limit is reached, the daemon \
             stops, or no majority acknowledged in time: then with `success`, and delivery goes on."),

@@ -81,4 +81,7 @@ enum Bodily {
     /// The body is too long.
     #[response(status = 413)]
     TooLarge(api::Error),
+    /// The body is compressed.
+    #[response(status = 415)]
+    Encoded(api::Error),
 }
