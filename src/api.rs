@@ -28,7 +28,8 @@ pub use replicas::{
 };
 pub use tasks::{Consistency, Delivery, DeliveryState, Task, TaskPage, Write};
 pub use writes::{
-    BatchAnswer, BatchAnswers, BatchWrite, NoMajority, ValueEncoding, WriteAccepted, WriteRequest,
+    BatchAnswer, BatchAnswers, BatchWrite, NoMajority, UserId, ValueEncoding, WriteAccepted,
+    WriteRequest,
 };
 
 /// Every error of the API.

@@ -82,6 +82,7 @@ pub struct Selection {
     pub key_prefix: Option<String>,
     /// Those of this user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<super::UserId>)]
     pub user_id: Option<String>,
     /// Those with this cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -15,6 +15,16 @@ pub enum ValueEncoding {
     Raw,
 }
 
+/// A user: an integer or a text. It is kept and shown as text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum UserId {
+    /// An integer of 64 bits.
+    Integer(i64),
+    /// Any text.
+    Text(String),
+}
+
 /// A write, as a client asks for it. Fields that are not named here are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WriteRequest {
@@ -41,9 +51,9 @@ pub struct WriteRequest {
     /// Not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub primary_node: Option<String>,
-    /// Whose write it is, up to 256 bytes.
+    /// Whose write it is: an integer of 64 bits or a text of up to 256 bytes, kept and shown as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user_id: Option<String>,
+    pub user_id: Option<UserId>,
 }
 
 /// A write of a batch.

@@ -197,7 +197,7 @@ pub struct KeyArgs {
     pub key_prefix: Option<String>,
 
     /// Those of this user.
-    #[arg(long, value_name = "USER")]
+    #[arg(long, value_name = "USER", allow_negative_numbers = true)]
     pub user_id: Option<String>,
 }
 
@@ -542,6 +542,13 @@ mod tests {
         }
         assert!(parse("dead-letters redrive --cause gave-up").is_ok());
         assert!(parse("dead-letters discard --all").is_ok());
+    }
+
+    #[test]
+    fn a_user_may_be_a_negative_number() {
+        let Ok(Command::Tasks(args)) = parse("tasks list --user-id -5 --limit 1") else { panic!() };
+        let Some(TasksCommand::List(list)) = args.command else { panic!() };
+        assert_eq!(list.keys.user_id.as_deref(), Some("-5"));
     }
 
     #[test]

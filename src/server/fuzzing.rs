@@ -73,7 +73,11 @@ pub(super) fn taken(body: &[u8], Write { task, spelled }: &Write) {
     let Ok(json) = serde_json::from_slice::<Value>(body) else { return };
     let text = |field: &str| json[field].as_str().unwrap_or_default();
     assert_eq!(task.key, text("key"));
-    assert_eq!(task.user_id.as_deref().unwrap_or_default(), text("user_id"));
+    let user = match &json["user_id"] {
+        Value::Number(number) => number.to_string(),
+        other => other.as_str().unwrap_or_default().to_owned(),
+    };
+    assert_eq!(task.user_id.as_deref().unwrap_or_default(), user);
     let strong = task.consistency == Consistency::Strong;
     assert_eq!(strong, text("consistency") == "strong");
     let delete = task.operation == Operation::Delete;

@@ -181,7 +181,7 @@ fn consistency(json: Json<'_>) -> Result<Consistency, Problem> {
 }
 
 fn user_id(json: Json<'_>) -> Result<Option<String>, Problem> {
-    let Some(user) = text("user_id", json)?.filter(|user| !user.is_empty()) else {
+    let Some(user) = user(json)?.filter(|user| !user.is_empty()) else {
         return Ok(None);
     };
     if user.len() > MAX_USER_ID_BYTES {
@@ -191,6 +191,21 @@ fn user_id(json: Json<'_>) -> Result<Option<String>, Problem> {
         )));
     }
     Ok(Some(user.into_owned()))
+}
+
+/// A user as text. The gateway sends an integer of 64 bits; other clients send a string.
+pub(super) fn user(json: Json<'_>) -> Result<Option<Cow<'_, str>>, Problem> {
+    let (least, most) = (i64::MIN, u64::MAX);
+    match json {
+        Json::Null => Ok(None),
+        Json::Text(text) => Ok(Some(text)),
+        Json::Unsigned(number) => Ok(Some(number.to_string().into())),
+        Json::Negative(number) => Ok(Some(number.to_string().into())),
+        other => {
+            let rule = format!("a string or an integer from {least} to {most}");
+            Err(must_be("user_id", &rule, &other))
+        }
+    }
 }
 
 /// The nodes, each once, and how each was spelled the first time.

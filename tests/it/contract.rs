@@ -134,7 +134,9 @@ async fn bad_input_is_refused_in_words_and_leaves_no_trace() {
         ("replica_nodes", json!(["http://h#f"]), 400, "fragment"),
         ("replica_nodes", json!([""]), 400, "replica_nodes"),
         ("replica_nodes", json!(many), 400, "2"),
-        ("user_id", json!(5), 400, "user_id"),
+        ("user_id", json!(1.5), 400, "user_id"),
+        ("user_id", json!(1e30), 400, "user_id"),
+        ("user_id", json!(true), 400, "user_id"),
         ("user_id", json!("u".repeat(257)), 400, "user_id"),
     ];
     for (field, value, status, word) in cases {

@@ -1,5 +1,6 @@
 //! What operators post: JSON objects, small, and nothing in them that is not known.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroU32;
 
@@ -8,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use super::asked::{self, CAUSES, word, words};
-use super::validate::{invalid, must_be};
+use super::validate::{self, invalid, must_be};
 use super::wire::{Json, plain};
 use super::{Inbound, Problem};
 use crate::daemon::LetterFilter;
@@ -144,7 +145,7 @@ impl Selection<'_> {
             replica: node("replica", self.replica)?,
             key: text("key", self.key)?,
             key_prefix: text("key_prefix", self.key_prefix)?,
-            user_id: text("user_id", self.user_id)?,
+            user_id: given("user_id", validate::user(self.user_id)?)?,
             cause: cause(&self.cause)?,
         };
         match (all, filter == LetterFilter::default()) {
@@ -201,11 +202,18 @@ fn flag(field: &str, json: &Json<'_>) -> Result<bool, Problem> {
 fn text(field: &str, json: Json<'_>) -> Result<Option<String>, Problem> {
     match json {
         Json::Null => Ok(None),
-        Json::Text(text) if text.is_empty() => {
+        Json::Text(text) => given(field, Some(text)),
+        other => Err(must_be(field, "a string", &other)),
+    }
+}
+
+/// A text to select by, which must not be empty.
+fn given(field: &str, text: Option<Cow<'_, str>>) -> Result<Option<String>, Problem> {
+    match text {
+        Some(text) if text.is_empty() => {
             Err(invalid(format!(r#"field "{field}" is empty, leave it out to not select by it"#)))
         }
-        Json::Text(text) => Ok(Some(text.into_owned())),
-        other => Err(must_be(field, "a string", &other)),
+        text => Ok(text.map(Cow::into_owned)),
     }
 }
 

@@ -264,7 +264,38 @@ fn a_user_id_is_a_text_of_at_most_256_bytes() {
         &json!({"user_id": "u".repeat(257)}),
         r#"field "user_id" is 257 bytes long, the limit is 256"#,
     );
-    refused(&json!({"user_id": 12}), r#"field "user_id" must be a string, got the number 12"#);
+}
+
+#[test]
+fn a_user_id_may_be_an_integer_of_64_bits_and_is_kept_as_text() {
+    for number in ["0", "1", "-1", "9223372036854775807", "-9223372036854775808"] {
+        let task = taken(&json!({"user_id": number.parse::<i64>().unwrap()})).task;
+        assert_eq!(task.user_id.as_deref(), Some(number));
+    }
+    let task = taken(&json!({"user_id": u64::MAX})).task;
+    assert_eq!(task.user_id.as_deref(), Some("18446744073709551615"));
+    assert_eq!(taken(&json!({"user_id": 12})).task, taken(&json!({"user_id": "12"})).task);
+}
+
+#[test]
+fn a_user_id_that_is_neither_a_text_nor_an_integer_of_64_bits_is_refused() {
+    let write = |user: &str| {
+        let head = r#""key":"k","operation":"DELETE","replica_nodes":["http://a"]"#;
+        refused_body(format!(r#"{{{head},"user_id":{user}}}"#).as_bytes())
+    };
+    for (user, got) in [
+        ("1.0", "the number 1.0"),
+        ("1e3", "the number 1000.0"),
+        ("-0", "the number -0.0"),
+        ("18446744073709551616", "the number 1.8446744073709552e19"),
+        ("-9223372036854775809", "the number -9.223372036854776e18"),
+        ("true", "true"),
+        ("[1]", "a list"),
+        ("{}", "an object"),
+    ] {
+        let rule = "a string or an integer from -9223372036854775808 to 18446744073709551615";
+        assert_eq!(write(user), format!(r#"field "user_id" must be {rule}, got {got}"#));
+    }
 }
 
 #[test]

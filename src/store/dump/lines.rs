@@ -31,7 +31,7 @@ pub(super) struct Line {
     accepted_at: u64,
     expires_at: Option<u64>,
     replicas: Vec<String>,
-    user_id: Option<String>,
+    user_id: Option<User>,
     /// Not there before export 2.
     consistency: Option<Wish>,
     trace_parent: Option<String>,
@@ -79,6 +79,25 @@ pub(super) struct End {
     pub(super) replicas: u64,
     #[serde(default)]
     pub(super) idempotency_keys: u64,
+}
+
+/// Exported as text. A file that was written by hand may have it as clients send it.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "\"user_id\" must be a string, an integer of 64 bits or null")]
+enum User {
+    Text(String),
+    Unsigned(u64),
+    Negative(i64),
+}
+
+impl User {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Unsigned(number) => number.to_string(),
+            Self::Negative(number) => number.to_string(),
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -137,7 +156,7 @@ pub(super) fn line(task: &Task, progress: &[Progress]) -> Line {
         accepted_at: task.accepted_at.0,
         expires_at: task.expires_at.map(|end| end.0),
         replicas: task.replicas.iter().map(|node| node.as_str().to_owned()).collect(),
-        user_id: task.user_id.clone(),
+        user_id: task.user_id.clone().map(User::Text),
         consistency: Some(match task.consistency {
             Consistency::Eventual => Wish::Eventual,
             Consistency::Strong => Wish::Strong,
@@ -206,7 +225,7 @@ pub(super) fn task(line: Line) -> Result<(Task, Vec<Progress>), String> {
         accepted_at: Timestamp(line.accepted_at),
         expires_at: line.expires_at.map(Timestamp),
         replicas,
-        user_id: line.user_id,
+        user_id: line.user_id.map(User::into_text),
         consistency: match line.consistency {
             None | Some(Wish::Eventual) => Consistency::Eventual,
             Some(Wish::Strong) => Consistency::Strong,

@@ -77,6 +77,27 @@ fn what_is_exported_and_imported_is_the_same_store() {
     assert!(error.contains("holds a store already"), "{error}");
 }
 
+/// As clients send it, in a file that somebody wrote by hand.
+#[test]
+fn a_user_id_that_is_an_integer_is_imported_as_text() {
+    for (user, kept) in [
+        ("-7", Some("-7")),
+        ("18446744073709551615", Some("18446744073709551615")),
+        ("\"a\"", Some("a")),
+        ("null", None),
+    ] {
+        let to = tempfile::tempdir().unwrap();
+        let text = EXPORT_1.replace("\"user_id\":null", &format!("\"user_id\":{user}"));
+        import(&settings(to.path()), &mut text.as_bytes()).unwrap();
+        assert_eq!(open(to.path()).1[0].header.user_id.as_deref(), kept);
+    }
+    let to = tempfile::tempdir().unwrap();
+    let text = EXPORT_1.replace("\"user_id\":null", "\"user_id\":1.5");
+    let error = import(&settings(to.path()), &mut text.as_bytes()).unwrap_err().to_string();
+    let rule = "line 2: \"user_id\" must be a string, an integer of 64 bits or null";
+    assert!(error.starts_with(rule), "{error}");
+}
+
 /// As the first release wrote it.
 const EXPORT_1: &str = r#"{"export":1,"tasks":1,"next_id":9}
 {"task":7,"key":"k","operation":"SET","value":"dg==","accepted_at":7,"expires_at":null,"replicas":["http://a"],"user_id":null,"progress":[{"state":"delivered"}]}

@@ -35,6 +35,17 @@ fn a_selection_is_read_field_by_field() {
     assert_eq!(redrive(body).unwrap(), selected);
 }
 
+/// As it was when the write was sent.
+#[test]
+fn a_user_is_selected_by_an_integer_as_by_its_text() {
+    let user = |json: &str| redrive(&format!(r#"{{"user_id":{json}}}"#));
+    assert_eq!(user("-5").unwrap(), user(r#""-5""#).unwrap());
+    assert_eq!(user("1").unwrap().filter.user_id.as_deref(), Some("1"));
+    let rule = "a string or an integer from -9223372036854775808 to 18446744073709551615";
+    refused(user("1.5"), &format!(r#"field "user_id" must be {rule}, got the number 1.5"#));
+    refused(user(r#""""#), r#"field "user_id" is empty, leave it out to not select by it"#);
+}
+
 #[test]
 fn all_of_them_have_to_be_asked_for() {
     let nothing = r#"nothing is selected: name "ids", "replica", "key", "key_prefix", "user_id" or "cause", or say "all": true"#;
