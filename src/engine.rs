@@ -73,6 +73,7 @@ pub use steer::{Forgotten, Probed, RenameError, Steered};
 pub use view::{DeliveryState, DeliveryView, Found, LetterView, TaskView, Wanted};
 
 use barrier::Watches;
+use books::Attempt;
 use breaker::Tried;
 use lane::Lanes;
 use moves::Newcomer;
@@ -288,7 +289,7 @@ impl Engine {
                 self.delivered(slot, leg);
             }
             Verdict::Rejected { error } => {
-                self.note_failure(slot, leg, error);
+                self.note_failure(slot, leg, error, Attempt::Sent);
                 match rank {
                     _ if discard => self.settle_head(slot, leg, Settlement::Discarded),
                     // It has had it before; to send it again and again would change nothing.
@@ -297,7 +298,7 @@ impl Engine {
                 }
             }
             Verdict::Retry { after, ambiguous, error } => {
-                self.note_failure(slot, leg, error);
+                self.note_failure(slot, leg, error, Attempt::Sent);
                 if ambiguous {
                     self.doubt(slot, leg, now.wall);
                 }

@@ -28,8 +28,10 @@ pub struct Snapshot {
     pub total_replications: u64,
     /// Deliveries acknowledged.
     pub delivered: u64,
-    /// Failed attempts.
+    /// Failed attempts that were sent.
     pub failed_attempts: u64,
+    /// Attempts that failed without being sent, as a breaker was open.
+    pub unsent_attempts: u64,
     /// Deliveries superseded.
     pub superseded: u64,
     /// Deliveries given up or rejected.
@@ -134,8 +136,10 @@ pub struct ReplicaSnapshot {
     pub lag_seconds: f64,
     /// 1 while an operator has it paused.
     pub paused: u64,
-    /// Failed attempts.
+    /// Failed attempts that were sent.
     pub failed_attempts: u64,
+    /// Attempts that failed without being sent, as its breaker was open.
+    pub unsent_attempts: u64,
     /// From durable to acknowledged.
     pub delivery_seconds: Histogram,
     /// Attempts, however they ended.
@@ -364,8 +368,14 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
     (
         "replicator_attempts_failed_total",
         Counter,
-        "Failed attempts; one delivery can have several.",
+        "Failed attempts that were sent; one delivery can have several.",
         |r| r.failed_attempts,
+    ),
+    (
+        "replicator_attempts_unsent_total",
+        Counter,
+        "Attempts that failed without being sent, as the breaker of the replica was open.",
+        |r| r.unsent_attempts,
     ),
     (
         "replicator_deliveries_dead",
@@ -439,6 +449,7 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
         "total_replications": snapshot.total_replications,
         "successful_replicas": snapshot.delivered,
         "failed_replicas": snapshot.failed_attempts,
+        "unsent_replicas": snapshot.unsent_attempts,
         "queue_size": snapshot.queue_tasks,
         "average_ack_time_ms": millis(snapshot.average_ack_seconds),
         "max_replication_lag_ms": millis(snapshot.max_lag_seconds),

@@ -46,8 +46,11 @@ pub struct Books {
     pub discarded: u64,
     /// Not settled yet.
     pub pending: u64,
-    /// Failed attempts.
+    /// Failed attempts that were sent.
     pub failed_attempts: u64,
+    /// Attempts that failed without being sent, as the breaker was open.
+    #[serde(default)]
+    pub unsent_attempts: u64,
     /// Dead letters made ready again.
     pub redriven: u64,
 }

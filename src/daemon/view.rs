@@ -138,6 +138,7 @@ fn books(books: &Books) -> api::Books {
         discarded: books.discarded,
         pending: books.pending,
         failed_attempts: books.failed_attempts,
+        unsent_attempts: books.unsent_attempts,
         redriven: books.redriven,
     }
 }

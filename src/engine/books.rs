@@ -26,8 +26,10 @@ pub struct Books {
     pub gave_up: u64,
     /// Event: a dead letter was made ready again.
     pub redriven: u64,
-    /// Event: an attempt failed, those included that the breaker did not let out.
+    /// Event: an attempt that was sent failed.
     pub failed_attempts: u64,
+    /// Event: an attempt failed without being sent, as the breaker was open.
+    pub unsent_attempts: u64,
 }
 
 /// A column of the books.
@@ -40,12 +42,26 @@ pub(super) enum Column {
     Discarded,
 }
 
+/// Whether a failed attempt went out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attempt {
+    Sent,
+    Unsent,
+}
+
 impl Books {
     /// Whether they add up.
     #[must_use]
     pub fn balance(&self) -> bool {
         self.accepted
             == self.delivered + self.superseded + self.dead + self.discarded + self.pending
+    }
+
+    pub(super) fn failed(&mut self, attempt: Attempt) {
+        match attempt {
+            Attempt::Sent => self.failed_attempts += 1,
+            Attempt::Unsent => self.unsent_attempts += 1,
+        }
     }
 
     pub(super) fn column(&mut self, column: Column) -> &mut u64 {
@@ -71,5 +87,6 @@ impl AddAssign for Books {
         self.gave_up += other.gave_up;
         self.redriven += other.redriven;
         self.failed_attempts += other.failed_attempts;
+        self.unsent_attempts += other.unsent_attempts;
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::engine::books::Column;
+use crate::engine::books::{Attempt, Column};
 use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
@@ -331,7 +331,7 @@ impl Engine {
             return self.lay_back(slot, leg);
         }
         let error = Arc::clone(&self.lanes[number].shut_error);
-        self.note_failure(slot, leg, error);
+        self.note_failure(slot, leg, error, Attempt::Unsent);
         if state == State::Ready(Rank::Resend) {
             return self.resend_failed(slot, leg);
         }
@@ -344,7 +344,13 @@ impl Engine {
     }
 
     /// Writes down a failed attempt.
-    pub(super) fn note_failure(&mut self, slot: Slot, leg: usize, error: Arc<str>) {
+    pub(super) fn note_failure(
+        &mut self,
+        slot: Slot,
+        leg: usize,
+        error: Arc<str>,
+        attempt: Attempt,
+    ) {
         let replica = self.delivery(slot, leg).replica;
         let entry = &mut self.tasks[slot];
         if let Some(quorum) = &mut entry.quorum {
@@ -357,8 +363,8 @@ impl Engine {
         trouble.failures = trouble.failures.saturating_add(1);
         (trouble.error, trouble.since) = (error, self.now.wall);
         let lane = leg.lane;
-        self.lanes[lane].books.failed_attempts += 1;
-        self.totals.failed_attempts += 1;
+        self.lanes[lane].books.failed(attempt);
+        self.totals.failed(attempt);
         self.touch(slot);
         self.tell_change(slot, lane, Change::Failed, told);
     }

@@ -237,7 +237,10 @@ fn all(replica: &Replica, now: Timestamp) -> String {
     ));
     lines.push((
         "",
-        format!("{} attempts failed, {} redriven", books.failed_attempts, books.redriven),
+        format!(
+            "{} attempts failed, {} not sent (breaker open), {} redriven",
+            books.failed_attempts, books.unsent_attempts, books.redriven
+        ),
     ));
     facts(&lines)
 }

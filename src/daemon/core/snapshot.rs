@@ -37,6 +37,7 @@ impl Core {
                     lag_seconds: view::lag(&lane, now),
                     paused: lane.paused.is_some().into(),
                     failed_attempts: lane.books.failed_attempts,
+                    unsent_attempts: lane.books.unsent_attempts,
                     ..ReplicaSnapshot::default()
                 };
                 self.times.show_replica(&lane.node, &mut replica);
@@ -48,6 +49,7 @@ impl Core {
             total_replications: self.total_replications,
             delivered: totals.delivered,
             failed_attempts: totals.failed_attempts,
+            unsent_attempts: totals.unsent_attempts,
             superseded: totals.superseded,
             permanent_failures: totals.rejected + totals.gave_up,
             dead_letters: levels.dead_letters,
