@@ -432,6 +432,13 @@ impl Engine {
         self.totals
     }
 
+    /// Why the last failed attempt to a replica failed.
+    #[must_use]
+    pub fn last_error(&self, node: &Node) -> Option<Arc<str>> {
+        let (error, _) = self.lanes[self.lanes.find(node)?].last_error.as_ref()?;
+        Some(Arc::clone(error))
+    }
+
     /// The replicas with a lane, in no particular order. One that was forgotten is none of them
     /// once nothing is left of it, until a write names it again.
     pub fn lanes(&self) -> impl Iterator<Item = LaneView> {

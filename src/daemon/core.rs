@@ -414,6 +414,11 @@ impl Core {
         while let Some(action) = self.parts.engine.next_action() {
             match action {
                 Action::Send { delivery, node, attempt, bytes } => {
+                    if attempt > 1 {
+                        let error = self.parts.engine.last_error(&node).unwrap_or_default();
+                        let event = told::Event::Retried { task: delivery.task, attempt, error };
+                        self.told.tell(now.moment, &node, event);
+                    }
                     let task = self.values.get(delivery.task);
                     self.parts.attempts.start(delivery, node, attempt, bytes, task);
                 }

@@ -23,6 +23,8 @@ const REMEMBERED: usize = 4096;
 pub(super) enum Event {
     /// A delivery became a dead letter.
     Buried { task: TaskId, letter: DeadLetter },
+    /// A delivery that failed before was sent again, after this error.
+    Retried { task: TaskId, attempt: u32, error: Arc<str> },
     /// A dead letter's time was over.
     Discarded { task: TaskId },
     /// Its breaker opened, with the error that did it, or the replica is back.
@@ -32,6 +34,7 @@ pub(super) enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Kind {
     Letters(Cause),
+    Retries,
     Discarded,
     Breaker,
 }
@@ -40,6 +43,7 @@ impl Event {
     fn kind(&self) -> Kind {
         match self {
             Self::Buried { letter, .. } => Kind::Letters(letter.cause),
+            Self::Retried { .. } => Kind::Retries,
             Self::Discarded { .. } => Kind::Discarded,
             Self::Breaker { .. } => Kind::Breaker,
         }
@@ -50,7 +54,7 @@ impl Kind {
     /// How many are told at once in a time, and how long that is.
     fn allowance(self) -> (u32, Duration) {
         match self {
-            Self::Letters(_) | Self::Discarded => (1, Duration::from_secs(10)),
+            Self::Letters(_) | Self::Retries | Self::Discarded => (1, Duration::from_secs(10)),
             // An outage and its end are told at once, and one that follows on it as well.
             Self::Breaker => (6, Duration::from_secs(60)),
         }
@@ -155,6 +159,9 @@ fn write(replica: &Node, event: &Event, times: u64) {
                 warn!(%replica, deliveries, last_task = %task, failures, cause, %error, "rejected or given up: kept as dead letters");
             }
         }
+        Event::Retried { task, attempt, error } => {
+            info!(%replica, retries = times, last_task = %task, attempt, %error, "failed deliveries are sent again");
+        }
         Event::Discarded { task } => {
             warn!(%replica, deliveries = times, last_task = %task, "dead letters discarded: their time is over (--dead-letter-retention)");
         }
@@ -197,6 +204,17 @@ mod tests {
         assert_eq!(times(2, &a, Cause::Rejected), Some(1), "another cause");
         assert_eq!(times(2, &b, Cause::GaveUp), Some(1), "another replica");
         assert_eq!(times(11, &a, Cause::GaveUp), Some(1001));
+    }
+
+    #[test]
+    fn thousands_of_retries_are_a_line_each_ten_seconds_with_their_number() {
+        let mut told = Told::default();
+        let a = Node::parse("http://a").unwrap();
+        let retried = |n| Event::Retried { task: TaskId(n), attempt: 2, error: "e".into() };
+        assert_eq!(told.happened(second(1), &a, retried(1)), Some((retried(1), 1)));
+        (2..1000).for_each(|n| assert_eq!(told.happened(second(2), &a, retried(n)), None));
+        assert_eq!(told.happened(second(2), &a, buried(Cause::GaveUp)).unwrap().1, 1);
+        assert_eq!(told.due(second(11)), [(a, retried(999), 998)]);
     }
 
     #[test]
