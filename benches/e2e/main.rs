@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench e2e              everything, about two minutes
 //! cargo bench --bench e2e -- accept    one part: accept, deliver or strong
+//! cargo bench --bench e2e -- latency   one write at a time beside a bare commit; half a minute
 //! cargo bench --bench e2e -- memory    a million queued tasks; a few minutes and 2 GiB of disk
 //! cargo bench --bench e2e -- restart   a restart with 1,000 to 1,000,000 queued tasks; three minutes
 //! cargo bench --bench e2e -- isolation four healthy replicas beside a bad one; twelve minutes
@@ -36,6 +37,7 @@ mod auth;
 mod auto;
 mod hostile;
 mod isolation;
+mod latency;
 mod load;
 mod memory;
 mod node;
@@ -64,6 +66,9 @@ fn main() {
             parts::strong().await;
         }
         let asked_for = |part: &str| wanted.iter().any(|arg| arg == part);
+        if asked_for("latency") {
+            latency::latency().await;
+        }
         if asked_for("memory") {
             memory::memory().await;
         }

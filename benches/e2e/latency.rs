@@ -1,0 +1,110 @@
+//! One write at a time: what the daemon adds to a commit of its store.
+
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use replicator::store::{Opened, Settings, Store};
+use replicator::task::{Consistency, Node, Operation, Task, TaskId, Timestamp};
+
+use crate::load::post;
+use crate::parts::{WIDE, body, in_turn, median};
+use crate::roles::Process;
+
+const ROUNDS: usize = 9;
+const ROUND: Duration = Duration::from_secs(1);
+
+/// The p50 of a write at one connection beside that of a bare commit: the store's own committer in
+/// this process, on the same disk, with tasks of the same size. The replicas take the connections
+/// and stay silent, so that accepting is measured alone.
+pub async fn latency() {
+    println!("\nlatency: one write at a time, {ROUNDS} rounds of {ROUND:?} each");
+    let silent = [Process::role("silent-replica"), Process::role("silent-replica")];
+    let nodes: Vec<_> = silent.iter().map(|replica| replica.address.clone()).collect();
+    let daemon = Process::daemon(WIDE);
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let store = std::sync::Mutex::new(Bare::open(dir.path(), &nodes));
+    let (mut bare, mut ours) = (vec![], vec![]);
+    for round in 0..ROUNDS {
+        let [commit, write] = in_turn(round, async |through_the_daemon| {
+            if !through_the_daemon {
+                return store.lock().unwrap().round(round);
+            }
+            let nodes = nodes.clone();
+            let make = move |_, n| {
+                let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
+                body("eventual", &key(round, n), &nodes)
+            };
+            let load = post(&daemon.address, 1, ROUND, make).await;
+            assert_eq!(load.refused, 0);
+            load.percentile(50)
+        })
+        .await;
+        bare.push(commit.as_secs_f64() * 1e6);
+        ours.push(write.as_secs_f64() * 1e6);
+    }
+    let ratio = median(bare.iter().zip(&ours).map(|(bare, ours)| ours / bare).collect());
+    println!("  a bare commit of the store, p50   {:>6.0} us", median(bare));
+    println!("  a write at one connection, p50    {:>6.0} us", median(ours));
+    println!("  ratio                             {ratio:>6.2}   (aim: at most 1.5)");
+}
+
+fn key(round: usize, n: u64) -> String {
+    format!("k-{round}-0-{n}")
+}
+
+/// A store without a daemon around it.
+struct Bare {
+    opened: Opened,
+    next: u64,
+    replicas: Vec<Node>,
+}
+
+impl Bare {
+    fn open(dir: &Path, nodes: &[String]) -> Self {
+        let settings = Settings {
+            dir: dir.join("data"),
+            cache_bytes: 64 << 20,
+            min_free_bytes: 0,
+            now: Timestamp(0),
+        };
+        let store = Store::open(&settings).unwrap();
+        let (opened, _) = store.recover(&mut drop, Box::new(drop)).unwrap();
+        let replicas = nodes.iter().map(|node| Node::parse(&format!("http://{node}")).unwrap());
+        Self { next: opened.next_id.0, opened, replicas: replicas.collect() }
+    }
+
+    /// Commits one task after the other; gives the p50.
+    fn round(&mut self, round: usize) -> Duration {
+        let (started, mut times) = (Instant::now(), vec![]);
+        while started.elapsed() < ROUND {
+            let task = Arc::new(self.task(round));
+            let (reply, answer) = mpsc::channel();
+            let asked = Instant::now();
+            let reply = Box::new(move |result| reply.send(result).unwrap());
+            self.opened.committer.accept(task, None, Some(reply));
+            answer.recv().unwrap().unwrap();
+            times.push(asked.elapsed());
+        }
+        times.sort_unstable();
+        times[times.len() / 2]
+    }
+
+    /// As `body` makes it.
+    fn task(&mut self, round: usize) -> Task {
+        self.next += 1;
+        Task {
+            id: TaskId(self.next),
+            key: key(round, self.next),
+            operation: Operation::Set,
+            value: Bytes::from("value ".repeat(10)),
+            accepted_at: Timestamp(self.next),
+            expires_at: None,
+            replicas: self.replicas.clone(),
+            user_id: Some("bench".to_owned()),
+            consistency: Consistency::Eventual,
+            trace: None,
+        }
+    }
+}
