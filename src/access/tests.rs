@@ -79,10 +79,10 @@ fn a_wrong_line_is_named_and_nothing_of_the_list_is_taken() {
         (format!("a!b observe {hash}"), "the name must be 1 to 64 of A-Z a-z"),
         (format!("{line} rate=0"), "rate= takes a number from 1 to 4294967295"),
         (format!("{line} rate=1 rate=2"), "each once"),
-        (format!("{line} replicas=ftp://h"), "address 1 of replicas= has the scheme"),
+        (format!("{line} replicas=ftp://h"), "address 1 of replicas= must begin with http"),
         (
             format!("{line} replicas=http://a,http://u:p@h"),
-            "address 2 of replicas= carries user info",
+            "address 2 of replicas= must not contain user info",
         ),
         (format!("{line} replicas=http://a，b"), "address 1 of replicas= has a comma in it"),
         (format!("a observe {token}"), "here stands a token itself"),

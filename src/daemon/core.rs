@@ -284,7 +284,7 @@ impl Core {
         }
         low.then(|| {
             let (free, reserve) = (ByteSize(free), ByteSize(reserve));
-            format!("the disk of the data directory has {free} free, and {reserve} are to stay so (--min-free-disk)")
+            format!("the disk of the data directory has {free} free, too little above --min-free-disk ({reserve})")
         })
     }
 
@@ -297,7 +297,7 @@ impl Core {
 
     fn wait_in(&mut self, line: Line, waiter: Waiter) {
         if self.admission.len() >= MAX_WAITING {
-            let limit = format!("{MAX_WAITING} requests wait for room already");
+            let limit = format!("too many requests wait for room, the limit is {MAX_WAITING}");
             return self.refuse(waiter, Reason::Waiting, &limit);
         }
         self.admission.push(line, waiter);

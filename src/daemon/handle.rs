@@ -63,7 +63,7 @@ pub enum Refusal {
     StoreFailed,
     /// A strong write is durable here, but no majority has acknowledged it in time. Its
     /// deliveries go on in the background.
-    #[error("only {} of {} replicas acknowledged in time and {needed} are needed", acked.len(), acked.len() + failed.len())]
+    #[error("{}", no_majority(acked.len(), acked.len() + failed.len(), *needed))]
     NoMajority {
         /// The task that it became.
         id: TaskId,
@@ -84,6 +84,19 @@ pub enum Refusal {
     /// Its idempotency key was given with another body.
     #[error("this Idempotency-Key came with another body before: a new write needs a new key")]
     Mismatch,
+}
+
+/// How far a strong write came without its majority: of one replica, of two, and of many.
+fn no_majority(acked: usize, replicas: usize, needed: usize) -> String {
+    match (acked, replicas) {
+        (_, 1) => "the replica has not acknowledged the write".to_owned(),
+        (0, _) => format!(
+            "none of the {replicas} replicas has acknowledged the write, a majority is {needed}"
+        ),
+        _ => format!(
+            "only {acked} of the {replicas} replicas acknowledged the write, a majority is {needed}"
+        ),
+    }
 }
 
 /// What operators have of the daemon besides the loop.

@@ -74,7 +74,7 @@ impl Operations {
         let begun = self.with(|inner| {
             let is_running = |known: &&Known| known.operation.state == OperationState::Running;
             if inner.operations.iter().filter(is_running).count() >= RUNNING {
-                let error = format!("{RUNNING} operations run already, as many as may at once");
+                let error = format!("too many operations are running, the limit is {RUNNING}");
                 return Err(OperateError::TooMany(error));
             }
             inner.begun += 1;

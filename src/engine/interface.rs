@@ -202,13 +202,13 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Full {
     /// `queue_capacity`.
-    #[error("the eventual queue is full ({0} tasks, --queue-capacity)")]
+    #[error("the eventual queue is full (--queue-capacity {0})")]
     Queue(usize),
     /// `queue_capacity`, for strong writes.
-    #[error("{0} strong writes are open, as many as there may be (--queue-capacity)")]
+    #[error("the queue of strong writes is full (--queue-capacity {0})")]
     Strong(usize),
     /// One replica holds all of a queue but what is kept free for the others.
-    #[error("{held} tasks for {node} wait, all but what --queue-capacity keeps for other replicas")]
+    #[error("{node} has used up its share of --queue-capacity (queued for it: {held})")]
     Share {
         /// Whose share is used up.
         node: Node,
@@ -216,11 +216,11 @@ pub enum Full {
         held: usize,
     },
     /// `max_bytes`.
-    #[error("the tasks that wait fill the {0} bytes of --queue-max-bytes")]
+    #[error("the queued tasks leave no room for this write (--queue-max-bytes {0})")]
     Bytes(u64),
     /// `max_dead_letter_bytes`.
     #[error(
-        "dead letters of {node} take {bytes} bytes, all that --dead-letter-max-bytes has for it"
+        "{node} has used up its share of --dead-letter-max-bytes (bytes of its dead letters: {bytes})"
     )]
     DeadLetters {
         /// Whose.
@@ -230,7 +230,7 @@ pub enum Full {
     },
     /// `max_known_replicas`.
     #[error(
-        "deliveries to {0} replicas are under way, as many as there may be (--max-known-replicas)"
+        "the write names a new replica and all known ones have pending deliveries or dead letters (--max-known-replicas {0})"
     )]
     Replicas(usize),
 }

@@ -232,7 +232,7 @@ mod tests {
             ("# nothing\n", "it has no token"),
             ("http://a secret\nhttp://b", "line 2: it must be"),
             ("http://a secret more", "line 1: it must be"),
-            ("secret secret", "line 1: the address of the replica is not a URL"),
+            ("secret secret", "line 1: the address of the replica must begin with http"),
             ("* se\u{7f}cret", "line 1: a token is made of"),
             ("* sécret", "line 1: a token is made of"),
             ("http://a secret\nhttp://A:80/ secret", "line 2: there is a token"),

@@ -34,10 +34,10 @@ const STEP_BYTES: usize = 64 * 1024;
 /// its first second on. Whoever announces a long one and is slow to send it is cut for those who wait.
 const SLOWEST_BYTES: usize = 16 * 1024;
 
-/// What a batch may be long at least, in bytes: a thousand writes of 16 KiB.
 /// How often that is looked at.
 const PACE: Duration = Duration::from_secs(1);
 
+/// What a batch may be long at least, in bytes: a thousand writes of 16 KiB.
 const BATCH_BYTES: usize = 16 << 20;
 
 /// What an operator's body may be long, in bytes: a thousand dead letters by task and replica.
@@ -140,16 +140,17 @@ impl Memory {
                 )))
             }
             Failure::TooSlow => {
-                let seconds = self.client_timeout.as_secs_f64();
-                Err(Problem::TooSlow(format!("the body did not arrive within {seconds} seconds")))
+                let limit = humantime::format_duration(self.client_timeout);
+                Err(Problem::TooSlow(format!("the body did not arrive within {limit}")))
             }
             Failure::TooSlowForOthers => Err(Problem::TooSlow(
-                "the body came too slowly while others waited for the memory".to_owned(),
+                "the body arrived too slowly while other requests waited for memory".to_owned(),
             )),
             Failure::NoMemory => {
                 self.discard(headers, body);
                 Err(Problem::Unavailable {
-                    error: "too many large requests are in flight".to_owned(),
+                    error: "the memory for large request bodies is in use (--request-memory)"
+                        .to_owned(),
                     retry_after,
                 })
             }
@@ -242,7 +243,6 @@ impl Memory {
     }
 }
 
-/// Counts one who waits, for as long as it lives.
 /// The content coding of a body, as an error shows it. `identity` is none.
 fn coded(headers: &HeaderMap) -> Option<String> {
     let codings = headers.get_all(CONTENT_ENCODING).iter();
@@ -265,6 +265,7 @@ fn unmarked(mut body: Bytes) -> Result<Bytes, Problem> {
     Ok(body)
 }
 
+/// Counts one who waits, for as long as it lives.
 struct Wanted<'a>(&'a AtomicUsize);
 
 impl<'a> Wanted<'a> {

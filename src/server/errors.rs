@@ -199,16 +199,21 @@ fn without_majority(
     obstacles: &[(ReplicaIndex, Obstacle)],
     spelled: &[String],
 ) -> String {
-    for (at, (replica, obstacle)) in obstacles.iter().enumerate() {
-        let Some(name) = spelled.get(replica.get()) else { continue };
-        let link = if at == 0 { ", as" } else { " and" };
+    let reason = |(replica, obstacle): &(ReplicaIndex, Obstacle)| {
         let why = match obstacle {
             Obstacle::Paused => "is paused",
-            Obstacle::BreakerOpen => "does not answer",
+            Obstacle::BreakerOpen => "is failing (its breaker is open)",
         };
-        error.extend([link, " ", name, " ", why]);
+        Some(format!("{} {why}", spelled.get(replica.get())?))
+    };
+    let reasons: Vec<_> = obstacles.iter().filter_map(reason).collect();
+    match reasons.split_last() {
+        None => {}
+        Some((only, [])) => error.extend([": ", only]),
+        Some((last, others)) => error.extend([": ", &others.join(", "), " and ", last]),
     }
-    error.push_str("; delivery to the others goes on in the background");
+    // Those that were rejected, or superseded by now, are not.
+    error.push_str("; deliveries that are still pending continue in the background");
     error
 }
 
@@ -226,14 +231,14 @@ impl IntoResponse for Problem {
                 // The rest of that body may still come: nothing after it can be understood.
                 with(response, CONNECTION, HeaderValue::from_static("close"))
             }
+            Self::Encoded(_) => {
+                with(response, ACCEPT_ENCODING, HeaderValue::from_static("identity"))
+            }
             Self::Unauthenticated(_) => {
                 with(response, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
             }
             Self::Unavailable { retry_after, .. } | Self::TooMany { retry_after, .. } => {
                 let seconds = HeaderValue::from(whole_seconds(retry_after));
-            Self::Encoded(_) => {
-                with(response, ACCEPT_ENCODING, HeaderValue::from_static("identity"))
-            }
                 with(response, RETRY_AFTER, seconds)
             }
             Self::NoMajority { replayed: true, .. } => replayed(response),
@@ -308,6 +313,49 @@ fn whole_seconds(wait: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sentence_on_a_missing_majority_fits_any_number_of_replicas() {
+        let (handle, _requests, _health) = Handle::for_tests();
+        let spelled = ["http://a", "http://b", "http://c", "http://d"].map(str::to_owned);
+        let said = |acked: u16, replicas: u16, obstacles: &[Obstacle]| {
+            let missing = acked..replicas;
+            let refusal = Refusal::NoMajority {
+                id: TaskId(1),
+                needed: usize::from(replicas) / 2 + 1,
+                acked: (0..acked).map(ReplicaIndex).collect(),
+                failed: missing.clone().map(ReplicaIndex).collect(),
+                obstacles: missing.map(ReplicaIndex).zip(obstacles.iter().copied()).collect(),
+                replayed: false,
+            };
+            let said = Problem::refused(&refusal, &spelled, &handle).body()["error"].clone();
+            let said = said.as_str().unwrap().to_owned();
+            let end = "; deliveries that are still pending continue in the background";
+            said.strip_suffix(end).unwrap_or_else(|| panic!("{said}")).to_owned()
+        };
+        use Obstacle::{BreakerOpen, Paused};
+        assert_eq!(said(0, 1, &[]), "the replica has not acknowledged the write");
+        assert_eq!(
+            said(0, 1, &[Paused]),
+            "the replica has not acknowledged the write: http://a is paused"
+        );
+        assert_eq!(
+            said(0, 2, &[]),
+            "none of the 2 replicas has acknowledged the write, a majority is 2"
+        );
+        assert_eq!(
+            said(1, 2, &[BreakerOpen]),
+            "only 1 of the 2 replicas acknowledged the write, a majority is 2: http://b is failing (its breaker is open)"
+        );
+        assert_eq!(
+            said(0, 4, &[Paused, BreakerOpen]),
+            "none of the 4 replicas has acknowledged the write, a majority is 3: http://a is paused and http://b is failing (its breaker is open)"
+        );
+        assert_eq!(
+            said(1, 4, &[Paused, Paused, Paused]),
+            "only 1 of the 4 replicas acknowledged the write, a majority is 3: http://b is paused, http://c is paused and http://d is paused"
+        );
+    }
 
     #[test]
     fn a_wait_is_told_in_whole_seconds_rounded_up_and_never_zero() {

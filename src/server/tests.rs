@@ -61,8 +61,8 @@ async fn a_strong_write_without_its_majority_is_a_503_that_says_what_goes_on() {
         obstacles: vec![(ReplicaIndex(0), Obstacle::Paused)],
         replayed: false,
     };
-    let error = "only 1 of 2 replicas acknowledged in time and 2 are needed, as http://A/ is paused; \
-                 delivery to the others goes on in the background";
+    let error = "only 1 of the 2 replicas acknowledged the write, a majority is 2: http://A/ is \
+                 paused; deliveries that are still pending continue in the background";
     reply.send(Err(refusal)).unwrap();
     let answer = client.answer().await;
     assert_eq!(answer.status, 503);
@@ -229,7 +229,7 @@ async fn a_client_that_is_slow_to_send_its_body_gets_a_408() {
     let mut client = Client::connect(server.address).await;
     client.send("POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n{").await;
     let answer = client.answer().await;
-    answer.is_error(408, "the body did not arrive within 3 seconds");
+    answer.is_error(408, "the body did not arrive within 3s");
     assert!(answer.head.contains("connection: close\r\n"));
     client.closed().await;
 }
@@ -254,7 +254,7 @@ async fn memory_in_use_is_a_503_for_the_next_large_body() {
     let (_, reply) = server.next_write().await;
 
     let refused = posted(server.address, &large).await;
-    refused.is_error(503, "too many large requests are in flight");
+    refused.is_error(503, "the memory for large request bodies is in use (--request-memory)");
     assert!(refused.head.contains("retry-after: 2\r\n"));
 
     let id = TaskId(1);

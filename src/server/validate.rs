@@ -13,8 +13,8 @@ use bytes::Bytes;
 use super::Settings;
 use super::errors::Problem;
 use super::idempotency;
-use super::wire::{Fields, Json, MAX_ENTRIES, shown_address};
-use crate::task::{Consistency, NewTask, Node, Operation};
+use super::wire::{Fields, Json, MAX_ENTRIES, shown, shown_address};
+use crate::task::{Consistency, NewTask, Node, NodeError, Operation};
 
 #[cfg(test)]
 mod tests;
@@ -232,15 +232,15 @@ fn replicas(json: Json<'_>, settings: &Settings) -> Result<(Vec<Node>, Vec<Strin
             return Err(must_be(&format!("replica_nodes[{index}]"), "a URL", &entry));
         };
         let node = Node::parse(&text).map_err(|error| {
-            let text = shown_address(&text);
-            invalid(format!(r#"field "replica_nodes[{index}]": {text} {error}"#))
+            let (shown, example) = (shown_address(&text), with_scheme(&text, &error));
+            invalid(format!(r#"field "replica_nodes[{index}]": {shown} {error}{example}"#))
         })?;
         if nodes.contains(&node) {
             continue;
         }
         if nodes.len() == limit {
             return Err(invalid(format!(
-                r#"field "replica_nodes" names more than {limit} replicas"#
+                r#"field "replica_nodes" names too many replicas, the limit is {limit}"#
             )));
         }
         settings.policy.admit(&node).map_err(|why| {
@@ -251,6 +251,18 @@ fn replicas(json: Json<'_>, settings: &Settings) -> Result<(Vec<Node>, Vec<Strin
         spelled.push(text.into_owned());
     }
     Ok((nodes, spelled))
+}
+
+/// How an address is written that lacks its scheme alone, as the end of a sentence.
+fn with_scheme(text: &str, error: &NodeError) -> String {
+    // With `//` in it, it has another scheme, or is no address; with an `@` it may hold a password.
+    let lacks_it = matches!(error, NodeError::Scheme) && !text.contains("//");
+    let url = format!("http://{text}");
+    if lacks_it && Node::parse(&url).is_ok() {
+        format!(", e.g. {}", shown(&url))
+    } else {
+        String::new()
+    }
 }
 
 /// A field that is a string, `None` where it is missing or null.

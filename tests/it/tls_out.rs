@@ -195,7 +195,10 @@ async fn secrets_that_others_can_read_and_files_that_are_wrong_end_the_start_wit
     let open_said = "is open to others than its owner (mode 0644): chmod 600 it";
     for (args, said) in [
         (vec!["--replica-token-file", &open], open_said),
-        (vec!["--replica-token-file", &bad], "line 2: the address of the replica is not a URL"),
+        (
+            vec!["--replica-token-file", &bad],
+            "line 2: the address of the replica must begin with http",
+        ),
         (vec!["--replica-token-file", missing], &format!("cannot read {missing}")),
         (vec!["--replica-cert", &cert, "--replica-key", &open_key], "(mode 0640)"),
         (vec!["--replica-cert", &cert, "--replica-key", &other_key], "cannot be used"),

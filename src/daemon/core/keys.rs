@@ -83,7 +83,7 @@ impl Core {
             }
             Seen::Full => {
                 let limit =
-                    "as many idempotency keys are remembered as may be (--idempotency-keys)";
+                    "the limit of remembered idempotency keys is reached (--idempotency-keys)";
                 self.refuse(waiter, Reason::Waiting, limit);
                 return None;
             }

@@ -69,7 +69,7 @@ async fn a_long_body_that_is_slow_is_cut_for_one_that_waits() {
     let large = WRITE.replace("dg==", &"MTIz".repeat(40_000));
     assert_eq!(posted(address, &large).await.status, 202);
     let answer = slow.answer().await;
-    answer.is_error(408, "the body came too slowly while others waited for the memory");
+    answer.is_error(408, "the body arrived too slowly while other requests waited for memory");
 }
 
 #[tokio::test]
@@ -80,7 +80,8 @@ async fn those_who_wait_or_watch_are_a_quarter_of_the_connections() {
     let mut second = Client::connect(server.address).await;
     assert_eq!(second.get("/v1/events", "").await.status, 200);
     let mut refused = Client::connect(server.address).await;
-    let limit = "2 requests wait or stream events, a quarter of --max-connections and the limit";
+    let limit =
+        "too many requests wait or stream events, the limit is 2 (a quarter of --max-connections)";
     for path in ["/v1/events", "/v1/barriers/0?wait=60s"] {
         let answer = refused.get(path, "").await;
         answer.is_error(503, limit);

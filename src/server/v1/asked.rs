@@ -290,7 +290,7 @@ mod tests {
         assert_eq!(given(query).node("replica").unwrap().unwrap().as_str(), "http://h/p");
         refused(
             given("replica=ftp%3A%2F%2Fh").node("replica"),
-            r#"parameter "replica": "ftp://h" has the scheme "ftp", only http and https are possible"#,
+            r#"parameter "replica": "ftp://h" must begin with http:// or https://"#,
         );
     }
 

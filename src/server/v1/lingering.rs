@@ -44,7 +44,7 @@ impl Inbound {
         let Lingering { all, most, .. } = &self.lingering;
         let one = Arc::clone(all).try_acquire_owned().map_err(|_| Problem::Unavailable {
             error: format!(
-                "{most} requests wait or stream events, a quarter of --max-connections and the limit"
+                "too many requests wait or stream events, the limit is {most} (a quarter of --max-connections)"
             ),
             retry_after: self.handle.retry_after(),
         })?;

@@ -326,11 +326,22 @@ fn replica_nodes_that_break_a_rule_are_refused() {
     );
     refused(
         &json!({"replica_nodes": ["http://a", "ftp://b"]}),
-        r#"field "replica_nodes[1]": "ftp://b" has the scheme "ftp", only http and https are possible"#,
+        r#"field "replica_nodes[1]": "ftp://b" must begin with http:// or https://"#,
     );
     refused(
+        &json!({"replica_nodes": ["localhost:8083"]}),
+        r#"field "replica_nodes[0]": "localhost:8083" must begin with http:// or https://, e.g. "http://localhost:8083""#,
+    );
+    for (text, shown) in [("//h:1", "//h:1"), ("u:secret@h", "…@h"), ("h:port", "h:port"), ("", "")]
+    {
+        refused(
+            &json!({"replica_nodes": [text]}),
+            &format!(r#"field "replica_nodes[0]": "{shown}" must begin with http:// or https://"#),
+        );
+    }
+    refused(
         &json!({"replica_nodes": ["http://a", "http://b", "http://c", "http://d"]}),
-        r#"field "replica_nodes" names more than 3 replicas"#,
+        r#"field "replica_nodes" names too many replicas, the limit is 3"#,
     );
     refused(
         &json!({"replica_nodes": vec!["http://a"; 1_025]}),

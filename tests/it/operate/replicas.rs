@@ -50,7 +50,10 @@ async fn what_is_not_there_is_a_404_and_what_is_no_address_a_400() {
     );
     let (status, answer) = daemon.get("/v1/replicas/ftp%3A%2F%2Fh").await;
     assert_eq!(status, 400);
-    assert!(answer["error"].as_str().unwrap().contains("only http and https"), "{answer}");
+    assert!(
+        answer["error"].as_str().unwrap().contains("must begin with http:// or https://"),
+        "{answer}"
+    );
     let (status, answer) = daemon.get("/v1/replicas?limit=5").await;
     assert_eq!(
         (status, &answer["error"]),
@@ -228,7 +231,7 @@ async fn a_forgotten_replica_is_listed_no_more_until_a_write_names_it() {
 }
 
 #[tokio::test]
-async fn a_strong_write_without_its_majority_says_who_is_paused_and_who_does_not_answer() {
+async fn a_strong_write_without_its_majority_says_which_replicas_are_paused_or_failing() {
     let flags = ["--strong-timeout", "3s", "--breaker-failures", "1", "--retry-base", "10m"];
     let daemon = Daemon::start(&flags).await;
     let (paused, good) = (Replica::start().await, Replica::start().await);
@@ -238,8 +241,8 @@ async fn a_strong_write_without_its_majority_says_who_is_paused_and_who_does_not
     let (status, answer) = daemon.post(&strong("k", "v", &[&paused, &good])).await;
     assert_eq!((status, &answer["failed_nodes"]), (503, &json!([paused.url()])));
     let sentence = format!(
-        "only 1 of 2 replicas acknowledged in time and 2 are needed, as {} is paused; delivery to \
-         the others goes on in the background",
+        "only 1 of the 2 replicas acknowledged the write, a majority is 2: {} is paused; \
+         deliveries that are still pending continue in the background",
         paused.url()
     );
     assert_eq!(answer["error"], sentence);
@@ -250,14 +253,15 @@ async fn a_strong_write_without_its_majority_says_who_is_paused_and_who_does_not
     let (status, answer) = daemon.post(&strong("l", "v", &[&good, &down, &paused])).await;
     assert_eq!(status, 503, "{answer}");
     let error = answer["error"].as_str().unwrap();
-    let reasons = format!("as {} does not answer and {} is paused;", down.url(), paused.url());
+    let open = "is failing (its breaker is open)";
+    let reasons = format!(": {} {open} and {} is paused;", down.url(), paused.url());
     assert!(error.contains(&reasons), "{answer}");
 
     // Nothing is said of who has just not been in time.
     good.behave(|_| Behaviour::Hang);
     let (status, answer) = daemon.post(&strong("m", "v", &[&good])).await;
-    let sentence = "only 0 of 1 replicas acknowledged in time and 1 are needed; delivery to the \
-                    others goes on in the background";
+    let sentence = "the replica has not acknowledged the write; deliveries that are still pending \
+                    continue in the background";
     assert_eq!((status, &answer["error"]), (503, &json!(sentence)));
 }
 

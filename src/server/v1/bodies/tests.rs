@@ -95,7 +95,7 @@ fn what_breaks_a_rule_is_named() {
         ),
         (
             r#"{"replica":"ftp://h"}"#,
-            r#"field "replica": "ftp://h" has the scheme "ftp", only http and https are possible"#,
+            r#"field "replica": "ftp://h" must begin with http:// or https://"#,
         ),
         (r#"{"ids":[]}"#, r#"field "ids" is empty, leave it out to not select by it"#),
         (
