@@ -35,6 +35,7 @@ mod outage;
 mod page;
 mod policy;
 mod readme;
+mod service;
 mod telemetry;
 mod tls_in;
 mod tls_out;

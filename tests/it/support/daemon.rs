@@ -264,7 +264,9 @@ async fn spawn(
     // What a test does not say itself. An attempt waits for as long as a busy machine may keep a
     // replica from its answer: otherwise there would be more attempts than the test counts.
     let defaults = [["--port", "0"], ["--request-timeout", "1m"]];
-    let unsaid = defaults.iter().filter(|[flag, _]| !args.iter().any(|arg| arg == flag));
+    let port_given = env.iter().any(|(name, _)| name == "REPLICATOR_PORT");
+    let said = |flag: &str| args.iter().any(|arg| arg == flag) || (port_given && flag == "--port");
+    let unsaid = defaults.iter().filter(|[flag, _]| !said(flag));
     let mut child = command()
         .args(unsaid.flatten())
         .arg("--data-dir")
