@@ -12,7 +12,6 @@ use axum::http::header::{CONTENT_ENCODING, EXPECT};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Settings;
 use super::errors::Problem;
@@ -184,11 +183,9 @@ impl Memory {
         let mut charged = length.unwrap_or(SMALL_BYTES.min(limit));
         let mut share = self.reserve(if charged > SMALL_BYTES { charged } else { 0 }).await?;
         let mut late = pin!(tokio::time::sleep(self.client_timeout));
-        // Not `interval`: its first tick comes with the next millisecond of the timer and not at
-        // once, and to wait for it took 1 ms of every write.
-        let mut paces = tokio::time::interval_at(Instant::now() + PACE, PACE);
-        // What it waits for us does not count.
-        paces.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Not an interval: its first tick comes with the next millisecond of the timer and not at
+        // once, and to wait for it took up to 1 ms of every write.
+        let mut pace = pin!(tokio::time::sleep(PACE));
         let mut seconds = 0_usize;
         let mut whole = Gathered::default();
         loop {
@@ -196,7 +193,9 @@ impl Memory {
                 biased;
                 frame = body.frame() => frame,
                 () = &mut late => return Err(Failure::TooSlow),
-                _ = paces.tick() => {
+                () = &mut pace => {
+                    // From now: the time that this task was kept from looking does not count.
+                    pace.set(tokio::time::sleep(PACE));
                     seconds += 1;
                     let slow = whole.len() < seconds.saturating_mul(SLOWEST_BYTES);
                     if slow && share.num_permits() > 0 && self.wanted.load(Ordering::Relaxed) > 0 {
