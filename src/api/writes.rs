@@ -87,7 +87,7 @@ pub struct WriteAccepted {
 pub struct NoMajority {
     /// Always `false`.
     pub success: bool,
-    /// How many have acknowledged, how many are needed, and who is paused or does not answer.
+    /// How many have acknowledged, how many make a majority, and which are paused or failing.
     pub error: String,
     /// The task that it became.
     pub task_id: String,

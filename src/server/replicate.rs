@@ -43,7 +43,7 @@ use crate::traces::{self, Span};
         (status = 415, body = api::Error, description = "The body is compressed."),
         (status = 422, body = api::Error, description = "The key was used for another body."),
         (status = 503, body = inline(Unavailable), description = "A limit is reached, the daemon \
-            stops, or no majority acknowledged in time: then with `success`, and delivery goes on."),
+            stops, or no majority acknowledged: then with `success`, and the write stays accepted."),
     ),
 )]
 pub(super) async fn replicate(State(inbound): State<Arc<Inbound>>, request: Request) -> Response {
