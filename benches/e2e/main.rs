@@ -4,7 +4,11 @@
 //! cargo bench --bench e2e              everything, about two minutes
 //! cargo bench --bench e2e -- accept    one part: accept, deliver or strong
 //! cargo bench --bench e2e -- latency   one write at a time beside a bare commit; half a minute
+//! cargo bench --bench e2e -- compare   accept and strong beside another build of the daemon, whose
+//!                                      binary E2E_BASELINE names; two minutes
 //! cargo bench --bench e2e -- memory    a million queued tasks; a few minutes and 2 GiB of disk
+//! cargo bench --bench e2e -- resident  memory over 20 compactions and after an outage, of this build
+//!                                      and of the one that E2E_BASELINE names; four minutes
 //! cargo bench --bench e2e -- restart   a restart with 1,000 to 1,000,000 queued tasks; three minutes
 //! cargo bench --bench e2e -- isolation four healthy replicas beside a bad one; twelve minutes
 //! cargo bench --bench e2e -- outage    a replica down for a minute and back; six minutes
@@ -35,6 +39,7 @@
 
 mod auth;
 mod auto;
+mod compare;
 mod hostile;
 mod isolation;
 mod latency;
@@ -43,6 +48,7 @@ mod memory;
 mod node;
 mod outage;
 mod parts;
+mod resident;
 mod restart;
 mod roles;
 mod watched;
@@ -69,8 +75,14 @@ fn main() {
         if asked_for("latency") {
             latency::latency().await;
         }
+        if asked_for("compare") {
+            compare::compare().await;
+        }
         if asked_for("memory") {
             memory::memory().await;
+        }
+        if asked_for("resident") {
+            resident::resident().await;
         }
         if asked_for("isolation") {
             isolation::isolation().await;

@@ -47,11 +47,16 @@ impl Process {
         Self::spawn(command, None)
     }
 
-    /// The daemon on a fresh directory, beside the build and not in memory: every `202` is to be
-    /// on a disk.
+    /// The daemon on a fresh directory, beside the build and not in memory, so that every `202`
+    /// is on a disk.
     pub fn daemon(args: &[&str]) -> Self {
+        Self::daemon_at(env!("CARGO_BIN_EXE_replicator"), args)
+    }
+
+    /// The same with another binary of the daemon.
+    pub fn daemon_at(binary: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_replicator"));
+        let mut command = Command::new(binary);
         command.args(["--port", "0", "--log", "error", "--data-dir"]).arg(dir.path().join("data"));
         command.args(args);
         Self::spawn(command, Some(dir))

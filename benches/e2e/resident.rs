@@ -1,0 +1,91 @@
+//! Resident memory over compactions of the store and after an outage: what an allocator keeps.
+
+use std::time::Duration;
+
+use crate::load::{Client, post};
+use crate::roles::Process;
+
+/// How often the store is compacted.
+const COMPACTIONS: f64 = 20.0;
+const ROUND: Duration = Duration::from_secs(1);
+/// How long memory is given to settle, after the last write is delivered.
+const QUIET: Duration = Duration::from_secs(15);
+/// How many writes pile up in the outage.
+const BACKLOG: u64 = 200_000;
+
+const FLAGS: &[&str] =
+    &["--queue-capacity", "50000000", "--retry-capacity", "50000000", "--queue-max-bytes", "64GiB"];
+
+/// Writes of 4 KiB until the store was compacted twenty times, then an outage of one replica with a
+/// backlog of 200,000 writes, its recovery, and what is resident when all is delivered.
+pub async fn resident() {
+    println!("\nresident: {COMPACTIONS} compactions, then an outage with {BACKLOG} writes queued");
+    if let Ok(baseline) = std::env::var("E2E_BASELINE") {
+        one(&baseline).await;
+    }
+    one(env!("CARGO_BIN_EXE_replicator")).await;
+}
+
+async fn one(binary: &str) {
+    println!("  {binary}");
+    let replicas = [Process::role("null-replica"), Process::role("null-replica")];
+    let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();
+    let daemon = Process::daemon_at(binary, FLAGS);
+    let mut client = Client::connect(&daemon.address).await;
+    println!("    at the start: {} MiB", daemon.resident_mib());
+    let value = "x".repeat(4096);
+    let mut shown = 0.0;
+    let mut round = 0;
+    loop {
+        write(&daemon, &nodes, &value, round, ROUND).await;
+        round += 1;
+        let compactions = client.figure("replicator_store_rewrites_total").await;
+        if compactions >= shown + 5.0 {
+            shown = compactions;
+            println!("    after {compactions} compactions: {} MiB", daemon.resident_mib());
+        }
+        if compactions >= COMPACTIONS {
+            break;
+        }
+    }
+    drained(&mut client).await;
+    tokio::time::sleep(QUIET).await;
+    let before = daemon.resident_mib();
+    println!("    before the outage, all delivered: {before} MiB");
+
+    let paused = format!("/v1/replicas/{}/", nodes[0].replace(':', "%3A"));
+    assert!(client.post(&format!("{paused}pause"), "{}").await < 300, "the replica is paused");
+    let mut queued = 0;
+    while queued < BACKLOG {
+        write(&daemon, &nodes, &value, round, ROUND).await;
+        round += 1;
+        queued = client.figure("replicator_deliveries_pending").await as u64;
+    }
+    println!("    with {queued} deliveries pending: {} MiB", daemon.resident_mib());
+    assert!(client.post(&format!("{paused}resume"), "{}").await < 300, "it is resumed");
+    drained(&mut client).await;
+    tokio::time::sleep(QUIET).await;
+    let after = daemon.resident_mib();
+    println!(
+        "    after the outage, all delivered: {after} MiB, {:.2} times what it was before",
+        after as f64 / before as f64
+    );
+}
+
+async fn write(daemon: &Process, nodes: &[String], value: &str, round: u64, time: Duration) {
+    let (nodes, value) = (nodes.to_vec(), value.to_owned());
+    let make = move |connection: usize, n: u64| {
+        format!(
+            r#"{{"key":"user/{round}/{connection}/{n}","value":"{value}","value_encoding":"raw","operation":"SET","replica_nodes":["http://{}","http://{}"]}}"#,
+            nodes[0], nodes[1]
+        )
+    };
+    post(&daemon.address, 64, time, make).await;
+}
+
+/// Waits until nothing is pending.
+async fn drained(client: &mut Client) {
+    while client.figure("replicator_deliveries_pending").await > 0.0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
