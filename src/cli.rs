@@ -288,8 +288,14 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_QUEUE_CAPACITY", value_name = "TASKS", default_value = "1000")]
     pub queue_capacity: NonZeroUsize,
 
-    /// Tasks waiting for a retry; what fails beyond is parked on disk until there is room.
-    #[arg(long, env = "REPLICATOR_RETRY_CAPACITY", value_name = "TASKS", default_value = "500")]
+    /// Deliveries that wait for a retry, each to one replica, which holds no more than its share.
+    /// What fails beyond is parked on disk until there is room.
+    #[arg(
+        long,
+        env = "REPLICATOR_RETRY_CAPACITY",
+        value_name = "DELIVERIES",
+        default_value = "500"
+    )]
     pub retry_capacity: NonZeroUsize,
 
     /// Bytes on disk for tasks that wait: keys, values, user ids, 512 for each task, and 64 and the

@@ -138,7 +138,7 @@ pub struct Queue {
     pub workers: Workers,
     /// `--queue-capacity`, in tasks.
     pub capacity: usize,
-    /// `--retry-capacity`, in tasks.
+    /// `--retry-capacity`, in deliveries.
     pub retry_capacity: usize,
     /// `--queue-max-bytes`.
     pub max_bytes: u64,

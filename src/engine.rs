@@ -9,9 +9,9 @@
 //! - **Order.** The deliveries of one key to one replica form a chain, oldest first, and only its
 //!   head may be on the wire. A write that waits for a retry is superseded by a newer one of its
 //!   key; it is never sent after it.
-//! - **Isolation.** A replica has a lane of its own with `workers` places. What failed leaves the
-//!   eventual queue, and what the retry queue has no room for is parked, outside of both. A
-//!   breaker keeps deliveries from a replica that does not answer.
+//! - **Isolation.** A replica has a lane of its own with `workers` places, and a share of each
+//!   queue. What failed leaves the eventual queue, and what the retry queue has no place for is
+//!   parked, outside of both. A breaker keeps deliveries from a replica that does not answer.
 //! - **Bounds.** Both queues, the bytes and the number of known replicas have a limit each;
 //!   [`Engine::admit`] refuses what goes beyond, in words.
 //! - **Balance.** Every delivery taken on is in one column of its replica's [`Books`].
@@ -54,6 +54,7 @@ mod moves;
 mod quorum;
 mod restore;
 mod retry;
+mod share;
 mod steer;
 mod tasks;
 #[cfg(test)]
@@ -79,16 +80,15 @@ use lane::Lanes;
 use moves::Newcomer;
 use quorum::Quorum;
 use retry::Schedule;
+use share::Pool;
 use tasks::{Queue, Rank, Settlement, Slot, State, Tasks};
-
-/// A replica may hold this many times as many places of a queue as are free: nine in ten by
-/// itself, and together with others that stand still a fair part, with some always left for a
-/// replica that moves. (The dynamic thresholds of Choudhury and Hahne, made for the shared memory
-/// of packet switches.)
-const SHARE: u64 = 9;
 
 /// Nothing is kept free for other replicas where none has had a write for so long.
 const OTHERS_IDLE: Duration = Duration::from_secs(60);
+
+/// Timers of one kind that a call serves at the most. The rest comes with the next, which is due
+/// at once: 100,000 dead letters may expire in the same moment.
+const MOST_DUE: usize = 4096;
 
 /// The state machine.
 #[derive(Debug)]
@@ -113,7 +113,11 @@ pub struct Engine {
     /// Lanes to be looked at before the call ends.
     dirty: VecDeque<u32>,
     /// Lanes with parked deliveries; they take turns when the retry queue has room.
-    parked_lanes: VecDeque<u32>,
+    parked_lanes: BTreeSet<u32>,
+    /// The one whose turn it was last.
+    parked_turn: u32,
+    /// A parked delivery may get a place in the retry queue that had none before.
+    refill: bool,
     levels: Levels,
     /// Sums over all lanes there have ever been.
     totals: Books,
@@ -127,6 +131,9 @@ pub struct Engine {
     ends_told: bool,
     barriers: Watches,
     calendar: Calendar,
+    /// Steps along chains and over tasks, which tests count.
+    #[cfg(test)]
+    steps: u64,
 }
 
 impl Engine {
@@ -146,7 +153,9 @@ impl Engine {
             restored_at: Moment(0),
             doubts: BTreeSet::new(),
             dirty: VecDeque::new(),
-            parked_lanes: VecDeque::new(),
+            parked_lanes: BTreeSet::new(),
+            parked_turn: u32::MAX,
+            refill: false,
             levels: Levels::default(),
             totals: Books::default(),
             touched: Vec::new(),
@@ -156,6 +165,17 @@ impl Engine {
             ends_told: false,
             barriers: Watches::default(),
             calendar: Calendar::default(),
+            #[cfg(test)]
+            steps: 0,
+        }
+    }
+
+    /// Counts a step of a walk, for tests.
+    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "it does nothing"))]
+    fn step(&mut self) {
+        #[cfg(test)]
+        {
+            self.steps += 1;
         }
     }
 
@@ -216,22 +236,24 @@ impl Engine {
     /// Isolation at the door: a replica that hangs or lags keeps its tasks in the queue, and must
     /// not fill it for the others.
     fn share(&self, queue: Queue, replicas: &[Node]) -> Result<(), Full> {
-        let free = self.settings.queue_capacity.saturating_sub(self.level(queue)) as u64;
-        let kept = self.levels.dead_letter_bytes;
-        let free_bytes = self.settings.max_dead_letter_bytes.saturating_sub(kept);
+        let places = Pool::new(self.settings.queue_capacity, self.level(queue));
+        let letters = Pool {
+            capacity: self.settings.max_dead_letter_bytes,
+            used: self.levels.dead_letter_bytes,
+        };
         let known: SmallVec<[u32; 8]> =
             replicas.iter().filter_map(|node| self.lanes.find(node)).collect();
         let since = self.now.moment.before(OTHERS_IDLE);
-        let too_much = |held: u64, free: u64| {
-            let share = held >= free.saturating_mul(SHARE);
-            held > 0 && (free == 0 || (share && self.lanes.others_used(&known, since)))
+        let too_much = |held: u64, pool: Pool| {
+            let alone = || !self.lanes.others_used(&known, since);
+            held > 0 && !pool.has_room_for(held) && (pool.free() == 0 || !alone())
         };
         for lane in known.iter().map(|&lane| &self.lanes[lane]) {
             let (node, held, bytes) = (&lane.node, lane.held(queue), lane.kept_bytes);
-            if too_much(held as u64, free) {
+            if too_much(held as u64, places) {
                 return Err(Full::Share { node: node.clone(), held });
             }
-            if too_much(bytes, free_bytes) {
+            if too_much(bytes, letters) {
                 return Err(Full::DeadLetters { node: node.clone(), bytes });
             }
         }
@@ -242,7 +264,6 @@ impl Engine {
         match queue {
             Queue::Eventual => self.levels.queue,
             Queue::Strong => self.levels.strong,
-            Queue::Retry => self.levels.retry,
             Queue::Outside => 0,
         }
     }
@@ -365,16 +386,20 @@ impl Engine {
         self.ring(number, self.now.moment);
     }
 
-    /// Does what is due at `now`.
+    /// Does what is due at `now`, or as much of it as one call may: then [`Engine::wake_at`] is not
+    /// later.
     pub fn tick(&mut self, now: Now) {
         self.now = now;
-        while let Some(&(until, slot, lane)) = self.timers.first() {
+        for _ in 0..MOST_DUE {
+            let Some(&(until, slot, lane)) = self.timers.first() else { break };
             if until > now.moment {
                 break;
             }
             let leg = self.tasks[slot].leg_on(lane);
             match self.tasks[slot].legs[leg].state {
                 State::Dead { .. } => self.discard(slot, leg),
+                // From there it comes back as any other.
+                State::Deferred { until } => self.change(slot, leg, State::Parked { until }),
                 _ => self.make_ready(slot, leg),
             }
         }
@@ -386,13 +411,14 @@ impl Engine {
             self.touch(slot);
         }
         self.forget_doubts();
-        while let Some(&(at, lane)) = self.alarms.first() {
-            if at > now.moment {
-                break;
-            }
+        self.count_on();
+        // Each lane once: one that is due at once again is looked at with the next call.
+        let mut due = Vec::new();
+        while let Some(&(at, lane)) = self.alarms.first().filter(|&&(at, _)| at <= now.moment) {
             self.alarms.remove(&(at, lane));
-            self.alarm(at, lane);
+            due.push((at, lane));
         }
+        due.into_iter().for_each(|(at, lane)| self.alarm(at, lane));
         self.finish();
     }
 
@@ -403,7 +429,8 @@ impl Engine {
         let deadline = self.deadlines.first().map(|&(until, _)| until);
         let alarm = self.alarms.first().map(|&(at, _)| at);
         let doubt = self.doubts.first().map(|&(until, ..)| until);
-        [due, deadline, alarm, doubt]
+        let counting = self.barriers.is_counting().then_some(self.now.moment);
+        [due, deadline, alarm, doubt, counting]
             .into_iter()
             .flatten()
             .min()
@@ -446,8 +473,8 @@ impl Engine {
             node: lane.node.clone(),
             books: lane.books,
             in_flight: u64::from(lane.in_flight) + u64::from(lane.express),
-            waiting: lane.waiting,
-            parked: lane.parked.len() as u64,
+            waiting: lane.waiting.len() as u64,
+            parked: lane.parked.len() as u64 + lane.deferred,
             pending_bytes: lane.backlog.bytes,
             oldest: self.oldest(lane),
             paused: lane.paused,

@@ -42,9 +42,9 @@ pub struct Snapshot {
     pub queue_tasks: u64,
     /// The capacity of the eventual queue, in tasks.
     pub queue_capacity: u64,
-    /// Tasks in the retry queue.
+    /// Deliveries in the retry queue.
     pub retry_tasks: u64,
-    /// The capacity of the retry queue, in tasks.
+    /// The capacity of the retry queue, in deliveries.
     pub retry_capacity: u64,
     /// Bytes charged for the tasks that wait.
     pub queue_bytes: u64,
@@ -204,7 +204,7 @@ const METRICS: &[Metric] = &[
         "Bytes charged for the tasks of which only dead letters are left, parked ones included.",
         |s| s.dead_letter_bytes as f64,
     ),
-    ("replicator_retry_tasks", Level, "Tasks in the retry queue.", |s| s.retry_tasks as f64),
+    ("replicator_retry_tasks", Level, "Deliveries in the retry queue.", |s| s.retry_tasks as f64),
     ("replicator_retry_capacity_tasks", Level, "Capacity of the retry queue.", |s| {
         s.retry_capacity as f64
     }),
@@ -417,7 +417,7 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
     (
         "replicator_deliveries_parked",
         Level,
-        "Of the pending deliveries, those the full retry queue had no room for.",
+        "Of the pending deliveries, those that failed and have no place in the retry queue.",
         |r| r.parked,
     ),
     (

@@ -294,9 +294,10 @@ pub enum Verdict {
 pub enum Progress {
     /// Nothing yet that is worth remembering.
     Untouched,
-    /// It failed so many times and is to be tried again.
+    /// It failed so many times and is to be tried again; or it has not been tried yet and took the
+    /// place of one that failed.
     Failed {
-        /// Failed attempts so far, at least 1.
+        /// Failed attempts so far; 0 only for one that took the place of another.
         failures: u32,
         /// The last error.
         error: Arc<str>,
@@ -322,7 +323,8 @@ impl Progress {
     #[must_use]
     pub fn has_failed(&self) -> bool {
         match self {
-            Self::Failed { .. } | Self::Dead(_) | Self::Doubted { .. } => true,
+            Self::Failed { failures, .. } => *failures > 0,
+            Self::Dead(_) | Self::Doubted { .. } => true,
             Self::Untouched | Self::Delivered | Self::Superseded | Self::Resend => false,
         }
     }
@@ -349,8 +351,8 @@ pub enum Cause {
     Rejected,
     /// All attempts failed.
     GaveUp,
-    /// The retry queue was full. The only cause that is not an end: the delivery is still
-    /// pending and comes back by itself when there is room.
+    /// It has no place in the retry queue. The only cause that is not an end: the delivery is
+    /// still pending and comes back by itself.
     RetryOverflow,
 }
 

@@ -17,13 +17,18 @@ pub struct NewBarrier {
 pub struct BarrierReplica {
     /// The replica.
     pub replica: String,
-    /// Deliveries accepted before the barrier and not settled.
+    /// Deliveries accepted before the barrier and not settled. One that a newer write superseded
+    /// counts until that is settled.
     pub pending: u64,
-    /// Of those accepted before it, dead letters by now.
+    /// Of those accepted before it, or what superseded them, dead letters by now.
     pub given_up: u64,
 }
 
-/// How a barrier stands. It holds over a restart: all of it is in its id.
+/// How a barrier stands. It holds over a restart: all of it is in its id. Reached with nothing given
+/// up, each replica was given every write before it or a newer one of the key. Which older write a
+/// newer one superseded is not kept over a restart: after one, each delivery that failed or took the
+/// place of one that failed counts for every barrier from before the restart. A kill loses that for
+/// the last moments before it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Barrier {
     /// Its id.

@@ -13,7 +13,8 @@ pub enum Cause {
     Rejected,
     /// All attempts failed.
     GaveUp,
-    /// The retry queue was full; comes back by itself.
+    /// It has no place in the retry queue: that is full, the replica holds its share of it or is
+    /// paused, or asked for a long wait. Comes back by itself.
     RetryOverflow,
 }
 

@@ -113,7 +113,7 @@ pub struct Figures {
     pub failed_per_second: f64,
     /// Tasks in the eventual queue.
     pub queue_tasks: u64,
-    /// Tasks in the retry queue.
+    /// Deliveries in the retry queue.
     pub retry_tasks: u64,
     /// Dead letters, the parked ones included.
     pub dead_letters: u64,

@@ -91,7 +91,7 @@ pub struct Replica {
     pub in_flight: u64,
     /// Of the backlog, waiting for a retry.
     pub retrying: u64,
-    /// Of the backlog, parked by the full retry queue.
+    /// Of the backlog, failed and without a place in the retry queue.
     pub parked: u64,
     /// Dead letters, without the parked ones.
     pub dead_letters: u64,

@@ -33,7 +33,7 @@ pub enum DeliveryState {
     InFlight,
     /// Failed, and waiting for its retry.
     Retrying,
-    /// Failed with the retry queue full; comes back by itself when there is room.
+    /// Failed, without a place in the retry queue; comes back by itself when it gets one.
     Parked,
     /// A dead letter.
     Dead,

@@ -408,7 +408,7 @@ pub enum StateArg {
     InFlight,
     /// Failed, and waiting for its retry.
     Retrying,
-    /// Failed with the retry queue full.
+    /// Failed, without a place in the retry queue.
     Parked,
     /// A dead letter.
     Dead,
@@ -434,7 +434,7 @@ pub enum CauseArg {
     /// All attempts failed.
     #[value(alias = "gave_up")]
     GaveUp,
-    /// The retry queue was full; comes back by itself.
+    /// It has no place in the retry queue; comes back by itself.
     #[value(alias = "retry_overflow")]
     RetryOverflow,
 }

@@ -102,6 +102,8 @@ pub(super) struct Core {
     rates: Rates,
     /// Replicas that are being forgotten, and who waits for that.
     forgetting: Vec<(Node, Answer<Option<api::Forgotten>>, api::Forgotten)>,
+    /// Who asks for a barrier that is not counted yet.
+    counting: VecDeque<(TaskId, Vec<Node>, Answer<api::Barrier>)>,
     /// The task of the attempt that has just ended: what it was is not asked of the disk again.
     last_sent: Option<Arc<Task>>,
     /// When the next second is over.
@@ -130,6 +132,7 @@ impl Core {
             told: Told::default(),
             rates: Rates::default(),
             forgetting: Vec::new(),
+            counting: VecDeque::new(),
             last_sent: None,
             second: Moment::default(),
             accepted_before,
@@ -174,6 +177,7 @@ impl Core {
             if !self.forgetting.is_empty() {
                 self.answer_forgotten();
             }
+            self.answer_counted();
             self.told.tick(now.moment);
             self.parts.bus.wake();
         }

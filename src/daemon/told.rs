@@ -153,7 +153,7 @@ fn write(replica: &Node, event: &Event, times: u64) {
         Event::Buried { task, letter } => {
             let (deliveries, failures, error) = (times, letter.failures, &letter.error);
             if letter.cause == Cause::RetryOverflow {
-                warn!(%replica, deliveries, %error, "the retry queue is full: failed deliveries are parked on disk and come back when there is room");
+                warn!(%replica, deliveries, %error, "the retry queue has no room for this replica: failed deliveries are parked on disk and come back when it has");
             } else {
                 let cause = letter.cause.as_str();
                 warn!(%replica, deliveries, last_task = %task, failures, cause, %error, "rejected or given up: kept as dead letters");

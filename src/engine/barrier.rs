@@ -2,7 +2,17 @@
 //!
 //! A barrier is a task id and a set of replicas, so it can be asked for again after a restart. What
 //! is left of one that was asked for lately is counted as deliveries settle; for any other it is
-//! counted once, by looking at all older tasks.
+//! counted once, by looking at all tasks, a part of them at a time.
+//!
+//! A newer write that supersedes a delivery stands for it: it is counted in its place, whether it is
+//! before the barrier or not. So a barrier that is reached with nothing given up means that each
+//! replica was given each write before it, or a newer one of the key. Which older write a delivery
+//! stands for is not on disk. After a restart one that had failed, or had taken the place of one
+//! that failed, counts for every barrier from before the restart: rather too much than too little.
+//! That it took a place is written with the settlements, so a kill loses it for those of the last
+//! moments.
+//! A delivery that was thrown away, by an operator or with `--dead-letter-retention`, is not
+//! counted any more.
 
 use std::collections::VecDeque;
 
@@ -13,6 +23,9 @@ use crate::task::{Node, TaskId};
 /// Barriers that are counted along. One more, and the one not asked for the longest is counted
 /// anew when it is.
 const WATCHED: usize = 64;
+
+/// Tasks that one step of counting looks at: about a millisecond, as everything else waits meanwhile.
+const LOOKS: usize = 16_384;
 
 /// How a barrier stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,28 +54,50 @@ pub(super) struct Watch {
     pub(super) up_to: TaskId,
     /// As asked for; none is all.
     pub(super) nodes: Vec<Node>,
+    /// By the number of the lane.
     pub(super) lanes: Vec<(u32, BarrierLane)>,
+    counted: Counted,
+}
+
+/// Which tasks are in the count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counted {
+    All,
+    /// Those up to here.
+    UpTo(TaskId),
+}
+
+/// A delivery as barriers see it.
+#[derive(Clone, Copy)]
+pub(super) struct Mark<'a> {
+    pub(super) task: TaskId,
+    /// The oldest write that it stands for, most often itself.
+    pub(super) origin: TaskId,
+    pub(super) lane: u32,
+    pub(super) node: &'a Node,
 }
 
 impl Watches {
     /// A delivery goes from one column of the books to another.
-    pub(super) fn note(&mut self, id: TaskId, lane: u32, node: &Node, from: Column, to: Column) {
-        if self.0.is_empty() || from == to {
+    pub(super) fn note(&mut self, of: Mark<'_>, from: Column, to: Column) {
+        if from == to {
             return;
         }
-        for watch in self.0.iter_mut().filter(|watch| id <= watch.up_to) {
-            // A lane that made way for another leaves its number behind.
-            let counted = watch.lanes.iter_mut().find(|(n, of)| *n == lane && of.node == *node);
-            let Some((_, counted)) = counted else { continue };
-            for (column, change) in [(from, -1), (to, 1)] {
-                let count = match column {
-                    Column::Pending => &mut counted.pending,
-                    Column::Dead => &mut counted.dead,
-                    Column::Delivered | Column::Superseded | Column::Discarded => continue,
-                };
-                *count = count.saturating_add_signed(change);
-            }
+        for watch in self.0.iter_mut().filter(|watch| of.origin <= watch.up_to) {
+            watch.add(of, from, -1);
+            watch.add(of, to, 1);
         }
+    }
+
+    /// A delivery stands for an older write than before from now on.
+    pub(super) fn stand_for(&mut self, of: Mark<'_>, before: TaskId, column: Column) {
+        let joins = |watch: &&mut Watch| of.origin <= watch.up_to && watch.up_to < before;
+        self.0.iter_mut().filter(joins).for_each(|watch| watch.add(of, column, 1));
+    }
+
+    /// Whether a barrier is not counted to its end yet.
+    pub(super) fn is_counting(&self) -> bool {
+        self.0.iter().any(|watch| watch.counted != Counted::All)
     }
 
     /// A replica goes by another name.
@@ -72,29 +107,64 @@ impl Watches {
     }
 }
 
+impl Watch {
+    /// A change of one in the count, if the task of the delivery is in it already.
+    fn add(&mut self, of: Mark<'_>, column: Column, change: i64) {
+        if matches!(self.counted, Counted::UpTo(last) if of.task > last) {
+            return;
+        }
+        let at = self.lanes.binary_search_by_key(&of.lane, |(number, _)| *number);
+        let Some((_, counted)) = at.ok().and_then(|at| self.lanes.get_mut(at)) else { return };
+        // A lane that made way for another leaves its number behind.
+        if counted.node != *of.node {
+            return;
+        }
+        let count = match column {
+            Column::Pending => &mut counted.pending,
+            Column::Dead => &mut counted.dead,
+            Column::Delivered | Column::Superseded | Column::Discarded => return,
+        };
+        *count = count.saturating_add_signed(change);
+    }
+}
+
 impl Engine {
     /// What is left of the deliveries of every task up to `up_to` to these replicas; to all of them
     /// where none is named.
-    pub fn barrier(&mut self, up_to: TaskId, nodes: &[Node]) -> BarrierView {
+    ///
+    /// `None` while it is being counted, which takes a step of each [`Engine::tick`].
+    pub fn barrier(&mut self, up_to: TaskId, nodes: &[Node]) -> Option<BarrierView> {
         let watches = &mut self.barriers.0;
         let known = watches.iter().position(|watch| watch.up_to == up_to && watch.nodes == nodes);
         let watch = match known.and_then(|at| watches.remove(at)) {
             Some(watch) => watch,
-            None => self.count(up_to, nodes),
+            None => self.begin_count(up_to, nodes),
         };
-        let lanes = watch.lanes.iter().map(|(_, lane)| lane.clone()).collect();
+        let mut lanes: Vec<_> = watch.lanes.iter().map(|(_, lane)| lane.clone()).collect();
+        lanes.sort_by(|a, b| a.node.cmp(&b.node));
+        let complete = watch.counted == Counted::All;
         self.barriers.0.push_back(watch);
         if self.barriers.0.len() > WATCHED {
             self.barriers.0.pop_front();
         }
-        BarrierView { lanes }
+        complete.then_some(BarrierView { lanes })
     }
 
-    pub(super) fn count(&self, up_to: TaskId, nodes: &[Node]) -> Watch {
+    /// Counts a part of the first barrier that is not counted to its end.
+    pub(super) fn count_on(&mut self) {
+        let mut watches = std::mem::take(&mut self.barriers.0);
+        if let Some(watch) = watches.iter_mut().find(|watch| watch.counted != Counted::All) {
+            self.count_part(watch, LOOKS);
+        }
+        self.barriers.0 = watches;
+    }
+
+    fn begin_count(&self, up_to: TaskId, nodes: &[Node]) -> Watch {
         let numbers: Vec<u32> = match nodes {
             [] => self.lanes.numbers().collect(),
             _ => nodes.iter().filter_map(|node| self.lanes.find(node)).collect(),
         };
+        // As just after it was drawn, which is when most are asked for.
         let everything = self.tasks.newest().is_none_or(|newest| newest <= up_to);
         let counted = |&number: &u32| {
             let lane = &self.lanes[number];
@@ -103,19 +173,38 @@ impl Engine {
             (number, BarrierLane { node: lane.node.clone(), pending, dead })
         };
         let mut lanes: Vec<_> = numbers.iter().map(counted).collect();
-        lanes.sort_by(|(_, a), (_, b)| a.node.cmp(&b.node));
-        if !everything {
-            let older = self.tasks.after(None).take_while(|(id, _)| *id <= up_to);
-            for leg in older.flat_map(|(_, slot)| &self.tasks[slot].legs) {
-                let counted = lanes.iter_mut().find(|(number, _)| *number == leg.lane);
-                let Some((_, counted)) = counted else { continue };
-                match leg.state.column() {
-                    Column::Pending => counted.pending += 1,
-                    Column::Dead => counted.dead += 1,
-                    Column::Delivered | Column::Superseded | Column::Discarded => {}
-                }
+        lanes.sort_by_key(|(number, _)| *number);
+        let counted = if everything { Counted::All } else { Counted::UpTo(TaskId(0)) };
+        let mut watch = Watch { up_to, nodes: nodes.to_vec(), lanes, counted };
+        self.count_part(&mut watch, LOOKS);
+        watch
+    }
+
+    /// Counts the next `most` tasks. Those behind the barrier as well: they may stand for older ones.
+    fn count_part(&self, watch: &mut Watch, most: usize) {
+        let (Counted::UpTo(after), up_to) = (watch.counted, watch.up_to) else { return };
+        watch.counted = Counted::All;
+        let mut last = after;
+        for (looks, (task, slot)) in self.tasks.after(Some(after)).enumerate() {
+            if looks >= most {
+                watch.counted = Counted::UpTo(last);
+                return;
+            }
+            last = task;
+            let legs = self.tasks[slot].legs.iter();
+            for leg in legs.filter(|leg| leg.origin(task) <= up_to) {
+                let (origin, lane) = (leg.origin(task), leg.lane);
+                let mark = Mark { task, origin, lane, node: &self.lanes[lane].node };
+                watch.add(mark, leg.state.column(), 1);
             }
         }
-        Watch { up_to, nodes: nodes.to_vec(), lanes }
+    }
+
+    /// Counts a barrier from the beginning to its end.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn count(&self, up_to: TaskId, nodes: &[Node]) -> Watch {
+        let mut watch = self.begin_count(up_to, nodes);
+        self.count_part(&mut watch, usize::MAX);
+        watch
     }
 }

@@ -10,7 +10,7 @@
 //! doubt about everything that may have been on the wire before it.
 
 use crate::engine::tasks::{Settlement, Slot, State};
-use crate::engine::{Change, Engine};
+use crate::engine::{Change, Engine, MOST_DUE};
 use crate::task::Timestamp;
 
 impl Engine {
@@ -94,7 +94,8 @@ impl Engine {
 
     /// Lets go of the doubts whose time is over.
     pub(super) fn forget_doubts(&mut self) {
-        while let Some(&(until, id, lane)) = self.doubts.first() {
+        for _ in 0..MOST_DUE {
+            let Some(&(until, id, lane)) = self.doubts.first() else { return };
             if until > self.now.moment {
                 return;
             }

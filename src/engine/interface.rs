@@ -23,7 +23,7 @@ pub struct Settings {
     pub workers: Workers,
     /// Tasks in the eventual queue; as many strong writes may be open besides.
     pub queue_capacity: usize,
-    /// Tasks in the retry queue.
+    /// Deliveries that wait for a retry, or are retried.
     pub retry_capacity: usize,
     /// What the tasks that wait may be charged for, in bytes.
     pub max_bytes: u64,
@@ -242,7 +242,7 @@ pub struct Levels {
     pub queue: usize,
     /// Open strong writes.
     pub strong: usize,
-    /// Tasks in the retry queue.
+    /// Deliveries that wait for a retry, or are retried.
     pub retry: usize,
     /// Bytes charged for the tasks that wait.
     pub bytes: u64,

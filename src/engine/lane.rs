@@ -32,14 +32,18 @@ pub(super) struct Lane {
     pub(super) chains: HashMap<KeyId, Chain>,
     /// Heads that may be sent, by rank and then by age.
     ready: [BTreeMap<TaskId, Slot>; 5],
-    /// Heads that the full retry queue had no room for, by age.
+    /// Heads that failed and have no place in the retry queue, by age.
     pub(super) parked: BTreeMap<TaskId, Slot>,
+    /// Heads that are parked when the long wait that the replica asked for is over.
+    pub(super) deferred: u64,
+    /// Heads that wait for their retry.
+    pub(super) waiting: BTreeMap<TaskId, Slot>,
+    /// Places of the retry queue that it holds.
+    pub(super) retries: usize,
     /// On the wire within the `workers` limit.
     pub(super) in_flight: u32,
     /// On the wire outside of it.
     pub(super) express: u32,
-    /// Waiting for a retry.
-    pub(super) waiting: u64,
     /// Places given out, for the turns.
     turn: u32,
     pub(super) breaker: Breaker,
@@ -65,8 +69,8 @@ pub(super) struct Lane {
     pub(super) alarm: Option<Moment>,
     /// It may have something to send: looked at before the call ends.
     pub(super) dirty: bool,
-    /// Tasks in each queue that are not settled here: what this replica holds of it.
-    held: [usize; 3],
+    /// Tasks that it holds in each queue.
+    held: [usize; 2],
     /// When a write was last admitted for it.
     pub(super) last_used: Moment,
     pub(super) books: Books,
@@ -114,9 +118,11 @@ impl Lane {
             chains: HashMap::new(),
             ready: Default::default(),
             parked: BTreeMap::new(),
+            deferred: 0,
+            waiting: BTreeMap::new(),
+            retries: 0,
             in_flight: 0,
             express: 0,
-            waiting: 0,
             turn: 0,
             breaker: Breaker::default(),
             concurrency: Concurrency::default(),
@@ -131,7 +137,7 @@ impl Lane {
             next_return: Moment::default(),
             alarm: None,
             dirty: false,
-            held: [0; 3],
+            held: [0; 2],
             last_used: Moment::default(),
             books: Books::default(),
             backlog: Backlog::default(),
@@ -187,12 +193,12 @@ impl Lane {
         self.chains.is_empty() && self.dead.is_empty() && self.doubts.is_empty() && !self.is_held()
     }
 
-    /// How many tasks of a queue are not settled here; nobody counts those outside of all.
+    /// How many tasks it holds in a queue; those outside of both are not counted.
     pub(super) fn held(&self, queue: Queue) -> usize {
         self.held.get(queue as usize).copied().unwrap_or_default()
     }
 
-    /// A task that is not settled here leaves one queue for another.
+    /// A task that it holds leaves one queue for another.
     pub(super) fn hold(&mut self, left: Queue, entered: Queue) {
         for (queue, enters) in [(left, false), (entered, true)] {
             if let Some(held) = self.held.get_mut(queue as usize) {

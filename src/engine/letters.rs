@@ -8,7 +8,7 @@
 //!
 //! **Hinted handoff**: when a replica is back, its dead letters that were given up are redriven,
 //! oldest first, at a limited rate, behind everything else; once for each time that it comes back.
-//! What the full retry queue had no room for comes back after them, at the same rate.
+//! What the retry queue had no place for comes back after them, at the same rate.
 
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
@@ -29,6 +29,10 @@ const AFTER_RESTART: Duration = Duration::from_secs(1);
 /// How often a lane is looked at whose breaker is not closed: when all that it has are dead letters,
 /// one of them is the probe; when there is nothing left, it is closed.
 const OPEN: Duration = Duration::from_secs(1);
+
+/// Dead letters that one look passes over at the most, to find one that may be sent again: 100,000
+/// rejected ones would hold up everything else.
+const LOOKS: usize = 4096;
 
 /// A letter that has failed so often while others did not is not redriven by itself any more.
 const ALONE: u8 = 3;
@@ -115,7 +119,7 @@ impl Engine {
         let older = self.lanes[lane].letters.get(&self.tasks[slot].key).copied();
         if let Some(older) = older.filter(|&older| older != slot) {
             let leg = self.tasks[older].leg_on(lane);
-            self.settle(older, leg, Settlement::Superseded);
+            self.supersede(older, leg, slot);
         }
     }
 
@@ -186,13 +190,15 @@ impl Engine {
         }
         self.lanes[number].alarm = None;
         self.mark(number);
+        self.refill = true;
+        self.answer_unreachable(number);
         let now = self.now.moment;
         if self.lanes[number].forgetting.is_some() {
             return self.forget_on(number);
         }
         let lane = &self.lanes[number];
         if lane.paused.is_some() {
-            return; // Looked at again when it is resumed.
+            return self.park_retries(number); // Looked at again when it is resumed.
         }
         if lane.breaker.is_open() {
             // The next one goes out only when this one has failed: the probe is in flight then.
@@ -241,8 +247,12 @@ impl Engine {
     /// Says whether there are more.
     fn redrive(&mut self, number: u32, most: usize) -> bool {
         let Some(mut round) = self.lanes[number].redrive else { return false };
-        let mut more = true;
-        while self.lanes[number].ready(Rank::Redrive).len() < most && self.may_return(number) {
+        let (mut more, mut looks) = (true, 0);
+        while self.lanes[number].ready(Rank::Redrive).len() < most
+            && looks < LOOKS
+            && self.may_return(number)
+        {
+            looks += 1;
             let lane = &self.lanes[number];
             let next = lane.dead.range((Excluded(round.after), Unbounded)).next();
             let next = next.filter(|(id, _)| round.until.is_none_or(|until| **id <= until));
@@ -275,11 +285,14 @@ impl Engine {
         }
         let lane = &self.lanes[number];
         let later = lane.dead.range((Excluded(lane.probed), Unbounded));
-        let mut in_turn =
-            later.chain(lane.dead.range(..=lane.probed)).map(|(id, slot)| (*id, *slot));
+        let earlier = lane.dead.range(..=lane.probed);
+        let mut in_turn = later.chain(earlier).map(|(id, slot)| (*id, *slot)).take(LOOKS);
         let alone = |(_, slot): &(TaskId, Slot)| self.alone(*slot, number);
         let good = in_turn.clone().find(|one| alone(one).is_some_and(|alone| alone < ALONE));
+        let last = in_turn.clone().last();
         let Some((id, slot)) = good.or_else(|| in_turn.find(|one| alone(one).is_some())) else {
+            // The next look begins behind those that are no use.
+            self.lanes[number].probed = last.map_or(TaskId(0), |(id, _)| id);
             return;
         };
         self.lanes[number].probed = id;

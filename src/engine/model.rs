@@ -117,6 +117,10 @@ struct World {
     tasks: HashMap<u64, Kept>,
     /// What each replica holds for each key: the id of the write.
     replicas: HashMap<(Node, u8), u64>,
+    /// The newest write that each replica ever had for each key.
+    had: HashMap<(Node, u8), u64>,
+    /// Barriers, by the last task before them.
+    barriers: Vec<u64>,
     /// The newest id sent to a replica for a key since the last restart.
     sent: HashMap<(Node, u8), u64>,
     restarted: bool,
@@ -147,6 +151,8 @@ impl World {
             unanswered: Vec::new(),
             tasks: HashMap::new(),
             replicas: HashMap::new(),
+            had: HashMap::new(),
+            barriers: Vec::new(),
             sent: HashMap::new(),
             restarted: false,
             names: NODES.map(node),
@@ -200,6 +206,7 @@ impl World {
         }
         if id.is_multiple_of(3) {
             self.engine.barrier(TaskId(id - id % 2), &[]);
+            self.barriers.push(id - id % 2);
         }
         self.act();
     }
@@ -239,11 +246,14 @@ impl World {
         let task = &self.tasks[&delivery.task.0];
         if matches!(how, How::Delivered | How::AppliedAndFailed) {
             let place = (site(&task.replicas[delivery.replica.get()]), task.key);
-            self.replicas.insert(place, delivery.task.0);
+            self.apply(place, delivery.task.0);
         }
         let verdict = match how {
             How::Delivered => Verdict::Delivered,
-            How::Failed => Verdict::Retry { after: None, ambiguous: false, error: "down".into() },
+            How::Failed | How::Busy => {
+                let after = matches!(how, How::Busy).then_some(Duration::from_secs(60));
+                Verdict::Retry { after, ambiguous: false, error: "down".into() }
+            }
             How::AppliedAndFailed | How::NoAnswer => {
                 Verdict::Retry { after: None, ambiguous: true, error: "no answer".into() }
             }
@@ -270,8 +280,14 @@ impl World {
         if self.now.moment <= until {
             let task = &self.tasks[&delivery.task.0];
             let place = (site(&task.replicas[delivery.replica.get()]), task.key);
-            self.replicas.insert(place, delivery.task.0);
+            self.apply(place, delivery.task.0);
         }
+    }
+
+    fn apply(&mut self, place: (Node, u8), id: u64) {
+        let newest = self.had.entry(place.clone()).or_default();
+        *newest = id.max(*newest);
+        self.replicas.insert(place, id);
     }
 
     fn set_clock(&mut self, forward: bool, seconds: u64) {
@@ -371,6 +387,10 @@ impl World {
     }
 
     fn restart(&mut self, settled: usize) {
+        // A kill loses settlements, and with them what stands for older writes.
+        if !self.uncommitted.is_empty() || !self.unsettled.is_empty() {
+            self.barriers.clear();
+        }
         if settled > 0 {
             // What is written is a prefix of the log, and in it a write comes before everything
             // that it settles.
@@ -485,12 +505,14 @@ impl World {
         }
         assert_eq!(sum, self.engine.totals());
         self.check_chains();
+        self.check_retries();
         self.check_barriers();
+        self.check_reached();
         let levels = self.engine.levels();
         assert_eq!(levels.in_flight, self.on_wire.len() as u64);
+        assert!(levels.retry <= self.settings.retry_capacity, "{levels:?}");
         if !self.restarted {
             assert!(levels.queue <= self.settings.queue_capacity, "{levels:?}");
-            assert!(levels.retry <= self.settings.retry_capacity, "{levels:?}");
         }
     }
 
@@ -504,14 +526,62 @@ impl World {
                 let state = head.legs[head.leg_on(number)].state;
                 assert!(!head.durable || state != State::Blocked, "{} stands still", head.id);
             }
-            for queue in [Queue::Eventual, Queue::Strong, Queue::Retry] {
+            for queue in [Queue::Eventual, Queue::Strong] {
                 let waits = |entry: &&Entry| {
                     let on_lane = |leg: &&Leg| leg.lane == number;
                     let leg = entry.legs.iter().find(on_lane);
-                    entry.queue == queue && leg.is_some_and(|leg| leg.state.is_pending())
+                    entry.queue == queue && leg.is_some_and(|leg| leg.state.holds_queue())
                 };
                 let held = self.engine.tasks.iter().filter(waits).count();
                 assert_eq!(lane.held(queue), held, "{queue:?} of {}", lane.node);
+            }
+        }
+    }
+
+    /// Every place in the retry queue belongs to a delivery, none to one of a paused replica that is
+    /// not on the wire, and no delivery is parked while there is a place for it. No client waits
+    /// for a majority that is out of reach.
+    fn check_retries(&self) {
+        let engine = &self.engine;
+        let due = engine.wake_at().is_some_and(|at| at <= self.now.moment);
+        let mut retries = 0;
+        for lane in engine.lanes.iter() {
+            let number = engine.lanes.find(&lane.node).unwrap();
+            let legs = engine.tasks.iter().flat_map(|entry| &entry.legs);
+            let holding = legs.filter(|leg| leg.lane == number && leg.state.holds_retry_place());
+            let states: Vec<_> = holding.map(|leg| leg.state).collect();
+            assert_eq!(lane.retries, states.len(), "{}", lane.node);
+            retries += states.len();
+            if lane.paused.is_some() {
+                let on_wire = |state: &State| matches!(state, State::InFlight { .. });
+                assert!(states.iter().all(on_wire), "{} keeps places", lane.node);
+            }
+            let may_return = lane.next_return <= self.now.moment
+                && lane.redrive.is_none()
+                && !lane.is_held()
+                && engine.retry_has_room(number);
+            assert!(due || lane.parked.is_empty() || !may_return, "{} is starved", lane.node);
+        }
+        assert_eq!(engine.levels().retry, retries);
+        for entry in engine.tasks.iter().filter(|entry| entry.durable) {
+            assert!(due || !engine.is_out_of_reach(entry), "{} waits for nothing", entry.id);
+        }
+    }
+
+    /// A barrier that is reached with nothing given up: each replica has had, for every key written
+    /// before it, that write or a newer one.
+    fn check_reached(&self) {
+        for &up_to in self.barriers.iter().rev().take(4) {
+            let barrier = self.engine.count(TaskId(up_to), &[]);
+            for (id, kept) in self.tasks.iter().filter(|(id, _)| **id <= up_to) {
+                for name in kept.replicas.iter().filter(|_| self.durable.contains(id)) {
+                    let place = (site(name), kept.key);
+                    let counted = barrier.lanes.iter().find(|(_, of)| site(&of.node) == place.0);
+                    let open = counted.is_some_and(|(_, of)| of.pending + of.dead > 0);
+                    let has = self.had.get(&place).is_some_and(|had| had >= id);
+                    let excused = self.discarded.contains(&place);
+                    assert!(open || has || excused, "{up_to} is reached without {id} at {place:?}");
+                }
             }
         }
     }

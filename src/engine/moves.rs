@@ -4,17 +4,20 @@
 //! index of the old state and puts it into that of the new one. Everything else here decides
 //! which change is due. Every public call of the engine ends in [`Engine::finish`].
 
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use crate::engine::barrier::Mark;
 use crate::engine::books::{Attempt, Column};
 use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
+use crate::engine::share::Pool;
 use crate::engine::tasks::{Entry, Leg, Queue, Rank, Settlement, Slot, State, Trouble};
-use crate::engine::{Action, Change, Engine, KeyId};
+use crate::engine::{Action, Change, Engine, KeyId, MOST_DUE, Moment};
 use crate::task::{Cause, Delivery, Progress, ReplicaIndex, TaskId, Timestamp};
 
 /// The most deliveries that one call fails because a breaker is open. The rest comes with the
@@ -74,7 +77,7 @@ impl Engine {
             self.unkeep(slot);
         }
         let entry = &mut self.tasks[slot];
-        let (id, key) = (entry.id, entry.key);
+        let (id, key, origin) = (entry.id, entry.key, entry.origin(leg));
         let leg = &mut entry.legs[leg];
         let from = std::mem::replace(&mut leg.state, to);
         let number = leg.lane;
@@ -89,7 +92,7 @@ impl Engine {
                 *lane.on_wire(rank) -= 1;
             }
             State::Waiting { until } => {
-                lane.waiting -= 1;
+                lane.waiting.remove(&id);
                 self.timers.remove(&(until, slot, number));
             }
             State::Resend { until } => {
@@ -98,6 +101,14 @@ impl Engine {
             State::Parked { .. } => {
                 lane.parked.remove(&id);
                 self.levels.dead_letters -= 1;
+                if lane.parked.is_empty() {
+                    self.parked_lanes.remove(&number);
+                }
+            }
+            State::Deferred { until } => {
+                lane.deferred -= 1;
+                self.levels.dead_letters -= 1;
+                self.timers.remove(&(until, slot, number));
             }
             State::Dead { until, .. } => {
                 lane.dead.remove(&id);
@@ -117,7 +128,7 @@ impl Engine {
                 *lane.on_wire(rank) += 1;
             }
             State::Waiting { until } => {
-                lane.waiting += 1;
+                lane.waiting.insert(id, slot);
                 self.timers.insert((until, slot, number));
             }
             State::Resend { until } => {
@@ -126,9 +137,13 @@ impl Engine {
             State::Parked { .. } => {
                 lane.parked.insert(id, slot);
                 self.levels.dead_letters += 1;
-                if !self.parked_lanes.contains(&number) {
-                    self.parked_lanes.push_back(number);
-                }
+                self.parked_lanes.insert(number);
+                self.refill = true;
+            }
+            State::Deferred { until } => {
+                lane.deferred += 1;
+                self.levels.dead_letters += 1;
+                self.timers.insert((until, slot, number));
             }
             State::Dead { until, .. } => {
                 lane.dead.insert(id, slot);
@@ -142,17 +157,29 @@ impl Engine {
             *books.column(from.column()) -= 1;
             *books.column(to.column()) += 1;
         }
-        self.barriers.note(id, number, &lane.node, from.column(), to.column());
+        let mark = Mark { task: id, origin, lane: number, node: &lane.node };
+        self.barriers.note(mark, from.column(), to.column());
+        match (from.holds_queue(), to.holds_queue()) {
+            (true, false) => lane.hold(entry.queue, Queue::Outside),
+            (false, true) => lane.hold(Queue::Outside, entry.queue),
+            _ => {}
+        }
+        match (from.holds_retry_place(), to.holds_retry_place()) {
+            (true, false) => {
+                (lane.retries, self.levels.retry) = (lane.retries - 1, self.levels.retry - 1);
+                self.refill = true;
+            }
+            (false, true) => {
+                (lane.retries, self.levels.retry) = (lane.retries + 1, self.levels.retry + 1);
+            }
+            _ => {}
+        }
         match (from.is_pending(), to.is_pending()) {
             (true, false) => {
-                lane.hold(entry.queue, Queue::Outside);
                 let bytes = entry.bytes;
                 self.leave_backlog(number, id, bytes);
             }
-            (false, true) => {
-                lane.hold(Queue::Outside, entry.queue);
-                lane.backlog.come_back(id, entry.bytes);
-            }
+            (false, true) => lane.backlog.come_back(id, entry.bytes),
             _ => {}
         }
         self.mark(number);
@@ -177,8 +204,10 @@ impl Engine {
         let (key, strong, lane) = (entry.key, entry.quorum.is_some(), entry.legs[leg].lane);
         let older = self.lanes[lane].chains.get(&key).copied();
         let mut chain = match older {
-            Some(chain) if strong || self.settings.coalesce => self.overtake(lane, chain.head),
-            Some(chain) => self.supersede_retry(lane, chain),
+            Some(chain) if strong || self.settings.coalesce => {
+                self.overtake(lane, chain.head, slot)
+            }
+            Some(chain) => self.supersede_retry(lane, chain, slot),
             None => None,
         };
         self.append(lane, &mut chain, slot);
@@ -193,21 +222,47 @@ impl Engine {
 
     /// Before a newer write of its key, a delivery that awaits a retry is superseded. It is alone
     /// in its chain, so nothing else has to be looked at.
-    fn supersede_retry(&mut self, lane: u32, chain: Chain) -> Option<Chain> {
+    fn supersede_retry(&mut self, lane: u32, chain: Chain, by: Slot) -> Option<Chain> {
         let leg = self.tasks[chain.head].leg_on(lane);
         if !self.tasks[chain.head].legs[leg].state.awaits_retry() {
             return Some(chain);
         }
-        self.settle(chain.head, leg, Settlement::Superseded);
+        self.supersede(chain.head, leg, by);
         None
+    }
+
+    /// Ends a delivery that a newer write of its key makes pointless. That stands for it from now
+    /// on: until it is settled itself, no barrier behind the older one is reached.
+    pub(super) fn supersede(&mut self, slot: Slot, leg: usize, by: Slot) {
+        let (lane, state) = (self.tasks[slot].legs[leg].lane, self.tasks[slot].legs[leg].state);
+        if matches!(state.column(), Column::Pending | Column::Dead) {
+            self.stand_for(by, lane, self.tasks[slot].origin(leg));
+        }
+        self.settle(slot, leg, Settlement::Superseded);
+    }
+
+    fn stand_for(&mut self, slot: Slot, lane: u32, older: TaskId) {
+        let entry = &mut self.tasks[slot];
+        let at = entry.leg_on(lane);
+        let (task, before, leg) = (entry.id, entry.origin(at), &mut entry.legs[at]);
+        if older >= before {
+            return;
+        }
+        let column = leg.state.column();
+        let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
+        leg.trouble.get_or_insert_with(new).stands_for = Some(older);
+        let mark = Mark { task, origin: older, lane, node: &self.lanes[lane].node };
+        self.barriers.stand_for(mark, before, column);
+        self.touch(slot);
     }
 
     /// Before a strong write, or any with `coalesce`, everything of its key is superseded that is neither on the wire nor
     /// awaited by a client. Gives back what is left of the chain.
-    fn overtake(&mut self, lane: u32, head: Slot) -> Option<Chain> {
+    fn overtake(&mut self, lane: u32, head: Slot, by: Slot) -> Option<Chain> {
         let mut kept = None;
         let mut at = Some(head);
         while let Some(older) = at {
+            self.step();
             let leg = self.tasks[older].leg_on(lane);
             let Leg { state, next, .. } = self.tasks[older].legs[leg];
             let stays = matches!(state, State::InFlight { .. })
@@ -216,7 +271,7 @@ impl Engine {
                 self.tasks[older].legs[leg].next = None;
                 self.append(lane, &mut kept, older);
             } else {
-                self.settle(older, leg, Settlement::Superseded);
+                self.supersede(older, leg, by);
             }
             at = next;
         }
@@ -244,10 +299,14 @@ impl Engine {
         if state != State::Blocked || !entry.durable || !leads() {
             return;
         }
-        if entry.legs[leg].failures() > 0 && next.is_some() {
-            self.settle_head(slot, leg, Settlement::Superseded);
-        } else {
-            self.make_ready(slot, leg);
+        let failed = entry.legs[leg].failures() > 0;
+        match next {
+            Some(next) if failed => self.supersede_head(slot, leg, next),
+            None if failed => {
+                self.await_retry(slot, leg, self.now.moment);
+                self.touch(slot);
+            }
+            _ => self.make_ready(slot, leg),
         }
     }
 
@@ -373,8 +432,8 @@ impl Engine {
     /// or it waits for a retry, or is parked, or given up.
     pub(super) fn fail(&mut self, slot: Slot, leg: usize, asked: Option<Duration>) {
         let Leg { lane, next, state, .. } = self.tasks[slot].legs[leg];
-        if next.is_some() {
-            return self.settle_head(slot, leg, Settlement::Superseded);
+        if let Some(next) = next {
+            return self.supersede_head(slot, leg, next);
         }
         let redriven = matches!(state, State::InFlight { rank: Rank::Redrive, .. });
         if redriven && self.lanes[lane].breaker.is_open() {
@@ -385,14 +444,46 @@ impl Engine {
             return self.bury_head(slot, leg, Cause::GaveUp);
         };
         let until = self.now.moment.after(wait);
-        if self.tasks[slot].queue != Queue::Retry && self.retry_has_room() {
-            self.enter_queue(slot, Queue::Retry);
-        }
-        if self.tasks[slot].queue == Queue::Retry {
-            self.change(slot, leg, State::Waiting { until });
-        } else {
-            self.change(slot, leg, State::Parked { until });
+        if asked.is_some_and(|asked| asked > self.schedule.longest()) {
+            self.change(slot, leg, State::Deferred { until });
+        } else if !self.await_retry(slot, leg, until) && !self.lanes[lane].is_held() {
             self.tell_buried(slot, leg);
+        }
+    }
+
+    /// Has a delivery wait for its retry if it has a place in the retry queue or gets one, or parks
+    /// it. Says whether it has one.
+    ///
+    /// Nothing for a replica that an operator holds has one: it would keep it for as long as that
+    /// lasts.
+    pub(super) fn await_retry(&mut self, slot: Slot, leg: usize, until: Moment) -> bool {
+        let Leg { lane, state, .. } = self.tasks[slot].legs[leg];
+        let waits =
+            !self.lanes[lane].is_held() && (state.holds_retry_place() || self.retry_has_room(lane));
+        let to = if waits { State::Waiting { until } } else { State::Parked { until } };
+        self.change(slot, leg, to);
+        waits
+    }
+
+    /// Parks what waits for a retry at a replica that was paused: the places are free at once. As
+    /// much as one call may; the rest comes with the next, which is due at once.
+    pub(super) fn park_retries(&mut self, number: u32) {
+        let now = self.now.moment;
+        let lane = &mut self.lanes[number];
+        let waiting = lane.waiting.values().copied().take(MOST_DUE);
+        let mut slots: Vec<_> = waiting.collect();
+        slots.extend(lane.ready(Rank::Retry).values().copied().take(MOST_DUE));
+        for &slot in &slots {
+            let leg = self.tasks[slot].leg_on(number);
+            let until = match self.tasks[slot].legs[leg].state {
+                State::Waiting { until } => until,
+                _ => now,
+            };
+            self.change(slot, leg, State::Parked { until });
+            self.touch(slot);
+        }
+        if !slots.is_empty() {
+            self.ring(number, now);
         }
     }
 
@@ -402,6 +493,12 @@ impl Engine {
             self.supersede_letter(slot, leg);
         }
         self.settle(slot, leg, settlement);
+        self.leave_chain(slot, leg);
+    }
+
+    /// Ends the delivery that leads its chain, as the next of its key takes its place.
+    fn supersede_head(&mut self, slot: Slot, leg: usize, next: Slot) {
+        self.supersede(slot, leg, next);
         self.leave_chain(slot, leg);
     }
 
@@ -447,34 +544,26 @@ impl Engine {
         self.touch(slot);
     }
 
-    pub(super) fn retry_has_room(&self) -> bool {
-        self.levels.retry < self.settings.retry_capacity
+    /// Whether the retry queue has a place for a replica, which holds no more than its share.
+    pub(super) fn retry_has_room(&self, number: u32) -> bool {
+        let pool = Pool::new(self.settings.retry_capacity, self.levels.retry);
+        pool.has_room_for(self.lanes[number].retries as u64)
     }
 
-    /// Moves a task to another queue. What of it is parked joins the retry queue with it.
+    /// Moves a task to another queue.
     pub(super) fn enter_queue(&mut self, slot: Slot, queue: Queue) {
         let entry = &mut self.tasks[slot];
         let left = std::mem::replace(&mut entry.queue, queue);
-        for leg in entry.legs.iter().filter(|leg| leg.state.is_pending()) {
+        for leg in entry.legs.iter().filter(|leg| leg.state.holds_queue()) {
             self.lanes[leg.lane].hold(left, queue);
         }
         for (queue, enters) in [(left, false), (queue, true)] {
             let level = match queue {
                 Queue::Eventual => &mut self.levels.queue,
                 Queue::Strong => &mut self.levels.strong,
-                Queue::Retry => &mut self.levels.retry,
                 Queue::Outside => continue,
             };
             if enters { *level += 1 } else { *level -= 1 }
-        }
-        if queue != Queue::Retry {
-            return;
-        }
-        for leg in 0..self.tasks[slot].legs.len() {
-            if let State::Parked { until } = self.tasks[slot].legs[leg].state {
-                self.change(slot, leg, State::Waiting { until });
-                self.touch(slot);
-            }
         }
     }
 
@@ -482,25 +571,45 @@ impl Engine {
     /// `--redrive-rate`: after an outage they are most of what the replica has missed, and without
     /// it they would come back all at once.
     fn fill_retry_queue(&mut self) {
-        let mut held_back = 0;
-        while self.retry_has_room()
-            && held_back < self.parked_lanes.len()
-            && let Some(number) = self.parked_lanes.pop_front()
+        if !std::mem::take(&mut self.refill) {
+            return;
+        }
+        let mut passed_over = 0;
+        while self.levels.retry < self.settings.retry_capacity
+            && passed_over < self.parked_lanes.len()
         {
-            let first = self.lanes.get(number).and_then(|lane| lane.parked.first_key_value());
-            let Some((_, &slot)) = first else { continue };
-            self.parked_lanes.push_back(number);
+            let mut later = self.parked_lanes.range((Excluded(self.parked_turn), Unbounded));
+            let next = later.next().or_else(|| self.parked_lanes.first()).copied();
+            let Some(number) = next else { break };
+            self.parked_turn = number;
+            passed_over += 1;
+            let lane = &self.lanes[number];
+            let first = lane.parked.first_key_value().map(|(_, &slot)| slot);
             // Its dead letters, which are older, come first. While nothing is sent to it they would
             // only fill the retry queue for the others.
-            let lane = &self.lanes[number];
-            if lane.redrive.is_none() && !lane.is_held() && self.may_return(number) {
+            if lane.redrive.is_none()
+                && !lane.is_held()
+                && self.retry_has_room(number)
+                && self.may_return(number)
+                && let Some(slot) = first
+            {
                 self.count_return(number);
-                self.enter_queue(slot, Queue::Retry);
-                held_back = 0;
-            } else {
-                held_back += 1;
+                let leg = self.tasks[slot].leg_on(number);
+                if let State::Parked { until } = self.tasks[slot].legs[leg].state {
+                    self.unpark(slot, leg, until);
+                }
+                passed_over = 0;
             }
         }
+    }
+
+    /// Gives a parked delivery a place in the retry queue.
+    pub(super) fn unpark(&mut self, slot: Slot, leg: usize, until: Moment) {
+        self.change(slot, leg, State::Waiting { until });
+        if until <= self.now.moment {
+            self.make_ready(slot, leg);
+        }
+        self.touch(slot);
     }
 
     pub(super) fn touch(&mut self, slot: Slot) {
@@ -516,7 +625,7 @@ impl Engine {
             while let Some(lane) = self.dirty.pop_front() {
                 self.dispatch(lane);
             }
-            if self.touched.is_empty() {
+            if self.touched.is_empty() && !self.refill {
                 return;
             }
             // By age: a newer write's settlement must not reach the disk before an older one's.
@@ -552,12 +661,12 @@ impl Engine {
             return;
         }
         let kept = states().all(State::rests) && states().any(State::is_dead_letter);
-        let pending = states().any(|state| state.is_pending() && !state.rests());
+        let waits = states().any(State::holds_queue);
         let progress: Vec<_> = entry.legs.iter().map(Leg::progress).collect();
         if progress.iter().any(|progress| *progress != Progress::Untouched) {
             self.actions.push_back(Action::Save { task, progress });
         }
-        if !pending {
+        if !waits {
             self.enter_queue(slot, Queue::Outside);
         }
         if kept {

@@ -1,6 +1,6 @@
 //! The count of a strong write: who has acknowledged, who has failed, is it decided.
 
-use crate::engine::tasks::{Leg, Queue, Slot, State};
+use crate::engine::tasks::{Entry, Leg, Queue, Slot, State};
 use crate::engine::{Action, Engine, Moment};
 use crate::task::{Obstacle, ReplicaIndex};
 
@@ -21,7 +21,7 @@ pub(super) enum Standing {
     Open,
     /// A majority has acknowledged.
     Reached,
-    /// So many have failed that those still open cannot make a majority.
+    /// So many have failed or are cut off that the others cannot make a majority.
     OutOfReach,
 }
 
@@ -50,10 +50,15 @@ impl Quorum {
         }
     }
 
-    pub(super) fn standing(&self) -> Standing {
+    /// How it stands if nothing is to be hoped for from the replicas that are cut off, nor from
+    /// those that failed.
+    pub(super) fn standing(&self, cut_off: impl Fn(ReplicaIndex) -> bool) -> Standing {
+        let open = |replica: &ReplicaIndex| {
+            !self.failed.contains(replica) && (self.acked.contains(replica) || !cut_off(*replica))
+        };
         if self.acked.len() >= self.needed() {
             Standing::Reached
-        } else if usize::from(self.replicas) - self.failed.len() < self.needed() {
+        } else if (0..self.replicas).map(ReplicaIndex).filter(open).count() < self.needed() {
             Standing::OutOfReach
         } else {
             Standing::Open
@@ -86,7 +91,7 @@ impl Engine {
     pub(super) fn conclude(&mut self, slot: Slot) {
         let entry = &self.tasks[slot];
         let Some(quorum) = &entry.quorum else { return };
-        let standing = quorum.standing();
+        let standing = self.standing(entry, quorum);
         let decided = standing != Standing::Open || quorum.deadline <= self.now.moment;
         if !decided || !entry.durable {
             return;
@@ -108,10 +113,42 @@ impl Engine {
         });
         let entry = &mut self.tasks[slot];
         entry.quorum = None;
-        if entry.queue == Queue::Strong && entry.legs.iter().any(|leg| leg.state.is_pending()) {
-            let queue = if self.retry_has_room() { Queue::Retry } else { Queue::Outside };
-            self.enter_queue(slot, queue);
+        self.enter_queue(slot, Queue::Outside);
+    }
+
+    fn standing(&self, entry: &Entry, quorum: &Quorum) -> Standing {
+        quorum.standing(|replica| self.is_cut_off(&entry.legs[replica.get()]))
+    }
+
+    /// Whether a delivery waits for something that may take for ever: an operator holds its replica,
+    /// or that does not answer. What is on the wire may still be acknowledged.
+    fn is_cut_off(&self, leg: &Leg) -> bool {
+        let lane = &self.lanes[leg.lane];
+        matches!(leg.state, State::Blocked | State::Ready(_))
+            && (lane.is_held() || lane.breaker.is_open())
+    }
+
+    /// Has the strong writes answered whose majority is out of reach without this replica.
+    pub(super) fn answer_unreachable(&mut self, number: u32) {
+        let lane = &self.lanes[number];
+        if lane.held(Queue::Strong) == 0 || !(lane.is_held() || lane.breaker.is_open()) {
+            return;
         }
+        let out_of_reach = |&slot: &Slot| {
+            let entry = &self.tasks[slot];
+            let concerned = entry.legs.iter().any(|leg| leg.lane == number);
+            let quorum = entry.quorum.as_ref().filter(|_| concerned);
+            quorum.is_some_and(|quorum| self.standing(entry, quorum) == Standing::OutOfReach)
+        };
+        let open = self.deadlines.iter().map(|&(_, slot)| slot);
+        let decided: Vec<_> = open.filter(out_of_reach).collect();
+        decided.into_iter().for_each(|slot| self.touch(slot));
+    }
+
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn is_out_of_reach(&self, entry: &Entry) -> bool {
+        let standing = entry.quorum.as_ref().map(|quorum| self.standing(entry, quorum));
+        standing == Some(Standing::OutOfReach)
     }
 
     /// What keeps a delivery from its replica. Nothing does where it is over, as when the replica was
@@ -134,7 +171,7 @@ mod tests {
         let mut quorum = Quorum::new(replicas, Moment(0));
         acks.iter().for_each(|&r| quorum.ack(ReplicaIndex(r)));
         failures.iter().for_each(|&r| quorum.fail(ReplicaIndex(r)));
-        quorum.standing()
+        quorum.standing(|_| false)
     }
 
     #[test]
@@ -162,7 +199,7 @@ mod tests {
         quorum.fail(ReplicaIndex(0));
         quorum.ack(ReplicaIndex(0));
         quorum.ack(ReplicaIndex(1));
-        assert_eq!(quorum.standing(), Standing::Reached);
+        assert_eq!(quorum.standing(|_| false), Standing::Reached);
         assert_eq!(quorum.missing(), [ReplicaIndex(2)]);
     }
 }

@@ -3,7 +3,7 @@
 use crate::engine::moves::Newcomer;
 use crate::engine::tasks::{Queue, Settlement, Slot, State, Trouble};
 use crate::engine::{Engine, Now, Restored, TASK_OVERHEAD_BYTES};
-use crate::task::{Cause, DeadLetter, Progress};
+use crate::task::{Cause, DeadLetter, Progress, TaskId};
 
 impl Engine {
     /// Forgets all that was restored, and all that it asks for: it is as it was made.
@@ -16,8 +16,9 @@ impl Engine {
     /// Takes on a task found on disk, in the order of the ids, before anything is admitted.
     ///
     /// What waited for a retry when the process ended is due within one `retry_base`, spread over it
-    /// so that a replica does not get all of it in one moment. The capacities do not hold
-    /// here: they may have been lowered, and nothing on disk is given up for that.
+    /// so that a replica does not get all of it in one moment; beyond a replica's share of the retry
+    /// queue, and while it is paused, it is parked. The other capacities do not hold here: they may
+    /// have been lowered, and nothing on disk is given up for that.
     pub fn restore(&mut self, now: Now, task: Restored<'_>) {
         self.now = now;
         self.restored_at = now.moment;
@@ -42,7 +43,11 @@ impl Engine {
 
     fn restore_leg(&mut self, slot: Slot, leg: usize, progress: Progress) {
         let until = self.now.moment.after(self.settings.retry_base.mul_f64(self.rng.f64()));
+        // Which older write it may have superseded is not on disk. So it stands for every older one.
+        let stands_for =
+            matches!(progress, Progress::Failed { .. } | Progress::Dead(_)).then_some(TaskId(0));
         let (state, failures, error, since) = match progress {
+            Progress::Failed { failures: 0, .. } => (State::Blocked, 0, None, self.now.wall),
             Progress::Untouched => (State::Blocked, 0, None, self.now.wall),
             Progress::Failed { failures, error } => {
                 (State::Waiting { until }, failures, Some(error), self.now.wall)
@@ -71,26 +76,28 @@ impl Engine {
             // It may have been on the wire when the process ended.
             self.doubt(slot, leg, self.now.wall);
         }
+        if stands_for.is_some() {
+            let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
+            self.tasks[slot].legs[leg].trouble.get_or_insert_with(new).stands_for = stands_for;
+        }
         if let State::Dead { cause, .. } = state {
             return self.restore_letter(slot, leg, cause);
         }
         let alone = self.join(slot, leg);
         // Behind an older write it keeps its failures and waits for its turn instead.
-        if alone && state.awaits_retry() {
-            self.change(slot, leg, state);
-        } else {
-            self.unblock(slot, leg);
+        match state {
+            State::Waiting { until } if alone => {
+                if !self.await_retry(slot, leg, until) {
+                    self.touch(slot);
+                }
+            }
+            _ if alone && state.awaits_retry() => self.change(slot, leg, state),
+            _ => self.unblock(slot, leg),
         }
     }
 
     fn queue_of_restored(&self, slot: Slot) -> Queue {
         let states = || self.tasks[slot].legs.iter().map(|leg| leg.state);
-        if states().any(|state| matches!(state, State::Waiting { .. })) {
-            Queue::Retry
-        } else if states().any(|state| state.is_pending() && !state.rests()) {
-            Queue::Eventual
-        } else {
-            Queue::Outside
-        }
+        if states().any(State::holds_queue) { Queue::Eventual } else { Queue::Outside }
     }
 }

@@ -33,6 +33,16 @@ impl Schedule {
     }
 }
 
+impl Schedule {
+    /// The longest wait between two attempts that is not asked for by a replica.
+    ///
+    /// The retry queue is for waits up to this. One that is longer, such as `Retry-After: 60`, would
+    /// keep a place from several retries that are due before it.
+    pub(super) fn longest(&self) -> Duration {
+        self.base.saturating_mul(self.max_retries).mul_f64(1.1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,12 +9,14 @@ use std::sync::Arc;
 
 use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
-use crate::engine::tasks::{Queue, Settlement, Slot, State};
+use crate::engine::tasks::{Settlement, Slot, State};
 use crate::engine::{Action, BreakerState, Change, Engine, Now};
 use crate::task::{Delivery, Node, TaskId, Timestamp};
 
-/// Tasks that are looked at in one step of forgetting.
-const STEP: usize = 4096;
+/// Deliveries that one step of forgetting throws away, and tasks that it looks at for them: a few
+/// milliseconds, as everything else waits meanwhile.
+const STEP: usize = 1024;
+const LOOKS: usize = 16 * STEP;
 
 /// What an operator's word has done to one dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +25,7 @@ pub enum Steered {
     Done,
     /// Nothing: a newer write of its key is on its way, and settles it.
     LeftOut,
-    /// Nothing: its replica is paused or does not answer, or the full retry queue has no room for
-    /// it.
+    /// Nothing: its replica is paused or does not answer, or the retry queue has no place for it.
     HeldBack,
     /// It is no dead letter any more.
     Gone,
@@ -88,6 +89,8 @@ impl Engine {
     }
 
     /// Nothing is sent to a replica from now on, or everything again. What is on the wire goes on.
+    /// What waits for a retry is parked, so that the places in the retry queue are free for other
+    /// replicas, and comes back when the replica is resumed.
     ///
     /// Since when is for the records: one that was paused before a restart stays so. Makes the lane
     /// known if it is not.
@@ -99,9 +102,14 @@ impl Engine {
         });
         if let Some(number) = number {
             self.lanes[number].paused = since;
+            self.refill = true;
             self.lanes[number].forgotten &= since.is_none();
             self.mark(number);
             self.ring(number, now.moment);
+            if since.is_some() {
+                self.park_retries(number);
+                self.answer_unreachable(number);
+            }
         }
         self.finish();
     }
@@ -146,6 +154,7 @@ impl Engine {
         let in_flight = u64::from(lane.in_flight) + u64::from(lane.express);
         let unsettled = lane.books.pending + lane.books.dead;
         self.ring(number, now.moment);
+        self.answer_unreachable(number);
         self.finish();
         Some(Forgotten { discarded: unsettled.saturating_sub(in_flight), in_flight })
     }
@@ -160,23 +169,28 @@ impl Engine {
     /// Goes on with forgetting.
     pub(super) fn forget_on(&mut self, number: u32) {
         let Some((after, up_to)) = self.lanes[number].forgetting else { return };
-        let older = self.tasks.after(Some(after)).take_while(|(id, _)| *id <= up_to);
-        let step: Vec<_> = older.take(STEP).collect();
-        let Some(&(last, _)) = step.last() else {
-            let lane = &mut self.lanes[number];
-            lane.forgetting = None;
-            // A node that is gone is not one that does not answer; were it said to be, for ever.
-            (lane.breaker, lane.breaker_since, lane.last_error) = Default::default();
-            self.mark(number);
-            return self.ring(number, self.now.moment);
-        };
-        for (_, slot) in step {
+        let (mut last, mut looks, mut thrown) = (after, 0, 0);
+        let more = loop {
+            let next = self.tasks.after(Some(last)).next().filter(|(id, _)| *id <= up_to);
+            let Some((id, slot)) = next else { break false };
+            if looks >= LOOKS || thrown >= STEP {
+                break true;
+            }
+            (last, looks) = (id, looks + 1);
+            self.step();
             let leg = self.tasks[slot].leg_on(number);
             if self.tasks[slot].legs.get(leg).is_some_and(|leg| leg.lane == number) {
                 self.throw_away(slot, leg);
+                thrown += 1;
             }
+        };
+        let lane = &mut self.lanes[number];
+        lane.forgetting = more.then_some((last, up_to));
+        if !more {
+            // A node that is gone is not one that does not answer; were it said to be, for ever.
+            (lane.breaker, lane.breaker_since, lane.last_error) = Default::default();
+            self.mark(number);
         }
-        self.lanes[number].forgetting = Some((last, up_to));
         self.ring(number, self.now.moment);
     }
 
@@ -226,7 +240,7 @@ impl Engine {
         match self.tasks[slot].legs[leg].state {
             _ if steered != Steered::Done => {}
             State::Dead { .. } => self.bring_back(slot, leg),
-            _ => self.enter_queue(slot, Queue::Retry),
+            _ => self.unpark(slot, leg, now.moment),
         }
         self.finish();
         steered
@@ -243,7 +257,7 @@ impl Engine {
             _ if lane.is_held() => Steered::HeldBack,
             State::Dead { .. } if shut() => Steered::HeldBack,
             State::Dead { .. } => Steered::Done,
-            _ if self.levels.retry < self.settings.retry_capacity => Steered::Done,
+            _ if self.retry_has_room(entry.legs[leg].lane) => Steered::Done,
             _ => Steered::HeldBack,
         }
     }
@@ -290,6 +304,7 @@ impl Engine {
             | State::Ready(_)
             | State::Waiting { .. }
             | State::Parked { .. }
+            | State::Deferred { .. }
             | State::Resend { .. } => {
                 self.unlink(slot, leg);
                 self.settle(slot, leg, Settlement::Discarded);
@@ -302,21 +317,25 @@ impl Engine {
     }
 
     /// Takes a delivery out of its chain, wherever it stands in it, with all before it that are not
-    /// on the wire.
+    /// on the wire. What is behind it is not walked through: a chain that is thrown away from its
+    /// head on costs a step for each delivery.
     fn unlink(&mut self, slot: Slot, leg: usize) {
         let (key, number) = (self.tasks[slot].key, self.tasks[slot].legs[leg].lane);
-        let Some(Chain { head, .. }) = self.lanes[number].chains.remove(&key) else { return };
-        let (mut kept, mut at, mut older) = (None, Some(head), true);
-        while let Some(this) = at {
+        let Some(Chain { head, tail }) = self.lanes[number].chains.remove(&key) else { return };
+        let (mut kept, mut at) = (None, Some(head));
+        while let Some(this) = at.filter(|&this| this != slot) {
+            self.step();
             let leg = self.tasks[this].leg_on(number);
             at = self.tasks[this].legs[leg].next.take();
-            if this == slot {
-                older = false;
-            } else if older && !matches!(self.tasks[this].legs[leg].state, State::InFlight { .. }) {
-                self.settle(this, leg, Settlement::Superseded);
-            } else {
+            if matches!(self.tasks[this].legs[leg].state, State::InFlight { .. }) {
                 self.append(number, &mut kept, this);
+            } else {
+                self.supersede(this, leg, slot);
             }
+        }
+        if let Some(behind) = self.tasks[slot].legs[leg].next.take() {
+            self.append(number, &mut kept, behind);
+            kept = kept.map(|chain| Chain { tail, ..chain });
         }
         if let Some(chain) = kept {
             self.lanes[number].chains.insert(key, chain);

@@ -36,13 +36,11 @@ impl Slot {
 /// Which capacity a task counts against. The last counts against none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
-    /// No delivery of it has failed.
+    /// A delivery of it has not been tried yet.
     Eventual,
     /// A strong write whose client waits for the answer.
     Strong,
-    /// A delivery of it failed and will be tried again.
-    Retry,
-    /// All that is left of it are dead letters, or it goes on without a place: counts nowhere.
+    /// Each of its deliveries has been tried, or its client has its answer: counts nowhere.
     Outside,
 }
 
@@ -93,11 +91,14 @@ pub(super) struct Trouble {
     pub(super) letter: Option<(Timestamp, u32)>,
     /// How often it failed as one that was redriven, just after others had not.
     pub(super) alone: u8,
+    /// The oldest write of the key that this one stands for: one that it superseded, or that was
+    /// superseded by one that it superseded. Barriers count it as if it were that one.
+    pub(super) stands_for: Option<TaskId>,
 }
 
 impl Trouble {
     pub(super) fn new(failures: u32, error: Arc<str>, since: Timestamp) -> Self {
-        Self { failures, error, since, doubt: None, letter: None, alone: 0 }
+        Self { failures, error, since, doubt: None, letter: None, alone: 0, stands_for: None }
     }
 }
 
@@ -109,9 +110,11 @@ impl Trouble {
 ///  Blocked ───────────────────────► Ready ───────► InFlight ──────────────► Settled
 ///     │                             ▲ ▲ ▲            │ │ failed                ▲
 ///     │                        due  │ │ │ due        │ ▼                       │
-///     │                             │ │ └─────── Waiting ◄─────┐ room          │
-///     │                             │ │              │ │   retry queue full    │
-///     │                             │ │              │ └─────► Parked ─────────┤
+///     │                             │ │ └─────── Waiting ◄─────┐ a place       │
+///     │                             │ │              │ │   no place, paused    │
+///     │                             │ │              │ ├─────► Parked ─────────┤
+///     │                             │ │              │ │          ▲ due        │
+///     │                             │ │              │ └────► Deferred ────────┤
 ///     │                             │ │ redriven     ▼ rejected or given up    │
 ///     │                             │ └─────────── Dead ───────────────────────┤
 ///     └─────────────────────────────┴─ superseded by a newer write, discarded ─┘
@@ -136,9 +139,15 @@ pub(super) enum State {
         /// When it is due.
         until: Moment,
     },
-    /// Failed, with the retry queue full.
+    /// Failed, without a place in the retry queue.
     Parked {
         /// When it would have been due.
+        until: Moment,
+    },
+    /// Failed, and its replica asked for a longer wait than the retry queue is for. Parked when
+    /// that is over.
+    Deferred {
+        /// When that is.
         until: Moment,
     },
     /// A dead letter: no part of the chain of its key any more.
@@ -165,6 +174,7 @@ impl State {
             self,
             Self::Waiting { .. }
                 | Self::Parked { .. }
+                | Self::Deferred { .. }
                 | Self::Resend { .. }
                 | Self::Ready(Rank::Retry | Rank::Redrive | Rank::Resend)
         )
@@ -175,14 +185,35 @@ impl State {
         self.column() == Column::Pending
     }
 
+    /// Whether no attempt of it has ended since it was accepted, or since the start: it holds its
+    /// task in the queue. A retry of a strong write whose client waits counts as well.
+    pub(super) fn holds_queue(self) -> bool {
+        matches!(
+            self,
+            Self::Blocked
+                | Self::Ready(Rank::Urgent | Rank::Fresh)
+                | Self::InFlight { rank: Rank::Urgent | Rank::Fresh, .. }
+        )
+    }
+
+    /// Whether it has a place in the retry queue: from the failure to the end of the retry.
+    pub(super) fn holds_retry_place(self) -> bool {
+        matches!(
+            self,
+            Self::Waiting { .. }
+                | Self::Ready(Rank::Retry)
+                | Self::InFlight { rank: Rank::Retry, .. }
+        )
+    }
+
     /// Whether nothing is done for it until something happens: over, or lying on disk.
     pub(super) fn rests(self) -> bool {
-        matches!(self, Self::Settled(_) | Self::Parked { .. } | Self::Dead { .. })
+        matches!(self, Self::Settled(_)) || self.is_dead_letter()
     }
 
     /// Whether it is a dead letter, a parked one included.
     pub(super) fn is_dead_letter(self) -> bool {
-        matches!(self, Self::Parked { .. } | Self::Dead { .. })
+        matches!(self, Self::Parked { .. } | Self::Deferred { .. } | Self::Dead { .. })
     }
 
     pub(super) fn column(self) -> Column {
@@ -198,7 +229,8 @@ impl State {
             | Self::Ready(_)
             | Self::InFlight { .. }
             | Self::Waiting { .. }
-            | Self::Parked { .. } => Column::Pending,
+            | Self::Parked { .. }
+            | Self::Deferred { .. } => Column::Pending,
         }
     }
 }
@@ -267,6 +299,16 @@ impl Leg {
         self.trouble.as_ref().map_or(0, |trouble| trouble.failures)
     }
 
+    fn stands_for_another(&self) -> bool {
+        self.trouble.as_ref().is_some_and(|trouble| trouble.stands_for.is_some())
+    }
+
+    /// The oldest write that it stands for, which is itself for most.
+    pub(super) fn origin(&self, id: TaskId) -> TaskId {
+        let stands_for = self.trouble.as_ref().and_then(|trouble| trouble.stands_for);
+        stands_for.map_or(id, |older| older.min(id))
+    }
+
     /// What of it is to survive a restart.
     pub(super) fn progress(&self) -> Progress {
         let cause = match self.state {
@@ -284,7 +326,7 @@ impl Leg {
             // Of a dead letter that was discarded as well: there is nothing left to send.
             State::Settled(_) => return Progress::Superseded,
             State::Dead { cause, .. } => Some(cause),
-            State::Parked { .. } => Some(Cause::RetryOverflow),
+            State::Parked { .. } | State::Deferred { .. } => Some(Cause::RetryOverflow),
             // On disk it stays a dead letter until something has come of it.
             State::Ready(Rank::Redrive) | State::InFlight { rank: Rank::Redrive, .. } => {
                 Some(Cause::GaveUp)
@@ -299,13 +341,20 @@ impl Leg {
         };
         match cause {
             Some(cause) => Progress::Dead(DeadLetter { cause, failures, error, since }),
-            None if failures > 0 => Progress::Failed { failures, error },
+            None if failures > 0 || self.stands_for_another() => {
+                Progress::Failed { failures, error }
+            }
             None => Progress::Untouched,
         }
     }
 }
 
 impl Entry {
+    /// The oldest write that a delivery stands for.
+    pub(super) fn origin(&self, leg: usize) -> TaskId {
+        self.legs.get(leg).map_or(self.id, |leg| leg.origin(self.id))
+    }
+
     /// Which leg goes over `lane`. A task has at most one for a lane.
     pub(super) fn leg_on(&self, lane: u32) -> usize {
         self.legs.iter().position(|leg| leg.lane == lane).unwrap_or_default()

@@ -22,7 +22,7 @@ pub enum DeliveryState {
     InFlight,
     /// Failed, and waiting for its retry.
     Retrying,
-    /// Failed with the retry queue full.
+    /// Failed, without a place in the retry queue.
     Parked,
     /// A dead letter.
     Dead,
@@ -215,13 +215,13 @@ impl Engine {
             state: leg.state(),
             cause: match leg.state {
                 State::Dead { cause, .. } => Some(cause),
-                State::Parked { .. } => Some(Cause::RetryOverflow),
+                State::Parked { .. } | State::Deferred { .. } => Some(Cause::RetryOverflow),
                 _ => None,
             },
             failures: leg.failures(),
             error: trouble.map(|trouble| (Arc::clone(&trouble.error), trouble.since)),
             due: match leg.state {
-                State::Waiting { until } => Some(until),
+                State::Waiting { until } | State::Deferred { until } => Some(until),
                 _ => None,
             },
         }
@@ -235,7 +235,7 @@ impl Leg {
                 DeliveryState::Queued
             }
             State::Waiting { .. } | State::Ready(Rank::Retry) => DeliveryState::Retrying,
-            State::Parked { .. } => DeliveryState::Parked,
+            State::Parked { .. } | State::Deferred { .. } => DeliveryState::Parked,
             State::Dead { .. } => DeliveryState::Dead,
             State::Resend { .. }
             | State::Ready(Rank::Resend)

@@ -62,11 +62,25 @@ impl Core {
                     nodes.iter().map(|node| self.parts.roster.resolve(node).clone()).collect();
                 nodes.sort();
                 nodes.dedup();
-                let found = self.parts.engine.barrier(up_to, &nodes);
-                let _ = reply.send(Ok(view::barrier(up_to, &nodes, found)));
+                self.counting.push_back((up_to, nodes, reply));
+                self.answer_counted();
             }
         }
         self.act(now);
+    }
+
+    /// Answers those who ask for a barrier, one after the other, as far as it is counted.
+    pub(super) fn answer_counted(&mut self) {
+        while let Some((up_to, nodes, reply)) = self.counting.pop_front() {
+            // Who asked may be gone.
+            if reply.is_closed() {
+                continue;
+            }
+            let Some(found) = self.parts.engine.barrier(up_to, &nodes) else {
+                return self.counting.push_front((up_to, nodes, reply));
+            };
+            let _ = reply.send(Ok(view::barrier(up_to, &nodes, found)));
+        }
     }
 
     /// Answers when everything that was ordered so far is durable.

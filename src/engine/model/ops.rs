@@ -34,6 +34,8 @@ pub(in crate::engine) enum How {
     Delivered,
     /// Failed, and the replica did not apply it.
     Failed,
+    /// Failed, and the replica asks for a long wait.
+    Busy,
     /// Failed as far as one can see, but the replica has applied it.
     AppliedAndFailed,
     /// No answer; the replica applies it later, or never.

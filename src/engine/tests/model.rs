@@ -11,6 +11,7 @@ fn op() -> impl Strategy<Value = Op> {
     let how = prop_oneof![
         4 => Just(How::Delivered),
         2 => Just(How::Failed),
+        1 => Just(How::Busy),
         1 => Just(How::AppliedAndFailed),
         1 => Just(How::NoAnswer),
         1 => Just(How::Rejected),
@@ -33,8 +34,14 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// `PROPTEST_CASES` of them, for a longer look.
+fn cases() -> u32 {
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    asked.and_then(|number| number.parse().ok()).unwrap_or(1000)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_keeps_the_order_and_the_books_and_converges(

@@ -74,7 +74,7 @@ export function inText(at) {
 export const node = (url) => url.replace(/^http:\/\//, '');
 
 const words = {
-  in_flight: 'in flight', dead: 'dead letter', gave_up: 'gave up', retry_overflow: 'parked, retry queue full',
+  in_flight: 'in flight', dead: 'dead letter', gave_up: 'gave up', retry_overflow: 'parked, no place in the retry queue',
   breaker_opened: 'is down', breaker_closed: 'answers again', paused: 'was paused', resumed: 'was resumed',
   forgotten: 'was forgotten', renamed: 'was renamed',
 };

@@ -1,0 +1,144 @@
+//! Barriers, and the writes that take the place of others.
+
+use super::*;
+
+/// What is left of a barrier: pending and dead, of `a`.
+fn left(f: &mut Fixture, up_to: u64) -> (u64, u64) {
+    let lanes = f.engine.barrier(TaskId(up_to), &[]).unwrap().lanes;
+    let anew = f.engine.count(TaskId(up_to), &[]).lanes;
+    let sum = |lanes: Vec<BarrierLane>| {
+        lanes.iter().fold((0, 0), |sum, lane| (sum.0 + lane.pending, sum.1 + lane.dead))
+    };
+    let counted = sum(lanes);
+    assert_eq!(counted, sum(anew.into_iter().map(|(_, lane)| lane).collect()));
+    counted
+}
+
+/// A write that failed, with a barrier behind it.
+fn failed_once(f: &mut Fixture) -> u64 {
+    let id = f.eventual("k", &["a"]);
+    f.sent();
+    f.answer(id, 0, failed());
+    assert_eq!(left(f, id), (1, 0));
+    id
+}
+
+#[test]
+fn what_supersedes_a_counted_delivery_takes_its_place_in_the_count() {
+    let mut f = Fixture::new(settings());
+    let first = failed_once(&mut f);
+    let second = f.eventual("k", &["a"]);
+    assert_eq!(left(&mut f, first), (1, 0));
+    f.sent();
+    f.answer(second, 0, failed());
+    let third = f.eventual("k", &["a"]);
+    assert_eq!(left(&mut f, first), (1, 0), "through others");
+    f.answer(third, 0, Verdict::Delivered);
+    assert_eq!(left(&mut f, first), (0, 0));
+}
+
+#[test]
+fn a_barrier_that_is_first_counted_after_the_supersession_knows_of_it() {
+    let mut f = Fixture::new(settings());
+    let first = f.eventual("k", &["a"]);
+    f.sent();
+    f.answer(first, 0, failed());
+    let second = f.eventual("k", &["a"]);
+    f.eventual("other", &["a"]);
+    assert_eq!(left(&mut f, first), (1, 0), "not of the other, which is behind it");
+    f.answer(second, 0, Verdict::Delivered);
+    assert_eq!(left(&mut f, first), (0, 0));
+}
+
+#[test]
+fn a_write_that_fails_with_a_newer_one_behind_it_is_counted_until_that_is_delivered() {
+    let mut f = Fixture::new(settings());
+    let first = f.eventual("k", &["a"]);
+    assert_eq!(left(&mut f, first), (1, 0));
+    let second = f.eventual("k", &["a"]);
+    f.sent();
+    f.answer(first, 0, failed());
+    assert_eq!(left(&mut f, first), (1, 0));
+    f.answer(second, 0, rejected());
+    assert_eq!(left(&mut f, first), (0, 1), "the replica has neither");
+}
+
+#[test]
+fn what_a_strong_write_overtakes_is_counted_until_the_strong_one_is_delivered() {
+    let mut f = Fixture::new(settings());
+    let on_the_wire = f.eventual("k", &["a"]);
+    let queued = f.eventual("k", &["a"]);
+    assert_eq!(left(&mut f, queued), (2, 0));
+    let strong = f.strong("k", &["a"]);
+    assert_eq!(left(&mut f, queued), (2, 0));
+    f.answer(on_the_wire, 0, Verdict::Delivered);
+    assert_eq!(left(&mut f, queued), (1, 0));
+    f.answer(strong, 0, Verdict::Delivered);
+    assert_eq!(left(&mut f, queued), (0, 0));
+}
+
+#[test]
+fn a_dead_letter_that_a_newer_one_replaces_stays_given_up() {
+    let mut f = Fixture::new(settings());
+    let first = f.eventual("k", &["a"]);
+    f.sent();
+    f.answer(first, 0, rejected());
+    assert_eq!(left(&mut f, first), (0, 1));
+    let second = f.eventual("k", &["a"]);
+    f.answer(second, 0, rejected());
+    assert_eq!(left(&mut f, first), (0, 1));
+    let third = f.eventual("k", &["a"]);
+    f.answer(third, 0, Verdict::Delivered);
+    assert_eq!(left(&mut f, first), (0, 0));
+}
+
+#[test]
+fn what_an_operator_throws_away_is_counted_no_more() {
+    let mut f = Fixture::new(settings());
+    let first = failed_once(&mut f);
+    let second = f.eventual("k", &["a"]);
+    assert_eq!(left(&mut f, first), (1, 0));
+    f.engine.discard_task(f.now, TaskId(second));
+    f.answer(second, 0, failed());
+    assert_eq!(left(&mut f, first), (0, 0));
+}
+
+#[test]
+fn over_a_restart_what_took_the_place_of_another_counts_for_every_older_barrier() {
+    let mut f = Fixture::new(settings());
+    let first = failed_once(&mut f);
+    f.actions();
+    let second = f.eventual("k", &["a"]);
+    let fresh = f.eventual("other", &["a"]);
+    let saved: Vec<_> = f
+        .actions()
+        .into_iter()
+        .filter_map(|action| match action {
+            Action::Save { task, progress } => Some((task, progress)),
+            _ => None,
+        })
+        .collect();
+    let [(task, progress)] = &saved[..] else { panic!("{saved:?}") };
+    assert_eq!(*task, TaskId(second));
+
+    let mut g = Fixture::new(settings());
+    for (id, key, progress) in
+        [(second, "k", progress.clone()), (fresh, "other", vec![Progress::Untouched])]
+    {
+        let restored = Restored {
+            id: TaskId(id),
+            key: g.keys.id(key),
+            replicas: &[node("a")],
+            bytes: 10,
+            accepted_at: Timestamp(0),
+            progress,
+        };
+        g.engine.restore(g.now, restored);
+    }
+    assert_eq!(left(&mut g, first), (1, 0));
+    let mut sent = g.sent();
+    sent.sort_unstable();
+    assert_eq!(sent, [(second, 0, 1), (fresh, 0, 1)], "both are first attempts, and due");
+    g.answer(second, 0, Verdict::Delivered);
+    assert_eq!(left(&mut g, first), (0, 0));
+}
