@@ -51,6 +51,7 @@ mod letters;
 mod model;
 mod moment;
 mod moves;
+mod places;
 mod quorum;
 mod restore;
 mod retry;

@@ -13,10 +13,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::tasks::{Entry, Leg};
 use super::*;
 use crate::task::{Obstacle, Progress};
 
+mod checks;
 mod ops;
 
 pub(super) use ops::{How, Op};
@@ -485,117 +485,6 @@ impl World {
         assert!(!self.paused.contains(&site(&task.replicas[delivery.replica.get()])), "{id}");
         assert!(self.disk.contains_key(&id), "{id} is sent before it is durable");
         self.on_wire.push(delivery);
-    }
-
-    fn check(&self) {
-        let mut sum = Books::default();
-        for lane in self.engine.lanes() {
-            assert!(lane.books.balance(), "{lane:?}");
-            assert!(lane.waiting + lane.parked <= lane.books.pending);
-            assert_eq!(lane.oldest.is_some(), lane.books.pending > 0, "{lane:?}");
-            let bytes = lane.books.pending * (TASK_OVERHEAD_BYTES + 1);
-            assert_eq!(lane.pending_bytes, bytes, "{lane:?}");
-            assert!(lane.dead_letter_bytes <= self.engine.levels().dead_letter_bytes);
-            sum += lane.books;
-        }
-        for lane in self.engine.lanes.iter().filter(|lane| lane.is_gone()) {
-            assert_eq!((lane.books.pending, lane.books.dead), (0, 0), "{}", lane.node);
-            assert!(lane.books.balance() && lane.in_flight + lane.express == 0, "{}", lane.node);
-            sum += lane.books;
-        }
-        assert_eq!(sum, self.engine.totals());
-        self.check_chains();
-        self.check_retries();
-        self.check_barriers();
-        self.check_reached();
-        let levels = self.engine.levels();
-        assert_eq!(levels.in_flight, self.on_wire.len() as u64);
-        assert!(levels.retry <= self.settings.retry_capacity, "{levels:?}");
-        if !self.restarted {
-            assert!(levels.queue <= self.settings.queue_capacity, "{levels:?}");
-        }
-    }
-
-    /// A chain never stands still with nothing to wait for, and every place in a queue is counted
-    /// against the replicas that it waits for.
-    fn check_chains(&self) {
-        for lane in self.engine.lanes.iter() {
-            let number = self.engine.lanes.find(&lane.node).unwrap();
-            for chain in lane.chains.values() {
-                let head = &self.engine.tasks[chain.head];
-                let state = head.legs[head.leg_on(number)].state;
-                assert!(!head.durable || state != State::Blocked, "{} stands still", head.id);
-            }
-            for queue in [Queue::Eventual, Queue::Strong] {
-                let waits = |entry: &&Entry| {
-                    let on_lane = |leg: &&Leg| leg.lane == number;
-                    let leg = entry.legs.iter().find(on_lane);
-                    entry.queue == queue && leg.is_some_and(|leg| leg.state.holds_queue())
-                };
-                let held = self.engine.tasks.iter().filter(waits).count();
-                assert_eq!(lane.held(queue), held, "{queue:?} of {}", lane.node);
-            }
-        }
-    }
-
-    /// Every place in the retry queue belongs to a delivery, none to one of a paused replica that is
-    /// not on the wire, and no delivery is parked while there is a place for it. No client waits
-    /// for a majority that is out of reach.
-    fn check_retries(&self) {
-        let engine = &self.engine;
-        let due = engine.wake_at().is_some_and(|at| at <= self.now.moment);
-        let mut retries = 0;
-        for lane in engine.lanes.iter() {
-            let number = engine.lanes.find(&lane.node).unwrap();
-            let legs = engine.tasks.iter().flat_map(|entry| &entry.legs);
-            let holding = legs.filter(|leg| leg.lane == number && leg.state.holds_retry_place());
-            let states: Vec<_> = holding.map(|leg| leg.state).collect();
-            assert_eq!(lane.retries, states.len(), "{}", lane.node);
-            retries += states.len();
-            if lane.paused.is_some() {
-                let on_wire = |state: &State| matches!(state, State::InFlight { .. });
-                assert!(states.iter().all(on_wire), "{} keeps places", lane.node);
-            }
-            let may_return = lane.next_return <= self.now.moment
-                && lane.redrive.is_none()
-                && !lane.is_held()
-                && engine.retry_has_room(number);
-            assert!(due || lane.parked.is_empty() || !may_return, "{} is starved", lane.node);
-        }
-        assert_eq!(engine.levels().retry, retries);
-        for entry in engine.tasks.iter().filter(|entry| entry.durable) {
-            assert!(due || !engine.is_out_of_reach(entry), "{} waits for nothing", entry.id);
-        }
-    }
-
-    /// A barrier that is reached with nothing given up: each replica has had, for every key written
-    /// before it, that write or a newer one.
-    fn check_reached(&self) {
-        for &up_to in self.barriers.iter().rev().take(4) {
-            let barrier = self.engine.count(TaskId(up_to), &[]);
-            for (id, kept) in self.tasks.iter().filter(|(id, _)| **id <= up_to) {
-                for name in kept.replicas.iter().filter(|_| self.durable.contains(id)) {
-                    let place = (site(name), kept.key);
-                    let counted = barrier.lanes.iter().find(|(_, of)| site(&of.node) == place.0);
-                    let open = counted.is_some_and(|(_, of)| of.pending + of.dead > 0);
-                    let has = self.had.get(&place).is_some_and(|had| had >= id);
-                    let excused = self.discarded.contains(&place);
-                    assert!(open || has || excused, "{up_to} is reached without {id} at {place:?}");
-                }
-            }
-        }
-    }
-
-    /// What is counted along is what counting anew gives.
-    fn check_barriers(&self) {
-        for watch in &self.engine.barriers.0 {
-            let anew = self.engine.count(watch.up_to, &watch.nodes);
-            for (_, lane) in &anew.lanes {
-                let counted = watch.lanes.iter().find(|(_, of)| of.node == lane.node);
-                let counted = counted.map_or((0, 0), |(_, of)| (of.pending, of.dead));
-                assert_eq!(counted, (lane.pending, lane.dead), "{}", lane.node);
-            }
-        }
     }
 
     /// Answers everything with success until nothing is left.
