@@ -1,6 +1,9 @@
 //! What the engine costs a task, from admission to its last acknowledgement.
 //!
 //! Reference in the same run: the same number of insertions into and removals from a `HashMap`.
+//!
+//! `cargo bench --bench engine -- flaky` prints instead what is delivered to a replica that fails at
+//! random, beside the same with a breaker that never opens. Its clock is virtual.
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark fails by panicking")]
 
@@ -9,14 +12,17 @@ use std::hint::black_box;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use replicator::engine::{Action, Arrival, Engine, KeyHasher, Moment, Now, Settings, Workers};
-use replicator::task::{Consistency, Node, TaskId, Timestamp, Verdict};
+use replicator::task::{Consistency, Delivery, Node, TaskId, Timestamp, Verdict};
+
+#[path = "../src/engine/tests/flaky/replica.rs"]
+mod replica;
 
 const TASKS: u64 = 1000;
 
-fn engine() -> Engine {
-    Engine::new(Settings {
+fn settings() -> Settings {
+    Settings {
         workers: Workers::Fixed(NonZeroU32::new(5).unwrap()),
         queue_capacity: 10_000,
         retry_capacity: 10_000,
@@ -33,7 +39,7 @@ fn engine() -> Engine {
         retry_base: Duration::from_secs(2),
         strong_timeout: Duration::from_secs(10),
         seed: 1,
-    })
+    }
 }
 
 /// A batch of tasks for two replicas through the engine, every delivery acknowledged.
@@ -68,7 +74,7 @@ fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("engine");
     group.throughput(Throughput::Elements(TASKS));
     group.bench_function("a task to two replicas", |bencher| {
-        let (mut engine, mut first) = (engine(), 1);
+        let (mut engine, mut first) = (Engine::new(settings()), 1);
         bencher.iter(|| {
             through(&mut engine, &keys, &nodes, first);
             first += TASKS;
@@ -88,5 +94,56 @@ fn bench(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// The means over the seeds, and the worst of them.
+#[expect(clippy::print_stdout, reason = "it prints figures")]
+#[expect(clippy::cast_precision_loss, reason = "they are small")]
+fn flaky() {
+    const SEEDS: u64 = 20;
+    println!(
+        "writes of {:?}, means of {SEEDS} seeds\n\nworkers  fails  written  without breaker  with  ratio  worst seed  opened  dead letters (without)",
+        replica::TIME
+    );
+    for workers in [5, 16, 64].map(|workers| NonZeroU32::new(workers).unwrap()) {
+        for percent in [10, 20, 30, 40, 50, 60] {
+            let (mut sums, mut worst) = ([0; 6], f64::MAX);
+            for seed in 0..SEEDS {
+                let settings = Settings {
+                    workers: Workers::Fixed(workers),
+                    queue_capacity: 20_000,
+                    retry_capacity: 500,
+                    seed,
+                    ..settings()
+                };
+                let fails = f64::from(percent) / 100.0;
+                let never = Settings { breaker_failures: 0, ..settings.clone() };
+                let (without, with) = (replica::run(never, fails), replica::run(settings, fails));
+                worst = worst.min(with.delivered as f64 / without.delivered as f64);
+                let all = [
+                    with.written,
+                    without.delivered,
+                    with.delivered,
+                    with.opened,
+                    with.dead_letters,
+                    without.dead_letters,
+                ];
+                sums.iter_mut().zip(all).for_each(|(sum, one)| *sum += one);
+            }
+            let [written, without, with, opened, dead, dead_without] =
+                sums.map(|sum| sum as f64 / SEEDS as f64);
+            println!(
+                "{workers:>7} {percent:>5} % {written:>8.0} {without:>16.0} {with:>5.0} {:>6.3} {worst:>11.3} {opened:>7.1} {dead:>8.0} ({dead_without:.0})",
+                with / without
+            );
+        }
+    }
+}
+
 criterion_group!(benches, bench);
-criterion_main!(benches);
+
+fn main() {
+    if std::env::args().any(|argument| argument == "flaky") {
+        return flaky();
+    }
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

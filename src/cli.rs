@@ -321,8 +321,9 @@ pub struct DaemonArgs {
     pub settle_after: Duration,
 
     /// Failures in a row that open the breaker of a replica: then deliveries to it fail without
-    /// being sent, but for a probe now and then. A delivery that is given up with nothing answered
-    /// between its attempts opens it as well. 0 is never.
+    /// being sent, except for a probe now and then. It takes more of them where the replica has often
+    /// failed before. A delivery that is given up with nothing answered between its attempts opens
+    /// it as well. 0 is never.
     #[arg(long, env = "REPLICATOR_BREAKER_FAILURES", value_name = "N", default_value_t = 5)]
     pub breaker_failures: u32,
 

@@ -76,7 +76,7 @@ pub use view::{DeliveryState, DeliveryView, Found, LetterView, TaskView, Wanted}
 
 use barrier::Watches;
 use books::Attempt;
-use breaker::Tried;
+use breaker::Ended;
 use lane::Lanes;
 use moves::Newcomer;
 use quorum::Quorum;
@@ -294,14 +294,11 @@ impl Engine {
             return;
         };
         self.judge_letter(slot, leg, &verdict);
-        let tried = match rank {
-            _ if self.tasks[slot].legs[leg].is_redriven() => Tried::Letter,
-            Rank::Urgent | Rank::Fresh => Tried::First,
-            Rank::Retry | Rank::Resend | Rank::Redrive => Tried::Again,
-        };
+        let letter = self.tasks[slot].legs[leg].is_redriven();
+        let ended = Ended { sent_at: now.moment.before(took), probe, letter };
         // What nobody wants any more, perhaps as the replica is gone, opens no breaker.
         if !discard || probe || !matches!(verdict, Verdict::Retry { .. }) {
-            self.judge_replica(self.tasks[slot].legs[leg].lane, (tried, probe), &verdict, took);
+            self.judge_replica(self.tasks[slot].legs[leg].lane, ended, &verdict, took);
         }
         match verdict {
             Verdict::Delivered => {
@@ -335,13 +332,7 @@ impl Engine {
     }
 
     /// What an answer says of the replica, whatever it says of the write.
-    fn judge_replica(
-        &mut self,
-        number: u32,
-        sent: (Tried, bool),
-        verdict: &Verdict,
-        took: Duration,
-    ) {
+    fn judge_replica(&mut self, number: u32, ended: Ended, verdict: &Verdict, took: Duration) {
         let lane = &mut self.lanes[number];
         let failed = matches!(verdict, Verdict::Retry { .. });
         if let Verdict::Retry { error, .. } | Verdict::Rejected { error } = verdict {
@@ -352,7 +343,8 @@ impl Engine {
         match verdict {
             Verdict::Delivered | Verdict::Rejected { .. } => {
                 let before = lane.breaker.view();
-                let back = lane.breaker.succeeded(lane.concurrency.limit(workers));
+                let most = lane.concurrency.limit(workers);
+                let back = lane.breaker.succeeded(self.now.moment, ended, most);
                 if lane.breaker.view() != before {
                     lane.breaker_since = Some(self.now.wall);
                 }
@@ -364,7 +356,7 @@ impl Engine {
             }
             Verdict::Retry { error, .. } if self.settings.breaker_failures > 0 => {
                 let (moment, threshold) = (self.now.moment, self.settings.breaker_failures);
-                if lane.breaker.failed(moment, sent, threshold, self.rng.f64()) {
+                if lane.breaker.failed(moment, ended, threshold, self.rng.f64()) {
                     self.breaker_opened(number, error);
                 }
                 self.mark(number);

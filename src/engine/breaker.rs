@@ -1,19 +1,29 @@
 //! The breaker of a replica: whether it is worth a connection.
 //!
 //! ```text
-//!            failures in a row, or most of the last attempts
-//!   Closed ────────────────────────────────────────────────► Open ◄────────┐
-//!     ▲                                                        │           │
-//!     │ as many at once as ever              an attempt succeeded          │ a failure
-//!     │                                                        ▼           │
-//!     └──────────────────────── Ramp: 1, 2, 4, … at once ──────┴───────────┘
+//!            a run of failures that the replica has not shown before,
+//!            or nearly all of the last attempts
+//!   Closed ─────────────────────────────────────────────────► Open ◄──┐
+//!     ▲                                                       │  │    │ the probe failed:
+//!     │ as many in flight as ever         the probe succeeded │  └────┘ twice the wait
+//!     │                                                       ▼
+//!     └─────────────────── Ramp: 1, 2, 4, … in flight ────────┘
+//!                          a failure halves that; it opens as if closed
 //! ```
 //!
-//! While it is open, deliveries fail without being sent, but for one probe at a time.
+//! While it is open, deliveries fail without being sent, except for one probe at a time. Only the
+//! probe moves it: an attempt that was in flight when it opened says how the replica was then.
 //!
-//! Dead letters that are redriven count, but not as much: that they fail again can be their own fault.
-//! On the way back they do not open it at once, and while it is open on their account alone any
-//! other delivery may be the next probe.
+//! **Which run opens it.** `--breaker-failures` in a row are evidence against a replica that hardly
+//! ever fails, and none against one that fails two in five at random: among a few hundred attempts a
+//! second it has such a run every second, and to shut it out loses far more than it saves. So the
+//! run must also be improbable at the failure rate that the replica had before it. A replica that is
+//! dead fails all, so it gets there: after 5 failures where it was healthy or is new, after about 7
+//! where one in five failed before, after about 13 where two in five did.
+//!
+//! Redriven dead letters count, but less: that one fails again can be its own fault. They do not slow
+//! down a ramp, and while the breaker is open because of them alone any other delivery may be the
+//! next probe.
 
 use std::time::Duration;
 
@@ -25,9 +35,18 @@ const FIRST_PROBE: Duration = Duration::from_secs(1);
 const LAST_PROBE: Duration = Duration::from_secs(30);
 
 /// The last attempts that the failure rate is counted over, and how many of them open the breaker.
-/// A replica that fails now and then, even half the time, is still worth trying.
+/// A replica that fails more than half the time is still worth trying: with 48 one that fails three
+/// in five at random opened it every 660 attempts, with 56 every 900,000.
 const WINDOW: u32 = u64::BITS;
-const WINDOW_FAILURES: u32 = 48;
+const WINDOW_FAILURES: u32 = 56;
+
+/// How improbable a run must be at the failure rate before it. At a thousand attempts a second a
+/// replica that fails at random has one about every two minutes, which costs it a second or two.
+const CHANCE: f64 = 1e-5;
+
+/// In a ramp so many successes earn one place that failures do not take away, or a replica that
+/// fails at random would never get beyond two or three.
+const EARNED: u32 = 16;
 
 /// Whether a replica is worth a connection, and how many.
 #[derive(Debug)]
@@ -35,11 +54,15 @@ pub(super) struct Breaker {
     state: State,
     /// Failures since the last success.
     in_a_row: u32,
-    /// One of them was no dead letter's.
+    /// When the first of them ended.
+    failing_since: Moment,
+    /// One of them was not a redriven dead letter.
     others_failed: bool,
-    /// The last attempts, one bit each, set for a failure.
+    /// The last attempts, one bit each, set for a failure; without the runs that opened it.
     window: u64,
     seen: u32,
+    /// When the replica came back. Attempts sent before say nothing.
+    back_since: Moment,
     /// The wait for the next probe, without jitter.
     interval: Duration,
 }
@@ -47,7 +70,7 @@ pub(super) struct Breaker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Closed,
-    /// The next probe goes out at `probe_at`, or at `live_at` if it is no dead letter.
+    /// The next probe goes out at `probe_at`, or at `live_at` if it is not a dead letter.
     Open {
         probe_at: Moment,
         live_at: Moment,
@@ -55,14 +78,17 @@ enum State {
     },
     Ramp {
         limit: u32,
+        /// Since the limit changed.
         successes: u32,
+        /// Since the ramp began.
+        all: u32,
     },
 }
 
 /// What may be sent now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gate {
-    /// So many at once.
+    /// This many at once.
     Pass(u32),
     /// One, to see how the replica is.
     Probe,
@@ -70,15 +96,14 @@ pub(super) enum Gate {
     Shut,
 }
 
-/// What has failed.
+/// An attempt that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tried {
-    /// A first attempt.
-    First,
-    /// Another one.
-    Again,
-    /// A dead letter's that is redriven.
-    Letter,
+pub(super) struct Ended {
+    pub(super) sent_at: Moment,
+    /// It was the probe.
+    pub(super) probe: bool,
+    /// It was that of a redriven dead letter.
+    pub(super) letter: bool,
 }
 
 /// How a breaker stands, for operators.
@@ -87,9 +112,9 @@ pub enum BreakerState {
     /// Deliveries go out.
     #[default]
     Closed,
-    /// The replica answers again, and gets more by and by.
+    /// The replica answers again, and the number of deliveries in flight grows.
     HalfOpen,
-    /// Deliveries fail without being sent, but for a probe now and then.
+    /// Deliveries fail without being sent, except for a probe now and then.
     Open,
 }
 
@@ -98,9 +123,11 @@ impl Default for Breaker {
         Self {
             state: State::Closed,
             in_a_row: 0,
+            failing_since: Moment(0),
             others_failed: false,
             window: 0,
             seen: 0,
+            back_since: Moment(0),
             interval: FIRST_PROBE,
         }
     }
@@ -119,7 +146,7 @@ impl Breaker {
         matches!(self.state, State::Open { .. })
     }
 
-    /// What may be sent; `letter` says that a redriven dead letter would be the next.
+    /// What may be sent; `letter` is set where a redriven dead letter would be the next.
     pub(super) fn gate(&self, now: Moment, letter: bool) -> Gate {
         match self.state {
             State::Closed => Gate::Pass(u32::MAX),
@@ -164,90 +191,129 @@ impl Breaker {
         }
     }
 
-    /// The replica answered an attempt, whatever it said of the write. Says whether it has just
-    /// come back. `most` is how many it has at once when all is well.
-    pub(super) fn succeeded(&mut self, most: u32) -> bool {
-        (self.in_a_row, self.others_failed) = (0, false);
-        self.note(false);
+    /// The replica answered an attempt, whatever it answered. Returns whether it has just come
+    /// back. `most` is how many it has in flight when all is well.
+    pub(super) fn succeeded(&mut self, now: Moment, ended: Ended, most: u32) -> bool {
         match &mut self.state {
+            State::Open { .. } if ended.probe => {
+                self.state = State::Ramp { limit: 1, successes: 0, all: 0 };
+                self.interval = FIRST_PROBE;
+                self.back_since = now;
+                (self.in_a_row, self.others_failed) = (0, false);
+                return true;
+            }
+            State::Open { .. } => return false,
+            State::Closed | State::Ramp { .. } if ended.sent_at < self.back_since => {
+                return false;
+            }
             State::Closed => {}
-            State::Ramp { limit, successes } => {
-                *successes += 1;
+            State::Ramp { limit, successes, all } => {
+                (*successes, *all) = (*successes + 1, *all + 1);
                 if *successes >= *limit {
                     (*limit, *successes) = (limit.saturating_mul(2), 0);
                 }
+                *limit = (*limit).max(*all / EARNED);
                 if *limit >= most {
-                    *self = Self::default();
+                    self.state = State::Closed;
                 }
             }
-            // Not only the probe: one that was on its way before says the same.
-            State::Open { .. } => {
-                self.state = State::Ramp { limit: 1, successes: 0 };
-                return true;
-            }
         }
+        (self.in_a_row, self.others_failed) = (0, false);
+        self.note(false);
         false
     }
 
     /// A replica that came back has had all that waited: there is nothing left to be careful with.
     pub(super) fn has_all(&mut self) {
         if let State::Ramp { .. } = self.state {
-            *self = Self::default();
+            self.state = State::Closed;
         }
     }
 
-    /// An attempt failed in a way that another may not. Says whether that has opened the breaker.
-    /// `threshold` is how many failures in a row do; `jitter` is from 0 to 1.
+    /// An attempt failed that may succeed another time. Returns whether that has opened the
+    /// breaker. `threshold` is the least run of failures that does; `jitter` is from 0 to 1.
     pub(super) fn failed(
         &mut self,
         now: Moment,
-        (tried, probe): (Tried, bool),
+        ended: Ended,
         threshold: u32,
         jitter: f64,
     ) -> bool {
+        match &mut self.state {
+            State::Open { live_at, .. } => {
+                if ended.probe {
+                    let live_at = ended.letter.then_some(*live_at);
+                    self.interval = (self.interval * 2).min(LAST_PROBE);
+                    self.open(now, jitter, live_at);
+                }
+                return false;
+            }
+            State::Closed | State::Ramp { .. } if ended.sent_at < self.back_since => {
+                return false;
+            }
+            State::Ramp { limit, successes, all } if !ended.letter => {
+                (*limit, *successes) = ((*limit / 2).max(*all / EARNED).max(1), 0);
+            }
+            State::Closed | State::Ramp { .. } => {}
+        }
+        if self.in_a_row == 0 {
+            self.failing_since = now;
+        }
         self.in_a_row = self.in_a_row.saturating_add(1);
-        self.others_failed |= tried != Tried::Letter;
+        self.others_failed |= !ended.letter;
         self.note(true);
-        let opens = match self.state {
-            State::Closed => {
-                let mostly = self.seen >= WINDOW && self.window.count_ones() >= WINDOW_FAILURES;
-                self.in_a_row >= threshold || mostly
-            }
-            // What has failed before may fail again on a replica that is well.
-            State::Ramp { .. } if tried != Tried::First && self.in_a_row < threshold => false,
-            State::Ramp { .. } => {
-                self.slow_down();
-                true
-            }
-            State::Open { live_at, .. } if probe && tried == Tried::Letter => {
-                self.slow_down();
-                self.open(now, jitter, Some(live_at));
-                false
-            }
-            State::Open { .. } if probe => {
-                self.slow_down();
-                self.open(now, jitter, None);
-                false
-            }
-            // It was on its way when the breaker opened.
-            State::Open { .. } => false,
-        };
+        let opens = self.in_a_row >= threshold && self.is_improbable() || self.mostly_fails();
         if opens {
-            self.open(now, jitter, (!self.others_failed).then_some(now));
+            self.shut(now, jitter, (!self.others_failed).then_some(now));
         }
         opens
     }
 
-    /// A delivery was given up after so many failures. If nothing was answered between them, nobody
-    /// knows that the replica is there, however few they were. Says whether that has opened the
-    /// breaker.
-    pub(super) fn given_up(&mut self, now: Moment, failures: u32, jitter: f64) -> bool {
-        let opens = !self.is_open() && self.in_a_row >= failures;
+    /// A delivery was given up after `failures`, the first of them at least `span` ago. If nothing
+    /// was answered between them the replica may be gone, however few they were. Returns whether
+    /// that has opened the breaker.
+    pub(super) fn given_up(
+        &mut self,
+        now: Moment,
+        failures: u32,
+        span: Duration,
+        jitter: f64,
+    ) -> bool {
+        // With traffic there is a run of a few failures all the time; without any answer for the
+        // whole time there is none.
+        let unanswered = self.in_a_row >= failures && self.failing_since.after(span) <= now;
+        let opens = !self.is_open() && unanswered;
         if opens {
             // It may have been the delivery's own fault.
-            self.open(now, jitter, Some(now));
+            self.shut(now, jitter, Some(now));
         }
         opens
+    }
+
+    /// Whether the failures in a row are not what the replica does anyway.
+    fn is_improbable(&self) -> bool {
+        let before = self.seen.saturating_sub(self.in_a_row);
+        // The whole window has failed, or there is none.
+        let Some(window) = self.window.checked_shr(self.in_a_row).filter(|_| before > 0) else {
+            return true;
+        };
+        let rate = f64::from(window.count_ones()) / f64::from(before);
+        rate.powf(f64::from(self.in_a_row)) <= CHANCE
+    }
+
+    fn mostly_fails(&self) -> bool {
+        self.seen >= WINDOW && self.window.count_ones() >= WINDOW_FAILURES
+    }
+
+    fn shut(&mut self, now: Moment, jitter: f64, live_at: Option<Moment>) {
+        // What the replica did before is what it is held to when it is back.
+        if self.mostly_fails() {
+            (self.window, self.seen) = (0, 0);
+        } else {
+            self.window = self.window.checked_shr(self.in_a_row).unwrap_or(0);
+            self.seen = self.seen.saturating_sub(self.in_a_row);
+        }
+        self.open(now, jitter, live_at);
     }
 
     fn open(&mut self, now: Moment, jitter: f64, live_at: Option<Moment>) {
@@ -257,154 +323,11 @@ impl Breaker {
         self.state = State::Open { probe_at, live_at: live_at.unwrap_or(probe_at), probing: false };
     }
 
-    fn slow_down(&mut self) {
-        self.interval = (self.interval * 2).min(LAST_PROBE);
-    }
-
     fn note(&mut self, failed: bool) {
         self.window = self.window << 1 | u64::from(failed);
-        self.seen = self.seen.saturating_add(1);
+        self.seen = (self.seen + 1).min(WINDOW);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn second(n: u64) -> Moment {
-        Moment(0).after(Duration::from_secs(n))
-    }
-
-    fn open() -> Breaker {
-        let mut breaker = Breaker::default();
-        for n in 1..=5 {
-            assert_eq!(breaker.gate(second(0), false), Gate::Pass(u32::MAX));
-            assert_eq!(breaker.failed(second(0), (Tried::First, false), 5, 0.0), n == 5);
-        }
-        breaker
-    }
-
-    #[test]
-    fn it_opens_after_failures_in_a_row_and_a_success_starts_the_count_anew() {
-        assert_eq!(open().view(), BreakerState::Open);
-        let mut breaker = Breaker::default();
-        for _ in 0..10 {
-            (0..4).for_each(|_| assert!(!breaker.failed(second(0), (Tried::First, false), 5, 0.0)));
-            breaker.succeeded(5);
-        }
-    }
-
-    #[test]
-    fn it_opens_when_most_of_the_last_attempts_failed() {
-        let mut breaker = Breaker::default();
-        let opened = (0..200).any(|n| match n % 5 {
-            4 => breaker.succeeded(5),
-            _ => breaker.failed(second(0), (Tried::First, false), 5, 0.0),
-        });
-        assert!(opened, "four in five failed all the time");
-    }
-
-    #[test]
-    fn a_replica_that_fails_every_other_time_stays_in_use() {
-        let mut breaker = Breaker::default();
-        for _ in 0..1_000 {
-            breaker.failed(second(0), (Tried::First, false), 5, 0.0);
-            breaker.succeeded(5);
-            assert_eq!(breaker.view(), BreakerState::Closed);
-        }
-    }
-
-    #[test]
-    fn probes_go_out_one_at_a_time_and_ever_more_seldom() {
-        let mut breaker = open();
-        let mut now = 0;
-        for wait in [1, 2, 4, 8, 16, 30, 30] {
-            assert_eq!(breaker.gate(second(now + wait - 1), false), Gate::Shut);
-            now += wait;
-            assert_eq!(breaker.gate(second(now), false), Gate::Probe);
-            breaker.probe();
-            assert_eq!(breaker.gate(second(now + 100), false), Gate::Shut);
-            assert!(!breaker.failed(second(now), (Tried::First, true), 5, 0.0));
-        }
-    }
-
-    #[test]
-    fn what_was_on_its_way_when_it_opened_does_not_put_off_the_probe() {
-        let mut breaker = open();
-        breaker.failed(second(0), (Tried::First, false), 5, 0.0);
-        assert_eq!(breaker.gate(second(1), false), Gate::Probe);
-    }
-
-    #[test]
-    fn a_replica_that_comes_back_gets_one_two_four_and_then_all() {
-        let mut breaker = open();
-        breaker.probe();
-        assert!(breaker.succeeded(5));
-        let mut limits = Vec::new();
-        while breaker.view() == BreakerState::HalfOpen {
-            let Gate::Pass(limit) = breaker.gate(second(1), false) else { panic!("{breaker:?}") };
-            limits.push(limit);
-            assert!(!breaker.succeeded(5), "it is back already");
-        }
-        assert_eq!(limits, [1, 2, 2, 4, 4, 4, 4]);
-        assert_eq!(breaker.view(), BreakerState::Closed);
-    }
-
-    #[test]
-    fn a_failure_on_the_way_back_opens_it_for_longer() {
-        let mut breaker = open();
-        breaker.probe();
-        breaker.succeeded(5);
-        assert!(breaker.failed(second(1), (Tried::First, false), 5, 0.0));
-        assert_eq!(breaker.probe_at(), Some(second(3)));
-    }
-
-    #[test]
-    fn the_jitter_only_adds() {
-        let mut breaker = Breaker::default();
-        breaker.failed(second(0), (Tried::First, false), 1, 1.0);
-        assert_eq!(breaker.probe_at(), Some(Moment(0).after(Duration::from_millis(1_200))));
-    }
-
-    #[test]
-    fn a_letter_that_fails_again_on_the_way_back_does_not_open_it_and_five_do() {
-        let mut breaker = open();
-        breaker.probe();
-        breaker.succeeded(5);
-        for n in 1..=5 {
-            let opened = breaker.failed(second(1), (Tried::Letter, false), 5, 0.0);
-            assert_eq!(opened, n == 5);
-        }
-        assert_eq!(breaker.gate(second(1), true), Gate::Shut);
-        assert_eq!(breaker.gate(second(1), false), Gate::Probe, "they say nothing of others");
-    }
-
-    #[test]
-    fn letters_that_fail_as_probes_do_not_put_off_others() {
-        let mut breaker = open();
-        assert_eq!(breaker.gate(second(0), false), Gate::Shut);
-        for at in [1, 3, 7] {
-            assert_eq!(breaker.gate(second(at), true), Gate::Probe);
-            breaker.probe();
-            assert_eq!(breaker.gate(second(at), false), Gate::Shut, "one at a time");
-            breaker.failed(second(at), (Tried::Letter, true), 5, 0.0);
-            assert_eq!(breaker.gate(second(at), true), Gate::Shut);
-            assert_eq!(breaker.gate(second(at), false), Gate::Probe);
-        }
-        breaker.probe();
-        breaker.failed(second(7), (Tried::First, true), 5, 0.0);
-        assert_eq!(breaker.gate(second(8), false), Gate::Shut);
-    }
-
-    #[test]
-    fn a_delivery_that_is_given_up_unanswered_opens_it_however_few_the_failures() {
-        let mut breaker = Breaker::default();
-        breaker.failed(second(0), (Tried::First, false), 5, 0.0);
-        breaker.succeeded(5);
-        breaker.failed(second(2), (Tried::Again, false), 5, 0.0);
-        assert!(!breaker.given_up(second(2), 2, 0.0), "others were answered in between");
-        breaker.failed(second(4), (Tried::Again, false), 5, 0.0);
-        assert!(breaker.given_up(second(4), 2, 0.0));
-        assert_eq!(breaker.gate(second(4), false), Gate::Probe);
-    }
-}
+mod tests;

@@ -70,8 +70,10 @@ impl Engine {
             return;
         }
         let error = Arc::clone(&trouble.error);
+        let (failures, jitter) = (trouble.failures, self.rng.f64());
+        let span = self.schedule.span(failures);
         let breaker = &mut self.lanes[number].breaker;
-        if breaker.given_up(self.now.moment, trouble.failures, self.rng.f64()) {
+        if breaker.given_up(self.now.moment, failures, span, jitter) {
             self.breaker_opened(number, &error);
         }
     }

@@ -31,6 +31,12 @@ impl Schedule {
         let jitter = planned.mul_f64(rng.f64() / 10.0);
         Some(planned.saturating_add(jitter).max(asked.unwrap_or_default()))
     }
+
+    /// The least time between the first and the last of so many failures.
+    pub(super) fn span(&self, failures: u32) -> Duration {
+        let waits = failures.saturating_mul(failures.saturating_sub(1)) / 2;
+        self.base.saturating_mul(waits)
+    }
 }
 
 impl Schedule {
@@ -59,6 +65,15 @@ mod tests {
             let waited = wait(failures, None).unwrap();
             assert!(waited >= planned && waited <= planned.mul_f64(1.1), "{waited:?}");
         }
+    }
+
+    #[test]
+    fn four_failures_are_twelve_seconds_apart_at_least() {
+        let schedule = Schedule { max_retries: 3, base: Duration::from_secs(2) };
+        let waited: Duration = (1..=3).map(|failures| wait(failures, None).unwrap()).sum();
+        assert_eq!(schedule.span(4), Duration::from_secs(12));
+        assert!(waited >= schedule.span(4));
+        assert_eq!(schedule.span(1), Duration::ZERO);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::task::{DeadLetter, Progress, ReplicaIndex};
 
 mod barriers;
 mod doubts;
+mod flaky;
 mod isolation;
 mod letters;
 mod model;

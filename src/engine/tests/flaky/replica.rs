@@ -1,0 +1,78 @@
+//! A replica that fails attempts at random, on a virtual clock: the same seed gives the same figures on every
+//! machine. The engine's tests and its benchmark run it, each with the engine's types under their
+//! own path.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use super::{
+    Action, Arrival, Consistency, Delivery, Engine, KeyHasher, Moment, Node, Now, Settings, TaskId,
+    Timestamp, Verdict,
+};
+
+/// How long writes come in.
+pub(crate) const TIME: Duration = Duration::from_secs(60);
+/// The time between two writes, each of a key of its own.
+const BETWEEN: Duration = Duration::from_millis(6);
+/// An answer, good or bad, takes from this to ten times as long.
+const FASTEST: Duration = Duration::from_millis(2);
+
+/// What became of the writes of [`TIME`], at its end.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) written: u64,
+    pub(crate) delivered: u64,
+    pub(crate) dead_letters: u64,
+    /// How often the breaker opened.
+    pub(crate) opened: u64,
+}
+
+/// Writes for [`TIME`] to a replica that fails this share of its attempts.
+pub(crate) fn run(settings: Settings, fails: f64) -> Outcome {
+    let mut rng = fastrand::Rng::with_seed(settings.seed);
+    let mut engine = Engine::new(settings);
+    let (keys, replicas) = (KeyHasher::default(), [Node::parse("http://flaky").unwrap()]);
+    let mut in_flight: BinaryHeap<Reverse<(Moment, Delivery, Duration, bool)>> = BinaryHeap::new();
+    let (mut outcome, mut next_write) = (Outcome::default(), Moment(0));
+    let end = Moment(0).after(TIME);
+    loop {
+        let answer = in_flight.peek().map(|Reverse((at, ..))| *at);
+        let moment = [answer, engine.wake_at()].into_iter().flatten().fold(next_write, Moment::min);
+        if moment >= end {
+            break;
+        }
+        let now = Now { moment, wall: Timestamp(0).saturating_add(moment.since_start()) };
+        if answer.is_some_and(|at| at <= moment) {
+            let Some(Reverse((_, delivery, took, failed))) = in_flight.pop() else { break };
+            let failure = Verdict::Retry { after: None, ambiguous: false, error: "503".into() };
+            let verdict = if failed { failure } else { Verdict::Delivered };
+            engine.answered(now, delivery, verdict, took);
+        } else if next_write <= moment {
+            outcome.written += 1;
+            let id = TaskId(outcome.written);
+            let key = keys.id(&outcome.written.to_string());
+            let consistency = Consistency::Eventual;
+            let arrival = Arrival { id, key, replicas: &replicas, bytes: 100, consistency };
+            engine.admit(now, &arrival).unwrap();
+            engine.committed(now, id);
+            next_write = moment.after(BETWEEN);
+        } else {
+            engine.tick(now);
+        }
+        while let Some(action) = engine.next_action() {
+            match action {
+                Action::Send { delivery, .. } => {
+                    let took = FASTEST.mul_f64(1.0 + 9.0 * rng.f64());
+                    let failed = rng.f64() < fails;
+                    in_flight.push(Reverse((moment.after(took), delivery, took, failed)));
+                }
+                Action::Breaker { error: Some(_), .. } => outcome.opened += 1,
+                _ => {}
+            }
+        }
+    }
+    outcome.delivered = engine.totals().delivered;
+    outcome.dead_letters = engine.levels().dead_letters;
+    outcome
+}
