@@ -40,6 +40,7 @@ mod outbound;
 mod rates;
 mod restore;
 mod roster;
+mod shortages;
 mod times;
 mod told;
 mod values;

@@ -316,6 +316,14 @@ impl Engine {
                     _ => self.bury_head(slot, leg, Cause::Rejected),
                 }
             }
+            Verdict::Shortage { error } => {
+                self.note_error(slot, leg, error, Attempt::Unsent);
+                match rank {
+                    _ if discard => self.settle_head(slot, leg, Settlement::Discarded),
+                    Rank::Resend => self.resend_failed(slot, leg),
+                    _ => self.put_off(slot, leg),
+                }
+            }
             Verdict::Retry { after, ambiguous, error } => {
                 self.note_failure(slot, leg, error, Attempt::Sent);
                 if ambiguous {
@@ -335,8 +343,18 @@ impl Engine {
     fn judge_replica(&mut self, number: u32, ended: Ended, verdict: &Verdict, took: Duration) {
         let lane = &mut self.lanes[number];
         let failed = matches!(verdict, Verdict::Retry { .. });
-        if let Verdict::Retry { error, .. } | Verdict::Rejected { error } = verdict {
+        if let Verdict::Retry { error, .. }
+        | Verdict::Shortage { error }
+        | Verdict::Rejected { error } = verdict
+        {
             lane.last_error = Some((Arc::clone(error), self.now.wall));
+        }
+        if let Verdict::Shortage { .. } = verdict {
+            if ended.probe {
+                lane.breaker.not_probed(self.now.moment, self.rng.f64());
+                self.mark(number);
+            }
+            return;
         }
         let (workers, in_flight) = (self.settings.workers, lane.in_flight);
         lane.concurrency.answered(self.now.moment, workers, took, failed, in_flight);
@@ -361,7 +379,7 @@ impl Engine {
                 }
                 self.mark(number);
             }
-            Verdict::Retry { .. } => {}
+            Verdict::Retry { .. } | Verdict::Shortage { .. } => {}
         }
     }
 

@@ -282,6 +282,12 @@ pub enum Verdict {
         /// Why, for operators.
         error: Arc<str>,
     },
+    /// It was not sent, because this process lacks something that it needs for that, such as a file
+    /// descriptor. It says nothing about the replica, and another attempt may help.
+    Shortage {
+        /// Why, for operators.
+        error: Arc<str>,
+    },
     /// It never will: another attempt would end the same.
     Rejected {
         /// Why, for operators.

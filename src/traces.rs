@@ -208,6 +208,7 @@ impl Span {
         let (name, error) = match verdict {
             Verdict::Delivered => ("delivered", None),
             Verdict::Retry { error, .. } => ("retry", Some(error)),
+            Verdict::Shortage { error } => ("shortage", Some(error)),
             Verdict::Rejected { error } => ("rejected", Some(error)),
         };
         self.say("replicator.verdict", name);

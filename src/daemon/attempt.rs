@@ -107,7 +107,10 @@ impl Attempts {
             span.ended(&verdict);
         }
         let ended = self.clock.now().moment;
-        if let Verdict::Retry { error, .. } | Verdict::Rejected { error } = &verdict {
+        if let Verdict::Retry { error, .. }
+        | Verdict::Shortage { error }
+        | Verdict::Rejected { error } = &verdict
+        {
             debug!(task = %task.id, replica = %node, attempt, %error, "attempt failed");
         }
         let took = ended.since_start().saturating_sub(sent.moment.since_start());
@@ -142,7 +145,7 @@ impl Attempts {
             Ok(Ok(None)) => format!("the task {} has vanished from it", delivery.task).into(),
             Err(_) => {
                 let error = "reading the task was interrupted".into();
-                return Err(Verdict::Retry { after: None, ambiguous: false, error });
+                return Err(Verdict::Shortage { error });
             }
         };
         // Before the end of this attempt, which then changes nothing on disk.

@@ -23,6 +23,7 @@ use crate::daemon::idempotency::Keys;
 use crate::daemon::operate::Answer;
 use crate::daemon::rates::Rates;
 use crate::daemon::roster::Roster;
+use crate::daemon::shortages::Shortages;
 use crate::daemon::times::Times;
 use crate::daemon::told::{self, Told};
 use crate::daemon::values::Values;
@@ -99,6 +100,7 @@ pub(super) struct Core {
     max_lag: Duration,
     times: Times,
     told: Told,
+    shortages: Shortages,
     rates: Rates,
     /// Replicas that are being forgotten, and who waits for that.
     forgetting: Vec<(Node, Answer<Option<api::Forgotten>>, api::Forgotten)>,
@@ -130,6 +132,7 @@ impl Core {
             max_lag: Duration::ZERO,
             times: Times::default(),
             told: Told::default(),
+            shortages: Shortages::default(),
             rates: Rates::default(),
             forgetting: Vec::new(),
             counting: VecDeque::new(),
@@ -397,6 +400,9 @@ impl Core {
     }
 
     fn answered(&mut self, now: Now, answered: Answered) {
+        if let Verdict::Shortage { error } = &answered.verdict {
+            self.shortages.happened(now.moment, error);
+        }
         self.times.answered(now, &answered, &self.parts.engine);
         if answered.verdict == Verdict::Delivered {
             self.acks.record(answered.took);

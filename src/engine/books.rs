@@ -28,7 +28,8 @@ pub struct Books {
     pub redriven: u64,
     /// Event: an attempt that was sent failed.
     pub failed_attempts: u64,
-    /// Event: an attempt failed without being sent, as the breaker was open.
+    /// Event: an attempt ended without being sent: the breaker was open, or this process lacked
+    /// something that it needs for it.
     pub unsent_attempts: u64,
 }
 

@@ -269,6 +269,13 @@ impl Breaker {
         opens
     }
 
+    /// The probe was not sent: the next one goes out after the same wait.
+    pub(super) fn not_probed(&mut self, now: Moment, jitter: f64) {
+        if self.is_probing() {
+            self.open(now, jitter, None);
+        }
+    }
+
     /// A delivery was given up after `failures`, the first of them at least `span` ago. If nothing
     /// was answered between them the replica may be gone, however few they were. Returns whether
     /// that has opened the breaker.

@@ -55,11 +55,12 @@ fn op(input: &mut Input<'_>) -> Op {
 }
 
 fn how(input: &mut Input<'_>) -> How {
-    match input.below(6) {
+    match input.below(7) {
         0 | 1 => How::Delivered,
         2 => How::Failed,
         3 => How::AppliedAndFailed,
         4 => How::NoAnswer,
+        5 => How::NotSent,
         _ => How::Rejected,
     }
 }

@@ -257,6 +257,7 @@ impl World {
             How::AppliedAndFailed | How::NoAnswer => {
                 Verdict::Retry { after: None, ambiguous: true, error: "no answer".into() }
             }
+            How::NotSent => Verdict::Shortage { error: "no file descriptor".into() },
             How::Rejected => Verdict::Rejected { error: "no".into() },
         };
         if matches!(how, How::NoAnswer) {

@@ -408,27 +408,49 @@ impl Engine {
         error: Arc<str>,
         attempt: Attempt,
     ) {
-        let replica = self.delivery(slot, leg).replica;
-        let entry = &mut self.tasks[slot];
-        if let Some(quorum) = &mut entry.quorum {
-            quorum.fail(replica);
-        }
-        let leg = &mut entry.legs[leg];
         let told = self.watched.then(|| Arc::clone(&error));
-        let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
-        let trouble = leg.trouble.get_or_insert_with(new);
+        let trouble = self.note_error(slot, leg, error, attempt);
         trouble.failures = trouble.failures.saturating_add(1);
-        (trouble.error, trouble.since) = (error, self.now.wall);
-        let lane = leg.lane;
+        let lane = self.tasks[slot].legs[leg].lane;
+        self.tell_change(slot, lane, Change::Failed, told);
+    }
+
+    /// Writes down why an attempt did not deliver. The client of a strong write does not wait for
+    /// another one.
+    pub(super) fn note_error(
+        &mut self,
+        slot: Slot,
+        leg: usize,
+        error: Arc<str>,
+        attempt: Attempt,
+    ) -> &mut Trouble {
+        self.fail_quorum(slot, leg);
+        self.touch(slot);
+        let lane = self.tasks[slot].legs[leg].lane;
         self.lanes[lane].books.failed(attempt);
         self.totals.failed(attempt);
-        self.touch(slot);
-        self.tell_change(slot, lane, Change::Failed, told);
+        let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
+        let trouble = self.tasks[slot].legs[leg].trouble.get_or_insert_with(new);
+        (trouble.error, trouble.since) = (error, self.now.wall);
+        trouble
     }
 
     /// What becomes of a delivery whose attempt failed: a newer write of the key takes its place,
     /// or it waits for a retry, or is parked, or given up.
     pub(super) fn fail(&mut self, slot: Slot, leg: usize, asked: Option<Duration>) {
+        let failures = self.tasks[slot].legs[leg].failures();
+        let wait = self.schedule.wait(failures, asked, &mut self.rng);
+        self.wait_or_bury(slot, leg, wait);
+    }
+
+    /// A delivery could not be sent, which is not a failure: it waits, and has as many attempts left
+    /// as before.
+    pub(super) fn put_off(&mut self, slot: Slot, leg: usize) {
+        let wait = self.schedule.pause(&mut self.rng);
+        self.wait_or_bury(slot, leg, Some(wait));
+    }
+
+    fn wait_or_bury(&mut self, slot: Slot, leg: usize, wait: Option<Duration>) {
         let Leg { lane, next, state, .. } = self.tasks[slot].legs[leg];
         if let Some(next) = next {
             return self.supersede_head(slot, leg, next);
@@ -437,8 +459,7 @@ impl Engine {
         if redriven && self.lanes[lane].breaker.is_open() {
             return self.lay_back(slot, leg);
         }
-        let failures = self.tasks[slot].legs[leg].failures();
-        let Some(wait) = self.schedule.wait(failures, asked, &mut self.rng) else {
+        let Some(wait) = wait else {
             return self.bury_head(slot, leg, Cause::GaveUp);
         };
         let until = self.now.moment.after(wait);

@@ -32,6 +32,12 @@ impl Schedule {
         Some(planned.saturating_add(jitter).max(asked.unwrap_or_default()))
     }
 
+    /// How long a delivery waits that could not be sent, which is not a failure.
+    pub(super) fn pause(&self, rng: &mut fastrand::Rng) -> Duration {
+        let planned = self.base.max(Duration::from_secs(1));
+        planned.saturating_add(planned.mul_f64(rng.f64() / 10.0))
+    }
+
     /// The least time between the first and the last of so many failures.
     pub(super) fn span(&self, failures: u32) -> Duration {
         let waits = failures.saturating_mul(failures.saturating_sub(1)) / 2;

@@ -16,6 +16,7 @@ mod letters;
 mod model;
 mod reach;
 mod retries;
+mod shortage;
 mod steer;
 mod work;
 

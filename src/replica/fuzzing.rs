@@ -133,6 +133,7 @@ pub(crate) fn answer(data: &[u8]) {
             assert_eq!(*after, wait);
             ("retry", &**error)
         }
+        Verdict::Shortage { error } => ("shortage", &**error),
         Verdict::Rejected { error } => ("rejected", &**error),
     };
     assert_eq!(kind, expected, "{code} to {command:?}");

@@ -118,6 +118,11 @@ pub(super) fn unanswered(error: &str, sent: bool) -> Verdict {
     Verdict::Retry { after: None, ambiguous: sent, error: worded(error) }
 }
 
+/// An error of an attempt that was not sent and says nothing about the replica.
+pub(super) fn shortage(error: &str) -> Verdict {
+    Verdict::Shortage { error: worded(error) }
+}
+
 /// An error of a request that cannot be sent at all, now or later.
 pub(super) fn unsendable(error: &str) -> Verdict {
     Verdict::Rejected { error: worded(error) }
@@ -197,6 +202,7 @@ mod tests {
         match verdict {
             Verdict::Delivered => "delivered",
             Verdict::Retry { .. } => "retry",
+            Verdict::Shortage { .. } => "shortage",
             Verdict::Rejected { .. } => "rejected",
         }
     }
@@ -204,7 +210,9 @@ mod tests {
     fn text(verdict: Verdict) -> String {
         match verdict {
             Verdict::Delivered => panic!("no error in a delivery"),
-            Verdict::Retry { error, .. } | Verdict::Rejected { error } => error.to_string(),
+            Verdict::Retry { error, .. }
+            | Verdict::Shortage { error }
+            | Verdict::Rejected { error } => error.to_string(),
         }
     }
 

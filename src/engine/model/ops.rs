@@ -40,5 +40,7 @@ pub(in crate::engine) enum How {
     AppliedAndFailed,
     /// No answer; the replica applies it later, or never.
     NoAnswer,
+    /// It was not sent, for want of something that this process needs for it.
+    NotSent,
     Rejected,
 }
