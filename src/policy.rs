@@ -98,6 +98,15 @@ impl Target {
         Ok(Self { https: url.scheme() == "https", host, port })
     }
 
+    /// The name, where it is not an address.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        match &self.host {
+            Host::Domain(name) => Some(name),
+            Host::Ipv4(_) | Host::Ipv6(_) => None,
+        }
+    }
+
     /// The address, where it is no name.
     #[must_use]
     pub fn literal(&self) -> Option<IpAddr> {

@@ -14,7 +14,7 @@
 //!
 //! Start with [`Client::send`] in `client.rs`; `request.rs` is what goes out, `verdict.rs` the
 //! table of what comes back, `causes.rs` what is said where nothing does; `resolver.rs` is where
-//! names meet the policy, `credentials.rs` has certificates and tokens.
+//! names meet the policy, `names.rs` where they are looked up, `credentials.rs` has certificates and tokens.
 
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ mod credentials;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod kept;
+mod names;
 mod request;
 mod resolver;
 mod verdict;

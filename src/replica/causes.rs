@@ -5,6 +5,7 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError, OtherError};
 
+use super::names::LookupError;
 use crate::policy::Forbidden;
 
 /// An error and its causes, from the outside in.
@@ -22,6 +23,32 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
 /// What the policy said, if it was that.
 pub(super) fn forbidden(error: &reqwest::Error) -> Option<&Forbidden> {
     causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// What this process or this machine lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Short {
+    /// Ports for connections to this replica, or an address to connect from.
+    Ports,
+    Other,
+}
+
+/// What has kept an attempt from being sent that is not the replica's fault, if it was that.
+pub(super) fn short_of(error: &reqwest::Error) -> Option<Short> {
+    if !error.is_connect() {
+        return None;
+    }
+    let of_system = |error: &io::Error| match error.raw_os_error()? {
+        libc::EADDRNOTAVAIL => Some(Short::Ports),
+        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Some(Short::Other),
+        _ => None,
+    };
+    causes(error).find_map(|cause| match cause.downcast_ref() {
+        Some(LookupError::Shortage(_)) => Some(Short::Other),
+        Some(LookupError::Failed(error)) => of_system(error),
+        Some(LookupError::TimedOut(_)) => None,
+        None => cause.downcast_ref().and_then(of_system),
+    })
 }
 
 /// Whether the connection was made and lost before any of the request was written. Why it was

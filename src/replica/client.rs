@@ -9,12 +9,13 @@ use reqwest::header::{AUTHORIZATION, CONNECTION, HeaderValue, RETRY_AFTER};
 use reqwest::{ClientBuilder, Response};
 use thiserror::Error;
 
-use super::causes::{REPLICA, certificate, chain, forbidden, never_written};
+use super::causes::{REPLICA, Short, certificate, chain, forbidden, never_written, short_of};
 use super::credentials::{Tls, Tokens};
 use super::kept::Kept;
+use super::names::{Lookup, Times};
 use super::request;
-use super::resolver::{Lookup, Resolver, TARGET, system};
-use super::verdict::{Answer, Sent, retry_after, unanswered, unsendable, verdict};
+use super::resolver::{Resolver, TARGET, system};
+use super::verdict::{Answer, Sent, retry_after, shortage, unanswered, unsendable, verdict};
 use super::{Settings, TlsError};
 use crate::policy::{Forbidden, Policy, Target};
 use crate::task::{Node, Task, Timestamp, Trace, Verdict};
@@ -37,7 +38,7 @@ pub struct Client {
     live: Arc<ArcSwap<Live>>,
     settings: Arc<Settings>,
     policy: Policy,
-    lookup: Lookup,
+    resolver: Resolver,
     kept: Arc<Kept>,
 }
 
@@ -94,27 +95,28 @@ impl Client {
         tls: Tls,
         tokens: Tokens,
     ) -> Result<Self, ClientError> {
-        Self::resolving(settings, policy, tls, tokens, system())
+        Self::resolving(settings, policy, tls, tokens, (system(), Times::default()))
     }
 
-    /// The same, with names looked up so.
+    /// The same, with another resolver than the system's.
     pub(super) fn resolving(
         settings: &Settings,
         policy: Policy,
         tls: Tls,
         tokens: Tokens,
-        lookup: Lookup,
+        (lookup, times): (Lookup, Times),
     ) -> Result<Self, ClientError> {
         if HeaderValue::from_str(&settings.node_id).is_err() {
             return Err(ClientError::NodeId { node_id: settings.node_id.clone() });
         }
         install_crypto();
-        let http = connections(settings, &policy, &lookup, &tls);
+        let resolver = Resolver::new(policy.clone(), lookup, times, settings.request_timeout);
+        let http = connections(settings, &resolver, &tls);
         let http = http.map_err(|source| ClientError::Setup { source })?;
         let live = Arc::new(ArcSwap::from_pointee(Live { http, tls, tokens }));
         let kept = Kept::new(settings.idle_replicas, POOL_IDLE_TIMEOUT, settings.request_timeout);
         let kept = Arc::new(kept);
-        Ok(Self { live, settings: Arc::new(settings.clone()), policy, lookup, kept })
+        Ok(Self { live, settings: Arc::new(settings.clone()), policy, resolver, kept })
     }
 
     /// Uses these from the next attempt on, and what it had where there is nothing. Connections
@@ -128,8 +130,9 @@ impl Client {
         let before = self.live.load();
         let tls = tls.unwrap_or_else(|| before.tls.clone());
         let tokens = tokens.unwrap_or_else(|| before.tokens.clone());
-        let http = connections(&self.settings, &self.policy, &self.lookup, &tls);
+        let http = connections(&self.settings, &self.resolver, &tls);
         let http = http.map_err(|error| TlsError::Unusable(chain(&error)))?;
+        self.resolver.forget_answers();
         self.live.store(Arc::new(Live { http, tls, tokens }));
         Ok(())
     }
@@ -172,7 +175,7 @@ impl Client {
                 if !self.kept.may_keep(node, now) {
                     request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                TARGET.scope(target, live.http.execute(request)).await
+                TARGET.scope(target.clone(), live.http.execute(request)).await
             }
             Err(error) => Err(error),
         };
@@ -182,7 +185,7 @@ impl Client {
             Err(error) if error.is_builder() => {
                 unsendable(&format!("the request cannot be made: {}", chain(&error)))
             }
-            Err(error) => self.without_answer(&error),
+            Err(error) => self.without_answer(&error, &target),
         }
     }
 
@@ -198,9 +201,20 @@ impl Client {
     }
 
     /// What it means that there was no answer, and why, for operators.
-    fn without_answer(&self, error: &reqwest::Error) -> Verdict {
+    fn without_answer(&self, error: &reqwest::Error, target: &Target) -> Verdict {
         if let Some(forbidden) = forbidden(error) {
             return not_sent(forbidden);
+        }
+        let short = match short_of(error) {
+            // An address that this machine has no route to gives the same error.
+            Some(Short::Ports) => self.resolver.has_route(target),
+            short => short.is_some(),
+        };
+        if short {
+            return shortage(&format!(
+                "not sent: this process is short of resources: {}",
+                chain(error)
+            ));
         }
         // Before the certificates have been agreed on no request is read.
         if let Some(why) = certificate(error, &REPLICA) {
@@ -227,14 +241,10 @@ fn not_sent(forbidden: &Forbidden) -> Verdict {
 /// Connections with these certificates, none open yet.
 fn connections(
     settings: &Settings,
-    policy: &Policy,
-    lookup: &Lookup,
+    resolver: &Resolver,
     tls: &Tls,
 ) -> reqwest::Result<reqwest::Client> {
-    let builder = || {
-        let resolver = Resolver::new(policy.clone(), Arc::clone(lookup));
-        tls.apply(builder(settings).dns_resolver(resolver))
-    };
+    let builder = || tls.apply(builder(settings).dns_resolver(resolver.clone()));
     if tls.trusts_the_system() { or_without_roots(builder) } else { builder().build() }
 }
 

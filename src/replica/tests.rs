@@ -12,6 +12,7 @@ use super::{Client, Settings, Tls, Tokens};
 use crate::policy::Policy;
 use crate::task::{Consistency, Node, Operation, Task, TaskId, Timestamp, Verdict};
 
+mod lookups;
 mod names;
 #[path = "../../tests/it/support/tls.rs"]
 #[allow(unreachable_pub, reason = "it is the black-box tests' as well")]

@@ -4,9 +4,12 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::super::resolver::Lookup;
+use super::super::names::{Lookup, Times};
 use super::*;
 use crate::policy::Rule;
+
+/// Every connection is preceded by a lookup, however long that takes.
+const AT_ONCE: Times = Times { fresh: Duration::ZERO, slow: Duration::from_secs(120) };
 
 const CLOSING: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
 
@@ -21,7 +24,7 @@ fn rules(rules: &[&str]) -> Option<Vec<Rule>> {
 fn looking_up(policy: &Policy, lookup: Lookup) -> Client {
     let settings = settings(Duration::from_secs(120));
     let (tls, tokens) = (Tls::default(), Tokens::default());
-    Client::resolving(&settings, policy.clone(), tls, tokens, lookup).unwrap()
+    Client::resolving(&settings, policy.clone(), tls, tokens, (lookup, AT_ONCE)).unwrap()
 }
 
 /// Answers with one of `answers` after the other, and then with the last; counts its questions.
@@ -168,10 +171,49 @@ async fn a_name_server_that_hangs_costs_an_attempt_its_time_and_no_more() {
     let settings =
         Settings { node_id: "r".into(), request_timeout, idle_per_replica: 1, idle_replicas: 100 };
     let (policy, tls, tokens) = (Policy::new(None, None), Tls::default(), Tokens::default());
-    let client = Client::resolving(&settings, policy, tls, tokens, lookup).unwrap();
+    let client = Client::resolving(&settings, policy, tls, tokens, (lookup, AT_ONCE)).unwrap();
     let verdict = send(&client, &named(&peer, "db.example")).await;
     drop(release);
-    assert!(matches!(verdict, Verdict::Retry { .. }), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Retry { ambiguous: false, .. }), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn an_answer_from_the_cache_is_shown_to_the_policy_as_well() {
+    let peer = Peer::answering(CLOSING).await;
+    let (lookup, asked) = telling(vec![vec![ip("127.0.0.1")]]);
+    let policy = Policy::new(rules(&["127.0.0.0/8"]), None);
+    let (tls, tokens) = (Tls::default(), Tokens::default());
+    let times = Times { fresh: Duration::from_secs(3600), ..AT_ONCE };
+    let settings = settings(Duration::from_secs(120));
+    let client =
+        Client::resolving(&settings, policy.clone(), tls, tokens, (lookup, times)).unwrap();
+    let node = named(&peer, "db.example");
+    assert_eq!(send(&client, &node).await, Verdict::Delivered);
+    policy.replace(rules(&["10.0.0.0/8"]));
+    assert!(rejected_text(send(&client, &node).await).contains("leads to 127.0.0.1"));
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn an_attempt_without_a_file_descriptor_is_no_failure_of_the_replica() {
+    let peer = Peer::answering(OK).await;
+    for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+        let lookup: Lookup = Arc::new(move |_| Err(std::io::Error::from_raw_os_error(errno)));
+        let client = looking_up(&Policy::new(None, None), lookup);
+        let verdict = send(&client, &named(&peer, "db.example")).await;
+        let Verdict::Shortage { error } = verdict else { panic!("{verdict:?}") };
+        assert!(error.contains("short of resources"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_without_a_route_is_a_failure_of_the_replica_and_no_lack_of_ports() {
+    let peer = Peer::answering(OK).await;
+    let lookup: Lookup = Arc::new(|_| Err(std::io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)));
+    // It has no address, so there is none that could be sent to.
+    let client = looking_up(&Policy::new(None, None), lookup);
+    let verdict = send(&client, &named(&peer, "db.example")).await;
+    assert!(matches!(verdict, Verdict::Retry { ambiguous: false, .. }), "{verdict:?}");
 }
 
 #[tokio::test]
