@@ -374,7 +374,7 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
     (
         "replicator_attempts_unsent_total",
         Counter,
-        "Attempts that failed without being sent, as the breaker of the replica was open.",
+        "Attempts that were not sent: the breaker was open, or the process was short of resources.",
         |r| r.unsent_attempts,
     ),
     (

@@ -48,7 +48,7 @@ pub struct Books {
     pub pending: u64,
     /// Failed attempts that were sent.
     pub failed_attempts: u64,
-    /// Attempts that failed without being sent, as the breaker was open.
+    /// Attempts that were not sent: the breaker was open, or the process was short of resources.
     #[serde(default)]
     pub unsent_attempts: u64,
     /// Dead letters made ready again.
