@@ -157,7 +157,7 @@ fn in_turn(answers: Vec<io::Result<Vec<IpAddr>>>) -> Lookup {
         let answer = answers.lock().unwrap().next();
         answer.unwrap_or_else(|| {
             loop {
-                std::thread::park()
+                std::thread::park();
             }
         })
     })
