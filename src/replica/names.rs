@@ -289,6 +289,11 @@ impl Names {
     }
 
     #[cfg(test)]
+    pub(super) fn is_slow(&self, name: &str) -> bool {
+        self.entries().by_name.get(name).is_some_and(|entry| entry.is_slow)
+    }
+
+    #[cfg(test)]
     pub(super) fn remembered(&self) -> usize {
         self.entries().by_name.len()
     }

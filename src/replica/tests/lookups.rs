@@ -104,6 +104,9 @@ async fn names_that_were_slow_share_a_few_places() {
     let names = Names::new(servers.lookup(), SLOW_AT_ONCE);
     let asked = ask_dead(&names, 100);
     servers.until_hanging(100).await;
+    while !(0..100).all(|n| names.is_slow(&format!("dead{n}"))) {
+        tokio::task::yield_now().await;
+    }
     servers.hang(false);
     for asked in asked {
         assert!(asked.await.unwrap());
