@@ -41,6 +41,7 @@ mod books;
 mod breaker;
 mod concurrency;
 mod doubts;
+mod failures;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod interface;

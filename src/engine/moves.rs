@@ -5,7 +5,6 @@
 //! which change is due. Every public call of the engine ends in [`Engine::finish`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -16,7 +15,7 @@ use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
 use crate::engine::tasks::{Entry, Leg, Queue, Rank, Settlement, Slot, State, Trouble};
 use crate::engine::{Action, Change, Engine, KeyId};
-use crate::task::{Cause, Delivery, Progress, ReplicaIndex, TaskId, Timestamp};
+use crate::task::{Delivery, Progress, ReplicaIndex, TaskId, Timestamp};
 
 /// The most deliveries that one call fails because a breaker is open. The rest comes with the
 /// next, which is due at once: a full queue must not hold up everything else for its length.
@@ -400,76 +399,6 @@ impl Engine {
         Delivery { task: self.tasks[slot].id, replica }
     }
 
-    /// Writes down a failed attempt.
-    pub(super) fn note_failure(
-        &mut self,
-        slot: Slot,
-        leg: usize,
-        error: Arc<str>,
-        attempt: Attempt,
-    ) {
-        let told = self.watched.then(|| Arc::clone(&error));
-        let trouble = self.note_error(slot, leg, error, attempt);
-        trouble.failures = trouble.failures.saturating_add(1);
-        let lane = self.tasks[slot].legs[leg].lane;
-        self.tell_change(slot, lane, Change::Failed, told);
-    }
-
-    /// Writes down why an attempt did not deliver. The client of a strong write does not wait for
-    /// another one.
-    pub(super) fn note_error(
-        &mut self,
-        slot: Slot,
-        leg: usize,
-        error: Arc<str>,
-        attempt: Attempt,
-    ) -> &mut Trouble {
-        self.fail_quorum(slot, leg);
-        self.touch(slot);
-        let lane = self.tasks[slot].legs[leg].lane;
-        self.lanes[lane].books.failed(attempt);
-        self.totals.failed(attempt);
-        let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
-        let trouble = self.tasks[slot].legs[leg].trouble.get_or_insert_with(new);
-        (trouble.error, trouble.since) = (error, self.now.wall);
-        trouble
-    }
-
-    /// What becomes of a delivery whose attempt failed: a newer write of the key takes its place,
-    /// or it waits for a retry, or is parked, or given up.
-    pub(super) fn fail(&mut self, slot: Slot, leg: usize, asked: Option<Duration>) {
-        let failures = self.tasks[slot].legs[leg].failures();
-        let wait = self.schedule.wait(failures, asked, &mut self.rng);
-        self.wait_or_bury(slot, leg, wait);
-    }
-
-    /// A delivery could not be sent, which is not a failure: it waits, and has as many attempts left
-    /// as before.
-    pub(super) fn put_off(&mut self, slot: Slot, leg: usize) {
-        let wait = self.schedule.pause(&mut self.rng);
-        self.wait_or_bury(slot, leg, Some(wait));
-    }
-
-    fn wait_or_bury(&mut self, slot: Slot, leg: usize, wait: Option<Duration>) {
-        let Leg { lane, next, state, .. } = self.tasks[slot].legs[leg];
-        if let Some(next) = next {
-            return self.supersede_head(slot, leg, next);
-        }
-        let redriven = matches!(state, State::InFlight { rank: Rank::Redrive, .. });
-        if redriven && self.lanes[lane].breaker.is_open() {
-            return self.lay_back(slot, leg);
-        }
-        let Some(wait) = wait else {
-            return self.bury_head(slot, leg, Cause::GaveUp);
-        };
-        let until = self.now.moment.after(wait);
-        if asked.is_some_and(|asked| asked > self.schedule.longest()) {
-            self.change(slot, leg, State::Deferred { until });
-        } else if !self.await_retry(slot, leg, until) && !self.lanes[lane].is_held() {
-            self.tell_buried(slot, leg);
-        }
-    }
-
     /// Ends the delivery that leads its chain; the next of its key comes forward.
     pub(super) fn settle_head(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
         if settlement == Settlement::Delivered {
@@ -480,7 +409,7 @@ impl Engine {
     }
 
     /// Ends the delivery that leads its chain, as the next of its key takes its place.
-    fn supersede_head(&mut self, slot: Slot, leg: usize, next: Slot) {
+    pub(super) fn supersede_head(&mut self, slot: Slot, leg: usize, next: Slot) {
         self.supersede(slot, leg, next);
         self.leave_chain(slot, leg);
     }

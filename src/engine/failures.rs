@@ -1,0 +1,97 @@
+//! Attempts that did not deliver: what is written down, and what becomes of the delivery.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::books::Attempt;
+use crate::engine::tasks::{Leg, Rank, Slot, State, Trouble};
+use crate::engine::{Change, Engine};
+use crate::task::Cause;
+
+/// What a delivery does next, unless a newer write of its key takes its place.
+enum Next {
+    Retry(Duration),
+    /// It waits for longer than a place of the retry queue is for.
+    Defer(Duration),
+    GiveUp,
+}
+
+impl Engine {
+    /// Writes down a failed attempt.
+    pub(super) fn note_failure(
+        &mut self,
+        slot: Slot,
+        leg: usize,
+        error: Arc<str>,
+        attempt: Attempt,
+    ) {
+        let told = self.watched.then(|| Arc::clone(&error));
+        let trouble = self.note_error(slot, leg, error, attempt);
+        trouble.failures = trouble.failures.saturating_add(1);
+        let lane = self.tasks[slot].legs[leg].lane;
+        self.tell_change(slot, lane, Change::Failed, told);
+    }
+
+    /// Writes down why an attempt did not deliver. The client of a strong write does not wait for
+    /// another one.
+    pub(super) fn note_error(
+        &mut self,
+        slot: Slot,
+        leg: usize,
+        error: Arc<str>,
+        attempt: Attempt,
+    ) -> &mut Trouble {
+        self.fail_quorum(slot, leg);
+        self.touch(slot);
+        let lane = self.tasks[slot].legs[leg].lane;
+        self.lanes[lane].books.failed(attempt);
+        self.totals.failed(attempt);
+        let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
+        let trouble = self.tasks[slot].legs[leg].trouble.get_or_insert_with(new);
+        (trouble.error, trouble.since) = (error, self.now.wall);
+        trouble
+    }
+
+    /// What becomes of a delivery whose attempt failed: a newer write of the key takes its place,
+    /// or it waits for a retry, or is parked, or given up.
+    pub(super) fn fail(&mut self, slot: Slot, leg: usize, asked: Option<Duration>) {
+        let failures = self.tasks[slot].legs[leg].failures();
+        let deferred = asked.is_some_and(|asked| asked > self.schedule.longest());
+        let next = match self.schedule.wait(failures, asked, &mut self.rng) {
+            None => Next::GiveUp,
+            Some(wait) if deferred => Next::Defer(wait),
+            Some(wait) => Next::Retry(wait),
+        };
+        self.go_on(slot, leg, next);
+    }
+
+    /// A delivery could not be sent, which is not a failure: it waits, and has as many attempts left
+    /// as before.
+    pub(super) fn put_off(&mut self, slot: Slot, leg: usize) {
+        let wait = self.schedule.pause(&mut self.rng);
+        self.go_on(slot, leg, Next::Retry(wait));
+    }
+
+    fn go_on(&mut self, slot: Slot, leg: usize, then: Next) {
+        let Leg { lane, next, state, .. } = self.tasks[slot].legs[leg];
+        if let Some(next) = next {
+            return self.supersede_head(slot, leg, next);
+        }
+        let redriven = matches!(state, State::InFlight { rank: Rank::Redrive, .. });
+        if redriven && self.lanes[lane].breaker.is_open() {
+            return self.lay_back(slot, leg);
+        }
+        match then {
+            Next::GiveUp => self.bury_head(slot, leg, Cause::GaveUp),
+            Next::Defer(wait) => {
+                self.change(slot, leg, State::Deferred { until: self.now.moment.after(wait) });
+            }
+            Next::Retry(wait) => {
+                let until = self.now.moment.after(wait);
+                if !self.await_retry(slot, leg, until) && !self.lanes[lane].is_held() {
+                    self.tell_buried(slot, leg);
+                }
+            }
+        }
+    }
+}
