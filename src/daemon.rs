@@ -64,7 +64,6 @@ pub use events::{Event, EventKind, EventKinds, Events};
 #[cfg(test)]
 pub(crate) use handle::Request;
 pub use handle::{Accepted, Handle, Health, Refusal};
-pub use idempotency::Idempotency;
 pub use inbound::InboundError;
 pub use operate::{LetterCursor, LetterFilter, OperateError, TaskFilter};
 pub use outbound::OutboundError;

@@ -42,12 +42,14 @@ pub const POINTS: &[&str] = &[
     "rebuild.synced",
     "recover.orphan-found",
     "recover.orphan-removed",
+    "recover.key-written",
     "recover.scanned",
     "recover.leased",
     "recover.flushed",
     "commit.gathered",
     "commit.chunks-written",
     "commit.row-written",
+    "commit.key-unwritten",
     "commit.written",
     "commit.flushed",
     "commit.answered",
@@ -71,17 +73,39 @@ pub const POINTS: &[&str] = &[
 #[inline(always)]
 pub(crate) fn point(_name: &'static str) {}
 
+/// Does nothing.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub(crate) fn point_after<E>(
+    _name: &'static str,
+    _flush: impl FnOnce() -> Result<(), E>,
+) -> Result<(), E> {
+    Ok(())
+}
+
 /// Ends the process here if a test has asked for it.
 #[cfg(feature = "faults")]
 pub(crate) fn point(name: &'static str) {
+    let _ = point_after(name, || Ok::<_, std::convert::Infallible>(()));
+}
+
+/// As [`point`], but only after `flush`: so that what was done until then is on the disk, where a
+/// kill by itself would leave it in a buffer most of the time.
+#[cfg(feature = "faults")]
+pub(crate) fn point_after<E>(
+    name: &'static str,
+    flush: impl FnOnce() -> Result<(), E>,
+) -> Result<(), E> {
     debug_assert!(POINTS.contains(&name), "{name} is not in the list");
     if let Some(armed) = &*ARMED
         && armed.name == name
         && armed.passes.fetch_sub(1, Ordering::Relaxed) == 1
     {
+        flush()?;
         tracing::error!(name, "killed at a fault point");
         let _ = kill_process(getpid(), Signal::KILL);
     }
+    Ok(())
 }
 
 /// From which size on a store may be rewritten: what it is, or what a test wants with

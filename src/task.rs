@@ -112,6 +112,15 @@ impl Trace {
     }
 }
 
+/// The `Idempotency-Key` that a client gave a write, and what makes another write the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    /// The client's word for it.
+    pub key: Box<str>,
+    /// What its body comes down to.
+    pub fingerprint: [u8; 16],
+}
+
 /// A valid write request that is not accepted yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewTask {

@@ -38,7 +38,7 @@ async fn whatever_was_accepted_survives_every_kill_and_nothing_stale_wins() {
 
     for round in 0..rounds {
         let before = traffic.count();
-        let writers = traffic.start(&daemon, &nodes);
+        let writers = traffic.start(&daemon, &nodes).await;
         traffic.until_accepted(before + 40 + fastrand::usize(..400)).await;
         if round % 4 == 3 {
             replicas[2].stop();

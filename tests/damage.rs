@@ -29,7 +29,8 @@ use replicator::store::{
     self, Damage, Handed, IdempotencyRow, Opened, Recovered, ReplicaRow, Settings, Store,
 };
 use replicator::task::{
-    Cause, Consistency, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp, Trace,
+    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
+    Timestamp, Trace,
 };
 
 /// Nothing that a start does with a small store takes as long, unless it hangs.
@@ -103,10 +104,9 @@ fn replica(rng: &mut Rng) -> (Node, ReplicaRow) {
     (node(rng.u8(0..20)), row)
 }
 
-fn key(rng: &mut Rng, task: TaskId) -> (Box<str>, IdempotencyRow) {
+fn key(rng: &mut Rng) -> Idempotency {
     let fingerprint = rng.u128(..).to_be_bytes();
-    let row = IdempotencyRow { task, fingerprint, at: Timestamp(rng.u64(..)), answer: None };
-    (format!("key-{}", rng.u8(..)).into(), row)
+    Idempotency { key: format!("key-{}", rng.u8(..)).into(), fingerprint }
 }
 
 /// A store with a life behind it: written over two starts, much of it settled, and what is left.
@@ -122,8 +122,12 @@ fn living(dir: &Path, rng: &mut Rng, tasks: u64) -> Contents {
                 // Most of them are not waited for.
                 let _ = reply.send(result);
             });
-            let key = (rng.u8(0..4) == 0).then(|| key(rng, task.id));
-            contents.idempotency.extend(key.clone());
+            let key = (rng.u8(0..4) == 0).then(|| {
+                let key = key(rng);
+                let row = IdempotencyRow::of(&task, key.fingerprint);
+                contents.idempotency.insert(key.key.clone(), row);
+                key
+            });
             opened.committer.accept(Arc::new(task.clone()), key, Some(reply));
             if rng.u8(0..10) == 0 {
                 let (node, row) = replica(rng);

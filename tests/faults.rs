@@ -28,7 +28,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 
 use replicator::faults::POINTS;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::oracle::{ARGS, Traffic, judge, moody_replica, until_all_is_delivered};
 use support::{Daemon, Replica, daemon};
 
@@ -72,7 +72,7 @@ impl World {
         let status = match Daemon::try_start_on(&self.path(), &args, &env).await {
             Err(status) => status,
             Ok(mut daemon) => {
-                let writers = self.traffic.start(&daemon, &self.nodes());
+                let writers = self.traffic.start(&daemon, &self.nodes()).await;
                 if terminated {
                     self.traffic.until_accepted(self.traffic.count() + 100).await;
                     daemon.signal("-TERM");
@@ -130,7 +130,7 @@ impl World {
     /// Starts it again, writes more, and looks at everything that was ever accepted.
     async fn judge(self) {
         let mut daemon = Daemon::start_on(&self.path(), ARGS).await;
-        let writers = self.traffic.start(&daemon, &self.nodes());
+        let writers = self.traffic.start(&daemon, &self.nodes()).await;
         self.traffic.until_accepted(self.traffic.count() + 50).await;
         // A client that is cut off may have been accepted; the daemon itself goes on.
         writers.iter().for_each(tokio::task::JoinHandle::abort);
@@ -162,6 +162,9 @@ async fn die_at_each(group: &str) {
         let mut world = World::new().await;
         if point.starts_with("recover.orphan") {
             world.leave_orphans().await;
+        }
+        if point == "recover.key-written" {
+            world.die_at("commit.key-unwritten").await;
         }
         if group == "rewrite." {
             world.leave_backlog().await;
@@ -217,7 +220,7 @@ async fn a_rewrite_that_dies_leaves_one_whole_store() {
 async fn a_migration_that_dies_is_run_again() {
     for point in points("migrate.") {
         // Each in its turn: a step to every format there is.
-        for step in 1..=3 {
+        for step in 1..=4 {
             let point = format!("{point}:{step}");
             eprintln!("{point}");
             let mut world = World::new().await;
@@ -240,6 +243,56 @@ async fn a_damaged_store_that_dies_while_it_is_made_anew_is_made_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_dies_loses_nothing_that_was_accepted() {
     die_at_each("commit.").await;
+}
+
+/// What a kill between the row of a task and that of its key leaves is a beginning of the batch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_of_which_a_kill_left_a_part_is_the_same_tasks_when_it_is_repeated() {
+    const KEPT: usize = 7;
+    let replica = Replica::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    let point = format!("commit.key-unwritten:{KEPT}");
+    let env = [("REPLICATOR_FAULT_POINT", &*point)];
+    let batch: Vec<_> = (0..20)
+        .map(|n| {
+            let mut write = support::set(&format!("k{n}"), &format!("old {n}"), &[&replica]);
+            write["idempotency_key"] = json!(format!("write-{n}"));
+            write
+        })
+        .collect();
+    let mut daemon = Daemon::try_start_on(&path, ARGS, &env).await.unwrap();
+    let post = |daemon: &Daemon| {
+        daemon.client().post(daemon.url("/v1/replicate/batch")).json(&batch).send()
+    };
+    post(&daemon).await.unwrap_err();
+    assert_killed_at(&point, daemon.ended().await, &path);
+
+    let daemon = Daemon::start_on(&path, ARGS).await;
+    until_all_is_delivered(&daemon).await;
+    let mut first: Vec<_> =
+        replica.seen().iter().map(|seen| (seen.key(), seen.sequence())).collect();
+    first.sort_by_key(|(_, task)| *task);
+    assert_eq!(first.len(), KEPT);
+    // Another client writes the last of them, then the batch comes once more.
+    let last = format!("k{}", KEPT - 1);
+    daemon.accept(&support::set(&last, "newer", &[&replica])).await;
+    let answer: Value = post(&daemon).await.unwrap().json().await.unwrap();
+    until_all_is_delivered(&daemon).await;
+    for (n, answer) in answer["answers"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(answer["replayed"], n < KEPT, "{n}: {answer}");
+        if let Some((key, task)) = first.get(n) {
+            assert_eq!(
+                (key, &answer["body"]["task_id"]),
+                (&format!("k{n}"), &json!(task.to_string()))
+            );
+        }
+    }
+    let of_last: Vec<_> = replica.seen().into_iter().filter(|seen| seen.key() == last).collect();
+    let texts: Vec<_> = of_last.iter().map(support::replica::Seen::text).collect();
+    assert_eq!(texts, [format!("old {}", KEPT - 1), "newer".to_owned()]);
+    // The rest of the batch is there as well, once.
+    assert_eq!(replica.seen().len(), batch.len() + 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,9 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use tokio::sync::oneshot;
 
 use crate::daemon::handle::{Accepted, Refusal};
-use crate::daemon::idempotency::Idempotency;
 use crate::engine::{Full, Moment};
-use crate::task::{Consistency, NewTask, Node};
+use crate::task::{Consistency, Idempotency, NewTask, Node};
 
 /// How many may wait: each holds a connection and the memory of its request.
 pub(super) const MAX_WAITING: usize = 1024;

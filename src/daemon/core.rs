@@ -29,8 +29,8 @@ use crate::daemon::told::{self, Told};
 use crate::daemon::values::Values;
 use crate::engine::{Action, Arrival, Engine, Full, KeyHasher, Moment, Now};
 use crate::metrics::{AckWindow, Counts, Reason};
-use crate::store::{Committer, Reader};
-use crate::task::{Consistency, Node, Progress, Task, TaskId, Verdict};
+use crate::store::{Committer, IdempotencyRow, Reader};
+use crate::task::{Consistency, Idempotency, Node, Progress, Task, TaskId, Verdict};
 
 mod keys;
 mod operate;
@@ -332,10 +332,7 @@ impl Core {
         self.times.admitted(id, waiter.arrived);
         self.note_use(now, &waiter.new.replicas);
         let consistency = waiter.new.consistency;
-        let key = waiter.idempotency.map(|idempotency| {
-            let row = idempotency.row(id, now.wall);
-            (idempotency.key, row)
-        });
+        let key = waiter.idempotency;
         let task = Arc::new(Task::accepted(*waiter.new, id, now.wall));
         // To the committer first: what this write supersedes must not be settled on disk before
         // the write itself is there.
@@ -345,8 +342,8 @@ impl Core {
         match consistency {
             // Who gave a key is answered by the loop, with all who have given it again meanwhile.
             _ if key.is_some() => {
-                if let Some((key, row)) = &key {
-                    let row = row.clone();
+                if let Some(Idempotency { key, fingerprint }) = &key {
+                    let row = IdempotencyRow::of(&task, *fingerprint);
                     parts.idempotency.enter(now.moment, key, row, consistency, waiter.reply);
                 }
                 parts.committer.accept(task, key, None);

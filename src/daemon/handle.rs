@@ -9,12 +9,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::daemon::admission::Write;
 use crate::daemon::events::Bus;
-use crate::daemon::idempotency::Idempotency;
 use crate::daemon::operate::Query;
 use crate::daemon::operations::Operations;
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
-use crate::task::{NewTask, Obstacle, ReplicaIndex, TaskId};
+use crate::task::{Idempotency, NewTask, Obstacle, ReplicaIndex, TaskId};
 
 /// What the loop is told from outside.
 #[derive(Debug)]

@@ -11,22 +11,7 @@ use tokio::sync::oneshot;
 use crate::daemon::handle::{Accepted, Refusal};
 use crate::engine::{Moment, Now};
 use crate::store::{IdempotencyAnswer, IdempotencyRow};
-use crate::task::{Calendar, Consistency, ReplicaIndex, TaskId, Timestamp};
-
-/// What makes a write the same as one before.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Idempotency {
-    /// The client's word for it.
-    pub key: Box<str>,
-    /// What its body comes down to.
-    pub fingerprint: [u8; 16],
-}
-
-impl Idempotency {
-    pub(super) fn row(&self, task: TaskId, at: Timestamp) -> IdempotencyRow {
-        IdempotencyRow { task, fingerprint: self.fingerprint, at, answer: None }
-    }
-}
+use crate::task::{Calendar, Consistency, Idempotency, ReplicaIndex, TaskId};
 
 /// Where an answer goes.
 type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
@@ -197,6 +182,7 @@ pub(super) fn repeated(task: TaskId, answer: &IdempotencyAnswer) -> Result<Accep
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::Timestamp;
 
     fn now(second: u64) -> Now {
         let time = Duration::from_secs(second);
@@ -207,13 +193,17 @@ mod tests {
         Idempotency { key: key.into(), fingerprint: [body; 16] }
     }
 
+    fn row(body: u8, task: u64, at: Timestamp) -> IdempotencyRow {
+        IdempotencyRow { task: TaskId(task), fingerprint: [body; 16], at, answer: None }
+    }
+
     fn keys() -> Keys {
         Keys::new(Duration::from_secs(60), 2)
     }
 
     fn enter(keys: &mut Keys, key: &str, task: u64, consistency: Consistency) -> Answered {
         let (reply, answer) = oneshot::channel();
-        let row = write(key, 1).row(TaskId(task), Timestamp(0));
+        let row = row(1, task, Timestamp(0));
         keys.enter(Moment(0), key, row, consistency, reply);
         answer
     }
@@ -273,7 +263,7 @@ mod tests {
     fn a_restart_brings_back_the_keys_that_are_not_over() {
         let mut keys = keys();
         let at = |second| Timestamp(0).saturating_add(Duration::from_secs(second));
-        let row = |task, second| write("", 1).row(TaskId(task), at(second));
+        let row = |task, second| row(1, task, at(second));
         let found = vec![("new".into(), row(2, 50)), ("old".into(), row(1, 1))];
         let (calendar, strong) = (Calendar::default(), HashSet::from([TaskId(2)]));
         assert_eq!(keys.restore(now(100), &calendar, found, &strong), ["old".into()]);
@@ -286,7 +276,7 @@ mod tests {
     #[test]
     fn what_the_clock_skips_does_not_count_for_the_window() {
         let mut keys = keys();
-        let found = vec![("k".into(), write("", 1).row(TaskId(1), now(10).wall))];
+        let found = vec![("k".into(), row(1, 1, now(10).wall))];
         let gaps = vec![(now(20).wall, now(980).wall)];
         let calendar = Calendar { seen: Some(now(1_000).wall), gaps };
         assert_eq!(keys.restore(now(1_000), &calendar, found, &HashSet::new()), []);

@@ -83,8 +83,13 @@ pub(super) fn open(
             );
         }
         let seconds = clock.now().moment.since_start().as_secs_f64();
-        let RecoveryReport { tasks, value_bytes, dead_letters, orphans_removed, .. } = report;
-        info!(tasks, value_bytes, dead_letters, orphans_removed, seconds, "the store is open");
+        let RecoveryReport {
+            tasks, value_bytes, dead_letters, orphans_removed, keys_restored, ..
+        } = report;
+        info!(
+            tasks,
+            value_bytes, dead_letters, orphans_removed, keys_restored, seconds, "the store is open"
+        );
         let quarantined_rows = report.quarantined_rows;
         Ok(Restored { opened, engine, keys, quarantined_rows, roster, strong, ages })
     }

@@ -9,7 +9,7 @@ use ring::digest::{SHA256, digest};
 use super::errors::Problem;
 use super::validate::{invalid, must_be};
 use super::wire::Json;
-use crate::daemon::Idempotency;
+use crate::task::Idempotency;
 
 /// Under this name a client gives the key of a single write.
 const HEADER: &str = "Idempotency-Key";

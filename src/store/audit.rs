@@ -8,13 +8,15 @@
 //! Behind them come the two trees whose rows belong to no task. What is in them is collected, for
 //! whoever opens the store holds it in memory anyway.
 
+use std::collections::BTreeMap;
+
 use super::database::Database;
 use super::error::{Damage, Failure};
 use super::keys::{self, Tree};
 use super::ledger::{COUNTED, Tallies};
 use super::recover::Recovered;
 use super::rows::{self, Head, IdempotencyRow, Nodes, ReplicaRow};
-use crate::task::{Node, Progress, TaskId};
+use crate::task::{Idempotency, Node, Progress, TaskId};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -44,6 +46,8 @@ pub(super) struct Found {
     pub(super) damaged: Vec<Damage>,
     /// What is kept beside the tasks.
     pub(super) kept: Kept,
+    /// Keys that only the rows of their tasks know. They are among what is kept, too.
+    pub(super) keyless: BTreeMap<Box<str>, IdempotencyRow>,
 }
 
 /// What is kept beside the tasks, in the order of the keys.
@@ -81,6 +85,7 @@ pub(super) fn walk(database: &Database, each: &mut dyn FnMut(Recovered)) -> Resu
                 walk.found.value_bytes += recovered.header.value_bytes as u64;
                 let dead = |entry: &&Progress| matches!(entry, Progress::Dead(_));
                 walk.found.dead_letters += recovered.progress.iter().filter(dead).count() as u64;
+                walk.key_of(&recovered)?;
                 each(recovered);
             }
             Err(Failure::Damaged(damage)) => {
@@ -129,12 +134,13 @@ impl Walk<'_> {
         let head = Head::read(key, row)?;
         let spilled = self.chunks(id, &head)?;
         let envelope = spilled.as_deref().unwrap_or(head.bytes);
-        let header = envelope
+        let nodes = &mut self.nodes;
+        let (header, idempotency) = envelope
             .get(..head.envelope)
-            .and_then(|envelope| rows::header(id, envelope, head.value, &mut self.nodes))
+            .and_then(|envelope| rows::header_and_key(id, envelope, head.value, nodes))
             .ok_or_else(|| rows::damage(Tree::Tasks, key, "does not decode"))?;
         let progress = self.progress(id, header.replicas.len())?;
-        Ok(Recovered { header, progress })
+        Ok(Recovered { header, idempotency, progress })
     }
 
     /// Checks that all chunks are there. Returns the stream up to the end of the envelope if that
@@ -199,6 +205,32 @@ impl Walk<'_> {
         }
     }
 
+    /// The key of a task has a row of its own as well, written behind the task's. A crash between
+    /// the two leaves it out, or one that the key had before. Behind the ledger alone: what it
+    /// counts has its key, unless that was forgotten since. A row that is damaged is no better
+    /// than none.
+    fn key_of(&mut self, task: &Recovered) -> Result<(), Failure> {
+        let Recovered { header, idempotency: Some(Idempotency { key, fingerprint }), .. } = task
+        else {
+            return Ok(());
+        };
+        let is_new = !self.binds || header.id > self.counted_up_to;
+        let row = self.database.tree(Tree::Idempotency).get(key.as_bytes())?;
+        let is_keyless = match row.map(|row| idempotency(key.as_bytes(), &row)) {
+            None => is_new,
+            Some(Ok((_, row))) => is_new && row.task < header.id,
+            Some(Err(_)) => true,
+        };
+        if is_keyless {
+            let at = header.accepted_at;
+            let row =
+                IdempotencyRow { task: header.id, fingerprint: *fingerprint, at, answer: None };
+            // In the order of the tasks: the last that came with it has it.
+            self.found.keyless.insert(key.clone(), row);
+        }
+        Ok(())
+    }
+
     /// The rows that belong to no task.
     fn kept(&mut self) -> Result<(), Failure> {
         for row in self.database.tree(Tree::Replicas) {
@@ -216,6 +248,12 @@ impl Walk<'_> {
                 Ok(row) => self.found.kept.idempotency.push(row),
                 Err(damage) => self.found.damaged.push(damage),
             }
+        }
+        if !self.found.keyless.is_empty() {
+            let kept = std::mem::take(&mut self.found.kept.idempotency);
+            let mut all: BTreeMap<_, _> = kept.into_iter().collect();
+            all.extend(self.found.keyless.clone());
+            self.found.kept.idempotency = all.into_iter().collect();
         }
         Ok(())
     }

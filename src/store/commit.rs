@@ -24,9 +24,11 @@
 //! one, never after it.
 //!
 //! **What operators say of a replica takes its place among the new tasks**: a row that was handed in
-//! before a task is on disk before that task. A task's idempotency key is written right behind it,
-//! so a crash can leave a task without its key, never a key without its task; what is said of keys
-//! later rides with the settlements, and losing it means at most that a repeated write is not known.
+//! before a task is on disk before that task. A task's idempotency key is in the task's own row, so
+//! no crash separates them. It has a row of its own as well, right behind the task's, which stays when
+//! the task is settled; where a crash has kept it from the disk, the next start writes it by what the
+//! task's row says. What is said of keys later rides with the settlements: losing it means at most that
+//! the answer to a strong write is told by its task, or that a key is forgotten later.
 //!
 //! **A task is written before its settlement**, if it was handed in before: both come through one
 //! queue, and a turn writes its new tasks before its settlements.
@@ -50,7 +52,7 @@ use super::error::{CommitError, Failure, guarded};
 use super::rewrite::Rewriter;
 use super::rows::{IdempotencyRow, ReplicaRow};
 use crate::faults;
-use crate::task::{Node, Progress, Task, TaskId};
+use crate::task::{Idempotency, Node, Progress, Task, TaskId};
 
 /// The most tasks that one flush covers: with more, the first of them wait longer for the others
 /// to be written (about 10 µs each) than the flush takes.
@@ -125,7 +127,7 @@ struct Accept {
 }
 
 enum Accepted {
-    Task(Arc<Task>, Option<(Box<str>, IdempotencyRow)>),
+    Task(Arc<Task>, Option<Idempotency>),
     Replica(Node, Option<ReplicaRow>),
 }
 
@@ -145,14 +147,8 @@ enum Settlement {
 }
 
 impl Committer {
-    /// Makes a task durable, and behind it the row of the key that its client gave, then calls
-    /// `reply`. A caller that stops waiting does not undo it.
-    pub fn accept(
-        &self,
-        task: Arc<Task>,
-        idempotency: Option<(Box<str>, IdempotencyRow)>,
-        reply: Option<Reply>,
-    ) {
+    /// Makes a task durable together with the key that its client gave it, then calls `reply`. A caller that stops waiting does not undo it.
+    pub fn accept(&self, task: Arc<Task>, idempotency: Option<Idempotency>, reply: Option<Reply>) {
         self.order(Order::Accept(Accept { what: Accepted::Task(task, idempotency), reply }));
     }
 
@@ -408,7 +404,7 @@ impl Writer {
     fn take(&mut self, accept: Accept) {
         if let Accepted::Task(task, key) = &accept.what {
             self.batch_bytes += task.key.len() + task.value.len();
-            if let Some((key, _)) = key {
+            if let Some(Idempotency { key, .. }) = key {
                 // Said of a former use of the key, and would be written over this one.
                 self.key_changes.remove(key);
             }
@@ -461,9 +457,11 @@ impl Writer {
         for accept in &self.batch {
             match &accept.what {
                 Accepted::Task(task, key) => {
-                    self.database.insert(task)?;
-                    if let Some((key, row)) = key {
-                        self.database.set_idempotency(key, Some(row))?;
+                    self.database.insert(task, key.as_ref())?;
+                    if let Some(Idempotency { key, fingerprint }) = key {
+                        faults::point_after("commit.key-unwritten", || self.database.flush_rows())?;
+                        let row = IdempotencyRow::of(task, *fingerprint);
+                        self.database.set_idempotency(key, Some(&row))?;
                     }
                 }
                 Accepted::Replica(node, row) => self.database.set_replica(node, row.as_ref())?,

@@ -22,7 +22,7 @@ use super::ledger::{self, Ledger, Tallies};
 use super::rows::{self, Head, Header, IdempotencyRow, Nodes, ReplicaRow, Stream};
 use super::witness::Witness;
 use crate::faults;
-use crate::task::{Node, Progress, ReplicaIndex, Task, TaskId};
+use crate::task::{Idempotency, Node, Progress, ReplicaIndex, Task, TaskId};
 
 /// All trees, in the order in which a copy is made: a task's row comes before its values, as they
 /// are removed.
@@ -366,13 +366,17 @@ impl Database {
         self.put(Tree::Meta, keys::SEQUENCE, &end.0.to_be_bytes())
     }
 
-    /// Writes a new task, its chunks first.
-    pub(super) fn insert(&self, task: &Task) -> Result<(), Failure> {
+    /// Writes a new task, its chunks first, and in its row the key that its client gave it.
+    pub(super) fn insert(
+        &self,
+        task: &Task,
+        idempotency: Option<&Idempotency>,
+    ) -> Result<(), Failure> {
         if task.id <= self.books().ledger.highest {
             // The ledger on disk counts up to there, and did not count this one.
             self.begin_settling()?;
         }
-        let stream = Stream::of(task)?;
+        let stream = Stream::of(task, idempotency)?;
         for (number, bytes) in stream.chunks() {
             self.put(Tree::Values, &keys::of_chunk(task.id, number), &bytes)?;
         }

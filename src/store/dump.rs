@@ -281,7 +281,7 @@ fn read_all(
             return Err(lines.wrong("\"task\" must be greater than in the line before"));
         }
         last = Some(task.id);
-        database.insert(&task)?;
+        database.insert(&task, None)?;
         if progress.iter().any(|entry| *entry != Progress::Untouched) {
             database.save(task.id, &progress)?;
         }

@@ -17,8 +17,8 @@ use super::rows::{
 };
 use crate::fuzzing::Input;
 use crate::task::{
-    Cause, Consistency, DeadLetter, Node, Operation, Progress, ReplicaIndex, Task, TaskId,
-    Timestamp, Trace,
+    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, ReplicaIndex, Task,
+    TaskId, Timestamp, Trace,
 };
 
 pub(crate) use super::dump::fuzzing::import;
@@ -53,11 +53,11 @@ fn any_bytes(bytes: &[u8]) {
     }
     let _ = (keys::task(key), keys::dead_letter(bytes), Tree::Values.owner(bytes));
     let _ = Ledger::read(bytes).map(|ledger| assert!([64, 80].contains(&ledger.payload().len())));
-    if let Some(header) = rows::header(id, bytes, 0, &mut Nodes::default()) {
+    if let Some((header, key)) = rows::header_and_key(id, bytes, 0, &mut Nodes::default()) {
         let task = of_header(header.clone());
-        let stream = Stream::of(&task).unwrap();
-        let again = rows::header(id, stream.envelope(), 0, &mut Nodes::default());
-        assert_eq!(again, Some(header));
+        let stream = Stream::of(&task, key.as_ref()).unwrap();
+        let again = rows::header_and_key(id, stream.envelope(), 0, &mut Nodes::default());
+        assert_eq!(again, Some((header, key)));
     }
     if let Some(read) = rows::read_progress(bytes) {
         let letter =
@@ -120,14 +120,18 @@ fn a_task(input: &mut Input<'_>) {
             state: input.flag().then(|| input.text().into()),
         }),
     };
+    let idempotency = input
+        .flag()
+        .then(|| Idempotency { key: input.text().into(), fingerprint: [input.byte(); 16] });
+    let idempotency = idempotency.as_ref();
     // Around the edges of the chunks, wherever the envelope ends.
-    let envelope = Stream::of(&task).unwrap().envelope().len();
+    let envelope = Stream::of(&task, idempotency).unwrap().envelope().len();
     let edge = rows::HEAD_BYTES + rows::CHUNK_BYTES * input.below(4);
     let length = (edge.saturating_sub(envelope) + input.below(9)).saturating_sub(4);
     let filling = input.rest();
     task.value = filling.iter().copied().chain(std::iter::repeat(7)).take(length).collect();
 
-    let stream = Stream::of(&task).unwrap();
+    let stream = Stream::of(&task, idempotency).unwrap();
     let key = keys::of_task(task.id);
     let row = rows::seal(Tree::Tasks, &key, &stream.head().unwrap());
     assert!(row.len() <= 4096, "{} bytes", row.len());
@@ -148,8 +152,8 @@ fn a_task(input: &mut Input<'_>) {
     assert_eq!(chunks, head.chunks());
     assert_eq!(read.len(), head.stream());
     let (envelope, value) = read.split_at(head.envelope);
-    let header = rows::header(task.id, envelope, head.value, &mut Nodes::default());
-    assert_eq!(header, Some(Header::of(&task)));
+    let header = rows::header_and_key(task.id, envelope, head.value, &mut Nodes::default());
+    assert_eq!(header, Some((Header::of(&task), idempotency.cloned())));
     assert_eq!(value, task.value);
 }
 

@@ -10,6 +10,8 @@ mod v0001_initial;
 mod v0002_ledger;
 #[path = "../../migrations/v0003_operators.rs"]
 mod v0003_operators;
+#[path = "../../migrations/v0004_key_in_task.rs"]
+mod v0004_key_in_task;
 
 use super::error::Failure;
 use super::keys::{self, Tree};
@@ -19,7 +21,8 @@ use crate::faults;
 type Step = fn(&sled::Db) -> sled::Result<()>;
 
 /// The n-th leads to version n; a store that was just made has version 0.
-const STEPS: &[Step] = &[v0001_initial::run, v0002_ledger::run, v0003_operators::run];
+const STEPS: &[Step] =
+    &[v0001_initial::run, v0002_ledger::run, v0003_operators::run, v0004_key_in_task::run];
 
 /// What came of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -151,7 +154,7 @@ mod tests {
             assert_eq!(version(&meta).unwrap(), 1);
         }
         assert_eq!(run(&db).unwrap(), Migrated::Done);
-        assert_eq!(version(&meta).unwrap(), 3);
+        assert_eq!(version(&meta).unwrap(), 4);
         assert_eq!(Ledger::load(&meta).unwrap(), Some(ledger));
     }
 
@@ -159,7 +162,7 @@ mod tests {
     fn a_store_of_a_newer_release_is_left_alone() {
         let db = memory();
         set_version(&db.open_tree("meta").unwrap(), 7).unwrap();
-        let newer = Migrated::Newer { found: 7, known: 3 };
+        let newer = Migrated::Newer { found: 7, known: 4 };
         assert_eq!(run(&db).unwrap(), newer);
         assert_eq!(db.tree_names().len(), 2);
     }

@@ -87,11 +87,12 @@ fn make(
     migrate::run(&db)?;
     let fresh = Database::new(db)?;
     let (mut tasks, mut superseded) = (0, 0);
-    let mut copy = |Recovered { header, mut progress }: Recovered| {
+    let mut copy = |Recovered { header, idempotency, mut progress }: Recovered| {
         let id = header.id;
         superseded += newer.supersede(&header, &mut progress);
         let gone = || rows::damage(Tree::Tasks, &keys::of_task(id), "is missing");
-        fresh.insert(&old.read(id)?.ok_or_else(gone)?)?;
+        let task = old.read(id)?.ok_or_else(gone)?;
+        fresh.insert(&task, idempotency.as_ref())?;
         if progress.iter().any(|entry| *entry != Progress::Untouched) {
             fresh.save(id, &progress)?;
         }

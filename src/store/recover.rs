@@ -12,13 +12,15 @@ use super::quarantine::{Newer, Quarantine, SetAside};
 use super::rebuild::{Place, Rebuilt, rebuild, told};
 use super::rows::Header;
 use crate::faults;
-use crate::task::{Progress, TaskId};
+use crate::task::{Idempotency, Progress, TaskId};
 
 /// A task that was accepted and is not settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
     /// The task, without its value.
     pub header: Header,
+    /// The key that its client gave it; `None` also for a task from before format 4.
+    pub idempotency: Option<Idempotency>,
     /// What each replica has had of it, one entry for each of [`Header::replicas`].
     pub progress: Vec<Progress>,
 }
@@ -34,6 +36,8 @@ pub struct RecoveryReport {
     pub dead_letters: u64,
     /// Rows removed because their task is gone.
     pub orphans_removed: u64,
+    /// Idempotency keys that a crash had left in the rows of their tasks alone.
+    pub keys_restored: u64,
     /// The file `COMMITTED` was there and could be read, or the store is new. Without it, a log
     /// that has lost its end would not have been noticed at this start.
     pub witnessed: bool,
@@ -103,6 +107,7 @@ pub(super) fn mend(
     let born = TaskId(place.now.0 / 1_000);
     let unused = database.sequence()?.unwrap_or(born).max(TaskId(after));
     let orphans_removed = found.orphans.len() as u64;
+    let keys_restored = found.keyless.len() as u64;
     let (mut set_aside, mut fresh) = (SetAside::default(), None);
     let well = place.log_is_whole && !found.returned && found.damaged.is_empty();
     if missing == Missing::Accept || !well {
@@ -130,6 +135,10 @@ pub(super) fn mend(
             database.take(*tree, key)?;
             faults::point("recover.orphan-removed");
         }
+        for (key, row) in &found.keyless {
+            database.set_idempotency(key, Some(row))?;
+            faults::point("recover.key-written");
+        }
     }
     let Found { tasks, value_bytes, dead_letters, kept, .. } = found;
     let rebuilt = fresh.is_some();
@@ -138,6 +147,7 @@ pub(super) fn mend(
         value_bytes,
         dead_letters,
         orphans_removed,
+        keys_restored,
         set_aside,
         rebuilt,
         ..RecoveryReport::default()

@@ -21,6 +21,9 @@
 //! a row of format 2 is read as one that has nothing: eventual, and of no trace. Format 2 itself
 //! took bytes behind its envelope for damage, so nothing that it wrote can be misread.
 //!
+//! The key that a client gave its write stands behind that, from format 4 on, so that no crash leaves
+//! a task without it. Format 3 took bytes there for damage, so the same holds of it.
+//!
 //! For the same reason the texts of errors are cut to fit when they are written.
 
 use std::collections::HashMap;
@@ -34,7 +37,8 @@ use super::database::Database;
 use super::error::{Damage, Failure};
 use super::keys::Tree;
 use crate::task::{
-    Cause, Consistency, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp, Trace,
+    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
+    Timestamp, Trace,
 };
 
 mod kept;
@@ -143,7 +147,7 @@ struct EnvelopeRow<'a> {
 }
 
 /// What format 3 knows of a task beyond [`EnvelopeRow`]; not there for an eventual write of no
-/// trace.
+/// trace, unless a [`KeyRow`] follows.
 #[derive(Encode, BorrowDecode)]
 struct EnvelopeMore<'a> {
     consistency: u8,
@@ -154,6 +158,13 @@ struct EnvelopeMore<'a> {
 struct TraceRow<'a> {
     parent: &'a str,
     state: Option<&'a str>,
+}
+
+/// What format 4 knows beyond [`EnvelopeMore`]; not there for a write without an idempotency key.
+#[derive(Encode, BorrowDecode)]
+struct KeyRow<'a> {
+    key: &'a str,
+    fingerprint: [u8; 16],
 }
 
 const EVENTUAL: u8 = 0;
@@ -169,8 +180,8 @@ pub(super) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// The stream of a task.
-    pub(super) fn of(task: &'a Task) -> Result<Self, Failure> {
+    /// The stream of a task, whose client may have given it a key.
+    pub(super) fn of(task: &'a Task, idempotency: Option<&Idempotency>) -> Result<Self, Failure> {
         let envelope = EnvelopeRow {
             key: &task.key,
             operation: match task.operation {
@@ -183,7 +194,8 @@ impl<'a> Stream<'a> {
             user_id: task.user_id.as_deref(),
         };
         let mut envelope = encode(envelope)?;
-        if task.consistency != Consistency::Eventual || task.trace.is_some() {
+        let more = task.consistency != Consistency::Eventual || task.trace.is_some();
+        if more || idempotency.is_some() {
             envelope.extend(encode(EnvelopeMore {
                 consistency: match task.consistency {
                     Consistency::Eventual => EVENTUAL,
@@ -194,6 +206,9 @@ impl<'a> Stream<'a> {
                     .as_ref()
                     .map(|trace| TraceRow { parent: &trace.parent, state: trace.state.as_deref() }),
             })?);
+        }
+        if let Some(Idempotency { key, fingerprint }) = idempotency {
+            envelope.extend(encode(KeyRow { key, fingerprint: *fingerprint })?);
         }
         Ok(Self { envelope, value: &task.value })
     }
@@ -346,12 +361,30 @@ pub(super) fn header(
     value_bytes: usize,
     nodes: &mut Nodes,
 ) -> Option<Header> {
+    header_and_key(id, envelope, value_bytes, nodes).map(|(header, _)| header)
+}
+
+/// Reads the envelope of a task, and in it the key that its client gave it; `None` if it does not
+/// decode.
+pub(super) fn header_and_key(
+    id: TaskId,
+    envelope: &[u8],
+    value_bytes: usize,
+    nodes: &mut Nodes,
+) -> Option<(Header, Option<Idempotency>)> {
     let (row, read) = decode_first::<EnvelopeRow<'_>>(envelope).ok()?;
-    let more = match envelope.get(read..)? {
-        [] => EnvelopeMore { consistency: EVENTUAL, trace: None },
-        more => decode(more)?,
+    let (more, key) = match envelope.get(read..)? {
+        [] => (EnvelopeMore { consistency: EVENTUAL, trace: None }, None),
+        more => {
+            let (row, read) = decode_first::<EnvelopeMore<'_>>(more).ok()?;
+            match more.get(read..)? {
+                [] => (row, None),
+                key => (row, Some(decode::<KeyRow<'_>>(key)?)),
+            }
+        }
     };
-    Some(Header {
+    let key = key.map(|row| Idempotency { key: row.key.into(), fingerprint: row.fingerprint });
+    let header = Header {
         id,
         key: row.key.to_owned(),
         operation: match row.operation {
@@ -372,7 +405,8 @@ pub(super) fn header(
             .trace
             .map(|trace| Trace { parent: trace.parent.into(), state: trace.state.map(Box::from) }),
         value_bytes,
-    })
+    };
+    Some((header, key))
 }
 
 /// What the row of a task seems to say, whatever its checksum is: for a task that is set aside.

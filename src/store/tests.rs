@@ -4,7 +4,9 @@ use tokio::sync::oneshot;
 
 use super::keys::Tree;
 use super::*;
-use crate::task::{Cause, Consistency, DeadLetter, Node, Operation, Progress, Task, Trace};
+use crate::task::{
+    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, Trace,
+};
 
 mod model;
 
@@ -58,9 +60,21 @@ pub(super) fn accept(opened: &Opened, task: &Task) -> Result<(), CommitError> {
 
 /// Hands a task to the committer, and where its answer will be.
 pub(super) fn hand_in(opened: &Opened, task: &Task) -> oneshot::Receiver<Result<(), CommitError>> {
+    hand_in_with(opened, task, None)
+}
+
+/// The same for a task whose client gave it a key.
+pub(super) fn hand_in_with(
+    opened: &Opened,
+    task: &Task,
+    idempotency: Option<Idempotency>,
+) -> oneshot::Receiver<Result<(), CommitError>> {
     let (reply, answer) = oneshot::channel();
-    let reply = move |result| reply.send(result).unwrap();
-    opened.committer.accept(Arc::new(task.clone()), None, Some(Box::new(reply)));
+    let reply = move |result| {
+        // Not everyone waits.
+        let _ = reply.send(result);
+    };
+    opened.committer.accept(Arc::new(task.clone()), idempotency, Some(Box::new(reply)));
     answer
 }
 
@@ -90,6 +104,7 @@ const NOTHING: RecoveryReport = RecoveryReport {
     value_bytes: 0,
     dead_letters: 0,
     orphans_removed: 0,
+    keys_restored: 0,
     witnessed: true,
     set_aside: SetAside { file: None, damaged: vec![], rows: 0, superseded: 0 },
     rebuilt: false,
@@ -152,7 +167,8 @@ fn header(task: &Task) -> Header {
 }
 
 fn untouched(task: &Task) -> Recovered {
-    Recovered { header: header(task), progress: vec![Progress::Untouched; task.replicas.len()] }
+    let progress = vec![Progress::Untouched; task.replicas.len()];
+    Recovered { header: header(task), idempotency: None, progress }
 }
 
 fn trace(state: Option<&str>) -> Trace {
@@ -361,14 +377,14 @@ fn a_store_that_is_open_is_not_opened_twice() {
 fn a_newer_format_is_refused_with_both_versions() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
-    let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &4u32.to_be_bytes());
+    let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &5u32.to_be_bytes());
     opened.reader.files.database().meta.insert(keys::FORMAT_VERSION, row).unwrap();
     close(opened);
     let path = dir.path().display();
     assert_eq!(
         refusal(dir.path()),
         format!(
-            "cannot open the store in {path}: its format is version 4, this binary knows up to 3"
+            "cannot open the store in {path}: its format is version 5, this binary knows up to 4"
         )
     );
 }

@@ -12,11 +12,12 @@ use replicator::store::{
     Handed, IdempotencyAnswer, IdempotencyRow, Opened, Recovered, ReplicaRow, Settings, Store,
 };
 use replicator::task::{
-    Cause, Consistency, DeadLetter, Node, Operation, Progress, Task, TaskId, Timestamp, Trace,
+    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
+    Timestamp, Trace,
 };
 
 /// The format that this release writes.
-const NEWEST: u32 = 3;
+const NEWEST: u32 = 4;
 
 const FIRST: u64 = 1_700_000_000_000_000;
 
@@ -118,6 +119,13 @@ fn contents(format: u32) -> Vec<(Task, Vec<Progress>)> {
             ),
         ]);
     }
+    if format >= 4 {
+        let keyed = Task {
+            consistency: Consistency::Strong,
+            ..task(11, "with the longest key", pattern(9_000), two())
+        };
+        contents.push((keyed, vec![failed(1, "timed out"), Progress::Delivered]));
+    }
     contents
 }
 
@@ -133,16 +141,29 @@ fn replicas() -> Vec<(Node, ReplicaRow)> {
     ]
 }
 
-fn idempotency() -> Vec<(Box<str>, IdempotencyRow)> {
+const FINGERPRINT: [u8; 16] = *b"0123456789abcdef";
+
+fn idempotency(format: u32) -> Vec<(Box<str>, IdempotencyRow)> {
     let row = |n: u64, answer| IdempotencyRow {
         task: TaskId(FIRST + n),
-        fingerprint: *b"0123456789abcdef",
+        fingerprint: FINGERPRINT,
         at: Timestamp(FIRST * 1_000 + n),
         answer,
     };
     let answer =
         IdempotencyAnswer { success: false, acked: vec![0], failed: vec![1, 300], needed: 2 };
-    vec![("a key".into(), row(0, None)), ("of a strong write".into(), row(8, Some(answer)))]
+    let mut rows =
+        vec![("a key".into(), row(0, None)), ("of a strong write".into(), row(8, Some(answer)))];
+    if format >= 4 {
+        rows.push(("z".repeat(255).into(), row(11, None)));
+    }
+    rows
+}
+
+/// The key that is in the row of a task itself.
+fn key_in(format: u32, task: TaskId) -> Option<Idempotency> {
+    let (key, _) = idempotency(format).into_iter().find(|(_, row)| row.task == task)?;
+    (format >= 4).then_some(Idempotency { key, fingerprint: FINGERPRINT })
 }
 
 #[test]
@@ -155,9 +176,12 @@ fn writes_a_fixture() {
         opened.committer.set_replica(node, Some(row), None);
     }
     for (task, progress) in contents(NEWEST) {
-        let key = idempotency().into_iter().find(|(_, row)| row.task == task.id);
+        let key = key_in(NEWEST, task.id);
         opened.committer.accept(Arc::new(task.clone()), key, None);
         opened.committer.save(task.id, progress);
+    }
+    for (key, row) in idempotency(NEWEST).into_iter().filter(|(_, row)| row.answer.is_some()) {
+        opened.committer.set_idempotency(key, row);
     }
     let settled = Task { id: TaskId(FIRST + 6), ..contents(NEWEST)[0].0.clone() };
     opened.committer.accept(Arc::new(settled.clone()), None, None);
@@ -182,9 +206,13 @@ fn holds_the_contents(format: u32) {
             assert_eq!(found.header.consistency, task.consistency);
             assert_eq!(found.header.trace, task.trace);
             assert_eq!(found.progress, progress);
+            assert_eq!(found.idempotency, key_in(format, task.id));
             assert_eq!(opened.reader.read(task.id).unwrap(), Some(task));
         }
-        let kept = if format >= 3 { (replicas(), idempotency()) } else { Default::default() };
+        let kept = match format {
+            ..3 => Default::default(),
+            3.. => (replicas(), idempotency(format)),
+        };
         assert_eq!((opened.replicas.clone(), opened.idempotency.clone()), kept);
         assert!(opened.next_id.0 > FIRST + 7);
         close(opened);
@@ -204,4 +232,9 @@ fn a_store_of_format_2_is_opened_with_all_that_is_in_it() {
 #[test]
 fn a_store_of_format_3_is_opened_with_all_that_is_in_it() {
     holds_the_contents(3);
+}
+
+#[test]
+fn a_store_of_format_4_is_opened_with_all_that_is_in_it() {
+    holds_the_contents(4);
 }

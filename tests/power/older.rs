@@ -3,7 +3,8 @@
 //! Those under `tests/fixtures/` were written by the releases of their time, but their tasks are
 //! for replicas that are nowhere. So one of today is taken back step by step, and what comes out
 //! is compared with the fixture of that format: the trees, and the rows of `meta` with their
-//! lengths. What is in the rows of the tasks has been the same since format 1.
+//! lengths. What is in the rows of the tasks has been the same since format 1 where a write came
+//! without an idempotency key, as all writes here do.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -17,11 +17,10 @@ use super::asked::NoParameters;
 use super::validate::{self, Write, invalid};
 use super::{Bodily, Failures, Inbound, Problem, idempotency};
 use crate::api::{self, BatchAnswer, BatchAnswers};
-use crate::daemon::Idempotency;
 use crate::server::access::Caller;
 use crate::server::errors::{ok, taken_in_batch};
 use crate::server::replicate::trace_of;
-use crate::task::{Consistency, NewTask};
+use crate::task::{Consistency, Idempotency, NewTask};
 use crate::traces::Span;
 
 /// The most writes of one batch.

@@ -132,6 +132,10 @@ fn key_row(task: u64) -> IdempotencyRow {
     IdempotencyRow { task: TaskId(task), fingerprint: [7; 16], at: Timestamp(task), answer: None }
 }
 
+fn idempotency(key: &str) -> Idempotency {
+    Idempotency { key: key.into(), fingerprint: [7; 16] }
+}
+
 fn node(text: &str) -> Node {
     Node::parse(text).unwrap()
 }
@@ -179,7 +183,7 @@ fn a_replica_is_written_before_the_tasks_that_follow_it_and_a_key_after_its_task
         database.db.drop_tree(cut).unwrap();
         run(&opened, |committer| {
             let accept = |task: Task| {
-                let key = (task.key.clone().into(), key_row(task.id.0));
+                let key = idempotency(&task.key.clone());
                 committer.accept(Arc::new(task), Some(key), None);
             };
             accept(small(1));
@@ -200,7 +204,7 @@ fn the_latest_that_is_said_of_a_key_counts() {
     let (opened, ..) = open(dir.path());
     run(&opened, |committer| {
         let accept = |id, key: &str| {
-            committer.accept(Arc::new(small(id)), Some((key.into(), key_row(id))), None);
+            committer.accept(Arc::new(small(id)), Some(idempotency(key)), None);
         };
         // Forgotten, and in use again before that was written.
         committer.set_idempotency("used again".into(), key_row(1));
@@ -253,7 +257,7 @@ fn a_sync_with_nothing_before_it_is_answered_and_so_is_one_whose_change_came_to_
     run(&opened, |committer| {
         committer.forget_idempotency(vec!["key".into()]);
         committer.sync(overtaken);
-        committer.accept(Arc::new(small(1)), Some(("key".into(), key_row(1))), None);
+        committer.accept(Arc::new(small(1)), Some(idempotency("key")), None);
     });
     second.try_recv().unwrap().unwrap();
 }

@@ -1,9 +1,9 @@
-use super::super::tests::{accept, close, failed, image, open, refusal, small};
+use super::super::tests::{accept, close, failed, hand_in_with, image, open, refusal, small};
 use super::super::{Opened, keys};
 use super::*;
-use crate::store::ReplicaRow;
 use crate::store::keys::Tree;
-use crate::task::{Node, TaskId, Timestamp};
+use crate::store::{IdempotencyRow, ReplicaRow};
+use crate::task::{Idempotency, Node, TaskId, Timestamp};
 
 fn database(opened: &Opened) -> Database {
     opened.reader.files.database()
@@ -82,7 +82,7 @@ fn a_cut_between_two_commits_is_none_of_the_ledgers_business() {
     close(opened);
     // New tasks that were not committed, flushed by sled for itself.
     let (opened, ..) = open(dir.path());
-    database(&opened).insert(&small(3)).unwrap();
+    database(&opened).insert(&small(3), None).unwrap();
     database(&opened).tasks.flush().unwrap();
     let cut = image(dir.path());
     let (reopened, recovered, _) = open(cut.path());
@@ -99,6 +99,86 @@ fn a_cut_between_two_commits_is_none_of_the_ledgers_business() {
     lose(&reopened, Tree::Tasks, 2);
     close(reopened);
     assert!(refusal(cut.path()).contains("tasks holds 1 rows where 2 must be"));
+}
+
+fn idempotency(key: &str) -> Idempotency {
+    Idempotency { key: key.into(), fingerprint: [9; 16] }
+}
+
+/// Which task each key stands for.
+fn keys_of(opened: &Opened) -> Vec<(&str, u64)> {
+    opened.idempotency.iter().map(|(key, row)| (&**key, row.task.0)).collect()
+}
+
+#[test]
+fn a_task_that_a_cut_parted_from_the_row_of_its_key_has_its_key_after_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    for (id, key) in [(1, "used again"), (2, "other")] {
+        hand_in_with(&opened, &small(id), Some(idempotency(key))).blocking_recv().unwrap().unwrap();
+    }
+    // The tasks of a commit that came no further, flushed by sled for itself: a new key, one that
+    // an older task had, and one that two of them came with.
+    for (id, key) in [(3, "new"), (4, "used again"), (5, "twice"), (6, "twice")] {
+        database(&opened).insert(&small(id), Some(&idempotency(key))).unwrap();
+    }
+    database(&opened).tasks.flush().unwrap();
+    let cut = image(dir.path());
+    let (opened, recovered, report) = open(cut.path());
+    assert_eq!((recovered.len(), report.keys_restored), (6, 3));
+    let known = [("new", 3), ("other", 2), ("twice", 6), ("used again", 4)];
+    assert_eq!(keys_of(&opened), known);
+    assert_eq!(opened.idempotency[0].1, IdempotencyRow::of(&small(3), [9; 16]));
+    // It is theirs for good, also where they are settled.
+    (1..=6).for_each(|id| opened.committer.remove(TaskId(id)));
+    close(opened);
+    let (opened, recovered, report) = open(cut.path());
+    assert_eq!((recovered.len(), report.keys_restored), (0, 0));
+    assert_eq!(keys_of(&opened), known);
+}
+
+#[test]
+fn the_next_start_changes_no_key_that_a_later_commit_has_changed_or_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    for (id, key) in [(1, "forgotten"), (2, "used again"), (3, "answered")] {
+        hand_in_with(&opened, &small(id), Some(idempotency(key))).blocking_recv().unwrap().unwrap();
+    }
+    opened.committer.forget_idempotency(vec!["forgotten".into(), "used again".into()]);
+    hand_in_with(&opened, &small(4), Some(idempotency("used again")));
+    opened.committer.remove(TaskId(4));
+    let answer = crate::store::IdempotencyAnswer {
+        success: true,
+        acked: vec![0],
+        failed: vec![],
+        needed: 1,
+    };
+    let answered =
+        IdempotencyRow { answer: Some(answer), ..IdempotencyRow::of(&small(3), [9; 16]) };
+    opened.committer.set_idempotency("answered".into(), answered.clone());
+    close(opened);
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!((recovered.len(), report.keys_restored), (3, 0));
+    assert_eq!(keys_of(&opened), [("answered", 3), ("used again", 4)]);
+    assert_eq!(opened.idempotency[0].1, answered);
+}
+
+#[test]
+fn a_damaged_row_of_a_key_is_made_anew_by_the_row_of_its_task() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    for (id, key) in [(1, "damaged"), (2, "whole")] {
+        hand_in_with(&opened, &small(id), Some(idempotency(key))).blocking_recv().unwrap().unwrap();
+    }
+    database(&opened).tree(Tree::Idempotency).insert(b"damaged", b"no row").unwrap();
+    close(opened);
+    for (rebuilt, restored) in [(true, 1), (false, 0)] {
+        let (opened, recovered, report) = open(dir.path());
+        assert_eq!((report.rebuilt, report.keys_restored), (rebuilt, restored));
+        assert_eq!(keys_of(&opened), [("damaged", 1), ("whole", 2)]);
+        assert_eq!(recovered[0].idempotency, Some(idempotency("damaged")));
+        close(opened);
+    }
 }
 
 #[test]

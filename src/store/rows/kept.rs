@@ -6,7 +6,7 @@
 use bincode::{BorrowDecode, Encode};
 
 use super::{Failure, decode, encode};
-use crate::task::{Node, TaskId, Timestamp};
+use crate::task::{Node, Task, TaskId, Timestamp};
 
 /// What is remembered of a replica from the first write to it on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,14 @@ pub struct IdempotencyRow {
     pub at: Timestamp,
     /// What a strong write was answered, once that is known.
     pub answer: Option<IdempotencyAnswer>,
+}
+
+impl IdempotencyRow {
+    /// That of a task which has just been accepted.
+    #[must_use]
+    pub fn of(task: &Task, fingerprint: [u8; 16]) -> Self {
+        Self { task: task.id, fingerprint, at: task.accepted_at, answer: None }
+    }
 }
 
 /// The answer to a strong write.

@@ -24,7 +24,7 @@ fn letter() -> DeadLetter {
 
 #[test]
 fn the_bytes_of_a_task_are_these() {
-    let head = Stream::of(&task()).unwrap().head().unwrap();
+    let head = Stream::of(&task(), None).unwrap().head().unwrap();
     let mut expected = vec![32, 2]; // the envelope's length, the value's
     expected.extend(b"\x04k/\xc3\xbc"); // key
     expected.push(0); // SET
@@ -43,7 +43,7 @@ fn the_bytes_of_a_task_are_these() {
         user_id: None,
         ..task()
     };
-    let head = Stream::of(&delete).unwrap().head().unwrap();
+    let head = Stream::of(&delete, None).unwrap().head().unwrap();
     assert_eq!(head[2..10], *b"\x04k/\xc3\xbc\x01\x01\x00");
     assert_eq!(head.last(), Some(&0));
 }
@@ -51,7 +51,7 @@ fn the_bytes_of_a_task_are_these() {
 #[test]
 fn what_format_3_says_of_a_task_stands_behind_the_envelope_of_format_2() {
     let value_at = |head: &[u8]| 2 + usize::from(head[0]);
-    let before = Stream::of(&task()).unwrap().head().unwrap();
+    let before = Stream::of(&task(), None).unwrap().head().unwrap();
     let end = value_at(&before);
     let trace = |state: Option<&str>| Trace { parent: "p".into(), state: state.map(Box::from) };
     let more: [(Consistency, Option<Trace>, &[u8]); 4] = [
@@ -62,7 +62,7 @@ fn what_format_3_says_of_a_task_stands_behind_the_envelope_of_format_2() {
     ];
     for (consistency, trace, bytes) in more {
         let task = Task { consistency, trace, ..task() };
-        let head = Stream::of(&task).unwrap().head().unwrap();
+        let head = Stream::of(&task, None).unwrap().head().unwrap();
         assert_eq!(head[2..end], before[2..end]);
         assert_eq!(head[end..value_at(&head)], *bytes);
         let parsed = Head::parse(&head).unwrap();
@@ -83,6 +83,31 @@ fn what_format_3_says_of_a_task_stands_behind_the_envelope_of_format_2() {
         header(TaskId(7), &[&before[2..end], b"\x02\x00"].concat(), 2, &mut Nodes::default())
             .is_none()
     );
+}
+
+#[test]
+fn the_key_of_a_task_stands_behind_what_format_3_says_of_it() {
+    let value_at = |head: &[u8]| 2 + usize::from(head[0]);
+    let end = value_at(&Stream::of(&task(), None).unwrap().head().unwrap());
+    let idempotency = Idempotency { key: "k1".into(), fingerprint: *b"0123456789abcdef" };
+    for (consistency, before) in
+        [(Consistency::Eventual, b"\x00\x00"), (Consistency::Strong, b"\x01\x00")]
+    {
+        let task = Task { consistency, ..task() };
+        let head = Stream::of(&task, Some(&idempotency)).unwrap().head().unwrap();
+        assert_eq!(head[end..value_at(&head)], [&before[..], b"\x02k10123456789abcdef"].concat());
+        let parsed = Head::parse(&head).unwrap();
+        let envelope = &parsed.bytes[..parsed.envelope];
+        let read = |envelope: &[u8]| header_and_key(task.id, envelope, 2, &mut Nodes::default());
+        let (header, key) = read(envelope).unwrap();
+        assert_eq!((header, key.as_ref()), (Header::of(&task), Some(&idempotency)));
+        // Neither cut nor followed by something, but for the cuts that leave what was written before.
+        let older = [end - 2, end];
+        for cut in (0..envelope.len()).filter(|cut| !older.contains(cut)) {
+            assert!(read(&envelope[..cut]).is_none(), "{cut}");
+        }
+        assert!(read(&[envelope, b"\x00"].concat()).is_none());
+    }
 }
 
 #[test]
@@ -236,7 +261,7 @@ fn a_length_in_a_small_row_reserves_little() {
 
 #[test]
 fn the_stream_comes_back_whole_wherever_it_is_cut() {
-    let envelope = Stream::of(&task()).unwrap().envelope.len() - 1;
+    let envelope = Stream::of(&task(), None).unwrap().envelope.len() - 1;
     let edge = HEAD_BYTES - envelope;
     let mut lengths = vec![0, 1, CHUNK_BYTES * 3 + 5];
     for cut in [edge, edge + CHUNK_BYTES, edge + 2 * CHUNK_BYTES] {
@@ -246,7 +271,7 @@ fn the_stream_comes_back_whole_wherever_it_is_cut() {
         for &value_bytes in &lengths {
             let value: Vec<u8> = (0..=255).cycle().take(value_bytes).collect();
             let task = Task { key: "k".repeat(key_bytes), value: value.into(), ..task() };
-            let stream = Stream::of(&task).unwrap();
+            let stream = Stream::of(&task, None).unwrap();
             let payload = stream.head().unwrap();
             assert!(payload.len() + FRAME_BYTES <= 4096);
             let head = Head::parse(&payload).unwrap();

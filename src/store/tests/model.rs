@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{close, dead, failed, image, large, nodes, open, untouched};
 use crate::store::{IdempotencyRow, Recovered, ReplicaRow};
-use crate::task::{Cause, Node, Progress, Task, TaskId, Timestamp};
+use crate::task::{Cause, Idempotency, Node, Progress, Task, TaskId, Timestamp};
 
 #[derive(Clone, Debug)]
 enum Operate {
@@ -77,10 +77,12 @@ proptest! {
                 Operate::Accept { value_bytes, replicas, key } => {
                     let task = Task { replicas: nodes(replicas), ..large(next.0, value_bytes) };
                     next.0 += 1;
-                    let key = key.map(|key| (named(key), key_row(task.id.0)));
-                    idempotency.extend(key.clone());
-                    opened.committer.accept(Arc::new(task.clone()), key, None);
-                    model.insert(task.id, untouched(&task));
+                    let key = key.map(named).map(|key| {
+                        idempotency.insert(key.clone(), IdempotencyRow::of(&task, [7; 16]));
+                        Idempotency { key, fingerprint: [7; 16] }
+                    });
+                    opened.committer.accept(Arc::new(task.clone()), key.clone(), None);
+                    model.insert(task.id, Recovered { idempotency: key, ..untouched(&task) });
                 }
                 Operate::Save { which, entries } => if let Some(id) = pick(which) {
                     let kept = model.get_mut(&id).unwrap();

@@ -14,6 +14,9 @@ use super::{Behaviour, Daemon, Replica, client, wait_until};
 /// So many write at once.
 const WRITERS: u64 = 12;
 
+/// So many writes are in a batch.
+const BATCH: usize = 40;
+
 /// So many keys are written to.
 const KEYS: u64 = 24;
 
@@ -35,6 +38,8 @@ pub const ARGS: &[&str] = &[
 /// A write that the daemon said it has.
 #[derive(Clone, Debug)]
 pub struct Accepted {
+    /// The number of the write. One that was repeated with its idempotency key is here twice.
+    pub n: u64,
     pub key: String,
     pub task: u64,
     /// `None` is a DELETE.
@@ -51,43 +56,39 @@ pub fn value(n: u64) -> String {
     word.repeat(large + usize::try_from(n * 37 % 4000).unwrap())
 }
 
-fn is_whole(text: &str) -> bool {
-    let Some(end) = text.find('>') else { return false };
-    let n = text[1..end].parse().unwrap_or(0);
-    text == value(n)
+/// The number of the write with this value; `None` if the value is torn.
+fn number(text: &str) -> Option<u64> {
+    let n = text.strip_prefix('<')?.split_once('>')?.0.parse().ok()?;
+    (text == value(n)).then_some(n)
 }
 
-fn body(n: u64, nodes: &[String]) -> (Value, String, Option<String>) {
-    let key = format!("key/{}", fastrand::u64(..KEYS));
-    let value = (!n.is_multiple_of(7)).then(|| value(n));
-    let body = json!({
-        "key": key,
-        "value": value,
-        "value_encoding": "raw",
-        "operation": if value.is_some() { "SET" } else { "DELETE" },
-        "consistency": if n.is_multiple_of(11) { "strong" } else { "eventual" },
-        "replica_nodes": nodes,
-    });
-    (body, key, value)
+/// A write of a client.
+#[derive(Clone)]
+struct Write {
+    n: u64,
+    key: String,
+    value: Option<String>,
+    body: Value,
 }
 
-/// Posts until it is told to stop or the daemon is gone.
-async fn write(
-    url: String,
-    nodes: Vec<String>,
-    numbers: Arc<AtomicU64>,
-    accepted: Arc<Mutex<Vec<Accepted>>>,
-) {
-    let client = client();
-    loop {
-        let n = numbers.fetch_add(1, Ordering::Relaxed);
-        let (body, key, value) = body(n, &nodes);
-        let Ok(answer) = client.post(&url).json(&body).send().await else { return };
-        let Ok(answer) = answer.json::<Value>().await else { return };
-        if let Some(task) = answer["task_id"].as_str() {
-            let task = task.parse().unwrap();
-            accepted.lock().unwrap().push(Accepted { key, task, value });
-        }
+impl Write {
+    fn new(n: u64, key: String, nodes: &[String]) -> Self {
+        let value = (!n.is_multiple_of(7)).then(|| value(n));
+        let body = json!({
+            "key": key,
+            "value": value,
+            "value_encoding": "raw",
+            "operation": if value.is_some() { "SET" } else { "DELETE" },
+            "consistency": if n.is_multiple_of(11) { "strong" } else { "eventual" },
+            "replica_nodes": nodes,
+        });
+        Self { n, key, value, body }
+    }
+
+    /// With a key of its own, as a write of a batch.
+    fn keyed(mut self) -> Self {
+        self.body["idempotency_key"] = json!(format!("write-{}", self.n));
+        self
     }
 }
 
@@ -96,16 +97,78 @@ async fn write(
 pub struct Traffic {
     numbers: Arc<AtomicU64>,
     accepted: Arc<Mutex<Vec<Accepted>>>,
+    /// The last batch with idempotency keys. It is repeated in the next life of the daemon, as a
+    /// client does that heard no answer.
+    batch: Arc<Mutex<Vec<Write>>>,
 }
 
 impl Traffic {
-    /// Starts writers to `daemon`.
-    pub fn start(&self, daemon: &Daemon, nodes: &[String]) -> Vec<JoinHandle<()>> {
-        let one = || {
-            let (numbers, accepted) = (Arc::clone(&self.numbers), Arc::clone(&self.accepted));
-            tokio::spawn(write(daemon.url("/replicate"), nodes.to_vec(), numbers, accepted))
-        };
-        (0..WRITERS).map(|_| one()).collect()
+    /// Repeats the last batch, of which a kill may have left a part, and starts writers to `daemon`.
+    pub async fn start(&self, daemon: &Daemon, nodes: &[String]) -> Vec<JoinHandle<()>> {
+        let (single, batch) = (daemon.url("/replicate"), daemon.url("/v1/replicate/batch"));
+        let last = self.batch.lock().unwrap().clone();
+        if !last.is_empty() {
+            // Where the daemon is to die of it, the next life sees it again.
+            let _ = self.post_batch(&client(), &batch, &last).await;
+        }
+        let mut writers: Vec<_> = (0..WRITERS)
+            .map(|_| tokio::spawn(self.clone().write(single.clone(), nodes.to_vec())))
+            .collect();
+        writers.push(tokio::spawn(self.clone().write_batches(batch, nodes.to_vec())));
+        writers
+    }
+
+    fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Posts until it is told to stop or the daemon is gone.
+    async fn write(self, url: String, nodes: Vec<String>) {
+        let client = client();
+        loop {
+            let key = format!("key/{}", fastrand::u64(..KEYS));
+            let write = Write::new(self.number(), key, &nodes);
+            let Ok(answer) = client.post(&url).json(&write.body).send().await else { return };
+            let Ok(answer) = answer.json::<Value>().await else { return };
+            self.note(write, &answer);
+        }
+    }
+
+    /// The same with batches, each write of which has an idempotency key.
+    async fn write_batches(self, url: String, nodes: Vec<String>) {
+        let client = client();
+        loop {
+            let one = |at| Write::new(self.number(), format!("batch/{at}"), &nodes).keyed();
+            let batch: Vec<_> = (0..BATCH).map(one).collect();
+            self.batch.lock().unwrap().clone_from(&batch);
+            if self.post_batch(&client, &url, &batch).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn post_batch(
+        &self,
+        client: &reqwest::Client,
+        url: &str,
+        batch: &[Write],
+    ) -> reqwest::Result<()> {
+        let bodies: Vec<_> = batch.iter().map(|write| &write.body).collect();
+        let answer: Value = client.post(url).json(&bodies).send().await?.json().await?;
+        let answers = answer["answers"].as_array().unwrap_or_else(|| panic!("{answer}"));
+        assert_eq!(answers.len(), batch.len());
+        for (write, answer) in batch.iter().zip(answers) {
+            self.note(write.clone(), &answer["body"]);
+        }
+        Ok(())
+    }
+
+    /// Keeps what was accepted.
+    fn note(&self, Write { n, key, value, .. }: Write, answer: &Value) {
+        if let Some(task) = answer["task_id"].as_str() {
+            let task = task.parse().unwrap();
+            self.accepted.lock().unwrap().push(Accepted { n, key, task, value });
+        }
     }
 
     /// Writes about so many MiB, a key each.
@@ -117,7 +180,7 @@ impl Traffic {
                 "replica_nodes": nodes,
             });
             let task = daemon.accept(&body).await;
-            self.accepted.lock().unwrap().push(Accepted { key, task, value });
+            self.accepted.lock().unwrap().push(Accepted { n, key, task, value });
         }
     }
 
@@ -164,8 +227,16 @@ pub async fn moody_replica(seed: usize) -> Replica {
 
 pub fn judge(replica: &Replica, accepted: &[Accepted], lives: &[usize]) {
     let seen = replica.seen();
+    // A write is one task, however often its client repeats it.
+    let mut tasks: HashMap<u64, u64> =
+        accepted.iter().rev().map(|write| (write.n, write.task)).collect();
+    for write in accepted {
+        assert_eq!(tasks[&write.n], write.task, "{} was repeated: a second task", write.key);
+    }
     for request in seen.iter().filter(|request| request.method == "PUT") {
-        assert!(is_whole(&request.text()), "torn: {:.60}", request.text());
+        let n = number(&request.text()).unwrap_or_else(|| panic!("torn: {:.60}", request.text()));
+        let task = *tasks.entry(n).or_insert(request.sequence());
+        assert_eq!(task, request.sequence(), "{} arrived as a second task", request.key());
     }
     for (n, &begin) in lives.iter().enumerate() {
         let end = lives.get(n + 1).copied().unwrap_or(seen.len());
