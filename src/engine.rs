@@ -71,7 +71,7 @@ pub use interface::{
     Action, Arrival, Change, Full, LaneView, Levels, Now, Restored, Settings, TASK_OVERHEAD_BYTES,
 };
 pub use key::{KeyHasher, KeyId};
-pub use moment::Moment;
+pub use moment::{Moment, Since};
 pub use steer::{Forgotten, Probed, RenameError, Steered};
 pub use view::{DeliveryState, DeliveryView, Found, LetterView, TaskView, Wanted};
 
@@ -211,7 +211,8 @@ impl Engine {
             Box::new(Quorum::new(replicas, now.moment.after(self.settings.strong_timeout)))
         });
         let Arrival { id, key, .. } = *arrival;
-        let new = Newcomer { id, key, accepted_at: now.wall, bytes };
+        let since = Since::aged(Duration::ZERO, now.moment);
+        let new = Newcomer { id, key, accepted_at: now.wall, since, bytes };
         let slot = self.insert(new, &lanes, quorum, false);
         self.enter_queue(slot, queue);
         for (leg, &lane) in lanes.iter().enumerate() {
@@ -481,14 +482,16 @@ impl Engine {
     /// The replicas with a lane, in no particular order. One that was forgotten is none of them
     /// once nothing is left of it, until a write names it again.
     pub fn lanes(&self) -> impl Iterator<Item = LaneView> {
-        self.lanes.iter().filter(|lane| !lane.is_gone()).map(|lane| LaneView {
+        let lanes = self.lanes.iter().filter(|lane| !lane.is_gone());
+        lanes.map(|lane| (lane, self.oldest(lane).unzip())).map(|(lane, oldest)| LaneView {
             node: lane.node.clone(),
             books: lane.books,
             in_flight: u64::from(lane.in_flight) + u64::from(lane.express),
             waiting: lane.waiting.len() as u64,
             parked: lane.parked.len() as u64 + lane.deferred,
             pending_bytes: lane.backlog.bytes,
-            oldest: self.oldest(lane),
+            oldest: oldest.0,
+            oldest_since: oldest.1,
             paused: lane.paused,
             last_error: lane.last_error.clone(),
             breaker_since: lane.breaker_since,

@@ -203,6 +203,7 @@ impl Task {
 
     /// What a replica must be told at `now` so that it ends up with what the primary holds.
     ///
+    /// It is never given more time than the client gave, also after the clock was set back.
     /// A SET whose time has run out is a DELETE: the replica may hold an older value, which has
     /// to go just as the primary's is gone.
     #[must_use]
@@ -210,7 +211,7 @@ impl Task {
         match (self.operation, self.expires_at) {
             (Operation::Delete, _) => Command::Delete,
             (Operation::Set, None) => Command::Put { ttl: None },
-            (Operation::Set, Some(end)) => match end.saturating_since(now) {
+            (Operation::Set, Some(end)) => match end.saturating_since(now.max(self.accepted_at)) {
                 Duration::ZERO => Command::Delete,
                 remaining => Command::Put { ttl: Some(remaining) },
             },
@@ -406,6 +407,13 @@ mod tests {
         let task = set_with_ttl(Some(Duration::from_nanos(500)));
         let command = task.command_at(Timestamp(1_200));
         assert_eq!(command, Command::Put { ttl: Some(Duration::from_nanos(300)) });
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_gives_a_set_no_more_time_than_its_client() {
+        let task = set_with_ttl(Some(Duration::from_nanos(500)));
+        let command = task.command_at(Timestamp(7));
+        assert_eq!(command, Command::Put { ttl: Some(Duration::from_nanos(500)) });
     }
 
     #[test]

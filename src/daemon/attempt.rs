@@ -10,7 +10,7 @@ use crate::daemon::clock::Clock;
 use crate::daemon::core::Event;
 use crate::replica::Client;
 use crate::store::{ReadError, Reader};
-use crate::task::{Delivery, Node, Task, Timestamp, Verdict};
+use crate::task::{Delivery, Node, Task, Verdict};
 use crate::traces::{Span, Tracer};
 
 /// How an attempt ended.
@@ -20,8 +20,6 @@ pub(super) struct Answered {
     pub(super) verdict: Verdict,
     /// From sending to the verdict.
     pub(super) took: Duration,
-    /// When its task was accepted, if that could be found out.
-    pub(super) accepted_at: Option<Timestamp>,
     /// The task, if it could be read.
     pub(super) task: Option<Arc<Task>>,
     /// Where it was sent; nothing where it was not.
@@ -115,8 +113,7 @@ impl Attempts {
         }
         let took = ended.since_start().saturating_sub(sent.moment.since_start());
         let node = Some(node.clone());
-        let accepted_at = Some(task.accepted_at);
-        Answered { delivery, verdict, took, accepted_at, task: Some(task), node }
+        Answered { delivery, verdict, took, task: Some(task), node }
     }
 
     /// Reads the task of a delivery from disk.
@@ -158,7 +155,7 @@ impl Attempts {
 fn interrupted(delivery: Delivery) -> Answered {
     let error = "the attempt was interrupted".into();
     let verdict = Verdict::Retry { after: None, ambiguous: true, error };
-    Answered { delivery, verdict, took: Duration::ZERO, accepted_at: None, task: None, node: None }
+    Answered { delivery, verdict, took: Duration::ZERO, task: None, node: None }
 }
 
 /// Sends the outcome when it is dropped, so that an attempt that panics or is cancelled cannot

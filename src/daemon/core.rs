@@ -403,9 +403,8 @@ impl Core {
         self.times.answered(now, &answered, &self.parts.engine);
         if answered.verdict == Verdict::Delivered {
             self.acks.record(answered.took);
-            if let Some(accepted_at) = answered.accepted_at {
-                self.max_lag = self.max_lag.max(now.wall.saturating_since(accepted_at));
-            }
+            let lag = self.parts.engine.age(answered.delivery.task, now.moment);
+            self.max_lag = self.max_lag.max(lag.unwrap_or_default());
         }
         if answered.verdict == Verdict::Delivered
             && let Some(node) = &answered.node

@@ -93,17 +93,16 @@ impl Times {
 
     /// An attempt has ended. `engine` is asked which replicas have a lane.
     pub(super) fn answered(&mut self, now: Now, answered: &Answered, engine: &Engine) {
-        // Neither is known of one that was not sent.
-        let (Some(node), Some(accepted_at)) = (&answered.node, answered.accepted_at) else {
-            return;
+        // Nothing was sent.
+        let Some(node) = &answered.node else { return };
+        let task = answered.delivery.task;
+        let delivered = match answered.verdict {
+            Verdict::Delivered => match self.durable_at(task) {
+                Some(durable) => Some(between(durable, now.moment)),
+                None => engine.age(task, now.moment),
+            },
+            _ => None,
         };
-        let delivered = (answered.verdict == Verdict::Delivered).then(|| {
-            let durable = self.durable_at(answered.delivery.task);
-            durable.map_or_else(
-                || now.wall.saturating_since(accepted_at),
-                |durable| between(durable, now.moment),
-            )
-        });
         self.attempt.record_time(answered.took);
         let of = self.of(node, engine);
         of.attempt.record_time(answered.took);

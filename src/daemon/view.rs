@@ -145,7 +145,7 @@ fn books(books: &Books) -> api::Books {
 
 /// How old the oldest pending delivery of a lane is, in seconds.
 pub(super) fn lag(lane: &LaneView, now: Now) -> f64 {
-    lane.oldest.map_or(0.0, |oldest| now.wall.saturating_since(oldest).as_secs_f64())
+    lane.oldest_since.map_or(0.0, |oldest| oldest.age(now.moment).as_secs_f64())
 }
 
 /// A replica, with its rates and the p50 and p99 of its attempts.

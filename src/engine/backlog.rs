@@ -1,9 +1,10 @@
 //! The pending deliveries of a lane by age: how far behind a replica is.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
 
-use crate::engine::Engine;
 use crate::engine::lane::Lane;
+use crate::engine::{Engine, Moment, Since};
 use crate::task::{TaskId, Timestamp};
 
 /// Beyond twice the pending deliveries, and so many, the list of arrivals is cleared of what is
@@ -76,9 +77,18 @@ impl Engine {
         }
     }
 
-    /// When the oldest pending delivery of a lane was accepted.
-    pub(super) fn oldest(&self, lane: &Lane) -> Option<Timestamp> {
+    /// When the oldest pending delivery of a lane was accepted, by the wall clock and by one that
+    /// nobody sets.
+    pub(super) fn oldest(&self, lane: &Lane) -> Option<(Timestamp, Since)> {
         let slot = self.tasks.find(lane.backlog.oldest()?)?;
-        Some(self.tasks[slot].accepted_at)
+        let entry = &self.tasks[slot];
+        Some((entry.accepted_at, entry.since))
+    }
+
+    /// How long ago a task was accepted, whatever the wall clock did since; `None` once it is
+    /// settled.
+    #[must_use]
+    pub fn age(&self, task: TaskId, now: Moment) -> Option<Duration> {
+        Some(self.tasks[self.tasks.find(task)?].since.age(now))
     }
 }

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 #[cfg(doc)]
 use crate::engine::Engine;
-use crate::engine::{Books, BreakerState, KeyId, Moment, TaskView, Workers};
+use crate::engine::{Books, BreakerState, KeyId, Moment, Since, TaskView, Workers};
 use crate::task::{
     Consistency, DeadLetter, Delivery, Node, Obstacle, Progress, ReplicaIndex, TaskId, Timestamp,
 };
@@ -271,6 +271,8 @@ pub struct LaneView {
     pub pending_bytes: u64,
     /// When the oldest of the pending was accepted.
     pub oldest: Option<Timestamp>,
+    /// The same by a clock that nobody sets.
+    pub oldest_since: Option<Since>,
     /// Since when an operator has it paused.
     pub paused: Option<Timestamp>,
     /// Why its last failed attempt failed, and when.

@@ -25,3 +25,25 @@ impl Moment {
         Duration::from_micros(self.0)
     }
 }
+
+/// Since when something is there, by the same clock, which nobody sets: in microseconds since the
+/// daemon started, below zero for what is older. The wall clock would make it years older or younger
+/// by one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Since(i64);
+
+impl Since {
+    /// What is `age` old at `now`.
+    #[must_use]
+    pub fn aged(age: Duration, now: Moment) -> Self {
+        let micros = |moment: u128| i64::try_from(moment).unwrap_or(i64::MAX);
+        Self(micros(now.0.into()).saturating_sub(micros(age.as_micros())))
+    }
+
+    /// How old it is at `now`.
+    #[must_use]
+    pub fn age(self, now: Moment) -> Duration {
+        let now = i64::try_from(now.0).unwrap_or(i64::MAX);
+        Duration::from_micros(u64::try_from(now.saturating_sub(self.0)).unwrap_or(0))
+    }
+}

@@ -14,7 +14,7 @@ use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
 use crate::engine::tasks::{Entry, Leg, Queue, Rank, Settlement, Slot, State, Trouble};
-use crate::engine::{Action, Change, Engine, KeyId};
+use crate::engine::{Action, Change, Engine, KeyId, Since};
 use crate::task::{Delivery, Progress, ReplicaIndex, TaskId, Timestamp};
 
 /// The most deliveries that one call fails because a breaker is open. The rest comes with the
@@ -26,6 +26,7 @@ pub(super) struct Newcomer {
     pub(super) id: TaskId,
     pub(super) key: KeyId,
     pub(super) accepted_at: Timestamp,
+    pub(super) since: Since,
     /// What it is charged for.
     pub(super) bytes: u64,
 }
@@ -34,7 +35,7 @@ impl Engine {
     /// Puts a task into memory, with a pending delivery for each of `lanes`.
     pub(super) fn insert(
         &mut self,
-        Newcomer { id, key, accepted_at, bytes }: Newcomer,
+        Newcomer { id, key, accepted_at, since, bytes }: Newcomer,
         lanes: &[u32],
         quorum: Option<Box<Quorum>>,
         durable: bool,
@@ -52,6 +53,7 @@ impl Engine {
             id,
             key,
             accepted_at,
+            since,
             bytes,
             queue: Queue::Outside,
             durable,

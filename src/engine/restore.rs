@@ -2,7 +2,7 @@
 
 use crate::engine::moves::Newcomer;
 use crate::engine::tasks::{Queue, Settlement, Slot, State, Trouble};
-use crate::engine::{Engine, Now, Restored, TASK_OVERHEAD_BYTES};
+use crate::engine::{Engine, Now, Restored, Since, TASK_OVERHEAD_BYTES};
 use crate::task::{Cause, DeadLetter, Progress, TaskId};
 
 impl Engine {
@@ -27,7 +27,9 @@ impl Engine {
             return;
         };
         let Restored { id, key, accepted_at, .. } = task;
-        let slot = self.insert(Newcomer { id, key, accepted_at, bytes }, &lanes, None, true);
+        let since = Since::aged(self.calendar.age_at_start(now.wall, accepted_at), now.moment);
+        let new = Newcomer { id, key, accepted_at, since, bytes };
+        let slot = self.insert(new, &lanes, None, true);
         for (leg, progress) in task.progress.into_iter().enumerate().take(lanes.len()) {
             self.restore_leg(slot, leg, progress);
         }

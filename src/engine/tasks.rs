@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use crate::engine::books::Column;
 use crate::engine::quorum::Quorum;
-use crate::engine::{KeyId, Moment};
+use crate::engine::{KeyId, Moment, Since};
 use crate::task::{Cause, DeadLetter, Progress, TaskId, Timestamp};
 
 /// Where a task lies in memory. Valid until the task leaves.
@@ -50,6 +50,8 @@ pub(super) struct Entry {
     pub(super) id: TaskId,
     pub(super) key: KeyId,
     pub(super) accepted_at: Timestamp,
+    /// The same by a clock that nobody sets.
+    pub(super) since: Since,
     /// What it is charged for, on disk.
     pub(super) bytes: u64,
     pub(super) queue: Queue,

@@ -8,6 +8,7 @@ use super::model::{node, settings};
 use super::*;
 use crate::task::{DeadLetter, Progress, ReplicaIndex};
 
+mod ages;
 mod barriers;
 mod doubts;
 mod flaky;

@@ -11,6 +11,9 @@ use super::Timestamp;
 /// Shorter gaps are not told from time that passes: a daemon notes only now and then that it runs.
 const SHORTEST: Duration = Duration::from_secs(120);
 
+/// Nobody leaves a daemon off for longer than that and waits for what it had to deliver.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Gaps that are remembered; what lies before the first of them is older than it is, if anything.
 const MOST: usize = 64;
 
@@ -51,6 +54,16 @@ impl Calendar {
             self.gaps.iter_mut().for_each(|(_, to)| *to = now.min(*to));
         }
         (behind > SHORTEST).then_some(Step::Back(behind))
+    }
+
+    /// How old something of the moment `since` is for those who wait for it, as a daemon starts at
+    /// `now`: the time that has just passed without one counts as well, unless it is so long that the
+    /// clock is more likely to have been put right.
+    #[must_use]
+    pub fn age_at_start(&self, now: Timestamp, since: Timestamp) -> Duration {
+        let away = self.gaps.last().filter(|(_, to)| Some(*to) == self.seen);
+        let away = away.map(|(from, to)| to.saturating_since(since.max(*from)));
+        self.age(now, since) + away.filter(|away| *away < LONGEST).unwrap_or_default()
     }
 
     /// How old something of the moment `since` is.
