@@ -27,8 +27,9 @@
 //! before a task is on disk before that task. A task's idempotency key is in the task's own row, so
 //! no crash separates them. It has a row of its own as well, right behind the task's, which stays when
 //! the task is settled; where a crash has kept it from the disk, the next start writes it by what the
-//! task's row says. What is said of keys later rides with the settlements: losing it means at most that
-//! the answer to a strong write is told by its task, or that a key is forgotten later.
+//! task's row says. What is said of keys later rides with the settlements, before them: losing it
+//! means at most that the answer to a strong write comes from its task, which is still there, or that
+//! a key is forgotten later.
 //!
 //! **A task is written before its settlement**, if it was handed in before: both come through one
 //! queue, and a turn writes its new tasks before its settlements.
@@ -482,9 +483,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes settlements, in the order of the tasks: all, or the first of them if that takes long.
-    /// See the invariant at the top. Then changes of keys, in the same way, but all of them if
-    /// someone waits for what came before: in their order, new ones could for ever come first.
+    /// Writes changes of keys, in their order: all, or the first of them if that takes long. All if
+    /// someone waits for what came before: new ones could for ever come first. Then settlements, in
+    /// the same way, in the order of the tasks: see the invariant at the top. The answer to a strong
+    /// write is among the keys, and nothing else tells it once the task is gone.
     fn settle(&mut self) -> Result<(), Failure> {
         if self.settlements.is_empty() && self.key_changes.is_empty() {
             // The last of them was a key's, and the key is in use again.
@@ -494,21 +496,23 @@ impl Writer {
         }
         faults::point("settle.begun");
         let begun = now();
-        while let Some((id, settlement)) = self.settlements.pop_first() {
+        while let Some((key, row)) = self.key_changes.pop_first() {
+            self.database.set_idempotency(&key, row.as_ref())?;
+            self.unflushed = true;
+            if self.syncs.is_empty() && begun.elapsed() >= SETTLE_FOR {
+                break;
+            }
+        }
+        let begun = now();
+        while self.key_changes.is_empty()
+            && let Some((id, settlement)) = self.settlements.pop_first()
+        {
             match settlement {
                 Settlement::Save(progress) => self.database.save(id, &progress)?,
                 Settlement::Remove => self.database.remove(id)?,
             }
             self.unflushed = true;
             if begun.elapsed() >= SETTLE_FOR {
-                break;
-            }
-        }
-        let begun = now();
-        while let Some((key, row)) = self.key_changes.pop_first() {
-            self.database.set_idempotency(&key, row.as_ref())?;
-            self.unflushed = true;
-            if self.syncs.is_empty() && begun.elapsed() >= SETTLE_FOR {
                 break;
             }
         }

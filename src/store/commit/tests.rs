@@ -223,6 +223,21 @@ fn the_latest_that_is_said_of_a_key_counts() {
 }
 
 #[test]
+fn the_answer_to_a_strong_write_is_written_before_its_task_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    accept(&opened, &small(1)).unwrap();
+    let database = opened.reader.files.database();
+    // So the writing ends at the key.
+    database.db.drop_tree("idempotency").unwrap();
+    run(&opened, |committer| {
+        committer.remove(TaskId(1));
+        committer.set_idempotency("key".into(), key_row(1));
+    });
+    assert_eq!(database.tasks.len(), 1);
+}
+
+#[test]
 fn all_that_was_handed_in_before_a_sync_is_on_disk_when_it_is_answered() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
