@@ -51,6 +51,7 @@ pub struct RecoveryReport {
 
 /// What recovery hands over, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are tasks")]
 pub enum Handed {
     /// A task, in the order of acceptance.
     Task(Recovered),

@@ -49,7 +49,9 @@ enum Checked {
     operation_id = "replicateBatch",
     summary = "Carry many writes to their replicas",
     description = "Up to 1000 writes, as a JSON array or one to a line. Each is checked and \
-        answered by itself; those that are valid are made durable together.",
+        answered by itself; those that are valid are made durable together. A daemon that is \
+        killed before it answers may have accepted the first of them, up to some write: sent again \
+        with the same `idempotency_key` each, these are the same tasks.",
     request_body(content(
         (Vec<api::BatchWrite> = "application/json"), (String = "application/x-ndjson")
     )),
