@@ -13,6 +13,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::config::{self, Config};
@@ -41,6 +42,7 @@ mod rates;
 mod restore;
 mod roster;
 mod shortages;
+mod stall;
 mod times;
 mod told;
 mod values;
@@ -110,6 +112,9 @@ pub struct Daemon {
     server: JoinHandle<()>,
     core: JoinHandle<()>,
     committer: Committer,
+    /// Whether the store does not answer, by the task beside it.
+    stalled: watch::Receiver<bool>,
+    watching: JoinHandle<()>,
     tracer: Tracer,
     grace: Duration,
     outbound: Arc<Outbound>,
@@ -144,6 +149,7 @@ impl Daemon {
         let (events, told) = mpsc::unbounded_channel();
         let (requests, asked) = mpsc::unbounded_channel();
         let (health, watched) = watch::channel(Health::Serving);
+        let (stalls, stalled) = watch::channel(false);
 
         let engine = Engine::new(engine_settings(config));
         let restoring = restore::open(store_settings(config, clock), engine, clock, events.clone());
@@ -158,6 +164,7 @@ impl Daemon {
         let bus = Bus::new(clock.now().wall.0 / 1_000);
 
         let (reader, committer) = (opened.reader, opened.committer);
+        let watching = tokio::spawn(stall::watch(committer.turns(), health.clone(), stalls));
         let attempts = Attempts {
             client,
             reader: reader.clone(),
@@ -217,6 +224,8 @@ impl Daemon {
             server,
             core,
             committer,
+            stalled,
+            watching,
             tracer,
             grace,
             outbound,
@@ -272,14 +281,16 @@ impl Daemon {
     /// Drains and stops: refuses new work, answers the requests in flight, finishes the
     /// deliveries on the wire until the grace is over, and writes down what is settled.
     ///
-    /// What is not delivered stays on disk.
+    /// What is not delivered stays on disk. A store that does not answer is given up with the grace.
     ///
     /// # Errors
     ///
-    /// The store failed, now or earlier. What was accepted is on disk all the same; of what was
+    /// The store failed, now or earlier, or does not answer. What was accepted is on disk all the same; of what was
     /// settled at the end some may be missing there, and will be sent again.
     pub async fn stop(self) -> Result<(), CommitError> {
         let Self { events, stop_serving, server, core, committer, tracer, grace, .. } = self;
+        let mut stalled = self.stalled;
+        let deadline = Instant::now() + grace;
         let whole = async {
             // The loop may have ended before, by a failure; then there is nobody to tell.
             let _ = events.send(core::Event::Refuse);
@@ -291,7 +302,7 @@ impl Daemon {
             ended(core).await;
             faults::point("shutdown.delivered");
         };
-        if tokio::time::timeout(grace, whole).await.is_err() {
+        if tokio::time::timeout_at(deadline, whole).await.is_err() {
             warn!(
                 grace_seconds = grace.as_secs_f64(),
                 "not everything ended within the grace (--drain-timeout); what is not delivered stays on disk"
@@ -299,7 +310,17 @@ impl Daemon {
         }
         // Not for the store to wait for: whatever the collector does, it has its time.
         let traced = tokio::task::spawn_blocking(move || tracer.stop());
-        let closed = committer.close().await.unwrap_or(Err(CommitError::Closed));
+        let hangs = async {
+            tokio::time::sleep_until(deadline).await;
+            // The other end goes only with the task, which is still there.
+            let _ = stalled.wait_for(|stalled| *stalled).await;
+        };
+        let closed = tokio::select! {
+            biased;
+            closed = committer.close() => closed.unwrap_or(Err(CommitError::Closed)),
+            () = hangs => Err(CommitError::Stalled),
+        };
+        self.watching.abort();
         match &closed {
             Ok(()) => info!("stopped"),
             Err(error) => error!(%error, "stopped, but the store could not be closed"),

@@ -138,6 +138,18 @@ pub(crate) fn clock_ahead() -> Duration {
     WANTED.map_or(Duration::ZERO, Duration::from_secs)
 }
 
+/// Returns when the file does not exist that `REPLICATOR_FAULT_HANG` names: for as long as a test
+/// keeps it, the disk hangs.
+#[cfg(feature = "faults")]
+#[expect(clippy::disallowed_methods, reason = "a thread that a disk blocks")]
+pub(crate) fn hang() {
+    static FILE: LazyLock<Option<std::ffi::OsString>> =
+        LazyLock::new(|| std::env::var_os("REPLICATOR_FAULT_HANG"));
+    while FILE.as_ref().is_some_and(|file| std::path::Path::new(file).exists()) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 use std::time::Duration;
 
 #[cfg(feature = "faults")]

@@ -74,6 +74,8 @@ pub struct Snapshot {
     pub quarantined_rows: u64,
     /// The store has failed.
     pub store_failed: bool,
+    /// For how long the store has not answered; 0 while it does.
+    pub store_stalled_seconds: f64,
     /// Refused writes by reason.
     pub refusals: Vec<(&'static str, u64)>,
     /// Answers to writes by status.
@@ -255,6 +257,12 @@ const METRICS: &[Metric] = &[
         Level,
         "1 once the store has failed and nothing is accepted until a restart.",
         |s| f64::from(u8::from(s.store_failed)),
+    ),
+    (
+        "replicator_store_stalled_seconds",
+        Level,
+        "For how long the store has not answered and new writes are refused; 0 while it answers.",
+        |s| s.store_stalled_seconds,
     ),
     (
         "replicator_disk_low",

@@ -12,7 +12,8 @@
 //!
 //! To read on: `commit.rs` for how a write becomes durable, `database.rs` and `rows.rs` for what
 //! is written, `recover.rs`, `audit.rs` and `rebuild.rs` for how it is read back, `ledger.rs`,
-//! `witness.rs` and `log.rs` for how damage is noticed, `directory.rs` for how a data directory
+//! `witness.rs`, `log.rs` and `watched.rs` for how damage is noticed, `presence.rs` for how a removed
+//! directory is, `directory.rs` for how a data directory
 //! comes into being, `calendar.rs` for when it was in use and `access.rs` for who may change it,
 //! `check.rs` and `dump.rs` for the tools on a store that is not in use, `barrier.rs` for why sled
 //! can be trusted with it.
@@ -20,7 +21,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use self::audit::Kept;
 use self::database::{Database, open_sled};
@@ -29,6 +30,7 @@ use self::error::{Failure, guarded};
 use self::keys::Tree;
 use self::ledger::Ledger;
 use self::migrate::Migrated;
+use self::presence::Presence;
 use self::rebuild::Place;
 use self::recover::{Mended, Missing};
 use self::witness::{Testimony, Witness};
@@ -51,12 +53,15 @@ mod keys;
 mod ledger;
 mod log;
 mod migrate;
+mod presence;
 mod quarantine;
 mod read;
 mod rebuild;
 mod recover;
 mod rewrite;
 mod rows;
+mod turns;
+mod watched;
 mod witness;
 
 pub use calendar::CalendarFile;
@@ -69,6 +74,7 @@ pub use quarantine::SetAside;
 pub use read::Reader;
 pub use recover::{Handed, Recovered, RecoveryReport};
 pub use rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+pub use turns::Turns;
 
 /// Where the store is, and how it is opened.
 #[derive(Clone, Debug)]
@@ -92,6 +98,8 @@ struct Files {
     sizes: Sizes,
     cache_bytes: u64,
     min_free_bytes: u64,
+    /// What must still be there when a commit is answered; nothing before the store is in use.
+    presence: Mutex<Option<Presence>>,
     /// It must be the last to go.
     directory: Directory,
 }
@@ -114,12 +122,26 @@ impl Files {
         sizes.file.store(rewrite::file_bytes(&settings.dir.join(&store)), Ordering::Relaxed);
         sizes.free.store(directory.free_bytes().unwrap_or(u64::MAX), Ordering::Relaxed);
         let database = RwLock::new(database);
-        Self { database, store, sizes, cache_bytes, min_free_bytes, directory }
+        let presence = Mutex::new(None);
+        Self { database, store, sizes, cache_bytes, min_free_bytes, presence, directory }
     }
 
     /// The current store, which stays readable for as long as this is held.
     fn database(&self) -> Database {
         self.database.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on the files of `store` must be those of the data directory.
+    fn must_be_present(&self, store: &str) -> Result<(), OpenError> {
+        let presence = Presence::of(self.directory.path(), store)?;
+        *self.presence.lock().unwrap_or_else(PoisonError::into_inner) = Some(presence);
+        Ok(())
+    }
+
+    /// Whether they are.
+    fn is_present(&self) -> Result<(), Failure> {
+        let presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        presence.as_ref().map_or(Ok(()), Presence::check)
     }
 
     /// Puts another in its place, and gives back the one before.
@@ -161,19 +183,20 @@ impl Store {
     /// An [`OpenError`] that says what is in the way. Nothing is changed then, but for migrations
     /// that had succeeded before.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
-        barrier::check().map_err(|answered| OpenError::Barrier { answered })?;
+        barrier::check().map_err(|function| OpenError::Barrier { function })?;
         let directory = Directory::lock(&settings.dir)?;
         let path = match directory.current(is_used)? {
             Some(path) => path,
             None => directory.create(|path| guarded(|| open_sled(path, CREATING).map(drop)))?,
         };
         let in_dir = || OpenError::in_store(&settings.dir);
-        let log_is_whole = log::is_whole(&path).map_err(in_dir())?;
+        let testimony = testimony(&settings.dir, &path)?;
+        let log_is_whole = log::is_whole(&path, testimony.durable(&path)).map_err(in_dir())?;
         let db = guarded(|| open_sled(&path, settings.cache_bytes)).map_err(in_dir())?;
         // sled may have tidied up its files just now.
         directory::sync_store(&path)?;
         // Before a migration could take an emptied store for a new one.
-        let witnessed = is_witnessed(&settings.dir, &path, &db)?;
+        let witnessed = is_witnessed(&settings.dir, &path, testimony, &db)?;
         match guarded(|| migrate::run(&db)).map_err(in_dir())? {
             Migrated::Done => {}
             Migrated::Newer { found, known } => {
@@ -247,6 +270,7 @@ impl Store {
         files.directory.clear_beside(&dir.join(&files.store))?;
         let number = files.database().ledger().0.number;
         files.database().attend(Witness::begin(&dir, &files.store, number)?);
+        files.must_be_present(&files.store)?;
         let files = Arc::new(files);
         let committer = commit::start(Arc::clone(&files), lease, notify)
             .map_err(OpenError::io("start the committer of", &dir))?;
@@ -257,14 +281,34 @@ impl Store {
     }
 }
 
+/// What is said of the store at `path`, before anything is done with it.
+fn testimony(dir: &Path, path: &Path) -> Result<Testimony, OpenError> {
+    let testimony = witness::read(dir)?;
+    let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (dir, witness) = (dir.to_owned(), witness::path(dir));
+    match &testimony {
+        Testimony::Unreadable => Err(OpenError::WitnessWrong { dir, witness }),
+        Testimony::Commits { store: other, .. } if testimony.is_of_one_after(path) => {
+            let other = other.clone();
+            Err(OpenError::WitnessOfAnother { dir, witness, store, other })
+        }
+        _ => Ok(testimony),
+    }
+}
+
 /// Compares what was flushed with what is there; false if nothing tells what was flushed.
-fn is_witnessed(dir: &Path, store: &Path, db: &sled::Db) -> Result<bool, OpenError> {
+fn is_witnessed(
+    dir: &Path,
+    store: &Path,
+    testimony: Testimony,
+    db: &sled::Db,
+) -> Result<bool, OpenError> {
     let newest =
         || Ok(Ledger::load(&db.open_tree(Tree::Meta.name())?)?.map(|ledger| ledger.number));
     let newest = guarded::<_, Failure>(newest).map_err(OpenError::in_store(dir))?;
     let found = newest.unwrap_or_default();
-    match witness::read(dir)? {
-        Testimony::Commits { store: of, number: flushed } if store.ends_with(&of) => {
+    match testimony {
+        Testimony::Commits { store: of, number: flushed, .. } if store.ends_with(&of) => {
             if found < flushed {
                 let (dir, store) = (dir.to_owned(), store.to_owned());
                 let witness = witness::path(&dir);
@@ -275,8 +319,7 @@ fn is_witnessed(dir: &Path, store: &Path, db: &sled::Db) -> Result<bool, OpenErr
         // Of a store that this one has replaced: the cut came before its first commit.
         Testimony::Commits { .. } => Ok(true),
         // Before its first commit a store has none, nor had those of format 1.
-        Testimony::Missing => Ok(found == 0),
-        Testimony::Unreadable => Ok(false),
+        Testimony::Missing | Testimony::Unreadable => Ok(found == 0),
     }
 }
 

@@ -491,6 +491,10 @@ impl Core {
         self.second = now.moment.after(Duration::from_secs(1));
         let lanes: Vec<_> = self.parts.engine.lanes().collect();
         self.rates.sample(now.moment, &lanes);
+        if matches!(*self.parts.health.borrow(), Health::Stalled { .. }) {
+            // What makes room comes through the store. A closed reply says why: see Handle.
+            self.admission.clear();
+        }
         if watched {
             self.tell_figures(now, &lanes);
         }

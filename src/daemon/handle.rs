@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::daemon::admission::Write;
 use crate::daemon::events::Bus;
@@ -31,10 +32,27 @@ pub(crate) enum Request {
 pub enum Health {
     /// It accepts writes.
     Serving,
+    /// The store does not answer: what waits for it waits, nothing new is accepted.
+    Stalled {
+        /// When it answered last.
+        since: Instant,
+    },
     /// It was told to stop: what is in flight is finished, nothing new is accepted.
     Draining,
     /// The store has failed and nothing can be accepted until a restart. Says why.
     StoreFailed(Arc<str>),
+}
+
+impl Health {
+    /// What a new write is answered; `None` if it is accepted.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Serving => None,
+            Self::Stalled { .. } => Some(Refusal::Stalled),
+            Self::Draining => Some(Refusal::Draining),
+            Self::StoreFailed(_) => Some(Refusal::StoreFailed),
+        }
+    }
 }
 
 /// An accepted write.
@@ -54,6 +72,11 @@ pub enum Refusal {
     /// A limit is reached; nothing was accepted. The text names the limit.
     #[error("{0}")]
     Full(String),
+    /// The store does not answer; nothing was accepted.
+    #[error(
+        "the store does not answer: its disk hangs or is overloaded; nothing was accepted, try again later"
+    )]
+    Stalled,
     /// The daemon is stopping; nothing was accepted.
     #[error("the replicator is shutting down and accepts no new writes")]
     Draining,
@@ -167,10 +190,7 @@ impl Handle {
 
     /// Why a write has no answer.
     fn gone(&self) -> Refusal {
-        match &*self.health.borrow() {
-            Health::StoreFailed(_) => Refusal::StoreFailed,
-            Health::Serving | Health::Draining => Refusal::Draining,
-        }
+        self.health.borrow().refusal().unwrap_or(Refusal::Draining)
     }
 
     /// The figures of this moment; `None` when the daemon has stopped.

@@ -73,7 +73,7 @@ pub(super) fn open(
         })?;
         if !report.witnessed {
             warn!(
-                "the file COMMITTED in the data directory is missing or unreadable: had the store lost the end of its log, this start would not have noticed; it is written anew"
+                "the file COMMITTED in the data directory is missing: had the store lost the end of its log, this start would not have noticed; it is written anew"
             );
         }
         tell_set_aside(&report.set_aside);

@@ -21,6 +21,8 @@ pub enum Reason {
     Waiting,
     /// `--request-memory`.
     Memory,
+    /// The store does not answer.
+    StoreStalled,
     /// The daemon is stopping.
     Draining,
     /// The store has failed.
@@ -29,7 +31,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Queue,
         Self::Share,
         Self::Bytes,
@@ -38,6 +40,7 @@ impl Reason {
         Self::Disk,
         Self::Waiting,
         Self::Memory,
+        Self::StoreStalled,
         Self::Draining,
         Self::StoreFailed,
     ];
@@ -54,6 +57,7 @@ impl Reason {
             Self::Disk => "disk",
             Self::Waiting => "waiting",
             Self::Memory => "memory",
+            Self::StoreStalled => "store_stalled",
             Self::Draining => "draining",
             Self::StoreFailed => "store_failed",
         }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::api::{BatchAnswer, WriteAccepted};
-use crate::daemon::{Handle, Health, OperateError, Refusal};
+use crate::daemon::{Handle, OperateError, Refusal};
 use crate::task::{Obstacle, ReplicaIndex, TaskId};
 
 /// On the answer to a write that was accepted before, under the same idempotency key.
@@ -82,7 +82,7 @@ impl Problem {
     pub(super) fn refused(refusal: &Refusal, spelled: &[String], handle: &Handle) -> Self {
         let error = refusal.to_string();
         match refusal {
-            Refusal::Full(_) | Refusal::Draining | Refusal::StoreFailed => {
+            Refusal::Full(_) | Refusal::Stalled | Refusal::Draining | Refusal::StoreFailed => {
                 Self::Unavailable { error, retry_after: handle.retry_after() }
             }
             Refusal::Invalid(_) => Self::Invalid(error),
@@ -104,10 +104,7 @@ impl Problem {
         let retry_after = handle.retry_after();
         match error {
             OperateError::Stopped => {
-                let refusal = match handle.health() {
-                    Health::StoreFailed(_) => Refusal::StoreFailed,
-                    Health::Serving | Health::Draining => Refusal::Draining,
-                };
+                let refusal = handle.health().refusal().unwrap_or(Refusal::Draining);
                 Self::Unavailable { error: refusal.to_string(), retry_after }
             }
             OperateError::Unreadable(_) => Self::internal(&error),

@@ -14,6 +14,10 @@ use crate::daemon::Health;
 /// From so many hundredths of the queue's capacity on the replicator is degraded.
 const DEGRADED_PERCENT: u128 = 90;
 
+/// Why a store that does not answer is no store to write to.
+const STALLED: &str =
+    "the store does not answer, its disk hangs or is overloaded: new writes are refused";
+
 /// How the replicator is, as `/health` says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -34,19 +38,25 @@ enum Status {
     ),
 )]
 pub(super) async fn health(State(inbound): State<Arc<Inbound>>) -> Response {
-    let failed = matches!(inbound.handle.health(), Health::StoreFailed(_));
+    let health = inbound.handle.health();
     let snapshot = inbound.handle.snapshot().await;
     let queue_size = snapshot.as_ref().map(|snapshot| snapshot.queue_tasks);
     let disk_low = snapshot.as_ref().is_some_and(|snapshot| snapshot.disk_low);
-    let status = match snapshot {
-        Some(_) if disk_low && !failed => Status::Degraded,
-        Some(snapshot) if !failed => status(snapshot.queue_tasks, snapshot.queue_capacity),
-        _ => Status::Unhealthy,
+    let reason = match health {
+        Health::Stalled { .. } => Some(STALLED),
+        _ if disk_low => Some("the disk is nearly full (--min-free-disk): new writes are refused"),
+        _ => None,
     };
-    let body = match status {
-        Status::Degraded if disk_low => json!({
+    let status = match snapshot {
+        _ if matches!(health, Health::StoreFailed(_)) => Status::Unhealthy,
+        Some(_) if reason.is_some() => Status::Degraded,
+        Some(snapshot) => status(snapshot.queue_tasks, snapshot.queue_capacity),
+        None => Status::Unhealthy,
+    };
+    let body = match (status, reason) {
+        (Status::Degraded, Some(reason)) => json!({
             "status": status, "service": "replicator", "queue_size": queue_size,
-            "reason": "the disk is nearly full (--min-free-disk): new writes are refused",
+            "reason": reason,
         }),
         _ => json!({ "status": status, "service": "replicator", "queue_size": queue_size }),
     };
@@ -80,6 +90,7 @@ pub(super) async fn livez() -> Response {
 pub(super) async fn readyz(State(inbound): State<Arc<Inbound>>) -> Response {
     let error = match inbound.handle.health() {
         Health::Serving => return ok(&json!({ "status": "ready" })),
+        Health::Stalled { .. } => STALLED,
         Health::Draining => "the replicator is shutting down",
         // Its reason names paths and goes to the log.
         Health::StoreFailed(_) => "the store has failed and nothing is accepted until a restart",

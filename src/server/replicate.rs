@@ -12,7 +12,7 @@ use super::errors::{Problem, as_spelled, taken};
 use super::idempotency;
 use super::validate::{self, Write};
 use crate::api;
-use crate::daemon::{Accepted, Health, Refusal};
+use crate::daemon::{Accepted, Refusal};
 use crate::metrics::Reason;
 use crate::task::{Consistency, NewTask, TaskId, Trace};
 use crate::traces::{self, Span};
@@ -118,17 +118,16 @@ enum Unavailable {
 impl Inbound {
     /// Refuses a write while none is accepted.
     pub(super) fn serving(&self) -> Result<(), Problem> {
-        let refusal = match self.handle.health() {
-            Health::Serving => return Ok(()),
-            Health::Draining => Refusal::Draining,
-            Health::StoreFailed(_) => Refusal::StoreFailed,
-        };
-        Err(self.refused(&refusal, &[]))
+        match self.handle.health().refusal() {
+            None => Ok(()),
+            Some(refusal) => Err(self.refused(&refusal, &[])),
+        }
     }
 
     /// What the daemon refused, counted and in the words of the wire.
     pub(super) fn refused(&self, refusal: &Refusal, spelled: &[String]) -> Problem {
         match refusal {
+            Refusal::Stalled => self.handle.counts().refused(Reason::StoreStalled),
             Refusal::Draining => self.handle.counts().refused(Reason::Draining),
             Refusal::StoreFailed => self.handle.counts().refused(Reason::StoreFailed),
             // The limits are counted by the daemon, which knows them.

@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::audit;
-use super::database::{Database, open_sled};
+use super::database::{Database, open_copy, open_sled, unread};
 use super::directory::{self, Directory};
 use super::error::{Failure, OpenError, guarded};
 use super::keys::{self, Tree};
@@ -68,9 +68,11 @@ pub struct Checked {
 /// What is wrong inside of the store is no error but in the report.
 pub fn check(settings: &Settings, repair: bool) -> Result<Checked, OpenError> {
     let copied = Copied::make(settings)?;
-    let mut checked = copied.examine(settings)?;
+    let examined = copied.examine(settings);
+    copied.was_read(&settings.dir)?;
+    let mut checked = examined?;
     if repair && !checked.problems.is_empty() {
-        barrier::check().map_err(|answered| OpenError::Barrier { answered })?;
+        barrier::check().map_err(|function| OpenError::Barrier { function })?;
         checked.repaired = Some(copied.repair(settings)?);
     }
     Ok(checked)
@@ -112,11 +114,16 @@ impl Copied {
         Ok(copied)
     }
 
+    /// Whether all of the copy could be read since. If not, whatever was found of it means nothing.
+    pub(super) fn was_read(&self, dir: &Path) -> Result<(), OpenError> {
+        unread(&self.copy).map_err(OpenError::in_store(dir))
+    }
+
     /// Opens the copy, in the newest format.
     pub(super) fn open(&self, settings: &Settings) -> Result<(Database, u32), OpenError> {
         let dir = || OpenError::in_store(&settings.dir);
         let open = || {
-            let db = open_sled(&self.copy, settings.cache_bytes)?;
+            let db = open_copy(&self.copy, settings.cache_bytes)?;
             let format = migrate::version(&db.open_tree(Tree::Meta.name())?)?;
             Ok::<_, Failure>((db, format))
         };
@@ -141,8 +148,10 @@ impl Copied {
             ..Checked::default()
         };
         // Before it is opened: sled begins to tidy up.
-        let log_is_whole = log::is_whole(&self.copy).map_err(OpenError::in_store(dir))?;
+        let durable = witness::read(dir)?.durable(&self.original);
+        let log_is_whole = log::is_whole(&self.copy, durable).map_err(OpenError::in_store(dir))?;
         self.examine_meta(dir, settings, &mut checked)?;
+        self.was_read(dir)?;
         if checked.problems.iter().any(|problem| problem.contains("format_version")) {
             return Ok(checked);
         }
@@ -193,7 +202,7 @@ impl Copied {
         checked: &mut Checked,
     ) -> Result<(), OpenError> {
         let unreadable = || {
-            let db = open_sled(&self.copy, settings.cache_bytes)?;
+            let db = open_copy(&self.copy, settings.cache_bytes)?;
             let meta = db.open_tree(Tree::Meta.name())?;
             let mut unreadable = Vec::new();
             for key in META {
@@ -216,8 +225,16 @@ impl Copied {
         checked.problems.extend(unreadable.iter().map(ToString::to_string));
         checked.commit = number.unwrap_or_default();
         let witness = witness::path(dir);
-        match witness::read(dir)? {
-            Testimony::Commits { store, number } if store == self.store => {
+        let testimony = witness::read(dir)?;
+        if testimony.is_of_one_after(&self.original) {
+            checked.problems.push(format!(
+                "{} names a store that came after {}, which CURRENT names",
+                witness.display(),
+                self.store
+            ));
+        }
+        match testimony {
+            Testimony::Commits { store, number, .. } if store == self.store => {
                 if ledger_is_well && checked.commit < number {
                     checked.problems.push(format!(
                         "the end of {} is lost: {} says that commit {number} was on disk, and the \
@@ -230,8 +247,12 @@ impl Copied {
             }
             Testimony::Commits { .. } => {}
             Testimony::Missing if number.is_none() => {}
-            Testimony::Missing | Testimony::Unreadable => checked.notes.push(format!(
-                "{} is missing or unreadable, so a lost end of the log would not be noticed",
+            Testimony::Missing => checked.notes.push(format!(
+                "{} is missing, so a lost end of the log would not be noticed",
+                witness.display()
+            )),
+            Testimony::Unreadable => checked.problems.push(format!(
+                "{} is damaged, so a lost end of the log would not be noticed",
                 witness.display()
             )),
         }
@@ -241,7 +262,8 @@ impl Copied {
     fn repair(&self, settings: &Settings) -> Result<SetAside, OpenError> {
         let dir = &settings.dir;
         let in_dir = || OpenError::in_store(dir);
-        let log_is_whole = log::is_whole(&self.original).map_err(in_dir())?;
+        let durable = witness::read(dir)?.durable(&self.original);
+        let log_is_whole = log::is_whole(&self.original, durable).map_err(in_dir())?;
         let db = guarded(|| open_sled(&self.original, settings.cache_bytes)).map_err(in_dir())?;
         directory::sync_store(&self.original)?;
         let clean_meta = || {

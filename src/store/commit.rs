@@ -52,6 +52,7 @@ use super::database::Database;
 use super::error::{CommitError, Failure, guarded};
 use super::rewrite::Rewriter;
 use super::rows::{IdempotencyRow, ReplicaRow};
+use super::turns::Turns;
 use crate::faults;
 use crate::task::{Idempotency, Node, Progress, Task, TaskId};
 
@@ -70,6 +71,9 @@ const SETTLE_FOR: Duration = Duration::from_millis(5);
 const MAX_SETTLEMENTS: usize = 4096;
 /// The most orders that one turn takes, so that a flood of settlements cannot keep it gathering.
 const MAX_ORDERS: usize = 8192;
+
+/// How often the files of the store are looked for where nothing is flushed.
+const LOOK_FOR_FILES_EVERY: Duration = Duration::from_secs(1);
 
 /// How far beyond the ids in use the sequence is leased.
 const LEASE: u64 = 1 << 20;
@@ -105,6 +109,7 @@ pub type Reply = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
 #[derive(Clone)]
 pub struct Committer {
     orders: Sender<Order>,
+    turns: Turns,
 }
 
 enum Order {
@@ -215,6 +220,12 @@ impl Committer {
         closed
     }
 
+    /// Whether the thread is at work. Asking does not wait for it.
+    #[must_use]
+    pub fn turns(&self) -> Turns {
+        self.turns.clone()
+    }
+
     fn order(&self, order: Order) {
         if let Err(mpsc::SendError(order)) = self.orders.send(order) {
             order.refuse(CommitError::Closed);
@@ -257,8 +268,9 @@ pub(super) fn start(
 ) -> std::io::Result<Committer> {
     let (sender, orders) = mpsc::channel();
     let writer = Writer::new(orders, files, lease, notify);
+    let turns = writer.turns.clone();
     thread::Builder::new().name("committer".to_owned()).spawn(move || writer.live())?;
-    Ok(Committer { orders: sender })
+    Ok(Committer { orders: sender, turns })
 }
 
 /// What the thread owns.
@@ -266,6 +278,10 @@ struct Writer {
     orders: Receiver<Order>,
     /// The current store.
     database: Database,
+    files: Arc<Files>,
+    /// When the files are looked for again, should nothing be flushed until then.
+    look_for_files_at: Instant,
+    turns: Turns,
     rewriter: Rewriter,
     notify: Notify,
     /// The end of the lease on disk.
@@ -297,7 +313,10 @@ impl Writer {
         Self {
             orders,
             database: files.database(),
-            rewriter: Rewriter::new(files),
+            rewriter: Rewriter::new(Arc::clone(&files)),
+            files,
+            look_for_files_at: now() + LOOK_FOR_FILES_EVERY,
+            turns: Turns::default(),
             notify,
             lease,
             batch: Vec::new(),
@@ -316,13 +335,14 @@ impl Writer {
     fn live(mut self) {
         match guarded(|| self.work()) {
             Ok(()) => {
+                let _turn = self.turns.begin();
                 let closing = self.closing.take().flatten();
                 // Late comers; one that comes later still finds nobody, which says the same.
                 self.orders.try_iter().for_each(|late| late.refuse(CommitError::Closed));
                 // The files are let go before anyone is told that they are.
-                let Self { database, rewriter, orders, .. } = self;
+                let Self { database, files, rewriter, orders, .. } = self;
                 rewriter.close(&database);
-                drop((database, orders));
+                drop((database, files, orders));
                 answer(closing, Ok(()));
             }
             Err(failure) => self.fail(&failure),
@@ -332,6 +352,7 @@ impl Writer {
     fn work(&mut self) -> Result<(), Failure> {
         while self.closing.is_none() {
             self.gather();
+            let _turn = self.turns.begin();
             if !self.batch.is_empty() {
                 self.commit()?;
             } else if self.unflushed || self.syncs.iter().any(|sync| sync.written) {
@@ -341,7 +362,9 @@ impl Writer {
             if self.settlements_wait() == Some(Duration::ZERO) {
                 self.settle()?;
             }
+            self.look_for_files()?;
         }
+        let _turn = self.turns.begin();
         while self.settlements_wait().is_some() {
             self.settle()?;
         }
@@ -420,7 +443,8 @@ impl Writer {
         }
         let idle = self.batch.is_empty() && !self.unflushed && self.syncs.is_empty();
         let wait = if idle {
-            self.settlements_wait().into_iter().chain(self.rewriter.wait()).min()
+            let look = self.look_for_files_at.saturating_duration_since(now());
+            self.settlements_wait().into_iter().chain(self.rewriter.wait()).chain([look]).min()
         } else {
             Some(Duration::ZERO)
         };
@@ -529,12 +553,24 @@ impl Writer {
 
     fn flush(&mut self) -> Result<(), Failure> {
         self.database.flush()?;
+        self.look_for_files_at = now();
+        self.look_for_files()?;
         self.rewriter.flushed();
         if std::mem::take(&mut self.unflushed) {
             faults::point("settle.flushed");
         }
         for sync in self.syncs.extract_if(.., |sync| sync.written) {
             (sync.reply)(Ok(()));
+        }
+        Ok(())
+    }
+
+    /// Ends the store where what is on disk could not be found by the next start.
+    fn look_for_files(&mut self) -> Result<(), Failure> {
+        let now = now();
+        if self.look_for_files_at <= now {
+            self.files.is_present()?;
+            self.look_for_files_at = now + LOOK_FOR_FILES_EVERY;
         }
         Ok(())
     }

@@ -24,6 +24,10 @@ const LOCK: &str = "LOCK";
 const CURRENT: &str = "CURRENT";
 const FIRST_STORE: &str = "store-000001";
 const UNFINISHED: &str = ".new";
+/// The most characters that an error quotes of `CURRENT`.
+const MOST_QUOTED: usize = 40;
+/// Longer than the name of any store.
+const MOST_BYTES: u64 = 256;
 
 /// A data directory that is ours until this is dropped.
 pub(super) struct Directory {
@@ -59,8 +63,8 @@ impl Directory {
         is_used: impl Fn(&Path) -> Result<bool, Failure>,
     ) -> Result<Option<PathBuf>, OpenError> {
         let path = self.path.join(CURRENT);
-        let text = match fs::read(&path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        let text = match read_name(&path) {
+            Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.refuse_used_stores(is_used)?;
                 return Ok(None);
@@ -71,7 +75,9 @@ impl Directory {
         let store = self.path.join(name);
         // sled would make an empty database where its file is missing.
         if !is_store(name) || !store.join("db").is_file() || !store.join("conf").is_file() {
-            return Err(OpenError::CurrentWrong { path, found: name.to_owned() });
+            // Whatever it is, a line of it is enough; `Debug` escapes what a terminal would act upon.
+            let found = name.chars().take(MOST_QUOTED).collect();
+            return Err(OpenError::CurrentWrong { path, found });
         }
         Ok(Some(store))
     }
@@ -245,13 +251,24 @@ pub(super) fn make_empty(path: &Path) -> Result<(), OpenError> {
 
 /// The name of the store that follows `name`.
 pub(super) fn next_name(name: &str) -> String {
-    let number: u64 = name.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
-    format!("store-{:06}", number + 1)
+    format!("store-{:06}", number(name) + 1)
+}
+
+/// The number in the name of a store; 0 if there is none.
+pub(super) fn number(name: &str) -> u64 {
+    name.rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 /// Makes the names in a directory durable, or what is in a file.
 pub(super) fn sync(path: &Path) -> Result<(), OpenError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(OpenError::io("sync", path))
+}
+
+/// What is in a file that names something, or enough of it to see that it does not.
+fn read_name(path: &Path) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MOST_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn is_store(name: &str) -> bool {
@@ -267,14 +284,13 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
             // Only for the message: the holder may be about to write it.
-            let _ = file.read_to_string(&mut holder);
+            let holder = read_name(&path).unwrap_or_default();
             return Err(OpenError::InUse {
                 dir: dir.to_owned(),
-                holder: match holder.trim() {
-                    "" => "process unknown".to_owned(),
-                    number => format!("process {number}"),
+                holder: match holder.trim().parse::<u32>() {
+                    Ok(number) => format!("process {number}"),
+                    Err(_) => "process unknown".to_owned(),
                 },
             });
         }

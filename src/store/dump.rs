@@ -55,9 +55,13 @@ pub fn export(
     out: &mut dyn Write,
 ) -> Result<std::io::Result<Exported>, OpenError> {
     let copied = Copied::make(settings)?;
-    let (database, _) = copied.open(settings)?;
+    let opened = copied.open(settings);
+    copied.was_read(&settings.dir)?;
+    let (database, _) = opened?;
     let exported = || Ok(write_all(&database, out));
-    guarded::<_, Failure>(exported).map_err(OpenError::in_store(&settings.dir))
+    let exported = guarded::<_, Failure>(exported).map_err(OpenError::in_store(&settings.dir))?;
+    copied.was_read(&settings.dir)?;
+    Ok(exported)
 }
 
 fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Exported> {
@@ -156,7 +160,7 @@ pub struct Imported {
 ///
 /// An [`ImportError`]; the directory then still holds no store.
 pub fn import(settings: &Settings, input: &mut dyn BufRead) -> Result<Imported, ImportError> {
-    barrier::check().map_err(|answered| OpenError::Barrier { answered })?;
+    barrier::check().map_err(|function| OpenError::Barrier { function })?;
     let directory = Directory::lock(&settings.dir)?;
     let used = |path: &std::path::Path| super::is_used(path);
     if directory.current(used)?.is_some() {

@@ -14,15 +14,15 @@ use crate::task::TaskId;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// sled would not wait for the disk in this binary.
+    /// sled would not wait for the disk in this binary, or would write after a read that failed.
     #[error(
-        "refusing to open a store: this binary does not override sync_file_range ({answered}), so \
-         that what is flushed would not survive a power cut; link it without a preloaded or other \
-         definition of that function"
+        "refusing to open a store: this binary does not override {function}, so that a power cut or \
+         a read that fails could cost what was accepted; link it without another definition of \
+         that function"
     )]
     Barrier {
-        /// What was found instead.
-        answered: String,
+        /// Which function, and what was found instead.
+        function: String,
     },
     /// Another process works on it.
     #[error("the data directory {} is in use by another replicator ({holder})", dir.display())]
@@ -164,6 +164,36 @@ pub enum OpenError {
         /// The newest that the store knows of.
         found: u64,
     },
+    /// The file `COMMITTED` is not what was written.
+    #[error(
+        "{} is damaged, so a lost end of the store in {} would not be noticed; nothing was changed; \
+         restore the data directory from a copy, or look at the store and go on with what is there \
+         by: replicator check --repair --data-dir {}",
+        witness.display(), dir.display(), dir.display()
+    )]
+    WitnessWrong {
+        /// The data directory.
+        dir: PathBuf,
+        /// The file `COMMITTED`.
+        witness: PathBuf,
+    },
+    /// The file `COMMITTED` is of a store that came after the current one.
+    #[error(
+        "{} names {other}, and CURRENT names {store}, which is older: what was accepted since is not \
+         in it; nothing was changed; restore the data directory {} from a copy, or go on with what \
+         is in {store} by: replicator check --repair --data-dir {}",
+        witness.display(), dir.display(), dir.display()
+    )]
+    WitnessOfAnother {
+        /// The data directory.
+        dir: PathBuf,
+        /// The file `COMMITTED`.
+        witness: PathBuf,
+        /// The name of the current store.
+        store: String,
+        /// The name of the store in that file.
+        other: String,
+    },
     /// Rows have vanished.
     #[error(
         "the store in {} has lost rows: {gone}; restore the data directory from a copy, or go on \
@@ -227,6 +257,9 @@ pub enum CommitError {
     /// The store failed, now or earlier; it accepts nothing until a restart.
     #[error("the store has failed and nothing can be accepted until a restart")]
     StoreFailed,
+    /// The store does not answer; what was handed in last may be on disk or not.
+    #[error("the store does not answer")]
+    Stalled,
     /// The committer was closed before this was handed in.
     #[error("the store is closed")]
     Closed,

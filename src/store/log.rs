@@ -8,8 +8,13 @@
 //! The file is a row of segments, and a segment is 20 bytes of its own (a checksum, its place in the
 //! log, and how far that was durable) and messages: a checksum, a kind, three numbers of one to nine
 //! bytes, of which the first is its length, and so many bytes. One of a certain kind fills a segment
-//! up. What was not durable may be cut by any crash, and so may a segment that was about to be used
-//! again; that is no damage, but taken for some, which costs no more than a fresh store.
+//! up.
+//!
+//! What was not durable may be cut by any crash, so the log is judged up to where it was: by the
+//! heads of its segments, which sled writes when it begins one, and by `COMMITTED`, which follows each
+//! commit and, once the store is closed, names the very end (`witness.rs`). A segment that was about
+//! to be used again may be torn by a crash as well; that is no damage, but taken for some, which
+//! costs no more than a fresh store.
 
 use std::fs::File;
 use std::io::Read;
@@ -17,19 +22,20 @@ use std::path::Path;
 
 use super::error::Failure;
 
-const SEGMENT: usize = 512 << 10;
-const SEGMENT_HEADER: usize = 20;
+pub(super) const SEGMENT: usize = 512 << 10;
+pub(super) const SEGMENT_HEADER: usize = 20;
 /// Behind the last place where a message can begin.
 const MESSAGE_HEADER: usize = 32;
 /// The kind of message that fills a segment up.
 const CAP: u8 = 2;
 const KINDS: std::ops::RangeInclusive<u8> = 1..=11;
 
-/// Whether each message that was made durable is what was written.
-pub(super) fn is_whole(store: &Path) -> Result<bool, Failure> {
+/// Whether each message that was made durable is what was written. `proven` is up to where the log
+/// was durable by what stands outside of it, 0 if nothing does.
+pub(super) fn is_whole(store: &Path, proven: u64) -> Result<bool, Failure> {
     let path = store.join("db");
     let unread = |error| Failure::Unread(format!("cannot read {}: {error}", path.display()));
-    let (mut torn, mut durable) = (None, 0);
+    let (mut torn, mut durable, mut ends) = (None, proven, 0);
     let mut log = File::open(&path).map_err(unread)?;
     let mut segment = Vec::with_capacity(SEGMENT);
     loop {
@@ -46,22 +52,30 @@ pub(super) fn is_whole(store: &Path) -> Result<bool, Failure> {
             return Ok(false);
         };
         durable = durable.max(durable_to);
-        if let Some(at) = tear(&segment, begins / SEGMENT as u64) {
-            torn = torn.into_iter().chain([begins.saturating_add(at as u64)]).min();
+        let tear = tear(&segment, begins / SEGMENT as u64);
+        let end = begins.saturating_add(tear.unwrap_or(SEGMENT) as u64);
+        ends = end.max(ends);
+        if tear.is_some() {
+            torn = torn.into_iter().chain([end]).min();
         }
     }
-    Ok(torn.is_none_or(|torn| torn > durable))
+    Ok(durable <= ends && torn.is_none_or(|torn| durable <= torn))
 }
 
 /// Where a segment begins in the log, and up to where that was durable when it was begun. `None` if
 /// its checksum is wrong.
-fn header(segment: &[u8]) -> Option<(u64, u64)> {
+pub(super) fn header(segment: &[u8]) -> Option<(u64, u64)> {
     let (&sum, rest) = segment.split_first_chunk::<4>()?;
     let (&begins, rest) = rest.split_first_chunk::<8>()?;
-    let (&durable, _) = rest.split_first_chunk::<8>()?;
-    let number = |bytes| u64::try_from(i64::from_le_bytes(bytes) ^ i64::MAX).unwrap_or(0);
+    let (&last_durable, _) = rest.split_first_chunk::<8>()?;
+    let number = |bytes| i64::from_le_bytes(bytes) ^ i64::MAX;
+    let place = |number| u64::try_from(number).unwrap_or(0);
     let is = crc32fast::hash(segment.get(4..SEGMENT_HEADER)?);
-    (is == !u32::from_le_bytes(sum)).then(|| (number(begins), number(durable)))
+    (is == !u32::from_le_bytes(sum)).then(|| {
+        // The last byte that was; before there was any, it is -1.
+        let durable = number(last_durable).saturating_add(1);
+        (place(number(begins)), place(durable))
+    })
 }
 
 /// Where the first message begins that is not what was written.
@@ -115,11 +129,12 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::store::tests::{accept, close, large, open};
+    use crate::store::tests::{accept, close, image, large, open};
+    use crate::store::witness;
     use crate::task::TaskId;
 
-    #[test]
-    fn a_flipped_bit_in_what_was_durable_is_noticed_and_a_cut_of_what_was_not_is_none() {
+    /// A store that was in use twice and closed, of several segments.
+    fn closed_store() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for start in 0..2 {
             let (opened, ..) = open(dir.path());
@@ -131,32 +146,87 @@ mod tests {
                 }
             }
             close(opened);
-            assert!(is_whole(&dir.path().join("store-000001")).unwrap());
         }
+        dir
+    }
+
+    /// The segments in use: their numbers in the file and bytes, in the order of the log.
+    fn segments(log: &[u8]) -> Vec<(usize, &[u8])> {
+        let used = |segment: &[u8]| segment[..SEGMENT_HEADER] != [0; SEGMENT_HEADER];
+        let mut segments: Vec<_> =
+            log.chunks(SEGMENT).enumerate().filter(|(_, segment)| used(segment)).collect();
+        segments.sort_by_key(|(_, segment)| header(segment).unwrap());
+        segments
+    }
+
+    /// Where the messages of a segment end.
+    fn end(segment: &[u8]) -> usize {
+        tear(segment, header(segment).unwrap().0 / SEGMENT as u64).unwrap_or(segment.len())
+    }
+
+    #[test]
+    fn after_a_clean_close_a_flipped_bit_in_any_segment_is_noticed_and_what_follows_the_end_is_not()
+    {
+        let dir = closed_store();
         let store = dir.path().join("store-000001");
+        let proven = witness::read(dir.path()).unwrap().durable(&store);
+        let is_whole = || is_whole(&store, proven).unwrap();
+        assert!(is_whole());
         let file = store.join("db");
         let well = fs::read(&file).unwrap();
-        let newest = |segment: &&[u8]| header(segment).unwrap_or_default().0;
-        let segments: Vec<_> = well.chunks(SEGMENT).collect();
+        let segments = segments(&well);
         assert!(segments.len() > 4);
-        let last = segments.iter().copied().max_by_key(newest).unwrap();
-        for (number, segment) in segments.into_iter().enumerate() {
-            if segment == last || segment[..SEGMENT_HEADER] == [0; SEGMENT_HEADER] {
-                continue;
-            }
-            for at in [0, 5, 19, 20, 24, 25, 1_000, 100_000] {
+        for &(number, segment) in &segments {
+            let last = end(segment) - 1;
+            // The rest of a full segment, in which no message fits, holds nothing.
+            let last = if segment.len() - last < MESSAGE_HEADER { 100_000 } else { last };
+            for at in [0, 5, 19, 20, 24, 25, 1_000, last / 2, last] {
                 let mut bytes = well.clone();
                 bytes[number * SEGMENT + at] ^= 1;
                 fs::write(&file, bytes).unwrap();
-                assert!(!is_whole(&store).unwrap(), "byte {at} of segment {number}");
+                assert!(!is_whole(), "byte {at} of segment {number}");
             }
         }
-        // Where the last segment ends, there is nothing yet, or what was there before.
-        let begins = well.chunks(SEGMENT).position(|segment| segment == last).unwrap() * SEGMENT;
-        let ends = begins + tear(last, newest(&last) / SEGMENT as u64).unwrap();
+        let &(number, last) = segments.last().unwrap();
         let mut bytes = well.clone();
-        bytes[ends..begins + last.len()].fill(7);
+        bytes[number * SEGMENT..][..last.len()].fill(0);
         fs::write(&file, bytes).unwrap();
-        assert!(is_whole(&store).unwrap());
+        assert!(!is_whole(), "without the last segment");
+        // Where the last segment ends, there is nothing yet, or what was there before.
+        let mut bytes = well.clone();
+        bytes[number * SEGMENT + end(last)..][..last.len() - end(last)].fill(7);
+        fs::write(&file, bytes).unwrap();
+        assert!(is_whole());
+    }
+
+    #[test]
+    fn after_a_kill_the_log_must_be_whole_up_to_the_last_commit_and_may_be_cut_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (opened, ..) = open(dir.path());
+        for id in 1..=20 {
+            accept(&opened, &large(opened.next_id.0 + id, 100_000)).unwrap();
+        }
+        let committed = image(dir.path());
+        close(opened);
+        let store = committed.path().join("store-000001");
+        let proven = witness::read(committed.path()).unwrap().durable(&store);
+        let file = store.join("db");
+        let well = fs::read(&file).unwrap();
+        let segments = segments(&well);
+        let &(number, last) = segments.last().unwrap();
+        assert_eq!(proven, header(last).unwrap().0 + end(last) as u64);
+        // By what the log says itself, all of the last segment could be cut.
+        assert!(is_whole(&store, 0).unwrap() && is_whole(&store, proven).unwrap());
+        let mut bytes = well.clone();
+        bytes[number * SEGMENT + end(last) - 1] ^= 1;
+        fs::write(&file, &bytes).unwrap();
+        assert!(is_whole(&store, 0).unwrap());
+        assert!(!is_whole(&store, proven).unwrap());
+        // A message behind it that did not reach the disk whole.
+        let mut bytes = well.clone();
+        bytes.truncate(number * SEGMENT + end(last));
+        bytes.extend([1, 2, 3, 4, 5, 100]);
+        fs::write(&file, &bytes).unwrap();
+        assert!(is_whole(&store, proven).unwrap());
     }
 }

@@ -249,6 +249,7 @@ impl Rewriter {
         directory.adopt(&name).map_err(told)?;
         let number = database.ledger().0.number;
         database.attend(Witness::begin(directory.path(), &name, number).map_err(told)?);
+        self.files.must_be_present(&name).map_err(told)?;
         faults::point("rewrite.witnessed");
         let old = std::mem::replace(database, fresh.database);
         let shared = self.files.replace_database(database.clone());

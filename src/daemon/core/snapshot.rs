@@ -1,6 +1,7 @@
 //! How things stand, for the metrics.
 
 use super::Core;
+use crate::daemon::handle::Health;
 use crate::daemon::view;
 use crate::engine::BreakerState;
 use crate::metrics::{ReplicaSnapshot, Snapshot};
@@ -71,6 +72,10 @@ impl Core {
             store_rewrites: self.parts.reader.rewrites(),
             quarantined_rows: self.parts.quarantined_rows,
             store_failed: self.store_has_failed(),
+            store_stalled_seconds: match &*self.parts.health.borrow() {
+                Health::Stalled { since } => since.elapsed().as_secs_f64(),
+                _ => 0.0,
+            },
             refusals: self.parts.counts.refusals(),
             answers: self.parts.counts.answers(),
             replicas,
