@@ -30,7 +30,7 @@ use std::process::ExitStatus;
 use replicator::faults::POINTS;
 use serde_json::{Value, json};
 use support::oracle::{ARGS, Traffic, judge, moody_replica, until_all_is_delivered};
-use support::{Daemon, Replica, daemon};
+use support::{Daemon, Replica, daemon, set};
 
 /// A world with a data directory, three replicas, and writes.
 struct World {
@@ -183,6 +183,70 @@ async fn die_at_each(group: &str) {
         }
         world.judge().await;
     }
+}
+
+/// A daemon whose disk hangs for as long as a file exists, with a write that waits for it.
+async fn with_a_disk_that_hangs(
+    dir: &Path,
+    args: &[&str],
+    replica: &Replica,
+) -> (Daemon, std::path::PathBuf, tokio::task::JoinHandle<Option<u16>>) {
+    let hangs = dir.join("hangs");
+    let env = [("REPLICATOR_FAULT_HANG", hangs.to_str().unwrap())];
+    let daemon = Daemon::try_start_on(&dir.join("data"), args, &env).await.unwrap();
+    daemon.accept(&set("before", "value", &[replica])).await;
+    std::fs::write(&hangs, b"").unwrap();
+    let (client, url) = (daemon.client().clone(), daemon.url("/replicate"));
+    let body = set("waits", "value", &[replica]);
+    let waits = tokio::spawn(async move {
+        let answer = client.post(url).json(&body).send().await.ok()?;
+        Some(answer.status().as_u16())
+    });
+    daemon.until_logged("the store does not answer").await;
+    (daemon, hangs, waits)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_hangs_is_told_of_and_new_writes_are_refused_until_it_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let replica = Replica::start().await;
+    let (daemon, hangs, waits) = with_a_disk_that_hangs(dir.path(), ARGS, &replica).await;
+    let (status, health) = daemon.get("/health").await;
+    assert_eq!((status, &health["status"]), (200, &json!("degraded")), "{health}");
+    assert!(health["reason"].as_str().unwrap().contains("the store does not answer"), "{health}");
+    let (status, ready) = daemon.get("/readyz").await;
+    assert_eq!(status, 503, "{ready}");
+    assert!(ready["error"].as_str().unwrap().contains("the store does not answer"), "{ready}");
+    let (status, refused) = daemon.post(&set("new", "value", &[&replica])).await;
+    assert_eq!(status, 503, "{refused}");
+    assert!(refused["error"].as_str().unwrap().contains("the store does not answer"), "{refused}");
+    let request = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
+    let metrics = request.send().await.unwrap().text().await.unwrap();
+    let line = metrics.lines().find(|line| line.starts_with("replicator_store_stalled_seconds"));
+    let seconds: f64 = line.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(seconds >= 4.0, "{line:?}");
+
+    std::fs::remove_file(&hangs).unwrap();
+    daemon.until_logged("the store answers again").await;
+    // What waited is accepted after all, and so is what comes.
+    assert_eq!(waits.await.unwrap(), Some(202));
+    assert_eq!(daemon.get("/readyz").await.0, 200);
+    daemon.accept(&set("after", "value", &[&replica])).await;
+    replica.until_holds("waits", "value").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_hangs_holds_up_no_stop_beyond_the_grace() {
+    let dir = tempfile::tempdir().unwrap();
+    let replica = Replica::start().await;
+    let args: Vec<_> = ARGS.iter().copied().chain(["--drain-timeout", "1s"]).collect();
+    let (mut daemon, _hangs, waits) = with_a_disk_that_hangs(dir.path(), &args, &replica).await;
+    daemon.signal("-TERM");
+    // The disk hangs for ever: that it ends at all is what is asked.
+    assert_eq!(daemon.ended().await.code(), Some(1), "{}", daemon.log());
+    let log = daemon.log();
+    assert!(log.contains("stopped, but the store could not be closed"), "{log}");
+    assert_eq!(waits.await.unwrap(), None);
 }
 
 #[test]

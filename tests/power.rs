@@ -10,11 +10,10 @@
 //! A control keeps the suite honest: with the store's barrier switched off acknowledged writes
 //! must be lost, or the store be refused because its witness saw that they are.
 //!
-//! **Failing disks** (`power/io_errors.rs`): the same recorder makes a write or an fsync fail, or
-//! a page unreadable.
+//! **Failing disks** (`power/io_errors.rs`): the same recorder makes a write, an fsync or a read
+//! fail, or a page unreadable.
 //!
-//! Not covered: a page that fails only when sled reads it, after the store has read the file
-//! itself without an error; a disk that loses what it has synced.
+//! Not covered: a disk that loses what it has synced.
 //!
 //! Needs the feature `faults` and a C compiler as `cc`.
 //!

@@ -179,8 +179,9 @@ mod tests {
         for &(number, segment) in &segments {
             let last = end(segment) - 1;
             // The rest of a full segment, in which no message fits, holds nothing.
-            let last = if segment.len() - last < MESSAGE_HEADER { 100_000 } else { last };
+            let last = if SEGMENT - last < MESSAGE_HEADER { 100_000 } else { last };
             for at in [0, 5, 19, 20, 24, 25, 1_000, last / 2, last] {
+                let at = at.min(last);
                 let mut bytes = well.clone();
                 bytes[number * SEGMENT + at] ^= 1;
                 fs::write(&file, bytes).unwrap();

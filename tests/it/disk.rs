@@ -4,9 +4,49 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::oracle::{Traffic, judge};
-use crate::support::{Daemon, PATIENCE, Replica, set, wait_until};
+use crate::support::{Daemon, PATIENCE, Replica, copy, set, wait_until};
 
 const ARGS: &[&str] = &["--retry-base", "100ms", "--max-retries", "10000"];
+
+/// What was removed can still be written to, so every commit would succeed and be lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_write_is_accepted_once_the_data_directory_is_gone_or_another_one() {
+    type Harm = fn(&Path);
+    let harms: [(Harm, &str); 4] = [
+        (|dir| std::fs::remove_dir_all(dir).unwrap(), "LOCK is gone"),
+        (|dir| std::fs::remove_dir_all(dir.join("store-000001")).unwrap(), "db is gone"),
+        (|dir| std::fs::rename(dir, dir.with_extension("moved")).unwrap(), "LOCK is gone"),
+        (
+            |dir| {
+                let moved = dir.with_extension("moved");
+                std::fs::rename(dir, &moved).unwrap();
+                copy(&moved, dir);
+            },
+            "LOCK is another file",
+        ),
+    ];
+    for (harm, why) in harms {
+        // Once noticed by the next write, and once without any.
+        for writes in [true, false] {
+            let temp = tempfile::tempdir().unwrap();
+            let path = temp.path().join("data");
+            let replica = Replica::start().await;
+            let mut daemon = Daemon::start_on(&path, &[]).await;
+            daemon.accept(&set("before", "value", &[&replica])).await;
+            harm(&path);
+            if writes && let Ok((status, answer)) = daemon.try_post(&set("k", "v", &[&replica])).await
+            {
+                assert_eq!(status, 503, "{answer}");
+                let error = answer["error"].as_str().unwrap();
+                assert!(error.contains("the store has failed"), "{error}");
+            }
+            assert_eq!(daemon.ended().await.code(), Some(1), "{why}");
+            let log = daemon.log();
+            assert!(log.contains("was removed or replaced while it was in use"), "{log}");
+            assert!(log.contains(why), "{log}");
+        }
+    }
+}
 
 /// All bytes below a directory.
 fn size_of(dir: &Path) -> u64 {

@@ -220,11 +220,53 @@ async fn a_disk_that_fails_at_the_start_is_told_of_and_loses_nothing() {
     all_is_delivered_after_all(&recording, &world).await;
 }
 
-/// A page of the store that cannot be read for one start. sled would take it for the end of its
-/// log and write over what follows, for good; the store reads its files itself before.
-///
-/// Not covered: a page that fails for the first time while sled reads it, after the store has read
-/// it without an error. It is in the page cache then, unless that had to let it go in between.
+/// Each read of a start fails in its turn, those of sled too. sled would take one for the end of its
+/// log and write over what follows, for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_fails_anywhere_in_a_start_is_told_of_and_loses_nothing() {
+    let recording = Arc::new(Recording::new());
+    let world = world_in(&recording).await;
+    left_by_a_kill(&recording, &world).await;
+    let (mut refused, mut by_sled) = (0, 0);
+    for nth in 1.. {
+        let fault = Fault { call: Control::Read, nth, ..ONCE };
+        let failed_before = recording.get(Control::Failed);
+        fault.arm(&recording);
+        let started = start(&recording).await;
+        let has_failed = recording.get(Control::Failed) > failed_before;
+        fault.disarm(&recording);
+        match started {
+            Err(why) => {
+                assert!(has_failed, "{nth}: an earlier failure has left damage: {why}");
+                let said = refused_in_one_sentence(&recording, &why, &format!("{fault:?}"));
+                assert!(said.contains("os error 5"), "{nth}: {said}");
+                refused += 1;
+                if said.contains("the process ends before anything is written") {
+                    by_sled += 1;
+                    assert!(said.contains("store-000001/db at byte"), "{nth}: {said}");
+                }
+            }
+            Ok(mut daemon) => {
+                daemon.kill();
+                if !has_failed {
+                    break;
+                }
+            }
+        }
+        // It is whole: nothing is made anew or set aside.
+        let mut daemon = start(&recording).await.unwrap_or_else(|why| panic!("{nth}: {why}"));
+        let log = daemon.log();
+        assert!(!log.contains("damage"), "{nth}: {log}");
+        daemon.kill();
+        std::fs::remove_file(recording.data_dir().with_extension("log")).unwrap();
+    }
+    eprintln!("{refused} reads failed a start, {by_sled} of them sled's");
+    assert!(by_sled > 5, "{by_sled}");
+    all_is_delivered_after_all(&recording, &world).await;
+}
+
+/// A page of the store that cannot be read for one start: the store has read its files itself before
+/// sled does, so that it says so with nothing changed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_that_cannot_be_read_for_a_while_is_told_of_and_loses_nothing() {
     let recording = Arc::new(Recording::new());

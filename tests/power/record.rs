@@ -75,6 +75,7 @@ pub enum Control {
     Failed = 6,
     BadInode = 7,
     BadAt = 8,
+    Read = 9,
 }
 
 /// A directory with a record of what a daemon does below `data` in it.

@@ -40,6 +40,7 @@ struct control {
     uint32_t failed;    /* calls that were made to fail */
     uint32_t bad_inode; /* not 0: the page at `bad_at` of that file cannot be read */
     uint32_t bad_at;
+    uint32_t read;      /* reads until one fails */
 };
 
 struct entry {
@@ -254,6 +255,12 @@ int fdatasync(int fd) { return synced(fd, SYS_fdatasync); }
 /* Reading is not recorded, it only fails. An offset below 0 means where the descriptor stands. */
 static ssize_t got(int fd, void *data, size_t length, off_t offset) {
     uint64_t inode;
+    if (control->read && ours(fd, &inode)) {
+        pthread_mutex_lock(&lock);
+        int failed = fails(&control->read);
+        pthread_mutex_unlock(&lock);
+        if (failed) return -1;
+    }
     if (control->bad_inode && ours(fd, &inode)) {
         off_t at = offset < 0 ? lseek(fd, 0, SEEK_CUR) : offset, bad = control->bad_at;
         if ((uint32_t)inode == control->bad_inode && at < bad + 4096 && at + (off_t)length > bad) {
