@@ -34,7 +34,8 @@ async fn no_write_is_accepted_once_the_data_directory_is_gone_or_another_one() {
             let mut daemon = Daemon::start_on(&path, &[]).await;
             daemon.accept(&set("before", "value", &[&replica])).await;
             harm(&path);
-            if writes && let Ok((status, answer)) = daemon.try_post(&set("k", "v", &[&replica])).await
+            if writes
+                && let Ok((status, answer)) = daemon.try_post(&set("k", "v", &[&replica])).await
             {
                 assert_eq!(status, 503, "{answer}");
                 let error = answer["error"].as_str().unwrap();

@@ -265,6 +265,37 @@ async fn a_read_that_fails_anywhere_in_a_start_is_told_of_and_loses_nothing() {
     all_is_delivered_after_all(&recording, &world).await;
 }
 
+/// A copy that cannot be read says nothing of the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_whose_read_fails_says_so_and_calls_nothing_damaged() {
+    let recording = Arc::new(Recording::new());
+    let world = world_in(&recording).await;
+    left_by_a_kill(&recording, &world).await;
+    let mut by_sled = 0;
+    for nth in 1.. {
+        let fault = Fault { call: Control::Read, nth, ..ONCE };
+        let failed_before = recording.get(Control::Failed);
+        fault.arm(&recording);
+        let mut check = super::support::daemon::command();
+        check.arg("check").arg("--data-dir").arg(recording.data_dir());
+        let checked = check.envs(recording.environment()).output().unwrap();
+        let has_failed = recording.get(Control::Failed) > failed_before;
+        fault.disarm(&recording);
+        let (out, errors) =
+            (String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
+        assert!(!out.contains("damaged"), "{nth}: {out}");
+        if !has_failed {
+            assert!(checked.status.success(), "{nth}: {out}{errors}");
+            break;
+        }
+        if !checked.status.success() {
+            assert!(errors.contains("os error 5"), "{nth}: {out}{errors}");
+            by_sled += u32::from(errors.contains("check.tmp/db at byte"));
+        }
+    }
+    assert!(by_sled > 5, "{by_sled}");
+}
+
 /// A page of the store that cannot be read for one start: the store has read its files itself before
 /// sled does, so that it says so with nothing changed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
