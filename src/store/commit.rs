@@ -50,6 +50,7 @@ use tokio::sync::oneshot;
 use super::Files;
 use super::database::Database;
 use super::error::{CommitError, Failure, guarded};
+use super::presence::Lookout;
 use super::rewrite::Rewriter;
 use super::rows::{IdempotencyRow, ReplicaRow};
 use super::turns::Turns;
@@ -71,9 +72,6 @@ const SETTLE_FOR: Duration = Duration::from_millis(5);
 const MAX_SETTLEMENTS: usize = 4096;
 /// The most orders that one turn takes, so that a flood of settlements cannot keep it gathering.
 const MAX_ORDERS: usize = 8192;
-
-/// How often the files of the store are looked for where nothing is flushed.
-const LOOK_FOR_FILES_EVERY: Duration = Duration::from_secs(1);
 
 /// How far beyond the ids in use the sequence is leased.
 const LEASE: u64 = 1 << 20;
@@ -278,9 +276,7 @@ struct Writer {
     orders: Receiver<Order>,
     /// The current store.
     database: Database,
-    files: Arc<Files>,
-    /// When the files are looked for again, should nothing be flushed until then.
-    look_for_files_at: Instant,
+    lookout: Lookout,
     turns: Turns,
     rewriter: Rewriter,
     notify: Notify,
@@ -314,8 +310,7 @@ impl Writer {
             orders,
             database: files.database(),
             rewriter: Rewriter::new(Arc::clone(&files)),
-            files,
-            look_for_files_at: now() + LOOK_FOR_FILES_EVERY,
+            lookout: Lookout::new(files, now()),
             turns: Turns::default(),
             notify,
             lease,
@@ -340,9 +335,9 @@ impl Writer {
                 // Late comers; one that comes later still finds nobody, which says the same.
                 self.orders.try_iter().for_each(|late| late.refuse(CommitError::Closed));
                 // The files are let go before anyone is told that they are.
-                let Self { database, files, rewriter, orders, .. } = self;
+                let Self { database, lookout, rewriter, orders, .. } = self;
                 rewriter.close(&database);
-                drop((database, files, orders));
+                drop((database, lookout, orders));
                 answer(closing, Ok(()));
             }
             Err(failure) => self.fail(&failure),
@@ -362,7 +357,7 @@ impl Writer {
             if self.settlements_wait() == Some(Duration::ZERO) {
                 self.settle()?;
             }
-            self.look_for_files()?;
+            self.lookout.look_if_due(now())?;
         }
         let _turn = self.turns.begin();
         while self.settlements_wait().is_some() {
@@ -443,8 +438,8 @@ impl Writer {
         }
         let idle = self.batch.is_empty() && !self.unflushed && self.syncs.is_empty();
         let wait = if idle {
-            let look = self.look_for_files_at.saturating_duration_since(now());
-            self.settlements_wait().into_iter().chain(self.rewriter.wait()).chain([look]).min()
+            let others = self.rewriter.wait().into_iter().chain([self.lookout.wait(now())]);
+            self.settlements_wait().into_iter().chain(others).min()
         } else {
             Some(Duration::ZERO)
         };
@@ -553,24 +548,13 @@ impl Writer {
 
     fn flush(&mut self) -> Result<(), Failure> {
         self.database.flush()?;
-        self.look_for_files_at = now();
-        self.look_for_files()?;
+        self.lookout.look(now())?;
         self.rewriter.flushed();
         if std::mem::take(&mut self.unflushed) {
             faults::point("settle.flushed");
         }
         for sync in self.syncs.extract_if(.., |sync| sync.written) {
             (sync.reply)(Ok(()));
-        }
-        Ok(())
-    }
-
-    /// Ends the store where what is on disk could not be found by the next start.
-    fn look_for_files(&mut self) -> Result<(), Failure> {
-        let now = now();
-        if self.look_for_files_at <= now {
-            self.files.is_present()?;
-            self.look_for_files_at = now + LOOK_FOR_FILES_EVERY;
         }
         Ok(())
     }

@@ -9,9 +9,15 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use super::Files;
 use super::error::{Failure, OpenError};
 use super::watched::FileId;
+
+/// How often they are looked for where nothing is flushed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The files of a data directory that a start looks for.
 #[derive(Debug)]
@@ -59,6 +65,34 @@ impl Presence {
             )));
         }
         Ok(())
+    }
+}
+
+/// Who looks from time to time.
+pub(super) struct Lookout {
+    files: Arc<Files>,
+    /// When that is due, should nothing be flushed until then.
+    due: Instant,
+}
+
+impl Lookout {
+    pub(super) fn new(files: Arc<Files>, now: Instant) -> Self {
+        Self { files, due: now + LOOK_EVERY }
+    }
+
+    /// How much longer nobody needs to look.
+    pub(super) fn wait(&self, now: Instant) -> Duration {
+        self.due.saturating_duration_since(now)
+    }
+
+    /// Fails where what is on disk could not be found by the next start.
+    pub(super) fn look(&mut self, now: Instant) -> Result<(), Failure> {
+        self.due = now + LOOK_EVERY;
+        self.files.is_present()
+    }
+
+    pub(super) fn look_if_due(&mut self, now: Instant) -> Result<(), Failure> {
+        if self.due <= now { self.look(now) } else { Ok(()) }
     }
 }
 
