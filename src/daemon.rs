@@ -13,7 +13,6 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::config::{self, Config};
@@ -290,7 +289,7 @@ impl Daemon {
     pub async fn stop(self) -> Result<(), CommitError> {
         let Self { events, stop_serving, server, core, committer, tracer, grace, .. } = self;
         let mut stalled = self.stalled;
-        let deadline = Instant::now() + grace;
+        let deadline = tokio::time::sleep(grace).deadline();
         let whole = async {
             // The loop may have ended before, by a failure; then there is nobody to tell.
             let _ = events.send(core::Event::Refuse);

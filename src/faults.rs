@@ -141,7 +141,6 @@ pub(crate) fn clock_ahead() -> Duration {
 /// Returns when the file does not exist that `REPLICATOR_FAULT_HANG` names: for as long as a test
 /// keeps it, the disk hangs.
 #[cfg(feature = "faults")]
-#[expect(clippy::disallowed_methods, reason = "a thread that a disk blocks")]
 pub(crate) fn hang() {
     static FILE: LazyLock<Option<std::ffi::OsString>> =
         LazyLock::new(|| std::env::var_os("REPLICATOR_FAULT_HANG"));

@@ -89,14 +89,14 @@ pub(super) fn read(dir: &Path) -> Result<Testimony, OpenError> {
 /// One line: version, store, number, place, CRC-32 of what stands before it. Always as long, so that
 /// a line written over another leaves nothing of it.
 fn line(store: &str, number: u64, durable: u64) -> String {
-    sealed(format!("{VERSION} {store} {number:020} {durable:020} "))
+    sealed(&format!("{VERSION} {store} {number:020} {durable:020} "))
 }
 
 fn line_of_version_1(store: &str, number: u64) -> String {
-    sealed(format!("{store} {number:020} "))
+    sealed(&format!("{store} {number:020} "))
 }
 
-fn sealed(text: String) -> String {
+fn sealed(text: &str) -> String {
     let sum = crc32fast::hash(text.as_bytes());
     format!("{text}{sum:08x}\n")
 }
