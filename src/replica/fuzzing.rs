@@ -118,7 +118,8 @@ pub(crate) fn answer(data: &[u8]) {
     let said = verdict(&sent, &Answer { status, retry_after: wait, body });
     let phrase = b"already replicated".as_slice();
     let has = |hay: &[u8], needle: &[u8]| hay.windows(needle.len()).any(|part| part == needle);
-    let had = has(body, phrase) && !has(key.as_bytes(), phrase) && !has(value, phrase);
+    let says = |text: &[u8]| has(&text.to_ascii_lowercase(), phrase);
+    let had = says(body) && !says(key.as_bytes()) && !says(value);
     let code = status.as_u16();
     let gone = matches!(code, 404 | 410) && command == Command::Delete;
     let expected = match code {

@@ -2,7 +2,7 @@
 //!
 //! | answer | verdict |
 //! | --- | --- |
-//! | 2xx; 404 or 410 to a DELETE; any answer whose body says `already replicated` | delivered |
+//! | 2xx; 404 or 410 to a DELETE; any answer whose body says `already replicated`, in any case | delivered |
 //! | 5xx, 408, 425, 429, and a status that HTTP does not know (600 and above) | retry |
 //! | any other 4xx, 3xx, and 1xx as the final answer | rejected |
 //!
@@ -31,7 +31,7 @@ const VALUE_MARK_BYTES: usize = 16;
 /// stay stale for a day after it is back.
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(5 * 60);
 
-/// What a replica says that has had the write before.
+/// The phrase of a replica that already has the write, in lower case.
 const ALREADY: &[u8] = b"already replicated";
 
 /// The part of an attempt that the verdict depends on.
@@ -92,9 +92,13 @@ fn is_retryable(status: StatusCode) -> bool {
 /// Error pages repeat what they were asked. Where the write itself contains the phrase, finding
 /// it in the answer proves nothing, and to believe it could lose the write.
 fn says_already_replicated(sent: &Sent<'_>, body: &[u8]) -> bool {
-    find(body, ALREADY).is_some()
-        && find(sent.key.as_bytes(), ALREADY).is_none()
-        && find(sent.value, ALREADY).is_none()
+    // The answer first: it is short, and the value is searched only if the phrase is in there.
+    has_phrase(body) && !has_phrase(sent.key.as_bytes()) && !has_phrase(sent.value)
+}
+
+/// Whether [`ALREADY`] is in a text, in upper or lower case.
+fn has_phrase(text: &[u8]) -> bool {
+    text.windows(ALREADY.len()).any(|bytes| bytes.eq_ignore_ascii_case(ALREADY))
 }
 
 /// The wait that a `Retry-After` asks for: seconds, or a date of HTTP seen from `now`.
@@ -245,16 +249,25 @@ mod tests {
     }
 
     #[test]
+    fn already_replicated_counts_in_any_case() {
+        for body in ["Already Replicated", "ALREADY REPLICATED", "error: aLREADY rEPLICATED."] {
+            assert_eq!(verdict_on(PUT, 409, body), Verdict::Delivered, "{body}");
+        }
+    }
+
+    #[test]
     fn an_answer_that_only_repeats_the_write_does_not_deliver_it() {
         let answer = Answer {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             retry_after: None,
-            body: b"cannot store 'already replicated'",
+            body: b"cannot store 'Already replicated'",
         };
-        let in_key = Sent { key: "already replicated", ..sent(PUT) };
-        let in_value = Sent { value: b"a text that says already replicated", ..sent(PUT) };
-        assert_eq!(kind(&verdict(&in_key, &answer)), "retry");
-        assert_eq!(kind(&verdict(&in_value, &answer)), "retry");
+        for key in ["already replicated", "ALREADY Replicated"] {
+            assert_eq!(kind(&verdict(&Sent { key, ..sent(PUT) }, &answer)), "retry", "{key}");
+        }
+        for value in [b"it says already replicated".as_slice(), b"it says Already Replicated"] {
+            assert_eq!(kind(&verdict(&Sent { value, ..sent(PUT) }, &answer)), "retry");
+        }
     }
 
     #[test]
