@@ -151,7 +151,8 @@ impl Core {
         let mut told = Vec::with_capacity(BATCH);
         let mut asked = Vec::with_capacity(BATCH);
         let mut open = true;
-        self.act(self.parts.clock.now());
+        let mut last = self.parts.clock.now();
+        self.act(last);
         while !(self.stopping && self.parts.engine.levels().in_flight == 0) {
             let engine = self.parts.engine.wake_at();
             let others = self.admission.wake_at().into_iter().chain(self.told.wake_at());
@@ -160,9 +161,21 @@ impl Core {
             tokio::select! {
                 _ = events.recv_many(&mut told, BATCH) => {}
                 n = requests.recv_many(&mut asked, BATCH), if open => open = n > 0,
-                () = tokio::time::sleep_until(self.parts.clock.instant(wake)) => {}
+                () = tokio::time::sleep_until(self.parts.clock.instant(wake)) => {
+                    // What has happened by now comes before what is due.
+                    while told.len() < BATCH && let Ok(event) = events.try_recv() {
+                        told.push(event);
+                    }
+                }
+            }
+            if let Some(gap) = self.parts.clock.woke(last.moment, wake) {
+                warn!(
+                    seconds = gap.as_secs_f64(),
+                    "the daemon did not run for a while (stopped, suspended or overloaded): that time counts for no timeout"
+                );
             }
             let now = self.parts.clock.now();
+            last = now;
             // Before anything is done that depends on how old something is.
             if let Some(calendar) = self.parts.ages.see(now) {
                 self.parts.engine.set_calendar(calendar.clone());
