@@ -375,9 +375,15 @@ pub struct DaemonArgs {
     #[arg(long, env = "REPLICATOR_IDEMPOTENCY_KEYS", value_name = "N", default_value = "100000")]
     pub idempotency_keys: NonZeroUsize,
 
-    /// How long one attempt to a replica may take, answer included.
+    /// How long one attempt to a replica may take, answer included; for a value of more than 64 KiB,
+    /// how long it may make no progress.
     #[arg(long, env = "REPLICATOR_REQUEST_TIMEOUT", value_name = "TIME", default_value = "5s", value_parser = duration)]
     pub request_timeout: Duration,
+
+    /// Age at which a connection to a replica is replaced, so that a name that moved is looked up
+    /// again; 0s is no limit.
+    #[arg(long, env = "REPLICATOR_REPLICA_CONNECTION_AGE", value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub replica_connection_age: Duration,
 
     /// How long a strong write may wait for its majority.
     #[arg(long, env = "REPLICATOR_STRONG_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]

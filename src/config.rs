@@ -179,6 +179,8 @@ pub struct DeadLetters {
 pub struct Timeouts {
     /// `--request-timeout`.
     pub request: Duration,
+    /// `--replica-connection-age`; zero is no limit.
+    pub replica_connection_age: Duration,
     /// `--strong-timeout`.
     pub strong: Duration,
     /// `--client-timeout`.
@@ -280,6 +282,7 @@ impl Config {
             ("--settle-after", args.settle_after),
             ("--retry-base", args.retry_base),
             ("--request-timeout", args.request_timeout),
+            ("--replica-connection-age", args.replica_connection_age),
             ("--strong-timeout", args.strong_timeout),
             ("--client-timeout", args.client_timeout),
             ("--drain-timeout", args.drain_timeout),
@@ -380,6 +383,7 @@ impl Config {
             },
             timeouts: Timeouts {
                 request: args.request_timeout,
+                replica_connection_age: args.replica_connection_age,
                 strong: args.strong_timeout,
                 client: args.client_timeout,
                 drain: args.drain_timeout,

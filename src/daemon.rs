@@ -379,6 +379,7 @@ fn replica_settings(config: &Config) -> replica::Settings {
     replica::Settings {
         node_id: config.listen.node_id.clone(),
         request_timeout: config.timeouts.request,
+        connection_age: config.timeouts.replica_connection_age,
         idle_replicas: config.limits.known_replicas,
         // All workers, and as many strong writes again.
         idle_per_replica: match config.queue.workers {

@@ -96,6 +96,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     let settings = replica::Settings {
         node_id: "test".into(),
         request_timeout: Duration::from_secs(5),
+        connection_age: Duration::from_secs(60),
         idle_per_replica: 1,
         idle_replicas: 100,
     };

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::io;
 
+use hyper::http::Extensions;
+use hyper_util::client::legacy::{self, connect::HttpInfo};
 use rustls::{AlertDescription, CertificateError, OtherError};
 
 use super::names::LookupError;
@@ -55,6 +57,40 @@ pub(super) fn short_of(error: &reqwest::Error) -> Option<Short> {
 /// lost the error may not say: hyper gives up the request before it has read that.
 pub(crate) fn never_written(error: &reqwest::Error) -> bool {
     causes(error).any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_canceled))
+}
+
+/// The local port of the connection, if it ended without an answer: closed or reset by the other
+/// end.
+pub(super) fn closed_unanswered(error: &reqwest::Error) -> Option<u16> {
+    let closed = causes(error).any(|cause| {
+        let ended = cause.downcast_ref().is_some_and(hyper::Error::is_incomplete_message);
+        ended || cause.downcast_ref().is_some_and(is_lost)
+    });
+    let client = causes(error).find_map(|cause| cause.downcast_ref::<legacy::Error>())?;
+    // Of one that was never made there is no port.
+    let connection = client.connect_info().filter(|_| closed)?;
+    let mut extras = Extensions::new();
+    connection.get_extras(&mut extras);
+    port(&extras)
+}
+
+fn is_lost(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof,
+    };
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
+    )
+}
+
+/// The local port of the connection that an answer came over.
+pub(super) fn local_port(response: &reqwest::Response) -> Option<u16> {
+    port(response.extensions())
+}
+
+fn port(extras: &Extensions) -> Option<u16> {
+    extras.get().map(|info: &HttpInfo| info.local_addr().port())
 }
 
 /// The other end of a connection, and the flags that have to do with certificates there.

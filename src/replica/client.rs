@@ -11,14 +11,15 @@ use thiserror::Error;
 
 use super::causes::{REPLICA, Short, certificate, chain, forbidden, never_written, short_of};
 use super::credentials::{Tls, Tokens};
-use super::kept::Kept;
 use super::names::{Lookup, Times};
+use super::patience::{Limits, Patience};
+use super::pools::{Pool, Pools, builder};
 use super::request;
 use super::resolver::{Resolver, TARGET, system};
 use super::verdict::{Answer, Sent, retry_after, shortage, unanswered, unsendable, verdict};
 use super::{Settings, TlsError};
 use crate::policy::{Forbidden, Policy, Target};
-use crate::task::{Node, Task, Timestamp, Trace, Verdict};
+use crate::task::{Command, Node, Task, Timestamp, Trace, Verdict};
 
 /// How much of an answer's body is read. What matters of it is a phrase and a sentence; a replica
 /// that sends more must not cost memory.
@@ -28,9 +29,8 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 /// that the connection can be used again: a new one costs less than a worker held for longer.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How long a connection may lie unused. Shorter than the idle timeouts that servers and
-/// balancers have (60 s and more), so that a request seldom meets a connection being closed.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The lowest rate at which a replica may take a large body, in bytes a second.
+const SLOWEST: u64 = 64 * 1024;
 
 /// Sends deliveries. Keeps connections open for each replica; cheap to clone, clones share them.
 #[derive(Clone)]
@@ -39,12 +39,11 @@ pub struct Client {
     settings: Arc<Settings>,
     policy: Policy,
     resolver: Resolver,
-    kept: Arc<Kept>,
 }
 
 /// What can be replaced while the daemon runs.
 struct Live {
-    http: reqwest::Client,
+    pools: Pools,
     tls: Tls,
     tokens: Tokens,
 }
@@ -110,13 +109,12 @@ impl Client {
             return Err(ClientError::NodeId { node_id: settings.node_id.clone() });
         }
         install_crypto();
+        let settings = Arc::new(settings.clone());
         let resolver = Resolver::new(policy.clone(), lookup, times, settings.request_timeout);
-        let http = connections(settings, &resolver, &tls);
-        let http = http.map_err(|source| ClientError::Setup { source })?;
-        let live = Arc::new(ArcSwap::from_pointee(Live { http, tls, tokens }));
-        let kept = Kept::new(settings.idle_replicas, POOL_IDLE_TIMEOUT, settings.request_timeout);
-        let kept = Arc::new(kept);
-        Ok(Self { live, settings: Arc::new(settings.clone()), policy, resolver, kept })
+        let pools = Pools::new(Arc::clone(&settings), tls.config(), resolver.clone());
+        let pools = pools.map_err(|source| ClientError::Setup { source })?;
+        let live = Arc::new(ArcSwap::from_pointee(Live { pools, tls, tokens }));
+        Ok(Self { live, settings, policy, resolver })
     }
 
     /// Uses these from the next attempt on, and what it had where there is nothing. Connections
@@ -130,14 +128,19 @@ impl Client {
         let before = self.live.load();
         let tls = tls.unwrap_or_else(|| before.tls.clone());
         let tokens = tokens.unwrap_or_else(|| before.tokens.clone());
-        let http = connections(&self.settings, &self.resolver, &tls);
-        let http = http.map_err(|error| TlsError::Unusable(chain(&error)))?;
+        let resolver = self.resolver.clone();
+        let pools = Pools::new(Arc::clone(&self.settings), tls.config(), resolver);
+        let pools = pools.map_err(|error| TlsError::Unusable(chain(&error)))?;
         self.resolver.forget_answers();
-        self.live.store(Arc::new(Live { http, tls, tokens }));
+        self.live.store(Arc::new(Live { pools, tls, tokens }));
         Ok(())
     }
 
     /// One attempt to carry `task` to `node`, as a part of `trace`.
+    ///
+    /// A request that met the end of a connection that was idle is repeated once, on a new
+    /// connection, and so is one that failed while this process did not run: neither says
+    /// anything of the replica, and PUT and DELETE are idempotent.
     ///
     /// `now` is the wall clock at the moment of sending: the ttl that is left is counted from it,
     /// and so is a `Retry-After` that is a date.
@@ -162,30 +165,36 @@ impl Client {
             Ok(target) => target,
             Err(forbidden) => return not_sent(&forbidden),
         };
+        let live = self.live.load_full();
         let command = task.command_at(now);
         let sent = Sent { command, key: &task.key, value: &task.value };
-        let live = self.live.load_full();
-        let node_id = &self.settings.node_id;
-        let request = request::build(&live.http, node_id, node, task, command, trace);
-        let answer = match request {
-            Ok(mut request) => {
-                if let Some(token) = live.tokens.of(node) {
-                    request.headers_mut().insert(AUTHORIZATION, token.clone());
-                }
-                if !self.kept.may_keep(node, now) {
-                    request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                TARGET.scope(target.clone(), live.http.execute(request)).await
-            }
-            Err(error) => Err(error),
-        };
-        match answer {
-            Ok(response) => judge(&sent, response, now).await,
+        let node_id = &*self.settings.node_id;
+        let token = live.tokens.of(node);
+        let call = Call { node_id, node, task, command, trace, token, target: target.clone() };
+        let limits = Limits { silence: self.settings.request_timeout, slowest: SLOWEST };
+        let mut patience = Patience::new(limits);
+        let pool = live.pools.of(node);
+        let mut ended = call.over(&pool, &mut patience).await;
+        let mut in_doubt = false;
+        if let Ended::Lost(error) = &ended
+            && (pool.was_idle(error) || (patience.slept() && says_nothing(error)))
+        {
+            let error_text = chain(error);
+            tracing::debug!(task = %task.id, replica = %node, error = error_text, "request repeated");
+            in_doubt = !is_unsent(error);
+            ended = call.over(&live.pools.unshared(), &mut patience).await;
+        }
+        if matches!(ended, Ended::Lost(_) | Ended::Silent) {
+            live.pools.retire(node, &pool);
+        }
+        match ended {
+            Ended::Answered(response) => judge(&sent, response, now, &mut patience).await,
             // Nothing went out, and nothing about the task will change.
-            Err(error) if error.is_builder() => {
+            Ended::Unsendable(error) => {
                 unsendable(&format!("the request cannot be made: {}", chain(&error)))
             }
-            Err(error) => self.without_answer(&error, &target),
+            Ended::Lost(error) => self.without_answer(&error, &target, in_doubt),
+            Ended::Silent => unanswered(&patience.exceeded(), true),
         }
     }
 
@@ -196,12 +205,14 @@ impl Client {
     ///
     /// [`ClientError::Setup`].
     pub fn http(&self) -> Result<reqwest::Client, ClientError> {
-        let http = or_without_roots(|| builder(&self.settings));
+        let http =
+            or_without_roots(|| builder(&self.settings).timeout(self.settings.request_timeout));
         http.map_err(|source| ClientError::Setup { source })
     }
 
-    /// What it means that there was no answer, and why, for operators.
-    fn without_answer(&self, error: &reqwest::Error, target: &Target) -> Verdict {
+    /// What it means that there was no answer, and why, for operators. `in_doubt` is whether an
+    /// earlier request of the attempt may have been applied.
+    fn without_answer(&self, error: &reqwest::Error, target: &Target, in_doubt: bool) -> Verdict {
         if let Some(forbidden) = forbidden(error) {
             return not_sent(forbidden);
         }
@@ -210,7 +221,7 @@ impl Client {
             Some(Short::Ports) => self.resolver.has_route(target),
             short => short.is_some(),
         };
-        if short {
+        if short && !in_doubt {
             return shortage(&format!(
                 "not sent: this process is short of resources: {}",
                 chain(error)
@@ -218,34 +229,86 @@ impl Client {
         }
         // Before the certificates have been agreed on no request is read.
         if let Some(why) = certificate(error, &REPLICA) {
-            return unanswered(&why, false);
+            return unanswered(&why, in_doubt);
         }
-        let never_sent = error.is_connect() || never_written(error);
+        let unsent = is_unsent(error);
         let why = if error.is_timeout() {
             let within = humantime::format_duration(self.settings.request_timeout);
             format!("no answer within {within}")
-        } else if never_sent {
+        } else if unsent {
             format!("cannot connect: {}", chain(error))
         } else {
             format!("no answer: {}", chain(error))
         };
-        unanswered(&why, !never_sent)
+        unanswered(&why, in_doubt || !unsent)
     }
+}
+
+/// One attempt, as it goes out.
+struct Call<'a> {
+    node_id: &'a str,
+    node: &'a Node,
+    task: &'a Task,
+    command: Command,
+    trace: Option<&'a Trace>,
+    token: Option<&'a HeaderValue>,
+    target: Target,
+}
+
+/// What became of a request.
+enum Ended {
+    Answered(Response),
+    /// There can be no such request.
+    Unsendable(reqwest::Error),
+    /// The connection failed, or there was none.
+    Lost(reqwest::Error),
+    /// No answer in time.
+    Silent,
+}
+
+impl Call<'_> {
+    /// Sends it over a connection of this pool.
+    async fn over(&self, pool: &Pool, patience: &mut Patience) -> Ended {
+        let Self { node_id, node, task, command, trace, token, target } = self;
+        let (mut request, upload) =
+            match request::build(&pool.http, node_id, node, task, *command, *trace) {
+                Ok(built) => built,
+                Err(error) => return Ended::Unsendable(error),
+            };
+        if let Some(token) = token {
+            request.headers_mut().insert(AUTHORIZATION, (*token).clone());
+        }
+        if !pool.keeps() {
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        patience.watch(upload);
+        let answer = TARGET.scope(target.clone(), pool.http.execute(request));
+        match patience.until(answer).await {
+            Some(Ok(response)) => {
+                pool.answered(&response);
+                Ended::Answered(response)
+            }
+            Some(Err(error)) if error.is_builder() => Ended::Unsendable(error),
+            Some(Err(error)) => Ended::Lost(error),
+            None => Ended::Silent,
+        }
+    }
+}
+
+/// Whether the replica cannot have read a request that failed with `error`.
+fn is_unsent(error: &reqwest::Error) -> bool {
+    error.is_connect() || never_written(error)
+}
+
+/// Whether the failure of a request that went out while this process stood still is no evidence:
+/// the next one may well be answered.
+fn says_nothing(error: &reqwest::Error) -> bool {
+    forbidden(error).is_none() && certificate(error, &REPLICA).is_none()
 }
 
 /// The policy has forbidden the attempt: for good, as far as anyone can know.
 fn not_sent(forbidden: &Forbidden) -> Verdict {
     unsendable(&format!("not sent: the replica {forbidden}"))
-}
-
-/// Connections with these certificates, none open yet.
-fn connections(
-    settings: &Settings,
-    resolver: &Resolver,
-    tls: &Tls,
-) -> reqwest::Result<reqwest::Client> {
-    let builder = || tls.apply(builder(settings).dns_resolver(resolver.clone()));
-    if tls.trusts_the_system() { or_without_roots(builder) } else { builder().build() }
 }
 
 /// A client that trusts whom the system trusts, or nobody where that is not known.
@@ -260,42 +323,33 @@ fn or_without_roots(builder: impl Fn() -> ClientBuilder) -> reqwest::Result<reqw
     })
 }
 
-/// What all clients have in common, whatever certificates they trust.
-fn builder(settings: &Settings) -> ClientBuilder {
-    reqwest::Client::builder()
-        .timeout(settings.request_timeout)
-        .connect_timeout(settings.request_timeout)
-        .pool_max_idle_per_host(settings.idle_per_replica)
-        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-        .tcp_nodelay(true)
-        .no_proxy()
-        .referer(false)
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-}
-
 /// Reads of an answer what the verdict needs.
-async fn judge(sent: &Sent<'_>, mut response: Response, now: Timestamp) -> Verdict {
+async fn judge(
+    sent: &Sent<'_>,
+    mut response: Response,
+    now: Timestamp,
+    patience: &mut Patience,
+) -> Verdict {
     let status = response.status();
     let wait = response.headers().get(RETRY_AFTER);
     let retry_after =
         wait.and_then(|value| value.to_str().ok()).and_then(|text| retry_after(text, now));
     let body = if status.is_success() {
         // Both ways out are fine: read to its end the connection is used again, else it is closed.
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, body(&mut response)).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, body(&mut response, patience)).await;
         Vec::new()
     } else {
-        body(&mut response).await
+        body(&mut response, patience).await
     };
     let answer = Answer { status, retry_after, body: &body };
     verdict(sent, &answer)
 }
 
 /// A body up to [`MAX_BODY_BYTES`]; what there is of it where it ends in an error or a timeout.
-async fn body(response: &mut Response) -> Vec<u8> {
+async fn body(response: &mut Response, patience: &mut Patience) -> Vec<u8> {
     let mut body = Vec::new();
     while body.len() < MAX_BODY_BYTES
-        && let Ok(Some(chunk)) = response.chunk().await
+        && let Some(Ok(Some(chunk))) = patience.until(response.chunk()).await
     {
         let room = MAX_BODY_BYTES - body.len();
         body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));

@@ -6,21 +6,38 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use reqwest::header::HeaderValue;
 use reqwest::{Certificate, ClientBuilder, Identity};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_platform_verifier::Verifier;
 use thiserror::Error;
 
 use crate::task::{Node, NodeError};
 
 /// Which certificates of the other end are believed, and what it is shown.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Tls {
     /// Instead of those that the system trusts.
     authorities: Option<Vec<Certificate>>,
     identity: Option<Identity>,
+    /// The same once more: an HTTP client reads one form, TLS the other.
+    roots: Option<Arc<RootCertStore>>,
+    shown: Option<Arc<CertifiedKey>>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (authorities, identity) = (&self.authorities, &self.identity);
+        f.debug_struct("Tls")
+            .field("authorities", authorities)
+            .field("identity", identity)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why files of certificates cannot be used. Reads on after the name of the file.
@@ -49,12 +66,13 @@ impl Tls {
     pub fn trusting(mut self, pem: &[u8]) -> Result<Self, TlsError> {
         let ders = certificates(pem)?;
         // One by one, for the client would leave out silently what it cannot read.
-        let mut roots = rustls::RootCertStore::empty();
+        let mut roots = RootCertStore::empty();
         for der in &ders {
             roots.add(der.clone()).map_err(unusable)?;
         }
         let read: Result<Vec<_>, _> = ders.iter().map(|der| Certificate::from_der(der)).collect();
         self.authorities = Some(read.map_err(unusable)?);
+        self.roots = Some(Arc::new(roots));
         Ok(self)
     }
 
@@ -67,7 +85,8 @@ impl Tls {
         let chain = certificates(certificate)?;
         let key_der = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsError::NoKey)?;
         let provider = rustls::crypto::ring::default_provider();
-        rustls::sign::CertifiedKey::from_der(chain, key_der, &provider).map_err(unusable)?;
+        let shown = CertifiedKey::from_der(chain, key_der, &provider).map_err(unusable)?;
+        self.shown = Some(Arc::new(shown));
         let mut pem = certificate.to_vec();
         pem.push(b'\n');
         pem.extend_from_slice(key);
@@ -78,6 +97,36 @@ impl Tls {
     /// Whether it trusts whom the system trusts.
     pub(crate) fn trusts_the_system(&self) -> bool {
         self.authorities.is_none()
+    }
+
+    /// What TLS connections to replicas are made with, all of them: their sessions are shared.
+    ///
+    /// Where the system has no certificates nobody is trusted, which is logged: plain `http`
+    /// works without.
+    pub(super) fn config(&self) -> ClientConfig {
+        let builder = ClientConfig::builder();
+        let builder = match &self.roots {
+            Some(roots) => builder.with_root_certificates(Arc::clone(roots)),
+            None => match Verifier::new(Arc::clone(builder.crypto_provider())) {
+                Ok(verifier) => {
+                    builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        %error,
+                        "no certificates of the system could be read: replicas with https will fail"
+                    );
+                    builder.with_root_certificates(RootCertStore::empty())
+                }
+            },
+        };
+        let mut config = match &self.shown {
+            Some(shown) => builder
+                .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(shown)))),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config
     }
 
     pub(crate) fn apply(&self, mut builder: ClientBuilder) -> ClientBuilder {

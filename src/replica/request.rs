@@ -5,13 +5,15 @@
 //! that is encoded wrongly is another key.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
-use reqwest::Method;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::{Body, Method};
 
+use super::upload::{LARGE, Progress, Upload};
 use crate::task::{Command, Node, Task, Trace};
 
 const REPLICATION: HeaderName = HeaderName::from_static("x-replication");
@@ -31,7 +33,7 @@ const LONGEST_GO_DURATION: Duration = Duration::from_nanos(i64::MAX.unsigned_abs
 /// The request that tells `node` to do `command`.
 ///
 /// `X-Replication-Id` is the same for every attempt of one delivery, and the sequence grows with
-/// acceptance.
+/// acceptance. With a large body comes its progress.
 pub(super) fn build(
     http: &reqwest::Client,
     node_id: &str,
@@ -39,14 +41,24 @@ pub(super) fn build(
     task: &Task,
     command: Command,
     trace: Option<&Trace>,
-) -> reqwest::Result<reqwest::Request> {
+) -> reqwest::Result<(reqwest::Request, Option<Arc<Progress>>)> {
+    let mut progress = None;
     let mut request = match command {
-        Command::Put { ttl } => http
-            .request(Method::PUT, url(node, &task.key, ttl))
-            .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
-            // Left to itself, the client says nothing of the length of an empty value.
-            .header(CONTENT_LENGTH, task.value.len())
-            .body(Bytes::clone(&task.value)),
+        Command::Put { ttl } => {
+            let value = Bytes::clone(&task.value);
+            let body = if value.len() > LARGE {
+                let (upload, seen) = Upload::of(value);
+                progress = Some(seen);
+                Body::wrap(upload)
+            } else {
+                Body::from(value)
+            };
+            http.request(Method::PUT, url(node, &task.key, ttl))
+                .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
+                // Left to itself, the client says nothing of the length of an empty value.
+                .header(CONTENT_LENGTH, task.value.len())
+                .body(body)
+        }
         Command::Delete => http.request(Method::DELETE, url(node, &task.key, None)),
     };
     if let Some(trace) = trace {
@@ -60,6 +72,7 @@ pub(super) fn build(
         .header(REPLICATION_ID, format!("{node_id}-{}", task.id))
         .header(REPLICATION_SEQUENCE, task.id.0)
         .build()
+        .map(|request| (request, progress))
 }
 
 /// `{node}/store/{key}`, with `?ttl=` where the value does not live for ever.

@@ -12,6 +12,7 @@ use super::{Client, Settings, Tls, Tokens};
 use crate::policy::Policy;
 use crate::task::{Consistency, Node, Operation, Task, TaskId, Timestamp, Verdict};
 
+mod connections;
 mod lookups;
 mod names;
 #[path = "../../tests/it/support/tls.rs"]
@@ -128,6 +129,7 @@ fn settings(request_timeout: Duration) -> Settings {
     Settings {
         node_id: "replicator".into(),
         request_timeout,
+        connection_age: Duration::from_secs(60),
         idle_per_replica: 2,
         idle_replicas: 100,
     }

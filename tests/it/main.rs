@@ -19,6 +19,7 @@ mod support;
 
 mod access;
 mod cli;
+mod connections;
 mod contract;
 mod delivery;
 mod deploy;

@@ -168,8 +168,7 @@ async fn a_name_server_that_hangs_costs_an_attempt_its_time_and_no_more() {
         Ok(vec![ip("127.0.0.1")])
     });
     let request_timeout = Duration::from_millis(200);
-    let settings =
-        Settings { node_id: "r".into(), request_timeout, idle_per_replica: 1, idle_replicas: 100 };
+    let settings = Settings { idle_per_replica: 1, ..settings(request_timeout) };
     let (policy, tls, tokens) = (Policy::new(None, None), Tls::default(), Tokens::default());
     let client = Client::resolving(&settings, policy, tls, tokens, (lookup, AT_ONCE)).unwrap();
     let verdict = send(&client, &named(&peer, "db.example")).await;
@@ -220,8 +219,7 @@ async fn an_address_without_a_route_is_a_failure_of_the_replica_and_no_lack_of_p
 async fn a_token_goes_to_its_replica_and_to_no_other() {
     let (mut ours, mut other) = (Peer::answering(OK).await, Peer::answering(OK).await);
     let request_timeout = Duration::from_secs(120);
-    let settings =
-        Settings { node_id: "r".into(), request_timeout, idle_per_replica: 1, idle_replicas: 100 };
+    let settings = Settings { idle_per_replica: 1, ..settings(request_timeout) };
     let tokens = |token| Tokens::parse(&format!("{} {token}", ours.node)).unwrap();
     let policy = Policy::new(None, None);
     let client = Client::new(&settings, policy, Tls::default(), tokens("one")).unwrap();

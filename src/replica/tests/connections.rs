@@ -1,0 +1,279 @@
+//! Which connection a request goes over, and when another one is made.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Barrier;
+
+use super::*;
+
+/// What a replica does with the request `count` (from 0) of a connection.
+#[derive(Clone, Copy)]
+enum Then {
+    Answer(&'static str),
+    /// Reads the request and closes.
+    Close,
+    Silence,
+}
+
+type Script = fn(connection: usize, count: usize) -> Then;
+
+/// A replica that follows a script.
+struct Scripted {
+    node: Node,
+    requests: mpsc::UnboundedReceiver<(usize, Vec<u8>)>,
+}
+
+impl Scripted {
+    async fn start(script: Script) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let node = Node::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let (seen, requests) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            for connection in 0.. {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(follow(stream, connection, script, seen.clone()));
+            }
+        });
+        Self { node, requests }
+    }
+
+    /// The connections that requests have come over, in the order of the requests.
+    fn connections(&mut self) -> Vec<usize> {
+        std::iter::from_fn(|| self.requests.try_recv().ok()).map(|(number, _)| number).collect()
+    }
+}
+
+async fn follow(
+    mut stream: TcpStream,
+    connection: usize,
+    script: Script,
+    seen: mpsc::UnboundedSender<(usize, Vec<u8>)>,
+) {
+    for count in 0.. {
+        let Some(request) = read_request(&mut stream).await else { return };
+        let _ = seen.send((connection, request));
+        match script(connection, count) {
+            Then::Answer(text) => stream.write_all(text.as_bytes()).await.unwrap(),
+            Then::Close => return,
+            Then::Silence => std::future::pending().await,
+        }
+    }
+}
+
+async fn send(client: &Client, node: &Node) -> Verdict {
+    client.send(node, &set("private-key", b"v"), None, NOW).await
+}
+
+#[track_caller]
+fn is_ambiguous(verdict: &Verdict) {
+    assert!(matches!(verdict, Verdict::Retry { ambiguous: true, .. }), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_meets_the_end_of_an_idle_connection_is_repeated_on_a_new_one() {
+    let mut replica =
+        Scripted::start(|_, count| if count == 0 { Then::Answer(OK) } else { Then::Close }).await;
+    let client = patient();
+    for _ in 0..3 {
+        assert_eq!(send(&client, &replica.node).await, Verdict::Delivered);
+    }
+    // The repeat's own connection is not used again.
+    assert_eq!(replica.connections(), [0, 0, 1, 2]);
+}
+
+#[tokio::test]
+async fn a_new_connection_that_ends_without_an_answer_is_a_failure() {
+    let mut replica = Scripted::start(|_, _| Then::Close).await;
+    let client = patient();
+    for _ in 0..3 {
+        is_ambiguous(&send(&client, &replica.node).await);
+    }
+    assert_eq!(replica.connections(), [0, 1, 2]);
+}
+
+#[tokio::test]
+async fn a_new_connection_that_ends_is_a_failure_also_where_others_have_served() {
+    const CLOSING: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    let script: Script = |connection, _| match connection {
+        0 => Then::Answer(CLOSING),
+        _ => Then::Close,
+    };
+    let mut replica = Scripted::start(script).await;
+    let client = patient();
+    assert_eq!(send(&client, &replica.node).await, Verdict::Delivered);
+    is_ambiguous(&send(&client, &replica.node).await);
+    assert_eq!(replica.connections(), [0, 1]);
+}
+
+#[tokio::test]
+async fn a_request_is_repeated_once_and_the_failure_of_the_repeat_counts() {
+    let script: Script = |connection, count| match (connection, count) {
+        (0, 0) => Then::Answer(OK),
+        _ => Then::Close,
+    };
+    let mut replica = Scripted::start(script).await;
+    let client = patient();
+    assert_eq!(send(&client, &replica.node).await, Verdict::Delivered);
+    is_ambiguous(&send(&client, &replica.node).await);
+    assert_eq!(replica.connections(), [0, 0, 1]);
+}
+
+#[tokio::test]
+async fn a_repeat_that_cannot_connect_leaves_it_open_whether_the_first_request_was_applied() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let node = Node::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let replica = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_request(&mut stream).await.unwrap();
+        stream.write_all(OK.as_bytes()).await.unwrap();
+        drop(listener);
+        read_request(&mut stream).await.unwrap();
+    });
+    let client = patient();
+    assert_eq!(send(&client, &node).await, Verdict::Delivered);
+    let verdict = send(&client, &node).await;
+    is_ambiguous(&verdict);
+    assert!(retry_text(verdict).starts_with("cannot connect: "));
+    replica.await.unwrap();
+}
+
+/// All wait for each other, so that each has a connection of its own.
+async fn together(count: usize, client: &Client, node: &Node) {
+    let barrier = Arc::new(Barrier::new(count));
+    let sends = (0..count).map(|_| {
+        let (client, node, barrier) = (client.clone(), node.clone(), Arc::clone(&barrier));
+        tokio::spawn(async move {
+            barrier.wait().await;
+            send(&client, &node).await
+        })
+    });
+    for sent in sends.collect::<Vec<_>>() {
+        assert_eq!(sent.await.unwrap(), Verdict::Delivered);
+    }
+}
+
+#[tokio::test]
+async fn connections_from_before_a_silence_are_not_used_again() {
+    // The first of each is answered; those of the connections made before the silence are not.
+    static MADE_BEFORE: AtomicUsize = AtomicUsize::new(usize::MAX);
+    let script: Script = |connection, _| {
+        let dead = connection < MADE_BEFORE.load(Ordering::SeqCst);
+        if dead && MADE_BEFORE.load(Ordering::SeqCst) != usize::MAX {
+            Then::Silence
+        } else {
+            Then::Answer(OK)
+        }
+    };
+    let mut replica = Scripted::start(script).await;
+    let client = client(Duration::from_secs(2));
+    together(4, &client, &replica.node).await;
+    let before = replica.connections().into_iter().max().unwrap();
+    MADE_BEFORE.store(before + 1, Ordering::SeqCst);
+    is_ambiguous(&send(&client, &replica.node).await);
+    assert!(replica.connections().iter().all(|connection| *connection <= before));
+    for _ in 0..4 {
+        assert_eq!(send(&client, &replica.node).await, Verdict::Delivered);
+    }
+    let after = replica.connections();
+    assert!(after.iter().all(|connection| *connection > before), "{before}: {after:?}");
+}
+
+fn aged(age: Duration) -> Client {
+    let settings = Settings { connection_age: age, ..settings(Duration::from_secs(120)) };
+    let (policy, tls) = (Policy::new(None, None), Tls::default());
+    Client::new(&settings, policy, tls, Tokens::default()).unwrap()
+}
+
+#[tokio::test]
+async fn a_connection_is_replaced_at_its_age() {
+    let mut replica = Scripted::start(|_, _| Then::Answer(OK)).await;
+    // The age is over by the next request, whatever the machine does.
+    for (age, connections) in [(Duration::from_nanos(1), [0, 1, 2]), (Duration::ZERO, [3, 3, 3])] {
+        let client = aged(age);
+        for _ in 0..3 {
+            assert_eq!(send(&client, &replica.node).await, Verdict::Delivered);
+        }
+        assert_eq!(replica.connections(), connections, "{age:?}");
+    }
+}
+
+#[tokio::test]
+async fn answers_with_headers_that_others_read_are_read() {
+    for header in [
+        "X-Folded: one\r\n two\r\n\tthree",
+        "X-Space : before the colon",
+        "X Odd: a name with a space",
+        "no colon at all",
+        "X-Latin: caf\u{e9}",
+        ": no name",
+    ] {
+        let text = format!("HTTP/1.1 200 OK\r\n{header}\r\nContent-Length: 2\r\n\r\nok");
+        let peer = Peer::answering(&text).await;
+        assert_eq!(send(&patient(), &peer.node).await, Verdict::Delivered, "{header:?}");
+        let text = format!("HTTP/1.1 409 No\r\n{header}\r\nContent-Length: 4\r\n\r\nwhy?");
+        let peer = Peer::answering(&text).await;
+        let said = rejected_text(send(&patient(), &peer.node).await);
+        assert!(said.ends_with("409 Conflict: why?"), "{header:?}: {said}");
+    }
+}
+
+/// Reads requests slowly: a piece of the body each 20 ms.
+async fn slow_reader(pieces: usize) -> (Node, mpsc::UnboundedReceiver<(String, usize)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let node = Node::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let (seen, requests) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        let length: usize = header(&head, "content-length").unwrap().parse().unwrap();
+        let mut pace = tokio::time::interval(Duration::from_millis(20));
+        let (mut piece, mut read) = (vec![0; length.div_ceil(pieces)], 0);
+        while read < length {
+            pace.tick().await;
+            read += stream.read(&mut piece).await.unwrap();
+        }
+        seen.send((head, read)).unwrap();
+        stream.write_all(OK.as_bytes()).await.unwrap();
+    });
+    (node, requests)
+}
+
+fn large(bytes: usize) -> Task {
+    Task { value: Bytes::from(vec![b'v'; bytes]), ..set("k", b"") }
+}
+
+#[tokio::test]
+async fn a_large_value_may_take_longer_than_the_timeout_as_long_as_it_makes_progress() {
+    let (node, mut seen) = slow_reader(150).await;
+    let verdict = client(Duration::from_secs(1)).send(&node, &large(2 << 20), None, NOW).await;
+    assert_eq!(verdict, Verdict::Delivered);
+    let (head, read) = seen.try_recv().unwrap();
+    assert_eq!(read, 2 << 20);
+    assert_eq!(header(&head, "transfer-encoding"), None);
+}
+
+#[tokio::test]
+async fn a_large_value_arrives_whole() {
+    let mut peer = Peer::answering(OK).await;
+    for bytes in [64 << 10, (64 << 10) + 1, 1 << 20] {
+        let verdict = patient().send(&peer.node, &large(bytes), None, NOW).await;
+        assert_eq!(verdict, Verdict::Delivered);
+        let request = peer.seen().1;
+        assert_eq!(header(&request, "content-length"), Some(&*bytes.to_string()));
+        assert!(request.split("\r\n\r\n").nth(1).unwrap().bytes().all(|byte| byte == b'v'));
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_stops_reading_a_large_value_fails_in_bounded_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let node = Node::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let client = client(Duration::from_millis(200));
+    let verdict = client.send(&node, &large(100 << 10), None, NOW).await;
+    is_ambiguous(&verdict);
+    drop(listener);
+}
