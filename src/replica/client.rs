@@ -232,7 +232,7 @@ impl Client {
             return unanswered(&why, in_doubt);
         }
         let unsent = is_unsent(error);
-        let why = if error.is_timeout() {
+        let why = if error.is_timeout() && unsent {
             let within = humantime::format_duration(self.settings.request_timeout);
             format!("no answer within {within}")
         } else if unsent {

@@ -198,6 +198,27 @@ async fn a_connection_is_replaced_at_its_age() {
 }
 
 #[tokio::test]
+async fn a_name_is_looked_up_again_when_its_connection_is_old() {
+    let replica = Scripted::start(|_, _| Then::Answer(OK)).await;
+    let node = Node::parse(&replica.node.as_str().replace("127.0.0.1", "db.example")).unwrap();
+    for (age, lookups) in [(Duration::from_nanos(1), 3), (Duration::ZERO, 1)] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let lookup = move |_: &str| {
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(vec!["127.0.0.1".parse().unwrap()])
+        };
+        let settings = Settings { connection_age: age, ..settings(Duration::from_secs(120)) };
+        let (policy, tls, tokens) = (Policy::new(None, None), Tls::default(), Tokens::default());
+        let client = Client::resolving(&settings, policy, tls, tokens, Arc::new(lookup)).unwrap();
+        for _ in 0..3 {
+            assert_eq!(send(&client, &node).await, Verdict::Delivered);
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), lookups, "{age:?}");
+    }
+}
+
+#[tokio::test]
 async fn answers_with_headers_that_others_read_are_read() {
     for header in [
         "X-Folded: one\r\n two\r\n\tthree",
