@@ -13,6 +13,7 @@
 //! - [`daemon`]: where they meet. The loop around the engine; start, drain, stop.
 //! - [`metrics`]: every figure, by name.
 //! - [`traces`]: a write as spans, from its request to each replica.
+//! - [`text`]: text from outside, as it may be shown.
 //! - [`cli`], [`config`], [`commands`]: arguments, settings, and what the binary does.
 //! - [`faults`]: the steps at which a test can end the process; nothing in what is shipped.
 //! - `fuzzing`: what must hold for any input; not in what is shipped.
@@ -26,7 +27,7 @@
 //! goes back into the engine, and when the last replica has acknowledged, the committer removes
 //! the task from the disk.
 //!
-//! Who may know whom: `task`, `api` and `faults` know nobody; `access`, `policy` and `traces` know
+//! Who may know whom: `task`, `api`, `text` and `faults` know nobody; all may know `text`; `access`, `policy` and `traces` know
 //! `task`; `engine`, `store` and `replica` know `task` and not each other, `replica` the `policy` as
 //! well; `server` knows `task`, `api`, `access`, `metrics`, `policy`, `traces` and the daemon's handle; `daemon` knows all. A
 //! test holds that.
@@ -47,4 +48,5 @@ pub mod replica;
 pub mod server;
 pub mod store;
 pub mod task;
+pub mod text;
 pub mod traces;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::{Grant, Holder, Role, Stored, Tokens, TokensError, token};
 use crate::task::Node;
+use crate::text::unmarked;
 
 /// The longest list that is read, in bytes: some ten thousand tokens.
 const MAX_BYTES: u64 = 4 << 20;
@@ -35,7 +36,7 @@ pub(super) fn read(path: &Path) -> Result<Tokens, TokensError> {
 pub(super) fn parse(text: &str, file: &str) -> Result<Tokens, TokensError> {
     let mut tokens = Tokens::default();
     let mut names = HashSet::new();
-    for (index, line) in text.lines().enumerate() {
+    for (index, line) in unmarked(text).lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;

@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use crate::config;
 use crate::policy::{LineError, Own, Policy, Rule, rules};
 use crate::replica::{Client, Tls, TlsError, Tokens, TokensError};
+use crate::text::without_bom;
 
 /// The longest file that is read. A thousand replicas with tokens are a tenth of it.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -216,7 +217,7 @@ fn bytes(flag: &'static str, path: &Path, secret: bool) -> Result<Vec<u8>, Outbo
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(OutboundError::TooLong { flag, path: path.to_owned() });
     }
-    Ok(bytes)
+    Ok(without_bom(&bytes).to_vec())
 }
 
 /// What of its mode a secret file may not have. Where systemd hands it over (`LoadCredential=`), what

@@ -75,6 +75,7 @@ fn find(name: &str) -> Option<File> {
         "operations.js" => script(include_str!("page/operations.js")),
         "overview.js" => script(include_str!("page/overview.js")),
         "pages.js" => script(include_str!("page/pages.js")),
+        "plain.js" => script(include_str!("page/plain.js")),
         "plot.js" => script(include_str!("page/plot.js")),
         "replicas.js" => script(include_str!("page/replicas.js")),
         "tasks.js" => script(include_str!("page/tasks.js")),

@@ -18,6 +18,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::text::without_bom;
+
 /// How long a client that was refused in its handshake may take to go away.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -133,8 +135,9 @@ fn fingerprint(certificate: &CertificateDer<'_>) -> String {
 fn config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(crypto::ring::default_provider());
     let shown = certificates(&files.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|error| unreadable("a private key", &files.key, &error))?;
+    let what = "a private key";
+    let key = PrivateKeyDer::from_pem_slice(&read(what, &files.key)?)
+        .map_err(|error| unreadable(what, &files.key, &error))?;
     let pair = |source| TlsError::Pair {
         certificate: files.certificate.clone(),
         key: files.key.clone(),
@@ -166,12 +169,17 @@ fn config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let what = "certificates";
-    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
-    let read: Vec<_> = read.map_err(|error| unreadable(what, file, &error))?;
-    if read.is_empty() {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(what, file)?).collect();
+    let found = found.map_err(|error| unreadable(what, file, &error))?;
+    if found.is_empty() {
         return Err(unreadable(what, file, &"there are none"));
     }
-    Ok(read)
+    Ok(found)
+}
+
+fn read(what: &'static str, file: &Path) -> Result<Vec<u8>, TlsError> {
+    let bytes = std::fs::read(file).map_err(|error| unreadable(what, file, &error))?;
+    Ok(without_bom(&bytes).to_vec())
 }
 
 fn unreadable(what: &'static str, file: &Path, why: &dyn std::fmt::Display) -> TlsError {

@@ -11,6 +11,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 
+use crate::text;
+
 /// How many entries of a list are kept; one more is read as a sign that there are too many.
 pub(super) const MAX_ENTRIES: usize = 1024;
 
@@ -93,8 +95,8 @@ impl fmt::Display for Json<'_> {
 /// A text in quotes, escaped, and cut where it is long.
 pub(super) fn shown(text: &str) -> String {
     match text.char_indices().nth(SHOWN_CHARS) {
-        None => format!("{text:?}"),
-        Some((end, _)) => format!("{:?}…", text.get(..end).unwrap_or_default()),
+        None => text::quoted(text),
+        Some((end, _)) => text::quoted(text.get(..end).unwrap_or_default()) + "…",
     }
 }
 
@@ -116,11 +118,10 @@ pub(super) fn plain(sentence: &str) -> String {
         match c {
             _ if at == 2 * SHOWN_CHARS && !kept(at) => plain.push('…'),
             _ if !kept(at) => {}
-            c if c.is_control() => plain.extend(c.escape_default()),
             c => plain.push(c),
         }
     }
-    plain
+    text::plain(&plain).into_owned()
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {

@@ -28,6 +28,7 @@ use super::directory::Directory;
 use super::error::{Failure, OpenError, guarded};
 use super::{CREATING, Settings, barrier, migrate};
 use crate::task::{Progress, TaskId};
+use crate::text::{plain, unmarked};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing;
@@ -304,8 +305,7 @@ struct Lines<'a> {
 impl Lines<'_> {
     fn wrong(&self, what: &str) -> Wrong {
         // Texts of the file stand in it: on one line, whatever they are, and not all of them.
-        let plain = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-        Wrong::Line(self.number, what.chars().map(plain).take(MAX_ERROR_CHARS).collect())
+        Wrong::Line(self.number, plain(what).chars().take(MAX_ERROR_CHARS).collect())
     }
 
     fn text(&mut self) -> Result<Option<String>, Wrong> {
@@ -315,6 +315,8 @@ impl Lines<'_> {
         match read.map_err(|error| self.wrong(&format!("cannot be read: {error}")))? {
             0 => Ok(None),
             _ if !text.ends_with('\n') => Err(self.wrong("it is cut")),
+            // An editor on the way may have put a mark before the first line.
+            _ if self.number == 1 => Ok(Some(unmarked(&text).to_owned())),
             _ => Ok(Some(text)),
         }
     }

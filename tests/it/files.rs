@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::support::daemon::command;
+use crate::support::tls::Authority;
 use crate::support::{Behaviour, Daemon, Replica, set};
 
 fn run(args: &[&str], dir: &Path) -> Output {
@@ -209,4 +210,57 @@ fn the_memory_of_the_daemon_goes_into_no_core_dump() {
     }
     let daemon = "exec \"$0\" --port 0 --data-dir \"$1/data\"";
     assert!(!dumps_core(daemon, temp.path()));
+}
+
+/// As some editors and shells write files.
+#[tokio::test]
+async fn a_mark_before_a_file_is_not_part_of_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let marked = |name: &str, text: &str| {
+        let path = temp.path().join(name);
+        fs::write(&path, format!("\u{feff}{text}")).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let authority = Authority::new("authority");
+    let server = authority.issue("127.0.0.1");
+    let made =
+        command().args(["token", "new", "--name", "a", "--role", "observe"]).output().unwrap();
+    let line = String::from_utf8(made.stderr).unwrap();
+    let tokens = marked("tokens", &format!("{}\n", line.lines().nth(1).unwrap()));
+    let token = marked("token", &String::from_utf8(made.stdout).unwrap());
+    let rules = marked("rules", "127.0.0.0/8:1-65535\n");
+    let ours = marked("ours", "http://127.0.0.1:8081 secret\n");
+    let ca = marked("ca.pem", &authority.pem());
+    let (cert, key) = (marked("cert.pem", &server.certificate), marked("key.pem", &server.key));
+    let mut daemon = Daemon::start(&[
+        "--auth-file",
+        &tokens,
+        "--allow-replica-file",
+        &rules,
+        "--replica-token-file",
+        &ours,
+        "--replica-ca",
+        &ca,
+        "--replica-cert",
+        &cert,
+        "--replica-key",
+        &key,
+        "--tls-cert",
+        &cert,
+        "--tls-key",
+        &key,
+    ])
+    .await;
+    let mut status = command();
+    status.args(["status", "--token-file", &token, "--ca-file", &ca, "--url"]);
+    let asked = status.arg(daemon.url("")).output().unwrap();
+    assert!(asked.status.success(), "{asked:?}");
+    assert!(daemon.terminate().await.success());
+
+    // An export that went through an editor is imported all the same.
+    let export = run(&["export"], daemon.dir());
+    let file = marked("export", &String::from_utf8(export.stdout).unwrap());
+    let imported = run(&["import", "--input", &file], &temp.path().join("fresh"));
+    assert!(imported.status.success(), "{imported:?}");
 }

@@ -20,6 +20,7 @@ use url::Url;
 
 use crate::cli::operate::ConnectArgs;
 use crate::replica::{Peer, Tls, TlsError, install_crypto, never_written, wrong_certificate};
+use crate::text::{unmarked, without_bom};
 
 /// The largest answer that is read: a page of a thousand tasks with the longest keys and many
 /// replicas is about half of it.
@@ -323,7 +324,8 @@ fn tls(args: &ConnectArgs) -> Result<Tls, SetupError> {
 
 fn read(file: &Path, flag: &'static str) -> Result<Vec<u8>, SetupError> {
     let file_name = || file.display().to_string();
-    std::fs::read(file).map_err(|source| SetupError::File { file: file_name(), flag, source })
+    let read = std::fs::read(file).map(|bytes| without_bom(&bytes).to_vec());
+    read.map_err(|source| SetupError::File { file: file_name(), flag, source })
 }
 
 /// Sends it, again where nothing of it was written because the connection was lost. Nobody has
@@ -369,7 +371,7 @@ fn token(args: &ConnectArgs) -> Result<Option<HeaderValue>, SetupError> {
             }
         },
     };
-    let text = text.trim();
+    let text = unmarked(&text).trim();
     let visible = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
     match HeaderValue::try_from(format!("Bearer {text}")) {
         Ok(mut value) if visible => {

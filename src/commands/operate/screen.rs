@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::daemon::wall_clock;
 use crate::task::Timestamp;
+use crate::text::{json, plain};
 
 /// Standard output and standard error, or what stands for them in a test.
 pub(super) struct Screen {
@@ -68,7 +69,7 @@ impl Screen {
 
     /// Prints a line of JSON.
     pub(super) fn json(&mut self, value: &Value) -> io::Result<()> {
-        self.print(&format!("{value}\n"))
+        self.print(&json(&format!("{value}\n")))
     }
 
     /// Prints the one or the other.
@@ -79,7 +80,7 @@ impl Screen {
     /// Tells something beside that. Where nobody can hear it there is nobody else to tell.
     pub(super) fn tell(&mut self, text: &str) {
         self.wipe();
-        let _ = writeln!(self.err, "replicator: {text}");
+        let _ = writeln!(self.err, "replicator: {}", plain(text));
     }
 
     /// Draws a line over the one before; nothing where nobody watches.

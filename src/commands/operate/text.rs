@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::task::Timestamp;
+use crate::text::plain;
 
 /// The widest that a text from outside may be in a table, in columns.
 const MAX_CELL: usize = 48;
@@ -52,21 +53,7 @@ impl Table {
 /// A text from outside that can do nothing to a terminal: keys and the errors of replicas may hold
 /// anything.
 pub(super) fn clean(text: &str) -> String {
-    let mut cleaned = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            // Marks that turn the direction of writing, or that nobody sees.
-            '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}'
-            | '\u{feff}' => {
-                cleaned.extend(c.escape_unicode());
-            }
-            c if c.is_control() => cleaned.extend(c.escape_default()),
-            c => cleaned.push(c),
-        }
-    }
-    cleaned
+    plain(text).into_owned()
 }
 
 /// The same for a table: shortened in its middle, as both ends tell.

@@ -1,28 +1,37 @@
 // The few helpers that stand between the page and its elements.
 
+import { plain } from './plain.js';
+
+/** Attributes that people read. */
+const READ = ['title', 'aria-label'];
+
+const shown = (child) => (typeof child === 'string' ? plain(child) : child);
+
 /**
  * Makes an element. Whatever is a string goes in as text, never as markup: keys and errors come
- * from outside.
+ * from outside. What cannot be seen in it is escaped.
  */
 export function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
-    else node.setAttribute(name, value === true ? '' : value);
+    else setAttribute(node, name, value === true ? '' : value);
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
+  node.append(...children.filter((child) => child !== null && child !== undefined).map(shown));
   return node;
 }
 
 export const byId = (id) => document.getElementById(id);
 
 /** Sets the text only where it differs, so that what is selected or read aloud is left alone. */
-export function setText(node, text) {
+export function setText(node, raw) {
+  const text = shown(raw);
   if (node.textContent !== text) node.textContent = text;
 }
 
-export function setAttribute(node, name, value) {
+export function setAttribute(node, name, raw) {
+  const value = READ.includes(name) ? shown(raw) : raw;
   if (value === null || value === undefined) node.removeAttribute(name);
   else if (node.getAttribute(name) !== value) node.setAttribute(name, value);
 }
@@ -80,7 +89,7 @@ export function fill(form, values) {
     const value = values[field.name] ?? '';
     // A replica that a link names may not be known here yet.
     if (field.tagName === 'SELECT' && ![...field.options].some((o) => o.value === value)) {
-      field.append(new Option(value, value));
+      field.append(new Option(plain(value), value));
     }
     field.value = value;
   }

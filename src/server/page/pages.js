@@ -1,7 +1,7 @@
 // A list that comes in pages: its filter, its note, forward and back.
 
 import { page, query } from './api.js';
-import { byId, el, fill, filled } from './dom.js';
+import { byId, el, fill, filled, setText } from './dom.js';
 
 export const PAGE = 50;
 
@@ -53,9 +53,7 @@ export class Pages {
     const { path, name, note, table, draw, empty } = this.#options;
     this.#turn += 1;
     const turn = this.#turn;
-    const say = (text) => {
-      byId(note).textContent = text;
-    };
+    const say = (text) => setText(byId(note), text);
     if (byId(table).hidden) say('Loading…');
     let found;
     try {

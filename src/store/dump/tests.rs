@@ -176,7 +176,7 @@ fn a_cut_or_wrong_file_is_refused_by_its_line_and_leaves_no_store() {
         (text.replacen("\"value\":\"", "\"value\":\"!", 1), "line 2: \"value\": "),
         (text.replacen("\"key-1\"", "\"..\"", 1), "line 2: \"key\" must not be \"..\""),
         (text.replacen("\"user_id\"", "\"user\"", 1), "line 2: unknown field `user`"),
-        (text.replacen("\"user_id\"", "\"\\u001b[2J\"", 1), "line 2: unknown field `\u{fffd}[2J`"),
+        (text.replacen("\"user_id\"", "\"\\u001b[2J\"", 1), "line 2: unknown field `\\u{1b}[2J`"),
         (
             text.replacen("http://node-1:8001", "HTTP://node-0:8000", 1),
             "line 2: \"replicas\" names http://node-0:8000/base twice",

@@ -1,0 +1,150 @@
+//! Text from outside, on its way to a log, a terminal or an error; and what stands before it in files.
+//!
+//! Keys, paths and the errors of replicas may hold anything: what moves the cursor, turns the
+//! direction of writing, breaks a line or cannot be seen. All of it is shown as an escape, by
+//! [`is_odd`] alone, so that a log, a terminal and an error agree. The page has the same rule
+//! (`server/page/plain.js`).
+
+use std::borrow::Cow;
+
+/// What an editor may put before a text in UTF-8.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// Whether a character cannot be shown as it is: controls, format characters (those of direction,
+/// joiners, tags), separators of lines and paragraphs, spaces other than the plain one, private use,
+/// what is not assigned, and all else that has no shape of its own.
+#[must_use]
+pub fn is_odd(c: char) -> bool {
+    match c {
+        ' '..='~' => false,
+        // Shown by nobody and assigned all the same: joiners, fillers, selectors of variants.
+        '\u{34f}'
+        | '\u{115f}'..='\u{1160}'
+        | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}'
+        | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}'
+        | '\u{ffa0}'
+        | '\u{e0000}'..='\u{e0fff}' => true,
+        // The standard library knows Unicode's categories by what it escapes in the middle of a text;
+        // at its beginning it would escape accents too.
+        c => {
+            let mut text = [b'a'; 5];
+            let bytes = c.encode_utf8(&mut text[1..]).len();
+            let text = std::str::from_utf8(text.get(..=bytes).unwrap_or_default());
+            text.unwrap_or_default().escape_debug().count() > 2
+        }
+    }
+}
+
+/// A text that is one line and does nothing to what shows it: everything odd is escaped.
+#[must_use]
+pub fn plain(text: &str) -> Cow<'_, str> {
+    escaped(text, is_odd, |c, plain| match c {
+        '\n' | '\r' | '\t' => plain.extend(c.escape_default()),
+        c => plain.extend(c.escape_unicode()),
+    })
+}
+
+/// The same text in quotes.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    plain(&format!("{text:?}")).into_owned()
+}
+
+/// A line of the log or of a terminal. It may be coloured: its escapes stay where `coloured`.
+#[must_use]
+pub fn line(text: &str, coloured: bool) -> Cow<'_, str> {
+    let odd = |c| is_odd(c) && !(coloured && c == '\u{1b}');
+    escaped(text, odd, |c, plain| match c {
+        '\n' | '\r' | '\t' => plain.extend(c.escape_default()),
+        c => plain.extend(c.escape_unicode()),
+    })
+}
+
+/// The same JSON with everything odd in its texts as an escape of JSON. What is below the space
+/// stands between them.
+#[must_use]
+pub fn json(text: &str) -> Cow<'_, str> {
+    let odd = |c| c >= ' ' && is_odd(c);
+    escaped(text, odd, |c, plain| {
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            *plain += &format!("\\u{unit:04x}");
+        }
+    })
+}
+
+fn escaped(
+    text: &str,
+    odd: impl Fn(char) -> bool,
+    escape: impl Fn(char, &mut String),
+) -> Cow<'_, str> {
+    if !text.chars().any(&odd) {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if odd(c) { escape(c, &mut plain) } else { plain.push(c) }
+    }
+    Cow::Owned(plain)
+}
+
+/// What is in a file, without the mark that some editors put before it.
+#[must_use]
+pub fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BOM).unwrap_or(bytes)
+}
+
+/// The same of a text.
+#[must_use]
+pub fn unmarked(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_invisible_or_does_something_is_left_as_it_is() {
+        let kinds = [
+            "\0\u{7}\u{1b}\u{7f}\u{80}\u{9b}\u{9f}\n\r\t",
+            "\u{ad}\u{61c}\u{600}\u{6dd}\u{180e}\u{200b}\u{200d}\u{200e}\u{202a}\u{202e}\u{2028}\u{2029}",
+            "\u{2060}\u{2064}\u{2066}\u{2069}\u{206f}\u{feff}\u{fff9}\u{fffb}\u{110bd}\u{1d173}\u{1bca0}",
+            "\u{e0001}\u{e0020}\u{e0041}\u{e007f}\u{e0100}\u{e01ef}\u{e000}\u{f8ff}\u{f0000}\u{10fffd}",
+            "\u{34f}\u{115f}\u{1160}\u{17b4}\u{180b}\u{3164}\u{fe00}\u{fe0f}\u{ffa0}",
+            "\u{a0}\u{2003}\u{3000}\u{378}\u{ffff}\u{10ffff}",
+        ];
+        for c in kinds.concat().chars() {
+            assert!(is_odd(c), "{c:?}");
+            let text = format!("a{c}b");
+            let (shown, quoted) = (plain(&text), quoted(&text));
+            assert!(!shown.chars().any(is_odd) && shown.contains('\\'), "{shown:?}");
+            assert!(!quoted.chars().any(is_odd), "{quoted:?}");
+            let json_text = serde_json::to_string(&text).unwrap();
+            let json = json(&json_text);
+            assert!(!json.chars().any(is_odd), "{json:?}");
+            assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn what_people_write_is_left_as_it_is() {
+        for text in
+            ["", "a b~", "clé/e\u{301}", "日本語", "עברית", "한국어", "हिन्दी", "🦀", "\"\\'"]
+        {
+            assert!(matches!(plain(text), Cow::Borrowed(_)), "{text}");
+        }
+        assert_eq!(plain("a\u{1b}[2J\n\u{202e}"), "a\\u{1b}[2J\\n\\u{202e}");
+        assert_eq!(quoted("a\"\u{ad}\n"), "\"a\\\"\\u{ad}\\n\"");
+        assert_eq!(line("\u{1b}[31mred\u{61c}", true), "\u{1b}[31mred\\u{61c}");
+        assert_eq!(json("{\"k\":\"\u{e0041}\"}\n"), "{\"k\":\"\\udb40\\udc41\"}\n");
+    }
+
+    #[test]
+    fn a_mark_before_a_text_is_not_part_of_it() {
+        assert_eq!(without_bom("\u{feff}a\u{feff}".as_bytes()), "a\u{feff}".as_bytes());
+        assert_eq!(without_bom(b"\xef\xbb"), b"\xef\xbb");
+        assert_eq!(unmarked("\u{feff}a"), "a");
+    }
+}
