@@ -3,60 +3,102 @@
 //! Exit codes: 0 all is well; 1 it could not be done, the reason is on standard error; 2 the
 //! arguments are wrong. Those of the commands that ask a running daemon are in [`operate`].
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command prints is what it is for"
-)]
-
 use std::error::Error;
+use std::ffi::OsString;
 use std::fmt::Display;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, error::ErrorKind};
-use tokio::runtime::Runtime;
-use tracing::error;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tokio::runtime::Builder;
 
-use crate::cli::{Cli, Command, DaemonArgs, LogFormat, StoreArgs};
+use crate::cli::environment::{self, Given, Refused, Variables};
+use crate::cli::{Cli, Command, DaemonArgs, StoreArgs};
 use crate::config::Config;
 use crate::daemon::wall_clock;
+use crate::log::{self, Log};
 use crate::store;
+use output::fail;
 
 mod check;
 mod demo;
 mod dump;
 mod generate;
 mod operate;
+mod output;
 mod serve;
+mod threads;
 mod token;
 
 /// Does what the command line asks for.
 #[must_use]
-pub fn run(cli: Cli) -> ExitCode {
-    protect(cli.command.as_ref());
-    let runtime = match Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("cannot start the runtime: {error}")),
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let Given { cli, variables } = match environment::read(args) {
+        Ok(given) => given,
+        Err(refused) => return refuse(&refused),
     };
-    let code = match cli.command {
-        None => with_config(&cli.daemon, |config| runtime.block_on(serve::run(config))),
-        Some(Command::Status(args)) => runtime.block_on(operate::status(&args)),
-        Some(Command::Replicas(args)) => runtime.block_on(operate::replicas(&args)),
-        Some(Command::Tasks(args)) => runtime.block_on(operate::tasks(&args)),
-        Some(Command::DeadLetters(args)) => runtime.block_on(operate::dead_letters(&args)),
-        Some(Command::Barrier(args)) => runtime.block_on(operate::barrier(&args)),
-        Some(Command::Top(args)) => runtime.block_on(operate::top(&args)),
+    protect(cli.command.as_ref());
+    match cli.command {
+        None => daemon(&cli.daemon, &variables),
+        Some(Command::Status(args)) => ask(operate::status(&args)),
+        Some(Command::Replicas(args)) => ask(operate::replicas(&args)),
+        Some(Command::Tasks(args)) => ask(operate::tasks(&args)),
+        Some(Command::DeadLetters(args)) => ask(operate::dead_letters(&args)),
+        Some(Command::Barrier(args)) => ask(operate::barrier(&args)),
+        Some(Command::Top(args)) => ask(operate::top(&args)),
         Some(Command::Token(args)) => token::run(&args),
         Some(Command::Completions(args)) => generate::completions(&args),
         Some(Command::Man(args)) => generate::man(&args),
-        Some(Command::Demo(args)) => runtime.block_on(demo::run(&args)),
-        Some(Command::Check(args)) => check::run(&args),
-        Some(Command::Export(args)) => dump::export(&args),
-        Some(Command::Import(args)) => dump::import(&args),
-        Some(Command::DemoReplica(args)) => runtime.block_on(demo::replica::run(&args)),
-    };
+        Some(Command::Demo(args)) => service(demo::run(&args)),
+        Some(Command::Check(args)) => with_store(|| check::run(&args)),
+        Some(Command::Export(args)) => with_store(|| dump::export(&args)),
+        Some(Command::Import(args)) => with_store(|| dump::import(&args)),
+        Some(Command::DemoReplica(args)) => service(demo::replica::run(&args)),
+    }
+}
+
+/// Prints why the command line is refused, or the help that it asked for.
+fn refuse(refused: &Refused) -> ExitCode {
+    let code = u8::try_from(refused.error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+    let printed = refused.error.print().and_then(|()| std::io::stdout().flush());
+    if let Some(hint) = &refused.hint {
+        output::say(hint);
+    }
+    match refused.error.use_stderr() {
+        true => code,
+        false => output::ended(printed.map_err(Into::into), code),
+    }
+}
+
+/// Runs a command that asks a daemon.
+fn ask(command: impl Future<Output = ExitCode>) -> ExitCode {
+    run_on(&mut Builder::new_current_thread(), threads::OF_CLIENT, async { Ok(command.await) })
+        .unwrap_or_else(|why| fail(&why))
+}
+
+/// Runs a command that serves.
+fn service(command: impl Future<Output = ExitCode>) -> ExitCode {
+    run_on(&mut Builder::new_multi_thread(), threads::of_daemon(), async { Ok(command.await) })
+        .unwrap_or_else(|why| fail(&why))
+}
+
+/// Runs a tool that opens a store.
+fn with_store(tool: impl FnOnce() -> ExitCode) -> ExitCode {
+    match threads::check(threads::OF_STORE) {
+        Ok(()) => tool(),
+        Err(why) => fail(&why),
+    }
+}
+
+fn run_on(
+    runtime: &mut Builder,
+    threads: usize,
+    command: impl Future<Output = Result<ExitCode, String>>,
+) -> Result<ExitCode, String> {
+    threads::check(threads)?;
+    let runtime = runtime.enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let code = runtime.block_on(command);
     // What is still blocked on a disk that hangs must not keep the process from its end.
     runtime.shutdown_background();
     code
@@ -85,59 +127,34 @@ fn protect(command: Option<&Command>) {
     }
 }
 
-/// Runs `command` with a log. Where it fails, it gives the reason.
-fn with_config(
-    args: &DaemonArgs,
-    command: impl FnOnce(&Config) -> Result<ExitCode, String>,
-) -> ExitCode {
+/// Runs the daemon with a log. Where it does not start, the reason is the last line.
+fn daemon(args: &DaemonArgs, variables: &Variables) -> ExitCode {
+    let wrong = |why: &dyn Display| {
+        let error = Cli::command().error(ErrorKind::ValueValidation, why);
+        refuse(&Refused { error, hint: variables.blame(&why.to_string()) })
+    };
     let config = match Config::from_args(args) {
         Ok(config) => config,
-        Err(errors) => {
-            eprintln!("{}", Cli::command().error(ErrorKind::ValueValidation, errors));
-            return ExitCode::from(2);
+        Err(errors) => return wrong(&errors),
+    };
+    let filter = match log::filter(&args.log) {
+        Ok(filter) => filter,
+        Err(why) => return wrong(&why),
+    };
+    let log = match Log::to_stderr(filter, args.log_format) {
+        Ok(log) => log,
+        Err(error) => {
+            let why = threads::check(threads::of_daemon()).err();
+            return fail(&why.unwrap_or_else(|| format!("cannot start the log: {error}")));
         }
     };
-    match filter(&args.log) {
-        Ok(filter) => log_to_stderr(filter, args.log_format),
-        Err(error) => {
-            eprintln!("{}", Cli::command().error(ErrorKind::ValueValidation, error));
-            return ExitCode::from(2);
-        }
-    }
-    match (command(&config), args.log_format) {
-        (Ok(code), _) => code,
-        (Err(why), LogFormat::Text) => fail(&why),
-        // Whoever reads the log of a daemon by machine is not to meet a line of another kind.
-        (Err(why), LogFormat::Json) => {
-            error!("{why}");
+    let daemon = serve::run(&config);
+    match run_on(&mut Builder::new_multi_thread(), threads::of_daemon(), daemon) {
+        Ok(code) => code,
+        Err(why) => {
+            let hint = variables.blame(&why).map_or_else(String::new, |hint| format!(" ({hint})"));
+            log.fail(&format!("{why}{hint}"));
             ExitCode::FAILURE
-        }
-    }
-}
-
-/// A bare word that is no level would be the filter of a part of that name, of which there is none:
-/// with `warning` nothing would be logged at all.
-fn filter(text: &str) -> Result<EnvFilter, String> {
-    let wrong = |why: &dyn Display| format!("--log {text:?} is no filter: {why}");
-    let is_level = |word: &str| word.is_empty() || word.parse::<LevelFilter>().is_ok();
-    match text.split(',').find(|word| !word.contains('=') && !is_level(word)) {
-        Some(word) => Err(wrong(&format!(
-            "{word:?} is no level (error, warn, info, debug, trace), and a part is PART=LEVEL"
-        ))),
-        None => EnvFilter::try_new(text).map_err(|error| wrong(&error)),
-    }
-}
-
-fn log_to_stderr(filter: EnvFilter, format: LogFormat) {
-    use std::io::IsTerminal;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => {
-            log.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
-            std::panic::set_hook(Box::new(|panic| {
-                error!(panic = panic.to_string(), "a part of the process has panicked");
-            }));
         }
     }
 }
@@ -153,11 +170,6 @@ fn store_settings(args: &StoreArgs) -> store::Settings {
     }
 }
 
-fn fail(error: &dyn Display) -> ExitCode {
-    eprintln!("replicator: {error}");
-    ExitCode::FAILURE
-}
-
 /// An error with its causes, in one line. A cause that its error has told already is left out.
 fn whole(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -170,20 +182,4 @@ fn whole(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_word_that_is_no_level_is_no_filter_of_a_part_that_does_not_exist() {
-        for text in ["info", "WARN", "off", "3", "warn,audit=info", "info,a::b[span]=debug", ""] {
-            assert!(filter(text).is_ok(), "{text}");
-        }
-        for text in ["verbose", "warning", "info,verbose", "a=b=c"] {
-            let error = filter(text).unwrap_err();
-            assert!(error.starts_with(&format!("--log {text:?} is no filter: ")), "{error}");
-        }
-    }
 }

@@ -13,6 +13,7 @@
 //! - [`daemon`]: where they meet. The loop around the engine; start, drain, stop.
 //! - [`metrics`]: every figure, by name.
 //! - [`traces`]: a write as spans, from its request to each replica.
+//! - [`log`]: lines on standard error, which nothing waits for.
 //! - [`text`]: text from outside, as it may be shown.
 //! - [`cli`], [`config`], [`commands`]: arguments, settings, and what the binary does.
 //! - [`faults`]: the steps at which a test can end the process; nothing in what is shipped.
@@ -42,6 +43,7 @@ pub mod engine;
 pub mod faults;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod log;
 pub mod metrics;
 pub mod policy;
 pub mod replica;

@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use replicator::cli::Cli;
 use replicator::commands;
 
 fn main() -> ExitCode {
-    commands::run(Cli::parse())
+    commands::run(std::env::args_os())
 }

@@ -76,6 +76,8 @@ pub struct Snapshot {
     pub store_failed: bool,
     /// For how long the store has not answered; 0 while it does.
     pub store_stalled_seconds: f64,
+    /// Lines of the log that nothing took, since the start.
+    pub log_lines_dropped: u64,
     /// Refused writes by reason.
     pub refusals: Vec<(&'static str, u64)>,
     /// Answers to writes by status.
@@ -263,6 +265,12 @@ const METRICS: &[Metric] = &[
         Level,
         "For how long the store has not answered and new writes are refused; 0 while it answers.",
         |s| s.store_stalled_seconds,
+    ),
+    (
+        "replicator_log_lines_dropped_total",
+        Counter,
+        "Lines of the log that were dropped, because nothing read them or they could not be written.",
+        |s| s.log_lines_dropped as f64,
     ),
     (
         "replicator_disk_low",
@@ -477,6 +485,7 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
         "store_live_bytes": snapshot.store_live_bytes,
         "store_rewrites_total": snapshot.store_rewrites,
         "quarantined_rows": snapshot.quarantined_rows,
+        "log_lines_dropped_total": snapshot.log_lines_dropped,
     })
 }
 

@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::{fail, store_settings, whole};
+use super::output::{self, fail};
+use super::{store_settings, whole};
 use crate::cli::CheckArgs;
 use crate::store::{self, Checked};
+use crate::text::plain;
 
 /// Looks at the store and reports on standard output.
 pub(super) fn run(args: &CheckArgs) -> ExitCode {
@@ -14,13 +16,10 @@ pub(super) fn run(args: &CheckArgs) -> ExitCode {
         Ok(checked) => checked,
         Err(error) => return fail(&whole(&error)),
     };
-    if args.json {
-        println!("{}", to_json(&checked));
-    } else {
-        print!("{}", to_text(&checked));
-    }
+    let report = if args.json { format!("{}\n", to_json(&checked)) } else { to_text(&checked) };
     let well = checked.problems.is_empty() || checked.repaired.is_some();
-    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let code = if well { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    output::ended(output::print(report.as_bytes()), code)
 }
 
 fn to_json(checked: &Checked) -> serde_json::Value {
@@ -87,5 +86,5 @@ fn to_text(checked: &Checked) -> String {
         }
     };
     lines.push(verdict);
-    lines.join("\n") + "\n"
+    lines.iter().map(|line| format!("{}\n", plain(line))).collect()
 }

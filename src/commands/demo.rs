@@ -4,17 +4,18 @@
 //! One of the replicas is stopped and started again on the way.
 
 use std::error::Error;
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::output::{self, Unprinted, fail, line};
 use super::serve::Signals;
-use super::{fail, whole};
-use crate::cli::{Cli, DemoArgs};
+use super::whole;
+use crate::cli::{DemoArgs, environment};
 use crate::config::Config;
 use crate::daemon::{Accepted, Daemon, Handle, Refusal, wall_clock};
 use crate::metrics::Snapshot;
@@ -31,11 +32,14 @@ pub(super) async fn run(args: &DemoArgs) -> ExitCode {
     let dir = std::env::temp_dir().join(format!("replicator-demo-{}", std::process::id()));
     let told = tell(args, &dir).await;
     if let Err(error) = std::fs::remove_dir_all(&dir) {
-        eprintln!("replicator: cannot remove {}: {error}", dir.display());
+        output::say(&format!("replicator: cannot remove {}: {error}", dir.display()));
     }
     match told {
         Ok(code) => code,
-        Err(error) => fail(&whole(&*error)),
+        Err(error) => match error.downcast::<Unprinted>() {
+            Ok(error) => output::ended(Err(*error), ExitCode::SUCCESS),
+            Err(error) => fail(&whole(&*error)),
+        },
     }
 }
 
@@ -51,45 +55,57 @@ async fn tell(args: &DemoArgs, dir: &std::path::Path) -> Result<ExitCode, Box<dy
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
     let story = Story { handle: daemon.handle().clone(), replicas };
-    println!("The replicator listens on http://{}", daemon.address());
-    println!("and keeps what it accepts in {} until it is delivered.", dir.display());
+    let told = show(args, dir, &daemon, story, &mut signals).await;
+    daemon.stop().await?;
+    told
+}
+
+async fn show(
+    args: &DemoArgs,
+    dir: &std::path::Path,
+    daemon: &Daemon,
+    story: Story,
+    signals: &mut Signals,
+) -> Result<ExitCode, Box<dyn Error>> {
+    line(format_args!("The replicator listens on http://{}", daemon.address()))?;
+    line(format_args!("and keeps what it accepts in {} until it is delivered.", dir.display()))?;
     for replica in &story.replicas {
-        println!("Replica {} listens on {}", replica.name, replica.node);
+        line(format_args!("Replica {} listens on {}", replica.name, replica.node))?;
     }
     let (agree, replicas) = story.run().await?;
 
     if !args.exit {
-        print_invitation(&daemon, &replicas);
+        print_invitation(daemon, &replicas)?;
         signals.next().await;
-        println!("\nDraining.");
+        line(format_args!("\nDraining."))?;
     }
-    daemon.stop().await?;
     Ok(if agree { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The daemon as everyone starts it, but on any free port, with a directory of its own and retries
 /// that a person can watch.
 fn config(dir: &std::path::Path) -> Result<Config, Box<dyn Error>> {
-    let mut cli = Cli::try_parse_from(["replicator", "--port", "0", "--retry-base", "300ms"])?;
+    let mut cli =
+        environment::read_arguments(&["replicator", "--port", "0", "--retry-base", "300ms"])?;
     cli.daemon.data_dir = dir.to_owned();
     Ok(Config::from_args(&cli.daemon)?)
 }
 
-fn print_invitation(daemon: &Daemon, replicas: &[DemoReplica]) {
+fn print_invitation(daemon: &Daemon, replicas: &[DemoReplica]) -> Result<(), Unprinted> {
     let nodes: Vec<_> = replicas.iter().map(|replica| format!("\"{}\"", replica.node)).collect();
     let (url, nodes) = (format!("http://{}", daemon.address()), nodes.join(","));
     let first = replicas.first().map_or("", |replica| replica.node.as_str());
-    println!("\nIt is yours until Ctrl-C. Try:\n");
-    println!(
+    line(format_args!("\nIt is yours until Ctrl-C. Try:\n"))?;
+    line(format_args!(
         "  curl -i {url}/replicate -d '{{\"key\":\"hello\",\"value\":\"world!\",\"operation\":\"SET\",\"replica_nodes\":[{nodes}]}}'"
-    );
-    println!("  curl -i {first}/store/hello");
-    println!(
+    ))?;
+    line(format_args!("  curl -i {first}/store/hello"))?;
+    line(format_args!(
         "  curl -i {url}/replicate -d '{{\"key\":\"hello\",\"operation\":\"DELETE\",\"consistency\":\"strong\",\"replica_nodes\":[{nodes}]}}'"
-    );
-    println!("  curl {url}/metrics");
-    println!("  curl -H 'Accept: text/plain' {url}/metrics");
-    println!("  curl {url}/health");
+    ))?;
+    line(format_args!("  curl {url}/metrics"))?;
+    line(format_args!("  curl -H 'Accept: text/plain' {url}/metrics"))?;
+    line(format_args!("  curl {url}/health"))
 }
 
 struct Story {
@@ -99,49 +115,51 @@ struct Story {
 
 impl Story {
     async fn run(mut self) -> Result<(bool, Vec<DemoReplica>), Box<dyn Error>> {
-        println!(
+        line(format_args!(
             "\n1. An eventual write is accepted once it is on disk, and delivered behind the answer."
-        );
-        self.write("greeting", Some("hello"), None, Consistency::Eventual).await;
-        self.until_all_hold("greeting", Some("hello")).await;
+        ))?;
+        self.write("greeting", Some("hello"), None, Consistency::Eventual).await?;
+        self.until_all_hold("greeting", Some("hello")).await?;
 
-        println!("\n2. A strong write is answered once a majority has it.");
-        self.write("answer", Some("42"), None, Consistency::Strong).await;
-        self.until_all_hold("answer", Some("42")).await;
+        line(format_args!("\n2. A strong write is answered once a majority has it."))?;
+        self.write("answer", Some("42"), None, Consistency::Strong).await?;
+        self.until_all_hold("answer", Some("42")).await?;
 
-        println!(
+        line(format_args!(
             "\n3. Replica C goes down. Writes are accepted all the same; A and B have them at once."
-        );
+        ))?;
         self.stop_last().await;
-        self.write("greeting", Some("hello again"), None, Consistency::Eventual).await;
-        self.write("greeting", Some("good evening"), None, Consistency::Eventual).await;
-        self.write("answer", None, None, Consistency::Eventual).await;
+        self.write("greeting", Some("hello again"), None, Consistency::Eventual).await?;
+        self.write("greeting", Some("good evening"), None, Consistency::Eventual).await?;
+        self.write("answer", None, None, Consistency::Eventual).await?;
         self.write(
             "brief",
             Some("gone soon"),
             Some(Duration::from_millis(200)),
             Consistency::Eventual,
         )
-        .await;
-        self.write("vote", Some("yes"), None, Consistency::Strong).await;
-        self.until_settled_but_last().await;
-        self.show("greeting");
+        .await?;
+        self.write("vote", Some("yes"), None, Consistency::Strong).await?;
+        self.until_settled_but_last().await?;
+        self.show("greeting")?;
 
-        println!(
+        line(format_args!(
             "\n4. C comes back, with the data that it had. What it missed is retried, in order; what is"
-        );
-        println!("   outdated is not sent at all, and a value whose time has run out is a DELETE.");
+        ))?;
+        line(format_args!(
+            "   outdated is not sent at all, and a value whose time has run out is a DELETE."
+        ))?;
         self.start_last().await?;
         for (key, value) in
             [("greeting", Some("good evening")), ("answer", None), ("vote", Some("yes"))]
         {
-            self.until_all_hold(key, value).await;
+            self.until_all_hold(key, value).await?;
         }
-        let figures = self.until_drained().await;
+        let figures = self.until_drained().await?;
 
-        println!("\n5. The books:");
+        line(format_args!("\n5. The books:"))?;
         for replica in &figures.replicas {
-            println!(
+            line(format_args!(
                 "   {}  accepted {} = delivered {} + superseded {} + given up {} + pending {}  ({} failed attempts)",
                 replica.node,
                 replica.accepted,
@@ -150,13 +168,16 @@ impl Story {
                 replica.gave_up + replica.rejected,
                 replica.pending,
                 replica.failed_attempts,
-            );
+            ))?;
         }
         let keys = ["greeting", "answer", "brief", "vote"];
         let agree = keys
             .into_iter()
             .all(|key| self.held(key).windows(2).all(|two| two.first() == two.last()));
-        println!("\nThe replicas {} on every key.", if agree { "agree" } else { "DISAGREE" });
+        line(format_args!(
+            "\nThe replicas {} on every key.",
+            if agree { "agree" } else { "DISAGREE" }
+        ))?;
         Ok((agree, self.replicas))
     }
 
@@ -166,7 +187,7 @@ impl Story {
         value: Option<&str>,
         ttl: Option<Duration>,
         consistency: Consistency,
-    ) {
+    ) -> Result<(), Unprinted> {
         let new = NewTask {
             key: key.to_owned(),
             operation: if value.is_some() { Operation::Set } else { Operation::Delete },
@@ -188,15 +209,15 @@ impl Story {
         };
         match self.handle.replicate(new, None).await {
             Ok(Accepted { id, acked, .. }) if acked.is_empty() => {
-                println!("   {what}: accepted as task {id}");
+                line(format_args!("   {what}: accepted as task {id}"))
             }
             Ok(Accepted { id, acked, .. }) => {
-                println!("   {what}: task {id}, acknowledged by {}", names(&acked));
+                line(format_args!("   {what}: task {id}, acknowledged by {}", names(&acked)))
             }
             Err(Refusal::NoMajority { acked, .. }) => {
-                println!("   {what}: no majority in time, only {}", names(&acked));
+                line(format_args!("   {what}: no majority in time, only {}", names(&acked)))
             }
-            Err(refusal) => println!("   {what}: refused, {refusal}"),
+            Err(refusal) => line(format_args!("   {what}: refused, {refusal}")),
         }
     }
 
@@ -206,35 +227,35 @@ impl Story {
         self.replicas.iter().map(|replica| replica.data.get(key).map(text)).collect()
     }
 
-    fn show(&self, key: &str) {
+    fn show(&self, key: &str) -> Result<(), Unprinted> {
         let held = self.held(key).into_iter().zip(&self.replicas).map(|(held, replica)| {
             format!("{} = {}", replica.name, held.map_or("nothing".into(), |v| format!("{v:?}")))
         });
-        println!("   {key}: {}", held.collect::<Vec<_>>().join("   "));
+        line(format_args!("   {key}: {}", held.collect::<Vec<_>>().join("   ")))
     }
 
-    async fn until_all_hold(&self, key: &str, value: Option<&str>) {
-        wait(|| async { self.held(key).iter().all(|held| held.as_deref() == value) }).await;
-        self.show(key);
+    async fn until_all_hold(&self, key: &str, value: Option<&str>) -> Result<(), Unprinted> {
+        wait(|| async { self.held(key).iter().all(|held| held.as_deref() == value) }).await?;
+        self.show(key)
     }
 
     /// Until A and B have everything: what is pending is pending for C alone.
-    async fn until_settled_but_last(&self) {
+    async fn until_settled_but_last(&self) -> Result<(), Unprinted> {
         let last = self.replicas.last().map(|replica| replica.node.to_string());
         wait(|| async {
             let figures = self.handle.snapshot().await.unwrap_or_default();
             figures.replicas.iter().all(|r| Some(&r.node) == last.as_ref() || r.pending == 0)
         })
-        .await;
+        .await
     }
 
-    async fn until_drained(&self) -> Box<Snapshot> {
+    async fn until_drained(&self) -> Result<Box<Snapshot>, Unprinted> {
         wait(|| async {
             let figures = self.handle.snapshot().await.unwrap_or_default();
             figures.replicas.iter().all(|replica| replica.pending == 0)
         })
-        .await;
-        self.handle.snapshot().await.unwrap_or_default()
+        .await?;
+        Ok(self.handle.snapshot().await.unwrap_or_default())
     }
 
     async fn stop_last(&mut self) {
@@ -243,7 +264,7 @@ impl Story {
         }
     }
 
-    async fn start_last(&mut self) -> std::io::Result<()> {
+    async fn start_last(&mut self) -> io::Result<()> {
         match self.replicas.last_mut() {
             Some(replica) => replica.start_again().await,
             None => Ok(()),
@@ -252,15 +273,16 @@ impl Story {
 }
 
 /// Looks again and again, for as long as there is hope; what is wrong then shows in the story.
-async fn wait<F: Future<Output = bool>>(mut done: impl FnMut() -> F) {
+async fn wait<F: Future<Output = bool>>(mut done: impl FnMut() -> F) -> Result<(), Unprinted> {
     let look = async {
         while !done().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     if tokio::time::timeout(PATIENCE, look).await.is_err() {
-        println!("   ... and after {PATIENCE:?} that is still not so.");
+        line(format_args!("   ... and after {PATIENCE:?} that is still not so."))?;
     }
+    Ok(())
 }
 
 /// A replica of the story, which can be stopped and started on the same port.
@@ -300,7 +322,7 @@ impl DemoReplica {
         }
     }
 
-    async fn start_again(&mut self) -> std::io::Result<()> {
+    async fn start_again(&mut self) -> io::Result<()> {
         let socket = TcpSocket::new_v4()?;
         // The port has connections of its past that are still closing.
         socket.set_reuseaddr(true)?;

@@ -6,7 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{fail, store_settings, whole};
+use super::output::{fail, say};
+use super::{store_settings, whole};
 use crate::cli::{ExportArgs, ImportArgs};
 use crate::store::{self, Exported, Imported, OpenError, Settings};
 
@@ -26,9 +27,9 @@ pub(super) fn export(args: &ExportArgs) -> ExitCode {
         Err(error) => return fail(&whole(&error)),
     };
     for problem in &problems {
-        eprintln!("replicator: left out: {problem}");
+        say(&format!("replicator: left out: {problem}"));
     }
-    eprintln!("replicator: {tasks} tasks exported");
+    say(&format!("replicator: {tasks} tasks exported"));
     if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -59,9 +60,11 @@ pub(super) fn import(args: &ImportArgs) -> ExitCode {
     };
     match imported {
         Ok(Imported { tasks, skipped }) => {
-            eprintln!("replicator: {tasks} tasks imported");
+            say(&format!("replicator: {tasks} tasks imported"));
             if skipped > 0 {
-                eprintln!("replicator: {skipped} more could not be read when they were exported");
+                say(&format!(
+                    "replicator: {skipped} more could not be read when they were exported"
+                ));
             }
             ExitCode::SUCCESS
         }

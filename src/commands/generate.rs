@@ -1,12 +1,12 @@
 //! `replicator completions` and `replicator man`: made from the command line as it is.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use super::fail;
+use super::output::{self, fail};
 use crate::cli::Cli;
 use crate::cli::operate::{CompletionsArgs, ManArgs};
 
@@ -47,13 +47,7 @@ fn write_pages(dir: &Path) -> io::Result<()> {
 }
 
 fn print(text: &[u8]) -> ExitCode {
-    let mut out = io::stdout().lock();
-    match out.write_all(text).and_then(|()| out.flush()) {
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("cannot print: {error}")),
-    }
+    output::ended(output::print(text), ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
-use super::whole;
+use super::{output, whole};
 use crate::config::Config;
 use crate::daemon::Daemon;
 
@@ -67,7 +67,9 @@ pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
         Ok(daemon) => daemon,
         Err(error) => return Err(whole(&error)),
     };
-    println!("listening on {}", daemon.url());
+    if let Err(why) = output::announce(&daemon.url()).await {
+        warn!(address = daemon.url(), "{why}");
+    }
     let code = loop {
         tokio::select! {
             signal = signals.next() => {

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::fail;
+use super::output::{self, fail, say};
 use crate::access::{Fresh, Grant, Tokens, check_name, check_replica};
 use crate::cli::{NewTokenArgs, TokenArgs, TokenCommand};
 
@@ -39,16 +39,24 @@ fn make(args: &NewTokenArgs) -> Result<(), String> {
     match &args.append {
         Some(file) => {
             append(file, &line)?;
-            eprintln!("Its line is in {}; SIGHUP makes the daemon read it.", file.display());
+            say(&format!("Its line is in {}; SIGHUP makes the daemon read it.", file.display()));
         }
         None => {
-            eprintln!("Add this line to the file of --auth-file; SIGHUP makes the daemon read it:");
-            eprintln!("{line}");
+            say(&"Add this line to the file of --auth-file; SIGHUP makes the daemon read it:");
+            say(&line);
         }
     }
-    eprintln!("The token, which is not shown again:");
-    println!("{}", token.reveal());
-    Ok(())
+    say(&"The token, which is not shown again:");
+    // One line that nobody has seen: no reader has seen enough of it.
+    let printed = output::line(format_args!("{}", token.reveal()));
+    printed.map_err(|error| match &args.append {
+        Some(file) => format!(
+            "the token is lost: {error}; take the line of {} out of {}",
+            grant.name,
+            file.display()
+        ),
+        None => format!("the token is lost: {error}"),
+    })
 }
 
 /// Adds a line, if the list is taken with it: one that is not would keep the daemon from starting.

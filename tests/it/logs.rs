@@ -1,8 +1,15 @@
-//! The log as machines read it.
+//! The log: as machines read it, and where nobody does.
 
+use std::fs::OpenOptions;
+use std::io::{PipeReader, Read};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use replicator::text::is_odd;
 use serde_json::{Value, json};
 
-use crate::support::{Behaviour, Daemon, Replica, set, wait_until};
+use crate::support::daemon::command;
+use crate::support::{Behaviour, Daemon, Replica, path_of, set, wait_until};
 
 const QUICK: [&str; 8] = [
     "--log-format",
@@ -76,4 +83,171 @@ async fn a_start_that_fails_is_a_line_of_json_too() {
     let json: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let told = |line: &Value| line["message"].as_str().unwrap().contains("in use by another");
     assert!(json.iter().any(told), "{log}");
+}
+
+/// An order of an operator, which is a line of the audit log.
+async fn pause(daemon: &Daemon, replica: &Replica) {
+    let (status, answer) = daemon.order(&format!("{}/pause", path_of(replica)), &Value::Null).await;
+    assert_eq!(status, 200, "{answer}");
+}
+
+async fn until_dropped(daemon: &Daemon) -> u64 {
+    wait_until("lines are dropped", || async {
+        daemon.metrics().await["log_lines_dropped_total"].as_u64().filter(|lines| *lines > 0)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_reader_that_is_gone_costs_lines_and_nothing_else() {
+    for format in ["text", "json"] {
+        for full in [false, true] {
+            let args = ["--log-format", format];
+            let mut daemon = if full {
+                let disk = OpenOptions::new().write(true).open("/dev/full").unwrap();
+                Daemon::start_logging_to(disk, &args).await
+            } else {
+                let (reader, writer) = std::io::pipe().unwrap();
+                let daemon = Daemon::start_logging_to(writer, &args).await;
+                drop(reader);
+                daemon
+            };
+            let replica = Replica::start().await;
+            daemon.accept(&set("before", "value", &[&replica])).await;
+            replica.until_holds("before", "value").await;
+            pause(&daemon, &replica).await;
+            until_dropped(&daemon).await;
+            let resume = format!("{}/resume", path_of(&replica));
+            assert_eq!(daemon.order(&resume, &Value::Null).await.0, 200);
+            daemon.accept(&set("after", "value", &[&replica])).await;
+            replica.until_holds("after", "value").await;
+            assert!(daemon.terminate().await.success(), "{format}, full: {full}");
+        }
+    }
+}
+
+/// A thousand writes at the most talkative level: megabytes of log.
+async fn talk(daemon: &Daemon, replica: &Replica, round: usize) {
+    let write = |n| set(&format!("{round}/{n}"), "value", &[replica]);
+    let writes: Vec<_> = (0..1_000).map(write).collect();
+    let (status, answer) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+    assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)), "{answer}");
+    replica.until_holds(&format!("{round}/999"), "value").await;
+    daemon.until_drained().await;
+}
+
+const TALKATIVE: [&str; 4] = ["--log", "trace", "--queue-capacity", "3000"];
+
+#[tokio::test]
+async fn nothing_waits_for_a_reader_that_has_stopped() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut daemon = Daemon::start_logging_to(writer, &TALKATIVE).await;
+    let replica = Replica::start().await;
+    // Until the pipe and the queue before it are full.
+    for round in 0.. {
+        talk(&daemon, &replica, round).await;
+        if daemon.metrics().await["log_lines_dropped_total"].as_u64() > Some(0) {
+            break;
+        }
+    }
+    assert_eq!(daemon.get("/livez").await.0, 200);
+    pause(&daemon, &replica).await;
+    let resume = format!("{}/resume", path_of(&replica));
+    assert_eq!(daemon.order(&resume, &Value::Null).await.0, 200);
+    daemon.accept(&set("last", "value", &[&replica])).await;
+    replica.until_holds("last", "value").await;
+    assert!(daemon.terminate().await.success());
+    drop(reader);
+}
+
+/// Reads to the end, on a thread of its own.
+fn collect(mut reader: PipeReader) -> Arc<Mutex<String>> {
+    let read = Arc::new(Mutex::new(String::new()));
+    let collected = Arc::clone(&read);
+    std::thread::spawn(move || {
+        let mut part = [0; 65536];
+        while let Ok(bytes @ 1..) = reader.read(&mut part) {
+            let text = String::from_utf8_lossy(&part[..bytes]).into_owned();
+            collected.lock().unwrap().push_str(&text);
+        }
+    });
+    read
+}
+
+#[tokio::test]
+async fn a_reader_that_is_back_gets_the_number_of_lines_that_are_missing() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut daemon = Daemon::start_logging_to(writer, &TALKATIVE).await;
+    let replica = Replica::start().await;
+    for round in 0.. {
+        talk(&daemon, &replica, round).await;
+        if daemon.metrics().await["log_lines_dropped_total"].as_u64() > Some(0) {
+            break;
+        }
+    }
+    let read = collect(reader);
+    wait_until("the report", || async {
+        let report = "lines of this log are missing: nothing took them";
+        read.lock().unwrap().contains(report).then_some(())
+    })
+    .await;
+    assert!(daemon.terminate().await.success());
+    // What is logged at the end reaches a reader that is there.
+    wait_until("the last lines", || async {
+        read.lock().unwrap().contains("SIGTERM").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_reason_of_a_failed_start_reaches_its_reader() {
+    let daemon = Daemon::start(&[]).await;
+    for format in ["text", "json"] {
+        let mut second = command();
+        second.arg("--data-dir").arg(daemon.dir()).args(["--port", "0", "--log-format", format]);
+        let output = second.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(told.lines().last().unwrap().contains("in use by another"), "{told}");
+        // With nobody there it is the same end.
+        let mut second = command();
+        second.arg("--data-dir").arg(daemon.dir()).args(["--port", "0", "--log-format", format]);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let status = second.stderr(writer).stdout(Stdio::null()).status().unwrap();
+        assert_eq!(status.code(), Some(1), "{format}");
+    }
+}
+
+/// Directions, tags, joiners, separators, controls: in a key, in a field, in a replica's error.
+#[tokio::test]
+async fn what_a_client_names_is_escaped_in_the_log_on_the_terminal_and_in_errors() {
+    const ODD: &str =
+        "\u{61c}\u{ad}\u{e0041}\u{202e}\u{2028}\u{9b}\u{200d}\u{fe0f}\u{3164}\u{e000}x";
+    let visible = |text: &str| {
+        let odd: Vec<_> = text.chars().filter(|c| is_odd(*c) && *c != '\n').collect();
+        assert!(odd.is_empty() && text.contains("61c"), "{odd:?} in {text:?}");
+    };
+    for format in ["text", "json"] {
+        let daemon = Daemon::start(&["--log", "debug", "--log-format", format]).await;
+        let replica = Replica::with(|_| Behaviour::Answer(400, "", ODD)).await;
+        daemon.accept(&set(ODD, "value", &[&replica])).await;
+        daemon.until_metric("dead_letters", 1).await;
+        for line in ["dead-letters", "dead-letters --json"] {
+            let args = line.split(' ').chain(["--url"]);
+            let told = command().args(args).arg(daemon.url("")).output().unwrap();
+            assert!(told.status.success(), "{told:?}");
+            visible(&String::from_utf8(told.stdout).unwrap());
+        }
+        let mut write = set("key", "value", &[&replica]);
+        write["operation"] = ODD.into();
+        let (status, answer) = daemon.post(&write).await;
+        assert_eq!(status, 400);
+        visible(answer["error"].as_str().unwrap());
+        let unread = format!("/nonexistent/{ODD}");
+        let args = ["--log-format", format, "--allow-replica-file", &unread];
+        let other = Daemon::try_start_on(&daemon.dir().with_extension("other"), &args, &[]).await;
+        assert_eq!(other.err().unwrap().code(), Some(1));
+        visible(&crate::support::daemon::log(&daemon.dir().with_extension("other")));
+    }
 }

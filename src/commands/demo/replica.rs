@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use tokio::net::TcpListener;
 
-use super::super::fail;
+use super::super::output::{self, fail};
 use super::super::serve::Signals;
 use crate::cli::DemoReplicaArgs;
 use crate::daemon::wall_clock;
@@ -22,7 +22,10 @@ pub(in crate::commands) async fn run(args: &DemoReplicaArgs) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return fail(&format!("cannot catch signals: {error}")),
     };
-    println!("listening on http://{}", listener.local_addr().unwrap_or(address));
+    let url = format!("http://{}", listener.local_addr().unwrap_or(address));
+    if let Err(why) = output::announce(&url).await {
+        output::say(&format!("replicator: {why}"));
+    }
     let stop = async {
         signals.next().await;
     };

@@ -39,7 +39,8 @@ pub(super) async fn run(client: &Client) -> Result<Outcome, Failure> {
     let (sender, mut updates) = mpsc::channel(WAITING);
     let feed = tokio::spawn(feed::run(client.clone(), sender.clone()));
     let mut terminal = Terminal::take()?;
-    let mut keyboard = Keyboard::listen();
+    let unheard = |error| Failure::Other(format!("cannot listen to the keyboard: {error}"));
+    let mut keyboard = Keyboard::listen().map_err(unheard)?;
     let mut model = Model::new(client.url());
     let ended = loop {
         if let Err(error) = terminal.0.draw(|frame| view::draw(frame, &model)) {
@@ -107,11 +108,11 @@ struct Keyboard {
 }
 
 impl Keyboard {
-    fn listen() -> Self {
+    fn listen() -> io::Result<Self> {
         let (sender, events) = mpsc::channel(WAITING);
         let unwanted = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&unwanted);
-        std::thread::spawn(move || {
+        std::thread::Builder::new().spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 let heard = match event::poll(KEYBOARD_PAUSE) {
                     Ok(false) => continue,
@@ -123,8 +124,8 @@ impl Keyboard {
                     return;
                 }
             }
-        });
-        Self { events, unwanted }
+        })?;
+        Ok(Self { events, unwanted })
     }
 }
 

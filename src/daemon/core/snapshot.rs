@@ -76,6 +76,7 @@ impl Core {
                 Health::Stalled { since } => since.elapsed().as_secs_f64(),
                 _ => 0.0,
             },
+            log_lines_dropped: crate::log::dropped_lines(),
             refusals: self.parts.counts.refusals(),
             answers: self.parts.counts.answers(),
             replicas,

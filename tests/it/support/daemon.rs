@@ -50,9 +50,20 @@ impl Daemon {
         let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let env: Vec<_> = env.iter().map(owned).collect();
-        let (child, scheme, address) = spawn(path, &args, &env).await?;
+        let (child, scheme, address) = spawn(path, &args, &env, None).await?;
         let path = path.to_owned();
         Ok(Self { dir: None, path, args, env, child, scheme, address, client: client() })
+    }
+
+    /// Starts on a fresh directory, with its log going elsewhere.
+    pub async fn start_logging_to(stderr: impl Into<Stdio>, args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let started = spawn(&path, &args, &[], Some(stderr.into())).await;
+        let (child, scheme, address) = started.expect("it starts");
+        let (dir, env) = (Some(dir), Vec::new());
+        Self { dir, path, args, env, child, scheme, address, client: client() }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -205,7 +216,7 @@ impl Daemon {
 
     /// Starts it again, on the same directory, once it has ended.
     pub async fn restart(&mut self) {
-        match spawn(&self.path, &self.args, &self.env).await {
+        match spawn(&self.path, &self.args, &self.env, None).await {
             Ok(started) => (self.child, self.scheme, self.address) = started,
             Err(status) => panic!("the daemon did not start ({status})\n{}", self.log()),
         }
@@ -259,6 +270,7 @@ async fn spawn(
     path: &Path,
     args: &[String],
     env: &[(String, String)],
+    stderr: Option<Stdio>,
 ) -> Result<(Child, String, String), ExitStatus> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log_of(path)).unwrap();
     // What a test does not say itself. An attempt waits for as long as a busy machine may keep a
@@ -275,7 +287,7 @@ async fn spawn(
         .envs(env.iter().cloned())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(log)
+        .stderr(stderr.unwrap_or_else(|| log.into()))
         .spawn()
         .unwrap();
     // It says on its standard output where it listens, as soon as it does.

@@ -1,0 +1,111 @@
+//! Settings by the environment, as compose files, Helm charts, unit files and Kubernetes leave them.
+
+use std::process::{Command, Output, Stdio};
+
+use clap::CommandFactory;
+use replicator::cli::Cli;
+
+use crate::support::Daemon;
+use crate::support::daemon::command;
+
+/// Every variable of every command.
+fn variables(of: &clap::Command) -> Vec<String> {
+    let own = of.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned));
+    let below = of.get_subcommands().flat_map(variables);
+    let mut all: Vec<_> = own.chain(below).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn all() -> Vec<String> {
+    let all = variables(&Cli::command());
+    assert!(all.len() > 45 && all.contains(&"REPLICATOR_CA_FILE".to_owned()), "{all:?}");
+    all
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A daemon that never comes to its start: its name is wrong, which is said when all is read.
+fn misnamed() -> Command {
+    let mut daemon = command();
+    daemon.args(["--node-id", "a b"]).stdin(Stdio::null());
+    daemon
+}
+
+#[tokio::test]
+async fn a_variable_that_is_set_to_nothing_is_as_if_it_were_not_set() {
+    for nothing in ["", " ", "\n"] {
+        let dir = tempfile::tempdir().unwrap();
+        let env: Vec<_> = all().into_iter().map(|name| (name, nothing.to_owned())).collect();
+        let env: Vec<_> = env.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let path = dir.path().join("data");
+        let mut daemon = Daemon::try_start_on(&path, &[], &env).await.expect("it starts");
+        assert!(daemon.log().contains(" INFO "), "it logs as by default: {}", daemon.log());
+        let ask = |line: &str| {
+            let args = line.split(' ').chain(["--url"]);
+            let env = env.iter().filter(|(name, _)| *name != "REPLICATOR_URL");
+            command().args(args).arg(daemon.url("")).envs(env.copied()).output().unwrap()
+        };
+        for line in ["status", "replicas", "tasks list", "dead-letters", "barrier"] {
+            let output = ask(line);
+            assert!(output.status.success(), "{line}: {}", told(&output));
+        }
+        assert!(daemon.terminate().await.success());
+        let check = command().arg("check").arg("--data-dir").arg(&path).envs(env).output().unwrap();
+        assert!(check.status.success(), "{}", told(&check));
+    }
+}
+
+#[test]
+fn a_wrong_value_is_refused_in_words_that_name_its_variable() {
+    let mut refused = 0;
+    for variable in all() {
+        let output = misnamed().env(&variable, "tcp://10.0.0.1:8085").output().unwrap();
+        let told = told(&output);
+        assert_eq!(output.status.code(), Some(2), "{variable}: {told}");
+        // A path may be anything, and a client's variable is not the daemon's.
+        if !told.contains("--node-id") || told.contains("set by the variable") {
+            assert!(told.contains(&format!("the variable {variable}, ")), "{told}");
+            assert!(told.contains("enableServiceLinks: false"), "{told}");
+            refused += 1;
+        }
+    }
+    assert!(refused >= 30, "{refused}");
+    // The same of limits, and of what is found at the start.
+    let output = misnamed().env("REPLICATOR_WORKERS", "9999").output().unwrap();
+    assert!(told(&output).contains("--workers is set by the variable REPLICATOR_WORKERS: "));
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = command();
+    daemon.args(["--port", "0"]).arg("--data-dir").arg(dir.path().join("data"));
+    let output = daemon.env("REPLICATOR_AUTH_FILE", "/nonexistent").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
+#[test]
+fn what_is_written_wins_over_the_environment_and_is_not_blamed_on_it() {
+    let output =
+        misnamed().args(["--port", "x"]).env("REPLICATOR_PORT", "tcp://a").output().unwrap();
+    let told = told(&output);
+    assert!(told.contains("--port") && !told.contains("REPLICATOR_PORT"), "{told}");
+}
+
+/// As `kubectl exec` runs it, in a pod beside a service named `replicator`.
+#[test]
+fn a_command_does_not_read_the_variables_of_the_daemon() {
+    for line in ["token new --name a --role observe", "completions bash", "man"] {
+        let mut command = command();
+        command.args(line.split(' ')).env("REPLICATOR_PORT", "tcp://10.0.0.1:8085");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{line}: {}", told(&output));
+    }
+}
+
+#[test]
+fn the_help_shows_the_variables_whatever_is_in_them() {
+    let output = command().arg("--help").env("REPLICATOR_PORT", "").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && help.contains("[env: REPLICATOR_PORT=]"), "{help}");
+}
