@@ -228,7 +228,12 @@ mod tests {
             idle_per_replica: 1,
             idle_replicas,
         };
-        let resolver = Resolver::new(Policy::new(None, None), system(), Times::default(), Duration::from_secs(5));
+        let resolver = Resolver::new(
+            Policy::new(None, None),
+            system(),
+            Times::default(),
+            Duration::from_secs(5),
+        );
         Pools::new(Arc::new(settings), Tls::default().config(), resolver).unwrap()
     }
 

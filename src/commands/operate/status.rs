@@ -91,7 +91,7 @@ pub(super) async fn run(
     if !page.replicas.is_empty() {
         let mut rows: Vec<_> = page.replicas.iter().collect();
         rows.sort_by_key(|replica| problem(replica, args.max_lag, now).is_none());
-        text = text + "\n" + &replicas::table(rows);
+        text = format!("{text}\n{}", replicas::table(rows));
     }
     screen.print(&text)?;
     Ok(outcome)

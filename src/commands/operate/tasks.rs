@@ -135,7 +135,7 @@ fn whole(task: &Task, now: Timestamp) -> String {
             error.unwrap_or_else(unknown),
         ]);
     }
-    facts(&lines) + "\n" + &table.render()
+    format!("{}\n{}", facts(&lines), table.render())
 }
 
 /// `2 delivered, 1 retrying`, in the order of the states.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Barrier;
 
 use super::*;
+use crate::replica::names::{Lookup, Times};
 
 /// What a replica does with the request `count` (from 0) of a connection.
 #[derive(Clone, Copy)]
@@ -210,7 +211,10 @@ async fn a_name_is_looked_up_again_when_its_connection_is_old() {
         };
         let settings = Settings { connection_age: age, ..settings(Duration::from_secs(120)) };
         let (policy, tls, tokens) = (Policy::new(None, None), Tls::default(), Tokens::default());
-        let client = Client::resolving(&settings, policy, tls, tokens, Arc::new(lookup)).unwrap();
+        // No lookup is answered from the cache.
+        let uncached = Times { fresh: Duration::ZERO, ..Times::default() };
+        let resolving: (Lookup, Times) = (Arc::new(lookup), uncached);
+        let client = Client::resolving(&settings, policy, tls, tokens, resolving).unwrap();
         for _ in 0..3 {
             assert_eq!(send(&client, &node).await, Verdict::Delivered);
         }
