@@ -9,6 +9,7 @@ use crate::engine::{Change, Engine};
 use crate::task::Cause;
 
 /// What a delivery does next, unless a newer write of its key takes its place.
+#[derive(Clone, Copy, Debug)]
 enum Next {
     Retry(Duration),
     /// It waits for longer than a place of the retry queue is for.
