@@ -320,7 +320,7 @@ async fn a_batch_of_which_a_kill_left_a_part_is_the_same_tasks_when_it_is_repeat
     let env = [("REPLICATOR_FAULT_POINT", &*point)];
     let batch: Vec<_> = (0..20)
         .map(|n| {
-            let mut write = support::set(&format!("k{n}"), &format!("old {n}"), &[&replica]);
+            let mut write = set(&format!("k{n}"), &format!("old {n}"), &[&replica]);
             write["idempotency_key"] = json!(format!("write-{n}"));
             write
         })
@@ -340,7 +340,7 @@ async fn a_batch_of_which_a_kill_left_a_part_is_the_same_tasks_when_it_is_repeat
     assert_eq!(first.len(), KEPT);
     // Another client writes the last of them, then the batch comes once more.
     let last = format!("k{}", KEPT - 1);
-    daemon.accept(&support::set(&last, "newer", &[&replica])).await;
+    daemon.accept(&set(&last, "newer", &[&replica])).await;
     let answer: Value = post(&daemon).await.unwrap().json().await.unwrap();
     until_all_is_delivered(&daemon).await;
     for (n, answer) in answer["answers"].as_array().unwrap().iter().enumerate() {
