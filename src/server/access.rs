@@ -149,6 +149,15 @@ impl Caller {
         }
     }
 
+    /// An idempotency key as this caller's own: clients with tokens of their own may choose the same
+    /// key. The space is in no key and in no name.
+    pub(super) fn own_key(&self, key: Box<str>) -> Box<str> {
+        match &self.0 {
+            Some(holder) => format!("{} {key}", holder.grant.name).into(),
+            None => key,
+        }
+    }
+
     /// Counts so many requests more than the one that it is.
     pub(super) fn spend(&self, more: usize) {
         if let Some(holder) = &self.0 {

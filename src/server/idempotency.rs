@@ -6,6 +6,7 @@
 use axum::http::HeaderMap;
 use ring::digest::{SHA256, digest};
 
+use super::access::Caller;
 use super::errors::Problem;
 use super::validate::{invalid, must_be};
 use super::wire::Json;
@@ -58,14 +59,14 @@ pub(super) fn no_header(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// `key`, for the write that is in `body`.
-pub(super) fn of(key: Box<str>, body: &[u8]) -> Idempotency {
+/// `key` of `caller`, for the write that is in `body`.
+pub(super) fn of(caller: &Caller, key: Box<str>, body: &[u8]) -> Idempotency {
     let mut fingerprint = [0; 16];
     let hash = digest(&SHA256, body);
     for (byte, hashed) in fingerprint.iter_mut().zip(hash.as_ref()) {
         *byte = *hashed;
     }
-    Idempotency { key, fingerprint }
+    Idempotency { key: caller.own_key(key), fingerprint }
 }
 
 fn is_key(text: &str) -> bool {
@@ -99,9 +100,9 @@ mod tests {
 
     #[test]
     fn another_body_has_another_fingerprint() {
-        let one = of("k".into(), b"{}");
-        assert_eq!(one, of("k".into(), b"{}"));
-        assert_ne!(one.fingerprint, of("k".into(), b"{} ").fingerprint);
+        let one = of(&Caller::default(), "k".into(), b"{}");
+        assert_eq!(one, of(&Caller::default(), "k".into(), b"{}"));
+        assert_ne!(one.fingerprint, of(&Caller::default(), "k".into(), b"{} ").fingerprint);
         assert_ne!(one.fingerprint, [0; 16]);
     }
 }

@@ -94,8 +94,9 @@ async fn write(
     let read = memory.read(&head.headers, body, handle.retry_after()).await;
     let (body, _share) = read.inspect_err(|problem| inbound.count_want_of_memory(problem))?;
     let Write { mut task, spelled } = validate::write(&body, settings)?;
-    Caller::of(&head.extensions).may_name(&task.replicas)?;
-    let idempotency = key.map(|key| idempotency::of(key, &body));
+    let caller = Caller::of(&head.extensions);
+    caller.may_name(&task.replicas)?;
+    let idempotency = key.map(|key| idempotency::of(&caller, key, &body));
     task.trace = trace;
     drop(body);
     inbound.count_user(&task);

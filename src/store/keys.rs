@@ -23,8 +23,9 @@ pub(super) const LEDGER: &[u8] = b"ledger";
 /// `meta`: the number of the ledger behind which settlements were begun, a `u64`.
 pub(super) const SETTLING: &[u8] = b"settling";
 
-/// The longest key of `idempotency`: the shortest limit that clients of such keys expect anywhere.
-pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
+/// The longest key of `idempotency`: the name of a token (64 bytes), a space, and the key of its
+/// client, for which 255 bytes are the shortest limit that clients of such keys expect anywhere.
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 64 + 1 + 255;
 
 /// One of the trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -99,6 +99,34 @@ async fn each_role_may_do_what_is_its_own_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn the_idempotency_keys_of_a_token_are_its_own() {
+    let list = List::new();
+    let longest = "n".repeat(64);
+    let [orders, billing, other] = ["orders", "billing", &longest]
+        .map(|name| list.add(&["--name", name, "--role", "replicate"]));
+    let daemon = list.daemon(&[]).await;
+    let replica = Replica::start().await;
+    let key = "k".repeat(255);
+    let write = async |token: &str, body: &Value| {
+        let request = client().post(daemon.url("/replicate")).json(body).bearer_auth(token);
+        let answer = request.header("Idempotency-Key", &key).send().await.unwrap();
+        is(&answer, 202);
+        let replayed = answer.headers().contains_key("Idempotency-Replayed");
+        let body: Value = answer.json().await.unwrap();
+        (body["task_id"].as_str().unwrap().to_owned(), replayed)
+    };
+    let (order, bill) = (set("order", "v", &[&replica]), set("bill", "v", &[&replica]));
+    let (first, replayed) = write(&orders, &order).await;
+    assert!(!replayed);
+    // Neither another write under the same key nor the same bytes are the other client's task.
+    let (second, replayed) = write(&billing, &order).await;
+    assert!(!replayed && second != first, "{second}");
+    assert_eq!(write(&orders, &order).await, (first, true));
+    let (third, replayed) = write(&other, &bill).await;
+    assert!(!replayed && third != second, "{third}");
+}
+
+#[tokio::test]
 async fn without_a_good_token_there_is_nothing_but_the_probes() {
     let list = List::new();
     let token = list.add(&["--name", "a", "--role", "operate,replicate"]);

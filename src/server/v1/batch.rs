@@ -107,7 +107,7 @@ impl Inbound {
     ) -> Result<(Write, Option<Idempotency>), Problem> {
         let (checked, key) = validate::batched(write, &self.settings)?;
         caller.may_name(&checked.task.replicas)?;
-        Ok((checked, key.map(|key| idempotency::of(key, write))))
+        Ok((checked, key.map(|key| idempotency::of(caller, key, write))))
     }
 
     /// Hands in what is valid and puts the answers in the order of the members.
