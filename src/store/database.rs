@@ -147,7 +147,13 @@ fn open_watched(path: &Path, cache_bytes: u64, on_unread: OnUnread) -> Result<sl
         .flush_every_ms(None)
         .cache_capacity(cache_bytes);
     let was_there = watched::watch(&log, on_unread);
-    let db = config.open()?;
+    let db = config.open().map_err(|error| match (error, on_unread) {
+        // Not of the log: of a snapshot or the configuration, which it reads in another way.
+        (sled::Error::Io(error), OnUnread::Keep) if error.raw_os_error().is_some() => {
+            Failure::Unread(format!("cannot read {}: {error}", path.display()))
+        }
+        (error, _) => error.into(),
+    })?;
     if !was_there {
         watched::watch(&log, on_unread);
     }
