@@ -7,16 +7,18 @@ use crate::roles::Process;
 
 /// How often the store is compacted.
 const COMPACTIONS: f64 = 20.0;
-const ROUND: Duration = Duration::from_secs(1);
+const ROUND: Duration = Duration::from_millis(500);
 /// How long memory is given to settle, after the last write is delivered.
 const QUIET: Duration = Duration::from_secs(15);
-/// How many writes pile up in the outage.
+/// How many deliveries pile up before each compaction.
+const SMALL: u64 = 20_000;
+/// How many pile up in the outage.
 const BACKLOG: u64 = 200_000;
 
 const FLAGS: &[&str] =
     &["--queue-capacity", "50000000", "--retry-capacity", "50000000", "--queue-max-bytes", "64GiB"];
 
-/// Writes of 4 KiB until the store was compacted twenty times, then an outage of one replica with a
+/// Writes of 4 KiB in backlogs until the store was compacted twenty times, then an outage of one replica with a
 /// backlog of 200,000 writes, its recovery, and what is resident when all is delivered.
 pub async fn resident() {
     println!("\nresident: {COMPACTIONS} compactions, then an outage with {BACKLOG} writes queued");
@@ -34,42 +36,68 @@ async fn one(binary: &str) {
     let mut client = Client::connect(&daemon.address).await;
     println!("    at the start: {} MiB", daemon.resident_mib());
     let value = "x".repeat(4096);
+    let paused = format!("/v1/replicas/{}/", nodes[0].replace(':', "%3A"));
+    // A replica that no write has named cannot be paused.
+    write(&daemon, &nodes, &value, 0, Duration::from_millis(10)).await;
+    let mut round = 1;
     let mut shown = 0.0;
-    let mut round = 0;
-    loop {
-        write(&daemon, &nodes, &value, round, ROUND).await;
-        round += 1;
-        let compactions = client.figure("replicator_store_rewrites_total").await;
-        if compactions >= shown + 5.0 {
-            shown = compactions;
+    while shown < COMPACTIONS {
+        // A file with room for a backlog that is gone is what makes a compaction due.
+        backlog(&daemon, &mut client, &paused, &nodes, &value, &mut round, SMALL).await;
+        let compactions = compacted(&mut client, shown).await;
+        if (compactions / 5.0).floor() > (shown / 5.0).floor() {
             println!("    after {compactions} compactions: {} MiB", daemon.resident_mib());
         }
-        if compactions >= COMPACTIONS {
-            break;
-        }
+        shown = compactions;
     }
     drained(&mut client).await;
     tokio::time::sleep(QUIET).await;
     let before = daemon.resident_mib();
     println!("    before the outage, all delivered: {before} MiB");
+    // The daemon has closed the idle connection.
+    let mut client = Client::connect(&daemon.address).await;
 
-    let paused = format!("/v1/replicas/{}/", nodes[0].replace(':', "%3A"));
-    assert!(client.post(&format!("{paused}pause"), "{}").await < 300, "the replica is paused");
-    let mut queued = 0;
-    while queued < BACKLOG {
-        write(&daemon, &nodes, &value, round, ROUND).await;
-        round += 1;
-        queued = client.figure("replicator_deliveries_pending").await as u64;
-    }
-    println!("    with {queued} deliveries pending: {} MiB", daemon.resident_mib());
-    assert!(client.post(&format!("{paused}resume"), "{}").await < 300, "it is resumed");
-    drained(&mut client).await;
+    let peak = backlog(&daemon, &mut client, &paused, &nodes, &value, &mut round, BACKLOG).await;
+    println!("    with {BACKLOG} deliveries pending: {peak} MiB");
     tokio::time::sleep(QUIET).await;
     let after = daemon.resident_mib();
     println!(
         "    after the outage, all delivered: {after} MiB, {:.2} times what it was before",
         after as f64 / before as f64
     );
+}
+
+/// Pauses a replica until so many deliveries are pending, resumes it and waits until all is
+/// delivered. Returns what was resident in between.
+async fn backlog(
+    daemon: &Process,
+    client: &mut Client,
+    paused: &str,
+    nodes: &[String],
+    value: &str,
+    round: &mut u64,
+    size: u64,
+) -> u64 {
+    assert!(client.post(&format!("{paused}pause"), "{}").await < 300, "the replica is paused");
+    while (client.figure("replicator_deliveries_pending").await as u64) < size {
+        write(daemon, nodes, value, *round, ROUND).await;
+        *round += 1;
+    }
+    let resident = daemon.resident_mib();
+    assert!(client.post(&format!("{paused}resume"), "{}").await < 300, "it is resumed");
+    drained(client).await;
+    resident
+}
+
+/// The number of compactions once there was another one.
+async fn compacted(client: &mut Client, before: f64) -> f64 {
+    loop {
+        let compactions = client.figure("replicator_store_rewrites_total").await;
+        if compactions > before {
+            return compactions;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn write(daemon: &Process, nodes: &[String], value: &str, round: u64, time: Duration) {
