@@ -158,7 +158,7 @@ fn a_cut_or_wrong_file_is_refused_by_its_line_and_leaves_no_store() {
         ),
         (text.replacen("a5a5", "+5a5", 1), "line 7: \"fingerprint\" must be 32"),
         (
-            text.replacen("\"z\"", &format!("{:?}", "z".repeat(256)), 1),
+            text.replacen("\"z\"", &format!("{:?}", "z".repeat(321)), 1),
             "line 8: \"idempotency\" must have",
         ),
         (text.replacen("\"00-a-b-01\"", "null", 1), "line 4: \"trace_state\" needs"),
