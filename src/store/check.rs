@@ -72,6 +72,7 @@ pub fn check(settings: &Settings, repair: bool) -> Result<Checked, OpenError> {
     copied.was_read(&settings.dir)?;
     let mut checked = examined?;
     if repair && !checked.problems.is_empty() {
+        copied.is_the_newest(&settings.dir)?;
         barrier::check().map_err(|function| OpenError::Barrier { function })?;
         checked.repaired = Some(copied.repair(settings)?);
     }
@@ -117,6 +118,20 @@ impl Copied {
     /// Whether all of the copy could be read since. If not, whatever was found of it means nothing.
     pub(super) fn was_read(&self, dir: &Path) -> Result<(), OpenError> {
         unread(&self.copy).map_err(OpenError::in_store(dir))
+    }
+
+    /// Refuses to repair a store where the newer one, which the commits went to, is still there: it
+    /// would be removed as one that is not current.
+    fn is_the_newest(&self, dir: &Path) -> Result<(), OpenError> {
+        match witness::read(dir)? {
+            Testimony::Commits { store: newer, .. }
+                if directory::number(&newer) > directory::number(&self.store)
+                    && dir.join(&newer).is_dir() =>
+            {
+                Err(OpenError::NewerStore { dir: dir.to_owned(), store: self.store.clone(), newer })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Opens the copy, in the newest format.

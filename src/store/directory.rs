@@ -170,6 +170,15 @@ impl Directory {
         Ok(())
     }
 
+    /// A name for the store after `store` that nothing in the directory has.
+    pub(super) fn unused_name(&self, store: &str) -> Result<String, OpenError> {
+        let names = self.names()?;
+        let stores = names.iter().map(|name| name.strip_suffix(UNFINISHED).unwrap_or(name));
+        let newest = stores.filter(|name| is_store(name)).max_by_key(|name| number(name));
+        let newest = newest.filter(|name| number(name) > number(store)).unwrap_or(store);
+        Ok(next_name(newest))
+    }
+
     /// Writes down, durably, which store is to be the current one next. Where that fails, nothing has
     /// happened.
     pub(super) fn announce(&self, name: &str) -> Result<(), OpenError> {

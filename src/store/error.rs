@@ -194,6 +194,20 @@ pub enum OpenError {
         /// The name of the store in that file.
         other: String,
     },
+    /// A repair would remove the store that the last commits went to.
+    #[error(
+        "{newer} in {} holds what was accepted last, and CURRENT names {store}, which is older; \
+         nothing was changed; write {newer} into CURRENT, or move {newer} away to go on with {store}",
+        dir.display()
+    )]
+    NewerStore {
+        /// The data directory.
+        dir: PathBuf,
+        /// The name of the current store.
+        store: String,
+        /// The name of the newer one.
+        newer: String,
+    },
     /// Rows have vanished.
     #[error(
         "the store in {} has lost rows: {gone}; restore the data directory from a copy, or go on \

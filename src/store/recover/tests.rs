@@ -246,7 +246,15 @@ fn a_witness_that_is_damaged_or_of_a_store_to_come_is_refused_and_nothing_is_cha
     let error = refusal(dir.path());
     assert!(error.contains("names store-000002, and CURRENT names store-000001"), "{error}");
     assert_eq!(std::fs::read(&log).unwrap(), before);
-    crate::store::check(&crate::store::tests::settings(dir.path()), true).unwrap();
+    // Where that store is there it is not removed.
+    let newer = dir.path().join("store-000002");
+    std::fs::create_dir(&newer).unwrap();
+    let settings = crate::store::tests::settings(dir.path());
+    let error = crate::store::check(&settings, true).unwrap_err().to_string();
+    assert!(error.contains("write store-000002 into CURRENT"), "{error}");
+    assert!(newer.is_dir());
+    std::fs::remove_dir(&newer).unwrap();
+    crate::store::check(&settings, true).unwrap();
     assert_eq!(open(dir.path()).1.len(), 1);
 }
 
