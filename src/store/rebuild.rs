@@ -9,16 +9,18 @@
 //! The fresh one is made aside and named last, as in a rewrite, and needs as much room. A crash
 //! before that leaves the damaged one, and the next start begins again.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
 use super::audit::{self, Found};
 use super::database::{Database, open_sled};
 use super::directory::{self, Directory};
-use super::error::{Failure, Gone, OpenError};
+use super::error::{Damage, Failure, Gone, OpenError};
 use super::keys::{self, Tree};
 use super::quarantine::Newer;
 use super::recover::Recovered;
+use super::rows::IdempotencyRow;
 use super::{migrate, rows};
 use crate::faults;
 use crate::task::{Progress, TaskId, Timestamp};
@@ -55,7 +57,7 @@ pub(super) fn rebuild(
     place: Place<'_>,
     unused: TaskId,
 ) -> Result<Rebuilt, Failure> {
-    let name = directory::next_name(place.store);
+    let name = place.directory.unused_name(place.store).map_err(told)?;
     let path = place.directory.unfinished(&name);
     let made = make(old, found, newer, place, &path);
     let made = made.and_then(|(database, superseded)| {
@@ -109,7 +111,11 @@ fn make(
     for (node, row) in &again.kept.replicas {
         fresh.set_replica(node, Some(row))?;
     }
-    for (key, row) in &again.kept.idempotency {
+    // A key without an answer promises what only its task can keep. Without the task a repeat must
+    // become another one.
+    let set_aside: HashSet<_> = found.damaged.iter().filter_map(Damage::task).collect();
+    let kept = |row: &IdempotencyRow| row.answer.is_some() || !set_aside.contains(&row.task);
+    for (key, row) in again.kept.idempotency.iter().filter(|(_, row)| kept(row)) {
         fresh.set_idempotency(key, Some(row))?;
     }
     // Reading as well has sled merge and split pages. What it lost then is neither copied nor set aside.
