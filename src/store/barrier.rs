@@ -113,12 +113,23 @@ unsafe extern "C" fn pread64(
     read
 }
 
-/// Writes a line to standard error, and ends the process at once with the code of a failure.
+/// How long a line waits for the reader of standard error, in milliseconds.
+#[cfg(target_os = "linux")]
+const READER_MILLIS: libc::c_int = 1_000;
+
+/// Writes a line to standard error, and ends the process at once with the code of a failure. A reader
+/// that has stopped costs the line.
 #[cfg(target_os = "linux")]
 pub(super) fn end(line: &str) -> ! {
-    // SAFETY: the text is as long as it says. The second call runs nothing of this process.
+    let mut reader = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // A pipe takes so much at once or has no room.
+    let bytes = line.len().min(libc::PIPE_BUF);
+    // SAFETY: there is one entry, and the text is at least as long as it says. The last call runs
+    // nothing of this process.
     unsafe {
-        libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len());
+        if libc::poll(&raw mut reader, 1, READER_MILLIS) > 0 {
+            libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), bytes);
+        }
         libc::_exit(1)
     }
 }

@@ -575,7 +575,10 @@ impl Writer {
                 Err(_) => closing = Some(None),
             }
         }
+        // The files are closed by that, for which a disk that hangs can be waited for as well.
+        let turn = self.turns.begin();
         drop(self);
+        drop(turn);
         answer(closing.flatten(), Err(FAILED));
     }
 }
