@@ -83,12 +83,29 @@ impl Keys {
 
     pub(super) fn look(&mut self, idempotency: &Idempotency) -> Seen<'_> {
         let full = self.known.len() >= self.most;
-        match self.known.get_mut(&idempotency.key) {
+        let key = self.known_as(idempotency);
+        match self.known.get_mut(key) {
             None if full => Seen::Full,
             None => Seen::New,
             Some(known) if known.row.fingerprint != idempotency.fingerprint => Seen::Mismatch,
             Some(Known { waiting: Some(waiting), .. }) => Seen::Waits(waiting),
             Some(known) => Seen::Answered(known),
+        }
+    }
+
+    /// What a key is known as. Before keys belonged to tokens they had no name before them: the same
+    /// write under such a key, sent again after the upgrade, is the same task.
+    fn known_as<'a>(&self, idempotency: &'a Idempotency) -> &'a str {
+        let key = &*idempotency.key;
+        let bare = key.split_once(' ').map(|(_token, bare)| bare);
+        let same = |known: &Known| known.row.fingerprint == idempotency.fingerprint;
+        match bare {
+            Some(bare)
+                if !self.known.contains_key(key) && self.known.get(bare).is_some_and(same) =>
+            {
+                bare
+            }
+            _ => key,
         }
     }
 
@@ -226,6 +243,17 @@ mod tests {
         assert_eq!((replayed(&mut first), replayed(&mut second)), (false, true));
         assert!(matches!(keys.look(&write("k", 1)), Seen::Answered(_)));
         assert!(matches!(keys.look(&write("k", 2)), Seen::Mismatch));
+    }
+
+    #[test]
+    fn a_key_from_before_keys_belonged_to_tokens_is_known_for_the_same_write_only() {
+        let mut keys = keys();
+        let _first = enter(&mut keys, "k", 7, Consistency::Eventual);
+        keys.answer_eventual(TaskId(7), &accepted(7));
+        assert!(matches!(keys.look(&write("orders k", 1)), Seen::Answered(_)));
+        assert!(matches!(keys.look(&write("orders k", 2)), Seen::New));
+        let _second = enter(&mut keys, "orders k", 8, Consistency::Eventual);
+        assert!(matches!(keys.look(&write("orders k", 1)), Seen::Waits(_)));
     }
 
     #[test]
