@@ -136,9 +136,14 @@ impl Admission {
         self.lines.values().filter_map(VecDeque::front).map(|waiter| waiter.deadline).min()
     }
 
-    /// Everyone goes, with no answer but the one that a closed reply is.
-    pub(super) fn clear(&mut self) {
-        self.lines.clear();
+    /// Refuses all. Without a reason their replies are closed.
+    pub(super) fn clear(&mut self, refusal: impl Fn() -> Option<Refusal>) {
+        for waiter in self.lines.drain().flat_map(|(_, line)| line) {
+            if let Some(refusal) = refusal() {
+                // The client may be gone.
+                let _ = waiter.reply.send(Err(refusal));
+            }
+        }
     }
 }
 

@@ -252,10 +252,8 @@ impl Core {
 
     fn replicate(&mut self, now: Now, Write { mut new, idempotency, reply }: Write) {
         self.total_replications += 1;
-        if *self.parts.health.borrow() != Health::Serving {
-            return; // A closed reply says why: see Handle.
-        }
-        if let Some(refusal) = self.resolve(&mut new) {
+        let unavailable = self.parts.health.borrow().refusal();
+        if let Some(refusal) = unavailable.or_else(|| self.resolve(&mut new)) {
             let _ = reply.send(Err(refusal));
             return;
         }
@@ -496,7 +494,13 @@ impl Core {
             }
             !failed
         });
-        self.admission.clear();
+        self.refuse_waiting();
+    }
+
+    /// Refuses the writes that wait for room, if the daemon serves none.
+    fn refuse_waiting(&mut self) {
+        let health = self.parts.health.borrow();
+        self.admission.clear(|| health.refusal());
     }
 
     /// At the end of each second.
@@ -505,8 +509,8 @@ impl Core {
         let lanes: Vec<_> = self.parts.engine.lanes().collect();
         self.rates.sample(now.moment, &lanes);
         if matches!(*self.parts.health.borrow(), Health::Stalled { .. }) {
-            // What makes room comes through the store. A closed reply says why: see Handle.
-            self.admission.clear();
+            // What makes room comes through the store.
+            self.refuse_waiting();
         }
         if watched {
             self.tell_figures(now, &lanes);
