@@ -155,7 +155,11 @@ impl Traffic {
     ) -> reqwest::Result<()> {
         let bodies: Vec<_> = batch.iter().map(|write| &write.body).collect();
         let answer: Value = client.post(url).json(&bodies).send().await?.json().await?;
-        let answers = answer["answers"].as_array().unwrap_or_else(|| panic!("{answer}"));
+        let Some(answers) = answer["answers"].as_array() else {
+            // Refused as a whole, as by a daemon that shuts down.
+            assert!(answer["error"].is_string(), "{answer}");
+            return Ok(());
+        };
         assert_eq!(answers.len(), batch.len());
         for (write, answer) in batch.iter().zip(answers) {
             self.note(write.clone(), &answer["body"]);
