@@ -289,7 +289,8 @@ impl Breaker {
         // With traffic there is a run of a few failures all the time; without any answer for the
         // whole time there is none.
         let unanswered = self.in_a_row >= failures && self.failing_since.after(span) <= now;
-        let opens = !self.is_open() && unanswered;
+        // A single failure (`--max-retries 0`) says nothing of a replica that fails now and then.
+        let opens = !self.is_open() && unanswered && (!span.is_zero() || self.is_improbable());
         if opens {
             // It may have been the delivery's own fault.
             self.shut(now, jitter, Some(now));

@@ -154,6 +154,12 @@ impl Lane {
         self.paused.is_some() || self.forgetting.is_some()
     }
 
+    /// Nothing that it has will be sent soon: all that is left waits for as long as the replica
+    /// asked for.
+    pub(super) fn has_nothing_due(&self) -> bool {
+        self.chains.len() as u64 == self.deferred
+    }
+
     /// It was forgotten, and nothing is left that an operator would look for. What was applied late
     /// may still be waited for.
     pub(super) fn is_gone(&self) -> bool {

@@ -207,7 +207,7 @@ impl Engine {
             match lane.breaker.probe_at() {
                 Some(at) if at > now => self.ring(number, at),
                 // Without handoff they wait for an operator, who may ask for a probe.
-                Some(_) if lane.chains.is_empty() && self.settings.hinted_handoff => {
+                Some(_) if lane.has_nothing_due() && self.settings.hinted_handoff => {
                     self.probe_by_letter(number);
                 }
                 Some(_) | None => {}
@@ -281,25 +281,46 @@ impl Engine {
     }
 
     /// Has a dead letter be the probe, each time another: the reason why one fails can be its own.
-    pub(super) fn probe_by_letter(&mut self, number: u32) {
+    /// Says whether there was one.
+    pub(super) fn probe_by_letter(&mut self, number: u32) -> bool {
         if !self.may_return(number) {
-            return;
+            return false;
         }
         let lane = &self.lanes[number];
         let later = lane.dead.range((Excluded(lane.probed), Unbounded));
         let earlier = lane.dead.range(..=lane.probed);
         let mut in_turn = later.chain(earlier).map(|(id, slot)| (*id, *slot)).take(LOOKS);
-        let alone = |(_, slot): &(TaskId, Slot)| self.alone(*slot, number);
+        // Behind a newer write of its key it is left to that.
+        let alone = |(_, slot): &(TaskId, Slot)| {
+            let free = !lane.chains.contains_key(&self.tasks[*slot].key);
+            self.alone(*slot, number).filter(|_| free)
+        };
         let good = in_turn.clone().find(|one| alone(one).is_some_and(|alone| alone < ALONE));
         let last = in_turn.clone().last();
         let Some((id, slot)) = good.or_else(|| in_turn.find(|one| alone(one).is_some())) else {
             // The next look begins behind those that are no use.
             self.lanes[number].probed = last.map_or(TaskId(0), |(id, _)| id);
-            return;
+            return false;
         };
         self.lanes[number].probed = id;
         self.bring_back(slot, self.tasks[slot].leg_on(number));
         self.count_return(number);
+        true
+    }
+
+    /// Has a delivery be the probe whose replica asked for a longer wait: an operator wants to know
+    /// now.
+    pub(super) fn probe_by_deferred(&mut self, number: u32) {
+        let heads = self.lanes[number].chains.values().take(LOOKS).map(|chain| chain.head);
+        let mut heads = heads.map(|slot| (slot, self.tasks[slot].leg_on(number)));
+        let deferred = heads.find(|&(slot, leg)| {
+            matches!(self.tasks[slot].legs[leg].state, State::Deferred { .. })
+        });
+        if let Some((slot, leg)) = deferred
+            && self.retry_has_room(number)
+        {
+            self.unpark(slot, leg, self.now.moment);
+        }
     }
 
     /// How often a dead letter failed while others did not; `None` for one that was not given up.

@@ -315,6 +315,9 @@ impl Engine {
         // A strong write keeps its rank after its answer, for the next one may wait behind it.
         let rank = if matches!(entry.legs[leg].state, State::Resend { .. }) {
             Rank::Resend
+        } else if !failed && entry.legs[leg].is_redriven() {
+            // It could not be sent, which is no failure.
+            Rank::Redrive
         } else if entry.quorum.is_some() || (entry.strong && !failed) {
             Rank::Urgent
         } else if failed {
@@ -334,7 +337,12 @@ impl Engine {
 
     /// Sends what may be sent over a lane, and fails what its breaker does not let out.
     fn dispatch(&mut self, number: u32) {
+        self.dispatch_dirty(number);
+        // Only now: what it does itself is no reason to be looked at once more.
         self.lanes[number].dirty = false;
+    }
+
+    fn dispatch_dirty(&mut self, number: u32) {
         if self.stopped || self.lanes[number].is_held() {
             return;
         }

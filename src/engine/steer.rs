@@ -134,8 +134,10 @@ impl Engine {
         // With nothing that is due a dead letter is the probe.
         self.tick(now);
         let lane = &self.lanes[number];
-        if lane.breaker.probe_at().is_some() && lane.chains.is_empty() && !lane.is_held() {
-            self.probe_by_letter(number);
+        if lane.breaker.probe_at().is_some() && lane.has_nothing_due() && !lane.is_held() {
+            if !self.probe_by_letter(number) {
+                self.probe_by_deferred(number);
+            }
             self.finish();
         }
         let breaker = &self.lanes[number].breaker;

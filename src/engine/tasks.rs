@@ -333,6 +333,9 @@ impl Leg {
             State::Ready(Rank::Redrive) | State::InFlight { rank: Rank::Redrive, .. } => {
                 Some(Cause::GaveUp)
             }
+            State::Waiting { .. } if self.failures() == 0 && self.is_redriven() => {
+                Some(Cause::GaveUp)
+            }
             State::Blocked | State::Ready(_) | State::InFlight { .. } | State::Waiting { .. } => {
                 None
             }

@@ -281,3 +281,18 @@ fn failures_of_others_do_not_stand_for_those_of_a_delivery_that_is_given_up() {
     }
     assert!(!breaker.given_up(second(12), 4, Duration::from_secs(12), 0.0));
 }
+
+#[test]
+fn one_failure_of_a_replica_that_fails_now_and_then_is_no_outage() {
+    let given_up = |breaker: &mut Breaker| {
+        fails(breaker, second(1));
+        breaker.given_up(second(1), 1, Duration::ZERO, 0.0)
+    };
+    assert!(given_up(&mut Breaker::default()), "a new replica: nothing else would show it is back");
+    let mut flaky = Breaker::default();
+    (0..64).for_each(|n| match n % 5 {
+        0 => drop(fails(&mut flaky, second(0))),
+        _ => drop(succeeds(&mut flaky, second(0))),
+    });
+    assert!(!given_up(&mut flaky));
+}

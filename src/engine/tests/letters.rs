@@ -445,3 +445,72 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
     f.pass(Duration::from_millis(1));
     assert_eq!(f.engine.levels().dead_letters, 1, "laid back, and kept");
 }
+
+/// A lane whose breaker is open, and what it has besides: a write whose replica asked for a long wait.
+fn deferred(f: &mut Fixture, key: &str) -> u64 {
+    let id = f.eventual(key, &["a"]);
+    for _ in 0..100 {
+        if f.sent().contains(&(id, 0, 1)) {
+            f.answer(id, 0, busy(Duration::from_secs(600)));
+            f.actions();
+            assert_eq!((lane(f).breaker, lane(f).parked), (BreakerState::Open, 1));
+            return id;
+        }
+        f.pass(Duration::from_secs(1));
+    }
+    panic!("{id} was never the probe");
+}
+
+#[test]
+fn a_write_that_waits_for_minutes_leaves_the_probe_to_a_dead_letter() {
+    let mut f = Fixture::new(settings());
+    let letter = outage(&mut f, 1)[0];
+    deferred(&mut f, "other");
+    f.pass(Duration::from_secs(40));
+    f.pass(Duration::ZERO);
+    assert!(f.sent().iter().any(|&(task, ..)| task == letter));
+}
+
+#[test]
+fn a_dead_letter_is_no_probe_while_a_newer_write_of_its_key_waits() {
+    let mut f = Fixture::new(settings());
+    outage(&mut f, 1);
+    let newer = deferred(&mut f, "k0");
+    for _ in 0..500 {
+        f.pass(Duration::from_secs(1));
+        assert_eq!(f.sent(), []);
+    }
+    f.pass(Duration::from_secs(100));
+    assert_eq!(f.sent(), [(newer, 0, 2)]);
+}
+
+#[test]
+fn an_operator_who_asks_for_a_probe_has_the_long_wait_cut_short() {
+    let mut f = Fixture::new(settings());
+    outage(&mut f, 1);
+    let newer = deferred(&mut f, "k0");
+    let probed = f.engine.probe(f.now, &node("a"));
+    assert!(probed.is_some_and(|probed| probed.probing));
+    assert_eq!(f.sent(), [(newer, 0, 2)]);
+}
+
+#[test]
+fn a_dead_letter_that_could_not_be_sent_stays_one_on_disk_and_behind_live_writes() {
+    let mut f = Fixture::new(Settings { workers: workers(1), ..settings() });
+    let letter = outage(&mut f, 1)[0];
+    let mut actions = Vec::new();
+    while !actions.iter().any(|action| matches!(action, Action::Send { .. })) {
+        f.pass(Duration::from_secs(1));
+        actions = f.actions();
+    }
+    f.answer(letter, 0, Verdict::Shortage { error: "no file descriptor".into() });
+    for action in f.actions() {
+        if let Action::Save { progress, .. } = action {
+            let is_letter = matches!(progress[0], Progress::Dead(_));
+            assert!(is_letter, "a restart finds it as it was: {progress:?}");
+        }
+    }
+    let live = f.eventual("live", &["a"]);
+    let delivered = recover(&mut f, Duration::from_secs(60));
+    assert_eq!(delivered, [live, letter]);
+}

@@ -94,6 +94,23 @@ fn pausing_a_replica_with_many_retries_parks_them_in_parts() {
 }
 
 #[test]
+fn an_open_breaker_fails_a_full_queue_in_parts() {
+    let mut f =
+        Fixture::new(Settings { queue_capacity: 1_000_000, retry_capacity: 100_000, ..settings() });
+    for n in 0..5 {
+        let id = f.eventual(&n.to_string(), &["a"]);
+        f.answer(id, 0, failed());
+    }
+    let ids = 100..10_100;
+    let last = ids.map(|n| f.admit(&n.to_string(), &["a"], Consistency::Eventual).unwrap()).max();
+    f.actions();
+    f.engine.committed(f.now, TaskId(last.unwrap()));
+    let (_, most) = run(&mut f);
+    assert_eq!((f.engine.levels().queue, f.engine.levels().retry), (0, 10_005));
+    assert!(most <= 300, "others are served in between: {most} at once");
+}
+
+#[test]
 fn an_old_barrier_is_counted_in_parts_and_right_whatever_happens_meanwhile() {
     let mut f = fixture();
     let ids: Vec<_> = (0..50_000).map(|n| f.eventual(&n.to_string(), &["a"])).collect();
