@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group};
 use replicator::engine::{Action, Arrival, Engine, KeyHasher, Moment, Now, Settings, Workers};
-use replicator::task::{Consistency, Delivery, Node, TaskId, Timestamp, Verdict};
+use replicator::task::{AttemptOutcome, Consistency, Delivery, Node, TaskId, Timestamp, Verdict};
 
 #[path = "../src/engine/tests/flaky/replica.rs"]
 mod replica;
@@ -63,7 +63,8 @@ fn through(engine: &mut Engine, keys: &KeyHasher, nodes: &[Node], first: u64) {
             break;
         }
         for delivery in sent.drain(..) {
-            engine.answered(now, delivery, Verdict::Delivered, Duration::from_millis(1));
+            let outcome = AttemptOutcome::certain(Verdict::Delivered, Duration::from_millis(1));
+            engine.answered(now, delivery, outcome);
         }
     }
 }

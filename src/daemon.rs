@@ -38,6 +38,7 @@ mod operate;
 mod operations;
 mod outbound;
 mod rates;
+mod read_memory;
 mod restore;
 mod roster;
 mod shortages;
@@ -47,7 +48,7 @@ mod told;
 mod values;
 mod view;
 
-use attempt::{Attempts, Memory};
+use attempt::Attempts;
 use clock::Clock;
 use core::{Core, Parts};
 use events::Bus;
@@ -56,6 +57,7 @@ use history::History;
 use inbound::Inbound;
 use operations::Operations;
 use outbound::Outbound;
+use read_memory::ReadMemory;
 use restore::Restored;
 
 #[cfg(test)]
@@ -167,9 +169,8 @@ impl Daemon {
         let attempts = Attempts {
             client,
             reader: reader.clone(),
-            clock,
             events: events.clone(),
-            memory: Memory::new(config.store.memory_budget),
+            memory: ReadMemory::new(config.store.memory_budget),
             tracer: tracer.clone(),
         };
         let counts = Arc::default();

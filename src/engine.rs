@@ -33,7 +33,9 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::task::{Calendar, Cause, Consistency, Delivery, Node, TaskId, Timestamp, Verdict};
+use crate::task::{
+    AttemptOutcome, Calendar, Cause, Consistency, Delivery, Node, TaskId, Timestamp, Verdict,
+};
 
 mod backlog;
 mod barrier;
@@ -72,6 +74,7 @@ pub use interface::{
 };
 pub use key::{KeyHasher, KeyId};
 pub use moment::{Moment, Since};
+pub use share::SharedPool;
 pub use steer::{Forgotten, Probed, RenameError, Steered};
 pub use view::{DeliveryState, DeliveryView, Found, LetterView, TaskView, Wanted};
 
@@ -82,7 +85,6 @@ use lane::Lanes;
 use moves::Newcomer;
 use quorum::Quorum;
 use retry::Schedule;
-use share::Pool;
 use tasks::{Queue, Rank, Settlement, Slot, State, Tasks};
 
 /// Nothing is kept free for other replicas where none has had a write for so long.
@@ -239,15 +241,15 @@ impl Engine {
     /// Isolation at the door: a replica that hangs or lags keeps its tasks in the queue, and must
     /// not fill it for the others.
     fn share(&self, queue: Queue, replicas: &[Node]) -> Result<(), Full> {
-        let places = Pool::new(self.settings.queue_capacity, self.level(queue));
-        let letters = Pool {
+        let places = SharedPool::new(self.settings.queue_capacity, self.level(queue));
+        let letters = SharedPool {
             capacity: self.settings.max_dead_letter_bytes,
             used: self.levels.dead_letter_bytes,
         };
         let known: SmallVec<[u32; 8]> =
             replicas.iter().filter_map(|node| self.lanes.find(node)).collect();
         let since = self.now.moment.before(OTHERS_IDLE);
-        let too_much = |held: u64, pool: Pool| {
+        let too_much = |held: u64, pool: SharedPool| {
             let alone = || !self.lanes.others_used(&known, since);
             held > 0 && !pool.has_room_for(held) && (pool.free() == 0 || !alone())
         };
@@ -284,8 +286,9 @@ impl Engine {
         self.finish();
     }
 
-    /// An attempt that was asked for by [`Action::Send`] has ended, so long after it was sent.
-    pub fn answered(&mut self, now: Now, delivery: Delivery, verdict: Verdict, took: Duration) {
+    /// An attempt that was asked for by [`Action::Send`] has ended.
+    pub fn answered(&mut self, now: Now, delivery: Delivery, outcome: AttemptOutcome) {
+        let AttemptOutcome { verdict, ambiguous, took } = outcome;
         self.now = now;
         let Some(slot) = self.tasks.find(delivery.task) else {
             return;
@@ -301,6 +304,9 @@ impl Engine {
         // What nobody wants any more, perhaps as the replica is gone, opens no breaker.
         if !discard || probe || !matches!(verdict, Verdict::Retry { .. }) {
             self.judge_replica(self.tasks[slot].legs[leg].lane, ended, &verdict, took);
+        }
+        if ambiguous {
+            self.doubt(slot, leg, now.wall);
         }
         match verdict {
             Verdict::Delivered => {
@@ -326,11 +332,8 @@ impl Engine {
                     _ => self.put_off(slot, leg),
                 }
             }
-            Verdict::Retry { after, ambiguous, error } => {
+            Verdict::Retry { after, error } => {
                 self.note_failure(slot, leg, error, Attempt::Sent);
-                if ambiguous {
-                    self.doubt(slot, leg, now.wall);
-                }
                 match rank {
                     _ if discard => self.settle_head(slot, leg, Settlement::Discarded),
                     Rank::Resend => self.resend_failed(slot, leg),

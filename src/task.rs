@@ -278,6 +278,25 @@ pub enum Obstacle {
     BreakerOpen,
 }
 
+/// How one attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptOutcome {
+    /// What it means for the delivery.
+    pub verdict: Verdict,
+    /// A request of it had no answer: the replica may still apply it, over a newer write.
+    pub ambiguous: bool,
+    /// From sending to the verdict, without the time in which this process did not run.
+    pub took: Duration,
+}
+
+impl AttemptOutcome {
+    /// Of an attempt whose requests were all answered, or not sent.
+    #[must_use]
+    pub fn certain(verdict: Verdict, took: Duration) -> Self {
+        Self { verdict, ambiguous: false, took }
+    }
+}
+
 /// What the outcome of one attempt means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -287,8 +306,6 @@ pub enum Verdict {
     Retry {
         /// The replica asked to be left alone for so long (`Retry-After`).
         after: Option<Duration>,
-        /// The write went out and nobody knows what became of it: the replica may still apply it.
-        ambiguous: bool,
         /// Why, for operators.
         error: Arc<str>,
     },

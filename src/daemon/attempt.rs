@@ -3,23 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tracing::{debug, error};
 
-use crate::daemon::clock::Clock;
+use crate::daemon::clock::wall;
 use crate::daemon::core::Event;
+use crate::daemon::read_memory::{Permit, ReadMemory};
 use crate::replica::Client;
 use crate::store::{ReadError, Reader};
-use crate::task::{Delivery, Node, Task, Verdict};
+use crate::task::{AttemptOutcome, Delivery, Node, Task, Verdict};
 use crate::traces::{Span, Tracer};
 
 /// How an attempt ended.
 #[derive(Debug)]
 pub(super) struct Answered {
     pub(super) delivery: Delivery,
-    pub(super) verdict: Verdict,
-    /// From sending to the verdict.
-    pub(super) took: Duration,
+    pub(super) outcome: AttemptOutcome,
     /// The task, if it could be read.
     pub(super) task: Option<Arc<Task>>,
     /// Where it was sent; nothing where it was not.
@@ -31,31 +30,9 @@ pub(super) struct Answered {
 pub(super) struct Attempts {
     pub(super) client: Client,
     pub(super) reader: Reader,
-    pub(super) clock: Clock,
     pub(super) events: mpsc::UnboundedSender<Event>,
-    pub(super) memory: Memory,
+    pub(super) memory: ReadMemory,
     pub(super) tracer: Tracer,
-}
-
-/// The memory for tasks that are read back from disk, shared by all attempts.
-#[derive(Clone)]
-pub(super) struct Memory {
-    kib: Arc<Semaphore>,
-    total: u32,
-}
-
-impl Memory {
-    pub(super) fn new(bytes: usize) -> Self {
-        let total = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).max(1);
-        Self { kib: Arc::new(Semaphore::new(total as usize)), total }
-    }
-
-    /// Waits for room for `bytes`; what is larger than all of it gets all of it.
-    async fn take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(self.total);
-        // Never closed, so that this is always a permit.
-        Arc::clone(&self.kib).acquire_many_owned(kib).await.ok()
-    }
 }
 
 impl Attempts {
@@ -89,31 +66,30 @@ impl Attempts {
     ) -> Answered {
         let (task, _room) = match task {
             Some(task) => (task, None),
-            None => match self.read_back(delivery, bytes).await {
-                Ok((task, room)) => (task, room),
+            None => match self.read_back(delivery, node, bytes).await {
+                Ok((task, room)) => (task, Some(room)),
                 Err(verdict) => {
-                    return Answered { verdict, ..interrupted(delivery) };
+                    let outcome = AttemptOutcome::certain(verdict, Duration::ZERO);
+                    return Answered { outcome, ..interrupted(delivery) };
                 }
             },
         };
-        let sent = self.clock.now();
+        let now = wall();
         let span = self.tracer.attempt(&task, node, attempt);
         // Without a span of its own the replica gets what the request came with.
         let trace = span.as_ref().map(Span::trace).or_else(|| task.trace.clone());
-        let verdict = self.client.send(node, &task, trace.as_ref(), sent.wall).await;
+        let outcome = self.client.send(node, &task, trace.as_ref(), now).await;
         if let Some(span) = span {
-            span.ended(&verdict);
+            span.ended(&outcome.verdict);
         }
-        let ended = self.clock.now().moment;
         if let Verdict::Retry { error, .. }
         | Verdict::Shortage { error }
-        | Verdict::Rejected { error } = &verdict
+        | Verdict::Rejected { error } = &outcome.verdict
         {
             debug!(task = %task.id, replica = %node, attempt, %error, "attempt failed");
         }
-        let took = ended.since_start().saturating_sub(sent.moment.since_start());
         let node = Some(node.clone());
-        Answered { delivery, verdict, took, task: Some(task), node }
+        Answered { delivery, outcome, task: Some(task), node }
     }
 
     /// Reads the task of a delivery from disk.
@@ -126,9 +102,13 @@ impl Attempts {
     async fn read_back(
         &self,
         delivery: Delivery,
+        node: &Node,
         bytes: u64,
-    ) -> Result<(Arc<Task>, Option<OwnedSemaphorePermit>), Verdict> {
-        let room = self.memory.take(bytes).await;
+    ) -> Result<(Arc<Task>, Permit), Verdict> {
+        let Some(room) = self.memory.take(node, bytes).await else {
+            let error = format!("not sent: {}", self.memory.shortage()).into();
+            return Err(Verdict::Shortage { error });
+        };
         let reader = self.reader.clone();
         let read = tokio::task::spawn_blocking(move || reader.read(delivery.task)).await;
         let why: Arc<str> = match read {
@@ -147,15 +127,16 @@ impl Attempts {
         };
         // Before the end of this attempt, which then changes nothing on disk.
         let _ = self.events.send(Event::StoreFailed(Arc::clone(&why)));
-        Err(Verdict::Retry { after: None, ambiguous: false, error: why })
+        Err(Verdict::Retry { after: None, error: why })
     }
 }
 
 /// What is said of an attempt that has nothing to say for itself.
 fn interrupted(delivery: Delivery) -> Answered {
     let error = "the attempt was interrupted".into();
-    let verdict = Verdict::Retry { after: None, ambiguous: true, error };
-    Answered { delivery, verdict, took: Duration::ZERO, task: None, node: None }
+    let verdict = Verdict::Retry { after: None, error };
+    let outcome = AttemptOutcome { verdict, ambiguous: true, took: Duration::ZERO };
+    Answered { delivery, outcome, task: None, node: None }
 }
 
 /// Sends the outcome when it is dropped, so that an attempt that panics or is cancelled cannot

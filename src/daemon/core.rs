@@ -191,7 +191,7 @@ impl Core {
                 self.tick_second(now, watched);
             }
             if !self.forgetting.is_empty() {
-                self.answer_forgotten();
+                self.answer_forgotten(now);
             }
             self.answer_counted();
             self.told.tick(now.moment);
@@ -408,22 +408,21 @@ impl Core {
     }
 
     fn answered(&mut self, now: Now, answered: Answered) {
-        if let Verdict::Shortage { error } = &answered.verdict {
+        if let Verdict::Shortage { error } = &answered.outcome.verdict {
             self.shortages.happened(now.moment, error);
         }
         self.times.answered(now, &answered, &self.parts.engine);
-        if answered.verdict == Verdict::Delivered {
-            self.acks.record(answered.took);
-            let lag = self.parts.engine.age(answered.delivery.task, now.moment);
+        let Answered { delivery, outcome, task, node } = answered;
+        if outcome.verdict == Verdict::Delivered {
+            self.acks.record(outcome.took);
+            let lag = self.parts.engine.age(delivery.task, now.moment);
             self.max_lag = self.max_lag.max(lag.unwrap_or_default());
+            if let Some(node) = &node {
+                self.rates.took(now.moment, node, outcome.took);
+            }
         }
-        if answered.verdict == Verdict::Delivered
-            && let Some(node) = &answered.node
-        {
-            self.rates.took(now.moment, node, answered.took);
-        }
-        self.last_sent = answered.task;
-        self.parts.engine.answered(now, answered.delivery, answered.verdict, answered.took);
+        self.last_sent = task;
+        self.parts.engine.answered(now, delivery, outcome);
     }
 
     /// Does what the engine asks for.

@@ -103,9 +103,9 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     let policy = Policy::new(None, None);
     let client = Client::new(&settings, policy, Tls::default(), Tokens::default());
     let reader = opened.reader.clone();
-    let (client, memory) = (client.unwrap(), Memory::new(1 << 20));
+    let (client, memory) = (client.unwrap(), ReadMemory::new(1 << 20));
     let attempts =
-        Attempts { client, reader, clock, events: events.clone(), memory, tracer: Tracer::off() };
+        Attempts { client, reader, events: events.clone(), memory, tracer: Tracer::off() };
     let core = Core::new(Parts {
         counts: Arc::default(),
         engine,

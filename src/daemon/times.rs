@@ -96,16 +96,16 @@ impl Times {
         // Nothing was sent.
         let Some(node) = &answered.node else { return };
         let task = answered.delivery.task;
-        let delivered = match answered.verdict {
+        let delivered = match answered.outcome.verdict {
             Verdict::Delivered => match self.durable_at(task) {
                 Some(durable) => Some(between(durable, now.moment)),
                 None => engine.age(task, now.moment),
             },
             _ => None,
         };
-        self.attempt.record_time(answered.took);
+        self.attempt.record_time(answered.outcome.took);
         let of = self.of(node, engine);
-        of.attempt.record_time(answered.took);
+        of.attempt.record_time(answered.outcome.took);
         if let Some(took) = delivered {
             of.delivery.record_time(took);
             self.delivery.record_time(took);

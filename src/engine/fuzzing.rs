@@ -55,12 +55,13 @@ fn op(input: &mut Input<'_>) -> Op {
 }
 
 fn how(input: &mut Input<'_>) -> How {
-    match input.below(7) {
+    match input.below(8) {
         0 | 1 => How::Delivered,
         2 => How::Failed,
         3 => How::AppliedAndFailed,
         4 => How::NoAnswer,
         5 => How::NotSent,
+        6 => How::DeliveredByRepeat,
         _ => How::Rejected,
     }
 }

@@ -240,30 +240,33 @@ impl World {
             How::Rejected if self.acknowledged.contains(&delivery) => How::Delivered,
             how => how,
         };
-        if matches!(how, How::Delivered) {
+        if matches!(how, How::Delivered | How::DeliveredByRepeat) {
             self.acknowledged.insert(delivery);
         }
         let task = &self.tasks[&delivery.task.0];
-        if matches!(how, How::Delivered | How::AppliedAndFailed) {
+        if matches!(how, How::Delivered | How::DeliveredByRepeat | How::AppliedAndFailed) {
             let place = (site(&task.replicas[delivery.replica.get()]), task.key);
             self.apply(place, delivery.task.0);
         }
         let verdict = match how {
-            How::Delivered => Verdict::Delivered,
+            How::Delivered | How::DeliveredByRepeat => Verdict::Delivered,
             How::Failed | How::Busy => {
                 let after = matches!(how, How::Busy).then_some(Duration::from_secs(60));
-                Verdict::Retry { after, ambiguous: false, error: "down".into() }
+                Verdict::Retry { after, error: "down".into() }
             }
             How::AppliedAndFailed | How::NoAnswer => {
-                Verdict::Retry { after: None, ambiguous: true, error: "no answer".into() }
+                Verdict::Retry { after: None, error: "no answer".into() }
             }
             How::NotSent => Verdict::Shortage { error: "no file descriptor".into() },
             How::Rejected => Verdict::Rejected { error: "no".into() },
         };
-        if matches!(how, How::NoAnswer) {
+        if matches!(how, How::NoAnswer | How::DeliveredByRepeat) {
             self.unanswered(delivery);
         }
-        self.engine.answered(self.now, delivery, verdict, Duration::from_millis(1));
+        let ambiguous =
+            matches!(how, How::AppliedAndFailed | How::NoAnswer | How::DeliveredByRepeat);
+        let took = Duration::from_millis(1);
+        self.engine.answered(self.now, delivery, AttemptOutcome { verdict, ambiguous, took });
         self.act();
     }
 

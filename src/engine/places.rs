@@ -6,14 +6,14 @@
 
 use std::ops::Bound::{Excluded, Unbounded};
 
-use crate::engine::share::Pool;
+use crate::engine::share::SharedPool;
 use crate::engine::tasks::{Leg, Rank, Slot, State};
 use crate::engine::{Engine, MOST_DUE, Moment};
 
 impl Engine {
     /// Whether the retry queue has a place for a replica, which holds no more than its share.
     pub(super) fn retry_has_room(&self, number: u32) -> bool {
-        let pool = Pool::new(self.settings.retry_capacity, self.levels.retry);
+        let pool = SharedPool::new(self.settings.retry_capacity, self.levels.retry);
         pool.has_room_for(self.lanes[number].retries as u64)
     }
 

@@ -17,23 +17,29 @@ const RESERVE: u64 = 10;
 
 /// A pool of places, or of bytes, and how much of it is used.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pool {
-    pub(super) capacity: u64,
-    pub(super) used: u64,
+pub struct SharedPool {
+    /// How many there are.
+    pub capacity: u64,
+    /// How many are held.
+    pub used: u64,
 }
 
-impl Pool {
-    pub(super) fn new(capacity: usize, used: usize) -> Self {
+impl SharedPool {
+    /// One with so many used already.
+    #[must_use]
+    pub fn new(capacity: usize, used: usize) -> Self {
         Self { capacity: capacity as u64, used: used as u64 }
     }
 
     /// What nobody has. A pool can be overdrawn, as by a restart with a lower capacity.
-    pub(super) fn free(self) -> u64 {
+    #[must_use]
+    pub fn free(self) -> u64 {
         self.capacity.saturating_sub(self.used)
     }
 
     /// Whether a claimant that holds this much is below its share, so that it may have a place.
-    pub(super) fn has_room_for(self, held: u64) -> bool {
+    #[must_use]
+    pub fn has_room_for(self, held: u64) -> bool {
         let (free, reserve) = (self.free(), self.capacity / RESERVE);
         held < free.saturating_mul(SHARE) && (free > reserve || held < reserve)
     }
@@ -47,7 +53,7 @@ mod tests {
 
     /// Takes places for one claimant until it gets no more.
     fn take_all(capacity: u64, held: &mut [u64], who: usize) {
-        while (Pool { capacity, used: held.iter().sum() }).has_room_for(held[who]) {
+        while (SharedPool { capacity, used: held.iter().sum() }).has_room_for(held[who]) {
             held[who] += 1;
         }
     }
@@ -63,7 +69,7 @@ mod tests {
 
     #[test]
     fn an_overdrawn_pool_has_no_room() {
-        assert!(!Pool { capacity: 10, used: 11 }.has_room_for(0));
+        assert!(!SharedPool { capacity: 10, used: 11 }.has_room_for(0));
     }
 
     proptest! {
@@ -75,7 +81,7 @@ mod tests {
             let mut held = [0u64; 40];
             for (who, what) in claims {
                 let used: u64 = held.iter().sum();
-                let room = Pool { capacity, used }.has_room_for(held[who]);
+                let room = SharedPool { capacity, used }.has_room_for(held[who]);
                 match what {
                     0 => held[who] = held[who].saturating_sub(1),
                     _ if room => {
@@ -104,7 +110,7 @@ mod tests {
                     take_all(capacity, &mut held, who);
                 }
             }
-            prop_assert!(Pool { capacity, used: held.iter().sum() }.has_room_for(0), "{held:?}");
+            prop_assert!(SharedPool { capacity, used: held.iter().sum() }.has_room_for(0), "{held:?}");
         }
     }
 }

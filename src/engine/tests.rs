@@ -73,8 +73,18 @@ impl Fixture {
     }
 
     fn answer(&mut self, task: u64, replica: u16, verdict: Verdict) {
+        self.ended(task, replica, AttemptOutcome::certain(verdict, Duration::ZERO));
+    }
+
+    /// A request of the attempt may still be applied.
+    fn answer_in_doubt(&mut self, task: u64, replica: u16, verdict: Verdict) {
+        let outcome = AttemptOutcome { verdict, ambiguous: true, took: Duration::ZERO };
+        self.ended(task, replica, outcome);
+    }
+
+    fn ended(&mut self, task: u64, replica: u16, outcome: AttemptOutcome) {
         let delivery = Delivery { task: TaskId(task), replica: ReplicaIndex(replica) };
-        self.engine.answered(self.now, delivery, verdict, Duration::ZERO);
+        self.engine.answered(self.now, delivery, outcome);
     }
 
     fn actions(&mut self) -> Vec<Action> {
@@ -94,12 +104,12 @@ impl Fixture {
 }
 
 fn failed() -> Verdict {
-    Verdict::Retry { after: None, ambiguous: false, error: "down".into() }
+    Verdict::Retry { after: None, error: "down".into() }
 }
 
 /// Failed, and the replica asks for a wait.
 fn busy(after: Duration) -> Verdict {
-    Verdict::Retry { after: Some(after), ambiguous: false, error: "busy".into() }
+    Verdict::Retry { after: Some(after), error: "busy".into() }
 }
 
 fn rejected() -> Verdict {
@@ -177,7 +187,7 @@ fn retry_after_is_waited_for() {
     let id = f.eventual("k", &["a"]);
     f.actions();
     let after = Some(Duration::from_secs(60));
-    f.answer(id, 0, Verdict::Retry { after, ambiguous: false, error: "busy".into() });
+    f.answer(id, 0, Verdict::Retry { after, error: "busy".into() });
     f.pass(Duration::from_secs(59));
     assert_eq!(f.sent(), []);
     f.pass(Duration::from_secs(1));

@@ -16,10 +16,12 @@ use super::patience::{Limits, Patience};
 use super::pools::{Pool, Pools, builder};
 use super::request;
 use super::resolver::{Resolver, TARGET, system};
-use super::verdict::{Answer, Sent, retry_after, shortage, unanswered, unsendable, verdict};
+use super::verdict::{
+    Answer, Sent, leaves_open, retry_after, shortage, unanswered, unsendable, verdict,
+};
 use super::{Settings, TlsError};
 use crate::policy::{Forbidden, Policy, Target};
-use crate::task::{Command, Node, Task, Timestamp, Trace, Verdict};
+use crate::task::{AttemptOutcome, Command, Node, Task, Timestamp, Trace, Verdict};
 
 /// How much of an answer's body is read. What matters of it is a phrase and a sentence; a replica
 /// that sends more must not cost memory.
@@ -155,7 +157,7 @@ impl Client {
         task: &Task,
         trace: Option<&Trace>,
         now: Timestamp,
-    ) -> Verdict {
+    ) -> AttemptOutcome {
         // An address without a name is never shown to the resolver: this is where it is checked.
         let target = Target::of(node).and_then(|target| {
             self.policy.admit_target(&target)?;
@@ -163,7 +165,9 @@ impl Client {
         });
         let target = match target {
             Ok(target) => target,
-            Err(forbidden) => return not_sent(&forbidden),
+            Err(forbidden) => {
+                return AttemptOutcome::certain(not_sent(&forbidden), Duration::ZERO);
+            }
         };
         let live = self.live.load_full();
         let command = task.command_at(now);
@@ -175,6 +179,7 @@ impl Client {
         let mut patience = Patience::new(limits);
         let pool = live.pools.of(node);
         let mut ended = call.over(&pool, &mut patience).await;
+        // The first request may be applied after all, whatever becomes of the repeat.
         let mut in_doubt = false;
         if let Ended::Lost(error) = &ended
             && (pool.was_idle(error) || (patience.slept() && says_nothing(error)))
@@ -187,15 +192,19 @@ impl Client {
         if matches!(ended, Ended::Lost(_) | Ended::Silent) {
             live.pools.retire(node, &pool);
         }
-        match ended {
-            Ended::Answered(response) => judge(&sent, response, now, &mut patience).await,
+        let (verdict, open) = match ended {
+            Ended::Answered(response) => {
+                let open = leaves_open(response.status());
+                (judge(&sent, response, now, &mut patience).await, open)
+            }
             // Nothing went out, and nothing about the task will change.
             Ended::Unsendable(error) => {
-                unsendable(&format!("the request cannot be made: {}", chain(&error)))
+                (unsendable(&format!("the request cannot be made: {}", chain(&error))), false)
             }
-            Ended::Lost(error) => self.without_answer(&error, &target, in_doubt),
-            Ended::Silent => unanswered(&patience.exceeded(), true),
-        }
+            Ended::Lost(error) => (self.without_answer(&error, &target), !never_read(&error)),
+            Ended::Silent => (unanswered(&patience.exceeded()), true),
+        };
+        AttemptOutcome { verdict, ambiguous: open || in_doubt, took: patience.total() }
     }
 
     /// An HTTP client for whoever sends something else than deliveries, to where an operator says:
@@ -210,9 +219,8 @@ impl Client {
         http.map_err(|source| ClientError::Setup { source })
     }
 
-    /// What it means that there was no answer, and why, for operators. `in_doubt` is whether an
-    /// earlier request of the attempt may have been applied.
-    fn without_answer(&self, error: &reqwest::Error, target: &Target, in_doubt: bool) -> Verdict {
+    /// What it means that there was no answer, and why, for operators.
+    fn without_answer(&self, error: &reqwest::Error, target: &Target) -> Verdict {
         if let Some(forbidden) = forbidden(error) {
             return not_sent(forbidden);
         }
@@ -221,15 +229,14 @@ impl Client {
             Some(Short::Ports) => self.resolver.has_route(target),
             short => short.is_some(),
         };
-        if short && !in_doubt {
+        if short {
             return shortage(&format!(
                 "not sent: this process is short of resources: {}",
                 chain(error)
             ));
         }
-        // Before the certificates have been agreed on no request is read.
         if let Some(why) = certificate(error, &REPLICA) {
-            return unanswered(&why, in_doubt);
+            return unanswered(&why);
         }
         let unsent = is_unsent(error);
         let why = if error.is_timeout() && unsent {
@@ -240,7 +247,7 @@ impl Client {
         } else {
             format!("no answer: {}", chain(error))
         };
-        unanswered(&why, in_doubt || !unsent)
+        unanswered(&why)
     }
 }
 
@@ -298,6 +305,12 @@ impl Call<'_> {
 /// Whether the replica cannot have read a request that failed with `error`.
 fn is_unsent(error: &reqwest::Error) -> bool {
     error.is_connect() || never_written(error)
+}
+
+/// Whether no replica has read a request that failed with `error`, or ever will: before the
+/// certificates have been agreed on none is read.
+fn never_read(error: &reqwest::Error) -> bool {
+    is_unsent(error) || forbidden(error).is_some() || certificate(error, &REPLICA).is_some()
 }
 
 /// Whether the failure of a request that went out while this process stood still is no evidence:

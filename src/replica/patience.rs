@@ -102,6 +102,11 @@ impl Patience {
         self.slept
     }
 
+    /// The time that it has taken so far, without what did not count.
+    pub(super) fn total(&self) -> Duration {
+        self.total
+    }
+
     /// What the replica did not do, for an attempt that is over.
     pub(super) fn exceeded(&self) -> String {
         let limit = self.longest_silence();

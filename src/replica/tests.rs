@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{Client, Settings, Tls, Tokens};
 use crate::policy::Policy;
-use crate::task::{Consistency, Node, Operation, Task, TaskId, Timestamp, Verdict};
+use crate::task::{AttemptOutcome, Consistency, Node, Operation, Task, TaskId, Timestamp, Verdict};
 
 mod connections;
 mod lookups;
@@ -182,7 +182,7 @@ fn rejected_text(verdict: Verdict) -> Arc<str> {
 #[tokio::test]
 async fn a_set_goes_out_as_a_put_of_its_bytes() {
     let mut peer = Peer::answering(OK).await;
-    let verdict = patient().send(&peer.node, &set("k", b"value"), None, NOW).await;
+    let verdict = patient().send(&peer.node, &set("k", b"value"), None, NOW).await.verdict;
     assert_eq!(verdict, Verdict::Delivered);
 
     let (_, request) = peer.seen();
@@ -205,7 +205,7 @@ async fn an_empty_value_says_that_its_length_is_zero() {
 #[tokio::test]
 async fn a_delete_goes_out_without_body_and_ttl() {
     let mut peer = Peer::answering("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").await;
-    let verdict = patient().send(&peer.node, &delete("k"), None, NOW).await;
+    let verdict = patient().send(&peer.node, &delete("k"), None, NOW).await.verdict;
     assert_eq!(verdict, Verdict::Delivered);
 
     let (_, request) = peer.seen();
@@ -247,7 +247,8 @@ async fn a_key_is_one_segment_of_the_path_whatever_it_contains() {
 #[tokio::test]
 async fn the_longest_key_that_may_be_configured_can_be_sent() {
     let peer = Peer::answering(OK).await;
-    let verdict = patient().send(&peer.node, &set(&"/".repeat(16 * 1024), b"v"), None, NOW).await;
+    let verdict =
+        patient().send(&peer.node, &set(&"/".repeat(16 * 1024), b"v"), None, NOW).await.verdict;
     assert_eq!(verdict, Verdict::Delivered);
 }
 
@@ -283,7 +284,7 @@ async fn a_redirect_is_refused_and_not_followed() {
         elsewhere.node
     );
     let peer = Peer::answering(&redirect).await;
-    let verdict = patient().send(&peer.node, &set("k", b"v"), None, NOW).await;
+    let verdict = patient().send(&peer.node, &set("k", b"v"), None, NOW).await.verdict;
     assert!(rejected_text(verdict).contains("307 Temporary Redirect"));
     assert!(elsewhere.requests.try_recv().is_err());
 }
@@ -292,11 +293,10 @@ async fn a_redirect_is_refused_and_not_followed() {
 async fn retry_after_is_read_from_the_answer() {
     let busy = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n";
     let peer = Peer::answering(busy).await;
-    let verdict = patient().send(&peer.node, &set("k", b"v"), None, NOW).await;
+    let verdict = patient().send(&peer.node, &set("k", b"v"), None, NOW).await.verdict;
     assert_eq!(
         verdict,
         Verdict::Retry {
-            ambiguous: false,
             after: Some(Duration::from_secs(7)),
             error: "the replica answered 503 Service Unavailable".into()
         }
@@ -317,11 +317,11 @@ async fn of_a_long_answer_only_64_kib_are_read() {
     let task = set("k", b"v");
 
     let inside = Peer::replying(phrase_at(CUT)).await;
-    let verdict = patient().send(&inside.node, &task, None, NOW).await;
+    let verdict = patient().send(&inside.node, &task, None, NOW).await.verdict;
     assert_eq!(verdict, Verdict::Delivered);
 
     let across = Peer::replying(phrase_at(CUT + 1)).await;
-    retry_text(patient().send(&across.node, &task, None, NOW).await);
+    retry_text(patient().send(&across.node, &task, None, NOW).await.verdict);
 }
 
 #[tokio::test]
@@ -330,7 +330,7 @@ async fn a_body_that_breaks_off_counts_as_far_as_it_came() {
     let peer = Peer::replying(Reply::Whole(broken)).await;
     // All of it that comes is there long before.
     let hasty = client(Duration::from_secs(2));
-    let verdict = hasty.send(&peer.node, &set("a/b", b"12345"), None, NOW).await;
+    let verdict = hasty.send(&peer.node, &set("a/b", b"12345"), None, NOW).await.verdict;
     assert_eq!(
         &*rejected_text(verdict),
         "the replica refused it with 400 Bad Request: no such bucket"
@@ -342,7 +342,7 @@ async fn a_head_that_comes_a_byte_at_a_time_times_out() {
     let slow = b"HTTP/1.1 200 OK\r\nX-Slow: .".to_vec();
     let peer = Peer::replying(Reply::Trickle(slow)).await;
     let hasty = client(Duration::from_millis(200));
-    let verdict = hasty.send(&peer.node, &set("k", b"v"), None, NOW).await;
+    let verdict = hasty.send(&peer.node, &set("k", b"v"), None, NOW).await.verdict;
     assert_eq!(&*retry_text(verdict), "no answer within 200ms");
 }
 
@@ -350,7 +350,7 @@ async fn a_head_that_comes_a_byte_at_a_time_times_out() {
 async fn a_replica_that_never_answers_times_out() {
     let peer = Peer::replying(Reply::Silence).await;
     let hasty = client(Duration::from_millis(200));
-    let verdict = hasty.send(&peer.node, &set("k", b"v"), None, NOW).await;
+    let verdict = hasty.send(&peer.node, &set("k", b"v"), None, NOW).await.verdict;
     assert_eq!(&*retry_text(verdict), "no answer within 200ms");
 }
 
@@ -358,7 +358,7 @@ async fn a_replica_that_never_answers_times_out() {
 async fn a_success_is_delivered_even_where_its_body_never_ends() {
     let slow = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n.".to_vec();
     let peer = Peer::replying(Reply::Trickle(slow)).await;
-    let verdict = patient().send(&peer.node, &set("k", b"v"), None, NOW).await;
+    let verdict = patient().send(&peer.node, &set("k", b"v"), None, NOW).await.verdict;
     assert_eq!(verdict, Verdict::Delivered);
 }
 
@@ -369,7 +369,7 @@ async fn a_refused_connection_says_so_without_the_key() {
     port.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let node = Node::parse(&format!("http://{}", port.local_addr().unwrap())).unwrap();
     let task = set("private-key", b"v");
-    let error = retry_text(patient().send(&node, &task, None, NOW).await);
+    let error = retry_text(patient().send(&node, &task, None, NOW).await.verdict);
     assert!(error.starts_with("cannot connect: "), "{error}");
     assert!(error.contains("Connection refused"), "{error}");
     assert!(!error.contains("private-key"), "{error}");
@@ -379,7 +379,7 @@ async fn a_refused_connection_says_so_without_the_key() {
 async fn an_answer_that_is_not_http_is_retried_without_the_key() {
     let peer = Peer::answering("SSH-2.0-OpenSSH_9.2\r\n\r\n").await;
     let task = set("private-key", b"v");
-    let error = retry_text(patient().send(&peer.node, &task, None, NOW).await);
+    let error = retry_text(patient().send(&peer.node, &task, None, NOW).await.verdict);
     assert!(error.starts_with("no answer: "), "{error}");
     assert!(!error.contains("private-key"), "{error}");
 }
@@ -388,7 +388,7 @@ async fn an_answer_that_is_not_http_is_retried_without_the_key() {
 async fn a_request_that_cannot_be_made_is_rejected_without_the_key() {
     let peer = Peer::answering(OK).await;
     let task = set(&"private-key".repeat(10_000), b"v");
-    let error = rejected_text(patient().send(&peer.node, &task, None, NOW).await);
+    let error = rejected_text(patient().send(&peer.node, &task, None, NOW).await.verdict);
     assert!(error.starts_with("the request cannot be made: "), "{error}");
     assert!(!error.contains("private-key"), "{error}");
 }
@@ -398,7 +398,7 @@ async fn https_to_a_replica_that_speaks_no_tls_is_retried() {
     let peer = Peer::answering(OK).await;
     let node = Node::parse(&peer.node.as_str().replace("http:", "https:")).unwrap();
     let hasty = client(Duration::from_millis(200));
-    let verdict = hasty.send(&node, &set("k", b"v"), None, NOW).await;
+    let verdict = hasty.send(&node, &set("k", b"v"), None, NOW).await.verdict;
     assert_eq!(&*retry_text(verdict), "no answer within 200ms");
 }
 

@@ -63,8 +63,6 @@ pub(super) fn verdict(sent: &Sent<'_>, answer: &Answer<'_>) -> Verdict {
     } else if is_retryable(status) {
         Verdict::Retry {
             after: answer.retry_after,
-            // A gateway gave up waiting, as we do after a timeout.
-            ambiguous: status == StatusCode::GATEWAY_TIMEOUT,
             error: worded(&format!("the replica answered {}", named(status))),
         }
     } else {
@@ -116,10 +114,15 @@ pub(super) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-/// An error of an attempt that had no answer, as a verdict. `sent` is whether the request may have
-/// reached the replica.
-pub(super) fn unanswered(error: &str, sent: bool) -> Verdict {
-    Verdict::Retry { after: None, ambiguous: sent, error: worded(error) }
+/// Whether whoever gave this answer does not know itself what became of the request: a gateway gave
+/// up waiting, as we do after a timeout.
+pub(super) fn leaves_open(status: StatusCode) -> bool {
+    status == StatusCode::GATEWAY_TIMEOUT
+}
+
+/// An error of an attempt that had no answer, as a verdict.
+pub(super) fn unanswered(error: &str) -> Verdict {
+    Verdict::Retry { after: None, error: worded(error) }
 }
 
 /// An error of an attempt that was not sent and says nothing about the replica.
@@ -350,7 +353,7 @@ mod tests {
         assert_eq!(refused.matches('ü').count(), MAX_QUOTE_CHARS);
         assert!(refused.chars().count() <= MAX_ERROR_CHARS);
 
-        let unanswered = text(unanswered(&long, true));
+        let unanswered = text(unanswered(&long));
         assert_eq!(unanswered.chars().count(), MAX_ERROR_CHARS);
     }
 }

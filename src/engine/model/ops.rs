@@ -32,6 +32,8 @@ pub(in crate::engine) enum Op {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::engine) enum How {
     Delivered,
+    /// The answer to a repeat; the first request had none, and is applied later, or never.
+    DeliveredByRepeat,
     /// Failed, and the replica did not apply it.
     Failed,
     /// Failed, and the replica asks for a long wait.

@@ -2,10 +2,6 @@
 
 use super::*;
 
-fn no_answer() -> Verdict {
-    Verdict::Retry { after: None, ambiguous: true, error: "no answer".into() }
-}
-
 fn progress_of(f: &mut Fixture, task: u64) -> Option<Vec<Progress>> {
     let saved = |action| match action {
         Action::Save { task: id, progress } if id == TaskId(task) => Some(progress),
@@ -18,7 +14,7 @@ fn progress_of(f: &mut Fixture, task: u64) -> Option<Vec<Progress>> {
 fn a_newer_write_delivered_after_an_attempt_without_answer_is_sent_once_more() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
-    f.answer(old, 0, no_answer());
+    f.answer_in_doubt(old, 0, failed());
     let new = f.eventual("k", &["a"]);
     f.actions();
     f.answer(new, 0, Verdict::Delivered);
@@ -41,7 +37,7 @@ fn a_newer_write_delivered_after_an_attempt_without_answer_is_sent_once_more() {
 fn a_doubt_outlives_the_delivery_of_its_own_task() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
-    f.answer(old, 0, no_answer());
+    f.answer_in_doubt(old, 0, failed());
     f.pass(Duration::from_secs(3));
     f.actions();
     f.answer(old, 0, Verdict::Delivered);
@@ -55,10 +51,25 @@ fn a_doubt_outlives_the_delivery_of_its_own_task() {
 }
 
 #[test]
+fn an_answer_to_a_repeated_request_leaves_the_first_one_in_doubt() {
+    for verdict in [Verdict::Delivered, rejected()] {
+        let mut f = Fixture::new(settings());
+        let old = f.eventual("k", &["a"]);
+        f.answer_in_doubt(old, 0, verdict);
+        let new = f.eventual("k", &["a"]);
+        f.actions();
+        f.answer(new, 0, Verdict::Delivered);
+        assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]));
+        f.pass(Duration::from_secs(31));
+        assert_eq!(f.sent(), [(new, 0, 1)]);
+    }
+}
+
+#[test]
 fn without_a_doubt_nothing_is_sent_twice() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
-    f.answer(old, 0, no_answer());
+    f.answer_in_doubt(old, 0, failed());
     f.pass(Duration::from_secs(31));
     f.answer(old, 0, Verdict::Delivered);
     for key in ["k", "other"] {
@@ -80,7 +91,7 @@ fn without_a_doubt_nothing_is_sent_twice() {
 fn a_newer_write_takes_the_place_of_one_that_was_to_be_sent_once_more() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
-    f.answer(old, 0, no_answer());
+    f.answer_in_doubt(old, 0, failed());
     let new = f.eventual("k", &["a"]);
     f.answer(new, 0, Verdict::Delivered);
     f.pass(Duration::from_secs(20));
@@ -149,7 +160,7 @@ fn what_may_have_been_on_the_wire_at_a_restart_is_in_doubt() {
 fn with_settle_after_zero_nothing_is_sent_once_more() {
     let mut f = Fixture::new(Settings { settle_after: Duration::ZERO, ..settings() });
     let old = f.eventual("k", &["a"]);
-    f.answer(old, 0, no_answer());
+    f.answer_in_doubt(old, 0, failed());
     let new = f.eventual("k", &["a"]);
     f.actions();
     f.answer(new, 0, Verdict::Delivered);

@@ -61,13 +61,18 @@ async fn follow(
     }
 }
 
-async fn send(client: &Client, node: &Node) -> Verdict {
+async fn attempt(client: &Client, node: &Node) -> AttemptOutcome {
     client.send(node, &set("private-key", b"v"), None, NOW).await
 }
 
+async fn send(client: &Client, node: &Node) -> Verdict {
+    attempt(client, node).await.verdict
+}
+
 #[track_caller]
-fn is_ambiguous(verdict: &Verdict) {
-    assert!(matches!(verdict, Verdict::Retry { ambiguous: true, .. }), "{verdict:?}");
+fn is_ambiguous(outcome: &AttemptOutcome) {
+    let retry = matches!(outcome.verdict, Verdict::Retry { .. });
+    assert!(retry && outcome.ambiguous, "{outcome:?}");
 }
 
 #[tokio::test]
@@ -75,8 +80,11 @@ async fn a_request_that_meets_the_end_of_an_idle_connection_is_repeated_on_a_new
     let mut replica =
         Scripted::start(|_, count| if count == 0 { Then::Answer(OK) } else { Then::Close }).await;
     let client = patient();
-    for _ in 0..3 {
-        assert_eq!(send(&client, &replica.node).await, Verdict::Delivered);
+    for repeated in [false, true, false] {
+        let outcome = attempt(&client, &replica.node).await;
+        assert_eq!(outcome.verdict, Verdict::Delivered);
+        // The replica has read the first request, and may apply it after a newer write.
+        assert_eq!(outcome.ambiguous, repeated);
     }
     // The repeat's own connection is not used again.
     assert_eq!(replica.connections(), [0, 0, 1, 2]);
@@ -87,7 +95,7 @@ async fn a_new_connection_that_ends_without_an_answer_is_a_failure() {
     let mut replica = Scripted::start(|_, _| Then::Close).await;
     let client = patient();
     for _ in 0..3 {
-        is_ambiguous(&send(&client, &replica.node).await);
+        is_ambiguous(&attempt(&client, &replica.node).await);
     }
     assert_eq!(replica.connections(), [0, 1, 2]);
 }
@@ -102,7 +110,7 @@ async fn a_new_connection_that_ends_is_a_failure_also_where_others_have_served()
     let mut replica = Scripted::start(script).await;
     let client = patient();
     assert_eq!(send(&client, &replica.node).await, Verdict::Delivered);
-    is_ambiguous(&send(&client, &replica.node).await);
+    is_ambiguous(&attempt(&client, &replica.node).await);
     assert_eq!(replica.connections(), [0, 1]);
 }
 
@@ -115,7 +123,7 @@ async fn a_request_is_repeated_once_and_the_failure_of_the_repeat_counts() {
     let mut replica = Scripted::start(script).await;
     let client = patient();
     assert_eq!(send(&client, &replica.node).await, Verdict::Delivered);
-    is_ambiguous(&send(&client, &replica.node).await);
+    is_ambiguous(&attempt(&client, &replica.node).await);
     assert_eq!(replica.connections(), [0, 0, 1]);
 }
 
@@ -132,9 +140,9 @@ async fn a_repeat_that_cannot_connect_leaves_it_open_whether_the_first_request_w
     });
     let client = patient();
     assert_eq!(send(&client, &node).await, Verdict::Delivered);
-    let verdict = send(&client, &node).await;
-    is_ambiguous(&verdict);
-    assert!(retry_text(verdict).starts_with("cannot connect: "));
+    let outcome = attempt(&client, &node).await;
+    is_ambiguous(&outcome);
+    assert!(retry_text(outcome.verdict).starts_with("cannot connect: "));
     replica.await.unwrap();
 }
 
@@ -170,7 +178,7 @@ async fn connections_from_before_a_silence_are_not_used_again() {
     together(4, &client, &replica.node).await;
     let before = replica.connections().into_iter().max().unwrap();
     MADE_BEFORE.store(before + 1, Ordering::SeqCst);
-    is_ambiguous(&send(&client, &replica.node).await);
+    is_ambiguous(&attempt(&client, &replica.node).await);
     assert!(replica.connections().iter().all(|connection| *connection <= before));
     for _ in 0..4 {
         assert_eq!(send(&client, &replica.node).await, Verdict::Delivered);
@@ -274,7 +282,8 @@ fn large(bytes: usize) -> Task {
 #[tokio::test]
 async fn a_large_value_may_take_longer_than_the_timeout_as_long_as_it_makes_progress() {
     let (node, mut seen) = slow_reader(150).await;
-    let verdict = client(Duration::from_secs(1)).send(&node, &large(2 << 20), None, NOW).await;
+    let verdict =
+        client(Duration::from_secs(1)).send(&node, &large(2 << 20), None, NOW).await.verdict;
     assert_eq!(verdict, Verdict::Delivered);
     let (head, read) = seen.try_recv().unwrap();
     assert_eq!(read, 2 << 20);
@@ -285,7 +294,7 @@ async fn a_large_value_may_take_longer_than_the_timeout_as_long_as_it_makes_prog
 async fn a_large_value_arrives_whole() {
     let mut peer = Peer::answering(OK).await;
     for bytes in [64 << 10, (64 << 10) + 1, 1 << 20] {
-        let verdict = patient().send(&peer.node, &large(bytes), None, NOW).await;
+        let verdict = patient().send(&peer.node, &large(bytes), None, NOW).await.verdict;
         assert_eq!(verdict, Verdict::Delivered);
         let request = peer.seen().1;
         assert_eq!(header(&request, "content-length"), Some(&*bytes.to_string()));
@@ -298,7 +307,6 @@ async fn a_replica_that_stops_reading_a_large_value_fails_in_bounded_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let node = Node::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
     let client = client(Duration::from_millis(200));
-    let verdict = client.send(&node, &large(100 << 10), None, NOW).await;
-    is_ambiguous(&verdict);
+    is_ambiguous(&client.send(&node, &large(100 << 10), None, NOW).await);
     drop(listener);
 }

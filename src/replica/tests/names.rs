@@ -47,8 +47,12 @@ fn port(peer: &Peer) -> &str {
     peer.node.as_str().rsplit(':').next().unwrap()
 }
 
-async fn send(client: &Client, node: &Node) -> Verdict {
+async fn attempt(client: &Client, node: &Node) -> AttemptOutcome {
     client.send(node, &set("private-key", b"v"), None, NOW).await
+}
+
+async fn send(client: &Client, node: &Node) -> Verdict {
+    attempt(client, node).await.verdict
 }
 
 #[tokio::test]
@@ -150,8 +154,9 @@ async fn a_name_that_cannot_be_looked_up_is_retried_without_the_key() {
     let peer = Peer::answering(OK).await;
     let lookup: Lookup = Arc::new(|_| Err(std::io::Error::other("the name server is away")));
     let client = looking_up(&Policy::new(None, None), lookup);
-    let verdict = send(&client, &named(&peer, "db.example")).await;
-    assert!(matches!(verdict, Verdict::Retry { ambiguous: false, .. }), "{verdict:?}");
+    let AttemptOutcome { verdict, ambiguous, .. } =
+        attempt(&client, &named(&peer, "db.example")).await;
+    assert!(matches!(verdict, Verdict::Retry { .. }) && !ambiguous, "{verdict:?}");
     let error = retry_text(verdict);
     assert!(error.contains("the name server is away"), "{error}");
     assert!(!error.contains("private-key"), "{error}");
@@ -171,9 +176,10 @@ async fn a_name_server_that_hangs_costs_an_attempt_its_time_and_no_more() {
     let settings = Settings { idle_per_replica: 1, ..settings(request_timeout) };
     let (policy, tls, tokens) = (Policy::new(None, None), Tls::default(), Tokens::default());
     let client = Client::resolving(&settings, policy, tls, tokens, (lookup, AT_ONCE)).unwrap();
-    let verdict = send(&client, &named(&peer, "db.example")).await;
+    let AttemptOutcome { verdict, ambiguous, .. } =
+        attempt(&client, &named(&peer, "db.example")).await;
     drop(release);
-    assert!(matches!(verdict, Verdict::Retry { ambiguous: false, .. }), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Retry { .. }) && !ambiguous, "{verdict:?}");
 }
 
 #[tokio::test]
@@ -211,8 +217,9 @@ async fn an_address_without_a_route_is_a_failure_of_the_replica_and_no_lack_of_p
     let lookup: Lookup = Arc::new(|_| Err(std::io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)));
     // It has no address, so there is none that could be sent to.
     let client = looking_up(&Policy::new(None, None), lookup);
-    let verdict = send(&client, &named(&peer, "db.example")).await;
-    assert!(matches!(verdict, Verdict::Retry { ambiguous: false, .. }), "{verdict:?}");
+    let AttemptOutcome { verdict, ambiguous, .. } =
+        attempt(&client, &named(&peer, "db.example")).await;
+    assert!(matches!(verdict, Verdict::Retry { .. }) && !ambiguous, "{verdict:?}");
 }
 
 #[tokio::test]

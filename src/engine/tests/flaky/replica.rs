@@ -7,8 +7,8 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::{
-    Action, Arrival, Consistency, Delivery, Engine, KeyHasher, Moment, Node, Now, Settings, TaskId,
-    Timestamp, Verdict,
+    Action, Arrival, AttemptOutcome, Consistency, Delivery, Engine, KeyHasher, Moment, Node, Now,
+    Settings, TaskId, Timestamp, Verdict,
 };
 
 /// How long writes come in.
@@ -45,9 +45,9 @@ pub(crate) fn run(settings: Settings, fails: f64) -> Outcome {
         let now = Now { moment, wall: Timestamp(0).saturating_add(moment.since_start()) };
         if answer.is_some_and(|at| at <= moment) {
             let Some(Reverse((_, delivery, took, failed))) = in_flight.pop() else { break };
-            let failure = Verdict::Retry { after: None, ambiguous: false, error: "503".into() };
+            let failure = Verdict::Retry { after: None, error: "503".into() };
             let verdict = if failed { failure } else { Verdict::Delivered };
-            engine.answered(now, delivery, verdict, took);
+            engine.answered(now, delivery, AttemptOutcome::certain(verdict, took));
         } else if next_write <= moment {
             outcome.written += 1;
             let id = TaskId(outcome.written);
