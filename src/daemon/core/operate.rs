@@ -289,23 +289,27 @@ impl Core {
         };
         let engine::Forgotten { discarded, in_flight } = forgotten;
         tracing::warn!(replica = %node, discarded, in_flight, "an operator has thrown away everything for a replica");
-        let changes = self.parts.roster.forget(&node, now.wall);
-        self.write_roster(changes);
-        self.parts.engine.pause(now, &node, None);
         self.act(now);
-        self.tell_replica(now, &node, api::ReplicaChange::Forgotten, None);
         let shown = api::Forgotten { replica: node.to_string(), discarded, in_flight };
         self.forgetting.push((node, reply, shown));
     }
 
     /// Answers those whose replica has been forgotten to the end.
-    pub(super) fn answer_forgotten(&mut self) {
+    ///
+    /// Its names and its pause are given up only now: after a restart amid this, what is left must
+    /// still be for the same replica, and go out no earlier than it would have.
+    pub(super) fn answer_forgotten(&mut self, now: Now) {
         for (node, reply, shown) in std::mem::take(&mut self.forgetting) {
             if self.parts.engine.is_forgetting(&node) {
                 self.forgetting.push((node, reply, shown));
-            } else {
-                self.once_durable(reply, Some(shown));
+                continue;
             }
+            let changes = self.parts.roster.forget(&node, now.wall);
+            self.write_roster(changes);
+            self.parts.engine.pause(now, &node, None);
+            self.act(now);
+            self.tell_replica(now, &node, api::ReplicaChange::Forgotten, None);
+            self.once_durable(reply, Some(shown));
         }
     }
 
@@ -318,6 +322,11 @@ impl Core {
         };
         if !self.parts.roster.may_be_named(&node, to) {
             let _ = reply.send(Err(used()));
+            return;
+        }
+        if self.parts.engine.is_forgetting(&node) {
+            let error = format!("{node} is being forgotten; rename it when that has ended");
+            let _ = reply.send(Err(OperateError::Conflict(error)));
             return;
         }
         match self.parts.engine.rename(now, &node, to) {
