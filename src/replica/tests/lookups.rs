@@ -46,8 +46,10 @@ impl Servers {
         Arc::new(move |name| {
             this.all.fetch_add(1, Ordering::SeqCst);
             if name.starts_with("dead") {
-                this.hanging.send_modify(|hanging| *hanging += 1);
-                this.most.fetch_max(*this.hanging.borrow(), Ordering::SeqCst);
+                this.hanging.send_modify(|hanging| {
+                    *hanging += 1;
+                    this.most.fetch_max(*hanging, Ordering::SeqCst);
+                });
                 let hang = this.hang.lock().unwrap();
                 drop(this.changed.wait_while(hang, |hang| *hang).unwrap());
                 this.hanging.send_modify(|hanging| *hanging -= 1);
