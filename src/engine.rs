@@ -20,7 +20,7 @@
 //! time to live: an expired write is a delivery as any other, and the command that is sent for it
 //! is decided when it is sent.
 //!
-//! Start with `interface.rs`, which has what goes in and what comes out, then [`Engine::admit`] and `moves.rs`, where a delivery goes from state to state.
+//! Start with `interface.rs`, which has what goes in and what comes out, then [`Engine::admit`] and `transitions.rs`, where a delivery goes from state to state.
 
 #![expect(
     clippy::indexing_slicing,
@@ -37,55 +37,55 @@ use crate::task::{
     AttemptOutcome, Calendar, Cause, Consistency, Delivery, Node, TaskId, Timestamp, Verdict,
 };
 
+mod admin;
+mod ambiguous;
 mod backlog;
 mod barrier;
-mod books;
 mod breaker;
 mod concurrency;
-mod doubts;
+mod counters;
+mod dead_letters;
 mod failures;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod interface;
 mod key;
 mod lane;
-mod letters;
 #[cfg(any(test, feature = "fuzzing"))]
 mod model;
 mod moment;
-mod moves;
 mod places;
 mod quorum;
 mod restore;
 mod retry;
 mod share;
-mod steer;
-mod tasks;
+mod table;
 #[cfg(test)]
 mod tests;
+mod transitions;
 mod view;
 
+pub use admin::{Forgotten, Probed, RenameError, Steered};
 pub use barrier::{BarrierLane, BarrierView};
-pub use books::Books;
 pub use breaker::BreakerState;
 pub use concurrency::Workers;
+pub use counters::Books;
 pub use interface::{
     Action, Arrival, Change, Full, LaneView, Levels, Now, Restored, Settings, TASK_OVERHEAD_BYTES,
 };
 pub use key::{KeyHasher, KeyId};
 pub use moment::{Moment, Since};
 pub use share::SharedPool;
-pub use steer::{Forgotten, Probed, RenameError, Steered};
 pub use view::{DeliveryState, DeliveryView, Found, LetterView, TaskView, Wanted};
 
 use barrier::Watches;
-use books::Attempt;
 use breaker::Ended;
+use counters::Attempt;
 use lane::Lanes;
-use moves::Newcomer;
 use quorum::Quorum;
 use retry::Schedule;
-use tasks::{Queue, Rank, Settlement, Slot, State, Tasks};
+use table::{Queue, Rank, Settlement, Slot, State, Tasks};
+use transitions::Newcomer;
 
 /// Nothing is kept free for other replicas where none has had a write for so long.
 const OTHERS_IDLE: Duration = Duration::from_secs(60);

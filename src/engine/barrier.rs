@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 use crate::engine::Engine;
-use crate::engine::books::Column;
+use crate::engine::counters::Column;
 use crate::task::{Node, TaskId};
 
 /// Barriers that are counted along. One more, and the one not asked for the longest is counted

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::books::Attempt;
-use crate::engine::tasks::{Leg, Rank, Slot, State, Trouble};
+use crate::engine::counters::Attempt;
+use crate::engine::table::{Leg, Rank, Slot, State, Trouble};
 use crate::engine::{Change, Engine};
 use crate::task::Cause;
 

@@ -9,10 +9,10 @@ use smallvec::SmallVec;
 use crate::engine::KeyId;
 use crate::engine::Moment;
 use crate::engine::backlog::Backlog;
-use crate::engine::books::Books;
 use crate::engine::breaker::Breaker;
 use crate::engine::concurrency::Concurrency;
-use crate::engine::tasks::{Queue, Rank, Slot};
+use crate::engine::counters::Books;
+use crate::engine::table::{Queue, Rank, Slot};
 use crate::task::{Node, TaskId, Timestamp};
 
 /// First attempts go first, then retries, then dead letters. But a steady stream of one kind must

@@ -7,7 +7,7 @@
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::engine::share::SharedPool;
-use crate::engine::tasks::{Leg, Rank, Slot, State};
+use crate::engine::table::{Leg, Rank, Slot, State};
 use crate::engine::{Engine, MOST_DUE, Moment};
 
 impl Engine {

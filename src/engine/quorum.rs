@@ -1,6 +1,6 @@
 //! The count of a strong write: who has acknowledged, who has failed, is it decided.
 
-use crate::engine::tasks::{Entry, Leg, Queue, Slot, State};
+use crate::engine::table::{Entry, Leg, Queue, Slot, State};
 use crate::engine::{Action, Engine, Moment};
 use crate::task::{Obstacle, ReplicaIndex};
 

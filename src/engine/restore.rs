@@ -1,7 +1,7 @@
 //! From disk into the engine, at the start.
 
-use crate::engine::moves::Newcomer;
-use crate::engine::tasks::{Queue, Settlement, Slot, State, Trouble};
+use crate::engine::table::{Queue, Settlement, Slot, State, Trouble};
+use crate::engine::transitions::Newcomer;
 use crate::engine::{Engine, Now, Restored, Since, TASK_OVERHEAD_BYTES};
 use crate::task::{Cause, DeadLetter, Progress, TaskId};
 

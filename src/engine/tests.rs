@@ -8,17 +8,17 @@ use super::model::{node, settings};
 use super::*;
 use crate::task::{DeadLetter, Progress, ReplicaIndex};
 
+mod admin;
 mod ages;
+mod ambiguous;
 mod barriers;
-mod doubts;
+mod dead_letters;
 mod flaky;
 mod isolation;
-mod letters;
 mod model;
 mod reach;
 mod retries;
 mod shortage;
-mod steer;
 mod work;
 
 pub(super) fn workers(number: u32) -> Workers {

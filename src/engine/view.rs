@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::engine::tasks::{Leg, Rank, Settlement, Slot, State};
+use crate::engine::table::{Leg, Rank, Settlement, Slot, State};
 use crate::engine::{Engine, KeyId, Moment};
 use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
 

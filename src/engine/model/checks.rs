@@ -2,7 +2,7 @@
 
 use super::World;
 use crate::engine::model::site;
-use crate::engine::tasks::{Entry, Leg, Queue, State};
+use crate::engine::table::{Entry, Leg, Queue, State};
 use crate::engine::{Books, TASK_OVERHEAD_BYTES};
 use crate::task::TaskId;
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::lane::{Chain, Round};
-use crate::engine::tasks::{Rank, Settlement, Slot, State};
+use crate::engine::table::{Rank, Settlement, Slot, State};
 use crate::engine::{Action, BreakerState, Change, Engine, Moment};
 use crate::task::{Cause, Progress, TaskId, Timestamp, Verdict};
 

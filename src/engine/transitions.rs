@@ -9,11 +9,11 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::engine::barrier::Mark;
-use crate::engine::books::{Attempt, Column};
 use crate::engine::breaker::Gate;
+use crate::engine::counters::{Attempt, Column};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
-use crate::engine::tasks::{Entry, Leg, Queue, Rank, Settlement, Slot, State, Trouble};
+use crate::engine::table::{Entry, Leg, Queue, Rank, Settlement, Slot, State, Trouble};
 use crate::engine::{Action, Change, Engine, KeyId, Since};
 use crate::task::{Delivery, Progress, ReplicaIndex, TaskId, Timestamp};
 

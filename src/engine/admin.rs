@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
-use crate::engine::tasks::{Settlement, Slot, State};
+use crate::engine::table::{Settlement, Slot, State};
 use crate::engine::{Action, BreakerState, Change, Engine, Now};
 use crate::task::{Delivery, Node, TaskId, Timestamp};
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::engine::books::Column;
+use crate::engine::counters::Column;
 use crate::engine::quorum::Quorum;
 use crate::engine::{KeyId, Moment, Since};
 use crate::task::{Cause, DeadLetter, Progress, TaskId, Timestamp};

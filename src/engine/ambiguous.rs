@@ -9,7 +9,7 @@
 //! nothing else is left of it, and so does one that is to be sent once more. A restart itself is a
 //! doubt about everything that may have been on the wire before it.
 
-use crate::engine::tasks::{Settlement, Slot, State};
+use crate::engine::table::{Settlement, Slot, State};
 use crate::engine::{Change, Engine, MOST_DUE};
 use crate::task::Timestamp;
 
