@@ -39,7 +39,6 @@ use crate::task::{
 
 mod admin;
 mod ambiguous;
-mod backlog;
 mod barrier;
 mod breaker;
 mod concurrency;

@@ -8,12 +8,15 @@ use smallvec::SmallVec;
 
 use crate::engine::KeyId;
 use crate::engine::Moment;
-use crate::engine::backlog::Backlog;
 use crate::engine::breaker::Breaker;
 use crate::engine::concurrency::Concurrency;
 use crate::engine::counters::Books;
 use crate::engine::table::{Queue, Rank, Slot};
 use crate::task::{Node, TaskId, Timestamp};
+
+mod backlog;
+
+use backlog::Backlog;
 
 /// First attempts go first, then retries, then dead letters. But a steady stream of one kind must
 /// not keep the others, and what they hold, for ever: of this many places each kind has its own.

@@ -184,6 +184,19 @@ impl Engine {
         self.mark(number);
     }
 
+    /// A delivery is not pending any more.
+    fn leave_backlog(&mut self, number: u32, id: TaskId, bytes: u64) {
+        let lane = &mut self.lanes[number];
+        let tasks = &self.tasks;
+        let is_pending = |id: TaskId| {
+            tasks.find(id).is_some_and(|slot| {
+                let entry = &tasks[slot];
+                entry.legs[entry.leg_on(number)].state.is_pending()
+            })
+        };
+        lane.backlog.leave(id, bytes, lane.books.pending, is_pending);
+    }
+
     /// A delivery that was settled before the restart: it is in no column of today's books.
     pub(super) fn settled_before(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
         let entry = &mut self.tasks[slot];

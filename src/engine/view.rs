@@ -5,9 +5,11 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::engine::lane::Lane;
 use crate::engine::table::{Leg, Rank, Settlement, Slot, State};
-use crate::engine::{Engine, KeyId, Moment};
+use crate::engine::{Engine, KeyId, Moment, Since};
 use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
 
 /// Tasks that one call looks at.
@@ -92,6 +94,21 @@ pub struct Found<T, C> {
 }
 
 impl Engine {
+    /// When the oldest pending delivery of a lane was accepted, by the wall clock and by one that
+    /// nobody sets.
+    pub(super) fn oldest(&self, lane: &Lane) -> Option<(Timestamp, Since)> {
+        let slot = self.tasks.find(lane.backlog.oldest()?)?;
+        let entry = &self.tasks[slot];
+        Some((entry.accepted_at, entry.since))
+    }
+
+    /// How long ago a task was accepted, whatever the wall clock did since; `None` once it is
+    /// settled.
+    #[must_use]
+    pub fn age(&self, task: TaskId, now: Moment) -> Option<Duration> {
+        Some(self.tasks[self.tasks.find(task)?].since.age(now))
+    }
+
     /// A task, unless nothing is left to be done for it.
     #[must_use]
     pub fn view(&self, id: TaskId) -> Option<TaskView> {
