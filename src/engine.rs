@@ -58,6 +58,7 @@ mod quorum;
 mod restore;
 mod retry;
 mod share;
+mod strong;
 mod table;
 #[cfg(test)]
 mod tests;
