@@ -34,7 +34,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::task::{
-    AttemptOutcome, Calendar, Cause, Consistency, Delivery, Node, TaskId, Timestamp, Verdict,
+    AttemptOutcome, Calendar, Cause, Consistency, DeliveryId, Node, TaskId, Timestamp, Verdict,
 };
 
 mod admin;
@@ -287,7 +287,7 @@ impl Engine {
     }
 
     /// An attempt that was asked for by [`Action::Send`] has ended.
-    pub fn answered(&mut self, now: Now, delivery: Delivery, outcome: AttemptOutcome) {
+    pub fn answered(&mut self, now: Now, delivery: DeliveryId, outcome: AttemptOutcome) {
         let AttemptOutcome { verdict, ambiguous, took } = outcome;
         self.now = now;
         let Some(slot) = self.tasks.find(delivery.task) else {

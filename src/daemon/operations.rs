@@ -247,10 +247,10 @@ mod tests {
     use super::*;
     use crate::daemon::handle::Request;
     use crate::daemon::operate::{Query, Step};
-    use crate::task::{Delivery, ReplicaIndex, TaskId};
+    use crate::task::{DeliveryId, ReplicaIndex, TaskId};
 
     fn letter(task: u64) -> Letter {
-        let delivery = Delivery { task: TaskId(task), replica: ReplicaIndex(0) };
+        let delivery = DeliveryId { task: TaskId(task), replica: ReplicaIndex(0) };
         let shown = crate::api::DeadLetter {
             task_id: task.to_string(),
             replica: "http://a".to_owned(),

@@ -11,7 +11,7 @@ use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::table::{Settlement, Slot, State};
 use crate::engine::{Action, BreakerState, Change, Engine, Now};
-use crate::task::{Delivery, Node, TaskId, Timestamp};
+use crate::task::{DeliveryId, Node, TaskId, Timestamp};
 
 /// Deliveries that one step of forgetting throws away, and tasks that it looks at for them: a few
 /// milliseconds, as everything else waits meanwhile.
@@ -235,7 +235,7 @@ impl Engine {
     }
 
     /// Makes a dead letter ready again, whatever its cause.
-    pub fn redrive_letter(&mut self, now: Now, delivery: Delivery) -> Steered {
+    pub fn redrive_letter(&mut self, now: Now, delivery: DeliveryId) -> Steered {
         self.now = now;
         let Some((slot, leg)) = self.letter(delivery) else { return Steered::Gone };
         let steered = self.would_be_redriven(slot, leg);
@@ -266,13 +266,13 @@ impl Engine {
 
     /// What [`Self::redrive_letter`] would do.
     #[must_use]
-    pub fn would_redrive(&self, delivery: Delivery) -> Steered {
+    pub fn would_redrive(&self, delivery: DeliveryId) -> Steered {
         let letter = self.letter(delivery);
         letter.map_or(Steered::Gone, |(slot, leg)| self.would_be_redriven(slot, leg))
     }
 
     /// Throws a dead letter away.
-    pub fn discard_letter(&mut self, now: Now, delivery: Delivery) -> Steered {
+    pub fn discard_letter(&mut self, now: Now, delivery: DeliveryId) -> Steered {
         self.now = now;
         let Some((slot, leg)) = self.letter(delivery) else { return Steered::Gone };
         self.throw_away(slot, leg);
@@ -280,7 +280,7 @@ impl Engine {
         Steered::Done
     }
 
-    fn letter(&self, delivery: Delivery) -> Option<(Slot, usize)> {
+    fn letter(&self, delivery: DeliveryId) -> Option<(Slot, usize)> {
         let slot = self.tasks.find(delivery.task)?;
         let leg = delivery.replica.get();
         self.tasks[slot].legs.get(leg).filter(|leg| leg.state.is_dead_letter())?;

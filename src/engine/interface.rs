@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::engine::Engine;
 use crate::engine::{Books, BreakerState, KeyId, Moment, Since, TaskView, Workers};
 use crate::task::{
-    Consistency, DeadLetter, Delivery, Node, Obstacle, Progress, ReplicaIndex, TaskId, Timestamp,
+    Consistency, DeadLetter, DeliveryId, Node, Obstacle, Progress, ReplicaIndex, TaskId, Timestamp,
 };
 
 /// What a task is charged for beyond its key and value: its row on disk, its place in memory.
@@ -102,7 +102,7 @@ pub enum Action {
     /// Send this delivery; the outcome comes back by [`Engine::answered`].
     Send {
         /// Which.
-        delivery: Delivery,
+        delivery: DeliveryId,
         /// To whom.
         node: Node,
         /// How often it is sent with this, from 1.
@@ -146,7 +146,7 @@ pub enum Action {
     /// A delivery became a dead letter: tell the operator.
     Buried {
         /// Which.
-        delivery: Delivery,
+        delivery: DeliveryId,
         /// Its replica.
         node: Node,
         /// Why.
@@ -163,7 +163,7 @@ pub enum Action {
     /// A dead letter was thrown away, as its time was over: tell the operator.
     Discarded {
         /// Which.
-        delivery: Delivery,
+        delivery: DeliveryId,
         /// Its replica.
         node: Node,
     },

@@ -83,7 +83,7 @@ impl Fixture {
     }
 
     fn ended(&mut self, task: u64, replica: u16, outcome: AttemptOutcome) {
-        let delivery = Delivery { task: TaskId(task), replica: ReplicaIndex(replica) };
+        let delivery = DeliveryId { task: TaskId(task), replica: ReplicaIndex(replica) };
         self.engine.answered(self.now, delivery, outcome);
     }
 

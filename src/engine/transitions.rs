@@ -15,7 +15,7 @@ use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
 use crate::engine::table::{Entry, Leg, Queue, Rank, Settlement, Slot, State, Trouble};
 use crate::engine::{Action, Change, Engine, KeyId, Since};
-use crate::task::{Delivery, Progress, ReplicaIndex, TaskId, Timestamp};
+use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId, Timestamp};
 
 /// The most deliveries that one call fails because a breaker is open. The rest comes with the
 /// next, which is due at once: a full queue must not hold up everything else for its length.
@@ -417,9 +417,9 @@ impl Engine {
         self.fail(slot, leg, None);
     }
 
-    pub(super) fn delivery(&self, slot: Slot, leg: usize) -> Delivery {
+    pub(super) fn delivery(&self, slot: Slot, leg: usize) -> DeliveryId {
         let replica = ReplicaIndex(u16::try_from(leg).unwrap_or(u16::MAX));
-        Delivery { task: self.tasks[slot].id, replica }
+        DeliveryId { task: self.tasks[slot].id, replica }
     }
 
     /// Ends the delivery that leads its chain; the next of its key comes forward.

@@ -12,8 +12,8 @@ fn gave_up(f: &mut Fixture, key: &str, nodes: &[&str]) -> u64 {
     id
 }
 
-fn letter(id: u64) -> Delivery {
-    Delivery { task: TaskId(id), replica: ReplicaIndex(0) }
+fn letter(id: u64) -> DeliveryId {
+    DeliveryId { task: TaskId(id), replica: ReplicaIndex(0) }
 }
 
 fn books(f: &Fixture, name: &str) -> Books {

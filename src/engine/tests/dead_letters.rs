@@ -322,7 +322,7 @@ fn past_its_retention_a_dead_letter_is_discarded_counted_and_told() {
     f.pass(Duration::from_secs(1));
     assert_eq!(f.engine.levels(), Levels::default());
     assert_eq!(lane(&f).books.discarded, 1);
-    let delivery = Delivery { task: TaskId(id), replica: ReplicaIndex(0) };
+    let delivery = DeliveryId { task: TaskId(id), replica: ReplicaIndex(0) };
     assert_eq!(
         f.actions(),
         [Action::Discarded { delivery, node: node("a") }, Action::Remove { task: TaskId(id) }]
