@@ -24,7 +24,7 @@
 
 #![expect(
     clippy::indexing_slicing,
-    reason = "an index is a slot, a lane or a leg that the engine itself has given out"
+    reason = "an index is a slot, a lane or a delivery that the engine itself has given out"
 )]
 
 use std::collections::{BTreeSet, VecDeque};
@@ -217,10 +217,10 @@ impl Engine {
         let new = Newcomer { id, key, accepted_at: now.wall, since, bytes };
         let slot = self.insert(new, &lanes, quorum, false);
         self.enter_queue(slot, queue);
-        for (leg, &lane) in lanes.iter().enumerate() {
+        for (index, &lane) in lanes.iter().enumerate() {
             self.lanes[lane].last_used = now.moment;
             self.lanes[lane].forgotten = false;
-            self.join(slot, leg);
+            self.join(slot, index);
         }
         self.finish();
         Ok(())
@@ -278,8 +278,8 @@ impl Engine {
         self.now = now;
         while let Some(slot) = self.tasks.next_committed(last) {
             self.tasks[slot].durable = true;
-            for leg in 0..self.tasks[slot].legs.len() {
-                self.unblock(slot, leg);
+            for index in 0..self.tasks[slot].deliveries.len() {
+                self.unblock(slot, index);
             }
             self.touch(slot);
         }
@@ -293,51 +293,51 @@ impl Engine {
         let Some(slot) = self.tasks.find(delivery.task) else {
             return;
         };
-        let leg = delivery.replica.get();
-        let state = self.tasks[slot].legs.get(leg).map(|leg| leg.state);
+        let index = delivery.replica.get();
+        let state = self.tasks[slot].deliveries.get(index).map(|delivery| delivery.state);
         let Some(State::InFlight { rank, probe, discard }) = state else {
             return;
         };
-        self.judge_letter(slot, leg, &verdict);
-        let letter = self.tasks[slot].legs[leg].is_redriven();
+        self.judge_letter(slot, index, &verdict);
+        let letter = self.tasks[slot].deliveries[index].is_redriven();
         let ended = Ended { sent_at: now.moment.before(took), probe, letter };
         // What nobody wants any more, perhaps as the replica is gone, opens no breaker.
         if !discard || probe || !matches!(verdict, Verdict::Retry { .. }) {
-            self.judge_replica(self.tasks[slot].legs[leg].lane, ended, &verdict, took);
+            self.judge_replica(self.tasks[slot].deliveries[index].lane, ended, &verdict, took);
         }
         if ambiguous {
-            self.doubt(slot, leg, now.wall);
+            self.doubt(slot, index, now.wall);
         }
         match verdict {
             Verdict::Delivered => {
                 if let Some(quorum) = &mut self.tasks[slot].quorum {
                     quorum.ack(delivery.replica);
                 }
-                self.delivered(slot, leg);
+                self.delivered(slot, index);
             }
             Verdict::Rejected { error } => {
-                self.note_failure(slot, leg, error, Attempt::Sent);
+                self.note_failure(slot, index, error, Attempt::Sent);
                 match rank {
-                    _ if discard => self.settle_head(slot, leg, Settlement::Discarded),
+                    _ if discard => self.settle_head(slot, index, Settlement::Discarded),
                     // It has had it before; to send it again and again would change nothing.
-                    Rank::Resend => self.settle_head(slot, leg, Settlement::Delivered),
-                    _ => self.bury_head(slot, leg, Cause::Rejected),
+                    Rank::Resend => self.settle_head(slot, index, Settlement::Delivered),
+                    _ => self.bury_head(slot, index, Cause::Rejected),
                 }
             }
             Verdict::Shortage { error } => {
-                self.note_error(slot, leg, error, Attempt::Unsent);
+                self.note_error(slot, index, error, Attempt::Unsent);
                 match rank {
-                    _ if discard => self.settle_head(slot, leg, Settlement::Discarded),
-                    Rank::Resend => self.resend_failed(slot, leg),
-                    _ => self.put_off(slot, leg),
+                    _ if discard => self.settle_head(slot, index, Settlement::Discarded),
+                    Rank::Resend => self.resend_failed(slot, index),
+                    _ => self.put_off(slot, index),
                 }
             }
             Verdict::Retry { after, error } => {
-                self.note_failure(slot, leg, error, Attempt::Sent);
+                self.note_failure(slot, index, error, Attempt::Sent);
                 match rank {
-                    _ if discard => self.settle_head(slot, leg, Settlement::Discarded),
-                    Rank::Resend => self.resend_failed(slot, leg),
-                    _ => self.fail(slot, leg, after),
+                    _ if discard => self.settle_head(slot, index, Settlement::Discarded),
+                    Rank::Resend => self.resend_failed(slot, index),
+                    _ => self.fail(slot, index, after),
                 }
             }
         }
@@ -411,12 +411,12 @@ impl Engine {
             if until > now.moment {
                 break;
             }
-            let leg = self.tasks[slot].leg_on(lane);
-            match self.tasks[slot].legs[leg].state {
-                State::Dead { .. } => self.discard(slot, leg),
+            let index = self.tasks[slot].delivery_on(lane);
+            match self.tasks[slot].deliveries[index].state {
+                State::Dead { .. } => self.discard(slot, index),
                 // From there it comes back as any other.
-                State::Deferred { until } => self.change(slot, leg, State::Parked { until }),
-                _ => self.make_ready(slot, leg),
+                State::Deferred { until } => self.change(slot, index, State::Parked { until }),
+                _ => self.make_ready(slot, index),
             }
         }
         while let Some(&(deadline, slot)) = self.deadlines.first() {

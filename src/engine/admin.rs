@@ -180,9 +180,13 @@ impl Engine {
             }
             (last, looks) = (id, looks + 1);
             self.step();
-            let leg = self.tasks[slot].leg_on(number);
-            if self.tasks[slot].legs.get(leg).is_some_and(|leg| leg.lane == number) {
-                self.throw_away(slot, leg);
+            let index = self.tasks[slot].delivery_on(number);
+            if self.tasks[slot]
+                .deliveries
+                .get(index)
+                .is_some_and(|delivery| delivery.lane == number)
+            {
+                self.throw_away(slot, index);
                 thrown += 1;
             }
         };
@@ -227,8 +231,8 @@ impl Engine {
     pub fn discard_task(&mut self, now: Now, id: TaskId) -> bool {
         self.now = now;
         let Some(slot) = self.tasks.find(id) else { return false };
-        for leg in 0..self.tasks[slot].legs.len() {
-            self.throw_away(slot, leg);
+        for index in 0..self.tasks[slot].deliveries.len() {
+            self.throw_away(slot, index);
         }
         self.finish();
         true
@@ -237,29 +241,29 @@ impl Engine {
     /// Makes a dead letter ready again, whatever its cause.
     pub fn redrive_letter(&mut self, now: Now, delivery: DeliveryId) -> Steered {
         self.now = now;
-        let Some((slot, leg)) = self.letter(delivery) else { return Steered::Gone };
-        let steered = self.would_be_redriven(slot, leg);
-        match self.tasks[slot].legs[leg].state {
+        let Some((slot, index)) = self.letter(delivery) else { return Steered::Gone };
+        let steered = self.would_be_redriven(slot, index);
+        match self.tasks[slot].deliveries[index].state {
             _ if steered != Steered::Done => {}
-            State::Dead { .. } => self.bring_back(slot, leg),
-            _ => self.unpark(slot, leg, now.moment),
+            State::Dead { .. } => self.bring_back(slot, index),
+            _ => self.unpark(slot, index, now.moment),
         }
         self.finish();
         steered
     }
 
-    fn would_be_redriven(&self, slot: Slot, leg: usize) -> Steered {
+    fn would_be_redriven(&self, slot: Slot, index: usize) -> Steered {
         let entry = &self.tasks[slot];
-        let lane = &self.lanes[entry.legs[leg].lane];
+        let lane = &self.lanes[entry.deliveries[index].lane];
         // It would be laid back at once.
         let shut = || lane.breaker.gate(self.now.moment, true) == Gate::Shut;
-        match entry.legs[leg].state {
+        match entry.deliveries[index].state {
             State::Dead { .. } if lane.chains.contains_key(&entry.key) => Steered::LeftOut,
             // It would wait as long as nothing is sent, and take the room of new writes meanwhile.
             _ if lane.is_held() => Steered::HeldBack,
             State::Dead { .. } if shut() => Steered::HeldBack,
             State::Dead { .. } => Steered::Done,
-            _ if self.retry_has_room(entry.legs[leg].lane) => Steered::Done,
+            _ if self.retry_has_room(entry.deliveries[index].lane) => Steered::Done,
             _ => Steered::HeldBack,
         }
     }
@@ -268,37 +272,40 @@ impl Engine {
     #[must_use]
     pub fn would_redrive(&self, delivery: DeliveryId) -> Steered {
         let letter = self.letter(delivery);
-        letter.map_or(Steered::Gone, |(slot, leg)| self.would_be_redriven(slot, leg))
+        letter.map_or(Steered::Gone, |(slot, index)| self.would_be_redriven(slot, index))
     }
 
     /// Throws a dead letter away.
     pub fn discard_letter(&mut self, now: Now, delivery: DeliveryId) -> Steered {
         self.now = now;
-        let Some((slot, leg)) = self.letter(delivery) else { return Steered::Gone };
-        self.throw_away(slot, leg);
+        let Some((slot, index)) = self.letter(delivery) else { return Steered::Gone };
+        self.throw_away(slot, index);
         self.finish();
         Steered::Done
     }
 
     fn letter(&self, delivery: DeliveryId) -> Option<(Slot, usize)> {
         let slot = self.tasks.find(delivery.task)?;
-        let leg = delivery.replica.get();
-        self.tasks[slot].legs.get(leg).filter(|leg| leg.state.is_dead_letter())?;
-        Some((slot, leg))
+        let index = delivery.replica.get();
+        self.tasks[slot]
+            .deliveries
+            .get(index)
+            .filter(|delivery| delivery.state.is_dead_letter())?;
+        Some((slot, index))
     }
 
     /// Ends a delivery that nobody wants any more, and supersedes what waits of older ones.
-    fn throw_away(&mut self, slot: Slot, leg: usize) {
-        if self.tasks[slot].legs[leg].state.is_pending() {
-            self.supersede_letter(slot, leg);
+    fn throw_away(&mut self, slot: Slot, index: usize) {
+        if self.tasks[slot].deliveries[index].state.is_pending() {
+            self.supersede_letter(slot, index);
         }
-        match self.tasks[slot].legs[leg].state {
+        match self.tasks[slot].deliveries[index].state {
             State::Settled(_) => {}
-            State::Dead { .. } => self.settle(slot, leg, Settlement::Discarded),
+            State::Dead { .. } => self.settle(slot, index, Settlement::Discarded),
             State::InFlight { rank, probe, discard: false } => {
-                self.change(slot, leg, State::InFlight { rank, probe, discard: true });
+                self.change(slot, index, State::InFlight { rank, probe, discard: true });
                 // It may be applied, and after a restart nobody waits for its answer.
-                self.doubt(slot, leg, self.now.wall);
+                self.doubt(slot, index, self.now.wall);
                 self.touch(slot);
             }
             State::InFlight { .. } => {}
@@ -308,11 +315,11 @@ impl Engine {
             | State::Parked { .. }
             | State::Deferred { .. }
             | State::Resend { .. } => {
-                self.unlink(slot, leg);
-                self.settle(slot, leg, Settlement::Discarded);
-                let (key, number) = (self.tasks[slot].key, self.tasks[slot].legs[leg].lane);
+                self.unlink(slot, index);
+                self.settle(slot, index, Settlement::Discarded);
+                let (key, number) = (self.tasks[slot].key, self.tasks[slot].deliveries[index].lane);
                 if let Some(chain) = self.lanes[number].chains.get(&key).copied() {
-                    self.unblock(chain.head, self.tasks[chain.head].leg_on(number));
+                    self.unblock(chain.head, self.tasks[chain.head].delivery_on(number));
                 }
             }
         }
@@ -321,21 +328,21 @@ impl Engine {
     /// Takes a delivery out of its chain, wherever it stands in it, with all before it that are not
     /// on the wire. What is behind it is not walked through: a chain that is thrown away from its
     /// head on costs a step for each delivery.
-    fn unlink(&mut self, slot: Slot, leg: usize) {
-        let (key, number) = (self.tasks[slot].key, self.tasks[slot].legs[leg].lane);
+    fn unlink(&mut self, slot: Slot, index: usize) {
+        let (key, number) = (self.tasks[slot].key, self.tasks[slot].deliveries[index].lane);
         let Some(Chain { head, tail }) = self.lanes[number].chains.remove(&key) else { return };
         let (mut kept, mut at) = (None, Some(head));
         while let Some(this) = at.filter(|&this| this != slot) {
             self.step();
-            let leg = self.tasks[this].leg_on(number);
-            at = self.tasks[this].legs[leg].next.take();
-            if matches!(self.tasks[this].legs[leg].state, State::InFlight { .. }) {
+            let index = self.tasks[this].delivery_on(number);
+            at = self.tasks[this].deliveries[index].next.take();
+            if matches!(self.tasks[this].deliveries[index].state, State::InFlight { .. }) {
                 self.append(number, &mut kept, this);
             } else {
-                self.supersede(this, leg, slot);
+                self.supersede(this, index, slot);
             }
         }
-        if let Some(behind) = self.tasks[slot].legs[leg].next.take() {
+        if let Some(behind) = self.tasks[slot].deliveries[index].next.take() {
             self.append(number, &mut kept, behind);
             kept = kept.map(|chain| Chain { tail, ..chain });
         }

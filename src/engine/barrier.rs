@@ -191,11 +191,11 @@ impl Engine {
                 return;
             }
             last = task;
-            let legs = self.tasks[slot].legs.iter();
-            for leg in legs.filter(|leg| leg.origin(task) <= up_to) {
-                let (origin, lane) = (leg.origin(task), leg.lane);
+            let deliveries = self.tasks[slot].deliveries.iter();
+            for delivery in deliveries.filter(|delivery| delivery.origin(task) <= up_to) {
+                let (origin, lane) = (delivery.origin(task), delivery.lane);
                 let mark = Mark { task, origin, lane, node: &self.lanes[lane].node };
-                watch.add(mark, leg.state.column(), 1);
+                watch.add(mark, delivery.state.column(), 1);
             }
         }
     }

@@ -39,22 +39,22 @@ const ALONE: u8 = 3;
 
 impl Engine {
     /// Makes the head of a chain a dead letter; the next of its key comes forward.
-    pub(super) fn bury_head(&mut self, slot: Slot, leg: usize, cause: Cause) {
-        self.supersede_letter(slot, leg);
-        self.doubt_restored(slot, leg);
-        let since = self.tasks[slot].legs[leg].since();
+    pub(super) fn bury_head(&mut self, slot: Slot, index: usize, cause: Cause) {
+        self.supersede_letter(slot, index);
+        self.doubt_restored(slot, index);
+        let since = self.tasks[slot].deliveries[index].since();
         let until = self.expiry(since);
-        self.change(slot, leg, State::Dead { cause, until });
-        let lane = self.tasks[slot].legs[leg].lane;
+        self.change(slot, index, State::Dead { cause, until });
+        let lane = self.tasks[slot].deliveries[index].lane;
         for books in [&mut self.lanes[lane].books, &mut self.totals] {
             *(if cause == Cause::Rejected { &mut books.rejected } else { &mut books.gave_up }) += 1;
         }
-        self.fail_quorum(slot, leg);
-        self.tell_buried(slot, leg);
+        self.fail_quorum(slot, index);
+        self.tell_buried(slot, index);
         self.touch(slot);
-        self.leave_chain(slot, leg);
+        self.leave_chain(slot, index);
         if cause == Cause::GaveUp {
-            self.doubt_replica(slot, leg);
+            self.doubt_replica(slot, index);
         }
         if self.lanes[lane].breaker.is_open() {
             self.ring(lane, self.now.moment.after(OPEN));
@@ -63,9 +63,9 @@ impl Engine {
 
     /// A delivery was given up. Were that all, on a replica that is down and has nothing else to do,
     /// nobody would notice when it is back. One that was a letter before has been through this.
-    fn doubt_replica(&mut self, slot: Slot, leg: usize) {
-        let leg = &self.tasks[slot].legs[leg];
-        let (number, Some(trouble)) = (leg.lane, &leg.trouble) else { return };
+    fn doubt_replica(&mut self, slot: Slot, index: usize) {
+        let delivery = &self.tasks[slot].deliveries[index];
+        let (number, Some(trouble)) = (delivery.lane, &delivery.trouble) else { return };
         if self.settings.breaker_failures == 0 || trouble.letter.is_some() {
             return;
         }
@@ -79,26 +79,26 @@ impl Engine {
     }
 
     /// An attempt of one that was redriven has ended: whether the replica answers others and not it.
-    pub(super) fn judge_letter(&mut self, slot: Slot, leg: usize, verdict: &Verdict) {
-        let leg = &mut self.tasks[slot].legs[leg];
-        let answers = self.lanes[leg.lane].breaker.answers();
+    pub(super) fn judge_letter(&mut self, slot: Slot, index: usize, verdict: &Verdict) {
+        let delivery = &mut self.tasks[slot].deliveries[index];
+        let answers = self.lanes[delivery.lane].breaker.answers();
         if let (Verdict::Retry { .. }, State::InFlight { rank: Rank::Redrive, probe: false, .. }) =
-            (verdict, leg.state)
+            (verdict, delivery.state)
             && answers
-            && let Some(trouble) = &mut leg.trouble
+            && let Some(trouble) = &mut delivery.trouble
         {
             trouble.alone = trouble.alone.saturating_add(1);
         }
     }
 
     /// Takes on a dead letter found on disk.
-    pub(super) fn restore_letter(&mut self, slot: Slot, leg: usize, cause: Cause) {
+    pub(super) fn restore_letter(&mut self, slot: Slot, index: usize, cause: Cause) {
         // Two of one key are there only if the newer one's death was written and the older one's
         // end was not; the order of the settlements rules that out, and this costs nothing.
-        self.supersede_letter(slot, leg);
-        let until = self.expiry(self.tasks[slot].legs[leg].since());
-        self.change(slot, leg, State::Dead { cause, until });
-        let lane = self.tasks[slot].legs[leg].lane;
+        self.supersede_letter(slot, index);
+        let until = self.expiry(self.tasks[slot].deliveries[index].since());
+        self.change(slot, index, State::Dead { cause, until });
+        let lane = self.tasks[slot].deliveries[index].lane;
         if cause == Cause::GaveUp && self.settings.hinted_handoff {
             self.lanes[lane].redrive = Some(Round { after: TaskId(0), until: None });
             self.ring(lane, self.now.moment.after(AFTER_RESTART));
@@ -116,28 +116,28 @@ impl Engine {
     }
 
     /// A newer write of the key has been delivered, or has died: the older dead letter is settled.
-    pub(super) fn supersede_letter(&mut self, slot: Slot, leg: usize) {
-        let lane = self.tasks[slot].legs[leg].lane;
+    pub(super) fn supersede_letter(&mut self, slot: Slot, index: usize) {
+        let lane = self.tasks[slot].deliveries[index].lane;
         let older = self.lanes[lane].letters.get(&self.tasks[slot].key).copied();
         if let Some(older) = older.filter(|&older| older != slot) {
-            let leg = self.tasks[older].leg_on(lane);
-            self.supersede(older, leg, slot);
+            let index = self.tasks[older].delivery_on(lane);
+            self.supersede(older, index, slot);
         }
     }
 
     /// Throws away a dead letter whose time is over.
-    pub(super) fn discard(&mut self, slot: Slot, leg: usize) {
-        let delivery = self.delivery(slot, leg);
-        let node = self.lanes[self.tasks[slot].legs[leg].lane].node.clone();
-        self.settle(slot, leg, Settlement::Discarded);
+    pub(super) fn discard(&mut self, slot: Slot, index: usize) {
+        let delivery = self.delivery_id(slot, index);
+        let node = self.lanes[self.tasks[slot].deliveries[index].lane].node.clone();
+        self.settle(slot, index, Settlement::Discarded);
         self.actions.push_back(Action::Discarded { delivery, node });
     }
 
     /// Tells of a new dead letter.
-    pub(super) fn tell_buried(&mut self, slot: Slot, leg: usize) {
-        if let Progress::Dead(letter) = self.tasks[slot].legs[leg].progress() {
-            let delivery = self.delivery(slot, leg);
-            let lane = self.tasks[slot].legs[leg].lane;
+    pub(super) fn tell_buried(&mut self, slot: Slot, index: usize) {
+        if let Progress::Dead(letter) = self.tasks[slot].deliveries[index].progress() {
+            let delivery = self.delivery_id(slot, index);
+            let lane = self.tasks[slot].deliveries[index].lane;
             self.tell_change(slot, lane, Change::Dead, Some(Arc::clone(&letter.error)));
             let node = self.lanes[lane].node.clone();
             self.actions.push_back(Action::Buried { delivery, node, letter });
@@ -155,8 +155,8 @@ impl Engine {
     }
 
     /// The replica is still down, or down again: a redriven letter is a letter as before.
-    pub(super) fn lay_back(&mut self, slot: Slot, leg: usize) {
-        let this = &mut self.tasks[slot].legs[leg];
+    pub(super) fn lay_back(&mut self, slot: Slot, index: usize) {
+        let this = &mut self.tasks[slot].deliveries[index];
         let tried = this.state != State::Ready(Rank::Redrive);
         if let Some(trouble) = &mut this.trouble
             && let Some((since, failures)) = trouble.letter
@@ -165,10 +165,10 @@ impl Engine {
             trouble.failures = if tried { failures + trouble.failures } else { failures };
             trouble.since = since;
         }
-        let until = self.expiry(self.tasks[slot].legs[leg].since());
-        self.change(slot, leg, State::Dead { cause: Cause::GaveUp, until });
+        let until = self.expiry(self.tasks[slot].deliveries[index].since());
+        self.change(slot, index, State::Dead { cause: Cause::GaveUp, until });
         self.touch(slot);
-        self.leave_chain(slot, leg);
+        self.leave_chain(slot, index);
     }
 
     /// Has a lane looked at, at `at` or before.
@@ -272,7 +272,7 @@ impl Engine {
             if self.alone(slot, number).is_some_and(|alone| alone < ALONE)
                 && !lane.chains.contains_key(&key)
             {
-                self.bring_back(slot, self.tasks[slot].leg_on(number));
+                self.bring_back(slot, self.tasks[slot].delivery_on(number));
                 self.count_return(number);
             }
         }
@@ -303,7 +303,7 @@ impl Engine {
             return false;
         };
         self.lanes[number].probed = id;
-        self.bring_back(slot, self.tasks[slot].leg_on(number));
+        self.bring_back(slot, self.tasks[slot].delivery_on(number));
         self.count_return(number);
         true
     }
@@ -312,29 +312,29 @@ impl Engine {
     /// now.
     pub(super) fn probe_by_deferred(&mut self, number: u32) {
         let heads = self.lanes[number].chains.values().take(LOOKS).map(|chain| chain.head);
-        let mut heads = heads.map(|slot| (slot, self.tasks[slot].leg_on(number)));
-        let deferred = heads.find(|&(slot, leg)| {
-            matches!(self.tasks[slot].legs[leg].state, State::Deferred { .. })
+        let mut heads = heads.map(|slot| (slot, self.tasks[slot].delivery_on(number)));
+        let deferred = heads.find(|&(slot, index)| {
+            matches!(self.tasks[slot].deliveries[index].state, State::Deferred { .. })
         });
-        if let Some((slot, leg)) = deferred
+        if let Some((slot, index)) = deferred
             && self.retry_has_room(number)
         {
-            self.unpark(slot, leg, self.now.moment);
+            self.unpark(slot, index, self.now.moment);
         }
     }
 
     /// How often a dead letter failed while others did not; `None` for one that was not given up.
     fn alone(&self, slot: Slot, number: u32) -> Option<u8> {
-        let leg = &self.tasks[slot].legs[self.tasks[slot].leg_on(number)];
-        let gave_up = matches!(leg.state, State::Dead { cause: Cause::GaveUp, .. });
-        gave_up.then(|| leg.trouble.as_ref().map_or(0, |trouble| trouble.alone))
+        let delivery = &self.tasks[slot].deliveries[self.tasks[slot].delivery_on(number)];
+        let gave_up = matches!(delivery.state, State::Dead { cause: Cause::GaveUp, .. });
+        gave_up.then(|| delivery.trouble.as_ref().map_or(0, |trouble| trouble.alone))
     }
 
     /// Makes a dead letter ready again; no chain of its key may be there.
-    pub(super) fn bring_back(&mut self, slot: Slot, leg: usize) {
-        let (key, number) = (self.tasks[slot].key, self.tasks[slot].legs[leg].lane);
-        self.change(slot, leg, State::Ready(Rank::Redrive));
-        if let Some(trouble) = &mut self.tasks[slot].legs[leg].trouble {
+    pub(super) fn bring_back(&mut self, slot: Slot, index: usize) {
+        let (key, number) = (self.tasks[slot].key, self.tasks[slot].deliveries[index].lane);
+        self.change(slot, index, State::Ready(Rank::Redrive));
+        if let Some(trouble) = &mut self.tasks[slot].deliveries[index].trouble {
             trouble.letter = Some((trouble.since, trouble.failures));
         }
         self.lanes[number].chains.insert(key, Chain::of(slot));
@@ -385,8 +385,8 @@ impl Engine {
         };
         *from -= entry.bytes;
         *to += entry.bytes;
-        for leg in entry.legs.iter().filter(|leg| leg.state.is_dead_letter()) {
-            let bytes = &mut self.lanes[leg.lane].kept_bytes;
+        for delivery in entry.deliveries.iter().filter(|delivery| delivery.state.is_dead_letter()) {
+            let bytes = &mut self.lanes[delivery.lane].kept_bytes;
             if kept { *bytes += entry.bytes } else { *bytes -= entry.bytes }
         }
     }

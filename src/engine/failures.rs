@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::counters::Attempt;
-use crate::engine::table::{Leg, Rank, Slot, State, Trouble};
+use crate::engine::table::{Delivery, Rank, Slot, State, Trouble};
 use crate::engine::{Change, Engine};
 use crate::task::Cause;
 
@@ -22,14 +22,14 @@ impl Engine {
     pub(super) fn note_failure(
         &mut self,
         slot: Slot,
-        leg: usize,
+        index: usize,
         error: Arc<str>,
         attempt: Attempt,
     ) {
         let told = self.watched.then(|| Arc::clone(&error));
-        let trouble = self.note_error(slot, leg, error, attempt);
+        let trouble = self.note_error(slot, index, error, attempt);
         trouble.failures = trouble.failures.saturating_add(1);
-        let lane = self.tasks[slot].legs[leg].lane;
+        let lane = self.tasks[slot].deliveries[index].lane;
         self.tell_change(slot, lane, Change::Failed, told);
     }
 
@@ -38,59 +38,59 @@ impl Engine {
     pub(super) fn note_error(
         &mut self,
         slot: Slot,
-        leg: usize,
+        index: usize,
         error: Arc<str>,
         attempt: Attempt,
     ) -> &mut Trouble {
-        self.fail_quorum(slot, leg);
+        self.fail_quorum(slot, index);
         self.touch(slot);
-        let lane = self.tasks[slot].legs[leg].lane;
+        let lane = self.tasks[slot].deliveries[index].lane;
         self.lanes[lane].books.failed(attempt);
         self.totals.failed(attempt);
         let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
-        let trouble = self.tasks[slot].legs[leg].trouble.get_or_insert_with(new);
+        let trouble = self.tasks[slot].deliveries[index].trouble.get_or_insert_with(new);
         (trouble.error, trouble.since) = (error, self.now.wall);
         trouble
     }
 
     /// What becomes of a delivery whose attempt failed: a newer write of the key takes its place,
     /// or it waits for a retry, or is parked, or given up.
-    pub(super) fn fail(&mut self, slot: Slot, leg: usize, asked: Option<Duration>) {
-        let failures = self.tasks[slot].legs[leg].failures();
+    pub(super) fn fail(&mut self, slot: Slot, index: usize, asked: Option<Duration>) {
+        let failures = self.tasks[slot].deliveries[index].failures();
         let deferred = asked.is_some_and(|asked| asked > self.schedule.longest());
         let next = match self.schedule.wait(failures, asked, &mut self.rng) {
             None => Next::GiveUp,
             Some(wait) if deferred => Next::Defer(wait),
             Some(wait) => Next::Retry(wait),
         };
-        self.go_on(slot, leg, next);
+        self.go_on(slot, index, next);
     }
 
     /// A delivery could not be sent, which is not a failure: it waits, and has as many attempts left
     /// as before.
-    pub(super) fn put_off(&mut self, slot: Slot, leg: usize) {
+    pub(super) fn put_off(&mut self, slot: Slot, index: usize) {
         let wait = self.schedule.pause(&mut self.rng);
-        self.go_on(slot, leg, Next::Retry(wait));
+        self.go_on(slot, index, Next::Retry(wait));
     }
 
-    fn go_on(&mut self, slot: Slot, leg: usize, then: Next) {
-        let Leg { lane, next, state, .. } = self.tasks[slot].legs[leg];
+    fn go_on(&mut self, slot: Slot, index: usize, then: Next) {
+        let Delivery { lane, next, state, .. } = self.tasks[slot].deliveries[index];
         if let Some(next) = next {
-            return self.supersede_head(slot, leg, next);
+            return self.supersede_head(slot, index, next);
         }
         let redriven = matches!(state, State::InFlight { rank: Rank::Redrive, .. });
         if redriven && self.lanes[lane].breaker.is_open() {
-            return self.lay_back(slot, leg);
+            return self.lay_back(slot, index);
         }
         match then {
-            Next::GiveUp => self.bury_head(slot, leg, Cause::GaveUp),
+            Next::GiveUp => self.bury_head(slot, index, Cause::GaveUp),
             Next::Defer(wait) => {
-                self.change(slot, leg, State::Deferred { until: self.now.moment.after(wait) });
+                self.change(slot, index, State::Deferred { until: self.now.moment.after(wait) });
             }
             Next::Retry(wait) => {
                 let until = self.now.moment.after(wait);
-                if !self.await_retry(slot, leg, until) && !self.lanes[lane].is_held() {
-                    self.tell_buried(slot, leg);
+                if !self.await_retry(slot, index, until) && !self.lanes[lane].is_held() {
+                    self.tell_buried(slot, index);
                 }
             }
         }

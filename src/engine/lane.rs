@@ -30,8 +30,8 @@ const MAX_EXPRESS: u32 = 128;
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) node: Node,
-    /// The unsettled deliveries of each key, oldest first, linked through their legs. Only the
-    /// head may be on the wire: that is the order of the writes of one key.
+    /// The unsettled deliveries of each key, oldest first, each with the next one. Only the head
+    /// may be on the wire: that is the order of the writes of one key.
     pub(super) chains: HashMap<KeyId, Chain>,
     /// Heads that may be sent, by rank and then by age.
     ready: [BTreeMap<TaskId, Slot>; 5],

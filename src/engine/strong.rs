@@ -1,14 +1,14 @@
 //! Strong writes: when their clients are answered, and with what.
 
 use crate::engine::quorum::{Quorum, Standing};
-use crate::engine::table::{Entry, Leg, Queue, Slot, State};
+use crate::engine::table::{Delivery, Entry, Queue, Slot, State};
 use crate::engine::{Action, Engine};
 use crate::task::{Obstacle, ReplicaIndex};
 
 impl Engine {
     /// One acknowledgement less that a strong write can hope for.
-    pub(super) fn fail_quorum(&mut self, slot: Slot, leg: usize) {
-        let replica = self.delivery(slot, leg).replica;
+    pub(super) fn fail_quorum(&mut self, slot: Slot, index: usize) {
+        let replica = self.delivery_id(slot, index).replica;
         if let Some(quorum) = &mut self.tasks[slot].quorum {
             quorum.fail(replica);
         }
@@ -28,8 +28,9 @@ impl Engine {
         self.deadlines.remove(&(quorum.deadline, slot));
         let success = standing == Standing::Reached;
         let missing = quorum.missing();
-        let obstacle =
-            |&replica: &ReplicaIndex| Some((replica, self.obstacle(&entry.legs[replica.get()])?));
+        let obstacle = |&replica: &ReplicaIndex| {
+            Some((replica, self.obstacle(&entry.deliveries[replica.get()])?))
+        };
         let obstacles =
             if success { Vec::new() } else { missing.iter().filter_map(obstacle).collect() };
         self.actions.push_back(Action::Conclude {
@@ -46,14 +47,14 @@ impl Engine {
     }
 
     fn standing(&self, entry: &Entry, quorum: &Quorum) -> Standing {
-        quorum.standing(|replica| self.is_cut_off(&entry.legs[replica.get()]))
+        quorum.standing(|replica| self.is_cut_off(&entry.deliveries[replica.get()]))
     }
 
     /// Whether a delivery waits for something that may take for ever: an operator holds its replica,
     /// or that does not answer. What is on the wire may still be acknowledged.
-    fn is_cut_off(&self, leg: &Leg) -> bool {
-        let lane = &self.lanes[leg.lane];
-        matches!(leg.state, State::Blocked | State::Ready(_))
+    fn is_cut_off(&self, delivery: &Delivery) -> bool {
+        let lane = &self.lanes[delivery.lane];
+        matches!(delivery.state, State::Blocked | State::Ready(_))
             && (lane.is_held() || lane.breaker.is_open())
     }
 
@@ -65,7 +66,7 @@ impl Engine {
         }
         let out_of_reach = |&slot: &Slot| {
             let entry = &self.tasks[slot];
-            let concerned = entry.legs.iter().any(|leg| leg.lane == number);
+            let concerned = entry.deliveries.iter().any(|delivery| delivery.lane == number);
             let quorum = entry.quorum.as_ref().filter(|_| concerned);
             quorum.is_some_and(|quorum| self.standing(entry, quorum) == Standing::OutOfReach)
         };
@@ -82,11 +83,11 @@ impl Engine {
 
     /// What keeps a delivery from its replica. Nothing does where it is over, as when the replica was
     /// forgotten: its lane may be another's by now.
-    fn obstacle(&self, leg: &Leg) -> Option<Obstacle> {
-        if matches!(leg.state, State::Settled(_)) {
+    fn obstacle(&self, delivery: &Delivery) -> Option<Obstacle> {
+        if matches!(delivery.state, State::Settled(_)) {
             return None;
         }
-        let lane = &self.lanes[leg.lane];
+        let lane = &self.lanes[delivery.lane];
         let open = || lane.breaker.is_open().then_some(Obstacle::BreakerOpen);
         lane.paused.map(|_| Obstacle::Paused).or_else(open)
     }

@@ -68,12 +68,12 @@ pub(super) struct Entry {
     /// The strong write's open question.
     pub(super) quorum: Option<Box<Quorum>>,
     /// Its deliveries, in the order of the task's replicas.
-    pub(super) legs: SmallVec<[Leg; 2]>,
+    pub(super) deliveries: SmallVec<[Delivery; 2]>,
 }
 
 /// A delivery: where it goes, how it stands, and who is next in the chain of its key.
 #[derive(Debug)]
-pub(super) struct Leg {
+pub(super) struct Delivery {
     pub(super) lane: u32,
     pub(super) next: Option<Slot>,
     pub(super) state: State,
@@ -260,7 +260,7 @@ pub(super) enum Settlement {
     Discarded,
 }
 
-impl Leg {
+impl Delivery {
     pub(super) fn new(lane: u32) -> Self {
         Self { lane, next: None, state: State::Blocked, trouble: None }
     }
@@ -356,13 +356,13 @@ impl Leg {
 
 impl Entry {
     /// The oldest write that a delivery stands for.
-    pub(super) fn origin(&self, leg: usize) -> TaskId {
-        self.legs.get(leg).map_or(self.id, |leg| leg.origin(self.id))
+    pub(super) fn origin(&self, index: usize) -> TaskId {
+        self.deliveries.get(index).map_or(self.id, |delivery| delivery.origin(self.id))
     }
 
-    /// Which leg goes over `lane`. A task has at most one for a lane.
-    pub(super) fn leg_on(&self, lane: u32) -> usize {
-        self.legs.iter().position(|leg| leg.lane == lane).unwrap_or_default()
+    /// Which delivery goes over `lane`. A task has at most one for a lane.
+    pub(super) fn delivery_on(&self, lane: u32) -> usize {
+        self.deliveries.iter().position(|delivery| delivery.lane == lane).unwrap_or_default()
     }
 }
 
@@ -441,7 +441,7 @@ mod tests {
 
     #[test]
     fn a_task_for_two_replicas_is_small() {
-        assert!(size_of::<Leg>() <= 32, "{}", size_of::<Leg>());
+        assert!(size_of::<Delivery>() <= 32, "{}", size_of::<Delivery>());
         assert!(size_of::<Entry>() <= 144, "{}", size_of::<Entry>());
     }
 }

@@ -13,7 +13,7 @@ use crate::engine::breaker::Gate;
 use crate::engine::counters::{Attempt, Column};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
-use crate::engine::table::{Entry, Leg, Queue, Rank, Settlement, Slot, State, Trouble};
+use crate::engine::table::{Delivery, Entry, Queue, Rank, Settlement, Slot, State, Trouble};
 use crate::engine::{Action, Change, Engine, KeyId, Since};
 use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId, Timestamp};
 
@@ -62,7 +62,7 @@ impl Engine {
             touched: false,
             kept: false,
             quorum,
-            legs: lanes.iter().copied().map(Leg::new).collect(),
+            deliveries: lanes.iter().copied().map(Delivery::new).collect(),
         });
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, slot));
@@ -71,15 +71,15 @@ impl Engine {
     }
 
     /// Writes a state: out of the index of the old one, into that of the new one.
-    pub(super) fn change(&mut self, slot: Slot, leg: usize, to: State) {
+    pub(super) fn change(&mut self, slot: Slot, index: usize, to: State) {
         if self.tasks[slot].kept {
             self.unkeep(slot);
         }
         let entry = &mut self.tasks[slot];
-        let (id, key, origin) = (entry.id, entry.key, entry.origin(leg));
-        let leg = &mut entry.legs[leg];
-        let from = std::mem::replace(&mut leg.state, to);
-        let number = leg.lane;
+        let (id, key, origin) = (entry.id, entry.key, entry.origin(index));
+        let delivery = &mut entry.deliveries[index];
+        let from = std::mem::replace(&mut delivery.state, to);
+        let number = delivery.lane;
         let lane = &mut self.lanes[number];
         match from {
             State::Blocked => {}
@@ -191,19 +191,19 @@ impl Engine {
         let is_pending = |id: TaskId| {
             tasks.find(id).is_some_and(|slot| {
                 let entry = &tasks[slot];
-                entry.legs[entry.leg_on(number)].state.is_pending()
+                entry.deliveries[entry.delivery_on(number)].state.is_pending()
             })
         };
         lane.backlog.leave(id, bytes, lane.books.pending, is_pending);
     }
 
     /// A delivery that was settled before the restart: it is in no column of today's books.
-    pub(super) fn settled_before(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
+    pub(super) fn settled_before(&mut self, slot: Slot, index: usize, settlement: Settlement) {
         let entry = &mut self.tasks[slot];
-        let leg = &mut entry.legs[leg];
-        leg.state = State::Settled(settlement);
-        self.lanes[leg.lane].backlog.take_back(entry.id, entry.bytes);
-        for books in [&mut self.lanes[leg.lane].books, &mut self.totals] {
+        let delivery = &mut entry.deliveries[index];
+        delivery.state = State::Settled(settlement);
+        self.lanes[delivery.lane].backlog.take_back(entry.id, entry.bytes);
+        for books in [&mut self.lanes[delivery.lane].books, &mut self.totals] {
             books.accepted -= 1;
             books.pending -= 1;
         }
@@ -211,9 +211,9 @@ impl Engine {
 
     /// Puts a delivery at the end of its key's chain, and settles what it supersedes there. Says
     /// whether it is the head now.
-    pub(super) fn join(&mut self, slot: Slot, leg: usize) -> bool {
+    pub(super) fn join(&mut self, slot: Slot, index: usize) -> bool {
         let entry = &self.tasks[slot];
-        let (key, strong, lane) = (entry.key, entry.quorum.is_some(), entry.legs[leg].lane);
+        let (key, strong, lane) = (entry.key, entry.quorum.is_some(), entry.deliveries[index].lane);
         let older = self.lanes[lane].chains.get(&key).copied();
         let mut chain = match older {
             Some(chain) if strong || self.settings.coalesce => {
@@ -227,7 +227,7 @@ impl Engine {
         self.lanes[lane].chains.insert(key, chain);
         if chain.head != slot {
             // What it overtook may have been the head: then the one behind that leads now.
-            self.unblock(chain.head, self.tasks[chain.head].leg_on(lane));
+            self.unblock(chain.head, self.tasks[chain.head].delivery_on(lane));
         }
         chain.head == slot
     }
@@ -235,34 +235,35 @@ impl Engine {
     /// Before a newer write of its key, a delivery that awaits a retry is superseded. It is alone
     /// in its chain, so nothing else has to be looked at.
     fn supersede_retry(&mut self, lane: u32, chain: Chain, by: Slot) -> Option<Chain> {
-        let leg = self.tasks[chain.head].leg_on(lane);
-        if !self.tasks[chain.head].legs[leg].state.awaits_retry() {
+        let index = self.tasks[chain.head].delivery_on(lane);
+        if !self.tasks[chain.head].deliveries[index].state.awaits_retry() {
             return Some(chain);
         }
-        self.supersede(chain.head, leg, by);
+        self.supersede(chain.head, index, by);
         None
     }
 
     /// Ends a delivery that a newer write of its key makes pointless. That stands for it from now
     /// on: until it is settled itself, no barrier behind the older one is reached.
-    pub(super) fn supersede(&mut self, slot: Slot, leg: usize, by: Slot) {
-        let (lane, state) = (self.tasks[slot].legs[leg].lane, self.tasks[slot].legs[leg].state);
+    pub(super) fn supersede(&mut self, slot: Slot, index: usize, by: Slot) {
+        let (lane, state) =
+            (self.tasks[slot].deliveries[index].lane, self.tasks[slot].deliveries[index].state);
         if matches!(state.column(), Column::Pending | Column::Dead) {
-            self.stand_for(by, lane, self.tasks[slot].origin(leg));
+            self.stand_for(by, lane, self.tasks[slot].origin(index));
         }
-        self.settle(slot, leg, Settlement::Superseded);
+        self.settle(slot, index, Settlement::Superseded);
     }
 
     fn stand_for(&mut self, slot: Slot, lane: u32, older: TaskId) {
         let entry = &mut self.tasks[slot];
-        let at = entry.leg_on(lane);
-        let (task, before, leg) = (entry.id, entry.origin(at), &mut entry.legs[at]);
+        let at = entry.delivery_on(lane);
+        let (task, before, delivery) = (entry.id, entry.origin(at), &mut entry.deliveries[at]);
         if older >= before {
             return;
         }
-        let column = leg.state.column();
+        let column = delivery.state.column();
         let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
-        leg.trouble.get_or_insert_with(new).stands_for = Some(older);
+        delivery.trouble.get_or_insert_with(new).stands_for = Some(older);
         let mark = Mark { task, origin: older, lane, node: &self.lanes[lane].node };
         self.barriers.stand_for(mark, before, column);
         self.touch(slot);
@@ -275,15 +276,15 @@ impl Engine {
         let mut at = Some(head);
         while let Some(older) = at {
             self.step();
-            let leg = self.tasks[older].leg_on(lane);
-            let Leg { state, next, .. } = self.tasks[older].legs[leg];
+            let index = self.tasks[older].delivery_on(lane);
+            let Delivery { state, next, .. } = self.tasks[older].deliveries[index];
             let stays = matches!(state, State::InFlight { .. })
                 || (self.tasks[older].quorum.is_some() && !state.awaits_retry());
             if stays {
-                self.tasks[older].legs[leg].next = None;
+                self.tasks[older].deliveries[index].next = None;
                 self.append(lane, &mut kept, older);
             } else {
-                self.supersede(older, leg, by);
+                self.supersede(older, index, by);
             }
             at = next;
         }
@@ -295,8 +296,8 @@ impl Engine {
         match chain {
             None => *chain = Some(Chain::of(slot)),
             Some(chain) => {
-                let tail_leg = self.tasks[chain.tail].leg_on(lane);
-                self.tasks[chain.tail].legs[tail_leg].next = Some(slot);
+                let tail = self.tasks[chain.tail].delivery_on(lane);
+                self.tasks[chain.tail].deliveries[tail].next = Some(slot);
                 chain.tail = slot;
             }
         }
@@ -304,31 +305,31 @@ impl Engine {
 
     /// Makes a blocked delivery ready if it leads its chain and may be sent. One that failed before
     /// a restart and has a newer write of its key behind it is superseded instead.
-    pub(super) fn unblock(&mut self, slot: Slot, leg: usize) {
+    pub(super) fn unblock(&mut self, slot: Slot, index: usize) {
         let entry = &self.tasks[slot];
-        let Leg { lane, state, next, .. } = entry.legs[leg];
+        let Delivery { lane, state, next, .. } = entry.deliveries[index];
         let leads = || self.lanes[lane].chains.get(&entry.key).is_some_and(|c| c.head == slot);
         if state != State::Blocked || !entry.durable || !leads() {
             return;
         }
-        let failed = entry.legs[leg].failures() > 0;
+        let failed = entry.deliveries[index].failures() > 0;
         match next {
-            Some(next) if failed => self.supersede_head(slot, leg, next),
+            Some(next) if failed => self.supersede_head(slot, index, next),
             None if failed => {
-                self.await_retry(slot, leg, self.now.moment);
+                self.await_retry(slot, index, self.now.moment);
                 self.touch(slot);
             }
-            _ => self.make_ready(slot, leg),
+            _ => self.make_ready(slot, index),
         }
     }
 
-    pub(super) fn make_ready(&mut self, slot: Slot, leg: usize) {
+    pub(super) fn make_ready(&mut self, slot: Slot, index: usize) {
         let entry = &self.tasks[slot];
-        let failed = entry.legs[leg].failures() > 0;
+        let failed = entry.deliveries[index].failures() > 0;
         // A strong write keeps its rank after its answer, for the next one may wait behind it.
-        let rank = if matches!(entry.legs[leg].state, State::Resend { .. }) {
+        let rank = if matches!(entry.deliveries[index].state, State::Resend { .. }) {
             Rank::Resend
-        } else if !failed && entry.legs[leg].is_redriven() {
+        } else if !failed && entry.deliveries[index].is_redriven() {
             // It could not be sent, which is no failure.
             Rank::Redrive
         } else if entry.quorum.is_some() || (entry.strong && !failed) {
@@ -338,7 +339,7 @@ impl Engine {
         } else {
             Rank::Fresh
         };
-        self.change(slot, leg, State::Ready(rank));
+        self.change(slot, index, State::Ready(rank));
     }
 
     /// Has a lane looked at before the call ends.
@@ -387,60 +388,61 @@ impl Engine {
     }
 
     fn send(&mut self, number: u32, slot: Slot, rank: Rank, probe: bool) {
-        let leg = self.tasks[slot].leg_on(number);
-        self.change(slot, leg, State::InFlight { rank, probe, discard: false });
+        let index = self.tasks[slot].delivery_on(number);
+        self.change(slot, index, State::InFlight { rank, probe, discard: false });
         if rank == Rank::Redrive
-            && let Some(trouble) = &mut self.tasks[slot].legs[leg].trouble
+            && let Some(trouble) = &mut self.tasks[slot].deliveries[index].trouble
         {
             // It has all its attempts anew.
             trouble.failures = 0;
         }
-        let delivery = self.delivery(slot, leg);
+        let delivery = self.delivery_id(slot, index);
         let entry = &self.tasks[slot];
-        let attempt = entry.legs[leg].failures().saturating_add(1);
+        let attempt = entry.deliveries[index].failures().saturating_add(1);
         let node = self.lanes[number].node.clone();
         self.actions.push_back(Action::Send { delivery, node, attempt, bytes: entry.bytes });
     }
 
     /// An attempt fails on its schedule, but without connection or place: the breaker is open.
     fn fail_fast(&mut self, number: u32, slot: Slot) {
-        let leg = self.tasks[slot].leg_on(number);
-        let state = self.tasks[slot].legs[leg].state;
+        let index = self.tasks[slot].delivery_on(number);
+        let state = self.tasks[slot].deliveries[index].state;
         if state == State::Ready(Rank::Redrive) {
-            return self.lay_back(slot, leg);
+            return self.lay_back(slot, index);
         }
         let error = Arc::clone(&self.lanes[number].shut_error);
-        self.note_failure(slot, leg, error, Attempt::Unsent);
+        self.note_failure(slot, index, error, Attempt::Unsent);
         if state == State::Ready(Rank::Resend) {
-            return self.resend_failed(slot, leg);
+            return self.resend_failed(slot, index);
         }
-        self.fail(slot, leg, None);
+        self.fail(slot, index, None);
     }
 
-    pub(super) fn delivery(&self, slot: Slot, leg: usize) -> DeliveryId {
-        let replica = ReplicaIndex(u16::try_from(leg).unwrap_or(u16::MAX));
+    pub(super) fn delivery_id(&self, slot: Slot, index: usize) -> DeliveryId {
+        let replica = ReplicaIndex(u16::try_from(index).unwrap_or(u16::MAX));
         DeliveryId { task: self.tasks[slot].id, replica }
     }
 
     /// Ends the delivery that leads its chain; the next of its key comes forward.
-    pub(super) fn settle_head(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
+    pub(super) fn settle_head(&mut self, slot: Slot, index: usize, settlement: Settlement) {
         if settlement == Settlement::Delivered {
-            self.supersede_letter(slot, leg);
+            self.supersede_letter(slot, index);
         }
-        self.settle(slot, leg, settlement);
-        self.leave_chain(slot, leg);
+        self.settle(slot, index, settlement);
+        self.leave_chain(slot, index);
     }
 
     /// Ends the delivery that leads its chain, as the next of its key takes its place.
-    pub(super) fn supersede_head(&mut self, slot: Slot, leg: usize, next: Slot) {
-        self.supersede(slot, leg, next);
-        self.leave_chain(slot, leg);
+    pub(super) fn supersede_head(&mut self, slot: Slot, index: usize, next: Slot) {
+        self.supersede(slot, index, next);
+        self.leave_chain(slot, index);
     }
 
     /// Takes the head out of its chain.
-    pub(super) fn leave_chain(&mut self, slot: Slot, leg: usize) {
+    pub(super) fn leave_chain(&mut self, slot: Slot, index: usize) {
         let entry = &mut self.tasks[slot];
-        let (key, number, next) = (entry.key, entry.legs[leg].lane, entry.legs[leg].next.take());
+        let (key, number, next) =
+            (entry.key, entry.deliveries[index].lane, entry.deliveries[index].next.take());
         let lane = &mut self.lanes[number];
         match next {
             None => {
@@ -453,28 +455,28 @@ impl Engine {
                 if let Some(chain) = lane.chains.get_mut(&key) {
                     chain.head = head;
                 }
-                let leg = self.tasks[head].leg_on(number);
-                self.unblock(head, leg);
+                let index = self.tasks[head].delivery_on(number);
+                self.unblock(head, index);
             }
         }
     }
 
-    pub(super) fn settle(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
+    pub(super) fn settle(&mut self, slot: Slot, index: usize, settlement: Settlement) {
         // Acknowledged before it was to be sent once more.
-        let told = self.tasks[slot].legs[leg].state.column() == Column::Delivered;
+        let told = self.tasks[slot].deliveries[index].state.column() == Column::Delivered;
         let settlement = if told { Settlement::Delivered } else { settlement };
-        self.doubt_restored(slot, leg);
-        self.change(slot, leg, State::Settled(settlement));
+        self.doubt_restored(slot, index);
+        self.change(slot, index, State::Settled(settlement));
         let change = match settlement {
             Settlement::Delivered => Change::Delivered,
             Settlement::Superseded => Change::Superseded,
             Settlement::Discarded => Change::Discarded,
         };
         if !told {
-            self.tell_change(slot, self.tasks[slot].legs[leg].lane, change, None);
+            self.tell_change(slot, self.tasks[slot].deliveries[index].lane, change, None);
         }
         if settlement != Settlement::Delivered {
-            self.fail_quorum(slot, leg);
+            self.fail_quorum(slot, index);
         }
         self.touch(slot);
     }
@@ -483,8 +485,8 @@ impl Engine {
     pub(super) fn enter_queue(&mut self, slot: Slot, queue: Queue) {
         let entry = &mut self.tasks[slot];
         let left = std::mem::replace(&mut entry.queue, queue);
-        for leg in entry.legs.iter().filter(|leg| leg.state.holds_queue()) {
-            self.lanes[leg.lane].hold(left, queue);
+        for delivery in entry.deliveries.iter().filter(|delivery| delivery.state.holds_queue()) {
+            self.lanes[delivery.lane].hold(left, queue);
         }
         for (queue, enters) in [(left, false), (queue, true)] {
             let level = match queue {
@@ -531,9 +533,11 @@ impl Engine {
         if !entry.durable {
             return;
         }
-        let states = || entry.legs.iter().map(|leg| leg.state);
-        let over = |leg: &Leg| matches!(leg.state, State::Settled(_)) && leg.doubt().is_none();
-        if entry.legs.iter().all(over) {
+        let states = || entry.deliveries.iter().map(|delivery| delivery.state);
+        let over = |delivery: &Delivery| {
+            matches!(delivery.state, State::Settled(_)) && delivery.doubt().is_none()
+        };
+        if entry.deliveries.iter().all(over) {
             self.enter_queue(slot, Queue::Outside);
             self.levels.bytes -= self.tasks[slot].bytes;
             if self.ends_told {
@@ -546,7 +550,7 @@ impl Engine {
         }
         let kept = states().all(State::rests) && states().any(State::is_dead_letter);
         let waits = states().any(State::holds_queue);
-        let progress: Vec<_> = entry.legs.iter().map(Leg::progress).collect();
+        let progress: Vec<_> = entry.deliveries.iter().map(Delivery::progress).collect();
         if progress.iter().any(|progress| *progress != Progress::Untouched) {
             self.actions.push_back(Action::Save { task, progress });
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::lane::Lane;
-use crate::engine::table::{Leg, Rank, Settlement, Slot, State};
+use crate::engine::table::{Delivery, Rank, Settlement, Slot, State};
 use crate::engine::{Engine, KeyId, Moment, Since};
 use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
 
@@ -131,12 +131,12 @@ impl Engine {
             }
             found.next = Some(id);
             let entry = &self.tasks[slot];
-            let fits = |leg: &Leg| {
-                let state = leg.state();
-                lane.is_none_or(|lane| lane == leg.lane)
+            let fits = |delivery: &Delivery| {
+                let state = delivery.state();
+                lane.is_none_or(|lane| lane == delivery.lane)
                     && wanted.state.map_or(!state.is_settled(), |wanted| wanted == state)
             };
-            if wanted.key.is_none_or(|key| key == entry.key) && entry.legs.iter().any(fits) {
+            if wanted.key.is_none_or(|key| key == entry.key) && entry.deliveries.iter().any(fits) {
                 found.items.push(self.view_of(slot));
             }
         }
@@ -161,7 +161,7 @@ impl Engine {
                 return found;
             }
             let entry = &self.tasks[slot];
-            for (number, leg) in (0..).zip(&entry.legs) {
+            for (number, delivery) in (0..).zip(&entry.deliveries) {
                 let place = (id, ReplicaIndex(number));
                 if after.is_some_and(|after| place <= after) {
                     continue;
@@ -170,12 +170,12 @@ impl Engine {
                     return found;
                 }
                 found.next = Some(place);
-                if leg.state.is_dead_letter()
-                    && lane.is_none_or(|lane| lane == leg.lane)
+                if delivery.state.is_dead_letter()
+                    && lane.is_none_or(|lane| lane == delivery.lane)
                     && wanted.key.is_none_or(|key| key == entry.key)
-                    && wanted.state.is_none_or(|wanted| wanted == leg.state())
+                    && wanted.state.is_none_or(|wanted| wanted == delivery.state())
                 {
-                    let delivery = self.delivery_view(leg);
+                    let delivery = self.delivery_view(delivery);
                     found.items.push(LetterView { task: id, replica: place.1, delivery });
                 }
             }
@@ -195,16 +195,16 @@ impl Engine {
         let mut seen = HashSet::new();
         for (id, node) in ids {
             let Some(slot) = self.tasks.find(*id) else { continue };
-            for (number, leg) in (0..).zip(&self.tasks[slot].legs) {
-                let delivery = self.delivery_view(leg);
-                let fits = leg.state.is_dead_letter()
-                    && node.as_ref().is_none_or(|node| *node == delivery.node)
-                    && wanted.node.as_ref().is_none_or(|node| *node == delivery.node)
+            for (number, delivery) in (0..).zip(&self.tasks[slot].deliveries) {
+                let view = self.delivery_view(delivery);
+                let fits = delivery.state.is_dead_letter()
+                    && node.as_ref().is_none_or(|node| *node == view.node)
+                    && wanted.node.as_ref().is_none_or(|node| *node == view.node)
                     && wanted.key.is_none_or(|key| key == self.tasks[slot].key)
-                    && wanted.state.is_none_or(|state| state == delivery.state);
+                    && wanted.state.is_none_or(|state| state == view.state);
                 let replica = ReplicaIndex(number);
                 if fits && seen.insert((*id, replica)) {
-                    found.items.push(LetterView { task: *id, replica, delivery });
+                    found.items.push(LetterView { task: *id, replica, delivery: view });
                 }
             }
         }
@@ -221,23 +221,24 @@ impl Engine {
 
     pub(super) fn view_of(&self, slot: Slot) -> TaskView {
         let entry = &self.tasks[slot];
-        let deliveries = entry.legs.iter().map(|leg| self.delivery_view(leg)).collect();
+        let deliveries =
+            entry.deliveries.iter().map(|delivery| self.delivery_view(delivery)).collect();
         TaskView { id: entry.id, deliveries }
     }
 
-    fn delivery_view(&self, leg: &Leg) -> DeliveryView {
-        let trouble = leg.trouble.as_ref().filter(|trouble| !trouble.error.is_empty());
+    fn delivery_view(&self, delivery: &Delivery) -> DeliveryView {
+        let trouble = delivery.trouble.as_ref().filter(|trouble| !trouble.error.is_empty());
         DeliveryView {
-            node: self.lanes[leg.lane].node.clone(),
-            state: leg.state(),
-            cause: match leg.state {
+            node: self.lanes[delivery.lane].node.clone(),
+            state: delivery.state(),
+            cause: match delivery.state {
                 State::Dead { cause, .. } => Some(cause),
                 State::Parked { .. } | State::Deferred { .. } => Some(Cause::RetryOverflow),
                 _ => None,
             },
-            failures: leg.failures(),
+            failures: delivery.failures(),
             error: trouble.map(|trouble| (Arc::clone(&trouble.error), trouble.since)),
-            due: match leg.state {
+            due: match delivery.state {
                 State::Waiting { until } | State::Deferred { until } => Some(until),
                 _ => None,
             },
@@ -245,7 +246,7 @@ impl Engine {
     }
 }
 
-impl Leg {
+impl Delivery {
     fn state(&self) -> DeliveryState {
         match self.state {
             State::Blocked | State::Ready(Rank::Urgent | Rank::Fresh | Rank::Redrive) => {

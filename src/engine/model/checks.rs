@@ -2,7 +2,7 @@
 
 use super::World;
 use crate::engine::model::site;
-use crate::engine::table::{Entry, Leg, Queue, State};
+use crate::engine::table::{Delivery, Entry, Queue, State};
 use crate::engine::{Books, TASK_OVERHEAD_BYTES};
 use crate::task::TaskId;
 
@@ -43,14 +43,15 @@ impl World {
             let number = self.engine.lanes.find(&lane.node).unwrap();
             for chain in lane.chains.values() {
                 let head = &self.engine.tasks[chain.head];
-                let state = head.legs[head.leg_on(number)].state;
+                let state = head.deliveries[head.delivery_on(number)].state;
                 assert!(!head.durable || state != State::Blocked, "{} stands still", head.id);
             }
             for queue in [Queue::Eventual, Queue::Strong] {
                 let waits = |entry: &&Entry| {
-                    let on_lane = |leg: &&Leg| leg.lane == number;
-                    let leg = entry.legs.iter().find(on_lane);
-                    entry.queue == queue && leg.is_some_and(|leg| leg.state.holds_queue())
+                    let on_lane = |delivery: &&Delivery| delivery.lane == number;
+                    let delivery = entry.deliveries.iter().find(on_lane);
+                    entry.queue == queue
+                        && delivery.is_some_and(|delivery| delivery.state.holds_queue())
                 };
                 let held = self.engine.tasks.iter().filter(waits).count();
                 assert_eq!(lane.held(queue), held, "{queue:?} of {}", lane.node);
@@ -67,9 +68,10 @@ impl World {
         let mut retries = 0;
         for lane in engine.lanes.iter() {
             let number = engine.lanes.find(&lane.node).unwrap();
-            let legs = engine.tasks.iter().flat_map(|entry| &entry.legs);
-            let holding = legs.filter(|leg| leg.lane == number && leg.state.holds_retry_place());
-            let states: Vec<_> = holding.map(|leg| leg.state).collect();
+            let deliveries = engine.tasks.iter().flat_map(|entry| &entry.deliveries);
+            let holding = deliveries
+                .filter(|delivery| delivery.lane == number && delivery.state.holds_retry_place());
+            let states: Vec<_> = holding.map(|delivery| delivery.state).collect();
             assert_eq!(lane.retries, states.len(), "{}", lane.node);
             retries += states.len();
             if lane.paused.is_some() {

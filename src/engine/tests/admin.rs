@@ -5,8 +5,8 @@ use super::*;
 fn gave_up(f: &mut Fixture, key: &str, nodes: &[&str]) -> u64 {
     let id = f.eventual(key, nodes);
     f.sent();
-    for leg in (0..).take(nodes.len()) {
-        f.answer(id, leg, rejected());
+    for replica in (0..).take(nodes.len()) {
+        f.answer(id, replica, rejected());
     }
     f.actions();
     id
