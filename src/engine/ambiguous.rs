@@ -64,8 +64,8 @@ impl Engine {
         }
         self.supersede_letter(slot, index);
         self.doubt_restored(slot, index);
-        if let Some(trouble) = &mut self.tasks[slot].deliveries[index].trouble {
-            trouble.failures = 0;
+        if let Some(failures) = &mut self.tasks[slot].deliveries[index].failures {
+            failures.count = 0;
         }
         self.tell_change(slot, self.tasks[slot].deliveries[index].lane, Change::Delivered, None);
         self.resend_later(slot, index);
@@ -85,7 +85,7 @@ impl Engine {
     pub(super) fn resend_failed(&mut self, slot: Slot, index: usize) {
         const MOST: u32 = 120;
         let delivery = &self.tasks[slot].deliveries[index];
-        if delivery.next.is_some() || delivery.failures() > MOST {
+        if delivery.next.is_some() || delivery.failure_count() > MOST {
             self.settle_head(slot, index, Settlement::Delivered);
         } else {
             self.resend_later(slot, index);

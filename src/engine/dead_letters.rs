@@ -65,15 +65,15 @@ impl Engine {
     /// nobody would notice when it is back. One that was a letter before has been through this.
     fn doubt_replica(&mut self, slot: Slot, index: usize) {
         let delivery = &self.tasks[slot].deliveries[index];
-        let (number, Some(trouble)) = (delivery.lane, &delivery.trouble) else { return };
-        if self.settings.breaker_failures == 0 || trouble.letter.is_some() {
+        let (number, Some(failures)) = (delivery.lane, &delivery.failures) else { return };
+        if self.settings.breaker_failures == 0 || failures.letter.is_some() {
             return;
         }
-        let error = Arc::clone(&trouble.error);
-        let (failures, jitter) = (trouble.failures, self.rng.f64());
-        let span = self.schedule.span(failures);
+        let error = Arc::clone(&failures.error);
+        let (count, jitter) = (failures.count, self.rng.f64());
+        let span = self.schedule.span(count);
         let breaker = &mut self.lanes[number].breaker;
-        if breaker.given_up(self.now.moment, failures, span, jitter) {
+        if breaker.given_up(self.now.moment, count, span, jitter) {
             self.breaker_opened(number, &error);
         }
     }
@@ -85,9 +85,9 @@ impl Engine {
         if let (Verdict::Retry { .. }, State::InFlight { rank: Rank::Redrive, probe: false, .. }) =
             (verdict, delivery.state)
             && answers
-            && let Some(trouble) = &mut delivery.trouble
+            && let Some(failures) = &mut delivery.failures
         {
-            trouble.alone = trouble.alone.saturating_add(1);
+            failures.alone = failures.alone.saturating_add(1);
         }
     }
 
@@ -158,12 +158,12 @@ impl Engine {
     pub(super) fn lay_back(&mut self, slot: Slot, index: usize) {
         let this = &mut self.tasks[slot].deliveries[index];
         let tried = this.state != State::Ready(Rank::Redrive);
-        if let Some(trouble) = &mut this.trouble
-            && let Some((since, failures)) = trouble.letter
+        if let Some(failures) = &mut this.failures
+            && let Some((since, before)) = failures.letter
         {
             // If it was not sent, its failures are still those of before.
-            trouble.failures = if tried { failures + trouble.failures } else { failures };
-            trouble.since = since;
+            failures.count = if tried { before + failures.count } else { before };
+            failures.since = since;
         }
         let until = self.expiry(self.tasks[slot].deliveries[index].since());
         self.change(slot, index, State::Dead { cause: Cause::GaveUp, until });
@@ -327,15 +327,15 @@ impl Engine {
     fn alone(&self, slot: Slot, number: u32) -> Option<u8> {
         let delivery = &self.tasks[slot].deliveries[self.tasks[slot].delivery_on(number)];
         let gave_up = matches!(delivery.state, State::Dead { cause: Cause::GaveUp, .. });
-        gave_up.then(|| delivery.trouble.as_ref().map_or(0, |trouble| trouble.alone))
+        gave_up.then(|| delivery.failures.as_ref().map_or(0, |failures| failures.alone))
     }
 
     /// Makes a dead letter ready again; no chain of its key may be there.
     pub(super) fn bring_back(&mut self, slot: Slot, index: usize) {
         let (key, number) = (self.tasks[slot].key, self.tasks[slot].deliveries[index].lane);
         self.change(slot, index, State::Ready(Rank::Redrive));
-        if let Some(trouble) = &mut self.tasks[slot].deliveries[index].trouble {
-            trouble.letter = Some((trouble.since, trouble.failures));
+        if let Some(failures) = &mut self.tasks[slot].deliveries[index].failures {
+            failures.letter = Some((failures.since, failures.count));
         }
         self.lanes[number].chains.insert(key, Chain::of(slot));
         for books in [&mut self.lanes[number].books, &mut self.totals] {

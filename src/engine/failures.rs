@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::counters::Attempt;
-use crate::engine::table::{Delivery, Rank, Slot, State, Trouble};
+use crate::engine::table::{Delivery, DeliveryFailures, Rank, Slot, State};
 use crate::engine::{Change, Engine};
 use crate::task::Cause;
 
@@ -27,8 +27,8 @@ impl Engine {
         attempt: Attempt,
     ) {
         let told = self.watched.then(|| Arc::clone(&error));
-        let trouble = self.note_error(slot, index, error, attempt);
-        trouble.failures = trouble.failures.saturating_add(1);
+        let failures = self.note_error(slot, index, error, attempt);
+        failures.count = failures.count.saturating_add(1);
         let lane = self.tasks[slot].deliveries[index].lane;
         self.tell_change(slot, lane, Change::Failed, told);
     }
@@ -41,22 +41,22 @@ impl Engine {
         index: usize,
         error: Arc<str>,
         attempt: Attempt,
-    ) -> &mut Trouble {
+    ) -> &mut DeliveryFailures {
         self.fail_quorum(slot, index);
         self.touch(slot);
         let lane = self.tasks[slot].deliveries[index].lane;
         self.lanes[lane].books.failed(attempt);
         self.totals.failed(attempt);
-        let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
-        let trouble = self.tasks[slot].deliveries[index].trouble.get_or_insert_with(new);
-        (trouble.error, trouble.since) = (error, self.now.wall);
-        trouble
+        let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
+        let failures = self.tasks[slot].deliveries[index].failures.get_or_insert_with(new);
+        (failures.error, failures.since) = (error, self.now.wall);
+        failures
     }
 
     /// What becomes of a delivery whose attempt failed: a newer write of the key takes its place,
     /// or it waits for a retry, or is parked, or given up.
     pub(super) fn fail(&mut self, slot: Slot, index: usize, asked: Option<Duration>) {
-        let failures = self.tasks[slot].deliveries[index].failures();
+        let failures = self.tasks[slot].deliveries[index].failure_count();
         let deferred = asked.is_some_and(|asked| asked > self.schedule.longest());
         let next = match self.schedule.wait(failures, asked, &mut self.rng) {
             None => Next::GiveUp,

@@ -1,6 +1,6 @@
 //! From disk into the engine, at the start.
 
-use crate::engine::table::{Queue, Settlement, Slot, State, Trouble};
+use crate::engine::table::{DeliveryFailures, Queue, Settlement, Slot, State};
 use crate::engine::transitions::Newcomer;
 use crate::engine::{Engine, Now, Restored, Since, TASK_OVERHEAD_BYTES};
 use crate::task::{Cause, DeadLetter, Progress, TaskId};
@@ -74,15 +74,15 @@ impl Engine {
                 (state, failures, Some(error), since)
             }
         };
-        self.tasks[slot].deliveries[index].trouble =
-            error.map(|error| Box::new(Trouble::new(failures, error, since)));
-        if self.tasks[slot].deliveries[index].trouble.is_some() {
+        self.tasks[slot].deliveries[index].failures =
+            error.map(|error| Box::new(DeliveryFailures::new(failures, error, since)));
+        if self.tasks[slot].deliveries[index].failures.is_some() {
             // It may have been on the wire when the process ended.
             self.doubt(slot, index, self.now.wall);
         }
         if stands_for.is_some() {
-            let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
-            self.tasks[slot].deliveries[index].trouble.get_or_insert_with(new).stands_for =
+            let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
+            self.tasks[slot].deliveries[index].failures.get_or_insert_with(new).stands_for =
                 stands_for;
         }
         if let State::Dead { cause, .. } = state {

@@ -77,13 +77,13 @@ pub(super) struct Delivery {
     pub(super) lane: u32,
     pub(super) next: Option<Slot>,
     pub(super) state: State,
-    pub(super) trouble: Option<Box<Trouble>>,
+    pub(super) failures: Option<Box<DeliveryFailures>>,
 }
 
 /// The failures of a delivery.
 #[derive(Clone, Debug)]
-pub(super) struct Trouble {
-    pub(super) failures: u32,
+pub(super) struct DeliveryFailures {
+    pub(super) count: u32,
     pub(super) error: Arc<str>,
     /// When the last one was.
     pub(super) since: Timestamp,
@@ -98,9 +98,9 @@ pub(super) struct Trouble {
     pub(super) stands_for: Option<TaskId>,
 }
 
-impl Trouble {
-    pub(super) fn new(failures: u32, error: Arc<str>, since: Timestamp) -> Self {
-        Self { failures, error, since, doubt: None, letter: None, alone: 0, stands_for: None }
+impl DeliveryFailures {
+    pub(super) fn new(count: u32, error: Arc<str>, since: Timestamp) -> Self {
+        Self { count, error, since, doubt: None, letter: None, alone: 0, stands_for: None }
     }
 }
 
@@ -262,17 +262,17 @@ pub(super) enum Settlement {
 
 impl Delivery {
     pub(super) fn new(lane: u32) -> Self {
-        Self { lane, next: None, state: State::Blocked, trouble: None }
+        Self { lane, next: None, state: State::Blocked, failures: None }
     }
 
     /// When its last attempt failed.
     pub(super) fn since(&self) -> Timestamp {
-        self.trouble.as_ref().map_or(Timestamp(0), |trouble| trouble.since)
+        self.failures.as_ref().map_or(Timestamp(0), |failures| failures.since)
     }
 
     /// Whether an attempt of it may still be applied: since when, and until when.
     pub(super) fn doubt(&self) -> Option<(Timestamp, Moment)> {
-        self.trouble.as_ref().and_then(|trouble| trouble.doubt)
+        self.failures.as_ref().and_then(|failures| failures.doubt)
     }
 
     /// Gives the doubt that there was before.
@@ -280,13 +280,14 @@ impl Delivery {
         &mut self,
         doubt: Option<(Timestamp, Moment)>,
     ) -> Option<(Timestamp, Moment)> {
-        match &mut self.trouble {
-            Some(trouble) => std::mem::replace(&mut trouble.doubt, doubt),
+        match &mut self.failures {
+            Some(failures) => std::mem::replace(&mut failures.doubt, doubt),
             None if doubt.is_none() => None,
             None => {
                 let since = doubt.map_or(Timestamp(0), |(since, _)| since);
-                let trouble = Trouble { doubt, ..Trouble::new(0, "".into(), since) };
-                self.trouble = Some(Box::new(trouble));
+                let failures =
+                    DeliveryFailures { doubt, ..DeliveryFailures::new(0, "".into(), since) };
+                self.failures = Some(Box::new(failures));
                 None
             }
         }
@@ -294,20 +295,20 @@ impl Delivery {
 
     /// Whether it was a dead letter before.
     pub(super) fn is_redriven(&self) -> bool {
-        self.trouble.as_ref().is_some_and(|trouble| trouble.letter.is_some())
+        self.failures.as_ref().is_some_and(|failures| failures.letter.is_some())
     }
 
-    pub(super) fn failures(&self) -> u32 {
-        self.trouble.as_ref().map_or(0, |trouble| trouble.failures)
+    pub(super) fn failure_count(&self) -> u32 {
+        self.failures.as_ref().map_or(0, |failures| failures.count)
     }
 
     fn stands_for_another(&self) -> bool {
-        self.trouble.as_ref().is_some_and(|trouble| trouble.stands_for.is_some())
+        self.failures.as_ref().is_some_and(|failures| failures.stands_for.is_some())
     }
 
     /// The oldest write that it stands for, which is itself for most.
     pub(super) fn origin(&self, id: TaskId) -> TaskId {
-        let stands_for = self.trouble.as_ref().and_then(|trouble| trouble.stands_for);
+        let stands_for = self.failures.as_ref().and_then(|failures| failures.stands_for);
         stands_for.map_or(id, |older| older.min(id))
     }
 
@@ -333,15 +334,15 @@ impl Delivery {
             State::Ready(Rank::Redrive) | State::InFlight { rank: Rank::Redrive, .. } => {
                 Some(Cause::GaveUp)
             }
-            State::Waiting { .. } if self.failures() == 0 && self.is_redriven() => {
+            State::Waiting { .. } if self.failure_count() == 0 && self.is_redriven() => {
                 Some(Cause::GaveUp)
             }
             State::Blocked | State::Ready(_) | State::InFlight { .. } | State::Waiting { .. } => {
                 None
             }
         };
-        let (failures, error, since) = match &self.trouble {
-            Some(trouble) => (trouble.failures, trouble.error.clone(), trouble.since),
+        let (failures, error, since) = match &self.failures {
+            Some(failures) => (failures.count, failures.error.clone(), failures.since),
             None => (0, Arc::from(""), Timestamp(0)),
         };
         match cause {

@@ -13,7 +13,9 @@ use crate::engine::breaker::Gate;
 use crate::engine::counters::{Attempt, Column};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
-use crate::engine::table::{Delivery, Entry, Queue, Rank, Settlement, Slot, State, Trouble};
+use crate::engine::table::{
+    Delivery, DeliveryFailures, Entry, Queue, Rank, Settlement, Slot, State,
+};
 use crate::engine::{Action, Change, Engine, KeyId, Since};
 use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId, Timestamp};
 
@@ -262,8 +264,8 @@ impl Engine {
             return;
         }
         let column = delivery.state.column();
-        let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
-        delivery.trouble.get_or_insert_with(new).stands_for = Some(older);
+        let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
+        delivery.failures.get_or_insert_with(new).stands_for = Some(older);
         let mark = Mark { task, origin: older, lane, node: &self.lanes[lane].node };
         self.barriers.stand_for(mark, before, column);
         self.touch(slot);
@@ -312,7 +314,7 @@ impl Engine {
         if state != State::Blocked || !entry.durable || !leads() {
             return;
         }
-        let failed = entry.deliveries[index].failures() > 0;
+        let failed = entry.deliveries[index].failure_count() > 0;
         match next {
             Some(next) if failed => self.supersede_head(slot, index, next),
             None if failed => {
@@ -325,7 +327,7 @@ impl Engine {
 
     pub(super) fn make_ready(&mut self, slot: Slot, index: usize) {
         let entry = &self.tasks[slot];
-        let failed = entry.deliveries[index].failures() > 0;
+        let failed = entry.deliveries[index].failure_count() > 0;
         // A strong write keeps its rank after its answer, for the next one may wait behind it.
         let rank = if matches!(entry.deliveries[index].state, State::Resend { .. }) {
             Rank::Resend
@@ -391,14 +393,14 @@ impl Engine {
         let index = self.tasks[slot].delivery_on(number);
         self.change(slot, index, State::InFlight { rank, probe, discard: false });
         if rank == Rank::Redrive
-            && let Some(trouble) = &mut self.tasks[slot].deliveries[index].trouble
+            && let Some(failures) = &mut self.tasks[slot].deliveries[index].failures
         {
             // It has all its attempts anew.
-            trouble.failures = 0;
+            failures.count = 0;
         }
         let delivery = self.delivery_id(slot, index);
         let entry = &self.tasks[slot];
-        let attempt = entry.deliveries[index].failures().saturating_add(1);
+        let attempt = entry.deliveries[index].failure_count().saturating_add(1);
         let node = self.lanes[number].node.clone();
         self.actions.push_back(Action::Send { delivery, node, attempt, bytes: entry.bytes });
     }

@@ -227,7 +227,7 @@ impl Engine {
     }
 
     fn delivery_view(&self, delivery: &Delivery) -> DeliveryView {
-        let trouble = delivery.trouble.as_ref().filter(|trouble| !trouble.error.is_empty());
+        let failures = delivery.failures.as_ref().filter(|failures| !failures.error.is_empty());
         DeliveryView {
             node: self.lanes[delivery.lane].node.clone(),
             state: delivery.state(),
@@ -236,8 +236,8 @@ impl Engine {
                 State::Parked { .. } | State::Deferred { .. } => Some(Cause::RetryOverflow),
                 _ => None,
             },
-            failures: delivery.failures(),
-            error: trouble.map(|trouble| (Arc::clone(&trouble.error), trouble.since)),
+            failures: delivery.failure_count(),
+            error: failures.map(|failures| (Arc::clone(&failures.error), failures.since)),
             due: match delivery.state {
                 State::Waiting { until } | State::Deferred { until } => Some(until),
                 _ => None,
