@@ -84,7 +84,7 @@ use counters::Attempt;
 use lane::Lanes;
 use quorum::Quorum;
 use retry::Schedule;
-use table::{Queue, Rank, Settlement, Slot, State, Tasks};
+use table::{Priority, Queue, Settlement, Slot, State, Tasks};
 use transitions::Newcomer;
 
 /// Nothing is kept free for other replicas where none has had a write for so long.
@@ -295,7 +295,7 @@ impl Engine {
         };
         let index = delivery.replica.get();
         let state = self.tasks[slot].deliveries.get(index).map(|delivery| delivery.state);
-        let Some(State::InFlight { rank, probe, discard }) = state else {
+        let Some(State::InFlight { priority, probe, discard }) = state else {
             return;
         };
         self.judge_letter(slot, index, &verdict);
@@ -317,26 +317,26 @@ impl Engine {
             }
             Verdict::Rejected { error } => {
                 self.note_failure(slot, index, error, Attempt::Sent);
-                match rank {
+                match priority {
                     _ if discard => self.settle_head(slot, index, Settlement::Discarded),
                     // It has had it before; to send it again and again would change nothing.
-                    Rank::Resend => self.settle_head(slot, index, Settlement::Delivered),
+                    Priority::Resend => self.settle_head(slot, index, Settlement::Delivered),
                     _ => self.bury_head(slot, index, Cause::Rejected),
                 }
             }
             Verdict::Shortage { error } => {
                 self.note_error(slot, index, error, Attempt::Unsent);
-                match rank {
+                match priority {
                     _ if discard => self.settle_head(slot, index, Settlement::Discarded),
-                    Rank::Resend => self.resend_failed(slot, index),
+                    Priority::Resend => self.resend_failed(slot, index),
                     _ => self.put_off(slot, index),
                 }
             }
             Verdict::Retry { after, error } => {
                 self.note_failure(slot, index, error, Attempt::Sent);
-                match rank {
+                match priority {
                     _ if discard => self.settle_head(slot, index, Settlement::Discarded),
-                    Rank::Resend => self.resend_failed(slot, index),
+                    Priority::Resend => self.resend_failed(slot, index),
                     _ => self.fail(slot, index, after),
                 }
             }

@@ -302,8 +302,8 @@ impl Engine {
         match self.tasks[slot].deliveries[index].state {
             State::Settled(_) => {}
             State::Dead { .. } => self.settle(slot, index, Settlement::Discarded),
-            State::InFlight { rank, probe, discard: false } => {
-                self.change(slot, index, State::InFlight { rank, probe, discard: true });
+            State::InFlight { priority, probe, discard: false } => {
+                self.change(slot, index, State::InFlight { priority, probe, discard: true });
                 // It may be applied, and after a restart nobody waits for its answer.
                 self.doubt(slot, index, self.now.wall);
                 self.touch(slot);

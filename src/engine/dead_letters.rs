@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::lane::{Chain, Round};
-use crate::engine::table::{Rank, Settlement, Slot, State};
+use crate::engine::table::{Priority, Settlement, Slot, State};
 use crate::engine::{Action, BreakerState, Change, Engine, Moment};
 use crate::task::{Cause, Progress, TaskId, Timestamp, Verdict};
 
@@ -82,8 +82,10 @@ impl Engine {
     pub(super) fn judge_letter(&mut self, slot: Slot, index: usize, verdict: &Verdict) {
         let delivery = &mut self.tasks[slot].deliveries[index];
         let answers = self.lanes[delivery.lane].breaker.answers();
-        if let (Verdict::Retry { .. }, State::InFlight { rank: Rank::Redrive, probe: false, .. }) =
-            (verdict, delivery.state)
+        if let (
+            Verdict::Retry { .. },
+            State::InFlight { priority: Priority::Redrive, probe: false, .. },
+        ) = (verdict, delivery.state)
             && answers
             && let Some(failures) = &mut delivery.failures
         {
@@ -157,7 +159,7 @@ impl Engine {
     /// The replica is still down, or down again: a redriven letter is a letter as before.
     pub(super) fn lay_back(&mut self, slot: Slot, index: usize) {
         let this = &mut self.tasks[slot].deliveries[index];
-        let tried = this.state != State::Ready(Rank::Redrive);
+        let tried = this.state != State::Ready(Priority::Redrive);
         if let Some(failures) = &mut this.failures
             && let Some((since, before)) = failures.letter
         {
@@ -250,7 +252,7 @@ impl Engine {
     fn redrive(&mut self, number: u32, most: usize) -> bool {
         let Some(mut round) = self.lanes[number].redrive else { return false };
         let (mut more, mut looks) = (true, 0);
-        while self.lanes[number].ready(Rank::Redrive).len() < most
+        while self.lanes[number].ready(Priority::Redrive).len() < most
             && looks < LOOKS
             && self.may_return(number)
         {
@@ -333,7 +335,7 @@ impl Engine {
     /// Makes a dead letter ready again; no chain of its key may be there.
     pub(super) fn bring_back(&mut self, slot: Slot, index: usize) {
         let (key, number) = (self.tasks[slot].key, self.tasks[slot].deliveries[index].lane);
-        self.change(slot, index, State::Ready(Rank::Redrive));
+        self.change(slot, index, State::Ready(Priority::Redrive));
         if let Some(failures) = &mut self.tasks[slot].deliveries[index].failures {
             failures.letter = Some((failures.since, failures.count));
         }

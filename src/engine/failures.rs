@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::counters::Attempt;
-use crate::engine::table::{Delivery, DeliveryFailures, Rank, Slot, State};
+use crate::engine::table::{Delivery, DeliveryFailures, Priority, Slot, State};
 use crate::engine::{Change, Engine};
 use crate::task::Cause;
 
@@ -78,7 +78,7 @@ impl Engine {
         if let Some(next) = next {
             return self.supersede_head(slot, index, next);
         }
-        let redriven = matches!(state, State::InFlight { rank: Rank::Redrive, .. });
+        let redriven = matches!(state, State::InFlight { priority: Priority::Redrive, .. });
         if redriven && self.lanes[lane].breaker.is_open() {
             return self.lay_back(slot, index);
         }

@@ -11,7 +11,7 @@ use crate::engine::Moment;
 use crate::engine::breaker::Breaker;
 use crate::engine::concurrency::Concurrency;
 use crate::engine::counters::Books;
-use crate::engine::table::{Queue, Rank, Slot};
+use crate::engine::table::{Priority, Queue, Slot};
 use crate::task::{Node, TaskId, Timestamp};
 
 mod backlog;
@@ -33,7 +33,7 @@ pub(super) struct Lane {
     /// The unsettled deliveries of each key, oldest first, each with the next one. Only the head
     /// may be on the wire: that is the order of the writes of one key.
     pub(super) chains: HashMap<KeyId, Chain>,
-    /// Heads that may be sent, by rank and then by age.
+    /// Heads that may be sent, by priority and then by age.
     ready: [BTreeMap<TaskId, Slot>; 5],
     /// Heads that failed and have no place in the retry queue, by age.
     pub(super) parked: BTreeMap<TaskId, Slot>,
@@ -169,31 +169,37 @@ impl Lane {
         self.forgotten && self.chains.is_empty() && self.dead.is_empty() && !self.is_held()
     }
 
-    pub(super) fn ready(&mut self, rank: Rank) -> &mut BTreeMap<TaskId, Slot> {
+    pub(super) fn ready(&mut self, priority: Priority) -> &mut BTreeMap<TaskId, Slot> {
         let [urgent, fresh, retry, resend, redrive] = &mut self.ready;
-        match rank {
-            Rank::Urgent => urgent,
-            Rank::Fresh => fresh,
-            Rank::Retry => retry,
-            Rank::Resend => resend,
-            Rank::Redrive => redrive,
+        match priority {
+            Priority::Urgent => urgent,
+            Priority::Fresh => fresh,
+            Priority::Retry => retry,
+            Priority::Resend => resend,
+            Priority::Redrive => redrive,
         }
     }
 
-    fn first(&mut self, ranks: &[Rank]) -> Option<(Rank, Slot)> {
-        ranks
-            .iter()
-            .find_map(|&rank| self.ready(rank).first_key_value().map(|(_, &slot)| (rank, slot)))
+    fn first(&mut self, priorities: &[Priority]) -> Option<(Priority, Slot)> {
+        priorities.iter().find_map(|&priority| {
+            self.ready(priority).first_key_value().map(|(_, &slot)| (priority, slot))
+        })
     }
 
-    /// The count of what is on the wire with this rank.
-    pub(super) fn on_wire(&mut self, rank: Rank) -> &mut u32 {
-        if rank == Rank::Urgent { &mut self.express } else { &mut self.in_flight }
+    /// The count of what is on the wire with this priority.
+    pub(super) fn on_wire(&mut self, priority: Priority) -> &mut u32 {
+        if priority == Priority::Urgent { &mut self.express } else { &mut self.in_flight }
     }
 
     /// Whoever is to be sent first, whatever there is room for.
-    pub(super) fn foremost(&mut self) -> Option<(Rank, Slot)> {
-        self.first(&[Rank::Urgent, Rank::Fresh, Rank::Retry, Rank::Resend, Rank::Redrive])
+    pub(super) fn foremost(&mut self) -> Option<(Priority, Slot)> {
+        self.first(&[
+            Priority::Urgent,
+            Priority::Fresh,
+            Priority::Retry,
+            Priority::Resend,
+            Priority::Redrive,
+        ])
     }
 
     /// Nothing is on its way, no dead letter lies here, nothing is in doubt, and no operator has
@@ -217,12 +223,12 @@ impl Lane {
     }
 
     /// Who is to be sent now, if `workers` may be on the wire at once, and `most` of all kinds.
-    pub(super) fn next(&mut self, workers: u32, most: u32) -> Option<(Rank, Slot)> {
+    pub(super) fn next(&mut self, workers: u32, most: u32) -> Option<(Priority, Slot)> {
         if self.in_flight + self.express >= most {
             return None;
         }
         if self.express < MAX_EXPRESS
-            && let Some(urgent) = self.first(&[Rank::Urgent])
+            && let Some(urgent) = self.first(&[Priority::Urgent])
         {
             return Some(urgent);
         }
@@ -231,10 +237,10 @@ impl Lane {
         }
         self.turn = (self.turn + 1) % TURNS;
         self.first(match self.turn {
-            0 => &[Rank::Redrive, Rank::Resend, Rank::Retry, Rank::Fresh],
-            4 | 12 => &[Rank::Retry, Rank::Fresh, Rank::Resend, Rank::Redrive],
-            8 => &[Rank::Resend, Rank::Retry, Rank::Fresh, Rank::Redrive],
-            _ => &[Rank::Fresh, Rank::Retry, Rank::Resend, Rank::Redrive],
+            0 => &[Priority::Redrive, Priority::Resend, Priority::Retry, Priority::Fresh],
+            4 | 12 => &[Priority::Retry, Priority::Fresh, Priority::Resend, Priority::Redrive],
+            8 => &[Priority::Resend, Priority::Retry, Priority::Fresh, Priority::Redrive],
+            _ => &[Priority::Fresh, Priority::Retry, Priority::Resend, Priority::Redrive],
         })
     }
 }

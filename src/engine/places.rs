@@ -7,7 +7,7 @@
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::engine::share::SharedPool;
-use crate::engine::table::{Delivery, Rank, Slot, State};
+use crate::engine::table::{Delivery, Priority, Slot, State};
 use crate::engine::{Engine, MOST_DUE, Moment};
 
 impl Engine {
@@ -38,7 +38,7 @@ impl Engine {
         let lane = &mut self.lanes[number];
         let waiting = lane.waiting.values().copied().take(MOST_DUE);
         let mut slots: Vec<_> = waiting.collect();
-        slots.extend(lane.ready(Rank::Retry).values().copied().take(MOST_DUE));
+        slots.extend(lane.ready(Priority::Retry).values().copied().take(MOST_DUE));
         for &slot in &slots {
             let index = self.tasks[slot].delivery_on(number);
             let until = match self.tasks[slot].deliveries[index].state {

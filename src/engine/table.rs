@@ -126,11 +126,11 @@ pub(super) enum State {
     /// Behind an older write of its key, or not on disk yet.
     Blocked,
     /// May be sent as soon as there is a place.
-    Ready(Rank),
+    Ready(Priority),
     /// On the wire.
     InFlight {
         /// What it was sent as. An urgent one is outside of the `workers` limit.
-        rank: Rank,
+        priority: Priority,
         /// It is the one that shows how the replica is.
         probe: bool,
         /// An operator has thrown it away meanwhile: it is not tried again.
@@ -178,7 +178,7 @@ impl State {
                 | Self::Parked { .. }
                 | Self::Deferred { .. }
                 | Self::Resend { .. }
-                | Self::Ready(Rank::Retry | Rank::Redrive | Rank::Resend)
+                | Self::Ready(Priority::Retry | Priority::Redrive | Priority::Resend)
         )
     }
 
@@ -193,8 +193,8 @@ impl State {
         matches!(
             self,
             Self::Blocked
-                | Self::Ready(Rank::Urgent | Rank::Fresh)
-                | Self::InFlight { rank: Rank::Urgent | Rank::Fresh, .. }
+                | Self::Ready(Priority::Urgent | Priority::Fresh)
+                | Self::InFlight { priority: Priority::Urgent | Priority::Fresh, .. }
         )
     }
 
@@ -203,8 +203,8 @@ impl State {
         matches!(
             self,
             Self::Waiting { .. }
-                | Self::Ready(Rank::Retry)
-                | Self::InFlight { rank: Rank::Retry, .. }
+                | Self::Ready(Priority::Retry)
+                | Self::InFlight { priority: Priority::Retry, .. }
         )
     }
 
@@ -222,8 +222,8 @@ impl State {
         match self {
             Self::Settled(Settlement::Delivered)
             | Self::Resend { .. }
-            | Self::Ready(Rank::Resend)
-            | Self::InFlight { rank: Rank::Resend, .. } => Column::Delivered,
+            | Self::Ready(Priority::Resend)
+            | Self::InFlight { priority: Priority::Resend, .. } => Column::Delivered,
             Self::Settled(Settlement::Superseded) => Column::Superseded,
             Self::Settled(Settlement::Discarded) => Column::Discarded,
             Self::Dead { .. } => Column::Dead,
@@ -239,7 +239,7 @@ impl State {
 
 /// What a delivery is sent as, which says who goes first in a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Rank {
+pub(super) enum Priority {
     /// A strong write: its client waits.
     Urgent,
     /// A first attempt.
@@ -316,8 +316,8 @@ impl Delivery {
     pub(super) fn progress(&self) -> Progress {
         let cause = match self.state {
             State::Resend { .. }
-            | State::Ready(Rank::Resend)
-            | State::InFlight { rank: Rank::Resend, .. } => return Progress::Resend,
+            | State::Ready(Priority::Resend)
+            | State::InFlight { priority: Priority::Resend, .. } => return Progress::Resend,
             // Nothing is left to send of one that is thrown away when its attempt ends, either.
             State::Settled(_) | State::InFlight { discard: true, .. }
                 if let Some((since, _)) = self.doubt() =>
@@ -331,9 +331,8 @@ impl Delivery {
             State::Dead { cause, .. } => Some(cause),
             State::Parked { .. } | State::Deferred { .. } => Some(Cause::RetryOverflow),
             // On disk it stays a dead letter until something has come of it.
-            State::Ready(Rank::Redrive) | State::InFlight { rank: Rank::Redrive, .. } => {
-                Some(Cause::GaveUp)
-            }
+            State::Ready(Priority::Redrive)
+            | State::InFlight { priority: Priority::Redrive, .. } => Some(Cause::GaveUp),
             State::Waiting { .. } if self.failure_count() == 0 && self.is_redriven() => {
                 Some(Cause::GaveUp)
             }

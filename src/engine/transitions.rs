@@ -14,7 +14,7 @@ use crate::engine::counters::{Attempt, Column};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
 use crate::engine::table::{
-    Delivery, DeliveryFailures, Entry, Queue, Rank, Settlement, Slot, State,
+    Delivery, DeliveryFailures, Entry, Priority, Queue, Settlement, Slot, State,
 };
 use crate::engine::{Action, Change, Engine, KeyId, Since};
 use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId, Timestamp};
@@ -85,12 +85,12 @@ impl Engine {
         let lane = &mut self.lanes[number];
         match from {
             State::Blocked => {}
-            State::Ready(rank) => {
-                lane.ready(rank).remove(&id);
+            State::Ready(priority) => {
+                lane.ready(priority).remove(&id);
             }
-            State::InFlight { rank, .. } => {
+            State::InFlight { priority, .. } => {
                 self.levels.in_flight -= 1;
-                *lane.on_wire(rank) -= 1;
+                *lane.on_wire(priority) -= 1;
             }
             State::Waiting { until } => {
                 lane.waiting.remove(&id);
@@ -121,12 +121,12 @@ impl Engine {
         }
         match to {
             State::Blocked => debug_assert!(false, "nothing goes back to being blocked"),
-            State::Ready(rank) => {
-                lane.ready(rank).insert(id, slot);
+            State::Ready(priority) => {
+                lane.ready(priority).insert(id, slot);
             }
-            State::InFlight { rank, .. } => {
+            State::InFlight { priority, .. } => {
                 self.levels.in_flight += 1;
-                *lane.on_wire(rank) += 1;
+                *lane.on_wire(priority) += 1;
             }
             State::Waiting { until } => {
                 lane.waiting.insert(id, slot);
@@ -328,20 +328,20 @@ impl Engine {
     pub(super) fn make_ready(&mut self, slot: Slot, index: usize) {
         let entry = &self.tasks[slot];
         let failed = entry.deliveries[index].failure_count() > 0;
-        // A strong write keeps its rank after its answer, for the next one may wait behind it.
-        let rank = if matches!(entry.deliveries[index].state, State::Resend { .. }) {
-            Rank::Resend
+        // A strong write keeps its priority after its answer, for the next one may wait behind it.
+        let priority = if matches!(entry.deliveries[index].state, State::Resend { .. }) {
+            Priority::Resend
         } else if !failed && entry.deliveries[index].is_redriven() {
             // It could not be sent, which is no failure.
-            Rank::Redrive
+            Priority::Redrive
         } else if entry.quorum.is_some() || (entry.strong && !failed) {
-            Rank::Urgent
+            Priority::Urgent
         } else if failed {
-            Rank::Retry
+            Priority::Retry
         } else {
-            Rank::Fresh
+            Priority::Fresh
         };
-        self.change(slot, index, State::Ready(rank));
+        self.change(slot, index, State::Ready(priority));
     }
 
     /// Has a lane looked at before the call ends.
@@ -364,19 +364,19 @@ impl Engine {
         }
         for failed_fast in 0.. {
             let lane = &mut self.lanes[number];
-            let letter = lane.foremost().is_some_and(|(rank, _)| rank == Rank::Redrive);
+            let letter = lane.foremost().is_some_and(|(priority, _)| priority == Priority::Redrive);
             match lane.breaker.gate(self.now.moment, letter) {
                 Gate::Pass(most) => {
                     let workers = lane.concurrency.limit(self.settings.workers);
-                    while let Some((rank, slot)) = self.lanes[number].next(workers, most) {
-                        self.send(number, slot, rank, false);
+                    while let Some((priority, slot)) = self.lanes[number].next(workers, most) {
+                        self.send(number, slot, priority, false);
                     }
                     return;
                 }
                 Gate::Probe => {
-                    let Some((rank, slot)) = lane.foremost() else { return };
+                    let Some((priority, slot)) = lane.foremost() else { return };
                     lane.breaker.probe();
-                    self.send(number, slot, rank, true);
+                    self.send(number, slot, priority, true);
                 }
                 Gate::Shut => {
                     let Some((_, slot)) = lane.foremost() else { return };
@@ -389,10 +389,10 @@ impl Engine {
         }
     }
 
-    fn send(&mut self, number: u32, slot: Slot, rank: Rank, probe: bool) {
+    fn send(&mut self, number: u32, slot: Slot, priority: Priority, probe: bool) {
         let index = self.tasks[slot].delivery_on(number);
-        self.change(slot, index, State::InFlight { rank, probe, discard: false });
-        if rank == Rank::Redrive
+        self.change(slot, index, State::InFlight { priority, probe, discard: false });
+        if priority == Priority::Redrive
             && let Some(failures) = &mut self.tasks[slot].deliveries[index].failures
         {
             // It has all its attempts anew.
@@ -409,12 +409,12 @@ impl Engine {
     fn fail_fast(&mut self, number: u32, slot: Slot) {
         let index = self.tasks[slot].delivery_on(number);
         let state = self.tasks[slot].deliveries[index].state;
-        if state == State::Ready(Rank::Redrive) {
+        if state == State::Ready(Priority::Redrive) {
             return self.lay_back(slot, index);
         }
         let error = Arc::clone(&self.lanes[number].shut_error);
         self.note_failure(slot, index, error, Attempt::Unsent);
-        if state == State::Ready(Rank::Resend) {
+        if state == State::Ready(Priority::Resend) {
             return self.resend_failed(slot, index);
         }
         self.fail(slot, index, None);

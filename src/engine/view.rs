@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::lane::Lane;
-use crate::engine::table::{Delivery, Rank, Settlement, Slot, State};
+use crate::engine::table::{Delivery, Priority, Settlement, Slot, State};
 use crate::engine::{Engine, KeyId, Moment, Since};
 use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
 
@@ -249,15 +249,16 @@ impl Engine {
 impl Delivery {
     fn state(&self) -> DeliveryState {
         match self.state {
-            State::Blocked | State::Ready(Rank::Urgent | Rank::Fresh | Rank::Redrive) => {
+            State::Blocked
+            | State::Ready(Priority::Urgent | Priority::Fresh | Priority::Redrive) => {
                 DeliveryState::Queued
             }
-            State::Waiting { .. } | State::Ready(Rank::Retry) => DeliveryState::Retrying,
+            State::Waiting { .. } | State::Ready(Priority::Retry) => DeliveryState::Retrying,
             State::Parked { .. } | State::Deferred { .. } => DeliveryState::Parked,
             State::Dead { .. } => DeliveryState::Dead,
             State::Resend { .. }
-            | State::Ready(Rank::Resend)
-            | State::InFlight { rank: Rank::Resend, .. }
+            | State::Ready(Priority::Resend)
+            | State::InFlight { priority: Priority::Resend, .. }
             | State::Settled(Settlement::Delivered) => DeliveryState::Delivered,
             State::InFlight { .. } => DeliveryState::InFlight,
             State::Settled(Settlement::Superseded) => DeliveryState::Superseded,
