@@ -85,7 +85,7 @@ use lane::Lanes;
 use quorum::Quorum;
 use retry::Schedule;
 use table::{Priority, Queue, Settlement, Slot, State, Tasks};
-use transitions::Newcomer;
+use transitions::NewEntry;
 
 /// Nothing is kept free for other replicas where none has had a write for so long.
 const OTHERS_IDLE: Duration = Duration::from_secs(60);
@@ -214,7 +214,7 @@ impl Engine {
         });
         let Arrival { id, key, .. } = *arrival;
         let since = Since::aged(Duration::ZERO, now.moment);
-        let new = Newcomer { id, key, accepted_at: now.wall, since, bytes };
+        let new = NewEntry { id, key, accepted_at: now.wall, since, bytes };
         let slot = self.insert(new, &lanes, quorum, false);
         self.enter_queue(slot, queue);
         for (index, &lane) in lanes.iter().enumerate() {

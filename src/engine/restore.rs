@@ -1,7 +1,7 @@
 //! From disk into the engine, at the start.
 
 use crate::engine::table::{DeliveryFailures, Queue, Settlement, Slot, State};
-use crate::engine::transitions::Newcomer;
+use crate::engine::transitions::NewEntry;
 use crate::engine::{Engine, Now, Restored, Since, TASK_OVERHEAD_BYTES};
 use crate::task::{Cause, DeadLetter, Progress, TaskId};
 
@@ -28,7 +28,7 @@ impl Engine {
         };
         let Restored { id, key, accepted_at, .. } = task;
         let since = Since::aged(self.calendar.age_at_start(now.wall, accepted_at), now.moment);
-        let new = Newcomer { id, key, accepted_at, since, bytes };
+        let new = NewEntry { id, key, accepted_at, since, bytes };
         let slot = self.insert(new, &lanes, None, true);
         for (index, progress) in task.progress.into_iter().enumerate().take(lanes.len()) {
             self.restore_delivery(slot, index, progress);

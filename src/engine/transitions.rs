@@ -24,7 +24,7 @@ use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId, Timestamp};
 const FAST_FAILURES: usize = 256;
 
 /// A task on its way into memory.
-pub(super) struct Newcomer {
+pub(super) struct NewEntry {
     pub(super) id: TaskId,
     pub(super) key: KeyId,
     pub(super) accepted_at: Timestamp,
@@ -37,7 +37,7 @@ impl Engine {
     /// Puts a task into memory, with a pending delivery for each of `lanes`.
     pub(super) fn insert(
         &mut self,
-        Newcomer { id, key, accepted_at, since, bytes }: Newcomer,
+        NewEntry { id, key, accepted_at, since, bytes }: NewEntry,
         lanes: &[u32],
         quorum: Option<Box<Quorum>>,
         durable: bool,
