@@ -65,7 +65,7 @@ mod tests;
 mod transitions;
 mod view;
 
-pub use admin::{Forgotten, Probed, RenameError, Steered};
+pub use admin::{AdminOutcome, Forgotten, Probed, RenameError};
 pub use barrier::{BarrierLane, BarrierView};
 pub use breaker::BreakerState;
 pub use concurrency::Workers;

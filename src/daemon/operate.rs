@@ -17,7 +17,7 @@ use crate::daemon::Handle;
 use crate::daemon::events::{EventKinds, Events};
 use crate::daemon::handle::Request;
 use crate::daemon::operations::Work;
-use crate::engine::Steered;
+use crate::engine::AdminOutcome;
 use crate::task::{DeliveryId, Node, ReplicaIndex, TaskId};
 
 /// The steps that one request for a list may take: a few hundred thousand tasks.
@@ -151,7 +151,7 @@ pub(crate) enum Query {
     Steer {
         letters: Vec<DeliveryId>,
         order: Order,
-        reply: Answer<Vec<Steered>>,
+        reply: Answer<Vec<AdminOutcome>>,
     },
     Barrier {
         /// Up to here; to the last that was accepted where nothing is said.
@@ -360,7 +360,7 @@ impl Handle {
         &self,
         letters: Vec<DeliveryId>,
         order: Order,
-    ) -> Result<Vec<Steered>, OperateError> {
+    ) -> Result<Vec<AdminOutcome>, OperateError> {
         self.ask(|reply| Query::Steer { letters, order, reply }).await
     }
 

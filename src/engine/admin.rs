@@ -18,9 +18,9 @@ use crate::task::{DeliveryId, Node, TaskId, Timestamp};
 const STEP: usize = 1024;
 const LOOKS: usize = 16 * STEP;
 
-/// What an operator's word has done to one dead letter.
+/// What an operator's request has done to one dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Steered {
+pub enum AdminOutcome {
     /// What was asked for.
     Done,
     /// Nothing: a newer write of its key is on its way, and settles it.
@@ -239,49 +239,49 @@ impl Engine {
     }
 
     /// Makes a dead letter ready again, whatever its cause.
-    pub fn redrive_letter(&mut self, now: Now, delivery: DeliveryId) -> Steered {
+    pub fn redrive_letter(&mut self, now: Now, delivery: DeliveryId) -> AdminOutcome {
         self.now = now;
-        let Some((slot, index)) = self.letter(delivery) else { return Steered::Gone };
-        let steered = self.would_be_redriven(slot, index);
+        let Some((slot, index)) = self.letter(delivery) else { return AdminOutcome::Gone };
+        let outcome = self.would_be_redriven(slot, index);
         match self.tasks[slot].deliveries[index].state {
-            _ if steered != Steered::Done => {}
+            _ if outcome != AdminOutcome::Done => {}
             State::Dead { .. } => self.bring_back(slot, index),
             _ => self.unpark(slot, index, now.moment),
         }
         self.finish();
-        steered
+        outcome
     }
 
-    fn would_be_redriven(&self, slot: Slot, index: usize) -> Steered {
+    fn would_be_redriven(&self, slot: Slot, index: usize) -> AdminOutcome {
         let entry = &self.tasks[slot];
         let lane = &self.lanes[entry.deliveries[index].lane];
         // It would be laid back at once.
         let shut = || lane.breaker.gate(self.now.moment, true) == Gate::Shut;
         match entry.deliveries[index].state {
-            State::Dead { .. } if lane.chains.contains_key(&entry.key) => Steered::LeftOut,
+            State::Dead { .. } if lane.chains.contains_key(&entry.key) => AdminOutcome::LeftOut,
             // It would wait as long as nothing is sent, and take the room of new writes meanwhile.
-            _ if lane.is_held() => Steered::HeldBack,
-            State::Dead { .. } if shut() => Steered::HeldBack,
-            State::Dead { .. } => Steered::Done,
-            _ if self.retry_has_room(entry.deliveries[index].lane) => Steered::Done,
-            _ => Steered::HeldBack,
+            _ if lane.is_held() => AdminOutcome::HeldBack,
+            State::Dead { .. } if shut() => AdminOutcome::HeldBack,
+            State::Dead { .. } => AdminOutcome::Done,
+            _ if self.retry_has_room(entry.deliveries[index].lane) => AdminOutcome::Done,
+            _ => AdminOutcome::HeldBack,
         }
     }
 
     /// What [`Self::redrive_letter`] would do.
     #[must_use]
-    pub fn would_redrive(&self, delivery: DeliveryId) -> Steered {
+    pub fn would_redrive(&self, delivery: DeliveryId) -> AdminOutcome {
         let letter = self.letter(delivery);
-        letter.map_or(Steered::Gone, |(slot, index)| self.would_be_redriven(slot, index))
+        letter.map_or(AdminOutcome::Gone, |(slot, index)| self.would_be_redriven(slot, index))
     }
 
     /// Throws a dead letter away.
-    pub fn discard_letter(&mut self, now: Now, delivery: DeliveryId) -> Steered {
+    pub fn discard_letter(&mut self, now: Now, delivery: DeliveryId) -> AdminOutcome {
         self.now = now;
-        let Some((slot, index)) = self.letter(delivery) else { return Steered::Gone };
+        let Some((slot, index)) = self.letter(delivery) else { return AdminOutcome::Gone };
         self.throw_away(slot, index);
         self.finish();
-        Steered::Done
+        AdminOutcome::Done
     }
 
     fn letter(&self, delivery: DeliveryId) -> Option<(Slot, usize)> {

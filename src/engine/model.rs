@@ -343,7 +343,7 @@ impl World {
             }
             let letter = letters[nth % letters.len()];
             self.note_discarded(letter.task.0, |at| at == letter.replica.get());
-            assert_eq!(self.engine.discard_letter(self.now, letter), Steered::Done);
+            assert_eq!(self.engine.discard_letter(self.now, letter), AdminOutcome::Done);
         } else {
             let ids: Vec<_> = self.disk.keys().copied().collect();
             if ids.is_empty() {

@@ -6,7 +6,7 @@ use crate::daemon::operate::{Answer, Letter, LetterCursor, LetterFilter, Operate
 use crate::daemon::operate::{Order, Query, Step, TaskFilter};
 use crate::daemon::roster::Change;
 use crate::daemon::{events::EventKind, view};
-use crate::engine::{self, DeliveryState, LaneView, Now, RenameError, Steered, Wanted};
+use crate::engine::{self, AdminOutcome, DeliveryState, LaneView, Now, RenameError, Wanted};
 use crate::store::{Header, Reader};
 use crate::task::{DeliveryId, Node, TaskId};
 
@@ -350,7 +350,7 @@ impl Core {
         self.once_durable(reply, shown);
     }
 
-    fn steer(&mut self, now: Now, letter: DeliveryId, order: Order) -> Steered {
+    fn steer(&mut self, now: Now, letter: DeliveryId, order: Order) -> AdminOutcome {
         match order {
             Order::Redrive => self.parts.engine.redrive_letter(now, letter),
             Order::Discard => self.parts.engine.discard_letter(now, letter),

@@ -57,9 +57,9 @@ fn a_probe_that_an_operator_asks_for_goes_out_at_once() {
 fn a_rejected_write_is_redriven_when_an_operator_says_so() {
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);
-    assert_eq!(f.engine.would_redrive(letter(id)), Steered::Done);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Done);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Gone);
+    assert_eq!(f.engine.would_redrive(letter(id)), AdminOutcome::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Gone);
     assert_eq!(f.sent(), [(id, 0, 1)]);
     f.answer(id, 0, Verdict::Delivered);
     let books = books(&f, "a");
@@ -71,7 +71,7 @@ fn a_dead_letter_is_not_redriven_while_a_newer_write_of_its_key_is_on_its_way() 
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);
     let newer = f.eventual("k", &["a"]);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::LeftOut);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::LeftOut);
     assert_eq!(f.sent(), [(newer, 0, 1)]);
 }
 
@@ -85,8 +85,8 @@ fn a_letter_of_a_replica_that_does_not_answer_is_not_said_to_be_redriven() {
     }
     f.sent();
     for id in ids {
-        assert_eq!(f.engine.would_redrive(letter(id)), Steered::HeldBack);
-        assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::HeldBack);
+        assert_eq!(f.engine.would_redrive(letter(id)), AdminOutcome::HeldBack);
+        assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::HeldBack);
     }
     assert_eq!(f.sent(), []);
     assert_eq!(books(&f, "a").redriven, 0);
@@ -121,7 +121,7 @@ fn an_older_letter_is_not_redriven_after_a_newer_write_that_was_thrown_away() {
     f.sent();
     f.answer_in_doubt(newer, 0, failed());
     assert!(f.engine.discard_task(f.now, TaskId(newer)));
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Gone);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Gone);
     let books = books(&f, "a");
     assert_eq!((books.superseded, books.discarded), (1, 1));
 }
@@ -287,11 +287,11 @@ fn a_letter_of_a_paused_replica_stays_one_until_it_is_resumed() {
     let id = gave_up(&mut f, "k", &["a"]);
     let levels = f.engine.levels();
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
-    assert_eq!(f.engine.would_redrive(letter(id)), Steered::HeldBack);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::HeldBack);
+    assert_eq!(f.engine.would_redrive(letter(id)), AdminOutcome::HeldBack);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::HeldBack);
     assert_eq!(f.engine.levels(), levels, "it is charged as a dead letter");
     f.engine.pause(f.now, &node("a"), None);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Done);
     assert_eq!(f.sent(), [(id, 0, 1)]);
 }
 
@@ -303,7 +303,7 @@ fn what_is_parked_for_a_paused_replica_takes_no_place_of_the_retry_queue() {
     ids.iter().for_each(|&id| f.answer(id, 0, failed()));
     assert_eq!((f.engine.levels().retry, f.engine.levels().dead_letters), (1, 1));
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
-    assert_eq!(f.engine.would_redrive(letter(ids[1])), Steered::HeldBack);
+    assert_eq!(f.engine.would_redrive(letter(ids[1])), AdminOutcome::HeldBack);
     f.engine.discard_task(f.now, TaskId(ids[0]));
     f.pass(Duration::from_secs(60));
     assert_eq!((f.engine.levels().retry, f.engine.levels().dead_letters), (0, 1));
