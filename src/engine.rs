@@ -14,7 +14,7 @@
 //!   parked, outside of both. A breaker keeps deliveries from a replica that does not answer.
 //! - **Bounds.** Both queues, the bytes and the number of known replicas have a limit each;
 //!   [`Engine::admit`] refuses what goes beyond, in words.
-//! - **Balance.** Every delivery taken on is in one column of its replica's [`Books`].
+//! - **Balance.** Every delivery taken on is counted under one outcome in its replica's [`Books`].
 //!
 //! It deliberately does not know values, keys or addresses as text beyond the name of a lane, nor
 //! time to live: an expired write is a delivery as any other, and the command that is sent for it

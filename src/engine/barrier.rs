@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 use crate::engine::Engine;
-use crate::engine::counters::Column;
+use crate::engine::counters::DeliveryOutcome;
 use crate::task::{Node, TaskId};
 
 /// Barriers that are counted along. One more, and the one not asked for the longest is counted
@@ -78,8 +78,8 @@ pub(super) struct Mark<'a> {
 }
 
 impl Watches {
-    /// A delivery goes from one column of the books to another.
-    pub(super) fn note(&mut self, of: Mark<'_>, from: Column, to: Column) {
+    /// A delivery that was counted under one outcome is counted under another.
+    pub(super) fn note(&mut self, of: Mark<'_>, from: DeliveryOutcome, to: DeliveryOutcome) {
         if from == to {
             return;
         }
@@ -90,9 +90,9 @@ impl Watches {
     }
 
     /// A delivery stands for an older write than before from now on.
-    pub(super) fn stand_for(&mut self, of: Mark<'_>, before: TaskId, column: Column) {
+    pub(super) fn stand_for(&mut self, of: Mark<'_>, before: TaskId, outcome: DeliveryOutcome) {
         let joins = |watch: &&mut Watch| of.origin <= watch.up_to && watch.up_to < before;
-        self.0.iter_mut().filter(joins).for_each(|watch| watch.add(of, column, 1));
+        self.0.iter_mut().filter(joins).for_each(|watch| watch.add(of, outcome, 1));
     }
 
     /// Whether a barrier is not counted to its end yet.
@@ -109,7 +109,7 @@ impl Watches {
 
 impl Watch {
     /// A change of one in the count, if the task of the delivery is in it already.
-    fn add(&mut self, of: Mark<'_>, column: Column, change: i64) {
+    fn add(&mut self, of: Mark<'_>, outcome: DeliveryOutcome, change: i64) {
         if matches!(self.counted, Counted::UpTo(last) if of.task > last) {
             return;
         }
@@ -119,10 +119,12 @@ impl Watch {
         if counted.node != *of.node {
             return;
         }
-        let count = match column {
-            Column::Pending => &mut counted.pending,
-            Column::Dead => &mut counted.dead,
-            Column::Delivered | Column::Superseded | Column::Discarded => return,
+        let count = match outcome {
+            DeliveryOutcome::Pending => &mut counted.pending,
+            DeliveryOutcome::Dead => &mut counted.dead,
+            DeliveryOutcome::Delivered
+            | DeliveryOutcome::Superseded
+            | DeliveryOutcome::Discarded => return,
         };
         *count = count.saturating_add_signed(change);
     }
@@ -195,7 +197,7 @@ impl Engine {
             for delivery in deliveries.filter(|delivery| delivery.origin(task) <= up_to) {
                 let (origin, lane) = (delivery.origin(task), delivery.lane);
                 let mark = Mark { task, origin, lane, node: &self.lanes[lane].node };
-                watch.add(mark, delivery.state.column(), 1);
+                watch.add(mark, delivery.state.outcome(), 1);
             }
         }
     }

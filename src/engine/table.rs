@@ -13,7 +13,7 @@ use std::sync::Arc;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::engine::counters::Column;
+use crate::engine::counters::DeliveryOutcome;
 use crate::engine::quorum::Quorum;
 use crate::engine::{KeyId, Moment, Since};
 use crate::task::{Cause, DeadLetter, Progress, TaskId, Timestamp};
@@ -184,7 +184,7 @@ impl State {
 
     /// Whether it is on its way, in the chain of its key.
     pub(super) fn is_pending(self) -> bool {
-        self.column() == Column::Pending
+        self.outcome() == DeliveryOutcome::Pending
     }
 
     /// Whether no attempt of it has ended since it was accepted, or since the start: it holds its
@@ -218,21 +218,21 @@ impl State {
         matches!(self, Self::Parked { .. } | Self::Deferred { .. } | Self::Dead { .. })
     }
 
-    pub(super) fn column(self) -> Column {
+    pub(super) fn outcome(self) -> DeliveryOutcome {
         match self {
             Self::Settled(Settlement::Delivered)
             | Self::Resend { .. }
             | Self::Ready(Priority::Resend)
-            | Self::InFlight { priority: Priority::Resend, .. } => Column::Delivered,
-            Self::Settled(Settlement::Superseded) => Column::Superseded,
-            Self::Settled(Settlement::Discarded) => Column::Discarded,
-            Self::Dead { .. } => Column::Dead,
+            | Self::InFlight { priority: Priority::Resend, .. } => DeliveryOutcome::Delivered,
+            Self::Settled(Settlement::Superseded) => DeliveryOutcome::Superseded,
+            Self::Settled(Settlement::Discarded) => DeliveryOutcome::Discarded,
+            Self::Dead { .. } => DeliveryOutcome::Dead,
             Self::Blocked
             | Self::Ready(_)
             | Self::InFlight { .. }
             | Self::Waiting { .. }
             | Self::Parked { .. }
-            | Self::Deferred { .. } => Column::Pending,
+            | Self::Deferred { .. } => DeliveryOutcome::Pending,
         }
     }
 }

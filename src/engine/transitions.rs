@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use crate::engine::barrier::Mark;
 use crate::engine::breaker::Gate;
-use crate::engine::counters::{Attempt, Column};
+use crate::engine::counters::{Attempt, DeliveryOutcome};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
 use crate::engine::table::{
@@ -155,11 +155,11 @@ impl Engine {
             State::Settled(_) => {}
         }
         for books in [&mut lane.books, &mut self.totals] {
-            *books.column(from.column()) -= 1;
-            *books.column(to.column()) += 1;
+            *books.of(from.outcome()) -= 1;
+            *books.of(to.outcome()) += 1;
         }
         let mark = Mark { task: id, origin, lane: number, node: &lane.node };
-        self.barriers.note(mark, from.column(), to.column());
+        self.barriers.note(mark, from.outcome(), to.outcome());
         match (from.holds_queue(), to.holds_queue()) {
             (true, false) => lane.hold(entry.queue, Queue::Outside),
             (false, true) => lane.hold(Queue::Outside, entry.queue),
@@ -199,7 +199,7 @@ impl Engine {
         lane.backlog.leave(id, bytes, lane.books.pending, is_pending);
     }
 
-    /// A delivery that was settled before the restart: it is in no column of today's books.
+    /// A delivery that was settled before the restart: today's books do not count it.
     pub(super) fn settled_before(&mut self, slot: Slot, index: usize, settlement: Settlement) {
         let entry = &mut self.tasks[slot];
         let delivery = &mut entry.deliveries[index];
@@ -250,7 +250,7 @@ impl Engine {
     pub(super) fn supersede(&mut self, slot: Slot, index: usize, by: Slot) {
         let (lane, state) =
             (self.tasks[slot].deliveries[index].lane, self.tasks[slot].deliveries[index].state);
-        if matches!(state.column(), Column::Pending | Column::Dead) {
+        if matches!(state.outcome(), DeliveryOutcome::Pending | DeliveryOutcome::Dead) {
             self.stand_for(by, lane, self.tasks[slot].origin(index));
         }
         self.settle(slot, index, Settlement::Superseded);
@@ -263,11 +263,11 @@ impl Engine {
         if older >= before {
             return;
         }
-        let column = delivery.state.column();
+        let outcome = delivery.state.outcome();
         let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
         delivery.failures.get_or_insert_with(new).stands_for = Some(older);
         let mark = Mark { task, origin: older, lane, node: &self.lanes[lane].node };
-        self.barriers.stand_for(mark, before, column);
+        self.barriers.stand_for(mark, before, outcome);
         self.touch(slot);
     }
 
@@ -465,7 +465,7 @@ impl Engine {
 
     pub(super) fn settle(&mut self, slot: Slot, index: usize, settlement: Settlement) {
         // Acknowledged before it was to be sent once more.
-        let told = self.tasks[slot].deliveries[index].state.column() == Column::Delivered;
+        let told = self.tasks[slot].deliveries[index].state.outcome() == DeliveryOutcome::Delivered;
         let settlement = if told { Settlement::Delivered } else { settlement };
         self.doubt_restored(slot, index);
         self.change(slot, index, State::Settled(settlement));
