@@ -14,7 +14,7 @@
 //!   parked, outside of both. A breaker keeps deliveries from a replica that does not answer.
 //! - **Bounds.** Both queues, the bytes and the number of known replicas have a limit each;
 //!   [`Engine::admit`] refuses what goes beyond, in words.
-//! - **Balance.** Every delivery taken on is counted under one outcome in its replica's [`Books`].
+//! - **Balance.** Every delivery taken on is counted under one outcome in its replica's [`Counters`].
 //!
 //! It deliberately does not know values, keys or addresses as text beyond the name of a lane, nor
 //! time to live: an expired write is a delivery as any other, and the command that is sent for it
@@ -69,7 +69,7 @@ pub use admin::{AdminOutcome, Forgotten, Probed, RenameError};
 pub use barrier::{BarrierLane, BarrierView};
 pub use breaker::BreakerState;
 pub use concurrency::Workers;
-pub use counters::Books;
+pub use counters::Counters;
 pub use interface::{
     Action, Arrival, Change, Full, LaneView, Levels, Now, Restored, Settings, TASK_OVERHEAD_BYTES,
 };
@@ -124,7 +124,7 @@ pub struct Engine {
     refill: bool,
     levels: Levels,
     /// Sums over all lanes there have ever been.
-    totals: Books,
+    totals: Counters,
     /// Tasks whose progress changed in this call.
     touched: Vec<Slot>,
     actions: VecDeque<Action>,
@@ -161,7 +161,7 @@ impl Engine {
             parked_turn: u32::MAX,
             refill: false,
             levels: Levels::default(),
-            totals: Books::default(),
+            totals: Counters::default(),
             touched: Vec::new(),
             actions: VecDeque::new(),
             stopped: false,
@@ -469,9 +469,9 @@ impl Engine {
         self.levels
     }
 
-    /// The books of all replicas there have ever been, summed up.
+    /// The counters of all replicas there have ever been, summed up.
     #[must_use]
-    pub fn totals(&self) -> Books {
+    pub fn totals(&self) -> Counters {
         self.totals
     }
 
@@ -488,7 +488,7 @@ impl Engine {
         let lanes = self.lanes.iter().filter(|lane| !lane.is_gone());
         lanes.map(|lane| (lane, self.oldest(lane).unzip())).map(|(lane, oldest)| LaneView {
             node: lane.node.clone(),
-            books: lane.books,
+            counters: lane.counters,
             in_flight: u64::from(lane.in_flight) + u64::from(lane.express),
             waiting: lane.waiting.len() as u64,
             parked: lane.parked.len() as u64 + lane.deferred,

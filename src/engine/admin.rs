@@ -154,7 +154,7 @@ impl Engine {
         let lane = &mut self.lanes[number];
         (lane.forgetting, lane.forgotten) = (Some((TaskId(0), newest)), true);
         let in_flight = u64::from(lane.in_flight) + u64::from(lane.express);
-        let unsettled = lane.books.pending + lane.books.dead;
+        let unsettled = lane.counters.pending + lane.counters.dead;
         self.ring(number, now.moment);
         self.answer_unreachable(number);
         self.finish();

@@ -171,7 +171,7 @@ impl Engine {
         let counted = |&number: &u32| {
             let lane = &self.lanes[number];
             let (pending, dead) =
-                if everything { (lane.books.pending, lane.books.dead) } else { (0, 0) };
+                if everything { (lane.counters.pending, lane.counters.dead) } else { (0, 0) };
             (number, BarrierLane { node: lane.node.clone(), pending, dead })
         };
         let mut lanes: Vec<_> = numbers.iter().map(counted).collect();

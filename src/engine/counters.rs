@@ -1,4 +1,4 @@
-//! The books of a replica: every delivery is counted under exactly one outcome.
+//! The counters of a replica: every delivery is counted under exactly one outcome.
 
 use std::ops::AddAssign;
 
@@ -7,7 +7,7 @@ use std::ops::AddAssign;
 /// accepted = delivered + superseded + dead + discarded + pending, at every moment. A delivery
 /// parked by `retry_overflow` is pending. What follows the outcomes are events, which only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Books {
+pub struct Counters {
     /// Deliveries taken on.
     pub accepted: u64,
     /// Acknowledged by the replica.
@@ -50,7 +50,7 @@ pub(super) enum Attempt {
     Unsent,
 }
 
-impl Books {
+impl Counters {
     /// Whether they add up.
     #[must_use]
     pub fn balance(&self) -> bool {
@@ -76,7 +76,7 @@ impl Books {
     }
 }
 
-impl AddAssign for Books {
+impl AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
         self.accepted += other.accepted;
         self.delivered += other.delivered;

@@ -46,8 +46,12 @@ impl Engine {
         let until = self.expiry(since);
         self.change(slot, index, State::Dead { cause, until });
         let lane = self.tasks[slot].deliveries[index].lane;
-        for books in [&mut self.lanes[lane].books, &mut self.totals] {
-            *(if cause == Cause::Rejected { &mut books.rejected } else { &mut books.gave_up }) += 1;
+        for counters in [&mut self.lanes[lane].counters, &mut self.totals] {
+            *(if cause == Cause::Rejected {
+                &mut counters.rejected
+            } else {
+                &mut counters.gave_up
+            }) += 1;
         }
         self.fail_quorum(slot, index);
         self.tell_buried(slot, index);
@@ -340,8 +344,8 @@ impl Engine {
             failures.letter = Some((failures.since, failures.count));
         }
         self.lanes[number].chains.insert(key, Chain::of(slot));
-        for books in [&mut self.lanes[number].books, &mut self.totals] {
-            books.redriven += 1;
+        for counters in [&mut self.lanes[number].counters, &mut self.totals] {
+            counters.redriven += 1;
         }
         self.tell_change(slot, number, Change::Redriven, None);
     }

@@ -45,7 +45,7 @@ impl Engine {
         self.fail_quorum(slot, index);
         self.touch(slot);
         let lane = self.tasks[slot].deliveries[index].lane;
-        self.lanes[lane].books.failed(attempt);
+        self.lanes[lane].counters.failed(attempt);
         self.totals.failed(attempt);
         let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
         let failures = self.tasks[slot].deliveries[index].failures.get_or_insert_with(new);

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 #[cfg(doc)]
 use crate::engine::Engine;
-use crate::engine::{Books, BreakerState, KeyId, Moment, Since, TaskView, Workers};
+use crate::engine::{BreakerState, Counters, KeyId, Moment, Since, TaskView, Workers};
 use crate::task::{
     Consistency, DeadLetter, DeliveryId, Node, Obstacle, Progress, ReplicaIndex, TaskId, Timestamp,
 };
@@ -259,8 +259,8 @@ pub struct Levels {
 pub struct LaneView {
     /// Whose lane.
     pub node: Node,
-    /// Its books.
-    pub books: Books,
+    /// Its counters.
+    pub counters: Counters,
     /// Of the pending, on the wire.
     pub in_flight: u64,
     /// Of the pending, waiting for a retry.

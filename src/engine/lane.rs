@@ -10,7 +10,7 @@ use crate::engine::KeyId;
 use crate::engine::Moment;
 use crate::engine::breaker::Breaker;
 use crate::engine::concurrency::Concurrency;
-use crate::engine::counters::Books;
+use crate::engine::counters::Counters;
 use crate::engine::table::{Priority, Queue, Slot};
 use crate::task::{Node, TaskId, Timestamp};
 
@@ -76,7 +76,7 @@ pub(super) struct Lane {
     held: [usize; 2],
     /// When a write was last admitted for it.
     pub(super) last_used: Moment,
-    pub(super) books: Books,
+    pub(super) counters: Counters,
     /// Its pending deliveries by age, and what their tasks are charged for.
     pub(super) backlog: Backlog,
     /// Since when an operator wants nothing sent to it.
@@ -142,7 +142,7 @@ impl Lane {
             dirty: false,
             held: [0; 2],
             last_used: Moment::default(),
-            books: Books::default(),
+            counters: Counters::default(),
             backlog: Backlog::default(),
             paused: None,
             forgetting: None,

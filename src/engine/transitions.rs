@@ -43,9 +43,9 @@ impl Engine {
         durable: bool,
     ) -> Slot {
         for &lane in lanes {
-            for books in [&mut self.lanes[lane].books, &mut self.totals] {
-                books.accepted += 1;
-                books.pending += 1;
+            for counters in [&mut self.lanes[lane].counters, &mut self.totals] {
+                counters.accepted += 1;
+                counters.pending += 1;
             }
             self.lanes[lane].backlog.enter(id, bytes);
         }
@@ -154,9 +154,9 @@ impl Engine {
             }
             State::Settled(_) => {}
         }
-        for books in [&mut lane.books, &mut self.totals] {
-            *books.of(from.outcome()) -= 1;
-            *books.of(to.outcome()) += 1;
+        for counters in [&mut lane.counters, &mut self.totals] {
+            *counters.of(from.outcome()) -= 1;
+            *counters.of(to.outcome()) += 1;
         }
         let mark = Mark { task: id, origin, lane: number, node: &lane.node };
         self.barriers.note(mark, from.outcome(), to.outcome());
@@ -196,18 +196,18 @@ impl Engine {
                 entry.deliveries[entry.delivery_on(number)].state.is_pending()
             })
         };
-        lane.backlog.leave(id, bytes, lane.books.pending, is_pending);
+        lane.backlog.leave(id, bytes, lane.counters.pending, is_pending);
     }
 
-    /// A delivery that was settled before the restart: today's books do not count it.
+    /// A delivery that was settled before the restart: no counter of this process has it.
     pub(super) fn settled_before(&mut self, slot: Slot, index: usize, settlement: Settlement) {
         let entry = &mut self.tasks[slot];
         let delivery = &mut entry.deliveries[index];
         delivery.state = State::Settled(settlement);
         self.lanes[delivery.lane].backlog.take_back(entry.id, entry.bytes);
-        for books in [&mut self.lanes[delivery.lane].books, &mut self.totals] {
-            books.accepted -= 1;
-            books.pending -= 1;
+        for counters in [&mut self.lanes[delivery.lane].counters, &mut self.totals] {
+            counters.accepted -= 1;
+            counters.pending -= 1;
         }
     }
 

@@ -3,25 +3,25 @@
 use super::World;
 use crate::engine::model::site;
 use crate::engine::table::{Delivery, Entry, Queue, State};
-use crate::engine::{Books, TASK_OVERHEAD_BYTES};
+use crate::engine::{Counters, TASK_OVERHEAD_BYTES};
 use crate::task::TaskId;
 
 impl World {
     pub(super) fn check(&self) {
-        let mut sum = Books::default();
+        let mut sum = Counters::default();
         for lane in self.engine.lanes() {
-            assert!(lane.books.balance(), "{lane:?}");
-            assert!(lane.waiting + lane.parked <= lane.books.pending);
-            assert_eq!(lane.oldest.is_some(), lane.books.pending > 0, "{lane:?}");
-            let bytes = lane.books.pending * (TASK_OVERHEAD_BYTES + 1);
+            assert!(lane.counters.balance(), "{lane:?}");
+            assert!(lane.waiting + lane.parked <= lane.counters.pending);
+            assert_eq!(lane.oldest.is_some(), lane.counters.pending > 0, "{lane:?}");
+            let bytes = lane.counters.pending * (TASK_OVERHEAD_BYTES + 1);
             assert_eq!(lane.pending_bytes, bytes, "{lane:?}");
             assert!(lane.dead_letter_bytes <= self.engine.levels().dead_letter_bytes);
-            sum += lane.books;
+            sum += lane.counters;
         }
         for lane in self.engine.lanes.iter().filter(|lane| lane.is_gone()) {
-            assert_eq!((lane.books.pending, lane.books.dead), (0, 0), "{}", lane.node);
-            assert!(lane.books.balance() && lane.in_flight + lane.express == 0, "{}", lane.node);
-            sum += lane.books;
+            assert_eq!((lane.counters.pending, lane.counters.dead), (0, 0), "{}", lane.node);
+            assert!(lane.counters.balance() && lane.in_flight + lane.express == 0, "{}", lane.node);
+            sum += lane.counters;
         }
         assert_eq!(sum, self.engine.totals());
         self.check_chains();

@@ -103,8 +103,8 @@ fn a_newer_write_takes_the_place_of_one_that_was_to_be_sent_once_more() {
     f.pass(Duration::from_secs(2));
     assert_eq!(f.sent(), [(newest, 0, 1)]);
     f.answer(newest, 0, Verdict::Delivered);
-    let books = f.engine.totals();
-    assert_eq!((books.delivered, books.superseded, books.pending), (2, 1, 0));
+    let counters = f.engine.totals();
+    assert_eq!((counters.delivered, counters.superseded, counters.pending), (2, 1, 0));
 }
 
 #[test]
