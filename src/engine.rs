@@ -109,7 +109,7 @@ pub struct Engine {
     /// Open strong writes by the moment they are answered at the latest.
     deadlines: BTreeSet<(Moment, Slot)>,
     /// Lanes by the moment at which they are looked at.
-    alarms: BTreeSet<(Moment, u32)>,
+    wakeups: BTreeSet<(Moment, u32)>,
     /// When the last task was found on disk.
     restored_at: Moment,
     /// Attempts that may still be applied, by the moment from which on they are not: task, lane.
@@ -153,7 +153,7 @@ impl Engine {
             now: Now { moment: Moment(0), wall: Timestamp(0) },
             timers: BTreeSet::new(),
             deadlines: BTreeSet::new(),
-            alarms: BTreeSet::new(),
+            wakeups: BTreeSet::new(),
             restored_at: Moment(0),
             doubts: BTreeSet::new(),
             dirty: VecDeque::new(),
@@ -399,7 +399,7 @@ impl Engine {
         let (node, error) = (lane.node.clone(), Some(Arc::clone(error)));
         self.actions.push_back(Action::Breaker { node, error });
         // Even if nothing comes up any more that could be the probe.
-        self.ring(number, self.now.moment);
+        self.schedule_wakeup(number, self.now.moment);
     }
 
     /// Does what is due at `now`, or as much of it as one call may: then [`Engine::wake_at`] is not
@@ -430,11 +430,11 @@ impl Engine {
         self.count_on();
         // Each lane once: one that is due at once again is looked at with the next call.
         let mut due = Vec::new();
-        while let Some(&(at, lane)) = self.alarms.first().filter(|&&(at, _)| at <= now.moment) {
-            self.alarms.remove(&(at, lane));
+        while let Some(&(at, lane)) = self.wakeups.first().filter(|&&(at, _)| at <= now.moment) {
+            self.wakeups.remove(&(at, lane));
             due.push((at, lane));
         }
-        due.into_iter().for_each(|(at, lane)| self.alarm(at, lane));
+        due.into_iter().for_each(|(at, lane)| self.on_wakeup(at, lane));
         self.finish();
     }
 
@@ -443,10 +443,10 @@ impl Engine {
     pub fn wake_at(&self) -> Option<Moment> {
         let due = self.timers.first().map(|&(until, ..)| until);
         let deadline = self.deadlines.first().map(|&(until, _)| until);
-        let alarm = self.alarms.first().map(|&(at, _)| at);
+        let wakeup = self.wakeups.first().map(|&(at, _)| at);
         let doubt = self.doubts.first().map(|&(until, ..)| until);
         let counting = self.barriers.is_counting().then_some(self.now.moment);
-        [due, deadline, alarm, doubt, counting]
+        [due, deadline, wakeup, doubt, counting]
             .into_iter()
             .flatten()
             .min()

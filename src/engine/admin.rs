@@ -105,7 +105,7 @@ impl Engine {
             self.refill = true;
             self.lanes[number].forgotten &= since.is_none();
             self.mark(number);
-            self.ring(number, now.moment);
+            self.schedule_wakeup(number, now.moment);
             if since.is_some() {
                 self.park_retries(number);
                 self.answer_unreachable(number);
@@ -130,7 +130,7 @@ impl Engine {
         let number = self.lanes.find(node)?;
         self.lanes[number].breaker.probe_now(now.moment);
         self.mark(number);
-        self.ring(number, now.moment);
+        self.schedule_wakeup(number, now.moment);
         // With nothing that is due a dead letter is the probe.
         self.tick(now);
         let lane = &self.lanes[number];
@@ -155,7 +155,7 @@ impl Engine {
         (lane.forgetting, lane.forgotten) = (Some((TaskId(0), newest)), true);
         let in_flight = u64::from(lane.in_flight) + u64::from(lane.express);
         let unsettled = lane.counters.pending + lane.counters.dead;
-        self.ring(number, now.moment);
+        self.schedule_wakeup(number, now.moment);
         self.answer_unreachable(number);
         self.finish();
         Some(Forgotten { discarded: unsettled.saturating_sub(in_flight), in_flight })
@@ -197,7 +197,7 @@ impl Engine {
             (lane.breaker, lane.breaker_since, lane.last_error) = Default::default();
             self.mark(number);
         }
-        self.ring(number, self.now.moment);
+        self.schedule_wakeup(number, self.now.moment);
     }
 
     /// The replica is to be found under another address from now on: its backlog and its dead

@@ -61,7 +61,7 @@ impl Engine {
             self.doubt_replica(slot, index);
         }
         if self.lanes[lane].breaker.is_open() {
-            self.ring(lane, self.now.moment.after(OPEN));
+            self.schedule_wakeup(lane, self.now.moment.after(OPEN));
         }
     }
 
@@ -107,7 +107,7 @@ impl Engine {
         let lane = self.tasks[slot].deliveries[index].lane;
         if cause == Cause::GaveUp && self.settings.hinted_handoff {
             self.lanes[lane].redrive = Some(Round { after: TaskId(0), until: None });
-            self.ring(lane, self.now.moment.after(AFTER_RESTART));
+            self.schedule_wakeup(lane, self.now.moment.after(AFTER_RESTART));
         }
     }
 
@@ -157,7 +157,7 @@ impl Engine {
             let after = self.lanes[number].broken_off;
             self.lanes[number].redrive = Some(Round { after, until: None });
         }
-        self.ring(number, self.now.moment);
+        self.schedule_wakeup(number, self.now.moment);
     }
 
     /// The replica is still down, or down again: a redriven letter is a letter as before.
@@ -178,25 +178,25 @@ impl Engine {
     }
 
     /// Has a lane looked at, at `at` or before.
-    pub(super) fn ring(&mut self, number: u32, at: Moment) {
+    pub(super) fn schedule_wakeup(&mut self, number: u32, at: Moment) {
         let lane = &mut self.lanes[number];
-        if lane.alarm.is_some_and(|alarm| alarm <= at) {
+        if lane.wakeup.is_some_and(|wakeup| wakeup <= at) {
             return;
         }
-        if let Some(later) = lane.alarm.replace(at) {
-            self.alarms.remove(&(later, number));
+        if let Some(later) = lane.wakeup.replace(at) {
+            self.wakeups.remove(&(later, number));
         }
-        self.alarms.insert((at, number));
+        self.wakeups.insert((at, number));
     }
 
     /// What is due for a lane: the next dead letters, or one to see whether the replica is back
     /// while there is nothing else to see it by.
-    pub(super) fn alarm(&mut self, at: Moment, number: u32) {
+    pub(super) fn on_wakeup(&mut self, at: Moment, number: u32) {
         // A lane that has made way for another may have left one behind.
-        if self.lanes.get(number).is_none_or(|lane| lane.alarm != Some(at)) {
+        if self.lanes.get(number).is_none_or(|lane| lane.wakeup != Some(at)) {
             return;
         }
-        self.lanes[number].alarm = None;
+        self.lanes[number].wakeup = None;
         self.mark(number);
         self.refill = true;
         self.answer_unreachable(number);
@@ -211,7 +211,7 @@ impl Engine {
         if lane.breaker.is_open() {
             // The next one goes out only when this one has failed: the probe is in flight then.
             match lane.breaker.probe_at() {
-                Some(at) if at > now => self.ring(number, at),
+                Some(at) if at > now => self.schedule_wakeup(number, at),
                 // Without handoff they wait for an operator, who may ask for a probe.
                 Some(_) if lane.has_nothing_due() && self.settings.hinted_handoff => {
                     self.probe_by_letter(number);
@@ -219,7 +219,7 @@ impl Engine {
                 Some(_) | None => {}
             }
             if !self.lanes[number].is_empty() {
-                self.ring(number, now.after(OPEN));
+                self.schedule_wakeup(number, now.after(OPEN));
             }
         } else if lane.redrive.is_some() {
             let rate = self.settings.redrive_rate.get();
@@ -228,7 +228,7 @@ impl Engine {
             let most = u64::from(rate).saturating_mul(micros) / 1_000_000;
             let most = usize::try_from(most).unwrap_or(usize::MAX);
             if self.redrive(number, most.max(1)) {
-                self.ring(number, now.after(step));
+                self.schedule_wakeup(number, now.after(step));
             } else {
                 (self.lanes[number].redrive, self.lanes[number].broken_off) = (None, TaskId(0));
             }
@@ -247,7 +247,7 @@ impl Engine {
             lane.breaker.has_all();
             lane.breaker_since = Some(self.now.wall);
         } else {
-            self.ring(number, self.now.moment.after(OPEN));
+            self.schedule_wakeup(number, self.now.moment.after(OPEN));
         }
     }
 
@@ -355,7 +355,7 @@ impl Engine {
     pub(super) fn may_return(&mut self, number: u32) -> bool {
         let (now, at) = (self.now.moment, self.lanes[number].next_return);
         if at > now {
-            self.ring(number, at.max(now.after(STEP)));
+            self.schedule_wakeup(number, at.max(now.after(STEP)));
         }
         at <= now
     }

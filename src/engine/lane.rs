@@ -69,7 +69,7 @@ pub(super) struct Lane {
     /// The next dead letter or parked delivery may come back no earlier.
     pub(super) next_return: Moment,
     /// When it is to be looked at again.
-    pub(super) alarm: Option<Moment>,
+    pub(super) wakeup: Option<Moment>,
     /// It may have something to send: looked at before the call ends.
     pub(super) dirty: bool,
     /// Tasks that it holds in each queue.
@@ -138,7 +138,7 @@ impl Lane {
             broken_off: TaskId(0),
             probed: TaskId(0),
             next_return: Moment::default(),
-            alarm: None,
+            wakeup: None,
             dirty: false,
             held: [0; 2],
             last_used: Moment::default(),

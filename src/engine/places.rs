@@ -49,7 +49,7 @@ impl Engine {
             self.touch(slot);
         }
         if !slots.is_empty() {
-            self.ring(number, now);
+            self.schedule_wakeup(number, now);
         }
     }
 

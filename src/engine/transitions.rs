@@ -381,7 +381,7 @@ impl Engine {
                 Gate::Shut => {
                     let Some((_, slot)) = lane.foremost() else { return };
                     if failed_fast >= FAST_FAILURES {
-                        return self.ring(number, self.now.moment);
+                        return self.schedule_wakeup(number, self.now.moment);
                     }
                     self.fail_fast(number, slot);
                 }
