@@ -357,7 +357,7 @@ impl Engine {
         if let Verdict::Shortage { .. } = verdict {
             if ended.probe {
                 lane.breaker.not_probed(self.now.moment, self.rng.f64());
-                self.mark(number);
+                self.mark_dirty(number);
             }
             return;
         }
@@ -382,7 +382,7 @@ impl Engine {
                 if lane.breaker.failed(moment, ended, threshold, self.rng.f64()) {
                     self.breaker_opened(number, error);
                 }
-                self.mark(number);
+                self.mark_dirty(number);
             }
             Verdict::Retry { .. } | Verdict::Shortage { .. } => {}
         }

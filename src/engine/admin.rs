@@ -104,7 +104,7 @@ impl Engine {
             self.lanes[number].paused = since;
             self.refill = true;
             self.lanes[number].forgotten &= since.is_none();
-            self.mark(number);
+            self.mark_dirty(number);
             self.schedule_wakeup(number, now.moment);
             if since.is_some() {
                 self.park_retries(number);
@@ -129,7 +129,7 @@ impl Engine {
         self.now = now;
         let number = self.lanes.find(node)?;
         self.lanes[number].breaker.probe_now(now.moment);
-        self.mark(number);
+        self.mark_dirty(number);
         self.schedule_wakeup(number, now.moment);
         // With nothing that is due a dead letter is the probe.
         self.tick(now);
@@ -195,7 +195,7 @@ impl Engine {
         if !more {
             // A node that is gone is not one that does not answer; were it said to be, for ever.
             (lane.breaker, lane.breaker_since, lane.last_error) = Default::default();
-            self.mark(number);
+            self.mark_dirty(number);
         }
         self.schedule_wakeup(number, self.now.moment);
     }
@@ -221,7 +221,7 @@ impl Engine {
             lane.breaker_since = Some(now.wall);
         }
         self.hand_off(number);
-        self.mark(number);
+        self.mark_dirty(number);
         self.finish();
         Ok(())
     }
@@ -245,7 +245,7 @@ impl Engine {
         let outcome = self.would_be_redriven(slot, index);
         match self.tasks[slot].deliveries[index].state {
             _ if outcome != AdminOutcome::Done => {}
-            State::Dead { .. } => self.bring_back(slot, index),
+            State::Dead { .. } => self.revive(slot, index),
             _ => self.unpark(slot, index, now.moment),
         }
         self.finish();
@@ -255,7 +255,7 @@ impl Engine {
     fn would_be_redriven(&self, slot: Slot, index: usize) -> AdminOutcome {
         let entry = &self.tasks[slot];
         let lane = &self.lanes[entry.deliveries[index].lane];
-        // It would be laid back at once.
+        // It would return to the dead letters at once.
         let shut = || lane.breaker.gate(self.now.moment, true) == Gate::Shut;
         match entry.deliveries[index].state {
             State::Dead { .. } if lane.chains.contains_key(&entry.key) => AdminOutcome::LeftOut,

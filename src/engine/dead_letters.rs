@@ -161,7 +161,7 @@ impl Engine {
     }
 
     /// The replica is still down, or down again: a redriven letter is a letter as before.
-    pub(super) fn lay_back(&mut self, slot: Slot, index: usize) {
+    pub(super) fn return_to_dead(&mut self, slot: Slot, index: usize) {
         let this = &mut self.tasks[slot].deliveries[index];
         let tried = this.state != State::Ready(Priority::Redrive);
         if let Some(failures) = &mut this.failures
@@ -197,7 +197,7 @@ impl Engine {
             return;
         }
         self.lanes[number].wakeup = None;
-        self.mark(number);
+        self.mark_dirty(number);
         self.refill = true;
         self.answer_unreachable(number);
         let now = self.now.moment;
@@ -278,7 +278,7 @@ impl Engine {
             if self.alone(slot, number).is_some_and(|alone| alone < ALONE)
                 && !lane.chains.contains_key(&key)
             {
-                self.bring_back(slot, self.tasks[slot].delivery_on(number));
+                self.revive(slot, self.tasks[slot].delivery_on(number));
                 self.count_return(number);
             }
         }
@@ -309,7 +309,7 @@ impl Engine {
             return false;
         };
         self.lanes[number].probed = id;
-        self.bring_back(slot, self.tasks[slot].delivery_on(number));
+        self.revive(slot, self.tasks[slot].delivery_on(number));
         self.count_return(number);
         true
     }
@@ -337,7 +337,7 @@ impl Engine {
     }
 
     /// Makes a dead letter ready again; no chain of its key may be there.
-    pub(super) fn bring_back(&mut self, slot: Slot, index: usize) {
+    pub(super) fn revive(&mut self, slot: Slot, index: usize) {
         let (key, number) = (self.tasks[slot].key, self.tasks[slot].deliveries[index].lane);
         self.change(slot, index, State::Ready(Priority::Redrive));
         if let Some(failures) = &mut self.tasks[slot].deliveries[index].failures {
@@ -370,12 +370,12 @@ impl Engine {
     }
 
     /// Charges a task of which only dead letters are left to their replicas.
-    pub(super) fn keep(&mut self, slot: Slot) {
+    pub(super) fn charge_as_dead(&mut self, slot: Slot) {
         self.charge(slot, true);
     }
 
     /// A task of which more than dead letters is left counts as waiting again.
-    pub(super) fn unkeep(&mut self, slot: Slot) {
+    pub(super) fn release_charge(&mut self, slot: Slot) {
         self.charge(slot, false);
         self.touch(slot);
     }

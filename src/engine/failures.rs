@@ -80,7 +80,7 @@ impl Engine {
         }
         let redriven = matches!(state, State::InFlight { priority: Priority::Redrive, .. });
         if redriven && self.lanes[lane].breaker.is_open() {
-            return self.lay_back(slot, index);
+            return self.return_to_dead(slot, index);
         }
         match then {
             Next::GiveUp => self.bury_head(slot, index, Cause::GaveUp),

@@ -38,7 +38,7 @@ impl Engine {
         if states().all(|state| matches!(state, State::Settled(_))) {
             self.touch(slot);
         } else if states().all(State::rests) {
-            self.keep(slot);
+            self.charge_as_dead(slot);
         }
         self.finish();
     }

@@ -75,7 +75,7 @@ impl Engine {
     /// Writes a state: out of the index of the old one, into that of the new one.
     pub(super) fn change(&mut self, slot: Slot, index: usize, to: State) {
         if self.tasks[slot].kept {
-            self.unkeep(slot);
+            self.release_charge(slot);
         }
         let entry = &mut self.tasks[slot];
         let (id, key, origin) = (entry.id, entry.key, entry.origin(index));
@@ -183,7 +183,7 @@ impl Engine {
             (false, true) => lane.backlog.come_back(id, entry.bytes),
             _ => {}
         }
-        self.mark(number);
+        self.mark_dirty(number);
     }
 
     /// A delivery is not pending any more.
@@ -345,7 +345,7 @@ impl Engine {
     }
 
     /// Has a lane looked at before the call ends.
-    pub(super) fn mark(&mut self, number: u32) {
+    pub(super) fn mark_dirty(&mut self, number: u32) {
         if !std::mem::replace(&mut self.lanes[number].dirty, true) {
             self.dirty.push_back(number);
         }
@@ -410,7 +410,7 @@ impl Engine {
         let index = self.tasks[slot].delivery_on(number);
         let state = self.tasks[slot].deliveries[index].state;
         if state == State::Ready(Priority::Redrive) {
-            return self.lay_back(slot, index);
+            return self.return_to_dead(slot, index);
         }
         let error = Arc::clone(&self.lanes[number].shut_error);
         self.note_failure(slot, index, error, Attempt::Unsent);
@@ -560,7 +560,7 @@ impl Engine {
             self.enter_queue(slot, Queue::Outside);
         }
         if kept {
-            self.keep(slot);
+            self.charge_as_dead(slot);
         }
     }
 }

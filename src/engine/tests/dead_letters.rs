@@ -431,7 +431,7 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
     let later = Timestamp(0).saturating_add(day * 4);
     assert_eq!(restored(None, later), Duration::ZERO, "older than a day, as far as anyone knows");
     assert_eq!(restored(Some(day * 3), later), day / 2);
-    // A letter that is laid back after a step has its age by the calendar as well.
+    // A letter that returns to the dead after a step has its age by the calendar as well.
     let mut f = Fixture::new(Settings { breaker_failures: 1, max_retries: 0, ..settings.clone() });
     let id = f.eventual("k", &["a"]);
     f.sent();
@@ -443,7 +443,7 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
     assert_eq!(f.sent(), [(id, 0, 1)], "it is the probe");
     f.answer(id, 0, failed());
     f.pass(Duration::from_millis(1));
-    assert_eq!(f.engine.levels().dead_letters, 1, "laid back, and kept");
+    assert_eq!(f.engine.levels().dead_letters, 1, "returned to the dead, and kept");
 }
 
 /// A lane whose breaker is open, and what it has besides: a write whose replica asked for a long wait.
