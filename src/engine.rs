@@ -113,7 +113,7 @@ pub struct Engine {
     /// When the last task was found on disk.
     restored_at: Moment,
     /// Attempts that may still be applied, by the moment from which on they are not: task, lane.
-    doubts: BTreeSet<(Moment, TaskId, u32)>,
+    ambiguous: BTreeSet<(Moment, TaskId, u32)>,
     /// Lanes to be looked at before the call ends.
     dirty: VecDeque<u32>,
     /// Lanes with parked deliveries; they take turns when the retry queue has room.
@@ -155,7 +155,7 @@ impl Engine {
             deadlines: BTreeSet::new(),
             wakeups: BTreeSet::new(),
             restored_at: Moment(0),
-            doubts: BTreeSet::new(),
+            ambiguous: BTreeSet::new(),
             dirty: VecDeque::new(),
             parked_lanes: BTreeSet::new(),
             parked_turn: u32::MAX,
@@ -306,7 +306,7 @@ impl Engine {
             self.judge_replica(self.tasks[slot].deliveries[index].lane, ended, &verdict, took);
         }
         if ambiguous {
-            self.doubt(slot, index, now.wall);
+            self.note_ambiguous(slot, index, now.wall);
         }
         match verdict {
             Verdict::Delivered => {
@@ -426,7 +426,7 @@ impl Engine {
             self.deadlines.remove(&(deadline, slot));
             self.touch(slot);
         }
-        self.forget_doubts();
+        self.forget_ambiguous();
         self.count_on();
         // Each lane once: one that is due at once again is looked at with the next call.
         let mut due = Vec::new();
@@ -444,9 +444,9 @@ impl Engine {
         let due = self.timers.first().map(|&(until, ..)| until);
         let deadline = self.deadlines.first().map(|&(until, _)| until);
         let wakeup = self.wakeups.first().map(|&(at, _)| at);
-        let doubt = self.doubts.first().map(|&(until, ..)| until);
+        let ambiguous = self.ambiguous.first().map(|&(until, ..)| until);
         let counting = self.barriers.is_counting().then_some(self.now.moment);
-        [due, deadline, wakeup, doubt, counting]
+        [due, deadline, wakeup, ambiguous, counting]
             .into_iter()
             .flatten()
             .min()

@@ -342,7 +342,7 @@ pub enum Progress {
     /// Kept as a dead letter.
     Dead(DeadLetter),
     /// Nothing is left to send, but an attempt that ended then may still be applied.
-    Doubted {
+    Ambiguous {
         /// When it ended.
         since: Timestamp,
     },
@@ -357,7 +357,7 @@ impl Progress {
     pub fn has_failed(&self) -> bool {
         match self {
             Self::Failed { failures, .. } => *failures > 0,
-            Self::Dead(_) | Self::Doubted { .. } => true,
+            Self::Dead(_) | Self::Ambiguous { .. } => true,
             Self::Untouched | Self::Delivered | Self::Superseded | Self::Resend => false,
         }
     }

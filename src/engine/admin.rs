@@ -305,7 +305,7 @@ impl Engine {
             State::InFlight { priority, probe, discard: false } => {
                 self.change(slot, index, State::InFlight { priority, probe, discard: true });
                 // It may be applied, and after a restart nobody waits for its answer.
-                self.doubt(slot, index, self.now.wall);
+                self.note_ambiguous(slot, index, self.now.wall);
                 self.touch(slot);
             }
             State::InFlight { .. } => {}

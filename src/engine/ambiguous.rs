@@ -1,13 +1,13 @@
 //! Late applies: an attempt without an answer may still be applied by the replica, over a newer
 //! write.
 //!
-//! An attempt that ended in a timeout or a reset is a **doubt** about its key and replica for
-//! `settle_after`. If a newer write of the key is delivered meanwhile, the newest is sent once
-//! more `settle_after` later, when whatever could still be applied has been.
+//! An attempt that ended in a timeout or a reset is **ambiguous** for `settle_after`. If a newer
+//! write of the key is delivered meanwhile, the newest is sent once more `settle_after` later, when
+//! whatever could still be applied has been.
 //!
-//! Both survive a restart: the task of a doubt stays on disk until its time is over, even if
-//! nothing else is left of it, and so does one that is to be sent once more. A restart itself is a
-//! doubt about everything that may have been on the wire before it.
+//! Both survive a restart: the task of an ambiguous attempt stays on disk until its time is over,
+//! even if nothing else is left of it, and so does one that is to be sent once more. After a restart
+//! every attempt that may have been on the wire before it is ambiguous.
 
 use crate::engine::table::{Settlement, Slot, State};
 use crate::engine::{Change, Engine, MOST_DUE};
@@ -15,7 +15,7 @@ use crate::task::Timestamp;
 
 impl Engine {
     /// The last attempt of a delivery may still be applied.
-    pub(super) fn doubt(&mut self, slot: Slot, index: usize, since: Timestamp) {
+    pub(super) fn note_ambiguous(&mut self, slot: Slot, index: usize, since: Timestamp) {
         let age = self.now.wall.saturating_since(since);
         let left = self.settings.settle_after.saturating_sub(age);
         if left.is_zero() {
@@ -24,29 +24,29 @@ impl Engine {
         let until = self.now.moment.after(left);
         let entry = &mut self.tasks[slot];
         let (id, key, delivery) = (entry.id, entry.key, &mut entry.deliveries[index]);
-        if let Some((_, before)) = delivery.set_doubt(Some((since, until))) {
-            self.doubts.remove(&(before, id, delivery.lane));
+        if let Some((_, before)) = delivery.set_ambiguous(Some((since, until))) {
+            self.ambiguous.remove(&(before, id, delivery.lane));
         }
-        self.doubts.insert((until, id, delivery.lane));
-        let doubted = self.lanes[delivery.lane].doubts.entry(key).or_default();
-        doubted.retain(|(doubter, _)| *doubter != id);
-        doubted.push((id, until));
+        self.ambiguous.insert((until, id, delivery.lane));
+        let attempts = self.lanes[delivery.lane].ambiguous.entry(key).or_default();
+        attempts.retain(|(other, _)| *other != id);
+        attempts.push((id, until));
     }
 
-    /// What was on the wire when the process ended is not known. Whatever of that time is settled
-    /// soon after the start is a doubt.
-    pub(super) fn doubt_restored(&mut self, slot: Slot, index: usize) {
+    /// What was on the wire when the process ended is not known. A delivery of that time that is
+    /// settled soon after the start counts as one with an ambiguous attempt.
+    pub(super) fn note_ambiguous_if_restored(&mut self, slot: Slot, index: usize) {
         let until = self.restored_at.after(self.settings.settle_after);
         if self.tasks[slot].restored && self.now.moment < until {
-            self.doubt(slot, index, self.now.wall);
+            self.note_ambiguous(slot, index, self.now.wall);
         }
     }
 
-    /// Takes on a doubt found on disk. It holds for the whole time again: the wall clock, by which its
-    /// age could be told, may have been set meanwhile.
-    pub(super) fn restore_doubt(&mut self, slot: Slot, index: usize) {
+    /// Takes on an ambiguous attempt found on disk. It counts for the whole time again: the wall
+    /// clock, by which its age could be told, may have been set meanwhile.
+    pub(super) fn restore_ambiguous(&mut self, slot: Slot, index: usize) {
         self.settled_before(slot, index, Settlement::Superseded);
-        self.doubt(slot, index, self.now.wall);
+        self.note_ambiguous(slot, index, self.now.wall);
     }
 
     /// Ends a delivery that was acknowledged, or has it sent once more when an older attempt may
@@ -56,14 +56,15 @@ impl Engine {
         let (id, now) = (entry.id, self.now.moment);
         let newest = entry.deliveries[index].next.is_none();
         let first = entry.deliveries[index].state.is_pending();
-        let doubts = self.lanes[entry.deliveries[index].lane].doubts.get(&entry.key);
-        let in_doubt = doubts
-            .is_some_and(|doubts| doubts.iter().any(|&(older, until)| older < id && until > now));
-        if !(first && newest && in_doubt) {
+        let attempts = self.lanes[entry.deliveries[index].lane].ambiguous.get(&entry.key);
+        let exposed = attempts.is_some_and(|attempts| {
+            attempts.iter().any(|&(older, until)| older < id && until > now)
+        });
+        if !(first && newest && exposed) {
             return self.settle_head(slot, index, Settlement::Delivered);
         }
         self.supersede_letter(slot, index);
-        self.doubt_restored(slot, index);
+        self.note_ambiguous_if_restored(slot, index);
         if let Some(failures) = &mut self.tasks[slot].deliveries[index].failures {
             failures.count = 0;
         }
@@ -73,7 +74,7 @@ impl Engine {
 
     /// Has a delivered write wait for being sent once more.
     pub(super) fn resend_later(&mut self, slot: Slot, index: usize) {
-        // Not at once, even if a doubt of another setting was found on disk.
+        // Not at once, even if an ambiguous attempt of another setting was found on disk.
         let wait = self.settings.settle_after.max(self.settings.retry_base);
         self.change(slot, index, State::Resend { until: self.now.moment.after(wait) });
         self.touch(slot);
@@ -92,22 +93,22 @@ impl Engine {
         }
     }
 
-    /// Lets go of the doubts whose time is over.
-    pub(super) fn forget_doubts(&mut self) {
+    /// Forgets the ambiguous attempts whose time is over.
+    pub(super) fn forget_ambiguous(&mut self) {
         for _ in 0..MOST_DUE {
-            let Some(&(until, id, lane)) = self.doubts.first() else { return };
+            let Some(&(until, id, lane)) = self.ambiguous.first() else { return };
             if until > self.now.moment {
                 return;
             }
-            self.doubts.remove(&(until, id, lane));
+            self.ambiguous.remove(&(until, id, lane));
             let Some(slot) = self.tasks.find(id) else { continue };
             let index = self.tasks[slot].delivery_on(lane);
-            self.tasks[slot].deliveries[index].set_doubt(None);
-            let doubts = &mut self.lanes[lane].doubts;
-            if let Some(doubted) = doubts.get_mut(&self.tasks[slot].key) {
-                doubted.retain(|(doubter, _)| *doubter != id);
-                if doubted.is_empty() {
-                    doubts.remove(&self.tasks[slot].key);
+            self.tasks[slot].deliveries[index].set_ambiguous(None);
+            let ambiguous = &mut self.lanes[lane].ambiguous;
+            if let Some(attempts) = ambiguous.get_mut(&self.tasks[slot].key) {
+                attempts.retain(|(other, _)| *other != id);
+                if attempts.is_empty() {
+                    ambiguous.remove(&self.tasks[slot].key);
                 }
             }
             self.touch(slot);

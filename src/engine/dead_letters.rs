@@ -41,7 +41,7 @@ impl Engine {
     /// Makes the head of a chain a dead letter; the next of its key comes forward.
     pub(super) fn bury_head(&mut self, slot: Slot, index: usize, cause: Cause) {
         self.supersede_letter(slot, index);
-        self.doubt_restored(slot, index);
+        self.note_ambiguous_if_restored(slot, index);
         let since = self.tasks[slot].deliveries[index].since();
         let until = self.expiry(since);
         self.change(slot, index, State::Dead { cause, until });
@@ -58,7 +58,7 @@ impl Engine {
         self.touch(slot);
         self.leave_chain(slot, index);
         if cause == Cause::GaveUp {
-            self.doubt_replica(slot, index);
+            self.suspect_replica(slot, index);
         }
         if self.lanes[lane].breaker.is_open() {
             self.schedule_wakeup(lane, self.now.moment.after(OPEN));
@@ -67,7 +67,7 @@ impl Engine {
 
     /// A delivery was given up. Were that all, on a replica that is down and has nothing else to do,
     /// nobody would notice when it is back. One that was a letter before has been through this.
-    fn doubt_replica(&mut self, slot: Slot, index: usize) {
+    fn suspect_replica(&mut self, slot: Slot, index: usize) {
         let delivery = &self.tasks[slot].deliveries[index];
         let (number, Some(failures)) = (delivery.lane, &delivery.failures) else { return };
         if self.settings.breaker_failures == 0 || failures.letter.is_some() {

@@ -57,7 +57,7 @@ pub(super) struct Lane {
     pub(super) dead: BTreeMap<TaskId, Slot>,
     pub(super) letters: HashMap<KeyId, Slot>,
     /// For each key the attempts that may still be applied, and until when.
-    pub(super) doubts: HashMap<KeyId, SmallVec<[(TaskId, Moment); 1]>>,
+    pub(super) ambiguous: HashMap<KeyId, SmallVec<[(TaskId, Moment); 1]>>,
     /// What the tasks are charged for of which only dead letters are left, parked ones included.
     pub(super) kept_bytes: u64,
     /// The dead letters are being redriven.
@@ -132,7 +132,7 @@ impl Lane {
             shut_error: "".into(),
             dead: BTreeMap::new(),
             letters: HashMap::new(),
-            doubts: HashMap::new(),
+            ambiguous: HashMap::new(),
             kept_bytes: 0,
             redrive: None,
             broken_off: TaskId(0),
@@ -202,10 +202,13 @@ impl Lane {
         ])
     }
 
-    /// Nothing is on its way, no dead letter lies here, nothing is in doubt, and no operator has
+    /// Nothing is on its way, no dead letter lies here, no attempt is ambiguous, and no operator has
     /// said anything of it.
     pub(super) fn is_empty(&self) -> bool {
-        self.chains.is_empty() && self.dead.is_empty() && self.doubts.is_empty() && !self.is_held()
+        self.chains.is_empty()
+            && self.dead.is_empty()
+            && self.ambiguous.is_empty()
+            && !self.is_held()
     }
 
     /// How many tasks it holds in a queue; those outside of both are not counted.

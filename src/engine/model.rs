@@ -298,8 +298,8 @@ impl World {
         let step = Duration::from_secs(seconds);
         if forward {
             self.now.wall = self.now.wall.saturating_add(step);
-            // Over a restart a doubt has its age from the wall clock alone: what it ends too early
-            // for is not expected to be noticed.
+            // Over a restart an ambiguous attempt has its age from the wall clock alone: what it ends
+            // too early for is not expected to be noticed.
             self.set_forward = true;
         } else {
             let back = u64::try_from(step.as_nanos()).unwrap();

@@ -61,7 +61,7 @@ impl Engine {
             Progress::Superseded => {
                 return self.settled_before(slot, index, Settlement::Superseded);
             }
-            Progress::Doubted { .. } => return self.restore_doubt(slot, index),
+            Progress::Ambiguous { .. } => return self.restore_ambiguous(slot, index),
             Progress::Resend => {
                 let until = self.now.moment.after(self.settings.settle_after);
                 (State::Resend { until }, 0, None, self.now.wall)
@@ -78,7 +78,7 @@ impl Engine {
             error.map(|error| Box::new(DeliveryFailures::new(failures, error, since)));
         if self.tasks[slot].deliveries[index].failures.is_some() {
             // It may have been on the wire when the process ended.
-            self.doubt(slot, index, self.now.wall);
+            self.note_ambiguous(slot, index, self.now.wall);
         }
         if stands_for.is_some() {
             let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));

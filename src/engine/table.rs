@@ -88,7 +88,7 @@ pub(super) struct DeliveryFailures {
     /// When the last one was.
     pub(super) since: Timestamp,
     /// One that may still be applied: when it ended, and when that is over.
-    pub(super) doubt: Option<(Timestamp, Moment)>,
+    pub(super) ambiguous: Option<(Timestamp, Moment)>,
     /// It was a dead letter before: since when, and after how many failures.
     pub(super) letter: Option<(Timestamp, u32)>,
     /// How often it failed as one that was redriven, just after others had not.
@@ -100,7 +100,7 @@ pub(super) struct DeliveryFailures {
 
 impl DeliveryFailures {
     pub(super) fn new(count: u32, error: Arc<str>, since: Timestamp) -> Self {
-        Self { count, error, since, doubt: None, letter: None, alone: 0, stands_for: None }
+        Self { count, error, since, ambiguous: None, letter: None, alone: 0, stands_for: None }
     }
 }
 
@@ -271,22 +271,22 @@ impl Delivery {
     }
 
     /// Whether an attempt of it may still be applied: since when, and until when.
-    pub(super) fn doubt(&self) -> Option<(Timestamp, Moment)> {
-        self.failures.as_ref().and_then(|failures| failures.doubt)
+    pub(super) fn ambiguous(&self) -> Option<(Timestamp, Moment)> {
+        self.failures.as_ref().and_then(|failures| failures.ambiguous)
     }
 
-    /// Gives the doubt that there was before.
-    pub(super) fn set_doubt(
+    /// Returns the ambiguous attempt that there was before.
+    pub(super) fn set_ambiguous(
         &mut self,
-        doubt: Option<(Timestamp, Moment)>,
+        ambiguous: Option<(Timestamp, Moment)>,
     ) -> Option<(Timestamp, Moment)> {
         match &mut self.failures {
-            Some(failures) => std::mem::replace(&mut failures.doubt, doubt),
-            None if doubt.is_none() => None,
+            Some(failures) => std::mem::replace(&mut failures.ambiguous, ambiguous),
+            None if ambiguous.is_none() => None,
             None => {
-                let since = doubt.map_or(Timestamp(0), |(since, _)| since);
+                let since = ambiguous.map_or(Timestamp(0), |(since, _)| since);
                 let failures =
-                    DeliveryFailures { doubt, ..DeliveryFailures::new(0, "".into(), since) };
+                    DeliveryFailures { ambiguous, ..DeliveryFailures::new(0, "".into(), since) };
                 self.failures = Some(Box::new(failures));
                 None
             }
@@ -320,9 +320,9 @@ impl Delivery {
             | State::InFlight { priority: Priority::Resend, .. } => return Progress::Resend,
             // Nothing is left to send of one that is thrown away when its attempt ends, either.
             State::Settled(_) | State::InFlight { discard: true, .. }
-                if let Some((since, _)) = self.doubt() =>
+                if let Some((since, _)) = self.ambiguous() =>
             {
-                return Progress::Doubted { since };
+                return Progress::Ambiguous { since };
             }
             State::InFlight { discard: true, .. } => return Progress::Superseded,
             State::Settled(Settlement::Delivered) => return Progress::Delivered,

@@ -77,7 +77,7 @@ impl Fixture {
     }
 
     /// A request of the attempt may still be applied.
-    fn answer_in_doubt(&mut self, task: u64, replica: u16, verdict: Verdict) {
+    fn answer_ambiguously(&mut self, task: u64, replica: u16, verdict: Verdict) {
         let outcome = AttemptOutcome { verdict, ambiguous: true, took: Duration::ZERO };
         self.ended(task, replica, outcome);
     }

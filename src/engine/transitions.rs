@@ -467,7 +467,7 @@ impl Engine {
         // Acknowledged before it was to be sent once more.
         let told = self.tasks[slot].deliveries[index].state.outcome() == DeliveryOutcome::Delivered;
         let settlement = if told { Settlement::Delivered } else { settlement };
-        self.doubt_restored(slot, index);
+        self.note_ambiguous_if_restored(slot, index);
         self.change(slot, index, State::Settled(settlement));
         let change = match settlement {
             Settlement::Delivered => Change::Delivered,
@@ -537,7 +537,7 @@ impl Engine {
         }
         let states = || entry.deliveries.iter().map(|delivery| delivery.state);
         let over = |delivery: &Delivery| {
-            matches!(delivery.state, State::Settled(_)) && delivery.doubt().is_none()
+            matches!(delivery.state, State::Settled(_)) && delivery.ambiguous().is_none()
         };
         if entry.deliveries.iter().all(over) {
             self.enter_queue(slot, Queue::Outside);

@@ -119,7 +119,7 @@ fn an_older_letter_is_not_redriven_after_a_newer_write_that_was_thrown_away() {
     let id = gave_up(&mut f, "k", &["a"]);
     let newer = f.eventual("k", &["a"]);
     f.sent();
-    f.answer_in_doubt(newer, 0, failed());
+    f.answer_ambiguously(newer, 0, failed());
     assert!(f.engine.discard_task(f.now, TaskId(newer)));
     assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Gone);
     let counters = counters(&f, "a");
@@ -132,7 +132,7 @@ fn what_is_on_the_wire_when_its_task_is_thrown_away_is_not_tried_again() {
     let id = f.eventual("k", &["a", "b"]);
     f.sent();
     assert!(f.engine.discard_task(f.now, TaskId(id)));
-    f.answer_in_doubt(id, 0, failed());
+    f.answer_ambiguously(id, 0, failed());
     f.answer(id, 1, Verdict::Delivered);
     assert_eq!((counters(&f, "a").discarded, counters(&f, "b").delivered), (1, 1));
     f.pass(Duration::from_secs(60));
