@@ -84,7 +84,7 @@ use counters::Attempt;
 use lane::Lanes;
 use quorum::Quorum;
 use retry::Schedule;
-use table::{Priority, Queue, Settlement, Slot, State, Tasks};
+use table::{DeliveryRef, Priority, Queue, Settlement, Slot, State, Tasks};
 use transitions::NewEntry;
 
 /// Nothing is kept free for other replicas where none has had a write for so long.
@@ -220,7 +220,7 @@ impl Engine {
         for (index, &lane) in lanes.iter().enumerate() {
             self.lanes[lane].last_used = now.moment;
             self.lanes[lane].forgotten = false;
-            self.join(slot, index);
+            self.join(DeliveryRef { slot, index });
         }
         self.finish();
         Ok(())
@@ -279,7 +279,7 @@ impl Engine {
         while let Some(slot) = self.tasks.next_committed(last) {
             self.tasks[slot].durable = true;
             for index in 0..self.tasks[slot].deliveries.len() {
-                self.unblock(slot, index);
+                self.unblock(DeliveryRef { slot, index });
             }
             self.touch(slot);
         }
@@ -293,51 +293,51 @@ impl Engine {
         let Some(slot) = self.tasks.find(delivery.task) else {
             return;
         };
-        let index = delivery.replica.get();
-        let state = self.tasks[slot].deliveries.get(index).map(|delivery| delivery.state);
+        let at = DeliveryRef { slot, index: delivery.replica.get() };
+        let state = self.tasks.get(at).map(|delivery| delivery.state);
         let Some(State::InFlight { priority, probe, discard }) = state else {
             return;
         };
-        self.judge_letter(slot, index, &verdict);
-        let letter = self.tasks[slot].deliveries[index].is_redriven();
+        self.judge_letter(at, &verdict);
+        let letter = self.tasks[at].is_redriven();
         let ended = Ended { sent_at: now.moment.before(took), probe, letter };
         // What nobody wants any more, perhaps as the replica is gone, opens no breaker.
         if !discard || probe || !matches!(verdict, Verdict::Retry { .. }) {
-            self.judge_replica(self.tasks[slot].deliveries[index].lane, ended, &verdict, took);
+            self.judge_replica(self.tasks[at].lane, ended, &verdict, took);
         }
         if ambiguous {
-            self.note_ambiguous(slot, index, now.wall);
+            self.note_ambiguous(at, now.wall);
         }
         match verdict {
             Verdict::Delivered => {
                 if let Some(quorum) = &mut self.tasks[slot].quorum {
                     quorum.ack(delivery.replica);
                 }
-                self.delivered(slot, index);
+                self.delivered(at);
             }
             Verdict::Rejected { error } => {
-                self.note_failure(slot, index, error, Attempt::Sent);
+                self.note_failure(at, error, Attempt::Sent);
                 match priority {
-                    _ if discard => self.settle_head(slot, index, Settlement::Discarded),
+                    _ if discard => self.settle_head(at, Settlement::Discarded),
                     // It has had it before; to send it again and again would change nothing.
-                    Priority::Resend => self.settle_head(slot, index, Settlement::Delivered),
-                    _ => self.bury_head(slot, index, Cause::Rejected),
+                    Priority::Resend => self.settle_head(at, Settlement::Delivered),
+                    _ => self.bury_head(at, Cause::Rejected),
                 }
             }
             Verdict::Shortage { error } => {
-                self.note_error(slot, index, error, Attempt::Unsent);
+                self.note_error(at, error, Attempt::Unsent);
                 match priority {
-                    _ if discard => self.settle_head(slot, index, Settlement::Discarded),
-                    Priority::Resend => self.resend_failed(slot, index),
-                    _ => self.put_off(slot, index),
+                    _ if discard => self.settle_head(at, Settlement::Discarded),
+                    Priority::Resend => self.resend_failed(at),
+                    _ => self.put_off(at),
                 }
             }
             Verdict::Retry { after, error } => {
-                self.note_failure(slot, index, error, Attempt::Sent);
+                self.note_failure(at, error, Attempt::Sent);
                 match priority {
-                    _ if discard => self.settle_head(slot, index, Settlement::Discarded),
-                    Priority::Resend => self.resend_failed(slot, index),
-                    _ => self.fail(slot, index, after),
+                    _ if discard => self.settle_head(at, Settlement::Discarded),
+                    Priority::Resend => self.resend_failed(at),
+                    _ => self.fail(at, after),
                 }
             }
         }
@@ -411,12 +411,12 @@ impl Engine {
             if until > now.moment {
                 break;
             }
-            let index = self.tasks[slot].delivery_on(lane);
-            match self.tasks[slot].deliveries[index].state {
-                State::Dead { .. } => self.discard(slot, index),
+            let at = self.tasks.delivery_on(slot, lane);
+            match self.tasks[at].state {
+                State::Dead { .. } => self.discard(at),
                 // From there it comes back as any other.
-                State::Deferred { until } => self.change(slot, index, State::Parked { until }),
-                _ => self.make_ready(slot, index),
+                State::Deferred { until } => self.change(at, State::Parked { until }),
+                _ => self.make_ready(at),
             }
         }
         while let Some(&(deadline, slot)) = self.deadlines.first() {

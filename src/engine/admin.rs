@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
-use crate::engine::table::{Settlement, Slot, State};
+use crate::engine::table::{DeliveryRef, Settlement, Slot, State};
 use crate::engine::{Action, BreakerState, Change, Engine, Now};
 use crate::task::{DeliveryId, Node, TaskId, Timestamp};
 
@@ -180,13 +180,9 @@ impl Engine {
             }
             (last, looks) = (id, looks + 1);
             self.step();
-            let index = self.tasks[slot].delivery_on(number);
-            if self.tasks[slot]
-                .deliveries
-                .get(index)
-                .is_some_and(|delivery| delivery.lane == number)
-            {
-                self.throw_away(slot, index);
+            let at = self.tasks.delivery_on(slot, number);
+            if self.tasks.get(at).is_some_and(|delivery| delivery.lane == number) {
+                self.throw_away(at);
                 thrown += 1;
             }
         };
@@ -232,7 +228,7 @@ impl Engine {
         self.now = now;
         let Some(slot) = self.tasks.find(id) else { return false };
         for index in 0..self.tasks[slot].deliveries.len() {
-            self.throw_away(slot, index);
+            self.throw_away(DeliveryRef { slot, index });
         }
         self.finish();
         true
@@ -241,29 +237,29 @@ impl Engine {
     /// Makes a dead letter ready again, whatever its cause.
     pub fn redrive_letter(&mut self, now: Now, delivery: DeliveryId) -> AdminOutcome {
         self.now = now;
-        let Some((slot, index)) = self.letter(delivery) else { return AdminOutcome::Gone };
-        let outcome = self.would_be_redriven(slot, index);
-        match self.tasks[slot].deliveries[index].state {
+        let Some(at) = self.letter(delivery) else { return AdminOutcome::Gone };
+        let outcome = self.would_be_redriven(at);
+        match self.tasks[at].state {
             _ if outcome != AdminOutcome::Done => {}
-            State::Dead { .. } => self.revive(slot, index),
-            _ => self.unpark(slot, index, now.moment),
+            State::Dead { .. } => self.revive(at),
+            _ => self.unpark(at, now.moment),
         }
         self.finish();
         outcome
     }
 
-    fn would_be_redriven(&self, slot: Slot, index: usize) -> AdminOutcome {
-        let entry = &self.tasks[slot];
-        let lane = &self.lanes[entry.deliveries[index].lane];
+    fn would_be_redriven(&self, at: DeliveryRef) -> AdminOutcome {
+        let entry = &self.tasks[at.slot];
+        let lane = &self.lanes[self.tasks[at].lane];
         // It would return to the dead letters at once.
         let shut = || lane.breaker.gate(self.now.moment, true) == Gate::Shut;
-        match entry.deliveries[index].state {
+        match self.tasks[at].state {
             State::Dead { .. } if lane.chains.contains_key(&entry.key) => AdminOutcome::LeftOut,
             // It would wait as long as nothing is sent, and take the room of new writes meanwhile.
             _ if lane.is_held() => AdminOutcome::HeldBack,
             State::Dead { .. } if shut() => AdminOutcome::HeldBack,
             State::Dead { .. } => AdminOutcome::Done,
-            _ if self.retry_has_room(entry.deliveries[index].lane) => AdminOutcome::Done,
+            _ if self.retry_has_room(self.tasks[at].lane) => AdminOutcome::Done,
             _ => AdminOutcome::HeldBack,
         }
     }
@@ -272,41 +268,38 @@ impl Engine {
     #[must_use]
     pub fn would_redrive(&self, delivery: DeliveryId) -> AdminOutcome {
         let letter = self.letter(delivery);
-        letter.map_or(AdminOutcome::Gone, |(slot, index)| self.would_be_redriven(slot, index))
+        letter.map_or(AdminOutcome::Gone, |at| self.would_be_redriven(at))
     }
 
     /// Throws a dead letter away.
     pub fn discard_letter(&mut self, now: Now, delivery: DeliveryId) -> AdminOutcome {
         self.now = now;
-        let Some((slot, index)) = self.letter(delivery) else { return AdminOutcome::Gone };
-        self.throw_away(slot, index);
+        let Some(at) = self.letter(delivery) else { return AdminOutcome::Gone };
+        self.throw_away(at);
         self.finish();
         AdminOutcome::Done
     }
 
-    fn letter(&self, delivery: DeliveryId) -> Option<(Slot, usize)> {
+    fn letter(&self, delivery: DeliveryId) -> Option<DeliveryRef> {
         let slot = self.tasks.find(delivery.task)?;
-        let index = delivery.replica.get();
-        self.tasks[slot]
-            .deliveries
-            .get(index)
-            .filter(|delivery| delivery.state.is_dead_letter())?;
-        Some((slot, index))
+        let at = DeliveryRef { slot, index: delivery.replica.get() };
+        self.tasks.get(at).filter(|delivery| delivery.state.is_dead_letter())?;
+        Some(at)
     }
 
     /// Ends a delivery that nobody wants any more, and supersedes what waits of older ones.
-    fn throw_away(&mut self, slot: Slot, index: usize) {
-        if self.tasks[slot].deliveries[index].state.is_pending() {
-            self.supersede_letter(slot, index);
+    fn throw_away(&mut self, at: DeliveryRef) {
+        if self.tasks[at].state.is_pending() {
+            self.supersede_letter(at);
         }
-        match self.tasks[slot].deliveries[index].state {
+        match self.tasks[at].state {
             State::Settled(_) => {}
-            State::Dead { .. } => self.settle(slot, index, Settlement::Discarded),
+            State::Dead { .. } => self.settle(at, Settlement::Discarded),
             State::InFlight { priority, probe, discard: false } => {
-                self.change(slot, index, State::InFlight { priority, probe, discard: true });
+                self.change(at, State::InFlight { priority, probe, discard: true });
                 // It may be applied, and after a restart nobody waits for its answer.
-                self.note_ambiguous(slot, index, self.now.wall);
-                self.touch(slot);
+                self.note_ambiguous(at, self.now.wall);
+                self.touch(at.slot);
             }
             State::InFlight { .. } => {}
             State::Blocked
@@ -315,11 +308,11 @@ impl Engine {
             | State::Parked { .. }
             | State::Deferred { .. }
             | State::Resend { .. } => {
-                self.unlink(slot, index);
-                self.settle(slot, index, Settlement::Discarded);
-                let (key, number) = (self.tasks[slot].key, self.tasks[slot].deliveries[index].lane);
+                self.unlink(at);
+                self.settle(at, Settlement::Discarded);
+                let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
                 if let Some(chain) = self.lanes[number].chains.get(&key).copied() {
-                    self.unblock(chain.head, self.tasks[chain.head].delivery_on(number));
+                    self.unblock(self.tasks.delivery_on(chain.head, number));
                 }
             }
         }
@@ -328,21 +321,21 @@ impl Engine {
     /// Takes a delivery out of its chain, wherever it stands in it, with all before it that are not
     /// on the wire. What is behind it is not walked through: a chain that is thrown away from its
     /// head on costs a step for each delivery.
-    fn unlink(&mut self, slot: Slot, index: usize) {
-        let (key, number) = (self.tasks[slot].key, self.tasks[slot].deliveries[index].lane);
+    fn unlink(&mut self, at: DeliveryRef) {
+        let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
         let Some(Chain { head, tail }) = self.lanes[number].chains.remove(&key) else { return };
-        let (mut kept, mut at) = (None, Some(head));
-        while let Some(this) = at.filter(|&this| this != slot) {
+        let (mut kept, mut cursor) = (None, Some(head));
+        while let Some(this) = cursor.filter(|&this| this != at.slot) {
             self.step();
-            let index = self.tasks[this].delivery_on(number);
-            at = self.tasks[this].deliveries[index].next.take();
-            if matches!(self.tasks[this].deliveries[index].state, State::InFlight { .. }) {
+            let older = self.tasks.delivery_on(this, number);
+            cursor = self.tasks[older].next.take();
+            if matches!(self.tasks[older].state, State::InFlight { .. }) {
                 self.append(number, &mut kept, this);
             } else {
-                self.supersede(this, index, slot);
+                self.supersede(older, at.slot);
             }
         }
-        if let Some(behind) = self.tasks[slot].deliveries[index].next.take() {
+        if let Some(behind) = self.tasks[at].next.take() {
             self.append(number, &mut kept, behind);
             kept = kept.map(|chain| Chain { tail, ..chain });
         }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::lane::{Chain, Round};
-use crate::engine::table::{Priority, Settlement, Slot, State};
+use crate::engine::table::{DeliveryRef, Priority, Settlement, Slot, State};
 use crate::engine::{Action, BreakerState, Change, Engine, Moment};
 use crate::task::{Cause, Progress, TaskId, Timestamp, Verdict};
 
@@ -39,13 +39,13 @@ const ALONE: u8 = 3;
 
 impl Engine {
     /// Makes the head of a chain a dead letter; the next of its key comes forward.
-    pub(super) fn bury_head(&mut self, slot: Slot, index: usize, cause: Cause) {
-        self.supersede_letter(slot, index);
-        self.note_ambiguous_if_restored(slot, index);
-        let since = self.tasks[slot].deliveries[index].since();
+    pub(super) fn bury_head(&mut self, at: DeliveryRef, cause: Cause) {
+        self.supersede_letter(at);
+        self.note_ambiguous_if_restored(at);
+        let since = self.tasks[at].since();
         let until = self.expiry(since);
-        self.change(slot, index, State::Dead { cause, until });
-        let lane = self.tasks[slot].deliveries[index].lane;
+        self.change(at, State::Dead { cause, until });
+        let lane = self.tasks[at].lane;
         for counters in [&mut self.lanes[lane].counters, &mut self.totals] {
             *(if cause == Cause::Rejected {
                 &mut counters.rejected
@@ -53,12 +53,12 @@ impl Engine {
                 &mut counters.gave_up
             }) += 1;
         }
-        self.fail_quorum(slot, index);
-        self.tell_buried(slot, index);
-        self.touch(slot);
-        self.leave_chain(slot, index);
+        self.fail_quorum(at);
+        self.tell_buried(at);
+        self.touch(at.slot);
+        self.leave_chain(at);
         if cause == Cause::GaveUp {
-            self.suspect_replica(slot, index);
+            self.suspect_replica(at);
         }
         if self.lanes[lane].breaker.is_open() {
             self.schedule_wakeup(lane, self.now.moment.after(OPEN));
@@ -67,8 +67,8 @@ impl Engine {
 
     /// A delivery was given up. Were that all, on a replica that is down and has nothing else to do,
     /// nobody would notice when it is back. One that was a letter before has been through this.
-    fn suspect_replica(&mut self, slot: Slot, index: usize) {
-        let delivery = &self.tasks[slot].deliveries[index];
+    fn suspect_replica(&mut self, at: DeliveryRef) {
+        let delivery = &self.tasks[at];
         let (number, Some(failures)) = (delivery.lane, &delivery.failures) else { return };
         if self.settings.breaker_failures == 0 || failures.letter.is_some() {
             return;
@@ -83,8 +83,8 @@ impl Engine {
     }
 
     /// An attempt of one that was redriven has ended: whether the replica answers others and not it.
-    pub(super) fn judge_letter(&mut self, slot: Slot, index: usize, verdict: &Verdict) {
-        let delivery = &mut self.tasks[slot].deliveries[index];
+    pub(super) fn judge_letter(&mut self, at: DeliveryRef, verdict: &Verdict) {
+        let delivery = &mut self.tasks[at];
         let answers = self.lanes[delivery.lane].breaker.answers();
         if let (
             Verdict::Retry { .. },
@@ -98,13 +98,13 @@ impl Engine {
     }
 
     /// Takes on a dead letter found on disk.
-    pub(super) fn restore_letter(&mut self, slot: Slot, index: usize, cause: Cause) {
+    pub(super) fn restore_letter(&mut self, at: DeliveryRef, cause: Cause) {
         // Two of one key are there only if the newer one's death was written and the older one's
         // end was not; the order of the settlements rules that out, and this costs nothing.
-        self.supersede_letter(slot, index);
-        let until = self.expiry(self.tasks[slot].deliveries[index].since());
-        self.change(slot, index, State::Dead { cause, until });
-        let lane = self.tasks[slot].deliveries[index].lane;
+        self.supersede_letter(at);
+        let until = self.expiry(self.tasks[at].since());
+        self.change(at, State::Dead { cause, until });
+        let lane = self.tasks[at].lane;
         if cause == Cause::GaveUp && self.settings.hinted_handoff {
             self.lanes[lane].redrive = Some(Round { after: TaskId(0), until: None });
             self.schedule_wakeup(lane, self.now.moment.after(AFTER_RESTART));
@@ -122,29 +122,29 @@ impl Engine {
     }
 
     /// A newer write of the key has been delivered, or has died: the older dead letter is settled.
-    pub(super) fn supersede_letter(&mut self, slot: Slot, index: usize) {
-        let lane = self.tasks[slot].deliveries[index].lane;
-        let older = self.lanes[lane].letters.get(&self.tasks[slot].key).copied();
-        if let Some(older) = older.filter(|&older| older != slot) {
-            let index = self.tasks[older].delivery_on(lane);
-            self.supersede(older, index, slot);
+    pub(super) fn supersede_letter(&mut self, at: DeliveryRef) {
+        let lane = self.tasks[at].lane;
+        let older = self.lanes[lane].letters.get(&self.tasks[at.slot].key).copied();
+        if let Some(older) = older.filter(|&older| older != at.slot) {
+            let older = self.tasks.delivery_on(older, lane);
+            self.supersede(older, at.slot);
         }
     }
 
     /// Throws away a dead letter whose time is over.
-    pub(super) fn discard(&mut self, slot: Slot, index: usize) {
-        let delivery = self.delivery_id(slot, index);
-        let node = self.lanes[self.tasks[slot].deliveries[index].lane].node.clone();
-        self.settle(slot, index, Settlement::Discarded);
+    pub(super) fn discard(&mut self, at: DeliveryRef) {
+        let delivery = self.delivery_id(at);
+        let node = self.lanes[self.tasks[at].lane].node.clone();
+        self.settle(at, Settlement::Discarded);
         self.actions.push_back(Action::Discarded { delivery, node });
     }
 
     /// Tells of a new dead letter.
-    pub(super) fn tell_buried(&mut self, slot: Slot, index: usize) {
-        if let Progress::Dead(letter) = self.tasks[slot].deliveries[index].progress() {
-            let delivery = self.delivery_id(slot, index);
-            let lane = self.tasks[slot].deliveries[index].lane;
-            self.tell_change(slot, lane, Change::Dead, Some(Arc::clone(&letter.error)));
+    pub(super) fn tell_buried(&mut self, at: DeliveryRef) {
+        if let Progress::Dead(letter) = self.tasks[at].progress() {
+            let delivery = self.delivery_id(at);
+            let lane = self.tasks[at].lane;
+            self.tell_change(at.slot, lane, Change::Dead, Some(Arc::clone(&letter.error)));
             let node = self.lanes[lane].node.clone();
             self.actions.push_back(Action::Buried { delivery, node, letter });
         }
@@ -161,8 +161,8 @@ impl Engine {
     }
 
     /// The replica is still down, or down again: a redriven letter is a letter as before.
-    pub(super) fn return_to_dead(&mut self, slot: Slot, index: usize) {
-        let this = &mut self.tasks[slot].deliveries[index];
+    pub(super) fn return_to_dead(&mut self, at: DeliveryRef) {
+        let this = &mut self.tasks[at];
         let tried = this.state != State::Ready(Priority::Redrive);
         if let Some(failures) = &mut this.failures
             && let Some((since, before)) = failures.letter
@@ -171,10 +171,10 @@ impl Engine {
             failures.count = if tried { before + failures.count } else { before };
             failures.since = since;
         }
-        let until = self.expiry(self.tasks[slot].deliveries[index].since());
-        self.change(slot, index, State::Dead { cause: Cause::GaveUp, until });
-        self.touch(slot);
-        self.leave_chain(slot, index);
+        let until = self.expiry(self.tasks[at].since());
+        self.change(at, State::Dead { cause: Cause::GaveUp, until });
+        self.touch(at.slot);
+        self.leave_chain(at);
     }
 
     /// Has a lane looked at, at `at` or before.
@@ -278,7 +278,7 @@ impl Engine {
             if self.alone(slot, number).is_some_and(|alone| alone < ALONE)
                 && !lane.chains.contains_key(&key)
             {
-                self.revive(slot, self.tasks[slot].delivery_on(number));
+                self.revive(self.tasks.delivery_on(slot, number));
                 self.count_return(number);
             }
         }
@@ -309,7 +309,7 @@ impl Engine {
             return false;
         };
         self.lanes[number].probed = id;
-        self.revive(slot, self.tasks[slot].delivery_on(number));
+        self.revive(self.tasks.delivery_on(slot, number));
         self.count_return(number);
         true
     }
@@ -318,36 +318,34 @@ impl Engine {
     /// now.
     pub(super) fn probe_by_deferred(&mut self, number: u32) {
         let heads = self.lanes[number].chains.values().take(LOOKS).map(|chain| chain.head);
-        let mut heads = heads.map(|slot| (slot, self.tasks[slot].delivery_on(number)));
-        let deferred = heads.find(|&(slot, index)| {
-            matches!(self.tasks[slot].deliveries[index].state, State::Deferred { .. })
-        });
-        if let Some((slot, index)) = deferred
+        let mut heads = heads.map(|slot| self.tasks.delivery_on(slot, number));
+        let deferred = heads.find(|&at| matches!(self.tasks[at].state, State::Deferred { .. }));
+        if let Some(at) = deferred
             && self.retry_has_room(number)
         {
-            self.unpark(slot, index, self.now.moment);
+            self.unpark(at, self.now.moment);
         }
     }
 
     /// How often a dead letter failed while others did not; `None` for one that was not given up.
     fn alone(&self, slot: Slot, number: u32) -> Option<u8> {
-        let delivery = &self.tasks[slot].deliveries[self.tasks[slot].delivery_on(number)];
+        let delivery = &self.tasks[self.tasks.delivery_on(slot, number)];
         let gave_up = matches!(delivery.state, State::Dead { cause: Cause::GaveUp, .. });
         gave_up.then(|| delivery.failures.as_ref().map_or(0, |failures| failures.alone))
     }
 
     /// Makes a dead letter ready again; no chain of its key may be there.
-    pub(super) fn revive(&mut self, slot: Slot, index: usize) {
-        let (key, number) = (self.tasks[slot].key, self.tasks[slot].deliveries[index].lane);
-        self.change(slot, index, State::Ready(Priority::Redrive));
-        if let Some(failures) = &mut self.tasks[slot].deliveries[index].failures {
+    pub(super) fn revive(&mut self, at: DeliveryRef) {
+        let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
+        self.change(at, State::Ready(Priority::Redrive));
+        if let Some(failures) = &mut self.tasks[at].failures {
             failures.letter = Some((failures.since, failures.count));
         }
-        self.lanes[number].chains.insert(key, Chain::of(slot));
+        self.lanes[number].chains.insert(key, Chain::of(at.slot));
         for counters in [&mut self.lanes[number].counters, &mut self.totals] {
             counters.redriven += 1;
         }
-        self.tell_change(slot, number, Change::Redriven, None);
+        self.tell_change(at.slot, number, Change::Redriven, None);
     }
 
     /// Whether `--redrive-rate` lets another delivery back now, a dead letter or a parked one. If

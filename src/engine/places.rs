@@ -7,7 +7,7 @@
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::engine::share::SharedPool;
-use crate::engine::table::{Delivery, Priority, Slot, State};
+use crate::engine::table::{Delivery, DeliveryRef, Priority, State};
 use crate::engine::{Engine, MOST_DUE, Moment};
 
 impl Engine {
@@ -22,12 +22,12 @@ impl Engine {
     ///
     /// Nothing for a replica that an operator holds has one: it would keep it for as long as that
     /// lasts.
-    pub(super) fn await_retry(&mut self, slot: Slot, index: usize, until: Moment) -> bool {
-        let Delivery { lane, state, .. } = self.tasks[slot].deliveries[index];
+    pub(super) fn await_retry(&mut self, at: DeliveryRef, until: Moment) -> bool {
+        let Delivery { lane, state, .. } = self.tasks[at];
         let waits =
             !self.lanes[lane].is_held() && (state.holds_retry_place() || self.retry_has_room(lane));
         let to = if waits { State::Waiting { until } } else { State::Parked { until } };
-        self.change(slot, index, to);
+        self.change(at, to);
         waits
     }
 
@@ -40,12 +40,12 @@ impl Engine {
         let mut slots: Vec<_> = waiting.collect();
         slots.extend(lane.ready(Priority::Retry).values().copied().take(MOST_DUE));
         for &slot in &slots {
-            let index = self.tasks[slot].delivery_on(number);
-            let until = match self.tasks[slot].deliveries[index].state {
+            let at = self.tasks.delivery_on(slot, number);
+            let until = match self.tasks[at].state {
                 State::Waiting { until } => until,
                 _ => now,
             };
-            self.change(slot, index, State::Parked { until });
+            self.change(at, State::Parked { until });
             self.touch(slot);
         }
         if !slots.is_empty() {
@@ -80,9 +80,9 @@ impl Engine {
                 && let Some(slot) = first
             {
                 self.count_return(number);
-                let index = self.tasks[slot].delivery_on(number);
-                if let State::Parked { until } = self.tasks[slot].deliveries[index].state {
-                    self.unpark(slot, index, until);
+                let at = self.tasks.delivery_on(slot, number);
+                if let State::Parked { until } = self.tasks[at].state {
+                    self.unpark(at, until);
                 }
                 passed_over = 0;
             }
@@ -90,11 +90,11 @@ impl Engine {
     }
 
     /// Gives a parked delivery a place in the retry queue.
-    pub(super) fn unpark(&mut self, slot: Slot, index: usize, until: Moment) {
-        self.change(slot, index, State::Waiting { until });
+    pub(super) fn unpark(&mut self, at: DeliveryRef, until: Moment) {
+        self.change(at, State::Waiting { until });
         if until <= self.now.moment {
-            self.make_ready(slot, index);
+            self.make_ready(at);
         }
-        self.touch(slot);
+        self.touch(at.slot);
     }
 }

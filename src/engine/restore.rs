@@ -1,6 +1,6 @@
 //! From disk into the engine, at the start.
 
-use crate::engine::table::{DeliveryFailures, Queue, Settlement, Slot, State};
+use crate::engine::table::{DeliveryFailures, DeliveryRef, Queue, Settlement, Slot, State};
 use crate::engine::transitions::NewEntry;
 use crate::engine::{Engine, Now, Restored, Since, TASK_OVERHEAD_BYTES};
 use crate::task::{Cause, DeadLetter, Progress, TaskId};
@@ -31,7 +31,7 @@ impl Engine {
         let new = NewEntry { id, key, accepted_at, since, bytes };
         let slot = self.insert(new, &lanes, None, true);
         for (index, progress) in task.progress.into_iter().enumerate().take(lanes.len()) {
-            self.restore_delivery(slot, index, progress);
+            self.restore_delivery(DeliveryRef { slot, index }, progress);
         }
         self.enter_queue(slot, self.queue_of_restored(slot));
         let states = || self.tasks[slot].deliveries.iter().map(|delivery| delivery.state);
@@ -43,7 +43,7 @@ impl Engine {
         self.finish();
     }
 
-    fn restore_delivery(&mut self, slot: Slot, index: usize, progress: Progress) {
+    fn restore_delivery(&mut self, at: DeliveryRef, progress: Progress) {
         let until = self.now.moment.after(self.settings.retry_base.mul_f64(self.rng.f64()));
         // Which older write it may have superseded is not on disk. So it stands for every older one.
         let stands_for =
@@ -55,13 +55,13 @@ impl Engine {
                 (State::Waiting { until }, failures, Some(error), self.now.wall)
             }
             Progress::Delivered => {
-                self.supersede_letter(slot, index);
-                return self.settled_before(slot, index, Settlement::Delivered);
+                self.supersede_letter(at);
+                return self.settled_before(at, Settlement::Delivered);
             }
             Progress::Superseded => {
-                return self.settled_before(slot, index, Settlement::Superseded);
+                return self.settled_before(at, Settlement::Superseded);
             }
-            Progress::Ambiguous { .. } => return self.restore_ambiguous(slot, index),
+            Progress::Ambiguous { .. } => return self.restore_ambiguous(at),
             Progress::Resend => {
                 let until = self.now.moment.after(self.settings.settle_after);
                 (State::Resend { until }, 0, None, self.now.wall)
@@ -74,30 +74,29 @@ impl Engine {
                 (state, failures, Some(error), since)
             }
         };
-        self.tasks[slot].deliveries[index].failures =
+        self.tasks[at].failures =
             error.map(|error| Box::new(DeliveryFailures::new(failures, error, since)));
-        if self.tasks[slot].deliveries[index].failures.is_some() {
+        if self.tasks[at].failures.is_some() {
             // It may have been on the wire when the process ended.
-            self.note_ambiguous(slot, index, self.now.wall);
+            self.note_ambiguous(at, self.now.wall);
         }
         if stands_for.is_some() {
             let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
-            self.tasks[slot].deliveries[index].failures.get_or_insert_with(new).stands_for =
-                stands_for;
+            self.tasks[at].failures.get_or_insert_with(new).stands_for = stands_for;
         }
         if let State::Dead { cause, .. } = state {
-            return self.restore_letter(slot, index, cause);
+            return self.restore_letter(at, cause);
         }
-        let alone = self.join(slot, index);
+        let alone = self.join(at);
         // Behind an older write it keeps its failures and waits for its turn instead.
         match state {
             State::Waiting { until } if alone => {
-                if !self.await_retry(slot, index, until) {
-                    self.touch(slot);
+                if !self.await_retry(at, until) {
+                    self.touch(at.slot);
                 }
             }
-            _ if alone && state.awaits_retry() => self.change(slot, index, state),
-            _ => self.unblock(slot, index),
+            _ if alone && state.awaits_retry() => self.change(at, state),
+            _ => self.unblock(at),
         }
     }
 

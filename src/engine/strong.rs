@@ -1,15 +1,15 @@
 //! Strong writes: when their clients are answered, and with what.
 
 use crate::engine::quorum::{Quorum, Standing};
-use crate::engine::table::{Delivery, Entry, Queue, Slot, State};
+use crate::engine::table::{Delivery, DeliveryRef, Entry, Queue, Slot, State};
 use crate::engine::{Action, Engine};
 use crate::task::{Obstacle, ReplicaIndex};
 
 impl Engine {
     /// One acknowledgement less that a strong write can hope for.
-    pub(super) fn fail_quorum(&mut self, slot: Slot, index: usize) {
-        let replica = self.delivery_id(slot, index).replica;
-        if let Some(quorum) = &mut self.tasks[slot].quorum {
+    pub(super) fn fail_quorum(&mut self, at: DeliveryRef) {
+        let replica = self.delivery_id(at).replica;
+        if let Some(quorum) = &mut self.tasks[at.slot].quorum {
             quorum.fail(replica);
         }
     }

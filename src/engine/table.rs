@@ -33,6 +33,14 @@ impl Slot {
     }
 }
 
+/// Where a delivery lies in memory. Valid until its task leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DeliveryRef {
+    pub(super) slot: Slot,
+    /// Its place in [`Entry::deliveries`].
+    pub(super) index: usize,
+}
+
 /// Which capacity a task counts against. The last counts against none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
@@ -359,11 +367,6 @@ impl Entry {
     pub(super) fn origin(&self, index: usize) -> TaskId {
         self.deliveries.get(index).map_or(self.id, |delivery| delivery.origin(self.id))
     }
-
-    /// Which delivery goes over `lane`. A task has at most one for a lane.
-    pub(super) fn delivery_on(&self, lane: u32) -> usize {
-        self.deliveries.iter().position(|delivery| delivery.lane == lane).unwrap_or_default()
-    }
 }
 
 /// All tasks that are not over.
@@ -393,6 +396,17 @@ impl Tasks {
 
     pub(super) fn find(&self, id: TaskId) -> Option<Slot> {
         self.slots.get(&id).copied()
+    }
+
+    /// The delivery of a task that goes over `lane`. A task has at most one for a lane.
+    pub(super) fn delivery_on(&self, slot: Slot, lane: u32) -> DeliveryRef {
+        let deliveries = &self[slot].deliveries;
+        let index = deliveries.iter().position(|delivery| delivery.lane == lane);
+        DeliveryRef { slot, index: index.unwrap_or_default() }
+    }
+
+    pub(super) fn get(&self, at: DeliveryRef) -> Option<&Delivery> {
+        self[at.slot].deliveries.get(at.index)
     }
 
     /// The tasks after `id`, by age.
@@ -432,6 +446,20 @@ impl Index<Slot> for Tasks {
 impl IndexMut<Slot> for Tasks {
     fn index_mut(&mut self, slot: Slot) -> &mut Entry {
         &mut self.entries[slot.index()]
+    }
+}
+
+impl Index<DeliveryRef> for Tasks {
+    type Output = Delivery;
+
+    fn index(&self, at: DeliveryRef) -> &Delivery {
+        &self[at.slot].deliveries[at.index]
+    }
+}
+
+impl IndexMut<DeliveryRef> for Tasks {
+    fn index_mut(&mut self, at: DeliveryRef) -> &mut Delivery {
+        &mut self[at.slot].deliveries[at.index]
     }
 }
 

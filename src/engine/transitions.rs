@@ -14,7 +14,7 @@ use crate::engine::counters::{Attempt, DeliveryOutcome};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
 use crate::engine::table::{
-    Delivery, DeliveryFailures, Entry, Priority, Queue, Settlement, Slot, State,
+    Delivery, DeliveryFailures, DeliveryRef, Entry, Priority, Queue, Settlement, Slot, State,
 };
 use crate::engine::{Action, Change, Engine, KeyId, Since};
 use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId, Timestamp};
@@ -73,13 +73,13 @@ impl Engine {
     }
 
     /// Writes a state: out of the index of the old one, into that of the new one.
-    pub(super) fn change(&mut self, slot: Slot, index: usize, to: State) {
-        if self.tasks[slot].kept {
-            self.release_charge(slot);
+    pub(super) fn change(&mut self, at: DeliveryRef, to: State) {
+        if self.tasks[at.slot].kept {
+            self.release_charge(at.slot);
         }
-        let entry = &mut self.tasks[slot];
-        let (id, key, origin) = (entry.id, entry.key, entry.origin(index));
-        let delivery = &mut entry.deliveries[index];
+        let entry = &mut self.tasks[at.slot];
+        let (id, key, origin) = (entry.id, entry.key, entry.origin(at.index));
+        let delivery = &mut entry.deliveries[at.index];
         let from = std::mem::replace(&mut delivery.state, to);
         let number = delivery.lane;
         let lane = &mut self.lanes[number];
@@ -94,10 +94,10 @@ impl Engine {
             }
             State::Waiting { until } => {
                 lane.waiting.remove(&id);
-                self.timers.remove(&(until, slot, number));
+                self.timers.remove(&(until, at.slot, number));
             }
             State::Resend { until } => {
-                self.timers.remove(&(until, slot, number));
+                self.timers.remove(&(until, at.slot, number));
             }
             State::Parked { .. } => {
                 lane.parked.remove(&id);
@@ -109,12 +109,12 @@ impl Engine {
             State::Deferred { until } => {
                 lane.deferred -= 1;
                 self.levels.dead_letters -= 1;
-                self.timers.remove(&(until, slot, number));
+                self.timers.remove(&(until, at.slot, number));
             }
             State::Dead { until, .. } => {
                 lane.dead.remove(&id);
                 lane.letters.remove(&key);
-                self.timers.remove(&(until, slot, number));
+                self.timers.remove(&(until, at.slot, number));
                 self.levels.dead_letters -= 1;
             }
             State::Settled(_) => debug_assert!(false, "what is settled stays settled"),
@@ -122,21 +122,21 @@ impl Engine {
         match to {
             State::Blocked => debug_assert!(false, "nothing goes back to being blocked"),
             State::Ready(priority) => {
-                lane.ready(priority).insert(id, slot);
+                lane.ready(priority).insert(id, at.slot);
             }
             State::InFlight { priority, .. } => {
                 self.levels.in_flight += 1;
                 *lane.on_wire(priority) += 1;
             }
             State::Waiting { until } => {
-                lane.waiting.insert(id, slot);
-                self.timers.insert((until, slot, number));
+                lane.waiting.insert(id, at.slot);
+                self.timers.insert((until, at.slot, number));
             }
             State::Resend { until } => {
-                self.timers.insert((until, slot, number));
+                self.timers.insert((until, at.slot, number));
             }
             State::Parked { .. } => {
-                lane.parked.insert(id, slot);
+                lane.parked.insert(id, at.slot);
                 self.levels.dead_letters += 1;
                 self.parked_lanes.insert(number);
                 self.refill = true;
@@ -144,12 +144,12 @@ impl Engine {
             State::Deferred { until } => {
                 lane.deferred += 1;
                 self.levels.dead_letters += 1;
-                self.timers.insert((until, slot, number));
+                self.timers.insert((until, at.slot, number));
             }
             State::Dead { until, .. } => {
-                lane.dead.insert(id, slot);
-                lane.letters.insert(key, slot);
-                self.timers.insert((until, slot, number));
+                lane.dead.insert(id, at.slot);
+                lane.letters.insert(key, at.slot);
+                self.timers.insert((until, at.slot, number));
                 self.levels.dead_letters += 1;
             }
             State::Settled(_) => {}
@@ -191,18 +191,17 @@ impl Engine {
         let lane = &mut self.lanes[number];
         let tasks = &self.tasks;
         let is_pending = |id: TaskId| {
-            tasks.find(id).is_some_and(|slot| {
-                let entry = &tasks[slot];
-                entry.deliveries[entry.delivery_on(number)].state.is_pending()
-            })
+            tasks
+                .find(id)
+                .is_some_and(|slot| tasks[tasks.delivery_on(slot, number)].state.is_pending())
         };
         lane.backlog.leave(id, bytes, lane.counters.pending, is_pending);
     }
 
     /// A delivery that was settled before the restart: no counter of this process has it.
-    pub(super) fn settled_before(&mut self, slot: Slot, index: usize, settlement: Settlement) {
-        let entry = &mut self.tasks[slot];
-        let delivery = &mut entry.deliveries[index];
+    pub(super) fn settled_before(&mut self, at: DeliveryRef, settlement: Settlement) {
+        let entry = &mut self.tasks[at.slot];
+        let delivery = &mut entry.deliveries[at.index];
         delivery.state = State::Settled(settlement);
         self.lanes[delivery.lane].backlog.take_back(entry.id, entry.bytes);
         for counters in [&mut self.lanes[delivery.lane].counters, &mut self.totals] {
@@ -213,53 +212,53 @@ impl Engine {
 
     /// Puts a delivery at the end of its key's chain, and settles what it supersedes there. Says
     /// whether it is the head now.
-    pub(super) fn join(&mut self, slot: Slot, index: usize) -> bool {
-        let entry = &self.tasks[slot];
-        let (key, strong, lane) = (entry.key, entry.quorum.is_some(), entry.deliveries[index].lane);
+    pub(super) fn join(&mut self, at: DeliveryRef) -> bool {
+        let entry = &self.tasks[at.slot];
+        let (key, strong, lane) = (entry.key, entry.quorum.is_some(), self.tasks[at].lane);
         let older = self.lanes[lane].chains.get(&key).copied();
         let mut chain = match older {
             Some(chain) if strong || self.settings.coalesce => {
-                self.overtake(lane, chain.head, slot)
+                self.overtake(lane, chain.head, at.slot)
             }
-            Some(chain) => self.supersede_retry(lane, chain, slot),
+            Some(chain) => self.supersede_retry(lane, chain, at.slot),
             None => None,
         };
-        self.append(lane, &mut chain, slot);
+        self.append(lane, &mut chain, at.slot);
         let Some(chain) = chain else { return false };
         self.lanes[lane].chains.insert(key, chain);
-        if chain.head != slot {
+        if chain.head != at.slot {
             // What it overtook may have been the head: then the one behind that leads now.
-            self.unblock(chain.head, self.tasks[chain.head].delivery_on(lane));
+            self.unblock(self.tasks.delivery_on(chain.head, lane));
         }
-        chain.head == slot
+        chain.head == at.slot
     }
 
     /// Before a newer write of its key, a delivery that awaits a retry is superseded. It is alone
     /// in its chain, so nothing else has to be looked at.
     fn supersede_retry(&mut self, lane: u32, chain: Chain, by: Slot) -> Option<Chain> {
-        let index = self.tasks[chain.head].delivery_on(lane);
-        if !self.tasks[chain.head].deliveries[index].state.awaits_retry() {
+        let at = self.tasks.delivery_on(chain.head, lane);
+        if !self.tasks[at].state.awaits_retry() {
             return Some(chain);
         }
-        self.supersede(chain.head, index, by);
+        self.supersede(at, by);
         None
     }
 
     /// Ends a delivery that a newer write of its key makes pointless. That stands for it from now
     /// on: until it is settled itself, no barrier behind the older one is reached.
-    pub(super) fn supersede(&mut self, slot: Slot, index: usize, by: Slot) {
-        let (lane, state) =
-            (self.tasks[slot].deliveries[index].lane, self.tasks[slot].deliveries[index].state);
+    pub(super) fn supersede(&mut self, at: DeliveryRef, by: Slot) {
+        let (lane, state) = (self.tasks[at].lane, self.tasks[at].state);
         if matches!(state.outcome(), DeliveryOutcome::Pending | DeliveryOutcome::Dead) {
-            self.stand_for(by, lane, self.tasks[slot].origin(index));
+            self.stand_for(by, lane, self.tasks[at.slot].origin(at.index));
         }
-        self.settle(slot, index, Settlement::Superseded);
+        self.settle(at, Settlement::Superseded);
     }
 
     fn stand_for(&mut self, slot: Slot, lane: u32, older: TaskId) {
+        let DeliveryRef { index, .. } = self.tasks.delivery_on(slot, lane);
         let entry = &mut self.tasks[slot];
-        let at = entry.delivery_on(lane);
-        let (task, before, delivery) = (entry.id, entry.origin(at), &mut entry.deliveries[at]);
+        let (task, before) = (entry.id, entry.origin(index));
+        let delivery = &mut entry.deliveries[index];
         if older >= before {
             return;
         }
@@ -275,20 +274,20 @@ impl Engine {
     /// awaited by a client. Gives back what is left of the chain.
     fn overtake(&mut self, lane: u32, head: Slot, by: Slot) -> Option<Chain> {
         let mut kept = None;
-        let mut at = Some(head);
-        while let Some(older) = at {
+        let mut cursor = Some(head);
+        while let Some(older) = cursor {
             self.step();
-            let index = self.tasks[older].delivery_on(lane);
-            let Delivery { state, next, .. } = self.tasks[older].deliveries[index];
+            let at = self.tasks.delivery_on(older, lane);
+            let Delivery { state, next, .. } = self.tasks[at];
             let stays = matches!(state, State::InFlight { .. })
                 || (self.tasks[older].quorum.is_some() && !state.awaits_retry());
             if stays {
-                self.tasks[older].deliveries[index].next = None;
+                self.tasks[at].next = None;
                 self.append(lane, &mut kept, older);
             } else {
-                self.supersede(older, index, by);
+                self.supersede(at, by);
             }
-            at = next;
+            cursor = next;
         }
         kept
     }
@@ -298,8 +297,8 @@ impl Engine {
         match chain {
             None => *chain = Some(Chain::of(slot)),
             Some(chain) => {
-                let tail = self.tasks[chain.tail].delivery_on(lane);
-                self.tasks[chain.tail].deliveries[tail].next = Some(slot);
+                let tail = self.tasks.delivery_on(chain.tail, lane);
+                self.tasks[tail].next = Some(slot);
                 chain.tail = slot;
             }
         }
@@ -307,31 +306,31 @@ impl Engine {
 
     /// Makes a blocked delivery ready if it leads its chain and may be sent. One that failed before
     /// a restart and has a newer write of its key behind it is superseded instead.
-    pub(super) fn unblock(&mut self, slot: Slot, index: usize) {
-        let entry = &self.tasks[slot];
-        let Delivery { lane, state, next, .. } = entry.deliveries[index];
-        let leads = || self.lanes[lane].chains.get(&entry.key).is_some_and(|c| c.head == slot);
+    pub(super) fn unblock(&mut self, at: DeliveryRef) {
+        let entry = &self.tasks[at.slot];
+        let Delivery { lane, state, next, .. } = self.tasks[at];
+        let leads = || self.lanes[lane].chains.get(&entry.key).is_some_and(|c| c.head == at.slot);
         if state != State::Blocked || !entry.durable || !leads() {
             return;
         }
-        let failed = entry.deliveries[index].failure_count() > 0;
+        let failed = self.tasks[at].failure_count() > 0;
         match next {
-            Some(next) if failed => self.supersede_head(slot, index, next),
+            Some(next) if failed => self.supersede_head(at, next),
             None if failed => {
-                self.await_retry(slot, index, self.now.moment);
-                self.touch(slot);
+                self.await_retry(at, self.now.moment);
+                self.touch(at.slot);
             }
-            _ => self.make_ready(slot, index),
+            _ => self.make_ready(at),
         }
     }
 
-    pub(super) fn make_ready(&mut self, slot: Slot, index: usize) {
-        let entry = &self.tasks[slot];
-        let failed = entry.deliveries[index].failure_count() > 0;
+    pub(super) fn make_ready(&mut self, at: DeliveryRef) {
+        let entry = &self.tasks[at.slot];
+        let failed = self.tasks[at].failure_count() > 0;
         // A strong write keeps its priority after its answer, for the next one may wait behind it.
-        let priority = if matches!(entry.deliveries[index].state, State::Resend { .. }) {
+        let priority = if matches!(self.tasks[at].state, State::Resend { .. }) {
             Priority::Resend
-        } else if !failed && entry.deliveries[index].is_redriven() {
+        } else if !failed && self.tasks[at].is_redriven() {
             // It could not be sent, which is no failure.
             Priority::Redrive
         } else if entry.quorum.is_some() || (entry.strong && !failed) {
@@ -341,7 +340,7 @@ impl Engine {
         } else {
             Priority::Fresh
         };
-        self.change(slot, index, State::Ready(priority));
+        self.change(at, State::Ready(priority));
     }
 
     /// Has a lane looked at before the call ends.
@@ -390,61 +389,61 @@ impl Engine {
     }
 
     fn send(&mut self, number: u32, slot: Slot, priority: Priority, probe: bool) {
-        let index = self.tasks[slot].delivery_on(number);
-        self.change(slot, index, State::InFlight { priority, probe, discard: false });
+        let at = self.tasks.delivery_on(slot, number);
+        self.change(at, State::InFlight { priority, probe, discard: false });
         if priority == Priority::Redrive
-            && let Some(failures) = &mut self.tasks[slot].deliveries[index].failures
+            && let Some(failures) = &mut self.tasks[at].failures
         {
             // It has all its attempts anew.
             failures.count = 0;
         }
-        let delivery = self.delivery_id(slot, index);
+        let delivery = self.delivery_id(at);
         let entry = &self.tasks[slot];
-        let attempt = entry.deliveries[index].failure_count().saturating_add(1);
+        let attempt = self.tasks[at].failure_count().saturating_add(1);
         let node = self.lanes[number].node.clone();
         self.actions.push_back(Action::Send { delivery, node, attempt, bytes: entry.bytes });
     }
 
     /// An attempt fails on its schedule, but without connection or place: the breaker is open.
     fn fail_fast(&mut self, number: u32, slot: Slot) {
-        let index = self.tasks[slot].delivery_on(number);
-        let state = self.tasks[slot].deliveries[index].state;
+        let at = self.tasks.delivery_on(slot, number);
+        let state = self.tasks[at].state;
         if state == State::Ready(Priority::Redrive) {
-            return self.return_to_dead(slot, index);
+            return self.return_to_dead(at);
         }
         let error = Arc::clone(&self.lanes[number].shut_error);
-        self.note_failure(slot, index, error, Attempt::Unsent);
+        self.note_failure(at, error, Attempt::Unsent);
         if state == State::Ready(Priority::Resend) {
-            return self.resend_failed(slot, index);
+            return self.resend_failed(at);
         }
-        self.fail(slot, index, None);
+        self.fail(at, None);
     }
 
-    pub(super) fn delivery_id(&self, slot: Slot, index: usize) -> DeliveryId {
-        let replica = ReplicaIndex(u16::try_from(index).unwrap_or(u16::MAX));
-        DeliveryId { task: self.tasks[slot].id, replica }
+    pub(super) fn delivery_id(&self, at: DeliveryRef) -> DeliveryId {
+        let replica = ReplicaIndex(u16::try_from(at.index).unwrap_or(u16::MAX));
+        DeliveryId { task: self.tasks[at.slot].id, replica }
     }
 
     /// Ends the delivery that leads its chain; the next of its key comes forward.
-    pub(super) fn settle_head(&mut self, slot: Slot, index: usize, settlement: Settlement) {
+    pub(super) fn settle_head(&mut self, at: DeliveryRef, settlement: Settlement) {
         if settlement == Settlement::Delivered {
-            self.supersede_letter(slot, index);
+            self.supersede_letter(at);
         }
-        self.settle(slot, index, settlement);
-        self.leave_chain(slot, index);
+        self.settle(at, settlement);
+        self.leave_chain(at);
     }
 
     /// Ends the delivery that leads its chain, as the next of its key takes its place.
-    pub(super) fn supersede_head(&mut self, slot: Slot, index: usize, next: Slot) {
-        self.supersede(slot, index, next);
-        self.leave_chain(slot, index);
+    pub(super) fn supersede_head(&mut self, at: DeliveryRef, next: Slot) {
+        self.supersede(at, next);
+        self.leave_chain(at);
     }
 
     /// Takes the head out of its chain.
-    pub(super) fn leave_chain(&mut self, slot: Slot, index: usize) {
-        let entry = &mut self.tasks[slot];
+    pub(super) fn leave_chain(&mut self, at: DeliveryRef) {
+        let entry = &mut self.tasks[at.slot];
         let (key, number, next) =
-            (entry.key, entry.deliveries[index].lane, entry.deliveries[index].next.take());
+            (entry.key, entry.deliveries[at.index].lane, entry.deliveries[at.index].next.take());
         let lane = &mut self.lanes[number];
         match next {
             None => {
@@ -457,30 +456,29 @@ impl Engine {
                 if let Some(chain) = lane.chains.get_mut(&key) {
                     chain.head = head;
                 }
-                let index = self.tasks[head].delivery_on(number);
-                self.unblock(head, index);
+                self.unblock(self.tasks.delivery_on(head, number));
             }
         }
     }
 
-    pub(super) fn settle(&mut self, slot: Slot, index: usize, settlement: Settlement) {
+    pub(super) fn settle(&mut self, at: DeliveryRef, settlement: Settlement) {
         // Acknowledged before it was to be sent once more.
-        let told = self.tasks[slot].deliveries[index].state.outcome() == DeliveryOutcome::Delivered;
+        let told = self.tasks[at].state.outcome() == DeliveryOutcome::Delivered;
         let settlement = if told { Settlement::Delivered } else { settlement };
-        self.note_ambiguous_if_restored(slot, index);
-        self.change(slot, index, State::Settled(settlement));
+        self.note_ambiguous_if_restored(at);
+        self.change(at, State::Settled(settlement));
         let change = match settlement {
             Settlement::Delivered => Change::Delivered,
             Settlement::Superseded => Change::Superseded,
             Settlement::Discarded => Change::Discarded,
         };
         if !told {
-            self.tell_change(slot, self.tasks[slot].deliveries[index].lane, change, None);
+            self.tell_change(at.slot, self.tasks[at].lane, change, None);
         }
         if settlement != Settlement::Delivered {
-            self.fail_quorum(slot, index);
+            self.fail_quorum(at);
         }
-        self.touch(slot);
+        self.touch(at.slot);
     }
 
     /// Moves a task to another queue.

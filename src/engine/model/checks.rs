@@ -43,7 +43,8 @@ impl World {
             let number = self.engine.lanes.find(&lane.node).unwrap();
             for chain in lane.chains.values() {
                 let head = &self.engine.tasks[chain.head];
-                let state = head.deliveries[head.delivery_on(number)].state;
+                let state =
+                    self.engine.tasks[self.engine.tasks.delivery_on(chain.head, number)].state;
                 assert!(!head.durable || state != State::Blocked, "{} stands still", head.id);
             }
             for queue in [Queue::Eventual, Queue::Strong] {
