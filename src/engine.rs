@@ -254,7 +254,7 @@ impl Engine {
             held > 0 && !pool.has_room_for(held) && (pool.free() == 0 || !alone())
         };
         for lane in known.iter().map(|&lane| &self.lanes[lane]) {
-            let (node, held, bytes) = (&lane.node, lane.held(queue), lane.kept_bytes);
+            let (node, held, bytes) = (&lane.node, lane.held(queue), lane.dead_letter_bytes);
             if too_much(held as u64, places) {
                 return Err(Full::Share { node: node.clone(), held });
             }
@@ -499,7 +499,7 @@ impl Engine {
             last_error: lane.last_error.clone(),
             breaker_since: lane.breaker_since,
             next_probe: lane.breaker.probe_at(),
-            dead_letter_bytes: lane.kept_bytes,
+            dead_letter_bytes: lane.dead_letter_bytes,
             breaker: lane.breaker.view(),
             workers: lane.concurrency.limit(self.settings.workers),
         })

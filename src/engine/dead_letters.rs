@@ -378,20 +378,20 @@ impl Engine {
         self.touch(slot);
     }
 
-    fn charge(&mut self, slot: Slot, kept: bool) {
+    fn charge(&mut self, slot: Slot, as_dead: bool) {
         let entry = &mut self.tasks[slot];
-        if std::mem::replace(&mut entry.kept, kept) == kept {
+        if std::mem::replace(&mut entry.charged_as_dead, as_dead) == as_dead {
             return;
         }
-        let (from, to) = match kept {
+        let (from, to) = match as_dead {
             true => (&mut self.levels.bytes, &mut self.levels.dead_letter_bytes),
             false => (&mut self.levels.dead_letter_bytes, &mut self.levels.bytes),
         };
         *from -= entry.bytes;
         *to += entry.bytes;
         for delivery in entry.deliveries.iter().filter(|delivery| delivery.state.is_dead_letter()) {
-            let bytes = &mut self.lanes[delivery.lane].kept_bytes;
-            if kept { *bytes += entry.bytes } else { *bytes -= entry.bytes }
+            let bytes = &mut self.lanes[delivery.lane].dead_letter_bytes;
+            if as_dead { *bytes += entry.bytes } else { *bytes -= entry.bytes }
         }
     }
 }

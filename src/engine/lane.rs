@@ -59,7 +59,7 @@ pub(super) struct Lane {
     /// For each key the attempts that may still be applied, and until when.
     pub(super) ambiguous: HashMap<KeyId, SmallVec<[(TaskId, Moment); 1]>>,
     /// What the tasks are charged for of which only dead letters are left, parked ones included.
-    pub(super) kept_bytes: u64,
+    pub(super) dead_letter_bytes: u64,
     /// The dead letters are being redriven.
     pub(super) redrive: Option<Round>,
     /// Up to where they were, when the replica was gone again.
@@ -133,7 +133,7 @@ impl Lane {
             dead: BTreeMap::new(),
             letters: HashMap::new(),
             ambiguous: HashMap::new(),
-            kept_bytes: 0,
+            dead_letter_bytes: 0,
             redrive: None,
             broken_off: TaskId(0),
             probed: TaskId(0),

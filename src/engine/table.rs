@@ -72,7 +72,7 @@ pub(super) struct Entry {
     /// Its progress has changed since it was last handed out to be saved.
     pub(super) touched: bool,
     /// All that is left of it are dead letters: it is charged as such, to their replicas.
-    pub(super) kept: bool,
+    pub(super) charged_as_dead: bool,
     /// The strong write's open question.
     pub(super) quorum: Option<Box<Quorum>>,
     /// Its deliveries, in the order of the task's replicas.

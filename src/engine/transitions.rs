@@ -62,7 +62,7 @@ impl Engine {
             restored: durable,
             strong: quorum.is_some(),
             touched: false,
-            kept: false,
+            charged_as_dead: false,
             quorum,
             deliveries: lanes.iter().copied().map(Delivery::new).collect(),
         });
@@ -74,7 +74,7 @@ impl Engine {
 
     /// Writes a state: out of the index of the old one, into that of the new one.
     pub(super) fn change(&mut self, at: DeliveryRef, to: State) {
-        if self.tasks[at.slot].kept {
+        if self.tasks[at.slot].charged_as_dead {
             self.release_charge(at.slot);
         }
         let entry = &mut self.tasks[at.slot];
@@ -548,7 +548,7 @@ impl Engine {
             self.tasks.remove(slot);
             return;
         }
-        let kept = states().all(State::rests) && states().any(State::is_dead_letter);
+        let only_dead = states().all(State::rests) && states().any(State::is_dead_letter);
         let waits = states().any(State::holds_queue);
         let progress: Vec<_> = entry.deliveries.iter().map(Delivery::progress).collect();
         if progress.iter().any(|progress| *progress != Progress::Untouched) {
@@ -557,7 +557,7 @@ impl Engine {
         if !waits {
             self.enter_queue(slot, Queue::Outside);
         }
-        if kept {
+        if only_dead {
             self.charge_as_dead(slot);
         }
     }
