@@ -65,18 +65,18 @@ mod tests;
 mod transitions;
 mod view;
 
-pub use admin::{AdminOutcome, Forgotten, Probed, RenameError};
 pub use barrier::{BarrierLane, BarrierView};
 pub use breaker::BreakerState;
 pub use concurrency::Workers;
 pub use counters::Counters;
 pub use interface::{
-    Action, Arrival, Change, Full, LaneView, Levels, Now, Restored, Settings, TASK_OVERHEAD_BYTES,
+    Action, AdminOutcome, Arrival, Change, DeliveryState, DeliveryView, Forgotten, Found, Full,
+    LaneView, LetterView, Levels, Now, Probed, RenameError, Restored, Settings,
+    TASK_OVERHEAD_BYTES, TaskView, Wanted,
 };
 pub use key::{KeyHasher, KeyId};
 pub use moment::{Moment, Since};
 pub use share::SharedPool;
-pub use view::{DeliveryState, DeliveryView, Found, LetterView, TaskView, Wanted};
 
 use barrier::Watches;
 use breaker::Ended;
@@ -84,8 +84,7 @@ use counters::Attempt;
 use lane::Lanes;
 use quorum::Quorum;
 use retry::Schedule;
-use table::{DeliveryRef, Priority, Queue, Settlement, Slot, State, Tasks};
-use transitions::NewEntry;
+use table::{DeliveryRef, NewEntry, Priority, Queue, Settlement, Slot, State, Tasks};
 
 /// Nothing is kept free for other replicas where none has had a write for so long.
 const OTHERS_IDLE: Duration = Duration::from_secs(60);

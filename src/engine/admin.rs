@@ -10,53 +10,15 @@ use std::sync::Arc;
 use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::table::{DeliveryRef, Settlement, Slot, State};
-use crate::engine::{Action, BreakerState, Change, Engine, Now};
+use crate::engine::{
+    Action, AdminOutcome, BreakerState, Change, Engine, Forgotten, Now, Probed, RenameError,
+};
 use crate::task::{DeliveryId, Node, TaskId, Timestamp};
 
 /// Deliveries that one step of forgetting throws away, and tasks that it looks at for them: a few
 /// milliseconds, as everything else waits meanwhile.
 const STEP: usize = 1024;
 const LOOKS: usize = 16 * STEP;
-
-/// What an operator's request has done to one dead letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdminOutcome {
-    /// What was asked for.
-    Done,
-    /// Nothing: a newer write of its key is on its way, and settles it.
-    LeftOut,
-    /// Nothing: its replica is paused or does not answer, or the retry queue has no place for it.
-    HeldBack,
-    /// It is no dead letter any more.
-    Gone,
-}
-
-/// What came of asking for a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probed {
-    /// The breaker afterwards.
-    pub breaker: BreakerState,
-    /// A delivery is on the wire that will tell how the replica is.
-    pub probing: bool,
-}
-
-/// What a replica that is forgotten had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forgotten {
-    /// Deliveries and dead letters that are thrown away.
-    pub discarded: u64,
-    /// Deliveries on the wire; they are not tried again.
-    pub in_flight: u64,
-}
-
-/// Why a replica keeps its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RenameError {
-    /// There is no such replica.
-    Unknown,
-    /// There is one of the new name already.
-    Used,
-}
 
 impl Engine {
     /// Whether every change of a delivery is told by [`Action::Changed`].

@@ -1,7 +1,8 @@
 //! From disk into the engine, at the start.
 
-use crate::engine::table::{DeliveryFailures, DeliveryRef, Queue, Settlement, Slot, State};
-use crate::engine::transitions::NewEntry;
+use crate::engine::table::{
+    DeliveryFailures, DeliveryRef, NewEntry, Queue, Settlement, Slot, State,
+};
 use crate::engine::{Engine, Now, Restored, Since, TASK_OVERHEAD_BYTES};
 use crate::task::{Cause, DeadLetter, Progress, TaskId};
 

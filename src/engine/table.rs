@@ -52,6 +52,16 @@ pub(super) enum Queue {
     Outside,
 }
 
+/// A task on its way into memory.
+pub(super) struct NewEntry {
+    pub(super) id: TaskId,
+    pub(super) key: KeyId,
+    pub(super) accepted_at: Timestamp,
+    pub(super) since: Since,
+    /// What it is charged for.
+    pub(super) bytes: u64,
+}
+
 /// What is known of a task.
 #[derive(Debug)]
 pub(super) struct Entry {

@@ -14,24 +14,15 @@ use crate::engine::counters::{Attempt, DeliveryOutcome};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
 use crate::engine::table::{
-    Delivery, DeliveryFailures, DeliveryRef, Entry, Priority, Queue, Settlement, Slot, State,
+    Delivery, DeliveryFailures, DeliveryRef, Entry, NewEntry, Priority, Queue, Settlement, Slot,
+    State,
 };
-use crate::engine::{Action, Change, Engine, KeyId, Since};
-use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId, Timestamp};
+use crate::engine::{Action, Change, Engine};
+use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId};
 
 /// The most deliveries that one call fails because a breaker is open. The rest comes with the
 /// next, which is due at once: a full queue must not hold up everything else for its length.
 const FAST_FAILURES: usize = 256;
-
-/// A task on its way into memory.
-pub(super) struct NewEntry {
-    pub(super) id: TaskId,
-    pub(super) key: KeyId,
-    pub(super) accepted_at: Timestamp,
-    pub(super) since: Since,
-    /// What it is charged for.
-    pub(super) bytes: u64,
-}
 
 impl Engine {
     /// Puts a task into memory, with a pending delivery for each of `lanes`.

@@ -9,89 +9,13 @@ use std::time::Duration;
 
 use crate::engine::lane::Lane;
 use crate::engine::table::{Delivery, Priority, Settlement, Slot, State};
-use crate::engine::{Engine, KeyId, Moment, Since};
+use crate::engine::{
+    DeliveryState, DeliveryView, Engine, Found, LetterView, Moment, Since, TaskView, Wanted,
+};
 use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
 
 /// Tasks that one call looks at.
 const LOOKS: usize = 20_000;
-
-/// How a delivery stands, for operators.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DeliveryState {
-    /// Not sent yet, or about to be sent again.
-    Queued,
-    /// On the wire.
-    InFlight,
-    /// Failed, and waiting for its retry.
-    Retrying,
-    /// Failed, without a place in the retry queue.
-    Parked,
-    /// A dead letter.
-    Dead,
-    /// Acknowledged.
-    Delivered,
-    /// Made pointless by a newer write.
-    Superseded,
-    /// Thrown away.
-    Discarded,
-}
-
-/// A task and its deliveries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TaskView {
-    /// Which.
-    pub id: TaskId,
-    /// One for each replica, in the order of the task's list.
-    pub deliveries: Vec<DeliveryView>,
-}
-
-/// A delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeliveryView {
-    /// To whom.
-    pub node: Node,
-    /// How it stands.
-    pub state: DeliveryState,
-    /// Why it is a dead letter, if it is one.
-    pub cause: Option<Cause>,
-    /// Failed attempts.
-    pub failures: u32,
-    /// Why the last one failed, and when.
-    pub error: Option<(Arc<str>, Timestamp)>,
-    /// When it is tried again.
-    pub due: Option<Moment>,
-}
-
-/// A dead letter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LetterView {
-    /// Its task.
-    pub task: TaskId,
-    /// Which of the task's replicas.
-    pub replica: ReplicaIndex,
-    /// How it stands.
-    pub delivery: DeliveryView,
-}
-
-/// What is looked for; what is not said does not matter.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// A delivery stands so.
-    pub state: Option<DeliveryState>,
-    /// That delivery, or any, is to this replica.
-    pub node: Option<Node>,
-    /// The task writes this key.
-    pub key: Option<KeyId>,
-}
-
-/// A part of what was looked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found<T, C> {
-    /// By age.
-    pub items: Vec<T>,
-    /// Where to go on; `None` at the end.
-    pub next: Option<C>,
-}
 
 impl Engine {
     /// When the oldest pending delivery of a lane was accepted, by the wall clock and by one that
