@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group};
 use replicator::engine::{Action, Arrival, Engine, KeyHasher, Moment, Now, Settings, Workers};
-use replicator::task::{AttemptOutcome, Consistency, Delivery, Node, TaskId, Timestamp, Verdict};
+use replicator::task::{AttemptOutcome, Consistency, DeliveryId, Node, TaskId, Timestamp, Verdict};
 
 #[path = "../src/engine/tests/flaky/replica.rs"]
 mod replica;

@@ -14,17 +14,17 @@
 //!   parked, outside of both. A breaker keeps deliveries from a replica that does not answer.
 //! - **Bounds.** Both queues, the bytes and the number of known replicas have a limit each;
 //!   [`Engine::admit`] refuses what goes beyond, in words.
-//! - **Balance.** Every delivery taken on is in one column of its replica's [`Books`].
+//! - **Balance.** Every delivery taken on is counted under one outcome in its replica's [`Counters`].
 //!
 //! It deliberately does not know values, keys or addresses as text beyond the name of a lane, nor
 //! time to live: an expired write is a delivery as any other, and the command that is sent for it
 //! is decided when it is sent.
 //!
-//! Start with `interface.rs`, which has what goes in and what comes out, then [`Engine::admit`] and `moves.rs`, where a delivery goes from state to state.
+//! Start with `interface.rs`, which has what goes in and what comes out, then [`Engine::admit`] and `transitions.rs`, where a delivery goes from state to state.
 
 #![expect(
     clippy::indexing_slicing,
-    reason = "an index is a slot, a lane or a leg that the engine itself has given out"
+    reason = "an index is a slot, a lane or a delivery that the engine itself has given out"
 )]
 
 use std::collections::{BTreeSet, VecDeque};
@@ -34,58 +34,57 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::task::{
-    AttemptOutcome, Calendar, Cause, Consistency, Delivery, Node, TaskId, Timestamp, Verdict,
+    AttemptOutcome, Calendar, Cause, Consistency, DeliveryId, Node, TaskId, Timestamp, Verdict,
 };
 
-mod backlog;
+mod admin;
+mod ambiguous;
 mod barrier;
-mod books;
 mod breaker;
 mod concurrency;
-mod doubts;
+mod counters;
+mod dead_letters;
 mod failures;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod interface;
 mod key;
 mod lane;
-mod letters;
 #[cfg(any(test, feature = "fuzzing"))]
 mod model;
 mod moment;
-mod moves;
 mod places;
 mod quorum;
 mod restore;
 mod retry;
 mod share;
-mod steer;
-mod tasks;
+mod strong;
+mod table;
 #[cfg(test)]
 mod tests;
+mod transitions;
 mod view;
 
 pub use barrier::{BarrierLane, BarrierView};
-pub use books::Books;
 pub use breaker::BreakerState;
 pub use concurrency::Workers;
+pub use counters::Counters;
 pub use interface::{
-    Action, Arrival, Change, Full, LaneView, Levels, Now, Restored, Settings, TASK_OVERHEAD_BYTES,
+    Action, AdminOutcome, Arrival, Change, DeliveryState, DeliveryView, Forgotten, Found, Full,
+    LaneView, LetterView, Levels, Now, Probed, RenameError, Restored, Settings,
+    TASK_OVERHEAD_BYTES, TaskView, Wanted,
 };
 pub use key::{KeyHasher, KeyId};
 pub use moment::{Moment, Since};
 pub use share::SharedPool;
-pub use steer::{Forgotten, Probed, RenameError, Steered};
-pub use view::{DeliveryState, DeliveryView, Found, LetterView, TaskView, Wanted};
 
 use barrier::Watches;
-use books::Attempt;
 use breaker::Ended;
+use counters::Attempt;
 use lane::Lanes;
-use moves::Newcomer;
 use quorum::Quorum;
 use retry::Schedule;
-use tasks::{Queue, Rank, Settlement, Slot, State, Tasks};
+use table::{DeliveryRef, NewEntry, Priority, Queue, Settlement, Slot, State, Tasks};
 
 /// Nothing is kept free for other replicas where none has had a write for so long.
 const OTHERS_IDLE: Duration = Duration::from_secs(60);
@@ -109,11 +108,11 @@ pub struct Engine {
     /// Open strong writes by the moment they are answered at the latest.
     deadlines: BTreeSet<(Moment, Slot)>,
     /// Lanes by the moment at which they are looked at.
-    alarms: BTreeSet<(Moment, u32)>,
+    wakeups: BTreeSet<(Moment, u32)>,
     /// When the last task was found on disk.
     restored_at: Moment,
     /// Attempts that may still be applied, by the moment from which on they are not: task, lane.
-    doubts: BTreeSet<(Moment, TaskId, u32)>,
+    ambiguous: BTreeSet<(Moment, TaskId, u32)>,
     /// Lanes to be looked at before the call ends.
     dirty: VecDeque<u32>,
     /// Lanes with parked deliveries; they take turns when the retry queue has room.
@@ -124,7 +123,7 @@ pub struct Engine {
     refill: bool,
     levels: Levels,
     /// Sums over all lanes there have ever been.
-    totals: Books,
+    totals: Counters,
     /// Tasks whose progress changed in this call.
     touched: Vec<Slot>,
     actions: VecDeque<Action>,
@@ -153,15 +152,15 @@ impl Engine {
             now: Now { moment: Moment(0), wall: Timestamp(0) },
             timers: BTreeSet::new(),
             deadlines: BTreeSet::new(),
-            alarms: BTreeSet::new(),
+            wakeups: BTreeSet::new(),
             restored_at: Moment(0),
-            doubts: BTreeSet::new(),
+            ambiguous: BTreeSet::new(),
             dirty: VecDeque::new(),
             parked_lanes: BTreeSet::new(),
             parked_turn: u32::MAX,
             refill: false,
             levels: Levels::default(),
-            totals: Books::default(),
+            totals: Counters::default(),
             touched: Vec::new(),
             actions: VecDeque::new(),
             stopped: false,
@@ -214,13 +213,13 @@ impl Engine {
         });
         let Arrival { id, key, .. } = *arrival;
         let since = Since::aged(Duration::ZERO, now.moment);
-        let new = Newcomer { id, key, accepted_at: now.wall, since, bytes };
+        let new = NewEntry { id, key, accepted_at: now.wall, since, bytes };
         let slot = self.insert(new, &lanes, quorum, false);
         self.enter_queue(slot, queue);
-        for (leg, &lane) in lanes.iter().enumerate() {
+        for (index, &lane) in lanes.iter().enumerate() {
             self.lanes[lane].last_used = now.moment;
             self.lanes[lane].forgotten = false;
-            self.join(slot, leg);
+            self.join(DeliveryRef { slot, index });
         }
         self.finish();
         Ok(())
@@ -254,7 +253,7 @@ impl Engine {
             held > 0 && !pool.has_room_for(held) && (pool.free() == 0 || !alone())
         };
         for lane in known.iter().map(|&lane| &self.lanes[lane]) {
-            let (node, held, bytes) = (&lane.node, lane.held(queue), lane.kept_bytes);
+            let (node, held, bytes) = (&lane.node, lane.held(queue), lane.dead_letter_bytes);
             if too_much(held as u64, places) {
                 return Err(Full::Share { node: node.clone(), held });
             }
@@ -278,8 +277,8 @@ impl Engine {
         self.now = now;
         while let Some(slot) = self.tasks.next_committed(last) {
             self.tasks[slot].durable = true;
-            for leg in 0..self.tasks[slot].legs.len() {
-                self.unblock(slot, leg);
+            for index in 0..self.tasks[slot].deliveries.len() {
+                self.unblock(DeliveryRef { slot, index });
             }
             self.touch(slot);
         }
@@ -287,57 +286,57 @@ impl Engine {
     }
 
     /// An attempt that was asked for by [`Action::Send`] has ended.
-    pub fn answered(&mut self, now: Now, delivery: Delivery, outcome: AttemptOutcome) {
+    pub fn answered(&mut self, now: Now, delivery: DeliveryId, outcome: AttemptOutcome) {
         let AttemptOutcome { verdict, ambiguous, took } = outcome;
         self.now = now;
         let Some(slot) = self.tasks.find(delivery.task) else {
             return;
         };
-        let leg = delivery.replica.get();
-        let state = self.tasks[slot].legs.get(leg).map(|leg| leg.state);
-        let Some(State::InFlight { rank, probe, discard }) = state else {
+        let at = DeliveryRef { slot, index: delivery.replica.get() };
+        let state = self.tasks.get(at).map(|delivery| delivery.state);
+        let Some(State::InFlight { priority, probe, discard }) = state else {
             return;
         };
-        self.judge_letter(slot, leg, &verdict);
-        let letter = self.tasks[slot].legs[leg].is_redriven();
+        self.judge_letter(at, &verdict);
+        let letter = self.tasks[at].is_redriven();
         let ended = Ended { sent_at: now.moment.before(took), probe, letter };
         // What nobody wants any more, perhaps as the replica is gone, opens no breaker.
         if !discard || probe || !matches!(verdict, Verdict::Retry { .. }) {
-            self.judge_replica(self.tasks[slot].legs[leg].lane, ended, &verdict, took);
+            self.judge_replica(self.tasks[at].lane, ended, &verdict, took);
         }
         if ambiguous {
-            self.doubt(slot, leg, now.wall);
+            self.note_ambiguous(at, now.wall);
         }
         match verdict {
             Verdict::Delivered => {
                 if let Some(quorum) = &mut self.tasks[slot].quorum {
                     quorum.ack(delivery.replica);
                 }
-                self.delivered(slot, leg);
+                self.delivered(at);
             }
             Verdict::Rejected { error } => {
-                self.note_failure(slot, leg, error, Attempt::Sent);
-                match rank {
-                    _ if discard => self.settle_head(slot, leg, Settlement::Discarded),
+                self.note_failure(at, error, Attempt::Sent);
+                match priority {
+                    _ if discard => self.settle_head(at, Settlement::Discarded),
                     // It has had it before; to send it again and again would change nothing.
-                    Rank::Resend => self.settle_head(slot, leg, Settlement::Delivered),
-                    _ => self.bury_head(slot, leg, Cause::Rejected),
+                    Priority::Resend => self.settle_head(at, Settlement::Delivered),
+                    _ => self.bury_head(at, Cause::Rejected),
                 }
             }
             Verdict::Shortage { error } => {
-                self.note_error(slot, leg, error, Attempt::Unsent);
-                match rank {
-                    _ if discard => self.settle_head(slot, leg, Settlement::Discarded),
-                    Rank::Resend => self.resend_failed(slot, leg),
-                    _ => self.put_off(slot, leg),
+                self.note_error(at, error, Attempt::Unsent);
+                match priority {
+                    _ if discard => self.settle_head(at, Settlement::Discarded),
+                    Priority::Resend => self.resend_failed(at),
+                    _ => self.put_off(at),
                 }
             }
             Verdict::Retry { after, error } => {
-                self.note_failure(slot, leg, error, Attempt::Sent);
-                match rank {
-                    _ if discard => self.settle_head(slot, leg, Settlement::Discarded),
-                    Rank::Resend => self.resend_failed(slot, leg),
-                    _ => self.fail(slot, leg, after),
+                self.note_failure(at, error, Attempt::Sent);
+                match priority {
+                    _ if discard => self.settle_head(at, Settlement::Discarded),
+                    Priority::Resend => self.resend_failed(at),
+                    _ => self.fail(at, after),
                 }
             }
         }
@@ -357,7 +356,7 @@ impl Engine {
         if let Verdict::Shortage { .. } = verdict {
             if ended.probe {
                 lane.breaker.not_probed(self.now.moment, self.rng.f64());
-                self.mark(number);
+                self.mark_dirty(number);
             }
             return;
         }
@@ -382,7 +381,7 @@ impl Engine {
                 if lane.breaker.failed(moment, ended, threshold, self.rng.f64()) {
                     self.breaker_opened(number, error);
                 }
-                self.mark(number);
+                self.mark_dirty(number);
             }
             Verdict::Retry { .. } | Verdict::Shortage { .. } => {}
         }
@@ -399,7 +398,7 @@ impl Engine {
         let (node, error) = (lane.node.clone(), Some(Arc::clone(error)));
         self.actions.push_back(Action::Breaker { node, error });
         // Even if nothing comes up any more that could be the probe.
-        self.ring(number, self.now.moment);
+        self.schedule_wakeup(number, self.now.moment);
     }
 
     /// Does what is due at `now`, or as much of it as one call may: then [`Engine::wake_at`] is not
@@ -411,12 +410,12 @@ impl Engine {
             if until > now.moment {
                 break;
             }
-            let leg = self.tasks[slot].leg_on(lane);
-            match self.tasks[slot].legs[leg].state {
-                State::Dead { .. } => self.discard(slot, leg),
+            let at = self.tasks.delivery_on(slot, lane);
+            match self.tasks[at].state {
+                State::Dead { .. } => self.discard(at),
                 // From there it comes back as any other.
-                State::Deferred { until } => self.change(slot, leg, State::Parked { until }),
-                _ => self.make_ready(slot, leg),
+                State::Deferred { until } => self.change(at, State::Parked { until }),
+                _ => self.make_ready(at),
             }
         }
         while let Some(&(deadline, slot)) = self.deadlines.first() {
@@ -426,15 +425,15 @@ impl Engine {
             self.deadlines.remove(&(deadline, slot));
             self.touch(slot);
         }
-        self.forget_doubts();
+        self.forget_ambiguous();
         self.count_on();
         // Each lane once: one that is due at once again is looked at with the next call.
         let mut due = Vec::new();
-        while let Some(&(at, lane)) = self.alarms.first().filter(|&&(at, _)| at <= now.moment) {
-            self.alarms.remove(&(at, lane));
+        while let Some(&(at, lane)) = self.wakeups.first().filter(|&&(at, _)| at <= now.moment) {
+            self.wakeups.remove(&(at, lane));
             due.push((at, lane));
         }
-        due.into_iter().for_each(|(at, lane)| self.alarm(at, lane));
+        due.into_iter().for_each(|(at, lane)| self.on_wakeup(at, lane));
         self.finish();
     }
 
@@ -443,10 +442,10 @@ impl Engine {
     pub fn wake_at(&self) -> Option<Moment> {
         let due = self.timers.first().map(|&(until, ..)| until);
         let deadline = self.deadlines.first().map(|&(until, _)| until);
-        let alarm = self.alarms.first().map(|&(at, _)| at);
-        let doubt = self.doubts.first().map(|&(until, ..)| until);
+        let wakeup = self.wakeups.first().map(|&(at, _)| at);
+        let ambiguous = self.ambiguous.first().map(|&(until, ..)| until);
         let counting = self.barriers.is_counting().then_some(self.now.moment);
-        [due, deadline, alarm, doubt, counting]
+        [due, deadline, wakeup, ambiguous, counting]
             .into_iter()
             .flatten()
             .min()
@@ -469,9 +468,9 @@ impl Engine {
         self.levels
     }
 
-    /// The books of all replicas there have ever been, summed up.
+    /// The counters of all replicas there have ever been, summed up.
     #[must_use]
-    pub fn totals(&self) -> Books {
+    pub fn totals(&self) -> Counters {
         self.totals
     }
 
@@ -488,7 +487,7 @@ impl Engine {
         let lanes = self.lanes.iter().filter(|lane| !lane.is_gone());
         lanes.map(|lane| (lane, self.oldest(lane).unzip())).map(|(lane, oldest)| LaneView {
             node: lane.node.clone(),
-            books: lane.books,
+            counters: lane.counters,
             in_flight: u64::from(lane.in_flight) + u64::from(lane.express),
             waiting: lane.waiting.len() as u64,
             parked: lane.parked.len() as u64 + lane.deferred,
@@ -499,7 +498,7 @@ impl Engine {
             last_error: lane.last_error.clone(),
             breaker_since: lane.breaker_since,
             next_probe: lane.breaker.probe_at(),
-            dead_letter_bytes: lane.kept_bytes,
+            dead_letter_bytes: lane.dead_letter_bytes,
             breaker: lane.breaker.view(),
             workers: lane.concurrency.limit(self.settings.workers),
         })

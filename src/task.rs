@@ -3,8 +3,8 @@
 //! Every other module speaks in these types; this one knows nobody. It does no I/O and reads no
 //! clock: a moment always comes in as a [`Timestamp`].
 //!
-//! Start with [`Task`]; a [`Delivery`] is one task to one of its replicas, a [`Verdict`] is what
-//! the answer of a replica means, and [`Progress`] is what a replica has had of a task so far.
+//! Start with [`Task`]; a [`DeliveryId`] names one task to one of its replicas, a [`Verdict`] is
+//! what the answer of a replica means, and [`Progress`] is what a replica has had of a task so far.
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -260,9 +260,9 @@ impl ReplicaIndex {
     }
 }
 
-/// One task to one replica: the unit of work.
+/// Names a delivery: one task to one of its replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Delivery {
+pub struct DeliveryId {
     /// The write.
     pub task: TaskId,
     /// Which of the task's replicas.
@@ -342,7 +342,7 @@ pub enum Progress {
     /// Kept as a dead letter.
     Dead(DeadLetter),
     /// Nothing is left to send, but an attempt that ended then may still be applied.
-    Doubted {
+    Ambiguous {
         /// When it ended.
         since: Timestamp,
     },
@@ -357,7 +357,7 @@ impl Progress {
     pub fn has_failed(&self) -> bool {
         match self {
             Self::Failed { failures, .. } => *failures > 0,
-            Self::Dead(_) | Self::Doubted { .. } => true,
+            Self::Dead(_) | Self::Ambiguous { .. } => true,
             Self::Untouched | Self::Delivered | Self::Superseded | Self::Resend => false,
         }
     }

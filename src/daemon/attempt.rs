@@ -11,13 +11,13 @@ use crate::daemon::core::Event;
 use crate::daemon::read_memory::{Permit, ReadMemory};
 use crate::replica::Client;
 use crate::store::{ReadError, Reader};
-use crate::task::{AttemptOutcome, Delivery, Node, Task, Verdict};
+use crate::task::{AttemptOutcome, DeliveryId, Node, Task, Verdict};
 use crate::traces::{Span, Tracer};
 
 /// How an attempt ended.
 #[derive(Debug)]
 pub(super) struct Answered {
-    pub(super) delivery: Delivery,
+    pub(super) delivery: DeliveryId,
     pub(super) outcome: AttemptOutcome,
     /// The task, if it could be read.
     pub(super) task: Option<Arc<Task>>,
@@ -42,7 +42,7 @@ impl Attempts {
     /// that, for which `bytes` is what it needs.
     pub(super) fn start(
         &self,
-        delivery: Delivery,
+        delivery: DeliveryId,
         node: Node,
         attempt: u32,
         bytes: u64,
@@ -58,7 +58,7 @@ impl Attempts {
 
     async fn run(
         &self,
-        delivery: Delivery,
+        delivery: DeliveryId,
         node: &Node,
         attempt: u32,
         bytes: u64,
@@ -101,7 +101,7 @@ impl Attempts {
     /// The task may stay in memory as long as the permit lives.
     async fn read_back(
         &self,
-        delivery: Delivery,
+        delivery: DeliveryId,
         node: &Node,
         bytes: u64,
     ) -> Result<(Arc<Task>, Permit), Verdict> {
@@ -132,7 +132,7 @@ impl Attempts {
 }
 
 /// What is said of an attempt that has nothing to say for itself.
-fn interrupted(delivery: Delivery) -> Answered {
+fn interrupted(delivery: DeliveryId) -> Answered {
     let error = "the attempt was interrupted".into();
     let verdict = Verdict::Retry { after: None, error };
     let outcome = AttemptOutcome { verdict, ambiguous: true, took: Duration::ZERO };

@@ -17,8 +17,8 @@ use crate::daemon::Handle;
 use crate::daemon::events::{EventKinds, Events};
 use crate::daemon::handle::Request;
 use crate::daemon::operations::Work;
-use crate::engine::Steered;
-use crate::task::{Delivery, Node, ReplicaIndex, TaskId};
+use crate::engine::AdminOutcome;
+use crate::task::{DeliveryId, Node, ReplicaIndex, TaskId};
 
 /// The steps that one request for a list may take: a few hundred thousand tasks.
 const STEPS: usize = 16;
@@ -149,9 +149,9 @@ pub(crate) enum Query {
         reply: Answer<Step<Letter, LetterCursor>>,
     },
     Steer {
-        letters: Vec<Delivery>,
+        letters: Vec<DeliveryId>,
         order: Order,
-        reply: Answer<Vec<Steered>>,
+        reply: Answer<Vec<AdminOutcome>>,
     },
     Barrier {
         /// Up to here; to the last that was accepted where nothing is said.
@@ -164,7 +164,7 @@ pub(crate) enum Query {
 /// A dead letter, and what the loop knows it by.
 #[derive(Clone, Debug)]
 pub(crate) struct Letter {
-    pub(crate) delivery: Delivery,
+    pub(crate) delivery: DeliveryId,
     pub(crate) shown: api::DeadLetter,
 }
 
@@ -358,9 +358,9 @@ impl Handle {
 
     pub(super) async fn steer(
         &self,
-        letters: Vec<Delivery>,
+        letters: Vec<DeliveryId>,
         order: Order,
-    ) -> Result<Vec<Steered>, OperateError> {
+    ) -> Result<Vec<AdminOutcome>, OperateError> {
         self.ask(|reply| Query::Steer { letters, order, reply }).await
     }
 

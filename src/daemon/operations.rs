@@ -16,7 +16,7 @@ use crate::daemon::Handle;
 use crate::daemon::clock;
 use crate::daemon::operate::{Letter, LetterFilter, OperateError, Order};
 use crate::daemon::view;
-use crate::engine::Steered;
+use crate::engine::AdminOutcome;
 
 /// Operations that may run at once.
 const RUNNING: usize = 4;
@@ -182,9 +182,9 @@ impl Operations {
         for some in letters.chunks(at_once) {
             let deliveries = some.iter().map(|letter| letter.delivery).collect();
             let steered = handle.steer(deliveries, order).await?;
-            let count = |is: Steered| steered.iter().filter(|&&one| one == is).count() as u64;
-            let (done, left_out) = (count(Steered::Done), count(Steered::LeftOut));
-            let held_back = count(Steered::HeldBack);
+            let count = |is: AdminOutcome| steered.iter().filter(|&&one| one == is).count() as u64;
+            let (done, left_out) = (count(AdminOutcome::Done), count(AdminOutcome::LeftOut));
+            let held_back = count(AdminOutcome::HeldBack);
             self.change(id, |operation| {
                 operation.done += done;
                 operation.superseded += left_out;
@@ -247,10 +247,10 @@ mod tests {
     use super::*;
     use crate::daemon::handle::Request;
     use crate::daemon::operate::{Query, Step};
-    use crate::task::{Delivery, ReplicaIndex, TaskId};
+    use crate::task::{DeliveryId, ReplicaIndex, TaskId};
 
     fn letter(task: u64) -> Letter {
-        let delivery = Delivery { task: TaskId(task), replica: ReplicaIndex(0) };
+        let delivery = DeliveryId { task: TaskId(task), replica: ReplicaIndex(0) };
         let shown = crate::api::DeadLetter {
             task_id: task.to_string(),
             replica: "http://a".to_owned(),
@@ -287,7 +287,7 @@ mod tests {
         let Query::Steer { reply, .. } = asked(&mut requests).await else { panic!() };
         let slow = async {
             tokio::time::sleep(Duration::from_secs(60)).await;
-            reply.send(Ok(vec![Steered::Done; 2])).unwrap();
+            reply.send(Ok(vec![AdminOutcome::Done; 2])).unwrap();
         };
         let (cancelled, ()) = tokio::join!(operations.cancel(&begun.operation_id), slow);
         let cancelled = cancelled.unwrap();

@@ -61,13 +61,13 @@ impl Rates {
     /// Once a second: how things stand now. Forgets replicas that are gone.
     pub(super) fn sample(&mut self, now: Moment, lanes: &[LaneView]) {
         for lane in lanes {
-            let books = &lane.books;
+            let counters = &lane.counters;
             let sample = Sample {
                 at: now,
-                accepted: books.accepted,
-                left: books.accepted.saturating_sub(books.pending),
-                delivered: books.delivered,
-                failed: books.failed_attempts,
+                accepted: counters.accepted,
+                left: counters.accepted.saturating_sub(counters.pending),
+                delivered: counters.delivered,
+                failed: counters.failed_attempts,
             };
             let samples = &mut self.replica(&lane.node).samples;
             samples.push_back(sample);

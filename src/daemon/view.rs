@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::api;
 use crate::daemon::rates::Rate;
 use crate::engine::{
-    BarrierView, Books, BreakerState, DeliveryState, DeliveryView, LaneView, LetterView, Moment,
+    BarrierView, BreakerState, Counters, DeliveryState, DeliveryView, LaneView, LetterView, Moment,
     Now, TaskView,
 };
 use crate::store::Header;
@@ -129,17 +129,17 @@ pub(super) fn dead_letter(view: LetterView, header: Header) -> Option<api::DeadL
     })
 }
 
-fn books(books: &Books) -> api::Books {
+fn books(counters: &Counters) -> api::Books {
     api::Books {
-        accepted: books.accepted,
-        delivered: books.delivered,
-        superseded: books.superseded,
-        dead: books.dead,
-        discarded: books.discarded,
-        pending: books.pending,
-        failed_attempts: books.failed_attempts,
-        unsent_attempts: books.unsent_attempts,
-        redriven: books.redriven,
+        accepted: counters.accepted,
+        delivered: counters.delivered,
+        superseded: counters.superseded,
+        dead: counters.dead,
+        discarded: counters.discarded,
+        pending: counters.pending,
+        failed_attempts: counters.failed_attempts,
+        unsent_attempts: counters.unsent_attempts,
+        redriven: counters.redriven,
     }
 }
 
@@ -165,14 +165,14 @@ pub(super) fn replica(
         breaker: breaker(lane.breaker),
         breaker_since: lane.breaker_since.map(time),
         next_probe_at: lane.next_probe.map(|at| to_come(at, now)),
-        backlog_tasks: lane.books.pending,
+        backlog_tasks: lane.counters.pending,
         backlog_bytes: lane.pending_bytes,
         oldest_accepted_at: lane.oldest.map(time),
         lag_seconds: lag(lane, now),
         in_flight: lane.in_flight,
         retrying: lane.waiting,
         parked: lane.parked,
-        dead_letters: lane.books.dead,
+        dead_letters: lane.counters.dead,
         dead_letter_bytes: lane.dead_letter_bytes,
         workers: lane.workers,
         rate_in: rate.accepted,
@@ -185,7 +185,7 @@ pub(super) fn replica(
             .map(|(error, at)| api::LastError { error: error.to_string(), at: time(*at) }),
         convergence,
         drained_in_seconds,
-        books: books(&lane.books),
+        books: books(&lane.counters),
     }
 }
 
@@ -193,7 +193,7 @@ pub(super) fn replica(
 #[expect(clippy::cast_precision_loss, reason = "an estimate for people")]
 fn convergence(lane: &LaneView, rate: Rate) -> (api::Convergence, Option<f64>) {
     let shrinks = rate.left - rate.accepted;
-    let pending = lane.books.pending;
+    let pending = lane.counters.pending;
     match () {
         () if lane.paused.is_some() => (api::Convergence::Paused, None),
         () if pending == 0 => (api::Convergence::Drained, None),
@@ -215,11 +215,11 @@ pub(super) fn replica_figures(lane: &LaneView, rate: Rate, now: Now) -> api::Rep
         replica: lane.node.to_string(),
         breaker: breaker(lane.breaker),
         paused: lane.paused.is_some(),
-        backlog_tasks: lane.books.pending,
+        backlog_tasks: lane.counters.pending,
         lag_seconds: lag(lane, now),
         in_flight: lane.in_flight,
         retrying: lane.waiting + lane.parked,
-        dead_letters: lane.books.dead,
+        dead_letters: lane.counters.dead,
         delivered_per_second: rate.delivered_now,
         failed_per_second: rate.failed_now,
     }

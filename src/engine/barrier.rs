@@ -16,16 +16,10 @@
 
 use std::collections::VecDeque;
 
-use crate::engine::Engine;
-use crate::engine::books::Column;
+use crate::engine::counters::DeliveryOutcome;
 use crate::task::{Node, TaskId};
 
-/// Barriers that are counted along. One more, and the one not asked for the longest is counted
-/// anew when it is.
-const WATCHED: usize = 64;
-
-/// Tasks that one step of counting looks at: about a millisecond, as everything else waits meanwhile.
-const LOOKS: usize = 16_384;
+mod count;
 
 /// How a barrier stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,8 +72,8 @@ pub(super) struct Mark<'a> {
 }
 
 impl Watches {
-    /// A delivery goes from one column of the books to another.
-    pub(super) fn note(&mut self, of: Mark<'_>, from: Column, to: Column) {
+    /// A delivery that was counted under one outcome is counted under another.
+    pub(super) fn note(&mut self, of: Mark<'_>, from: DeliveryOutcome, to: DeliveryOutcome) {
         if from == to {
             return;
         }
@@ -90,9 +84,9 @@ impl Watches {
     }
 
     /// A delivery stands for an older write than before from now on.
-    pub(super) fn stand_for(&mut self, of: Mark<'_>, before: TaskId, column: Column) {
+    pub(super) fn stand_for(&mut self, of: Mark<'_>, before: TaskId, outcome: DeliveryOutcome) {
         let joins = |watch: &&mut Watch| of.origin <= watch.up_to && watch.up_to < before;
-        self.0.iter_mut().filter(joins).for_each(|watch| watch.add(of, column, 1));
+        self.0.iter_mut().filter(joins).for_each(|watch| watch.add(of, outcome, 1));
     }
 
     /// Whether a barrier is not counted to its end yet.
@@ -109,7 +103,7 @@ impl Watches {
 
 impl Watch {
     /// A change of one in the count, if the task of the delivery is in it already.
-    fn add(&mut self, of: Mark<'_>, column: Column, change: i64) {
+    fn add(&mut self, of: Mark<'_>, outcome: DeliveryOutcome, change: i64) {
         if matches!(self.counted, Counted::UpTo(last) if of.task > last) {
             return;
         }
@@ -119,92 +113,13 @@ impl Watch {
         if counted.node != *of.node {
             return;
         }
-        let count = match column {
-            Column::Pending => &mut counted.pending,
-            Column::Dead => &mut counted.dead,
-            Column::Delivered | Column::Superseded | Column::Discarded => return,
+        let count = match outcome {
+            DeliveryOutcome::Pending => &mut counted.pending,
+            DeliveryOutcome::Dead => &mut counted.dead,
+            DeliveryOutcome::Delivered
+            | DeliveryOutcome::Superseded
+            | DeliveryOutcome::Discarded => return,
         };
         *count = count.saturating_add_signed(change);
-    }
-}
-
-impl Engine {
-    /// What is left of the deliveries of every task up to `up_to` to these replicas; to all of them
-    /// where none is named.
-    ///
-    /// `None` while it is being counted, which takes a step of each [`Engine::tick`].
-    pub fn barrier(&mut self, up_to: TaskId, nodes: &[Node]) -> Option<BarrierView> {
-        let watches = &mut self.barriers.0;
-        let known = watches.iter().position(|watch| watch.up_to == up_to && watch.nodes == nodes);
-        let watch = match known.and_then(|at| watches.remove(at)) {
-            Some(watch) => watch,
-            None => self.begin_count(up_to, nodes),
-        };
-        let mut lanes: Vec<_> = watch.lanes.iter().map(|(_, lane)| lane.clone()).collect();
-        lanes.sort_by(|a, b| a.node.cmp(&b.node));
-        let complete = watch.counted == Counted::All;
-        self.barriers.0.push_back(watch);
-        if self.barriers.0.len() > WATCHED {
-            self.barriers.0.pop_front();
-        }
-        complete.then_some(BarrierView { lanes })
-    }
-
-    /// Counts a part of the first barrier that is not counted to its end.
-    pub(super) fn count_on(&mut self) {
-        let mut watches = std::mem::take(&mut self.barriers.0);
-        if let Some(watch) = watches.iter_mut().find(|watch| watch.counted != Counted::All) {
-            self.count_part(watch, LOOKS);
-        }
-        self.barriers.0 = watches;
-    }
-
-    fn begin_count(&self, up_to: TaskId, nodes: &[Node]) -> Watch {
-        let numbers: Vec<u32> = match nodes {
-            [] => self.lanes.numbers().collect(),
-            _ => nodes.iter().filter_map(|node| self.lanes.find(node)).collect(),
-        };
-        // As just after it was drawn, which is when most are asked for.
-        let everything = self.tasks.newest().is_none_or(|newest| newest <= up_to);
-        let counted = |&number: &u32| {
-            let lane = &self.lanes[number];
-            let (pending, dead) =
-                if everything { (lane.books.pending, lane.books.dead) } else { (0, 0) };
-            (number, BarrierLane { node: lane.node.clone(), pending, dead })
-        };
-        let mut lanes: Vec<_> = numbers.iter().map(counted).collect();
-        lanes.sort_by_key(|(number, _)| *number);
-        let counted = if everything { Counted::All } else { Counted::UpTo(TaskId(0)) };
-        let mut watch = Watch { up_to, nodes: nodes.to_vec(), lanes, counted };
-        self.count_part(&mut watch, LOOKS);
-        watch
-    }
-
-    /// Counts the next `most` tasks. Those behind the barrier as well: they may stand for older ones.
-    fn count_part(&self, watch: &mut Watch, most: usize) {
-        let (Counted::UpTo(after), up_to) = (watch.counted, watch.up_to) else { return };
-        watch.counted = Counted::All;
-        let mut last = after;
-        for (looks, (task, slot)) in self.tasks.after(Some(after)).enumerate() {
-            if looks >= most {
-                watch.counted = Counted::UpTo(last);
-                return;
-            }
-            last = task;
-            let legs = self.tasks[slot].legs.iter();
-            for leg in legs.filter(|leg| leg.origin(task) <= up_to) {
-                let (origin, lane) = (leg.origin(task), leg.lane);
-                let mark = Mark { task, origin, lane, node: &self.lanes[lane].node };
-                watch.add(mark, leg.state.column(), 1);
-            }
-        }
-    }
-
-    /// Counts a barrier from the beginning to its end.
-    #[cfg(any(test, feature = "fuzzing"))]
-    pub(super) fn count(&self, up_to: TaskId, nodes: &[Node]) -> Watch {
-        let mut watch = self.begin_count(up_to, nodes);
-        self.count_part(&mut watch, usize::MAX);
-        watch
     }
 }

@@ -9,7 +9,7 @@ use crate::fuzzing::Input;
 /// More than it takes for any state that the model knows; longer ones are only slower.
 const MOST_STEPS: usize = 400;
 
-/// Whatever happens, order, books and convergence hold.
+/// Whatever happens, order, counters and convergence hold.
 pub(crate) fn engine(data: &[u8]) {
     let mut input = Input::new(data);
     let workers = match NonZeroU32::new(u32::from(input.byte()) % 4) {

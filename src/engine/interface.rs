@@ -8,9 +8,10 @@ use thiserror::Error;
 
 #[cfg(doc)]
 use crate::engine::Engine;
-use crate::engine::{Books, BreakerState, KeyId, Moment, Since, TaskView, Workers};
+use crate::engine::{BreakerState, Counters, KeyId, Moment, Since, Workers};
 use crate::task::{
-    Consistency, DeadLetter, Delivery, Node, Obstacle, Progress, ReplicaIndex, TaskId, Timestamp,
+    Cause, Consistency, DeadLetter, DeliveryId, Node, Obstacle, Progress, ReplicaIndex, TaskId,
+    Timestamp,
 };
 
 /// What a task is charged for beyond its key and value: its row on disk, its place in memory.
@@ -102,7 +103,7 @@ pub enum Action {
     /// Send this delivery; the outcome comes back by [`Engine::answered`].
     Send {
         /// Which.
-        delivery: Delivery,
+        delivery: DeliveryId,
         /// To whom.
         node: Node,
         /// How often it is sent with this, from 1.
@@ -146,7 +147,7 @@ pub enum Action {
     /// A delivery became a dead letter: tell the operator.
     Buried {
         /// Which.
-        delivery: Delivery,
+        delivery: DeliveryId,
         /// Its replica.
         node: Node,
         /// Why.
@@ -163,7 +164,7 @@ pub enum Action {
     /// A dead letter was thrown away, as its time was over: tell the operator.
     Discarded {
         /// Which.
-        delivery: Delivery,
+        delivery: DeliveryId,
         /// Its replica.
         node: Node,
     },
@@ -259,8 +260,8 @@ pub struct Levels {
 pub struct LaneView {
     /// Whose lane.
     pub node: Node,
-    /// Its books.
-    pub books: Books,
+    /// Its counters.
+    pub counters: Counters,
     /// Of the pending, on the wire.
     pub in_flight: u64,
     /// Of the pending, waiting for a retry.
@@ -287,4 +288,122 @@ pub struct LaneView {
     pub breaker: BreakerState,
     /// Deliveries that it may have at once.
     pub workers: u32,
+}
+
+/// How a delivery stands, for operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeliveryState {
+    /// Not sent yet, or about to be sent again.
+    Queued,
+    /// On the wire.
+    InFlight,
+    /// Failed, and waiting for its retry.
+    Retrying,
+    /// Failed, without a place in the retry queue.
+    Parked,
+    /// A dead letter.
+    Dead,
+    /// Acknowledged.
+    Delivered,
+    /// Made pointless by a newer write.
+    Superseded,
+    /// Thrown away.
+    Discarded,
+}
+
+/// A task and its deliveries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskView {
+    /// Which.
+    pub id: TaskId,
+    /// One for each replica, in the order of the task's list.
+    pub deliveries: Vec<DeliveryView>,
+}
+
+/// A delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeliveryView {
+    /// To whom.
+    pub node: Node,
+    /// How it stands.
+    pub state: DeliveryState,
+    /// Why it is a dead letter, if it is one.
+    pub cause: Option<Cause>,
+    /// Failed attempts.
+    pub failures: u32,
+    /// Why the last one failed, and when.
+    pub error: Option<(Arc<str>, Timestamp)>,
+    /// When it is tried again.
+    pub due: Option<Moment>,
+}
+
+/// A dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LetterView {
+    /// Its task.
+    pub task: TaskId,
+    /// Which of the task's replicas.
+    pub replica: ReplicaIndex,
+    /// How it stands.
+    pub delivery: DeliveryView,
+}
+
+/// What is looked for; what is not said does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// A delivery stands so.
+    pub state: Option<DeliveryState>,
+    /// That delivery, or any, is to this replica.
+    pub node: Option<Node>,
+    /// The task writes this key.
+    pub key: Option<KeyId>,
+}
+
+/// A part of what was looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found<T, C> {
+    /// By age.
+    pub items: Vec<T>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<C>,
+}
+
+/// What an operator's request has done to one dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminOutcome {
+    /// What was asked for.
+    Done,
+    /// Nothing: a newer write of its key is on its way, and settles it.
+    LeftOut,
+    /// Nothing: its replica is paused or does not answer, or the retry queue has no place for it.
+    HeldBack,
+    /// It is no dead letter any more.
+    Gone,
+}
+
+/// What came of asking for a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// The breaker afterwards.
+    pub breaker: BreakerState,
+    /// A delivery is on the wire that will tell how the replica is.
+    pub probing: bool,
+}
+
+/// What a replica that is forgotten had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Deliveries and dead letters that are thrown away.
+    pub discarded: u64,
+    /// Deliveries on the wire; they are not tried again.
+    pub in_flight: u64,
+}
+
+/// Why a replica keeps its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameError {
+    /// There is no such replica.
+    Unknown,
+    /// There is one of the new name already.
+    Used,
 }

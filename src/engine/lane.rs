@@ -8,12 +8,15 @@ use smallvec::SmallVec;
 
 use crate::engine::KeyId;
 use crate::engine::Moment;
-use crate::engine::backlog::Backlog;
-use crate::engine::books::Books;
 use crate::engine::breaker::Breaker;
 use crate::engine::concurrency::Concurrency;
-use crate::engine::tasks::{Queue, Rank, Slot};
+use crate::engine::counters::Counters;
+use crate::engine::table::{Priority, Queue, Slot};
 use crate::task::{Node, TaskId, Timestamp};
+
+mod backlog;
+
+use backlog::Backlog;
 
 /// First attempts go first, then retries, then dead letters. But a steady stream of one kind must
 /// not keep the others, and what they hold, for ever: of this many places each kind has its own.
@@ -27,10 +30,10 @@ const MAX_EXPRESS: u32 = 128;
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) node: Node,
-    /// The unsettled deliveries of each key, oldest first, linked through their legs. Only the
-    /// head may be on the wire: that is the order of the writes of one key.
+    /// The unsettled deliveries of each key, oldest first, each with the next one. Only the head
+    /// may be on the wire: that is the order of the writes of one key.
     pub(super) chains: HashMap<KeyId, Chain>,
-    /// Heads that may be sent, by rank and then by age.
+    /// Heads that may be sent, by priority and then by age.
     ready: [BTreeMap<TaskId, Slot>; 5],
     /// Heads that failed and have no place in the retry queue, by age.
     pub(super) parked: BTreeMap<TaskId, Slot>,
@@ -54,9 +57,9 @@ pub(super) struct Lane {
     pub(super) dead: BTreeMap<TaskId, Slot>,
     pub(super) letters: HashMap<KeyId, Slot>,
     /// For each key the attempts that may still be applied, and until when.
-    pub(super) doubts: HashMap<KeyId, SmallVec<[(TaskId, Moment); 1]>>,
+    pub(super) ambiguous: HashMap<KeyId, SmallVec<[(TaskId, Moment); 1]>>,
     /// What the tasks are charged for of which only dead letters are left, parked ones included.
-    pub(super) kept_bytes: u64,
+    pub(super) dead_letter_bytes: u64,
     /// The dead letters are being redriven.
     pub(super) redrive: Option<Round>,
     /// Up to where they were, when the replica was gone again.
@@ -66,14 +69,14 @@ pub(super) struct Lane {
     /// The next dead letter or parked delivery may come back no earlier.
     pub(super) next_return: Moment,
     /// When it is to be looked at again.
-    pub(super) alarm: Option<Moment>,
+    pub(super) wakeup: Option<Moment>,
     /// It may have something to send: looked at before the call ends.
     pub(super) dirty: bool,
     /// Tasks that it holds in each queue.
     held: [usize; 2],
     /// When a write was last admitted for it.
     pub(super) last_used: Moment,
-    pub(super) books: Books,
+    pub(super) counters: Counters,
     /// Its pending deliveries by age, and what their tasks are charged for.
     pub(super) backlog: Backlog,
     /// Since when an operator wants nothing sent to it.
@@ -129,17 +132,17 @@ impl Lane {
             shut_error: "".into(),
             dead: BTreeMap::new(),
             letters: HashMap::new(),
-            doubts: HashMap::new(),
-            kept_bytes: 0,
+            ambiguous: HashMap::new(),
+            dead_letter_bytes: 0,
             redrive: None,
             broken_off: TaskId(0),
             probed: TaskId(0),
             next_return: Moment::default(),
-            alarm: None,
+            wakeup: None,
             dirty: false,
             held: [0; 2],
             last_used: Moment::default(),
-            books: Books::default(),
+            counters: Counters::default(),
             backlog: Backlog::default(),
             paused: None,
             forgetting: None,
@@ -166,37 +169,46 @@ impl Lane {
         self.forgotten && self.chains.is_empty() && self.dead.is_empty() && !self.is_held()
     }
 
-    pub(super) fn ready(&mut self, rank: Rank) -> &mut BTreeMap<TaskId, Slot> {
+    pub(super) fn ready(&mut self, priority: Priority) -> &mut BTreeMap<TaskId, Slot> {
         let [urgent, fresh, retry, resend, redrive] = &mut self.ready;
-        match rank {
-            Rank::Urgent => urgent,
-            Rank::Fresh => fresh,
-            Rank::Retry => retry,
-            Rank::Resend => resend,
-            Rank::Redrive => redrive,
+        match priority {
+            Priority::Urgent => urgent,
+            Priority::Fresh => fresh,
+            Priority::Retry => retry,
+            Priority::Resend => resend,
+            Priority::Redrive => redrive,
         }
     }
 
-    fn first(&mut self, ranks: &[Rank]) -> Option<(Rank, Slot)> {
-        ranks
-            .iter()
-            .find_map(|&rank| self.ready(rank).first_key_value().map(|(_, &slot)| (rank, slot)))
+    fn first(&mut self, priorities: &[Priority]) -> Option<(Priority, Slot)> {
+        priorities.iter().find_map(|&priority| {
+            self.ready(priority).first_key_value().map(|(_, &slot)| (priority, slot))
+        })
     }
 
-    /// The count of what is on the wire with this rank.
-    pub(super) fn on_wire(&mut self, rank: Rank) -> &mut u32 {
-        if rank == Rank::Urgent { &mut self.express } else { &mut self.in_flight }
+    /// The count of what is on the wire with this priority.
+    pub(super) fn on_wire(&mut self, priority: Priority) -> &mut u32 {
+        if priority == Priority::Urgent { &mut self.express } else { &mut self.in_flight }
     }
 
     /// Whoever is to be sent first, whatever there is room for.
-    pub(super) fn foremost(&mut self) -> Option<(Rank, Slot)> {
-        self.first(&[Rank::Urgent, Rank::Fresh, Rank::Retry, Rank::Resend, Rank::Redrive])
+    pub(super) fn foremost(&mut self) -> Option<(Priority, Slot)> {
+        self.first(&[
+            Priority::Urgent,
+            Priority::Fresh,
+            Priority::Retry,
+            Priority::Resend,
+            Priority::Redrive,
+        ])
     }
 
-    /// Nothing is on its way, no dead letter lies here, nothing is in doubt, and no operator has
+    /// Nothing is on its way, no dead letter lies here, no attempt is ambiguous, and no operator has
     /// said anything of it.
     pub(super) fn is_empty(&self) -> bool {
-        self.chains.is_empty() && self.dead.is_empty() && self.doubts.is_empty() && !self.is_held()
+        self.chains.is_empty()
+            && self.dead.is_empty()
+            && self.ambiguous.is_empty()
+            && !self.is_held()
     }
 
     /// How many tasks it holds in a queue; those outside of both are not counted.
@@ -214,12 +226,12 @@ impl Lane {
     }
 
     /// Who is to be sent now, if `workers` may be on the wire at once, and `most` of all kinds.
-    pub(super) fn next(&mut self, workers: u32, most: u32) -> Option<(Rank, Slot)> {
+    pub(super) fn next(&mut self, workers: u32, most: u32) -> Option<(Priority, Slot)> {
         if self.in_flight + self.express >= most {
             return None;
         }
         if self.express < MAX_EXPRESS
-            && let Some(urgent) = self.first(&[Rank::Urgent])
+            && let Some(urgent) = self.first(&[Priority::Urgent])
         {
             return Some(urgent);
         }
@@ -228,10 +240,10 @@ impl Lane {
         }
         self.turn = (self.turn + 1) % TURNS;
         self.first(match self.turn {
-            0 => &[Rank::Redrive, Rank::Resend, Rank::Retry, Rank::Fresh],
-            4 | 12 => &[Rank::Retry, Rank::Fresh, Rank::Resend, Rank::Redrive],
-            8 => &[Rank::Resend, Rank::Retry, Rank::Fresh, Rank::Redrive],
-            _ => &[Rank::Fresh, Rank::Retry, Rank::Resend, Rank::Redrive],
+            0 => &[Priority::Redrive, Priority::Resend, Priority::Retry, Priority::Fresh],
+            4 | 12 => &[Priority::Retry, Priority::Fresh, Priority::Resend, Priority::Redrive],
+            8 => &[Priority::Resend, Priority::Retry, Priority::Fresh, Priority::Redrive],
+            _ => &[Priority::Fresh, Priority::Retry, Priority::Resend, Priority::Redrive],
         })
     }
 }

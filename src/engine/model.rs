@@ -110,10 +110,10 @@ struct World {
     durable: HashSet<u64>,
     /// Strong writes without an answer.
     open: HashSet<u64>,
-    on_wire: Vec<Delivery>,
-    acknowledged: HashSet<Delivery>,
+    on_wire: Vec<DeliveryId>,
+    acknowledged: HashSet<DeliveryId>,
     /// Attempts without an answer, and until when they may still be applied.
-    unanswered: Vec<(Delivery, Moment)>,
+    unanswered: Vec<(DeliveryId, Moment)>,
     tasks: HashMap<u64, Kept>,
     /// What each replica holds for each key: the id of the write.
     replicas: HashMap<(Node, u8), u64>,
@@ -270,7 +270,7 @@ impl World {
         self.act();
     }
 
-    fn unanswered(&mut self, delivery: Delivery) {
+    fn unanswered(&mut self, delivery: DeliveryId) {
         // A moment before the engine stops expecting it.
         let late = self.settings.settle_after.saturating_sub(Duration::from_millis(1));
         self.unanswered.push((delivery, self.now.moment.after(late)));
@@ -298,8 +298,8 @@ impl World {
         let step = Duration::from_secs(seconds);
         if forward {
             self.now.wall = self.now.wall.saturating_add(step);
-            // Over a restart a doubt has its age from the wall clock alone: what it ends too early
-            // for is not expected to be noticed.
+            // Over a restart an ambiguous attempt has its age from the wall clock alone: what it ends
+            // too early for is not expected to be noticed.
             self.set_forward = true;
         } else {
             let back = u64::try_from(step.as_nanos()).unwrap();
@@ -318,9 +318,9 @@ impl World {
         self.act();
     }
 
-    fn letters(&self) -> Vec<Delivery> {
+    fn letters(&self) -> Vec<DeliveryId> {
         let found = self.engine.find_letters(&Wanted::default(), None, usize::MAX);
-        let of = |letter: LetterView| Delivery { task: letter.task, replica: letter.replica };
+        let of = |letter: LetterView| DeliveryId { task: letter.task, replica: letter.replica };
         found.items.into_iter().map(of).collect()
     }
 
@@ -343,7 +343,7 @@ impl World {
             }
             let letter = letters[nth % letters.len()];
             self.note_discarded(letter.task.0, |at| at == letter.replica.get());
-            assert_eq!(self.engine.discard_letter(self.now, letter), Steered::Done);
+            assert_eq!(self.engine.discard_letter(self.now, letter), AdminOutcome::Done);
         } else {
             let ids: Vec<_> = self.disk.keys().copied().collect();
             if ids.is_empty() {
@@ -473,7 +473,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, delivery: Delivery, attempt: u32) {
+    fn send(&mut self, delivery: DeliveryId, attempt: u32) {
         assert!((1..=4).contains(&attempt), "attempt {attempt}");
         let id = delivery.task.0;
         let task = &self.tasks[&id];

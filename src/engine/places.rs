@@ -7,7 +7,7 @@
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::engine::share::SharedPool;
-use crate::engine::tasks::{Leg, Rank, Slot, State};
+use crate::engine::table::{Delivery, DeliveryRef, Priority, State};
 use crate::engine::{Engine, MOST_DUE, Moment};
 
 impl Engine {
@@ -22,12 +22,12 @@ impl Engine {
     ///
     /// Nothing for a replica that an operator holds has one: it would keep it for as long as that
     /// lasts.
-    pub(super) fn await_retry(&mut self, slot: Slot, leg: usize, until: Moment) -> bool {
-        let Leg { lane, state, .. } = self.tasks[slot].legs[leg];
+    pub(super) fn await_retry(&mut self, at: DeliveryRef, until: Moment) -> bool {
+        let Delivery { lane, state, .. } = self.tasks[at];
         let waits =
             !self.lanes[lane].is_held() && (state.holds_retry_place() || self.retry_has_room(lane));
         let to = if waits { State::Waiting { until } } else { State::Parked { until } };
-        self.change(slot, leg, to);
+        self.change(at, to);
         waits
     }
 
@@ -38,18 +38,18 @@ impl Engine {
         let lane = &mut self.lanes[number];
         let waiting = lane.waiting.values().copied().take(MOST_DUE);
         let mut slots: Vec<_> = waiting.collect();
-        slots.extend(lane.ready(Rank::Retry).values().copied().take(MOST_DUE));
+        slots.extend(lane.ready(Priority::Retry).values().copied().take(MOST_DUE));
         for &slot in &slots {
-            let leg = self.tasks[slot].leg_on(number);
-            let until = match self.tasks[slot].legs[leg].state {
+            let at = self.tasks.delivery_on(slot, number);
+            let until = match self.tasks[at].state {
                 State::Waiting { until } => until,
                 _ => now,
             };
-            self.change(slot, leg, State::Parked { until });
+            self.change(at, State::Parked { until });
             self.touch(slot);
         }
         if !slots.is_empty() {
-            self.ring(number, now);
+            self.schedule_wakeup(number, now);
         }
     }
 
@@ -80,9 +80,9 @@ impl Engine {
                 && let Some(slot) = first
             {
                 self.count_return(number);
-                let leg = self.tasks[slot].leg_on(number);
-                if let State::Parked { until } = self.tasks[slot].legs[leg].state {
-                    self.unpark(slot, leg, until);
+                let at = self.tasks.delivery_on(slot, number);
+                if let State::Parked { until } = self.tasks[at].state {
+                    self.unpark(at, until);
                 }
                 passed_over = 0;
             }
@@ -90,11 +90,11 @@ impl Engine {
     }
 
     /// Gives a parked delivery a place in the retry queue.
-    pub(super) fn unpark(&mut self, slot: Slot, leg: usize, until: Moment) {
-        self.change(slot, leg, State::Waiting { until });
+    pub(super) fn unpark(&mut self, at: DeliveryRef, until: Moment) {
+        self.change(at, State::Waiting { until });
         if until <= self.now.moment {
-            self.make_ready(slot, leg);
+            self.make_ready(at);
         }
-        self.touch(slot);
+        self.touch(at.slot);
     }
 }

@@ -1,7 +1,8 @@
 //! From disk into the engine, at the start.
 
-use crate::engine::moves::Newcomer;
-use crate::engine::tasks::{Queue, Settlement, Slot, State, Trouble};
+use crate::engine::table::{
+    DeliveryFailures, DeliveryRef, NewEntry, Queue, Settlement, Slot, State,
+};
 use crate::engine::{Engine, Now, Restored, Since, TASK_OVERHEAD_BYTES};
 use crate::task::{Cause, DeadLetter, Progress, TaskId};
 
@@ -28,22 +29,22 @@ impl Engine {
         };
         let Restored { id, key, accepted_at, .. } = task;
         let since = Since::aged(self.calendar.age_at_start(now.wall, accepted_at), now.moment);
-        let new = Newcomer { id, key, accepted_at, since, bytes };
+        let new = NewEntry { id, key, accepted_at, since, bytes };
         let slot = self.insert(new, &lanes, None, true);
-        for (leg, progress) in task.progress.into_iter().enumerate().take(lanes.len()) {
-            self.restore_leg(slot, leg, progress);
+        for (index, progress) in task.progress.into_iter().enumerate().take(lanes.len()) {
+            self.restore_delivery(DeliveryRef { slot, index }, progress);
         }
         self.enter_queue(slot, self.queue_of_restored(slot));
-        let states = || self.tasks[slot].legs.iter().map(|leg| leg.state);
+        let states = || self.tasks[slot].deliveries.iter().map(|delivery| delivery.state);
         if states().all(|state| matches!(state, State::Settled(_))) {
             self.touch(slot);
         } else if states().all(State::rests) {
-            self.keep(slot);
+            self.charge_as_dead(slot);
         }
         self.finish();
     }
 
-    fn restore_leg(&mut self, slot: Slot, leg: usize, progress: Progress) {
+    fn restore_delivery(&mut self, at: DeliveryRef, progress: Progress) {
         let until = self.now.moment.after(self.settings.retry_base.mul_f64(self.rng.f64()));
         // Which older write it may have superseded is not on disk. So it stands for every older one.
         let stands_for =
@@ -55,11 +56,13 @@ impl Engine {
                 (State::Waiting { until }, failures, Some(error), self.now.wall)
             }
             Progress::Delivered => {
-                self.supersede_letter(slot, leg);
-                return self.settled_before(slot, leg, Settlement::Delivered);
+                self.supersede_letter(at);
+                return self.settled_before(at, Settlement::Delivered);
             }
-            Progress::Superseded => return self.settled_before(slot, leg, Settlement::Superseded),
-            Progress::Doubted { .. } => return self.restore_doubt(slot, leg),
+            Progress::Superseded => {
+                return self.settled_before(at, Settlement::Superseded);
+            }
+            Progress::Ambiguous { .. } => return self.restore_ambiguous(at),
             Progress::Resend => {
                 let until = self.now.moment.after(self.settings.settle_after);
                 (State::Resend { until }, 0, None, self.now.wall)
@@ -72,34 +75,34 @@ impl Engine {
                 (state, failures, Some(error), since)
             }
         };
-        self.tasks[slot].legs[leg].trouble =
-            error.map(|error| Box::new(Trouble::new(failures, error, since)));
-        if self.tasks[slot].legs[leg].trouble.is_some() {
+        self.tasks[at].failures =
+            error.map(|error| Box::new(DeliveryFailures::new(failures, error, since)));
+        if self.tasks[at].failures.is_some() {
             // It may have been on the wire when the process ended.
-            self.doubt(slot, leg, self.now.wall);
+            self.note_ambiguous(at, self.now.wall);
         }
         if stands_for.is_some() {
-            let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
-            self.tasks[slot].legs[leg].trouble.get_or_insert_with(new).stands_for = stands_for;
+            let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
+            self.tasks[at].failures.get_or_insert_with(new).stands_for = stands_for;
         }
         if let State::Dead { cause, .. } = state {
-            return self.restore_letter(slot, leg, cause);
+            return self.restore_letter(at, cause);
         }
-        let alone = self.join(slot, leg);
+        let alone = self.join(at);
         // Behind an older write it keeps its failures and waits for its turn instead.
         match state {
             State::Waiting { until } if alone => {
-                if !self.await_retry(slot, leg, until) {
-                    self.touch(slot);
+                if !self.await_retry(at, until) {
+                    self.touch(at.slot);
                 }
             }
-            _ if alone && state.awaits_retry() => self.change(slot, leg, state),
-            _ => self.unblock(slot, leg),
+            _ if alone && state.awaits_retry() => self.change(at, state),
+            _ => self.unblock(at),
         }
     }
 
     fn queue_of_restored(&self, slot: Slot) -> Queue {
-        let states = || self.tasks[slot].legs.iter().map(|leg| leg.state);
+        let states = || self.tasks[slot].deliveries.iter().map(|delivery| delivery.state);
         if states().any(State::holds_queue) { Queue::Eventual } else { Queue::Outside }
     }
 }

@@ -8,17 +8,17 @@ use super::model::{node, settings};
 use super::*;
 use crate::task::{DeadLetter, Progress, ReplicaIndex};
 
+mod admin;
 mod ages;
+mod ambiguous;
 mod barriers;
-mod doubts;
+mod dead_letters;
 mod flaky;
 mod isolation;
-mod letters;
 mod model;
 mod reach;
 mod retries;
 mod shortage;
-mod steer;
 mod work;
 
 pub(super) fn workers(number: u32) -> Workers {
@@ -77,13 +77,13 @@ impl Fixture {
     }
 
     /// A request of the attempt may still be applied.
-    fn answer_in_doubt(&mut self, task: u64, replica: u16, verdict: Verdict) {
+    fn answer_ambiguously(&mut self, task: u64, replica: u16, verdict: Verdict) {
         let outcome = AttemptOutcome { verdict, ambiguous: true, took: Duration::ZERO };
         self.ended(task, replica, outcome);
     }
 
     fn ended(&mut self, task: u64, replica: u16, outcome: AttemptOutcome) {
-        let delivery = Delivery { task: TaskId(task), replica: ReplicaIndex(replica) };
+        let delivery = DeliveryId { task: TaskId(task), replica: ReplicaIndex(replica) };
         self.engine.answered(self.now, delivery, outcome);
     }
 

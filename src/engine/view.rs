@@ -5,93 +5,34 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::engine::tasks::{Leg, Rank, Settlement, Slot, State};
-use crate::engine::{Engine, KeyId, Moment};
+use crate::engine::lane::Lane;
+use crate::engine::table::{Delivery, Priority, Settlement, Slot, State};
+use crate::engine::{
+    DeliveryState, DeliveryView, Engine, Found, LetterView, Moment, Since, TaskView, Wanted,
+};
 use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
 
 /// Tasks that one call looks at.
 const LOOKS: usize = 20_000;
 
-/// How a delivery stands, for operators.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DeliveryState {
-    /// Not sent yet, or about to be sent again.
-    Queued,
-    /// On the wire.
-    InFlight,
-    /// Failed, and waiting for its retry.
-    Retrying,
-    /// Failed, without a place in the retry queue.
-    Parked,
-    /// A dead letter.
-    Dead,
-    /// Acknowledged.
-    Delivered,
-    /// Made pointless by a newer write.
-    Superseded,
-    /// Thrown away.
-    Discarded,
-}
-
-/// A task and its deliveries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TaskView {
-    /// Which.
-    pub id: TaskId,
-    /// One for each replica, in the order of the task's list.
-    pub deliveries: Vec<DeliveryView>,
-}
-
-/// A delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeliveryView {
-    /// To whom.
-    pub node: Node,
-    /// How it stands.
-    pub state: DeliveryState,
-    /// Why it is a dead letter, if it is one.
-    pub cause: Option<Cause>,
-    /// Failed attempts.
-    pub failures: u32,
-    /// Why the last one failed, and when.
-    pub error: Option<(Arc<str>, Timestamp)>,
-    /// When it is tried again.
-    pub due: Option<Moment>,
-}
-
-/// A dead letter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LetterView {
-    /// Its task.
-    pub task: TaskId,
-    /// Which of the task's replicas.
-    pub replica: ReplicaIndex,
-    /// How it stands.
-    pub delivery: DeliveryView,
-}
-
-/// What is looked for; what is not said does not matter.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// A delivery stands so.
-    pub state: Option<DeliveryState>,
-    /// That delivery, or any, is to this replica.
-    pub node: Option<Node>,
-    /// The task writes this key.
-    pub key: Option<KeyId>,
-}
-
-/// A part of what was looked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found<T, C> {
-    /// By age.
-    pub items: Vec<T>,
-    /// Where to go on; `None` at the end.
-    pub next: Option<C>,
-}
-
 impl Engine {
+    /// When the oldest pending delivery of a lane was accepted, by the wall clock and by one that
+    /// nobody sets.
+    pub(super) fn oldest(&self, lane: &Lane) -> Option<(Timestamp, Since)> {
+        let slot = self.tasks.find(lane.backlog.oldest()?)?;
+        let entry = &self.tasks[slot];
+        Some((entry.accepted_at, entry.since))
+    }
+
+    /// How long ago a task was accepted, whatever the wall clock did since; `None` once it is
+    /// settled.
+    #[must_use]
+    pub fn age(&self, task: TaskId, now: Moment) -> Option<Duration> {
+        Some(self.tasks[self.tasks.find(task)?].since.age(now))
+    }
+
     /// A task, unless nothing is left to be done for it.
     #[must_use]
     pub fn view(&self, id: TaskId) -> Option<TaskView> {
@@ -114,12 +55,12 @@ impl Engine {
             }
             found.next = Some(id);
             let entry = &self.tasks[slot];
-            let fits = |leg: &Leg| {
-                let state = leg.state();
-                lane.is_none_or(|lane| lane == leg.lane)
+            let fits = |delivery: &Delivery| {
+                let state = delivery.state();
+                lane.is_none_or(|lane| lane == delivery.lane)
                     && wanted.state.map_or(!state.is_settled(), |wanted| wanted == state)
             };
-            if wanted.key.is_none_or(|key| key == entry.key) && entry.legs.iter().any(fits) {
+            if wanted.key.is_none_or(|key| key == entry.key) && entry.deliveries.iter().any(fits) {
                 found.items.push(self.view_of(slot));
             }
         }
@@ -144,7 +85,7 @@ impl Engine {
                 return found;
             }
             let entry = &self.tasks[slot];
-            for (number, leg) in (0..).zip(&entry.legs) {
+            for (number, delivery) in (0..).zip(&entry.deliveries) {
                 let place = (id, ReplicaIndex(number));
                 if after.is_some_and(|after| place <= after) {
                     continue;
@@ -153,12 +94,12 @@ impl Engine {
                     return found;
                 }
                 found.next = Some(place);
-                if leg.state.is_dead_letter()
-                    && lane.is_none_or(|lane| lane == leg.lane)
+                if delivery.state.is_dead_letter()
+                    && lane.is_none_or(|lane| lane == delivery.lane)
                     && wanted.key.is_none_or(|key| key == entry.key)
-                    && wanted.state.is_none_or(|wanted| wanted == leg.state())
+                    && wanted.state.is_none_or(|wanted| wanted == delivery.state())
                 {
-                    let delivery = self.delivery_view(leg);
+                    let delivery = self.delivery_view(delivery);
                     found.items.push(LetterView { task: id, replica: place.1, delivery });
                 }
             }
@@ -178,16 +119,16 @@ impl Engine {
         let mut seen = HashSet::new();
         for (id, node) in ids {
             let Some(slot) = self.tasks.find(*id) else { continue };
-            for (number, leg) in (0..).zip(&self.tasks[slot].legs) {
-                let delivery = self.delivery_view(leg);
-                let fits = leg.state.is_dead_letter()
-                    && node.as_ref().is_none_or(|node| *node == delivery.node)
-                    && wanted.node.as_ref().is_none_or(|node| *node == delivery.node)
+            for (number, delivery) in (0..).zip(&self.tasks[slot].deliveries) {
+                let view = self.delivery_view(delivery);
+                let fits = delivery.state.is_dead_letter()
+                    && node.as_ref().is_none_or(|node| *node == view.node)
+                    && wanted.node.as_ref().is_none_or(|node| *node == view.node)
                     && wanted.key.is_none_or(|key| key == self.tasks[slot].key)
-                    && wanted.state.is_none_or(|state| state == delivery.state);
+                    && wanted.state.is_none_or(|state| state == view.state);
                 let replica = ReplicaIndex(number);
                 if fits && seen.insert((*id, replica)) {
-                    found.items.push(LetterView { task: *id, replica, delivery });
+                    found.items.push(LetterView { task: *id, replica, delivery: view });
                 }
             }
         }
@@ -204,23 +145,24 @@ impl Engine {
 
     pub(super) fn view_of(&self, slot: Slot) -> TaskView {
         let entry = &self.tasks[slot];
-        let deliveries = entry.legs.iter().map(|leg| self.delivery_view(leg)).collect();
+        let deliveries =
+            entry.deliveries.iter().map(|delivery| self.delivery_view(delivery)).collect();
         TaskView { id: entry.id, deliveries }
     }
 
-    fn delivery_view(&self, leg: &Leg) -> DeliveryView {
-        let trouble = leg.trouble.as_ref().filter(|trouble| !trouble.error.is_empty());
+    fn delivery_view(&self, delivery: &Delivery) -> DeliveryView {
+        let failures = delivery.failures.as_ref().filter(|failures| !failures.error.is_empty());
         DeliveryView {
-            node: self.lanes[leg.lane].node.clone(),
-            state: leg.state(),
-            cause: match leg.state {
+            node: self.lanes[delivery.lane].node.clone(),
+            state: delivery.state(),
+            cause: match delivery.state {
                 State::Dead { cause, .. } => Some(cause),
                 State::Parked { .. } | State::Deferred { .. } => Some(Cause::RetryOverflow),
                 _ => None,
             },
-            failures: leg.failures(),
-            error: trouble.map(|trouble| (Arc::clone(&trouble.error), trouble.since)),
-            due: match leg.state {
+            failures: delivery.failure_count(),
+            error: failures.map(|failures| (Arc::clone(&failures.error), failures.since)),
+            due: match delivery.state {
                 State::Waiting { until } | State::Deferred { until } => Some(until),
                 _ => None,
             },
@@ -228,18 +170,19 @@ impl Engine {
     }
 }
 
-impl Leg {
+impl Delivery {
     fn state(&self) -> DeliveryState {
         match self.state {
-            State::Blocked | State::Ready(Rank::Urgent | Rank::Fresh | Rank::Redrive) => {
+            State::Blocked
+            | State::Ready(Priority::Urgent | Priority::Fresh | Priority::Redrive) => {
                 DeliveryState::Queued
             }
-            State::Waiting { .. } | State::Ready(Rank::Retry) => DeliveryState::Retrying,
+            State::Waiting { .. } | State::Ready(Priority::Retry) => DeliveryState::Retrying,
             State::Parked { .. } | State::Deferred { .. } => DeliveryState::Parked,
             State::Dead { .. } => DeliveryState::Dead,
             State::Resend { .. }
-            | State::Ready(Rank::Resend)
-            | State::InFlight { rank: Rank::Resend, .. }
+            | State::Ready(Priority::Resend)
+            | State::InFlight { priority: Priority::Resend, .. }
             | State::Settled(Settlement::Delivered) => DeliveryState::Delivered,
             State::InFlight { .. } => DeliveryState::InFlight,
             State::Settled(Settlement::Superseded) => DeliveryState::Superseded,

@@ -198,7 +198,7 @@ pub(super) fn progress(input: &mut Input<'_>) -> Progress {
         2 => Progress::Delivered,
         3 => Progress::Superseded,
         4 => Progress::Dead(letter(input)),
-        5 => Progress::Doubted { since: Timestamp(input.size()) },
+        5 => Progress::Ambiguous { since: Timestamp(input.size()) },
         _ => Progress::Resend,
     }
 }

@@ -215,7 +215,7 @@ fn is_pending(progress: &Progress) -> bool {
     match progress {
         Progress::Untouched | Progress::Failed { .. } | Progress::Resend => true,
         Progress::Dead(letter) => letter.cause == Cause::RetryOverflow,
-        Progress::Delivered | Progress::Superseded | Progress::Doubted { .. } => false,
+        Progress::Delivered | Progress::Superseded | Progress::Ambiguous { .. } => false,
     }
 }
 

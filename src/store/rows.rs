@@ -484,7 +484,7 @@ pub(super) fn progress(entries: &[Progress]) -> Result<Vec<u8>, Failure> {
             Progress::Delivered => ProgressRow::Delivered,
             Progress::Superseded => ProgressRow::Superseded,
             Progress::Dead(_) => ProgressRow::Dead,
-            Progress::Doubted { since } => ProgressRow::Doubted { since: since.0 },
+            Progress::Ambiguous { since } => ProgressRow::Doubted { since: since.0 },
             Progress::Resend => ProgressRow::Resend,
         })
         .collect();
@@ -503,7 +503,7 @@ pub(super) fn read_progress(payload: &[u8]) -> Option<Vec<Option<Progress>>> {
             ProgressRow::Delivered => Progress::Delivered,
             ProgressRow::Superseded => Progress::Superseded,
             ProgressRow::Dead => return None,
-            ProgressRow::Doubted { since } => Progress::Doubted { since: Timestamp(since) },
+            ProgressRow::Doubted { since } => Progress::Ambiguous { since: Timestamp(since) },
             ProgressRow::Resend => Progress::Resend,
         })
     });

@@ -6,9 +6,9 @@ use crate::daemon::operate::{Answer, Letter, LetterCursor, LetterFilter, Operate
 use crate::daemon::operate::{Order, Query, Step, TaskFilter};
 use crate::daemon::roster::Change;
 use crate::daemon::{events::EventKind, view};
-use crate::engine::{self, DeliveryState, LaneView, Now, RenameError, Steered, Wanted};
+use crate::engine::{self, AdminOutcome, DeliveryState, LaneView, Now, RenameError, Wanted};
 use crate::store::{Header, Reader};
-use crate::task::{Delivery, Node, TaskId};
+use crate::task::{DeliveryId, Node, TaskId};
 
 /// Tasks whose rows are read for one step of a list.
 const READS: usize = 1000;
@@ -194,7 +194,7 @@ impl Core {
             let mut letters = letters.peekable();
             while let Some((letter, header)) = letters.next() {
                 let Some(header) = header.filter(|header| text.fits(header)) else { continue };
-                let delivery = Delivery { task: letter.task, replica: letter.replica };
+                let delivery = DeliveryId { task: letter.task, replica: letter.replica };
                 let Some(shown) = view::dead_letter(letter, header) else { continue };
                 if cause.is_some_and(|cause| cause != shown.cause) {
                     continue;
@@ -350,7 +350,7 @@ impl Core {
         self.once_durable(reply, shown);
     }
 
-    fn steer(&mut self, now: Now, letter: Delivery, order: Order) -> Steered {
+    fn steer(&mut self, now: Now, letter: DeliveryId, order: Order) -> AdminOutcome {
         match order {
             Order::Redrive => self.parts.engine.redrive_letter(now, letter),
             Order::Discard => self.parts.engine.discard_letter(now, letter),

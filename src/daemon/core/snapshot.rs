@@ -15,14 +15,14 @@ impl Core {
             .map(|lane| {
                 let mut replica = ReplicaSnapshot {
                     node: lane.node.to_string(),
-                    accepted: lane.books.accepted,
-                    delivered: lane.books.delivered,
-                    superseded: lane.books.superseded,
-                    dead: lane.books.dead,
-                    discarded: lane.books.discarded,
-                    rejected: lane.books.rejected,
-                    gave_up: lane.books.gave_up,
-                    redriven: lane.books.redriven,
+                    accepted: lane.counters.accepted,
+                    delivered: lane.counters.delivered,
+                    superseded: lane.counters.superseded,
+                    dead: lane.counters.dead,
+                    discarded: lane.counters.discarded,
+                    rejected: lane.counters.rejected,
+                    gave_up: lane.counters.gave_up,
+                    redriven: lane.counters.redriven,
                     dead_letter_bytes: lane.dead_letter_bytes,
                     workers: lane.workers.into(),
                     breaker: match lane.breaker {
@@ -30,15 +30,15 @@ impl Core {
                         BreakerState::HalfOpen => 1,
                         BreakerState::Open => 2,
                     },
-                    pending: lane.books.pending,
+                    pending: lane.counters.pending,
                     in_flight: lane.in_flight,
                     waiting: lane.waiting,
                     parked: lane.parked,
                     backlog_bytes: lane.pending_bytes,
                     lag_seconds: view::lag(&lane, now),
                     paused: lane.paused.is_some().into(),
-                    failed_attempts: lane.books.failed_attempts,
-                    unsent_attempts: lane.books.unsent_attempts,
+                    failed_attempts: lane.counters.failed_attempts,
+                    unsent_attempts: lane.counters.unsent_attempts,
                     ..ReplicaSnapshot::default()
                 };
                 self.times.show_replica(&lane.node, &mut replica);

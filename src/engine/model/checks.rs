@@ -2,26 +2,26 @@
 
 use super::World;
 use crate::engine::model::site;
-use crate::engine::tasks::{Entry, Leg, Queue, State};
-use crate::engine::{Books, TASK_OVERHEAD_BYTES};
+use crate::engine::table::{Delivery, Entry, Queue, State};
+use crate::engine::{Counters, TASK_OVERHEAD_BYTES};
 use crate::task::TaskId;
 
 impl World {
     pub(super) fn check(&self) {
-        let mut sum = Books::default();
+        let mut sum = Counters::default();
         for lane in self.engine.lanes() {
-            assert!(lane.books.balance(), "{lane:?}");
-            assert!(lane.waiting + lane.parked <= lane.books.pending);
-            assert_eq!(lane.oldest.is_some(), lane.books.pending > 0, "{lane:?}");
-            let bytes = lane.books.pending * (TASK_OVERHEAD_BYTES + 1);
+            assert!(lane.counters.balance(), "{lane:?}");
+            assert!(lane.waiting + lane.parked <= lane.counters.pending);
+            assert_eq!(lane.oldest.is_some(), lane.counters.pending > 0, "{lane:?}");
+            let bytes = lane.counters.pending * (TASK_OVERHEAD_BYTES + 1);
             assert_eq!(lane.pending_bytes, bytes, "{lane:?}");
             assert!(lane.dead_letter_bytes <= self.engine.levels().dead_letter_bytes);
-            sum += lane.books;
+            sum += lane.counters;
         }
         for lane in self.engine.lanes.iter().filter(|lane| lane.is_gone()) {
-            assert_eq!((lane.books.pending, lane.books.dead), (0, 0), "{}", lane.node);
-            assert!(lane.books.balance() && lane.in_flight + lane.express == 0, "{}", lane.node);
-            sum += lane.books;
+            assert_eq!((lane.counters.pending, lane.counters.dead), (0, 0), "{}", lane.node);
+            assert!(lane.counters.balance() && lane.in_flight + lane.express == 0, "{}", lane.node);
+            sum += lane.counters;
         }
         assert_eq!(sum, self.engine.totals());
         self.check_chains();
@@ -43,14 +43,16 @@ impl World {
             let number = self.engine.lanes.find(&lane.node).unwrap();
             for chain in lane.chains.values() {
                 let head = &self.engine.tasks[chain.head];
-                let state = head.legs[head.leg_on(number)].state;
+                let state =
+                    self.engine.tasks[self.engine.tasks.delivery_on(chain.head, number)].state;
                 assert!(!head.durable || state != State::Blocked, "{} stands still", head.id);
             }
             for queue in [Queue::Eventual, Queue::Strong] {
                 let waits = |entry: &&Entry| {
-                    let on_lane = |leg: &&Leg| leg.lane == number;
-                    let leg = entry.legs.iter().find(on_lane);
-                    entry.queue == queue && leg.is_some_and(|leg| leg.state.holds_queue())
+                    let on_lane = |delivery: &&Delivery| delivery.lane == number;
+                    let delivery = entry.deliveries.iter().find(on_lane);
+                    entry.queue == queue
+                        && delivery.is_some_and(|delivery| delivery.state.holds_queue())
                 };
                 let held = self.engine.tasks.iter().filter(waits).count();
                 assert_eq!(lane.held(queue), held, "{queue:?} of {}", lane.node);
@@ -67,9 +69,10 @@ impl World {
         let mut retries = 0;
         for lane in engine.lanes.iter() {
             let number = engine.lanes.find(&lane.node).unwrap();
-            let legs = engine.tasks.iter().flat_map(|entry| &entry.legs);
-            let holding = legs.filter(|leg| leg.lane == number && leg.state.holds_retry_place());
-            let states: Vec<_> = holding.map(|leg| leg.state).collect();
+            let deliveries = engine.tasks.iter().flat_map(|entry| &entry.deliveries);
+            let holding = deliveries
+                .filter(|delivery| delivery.lane == number && delivery.state.holds_retry_place());
+            let states: Vec<_> = holding.map(|delivery| delivery.state).collect();
             assert_eq!(lane.retries, states.len(), "{}", lane.node);
             retries += states.len();
             if lane.paused.is_some() {

@@ -168,8 +168,8 @@ fn an_operator_may_redrive_before_the_long_wait_is_over() {
     let id = f.eventual("k", &["a"]);
     f.sent();
     f.answer(id, 0, busy(Duration::from_secs(600)));
-    let letter = Delivery { task: TaskId(id), replica: ReplicaIndex(0) };
-    assert_eq!(f.engine.redrive_letter(f.now, letter), Steered::Done);
+    let letter = DeliveryId { task: TaskId(id), replica: ReplicaIndex(0) };
+    assert_eq!(f.engine.redrive_letter(f.now, letter), AdminOutcome::Done);
     assert_eq!(f.sent(), [(id, 0, 2)]);
 }
 
@@ -179,7 +179,7 @@ fn a_delivery_is_not_redriven_beyond_the_share_of_its_replica() {
     failures(&mut f, "a", 12);
     assert_eq!([lane(&f, "a").waiting, lane(&f, "a").parked], [9, 3]);
     let letters = f.engine.find_letters(&Wanted::default(), None, 1).items;
-    let letter = Delivery { task: letters[0].task, replica: letters[0].replica };
-    assert_eq!(f.engine.would_redrive(letter), Steered::HeldBack);
-    assert_eq!(f.engine.redrive_letter(f.now, letter), Steered::HeldBack);
+    let letter = DeliveryId { task: letters[0].task, replica: letters[0].replica };
+    assert_eq!(f.engine.would_redrive(letter), AdminOutcome::HeldBack);
+    assert_eq!(f.engine.redrive_letter(f.now, letter), AdminOutcome::HeldBack);
 }

@@ -23,10 +23,10 @@ fn attempts_that_could_not_be_sent_open_no_breaker_and_end_no_delivery() {
     }
     let seen = lane(&f);
     assert_eq!(
-        (seen.breaker, seen.books.dead, seen.books.failed_attempts),
+        (seen.breaker, seen.counters.dead, seen.counters.failed_attempts),
         (BreakerState::Closed, 0, 0)
     );
-    assert!(seen.books.unsent_attempts >= 10);
+    assert!(seen.counters.unsent_attempts >= 10);
     assert_eq!(seen.last_error.unwrap().0.as_ref(), "Too many open files");
     loop {
         let sent = f.sent();
@@ -35,7 +35,7 @@ fn attempts_that_could_not_be_sent_open_no_breaker_and_end_no_delivery() {
         }
         sent.iter().for_each(|&(task, replica, _)| f.answer(task, replica, Verdict::Delivered));
     }
-    assert_eq!(lane(&f).books.delivered, ids.len() as u64);
+    assert_eq!(lane(&f).counters.delivered, ids.len() as u64);
     assert_eq!(f.engine.levels(), Levels::default());
 }
 

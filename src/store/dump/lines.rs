@@ -142,7 +142,7 @@ pub(super) fn line(task: &Task, progress: &[Progress]) -> Line {
             error: letter.error.to_string(),
             since: letter.since.0,
         },
-        Progress::Doubted { since } => State::Doubted { since: since.0 },
+        Progress::Ambiguous { since } => State::Doubted { since: since.0 },
         Progress::Resend => State::Resend,
     };
     Line {
@@ -247,7 +247,7 @@ fn progress(state: State) -> Result<Progress, String> {
         State::Failed { failures, error } => Progress::Failed { failures, error: error.into() },
         State::Delivered => Progress::Delivered,
         State::Superseded => Progress::Superseded,
-        State::Doubted { since } => Progress::Doubted { since: Timestamp(since) },
+        State::Doubted { since } => Progress::Ambiguous { since: Timestamp(since) },
         State::Resend => Progress::Resend,
         State::Dead { cause, failures, error, since } => {
             let known = CAUSES.into_iter().find(|known| known.as_str() == cause);

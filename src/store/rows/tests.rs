@@ -176,7 +176,7 @@ fn the_bytes_of_progress_are_these() {
         Progress::Delivered,
         Progress::Superseded,
         Progress::Dead(letter()),
-        Progress::Doubted { since: Timestamp(9) },
+        Progress::Ambiguous { since: Timestamp(9) },
         Progress::Resend,
     ];
     let payload = progress(&entries).unwrap();

@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::{
-    Action, Arrival, AttemptOutcome, Consistency, Delivery, Engine, KeyHasher, Moment, Node, Now,
+    Action, Arrival, AttemptOutcome, Consistency, DeliveryId, Engine, KeyHasher, Moment, Node, Now,
     Settings, TaskId, Timestamp, Verdict,
 };
 
@@ -33,7 +33,8 @@ pub(crate) fn run(settings: Settings, fails: f64) -> Outcome {
     let mut rng = fastrand::Rng::with_seed(settings.seed);
     let mut engine = Engine::new(settings);
     let (keys, replicas) = (KeyHasher::default(), [Node::parse("http://flaky").unwrap()]);
-    let mut in_flight: BinaryHeap<Reverse<(Moment, Delivery, Duration, bool)>> = BinaryHeap::new();
+    let mut in_flight: BinaryHeap<Reverse<(Moment, DeliveryId, Duration, bool)>> =
+        BinaryHeap::new();
     let (mut outcome, mut next_write) = (Outcome::default(), Moment(0));
     let end = Moment(0).after(TIME);
     loop {

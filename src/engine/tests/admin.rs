@@ -5,19 +5,19 @@ use super::*;
 fn gave_up(f: &mut Fixture, key: &str, nodes: &[&str]) -> u64 {
     let id = f.eventual(key, nodes);
     f.sent();
-    for leg in (0..).take(nodes.len()) {
-        f.answer(id, leg, rejected());
+    for replica in (0..).take(nodes.len()) {
+        f.answer(id, replica, rejected());
     }
     f.actions();
     id
 }
 
-fn letter(id: u64) -> Delivery {
-    Delivery { task: TaskId(id), replica: ReplicaIndex(0) }
+fn letter(id: u64) -> DeliveryId {
+    DeliveryId { task: TaskId(id), replica: ReplicaIndex(0) }
 }
 
-fn books(f: &Fixture, name: &str) -> Books {
-    f.engine.lanes().find(|lane| lane.node == node(name)).unwrap().books
+fn counters(f: &Fixture, name: &str) -> Counters {
+    f.engine.lanes().find(|lane| lane.node == node(name)).unwrap().counters
 }
 
 #[test]
@@ -57,13 +57,13 @@ fn a_probe_that_an_operator_asks_for_goes_out_at_once() {
 fn a_rejected_write_is_redriven_when_an_operator_says_so() {
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);
-    assert_eq!(f.engine.would_redrive(letter(id)), Steered::Done);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Done);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Gone);
+    assert_eq!(f.engine.would_redrive(letter(id)), AdminOutcome::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Gone);
     assert_eq!(f.sent(), [(id, 0, 1)]);
     f.answer(id, 0, Verdict::Delivered);
-    let books = books(&f, "a");
-    assert_eq!((books.delivered, books.dead, books.redriven), (1, 0, 1));
+    let counters = counters(&f, "a");
+    assert_eq!((counters.delivered, counters.dead, counters.redriven), (1, 0, 1));
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_dead_letter_is_not_redriven_while_a_newer_write_of_its_key_is_on_its_way() 
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);
     let newer = f.eventual("k", &["a"]);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::LeftOut);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::LeftOut);
     assert_eq!(f.sent(), [(newer, 0, 1)]);
 }
 
@@ -85,11 +85,11 @@ fn a_letter_of_a_replica_that_does_not_answer_is_not_said_to_be_redriven() {
     }
     f.sent();
     for id in ids {
-        assert_eq!(f.engine.would_redrive(letter(id)), Steered::HeldBack);
-        assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::HeldBack);
+        assert_eq!(f.engine.would_redrive(letter(id)), AdminOutcome::HeldBack);
+        assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::HeldBack);
     }
     assert_eq!(f.sent(), []);
-    assert_eq!(books(&f, "a").redriven, 0);
+    assert_eq!(counters(&f, "a").redriven, 0);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn without_handoff_no_letter_is_a_probe_but_for_an_operator() {
         f.sent().iter().for_each(|&(task, replica, _)| f.answer(task, replica, failed()));
         f.pass(Duration::from_secs(1));
     }
-    assert_eq!((books(&f, "a").dead, books(&f, "a").redriven), (1, 0));
+    assert_eq!((counters(&f, "a").dead, counters(&f, "a").redriven), (1, 0));
     let probed = f.engine.probe(f.now, &node("a")).unwrap();
     assert_eq!((probed.probing, f.sent()), (true, vec![(id, 0, 1)]));
 }
@@ -119,11 +119,11 @@ fn an_older_letter_is_not_redriven_after_a_newer_write_that_was_thrown_away() {
     let id = gave_up(&mut f, "k", &["a"]);
     let newer = f.eventual("k", &["a"]);
     f.sent();
-    f.answer_in_doubt(newer, 0, failed());
+    f.answer_ambiguously(newer, 0, failed());
     assert!(f.engine.discard_task(f.now, TaskId(newer)));
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Gone);
-    let books = books(&f, "a");
-    assert_eq!((books.superseded, books.discarded), (1, 1));
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Gone);
+    let counters = counters(&f, "a");
+    assert_eq!((counters.superseded, counters.discarded), (1, 1));
 }
 
 #[test]
@@ -132,9 +132,9 @@ fn what_is_on_the_wire_when_its_task_is_thrown_away_is_not_tried_again() {
     let id = f.eventual("k", &["a", "b"]);
     f.sent();
     assert!(f.engine.discard_task(f.now, TaskId(id)));
-    f.answer_in_doubt(id, 0, failed());
+    f.answer_ambiguously(id, 0, failed());
     f.answer(id, 1, Verdict::Delivered);
-    assert_eq!((books(&f, "a").discarded, books(&f, "b").delivered), (1, 1));
+    assert_eq!((counters(&f, "a").discarded, counters(&f, "b").delivered), (1, 1));
     f.pass(Duration::from_secs(60));
     assert_eq!(f.sent(), []);
     assert!(!f.engine.discard_task(f.now, TaskId(id)), "nothing is left of it");
@@ -165,9 +165,9 @@ fn a_replica_that_is_forgotten_has_nothing_left_and_may_begin_anew() {
     while f.engine.is_forgetting(&node("a")) {
         f.pass(Duration::from_millis(1));
     }
-    let a = books(&f, "a");
+    let a = counters(&f, "a");
     assert_eq!((a.discarded, a.pending, a.dead), (admitted + 1 - 5, 5, 0));
-    assert_eq!(books(&f, "b").pending, admitted);
+    assert_eq!(counters(&f, "b").pending, admitted);
     let new = f.eventual("new", &["a"]);
     (1..=admitted + 1).for_each(|id| {
         f.answer(id, 0, failed());
@@ -189,7 +189,7 @@ fn a_replica_that_is_forgotten_is_not_one_that_does_not_answer() {
     assert_eq!(f.engine.lanes().count(), 0);
     f.eventual("again", &["a"]);
     assert_eq!((lane(&f).breaker, lane(&f).last_error), (BreakerState::Closed, None));
-    assert_eq!(lane(&f).books.pending, 1);
+    assert_eq!(lane(&f).counters.pending, 1);
 }
 
 #[test]
@@ -287,11 +287,11 @@ fn a_letter_of_a_paused_replica_stays_one_until_it_is_resumed() {
     let id = gave_up(&mut f, "k", &["a"]);
     let levels = f.engine.levels();
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
-    assert_eq!(f.engine.would_redrive(letter(id)), Steered::HeldBack);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::HeldBack);
+    assert_eq!(f.engine.would_redrive(letter(id)), AdminOutcome::HeldBack);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::HeldBack);
     assert_eq!(f.engine.levels(), levels, "it is charged as a dead letter");
     f.engine.pause(f.now, &node("a"), None);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), Steered::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Done);
     assert_eq!(f.sent(), [(id, 0, 1)]);
 }
 
@@ -303,7 +303,7 @@ fn what_is_parked_for_a_paused_replica_takes_no_place_of_the_retry_queue() {
     ids.iter().for_each(|&id| f.answer(id, 0, failed()));
     assert_eq!((f.engine.levels().retry, f.engine.levels().dead_letters), (1, 1));
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
-    assert_eq!(f.engine.would_redrive(letter(ids[1])), Steered::HeldBack);
+    assert_eq!(f.engine.would_redrive(letter(ids[1])), AdminOutcome::HeldBack);
     f.engine.discard_task(f.now, TaskId(ids[0]));
     f.pass(Duration::from_secs(60));
     assert_eq!((f.engine.levels().retry, f.engine.levels().dead_letters), (0, 1));

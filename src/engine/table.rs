@@ -13,7 +13,7 @@ use std::sync::Arc;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::engine::books::Column;
+use crate::engine::counters::DeliveryOutcome;
 use crate::engine::quorum::Quorum;
 use crate::engine::{KeyId, Moment, Since};
 use crate::task::{Cause, DeadLetter, Progress, TaskId, Timestamp};
@@ -33,6 +33,14 @@ impl Slot {
     }
 }
 
+/// Where a delivery lies in memory. Valid until its task leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DeliveryRef {
+    pub(super) slot: Slot,
+    /// Its place in [`Entry::deliveries`].
+    pub(super) index: usize,
+}
+
 /// Which capacity a task counts against. The last counts against none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
@@ -42,6 +50,16 @@ pub(super) enum Queue {
     Strong,
     /// Each of its deliveries has been tried, or its client has its answer: counts nowhere.
     Outside,
+}
+
+/// A task on its way into memory.
+pub(super) struct NewEntry {
+    pub(super) id: TaskId,
+    pub(super) key: KeyId,
+    pub(super) accepted_at: Timestamp,
+    pub(super) since: Since,
+    /// What it is charged for.
+    pub(super) bytes: u64,
 }
 
 /// What is known of a task.
@@ -64,31 +82,31 @@ pub(super) struct Entry {
     /// Its progress has changed since it was last handed out to be saved.
     pub(super) touched: bool,
     /// All that is left of it are dead letters: it is charged as such, to their replicas.
-    pub(super) kept: bool,
+    pub(super) charged_as_dead: bool,
     /// The strong write's open question.
     pub(super) quorum: Option<Box<Quorum>>,
     /// Its deliveries, in the order of the task's replicas.
-    pub(super) legs: SmallVec<[Leg; 2]>,
+    pub(super) deliveries: SmallVec<[Delivery; 2]>,
 }
 
 /// A delivery: where it goes, how it stands, and who is next in the chain of its key.
 #[derive(Debug)]
-pub(super) struct Leg {
+pub(super) struct Delivery {
     pub(super) lane: u32,
     pub(super) next: Option<Slot>,
     pub(super) state: State,
-    pub(super) trouble: Option<Box<Trouble>>,
+    pub(super) failures: Option<Box<DeliveryFailures>>,
 }
 
 /// The failures of a delivery.
 #[derive(Clone, Debug)]
-pub(super) struct Trouble {
-    pub(super) failures: u32,
+pub(super) struct DeliveryFailures {
+    pub(super) count: u32,
     pub(super) error: Arc<str>,
     /// When the last one was.
     pub(super) since: Timestamp,
     /// One that may still be applied: when it ended, and when that is over.
-    pub(super) doubt: Option<(Timestamp, Moment)>,
+    pub(super) ambiguous: Option<(Timestamp, Moment)>,
     /// It was a dead letter before: since when, and after how many failures.
     pub(super) letter: Option<(Timestamp, u32)>,
     /// How often it failed as one that was redriven, just after others had not.
@@ -98,9 +116,9 @@ pub(super) struct Trouble {
     pub(super) stands_for: Option<TaskId>,
 }
 
-impl Trouble {
-    pub(super) fn new(failures: u32, error: Arc<str>, since: Timestamp) -> Self {
-        Self { failures, error, since, doubt: None, letter: None, alone: 0, stands_for: None }
+impl DeliveryFailures {
+    pub(super) fn new(count: u32, error: Arc<str>, since: Timestamp) -> Self {
+        Self { count, error, since, ambiguous: None, letter: None, alone: 0, stands_for: None }
     }
 }
 
@@ -126,11 +144,11 @@ pub(super) enum State {
     /// Behind an older write of its key, or not on disk yet.
     Blocked,
     /// May be sent as soon as there is a place.
-    Ready(Rank),
+    Ready(Priority),
     /// On the wire.
     InFlight {
         /// What it was sent as. An urgent one is outside of the `workers` limit.
-        rank: Rank,
+        priority: Priority,
         /// It is the one that shows how the replica is.
         probe: bool,
         /// An operator has thrown it away meanwhile: it is not tried again.
@@ -178,13 +196,13 @@ impl State {
                 | Self::Parked { .. }
                 | Self::Deferred { .. }
                 | Self::Resend { .. }
-                | Self::Ready(Rank::Retry | Rank::Redrive | Rank::Resend)
+                | Self::Ready(Priority::Retry | Priority::Redrive | Priority::Resend)
         )
     }
 
     /// Whether it is on its way, in the chain of its key.
     pub(super) fn is_pending(self) -> bool {
-        self.column() == Column::Pending
+        self.outcome() == DeliveryOutcome::Pending
     }
 
     /// Whether no attempt of it has ended since it was accepted, or since the start: it holds its
@@ -193,8 +211,8 @@ impl State {
         matches!(
             self,
             Self::Blocked
-                | Self::Ready(Rank::Urgent | Rank::Fresh)
-                | Self::InFlight { rank: Rank::Urgent | Rank::Fresh, .. }
+                | Self::Ready(Priority::Urgent | Priority::Fresh)
+                | Self::InFlight { priority: Priority::Urgent | Priority::Fresh, .. }
         )
     }
 
@@ -203,8 +221,8 @@ impl State {
         matches!(
             self,
             Self::Waiting { .. }
-                | Self::Ready(Rank::Retry)
-                | Self::InFlight { rank: Rank::Retry, .. }
+                | Self::Ready(Priority::Retry)
+                | Self::InFlight { priority: Priority::Retry, .. }
         )
     }
 
@@ -218,28 +236,28 @@ impl State {
         matches!(self, Self::Parked { .. } | Self::Deferred { .. } | Self::Dead { .. })
     }
 
-    pub(super) fn column(self) -> Column {
+    pub(super) fn outcome(self) -> DeliveryOutcome {
         match self {
             Self::Settled(Settlement::Delivered)
             | Self::Resend { .. }
-            | Self::Ready(Rank::Resend)
-            | Self::InFlight { rank: Rank::Resend, .. } => Column::Delivered,
-            Self::Settled(Settlement::Superseded) => Column::Superseded,
-            Self::Settled(Settlement::Discarded) => Column::Discarded,
-            Self::Dead { .. } => Column::Dead,
+            | Self::Ready(Priority::Resend)
+            | Self::InFlight { priority: Priority::Resend, .. } => DeliveryOutcome::Delivered,
+            Self::Settled(Settlement::Superseded) => DeliveryOutcome::Superseded,
+            Self::Settled(Settlement::Discarded) => DeliveryOutcome::Discarded,
+            Self::Dead { .. } => DeliveryOutcome::Dead,
             Self::Blocked
             | Self::Ready(_)
             | Self::InFlight { .. }
             | Self::Waiting { .. }
             | Self::Parked { .. }
-            | Self::Deferred { .. } => Column::Pending,
+            | Self::Deferred { .. } => DeliveryOutcome::Pending,
         }
     }
 }
 
 /// What a delivery is sent as, which says who goes first in a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Rank {
+pub(super) enum Priority {
     /// A strong write: its client waits.
     Urgent,
     /// A first attempt.
@@ -260,33 +278,34 @@ pub(super) enum Settlement {
     Discarded,
 }
 
-impl Leg {
+impl Delivery {
     pub(super) fn new(lane: u32) -> Self {
-        Self { lane, next: None, state: State::Blocked, trouble: None }
+        Self { lane, next: None, state: State::Blocked, failures: None }
     }
 
     /// When its last attempt failed.
     pub(super) fn since(&self) -> Timestamp {
-        self.trouble.as_ref().map_or(Timestamp(0), |trouble| trouble.since)
+        self.failures.as_ref().map_or(Timestamp(0), |failures| failures.since)
     }
 
     /// Whether an attempt of it may still be applied: since when, and until when.
-    pub(super) fn doubt(&self) -> Option<(Timestamp, Moment)> {
-        self.trouble.as_ref().and_then(|trouble| trouble.doubt)
+    pub(super) fn ambiguous(&self) -> Option<(Timestamp, Moment)> {
+        self.failures.as_ref().and_then(|failures| failures.ambiguous)
     }
 
-    /// Gives the doubt that there was before.
-    pub(super) fn set_doubt(
+    /// Returns the ambiguous attempt that there was before.
+    pub(super) fn set_ambiguous(
         &mut self,
-        doubt: Option<(Timestamp, Moment)>,
+        ambiguous: Option<(Timestamp, Moment)>,
     ) -> Option<(Timestamp, Moment)> {
-        match &mut self.trouble {
-            Some(trouble) => std::mem::replace(&mut trouble.doubt, doubt),
-            None if doubt.is_none() => None,
+        match &mut self.failures {
+            Some(failures) => std::mem::replace(&mut failures.ambiguous, ambiguous),
+            None if ambiguous.is_none() => None,
             None => {
-                let since = doubt.map_or(Timestamp(0), |(since, _)| since);
-                let trouble = Trouble { doubt, ..Trouble::new(0, "".into(), since) };
-                self.trouble = Some(Box::new(trouble));
+                let since = ambiguous.map_or(Timestamp(0), |(since, _)| since);
+                let failures =
+                    DeliveryFailures { ambiguous, ..DeliveryFailures::new(0, "".into(), since) };
+                self.failures = Some(Box::new(failures));
                 None
             }
         }
@@ -294,20 +313,20 @@ impl Leg {
 
     /// Whether it was a dead letter before.
     pub(super) fn is_redriven(&self) -> bool {
-        self.trouble.as_ref().is_some_and(|trouble| trouble.letter.is_some())
+        self.failures.as_ref().is_some_and(|failures| failures.letter.is_some())
     }
 
-    pub(super) fn failures(&self) -> u32 {
-        self.trouble.as_ref().map_or(0, |trouble| trouble.failures)
+    pub(super) fn failure_count(&self) -> u32 {
+        self.failures.as_ref().map_or(0, |failures| failures.count)
     }
 
     fn stands_for_another(&self) -> bool {
-        self.trouble.as_ref().is_some_and(|trouble| trouble.stands_for.is_some())
+        self.failures.as_ref().is_some_and(|failures| failures.stands_for.is_some())
     }
 
     /// The oldest write that it stands for, which is itself for most.
     pub(super) fn origin(&self, id: TaskId) -> TaskId {
-        let stands_for = self.trouble.as_ref().and_then(|trouble| trouble.stands_for);
+        let stands_for = self.failures.as_ref().and_then(|failures| failures.stands_for);
         stands_for.map_or(id, |older| older.min(id))
     }
 
@@ -315,13 +334,13 @@ impl Leg {
     pub(super) fn progress(&self) -> Progress {
         let cause = match self.state {
             State::Resend { .. }
-            | State::Ready(Rank::Resend)
-            | State::InFlight { rank: Rank::Resend, .. } => return Progress::Resend,
+            | State::Ready(Priority::Resend)
+            | State::InFlight { priority: Priority::Resend, .. } => return Progress::Resend,
             // Nothing is left to send of one that is thrown away when its attempt ends, either.
             State::Settled(_) | State::InFlight { discard: true, .. }
-                if let Some((since, _)) = self.doubt() =>
+                if let Some((since, _)) = self.ambiguous() =>
             {
-                return Progress::Doubted { since };
+                return Progress::Ambiguous { since };
             }
             State::InFlight { discard: true, .. } => return Progress::Superseded,
             State::Settled(Settlement::Delivered) => return Progress::Delivered,
@@ -330,18 +349,17 @@ impl Leg {
             State::Dead { cause, .. } => Some(cause),
             State::Parked { .. } | State::Deferred { .. } => Some(Cause::RetryOverflow),
             // On disk it stays a dead letter until something has come of it.
-            State::Ready(Rank::Redrive) | State::InFlight { rank: Rank::Redrive, .. } => {
-                Some(Cause::GaveUp)
-            }
-            State::Waiting { .. } if self.failures() == 0 && self.is_redriven() => {
+            State::Ready(Priority::Redrive)
+            | State::InFlight { priority: Priority::Redrive, .. } => Some(Cause::GaveUp),
+            State::Waiting { .. } if self.failure_count() == 0 && self.is_redriven() => {
                 Some(Cause::GaveUp)
             }
             State::Blocked | State::Ready(_) | State::InFlight { .. } | State::Waiting { .. } => {
                 None
             }
         };
-        let (failures, error, since) = match &self.trouble {
-            Some(trouble) => (trouble.failures, trouble.error.clone(), trouble.since),
+        let (failures, error, since) = match &self.failures {
+            Some(failures) => (failures.count, failures.error.clone(), failures.since),
             None => (0, Arc::from(""), Timestamp(0)),
         };
         match cause {
@@ -356,13 +374,8 @@ impl Leg {
 
 impl Entry {
     /// The oldest write that a delivery stands for.
-    pub(super) fn origin(&self, leg: usize) -> TaskId {
-        self.legs.get(leg).map_or(self.id, |leg| leg.origin(self.id))
-    }
-
-    /// Which leg goes over `lane`. A task has at most one for a lane.
-    pub(super) fn leg_on(&self, lane: u32) -> usize {
-        self.legs.iter().position(|leg| leg.lane == lane).unwrap_or_default()
+    pub(super) fn origin(&self, index: usize) -> TaskId {
+        self.deliveries.get(index).map_or(self.id, |delivery| delivery.origin(self.id))
     }
 }
 
@@ -393,6 +406,17 @@ impl Tasks {
 
     pub(super) fn find(&self, id: TaskId) -> Option<Slot> {
         self.slots.get(&id).copied()
+    }
+
+    /// The delivery of a task that goes over `lane`. A task has at most one for a lane.
+    pub(super) fn delivery_on(&self, slot: Slot, lane: u32) -> DeliveryRef {
+        let deliveries = &self[slot].deliveries;
+        let index = deliveries.iter().position(|delivery| delivery.lane == lane);
+        DeliveryRef { slot, index: index.unwrap_or_default() }
+    }
+
+    pub(super) fn get(&self, at: DeliveryRef) -> Option<&Delivery> {
+        self[at.slot].deliveries.get(at.index)
     }
 
     /// The tasks after `id`, by age.
@@ -435,13 +459,27 @@ impl IndexMut<Slot> for Tasks {
     }
 }
 
+impl Index<DeliveryRef> for Tasks {
+    type Output = Delivery;
+
+    fn index(&self, at: DeliveryRef) -> &Delivery {
+        &self[at.slot].deliveries[at.index]
+    }
+}
+
+impl IndexMut<DeliveryRef> for Tasks {
+    fn index_mut(&mut self, at: DeliveryRef) -> &mut Delivery {
+        &mut self[at.slot].deliveries[at.index]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_task_for_two_replicas_is_small() {
-        assert!(size_of::<Leg>() <= 32, "{}", size_of::<Leg>());
+        assert!(size_of::<Delivery>() <= 32, "{}", size_of::<Delivery>());
         assert!(size_of::<Entry>() <= 144, "{}", size_of::<Entry>());
     }
 }

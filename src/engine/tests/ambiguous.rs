@@ -14,7 +14,7 @@ fn progress_of(f: &mut Fixture, task: u64) -> Option<Vec<Progress>> {
 fn a_newer_write_delivered_after_an_attempt_without_answer_is_sent_once_more() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
-    f.answer_in_doubt(old, 0, failed());
+    f.answer_ambiguously(old, 0, failed());
     let new = f.eventual("k", &["a"]);
     f.actions();
     f.answer(new, 0, Verdict::Delivered);
@@ -34,15 +34,15 @@ fn a_newer_write_delivered_after_an_attempt_without_answer_is_sent_once_more() {
 }
 
 #[test]
-fn a_doubt_outlives_the_delivery_of_its_own_task() {
+fn an_ambiguous_attempt_outlives_the_delivery_of_its_own_task() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
-    f.answer_in_doubt(old, 0, failed());
+    f.answer_ambiguously(old, 0, failed());
     f.pass(Duration::from_secs(3));
     f.actions();
     f.answer(old, 0, Verdict::Delivered);
-    let doubted = Progress::Doubted { since: Timestamp(0) };
-    assert_eq!(progress_of(&mut f, old), Some(vec![doubted]), "it stays on disk for that");
+    let ambiguous = Progress::Ambiguous { since: Timestamp(0) };
+    assert_eq!(progress_of(&mut f, old), Some(vec![ambiguous]), "it stays on disk for that");
     let new = f.eventual("k", &["a"]);
     f.answer(new, 0, Verdict::Delivered);
     assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]));
@@ -51,11 +51,11 @@ fn a_doubt_outlives_the_delivery_of_its_own_task() {
 }
 
 #[test]
-fn an_answer_to_a_repeated_request_leaves_the_first_one_in_doubt() {
+fn an_answer_to_a_repeated_request_leaves_the_first_one_ambiguous() {
     for verdict in [Verdict::Delivered, rejected()] {
         let mut f = Fixture::new(settings());
         let old = f.eventual("k", &["a"]);
-        f.answer_in_doubt(old, 0, verdict);
+        f.answer_ambiguously(old, 0, verdict);
         let new = f.eventual("k", &["a"]);
         f.actions();
         f.answer(new, 0, Verdict::Delivered);
@@ -66,10 +66,10 @@ fn an_answer_to_a_repeated_request_leaves_the_first_one_in_doubt() {
 }
 
 #[test]
-fn without_a_doubt_nothing_is_sent_twice() {
+fn without_an_ambiguous_attempt_nothing_is_sent_twice() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
-    f.answer_in_doubt(old, 0, failed());
+    f.answer_ambiguously(old, 0, failed());
     f.pass(Duration::from_secs(31));
     f.answer(old, 0, Verdict::Delivered);
     for key in ["k", "other"] {
@@ -78,7 +78,7 @@ fn without_a_doubt_nothing_is_sent_twice() {
         f.answer(new, 0, Verdict::Delivered);
         assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }), "{key}");
     }
-    // A connection that was refused is no doubt.
+    // A refused connection is not ambiguous.
     let old = f.eventual("k", &["a"]);
     f.answer(old, 0, failed());
     let new = f.eventual("k", &["a"]);
@@ -91,7 +91,7 @@ fn without_a_doubt_nothing_is_sent_twice() {
 fn a_newer_write_takes_the_place_of_one_that_was_to_be_sent_once_more() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
-    f.answer_in_doubt(old, 0, failed());
+    f.answer_ambiguously(old, 0, failed());
     let new = f.eventual("k", &["a"]);
     f.answer(new, 0, Verdict::Delivered);
     f.pass(Duration::from_secs(20));
@@ -103,17 +103,17 @@ fn a_newer_write_takes_the_place_of_one_that_was_to_be_sent_once_more() {
     f.pass(Duration::from_secs(2));
     assert_eq!(f.sent(), [(newest, 0, 1)]);
     f.answer(newest, 0, Verdict::Delivered);
-    let books = f.engine.totals();
-    assert_eq!((books.delivered, books.superseded, books.pending), (2, 1, 0));
+    let counters = f.engine.totals();
+    assert_eq!((counters.delivered, counters.superseded, counters.pending), (2, 1, 0));
 }
 
 #[test]
-fn doubts_survive_a_restart() {
+fn ambiguous_attempts_survive_a_restart() {
     let mut f = Fixture::new(settings());
     let since = Timestamp(0).saturating_add(Duration::from_secs(100));
     f.now.wall = since.saturating_add(Duration::from_secs(10));
     for (id, key, progress) in
-        [(1, "doubted", Progress::Doubted { since }), (2, "again", Progress::Resend)]
+        [(1, "ambiguous", Progress::Ambiguous { since }), (2, "again", Progress::Resend)]
     {
         let restored = Restored {
             id: TaskId(id),
@@ -126,7 +126,7 @@ fn doubts_survive_a_restart() {
         f.engine.restore(f.now, restored);
     }
     f.next_id = 3;
-    let new = f.eventual("doubted", &["a"]);
+    let new = f.eventual("ambiguous", &["a"]);
     f.actions();
     f.answer(new, 0, Verdict::Delivered);
     assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]));
@@ -137,7 +137,7 @@ fn doubts_survive_a_restart() {
 }
 
 #[test]
-fn what_may_have_been_on_the_wire_at_a_restart_is_in_doubt() {
+fn what_may_have_been_on_the_wire_at_a_restart_is_ambiguous() {
     let mut f = Fixture::new(settings());
     let restored = Restored {
         id: TaskId(1),
@@ -160,7 +160,7 @@ fn what_may_have_been_on_the_wire_at_a_restart_is_in_doubt() {
 fn with_settle_after_zero_nothing_is_sent_once_more() {
     let mut f = Fixture::new(Settings { settle_after: Duration::ZERO, ..settings() });
     let old = f.eventual("k", &["a"]);
-    f.answer_in_doubt(old, 0, failed());
+    f.answer_ambiguously(old, 0, failed());
     let new = f.eventual("k", &["a"]);
     f.actions();
     f.answer(new, 0, Verdict::Delivered);
@@ -168,10 +168,10 @@ fn with_settle_after_zero_nothing_is_sent_once_more() {
 }
 
 #[test]
-fn a_doubt_is_not_over_because_the_clock_was_set_before_a_restart() {
+fn an_ambiguous_attempt_is_not_over_because_the_clock_was_set_before_a_restart() {
     let mut f = Fixture::new(settings());
     f.now.wall = f.now.wall.saturating_add(Duration::from_secs(86_400));
-    let progress = vec![Progress::Doubted { since: Timestamp(0) }];
+    let progress = vec![Progress::Ambiguous { since: Timestamp(0) }];
     let (id, key) = (TaskId(1), f.keys.id("k"));
     let accepted_at = Timestamp(0);
     let restored = Restored { id, key, replicas: &[node("a")], bytes: 10, accepted_at, progress };

@@ -9,54 +9,16 @@ use std::sync::Arc;
 
 use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
-use crate::engine::tasks::{Settlement, Slot, State};
-use crate::engine::{Action, BreakerState, Change, Engine, Now};
-use crate::task::{Delivery, Node, TaskId, Timestamp};
+use crate::engine::table::{DeliveryRef, Settlement, Slot, State};
+use crate::engine::{
+    Action, AdminOutcome, BreakerState, Change, Engine, Forgotten, Now, Probed, RenameError,
+};
+use crate::task::{DeliveryId, Node, TaskId, Timestamp};
 
 /// Deliveries that one step of forgetting throws away, and tasks that it looks at for them: a few
 /// milliseconds, as everything else waits meanwhile.
 const STEP: usize = 1024;
 const LOOKS: usize = 16 * STEP;
-
-/// What an operator's word has done to one dead letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Steered {
-    /// What was asked for.
-    Done,
-    /// Nothing: a newer write of its key is on its way, and settles it.
-    LeftOut,
-    /// Nothing: its replica is paused or does not answer, or the retry queue has no place for it.
-    HeldBack,
-    /// It is no dead letter any more.
-    Gone,
-}
-
-/// What came of asking for a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probed {
-    /// The breaker afterwards.
-    pub breaker: BreakerState,
-    /// A delivery is on the wire that will tell how the replica is.
-    pub probing: bool,
-}
-
-/// What a replica that is forgotten had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forgotten {
-    /// Deliveries and dead letters that are thrown away.
-    pub discarded: u64,
-    /// Deliveries on the wire; they are not tried again.
-    pub in_flight: u64,
-}
-
-/// Why a replica keeps its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RenameError {
-    /// There is no such replica.
-    Unknown,
-    /// There is one of the new name already.
-    Used,
-}
 
 impl Engine {
     /// Whether every change of a delivery is told by [`Action::Changed`].
@@ -104,8 +66,8 @@ impl Engine {
             self.lanes[number].paused = since;
             self.refill = true;
             self.lanes[number].forgotten &= since.is_none();
-            self.mark(number);
-            self.ring(number, now.moment);
+            self.mark_dirty(number);
+            self.schedule_wakeup(number, now.moment);
             if since.is_some() {
                 self.park_retries(number);
                 self.answer_unreachable(number);
@@ -129,8 +91,8 @@ impl Engine {
         self.now = now;
         let number = self.lanes.find(node)?;
         self.lanes[number].breaker.probe_now(now.moment);
-        self.mark(number);
-        self.ring(number, now.moment);
+        self.mark_dirty(number);
+        self.schedule_wakeup(number, now.moment);
         // With nothing that is due a dead letter is the probe.
         self.tick(now);
         let lane = &self.lanes[number];
@@ -154,8 +116,8 @@ impl Engine {
         let lane = &mut self.lanes[number];
         (lane.forgetting, lane.forgotten) = (Some((TaskId(0), newest)), true);
         let in_flight = u64::from(lane.in_flight) + u64::from(lane.express);
-        let unsettled = lane.books.pending + lane.books.dead;
-        self.ring(number, now.moment);
+        let unsettled = lane.counters.pending + lane.counters.dead;
+        self.schedule_wakeup(number, now.moment);
         self.answer_unreachable(number);
         self.finish();
         Some(Forgotten { discarded: unsettled.saturating_sub(in_flight), in_flight })
@@ -180,9 +142,9 @@ impl Engine {
             }
             (last, looks) = (id, looks + 1);
             self.step();
-            let leg = self.tasks[slot].leg_on(number);
-            if self.tasks[slot].legs.get(leg).is_some_and(|leg| leg.lane == number) {
-                self.throw_away(slot, leg);
+            let at = self.tasks.delivery_on(slot, number);
+            if self.tasks.get(at).is_some_and(|delivery| delivery.lane == number) {
+                self.throw_away(at);
                 thrown += 1;
             }
         };
@@ -191,9 +153,9 @@ impl Engine {
         if !more {
             // A node that is gone is not one that does not answer; were it said to be, for ever.
             (lane.breaker, lane.breaker_since, lane.last_error) = Default::default();
-            self.mark(number);
+            self.mark_dirty(number);
         }
-        self.ring(number, self.now.moment);
+        self.schedule_wakeup(number, self.now.moment);
     }
 
     /// The replica is to be found under another address from now on: its backlog and its dead
@@ -217,7 +179,7 @@ impl Engine {
             lane.breaker_since = Some(now.wall);
         }
         self.hand_off(number);
-        self.mark(number);
+        self.mark_dirty(number);
         self.finish();
         Ok(())
     }
@@ -227,79 +189,79 @@ impl Engine {
     pub fn discard_task(&mut self, now: Now, id: TaskId) -> bool {
         self.now = now;
         let Some(slot) = self.tasks.find(id) else { return false };
-        for leg in 0..self.tasks[slot].legs.len() {
-            self.throw_away(slot, leg);
+        for index in 0..self.tasks[slot].deliveries.len() {
+            self.throw_away(DeliveryRef { slot, index });
         }
         self.finish();
         true
     }
 
     /// Makes a dead letter ready again, whatever its cause.
-    pub fn redrive_letter(&mut self, now: Now, delivery: Delivery) -> Steered {
+    pub fn redrive_letter(&mut self, now: Now, delivery: DeliveryId) -> AdminOutcome {
         self.now = now;
-        let Some((slot, leg)) = self.letter(delivery) else { return Steered::Gone };
-        let steered = self.would_be_redriven(slot, leg);
-        match self.tasks[slot].legs[leg].state {
-            _ if steered != Steered::Done => {}
-            State::Dead { .. } => self.bring_back(slot, leg),
-            _ => self.unpark(slot, leg, now.moment),
+        let Some(at) = self.letter(delivery) else { return AdminOutcome::Gone };
+        let outcome = self.would_be_redriven(at);
+        match self.tasks[at].state {
+            _ if outcome != AdminOutcome::Done => {}
+            State::Dead { .. } => self.revive(at),
+            _ => self.unpark(at, now.moment),
         }
         self.finish();
-        steered
+        outcome
     }
 
-    fn would_be_redriven(&self, slot: Slot, leg: usize) -> Steered {
-        let entry = &self.tasks[slot];
-        let lane = &self.lanes[entry.legs[leg].lane];
-        // It would be laid back at once.
+    fn would_be_redriven(&self, at: DeliveryRef) -> AdminOutcome {
+        let entry = &self.tasks[at.slot];
+        let lane = &self.lanes[self.tasks[at].lane];
+        // It would return to the dead letters at once.
         let shut = || lane.breaker.gate(self.now.moment, true) == Gate::Shut;
-        match entry.legs[leg].state {
-            State::Dead { .. } if lane.chains.contains_key(&entry.key) => Steered::LeftOut,
+        match self.tasks[at].state {
+            State::Dead { .. } if lane.chains.contains_key(&entry.key) => AdminOutcome::LeftOut,
             // It would wait as long as nothing is sent, and take the room of new writes meanwhile.
-            _ if lane.is_held() => Steered::HeldBack,
-            State::Dead { .. } if shut() => Steered::HeldBack,
-            State::Dead { .. } => Steered::Done,
-            _ if self.retry_has_room(entry.legs[leg].lane) => Steered::Done,
-            _ => Steered::HeldBack,
+            _ if lane.is_held() => AdminOutcome::HeldBack,
+            State::Dead { .. } if shut() => AdminOutcome::HeldBack,
+            State::Dead { .. } => AdminOutcome::Done,
+            _ if self.retry_has_room(self.tasks[at].lane) => AdminOutcome::Done,
+            _ => AdminOutcome::HeldBack,
         }
     }
 
     /// What [`Self::redrive_letter`] would do.
     #[must_use]
-    pub fn would_redrive(&self, delivery: Delivery) -> Steered {
+    pub fn would_redrive(&self, delivery: DeliveryId) -> AdminOutcome {
         let letter = self.letter(delivery);
-        letter.map_or(Steered::Gone, |(slot, leg)| self.would_be_redriven(slot, leg))
+        letter.map_or(AdminOutcome::Gone, |at| self.would_be_redriven(at))
     }
 
     /// Throws a dead letter away.
-    pub fn discard_letter(&mut self, now: Now, delivery: Delivery) -> Steered {
+    pub fn discard_letter(&mut self, now: Now, delivery: DeliveryId) -> AdminOutcome {
         self.now = now;
-        let Some((slot, leg)) = self.letter(delivery) else { return Steered::Gone };
-        self.throw_away(slot, leg);
+        let Some(at) = self.letter(delivery) else { return AdminOutcome::Gone };
+        self.throw_away(at);
         self.finish();
-        Steered::Done
+        AdminOutcome::Done
     }
 
-    fn letter(&self, delivery: Delivery) -> Option<(Slot, usize)> {
+    fn letter(&self, delivery: DeliveryId) -> Option<DeliveryRef> {
         let slot = self.tasks.find(delivery.task)?;
-        let leg = delivery.replica.get();
-        self.tasks[slot].legs.get(leg).filter(|leg| leg.state.is_dead_letter())?;
-        Some((slot, leg))
+        let at = DeliveryRef { slot, index: delivery.replica.get() };
+        self.tasks.get(at).filter(|delivery| delivery.state.is_dead_letter())?;
+        Some(at)
     }
 
     /// Ends a delivery that nobody wants any more, and supersedes what waits of older ones.
-    fn throw_away(&mut self, slot: Slot, leg: usize) {
-        if self.tasks[slot].legs[leg].state.is_pending() {
-            self.supersede_letter(slot, leg);
+    fn throw_away(&mut self, at: DeliveryRef) {
+        if self.tasks[at].state.is_pending() {
+            self.supersede_letter(at);
         }
-        match self.tasks[slot].legs[leg].state {
+        match self.tasks[at].state {
             State::Settled(_) => {}
-            State::Dead { .. } => self.settle(slot, leg, Settlement::Discarded),
-            State::InFlight { rank, probe, discard: false } => {
-                self.change(slot, leg, State::InFlight { rank, probe, discard: true });
+            State::Dead { .. } => self.settle(at, Settlement::Discarded),
+            State::InFlight { priority, probe, discard: false } => {
+                self.change(at, State::InFlight { priority, probe, discard: true });
                 // It may be applied, and after a restart nobody waits for its answer.
-                self.doubt(slot, leg, self.now.wall);
-                self.touch(slot);
+                self.note_ambiguous(at, self.now.wall);
+                self.touch(at.slot);
             }
             State::InFlight { .. } => {}
             State::Blocked
@@ -308,11 +270,11 @@ impl Engine {
             | State::Parked { .. }
             | State::Deferred { .. }
             | State::Resend { .. } => {
-                self.unlink(slot, leg);
-                self.settle(slot, leg, Settlement::Discarded);
-                let (key, number) = (self.tasks[slot].key, self.tasks[slot].legs[leg].lane);
+                self.unlink(at);
+                self.settle(at, Settlement::Discarded);
+                let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
                 if let Some(chain) = self.lanes[number].chains.get(&key).copied() {
-                    self.unblock(chain.head, self.tasks[chain.head].leg_on(number));
+                    self.unblock(self.tasks.delivery_on(chain.head, number));
                 }
             }
         }
@@ -321,21 +283,21 @@ impl Engine {
     /// Takes a delivery out of its chain, wherever it stands in it, with all before it that are not
     /// on the wire. What is behind it is not walked through: a chain that is thrown away from its
     /// head on costs a step for each delivery.
-    fn unlink(&mut self, slot: Slot, leg: usize) {
-        let (key, number) = (self.tasks[slot].key, self.tasks[slot].legs[leg].lane);
+    fn unlink(&mut self, at: DeliveryRef) {
+        let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
         let Some(Chain { head, tail }) = self.lanes[number].chains.remove(&key) else { return };
-        let (mut kept, mut at) = (None, Some(head));
-        while let Some(this) = at.filter(|&this| this != slot) {
+        let (mut kept, mut cursor) = (None, Some(head));
+        while let Some(this) = cursor.filter(|&this| this != at.slot) {
             self.step();
-            let leg = self.tasks[this].leg_on(number);
-            at = self.tasks[this].legs[leg].next.take();
-            if matches!(self.tasks[this].legs[leg].state, State::InFlight { .. }) {
+            let older = self.tasks.delivery_on(this, number);
+            cursor = self.tasks[older].next.take();
+            if matches!(self.tasks[older].state, State::InFlight { .. }) {
                 self.append(number, &mut kept, this);
             } else {
-                self.supersede(this, leg, slot);
+                self.supersede(older, at.slot);
             }
         }
-        if let Some(behind) = self.tasks[slot].legs[leg].next.take() {
+        if let Some(behind) = self.tasks[at].next.take() {
             self.append(number, &mut kept, behind);
             kept = kept.map(|chain| Chain { tail, ..chain });
         }

@@ -9,41 +9,34 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::engine::barrier::Mark;
-use crate::engine::books::{Attempt, Column};
 use crate::engine::breaker::Gate;
+use crate::engine::counters::{Attempt, DeliveryOutcome};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
-use crate::engine::tasks::{Entry, Leg, Queue, Rank, Settlement, Slot, State, Trouble};
-use crate::engine::{Action, Change, Engine, KeyId, Since};
-use crate::task::{Delivery, Progress, ReplicaIndex, TaskId, Timestamp};
+use crate::engine::table::{
+    Delivery, DeliveryFailures, DeliveryRef, Entry, NewEntry, Priority, Queue, Settlement, Slot,
+    State,
+};
+use crate::engine::{Action, Change, Engine};
+use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId};
 
 /// The most deliveries that one call fails because a breaker is open. The rest comes with the
 /// next, which is due at once: a full queue must not hold up everything else for its length.
 const FAST_FAILURES: usize = 256;
 
-/// A task on its way into memory.
-pub(super) struct Newcomer {
-    pub(super) id: TaskId,
-    pub(super) key: KeyId,
-    pub(super) accepted_at: Timestamp,
-    pub(super) since: Since,
-    /// What it is charged for.
-    pub(super) bytes: u64,
-}
-
 impl Engine {
     /// Puts a task into memory, with a pending delivery for each of `lanes`.
     pub(super) fn insert(
         &mut self,
-        Newcomer { id, key, accepted_at, since, bytes }: Newcomer,
+        NewEntry { id, key, accepted_at, since, bytes }: NewEntry,
         lanes: &[u32],
         quorum: Option<Box<Quorum>>,
         durable: bool,
     ) -> Slot {
         for &lane in lanes {
-            for books in [&mut self.lanes[lane].books, &mut self.totals] {
-                books.accepted += 1;
-                books.pending += 1;
+            for counters in [&mut self.lanes[lane].counters, &mut self.totals] {
+                counters.accepted += 1;
+                counters.pending += 1;
             }
             self.lanes[lane].backlog.enter(id, bytes);
         }
@@ -60,9 +53,9 @@ impl Engine {
             restored: durable,
             strong: quorum.is_some(),
             touched: false,
-            kept: false,
+            charged_as_dead: false,
             quorum,
-            legs: lanes.iter().copied().map(Leg::new).collect(),
+            deliveries: lanes.iter().copied().map(Delivery::new).collect(),
         });
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, slot));
@@ -71,31 +64,31 @@ impl Engine {
     }
 
     /// Writes a state: out of the index of the old one, into that of the new one.
-    pub(super) fn change(&mut self, slot: Slot, leg: usize, to: State) {
-        if self.tasks[slot].kept {
-            self.unkeep(slot);
+    pub(super) fn change(&mut self, at: DeliveryRef, to: State) {
+        if self.tasks[at.slot].charged_as_dead {
+            self.release_charge(at.slot);
         }
-        let entry = &mut self.tasks[slot];
-        let (id, key, origin) = (entry.id, entry.key, entry.origin(leg));
-        let leg = &mut entry.legs[leg];
-        let from = std::mem::replace(&mut leg.state, to);
-        let number = leg.lane;
+        let entry = &mut self.tasks[at.slot];
+        let (id, key, origin) = (entry.id, entry.key, entry.origin(at.index));
+        let delivery = &mut entry.deliveries[at.index];
+        let from = std::mem::replace(&mut delivery.state, to);
+        let number = delivery.lane;
         let lane = &mut self.lanes[number];
         match from {
             State::Blocked => {}
-            State::Ready(rank) => {
-                lane.ready(rank).remove(&id);
+            State::Ready(priority) => {
+                lane.ready(priority).remove(&id);
             }
-            State::InFlight { rank, .. } => {
+            State::InFlight { priority, .. } => {
                 self.levels.in_flight -= 1;
-                *lane.on_wire(rank) -= 1;
+                *lane.on_wire(priority) -= 1;
             }
             State::Waiting { until } => {
                 lane.waiting.remove(&id);
-                self.timers.remove(&(until, slot, number));
+                self.timers.remove(&(until, at.slot, number));
             }
             State::Resend { until } => {
-                self.timers.remove(&(until, slot, number));
+                self.timers.remove(&(until, at.slot, number));
             }
             State::Parked { .. } => {
                 lane.parked.remove(&id);
@@ -107,34 +100,34 @@ impl Engine {
             State::Deferred { until } => {
                 lane.deferred -= 1;
                 self.levels.dead_letters -= 1;
-                self.timers.remove(&(until, slot, number));
+                self.timers.remove(&(until, at.slot, number));
             }
             State::Dead { until, .. } => {
                 lane.dead.remove(&id);
                 lane.letters.remove(&key);
-                self.timers.remove(&(until, slot, number));
+                self.timers.remove(&(until, at.slot, number));
                 self.levels.dead_letters -= 1;
             }
             State::Settled(_) => debug_assert!(false, "what is settled stays settled"),
         }
         match to {
             State::Blocked => debug_assert!(false, "nothing goes back to being blocked"),
-            State::Ready(rank) => {
-                lane.ready(rank).insert(id, slot);
+            State::Ready(priority) => {
+                lane.ready(priority).insert(id, at.slot);
             }
-            State::InFlight { rank, .. } => {
+            State::InFlight { priority, .. } => {
                 self.levels.in_flight += 1;
-                *lane.on_wire(rank) += 1;
+                *lane.on_wire(priority) += 1;
             }
             State::Waiting { until } => {
-                lane.waiting.insert(id, slot);
-                self.timers.insert((until, slot, number));
+                lane.waiting.insert(id, at.slot);
+                self.timers.insert((until, at.slot, number));
             }
             State::Resend { until } => {
-                self.timers.insert((until, slot, number));
+                self.timers.insert((until, at.slot, number));
             }
             State::Parked { .. } => {
-                lane.parked.insert(id, slot);
+                lane.parked.insert(id, at.slot);
                 self.levels.dead_letters += 1;
                 self.parked_lanes.insert(number);
                 self.refill = true;
@@ -142,22 +135,22 @@ impl Engine {
             State::Deferred { until } => {
                 lane.deferred += 1;
                 self.levels.dead_letters += 1;
-                self.timers.insert((until, slot, number));
+                self.timers.insert((until, at.slot, number));
             }
             State::Dead { until, .. } => {
-                lane.dead.insert(id, slot);
-                lane.letters.insert(key, slot);
-                self.timers.insert((until, slot, number));
+                lane.dead.insert(id, at.slot);
+                lane.letters.insert(key, at.slot);
+                self.timers.insert((until, at.slot, number));
                 self.levels.dead_letters += 1;
             }
             State::Settled(_) => {}
         }
-        for books in [&mut lane.books, &mut self.totals] {
-            *books.column(from.column()) -= 1;
-            *books.column(to.column()) += 1;
+        for counters in [&mut lane.counters, &mut self.totals] {
+            *counters.of(from.outcome()) -= 1;
+            *counters.of(to.outcome()) += 1;
         }
         let mark = Mark { task: id, origin, lane: number, node: &lane.node };
-        self.barriers.note(mark, from.column(), to.column());
+        self.barriers.note(mark, from.outcome(), to.outcome());
         match (from.holds_queue(), to.holds_queue()) {
             (true, false) => lane.hold(entry.queue, Queue::Outside),
             (false, true) => lane.hold(Queue::Outside, entry.queue),
@@ -181,77 +174,90 @@ impl Engine {
             (false, true) => lane.backlog.come_back(id, entry.bytes),
             _ => {}
         }
-        self.mark(number);
+        self.mark_dirty(number);
     }
 
-    /// A delivery that was settled before the restart: it is in no column of today's books.
-    pub(super) fn settled_before(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
-        let entry = &mut self.tasks[slot];
-        let leg = &mut entry.legs[leg];
-        leg.state = State::Settled(settlement);
-        self.lanes[leg.lane].backlog.take_back(entry.id, entry.bytes);
-        for books in [&mut self.lanes[leg.lane].books, &mut self.totals] {
-            books.accepted -= 1;
-            books.pending -= 1;
+    /// A delivery is not pending any more.
+    fn leave_backlog(&mut self, number: u32, id: TaskId, bytes: u64) {
+        let lane = &mut self.lanes[number];
+        let tasks = &self.tasks;
+        let is_pending = |id: TaskId| {
+            tasks
+                .find(id)
+                .is_some_and(|slot| tasks[tasks.delivery_on(slot, number)].state.is_pending())
+        };
+        lane.backlog.leave(id, bytes, lane.counters.pending, is_pending);
+    }
+
+    /// A delivery that was settled before the restart: no counter of this process has it.
+    pub(super) fn settled_before(&mut self, at: DeliveryRef, settlement: Settlement) {
+        let entry = &mut self.tasks[at.slot];
+        let delivery = &mut entry.deliveries[at.index];
+        delivery.state = State::Settled(settlement);
+        self.lanes[delivery.lane].backlog.take_back(entry.id, entry.bytes);
+        for counters in [&mut self.lanes[delivery.lane].counters, &mut self.totals] {
+            counters.accepted -= 1;
+            counters.pending -= 1;
         }
     }
 
     /// Puts a delivery at the end of its key's chain, and settles what it supersedes there. Says
     /// whether it is the head now.
-    pub(super) fn join(&mut self, slot: Slot, leg: usize) -> bool {
-        let entry = &self.tasks[slot];
-        let (key, strong, lane) = (entry.key, entry.quorum.is_some(), entry.legs[leg].lane);
+    pub(super) fn join(&mut self, at: DeliveryRef) -> bool {
+        let entry = &self.tasks[at.slot];
+        let (key, strong, lane) = (entry.key, entry.quorum.is_some(), self.tasks[at].lane);
         let older = self.lanes[lane].chains.get(&key).copied();
         let mut chain = match older {
             Some(chain) if strong || self.settings.coalesce => {
-                self.overtake(lane, chain.head, slot)
+                self.overtake(lane, chain.head, at.slot)
             }
-            Some(chain) => self.supersede_retry(lane, chain, slot),
+            Some(chain) => self.supersede_retry(lane, chain, at.slot),
             None => None,
         };
-        self.append(lane, &mut chain, slot);
+        self.append(lane, &mut chain, at.slot);
         let Some(chain) = chain else { return false };
         self.lanes[lane].chains.insert(key, chain);
-        if chain.head != slot {
+        if chain.head != at.slot {
             // What it overtook may have been the head: then the one behind that leads now.
-            self.unblock(chain.head, self.tasks[chain.head].leg_on(lane));
+            self.unblock(self.tasks.delivery_on(chain.head, lane));
         }
-        chain.head == slot
+        chain.head == at.slot
     }
 
     /// Before a newer write of its key, a delivery that awaits a retry is superseded. It is alone
     /// in its chain, so nothing else has to be looked at.
     fn supersede_retry(&mut self, lane: u32, chain: Chain, by: Slot) -> Option<Chain> {
-        let leg = self.tasks[chain.head].leg_on(lane);
-        if !self.tasks[chain.head].legs[leg].state.awaits_retry() {
+        let at = self.tasks.delivery_on(chain.head, lane);
+        if !self.tasks[at].state.awaits_retry() {
             return Some(chain);
         }
-        self.supersede(chain.head, leg, by);
+        self.supersede(at, by);
         None
     }
 
     /// Ends a delivery that a newer write of its key makes pointless. That stands for it from now
     /// on: until it is settled itself, no barrier behind the older one is reached.
-    pub(super) fn supersede(&mut self, slot: Slot, leg: usize, by: Slot) {
-        let (lane, state) = (self.tasks[slot].legs[leg].lane, self.tasks[slot].legs[leg].state);
-        if matches!(state.column(), Column::Pending | Column::Dead) {
-            self.stand_for(by, lane, self.tasks[slot].origin(leg));
+    pub(super) fn supersede(&mut self, at: DeliveryRef, by: Slot) {
+        let (lane, state) = (self.tasks[at].lane, self.tasks[at].state);
+        if matches!(state.outcome(), DeliveryOutcome::Pending | DeliveryOutcome::Dead) {
+            self.stand_for(by, lane, self.tasks[at.slot].origin(at.index));
         }
-        self.settle(slot, leg, Settlement::Superseded);
+        self.settle(at, Settlement::Superseded);
     }
 
     fn stand_for(&mut self, slot: Slot, lane: u32, older: TaskId) {
+        let DeliveryRef { index, .. } = self.tasks.delivery_on(slot, lane);
         let entry = &mut self.tasks[slot];
-        let at = entry.leg_on(lane);
-        let (task, before, leg) = (entry.id, entry.origin(at), &mut entry.legs[at]);
+        let (task, before) = (entry.id, entry.origin(index));
+        let delivery = &mut entry.deliveries[index];
         if older >= before {
             return;
         }
-        let column = leg.state.column();
-        let new = || Box::new(Trouble::new(0, "".into(), self.now.wall));
-        leg.trouble.get_or_insert_with(new).stands_for = Some(older);
+        let outcome = delivery.state.outcome();
+        let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
+        delivery.failures.get_or_insert_with(new).stands_for = Some(older);
         let mark = Mark { task, origin: older, lane, node: &self.lanes[lane].node };
-        self.barriers.stand_for(mark, before, column);
+        self.barriers.stand_for(mark, before, outcome);
         self.touch(slot);
     }
 
@@ -259,20 +265,20 @@ impl Engine {
     /// awaited by a client. Gives back what is left of the chain.
     fn overtake(&mut self, lane: u32, head: Slot, by: Slot) -> Option<Chain> {
         let mut kept = None;
-        let mut at = Some(head);
-        while let Some(older) = at {
+        let mut cursor = Some(head);
+        while let Some(older) = cursor {
             self.step();
-            let leg = self.tasks[older].leg_on(lane);
-            let Leg { state, next, .. } = self.tasks[older].legs[leg];
+            let at = self.tasks.delivery_on(older, lane);
+            let Delivery { state, next, .. } = self.tasks[at];
             let stays = matches!(state, State::InFlight { .. })
                 || (self.tasks[older].quorum.is_some() && !state.awaits_retry());
             if stays {
-                self.tasks[older].legs[leg].next = None;
+                self.tasks[at].next = None;
                 self.append(lane, &mut kept, older);
             } else {
-                self.supersede(older, leg, by);
+                self.supersede(at, by);
             }
-            at = next;
+            cursor = next;
         }
         kept
     }
@@ -282,8 +288,8 @@ impl Engine {
         match chain {
             None => *chain = Some(Chain::of(slot)),
             Some(chain) => {
-                let tail_leg = self.tasks[chain.tail].leg_on(lane);
-                self.tasks[chain.tail].legs[tail_leg].next = Some(slot);
+                let tail = self.tasks.delivery_on(chain.tail, lane);
+                self.tasks[tail].next = Some(slot);
                 chain.tail = slot;
             }
         }
@@ -291,45 +297,45 @@ impl Engine {
 
     /// Makes a blocked delivery ready if it leads its chain and may be sent. One that failed before
     /// a restart and has a newer write of its key behind it is superseded instead.
-    pub(super) fn unblock(&mut self, slot: Slot, leg: usize) {
-        let entry = &self.tasks[slot];
-        let Leg { lane, state, next, .. } = entry.legs[leg];
-        let leads = || self.lanes[lane].chains.get(&entry.key).is_some_and(|c| c.head == slot);
+    pub(super) fn unblock(&mut self, at: DeliveryRef) {
+        let entry = &self.tasks[at.slot];
+        let Delivery { lane, state, next, .. } = self.tasks[at];
+        let leads = || self.lanes[lane].chains.get(&entry.key).is_some_and(|c| c.head == at.slot);
         if state != State::Blocked || !entry.durable || !leads() {
             return;
         }
-        let failed = entry.legs[leg].failures() > 0;
+        let failed = self.tasks[at].failure_count() > 0;
         match next {
-            Some(next) if failed => self.supersede_head(slot, leg, next),
+            Some(next) if failed => self.supersede_head(at, next),
             None if failed => {
-                self.await_retry(slot, leg, self.now.moment);
-                self.touch(slot);
+                self.await_retry(at, self.now.moment);
+                self.touch(at.slot);
             }
-            _ => self.make_ready(slot, leg),
+            _ => self.make_ready(at),
         }
     }
 
-    pub(super) fn make_ready(&mut self, slot: Slot, leg: usize) {
-        let entry = &self.tasks[slot];
-        let failed = entry.legs[leg].failures() > 0;
-        // A strong write keeps its rank after its answer, for the next one may wait behind it.
-        let rank = if matches!(entry.legs[leg].state, State::Resend { .. }) {
-            Rank::Resend
-        } else if !failed && entry.legs[leg].is_redriven() {
+    pub(super) fn make_ready(&mut self, at: DeliveryRef) {
+        let entry = &self.tasks[at.slot];
+        let failed = self.tasks[at].failure_count() > 0;
+        // A strong write keeps its priority after its answer, for the next one may wait behind it.
+        let priority = if matches!(self.tasks[at].state, State::Resend { .. }) {
+            Priority::Resend
+        } else if !failed && self.tasks[at].is_redriven() {
             // It could not be sent, which is no failure.
-            Rank::Redrive
+            Priority::Redrive
         } else if entry.quorum.is_some() || (entry.strong && !failed) {
-            Rank::Urgent
+            Priority::Urgent
         } else if failed {
-            Rank::Retry
+            Priority::Retry
         } else {
-            Rank::Fresh
+            Priority::Fresh
         };
-        self.change(slot, leg, State::Ready(rank));
+        self.change(at, State::Ready(priority));
     }
 
     /// Has a lane looked at before the call ends.
-    pub(super) fn mark(&mut self, number: u32) {
+    pub(super) fn mark_dirty(&mut self, number: u32) {
         if !std::mem::replace(&mut self.lanes[number].dirty, true) {
             self.dirty.push_back(number);
         }
@@ -348,24 +354,24 @@ impl Engine {
         }
         for failed_fast in 0.. {
             let lane = &mut self.lanes[number];
-            let letter = lane.foremost().is_some_and(|(rank, _)| rank == Rank::Redrive);
+            let letter = lane.foremost().is_some_and(|(priority, _)| priority == Priority::Redrive);
             match lane.breaker.gate(self.now.moment, letter) {
                 Gate::Pass(most) => {
                     let workers = lane.concurrency.limit(self.settings.workers);
-                    while let Some((rank, slot)) = self.lanes[number].next(workers, most) {
-                        self.send(number, slot, rank, false);
+                    while let Some((priority, slot)) = self.lanes[number].next(workers, most) {
+                        self.send(number, slot, priority, false);
                     }
                     return;
                 }
                 Gate::Probe => {
-                    let Some((rank, slot)) = lane.foremost() else { return };
+                    let Some((priority, slot)) = lane.foremost() else { return };
                     lane.breaker.probe();
-                    self.send(number, slot, rank, true);
+                    self.send(number, slot, priority, true);
                 }
                 Gate::Shut => {
                     let Some((_, slot)) = lane.foremost() else { return };
                     if failed_fast >= FAST_FAILURES {
-                        return self.ring(number, self.now.moment);
+                        return self.schedule_wakeup(number, self.now.moment);
                     }
                     self.fail_fast(number, slot);
                 }
@@ -373,61 +379,62 @@ impl Engine {
         }
     }
 
-    fn send(&mut self, number: u32, slot: Slot, rank: Rank, probe: bool) {
-        let leg = self.tasks[slot].leg_on(number);
-        self.change(slot, leg, State::InFlight { rank, probe, discard: false });
-        if rank == Rank::Redrive
-            && let Some(trouble) = &mut self.tasks[slot].legs[leg].trouble
+    fn send(&mut self, number: u32, slot: Slot, priority: Priority, probe: bool) {
+        let at = self.tasks.delivery_on(slot, number);
+        self.change(at, State::InFlight { priority, probe, discard: false });
+        if priority == Priority::Redrive
+            && let Some(failures) = &mut self.tasks[at].failures
         {
             // It has all its attempts anew.
-            trouble.failures = 0;
+            failures.count = 0;
         }
-        let delivery = self.delivery(slot, leg);
+        let delivery = self.delivery_id(at);
         let entry = &self.tasks[slot];
-        let attempt = entry.legs[leg].failures().saturating_add(1);
+        let attempt = self.tasks[at].failure_count().saturating_add(1);
         let node = self.lanes[number].node.clone();
         self.actions.push_back(Action::Send { delivery, node, attempt, bytes: entry.bytes });
     }
 
     /// An attempt fails on its schedule, but without connection or place: the breaker is open.
     fn fail_fast(&mut self, number: u32, slot: Slot) {
-        let leg = self.tasks[slot].leg_on(number);
-        let state = self.tasks[slot].legs[leg].state;
-        if state == State::Ready(Rank::Redrive) {
-            return self.lay_back(slot, leg);
+        let at = self.tasks.delivery_on(slot, number);
+        let state = self.tasks[at].state;
+        if state == State::Ready(Priority::Redrive) {
+            return self.return_to_dead(at);
         }
         let error = Arc::clone(&self.lanes[number].shut_error);
-        self.note_failure(slot, leg, error, Attempt::Unsent);
-        if state == State::Ready(Rank::Resend) {
-            return self.resend_failed(slot, leg);
+        self.note_failure(at, error, Attempt::Unsent);
+        if state == State::Ready(Priority::Resend) {
+            return self.resend_failed(at);
         }
-        self.fail(slot, leg, None);
+        self.fail(at, None);
     }
 
-    pub(super) fn delivery(&self, slot: Slot, leg: usize) -> Delivery {
-        let replica = ReplicaIndex(u16::try_from(leg).unwrap_or(u16::MAX));
-        Delivery { task: self.tasks[slot].id, replica }
+    pub(super) fn delivery_id(&self, at: DeliveryRef) -> DeliveryId {
+        let replica = ReplicaIndex(u16::try_from(at.index).unwrap_or(u16::MAX));
+        DeliveryId { task: self.tasks[at.slot].id, replica }
     }
 
     /// Ends the delivery that leads its chain; the next of its key comes forward.
-    pub(super) fn settle_head(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
+    pub(super) fn settle_head(&mut self, at: DeliveryRef, settlement: Settlement) {
         if settlement == Settlement::Delivered {
-            self.supersede_letter(slot, leg);
+            self.supersede_letter(at);
         }
-        self.settle(slot, leg, settlement);
-        self.leave_chain(slot, leg);
+        self.settle(at, settlement);
+        self.leave_chain(at);
     }
 
     /// Ends the delivery that leads its chain, as the next of its key takes its place.
-    pub(super) fn supersede_head(&mut self, slot: Slot, leg: usize, next: Slot) {
-        self.supersede(slot, leg, next);
-        self.leave_chain(slot, leg);
+    pub(super) fn supersede_head(&mut self, at: DeliveryRef, next: Slot) {
+        self.supersede(at, next);
+        self.leave_chain(at);
     }
 
     /// Takes the head out of its chain.
-    pub(super) fn leave_chain(&mut self, slot: Slot, leg: usize) {
-        let entry = &mut self.tasks[slot];
-        let (key, number, next) = (entry.key, entry.legs[leg].lane, entry.legs[leg].next.take());
+    pub(super) fn leave_chain(&mut self, at: DeliveryRef) {
+        let entry = &mut self.tasks[at.slot];
+        let (key, number, next) =
+            (entry.key, entry.deliveries[at.index].lane, entry.deliveries[at.index].next.take());
         let lane = &mut self.lanes[number];
         match next {
             None => {
@@ -440,38 +447,37 @@ impl Engine {
                 if let Some(chain) = lane.chains.get_mut(&key) {
                     chain.head = head;
                 }
-                let leg = self.tasks[head].leg_on(number);
-                self.unblock(head, leg);
+                self.unblock(self.tasks.delivery_on(head, number));
             }
         }
     }
 
-    pub(super) fn settle(&mut self, slot: Slot, leg: usize, settlement: Settlement) {
+    pub(super) fn settle(&mut self, at: DeliveryRef, settlement: Settlement) {
         // Acknowledged before it was to be sent once more.
-        let told = self.tasks[slot].legs[leg].state.column() == Column::Delivered;
+        let told = self.tasks[at].state.outcome() == DeliveryOutcome::Delivered;
         let settlement = if told { Settlement::Delivered } else { settlement };
-        self.doubt_restored(slot, leg);
-        self.change(slot, leg, State::Settled(settlement));
+        self.note_ambiguous_if_restored(at);
+        self.change(at, State::Settled(settlement));
         let change = match settlement {
             Settlement::Delivered => Change::Delivered,
             Settlement::Superseded => Change::Superseded,
             Settlement::Discarded => Change::Discarded,
         };
         if !told {
-            self.tell_change(slot, self.tasks[slot].legs[leg].lane, change, None);
+            self.tell_change(at.slot, self.tasks[at].lane, change, None);
         }
         if settlement != Settlement::Delivered {
-            self.fail_quorum(slot, leg);
+            self.fail_quorum(at);
         }
-        self.touch(slot);
+        self.touch(at.slot);
     }
 
     /// Moves a task to another queue.
     pub(super) fn enter_queue(&mut self, slot: Slot, queue: Queue) {
         let entry = &mut self.tasks[slot];
         let left = std::mem::replace(&mut entry.queue, queue);
-        for leg in entry.legs.iter().filter(|leg| leg.state.holds_queue()) {
-            self.lanes[leg.lane].hold(left, queue);
+        for delivery in entry.deliveries.iter().filter(|delivery| delivery.state.holds_queue()) {
+            self.lanes[delivery.lane].hold(left, queue);
         }
         for (queue, enters) in [(left, false), (queue, true)] {
             let level = match queue {
@@ -518,9 +524,11 @@ impl Engine {
         if !entry.durable {
             return;
         }
-        let states = || entry.legs.iter().map(|leg| leg.state);
-        let over = |leg: &Leg| matches!(leg.state, State::Settled(_)) && leg.doubt().is_none();
-        if entry.legs.iter().all(over) {
+        let states = || entry.deliveries.iter().map(|delivery| delivery.state);
+        let over = |delivery: &Delivery| {
+            matches!(delivery.state, State::Settled(_)) && delivery.ambiguous().is_none()
+        };
+        if entry.deliveries.iter().all(over) {
             self.enter_queue(slot, Queue::Outside);
             self.levels.bytes -= self.tasks[slot].bytes;
             if self.ends_told {
@@ -531,17 +539,17 @@ impl Engine {
             self.tasks.remove(slot);
             return;
         }
-        let kept = states().all(State::rests) && states().any(State::is_dead_letter);
+        let only_dead = states().all(State::rests) && states().any(State::is_dead_letter);
         let waits = states().any(State::holds_queue);
-        let progress: Vec<_> = entry.legs.iter().map(Leg::progress).collect();
+        let progress: Vec<_> = entry.deliveries.iter().map(Delivery::progress).collect();
         if progress.iter().any(|progress| *progress != Progress::Untouched) {
             self.actions.push_back(Action::Save { task, progress });
         }
         if !waits {
             self.enter_queue(slot, Queue::Outside);
         }
-        if kept {
-            self.keep(slot);
+        if only_dead {
+            self.charge_as_dead(slot);
         }
     }
 }

@@ -1,13 +1,13 @@
-//! The books of a replica: every delivery is in exactly one of their columns.
+//! The counters of a replica: every delivery is counted under exactly one outcome.
 
 use std::ops::AddAssign;
 
 /// Counts since the start; what was recovered from disk counts as accepted then.
 ///
 /// accepted = delivered + superseded + dead + discarded + pending, at every moment. A delivery
-/// parked by `retry_overflow` is pending. What follows the columns are events, which only grow.
+/// parked by `retry_overflow` is pending. What follows the outcomes are events, which only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Books {
+pub struct Counters {
     /// Deliveries taken on.
     pub accepted: u64,
     /// Acknowledged by the replica.
@@ -33,9 +33,9 @@ pub struct Books {
     pub unsent_attempts: u64,
 }
 
-/// A column of the books.
+/// The outcome under which a delivery is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Column {
+pub(super) enum DeliveryOutcome {
     Pending,
     Delivered,
     Superseded,
@@ -50,7 +50,7 @@ pub(super) enum Attempt {
     Unsent,
 }
 
-impl Books {
+impl Counters {
     /// Whether they add up.
     #[must_use]
     pub fn balance(&self) -> bool {
@@ -65,18 +65,18 @@ impl Books {
         }
     }
 
-    pub(super) fn column(&mut self, column: Column) -> &mut u64 {
-        match column {
-            Column::Pending => &mut self.pending,
-            Column::Delivered => &mut self.delivered,
-            Column::Superseded => &mut self.superseded,
-            Column::Dead => &mut self.dead,
-            Column::Discarded => &mut self.discarded,
+    pub(super) fn of(&mut self, outcome: DeliveryOutcome) -> &mut u64 {
+        match outcome {
+            DeliveryOutcome::Pending => &mut self.pending,
+            DeliveryOutcome::Delivered => &mut self.delivered,
+            DeliveryOutcome::Superseded => &mut self.superseded,
+            DeliveryOutcome::Dead => &mut self.dead,
+            DeliveryOutcome::Discarded => &mut self.discarded,
         }
     }
 }
 
-impl AddAssign for Books {
+impl AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
         self.accepted += other.accepted;
         self.delivered += other.delivered;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::lane::{Chain, Round};
-use crate::engine::tasks::{Rank, Settlement, Slot, State};
+use crate::engine::table::{DeliveryRef, Priority, Settlement, Slot, State};
 use crate::engine::{Action, BreakerState, Change, Engine, Moment};
 use crate::task::{Cause, Progress, TaskId, Timestamp, Verdict};
 
@@ -39,69 +39,75 @@ const ALONE: u8 = 3;
 
 impl Engine {
     /// Makes the head of a chain a dead letter; the next of its key comes forward.
-    pub(super) fn bury_head(&mut self, slot: Slot, leg: usize, cause: Cause) {
-        self.supersede_letter(slot, leg);
-        self.doubt_restored(slot, leg);
-        let since = self.tasks[slot].legs[leg].since();
+    pub(super) fn bury_head(&mut self, at: DeliveryRef, cause: Cause) {
+        self.supersede_letter(at);
+        self.note_ambiguous_if_restored(at);
+        let since = self.tasks[at].since();
         let until = self.expiry(since);
-        self.change(slot, leg, State::Dead { cause, until });
-        let lane = self.tasks[slot].legs[leg].lane;
-        for books in [&mut self.lanes[lane].books, &mut self.totals] {
-            *(if cause == Cause::Rejected { &mut books.rejected } else { &mut books.gave_up }) += 1;
+        self.change(at, State::Dead { cause, until });
+        let lane = self.tasks[at].lane;
+        for counters in [&mut self.lanes[lane].counters, &mut self.totals] {
+            *(if cause == Cause::Rejected {
+                &mut counters.rejected
+            } else {
+                &mut counters.gave_up
+            }) += 1;
         }
-        self.fail_quorum(slot, leg);
-        self.tell_buried(slot, leg);
-        self.touch(slot);
-        self.leave_chain(slot, leg);
+        self.fail_quorum(at);
+        self.tell_buried(at);
+        self.touch(at.slot);
+        self.leave_chain(at);
         if cause == Cause::GaveUp {
-            self.doubt_replica(slot, leg);
+            self.suspect_replica(at);
         }
         if self.lanes[lane].breaker.is_open() {
-            self.ring(lane, self.now.moment.after(OPEN));
+            self.schedule_wakeup(lane, self.now.moment.after(OPEN));
         }
     }
 
     /// A delivery was given up. Were that all, on a replica that is down and has nothing else to do,
     /// nobody would notice when it is back. One that was a letter before has been through this.
-    fn doubt_replica(&mut self, slot: Slot, leg: usize) {
-        let leg = &self.tasks[slot].legs[leg];
-        let (number, Some(trouble)) = (leg.lane, &leg.trouble) else { return };
-        if self.settings.breaker_failures == 0 || trouble.letter.is_some() {
+    fn suspect_replica(&mut self, at: DeliveryRef) {
+        let delivery = &self.tasks[at];
+        let (number, Some(failures)) = (delivery.lane, &delivery.failures) else { return };
+        if self.settings.breaker_failures == 0 || failures.letter.is_some() {
             return;
         }
-        let error = Arc::clone(&trouble.error);
-        let (failures, jitter) = (trouble.failures, self.rng.f64());
-        let span = self.schedule.span(failures);
+        let error = Arc::clone(&failures.error);
+        let (count, jitter) = (failures.count, self.rng.f64());
+        let span = self.schedule.span(count);
         let breaker = &mut self.lanes[number].breaker;
-        if breaker.given_up(self.now.moment, failures, span, jitter) {
+        if breaker.given_up(self.now.moment, count, span, jitter) {
             self.breaker_opened(number, &error);
         }
     }
 
     /// An attempt of one that was redriven has ended: whether the replica answers others and not it.
-    pub(super) fn judge_letter(&mut self, slot: Slot, leg: usize, verdict: &Verdict) {
-        let leg = &mut self.tasks[slot].legs[leg];
-        let answers = self.lanes[leg.lane].breaker.answers();
-        if let (Verdict::Retry { .. }, State::InFlight { rank: Rank::Redrive, probe: false, .. }) =
-            (verdict, leg.state)
+    pub(super) fn judge_letter(&mut self, at: DeliveryRef, verdict: &Verdict) {
+        let delivery = &mut self.tasks[at];
+        let answers = self.lanes[delivery.lane].breaker.answers();
+        if let (
+            Verdict::Retry { .. },
+            State::InFlight { priority: Priority::Redrive, probe: false, .. },
+        ) = (verdict, delivery.state)
             && answers
-            && let Some(trouble) = &mut leg.trouble
+            && let Some(failures) = &mut delivery.failures
         {
-            trouble.alone = trouble.alone.saturating_add(1);
+            failures.alone = failures.alone.saturating_add(1);
         }
     }
 
     /// Takes on a dead letter found on disk.
-    pub(super) fn restore_letter(&mut self, slot: Slot, leg: usize, cause: Cause) {
+    pub(super) fn restore_letter(&mut self, at: DeliveryRef, cause: Cause) {
         // Two of one key are there only if the newer one's death was written and the older one's
         // end was not; the order of the settlements rules that out, and this costs nothing.
-        self.supersede_letter(slot, leg);
-        let until = self.expiry(self.tasks[slot].legs[leg].since());
-        self.change(slot, leg, State::Dead { cause, until });
-        let lane = self.tasks[slot].legs[leg].lane;
+        self.supersede_letter(at);
+        let until = self.expiry(self.tasks[at].since());
+        self.change(at, State::Dead { cause, until });
+        let lane = self.tasks[at].lane;
         if cause == Cause::GaveUp && self.settings.hinted_handoff {
             self.lanes[lane].redrive = Some(Round { after: TaskId(0), until: None });
-            self.ring(lane, self.now.moment.after(AFTER_RESTART));
+            self.schedule_wakeup(lane, self.now.moment.after(AFTER_RESTART));
         }
     }
 
@@ -116,29 +122,29 @@ impl Engine {
     }
 
     /// A newer write of the key has been delivered, or has died: the older dead letter is settled.
-    pub(super) fn supersede_letter(&mut self, slot: Slot, leg: usize) {
-        let lane = self.tasks[slot].legs[leg].lane;
-        let older = self.lanes[lane].letters.get(&self.tasks[slot].key).copied();
-        if let Some(older) = older.filter(|&older| older != slot) {
-            let leg = self.tasks[older].leg_on(lane);
-            self.supersede(older, leg, slot);
+    pub(super) fn supersede_letter(&mut self, at: DeliveryRef) {
+        let lane = self.tasks[at].lane;
+        let older = self.lanes[lane].letters.get(&self.tasks[at.slot].key).copied();
+        if let Some(older) = older.filter(|&older| older != at.slot) {
+            let older = self.tasks.delivery_on(older, lane);
+            self.supersede(older, at.slot);
         }
     }
 
     /// Throws away a dead letter whose time is over.
-    pub(super) fn discard(&mut self, slot: Slot, leg: usize) {
-        let delivery = self.delivery(slot, leg);
-        let node = self.lanes[self.tasks[slot].legs[leg].lane].node.clone();
-        self.settle(slot, leg, Settlement::Discarded);
+    pub(super) fn discard(&mut self, at: DeliveryRef) {
+        let delivery = self.delivery_id(at);
+        let node = self.lanes[self.tasks[at].lane].node.clone();
+        self.settle(at, Settlement::Discarded);
         self.actions.push_back(Action::Discarded { delivery, node });
     }
 
     /// Tells of a new dead letter.
-    pub(super) fn tell_buried(&mut self, slot: Slot, leg: usize) {
-        if let Progress::Dead(letter) = self.tasks[slot].legs[leg].progress() {
-            let delivery = self.delivery(slot, leg);
-            let lane = self.tasks[slot].legs[leg].lane;
-            self.tell_change(slot, lane, Change::Dead, Some(Arc::clone(&letter.error)));
+    pub(super) fn tell_buried(&mut self, at: DeliveryRef) {
+        if let Progress::Dead(letter) = self.tasks[at].progress() {
+            let delivery = self.delivery_id(at);
+            let lane = self.tasks[at].lane;
+            self.tell_change(at.slot, lane, Change::Dead, Some(Arc::clone(&letter.error)));
             let node = self.lanes[lane].node.clone();
             self.actions.push_back(Action::Buried { delivery, node, letter });
         }
@@ -151,47 +157,47 @@ impl Engine {
             let after = self.lanes[number].broken_off;
             self.lanes[number].redrive = Some(Round { after, until: None });
         }
-        self.ring(number, self.now.moment);
+        self.schedule_wakeup(number, self.now.moment);
     }
 
     /// The replica is still down, or down again: a redriven letter is a letter as before.
-    pub(super) fn lay_back(&mut self, slot: Slot, leg: usize) {
-        let this = &mut self.tasks[slot].legs[leg];
-        let tried = this.state != State::Ready(Rank::Redrive);
-        if let Some(trouble) = &mut this.trouble
-            && let Some((since, failures)) = trouble.letter
+    pub(super) fn return_to_dead(&mut self, at: DeliveryRef) {
+        let this = &mut self.tasks[at];
+        let tried = this.state != State::Ready(Priority::Redrive);
+        if let Some(failures) = &mut this.failures
+            && let Some((since, before)) = failures.letter
         {
             // If it was not sent, its failures are still those of before.
-            trouble.failures = if tried { failures + trouble.failures } else { failures };
-            trouble.since = since;
+            failures.count = if tried { before + failures.count } else { before };
+            failures.since = since;
         }
-        let until = self.expiry(self.tasks[slot].legs[leg].since());
-        self.change(slot, leg, State::Dead { cause: Cause::GaveUp, until });
-        self.touch(slot);
-        self.leave_chain(slot, leg);
+        let until = self.expiry(self.tasks[at].since());
+        self.change(at, State::Dead { cause: Cause::GaveUp, until });
+        self.touch(at.slot);
+        self.leave_chain(at);
     }
 
     /// Has a lane looked at, at `at` or before.
-    pub(super) fn ring(&mut self, number: u32, at: Moment) {
+    pub(super) fn schedule_wakeup(&mut self, number: u32, at: Moment) {
         let lane = &mut self.lanes[number];
-        if lane.alarm.is_some_and(|alarm| alarm <= at) {
+        if lane.wakeup.is_some_and(|wakeup| wakeup <= at) {
             return;
         }
-        if let Some(later) = lane.alarm.replace(at) {
-            self.alarms.remove(&(later, number));
+        if let Some(later) = lane.wakeup.replace(at) {
+            self.wakeups.remove(&(later, number));
         }
-        self.alarms.insert((at, number));
+        self.wakeups.insert((at, number));
     }
 
     /// What is due for a lane: the next dead letters, or one to see whether the replica is back
     /// while there is nothing else to see it by.
-    pub(super) fn alarm(&mut self, at: Moment, number: u32) {
+    pub(super) fn on_wakeup(&mut self, at: Moment, number: u32) {
         // A lane that has made way for another may have left one behind.
-        if self.lanes.get(number).is_none_or(|lane| lane.alarm != Some(at)) {
+        if self.lanes.get(number).is_none_or(|lane| lane.wakeup != Some(at)) {
             return;
         }
-        self.lanes[number].alarm = None;
-        self.mark(number);
+        self.lanes[number].wakeup = None;
+        self.mark_dirty(number);
         self.refill = true;
         self.answer_unreachable(number);
         let now = self.now.moment;
@@ -205,7 +211,7 @@ impl Engine {
         if lane.breaker.is_open() {
             // The next one goes out only when this one has failed: the probe is in flight then.
             match lane.breaker.probe_at() {
-                Some(at) if at > now => self.ring(number, at),
+                Some(at) if at > now => self.schedule_wakeup(number, at),
                 // Without handoff they wait for an operator, who may ask for a probe.
                 Some(_) if lane.has_nothing_due() && self.settings.hinted_handoff => {
                     self.probe_by_letter(number);
@@ -213,7 +219,7 @@ impl Engine {
                 Some(_) | None => {}
             }
             if !self.lanes[number].is_empty() {
-                self.ring(number, now.after(OPEN));
+                self.schedule_wakeup(number, now.after(OPEN));
             }
         } else if lane.redrive.is_some() {
             let rate = self.settings.redrive_rate.get();
@@ -222,7 +228,7 @@ impl Engine {
             let most = u64::from(rate).saturating_mul(micros) / 1_000_000;
             let most = usize::try_from(most).unwrap_or(usize::MAX);
             if self.redrive(number, most.max(1)) {
-                self.ring(number, now.after(step));
+                self.schedule_wakeup(number, now.after(step));
             } else {
                 (self.lanes[number].redrive, self.lanes[number].broken_off) = (None, TaskId(0));
             }
@@ -241,7 +247,7 @@ impl Engine {
             lane.breaker.has_all();
             lane.breaker_since = Some(self.now.wall);
         } else {
-            self.ring(number, self.now.moment.after(OPEN));
+            self.schedule_wakeup(number, self.now.moment.after(OPEN));
         }
     }
 
@@ -250,7 +256,7 @@ impl Engine {
     fn redrive(&mut self, number: u32, most: usize) -> bool {
         let Some(mut round) = self.lanes[number].redrive else { return false };
         let (mut more, mut looks) = (true, 0);
-        while self.lanes[number].ready(Rank::Redrive).len() < most
+        while self.lanes[number].ready(Priority::Redrive).len() < most
             && looks < LOOKS
             && self.may_return(number)
         {
@@ -272,7 +278,7 @@ impl Engine {
             if self.alone(slot, number).is_some_and(|alone| alone < ALONE)
                 && !lane.chains.contains_key(&key)
             {
-                self.bring_back(slot, self.tasks[slot].leg_on(number));
+                self.revive(self.tasks.delivery_on(slot, number));
                 self.count_return(number);
             }
         }
@@ -303,7 +309,7 @@ impl Engine {
             return false;
         };
         self.lanes[number].probed = id;
-        self.bring_back(slot, self.tasks[slot].leg_on(number));
+        self.revive(self.tasks.delivery_on(slot, number));
         self.count_return(number);
         true
     }
@@ -312,36 +318,34 @@ impl Engine {
     /// now.
     pub(super) fn probe_by_deferred(&mut self, number: u32) {
         let heads = self.lanes[number].chains.values().take(LOOKS).map(|chain| chain.head);
-        let mut heads = heads.map(|slot| (slot, self.tasks[slot].leg_on(number)));
-        let deferred = heads.find(|&(slot, leg)| {
-            matches!(self.tasks[slot].legs[leg].state, State::Deferred { .. })
-        });
-        if let Some((slot, leg)) = deferred
+        let mut heads = heads.map(|slot| self.tasks.delivery_on(slot, number));
+        let deferred = heads.find(|&at| matches!(self.tasks[at].state, State::Deferred { .. }));
+        if let Some(at) = deferred
             && self.retry_has_room(number)
         {
-            self.unpark(slot, leg, self.now.moment);
+            self.unpark(at, self.now.moment);
         }
     }
 
     /// How often a dead letter failed while others did not; `None` for one that was not given up.
     fn alone(&self, slot: Slot, number: u32) -> Option<u8> {
-        let leg = &self.tasks[slot].legs[self.tasks[slot].leg_on(number)];
-        let gave_up = matches!(leg.state, State::Dead { cause: Cause::GaveUp, .. });
-        gave_up.then(|| leg.trouble.as_ref().map_or(0, |trouble| trouble.alone))
+        let delivery = &self.tasks[self.tasks.delivery_on(slot, number)];
+        let gave_up = matches!(delivery.state, State::Dead { cause: Cause::GaveUp, .. });
+        gave_up.then(|| delivery.failures.as_ref().map_or(0, |failures| failures.alone))
     }
 
     /// Makes a dead letter ready again; no chain of its key may be there.
-    pub(super) fn bring_back(&mut self, slot: Slot, leg: usize) {
-        let (key, number) = (self.tasks[slot].key, self.tasks[slot].legs[leg].lane);
-        self.change(slot, leg, State::Ready(Rank::Redrive));
-        if let Some(trouble) = &mut self.tasks[slot].legs[leg].trouble {
-            trouble.letter = Some((trouble.since, trouble.failures));
+    pub(super) fn revive(&mut self, at: DeliveryRef) {
+        let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
+        self.change(at, State::Ready(Priority::Redrive));
+        if let Some(failures) = &mut self.tasks[at].failures {
+            failures.letter = Some((failures.since, failures.count));
         }
-        self.lanes[number].chains.insert(key, Chain::of(slot));
-        for books in [&mut self.lanes[number].books, &mut self.totals] {
-            books.redriven += 1;
+        self.lanes[number].chains.insert(key, Chain::of(at.slot));
+        for counters in [&mut self.lanes[number].counters, &mut self.totals] {
+            counters.redriven += 1;
         }
-        self.tell_change(slot, number, Change::Redriven, None);
+        self.tell_change(at.slot, number, Change::Redriven, None);
     }
 
     /// Whether `--redrive-rate` lets another delivery back now, a dead letter or a parked one. If
@@ -349,7 +353,7 @@ impl Engine {
     pub(super) fn may_return(&mut self, number: u32) -> bool {
         let (now, at) = (self.now.moment, self.lanes[number].next_return);
         if at > now {
-            self.ring(number, at.max(now.after(STEP)));
+            self.schedule_wakeup(number, at.max(now.after(STEP)));
         }
         at <= now
     }
@@ -364,30 +368,30 @@ impl Engine {
     }
 
     /// Charges a task of which only dead letters are left to their replicas.
-    pub(super) fn keep(&mut self, slot: Slot) {
+    pub(super) fn charge_as_dead(&mut self, slot: Slot) {
         self.charge(slot, true);
     }
 
     /// A task of which more than dead letters is left counts as waiting again.
-    pub(super) fn unkeep(&mut self, slot: Slot) {
+    pub(super) fn release_charge(&mut self, slot: Slot) {
         self.charge(slot, false);
         self.touch(slot);
     }
 
-    fn charge(&mut self, slot: Slot, kept: bool) {
+    fn charge(&mut self, slot: Slot, as_dead: bool) {
         let entry = &mut self.tasks[slot];
-        if std::mem::replace(&mut entry.kept, kept) == kept {
+        if std::mem::replace(&mut entry.charged_as_dead, as_dead) == as_dead {
             return;
         }
-        let (from, to) = match kept {
+        let (from, to) = match as_dead {
             true => (&mut self.levels.bytes, &mut self.levels.dead_letter_bytes),
             false => (&mut self.levels.dead_letter_bytes, &mut self.levels.bytes),
         };
         *from -= entry.bytes;
         *to += entry.bytes;
-        for leg in entry.legs.iter().filter(|leg| leg.state.is_dead_letter()) {
-            let bytes = &mut self.lanes[leg.lane].kept_bytes;
-            if kept { *bytes += entry.bytes } else { *bytes -= entry.bytes }
+        for delivery in entry.deliveries.iter().filter(|delivery| delivery.state.is_dead_letter()) {
+            let bytes = &mut self.lanes[delivery.lane].dead_letter_bytes;
+            if as_dead { *bytes += entry.bytes } else { *bytes -= entry.bytes }
         }
     }
 }

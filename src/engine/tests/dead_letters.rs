@@ -53,8 +53,8 @@ fn after_five_failures_nothing_is_sent_but_the_schedule_goes_on() {
     assert_eq!(f.sent(), []);
     // All twenty have failed once, and leave the queue for that of the retries.
     assert_eq!((f.engine.levels().queue, f.engine.levels().retry), (0, 20));
-    let books = lane(&f).books;
-    assert_eq!((books.failed_attempts, books.unsent_attempts), (9, 11));
+    let counters = lane(&f).counters;
+    assert_eq!((counters.failed_attempts, counters.unsent_attempts), (9, 11));
     f.pass(Duration::from_secs(3));
     let probes = f.sent();
     assert_eq!(probes.len(), 1, "one of those that are due is the probe");
@@ -83,9 +83,9 @@ fn dead_letters_are_redriven_oldest_first_when_the_replica_is_back() {
     let rest: Vec<_> = ids.iter().copied().filter(|id| id != probe).collect();
     assert_eq!(others, rest, "without anyone posting anything");
     assert_eq!(f.engine.levels(), Levels::default());
-    let books = lane(&f).books;
-    assert_eq!((books.delivered, books.dead, books.gave_up), (50, 0, 50));
-    assert!(books.redriven >= 50 && books.balance(), "{books:?}");
+    let counters = lane(&f).counters;
+    assert_eq!((counters.delivered, counters.dead, counters.gave_up), (50, 0, 50));
+    assert!(counters.redriven >= 50 && counters.balance(), "{counters:?}");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn what_was_parked_comes_back_at_the_rate_of_the_dead_letters_and_after_them() {
     for (task, replica, _) in f.sent() {
         f.answer(task, replica, failed());
     }
-    let (dead, parked) = (lane(&f).books.dead, lane(&f).parked);
+    let (dead, parked) = (lane(&f).counters.dead, lane(&f).parked);
     assert!(dead > 0 && parked > 50, "{dead} dead, {parked} parked");
     while recover(&mut f, Duration::from_millis(100)).is_empty() {}
     let then = recover(&mut f, Duration::from_secs(2)).len() as u64;
@@ -164,7 +164,7 @@ fn a_write_that_fails_alone_on_a_healthy_replica_is_not_redriven() {
         }
         f.pass(Duration::from_millis(500));
     }
-    assert_eq!((lane(&f).books.gave_up, lane(&f).books.redriven), (1, 0));
+    assert_eq!((lane(&f).counters.gave_up, lane(&f).counters.redriven), (1, 0));
     assert_eq!(f.engine.levels().dead_letters, 1);
 }
 
@@ -198,7 +198,7 @@ fn a_single_write_of_an_outage_is_redriven_as_well() {
         } else {
             recover(&mut f, Duration::from_secs(40));
         }
-        assert_eq!((lane(&f).books.dead, lane(&f).breaker), (0, BreakerState::Closed));
+        assert_eq!((lane(&f).counters.dead, lane(&f).breaker), (0, BreakerState::Closed));
     }
 }
 
@@ -223,13 +223,13 @@ fn letters_that_fail_for_their_own_sake_hold_up_neither_live_writes_nor_other_le
         let (_, delivered) = trickle(&mut f, 120, poison);
         let good = ids.iter().filter(|&&id| !poison(id));
         assert!(good.clone().all(|id| delivered.contains(id)), "{poisonous}: {delivered:?}");
-        assert_eq!(lane(&f).books.dead + lane(&f).books.pending, poisonous);
+        assert_eq!(lane(&f).counters.dead + lane(&f).counters.pending, poisonous);
         let (at_once, _) = trickle(&mut f, 600, poison);
         assert_eq!(at_once, 120, "{poisonous}: by the first attempt");
-        let redriven = lane(&f).books.redriven;
+        let redriven = lane(&f).counters.redriven;
         trickle(&mut f, 600, poison);
-        assert_eq!(lane(&f).books.redriven, redriven, "{poisonous}: nor for ever");
-        assert_eq!(lane(&f).books.dead, poisonous);
+        assert_eq!(lane(&f).counters.redriven, redriven, "{poisonous}: nor for ever");
+        assert_eq!(lane(&f).counters.dead, poisonous);
     }
 }
 
@@ -243,7 +243,7 @@ fn a_poisonous_letter_is_not_the_only_probe_of_an_idle_replica() {
         }
         f.pass(Duration::from_millis(100));
     }
-    assert_eq!(lane(&f).books.delivered, 9);
+    assert_eq!(lane(&f).counters.delivered, 9);
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn a_letter_that_was_the_probe_has_lain_there_as_long_as_before() {
         f.pass(Duration::from_millis(500));
     }
     assert_eq!(f.engine.levels(), Levels::default());
-    assert_eq!(lane(&f).books.discarded, 5);
+    assert_eq!(lane(&f).counters.discarded, 5);
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn a_dead_letter_is_superseded_as_soon_as_a_newer_write_is_delivered_or_dies() {
         f.actions();
         f.answer(new, 0, verdict);
         assert_eq!(f.engine.levels().dead_letters, kept);
-        assert_eq!(lane(&f).books.superseded, 1);
+        assert_eq!(lane(&f).counters.superseded, 1);
         // The older one's end is written first.
         let removed = f.actions().into_iter().find_map(|action| match action {
             Action::Remove { task } | Action::Save { task, .. } => Some(task),
@@ -321,8 +321,8 @@ fn past_its_retention_a_dead_letter_is_discarded_counted_and_told() {
     f.actions();
     f.pass(Duration::from_secs(1));
     assert_eq!(f.engine.levels(), Levels::default());
-    assert_eq!(lane(&f).books.discarded, 1);
-    let delivery = Delivery { task: TaskId(id), replica: ReplicaIndex(0) };
+    assert_eq!(lane(&f).counters.discarded, 1);
+    let delivery = DeliveryId { task: TaskId(id), replica: ReplicaIndex(0) };
     assert_eq!(
         f.actions(),
         [Action::Discarded { delivery, node: node("a") }, Action::Remove { task: TaskId(id) }]
@@ -393,7 +393,7 @@ fn with_coalesce_only_the_newest_that_waits_is_sent() {
     assert_eq!(f.sent(), [(first, 0, 1)]);
     f.answer(first, 0, Verdict::Delivered);
     assert_eq!(f.sent(), [(ids[4], 0, 1)]);
-    assert_eq!(lane(&f).books.superseded, 4);
+    assert_eq!(lane(&f).counters.superseded, 4);
 }
 
 #[test]
@@ -431,7 +431,7 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
     let later = Timestamp(0).saturating_add(day * 4);
     assert_eq!(restored(None, later), Duration::ZERO, "older than a day, as far as anyone knows");
     assert_eq!(restored(Some(day * 3), later), day / 2);
-    // A letter that is laid back after a step has its age by the calendar as well.
+    // A letter that returns to the dead after a step has its age by the calendar as well.
     let mut f = Fixture::new(Settings { breaker_failures: 1, max_retries: 0, ..settings.clone() });
     let id = f.eventual("k", &["a"]);
     f.sent();
@@ -443,7 +443,7 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
     assert_eq!(f.sent(), [(id, 0, 1)], "it is the probe");
     f.answer(id, 0, failed());
     f.pass(Duration::from_millis(1));
-    assert_eq!(f.engine.levels().dead_letters, 1, "laid back, and kept");
+    assert_eq!(f.engine.levels().dead_letters, 1, "returned to the dead, and kept");
 }
 
 /// A lane whose breaker is open, and what it has besides: a write whose replica asked for a long wait.
@@ -498,8 +498,8 @@ fn an_operator_who_asks_for_a_probe_has_the_long_wait_cut_short() {
 fn a_dead_letter_that_could_not_be_sent_stays_one_on_disk_and_behind_live_writes() {
     let mut f = Fixture::new(Settings { workers: workers(1), breaker_failures: 0, ..settings() });
     let letter = outage(&mut f, 1)[0];
-    let delivery = Delivery { task: TaskId(letter), replica: ReplicaIndex(0) };
-    assert_eq!(f.engine.redrive_letter(f.now, delivery), Steered::Done);
+    let delivery = DeliveryId { task: TaskId(letter), replica: ReplicaIndex(0) };
+    assert_eq!(f.engine.redrive_letter(f.now, delivery), AdminOutcome::Done);
     assert_eq!(f.sent(), [(letter, 0, 1)]);
     f.answer(letter, 0, Verdict::Shortage { error: "no file descriptor".into() });
     let saved = f.actions().into_iter().find_map(|action| match action {
