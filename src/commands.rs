@@ -14,8 +14,8 @@ use tokio::runtime::Builder;
 
 use crate::cli::environment::{self, Given, Refused, Variables};
 use crate::cli::{Cli, Command, DaemonArgs, StoreArgs};
+use crate::clock::wall_clock;
 use crate::config::Config;
-use crate::daemon::wall_clock;
 use crate::log::{self, Log};
 use crate::store;
 use output::fail;

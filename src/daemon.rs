@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::engine::{self, Engine, Workers};
 use crate::faults;
@@ -27,7 +28,6 @@ use crate::traces::{self, Tracer};
 mod admission;
 mod ages;
 mod attempt;
-mod clock;
 mod core;
 mod events;
 mod handle;
@@ -49,7 +49,6 @@ mod values;
 mod view;
 
 use attempt::Attempts;
-use clock::Clock;
 use core::{Core, Parts};
 use events::Bus;
 use handle::Operator;
@@ -62,7 +61,6 @@ use restore::Restored;
 
 #[cfg(test)]
 pub(crate) use admission::Write;
-pub use clock::wall as wall_clock;
 pub use events::{Event, EventKind, EventKinds, Events};
 #[cfg(test)]
 pub(crate) use handle::Request;

@@ -3,6 +3,7 @@
 //! The parts, in reading order:
 //!
 //! - [`task`]: the words. Task, delivery, verdict, progress.
+//! - [`clock`]: the one place where the time is read.
 //! - [`api`]: what operators see and say, as JSON.
 //! - [`access`]: who may ask. Tokens, roles, rates.
 //! - [`engine`]: what happens next. Order, retries, quorum, capacities; a pure state machine.
@@ -29,13 +30,14 @@
 //! the task from the disk.
 //!
 //! Who may know whom: `task`, `api`, `text` and `faults` know nobody; all may know `text`; `access`, `policy` and `traces` know
-//! `task`; `engine`, `store` and `replica` know `task` and not each other, `replica` the `policy` as
+//! `task`; `clock` knows `task` and the moments of `engine`; `engine`, `store` and `replica` know `task` and not each other, `replica` the `policy` as
 //! well; `server` knows `task`, `api`, `access`, `metrics`, `policy`, `traces` and the daemon's handle; `daemon` knows all. A
 //! test holds that.
 
 pub mod access;
 pub mod api;
 pub mod cli;
+pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod daemon;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{debug, error};
 
-use crate::daemon::clock::wall;
+use crate::clock::wall_clock;
 use crate::daemon::core::Event;
 use crate::daemon::read_memory::{Permit, ReadMemory};
 use crate::replica::Client;
@@ -74,7 +74,7 @@ impl Attempts {
                 }
             },
         };
-        let now = wall();
+        let now = wall_clock();
         let span = self.tracer.attempt(&task, node, attempt);
         // Without a span of its own the replica gets what the request came with.
         let trace = span.as_ref().map(Span::trace).or_else(|| task.trace.clone());

@@ -12,10 +12,10 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::api;
+use crate::clock::Clock;
 use crate::daemon::admission::{Admission, Line, MAX_WAITING, Reply, Waiter, Write};
 use crate::daemon::ages::Ages;
 use crate::daemon::attempt::{Answered, Attempts};
-use crate::daemon::clock::Clock;
 use crate::daemon::events::Bus;
 use crate::daemon::handle::{Accepted, Health, Refusal, Request};
 use crate::daemon::history::History;

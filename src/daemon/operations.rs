@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use crate::api::{Operation, OperationKind, OperationState};
+use crate::clock::wall_clock;
 use crate::daemon::Handle;
-use crate::daemon::clock;
 use crate::daemon::operate::{Letter, LetterFilter, OperateError, Order};
 use crate::daemon::view;
 use crate::engine::Steered;
@@ -90,7 +90,7 @@ impl Operations {
                 held_back: 0,
                 total,
                 rate: work.rate.map(NonZeroU32::get),
-                started_at: view::time(clock::wall()),
+                started_at: view::time(wall_clock()),
                 ended_at: None,
                 error: None,
             };
@@ -107,7 +107,7 @@ impl Operations {
         tokio::spawn(async move {
             let worked = this.work(&id, &handle, work, &mut cancelled).await;
             this.change(&id, |operation| {
-                operation.ended_at = Some(view::time(clock::wall()));
+                operation.ended_at = Some(view::time(wall_clock()));
                 operation.state = match worked {
                     Ok(state) => state,
                     Err(error) => {

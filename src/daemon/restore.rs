@@ -7,9 +7,9 @@ use std::thread;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, info, warn};
 
+use crate::clock::Clock;
 use crate::daemon::StartError;
 use crate::daemon::ages::Ages;
-use crate::daemon::clock::Clock;
 use crate::daemon::core::Event;
 use crate::daemon::roster::Roster;
 use crate::engine::{self, Engine, KeyHasher};

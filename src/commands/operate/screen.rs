@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 
 use serde_json::Value;
 
-use crate::daemon::wall_clock;
+use crate::clock::wall_clock;
 use crate::task::Timestamp;
 use crate::text::{json, plain};
 

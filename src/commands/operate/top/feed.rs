@@ -9,8 +9,8 @@ use tokio::time::sleep;
 use super::model::Update;
 use super::sse::Parser;
 use crate::api::{Figures, Replica, ReplicaFigures, ReplicaPage};
+use crate::clock::wall_clock;
 use crate::commands::operate::client::{AskError, Client};
-use crate::daemon::wall_clock;
 use crate::task::Timestamp;
 
 /// How often it is asked without a stream, and how long until the stream is tried again.

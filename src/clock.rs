@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Moments do not pass while the process does not run: a deadline that was ten seconds away before
 /// a pause is ten seconds away after it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Clock {
+pub(crate) struct Clock {
     start: Instant,
     /// The time that did not pass.
     lost: Duration,
@@ -32,23 +32,23 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self { start: Instant::now(), lost: Duration::ZERO, floor: Moment::default() }
     }
 
-    pub(super) fn now(&self) -> Now {
+    pub(crate) fn now(&self) -> Now {
         let elapsed = self.start.elapsed().saturating_sub(self.lost);
-        Now { moment: Moment::default().after(elapsed).max(self.floor), wall: wall() }
+        Now { moment: Moment::default().after(elapsed).max(self.floor), wall: wall_clock() }
     }
 
     /// The moment as the runtime's timers want it.
-    pub(super) fn instant(&self, moment: Moment) -> Instant {
+    pub(crate) fn instant(&self, moment: Moment) -> Instant {
         self.start + moment.since_start() + self.lost
     }
 
     /// A loop wakes that ran last at `last` and waited until `planned` at the latest. If it is much
     /// too late, the time since `last` did not pass; gives how long that was.
-    pub(super) fn woke(&mut self, last: Moment, planned: Moment) -> Option<Duration> {
+    pub(crate) fn woke(&mut self, last: Moment, planned: Moment) -> Option<Duration> {
         let now = Instant::now();
         if now <= self.instant(planned.max(last)) + PAUSE {
             return None;
@@ -62,7 +62,7 @@ impl Clock {
 
 /// The wall clock; 1970 if it is set to before that.
 #[must_use]
-pub fn wall() -> Timestamp {
+pub fn wall_clock() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Timestamp(0).saturating_add(since).saturating_add(faults::clock_ahead())
 }
