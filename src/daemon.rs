@@ -1,7 +1,7 @@
-//! Where they meet: start, the loop around the engine, drain, stop.
+//! Where the parts meet: start, reload, drain, stop.
 //!
 //! [`Daemon::start`] opens the store, restores its tasks into the engine and serves; from then on
-//! everything happens in `core.rs`, one event at a time. [`Daemon::stop`] is the order in which
+//! everything happens in the loop of `dispatcher`. [`Daemon::stop`] is the order in which
 //! it all ends. What runs besides the loop: the committer's thread (in the store), the server,
 //! and an `attempt` for each delivery on the wire.
 
@@ -17,6 +17,10 @@ use tracing::{error, info, warn};
 
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::dispatcher::core::{self, Core, Parts};
+use crate::dispatcher::{
+    Attempts, Bus, Handle, Health, History, Keys, Operations, Operator, ReadMemory,
+};
 use crate::engine::{self, Engine, Workers};
 use crate::faults;
 use crate::policy::Policy;
@@ -25,48 +29,16 @@ use crate::server;
 use crate::store::{self, CommitError, Committer};
 use crate::traces::{self, Tracer};
 
-mod admission;
-mod ages;
-mod attempt;
-mod core;
-mod events;
-mod handle;
-mod history;
-mod idempotency;
 mod inbound;
-mod operate;
-mod operations;
 mod outbound;
-mod rates;
-mod read_memory;
 mod restore;
-mod roster;
-mod shortages;
 mod stall;
-mod times;
-mod told;
-mod values;
-mod view;
 
-use attempt::Attempts;
-use core::{Core, Parts};
-use events::Bus;
-use handle::Operator;
-use history::History;
 use inbound::Inbound;
-use operations::Operations;
 use outbound::Outbound;
-use read_memory::ReadMemory;
 use restore::Restored;
 
-#[cfg(test)]
-pub(crate) use admission::Write;
-pub use events::{Event, EventKind, EventKinds, Events};
-#[cfg(test)]
-pub(crate) use handle::Request;
-pub use handle::{Accepted, Handle, Health, Refusal};
 pub use inbound::InboundError;
-pub use operate::{LetterCursor, LetterFilter, OperateError, TaskFilter};
 pub use outbound::OutboundError;
 
 /// Why the daemon does not start.
@@ -156,8 +128,7 @@ impl Daemon {
         let Restored { opened, engine, keys, quarantined_rows, roster, strong, ages } =
             restored.await.map_err(|_| StartError::Interrupted)??;
         let memory = &config.memory;
-        let mut idempotency =
-            idempotency::Keys::new(memory.idempotency_window, memory.idempotency_keys);
+        let mut idempotency = Keys::new(memory.idempotency_window, memory.idempotency_keys);
         let over = idempotency.restore(clock.now(), ages.calendar(), opened.idempotency, &strong);
         opened.committer.forget_idempotency(over);
         let bus = Bus::new(clock.now().wall.0 / 1_000);

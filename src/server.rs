@@ -27,7 +27,7 @@ use axum::middleware;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::daemon::Handle;
+use crate::dispatcher::Handle;
 use crate::metrics::Users;
 use crate::policy::Policy;
 use crate::traces::Tracer;

@@ -9,9 +9,8 @@ use tracing::{error, info, warn};
 
 use crate::clock::Clock;
 use crate::daemon::StartError;
-use crate::daemon::ages::Ages;
-use crate::daemon::core::Event;
-use crate::daemon::roster::Roster;
+use crate::dispatcher::core::Event;
+use crate::dispatcher::{Ages, Roster};
 use crate::engine::{self, Engine, KeyHasher};
 use crate::store::{self, Handed, OpenError, Opened, RecoveryReport, SetAside, Store};
 use crate::task::{self, Consistency, TaskId};

@@ -5,9 +5,9 @@ use bytes::Bytes;
 use clap::Parser;
 use tokio::sync::oneshot;
 
-use super::operate::TaskFilter;
 use super::*;
 use crate::cli::Cli;
+use crate::dispatcher::{Ages, Request, Roster, TaskFilter};
 use crate::engine::KeyHasher;
 use crate::replica::{Tls, Tokens};
 use crate::store::{Handed, Opened, Reader, Recovered, Store};
@@ -123,10 +123,10 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         retry_capacity: 1,
         quarantined_rows: 0,
         bus: Bus::new(0),
-        roster: roster::Roster::default(),
-        idempotency: idempotency::Keys::new(Duration::from_secs(1), 1),
+        roster: Roster::default(),
+        idempotency: Keys::new(Duration::from_secs(1), 1),
         history: History::new(Duration::ZERO),
-        ages: ages::Ages::begin(clock.now(), store::CalendarFile::of(dir.path())).unwrap(),
+        ages: Ages::begin(clock.now(), store::CalendarFile::of(dir.path())).unwrap(),
     });
     let core = tokio::spawn(core.run(told, asked));
     if settled {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::api::{BatchAnswer, WriteAccepted};
-use crate::daemon::{Handle, OperateError, Refusal};
+use crate::dispatcher::{Handle, OperateError, Refusal};
 use crate::task::{Obstacle, ReplicaIndex, TaskId};
 
 /// On the answer to a write that was accepted before, under the same idempotency key.

@@ -8,7 +8,7 @@
 use super::errors::Problem;
 use super::{Inbound, idempotency, validate, wire};
 use crate::api;
-use crate::daemon::OperateError;
+use crate::dispatcher::OperateError;
 
 mod asked;
 mod barriers;

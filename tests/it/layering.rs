@@ -82,7 +82,7 @@ fn only_top_names_ratatui() {
 #[test]
 fn the_operators_commands_know_the_daemon_by_its_api_alone() {
     let parts = ["crate::engine", "crate::store", "crate::server", "crate::replica::Client"];
-    let parts = [parts.as_slice(), &["crate::daemon"]].concat();
+    let parts = [parts.as_slice(), &["crate::dispatcher", "crate::daemon"]].concat();
     never_in(&parts, &["src/commands/operate.rs", "src/commands/operate"]);
 }
 
@@ -112,29 +112,49 @@ fn the_engine_and_the_words_know_no_runtime_clock_or_io() {
 #[test]
 fn the_policy_knows_the_words_alone_and_no_runtime_files_or_sockets() {
     let parts = ["crate::engine", "crate::store", "crate::replica", "crate::server"];
-    let io = ["crate::daemon", "tokio", "async ", "std::fs", "std::io", "Socket::", "tracing"];
+    let io = [
+        "crate::dispatcher",
+        "crate::daemon",
+        "tokio",
+        "async ",
+        "std::fs",
+        "std::io",
+        "Socket::",
+        "tracing",
+    ];
     never_in(&[parts.as_slice(), &io].concat(), &["src/policy.rs", "src/policy"]);
 }
 
 #[test]
 fn the_parts_know_the_words_and_not_each_other() {
-    let engine = ["crate::store", "crate::replica", "crate::server", "crate::daemon"];
+    let engine =
+        ["crate::store", "crate::replica", "crate::server", "crate::dispatcher", "crate::daemon"];
     never_in(&engine, &["src/engine.rs", "src/engine", "src/task.rs", "src/task"]);
-    let store = ["crate::engine", "crate::replica", "crate::server", "crate::daemon"];
+    let store =
+        ["crate::engine", "crate::replica", "crate::server", "crate::dispatcher", "crate::daemon"];
     never_in(&store, &["src/store.rs", "src/store"]);
-    let replica = ["crate::engine", "crate::store", "crate::server", "crate::daemon"];
+    let replica =
+        ["crate::engine", "crate::store", "crate::server", "crate::dispatcher", "crate::daemon"];
     never_in(&replica, &["src/replica.rs", "src/replica"]);
-    let server = ["crate::engine", "crate::store", "crate::replica"];
+    let server = ["crate::engine", "crate::store", "crate::replica", "crate::daemon"];
     never_in(&server, &["src/server.rs", "src/server"]);
-    let traces =
-        ["crate::engine", "crate::store", "crate::replica", "crate::server", "crate::daemon"];
+    let dispatcher = ["crate::server", "crate::daemon"];
+    never_in(&dispatcher, &["src/dispatcher.rs", "src/dispatcher"]);
+    let traces = [
+        "crate::engine",
+        "crate::store",
+        "crate::replica",
+        "crate::server",
+        "crate::dispatcher",
+        "crate::daemon",
+    ];
     never_in(&traces, &["src/traces.rs", "src/traces"]);
 }
 
 #[test]
 fn who_may_ask_is_known_without_http_or_a_runtime() {
     let parts = ["crate::engine", "crate::store", "crate::replica", "crate::server"];
-    let io = ["crate::daemon", "tokio", "async ", "axum", "hyper", "tracing"];
+    let io = ["crate::dispatcher", "crate::daemon", "tokio", "async ", "axum", "hyper", "tracing"];
     never_in(&[parts.as_slice(), &io].concat(), &["src/access.rs", "src/access"]);
 }
 

@@ -12,7 +12,7 @@ use super::asked::{self, CAUSES, word, words};
 use super::validate::{self, invalid, must_be};
 use super::wire::{Json, plain};
 use super::{Inbound, Problem};
-use crate::daemon::LetterFilter;
+use crate::dispatcher::LetterFilter;
 use crate::task::{Node, TaskId};
 
 /// How many dead letters can be named one by one.

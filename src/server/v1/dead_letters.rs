@@ -9,7 +9,7 @@ use super::asked::{CAUSES, NoParameters, Parameters};
 use super::bodies::{self, Selection, object};
 use super::{Bodily, Failures, Inbound, Problem};
 use crate::api;
-use crate::daemon::LetterFilter;
+use crate::dispatcher::LetterFilter;
 use crate::server::access::About;
 use crate::server::errors::{accepted, ok};
 

@@ -25,7 +25,7 @@ use super::asked::Parameters;
 use super::lingering::Stay;
 use super::validate::invalid;
 use super::{Failures, Inbound, Problem};
-use crate::daemon::{Event, EventKinds, Events};
+use crate::dispatcher::{Event, EventKinds, Events};
 use crate::server::connections::Peer;
 
 /// A chunk that has come to so many bytes is sent, whatever else is there.

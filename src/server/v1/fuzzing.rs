@@ -13,7 +13,7 @@ use super::asked::{CAUSES, Parameters, STATES};
 use super::batch::{MAX_WRITES, apart};
 use super::bodies::{NewBarrier, Nothing, Rename, Selected, Selection, object};
 use super::validate::batched;
-use crate::daemon::LetterFilter;
+use crate::dispatcher::LetterFilter;
 use crate::server::fuzzing::{refused, settings, taken};
 use crate::task::Node;
 

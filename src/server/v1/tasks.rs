@@ -8,7 +8,7 @@ use axum::response::Response;
 use super::asked::{Named, NoParameters, Parameters, STATES};
 use super::{Absent, Failures, Inbound, Problem, missing};
 use crate::api;
-use crate::daemon::TaskFilter;
+use crate::dispatcher::TaskFilter;
 use crate::server::errors::ok;
 use crate::task::TaskId;
 

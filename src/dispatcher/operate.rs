@@ -13,10 +13,10 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use crate::api;
-use crate::daemon::Handle;
-use crate::daemon::events::{EventKinds, Events};
-use crate::daemon::handle::Request;
-use crate::daemon::operations::Work;
+use crate::dispatcher::Handle;
+use crate::dispatcher::events::{EventKinds, Events};
+use crate::dispatcher::handle::Request;
+use crate::dispatcher::operations::Work;
 use crate::engine::Steered;
 use crate::task::{Delivery, Node, ReplicaIndex, TaskId};
 

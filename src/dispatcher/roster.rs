@@ -11,11 +11,11 @@ use crate::task::{Node, Timestamp};
 const REMEMBERED: usize = 65_536;
 
 /// A row to be written, or to be removed.
-pub(super) type Change = (Node, Option<ReplicaRow>);
+pub(crate) type Change = (Node, Option<ReplicaRow>);
 
 /// The rows, as they are on disk.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Roster {
+pub(crate) struct Roster {
     rows: HashMap<Node, ReplicaRow>,
     /// Of the rows, those of which an operator has said nothing, the one used first first.
     plain: BTreeSet<(Timestamp, Node)>,
@@ -24,7 +24,7 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    pub(super) fn new(rows: Vec<(Node, ReplicaRow)>) -> Self {
+    pub(crate) fn new(rows: Vec<(Node, ReplicaRow)>) -> Self {
         let renamed =
             |(node, row): &(Node, ReplicaRow)| Some((node.clone(), row.renamed_to.clone()?));
         let renamed = rows.iter().filter_map(renamed).collect();
@@ -34,22 +34,22 @@ impl Roster {
     }
 
     /// Under which name a replica is to be found now.
-    pub(super) fn resolve<'a>(&'a self, node: &'a Node) -> &'a Node {
+    pub(crate) fn resolve<'a>(&'a self, node: &'a Node) -> &'a Node {
         self.renamed.get(node).unwrap_or(node)
     }
 
     /// Whether anything was ever accepted or said of it.
-    pub(super) fn knows(&self, node: &Node) -> bool {
+    pub(crate) fn knows(&self, node: &Node) -> bool {
         self.rows.contains_key(node)
     }
 
     /// Whether any goes by another name.
-    pub(super) fn has_renamed(&self) -> bool {
+    pub(crate) fn has_renamed(&self) -> bool {
         !self.renamed.is_empty()
     }
 
     /// The names that a replica had before.
-    pub(super) fn names_before(&self, node: &Node) -> Vec<String> {
+    pub(crate) fn names_before(&self, node: &Node) -> Vec<String> {
         let before = self.renamed.iter().filter(|(_, to)| *to == node);
         let mut names: Vec<_> = before.map(|(from, _)| from.to_string()).collect();
         names.sort();
@@ -57,12 +57,12 @@ impl Roster {
     }
 
     /// The replicas that are paused, and since when.
-    pub(super) fn paused(&self) -> impl Iterator<Item = (&Node, Timestamp)> {
+    pub(crate) fn paused(&self) -> impl Iterator<Item = (&Node, Timestamp)> {
         self.rows.iter().filter_map(|(node, row)| Some((node, row.paused_since?)))
     }
 
     /// A write for a replica is accepted: what has to be written before it, if it is the first.
-    pub(super) fn note_use(&mut self, node: &Node, now: Timestamp) -> Vec<Change> {
+    pub(crate) fn note_use(&mut self, node: &Node, now: Timestamp) -> Vec<Change> {
         if self.rows.contains_key(node) {
             return Vec::new();
         }
@@ -78,7 +78,7 @@ impl Roster {
     }
 
     /// Pauses a replica, or lets it go on.
-    pub(super) fn pause(
+    pub(crate) fn pause(
         &mut self,
         node: &Node,
         since: Option<Timestamp>,
@@ -91,12 +91,12 @@ impl Roster {
 
     /// Whether a replica may go by this name: nothing was ever sent to it, or only to this very
     /// replica.
-    pub(super) fn may_be_named(&self, node: &Node, to: &Node) -> bool {
+    pub(crate) fn may_be_named(&self, node: &Node, to: &Node) -> bool {
         self.renamed.get(to) == Some(node) || !self.rows.contains_key(to)
     }
 
     /// A replica goes by another name from now on, and so does whatever went by its former one.
-    pub(super) fn rename(&mut self, node: &Node, to: &Node, now: Timestamp) -> Vec<Change> {
+    pub(crate) fn rename(&mut self, node: &Node, to: &Node, now: Timestamp) -> Vec<Change> {
         let row = self.row(node, now);
         let mut new = self.row(to, now);
         (new.renamed_to, new.paused_since) = (None, row.paused_since);
@@ -113,7 +113,7 @@ impl Roster {
 
     /// A replica is gone: it is not paused any more, and no name leads to it. That it was used is
     /// remembered.
-    pub(super) fn forget(&mut self, node: &Node, now: Timestamp) -> Vec<Change> {
+    pub(crate) fn forget(&mut self, node: &Node, now: Timestamp) -> Vec<Change> {
         let before = self.renamed.iter().filter(|(_, known)| *known == node);
         let names: Vec<_> = before.map(|(from, _)| from.clone()).chain([node.clone()]).collect();
         names

@@ -1,9 +1,9 @@
 //! Writes that came with an `Idempotency-Key`, and replicas under other names, in the loop.
 
 use super::Core;
-use crate::daemon::admission::Waiter;
-use crate::daemon::handle::{Accepted, Refusal};
-use crate::daemon::idempotency::{Known, Seen, repeated};
+use crate::dispatcher::admission::Waiter;
+use crate::dispatcher::handle::{Accepted, Refusal};
+use crate::dispatcher::idempotency::{Known, Seen, repeated};
 use crate::engine::{DeliveryState, Now};
 use crate::metrics::Reason;
 use crate::store::IdempotencyAnswer;

@@ -1,8 +1,8 @@
 //! How things stand, for the metrics.
 
 use super::Core;
-use crate::daemon::handle::Health;
-use crate::daemon::view;
+use crate::dispatcher::handle::Health;
+use crate::dispatcher::view;
 use crate::engine::BreakerState;
 use crate::metrics::{ReplicaSnapshot, Snapshot};
 

@@ -87,7 +87,7 @@ pub struct Event {
 
 /// Where the loop says what happens. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Bus {
+pub(crate) struct Bus {
     ring: Arc<Mutex<Ring>>,
     newest: Arc<watch::Sender<u64>>,
 }
@@ -113,7 +113,7 @@ struct Ring {
 impl Bus {
     /// The ids begin behind `base`. The time of the start in microseconds lets no process come to
     /// the ids of the next, and JavaScript can count so far.
-    pub(super) fn new(base: u64) -> Self {
+    pub(crate) fn new(base: u64) -> Self {
         let ring = Ring { base, newest: base, ..Ring::default() };
         Self { ring: Arc::new(Mutex::new(ring)), newest: Arc::new(watch::Sender::new(base)) }
     }

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 
 use tokio::sync::oneshot;
 
-use crate::daemon::handle::{Accepted, Refusal};
+use crate::dispatcher::handle::{Accepted, Refusal};
 use crate::engine::{Full, Moment};
 use crate::task::{Consistency, Idempotency, NewTask, Node};
 

@@ -13,20 +13,20 @@ use tracing::{debug, error, info, warn};
 
 use crate::api;
 use crate::clock::Clock;
-use crate::daemon::admission::{Admission, Line, MAX_WAITING, Reply, Waiter, Write};
-use crate::daemon::ages::Ages;
-use crate::daemon::attempt::{Answered, Attempts};
-use crate::daemon::events::Bus;
-use crate::daemon::handle::{Accepted, Health, Refusal, Request};
-use crate::daemon::history::History;
-use crate::daemon::idempotency::Keys;
-use crate::daemon::operate::Answer;
-use crate::daemon::rates::Rates;
-use crate::daemon::roster::Roster;
-use crate::daemon::shortages::Shortages;
-use crate::daemon::times::Times;
-use crate::daemon::told::{self, Told};
-use crate::daemon::values::Values;
+use crate::dispatcher::admission::{Admission, Line, MAX_WAITING, Reply, Waiter, Write};
+use crate::dispatcher::ages::Ages;
+use crate::dispatcher::attempt::{Answered, Attempts};
+use crate::dispatcher::events::Bus;
+use crate::dispatcher::handle::{Accepted, Health, Refusal, Request};
+use crate::dispatcher::history::History;
+use crate::dispatcher::idempotency::Keys;
+use crate::dispatcher::operate::Answer;
+use crate::dispatcher::rates::Rates;
+use crate::dispatcher::roster::Roster;
+use crate::dispatcher::shortages::Shortages;
+use crate::dispatcher::times::Times;
+use crate::dispatcher::told::{self, Told};
+use crate::dispatcher::values::Values;
 use crate::engine::{Action, Arrival, Engine, Full, KeyHasher, Moment, Now};
 use crate::metrics::{AckWindow, Counts, Reason};
 use crate::store::{Committer, IdempotencyRow, Reader};
@@ -44,7 +44,7 @@ const BATCH: usize = 256;
 
 /// What the loop is told.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// By the committer: every task up to this one is durable, so many of them by a commit that
     /// took so long.
     Committed { last: TaskId, tasks: usize, took: Duration },
@@ -59,31 +59,31 @@ pub(super) enum Event {
 }
 
 /// What the loop is made from.
-pub(super) struct Parts {
-    pub(super) engine: Engine,
-    pub(super) keys: KeyHasher,
-    pub(super) clock: Clock,
-    pub(super) next_id: TaskId,
-    pub(super) committer: Committer,
-    pub(super) reader: Reader,
-    pub(super) attempts: Attempts,
-    pub(super) health: watch::Sender<Health>,
-    pub(super) memory_budget: usize,
-    pub(super) queue_wait: Duration,
-    pub(super) min_free_bytes: u64,
-    pub(super) queue_capacity: usize,
-    pub(super) retry_capacity: usize,
-    pub(super) quarantined_rows: u64,
-    pub(super) counts: Arc<Counts>,
-    pub(super) bus: Bus,
-    pub(super) roster: Roster,
-    pub(super) idempotency: Keys,
-    pub(super) history: History,
-    pub(super) ages: Ages,
+pub(crate) struct Parts {
+    pub(crate) engine: Engine,
+    pub(crate) keys: KeyHasher,
+    pub(crate) clock: Clock,
+    pub(crate) next_id: TaskId,
+    pub(crate) committer: Committer,
+    pub(crate) reader: Reader,
+    pub(crate) attempts: Attempts,
+    pub(crate) health: watch::Sender<Health>,
+    pub(crate) memory_budget: usize,
+    pub(crate) queue_wait: Duration,
+    pub(crate) min_free_bytes: u64,
+    pub(crate) queue_capacity: usize,
+    pub(crate) retry_capacity: usize,
+    pub(crate) quarantined_rows: u64,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) bus: Bus,
+    pub(crate) roster: Roster,
+    pub(crate) idempotency: Keys,
+    pub(crate) history: History,
+    pub(crate) ages: Ages,
 }
 
 /// The loop's state.
-pub(super) struct Core {
+pub(crate) struct Core {
     parts: Parts,
     values: Values,
     admission: Admission,
@@ -115,7 +115,7 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(mut parts: Parts) -> Self {
+    pub(crate) fn new(mut parts: Parts) -> Self {
         parts.engine.tell_ends(parts.history.is_kept());
         let accepted_before = (parts.next_id, parts.clock.now().moment);
         Self {
@@ -143,7 +143,7 @@ impl Core {
     }
 
     /// Runs until it is told to stop and nothing is on the wire any more.
-    pub(super) async fn run(
+    pub(crate) async fn run(
         mut self,
         mut events: mpsc::UnboundedReceiver<Event>,
         mut requests: mpsc::UnboundedReceiver<Request>,

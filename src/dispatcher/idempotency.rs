@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::daemon::handle::{Accepted, Refusal};
+use crate::dispatcher::handle::{Accepted, Refusal};
 use crate::engine::{Moment, Now};
 use crate::store::{IdempotencyAnswer, IdempotencyRow};
 use crate::task::{Calendar, Consistency, Idempotency, ReplicaIndex, TaskId};
@@ -27,7 +27,7 @@ pub(super) struct Known {
 
 /// The keys of the window.
 #[derive(Debug)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     window: Duration,
     most: usize,
     known: HashMap<Box<str>, Known>,
@@ -51,14 +51,14 @@ pub(super) enum Seen<'a> {
 }
 
 impl Keys {
-    pub(super) fn new(window: Duration, most: usize) -> Self {
+    pub(crate) fn new(window: Duration, most: usize) -> Self {
         let (known, by_task) = (HashMap::new(), HashMap::new());
         Self { window, most, known, by_task, order: VecDeque::new() }
     }
 
     /// Takes on the keys found on disk, and gives back those whose time is over. `strong` are the
     /// strong writes that are not settled.
-    pub(super) fn restore(
+    pub(crate) fn restore(
         &mut self,
         now: Now,
         calendar: &Calendar,

@@ -18,7 +18,7 @@ use crate::task::Node;
 const WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone)]
-pub(super) struct ReadMemory {
+pub(crate) struct ReadMemory {
     state: Arc<Mutex<State>>,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Permit {
 }
 
 impl ReadMemory {
-    pub(super) fn new(bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize) -> Self {
         // With none at all nothing would ever be read back.
         let pool = SharedPool::new(bytes.max(1), 0);
         let state = State { pool, held: HashMap::new(), waiting: Vec::new() };

@@ -17,7 +17,7 @@ const NOTABLE: Duration = Duration::from_secs(3600);
 
 /// The calendar, and where it is kept.
 #[derive(Debug)]
-pub(super) struct Ages {
+pub(crate) struct Ages {
     calendar: Calendar,
     file: CalendarFile,
     /// When it was last seen that the daemon runs.
@@ -30,7 +30,7 @@ pub(super) struct Ages {
 impl Ages {
     /// Reads what former daemons have left, and tells of a clock that is not where they left it.
     /// Blocks.
-    pub(super) fn begin(now: Now, file: CalendarFile) -> Result<Self, OpenError> {
+    pub(crate) fn begin(now: Now, file: CalendarFile) -> Result<Self, OpenError> {
         let mut calendar = file.read()?.unwrap_or_else(|| {
             warn!(
                 "the file CLOCK in the data directory is damaged: how old dead letters and idempotency keys are is what the clock says; it is written anew"
@@ -47,7 +47,7 @@ impl Ages {
         Ok(ages)
     }
 
-    pub(super) fn calendar(&self) -> &Calendar {
+    pub(crate) fn calendar(&self) -> &Calendar {
         &self.calendar
     }
 

@@ -8,10 +8,10 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::daemon::admission::Write;
-use crate::daemon::events::Bus;
-use crate::daemon::operate::Query;
-use crate::daemon::operations::Operations;
+use crate::dispatcher::admission::Write;
+use crate::dispatcher::events::Bus;
+use crate::dispatcher::operate::Query;
+use crate::dispatcher::operations::Operations;
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
 use crate::task::{Idempotency, NewTask, Obstacle, ReplicaIndex, TaskId};
@@ -123,22 +123,22 @@ fn no_majority(acked: usize, replicas: usize, needed: usize) -> String {
 
 /// What operators have of the daemon besides the loop.
 #[derive(Clone, Debug)]
-pub(super) struct Operator {
-    pub(super) bus: Bus,
-    pub(super) operations: Operations,
-    pub(super) redrive_rate: NonZeroU32,
-    pub(super) policy: Policy,
+pub(crate) struct Operator {
+    pub(crate) bus: Bus,
+    pub(crate) operations: Operations,
+    pub(crate) redrive_rate: NonZeroU32,
+    pub(crate) policy: Policy,
 }
 
 /// The way in. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    pub(super) requests: mpsc::UnboundedSender<Request>,
-    pub(super) health: watch::Receiver<Health>,
+    pub(crate) requests: mpsc::UnboundedSender<Request>,
+    pub(crate) health: watch::Receiver<Health>,
     /// How long a client that was refused should wait: the `Retry-After` of a 503.
-    pub(super) retry_after: Duration,
-    pub(super) operator: Operator,
-    pub(super) counts: Arc<Counts>,
+    pub(crate) retry_after: Duration,
+    pub(crate) operator: Operator,
+    pub(crate) counts: Arc<Counts>,
 }
 
 impl Handle {
@@ -237,7 +237,7 @@ impl Handle {
     }
 
     /// Says what happened, as the loop would.
-    pub(crate) fn say(&self, kind: crate::daemon::EventKind, what: &impl serde::Serialize) {
+    pub(crate) fn say(&self, kind: crate::dispatcher::EventKind, what: &impl serde::Serialize) {
         self.operator.bus.say(kind, what);
         self.operator.bus.wake();
     }

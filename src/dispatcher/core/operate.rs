@@ -2,10 +2,10 @@
 
 use super::Core;
 use crate::api;
-use crate::daemon::operate::{Answer, Letter, LetterCursor, LetterFilter, OperateError};
-use crate::daemon::operate::{Order, Query, Step, TaskFilter};
-use crate::daemon::roster::Change;
-use crate::daemon::{events::EventKind, view};
+use crate::dispatcher::operate::{Answer, Letter, LetterCursor, LetterFilter, OperateError};
+use crate::dispatcher::operate::{Order, Query, Step, TaskFilter};
+use crate::dispatcher::roster::Change;
+use crate::dispatcher::{events::EventKind, view};
 use crate::engine::{self, DeliveryState, LaneView, Now, RenameError, Steered, Wanted};
 use crate::store::{Header, Reader};
 use crate::task::{Delivery, Node, TaskId};

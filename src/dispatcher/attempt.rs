@@ -7,32 +7,35 @@ use tokio::sync::mpsc;
 use tracing::{debug, error};
 
 use crate::clock::wall_clock;
-use crate::daemon::core::Event;
-use crate::daemon::read_memory::{Permit, ReadMemory};
+use crate::dispatcher::core::Event;
+use crate::dispatcher::read_memory::{Permit, ReadMemory};
 use crate::replica::Client;
 use crate::store::{ReadError, Reader};
 use crate::task::{AttemptOutcome, Delivery, Node, Task, Verdict};
 use crate::traces::{Span, Tracer};
 
+/// The log target of attempts, which the documentation names: it stays, wherever this file is.
+const TARGET: &str = "replicator::daemon::attempt";
+
 /// How an attempt ended.
 #[derive(Debug)]
-pub(super) struct Answered {
-    pub(super) delivery: Delivery,
-    pub(super) outcome: AttemptOutcome,
+pub(crate) struct Answered {
+    pub(crate) delivery: Delivery,
+    pub(crate) outcome: AttemptOutcome,
     /// The task, if it could be read.
-    pub(super) task: Option<Arc<Task>>,
+    pub(crate) task: Option<Arc<Task>>,
     /// Where it was sent; nothing where it was not.
-    pub(super) node: Option<Node>,
+    pub(crate) node: Option<Node>,
 }
 
 /// Starts attempts.
 #[derive(Clone)]
-pub(super) struct Attempts {
-    pub(super) client: Client,
-    pub(super) reader: Reader,
-    pub(super) events: mpsc::UnboundedSender<Event>,
-    pub(super) memory: ReadMemory,
-    pub(super) tracer: Tracer,
+pub(crate) struct Attempts {
+    pub(crate) client: Client,
+    pub(crate) reader: Reader,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) memory: ReadMemory,
+    pub(crate) tracer: Tracer,
 }
 
 impl Attempts {
@@ -40,7 +43,7 @@ impl Attempts {
     ///
     /// `task` is the task if it is still in memory; else it is read back, within the memory for
     /// that, for which `bytes` is what it needs.
-    pub(super) fn start(
+    pub(crate) fn start(
         &self,
         delivery: Delivery,
         node: Node,
@@ -86,7 +89,7 @@ impl Attempts {
         | Verdict::Shortage { error }
         | Verdict::Rejected { error } = &outcome.verdict
         {
-            debug!(task = %task.id, replica = %node, attempt, %error, "attempt failed");
+            debug!(target: TARGET, task = %task.id, replica = %node, attempt, %error, "attempt failed");
         }
         let node = Some(node.clone());
         Answered { delivery, outcome, task: Some(task), node }
@@ -115,7 +118,7 @@ impl Attempts {
             Ok(Ok(Some(task))) => return Ok((Arc::new(task), room)),
             Ok(Err(ReadError::Damaged(damage))) => {
                 let error = format!("not sent, for it cannot be read back: {damage}").into();
-                error!(task = %delivery.task, %error, "a task is damaged in the store");
+                error!(target: TARGET, task = %delivery.task, %error, "a task is damaged in the store");
                 return Err(Verdict::Rejected { error });
             }
             Ok(Err(error @ ReadError::Database(_))) => error.to_string().into(),

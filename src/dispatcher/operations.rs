@@ -13,9 +13,9 @@ use tokio::sync::{oneshot, watch};
 
 use crate::api::{Operation, OperationKind, OperationState};
 use crate::clock::wall_clock;
-use crate::daemon::Handle;
-use crate::daemon::operate::{Letter, LetterFilter, OperateError, Order};
-use crate::daemon::view;
+use crate::dispatcher::Handle;
+use crate::dispatcher::operate::{Letter, LetterFilter, OperateError, Order};
+use crate::dispatcher::view;
 use crate::engine::Steered;
 
 /// Operations that may run at once.
@@ -38,7 +38,7 @@ pub(super) struct Work {
 
 /// The operations that run, and the last that ended.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Operations(Arc<Mutex<Inner>>);
+pub(crate) struct Operations(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -245,8 +245,8 @@ mod tests {
     use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
-    use crate::daemon::handle::Request;
-    use crate::daemon::operate::{Query, Step};
+    use crate::dispatcher::handle::Request;
+    use crate::dispatcher::operate::{Query, Step};
     use crate::task::{Delivery, ReplicaIndex, TaskId};
 
     fn letter(task: u64) -> Letter {

@@ -2,8 +2,8 @@
 
 use super::Core;
 use crate::api;
-use crate::daemon::events::EventKind;
-use crate::daemon::view;
+use crate::dispatcher::events::EventKind;
+use crate::dispatcher::view;
 use crate::engine::{Change, LaneView, Now, TaskView};
 use crate::store::Header;
 use crate::task::{Node, TaskId};

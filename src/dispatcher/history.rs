@@ -42,7 +42,7 @@ impl Past {
 
 /// The last tasks that came to their end.
 #[derive(Debug)]
-pub(super) struct History {
+pub(crate) struct History {
     keep: Duration,
     tasks: HashMap<TaskId, Past>,
     bytes: usize,
@@ -50,7 +50,7 @@ pub(super) struct History {
 }
 
 impl History {
-    pub(super) fn new(keep: Duration) -> Self {
+    pub(crate) fn new(keep: Duration) -> Self {
         Self { keep, tasks: HashMap::new(), bytes: 0, order: VecDeque::new() }
     }
 

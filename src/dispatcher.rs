@@ -1,0 +1,44 @@
+//! The loop around the engine, and the way into it.
+//!
+//! Everything that changes the engine happens in `core.rs`, one event at a time. The server and
+//! the commands hold a [`Handle`]: it sends requests to the loop and waits for the answers. The
+//! dispatcher does not know who listens, nor how it is started and stopped: `daemon` does that.
+//!
+//! To read on: `core.rs` for the loop, `handle.rs` for the way in, `attempt.rs` for a delivery on
+//! the wire.
+
+mod admission;
+mod ages;
+mod attempt;
+pub(crate) mod core;
+mod events;
+mod handle;
+mod history;
+mod idempotency;
+mod operate;
+mod operations;
+mod rates;
+mod read_memory;
+mod roster;
+mod shortages;
+mod times;
+mod told;
+mod values;
+mod view;
+
+#[cfg(test)]
+pub(crate) use admission::Write;
+pub(crate) use ages::Ages;
+pub(crate) use attempt::Attempts;
+pub(crate) use events::Bus;
+pub use events::{Event, EventKind, EventKinds, Events};
+pub(crate) use handle::Operator;
+#[cfg(test)]
+pub(crate) use handle::Request;
+pub use handle::{Accepted, Handle, Health, Refusal};
+pub(crate) use history::History;
+pub(crate) use idempotency::Keys;
+pub use operate::{LetterCursor, LetterFilter, OperateError, TaskFilter};
+pub(crate) use operations::Operations;
+pub(crate) use read_memory::ReadMemory;
+pub(crate) use roster::Roster;
