@@ -15,6 +15,7 @@ mod events;
 mod handle;
 mod history;
 mod idempotency;
+mod log_throttle;
 mod operate;
 mod operations;
 mod rates;
@@ -22,7 +23,6 @@ mod read_memory;
 mod roster;
 mod shortages;
 mod times;
-mod told;
 mod values;
 mod view;
 

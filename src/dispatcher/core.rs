@@ -20,12 +20,12 @@ use crate::dispatcher::events::Bus;
 use crate::dispatcher::handle::{Accepted, Health, Refusal, Request};
 use crate::dispatcher::history::History;
 use crate::dispatcher::idempotency::Keys;
+use crate::dispatcher::log_throttle::{self, LogThrottle};
 use crate::dispatcher::operate::Answer;
 use crate::dispatcher::rates::Rates;
 use crate::dispatcher::roster::Roster;
 use crate::dispatcher::shortages::Shortages;
 use crate::dispatcher::times::Times;
-use crate::dispatcher::told::{self, Told};
 use crate::dispatcher::values::Values;
 use crate::engine::{Action, Arrival, Engine, Full, KeyHasher, Moment, Now};
 use crate::metrics::{AckWindow, Counts, Reason};
@@ -99,7 +99,7 @@ pub(crate) struct Core {
     acks: AckWindow,
     max_lag: Duration,
     times: Times,
-    told: Told,
+    log_throttle: LogThrottle,
     shortages: Shortages,
     rates: Rates,
     /// Replicas that are being forgotten, and who waits for that.
@@ -131,7 +131,7 @@ impl Core {
             acks: AckWindow::default(),
             max_lag: Duration::ZERO,
             times: Times::default(),
-            told: Told::default(),
+            log_throttle: LogThrottle::default(),
             shortages: Shortages::default(),
             rates: Rates::default(),
             forgetting: Vec::new(),
@@ -155,7 +155,7 @@ impl Core {
         self.act(last);
         while !(self.stopping && self.parts.engine.levels().in_flight == 0) {
             let engine = self.parts.engine.wake_at();
-            let others = self.admission.wake_at().into_iter().chain(self.told.wake_at());
+            let others = self.admission.wake_at().into_iter().chain(self.log_throttle.wake_at());
             let wake = engine.into_iter().chain(others).min();
             let wake = wake.unwrap_or(self.second).min(self.second);
             tokio::select! {
@@ -194,11 +194,11 @@ impl Core {
                 self.answer_forgotten(now);
             }
             self.answer_counted();
-            self.told.tick(now.moment);
+            self.log_throttle.tick(now.moment);
             self.parts.bus.wake();
         }
         self.parts.bus.close();
-        self.told.tell_all();
+        self.log_throttle.tell_all();
     }
 
     fn serve(&mut self, now: Now, request: Request) {
@@ -432,8 +432,9 @@ impl Core {
                 Action::Send { delivery, node, attempt, bytes } => {
                     if attempt > 1 {
                         let error = self.parts.engine.last_error(&node).unwrap_or_default();
-                        let event = told::Event::Retried { task: delivery.task, attempt, error };
-                        self.told.tell(now.moment, &node, event);
+                        let event =
+                            log_throttle::Event::Retried { task: delivery.task, attempt, error };
+                        self.log_throttle.tell(now.moment, &node, event);
                     }
                     let task = self.values.get(delivery.task);
                     self.parts.attempts.start(delivery, node, attempt, bytes, task);
@@ -462,8 +463,8 @@ impl Core {
                     }
                 }
                 Action::Buried { delivery, node, letter } => {
-                    let event = told::Event::Buried { task: delivery.task, letter };
-                    self.told.tell(now.moment, &node, event);
+                    let event = log_throttle::Event::Buried { task: delivery.task, letter };
+                    self.log_throttle.tell(now.moment, &node, event);
                 }
                 Action::Breaker { node, error } => {
                     let (change, detail) = match &error {
@@ -471,15 +472,19 @@ impl Core {
                         None => (api::ReplicaChange::BreakerClosed, None),
                     };
                     self.tell_replica(now, &node, change, detail);
-                    self.told.tell(now.moment, &node, told::Event::Breaker { error });
+                    self.log_throttle.tell(
+                        now.moment,
+                        &node,
+                        log_throttle::Event::Breaker { error },
+                    );
                 }
                 Action::Ended { last } => self.remember(now, last),
                 Action::Changed { task, node, change, error } => {
                     self.tell_change(now, task, &node, change, error.as_deref());
                 }
                 Action::Discarded { delivery, node } => {
-                    let event = told::Event::Discarded { task: delivery.task };
-                    self.told.tell(now.moment, &node, event);
+                    let event = log_throttle::Event::Discarded { task: delivery.task };
+                    self.log_throttle.tell(now.moment, &node, event);
                 }
             }
         }

@@ -63,7 +63,7 @@ impl Kind {
 
 /// What has been told, and what is still to be.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct LogThrottle {
     kinds: HashMap<(Node, Kind), Lines>,
     /// When the first of what is untold is due.
     due: Option<Moment>,
@@ -79,7 +79,7 @@ struct Lines {
     last: Option<Event>,
 }
 
-impl Told {
+impl LogThrottle {
     /// Something has happened: it is told now or later.
     pub(super) fn tell(&mut self, now: Moment, node: &Node, event: Event) {
         if let Some((event, times)) = self.happened(now, node, event) {
@@ -195,10 +195,10 @@ mod tests {
 
     #[test]
     fn thousands_of_letters_are_a_line_each_ten_seconds_with_their_number() {
-        let mut told = Told::default();
+        let mut throttle = LogThrottle::default();
         let [a, b] = ["http://a", "http://b"].map(|node| Node::parse(node).unwrap());
         let mut times =
-            |n, node, cause| told.happened(second(n), node, buried(cause)).map(|told| told.1);
+            |n, node, cause| throttle.happened(second(n), node, buried(cause)).map(|told| told.1);
         assert_eq!(times(1, &a, Cause::GaveUp), Some(1));
         (0..1000).for_each(|_| assert_eq!(times(2, &a, Cause::GaveUp), None));
         assert_eq!(times(2, &a, Cause::Rejected), Some(1), "another cause");
@@ -208,37 +208,41 @@ mod tests {
 
     #[test]
     fn thousands_of_retries_are_a_line_each_ten_seconds_with_their_number() {
-        let mut told = Told::default();
+        let mut throttle = LogThrottle::default();
         let a = Node::parse("http://a").unwrap();
         let retried = |n| Event::Retried { task: TaskId(n), attempt: 2, error: "e".into() };
-        assert_eq!(told.happened(second(1), &a, retried(1)), Some((retried(1), 1)));
-        (2..1000).for_each(|n| assert_eq!(told.happened(second(2), &a, retried(n)), None));
-        assert_eq!(told.happened(second(2), &a, buried(Cause::GaveUp)).unwrap().1, 1);
-        assert_eq!(told.due(second(11)), [(a, retried(999), 998)]);
+        assert_eq!(throttle.happened(second(1), &a, retried(1)), Some((retried(1), 1)));
+        (2..1000).for_each(|n| assert_eq!(throttle.happened(second(2), &a, retried(n)), None));
+        assert_eq!(throttle.happened(second(2), &a, buried(Cause::GaveUp)).unwrap().1, 1);
+        assert_eq!(throttle.due(second(11)), [(a, retried(999), 998)]);
     }
 
     #[test]
     fn what_was_not_told_at_once_is_told_when_its_time_is_over() {
-        let mut told = Told::default();
+        let mut throttle = LogThrottle::default();
         let a = Node::parse("http://a").unwrap();
-        told.happened(second(1), &a, buried(Cause::GaveUp));
-        (0..5).for_each(|_| assert!(told.happened(second(2), &a, buried(Cause::GaveUp)).is_none()));
-        assert_eq!(told.wake_at(), Some(second(11)));
-        assert_eq!(told.due(second(10)), []);
-        assert_eq!(told.due(second(11)), [(a, buried(Cause::GaveUp), 5)]);
-        assert_eq!((told.wake_at(), told.due(second(99))), (None, vec![]));
+        throttle.happened(second(1), &a, buried(Cause::GaveUp));
+        (0..5).for_each(|_| {
+            assert!(throttle.happened(second(2), &a, buried(Cause::GaveUp)).is_none())
+        });
+        assert_eq!(throttle.wake_at(), Some(second(11)));
+        assert_eq!(throttle.due(second(10)), []);
+        assert_eq!(throttle.due(second(11)), [(a, buried(Cause::GaveUp), 5)]);
+        assert_eq!((throttle.wake_at(), throttle.due(second(99))), (None, vec![]));
     }
 
     #[test]
     fn a_replica_that_flaps_is_a_few_lines_a_minute_and_the_last_is_how_it_is() {
-        let mut told = Told::default();
+        let mut throttle = LogThrottle::default();
         let a = Node::parse("http://a").unwrap();
         let mut lines = Vec::new();
         for n in 0..600 {
-            lines.extend(told.happened(second(n), &a, breaker(n % 2 == 0)));
-            lines.extend(told.due(second(n)).into_iter().map(|(_, event, times)| (event, times)));
+            lines.extend(throttle.happened(second(n), &a, breaker(n % 2 == 0)));
+            lines.extend(
+                throttle.due(second(n)).into_iter().map(|(_, event, times)| (event, times)),
+            );
         }
-        lines.extend(told.due(second(700)).into_iter().map(|(_, event, times)| (event, times)));
+        lines.extend(throttle.due(second(700)).into_iter().map(|(_, event, times)| (event, times)));
         assert!((20..=70).contains(&lines.len()), "{}", lines.len());
         assert_eq!(lines.iter().map(|line| line.1).sum::<u64>(), 600);
         assert_eq!(lines.last().unwrap().0, breaker(false));
