@@ -22,8 +22,8 @@ mod rates;
 mod read_memory;
 mod roster;
 mod shortages;
+mod task_cache;
 mod times;
-mod values;
 mod view;
 
 #[cfg(test)]

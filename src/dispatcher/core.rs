@@ -25,8 +25,8 @@ use crate::dispatcher::operate::Answer;
 use crate::dispatcher::rates::Rates;
 use crate::dispatcher::roster::Roster;
 use crate::dispatcher::shortages::Shortages;
+use crate::dispatcher::task_cache::TaskCache;
 use crate::dispatcher::times::Times;
-use crate::dispatcher::values::Values;
 use crate::engine::{Action, Arrival, Engine, Full, KeyHasher, Moment, Now};
 use crate::metrics::{AckWindow, Counts, Reason};
 use crate::store::{Committer, IdempotencyRow, Reader};
@@ -85,7 +85,7 @@ pub(crate) struct Parts {
 /// The loop's state.
 pub(crate) struct Core {
     parts: Parts,
-    values: Values,
+    task_cache: TaskCache,
     admission: Admission,
     /// Who waits for the answer of a strong write.
     open: HashMap<TaskId, Reply>,
@@ -119,7 +119,7 @@ impl Core {
         parts.engine.tell_ends(parts.history.is_kept());
         let accepted_before = (parts.next_id, parts.clock.now().moment);
         Self {
-            values: Values::new(parts.memory_budget),
+            task_cache: TaskCache::new(parts.memory_budget),
             parts,
             admission: Admission::default(),
             open: HashMap::new(),
@@ -347,7 +347,7 @@ impl Core {
         let task = Arc::new(Task::accepted(*waiter.new, id, now.wall));
         // To the committer first: what this write supersedes must not be settled on disk before
         // the write itself is there.
-        self.values.offer(&task);
+        self.task_cache.offer(&task);
         self.tell_accepted(now, id);
         let parts = &mut self.parts;
         match consistency {
@@ -436,21 +436,21 @@ impl Core {
                             log_throttle::Event::Retried { task: delivery.task, attempt, error };
                         self.log_throttle.tell(now.moment, &node, event);
                     }
-                    let task = self.values.get(delivery.task);
+                    let task = self.task_cache.get(delivery.task);
                     self.parts.attempts.start(delivery, node, attempt, bytes, task);
                 }
                 Action::Save { task, progress } => {
                     // What failed is read back for its retry: a replica that is down must not
                     // fill the memory that the tasks of the others pass through.
                     if progress.iter().any(Progress::has_failed) {
-                        self.values.remove(task);
+                        self.task_cache.remove(task);
                     }
                     if !self.store_has_failed() {
                         self.parts.committer.save(task, progress);
                     }
                 }
                 Action::Remove { task } => {
-                    self.values.remove(task);
+                    self.task_cache.remove(task);
                     if !self.store_has_failed() {
                         self.parts.committer.remove(task);
                     }

@@ -214,7 +214,7 @@ impl Core {
     fn show_task(&self, now: Now, id: TaskId, reply: Answer<Option<api::Task>>) {
         let reader = self.parts.reader.clone();
         if let Some(found) = self.parts.engine.view(id) {
-            let header = self.values.get(id).map(|task| Header::of(&task));
+            let header = self.task_cache.get(id).map(|task| Header::of(&task));
             return answer_elsewhere(reply, move || {
                 let header = match header {
                     Some(header) => Some(header),
@@ -232,7 +232,7 @@ impl Core {
 
     fn discard_task(&mut self, now: Now, id: TaskId, reply: Answer<Option<api::Task>>) {
         // Before it is gone.
-        let header = self.values.get(id).map(|task| Header::of(&task));
+        let header = self.task_cache.get(id).map(|task| Header::of(&task));
         if !self.parts.engine.discard_task(now, id) {
             return self.show_task(now, id, reply);
         }

@@ -87,7 +87,7 @@ impl Core {
     /// A task is over: what became of it is remembered for a while.
     pub(super) fn remember(&mut self, now: Now, last: TaskView) {
         let sent = self.last_sent.take().filter(|task| task.id == last.id);
-        let task = self.values.get(last.id).or(sent);
+        let task = self.task_cache.get(last.id).or(sent);
         let header = task.map(|task| Header::of(&task));
         self.parts.history.remember(now, last, header);
     }

@@ -10,13 +10,13 @@ const OVERHEAD_BYTES: usize = 400;
 
 /// Tasks by id, up to a budget of bytes. What does not fit is read back when its turn comes.
 #[derive(Debug)]
-pub(super) struct Values {
+pub(super) struct TaskCache {
     budget: usize,
     used: usize,
     tasks: HashMap<TaskId, Arc<Task>>,
 }
 
-impl Values {
+impl TaskCache {
     pub(super) fn new(budget: usize) -> Self {
         Self { budget, used: 0, tasks: HashMap::new() }
     }
@@ -71,13 +71,13 @@ mod tests {
 
     #[test]
     fn what_is_beyond_the_budget_is_not_kept_until_room_appears() {
-        let mut values = Values::new(1000 + 2 * OVERHEAD_BYTES);
-        values.offer(&task(1, 600));
-        values.offer(&task(2, 600));
-        assert!(values.get(TaskId(1)).is_some());
-        assert!(values.get(TaskId(2)).is_none());
-        values.remove(TaskId(1));
-        values.offer(&task(3, 600));
-        assert!(values.get(TaskId(3)).is_some());
+        let mut cache = TaskCache::new(1000 + 2 * OVERHEAD_BYTES);
+        cache.offer(&task(1, 600));
+        cache.offer(&task(2, 600));
+        assert!(cache.get(TaskId(1)).is_some());
+        assert!(cache.get(TaskId(2)).is_none());
+        cache.remove(TaskId(1));
+        cache.offer(&task(3, 600));
+        assert!(cache.get(TaskId(3)).is_some());
     }
 }
