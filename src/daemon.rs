@@ -125,7 +125,7 @@ impl Daemon {
         let engine = Engine::new(engine_settings(config));
         let restoring = restore::open(store_settings(config, clock), engine, clock, events.clone());
         let restored = tokio::task::spawn_blocking(restoring);
-        let Restored { opened, engine, keys, quarantined_rows, roster, strong, ages } =
+        let Restored { opened, engine, keys, quarantined_rows, registry, strong, ages } =
             restored.await.map_err(|_| StartError::Interrupted)??;
         let memory = &config.memory;
         let mut idempotency = Keys::new(memory.idempotency_window, memory.idempotency_keys);
@@ -160,7 +160,7 @@ impl Daemon {
             retry_capacity: config.queue.retry_capacity,
             quarantined_rows,
             bus: bus.clone(),
-            roster,
+            registry,
             idempotency,
             history: History::new(memory.task_history),
             ages,

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::cli::Cli;
-use crate::dispatcher::{Ages, Request, Roster, TaskFilter};
+use crate::dispatcher::{Ages, ReplicaRegistry, Request, TaskFilter};
 use crate::engine::KeyHasher;
 use crate::replica::{Tls, Tokens};
 use crate::store::{Handed, Opened, Reader, Recovered, Store};
@@ -123,7 +123,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         retry_capacity: 1,
         quarantined_rows: 0,
         bus: Bus::new(0),
-        roster: Roster::default(),
+        registry: ReplicaRegistry::default(),
         idempotency: Keys::new(Duration::from_secs(1), 1),
         history: History::new(Duration::ZERO),
         ages: Ages::begin(clock.now(), store::CalendarFile::of(dir.path())).unwrap(),

@@ -23,7 +23,7 @@ use crate::dispatcher::idempotency::Keys;
 use crate::dispatcher::log_throttle::{self, LogThrottle};
 use crate::dispatcher::operate::Answer;
 use crate::dispatcher::rates::Rates;
-use crate::dispatcher::roster::Roster;
+use crate::dispatcher::replica_registry::ReplicaRegistry;
 use crate::dispatcher::shortages::Shortages;
 use crate::dispatcher::task_cache::TaskCache;
 use crate::dispatcher::times::Times;
@@ -76,7 +76,7 @@ pub(crate) struct Parts {
     pub(crate) quarantined_rows: u64,
     pub(crate) counts: Arc<Counts>,
     pub(crate) bus: Bus,
-    pub(crate) roster: Roster,
+    pub(crate) registry: ReplicaRegistry,
     pub(crate) idempotency: Keys,
     pub(crate) history: History,
     pub(crate) ages: Ages,

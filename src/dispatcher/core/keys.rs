@@ -44,12 +44,12 @@ impl Core {
     /// Puts the names in place that the replicas go by now. Two names of one replica make no sense
     /// in one write: one of them would be counted for a node that is not there.
     pub(super) fn resolve(&self, new: &mut NewTask) -> Option<Refusal> {
-        if !self.parts.roster.has_renamed() {
+        if !self.parts.registry.has_renamed() {
             return None;
         }
         for at in 0..new.replicas.len() {
             let Some(name) = new.replicas.get(at) else { break };
-            let node = self.parts.roster.resolve(name).clone();
+            let node = self.parts.registry.resolve(name).clone();
             if let Some(other) = new.replicas.iter().take(at).find(|&other| *other == node) {
                 let error = format!(
                     "field \"replica_nodes\" names {name} and {other}, which are one node since it was renamed"
@@ -66,8 +66,8 @@ impl Core {
     /// Remembers that replicas are used, before the first write to them is on disk.
     pub(super) fn note_use(&mut self, now: Now, replicas: &[Node]) {
         for node in replicas {
-            let changes = self.parts.roster.note_use(node, now.wall);
-            self.write_roster(changes);
+            let changes = self.parts.registry.note_use(node, now.wall);
+            self.write_registry(changes);
         }
     }
 

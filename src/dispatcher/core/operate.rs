@@ -4,7 +4,7 @@ use super::Core;
 use crate::api;
 use crate::dispatcher::operate::{Answer, Letter, LetterCursor, LetterFilter, OperateError};
 use crate::dispatcher::operate::{Order, Query, Step, TaskFilter};
-use crate::dispatcher::roster::Change;
+use crate::dispatcher::replica_registry::Change;
 use crate::dispatcher::{events::EventKind, view};
 use crate::engine::{self, DeliveryState, LaneView, Now, RenameError, Steered, Wanted};
 use crate::store::{Header, Reader};
@@ -48,7 +48,7 @@ impl Core {
                 }
             }
             Query::Barrier { up_to, nodes, reply } => {
-                let unknown = |node: &&Node| up_to.is_none() && !self.parts.roster.knows(node);
+                let unknown = |node: &&Node| up_to.is_none() && !self.parts.registry.knows(node);
                 if let Some(node) = nodes.iter().find(unknown) {
                     let error = format!(
                         "field \"replicas\": nothing was ever accepted for {node}, so there is nothing to wait for"
@@ -59,7 +59,7 @@ impl Core {
                 let last = TaskId(self.parts.next_id.0.saturating_sub(1));
                 let up_to = up_to.unwrap_or(last).min(last);
                 let mut nodes: Vec<_> =
-                    nodes.iter().map(|node| self.parts.roster.resolve(node).clone()).collect();
+                    nodes.iter().map(|node| self.parts.registry.resolve(node).clone()).collect();
                 nodes.sort();
                 nodes.dedup();
                 self.counting.push_back((up_to, nodes, reply));
@@ -94,14 +94,14 @@ impl Core {
     /// The name that a replica goes by, which is told to the engine if it is used and idle since the
     /// start.
     fn steered(&mut self, node: &Node) -> Node {
-        let node = self.parts.roster.resolve(node).clone();
-        if self.parts.roster.knows(&node) {
+        let node = self.parts.registry.resolve(node).clone();
+        if self.parts.registry.knows(&node) {
             self.parts.engine.know(&node);
         }
         node
     }
 
-    pub(super) fn write_roster(&self, changes: Vec<Change>) {
+    pub(super) fn write_registry(&self, changes: Vec<Change>) {
         for (node, row) in changes {
             self.parts.committer.set_replica(node, row, None);
         }
@@ -110,7 +110,7 @@ impl Core {
     fn wanted(&self, node: Option<&Node>, key: Option<&String>) -> Wanted {
         Wanted {
             state: None,
-            node: node.map(|node| self.parts.roster.resolve(node).clone()),
+            node: node.map(|node| self.parts.registry.resolve(node).clone()),
             key: key.map(|key| self.parts.keys.id(key)),
         }
     }
@@ -178,7 +178,7 @@ impl Core {
             // All of them at once: there is a limit to how many can be named.
             Some(ids) => {
                 let resolve = |(id, node): &(TaskId, Option<Node>)| {
-                    (*id, node.as_ref().map(|node| self.parts.roster.resolve(node).clone()))
+                    (*id, node.as_ref().map(|node| self.parts.registry.resolve(node).clone()))
                 };
                 engine.letters_of(&ids.iter().map(resolve).collect::<Vec<_>>(), &wanted)
             }
@@ -246,7 +246,7 @@ impl Core {
     }
 
     fn show_replicas(&self, now: Now, node: Option<&Node>) -> Vec<api::Replica> {
-        let node = node.map(|node| self.parts.roster.resolve(node));
+        let node = node.map(|node| self.parts.registry.resolve(node));
         let lanes = self.parts.engine.lanes();
         let mut lanes: Vec<_> =
             lanes.filter(|lane| node.is_none_or(|node| *node == lane.node)).collect();
@@ -256,7 +256,7 @@ impl Core {
 
     fn show_replica(&self, now: Now, lane: &LaneView) -> api::Replica {
         let (rate, latency) = (self.rates.of(&lane.node), self.rates.latency(&lane.node));
-        view::replica(lane, rate, latency, self.parts.roster.names_before(&lane.node), now)
+        view::replica(lane, rate, latency, self.parts.registry.names_before(&lane.node), now)
     }
 
     fn pause(&mut self, now: Now, node: &Node, paused: bool, reply: Answer<Option<api::Replica>>) {
@@ -268,8 +268,8 @@ impl Core {
         };
         if lane.paused.is_some() != paused {
             let since = paused.then_some(now.wall);
-            let change = self.parts.roster.pause(&node, since, now.wall);
-            self.write_roster(vec![change]);
+            let change = self.parts.registry.pause(&node, since, now.wall);
+            self.write_registry(vec![change]);
             self.parts.engine.pause(now, &node, since);
             self.act(now);
             let change =
@@ -304,8 +304,8 @@ impl Core {
                 self.forgetting.push((node, reply, shown));
                 continue;
             }
-            let changes = self.parts.roster.forget(&node, now.wall);
-            self.write_roster(changes);
+            let changes = self.parts.registry.forget(&node, now.wall);
+            self.write_registry(changes);
             self.parts.engine.pause(now, &node, None);
             self.act(now);
             self.tell_replica(now, &node, api::ReplicaChange::Forgotten, None);
@@ -320,7 +320,7 @@ impl Core {
                 "{to} has been sent writes already: what waits for {node} could be older than those"
             ))
         };
-        if !self.parts.roster.may_be_named(&node, to) {
+        if !self.parts.registry.may_be_named(&node, to) {
             let _ = reply.send(Err(used()));
             return;
         }
@@ -340,8 +340,8 @@ impl Core {
                 return;
             }
         }
-        let changes = self.parts.roster.rename(&node, to, now.wall);
-        self.write_roster(changes);
+        let changes = self.parts.registry.rename(&node, to, now.wall);
+        self.write_registry(changes);
         self.rates.rename(&node, to);
         self.act(now);
         tracing::info!(replica = %node, to = %to, "an operator has renamed a replica");

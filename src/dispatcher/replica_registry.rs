@@ -15,7 +15,7 @@ pub(crate) type Change = (Node, Option<ReplicaRow>);
 
 /// The rows, as they are on disk.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Roster {
+pub(crate) struct ReplicaRegistry {
     rows: HashMap<Node, ReplicaRow>,
     /// Of the rows, those of which an operator has said nothing, the one used first first.
     plain: BTreeSet<(Timestamp, Node)>,
@@ -23,7 +23,7 @@ pub(crate) struct Roster {
     renamed: HashMap<Node, Node>,
 }
 
-impl Roster {
+impl ReplicaRegistry {
     pub(crate) fn new(rows: Vec<(Node, ReplicaRow)>) -> Self {
         let renamed =
             |(node, row): &(Node, ReplicaRow)| Some((node.clone(), row.renamed_to.clone()?));
@@ -163,7 +163,7 @@ mod tests {
     }
 
     /// What a restart makes of the changes so far.
-    fn reopened(changes: &[Change]) -> Roster {
+    fn reopened(changes: &[Change]) -> ReplicaRegistry {
         let mut rows: HashMap<Node, ReplicaRow> = HashMap::new();
         for (node, row) in changes {
             match row {
@@ -171,60 +171,60 @@ mod tests {
                 None => rows.remove(node),
             };
         }
-        Roster::new(rows.into_iter().collect())
+        ReplicaRegistry::new(rows.into_iter().collect())
     }
 
     #[test]
     fn a_replica_is_found_under_its_last_name_by_all_it_ever_had() {
-        let (mut roster, [a, b, c]) = (Roster::default(), ["a", "b", "c"].map(node));
-        let mut changes = roster.note_use(&a, NOW);
-        changes.extend(roster.rename(&a, &b, NOW));
-        changes.extend(roster.rename(&b, &c, NOW));
-        for roster in [&roster, &reopened(&changes)] {
-            assert_eq!([&a, &b, &c].map(|name| roster.resolve(name)), [&c; 3]);
-            assert_eq!(roster.names_before(&c), ["http://a", "http://b"]);
+        let (mut registry, [a, b, c]) = (ReplicaRegistry::default(), ["a", "b", "c"].map(node));
+        let mut changes = registry.note_use(&a, NOW);
+        changes.extend(registry.rename(&a, &b, NOW));
+        changes.extend(registry.rename(&b, &c, NOW));
+        for registry in [&registry, &reopened(&changes)] {
+            assert_eq!([&a, &b, &c].map(|name| registry.resolve(name)), [&c; 3]);
+            assert_eq!(registry.names_before(&c), ["http://a", "http://b"]);
         }
     }
 
     #[test]
     fn a_name_that_was_used_by_another_is_not_given_and_a_former_one_is_given_back() {
-        let (mut roster, [a, b, c]) = (Roster::default(), ["a", "b", "c"].map(node));
-        roster.note_use(&a, NOW);
-        roster.note_use(&c, NOW);
-        assert!(roster.may_be_named(&a, &b));
-        assert!(!roster.may_be_named(&a, &c));
-        roster.rename(&a, &b, NOW);
-        assert!(!roster.may_be_named(&c, &a), "it leads to another");
-        assert!(roster.may_be_named(&b, &a));
-        roster.rename(&b, &a, NOW);
-        assert_eq!((roster.resolve(&a), roster.resolve(&b)), (&a, &a));
+        let (mut registry, [a, b, c]) = (ReplicaRegistry::default(), ["a", "b", "c"].map(node));
+        registry.note_use(&a, NOW);
+        registry.note_use(&c, NOW);
+        assert!(registry.may_be_named(&a, &b));
+        assert!(!registry.may_be_named(&a, &c));
+        registry.rename(&a, &b, NOW);
+        assert!(!registry.may_be_named(&c, &a), "it leads to another");
+        assert!(registry.may_be_named(&b, &a));
+        registry.rename(&b, &a, NOW);
+        assert_eq!((registry.resolve(&a), registry.resolve(&b)), (&a, &a));
     }
 
     #[test]
     fn a_pause_goes_with_the_replica_and_ends_when_it_is_forgotten() {
-        let (mut roster, [a, b]) = (Roster::default(), ["a", "b"].map(node));
-        let mut changes = roster.note_use(&a, NOW);
-        changes.push(roster.pause(&a, Some(Timestamp(5)), NOW));
-        changes.extend(roster.rename(&a, &b, NOW));
-        let paused: Vec<_> = roster.paused().map(|(node, since)| (node.clone(), since)).collect();
+        let (mut registry, [a, b]) = (ReplicaRegistry::default(), ["a", "b"].map(node));
+        let mut changes = registry.note_use(&a, NOW);
+        changes.push(registry.pause(&a, Some(Timestamp(5)), NOW));
+        changes.extend(registry.rename(&a, &b, NOW));
+        let paused: Vec<_> = registry.paused().map(|(node, since)| (node.clone(), since)).collect();
         assert_eq!(paused, [(b.clone(), Timestamp(5))]);
-        changes.extend(roster.forget(&b, NOW));
-        let roster = reopened(&changes);
-        assert_eq!(roster.paused().count(), 0);
-        assert_eq!(roster.resolve(&a), &a);
-        assert!(!roster.may_be_named(&a, &b));
+        changes.extend(registry.forget(&b, NOW));
+        let registry = reopened(&changes);
+        assert_eq!(registry.paused().count(), 0);
+        assert_eq!(registry.resolve(&a), &a);
+        assert!(!registry.may_be_named(&a, &b));
     }
 
     #[test]
     fn made_up_names_do_not_grow_without_end() {
-        let mut roster = Roster::default();
+        let mut registry = ReplicaRegistry::default();
         let kept = node("kept");
-        roster.pause(&kept, Some(NOW), NOW);
+        registry.pause(&kept, Some(NOW), NOW);
         for n in 0..REMEMBERED as u64 + 10 {
-            roster.note_use(&node(&format!("n{n}")), Timestamp(n + 10));
+            registry.note_use(&node(&format!("n{n}")), Timestamp(n + 10));
         }
-        assert_eq!(roster.rows.len(), REMEMBERED);
-        assert!(roster.rows.contains_key(&kept));
-        assert!(roster.may_be_named(&kept, &node("n0")));
+        assert_eq!(registry.rows.len(), REMEMBERED);
+        assert!(registry.rows.contains_key(&kept));
+        assert!(registry.may_be_named(&kept, &node("n0")));
     }
 }
