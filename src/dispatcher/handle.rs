@@ -9,9 +9,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::dispatcher::admission::Write;
+use crate::dispatcher::bulk::Operations;
 use crate::dispatcher::events::Bus;
 use crate::dispatcher::operate::Query;
-use crate::dispatcher::operations::Operations;
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
 use crate::task::{Idempotency, NewTask, Obstacle, ReplicaIndex, TaskId};

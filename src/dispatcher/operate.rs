@@ -14,9 +14,9 @@ use tokio::sync::oneshot;
 
 use crate::api;
 use crate::dispatcher::Handle;
+use crate::dispatcher::bulk::Work;
 use crate::dispatcher::events::{EventKinds, Events};
 use crate::dispatcher::handle::Request;
-use crate::dispatcher::operations::Work;
 use crate::engine::Steered;
 use crate::task::{Delivery, Node, ReplicaIndex, TaskId};
 
