@@ -7,6 +7,7 @@
 //! To read on: `core.rs` for the loop, `handle.rs` for the way in, `attempt.rs` for a delivery on
 //! the wire.
 
+mod admin;
 mod admission;
 mod ages;
 mod attempt;
@@ -17,7 +18,6 @@ mod handle;
 mod history;
 mod idempotency;
 mod log_throttle;
-mod operate;
 mod rates;
 mod read_memory;
 mod replica_registry;
@@ -26,6 +26,7 @@ mod task_cache;
 mod times;
 mod view;
 
+pub use admin::{AdminError, LetterCursor, LetterFilter, TaskFilter};
 #[cfg(test)]
 pub(crate) use admission::Write;
 pub(crate) use ages::Ages;
@@ -39,6 +40,5 @@ pub(crate) use handle::Request;
 pub use handle::{Accepted, Handle, Health, Refusal};
 pub(crate) use history::History;
 pub(crate) use idempotency::Keys;
-pub use operate::{LetterCursor, LetterFilter, OperateError, TaskFilter};
 pub(crate) use read_memory::ReadMemory;
 pub(crate) use replica_registry::ReplicaRegistry;

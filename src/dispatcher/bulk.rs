@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use crate::api::{Operation, OperationKind, OperationState};
 use crate::clock::wall_clock;
 use crate::dispatcher::Handle;
-use crate::dispatcher::operate::{Letter, LetterFilter, OperateError, Order};
+use crate::dispatcher::admin::{AdminError, Letter, LetterFilter, Order};
 use crate::dispatcher::view;
 use crate::engine::Steered;
 
@@ -68,14 +68,14 @@ impl Operations {
         handle: Handle,
         work: Work,
         total: u64,
-    ) -> Result<Operation, OperateError> {
+    ) -> Result<Operation, AdminError> {
         let (cancel, mut cancelled) = oneshot::channel();
         let (end, ended) = watch::channel(());
         let begun = self.with(|inner| {
             let is_running = |known: &&Known| known.operation.state == OperationState::Running;
             if inner.operations.iter().filter(is_running).count() >= RUNNING {
                 let error = format!("too many operations are running, the limit is {RUNNING}");
-                return Err(OperateError::TooMany(error));
+                return Err(AdminError::TooMany(error));
             }
             inner.begun += 1;
             let operation = Operation {
@@ -128,7 +128,7 @@ impl Operations {
         handle: &Handle,
         work: Work,
         cancelled: &mut oneshot::Receiver<()>,
-    ) -> Result<OperationState, OperateError> {
+    ) -> Result<OperationState, AdminError> {
         let order = match work.kind {
             OperationKind::Redrive if work.dry_run => Order::WouldRedrive,
             OperationKind::Redrive => Order::Redrive,
@@ -167,7 +167,7 @@ impl Operations {
         letters: &[Letter],
         (order, rate): (Order, Option<NonZeroU32>),
         cancelled: &mut oneshot::Receiver<()>,
-    ) -> Result<bool, OperateError> {
+    ) -> Result<bool, AdminError> {
         let rate = rate.filter(|_| order == Order::Redrive);
         // A slow one takes one letter at longer intervals.
         let (at_once, pause) = match rate {
@@ -245,8 +245,8 @@ mod tests {
     use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
+    use crate::dispatcher::admin::{Query, Step};
     use crate::dispatcher::handle::Request;
-    use crate::dispatcher::operate::{Query, Step};
     use crate::task::{Delivery, ReplicaIndex, TaskId};
 
     fn letter(task: u64) -> Letter {
@@ -269,7 +269,7 @@ mod tests {
 
     async fn asked(requests: &mut UnboundedReceiver<Request>) -> Query {
         match requests.recv().await.unwrap() {
-            Request::Operate(query) => query,
+            Request::Admin(query) => query,
             other => panic!("{other:?}"),
         }
     }

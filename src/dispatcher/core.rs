@@ -13,6 +13,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::api;
 use crate::clock::Clock;
+use crate::dispatcher::admin::Answer;
 use crate::dispatcher::admission::{Admission, Line, MAX_WAITING, Reply, Waiter, Write};
 use crate::dispatcher::ages::Ages;
 use crate::dispatcher::attempt::{Answered, Attempts};
@@ -21,7 +22,6 @@ use crate::dispatcher::handle::{Accepted, Health, Refusal, Request};
 use crate::dispatcher::history::History;
 use crate::dispatcher::idempotency::Keys;
 use crate::dispatcher::log_throttle::{self, LogThrottle};
-use crate::dispatcher::operate::Answer;
 use crate::dispatcher::rates::Rates;
 use crate::dispatcher::replica_registry::ReplicaRegistry;
 use crate::dispatcher::shortages::Shortages;
@@ -32,8 +32,8 @@ use crate::metrics::{AckWindow, Counts, Reason};
 use crate::store::{Committer, IdempotencyRow, Reader};
 use crate::task::{Consistency, Idempotency, Node, Progress, Task, TaskId, Verdict};
 
+mod admin;
 mod keys;
-mod operate;
 mod snapshot;
 mod tell;
 
@@ -212,7 +212,7 @@ impl Core {
             Request::Replicate(writes) => {
                 writes.into_iter().for_each(|write| self.replicate(now, write));
             }
-            Request::Operate(query) => self.operate(now, query),
+            Request::Admin(query) => self.admin(now, query),
             Request::Snapshot { reply } => {
                 // Whether there is room is seen anew, also while nobody writes.
                 let _ = self.disk_limit(0);

@@ -8,10 +8,10 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::dispatcher::admin::Query;
 use crate::dispatcher::admission::Write;
 use crate::dispatcher::bulk::Operations;
 use crate::dispatcher::events::Bus;
-use crate::dispatcher::operate::Query;
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
 use crate::task::{Idempotency, NewTask, Obstacle, ReplicaIndex, TaskId};
@@ -22,7 +22,7 @@ pub(crate) enum Request {
     /// Accept these writes, in this order, and say how each went.
     Replicate(Vec<Write>),
     /// Answer an operator's question, or carry out an order.
-    Operate(Query),
+    Admin(Query),
     /// Say how things stand.
     Snapshot { reply: oneshot::Sender<Box<Snapshot>> },
 }

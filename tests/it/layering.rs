@@ -70,20 +70,20 @@ fn only_the_store_names_sled_and_bincode() {
 
 #[test]
 fn only_the_replica_side_and_the_operators_client_name_reqwest() {
-    let client = "src/commands/operate/client.rs";
+    let client = "src/commands/admin/client.rs";
     only_under(&["reqwest"], &["src/replica.rs", "src/replica", client]);
 }
 
 #[test]
 fn only_top_names_ratatui() {
-    only_under(&["ratatui"], &["src/commands/operate/top.rs", "src/commands/operate/top"]);
+    only_under(&["ratatui"], &["src/commands/admin/top.rs", "src/commands/admin/top"]);
 }
 
 #[test]
 fn the_operators_commands_know_the_daemon_by_its_api_alone() {
     let parts = ["crate::engine", "crate::store", "crate::server", "crate::replica::Client"];
     let parts = [parts.as_slice(), &["crate::dispatcher", "crate::daemon"]].concat();
-    never_in(&parts, &["src/commands/operate.rs", "src/commands/operate"]);
+    never_in(&parts, &["src/commands/admin.rs", "src/commands/admin"]);
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl Server {
                             let _ = reply.send(Ok(Accepted { id, acked, replayed: false }));
                         }
                     }
-                    Request::Operate(query) => panic!("{query:?}"),
+                    Request::Admin(query) => panic!("{query:?}"),
                     Request::Snapshot { reply } => {
                         let _ = reply.send(Box::new(snapshot.clone()));
                     }

@@ -8,8 +8,8 @@ use ratatui::widgets::{Block, Cell, Row, Sparkline, Table, TableState};
 
 use super::model::{History, Model};
 use crate::api::{BreakerState, Figures, ReplicaFigures};
-use crate::commands::operate::replicas::state;
-use crate::commands::operate::text::{clean, rate, seconds};
+use crate::commands::admin::replicas::state;
+use crate::commands::admin::text::{clean, rate, seconds};
 
 /// Lines of a curve, its title included. Less where the screen is low: the table matters more.
 const CURVE_LINES: u16 = 6;

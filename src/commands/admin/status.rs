@@ -10,7 +10,7 @@ use super::screen::{Mood, Screen};
 use super::text::{age, bytes, clean, count, seconds};
 use super::{Failure, Outcome, replicas, text};
 use crate::api::{BreakerState, Convergence, Replica, ReplicaPage};
-use crate::cli::operate::StatusArgs;
+use crate::cli::admin::StatusArgs;
 use crate::task::Timestamp;
 
 /// What `/health` says.

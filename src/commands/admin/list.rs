@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use serde_json::{Value, json};
 
 use super::client::{AskError, Client};
-use crate::cli::operate::{KeyArgs, PageArgs};
+use crate::cli::admin::{KeyArgs, PageArgs};
 
 /// The most that the API gives at once.
 const PAGE: usize = 1000;

@@ -18,7 +18,7 @@ use serde_json::Value;
 use thiserror::Error;
 use url::Url;
 
-use crate::cli::operate::ConnectArgs;
+use crate::cli::admin::ConnectArgs;
 use crate::replica::{Peer, Tls, TlsError, install_crypto, never_written, wrong_certificate};
 use crate::text::{unmarked, without_bom};
 

@@ -2,8 +2,8 @@
 
 use super::Core;
 use crate::api;
-use crate::dispatcher::operate::{Answer, Letter, LetterCursor, LetterFilter, OperateError};
-use crate::dispatcher::operate::{Order, Query, Step, TaskFilter};
+use crate::dispatcher::admin::{AdminError, Answer, Letter, LetterCursor, LetterFilter};
+use crate::dispatcher::admin::{Order, Query, Step, TaskFilter};
 use crate::dispatcher::replica_registry::Change;
 use crate::dispatcher::{events::EventKind, view};
 use crate::engine::{self, DeliveryState, LaneView, Now, RenameError, Steered, Wanted};
@@ -14,7 +14,7 @@ use crate::task::{Delivery, Node, TaskId};
 const READS: usize = 1000;
 
 impl Core {
-    pub(super) fn operate(&mut self, now: Now, query: Query) {
+    pub(super) fn admin(&mut self, now: Now, query: Query) {
         match query {
             Query::Tasks { filter, limit, after, reply } => {
                 self.find_tasks(now, filter, limit, after, reply);
@@ -53,7 +53,7 @@ impl Core {
                     let error = format!(
                         "field \"replicas\": nothing was ever accepted for {node}, so there is nothing to wait for"
                     );
-                    let _ = reply.send(Err(OperateError::Invalid(error)));
+                    let _ = reply.send(Err(AdminError::Invalid(error)));
                     return;
                 }
                 let last = TaskId(self.parts.next_id.0.saturating_sub(1));
@@ -87,7 +87,7 @@ impl Core {
     fn once_durable<T: Send + 'static>(&self, reply: Answer<T>, answer: T) {
         self.parts.committer.sync(Box::new(move |synced: Result<(), _>| {
             // Who asked may be gone.
-            let _ = reply.send(synced.map(|()| answer).map_err(|_| OperateError::Stopped));
+            let _ = reply.send(synced.map(|()| answer).map_err(|_| AdminError::Stopped));
         }));
     }
 
@@ -316,7 +316,7 @@ impl Core {
     fn rename(&mut self, now: Now, node: &Node, to: &Node, reply: Answer<Option<api::Replica>>) {
         let node = self.steered(node);
         let used = || {
-            OperateError::Conflict(format!(
+            AdminError::Conflict(format!(
                 "{to} has been sent writes already: what waits for {node} could be older than those"
             ))
         };
@@ -326,7 +326,7 @@ impl Core {
         }
         if self.parts.engine.is_forgetting(&node) {
             let error = format!("{node} is being forgotten; rename it when that has ended");
-            let _ = reply.send(Err(OperateError::Conflict(error)));
+            let _ = reply.send(Err(AdminError::Conflict(error)));
             return;
         }
         match self.parts.engine.rename(now, &node, to) {
@@ -404,14 +404,14 @@ impl TextFilter {
     }
 }
 
-fn headers(reader: &Reader, ids: &[TaskId]) -> Result<Vec<Option<Header>>, OperateError> {
-    reader.headers(ids).map_err(|error| OperateError::Unreadable(error.to_string()))
+fn headers(reader: &Reader, ids: &[TaskId]) -> Result<Vec<Option<Header>>, AdminError> {
+    reader.headers(ids).map_err(|error| AdminError::Unreadable(error.to_string()))
 }
 
 /// Answers from where the disk may be waited for.
 fn answer_elsewhere<T: Send + 'static>(
     reply: Answer<T>,
-    answer: impl FnOnce() -> Result<T, OperateError> + Send + 'static,
+    answer: impl FnOnce() -> Result<T, AdminError> + Send + 'static,
 ) {
     tokio::task::spawn_blocking(move || {
         // Who asked may be gone.

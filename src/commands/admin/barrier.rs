@@ -11,7 +11,7 @@ use super::screen::Screen;
 use super::text::{Table, cell, count};
 use super::{Failure, Outcome};
 use crate::api::{Barrier, NewBarrier};
-use crate::cli::operate::BarrierArgs;
+use crate::cli::admin::BarrierArgs;
 
 /// How long the daemon is asked to hold an answer back. Short enough for a person to see that the
 /// number of what is left goes down.

@@ -10,7 +10,7 @@ use super::screen::Screen;
 use super::text::{Table, age, clean, count};
 use super::{Failure, Outcome};
 use crate::api::{Operation, OperationKind, OperationPage, OperationState};
-use crate::cli::operate::OperationRunArgs;
+use crate::cli::admin::OperationRunArgs;
 
 /// How often it is asked how far an operation is: often enough for a person who watches.
 const POLL: Duration = Duration::from_millis(250);

@@ -6,7 +6,7 @@ use super::tasks::{cause_name, operation};
 use super::text::{Table, age, bytes, cell, clean};
 use super::{Failure, Outcome, list, operations};
 use crate::api::{DeadLetter, DiscardRequest, RedriveRequest, Selection};
-use crate::cli::operate::{
+use crate::cli::admin::{
     DeadLettersArgs, DeadLettersCommand, LetterListArgs, OperationRunArgs, SelectionArgs,
 };
 use crate::commands::serve::Signals;

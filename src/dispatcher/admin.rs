@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Why a question has no answer, or an order was not carried out.
 #[derive(Debug, Error)]
-pub enum OperateError {
+pub enum AdminError {
     /// The daemon has stopped, or its store has failed.
     #[error("the replicator is shutting down, or its store has failed")]
     Stopped,
@@ -100,7 +100,7 @@ impl FromStr for LetterCursor {
 }
 
 /// Where an answer goes.
-pub(crate) type Answer<T> = oneshot::Sender<Result<T, OperateError>>;
+pub(crate) type Answer<T> = oneshot::Sender<Result<T, AdminError>>;
 
 /// What the loop is asked.
 #[derive(Debug)]
@@ -188,24 +188,24 @@ pub(crate) struct Step<T, C> {
 }
 
 impl Handle {
-    async fn ask<T>(&self, query: impl FnOnce(Answer<T>) -> Query) -> Result<T, OperateError> {
+    async fn ask<T>(&self, query: impl FnOnce(Answer<T>) -> Query) -> Result<T, AdminError> {
         let (reply, answer) = oneshot::channel();
-        let request = Request::Operate(query(reply));
-        self.requests.send(request).map_err(|_| OperateError::Stopped)?;
-        answer.await.map_err(|_| OperateError::Stopped)?
+        let request = Request::Admin(query(reply));
+        self.requests.send(request).map_err(|_| AdminError::Stopped)?;
+        answer.await.map_err(|_| AdminError::Stopped)?
     }
 
     /// Unsettled tasks, oldest first. The page may be short and still not be the last.
     ///
     /// # Errors
     ///
-    /// An [`OperateError`], as of all questions here.
+    /// An [`AdminError`], as of all questions here.
     pub async fn tasks(
         &self,
         filter: TaskFilter,
         limit: usize,
         mut after: Option<TaskId>,
-    ) -> Result<api::TaskPage, OperateError> {
+    ) -> Result<api::TaskPage, AdminError> {
         let mut tasks = Vec::new();
         for _ in 0..STEPS {
             let (filter, limit) = (filter.clone(), limit.saturating_sub(tasks.len()));
@@ -225,8 +225,8 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// An [`OperateError`].
-    pub async fn task(&self, id: TaskId) -> Result<Option<api::Task>, OperateError> {
+    /// An [`AdminError`].
+    pub async fn task(&self, id: TaskId) -> Result<Option<api::Task>, AdminError> {
         self.ask(|reply| Query::Task { id, reply }).await
     }
 
@@ -235,8 +235,8 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// An [`OperateError`].
-    pub async fn discard_task(&self, id: TaskId) -> Result<Option<api::Task>, OperateError> {
+    /// An [`AdminError`].
+    pub async fn discard_task(&self, id: TaskId) -> Result<Option<api::Task>, AdminError> {
         // What a dead letter was is on the disk alone, and not there any more once it is discarded.
         let before = self.task(id).await?;
         let discarded = self.ask(|reply| Query::DiscardTask { id, reply }).await?;
@@ -253,8 +253,8 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// An [`OperateError`].
-    pub async fn replicas(&self) -> Result<Vec<api::Replica>, OperateError> {
+    /// An [`AdminError`].
+    pub async fn replicas(&self) -> Result<Vec<api::Replica>, AdminError> {
         self.ask(|reply| Query::Replicas { node: None, reply }).await
     }
 
@@ -262,8 +262,8 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// An [`OperateError`].
-    pub async fn replica(&self, node: &Node) -> Result<Option<api::Replica>, OperateError> {
+    /// An [`AdminError`].
+    pub async fn replica(&self, node: &Node) -> Result<Option<api::Replica>, AdminError> {
         let node = Some(node.clone());
         let found = self.ask(|reply| Query::Replicas { node, reply }).await?;
         Ok(found.into_iter().next())
@@ -273,12 +273,12 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// An [`OperateError`].
+    /// An [`AdminError`].
     pub async fn pause(
         &self,
         node: &Node,
         paused: bool,
-    ) -> Result<Option<api::Replica>, OperateError> {
+    ) -> Result<Option<api::Replica>, AdminError> {
         let node = node.clone();
         self.ask(|reply| Query::Pause { node, paused, reply }).await
     }
@@ -287,8 +287,8 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// An [`OperateError`].
-    pub async fn probe(&self, node: &Node) -> Result<Option<api::Probed>, OperateError> {
+    /// An [`AdminError`].
+    pub async fn probe(&self, node: &Node) -> Result<Option<api::Probed>, AdminError> {
         let node = node.clone();
         self.ask(|reply| Query::Probe { node, reply }).await
     }
@@ -297,8 +297,8 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// An [`OperateError`].
-    pub async fn forget(&self, node: &Node) -> Result<Option<api::Forgotten>, OperateError> {
+    /// An [`AdminError`].
+    pub async fn forget(&self, node: &Node) -> Result<Option<api::Forgotten>, AdminError> {
         let node = node.clone();
         self.ask(|reply| Query::Forget { node, reply }).await
     }
@@ -307,15 +307,11 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// [`OperateError::Conflict`] if something was ever sent there, [`OperateError::Forbidden`] if
+    /// [`AdminError::Conflict`] if something was ever sent there, [`AdminError::Forbidden`] if
     /// nothing may be.
-    pub async fn rename(
-        &self,
-        node: &Node,
-        to: Node,
-    ) -> Result<Option<api::Replica>, OperateError> {
+    pub async fn rename(&self, node: &Node, to: Node) -> Result<Option<api::Replica>, AdminError> {
         if let Err(why) = self.operator.policy.admit(&to) {
-            return Err(OperateError::Forbidden(format!("{to} {why}")));
+            return Err(AdminError::Forbidden(format!("{to} {why}")));
         }
         let node = node.clone();
         self.ask(|reply| Query::Rename { node, to, reply }).await
@@ -325,13 +321,13 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// An [`OperateError`].
+    /// An [`AdminError`].
     pub async fn dead_letters(
         &self,
         filter: LetterFilter,
         limit: usize,
         mut after: Option<LetterCursor>,
-    ) -> Result<api::DeadLetterPage, OperateError> {
+    ) -> Result<api::DeadLetterPage, AdminError> {
         let mut dead_letters = Vec::new();
         for _ in 0..STEPS {
             let (filter, limit) = (filter.clone(), limit.saturating_sub(dead_letters.len()));
@@ -352,7 +348,7 @@ impl Handle {
         filter: LetterFilter,
         limit: usize,
         after: Option<LetterCursor>,
-    ) -> Result<Step<Letter, LetterCursor>, OperateError> {
+    ) -> Result<Step<Letter, LetterCursor>, AdminError> {
         self.ask(|reply| Query::Letters { filter, limit, after, reply }).await
     }
 
@@ -360,7 +356,7 @@ impl Handle {
         &self,
         letters: Vec<Delivery>,
         order: Order,
-    ) -> Result<Vec<Steered>, OperateError> {
+    ) -> Result<Vec<Steered>, AdminError> {
         self.ask(|reply| Query::Steer { letters, order, reply }).await
     }
 
@@ -369,13 +365,13 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// [`OperateError::TooMany`] if as many operations run as may.
+    /// [`AdminError::TooMany`] if as many operations run as may.
     pub async fn redrive(
         &self,
         filter: LetterFilter,
         dry_run: bool,
         rate: Option<NonZeroU32>,
-    ) -> Result<api::Operation, OperateError> {
+    ) -> Result<api::Operation, AdminError> {
         let rate = Some(rate.unwrap_or(self.operator.redrive_rate));
         self.begin(Work { kind: api::OperationKind::Redrive, filter, dry_run, rate }).await
     }
@@ -384,17 +380,17 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// [`OperateError::TooMany`] if as many operations run as may.
+    /// [`AdminError::TooMany`] if as many operations run as may.
     pub async fn discard(
         &self,
         filter: LetterFilter,
         dry_run: bool,
-    ) -> Result<api::Operation, OperateError> {
+    ) -> Result<api::Operation, AdminError> {
         let kind = api::OperationKind::Discard;
         self.begin(Work { kind, filter, dry_run, rate: None }).await
     }
 
-    async fn begin(&self, work: Work) -> Result<api::Operation, OperateError> {
+    async fn begin(&self, work: Work) -> Result<api::Operation, AdminError> {
         let replicas = self.replicas().await?;
         let total = replicas.iter().map(|replica| replica.dead_letters + replica.parked).sum();
         self.operator.operations.begin(self.clone(), work, total)
@@ -421,8 +417,8 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// An [`OperateError`].
-    pub async fn barrier(&self, nodes: Vec<Node>) -> Result<api::Barrier, OperateError> {
+    /// An [`AdminError`].
+    pub async fn barrier(&self, nodes: Vec<Node>) -> Result<api::Barrier, AdminError> {
         self.ask(|reply| Query::Barrier { up_to: None, nodes, reply }).await
     }
 
@@ -431,12 +427,12 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// An [`OperateError`].
+    /// An [`AdminError`].
     pub async fn barrier_state(
         &self,
         id: &str,
         wait: Duration,
-    ) -> Result<Option<api::Barrier>, OperateError> {
+    ) -> Result<Option<api::Barrier>, AdminError> {
         let Some((up_to, nodes)) = super::view::read_barrier_id(id) else { return Ok(None) };
         let looks = wait.as_millis() / LOOK_EVERY.as_millis();
         for _ in 0..looks {
@@ -449,11 +445,7 @@ impl Handle {
         self.barrier_now(up_to, &nodes).await.map(Some)
     }
 
-    async fn barrier_now(
-        &self,
-        up_to: TaskId,
-        nodes: &[Node],
-    ) -> Result<api::Barrier, OperateError> {
+    async fn barrier_now(&self, up_to: TaskId, nodes: &[Node]) -> Result<api::Barrier, AdminError> {
         let nodes = nodes.to_vec();
         self.ask(|reply| Query::Barrier { up_to: Some(up_to), nodes, reply }).await
     }

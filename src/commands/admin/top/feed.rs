@@ -10,7 +10,7 @@ use super::model::Update;
 use super::sse::Parser;
 use crate::api::{Figures, Replica, ReplicaFigures, ReplicaPage};
 use crate::clock::wall_clock;
-use crate::commands::operate::client::{AskError, Client};
+use crate::commands::admin::client::{AskError, Client};
 use crate::task::Timestamp;
 
 /// How often it is asked without a stream, and how long until the stream is tried again.
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
     use crate::api::BreakerState;
     use crate::cli::{Cli, Command};
-    use crate::commands::operate::tests::{Step, answer, replica, step};
+    use crate::commands::admin::tests::{Step, answer, replica, step};
 
     const EVENTS: &str = "GET /v1/events?types=replica%2Cfigures";
 

@@ -7,7 +7,7 @@ use super::screen::Screen;
 use super::text::{Table, age, bytes, cell, clean, count, facts, latency, rate, seconds};
 use super::{Failure, Outcome, text};
 use crate::api::{BreakerState, Convergence, Forgotten, Probed, Rename, Replica, ReplicaPage};
-use crate::cli::operate::{ForgetArgs, ReplicasArgs, ReplicasCommand};
+use crate::cli::admin::{ForgetArgs, ReplicasArgs, ReplicasCommand};
 use crate::task::{Node, Timestamp};
 
 const NOTHING: Option<&()> = None;

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
-use crate::cli::operate::{
+use crate::cli::admin::{
     BarrierArgs, ConnectArgs, DeadLettersArgs, ReplicasArgs, StatusArgs, TasksArgs, TopArgs,
 };
 use client::{AskError, Client, SetupError};

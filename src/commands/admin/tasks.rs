@@ -7,7 +7,7 @@ use super::screen::Screen;
 use super::text::{Table, age, bytes, cell, clean, facts, until};
 use super::{Failure, Outcome, list};
 use crate::api::{Cause, Consistency, Delivery, DeliveryState, Task, Write};
-use crate::cli::operate::{TaskListArgs, TasksArgs, TasksCommand};
+use crate::cli::admin::{TaskListArgs, TasksArgs, TasksCommand};
 use crate::task::{TaskId, Timestamp};
 
 pub(super) async fn run(
