@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::api;
 use crate::dispatcher::Handle;
 use crate::dispatcher::bulk::Work;
-use crate::dispatcher::events::{EventKinds, Events};
+use crate::dispatcher::event_bus::{EventKinds, Events};
 use crate::dispatcher::handle::Request;
 use crate::engine::Steered;
 use crate::task::{Delivery, Node, ReplicaIndex, TaskId};

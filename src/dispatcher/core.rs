@@ -17,7 +17,7 @@ use crate::dispatcher::admin::Answer;
 use crate::dispatcher::admission::{Admission, Line, MAX_WAITING, Reply, Waiter, Write};
 use crate::dispatcher::ages::Ages;
 use crate::dispatcher::attempt::{Answered, Attempts};
-use crate::dispatcher::events::Bus;
+use crate::dispatcher::event_bus::Bus;
 use crate::dispatcher::handle::{Accepted, Health, Refusal, Request};
 use crate::dispatcher::history::History;
 use crate::dispatcher::idempotency::Keys;
@@ -33,9 +33,9 @@ use crate::store::{Committer, IdempotencyRow, Reader};
 use crate::task::{Consistency, Idempotency, Node, Progress, Task, TaskId, Verdict};
 
 mod admin;
+mod events;
 mod keys;
 mod snapshot;
-mod tell;
 
 use keys::Concluded;
 

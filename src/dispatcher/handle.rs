@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::dispatcher::admin::Query;
 use crate::dispatcher::admission::Write;
 use crate::dispatcher::bulk::Operations;
-use crate::dispatcher::events::Bus;
+use crate::dispatcher::event_bus::Bus;
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
 use crate::task::{Idempotency, NewTask, Obstacle, ReplicaIndex, TaskId};

@@ -5,7 +5,7 @@ use crate::api;
 use crate::dispatcher::admin::{AdminError, Answer, Letter, LetterCursor, LetterFilter};
 use crate::dispatcher::admin::{Order, Query, Step, TaskFilter};
 use crate::dispatcher::replica_registry::Change;
-use crate::dispatcher::{events::EventKind, view};
+use crate::dispatcher::{event_bus::EventKind, view};
 use crate::engine::{self, DeliveryState, LaneView, Now, RenameError, Steered, Wanted};
 use crate::store::{Header, Reader};
 use crate::task::{Delivery, Node, TaskId};

@@ -2,7 +2,7 @@
 
 use super::Core;
 use crate::api;
-use crate::dispatcher::events::EventKind;
+use crate::dispatcher::event_bus::EventKind;
 use crate::dispatcher::view;
 use crate::engine::{Change, LaneView, Now, TaskView};
 use crate::store::Header;
