@@ -125,11 +125,11 @@ impl Daemon {
         let engine = Engine::new(engine_settings(config));
         let restoring = restore::open(store_settings(config, clock), engine, clock, events.clone());
         let restored = tokio::task::spawn_blocking(restoring);
-        let Restored { opened, engine, keys, quarantined_rows, registry, strong, ages } =
+        let Restored { opened, engine, keys, quarantined_rows, registry, strong, recorder } =
             restored.await.map_err(|_| StartError::Interrupted)??;
         let memory = &config.memory;
         let mut idempotency = Keys::new(memory.idempotency_window, memory.idempotency_keys);
-        let over = idempotency.restore(clock.now(), ages.calendar(), opened.idempotency, &strong);
+        let over = idempotency.restore(clock.now(), recorder.uptime(), opened.idempotency, &strong);
         opened.committer.forget_idempotency(over);
         let bus = Bus::new(clock.now().wall.0 / 1_000);
 
@@ -163,7 +163,7 @@ impl Daemon {
             registry,
             idempotency,
             history: History::new(memory.task_history),
-            ages,
+            recorder,
         });
         let core = tokio::spawn(core.run(told, asked));
 

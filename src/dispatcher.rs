@@ -9,7 +9,6 @@
 
 mod admin;
 mod admission;
-mod ages;
 mod attempt;
 mod bulk;
 pub(crate) mod core;
@@ -24,12 +23,12 @@ mod replica_registry;
 mod shortages;
 mod task_cache;
 mod times;
+mod uptime;
 mod view;
 
 pub use admin::{AdminError, LetterCursor, LetterFilter, TaskFilter};
 #[cfg(test)]
 pub(crate) use admission::Write;
-pub(crate) use ages::Ages;
 pub(crate) use attempt::Attempts;
 pub(crate) use bulk::Operations;
 pub(crate) use event_bus::Bus;
@@ -42,3 +41,4 @@ pub(crate) use history::History;
 pub(crate) use idempotency::Keys;
 pub(crate) use read_memory::ReadMemory;
 pub(crate) use replica_registry::ReplicaRegistry;
+pub(crate) use uptime::UptimeRecorder;

@@ -14,7 +14,7 @@
 //! is written, `recover.rs`, `audit.rs` and `rebuild.rs` for how it is read back, `ledger.rs`,
 //! `witness.rs`, `log.rs` and `watched.rs` for how damage is noticed, `presence.rs` for how a removed
 //! directory is, `directory.rs` for how a data directory
-//! comes into being, `calendar.rs` for when it was in use and `access.rs` for who may change it,
+//! comes into being, `uptime.rs` for when it was in use and `access.rs` for who may change it,
 //! `check.rs` and `dump.rs` for the tools on a store that is not in use, `barrier.rs` for why sled
 //! can be trusted with it.
 
@@ -40,7 +40,6 @@ use crate::task::{Node, TaskId, Timestamp};
 mod access;
 mod audit;
 mod barrier;
-mod calendar;
 mod check;
 mod commit;
 mod database;
@@ -61,10 +60,10 @@ mod recover;
 mod rewrite;
 mod rows;
 mod turns;
+mod uptime;
 mod watched;
 mod witness;
 
-pub use calendar::CalendarFile;
 pub use check::{Checked, check};
 pub use commit::{Committer, Event, Notify, Reply};
 pub use dump::{Exported, ImportError, Imported, export, import};
@@ -75,6 +74,7 @@ pub use read::Reader;
 pub use recover::{Handed, Recovered, RecoveryReport};
 pub use rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 pub use turns::Turns;
+pub use uptime::UptimeFile;
 
 /// Where the store is, and how it is opened.
 #[derive(Clone, Debug)]
@@ -215,8 +215,8 @@ impl Store {
 
     /// Where it is written when daemons ran on this data directory.
     #[must_use]
-    pub fn calendar(&self) -> CalendarFile {
-        CalendarFile::of(self.files.directory.path())
+    pub fn uptime(&self) -> UptimeFile {
+        UptimeFile::of(self.files.directory.path())
     }
 
     /// What is known of replicas, before anything is handed over: what is restored may depend on

@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use crate::clock::Clock;
 use crate::daemon::StartError;
 use crate::dispatcher::core::Event;
-use crate::dispatcher::{Ages, ReplicaRegistry};
+use crate::dispatcher::{ReplicaRegistry, UptimeRecorder};
 use crate::engine::{self, Engine, KeyHasher};
 use crate::store::{self, Handed, OpenError, Opened, RecoveryReport, SetAside, Store};
 use crate::task::{self, Consistency, TaskId};
@@ -27,7 +27,7 @@ pub(super) struct Restored {
     pub(super) registry: ReplicaRegistry,
     /// The strong writes among the tasks.
     pub(super) strong: HashSet<TaskId>,
-    pub(super) ages: Ages,
+    pub(super) recorder: UptimeRecorder,
 }
 
 fn tell_set_aside(set_aside: &SetAside) {
@@ -62,8 +62,8 @@ pub(super) fn open(
         let keys = KeyHasher::default();
         let (found, tasks) = sync_channel(8);
         let registry = ReplicaRegistry::new(store.replicas()?);
-        let ages = Ages::begin(clock.now(), store.calendar())?;
-        engine.set_calendar(ages.calendar().clone());
+        let recorder = UptimeRecorder::begin(clock.now(), store.uptime())?;
+        engine.set_uptime(recorder.uptime().clone());
         let (opened, report, strong) = thread::scope(|scope| {
             let reading = scope.spawn(move || read(store, found, events));
             let strong = restore(&mut engine, &keys, clock, &registry, &tasks);
@@ -90,7 +90,7 @@ pub(super) fn open(
             value_bytes, dead_letters, orphans_removed, keys_restored, seconds, "the store is open"
         );
         let quarantined_rows = report.quarantined_rows;
-        Ok(Restored { opened, engine, keys, quarantined_rows, registry, strong, ages })
+        Ok(Restored { opened, engine, keys, quarantined_rows, registry, strong, recorder })
     }
 }
 

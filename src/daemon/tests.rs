@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::cli::Cli;
-use crate::dispatcher::{Ages, ReplicaRegistry, Request, TaskFilter};
+use crate::dispatcher::{ReplicaRegistry, Request, TaskFilter, UptimeRecorder};
 use crate::engine::KeyHasher;
 use crate::replica::{Tls, Tokens};
 use crate::store::{Handed, Opened, Reader, Recovered, Store};
@@ -126,7 +126,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         registry: ReplicaRegistry::default(),
         idempotency: Keys::new(Duration::from_secs(1), 1),
         history: History::new(Duration::ZERO),
-        ages: Ages::begin(clock.now(), store::CalendarFile::of(dir.path())).unwrap(),
+        recorder: UptimeRecorder::begin(clock.now(), store::UptimeFile::of(dir.path())).unwrap(),
     });
     let core = tokio::spawn(core.run(told, asked));
     if settled {

@@ -15,7 +15,6 @@ use crate::api;
 use crate::clock::Clock;
 use crate::dispatcher::admin::Answer;
 use crate::dispatcher::admission::{Admission, Line, MAX_WAITING, Reply, Waiter, Write};
-use crate::dispatcher::ages::Ages;
 use crate::dispatcher::attempt::{Answered, Attempts};
 use crate::dispatcher::event_bus::Bus;
 use crate::dispatcher::handle::{Accepted, Health, Refusal, Request};
@@ -27,6 +26,7 @@ use crate::dispatcher::replica_registry::ReplicaRegistry;
 use crate::dispatcher::shortages::Shortages;
 use crate::dispatcher::task_cache::TaskCache;
 use crate::dispatcher::times::Times;
+use crate::dispatcher::uptime::UptimeRecorder;
 use crate::engine::{Action, Arrival, Engine, Full, KeyHasher, Moment, Now};
 use crate::metrics::{AckWindow, Counts, Reason};
 use crate::store::{Committer, IdempotencyRow, Reader};
@@ -79,7 +79,7 @@ pub(crate) struct Parts {
     pub(crate) registry: ReplicaRegistry,
     pub(crate) idempotency: Keys,
     pub(crate) history: History,
-    pub(crate) ages: Ages,
+    pub(crate) recorder: UptimeRecorder,
 }
 
 /// The loop's state.
@@ -177,8 +177,8 @@ impl Core {
             let now = self.parts.clock.now();
             last = now;
             // Before anything is done that depends on how old something is.
-            if let Some(calendar) = self.parts.ages.see(now) {
-                self.parts.engine.set_calendar(calendar.clone());
+            if let Some(uptime) = self.parts.recorder.see(now) {
+                self.parts.engine.set_uptime(uptime.clone());
             }
             let (watched, of_tasks) = self.parts.bus.watched(now.moment);
             self.parts.engine.watch(of_tasks);
@@ -519,7 +519,7 @@ impl Core {
         if watched {
             self.tell_figures(now, &lanes);
         }
-        self.parts.ages.keep(now.moment);
+        self.parts.recorder.keep(now.moment);
         self.parts.history.tick(now.moment);
         let over = self.parts.idempotency.tick(now.moment);
         if !over.is_empty() && !self.store_has_failed() {

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::dispatcher::handle::{Accepted, Refusal};
 use crate::engine::{Moment, Now};
 use crate::store::{IdempotencyAnswer, IdempotencyRow};
-use crate::task::{Calendar, Consistency, Idempotency, ReplicaIndex, TaskId};
+use crate::task::{Consistency, Idempotency, ReplicaIndex, TaskId, Uptime};
 
 /// Where an answer goes.
 type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
@@ -61,14 +61,14 @@ impl Keys {
     pub(crate) fn restore(
         &mut self,
         now: Now,
-        calendar: &Calendar,
+        uptime: &Uptime,
         mut found: Vec<(Box<str>, IdempotencyRow)>,
         strong: &HashSet<TaskId>,
     ) -> Vec<Box<str>> {
         found.sort_by_key(|(_, row)| row.at);
         let mut over = Vec::new();
         for (key, row) in found {
-            let left = self.window.saturating_sub(calendar.age(now.wall, row.at));
+            let left = self.window.saturating_sub(uptime.age(now.wall, row.at));
             if left.is_zero() {
                 over.push(key);
                 continue;
@@ -293,8 +293,8 @@ mod tests {
         let at = |second| Timestamp(0).saturating_add(Duration::from_secs(second));
         let row = |task, second| row(1, task, at(second));
         let found = vec![("new".into(), row(2, 50)), ("old".into(), row(1, 1))];
-        let (calendar, strong) = (Calendar::default(), HashSet::from([TaskId(2)]));
-        assert_eq!(keys.restore(now(100), &calendar, found, &strong), ["old".into()]);
+        let (uptime, strong) = (Uptime::default(), HashSet::from([TaskId(2)]));
+        assert_eq!(keys.restore(now(100), &uptime, found, &strong), ["old".into()]);
         let Seen::Answered(known) = keys.look(&write("new", 1)) else { panic!("it is known") };
         assert_eq!((known.row.task, known.consistency), (TaskId(2), Consistency::Strong));
         assert_eq!(keys.tick(now(109).moment), []);
@@ -306,8 +306,8 @@ mod tests {
         let mut keys = keys();
         let found = vec![("k".into(), row(1, 1, now(10).wall))];
         let gaps = vec![(now(20).wall, now(980).wall)];
-        let calendar = Calendar { seen: Some(now(1_000).wall), gaps };
-        assert_eq!(keys.restore(now(1_000), &calendar, found, &HashSet::new()), []);
+        let uptime = Uptime { seen: Some(now(1_000).wall), gaps };
+        assert_eq!(keys.restore(now(1_000), &uptime, found, &HashSet::new()), []);
         assert_eq!(keys.tick(now(1_029).moment), []);
         assert_eq!(keys.tick(now(1_030).moment), ["k".into()]);
     }

@@ -1,4 +1,4 @@
-//! How old what is kept is: the calendar of the data directory, kept while the daemon runs.
+//! How old what is kept is: the uptime of the data directory, kept while the daemon runs.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::engine::{Moment, Now};
-use crate::store::{CalendarFile, OpenError};
-use crate::task::{Calendar, Step};
+use crate::store::{OpenError, UptimeFile};
+use crate::task::{Step, Uptime};
 
 /// How often it is written down that the daemon runs.
 const WRITE_EVERY: Duration = Duration::from_secs(60);
@@ -15,11 +15,11 @@ const WRITE_EVERY: Duration = Duration::from_secs(60);
 /// Steps from which on someone should look at the clock; shorter ones are what a restart takes.
 const NOTABLE: Duration = Duration::from_secs(3600);
 
-/// The calendar, and where it is kept.
+/// The uptime, and where it is kept.
 #[derive(Debug)]
-pub(crate) struct Ages {
-    calendar: Calendar,
-    file: CalendarFile,
+pub(crate) struct UptimeRecorder {
+    uptime: Uptime,
+    file: UptimeFile,
     /// When it was last seen that the daemon runs.
     at: Moment,
     /// When it is to be written.
@@ -27,38 +27,38 @@ pub(crate) struct Ages {
     writing: Option<JoinHandle<()>>,
 }
 
-impl Ages {
+impl UptimeRecorder {
     /// Reads what former daemons have left, and tells of a clock that is not where they left it.
     /// Blocks.
-    pub(crate) fn begin(now: Now, file: CalendarFile) -> Result<Self, OpenError> {
-        let mut calendar = file.read()?.unwrap_or_else(|| {
+    pub(crate) fn begin(now: Now, file: UptimeFile) -> Result<Self, OpenError> {
+        let mut uptime = file.read()?.unwrap_or_else(|| {
             warn!(
                 "the file CLOCK in the data directory is damaged: how old dead letters and idempotency keys are is what the clock says; it is written anew"
             );
-            Calendar::default()
+            Uptime::default()
         });
-        if let Some(step) = calendar.see(now.wall, Duration::ZERO) {
+        if let Some(step) = uptime.see(now.wall, Duration::ZERO) {
             tell(step, "since the daemon was last seen to run");
         }
         let due = now.moment.after(WRITE_EVERY);
-        let ages = Self { calendar, file, at: now.moment, due, writing: None };
+        let recorder = Self { uptime, file, at: now.moment, due, writing: None };
         // Before anything is thrown away for its age.
-        write(&ages.file, &ages.calendar);
-        Ok(ages)
+        write(&recorder.file, &recorder.uptime);
+        Ok(recorder)
     }
 
-    pub(crate) fn calendar(&self) -> &Calendar {
-        &self.calendar
+    pub(crate) fn uptime(&self) -> &Uptime {
+        &self.uptime
     }
 
-    /// The daemon runs. Gives the calendar if the clock was set.
-    pub(super) fn see(&mut self, now: Now) -> Option<&Calendar> {
+    /// The daemon runs. Gives the uptime if the clock was set.
+    pub(super) fn see(&mut self, now: Now) -> Option<&Uptime> {
         let ran = now.moment.since_start().saturating_sub(self.at.since_start());
         self.at = now.moment;
-        let step = self.calendar.see(now.wall, ran)?;
+        let step = self.uptime.see(now.wall, ran)?;
         tell(step, "while the daemon ran");
         self.due = now.moment;
-        Some(&self.calendar)
+        Some(&self.uptime)
     }
 
     /// Writes it down if that is due, elsewhere: the disk may take its time.
@@ -67,13 +67,13 @@ impl Ages {
             return;
         }
         self.due = now.after(WRITE_EVERY);
-        let (file, calendar) = (self.file.clone(), self.calendar.clone());
-        self.writing = Some(tokio::task::spawn_blocking(move || write(&file, &calendar)));
+        let (file, uptime) = (self.file.clone(), self.uptime.clone());
+        self.writing = Some(tokio::task::spawn_blocking(move || write(&file, &uptime)));
     }
 }
 
-fn write(file: &CalendarFile, calendar: &Calendar) {
-    if let Err(error) = file.write(calendar) {
+fn write(file: &UptimeFile, uptime: &Uptime) {
+    if let Err(error) = file.write(uptime) {
         warn!(%error, "the file CLOCK in the data directory cannot be written: what the clock skips until a restart may count for how old dead letters and idempotency keys are");
     }
 }
@@ -114,19 +114,19 @@ mod tests {
     #[tokio::test]
     async fn a_step_while_the_daemon_runs_is_written_at_once_and_found_by_the_next_one() {
         let dir = tempfile::tempdir().unwrap();
-        let file = CalendarFile::of(dir.path());
-        let mut ages = Ages::begin(now(0, 1_000), file.clone()).unwrap();
-        assert_eq!(ages.see(now(30, 1_030)), None);
-        ages.keep(now(30, 1_030).moment);
-        assert!(ages.writing.is_none(), "it is not due");
-        let calendar = ages.see(now(31, 91_031)).cloned().unwrap();
-        assert_eq!(calendar.gaps, [(now(0, 1_031).wall, now(0, 91_031).wall)]);
-        ages.keep(now(31, 91_031).moment);
-        ages.writing.take().unwrap().await.unwrap();
-        assert_eq!(file.read().unwrap(), Some(calendar));
+        let file = UptimeFile::of(dir.path());
+        let mut recorder = UptimeRecorder::begin(now(0, 1_000), file.clone()).unwrap();
+        assert_eq!(recorder.see(now(30, 1_030)), None);
+        recorder.keep(now(30, 1_030).moment);
+        assert!(recorder.writing.is_none(), "it is not due");
+        let uptime = recorder.see(now(31, 91_031)).cloned().unwrap();
+        assert_eq!(uptime.gaps, [(now(0, 1_031).wall, now(0, 91_031).wall)]);
+        recorder.keep(now(31, 91_031).moment);
+        recorder.writing.take().unwrap().await.unwrap();
+        assert_eq!(file.read().unwrap(), Some(uptime));
         // The next one starts a day later.
-        let later = Ages::begin(now(0, 180_000), file).unwrap();
-        let age = later.calendar().age(now(0, 180_000).wall, now(0, 1_000).wall);
+        let later = UptimeRecorder::begin(now(0, 180_000), file).unwrap();
+        let age = later.uptime().age(now(0, 180_000).wall, now(0, 1_000).wall);
         assert_eq!(age, Duration::from_secs(31));
     }
 }

@@ -12,19 +12,19 @@ use std::path::{Path, PathBuf};
 
 use super::access;
 use super::error::OpenError;
-use crate::task::{Calendar, Timestamp};
+use crate::task::{Timestamp, Uptime};
 
 const NAME: &str = "CLOCK";
 const ASIDE: &str = "CLOCK.new";
 const VERSION: &str = "1";
 
-/// Where the calendar of a data directory is kept.
+/// Where the uptime of a data directory is kept.
 #[derive(Clone, Debug)]
-pub struct CalendarFile {
+pub struct UptimeFile {
     dir: PathBuf,
 }
 
-impl CalendarFile {
+impl UptimeFile {
     /// That of this one, which must be locked.
     #[must_use]
     pub fn of(dir: &Path) -> Self {
@@ -36,11 +36,11 @@ impl CalendarFile {
     /// # Errors
     ///
     /// An [`OpenError`] if the disk does not read it.
-    pub fn read(&self) -> Result<Option<Calendar>, OpenError> {
+    pub fn read(&self) -> Result<Option<Uptime>, OpenError> {
         let path = self.dir.join(NAME);
         match fs::read(&path) {
             Ok(bytes) => Ok(parse(&bytes)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(Calendar::default())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(Uptime::default())),
             Err(error) => Err(OpenError::io("read", &path)(error)),
         }
     }
@@ -50,21 +50,21 @@ impl CalendarFile {
     /// # Errors
     ///
     /// The disk's; then what was there before still is.
-    pub fn write(&self, calendar: &Calendar) -> io::Result<()> {
+    pub fn write(&self, uptime: &Uptime) -> io::Result<()> {
         let aside = self.dir.join(ASIDE);
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = access::open(&options, &aside)?;
-        file.write_all(line(calendar).as_bytes())?;
+        file.write_all(line(uptime).as_bytes())?;
         file.sync_all()?;
         fs::rename(&aside, self.dir.join(NAME))?;
         File::open(&self.dir)?.sync_all()
     }
 }
 
-fn line(calendar: &Calendar) -> String {
-    let mut text = format!("{VERSION} {} ", calendar.seen.map_or(0, |seen| seen.0));
-    for (from, to) in &calendar.gaps {
+fn line(uptime: &Uptime) -> String {
+    let mut text = format!("{VERSION} {} ", uptime.seen.map_or(0, |seen| seen.0));
+    for (from, to) in &uptime.gaps {
         // Writing into a text cannot fail.
         let _ = write!(text, "{}-{} ", from.0, to.0);
     }
@@ -72,7 +72,7 @@ fn line(calendar: &Calendar) -> String {
     format!("{text}{sum:08x}\n")
 }
 
-fn parse(bytes: &[u8]) -> Option<Calendar> {
+fn parse(bytes: &[u8]) -> Option<Uptime> {
     let text = std::str::from_utf8(bytes).ok()?;
     let moment = |digits: &str| digits.parse().ok().map(Timestamp);
     let (known, _sum) = text.rsplit_once(' ')?;
@@ -83,8 +83,8 @@ fn parse(bytes: &[u8]) -> Option<Calendar> {
         Some((moment(from)?, moment(to)?))
     };
     let gaps = words.map(gap).collect::<Option<_>>()?;
-    let calendar = Calendar { seen: Some(seen).filter(|seen| seen.0 > 0), gaps };
-    (text == line(&calendar)).then_some(calendar)
+    let uptime = Uptime { seen: Some(seen).filter(|seen| seen.0 > 0), gaps };
+    (text == line(&uptime)).then_some(uptime)
 }
 
 #[cfg(test)]
@@ -94,15 +94,15 @@ mod tests {
     #[test]
     fn what_was_written_is_read_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let file = CalendarFile::of(dir.path());
-        assert_eq!(file.read().unwrap(), Some(Calendar::default()));
+        let file = UptimeFile::of(dir.path());
+        assert_eq!(file.read().unwrap(), Some(Uptime::default()));
         let gaps = vec![(Timestamp(3), Timestamp(17)), (Timestamp(20), Timestamp(40))];
-        for calendar in [
-            Calendar { seen: Some(Timestamp(99)), gaps },
-            Calendar { seen: Some(Timestamp(7)), gaps: vec![] },
+        for uptime in [
+            Uptime { seen: Some(Timestamp(99)), gaps },
+            Uptime { seen: Some(Timestamp(7)), gaps: vec![] },
         ] {
-            file.write(&calendar).unwrap();
-            assert_eq!(file.read().unwrap(), Some(calendar));
+            file.write(&uptime).unwrap();
+            assert_eq!(file.read().unwrap(), Some(uptime));
         }
         let written = fs::read(dir.path().join(NAME)).unwrap();
         assert!(written.starts_with(b"1 7 "), "{written:?}");

@@ -19,7 +19,7 @@ const MOST: usize = 64;
 
 /// Which part of the wall clock's time has passed while a daemon ran.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Calendar {
+pub struct Uptime {
     /// When a daemon was last seen to run.
     pub seen: Option<Timestamp>,
     /// From when until when none did, or the clock has skipped; the oldest first.
@@ -35,7 +35,7 @@ pub enum Step {
     Back(Duration),
 }
 
-impl Calendar {
+impl Uptime {
     /// A daemon runs at `now`, as it has for the time `ran` since it was last seen, by a clock
     /// that nobody sets.
     pub fn see(&mut self, now: Timestamp, ran: Duration) -> Option<Step> {
@@ -91,43 +91,43 @@ mod tests {
 
     #[test]
     fn what_the_clock_skips_makes_nothing_older() {
-        let mut calendar = Calendar::default();
-        assert_eq!(calendar.see(at(100), Duration::ZERO), None, "nothing is known before");
-        assert_eq!(calendar.see(at(101), HOUR), None);
-        assert_eq!(calendar.see(at(150), HOUR), Some(Step::Forward(HOUR * 48)));
-        let ages = [100, 101, 102, 120, 150].map(|since| hours(calendar.age(at(150), at(since))));
+        let mut uptime = Uptime::default();
+        assert_eq!(uptime.see(at(100), Duration::ZERO), None, "nothing is known before");
+        assert_eq!(uptime.see(at(101), HOUR), None);
+        assert_eq!(uptime.see(at(150), HOUR), Some(Step::Forward(HOUR * 48)));
+        let ages = [100, 101, 102, 120, 150].map(|since| hours(uptime.age(at(150), at(since))));
         assert_eq!(ages, [2, 1, 0, 0, 0]);
-        assert_eq!(hours(calendar.age(at(153), at(100))), 5);
+        assert_eq!(hours(uptime.age(at(153), at(100))), 5);
         // After a restart, with nobody there for ten hours.
-        assert_eq!(calendar.see(at(160), Duration::ZERO), Some(Step::Forward(HOUR * 10)));
-        assert_eq!(hours(calendar.age(at(160), at(100))), 2);
+        assert_eq!(uptime.see(at(160), Duration::ZERO), Some(Step::Forward(HOUR * 10)));
+        assert_eq!(hours(uptime.age(at(160), at(100))), 2);
     }
 
     #[test]
     fn a_pause_that_is_short_is_time_that_passes() {
-        let mut calendar = Calendar { seen: Some(at(1)), gaps: vec![] };
+        let mut uptime = Uptime { seen: Some(at(1)), gaps: vec![] };
         let later = at(1).saturating_add(SHORTEST);
-        assert_eq!(calendar.see(later, Duration::ZERO), None);
-        assert_eq!(calendar.age(later, at(1)), SHORTEST);
-        assert_eq!(calendar.gaps, []);
+        assert_eq!(uptime.see(later, Duration::ZERO), None);
+        assert_eq!(uptime.age(later, at(1)), SHORTEST);
+        assert_eq!(uptime.gaps, []);
     }
 
     #[test]
     fn a_clock_that_was_ahead_and_is_put_back_leaves_no_gap_in_what_comes() {
-        let mut calendar = Calendar { seen: Some(at(10)), gaps: vec![] };
-        calendar.see(at(50), Duration::ZERO);
-        assert_eq!(calendar.see(at(12), HOUR), Some(Step::Back(HOUR * 39)));
-        assert_eq!(calendar.gaps, [(at(10), at(12))]);
-        assert_eq!(hours(calendar.age(at(60), at(12))), 48);
-        assert_eq!(hours(calendar.age(at(60), at(8))), 50);
-        assert_eq!(calendar.age(at(13), at(40)), Duration::ZERO, "of when it was ahead");
+        let mut uptime = Uptime { seen: Some(at(10)), gaps: vec![] };
+        uptime.see(at(50), Duration::ZERO);
+        assert_eq!(uptime.see(at(12), HOUR), Some(Step::Back(HOUR * 39)));
+        assert_eq!(uptime.gaps, [(at(10), at(12))]);
+        assert_eq!(hours(uptime.age(at(60), at(12))), 48);
+        assert_eq!(hours(uptime.age(at(60), at(8))), 50);
+        assert_eq!(uptime.age(at(13), at(40)), Duration::ZERO, "of when it was ahead");
     }
 
     #[test]
     fn the_newest_gaps_are_remembered() {
-        let mut calendar = Calendar { seen: Some(at(0)), gaps: vec![] };
-        (1..=100).for_each(|n| assert!(calendar.see(at(n), Duration::ZERO).is_some()));
-        assert_eq!((calendar.gaps.len(), calendar.gaps[0]), (MOST, (at(36), at(37))));
-        assert_eq!(calendar.age(at(100), at(50)), Duration::ZERO);
+        let mut uptime = Uptime { seen: Some(at(0)), gaps: vec![] };
+        (1..=100).for_each(|n| assert!(uptime.see(at(n), Duration::ZERO).is_some()));
+        assert_eq!((uptime.gaps.len(), uptime.gaps[0]), (MOST, (at(36), at(37))));
+        assert_eq!(uptime.age(at(100), at(50)), Duration::ZERO);
     }
 }
