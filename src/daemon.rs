@@ -17,9 +17,9 @@ use tracing::{error, info, warn};
 
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::dispatcher::core::{self, Core, Parts};
 use crate::dispatcher::{
-    Attempts, Bus, Handle, Health, History, Keys, Operations, Operator, ReadMemory,
+    Attempts, Bus, Core, Handle, Health, History, Keys, Operations, Operator, Parts, ReadMemory,
+    messages,
 };
 use crate::engine::{self, Engine, Workers};
 use crate::faults;
@@ -78,7 +78,7 @@ pub struct Daemon {
     address: SocketAddr,
     handle: Handle,
     health: watch::Receiver<Health>,
-    events: mpsc::UnboundedSender<core::Event>,
+    events: mpsc::UnboundedSender<messages::Event>,
     stop_serving: oneshot::Sender<()>,
     server: JoinHandle<()>,
     core: JoinHandle<()>,
@@ -262,12 +262,12 @@ impl Daemon {
         let deadline = tokio::time::sleep(grace).deadline();
         let whole = async {
             // The loop may have ended before, by a failure; then there is nobody to tell.
-            let _ = events.send(core::Event::Refuse);
+            let _ = events.send(messages::Event::Refuse);
             faults::point("shutdown.refusing");
             let _ = stop_serving.send(());
             ended(server).await;
             faults::point("shutdown.served");
-            let _ = events.send(core::Event::Stop);
+            let _ = events.send(messages::Event::Stop);
             ended(core).await;
             faults::point("shutdown.delivered");
         };

@@ -11,12 +11,13 @@ mod admin;
 mod admission;
 mod attempt;
 mod bulk;
-pub(crate) mod core;
+mod core;
 mod event_bus;
 mod handle;
 mod history;
 mod idempotency;
 mod log_throttle;
+pub(crate) mod messages;
 mod rates;
 mod read_memory;
 mod replica_registry;
@@ -26,19 +27,18 @@ mod times;
 mod uptime;
 mod view;
 
-pub use admin::{AdminError, LetterCursor, LetterFilter, TaskFilter};
-#[cfg(test)]
-pub(crate) use admission::Write;
 pub(crate) use attempt::Attempts;
 pub(crate) use bulk::Operations;
+pub(crate) use core::{Core, Parts};
 pub(crate) use event_bus::Bus;
 pub use event_bus::{Event, EventKind, EventKinds, Events};
+pub use handle::Handle;
 pub(crate) use handle::Operator;
-#[cfg(test)]
-pub(crate) use handle::Request;
-pub use handle::{Accepted, Handle, Health, Refusal};
 pub(crate) use history::History;
 pub(crate) use idempotency::Keys;
+pub use messages::{Accepted, AdminError, Health, LetterCursor, LetterFilter, Refusal, TaskFilter};
+#[cfg(test)]
+pub(crate) use messages::{Request, Write};
 pub(crate) use read_memory::ReadMemory;
 pub(crate) use replica_registry::ReplicaRegistry;
 pub(crate) use uptime::UptimeRecorder;

@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use crate::clock::Clock;
 use crate::daemon::StartError;
-use crate::dispatcher::core::Event;
+use crate::dispatcher::messages::Event;
 use crate::dispatcher::{ReplicaRegistry, UptimeRecorder};
 use crate::engine::{self, Engine, KeyHasher};
 use crate::store::{self, Handed, OpenError, Opened, RecoveryReport, SetAside, Store};

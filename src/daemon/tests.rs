@@ -141,7 +141,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     } else {
         watched.wait_for(|health| *health != Health::Serving).await.unwrap();
     }
-    events.send(core::Event::Stop).unwrap();
+    events.send(messages::Event::Stop).unwrap();
     core.await.unwrap();
     let how = watched.borrow().clone();
     // The row as it was, so that its progress can be looked at.

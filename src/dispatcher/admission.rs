@@ -5,25 +5,12 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use tokio::sync::oneshot;
-
-use crate::dispatcher::handle::{Accepted, Refusal};
+use crate::dispatcher::messages::{Refusal, Reply};
 use crate::engine::{Full, Moment};
 use crate::task::{Consistency, Idempotency, NewTask, Node};
 
 /// How many may wait: each holds a connection and the memory of its request.
 pub(super) const MAX_WAITING: usize = 1024;
-
-/// Where the answer of a request goes.
-pub(crate) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
-
-/// A write as it comes in.
-#[derive(Debug)]
-pub(crate) struct Write {
-    pub(crate) new: Box<NewTask>,
-    pub(crate) idempotency: Option<Idempotency>,
-    pub(crate) reply: Reply,
-}
 
 /// A request that waits for room.
 #[derive(Debug)]
@@ -150,6 +137,7 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use tokio::sync::oneshot;
 
     use super::*;
     use crate::task::Operation;

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, error};
 
 use crate::clock::wall_clock;
-use crate::dispatcher::core::Event;
+use crate::dispatcher::messages::{Answered, Event};
 use crate::dispatcher::read_memory::{Permit, ReadMemory};
 use crate::replica::Client;
 use crate::store::{ReadError, Reader};
@@ -16,17 +16,6 @@ use crate::traces::{Span, Tracer};
 
 /// The log target of attempts, which the documentation names: it stays, wherever this file is.
 const TARGET: &str = "replicator::daemon::attempt";
-
-/// How an attempt ended.
-#[derive(Debug)]
-pub(crate) struct Answered {
-    pub(crate) delivery: Delivery,
-    pub(crate) outcome: AttemptOutcome,
-    /// The task, if it could be read.
-    pub(crate) task: Option<Arc<Task>>,
-    /// Where it was sent; nothing where it was not.
-    pub(crate) node: Option<Node>,
-}
 
 /// Starts attempts.
 #[derive(Clone)]

@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use crate::api::{Operation, OperationKind, OperationState};
 use crate::clock::wall_clock;
 use crate::dispatcher::Handle;
-use crate::dispatcher::admin::{AdminError, Letter, LetterFilter, Order};
+use crate::dispatcher::messages::{AdminError, Letter, LetterFilter, Order};
 use crate::dispatcher::view;
 use crate::engine::Steered;
 
@@ -245,8 +245,7 @@ mod tests {
     use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
-    use crate::dispatcher::admin::{Query, Step};
-    use crate::dispatcher::handle::Request;
+    use crate::dispatcher::messages::{Query, Request, Step};
     use crate::task::{Delivery, ReplicaIndex, TaskId};
 
     fn letter(task: u64) -> Letter {

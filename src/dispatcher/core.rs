@@ -13,14 +13,15 @@ use tracing::{debug, error, info, warn};
 
 use crate::api;
 use crate::clock::Clock;
-use crate::dispatcher::admin::Answer;
-use crate::dispatcher::admission::{Admission, Line, MAX_WAITING, Reply, Waiter, Write};
-use crate::dispatcher::attempt::{Answered, Attempts};
+use crate::dispatcher::admission::{Admission, Line, MAX_WAITING, Waiter};
+use crate::dispatcher::attempt::Attempts;
 use crate::dispatcher::event_bus::Bus;
-use crate::dispatcher::handle::{Accepted, Health, Refusal, Request};
 use crate::dispatcher::history::History;
 use crate::dispatcher::idempotency::Keys;
 use crate::dispatcher::log_throttle::{self, LogThrottle};
+use crate::dispatcher::messages::{
+    Accepted, Answer, Answered, Event, Health, Refusal, Reply, Request, Write,
+};
 use crate::dispatcher::rates::Rates;
 use crate::dispatcher::replica_registry::ReplicaRegistry;
 use crate::dispatcher::shortages::Shortages;
@@ -41,22 +42,6 @@ use keys::Concluded;
 
 /// Events taken at once before the timers are looked at again.
 const BATCH: usize = 256;
-
-/// What the loop is told.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// By the committer: every task up to this one is durable, so many of them by a commit that
-    /// took so long.
-    Committed { last: TaskId, tasks: usize, took: Duration },
-    /// By the committer: the store has failed for good.
-    StoreFailed(Arc<str>),
-    /// By an attempt: it has ended.
-    Answered(Answered),
-    /// By the daemon: refuse what comes from now on.
-    Refuse,
-    /// By the daemon: send nothing more, and end when nothing is on the wire.
-    Stop,
-}
 
 /// What the loop is made from.
 pub(crate) struct Parts {

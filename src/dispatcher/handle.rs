@@ -4,122 +4,14 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
 
-use crate::dispatcher::admin::Query;
-use crate::dispatcher::admission::Write;
 use crate::dispatcher::bulk::Operations;
 use crate::dispatcher::event_bus::Bus;
+use crate::dispatcher::messages::{Accepted, Health, Refusal, Request, Write};
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
-use crate::task::{Idempotency, NewTask, Obstacle, ReplicaIndex, TaskId};
-
-/// What the loop is told from outside.
-#[derive(Debug)]
-pub(crate) enum Request {
-    /// Accept these writes, in this order, and say how each went.
-    Replicate(Vec<Write>),
-    /// Answer an operator's question, or carry out an order.
-    Admin(Query),
-    /// Say how things stand.
-    Snapshot { reply: oneshot::Sender<Box<Snapshot>> },
-}
-
-/// How the daemon is, as far as anyone outside needs to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// It accepts writes.
-    Serving,
-    /// The store does not answer: what waits for it waits, nothing new is accepted.
-    Stalled {
-        /// When it answered last.
-        since: Instant,
-    },
-    /// It was told to stop: what is in flight is finished, nothing new is accepted.
-    Draining,
-    /// The store has failed and nothing can be accepted until a restart. Says why.
-    StoreFailed(Arc<str>),
-}
-
-impl Health {
-    /// What a new write is answered; `None` if it is accepted.
-    pub(crate) fn refusal(&self) -> Option<Refusal> {
-        match self {
-            Self::Serving => None,
-            Self::Stalled { .. } => Some(Refusal::Stalled),
-            Self::Draining => Some(Refusal::Draining),
-            Self::StoreFailed(_) => Some(Refusal::StoreFailed),
-        }
-    }
-}
-
-/// An accepted write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Accepted {
-    /// The task that it became; it is on disk.
-    pub id: TaskId,
-    /// Who has acknowledged: a majority for a strong write, nobody yet for an eventual one.
-    pub acked: Vec<ReplicaIndex>,
-    /// It was accepted before, under the same idempotency key.
-    pub replayed: bool,
-}
-
-/// Why a write has no success to report.
-#[derive(Debug, Error)]
-pub enum Refusal {
-    /// A limit is reached; nothing was accepted. The text names the limit.
-    #[error("{0}")]
-    Full(String),
-    /// The store does not answer; nothing was accepted.
-    #[error(
-        "the store does not answer: its disk hangs or is overloaded; nothing was accepted, try again later"
-    )]
-    Stalled,
-    /// The daemon is stopping; nothing was accepted.
-    #[error("the replicator is shutting down and accepts no new writes")]
-    Draining,
-    /// The store has failed; nothing was accepted as far as anyone knows.
-    #[error("the store has failed and nothing can be accepted until a restart")]
-    StoreFailed,
-    /// A strong write is durable here, but no majority has acknowledged it in time. Its
-    /// deliveries go on in the background.
-    #[error("{}", no_majority(acked.len(), acked.len() + failed.len(), *needed))]
-    NoMajority {
-        /// The task that it became.
-        id: TaskId,
-        /// How many acknowledgements make a majority.
-        needed: usize,
-        /// Who has acknowledged.
-        acked: Vec<ReplicaIndex>,
-        /// Who has not.
-        failed: Vec<ReplicaIndex>,
-        /// What kept those of them that nothing was sent to, if it is known.
-        obstacles: Vec<(ReplicaIndex, Obstacle)>,
-        /// It was accepted before, under the same idempotency key.
-        replayed: bool,
-    },
-    /// The write makes no sense as things are; nothing was accepted. The text names the field.
-    #[error("{0}")]
-    Invalid(String),
-    /// Its idempotency key was given with another body.
-    #[error("this Idempotency-Key came with another body before: a new write needs a new key")]
-    Mismatch,
-}
-
-/// How far a strong write came without its majority: of one replica, of two, and of many.
-fn no_majority(acked: usize, replicas: usize, needed: usize) -> String {
-    match (acked, replicas) {
-        (_, 1) => "the replica has not acknowledged the write".to_owned(),
-        (0, _) => format!(
-            "none of the {replicas} replicas has acknowledged the write, a majority is {needed}"
-        ),
-        _ => format!(
-            "only {acked} of the {replicas} replicas acknowledged the write, a majority is {needed}"
-        ),
-    }
-}
+use crate::task::{Idempotency, NewTask};
 
 /// What operators have of the daemon besides the loop.
 #[derive(Clone, Debug)]

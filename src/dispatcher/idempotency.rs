@@ -6,15 +6,10 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
-use crate::dispatcher::handle::{Accepted, Refusal};
+use crate::dispatcher::messages::{Accepted, Refusal, Reply};
 use crate::engine::{Moment, Now};
 use crate::store::{IdempotencyAnswer, IdempotencyRow};
 use crate::task::{Consistency, Idempotency, ReplicaIndex, TaskId, Uptime};
-
-/// Where an answer goes.
-type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
 
 /// What is known of a key.
 #[derive(Debug)]
@@ -198,6 +193,8 @@ pub(super) fn repeated(task: TaskId, answer: &IdempotencyAnswer) -> Result<Accep
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
     use crate::task::Timestamp;
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use crate::dispatcher::attempt::Answered;
+use crate::dispatcher::messages::Answered;
 use crate::engine::{Engine, Moment, Now};
 use crate::metrics::{
     ATTEMPT_SECONDS, COMMIT_SECONDS, COMMIT_TASKS, DELIVERY_SECONDS, Histogram,

@@ -2,8 +2,8 @@
 
 use super::Core;
 use crate::api;
-use crate::dispatcher::admin::{AdminError, Answer, Letter, LetterCursor, LetterFilter};
-use crate::dispatcher::admin::{Order, Query, Step, TaskFilter};
+use crate::dispatcher::messages::{AdminError, Answer, Letter, LetterCursor, LetterFilter};
+use crate::dispatcher::messages::{Order, Query, Step, TaskFilter};
 use crate::dispatcher::replica_registry::Change;
 use crate::dispatcher::{event_bus::EventKind, view};
 use crate::engine::{self, DeliveryState, LaneView, Now, RenameError, Steered, Wanted};

@@ -2,8 +2,8 @@
 
 use super::Core;
 use crate::dispatcher::admission::Waiter;
-use crate::dispatcher::handle::{Accepted, Refusal};
 use crate::dispatcher::idempotency::{Known, Seen, repeated};
+use crate::dispatcher::messages::{Accepted, Refusal};
 use crate::engine::{DeliveryState, Now};
 use crate::metrics::Reason;
 use crate::store::IdempotencyAnswer;

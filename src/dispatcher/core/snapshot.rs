@@ -1,7 +1,7 @@
 //! How things stand, for the metrics.
 
 use super::Core;
-use crate::dispatcher::handle::Health;
+use crate::dispatcher::messages::Health;
 use crate::dispatcher::view;
 use crate::engine::BreakerState;
 use crate::metrics::{ReplicaSnapshot, Snapshot};
