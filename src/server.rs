@@ -96,7 +96,7 @@ struct Inbound {
     settings: Settings,
     memory: body::Memory,
     users: Mutex<Users>,
-    lingering: v1::Lingering,
+    long_polls: v1::LongPolls,
     /// Becomes true when the server stops.
     closing: watch::Receiver<bool>,
     /// What `/v1/openapi.json` says.
@@ -137,7 +137,7 @@ pub async fn serve(
     let inbound = Inbound {
         memory: body::Memory::new(&settings),
         users: Mutex::new(Users::default()),
-        lingering: v1::Lingering::new(settings.max_connections),
+        long_polls: v1::LongPolls::new(settings.max_connections),
         closing,
         openapi,
         refusals: access::Refusals::new(),

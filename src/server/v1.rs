@@ -10,21 +10,21 @@ use super::{Inbound, idempotency, validate, wire};
 use crate::api;
 use crate::dispatcher::AdminError;
 
-mod asked;
 mod barriers;
 mod batch;
 mod bodies;
 mod dead_letters;
 mod events;
+mod extract;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing;
-mod lingering;
+mod long_polls;
 mod openapi;
 mod operations;
 mod replicas;
 mod tasks;
 
-pub(super) use lingering::Lingering;
+pub(super) use long_polls::LongPolls;
 pub(super) use openapi::router;
 
 impl Inbound {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, Request, State};
 use axum::response::Response;
 
-use super::asked::{CAUSES, NoParameters, Parameters};
 use super::bodies::{self, Selection, object};
+use super::extract::{CAUSES, NoParameters, Parameters};
 use super::{Bodily, Failures, Inbound, Problem};
 use crate::api;
 use crate::dispatcher::LetterFilter;

@@ -21,8 +21,8 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
-use super::asked::Parameters;
-use super::lingering::Stay;
+use super::extract::Parameters;
+use super::long_polls::Stay;
 use super::validate::invalid;
 use super::{Failures, Inbound, Problem};
 use crate::dispatcher::{Event, EventKinds, Events};

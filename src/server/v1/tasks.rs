@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 
-use super::asked::{Named, NoParameters, Parameters, STATES};
+use super::extract::{Named, NoParameters, Parameters, STATES};
 use super::{Absent, Failures, Inbound, Problem, missing};
 use crate::api;
 use crate::dispatcher::TaskFilter;

@@ -17,7 +17,7 @@ const MAX_STREAMS: usize = 64;
 
 /// Room for those who stay.
 #[derive(Debug)]
-pub(in crate::server) struct Lingering {
+pub(in crate::server) struct LongPolls {
     all: Arc<Semaphore>,
     most: usize,
     streams: Arc<Semaphore>,
@@ -30,7 +30,7 @@ pub(super) struct Stay {
     _stream: Option<OwnedSemaphorePermit>,
 }
 
-impl Lingering {
+impl LongPolls {
     pub(in crate::server) fn new(max_connections: usize) -> Self {
         let most = (max_connections / OF_CONNECTIONS).clamp(1, Semaphore::MAX_PERMITS);
         let all = Arc::new(Semaphore::new(most));
@@ -41,7 +41,7 @@ impl Lingering {
 impl Inbound {
     /// Room for one that waits.
     pub(super) fn stay(&self) -> Result<Stay, Problem> {
-        let Lingering { all, most, .. } = &self.lingering;
+        let LongPolls { all, most, .. } = &self.long_polls;
         let one = Arc::clone(all).try_acquire_owned().map_err(|_| Problem::Unavailable {
             error: format!(
                 "too many requests wait or stream events, the limit is {most} (a quarter of --max-connections)"
@@ -53,7 +53,7 @@ impl Inbound {
 
     /// Room for a stream.
     pub(super) fn stream(&self) -> Result<Stay, Problem> {
-        let streams = Arc::clone(&self.lingering.streams);
+        let streams = Arc::clone(&self.long_polls.streams);
         let stream = streams.try_acquire_owned().map_err(|_| Problem::Unavailable {
             error: format!("{MAX_STREAMS} streams of events are open, the limit"),
             retry_after: self.handle.retry_after(),
