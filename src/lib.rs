@@ -17,6 +17,7 @@
 //! - [`traces`]: a write as spans, from its request to each replica.
 //! - [`log`]: lines on standard error, which nothing waits for.
 //! - [`text`]: text from outside, as it may be shown.
+//! - [`tls`]: where the files of TLS are, and how PEM is read.
 //! - [`cli`], [`config`], [`commands`]: arguments, settings, and what the binary does.
 //! - [`faults`]: the steps at which a test can end the process; nothing in what is shipped.
 //! - `fuzzing`: what must hold for any input; not in what is shipped.
@@ -30,7 +31,7 @@
 //! goes back into the engine, and when the last replica has acknowledged, the committer removes
 //! the task from the disk.
 //!
-//! Who may know whom: `task`, `api`, `text` and `faults` know nobody; all may know `text`; `access`, `policy` and `traces` know
+//! Who may know whom: `task`, `api`, `text`, `tls` and `faults` know nobody; all may know `text`; `access`, `policy` and `traces` know
 //! `task`; `clock` knows `task` and the moments of `engine`; `engine`, `store` and `replica` know `task` and not each other, `replica` the `policy` as
 //! well; `server` knows `task`, `api`, `access`, `metrics`, `policy`, `traces` and the handle of `dispatcher`; `dispatcher` knows all but `server` and `daemon`; `daemon` knows all. A
 //! test holds that.
@@ -55,4 +56,5 @@ pub mod server;
 pub mod store;
 pub mod task;
 pub mod text;
+pub mod tls;
 pub mod traces;

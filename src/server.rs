@@ -55,7 +55,7 @@ mod tests;
 
 pub use access::Access;
 pub use memory_replica::MemoryReplica;
-pub use tls::{Tls, TlsError, TlsFiles};
+pub use tls::{Tls, TlsError};
 
 /// What the server is told once, at the start.
 #[derive(Clone, Debug)]
