@@ -67,7 +67,7 @@ fn never_in(words: &[&str], places: &[&str]) {
 
 #[test]
 fn only_the_store_names_sled_and_bincode() {
-    only_under(&["sled::", "bincode"], &["src/store.rs", "src/store"]);
+    only_under(&["sled::", "bincode"], &["src/store/local.rs", "src/store/local"]);
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn status_codes_are_made_in_one_file() {
 #[test]
 fn unsafe_code_is_in_one_file() {
     for (path, text) in sources("src") {
-        let barrier = path.ends_with("store/barrier.rs");
+        let barrier = path.ends_with("store/local/fsync.rs");
         assert!(barrier || !code(&text).contains("unsafe "), "{}", path.display());
     }
 }
