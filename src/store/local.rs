@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use self::database::{Database, open_sled};
 use self::directory::Directory;
 use self::error::{Failure, guarded};
-use self::integrity::commit_marker::{Testimony, Witness};
+use self::integrity::commit_marker::{Marker, MarkerFile};
 use self::integrity::ledger::Ledger;
 use self::integrity::rebuild::Place;
 use self::integrity::scan::Kept;
@@ -174,13 +174,13 @@ impl Store {
             None => directory.create(|path| guarded(|| open_sled(path, CREATING).map(drop)))?,
         };
         let in_dir = || OpenError::in_store(&settings.dir);
-        let testimony = testimony(&settings.dir, &path)?;
-        let log_is_whole = sled_log::is_whole(&path, testimony.durable(&path)).map_err(in_dir())?;
+        let marker = marker(&settings.dir, &path)?;
+        let log_is_whole = sled_log::is_whole(&path, marker.durable(&path)).map_err(in_dir())?;
         let db = guarded(|| open_sled(&path, settings.cache_bytes)).map_err(in_dir())?;
         // sled may have tidied up its files just now.
         directory::sync_store(&path)?;
         // Before a migration could take an emptied store for a new one.
-        let witnessed = is_witnessed(&settings.dir, &path, testimony, &db)?;
+        let witnessed = is_witnessed(&settings.dir, &path, marker, &db)?;
         match guarded(|| migrate::run(&db)).map_err(in_dir())? {
             Migrated::Done => {}
             Migrated::Newer { found, known } => {
@@ -253,7 +253,7 @@ impl Store {
         // Not before the current one has shown that it can be read.
         files.directory.clear_beside(&dir.join(&files.store))?;
         let number = files.database().ledger().0.number;
-        files.database().attend(Witness::begin(&dir, &files.store, number)?);
+        files.database().set_marker(MarkerFile::begin(&dir, &files.store, number)?);
         files.must_be_present(&files.store)?;
         let files = Arc::new(files);
         let committer = commit::start(Arc::clone(&files), lease, notify)
@@ -266,17 +266,17 @@ impl Store {
 }
 
 /// What is said of the store at `path`, before anything is done with it.
-fn testimony(dir: &Path, path: &Path) -> Result<Testimony, OpenError> {
-    let testimony = commit_marker::read(dir)?;
+fn marker(dir: &Path, path: &Path) -> Result<Marker, OpenError> {
+    let marker = commit_marker::read(dir)?;
     let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let (dir, witness) = (dir.to_owned(), commit_marker::path(dir));
-    match &testimony {
-        Testimony::Unreadable => Err(OpenError::WitnessWrong { dir, witness }),
-        Testimony::Commits { store: other, .. } if testimony.is_of_one_after(path) => {
+    let (dir, marker_file) = (dir.to_owned(), commit_marker::path(dir));
+    match &marker {
+        Marker::Unreadable => Err(OpenError::MarkerWrong { dir, marker_file }),
+        Marker::Commits { store: other, .. } if marker.is_of_one_after(path) => {
             let other = other.clone();
-            Err(OpenError::WitnessOfAnother { dir, witness, store, other })
+            Err(OpenError::MarkerOfAnother { dir, marker_file, store, other })
         }
-        _ => Ok(testimony),
+        _ => Ok(marker),
     }
 }
 
@@ -284,26 +284,26 @@ fn testimony(dir: &Path, path: &Path) -> Result<Testimony, OpenError> {
 fn is_witnessed(
     dir: &Path,
     store: &Path,
-    testimony: Testimony,
+    marker: Marker,
     db: &sled::Db,
 ) -> Result<bool, OpenError> {
     let newest =
         || Ok(Ledger::load(&db.open_tree(Tree::Meta.name())?)?.map(|ledger| ledger.number));
     let newest = guarded::<_, Failure>(newest).map_err(OpenError::in_store(dir))?;
     let found = newest.unwrap_or_default();
-    match testimony {
-        Testimony::Commits { store: of, number: flushed, .. } if store.ends_with(&of) => {
+    match marker {
+        Marker::Commits { store: of, number: flushed, .. } if store.ends_with(&of) => {
             if found < flushed {
                 let (dir, store) = (dir.to_owned(), store.to_owned());
-                let witness = commit_marker::path(&dir);
-                return Err(OpenError::TailGone { dir, store, witness, flushed, found });
+                let marker_file = commit_marker::path(&dir);
+                return Err(OpenError::TailGone { dir, store, marker_file, flushed, found });
             }
             Ok(true)
         }
         // Of a store that this one has replaced: the cut came before its first commit.
-        Testimony::Commits { .. } => Ok(true),
+        Marker::Commits { .. } => Ok(true),
         // Before its first commit a store has none, nor had those of format 1.
-        Testimony::Missing | Testimony::Unreadable => Ok(found == 0),
+        Marker::Missing | Marker::Unreadable => Ok(found == 0),
     }
 }
 

@@ -30,7 +30,7 @@ use super::Files;
 use super::database::{Database, TREES};
 use super::directory;
 use super::error::{Failure, guarded};
-use super::integrity::commit_marker::Witness;
+use super::integrity::commit_marker::MarkerFile;
 use super::integrity::rebuild::told;
 use crate::faults;
 
@@ -248,7 +248,7 @@ impl Rewriter {
         }
         directory.adopt(&name).map_err(told)?;
         let number = database.ledger().0.number;
-        database.attend(Witness::begin(directory.path(), &name, number).map_err(told)?);
+        database.set_marker(MarkerFile::begin(directory.path(), &name, number).map_err(told)?);
         self.files.must_be_present(&name).map_err(told)?;
         faults::point("rewrite.witnessed");
         let old = std::mem::replace(database, fresh.database);

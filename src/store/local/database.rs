@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::error::{Failure, guarded};
-use super::integrity::commit_marker::Witness;
+use super::integrity::commit_marker::MarkerFile;
 use super::integrity::ledger::{self, Ledger, Tallies};
 use super::keys::{self, Tree};
 use super::rows::{self, Head, Header, IdempotencyRow, Nodes, ReplicaRow, Stream};
@@ -49,7 +49,7 @@ pub(super) struct Database {
     replicas: sled::Tree,
     idempotency: sled::Tree,
     /// Changed by one thread only, first recovery's, then the committer's. It must be the last to go:
-    /// the witness in it says how far the log was durable when the database was closed.
+    /// the commit marker in it says how far the log was durable when the database was closed.
     books: Arc<Mutex<Books>>,
 }
 
@@ -63,7 +63,7 @@ struct Books {
     /// Settlements were begun behind it, and a row says so.
     settling: bool,
     /// Who is told of each commit.
-    witness: Option<Witness>,
+    marker_file: Option<MarkerFile>,
     /// The length of all keys and rows but those of `meta`, in bytes.
     live_bytes: u64,
     /// Where every row goes as well, while the store is rewritten.
@@ -235,7 +235,7 @@ impl Database {
         let ledger = Ledger::load(&meta)?.ok_or_else(missing)?;
         let settling = !ledger::binds(&ledger, &meta)?;
         let books =
-            Books { ledger, open: false, settling, witness: None, live_bytes: 0, mirror: None };
+            Books { ledger, open: false, settling, marker_file: None, live_bytes: 0, mirror: None };
         Ok(Self {
             books: Arc::new(Mutex::new(books)),
             meta,
@@ -260,9 +260,9 @@ impl Database {
             books.settling = false;
         }
         self.db.flush()?;
-        let Books { ledger, witness, .. } = &mut *books;
-        if let Some(witness) = witness {
-            witness.flushed(ledger.number);
+        let Books { ledger, marker_file, .. } = &mut *books;
+        if let Some(marker_file) = marker_file {
+            marker_file.flushed(ledger.number);
         }
         Ok(())
     }
@@ -282,9 +282,9 @@ impl Database {
         books.ledger.tallies = tallies;
     }
 
-    /// From now on each commit is told to `witness`.
-    pub(super) fn attend(&self, witness: Witness) {
-        self.books().witness = Some(witness);
+    /// From now on each commit is told to `marker_file`.
+    pub(super) fn set_marker(&self, marker_file: MarkerFile) {
+        self.books().marker_file = Some(marker_file);
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {

@@ -150,7 +150,7 @@ pub enum OpenError {
         "the store in {} has lost the end of {}: {} says that commit {flushed} was on disk, and \
          the last one found is {found}; restore the data directory from a copy, or go on with what \
          is left by: replicator check --repair --data-dir {}",
-        dir.display(), store.display(), witness.display(), dir.display()
+        dir.display(), store.display(), marker_file.display(), dir.display()
     )]
     TailGone {
         /// The data directory.
@@ -158,7 +158,7 @@ pub enum OpenError {
         /// The store in it.
         store: PathBuf,
         /// The file `COMMITTED`.
-        witness: PathBuf,
+        marker_file: PathBuf,
         /// The number that it names.
         flushed: u64,
         /// The newest that the store knows of.
@@ -169,26 +169,26 @@ pub enum OpenError {
         "{} is damaged, so a lost end of the store in {} would not be noticed; nothing was changed; \
          restore the data directory from a copy, or look at the store and go on with what is there \
          by: replicator check --repair --data-dir {}",
-        witness.display(), dir.display(), dir.display()
+        marker_file.display(), dir.display(), dir.display()
     )]
-    WitnessWrong {
+    MarkerWrong {
         /// The data directory.
         dir: PathBuf,
         /// The file `COMMITTED`.
-        witness: PathBuf,
+        marker_file: PathBuf,
     },
     /// The file `COMMITTED` is of a store that came after the current one.
     #[error(
         "{} names {other}, and CURRENT names {store}, which is older: what was accepted since is not \
          in it; nothing was changed; restore the data directory {} from a copy, or go on with what \
          is in {store} by: replicator check --repair --data-dir {}",
-        witness.display(), dir.display(), dir.display()
+        marker_file.display(), dir.display(), dir.display()
     )]
-    WitnessOfAnother {
+    MarkerOfAnother {
         /// The data directory.
         dir: PathBuf,
         /// The file `COMMITTED`.
-        witness: PathBuf,
+        marker_file: PathBuf,
         /// The name of the current store.
         store: String,
         /// The name of the store in that file.

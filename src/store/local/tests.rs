@@ -134,7 +134,7 @@ pub(super) fn image(dir: &Path) -> TempDir {
     fn copy(from: &Path, to: &Path) {
         let mut paths: Vec<_> =
             std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()).collect();
-        // The witness before the store, so that it is not ahead where a commit comes between.
+        // The commit marker before the store, so that it is not ahead where a commit comes between.
         paths.sort_by_key(|path| path.is_dir());
         for path in paths {
             let to = to.join(path.file_name().unwrap());

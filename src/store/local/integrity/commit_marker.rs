@@ -2,7 +2,7 @@
 //! outside of sled after the flush.
 //!
 //! sled takes damage at the end of its log for an interrupted write and drops it; the
-//! [`ledger`](super::ledger) is dropped with it and cannot tell. The witness can: a store whose
+//! [`ledger`](super::ledger) is dropped with it and cannot tell. The commit marker can: a store whose
 //! newest ledger has a smaller number has lost its end, and a log that is not whole up to that place
 //! is damaged ([`sled_log`](super::sled_log)).
 //!
@@ -31,7 +31,7 @@ const MOST_BYTES: u64 = 256;
 
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store::local) enum Testimony {
+pub(in crate::store::local) enum Marker {
     /// So many commits of this store were flushed.
     Commits {
         /// The name of the store.
@@ -47,7 +47,7 @@ pub(in crate::store::local) enum Testimony {
     Unreadable,
 }
 
-impl Testimony {
+impl Marker {
     /// Up to where the log of the store at this path must be whole.
     pub(in crate::store::local) fn durable(&self, path: &Path) -> u64 {
         match self {
@@ -70,7 +70,7 @@ pub(in crate::store::local) fn path(dir: &Path) -> PathBuf {
 }
 
 /// Reads the file.
-pub(in crate::store::local) fn read(dir: &Path) -> Result<Testimony, OpenError> {
+pub(in crate::store::local) fn read(dir: &Path) -> Result<Marker, OpenError> {
     let path = path(dir);
     let read = || {
         let mut bytes = Vec::new();
@@ -79,9 +79,9 @@ pub(in crate::store::local) fn read(dir: &Path) -> Result<Testimony, OpenError> 
     };
     match read() {
         // As a crash left it under an older release, which made it in its place.
-        Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => Ok(Testimony::Missing),
-        Ok(bytes) => Ok(parse(&bytes).unwrap_or(Testimony::Unreadable)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Testimony::Missing),
+        Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => Ok(Marker::Missing),
+        Ok(bytes) => Ok(parse(&bytes).unwrap_or(Marker::Unreadable)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Marker::Missing),
         Err(error) => Err(OpenError::io("read", &path)(error)),
     }
 }
@@ -101,7 +101,7 @@ fn sealed(text: &str) -> String {
     format!("{text}{sum:08x}\n")
 }
 
-fn parse(bytes: &[u8]) -> Option<Testimony> {
+fn parse(bytes: &[u8]) -> Option<Marker> {
     let text = std::str::from_utf8(bytes).ok()?;
     let (store, number, durable, well) = match text.split(' ').collect::<Vec<_>>()[..] {
         [VERSION, store, number, durable, _] => {
@@ -115,12 +115,12 @@ fn parse(bytes: &[u8]) -> Option<Testimony> {
         _ => return None,
     };
     let store = store.to_owned();
-    (text == well).then_some(Testimony::Commits { store, number, durable })
+    (text == well).then_some(Marker::Commits { store, number, durable })
 }
 
 /// The open file.
 #[derive(Debug)]
-pub(in crate::store::local) struct Witness {
+pub(in crate::store::local) struct MarkerFile {
     store: String,
     number: u64,
     /// Of this file the store's log is made.
@@ -128,7 +128,7 @@ pub(in crate::store::local) struct Witness {
     file: File,
 }
 
-impl Witness {
+impl MarkerFile {
     /// Takes the file into use for `store`, which is open, and makes it durable.
     pub(in crate::store::local) fn begin(
         dir: &Path,
@@ -152,7 +152,7 @@ impl Witness {
     }
 
     /// Says that this commit was flushed. A disk that fails shows it by the flush; here it only
-    /// leaves the witness behind, which it may be.
+    /// leaves the commit marker behind, which it may be.
     pub(in crate::store::local) fn flushed(&mut self, number: u64) {
         self.number = number;
         self.say();
@@ -166,7 +166,7 @@ impl Witness {
 
 /// The store is closed, and with it all of its log durable; or another one has taken its place, and
 /// another file that of this.
-impl Drop for Witness {
+impl Drop for MarkerFile {
     fn drop(&mut self) {
         self.say();
         let _ = self.file.sync_data();
@@ -188,16 +188,16 @@ mod tests {
         dir
     }
 
-    fn said(store: &str, number: u64, durable: u64) -> Testimony {
-        Testimony::Commits { store: store.into(), number, durable }
+    fn said(store: &str, number: u64, durable: u64) -> Marker {
+        Marker::Commits { store: store.into(), number, durable }
     }
 
     #[test]
     fn what_was_written_is_read_and_nothing_else() {
         let dir = dir_with(&["store-000001", "store-000002"]);
-        assert_eq!(read(dir.path()).unwrap(), Testimony::Missing);
-        let mut witness = Witness::begin(dir.path(), "store-000001", 8).unwrap();
-        witness.flushed(123);
+        assert_eq!(read(dir.path()).unwrap(), Marker::Missing);
+        let mut marker_file = MarkerFile::begin(dir.path(), "store-000001", 8).unwrap();
+        marker_file.flushed(123);
         let written = fs::read(path(dir.path())).unwrap();
         assert!(written.starts_with(b"2 store-000001 00000000000000000123 "), "{written:?}");
         assert_eq!(parse(&written), Some(said("store-000001", 123, 0)));
@@ -208,15 +208,15 @@ mod tests {
             assert_eq!(parse(&written[..at]), None, "cut at {at}");
         }
         fs::write(path(dir.path()), b"\0\0\x01").unwrap();
-        assert_eq!(read(dir.path()).unwrap(), Testimony::Unreadable);
+        assert_eq!(read(dir.path()).unwrap(), Marker::Unreadable);
         // What a crash could leave while an older release made it.
         for nothing in [&b""[..], &[0; 44]] {
             fs::write(path(dir.path()), nothing).unwrap();
-            assert_eq!(read(dir.path()).unwrap(), Testimony::Missing);
+            assert_eq!(read(dir.path()).unwrap(), Marker::Missing);
         }
-        let next = Witness::begin(dir.path(), "store-000002", 9).unwrap();
+        let next = MarkerFile::begin(dir.path(), "store-000002", 9).unwrap();
         // That of the one before has no say any more.
-        drop(witness);
+        drop(marker_file);
         assert_eq!(read(dir.path()).unwrap(), said("store-000002", 9, 0));
         drop(next);
         assert_eq!(read(dir.path()).unwrap(), said("store-000002", 9, 0));

@@ -210,11 +210,11 @@ fn a_store_that_lost_the_end_of_its_log_is_refused_by_what_the_witness_saw() {
     accept(&opened, &small(1)).unwrap();
     let before = image(dir.path());
     accept(&opened, &small(2)).unwrap();
-    let witness = dir.path().join("COMMITTED");
-    std::fs::copy(&witness, before.path().join("COMMITTED")).unwrap();
+    let marker_file = dir.path().join("COMMITTED");
+    std::fs::copy(&marker_file, before.path().join("COMMITTED")).unwrap();
     let error = refusal(before.path());
     assert!(error.contains("has lost the end of") && error.contains("COMMITTED"), "{error}");
-    // Nothing but the witness knows: without it the store opens, and says so.
+    // Nothing but the commit marker knows: without it the store opens, and says so.
     std::fs::remove_file(before.path().join("COMMITTED")).unwrap();
     let (opened, recovered, report) = open(before.path());
     assert_eq!((recovered.len(), report.witnessed), (1, false));
@@ -230,19 +230,20 @@ fn a_witness_that_is_damaged_or_of_a_store_to_come_is_refused_and_nothing_is_cha
     let (opened, ..) = open(dir.path());
     accept(&opened, &small(1)).unwrap();
     close(opened);
-    let witness = dir.path().join("COMMITTED");
+    let marker_file = dir.path().join("COMMITTED");
     let log = dir.path().join("store-000001/db");
-    let (well, before) = (std::fs::read(&witness).unwrap(), std::fs::read(&log).unwrap());
+    let (well, before) = (std::fs::read(&marker_file).unwrap(), std::fs::read(&log).unwrap());
     let flipped: Vec<_> = well.iter().map(|byte| byte ^ 1).collect();
     for harm in [&b"store-000001 torn"[..], &well[..20], &flipped, &[0xff; 5000]] {
-        std::fs::write(&witness, harm).unwrap();
+        std::fs::write(&marker_file, harm).unwrap();
         let error = refusal(dir.path());
         assert!(error.contains("COMMITTED is damaged, so a lost end"), "{error}");
         assert!(error.contains("replicator check --repair"), "{error}");
     }
     // By a release before this one, which knows no place in the log.
     let text = "store-000002 00000000000000000001 ";
-    std::fs::write(&witness, format!("{text}{:08x}\n", crc32fast::hash(text.as_bytes()))).unwrap();
+    std::fs::write(&marker_file, format!("{text}{:08x}\n", crc32fast::hash(text.as_bytes())))
+        .unwrap();
     let error = refusal(dir.path());
     assert!(error.contains("names store-000002, and CURRENT names store-000001"), "{error}");
     assert_eq!(std::fs::read(&log).unwrap(), before);

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use crate::store::local::database::{Database, open_copy, open_sled, unread};
 use crate::store::local::directory::{self, Directory};
 use crate::store::local::error::{Failure, OpenError, guarded};
-use crate::store::local::integrity::commit_marker::{self, Testimony, Witness};
+use crate::store::local::integrity::commit_marker::{self, Marker, MarkerFile};
 use crate::store::local::integrity::ledger::Ledger;
 use crate::store::local::integrity::quarantine::{self, SetAside};
 use crate::store::local::integrity::rebuild::Place;
@@ -125,7 +125,7 @@ impl Copied {
     /// would be removed as one that is not current.
     fn is_the_newest(&self, dir: &Path) -> Result<(), OpenError> {
         match commit_marker::read(dir)? {
-            Testimony::Commits { store: newer, .. }
+            Marker::Commits { store: newer, .. }
                 if directory::number(&newer) > directory::number(&self.store)
                     && dir.join(&newer).is_dir() =>
             {
@@ -214,7 +214,7 @@ impl Copied {
         Ok(checked)
     }
 
-    /// The rows of `meta`, and the witness; on the copy as it is.
+    /// The rows of `meta`, and the commit marker; on the copy as it is.
     fn examine_meta(
         &self,
         dir: &Path,
@@ -244,36 +244,36 @@ impl Copied {
         let ledger_is_well = unreadable.iter().all(|damage| damage.key != keys::LEDGER);
         checked.problems.extend(unreadable.iter().map(ToString::to_string));
         checked.commit = number.unwrap_or_default();
-        let witness = commit_marker::path(dir);
-        let testimony = commit_marker::read(dir)?;
-        if testimony.is_of_one_after(&self.original) {
+        let marker_file = commit_marker::path(dir);
+        let marker = commit_marker::read(dir)?;
+        if marker.is_of_one_after(&self.original) {
             checked.problems.push(format!(
                 "{} names a store that came after {}, which CURRENT names",
-                witness.display(),
+                marker_file.display(),
                 self.store
             ));
         }
-        match testimony {
-            Testimony::Commits { store, number, .. } if store == self.store => {
+        match marker {
+            Marker::Commits { store, number, .. } if store == self.store => {
                 if ledger_is_well && checked.commit < number {
                     checked.problems.push(format!(
                         "the end of {} is lost: {} says that commit {number} was on disk, and the \
                          last one found is {}",
                         self.original.display(),
-                        witness.display(),
+                        marker_file.display(),
                         checked.commit
                     ));
                 }
             }
-            Testimony::Commits { .. } => {}
-            Testimony::Missing if number.is_none() => {}
-            Testimony::Missing => checked.notes.push(format!(
+            Marker::Commits { .. } => {}
+            Marker::Missing if number.is_none() => {}
+            Marker::Missing => checked.notes.push(format!(
                 "{} is missing, so a lost end of the log would not be noticed",
-                witness.display()
+                marker_file.display()
             )),
-            Testimony::Unreadable => checked.problems.push(format!(
+            Marker::Unreadable => checked.problems.push(format!(
                 "{} is damaged, so a lost end of the log would not be noticed",
-                witness.display()
+                marker_file.display()
             )),
         }
         Ok(())
@@ -317,7 +317,7 @@ impl Copied {
             Ok::<_, Failure>((report.set_aside, store, database.ledger().0.number))
         };
         let (set_aside, store, number) = guarded(mend).map_err(in_dir())?;
-        drop(Witness::begin(dir, &store, number)?);
+        drop(MarkerFile::begin(dir, &store, number)?);
         self.directory.clear_beside(&dir.join(store))?;
         Ok(set_aside)
     }

@@ -102,8 +102,8 @@ fn what_is_damaged_or_missing_is_told_and_stays_until_a_repair() {
 fn a_store_that_lost_its_end_goes_on_after_a_repair() {
     let dir = tempfile::tempdir().unwrap();
     three(dir.path());
-    let witness = Witness::begin(dir.path(), "store-000001", 1_000).unwrap();
-    drop(witness);
+    let marker_file = MarkerFile::begin(dir.path(), "store-000001", 1_000).unwrap();
+    drop(marker_file);
     assert!(refusal(dir.path()).contains("check --repair"));
     let checked = check(&settings(dir.path()), true).unwrap();
     assert_eq!(checked.problems.len(), 1);
