@@ -50,12 +50,12 @@ pub(super) struct Database {
     idempotency: sled::Tree,
     /// Changed by one thread only, first recovery's, then the committer's. It must be the last to go:
     /// the commit marker in it says how far the log was durable when the database was closed.
-    books: Arc<Mutex<Books>>,
+    write_state: Arc<Mutex<WriteState>>,
 }
 
 /// What is written and not closed by a ledger yet.
 #[derive(Debug)]
-struct Books {
+struct WriteState {
     /// The number is that of the last ledger written, the rest is up to date.
     ledger: Ledger,
     /// Something was written behind that ledger.
@@ -93,7 +93,7 @@ impl Mirror {
     }
 }
 
-impl Books {
+impl WriteState {
     /// One row took the place of another, or of none.
     fn replaced(&mut self, tree: Tree, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) {
         self.ledger.tallies.replace(tree, old, new);
@@ -234,10 +234,16 @@ impl Database {
         let missing = || rows::damage(Tree::Meta, keys::LEDGER, "is missing");
         let ledger = Ledger::load(&meta)?.ok_or_else(missing)?;
         let settling = !ledger::binds(&ledger, &meta)?;
-        let books =
-            Books { ledger, open: false, settling, marker_file: None, live_bytes: 0, mirror: None };
+        let write_state = WriteState {
+            ledger,
+            open: false,
+            settling,
+            marker_file: None,
+            live_bytes: 0,
+            mirror: None,
+        };
         Ok(Self {
-            books: Arc::new(Mutex::new(books)),
+            write_state: Arc::new(Mutex::new(write_state)),
             meta,
             tasks: tree(Tree::Tasks)?,
             values: tree(Tree::Values)?,
@@ -251,16 +257,16 @@ impl Database {
 
     /// Makes all that was written so far durable, as one commit.
     pub(super) fn flush(&self) -> Result<(), Failure> {
-        let mut books = self.books();
-        if books.open {
-            books.ledger.number += 1;
-            let payload = books.ledger.payload();
-            books.put_meta(&self.meta, keys::LEDGER, &payload)?;
-            books.open = false;
-            books.settling = false;
+        let mut write_state = self.write_state();
+        if write_state.open {
+            write_state.ledger.number += 1;
+            let payload = write_state.ledger.payload();
+            write_state.put_meta(&self.meta, keys::LEDGER, &payload)?;
+            write_state.open = false;
+            write_state.settling = false;
         }
         self.db.flush()?;
-        let Books { ledger, marker_file, .. } = &mut *books;
+        let WriteState { ledger, marker_file, .. } = &mut *write_state;
         if let Some(marker_file) = marker_file {
             marker_file.flushed(ledger.number);
         }
@@ -270,26 +276,26 @@ impl Database {
     /// The ledger as it is on disk when nothing was written since the last flush; and whether the
     /// trees must hold what it says.
     pub(super) fn ledger(&self) -> (Ledger, bool) {
-        let books = self.books();
-        (books.ledger, !books.settling)
+        let write_state = self.write_state();
+        (write_state.ledger, !write_state.settling)
     }
 
     /// Takes what recovery found for what there must be from now on.
     pub(super) fn adopt(&self, highest: Option<TaskId>, tallies: Tallies, live_bytes: u64) {
-        let mut books = self.books();
-        books.live_bytes = live_bytes;
-        books.ledger.highest = books.ledger.highest.max(highest.unwrap_or(TaskId(0)));
-        books.ledger.tallies = tallies;
+        let mut write_state = self.write_state();
+        write_state.live_bytes = live_bytes;
+        write_state.ledger.highest = write_state.ledger.highest.max(highest.unwrap_or(TaskId(0)));
+        write_state.ledger.tallies = tallies;
     }
 
     /// From now on each commit is told to `marker_file`.
     pub(super) fn set_marker(&self, marker_file: MarkerFile) {
-        self.books().marker_file = Some(marker_file);
+        self.write_state().marker_file = Some(marker_file);
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
+    fn write_state(&self) -> MutexGuard<'_, WriteState> {
         // Who panicked while it wrote has ended the store; nobody commits after it.
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+        self.write_state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The rows of a tree.
@@ -308,10 +314,10 @@ impl Database {
     /// Writes a row.
     pub(super) fn put(&self, tree: Tree, key: &[u8], payload: &[u8]) -> Result<(), Failure> {
         let row = rows::seal(tree, key, payload);
-        let mut books = self.books();
+        let mut write_state = self.write_state();
         let old = self.tree(tree).insert(key, &*row)?;
-        books.open = true;
-        books.replaced(tree, key, old.as_deref(), Some(&row));
+        write_state.open = true;
+        write_state.replaced(tree, key, old.as_deref(), Some(&row));
         Ok(())
     }
 
@@ -321,35 +327,35 @@ impl Database {
         if tree != Tree::Idempotency {
             self.begin_settling()?;
         }
-        let mut books = self.books();
+        let mut write_state = self.write_state();
         let old = self.tree(tree).remove(key)?;
-        books.open = true;
-        books.replaced(tree, key, old.as_deref(), None);
+        write_state.open = true;
+        write_state.replaced(tree, key, old.as_deref(), None);
         Ok(old)
     }
 
     /// Before rows of former commits change: says so on disk, once for each ledger.
     fn begin_settling(&self) -> Result<(), Failure> {
-        let mut books = self.books();
-        if !books.settling {
-            let number = books.ledger.number.to_be_bytes();
-            books.put_meta(&self.meta, keys::SETTLING, &number)?;
-            books.settling = true;
-            books.open = true;
+        let mut write_state = self.write_state();
+        if !write_state.settling {
+            let number = write_state.ledger.number.to_be_bytes();
+            write_state.put_meta(&self.meta, keys::SETTLING, &number)?;
+            write_state.settling = true;
+            write_state.open = true;
         }
         Ok(())
     }
 
     /// The length of all keys and rows but those of `meta`, in bytes.
     pub(super) fn live_bytes(&self) -> u64 {
-        self.books().live_bytes
+        self.write_state().live_bytes
     }
 
     /// The trees of a database that is to become equal to this one, with the same books.
     pub(super) fn beside(&self, db: sled::Db) -> Result<Self, Failure> {
         let tree = |tree: Tree| db.open_tree(tree.name());
         Ok(Self {
-            books: Arc::clone(&self.books),
+            write_state: Arc::clone(&self.write_state),
             meta: tree(Tree::Meta)?,
             tasks: tree(Tree::Tasks)?,
             values: tree(Tree::Values)?,
@@ -364,14 +370,15 @@ impl Database {
     /// From now on every row goes to `other` as well, or to none.
     pub(super) fn mirror_to(&self, other: Option<&Self>) {
         let trees = |other: &Self| TREES.map(|tree| (tree, other.tree(tree).clone())).to_vec();
-        self.books().mirror = other.map(|other| Mirror { trees: trees(other), failure: None });
+        self.write_state().mirror =
+            other.map(|other| Mirror { trees: trees(other), failure: None });
     }
 
     /// Why a row did not get into the mirror; it is none any more then.
     pub(super) fn mirror_failure(&self) -> Option<Failure> {
-        let mut books = self.books();
-        let failure = books.mirror.as_mut()?.failure.take()?;
-        books.mirror = None;
+        let mut write_state = self.write_state();
+        let failure = write_state.mirror.as_mut()?.failure.take()?;
+        write_state.mirror = None;
         Some(failure)
     }
 
@@ -404,7 +411,7 @@ impl Database {
         task: &Task,
         idempotency: Option<&Idempotency>,
     ) -> Result<(), Failure> {
-        if task.id <= self.books().ledger.highest {
+        if task.id <= self.write_state().ledger.highest {
             // The ledger on disk counts up to there, and did not count this one.
             self.begin_settling()?;
         }
@@ -415,8 +422,8 @@ impl Database {
         faults::point("commit.chunks-written");
         self.put(Tree::Tasks, &keys::of_task(task.id), &stream.head()?)?;
         faults::point("commit.row-written");
-        let mut books = self.books();
-        books.ledger.highest = books.ledger.highest.max(task.id);
+        let mut write_state = self.write_state();
+        write_state.ledger.highest = write_state.ledger.highest.max(task.id);
         Ok(())
     }
 
