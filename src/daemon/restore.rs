@@ -111,9 +111,9 @@ fn read(
     };
     let mut batch = Vec::with_capacity(BATCH);
     let mut each = |handed| {
-        let anew = matches!(handed, Handed::Anew);
+        let restart = matches!(handed, Handed::Restart);
         batch.push(handed);
-        if anew || batch.len() == BATCH {
+        if restart || batch.len() == BATCH {
             let _ = found.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
         }
     };

@@ -23,7 +23,7 @@ use self::integrity::{commit_marker, quarantine, scan, sled_log};
 use self::keys::Tree;
 use self::migrate::Migrated;
 use self::presence::Presence;
-use self::recover::{Mended, Missing};
+use self::recover::{OnMissing, Recovery};
 use crate::faults;
 use crate::task::{Node, TaskId, Timestamp};
 
@@ -231,8 +231,8 @@ impl Store {
             let Files { directory, store, cache_bytes, .. } = &files;
             let cache_bytes = *cache_bytes;
             let place = Place { directory, store, cache_bytes, now, log_is_whole };
-            let Mended { report, unused: next_id, kept, fresh } =
-                recover::mend(&files.database(), place, Missing::Refuse, each)?;
+            let Recovery { report, unused: next_id, kept, fresh } =
+                recover::mend(&files.database(), place, OnMissing::Refuse, each)?;
             faults::point("recover.scanned");
             if let Some((name, database)) = fresh {
                 files.store = name;

@@ -57,7 +57,7 @@ pub enum Handed {
     Task(Recovered),
     /// The store is damaged: what was handed over before is to be forgotten, and what is whole comes
     /// once more as it is now.
-    Anew,
+    Restart,
 }
 
 impl Handed {
@@ -65,14 +65,14 @@ impl Handed {
     pub fn collect_into(self, all: &mut Vec<Recovered>) {
         match self {
             Self::Task(task) => all.push(task),
-            Self::Anew => all.clear(),
+            Self::Restart => all.clear(),
         }
     }
 }
 
 /// What to do about rows that the ledger counts and that are not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Missing {
+pub(super) enum OnMissing {
     /// Change nothing and say so.
     Refuse,
     /// Go on with what is left.
@@ -80,7 +80,7 @@ pub(super) enum Missing {
 }
 
 /// What is there once the store is in order.
-pub(super) struct Mended {
+pub(super) struct Recovery {
     pub(super) report: RecoveryReport,
     /// Every id from here on is unused.
     pub(super) unused: TaskId,
@@ -91,15 +91,15 @@ pub(super) struct Mended {
 
 /// Brings the store into order: compares it with the ledger and removes what crashes have left; or,
 /// if anything is damaged, the log among it, sets that aside and puts a fresh store with the rest in
-/// its place. With [`Missing::Accept`] it is taken for damaged.
+/// its place. With [`OnMissing::Accept`] it is taken for damaged.
 pub(super) fn mend(
     database: &Database,
     place: Place<'_>,
-    missing: Missing,
+    missing: OnMissing,
     each: &mut dyn FnMut(Handed),
-) -> Result<Mended, Failure> {
+) -> Result<Recovery, Failure> {
     let mut found = scan::walk(database, &mut |task| each(Handed::Task(task)))?;
-    if missing == Missing::Refuse
+    if missing == OnMissing::Refuse
         && let Some(gone) = gone(database, &found)
     {
         return Err(Failure::Gone(gone));
@@ -111,8 +111,8 @@ pub(super) fn mend(
     let keys_restored = found.keyless.len() as u64;
     let (mut set_aside, mut fresh) = (SetAside::default(), None);
     let well = place.log_is_whole && !found.returned && found.damaged.is_empty();
-    if missing == Missing::Accept || !well {
-        each(Handed::Anew);
+    if missing == OnMissing::Accept || !well {
+        each(Handed::Restart);
         let quarantine = Quarantine::of(place.directory.path(), place.store, place.now);
         set_aside = quarantine.set_aside(database, found.damaged.clone())?;
         let newer = Newer::among(database, &found.damaged)?;
@@ -153,7 +153,7 @@ pub(super) fn mend(
         rebuilt,
         ..RecoveryReport::default()
     };
-    Ok(Mended { report, unused, kept, fresh })
+    Ok(Recovery { report, unused, kept, fresh })
 }
 
 /// What must be there by the ledger, and is not.

@@ -24,7 +24,7 @@ use crate::store::local::integrity::scan;
 use crate::store::local::integrity::sled_log;
 use crate::store::local::keys::{self, Tree};
 use crate::store::local::migrate::{self, Migrated};
-use crate::store::local::recover::{self, Mended, Missing};
+use crate::store::local::recover::{self, OnMissing, Recovery};
 use crate::store::local::{Settings, commit, fsync, rows};
 
 const COPY: &str = "check.tmp";
@@ -309,8 +309,8 @@ impl Copied {
             let &Settings { cache_bytes, now, .. } = settings;
             let (directory, store) = (&self.directory, &*self.store);
             let place = Place { directory, store, cache_bytes, now, log_is_whole };
-            let Mended { report, unused, fresh, .. } =
-                recover::mend(&database, place, Missing::Accept, &mut drop)?;
+            let Recovery { report, unused, fresh, .. } =
+                recover::mend(&database, place, OnMissing::Accept, &mut drop)?;
             let (store, database) = fresh.unwrap_or_else(|| (self.store.clone(), database));
             database.set_sequence(commit::lease(unused))?;
             database.flush()?;
