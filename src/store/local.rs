@@ -18,7 +18,7 @@ use self::error::{Failure, guarded};
 use self::integrity::commit_marker::{Marker, MarkerFile};
 use self::integrity::ledger::Ledger;
 use self::integrity::rebuild::Place;
-use self::integrity::scan::Kept;
+use self::integrity::scan::SideTables;
 use self::integrity::{commit_marker, quarantine, scan, sled_log};
 use self::keys::Tree;
 use self::migrate::Migrated;
@@ -231,7 +231,7 @@ impl Store {
             let Files { directory, store, cache_bytes, .. } = &files;
             let cache_bytes = *cache_bytes;
             let place = Place { directory, store, cache_bytes, now, log_is_whole };
-            let Recovery { report, unused: next_id, kept, fresh } =
+            let Recovery { report, unused: next_id, side_tables, fresh } =
                 recover::mend(&files.database(), place, OnMissing::Refuse, each)?;
             faults::point("recover.scanned");
             if let Some((name, database)) = fresh {
@@ -246,9 +246,9 @@ impl Store {
             faults::point("recover.flushed");
             let quarantined_rows = quarantine::rows_in(&dir).unwrap_or(report.set_aside.rows);
             let report = RecoveryReport { witnessed, quarantined_rows, ..report };
-            Ok((report, kept, next_id, lease))
+            Ok((report, side_tables, next_id, lease))
         };
-        let (report, kept, next_id, lease) =
+        let (report, side_tables, next_id, lease) =
             guarded::<_, Failure>(read).map_err(OpenError::in_store(&dir))?;
         // Not before the current one has shown that it can be read.
         files.directory.clear_beside(&dir.join(&files.store))?;
@@ -258,7 +258,7 @@ impl Store {
         let files = Arc::new(files);
         let committer = commit::start(Arc::clone(&files), lease, notify)
             .map_err(OpenError::io("start the committer of", &dir))?;
-        let Kept { replicas, idempotency } = kept;
+        let SideTables { replicas, idempotency } = side_tables;
         let reader = Reader { files };
         let opened = Opened { committer, reader, next_id, replicas, idempotency };
         Ok((opened, report))

@@ -9,7 +9,7 @@ use super::database::Database;
 use super::error::{Failure, Gone};
 use super::integrity::quarantine::{Newer, Quarantine, SetAside};
 use super::integrity::rebuild::{Place, Rebuilt, rebuild, told};
-use super::integrity::scan::{self, Found, Kept};
+use super::integrity::scan::{self, Scan, SideTables};
 use super::rows::Header;
 use crate::faults;
 use crate::task::{Idempotency, Progress, TaskId};
@@ -84,7 +84,7 @@ pub(super) struct Recovery {
     pub(super) report: RecoveryReport,
     /// Every id from here on is unused.
     pub(super) unused: TaskId,
-    pub(super) kept: Kept,
+    pub(super) side_tables: SideTables,
     /// The name of the store that took the place of a damaged one, and the store.
     pub(super) fresh: Option<(String, Database)>,
 }
@@ -141,7 +141,7 @@ pub(super) fn mend(
             faults::point("recover.key-written");
         }
     }
-    let Found { tasks, value_bytes, dead_letters, kept, .. } = found;
+    let Scan { tasks, value_bytes, dead_letters, side_tables, .. } = found;
     let rebuilt = fresh.is_some();
     let report = RecoveryReport {
         tasks,
@@ -153,11 +153,11 @@ pub(super) fn mend(
         rebuilt,
         ..RecoveryReport::default()
     };
-    Ok(Recovery { report, unused, kept, fresh })
+    Ok(Recovery { report, unused, side_tables, fresh })
 }
 
 /// What must be there by the ledger, and is not.
-pub(super) fn gone(database: &Database, found: &Found) -> Option<Gone> {
+pub(super) fn gone(database: &Database, found: &Scan) -> Option<Gone> {
     let (ledger, binding) = database.ledger();
     let differ = ledger.tallies.differ(&found.counted, &found.broken).filter(|_| binding)?;
     Some(Gone(differ))

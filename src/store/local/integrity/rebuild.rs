@@ -14,7 +14,7 @@ use std::fs;
 use std::path::Path;
 
 use super::quarantine::Newer;
-use super::scan::{self, Found};
+use super::scan::{self, Scan};
 use crate::faults;
 use crate::store::local::database::{Database, open_sled};
 use crate::store::local::directory::{self, Directory};
@@ -52,7 +52,7 @@ pub(in crate::store::local) struct Rebuilt {
 /// Makes it of what is whole in `old`, where `found` was; ids go on from `unused`.
 pub(in crate::store::local) fn rebuild(
     old: &Database,
-    found: &Found,
+    found: &Scan,
     newer: &Newer,
     place: Place<'_>,
     unused: TaskId,
@@ -78,7 +78,7 @@ pub(in crate::store::local) fn rebuild(
 
 fn make(
     old: &Database,
-    found: &Found,
+    found: &Scan,
     newer: &Newer,
     place: Place<'_>,
     path: &Path,
@@ -108,14 +108,14 @@ fn make(
         }
     })?;
     copied?;
-    for (node, row) in &again.kept.replicas {
+    for (node, row) in &again.side_tables.replicas {
         fresh.set_replica(node, Some(row))?;
     }
     // A key without an answer promises what only its task can keep. Without the task a repeat must
     // become another one.
     let set_aside: HashSet<_> = found.damaged.iter().filter_map(Damage::task).collect();
     let kept = |row: &IdempotencyRow| row.answer.is_some() || !set_aside.contains(&row.task);
-    for (key, row) in again.kept.idempotency.iter().filter(|(_, row)| kept(row)) {
+    for (key, row) in again.side_tables.idempotency.iter().filter(|(_, row)| kept(row)) {
         fresh.set_idempotency(key, Some(row))?;
     }
     // Reading as well has sled merge and split pages. What it lost then is neither copied nor set aside.

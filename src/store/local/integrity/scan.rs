@@ -20,7 +20,7 @@ use crate::task::{Idempotency, Node, Progress, TaskId};
 
 /// What was found.
 #[derive(Debug, Default)]
-pub(in crate::store::local) struct Found {
+pub(in crate::store::local) struct Scan {
     /// Tasks that are whole.
     pub(in crate::store::local) tasks: u64,
     /// The length of their values together, in bytes.
@@ -45,14 +45,14 @@ pub(in crate::store::local) struct Found {
     /// What is not as it was written: of each task the first row.
     pub(in crate::store::local) damaged: Vec<Damage>,
     /// What is kept beside the tasks.
-    pub(in crate::store::local) kept: Kept,
+    pub(in crate::store::local) side_tables: SideTables,
     /// Keys that only the rows of their tasks know. They are among what is kept, too.
     pub(in crate::store::local) keyless: BTreeMap<Box<str>, IdempotencyRow>,
 }
 
 /// What is kept beside the tasks, in the order of the keys.
 #[derive(Debug, Default)]
-pub(in crate::store::local) struct Kept {
+pub(in crate::store::local) struct SideTables {
     pub(in crate::store::local) replicas: Vec<(Node, ReplicaRow)>,
     pub(in crate::store::local) idempotency: Vec<(Box<str>, IdempotencyRow)>,
 }
@@ -61,7 +61,7 @@ pub(in crate::store::local) struct Kept {
 pub(in crate::store::local) fn walk(
     database: &Database,
     each: &mut dyn FnMut(Recovered),
-) -> Result<Found, Failure> {
+) -> Result<Scan, Failure> {
     let (ledger, binds) = database.ledger();
     let cursor = |tree| Cursor { left: database.tree(tree).iter(), next: None };
     let mut walk = Walk {
@@ -70,7 +70,7 @@ pub(in crate::store::local) fn walk(
         progress: cursor(Tree::Progress),
         dead_letters: cursor(Tree::DeadLetters),
         nodes: Nodes::default(),
-        found: Found::default(),
+        found: Scan::default(),
         counted_up_to: ledger.highest,
         binds,
     };
@@ -106,7 +106,7 @@ pub(in crate::store::local) fn walk(
             walk.without_task(tree, key);
         }
     }
-    walk.kept()?;
+    walk.side_tables()?;
     Ok(walk.found)
 }
 
@@ -116,7 +116,7 @@ struct Walk<'a> {
     progress: Cursor,
     dead_letters: Cursor,
     nodes: Nodes,
-    found: Found,
+    found: Scan,
     counted_up_to: TaskId,
     /// The trees must hold what the ledger says.
     binds: bool,
@@ -235,12 +235,12 @@ impl Walk<'_> {
     }
 
     /// The rows that belong to no task.
-    fn kept(&mut self) -> Result<(), Failure> {
+    fn side_tables(&mut self) -> Result<(), Failure> {
         for row in self.database.tree(Tree::Replicas) {
             let (key, row) = row?;
             self.count(Tree::Replicas, &key, &row);
             match replica(&key, &row) {
-                Ok(row) => self.found.kept.replicas.push(row),
+                Ok(row) => self.found.side_tables.replicas.push(row),
                 Err(damage) => self.found.damaged.push(damage),
             }
         }
@@ -248,15 +248,15 @@ impl Walk<'_> {
             let (key, row) = row?;
             self.count(Tree::Idempotency, &key, &row);
             match idempotency(&key, &row) {
-                Ok(row) => self.found.kept.idempotency.push(row),
+                Ok(row) => self.found.side_tables.idempotency.push(row),
                 Err(damage) => self.found.damaged.push(damage),
             }
         }
         if !self.found.keyless.is_empty() {
-            let kept = std::mem::take(&mut self.found.kept.idempotency);
+            let kept = std::mem::take(&mut self.found.side_tables.idempotency);
             let mut all: BTreeMap<_, _> = kept.into_iter().collect();
             all.extend(self.found.keyless.clone());
-            self.found.kept.idempotency = all.into_iter().collect();
+            self.found.side_tables.idempotency = all.into_iter().collect();
         }
         Ok(())
     }

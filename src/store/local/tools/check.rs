@@ -197,8 +197,8 @@ impl Copied {
         checked.tasks = found.tasks;
         checked.value_bytes = found.value_bytes;
         checked.dead_letters = found.dead_letters;
-        checked.replicas = found.kept.replicas.len() as u64;
-        checked.idempotency_keys = found.kept.idempotency.len() as u64;
+        checked.replicas = found.side_tables.replicas.len() as u64;
+        checked.idempotency_keys = found.side_tables.idempotency.len() as u64;
         checked.orphans = found.orphans.len() as u64;
         checked.problems.extend(found.damaged.iter().map(ToString::to_string));
         checked.problems.extend(gone.map(|gone| gone.to_string()));

@@ -25,7 +25,7 @@ use super::check::Copied;
 use crate::store::local::database::{Database, open_sled};
 use crate::store::local::directory::Directory;
 use crate::store::local::error::{Failure, OpenError, guarded};
-use crate::store::local::integrity::scan::{self, Kept};
+use crate::store::local::integrity::scan::{self, SideTables};
 use crate::store::local::{CREATING, Settings, fsync, migrate};
 use crate::task::{Progress, TaskId};
 use crate::text::{plain, unmarked};
@@ -94,14 +94,14 @@ fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Export
             }
         })
     };
-    let mut kept = Kept::default();
+    let mut side_tables = SideTables::default();
     match guarded(walk) {
         Ok(found) => {
             exported.problems.extend(
                 crate::store::local::recover::gone(database, &found).map(|g| g.to_string()),
             );
             exported.problems.extend(found.damaged.iter().map(ToString::to_string));
-            kept = found.kept;
+            side_tables = found.side_tables;
         }
         Err(failure) => exported.problems.push(format!("nothing more can be read: {failure}")),
     }
@@ -110,18 +110,18 @@ fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Export
     }
     exported.problems.extend(unread);
     exported.tasks = tasks;
-    for (node, row) in &kept.replicas {
+    for (node, row) in &side_tables.replicas {
         write_line(out, &lines::replica_line(node, row))?;
     }
-    for (key, row) in &kept.idempotency {
+    for (key, row) in &side_tables.idempotency {
         write_line(out, &lines::key_line(key, row))?;
     }
     let end = End {
         end: 1,
         tasks,
         skipped: expected.saturating_sub(tasks),
-        replicas: kept.replicas.len() as u64,
-        idempotency_keys: kept.idempotency.len() as u64,
+        replicas: side_tables.replicas.len() as u64,
+        idempotency_keys: side_tables.idempotency.len() as u64,
     };
     write_line(out, &end)?;
     out.flush()?;
