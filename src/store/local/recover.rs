@@ -110,8 +110,8 @@ pub(super) fn mend(
     let orphans_removed = found.orphans.len() as u64;
     let keys_restored = found.keyless.len() as u64;
     let (mut set_aside, mut fresh) = (SetAside::default(), None);
-    let well = place.log_is_whole && !found.returned && found.damaged.is_empty();
-    if missing == OnMissing::Accept || !well {
+    let intact = place.log_is_whole && !found.returned && found.damaged.is_empty();
+    if missing == OnMissing::Accept || !intact {
         each(Handed::Restart);
         let quarantine = Quarantine::of(place.directory.path(), place.store, place.now);
         set_aside = quarantine.set_aside(database, found.damaged.clone())?;

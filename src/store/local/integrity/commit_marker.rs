@@ -103,7 +103,7 @@ fn sealed(text: &str) -> String {
 
 fn parse(bytes: &[u8]) -> Option<Marker> {
     let text = std::str::from_utf8(bytes).ok()?;
-    let (store, number, durable, well) = match text.split(' ').collect::<Vec<_>>()[..] {
+    let (store, number, durable, intact) = match text.split(' ').collect::<Vec<_>>()[..] {
         [VERSION, store, number, durable, _] => {
             let (number, durable) = (number.parse().ok()?, durable.parse().ok()?);
             (store, number, durable, line(store, number, durable))
@@ -115,7 +115,7 @@ fn parse(bytes: &[u8]) -> Option<Marker> {
         _ => return None,
     };
     let store = store.to_owned();
-    (text == well).then_some(Marker::Commits { store, number, durable })
+    (text == intact).then_some(Marker::Commits { store, number, durable })
 }
 
 /// The open file.

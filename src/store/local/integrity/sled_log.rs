@@ -103,10 +103,10 @@ fn message(bytes: &[u8], segment: u64) -> Option<(u8, usize)> {
     let mut is = crc32fast::Hasher::new();
     is.update(body);
     is.update(header);
-    let well = KINDS.contains(&kind)
+    let intact = KINDS.contains(&kind)
         && number_of_segment == segment
         && !is.finalize() == u32::from_le_bytes(sum);
-    well.then_some((kind, 4 + header.len() + body.len()))
+    intact.then_some((kind, 4 + header.len() + body.len()))
 }
 
 /// A number as sled writes it, and what follows.
@@ -173,8 +173,8 @@ mod tests {
         let is_whole = || is_whole(&store, proven).unwrap();
         assert!(is_whole());
         let file = store.join("db");
-        let well = fs::read(&file).unwrap();
-        let segments = segments(&well);
+        let intact = fs::read(&file).unwrap();
+        let segments = segments(&intact);
         assert!(segments.len() > 4);
         for &(number, segment) in &segments {
             let last = end(segment) - 1;
@@ -182,19 +182,19 @@ mod tests {
             let last = if SEGMENT - last < MESSAGE_HEADER { 100_000 } else { last };
             for at in [0, 5, 19, 20, 24, 25, 1_000, last / 2, last] {
                 let at = at.min(last);
-                let mut bytes = well.clone();
+                let mut bytes = intact.clone();
                 bytes[number * SEGMENT + at] ^= 1;
                 fs::write(&file, bytes).unwrap();
                 assert!(!is_whole(), "byte {at} of segment {number}");
             }
         }
         let &(number, last) = segments.last().unwrap();
-        let mut bytes = well.clone();
+        let mut bytes = intact.clone();
         bytes[number * SEGMENT..][..last.len()].fill(0);
         fs::write(&file, bytes).unwrap();
         assert!(!is_whole(), "without the last segment");
         // Where the last segment ends, there is nothing yet, or what was there before.
-        let mut bytes = well.clone();
+        let mut bytes = intact.clone();
         bytes[number * SEGMENT + end(last)..][..last.len() - end(last)].fill(7);
         fs::write(&file, bytes).unwrap();
         assert!(is_whole());
@@ -212,19 +212,19 @@ mod tests {
         let store = committed.path().join("store-000001");
         let proven = commit_marker::read(committed.path()).unwrap().durable(&store);
         let file = store.join("db");
-        let well = fs::read(&file).unwrap();
-        let segments = segments(&well);
+        let intact = fs::read(&file).unwrap();
+        let segments = segments(&intact);
         let &(number, last) = segments.last().unwrap();
         assert_eq!(proven, header(last).unwrap().0 + end(last) as u64);
         // By what the log says itself, all of the last segment could be cut.
         assert!(is_whole(&store, 0).unwrap() && is_whole(&store, proven).unwrap());
-        let mut bytes = well.clone();
+        let mut bytes = intact.clone();
         bytes[number * SEGMENT + end(last) - 1] ^= 1;
         fs::write(&file, &bytes).unwrap();
         assert!(is_whole(&store, 0).unwrap());
         assert!(!is_whole(&store, proven).unwrap());
         // A message behind it that did not reach the disk whole.
-        let mut bytes = well.clone();
+        let mut bytes = intact.clone();
         bytes.truncate(number * SEGMENT + end(last));
         bytes.extend([1, 2, 3, 4, 5, 100]);
         fs::write(&file, &bytes).unwrap();

@@ -232,9 +232,9 @@ fn a_witness_that_is_damaged_or_of_a_store_to_come_is_refused_and_nothing_is_cha
     close(opened);
     let marker_file = dir.path().join("COMMITTED");
     let log = dir.path().join("store-000001/db");
-    let (well, before) = (std::fs::read(&marker_file).unwrap(), std::fs::read(&log).unwrap());
-    let flipped: Vec<_> = well.iter().map(|byte| byte ^ 1).collect();
-    for harm in [&b"store-000001 torn"[..], &well[..20], &flipped, &[0xff; 5000]] {
+    let (intact, before) = (std::fs::read(&marker_file).unwrap(), std::fs::read(&log).unwrap());
+    let flipped: Vec<_> = intact.iter().map(|byte| byte ^ 1).collect();
+    for harm in [&b"store-000001 torn"[..], &intact[..20], &flipped, &[0xff; 5000]] {
         std::fs::write(&marker_file, harm).unwrap();
         let error = refusal(dir.path());
         assert!(error.contains("COMMITTED is damaged, so a lost end"), "{error}");

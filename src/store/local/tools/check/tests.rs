@@ -135,10 +135,10 @@ fn a_damaged_log_is_told_where_nothing_is_missing() {
     accept(&opened, &large(31, 1_000)).unwrap();
     close(opened);
     let file = dir.path().join("store-000001/db");
-    let well = fs::read(&file).unwrap();
+    let intact = fs::read(&file).unwrap();
     // Some segment holds nothing but what was removed.
-    let told = (0..well.len() / (512 << 10)).any(|segment| {
-        let mut bytes = well.clone();
+    let told = (0..intact.len() / (512 << 10)).any(|segment| {
+        let mut bytes = intact.clone();
         bytes[segment * (512 << 10) + 1_000] ^= 1;
         fs::write(&file, bytes).unwrap();
         let checked = check(&settings(dir.path()), false).unwrap();
