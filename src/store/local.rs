@@ -67,7 +67,7 @@ pub struct Settings {
     pub dir: PathBuf,
     /// How much memory the database may use for its pages, in bytes.
     pub cache_bytes: u64,
-    /// What is to stay free on its disk, in bytes: a rewrite takes no more than half of it.
+    /// What is to stay free on its disk, in bytes: a compaction takes no more than half of it.
     pub min_free_bytes: u64,
     /// The present: the ids of a new store begin with it.
     pub now: Timestamp,
@@ -75,7 +75,7 @@ pub struct Settings {
 
 /// The open files, and the lock on their directory.
 struct Files {
-    /// The current store. A rewrite puts another in its place.
+    /// The current store. A compaction puts another in its place.
     database: RwLock<Database>,
     /// The name of the one that was current at the start.
     store: String,
@@ -95,8 +95,8 @@ struct Sizes {
     live: AtomicU64,
     /// Free on the disk; the largest number where the system does not say.
     free: AtomicU64,
-    /// How often the store was rewritten since the start.
-    rewrites: AtomicU64,
+    /// How often the store was compacted since the start.
+    compactions: AtomicU64,
 }
 
 impl Files {

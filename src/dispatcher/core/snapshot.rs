@@ -69,7 +69,7 @@ impl Core {
             disk_free_bytes: self.parts.reader.free_bytes().unwrap_or_default(),
             disk_low: self.disk_low,
             store_live_bytes: self.parts.reader.live_bytes(),
-            store_rewrites: self.parts.reader.rewrites(),
+            store_rewrites: self.parts.reader.compactions(),
             quarantined_rows: self.parts.quarantined_rows,
             store_failed: self.store_has_failed(),
             store_stalled_seconds: match &*self.parts.health.borrow() {

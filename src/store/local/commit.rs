@@ -10,7 +10,7 @@
 //!    handed in before, write them. They ride with the flush of the next batch; if none waits, they
 //!    get one of their own.
 //!
-//! Between the last two a rewrite of the store gets its turn: see `compaction.rs`.
+//! Between the last two a compaction of the store gets its turn: see `compaction.rs`.
 //!
 //! Nobody waits for a settlement. Losing one means that a delivery is repeated, which the
 //! contract allows, as long as the order holds. Of that, this module guarantees:
@@ -48,7 +48,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::Files;
-use super::compaction::Rewriter;
+use super::compaction::Compactor;
 use super::database::Database;
 use super::error::{CommitError, Failure, guarded};
 use super::presence::Lookout;
@@ -278,7 +278,7 @@ struct Writer {
     database: Database,
     lookout: Lookout,
     turns: Turns,
-    rewriter: Rewriter,
+    compactor: Compactor,
     notify: Notify,
     /// The end of the lease on disk.
     lease: TaskId,
@@ -309,7 +309,7 @@ impl Writer {
         Self {
             orders,
             database: files.database(),
-            rewriter: Rewriter::new(Arc::clone(&files)),
+            compactor: Compactor::new(Arc::clone(&files)),
             lookout: Lookout::new(files, now()),
             turns: Turns::default(),
             notify,
@@ -335,8 +335,8 @@ impl Writer {
                 // Late comers; one that comes later still finds nobody, which says the same.
                 self.orders.try_iter().for_each(|late| late.refuse(CommitError::Closed));
                 // The files are let go before anyone is told that they are.
-                let Self { database, lookout, rewriter, orders, .. } = self;
-                rewriter.close(&database);
+                let Self { database, lookout, compactor, orders, .. } = self;
+                compactor.close(&database);
                 drop((database, lookout, orders));
                 answer(closing, Ok(()));
             }
@@ -353,7 +353,7 @@ impl Writer {
             } else if self.unflushed || self.syncs.iter().any(|sync| sync.written) {
                 self.flush()?;
             }
-            self.rewriter.turn(&mut self.database)?;
+            self.compactor.turn(&mut self.database)?;
             if self.settlements_wait() == Some(Duration::ZERO) {
                 self.settle()?;
             }
@@ -438,7 +438,7 @@ impl Writer {
         }
         let idle = self.batch.is_empty() && !self.unflushed && self.syncs.is_empty();
         let wait = if idle {
-            let others = self.rewriter.wait().into_iter().chain([self.lookout.wait(now())]);
+            let others = self.compactor.wait().into_iter().chain([self.lookout.wait(now())]);
             self.settlements_wait().into_iter().chain(others).min()
         } else {
             Some(Duration::ZERO)
@@ -549,7 +549,7 @@ impl Writer {
     fn flush(&mut self) -> Result<(), Failure> {
         self.database.flush()?;
         self.lookout.look(now())?;
-        self.rewriter.flushed();
+        self.compactor.flushed();
         if std::mem::take(&mut self.unflushed) {
             faults::point("settle.flushed");
         }

@@ -44,22 +44,22 @@ const SLICE_BYTES: usize = 256 << 10;
 const SLICE_ROWS: usize = 256;
 /// How often the sizes are looked at while there is traffic.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How soon they are looked at again where a rewrite was due and could not be.
+/// How soon they are looked at again where a compaction was due and could not be.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How often the making of the fresh database is looked after.
 const POLL_EVERY: Duration = Duration::from_millis(5);
 
-/// Watches the sizes and rewrites the store; one turn at a time, by the committer's thread.
-pub(super) struct Rewriter {
+/// Watches the sizes and compacts the store; one turn at a time, by the committer's thread.
+pub(super) struct Compactor {
     state: State,
     files: Arc<Files>,
     /// The name of the current store.
     store: String,
     /// When the sizes are looked at next; `None` while nothing changes.
     look_at: Option<Instant>,
-    /// After a rewrite that could not make it small: how large the file must be for another.
+    /// After a compaction that could not make it small: how large the file must be for another.
     not_below: u64,
-    /// The same while the disk is low, after every rewrite: one that is begun for so little must not
+    /// The same while the disk is low, after every compaction: one that is begun for so little must not
     /// follow on itself.
     not_below_low: u64,
     removing: Option<JoinHandle<()>>,
@@ -89,7 +89,7 @@ struct Copying {
     longest: Duration,
 }
 
-impl Rewriter {
+impl Compactor {
     pub(super) fn new(files: Arc<Files>) -> Self {
         let store = files.store.clone();
         let look_at = Some(now());
@@ -121,7 +121,7 @@ impl Rewriter {
     }
 
     /// Does a little of what is to be done. Everything in `database` must have been flushed; at
-    /// the end of a rewrite it becomes the fresh one.
+    /// the end of a compaction it becomes the fresh one.
     pub(super) fn turn(&mut self, database: &mut Database) -> Result<(), Failure> {
         if self.look_at.is_some_and(|at| at <= now()) {
             self.look_at = None;
@@ -160,7 +160,7 @@ impl Rewriter {
         free
     }
 
-    /// Publishes the sizes, and begins a rewrite if one is due.
+    /// Publishes the sizes, and begins a compaction if one is due.
     fn look(&mut self, database: &Database) {
         let path = self.files.directory.path();
         let (file, live) = (file_bytes(&path.join(&self.store)), database.live_bytes());
@@ -177,7 +177,7 @@ impl Rewriter {
             // Room may appear without anything being written here.
             self.look_at = Some(now() + LOOK_EVERY);
         }
-        let floor = if low { FLOOR_BYTES_LOW } else { faults::rewrite_floor(FLOOR_BYTES) };
+        let floor = if low { FLOOR_BYTES_LOW } else { faults::compaction_floor(FLOOR_BYTES) };
         let not_below = if low { self.not_below_low } else { self.not_below };
         if file < floor.saturating_add(2 * live) || file < not_below {
             return;
@@ -254,10 +254,10 @@ impl Rewriter {
         let old = std::mem::replace(database, fresh.database);
         let shared = self.files.replace_database(database.clone());
         let old_path = directory.path().join(std::mem::replace(&mut self.store, name));
-        self.files.sizes.rewrites.fetch_add(1, Ordering::Relaxed);
+        self.files.sizes.compactions.fetch_add(1, Ordering::Relaxed);
 
         let (file, live) = (file_bytes(&directory.path().join(&self.store)), database.live_bytes());
-        let small = file < faults::rewrite_floor(FLOOR_BYTES).saturating_add(2 * live);
+        let small = file < faults::compaction_floor(FLOOR_BYTES).saturating_add(2 * live);
         self.not_below = if small { 0 } else { file.saturating_mul(2) };
         self.not_below_low = file.saturating_mul(2);
         info!(

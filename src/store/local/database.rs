@@ -66,7 +66,7 @@ struct WriteState {
     marker_file: Option<MarkerFile>,
     /// The length of all keys and rows but those of `meta`, in bytes.
     live_bytes: u64,
-    /// Where every row goes as well, while the store is rewritten.
+    /// Where every row goes as well, while the store is compacted.
     mirror: Option<Mirror>,
 }
 

@@ -54,7 +54,7 @@ impl Reader {
     }
 
     /// The size of the store's file in bytes, as the committer has last seen it; 0 where the
-    /// operating system does not say. It grows with the backlog; a rewrite makes it small again.
+    /// operating system does not say. It grows with the backlog; a compaction makes it small again.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
         self.files.sizes.file.load(Ordering::Relaxed)
@@ -73,10 +73,10 @@ impl Reader {
         Some(self.files.sizes.free.load(Ordering::Relaxed)).filter(|&free| free != u64::MAX)
     }
 
-    /// How often the store was rewritten since the start.
+    /// How often the store was compacted since the start.
     #[must_use]
-    pub fn rewrites(&self) -> u64 {
-        self.files.sizes.rewrites.load(Ordering::Relaxed)
+    pub fn compactions(&self) -> u64 {
+        self.files.sizes.compactions.load(Ordering::Relaxed)
     }
 }
 

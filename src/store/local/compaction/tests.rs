@@ -33,7 +33,7 @@ fn what_lives_is_carried_over_by_a_rewrite_with_what_is_kept_beside_the_tasks() 
     let before = (opened.replicas.clone(), opened.idempotency.clone());
     assert_eq!((before.0.len(), before.1.len()), (400, 400));
     let mut last = 40;
-    while opened.reader.rewrites() == 0 {
+    while opened.reader.compactions() == 0 {
         // While it goes on: what it copies changes under it.
         last += 1;
         accept(&opened, &small(last)).unwrap();
@@ -79,7 +79,7 @@ fn a_fresh_store_that_cannot_be_named_is_given_up_and_the_current_one_goes_on() 
         }
     }
     accept(&opened, &small(last + 1)).unwrap();
-    assert_eq!(opened.reader.rewrites(), 0);
+    assert_eq!(opened.reader.compactions(), 0);
     close(opened);
     assert!(!dir.path().join("store-000002").exists());
     assert_eq!(open(dir.path()).1.len() as u64, 1 + last + 1 - 40);

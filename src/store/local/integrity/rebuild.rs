@@ -6,7 +6,7 @@
 //! rows, those of tasks that were accepted since among them. So a store in which anything is damaged
 //! is not written to: another one takes its place before anything is accepted.
 //!
-//! The fresh one is made aside and named last, as in a rewrite, and needs as much room. A crash
+//! The fresh one is made aside and named last, as in a compaction, and needs as much room. A crash
 //! before that leaves the damaged one, and the next start begins again.
 
 use std::collections::HashSet;
