@@ -1,6 +1,6 @@
 //! Version 1: the trees of the first release, empty.
 //!
-//! The rows in them are described in `src/store/rows.rs`, the keys in `src/store/keys.rs`.
+//! The rows in them are described in `src/store/local/rows.rs`, the keys in `src/store/local/keys.rs`.
 
 pub(super) fn run(db: &sled::Db) -> sled::Result<()> {
     for tree in ["meta", "tasks", "values", "progress", "dead_letters"] {

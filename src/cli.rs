@@ -9,13 +9,13 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+pub mod admin;
 pub mod environment;
-pub mod operate;
 
 use crate::access::Role;
 use crate::policy::Rule;
 use crate::task::Node;
-use operate::{
+use admin::{
     BarrierArgs, CompletionsArgs, DeadLettersArgs, ManArgs, ReplicasArgs, StatusArgs, TasksArgs,
     TopArgs,
 };
@@ -130,7 +130,7 @@ pub struct NewTokenArgs {
     pub role: Vec<Role>,
 
     /// The only replicas that its writes may name. Several with commas.
-    #[arg(long, value_name = "URL", value_delimiter = ',', value_parser = operate::node)]
+    #[arg(long, value_name = "URL", value_delimiter = ',', value_parser = admin::node)]
     pub replica: Vec<Node>,
 
     /// Requests a second; a batch counts as many as it has writes.

@@ -1,7 +1,7 @@
 //! What the binary does: the daemon, and the tools beside it.
 //!
 //! Exit codes: 0 all is well; 1 it could not be done, the reason is on standard error; 2 the
-//! arguments are wrong. Those of the commands that ask a running daemon are in [`operate`].
+//! arguments are wrong. Those of the commands that ask a running daemon are in [`admin`].
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -14,17 +14,17 @@ use tokio::runtime::Builder;
 
 use crate::cli::environment::{self, Given, Refused, Variables};
 use crate::cli::{Cli, Command, DaemonArgs, StoreArgs};
+use crate::clock::wall_clock;
 use crate::config::Config;
-use crate::daemon::wall_clock;
 use crate::log::{self, Log};
 use crate::store;
 use output::fail;
 
+mod admin;
 mod check;
 mod demo;
 mod dump;
 mod generate;
-mod operate;
 mod output;
 mod serve;
 mod threads;
@@ -40,12 +40,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     protect(cli.command.as_ref());
     match cli.command {
         None => daemon(&cli.daemon, &variables),
-        Some(Command::Status(args)) => ask(operate::status(&args)),
-        Some(Command::Replicas(args)) => ask(operate::replicas(&args)),
-        Some(Command::Tasks(args)) => ask(operate::tasks(&args)),
-        Some(Command::DeadLetters(args)) => ask(operate::dead_letters(&args)),
-        Some(Command::Barrier(args)) => ask(operate::barrier(&args)),
-        Some(Command::Top(args)) => ask(operate::top(&args)),
+        Some(Command::Status(args)) => ask(admin::status(&args)),
+        Some(Command::Replicas(args)) => ask(admin::replicas(&args)),
+        Some(Command::Tasks(args)) => ask(admin::tasks(&args)),
+        Some(Command::DeadLetters(args)) => ask(admin::dead_letters(&args)),
+        Some(Command::Barrier(args)) => ask(admin::barrier(&args)),
+        Some(Command::Top(args)) => ask(admin::top(&args)),
         Some(Command::Token(args)) => token::run(&args),
         Some(Command::Completions(args)) => generate::completions(&args),
         Some(Command::Man(args)) => generate::man(&args),

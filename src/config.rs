@@ -16,8 +16,8 @@ use url::Url;
 use crate::cli::{DaemonArgs, Switch, WorkersArg};
 use crate::engine::Workers;
 use crate::policy::Rule;
-use crate::server::TlsFiles;
 use crate::task::MAX_NODE_BYTES;
+use crate::tls::TlsFiles;
 
 /// The settings of the daemon, each group what one part of it needs.
 #[derive(Clone, Debug)]

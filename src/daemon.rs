@@ -1,7 +1,7 @@
-//! Where they meet: start, the loop around the engine, drain, stop.
+//! Where the parts meet: start, reload, drain, stop.
 //!
 //! [`Daemon::start`] opens the store, restores its tasks into the engine and serves; from then on
-//! everything happens in `core.rs`, one event at a time. [`Daemon::stop`] is the order in which
+//! everything happens in the loop of `dispatcher`. [`Daemon::stop`] is the order in which
 //! it all ends. What runs besides the loop: the committer's thread (in the store), the server,
 //! and an `attempt` for each delivery on the wire.
 
@@ -15,7 +15,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::dispatcher::{
+    Attempts, Bus, Core, Handle, Health, History, Keys, Operations, Operator, Parts, ReadMemory,
+    messages,
+};
 use crate::engine::{self, Engine, Workers};
 use crate::faults;
 use crate::policy::Policy;
@@ -24,51 +29,16 @@ use crate::server;
 use crate::store::{self, CommitError, Committer};
 use crate::traces::{self, Tracer};
 
-mod admission;
-mod ages;
-mod attempt;
-mod clock;
-mod core;
-mod events;
-mod handle;
-mod history;
-mod idempotency;
 mod inbound;
-mod operate;
-mod operations;
 mod outbound;
-mod rates;
-mod read_memory;
 mod restore;
-mod roster;
-mod shortages;
 mod stall;
-mod times;
-mod told;
-mod values;
-mod view;
 
-use attempt::Attempts;
-use clock::Clock;
-use core::{Core, Parts};
-use events::Bus;
-use handle::Operator;
-use history::History;
 use inbound::Inbound;
-use operations::Operations;
 use outbound::Outbound;
-use read_memory::ReadMemory;
 use restore::Restored;
 
-#[cfg(test)]
-pub(crate) use admission::Write;
-pub use clock::wall as wall_clock;
-pub use events::{Event, EventKind, EventKinds, Events};
-#[cfg(test)]
-pub(crate) use handle::Request;
-pub use handle::{Accepted, Handle, Health, Refusal};
 pub use inbound::InboundError;
-pub use operate::{LetterCursor, LetterFilter, OperateError, TaskFilter};
 pub use outbound::OutboundError;
 
 /// Why the daemon does not start.
@@ -108,7 +78,7 @@ pub struct Daemon {
     address: SocketAddr,
     handle: Handle,
     health: watch::Receiver<Health>,
-    events: mpsc::UnboundedSender<core::Event>,
+    events: mpsc::UnboundedSender<messages::Event>,
     stop_serving: oneshot::Sender<()>,
     server: JoinHandle<()>,
     core: JoinHandle<()>,
@@ -155,12 +125,11 @@ impl Daemon {
         let engine = Engine::new(engine_settings(config));
         let restoring = restore::open(store_settings(config, clock), engine, clock, events.clone());
         let restored = tokio::task::spawn_blocking(restoring);
-        let Restored { opened, engine, keys, quarantined_rows, roster, strong, ages } =
+        let Restored { opened, engine, keys, quarantined_rows, registry, strong, recorder } =
             restored.await.map_err(|_| StartError::Interrupted)??;
         let memory = &config.memory;
-        let mut idempotency =
-            idempotency::Keys::new(memory.idempotency_window, memory.idempotency_keys);
-        let over = idempotency.restore(clock.now(), ages.calendar(), opened.idempotency, &strong);
+        let mut idempotency = Keys::new(memory.idempotency_window, memory.idempotency_keys);
+        let over = idempotency.restore(clock.now(), recorder.uptime(), opened.idempotency, &strong);
         opened.committer.forget_idempotency(over);
         let bus = Bus::new(clock.now().wall.0 / 1_000);
 
@@ -191,10 +160,10 @@ impl Daemon {
             retry_capacity: config.queue.retry_capacity,
             quarantined_rows,
             bus: bus.clone(),
-            roster,
+            registry,
             idempotency,
             history: History::new(memory.task_history),
-            ages,
+            recorder,
         });
         let core = tokio::spawn(core.run(told, asked));
 
@@ -293,12 +262,12 @@ impl Daemon {
         let deadline = tokio::time::sleep(grace).deadline();
         let whole = async {
             // The loop may have ended before, by a failure; then there is nobody to tell.
-            let _ = events.send(core::Event::Refuse);
+            let _ = events.send(messages::Event::Refuse);
             faults::point("shutdown.refusing");
             let _ = stop_serving.send(());
             ended(server).await;
             faults::point("shutdown.served");
-            let _ = events.send(core::Event::Stop);
+            let _ = events.send(messages::Event::Stop);
             ended(core).await;
             faults::point("shutdown.delivered");
         };

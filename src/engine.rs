@@ -34,7 +34,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::task::{
-    AttemptOutcome, Calendar, Cause, Consistency, DeliveryId, Node, TaskId, Timestamp, Verdict,
+    AttemptOutcome, Cause, Consistency, DeliveryId, Node, TaskId, Timestamp, Uptime, Verdict,
 };
 
 mod admin;
@@ -133,7 +133,7 @@ pub struct Engine {
     /// Someone may ask for tasks that are over.
     ends_told: bool,
     barriers: Watches,
-    calendar: Calendar,
+    uptime: Uptime,
     /// Steps along chains and over tasks, which tests count.
     #[cfg(test)]
     steps: u64,
@@ -167,7 +167,7 @@ impl Engine {
             watched: false,
             ends_told: false,
             barriers: Watches::default(),
-            calendar: Calendar::default(),
+            uptime: Uptime::default(),
             #[cfg(test)]
             steps: 0,
         }
@@ -183,8 +183,8 @@ impl Engine {
     }
 
     /// By this the age of what is kept is told from now on.
-    pub fn set_calendar(&mut self, calendar: Calendar) {
-        self.calendar = calendar;
+    pub fn set_uptime(&mut self, uptime: Uptime) {
+        self.uptime = uptime;
     }
 
     /// Takes on a write, in the order of the ids.

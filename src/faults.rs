@@ -114,12 +114,12 @@ pub(crate) fn point_after<E>(
 /// `REPLICATOR_FAULT_REWRITE_FLOOR`, so that little data is enough.
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
-pub(crate) const fn rewrite_floor(bytes: u64) -> u64 {
+pub(crate) const fn compaction_floor(bytes: u64) -> u64 {
     bytes
 }
 
 #[cfg(feature = "faults")]
-pub(crate) fn rewrite_floor(bytes: u64) -> u64 {
+pub(crate) fn compaction_floor(bytes: u64) -> u64 {
     static WANTED: LazyLock<Option<u64>> =
         LazyLock::new(|| std::env::var("REPLICATOR_FAULT_REWRITE_FLOOR").ok()?.parse().ok());
     WANTED.unwrap_or(bytes)

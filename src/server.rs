@@ -27,7 +27,7 @@ use axum::middleware;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::daemon::Handle;
+use crate::dispatcher::Handle;
 use crate::metrics::Users;
 use crate::policy::Policy;
 use crate::traces::Tracer;
@@ -55,7 +55,7 @@ mod tests;
 
 pub use access::Access;
 pub use memory_replica::MemoryReplica;
-pub use tls::{Tls, TlsError, TlsFiles};
+pub use tls::{Tls, TlsError};
 
 /// What the server is told once, at the start.
 #[derive(Clone, Debug)]
@@ -96,7 +96,7 @@ struct Inbound {
     settings: Settings,
     memory: body::Memory,
     users: Mutex<Users>,
-    lingering: v1::Lingering,
+    long_polls: v1::LongPolls,
     /// Becomes true when the server stops.
     closing: watch::Receiver<bool>,
     /// What `/v1/openapi.json` says.
@@ -137,7 +137,7 @@ pub async fn serve(
     let inbound = Inbound {
         memory: body::Memory::new(&settings),
         users: Mutex::new(Users::default()),
-        lingering: v1::Lingering::new(settings.max_connections),
+        long_polls: v1::LongPolls::new(settings.max_connections),
         closing,
         openapi,
         refusals: access::Refusals::new(),

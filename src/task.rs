@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-mod calendar;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod node;
+mod uptime;
 
-pub use calendar::{Calendar, Step};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};
+pub use uptime::{Step, Uptime};
 
 /// The place of a task in the order of acceptance; it only ever grows, across restarts too.
 ///

@@ -8,7 +8,7 @@ use clap::CommandFactory;
 
 use super::output::{self, fail};
 use crate::cli::Cli;
-use crate::cli::operate::{CompletionsArgs, ManArgs};
+use crate::cli::admin::{CompletionsArgs, ManArgs};
 
 /// Prints the script.
 pub(super) fn completions(args: &CompletionsArgs) -> ExitCode {

@@ -7,11 +7,10 @@ use std::thread;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, info, warn};
 
+use crate::clock::Clock;
 use crate::daemon::StartError;
-use crate::daemon::ages::Ages;
-use crate::daemon::clock::Clock;
-use crate::daemon::core::Event;
-use crate::daemon::roster::Roster;
+use crate::dispatcher::messages::Event;
+use crate::dispatcher::{ReplicaRegistry, UptimeRecorder};
 use crate::engine::{self, Engine, KeyHasher};
 use crate::store::{self, Handed, OpenError, Opened, RecoveryReport, SetAside, Store};
 use crate::task::{self, Consistency, TaskId};
@@ -25,10 +24,10 @@ pub(super) struct Restored {
     pub(super) engine: Engine,
     pub(super) keys: KeyHasher,
     pub(super) quarantined_rows: u64,
-    pub(super) roster: Roster,
+    pub(super) registry: ReplicaRegistry,
     /// The strong writes among the tasks.
     pub(super) strong: HashSet<TaskId>,
-    pub(super) ages: Ages,
+    pub(super) recorder: UptimeRecorder,
 }
 
 fn tell_set_aside(set_aside: &SetAside) {
@@ -62,12 +61,12 @@ pub(super) fn open(
         let store = Store::open(&settings)?;
         let keys = KeyHasher::default();
         let (found, tasks) = sync_channel(8);
-        let roster = Roster::new(store.replicas()?);
-        let ages = Ages::begin(clock.now(), store.calendar())?;
-        engine.set_calendar(ages.calendar().clone());
+        let registry = ReplicaRegistry::new(store.replicas()?);
+        let recorder = UptimeRecorder::begin(clock.now(), store.uptime())?;
+        engine.set_uptime(recorder.uptime().clone());
         let (opened, report, strong) = thread::scope(|scope| {
             let reading = scope.spawn(move || read(store, found, events));
-            let strong = restore(&mut engine, &keys, clock, &roster, &tasks);
+            let strong = restore(&mut engine, &keys, clock, &registry, &tasks);
             let (opened, report) = reading.join().map_err(|_| StartError::Interrupted)??;
             Ok::<_, StartError>((opened, report, strong))
         })?;
@@ -91,7 +90,7 @@ pub(super) fn open(
             value_bytes, dead_letters, orphans_removed, keys_restored, seconds, "the store is open"
         );
         let quarantined_rows = report.quarantined_rows;
-        Ok(Restored { opened, engine, keys, quarantined_rows, roster, strong, ages })
+        Ok(Restored { opened, engine, keys, quarantined_rows, registry, strong, recorder })
     }
 }
 
@@ -112,9 +111,9 @@ fn read(
     };
     let mut batch = Vec::with_capacity(BATCH);
     let mut each = |handed| {
-        let anew = matches!(handed, Handed::Anew);
+        let restart = matches!(handed, Handed::Restart);
         batch.push(handed);
-        if anew || batch.len() == BATCH {
+        if restart || batch.len() == BATCH {
             let _ = found.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
         }
     };
@@ -129,14 +128,14 @@ fn restore(
     engine: &mut Engine,
     keys: &KeyHasher,
     clock: Clock,
-    roster: &Roster,
+    registry: &ReplicaRegistry,
     tasks: &Receiver<Vec<Handed>>,
 ) -> HashSet<TaskId> {
     let now = clock.now();
     let mut strong = HashSet::new();
     // Before anything is there to be sent.
     let pause = |engine: &mut Engine| {
-        for (node, since) in roster.paused() {
+        for (node, since) in registry.paused() {
             engine.pause(now, node, Some(since));
         }
     };
@@ -152,8 +151,8 @@ fn restore(
         if header.consistency == Consistency::Strong {
             strong.insert(header.id);
         }
-        let resolve = |node| roster.resolve(node).clone();
-        let replicas: Vec<_> = match roster.has_renamed() {
+        let resolve = |node| registry.resolve(node).clone();
+        let replicas: Vec<_> = match registry.has_renamed() {
             true => header.replicas.iter().map(resolve).collect(),
             false => Vec::new(),
         };

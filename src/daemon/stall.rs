@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::daemon::handle::Health;
+use crate::dispatcher::Health;
 use crate::store::Turns;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);

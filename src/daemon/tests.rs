@@ -5,9 +5,9 @@ use bytes::Bytes;
 use clap::Parser;
 use tokio::sync::oneshot;
 
-use super::operate::TaskFilter;
 use super::*;
 use crate::cli::Cli;
+use crate::dispatcher::{ReplicaRegistry, Request, TaskFilter, UptimeRecorder};
 use crate::engine::KeyHasher;
 use crate::replica::{Tls, Tokens};
 use crate::store::{Handed, Opened, Reader, Recovered, Store};
@@ -123,10 +123,10 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         retry_capacity: 1,
         quarantined_rows: 0,
         bus: Bus::new(0),
-        roster: roster::Roster::default(),
-        idempotency: idempotency::Keys::new(Duration::from_secs(1), 1),
+        registry: ReplicaRegistry::default(),
+        idempotency: Keys::new(Duration::from_secs(1), 1),
         history: History::new(Duration::ZERO),
-        ages: ages::Ages::begin(clock.now(), store::CalendarFile::of(dir.path())).unwrap(),
+        recorder: UptimeRecorder::begin(clock.now(), store::UptimeFile::of(dir.path())).unwrap(),
     });
     let core = tokio::spawn(core.run(told, asked));
     if settled {
@@ -141,7 +141,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     } else {
         watched.wait_for(|health| *health != Health::Serving).await.unwrap();
     }
-    events.send(core::Event::Stop).unwrap();
+    events.send(messages::Event::Stop).unwrap();
     core.await.unwrap();
     let how = watched.borrow().clone();
     // The row as it was, so that its progress can be looked at.

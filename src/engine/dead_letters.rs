@@ -114,7 +114,7 @@ impl Engine {
     /// When a dead letter from `since` is discarded. Counted by the monotonic clock from now on, so
     /// that a step of the wall clock discards nothing.
     fn expiry(&self, since: Timestamp) -> Moment {
-        let age = self.calendar.age(self.now.wall, since);
+        let age = self.uptime.age(self.now.wall, since);
         match self.settings.dead_letter_retention {
             Some(retention) => self.now.moment.after(retention.saturating_sub(age)),
             None => Moment(u64::MAX),

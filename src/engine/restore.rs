@@ -10,8 +10,8 @@ impl Engine {
     /// Forgets all that was restored, and all that it asks for: it is as it was made.
     pub fn clear(&mut self) {
         let (watched, ends_told) = (self.watched, self.ends_told);
-        let calendar = std::mem::take(&mut self.calendar);
-        *self = Self { watched, ends_told, calendar, ..Self::new(self.settings.clone()) };
+        let uptime = std::mem::take(&mut self.uptime);
+        *self = Self { watched, ends_told, uptime, ..Self::new(self.settings.clone()) };
     }
 
     /// Takes on a task found on disk, in the order of the ids, before anything is admitted.
@@ -28,7 +28,7 @@ impl Engine {
             return;
         };
         let Restored { id, key, accepted_at, .. } = task;
-        let since = Since::aged(self.calendar.age_at_start(now.wall, accepted_at), now.moment);
+        let since = Since::aged(self.uptime.age_at_start(now.wall, accepted_at), now.moment);
         let new = NewEntry { id, key, accepted_at, since, bytes };
         let slot = self.insert(new, &lanes, None, true);
         for (index, progress) in task.progress.into_iter().enumerate().take(lanes.len()) {

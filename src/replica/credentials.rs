@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use reqwest::header::HeaderValue;
 use reqwest::{Certificate, ClientBuilder, Identity};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::Verifier;
 use thiserror::Error;
 
 use crate::task::{Node, NodeError};
+use crate::tls;
 
 /// Which certificates of the other end are believed, and what it is shown.
 #[derive(Clone, Default)]
@@ -83,7 +83,7 @@ impl Tls {
     /// A [`TlsError`]; whether they belong together is seen when a client is made of it.
     pub fn showing(mut self, certificate: &[u8], key: &[u8]) -> Result<Self, TlsError> {
         let chain = certificates(certificate)?;
-        let key_der = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsError::NoKey)?;
+        let key_der = tls::private_key(key).map_err(|_| TlsError::NoKey)?;
         let provider = rustls::crypto::ring::default_provider();
         let shown = CertifiedKey::from_der(chain, key_der, &provider).map_err(unusable)?;
         self.shown = Some(Arc::new(shown));
@@ -141,8 +141,7 @@ impl Tls {
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let read = read.map_err(|error| TlsError::Pem(error.to_string()))?;
+    let read = tls::certificates(pem).map_err(|error| TlsError::Pem(error.to_string()))?;
     if read.is_empty() { Err(TlsError::NoCertificate) } else { Ok(read) }
 }
 

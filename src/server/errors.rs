@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::api::{BatchAnswer, WriteAccepted};
-use crate::daemon::{Handle, OperateError, Refusal};
+use crate::dispatcher::{AdminError, Handle, Refusal};
 use crate::task::{Obstacle, ReplicaIndex, TaskId};
 
 /// On the answer to a write that was accepted before, under the same idempotency key.
@@ -100,18 +100,18 @@ impl Problem {
     }
 
     /// What the daemon could not do for an operator.
-    pub(super) fn not_operated(error: OperateError, handle: &Handle) -> Self {
+    pub(super) fn not_operated(error: AdminError, handle: &Handle) -> Self {
         let retry_after = handle.retry_after();
         match error {
-            OperateError::Stopped => {
+            AdminError::Stopped => {
                 let refusal = handle.health().refusal().unwrap_or(Refusal::Draining);
                 Self::Unavailable { error: refusal.to_string(), retry_after }
             }
-            OperateError::Unreadable(_) => Self::internal(&error),
-            OperateError::TooMany(error) => Self::Unavailable { error, retry_after },
-            OperateError::Invalid(error) => Self::Invalid(error),
-            OperateError::Forbidden(error) => Self::Forbidden(error),
-            OperateError::Conflict(error) => Self::Conflict(error),
+            AdminError::Unreadable(_) => Self::internal(&error),
+            AdminError::TooMany(error) => Self::Unavailable { error, retry_after },
+            AdminError::Invalid(error) => Self::Invalid(error),
+            AdminError::Forbidden(error) => Self::Forbidden(error),
+            AdminError::Conflict(error) => Self::Conflict(error),
         }
     }
 
@@ -366,15 +366,11 @@ mod tests {
     fn what_the_daemon_cannot_do_has_a_status_and_no_internals() {
         let (handle, _requests, _health) = Handle::for_tests();
         for (error, status, sentence) in [
-            (
-                OperateError::Stopped,
-                503,
-                "the replicator is shutting down and accepts no new writes",
-            ),
-            (OperateError::Unreadable("/secret/path".to_owned()), 500, "this went wrong inside"),
-            (OperateError::TooMany("8 run".to_owned()), 503, "8 run"),
-            (OperateError::Invalid("no".to_owned()), 400, "no"),
-            (OperateError::Conflict("taken".to_owned()), 409, "taken"),
+            (AdminError::Stopped, 503, "the replicator is shutting down and accepts no new writes"),
+            (AdminError::Unreadable("/secret/path".to_owned()), 500, "this went wrong inside"),
+            (AdminError::TooMany("8 run".to_owned()), 503, "8 run"),
+            (AdminError::Invalid("no".to_owned()), 400, "no"),
+            (AdminError::Conflict("taken".to_owned()), 409, "taken"),
         ] {
             let problem = Problem::not_operated(error, &handle);
             let said = problem.body()["error"].as_str().unwrap().to_owned();

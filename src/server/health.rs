@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Inbound;
 use super::errors::{ok, unavailable};
-use crate::daemon::Health;
+use crate::dispatcher::Health;
 
 /// From so many hundredths of the queue's capacity on the replicator is degraded.
 const DEGRADED_PERCENT: u128 = 90;

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::Inbound;
 use super::errors::{Problem, ok};
 use crate::api;
-use crate::daemon::Refusal;
+use crate::dispatcher::Refusal;
 use crate::metrics::{ProcessFigures, to_json, to_prometheus};
 
 /// What Prometheus wants to hear; one that asks for OpenMetrics reads this as well.

@@ -12,7 +12,7 @@ use super::errors::{Problem, as_spelled, taken};
 use super::idempotency;
 use super::validate::{self, Write};
 use crate::api;
-use crate::daemon::{Accepted, Refusal};
+use crate::dispatcher::{Accepted, Refusal};
 use crate::metrics::Reason;
 use crate::task::{Consistency, NewTask, TaskId, Trace};
 use crate::traces::{self, Span};

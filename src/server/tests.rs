@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use self::support::{Client, PATIENCE, impatient, posted, settings, start};
 use super::*;
-use crate::daemon::{Accepted, Health, Refusal};
+use crate::dispatcher::{Accepted, Health, Refusal};
 use crate::metrics::Snapshot;
 use crate::task::{Obstacle, ReplicaIndex, TaskId};
 

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, crypto};
 use thiserror::Error;
@@ -19,23 +18,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::text::without_bom;
+use crate::tls::{self, TlsFiles};
 
 /// How long a client that was refused in its handshake may take to go away.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How much it may send meanwhile.
 const REFUSED_BYTES: u64 = 64 * 1024;
-
-/// Where certificates and keys are, as PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// What is shown: the server's certificate first, then those between it and its authority.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-    /// The authorities of which every client must show a certificate.
-    pub client_ca: Option<PathBuf>,
-}
 
 /// Why TLS cannot be had.
 #[derive(Debug, Error)]
@@ -136,7 +125,7 @@ fn config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(crypto::ring::default_provider());
     let shown = certificates(&files.certificate)?;
     let what = "a private key";
-    let key = PrivateKeyDer::from_pem_slice(&read(what, &files.key)?)
+    let key = tls::private_key(&read(what, &files.key)?)
         .map_err(|error| unreadable(what, &files.key, &error))?;
     let pair = |source| TlsError::Pair {
         certificate: files.certificate.clone(),
@@ -169,7 +158,7 @@ fn config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let what = "certificates";
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(what, file)?).collect();
+    let found = tls::certificates(&read(what, file)?);
     let found = found.map_err(|error| unreadable(what, file, &error))?;
     if found.is_empty() {
         return Err(unreadable(what, file, &"there are none"));

@@ -8,35 +8,35 @@
 use super::errors::Problem;
 use super::{Inbound, idempotency, validate, wire};
 use crate::api;
-use crate::daemon::OperateError;
+use crate::dispatcher::AdminError;
 
-mod asked;
 mod barriers;
 mod batch;
 mod bodies;
 mod dead_letters;
 mod events;
+mod extract;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing;
-mod lingering;
+mod long_polls;
 mod openapi;
 mod operations;
 mod replicas;
 mod tasks;
 
-pub(super) use lingering::Lingering;
+pub(super) use long_polls::LongPolls;
 pub(super) use openapi::router;
 
 impl Inbound {
     /// The answer to what an operator asked of the daemon.
-    fn operated<T>(&self, outcome: Result<T, OperateError>) -> Result<T, Problem> {
+    fn operated<T>(&self, outcome: Result<T, AdminError>) -> Result<T, Problem> {
         outcome.map_err(|error| Problem::not_operated(error, &self.handle))
     }
 
     /// The same, where it may not be there; `what` says what, as in "there is no `what`".
     fn found<T>(
         &self,
-        outcome: Result<Option<T>, OperateError>,
+        outcome: Result<Option<T>, AdminError>,
         what: impl FnOnce() -> String,
     ) -> Result<T, Problem> {
         self.operated(outcome)?.ok_or_else(|| missing(&what()))

@@ -117,7 +117,7 @@ async fn a_data_directory_that_others_may_write_to_is_refused() {
     assert_eq!(fs::read_dir(&fresh).unwrap().count(), 0);
 }
 
-/// Only root can give a directory away; for others the rule is in `src/store/access.rs`.
+/// Only root can give a directory away; for others the rule is in `src/store/local/permissions.rs`.
 #[test]
 fn a_data_directory_of_another_user_is_refused() {
     let temp = tempfile::tempdir().unwrap();

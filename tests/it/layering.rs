@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+mod circles;
+
 fn sources(dir: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = vec![];
@@ -65,28 +67,25 @@ fn never_in(words: &[&str], places: &[&str]) {
 
 #[test]
 fn only_the_store_names_sled_and_bincode() {
-    only_under(&["sled::", "bincode"], &["src/store.rs", "src/store"]);
+    only_under(&["sled::", "bincode"], &["src/store/local.rs", "src/store/local"]);
 }
 
 #[test]
 fn only_the_replica_side_and_the_operators_client_name_reqwest() {
-    let client = "src/commands/operate/client.rs";
+    let client = "src/commands/admin/client.rs";
     only_under(&["reqwest"], &["src/replica.rs", "src/replica", client]);
 }
 
 #[test]
 fn only_top_names_ratatui() {
-    only_under(&["ratatui"], &["src/commands/operate/top.rs", "src/commands/operate/top"]);
+    only_under(&["ratatui"], &["src/commands/admin/top.rs", "src/commands/admin/top"]);
 }
 
 #[test]
 fn the_operators_commands_know_the_daemon_by_its_api_alone() {
     let parts = ["crate::engine", "crate::store", "crate::server", "crate::replica::Client"];
-    never_in(&parts, &["src/commands/operate.rs", "src/commands/operate"]);
-    for (path, text) in sources("src/commands/operate") {
-        let code = shipped(&text).replace("crate::daemon::wall_clock", "");
-        assert!(!code.contains("crate::daemon"), "crate::daemon in {}", path.display());
-    }
+    let parts = [parts.as_slice(), &["crate::dispatcher", "crate::daemon"]].concat();
+    never_in(&parts, &["src/commands/admin.rs", "src/commands/admin"]);
 }
 
 #[test]
@@ -115,29 +114,49 @@ fn the_engine_and_the_words_know_no_runtime_clock_or_io() {
 #[test]
 fn the_policy_knows_the_words_alone_and_no_runtime_files_or_sockets() {
     let parts = ["crate::engine", "crate::store", "crate::replica", "crate::server"];
-    let io = ["crate::daemon", "tokio", "async ", "std::fs", "std::io", "Socket::", "tracing"];
+    let io = [
+        "crate::dispatcher",
+        "crate::daemon",
+        "tokio",
+        "async ",
+        "std::fs",
+        "std::io",
+        "Socket::",
+        "tracing",
+    ];
     never_in(&[parts.as_slice(), &io].concat(), &["src/policy.rs", "src/policy"]);
 }
 
 #[test]
 fn the_parts_know_the_words_and_not_each_other() {
-    let engine = ["crate::store", "crate::replica", "crate::server", "crate::daemon"];
+    let engine =
+        ["crate::store", "crate::replica", "crate::server", "crate::dispatcher", "crate::daemon"];
     never_in(&engine, &["src/engine.rs", "src/engine", "src/task.rs", "src/task"]);
-    let store = ["crate::engine", "crate::replica", "crate::server", "crate::daemon"];
+    let store =
+        ["crate::engine", "crate::replica", "crate::server", "crate::dispatcher", "crate::daemon"];
     never_in(&store, &["src/store.rs", "src/store"]);
-    let replica = ["crate::engine", "crate::store", "crate::server", "crate::daemon"];
+    let replica =
+        ["crate::engine", "crate::store", "crate::server", "crate::dispatcher", "crate::daemon"];
     never_in(&replica, &["src/replica.rs", "src/replica"]);
-    let server = ["crate::engine", "crate::store", "crate::replica"];
+    let server = ["crate::engine", "crate::store", "crate::replica", "crate::daemon"];
     never_in(&server, &["src/server.rs", "src/server"]);
-    let traces =
-        ["crate::engine", "crate::store", "crate::replica", "crate::server", "crate::daemon"];
+    let dispatcher = ["crate::server", "crate::daemon"];
+    never_in(&dispatcher, &["src/dispatcher.rs", "src/dispatcher"]);
+    let traces = [
+        "crate::engine",
+        "crate::store",
+        "crate::replica",
+        "crate::server",
+        "crate::dispatcher",
+        "crate::daemon",
+    ];
     never_in(&traces, &["src/traces.rs", "src/traces"]);
 }
 
 #[test]
 fn who_may_ask_is_known_without_http_or_a_runtime() {
     let parts = ["crate::engine", "crate::store", "crate::replica", "crate::server"];
-    let io = ["crate::daemon", "tokio", "async ", "axum", "hyper", "tracing"];
+    let io = ["crate::dispatcher", "crate::daemon", "tokio", "async ", "axum", "hyper", "tracing"];
     never_in(&[parts.as_slice(), &io].concat(), &["src/access.rs", "src/access"]);
 }
 
@@ -150,7 +169,7 @@ fn status_codes_are_made_in_one_file() {
 #[test]
 fn unsafe_code_is_in_one_file() {
     for (path, text) in sources("src") {
-        let barrier = path.ends_with("store/barrier.rs");
+        let barrier = path.ends_with("store/local/fsync.rs");
         assert!(barrier || !code(&text).contains("unsafe "), "{}", path.display());
     }
 }

@@ -18,6 +18,7 @@
 mod support;
 
 mod access;
+mod admin;
 mod cli;
 mod connections;
 mod contract;
@@ -32,7 +33,6 @@ mod layering;
 mod lifecycle;
 mod limits;
 mod logs;
-mod operate;
 mod outage;
 mod output;
 mod page;

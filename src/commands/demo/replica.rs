@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use super::super::output::{self, fail};
 use super::super::serve::Signals;
 use crate::cli::DemoReplicaArgs;
-use crate::daemon::wall_clock;
+use crate::clock::wall_clock;
 use crate::server::MemoryReplica;
 
 /// Serves until a signal comes.

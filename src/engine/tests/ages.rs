@@ -1,7 +1,7 @@
 //! How old what waits is, whatever happens to the wall clock.
 
 use super::*;
-use crate::task::Calendar;
+use crate::task::Uptime;
 
 const YEARS: Duration = Duration::from_secs(57 * 365 * 24 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -30,10 +30,10 @@ fn a_step_of_the_wall_clock_makes_a_write_that_waits_neither_older_nor_younger()
 }
 
 /// How old a task of the first second is for an engine that starts at `now`, and an hour later.
-fn restored(calendar: Calendar, now: Timestamp) -> (Duration, Duration) {
+fn restored(uptime: Uptime, now: Timestamp) -> (Duration, Duration) {
     let mut f = Fixture::new(settings());
     f.now.wall = now;
-    f.engine.set_calendar(calendar);
+    f.engine.set_uptime(uptime);
     let key = f.keys.id("k");
     let progress = vec![Progress::Untouched];
     let accepted_at = Timestamp(0).saturating_add(Duration::from_secs(1));
@@ -49,9 +49,9 @@ fn restored(calendar: Calendar, now: Timestamp) -> (Duration, Duration) {
 fn a_write_of_before_the_start_is_as_old_as_it_was_and_as_long_as_nothing_ran() {
     let at = |hours: u32| Timestamp(0).saturating_add(Duration::from_secs(1) + HOUR * hours);
     // Down from the second hour to the tenth.
-    let mut calendar = Calendar { seen: Some(at(2)), gaps: vec![] };
-    calendar.see(at(10), Duration::ZERO);
-    assert_eq!(restored(calendar, at(10)), (HOUR * 10, HOUR * 11));
+    let mut uptime = Uptime { seen: Some(at(2)), gaps: vec![] };
+    uptime.see(at(10), Duration::ZERO);
+    assert_eq!(restored(uptime, at(10)), (HOUR * 10, HOUR * 11));
 }
 
 #[test]
@@ -59,11 +59,11 @@ fn a_write_of_before_the_clock_was_put_right_is_not_decades_old() {
     let at = |hours: u32| Timestamp(0).saturating_add(Duration::from_secs(1) + HOUR * hours);
     let right = |hours: u32| at(hours).saturating_add(YEARS);
     // Put right while the daemon ran, or while it did not.
-    let mut ran = Calendar { seen: Some(at(1)), gaps: vec![] };
+    let mut ran = Uptime { seen: Some(at(1)), gaps: vec![] };
     ran.see(right(2), HOUR);
     ran.see(right(3), HOUR);
     assert_eq!(restored(ran, right(3)), (HOUR * 3, HOUR * 4));
-    let mut away = Calendar { seen: Some(at(1)), gaps: vec![] };
+    let mut away = Uptime { seen: Some(at(1)), gaps: vec![] };
     away.see(right(2), Duration::ZERO);
     assert_eq!(restored(away, right(2)), (HOUR, HOUR * 2));
 }

@@ -406,7 +406,7 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
         if let Some(skipped) = skips {
             let from = Timestamp(0).saturating_add(day);
             let gaps = vec![(from, from.saturating_add(skipped))];
-            engine.set_calendar(Calendar { seen: Some(wall), gaps });
+            engine.set_uptime(Uptime { seen: Some(wall), gaps });
         }
         // It keeps what it knows of the clock.
         engine.clear();
@@ -431,14 +431,14 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
     let later = Timestamp(0).saturating_add(day * 4);
     assert_eq!(restored(None, later), Duration::ZERO, "older than a day, as far as anyone knows");
     assert_eq!(restored(Some(day * 3), later), day / 2);
-    // A letter that returns to the dead after a step has its age by the calendar as well.
+    // A letter that is returned to the dead after a step has its age by the uptime as well.
     let mut f = Fixture::new(Settings { breaker_failures: 1, max_retries: 0, ..settings.clone() });
     let id = f.eventual("k", &["a"]);
     f.sent();
     f.answer(id, 0, failed());
     let (before, after) = (f.now.wall, f.now.wall.saturating_add(day * 9));
     f.now.wall = after;
-    f.engine.set_calendar(Calendar { seen: Some(after), gaps: vec![(before, after)] });
+    f.engine.set_uptime(Uptime { seen: Some(after), gaps: vec![(before, after)] });
     f.pass(Duration::from_secs(2));
     assert_eq!(f.sent(), [(id, 0, 1)], "it is the probe");
     f.answer(id, 0, failed());

@@ -1,7 +1,7 @@
 //! The stream of events, and readers that do not read.
 
 use super::*;
-use crate::daemon::EventKind;
+use crate::dispatcher::EventKind;
 
 async fn opened(address: std::net::SocketAddr, types: &str) -> Client {
     let mut client = Client::connect(address).await;

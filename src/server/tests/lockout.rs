@@ -1,7 +1,7 @@
 //! Those who take all that there is of something, to keep others out.
 
 use super::*;
-use crate::daemon::EventKind;
+use crate::dispatcher::EventKind;
 
 /// A head that announces so many bytes, and one of them.
 fn announced(bytes: usize) -> String {

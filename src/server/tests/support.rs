@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::daemon::{Accepted, Handle, Health, Refusal, Request, Write};
+use crate::dispatcher::{Accepted, Handle, Health, Refusal, Request, Write};
 use crate::metrics::Snapshot;
 use crate::server::{Settings, serve};
 use crate::task::{NewTask, ReplicaIndex, TaskId};
@@ -75,7 +75,7 @@ impl Server {
                             let _ = reply.send(Ok(Accepted { id, acked, replayed: false }));
                         }
                     }
-                    Request::Operate(query) => panic!("{query:?}"),
+                    Request::Admin(query) => panic!("{query:?}"),
                     Request::Snapshot { reply } => {
                         let _ = reply.send(Box::new(snapshot.clone()));
                     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::extract::{RawQuery, Request, State};
 use axum::response::Response;
 
-use super::asked::{Named, NoParameters, Parameters};
 use super::bodies::{self, NewBarrier, object};
+use super::extract::{Named, NoParameters, Parameters};
 use super::wire::shown;
 use super::{Absent, Bodily, Failures, Inbound, Problem};
 use crate::api;

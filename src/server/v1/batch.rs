@@ -13,7 +13,7 @@ use axum::response::Response;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::asked::NoParameters;
+use super::extract::NoParameters;
 use super::validate::{self, Write, invalid};
 use super::{Bodily, Failures, Inbound, Problem, idempotency};
 use crate::api::{self, BatchAnswer, BatchAnswers};

@@ -8,11 +8,11 @@ use axum::extract::Request;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
-use super::asked::{self, CAUSES, word, words};
+use super::extract::{self, CAUSES, word, words};
 use super::validate::{self, invalid, must_be};
 use super::wire::{Json, plain};
 use super::{Inbound, Problem};
-use crate::daemon::LetterFilter;
+use crate::dispatcher::LetterFilter;
 use crate::task::{Node, TaskId};
 
 /// How many dead letters can be named one by one.
@@ -219,7 +219,7 @@ fn given(field: &str, text: Option<Cow<'_, str>>) -> Result<Option<String>, Prob
 
 fn node(field: &str, json: Json<'_>) -> Result<Option<Node>, Problem> {
     let what = format!(r#"field "{field}""#);
-    text(field, json)?.map(|text| asked::node(&what, &text)).transpose()
+    text(field, json)?.map(|text| extract::node(&what, &text)).transpose()
 }
 
 /// The dead letters named one by one: the first [`MAX_IDS`] and one.

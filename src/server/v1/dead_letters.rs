@@ -5,11 +5,11 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, Request, State};
 use axum::response::Response;
 
-use super::asked::{CAUSES, NoParameters, Parameters};
 use super::bodies::{self, Selection, object};
+use super::extract::{CAUSES, NoParameters, Parameters};
 use super::{Bodily, Failures, Inbound, Problem};
 use crate::api;
-use crate::daemon::LetterFilter;
+use crate::dispatcher::LetterFilter;
 use crate::server::access::About;
 use crate::server::errors::{accepted, ok};
 

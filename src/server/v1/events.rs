@@ -21,11 +21,11 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
-use super::asked::Parameters;
-use super::lingering::Stay;
+use super::extract::Parameters;
+use super::long_polls::Stay;
 use super::validate::invalid;
 use super::{Failures, Inbound, Problem};
-use crate::daemon::{Event, EventKinds, Events};
+use crate::dispatcher::{Event, EventKinds, Events};
 use crate::server::connections::Peer;
 
 /// A chunk that has come to so many bytes is sent, whatever else is there.

@@ -9,11 +9,11 @@ use axum::http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
 use super::Problem;
-use super::asked::{CAUSES, Parameters, STATES};
 use super::batch::{MAX_WRITES, apart};
 use super::bodies::{NewBarrier, Nothing, Rename, Selected, Selection, object};
+use super::extract::{CAUSES, Parameters, STATES};
 use super::validate::batched;
-use crate::daemon::LetterFilter;
+use crate::dispatcher::LetterFilter;
 use crate::server::fuzzing::{refused, settings, taken};
 use crate::task::Node;
 

@@ -9,7 +9,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::asked::NoParameters;
+use super::extract::NoParameters;
 use super::{Inbound, Problem, barriers, batch, dead_letters, events, operations, replicas, tasks};
 use crate::server::errors::ok;
 use crate::server::{health, metrics, replicate};

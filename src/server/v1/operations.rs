@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 
-use super::asked::{Named, NoParameters};
+use super::extract::{Named, NoParameters};
 use super::wire::shown;
 use super::{Absent, Failures, Inbound, Problem, missing};
 use crate::api;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::response::Response;
 
-use super::asked::{NamedNode, NoParameters};
 use super::bodies::{self, Rename, nothing, object};
+use super::extract::{NamedNode, NoParameters};
 use super::{Absent, Bodily, Failures, Inbound, Problem};
 use crate::api;
 use crate::server::access::About;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 
-use super::asked::{Named, NoParameters, Parameters, STATES};
+use super::extract::{Named, NoParameters, Parameters, STATES};
 use super::{Absent, Failures, Inbound, Problem, missing};
 use crate::api;
-use crate::daemon::TaskFilter;
+use crate::dispatcher::TaskFilter;
 use crate::server::errors::ok;
 use crate::task::TaskId;
 

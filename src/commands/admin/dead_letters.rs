@@ -1,0 +1,129 @@
+//! `replicator dead-letters`: look at them, redrive or discard them.
+
+use super::client::Client;
+use super::screen::Screen;
+use super::tasks::{cause_name, operation};
+use super::text::{Table, age, bytes, cell, clean};
+use super::{Failure, Outcome, list, operations};
+use crate::api::{DeadLetter, DiscardRequest, RedriveRequest, Selection};
+use crate::cli::admin::{
+    DeadLettersArgs, DeadLettersCommand, LetterListArgs, OperationRunArgs, SelectionArgs,
+};
+use crate::commands::serve::Signals;
+
+pub(super) async fn run(
+    args: &DeadLettersArgs,
+    client: &Client,
+    screen: &mut Screen,
+) -> Result<Outcome, Failure> {
+    match &args.command {
+        Some(DeadLettersCommand::Redrive(_) | DeadLettersCommand::Discard(_)) => {
+            let mut signals = Signals::catch()?;
+            let interrupt = async || {
+                signals.next().await;
+            };
+            run_until(args, client, screen, interrupt).await
+        }
+        // These end at once, as any program does.
+        _ => run_until(args, client, screen, std::future::pending).await,
+    }
+}
+
+/// As [`run`], with whatever stands for Ctrl-C.
+pub(super) async fn run_until(
+    args: &DeadLettersArgs,
+    client: &Client,
+    screen: &mut Screen,
+    interrupt: impl AsyncFnMut(),
+) -> Result<Outcome, Failure> {
+    let json = args.ask.json;
+    match &args.command {
+        None => show_list(&LetterListArgs::default(), json, client, screen).await,
+        Some(DeadLettersCommand::List(args)) => show_list(args, json, client, screen).await,
+        Some(DeadLettersCommand::Redrive(args)) => {
+            let OperationRunArgs { dry_run, .. } = args.run;
+            let selection = selection(&args.selection);
+            let rate = args.rate.map(std::num::NonZeroU32::get);
+            let request = RedriveRequest { selection, dry_run, rate };
+            let path = ["v1", "dead-letters", "redrive"];
+            operations::run(&path, &request, (&args.run, json), client, screen, interrupt).await
+        }
+        Some(DeadLettersCommand::Discard(args)) => {
+            let OperationRunArgs { dry_run, .. } = args.run;
+            let request = DiscardRequest { selection: selection(&args.selection), dry_run };
+            let path = ["v1", "dead-letters", "discard"];
+            operations::run(&path, &request, (&args.run, json), client, screen, interrupt).await
+        }
+        Some(DeadLettersCommand::Operations(args)) => {
+            operations::show(args.operation.as_deref(), json, client, screen).await
+        }
+        Some(DeadLettersCommand::Cancel(args)) => {
+            operations::cancel(&args.operation, json, client, screen).await
+        }
+    }
+}
+
+fn selection(args: &SelectionArgs) -> Selection {
+    Selection {
+        ids: (!args.ids.is_empty()).then(|| args.ids.clone()),
+        replica: args.filter.replica.as_ref().map(ToString::to_string),
+        key: args.filter.keys.key.clone(),
+        key_prefix: args.filter.keys.key_prefix.clone(),
+        user_id: args.filter.keys.user_id.clone(),
+        cause: args.filter.cause.map(Into::into),
+        all: args.all,
+    }
+}
+
+async fn show_list(
+    args: &LetterListArgs,
+    json: bool,
+    client: &Client,
+    screen: &mut Screen,
+) -> Result<Outcome, Failure> {
+    let mut filter = list::whose(&args.filter.keys);
+    filter.extend(args.filter.replica.as_ref().map(|node| ("replica", node.to_string())));
+    let cause = args.filter.cause.map(|cause| cause_name(cause.into()).to_owned());
+    filter.extend(cause.map(|cause| ("cause", cause)));
+    let path = ["v1", "dead-letters"];
+    let listed = list::read(client, &path, "dead_letters", &filter, &args.page).await?;
+    if json {
+        screen.json(&listed.to_json("dead_letters"))?;
+        return Ok(Outcome::Done);
+    }
+    if listed.items.is_empty() && listed.next.is_none() {
+        screen.print("no dead letter\n")?;
+        return Ok(Outcome::Done);
+    }
+    let now = screen.now();
+    let mut table = Table::new(&[
+        "TASK",
+        "REPLICA",
+        "OP",
+        "KEY",
+        ">SIZE",
+        ">SINCE",
+        "CAUSE",
+        ">FAILURES",
+        "LAST ERROR",
+    ]);
+    for letter in &listed.items {
+        let letter: DeadLetter = client.read(letter)?;
+        table.row([
+            clean(&letter.task_id),
+            cell(&letter.replica),
+            operation(letter.operation).to_owned(),
+            cell(&letter.key),
+            bytes(letter.value_bytes),
+            age(&letter.since, now),
+            cause_name(letter.cause).replace('_', " "),
+            letter.failures.to_string(),
+            clean(&letter.last_error),
+        ]);
+    }
+    screen.print(&table.render())?;
+    if let Some(rest) = listed.rest() {
+        screen.tell(&rest);
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,246 @@
+//! `replicator replicas`: look at them, pause, resume, probe, forget, rename.
+
+use serde_json::Value;
+
+use super::client::Client;
+use super::screen::Screen;
+use super::text::{Table, age, bytes, cell, clean, count, facts, latency, rate, seconds};
+use super::{Failure, Outcome, text};
+use crate::api::{BreakerState, Convergence, Forgotten, Probed, Rename, Replica, ReplicaPage};
+use crate::cli::admin::{ForgetArgs, ReplicasArgs, ReplicasCommand};
+use crate::task::{Node, Timestamp};
+
+const NOTHING: Option<&()> = None;
+
+pub(super) async fn run(
+    args: &ReplicasArgs,
+    client: &Client,
+    screen: &mut Screen,
+) -> Result<Outcome, Failure> {
+    let json = args.ask.json;
+    match args.command.as_ref().unwrap_or(&ReplicasCommand::List) {
+        ReplicasCommand::List => {
+            let answer = client.get(&["v1", "replicas"], &[]).await?;
+            let page: ReplicaPage = client.read(&answer)?;
+            let text = match page.replicas.as_slice() {
+                [] => "no replica has had a delivery since the start\n".to_owned(),
+                replicas => table(replicas),
+            };
+            show(screen, json, &answer, &text)
+        }
+        ReplicasCommand::Show(of) => {
+            let answer = client.get(&path(&of.node, None), &[]).await?;
+            let text = all(&client.read(&answer)?, screen.now());
+            show(screen, json, &answer, &text)
+        }
+        ReplicasCommand::Pause(of) => {
+            let answer = client.post(&path(&of.node, Some("pause")), NOTHING).await?;
+            let replica: Replica = client.read(&answer)?;
+            let waiting = count(replica.backlog_tasks, "task");
+            let text = format!(
+                "paused: {} is sent nothing until it is resumed; backlog of {waiting}\n",
+                replica.replica
+            );
+            show(screen, json, &answer, &text)
+        }
+        ReplicasCommand::Resume(of) => {
+            let answer = client.post(&path(&of.node, Some("resume")), NOTHING).await?;
+            let replica: Replica = client.read(&answer)?;
+            let waiting = count(replica.backlog_tasks, "task");
+            let text = format!("resumed: {} is sent its backlog of {waiting}\n", replica.replica);
+            show(screen, json, &answer, &text)
+        }
+        ReplicasCommand::Probe(of) => {
+            let answer = client.post(&path(&of.node, Some("probe")), NOTHING).await?;
+            let probed: Probed = client.read(&answer)?;
+            let name = probed.replica;
+            let text = if probed.probing {
+                format!("probing: a delivery to {name} goes out now\n")
+            } else {
+                let why = probed.reason.unwrap_or_else(|| "no reason given".to_owned());
+                format!("not probing {name}: {}\n", clean(&why))
+            };
+            show(screen, json, &answer, &text)?;
+            Ok(if probed.probing { Outcome::Done } else { Outcome::Failed })
+        }
+        ReplicasCommand::Forget(args) => forget(args, json, client, screen).await,
+        ReplicasCommand::Rename(args) => {
+            let to = Rename { to: args.to.to_string() };
+            let answer = client.post(&path(&args.node.node, Some("rename")), Some(&to)).await?;
+            let replica: Replica = client.read(&answer)?;
+            let text = format!(
+                "renamed: what is for {} goes to {}, a backlog of {}\n",
+                args.node.node,
+                replica.replica,
+                count(replica.backlog_tasks, "task")
+            );
+            show(screen, json, &answer, &text)
+        }
+    }
+}
+
+/// What is thrown away is lost, so it is said first.
+async fn forget(
+    args: &ForgetArgs,
+    json: bool,
+    client: &Client,
+    screen: &mut Screen,
+) -> Result<Outcome, Failure> {
+    let node = &args.node.node;
+    if !args.yes {
+        let answer = client.get(&path(node, None), &[]).await?;
+        let replica: Replica = client.read(&answer)?;
+        screen.tell(&format!(
+            "this would throw away {} and {} of {}, which then lacks those writes: with --yes it is done",
+            count(replica.backlog_tasks, "delivery"),
+            count(replica.dead_letters, "dead letter"),
+            replica.replica,
+        ));
+        return Ok(Outcome::Unclear);
+    }
+    let answer = client.post(&path(node, Some("forget")), NOTHING).await?;
+    let Forgotten { replica, discarded, in_flight } = client.read(&answer)?;
+    let mut text = format!("forgot {replica}: discarded {discarded}");
+    if in_flight > 0 {
+        text = format!("{text}, and {in_flight} on the wire are not tried again");
+    }
+    show(screen, json, &answer, &(text + "\n"))
+}
+
+fn show(screen: &mut Screen, json: bool, answer: &Value, text: &str) -> Result<Outcome, Failure> {
+    screen.show(json, answer, text)?;
+    Ok(Outcome::Done)
+}
+
+fn path<'a>(node: &'a Node, verb: Option<&'a str>) -> Vec<&'a str> {
+    ["v1", "replicas", node.as_str()].into_iter().chain(verb).collect()
+}
+
+/// Whether deliveries go out, in a word.
+pub(super) fn state(paused: bool, breaker: BreakerState) -> &'static str {
+    match breaker {
+        _ if paused => "paused",
+        BreakerState::Closed => "ok",
+        BreakerState::HalfOpen => "half open",
+        BreakerState::Open => "open",
+    }
+}
+
+/// A line a replica.
+pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> String {
+    let mut table = Table::new(&[
+        "REPLICA",
+        "STATE",
+        ">BACKLOG",
+        ">SIZE",
+        ">LAG",
+        ">IN/S",
+        ">OUT/S",
+        ">P99",
+        ">DEAD",
+        "DRAINED IN",
+    ]);
+    for replica in replicas {
+        table.row([
+            cell(&replica.replica),
+            state(replica.paused_since.is_some(), replica.breaker).to_owned(),
+            replica.backlog_tasks.to_string(),
+            bytes(replica.backlog_bytes),
+            seconds(replica.lag_seconds),
+            rate(replica.rate_in),
+            rate(replica.rate_out),
+            latency(replica.latency_p99_seconds),
+            replica.dead_letters.to_string(),
+            drained(replica),
+        ]);
+    }
+    table.render()
+}
+
+fn drained(replica: &Replica) -> String {
+    match (replica.convergence, replica.drained_in_seconds) {
+        (Convergence::Drained, _) => "-".to_owned(),
+        (Convergence::Draining, Some(left)) => seconds(left),
+        (Convergence::Draining, None) => "soon".to_owned(),
+        (Convergence::NotConverging, _) => "not converging".to_owned(),
+        (Convergence::Paused, _) => "paused".to_owned(),
+    }
+}
+
+/// All that is known of one.
+fn all(replica: &Replica, now: Timestamp) -> String {
+    let for_so_long = |since: &Option<String>| {
+        since.as_ref().map_or_else(String::new, |since| format!(" for {}", age(since, now)))
+    };
+    let mut lines = vec![("replica", replica.replica.clone())];
+    if !replica.renamed_from.is_empty() {
+        lines.push(("renamed from", replica.renamed_from.join(", ")));
+    }
+    let breaker = state(false, replica.breaker).replace("ok", "closed");
+    let mut breaker = format!("{breaker}{}", for_so_long(&replica.breaker_since));
+    if let Some(probe) = &replica.next_probe_at {
+        breaker = format!("{breaker}, {}", text::probe(probe, now));
+    }
+    if replica.paused_since.is_some() {
+        lines.push(("paused", format!("yes{}", for_so_long(&replica.paused_since))));
+    }
+    lines.push(("breaker", breaker));
+    lines.push((
+        "backlog",
+        format!(
+            "{}, {}: {} in flight, {} retrying, {} parked",
+            count(replica.backlog_tasks, "task"),
+            bytes(replica.backlog_bytes),
+            replica.in_flight,
+            replica.retrying,
+            replica.parked
+        ),
+    ));
+    lines.push(("lag", seconds(replica.lag_seconds)));
+    lines.push(("drained in", drained(replica)));
+    lines.push((
+        "dead letters",
+        format!(
+            "{}; with what is parked {}",
+            replica.dead_letters,
+            bytes(replica.dead_letter_bytes)
+        ),
+    ));
+    lines.push((
+        "rates",
+        format!("{}/s in, {}/s out", rate(replica.rate_in), rate(replica.rate_out)),
+    ));
+    lines.push((
+        "latency",
+        format!(
+            "p50 {}, p99 {}",
+            latency(replica.latency_p50_seconds),
+            latency(replica.latency_p99_seconds)
+        ),
+    ));
+    lines.push(("workers", replica.workers.to_string()));
+    if let Some(last) = &replica.last_error {
+        lines.push(("last error", format!("{} ago: {}", age(&last.at, now), clean(&last.error))));
+    }
+    let books = &replica.books;
+    lines.push((
+        "books",
+        format!(
+            "{} accepted = {} delivered + {} superseded + {} dead + {} discarded + {} pending",
+            books.accepted,
+            books.delivered,
+            books.superseded,
+            books.dead,
+            books.discarded,
+            books.pending
+        ),
+    ));
+    lines.push((
+        "",
+        format!(
+            "{} attempts failed, {} not sent (breaker open), {} redriven",
+            books.failed_attempts, books.unsent_attempts, books.redriven
+        ),
+    ));
+    facts(&lines)
+}

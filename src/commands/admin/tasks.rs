@@ -1,0 +1,191 @@
+//! `replicator tasks`: look at what is not settled, and throw one away.
+
+use serde_json::Value;
+
+use super::client::Client;
+use super::screen::Screen;
+use super::text::{Table, age, bytes, cell, clean, facts, until};
+use super::{Failure, Outcome, list};
+use crate::api::{Cause, Consistency, Delivery, DeliveryState, Task, Write};
+use crate::cli::admin::{TaskListArgs, TasksArgs, TasksCommand};
+use crate::task::{TaskId, Timestamp};
+
+pub(super) async fn run(
+    args: &TasksArgs,
+    client: &Client,
+    screen: &mut Screen,
+) -> Result<Outcome, Failure> {
+    let json = args.ask.json;
+    match &args.command {
+        None => show_list(&TaskListArgs::default(), json, client, screen).await,
+        Some(TasksCommand::List(args)) => show_list(args, json, client, screen).await,
+        Some(TasksCommand::Show(of)) => {
+            let id = of.task.to_string();
+            let answer = client.get(&["v1", "tasks", &id], &[]).await;
+            show_one(&answer.map_err(|error| missing(error, of.task))?, json, client, screen)
+        }
+        Some(TasksCommand::Discard(of)) => {
+            let id = of.task.to_string();
+            let answer = client.delete(&["v1", "tasks", &id]).await;
+            show_one(&answer.map_err(|error| missing(error, of.task))?, json, client, screen)
+        }
+    }
+}
+
+/// A task that is not there was most likely delivered.
+fn missing(error: super::client::AskError, task: TaskId) -> Failure {
+    if error.is_missing() {
+        let why = "it is settled and no longer remembered, or was never accepted";
+        return Failure::Other(format!("there is no task {task}: {why}"));
+    }
+    error.into()
+}
+
+async fn show_list(
+    args: &TaskListArgs,
+    json: bool,
+    client: &Client,
+    screen: &mut Screen,
+) -> Result<Outcome, Failure> {
+    let mut filter = list::whose(&args.keys);
+    filter.extend(args.state.map(|state| ("state", state_name(state.into()).to_owned())));
+    filter.extend(args.replica.as_ref().map(|node| ("replica", node.to_string())));
+    let listed = list::read(client, &["v1", "tasks"], "tasks", &filter, &args.page).await?;
+    if json {
+        screen.json(&listed.to_json("tasks"))?;
+        return Ok(Outcome::Done);
+    }
+    let now = screen.now();
+    let mut table = Table::new(&["TASK", ">AGE", "OP", "KEY", ">SIZE", "USER", "DELIVERIES"]);
+    for task in &listed.items {
+        let task: Task = client.read(task)?;
+        table.row([
+            clean(&task.task_id),
+            task.accepted_at.as_ref().map_or_else(unknown, |at| age(at, now)),
+            task.operation.map_or("-", operation).to_owned(),
+            task.key.as_deref().map_or_else(unknown, cell),
+            task.value_bytes.map_or_else(unknown, bytes),
+            task.user_id.as_deref().map_or_else(unknown, cell),
+            in_short(&task.deliveries),
+        ]);
+    }
+    if listed.items.is_empty() && listed.next.is_none() {
+        screen.print("no unsettled task\n")?;
+    } else {
+        screen.print(&table.render())?;
+    }
+    if let Some(rest) = listed.rest() {
+        screen.tell(&rest);
+    }
+    Ok(Outcome::Done)
+}
+
+fn show_one(
+    answer: &Value,
+    json: bool,
+    client: &Client,
+    screen: &mut Screen,
+) -> Result<Outcome, Failure> {
+    if json {
+        screen.json(answer)?;
+    } else {
+        let text = whole(&client.read(answer)?, screen.now());
+        screen.print(&text)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn unknown() -> String {
+    "-".to_owned()
+}
+
+fn whole(task: &Task, now: Timestamp) -> String {
+    let mut lines = vec![("task", clean(&task.task_id))];
+    lines.extend(task.key.as_ref().map(|key| ("key", clean(key))));
+    lines.extend(task.operation.map(|write| ("operation", operation(write).to_owned())));
+    lines.extend(task.value_bytes.map(|length| ("value", bytes(length))));
+    lines.extend(task.consistency.map(|consistency| {
+        let name = match consistency {
+            Consistency::Eventual => "eventual",
+            Consistency::Strong => "strong",
+        };
+        ("consistency", name.to_owned())
+    }));
+    lines.extend(task.user_id.as_ref().map(|user| ("user", clean(user))));
+    let ago = |at: &String| format!("{} ago, {}", age(at, now), clean(at));
+    lines.extend(task.accepted_at.as_ref().map(|at| ("accepted", ago(at))));
+    lines.extend(task.expires_at.as_ref().map(|at| ("expires", clean(at))));
+    lines.extend(task.settled_at.as_ref().map(|at| ("settled", ago(at))));
+    let mut table = Table::new(&["REPLICA", "STATE", ">FAILURES", "NEXT", "LAST ERROR"]);
+    for delivery in &task.deliveries {
+        let next = delivery.next_attempt_at.as_ref();
+        let error = delivery.last_error.as_ref().map(|error| match &delivery.last_failed_at {
+            Some(at) => format!("{} ago: {}", age(at, now), clean(error)),
+            None => clean(error),
+        });
+        let state = state_name(delivery.state).replace('_', " ");
+        table.row([
+            clean(&delivery.replica),
+            match delivery.cause {
+                Some(cause) => format!("{state}: {}", cause_name(cause).replace('_', " ")),
+                None => state,
+            },
+            delivery.failures.to_string(),
+            next.map_or_else(unknown, |at| format!("in {}", until(at, now))),
+            error.unwrap_or_else(unknown),
+        ]);
+    }
+    format!("{}\n{}", facts(&lines), table.render())
+}
+
+/// `2 delivered, 1 retrying`, in the order of the states.
+fn in_short(deliveries: &[Delivery]) -> String {
+    use DeliveryState as S;
+    let all = [
+        S::Delivered,
+        S::Superseded,
+        S::Discarded,
+        S::Queued,
+        S::InFlight,
+        S::Retrying,
+        S::Parked,
+        S::Dead,
+    ];
+    let number = |state| deliveries.iter().filter(|delivery| delivery.state == state).count();
+    let told =
+        all.into_iter().map(|state| (number(state), state)).filter(|(number, _)| *number > 0);
+    let told: Vec<_> = told
+        .map(|(number, state)| format!("{number} {}", state_name(state).replace('_', " ")))
+        .collect();
+    told.join(", ")
+}
+
+pub(super) fn operation(write: Write) -> &'static str {
+    match write {
+        Write::Set => "SET",
+        Write::Delete => "DELETE",
+    }
+}
+
+/// As the API spells it.
+fn state_name(state: DeliveryState) -> &'static str {
+    match state {
+        DeliveryState::Queued => "queued",
+        DeliveryState::InFlight => "in_flight",
+        DeliveryState::Retrying => "retrying",
+        DeliveryState::Parked => "parked",
+        DeliveryState::Dead => "dead",
+        DeliveryState::Delivered => "delivered",
+        DeliveryState::Superseded => "superseded",
+        DeliveryState::Discarded => "discarded",
+    }
+}
+
+/// As the API spells it.
+pub(super) fn cause_name(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Rejected => "rejected",
+        Cause::GaveUp => "gave_up",
+        Cause::RetryOverflow => "retry_overflow",
+    }
+}

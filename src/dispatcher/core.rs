@@ -1,0 +1,547 @@
+//! The loop around the engine: one event at a time goes in, and what comes out is done.
+//!
+//! Everything that changes the engine passes through here, so there is no lock. The order of the
+//! ids is given out here too, and tasks go to the committer in that order.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::api;
+use crate::clock::Clock;
+use crate::dispatcher::admission::{Admission, Line, MAX_WAITING, Waiter};
+use crate::dispatcher::attempt::Attempts;
+use crate::dispatcher::event_bus::Bus;
+use crate::dispatcher::history::History;
+use crate::dispatcher::idempotency::Keys;
+use crate::dispatcher::log_throttle::{self, LogThrottle};
+use crate::dispatcher::messages::{
+    Accepted, Answer, Answered, Event, Health, Refusal, Reply, Request, Write,
+};
+use crate::dispatcher::rates::Rates;
+use crate::dispatcher::replica_registry::ReplicaRegistry;
+use crate::dispatcher::shortages::Shortages;
+use crate::dispatcher::task_cache::TaskCache;
+use crate::dispatcher::times::Times;
+use crate::dispatcher::uptime::UptimeRecorder;
+use crate::engine::{Action, Arrival, Engine, Full, KeyHasher, Moment, Now};
+use crate::metrics::{AckWindow, Counts, Reason};
+use crate::store::{Committer, IdempotencyRow, Reader};
+use crate::task::{Consistency, Idempotency, Node, Progress, Task, TaskId, Verdict};
+
+mod admin;
+mod events;
+mod keys;
+mod snapshot;
+
+use keys::Concluded;
+
+/// Events taken at once before the timers are looked at again.
+const BATCH: usize = 256;
+
+/// What the loop is made from.
+pub(crate) struct Parts {
+    pub(crate) engine: Engine,
+    pub(crate) keys: KeyHasher,
+    pub(crate) clock: Clock,
+    pub(crate) next_id: TaskId,
+    pub(crate) committer: Committer,
+    pub(crate) reader: Reader,
+    pub(crate) attempts: Attempts,
+    pub(crate) health: watch::Sender<Health>,
+    pub(crate) memory_budget: usize,
+    pub(crate) queue_wait: Duration,
+    pub(crate) min_free_bytes: u64,
+    pub(crate) queue_capacity: usize,
+    pub(crate) retry_capacity: usize,
+    pub(crate) quarantined_rows: u64,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) bus: Bus,
+    pub(crate) registry: ReplicaRegistry,
+    pub(crate) idempotency: Keys,
+    pub(crate) history: History,
+    pub(crate) recorder: UptimeRecorder,
+}
+
+/// The loop's state.
+pub(crate) struct Core {
+    parts: Parts,
+    task_cache: TaskCache,
+    admission: Admission,
+    /// Who waits for the answer of a strong write.
+    open: HashMap<TaskId, Reply>,
+    /// What was admitted and is not committed, with its bytes.
+    uncommitted: VecDeque<(TaskId, u64)>,
+    uncommitted_bytes: u64,
+    /// New writes are refused for want of room on the disk.
+    disk_low: bool,
+    stopping: bool,
+    total_replications: u64,
+    acks: AckWindow,
+    max_lag: Duration,
+    times: Times,
+    log_throttle: LogThrottle,
+    shortages: Shortages,
+    rates: Rates,
+    /// Replicas that are being forgotten, and who waits for that.
+    forgetting: Vec<(Node, Answer<Option<api::Forgotten>>, api::Forgotten)>,
+    /// Who asks for a barrier that is not counted yet.
+    counting: VecDeque<(TaskId, Vec<Node>, Answer<api::Barrier>)>,
+    /// The task of the attempt that has just ended: what it was is not asked of the disk again.
+    last_sent: Option<Arc<Task>>,
+    /// When the next second is over.
+    second: Moment,
+    /// The first id after the last second that was told of, and when that was.
+    accepted_before: (TaskId, Moment),
+}
+
+impl Core {
+    pub(crate) fn new(mut parts: Parts) -> Self {
+        parts.engine.tell_ends(parts.history.is_kept());
+        let accepted_before = (parts.next_id, parts.clock.now().moment);
+        Self {
+            task_cache: TaskCache::new(parts.memory_budget),
+            parts,
+            admission: Admission::default(),
+            open: HashMap::new(),
+            uncommitted: VecDeque::new(),
+            uncommitted_bytes: 0,
+            disk_low: false,
+            stopping: false,
+            total_replications: 0,
+            acks: AckWindow::default(),
+            max_lag: Duration::ZERO,
+            times: Times::default(),
+            log_throttle: LogThrottle::default(),
+            shortages: Shortages::default(),
+            rates: Rates::default(),
+            forgetting: Vec::new(),
+            counting: VecDeque::new(),
+            last_sent: None,
+            second: Moment::default(),
+            accepted_before,
+        }
+    }
+
+    /// Runs until it is told to stop and nothing is on the wire any more.
+    pub(crate) async fn run(
+        mut self,
+        mut events: mpsc::UnboundedReceiver<Event>,
+        mut requests: mpsc::UnboundedReceiver<Request>,
+    ) {
+        let mut told = Vec::with_capacity(BATCH);
+        let mut asked = Vec::with_capacity(BATCH);
+        let mut open = true;
+        let mut last = self.parts.clock.now();
+        self.act(last);
+        while !(self.stopping && self.parts.engine.levels().in_flight == 0) {
+            let engine = self.parts.engine.wake_at();
+            let others = self.admission.wake_at().into_iter().chain(self.log_throttle.wake_at());
+            let wake = engine.into_iter().chain(others).min();
+            let wake = wake.unwrap_or(self.second).min(self.second);
+            tokio::select! {
+                _ = events.recv_many(&mut told, BATCH) => {}
+                n = requests.recv_many(&mut asked, BATCH), if open => open = n > 0,
+                () = tokio::time::sleep_until(self.parts.clock.instant(wake)) => {
+                    // What has happened by now comes before what is due.
+                    while told.len() < BATCH && let Ok(event) = events.try_recv() {
+                        told.push(event);
+                    }
+                }
+            }
+            if let Some(gap) = self.parts.clock.woke(last.moment, wake) {
+                warn!(
+                    seconds = gap.as_secs_f64(),
+                    "the daemon did not run for a while (stopped, suspended or overloaded): that time counts for no timeout"
+                );
+            }
+            let now = self.parts.clock.now();
+            last = now;
+            // Before anything is done that depends on how old something is.
+            if let Some(uptime) = self.parts.recorder.see(now) {
+                self.parts.engine.set_uptime(uptime.clone());
+            }
+            let (watched, of_tasks) = self.parts.bus.watched(now.moment);
+            self.parts.engine.watch(of_tasks);
+            told.drain(..).for_each(|event| self.take(now, event));
+            asked.drain(..).for_each(|request| self.serve(now, request));
+            self.parts.engine.tick(now);
+            self.act(now);
+            self.let_in(now);
+            if self.second <= now.moment {
+                self.tick_second(now, watched);
+            }
+            if !self.forgetting.is_empty() {
+                self.answer_forgotten(now);
+            }
+            self.answer_counted();
+            self.log_throttle.tick(now.moment);
+            self.parts.bus.wake();
+        }
+        self.parts.bus.close();
+        self.log_throttle.tell_all();
+    }
+
+    fn serve(&mut self, now: Now, request: Request) {
+        match request {
+            Request::Replicate(writes) if writes.len() > 1 => {
+                let committer = self.parts.committer.clone();
+                committer.in_one_commit(|| {
+                    writes.into_iter().for_each(|write| self.replicate(now, write));
+                });
+            }
+            Request::Replicate(writes) => {
+                writes.into_iter().for_each(|write| self.replicate(now, write));
+            }
+            Request::Admin(query) => self.admin(now, query),
+            Request::Snapshot { reply } => {
+                // Whether there is room is seen anew, also while nobody writes.
+                let _ = self.disk_limit(0);
+                // Whoever asked may be gone; nobody else wants the figures.
+                let _ = reply.send(Box::new(self.snapshot()));
+            }
+        }
+    }
+
+    fn take(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Committed { last, tasks, took } => {
+                self.times.committed(now, last, tasks, took);
+                while let Some(&(id, bytes)) = self.uncommitted.front()
+                    && id <= last
+                {
+                    self.uncommitted.pop_front();
+                    self.uncommitted_bytes -= bytes;
+                    self.answer_key(id);
+                }
+                self.parts.engine.committed(now, last);
+            }
+            Event::StoreFailed(why) => self.store_failed(&why),
+            Event::Answered(answered) => self.answered(now, answered),
+            Event::Refuse => self.refuse_from_now_on(Health::Draining),
+            Event::Stop => {
+                self.stopping = true;
+                self.parts.engine.stop_sending();
+                let in_flight = self.parts.engine.levels().in_flight;
+                info!(in_flight, "no more deliveries are started, those on the wire are finished");
+            }
+        }
+        self.act(now);
+        // It can be large, and what came of it is done.
+        self.last_sent = None;
+    }
+
+    fn replicate(&mut self, now: Now, Write { mut new, idempotency, reply }: Write) {
+        self.total_replications += 1;
+        let unavailable = self.parts.health.borrow().refusal();
+        if let Some(refusal) = unavailable.or_else(|| self.resolve(&mut new)) {
+            let _ = reply.send(Err(refusal));
+            return;
+        }
+        let arrived = now.moment;
+        let deadline = arrived.after(self.parts.queue_wait);
+        let waiter = Waiter { new, idempotency, reply, arrived, deadline };
+        let Some(waiter) = self.not_seen(waiter) else { return };
+        if let Some(limit) = self.disk_limit(waiter.new.weight()) {
+            return self.refuse(waiter, Reason::Disk, &limit);
+        }
+        if let Some(line) = self.admission.ahead_of(&waiter.new) {
+            return self.wait_in(line, waiter);
+        }
+        let Some((waiter, full)) = self.admit(now, waiter) else {
+            return;
+        };
+        if is_hopeless(&full) || self.parts.queue_wait.is_zero() {
+            return self.refuse(waiter, reason(&full), &full.to_string());
+        }
+        self.wait_in(Line::after(waiter.new.consistency, &full), waiter);
+    }
+
+    /// Why a write of so many bytes has no room on the disk, if that is so.
+    ///
+    /// What was admitted and is not committed yet is on its way there. It counts twice, as rows
+    /// take more than their length and a segment is written whole.
+    fn disk_limit(&mut self, bytes: usize) -> Option<String> {
+        let (reserve, free) = (self.parts.min_free_bytes, self.parts.reader.free_bytes()?);
+        let coming = self.uncommitted_bytes.saturating_add(bytes as u64).saturating_mul(2);
+        // Once it is low it takes an eighth more to be so no longer: small writes must not be let
+        // in one by one where large ones are refused.
+        let margin = if self.disk_low { reserve / 8 } else { 0 };
+        let low = reserve > 0 && free < reserve.saturating_add(margin.max(coming));
+        if low != std::mem::replace(&mut self.disk_low, low) {
+            if low {
+                warn!(
+                    free_bytes = free,
+                    "the disk is nearly full (--min-free-disk): new writes are refused, deliveries go on"
+                );
+            } else {
+                info!(
+                    free_bytes = free,
+                    "there is room on the disk again: new writes are accepted"
+                );
+            }
+        }
+        low.then(|| {
+            let (free, reserve) = (ByteSize(free), ByteSize(reserve));
+            format!("the disk of the data directory has {free} free, too little above --min-free-disk ({reserve})")
+        })
+    }
+
+    fn refuse(&self, waiter: Waiter, reason: Reason, limit: &str) {
+        debug!(limit, "write refused");
+        self.parts.counts.refused(reason);
+        // The client may be gone.
+        let _ = waiter.reply.send(Err(Refusal::Full(format!("{limit}; try again later"))));
+    }
+
+    fn wait_in(&mut self, line: Line, waiter: Waiter) {
+        if self.admission.len() >= MAX_WAITING {
+            let limit = format!("too many requests wait for room, the limit is {MAX_WAITING}");
+            return self.refuse(waiter, Reason::Waiting, &limit);
+        }
+        self.admission.push(line, waiter);
+    }
+
+    /// Accepts a write, or gives it back with the limit that it met.
+    fn admit(&mut self, now: Now, waiter: Waiter) -> Option<(Waiter, Full)> {
+        let waiter = self.not_seen(waiter)?;
+        let parts = &mut self.parts;
+        let id = parts.next_id;
+        let bytes = waiter.new.weight() as u64;
+        let arrival = Arrival {
+            id,
+            key: parts.keys.id(&waiter.new.key),
+            replicas: &waiter.new.replicas,
+            bytes,
+            consistency: waiter.new.consistency,
+        };
+        if let Err(full) = parts.engine.admit(now, &arrival) {
+            return Some((waiter, full));
+        }
+        parts.next_id = TaskId(id.0 + 1);
+        self.uncommitted.push_back((id, bytes));
+        self.uncommitted_bytes += bytes;
+        self.times.admitted(id, waiter.arrived);
+        self.note_use(now, &waiter.new.replicas);
+        let consistency = waiter.new.consistency;
+        let key = waiter.idempotency;
+        let task = Arc::new(Task::accepted(*waiter.new, id, now.wall));
+        // To the committer first: what this write supersedes must not be settled on disk before
+        // the write itself is there.
+        self.task_cache.offer(&task);
+        self.tell_accepted(now, id);
+        let parts = &mut self.parts;
+        match consistency {
+            // Who gave a key is answered by the loop, with all who have given it again meanwhile.
+            _ if key.is_some() => {
+                if let Some(Idempotency { key, fingerprint }) = &key {
+                    let row = IdempotencyRow::of(&task, *fingerprint);
+                    parts.idempotency.enter(now.moment, key, row, consistency, waiter.reply);
+                }
+                parts.committer.accept(task, key, None);
+            }
+            Consistency::Eventual => {
+                let reply = waiter.reply;
+                let answer = move |committed: Result<(), _>| {
+                    let accepted = Accepted { id, acked: Vec::new(), replayed: false };
+                    // The client may be gone; the write stays.
+                    let _ =
+                        reply.send(committed.map(|()| accepted).map_err(|_| Refusal::StoreFailed));
+                };
+                parts.committer.accept(task, None, Some(Box::new(answer)));
+            }
+            Consistency::Strong => {
+                self.open.insert(id, waiter.reply);
+                parts.committer.accept(task, None, None);
+            }
+        }
+        self.act(now);
+        None
+    }
+
+    /// Accepts those who wait while there is room, and refuses those whose time is up.
+    fn let_in(&mut self, now: Now) {
+        for line in self.admission.lines() {
+            while let Some(waiter) = self.admission.pop(&line) {
+                if waiter.reply.is_closed() {
+                    continue;
+                }
+                if let Some(limit) = self.disk_limit(waiter.new.weight()) {
+                    self.refuse(waiter, Reason::Disk, &limit);
+                    continue;
+                }
+                let Some((waiter, full)) = self.admit(now, waiter) else {
+                    continue;
+                };
+                if waiter.deadline <= now.moment || is_hopeless(&full) {
+                    self.refuse(waiter, reason(&full), &full.to_string());
+                    continue;
+                }
+                let waits_for = Line::after(waiter.new.consistency, &full);
+                if waits_for == line {
+                    self.admission.put_back(&line, waiter);
+                    break;
+                }
+                // What it waits for now is no matter to those behind it.
+                self.admission.change(&line, &waits_for, waiter);
+            }
+        }
+    }
+
+    fn answered(&mut self, now: Now, answered: Answered) {
+        if let Verdict::Shortage { error } = &answered.outcome.verdict {
+            self.shortages.happened(now.moment, error);
+        }
+        self.times.answered(now, &answered, &self.parts.engine);
+        let Answered { delivery, outcome, task, node } = answered;
+        if outcome.verdict == Verdict::Delivered {
+            self.acks.record(outcome.took);
+            let lag = self.parts.engine.age(delivery.task, now.moment);
+            self.max_lag = self.max_lag.max(lag.unwrap_or_default());
+            if let Some(node) = &node {
+                self.rates.took(now.moment, node, outcome.took);
+            }
+        }
+        self.last_sent = task;
+        self.parts.engine.answered(now, delivery, outcome);
+    }
+
+    /// Does what the engine asks for.
+    fn act(&mut self, now: Now) {
+        while let Some(action) = self.parts.engine.next_action() {
+            match action {
+                Action::Send { delivery, node, attempt, bytes } => {
+                    if attempt > 1 {
+                        let error = self.parts.engine.last_error(&node).unwrap_or_default();
+                        let event =
+                            log_throttle::Event::Retried { task: delivery.task, attempt, error };
+                        self.log_throttle.tell(now.moment, &node, event);
+                    }
+                    let task = self.task_cache.get(delivery.task);
+                    self.parts.attempts.start(delivery, node, attempt, bytes, task);
+                }
+                Action::Save { task, progress } => {
+                    // What failed is read back for its retry: a replica that is down must not
+                    // fill the memory that the tasks of the others pass through.
+                    if progress.iter().any(Progress::has_failed) {
+                        self.task_cache.remove(task);
+                    }
+                    if !self.store_has_failed() {
+                        self.parts.committer.save(task, progress);
+                    }
+                }
+                Action::Remove { task } => {
+                    self.task_cache.remove(task);
+                    if !self.store_has_failed() {
+                        self.parts.committer.remove(task);
+                    }
+                }
+                Action::Conclude { task, success, needed, acked, missing, obstacles } => {
+                    let verdict = Concluded { task, success, needed, acked, missing, obstacles };
+                    match self.open.remove(&task) {
+                        Some(reply) => drop(reply.send(verdict.answer(false))),
+                        None => self.answer_strong_key(&verdict),
+                    }
+                }
+                Action::Buried { delivery, node, letter } => {
+                    let event = log_throttle::Event::Buried { task: delivery.task, letter };
+                    self.log_throttle.tell(now.moment, &node, event);
+                }
+                Action::Breaker { node, error } => {
+                    let (change, detail) = match &error {
+                        Some(error) => (api::ReplicaChange::BreakerOpened, Some(error.to_string())),
+                        None => (api::ReplicaChange::BreakerClosed, None),
+                    };
+                    self.tell_replica(now, &node, change, detail);
+                    self.log_throttle.tell(
+                        now.moment,
+                        &node,
+                        log_throttle::Event::Breaker { error },
+                    );
+                }
+                Action::Ended { last } => self.remember(now, last),
+                Action::Changed { task, node, change, error } => {
+                    self.tell_change(now, task, &node, change, error.as_deref());
+                }
+                Action::Discarded { delivery, node } => {
+                    let event = log_throttle::Event::Discarded { task: delivery.task };
+                    self.log_throttle.tell(now.moment, &node, event);
+                }
+            }
+        }
+    }
+
+    fn refuse_from_now_on(&mut self, health: Health) {
+        self.parts.health.send_if_modified(|current| {
+            let failed = matches!(current, Health::StoreFailed(_));
+            if !failed {
+                *current = health;
+            }
+            !failed
+        });
+        self.refuse_waiting();
+    }
+
+    /// Refuses the writes that wait for room, if the daemon serves none.
+    fn refuse_waiting(&mut self) {
+        let health = self.parts.health.borrow();
+        self.admission.clear(|| health.refusal());
+    }
+
+    /// At the end of each second.
+    fn tick_second(&mut self, now: Now, watched: bool) {
+        self.second = now.moment.after(Duration::from_secs(1));
+        let lanes: Vec<_> = self.parts.engine.lanes().collect();
+        self.rates.sample(now.moment, &lanes);
+        if matches!(*self.parts.health.borrow(), Health::Stalled { .. }) {
+            // What makes room comes through the store.
+            self.refuse_waiting();
+        }
+        if watched {
+            self.tell_figures(now, &lanes);
+        }
+        self.parts.recorder.keep(now.moment);
+        self.parts.history.tick(now.moment);
+        let over = self.parts.idempotency.tick(now.moment);
+        if !over.is_empty() && !self.store_has_failed() {
+            self.parts.committer.forget_idempotency(over);
+        }
+    }
+
+    /// Then nothing is written down either: an attempt that ended because its task could not be
+    /// read would be charged to the replica.
+    fn store_has_failed(&self) -> bool {
+        matches!(*self.parts.health.borrow(), Health::StoreFailed(_))
+    }
+
+    /// Nothing can be promised any more: what is on disk is found again after a restart.
+    fn store_failed(&mut self, why: &Arc<str>) {
+        if self.store_has_failed() {
+            return;
+        }
+        error!(error = %why, "the store has failed; nothing is accepted until a restart");
+        self.refuse_from_now_on(Health::StoreFailed(Arc::clone(why)));
+        self.open.clear();
+        self.parts.idempotency.abandon();
+        self.parts.engine.stop_sending();
+    }
+}
+
+/// Whether waiting for room will not help.
+fn is_hopeless(full: &Full) -> bool {
+    matches!(full, Full::Replicas(_) | Full::DeadLetters { .. })
+}
+
+fn reason(full: &Full) -> Reason {
+    match full {
+        Full::Queue(_) | Full::Strong(_) => Reason::Queue,
+        Full::Share { .. } => Reason::Share,
+        Full::Bytes(_) => Reason::Bytes,
+        Full::DeadLetters { .. } => Reason::DeadLetters,
+        Full::Replicas(_) => Reason::Replicas,
+    }
+}

@@ -1,0 +1,186 @@
+//! The memory for tasks that are read back from disk.
+//!
+//! A task stays in memory for the whole attempt, which to a slow replica can take minutes. So each
+//! replica has a share of it: what the others wait for can never be held by a few slow ones alone.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::engine::SharedPool;
+use crate::task::Node;
+
+/// How long an attempt waits for memory. Then it ends without being sent, so that what waits
+/// behind it, perhaps with its task in memory, has its turn.
+const WAIT: Duration = Duration::from_secs(30);
+
+#[derive(Clone)]
+pub(crate) struct ReadMemory {
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    pool: SharedPool,
+    held: HashMap<Node, u64>,
+    /// First come, first served, but for those whose replica has used up its share.
+    waiting: Vec<Waiting>,
+}
+
+struct Waiting {
+    node: Node,
+    bytes: u64,
+    granted: oneshot::Sender<Permit>,
+}
+
+/// Memory for one task, free again when it is dropped.
+pub(super) struct Permit {
+    state: Arc<Mutex<State>>,
+    node: Node,
+    bytes: u64,
+}
+
+impl ReadMemory {
+    pub(crate) fn new(bytes: usize) -> Self {
+        // With none at all nothing would ever be read back.
+        let pool = SharedPool::new(bytes.max(1), 0);
+        let state = State { pool, held: HashMap::new(), waiting: Vec::new() };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Waits for memory for a task of this size; `None` if there was none for too long.
+    ///
+    /// A task gets memory as long as any is free for its replica, so all of it is overdrawn by
+    /// one task at the most, and a large task does not wait for longer than a small one.
+    pub(super) async fn take(&self, node: &Node, bytes: u64) -> Option<Permit> {
+        let (granted, grant) = oneshot::channel();
+        let waiting = Waiting { node: node.clone(), bytes, granted };
+        lock(&self.state).waiting.push(waiting);
+        self.grant();
+        timeout(WAIT, grant).await.ok()?.ok()
+    }
+
+    /// What was missing, for operators.
+    pub(super) fn shortage(&self) -> String {
+        let State { pool, .. } = *lock(&self.state);
+        format!(
+            "no memory to read the task back from disk within {} s: other tasks hold {} of {} bytes (--memory-budget)",
+            WAIT.as_secs(),
+            pool.used,
+            pool.capacity
+        )
+    }
+
+    fn grant(&self) {
+        grant(&self.state);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        lock(&self.state).give_back(&self.node, self.bytes);
+        grant(&self.state);
+    }
+}
+
+impl State {
+    fn give_back(&mut self, node: &Node, bytes: u64) {
+        self.pool.used -= bytes;
+        if let Some(held) = self.held.get_mut(node) {
+            *held -= bytes;
+            if *held == 0 {
+                self.held.remove(node);
+            }
+        }
+    }
+
+    /// The next that may have its memory now, which is its own from here on.
+    fn next(&mut self) -> Option<Waiting> {
+        self.waiting.retain(|waiting| !waiting.granted.is_closed());
+        let held = |node| self.held.get(node).copied().unwrap_or_default();
+        let next = self.waiting.iter().position(|one| self.pool.has_room_for(held(&one.node)))?;
+        let next = self.waiting.remove(next);
+        self.pool.used += next.bytes;
+        *self.held.entry(next.node.clone()).or_default() += next.bytes;
+        Some(next)
+    }
+}
+
+fn grant(state: &Arc<Mutex<State>>) {
+    loop {
+        let Some(Waiting { node, bytes, granted }) = lock(state).next() else { return };
+        // If it does not wait any more the permit comes back, and is dropped without the lock.
+        let _ = granted.send(Permit { state: Arc::clone(state), node, bytes });
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGET: usize = 1 << 20;
+
+    fn node(name: &str) -> Node {
+        Node::parse(&format!("http://{name}")).unwrap()
+    }
+
+    /// What a replica gets at once, in tasks of a hundredth of all.
+    async fn taken(memory: &ReadMemory, name: &str) -> Vec<Permit> {
+        let mut permits = Vec::new();
+        while let Some(permit) = memory.take(&node(name), BUDGET as u64 / 100).await {
+            permits.push(permit);
+        }
+        permits
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_replicas_leave_memory_for_the_tasks_of_others() {
+        let memory = ReadMemory::new(BUDGET);
+        let slow = taken(&memory, "slow").await;
+        assert!((85..=91).contains(&slow.len()), "{}", slow.len());
+        let slower = taken(&memory, "slower").await;
+        assert!(slower.len() <= 10, "{}", slower.len());
+        for _ in 0..1000 {
+            assert!(memory.take(&node("healthy"), BUDGET as u64 / 100).await.is_some());
+        }
+        assert!(memory.shortage().contains("--memory-budget"), "{}", memory.shortage());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_larger_than_all_of_it_gets_it_alone() {
+        let memory = ReadMemory::new(BUDGET);
+        let all = memory.take(&node("a"), 3 * BUDGET as u64).await;
+        assert!(all.is_some());
+        assert!(memory.take(&node("b"), 1).await.is_none());
+        drop(all);
+        assert!(memory.take(&node("b"), 1).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_given_back_goes_to_those_who_wait_and_whoever_left_costs_nothing() {
+        let memory = ReadMemory::new(BUDGET);
+        let all = memory.take(&node("a"), BUDGET as u64).await.unwrap();
+        let gone = tokio::spawn({
+            let memory = memory.clone();
+            async move { memory.take(&node("b"), BUDGET as u64).await.is_some() }
+        });
+        tokio::task::yield_now().await;
+        gone.abort();
+        let waits = tokio::spawn({
+            let memory = memory.clone();
+            async move { memory.take(&node("c"), BUDGET as u64).await.is_some() }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        drop(all);
+        assert!(waits.await.unwrap());
+        let state = lock(&memory.state);
+        assert_eq!((state.pool.used, state.held.len(), state.waiting.len()), (0, 0, 0));
+    }
+}

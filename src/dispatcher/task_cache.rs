@@ -1,0 +1,83 @@
+//! Accepted tasks that are still in memory, so that their deliveries need not read the disk.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::task::{Task, TaskId};
+
+/// What a task in here costs beyond its weight, in bytes: measured with two replicas.
+const OVERHEAD_BYTES: usize = 400;
+
+/// Tasks by id, up to a budget of bytes. What does not fit is read back when its turn comes.
+#[derive(Debug)]
+pub(super) struct TaskCache {
+    budget: usize,
+    used: usize,
+    tasks: HashMap<TaskId, Arc<Task>>,
+}
+
+impl TaskCache {
+    pub(super) fn new(budget: usize) -> Self {
+        Self { budget, used: 0, tasks: HashMap::new() }
+    }
+
+    /// Keeps `task` if there is room.
+    pub(super) fn offer(&mut self, task: &Arc<Task>) {
+        if self.used + cost(task) <= self.budget {
+            self.used += cost(task);
+            self.tasks.insert(task.id, Arc::clone(task));
+        }
+    }
+
+    pub(super) fn get(&self, id: TaskId) -> Option<Arc<Task>> {
+        self.tasks.get(&id).cloned()
+    }
+
+    pub(super) fn remove(&mut self, id: TaskId) {
+        if let Some(task) = self.tasks.remove(&id) {
+            self.used -= cost(&task);
+        }
+        if self.tasks.is_empty() && self.tasks.capacity() > 1024 {
+            self.tasks.shrink_to_fit();
+        }
+    }
+}
+
+fn cost(task: &Task) -> usize {
+    task.weight() + OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::task::{Consistency, Operation, Timestamp};
+
+    fn task(id: u64, bytes: usize) -> Arc<Task> {
+        Arc::new(Task {
+            id: TaskId(id),
+            key: String::new(),
+            operation: Operation::Set,
+            value: Bytes::from(vec![0; bytes]),
+            accepted_at: Timestamp(0),
+            expires_at: None,
+            replicas: vec![],
+            user_id: None,
+            consistency: Consistency::Eventual,
+            trace: None,
+        })
+    }
+
+    #[test]
+    fn what_is_beyond_the_budget_is_not_kept_until_room_appears() {
+        let mut cache = TaskCache::new(1000 + 2 * OVERHEAD_BYTES);
+        cache.offer(&task(1, 600));
+        cache.offer(&task(2, 600));
+        assert!(cache.get(TaskId(1)).is_some());
+        assert!(cache.get(TaskId(2)).is_none());
+        cache.remove(TaskId(1));
+        cache.offer(&task(3, 600));
+        assert!(cache.get(TaskId(3)).is_some());
+    }
+}

@@ -1,0 +1,295 @@
+//! What the engine and the store know, in the words of the API.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use crate::api;
+use crate::dispatcher::rates::Rate;
+use crate::engine::{
+    BarrierView, BreakerState, Counters, DeliveryState, DeliveryView, LaneView, LetterView, Moment,
+    Now, TaskView,
+};
+use crate::store::Header;
+use crate::task::{Cause, Consistency, Node, Operation, TaskId, Timestamp};
+
+/// A moment as the API writes it.
+pub(super) fn time(at: Timestamp) -> String {
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_nanos(at.0)).to_string()
+}
+
+/// A moment that is to come, by the wall clock.
+fn to_come(at: Moment, now: Now) -> String {
+    let wait = at.since_start().saturating_sub(now.moment.since_start());
+    time(now.wall.saturating_add(wait))
+}
+
+pub(super) fn state(state: DeliveryState) -> api::DeliveryState {
+    match state {
+        DeliveryState::Queued => api::DeliveryState::Queued,
+        DeliveryState::InFlight => api::DeliveryState::InFlight,
+        DeliveryState::Retrying => api::DeliveryState::Retrying,
+        DeliveryState::Parked => api::DeliveryState::Parked,
+        DeliveryState::Dead => api::DeliveryState::Dead,
+        DeliveryState::Delivered => api::DeliveryState::Delivered,
+        DeliveryState::Superseded => api::DeliveryState::Superseded,
+        DeliveryState::Discarded => api::DeliveryState::Discarded,
+    }
+}
+
+pub(super) fn engine_state(state: api::DeliveryState) -> DeliveryState {
+    match state {
+        api::DeliveryState::Queued => DeliveryState::Queued,
+        api::DeliveryState::InFlight => DeliveryState::InFlight,
+        api::DeliveryState::Retrying => DeliveryState::Retrying,
+        api::DeliveryState::Parked => DeliveryState::Parked,
+        api::DeliveryState::Dead => DeliveryState::Dead,
+        api::DeliveryState::Delivered => DeliveryState::Delivered,
+        api::DeliveryState::Superseded => DeliveryState::Superseded,
+        api::DeliveryState::Discarded => DeliveryState::Discarded,
+    }
+}
+
+pub(super) fn cause(cause: Cause) -> api::Cause {
+    match cause {
+        Cause::Rejected => api::Cause::Rejected,
+        Cause::GaveUp => api::Cause::GaveUp,
+        Cause::RetryOverflow => api::Cause::RetryOverflow,
+    }
+}
+
+pub(super) fn breaker(state: BreakerState) -> api::BreakerState {
+    match state {
+        BreakerState::Closed => api::BreakerState::Closed,
+        BreakerState::HalfOpen => api::BreakerState::HalfOpen,
+        BreakerState::Open => api::BreakerState::Open,
+    }
+}
+
+fn write(operation: Operation) -> api::Write {
+    match operation {
+        Operation::Set => api::Write::Set,
+        Operation::Delete => api::Write::Delete,
+    }
+}
+
+fn delivery(view: DeliveryView, now: Now) -> api::Delivery {
+    let (error, failed_at) = view.error.unzip();
+    api::Delivery {
+        replica: view.node.to_string(),
+        state: state(view.state),
+        failures: view.failures,
+        next_attempt_at: view.due.map(|due| to_come(due, now)),
+        last_error: error.map(|error| error.to_string()),
+        last_failed_at: failed_at.map(time),
+        cause: view.cause.map(cause),
+    }
+}
+
+/// A task; of one that is settled the header may not be known any more.
+pub(super) fn task(
+    view: TaskView,
+    header: Option<&Header>,
+    settled_at: Option<Timestamp>,
+    now: Now,
+) -> api::Task {
+    api::Task {
+        task_id: view.id.to_string(),
+        key: header.map(|header| header.key.clone()),
+        operation: header.map(|header| write(header.operation)),
+        value_bytes: header.map(|header| header.value_bytes as u64),
+        accepted_at: header.map(|header| time(header.accepted_at)),
+        expires_at: header.and_then(|header| header.expires_at).map(time),
+        user_id: header.and_then(|header| header.user_id.clone()),
+        consistency: header.map(|header| match header.consistency {
+            Consistency::Eventual => api::Consistency::Eventual,
+            Consistency::Strong => api::Consistency::Strong,
+        }),
+        settled_at: settled_at.map(time),
+        deliveries: view.deliveries.into_iter().map(|view| delivery(view, now)).collect(),
+    }
+}
+
+/// A dead letter; `None` if it is none any more.
+pub(super) fn dead_letter(view: LetterView, header: Header) -> Option<api::DeadLetter> {
+    let (error, since) = view.delivery.error.unzip();
+    Some(api::DeadLetter {
+        task_id: view.task.to_string(),
+        replica: view.delivery.node.to_string(),
+        key: header.key,
+        operation: write(header.operation),
+        value_bytes: header.value_bytes as u64,
+        user_id: header.user_id,
+        accepted_at: time(header.accepted_at),
+        cause: cause(view.delivery.cause?),
+        failures: view.delivery.failures,
+        last_error: error.map(|error| error.to_string()).unwrap_or_default(),
+        since: time(since.unwrap_or(header.accepted_at)),
+    })
+}
+
+fn books(counters: &Counters) -> api::Books {
+    api::Books {
+        accepted: counters.accepted,
+        delivered: counters.delivered,
+        superseded: counters.superseded,
+        dead: counters.dead,
+        discarded: counters.discarded,
+        pending: counters.pending,
+        failed_attempts: counters.failed_attempts,
+        unsent_attempts: counters.unsent_attempts,
+        redriven: counters.redriven,
+    }
+}
+
+/// How old the oldest pending delivery of a lane is, in seconds.
+pub(super) fn lag(lane: &LaneView, now: Now) -> f64 {
+    lane.oldest_since.map_or(0.0, |oldest| oldest.age(now.moment).as_secs_f64())
+}
+
+/// A replica, with its rates and the p50 and p99 of its attempts.
+pub(super) fn replica(
+    lane: &LaneView,
+    rate: Rate,
+    latency: Option<(Duration, Duration)>,
+    renamed_from: Vec<String>,
+    now: Now,
+) -> api::Replica {
+    let (p50, p99) = latency.unzip();
+    let (convergence, drained_in_seconds) = convergence(lane, rate);
+    api::Replica {
+        replica: lane.node.to_string(),
+        renamed_from,
+        paused_since: lane.paused.map(time),
+        breaker: breaker(lane.breaker),
+        breaker_since: lane.breaker_since.map(time),
+        next_probe_at: lane.next_probe.map(|at| to_come(at, now)),
+        backlog_tasks: lane.counters.pending,
+        backlog_bytes: lane.pending_bytes,
+        oldest_accepted_at: lane.oldest.map(time),
+        lag_seconds: lag(lane, now),
+        in_flight: lane.in_flight,
+        retrying: lane.waiting,
+        parked: lane.parked,
+        dead_letters: lane.counters.dead,
+        dead_letter_bytes: lane.dead_letter_bytes,
+        workers: lane.workers,
+        rate_in: rate.accepted,
+        rate_out: rate.left,
+        latency_p50_seconds: p50.map(|p50| p50.as_secs_f64()),
+        latency_p99_seconds: p99.map(|p99| p99.as_secs_f64()),
+        last_error: lane
+            .last_error
+            .as_ref()
+            .map(|(error, at)| api::LastError { error: error.to_string(), at: time(*at) }),
+        convergence,
+        drained_in_seconds,
+        books: books(&lane.counters),
+    }
+}
+
+/// Where a backlog is going, and when it will be drained.
+#[expect(clippy::cast_precision_loss, reason = "an estimate for people")]
+fn convergence(lane: &LaneView, rate: Rate) -> (api::Convergence, Option<f64>) {
+    let shrinks = rate.left - rate.accepted;
+    let pending = lane.counters.pending;
+    match () {
+        () if lane.paused.is_some() => (api::Convergence::Paused, None),
+        () if pending == 0 => (api::Convergence::Drained, None),
+        () if shrinks > 0.0 => (api::Convergence::Draining, Some(pending as f64 / shrinks)),
+        // A few in passing are no backlog that would have to shrink.
+        () if lane.breaker == BreakerState::Closed
+            && rate.left > 0.0
+            && pending as f64 <= rate.left =>
+        {
+            (api::Convergence::Draining, Some(pending as f64 / rate.left))
+        }
+        () => (api::Convergence::NotConverging, None),
+    }
+}
+
+/// What one replica is in the figures of a second.
+pub(super) fn replica_figures(lane: &LaneView, rate: Rate, now: Now) -> api::ReplicaFigures {
+    api::ReplicaFigures {
+        replica: lane.node.to_string(),
+        breaker: breaker(lane.breaker),
+        paused: lane.paused.is_some(),
+        backlog_tasks: lane.counters.pending,
+        lag_seconds: lag(lane, now),
+        in_flight: lane.in_flight,
+        retrying: lane.waiting + lane.parked,
+        dead_letters: lane.counters.dead,
+        delivered_per_second: rate.delivered_now,
+        failed_per_second: rate.failed_now,
+    }
+}
+
+/// A barrier, with all that it is about in its id.
+pub(super) fn barrier(up_to: TaskId, nodes: &[Node], view: BarrierView) -> api::Barrier {
+    let mut replicas: Vec<_> = view
+        .lanes
+        .into_iter()
+        .map(|lane| api::BarrierReplica {
+            replica: lane.node.to_string(),
+            pending: lane.pending,
+            given_up: lane.dead,
+        })
+        .collect();
+    for node in nodes {
+        if !replicas.iter().any(|known| known.replica == node.as_str()) {
+            let replica = node.to_string();
+            replicas.push(api::BarrierReplica { replica, pending: 0, given_up: 0 });
+        }
+    }
+    let pending = replicas.iter().map(|replica| replica.pending).sum();
+    api::Barrier {
+        barrier_id: barrier_id(up_to, nodes),
+        reached: pending == 0,
+        up_to: up_to.to_string(),
+        pending,
+        given_up: replicas.iter().map(|replica| replica.given_up).sum(),
+        replicas,
+    }
+}
+
+/// The task, and behind a dot the replicas where not all are meant.
+fn barrier_id(up_to: TaskId, nodes: &[Node]) -> String {
+    if nodes.is_empty() {
+        return up_to.to_string();
+    }
+    let nodes: Vec<_> = nodes.iter().map(Node::as_str).collect();
+    format!("{up_to}.{}", URL_SAFE_NO_PAD.encode(nodes.join("\n")))
+}
+
+/// What a barrier's id says; `None` if it is none.
+pub(super) fn read_barrier_id(id: &str) -> Option<(TaskId, Vec<Node>)> {
+    let Some((up_to, nodes)) = id.split_once('.') else {
+        return Some((id.parse().ok()?, Vec::new()));
+    };
+    let nodes = String::from_utf8(URL_SAFE_NO_PAD.decode(nodes).ok()?).ok()?;
+    let nodes: Option<Vec<_>> = nodes.lines().map(|node| Node::parse(node).ok()).collect();
+    Some((up_to.parse().ok()?, nodes.filter(|nodes| !nodes.is_empty())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_barrier_is_read_back_from_its_id() {
+        let nodes = ["http://a:1", "https://b/base"].map(|node| Node::parse(node).unwrap());
+        for nodes in [&nodes[..], &[]] {
+            let id = barrier_id(TaskId(7), nodes);
+            assert_eq!(read_barrier_id(&id), Some((TaskId(7), nodes.to_vec())), "{id}");
+        }
+        for id in ["", "x", "7.", "7.!", "7.aHR0cA"] {
+            assert_eq!(read_barrier_id(id), None, "{id}");
+        }
+    }
+
+    #[test]
+    fn a_moment_is_written_to_the_millisecond_in_utc() {
+        assert_eq!(time(Timestamp(1_500_000_000)), "1970-01-01T00:00:01.500Z");
+    }
+}

@@ -1,0 +1,260 @@
+use serde_json::Value;
+
+use super::*;
+use crate::store::local::tests::{accept, close, dead, failed, large, open, refusal, small};
+use crate::store::local::{Opened, Recovered};
+use crate::store::{IdempotencyRow, ReplicaRow};
+use crate::task::Task;
+
+type Harm = fn(&Database);
+
+fn flip(tree: &sled::Tree, id: u64, at: usize) {
+    let row = tree.scan_prefix(keys::of_task(TaskId(id))).next().unwrap().unwrap();
+    let mut bytes = row.1.to_vec();
+    let at = at.min(bytes.len() - 1);
+    bytes[at] ^= 1;
+    tree.insert(row.0, bytes).unwrap();
+}
+
+/// Damages a store that is not in use.
+fn harm(dir: &Path, harm: impl FnOnce(&Database)) {
+    let (opened, ..) = open(dir);
+    harm(&opened.reader.files.database());
+    close(opened);
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn ids(recovered: &[Recovered]) -> Vec<u64> {
+    recovered.iter().map(|task| task.header.id.0).collect()
+}
+
+/// Three tasks of different keys; the second has rows in every tree.
+fn three(opened: &Opened) {
+    for id in 1..=3 {
+        accept(opened, &large(id, 20_000)).unwrap();
+    }
+    opened.committer.save(TaskId(2), vec![dead(Cause::GaveUp), failed(1)]);
+}
+
+#[test]
+fn a_task_with_a_damaged_row_is_set_aside_whole_and_the_rest_is_served() {
+    let harms: [(Harm, &str); 7] = [
+        (|db| flip(&db.tasks, 2, 9), "the row 0000000000000002 of tasks fails its checksum"),
+        (|db| flip(&db.tasks, 2, 3), "the row 0000000000000002 of tasks fails its checksum"),
+        (|db| flip(&db.values, 2, 99), "the row 000000000000000200000000 of values fails"),
+        (|db| flip(&db.progress, 2, 99), "the row 0000000000000002 of progress fails"),
+        (|db| flip(&db.dead_letters, 2, 99), "the row 00000000000000020000 of dead_letters fails"),
+        (
+            |db| drop(db.values.remove(keys::of_chunk(TaskId(2), 1)).unwrap()),
+            "the row 000000000000000200000001 of values is missing",
+        ),
+        (
+            |db| {
+                let row = db.tasks.get(keys::of_task(TaskId(2))).unwrap().unwrap();
+                db.put(Tree::Tasks, &keys::of_task(TaskId(2)), &row).unwrap();
+            },
+            "the row 0000000000000002 of tasks does not decode",
+        ),
+    ];
+    for (what, expected) in harms {
+        let dir = tempfile::tempdir().unwrap();
+        let (opened, ..) = open(dir.path());
+        three(&opened);
+        let rows: usize = 1 + 4 + 1 + 1;
+        close(opened);
+        harm(dir.path(), what);
+
+        let (opened, recovered, report) = open(dir.path());
+        assert_eq!(ids(&recovered), [1, 3]);
+        let SetAside { file, damaged, rows: kept, superseded } = report.set_aside;
+        assert_eq!((damaged.len(), superseded), (1, 0));
+        assert!(damaged[0].to_string().starts_with(expected), "{}", damaged[0]);
+        assert_eq!(damaged[0].task(), Some(TaskId(2)));
+        let missing = usize::from(expected.ends_with("is missing"));
+        assert_eq!(kept, (rows - missing) as u64);
+        assert_eq!(report.quarantined_rows, kept);
+        let lines = lines(&file.unwrap());
+        assert_eq!(lines.len(), 1 + rows - missing);
+        assert_eq!(lines[0]["store"], "store-000001");
+        assert!(lines[1..].iter().all(|line| line["task"] == 2));
+        let told = lines[1..].iter().filter(|line| !line["damage"].is_null());
+        assert_eq!(told.count(), 1 - missing);
+        assert_eq!(opened.reader.read(TaskId(3)).unwrap(), Some(large(3, 20_000)));
+        close(opened);
+
+        // What was set aside stays visible, and is not set aside again.
+        let (opened, recovered, report) = open(dir.path());
+        assert_eq!((recovered.len(), report.quarantined_rows), (2, kept));
+        assert_eq!((report.set_aside, report.orphans_removed), (SetAside::default(), 0));
+        close(opened);
+    }
+}
+
+#[test]
+fn a_row_that_was_set_aside_is_there_to_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    accept(&opened, &small(7)).unwrap();
+    close(opened);
+    harm(dir.path(), |db| flip(&db.tasks, 7, 2));
+    let file = open(dir.path()).2.set_aside.file.unwrap();
+    assert_eq!(file, dir.path().join("quarantine/000001.jsonl"));
+    let line = &lines(&file)[1];
+    let row = STANDARD.decode(line["row"].as_str().unwrap()).unwrap();
+    assert!(row.windows(7).any(|window| window == b"value-7"));
+    assert_eq!(
+        (line["tree"].as_str(), line["key"].as_str()),
+        (Some("tasks"), Some("0000000000000007"))
+    );
+}
+
+#[test]
+fn a_row_under_a_key_that_was_never_written_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    three(&opened);
+    close(opened);
+    harm(dir.path(), |db| drop(db.values.insert(b"odd", b"bytes").unwrap()));
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!((recovered.len(), report.set_aside.rows), (3, 1));
+    assert_eq!(opened.reader.files.database().values.len(), 3 * 4);
+}
+
+#[test]
+fn a_damaged_row_that_belongs_to_no_task_is_set_aside_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    three(&opened);
+    for node in ["http://a", "http://b"] {
+        let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
+        opened.committer.set_replica(Node::parse(node).unwrap(), Some(row), None);
+    }
+    // The first eight bytes are those of task 2.
+    for key in ["\0\0\0\0\0\0\0\x02", "key"] {
+        let (task, at) = (TaskId(2), Timestamp(1));
+        let row = IdempotencyRow { task, fingerprint: [1; 16], at, answer: None };
+        opened.committer.set_idempotency(key.into(), row);
+    }
+    close(opened);
+    harm(dir.path(), |db| {
+        let replicas = db.tree(Tree::Replicas);
+        let mut row = replicas.get(b"http://b").unwrap().unwrap().to_vec();
+        row[6] ^= 1;
+        replicas.insert(b"http://b", row).unwrap();
+        let keys = db.tree(Tree::Idempotency);
+        keys.insert("\0\0\0\0\0\0\0\x02", b"?").unwrap();
+    });
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!(ids(&recovered), [1, 2, 3]);
+    assert_eq!(
+        opened.replicas.iter().map(|(node, _)| node.as_str()).collect::<Vec<_>>(),
+        ["http://a"]
+    );
+    assert_eq!(opened.idempotency.iter().map(|(key, _)| &**key).collect::<Vec<_>>(), ["key"]);
+    let told: Vec<_> = report.set_aside.damaged.iter().map(ToString::to_string).collect();
+    let cut = "the row 0000000000000002 of idempotency is cut short";
+    assert_eq!(told, ["the row http://b of replicas fails its checksum", cut]);
+    assert!(report.set_aside.damaged.iter().all(|damage| damage.task().is_none()));
+    assert_eq!((report.set_aside.rows, report.set_aside.superseded), (2, 0));
+    let lines = lines(&report.set_aside.file.unwrap());
+    assert!(lines[1..].iter().all(|line| line["task"].is_null() && line["damage"].is_string()));
+    close(opened);
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!((recovered.len(), report.set_aside), (3, SetAside::default()));
+    assert_eq!((opened.replicas.len(), opened.idempotency.len()), (1, 1));
+}
+
+#[test]
+fn a_missing_row_is_not_set_aside_but_refused_even_beside_a_damaged_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    three(&opened);
+    close(opened);
+    harm(dir.path(), |db| {
+        flip(&db.tasks, 2, 2);
+        db.tasks.remove(keys::of_task(TaskId(3))).unwrap().unwrap();
+    });
+    let error = refusal(dir.path());
+    assert!(error.contains("tasks holds 2 rows where 3 must be"), "{error}");
+    assert!(!dir.path().join(NAME).exists());
+}
+
+/// Writes of one key to nodes 0 and 1, and the one with this id is damaged.
+#[track_caller]
+fn after_damage(older: Vec<Progress>, damaged: Harm) -> (Vec<Recovered>, SetAside) {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    let of_one_key = |id| Task { key: "one key".to_owned(), ..small(id) };
+    accept(&opened, &of_one_key(1)).unwrap();
+    accept(&opened, &small(2)).unwrap();
+    accept(&opened, &of_one_key(3)).unwrap();
+    accept(&opened, &of_one_key(4)).unwrap();
+    opened.committer.save(TaskId(1), older);
+    opened.committer.save(TaskId(3), vec![failed(1), Progress::Untouched]);
+    close(opened);
+    harm(dir.path(), damaged);
+    let (opened, recovered, report) = open(dir.path());
+    close(opened);
+    assert_eq!(open(dir.path()).1, recovered);
+    (recovered, report.set_aside)
+}
+
+#[test]
+fn an_older_write_of_the_key_is_not_sent_after_one_that_was_set_aside() {
+    let damaged: [Harm; 3] = [
+        |db| flip(&db.progress, 3, 99),
+        // Its checksum is wrong and its key can still be read.
+        |db| flip(&db.tasks, 3, 2),
+        |db| flip(&db.tasks, 3, 10_000),
+    ];
+    for harm in damaged {
+        let older = vec![Progress::Untouched, dead(Cause::RetryOverflow)];
+        let (recovered, set_aside) = after_damage(older, harm);
+        assert_eq!(ids(&recovered), [1, 2, 4]);
+        assert_eq!(set_aside.superseded, 2);
+        assert_eq!(recovered[0].progress, [Progress::Superseded, Progress::Superseded]);
+        // Other keys, and newer writes of this one, go on.
+        assert_eq!(recovered[1].progress, [Progress::Untouched, Progress::Untouched]);
+        assert_eq!(recovered[2].progress, [Progress::Untouched, Progress::Untouched]);
+    }
+}
+
+#[test]
+fn what_is_settled_of_an_older_write_stays_as_it_is() {
+    let older = vec![Progress::Delivered, dead(Cause::GaveUp)];
+    let (recovered, set_aside) = after_damage(older.clone(), |db| flip(&db.progress, 3, 99));
+    assert_eq!(set_aside.superseded, 0);
+    assert_eq!(recovered[0].progress, older);
+}
+
+#[test]
+fn where_the_key_cannot_be_read_either_the_others_are_left_alone() {
+    let (recovered, set_aside) = after_damage(vec![Progress::Untouched; 2], |db| {
+        let key = keys::of_task(TaskId(3));
+        db.tasks.insert(key, vec![0xff; 60]).unwrap();
+    });
+    assert_eq!(set_aside.superseded, 0);
+    assert_eq!(ids(&recovered), [1, 2, 4]);
+}
+
+#[test]
+fn damage_in_meta_is_refused() {
+    for key in [keys::LEDGER, keys::SEQUENCE, keys::SETTLING, keys::FORMAT_VERSION] {
+        let dir = tempfile::tempdir().unwrap();
+        let (opened, ..) = open(dir.path());
+        three(&opened);
+        close(opened);
+        harm(dir.path(), |db| {
+            // Behind the last ledger, so that closing does not write it anew.
+            let mut row = db.meta.get(key).unwrap().unwrap().to_vec();
+            row[1] ^= 1;
+            db.meta.insert(key, row).unwrap();
+        });
+        let error = refusal(dir.path());
+        assert!(error.contains("of meta fails its checksum"), "{error}");
+    }
+}

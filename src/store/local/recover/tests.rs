@@ -1,0 +1,280 @@
+use super::super::tests::{accept, close, failed, hand_in_with, image, open, refusal, small};
+use super::super::{Opened, keys};
+use super::*;
+use crate::store::local::keys::Tree;
+use crate::store::{IdempotencyRow, ReplicaRow};
+use crate::task::{Idempotency, Node, TaskId, Timestamp};
+
+fn database(opened: &Opened) -> Database {
+    opened.reader.files.database()
+}
+
+/// Takes a row away behind the ledger's back, as damage in sled's log would.
+fn lose(opened: &Opened, tree: Tree, id: u64) {
+    let lost = database(opened).tree(tree).remove(keys::of_task(TaskId(id))).unwrap();
+    assert!(lost.is_some());
+}
+
+#[test]
+fn a_row_that_vanished_is_missed_and_nothing_is_removed_for_it() {
+    for (tree, expected) in [
+        (Tree::Tasks, "tasks holds 2 rows where 3 must be"),
+        (Tree::Progress, "progress holds 2 rows where 3 must be"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (opened, ..) = open(dir.path());
+        for id in 1..=3 {
+            accept(&opened, &small(id)).unwrap();
+            opened.committer.save(TaskId(id), vec![failed(1), failed(2)]);
+        }
+        close(opened);
+        let (opened, ..) = open(dir.path());
+        lose(&opened, tree, 2);
+        close(opened);
+        for _ in 0..2 {
+            let error = refusal(dir.path());
+            assert!(error.contains("has lost rows") && error.contains(expected), "{error}");
+        }
+    }
+}
+
+/// What is said of a store in which a row went back to an older one, and what `besides` does.
+fn refusal_of_an_older_row(besides: impl FnOnce(&Database)) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    for id in 1..=2 {
+        accept(&opened, &small(id)).unwrap();
+    }
+    opened.committer.save(TaskId(1), vec![failed(1), failed(1)]);
+    close(opened);
+    let (opened, ..) = open(dir.path());
+    let key = keys::of_task(TaskId(1));
+    let older = database(&opened).progress.get(key).unwrap().unwrap();
+    opened.committer.save(TaskId(1), vec![failed(2), failed(2)]);
+    close(opened);
+    let (opened, ..) = open(dir.path());
+    database(&opened).progress.insert(key, older).unwrap();
+    besides(&database(&opened));
+    close(opened);
+    refusal(dir.path())
+}
+
+#[test]
+fn a_row_that_went_back_to_an_older_one_is_noticed() {
+    let error = refusal_of_an_older_row(|_| {});
+    assert!(error.contains("the 1 rows of progress are not those that were written"), "{error}");
+}
+
+#[test]
+fn a_row_that_went_back_is_noticed_beside_one_that_is_damaged() {
+    let error = refusal_of_an_older_row(|database| {
+        database.tasks.insert(keys::of_task(TaskId(2)), b"no row").unwrap();
+    });
+    assert!(error.contains("the 1 rows of progress are not those that were written"), "{error}");
+}
+
+#[test]
+fn a_cut_between_two_commits_is_none_of_the_ledgers_business() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    accept(&opened, &small(1)).unwrap();
+    accept(&opened, &small(2)).unwrap();
+    close(opened);
+    // New tasks that were not committed, flushed by sled for itself.
+    let (opened, ..) = open(dir.path());
+    database(&opened).insert(&small(3), None).unwrap();
+    database(&opened).tasks.flush().unwrap();
+    let cut = image(dir.path());
+    let (reopened, recovered, _) = open(cut.path());
+    assert_eq!(recovered.len(), 3);
+    close(reopened);
+    assert_eq!(open(cut.path()).1.len(), 3);
+    // The beginning of the settlements.
+    database(&opened).take(Tree::Tasks, &keys::of_task(TaskId(1))).unwrap();
+    database(&opened).tasks.flush().unwrap();
+    let cut = image(dir.path());
+    let (reopened, recovered, _) = open(cut.path());
+    assert_eq!(recovered.len(), 2);
+    // From here on the count binds again.
+    lose(&reopened, Tree::Tasks, 2);
+    close(reopened);
+    assert!(refusal(cut.path()).contains("tasks holds 1 rows where 2 must be"));
+}
+
+fn idempotency(key: &str) -> Idempotency {
+    Idempotency { key: key.into(), fingerprint: [9; 16] }
+}
+
+/// Which task each key stands for.
+fn keys_of(opened: &Opened) -> Vec<(&str, u64)> {
+    opened.idempotency.iter().map(|(key, row)| (&**key, row.task.0)).collect()
+}
+
+#[test]
+fn a_task_that_a_cut_parted_from_the_row_of_its_key_has_its_key_after_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    for (id, key) in [(1, "used again"), (2, "other")] {
+        hand_in_with(&opened, &small(id), Some(idempotency(key))).blocking_recv().unwrap().unwrap();
+    }
+    // The tasks of a commit that came no further, flushed by sled for itself: a new key, one that
+    // an older task had, and one that two of them came with.
+    for (id, key) in [(3, "new"), (4, "used again"), (5, "twice"), (6, "twice")] {
+        database(&opened).insert(&small(id), Some(&idempotency(key))).unwrap();
+    }
+    database(&opened).tasks.flush().unwrap();
+    let cut = image(dir.path());
+    let (opened, recovered, report) = open(cut.path());
+    assert_eq!((recovered.len(), report.keys_restored), (6, 3));
+    let known = [("new", 3), ("other", 2), ("twice", 6), ("used again", 4)];
+    assert_eq!(keys_of(&opened), known);
+    assert_eq!(opened.idempotency[0].1, IdempotencyRow::of(&small(3), [9; 16]));
+    // It is theirs for good, also where they are settled.
+    (1..=6).for_each(|id| opened.committer.remove(TaskId(id)));
+    close(opened);
+    let (opened, recovered, report) = open(cut.path());
+    assert_eq!((recovered.len(), report.keys_restored), (0, 0));
+    assert_eq!(keys_of(&opened), known);
+}
+
+#[test]
+fn the_next_start_changes_no_key_that_a_later_commit_has_changed_or_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    for (id, key) in [(1, "forgotten"), (2, "used again"), (3, "answered")] {
+        hand_in_with(&opened, &small(id), Some(idempotency(key))).blocking_recv().unwrap().unwrap();
+    }
+    opened.committer.forget_idempotency(vec!["forgotten".into(), "used again".into()]);
+    hand_in_with(&opened, &small(4), Some(idempotency("used again")));
+    opened.committer.remove(TaskId(4));
+    let answer = crate::store::IdempotencyAnswer {
+        success: true,
+        acked: vec![0],
+        failed: vec![],
+        needed: 1,
+    };
+    let answered =
+        IdempotencyRow { answer: Some(answer), ..IdempotencyRow::of(&small(3), [9; 16]) };
+    opened.committer.set_idempotency("answered".into(), answered.clone());
+    close(opened);
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!((recovered.len(), report.keys_restored), (3, 0));
+    assert_eq!(keys_of(&opened), [("answered", 3), ("used again", 4)]);
+    assert_eq!(opened.idempotency[0].1, answered);
+}
+
+#[test]
+fn a_damaged_row_of_a_key_is_made_anew_by_the_row_of_its_task() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    for (id, key) in [(1, "damaged"), (2, "whole")] {
+        hand_in_with(&opened, &small(id), Some(idempotency(key))).blocking_recv().unwrap().unwrap();
+    }
+    database(&opened).tree(Tree::Idempotency).insert(b"damaged", b"no row").unwrap();
+    close(opened);
+    for (rebuilt, restored) in [(true, 1), (false, 0)] {
+        let (opened, recovered, report) = open(dir.path());
+        assert_eq!((report.rebuilt, report.keys_restored), (rebuilt, restored));
+        assert_eq!(keys_of(&opened), [("damaged", 1), ("whole", 2)]);
+        assert_eq!(recovered[0].idempotency, Some(idempotency("damaged")));
+        close(opened);
+    }
+}
+
+#[test]
+fn a_row_of_a_replica_that_vanished_is_missed_and_one_that_was_just_written_is_not_too_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    let node = |text| Node::parse(text).unwrap();
+    let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
+    opened.committer.set_replica(node("http://a"), Some(row.clone()), None);
+    opened.committer.set_replica(node("http://b"), Some(row.clone()), None);
+    close(opened);
+    // Written and not committed, flushed by sled for itself.
+    let (opened, ..) = open(dir.path());
+    database(&opened).set_replica(&node("http://c"), Some(&row)).unwrap();
+    database(&opened).tasks.flush().unwrap();
+    let cut = image(dir.path());
+    let (reopened, ..) = open(cut.path());
+    assert_eq!(reopened.replicas.len(), 3);
+    database(&reopened).tree(Tree::Replicas).remove(b"http://b").unwrap().unwrap();
+    close(reopened);
+    let error = refusal(cut.path());
+    assert!(error.contains("replicas holds 2 rows where 3 must be"), "{error}");
+}
+
+#[test]
+fn a_store_that_lost_the_end_of_its_log_is_refused_by_what_the_witness_saw() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    accept(&opened, &small(1)).unwrap();
+    let before = image(dir.path());
+    accept(&opened, &small(2)).unwrap();
+    let marker_file = dir.path().join("COMMITTED");
+    std::fs::copy(&marker_file, before.path().join("COMMITTED")).unwrap();
+    let error = refusal(before.path());
+    assert!(error.contains("has lost the end of") && error.contains("COMMITTED"), "{error}");
+    // Nothing but the commit marker knows: without it the store opens, and says so.
+    std::fs::remove_file(before.path().join("COMMITTED")).unwrap();
+    let (opened, recovered, report) = open(before.path());
+    assert_eq!((recovered.len(), report.witnessed), (1, false));
+    close(opened);
+    let (opened, _, report) = open(before.path());
+    assert!(report.witnessed);
+    close(opened);
+}
+
+#[test]
+fn a_witness_that_is_damaged_or_of_a_store_to_come_is_refused_and_nothing_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    accept(&opened, &small(1)).unwrap();
+    close(opened);
+    let marker_file = dir.path().join("COMMITTED");
+    let log = dir.path().join("store-000001/db");
+    let (intact, before) = (std::fs::read(&marker_file).unwrap(), std::fs::read(&log).unwrap());
+    let flipped: Vec<_> = intact.iter().map(|byte| byte ^ 1).collect();
+    for harm in [&b"store-000001 torn"[..], &intact[..20], &flipped, &[0xff; 5000]] {
+        std::fs::write(&marker_file, harm).unwrap();
+        let error = refusal(dir.path());
+        assert!(error.contains("COMMITTED is damaged, so a lost end"), "{error}");
+        assert!(error.contains("replicator check --repair"), "{error}");
+    }
+    // By a release before this one, which knows no place in the log.
+    let text = "store-000002 00000000000000000001 ";
+    std::fs::write(&marker_file, format!("{text}{:08x}\n", crc32fast::hash(text.as_bytes())))
+        .unwrap();
+    let error = refusal(dir.path());
+    assert!(error.contains("names store-000002, and CURRENT names store-000001"), "{error}");
+    assert_eq!(std::fs::read(&log).unwrap(), before);
+    // Where that store is there it is not removed.
+    let newer = dir.path().join("store-000002");
+    std::fs::create_dir(&newer).unwrap();
+    let settings = crate::store::local::tests::settings(dir.path());
+    let error = crate::store::check(&settings, true).unwrap_err().to_string();
+    assert!(error.contains("write store-000002 into CURRENT"), "{error}");
+    assert!(newer.is_dir());
+    std::fs::remove_dir(&newer).unwrap();
+    crate::store::check(&settings, true).unwrap();
+    assert_eq!(open(dir.path()).1.len(), 1);
+}
+
+#[test]
+fn a_store_emptied_to_nothing_is_not_taken_for_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    accept(&opened, &small(1)).unwrap();
+    close(opened);
+    let store = dir.path().join("store-000001");
+    for entry in std::fs::read_dir(&store).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("snap.") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    std::fs::write(store.join("db"), b"").unwrap();
+    for _ in 0..2 {
+        let error = refusal(dir.path());
+        assert!(error.contains("has lost the end of"), "{error}");
+    }
+}

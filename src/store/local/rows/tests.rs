@@ -1,0 +1,301 @@
+use bytes::Bytes;
+
+use super::*;
+use crate::store::local::keys;
+
+fn task() -> Task {
+    Task {
+        id: TaskId(7),
+        key: "k/ü".into(),
+        operation: Operation::Set,
+        value: Bytes::from_static(b"\x00v"),
+        accepted_at: Timestamp(1),
+        expires_at: Some(Timestamp(300)),
+        replicas: vec![Node::parse("http://a").unwrap(), Node::parse("http://b:1").unwrap()],
+        user_id: Some("u".into()),
+        consistency: Consistency::Eventual,
+        trace: None,
+    }
+}
+
+fn letter() -> DeadLetter {
+    DeadLetter { cause: Cause::RetryOverflow, failures: 2, error: "e".into(), since: Timestamp(5) }
+}
+
+#[test]
+fn the_bytes_of_a_task_are_these() {
+    let head = Stream::of(&task(), None).unwrap().head().unwrap();
+    let mut expected = vec![32, 2]; // the envelope's length, the value's
+    expected.extend(b"\x04k/\xc3\xbc"); // key
+    expected.push(0); // SET
+    expected.push(1); // accepted_at
+    expected.extend([1, 251, 44, 1]); // expires_at: Some, a u16 follows, 300
+    expected.extend(b"\x02\x08http://a\x0ahttp://b:1"); // replicas
+    expected.extend(b"\x01\x01u"); // user_id: Some
+    expected[0] = u8::try_from(expected.len() - 2).unwrap();
+    expected.extend(b"\x00v"); // value
+    assert_eq!(head, expected);
+
+    let delete = Task {
+        operation: Operation::Delete,
+        value: Bytes::new(),
+        expires_at: None,
+        user_id: None,
+        ..task()
+    };
+    let head = Stream::of(&delete, None).unwrap().head().unwrap();
+    assert_eq!(head[2..10], *b"\x04k/\xc3\xbc\x01\x01\x00");
+    assert_eq!(head.last(), Some(&0));
+}
+
+#[test]
+fn what_format_3_says_of_a_task_stands_behind_the_envelope_of_format_2() {
+    let value_at = |head: &[u8]| 2 + usize::from(head[0]);
+    let before = Stream::of(&task(), None).unwrap().head().unwrap();
+    let end = value_at(&before);
+    let trace = |state: Option<&str>| Trace { parent: "p".into(), state: state.map(Box::from) };
+    let more: [(Consistency, Option<Trace>, &[u8]); 4] = [
+        (Consistency::Eventual, None, b""),
+        (Consistency::Strong, None, b"\x01\x00"),
+        (Consistency::Eventual, Some(trace(None)), b"\x00\x01\x01p\x00"),
+        (Consistency::Strong, Some(trace(Some("s"))), b"\x01\x01\x01p\x01\x01s"),
+    ];
+    for (consistency, trace, bytes) in more {
+        let task = Task { consistency, trace, ..task() };
+        let head = Stream::of(&task, None).unwrap().head().unwrap();
+        assert_eq!(head[2..end], before[2..end]);
+        assert_eq!(head[end..value_at(&head)], *bytes);
+        let parsed = Head::parse(&head).unwrap();
+        let envelope = &parsed.bytes[..parsed.envelope];
+        let read = |envelope: &[u8]| header(task.id, envelope, 2, &mut Nodes::default());
+        let header = read(envelope).unwrap();
+        assert_eq!((header.consistency, header.trace), (task.consistency, task.trace));
+        assert_eq!((header.key, header.user_id), (task.key, task.user_id));
+        // Neither cut nor followed by something, but for the cut that leaves what format 2 wrote.
+        for cut in (0..envelope.len()).filter(|cut| *cut != end - 2) {
+            assert!(read(&envelope[..cut]).is_none(), "{cut}");
+        }
+        if !bytes.is_empty() {
+            assert!(read(&[envelope, b"\x00"].concat()).is_none());
+        }
+    }
+    assert!(
+        header(TaskId(7), &[&before[2..end], b"\x02\x00"].concat(), 2, &mut Nodes::default())
+            .is_none()
+    );
+}
+
+#[test]
+fn the_key_of_a_task_stands_behind_what_format_3_says_of_it() {
+    let value_at = |head: &[u8]| 2 + usize::from(head[0]);
+    let end = value_at(&Stream::of(&task(), None).unwrap().head().unwrap());
+    let idempotency = Idempotency { key: "k1".into(), fingerprint: *b"0123456789abcdef" };
+    for (consistency, before) in
+        [(Consistency::Eventual, b"\x00\x00"), (Consistency::Strong, b"\x01\x00")]
+    {
+        let task = Task { consistency, ..task() };
+        let head = Stream::of(&task, Some(&idempotency)).unwrap().head().unwrap();
+        assert_eq!(head[end..value_at(&head)], [&before[..], b"\x02k10123456789abcdef"].concat());
+        let parsed = Head::parse(&head).unwrap();
+        let envelope = &parsed.bytes[..parsed.envelope];
+        let read = |envelope: &[u8]| header_and_key(task.id, envelope, 2, &mut Nodes::default());
+        let (header, key) = read(envelope).unwrap();
+        assert_eq!((header, key.as_ref()), (Header::of(&task), Some(&idempotency)));
+        // Neither cut nor followed by something, but for the cuts that leave what was written before.
+        let older = [end - 2, end];
+        for cut in (0..envelope.len()).filter(|cut| !older.contains(cut)) {
+            assert!(read(&envelope[..cut]).is_none(), "{cut}");
+        }
+        assert!(read(&[envelope, b"\x00"].concat()).is_none());
+    }
+}
+
+#[test]
+fn the_bytes_of_a_replica_are_these() {
+    let first_used = Timestamp(300);
+    let plain = ReplicaRow { paused_since: None, renamed_to: None, first_used };
+    let renamed_to = Some(Node::parse("http://b").unwrap());
+    let all = ReplicaRow { paused_since: Some(Timestamp(7)), renamed_to, first_used };
+    let golden: [(ReplicaRow, &[u8]); 2] =
+        [(plain, b"\x00\x00\xfb\x2c\x01"), (all, b"\x01\x07\x01\x08http://b\xfb\x2c\x01")];
+    for (row, bytes) in golden {
+        assert_eq!(replica(&row).unwrap(), bytes);
+        assert_eq!(read_replica(bytes), Some(row));
+        assert_eq!(read_replica(&[bytes, b"x"].concat()), None);
+    }
+}
+
+#[test]
+fn the_bytes_of_an_idempotency_key_are_these() {
+    let row = |answer| IdempotencyRow {
+        task: TaskId(7),
+        fingerprint: *b"0123456789abcdef",
+        at: Timestamp(300),
+        answer,
+    };
+    let answer =
+        IdempotencyAnswer { success: true, acked: vec![0, 2], failed: vec![300], needed: 2 };
+    let golden: [(IdempotencyRow, &[u8]); 2] = [
+        (row(None), b"\x070123456789abcdef\xfb\x2c\x01\x00"),
+        (
+            row(Some(answer)),
+            b"\x070123456789abcdef\xfb\x2c\x01\x01\x01\x02\x00\x02\x01\xfb\x2c\x01\x02",
+        ),
+    ];
+    for (row, bytes) in golden {
+        assert_eq!(idempotency(&row).unwrap(), bytes);
+        assert_eq!(read_idempotency(bytes), Some(row));
+        assert_eq!(read_idempotency(&[bytes, b"x"].concat()), None);
+    }
+}
+
+#[test]
+fn the_longest_rows_beside_the_tasks_are_no_longer_than_others() {
+    // As many replicas as a write may name.
+    let answer = IdempotencyAnswer {
+        success: false,
+        acked: (0..512).collect(),
+        failed: (512..1024).collect(),
+        needed: 513,
+    };
+    let row = IdempotencyRow {
+        task: TaskId(u64::MAX),
+        fingerprint: [0; 16],
+        at: Timestamp(u64::MAX),
+        answer: Some(answer),
+    };
+    let bytes = idempotency(&row).unwrap().len() + keys::MAX_IDEMPOTENCY_KEY_BYTES + FRAME_BYTES;
+    assert!(bytes <= 4096, "{bytes}");
+}
+
+#[test]
+fn the_bytes_of_progress_are_these() {
+    let entries = [
+        Progress::Untouched,
+        Progress::Failed { failures: 3, error: "no".into() },
+        Progress::Delivered,
+        Progress::Superseded,
+        Progress::Dead(letter()),
+        Progress::Ambiguous { since: Timestamp(9) },
+        Progress::Resend,
+    ];
+    let payload = progress(&entries).unwrap();
+    assert_eq!(payload, b"\x07\x00\x01\x03\x02no\x02\x03\x04\x05\x09\x06");
+    let mut read: Vec<_> = entries.into_iter().map(Some).collect();
+    read[4] = None;
+    assert_eq!(read_progress(&payload), Some(read));
+}
+
+#[test]
+fn the_bytes_of_a_dead_letter_are_these() {
+    let payload = dead_letter(&letter()).unwrap();
+    assert_eq!(payload, b"\x02\x02\x01e\x05");
+    assert_eq!(read_dead_letter(&payload), Some(letter()));
+    for (cause, byte) in [(Cause::Rejected, 0), (Cause::GaveUp, 1)] {
+        let payload = dead_letter(&DeadLetter { cause, ..letter() }).unwrap();
+        assert_eq!(payload[0], byte);
+    }
+}
+
+#[test]
+fn the_bytes_of_a_frame_are_these() {
+    let row = seal(Tree::Meta, keys::FORMAT_VERSION, &1u32.to_be_bytes());
+    let sum = crc32fast::hash(b"\x01mformat_version\0\0\0\x01").to_be_bytes();
+    assert_eq!(row, [&[1], &sum[..], &[0, 0, 0, 1]].concat());
+    assert_eq!(sum, FROZEN_SUM);
+}
+
+/// Computed once by another implementation of CRC-32 (that of Python's zlib).
+const FROZEN_SUM: [u8; 4] = [194, 25, 193, 196];
+
+#[test]
+fn a_flipped_bit_anywhere_in_a_row_is_noticed() {
+    let key = keys::of_task(TaskId(7));
+    let row = seal(Tree::Tasks, &key, b"payload");
+    assert_eq!(unseal(Tree::Tasks, &key, &row).unwrap(), b"payload");
+    for bit in 0..row.len() * 8 {
+        let mut row = row.clone();
+        row[bit / 8] ^= 1 << (bit % 8);
+        assert!(unseal(Tree::Tasks, &key, &row).is_err(), "bit {bit}");
+    }
+    for short in 0..row.len() {
+        assert!(unseal(Tree::Tasks, &key, &row[..short]).is_err());
+    }
+}
+
+#[test]
+fn a_row_is_only_good_in_its_own_place() {
+    let key = keys::of_task(TaskId(7));
+    let row = seal(Tree::Tasks, &key, b"payload");
+    assert!(unseal(Tree::Progress, &key, &row).is_err());
+    assert!(unseal(Tree::Tasks, &keys::of_task(TaskId(8)), &row).is_err());
+}
+
+#[test]
+fn trailing_bytes_and_lengths_out_of_all_proportion_do_not_decode() {
+    let payload = [&progress(&[Progress::Delivered]).unwrap()[..], b"x"].concat();
+    assert_eq!(read_progress(&payload), None);
+    let payload = [&dead_letter(&letter()).unwrap()[..], b"x"].concat();
+    assert_eq!(read_dead_letter(&payload), None);
+    // A u64 follows: eighteen quintillion entries.
+    let hostile = [253, 255, 255, 255, 255, 255, 255, 255, 255];
+    assert_eq!(read_progress(&hostile), None);
+    assert!(Head::parse(&[&hostile[..], &hostile[..]].concat()).is_none());
+    assert!(Head::parse(&[1, 2, 0, 0]).is_none());
+}
+
+/// A row is a few KiB, so no length in it is believed beyond that; in memory an entry is larger.
+#[test]
+fn a_length_in_a_small_row_reserves_little() {
+    for entries in [100_000_u32, 3_000_000] {
+        let row = [&[252][..], &entries.to_le_bytes()].concat();
+        let outcome = decode_first::<Vec<ProgressRow<'_>>>(&row).map(|_| ());
+        assert!(matches!(outcome, Err(DecodeError::LimitExceeded)), "{outcome:?}");
+    }
+    // But all that there is in the longest of them is.
+    let entries = vec![Progress::Delivered; SMALL - 3];
+    let payload = progress(&entries).unwrap();
+    assert_eq!(payload.len(), SMALL);
+    assert_eq!(read_progress(&payload).unwrap().len(), entries.len());
+}
+
+#[test]
+fn the_stream_comes_back_whole_wherever_it_is_cut() {
+    let envelope = Stream::of(&task(), None).unwrap().envelope.len() - 1;
+    let edge = HEAD_BYTES - envelope;
+    let mut lengths = vec![0, 1, CHUNK_BYTES * 3 + 5];
+    for cut in [edge, edge + CHUNK_BYTES, edge + 2 * CHUNK_BYTES] {
+        lengths.extend(cut - 3..cut + 3);
+    }
+    for key_bytes in [1, 4_000, 10_000] {
+        for &value_bytes in &lengths {
+            let value: Vec<u8> = (0..=255).cycle().take(value_bytes).collect();
+            let task = Task { key: "k".repeat(key_bytes), value: value.into(), ..task() };
+            let stream = Stream::of(&task, None).unwrap();
+            let payload = stream.head().unwrap();
+            assert!(payload.len() + FRAME_BYTES <= 4096);
+            let head = Head::parse(&payload).unwrap();
+            let mut read = head.bytes.to_vec();
+            let chunks: Vec<_> = stream.chunks().collect();
+            assert_eq!(chunks.len(), head.chunks());
+            for (at, (number, chunk)) in chunks.into_iter().enumerate() {
+                assert_eq!(usize::try_from(number), Ok(at));
+                assert_eq!(chunk.len(), head.chunk_bytes(at));
+                read.extend(chunk);
+            }
+            assert_eq!(read, [&stream.envelope, stream.value].concat());
+        }
+    }
+}
+
+#[test]
+fn however_many_replicas_failed_with_long_errors_a_row_stays_small() {
+    let failed = Progress::Failed { failures: 4, error: "ü".repeat(5_000).into() };
+    for replicas in [1, 2, 3, 64] {
+        let payload = progress(&vec![failed.clone(); replicas]).unwrap();
+        assert!(payload.len() < 4000, "{replicas}: {}", payload.len());
+    }
+    let dead = DeadLetter { error: "ü".repeat(5_000).into(), ..letter() };
+    let read = read_dead_letter(&dead_letter(&dead).unwrap()).unwrap();
+    assert_eq!(*read.error, *"ü".repeat(512));
+}
