@@ -13,7 +13,9 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group};
-use replicator::engine::{Action, Arrival, Engine, KeyHasher, Moment, Now, Settings, Workers};
+use replicator::engine::{
+    Action, Arrived, Engine, KeyHasher, Moment, Now, Origin, Settings, Workers,
+};
 use replicator::task::{AttemptOutcome, Consistency, DeliveryId, Node, TaskId, Timestamp, Verdict};
 
 #[path = "../src/engine/tests/flaky/replica.rs"]
@@ -48,10 +50,10 @@ fn through(engine: &mut Engine, keys: &KeyHasher, nodes: &[Node], first: u64) {
     for id in first..first + TASKS {
         let key = keys.id(&id.to_string());
         let (id, consistency) = (TaskId(id), Consistency::Eventual);
-        let arrival = Arrival { id, key, replicas: nodes, bytes: 100, consistency };
-        engine.admit(now, &arrival).unwrap();
+        let reservation = engine.reserve(now, nodes, 100, consistency).unwrap();
+        let task = Arrived { id, key, replicas: nodes, bytes: 100, accepted_at: now.wall };
+        engine.arrive(now, task, Origin::Written(Some(reservation)));
     }
-    engine.committed(now, TaskId(first + TASKS));
     let mut sent = Vec::new();
     loop {
         while let Some(action) = engine.next_action() {

@@ -18,15 +18,15 @@ use tracing::{error, info, warn};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::dispatcher::{
-    Attempts, Bus, Core, Handle, Health, History, Keys, Operations, Operator, Parts, ReadMemory,
-    messages,
+    Attempts, Bus, Core, Handle, Health, History, Operations, Operator, Parts, ReadMemory, messages,
 };
 use crate::engine::{self, Engine, Workers};
 use crate::faults;
 use crate::policy::Policy;
 use crate::replica::{self, Client};
 use crate::server;
-use crate::store::{self, CommitError, Committer};
+use crate::store::{self, CommitError, Committer, KeyLimits};
+use crate::task::TaskId;
 use crate::traces::{self, Tracer};
 
 mod inbound;
@@ -128,9 +128,9 @@ impl Daemon {
         let Restored { opened, engine, keys, quarantined_rows, registry, strong, recorder } =
             restored.await.map_err(|_| StartError::Interrupted)??;
         let memory = &config.memory;
-        let mut idempotency = Keys::new(memory.idempotency_window, memory.idempotency_keys);
-        let over = idempotency.restore(clock.now(), recorder.uptime(), opened.idempotency, &strong);
-        opened.committer.forget_idempotency(over);
+        let limits = KeyLimits { window: memory.idempotency_window, most: memory.idempotency_keys };
+        let keys_found = opened.idempotency;
+        opened.journal.remember(limits, clock.now(), recorder.uptime(), keys_found, &strong);
         let bus = Bus::new(clock.now().wall.0 / 1_000);
 
         let (reader, committer) = (opened.reader, opened.committer);
@@ -148,8 +148,9 @@ impl Daemon {
             engine,
             keys,
             clock,
-            next_id: opened.next_id,
-            committer: committer.clone(),
+            newest: TaskId(opened.next_id.0.saturating_sub(1)),
+            journal: opened.journal,
+            events: events.clone(),
             reader,
             attempts,
             health,
@@ -161,7 +162,6 @@ impl Daemon {
             quarantined_rows,
             bus: bus.clone(),
             registry,
-            idempotency,
             history: History::new(memory.task_history),
             recorder,
         });

@@ -15,7 +15,6 @@ mod core;
 mod event_bus;
 mod handle;
 mod history;
-mod idempotency;
 mod log_throttle;
 pub(crate) mod messages;
 mod rates;
@@ -35,7 +34,6 @@ pub use event_bus::{Event, EventKind, EventKinds, Events};
 pub use handle::Handle;
 pub(crate) use handle::Operator;
 pub(crate) use history::History;
-pub(crate) use idempotency::Keys;
 pub use messages::{Accepted, AdminError, Health, LetterCursor, LetterFilter, Refusal, TaskFilter};
 #[cfg(test)]
 pub(crate) use messages::{Request, Write};

@@ -13,14 +13,14 @@
 //!   queue. What failed leaves the eventual queue, and what the retry queue has no place for is
 //!   parked, outside of both. A breaker keeps deliveries from a replica that does not answer.
 //! - **Bounds.** Both queues, the bytes and the number of known replicas have a limit each;
-//!   [`Engine::admit`] refuses what goes beyond, in words.
+//!   [`Engine::reserve`] refuses what goes beyond, in words.
 //! - **Balance.** Every delivery taken on is counted under one outcome in its replica's [`Counters`].
 //!
 //! It deliberately does not know values, keys or addresses as text beyond the name of a lane, nor
 //! time to live: an expired write is a delivery as any other, and the command that is sent for it
 //! is decided when it is sent.
 //!
-//! Start with `interface.rs`, which has what goes in and what comes out, then [`Engine::admit`] and `transitions.rs`, where a delivery goes from state to state.
+//! Start with `interface.rs`, which has what goes in and what comes out, then `reserve.rs`, `arrive.rs` and `transitions.rs`, where a delivery goes from state to state.
 
 #![expect(
     clippy::indexing_slicing,
@@ -31,14 +31,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
-
-use crate::task::{
-    AttemptOutcome, Cause, Consistency, DeliveryId, Node, TaskId, Timestamp, Uptime, Verdict,
-};
+use crate::task::{AttemptOutcome, Cause, DeliveryId, Node, TaskId, Timestamp, Uptime, Verdict};
 
 mod admin;
 mod ambiguous;
+mod arrive;
 mod barrier;
 mod breaker;
 mod concurrency;
@@ -52,10 +49,9 @@ mod key;
 mod lane;
 #[cfg(any(test, feature = "fuzzing"))]
 mod model;
-mod moment;
 mod places;
 mod quorum;
-mod restore;
+mod reserve;
 mod retry;
 mod share;
 mod strong;
@@ -65,26 +61,26 @@ mod tests;
 mod transitions;
 mod view;
 
+pub use crate::task::{Moment, Now, Since};
 pub use barrier::{BarrierLane, BarrierView};
 pub use breaker::BreakerState;
 pub use concurrency::Workers;
 pub use counters::Counters;
 pub use interface::{
-    Action, AdminOutcome, Arrival, Change, DeliveryState, DeliveryView, Forgotten, Found, Full,
-    LaneView, LetterView, Levels, Now, Probed, RenameError, Restored, Settings,
-    TASK_OVERHEAD_BYTES, TaskView, Wanted,
+    Action, AdminOutcome, Arrived, Change, DeliveryState, DeliveryView, Forgotten, Found, Full,
+    LaneView, LetterView, Levels, Origin, Probed, RenameError, Settings, TASK_OVERHEAD_BYTES,
+    TaskView, Wanted,
 };
 pub use key::{KeyHasher, KeyId};
-pub use moment::{Moment, Since};
 pub use share::SharedPool;
+pub use table::Reservation;
 
 use barrier::Watches;
 use breaker::Ended;
 use counters::Attempt;
 use lane::Lanes;
-use quorum::Quorum;
 use retry::Schedule;
-use table::{DeliveryRef, NewEntry, Priority, Queue, Settlement, Slot, State, Tasks};
+use table::{DeliveryRef, Priority, Settlement, Slot, State, Tasks};
 
 /// Nothing is kept free for other replicas where none has had a write for so long.
 const OTHERS_IDLE: Duration = Duration::from_secs(60);
@@ -185,104 +181,6 @@ impl Engine {
     /// By this the age of what is kept is told from now on.
     pub fn set_uptime(&mut self, uptime: Uptime) {
         self.uptime = uptime;
-    }
-
-    /// Takes on a write, in the order of the ids.
-    ///
-    /// It has its place in the chains from now on, and is sent once [`Engine::committed`] says that
-    /// it is durable. A strong write no earlier: were it sent before and lost in a crash, some
-    /// replicas would keep a write that nobody carries to the others, and an older one could still
-    /// be sent after it.
-    ///
-    /// # Errors
-    ///
-    /// [`Full`] names the limit that is reached.
-    pub fn admit(&mut self, now: Now, arrival: &Arrival<'_>) -> Result<(), Full> {
-        self.now = now;
-        let strong = arrival.consistency == Consistency::Strong;
-        let bytes = arrival.bytes.saturating_add(TASK_OVERHEAD_BYTES);
-        let queue = if strong { Queue::Strong } else { Queue::Eventual };
-        self.room(queue, bytes)?;
-        self.share(queue, arrival.replicas)?;
-        let limit = self.settings.max_known_replicas;
-        let lanes = self.lanes.open(arrival.replicas, limit).ok_or(Full::Replicas(limit))?;
-
-        let quorum = strong.then(|| {
-            let replicas = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
-            Box::new(Quorum::new(replicas, now.moment.after(self.settings.strong_timeout)))
-        });
-        let Arrival { id, key, .. } = *arrival;
-        let since = Since::aged(Duration::ZERO, now.moment);
-        let new = NewEntry { id, key, accepted_at: now.wall, since, bytes };
-        let slot = self.insert(new, &lanes, quorum, false);
-        self.enter_queue(slot, queue);
-        for (index, &lane) in lanes.iter().enumerate() {
-            self.lanes[lane].last_used = now.moment;
-            self.lanes[lane].forgotten = false;
-            self.join(DeliveryRef { slot, index });
-        }
-        self.finish();
-        Ok(())
-    }
-
-    fn room(&self, queue: Queue, bytes: u64) -> Result<(), Full> {
-        let capacity = self.settings.queue_capacity;
-        if self.level(queue) >= capacity {
-            let strong = queue == Queue::Strong;
-            return Err(if strong { Full::Strong(capacity) } else { Full::Queue(capacity) });
-        }
-        if self.levels.bytes.saturating_add(bytes) > self.settings.max_bytes {
-            return Err(Full::Bytes(self.settings.max_bytes));
-        }
-        Ok(())
-    }
-
-    /// Isolation at the door: a replica that hangs or lags keeps its tasks in the queue, and must
-    /// not fill it for the others.
-    fn share(&self, queue: Queue, replicas: &[Node]) -> Result<(), Full> {
-        let places = SharedPool::new(self.settings.queue_capacity, self.level(queue));
-        let letters = SharedPool {
-            capacity: self.settings.max_dead_letter_bytes,
-            used: self.levels.dead_letter_bytes,
-        };
-        let known: SmallVec<[u32; 8]> =
-            replicas.iter().filter_map(|node| self.lanes.find(node)).collect();
-        let since = self.now.moment.before(OTHERS_IDLE);
-        let too_much = |held: u64, pool: SharedPool| {
-            let alone = || !self.lanes.others_used(&known, since);
-            held > 0 && !pool.has_room_for(held) && (pool.free() == 0 || !alone())
-        };
-        for lane in known.iter().map(|&lane| &self.lanes[lane]) {
-            let (node, held, bytes) = (&lane.node, lane.held(queue), lane.dead_letter_bytes);
-            if too_much(held as u64, places) {
-                return Err(Full::Share { node: node.clone(), held });
-            }
-            if too_much(bytes, letters) {
-                return Err(Full::DeadLetters { node: node.clone(), bytes });
-            }
-        }
-        Ok(())
-    }
-
-    fn level(&self, queue: Queue) -> usize {
-        match queue {
-            Queue::Eventual => self.levels.queue,
-            Queue::Strong => self.levels.strong,
-            Queue::Outside => 0,
-        }
-    }
-
-    /// Every task up to `last` is on disk.
-    pub fn committed(&mut self, now: Now, last: TaskId) {
-        self.now = now;
-        while let Some(slot) = self.tasks.next_committed(last) {
-            self.tasks[slot].durable = true;
-            for index in 0..self.tasks[slot].deliveries.len() {
-                self.unblock(DeliveryRef { slot, index });
-            }
-            self.touch(slot);
-        }
-        self.finish();
     }
 
     /// An attempt that was asked for by [`Action::Send`] has ended.

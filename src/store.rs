@@ -17,8 +17,9 @@ mod local;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::fuzzing;
 pub use local::{
-    Checked, CommitError, Committer, Damage, Event, Exported, Gone, Handed, Header,
-    IdempotencyAnswer, IdempotencyRow, ImportError, Imported, MAX_IDEMPOTENCY_KEY_BYTES, Notify,
-    OpenError, Opened, ReadError, Reader, Recovered, RecoveryReport, ReplicaRow, Reply, SetAside,
-    Settings, Store, Turns, UptimeFile, check, export, import,
+    Append, AppendError, AppendReply, Appended, Checked, CommitError, Committer, Damage, Event,
+    Exported, Gone, Handed, Header, IdempotencyAnswer, IdempotencyRow, ImportError, Imported,
+    Journal, KeyLimits, MAX_IDEMPOTENCY_KEY_BYTES, Notify, OpenError, Opened, ReadError, Reader,
+    Recovered, RecoveryReport, Repeated, ReplicaRow, Reply, SetAside, Settings, Store, Turns,
+    UptimeFile, check, export, import,
 };

@@ -16,9 +16,11 @@ use bytes::Bytes;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod moment;
 mod node;
 mod uptime;
 
+pub use moment::{Moment, Now, Since};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};
 pub use uptime::{Step, Uptime};
 

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::daemon::StartError;
 use crate::dispatcher::messages::Event;
 use crate::dispatcher::{ReplicaRegistry, UptimeRecorder};
-use crate::engine::{self, Engine, KeyHasher};
+use crate::engine::{Arrived, Engine, KeyHasher, Origin};
 use crate::store::{self, Handed, OpenError, Opened, RecoveryReport, SetAside, Store};
 use crate::task::{self, Consistency, TaskId};
 
@@ -102,10 +102,7 @@ fn read(
     // Who listens to these outlives the sender, but for a panic of its own.
     let notify = move |event| {
         let _ = events.send(match event {
-            store::Event::Committed { tasks, took } => match tasks.last() {
-                Some(&last) => Event::Committed { last, tasks: tasks.len(), took },
-                None => return,
-            },
+            store::Event::Arrived { tasks, took } => Event::Arrived { tasks, took },
             store::Event::Failed(why) => Event::StoreFailed(why),
         });
     };
@@ -157,7 +154,7 @@ fn restore(
             false => Vec::new(),
         };
         let replicas = if replicas.is_empty() { &header.replicas } else { &replicas };
-        let restored = engine::Restored {
+        let arrived = Arrived {
             id: header.id,
             key: keys.id(&header.key),
             replicas,
@@ -169,9 +166,8 @@ fn restore(
                 header.trace.as_ref(),
             ) as u64,
             accepted_at: header.accepted_at,
-            progress: task.progress,
         };
-        engine.restore(now, restored);
+        engine.arrive(now, arrived, Origin::Recovered(task.progress));
     }
     strong
 }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::cli::Cli;
 use crate::dispatcher::{ReplicaRegistry, Request, TaskFilter, UptimeRecorder};
-use crate::engine::KeyHasher;
+use crate::engine::{Arrived, KeyHasher, Origin};
 use crate::replica::{Tls, Tokens};
 use crate::store::{Handed, Opened, Reader, Recovered, Store};
 use crate::task::{
@@ -84,15 +84,9 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     let keys = KeyHasher::default();
     let progress = vec![Progress::Untouched];
     let key = keys.id(&task.key);
-    let restored = engine::Restored {
-        id: task.id,
-        key,
-        replicas: &row.replicas,
-        bytes: 2,
-        accepted_at: Timestamp(0),
-        progress,
-    };
-    engine.restore(clock.now(), restored);
+    let arrived =
+        Arrived { id: task.id, key, replicas: &row.replicas, bytes: 2, accepted_at: Timestamp(0) };
+    engine.arrive(clock.now(), arrived, Origin::Recovered(progress));
     let settings = replica::Settings {
         node_id: "test".into(),
         request_timeout: Duration::from_secs(5),
@@ -111,8 +105,9 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         engine,
         keys,
         clock,
-        next_id: opened.next_id,
-        committer: opened.committer.clone(),
+        newest: TaskId(opened.next_id.0 - 1),
+        journal: opened.journal.clone(),
+        events: events.clone(),
         reader: opened.reader.clone(),
         attempts,
         health,
@@ -124,7 +119,6 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
         quarantined_rows: 0,
         bus: Bus::new(0),
         registry: ReplicaRegistry::default(),
-        idempotency: Keys::new(Duration::from_secs(1), 1),
         history: History::new(Duration::ZERO),
         recorder: UptimeRecorder::begin(clock.now(), store::UptimeFile::of(dir.path())).unwrap(),
     });

@@ -1,7 +1,6 @@
 //! The loop around the engine: one event at a time goes in, and what comes out is done.
 //!
-//! Everything that changes the engine passes through here, so there is no lock. The order of the
-//! ids is given out here too, and tasks go to the committer in that order.
+//! Everything that changes the engine passes through here, so there is no lock.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,28 +16,25 @@ use crate::dispatcher::admission::{Admission, Line, MAX_WAITING, Waiter};
 use crate::dispatcher::attempt::Attempts;
 use crate::dispatcher::event_bus::Bus;
 use crate::dispatcher::history::History;
-use crate::dispatcher::idempotency::Keys;
 use crate::dispatcher::log_throttle::{self, LogThrottle};
-use crate::dispatcher::messages::{
-    Accepted, Answer, Answered, Event, Health, Refusal, Reply, Request, Write,
-};
+use crate::dispatcher::messages::{Answer, Answered, Event, Health, Refusal, Request, Write};
 use crate::dispatcher::rates::Rates;
 use crate::dispatcher::replica_registry::ReplicaRegistry;
 use crate::dispatcher::shortages::Shortages;
 use crate::dispatcher::task_cache::TaskCache;
 use crate::dispatcher::times::Times;
 use crate::dispatcher::uptime::UptimeRecorder;
-use crate::engine::{Action, Arrival, Engine, Full, KeyHasher, Moment, Now};
+use crate::engine::{Action, Engine, Full, KeyHasher, Moment, Now};
 use crate::metrics::{AckWindow, Counts, Reason};
-use crate::store::{Committer, IdempotencyRow, Reader};
-use crate::task::{Consistency, Idempotency, Node, Progress, Task, TaskId, Verdict};
+use crate::store::{Append, Journal, Reader};
+use crate::task::{Node, Progress, Task, TaskId, Verdict};
 
+mod accept;
 mod admin;
 mod events;
-mod keys;
 mod snapshot;
 
-use keys::Concluded;
+use accept::{Admitted, Concluded, Waiting};
 
 /// Events taken at once before the timers are looked at again.
 const BATCH: usize = 256;
@@ -48,8 +44,10 @@ pub(crate) struct Parts {
     pub(crate) engine: Engine,
     pub(crate) keys: KeyHasher,
     pub(crate) clock: Clock,
-    pub(crate) next_id: TaskId,
-    pub(crate) committer: Committer,
+    /// The newest task in the store.
+    pub(crate) newest: TaskId,
+    pub(crate) journal: Journal,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
     pub(crate) reader: Reader,
     pub(crate) attempts: Attempts,
     pub(crate) health: watch::Sender<Health>,
@@ -62,7 +60,6 @@ pub(crate) struct Parts {
     pub(crate) counts: Arc<Counts>,
     pub(crate) bus: Bus,
     pub(crate) registry: ReplicaRegistry,
-    pub(crate) idempotency: Keys,
     pub(crate) history: History,
     pub(crate) recorder: UptimeRecorder,
 }
@@ -72,11 +69,14 @@ pub(crate) struct Core {
     parts: Parts,
     task_cache: TaskCache,
     admission: Admission,
-    /// Who waits for the answer of a strong write.
-    open: HashMap<TaskId, Reply>,
-    /// What was admitted and is not committed, with its bytes.
-    uncommitted: VecDeque<(TaskId, u64)>,
-    uncommitted_bytes: u64,
+    /// Admitted, and handed to the journal when the request has been looked at.
+    appends: Vec<Append>,
+    /// The bytes of what is on its way to the disk.
+    coming_bytes: u64,
+    /// Who waits for an answer, by task.
+    waiting: HashMap<TaskId, Waiting>,
+    /// The newest task.
+    newest: TaskId,
     /// New writes are refused for want of room on the disk.
     disk_low: bool,
     stopping: bool,
@@ -102,14 +102,15 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn new(mut parts: Parts) -> Self {
         parts.engine.tell_ends(parts.history.is_kept());
-        let accepted_before = (parts.next_id, parts.clock.now().moment);
+        let accepted_before = (parts.newest, parts.clock.now().moment);
         Self {
             task_cache: TaskCache::new(parts.memory_budget),
+            newest: parts.newest,
             parts,
             admission: Admission::default(),
-            open: HashMap::new(),
-            uncommitted: VecDeque::new(),
-            uncommitted_bytes: 0,
+            appends: Vec::new(),
+            coming_bytes: 0,
+            waiting: HashMap::new(),
             disk_low: false,
             stopping: false,
             total_replications: 0,
@@ -188,14 +189,9 @@ impl Core {
 
     fn serve(&mut self, now: Now, request: Request) {
         match request {
-            Request::Replicate(writes) if writes.len() > 1 => {
-                let committer = self.parts.committer.clone();
-                committer.in_one_commit(|| {
-                    writes.into_iter().for_each(|write| self.replicate(now, write));
-                });
-            }
             Request::Replicate(writes) => {
                 writes.into_iter().for_each(|write| self.replicate(now, write));
+                self.append();
             }
             Request::Admin(query) => self.admin(now, query),
             Request::Snapshot { reply } => {
@@ -209,16 +205,10 @@ impl Core {
 
     fn take(&mut self, now: Now, event: Event) {
         match event {
-            Event::Committed { last, tasks, took } => {
-                self.times.committed(now, last, tasks, took);
-                while let Some(&(id, bytes)) = self.uncommitted.front()
-                    && id <= last
-                {
-                    self.uncommitted.pop_front();
-                    self.uncommitted_bytes -= bytes;
-                    self.answer_key(id);
-                }
-                self.parts.engine.committed(now, last);
+            Event::Appended { pending, outcome } => self.appended(now, pending, outcome),
+            Event::Arrived { tasks, took } => {
+                self.times.committed(tasks.len(), took);
+                tasks.iter().for_each(|task| self.arrived(now, task));
             }
             Event::StoreFailed(why) => self.store_failed(&why),
             Event::Answered(answered) => self.answered(now, answered),
@@ -245,16 +235,13 @@ impl Core {
         let arrived = now.moment;
         let deadline = arrived.after(self.parts.queue_wait);
         let waiter = Waiter { new, idempotency, reply, arrived, deadline };
-        let Some(waiter) = self.not_seen(waiter) else { return };
         if let Some(limit) = self.disk_limit(waiter.new.weight()) {
             return self.refuse(waiter, Reason::Disk, &limit);
         }
         if let Some(line) = self.admission.ahead_of(&waiter.new) {
             return self.wait_in(line, waiter);
         }
-        let Some((waiter, full)) = self.admit(now, waiter) else {
-            return;
-        };
+        let Admitted::Full(waiter, full) = self.admit(now, waiter) else { return };
         if is_hopeless(&full) || self.parts.queue_wait.is_zero() {
             return self.refuse(waiter, reason(&full), &full.to_string());
         }
@@ -263,11 +250,11 @@ impl Core {
 
     /// Why a write of so many bytes has no room on the disk, if that is so.
     ///
-    /// What was admitted and is not committed yet is on its way there. It counts twice, as rows
+    /// What was admitted and is not durable yet is on its way there. It counts twice, as rows
     /// take more than their length and a segment is written whole.
     fn disk_limit(&mut self, bytes: usize) -> Option<String> {
         let (reserve, free) = (self.parts.min_free_bytes, self.parts.reader.free_bytes()?);
-        let coming = self.uncommitted_bytes.saturating_add(bytes as u64).saturating_mul(2);
+        let coming = self.coming_bytes.saturating_add(bytes as u64).saturating_mul(2);
         // Once it is low it takes an eighth more to be so no longer: small writes must not be let
         // in one by one where large ones are refused.
         let margin = if self.disk_low { reserve / 8 } else { 0 };
@@ -292,10 +279,14 @@ impl Core {
     }
 
     fn refuse(&self, waiter: Waiter, reason: Reason, limit: &str) {
+        // The client may be gone.
+        let _ = waiter.reply.send(Err(self.full(reason, limit)));
+    }
+
+    fn full(&self, reason: Reason, limit: &str) -> Refusal {
         debug!(limit, "write refused");
         self.parts.counts.refused(reason);
-        // The client may be gone.
-        let _ = waiter.reply.send(Err(Refusal::Full(format!("{limit}; try again later"))));
+        Refusal::Full(format!("{limit}; try again later"))
     }
 
     fn wait_in(&mut self, line: Line, waiter: Waiter) {
@@ -304,63 +295,6 @@ impl Core {
             return self.refuse(waiter, Reason::Waiting, &limit);
         }
         self.admission.push(line, waiter);
-    }
-
-    /// Accepts a write, or gives it back with the limit that it met.
-    fn admit(&mut self, now: Now, waiter: Waiter) -> Option<(Waiter, Full)> {
-        let waiter = self.not_seen(waiter)?;
-        let parts = &mut self.parts;
-        let id = parts.next_id;
-        let bytes = waiter.new.weight() as u64;
-        let arrival = Arrival {
-            id,
-            key: parts.keys.id(&waiter.new.key),
-            replicas: &waiter.new.replicas,
-            bytes,
-            consistency: waiter.new.consistency,
-        };
-        if let Err(full) = parts.engine.admit(now, &arrival) {
-            return Some((waiter, full));
-        }
-        parts.next_id = TaskId(id.0 + 1);
-        self.uncommitted.push_back((id, bytes));
-        self.uncommitted_bytes += bytes;
-        self.times.admitted(id, waiter.arrived);
-        self.note_use(now, &waiter.new.replicas);
-        let consistency = waiter.new.consistency;
-        let key = waiter.idempotency;
-        let task = Arc::new(Task::accepted(*waiter.new, id, now.wall));
-        // To the committer first: what this write supersedes must not be settled on disk before
-        // the write itself is there.
-        self.task_cache.offer(&task);
-        self.tell_accepted(now, id);
-        let parts = &mut self.parts;
-        match consistency {
-            // Who gave a key is answered by the loop, with all who have given it again meanwhile.
-            _ if key.is_some() => {
-                if let Some(Idempotency { key, fingerprint }) = &key {
-                    let row = IdempotencyRow::of(&task, *fingerprint);
-                    parts.idempotency.enter(now.moment, key, row, consistency, waiter.reply);
-                }
-                parts.committer.accept(task, key, None);
-            }
-            Consistency::Eventual => {
-                let reply = waiter.reply;
-                let answer = move |committed: Result<(), _>| {
-                    let accepted = Accepted { id, acked: Vec::new(), replayed: false };
-                    // The client may be gone; the write stays.
-                    let _ =
-                        reply.send(committed.map(|()| accepted).map_err(|_| Refusal::StoreFailed));
-                };
-                parts.committer.accept(task, None, Some(Box::new(answer)));
-            }
-            Consistency::Strong => {
-                self.open.insert(id, waiter.reply);
-                parts.committer.accept(task, None, None);
-            }
-        }
-        self.act(now);
-        None
     }
 
     /// Accepts those who wait while there is room, and refuses those whose time is up.
@@ -374,9 +308,7 @@ impl Core {
                     self.refuse(waiter, Reason::Disk, &limit);
                     continue;
                 }
-                let Some((waiter, full)) = self.admit(now, waiter) else {
-                    continue;
-                };
+                let Admitted::Full(waiter, full) = self.admit(now, waiter) else { continue };
                 if waiter.deadline <= now.moment || is_hopeless(&full) {
                     self.refuse(waiter, reason(&full), &full.to_string());
                     continue;
@@ -390,6 +322,7 @@ impl Core {
                 self.admission.change(&line, &waits_for, waiter);
             }
         }
+        self.append();
     }
 
     fn answered(&mut self, now: Now, answered: Answered) {
@@ -431,21 +364,18 @@ impl Core {
                         self.task_cache.remove(task);
                     }
                     if !self.store_has_failed() {
-                        self.parts.committer.save(task, progress);
+                        self.parts.journal.save(task, progress);
                     }
                 }
                 Action::Remove { task } => {
                     self.task_cache.remove(task);
                     if !self.store_has_failed() {
-                        self.parts.committer.remove(task);
+                        self.parts.journal.remove(task);
                     }
                 }
                 Action::Conclude { task, success, needed, acked, missing, obstacles } => {
                     let verdict = Concluded { task, success, needed, acked, missing, obstacles };
-                    match self.open.remove(&task) {
-                        Some(reply) => drop(reply.send(verdict.answer(false))),
-                        None => self.answer_strong_key(&verdict),
-                    }
+                    self.conclude(&verdict);
                 }
                 Action::Buried { delivery, node, letter } => {
                     let event = log_throttle::Event::Buried { task: delivery.task, letter };
@@ -506,10 +436,7 @@ impl Core {
         }
         self.parts.recorder.keep(now.moment);
         self.parts.history.tick(now.moment);
-        let over = self.parts.idempotency.tick(now.moment);
-        if !over.is_empty() && !self.store_has_failed() {
-            self.parts.committer.forget_idempotency(over);
-        }
+        self.parts.journal.tick(now.moment);
     }
 
     /// Then nothing is written down either: an attempt that ended because its task could not be
@@ -525,8 +452,7 @@ impl Core {
         }
         error!(error = %why, "the store has failed; nothing is accepted until a restart");
         self.refuse_from_now_on(Health::StoreFailed(Arc::clone(why)));
-        self.open.clear();
-        self.parts.idempotency.abandon();
+        self.waiting.clear();
         self.parts.engine.stop_sending();
     }
 }

@@ -11,8 +11,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::api;
-use crate::engine::AdminOutcome;
+use crate::engine::{AdminOutcome, Moment, Reservation};
 use crate::metrics::Snapshot;
+use crate::store::{AppendError, Appended};
 use crate::task::{
     AttemptOutcome, DeliveryId, Idempotency, NewTask, Node, Obstacle, ReplicaIndex, Task, TaskId,
 };
@@ -295,12 +296,23 @@ pub(crate) struct Step<T, C> {
     pub(crate) next: Option<C>,
 }
 
+/// A write on its way to the disk.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) reply: Reply,
+    /// When its request came.
+    pub(crate) arrived: Moment,
+    pub(crate) bytes: u64,
+    pub(crate) reservation: Reservation,
+}
+
 /// What the loop is told.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// By the committer: every task up to this one is durable, so many of them by a commit that
-    /// took so long.
-    Committed { last: TaskId, tasks: usize, took: Duration },
+    /// By the journal: what became of a write. The task of a new one arrives behind this.
+    Appended { pending: Pending, outcome: Result<Appended, AppendError> },
+    /// By the journal: these are durable, by a commit that took so long.
+    Arrived { tasks: Vec<Arc<Task>>, took: Duration },
     /// By the committer: the store has failed for good.
     StoreFailed(Arc<str>),
     /// By an attempt: it has ended.

@@ -1,6 +1,6 @@
 //! How long things take: what the histograms are made of.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use crate::dispatcher::messages::Answered;
@@ -9,12 +9,7 @@ use crate::metrics::{
     ATTEMPT_SECONDS, COMMIT_SECONDS, COMMIT_TASKS, DELIVERY_SECONDS, Histogram,
     REPLICA_ATTEMPT_SECONDS, REPLICA_DELIVERY_SECONDS, ReplicaSnapshot, Snapshot,
 };
-use crate::task::{Node, TaskId, Verdict};
-
-/// Commits whose moment is remembered. That is some seconds of the heaviest load; of a write that
-/// is acknowledged later it does not matter by which millisecond it was durable, and the moment of
-/// its acceptance is taken instead.
-const COMMITS: usize = 4096;
+use crate::task::{Node, Verdict};
 
 /// Up to so many replicas nobody looks whether they still have a lane.
 const LEAST_REPLICAS: usize = 64;
@@ -22,10 +17,6 @@ const LEAST_REPLICAS: usize = 64;
 /// The times since the start.
 #[derive(Debug)]
 pub(super) struct Times {
-    /// What was admitted and is not committed, and when its request came.
-    arrived: VecDeque<(TaskId, Moment)>,
-    /// The last task of each of the last commits, and its moment.
-    commits: VecDeque<(TaskId, Moment)>,
     accept: Histogram,
     delivery: Histogram,
     attempt: Histogram,
@@ -55,8 +46,6 @@ impl Default for ReplicaTimes {
 impl Default for Times {
     fn default() -> Self {
         Self {
-            arrived: VecDeque::new(),
-            commits: VecDeque::new(),
             accept: Histogram::new(COMMIT_SECONDS),
             delivery: Histogram::new(DELIVERY_SECONDS),
             attempt: Histogram::new(ATTEMPT_SECONDS),
@@ -69,26 +58,16 @@ impl Default for Times {
 }
 
 impl Times {
-    /// A write was admitted whose request came at `arrived`; ids come in ascending order.
-    pub(super) fn admitted(&mut self, id: TaskId, arrived: Moment) {
-        self.arrived.push_back((id, arrived));
+    /// A write is durable whose request came at `arrived`.
+    pub(super) fn accepted(&mut self, arrived: Moment, now: Moment) {
+        self.accept.record_time(between(arrived, now));
     }
 
-    /// Everything up to `last` is durable; the last so many tasks by one commit that took so long.
+    /// So many tasks were made durable by a commit that took so long.
     #[expect(clippy::cast_precision_loss, reason = "a commit is of a thousand tasks at the most")]
-    pub(super) fn committed(&mut self, now: Now, last: TaskId, tasks: usize, took: Duration) {
-        while let Some(&(id, arrived)) = self.arrived.front()
-            && id <= last
-        {
-            self.arrived.pop_front();
-            self.accept.record_time(between(arrived, now.moment));
-        }
+    pub(super) fn committed(&mut self, tasks: usize, took: Duration) {
         self.commit.record_time(took);
         self.commit_tasks.record(tasks as f64);
-        if self.commits.len() >= COMMITS {
-            self.commits.pop_front();
-        }
-        self.commits.push_back((last, now.moment));
     }
 
     /// An attempt has ended. `engine` is asked which replicas have a lane.
@@ -97,10 +76,7 @@ impl Times {
         let Some(node) = &answered.node else { return };
         let task = answered.delivery.task;
         let delivered = match answered.outcome.verdict {
-            Verdict::Delivered => match self.durable_at(task) {
-                Some(durable) => Some(between(durable, now.moment)),
-                None => engine.age(task, now.moment),
-            },
+            Verdict::Delivered => engine.age(task, now.moment),
             _ => None,
         };
         self.attempt.record_time(answered.outcome.took);
@@ -110,14 +86,6 @@ impl Times {
             of.delivery.record_time(took);
             self.delivery.record_time(took);
         }
-    }
-
-    /// When a task became durable, if that is remembered.
-    fn durable_at(&self, task: TaskId) -> Option<Moment> {
-        let place = self.commits.partition_point(|(last, _)| *last < task);
-        // What is older than the first of them was durable at a moment before it.
-        let known = place > 0 || self.commits.len() < COMMITS;
-        self.commits.get(place).filter(|_| known).map(|(_, moment)| *moment)
     }
 
     /// The times of a replica. There are at most twice as many of them as lanes: then those that
@@ -151,39 +119,4 @@ impl Times {
 
 fn between(earlier: Moment, later: Moment) -> Duration {
     later.since_start().saturating_sub(earlier.since_start())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::task::Timestamp;
-
-    fn at(millis: u64) -> Now {
-        let time = Duration::from_millis(millis);
-        Now { moment: Moment(0).after(time), wall: Timestamp(0).saturating_add(time) }
-    }
-
-    #[test]
-    fn a_write_is_timed_from_its_arrival_to_the_commit_that_covers_it() {
-        let mut times = Times::default();
-        times.admitted(TaskId(7), at(100).moment);
-        times.admitted(TaskId(8), at(102).moment);
-        times.admitted(TaskId(9), at(103).moment);
-        times.committed(at(104), TaskId(8), 2, Duration::from_millis(1));
-        assert_eq!((times.accept.count(), times.accept.sum()), (2, 0.006));
-        assert_eq!((times.commit_tasks.count(), times.commit_tasks.sum()), (1, 2.0));
-        assert_eq!(times.durable_at(TaskId(7)), Some(at(104).moment));
-        assert_eq!(times.durable_at(TaskId(9)), None, "not committed");
-    }
-
-    #[test]
-    fn the_moments_of_old_commits_are_forgotten_and_not_mistaken() {
-        let mut times = Times::default();
-        for id in 0..=COMMITS as u64 {
-            times.committed(at(id), TaskId(id), 1, Duration::ZERO);
-        }
-        assert_eq!(times.commits.len(), COMMITS);
-        assert_eq!(times.durable_at(TaskId(0)), None);
-        assert_eq!(times.durable_at(TaskId(9)), Some(at(9).moment));
-    }
 }

@@ -37,7 +37,7 @@ impl Engine {
     /// settled soon after the start counts as one with an ambiguous attempt.
     pub(super) fn note_ambiguous_if_restored(&mut self, at: DeliveryRef) {
         let until = self.restored_at.after(self.settings.settle_after);
-        if self.tasks[at.slot].restored && self.now.moment < until {
+        if self.tasks[at.slot].recovered && self.now.moment < until {
             self.note_ambiguous(at, self.now.wall);
         }
     }

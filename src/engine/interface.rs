@@ -8,10 +8,9 @@ use thiserror::Error;
 
 #[cfg(doc)]
 use crate::engine::Engine;
-use crate::engine::{BreakerState, Counters, KeyId, Moment, Since, Workers};
+use crate::engine::{BreakerState, Counters, KeyId, Moment, Reservation, Since, Workers};
 use crate::task::{
-    Cause, Consistency, DeadLetter, DeliveryId, Node, Obstacle, Progress, ReplicaIndex, TaskId,
-    Timestamp,
+    Cause, DeadLetter, DeliveryId, Node, Obstacle, Progress, ReplicaIndex, TaskId, Timestamp,
 };
 
 /// What a task is charged for beyond its key and value: its row on disk, its place in memory.
@@ -56,19 +55,10 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// The moment of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
-    /// For waiting.
-    pub moment: Moment,
-    /// For the records that people read.
-    pub wall: Timestamp,
-}
-
-/// A write that asks to be let in.
+/// A task that is durable.
 #[derive(Clone, Copy, Debug)]
-pub struct Arrival<'a> {
-    /// Greater than every one before.
+pub struct Arrived<'a> {
+    /// Greater than every one that arrived before.
     pub id: TaskId,
     /// Its key.
     pub key: KeyId,
@@ -76,25 +66,17 @@ pub struct Arrival<'a> {
     pub replicas: &'a [Node],
     /// What it is charged for, to which the engine adds the overhead: [`crate::task::weight`].
     pub bytes: u64,
-    /// When its client has its answer.
-    pub consistency: Consistency,
-}
-
-/// A task that was found on disk.
-#[derive(Clone, Debug)]
-pub struct Restored<'a> {
-    /// Greater than every one restored before.
-    pub id: TaskId,
-    /// Its key.
-    pub key: KeyId,
-    /// Its replicas.
-    pub replicas: &'a [Node],
-    /// As in [`Arrival::bytes`].
-    pub bytes: u64,
     /// When it was accepted.
     pub accepted_at: Timestamp,
-    /// What each replica has had of it.
-    pub progress: Vec<Progress>,
+}
+
+/// Where a task comes from that arrives.
+#[derive(Debug)]
+pub enum Origin {
+    /// It was just written; here, if there is a reservation.
+    Written(Option<Reservation>),
+    /// It was found at the start, with what each replica has had of it.
+    Recovered(Vec<Progress>),
 }
 
 /// What is to be done, in this order.

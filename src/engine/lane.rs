@@ -209,6 +209,8 @@ impl Lane {
             && self.dead.is_empty()
             && self.ambiguous.is_empty()
             && !self.is_held()
+            // Nor is anything on its way to it.
+            && self.held == [0; 2]
     }
 
     /// How many tasks it holds in a queue; those outside of both are not counted.

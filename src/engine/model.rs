@@ -14,7 +14,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::*;
-use crate::task::{Obstacle, Progress};
+use crate::task::{Consistency, Obstacle, Progress};
 
 mod checks;
 mod ops;
@@ -102,14 +102,19 @@ struct World {
     keys: KeyHasher,
     now: Now,
     next_id: u64,
-    uncommitted: BTreeMap<u64, Kept>,
+    /// On their way to the disk, with their places in the engine.
+    appended: BTreeMap<u64, (Kept, Reservation)>,
     disk: BTreeMap<u64, Kept>,
     /// Settlements on their way to the disk; `None` removes the task.
     unsettled: BTreeMap<u64, Option<Vec<Progress>>>,
     /// What was on disk at some time: all that a client was told is accepted.
     durable: HashSet<u64>,
+    /// Strong writes that have not arrived.
+    strong: HashSet<u64>,
     /// Strong writes without an answer.
     open: HashSet<u64>,
+    /// The last id of a write that became no task at first.
+    last_cancelled: u64,
     on_wire: Vec<DeliveryId>,
     acknowledged: HashSet<DeliveryId>,
     /// Attempts without an answer, and until when they may still be applied.
@@ -141,11 +146,13 @@ impl World {
             keys: KeyHasher::default(),
             now: Now { moment: Moment(0), wall: Timestamp(0) },
             next_id: 1,
-            uncommitted: BTreeMap::new(),
+            appended: BTreeMap::new(),
             disk: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             durable: HashSet::new(),
+            strong: HashSet::new(),
             open: HashSet::new(),
+            last_cancelled: 0,
             on_wire: Vec::new(),
             acknowledged: HashSet::new(),
             unanswered: Vec::new(),
@@ -186,37 +193,47 @@ impl World {
         let replicas: Vec<_> = chosen.map(|(at, _)| self.names[at].clone()).collect();
         let id = self.next_id;
         let consistency = if strong { Consistency::Strong } else { Consistency::Eventual };
-        let arrival = Arrival {
-            id: TaskId(id),
-            key: self.keys.id(&key.to_string()),
-            replicas: &replicas,
-            bytes: 1,
-            consistency,
-        };
-        if self.engine.admit(self.now, &arrival).is_err() {
+        let Ok(reservation) = self.engine.reserve(self.now, &replicas, 1, consistency) else {
             return;
+        };
+        if id.is_multiple_of(7) && self.last_cancelled != id {
+            // It was written before.
+            self.last_cancelled = id;
+            return self.engine.cancel(self.now, reservation);
         }
         self.next_id += 1;
         let progress = vec![Progress::Untouched; replicas.len()];
         let kept = Kept { key, replicas, progress };
         self.tasks.insert(id, kept.clone());
-        self.uncommitted.insert(id, kept);
+        self.appended.insert(id, (kept, reservation));
         if strong {
-            self.open.insert(id);
-        }
-        if id.is_multiple_of(3) {
-            self.engine.barrier(TaskId(id - id % 2), &[]);
-            self.barriers.push(id - id % 2);
+            self.strong.insert(id);
         }
         self.act();
     }
 
     fn commit(&mut self) {
-        self.durable.extend(self.uncommitted.keys());
-        self.disk.append(&mut self.uncommitted);
+        let appended = std::mem::take(&mut self.appended);
         self.settle(usize::MAX);
-        self.engine.committed(self.now, TaskId(self.next_id - 1));
-        self.act();
+        for (id, (kept, reservation)) in appended {
+            self.durable.insert(id);
+            self.disk.insert(id, kept.clone());
+            if self.strong.remove(&id) {
+                self.open.insert(id);
+            }
+            let task = self.arrived(id, &kept, &kept.replicas);
+            self.engine.arrive(self.now, task, Origin::Written(Some(reservation)));
+            if id.is_multiple_of(3) {
+                self.engine.barrier(TaskId(id - id % 2), &[]);
+                self.barriers.push(id - id % 2);
+            }
+            self.act();
+        }
+    }
+
+    fn arrived<'a>(&self, id: u64, kept: &Kept, replicas: &'a [Node]) -> Arrived<'a> {
+        let key = self.keys.id(&kept.key.to_string());
+        Arrived { id: TaskId(id), key, replicas, bytes: 1, accepted_at: Timestamp(0) }
     }
 
     /// Writes the settlements of the `most` oldest tasks.
@@ -392,19 +409,21 @@ impl World {
 
     fn restart(&mut self, settled: usize) {
         // A kill loses settlements, and with them what stands for older writes.
-        if !self.uncommitted.is_empty() || !self.unsettled.is_empty() {
+        if !self.appended.is_empty() || !self.unsettled.is_empty() {
             self.barriers.clear();
         }
         if settled > 0 {
             // What is written is a prefix of the log, and in it a write comes before everything
             // that it settles.
-            self.durable.extend(self.uncommitted.keys());
-            self.disk.append(&mut self.uncommitted);
+            self.durable.extend(self.appended.keys());
+            let appended = std::mem::take(&mut self.appended);
+            self.disk.extend(appended.into_iter().map(|(id, (kept, _))| (id, kept)));
         }
         self.settle(settled);
         self.unsettled.clear();
         self.engine = Engine::new(self.settings.clone());
-        self.uncommitted.clear();
+        self.appended.clear();
+        self.strong.clear();
         let on_wire = std::mem::take(&mut self.on_wire);
         on_wire.into_iter().for_each(|delivery| self.unanswered(delivery));
         if std::mem::take(&mut self.set_forward) {
@@ -421,17 +440,8 @@ impl World {
         for (&id, kept) in &self.disk {
             let now_named = |old: &Node| self.names.iter().find(|name| site(name) == site(old));
             let replicas: Vec<_> = kept.replicas.iter().filter_map(now_named).cloned().collect();
-            self.engine.restore(
-                self.now,
-                Restored {
-                    id: TaskId(id),
-                    key: self.keys.id(&kept.key.to_string()),
-                    replicas: &replicas,
-                    bytes: 1,
-                    accepted_at: Timestamp(0),
-                    progress: kept.progress.clone(),
-                },
-            );
+            let task = self.arrived(id, kept, &replicas);
+            self.engine.arrive(self.now, task, Origin::Recovered(kept.progress.clone()));
         }
         self.act();
     }
@@ -454,7 +464,6 @@ impl World {
                 }
                 Action::Conclude { task, success, needed, acked, missing, obstacles } => {
                     assert!(self.open.remove(&task.0), "{task} is answered once");
-                    assert!(!self.uncommitted.contains_key(&task.0), "{task} is durable");
                     assert_eq!(success, acked.len() >= needed);
                     let kept = &self.tasks[&task.0];
                     assert_eq!(acked.len() + missing.len(), kept.replicas.len());

@@ -15,14 +15,12 @@ impl Engine {
     }
 
     /// Answers the client of a strong write, if there is one and its answer is known.
-    ///
-    /// Not before it is durable, even if its time is up: the answer says that delivery goes on.
     pub(super) fn conclude(&mut self, slot: Slot) {
         let entry = &self.tasks[slot];
         let Some(quorum) = &entry.quorum else { return };
         let standing = self.standing(entry, quorum);
         let decided = standing != Standing::Open || quorum.deadline <= self.now.moment;
-        if !decided || !entry.durable {
+        if !decided {
             return;
         }
         self.deadlines.remove(&(quorum.deadline, slot));

@@ -4,7 +4,7 @@
 //! here: a key is a [`KeyId`], a node is the number of its lane, and what only a failed delivery
 //! needs is boxed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::ops::{Index, IndexMut};
@@ -52,14 +52,16 @@ pub(super) enum Queue {
     Outside,
 }
 
-/// A task on its way into memory.
-pub(super) struct NewEntry {
-    pub(super) id: TaskId,
-    pub(super) key: KeyId,
-    pub(super) accepted_at: Timestamp,
-    pub(super) since: Since,
-    /// What it is charged for.
+/// The places of a write that is on its way to the disk. It goes back to the engine, by
+/// [`crate::engine::Engine::arrive`] or [`crate::engine::Engine::cancel`].
+#[derive(Debug)]
+#[must_use = "its places are taken until it is given back"]
+pub struct Reservation {
+    pub(super) queue: Queue,
     pub(super) bytes: u64,
+    /// Those of its replicas, in their order.
+    pub(super) lanes: SmallVec<[u32; 2]>,
+    pub(super) made: Moment,
 }
 
 /// What is known of a task.
@@ -73,10 +75,8 @@ pub(super) struct Entry {
     /// What it is charged for, on disk.
     pub(super) bytes: u64,
     pub(super) queue: Queue,
-    /// It is on disk: its deliveries may start.
-    pub(super) durable: bool,
-    /// It was found on disk at the start.
-    pub(super) restored: bool,
+    /// It was found at the start.
+    pub(super) recovered: bool,
     /// It was accepted as a strong write.
     pub(super) strong: bool,
     /// Its progress has changed since it was last handed out to be saved.
@@ -125,8 +125,8 @@ impl DeliveryFailures {
 /// How a delivery stands.
 ///
 /// ```text
-///            head of its chain            a place
-///            and durable                  is free
+///            head of                      a place
+///            its chain                    is free
 ///  Blocked ───────────────────────► Ready ───────► InFlight ──────────────► Settled
 ///     │                             ▲ ▲ ▲            │ │ failed                ▲
 ///     │                        due  │ │ │ due        │ ▼                       │
@@ -141,7 +141,7 @@ impl DeliveryFailures {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Behind an older write of its key, or not on disk yet.
+    /// Behind an older write of its key.
     Blocked,
     /// May be sent as soon as there is a place.
     Ready(Priority),
@@ -384,18 +384,13 @@ impl Entry {
 pub(super) struct Tasks {
     entries: Slab<Entry>,
     slots: BTreeMap<TaskId, Slot>,
-    /// Those that are not on disk yet, in the order in which they will be.
-    uncommitted: VecDeque<(TaskId, Slot)>,
 }
 
 impl Tasks {
     pub(super) fn insert(&mut self, entry: Entry) -> Slot {
-        let (id, durable) = (entry.id, entry.durable);
+        let id = entry.id;
         let slot = Slot::new(self.entries.insert(entry));
         self.slots.insert(id, slot);
-        if !durable {
-            self.uncommitted.push_back((id, slot));
-        }
         slot
     }
 
@@ -433,15 +428,6 @@ impl Tasks {
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().map(|(_, entry)| entry)
-    }
-
-    /// The next task, up to and including `last`, that has become durable.
-    pub(super) fn next_committed(&mut self, last: TaskId) -> Option<Slot> {
-        let &(id, slot) = self.uncommitted.front()?;
-        (id <= last).then(|| {
-            self.uncommitted.pop_front();
-            slot
-        })
     }
 }
 

@@ -14,10 +14,9 @@ use crate::engine::counters::{Attempt, DeliveryOutcome};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
 use crate::engine::table::{
-    Delivery, DeliveryFailures, DeliveryRef, Entry, NewEntry, Priority, Queue, Settlement, Slot,
-    State,
+    Delivery, DeliveryFailures, DeliveryRef, Entry, Priority, Queue, Settlement, Slot, State,
 };
-use crate::engine::{Action, Change, Engine};
+use crate::engine::{Action, Arrived, Change, Engine, Since, TASK_OVERHEAD_BYTES};
 use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId};
 
 /// The most deliveries that one call fails because a breaker is open. The rest comes with the
@@ -28,11 +27,14 @@ impl Engine {
     /// Puts a task into memory, with a pending delivery for each of `lanes`.
     pub(super) fn insert(
         &mut self,
-        NewEntry { id, key, accepted_at, since, bytes }: NewEntry,
+        task: &Arrived<'_>,
+        since: Since,
         lanes: &[u32],
         quorum: Option<Box<Quorum>>,
-        durable: bool,
+        recovered: bool,
     ) -> Slot {
+        let Arrived { id, key, accepted_at, .. } = *task;
+        let bytes = task.bytes.saturating_add(TASK_OVERHEAD_BYTES);
         for &lane in lanes {
             for counters in [&mut self.lanes[lane].counters, &mut self.totals] {
                 counters.accepted += 1;
@@ -49,8 +51,7 @@ impl Engine {
             since,
             bytes,
             queue: Queue::Outside,
-            durable,
-            restored: durable,
+            recovered,
             strong: quorum.is_some(),
             touched: false,
             charged_as_dead: false,
@@ -301,7 +302,7 @@ impl Engine {
         let entry = &self.tasks[at.slot];
         let Delivery { lane, state, next, .. } = self.tasks[at];
         let leads = || self.lanes[lane].chains.get(&entry.key).is_some_and(|c| c.head == at.slot);
-        if state != State::Blocked || !entry.durable || !leads() {
+        if state != State::Blocked || !leads() {
             return;
         }
         let failed = self.tasks[at].failure_count() > 0;
@@ -480,12 +481,7 @@ impl Engine {
             self.lanes[delivery.lane].hold(left, queue);
         }
         for (queue, enters) in [(left, false), (queue, true)] {
-            let level = match queue {
-                Queue::Eventual => &mut self.levels.queue,
-                Queue::Strong => &mut self.levels.strong,
-                Queue::Outside => continue,
-            };
-            if enters { *level += 1 } else { *level -= 1 }
+            self.count_queued(queue, enters);
         }
     }
 
@@ -516,14 +512,10 @@ impl Engine {
         }
     }
 
-    /// Saves what has become of a task, and lets it go if it is over. Before it is on disk there is
-    /// nothing to add to; the commit brings it here again.
+    /// Saves what has become of a task, and lets it go if it is over.
     fn review(&mut self, slot: Slot) {
         let entry = &self.tasks[slot];
         let task = entry.id;
-        if !entry.durable {
-            return;
-        }
         let states = || entry.deliveries.iter().map(|delivery| delivery.state);
         let over = |delivery: &Delivery| {
             matches!(delivery.state, State::Settled(_)) && delivery.ambiguous().is_none()

@@ -35,7 +35,9 @@ mod error;
 mod fsync;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod idempotency;
 mod integrity;
+mod journal;
 mod keys;
 mod migrate;
 mod permissions;
@@ -50,7 +52,9 @@ mod watched;
 
 pub use commit::{Committer, Event, Notify, Reply};
 pub use error::{CommitError, Damage, Gone, OpenError, ReadError};
+pub use idempotency::Repeated;
 pub use integrity::quarantine::SetAside;
+pub use journal::{Append, AppendError, AppendReply, Appended, Journal, KeyLimits};
 pub use keys::MAX_IDEMPOTENCY_KEY_BYTES;
 pub use read::Reader;
 pub use recover::{Handed, Recovered, RecoveryReport};
@@ -146,7 +150,9 @@ pub struct Store {
 /// A store in use.
 #[derive(Debug)]
 pub struct Opened {
-    /// Writes.
+    /// Numbers writes and makes them durable.
+    pub journal: Journal,
+    /// What the journal writes with.
     pub committer: Committer,
     /// Reads.
     pub reader: Reader,
@@ -260,7 +266,8 @@ impl Store {
             .map_err(OpenError::io("start the committer of", &dir))?;
         let SideTables { replicas, idempotency } = side_tables;
         let reader = Reader { files };
-        let opened = Opened { committer, reader, next_id, replicas, idempotency };
+        let journal = Journal::new(committer.clone(), next_id);
+        let opened = Opened { journal, committer, reader, next_id, replicas, idempotency };
         Ok((opened, report))
     }
 }

@@ -56,8 +56,7 @@ impl Core {
                     let _ = reply.send(Err(AdminError::Invalid(error)));
                     return;
                 }
-                let last = TaskId(self.parts.next_id.0.saturating_sub(1));
-                let up_to = up_to.unwrap_or(last).min(last);
+                let up_to = up_to.unwrap_or(self.newest).min(self.newest);
                 let mut nodes: Vec<_> =
                     nodes.iter().map(|node| self.parts.registry.resolve(node).clone()).collect();
                 nodes.sort();
@@ -85,7 +84,7 @@ impl Core {
 
     /// Answers when everything that was ordered so far is durable.
     fn once_durable<T: Send + 'static>(&self, reply: Answer<T>, answer: T) {
-        self.parts.committer.sync(Box::new(move |synced: Result<(), _>| {
+        self.parts.journal.sync(Box::new(move |synced: Result<(), _>| {
             // Who asked may be gone.
             let _ = reply.send(synced.map(|()| answer).map_err(|_| AdminError::Stopped));
         }));
@@ -103,7 +102,7 @@ impl Core {
 
     pub(super) fn write_registry(&self, changes: Vec<Change>) {
         for (node, row) in changes {
-            self.parts.committer.set_replica(node, row, None);
+            self.parts.journal.set_replica(node, row);
         }
     }
 

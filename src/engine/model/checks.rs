@@ -45,7 +45,7 @@ impl World {
                 let head = &self.engine.tasks[chain.head];
                 let state =
                     self.engine.tasks[self.engine.tasks.delivery_on(chain.head, number)].state;
-                assert!(!head.durable || state != State::Blocked, "{} stands still", head.id);
+                assert_ne!(state, State::Blocked, "{} stands still", head.id);
             }
             for queue in [Queue::Eventual, Queue::Strong] {
                 let waits = |entry: &&Entry| {
@@ -55,7 +55,10 @@ impl World {
                         && delivery.is_some_and(|delivery| delivery.state.holds_queue())
                 };
                 let held = self.engine.tasks.iter().filter(waits).count();
-                assert_eq!(lane.held(queue), held, "{queue:?} of {}", lane.node);
+                let coming = self.appended.values().filter(|(_, reservation)| {
+                    reservation.queue == queue && reservation.lanes.contains(&number)
+                });
+                assert_eq!(lane.held(queue), held + coming.count(), "{queue:?} of {}", lane.node);
             }
         }
     }
@@ -86,7 +89,7 @@ impl World {
             assert!(due || lane.parked.is_empty() || !may_return, "{} is starved", lane.node);
         }
         assert_eq!(engine.levels().retry, retries);
-        for entry in engine.tasks.iter().filter(|entry| entry.durable) {
+        for entry in engine.tasks.iter() {
             assert!(due || !engine.is_out_of_reach(entry), "{} waits for nothing", entry.id);
         }
     }

@@ -35,7 +35,7 @@ fn nothing_is_sent_to_a_paused_replica_and_all_of_it_afterwards() {
 fn a_pause_keeps_the_lane_of_a_replica_with_nothing_to_do() {
     let mut f = Fixture::new(Settings { max_known_replicas: 1, ..settings() });
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
-    assert!(matches!(f.admit("k", &["b"], Consistency::Eventual), Err(Full::Replicas(1))));
+    assert!(matches!(f.append("k", &["b"], Consistency::Eventual), Err(Full::Replicas(1))));
     f.engine.pause(f.now, &node("a"), None);
     f.eventual("k", &["b"]);
 }
@@ -155,9 +155,9 @@ fn a_replica_that_is_forgotten_has_nothing_left_and_may_begin_anew() {
     let mut f = Fixture::new(Settings { queue_capacity: 10_000, ..settings() });
     gave_up(&mut f, "dead", &["a"]);
     let ids: Vec<_> =
-        (0..9_000).map(|n| f.admit(&n.to_string(), &["a", "b"], Consistency::Eventual)).collect();
+        (0..9_000).map(|n| f.append(&n.to_string(), &["a", "b"], Consistency::Eventual)).collect();
     let admitted = ids.iter().filter(|id| id.is_ok()).count() as u64;
-    f.engine.committed(f.now, TaskId(f.next_id - 1));
+    f.commit(f.next_id - 1);
     assert_eq!(f.engine.forget(f.now, &node("c")), None);
     let forgotten = f.engine.forget(f.now, &node("a")).unwrap();
     assert_eq!(forgotten, Forgotten { discarded: admitted + 1 - 5, in_flight: 5 });

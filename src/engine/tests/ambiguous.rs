@@ -115,15 +115,7 @@ fn ambiguous_attempts_survive_a_restart() {
     for (id, key, progress) in
         [(1, "ambiguous", Progress::Ambiguous { since }), (2, "again", Progress::Resend)]
     {
-        let restored = Restored {
-            id: TaskId(id),
-            key: f.keys.id(key),
-            replicas: &[node("a")],
-            bytes: 10,
-            accepted_at: Timestamp(0),
-            progress: vec![progress],
-        };
-        f.engine.restore(f.now, restored);
+        f.recover(id, key, &["a"], vec![progress]);
     }
     f.next_id = 3;
     let new = f.eventual("ambiguous", &["a"]);
@@ -139,15 +131,7 @@ fn ambiguous_attempts_survive_a_restart() {
 #[test]
 fn what_may_have_been_on_the_wire_at_a_restart_is_ambiguous() {
     let mut f = Fixture::new(settings());
-    let restored = Restored {
-        id: TaskId(1),
-        key: f.keys.id("k"),
-        replicas: &[node("a")],
-        bytes: 10,
-        accepted_at: Timestamp(0),
-        progress: vec![Progress::Untouched],
-    };
-    f.engine.restore(f.now, restored);
+    f.recover(1, "k", &["a"], vec![Progress::Untouched]);
     f.answer(1, 0, Verdict::Delivered);
     f.next_id = 2;
     let new = f.eventual("k", &["a"]);
@@ -174,8 +158,8 @@ fn an_ambiguous_attempt_is_not_over_because_the_clock_was_set_before_a_restart()
     let progress = vec![Progress::Ambiguous { since: Timestamp(0) }];
     let (id, key) = (TaskId(1), f.keys.id("k"));
     let accepted_at = Timestamp(0);
-    let restored = Restored { id, key, replicas: &[node("a")], bytes: 10, accepted_at, progress };
-    f.engine.restore(f.now, restored);
+    let restored = Arrived { id, key, replicas: &[node("a")], bytes: 10, accepted_at };
+    f.engine.arrive(f.now, restored, Origin::Recovered(progress));
     f.next_id = 2;
     let new = f.eventual("k", &["a"]);
     f.actions();

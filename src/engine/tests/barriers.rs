@@ -125,15 +125,7 @@ fn over_a_restart_what_took_the_place_of_another_counts_for_every_older_barrier(
     for (id, key, progress) in
         [(second, "k", progress.clone()), (fresh, "other", vec![Progress::Untouched])]
     {
-        let restored = Restored {
-            id: TaskId(id),
-            key: g.keys.id(key),
-            replicas: &[node("a")],
-            bytes: 10,
-            accepted_at: Timestamp(0),
-            progress,
-        };
-        g.engine.restore(g.now, restored);
+        g.recover(id, key, &["a"], progress);
     }
     assert_eq!(left(&mut g, first), (1, 0));
     let mut sent = g.sent();

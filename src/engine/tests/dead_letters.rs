@@ -348,9 +348,9 @@ fn a_replica_with_its_share_of_dead_letters_is_refused_and_others_are_not() {
     f.answer(1, 0, Verdict::Delivered);
     let full = loop {
         let n = f.next_id;
-        match f.admit(&n.to_string(), &["a"], Consistency::Eventual) {
+        match f.append(&n.to_string(), &["a"], Consistency::Eventual) {
             Ok(id) => {
-                f.engine.committed(f.now, TaskId(id));
+                f.commit(id);
                 f.answer(id, 0, rejected());
             }
             Err(full) => break full,
@@ -368,16 +368,16 @@ fn dead_letters_found_on_disk_are_redriven_after_the_start() {
     let letter =
         |cause| DeadLetter { cause, failures: 4, error: "down".into(), since: Timestamp(0) };
     for (id, cause) in [(1, Cause::GaveUp), (2, Cause::Rejected)] {
-        f.engine.restore(
+        f.engine.arrive(
             f.now,
-            Restored {
+            Arrived {
                 id: TaskId(id),
                 key: f.keys.id(&id.to_string()),
                 replicas: &[node("a")],
                 bytes: 10,
                 accepted_at: Timestamp(0),
-                progress: vec![Progress::Dead(letter(cause))],
             },
+            Origin::Recovered(vec![Progress::Dead(letter(cause))]),
         );
     }
     assert_eq!(f.actions(), []);
@@ -416,15 +416,14 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
             error: "no".into(),
             since: Timestamp(0).saturating_add(day / 2),
         };
-        let task = Restored {
+        let task = Arrived {
             id: TaskId(1),
             key: KeyHasher::default().id("k"),
             replicas: &[node("a")],
             bytes: 1,
             accepted_at: Timestamp(0),
-            progress: vec![Progress::Dead(letter)],
         };
-        engine.restore(now, task);
+        engine.arrive(now, task, Origin::Recovered(vec![Progress::Dead(letter)]));
         let expiry = engine.timers.first().unwrap().0;
         expiry.since_start()
     };

@@ -66,7 +66,7 @@ fn a_hanging_replica_leaves_room_in_the_queue_for_the_others() {
     f.answer(1, 0, Verdict::Delivered);
     let full = loop {
         let n = f.next_id;
-        match f.admit(&n.to_string(), &["hangs"], Consistency::Eventual) {
+        match f.append(&n.to_string(), &["hangs"], Consistency::Eventual) {
             Ok(_) => {}
             Err(full) => break full,
         }
@@ -74,13 +74,13 @@ fn a_hanging_replica_leaves_room_in_the_queue_for_the_others() {
     assert_eq!(full, Full::Share { node: node("hangs"), held: 900 });
     assert!(full.to_string().contains("http://hangs"), "{full}");
     f.eventual("k", &["other"]);
-    let both = f.admit("k", &["healthy", "hangs"], Consistency::Eventual);
+    let both = f.append("k", &["healthy", "hangs"], Consistency::Eventual);
     assert!(matches!(both, Err(Full::Share { .. })), "{both:?}");
     for n in 0..80 {
-        f.admit(&n.to_string(), &["healthy"], Consistency::Eventual).unwrap();
+        f.append(&n.to_string(), &["healthy"], Consistency::Eventual).unwrap();
     }
     // What a strong write needs is another queue.
-    f.admit("k", &["hangs"], Consistency::Strong).unwrap();
+    f.append("k", &["hangs"], Consistency::Strong).unwrap();
 }
 
 #[test]
@@ -88,10 +88,10 @@ fn several_hanging_replicas_leave_room_too() {
     let mut f = Fixture::new(settings());
     for n in 0..5_000 {
         // Refused or not: whatever they can get, they take.
-        let _ = f.admit(&n.to_string(), &[["h1", "h2", "h3"][n % 3]], Consistency::Eventual);
+        let _ = f.append(&n.to_string(), &[["h1", "h2", "h3"][n % 3]], Consistency::Eventual);
     }
     for n in 0..20 {
-        f.admit(&n.to_string(), &["healthy"], Consistency::Eventual).unwrap();
+        f.append(&n.to_string(), &["healthy"], Consistency::Eventual).unwrap();
     }
 }
 
@@ -102,9 +102,9 @@ fn where_there_are_no_others_a_replica_may_have_the_whole_queue() {
     f.answer(1, 0, Verdict::Delivered);
     f.pass(Duration::from_secs(120));
     for n in 0..1_000 {
-        f.admit(&n.to_string(), &["a", "b"], Consistency::Eventual).unwrap();
+        f.append(&n.to_string(), &["a", "b"], Consistency::Eventual).unwrap();
     }
-    let full = f.admit("k", &["a"], Consistency::Eventual).unwrap_err();
+    let full = f.append("k", &["a"], Consistency::Eventual).unwrap_err();
     assert_eq!(full, Full::Queue(1000));
 }
 
@@ -112,15 +112,12 @@ fn where_there_are_no_others_a_replica_may_have_the_whole_queue() {
 fn retries_found_on_disk_are_spread_over_one_retry_base() {
     let mut f = Fixture::new(Settings { workers: workers(1_000), ..settings() });
     for id in 1..=400 {
-        let restored = Restored {
-            id: TaskId(id),
-            key: f.keys.id(&id.to_string()),
-            replicas: &[node("a")],
-            bytes: 10,
-            accepted_at: Timestamp(0),
-            progress: vec![Progress::Failed { failures: 1, error: "down".into() }],
-        };
-        f.engine.restore(f.now, restored);
+        f.recover(
+            id,
+            &id.to_string(),
+            &["a"],
+            vec![Progress::Failed { failures: 1, error: "down".into() }],
+        );
     }
     let mut sent = Vec::new();
     for _ in 0..4 {

@@ -20,9 +20,9 @@ fn pause(f: &mut Fixture, name: &str) {
 fn a_strong_write_that_needs_a_paused_replica_is_answered_when_it_is_durable() {
     let mut f = Fixture::new(settings());
     pause(&mut f, "b");
-    let id = f.admit("k", &["a", "b"], Consistency::Strong).unwrap();
+    let id = f.append("k", &["a", "b"], Consistency::Strong).unwrap();
     assert_eq!(answer(&mut f), None);
-    f.engine.committed(f.now, TaskId(id));
+    f.commit(id);
     let paused = vec![(ReplicaIndex(1), Obstacle::Paused)];
     assert_eq!(answer(&mut f), Some((false, paused)));
     // It is carried on.

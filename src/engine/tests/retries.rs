@@ -97,15 +97,12 @@ fn a_due_retry_of_a_replica_that_is_paused_gives_its_place_back() {
 }
 
 fn restore_failed(f: &mut Fixture, id: u64, name: &str) {
-    let task = Restored {
-        id: TaskId(id),
-        key: f.keys.id(&id.to_string()),
-        replicas: &[node(name)],
-        bytes: 10,
-        accepted_at: Timestamp(0),
-        progress: vec![Progress::Failed { failures: 1, error: "down".into() }],
-    };
-    f.engine.restore(f.now, task);
+    f.recover(
+        id,
+        &id.to_string(),
+        &[name],
+        vec![Progress::Failed { failures: 1, error: "down".into() }],
+    );
 }
 
 #[test]

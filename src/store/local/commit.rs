@@ -84,9 +84,9 @@ const RENEW: u64 = LEASE / 2;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// These tasks are durable, and their callers have been answered.
-    Committed {
-        /// Which, in the order in which they were handed in.
-        tasks: Vec<TaskId>,
+    Arrived {
+        /// In the order in which they were handed in.
+        tasks: Vec<Arc<Task>>,
         /// How long writing and flushing them took.
         took: Duration,
     },
@@ -463,12 +463,12 @@ impl Writer {
     fn commit(&mut self) -> Result<(), Failure> {
         faults::point("commit.gathered");
         let begun = now();
-        let id = |accept: &Accept| match &accept.what {
-            Accepted::Task(task, _) => Some(task.id),
+        let task = |accept: &Accept| match &accept.what {
+            Accepted::Task(task, _) => Some(Arc::clone(task)),
             Accepted::Replica(..) => None,
         };
-        let tasks: Vec<_> = self.batch.iter().filter_map(id).collect();
-        if let Some(&top) = tasks.iter().max()
+        let tasks: Vec<_> = self.batch.iter().filter_map(task).collect();
+        if let Some(top) = tasks.iter().map(|task| task.id).max()
             && top.0.saturating_add(RENEW) >= self.lease.0
         {
             self.lease = lease(top);
@@ -497,7 +497,7 @@ impl Writer {
         }
         self.batch_bytes = 0;
         if !tasks.is_empty() {
-            (self.notify)(Event::Committed { tasks, took });
+            (self.notify)(Event::Arrived { tasks, took });
         }
         Ok(())
     }

@@ -7,8 +7,8 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::{
-    Action, Arrival, AttemptOutcome, Consistency, DeliveryId, Engine, KeyHasher, Moment, Node, Now,
-    Settings, TaskId, Timestamp, Verdict,
+    Action, Arrived, AttemptOutcome, Consistency, DeliveryId, Engine, KeyHasher, Moment, Node, Now,
+    Origin, Settings, TaskId, Timestamp, Verdict,
 };
 
 /// How long writes come in.
@@ -54,9 +54,10 @@ pub(crate) fn run(settings: Settings, fails: f64) -> Outcome {
             let id = TaskId(outcome.written);
             let key = keys.id(&outcome.written.to_string());
             let consistency = Consistency::Eventual;
-            let arrival = Arrival { id, key, replicas: &replicas, bytes: 100, consistency };
-            engine.admit(now, &arrival).unwrap();
-            engine.committed(now, id);
+            let reservation = engine.reserve(now, &replicas, 100, consistency).unwrap();
+            let accepted_at = now.wall;
+            let task = Arrived { id, key, replicas: &replicas, bytes: 100, accepted_at };
+            engine.arrive(now, task, Origin::Written(Some(reservation)));
             next_write = moment.after(BETWEEN);
         } else {
             engine.tick(now);

@@ -35,10 +35,10 @@ fn everyone_in_a_batch_is_answered_and_the_daemon_is_told_of_each_task_once() {
         assert_eq!(answer.blocking_recv().unwrap(), Ok(()));
     }
     close(opened);
-    let batches: Vec<_> = std::mem::take(&mut *events.lock().unwrap())
+    let batches: Vec<Vec<TaskId>> = std::mem::take(&mut *events.lock().unwrap())
         .into_iter()
         .map(|event| match event {
-            Event::Committed { tasks, .. } => tasks,
+            Event::Arrived { tasks, .. } => tasks.iter().map(|task| task.id).collect(),
             Event::Failed(why) => panic!("{why}"),
         })
         .collect();
@@ -67,8 +67,8 @@ fn a_group_is_one_commit_however_slowly_it_comes_in() {
     close(opened);
     let events = events.lock().unwrap();
     let of_group = |event: &&Event| {
-        let in_group = |id: &TaskId| (2..=1_001).contains(&id.0);
-        matches!(event, Event::Committed { tasks, .. } if tasks.iter().any(in_group))
+        let in_group = |task: &Arc<Task>| (2..=1_001).contains(&task.id.0);
+        matches!(event, Event::Arrived { tasks, .. } if tasks.iter().any(in_group))
     };
     assert_eq!(events.iter().filter(of_group).count(), 1);
 }
@@ -360,7 +360,9 @@ fn a_panic_of_the_thread_is_a_failure_like_any_other() {
     let dir = tempfile::tempdir().unwrap();
     let (events, record) = recorder();
     let notify: Notify = Box::new(move |event| match event {
-        Event::Committed { tasks, .. } if tasks.contains(&TaskId(2)) => panic!("on purpose"),
+        Event::Arrived { tasks, .. } if tasks.iter().any(|task| task.id == TaskId(2)) => {
+            panic!("on purpose")
+        }
         other => record(other),
     });
     let (opened, ..) = open_with(dir.path(), notify);

@@ -1,6 +1,8 @@
-//! The engine's time: a monotonic moment that is always handed in.
+//! Time as it is handed in: a monotonic moment, and the wall clock.
 
 use std::time::Duration;
+
+use super::Timestamp;
 
 /// A moment, in microseconds since the daemon started. Never goes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,4 +48,13 @@ impl Since {
         let now = i64::try_from(now.0).unwrap_or(i64::MAX);
         Duration::from_micros(u64::try_from(now.saturating_sub(self.0)).unwrap_or(0))
     }
+}
+
+/// The moment of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// For waiting.
+    pub moment: Moment,
+    /// For the records that people read.
+    pub wall: Timestamp,
 }

@@ -1,9 +1,13 @@
-//! From disk into the engine, at the start.
+//! Durable tasks come into the engine: those that were just written, and those that were found at
+//! the start.
 
+use std::time::Duration;
+
+use crate::engine::quorum::Quorum;
 use crate::engine::table::{
-    DeliveryFailures, DeliveryRef, NewEntry, Queue, Settlement, Slot, State,
+    DeliveryFailures, DeliveryRef, Queue, Reservation, Settlement, Slot, State,
 };
-use crate::engine::{Engine, Now, Restored, Since, TASK_OVERHEAD_BYTES};
+use crate::engine::{Arrived, Engine, Now, Origin, Since};
 use crate::task::{Cause, DeadLetter, Progress, TaskId};
 
 impl Engine {
@@ -14,24 +18,64 @@ impl Engine {
         *self = Self { watched, ends_told, uptime, ..Self::new(self.settings.clone()) };
     }
 
-    /// Takes on a task found on disk, in the order of the ids, before anything is admitted.
+    /// Takes on a task that is durable, in the order of the ids.
+    ///
+    /// It has its places in the chains of its key from now on, supersedes what a newer write makes
+    /// pointless, and is sent. Since it is durable, nothing is ever sent or superseded that a crash
+    /// could undo: a write that was sent and then lost would stay on some replicas, and an older one
+    /// that is still on disk would be sent after it.
+    pub fn arrive(&mut self, now: Now, task: Arrived<'_>, origin: Origin) {
+        self.now = now;
+        match origin {
+            Origin::Written(reservation) => self.arrive_new(task, reservation),
+            Origin::Recovered(progress) => self.recover(task, progress),
+        }
+        self.finish();
+    }
+
+    fn arrive_new(&mut self, task: Arrived<'_>, reservation: Option<Reservation>) {
+        let (lanes, queue, since, quorum) = match reservation {
+            Some(reservation) => {
+                self.release(&reservation);
+                let Reservation { queue, lanes, made, .. } = reservation;
+                let quorum = (queue == Queue::Strong).then(|| {
+                    let replicas = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
+                    let deadline = made.after(self.settings.strong_timeout);
+                    Box::new(Quorum::new(replicas, deadline))
+                });
+                let since = Since::aged(Duration::ZERO, self.now.moment);
+                (lanes.into_vec(), queue, since, quorum)
+            }
+            // Its client waits elsewhere.
+            None => {
+                let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else { return };
+                (lanes, Queue::Eventual, self.since_acceptance(&task), None)
+            }
+        };
+        let slot = self.insert(&task, since, &lanes, quorum, false);
+        self.enter_queue(slot, queue);
+        for (index, &lane) in lanes.iter().enumerate() {
+            self.lanes[lane].last_used = self.now.moment;
+            self.lanes[lane].forgotten = false;
+            let at = DeliveryRef { slot, index };
+            self.join(at);
+            self.unblock(at);
+        }
+        // A strong write may be out of reach.
+        self.touch(slot);
+    }
+
+    /// Takes on a task that was found at the start.
     ///
     /// What waited for a retry when the process ended is due within one `retry_base`, spread over it
     /// so that a replica does not get all of it in one moment; beyond a replica's share of the retry
     /// queue, and while it is paused, it is parked. The other capacities do not hold here: they may
     /// have been lowered, and nothing on disk is given up for that.
-    pub fn restore(&mut self, now: Now, task: Restored<'_>) {
-        self.now = now;
-        self.restored_at = now.moment;
-        let bytes = task.bytes.saturating_add(TASK_OVERHEAD_BYTES);
-        let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else {
-            return;
-        };
-        let Restored { id, key, accepted_at, .. } = task;
-        let since = Since::aged(self.uptime.age_at_start(now.wall, accepted_at), now.moment);
-        let new = NewEntry { id, key, accepted_at, since, bytes };
-        let slot = self.insert(new, &lanes, None, true);
-        for (index, progress) in task.progress.into_iter().enumerate().take(lanes.len()) {
+    fn recover(&mut self, task: Arrived<'_>, progress: Vec<Progress>) {
+        self.restored_at = self.now.moment;
+        let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else { return };
+        let slot = self.insert(&task, self.since_acceptance(&task), &lanes, None, true);
+        for (index, progress) in progress.into_iter().enumerate().take(lanes.len()) {
             self.restore_delivery(DeliveryRef { slot, index }, progress);
         }
         self.enter_queue(slot, self.queue_of_restored(slot));
@@ -41,7 +85,12 @@ impl Engine {
         } else if states().all(State::rests) {
             self.charge_as_dead(slot);
         }
-        self.finish();
+    }
+
+    /// Since when a task is there of which only the wall clock tells.
+    fn since_acceptance(&self, task: &Arrived<'_>) -> Since {
+        let age = self.uptime.age_at_start(self.now.wall, task.accepted_at);
+        Since::aged(age, self.now.moment)
     }
 
     fn restore_delivery(&mut self, at: DeliveryRef, progress: Progress) {

@@ -1,59 +1,69 @@
 //! Writes that came with an `Idempotency-Key`: the same key within the window is the same write.
 //!
-//! A key is looked up when its write has room, and takes effect with its task: it is written behind
-//! it in the same commit. Who repeats a write that is not answered yet waits for the same answer.
+//! A key takes effect with its task, which carries it: both are durable together. A repeat that comes
+//! before waits for that.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use crate::dispatcher::messages::{Accepted, Refusal, Reply};
-use crate::engine::{Moment, Now};
-use crate::store::{IdempotencyAnswer, IdempotencyRow};
-use crate::task::{Consistency, Idempotency, ReplicaIndex, TaskId, Uptime};
+use super::rows::{IdempotencyAnswer, IdempotencyRow};
+use crate::task::{Consistency, Idempotency, Moment, Now, TaskId, Uptime};
 
 /// What is known of a key.
 #[derive(Debug)]
-pub(super) struct Known {
-    pub(super) row: IdempotencyRow,
-    pub(super) consistency: Consistency,
-    /// Its answer is not known yet: who else waits for it.
-    waiting: Option<Vec<Reply>>,
+struct Known<W> {
+    row: IdempotencyRow,
+    consistency: Consistency,
+    /// Its task is not durable yet: repeats that wait for that.
+    waiting: Option<Vec<W>>,
 }
 
-/// The keys of the window.
+/// The keys of the window. `W` is a repeat that waits.
 #[derive(Debug)]
-pub(crate) struct Keys {
+pub(super) struct Keys<W> {
     window: Duration,
     most: usize,
-    known: HashMap<Box<str>, Known>,
+    known: HashMap<Box<str>, Known<W>>,
+    /// Those of strong writes without an answer, and of tasks that are not durable.
     by_task: HashMap<TaskId, Box<str>>,
     /// When each is forgotten.
     order: VecDeque<(Moment, Box<str>)>,
 }
 
+/// What a write was that came with the same key before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repeated {
+    /// The task that it became.
+    pub id: TaskId,
+    /// When its client had its answer. Of a task that is settled and gone it is not known: eventual.
+    pub consistency: Consistency,
+    /// The answer to a strong write, if it has one.
+    pub answer: Option<IdempotencyAnswer>,
+}
+
 /// What a key says of a write.
-pub(super) enum Seen<'a> {
+pub(super) enum Seen<'a, W> {
     /// It is new.
     New,
     /// As many as may be are known already.
     Full,
     /// It was another write's.
     Mismatch,
-    /// The same write has its answer, or one after a restart has none that was written down.
-    Answered(&'a Known),
-    /// The same write has none yet: who asks is answered with it.
-    Waits(&'a mut Vec<Reply>),
+    /// It was this write's.
+    Repeated(Repeated),
+    /// It is this write's, whose task is not durable yet.
+    Waits(&'a mut Vec<W>),
 }
 
-impl Keys {
-    pub(crate) fn new(window: Duration, most: usize) -> Self {
+impl<W> Keys<W> {
+    pub(super) fn new(window: Duration, most: usize) -> Self {
         let (known, by_task) = (HashMap::new(), HashMap::new());
         Self { window, most, known, by_task, order: VecDeque::new() }
     }
 
     /// Takes on the keys found on disk, and gives back those whose time is over. `strong` are the
     /// strong writes that are not settled.
-    pub(crate) fn restore(
+    pub(super) fn restore(
         &mut self,
         now: Now,
         uptime: &Uptime,
@@ -76,7 +86,7 @@ impl Keys {
         over
     }
 
-    pub(super) fn look(&mut self, idempotency: &Idempotency) -> Seen<'_> {
+    pub(super) fn look(&mut self, idempotency: &Idempotency) -> Seen<'_, W> {
         let full = self.known.len() >= self.most;
         let key = self.known_as(idempotency);
         match self.known.get_mut(key) {
@@ -84,7 +94,7 @@ impl Keys {
             None => Seen::New,
             Some(known) if known.row.fingerprint != idempotency.fingerprint => Seen::Mismatch,
             Some(Known { waiting: Some(waiting), .. }) => Seen::Waits(waiting),
-            Some(known) => Seen::Answered(known),
+            Some(known) => Seen::Repeated(known.repeated()),
         }
     }
 
@@ -93,7 +103,7 @@ impl Keys {
     fn known_as<'a>(&self, idempotency: &'a Idempotency) -> &'a str {
         let key = &*idempotency.key;
         let bare = key.split_once(' ').map(|(_token, bare)| bare);
-        let same = |known: &Known| known.row.fingerprint == idempotency.fingerprint;
+        let same = |known: &Known<W>| known.row.fingerprint == idempotency.fingerprint;
         match bare {
             Some(bare)
                 if !self.known.contains_key(key) && self.known.get(bare).is_some_and(same) =>
@@ -104,66 +114,56 @@ impl Keys {
         }
     }
 
-    /// A write with this key has become a task, whose answer is yet to come.
+    /// A write with this key has become a task, which is not durable yet.
     pub(super) fn enter(
         &mut self,
         now: Moment,
         key: &str,
         row: IdempotencyRow,
         consistency: Consistency,
-        reply: Reply,
     ) {
         self.by_task.insert(row.task, key.into());
         self.order.push_back((now.after(self.window), key.into()));
-        self.known.insert(key.into(), Known { row, consistency, waiting: Some(vec![reply]) });
+        self.known.insert(key.into(), Known { row, consistency, waiting: Some(Vec::new()) });
     }
 
-    /// The task of an eventual write is durable.
-    pub(super) fn answer_eventual(
-        &mut self,
-        task: TaskId,
-        answer: &dyn Fn(bool) -> Result<Accepted, Refusal>,
-    ) {
-        let key = self.by_task.get(&task);
-        let known = key.and_then(|key| self.known.get(key));
-        if known.is_some_and(|known| known.consistency == Consistency::Eventual) {
-            self.answer(task, answer, None);
+    /// A task is durable. Gives the repeats that waited for that, and what they repeat.
+    pub(super) fn durable(&mut self, task: TaskId) -> Option<(Vec<W>, Repeated)> {
+        let key = self.by_task.get(&task)?;
+        let known = self.known.get_mut(key)?;
+        if known.consistency == Consistency::Eventual {
+            self.by_task.remove(&task);
         }
+        Some((known.waiting.take()?, known.repeated()))
     }
 
-    /// The answer of a task is there: whoever waits for it is given it. For a strong write what is
-    /// to be written down is given back.
-    pub(super) fn answer(
+    /// A task will never be durable: its key is as if it had not come. Gives the repeats that waited.
+    pub(super) fn lost(&mut self, task: TaskId) -> Vec<W> {
+        let key = self.by_task.remove(&task);
+        let known = key.and_then(|key| self.known.remove(&key));
+        known.and_then(|known| known.waiting).unwrap_or_default()
+    }
+
+    /// A strong write has its answer. Gives what is to be written down, if it came with a key.
+    pub(super) fn conclude(
         &mut self,
         task: TaskId,
-        answer: &dyn Fn(bool) -> Result<Accepted, Refusal>,
-        kept: Option<IdempotencyAnswer>,
+        answer: IdempotencyAnswer,
     ) -> Option<(Box<str>, IdempotencyRow)> {
         let key = self.by_task.remove(&task)?;
         let known = self.known.get_mut(&key)?;
-        let waiting = known.waiting.take().unwrap_or_default();
-        for (place, reply) in waiting.into_iter().enumerate() {
-            // Who asked may be gone.
-            let _ = reply.send(answer(place > 0));
-        }
-        known.row.answer = Some(kept?);
+        known.row.answer = Some(answer);
         Some((key, known.row.clone()))
     }
 
-    /// Nobody is answered any more: who waits hears that its reply is gone.
-    pub(super) fn abandon(&mut self) {
-        for known in self.known.values_mut().filter(|known| known.waiting.is_some()) {
-            known.waiting = Some(Vec::new());
-        }
-    }
-
-    /// Lets go of the keys whose time is over, and gives them. One that still waits for its answer
+    /// Lets go of the keys whose time is over, and gives them. One whose write has no answer yet
     /// stays until it has it.
     pub(super) fn tick(&mut self, now: Moment) -> Vec<Box<str>> {
         let mut over = Vec::new();
         while self.order.front().is_some_and(|(until, _)| *until <= now) {
             let Some((_, key)) = self.order.pop_front() else { break };
-            if self.known.get(&key).is_some_and(|known| known.waiting.is_some()) {
+            let task = self.known.get(&key).map(|known| known.row.task);
+            if task.is_some_and(|task| self.by_task.contains_key(&task)) {
                 self.order.push_back((now.after(self.window), key));
                 continue;
             }
@@ -174,27 +174,15 @@ impl Keys {
     }
 }
 
-/// The answer that a strong write was given before.
-pub(super) fn repeated(task: TaskId, answer: &IdempotencyAnswer) -> Result<Accepted, Refusal> {
-    let indexes = |list: &[u16]| list.iter().copied().map(ReplicaIndex).collect();
-    if answer.success {
-        return Ok(Accepted { id: task, acked: indexes(&answer.acked), replayed: true });
+impl<W> Known<W> {
+    fn repeated(&self) -> Repeated {
+        let Self { row, consistency, .. } = self;
+        Repeated { id: row.task, consistency: *consistency, answer: row.answer.clone() }
     }
-    Err(Refusal::NoMajority {
-        id: task,
-        needed: usize::from(answer.needed),
-        acked: indexes(&answer.acked),
-        failed: indexes(&answer.failed),
-        // They were of that moment.
-        obstacles: Vec::new(),
-        replayed: true,
-    })
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::oneshot;
-
     use super::*;
     use crate::task::Timestamp;
 
@@ -211,66 +199,58 @@ mod tests {
         IdempotencyRow { task: TaskId(task), fingerprint: [body; 16], at, answer: None }
     }
 
-    fn keys() -> Keys {
+    fn keys() -> Keys<&'static str> {
         Keys::new(Duration::from_secs(60), 2)
     }
 
-    fn enter(keys: &mut Keys, key: &str, task: u64, consistency: Consistency) -> Answered {
-        let (reply, answer) = oneshot::channel();
-        let row = row(1, task, Timestamp(0));
-        keys.enter(Moment(0), key, row, consistency, reply);
-        answer
-    }
-
-    type Answered = oneshot::Receiver<Result<Accepted, Refusal>>;
-
-    fn accepted(task: u64) -> impl Fn(bool) -> Result<Accepted, Refusal> {
-        move |replayed| Ok(Accepted { id: TaskId(task), acked: Vec::new(), replayed })
+    fn enter(keys: &mut Keys<&'static str>, key: &str, task: u64, consistency: Consistency) {
+        keys.enter(Moment(0), key, row(1, task, Timestamp(0)), consistency);
     }
 
     #[test]
-    fn who_repeats_a_write_before_its_answer_is_given_the_same_and_told_so() {
+    fn a_repeat_waits_until_the_write_is_durable() {
         let mut keys = keys();
-        let mut first = enter(&mut keys, "k", 7, Consistency::Eventual);
-        let (reply, mut second) = oneshot::channel();
-        let Seen::Waits(waiting) = keys.look(&write("k", 1)) else { panic!("it has no answer") };
-        waiting.push(reply);
-        keys.answer_eventual(TaskId(7), &accepted(7));
-        let replayed = |answer: &mut Answered| answer.try_recv().unwrap().unwrap().replayed;
-        assert_eq!((replayed(&mut first), replayed(&mut second)), (false, true));
-        assert!(matches!(keys.look(&write("k", 1)), Seen::Answered(_)));
+        enter(&mut keys, "k", 7, Consistency::Eventual);
+        let Seen::Waits(waiting) = keys.look(&write("k", 1)) else { panic!("it is not durable") };
+        waiting.push("second");
+        let (waiting, repeated) = keys.durable(TaskId(7)).unwrap();
+        assert_eq!((waiting, repeated.id), (vec!["second"], TaskId(7)));
+        assert!(matches!(keys.look(&write("k", 1)), Seen::Repeated(known) if known == repeated));
         assert!(matches!(keys.look(&write("k", 2)), Seen::Mismatch));
     }
 
     #[test]
     fn a_key_from_before_keys_belonged_to_tokens_is_known_for_the_same_write_only() {
         let mut keys = keys();
-        let _first = enter(&mut keys, "k", 7, Consistency::Eventual);
-        keys.answer_eventual(TaskId(7), &accepted(7));
-        assert!(matches!(keys.look(&write("orders k", 1)), Seen::Answered(_)));
+        enter(&mut keys, "k", 7, Consistency::Eventual);
+        keys.durable(TaskId(7));
+        assert!(matches!(keys.look(&write("orders k", 1)), Seen::Repeated(_)));
         assert!(matches!(keys.look(&write("orders k", 2)), Seen::New));
-        let _second = enter(&mut keys, "orders k", 8, Consistency::Eventual);
+        enter(&mut keys, "orders k", 8, Consistency::Eventual);
         assert!(matches!(keys.look(&write("orders k", 1)), Seen::Waits(_)));
     }
 
     #[test]
-    fn a_commit_does_not_answer_a_strong_write() {
+    fn the_answer_of_a_strong_write_is_kept_for_its_repeats() {
         let mut keys = keys();
-        let mut answer = enter(&mut keys, "k", 7, Consistency::Strong);
-        keys.answer_eventual(TaskId(7), &accepted(7));
-        assert!(answer.try_recv().is_err());
+        enter(&mut keys, "k", 7, Consistency::Strong);
+        let (_, repeated) = keys.durable(TaskId(7)).unwrap();
+        assert_eq!(repeated.answer, None);
         let kept = IdempotencyAnswer { success: true, acked: vec![1], failed: vec![], needed: 1 };
-        let (key, row) = keys.answer(TaskId(7), &accepted(7), Some(kept.clone())).unwrap();
-        assert_eq!((&*key, row.answer), ("k", Some(kept)));
-        assert!(answer.try_recv().unwrap().is_ok());
+        let (key, row) = keys.conclude(TaskId(7), kept.clone()).unwrap();
+        assert_eq!((&*key, &row.answer), ("k", &Some(kept.clone())));
+        let Seen::Repeated(repeated) = keys.look(&write("k", 1)) else { panic!("it is known") };
+        assert_eq!((repeated.consistency, repeated.answer), (Consistency::Strong, Some(kept)));
     }
 
     #[test]
     fn a_key_is_forgotten_after_the_window_but_not_before_its_answer() {
         let mut keys = keys();
-        let _answer = enter(&mut keys, "k", 7, Consistency::Strong);
+        enter(&mut keys, "k", 7, Consistency::Strong);
+        keys.durable(TaskId(7));
         assert_eq!(keys.tick(now(60).moment), []);
-        keys.answer(TaskId(7), &accepted(7), None);
+        let answer = IdempotencyAnswer { success: true, acked: vec![], failed: vec![], needed: 1 };
+        keys.conclude(TaskId(7), answer);
         assert_eq!(keys.tick(now(119).moment), []);
         assert_eq!(keys.tick(now(120).moment), ["k".into()]);
         assert!(matches!(keys.look(&write("k", 2)), Seen::New));
@@ -279,7 +259,9 @@ mod tests {
     #[test]
     fn with_as_many_keys_as_may_be_a_new_one_is_not_taken() {
         let mut keys = keys();
-        let _answers = ["a", "b"].map(|key| enter(&mut keys, key, 1, Consistency::Eventual));
+        for key in ["a", "b"] {
+            enter(&mut keys, key, 1, Consistency::Eventual);
+        }
         assert!(matches!(keys.look(&write("c", 1)), Seen::Full));
         assert!(matches!(keys.look(&write("a", 1)), Seen::Waits(_)));
     }
@@ -292,8 +274,8 @@ mod tests {
         let found = vec![("new".into(), row(2, 50)), ("old".into(), row(1, 1))];
         let (uptime, strong) = (Uptime::default(), HashSet::from([TaskId(2)]));
         assert_eq!(keys.restore(now(100), &uptime, found, &strong), ["old".into()]);
-        let Seen::Answered(known) = keys.look(&write("new", 1)) else { panic!("it is known") };
-        assert_eq!((known.row.task, known.consistency), (TaskId(2), Consistency::Strong));
+        let Seen::Repeated(known) = keys.look(&write("new", 1)) else { panic!("it is known") };
+        assert_eq!((known.id, known.consistency), (TaskId(2), Consistency::Strong));
         assert_eq!(keys.tick(now(109).moment), []);
         assert_eq!(keys.tick(now(110).moment), ["new".into()]);
     }
@@ -307,13 +289,5 @@ mod tests {
         assert_eq!(keys.restore(now(1_000), &uptime, found, &HashSet::new()), []);
         assert_eq!(keys.tick(now(1_029).moment), []);
         assert_eq!(keys.tick(now(1_030).moment), ["k".into()]);
-    }
-
-    #[test]
-    fn when_the_store_has_failed_nobody_waits_any_more() {
-        let mut keys = keys();
-        let mut answer = enter(&mut keys, "k", 7, Consistency::Eventual);
-        keys.abandon();
-        assert!(matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
     }
 }

@@ -1,0 +1,253 @@
+//! A write from its request to its answer: room in the engine, a task in the journal, and from there
+//! into the engine. Everyone who waits for an answer waits here.
+
+use std::sync::Arc;
+
+use smallvec::{SmallVec, smallvec};
+
+use super::Core;
+use crate::dispatcher::admission::Waiter;
+use crate::dispatcher::messages::{Accepted, Event, Pending, Refusal, Reply};
+use crate::engine::{Arrived, DeliveryState, Full, Moment, Now, Origin, Reservation};
+use crate::metrics::Reason;
+use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, Repeated};
+use crate::task::{Consistency, NewTask, Node, Obstacle, ReplicaIndex, Task, TaskId};
+
+/// Who waits for the answer of a task.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    /// The one who gave it, then those who repeated it.
+    replies: SmallVec<[Reply; 1]>,
+    arrived: Moment,
+    /// Until the task has arrived.
+    reservation: Option<Reservation>,
+}
+
+/// What becomes of a write that asks for room.
+pub(super) enum Admitted {
+    /// The journal has it.
+    Handed,
+    /// There is no room.
+    Full(Waiter, Full),
+}
+
+/// What has come of a strong write.
+pub(super) struct Concluded {
+    pub(super) task: TaskId,
+    pub(super) success: bool,
+    pub(super) needed: usize,
+    pub(super) acked: Vec<ReplicaIndex>,
+    pub(super) missing: Vec<ReplicaIndex>,
+    pub(super) obstacles: Vec<(ReplicaIndex, Obstacle)>,
+}
+
+impl Concluded {
+    pub(super) fn answer(&self, replayed: bool) -> Result<Accepted, Refusal> {
+        let (id, acked) = (self.task, self.acked.clone());
+        if self.success {
+            return Ok(Accepted { id, acked, replayed });
+        }
+        let (failed, obstacles) = (self.missing.clone(), self.obstacles.clone());
+        Err(Refusal::NoMajority { id, needed: self.needed, acked, failed, obstacles, replayed })
+    }
+
+    fn kept(&self) -> IdempotencyAnswer {
+        let indexes = |list: &[ReplicaIndex]| list.iter().map(|index| index.0).collect();
+        IdempotencyAnswer {
+            success: self.success,
+            acked: indexes(&self.acked),
+            failed: indexes(&self.missing),
+            needed: u16::try_from(self.needed).unwrap_or(u16::MAX),
+        }
+    }
+}
+
+impl Core {
+    /// Puts the names in place that the replicas go by now. Two names of one replica make no sense
+    /// in one write: one of them would be counted for a node that is not there.
+    pub(super) fn resolve(&self, new: &mut NewTask) -> Option<Refusal> {
+        if !self.parts.registry.has_renamed() {
+            return None;
+        }
+        for at in 0..new.replicas.len() {
+            let Some(name) = new.replicas.get(at) else { break };
+            let node = self.parts.registry.resolve(name).clone();
+            if let Some(other) = new.replicas.iter().take(at).find(|&other| *other == node) {
+                let error = format!(
+                    "field \"replica_nodes\" names {name} and {other}, which are one node since it was renamed"
+                );
+                return Some(Refusal::Invalid(error));
+            }
+            if let Some(name) = new.replicas.get_mut(at) {
+                *name = node;
+            }
+        }
+        None
+    }
+
+    /// Remembers that replicas are used, before the first write to them is on disk.
+    pub(super) fn note_use(&mut self, now: Now, replicas: &[Node]) {
+        for node in replicas {
+            let changes = self.parts.registry.note_use(node, now.wall);
+            self.write_registry(changes);
+        }
+    }
+
+    /// Hands a write on to the journal, or gives it back with the limit that it met.
+    pub(super) fn admit(&mut self, now: Now, waiter: Waiter) -> Admitted {
+        let Waiter { new, idempotency, reply, arrived, .. } = waiter;
+        let (bytes, consistency) = (new.weight() as u64, new.consistency);
+        let reserved = self.parts.engine.reserve(now, &new.replicas, bytes, consistency);
+        let reservation = match reserved {
+            Ok(reservation) => reservation,
+            Err(full) => {
+                return Admitted::Full(Waiter { new, idempotency, reply, ..waiter }, full);
+            }
+        };
+        self.note_use(now, &new.replicas);
+        self.coming_bytes += bytes;
+        let pending = Pending { reply, arrived, bytes, reservation };
+        let events = self.parts.events.clone();
+        self.appends.push(Append {
+            new,
+            now,
+            idempotency,
+            // The loop may be gone, at the end of the grace.
+            reply: Box::new(move |outcome| drop(events.send(Event::Appended { pending, outcome }))),
+        });
+        Admitted::Handed
+    }
+
+    /// Hands the admitted writes on, to be written together.
+    pub(super) fn append(&mut self) {
+        if !self.appends.is_empty() {
+            self.parts.journal.append(std::mem::take(&mut self.appends));
+        }
+    }
+
+    /// The journal says what became of a write. A new one is answered when it has arrived, so that
+    /// whoever has the answer finds the task.
+    pub(super) fn appended(
+        &mut self,
+        now: Now,
+        pending: Pending,
+        outcome: Result<Appended, AppendError>,
+    ) {
+        self.coming_bytes -= pending.bytes;
+        let Pending { reply, arrived, reservation, .. } = pending;
+        let answer = match outcome {
+            Ok(Appended::New(id)) => {
+                let (replies, reservation) = (smallvec![reply], Some(reservation));
+                self.waiting.insert(id, Waiting { replies, arrived, reservation });
+                return;
+            }
+            Ok(Appended::Repeated(repeated)) => {
+                self.parts.engine.cancel(now, reservation);
+                return self.answer_repeated(&repeated, reply);
+            }
+            Err(AppendError::Mismatch) => Refusal::Mismatch,
+            Err(AppendError::KeysFull) => {
+                let limit =
+                    "the limit of remembered idempotency keys is reached (--idempotency-keys)";
+                self.full(Reason::Waiting, limit)
+            }
+            Err(AppendError::Store(_)) => Refusal::StoreFailed,
+        };
+        self.parts.engine.cancel(now, reservation);
+        // The client may be gone.
+        let _ = reply.send(Err(answer));
+    }
+
+    /// A write was a task before: it has, or will have, the answer of that one.
+    fn answer_repeated(&mut self, repeated: &Repeated, reply: Reply) {
+        let id = repeated.id;
+        let answer = match (&repeated.answer, repeated.consistency) {
+            (Some(answer), _) => said_before(id, answer),
+            (None, Consistency::Eventual) => Ok(Accepted { id, acked: Vec::new(), replayed: true }),
+            (None, Consistency::Strong) => match self.waiting.get_mut(&id) {
+                Some(waiting) => return waiting.replies.push(reply),
+                None => self.answer_by_progress(id),
+            },
+        };
+        // The client may be gone.
+        let _ = reply.send(answer);
+    }
+
+    /// A task is durable.
+    pub(super) fn arrived(&mut self, now: Now, task: &Arc<Task>) {
+        self.newest = task.id;
+        let reservation = self.waiting.get_mut(&task.id).and_then(|waiting| {
+            self.times.accepted(waiting.arrived, now.moment);
+            waiting.reservation.take()
+        });
+        // Before it is sent.
+        self.task_cache.offer(task);
+        let arrived = Arrived {
+            id: task.id,
+            key: self.parts.keys.id(&task.key),
+            replicas: &task.replicas,
+            bytes: task.weight() as u64,
+            accepted_at: task.accepted_at,
+        };
+        self.parts.engine.arrive(now, arrived, Origin::Written(reservation));
+        if task.consistency == Consistency::Eventual {
+            let id = task.id;
+            self.answer(id, |replayed| Ok(Accepted { id, acked: Vec::new(), replayed }));
+        }
+        self.tell_accepted(now, task.id);
+    }
+
+    /// A strong write is decided.
+    pub(super) fn conclude(&mut self, verdict: &Concluded) {
+        if !self.store_has_failed() {
+            self.parts.journal.conclude(verdict.task, verdict.kept());
+        }
+        self.answer(verdict.task, |replayed| verdict.answer(replayed));
+    }
+
+    /// Answers all who wait for a task: who gave it, and who repeated it.
+    fn answer(&mut self, id: TaskId, answer: impl Fn(bool) -> Result<Accepted, Refusal>) {
+        let Some(waiting) = self.waiting.remove(&id) else { return };
+        for (place, reply) in waiting.replies.into_iter().enumerate() {
+            // The client may be gone; the write stays.
+            let _ = reply.send(answer(place > 0));
+        }
+    }
+
+    /// What can be said of a strong write whose answer was lost with a restart.
+    fn answer_by_progress(&self, id: TaskId) -> Result<Accepted, Refusal> {
+        let Some(view) = self.parts.engine.view(id) else {
+            // All of it is settled: whoever does not have it was sent a newer write.
+            return Ok(Accepted { id, acked: Vec::new(), replayed: true });
+        };
+        let needed = view.deliveries.len() / 2 + 1;
+        let (acked, failed): (Vec<_>, Vec<_>) = (0..)
+            .map(ReplicaIndex)
+            .zip(&view.deliveries)
+            .partition(|(_, delivery)| delivery.state == DeliveryState::Delivered);
+        let indexes = |list: Vec<(ReplicaIndex, _)>| list.into_iter().map(|(at, _)| at).collect();
+        let (acked, failed): (Vec<_>, Vec<_>) = (indexes(acked), indexes(failed));
+        if acked.len() >= needed {
+            return Ok(Accepted { id, acked, replayed: true });
+        }
+        let obstacles = Vec::new();
+        Err(Refusal::NoMajority { id, needed, acked, failed, obstacles, replayed: true })
+    }
+}
+
+/// The answer that a strong write was given before.
+fn said_before(task: TaskId, answer: &IdempotencyAnswer) -> Result<Accepted, Refusal> {
+    let indexes = |list: &[u16]| list.iter().copied().map(ReplicaIndex).collect();
+    if answer.success {
+        return Ok(Accepted { id: task, acked: indexes(&answer.acked), replayed: true });
+    }
+    Err(Refusal::NoMajority {
+        id: task,
+        needed: usize::from(answer.needed),
+        acked: indexes(&answer.acked),
+        failed: indexes(&answer.failed),
+        // They were of that moment.
+        obstacles: Vec::new(),
+        replayed: true,
+    })
+}

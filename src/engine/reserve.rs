@@ -1,0 +1,114 @@
+//! Room for writes: a write has its places in the queues before it is handed to the journal, and
+//! takes them up when it arrives.
+
+use smallvec::SmallVec;
+
+use crate::engine::table::{Queue, Reservation};
+use crate::engine::{Engine, Full, Now, OTHERS_IDLE, SharedPool, TASK_OVERHEAD_BYTES};
+use crate::task::{Consistency, Node};
+
+impl Engine {
+    /// Takes places for a write to these replicas, each named once. `bytes` is what it is charged
+    /// for, to which the engine adds the overhead: [`crate::task::weight`].
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] names the limit that is reached. Then nothing has changed.
+    pub fn reserve(
+        &mut self,
+        now: Now,
+        replicas: &[Node],
+        bytes: u64,
+        consistency: Consistency,
+    ) -> Result<Reservation, Full> {
+        self.now = now;
+        let bytes = bytes.saturating_add(TASK_OVERHEAD_BYTES);
+        let queue = match consistency {
+            Consistency::Strong => Queue::Strong,
+            Consistency::Eventual => Queue::Eventual,
+        };
+        self.room(queue, bytes)?;
+        self.share(queue, replicas)?;
+        let limit = self.settings.max_known_replicas;
+        let lanes = self.lanes.open(replicas, limit).ok_or(Full::Replicas(limit))?;
+        self.levels.bytes += bytes;
+        self.count_queued(queue, true);
+        for &lane in &lanes {
+            let lane = &mut self.lanes[lane];
+            lane.last_used = now.moment;
+            lane.hold(Queue::Outside, queue);
+        }
+        Ok(Reservation { queue, bytes, lanes: lanes.into(), made: now.moment })
+    }
+
+    /// Gives the places of a write back that has become no task.
+    pub fn cancel(&mut self, now: Now, reservation: Reservation) {
+        self.now = now;
+        self.release(&reservation);
+    }
+
+    pub(super) fn release(&mut self, Reservation { queue, bytes, lanes, .. }: &Reservation) {
+        self.levels.bytes -= bytes;
+        self.count_queued(*queue, false);
+        for &lane in lanes {
+            self.lanes[lane].hold(*queue, Queue::Outside);
+        }
+    }
+
+    /// One task more in a queue, or one less.
+    pub(super) fn count_queued(&mut self, queue: Queue, enters: bool) {
+        let level = match queue {
+            Queue::Eventual => &mut self.levels.queue,
+            Queue::Strong => &mut self.levels.strong,
+            Queue::Outside => return,
+        };
+        if enters { *level += 1 } else { *level -= 1 }
+    }
+
+    fn room(&self, queue: Queue, bytes: u64) -> Result<(), Full> {
+        let capacity = self.settings.queue_capacity;
+        if self.level(queue) >= capacity {
+            let strong = queue == Queue::Strong;
+            return Err(if strong { Full::Strong(capacity) } else { Full::Queue(capacity) });
+        }
+        if self.levels.bytes.saturating_add(bytes) > self.settings.max_bytes {
+            return Err(Full::Bytes(self.settings.max_bytes));
+        }
+        Ok(())
+    }
+
+    /// Isolation at the door: a replica that hangs or lags keeps its tasks in the queue, and must
+    /// not fill it for the others.
+    fn share(&self, queue: Queue, replicas: &[Node]) -> Result<(), Full> {
+        let places = SharedPool::new(self.settings.queue_capacity, self.level(queue));
+        let letters = SharedPool {
+            capacity: self.settings.max_dead_letter_bytes,
+            used: self.levels.dead_letter_bytes,
+        };
+        let known: SmallVec<[u32; 8]> =
+            replicas.iter().filter_map(|node| self.lanes.find(node)).collect();
+        let since = self.now.moment.before(OTHERS_IDLE);
+        let too_much = |held: u64, pool: SharedPool| {
+            let alone = || !self.lanes.others_used(&known, since);
+            held > 0 && !pool.has_room_for(held) && (pool.free() == 0 || !alone())
+        };
+        for lane in known.iter().map(|&lane| &self.lanes[lane]) {
+            let (node, held, bytes) = (&lane.node, lane.held(queue), lane.dead_letter_bytes);
+            if too_much(held as u64, places) {
+                return Err(Full::Share { node: node.clone(), held });
+            }
+            if too_much(bytes, letters) {
+                return Err(Full::DeadLetters { node: node.clone(), bytes });
+            }
+        }
+        Ok(())
+    }
+
+    fn level(&self, queue: Queue) -> usize {
+        match queue {
+            Queue::Eventual => self.levels.queue,
+            Queue::Strong => self.levels.strong,
+            Queue::Outside => 0,
+        }
+    }
+}
