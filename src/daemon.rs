@@ -133,11 +133,11 @@ impl Daemon {
         opened.journal.remember(limits, clock.now(), recorder.uptime(), keys_found, &strong);
         let bus = Bus::new(clock.now().wall.0 / 1_000);
 
-        let (reader, committer) = (opened.reader, opened.committer);
+        let (journal, committer) = (Arc::new(opened.journal), opened.committer);
         let watching = tokio::spawn(stall::watch(committer.turns(), health.clone(), stalls));
         let attempts = Attempts {
             client,
-            reader: reader.clone(),
+            journal: journal.clone(),
             events: events.clone(),
             memory: ReadMemory::new(config.store.memory_budget),
             tracer: tracer.clone(),
@@ -149,9 +149,8 @@ impl Daemon {
             keys,
             clock,
             newest: TaskId(opened.next_id.0.saturating_sub(1)),
-            journal: opened.journal,
+            journal,
             events: events.clone(),
-            reader,
             attempts,
             health,
             memory_budget: config.store.memory_budget,

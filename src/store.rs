@@ -10,16 +10,25 @@
 //! nothing about deliveries: it remembers what it is told. It has no clock for that and no
 //! opinion on how much it should hold.
 //!
-//! `local.rs` is the store on the local disk.
+//! What the daemon needs of it is the trait [`Journal`]. `local.rs` is the store on the local disk,
+//! `memory.rs` one that keeps nothing, for the demo and for tests.
 
+#[cfg(test)]
+mod conformance;
+mod journal;
 mod local;
+mod memory;
 
+pub use journal::{
+    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, Notify, Reply,
+    Stats,
+};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::fuzzing;
 pub use local::{
-    Append, AppendError, AppendReply, Appended, Checked, CommitError, Committer, Damage, Event,
-    Exported, Gone, Handed, Header, IdempotencyAnswer, IdempotencyRow, ImportError, Imported,
-    Journal, KeyLimits, MAX_IDEMPOTENCY_KEY_BYTES, Notify, OpenError, Opened, ReadError, Reader,
-    Recovered, RecoveryReport, Repeated, ReplicaRow, Reply, SetAside, Settings, Store, Turns,
-    UptimeFile, check, export, import,
+    Checked, CommitError, Committer, Damage, Exported, Gone, Handed, Header, IdempotencyAnswer,
+    IdempotencyRow, ImportError, Imported, KeyLimits, LocalJournal, MAX_IDEMPOTENCY_KEY_BYTES,
+    OpenError, Opened, ReadError, Reader, Recovered, RecoveryReport, Repeated, ReplicaRow,
+    SetAside, Settings, Store, Turns, UptimeFile, check, export, import,
 };
+pub use memory::MemoryJournal;

@@ -12,7 +12,9 @@ use crate::daemon::StartError;
 use crate::dispatcher::messages::Event;
 use crate::dispatcher::{ReplicaRegistry, UptimeRecorder};
 use crate::engine::{Arrived, Engine, KeyHasher, Origin};
-use crate::store::{self, Handed, OpenError, Opened, RecoveryReport, SetAside, Store};
+use crate::store::{
+    self, Handed, JournalEvent, OpenError, Opened, RecoveryReport, SetAside, Store,
+};
 use crate::task::{self, Consistency, TaskId};
 
 /// Tasks that are handed from one thread to the other at once.
@@ -102,8 +104,8 @@ fn read(
     // Who listens to these outlives the sender, but for a panic of its own.
     let notify = move |event| {
         let _ = events.send(match event {
-            store::Event::Arrived { tasks, took } => Event::Arrived { tasks, took },
-            store::Event::Failed(why) => Event::StoreFailed(why),
+            JournalEvent::Arrived { tasks, took } => Event::Arrived { tasks, took },
+            JournalEvent::Failed(why) => Event::StoreFailed(why),
         });
     };
     let mut batch = Vec::with_capacity(BATCH);

@@ -10,7 +10,7 @@ use crate::cli::Cli;
 use crate::dispatcher::{ReplicaRegistry, Request, TaskFilter, UptimeRecorder};
 use crate::engine::{Arrived, KeyHasher, Origin};
 use crate::replica::{Tls, Tokens};
-use crate::store::{Handed, Opened, Reader, Recovered, Store};
+use crate::store::{Handed, Journal, Opened, Reader, Recovered, Store};
 use crate::task::{
     Cause, Consistency, NewTask, Node, Operation, Progress, Task, TaskId, Timestamp,
 };
@@ -96,19 +96,23 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     };
     let policy = Policy::new(None, None);
     let client = Client::new(&settings, policy, Tls::default(), Tokens::default());
-    let reader = opened.reader.clone();
+    let journal: Arc<dyn Journal> = Arc::new(opened.journal.clone());
     let (client, memory) = (client.unwrap(), ReadMemory::new(1 << 20));
-    let attempts =
-        Attempts { client, reader, events: events.clone(), memory, tracer: Tracer::off() };
+    let attempts = Attempts {
+        client,
+        journal: Arc::clone(&journal),
+        events: events.clone(),
+        memory,
+        tracer: Tracer::off(),
+    };
     let core = Core::new(Parts {
         counts: Arc::default(),
         engine,
         keys,
         clock,
         newest: TaskId(opened.next_id.0 - 1),
-        journal: opened.journal.clone(),
+        journal,
         events: events.clone(),
-        reader: opened.reader.clone(),
         attempts,
         health,
         memory_budget: 0,

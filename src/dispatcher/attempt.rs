@@ -10,7 +10,7 @@ use crate::clock::wall_clock;
 use crate::dispatcher::messages::{Answered, Event};
 use crate::dispatcher::read_memory::{Permit, ReadMemory};
 use crate::replica::Client;
-use crate::store::{ReadError, Reader};
+use crate::store::{Journal, ReadError};
 use crate::task::{AttemptOutcome, DeliveryId, Node, Task, Verdict};
 use crate::traces::{Span, Tracer};
 
@@ -21,7 +21,7 @@ const TARGET: &str = "replicator::daemon::attempt";
 #[derive(Clone)]
 pub(crate) struct Attempts {
     pub(crate) client: Client,
-    pub(crate) reader: Reader,
+    pub(crate) journal: Arc<dyn Journal>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
     pub(crate) memory: ReadMemory,
     pub(crate) tracer: Tracer,
@@ -101,19 +101,17 @@ impl Attempts {
             let error = format!("not sent: {}", self.memory.shortage()).into();
             return Err(Verdict::Shortage { error });
         };
-        let reader = self.reader.clone();
-        let read = tokio::task::spawn_blocking(move || reader.read(delivery.task)).await;
-        let why: Arc<str> = match read {
-            Ok(Ok(Some(task))) => return Ok((Arc::new(task), room)),
-            Ok(Err(ReadError::Damaged(damage))) => {
+        let why: Arc<str> = match self.journal.read(delivery.task).await {
+            Ok(Some(task)) => return Ok((Arc::new(task), room)),
+            Err(ReadError::Damaged(damage)) => {
                 let error = format!("not sent, for it cannot be read back: {damage}").into();
                 error!(target: TARGET, task = %delivery.task, %error, "a task is damaged in the store");
                 return Err(Verdict::Rejected { error });
             }
-            Ok(Err(error @ ReadError::Database(_))) => error.to_string().into(),
-            Ok(Ok(None)) => format!("the task {} has vanished from it", delivery.task).into(),
-            Err(_) => {
-                let error = "reading the task was interrupted".into();
+            Err(error @ ReadError::Database(_)) => error.to_string().into(),
+            Ok(None) => format!("the task {} has vanished from it", delivery.task).into(),
+            Err(error @ ReadError::Interrupted) => {
+                let error = error.to_string().into();
                 return Err(Verdict::Shortage { error });
             }
         };

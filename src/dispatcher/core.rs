@@ -26,7 +26,7 @@ use crate::dispatcher::times::Times;
 use crate::dispatcher::uptime::UptimeRecorder;
 use crate::engine::{Action, Engine, Full, KeyHasher, Moment, Now};
 use crate::metrics::{AckWindow, Counts, Reason};
-use crate::store::{Append, Journal, Reader};
+use crate::store::{Append, Journal};
 use crate::task::{Node, Progress, Task, TaskId, Verdict};
 
 mod accept;
@@ -46,9 +46,8 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     /// The newest task in the store.
     pub(crate) newest: TaskId,
-    pub(crate) journal: Journal,
+    pub(crate) journal: Arc<dyn Journal>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
-    pub(crate) reader: Reader,
     pub(crate) attempts: Attempts,
     pub(crate) health: watch::Sender<Health>,
     pub(crate) memory_budget: usize,
@@ -253,7 +252,7 @@ impl Core {
     /// What was admitted and is not durable yet is on its way there. It counts twice, as rows
     /// take more than their length and a segment is written whole.
     fn disk_limit(&mut self, bytes: usize) -> Option<String> {
-        let (reserve, free) = (self.parts.min_free_bytes, self.parts.reader.free_bytes()?);
+        let (reserve, free) = (self.parts.min_free_bytes, self.parts.journal.stats().free_bytes?);
         let coming = self.coming_bytes.saturating_add(bytes as u64).saturating_mul(2);
         // Once it is low it takes an eighth more to be so no longer: small writes must not be let
         // in one by one where large ones are refused.

@@ -25,6 +25,7 @@ use self::migrate::Migrated;
 use self::presence::Presence;
 use self::recover::{OnMissing, Recovery};
 use crate::faults;
+use crate::store::journal::Notify;
 use crate::task::{Node, TaskId, Timestamp};
 
 mod commit;
@@ -50,11 +51,12 @@ mod turns;
 mod uptime;
 mod watched;
 
-pub use commit::{Committer, Event, Notify, Reply};
+pub use commit::Committer;
 pub use error::{CommitError, Damage, Gone, OpenError, ReadError};
 pub use idempotency::Repeated;
+pub(super) use idempotency::{Keys, Seen};
 pub use integrity::quarantine::SetAside;
-pub use journal::{Append, AppendError, AppendReply, Appended, Journal, KeyLimits};
+pub use journal::{KeyLimits, LocalJournal};
 pub use keys::MAX_IDEMPOTENCY_KEY_BYTES;
 pub use read::Reader;
 pub use recover::{Handed, Recovered, RecoveryReport};
@@ -151,7 +153,7 @@ pub struct Store {
 #[derive(Debug)]
 pub struct Opened {
     /// Numbers writes and makes them durable.
-    pub journal: Journal,
+    pub journal: LocalJournal,
     /// What the journal writes with.
     pub committer: Committer,
     /// Reads.
@@ -266,7 +268,7 @@ impl Store {
             .map_err(OpenError::io("start the committer of", &dir))?;
         let SideTables { replicas, idempotency } = side_tables;
         let reader = Reader { files };
-        let journal = Journal::new(committer.clone(), next_id);
+        let journal = LocalJournal::new(committer.clone(), reader.clone(), next_id);
         let opened = Opened { journal, committer, reader, next_id, replicas, idempotency };
         Ok((opened, report))
     }

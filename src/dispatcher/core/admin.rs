@@ -1,5 +1,7 @@
 //! What operators ask and order, in the loop.
 
+use std::sync::Arc;
+
 use super::Core;
 use crate::api;
 use crate::dispatcher::messages::{AdminError, Answer, Letter, LetterCursor, LetterFilter};
@@ -7,7 +9,7 @@ use crate::dispatcher::messages::{Order, Query, Step, TaskFilter};
 use crate::dispatcher::replica_registry::Change;
 use crate::dispatcher::{event_bus::EventKind, view};
 use crate::engine::{self, AdminOutcome, DeliveryState, LaneView, Now, RenameError, Wanted};
-use crate::store::{Header, Reader};
+use crate::store::{Header, Journal};
 use crate::task::{DeliveryId, Node, TaskId};
 
 /// Tasks whose rows are read for one step of a list.
@@ -128,13 +130,13 @@ impl Core {
             TextFilter { key: filter.key, key_prefix: filter.key_prefix, user_id: filter.user_id };
         let most = if text.is_empty() { limit } else { READS };
         let found = self.parts.engine.find_tasks(&wanted, after, most);
-        let reader = self.parts.reader.clone();
-        answer_elsewhere(reply, move || {
+        let journal = Arc::clone(&self.parts.journal);
+        answer_elsewhere(reply, async move {
             let ids: Vec<_> = found.items.iter().map(|task| task.id).collect();
             let examined = ids.len();
             let (mut items, mut next) = (Vec::new(), found.next);
             // One that is not there has been settled, or is not written yet.
-            for (task, header) in found.items.into_iter().zip(headers(&reader, &ids)?) {
+            for (task, header) in found.items.into_iter().zip(headers(&*journal, ids).await?) {
                 let Some(header) = header.filter(|header| text.fits(header)) else { continue };
                 if items.len() == limit {
                     break;
@@ -182,14 +184,14 @@ impl Core {
                 engine.letters_of(&ids.iter().map(resolve).collect::<Vec<_>>(), &wanted)
             }
         };
-        let reader = self.parts.reader.clone();
-        answer_elsewhere(reply, move || {
+        let journal = Arc::clone(&self.parts.journal);
+        answer_elsewhere(reply, async move {
             let ids: Vec<_> = found.items.iter().map(|letter| letter.task).collect();
             let examined = ids.len();
             let place = |(task, replica)| LetterCursor(task, replica);
             let (mut items, mut next) = (Vec::new(), found.next.map(place));
             let whole = found.next.is_none();
-            let letters = found.items.into_iter().zip(headers(&reader, &ids)?);
+            let letters = found.items.into_iter().zip(headers(&*journal, ids).await?);
             let mut letters = letters.peekable();
             while let Some((letter, header)) = letters.next() {
                 let Some(header) = header.filter(|header| text.fits(header)) else { continue };
@@ -211,13 +213,13 @@ impl Core {
     }
 
     fn show_task(&self, now: Now, id: TaskId, reply: Answer<Option<api::Task>>) {
-        let reader = self.parts.reader.clone();
+        let journal = Arc::clone(&self.parts.journal);
         if let Some(found) = self.parts.engine.view(id) {
             let header = self.task_cache.get(id).map(|task| Header::of(&task));
-            return answer_elsewhere(reply, move || {
+            return answer_elsewhere(reply, async move {
                 let header = match header {
                     Some(header) => Some(header),
-                    None => headers(&reader, &[id])?.pop().flatten(),
+                    None => headers(&*journal, vec![id]).await?.pop().flatten(),
                 };
                 Ok(Some(view::task(found, header.as_ref(), None, now)))
             });
@@ -403,17 +405,21 @@ impl TextFilter {
     }
 }
 
-fn headers(reader: &Reader, ids: &[TaskId]) -> Result<Vec<Option<Header>>, AdminError> {
-    reader.headers(ids).map_err(|error| AdminError::Unreadable(error.to_string()))
+async fn headers(
+    journal: &dyn Journal,
+    ids: Vec<TaskId>,
+) -> Result<Vec<Option<Header>>, AdminError> {
+    let headers = journal.headers(ids).await;
+    headers.map_err(|error| AdminError::Unreadable(error.to_string()))
 }
 
-/// Answers from where the disk may be waited for.
+/// Answers beside the loop, where the disk may be waited for.
 fn answer_elsewhere<T: Send + 'static>(
     reply: Answer<T>,
-    answer: impl FnOnce() -> Result<T, AdminError> + Send + 'static,
+    answer: impl Future<Output = Result<T, AdminError>> + Send + 'static,
 ) {
-    tokio::task::spawn_blocking(move || {
+    tokio::spawn(async move {
         // Who asked may be gone.
-        let _ = reply.send(answer());
+        let _ = reply.send(answer.await);
     });
 }

@@ -46,6 +46,7 @@ impl Core {
             })
             .collect();
         replicas.sort_by(|a, b| a.node.cmp(&b.node));
+        let store = self.parts.journal.stats();
         let mut snapshot = Snapshot {
             total_replications: self.total_replications,
             delivered: totals.delivered,
@@ -65,11 +66,11 @@ impl Core {
             waiting_requests: self.admission.len() as u64,
             average_ack_seconds: self.acks.mean().as_secs_f64(),
             max_lag_seconds: self.max_lag.as_secs_f64(),
-            store_file_bytes: self.parts.reader.file_bytes(),
-            disk_free_bytes: self.parts.reader.free_bytes().unwrap_or_default(),
+            store_file_bytes: store.file_bytes,
+            disk_free_bytes: store.free_bytes.unwrap_or_default(),
             disk_low: self.disk_low,
-            store_live_bytes: self.parts.reader.live_bytes(),
-            store_rewrites: self.parts.reader.compactions(),
+            store_live_bytes: store.live_bytes,
+            store_rewrites: store.compactions,
             quarantined_rows: self.parts.quarantined_rows,
             store_failed: self.store_has_failed(),
             store_stalled_seconds: match &*self.parts.health.borrow() {

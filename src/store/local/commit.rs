@@ -55,6 +55,7 @@ use super::presence::Lookout;
 use super::rows::{IdempotencyRow, ReplicaRow};
 use super::turns::Turns;
 use crate::faults;
+use crate::store::journal::{JournalEvent, Notify, Reply};
 use crate::task::{Idempotency, Node, Progress, Task, TaskId};
 
 /// The most tasks that one flush covers: with more, the first of them wait longer for the others
@@ -79,27 +80,6 @@ const LEASE: u64 = 1 << 20;
 /// many (as against a few thousand requests) can never be on their way at once, so every id that
 /// anyone has seen is below a lease that is on disk.
 const RENEW: u64 = LEASE / 2;
-
-/// What the committer tells the daemon.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// These tasks are durable, and their callers have been answered.
-    Arrived {
-        /// In the order in which they were handed in.
-        tasks: Vec<Arc<Task>>,
-        /// How long writing and flushing them took.
-        took: Duration,
-    },
-    /// The store has failed, and why. Comes once; nothing is written any more.
-    Failed(Arc<str>),
-}
-
-/// Called by the committer's thread, which waits for it: hand the event on and return.
-pub type Notify = Box<dyn Fn(Event) + Send>;
-
-/// Takes the answer to [`Committer::accept`] and others. Called by the committer's thread, which waits for
-/// it: hand the answer on and return.
-pub type Reply = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
 
 /// The way to write. Cheap to clone; no call blocks.
 ///
@@ -497,7 +477,7 @@ impl Writer {
         }
         self.batch_bytes = 0;
         if !tasks.is_empty() {
-            (self.notify)(Event::Arrived { tasks, took });
+            (self.notify)(JournalEvent::Arrived { tasks, took });
         }
         Ok(())
     }
@@ -566,7 +546,7 @@ impl Writer {
         for reply in waiting.chain(self.syncs.drain(..).map(|sync| sync.reply)) {
             reply(Err(FAILED));
         }
-        (self.notify)(Event::Failed(failure.to_string().into()));
+        (self.notify)(JournalEvent::Failed(failure.to_string().into()));
         let mut closing = self.closing.take();
         while closing.is_none() {
             match self.orders.recv() {

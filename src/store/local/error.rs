@@ -288,6 +288,9 @@ pub enum ReadError {
     /// sled failed.
     #[error("cannot read from the store: {0}")]
     Database(String),
+    /// It was not read to the end, as the process ends.
+    #[error("reading from the store was interrupted")]
+    Interrupted,
 }
 
 impl From<Failure> for ReadError {

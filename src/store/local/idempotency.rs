@@ -20,7 +20,7 @@ struct Known<W> {
 
 /// The keys of the window. `W` is a repeat that waits.
 #[derive(Debug)]
-pub(super) struct Keys<W> {
+pub(in crate::store) struct Keys<W> {
     window: Duration,
     most: usize,
     known: HashMap<Box<str>, Known<W>>,
@@ -42,7 +42,7 @@ pub struct Repeated {
 }
 
 /// What a key says of a write.
-pub(super) enum Seen<'a, W> {
+pub(in crate::store) enum Seen<'a, W> {
     /// It is new.
     New,
     /// As many as may be are known already.
@@ -56,14 +56,14 @@ pub(super) enum Seen<'a, W> {
 }
 
 impl<W> Keys<W> {
-    pub(super) fn new(window: Duration, most: usize) -> Self {
+    pub(in crate::store) fn new(window: Duration, most: usize) -> Self {
         let (known, by_task) = (HashMap::new(), HashMap::new());
         Self { window, most, known, by_task, order: VecDeque::new() }
     }
 
     /// Takes on the keys found on disk, and gives back those whose time is over. `strong` are the
     /// strong writes that are not settled.
-    pub(super) fn restore(
+    pub(in crate::store) fn restore(
         &mut self,
         now: Now,
         uptime: &Uptime,
@@ -86,7 +86,7 @@ impl<W> Keys<W> {
         over
     }
 
-    pub(super) fn look(&mut self, idempotency: &Idempotency) -> Seen<'_, W> {
+    pub(in crate::store) fn look(&mut self, idempotency: &Idempotency) -> Seen<'_, W> {
         let full = self.known.len() >= self.most;
         let key = self.known_as(idempotency);
         match self.known.get_mut(key) {
@@ -115,7 +115,7 @@ impl<W> Keys<W> {
     }
 
     /// A write with this key has become a task, which is not durable yet.
-    pub(super) fn enter(
+    pub(in crate::store) fn enter(
         &mut self,
         now: Moment,
         key: &str,
@@ -128,7 +128,7 @@ impl<W> Keys<W> {
     }
 
     /// A task is durable. Gives the repeats that waited for that, and what they repeat.
-    pub(super) fn durable(&mut self, task: TaskId) -> Option<(Vec<W>, Repeated)> {
+    pub(in crate::store) fn durable(&mut self, task: TaskId) -> Option<(Vec<W>, Repeated)> {
         let key = self.by_task.get(&task)?;
         let known = self.known.get_mut(key)?;
         if known.consistency == Consistency::Eventual {
@@ -138,14 +138,14 @@ impl<W> Keys<W> {
     }
 
     /// A task will never be durable: its key is as if it had not come. Gives the repeats that waited.
-    pub(super) fn lost(&mut self, task: TaskId) -> Vec<W> {
+    pub(in crate::store) fn lost(&mut self, task: TaskId) -> Vec<W> {
         let key = self.by_task.remove(&task);
         let known = key.and_then(|key| self.known.remove(&key));
         known.and_then(|known| known.waiting).unwrap_or_default()
     }
 
     /// A strong write has its answer. Gives what is to be written down, if it came with a key.
-    pub(super) fn conclude(
+    pub(in crate::store) fn conclude(
         &mut self,
         task: TaskId,
         answer: IdempotencyAnswer,
@@ -158,7 +158,7 @@ impl<W> Keys<W> {
 
     /// Lets go of the keys whose time is over, and gives them. One whose write has no answer yet
     /// stays until it has it.
-    pub(super) fn tick(&mut self, now: Moment) -> Vec<Box<str>> {
+    pub(in crate::store) fn tick(&mut self, now: Moment) -> Vec<Box<str>> {
         let mut over = Vec::new();
         while self.order.front().is_some_and(|(until, _)| *until <= now) {
             let Some((_, key)) = self.order.pop_front() else { break };

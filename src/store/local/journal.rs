@@ -1,53 +1,20 @@
-//! The journal: where a write becomes a task. It numbers the writes in the order of the calls and
-//! makes them durable; what was written before under the same idempotency key stays that task.
-//!
-//! Above the committer, which it feeds; it never waits for the disk.
+//! The journal on the local disk: numbers the writes and knows their idempotency keys, above the
+//! committer that makes them durable.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::commit::{Committer, Reply};
-use super::error::CommitError;
-use super::idempotency::{Keys, Repeated, Seen};
-use super::rows::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
-use crate::task::{Idempotency, Moment, NewTask, Node, Now, Progress, Task, TaskId, Uptime};
-
-/// A write that is to be made durable.
-pub struct Append {
-    /// What was asked for.
-    pub new: Box<NewTask>,
-    /// When it was accepted.
-    pub now: Now,
-    /// The key that its client gave it.
-    pub idempotency: Option<Idempotency>,
-    /// Called once. It hands the outcome on and returns.
-    pub reply: AppendReply,
-}
-
-/// Takes the outcome of an [`Append`].
-pub type AppendReply = Box<dyn FnOnce(Result<Appended, AppendError>) + Send>;
-
-/// What a write has become.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Appended {
-    /// A task, which is durable.
-    New(TaskId),
-    /// It was a task before.
-    Repeated(Repeated),
-}
-
-/// Why a write has become nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AppendError {
-    /// Its idempotency key came with another body before.
-    Mismatch,
-    /// As many idempotency keys as may be are remembered.
-    KeysFull,
-    /// The store takes nothing.
-    Store(CommitError),
-}
+use super::commit::Committer;
+use super::error::{CommitError, ReadError};
+use super::idempotency::{Keys, Seen};
+use super::read::Reader;
+use super::rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+use crate::store::journal::{
+    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, Reply, Stats,
+};
+use crate::task::{Idempotency, Moment, Node, Now, Progress, Task, TaskId, Uptime};
 
 /// How long idempotency keys are remembered, and how many.
 #[derive(Clone, Copy, Debug)]
@@ -58,21 +25,27 @@ pub struct KeyLimits {
     pub most: usize,
 }
 
-/// Writes tasks. Cheap to clone; no call blocks.
+/// A [`Journal`] on the local disk. Cheap to clone.
 #[derive(Clone)]
-pub struct Journal {
+pub struct LocalJournal {
     committer: Committer,
+    reader: Reader,
     /// The number of the next write. Held while writes are numbered and handed over, so that the
     /// committer has them in that order.
     next: Arc<Mutex<TaskId>>,
     keys: Arc<Mutex<Keys<AppendReply>>>,
 }
 
-impl Journal {
+impl LocalJournal {
     /// Numbers writes from `next` on.
-    pub(super) fn new(committer: Committer, next: TaskId) -> Self {
+    pub(super) fn new(committer: Committer, reader: Reader, next: TaskId) -> Self {
         let keys = Keys::new(Duration::ZERO, 0);
-        Self { committer, next: Arc::new(Mutex::new(next)), keys: Arc::new(Mutex::new(keys)) }
+        Self {
+            committer,
+            reader,
+            next: Arc::new(Mutex::new(next)),
+            keys: Arc::new(Mutex::new(keys)),
+        }
     }
 
     /// Takes on the keys found on disk; forgets those whose time is over. `strong` are the strong
@@ -89,18 +62,6 @@ impl Journal {
         let over = keys.restore(now, uptime, found, strong);
         *lock(&self.keys) = keys;
         self.forget(over);
-    }
-
-    /// Makes writes durable, in their order and after those of every call before, in one commit
-    /// as far as it holds them. Each has its reply, in the same order but for those that become no
-    /// task: these may have it at once.
-    ///
-    /// The task of a reply arrives by [`super::Event::Arrived`], behind the reply.
-    pub fn append(&self, writes: Vec<Append>) {
-        let mut next = lock(&self.next);
-        let single = writes.len() == 1;
-        let append = || writes.into_iter().for_each(|write| self.append_one(&mut next, write));
-        if single { append() } else { self.committer.in_one_commit(append) }
     }
 
     fn append_one(&self, next: &mut TaskId, Append { new, now, idempotency, reply }: Append) {
@@ -131,45 +92,77 @@ impl Journal {
         self.committer.accept(task, idempotency, Some(answer));
     }
 
-    /// Remembers the answer to a strong write for those who repeat it.
-    pub fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
+    fn forget(&self, over: Vec<Box<str>>) {
+        if !over.is_empty() {
+            self.committer.forget_idempotency(over);
+        }
+    }
+}
+
+impl Journal for LocalJournal {
+    fn append(&self, writes: Vec<Append>) {
+        let mut next = lock(&self.next);
+        let single = writes.len() == 1;
+        let append = || writes.into_iter().for_each(|write| self.append_one(&mut next, write));
+        if single { append() } else { self.committer.in_one_commit(append) }
+    }
+
+    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
         let kept = lock(&self.keys).conclude(id, answer);
         if let Some((key, row)) = kept {
             self.committer.set_idempotency(key, row);
         }
     }
 
-    /// Forgets the idempotency keys whose time is over.
-    pub fn tick(&self, now: Moment) {
+    fn tick(&self, now: Moment) {
         let over = lock(&self.keys).tick(now);
         self.forget(over);
     }
 
-    fn forget(&self, over: Vec<Box<str>>) {
-        if !over.is_empty() {
-            self.committer.forget_idempotency(over);
-        }
-    }
-
-    /// Remembers what each replica has had of a task: see [`Committer::save`].
-    pub fn save(&self, id: TaskId, progress: Vec<Progress>) {
+    fn save(&self, id: TaskId, progress: Vec<Progress>) {
         self.committer.save(id, progress);
     }
 
-    /// Forgets a task: see [`Committer::remove`].
-    pub fn remove(&self, id: TaskId) {
+    fn remove(&self, id: TaskId) {
         self.committer.remove(id);
     }
 
-    /// Remembers what is said of a replica, before any write that is appended later.
-    pub fn set_replica(&self, node: Node, row: Option<ReplicaRow>) {
+    fn set_replica(&self, node: Node, row: Option<ReplicaRow>) {
         self.committer.set_replica(node, row, None);
     }
 
-    /// Calls `reply` once everything that was handed in before is durable.
-    pub fn sync(&self, reply: Reply) {
+    fn sync(&self, reply: Reply) {
         self.committer.sync(reply);
     }
+
+    fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>> {
+        let reader = self.reader.clone();
+        Box::pin(off_the_loop(move || reader.read(id)))
+    }
+
+    fn headers(
+        &self,
+        ids: Vec<TaskId>,
+    ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>> {
+        let reader = self.reader.clone();
+        Box::pin(off_the_loop(move || reader.headers(&ids)))
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
+            file_bytes: self.reader.file_bytes(),
+            live_bytes: self.reader.live_bytes(),
+            free_bytes: self.reader.free_bytes(),
+            compactions: self.reader.compactions(),
+        }
+    }
+}
+
+/// Reads where the disk may be waited for.
+async fn off_the_loop<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
+) -> Result<T, ReadError> {
+    tokio::task::spawn_blocking(read).await.unwrap_or(Err(ReadError::Interrupted))
 }
 
 /// A write with a key is durable, or will never be, and with it those that repeat it.
@@ -198,11 +191,8 @@ fn of(committed: Result<(), CommitError>, id: TaskId) -> Result<Appended, Append
     committed.map(|()| Appended::New(id)).map_err(AppendError::Store)
 }
 
-impl fmt::Debug for Journal {
+impl fmt::Debug for LocalJournal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Journal").finish_non_exhaustive()
+        f.debug_struct("LocalJournal").finish_non_exhaustive()
     }
 }
-
-#[cfg(test)]
-mod tests;

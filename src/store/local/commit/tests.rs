@@ -6,7 +6,7 @@ use crate::store::local::keys::{self, Tree};
 use crate::task::Timestamp;
 
 /// Collects what the daemon would be told.
-fn recorder() -> (Arc<Mutex<Vec<Event>>>, Notify) {
+fn recorder() -> (Arc<Mutex<Vec<JournalEvent>>>, Notify) {
     let events = Arc::new(Mutex::new(Vec::new()));
     let record = Arc::clone(&events);
     let notify: Notify = Box::new(move |event| record.lock().unwrap().push(event));
@@ -38,8 +38,8 @@ fn everyone_in_a_batch_is_answered_and_the_daemon_is_told_of_each_task_once() {
     let batches: Vec<Vec<TaskId>> = std::mem::take(&mut *events.lock().unwrap())
         .into_iter()
         .map(|event| match event {
-            Event::Arrived { tasks, .. } => tasks.iter().map(|task| task.id).collect(),
-            Event::Failed(why) => panic!("{why}"),
+            JournalEvent::Arrived { tasks, .. } => tasks.iter().map(|task| task.id).collect(),
+            JournalEvent::Failed(why) => panic!("{why}"),
         })
         .collect();
     assert!(batches.len() < 1_500, "{} flushes", batches.len());
@@ -66,9 +66,9 @@ fn a_group_is_one_commit_however_slowly_it_comes_in() {
     }
     close(opened);
     let events = events.lock().unwrap();
-    let of_group = |event: &&Event| {
+    let of_group = |event: &&JournalEvent| {
         let in_group = |task: &Arc<Task>| (2..=1_001).contains(&task.id.0);
-        matches!(event, Event::Arrived { tasks, .. } if tasks.iter().any(in_group))
+        matches!(event, JournalEvent::Arrived { tasks, .. } if tasks.iter().any(in_group))
     };
     assert_eq!(events.iter().filter(of_group).count(), 1);
 }
@@ -347,9 +347,9 @@ fn after_the_first_error_everyone_is_refused_and_the_daemon_is_told_once() {
     opened.committer.sync(late);
     assert_eq!(answer.blocking_recv().unwrap(), Err(CommitError::Closed));
     let events = events.lock().unwrap();
-    let failures = events.iter().filter(|event| matches!(event, Event::Failed(_)));
+    let failures = events.iter().filter(|event| matches!(event, JournalEvent::Failed(_)));
     assert_eq!(failures.count(), 1);
-    let Some(Event::Failed(why)) = events.last() else {
+    let Some(JournalEvent::Failed(why)) = events.last() else {
         panic!("{events:?}");
     };
     assert!(why.contains("does not exist"), "{why}");
@@ -360,7 +360,7 @@ fn a_panic_of_the_thread_is_a_failure_like_any_other() {
     let dir = tempfile::tempdir().unwrap();
     let (events, record) = recorder();
     let notify: Notify = Box::new(move |event| match event {
-        Event::Arrived { tasks, .. } if tasks.iter().any(|task| task.id == TaskId(2)) => {
+        JournalEvent::Arrived { tasks, .. } if tasks.iter().any(|task| task.id == TaskId(2)) => {
             panic!("on purpose")
         }
         other => record(other),
@@ -370,7 +370,7 @@ fn a_panic_of_the_thread_is_a_failure_like_any_other() {
     accept(&opened, &small(2)).unwrap();
     assert_eq!(accept(&opened, &small(3)), Err(CommitError::StoreFailed));
     let last = events.lock().unwrap().last().cloned();
-    assert!(matches!(last, Some(Event::Failed(why)) if why.contains("on purpose")));
+    assert!(matches!(last, Some(JournalEvent::Failed(why)) if why.contains("on purpose")));
 }
 
 #[test]

@@ -1,0 +1,130 @@
+//! The seam between the daemon and whatever keeps its tasks.
+//!
+//! A journal numbers the writes, makes them durable, and says so by [`JournalEvent`]s. It is above
+//! rows and files: the local one ([`super::LocalJournal`]) keeps them in sled, the one in memory
+//! ([`super::MemoryJournal`]) keeps nothing. `conformance.rs` holds both to what is promised here.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::local::{CommitError, Header, IdempotencyAnswer, ReadError, Repeated, ReplicaRow};
+use crate::task::{Idempotency, Moment, NewTask, Node, Now, Progress, Task, TaskId};
+
+/// What an answer that takes its time is given by.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Keeps tasks. No call waits for the disk but those that give a future.
+///
+/// What is handed in takes effect in the order of the calls.
+pub trait Journal: Send + Sync + fmt::Debug {
+    /// Makes writes durable, in their order and after those of every call before, together as far
+    /// as one commit holds them. Each has its reply, in the same order but for those that become no
+    /// task: these may have it at once.
+    ///
+    /// The task of a new one arrives by [`JournalEvent::Arrived`], behind its reply.
+    fn append(&self, writes: Vec<Append>);
+
+    /// Remembers what each replica has had of a task, one entry for each; the latest state wins. It
+    /// may be lost in a crash: then deliveries are repeated. What is left is a prefix of what was
+    /// handed in, by age of the tasks.
+    fn save(&self, id: TaskId, progress: Vec<Progress>);
+
+    /// Forgets a task, as [`Self::save`] remembers its progress.
+    fn remove(&self, id: TaskId);
+
+    /// Remembers what is said of a replica, before any write that is appended later; `None` forgets
+    /// it.
+    fn set_replica(&self, node: Node, row: Option<ReplicaRow>);
+
+    /// Remembers the answer to a strong write for those who repeat it.
+    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer);
+
+    /// Forgets the idempotency keys whose time is over.
+    fn tick(&self, now: Moment);
+
+    /// Calls `reply` once everything that was handed in before is durable.
+    fn sync(&self, reply: Reply);
+
+    /// Reads a task with its value; `None` if it is settled and removed.
+    fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>>;
+
+    /// Reads tasks without their values, one entry for each of `ids`; `None` also for one that
+    /// cannot be read whole.
+    fn headers(
+        &self,
+        ids: Vec<TaskId>,
+    ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>>;
+
+    /// How much it keeps, and how much room there is, as last seen.
+    fn stats(&self) -> Stats;
+}
+
+/// How full a journal is, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Its files take.
+    pub file_bytes: u64,
+    /// Of that, what is not garbage.
+    pub live_bytes: u64,
+    /// Free on its disk; `None` where nothing limits it, or the system does not say.
+    pub free_bytes: Option<u64>,
+    /// How often garbage was removed by writing the rest to another file, since the start.
+    pub compactions: u64,
+}
+
+/// What a journal tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JournalEvent {
+    /// These tasks are durable, and their callers have been answered.
+    Arrived {
+        /// In the order of their ids.
+        tasks: Vec<Arc<Task>>,
+        /// How long making them durable took.
+        took: Duration,
+    },
+    /// It has failed, and why. Comes once; nothing is written any more.
+    Failed(Arc<str>),
+}
+
+/// Called by the journal, which waits for it: hand the event on and return.
+pub type Notify = Box<dyn Fn(JournalEvent) + Send>;
+
+/// Takes an answer of the journal, which waits for it: hand the answer on and return.
+pub type Reply = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
+
+/// A write that is to be made durable.
+pub struct Append {
+    /// What was asked for.
+    pub new: Box<NewTask>,
+    /// When it was accepted.
+    pub now: Now,
+    /// The key that its client gave it.
+    pub idempotency: Option<Idempotency>,
+    /// Called once. It hands the outcome on and returns.
+    pub reply: AppendReply,
+}
+
+/// Takes the outcome of an [`Append`].
+pub type AppendReply = Box<dyn FnOnce(Result<Appended, AppendError>) + Send>;
+
+/// What a write has become.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// A task, which is durable.
+    New(TaskId),
+    /// It was a task before.
+    Repeated(Repeated),
+}
+
+/// Why a write has become nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppendError {
+    /// Its idempotency key came with another body before.
+    Mismatch,
+    /// As many idempotency keys as may be are remembered.
+    KeysFull,
+    /// The store takes nothing.
+    Store(CommitError),
+}

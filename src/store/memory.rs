@@ -1,0 +1,149 @@
+//! A journal that keeps its tasks in memory: for the demo, which promises nothing, and for tests.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::ready;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::journal::{
+    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, Notify, Reply,
+    Stats,
+};
+use super::local::{
+    CommitError, Header, IdempotencyAnswer, IdempotencyRow, KeyLimits, Keys, ReadError, ReplicaRow,
+    Seen,
+};
+use crate::task::{Moment, Node, Progress, Task, TaskId};
+
+/// A [`Journal`] in memory.
+pub struct MemoryJournal {
+    state: Mutex<State>,
+    notify: Mutex<Notify>,
+}
+
+struct State {
+    next: TaskId,
+    tasks: BTreeMap<TaskId, Arc<Task>>,
+    keys: Keys<AppendReply>,
+    closed: bool,
+}
+
+impl MemoryJournal {
+    /// An empty one, which numbers from `next` on.
+    #[must_use]
+    pub fn new(next: TaskId, limits: KeyLimits, notify: Notify) -> Self {
+        let keys = Keys::new(limits.window, limits.most);
+        let state = State { next, tasks: BTreeMap::new(), keys, closed: false };
+        Self { state: Mutex::new(state), notify: Mutex::new(notify) }
+    }
+
+    /// Refuses what comes from now on.
+    pub fn close(&self) {
+        self.state().closed = true;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// What becomes of a write, and its task where that is new.
+    fn append(&mut self, write: Append) -> (AppendReply, Outcome) {
+        let Append { new, now, idempotency, reply } = write;
+        if self.closed {
+            return (reply, Err(AppendError::Store(CommitError::Closed)));
+        }
+        if let Some(idempotency) = &idempotency {
+            match self.keys.look(idempotency) {
+                // All is durable at once.
+                Seen::New | Seen::Waits(_) => {}
+                Seen::Repeated(repeated) => return (reply, Ok(Err(repeated))),
+                Seen::Mismatch => return (reply, Err(AppendError::Mismatch)),
+                Seen::Full => return (reply, Err(AppendError::KeysFull)),
+            }
+        }
+        let id = self.next;
+        self.next = TaskId(id.0 + 1);
+        let task = Arc::new(Task::accepted(*new, id, now.wall));
+        if let Some(idempotency) = &idempotency {
+            let row = IdempotencyRow::of(&task, idempotency.fingerprint);
+            self.keys.enter(now.moment, &idempotency.key, row, task.consistency);
+            self.keys.durable(id);
+        }
+        self.tasks.insert(id, Arc::clone(&task));
+        (reply, Ok(Ok(task)))
+    }
+}
+
+/// A new task, or what is repeated.
+type Outcome = Result<Result<Arc<Task>, super::Repeated>, AppendError>;
+
+impl Journal for MemoryJournal {
+    fn append(&self, writes: Vec<Append>) {
+        // Held to the end, so that all is heard in the order of the ids.
+        let notify = self.notify.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = Vec::new();
+        for write in writes {
+            let (reply, outcome) = self.state().append(write);
+            reply(outcome.map(|outcome| match outcome {
+                Ok(task) => {
+                    let id = task.id;
+                    tasks.push(task);
+                    Appended::New(id)
+                }
+                Err(repeated) => Appended::Repeated(repeated),
+            }));
+        }
+        if !tasks.is_empty() {
+            notify(JournalEvent::Arrived { tasks, took: Duration::ZERO });
+        }
+    }
+
+    fn save(&self, _: TaskId, _: Vec<Progress>) {}
+
+    fn remove(&self, id: TaskId) {
+        self.state().tasks.remove(&id);
+    }
+
+    fn set_replica(&self, _: Node, _: Option<ReplicaRow>) {}
+
+    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
+        self.state().keys.conclude(id, answer);
+    }
+
+    fn tick(&self, now: Moment) {
+        self.state().keys.tick(now);
+    }
+
+    fn sync(&self, reply: Reply) {
+        let closed = self.state().closed;
+        reply(if closed { Err(CommitError::Closed) } else { Ok(()) });
+    }
+
+    fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>> {
+        let task = self.state().tasks.get(&id).map(|task| Task::clone(task));
+        Box::pin(ready(Ok(task)))
+    }
+
+    fn headers(
+        &self,
+        ids: Vec<TaskId>,
+    ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>> {
+        let state = self.state();
+        let headers = ids.iter().map(|id| state.tasks.get(id).map(|task| Header::of(task)));
+        Box::pin(ready(Ok(headers.collect())))
+    }
+
+    fn stats(&self) -> Stats {
+        let live = self.state().tasks.values().map(|task| task.weight() as u64).sum();
+        Stats { file_bytes: live, live_bytes: live, ..Stats::default() }
+    }
+}
+
+impl fmt::Debug for MemoryJournal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryJournal").finish_non_exhaustive()
+    }
+}
