@@ -51,7 +51,7 @@ fn the_table_of_flags_is_that_of_the_command_line() {
 
 #[test]
 fn every_path_that_the_documents_name_exists() {
-    for document in ["README.md", "ARCHITECTURE.md", "SECURITY.md"] {
+    for document in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md"] {
         let text = read(document);
         let words = text.split(['`', '(', ')', ' ', '\n']);
         let places =
@@ -70,7 +70,9 @@ fn every_path_that_the_documents_name_exists() {
 
 #[test]
 fn every_relative_link_leads_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"] {
+    for document in
+        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md"]
+    {
         let text = read(document);
         for link in text.split("](").skip(1) {
             let target = link.split(')').next().unwrap();
