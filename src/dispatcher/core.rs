@@ -470,3 +470,6 @@ fn reason(full: &Full) -> Reason {
         Full::Replicas(_) => Reason::Replicas,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! The loop over a journal in memory: what clients are answered.
+
+use std::num::NonZeroU32;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::dispatcher::messages::{Accepted, Query, Refusal};
+use crate::dispatcher::read_memory::ReadMemory;
+use crate::engine::{Settings, Workers};
+use crate::policy::Policy;
+use crate::replica::{self, Client, Tls, Tokens};
+use crate::store::{JournalEvent, KeyLimits, MemoryJournal, UptimeFile};
+use crate::task::{Consistency, Idempotency, NewTask, Node, Operation};
+use crate::traces::Tracer;
+
+type Answered = Result<Accepted, Refusal>;
+
+/// A running loop. Its replicas do not exist, or are paused.
+struct Running {
+    requests: mpsc::UnboundedSender<Request>,
+    events: mpsc::UnboundedSender<Event>,
+    core: JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl Running {
+    fn start(queue_capacity: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::start();
+        let (events, told) = mpsc::unbounded_channel();
+        let (requests, asked) = mpsc::unbounded_channel();
+        let (health, _) = watch::channel(Health::Serving);
+        let tell = events.clone();
+        let notify = move |event| {
+            let JournalEvent::Arrived { tasks, took } = event else { panic!("{event:?}") };
+            // The loop may be gone.
+            drop(tell.send(Event::Arrived { tasks, took }));
+        };
+        let limits = KeyLimits { window: Duration::from_secs(3_600), most: 100 };
+        let journal: Arc<dyn Journal> =
+            Arc::new(MemoryJournal::new(TaskId(1), limits, Box::new(notify)));
+        let settings = replica::Settings {
+            node_id: "test".into(),
+            request_timeout: Duration::from_secs(5),
+            connection_age: Duration::from_secs(60),
+            idle_per_replica: 1,
+            idle_replicas: 1,
+        };
+        let policy = Policy::new(None, None);
+        let client = Client::new(&settings, policy, Tls::default(), Tokens::default()).unwrap();
+        let attempts = Attempts {
+            client,
+            journal: Arc::clone(&journal),
+            events: events.clone(),
+            memory: ReadMemory::new(1 << 20),
+            tracer: Tracer::off(),
+        };
+        let engine = Engine::new(Settings {
+            workers: Workers::Fixed(NonZeroU32::MIN),
+            queue_capacity,
+            retry_capacity: 10,
+            max_bytes: 1 << 20,
+            max_dead_letter_bytes: 1 << 20,
+            dead_letter_retention: None,
+            hinted_handoff: false,
+            redrive_rate: NonZeroU32::MIN,
+            breaker_failures: 0,
+            settle_after: Duration::from_secs(30),
+            coalesce: false,
+            max_known_replicas: 10,
+            max_retries: 3,
+            retry_base: Duration::from_secs(3_600),
+            strong_timeout: Duration::from_secs(3_600),
+            seed: 1,
+        });
+        let recorder = UptimeRecorder::begin(clock.now(), UptimeFile::of(dir.path())).unwrap();
+        let core = Core::new(Parts {
+            counts: Arc::default(),
+            engine,
+            keys: KeyHasher::default(),
+            clock,
+            newest: TaskId(0),
+            journal,
+            events: events.clone(),
+            attempts,
+            health,
+            memory_budget: 1 << 20,
+            queue_wait: Duration::ZERO,
+            min_free_bytes: 0,
+            queue_capacity,
+            retry_capacity: 10,
+            quarantined_rows: 0,
+            bus: Bus::new(0),
+            registry: ReplicaRegistry::default(),
+            history: History::new(Duration::ZERO),
+            recorder,
+        });
+        let core = tokio::spawn(core.run(told, asked));
+        Self { requests, events, core, _dir: dir }
+    }
+
+    /// Hands writes in together, and where their answers will be.
+    fn write<const N: usize>(
+        &self,
+        writes: [(&str, Consistency, Option<(&str, u8)>); N],
+    ) -> [oneshot::Receiver<Answered>; N] {
+        let mut handed = Vec::new();
+        let answers = writes.map(|(key, consistency, idempotency)| {
+            let (reply, answer) = oneshot::channel();
+            let new = NewTask {
+                key: key.to_owned(),
+                operation: Operation::Set,
+                value: Bytes::from_static(b"value"),
+                ttl: None,
+                consistency,
+                replicas: vec![replica()],
+                user_id: None,
+                trace: None,
+            };
+            let idempotency = idempotency
+                .map(|(key, body)| Idempotency { key: key.into(), fingerprint: [body; 16] });
+            handed.push(Write { new: Box::new(new), idempotency, reply });
+            answer
+        });
+        self.requests.send(Request::Replicate(handed)).unwrap();
+        answers
+    }
+
+    async fn ask<T>(&self, query: impl FnOnce(Answer<T>) -> Query) -> T {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Admin(query(reply))).unwrap();
+        answer.await.unwrap().unwrap()
+    }
+
+    async fn pause(&self, paused: bool) {
+        let node = replica();
+        assert!(self.ask(|reply| Query::Pause { node, paused, reply }).await.is_some());
+    }
+
+    /// What is queued, and what that is charged for.
+    async fn queued(&self) -> (u64, u64) {
+        let (reply, snapshot) = oneshot::channel();
+        self.requests.send(Request::Snapshot { reply }).unwrap();
+        let snapshot = snapshot.await.unwrap();
+        (snapshot.queue_tasks, snapshot.queue_bytes)
+    }
+
+    async fn stop(self) {
+        self.events.send(Event::Stop).unwrap();
+        self.core.await.unwrap();
+    }
+}
+
+/// Nobody listens there.
+fn replica() -> Node {
+    Node::parse("http://127.0.0.1:9").unwrap()
+}
+
+const EVENTUAL: Consistency = Consistency::Eventual;
+const STRONG: Consistency = Consistency::Strong;
+
+#[tokio::test]
+async fn whoever_has_the_answer_finds_the_task() {
+    let running = Running::start(10);
+    let [answer] = running.write([("k", EVENTUAL, None)]);
+    let id = answer.await.unwrap().unwrap().id;
+    let task = running.ask(|reply| Query::Task { id, reply }).await;
+    assert_eq!(task.map(|task| task.key), Some(Some("k".to_owned())));
+    let barrier = running.ask(|reply| Query::Barrier { up_to: None, nodes: vec![], reply }).await;
+    assert_eq!(barrier.up_to, id.to_string());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_repeat_has_the_answer_of_the_first_write_and_another_body_a_conflict() {
+    let running = Running::start(10);
+    let [first, second, other] = running.write([
+        ("k", EVENTUAL, Some(("key", 1))),
+        ("k", EVENTUAL, Some(("key", 1))),
+        ("k", EVENTUAL, Some(("key", 2))),
+    ]);
+    let (first, second) = (first.await.unwrap().unwrap(), second.await.unwrap().unwrap());
+    assert_eq!((first.replayed, second.replayed), (false, true));
+    assert_eq!(first.id, second.id);
+    assert!(matches!(other.await.unwrap(), Err(Refusal::Mismatch)));
+    // What became no task has given its places back.
+    assert_eq!(running.queued().await.0, 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_repeats_of_a_strong_write_wait_for_its_answer() {
+    let running = Running::start(10);
+    let [known] = running.write([("other", EVENTUAL, None)]);
+    known.await.unwrap().unwrap();
+    let write = || running.write([("k", STRONG, Some(("key", 1)))]);
+    let ([first], [second]) = (write(), write());
+    // Then its majority is out of reach.
+    running.pause(true).await;
+    let mut ids = Vec::new();
+    for (answer, repeat) in [(first, false), (second, true)] {
+        let Err(Refusal::NoMajority { id, replayed, .. }) = answer.await.unwrap() else {
+            panic!("it has its majority")
+        };
+        assert_eq!(replayed, repeat);
+        ids.push(id);
+    }
+    let [third] = write();
+    let Err(Refusal::NoMajority { id, replayed: true, .. }) = third.await.unwrap() else {
+        panic!("it has another answer")
+    };
+    ids.push(id);
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_what_it_refuses_takes_no_place() {
+    let running = Running::start(2);
+    let [known] = running.write([("first", EVENTUAL, None)]);
+    known.await.unwrap().unwrap();
+    running.pause(true).await;
+    // Two fit, or one if the first is still queued.
+    let writes = running.write(["a", "b", "c"].map(|key| (key, EVENTUAL, None)));
+    let mut refused = 0;
+    for answer in writes {
+        match answer.await.unwrap() {
+            Ok(_) => {}
+            Err(Refusal::Full(_)) => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    let before = running.queued().await;
+    assert!(refused >= 1 && before.0 <= 2, "{refused} refused, {before:?} queued");
+    let [answer] = running.write([("d", EVENTUAL, None)]);
+    assert!(matches!(answer.await.unwrap(), Err(Refusal::Full(_))));
+    assert_eq!(running.queued().await, before);
+    running.stop().await;
+}
