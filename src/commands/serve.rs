@@ -33,6 +33,15 @@ impl Signals {
     }
 }
 
+/// Has what is freed go back to the system. jemalloc does so by itself only when the thread that
+/// freed it allocates again, which after an outage may be never.
+fn give_memory_back() {
+    let one = tikv_jemalloc_ctl::max_background_threads::write(1);
+    if let Err(error) = one.and_then(|()| tikv_jemalloc_ctl::background_thread::write(true)) {
+        warn!(%error, "memory that an outage needs is given back late");
+    }
+}
+
 /// Runs the daemon.
 ///
 /// # Errors
@@ -56,6 +65,7 @@ pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
         );
     }
     raise_open_files(config);
+    give_memory_back();
     let started = tokio::select! {
         started = Daemon::start(config) => started,
         signal = signals.next() => {

@@ -10,9 +10,9 @@ use std::thread;
 /// The stack of a thread that only waits.
 const STACK_BYTES: usize = 64 << 10;
 
-/// What the daemon needs beside the runtime's: the committer, sled's seven, the rewrite of the store
+/// What the daemon needs beside the runtime's: the allocator's, the committer, sled's seven, the rewrite of the store
 /// and its removal, and those of the runtime that read files and names, of which a few suffice.
-const BESIDE_THE_RUNTIME: usize = 14;
+const BESIDE_THE_RUNTIME: usize = 15;
 
 /// The threads of the daemon.
 pub(super) fn of_daemon() -> usize {
