@@ -132,10 +132,10 @@ pub(super) fn describe(openapi: &mut Value) {
 pub(super) struct Caller(Option<Arc<Holder>>);
 
 impl Caller {
-    /// Who sent the request with these extensions. Without the check before it, nobody may do
-    /// anything, so nobody is who may do everything.
-    pub(super) fn of(extensions: &Extensions) -> Self {
-        extensions.get::<Self>().cloned().unwrap_or_default()
+    /// Who sent the request with these extensions. One that did not pass [`check`] may do nothing.
+    pub(super) fn of(extensions: &Extensions) -> Result<Self, Problem> {
+        let caller = extensions.get::<Self>().cloned();
+        caller.ok_or_else(|| Problem::internal(&"a request came past the check of its sender"))
     }
 
     /// Whether its writes may name these replicas.

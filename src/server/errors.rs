@@ -63,7 +63,7 @@ pub(super) enum Problem {
 
 impl Problem {
     /// An error that no client can do anything about: it goes to the log.
-    pub(super) fn internal(error: &dyn std::error::Error) -> Self {
+    pub(super) fn internal(error: &dyn std::fmt::Display) -> Self {
         let id = format!("{:08x}", fastrand::u32(..));
         tracing::error!(id, %error, "a request failed inside");
         Self::Internal(id)

@@ -94,7 +94,7 @@ async fn write(
     let read = memory.read(&head.headers, body, handle.retry_after()).await;
     let (body, _share) = read.inspect_err(|problem| inbound.count_want_of_memory(problem))?;
     let Write { mut task, spelled } = validate::write(&body, settings)?;
-    let caller = Caller::of(&head.extensions);
+    let caller = Caller::of(&head.extensions)?;
     caller.may_name(&task.replicas)?;
     let idempotency = key.map(|key| idempotency::of(&caller, key, &body));
     task.trace = trace;

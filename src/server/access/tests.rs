@@ -144,3 +144,9 @@ fn nobody_fills_the_log_with_refusals() {
     let told = refusals.0.lock().unwrap();
     assert!(told.1 > 900, "{} were left out", told.1);
 }
+
+#[test]
+fn a_request_that_came_past_the_check_may_do_nothing() {
+    let unchecked = Caller::of(&axum::http::Extensions::new());
+    assert!(matches!(unchecked, Err(Problem::Internal(_))));
+}

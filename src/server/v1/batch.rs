@@ -76,7 +76,7 @@ pub(super) async fn batch(
     let (limit, retry_after) = (memory.max_batch_bytes(), handle.retry_after());
     let read = memory.read_up_to(limit, &head.headers, body, retry_after).await;
     let (body, _share) = read.inspect_err(|problem| inbound.count_want_of_memory(problem))?;
-    let caller = Caller::of(&head.extensions);
+    let caller = Caller::of(&head.extensions)?;
     let mut members = Vec::new();
     let mut valid = Vec::new();
     let writes = apart(&head.headers, &body)?;
