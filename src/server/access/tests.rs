@@ -147,6 +147,6 @@ fn nobody_fills_the_log_with_refusals() {
 
 #[test]
 fn a_request_that_came_past_the_check_may_do_nothing() {
-    let unchecked = Caller::of(&axum::http::Extensions::new());
+    let unchecked = Caller::of(&Extensions::new());
     assert!(matches!(unchecked, Err(Problem::Internal(_))));
 }
