@@ -223,7 +223,7 @@ mod tests {
         let a = Node::parse("http://a").unwrap();
         throttle.happened(second(1), &a, buried(Cause::GaveUp));
         (0..5).for_each(|_| {
-            assert!(throttle.happened(second(2), &a, buried(Cause::GaveUp)).is_none())
+            assert!(throttle.happened(second(2), &a, buried(Cause::GaveUp)).is_none());
         });
         assert_eq!(throttle.wake_at(), Some(second(11)));
         assert_eq!(throttle.due(second(10)), []);

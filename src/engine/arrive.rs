@@ -36,8 +36,8 @@ impl Engine {
     fn arrive_new(&mut self, task: Arrived<'_>, reservation: Option<Reservation>) {
         let (lanes, queue, since, quorum) = match reservation {
             Some(reservation) => {
-                self.release(&reservation);
-                let Reservation { queue, lanes, made, .. } = reservation;
+                let Reservation { queue, bytes, lanes, made } = reservation;
+                self.release(queue, bytes, &lanes);
                 let quorum = (queue == Queue::Strong).then(|| {
                     let replicas = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
                     let deadline = made.after(self.settings.strong_timeout);

@@ -44,14 +44,15 @@ impl Engine {
     /// Gives the places of a write back that has become no task.
     pub fn cancel(&mut self, now: Now, reservation: Reservation) {
         self.now = now;
-        self.release(&reservation);
+        let Reservation { queue, bytes, lanes, .. } = reservation;
+        self.release(queue, bytes, &lanes);
     }
 
-    pub(super) fn release(&mut self, Reservation { queue, bytes, lanes, .. }: &Reservation) {
+    pub(super) fn release(&mut self, queue: Queue, bytes: u64, lanes: &[u32]) {
         self.levels.bytes -= bytes;
-        self.count_queued(*queue, false);
+        self.count_queued(queue, false);
         for &lane in lanes {
-            self.lanes[lane].hold(*queue, Queue::Outside);
+            self.lanes[lane].hold(queue, Queue::Outside);
         }
     }
 

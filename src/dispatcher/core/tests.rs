@@ -18,6 +18,9 @@ use crate::traces::Tracer;
 
 type Answered = Result<Accepted, Refusal>;
 
+/// A write: its key, when it is answered, its idempotency key and what its body comes down to.
+type Given<'a> = (&'a str, Consistency, Option<(&'a str, u8)>);
+
 /// A running loop. Its replicas do not exist, or are paused.
 struct Running {
     requests: mpsc::UnboundedSender<Request>,
@@ -103,10 +106,7 @@ impl Running {
     }
 
     /// Hands writes in together, and where their answers will be.
-    fn write<const N: usize>(
-        &self,
-        writes: [(&str, Consistency, Option<(&str, u8)>); N],
-    ) -> [oneshot::Receiver<Answered>; N] {
+    fn write<const N: usize>(&self, writes: [Given<'_>; N]) -> [oneshot::Receiver<Answered>; N] {
         let mut handed = Vec::new();
         let answers = writes.map(|(key, consistency, idempotency)| {
             let (reply, answer) = oneshot::channel();

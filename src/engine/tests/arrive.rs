@@ -1,6 +1,7 @@
 //! Writes on their way to the disk, and tasks that come from there.
 
 use super::*;
+use crate::engine::lane::Lane;
 
 #[test]
 fn an_eventual_write_is_sent_once_it_is_durable_and_not_before() {
@@ -54,7 +55,7 @@ fn a_write_that_becomes_no_task_gives_its_places_back() {
         f.engine.cancel(f.now, reservation);
         assert_eq!(f.engine.levels(), Levels::default());
     }
-    assert!(f.engine.lanes.iter().all(|lane| lane.is_empty()));
+    assert!(f.engine.lanes.iter().all(Lane::is_empty));
 }
 
 #[test]

@@ -176,19 +176,14 @@ fn paths(tokens: &[&str], module: &[String]) -> BTreeSet<Vec<String>> {
             && (at == 0 || tokens[at - 1] != "::");
         let visibility = at > 1 && tokens[at - 2..at] == ["(", "in"];
         if begins && !visibility {
-            tree(&tokens[at..], module, module, &mut found);
+            tree(&tokens[at..], module, &mut found);
         }
     }
     found
 }
 
 /// Reads a path, with its branches, behind `prefix`; gives how many tokens it has.
-fn tree(
-    tokens: &[&str],
-    prefix: &[String],
-    module: &[String],
-    found: &mut BTreeSet<Vec<String>>,
-) -> usize {
+fn tree(tokens: &[&str], prefix: &[String], found: &mut BTreeSet<Vec<String>>) -> usize {
     let mut path = prefix.to_vec();
     let mut at = 0;
     while let Some(token) = tokens.get(at) {
@@ -203,7 +198,7 @@ fn tree(
                         "," => 1,
                         // Another name for it.
                         "as" => 2,
-                        _ => tree(&tokens[at..], &path, module, found).max(1),
+                        _ => tree(&tokens[at..], &path, found).max(1),
                     };
                 }
                 return at + 1;
