@@ -97,6 +97,8 @@ pub struct Engine {
     rng: fastrand::Rng,
     tasks: Tasks,
     lanes: Lanes,
+    /// How many reservations were made.
+    reservations: u64,
     /// The moment of the call.
     now: Now,
     /// Waiting deliveries and dead letters by the moment they are due: task, lane.
@@ -145,6 +147,7 @@ impl Engine {
             settings,
             tasks: Tasks::default(),
             lanes: Lanes::default(),
+            reservations: 0,
             now: Now { moment: Moment(0), wall: Timestamp(0) },
             timers: BTreeSet::new(),
             deadlines: BTreeSet::new(),

@@ -20,8 +20,8 @@ mod local;
 mod memory;
 
 pub use journal::{
-    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, Notify, Reply,
-    Stats,
+    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, Notify,
+    Reply, Stats,
 };
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::fuzzing;

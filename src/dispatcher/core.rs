@@ -234,6 +234,7 @@ impl Core {
         let arrived = now.moment;
         let deadline = arrived.after(self.parts.queue_wait);
         let waiter = Waiter { new, idempotency, reply, arrived, deadline };
+        let Some(waiter) = self.repeat(now, waiter) else { return };
         if let Some(limit) = self.disk_limit(waiter.new.weight()) {
             return self.refuse(waiter, Reason::Disk, &limit);
         }
@@ -303,6 +304,7 @@ impl Core {
                 if waiter.reply.is_closed() {
                     continue;
                 }
+                let Some(waiter) = self.repeat(now, waiter) else { continue };
                 if let Some(limit) = self.disk_limit(waiter.new.weight()) {
                     self.refuse(waiter, Reason::Disk, &limit);
                     continue;
@@ -321,7 +323,7 @@ impl Core {
                 self.admission.change(&line, &waits_for, waiter);
             }
         }
-        self.append();
+        self.append_each();
     }
 
     fn answered(&mut self, now: Now, answered: Answered) {
@@ -435,7 +437,9 @@ impl Core {
         }
         self.parts.recorder.keep(now.moment);
         self.parts.history.tick(now.moment);
-        self.parts.journal.tick(now.moment);
+        if !self.store_has_failed() {
+            self.parts.journal.tick(now.moment);
+        }
     }
 
     /// Then nothing is written down either: an attempt that ended because its task could not be

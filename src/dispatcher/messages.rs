@@ -303,7 +303,9 @@ pub(crate) struct Pending {
     /// When its request came.
     pub(crate) arrived: Moment,
     pub(crate) bytes: u64,
-    pub(crate) reservation: Reservation,
+    /// None for a repeat, which needs no room.
+    pub(crate) reservation: Option<Reservation>,
+    pub(crate) idempotency: Option<Idempotency>,
 }
 
 /// What the loop is told.

@@ -115,6 +115,7 @@ impl Engine {
         let newest = self.tasks.newest().unwrap_or(TaskId(0));
         let lane = &mut self.lanes[number];
         (lane.forgetting, lane.forgotten) = (Some((TaskId(0), newest)), true);
+        lane.forgotten_up_to = self.reservations;
         let in_flight = u64::from(lane.in_flight) + u64::from(lane.express);
         let unsettled = lane.counters.pending + lane.counters.dead;
         self.schedule_wakeup(number, now.moment);
@@ -250,7 +251,7 @@ impl Engine {
     }
 
     /// Ends a delivery that nobody wants any more, and supersedes what waits of older ones.
-    fn throw_away(&mut self, at: DeliveryRef) {
+    pub(super) fn throw_away(&mut self, at: DeliveryRef) {
         if self.tasks[at].state.is_pending() {
             self.supersede_letter(at);
         }

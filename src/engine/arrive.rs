@@ -34,9 +34,10 @@ impl Engine {
     }
 
     fn arrive_new(&mut self, task: Arrived<'_>, reservation: Option<Reservation>) {
+        let number = reservation.as_ref().map_or(u64::MAX, |reservation| reservation.number);
         let (lanes, queue, since, quorum) = match reservation {
             Some(reservation) => {
-                let Reservation { queue, bytes, lanes, made } = reservation;
+                let Reservation { queue, bytes, lanes, made, .. } = reservation;
                 self.release(queue, bytes, &lanes);
                 let quorum = (queue == Queue::Strong).then(|| {
                     let replicas = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
@@ -55,10 +56,15 @@ impl Engine {
         let slot = self.insert(&task, since, &lanes, quorum, false);
         self.enter_queue(slot, queue);
         for (index, &lane) in lanes.iter().enumerate() {
-            self.lanes[lane].last_used = self.now.moment;
-            self.lanes[lane].forgotten = false;
             let at = DeliveryRef { slot, index };
             self.join(at);
+            // It was on its way to the disk when everything for the replica was thrown away.
+            if number <= self.lanes[lane].forgotten_up_to {
+                self.throw_away(at);
+                continue;
+            }
+            self.lanes[lane].last_used = self.now.moment;
+            self.lanes[lane].forgotten = false;
             self.unblock(at);
         }
         // A strong write may be out of reach.

@@ -85,6 +85,8 @@ pub(super) struct Lane {
     pub(super) forgetting: Option<(TaskId, TaskId)>,
     /// Everything for it was thrown away, and no write has named it since.
     pub(super) forgotten: bool,
+    /// The last reservation before that.
+    pub(super) forgotten_up_to: u64,
     /// Why the last attempt failed, and when.
     pub(super) last_error: Option<(Arc<str>, Timestamp)>,
     /// Since when its breaker is as it is; nothing since the start.
@@ -147,6 +149,7 @@ impl Lane {
             paused: None,
             forgetting: None,
             forgotten: false,
+            forgotten_up_to: 0,
             last_error: None,
             breaker_since: None,
         }

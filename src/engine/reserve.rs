@@ -38,7 +38,9 @@ impl Engine {
             lane.last_used = now.moment;
             lane.hold(Queue::Outside, queue);
         }
-        Ok(Reservation { queue, bytes, lanes: lanes.into(), made: now.moment })
+        self.reservations += 1;
+        let number = self.reservations;
+        Ok(Reservation { queue, bytes, lanes: lanes.into(), made: now.moment, number })
     }
 
     /// Gives the places of a write back that has become no task.

@@ -62,6 +62,8 @@ pub struct Reservation {
     /// Those of its replicas, in their order.
     pub(super) lanes: SmallVec<[u32; 2]>,
     pub(super) made: Moment,
+    /// Grows with each.
+    pub(super) number: u64,
 }
 
 /// What is known of a task.

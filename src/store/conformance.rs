@@ -79,6 +79,7 @@ conformance! {
     a_group_is_durable_together
     a_repeat_is_the_task_of_the_first_write_and_has_its_outcome_behind_it
     a_key_beyond_the_limit_becomes_no_task
+    what_a_key_is_can_be_asked
     the_answer_to_a_strong_write_is_remembered
     what_is_removed_is_gone_and_what_is_not_can_be_read
     once_closed_it_refuses_whatever_comes
@@ -230,6 +231,24 @@ fn a_key_beyond_the_limit_becomes_no_task(open: Open) {
     ears.journal().tick(Moment(0).after(LIMITS.window));
     ears.append("fits now", Some(("d", 1)));
     assert!(matches!(ears.outcomes(1)[0].1, Ok(Appended::New(_))));
+    ears.close();
+}
+
+fn what_a_key_is_can_be_asked(open: Open) {
+    let dir = tempfile::tempdir().unwrap();
+    let ears = Ears::open(&dir, open);
+    let key = |key: &str, body| {
+        ears.journal().key(&Idempotency { key: key.into(), fingerprint: [body; 16] })
+    };
+    assert_eq!(key("a", 1), KeyState::New);
+    for name in ["a", "b", "c"] {
+        ears.append("write", Some((name, 1)));
+    }
+    ears.outcomes(3);
+    let repeated = Repeated { id: TaskId(FIRST), consistency: Consistency::Eventual, answer: None };
+    assert_eq!(key("a", 1), KeyState::Known(repeated));
+    assert_eq!(key("a", 2), KeyState::Mismatch);
+    assert_eq!(key("d", 1), KeyState::NoRoom);
     ears.close();
 }
 

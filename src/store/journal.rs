@@ -38,6 +38,10 @@ pub trait Journal: Send + Sync + fmt::Debug {
     /// it.
     fn set_replica(&self, node: Node, row: Option<ReplicaRow>);
 
+    /// What is known of an idempotency key at this moment: a repeat needs no room. It may be new to
+    /// this and known to [`Self::append`].
+    fn key(&self, idempotency: &Idempotency) -> KeyState;
+
     /// Remembers the answer to a strong write for those who repeat it.
     fn conclude(&self, id: TaskId, answer: IdempotencyAnswer);
 
@@ -59,6 +63,21 @@ pub trait Journal: Send + Sync + fmt::Debug {
 
     /// How much it keeps, and how much room there is, as last seen.
     fn stats(&self) -> Stats;
+}
+
+/// What is known of an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyState {
+    /// Nothing.
+    New,
+    /// Nothing, and as many as may be are remembered.
+    NoRoom,
+    /// It came with another body.
+    Mismatch,
+    /// The write that it came with is not durable yet.
+    Pending,
+    /// The write that it came with.
+    Known(Repeated),
 }
 
 /// How full a journal is, in bytes.

@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::journal::{
-    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, Notify, Reply,
-    Stats,
+    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, Notify,
+    Reply, Stats,
 };
 use super::local::{
     CommitError, Header, IdempotencyAnswer, IdempotencyRow, KeyLimits, Keys, ReadError, ReplicaRow,
     Seen,
 };
-use crate::task::{Moment, Node, Progress, Task, TaskId};
+use crate::task::{Idempotency, Moment, Node, Progress, Task, TaskId};
 
 /// A [`Journal`] in memory.
 pub struct MemoryJournal {
@@ -25,6 +25,8 @@ pub struct MemoryJournal {
 struct State {
     next: TaskId,
     tasks: BTreeMap<TaskId, Arc<Task>>,
+    /// What they weigh.
+    bytes: u64,
     keys: Keys<AppendReply>,
     closed: bool,
 }
@@ -34,7 +36,7 @@ impl MemoryJournal {
     #[must_use]
     pub fn new(next: TaskId, limits: KeyLimits, notify: Notify) -> Self {
         let keys = Keys::new(limits.window, limits.most);
-        let state = State { next, tasks: BTreeMap::new(), keys, closed: false };
+        let state = State { next, tasks: BTreeMap::new(), bytes: 0, keys, closed: false };
         Self { state: Mutex::new(state), notify: Mutex::new(notify) }
     }
 
@@ -72,6 +74,7 @@ impl State {
             self.keys.enter(now.moment, &idempotency.key, row, task.consistency);
             self.keys.durable(id);
         }
+        self.bytes += task.weight() as u64;
         self.tasks.insert(id, Arc::clone(&task));
         (reply, Ok(Ok(task)))
     }
@@ -104,10 +107,17 @@ impl Journal for MemoryJournal {
     fn save(&self, _: TaskId, _: Vec<Progress>) {}
 
     fn remove(&self, id: TaskId) {
-        self.state().tasks.remove(&id);
+        let mut state = self.state();
+        if let Some(task) = state.tasks.remove(&id) {
+            state.bytes -= task.weight() as u64;
+        }
     }
 
     fn set_replica(&self, _: Node, _: Option<ReplicaRow>) {}
+
+    fn key(&self, idempotency: &Idempotency) -> KeyState {
+        self.state().keys.state(idempotency)
+    }
 
     fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
         self.state().keys.conclude(id, answer);
@@ -137,8 +147,8 @@ impl Journal for MemoryJournal {
     }
 
     fn stats(&self) -> Stats {
-        let live = self.state().tasks.values().map(|task| task.weight() as u64).sum();
-        Stats { file_bytes: live, live_bytes: live, ..Stats::default() }
+        let bytes = self.state().bytes;
+        Stats { file_bytes: bytes, live_bytes: bytes, ..Stats::default() }
     }
 }
 

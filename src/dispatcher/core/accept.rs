@@ -10,8 +10,8 @@ use crate::dispatcher::admission::Waiter;
 use crate::dispatcher::messages::{Accepted, Event, Pending, Refusal, Reply};
 use crate::engine::{Arrived, DeliveryState, Full, Moment, Now, Origin, Reservation};
 use crate::metrics::Reason;
-use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, Repeated};
-use crate::task::{Consistency, NewTask, Node, Obstacle, ReplicaIndex, Task, TaskId};
+use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, KeyState, Repeated};
+use crate::task::{Consistency, Idempotency, NewTask, Node, Obstacle, ReplicaIndex, Task, TaskId};
 
 /// Who waits for the answer of a task.
 #[derive(Debug)]
@@ -22,6 +22,9 @@ pub(super) struct Waiting {
     /// Until the task has arrived.
     reservation: Option<Reservation>,
 }
+
+/// The limit of remembered keys, for those who reach it.
+const KEYS: &str = "the limit of remembered idempotency keys is reached (--idempotency-keys)";
 
 /// What becomes of a write that asks for room.
 pub(super) enum Admitted {
@@ -95,18 +98,38 @@ impl Core {
 
     /// Hands a write on to the journal, or gives it back with the limit that it met.
     pub(super) fn admit(&mut self, now: Now, waiter: Waiter) -> Admitted {
-        let Waiter { new, idempotency, reply, arrived, .. } = waiter;
-        let (bytes, consistency) = (new.weight() as u64, new.consistency);
-        let reserved = self.parts.engine.reserve(now, &new.replicas, bytes, consistency);
-        let reservation = match reserved {
-            Ok(reservation) => reservation,
-            Err(full) => {
-                return Admitted::Full(Waiter { new, idempotency, reply, ..waiter }, full);
+        let (bytes, consistency) = (waiter.new.weight() as u64, waiter.new.consistency);
+        let replicas = &waiter.new.replicas;
+        match self.parts.engine.reserve(now, replicas, bytes, consistency) {
+            Ok(reservation) => {
+                self.note_use(now, &waiter.new.replicas);
+                self.hand_over(now, waiter, Some(reservation));
+                Admitted::Handed
             }
-        };
-        self.note_use(now, &new.replicas);
+            Err(full) => Admitted::Full(waiter, full),
+        }
+    }
+
+    /// Hands a write on without room if its idempotency key came before, or refuses it if no more
+    /// keys can be remembered; gives back one that is new.
+    pub(super) fn repeat(&mut self, now: Now, waiter: Waiter) -> Option<Waiter> {
+        let Some(idempotency) = &waiter.idempotency else { return Some(waiter) };
+        match self.parts.journal.key(idempotency) {
+            KeyState::New => return Some(waiter),
+            KeyState::NoRoom => self.refuse(waiter, Reason::Waiting, KEYS),
+            KeyState::Mismatch | KeyState::Pending | KeyState::Known(_) => {
+                self.hand_over(now, waiter, None);
+            }
+        }
+        None
+    }
+
+    fn hand_over(&mut self, now: Now, waiter: Waiter, reservation: Option<Reservation>) {
+        let Waiter { new, idempotency, reply, arrived, .. } = waiter;
+        let bytes = new.weight() as u64;
         self.coming_bytes += bytes;
-        let pending = Pending { reply, arrived, bytes, reservation };
+        let pending =
+            Pending { reply, arrived, bytes, reservation, idempotency: idempotency.clone() };
         let events = self.parts.events.clone();
         self.appends.push(Append {
             new,
@@ -115,13 +138,19 @@ impl Core {
             // The loop may be gone, at the end of the grace.
             reply: Box::new(move |outcome| drop(events.send(Event::Appended { pending, outcome }))),
         });
-        Admitted::Handed
     }
 
     /// Hands the admitted writes on, to be written together.
     pub(super) fn append(&mut self) {
         if !self.appends.is_empty() {
             self.parts.journal.append(std::mem::take(&mut self.appends));
+        }
+    }
+
+    /// Hands the admitted writes on, each by itself: a group has a flush of its own.
+    pub(super) fn append_each(&mut self) {
+        for write in std::mem::take(&mut self.appends) {
+            self.parts.journal.append(vec![write]);
         }
     }
 
@@ -134,40 +163,50 @@ impl Core {
         outcome: Result<Appended, AppendError>,
     ) {
         self.coming_bytes -= pending.bytes;
-        let Pending { reply, arrived, reservation, .. } = pending;
-        let answer = match outcome {
+        let Pending { reply, arrived, reservation, idempotency, .. } = pending;
+        let refusal = match outcome {
+            Ok(Appended::New(_)) if self.store_has_failed() => Refusal::StoreFailed,
             Ok(Appended::New(id)) => {
-                let (replies, reservation) = (smallvec![reply], Some(reservation));
-                self.waiting.insert(id, Waiting { replies, arrived, reservation });
+                self.waiting
+                    .insert(id, Waiting { replies: smallvec![reply], arrived, reservation });
                 return;
             }
             Ok(Appended::Repeated(repeated)) => {
-                self.parts.engine.cancel(now, reservation);
-                return self.answer_repeated(&repeated, reply);
+                self.cancel(now, reservation);
+                return self.answer_repeated(repeated, idempotency.as_ref(), reply);
             }
             Err(AppendError::Mismatch) => Refusal::Mismatch,
-            Err(AppendError::KeysFull) => {
-                let limit =
-                    "the limit of remembered idempotency keys is reached (--idempotency-keys)";
-                self.full(Reason::Waiting, limit)
-            }
+            Err(AppendError::KeysFull) => self.full(Reason::Waiting, KEYS),
             Err(AppendError::Store(_)) => Refusal::StoreFailed,
         };
-        self.parts.engine.cancel(now, reservation);
+        self.cancel(now, reservation);
         // The client may be gone.
-        let _ = reply.send(Err(answer));
+        let _ = reply.send(Err(refusal));
+    }
+
+    fn cancel(&mut self, now: Now, reservation: Option<Reservation>) {
+        if let Some(reservation) = reservation {
+            self.parts.engine.cancel(now, reservation);
+        }
     }
 
     /// A write was a task before: it has, or will have, the answer of that one.
-    fn answer_repeated(&mut self, repeated: &Repeated, reply: Reply) {
+    fn answer_repeated(&mut self, mut repeated: Repeated, key: Option<&Idempotency>, reply: Reply) {
         let id = repeated.id;
+        // It has not arrived, or its majority is waited for.
+        if let Some(waiting) = self.waiting.get_mut(&id) {
+            return waiting.replies.push(reply);
+        }
+        // It may have been decided since the journal looked.
+        if repeated.answer.is_none()
+            && let Some(KeyState::Known(now)) = key.map(|key| self.parts.journal.key(key))
+        {
+            repeated = now;
+        }
         let answer = match (&repeated.answer, repeated.consistency) {
             (Some(answer), _) => said_before(id, answer),
             (None, Consistency::Eventual) => Ok(Accepted { id, acked: Vec::new(), replayed: true }),
-            (None, Consistency::Strong) => match self.waiting.get_mut(&id) {
-                Some(waiting) => return waiting.replies.push(reply),
-                None => self.answer_by_progress(id),
-            },
+            (None, Consistency::Strong) => self.answer_by_progress(id),
         };
         // The client may be gone.
         let _ = reply.send(answer);

@@ -79,3 +79,22 @@ fn a_restored_retry_with_a_newer_write_is_superseded() {
     f.pass(Duration::from_secs(9));
     assert_eq!(f.sent(), [(2, 0, 1)]);
 }
+
+#[test]
+fn what_was_on_its_way_when_its_replica_was_forgotten_is_thrown_away() {
+    let mut f = Fixture::new(settings());
+    f.eventual("known", &["a"]);
+    let before = f.append("k", &["a", "b"], Consistency::Eventual).unwrap();
+    f.engine.forget(f.now, &node("a"));
+    let after = f.append("x", &["a"], Consistency::Eventual).unwrap();
+    while f.engine.is_forgetting(&node("a")) {
+        f.pass(Duration::ZERO);
+    }
+    f.actions();
+    f.commit(after);
+    let mut sent = f.sent();
+    sent.sort_unstable();
+    assert_eq!(sent, [(before, 1, 1), (after, 0, 1)]);
+    f.answer(before, 1, Verdict::Delivered);
+    assert!(f.actions().contains(&Action::Remove { task: TaskId(before) }));
+}

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use super::rows::{IdempotencyAnswer, IdempotencyRow};
+use crate::store::journal::KeyState;
 use crate::task::{Consistency, Idempotency, Moment, Now, TaskId, Uptime};
 
 /// What is known of a key.
@@ -95,6 +96,17 @@ impl<W> Keys<W> {
             Some(known) if known.row.fingerprint != idempotency.fingerprint => Seen::Mismatch,
             Some(Known { waiting: Some(waiting), .. }) => Seen::Waits(waiting),
             Some(known) => Seen::Repeated(known.repeated()),
+        }
+    }
+
+    /// The same, for those who only ask.
+    pub(in crate::store) fn state(&mut self, idempotency: &Idempotency) -> KeyState {
+        match self.look(idempotency) {
+            Seen::New => KeyState::New,
+            Seen::Full => KeyState::NoRoom,
+            Seen::Mismatch => KeyState::Mismatch,
+            Seen::Waits(_) => KeyState::Pending,
+            Seen::Repeated(repeated) => KeyState::Known(repeated),
         }
     }
 

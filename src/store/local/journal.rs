@@ -12,7 +12,7 @@ use super::idempotency::{Keys, Seen};
 use super::read::Reader;
 use super::rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::store::journal::{
-    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, Reply, Stats,
+    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, KeyState, Reply, Stats,
 };
 use crate::task::{Idempotency, Moment, Node, Now, Progress, Task, TaskId, Uptime};
 
@@ -105,6 +105,10 @@ impl Journal for LocalJournal {
         let single = writes.len() == 1;
         let append = || writes.into_iter().for_each(|write| self.append_one(&mut next, write));
         if single { append() } else { self.committer.in_one_commit(append) }
+    }
+
+    fn key(&self, idempotency: &Idempotency) -> KeyState {
+        lock(&self.keys).state(idempotency)
     }
 
     fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
