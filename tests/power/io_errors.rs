@@ -162,7 +162,7 @@ async fn left_by_a_kill(recording: &Arc<Recording>, world: &[Witness]) {
     for writer in writers {
         writer.await.unwrap();
     }
-    daemon.kill();
+    recording.kill(&mut daemon);
 }
 
 /// The replica that was away is back, and everything comes to it.
@@ -208,7 +208,7 @@ async fn a_disk_that_fails_at_the_start_is_told_of_and_loses_nothing() {
                     refused_in_one_sentence(&recording, &why, &format!("{fault:?}"));
                 }
                 Ok(mut daemon) => {
-                    daemon.kill();
+                    recording.kill(&mut daemon);
                     if !has_failed {
                         break;
                     }
@@ -247,7 +247,7 @@ async fn a_read_that_fails_anywhere_in_a_start_is_told_of_and_loses_nothing() {
                 }
             }
             Ok(mut daemon) => {
-                daemon.kill();
+                recording.kill(&mut daemon);
                 if !has_failed {
                     break;
                 }
@@ -257,7 +257,7 @@ async fn a_read_that_fails_anywhere_in_a_start_is_told_of_and_loses_nothing() {
         let mut daemon = start(&recording).await.unwrap_or_else(|why| panic!("{nth}: {why}"));
         let log = daemon.log();
         assert!(!log.contains("damage"), "{nth}: {log}");
-        daemon.kill();
+        recording.kill(&mut daemon);
         std::fs::remove_file(recording.data_dir().with_extension("log")).unwrap();
     }
     eprintln!("{refused} reads failed a start, {by_sled} of them sled's");
@@ -322,7 +322,8 @@ async fn a_page_that_cannot_be_read_for_a_while_is_told_of_and_loses_nothing() {
             let Err(why) = started else { panic!("{fault} was not read") };
             let said = refused_in_one_sentence(&recording, &why, &fault);
             assert!(said.contains(&path) && said.contains("os error 5"), "{fault}: {said}");
-            start(&recording).await.unwrap_or_else(|why| panic!("{fault}: {why}")).kill();
+            let started = start(&recording).await;
+            recording.kill(&mut started.unwrap_or_else(|why| panic!("{fault}: {why}")));
             tried += 1;
         }
     }

@@ -10,6 +10,8 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use super::support::Daemon;
+
 /// What the test adds to the record.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Mark {
@@ -76,6 +78,8 @@ pub enum Control {
     BadInode = 7,
     BadAt = 8,
     Read = 9,
+    Busy = 10,
+    Hold = 11,
 }
 
 /// A directory with a record of what a daemon does below `data` in it.
@@ -166,6 +170,17 @@ impl Recording {
         let mut bytes = [0; 4];
         self.control.read_exact_at(&mut bytes, control as u64 * 4).unwrap();
         u32::from_ne_bytes(bytes)
+    }
+
+    /// Kills a daemon that is recorded, between a call of it and the next: what it did is in the
+    /// record, and nothing else.
+    pub fn kill(&self, daemon: &mut Daemon) {
+        self.set(Control::Hold, 1);
+        while self.get(Control::Busy) != 0 {
+            std::thread::yield_now();
+        }
+        daemon.kill();
+        self.set(Control::Hold, 0);
     }
 
     /// All of it so far.

@@ -9,6 +9,10 @@
  * in one write. So the record is a total order: what an fsync covers is what stands before it,
  * and whoever was answered because of an entry can only mark that behind it.
  *
+ * Nor does the process end between a call and its entry: the next one would find on disk what the
+ * record lacks, and build on it. An exit takes the lock; and a test that kills asks for `hold` and
+ * waits until nothing is `busy`.
+ *
  * There is no table of open files. Each call asks the kernel which file its descriptor is, which
  * costs a microsecond and cannot go wrong. */
 
@@ -41,6 +45,8 @@ struct control {
     uint32_t bad_inode; /* not 0: the page at `bad_at` of that file cannot be read */
     uint32_t bad_at;
     uint32_t read;      /* reads until one fails */
+    uint32_t busy;      /* a call is made and not in the record yet */
+    uint32_t hold;      /* not 0: no further call is made */
 };
 
 struct entry {
@@ -68,6 +74,8 @@ __attribute__((constructor)) static void begin(void) {
     int fd = syscall(SYS_openat, AT_FDCWD, shared, O_RDWR | O_CLOEXEC, 0);
     void *at = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (at != MAP_FAILED) control = at;
+    /* One that was killed at its entry has left it. */
+    control->busy = 0;
     syscall(SYS_close, fd);
 }
 
@@ -130,12 +138,33 @@ static int fails(uint32_t *countdown) {
     return 1;
 }
 
+static void enter(void) {
+    pthread_mutex_lock(&lock);
+    for (;;) {
+        __atomic_store_n(&control->busy, 1, __ATOMIC_SEQ_CST);
+        if (!__atomic_load_n(&control->hold, __ATOMIC_SEQ_CST)) return;
+        __atomic_store_n(&control->busy, 0, __ATOMIC_SEQ_CST);
+        pause();
+    }
+}
+
+static void leave(void) {
+    __atomic_store_n(&control->busy, 0, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&lock);
+}
+
 #define LOCKED(type, ...) \
-    pthread_mutex_lock(&lock); \
+    enter(); \
     type answer; \
     __VA_ARGS__; \
-    pthread_mutex_unlock(&lock); \
+    leave(); \
     return answer
+
+__attribute__((noreturn)) void _exit(int code) {
+    pthread_mutex_lock(&lock);
+    syscall(SYS_exit_group, code);
+    __builtin_unreachable();
+}
 
 /* Opening: what it made, and what it cut. */
 static int opened(int at, const char *path, int flags, mode_t mode) {
@@ -280,14 +309,14 @@ ssize_t pread(int fd, void *data, size_t length, off_t at) { return got(fd, data
 static int linked(char kind, long call, int at, const char *path, int flags, mode_t mode) {
     char full[PATH_MAX];
     int is_ours = named(at, path, full);
-    pthread_mutex_lock(&lock);
+    enter();
     struct stat is = { 0 };
     int answer = kind == 'D' ? syscall(call, at, path, mode) : syscall(call, at, path, flags);
     if (!answer && is_ours) {
         if (kind == 'D' && stat(full, &is)) abort();
         append(kind, is.st_ino, full, "", 0, "", 0);
     }
-    pthread_mutex_unlock(&lock);
+    leave();
     return answer;
 }
 int mkdir(const char *p, mode_t mode) { return linked('D', SYS_mkdirat, AT_FDCWD, p, 0, mode); }
@@ -300,10 +329,10 @@ static int renamed(int at, const char *from, int to_at, const char *to, unsigned
     char full[PATH_MAX], to_full[PATH_MAX];
     int is_ours = named(at, from, full) | named(to_at, to, to_full) << 1;
     if (is_ours && (flags || is_ours != 3)) abort();
-    pthread_mutex_lock(&lock);
+    enter();
     int answer = syscall(SYS_renameat2, at, from, to_at, to, flags);
     if (!answer && is_ours) append('R', 0, full, to_full, 0, "", 0);
-    pthread_mutex_unlock(&lock);
+    leave();
     return answer;
 }
 int rename(const char *from, const char *to) { return renamed(AT_FDCWD, from, AT_FDCWD, to, 0); }

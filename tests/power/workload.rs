@@ -186,7 +186,7 @@ pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Rec
         }
         match workload {
             Workload::Churn => {}
-            Workload::Rewrite => daemon.kill(),
+            Workload::Rewrite => recording.kill(&mut daemon),
             _ => assert!(daemon.terminate().await.success()),
         }
         for witness in world {
