@@ -72,6 +72,8 @@ pub use interface::{
     TaskView, Wanted,
 };
 pub use key::{KeyHasher, KeyId};
+#[cfg(test)]
+pub(crate) use model::settings;
 pub use share::SharedPool;
 pub use table::Reservation;
 

@@ -11,12 +11,13 @@
 //! opinion on how much it should hold.
 //!
 //! What the daemon needs of it is the trait [`Journal`]. `local.rs` is the store on the local disk,
-//! `memory.rs` one that keeps nothing, for the demo and for tests.
+//! `memory.rs` one that keeps nothing, for tests.
 
 #[cfg(test)]
 mod conformance;
 mod journal;
 mod local;
+#[cfg(test)]
 mod memory;
 
 pub use journal::{
@@ -31,4 +32,5 @@ pub use local::{
     OpenError, Opened, ReadError, Reader, Recovered, RecoveryReport, Repeated, ReplicaRow,
     SetAside, Settings, Store, Turns, UptimeFile, check, export, import,
 };
-pub use memory::MemoryJournal;
+#[cfg(test)]
+pub(crate) use memory::MemoryJournal;

@@ -1,4 +1,3 @@
-use std::num::NonZeroU32;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -7,10 +6,9 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::cli::Cli;
-use crate::dispatcher::{ReplicaRegistry, Request, TaskFilter, UptimeRecorder};
+use crate::dispatcher::{Request, TaskFilter};
 use crate::engine::{Arrived, KeyHasher, Origin};
-use crate::replica::{Tls, Tokens};
-use crate::store::{Handed, Journal, Opened, Reader, Recovered, Store};
+use crate::store::{Handed, Opened, Reader, Recovered, Store};
 use crate::task::{
     Cause, Consistency, NewTask, Node, Operation, Progress, Task, TaskId, Timestamp,
 };
@@ -64,22 +62,9 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     harm(&opened.reader, task.id);
 
     let mut engine = Engine::new(engine::Settings {
-        workers: Workers::Fixed(NonZeroU32::MIN),
-        queue_capacity: 1,
-        retry_capacity: 1,
-        max_bytes: 1 << 20,
-        max_dead_letter_bytes: 1 << 20,
-        dead_letter_retention: None,
         hinted_handoff: false,
-        redrive_rate: NonZeroU32::MIN,
         breaker_failures: 0,
-        settle_after: Duration::from_secs(30),
-        coalesce: false,
-        max_known_replicas: 1,
-        max_retries: 3,
-        retry_base: Duration::from_secs(2),
-        strong_timeout: Duration::from_secs(10),
-        seed: 1,
+        ..engine::settings()
     });
     let keys = KeyHasher::default();
     let progress = vec![Progress::Untouched];
@@ -87,45 +72,10 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     let arrived =
         Arrived { id: task.id, key, replicas: &row.replicas, bytes: 2, accepted_at: Timestamp(0) };
     engine.arrive(clock.now(), arrived, Origin::Recovered(progress));
-    let settings = replica::Settings {
-        node_id: "test".into(),
-        request_timeout: Duration::from_secs(5),
-        connection_age: Duration::from_secs(60),
-        idle_per_replica: 1,
-        idle_replicas: 100,
-    };
-    let policy = Policy::new(None, None);
-    let client = Client::new(&settings, policy, Tls::default(), Tokens::default());
-    let journal: Arc<dyn Journal> = Arc::new(opened.journal.clone());
-    let (client, memory) = (client.unwrap(), ReadMemory::new(1 << 20));
-    let attempts = Attempts {
-        client,
-        journal: Arc::clone(&journal),
-        events: events.clone(),
-        memory,
-        tracer: Tracer::off(),
-    };
-    let core = Core::new(Parts {
-        counts: Arc::default(),
-        engine,
-        keys,
-        clock,
-        newest: TaskId(opened.next_id.0 - 1),
-        journal,
-        events: events.clone(),
-        attempts,
-        health,
-        memory_budget: 0,
-        queue_wait: Duration::ZERO,
-        min_free_bytes: 0,
-        queue_capacity: 1,
-        retry_capacity: 1,
-        quarantined_rows: 0,
-        bus: Bus::new(0),
-        registry: ReplicaRegistry::default(),
-        history: History::new(Duration::ZERO),
-        recorder: UptimeRecorder::begin(clock.now(), store::UptimeFile::of(dir.path())).unwrap(),
-    });
+    let journal = Arc::new(opened.journal.clone());
+    let newest = TaskId(opened.next_id.0 - 1);
+    let core =
+        Core::over(journal, newest, (engine, keys), clock, events.clone(), health, dir.path());
     let core = tokio::spawn(core.run(told, asked));
     if settled {
         loop {

@@ -3,6 +3,7 @@
 //! Everything that changes the engine passes through here, so there is no lock.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ pub(crate) struct Parts {
     pub(crate) engine: Engine,
     pub(crate) keys: KeyHasher,
     pub(crate) clock: Clock,
-    /// The newest task in the store.
+    /// The newest task.
     pub(crate) newest: TaskId,
     pub(crate) journal: Arc<dyn Journal>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
@@ -74,8 +75,6 @@ pub(crate) struct Core {
     coming_bytes: u64,
     /// Who waits for an answer, by task.
     waiting: HashMap<TaskId, Waiting>,
-    /// The newest task.
-    newest: TaskId,
     /// New writes are refused for want of room on the disk.
     disk_low: bool,
     stopping: bool,
@@ -104,7 +103,6 @@ impl Core {
         let accepted_before = (parts.newest, parts.clock.now().moment);
         Self {
             task_cache: TaskCache::new(parts.memory_budget),
-            newest: parts.newest,
             parts,
             admission: Admission::default(),
             appends: Vec::new(),
@@ -234,7 +232,7 @@ impl Core {
         let arrived = now.moment;
         let deadline = arrived.after(self.parts.queue_wait);
         let waiter = Waiter { new, idempotency, reply, arrived, deadline };
-        let Some(waiter) = self.repeat(now, waiter) else { return };
+        let ControlFlow::Continue(waiter) = self.repeat(now, waiter) else { return };
         if let Some(limit) = self.disk_limit(waiter.new.weight()) {
             return self.refuse(waiter, Reason::Disk, &limit);
         }
@@ -304,7 +302,7 @@ impl Core {
                 if waiter.reply.is_closed() {
                     continue;
                 }
-                let Some(waiter) = self.repeat(now, waiter) else { continue };
+                let ControlFlow::Continue(waiter) = self.repeat(now, waiter) else { continue };
                 if let Some(limit) = self.disk_limit(waiter.new.weight()) {
                     self.refuse(waiter, Reason::Disk, &limit);
                     continue;
@@ -475,5 +473,7 @@ fn reason(full: &Full) -> Reason {
     }
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

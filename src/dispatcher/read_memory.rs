@@ -55,11 +55,11 @@ impl ReadMemory {
     /// A task gets memory as long as any is free for its replica, so all of it is overdrawn by
     /// one task at the most, and a large task does not wait for longer than a small one.
     pub(super) async fn take(&self, node: &Node, bytes: u64) -> Option<Permit> {
-        let (granted, grant) = oneshot::channel();
+        let (granted, permit) = oneshot::channel();
         let waiting = Waiting { node: node.clone(), bytes, granted };
         lock(&self.state).waiting.push(waiting);
-        self.grant();
-        timeout(WAIT, grant).await.ok()?.ok()
+        grant(&self.state);
+        timeout(WAIT, permit).await.ok()?.ok()
     }
 
     /// What was missing, for operators.
@@ -71,10 +71,6 @@ impl ReadMemory {
             pool.used,
             pool.capacity
         )
-    }
-
-    fn grant(&self) {
-        grant(&self.state);
     }
 }
 

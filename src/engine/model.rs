@@ -55,7 +55,7 @@ pub(super) fn holds(shape: &Shape, history: &[Op]) {
     }
 }
 
-pub(super) fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         workers: Workers::Fixed(NonZeroU32::new(5).unwrap()),
         queue_capacity: 1000,

@@ -1,8 +1,8 @@
 //! The seam between the daemon and whatever keeps its tasks.
 //!
 //! A journal numbers the writes, makes them durable, and says so by [`JournalEvent`]s. It is above
-//! rows and files: the local one ([`super::LocalJournal`]) keeps them in sled, the one in memory
-//! ([`super::MemoryJournal`]) keeps nothing. `conformance.rs` holds both to what is promised here.
+//! rows and files: the local one ([`super::LocalJournal`]) keeps them in sled, the one in memory, for
+//! tests, keeps nothing. `conformance.rs` holds both to what is promised here.
 
 use std::fmt;
 use std::pin::Pin;
@@ -78,6 +78,19 @@ pub enum KeyState {
     Pending,
     /// The write that it came with.
     Known(Repeated),
+}
+
+impl KeyState {
+    /// What becomes of a write with this key, if it becomes no task of its own; none for a pending
+    /// one, which has that of the first.
+    pub(super) fn outcome(self) -> Option<Result<Appended, AppendError>> {
+        match self {
+            Self::New | Self::Pending => None,
+            Self::NoRoom => Some(Err(AppendError::KeysFull)),
+            Self::Mismatch => Some(Err(AppendError::Mismatch)),
+            Self::Known(repeated) => Some(Ok(Appended::Repeated(repeated))),
+        }
+    }
 }
 
 /// How full a journal is, in bytes.

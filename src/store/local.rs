@@ -53,8 +53,9 @@ mod watched;
 
 pub use commit::Committer;
 pub use error::{CommitError, Damage, Gone, OpenError, ReadError};
+#[cfg(test)]
+pub(super) use idempotency::Keys;
 pub use idempotency::Repeated;
-pub(super) use idempotency::{Keys, Seen};
 pub use integrity::quarantine::SetAside;
 pub use journal::{KeyLimits, LocalJournal};
 pub use keys::MAX_IDEMPOTENCY_KEY_BYTES;

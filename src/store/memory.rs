@@ -1,4 +1,4 @@
-//! A journal that keeps its tasks in memory: for the demo, which promises nothing, and for tests.
+//! A journal that keeps its tasks in memory, for tests.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,12 +12,11 @@ use super::journal::{
 };
 use super::local::{
     CommitError, Header, IdempotencyAnswer, IdempotencyRow, KeyLimits, Keys, ReadError, ReplicaRow,
-    Seen,
 };
-use crate::task::{Idempotency, Moment, Node, Progress, Task, TaskId};
+use crate::task::{Idempotency, Moment, NewTask, Node, Now, Progress, Task, TaskId};
 
 /// A [`Journal`] in memory.
-pub struct MemoryJournal {
+pub(crate) struct MemoryJournal {
     state: Mutex<State>,
     notify: Mutex<Notify>,
 }
@@ -33,15 +32,14 @@ struct State {
 
 impl MemoryJournal {
     /// An empty one, which numbers from `next` on.
-    #[must_use]
-    pub fn new(next: TaskId, limits: KeyLimits, notify: Notify) -> Self {
+    pub(crate) fn new(next: TaskId, limits: KeyLimits, notify: Notify) -> Self {
         let keys = Keys::new(limits.window, limits.most);
         let state = State { next, tasks: BTreeMap::new(), bytes: 0, keys, closed: false };
         Self { state: Mutex::new(state), notify: Mutex::new(notify) }
     }
 
     /// Refuses what comes from now on.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.state().closed = true;
     }
 
@@ -51,53 +49,44 @@ impl MemoryJournal {
 }
 
 impl State {
-    /// What becomes of a write, and its task where that is new.
-    fn append(&mut self, write: Append) -> (AppendReply, Outcome) {
-        let Append { new, now, idempotency, reply } = write;
+    /// What becomes of a write; a new task is added to `arrived`.
+    fn append(
+        &mut self,
+        new: NewTask,
+        now: Now,
+        idempotency: Option<&Idempotency>,
+        arrived: &mut Vec<Arc<Task>>,
+    ) -> Result<Appended, AppendError> {
         if self.closed {
-            return (reply, Err(AppendError::Store(CommitError::Closed)));
+            return Err(AppendError::Store(CommitError::Closed));
         }
-        if let Some(idempotency) = &idempotency {
-            match self.keys.look(idempotency) {
-                // All is durable at once.
-                Seen::New | Seen::Waits(_) => {}
-                Seen::Repeated(repeated) => return (reply, Ok(Err(repeated))),
-                Seen::Mismatch => return (reply, Err(AppendError::Mismatch)),
-                Seen::Full => return (reply, Err(AppendError::KeysFull)),
-            }
+        if let Some(outcome) = idempotency.and_then(|key| self.keys.look(key).outcome()) {
+            return outcome;
         }
         let id = self.next;
         self.next = TaskId(id.0 + 1);
-        let task = Arc::new(Task::accepted(*new, id, now.wall));
-        if let Some(idempotency) = &idempotency {
-            let row = IdempotencyRow::of(&task, idempotency.fingerprint);
-            self.keys.enter(now.moment, &idempotency.key, row, task.consistency);
+        let task = Arc::new(Task::accepted(new, id, now.wall));
+        if let Some(Idempotency { key, fingerprint }) = idempotency {
+            let row = IdempotencyRow::of(&task, *fingerprint);
+            self.keys.enter(now.moment, key, row, task.consistency);
+            // Nobody can have waited for that.
             self.keys.durable(id);
         }
         self.bytes += task.weight() as u64;
         self.tasks.insert(id, Arc::clone(&task));
-        (reply, Ok(Ok(task)))
+        arrived.push(task);
+        Ok(Appended::New(id))
     }
 }
-
-/// A new task, or what is repeated.
-type Outcome = Result<Result<Arc<Task>, super::Repeated>, AppendError>;
 
 impl Journal for MemoryJournal {
     fn append(&self, writes: Vec<Append>) {
         // Held to the end, so that all is heard in the order of the ids.
         let notify = self.notify.lock().unwrap_or_else(PoisonError::into_inner);
         let mut tasks = Vec::new();
-        for write in writes {
-            let (reply, outcome) = self.state().append(write);
-            reply(outcome.map(|outcome| match outcome {
-                Ok(task) => {
-                    let id = task.id;
-                    tasks.push(task);
-                    Appended::New(id)
-                }
-                Err(repeated) => Appended::Repeated(repeated),
-            }));
+        for Append { new, now, idempotency, reply } in writes {
+            let outcome = self.state().append(*new, now, idempotency.as_ref(), &mut tasks);
+            reply(outcome);
         }
         if !tasks.is_empty() {
             notify(JournalEvent::Arrived { tasks, took: Duration::ZERO });
@@ -116,7 +105,7 @@ impl Journal for MemoryJournal {
     fn set_replica(&self, _: Node, _: Option<ReplicaRow>) {}
 
     fn key(&self, idempotency: &Idempotency) -> KeyState {
-        self.state().keys.state(idempotency)
+        self.state().keys.look(idempotency)
     }
 
     fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {

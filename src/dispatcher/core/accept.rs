@@ -1,6 +1,7 @@
 //! A write from its request to its answer: room in the engine, a task in the journal, and from there
 //! into the engine. Everyone who waits for an answer waits here.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
@@ -112,16 +113,16 @@ impl Core {
 
     /// Hands a write on without room if its idempotency key came before, or refuses it if no more
     /// keys can be remembered; gives back one that is new.
-    pub(super) fn repeat(&mut self, now: Now, waiter: Waiter) -> Option<Waiter> {
-        let Some(idempotency) = &waiter.idempotency else { return Some(waiter) };
+    pub(super) fn repeat(&mut self, now: Now, waiter: Waiter) -> ControlFlow<(), Waiter> {
+        let Some(idempotency) = &waiter.idempotency else { return ControlFlow::Continue(waiter) };
         match self.parts.journal.key(idempotency) {
-            KeyState::New => return Some(waiter),
+            KeyState::New => return ControlFlow::Continue(waiter),
             KeyState::NoRoom => self.refuse(waiter, Reason::Waiting, KEYS),
             KeyState::Mismatch | KeyState::Pending | KeyState::Known(_) => {
                 self.hand_over(now, waiter, None);
             }
         }
-        None
+        ControlFlow::Break(())
     }
 
     fn hand_over(&mut self, now: Now, waiter: Waiter, reservation: Option<Reservation>) {
@@ -214,7 +215,7 @@ impl Core {
 
     /// A task is durable.
     pub(super) fn arrived(&mut self, now: Now, task: &Arc<Task>) {
-        self.newest = task.id;
+        self.parts.newest = task.id;
         let reservation = self.waiting.get_mut(&task.id).and_then(|waiting| {
             self.times.accepted(waiting.arrived, now.moment);
             waiting.reservation.take()

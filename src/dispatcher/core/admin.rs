@@ -58,7 +58,7 @@ impl Core {
                     let _ = reply.send(Err(AdminError::Invalid(error)));
                     return;
                 }
-                let up_to = up_to.unwrap_or(self.newest).min(self.newest);
+                let up_to = up_to.unwrap_or(self.parts.newest).min(self.parts.newest);
                 let mut nodes: Vec<_> =
                     nodes.iter().map(|node| self.parts.registry.resolve(node).clone()).collect();
                 nodes.sort();

@@ -63,10 +63,10 @@ impl Core {
         let levels = self.parts.engine.levels();
         let sum = |of: fn(&api::ReplicaFigures) -> f64| replicas.iter().map(of).sum();
         let lag = replicas.iter().map(|replica| replica.lag_seconds);
-        let accepted = self.newest.0.saturating_sub(self.accepted_before.0.0);
+        let accepted = self.parts.newest.0.saturating_sub(self.accepted_before.0.0);
         let since = self.accepted_before.1.since_start();
         let seconds = now.moment.since_start().saturating_sub(since).as_secs_f64();
-        self.accepted_before = (self.newest, now.moment);
+        self.accepted_before = (self.parts.newest, now.moment);
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let accepted_per_second = accepted as f64 / seconds.max(0.001);
         let figures = api::Figures {

@@ -1,20 +1,14 @@
 //! The loop over a journal in memory: what clients are answered.
 
-use std::num::NonZeroU32;
-
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::dispatcher::messages::{Accepted, Query, Refusal};
-use crate::dispatcher::read_memory::ReadMemory;
-use crate::engine::{Settings, Workers};
-use crate::policy::Policy;
-use crate::replica::{self, Client, Tls, Tokens};
-use crate::store::{JournalEvent, KeyLimits, MemoryJournal, UptimeFile};
+use crate::engine::{self, Settings};
+use crate::store::{JournalEvent, KeyLimits, MemoryJournal};
 use crate::task::{Consistency, Idempotency, NewTask, Node, Operation};
-use crate::traces::Tracer;
 
 type Answered = Result<Accepted, Refusal>;
 
@@ -45,62 +39,16 @@ impl Running {
         let limits = KeyLimits { window: Duration::from_secs(3_600), most: 100 };
         let journal: Arc<dyn Journal> =
             Arc::new(MemoryJournal::new(TaskId(1), limits, Box::new(notify)));
-        let settings = replica::Settings {
-            node_id: "test".into(),
-            request_timeout: Duration::from_secs(5),
-            connection_age: Duration::from_secs(60),
-            idle_per_replica: 1,
-            idle_replicas: 1,
-        };
-        let policy = Policy::new(None, None);
-        let client = Client::new(&settings, policy, Tls::default(), Tokens::default()).unwrap();
-        let attempts = Attempts {
-            client,
-            journal: Arc::clone(&journal),
-            events: events.clone(),
-            memory: ReadMemory::new(1 << 20),
-            tracer: Tracer::off(),
-        };
         let engine = Engine::new(Settings {
-            workers: Workers::Fixed(NonZeroU32::MIN),
             queue_capacity,
-            retry_capacity: 10,
-            max_bytes: 1 << 20,
-            max_dead_letter_bytes: 1 << 20,
-            dead_letter_retention: None,
-            hinted_handoff: false,
-            redrive_rate: NonZeroU32::MIN,
             breaker_failures: 0,
-            settle_after: Duration::from_secs(30),
-            coalesce: false,
-            max_known_replicas: 10,
-            max_retries: 3,
             retry_base: Duration::from_secs(3_600),
             strong_timeout: Duration::from_secs(3_600),
-            seed: 1,
+            ..engine::settings()
         });
-        let recorder = UptimeRecorder::begin(clock.now(), UptimeFile::of(dir.path())).unwrap();
-        let core = Core::new(Parts {
-            counts: Arc::default(),
-            engine,
-            keys: KeyHasher::default(),
-            clock,
-            newest: TaskId(0),
-            journal,
-            events: events.clone(),
-            attempts,
-            health,
-            memory_budget: 1 << 20,
-            queue_wait: Duration::ZERO,
-            min_free_bytes: 0,
-            queue_capacity,
-            retry_capacity: 10,
-            quarantined_rows: 0,
-            bus: Bus::new(0),
-            registry: ReplicaRegistry::default(),
-            history: History::new(Duration::ZERO),
-            recorder,
-        });
+        let engine = (engine, KeyHasher::default());
+        let core =
+            Core::over(journal, TaskId(0), engine, clock, events.clone(), health, dir.path());
         let core = tokio::spawn(core.run(told, asked));
         Self { requests, events, core, _dir: dir }
     }

@@ -42,20 +42,6 @@ pub struct Repeated {
     pub answer: Option<IdempotencyAnswer>,
 }
 
-/// What a key says of a write.
-pub(in crate::store) enum Seen<'a, W> {
-    /// It is new.
-    New,
-    /// As many as may be are known already.
-    Full,
-    /// It was another write's.
-    Mismatch,
-    /// It was this write's.
-    Repeated(Repeated),
-    /// It is this write's, whose task is not durable yet.
-    Waits(&'a mut Vec<W>),
-}
-
 impl<W> Keys<W> {
     pub(in crate::store) fn new(window: Duration, most: usize) -> Self {
         let (known, by_task) = (HashMap::new(), HashMap::new());
@@ -87,26 +73,21 @@ impl<W> Keys<W> {
         over
     }
 
-    pub(in crate::store) fn look(&mut self, idempotency: &Idempotency) -> Seen<'_, W> {
-        let full = self.known.len() >= self.most;
-        let key = self.known_as(idempotency);
-        match self.known.get_mut(key) {
-            None if full => Seen::Full,
-            None => Seen::New,
-            Some(known) if known.row.fingerprint != idempotency.fingerprint => Seen::Mismatch,
-            Some(Known { waiting: Some(waiting), .. }) => Seen::Waits(waiting),
-            Some(known) => Seen::Repeated(known.repeated()),
+    pub(in crate::store) fn look(&self, idempotency: &Idempotency) -> KeyState {
+        match self.known.get(self.known_as(idempotency)) {
+            None if self.known.len() >= self.most => KeyState::NoRoom,
+            None => KeyState::New,
+            Some(known) if known.row.fingerprint != idempotency.fingerprint => KeyState::Mismatch,
+            Some(Known { waiting: Some(_), .. }) => KeyState::Pending,
+            Some(known) => KeyState::Known(known.repeated()),
         }
     }
 
-    /// The same, for those who only ask.
-    pub(in crate::store) fn state(&mut self, idempotency: &Idempotency) -> KeyState {
-        match self.look(idempotency) {
-            Seen::New => KeyState::New,
-            Seen::Full => KeyState::NoRoom,
-            Seen::Mismatch => KeyState::Mismatch,
-            Seen::Waits(_) => KeyState::Pending,
-            Seen::Repeated(repeated) => KeyState::Known(repeated),
+    /// Has a repeat wait until the write of a pending key is durable.
+    pub(in crate::store) fn wait(&mut self, idempotency: &Idempotency, repeat: W) {
+        let key = self.known_as(idempotency);
+        if let Some(Known { waiting: Some(waiting), .. }) = self.known.get_mut(key) {
+            waiting.push(repeat);
         }
     }
 
@@ -223,12 +204,12 @@ mod tests {
     fn a_repeat_waits_until_the_write_is_durable() {
         let mut keys = keys();
         enter(&mut keys, "k", 7, Consistency::Eventual);
-        let Seen::Waits(waiting) = keys.look(&write("k", 1)) else { panic!("it is not durable") };
-        waiting.push("second");
+        assert_eq!(keys.look(&write("k", 1)), KeyState::Pending);
+        keys.wait(&write("k", 1), "second");
         let (waiting, repeated) = keys.durable(TaskId(7)).unwrap();
         assert_eq!((waiting, repeated.id), (vec!["second"], TaskId(7)));
-        assert!(matches!(keys.look(&write("k", 1)), Seen::Repeated(known) if known == repeated));
-        assert!(matches!(keys.look(&write("k", 2)), Seen::Mismatch));
+        assert!(matches!(keys.look(&write("k", 1)), KeyState::Known(known) if known == repeated));
+        assert!(matches!(keys.look(&write("k", 2)), KeyState::Mismatch));
     }
 
     #[test]
@@ -236,10 +217,10 @@ mod tests {
         let mut keys = keys();
         enter(&mut keys, "k", 7, Consistency::Eventual);
         keys.durable(TaskId(7));
-        assert!(matches!(keys.look(&write("orders k", 1)), Seen::Repeated(_)));
-        assert!(matches!(keys.look(&write("orders k", 2)), Seen::New));
+        assert!(matches!(keys.look(&write("orders k", 1)), KeyState::Known(_)));
+        assert!(matches!(keys.look(&write("orders k", 2)), KeyState::New));
         enter(&mut keys, "orders k", 8, Consistency::Eventual);
-        assert!(matches!(keys.look(&write("orders k", 1)), Seen::Waits(_)));
+        assert!(matches!(keys.look(&write("orders k", 1)), KeyState::Pending));
     }
 
     #[test]
@@ -251,7 +232,7 @@ mod tests {
         let kept = IdempotencyAnswer { success: true, acked: vec![1], failed: vec![], needed: 1 };
         let (key, row) = keys.conclude(TaskId(7), kept.clone()).unwrap();
         assert_eq!((&*key, &row.answer), ("k", &Some(kept.clone())));
-        let Seen::Repeated(repeated) = keys.look(&write("k", 1)) else { panic!("it is known") };
+        let KeyState::Known(repeated) = keys.look(&write("k", 1)) else { panic!("it is known") };
         assert_eq!((repeated.consistency, repeated.answer), (Consistency::Strong, Some(kept)));
     }
 
@@ -265,7 +246,7 @@ mod tests {
         keys.conclude(TaskId(7), answer);
         assert_eq!(keys.tick(now(119).moment), []);
         assert_eq!(keys.tick(now(120).moment), ["k".into()]);
-        assert!(matches!(keys.look(&write("k", 2)), Seen::New));
+        assert!(matches!(keys.look(&write("k", 2)), KeyState::New));
     }
 
     #[test]
@@ -274,8 +255,8 @@ mod tests {
         for key in ["a", "b"] {
             enter(&mut keys, key, 1, Consistency::Eventual);
         }
-        assert!(matches!(keys.look(&write("c", 1)), Seen::Full));
-        assert!(matches!(keys.look(&write("a", 1)), Seen::Waits(_)));
+        assert!(matches!(keys.look(&write("c", 1)), KeyState::NoRoom));
+        assert!(matches!(keys.look(&write("a", 1)), KeyState::Pending));
     }
 
     #[test]
@@ -286,7 +267,7 @@ mod tests {
         let found = vec![("new".into(), row(2, 50)), ("old".into(), row(1, 1))];
         let (uptime, strong) = (Uptime::default(), HashSet::from([TaskId(2)]));
         assert_eq!(keys.restore(now(100), &uptime, found, &strong), ["old".into()]);
-        let Seen::Repeated(known) = keys.look(&write("new", 1)) else { panic!("it is known") };
+        let KeyState::Known(known) = keys.look(&write("new", 1)) else { panic!("it is known") };
         assert_eq!((known.id, known.consistency), (TaskId(2), Consistency::Strong));
         assert_eq!(keys.tick(now(109).moment), []);
         assert_eq!(keys.tick(now(110).moment), ["new".into()]);

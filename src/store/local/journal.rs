@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::commit::Committer;
 use super::error::{CommitError, ReadError};
-use super::idempotency::{Keys, Seen};
+use super::idempotency::Keys;
 use super::read::Reader;
 use super::rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::store::journal::{
@@ -66,14 +66,14 @@ impl LocalJournal {
 
     fn append_one(&self, next: &mut TaskId, Append { new, now, idempotency, reply }: Append) {
         if let Some(idempotency) = &idempotency {
-            let outcome = match lock(&self.keys).look(idempotency) {
-                Seen::New => None,
-                Seen::Waits(waiting) => return waiting.push(reply),
-                Seen::Repeated(repeated) => Some(Ok(Appended::Repeated(repeated))),
-                Seen::Mismatch => Some(Err(AppendError::Mismatch)),
-                Seen::Full => Some(Err(AppendError::KeysFull)),
+            let state = {
+                let mut keys = lock(&self.keys);
+                match keys.look(idempotency) {
+                    KeyState::Pending => return keys.wait(idempotency, reply),
+                    state => state,
+                }
             };
-            if let Some(outcome) = outcome {
+            if let Some(outcome) = state.outcome() {
                 return reply(outcome);
             }
         }
@@ -108,7 +108,7 @@ impl Journal for LocalJournal {
     }
 
     fn key(&self, idempotency: &Idempotency) -> KeyState {
-        lock(&self.keys).state(idempotency)
+        lock(&self.keys).look(idempotency)
     }
 
     fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
