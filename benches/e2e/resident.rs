@@ -67,8 +67,8 @@ async fn one(binary: &str) {
     );
 }
 
-/// Pauses a replica until so many deliveries are pending, resumes it and waits until all is
-/// delivered. Returns what was resident in between.
+/// Pauses a replica until `size` deliveries are pending, resumes it and waits until all are
+/// delivered. Returns the resident memory at the peak, in MiB.
 async fn backlog(
     daemon: &Process,
     client: &mut Client,

@@ -121,7 +121,7 @@ impl Attempts {
     }
 }
 
-/// What is said of an attempt that has nothing to say for itself.
+/// The outcome of an attempt that ended without reporting one.
 fn interrupted(delivery: DeliveryId) -> Answered {
     let error = "the attempt was interrupted".into();
     let verdict = Verdict::Retry { after: None, error };

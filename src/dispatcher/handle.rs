@@ -112,7 +112,7 @@ impl Handle {
 
 #[cfg(test)]
 impl Handle {
-    /// A handle, and what a daemon has of it: the requests that come in, and the say on health.
+    /// A handle, with the daemon's ends: the incoming requests and the sender of the health.
     pub(crate) fn for_tests() -> (Self, mpsc::UnboundedReceiver<Request>, watch::Sender<Health>) {
         let (requests, received) = mpsc::unbounded_channel();
         let (said, health) = watch::channel(Health::Serving);

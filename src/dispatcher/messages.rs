@@ -18,7 +18,7 @@ use crate::task::{
     AttemptOutcome, DeliveryId, Idempotency, NewTask, Node, Obstacle, ReplicaIndex, Task, TaskId,
 };
 
-/// What the loop is told from outside.
+/// A request to the loop from a handler.
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Accept these writes, in this order, and say how each went.
@@ -143,7 +143,7 @@ pub enum AdminError {
     /// What it is about cannot be read from the store.
     #[error("cannot be read from the store: {0}")]
     Unreadable(String),
-    /// As much of it goes on as may. The text names the limit.
+    /// Too many of these run already. The text names the limit.
     #[error("{0}")]
     TooMany(String),
     /// It makes no sense as it is. The text says why.
@@ -308,7 +308,7 @@ pub(crate) struct Pending {
     pub(crate) idempotency: Option<Idempotency>,
 }
 
-/// What the loop is told.
+/// An event that the loop handles.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// By the journal: what became of a write. The task of a new one arrives behind this.

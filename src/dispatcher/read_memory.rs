@@ -1,7 +1,7 @@
 //! The memory for tasks that are read back from disk.
 //!
-//! A task stays in memory for the whole attempt, which to a slow replica can take minutes. So each
-//! replica has a share of it: what the others wait for can never be held by a few slow ones alone.
+//! A task stays in memory for the whole attempt, which can take minutes at a slow replica. So each
+//! replica has a share: a few slow replicas cannot hold all of it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ pub(crate) struct ReadMemory {
 struct State {
     pool: SharedPool,
     held: HashMap<Node, u64>,
-    /// First come, first served, but for those whose replica has used up its share.
+    /// First come, first served, except where the replica has used up its share.
     waiting: Vec<Waiting>,
 }
 

@@ -1,5 +1,4 @@
-//! Durable tasks come into the engine: those that were just written, and those that were found at
-//! the start.
+//! Takes durable tasks into the engine: new ones, and those found at the start.
 
 use std::time::Duration;
 
@@ -93,7 +92,7 @@ impl Engine {
         }
     }
 
-    /// Since when a task is there of which only the wall clock tells.
+    /// The age of a task, from the wall clock alone.
     fn since_acceptance(&self, task: &Arrived<'_>) -> Since {
         let age = self.uptime.age_at_start(self.now.wall, task.accepted_at);
         Since::aged(age, self.now.moment)

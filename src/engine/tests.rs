@@ -27,7 +27,7 @@ pub(super) fn workers(number: u32) -> Workers {
     Workers::Fixed(NonZeroU32::new(number).unwrap())
 }
 
-/// An engine with its clock and its journal, which makes durable at once unless told otherwise.
+/// An engine with a clock and a journal; `eventual` and `strong` append and commit at once.
 struct Fixture {
     engine: Engine,
     keys: KeyHasher,

@@ -114,8 +114,8 @@ pub(super) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-/// Whether whoever gave this answer does not know itself what became of the request: a gateway gave
-/// up waiting, as we do after a timeout.
+/// Whether the sender of this answer does not know the fate of the request: a gateway gave up
+/// waiting.
 pub(super) fn leaves_open(status: StatusCode) -> bool {
     status == StatusCode::GATEWAY_TIMEOUT
 }

@@ -12,18 +12,18 @@ use std::time::Duration;
 use super::local::{CommitError, Header, IdempotencyAnswer, ReadError, Repeated, ReplicaRow};
 use crate::task::{Idempotency, Moment, NewTask, Node, Now, Progress, Task, TaskId};
 
-/// What an answer that takes its time is given by.
+/// The future of an answer that may wait for the disk.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Keeps tasks. No call waits for the disk but those that give a future.
+/// Keeps tasks. Only the calls that return a future wait for the disk.
 ///
-/// What is handed in takes effect in the order of the calls.
+/// Calls take effect in their order.
 pub trait Journal: Send + Sync + fmt::Debug {
-    /// Makes writes durable, in their order and after those of every call before, together as far
-    /// as one commit holds them. Each has its reply, in the same order but for those that become no
-    /// task: these may have it at once.
+    /// Makes writes durable, in order and after the writes of earlier calls, in one commit if they
+    /// fit. Replies come in the same order, except that a write that becomes no task may have its
+    /// reply at once.
     ///
-    /// The task of a new one arrives by [`JournalEvent::Arrived`], behind its reply.
+    /// A new task arrives by [`JournalEvent::Arrived`], after its reply.
     fn append(&self, writes: Vec<Append>);
 
     /// Remembers what each replica has had of a task, one entry for each; the latest state wins. It
@@ -34,21 +34,21 @@ pub trait Journal: Send + Sync + fmt::Debug {
     /// Forgets a task, as [`Self::save`] remembers its progress.
     fn remove(&self, id: TaskId);
 
-    /// Remembers what is said of a replica, before any write that is appended later; `None` forgets
-    /// it.
+    /// Makes the record of a replica durable before any write that is appended later; `None`
+    /// removes it.
     fn set_replica(&self, node: Node, row: Option<ReplicaRow>);
 
-    /// What is known of an idempotency key at this moment: a repeat needs no room. It may be new to
-    /// this and known to [`Self::append`].
+    /// The state of an idempotency key now. A key that is new here can be known to a later
+    /// [`Self::append`].
     fn key(&self, idempotency: &Idempotency) -> KeyState;
 
-    /// Remembers the answer to a strong write for those who repeat it.
+    /// Keeps the answer to a strong write for its repeats.
     fn conclude(&self, id: TaskId, answer: IdempotencyAnswer);
 
     /// Forgets the idempotency keys whose time is over.
     fn tick(&self, now: Moment);
 
-    /// Calls `reply` once everything that was handed in before is durable.
+    /// Calls `reply` once the effects of all earlier calls are durable.
     fn sync(&self, reply: Reply);
 
     /// Reads a task with its value; `None` if it is settled and removed.
@@ -81,8 +81,8 @@ pub enum KeyState {
 }
 
 impl KeyState {
-    /// What becomes of a write with this key, if it becomes no task of its own; none for a pending
-    /// one, which has that of the first.
+    /// The outcome of a write with this key, unless the write becomes a new task or waits for a
+    /// pending one.
     pub(super) fn outcome(self) -> Option<Result<Appended, AppendError>> {
         match self {
             Self::New | Self::Pending => None,
@@ -120,10 +120,10 @@ pub enum JournalEvent {
     Failed(Arc<str>),
 }
 
-/// Called by the journal, which waits for it: hand the event on and return.
+/// Called on the journal's thread: it must pass the event on and return.
 pub type Notify = Box<dyn Fn(JournalEvent) + Send>;
 
-/// Takes an answer of the journal, which waits for it: hand the answer on and return.
+/// Called on the journal's thread: it must pass the answer on and return.
 pub type Reply = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
 
 /// A write that is to be made durable.
@@ -134,7 +134,7 @@ pub struct Append {
     pub now: Now,
     /// The key that its client gave it.
     pub idempotency: Option<Idempotency>,
-    /// Called once. It hands the outcome on and returns.
+    /// Called once. It must pass the outcome on and return.
     pub reply: AppendReply,
 }
 

@@ -95,7 +95,7 @@ struct Files {
     directory: Directory,
 }
 
-/// What the committer has last seen, for whoever asks.
+/// The sizes that the committer saw last.
 #[derive(Debug, Default)]
 struct Sizes {
     file: AtomicU64,
@@ -275,7 +275,7 @@ impl Store {
     }
 }
 
-/// What is said of the store at `path`, before anything is done with it.
+/// Reads the commit marker for the store at `path`, before the store is opened.
 fn marker(dir: &Path, path: &Path) -> Result<Marker, OpenError> {
     let marker = commit_marker::read(dir)?;
     let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

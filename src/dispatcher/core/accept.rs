@@ -1,5 +1,5 @@
-//! A write from its request to its answer: room in the engine, a task in the journal, and from there
-//! into the engine. Everyone who waits for an answer waits here.
+//! A write from its request to its answer: places in the engine, a task in the journal, then the task
+//! in the engine. All clients that wait for an answer wait here.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use crate::metrics::Reason;
 use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, KeyState, Repeated};
 use crate::task::{Consistency, Idempotency, NewTask, Node, Obstacle, ReplicaIndex, Task, TaskId};
 
-/// Who waits for the answer of a task.
+/// The clients that wait for the answer of a task.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    /// The one who gave it, then those who repeated it.
+    /// First the client that wrote it, then those that repeated the write.
     replies: SmallVec<[Reply; 1]>,
     arrived: Moment,
     /// Until the task has arrived.
     reservation: Option<Reservation>,
 }
 
-/// The limit of remembered keys, for those who reach it.
+/// The refusal of a write when no more keys can be remembered.
 const KEYS: &str = "the limit of remembered idempotency keys is reached (--idempotency-keys)";
 
 /// What becomes of a write that asks for room.
@@ -155,8 +155,8 @@ impl Core {
         }
     }
 
-    /// The journal says what became of a write. A new one is answered when it has arrived, so that
-    /// whoever has the answer finds the task.
+    /// Takes the journal's outcome of a write. The client of a new one is answered when the task has
+    /// arrived: a client that has its answer finds the task.
     pub(super) fn appended(
         &mut self,
         now: Now,
@@ -245,7 +245,7 @@ impl Core {
         self.answer(verdict.task, |replayed| verdict.answer(replayed));
     }
 
-    /// Answers all who wait for a task: who gave it, and who repeated it.
+    /// Answers the client that wrote a task and those that repeated the write.
     fn answer(&mut self, id: TaskId, answer: impl Fn(bool) -> Result<Accepted, Refusal>) {
         let Some(waiting) = self.waiting.remove(&id) else { return };
         for (place, reply) in waiting.replies.into_iter().enumerate() {
@@ -254,10 +254,10 @@ impl Core {
         }
     }
 
-    /// What can be said of a strong write whose answer was lost with a restart.
+    /// The answer to a repeated strong write whose first answer was lost in a restart.
     fn answer_by_progress(&self, id: TaskId) -> Result<Accepted, Refusal> {
         let Some(view) = self.parts.engine.view(id) else {
-            // All of it is settled: whoever does not have it was sent a newer write.
+            // Every delivery is settled: a replica without this write was sent a newer one.
             return Ok(Accepted { id, acked: Vec::new(), replayed: true });
         };
         let needed = view.deliveries.len() / 2 + 1;

@@ -176,7 +176,7 @@ fn answer_all(
     committed: Result<(), CommitError>,
     first: AppendReply,
 ) {
-    // Until all are answered: who repeats it from now on has its answer behind these.
+    // Held until all are answered: a later repeat is answered after these.
     let mut keys = lock(keys);
     first(of(committed, id));
     if let Err(error) = committed {
