@@ -5,7 +5,7 @@
 //! `cargo bench --bench engine -- flaky` prints instead what is delivered to a replica that fails at
 //! random, beside the same with a breaker that never opens. Its clock is virtual.
 
-#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark fails by panicking")]
+#![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -16,7 +16,9 @@ use criterion::{Criterion, Throughput, criterion_group};
 use replicator::engine::{
     Action, Arrived, Engine, KeyHasher, Moment, Now, Origin, Settings, Workers,
 };
-use replicator::task::{AttemptOutcome, Consistency, DeliveryId, Node, TaskId, Timestamp, Verdict};
+use replicator::task::{
+    AttemptOutcome, Consistency, DeliveryId, Node, Partition, TaskId, Timestamp, Verdict,
+};
 
 #[path = "../src/engine/tests/flaky/replica.rs"]
 mod replica;
@@ -51,7 +53,9 @@ fn through(engine: &mut Engine, keys: &KeyHasher, nodes: &[Node], first: u64) {
         let key = keys.id(&id.to_string());
         let (id, consistency) = (TaskId(id), Consistency::Eventual);
         let reservation = engine.reserve(now, nodes, 100, consistency).unwrap();
-        let task = Arrived { id, key, replicas: nodes, bytes: 100, accepted_at: now.wall };
+        let partition = Partition::default();
+        let task =
+            Arrived { id, partition, key, replicas: nodes, bytes: 100, accepted_at: now.wall };
         engine.arrive(now, task, Origin::Written(Some(reservation)));
     }
     let mut sent = Vec::new();

@@ -25,8 +25,7 @@ use crate::faults;
 use crate::policy::Policy;
 use crate::replica::{self, Client};
 use crate::server;
-use crate::store::{self, CommitError, Committer, KeyLimits};
-use crate::task::TaskId;
+use crate::store::{self, CommitError, Journal, KeyLimits};
 use crate::traces::{self, Tracer};
 
 mod inbound;
@@ -82,7 +81,7 @@ pub struct Daemon {
     stop_serving: oneshot::Sender<()>,
     server: JoinHandle<()>,
     core: JoinHandle<()>,
-    committer: Committer,
+    journal: Arc<dyn Journal>,
     /// Whether the store does not answer, by the task beside it.
     stalled: watch::Receiver<bool>,
     watching: JoinHandle<()>,
@@ -123,18 +122,23 @@ impl Daemon {
         let (stalls, stalled) = watch::channel(false);
 
         let engine = Engine::new(engine_settings(config));
-        let restoring = restore::open(store_settings(config, clock), engine, clock, events.clone());
-        let restored = tokio::task::spawn_blocking(restoring);
-        let Restored { opened, engine, keys, quarantined_rows, registry, strong, recorder } =
-            restored.await.map_err(|_| StartError::Interrupted)??;
         let memory = &config.memory;
         let limits = KeyLimits { window: memory.idempotency_window, most: memory.idempotency_keys };
-        let keys_found = opened.idempotency;
-        opened.journal.remember(limits, clock.now(), recorder.uptime(), keys_found, &strong);
+        let (settings, journal_events) = (store_settings(config, clock), events.clone());
+        let restored = tokio::task::spawn_blocking(move || {
+            restore::open(&settings, limits, engine, clock, journal_events)
+        });
+        let Restored { journal, engine, keys, quarantined_rows, registry, recorder } =
+            restored.await.map_err(|_| StartError::Interrupted)??;
         let bus = Bus::new(clock.now().wall.0 / 1_000);
 
-        let (journal, committer) = (Arc::new(opened.journal), opened.committer);
-        let watching = tokio::spawn(stall::watch(committer.turns(), health.clone(), stalls));
+        let newest = journal.newest();
+        let journal: Arc<dyn Journal> = Arc::new(journal);
+        let in_progress = {
+            let journal = journal.clone();
+            move || journal.in_progress()
+        };
+        let watching = tokio::spawn(stall::watch(in_progress, health.clone(), stalls));
         let attempts = Attempts {
             client,
             journal: journal.clone(),
@@ -148,14 +152,13 @@ impl Daemon {
             engine,
             keys,
             clock,
-            newest: TaskId(opened.next_id.0.saturating_sub(1)),
-            journal,
+            newest,
+            journal: journal.clone(),
             events: events.clone(),
             attempts,
             health,
             memory_budget: config.store.memory_budget,
             queue_wait: config.queue.wait,
-            min_free_bytes: config.store.min_free_bytes,
             queue_capacity: config.queue.capacity,
             retry_capacity: config.queue.retry_capacity,
             quarantined_rows,
@@ -191,7 +194,7 @@ impl Daemon {
             stop_serving,
             server,
             core,
-            committer,
+            journal,
             stalled,
             watching,
             tracer,
@@ -256,7 +259,7 @@ impl Daemon {
     /// The store failed, now or earlier, or does not answer. What was accepted is on disk all the same; of what was
     /// settled at the end some may be missing there, and will be sent again.
     pub async fn stop(self) -> Result<(), CommitError> {
-        let Self { events, stop_serving, server, core, committer, tracer, grace, .. } = self;
+        let Self { events, stop_serving, server, core, journal, tracer, grace, .. } = self;
         let mut stalled = self.stalled;
         let deadline = tokio::time::sleep(grace).deadline();
         let whole = async {
@@ -285,7 +288,7 @@ impl Daemon {
         };
         let closed = tokio::select! {
             biased;
-            closed = committer.close() => closed.unwrap_or(Err(CommitError::Closed)),
+            closed = journal.close() => closed,
             () = hangs => Err(CommitError::Stalled),
         };
         self.watching.abort();

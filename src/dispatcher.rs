@@ -11,6 +11,7 @@ mod admin;
 mod admission;
 mod attempt;
 mod bulk;
+pub(crate) mod claim;
 mod core;
 mod event_bus;
 mod handle;

@@ -27,7 +27,7 @@
     reason = "an index is a slot, a lane or a delivery that the engine itself has given out"
 )]
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +51,7 @@ mod lane;
 mod model;
 mod places;
 mod quorum;
+mod release;
 mod reserve;
 mod retry;
 mod share;
@@ -133,6 +134,8 @@ pub struct Engine {
     /// Someone may ask for tasks that are over.
     ends_told: bool,
     barriers: Watches,
+    /// Attempts on the wire whose tasks were released meanwhile.
+    released: HashMap<DeliveryId, u32>,
     uptime: Uptime,
     /// Steps along chains and over tasks, which tests count.
     #[cfg(test)]
@@ -168,6 +171,7 @@ impl Engine {
             watched: false,
             ends_told: false,
             barriers: Watches::default(),
+            released: HashMap::new(),
             uptime: Uptime::default(),
             #[cfg(test)]
             steps: 0,
@@ -192,6 +196,9 @@ impl Engine {
     pub fn answered(&mut self, now: Now, delivery: DeliveryId, outcome: AttemptOutcome) {
         let AttemptOutcome { verdict, ambiguous, took } = outcome;
         self.now = now;
+        if self.is_of_released(delivery, ambiguous) {
+            return;
+        }
         let Some(slot) = self.tasks.find(delivery.task) else {
             return;
         };

@@ -21,8 +21,8 @@ mod local;
 mod memory;
 
 pub use journal::{
-    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, Notify,
-    Reply, Stats,
+    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
+    Notify, Reply, Stats,
 };
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::fuzzing;
@@ -33,4 +33,4 @@ pub use local::{
     SetAside, Settings, Store, Turns, UptimeFile, check, export, import,
 };
 #[cfg(test)]
-pub(crate) use memory::MemoryJournal;
+pub(crate) use memory::{MemoryJournal, MemoryStore};

@@ -12,7 +12,6 @@
     clippy::print_stderr,
     unreachable_pub,
     dead_code,
-    missing_docs,
     reason = "tests fail by panicking"
 )]
 

@@ -13,7 +13,6 @@
     clippy::disallowed_methods,
     clippy::print_stderr,
     clippy::cast_possible_truncation,
-    missing_docs,
     reason = "tests fail by panicking"
 )]
 

@@ -39,7 +39,6 @@
     clippy::cast_possible_truncation,
     unreachable_pub,
     dead_code,
-    missing_docs,
     reason = "tests fail by panicking"
 )]
 

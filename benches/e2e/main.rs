@@ -33,7 +33,6 @@
     clippy::cast_sign_loss,
     clippy::print_stdout,
     unreachable_pub,
-    missing_docs,
     reason = "a benchmark fails by panicking, and reads the clock"
 )]
 

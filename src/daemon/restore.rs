@@ -1,7 +1,7 @@
 //! From disk into the engine, at the start.
 
-use std::collections::HashSet;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -10,29 +10,21 @@ use tracing::{error, info, warn};
 use crate::clock::Clock;
 use crate::daemon::StartError;
 use crate::dispatcher::messages::Event;
-use crate::dispatcher::{ReplicaRegistry, UptimeRecorder};
-use crate::engine::{Arrived, Engine, KeyHasher, Origin};
-use crate::store::{
-    self, Handed, JournalEvent, OpenError, Opened, RecoveryReport, SetAside, Store,
-};
-use crate::task::{self, Consistency, TaskId};
-
-/// Tasks that are handed from one thread to the other at once.
-const BATCH: usize = 256;
+use crate::dispatcher::{ReplicaRegistry, UptimeRecorder, claim};
+use crate::engine::{Engine, KeyHasher};
+use crate::store::{self, JournalEvent, KeyLimits, LocalJournal, RecoveryReport, SetAside, Store};
 
 /// An open store, and what was in it.
 pub(super) struct Restored {
-    pub(super) opened: Opened,
+    pub(super) journal: LocalJournal,
     pub(super) engine: Engine,
     pub(super) keys: KeyHasher,
     pub(super) quarantined_rows: u64,
     pub(super) registry: ReplicaRegistry,
-    /// The strong writes among the tasks.
-    pub(super) strong: HashSet<TaskId>,
     pub(super) recorder: UptimeRecorder,
 }
 
-fn tell_set_aside(set_aside: &SetAside) {
+fn log_set_aside(set_aside: &SetAside) {
     let Some(file) = &set_aside.file else {
         return;
     };
@@ -50,126 +42,83 @@ fn tell_set_aside(set_aside: &SetAside) {
     error!(rows, superseded, %file, "rows were set aside; older writes of their keys are superseded, so that nothing stale follows a newer write");
 }
 
-/// Opens the store and restores its tasks into `engine`. To be called where it may block.
+/// Opens the store and restores its tasks into `engine`. Blocks.
 ///
-/// One thread reads while the other restores: with a million tasks each takes seconds.
+/// One thread reads while this one restores: with a million tasks each takes seconds.
 pub(super) fn open(
-    settings: store::Settings,
+    settings: &store::Settings,
+    limits: KeyLimits,
     mut engine: Engine,
     clock: Clock,
     events: UnboundedSender<Event>,
-) -> impl FnOnce() -> Result<Restored, StartError> {
-    move || {
-        let store = Store::open(&settings)?;
-        let keys = KeyHasher::default();
-        let (found, tasks) = sync_channel(8);
-        let registry = ReplicaRegistry::new(store.replicas()?);
-        let recorder = UptimeRecorder::begin(clock.now(), store.uptime())?;
-        engine.set_uptime(recorder.uptime().clone());
-        let (opened, report, strong) = thread::scope(|scope| {
-            let reading = scope.spawn(move || read(store, found, events));
-            let strong = restore(&mut engine, &keys, clock, &registry, &tasks);
-            let (opened, report) = reading.join().map_err(|_| StartError::Interrupted)??;
-            Ok::<_, StartError>((opened, report, strong))
-        })?;
-        if !report.witnessed {
-            warn!(
-                "the file COMMITTED in the data directory is missing: had the store lost the end of its log, this start would not have noticed; it is written anew"
-            );
-        }
-        tell_set_aside(&report.set_aside);
-        if report.rebuilt {
-            warn!(
-                "the store was damaged: what is whole in it was written into a fresh one, which has taken its place"
-            );
-        }
-        let seconds = clock.now().moment.since_start().as_secs_f64();
-        let RecoveryReport {
-            tasks, value_bytes, dead_letters, orphans_removed, keys_restored, ..
-        } = report;
-        info!(
-            tasks,
-            value_bytes, dead_letters, orphans_removed, keys_restored, seconds, "the store is open"
-        );
-        let quarantined_rows = report.quarantined_rows;
-        Ok(Restored { opened, engine, keys, quarantined_rows, registry, strong, recorder })
-    }
-}
-
-fn read(
-    store: Store,
-    found: SyncSender<Vec<Handed>>,
-    events: UnboundedSender<Event>,
-) -> Result<(Opened, RecoveryReport), OpenError> {
-    // Who listens to these outlives the sender, but for a panic of its own.
-    let notify = move |event| {
-        let _ = events.send(match event {
-            JournalEvent::Arrived { tasks, took } => Event::Arrived { tasks, took },
-            JournalEvent::Failed(why) => Event::StoreFailed(why),
-        });
-    };
-    let mut batch = Vec::with_capacity(BATCH);
-    let mut each = |handed| {
-        let restart = matches!(handed, Handed::Restart);
-        batch.push(handed);
-        if restart || batch.len() == BATCH {
-            let _ = found.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
-        }
-    };
-    let recovered = store.recover(&mut each, Box::new(notify));
-    let _ = found.send(batch);
-    // The other thread ends when this is gone.
-    drop(found);
-    recovered
-}
-
-fn restore(
-    engine: &mut Engine,
-    keys: &KeyHasher,
-    clock: Clock,
-    registry: &ReplicaRegistry,
-    tasks: &Receiver<Vec<Handed>>,
-) -> HashSet<TaskId> {
+) -> Result<Restored, StartError> {
+    let store = Store::open(settings)?;
+    let recorder = UptimeRecorder::begin(clock.now(), store.uptime())?;
+    engine.set_uptime(recorder.uptime().clone());
+    let (keys, mut registry) = (KeyHasher::default(), ReplicaRegistry::default());
     let now = clock.now();
-    let mut strong = HashSet::new();
-    // Before anything is there to be sent.
-    let pause = |engine: &mut Engine| {
-        for (node, since) in registry.paused() {
-            engine.pause(now, node, Some(since));
+    let (claims, claimed) = sync_channel(8);
+    let claims = Arc::new(Mutex::new(Some(claims)));
+    // To this thread at first, so that reading waits for it; then to the loop.
+    let notify = {
+        let claims = Arc::clone(&claims);
+        move |event| match &*lock(&claims) {
+            Some(claims) => drop(claims.send(event)),
+            // The loop outlives the journal unless it panics.
+            None => drop(events.send(Event::Journal(event))),
         }
     };
-    pause(engine);
-    for handed in tasks.iter().flatten() {
-        let Handed::Task(task) = handed else {
-            engine.clear();
-            strong.clear();
-            pause(engine);
-            continue;
-        };
-        let header = &task.header;
-        if header.consistency == Consistency::Strong {
-            strong.insert(header.id);
+    let (journal, report) = thread::scope(|scope| {
+        let uptime = recorder.uptime();
+        let reading = scope.spawn(move || {
+            let opened = store.into_journal(limits, now, uptime, notify);
+            // The other thread ends when this is gone.
+            lock(&claims).take();
+            opened
+        });
+        for event in claimed {
+            match event {
+                JournalEvent::Replica { node, row } => {
+                    claim::replica(&mut engine, &mut registry, now, &node, row);
+                }
+                JournalEvent::Claimed { partition, tasks } => {
+                    claim::tasks(&mut engine, &keys, &registry, now, partition, tasks);
+                }
+                JournalEvent::Released { partition } => engine.release(now, partition),
+                JournalEvent::Arrived { .. } => {}
+                JournalEvent::Failed(why) => error!(%why, "the store has failed"),
+            }
         }
-        let resolve = |node| registry.resolve(node).clone();
-        let replicas: Vec<_> = match registry.has_renamed() {
-            true => header.replicas.iter().map(resolve).collect(),
-            false => Vec::new(),
-        };
-        let replicas = if replicas.is_empty() { &header.replicas } else { &replicas };
-        let arrived = Arrived {
-            id: header.id,
-            key: keys.id(&header.key),
-            replicas,
-            bytes: task::weight(
-                &header.key,
-                header.value_bytes,
-                &header.replicas,
-                header.user_id.as_deref(),
-                header.trace.as_ref(),
-            ) as u64,
-            accepted_at: header.accepted_at,
-        };
-        engine.arrive(now, arrived, Origin::Recovered(task.progress));
+        reading.join().map_err(|_| StartError::Interrupted)?.map_err(StartError::from)
+    })?;
+    log_report(&report, clock);
+    let quarantined_rows = report.quarantined_rows;
+    Ok(Restored { journal, engine, keys, quarantined_rows, registry, recorder })
+}
+
+fn log_report(report: &RecoveryReport, clock: Clock) {
+    if !report.witnessed {
+        warn!(
+            "the file COMMITTED in the data directory is missing: this start could not check whether the store has lost the end of its log; the file is written again"
+        );
     }
-    strong
+    log_set_aside(&report.set_aside);
+    if report.rebuilt {
+        warn!(
+            "the store was damaged: its intact rows were written into a new store, which replaces it"
+        );
+    }
+    let &RecoveryReport {
+        tasks, value_bytes, dead_letters, orphans_removed, keys_restored, ..
+    } = report;
+    let seconds = clock.now().moment.since_start().as_secs_f64();
+    info!(
+        tasks,
+        value_bytes, dead_letters, orphans_removed, keys_restored, seconds, "the store is open"
+    );
+}
+
+/// A panic leaves it right: it is only set and read.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,7 +11,6 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::dispatcher::Health;
-use crate::store::Turns;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// So many looks in a row at one turn of the committer that does not end. It is their number that
@@ -21,7 +20,7 @@ const LOOKS: u32 = 8;
 /// Looks at the store until it is dropped. Tells `stalled` whether the store answers, and `health`
 /// as long as that has nothing worse to say.
 pub(super) async fn watch(
-    turns: Turns,
+    in_progress: impl Fn() -> Option<u64>,
     health: watch::Sender<Health>,
     stalled: watch::Sender<bool>,
 ) {
@@ -29,7 +28,7 @@ pub(super) async fn watch(
     let mut since = None;
     loop {
         sleep(LOOK_EVERY).await;
-        let turn = turns.in_progress();
+        let turn = in_progress();
         looks = if turn.is_some() && turn == last { looks + 1 } else { 0 };
         last = turn;
         match since {
@@ -73,50 +72,58 @@ fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
-    fn start() -> (Turns, watch::Sender<Health>, watch::Receiver<bool>) {
+    type Turn = Arc<Mutex<Option<u64>>>;
+
+    fn start() -> (Turn, watch::Sender<Health>, watch::Receiver<bool>) {
         let (health, _) = watch::channel(Health::Serving);
-        let (stalled, said) = watch::channel(false);
-        let turns = Turns::default();
-        tokio::spawn(watch(turns.clone(), health.clone(), stalled));
-        (turns, health, said)
+        let (stalled, reports) = watch::channel(false);
+        let turn = Turn::default();
+        let in_progress = Arc::clone(&turn);
+        tokio::spawn(watch(move || *in_progress.lock().unwrap(), health.clone(), stalled));
+        (turn, health, reports)
+    }
+
+    fn set(turn: &Turn, number: Option<u64>) {
+        *turn.lock().unwrap() = number;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_turn_that_does_not_end_is_told_within_five_seconds_and_so_is_its_end() {
-        let (turns, health, mut stalled) = start();
+    async fn a_turn_that_does_not_end_is_reported_within_five_seconds_and_so_is_its_end() {
+        let (turn, health, mut stalled) = start();
         let begun = now();
-        let turn = turns.begin();
+        set(&turn, Some(1));
         stalled.wait_for(|stalled| *stalled).await.unwrap();
         assert!(begun.elapsed() <= Duration::from_secs(5), "{:?}", begun.elapsed());
         let Health::Stalled { since } = *health.borrow() else { panic!("{health:?}") };
         assert!(since.elapsed() >= Duration::from_secs(4));
-        drop(turn);
+        set(&turn, None);
         stalled.wait_for(|stalled| !*stalled).await.unwrap();
         assert_eq!(*health.borrow(), Health::Serving);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_store_that_is_busy_for_long_with_many_turns_answers() {
-        let (turns, health, stalled) = start();
-        for _ in 0..100 {
-            let turn = turns.begin();
+        let (turn, health, stalled) = start();
+        for number in 0..100 {
+            set(&turn, Some(number));
             sleep(Duration::from_millis(700)).await;
-            drop(turn);
         }
         assert!(!*stalled.borrow());
         assert_eq!(*health.borrow(), Health::Serving);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_hangs_while_the_daemon_drains_takes_nothing_from_that() {
-        let (turns, health, mut stalled) = start();
+    async fn a_store_that_hangs_during_a_drain_does_not_change_the_health() {
+        let (turn, health, mut stalled) = start();
         health.send_replace(Health::Draining);
-        let turn = turns.begin();
+        set(&turn, Some(1));
         stalled.wait_for(|stalled| *stalled).await.unwrap();
         assert_eq!(*health.borrow(), Health::Draining);
-        drop(turn);
+        set(&turn, None);
         stalled.wait_for(|stalled| !*stalled).await.unwrap();
         assert_eq!(*health.borrow(), Health::Draining);
     }

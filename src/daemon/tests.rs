@@ -10,7 +10,7 @@ use crate::dispatcher::{Request, TaskFilter};
 use crate::engine::{Arrived, KeyHasher, Origin};
 use crate::store::{Handed, Opened, Reader, Recovered, Store};
 use crate::task::{
-    Cause, Consistency, NewTask, Node, Operation, Progress, Task, TaskId, Timestamp,
+    Cause, Consistency, NewTask, Node, Operation, Partition, Progress, Task, TaskId, Timestamp,
 };
 
 fn open(dir: &Path, clock: Clock, notify: store::Notify) -> (Opened, Vec<Recovered>) {
@@ -69,8 +69,14 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
     let keys = KeyHasher::default();
     let progress = vec![Progress::Untouched];
     let key = keys.id(&task.key);
-    let arrived =
-        Arrived { id: task.id, key, replicas: &row.replicas, bytes: 2, accepted_at: Timestamp(0) };
+    let arrived = Arrived {
+        partition: Partition(0),
+        id: task.id,
+        key,
+        replicas: &row.replicas,
+        bytes: 2,
+        accepted_at: Timestamp(0),
+    };
     engine.arrive(clock.now(), arrived, Origin::Recovered(progress));
     let journal = Arc::new(opened.journal.clone());
     let newest = TaskId(opened.next_id.0 - 1);

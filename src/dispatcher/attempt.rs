@@ -10,7 +10,7 @@ use crate::clock::wall_clock;
 use crate::dispatcher::messages::{Answered, Event};
 use crate::dispatcher::read_memory::{Permit, ReadMemory};
 use crate::replica::Client;
-use crate::store::{Journal, ReadError};
+use crate::store::{Journal, JournalEvent, ReadError};
 use crate::task::{AttemptOutcome, DeliveryId, Node, Task, Verdict};
 use crate::traces::{Span, Tracer};
 
@@ -116,7 +116,7 @@ impl Attempts {
             }
         };
         // Before the end of this attempt, which then changes nothing on disk.
-        let _ = self.events.send(Event::StoreFailed(Arc::clone(&why)));
+        let _ = self.events.send(Event::Journal(JournalEvent::Failed(Arc::clone(&why))));
         Err(Verdict::Retry { after: None, error: why })
     }
 }

@@ -7,7 +7,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
@@ -15,6 +14,7 @@ use crate::api;
 use crate::clock::Clock;
 use crate::dispatcher::admission::{Admission, Line, MAX_WAITING, Waiter};
 use crate::dispatcher::attempt::Attempts;
+use crate::dispatcher::claim;
 use crate::dispatcher::event_bus::Bus;
 use crate::dispatcher::history::History;
 use crate::dispatcher::log_throttle::{self, LogThrottle};
@@ -27,8 +27,8 @@ use crate::dispatcher::times::Times;
 use crate::dispatcher::uptime::UptimeRecorder;
 use crate::engine::{Action, Engine, Full, KeyHasher, Moment, Now};
 use crate::metrics::{AckWindow, Counts, Reason};
-use crate::store::{Append, Journal};
-use crate::task::{Node, Progress, Task, TaskId, Verdict};
+use crate::store::{Append, Journal, JournalEvent, NoRoom};
+use crate::task::{NewTask, Node, Progress, Task, TaskId, Verdict};
 
 mod accept;
 mod admin;
@@ -53,7 +53,6 @@ pub(crate) struct Parts {
     pub(crate) health: watch::Sender<Health>,
     pub(crate) memory_budget: usize,
     pub(crate) queue_wait: Duration,
-    pub(crate) min_free_bytes: u64,
     pub(crate) queue_capacity: usize,
     pub(crate) retry_capacity: usize,
     pub(crate) quarantined_rows: u64,
@@ -71,12 +70,10 @@ pub(crate) struct Core {
     admission: Admission,
     /// Admitted, and handed to the journal when the request has been looked at.
     appends: Vec<Append>,
-    /// The bytes of what is on its way to the disk.
-    coming_bytes: u64,
+    /// Their weight.
+    append_bytes: u64,
     /// Who waits for an answer, by task.
     waiting: HashMap<TaskId, Waiting>,
-    /// New writes are refused for want of room on the disk.
-    disk_low: bool,
     stopping: bool,
     total_replications: u64,
     acks: AckWindow,
@@ -106,9 +103,8 @@ impl Core {
             parts,
             admission: Admission::default(),
             appends: Vec::new(),
-            coming_bytes: 0,
+            append_bytes: 0,
             waiting: HashMap::new(),
-            disk_low: false,
             stopping: false,
             total_replications: 0,
             acks: AckWindow::default(),
@@ -192,8 +188,6 @@ impl Core {
             }
             Request::Admin(query) => self.admin(now, query),
             Request::Snapshot { reply } => {
-                // Whether there is room is seen anew, also while nobody writes.
-                let _ = self.disk_limit(0);
                 // Whoever asked may be gone; nobody else wants the figures.
                 let _ = reply.send(Box::new(self.snapshot()));
             }
@@ -203,11 +197,7 @@ impl Core {
     fn take(&mut self, now: Now, event: Event) {
         match event {
             Event::Appended { pending, outcome } => self.appended(now, pending, outcome),
-            Event::Arrived { tasks, took } => {
-                self.times.committed(tasks.len(), took);
-                tasks.iter().for_each(|task| self.arrived(now, task));
-            }
-            Event::StoreFailed(why) => self.store_failed(&why),
+            Event::Journal(event) => self.journal_event(now, event),
             Event::Answered(answered) => self.answered(now, answered),
             Event::Refuse => self.refuse_from_now_on(Health::Draining),
             Event::Stop => {
@@ -222,6 +212,24 @@ impl Core {
         self.last_sent = None;
     }
 
+    fn journal_event(&mut self, now: Now, event: JournalEvent) {
+        let Parts { engine, keys, registry, .. } = &mut self.parts;
+        match event {
+            JournalEvent::Arrived { partition, tasks, took } => {
+                self.times.committed(tasks.len(), took);
+                tasks.iter().for_each(|task| self.arrived(now, partition, task));
+            }
+            JournalEvent::Claimed { partition, tasks } => {
+                claim::tasks(engine, keys, registry, now, partition, tasks);
+            }
+            JournalEvent::Released { partition } => engine.release(now, partition),
+            JournalEvent::Replica { node, row } => {
+                claim::replica(engine, registry, now, &node, row);
+            }
+            JournalEvent::Failed(why) => self.store_failed(&why),
+        }
+    }
+
     fn replicate(&mut self, now: Now, Write { mut new, idempotency, reply }: Write) {
         self.total_replications += 1;
         let unavailable = self.parts.health.borrow().refusal();
@@ -233,7 +241,7 @@ impl Core {
         let deadline = arrived.after(self.parts.queue_wait);
         let waiter = Waiter { new, idempotency, reply, arrived, deadline };
         let ControlFlow::Continue(waiter) = self.repeat(now, waiter) else { return };
-        if let Some(limit) = self.disk_limit(waiter.new.weight()) {
+        if let Err(NoRoom(limit)) = self.room(&waiter.new) {
             return self.refuse(waiter, Reason::Disk, &limit);
         }
         if let Some(line) = self.admission.ahead_of(&waiter.new) {
@@ -246,34 +254,9 @@ impl Core {
         self.wait_in(Line::after(waiter.new.consistency, &full), waiter);
     }
 
-    /// Why a write of so many bytes has no room on the disk, if that is so.
-    ///
-    /// What was admitted and is not durable yet is on its way there. It counts twice, as rows
-    /// take more than their length and a segment is written whole.
-    fn disk_limit(&mut self, bytes: usize) -> Option<String> {
-        let (reserve, free) = (self.parts.min_free_bytes, self.parts.journal.stats().free_bytes?);
-        let coming = self.coming_bytes.saturating_add(bytes as u64).saturating_mul(2);
-        // Once it is low it takes an eighth more to be so no longer: small writes must not be let
-        // in one by one where large ones are refused.
-        let margin = if self.disk_low { reserve / 8 } else { 0 };
-        let low = reserve > 0 && free < reserve.saturating_add(margin.max(coming));
-        if low != std::mem::replace(&mut self.disk_low, low) {
-            if low {
-                warn!(
-                    free_bytes = free,
-                    "the disk is nearly full (--min-free-disk): new writes are refused, deliveries go on"
-                );
-            } else {
-                info!(
-                    free_bytes = free,
-                    "there is room on the disk again: new writes are accepted"
-                );
-            }
-        }
-        low.then(|| {
-            let (free, reserve) = (ByteSize(free), ByteSize(reserve));
-            format!("the disk of the data directory has {free} free, too little above --min-free-disk ({reserve})")
-        })
+    /// Whether the journal has room for a write besides those that it gets with it.
+    fn room(&self, write: &NewTask) -> Result<(), NoRoom> {
+        self.parts.journal.room(self.append_bytes.saturating_add(write.weight() as u64))
     }
 
     fn refuse(&self, waiter: Waiter, reason: Reason, limit: &str) {
@@ -303,7 +286,7 @@ impl Core {
                     continue;
                 }
                 let ControlFlow::Continue(waiter) = self.repeat(now, waiter) else { continue };
-                if let Some(limit) = self.disk_limit(waiter.new.weight()) {
+                if let Err(NoRoom(limit)) = self.room(&waiter.new) {
                     self.refuse(waiter, Reason::Disk, &limit);
                     continue;
                 }

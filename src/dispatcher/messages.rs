@@ -4,7 +4,6 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -13,7 +12,7 @@ use tokio::time::Instant;
 use crate::api;
 use crate::engine::{AdminOutcome, Moment, Reservation};
 use crate::metrics::Snapshot;
-use crate::store::{AppendError, Appended};
+use crate::store::{AppendError, Appended, JournalEvent};
 use crate::task::{
     AttemptOutcome, DeliveryId, Idempotency, NewTask, Node, Obstacle, ReplicaIndex, Task, TaskId,
 };
@@ -302,7 +301,6 @@ pub(crate) struct Pending {
     pub(crate) reply: Reply,
     /// When its request came.
     pub(crate) arrived: Moment,
-    pub(crate) bytes: u64,
     /// None for a repeat, which needs no room.
     pub(crate) reservation: Option<Reservation>,
     pub(crate) idempotency: Option<Idempotency>,
@@ -313,10 +311,8 @@ pub(crate) struct Pending {
 pub(crate) enum Event {
     /// By the journal: what became of a write. The task of a new one arrives behind this.
     Appended { pending: Pending, outcome: Result<Appended, AppendError> },
-    /// By the journal: these are durable, by a commit that took so long.
-    Arrived { tasks: Vec<Arc<Task>>, took: Duration },
-    /// By the committer: the store has failed for good.
-    StoreFailed(Arc<str>),
+    /// By the journal.
+    Journal(JournalEvent),
     /// By an attempt: it has ended.
     Answered(Answered),
     /// By the daemon: refuse what comes from now on.

@@ -24,13 +24,19 @@ pub(crate) struct ReplicaRegistry {
 }
 
 impl ReplicaRegistry {
-    pub(crate) fn new(rows: Vec<(Node, ReplicaRow)>) -> Self {
-        let renamed =
-            |(node, row): &(Node, ReplicaRow)| Some((node.clone(), row.renamed_to.clone()?));
-        let renamed = rows.iter().filter_map(renamed).collect();
-        let plain = rows.iter().filter(|(_, row)| is_plain(row));
-        let plain = plain.map(|(node, row)| (row.first_used, node.clone())).collect();
-        Self { rows: rows.into_iter().collect(), plain, renamed }
+    /// Takes on a record as it is on disk; `None` if there is none any more.
+    pub(crate) fn restore(&mut self, node: &Node, row: Option<ReplicaRow>) {
+        match row {
+            Some(row) => drop(self.set(node, row)),
+            None => self.remove(node),
+        }
+    }
+
+    fn remove(&mut self, node: &Node) {
+        self.renamed.remove(node);
+        if let Some(before) = self.rows.remove(node) {
+            self.plain.remove(&(before.first_used, node.clone()));
+        }
     }
 
     /// Under which name a replica is to be found now.
@@ -56,9 +62,8 @@ impl ReplicaRegistry {
         names
     }
 
-    /// The replicas that are paused, and since when.
-    pub(crate) fn paused(&self) -> impl Iterator<Item = (&Node, Timestamp)> {
-        self.rows.iter().filter_map(|(node, row)| Some((node, row.paused_since?)))
+    pub(crate) fn is_paused(&self, node: &Node) -> bool {
+        self.rows.get(node).is_some_and(|row| row.paused_since.is_some())
     }
 
     /// A write for a replica is accepted: what has to be written before it, if it is the first.
@@ -164,14 +169,9 @@ mod tests {
 
     /// What a restart makes of the changes so far.
     fn reopened(changes: &[Change]) -> ReplicaRegistry {
-        let mut rows: HashMap<Node, ReplicaRow> = HashMap::new();
-        for (node, row) in changes {
-            match row {
-                Some(row) => rows.insert(node.clone(), row.clone()),
-                None => rows.remove(node),
-            };
-        }
-        ReplicaRegistry::new(rows.into_iter().collect())
+        let mut registry = ReplicaRegistry::default();
+        changes.iter().for_each(|(node, row)| registry.restore(node, row.clone()));
+        registry
     }
 
     #[test]
@@ -206,11 +206,10 @@ mod tests {
         let mut changes = registry.note_use(&a, NOW);
         changes.push(registry.pause(&a, Some(Timestamp(5)), NOW));
         changes.extend(registry.rename(&a, &b, NOW));
-        let paused: Vec<_> = registry.paused().map(|(node, since)| (node.clone(), since)).collect();
-        assert_eq!(paused, [(b.clone(), Timestamp(5))]);
+        assert_eq!([&a, &b].map(|node| registry.is_paused(node)), [false, true]);
         changes.extend(registry.forget(&b, NOW));
         let registry = reopened(&changes);
-        assert_eq!(registry.paused().count(), 0);
+        assert_eq!([&a, &b].map(|node| registry.is_paused(node)), [false, false]);
         assert_eq!(registry.resolve(&a), &a);
         assert!(!registry.may_be_named(&a, &b));
     }

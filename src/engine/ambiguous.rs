@@ -103,15 +103,23 @@ impl Engine {
             self.ambiguous.remove(&(until, id, lane));
             let Some(slot) = self.tasks.find(id) else { continue };
             let at = self.tasks.delivery_on(slot, lane);
-            self.tasks[at].set_ambiguous(None);
-            let ambiguous = &mut self.lanes[lane].ambiguous;
-            if let Some(attempts) = ambiguous.get_mut(&self.tasks[slot].key) {
-                attempts.retain(|(other, _)| *other != id);
-                if attempts.is_empty() {
-                    ambiguous.remove(&self.tasks[slot].key);
-                }
-            }
+            self.clear_ambiguous(at);
             self.touch(slot);
+        }
+    }
+
+    /// The attempts of a delivery are not ambiguous any more.
+    pub(super) fn clear_ambiguous(&mut self, at: DeliveryRef) {
+        let entry = &mut self.tasks[at.slot];
+        let (id, key, delivery) = (entry.id, entry.key, &mut entry.deliveries[at.index]);
+        let Some((_, until)) = delivery.set_ambiguous(None) else { return };
+        self.ambiguous.remove(&(until, id, delivery.lane));
+        let ambiguous = &mut self.lanes[delivery.lane].ambiguous;
+        if let Some(attempts) = ambiguous.get_mut(&key) {
+            attempts.retain(|(other, _)| *other != id);
+            if attempts.is_empty() {
+                ambiguous.remove(&key);
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Takes durable tasks into the engine: new ones, and those found at the start.
+//! Takes durable tasks into the engine: new ones, and those of a partition that was claimed.
 
 use std::time::Duration;
 
@@ -10,13 +10,6 @@ use crate::engine::{Arrived, Engine, Now, Origin, Since};
 use crate::task::{Cause, DeadLetter, Progress, TaskId};
 
 impl Engine {
-    /// Forgets all that was restored, and all that it asks for: it is as it was made.
-    pub fn clear(&mut self) {
-        let (watched, ends_told) = (self.watched, self.ends_told);
-        let uptime = std::mem::take(&mut self.uptime);
-        *self = Self { watched, ends_told, uptime, ..Self::new(self.settings.clone()) };
-    }
-
     /// Takes on a task that is durable, in the order of the ids.
     ///
     /// It has its places in the chains of its key from now on, supersedes what a newer write makes
@@ -37,7 +30,7 @@ impl Engine {
         let (lanes, queue, since, quorum) = match reservation {
             Some(reservation) => {
                 let Reservation { queue, bytes, lanes, made, .. } = reservation;
-                self.release(queue, bytes, &lanes);
+                self.free_places(queue, bytes, &lanes);
                 let quorum = (queue == Queue::Strong).then(|| {
                     let replicas = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
                     let deadline = made.after(self.settings.strong_timeout);
@@ -70,7 +63,7 @@ impl Engine {
         self.touch(slot);
     }
 
-    /// Takes on a task that was found at the start.
+    /// Takes on a task of a partition that was claimed.
     ///
     /// What waited for a retry when the process ended is due within one `retry_base`, spread over it
     /// so that a replica does not get all of it in one moment; beyond a replica's share of the retry
@@ -78,6 +71,8 @@ impl Engine {
     /// have been lowered, and nothing on disk is given up for that.
     fn recover(&mut self, task: Arrived<'_>, progress: Vec<Progress>) {
         self.restored_at = self.now.moment;
+        // It may be older than tasks that are counted already.
+        self.barriers.clear();
         let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else { return };
         let slot = self.insert(&task, self.since_acceptance(&task), &lanes, None, true);
         for (index, progress) in progress.into_iter().enumerate().take(lanes.len()) {

@@ -89,6 +89,11 @@ impl Watches {
         self.0.iter_mut().filter(joins).for_each(|watch| watch.add(of, outcome, 1));
     }
 
+    /// Every barrier is counted again when it is asked for.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Whether a barrier is not counted to its end yet.
     pub(super) fn is_counting(&self) -> bool {
         self.0.iter().any(|watch| watch.counted != Counted::All)
@@ -118,7 +123,8 @@ impl Watch {
             DeliveryOutcome::Dead => &mut counted.dead,
             DeliveryOutcome::Delivered
             | DeliveryOutcome::Superseded
-            | DeliveryOutcome::Discarded => return,
+            | DeliveryOutcome::Discarded
+            | DeliveryOutcome::Released => return,
         };
         *count = count.saturating_add_signed(change);
     }

@@ -4,7 +4,7 @@ use std::ops::AddAssign;
 
 /// Counts since the start; what was recovered from disk counts as accepted then.
 ///
-/// accepted = delivered + superseded + dead + discarded + pending, at every moment. A delivery
+/// accepted = delivered + superseded + dead + discarded + released + pending, at every moment. A delivery
 /// parked by `retry_overflow` is pending. What follows the outcomes are events, which only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -18,6 +18,8 @@ pub struct Counters {
     pub dead: u64,
     /// Dead letters that were thrown away.
     pub discarded: u64,
+    /// Left unsettled with their partition.
+    pub released: u64,
     /// Not settled yet.
     pub pending: u64,
     /// Event: refused by the replica for good.
@@ -41,6 +43,7 @@ pub(super) enum DeliveryOutcome {
     Superseded,
     Dead,
     Discarded,
+    Released,
 }
 
 /// Whether a failed attempt went out.
@@ -55,7 +58,12 @@ impl Counters {
     #[must_use]
     pub fn balance(&self) -> bool {
         self.accepted
-            == self.delivered + self.superseded + self.dead + self.discarded + self.pending
+            == self.delivered
+                + self.superseded
+                + self.dead
+                + self.discarded
+                + self.released
+                + self.pending
     }
 
     pub(super) fn failed(&mut self, attempt: Attempt) {
@@ -72,6 +80,7 @@ impl Counters {
             DeliveryOutcome::Superseded => &mut self.superseded,
             DeliveryOutcome::Dead => &mut self.dead,
             DeliveryOutcome::Discarded => &mut self.discarded,
+            DeliveryOutcome::Released => &mut self.released,
         }
     }
 }
@@ -83,6 +92,7 @@ impl AddAssign for Counters {
         self.superseded += other.superseded;
         self.dead += other.dead;
         self.discarded += other.discarded;
+        self.released += other.released;
         self.pending += other.pending;
         self.rejected += other.rejected;
         self.gave_up += other.gave_up;

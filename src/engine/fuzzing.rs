@@ -32,7 +32,7 @@ pub(crate) fn engine(data: &[u8]) {
 }
 
 fn op(input: &mut Input<'_>) -> Op {
-    match input.below(16) {
+    match input.below(18) {
         0..=2 => {
             let (key, nodes) = (input.byte() % 4, 1 + input.byte() % 7);
             Op::Write { key, nodes, strong: input.flag() }
@@ -50,6 +50,8 @@ fn op(input: &mut Input<'_>) -> Op {
         12 => Op::Redrive { nth: input.below(64) },
         13 => Op::Discard { nth: input.below(64), letter: input.flag() },
         14 => Op::Forget { node: input.below(3) },
+        15 => Op::Release { partition: u16::from(input.flag()), settled: input.below(6) },
+        16 => Op::Claim { partition: u16::from(input.flag()) },
         _ => Op::Rename { node: input.below(3) },
     }
 }

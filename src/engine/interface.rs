@@ -10,7 +10,8 @@ use thiserror::Error;
 use crate::engine::Engine;
 use crate::engine::{BreakerState, Counters, KeyId, Moment, Reservation, Since, Workers};
 use crate::task::{
-    Cause, DeadLetter, DeliveryId, Node, Obstacle, Progress, ReplicaIndex, TaskId, Timestamp,
+    Cause, DeadLetter, DeliveryId, Node, Obstacle, Partition, Progress, ReplicaIndex, TaskId,
+    Timestamp,
 };
 
 /// What a task is charged for beyond its key and value: its row on disk, its place in memory.
@@ -58,8 +59,10 @@ pub struct Settings {
 /// A task that is durable.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrived<'a> {
-    /// Greater than every one that arrived before.
+    /// Greater than every one of its partition that arrived before.
     pub id: TaskId,
+    /// The one of its key.
+    pub partition: Partition,
     /// Its key.
     pub key: KeyId,
     /// Its replicas, each once.
@@ -75,7 +78,7 @@ pub struct Arrived<'a> {
 pub enum Origin {
     /// It was just written; here, if there is a reservation.
     Written(Option<Reservation>),
-    /// It was found at the start, with what each replica has had of it.
+    /// Its partition was claimed, at the start or later; with what each replica has had of it.
     Recovered(Vec<Progress>),
 }
 

@@ -14,7 +14,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::*;
-use crate::task::{Consistency, Obstacle, Progress};
+use crate::task::{Consistency, Obstacle, Partition, Progress};
 
 mod checks;
 mod ops;
@@ -88,6 +88,10 @@ fn site(name: &Node) -> Node {
     node(first.unwrap())
 }
 
+fn partition(key: u8) -> Partition {
+    Partition(u16::from(key % 2))
+}
+
 /// A task as the client sees it and as it lies on disk.
 #[derive(Clone, Debug)]
 struct Kept {
@@ -116,6 +120,10 @@ struct World {
     /// The last id of a write that became no task at first.
     last_cancelled: u64,
     on_wire: Vec<DeliveryId>,
+    /// On the wire when their partition was released.
+    orphans: Vec<(DeliveryId, Moment)>,
+    /// The partitions that this engine has given up.
+    released: HashSet<Partition>,
     acknowledged: HashSet<DeliveryId>,
     /// Attempts without an answer, and until when they may still be applied.
     unanswered: Vec<(DeliveryId, Moment)>,
@@ -154,6 +162,8 @@ impl World {
             open: HashSet::new(),
             last_cancelled: 0,
             on_wire: Vec::new(),
+            orphans: Vec::new(),
+            released: HashSet::new(),
             acknowledged: HashSet::new(),
             unanswered: Vec::new(),
             tasks: HashMap::new(),
@@ -178,6 +188,8 @@ impl World {
             Op::ApplyLate { nth } => self.apply_late(nth),
             Op::Pass { millis } => self.pass(Duration::from_millis(millis)),
             Op::Restart { settled } => self.restart(settled),
+            Op::Release { partition, settled } => self.release(Partition(partition), settled),
+            Op::Claim { partition } => self.claim(Partition(partition)),
             Op::SetClock { forward, seconds } => self.set_clock(forward, seconds),
             Op::Pause { node, paused } => self.pause(node, paused),
             Op::Redrive { nth } => self.redrive(nth),
@@ -218,6 +230,12 @@ impl World {
         for (id, (kept, reservation)) in appended {
             self.durable.insert(id);
             self.disk.insert(id, kept.clone());
+            if self.released.contains(&partition(kept.key)) {
+                // It arrives at the owner of the partition.
+                self.strong.remove(&id);
+                self.engine.cancel(self.now, reservation);
+                continue;
+            }
             if self.strong.remove(&id) {
                 self.open.insert(id);
             }
@@ -233,7 +251,8 @@ impl World {
 
     fn arrived<'a>(&self, id: u64, kept: &Kept, replicas: &'a [Node]) -> Arrived<'a> {
         let key = self.keys.id(&kept.key.to_string());
-        Arrived { id: TaskId(id), key, replicas, bytes: 1, accepted_at: Timestamp(0) }
+        let partition = partition(kept.key);
+        Arrived { partition, id: TaskId(id), key, replicas, bytes: 1, accepted_at: Timestamp(0) }
     }
 
     /// Writes the settlements of the `most` oldest tasks.
@@ -248,6 +267,9 @@ impl World {
     }
 
     fn answer(&mut self, nth: usize, how: How) {
+        if let Some(orphan) = self.orphans.pop() {
+            self.answer_orphan(orphan, how);
+        }
         if self.on_wire.is_empty() {
             return;
         }
@@ -287,10 +309,34 @@ impl World {
         self.act();
     }
 
+    /// The end of an attempt of before a release. Only in time it is one that was applied.
+    fn answer_orphan(&mut self, orphan: (DeliveryId, Moment), how: How) {
+        let (delivery, until) = orphan;
+        let applied = matches!(how, How::Delivered) && self.now.moment <= until;
+        let verdict = match applied {
+            true => Verdict::Delivered,
+            false => Verdict::Retry { after: None, error: "cut".into() },
+        };
+        if applied {
+            let task = &self.tasks[&delivery.task.0];
+            let place = (site(&task.replicas[delivery.replica.get()]), task.key);
+            self.acknowledged.insert(delivery);
+            self.apply(place, delivery.task.0);
+        } else {
+            self.unanswered.push((delivery, until));
+        }
+        let outcome = AttemptOutcome { verdict, ambiguous: !applied, took: Duration::ZERO };
+        self.engine.answered(self.now, delivery, outcome);
+        self.act();
+    }
+
     fn unanswered(&mut self, delivery: DeliveryId) {
-        // A moment before the engine stops expecting it.
-        let late = self.settings.settle_after.saturating_sub(Duration::from_millis(1));
-        self.unanswered.push((delivery, self.now.moment.after(late)));
+        self.unanswered.push((delivery, self.late()));
+    }
+
+    /// A moment before the engine stops expecting what ends now.
+    fn late(&self) -> Moment {
+        self.now.moment.after(self.settings.settle_after.saturating_sub(Duration::from_millis(1)))
     }
 
     fn apply_late(&mut self, nth: usize) {
@@ -367,8 +413,9 @@ impl World {
                 return;
             }
             let id = ids[nth % ids.len()];
-            self.note_discarded(id, |_| true);
-            self.engine.discard_task(self.now, TaskId(id));
+            if self.engine.discard_task(self.now, TaskId(id)) {
+                self.note_discarded(id, |_| true);
+            }
         }
         self.act();
     }
@@ -424,6 +471,7 @@ impl World {
         self.engine = Engine::new(self.settings.clone());
         self.appended.clear();
         self.strong.clear();
+        self.unanswered.append(&mut self.orphans);
         let on_wire = std::mem::take(&mut self.on_wire);
         on_wire.into_iter().for_each(|delivery| self.unanswered(delivery));
         if std::mem::take(&mut self.set_forward) {
@@ -437,7 +485,42 @@ impl World {
                 self.engine.pause(self.now, name, Some(self.now.wall));
             }
         }
-        for (&id, kept) in &self.disk {
+        self.released.clear();
+        self.recover(Partition(0));
+        self.recover(Partition(1));
+    }
+
+    /// Another engine claims a partition. What it does there is as if it did nothing.
+    fn release(&mut self, given_up: Partition, settled: usize) {
+        self.settle(settled);
+        let tasks = &self.tasks;
+        let leaves = |id: &u64| partition(tasks[id].key) == given_up;
+        self.unsettled.retain(|id, _| !leaves(id));
+        let (orphans, on_wire) = self.on_wire.drain(..).partition(|d| leaves(&d.task.0));
+        self.on_wire = on_wire;
+        let orphans: Vec<DeliveryId> = orphans;
+        let until = self.late();
+        self.orphans.extend(orphans.into_iter().map(|delivery| (delivery, until)));
+        self.released.insert(given_up);
+        self.barriers.clear();
+        self.engine.release(self.now, given_up);
+        self.act();
+    }
+
+    fn claim(&mut self, claimed: Partition) {
+        if !self.released.remove(&claimed) {
+            return;
+        }
+        self.restarted = true;
+        if self.set_forward {
+            self.unanswered.clear();
+        }
+        self.sent.retain(|(_, key), _| partition(*key) != claimed);
+        self.recover(claimed);
+    }
+
+    fn recover(&mut self, claimed: Partition) {
+        for (&id, kept) in self.disk.iter().filter(|(_, kept)| partition(kept.key) == claimed) {
             let now_named = |old: &Node| self.names.iter().find(|name| site(name) == site(old));
             let replicas: Vec<_> = kept.replicas.iter().filter_map(now_named).cloned().collect();
             let task = self.arrived(id, kept, &replicas);
@@ -502,8 +585,13 @@ impl World {
 
     /// Answers everything with success until nothing is left.
     fn drain(&mut self) {
+        while let Some(orphan) = self.orphans.pop() {
+            self.answer_orphan(orphan, How::Failed);
+        }
         (0..3).for_each(|at| self.pause(at, false));
         self.commit();
+        self.claim(Partition(0));
+        self.claim(Partition(1));
         // What is still to be applied late is, over whatever is delivered in the meantime.
         while !self.on_wire.is_empty() {
             self.answer(0, How::Delivered);

@@ -47,10 +47,10 @@ impl Engine {
     pub fn cancel(&mut self, now: Now, reservation: Reservation) {
         self.now = now;
         let Reservation { queue, bytes, lanes, .. } = reservation;
-        self.release(queue, bytes, &lanes);
+        self.free_places(queue, bytes, &lanes);
     }
 
-    pub(super) fn release(&mut self, queue: Queue, bytes: u64, lanes: &[u32]) {
+    pub(super) fn free_places(&mut self, queue: Queue, bytes: u64, lanes: &[u32]) {
         self.levels.bytes -= bytes;
         self.count_queued(queue, false);
         for &lane in lanes {

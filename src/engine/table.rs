@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use crate::engine::counters::DeliveryOutcome;
 use crate::engine::quorum::Quorum;
 use crate::engine::{KeyId, Moment, Since};
-use crate::task::{Cause, DeadLetter, Progress, TaskId, Timestamp};
+use crate::task::{Cause, DeadLetter, Partition, Progress, TaskId, Timestamp};
 
 /// Where a task lies in memory. Valid until the task leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +70,7 @@ pub struct Reservation {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: TaskId,
+    pub(super) partition: Partition,
     pub(super) key: KeyId,
     pub(super) accepted_at: Timestamp,
     /// The same by a clock that nobody sets.
@@ -246,6 +247,7 @@ impl State {
             | Self::InFlight { priority: Priority::Resend, .. } => DeliveryOutcome::Delivered,
             Self::Settled(Settlement::Superseded) => DeliveryOutcome::Superseded,
             Self::Settled(Settlement::Discarded) => DeliveryOutcome::Discarded,
+            Self::Settled(Settlement::Released) => DeliveryOutcome::Released,
             Self::Dead { .. } => DeliveryOutcome::Dead,
             Self::Blocked
             | Self::Ready(_)
@@ -278,6 +280,8 @@ pub(super) enum Settlement {
     Delivered,
     Superseded,
     Discarded,
+    /// Its partition has another owner now.
+    Released,
 }
 
 impl Delivery {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::model::{node, settings};
 use super::*;
-use crate::task::{Consistency, DeadLetter, Progress, ReplicaIndex};
+use crate::task::{Consistency, DeadLetter, Partition, Progress, ReplicaIndex};
 
 mod admin;
 mod ages;
@@ -19,6 +19,7 @@ mod flaky;
 mod isolation;
 mod model;
 mod reach;
+mod release;
 mod retries;
 mod shortage;
 mod work;
@@ -123,7 +124,7 @@ impl Fixture {
 }
 
 fn arrived(id: u64, key: KeyId, replicas: &[Node], accepted_at: Timestamp) -> Arrived<'_> {
-    Arrived { id: TaskId(id), key, replicas, bytes: 10, accepted_at }
+    Arrived { partition: Partition(0), id: TaskId(id), key, replicas, bytes: 10, accepted_at }
 }
 
 fn failed() -> Verdict {
@@ -492,6 +493,7 @@ fn a_restart_takes_up_where_the_disk_left_off() {
         since: Timestamp(0),
     };
     let restored = Arrived {
+        partition: Partition(0),
         id: TaskId(3),
         key: f.keys.id("k"),
         replicas: &replicas,

@@ -33,7 +33,7 @@ impl Engine {
         quorum: Option<Box<Quorum>>,
         recovered: bool,
     ) -> Slot {
-        let Arrived { id, key, accepted_at, .. } = *task;
+        let Arrived { id, partition, key, accepted_at, .. } = *task;
         let bytes = task.bytes.saturating_add(TASK_OVERHEAD_BYTES);
         for &lane in lanes {
             for counters in [&mut self.lanes[lane].counters, &mut self.totals] {
@@ -46,6 +46,7 @@ impl Engine {
         let deadline = quorum.as_ref().map(|quorum| quorum.deadline);
         let slot = self.tasks.insert(Entry {
             id,
+            partition,
             key,
             accepted_at,
             since,
@@ -462,7 +463,7 @@ impl Engine {
         let change = match settlement {
             Settlement::Delivered => Change::Delivered,
             Settlement::Superseded => Change::Superseded,
-            Settlement::Discarded => Change::Discarded,
+            Settlement::Discarded | Settlement::Released => Change::Discarded,
         };
         if !told {
             self.tell_change(at.slot, self.tasks[at].lane, change, None);

@@ -186,7 +186,10 @@ impl Delivery {
             | State::Settled(Settlement::Delivered) => DeliveryState::Delivered,
             State::InFlight { .. } => DeliveryState::InFlight,
             State::Settled(Settlement::Superseded) => DeliveryState::Superseded,
-            State::Settled(Settlement::Discarded) => DeliveryState::Discarded,
+            // A task that is released is in no view.
+            State::Settled(Settlement::Discarded | Settlement::Released) => {
+                DeliveryState::Discarded
+            }
         }
     }
 }

@@ -1,8 +1,7 @@
-//! What every journal promises, held by what is heard of it: outcomes and arrivals, in their order.
+//! Promises of every journal, tested by its outcomes and events and their order.
 
-use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,23 +9,32 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::task::{
-    Consistency, Idempotency, Moment, NewTask, Node, Now, Operation, Progress, TaskId, Timestamp,
-    Uptime,
+    Consistency, Idempotency, Moment, NewTask, Node, Now, Operation, Progress, Task, TaskId,
+    Timestamp, Uptime,
 };
 
-/// What is heard of a journal.
+/// What a journal has said.
 #[derive(Debug, PartialEq)]
 enum Heard {
     Outcome(&'static str, Result<Appended, AppendError>),
     Arrived(Vec<u64>),
+    Claimed(Vec<(u64, Vec<Progress>)>),
+    Replica(String),
+    Failed,
 }
 
-use Heard::{Arrived, Outcome};
+use Heard::{Arrived, Claimed, Failed, Outcome, Replica};
 
-/// A journal, and how it is closed.
+/// A journal, and how it is made to fail.
 struct Subject {
     journal: Arc<dyn Journal>,
-    close: Box<dyn FnOnce()>,
+    fail: Box<dyn FnOnce()>,
+}
+
+/// Where a journal keeps its tasks while it is closed.
+struct Place {
+    dir: TempDir,
+    memory: Arc<Mutex<MemoryStore>>,
 }
 
 struct Ears {
@@ -38,29 +46,46 @@ struct Ears {
 const LIMITS: KeyLimits = KeyLimits { window: Duration::from_secs(60), most: 3 };
 const FIRST: u64 = 5_000;
 
-fn in_memory(_: &TempDir, notify: Notify) -> Subject {
-    let journal = Arc::new(MemoryJournal::new(TaskId(FIRST), LIMITS, notify));
-    let this = Arc::clone(&journal);
-    Subject { journal, close: Box::new(move || this.close()) }
+impl Place {
+    fn new() -> Self {
+        let memory = MemoryStore::new(TaskId(FIRST), LIMITS);
+        Self { dir: tempfile::tempdir().unwrap(), memory }
+    }
 }
 
-fn local(dir: &TempDir, notify: Notify) -> Subject {
+fn in_memory(place: &Place, tell: Tell) -> Subject {
+    let journal = Arc::new(MemoryJournal::open(&place.memory, move |event| tell.pass(event)));
+    let this = Arc::clone(&journal);
+    Subject { journal, fail: Box::new(move || this.fail()) }
+}
+
+fn local(place: &Place, tell: Tell) -> Subject {
+    let dir = place.dir.path().join("data");
     let settings = Settings {
-        dir: dir.path().to_owned(),
+        dir: dir.clone(),
         cache_bytes: 8 << 20,
         min_free_bytes: 0,
         now: Timestamp(FIRST * 1_000),
     };
     let store = Store::open(&settings).unwrap();
-    let (opened, _) = store.recover(&mut drop, notify).unwrap();
-    let (uptime, strong) = (Uptime::default(), HashSet::new());
-    opened.journal.remember(LIMITS, now(), &uptime, opened.idempotency, &strong);
-    let committer = opened.committer;
-    let close = move || committer.close().blocking_recv().unwrap().unwrap();
-    Subject { journal: Arc::new(opened.journal), close: Box::new(close) }
+    let (journal, _) = store
+        .into_journal(LIMITS, now(), &Uptime::default(), move |event| tell.pass(event))
+        .unwrap();
+    let (journal, away) = (Arc::new(journal), place.dir.path().join("away"));
+    let this = Arc::clone(&journal);
+    // The next commit finds that its files are gone.
+    let fail = move || {
+        std::fs::rename(dir, away).unwrap();
+        this.append(vec![Append { reply: Box::new(drop), ..write("lost") }]);
+    };
+    Subject { journal, fail: Box::new(fail) }
 }
 
-type Open = fn(&TempDir, Notify) -> Subject;
+type Open = fn(&Place, Tell) -> Subject;
+
+/// Passes the events of a journal on to a test.
+#[derive(Clone)]
+struct Tell(Sender<Heard>);
 
 /// Each of these holds for each journal.
 macro_rules! conformance {
@@ -79,32 +104,80 @@ conformance! {
     a_group_is_durable_together
     a_repeat_is_the_task_of_the_first_write_and_has_its_outcome_behind_it
     a_key_beyond_the_limit_becomes_no_task
-    what_a_key_is_can_be_asked
+    the_state_of_a_key_can_be_queried
     the_answer_to_a_strong_write_is_remembered
-    what_is_removed_is_gone_and_what_is_not_can_be_read
-    once_closed_it_refuses_whatever_comes
+    a_removed_task_is_gone_and_the_others_can_be_read
+    unsettled_tasks_are_claimed_in_order_with_their_last_progress_before_any_task_arrives
+    records_of_replicas_come_before_the_claim
+    ids_are_not_used_again_after_a_restart
+    once_closed_it_refuses_every_call
+    a_failure_is_reported_once_and_refuses_every_later_call
+}
+
+impl Tell {
+    fn pass(&self, event: JournalEvent) {
+        let ids = |tasks: Vec<Arc<Task>>| tasks.iter().map(|task| task.id.0).collect();
+        let heard = match event {
+            JournalEvent::Arrived { tasks, .. } => Arrived(ids(tasks)),
+            JournalEvent::Claimed { tasks, .. } => {
+                Claimed(tasks.into_iter().map(|task| (task.header.id.0, task.progress)).collect())
+            }
+            JournalEvent::Replica { node, row } => {
+                assert!(row.is_some());
+                Replica(node.to_string())
+            }
+            JournalEvent::Released { partition } => panic!("{partition:?} is released"),
+            JournalEvent::Failed(_) => Failed,
+        };
+        // The test may be over.
+        drop(self.0.send(heard));
+    }
+}
+
+fn write(name: &str) -> Append {
+    Append {
+        new: Box::new(NewTask {
+            key: name.to_owned(),
+            operation: Operation::Set,
+            value: Bytes::from_static(b"value"),
+            ttl: None,
+            consistency: Consistency::Eventual,
+            replicas: vec![Node::parse("http://a").unwrap()],
+            user_id: None,
+            trace: None,
+        }),
+        now: now(),
+        idempotency: None,
+        reply: Box::new(drop),
+    }
 }
 
 impl Ears {
-    fn open(dir: &TempDir, open: Open) -> Self {
+    fn open(place: &Place, open: Open) -> Self {
         let (ears, heard) = channel();
-        let tell = ears.clone();
-        let notify = move |event| match event {
-            // Who listens may be gone.
-            JournalEvent::Arrived { tasks, .. } => {
-                drop(tell.send(Arrived(tasks.iter().map(|task| task.id.0).collect())));
-            }
-            JournalEvent::Failed(why) => panic!("{why}"),
-        };
-        Self { subject: open(dir, Box::new(notify)), heard, ears }
+        Self { subject: open(place, Tell(ears.clone())), heard, ears }
+    }
+
+    /// A new journal. Nothing is claimed by it.
+    fn new(open: Open) -> (Self, Place) {
+        let place = Place::new();
+        let ears = Self::open(&place, open);
+        assert_eq!(ears.next(), Claimed(vec![]));
+        (ears, place)
     }
 
     fn journal(&self) -> &dyn Journal {
         &*self.subject.journal
     }
 
-    fn close(self) {
-        (self.subject.close)();
+    fn close(self) -> Result<(), CommitError> {
+        block_on(self.journal().close())
+    }
+
+    fn sync(&self) -> Result<(), CommitError> {
+        let (synced, done) = channel();
+        self.journal().sync(Box::new(move |result| synced.send(result).unwrap()));
+        done.recv().unwrap()
     }
 
     fn write(
@@ -114,23 +187,13 @@ impl Ears {
         key: Option<(&str, u8)>,
     ) -> Append {
         let ears = self.ears.clone();
-        Append {
-            new: Box::new(NewTask {
-                key: name.to_owned(),
-                operation: Operation::Set,
-                value: Bytes::from_static(b"value"),
-                ttl: None,
-                consistency,
-                replicas: vec![Node::parse("http://a").unwrap()],
-                user_id: None,
-                trace: None,
-            }),
-            now: now(),
-            idempotency: key
-                .map(|(key, body)| Idempotency { key: key.into(), fingerprint: [body; 16] }),
-            // Who listens may be gone.
-            reply: Box::new(move |outcome| drop(ears.send(Outcome(name, outcome)))),
-        }
+        let mut write = write(name);
+        write.new.consistency = consistency;
+        write.idempotency =
+            key.map(|(key, body)| Idempotency { key: key.into(), fingerprint: [body; 16] });
+        // The test may be over.
+        write.reply = Box::new(move |outcome| drop(ears.send(Outcome(name, outcome))));
+        write
     }
 
     fn append(&self, name: &'static str, key: Option<(&str, u8)>) {
@@ -166,8 +229,7 @@ fn repeated(id: u64, consistency: Consistency, answer: Option<IdempotencyAnswer>
 }
 
 fn writes_are_numbered_in_the_order_of_the_calls_and_arrive_behind_their_outcomes(open: Open) {
-    let dir = tempfile::tempdir().unwrap();
-    let ears = Ears::open(&dir, open);
+    let (ears, _place) = Ears::new(open);
     let first = FIRST;
     for _ in 0..500 {
         ears.append("write", None);
@@ -183,23 +245,21 @@ fn writes_are_numbered_in_the_order_of_the_calls_and_arrive_behind_their_outcome
     }
     assert_eq!(outcomes, (first..first + 500).collect::<Vec<_>>());
     assert_eq!(arrived, outcomes);
-    ears.close();
+    ears.close().unwrap();
 }
 
 fn a_group_is_durable_together(open: Open) {
-    let dir = tempfile::tempdir().unwrap();
-    let ears = Ears::open(&dir, open);
+    let (ears, _place) = Ears::new(open);
     let first = FIRST;
     let group = (0..200).map(|_| ears.write("grouped", Consistency::Eventual, None)).collect();
     ears.journal().append(group);
     assert_eq!(ears.outcomes(200).len(), 200);
     assert_eq!(ears.next(), Arrived((first..first + 200).collect()));
-    ears.close();
+    ears.close().unwrap();
 }
 
 fn a_repeat_is_the_task_of_the_first_write_and_has_its_outcome_behind_it(open: Open) {
-    let dir = tempfile::tempdir().unwrap();
-    let ears = Ears::open(&dir, open);
+    let (ears, _place) = Ears::new(open);
     let id = FIRST;
     // While the first is not durable, in one group with it, and after it.
     for _ in 0..2 {
@@ -214,12 +274,11 @@ fn a_repeat_is_the_task_of_the_first_write_and_has_its_outcome_behind_it(open: O
     assert_eq!(outcomes.remove(0), ("first", new(id)));
     let same = Ok(repeated(id, Consistency::Eventual, None));
     assert!(outcomes.iter().all(|(_, outcome)| *outcome == same), "{outcomes:?}");
-    ears.close();
+    ears.close().unwrap();
 }
 
 fn a_key_beyond_the_limit_becomes_no_task(open: Open) {
-    let dir = tempfile::tempdir().unwrap();
-    let ears = Ears::open(&dir, open);
+    let (ears, _place) = Ears::new(open);
     for key in ["a", "b", "c"] {
         ears.append("fits", Some((key, 1)));
     }
@@ -231,12 +290,11 @@ fn a_key_beyond_the_limit_becomes_no_task(open: Open) {
     ears.journal().tick(Moment(0).after(LIMITS.window));
     ears.append("fits now", Some(("d", 1)));
     assert!(matches!(ears.outcomes(1)[0].1, Ok(Appended::New(_))));
-    ears.close();
+    ears.close().unwrap();
 }
 
-fn what_a_key_is_can_be_asked(open: Open) {
-    let dir = tempfile::tempdir().unwrap();
-    let ears = Ears::open(&dir, open);
+fn the_state_of_a_key_can_be_queried(open: Open) {
+    let (ears, _place) = Ears::new(open);
     let key = |key: &str, body| {
         ears.journal().key(&Idempotency { key: key.into(), fingerprint: [body; 16] })
     };
@@ -249,18 +307,17 @@ fn what_a_key_is_can_be_asked(open: Open) {
     assert_eq!(key("a", 1), KeyState::Known(repeated));
     assert_eq!(key("a", 2), KeyState::Mismatch);
     assert_eq!(key("d", 1), KeyState::NoRoom);
-    ears.close();
+    ears.close().unwrap();
 }
 
 fn the_answer_to_a_strong_write_is_remembered(open: Open) {
-    let dir = tempfile::tempdir().unwrap();
     let answer = IdempotencyAnswer { success: true, acked: vec![0], failed: vec![], needed: 1 };
-    let ears = Ears::open(&dir, open);
+    let (ears, _place) = Ears::new(open);
     assert_eq!(strong(&ears), new(FIRST));
     assert_eq!(strong(&ears), Ok(repeated(FIRST, Consistency::Strong, None)));
     ears.journal().conclude(TaskId(FIRST), answer.clone());
     assert_eq!(strong(&ears), Ok(repeated(FIRST, Consistency::Strong, Some(answer))));
-    ears.close();
+    ears.close().unwrap();
 }
 
 fn strong(ears: &Ears) -> Result<Appended, AppendError> {
@@ -269,50 +326,130 @@ fn strong(ears: &Ears) -> Result<Appended, AppendError> {
     ears.outcomes(1).remove(0).1
 }
 
-#[test]
-fn the_answer_to_a_strong_write_is_remembered_over_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let answer = IdempotencyAnswer { success: true, acked: vec![0], failed: vec![], needed: 1 };
-    let ears = Ears::open(&dir, local);
-    let Ok(Appended::New(id)) = strong(&ears) else { panic!("it is new") };
-    ears.journal().conclude(id, answer.clone());
-    ears.close();
-    let ears = Ears::open(&dir, local);
-    let Ok(Appended::Repeated(found)) = strong(&ears) else { panic!("it is known") };
-    assert_eq!((found.id, found.answer), (id, Some(answer)));
-    ears.close();
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
-fn what_is_removed_is_gone_and_what_is_not_can_be_read(open: Open) {
-    let dir = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let ears = Ears::open(&dir, open);
+fn a_removed_task_is_gone_and_the_others_can_be_read(open: Open) {
+    let (ears, _place) = Ears::new(open);
     ears.append("stays", None);
     ears.append("goes", None);
     ears.outcomes(2);
     let (stays, goes) = (TaskId(FIRST), TaskId(FIRST + 1));
     ears.journal().save(stays, vec![Progress::Delivered]);
     ears.journal().remove(goes);
-    let (synced, done) = channel();
-    ears.journal().sync(Box::new(move |result| synced.send(result).unwrap()));
-    assert_eq!(done.recv().unwrap(), Ok(()));
-    let read = |id| runtime.block_on(ears.journal().read(id)).unwrap();
+    assert_eq!(ears.sync(), Ok(()));
+    let read = |id| block_on(ears.journal().read(id)).unwrap();
     assert_eq!(read(stays).map(|task| (task.id, task.key)), Some((stays, "stays".to_owned())));
     assert_eq!(read(goes), None);
-    let headers = runtime.block_on(ears.journal().headers(vec![goes, stays])).unwrap();
+    let headers = block_on(ears.journal().headers(vec![goes, stays])).unwrap();
     let keys: Vec<_> = headers.iter().map(|header| header.as_ref().map(|h| &*h.key)).collect();
     assert_eq!(keys, [None, Some("stays")]);
-    drop(runtime);
-    ears.close();
+    ears.close().unwrap();
 }
 
-fn once_closed_it_refuses_whatever_comes(open: Open) {
-    let dir = tempfile::tempdir().unwrap();
-    let Ears { subject: Subject { journal, close }, heard, ears } = Ears::open(&dir, open);
-    close();
-    let ears = Ears { subject: Subject { journal, close: Box::new(|| ()) }, heard, ears };
+fn unsettled_tasks_are_claimed_in_order_with_their_last_progress_before_any_task_arrives(
+    open: Open,
+) {
+    let (ears, place) = Ears::new(open);
+    for _ in 0..600 {
+        ears.append("write", None);
+    }
+    ears.outcomes(600);
+    let id = |nth| TaskId(FIRST + nth);
+    for nth in (0..600).rev() {
+        match nth % 3 {
+            0 => ears.journal().remove(id(nth)),
+            1 => {
+                ears.journal().save(id(nth), vec![Progress::Resend]);
+                ears.journal().save(id(nth), vec![Progress::Delivered]);
+            }
+            _ => {}
+        }
+    }
+    ears.close().unwrap();
+    let ears = Ears::open(&place, open);
+    ears.append("later", None);
+    let mut claimed = Vec::new();
+    loop {
+        match ears.next() {
+            Claimed(tasks) => claimed.extend(tasks),
+            Outcome(_, outcome) => assert!(outcome.is_ok()),
+            Arrived(_) => break,
+            heard => panic!("{heard:?}"),
+        }
+    }
+    let expected = (0..600).filter(|nth| nth % 3 != 0).map(|nth| match nth % 3 {
+        1 => (FIRST + nth, vec![Progress::Delivered]),
+        _ => (FIRST + nth, vec![Progress::Untouched]),
+    });
+    assert_eq!(claimed, expected.collect::<Vec<_>>());
+    ears.close().unwrap();
+}
+
+fn records_of_replicas_come_before_the_claim(open: Open) {
+    let (ears, place) = Ears::new(open);
+    let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
+    for name in ["http://a", "http://b"] {
+        ears.journal().set_replica(Node::parse(name).unwrap(), Some(row.clone()));
+    }
+    ears.journal().set_replica(Node::parse("http://b").unwrap(), None);
+    ears.append("write", None);
+    ears.close().unwrap();
+    let ears = Ears::open(&place, open);
+    assert_eq!(ears.next(), Replica("http://a".to_owned()));
+    assert_eq!(ears.next(), Claimed(vec![(FIRST, vec![Progress::Untouched])]));
+    ears.close().unwrap();
+}
+
+fn ids_are_not_used_again_after_a_restart(open: Open) {
+    let (ears, place) = Ears::new(open);
+    ears.append("write", None);
+    let (_, outcome) = ears.outcomes(1).remove(0);
+    let Ok(Appended::New(first)) = outcome else { panic!("{outcome:?}") };
+    ears.journal().remove(first);
+    ears.close().unwrap();
+    let ears = Ears::open(&place, open);
+    assert_eq!(ears.next(), Claimed(vec![]));
+    ears.append("write", None);
+    let (_, outcome) = ears.outcomes(1).remove(0);
+    assert!(matches!(outcome, Ok(Appended::New(next)) if next > first), "{outcome:?}");
+    ears.close().unwrap();
+}
+
+#[test]
+fn the_answer_to_a_strong_write_is_remembered_over_a_restart() {
+    let place = Place::new();
+    let answer = IdempotencyAnswer { success: true, acked: vec![0], failed: vec![], needed: 1 };
+    let ears = Ears::open(&place, local);
+    let Ok(Appended::New(id)) = strong(&ears) else { panic!("it is new") };
+    ears.journal().conclude(id, answer.clone());
+    ears.close().unwrap();
+    let ears = Ears::open(&place, local);
+    let Ok(Appended::Repeated(found)) = strong(&ears) else { panic!("it is known") };
+    assert_eq!((found.id, found.answer), (id, Some(answer)));
+    ears.close().unwrap();
+}
+
+fn refuses_every_call(ears: &Ears, error: CommitError) {
     for key in [None, Some(("k", 1)), Some(("k", 1))] {
         ears.append("late", key);
-        assert_eq!(ears.outcomes(1)[0].1, Err(AppendError::Store(CommitError::Closed)));
+        assert_eq!(ears.next(), Outcome("late", Err(AppendError::Store(error))));
     }
+    assert_eq!(ears.sync(), Err(error));
+}
+
+fn once_closed_it_refuses_every_call(open: Open) {
+    let (ears, _place) = Ears::new(open);
+    block_on(ears.journal().close()).unwrap();
+    refuses_every_call(&ears, CommitError::Closed);
+}
+
+fn a_failure_is_reported_once_and_refuses_every_later_call(open: Open) {
+    let (mut ears, _place) = Ears::new(open);
+    let fail = std::mem::replace(&mut ears.subject.fail, Box::new(|| ()));
+    fail();
+    assert_eq!(ears.next(), Failed);
+    refuses_every_call(&ears, CommitError::StoreFailed);
+    assert_eq!(ears.close(), Err(CommitError::StoreFailed));
 }

@@ -3,14 +3,22 @@
 //! A journal numbers the writes, makes them durable, and says so by [`JournalEvent`]s. It is above
 //! rows and files: the local one ([`super::LocalJournal`]) keeps them in sled, the one in memory, for
 //! tests, keeps nothing. `conformance.rs` holds both to what is promised here.
+//!
+//! The keys are divided into partitions, each with one owner at a time. A process learns which it
+//! owns by [`JournalEvent::Claimed`], at the start or at any time. The local journal has one
+//! partition, which it claims once.
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::local::{CommitError, Header, IdempotencyAnswer, ReadError, Repeated, ReplicaRow};
-use crate::task::{Idempotency, Moment, NewTask, Node, Now, Progress, Task, TaskId};
+use thiserror::Error;
+
+use super::local::{
+    CommitError, Header, IdempotencyAnswer, ReadError, Recovered, Repeated, ReplicaRow,
+};
+use crate::task::{Idempotency, Moment, NewTask, Node, Now, Partition, Progress, Task, TaskId};
 
 /// The future of an answer that may wait for the disk.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -61,8 +69,22 @@ pub trait Journal: Send + Sync + fmt::Debug {
         ids: Vec<TaskId>,
     ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>>;
 
+    /// Whether there is room for a write of so many bytes besides those that are appended.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`]: nothing is wrong, but new writes must wait.
+    fn room(&self, bytes: u64) -> Result<(), NoRoom>;
+
     /// How much it keeps, and how much room there is, as last seen.
     fn stats(&self) -> Stats;
+
+    /// The number of the operation in progress, `None` between two. Each takes milliseconds: the same
+    /// number for seconds means that the journal hangs.
+    fn in_progress(&self) -> Option<u64>;
+
+    /// Ends the journal once the effects of all earlier calls are durable. Refuses later calls.
+    fn close(&self) -> BoxFuture<'static, Result<(), CommitError>>;
 }
 
 /// What is known of an idempotency key.
@@ -104,13 +126,30 @@ pub struct Stats {
     pub free_bytes: Option<u64>,
     /// How often garbage was removed by writing the rest to another file, since the start.
     pub compactions: u64,
+    /// New writes are refused for want of space: see [`Journal::room`].
+    pub is_full: bool,
 }
 
-/// What a journal tells.
+/// Why a write has no room. The text names the limit.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct NoRoom(pub String);
+
+/// An event of a journal. Each partition has its own sequence of `Claimed`, `Arrived`, `Released`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JournalEvent {
+    /// This process owns the partition from now on. These of its tasks are not settled. They come
+    /// in one event or in several, in the order of their ids and before any that arrive.
+    Claimed { partition: Partition, tasks: Vec<Recovered> },
+    /// The partition has another owner, or is about to be claimed once more: nothing may be sent for
+    /// its tasks any more.
+    Released { partition: Partition },
+    /// The record of a replica, `None` if it has none any more. Known ones come before the first
+    /// claim; later ones are set by another process.
+    Replica { node: Node, row: Option<ReplicaRow> },
     /// These tasks are durable, and their callers have been answered.
     Arrived {
+        partition: Partition,
         /// In the order of their ids.
         tasks: Vec<Arc<Task>>,
         /// How long making them durable took.

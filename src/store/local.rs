@@ -45,6 +45,7 @@ mod permissions;
 mod presence;
 mod read;
 mod recover;
+mod room;
 mod rows;
 mod tools;
 mod turns;
@@ -269,7 +270,8 @@ impl Store {
             .map_err(OpenError::io("start the committer of", &dir))?;
         let SideTables { replicas, idempotency } = side_tables;
         let reader = Reader { files };
-        let journal = LocalJournal::new(committer.clone(), reader.clone(), next_id);
+        let reserve = reader.files.min_free_bytes;
+        let journal = LocalJournal::new(committer.clone(), reader.clone(), next_id, reserve);
         let opened = Opened { journal, committer, reader, next_id, replicas, idempotency };
         Ok((opened, report))
     }

@@ -7,59 +7,44 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::journal::{
-    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, Notify,
+    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
     Reply, Stats,
 };
 use super::local::{
-    CommitError, Header, IdempotencyAnswer, IdempotencyRow, KeyLimits, Keys, ReadError, ReplicaRow,
+    CommitError, Header, IdempotencyAnswer, IdempotencyRow, KeyLimits, Keys, ReadError, Recovered,
+    ReplicaRow,
 };
-use crate::task::{Idempotency, Moment, NewTask, Node, Now, Progress, Task, TaskId};
+use crate::task::{Idempotency, Moment, NewTask, Node, Now, Partition, Progress, Task, TaskId};
 
-/// A [`Journal`] in memory.
-pub(crate) struct MemoryJournal {
-    state: Mutex<State>,
-    notify: Mutex<Notify>,
-}
-
-struct State {
+/// The contents of a [`MemoryJournal`]. They outlive it, as files outlive a process.
+pub(crate) struct MemoryStore {
     next: TaskId,
-    tasks: BTreeMap<TaskId, Arc<Task>>,
-    /// What they weigh.
-    bytes: u64,
+    tasks: BTreeMap<TaskId, (Arc<Task>, Vec<Progress>)>,
+    replicas: BTreeMap<Node, ReplicaRow>,
     keys: Keys<AppendReply>,
-    closed: bool,
 }
 
-impl MemoryJournal {
-    /// An empty one, which numbers from `next` on.
-    pub(crate) fn new(next: TaskId, limits: KeyLimits, notify: Notify) -> Self {
+/// A [`Journal`] in memory, with one partition.
+pub(crate) struct MemoryJournal {
+    store: Arc<Mutex<MemoryStore>>,
+    notify: Mutex<Box<dyn Fn(JournalEvent) + Send>>,
+    refuses: Mutex<Option<CommitError>>,
+}
+
+impl MemoryStore {
+    /// An empty store, which numbers writes from `next` on.
+    pub(crate) fn new(next: TaskId, limits: KeyLimits) -> Arc<Mutex<Self>> {
         let keys = Keys::new(limits.window, limits.most);
-        let state = State { next, tasks: BTreeMap::new(), bytes: 0, keys, closed: false };
-        Self { state: Mutex::new(state), notify: Mutex::new(notify) }
+        let (tasks, replicas) = (BTreeMap::new(), BTreeMap::new());
+        Arc::new(Mutex::new(Self { next, tasks, replicas, keys }))
     }
 
-    /// Refuses what comes from now on.
-    pub(crate) fn close(&self) {
-        self.state().closed = true;
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// What becomes of a write; a new task is added to `arrived`.
     fn append(
         &mut self,
         new: NewTask,
         now: Now,
         idempotency: Option<&Idempotency>,
-        arrived: &mut Vec<Arc<Task>>,
     ) -> Result<Appended, AppendError> {
-        if self.closed {
-            return Err(AppendError::Store(CommitError::Closed));
-        }
         if let Some(outcome) = idempotency.and_then(|key| self.keys.look(key).outcome()) {
             return outcome;
         }
@@ -69,60 +54,122 @@ impl State {
         if let Some(Idempotency { key, fingerprint }) = idempotency {
             let row = IdempotencyRow::of(&task, *fingerprint);
             self.keys.enter(now.moment, key, row, task.consistency);
-            // Nobody can have waited for that.
+            // No repeat can wait for it: this call holds the lock.
             self.keys.durable(id);
         }
-        self.bytes += task.weight() as u64;
-        self.tasks.insert(id, Arc::clone(&task));
-        arrived.push(task);
+        let untouched = vec![Progress::Untouched; task.replicas.len()];
+        self.tasks.insert(id, (task, untouched));
         Ok(Appended::New(id))
+    }
+}
+
+impl MemoryJournal {
+    /// Claims what the store has, by `notify`.
+    pub(crate) fn open(
+        store: &Arc<Mutex<MemoryStore>>,
+        notify: impl Fn(JournalEvent) + Send + 'static,
+    ) -> Self {
+        for (node, row) in &lock(store).replicas {
+            notify(JournalEvent::Replica { node: node.clone(), row: Some(row.clone()) });
+        }
+        let (store, notify) = (Arc::clone(store), Mutex::new(Box::new(notify) as _));
+        let journal = Self { store, notify, refuses: Mutex::new(None) };
+        journal.claim();
+        journal
+    }
+
+    /// Claims the partition, at the start or again.
+    pub(crate) fn claim(&self) {
+        let recovered = |(task, progress): &(Arc<Task>, Vec<Progress>)| Recovered {
+            header: Header::of(task),
+            idempotency: None,
+            progress: progress.clone(),
+        };
+        let tasks = lock(&self.store).tasks.values().map(recovered).collect();
+        self.notify(JournalEvent::Claimed { partition: Partition::default(), tasks });
+    }
+
+    /// Another process owns the partition from now on.
+    pub(crate) fn release(&self) {
+        self.notify(JournalEvent::Released { partition: Partition::default() });
+    }
+
+    /// Fails as a disk does.
+    pub(crate) fn fail(&self) {
+        *lock(&self.refuses) = Some(CommitError::StoreFailed);
+        self.notify(JournalEvent::Failed("a failure".into()));
+    }
+
+    fn notify(&self, event: JournalEvent) {
+        lock(&self.notify)(event);
+    }
+
+    fn refuses(&self) -> Result<(), CommitError> {
+        lock(&self.refuses).map_or(Ok(()), Err)
     }
 }
 
 impl Journal for MemoryJournal {
     fn append(&self, writes: Vec<Append>) {
-        // Held to the end, so that all is heard in the order of the ids.
-        let notify = self.notify.lock().unwrap_or_else(PoisonError::into_inner);
+        // Held to the end, so that all outcomes and arrivals are in the order of the ids.
+        let notify = lock(&self.notify);
         let mut tasks = Vec::new();
         for Append { new, now, idempotency, reply } in writes {
-            let outcome = self.state().append(*new, now, idempotency.as_ref(), &mut tasks);
+            let outcome = match self.refuses() {
+                Err(error) => Err(AppendError::Store(error)),
+                Ok(()) => lock(&self.store).append(*new, now, idempotency.as_ref()),
+            };
+            if let Ok(Appended::New(id)) = outcome {
+                tasks.extend(lock(&self.store).tasks.get(&id).map(|(task, _)| Arc::clone(task)));
+            }
             reply(outcome);
         }
         if !tasks.is_empty() {
-            notify(JournalEvent::Arrived { tasks, took: Duration::ZERO });
+            let partition = Partition::default();
+            notify(JournalEvent::Arrived { partition, tasks, took: Duration::ZERO });
         }
     }
 
-    fn save(&self, _: TaskId, _: Vec<Progress>) {}
+    fn save(&self, id: TaskId, progress: Vec<Progress>) {
+        if self.refuses().is_ok()
+            && let Some((_, known)) = lock(&self.store).tasks.get_mut(&id)
+        {
+            *known = progress;
+        }
+    }
 
     fn remove(&self, id: TaskId) {
-        let mut state = self.state();
-        if let Some(task) = state.tasks.remove(&id) {
-            state.bytes -= task.weight() as u64;
+        if self.refuses().is_ok() {
+            lock(&self.store).tasks.remove(&id);
         }
     }
 
-    fn set_replica(&self, _: Node, _: Option<ReplicaRow>) {}
+    fn set_replica(&self, node: Node, row: Option<ReplicaRow>) {
+        let replicas = &mut lock(&self.store).replicas;
+        match row {
+            Some(row) => drop(replicas.insert(node, row)),
+            None => drop(replicas.remove(&node)),
+        }
+    }
 
     fn key(&self, idempotency: &Idempotency) -> KeyState {
-        self.state().keys.look(idempotency)
+        lock(&self.store).keys.look(idempotency)
     }
 
     fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
-        self.state().keys.conclude(id, answer);
+        lock(&self.store).keys.conclude(id, answer);
     }
 
     fn tick(&self, now: Moment) {
-        self.state().keys.tick(now);
+        lock(&self.store).keys.tick(now);
     }
 
     fn sync(&self, reply: Reply) {
-        let closed = self.state().closed;
-        reply(if closed { Err(CommitError::Closed) } else { Ok(()) });
+        reply(self.refuses());
     }
 
     fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>> {
-        let task = self.state().tasks.get(&id).map(|task| Task::clone(task));
+        let task = lock(&self.store).tasks.get(&id).map(|(task, _)| Task::clone(task));
         Box::pin(ready(Ok(task)))
     }
 
@@ -130,15 +177,33 @@ impl Journal for MemoryJournal {
         &self,
         ids: Vec<TaskId>,
     ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>> {
-        let state = self.state();
-        let headers = ids.iter().map(|id| state.tasks.get(id).map(|task| Header::of(task)));
+        let store = lock(&self.store);
+        let headers = ids.iter().map(|id| store.tasks.get(id).map(|(task, _)| Header::of(task)));
         Box::pin(ready(Ok(headers.collect())))
     }
 
-    fn stats(&self) -> Stats {
-        let bytes = self.state().bytes;
-        Stats { file_bytes: bytes, live_bytes: bytes, ..Stats::default() }
+    fn room(&self, _: u64) -> Result<(), NoRoom> {
+        Ok(())
     }
+
+    fn stats(&self) -> Stats {
+        let weights = lock(&self.store).tasks.values().map(|(task, _)| task.weight() as u64).sum();
+        Stats { file_bytes: weights, live_bytes: weights, ..Stats::default() }
+    }
+
+    fn in_progress(&self) -> Option<u64> {
+        None
+    }
+
+    fn close(&self) -> BoxFuture<'static, Result<(), CommitError>> {
+        let refuses = *lock(&self.refuses).get_or_insert(CommitError::Closed);
+        let closed = if refuses == CommitError::Closed { Ok(()) } else { Err(refuses) };
+        Box::pin(ready(closed))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for MemoryJournal {

@@ -11,7 +11,6 @@
     clippy::print_stdout,
     unreachable_pub,
     dead_code,
-    missing_docs,
     reason = "tests fail by panicking"
 )]
 

@@ -12,7 +12,9 @@ use crate::dispatcher::messages::{Accepted, Event, Pending, Refusal, Reply};
 use crate::engine::{Arrived, DeliveryState, Full, Moment, Now, Origin, Reservation};
 use crate::metrics::Reason;
 use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, KeyState, Repeated};
-use crate::task::{Consistency, Idempotency, NewTask, Node, Obstacle, ReplicaIndex, Task, TaskId};
+use crate::task::{
+    Consistency, Idempotency, NewTask, Node, Obstacle, Partition, ReplicaIndex, Task, TaskId,
+};
 
 /// The clients that wait for the answer of a task.
 #[derive(Debug)]
@@ -127,10 +129,8 @@ impl Core {
 
     fn hand_over(&mut self, now: Now, waiter: Waiter, reservation: Option<Reservation>) {
         let Waiter { new, idempotency, reply, arrived, .. } = waiter;
-        let bytes = new.weight() as u64;
-        self.coming_bytes += bytes;
-        let pending =
-            Pending { reply, arrived, bytes, reservation, idempotency: idempotency.clone() };
+        self.append_bytes += new.weight() as u64;
+        let pending = Pending { reply, arrived, reservation, idempotency: idempotency.clone() };
         let events = self.parts.events.clone();
         self.appends.push(Append {
             new,
@@ -144,12 +144,14 @@ impl Core {
     /// Hands the admitted writes on, to be written together.
     pub(super) fn append(&mut self) {
         if !self.appends.is_empty() {
+            self.append_bytes = 0;
             self.parts.journal.append(std::mem::take(&mut self.appends));
         }
     }
 
     /// Hands the admitted writes on, each by itself: a group has a flush of its own.
     pub(super) fn append_each(&mut self) {
+        self.append_bytes = 0;
         for write in std::mem::take(&mut self.appends) {
             self.parts.journal.append(vec![write]);
         }
@@ -163,7 +165,6 @@ impl Core {
         pending: Pending,
         outcome: Result<Appended, AppendError>,
     ) {
-        self.coming_bytes -= pending.bytes;
         let Pending { reply, arrived, reservation, idempotency, .. } = pending;
         let refusal = match outcome {
             Ok(Appended::New(_)) if self.store_has_failed() => Refusal::StoreFailed,
@@ -214,7 +215,7 @@ impl Core {
     }
 
     /// A task is durable.
-    pub(super) fn arrived(&mut self, now: Now, task: &Arc<Task>) {
+    pub(super) fn arrived(&mut self, now: Now, partition: Partition, task: &Arc<Task>) {
         self.parts.newest = task.id;
         let reservation = self.waiting.get_mut(&task.id).and_then(|waiting| {
             self.times.accepted(waiting.arrived, now.moment);
@@ -224,6 +225,7 @@ impl Core {
         self.task_cache.offer(task);
         let arrived = Arrived {
             id: task.id,
+            partition,
             key: self.parts.keys.id(&task.key),
             replicas: &task.replicas,
             bytes: task.weight() as u64,

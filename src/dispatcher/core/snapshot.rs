@@ -68,7 +68,7 @@ impl Core {
             max_lag_seconds: self.max_lag.as_secs_f64(),
             store_file_bytes: store.file_bytes,
             disk_free_bytes: store.free_bytes.unwrap_or_default(),
-            disk_low: self.disk_low,
+            disk_low: store.is_full,
             store_live_bytes: store.live_bytes,
             store_rewrites: store.compactions,
             quarantined_rows: self.parts.quarantined_rows,

@@ -49,7 +49,6 @@ impl Core {
             // All is read back.
             memory_budget: 0,
             queue_wait: Duration::ZERO,
-            min_free_bytes: 0,
             queue_capacity: 1,
             retry_capacity: 1,
             quarantined_rows: 0,

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::dispatcher::messages::{Accepted, Query, Refusal};
 use crate::engine::{self, Settings};
-use crate::store::{JournalEvent, KeyLimits, MemoryJournal};
+use crate::store::{KeyLimits, MemoryJournal, MemoryStore};
 use crate::task::{Consistency, Idempotency, NewTask, Node, Operation};
 
 type Answered = Result<Accepted, Refusal>;
@@ -20,6 +20,8 @@ struct Running {
     requests: mpsc::UnboundedSender<Request>,
     events: mpsc::UnboundedSender<Event>,
     core: JoinHandle<()>,
+    journal: Arc<MemoryJournal>,
+    replica: Node,
     _dir: tempfile::TempDir,
 }
 
@@ -31,14 +33,11 @@ impl Running {
         let (requests, asked) = mpsc::unbounded_channel();
         let (health, _) = watch::channel(Health::Serving);
         let tell = events.clone();
-        let notify = move |event| {
-            let JournalEvent::Arrived { tasks, took } = event else { panic!("{event:?}") };
-            // The loop may be gone.
-            drop(tell.send(Event::Arrived { tasks, took }));
-        };
+        // The loop may be gone.
+        let notify = move |event| drop(tell.send(Event::Journal(event)));
         let limits = KeyLimits { window: Duration::from_secs(3_600), most: 100 };
-        let journal: Arc<dyn Journal> =
-            Arc::new(MemoryJournal::new(TaskId(1), limits, Box::new(notify)));
+        let store = MemoryStore::new(TaskId(1), limits);
+        let journal = Arc::new(MemoryJournal::open(&store, notify));
         let engine = Engine::new(Settings {
             queue_capacity,
             breaker_failures: 0,
@@ -47,10 +46,17 @@ impl Running {
             ..engine::settings()
         });
         let engine = (engine, KeyHasher::default());
-        let core =
-            Core::over(journal, TaskId(0), engine, clock, events.clone(), health, dir.path());
+        let core = Core::over(
+            journal.clone(),
+            TaskId(0),
+            engine,
+            clock,
+            events.clone(),
+            health,
+            dir.path(),
+        );
         let core = tokio::spawn(core.run(told, asked));
-        Self { requests, events, core, _dir: dir }
+        Self { replica: replica(), requests, events, core, journal, _dir: dir }
     }
 
     /// Hands writes in together, and where their answers will be.
@@ -64,7 +70,7 @@ impl Running {
                 value: Bytes::from_static(b"value"),
                 ttl: None,
                 consistency,
-                replicas: vec![replica()],
+                replicas: vec![self.replica.clone()],
                 user_id: None,
                 trace: None,
             };
@@ -195,5 +201,48 @@ async fn a_full_queue_refuses_new_writes_and_answers_repeats() {
     let answer = answer.await.unwrap().unwrap();
     assert_eq!((answer.id, answer.replayed), (id, true));
     assert_eq!(running.queued().await, before);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_partition_that_is_released_leaves_with_its_tasks_and_comes_back_with_them() {
+    let running = Running::start(10);
+    let [known] = running.write([("known", EVENTUAL, None)]);
+    known.await.unwrap().unwrap();
+    running.pause(true).await;
+    while running.queued().await.0 > 0 {
+        tokio::task::yield_now().await;
+    }
+    let writes = running.write([("a", EVENTUAL, None), ("b", EVENTUAL, None)]);
+    for answer in writes {
+        answer.await.unwrap().unwrap();
+    }
+    let before = running.queued().await;
+    assert_eq!(before.0, 2);
+    running.journal.release();
+    while running.queued().await != (0, 0) {
+        tokio::task::yield_now().await;
+    }
+    running.journal.claim();
+    while running.queued().await != before {
+        tokio::task::yield_now().await;
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_client_of_a_strong_write_is_answered_when_its_partition_is_released() {
+    // It answers nothing.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let node = Node::parse(&format!("http://{address}")).unwrap();
+    let running = Running { replica: node, ..Running::start(10) };
+    let [answer] = running.write([("k", STRONG, None)]);
+    let (connection, _) = listener.accept().await.unwrap();
+    running.journal.release();
+    let answer = answer.await.unwrap();
+    assert!(matches!(answer, Err(Refusal::NoMajority { .. })), "{answer:?}");
+    // The attempt ends, and nobody waits for it any more.
+    drop((listener, connection));
     running.stop().await;
 }

@@ -13,16 +13,22 @@ const SLACK: usize = 1024;
 pub(in crate::engine) struct Backlog {
     /// What came, by age. The first is pending; of those behind it some are settled.
     arrivals: VecDeque<TaskId>,
-    /// Those that were dead letters in between.
+    /// Those that are not in their place there: they were dead letters in between, or came with a
+    /// partition.
     returned: BTreeSet<TaskId>,
     /// What the tasks of the pending are charged for.
     pub(in crate::engine) bytes: u64,
 }
 
 impl Backlog {
-    /// A new delivery, younger than all others.
+    /// A new delivery. It is younger than the others of its partition, but a partition that was
+    /// claimed just now can have tasks that are older than those of others.
     pub(in crate::engine) fn enter(&mut self, id: TaskId, bytes: u64) {
-        self.arrivals.push_back(id);
+        if self.arrivals.back().is_some_and(|&youngest| youngest > id) {
+            self.returned.insert(id);
+        } else {
+            self.arrivals.push_back(id);
+        }
         self.bytes += bytes;
     }
 
@@ -30,6 +36,8 @@ impl Backlog {
     pub(in crate::engine) fn take_back(&mut self, id: TaskId, bytes: u64) {
         if self.arrivals.back() == Some(&id) {
             self.arrivals.pop_back();
+        } else {
+            self.returned.remove(&id);
         }
         self.bytes -= bytes;
     }

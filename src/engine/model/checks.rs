@@ -1,7 +1,7 @@
 //! What holds after every step of a history.
 
 use super::World;
-use crate::engine::model::site;
+use crate::engine::model::{partition, site};
 use crate::engine::table::{Delivery, Entry, Queue, State};
 use crate::engine::{Counters, TASK_OVERHEAD_BYTES};
 use crate::task::TaskId;
@@ -29,7 +29,7 @@ impl World {
         self.check_barriers();
         self.check_reached();
         let levels = self.engine.levels();
-        assert_eq!(levels.in_flight, self.on_wire.len() as u64);
+        assert_eq!(levels.in_flight, (self.on_wire.len() + self.orphans.len()) as u64);
         assert!(levels.retry <= self.settings.retry_capacity, "{levels:?}");
         if !self.restarted {
             assert!(levels.queue <= self.settings.queue_capacity, "{levels:?}");
@@ -100,7 +100,9 @@ impl World {
         for &up_to in self.barriers.iter().rev().take(4) {
             let barrier = self.engine.count(TaskId(up_to), &[]);
             for (id, kept) in self.tasks.iter().filter(|(id, _)| **id <= up_to) {
-                for name in kept.replicas.iter().filter(|_| self.durable.contains(id)) {
+                let is_counted =
+                    self.durable.contains(id) && !self.released.contains(&partition(kept.key));
+                for name in kept.replicas.iter().filter(|_| is_counted) {
                     let place = (site(name), kept.key);
                     let counted = barrier.lanes.iter().find(|(_, of)| site(&of.node) == place.0);
                     let open = counted.is_some_and(|(_, of)| of.pending + of.dead > 0);

@@ -24,6 +24,10 @@ pub(in crate::engine) enum Op {
     Forget { node: usize },
     /// A node is to be found under another name.
     Rename { node: usize },
+    /// Another process owns a partition from now on. Settlements as with a restart.
+    Release { partition: u16, settled: usize },
+    /// A partition that was released is owned by this process again.
+    Claim { partition: u16 },
     /// The process is killed, and started again from the disk. Of the settlements that wait to be
     /// written, oldest task first, so many have made it.
     Restart { settled: usize },

@@ -158,7 +158,14 @@ fn an_ambiguous_attempt_is_not_over_because_the_clock_was_set_before_a_restart()
     let progress = vec![Progress::Ambiguous { since: Timestamp(0) }];
     let (id, key) = (TaskId(1), f.keys.id("k"));
     let accepted_at = Timestamp(0);
-    let restored = Arrived { id, key, replicas: &[node("a")], bytes: 10, accepted_at };
+    let restored = Arrived {
+        partition: Partition(0),
+        id,
+        key,
+        replicas: &[node("a")],
+        bytes: 10,
+        accepted_at,
+    };
     f.engine.arrive(f.now, restored, Origin::Recovered(progress));
     f.next_id = 2;
     let new = f.eventual("k", &["a"]);

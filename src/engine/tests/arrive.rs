@@ -68,6 +68,7 @@ fn a_restored_retry_with_a_newer_write_is_superseded() {
         let key = f.keys.id("k");
         let progress = vec![progress];
         let task = Arrived {
+            partition: Partition(0),
             id: TaskId(id),
             key,
             replicas: &replicas,

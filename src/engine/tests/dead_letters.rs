@@ -371,6 +371,7 @@ fn dead_letters_found_on_disk_are_redriven_after_the_start() {
         f.engine.arrive(
             f.now,
             Arrived {
+                partition: Partition(0),
                 id: TaskId(id),
                 key: f.keys.id(&id.to_string()),
                 replicas: &[node("a")],
@@ -408,8 +409,6 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
             let gaps = vec![(from, from.saturating_add(skipped))];
             engine.set_uptime(Uptime { seen: Some(wall), gaps });
         }
-        // It keeps what it knows of the clock.
-        engine.clear();
         let letter = DeadLetter {
             cause: Cause::Rejected,
             failures: 1,
@@ -417,6 +416,7 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
             since: Timestamp(0).saturating_add(day / 2),
         };
         let task = Arrived {
+            partition: Partition(0),
             id: TaskId(1),
             key: KeyHasher::default().id("k"),
             replicas: &[node("a")],

@@ -26,6 +26,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..64usize).prop_map(|nth| Op::ApplyLate { nth }),
         2 => (0..8_000u64).prop_map(|millis| Op::Pass { millis }),
         1 => (0..6usize).prop_map(|settled| Op::Restart { settled }),
+        1 => (0..2u16, 0..6usize)
+            .prop_map(|(partition, settled)| Op::Release { partition, settled }),
+        1 => (0..2u16).prop_map(|partition| Op::Claim { partition }),
         1 => (any::<bool>(), 1..100u64)
             .prop_map(|(forward, seconds)| Op::SetClock { forward, seconds }),
         1 => (0..3usize, any::<bool>()).prop_map(|(node, paused)| Op::Pause { node, paused }),

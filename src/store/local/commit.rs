@@ -56,7 +56,7 @@ use super::rows::{IdempotencyRow, ReplicaRow};
 use super::turns::Turns;
 use crate::faults;
 use crate::store::journal::{JournalEvent, Notify, Reply};
-use crate::task::{Idempotency, Node, Progress, Task, TaskId};
+use crate::task::{Idempotency, Node, Partition, Progress, Task, TaskId};
 
 /// The most tasks that one flush covers: with more, the first of them wait longer for the others
 /// to be written (about 10 µs each) than the flush takes.
@@ -477,7 +477,8 @@ impl Writer {
         }
         self.batch_bytes = 0;
         if !tasks.is_empty() {
-            (self.notify)(JournalEvent::Arrived { tasks, took });
+            let partition = Partition::default();
+            (self.notify)(JournalEvent::Arrived { partition, tasks, took });
         }
         Ok(())
     }

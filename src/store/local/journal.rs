@@ -7,14 +7,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::commit::Committer;
-use super::error::{CommitError, ReadError};
+use super::error::{CommitError, OpenError, ReadError};
 use super::idempotency::Keys;
 use super::read::Reader;
+use super::recover::{Handed, RecoveryReport};
+use super::room::Room;
 use super::rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+use super::{Opened, Store};
 use crate::store::journal::{
-    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, KeyState, Reply, Stats,
+    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
+    Reply, Stats,
 };
-use crate::task::{Idempotency, Moment, Node, Now, Progress, Task, TaskId, Uptime};
+use crate::task::{
+    Consistency, Idempotency, Moment, Node, Now, Partition, Progress, Task, TaskId, Uptime,
+};
+
+/// Tasks in one event of a claim.
+const CLAIMED_AT_ONCE: usize = 256;
 
 /// How long idempotency keys are remembered, and how many.
 #[derive(Clone, Copy, Debug)]
@@ -34,23 +43,76 @@ pub struct LocalJournal {
     /// committer has them in that order.
     next: Arc<Mutex<TaskId>>,
     keys: Arc<Mutex<Keys<AppendReply>>>,
+    room: Arc<Room>,
+}
+
+impl Store {
+    /// Recovers the store and makes it the journal, which claims its one partition: the records of
+    /// replicas, then the tasks come by `notify` before this returns, what arrives later.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::recover`].
+    pub fn into_journal(
+        self,
+        limits: KeyLimits,
+        now: Now,
+        uptime: &Uptime,
+        notify: impl Fn(JournalEvent) + Clone + Send + 'static,
+    ) -> Result<(LocalJournal, RecoveryReport), OpenError> {
+        for (node, row) in self.replicas()? {
+            notify(JournalEvent::Replica { node, row: Some(row) });
+        }
+        let partition = Partition::default();
+        let claim = |tasks| notify(JournalEvent::Claimed { partition, tasks });
+        let mut strong = HashSet::new();
+        let mut tasks = Vec::with_capacity(CLAIMED_AT_ONCE);
+        let mut each = |handed| match handed {
+            Handed::Task(task) => {
+                if task.header.consistency == Consistency::Strong {
+                    strong.insert(task.header.id);
+                }
+                tasks.push(task);
+                if tasks.len() == CLAIMED_AT_ONCE {
+                    claim(std::mem::replace(&mut tasks, Vec::with_capacity(CLAIMED_AT_ONCE)));
+                }
+            }
+            Handed::Restart => {
+                strong.clear();
+                tasks.clear();
+                notify(JournalEvent::Released { partition });
+            }
+        };
+        let (opened, report) = self.recover(&mut each, Box::new(notify.clone()))?;
+        claim(tasks);
+        let Opened { journal, idempotency, .. } = opened;
+        journal.remember(limits, now, uptime, idempotency, &strong);
+        Ok((journal, report))
+    }
 }
 
 impl LocalJournal {
     /// Numbers writes from `next` on.
-    pub(super) fn new(committer: Committer, reader: Reader, next: TaskId) -> Self {
+    pub(super) fn new(committer: Committer, reader: Reader, next: TaskId, reserve: u64) -> Self {
         let keys = Keys::new(Duration::ZERO, 0);
         Self {
             committer,
             reader,
             next: Arc::new(Mutex::new(next)),
             keys: Arc::new(Mutex::new(keys)),
+            room: Arc::new(Room::new(reserve)),
         }
+    }
+
+    /// The id of the newest write, here or before.
+    #[must_use]
+    pub fn newest(&self) -> TaskId {
+        TaskId(lock(&self.next).0.saturating_sub(1))
     }
 
     /// Takes on the keys found on disk; forgets those whose time is over. `strong` are the strong
     /// writes that are not settled.
-    pub fn remember(
+    fn remember(
         &self,
         limits: KeyLimits,
         now: Now,
@@ -80,6 +142,11 @@ impl LocalJournal {
         let id = *next;
         *next = TaskId(id.0 + 1);
         let task = Arc::new(Task::accepted(*new, id, now.wall));
+        let coming = self.room.enter(task.weight() as u64);
+        let reply: AppendReply = Box::new(move |outcome| {
+            drop(coming);
+            reply(outcome);
+        });
         let answer: Reply = match &idempotency {
             None => Box::new(move |committed| reply(of(committed, id))),
             Some(Idempotency { key, fingerprint }) => {
@@ -152,8 +219,23 @@ impl Journal for LocalJournal {
         Box::pin(off_the_loop(move || reader.headers(&ids)))
     }
 
+    fn room(&self, bytes: u64) -> Result<(), NoRoom> {
+        self.room.check(bytes, self.reader.free_bytes())
+    }
+
+    fn in_progress(&self) -> Option<u64> {
+        self.committer.turns().in_progress()
+    }
+
+    fn close(&self) -> BoxFuture<'static, Result<(), CommitError>> {
+        let closed = self.committer.close();
+        Box::pin(async { closed.await.unwrap_or(Err(CommitError::Closed)) })
+    }
+
     fn stats(&self) -> Stats {
+        let is_full = self.room(0).is_err();
         Stats {
+            is_full,
             file_bytes: self.reader.file_bytes(),
             live_bytes: self.reader.live_bytes(),
             free_bytes: self.reader.free_bytes(),

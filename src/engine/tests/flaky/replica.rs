@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{
     Action, Arrived, AttemptOutcome, Consistency, DeliveryId, Engine, KeyHasher, Moment, Node, Now,
-    Origin, Settings, TaskId, Timestamp, Verdict,
+    Origin, Partition, Settings, TaskId, Timestamp, Verdict,
 };
 
 /// How long writes come in.
@@ -56,7 +56,14 @@ pub(crate) fn run(settings: Settings, fails: f64) -> Outcome {
             let consistency = Consistency::Eventual;
             let reservation = engine.reserve(now, &replicas, 100, consistency).unwrap();
             let accepted_at = now.wall;
-            let task = Arrived { id, key, replicas: &replicas, bytes: 100, accepted_at };
+            let task = Arrived {
+                partition: Partition::default(),
+                id,
+                key,
+                replicas: &replicas,
+                bytes: 100,
+                accepted_at,
+            };
             engine.arrive(now, task, Origin::Written(Some(reservation)));
             next_write = moment.after(BETWEEN);
         } else {

@@ -39,7 +39,7 @@ fn everyone_in_a_batch_is_answered_and_the_daemon_is_told_of_each_task_once() {
         .into_iter()
         .map(|event| match event {
             JournalEvent::Arrived { tasks, .. } => tasks.iter().map(|task| task.id).collect(),
-            JournalEvent::Failed(why) => panic!("{why}"),
+            other => panic!("{other:?}"),
         })
         .collect();
     assert!(batches.len() < 1_500, "{} flushes", batches.len());

@@ -1,0 +1,60 @@
+//! The tasks of a partition that was claimed, and the records of replicas, into the engine: at the
+//! start and at any later time.
+
+use crate::dispatcher::replica_registry::ReplicaRegistry;
+use crate::engine::{Arrived, Engine, KeyHasher, Now, Origin};
+use crate::store::{Header, Recovered, ReplicaRow};
+use crate::task::{self, Node, Partition};
+
+/// Takes tasks on that a journal has claimed, in the order of their ids.
+pub(crate) fn tasks(
+    engine: &mut Engine,
+    keys: &KeyHasher,
+    registry: &ReplicaRegistry,
+    now: Now,
+    partition: Partition,
+    tasks: Vec<Recovered>,
+) {
+    for Recovered { mut header, progress, .. } in tasks {
+        // They are part of the weight.
+        let bytes = weight(&header);
+        if registry.has_renamed() {
+            for replica in &mut header.replicas {
+                *replica = registry.resolve(replica).clone();
+            }
+        }
+        let arrived = Arrived {
+            id: header.id,
+            partition,
+            key: keys.id(&header.key),
+            replicas: &header.replicas,
+            bytes,
+            accepted_at: header.accepted_at,
+        };
+        engine.arrive(now, arrived, Origin::Recovered(progress));
+    }
+}
+
+fn weight(header: &Header) -> u64 {
+    let Header { key, value_bytes, replicas, user_id, trace, .. } = header;
+    task::weight(key, *value_bytes, replicas, user_id.as_deref(), trace.as_ref()) as u64
+}
+
+/// Takes the record of a replica on.
+pub(crate) fn replica(
+    engine: &mut Engine,
+    registry: &mut ReplicaRegistry,
+    now: Now,
+    node: &Node,
+    row: Option<ReplicaRow>,
+) {
+    if let Some(to) = row.as_ref().and_then(|row| row.renamed_to.as_ref()) {
+        // A replica without a lane needs none for its name.
+        let _ = engine.rename(now, node, to);
+    }
+    let since = row.as_ref().and_then(|row| row.paused_since);
+    if since.is_some() || registry.is_paused(node) {
+        engine.pause(now, node, since);
+    }
+    registry.restore(node, row);
+}

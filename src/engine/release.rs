@@ -1,0 +1,80 @@
+//! Gives a partition up: its tasks leave unsettled, for the next owner.
+//!
+//! For the tasks that is a kill of the process: what is on the wire may still be applied, and is
+//! unknown to whoever claims the partition next, which may be this engine.
+
+use crate::engine::counters::DeliveryOutcome;
+use crate::engine::table::{DeliveryRef, Queue, Settlement, Slot, State};
+use crate::engine::{Engine, Moment, Now};
+use crate::task::{DeliveryId, Partition};
+
+impl Engine {
+    /// Takes all tasks of a partition out, unsettled and unsaved. Nothing more is sent for them. The
+    /// clients of strong writes are answered with what is known.
+    ///
+    /// Takes as long as it has tasks, about a microsecond each.
+    pub fn release(&mut self, now: Now, partition: Partition) {
+        self.now = now;
+        let tasks = self.tasks.after(None).map(|(_, slot)| slot);
+        let slots: Vec<_> = tasks.filter(|&slot| self.tasks[slot].partition == partition).collect();
+        slots.into_iter().for_each(|slot| self.release_task(slot));
+        // All of these are gone.
+        self.touched.clear();
+        self.finish();
+    }
+
+    fn release_task(&mut self, slot: Slot) {
+        self.answer_with_what_is_known(slot);
+        for index in 0..self.tasks[slot].deliveries.len() {
+            let at = DeliveryRef { slot, index };
+            self.clear_ambiguous(at);
+            let (key, number) = (self.tasks[slot].key, self.tasks[at].lane);
+            let state = self.tasks[at].state;
+            // The other writes of the key are of the same partition.
+            self.lanes[number].chains.remove(&key);
+            if let State::InFlight { probe, .. } = state {
+                *self.released.entry(self.delivery_id(at)).or_default() += 1;
+                self.levels.in_flight += 1;
+                if probe {
+                    self.lanes[number].breaker.not_probed(self.now.moment, self.rng.f64());
+                }
+            }
+            match state.outcome() {
+                _ if matches!(state, State::Settled(_)) => {}
+                DeliveryOutcome::Delivered => {
+                    self.change(at, State::Settled(Settlement::Delivered));
+                }
+                _ => self.change(at, State::Settled(Settlement::Released)),
+            }
+        }
+        self.enter_queue(slot, Queue::Outside);
+        self.levels.bytes -= self.tasks[slot].bytes;
+        self.tasks.remove(slot);
+    }
+
+    fn answer_with_what_is_known(&mut self, slot: Slot) {
+        if let Some(quorum) = &mut self.tasks[slot].quorum {
+            self.deadlines.remove(&(quorum.deadline, slot));
+            quorum.deadline = Moment(0);
+            self.conclude(slot);
+        }
+    }
+
+    /// Takes the end of an attempt that may be one of a task that was released. If the task is here
+    /// again and on the wire, there are two such attempts, and the task waits for the end of both.
+    pub(super) fn is_of_released(&mut self, delivery: DeliveryId, ambiguous: bool) -> bool {
+        let Some(attempts) = self.released.get_mut(&delivery) else { return false };
+        *attempts -= 1;
+        if *attempts == 0 {
+            self.released.remove(&delivery);
+        }
+        self.levels.in_flight -= 1;
+        if ambiguous && let Some(slot) = self.tasks.find(delivery.task) {
+            let at = DeliveryRef { slot, index: delivery.replica.get() };
+            self.note_ambiguous(at, self.now.wall);
+            self.touch(slot);
+            self.finish();
+        }
+        true
+    }
+}

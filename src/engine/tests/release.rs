@@ -1,0 +1,95 @@
+//! A partition that is released, and claimed again.
+
+use super::*;
+use crate::engine::lane::Lane;
+
+const RELEASED: Partition = Partition(0);
+
+#[test]
+fn a_released_partition_leaves_nothing_behind() {
+    let mut f = Fixture::new(settings());
+    let (a, b, c) = (
+        f.eventual("in flight", &["a", "b"]),
+        f.eventual("retried", &["a"]),
+        f.eventual("rejected", &["a"]),
+    );
+    f.eventual("in flight", &["a"]);
+    f.actions();
+    f.answer(b, 0, failed());
+    f.answer(c, 0, rejected());
+    f.answer_ambiguously(a, 1, failed());
+    f.actions();
+    f.engine.release(f.now, RELEASED);
+    assert_eq!(f.actions(), [], "nothing is settled");
+    assert_eq!(f.engine.levels(), Levels { in_flight: 1, ..Levels::default() });
+    let totals = f.engine.totals();
+    assert!(totals.balance());
+    assert_eq!((totals.accepted, totals.released), (5, 5));
+    // The attempt that was on the wire.
+    f.answer(a, 0, Verdict::Delivered);
+    assert_eq!(f.engine.levels(), Levels::default());
+    f.pass(Duration::from_secs(3_600));
+    assert_eq!((f.sent(), f.engine.wake_at()), (vec![], None));
+    assert!(f.engine.lanes.iter().all(Lane::is_empty));
+}
+
+#[test]
+fn a_task_that_is_claimed_again_waits_for_the_attempt_of_before() {
+    let mut f = Fixture::new(settings());
+    let id = f.eventual("k", &["a"]);
+    assert_eq!(f.sent(), [(id, 0, 1)]);
+    f.engine.release(f.now, RELEASED);
+    f.recover(id, "k", &["a"], vec![Progress::Untouched]);
+    let newer = f.eventual("k", &["a"]);
+    assert_eq!(f.sent(), [(id, 0, 1)], "there are two attempts now");
+    f.answer(id, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), [], "the other one may still be applied");
+    f.answer(id, 0, Verdict::Delivered);
+    assert_eq!(f.sent(), [(newer, 0, 1)]);
+}
+
+#[test]
+fn the_client_of_a_strong_write_is_answered_with_what_is_known() {
+    let mut f = Fixture::new(settings());
+    let id = f.append("k", &["a", "b", "c"], Consistency::Strong).unwrap();
+    f.commit(id);
+    f.actions();
+    f.answer(id, 1, Verdict::Delivered);
+    f.actions();
+    f.engine.release(f.now, RELEASED);
+    let actions = f.actions();
+    let [Action::Conclude { success: false, acked, .. }] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(acked, &[ReplicaIndex(1)]);
+}
+
+#[test]
+fn another_probe_goes_out_when_the_task_of_one_was_released() {
+    let mut f = Fixture::new(Settings { breaker_failures: 1, ..settings() });
+    let id = f.eventual("k", &["a"]);
+    f.sent();
+    f.answer(id, 0, failed());
+    f.pass(Duration::from_secs(10));
+    assert_eq!(f.sent().len(), 1, "the probe");
+    f.engine.release(f.now, RELEASED);
+    f.recover(id, "k", &["a"], vec![Progress::Untouched]);
+    f.pass(Duration::from_secs(60));
+    assert_eq!(f.sent().len(), 1);
+}
+
+#[test]
+fn a_barrier_counts_what_is_claimed() {
+    let mut f = Fixture::new(settings());
+    let id = f.eventual("k", &["a"]);
+    f.sent();
+    let pending = |f: &mut Fixture| {
+        let barrier = f.engine.barrier(TaskId(id), &[]).unwrap();
+        barrier.lanes.iter().map(|lane| lane.pending).sum::<u64>()
+    };
+    assert_eq!(pending(&mut f), 1);
+    f.engine.release(f.now, RELEASED);
+    assert_eq!(pending(&mut f), 0);
+    f.recover(id, "k", &["a"], vec![Progress::Untouched]);
+    assert_eq!(pending(&mut f), 1);
+}
