@@ -10,7 +10,7 @@
 //! `Debug`, no error text), and that a list is taken whole or not at all. It knows no HTTP: what
 //! needs which role is the table of `server::access`.
 //!
-//! Start with [`Tokens::read`] and [`Tokens::find`]; `token` is how one is made and looks, `file`
+//! Start with [`TokenList::read`] and [`TokenList::find`]; `token` is how one is made and looks, `file`
 //! reads the list, `bucket` is how often.
 
 use std::collections::HashMap;
@@ -33,8 +33,8 @@ pub(crate) mod fuzzing;
 mod token;
 
 pub use bucket::Bucket;
-pub use token::{Fresh, NoRandomness, Stored};
-use token::{Id, Presented};
+pub use token::{NewToken, NoRandomness, StoredToken};
+use token::{TokenId, PresentedToken};
 
 /// What a token may be used for. One may have several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,7 +101,7 @@ impl Grant {
 
     /// The line of the list for a token with this grant.
     #[must_use]
-    pub fn line(&self, stored: &Stored) -> String {
+    pub fn line(&self, stored: &StoredToken) -> String {
         file::line(stored, self)
     }
 
@@ -165,7 +165,7 @@ impl Holder {
 
 /// Why a list of tokens is not taken.
 #[derive(Debug, Error)]
-pub enum TokensError {
+pub enum TokenListError {
     /// It cannot be read.
     #[error("cannot read the list of tokens {file}: {source}")]
     Unreadable {
@@ -200,21 +200,21 @@ pub enum TokensError {
 
 /// All tokens that are good.
 #[derive(Default)]
-pub struct Tokens(HashMap<Id, (Stored, Arc<Holder>)>);
+pub struct TokenList(HashMap<TokenId, (StoredToken, Arc<Holder>)>);
 
-impl fmt::Debug for Tokens {
+impl fmt::Debug for TokenList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} tokens", self.0.len())
     }
 }
 
-impl Tokens {
+impl TokenList {
     /// Reads the list.
     ///
     /// # Errors
     ///
-    /// [`TokensError`]: one wrong line and none of it is taken.
-    pub fn read(path: &Path) -> Result<Self, TokensError> {
+    /// [`TokenListError`]: one wrong line and none of it is taken.
+    pub fn read(path: &Path) -> Result<Self, TokenListError> {
         file::read(path)
     }
 
@@ -222,15 +222,15 @@ impl Tokens {
     ///
     /// # Errors
     ///
-    /// [`TokensError`], as of a file.
-    pub fn parse(list: &str, file: &Path) -> Result<Self, TokensError> {
+    /// [`TokenListError`], as of a file.
+    pub fn parse(list: &str, file: &Path) -> Result<Self, TokenListError> {
         file::parse(list, &file.display().to_string())
     }
 
     /// The holder of a token, if it is a good one.
     #[must_use]
     pub fn find(&self, token: &str) -> Option<&Arc<Holder>> {
-        let presented = Presented::parse(token)?;
+        let presented = PresentedToken::parse(token)?;
         let (stored, holder) = self.0.get(presented.id())?;
         let same = stored.hash().ct_eq(&presented.hash());
         bool::from(same).then_some(holder)

@@ -161,26 +161,26 @@ impl ReplicaSnapshot {
 
 /// How a metric moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum MetricKind {
     /// Only grows.
     Counter,
     /// Goes up and down.
     Level,
 }
 
-use Kind::{Counter, Level};
+use MetricKind::{Counter, Level};
 
 /// A metric of the whole daemon: its Prometheus name, kind, help, and where its number is.
-type Metric = (&'static str, Kind, &'static str, fn(&Snapshot) -> f64);
+type Metric = (&'static str, MetricKind, &'static str, fn(&Snapshot) -> f64);
 
 /// A metric of each replica, with the label `replica`.
-type ReplicaMetric = (&'static str, Kind, &'static str, fn(&ReplicaSnapshot) -> u64);
+type ReplicaMetric = (&'static str, MetricKind, &'static str, fn(&ReplicaSnapshot) -> u64);
 
 /// A metric of the process, which the system may not give.
-type ProcessMetric = (&'static str, Kind, &'static str, fn(&ProcessFigures) -> Option<f64>);
+type ProcessMetric = (&'static str, MetricKind, &'static str, fn(&ProcessFigures) -> Option<f64>);
 
 /// A histogram of the daemon or of each replica: name, help, and where it is.
-type Sizes<Of> = (&'static str, &'static str, fn(&Of) -> &Histogram);
+type HistogramMetric<Of> = (&'static str, &'static str, fn(&Of) -> &Histogram);
 
 /// Counters with a label: name, label, help, and the count for each of its values.
 type Labelled = (&'static str, &'static str, &'static str, fn(&Snapshot) -> &[(&'static str, u64)]);
@@ -295,7 +295,7 @@ const LABELLED: &[Labelled] = &[
     ),
 ];
 
-const HISTOGRAMS: &[Sizes<Snapshot>] = &[
+const HISTOGRAMS: &[HistogramMetric<Snapshot>] = &[
     (
         "replicator_accept_seconds",
         "From the arrival of a write until it was durable, a wait for room included.",
@@ -315,7 +315,7 @@ const HISTOGRAMS: &[Sizes<Snapshot>] = &[
     ("replicator_commit_tasks", "Tasks that shared one flush.", |s| &s.commit_tasks),
 ];
 
-const REPLICA_HISTOGRAMS: &[Sizes<ReplicaSnapshot>] = &[
+const REPLICA_HISTOGRAMS: &[HistogramMetric<ReplicaSnapshot>] = &[
     (
         "replicator_replica_delivery_seconds",
         "From a write being durable to the acknowledgement of this replica.",

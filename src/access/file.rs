@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Grant, Holder, Role, Stored, Tokens, TokensError, token};
+use super::{Grant, Holder, Role, StoredToken, TokenList, TokenListError, token};
 use crate::task::Node;
 use crate::text::unmarked;
 
@@ -18,12 +18,12 @@ const MAX_BYTES: u64 = 4 << 20;
 const MAX_NAME_BYTES: usize = 64;
 const NAME: &str = "must be 1 to 64 of A-Z a-z 0-9 . _ - @, and no token";
 
-pub(super) fn read(path: &Path) -> Result<Tokens, TokensError> {
+pub(super) fn read(path: &Path) -> Result<TokenList, TokenListError> {
     let file = path.display().to_string();
-    let unreadable = |source| TokensError::Unreadable { file: file.clone(), source };
+    let unreadable = |source| TokenListError::Unreadable { file: file.clone(), source };
     let found = fs::metadata(path).map_err(unreadable)?;
     if found.permissions().mode() & 0o002 != 0 {
-        return Err(TokensError::Writable { file });
+        return Err(TokenListError::Writable { file });
     }
     if found.len() > MAX_BYTES {
         let why = std::io::Error::other(format!("it is longer than {} MiB", MAX_BYTES >> 20));
@@ -33,15 +33,15 @@ pub(super) fn read(path: &Path) -> Result<Tokens, TokensError> {
     parse(&text, &file)
 }
 
-pub(super) fn parse(text: &str, file: &str) -> Result<Tokens, TokensError> {
-    let mut tokens = Tokens::default();
+pub(super) fn parse(text: &str, file: &str) -> Result<TokenList, TokenListError> {
+    let mut tokens = TokenList::default();
     let mut names = HashSet::new();
     for (index, line) in unmarked(text).lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let at = |why| TokensError::Line { file: file.to_owned(), line: index + 1, why };
+        let at = |why| TokenListError::Line { file: file.to_owned(), line: index + 1, why };
         let (stored, grant) = entry(line).map_err(at)?;
         if !names.insert(Arc::clone(&grant.name)) {
             return Err(at(format!("the name {:?} is there twice", grant.name)));
@@ -51,11 +51,11 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Tokens, TokensError> {
             return Err(at("this hash is there twice".to_owned()));
         }
     }
-    if tokens.is_empty() { Err(TokensError::Empty { file: file.to_owned() }) } else { Ok(tokens) }
+    if tokens.is_empty() { Err(TokenListError::Empty { file: file.to_owned() }) } else { Ok(tokens) }
 }
 
 /// What is wrong with a line is told without any of its words: one may be a token in the wrong place.
-fn entry(line: &str) -> Result<(Stored, Grant), String> {
+fn entry(line: &str) -> Result<(StoredToken, Grant), String> {
     if token::is_in(line) {
         return Err(token::IN_THE_LIST.to_owned());
     }
@@ -63,7 +63,7 @@ fn entry(line: &str) -> Result<(Stored, Grant), String> {
     let (Some(name), Some(roles), Some(hash)) = (words.next(), words.next(), words.next()) else {
         return Err("a line is NAME ROLES HASH, as replicator token new prints it".to_owned());
     };
-    let stored = hash.parse::<Stored>()?;
+    let stored = hash.parse::<StoredToken>()?;
     let mut grant = Grant {
         name: Some(name)
             .filter(|name| is_name(name))
@@ -127,7 +127,7 @@ fn is_name(name: &str) -> bool {
 }
 
 /// The line for a token.
-pub(super) fn line(stored: &Stored, grant: &Grant) -> String {
+pub(super) fn line(stored: &StoredToken, grant: &Grant) -> String {
     let roles: Vec<_> = grant.roles.iter().map(Role::to_string).collect();
     let mut line = format!("{} {} {stored}", grant.name, roles.join(","));
     if let Some(replicas) = &grant.replicas {

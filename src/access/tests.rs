@@ -10,7 +10,7 @@ fn grant(name: &str, roles: &[Role]) -> Grant {
 }
 
 fn made(grant: &Grant) -> (String, String) {
-    let fresh = Fresh::make().unwrap();
+    let fresh = NewToken::make().unwrap();
     (fresh.reveal().to_owned(), grant.line(&fresh.stored().unwrap()))
 }
 
@@ -54,13 +54,13 @@ fn a_right_id_with_another_secret_and_a_right_checksum_is_still_wrong() {
     let (good, _) = token.split_at(token.len() - 8);
     let forged = format!("{}{}", &good[..17], "0".repeat(64));
     let forged = format!("{forged}{:08x}", crc32fast::hash(forged.as_bytes()));
-    assert!(Presented::parse(&forged).is_some() && tokens.find(&forged).is_none());
+    assert!(PresentedToken::parse(&forged).is_some() && tokens.find(&forged).is_none());
 }
 
 #[test]
 fn no_two_tokens_are_alike() {
     let many: std::collections::HashSet<_> =
-        (0..1000).map(|_| Fresh::make().unwrap().reveal().to_owned()).collect();
+        (0..1000).map(|_| NewToken::make().unwrap().reveal().to_owned()).collect();
     assert_eq!(many.len(), 1000);
 }
 

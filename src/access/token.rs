@@ -21,7 +21,7 @@ pub(super) const IN_THE_LIST: &str =
     "here stands a token itself: only its hash belongs here, make a new one";
 
 /// By which a token is found. Not secret: it stands in the list.
-pub(super) type Id = [u8; ID_BYTES];
+pub(super) type TokenId = [u8; ID_BYTES];
 
 type Hash = [u8; 32];
 
@@ -31,9 +31,9 @@ type Hash = [u8; 32];
 pub struct NoRandomness;
 
 /// A token that was just made: the one moment at which it can be seen.
-pub struct Fresh(String);
+pub struct NewToken(String);
 
-impl Fresh {
+impl NewToken {
     /// Makes one.
     ///
     /// # Errors
@@ -56,21 +56,21 @@ impl Fresh {
 
     /// What stands in the list for it; `None` never.
     #[must_use]
-    pub fn stored(&self) -> Option<Stored> {
-        let presented = Presented::parse(&self.0)?;
-        Some(Stored { id: presented.id, hash: presented.hash() })
+    pub fn stored(&self) -> Option<StoredToken> {
+        let presented = PresentedToken::parse(&self.0)?;
+        Some(StoredToken { id: presented.id, hash: presented.hash() })
     }
 }
 
 /// What stands in the list for a token: its id and its hash, `id:hash` in hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    id: Id,
+pub struct StoredToken {
+    id: TokenId,
     hash: Hash,
 }
 
-impl Stored {
-    pub(super) fn id(&self) -> Id {
+impl StoredToken {
+    pub(super) fn id(&self) -> TokenId {
         self.id
     }
 
@@ -79,13 +79,13 @@ impl Stored {
     }
 }
 
-impl fmt::Display for Stored {
+impl fmt::Display for StoredToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", hex(&self.id), hex(&self.hash))
     }
 }
 
-impl FromStr for Stored {
+impl FromStr for StoredToken {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
@@ -100,12 +100,12 @@ impl FromStr for Stored {
 }
 
 /// A token as someone sent it, of the right form.
-pub(super) struct Presented<'a> {
+pub(super) struct PresentedToken<'a> {
     text: &'a str,
-    id: Id,
+    id: TokenId,
 }
 
-impl<'a> Presented<'a> {
+impl<'a> PresentedToken<'a> {
     pub(super) fn parse(text: &'a str) -> Option<Self> {
         if text.len() != TOKEN_CHARS {
             return None;
@@ -120,7 +120,7 @@ impl<'a> Presented<'a> {
         Some(Self { text, id: unhex(id)? })
     }
 
-    pub(super) fn id(&self) -> &Id {
+    pub(super) fn id(&self) -> &TokenId {
         &self.id
     }
 

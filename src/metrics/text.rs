@@ -4,7 +4,7 @@ use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::{
-    Counter, HISTOGRAMS, Histogram, Kind, LABELLED, LAG, Level, METRICS, PROCESS_METRICS,
+    Counter, HISTOGRAMS, Histogram, MetricKind, LABELLED, LAG, Level, METRICS, PROCESS_METRICS,
     REPLICA_HISTOGRAMS, REPLICA_METRICS, Snapshot,
 };
 
@@ -61,7 +61,7 @@ fn build() -> MetricFamily {
 
 fn family<'a>(
     name: &str,
-    kind: Kind,
+    kind: MetricKind,
     help: &str,
     figures: impl IntoIterator<Item = (Label<'a>, f64)>,
 ) -> MetricFamily {

@@ -15,11 +15,11 @@ const MOST: usize = 1000;
 /// given as `requests_over_by`.
 #[derive(Clone, Debug, Default)]
 pub struct Users {
-    figures: HashMap<String, Figures>,
+    figures: HashMap<String, UserCounts>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Figures {
+struct UserCounts {
     requests: u64,
     bytes: u64,
     inherited: u64,
@@ -52,14 +52,14 @@ impl Users {
     }
 
     /// What a new user starts with: nothing, or what the least busy one leaves behind.
-    fn make_room(&mut self) -> Figures {
+    fn make_room(&mut self) -> UserCounts {
         if self.figures.len() < MOST {
-            return Figures::default();
+            return UserCounts::default();
         }
         let least = self.figures.iter().min_by_key(|(_, figures)| figures.requests);
         let least = least.map(|(user, _)| user.clone()).unwrap_or_default();
         let left = self.figures.remove(&least).unwrap_or_default();
-        Figures { inherited: left.requests, ..left }
+        UserCounts { inherited: left.requests, ..left }
     }
 
     /// The users that are counted, the busiest first.

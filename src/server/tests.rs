@@ -246,7 +246,7 @@ async fn a_client_that_never_reads_its_answers_is_cut() {
 #[tokio::test]
 async fn memory_in_use_is_a_503_for_the_next_large_body() {
     let settings =
-        Settings { request_memory: 200_000, client_timeout: Duration::from_secs(3), ..settings() };
+        ServerSettings { request_memory: 200_000, client_timeout: Duration::from_secs(3), ..settings() };
     let mut server = start(settings).await;
     let large = WRITE.replace("dg==", &"MTIz".repeat(40_000));
     let mut first = Client::connect(server.address).await;
@@ -297,7 +297,7 @@ async fn a_client_that_closes_its_side_behind_its_write_is_answered() {
 
 #[tokio::test]
 async fn beyond_the_connections_allowed_the_next_one_waits_for_the_answer_of_another() {
-    let settings = Settings { max_connections: 1, ..settings() };
+    let settings = ServerSettings { max_connections: 1, ..settings() };
     let mut server = start(settings).await;
     let mut first = Client::connect(server.address).await;
     first.post(WRITE).await;
@@ -313,7 +313,7 @@ async fn beyond_the_connections_allowed_the_next_one_waits_for_the_answer_of_ano
 
 #[tokio::test]
 async fn those_who_say_nothing_or_not_all_of_it_keep_nobody_out() {
-    let settings = Settings { max_connections: 4, ..settings() };
+    let settings = ServerSettings { max_connections: 4, ..settings() };
     let server = start(settings).await;
     let mut hostile = Vec::new();
     for n in 0..40 {

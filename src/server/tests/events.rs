@@ -12,7 +12,7 @@ async fn opened(address: std::net::SocketAddr, types: &str) -> Client {
 
 #[tokio::test]
 async fn a_reader_that_does_not_read_is_cut_and_its_place_is_free_again() {
-    let server = start(Settings { max_connections: 400, ..impatient() }).await;
+    let server = start(ServerSettings { max_connections: 400, ..impatient() }).await;
     let _stalled = opened(server.address, "figures").await;
     // These have nothing to read, for longer than a client may take, and stay.
     let mut idle = vec![];
@@ -74,7 +74,7 @@ async fn what_comes_fast_comes_in_few_chunks() {
 
 #[tokio::test]
 async fn the_place_of_a_reader_that_is_gone_is_free_before_anything_is_sent_to_it() {
-    let server = start(Settings { max_connections: 400, ..settings() }).await;
+    let server = start(ServerSettings { max_connections: 400, ..settings() }).await;
     let mut readers = vec![];
     for _ in 0..64 {
         readers.push(opened(server.address, "replica").await);

@@ -10,7 +10,7 @@ fn announced(bytes: usize) -> String {
 
 #[tokio::test]
 async fn those_who_read_no_answer_keep_nobody_out() {
-    let server = start(Settings { max_connections: 4, ..settings() }).await;
+    let server = start(ServerSettings { max_connections: 4, ..settings() }).await;
     let mut hostile = Vec::new();
     let many = "GET /assets/style.css HTTP/1.1\r\nhost: h\r\n\r\n".repeat(1_000);
     for _ in 0..4 {
@@ -28,7 +28,7 @@ async fn those_who_read_no_answer_keep_nobody_out() {
 #[tokio::test]
 async fn a_stream_that_is_not_read_gives_way_to_others() {
     let patient = Duration::from_secs(300);
-    let settings = Settings { max_connections: 4, client_timeout: patient, ..settings() };
+    let settings = ServerSettings { max_connections: 4, client_timeout: patient, ..settings() };
     let mut server = start(settings).await;
     let mut stalled = Client::connect(server.address).await;
     assert_eq!(stalled.get("/v1/events", "").await.status, 200);
@@ -49,7 +49,7 @@ async fn a_stream_that_is_not_read_gives_way_to_others() {
 
 #[tokio::test]
 async fn long_bodies_that_are_announced_and_not_sent_hold_up_no_write() {
-    let server = start(Settings { request_memory: 200_000, ..settings() }).await;
+    let server = start(ServerSettings { request_memory: 200_000, ..settings() }).await;
     let mut hostile = Client::connect(server.address).await;
     // All the memory there is.
     hostile.send(&announced(200_000)).await;
@@ -61,7 +61,7 @@ async fn long_bodies_that_are_announced_and_not_sent_hold_up_no_write() {
 
 #[tokio::test]
 async fn a_long_body_that_is_slow_is_cut_for_one_that_waits() {
-    let server = start(Settings { request_memory: 200_000, ..settings() }).await;
+    let server = start(ServerSettings { request_memory: 200_000, ..settings() }).await;
     let mut slow = Client::connect(server.address).await;
     slow.send(&announced(200_000)).await;
     let address = server.address;
@@ -74,7 +74,7 @@ async fn a_long_body_that_is_slow_is_cut_for_one_that_waits() {
 
 #[tokio::test]
 async fn those_who_wait_or_watch_are_a_quarter_of_the_connections() {
-    let server = start(Settings { max_connections: 8, ..settings() }).await;
+    let server = start(ServerSettings { max_connections: 8, ..settings() }).await;
     let mut watching = Client::connect(server.address).await;
     assert_eq!(watching.get("/v1/events", "").await.status, 200);
     let mut second = Client::connect(server.address).await;

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::dispatcher::{Accepted, Handle, Health, Refusal, Request, Write};
 use crate::metrics::Snapshot;
-use crate::server::{Settings, serve};
+use crate::server::{ServerSettings, serve};
 use crate::task::{NewTask, ReplicaIndex, TaskId};
 use crate::traces::Tracer;
 
@@ -30,8 +30,8 @@ pub(super) struct Server {
     pub(super) serving: JoinHandle<()>,
 }
 
-pub(super) fn settings() -> Settings {
-    Settings {
+pub(super) fn settings() -> ServerSettings {
+    ServerSettings {
         access: crate::server::Access::open(),
         tls: None,
         tracer: Tracer::off(),
@@ -47,12 +47,12 @@ pub(super) fn settings() -> Settings {
     }
 }
 
-/// Settings under which a slow client is cut soon.
-pub(super) fn impatient() -> Settings {
-    Settings { client_timeout: Duration::from_secs(3), ..settings() }
+/// ServerSettings under which a slow client is cut soon.
+pub(super) fn impatient() -> ServerSettings {
+    ServerSettings { client_timeout: Duration::from_secs(3), ..settings() }
 }
 
-pub(super) async fn start(settings: Settings) -> Server {
+pub(super) async fn start(settings: ServerSettings) -> Server {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (handle, requests, health) = Handle::for_tests();

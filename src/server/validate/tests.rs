@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> ServerSettings {
+    ServerSettings {
         access: crate::server::Access::open(),
         tls: None,
         tracer: crate::traces::Tracer::off(),
@@ -36,7 +36,7 @@ fn body(change: &Value) -> Vec<u8> {
 }
 
 #[track_caller]
-fn taken(change: &Value) -> Write {
+fn taken(change: &Value) -> ValidWrite {
     match write(&body(change), &settings()) {
         Ok(write) => write,
         Err(problem) => panic!("{change} was refused: {problem:?}"),

@@ -12,7 +12,7 @@ fn refused<T: fmt::Debug>(outcome: Result<T, Problem>, sentence: &str) {
 }
 
 fn redrive(body: &str) -> Result<Selected, Problem> {
-    object::<Selection<'_>>(body.as_bytes())?.redriven()
+    object::<SelectionBody<'_>>(body.as_bytes())?.redriven()
 }
 
 #[test]
@@ -129,10 +129,10 @@ fn unknown_fields_are_named_at_every_level() {
         let Err(Problem::Invalid(said)) = redrive(body) else { panic!("{body}") };
         assert!(said.contains(&format!("unknown field `{name}`")), "{said}");
     }
-    let Err(Problem::Invalid(said)) = object::<Nothing>(br#"{"a":1}"#) else { panic!() };
+    let Err(Problem::Invalid(said)) = object::<EmptyBody>(br#"{"a":1}"#) else { panic!() };
     assert!(said.contains("unknown field `a`"), "{said}");
-    object::<Nothing>(b" {}").unwrap();
-    let discard = object::<Selection<'_>>(br#"{"all":true,"rate":1}"#).unwrap().discarded();
+    object::<EmptyBody>(b" {}").unwrap();
+    let discard = object::<SelectionBody<'_>>(br#"{"all":true,"rate":1}"#).unwrap().discarded();
     refused(discard, r#"there is no field "rate", discarding is done at once"#);
 }
 
@@ -150,7 +150,7 @@ fn a_thousand_can_be_named_and_no_more() {
 
 #[test]
 fn a_new_address_is_required_and_checked() {
-    let to = |body: &str| object::<Rename<'_>>(body.as_bytes())?.checked();
+    let to = |body: &str| object::<RenameBody<'_>>(body.as_bytes())?.checked();
     assert_eq!(to(r#"{"to":"h:2"}"#).unwrap().as_str(), "http://h:2");
     refused(to(""), r#"field "to" is missing, it must be the new address"#);
     refused(to(r#"{"to":true}"#), r#"field "to" must be a string, got true"#);
@@ -158,7 +158,7 @@ fn a_new_address_is_required_and_checked() {
 
 #[test]
 fn a_barrier_is_about_all_or_about_those_named_each_once() {
-    let about = |body: &str| object::<NewBarrier<'_>>(body.as_bytes())?.checked();
+    let about = |body: &str| object::<BarrierBody<'_>>(body.as_bytes())?.checked();
     assert_eq!(about("").unwrap(), []);
     assert_eq!(about(r#"{"replicas":[]}"#).unwrap(), []);
     assert_eq!(about(r#"{"replicas":["h:1","http://h:1/"]}"#).unwrap().len(), 1);
