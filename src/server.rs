@@ -55,7 +55,6 @@ pub struct ServerSettings {
     /// `None` serves plain HTTP.
     pub tls: Option<InboundTls>,
     pub tracer: Tracer,
-    /// The `node_id` of responses.
     pub node_id: String,
     /// At this limit a new connection evicts the one that has waited longest for its client.
     pub max_connections: usize,
@@ -73,7 +72,6 @@ pub struct ServerSettings {
     pub policy: Policy,
 }
 
-/// State shared by all requests.
 #[derive(Debug)]
 struct ServerState {
     handle: Handle,
@@ -83,7 +81,6 @@ struct ServerState {
     long_polls: v1::LongPolls,
     /// Becomes true when the server stops.
     closing: watch::Receiver<bool>,
-    /// Served at `/v1/openapi.json`.
     openapi: serde_json::Value,
     refusals: access::Refusals,
 }
@@ -99,13 +96,9 @@ impl ServerState {
 /// Serves requests from `listener` until `stop` resolves, then returns once every request in flight
 /// is answered.
 ///
-/// After `stop`, idle connections close at once. A client in the middle of a request keeps its
-/// `client_timeout`, and a strong write keeps the time the daemon takes to decide it. Errors of
-/// connections or of accepting are not fatal.
-///
-/// # Cancel safety
-///
-/// When dropped, it stops accepting. Open connections continue in their own tasks.
+/// Then idle connections close at once, while a client that is sending keeps its `client_timeout`.
+/// Errors of connections or of accepting are not fatal. When dropped, it stops accepting, but open
+/// connections continue.
 pub async fn serve(
     listener: TcpListener,
     handle: Handle,
@@ -118,7 +111,7 @@ pub async fn serve(
     };
     let (close, closing) = watch::channel(false);
     let (router, openapi) = routes::router();
-    let inbound = ServerState {
+    let server = ServerState {
         memory: body::BodyMemory::new(&settings),
         users: Mutex::new(Users::default()),
         long_polls: v1::LongPolls::new(settings.max_connections),
@@ -128,10 +121,10 @@ pub async fn serve(
         handle,
         settings,
     };
-    let tls = inbound.settings.tls.clone();
-    let inbound = Arc::new(inbound);
-    let checked = middleware::from_fn_with_state(Arc::clone(&inbound), access::check);
-    let router = router.with_state(inbound).layer(checked);
+    let tls = server.settings.tls.clone();
+    let server = Arc::new(server);
+    let checked = middleware::from_fn_with_state(Arc::clone(&server), access::check);
+    let router = router.with_state(server).layer(checked);
     let stop = async {
         stop.await;
         close.send_replace(true);

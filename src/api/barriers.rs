@@ -15,7 +15,6 @@ pub struct NewBarrier {
 /// Progress of one replica towards a barrier.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BarrierReplica {
-    /// Address of the replica.
     pub replica: String,
     /// Unsettled deliveries accepted before the barrier. A superseded one counts until the newer
     /// write is settled.
@@ -31,7 +30,6 @@ pub struct BarrierReplica {
 /// this for the last moments before it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Barrier {
-    /// Id of the barrier.
     pub barrier_id: String,
     /// Every delivery before the barrier is settled.
     pub reached: bool,

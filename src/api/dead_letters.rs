@@ -22,19 +22,16 @@ pub enum Cause {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetter {
     pub task_id: String,
-    /// Address of the replica.
     pub replica: String,
     pub key: String,
     pub operation: Write,
     /// Length of the value.
     pub value_bytes: u64,
     pub user_id: Option<String>,
-    /// When the task was accepted.
     pub accepted_at: String,
     pub cause: Cause,
-    /// Failed attempts.
+    /// Number of failed attempts.
     pub failures: u32,
-    /// Error of the last attempt.
     pub last_error: String,
     /// When it became a dead letter.
     pub since: String,
@@ -66,20 +63,15 @@ pub struct Selection {
     /// Selects by id; at most 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<LetterId>>,
-    /// Filter by replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica: Option<String>,
-    /// Filter by key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Filter by prefix of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_prefix: Option<String>,
-    /// Filter by user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<super::UserId>)]
     pub user_id: Option<String>,
-    /// Filter by cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
     /// Selects all dead letters.
@@ -135,7 +127,6 @@ pub struct Operation {
     pub operation_id: String,
     pub kind: OperationKind,
     pub state: OperationState,
-    /// The operation only counts.
     pub dry_run: bool,
     /// Dead letters examined so far.
     pub examined: u64,
@@ -155,7 +146,6 @@ pub struct Operation {
     pub rate: Option<u32>,
     pub started_at: String,
     pub ended_at: Option<String>,
-    /// Why the operation failed.
     pub error: Option<String>,
 }
 

@@ -13,7 +13,6 @@ pub enum TaskChange {
     Accepted,
     /// An attempt failed.
     Failed,
-    /// The replica acknowledged.
     Delivered,
     /// A newer write of the key superseded it.
     Superseded,
@@ -45,7 +44,6 @@ pub enum ReplicaChange {
     Resumed,
     /// Everything for it was discarded.
     Forgotten,
-    /// Its address changed.
     Renamed,
 }
 
@@ -53,7 +51,6 @@ pub enum ReplicaChange {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReplicaEvent {
     pub at: String,
-    /// Address of the replica.
     pub replica: String,
     pub change: ReplicaChange,
     /// The error that opened the breaker, or the new address.
@@ -63,10 +60,8 @@ pub struct ReplicaEvent {
 /// Figures of one replica.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ReplicaFigures {
-    /// Address of the replica.
     pub replica: String,
     pub breaker: BreakerState,
-    /// Paused by an operator.
     pub paused: bool,
     /// Unsettled deliveries.
     pub backlog_tasks: u64,

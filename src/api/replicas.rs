@@ -118,7 +118,6 @@ pub struct ReplicaPage {
 /// Result of a probe request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Probed {
-    /// Address of the replica.
     pub replica: String,
     /// State of the breaker after the call.
     pub breaker: BreakerState,
@@ -131,7 +130,6 @@ pub struct Probed {
 /// Result of forgetting a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Forgotten {
-    /// Address of the replica.
     pub replica: String,
     /// Discarded deliveries and dead letters.
     pub discarded: u64,

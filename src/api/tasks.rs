@@ -32,31 +32,27 @@ pub enum DeliveryState {
     Retrying,
     /// Failed and waiting for a place in the retry queue. Comes back automatically.
     Parked,
-    /// A dead letter.
     Dead,
-    /// Acknowledged by the replica.
     Delivered,
     /// A newer write of the key made it pointless.
     Superseded,
     /// Discarded by an operator or after its retention.
     Discarded,
-    }
+}
 
-    /// Delivery of a task to one replica.
-    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-    pub struct Delivery {
-        /// Address of the replica.
-        pub replica: String,
-        pub state: DeliveryState,
-        /// Failed attempts, including those that an open breaker did not send.
-        pub failures: u32,
-        /// Only if the state is `retrying`.
-        pub next_attempt_at: Option<String>,
-        /// Error of the last failed attempt.
-        pub last_error: Option<String>,
-        pub last_failed_at: Option<String>,
-        /// Only if the state is `dead` or `parked`.
-        pub cause: Option<super::Cause>,
+/// Delivery of a task to one replica.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Delivery {
+    pub replica: String,
+    pub state: DeliveryState,
+    /// Failed attempts, including those that an open breaker did not send.
+    pub failures: u32,
+    /// Only if the state is `retrying`.
+    pub next_attempt_at: Option<String>,
+    pub last_error: Option<String>,
+    pub last_failed_at: Option<String>,
+    /// Only if the state is `dead` or `parked`.
+    pub cause: Option<super::Cause>,
 }
 
 /// An accepted write. A settled task may have only its id, deliveries and `settled_at`.
@@ -69,7 +65,6 @@ pub struct Task {
     /// Length of the value.
     pub value_bytes: Option<u64>,
     pub accepted_at: Option<String>,
-    /// When the key expires.
     pub expires_at: Option<String>,
     pub user_id: Option<String>,
     pub consistency: Option<Consistency>,

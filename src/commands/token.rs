@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::output::{self, fail, say};
-use crate::access::{NewToken, Grant, TokenList, check_name, check_replica};
+use crate::access::{Grant, NewToken, TokenList, check_name, check_replica};
 use crate::cli::{NewTokenArgs, TokenArgs, TokenCommand};
 
 pub(super) fn run(args: &TokenArgs) -> ExitCode {

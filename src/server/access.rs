@@ -26,7 +26,6 @@ use super::errors::Problem;
 use crate::access::{Bucket, Holder, Role, TokenList};
 use crate::task::Node;
 
-/// Authentication settings.
 #[derive(Clone, Debug)]
 pub struct Access {
     /// Valid tokens. `None` disables authentication.
@@ -84,8 +83,7 @@ fn need(method: &Method, path: &str) -> Need {
     }
 }
 
-/// Adds the required role and the 401, 403 and 429 responses to each operation of the API
-/// description.
+/// Adds the required roles and their error responses to the API description.
 pub(super) fn describe(openapi: &mut Value) {
     let scheme = json!({
         "type": "http", "scheme": "bearer",
@@ -114,7 +112,10 @@ pub(super) fn describe(openapi: &mut Value) {
             let Some(responses) = responses else { continue };
             for (status, description) in [
                 ("401", "The token is missing or not valid."),
-                ("403", "The role of the token does not allow this, or the request comes from another site."),
+                (
+                    "403",
+                    "The role of the token does not allow this, or the request comes from another site.",
+                ),
                 ("429", "The token has exceeded its rate limit."),
             ] {
                 responses.entry(status).or_insert_with(|| refused(description));
@@ -128,8 +129,7 @@ pub(super) fn describe(openapi: &mut Value) {
 pub(super) struct Caller(Option<Arc<Holder>>);
 
 impl Caller {
-    /// Returns the caller set by the access middleware. Without the middleware this is an internal
-    /// error.
+    /// Without the middleware this is an internal error.
     pub(super) fn of(extensions: &Extensions) -> Result<Self, Problem> {
         let caller = extensions.get::<Self>().cloned();
         caller.ok_or_else(|| Problem::internal(&"the request did not pass the access middleware"))
@@ -187,13 +187,13 @@ impl About {
 
 /// The middleware: authorizes a request and writes the audit log.
 pub(super) async fn check(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let need = need(request.method(), request.uri().path());
     let audit = AuditEntry::of(need, &request);
-    match admit(&inbound.settings.access, need, &request) {
+    match admit(&server.settings.access, need, &request) {
         Ok(caller) => {
             request.extensions_mut().insert(caller.clone());
             let mut response = next.run(request).await;
@@ -205,14 +205,14 @@ pub(super) async fn check(
         }
         Err((problem, caller)) => {
             let (head, body) = request.into_parts();
-            inbound.memory.discard(&head.headers, body);
+            server.memory.discard(&head.headers, body);
             let response = problem.into_response();
             let status = response.status().as_u16();
             if head.uri.path() == "/replicate" && head.method == Method::POST {
-                inbound.handle.counts().answered(status);
+                server.handle.counts().answered(status);
             }
             if let Some(audit) = audit {
-                inbound.refusals.log(&audit, &caller, status);
+                server.refusals.log(&audit, &caller, status);
             }
             response
         }
@@ -305,7 +305,7 @@ fn is_named(access: &Access, name: &str) -> bool {
     access.host_names.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
-/// The host name without port and trailing dot, in lower case.
+/// Drops the port and a trailing dot.
 fn name_of(host: &str) -> Option<String> {
     let authority: Authority = host.parse().ok()?;
     if authority.as_str().contains('@') {
@@ -363,8 +363,7 @@ impl Display for Caller {
     }
 }
 
-/// A path for the log, cut to a bounded length. A segment with an `@` may hold a password and is
-/// left out.
+/// Truncates a path, and hides segments with an `@`, which may contain a password.
 fn loggable(path: &str) -> String {
     const SHOWN_CHARS: usize = 256;
     let secret = |part: &str| part.contains('@') || part.to_ascii_lowercase().contains("%40");
@@ -372,8 +371,7 @@ fn loggable(path: &str) -> String {
     parts.collect::<Vec<_>>().join("/").chars().take(SHOWN_CHARS).collect()
 }
 
-/// Rate limits the log lines of refused requests, which a client without a token could otherwise
-/// use to fill the disk.
+/// Limits the rate of refusals in the log. A client without a token could otherwise fill the disk.
 #[derive(Debug)]
 pub(super) struct Refusals(Mutex<RefusalLimit>);
 

@@ -33,7 +33,6 @@ const STEP_BYTES: usize = 64 * 1024;
 /// is cut.
 const SLOWEST_BYTES: usize = 16 * 1024;
 
-/// How often that rate is checked.
 const PACE: Duration = Duration::from_secs(1);
 
 /// Minimum size limit of a batch: 1000 writes of 16 KiB.
@@ -80,11 +79,7 @@ impl BodyMemory {
         }
     }
 
-    /// Reads `body` to its end, up to the size limit of a single write.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::read_up_to`].
+    /// [`Self::read_up_to`] the size limit of a single write.
     pub(super) async fn read(
         &self,
         headers: &HeaderMap,
@@ -103,14 +98,9 @@ impl BodyMemory {
         OPERATE_BYTES.min(self.bytes)
     }
 
-    /// Reads `body` to its end, up to `limit` bytes, and strips a UTF-8 byte order mark. `limit` must
-    /// not exceed the shared memory, or the read can never succeed.
-    ///
-    /// # Errors
-    ///
-    /// 415 for a compressed body. 413 beyond the limit, before reading if the length is announced.
-    /// 400 for UTF-16. 408 after the client timeout, or for a slow body while others wait for memory.
-    /// 503 if the memory stays in use for the client timeout.
+    /// Reads `body` to its end and strips a UTF-8 byte order mark. `limit` must not exceed the shared
+    /// memory, or the read can never succeed. Fails with 413 before reading if the announced length is
+    /// beyond the limit.
     pub(super) async fn read_up_to(
         &self,
         limit: usize,
@@ -169,7 +159,11 @@ impl BodyMemory {
         tokio::spawn(tokio::time::timeout(self.client_timeout, rest));
     }
 
-    async fn collect(&self, limit: usize, body: &mut Body) -> Result<(Bytes, Share<'_>), BodyFailure> {
+    async fn collect(
+        &self,
+        limit: usize,
+        body: &mut Body,
+    ) -> Result<(Bytes, Share<'_>), BodyFailure> {
         let announced = body.size_hint().exact();
         let length = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
         if length.is_some_and(|length| length > limit) {
@@ -203,7 +197,6 @@ impl BodyMemory {
             let Some(frame) = frame else {
                 return Ok((whole.finish(), share));
             };
-            // Trailers are ignored.
             let Ok(data) = frame.map_err(|_| BodyFailure::Truncated)?.into_data() else {
                 continue;
             };
@@ -259,7 +252,6 @@ fn unmarked(mut body: Bytes) -> Result<Bytes, Problem> {
     Ok(body)
 }
 
-/// Counts a waiting body for as long as it lives.
 struct MemoryWaiter<'a>(&'a AtomicUsize);
 
 impl<'a> MemoryWaiter<'a> {
@@ -291,7 +283,7 @@ impl Gathered {
         self.first.len().saturating_add(self.joined.len())
     }
 
-    /// Appends `data`. `length` is the expected total, for the first allocation.
+    /// `length` is the expected total, for the first allocation.
     fn push(&mut self, data: Bytes, length: usize) {
         if self.len() == 0 {
             self.first = data;

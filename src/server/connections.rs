@@ -79,7 +79,13 @@ pub(super) async fn accept(
     let slots = ConnectionSlots::new(limits.max_connections);
     let graceful = GracefulShutdown::new();
     let (stopping, watched) = watch::channel(());
-    let each = ConnectionServer { http: http(limits), router, tls, patience: limits.client_timeout, watched };
+    let each = ConnectionServer {
+        http: http(limits),
+        router,
+        tls,
+        patience: limits.client_timeout,
+        watched,
+    };
     let mut stop = pin!(stop);
     let mut failures = RepeatedWarning::default();
     let mut crowded = RepeatedWarning::default();
@@ -109,7 +115,6 @@ fn http(limits: &ConnectionLimits) -> http1::Builder {
     http
 }
 
-/// Shared settings of all connections.
 #[derive(Clone)]
 struct ConnectionServer {
     http: http1::Builder,
@@ -156,8 +161,13 @@ impl ConnectionServer {
         }
     }
 
-    async fn speak<S>(self, stream: S, peer: ClientPeer, slot: Arc<ConnectionSlot>, watcher: Watcher)
-    where
+    async fn speak<S>(
+        self,
+        stream: S,
+        peer: ClientPeer,
+        slot: Arc<ConnectionSlot>,
+        watcher: Watcher,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let router = TowerToHyperService::new(self.router);
@@ -175,8 +185,6 @@ impl ConnectionServer {
     }
 }
 
-/// Waits for the next connection and a slot for it.
-///
 /// Cancel safe: a connection that was not returned is closed unserved.
 async fn next(
     listener: &TcpListener,

@@ -24,10 +24,13 @@ pub(super) enum Problem {
     Invalid(String),
     Unauthenticated(&'static str),
     Forbidden(String),
-    TooMany { error: String, retry_after: Duration },
-    /// The path is unknown.
+    TooMany {
+        error: String,
+        retry_after: Duration,
+    },
+    /// Unknown path.
     NotFound,
-    /// The path is known, but the object it names does not exist.
+    /// Known path, but the object it names does not exist.
     Missing(String),
     WrongMethod,
     TooSlow(String),
@@ -36,9 +39,11 @@ pub(super) enum Problem {
     TooLarge(String),
     Encoded(String),
     Conflict(String),
-    /// The idempotency key was used for another write.
     Mismatch(String),
-    Unavailable { error: String, retry_after: Duration },
+    Unavailable {
+        error: String,
+        retry_after: Duration,
+    },
     /// The strong write is accepted, but no majority acknowledged it in time.
     NoMajority {
         error: String,
@@ -159,17 +164,14 @@ impl Problem {
     }
 }
 
-/// 204.
 pub(super) fn done() -> Response {
     StatusCode::NO_CONTENT.into_response()
 }
 
-/// 200 with these bytes.
 pub(super) fn bytes(value: Bytes) -> Response {
     value.into_response()
 }
 
-/// 304.
 pub(super) fn not_modified() -> Response {
     StatusCode::NOT_MODIFIED.into_response()
 }
@@ -233,7 +235,6 @@ pub(super) fn taken(body: &WriteAccepted, was_replayed: bool) -> Response {
 }
 
 pub(super) fn taken_in_batch(body: &WriteAccepted, replayed: bool) -> BatchAnswer {
-    // Serialization of plain strings cannot fail.
     let json = serde_json::to_value(body).unwrap_or_default();
     BatchAnswer { status: taken_status(body).as_u16(), body: json, replayed }
 }
@@ -251,22 +252,18 @@ fn with(mut response: Response, name: HeaderName, value: HeaderValue) -> Respons
     response
 }
 
-/// 200.
 pub(super) fn ok(body: &impl Serialize) -> Response {
     answer(StatusCode::OK, body)
 }
 
-/// 201.
 pub(super) fn created(body: &impl Serialize) -> Response {
     answer(StatusCode::CREATED, body)
 }
 
-/// 202.
 pub(super) fn accepted(body: &impl Serialize) -> Response {
     answer(StatusCode::ACCEPTED, body)
 }
 
-/// 503, for health checks.
 pub(super) fn unavailable(body: &impl Serialize) -> Response {
     answer(StatusCode::SERVICE_UNAVAILABLE, body)
 }

@@ -35,9 +35,9 @@ enum Status {
         (status = 503, body = Object, description = "`status` is unhealthy."),
     ),
 )]
-pub(super) async fn health(State(inbound): State<Arc<ServerState>>) -> Response {
-    let health = inbound.handle.health();
-    let snapshot = inbound.handle.snapshot().await;
+pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
+    let health = server.handle.health();
+    let snapshot = server.handle.snapshot().await;
     let queue_size = snapshot.as_ref().map(|snapshot| snapshot.queue_tasks);
     let disk_low = snapshot.as_ref().is_some_and(|snapshot| snapshot.disk_low);
     let reason = match health {
@@ -83,8 +83,8 @@ pub(super) async fn livez() -> Response {
         (status = 503, body = Object, description = "Writes are refused; `error` is the reason."),
     ),
 )]
-pub(super) async fn readyz(State(inbound): State<Arc<ServerState>>) -> Response {
-    let error = match inbound.handle.health() {
+pub(super) async fn readyz(State(server): State<Arc<ServerState>>) -> Response {
+    let error = match server.handle.health() {
         Health::Serving => return ok(&json!({ "status": "ready" })),
         Health::Stalled { .. } => STALLED,
         Health::Draining => "the replicator is shutting down",

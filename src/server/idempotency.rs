@@ -17,10 +17,6 @@ const HEADER: &str = "Idempotency-Key";
 const MAX_KEY_BYTES: usize = 255;
 
 /// Reads the key from the header.
-///
-/// # Errors
-///
-/// 400 for a malformed key or a repeated header.
 pub(super) fn header(headers: &HeaderMap) -> Result<Option<Box<str>>, Problem> {
     let mut lines = headers.get_all(HEADER).iter();
     let Some(line) = lines.next() else { return Ok(None) };
@@ -35,7 +31,6 @@ pub(super) fn header(headers: &HeaderMap) -> Result<Option<Box<str>>, Problem> {
     }
 }
 
-/// Reads the key from the field of a write in a batch.
 pub(super) fn field(json: &Json<'_>) -> Result<Option<Box<str>>, Problem> {
     match json {
         Json::Null => Ok(None),

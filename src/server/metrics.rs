@@ -30,12 +30,12 @@ const PROMETHEUS_TEXT: HeaderValue =
     ),
 )]
 pub(super) async fn figures(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Some(mut snapshot) = inbound.handle.snapshot().await else {
+    let Some(mut snapshot) = server.handle.snapshot().await else {
         let gone = Refusal::Draining;
-        return Err(Problem::refused(&gone, &[], &inbound.handle));
+        return Err(Problem::refused(&gone, &[], &server.handle));
     };
     if !wants_text(&headers) {
         return Ok(ok(&to_json(&snapshot)));
@@ -51,8 +51,8 @@ pub(super) async fn figures(
     summary = "Requests and bytes of the busiest users",
     responses((status = 200, body = Object, description = "Up to 1000 users.")),
 )]
-pub(super) async fn users(State(inbound): State<Arc<ServerState>>) -> Response {
-    let users = inbound.users.lock().unwrap_or_else(PoisonError::into_inner);
+pub(super) async fn users(State(server): State<Arc<ServerState>>) -> Response {
+    let users = server.users.lock().unwrap_or_else(PoisonError::into_inner);
     let busiest = users.busiest();
     drop(users);
     ok(&json!({ "users": busiest }))
@@ -69,7 +69,7 @@ fn wants_text(headers: &HeaderMap) -> bool {
     text.max(open) > wish(&ranges, "application", "json")
 }
 
-/// Parses an entry of `Accept` into its media range and quality in thousandths.
+/// The media range and quality, in thousandths, of an entry of `Accept`.
 fn range(entry: &str) -> Option<(&str, u16)> {
     let mut parts = entry.split(';').map(str::trim);
     let range = parts.next()?;

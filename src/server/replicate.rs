@@ -17,12 +17,8 @@ use crate::metrics::Reason;
 use crate::task::{Consistency, NewTask, TaskId, Trace};
 use crate::traces::{self, Span};
 
-/// Reads, validates and submits a write.
-///
-/// # Cancel safety
-///
-/// If the client disconnects before its request is complete, nothing happens. After that the
-/// daemon processes the write regardless of the client.
+/// Cancel safe: if the client disconnects before its request is complete, nothing happens. After
+/// that the daemon processes the write regardless of the client.
 #[utoipa::path(
     post, path = "/replicate", tag = "writes",
     operation_id = "replicate",
@@ -47,12 +43,15 @@ use crate::traces::{self, Span};
             write stays accepted."),
     ),
 )]
-pub(super) async fn replicate(State(inbound): State<Arc<ServerState>>, request: Request) -> Response {
+pub(super) async fn replicate(
+    State(server): State<Arc<ServerState>>,
+    request: Request,
+) -> Response {
     let parent = trace_of(request.headers());
-    let span = inbound.settings.tracer.accept(parent.as_ref());
+    let span = server.settings.tracer.accept(parent.as_ref());
     // Deliveries join the span or, if it is not sampled, the trace of the request.
     let trace = span.as_ref().map(Span::trace).or(parent);
-    let (answer, task) = match write(&inbound, request, trace).await {
+    let (answer, task) = match write(&server, request, trace).await {
         Ok((task, response)) => (response, Some(task)),
         Err(problem) => {
             let task = problem.task();
@@ -60,7 +59,7 @@ pub(super) async fn replicate(State(inbound): State<Arc<ServerState>>, request: 
         }
     };
     let status = answer.status().as_u16();
-    inbound.handle.counts().answered(status);
+    server.handle.counts().answered(status);
     if let Some(span) = span {
         span.answered(status, task);
     }
@@ -78,14 +77,14 @@ pub(super) fn trace_of(headers: &HeaderMap) -> Option<Trace> {
 }
 
 async fn write(
-    inbound: &ServerState,
+    server: &ServerState,
     request: Request,
     trace: Option<Trace>,
 ) -> Result<(TaskId, Response), Problem> {
-    let ServerState { handle, settings, memory, .. } = inbound;
+    let ServerState { handle, settings, memory, .. } = server;
     let (head, body) = request.into_parts();
     // Checked before the body, so that a client does not send megabytes in vain.
-    let key = match inbound.serving().and_then(|()| idempotency::header(&head.headers)) {
+    let key = match server.serving().and_then(|()| idempotency::header(&head.headers)) {
         Ok(key) => key,
         Err(problem) => {
             memory.discard(&head.headers, body);
@@ -93,22 +92,21 @@ async fn write(
         }
     };
     let read = memory.read(&head.headers, body, handle.retry_after()).await;
-    let (body, _share) = read.inspect_err(|problem| inbound.count_memory_refusal(problem))?;
+    let (body, _share) = read.inspect_err(|problem| server.count_memory_refusal(problem))?;
     let ValidWrite { mut task, spelled } = validate::write(&body, settings)?;
     let caller = Caller::of(&head.extensions)?;
     caller.may_name(&task.replicas)?;
     let idempotency = key.map(|key| idempotency::of(&caller, key, &body));
     task.trace = trace;
     drop(body);
-    inbound.count_user(&task);
+    server.count_user(&task);
     let consistency = task.consistency;
     let accepted = handle.replicate(task, idempotency).await;
-    let accepted = accepted.map_err(|refusal| inbound.refused(&refusal, &spelled))?;
-    let said = inbound.success(&accepted, consistency, &spelled);
-    Ok((accepted.id, taken(&said, accepted.replayed)))
+    let accepted = accepted.map_err(|refusal| server.refused(&refusal, &spelled))?;
+    let body = server.success(&accepted, consistency, &spelled);
+    Ok((accepted.id, taken(&body, accepted.replayed)))
 }
 
-/// Body of a 503.
 #[derive(serde::Serialize, utoipa::ToSchema)]
 #[serde(untagged)]
 #[allow(dead_code, reason = "for the API's description alone")]
@@ -118,7 +116,6 @@ enum Unavailable {
 }
 
 impl ServerState {
-    /// Fails while the daemon accepts no writes.
     pub(super) fn serving(&self) -> Result<(), Problem> {
         match self.handle.health().refusal() {
             None => Ok(()),

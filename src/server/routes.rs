@@ -9,8 +9,7 @@ use serde_json::Value;
 use super::errors::Problem;
 use super::{ServerState, access, page, v1};
 
-/// All routes, and the OpenAPI description of the API. The page is not part of the API. `GET` routes
-/// also serve `HEAD`.
+/// The router, and the OpenAPI description of the API, which does not include the page.
 pub(super) fn router() -> (Router<Arc<ServerState>>, Value) {
     let (router, openapi) = v1::router().split_for_parts();
     let router = router
@@ -18,7 +17,6 @@ pub(super) fn router() -> (Router<Arc<ServerState>>, Value) {
         .route("/assets/{name}", get(page::asset))
         .fallback(|| async { Problem::NotFound })
         .method_not_allowed_fallback(|| async { Problem::WrongMethod });
-    // Serialization of plain strings and numbers cannot fail.
     let mut openapi = serde_json::to_value(openapi).unwrap_or_default();
     access::describe(&mut openapi);
     (router, openapi)

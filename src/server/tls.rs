@@ -22,7 +22,6 @@ use crate::tls::{self, TlsFiles};
 /// How long a client whose handshake failed may take to read the alert.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How much it may send in that time.
 const REFUSED_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug, Error)]
@@ -38,18 +37,11 @@ pub enum InboundTlsError {
 pub struct InboundTls(Arc<ArcSwap<ServerConfig>>);
 
 impl InboundTls {
-    /// # Errors
-    ///
-    /// [`InboundTlsError`], which names the file.
     pub fn read(files: &TlsFiles) -> Result<Self, InboundTlsError> {
         Ok(Self(Arc::new(ArcSwap::from_pointee(config(files)?))))
     }
 
-    /// Reads the files again, for new connections.
-    ///
-    /// # Errors
-    ///
-    /// [`InboundTlsError`]; the old configuration stays in use.
+    /// Reads the files again, for new connections. On an error the old configuration stays in use.
     pub fn reload(&self, files: &TlsFiles) -> Result<(), InboundTlsError> {
         self.0.store(Arc::new(config(files)?));
         Ok(())

@@ -31,18 +31,11 @@ pub(super) struct ValidWrite {
     pub(super) spelled: Vec<String>,
 }
 
-/// # Errors
-///
-/// 413 for a value beyond its limit, 403 for a replica that policy forbids, 400 otherwise.
 pub(super) fn write(body: &[u8], settings: &ServerSettings) -> Result<ValidWrite, Problem> {
     checked(fields(body)?, settings)
 }
 
-/// Parses a write of a batch and its idempotency key.
-///
-/// # Errors
-///
-/// As [`write`].
+/// Parses a write of a batch, with its idempotency key.
 pub(super) fn batched(
     body: &[u8],
     settings: &ServerSettings,
@@ -203,7 +196,10 @@ pub(super) fn user(json: Json<'_>) -> Result<Option<Cow<'_, str>>, Problem> {
 }
 
 /// The distinct nodes, and the first spelling of each.
-fn replicas(json: Json<'_>, settings: &ServerSettings) -> Result<(Vec<Node>, Vec<String>), Problem> {
+fn replicas(
+    json: Json<'_>,
+    settings: &ServerSettings,
+) -> Result<(Vec<Node>, Vec<String>), Problem> {
     let limit = settings.max_replicas;
     let entries = match json {
         Json::List(entries) => entries,
@@ -259,7 +255,6 @@ fn with_scheme(text: &str, error: &NodeError) -> String {
     }
 }
 
-/// An optional string field.
 fn text<'a>(field: &str, json: Json<'a>) -> Result<Option<Cow<'a, str>>, Problem> {
     match json {
         Json::Null => Ok(None),

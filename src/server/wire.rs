@@ -15,7 +15,6 @@ use crate::text;
 /// Entries kept of a list. One more is kept to show that there are too many.
 pub(super) const MAX_ENTRIES: usize = 1024;
 
-/// How many characters of a text an error quotes.
 const SHOWN_CHARS: usize = 100;
 
 /// The fields of a write. A missing one is [`Json::Null`]; unknown ones are ignored.

@@ -137,7 +137,8 @@ fn a_password_in_a_path_is_not_logged() {
 #[test]
 fn refusals_cannot_flood_the_log() {
     let refusals = Refusals::new();
-    let entry = AuditEntry { is_operation: false, method: Method::GET, path: "/".to_owned(), peer: None };
+    let entry =
+        AuditEntry { is_operation: false, method: Method::GET, path: "/".to_owned(), peer: None };
     for _ in 0..1000 {
         refusals.log(&entry, &Caller::default(), 401);
     }

@@ -15,7 +15,6 @@ use hyper_util::service::TowerToHyperService;
 use super::ClientPeer;
 use super::room::ConnectionSlot;
 
-/// The router of one connection, with turn tracking.
 pub(super) struct TurnService {
     pub(super) router: TowerToHyperService<Router>,
     pub(super) slot: Arc<ConnectionSlot>,
@@ -44,7 +43,6 @@ impl Service<Request<Incoming>> for TurnService {
     }
 }
 
-/// A request body. At its end the request is complete.
 struct RequestBody {
     body: Incoming,
     slot: Arc<ConnectionSlot>,

@@ -7,9 +7,9 @@ use axum::extract::{RawQuery, Request, State};
 use axum::response::Response;
 
 use super::bodies::{self, BarrierBody, object};
-use super::extract::{PathName, NoParameters, Parameters};
+use super::extract::{NoParameters, Parameters, PathName};
 use super::wire::shown;
-use super::{NotFoundError, BodyErrors, CommonErrors, ServerState, Problem};
+use super::{BodyErrors, CommonErrors, NotFoundError, Problem, ServerState};
 use crate::api;
 use crate::server::errors::{created, ok};
 
@@ -26,14 +26,14 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
     ),
 )]
 pub(super) async fn create(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
     let check = |body: &[u8]| object::<BarrierBody<'_>>(body)?.checked();
-    let replicas = bodies::read(&inbound, request, check).await?;
-    let barrier = inbound.handle.barrier(replicas).await;
-    Ok(created(&inbound.operated(barrier)?))
+    let replicas = bodies::read(&server, request, check).await?;
+    let barrier = server.handle.barrier(replicas).await;
+    Ok(created(&server.operated(barrier)?))
 }
 
 #[utoipa::path(
@@ -48,21 +48,21 @@ pub(super) async fn create(
     responses((status = 200, body = api::Barrier, description = "The barrier."), NotFoundError, CommonErrors),
 )]
 pub(super) async fn show(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     PathName(id): PathName,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let mut parameters = Parameters::read(query.as_deref(), &["wait"])?;
     let wait = parameters.duration("wait", MAX_WAIT)?.unwrap_or_default();
-    let _stay = if wait.is_zero() { None } else { Some(inbound.stay()?) };
+    let _stay = if wait.is_zero() { None } else { Some(server.stay()?) };
     let waited = tokio::select! {
-        state = inbound.handle.barrier_state(&id, wait) => Some(state),
-        () = inbound.closing() => None,
+        state = server.handle.barrier_state(&id, wait) => Some(state),
+        () = server.closing() => None,
     };
     // A waiting client must not delay the shutdown.
     let state = match waited {
         Some(state) => state,
-        None => inbound.handle.barrier_state(&id, Duration::ZERO).await,
+        None => server.handle.barrier_state(&id, Duration::ZERO).await,
     };
-    Ok(ok(&inbound.found(state, || format!("barrier {}", shown(&id)))?))
+    Ok(ok(&server.found(state, || format!("barrier {}", shown(&id)))?))
 }

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use super::extract::NoParameters;
 use super::validate::{self, ValidWrite, invalid};
-use super::{BodyErrors, CommonErrors, ServerState, Problem, idempotency};
+use super::{BodyErrors, CommonErrors, Problem, ServerState, idempotency};
 use crate::api::{self, BatchAnswer, BatchAnswers};
 use crate::server::access::Caller;
 use crate::server::errors::{ok, taken_in_batch};
@@ -53,13 +53,13 @@ enum CheckedWrite {
     ),
 )]
 pub(super) async fn batch(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    let ServerState { handle, memory, .. } = &*inbound;
+    let ServerState { handle, memory, .. } = &*server;
     let (head, body) = request.into_parts();
-    let early = inbound.serving().and_then(|()| idempotency::no_header(&head.headers));
+    let early = server.serving().and_then(|()| idempotency::no_header(&head.headers));
     if let Err(problem) = early {
         memory.discard(&head.headers, body);
         return Err(problem);
@@ -67,18 +67,18 @@ pub(super) async fn batch(
     let parent = trace_of(&head.headers);
     let (limit, retry_after) = (memory.max_batch_bytes(), handle.retry_after());
     let read = memory.read_up_to(limit, &head.headers, body, retry_after).await;
-    let (body, _share) = read.inspect_err(|problem| inbound.count_memory_refusal(problem))?;
+    let (body, _share) = read.inspect_err(|problem| server.count_memory_refusal(problem))?;
     let caller = Caller::of(&head.extensions)?;
     let mut members = Vec::new();
     let mut valid = Vec::new();
     let writes = split(&head.headers, &body)?;
     caller.spend(writes.len().saturating_sub(1));
     for write in writes {
-        let span = inbound.settings.tracer.accept(parent.as_ref());
-        let checked = match inbound.checked(write, &caller) {
+        let span = server.settings.tracer.accept(parent.as_ref());
+        let checked = match server.checked(write, &caller) {
             Ok((ValidWrite { mut task, spelled }, idempotency)) => {
                 task.trace = span.as_ref().map(Span::trace).or_else(|| parent.clone());
-                inbound.count_user(&task);
+                server.count_user(&task);
                 let consistency = task.consistency;
                 valid.push((task, idempotency));
                 CheckedWrite::Submitted { consistency, spelled }
@@ -88,7 +88,7 @@ pub(super) async fn batch(
         members.push(Member { span, checked });
     }
     drop(body);
-    Ok(ok(&inbound.answered(members, valid).await))
+    Ok(ok(&server.answered(members, valid).await))
 }
 
 impl ServerState {
@@ -102,7 +102,6 @@ impl ServerState {
         Ok((checked, key.map(|key| idempotency::of(caller, key, write))))
     }
 
-    /// Submits the valid writes and returns the answers in the order of the members.
     async fn answered(
         &self,
         members: Vec<Member>,
@@ -115,8 +114,8 @@ impl ServerState {
                 CheckedWrite::Refused(problem) => Err(problem),
                 CheckedWrite::Submitted { consistency, spelled } => match outcomes.next() {
                     Some(Ok(accepted)) => {
-                        let said = self.success(&accepted, consistency, &spelled);
-                        Ok((accepted.id, taken_in_batch(&said, accepted.replayed)))
+                        let body = self.success(&accepted, consistency, &spelled);
+                        Ok((accepted.id, taken_in_batch(&body, accepted.replayed)))
                     }
                     Some(Err(refusal)) => Err(self.refused(&refusal, &spelled)),
                     None => Err(Problem::internal(&"the daemon did not answer a write of a batch")),
@@ -141,7 +140,6 @@ impl ServerState {
     }
 }
 
-/// Splits a body into the bytes of its writes.
 pub(super) fn split<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Vec<&'a [u8]>, Problem> {
     let in_lines = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let in_lines = in_lines.is_some_and(|value| {
@@ -159,9 +157,9 @@ pub(super) fn split<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Vec<&'a [
     match writes.len() {
         0 => Err(invalid("the body must contain at least one write")),
         1..=MAX_WRITES => Ok(writes),
-        _ => Err(Problem::TooLarge(format!(
-            "the batch must not have more than {MAX_WRITES} writes"
-        ))),
+        _ => {
+            Err(Problem::TooLarge(format!("the batch must not have more than {MAX_WRITES} writes")))
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use super::extract::{self, CAUSES, word, words};
 use super::validate::{self, invalid, must_be};
 use super::wire::{Json, plain};
-use super::{ServerState, Problem};
+use super::{Problem, ServerState};
 use crate::dispatcher::LetterFilter;
 use crate::task::{Node, TaskId};
 
@@ -60,7 +60,6 @@ pub(super) struct SelectionBody<'a> {
     rate: Json<'a>,
 }
 
-/// A validated selection of dead letters.
 #[derive(Debug, PartialEq)]
 pub(super) struct Selected {
     pub(super) filter: LetterFilter,
@@ -69,22 +68,20 @@ pub(super) struct Selected {
     pub(super) rate: Option<NonZeroU32>,
 }
 
-/// Reads the body of a request and passes it to `check`.
 pub(super) async fn read<T>(
-    inbound: &ServerState,
+    server: &ServerState,
     request: Request,
     check: impl FnOnce(&[u8]) -> Result<T, Problem>,
 ) -> Result<T, Problem> {
-    let ServerState { handle, memory, .. } = inbound;
+    let ServerState { handle, memory, .. } = server;
     let (head, body) = request.into_parts();
     let (limit, retry_after) = (memory.max_operate_bytes(), handle.retry_after());
     let (body, _share) = memory.read_up_to(limit, &head.headers, body, retry_after).await?;
     check(&body)
 }
 
-/// Reads a body that must be empty.
-pub(super) async fn nothing(inbound: &ServerState, request: Request) -> Result<(), Problem> {
-    read(inbound, request, |body| object::<EmptyBody>(body).map(|_| ())).await
+pub(super) async fn nothing(server: &ServerState, request: Request) -> Result<(), Problem> {
+    read(server, request, |body| object::<EmptyBody>(body).map(|_| ())).await
 }
 
 /// Parses a JSON object. An empty body counts as an object without fields.
@@ -202,12 +199,11 @@ fn text(field: &str, json: Json<'_>) -> Result<Option<String>, Problem> {
     }
 }
 
-/// A text to filter by. It must not be empty.
 fn given(field: &str, text: Option<Cow<'_, str>>) -> Result<Option<String>, Problem> {
     match text {
-        Some(text) if text.is_empty() => {
-            Err(invalid(format!(r#"field "{field}" must not be empty, omit it to not filter by it"#)))
-        }
+        Some(text) if text.is_empty() => Err(invalid(format!(
+            r#"field "{field}" must not be empty, omit it to not filter by it"#
+        ))),
         text => Ok(text.map(Cow::into_owned)),
     }
 }

@@ -7,7 +7,7 @@ use axum::response::Response;
 
 use super::bodies::{self, SelectionBody, object};
 use super::extract::{CAUSES, NoParameters, Parameters};
-use super::{BodyErrors, CommonErrors, ServerState, Problem};
+use super::{BodyErrors, CommonErrors, Problem, ServerState};
 use crate::api;
 use crate::dispatcher::LetterFilter;
 use crate::server::access::About;
@@ -37,7 +37,7 @@ const PARAMETERS: [&str; 7] =
     ),
 )]
 pub(super) async fn list(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let mut parameters = Parameters::read(query.as_deref(), &PARAMETERS)?;
@@ -50,8 +50,8 @@ pub(super) async fn list(
         cause: parameters.word("cause", &CAUSES)?,
     };
     let (limit, after) = (parameters.limit()?, parameters.cursor()?);
-    let page = inbound.handle.dead_letters(filter, limit, after).await;
-    Ok(ok(&inbound.operated(page)?))
+    let page = server.handle.dead_letters(filter, limit, after).await;
+    Ok(ok(&server.operated(page)?))
 }
 
 #[utoipa::path(
@@ -67,14 +67,14 @@ pub(super) async fn list(
     ),
 )]
 pub(super) async fn redrive(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
     let check = |body: &[u8]| object::<SelectionBody<'_>>(body)?.redriven();
-    let selected = bodies::read(&inbound, request, check).await?;
-    let begun = inbound.handle.redrive(selected.filter, selected.dry_run, selected.rate).await;
-    let begun = inbound.operated(begun)?;
+    let selected = bodies::read(&server, request, check).await?;
+    let begun = server.handle.redrive(selected.filter, selected.dry_run, selected.rate).await;
+    let begun = server.operated(begun)?;
     Ok(About::of(format!("operation {}", begun.operation_id)).on(accepted(&begun)))
 }
 
@@ -90,13 +90,13 @@ pub(super) async fn redrive(
     ),
 )]
 pub(super) async fn discard(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
     let check = |body: &[u8]| object::<SelectionBody<'_>>(body)?.discarded();
-    let selected = bodies::read(&inbound, request, check).await?;
-    let begun = inbound.handle.discard(selected.filter, selected.dry_run).await;
-    let begun = inbound.operated(begun)?;
+    let selected = bodies::read(&server, request, check).await?;
+    let begun = server.handle.discard(selected.filter, selected.dry_run).await;
+    let begun = server.operated(begun)?;
     Ok(About::of(format!("operation {}", begun.operation_id)).on(accepted(&begun)))
 }

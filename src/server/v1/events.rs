@@ -24,21 +24,19 @@ use tokio::time::Sleep;
 use super::extract::Parameters;
 use super::long_polls::Stay;
 use super::validate::invalid;
-use super::{CommonErrors, ServerState, Problem};
+use super::{CommonErrors, Problem, ServerState};
 use crate::dispatcher::{Event, EventKinds, Events};
 use crate::server::connections::ClientPeer;
 
-/// A chunk of this size is sent at once.
+/// A chunk of this size is full.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Events taken from the bus per step.
-const STEP: usize = 16;
+const EVENTS_PER_STEP: usize = 16;
 
 /// Minimum time between chunks that are not full: 1000 events a second become 20 writes.
 const PACE: Duration = Duration::from_millis(50);
 
-/// A comment is sent after this much silence, so that proxies and both ends see that the connection
-/// is alive.
+/// Silence after which a comment shows proxies and both ends that the connection is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// First chunk: the reconnection delay in milliseconds.
@@ -82,7 +80,7 @@ const KINDS: [(&str, EventType); 3] =
     ),
 )]
 pub(super) async fn events(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     Extension(peer): Extension<Arc<ClientPeer>>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -91,7 +89,7 @@ pub(super) async fn events(
     let kinds = parameters.words("types", &KINDS)?;
     let after = parameters.number("after")?;
     let after = last_event_id(&headers)?.or(after);
-    let stay = inbound.stream()?;
+    let stay = server.stream()?;
     let wanted = |kind| kinds.as_ref().is_none_or(|kinds| kinds.contains(&kind));
     let kinds = EventKinds {
         task: wanted(EventType::Task),
@@ -99,8 +97,8 @@ pub(super) async fn events(
         figures: wanted(EventType::Figures),
     };
     let feed = EventStream {
-        events: inbound.handle.events(after, kinds),
-        closing: inbound.closing.clone(),
+        events: server.handle.events(after, kinds),
+        closing: server.closing.clone(),
         paced: None,
         begun: false,
         ended: false,
@@ -155,14 +153,14 @@ impl EventStream {
         let mut text = String::new();
         tokio::select! {
             _ = self.closing.wait_for(|closing| *closing) => return None,
-            events = self.events.next(STEP) => match events[..] {
+            events = self.events.next(EVENTS_PER_STEP) => match events[..] {
                 [] => return None,
                 _ => put(&mut text, &events),
             },
             () = tokio::time::sleep(KEEP_ALIVE) => text.push_str(":\n\n"),
         }
         while text.len() < CHUNK_BYTES {
-            match self.events.next(STEP).now_or_never() {
+            match self.events.next(EVENTS_PER_STEP).now_or_never() {
                 Some(events) if events.is_empty() => {
                     self.ended = true;
                     break;
@@ -180,7 +178,7 @@ impl EventStream {
 
 fn put(text: &mut String, events: &[Event]) {
     for Event { id, kind, data } in events {
-        // Writing to a String cannot fail, and the JSON contains no line breaks.
+        // Writing to a String cannot fail. JSON contains no line breaks.
         let _ = write!(text, "id: {id}\nevent: {}\ndata: {data}\n\n", kind.as_str());
     }
 }

@@ -33,7 +33,7 @@ pub(super) const CAUSES: [(&str, Cause); 3] = [
     ("retry_overflow", Cause::RetryOverflow),
 ];
 
-/// The decoded path segment that names an object.
+/// The decoded variable segment of the path.
 pub(super) struct PathName(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathName {
@@ -47,7 +47,6 @@ impl<S: Send + Sync> FromRequestParts<S> for PathName {
     }
 }
 
-/// A [`PathName`] that is the address of a replica.
 pub(super) struct PathNode(pub(super) Node);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathNode {
@@ -81,7 +80,6 @@ pub(super) fn node(what: &str, text: &str) -> Result<Node, Problem> {
         .map_err(|error| invalid(format!("{what}: {} {error}", shown_address(text))))
 }
 
-/// Looks up `name` in a table of words.
 pub(super) fn word<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
     table.iter().find(|(word, _)| *word == name).map(|(_, value)| *value)
 }
@@ -95,14 +93,11 @@ pub(super) fn words<T>(table: &[(&str, T)]) -> String {
     }
 }
 
-/// Query parameters: all known, each at most once, none empty.
+/// Query parameters. Unknown, empty and repeated ones are rejected.
 #[derive(Debug)]
 pub(super) struct Parameters(Vec<(&'static str, String)>);
 
 impl Parameters {
-    /// # Errors
-    ///
-    /// 400 for an unknown, empty or repeated parameter.
     pub(super) fn read(query: Option<&str>, known: &[&'static str]) -> Result<Self, Problem> {
         let mut given = Vec::new();
         for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
@@ -156,7 +151,6 @@ impl Parameters {
         self.read_as(name, &words(table), |text| word(table, text))
     }
 
-    /// A comma-separated list of words of a table.
     pub(super) fn words<T: Copy>(
         &mut self,
         name: &str,
@@ -220,10 +214,7 @@ mod tests {
             Parameters::read(Some("limt=1"), &KNOWN),
             r#"unknown parameter "limt", expected one of limit, cursor, state, replica"#,
         );
-        refused(
-            Parameters::read(Some("a"), &[]),
-            r#"unknown parameter "a": this path takes none"#,
-        );
+        refused(Parameters::read(Some("a"), &[]), r#"unknown parameter "a": this path takes none"#);
         refused(
             Parameters::read(Some("state="), &KNOWN),
             r#"parameter "state" must not be empty, omit it to not filter by it"#,

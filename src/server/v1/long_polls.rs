@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{ServerState, Problem};
+use super::{Problem, ServerState};
 
 /// Long-lived requests may use one in this many connections.
 const CONNECTIONS_PER_REQUEST: usize = 4;

@@ -10,7 +10,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::NoParameters;
-use super::{ServerState, Problem, barriers, batch, dead_letters, events, operations, replicas, tasks};
+use super::{
+    Problem, ServerState, barriers, batch, dead_letters, events, operations, replicas, tasks,
+};
 use crate::server::errors::ok;
 use crate::server::{health, metrics, replicate};
 
@@ -64,8 +66,8 @@ pub(in crate::server) fn router() -> OpenApiRouter<Arc<ServerState>> {
     ),
 )]
 pub(super) async fn described(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    Ok(ok(&inbound.openapi))
+    Ok(ok(&server.openapi))
 }

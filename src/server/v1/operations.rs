@@ -5,9 +5,9 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 
-use super::extract::{PathName, NoParameters};
+use super::extract::{NoParameters, PathName};
 use super::wire::shown;
-use super::{NotFoundError, CommonErrors, ServerState, Problem, missing};
+use super::{CommonErrors, NotFoundError, Problem, ServerState, missing};
 use crate::api;
 use crate::server::errors::ok;
 
@@ -21,10 +21,10 @@ use crate::server::errors::ok;
     ),
 )]
 pub(super) async fn list(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    Ok(ok(&api::OperationPage { operations: inbound.handle.operations() }))
+    Ok(ok(&api::OperationPage { operations: server.handle.operations() }))
 }
 
 #[utoipa::path(
@@ -37,11 +37,11 @@ pub(super) async fn list(
     ),
 )]
 pub(super) async fn show(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     PathName(id): PathName,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let operation = inbound.handle.operation(&id);
+    let operation = server.handle.operation(&id);
     Ok(ok(&operation.ok_or_else(|| missing(&what(&id)))?))
 }
 
@@ -57,11 +57,11 @@ pub(super) async fn show(
     ),
 )]
 pub(super) async fn cancel(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     PathName(id): PathName,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let operation = inbound.handle.cancel(&id).await;
+    let operation = server.handle.cancel(&id).await;
     Ok(ok(&operation.ok_or_else(|| missing(&what(&id)))?))
 }
 

@@ -6,8 +6,8 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::bodies::{self, RenameBody, nothing, object};
-use super::extract::{PathNode, NoParameters};
-use super::{NotFoundError, BodyErrors, CommonErrors, ServerState, Problem};
+use super::extract::{NoParameters, PathNode};
+use super::{BodyErrors, CommonErrors, NotFoundError, Problem, ServerState};
 use crate::api;
 use crate::server::access::About;
 use crate::server::errors::ok;
@@ -31,11 +31,11 @@ enum Taken {
     responses((status = 200, body = api::ReplicaPage, description = "All of them."), CommonErrors),
 )]
 pub(super) async fn list(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let replicas = inbound.handle.replicas().await;
-    Ok(ok(&api::ReplicaPage { replicas: inbound.operated(replicas)? }))
+    let replicas = server.handle.replicas().await;
+    Ok(ok(&api::ReplicaPage { replicas: server.operated(replicas)? }))
 }
 
 #[utoipa::path(
@@ -47,12 +47,12 @@ pub(super) async fn list(
     responses((status = 200, body = api::Replica, description = "The replica."), NotFoundError, CommonErrors),
 )]
 pub(super) async fn show(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     PathNode(node): PathNode,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let replica = inbound.handle.replica(&node).await;
-    Ok(ok(&inbound.found(replica, || what(&node))?))
+    let replica = server.handle.replica(&node).await;
+    Ok(ok(&server.found(replica, || what(&node))?))
 }
 
 #[utoipa::path(
@@ -68,14 +68,14 @@ pub(super) async fn show(
     ),
 )]
 pub(super) async fn pause(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     PathNode(node): PathNode,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    nothing(&inbound, request).await?;
-    let replica = inbound.handle.pause(&node, true).await;
-    Ok(ok(&inbound.found(replica, || what(&node))?))
+    nothing(&server, request).await?;
+    let replica = server.handle.pause(&node, true).await;
+    Ok(ok(&server.found(replica, || what(&node))?))
 }
 
 #[utoipa::path(
@@ -90,14 +90,14 @@ pub(super) async fn pause(
     ),
 )]
 pub(super) async fn resume(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     PathNode(node): PathNode,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    nothing(&inbound, request).await?;
-    let replica = inbound.handle.pause(&node, false).await;
-    Ok(ok(&inbound.found(replica, || what(&node))?))
+    nothing(&server, request).await?;
+    let replica = server.handle.pause(&node, false).await;
+    Ok(ok(&server.found(replica, || what(&node))?))
 }
 
 #[utoipa::path(
@@ -112,14 +112,14 @@ pub(super) async fn resume(
     ),
 )]
 pub(super) async fn probe(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     PathNode(node): PathNode,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    nothing(&inbound, request).await?;
-    let probed = inbound.handle.probe(&node).await;
-    Ok(ok(&inbound.found(probed, || what(&node))?))
+    nothing(&server, request).await?;
+    let probed = server.handle.probe(&node).await;
+    Ok(ok(&server.found(probed, || what(&node))?))
 }
 
 #[utoipa::path(
@@ -135,14 +135,14 @@ pub(super) async fn probe(
     ),
 )]
 pub(super) async fn forget(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     PathNode(node): PathNode,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    nothing(&inbound, request).await?;
-    let forgotten = inbound.handle.forget(&node).await;
-    Ok(ok(&inbound.found(forgotten, || what(&node))?))
+    nothing(&server, request).await?;
+    let forgotten = server.handle.forget(&node).await;
+    Ok(ok(&server.found(forgotten, || what(&node))?))
 }
 
 #[utoipa::path(
@@ -159,15 +159,16 @@ pub(super) async fn forget(
     ),
 )]
 pub(super) async fn rename(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     PathNode(node): PathNode,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    let to = bodies::read(&inbound, request, |body| object::<RenameBody<'_>>(body)?.checked()).await?;
+    let to =
+        bodies::read(&server, request, |body| object::<RenameBody<'_>>(body)?.checked()).await?;
     let about = About::of(format!("to {to}"));
-    let replica = inbound.handle.rename(&node, to).await;
-    Ok(about.on(ok(&inbound.found(replica, || what(&node))?)))
+    let replica = server.handle.rename(&node, to).await;
+    Ok(about.on(ok(&server.found(replica, || what(&node))?)))
 }
 
 fn what(node: &Node) -> String {

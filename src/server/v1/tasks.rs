@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 
-use super::extract::{PathName, NoParameters, Parameters, STATES};
-use super::{NotFoundError, CommonErrors, ServerState, Problem, missing};
+use super::extract::{NoParameters, Parameters, PathName, STATES};
+use super::{CommonErrors, NotFoundError, Problem, ServerState, missing};
 use crate::api;
 use crate::dispatcher::TaskFilter;
 use crate::server::errors::ok;
@@ -35,7 +35,7 @@ const PARAMETERS: [&str; 7] =
     responses((status = 200, body = api::TaskPage, description = "A page."), CommonErrors),
 )]
 pub(super) async fn list(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let mut parameters = Parameters::read(query.as_deref(), &PARAMETERS)?;
@@ -47,8 +47,8 @@ pub(super) async fn list(
         user_id: parameters.text("user_id"),
     };
     let (limit, after) = (parameters.limit()?, parameters.cursor()?);
-    let page = inbound.handle.tasks(filter, limit, after).await;
-    Ok(ok(&inbound.operated(page)?))
+    let page = server.handle.tasks(filter, limit, after).await;
+    Ok(ok(&server.operated(page)?))
 }
 
 #[utoipa::path(
@@ -60,12 +60,12 @@ pub(super) async fn list(
     responses((status = 200, body = api::Task, description = "The task."), NotFoundError, CommonErrors),
 )]
 pub(super) async fn show(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     PathName(name): PathName,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let task = inbound.handle.task(id(&name)?).await;
-    Ok(ok(&inbound.found(task, || what(&name))?))
+    let task = server.handle.task(id(&name)?).await;
+    Ok(ok(&server.found(task, || what(&name))?))
 }
 
 #[utoipa::path(
@@ -80,12 +80,12 @@ pub(super) async fn show(
     ),
 )]
 pub(super) async fn discard(
-    State(inbound): State<Arc<ServerState>>,
+    State(server): State<Arc<ServerState>>,
     PathName(name): PathName,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let task = inbound.handle.discard_task(id(&name)?).await;
-    Ok(ok(&inbound.found(task, || what(&name))?))
+    let task = server.handle.discard_task(id(&name)?).await;
+    Ok(ok(&server.found(task, || what(&name))?))
 }
 
 /// A malformed id is a 404: no task has it.
