@@ -32,8 +32,8 @@ pub struct Access {
     pub tokens: Option<Arc<ArcSwap<TokenList>>>,
     /// Accepted `Host` names besides IP addresses and `localhost`.
     pub host_names: Vec<String>,
-    /// Reject every other `Host`. Set on loopback without tokens and client certificates, against
-    /// DNS rebinding.
+    /// Reject every other `Host`, against DNS rebinding. Set without authentication, on loopback or
+    /// with `--host-name`.
     pub named_hosts_only: bool,
 }
 

@@ -178,19 +178,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_connection_that_has_waited_longest_is_evicted() {
         let slots = ConnectionSlots::new(3);
-        let slots_taken: Vec<_> = (0..3).map(|_| slots.try_acquire().unwrap()).collect();
+        let held: Vec<_> = (0..3).map(|_| slots.try_acquire().unwrap()).collect();
         assert!(slots.try_acquire().is_none());
         // The first has had a request since, the second has one now.
-        slots_taken[0].busy();
-        slots_taken[0].waits();
-        slots_taken[1].busy();
+        held[0].busy();
+        held[0].waits();
+        held[1].busy();
         let next = tokio::spawn({
             let slots = Arc::clone(&slots);
             async move { slots.acquire().await.is_some() }
         });
-        assert!(evicted(&slots_taken[2]).await);
-        assert!(!evicted(&slots_taken[0]).await && !evicted(&slots_taken[1]).await);
-        drop(slots_taken);
+        assert!(evicted(&held[2]).await);
+        assert!(!evicted(&held[0]).await && !evicted(&held[1]).await);
+        drop(held);
         assert!(next.await.unwrap());
     }
 
