@@ -1,11 +1,10 @@
-//! What operators see and say: the JSON of `/v1`, as types.
+//! The JSON of `/v1`, as types.
 //!
-//! The daemon makes them, the server sends them, the command line reads them, and the API's
-//! description is generated from them, so that the four cannot differ. They hold texts and
-//! numbers alone and know nobody.
+//! The daemon builds them, the server sends them, the command line parses them, and the API
+//! description is generated from them, so that these cannot differ. They have no dependencies.
 //!
-//! Conventions: a moment is RFC 3339 in UTC with milliseconds; a duration is in seconds; a size is
-//! in bytes; an id is a text. A field that is `null` is not known or does not apply.
+//! Times are RFC 3339 in UTC with milliseconds, durations are in seconds, sizes in bytes, ids are
+//! strings. A `null` field is unknown or does not apply.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -32,9 +31,9 @@ pub use writes::{
     WriteRequest,
 };
 
-/// Every error of the API.
+/// Body of every error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Error {
-    /// A sentence that names the field or the limit.
+    /// One sentence that names the field or the limit.
     pub error: String,
 }

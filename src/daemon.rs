@@ -365,8 +365,8 @@ fn server_settings(
     inbound: &Inbound,
     tracer: Tracer,
     policy: Policy,
-) -> server::Settings {
-    server::Settings {
+) -> server::ServerSettings {
+    server::ServerSettings {
         access: inbound.access.clone(),
         tls: inbound.tls.clone(),
         tracer,

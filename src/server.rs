@@ -1,24 +1,16 @@
-//! The inbound side: HTTP requests in, calls of the daemon's [`Handle`] out, answers back.
+//! The HTTP server: turns requests into calls of the daemon's [`Handle`].
 //!
-//! It owns the connections, the reading and checking of requests, and the words of every answer.
-//! It guarantees that
+//! It owns connections, reading and validating requests, and the wording of every response.
+//! Guarantees:
 //!
-//! - a write is handed to the daemon only when it is complete and valid, so that a client that
-//!   hangs up in the middle leaves nothing behind;
-//! - `success` is said only after the daemon said it;
-//! - nothing that a client does costs more than a configured share: the number of connections, the
-//!   bytes of bodies in memory, the size of one body, and the time that a client may take to send a
-//!   head, to send a body or to read its answer are all bounded;
-//! - every error of a handler is `{"error":"…"}` with a sentence that names the field or the limit,
-//!   and never quotes a value.
+//! - A write reaches the daemon only when it is complete and valid.
+//! - `success` is sent only after the daemon reported it.
+//! - Connections, bytes of bodies in memory, the size of a body, and the time a client may take
+//!   to send or to read are all bounded.
+//! - Every error of a handler is `{"error":"…"}`. It names the field or limit and never quotes a
+//!   value. hyper answers a malformed or oversized head itself, without a body.
 //!
-//! It deliberately knows nothing of queues, replicas or disks, and keeps no state of a request
-//! beyond its answer. A head that is not HTTP/1.1, or is beyond the limits, is answered by hyper,
-//! without a body.
-//!
-//! To read: [`serve`], then `routes` for the map of paths and `replicate` for the path of one
-//! write, which uses `access` (who may), `body` (bytes, bounded), `wire` (JSON) and `validate` (the rules). Every
-//! status code is made in `errors`.
+//! It knows nothing about queues, replicas or disks. Read [`serve`], then `routes` and `replicate`.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -55,87 +47,72 @@ mod tests;
 
 pub use access::Access;
 pub use memory_replica::MemoryReplica;
-pub use tls::{Tls, TlsError};
+pub use tls::{InboundTls, InboundTlsError};
 
-/// What the server is told once, at the start.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// What is asked of whoever asks.
+pub struct ServerSettings {
     pub access: Access,
-    /// What is shown over TLS; `None` is plain HTTP.
-    pub tls: Option<Tls>,
-    /// Makes the spans of requests.
+    /// `None` serves plain HTTP.
+    pub tls: Option<InboundTls>,
     pub tracer: Tracer,
-    /// Under which name this replicator answers.
     pub node_id: String,
-    /// Connections open at once. Beyond it those that wait for their clients end for the next ones.
+    /// At this limit a new connection evicts the one that has waited longest for its client.
     pub max_connections: usize,
-    /// How long a client may take to send the head of a request, to send its body, and to go on
-    /// reading its answer; also how long a connection may be idle, and how long a request waits
-    /// for its share of `request_memory`.
+    /// Limit for sending a head, sending a body, not reading a response, being idle, and waiting
+    /// for a share of `request_memory`.
     pub client_timeout: Duration,
-    /// The longest body, in bytes.
     pub max_body_bytes: usize,
-    /// The bodies of all requests that have no answer yet, in bytes together. One body of
-    /// `max_body_bytes` is always possible.
+    /// Bytes of the bodies of all unanswered requests. One body of `max_body_bytes` always fits.
     pub request_memory: usize,
-    /// The longest value, decoded, in bytes.
+    /// Applies to the decoded value.
     pub max_value_bytes: usize,
-    /// The longest key, in bytes.
     pub max_key_bytes: usize,
-    /// The longest list of replicas, each counted once.
+    /// Distinct replicas of one write.
     pub max_replicas: usize,
-    /// Where writes may go.
     pub policy: Policy,
 }
 
-/// What all requests share.
 #[derive(Debug)]
-struct Inbound {
+struct ServerState {
     handle: Handle,
-    settings: Settings,
-    memory: body::Memory,
+    settings: ServerSettings,
+    memory: body::BodyMemory,
     users: Mutex<Users>,
     long_polls: v1::LongPolls,
     /// Becomes true when the server stops.
     closing: watch::Receiver<bool>,
-    /// What `/v1/openapi.json` says.
     openapi: serde_json::Value,
     refusals: access::Refusals,
 }
 
-impl Inbound {
-    /// Returns when the server stops: for whoever would wait for long.
+impl ServerState {
+    /// Resolves when the server stops. Long-lived requests must select on it.
     async fn closing(&self) {
-        // An error is as good: whoever would say it is gone.
+        // A dropped sender also means that the server has stopped.
         let _ = self.closing.clone().wait_for(|closing| *closing).await;
     }
 }
 
-/// Serves requests from `listener` until `stop` resolves. Returns when it has stopped accepting
-/// and every request in flight has its answer.
+/// Serves requests from `listener` until `stop` resolves, then returns once every request in flight
+/// is answered.
 ///
-/// A client that is in the middle of sending when `stop` resolves has its `client_timeout` as
-/// always; a strong write has the time that the daemon takes to decide it. Idle connections are
-/// closed at once. No error of a connection or of accepting ends it.
-///
-/// # Cancel safety
-///
-/// Dropped, it stops accepting; the connections that are open go on in their own tasks.
+/// Then idle connections close at once, while a client that is sending keeps its `client_timeout`.
+/// Errors of connections or of accepting are not fatal. When dropped, it stops accepting, but open
+/// connections continue.
 pub async fn serve(
     listener: TcpListener,
     handle: Handle,
-    settings: Settings,
+    settings: ServerSettings,
     stop: impl Future<Output = ()>,
 ) {
-    let limits = connections::Limits {
+    let limits = connections::ConnectionLimits {
         max_connections: settings.max_connections,
         client_timeout: settings.client_timeout,
     };
     let (close, closing) = watch::channel(false);
     let (router, openapi) = routes::router();
-    let inbound = Inbound {
-        memory: body::Memory::new(&settings),
+    let server = ServerState {
+        memory: body::BodyMemory::new(&settings),
         users: Mutex::new(Users::default()),
         long_polls: v1::LongPolls::new(settings.max_connections),
         closing,
@@ -144,10 +121,10 @@ pub async fn serve(
         handle,
         settings,
     };
-    let tls = inbound.settings.tls.clone();
-    let inbound = Arc::new(inbound);
-    let checked = middleware::from_fn_with_state(Arc::clone(&inbound), access::check);
-    let router = router.with_state(inbound).layer(checked);
+    let tls = server.settings.tls.clone();
+    let server = Arc::new(server);
+    let checked = middleware::from_fn_with_state(Arc::clone(&server), access::check);
+    let router = router.with_state(server).layer(checked);
     let stop = async {
         stop.await;
         close.send_replace(true);

@@ -1,34 +1,29 @@
-//! How often something may be done.
+//! Rate limiting with a token bucket.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-/// A bucket that fills at `rate` a second, up to one second's worth.
+/// A bucket that refills at `rate` per second, up to one second's worth.
 ///
-/// What is taken may be more than is there, as a batch is: the debt has to be filled up before the
-/// next one. So the mean over time never is above the rate, and no size is refused for ever.
+/// A batch may take more than the level. The debt must be refilled before the next request, so the
+/// long-term mean never exceeds the rate and no batch is too large.
 #[derive(Debug)]
 pub struct Bucket {
     rate: f64,
-    /// Negative while there is a debt.
+    /// Negative during a debt.
     level: f64,
-    /// When `level` was right; `None` before the first use.
+    /// Time of `level`.
     at: Option<Instant>,
 }
 
 impl Bucket {
-    /// A full one.
     #[must_use]
     pub fn new(rate: NonZeroU32) -> Self {
         let rate = f64::from(rate.get());
         Self { rate, level: rate, at: None }
     }
 
-    /// Takes `count`.
-    ///
-    /// # Errors
-    ///
-    /// How long until there is at least one to take; then nothing is taken.
+    /// Takes `count` if the level is at least 1. Otherwise fails with the time until it is.
     pub fn spend(&mut self, count: u32, now: Instant) -> Result<(), Duration> {
         let passed = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         self.at = Some(self.at.map_or(now, |at| at.max(now)));
@@ -40,7 +35,7 @@ impl Bucket {
         Ok(())
     }
 
-    /// Takes `count`, there or not.
+    /// Takes `count`, even into debt.
     pub fn owe(&mut self, count: u32) {
         self.level -= f64::from(count);
     }
@@ -60,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_s_worth_is_there_at_once_and_then_it_is_the_rate() {
+    fn a_burst_of_one_second_is_allowed_and_then_the_rate_applies() {
         let (mut bucket, start) = (bucket(10), now());
         for _ in 0..10 {
             bucket.spend(1, start).unwrap();
@@ -71,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_a_debt_that_is_filled_up_before_the_next() {
+    fn a_batch_is_a_debt_that_must_be_refilled_first() {
         let (mut bucket, start) = (bucket(10), now());
         bucket.spend(1000, start).unwrap();
         let wait = bucket.spend(1, start).unwrap_err();
@@ -81,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_of_rest_is_no_more_than_a_second_s_worth() {
+    fn a_day_without_requests_saves_up_no_more_than_one_second() {
         let (mut bucket, start) = (bucket(2), now());
         bucket.spend(1, start).unwrap();
         let later = start + Duration::from_secs(86_400);

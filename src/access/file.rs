@@ -1,4 +1,4 @@
-//! The list of tokens, a line each: `NAME ROLES ID:HASH [replicas=URL,…] [rate=N]`.
+//! The token list file. Each line is `NAME ROLES ID:HASH [replicas=URL,…] [rate=N]`.
 
 use std::collections::HashSet;
 use std::fs;
@@ -7,63 +7,66 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Grant, Holder, Role, Stored, Tokens, TokensError, token};
+use super::{Grant, Holder, Role, StoredToken, TokenList, TokenListError, token};
 use crate::task::Node;
 use crate::text::unmarked;
 
-/// The longest list that is read, in bytes: some ten thousand tokens.
+/// Size limit of the list: about ten thousand tokens.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// The longest name of a holder.
 const MAX_NAME_BYTES: usize = 64;
-const NAME: &str = "must be 1 to 64 of A-Z a-z 0-9 . _ - @, and no token";
+const NAME: &str = "must be 1 to 64 of A-Z a-z 0-9 . _ - @, and not a token";
 
-pub(super) fn read(path: &Path) -> Result<Tokens, TokensError> {
+pub(super) fn read(path: &Path) -> Result<TokenList, TokenListError> {
     let file = path.display().to_string();
-    let unreadable = |source| TokensError::Unreadable { file: file.clone(), source };
+    let unreadable = |source| TokenListError::Unreadable { file: file.clone(), source };
     let found = fs::metadata(path).map_err(unreadable)?;
     if found.permissions().mode() & 0o002 != 0 {
-        return Err(TokensError::Writable { file });
+        return Err(TokenListError::Writable { file });
     }
     if found.len() > MAX_BYTES {
-        let why = std::io::Error::other(format!("it is longer than {} MiB", MAX_BYTES >> 20));
+        let why = std::io::Error::other(format!("it is larger than {} MiB", MAX_BYTES >> 20));
         return Err(unreadable(why));
     }
     let text = fs::read_to_string(path).map_err(unreadable)?;
     parse(&text, &file)
 }
 
-pub(super) fn parse(text: &str, file: &str) -> Result<Tokens, TokensError> {
-    let mut tokens = Tokens::default();
+pub(super) fn parse(text: &str, file: &str) -> Result<TokenList, TokenListError> {
+    let mut tokens = TokenList::default();
     let mut names = HashSet::new();
     for (index, line) in unmarked(text).lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let at = |why| TokensError::Line { file: file.to_owned(), line: index + 1, why };
+        let at = |why| TokenListError::Line { file: file.to_owned(), line: index + 1, why };
         let (stored, grant) = entry(line).map_err(at)?;
         if !names.insert(Arc::clone(&grant.name)) {
-            return Err(at(format!("the name {:?} is there twice", grant.name)));
+            return Err(at(format!("the name {:?} is used twice", grant.name)));
         }
         let holder = Arc::new(Holder::new(grant));
         if tokens.0.insert(stored.id(), (stored, holder)).is_some() {
-            return Err(at("this hash is there twice".to_owned()));
+            return Err(at("this hash is used twice".to_owned()));
         }
     }
-    if tokens.is_empty() { Err(TokensError::Empty { file: file.to_owned() }) } else { Ok(tokens) }
+    if tokens.is_empty() {
+        Err(TokenListError::Empty { file: file.to_owned() })
+    } else {
+        Ok(tokens)
+    }
 }
 
-/// What is wrong with a line is told without any of its words: one may be a token in the wrong place.
-fn entry(line: &str) -> Result<(Stored, Grant), String> {
+/// Errors quote nothing of the line, since any word may be a token in the wrong place.
+fn entry(line: &str) -> Result<(StoredToken, Grant), String> {
     if token::is_in(line) {
         return Err(token::IN_THE_LIST.to_owned());
     }
     let mut words = line.split_whitespace();
     let (Some(name), Some(roles), Some(hash)) = (words.next(), words.next(), words.next()) else {
-        return Err("a line is NAME ROLES HASH, as replicator token new prints it".to_owned());
+        return Err("a line must be NAME ROLES HASH, as printed by replicator token new".to_owned());
     };
-    let stored = hash.parse::<Stored>()?;
+    let stored = hash.parse::<StoredToken>()?;
     let mut grant = Grant {
         name: Some(name)
             .filter(|name| is_name(name))
@@ -80,10 +83,10 @@ fn entry(line: &str) -> Result<(Stored, Grant), String> {
             }
             Some(("rate", number)) if grant.rate.is_none() => {
                 let rate = number.parse::<NonZeroU32>();
-                let wrong = format!("rate= takes a number from 1 to {}", u32::MAX);
+                let wrong = format!("rate= must be a number from 1 to {}", u32::MAX);
                 grant.rate = Some(rate.map_err(|_| wrong)?);
             }
-            _ => return Err("after the hash come replicas=… and rate=…, each once".to_owned()),
+            _ => return Err("only replicas=… and rate=… may follow the hash, each once".to_owned()),
         }
     }
     Ok((stored, grant))
@@ -91,7 +94,7 @@ fn entry(line: &str) -> Result<(Stored, Grant), String> {
 
 fn roles(text: &str) -> Result<Vec<Role>, String> {
     let roles: Result<_, _> = text.split(',').map(str::parse).collect();
-    let wrong = "the second word is one of replicate, observe and operate, or several with commas";
+    let wrong = "the second word must be a comma-separated list of replicate, observe and operate";
     roles.map_err(|_: String| wrong.to_owned())
 }
 
@@ -107,16 +110,15 @@ fn replicas(list: &str) -> Result<Vec<Node>, String> {
     Ok(replicas)
 }
 
-/// Whether an address can stand among others. A comma can be in a path, and wide ones in a host
-/// become plain ones.
+/// Rejects addresses with a comma, the separator of the list. A path may contain one, and a
+/// full-width comma in a host is normalized to one.
 pub(super) fn is_listed(node: &Node) -> Result<(), String> {
     match node.as_str().contains(',') {
-        true => Err("has a comma in it, which in the list is between addresses".to_owned()),
+        true => Err("must not contain a comma, which separates addresses".to_owned()),
         false => Ok(()),
     }
 }
 
-/// A name as it may stand in the list and in the log.
 pub(super) fn check_name(name: &str) -> Result<&str, String> {
     if is_name(name) { Ok(name) } else { Err(format!("the name {name:?} {NAME}")) }
 }
@@ -126,8 +128,7 @@ fn is_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(plain) && !token::is_in(name)
 }
 
-/// The line for a token.
-pub(super) fn line(stored: &Stored, grant: &Grant) -> String {
+pub(super) fn line(stored: &StoredToken, grant: &Grant) -> String {
     let roles: Vec<_> = grant.roles.iter().map(Role::to_string).collect();
     let mut line = format!("{} {} {stored}", grant.name, roles.join(","));
     if let Some(replicas) = &grant.replicas {

@@ -10,7 +10,7 @@ fn grant(name: &str, roles: &[Role]) -> Grant {
 }
 
 fn made(grant: &Grant) -> (String, String) {
-    let fresh = Fresh::make().unwrap();
+    let fresh = NewToken::make().unwrap();
     (fresh.reveal().to_owned(), grant.line(&fresh.stored().unwrap()))
 }
 
@@ -19,7 +19,7 @@ fn refused(list: &str) -> String {
 }
 
 #[test]
-fn a_token_is_found_by_what_the_list_says_of_it_and_by_nothing_like_it() {
+fn a_token_is_found_and_any_altered_token_is_not() {
     let replicas = ["http://b:1", "http://A:2/"].map(|node| Node::parse(node).unwrap());
     let mut limited = grant("gateway", &[Role::Replicate]);
     limited.replicas = Some({
@@ -48,50 +48,50 @@ fn a_token_is_found_by_what_the_list_says_of_it_and_by_nothing_like_it() {
 }
 
 #[test]
-fn a_right_id_with_another_secret_and_a_right_checksum_is_still_wrong() {
+fn a_forged_secret_with_a_known_id_and_a_correct_checksum_is_rejected() {
     let (token, line) = made(&grant("a", &[Role::Observe]));
     let tokens = file::parse(&line, "tokens").unwrap();
     let (good, _) = token.split_at(token.len() - 8);
     let forged = format!("{}{}", &good[..17], "0".repeat(64));
     let forged = format!("{forged}{:08x}", crc32fast::hash(forged.as_bytes()));
-    assert!(Presented::parse(&forged).is_some() && tokens.find(&forged).is_none());
+    assert!(PresentedToken::parse(&forged).is_some() && tokens.find(&forged).is_none());
 }
 
 #[test]
-fn no_two_tokens_are_alike() {
+fn new_tokens_are_unique() {
     let many: std::collections::HashSet<_> =
-        (0..1000).map(|_| Fresh::make().unwrap().reveal().to_owned()).collect();
+        (0..1000).map(|_| NewToken::make().unwrap().reveal().to_owned()).collect();
     assert_eq!(many.len(), 1000);
 }
 
 #[test]
-fn a_wrong_line_is_named_and_nothing_of_the_list_is_taken() {
+fn a_wrong_line_is_named_and_rejects_the_whole_list() {
     let (token, line) = made(&grant("a", &[Role::Observe]));
     let (_, again) = made(&grant("a", &[Role::Operate]));
     let hash = line.split(' ').nth(2).unwrap();
     for (list, sentence) in [
-        (format!("{line}\n{again}"), r#"tokens, line 2: the name "a" is there twice"#),
-        (format!("{line}\nb operate {hash}"), "tokens, line 2: this hash is there twice"),
-        ("a observe".to_owned(), "a line is NAME ROLES HASH"),
-        (format!("a b {hash}"), "the second word is one of replicate, observe and operate"),
-        ("a observe secret".to_owned(), "the hash is not one that replicator token new"),
-        (format!("a observe {}", hash.to_uppercase()), "the hash is not one"),
+        (format!("{line}\n{again}"), r#"tokens, line 2: the name "a" is used twice"#),
+        (format!("{line}\nb operate {hash}"), "tokens, line 2: this hash is used twice"),
+        ("a observe".to_owned(), "a line must be NAME ROLES HASH"),
+        (format!("a b {hash}"), "must be a comma-separated list of replicate, observe and operate"),
+        ("a observe secret".to_owned(), "the hash must be one printed by replicator token new"),
+        (format!("a observe {}", hash.to_uppercase()), "the hash must be one printed by"),
         (format!("a!b observe {hash}"), "the name must be 1 to 64 of A-Z a-z"),
-        (format!("{line} rate=0"), "rate= takes a number from 1 to 4294967295"),
+        (format!("{line} rate=0"), "rate= must be a number from 1 to 4294967295"),
         (format!("{line} rate=1 rate=2"), "each once"),
         (format!("{line} replicas=ftp://h"), "address 1 of replicas= must begin with http"),
         (
             format!("{line} replicas=http://a,http://u:p@h"),
             "address 2 of replicas= must not contain user info",
         ),
-        (format!("{line} replicas=http://a，b"), "address 1 of replicas= has a comma in it"),
-        (format!("a observe {token}"), "here stands a token itself"),
-        (format!("{token} observe {hash}"), "here stands a token itself"),
-        (format!("{} observe {hash}", &token[..64]), "here stands a token itself"),
-        (format!("a {token} {hash}"), "here stands a token itself"),
-        (format!("{line} rate={token}"), "here stands a token itself"),
-        (format!("{line} replicas=http://{token}@h"), "here stands a token itself"),
-        ("# nobody\n".to_owned(), "there is no token in tokens"),
+        (format!("{line} replicas=http://a，b"), "address 1 of replicas= must not contain a comma"),
+        (format!("a observe {token}"), "this contains a token"),
+        (format!("{token} observe {hash}"), "this contains a token"),
+        (format!("{} observe {hash}", &token[..64]), "this contains a token"),
+        (format!("a {token} {hash}"), "this contains a token"),
+        (format!("{line} rate={token}"), "this contains a token"),
+        (format!("{line} replicas=http://{token}@h"), "this contains a token"),
+        ("# empty\n".to_owned(), "tokens contains no token"),
     ] {
         let said = refused(&list);
         assert!(said.contains(sentence), "{said}");
@@ -100,7 +100,7 @@ fn a_wrong_line_is_named_and_nothing_of_the_list_is_taken() {
 }
 
 #[test]
-fn operators_may_look_and_nobody_else_may_do_what_is_not_theirs() {
+fn operate_includes_observe_and_no_other_role_includes_another() {
     let all = [Role::Replicate, Role::Observe, Role::Operate];
     for own in all {
         for needed in all {
@@ -112,7 +112,7 @@ fn operators_may_look_and_nobody_else_may_do_what_is_not_theirs() {
 }
 
 #[test]
-fn a_reload_forgets_no_debt() {
+fn a_reload_keeps_the_debt_of_a_token() {
     let mut limited = grant("a", &[Role::Replicate]);
     limited.rate = NonZeroU32::new(1);
     let (token, line) = made(&limited);

@@ -1,8 +1,8 @@
-//! What a token looks like: `rpl_`, 12 hexadecimal digits by which it is found, `_`, 64 that are
-//! the secret, and 8 of a CRC-32 of all that.
+//! The format of a token: `rpl_`, an id of 12 hex digits, `_`, a secret of 64 hex digits, and 8 hex
+//! digits of the CRC-32 of all that.
 //!
-//! The checksum tells a token of ours from a password that someone thought up, and a token that was
-//! cut while it was copied from a wrong one; it also lets those who scan for leaked secrets be sure.
+//! The checksum distinguishes a token from a made-up password or a truncated copy, and lets secret
+//! scanners recognize leaked tokens reliably.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,29 +16,22 @@ const ID_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
 const TOKEN_CHARS: usize = PREFIX.len() + 2 * ID_BYTES + 1 + 2 * SECRET_BYTES + 8;
 
-/// What is said of a list with a token in it.
 pub(super) const IN_THE_LIST: &str =
-    "here stands a token itself: only its hash belongs here, make a new one";
+    "this contains a token: the list must contain only its hash, create a new token";
 
-/// By which a token is found. Not secret: it stands in the list.
-pub(super) type Id = [u8; ID_BYTES];
+/// The lookup key of a token. Not secret.
+pub(super) type TokenId = [u8; ID_BYTES];
 
 type Hash = [u8; 32];
 
-/// The system has no random numbers to give.
 #[derive(Debug, Error)]
-#[error("the system gives no random numbers")]
+#[error("the random number generator of the system failed")]
 pub struct NoRandomness;
 
-/// A token that was just made: the one moment at which it can be seen.
-pub struct Fresh(String);
+/// A newly created token, the only time its text is available.
+pub struct NewToken(String);
 
-impl Fresh {
-    /// Makes one.
-    ///
-    /// # Errors
-    ///
-    /// [`NoRandomness`].
+impl NewToken {
     pub fn make() -> Result<Self, NoRandomness> {
         let mut random = [0; ID_BYTES + SECRET_BYTES];
         SystemRandom::new().fill(&mut random).map_err(|_| NoRandomness)?;
@@ -48,29 +41,28 @@ impl Fresh {
         Ok(Self(format!("{text}{sum:08x}")))
     }
 
-    /// The token itself, for whoever is to hold it.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// What stands in the list for it; `None` never.
+    /// The id and hash for the list. Never `None`.
     #[must_use]
-    pub fn stored(&self) -> Option<Stored> {
-        let presented = Presented::parse(&self.0)?;
-        Some(Stored { id: presented.id, hash: presented.hash() })
+    pub fn stored(&self) -> Option<StoredToken> {
+        let presented = PresentedToken::parse(&self.0)?;
+        Some(StoredToken { id: presented.id, hash: presented.hash() })
     }
 }
 
-/// What stands in the list for a token: its id and its hash, `id:hash` in hexadecimal digits.
+/// The id and hash of a token, formatted as `id:hash` in hex digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    id: Id,
+pub struct StoredToken {
+    id: TokenId,
     hash: Hash,
 }
 
-impl Stored {
-    pub(super) fn id(&self) -> Id {
+impl StoredToken {
+    pub(super) fn id(&self) -> TokenId {
         self.id
     }
 
@@ -79,13 +71,13 @@ impl Stored {
     }
 }
 
-impl fmt::Display for Stored {
+impl fmt::Display for StoredToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", hex(&self.id), hex(&self.hash))
     }
 }
 
-impl FromStr for Stored {
+impl FromStr for StoredToken {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
@@ -95,17 +87,17 @@ impl FromStr for Stored {
         let stored = text
             .split_once(':')
             .and_then(|(id, hash)| Some(Self { id: unhex(id)?, hash: unhex(hash)? }));
-        stored.ok_or("the hash is not one that replicator token new has printed")
+        stored.ok_or("the hash must be one printed by replicator token new")
     }
 }
 
-/// A token as someone sent it, of the right form.
-pub(super) struct Presented<'a> {
+/// A well-formed token from a client.
+pub(super) struct PresentedToken<'a> {
     text: &'a str,
-    id: Id,
+    id: TokenId,
 }
 
-impl<'a> Presented<'a> {
+impl<'a> PresentedToken<'a> {
     pub(super) fn parse(text: &'a str) -> Option<Self> {
         if text.len() != TOKEN_CHARS {
             return None;
@@ -120,7 +112,7 @@ impl<'a> Presented<'a> {
         Some(Self { text, id: unhex(id)? })
     }
 
-    pub(super) fn id(&self) -> &Id {
+    pub(super) fn id(&self) -> &TokenId {
         &self.id
     }
 
@@ -133,7 +125,7 @@ impl<'a> Presented<'a> {
     }
 }
 
-/// Whether there is a token in a text, or so much of one that some of its secret is.
+/// Whether a text contains a token, or enough of one to reveal part of its secret.
 pub(super) fn is_in(text: &str) -> bool {
     text.match_indices(PREFIX).any(|(at, _)| {
         let rest =
@@ -146,7 +138,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Exactly `N` bytes, from lower case digits: one token has one spelling.
+/// Parses exactly `N` bytes from lower-case digits, so that a token has only one spelling.
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != 2 * N {

@@ -1,4 +1,4 @@
-//! Dead letters, and the operations on them.
+//! Dead letters and the operations on them.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,178 +9,149 @@ use super::tasks::Write;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// The replica refused it for good.
+    /// The replica rejected it.
     Rejected,
     /// All attempts failed.
     GaveUp,
-    /// It has no place in the retry queue: that is full, the replica holds its share of it or is
-    /// paused, or asked for a long wait. Comes back by itself.
+    /// Parked: the retry queue is full, the replica has used up its share of it, is paused, or asked
+    /// for a long wait. Comes back automatically.
     RetryOverflow,
 }
 
-/// One dead letter.
+/// A delivery that was given up, rejected or parked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetter {
-    /// Its task.
     pub task_id: String,
-    /// Its replica.
     pub replica: String,
-    /// The key.
     pub key: String,
-    /// SET or DELETE.
     pub operation: Write,
-    /// The length of the value in bytes.
+    /// Length of the value.
     pub value_bytes: u64,
-    /// Whose write it is.
     pub user_id: Option<String>,
-    /// When it was accepted.
     pub accepted_at: String,
-    /// Why it lies here.
     pub cause: Cause,
-    /// Failed attempts before that.
+    /// Number of failed attempts.
     pub failures: u32,
-    /// Why the last of them failed.
     pub last_error: String,
-    /// Since when it lies here.
+    /// When it became a dead letter.
     pub since: String,
 }
 
-/// A part of the list of dead letters, oldest task first.
+/// A page of dead letters, oldest task first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetterPage {
-    /// May be fewer than asked for, or none, and still have a cursor.
+    /// May be shorter than the limit, even empty, on a page that is not the last.
     pub dead_letters: Vec<DeadLetter>,
-    /// Ask with this for what follows; `null` at the end.
+    /// Cursor of the next page; `null` on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// Names one dead letter, or all of one task.
+/// Selects one dead letter, or all of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LetterId {
-    /// Its task.
     pub task_id: String,
-    /// Its replica; without it, every replica of the task.
+    /// Address of the replica; every replica of the task if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica: Option<String>,
 }
 
-/// Which dead letters. What is given narrows it down; nothing at all selects nothing and is an
-/// error, all of them have to be asked for.
+/// Selects dead letters. Fields are combined with AND. An empty selection is an error; set `all` to
+/// select everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Selection {
-    /// These, up to 1000.
+    /// Selects by id; at most 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<LetterId>>,
-    /// Those of this replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica: Option<String>,
-    /// Those of this key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Those of the keys that begin so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_prefix: Option<String>,
-    /// Those of this user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<super::UserId>)]
     pub user_id: Option<String>,
-    /// Those with this cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
-    /// All of them.
+    /// Selects all dead letters.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
 }
 
-/// Make dead letters ready again.
+/// Request to redrive dead letters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RedriveRequest {
-    /// Which.
     #[serde(flatten)]
     pub selection: Selection,
-    /// Only count.
+    /// Only count the selected dead letters.
     #[serde(default)]
     pub dry_run: bool,
-    /// At most so many in a second; `--redrive-rate` where nothing is said.
+    /// Limit per second; default `--redrive-rate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<u32>,
 }
 
-/// Throw dead letters away.
+/// Request to discard dead letters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DiscardRequest {
-    /// Which.
     #[serde(flatten)]
     pub selection: Selection,
-    /// Only count.
+    /// Only count the selected dead letters.
     #[serde(default)]
     pub dry_run: bool,
 }
 
-/// What an operation does.
+/// Kind of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationKind {
-    /// Makes dead letters ready again.
     Redrive,
-    /// Throws dead letters away.
     Discard,
 }
 
-/// How an operation stands.
+/// State of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationState {
-    /// It goes on.
     Running,
-    /// It has come to its end.
     Done,
-    /// An operator ended it.
     Cancelled,
-    /// It could not go on.
     Failed,
 }
 
-/// Work over many dead letters. It does not survive a restart: what it had not come to stays as it
-/// was.
+/// A background operation on dead letters. It does not survive a restart: dead letters that it has
+/// not processed stay unchanged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Operation {
-    /// Its id.
     pub operation_id: String,
-    /// What it does.
     pub kind: OperationKind,
-    /// How it stands.
     pub state: OperationState,
-    /// It only counts.
     pub dry_run: bool,
-    /// Dead letters looked at so far.
+    /// Dead letters examined so far.
     pub examined: u64,
-    /// Of them, those that are selected.
+    /// Examined dead letters that match the selection.
     pub matched: u64,
-    /// Of those, made ready again, or thrown away; with `dry_run`, those that would be.
+    /// Matching dead letters that were redriven or discarded, or would be with `dry_run`.
     pub done: u64,
-    /// Of those, left out as a newer write of the key is on its way.
+    /// Matching dead letters skipped because a newer write of the key is pending.
     pub superseded: u64,
-    /// Of those, left out as their replica is paused or does not answer, or as the retry queue has
-    /// no room: they lie where they were.
+    /// Matching dead letters skipped because the replica is paused or failing, or the retry queue
+    /// is full. They stay dead letters.
     #[serde(default)]
     pub held_back: u64,
-    /// Dead letters there were at its beginning: what `examined` goes up to, about.
+    /// Number of dead letters at the start, an estimate for the final `examined`.
     pub total: u64,
-    /// At most so many in a second.
+    /// Limit per second.
     pub rate: Option<u32>,
-    /// When it began.
     pub started_at: String,
-    /// When it came to its end.
     pub ended_at: Option<String>,
-    /// Why it failed.
     pub error: Option<String>,
 }
 
-/// The operations that are remembered, newest first.
+/// Operations, newest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OperationPage {
-    /// Running ones, and the last ones that ended.
+    /// Running and recently ended operations.
     pub operations: Vec<Operation>,
 }

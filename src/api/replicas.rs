@@ -1,48 +1,44 @@
-//! Replicas: how far behind, since when, why, and when it will be done.
+//! Replicas: backlog, lag, errors, convergence.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Whether deliveries go out.
+/// State of the circuit breaker of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BreakerState {
-    /// They do.
+    /// Deliveries are sent.
     Closed,
-    /// The replica answers again, and gets more by and by.
+    /// The replica responds again; its load grows step by step.
     HalfOpen,
-    /// They fail without being sent, but for a probe now and then.
+    /// Only probes are sent.
     Open,
 }
 
-/// Where its backlog is going, from the rates of the last minute.
+/// Trend of the backlog, from the rates of the last minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Convergence {
-    /// There is none.
+    /// The backlog is empty.
     Drained,
-    /// It shrinks.
+    /// The backlog shrinks.
     Draining,
-    /// It does not.
+    /// The backlog does not shrink.
     NotConverging,
-    /// Nothing is sent, as an operator wants it.
+    /// An operator paused the replica.
     Paused,
 }
 
-/// What has become of all deliveries since the start of the process, those found on disk included.
+/// Deliveries by outcome since the start of the process, including those recovered from disk.
 ///
 /// `accepted = delivered + superseded + dead + discarded + pending`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Books {
-    /// Taken on.
     pub accepted: u64,
-    /// Acknowledged.
     pub delivered: u64,
-    /// Made pointless by a newer write.
     pub superseded: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Thrown away.
     pub discarded: u64,
     /// Not settled yet.
     pub pending: u64,
@@ -51,107 +47,100 @@ pub struct Books {
     /// Attempts that were not sent: the breaker was open, or the process was short of resources.
     #[serde(default)]
     pub unsent_attempts: u64,
-    /// Dead letters made ready again.
+    /// Redriven dead letters.
     pub redriven: u64,
 }
 
 /// An error and its time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LastError {
-    /// What went wrong.
     pub error: String,
-    /// When.
     pub at: String,
 }
 
-/// One replica.
+/// A replica.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Replica {
-    /// Its address, in normal form.
+    /// Normalized address.
     pub replica: String,
-    /// Addresses that were renamed to this one.
+    /// Former addresses.
     pub renamed_from: Vec<String>,
-    /// Since when an operator has it paused; `null` if it is not.
+    /// When an operator paused it; `null` if it is not paused.
     pub paused_since: Option<String>,
-    /// Its breaker.
     pub breaker: BreakerState,
-    /// Since when the breaker is in that state; `null` since the start.
+    /// When the breaker entered this state; `null` if it has not changed since the start.
     pub breaker_since: Option<String>,
-    /// When the next probe may go out, while the breaker is open.
+    /// Earliest time of the next probe, while the breaker is open.
     pub next_probe_at: Option<String>,
-    /// Unsettled deliveries, dead letters not included.
+    /// Unsettled deliveries without dead letters.
     pub backlog_tasks: u64,
-    /// What their tasks are charged for, in bytes.
+    /// Bytes charged for the tasks of the backlog.
     pub backlog_bytes: u64,
-    /// When the oldest of them was accepted.
+    /// When the oldest task of the backlog was accepted.
     pub oldest_accepted_at: Option<String>,
-    /// How long ago that is, in seconds; 0 without a backlog.
+    /// Age of that task; 0 without a backlog.
     pub lag_seconds: f64,
-    /// Of the backlog, on the wire.
+    /// Part of the backlog that is in flight.
     pub in_flight: u64,
-    /// Of the backlog, waiting for a retry.
+    /// Part of the backlog that waits for a retry.
     pub retrying: u64,
-    /// Of the backlog, failed and without a place in the retry queue.
+    /// Part of the backlog that failed and has no place in the retry queue.
     pub parked: u64,
-    /// Dead letters, without the parked ones.
+    /// Dead letters without parked deliveries.
     pub dead_letters: u64,
-    /// What is charged for dead letters and parked deliveries, in bytes.
+    /// Bytes charged for dead letters and parked deliveries.
     pub dead_letter_bytes: u64,
-    /// Deliveries that it may have at once.
+    /// Maximum number of concurrent deliveries.
     pub workers: u32,
-    /// Deliveries accepted in a second, over the last minute.
+    /// Deliveries accepted per second, over the last minute.
     pub rate_in: f64,
-    /// Deliveries settled in a second, over the last minute.
+    /// Deliveries settled per second, over the last minute.
     pub rate_out: f64,
-    /// Half of the attempts of the last minutes took no longer; `null` if there were none.
+    /// Median duration of the attempts of the last minutes; `null` if there were none.
     pub latency_p50_seconds: Option<f64>,
-    /// 99 of 100 of the attempts of the last minutes took no longer.
+    /// 99th percentile of the same attempts.
     pub latency_p99_seconds: Option<f64>,
-    /// The last attempt that failed.
+    /// The last failed attempt.
     pub last_error: Option<LastError>,
-    /// Where the backlog is going.
     pub convergence: Convergence,
-    /// When it will be drained at these rates, in seconds; only while it is draining.
+    /// Estimated time until the backlog is empty; only while it is draining.
     pub drained_in_seconds: Option<f64>,
-    /// Its books.
     pub books: Books,
 }
 
-/// All replicas, by address.
+/// All replicas, sorted by address.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ReplicaPage {
-    /// The replicas with deliveries since the start, or something on disk.
+    /// Replicas with deliveries since the start, or with data on disk.
     pub replicas: Vec<Replica>,
 }
 
-/// What came of asking for a probe.
+/// Result of a probe request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Probed {
-    /// The replica.
     pub replica: String,
-    /// Its breaker, just after.
+    /// State of the breaker after the call.
     pub breaker: BreakerState,
-    /// A delivery goes out now as the probe.
+    /// A delivery is being sent as the probe.
     pub probing: bool,
-    /// Why not, if not.
+    /// Why no probe was sent.
     pub reason: Option<String>,
 }
 
-/// What was thrown away with a replica.
+/// Result of forgetting a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Forgotten {
-    /// The replica.
     pub replica: String,
-    /// Deliveries and dead letters discarded.
+    /// Discarded deliveries and dead letters.
     pub discarded: u64,
-    /// Deliveries on the wire: their outcome is awaited, and they are not tried again.
+    /// Deliveries in flight. They finish and are not retried.
     pub in_flight: u64,
 }
 
-/// Where a replica is to be found now.
+/// New address of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rename {
-    /// The new address. Nothing may have been sent to it before.
+    /// The new address. It must not have been used as a replica before.
     pub to: String,
 }

@@ -1,57 +1,55 @@
-//! Writes: one in a request, or many.
+//! Requests and responses of single writes and batches.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::tasks::{Consistency, Write};
 
-/// How the text of a value stands for its bytes.
+/// Encoding of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ValueEncoding {
     /// Standard base64 with padding.
     Base64,
-    /// The text itself, in UTF-8.
+    /// The UTF-8 text itself.
     Raw,
 }
 
-/// A user: an integer or a text. It is kept and shown as text.
+/// A user id: an integer or a string. Stored and shown as a string.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum UserId {
-    /// An integer of 64 bits.
+    /// A 64-bit integer.
     Integer(i64),
-    /// Any text.
     Text(String),
 }
 
-/// A write, as a client asks for it. Fields that are not named here are ignored.
+/// A write. Unknown fields are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WriteRequest {
-    /// Any text but the empty one, `.` and `..`.
+    /// Must not be empty, `.` or `..`.
     pub key: String,
-    /// What becomes of the key.
     pub operation: Write,
-    /// `http` or `https` URLs; a node that is named twice counts once.
+    /// `http` or `https` URLs. Duplicates count once.
     #[schema(min_items = 1)]
     pub replica_nodes: Vec<String>,
-    /// Base64, or any other text as it is; `null` or nothing is the empty value. Not looked at for
-    /// a DELETE.
+    /// Base64; text that is not valid base64 is taken as raw UTF-8. `null` or missing is the empty
+    /// value. Ignored for a DELETE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// Says which, where a text could be both.
+    /// Encoding of `value`, for text that could be both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_encoding: Option<ValueEncoding>,
-    /// Nanoseconds from acceptance; 0 or nothing is for ever.
+    /// Time to live in nanoseconds from acceptance; 0 or missing means no expiration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u64>,
-    /// `eventual` where nothing is said.
+    /// Default `eventual`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consistency: Option<Consistency>,
-    /// Not used.
+    /// Ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub primary_node: Option<String>,
-    /// Whose write it is: an integer of 64 bits or a text of up to 256 bytes, kept and shown as text.
+    /// A 64-bit integer or a string of up to 256 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
 }
@@ -59,64 +57,60 @@ pub struct WriteRequest {
 /// A write of a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BatchWrite {
-    /// The write.
     #[serde(flatten)]
     pub write: WriteRequest,
-    /// The same key with the same bytes again is the same task and not a second one: 1 to 255
-    /// visible ASCII characters.
+    /// 1 to 255 visible ASCII characters. A repeated key with the same bytes refers to the same
+    /// task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
 }
 
-/// What a client hears of a write that was accepted.
+/// Response to an accepted write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WriteAccepted {
     /// Always `true`.
     pub success: bool,
-    /// The name of this replicator.
+    /// Name of this replicator.
     pub node_id: String,
-    /// The task that it became.
     pub task_id: String,
-    /// Of a strong write: who has acknowledged, as the client spelled them.
+    /// Only for a strong write: replicas that acknowledged, as the client spelled them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acked_nodes: Option<Vec<String>>,
 }
 
-/// A strong write that is durable here, but has no majority yet; delivery goes on.
+/// Response to a strong write that is durable here but has no majority. Deliveries continue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NoMajority {
     /// Always `false`.
     pub success: bool,
-    /// How many have acknowledged, how many make a majority, and which are paused or failing.
+    /// Number of acknowledgements, size of a majority, and paused or failing replicas.
     pub error: String,
-    /// The task that it became.
     pub task_id: String,
-    /// Who has acknowledged, as the client spelled them.
+    /// Replicas that acknowledged, as the client spelled them.
     pub acked_nodes: Vec<String>,
-    /// Who has not.
+    /// Replicas that did not.
     pub failed_nodes: Vec<String>,
 }
 
-/// What one write of a batch was answered.
+/// Answer to one write of a batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BatchAnswer {
-    /// What `POST /replicate` would have answered: 202, 200, 400, 413, 422 or 503.
+    /// Status that `POST /replicate` would return.
     pub status: u16,
-    /// Its body.
+    /// Body that `POST /replicate` would return.
     #[schema(value_type = Object)]
     pub body: serde_json::Value,
-    /// It was accepted before, under the same idempotency key.
+    /// The write was accepted before under the same idempotency key.
     #[serde(default)]
     pub replayed: bool,
 }
 
-/// One answer for each write, in their order.
+/// Answers to a batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BatchAnswers {
-    /// Writes accepted; a strong one without its majority is.
+    /// Accepted writes, including strong ones without a majority.
     pub accepted: usize,
-    /// Writes refused.
     pub refused: usize,
-    /// The answers.
+    /// One per write, in order.
     pub answers: Vec<BatchAnswer>,
 }

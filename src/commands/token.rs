@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::output::{self, fail, say};
-use crate::access::{Fresh, Grant, Tokens, check_name, check_replica};
+use crate::access::{Grant, NewToken, TokenList, check_name, check_replica};
 use crate::cli::{NewTokenArgs, TokenArgs, TokenCommand};
 
 pub(super) fn run(args: &TokenArgs) -> ExitCode {
@@ -33,7 +33,7 @@ fn make(args: &NewTokenArgs) -> Result<(), String> {
         replicas: Some(replicas).filter(|replicas| !replicas.is_empty()),
         rate: args.rate,
     };
-    let token = Fresh::make().map_err(|error| error.to_string())?;
+    let token = NewToken::make().map_err(|error| error.to_string())?;
     let stored = token.stored().ok_or("the token that was made cannot be read")?;
     let line = grant.line(&stored);
     match &args.append {
@@ -69,7 +69,7 @@ fn append(path: &Path, line: &str) -> Result<(), String> {
     // The line before may have been written by hand, without its end.
     let begin = if list.is_empty() || list.ends_with('\n') { "" } else { "\n" };
     let line = format!("{begin}{line}\n");
-    Tokens::parse(&format!("{list}{line}"), path)
+    TokenList::parse(&format!("{list}{line}"), path)
         .map_err(|error| format!("nothing is added, the list would not be taken: {error}"))?;
     let mut open = OpenOptions::new();
     let file = open.append(true).create(true).mode(0o600).open(path);

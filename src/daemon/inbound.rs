@@ -7,26 +7,26 @@ use arc_swap::ArcSwap;
 use thiserror::Error;
 use tracing::{error, info};
 
-use crate::access::{Tokens, TokensError};
+use crate::access::{TokenList, TokenListError};
 use crate::config;
-use crate::server::{Access, Tls, TlsError};
+use crate::server::{Access, InboundTls, InboundTlsError};
 
 /// Why a file about who may ask cannot be used.
 #[derive(Debug, Error)]
 pub enum InboundError {
     /// The list of tokens (`--auth-file`).
     #[error(transparent)]
-    Tokens(#[from] TokensError),
+    Tokens(#[from] TokenListError),
     /// A certificate or key (`--tls-cert`, `--tls-key`, `--tls-client-ca`).
     #[error(transparent)]
-    Tls(#[from] TlsError),
+    Tls(#[from] InboundTlsError),
 }
 
 /// What the server is told of who may ask, and where it came from.
 #[derive(Debug)]
 pub(super) struct Inbound {
     pub(super) access: Access,
-    pub(super) tls: Option<Tls>,
+    pub(super) tls: Option<InboundTls>,
     config: config::Inbound,
     /// One reload at a time, so that the last one told of is the one that counts.
     reloading: Mutex<()>,
@@ -37,14 +37,14 @@ impl Inbound {
         config: &config::Inbound,
         address: SocketAddr,
     ) -> Result<Self, InboundError> {
-        let tokens = config.auth_file.as_ref().map(|file| Tokens::read(file)).transpose()?;
+        let tokens = config.auth_file.as_ref().map(|file| TokenList::read(file)).transpose()?;
         let access = Access {
             tokens: tokens.map(|tokens| Arc::new(ArcSwap::from_pointee(tokens))),
             host_names: config.host_names.clone(),
             named_hosts_only: config.is_open()
                 && (address.ip().is_loopback() || !config.host_names.is_empty()),
         };
-        let tls = config.tls.as_ref().map(Tls::read).transpose()?;
+        let tls = config.tls.as_ref().map(InboundTls::read).transpose()?;
         Ok(Self { access, tls, config: config.clone(), reloading: Mutex::new(()) })
     }
 
@@ -52,7 +52,7 @@ impl Inbound {
     pub(super) fn reload(&self) {
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(file), Some(tokens)) = (&self.config.auth_file, &self.access.tokens) {
-            match Tokens::read(file) {
+            match TokenList::read(file) {
                 Ok(mut new) => {
                     new.take_over(&tokens.load());
                     info!(tokens = new.len(), "the tokens (--auth-file) are read again");

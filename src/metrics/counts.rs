@@ -1,11 +1,11 @@
-//! What the server and the loop both count while they work: answers, and refusals by reason.
+//! Counters shared by the server and the dispatcher: responses, and refusals by reason.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why a write was refused with a 503 and nothing was accepted.
+/// Why a write was refused with a 503 and not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The eventual queue is full, or there are as many strong writes as there may be.
+    /// The eventual queue is full, or the limit of strong writes is reached.
     Queue,
     /// A replica has used up its share of the queue.
     Share,
@@ -17,20 +17,17 @@ pub enum Reason {
     Replicas,
     /// `--min-free-disk`.
     Disk,
-    /// As many requests wait for room as may.
+    /// The limit of waiting requests is reached.
     Waiting,
     /// `--request-memory`.
     Memory,
-    /// The store does not answer.
     StoreStalled,
-    /// The daemon is stopping.
     Draining,
-    /// The store has failed.
     StoreFailed,
 }
 
 impl Reason {
-    /// All of them, in the order of their numbers.
+    /// In the order of their discriminants.
     pub const ALL: [Self; 11] = [
         Self::Queue,
         Self::Share,
@@ -45,7 +42,6 @@ impl Reason {
         Self::StoreFailed,
     ];
 
-    /// The label of it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -64,7 +60,7 @@ impl Reason {
     }
 }
 
-/// The answers to a write that are counted by themselves; any other counts as `other`.
+/// Statuses with a counter of their own. Any other counts as `other`.
 const STATUSES: [(u16, &str); 12] = [
     (200, "200"),
     (202, "202"),
@@ -80,7 +76,7 @@ const STATUSES: [(u16, &str); 12] = [
     (503, "503"),
 ];
 
-/// Counts since the start. Each is right by itself; two of them may be a moment apart.
+/// Counts since the start. Two counters may be read a moment apart.
 #[derive(Debug, Default)]
 pub struct Counts {
     refusals: [AtomicU64; Reason::ALL.len()],
@@ -89,28 +85,25 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// A write was refused.
     pub fn refused(&self, reason: Reason) {
         if let Some(count) = self.refusals.get(reason as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// A write was answered, by itself or in a batch.
+    /// Counts the response to a write, also of one in a batch.
     pub fn answered(&self, status: u16) {
         let place = STATUSES.iter().position(|known| known.0 == status);
         let count = place.and_then(|place| self.answers.get(place)).unwrap_or(&self.other);
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Refusals by reason, each reason once.
     #[must_use]
     pub fn refusals(&self) -> Vec<(&'static str, u64)> {
         let counts = self.refusals.iter().map(|count| count.load(Ordering::Relaxed));
         Reason::ALL.iter().map(|reason| reason.as_str()).zip(counts).collect()
     }
 
-    /// Answers by status, each status once.
     #[must_use]
     pub fn answers(&self) -> Vec<(&'static str, u64)> {
         let names = STATUSES.iter().map(|status| status.1).chain(["other"]);
@@ -124,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_and_each_status_has_a_count_of_its_own() {
+    fn each_reason_and_each_status_has_its_own_counter() {
         let counts = Counts::default();
         for (n, reason) in Reason::ALL.into_iter().enumerate() {
             (0..=n).for_each(|_| counts.refused(reason));

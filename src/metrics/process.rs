@@ -1,26 +1,21 @@
-//! What the process costs, as the system counts it, under the names that Prometheus uses for that.
+//! The standard process metrics of Prometheus.
 
-/// The process at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProcessFigures {
-    /// User and system time, in seconds.
+    /// User and system time.
     pub cpu_seconds: f64,
-    /// Memory that is in RAM, in bytes.
     pub resident_bytes: u64,
-    /// Memory that is mapped, in bytes.
     pub virtual_bytes: u64,
-    /// Open file descriptors.
     pub open_fds: u64,
-    /// How many there may be; `None` is no limit.
+    /// `None` if unlimited.
     pub max_fds: Option<u64>,
-    /// Threads.
     pub threads: u64,
-    /// When it began, in seconds since 1970.
+    /// Since 1970.
     pub start_seconds: f64,
 }
 
 impl ProcessFigures {
-    /// Asks the system. `None` where it does not say, as on other systems than Linux.
+    /// `None` on systems other than Linux, or if /proc cannot be read.
     #[must_use]
     pub fn read() -> Option<Self> {
         #[cfg(target_os = "linux")]
@@ -62,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_system_says_what_this_process_costs() {
+    fn the_figures_of_this_process_can_be_read() {
         let _open = std::fs::File::open("/proc/self/stat").unwrap();
         let figures = ProcessFigures::read().unwrap();
         assert!(figures.resident_bytes > 1 << 20 && figures.threads >= 1, "{figures:?}");

@@ -1,18 +1,14 @@
-//! The figures as Prometheus text, format 0.0.4.
+//! Renders a snapshot as Prometheus text, format 0.0.4.
 
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::{
-    Counter, HISTOGRAMS, Histogram, Kind, LABELLED, LAG, Level, METRICS, PROCESS_METRICS,
+    Counter, Gauge, HISTOGRAMS, Histogram, LABELLED, LAG, METRICS, MetricKind, PROCESS_METRICS,
     REPLICA_HISTOGRAMS, REPLICA_METRICS, Snapshot,
 };
 
-/// The page. A family of which there is no figure is left out.
-///
-/// # Errors
-///
-/// None that the tables can cause; a test renders them all.
+/// Renders all families except empty ones.
 pub(super) fn page(snapshot: &Snapshot) -> prometheus::Result<String> {
     let mut families = vec![build()];
     for &(name, kind, help, figure) in METRICS {
@@ -33,7 +29,7 @@ pub(super) fn page(snapshot: &Snapshot) -> prometheus::Result<String> {
     }
     let (name, help, lag) = LAG;
     let lags = replicas().map(|r| (Some(("replica", r.node.as_str())), lag(r)));
-    families.push(family(name, Level, help, lags));
+    families.push(family(name, Gauge, help, lags));
     for &(name, help, histogram) in REPLICA_HISTOGRAMS {
         let figures = replicas().map(|r| (Some(("replica", r.node.as_str())), histogram(r)));
         families.push(histograms(name, help, figures));
@@ -46,7 +42,6 @@ pub(super) fn page(snapshot: &Snapshot) -> prometheus::Result<String> {
     TextEncoder::new().encode_to_string(&families)
 }
 
-/// A label's name and value.
 type Label<'a> = Option<(&'a str, &'a str)>;
 
 #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, which no figure reaches")]
@@ -56,12 +51,17 @@ fn exact(figure: u64) -> f64 {
 
 fn build() -> MetricFamily {
     let version = Some(("version", env!("CARGO_PKG_VERSION")));
-    family("replicator_build_info", Level, "The version that runs; always 1.", [(version, 1.0)])
+    family(
+        "replicator_build_info",
+        Gauge,
+        "Version of the running binary; always 1.",
+        [(version, 1.0)],
+    )
 }
 
 fn family<'a>(
     name: &str,
-    kind: Kind,
+    kind: MetricKind,
     help: &str,
     figures: impl IntoIterator<Item = (Label<'a>, f64)>,
 ) -> MetricFamily {
@@ -73,7 +73,7 @@ fn family<'a>(
                 counter.set_value(figure);
                 metric.set_counter(counter);
             }
-            Level => {
+            Gauge => {
                 let mut gauge = proto::Gauge::default();
                 gauge.set_value(figure);
                 metric.set_gauge(gauge);
@@ -83,7 +83,7 @@ fn family<'a>(
     });
     let kind = match kind {
         Counter => MetricType::COUNTER,
-        Level => MetricType::GAUGE,
+        Gauge => MetricType::GAUGE,
     };
     named(name, kind, help, metrics.collect())
 }

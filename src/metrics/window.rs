@@ -1,12 +1,10 @@
-//! The mean of the last acknowledgements.
+//! The mean time of the last acknowledged attempts.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// How many acknowledgements count.
 const WINDOW: usize = 1000;
 
-/// The times of the last 1000 acknowledged attempts.
 #[derive(Clone, Debug, Default)]
 pub struct AckWindow {
     times: VecDeque<Duration>,
@@ -14,7 +12,6 @@ pub struct AckWindow {
 }
 
 impl AckWindow {
-    /// Adds an acknowledgement that took so long; the oldest one goes.
     pub fn record(&mut self, took: Duration) {
         if self.times.len() == WINDOW {
             self.sum -= self.times.pop_front().unwrap_or_default();
@@ -23,7 +20,7 @@ impl AckWindow {
         self.sum += took;
     }
 
-    /// Their mean; zero if there are none.
+    /// Zero without any acknowledgement.
     #[must_use]
     pub fn mean(&self) -> Duration {
         let count = u32::try_from(self.times.len()).unwrap_or(u32::MAX);
@@ -36,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mean_is_of_the_last_thousand() {
+    fn the_mean_covers_the_last_thousand_attempts() {
         let mut window = AckWindow::default();
         assert_eq!(window.mean(), Duration::ZERO);
         for _ in 0..1000 {

@@ -1,9 +1,9 @@
-//! Connections: how many, how long, and how they end.
+//! The lifecycle of connections: limits, timeouts, eviction, graceful shutdown.
 //!
-//! HTTP/1.1 alone, with keep-alive, over TCP or TLS. At most so many at once, a handshake
-//! included; beyond, the one that has waited longest for its client is closed for the next (see
-//! `room`). A client that stops sending a head, or stops reading its answers, is cut after the
-//! client timeout; the time for a body is kept in [`super::body`].
+//! HTTP/1.1 with keep-alive, over TCP or TLS. At `--max-connections`, handshakes included, the
+//! connection that has waited longest for its client is evicted for a new one (see `room`). A
+//! client that stops sending a head or stops reading responses is cut after the client timeout;
+//! [`super::body`] enforces it for bodies.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -21,49 +21,48 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::tls::Tls;
+use super::tls::InboundTls;
 
 mod failures;
 mod room;
 mod stall;
 mod turn;
 
-use failures::Failures;
-use room::{Place, Room};
+use failures::RepeatedWarning;
+use room::{ConnectionSlot, ConnectionSlots};
 use stall::CutIfStalled;
-use turn::Turns;
+use turn::TurnService;
 
-/// What a connection may buffer of a head, and the largest piece in which a body comes in. Nobody
-/// sends us long heads; hyper's own 400 KiB times some thousand connections would be gigabytes.
+/// Read buffer of a connection: limits the head and the size of a body frame. hyper's default of
+/// 400 KiB would be gigabytes at thousands of connections.
 pub(super) const BUFFER_BYTES: usize = 64 * 1024;
 
-/// How long to leave accepting alone after it failed for want of a resource (file descriptors,
-/// mostly): only a connection that closes can help.
+/// Pause after accept failed for lack of a resource, mostly file descriptors, which only a closing
+/// connection frees.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// The bounds of [`accept`].
-pub(super) struct Limits {
+pub(super) struct ConnectionLimits {
     pub(super) max_connections: usize,
     pub(super) client_timeout: Duration,
 }
 
-/// The other end of a connection, among the extensions of each of its requests.
+/// The client of a connection, stored in the extensions of each of its requests.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub(super) struct ClientPeer {
     pub(super) address: SocketAddr,
-    /// Who the client's certificate says it is, where it has shown one.
+    /// Name in the verified client certificate, if there is one.
     pub(super) certificate: Option<String>,
-    /// Gone with the connection, whoever still knows of it.
+    /// Weak, so that a request does not keep the connection open.
     stream: Weak<OwnedReadHalf>,
 }
 
-impl Peer {
-    /// Returns when the client has closed its side, or the connection is gone. A client that has
-    /// said all may still be there for its answer; for one without an end that is as good as gone.
+impl ClientPeer {
+    /// Resolves when the client has closed its side, or the connection is gone. For an endless
+    /// response, such as an event stream, a half-closed client counts as gone.
     pub(super) async fn left(&self) {
         if let Some(stream) = self.stream.upgrade() {
-            // Of what can be waited for, only this comes with the end and not with any byte before
-            // it. It says nothing else here: no urgent data is asked for. An error is the end, too.
+            // Only PRIORITY becomes ready at the end of the stream and not with the bytes before it. No
+            // urgent data is expected, and an error ends the connection as well.
             let _ = stream.ready(Interest::PRIORITY).await;
         }
     }
@@ -73,147 +72,153 @@ impl Peer {
 pub(super) async fn accept(
     listener: TcpListener,
     router: Router,
-    tls: Option<Tls>,
-    limits: &Limits,
+    tls: Option<InboundTls>,
+    limits: &ConnectionLimits,
     stop: impl Future<Output = ()>,
 ) {
-    let room = Room::new(limits.max_connections);
+    let slots = ConnectionSlots::new(limits.max_connections);
     let graceful = GracefulShutdown::new();
     let (stopping, watched) = watch::channel(());
-    let each = Each { http: http(limits), router, tls, patience: limits.client_timeout, watched };
+    let each = ConnectionServer {
+        http: http(limits),
+        router,
+        tls,
+        patience: limits.client_timeout,
+        watched,
+    };
     let mut stop = pin!(stop);
-    let mut failures = Failures::default();
-    let mut crowded = Failures::default();
+    let mut failures = RepeatedWarning::default();
+    let mut crowded = RepeatedWarning::default();
     loop {
-        let (stream, address, place) = tokio::select! {
+        let (stream, address, slot) = tokio::select! {
             biased;
             () = &mut stop => break,
-            Some(next) = next(&listener, &room, &mut failures, &mut crowded) => next,
+            Some(next) = next(&listener, &slots, &mut failures, &mut crowded) => next,
             else => break,
         };
-        tokio::spawn(each.clone().serve(stream, address, place, graceful.watcher()));
+        tokio::spawn(each.clone().serve(stream, address, slot, graceful.watcher()));
     }
     drop((listener, stopping));
-    // Its watch would be counted among the connections.
+    // Its `watched` receiver would count as an open connection.
     drop(each);
     graceful.shutdown().await;
 }
 
-/// How each connection speaks.
-fn http(limits: &Limits) -> http1::Builder {
+fn http(limits: &ConnectionLimits) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.client_timeout)
         .max_buf_size(BUFFER_BYTES)
-        // A client that sends its write and closes its side is answered, not dropped: the known
-        // client never looks at the answer, and its writes count all the same.
+        // The known gateway may close its side after sending a write and ignore the response. Its
+        // write must still be accepted.
         .half_close(true);
     http
 }
 
-/// What all connections have in common.
 #[derive(Clone)]
-struct Each {
+struct ConnectionServer {
     http: http1::Builder,
     router: Router,
-    tls: Option<Tls>,
+    tls: Option<InboundTls>,
     patience: Duration,
-    /// Changes when no more is accepted.
+    /// Its sender is dropped when accepting stops.
     watched: watch::Receiver<()>,
 }
 
-impl Each {
-    /// Serves one connection to its end.
+impl ConnectionServer {
     async fn serve(
         mut self,
         stream: TcpStream,
         address: SocketAddr,
-        place: Place,
+        slot: ConnectionSlot,
         watcher: Watcher,
     ) {
-        // Without it a small answer may wait for the acknowledgement of the one before. If it
-        // fails the connection is gone, which serving it will find out.
+        // Nagle's algorithm would delay small responses. An error means that the connection is gone,
+        // which serving it notices.
         let _ = stream.set_nodelay(true);
-        let place = Arc::new(place);
+        let slot = Arc::new(slot);
         let (read, write) = stream.into_split();
         let read = Arc::new(read);
-        let mut peer = Peer { address, certificate: None, stream: Arc::downgrade(&read) };
-        let stream = CutIfStalled::new(read, write, self.patience, Arc::clone(&place));
+        let mut peer = ClientPeer { address, certificate: None, stream: Arc::downgrade(&read) };
+        let stream = CutIfStalled::new(read, write, self.patience, Arc::clone(&slot));
         let Some(tls) = self.tls.take() else {
-            return self.speak(stream, peer, place, watcher).await;
+            return self.speak(stream, peer, slot, watcher).await;
         };
         let shaken = tokio::select! {
             biased;
             shaken = tls.handshake(stream) => shaken,
             () = tokio::time::sleep(self.patience) => return,
-            () = place.given_up() => return,
-            // Nobody has asked for anything yet.
+            () = slot.evicted() => return,
+            // No request is in progress before the handshake.
             _ = self.watched.changed() => return,
         };
         match shaken {
             Ok((stream, certificate)) => {
                 peer.certificate = certificate;
-                self.speak(stream, peer, place, watcher).await;
+                self.speak(stream, peer, slot, watcher).await;
             }
-            Err(error) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(error) => tracing::debug!(%error, "TLS handshake failed"),
         }
     }
 
-    async fn speak<S>(self, stream: S, peer: Peer, place: Arc<Place>, watcher: Watcher)
-    where
+    async fn speak<S>(
+        self,
+        stream: S,
+        peer: ClientPeer,
+        slot: Arc<ConnectionSlot>,
+        watcher: Watcher,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let router = TowerToHyperService::new(self.router);
-        let turns = Turns { router, place: Arc::clone(&place), peer: Arc::new(peer) };
+        let turns = TurnService { router, slot: Arc::clone(&slot), peer: Arc::new(peer) };
         let connection = self.http.serve_connection(TokioIo::new(stream), turns);
         let mut connection = pin!(watcher.watch(connection));
         let end = tokio::select! {
             biased;
             end = &mut connection => end,
-            () = place.given_up() => Ok(()),
+            () = slot.evicted() => Ok(()),
         };
         if let Err(error) = end {
-            tracing::debug!(%error, "a connection broke off");
+            tracing::debug!(%error, "connection failed");
         }
     }
 }
 
-/// The next connection and its place, however long that takes.
-///
-/// Cancel safe: what it has not returned is closed unserved.
+/// Cancel safe: a connection that was not returned is closed unserved.
 async fn next(
     listener: &TcpListener,
-    room: &Arc<Room>,
-    failures: &mut Failures,
-    crowded: &mut Failures,
-) -> Option<(TcpStream, SocketAddr, Place)> {
+    slots: &Arc<ConnectionSlots>,
+    failures: &mut RepeatedWarning,
+    crowded: &mut RepeatedWarning,
+) -> Option<(TcpStream, SocketAddr, ConnectionSlot)> {
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
-                failures.in_between += 1;
-                if let Some(place) = room.try_place() {
-                    crowded.in_between += 1;
-                    return Some((stream, address, place));
+                failures.successes += 1;
+                if let Some(slot) = slots.try_acquire() {
+                    crowded.successes += 1;
+                    return Some((stream, address, slot));
                 }
-                if let Some(times) = crowded.told_now() {
+                if let Some(times) = crowded.failed() {
                     tracing::warn!(
                         times,
-                        "all connections (--max-connections) are in use: those that wait longest for their clients are closed for new ones"
+                        "the connection limit (--max-connections) is reached: connections that wait longest for their clients are closed for new ones"
                     );
                 }
-                return Some((stream, address, room.place().await?));
+                return Some((stream, address, slots.acquire().await?));
             }
-            // This one client has gone away before its turn; the next may be there already.
+            // The client gave up before it was accepted.
             Err(error)
                 if matches!(
                     error.kind(),
                     ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset
                 ) => {}
             Err(error) => {
-                if let Some(failures) = failures.told_now() {
-                    tracing::warn!(%error, failures, "cannot accept connections, trying on");
+                if let Some(failures) = failures.failed() {
+                    tracing::warn!(%error, failures, "cannot accept connections, will retry");
                 }
-                room.make_room();
+                slots.evict_oldest();
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }

@@ -1,4 +1,4 @@
-//! Every status code of the server is made here, and the body of every error.
+//! Every status code of the server, and the body of every error.
 
 use std::time::Duration;
 
@@ -15,61 +15,55 @@ use crate::api::{BatchAnswer, WriteAccepted};
 use crate::dispatcher::{AdminError, Handle, Refusal};
 use crate::task::{Obstacle, ReplicaIndex, TaskId};
 
-/// On the answer to a write that was accepted before, under the same idempotency key.
+/// Set on the response to a repeated write with the same idempotency key.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// Why a request has no success to report.
+/// Why a request failed. Texts are sent to the client.
 #[derive(Debug)]
 pub(super) enum Problem {
-    /// The request breaks a rule. Says which.
     Invalid(String),
-    /// There is no token, or not a good one. Says which.
     Unauthenticated(&'static str),
-    /// What it asks for may not be done. Says why.
     Forbidden(String),
-    /// Too often; the client may come again after a while.
-    TooMany { error: String, retry_after: Duration },
-    /// There is nothing under this path.
+    TooMany {
+        error: String,
+        retry_after: Duration,
+    },
+    /// Unknown path.
     NotFound,
-    /// The path is right, what it names is not there. Says what.
+    /// Known path, but the object it names does not exist.
     Missing(String),
-    /// The path is right, the method is not.
     WrongMethod,
-    /// The body came too slowly. Says by what measure.
     TooSlow(String),
-    /// Something went wrong in here; under this id the log says what.
+    /// Carries the id under which the log shows the details.
     Internal(String),
-    /// The body or the value is beyond a limit. Says which.
     TooLarge(String),
-    /// The body is compressed. Says how.
     Encoded(String),
-    /// It cannot be done as things stand. Says why.
     Conflict(String),
-    /// The idempotency key belongs to another write.
     Mismatch(String),
-    /// Not now; the client may come again after a while.
-    Unavailable { error: String, retry_after: Duration },
-    /// A strong write is accepted, but no majority acknowledged it in time.
+    Unavailable {
+        error: String,
+        retry_after: Duration,
+    },
+    /// The strong write is accepted, but no majority acknowledged it in time.
     NoMajority {
         error: String,
         id: TaskId,
-        /// As the client spelled them.
+        /// Both as the client spelled them.
         acked: Vec<String>,
         failed: Vec<String>,
-        /// Said before, under the same idempotency key.
         replayed: bool,
     },
 }
 
 impl Problem {
-    /// An error that no client can do anything about: it goes to the log.
+    /// An internal error: details go to the log only.
     pub(super) fn internal(error: &dyn std::fmt::Display) -> Self {
         let id = format!("{:08x}", fastrand::u32(..));
-        tracing::error!(id, %error, "a request failed inside");
+        tracing::error!(id, %error, "a request failed with an internal error");
         Self::Internal(id)
     }
 
-    /// The task that the request became all the same.
+    /// The accepted task, if the write was accepted despite the error.
     pub(super) fn task(&self) -> Option<TaskId> {
         match self {
             Self::NoMajority { id, .. } => Some(*id),
@@ -77,8 +71,7 @@ impl Problem {
         }
     }
 
-    /// What the daemon refused, in the words of the wire. `spelled` are the replicas in their
-    /// order, as the client wrote them.
+    /// `spelled` are the replicas in order, as the client spelled them.
     pub(super) fn refused(refusal: &Refusal, spelled: &[String], handle: &Handle) -> Self {
         let error = refusal.to_string();
         match refusal {
@@ -99,7 +92,6 @@ impl Problem {
         }
     }
 
-    /// What the daemon could not do for an operator.
     pub(super) fn not_operated(error: AdminError, handle: &Handle) -> Self {
         let retry_after = handle.retry_after();
         match error {
@@ -146,13 +138,11 @@ impl Problem {
             | Self::Mismatch(error)
             | Self::Unavailable { error, .. } => error.as_str(),
             Self::Unauthenticated(error) => error,
-            Self::NotFound => "there is nothing under this path",
-            Self::WrongMethod => {
-                "this path does not answer this method, the Allow header says which it does"
-            }
+            Self::NotFound => "this path does not exist",
+            Self::WrongMethod => "this path does not support this method, see the Allow header",
             Self::Internal(id) => {
                 return json!({
-                    "error": format!("this went wrong inside (id {id}), see the log"),
+                    "error": format!("internal error (id {id}), see the log"),
                 });
             }
             Self::NoMajority { error, id, acked, failed, .. } => {
@@ -168,29 +158,25 @@ impl Problem {
         json!({ "error": error })
     }
 
-    /// As one answer among those of a batch.
     pub(super) fn in_batch(&self) -> BatchAnswer {
         let replayed = matches!(self, Self::NoMajority { replayed: true, .. });
         BatchAnswer { status: self.status().as_u16(), body: self.body(), replayed }
     }
 }
 
-/// 204: it was done, and there is nothing to say.
 pub(super) fn done() -> Response {
     StatusCode::NO_CONTENT.into_response()
 }
 
-/// 200 with these bytes.
 pub(super) fn bytes(value: Bytes) -> Response {
     value.into_response()
 }
 
-/// 304: the browser has it already.
 pub(super) fn not_modified() -> Response {
     StatusCode::NOT_MODIFIED.into_response()
 }
 
-/// What is said of a strong write without its majority, with those that nothing is sent to by name.
+/// The error of a strong write without a majority. Names the paused and failing replicas.
 fn without_majority(
     mut error: String,
     obstacles: &[(ReplicaIndex, Obstacle)],
@@ -209,12 +195,10 @@ fn without_majority(
         Some((only, [])) => error.extend([": ", only]),
         Some((last, others)) => error.extend([": ", &others.join(", "), " and ", last]),
     }
-    // Those that were rejected, or superseded by now, are not.
     error.push_str("; deliveries that are still pending continue in the background");
     error
 }
 
-/// The replicas at `indexes`, as the client spelled them.
 pub(super) fn as_spelled(spelled: &[String], indexes: &[ReplicaIndex]) -> Vec<String> {
     let names = indexes.iter().filter_map(|index| spelled.get(index.get()));
     names.cloned().collect()
@@ -225,7 +209,7 @@ impl IntoResponse for Problem {
         let response = answer(self.status(), &self.body());
         match self {
             Self::TooSlow(_) => {
-                // The rest of that body may still come: nothing after it can be understood.
+                // The rest of the body may still arrive and would be read as the next request.
                 with(response, CONNECTION, HeaderValue::from_static("close"))
             }
             Self::Encoded(_) => {
@@ -244,15 +228,13 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The answer to an accepted write: 202 once durable, 200 once a majority has acknowledged.
+/// Response to an accepted write: 202 when durable, 200 when a majority has acknowledged.
 pub(super) fn taken(body: &WriteAccepted, was_replayed: bool) -> Response {
     let response = answer(taken_status(body), body);
     if was_replayed { replayed(response) } else { response }
 }
 
-/// The same, as one answer among those of a batch.
 pub(super) fn taken_in_batch(body: &WriteAccepted, replayed: bool) -> BatchAnswer {
-    // It is texts alone, which cannot fail to be written.
     let json = serde_json::to_value(body).unwrap_or_default();
     BatchAnswer { status: taken_status(body).as_u16(), body: json, replayed }
 }
@@ -270,29 +252,24 @@ fn with(mut response: Response, name: HeaderName, value: HeaderValue) -> Respons
     response
 }
 
-/// 200 with this body.
 pub(super) fn ok(body: &impl Serialize) -> Response {
     answer(StatusCode::OK, body)
 }
 
-/// 201 with this body.
 pub(super) fn created(body: &impl Serialize) -> Response {
     answer(StatusCode::CREATED, body)
 }
 
-/// 202 with this body.
 pub(super) fn accepted(body: &impl Serialize) -> Response {
     answer(StatusCode::ACCEPTED, body)
 }
 
-/// 503 with this body, for those who ask how things are.
 pub(super) fn unavailable(body: &impl Serialize) -> Response {
     answer(StatusCode::SERVICE_UNAVAILABLE, body)
 }
 
 fn answer(status: StatusCode, body: &impl Serialize) -> Response {
-    // Nothing that is answered here can fail to be written: no maps with odd keys, no floats
-    // that JSON lacks.
+    // Serialization cannot fail: no maps with non-string keys, no NaN.
     let bytes = serde_json::to_vec(body).unwrap_or_default();
     let mut response = bytes.into_response();
     *response.status_mut() = status;
@@ -301,7 +278,7 @@ fn answer(status: StatusCode, body: &impl Serialize) -> Response {
     response
 }
 
-/// Rounded up, and never 0: that would ask for the next request at once.
+/// Rounded up and at least 1: a 0 would invite an immediate retry.
 fn whole_seconds(wait: Duration) -> u64 {
     let started = u64::from(wait.subsec_nanos() > 0);
     wait.as_secs().saturating_add(started).max(1)
@@ -312,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sentence_on_a_missing_majority_fits_any_number_of_replicas() {
+    fn the_error_of_a_missing_majority_fits_any_number_of_replicas() {
         let (handle, _requests, _health) = Handle::for_tests();
         let spelled = ["http://a", "http://b", "http://c", "http://d"].map(str::to_owned);
         let said = |acked: u16, replicas: u16, obstacles: &[Obstacle]| {
@@ -355,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_told_in_whole_seconds_rounded_up_and_never_zero() {
+    fn retry_after_is_in_whole_seconds_rounded_up_and_never_zero() {
         assert_eq!(whole_seconds(Duration::ZERO), 1);
         assert_eq!(whole_seconds(Duration::from_millis(200)), 1);
         assert_eq!(whole_seconds(Duration::from_secs(2)), 2);
@@ -363,11 +340,11 @@ mod tests {
     }
 
     #[test]
-    fn what_the_daemon_cannot_do_has_a_status_and_no_internals() {
+    fn an_admin_error_has_a_status_and_reveals_no_internals() {
         let (handle, _requests, _health) = Handle::for_tests();
         for (error, status, sentence) in [
             (AdminError::Stopped, 503, "the replicator is shutting down and accepts no new writes"),
-            (AdminError::Unreadable("/secret/path".to_owned()), 500, "this went wrong inside"),
+            (AdminError::Unreadable("/secret/path".to_owned()), 500, "internal error"),
             (AdminError::TooMany("8 run".to_owned()), 503, "8 run"),
             (AdminError::Invalid("no".to_owned()), 400, "no"),
             (AdminError::Conflict("taken".to_owned()), 409, "taken"),

@@ -1,9 +1,9 @@
-//! Any bytes as the body of a write.
+//! Fuzz targets: arbitrary bytes as the body of a write.
 
 #![allow(
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a target says by a panic what does not hold; a missing field of a JSON value is null"
+    reason = "a target reports a failure by a panic; a missing field of a JSON value is null"
 )]
 
 use std::time::Duration;
@@ -13,8 +13,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::errors::Problem;
-use super::validate::{Write, write};
-use super::{Access, Settings};
+use super::validate::{ValidWrite, write};
+use super::{Access, ServerSettings};
 use crate::policy::{Own, Policy};
 use crate::task::{Consistency, NewTask, Node, Operation};
 use crate::traces::Tracer;
@@ -25,14 +25,13 @@ const MAX_KEY_BYTES: usize = 32;
 const MAX_VALUE_BYTES: usize = 64;
 const MAX_REPLICAS: usize = 4;
 
-/// The longest sentence: what is shown of a text is a hundred characters, each of which may be
-/// escaped, and a scheme can be as long as an address.
+/// Bound of an error text: it quotes up to 100 characters, each possibly escaped, and a scheme can
+/// be as long as an address.
 const MAX_SENTENCE_BYTES: usize = 3_000;
 
-/// The limits of a server that is asked by these targets.
-pub(super) fn settings() -> Settings {
+pub(super) fn settings() -> ServerSettings {
     let own = Own { address: ([127, 0, 0, 1], 8085).into(), is_local: |_| false };
-    Settings {
+    ServerSettings {
         access: Access::open(),
         tls: None,
         tracer: Tracer::off(),
@@ -48,8 +47,8 @@ pub(super) fn settings() -> Settings {
     }
 }
 
-/// What is taken says what the body says and keeps every limit; what is refused is so in a sentence
-/// that names the field and not the value.
+/// An accepted write equals its body and respects every limit. An error names the field and never
+/// quotes the value.
 pub(crate) fn body(data: &[u8]) {
     let settings = settings();
     match write(data, &settings) {
@@ -61,15 +60,15 @@ pub(crate) fn body(data: &[u8]) {
     }
 }
 
-/// A second reading of a body that was taken as `write`.
-pub(super) fn taken(body: &[u8], Write { task, spelled }: &Write) {
+/// Checks an accepted write against a second, independent parse of its body.
+pub(super) fn taken(body: &[u8], ValidWrite { task, spelled }: &ValidWrite) {
     assert!(!matches!(&*task.key, "" | "." | "..") && task.key.len() <= MAX_KEY_BYTES);
     assert!(task.value.len() <= MAX_VALUE_BYTES, "{} bytes", task.value.len());
     assert!((1..=MAX_REPLICAS).contains(&task.replicas.len()), "{:?}", task.replicas);
     assert_eq!(spelled.len(), task.replicas.len());
     assert!(task.user_id.as_ref().is_none_or(|user| (1..=256).contains(&user.len())));
     assert!(task.trace.is_none());
-    // What is read over is not looked at as closely as here.
+    // The parser skips unknown fields without validating them as strictly as here.
     let Ok(json) = serde_json::from_slice::<Value>(body) else { return };
     let text = |field: &str| json[field].as_str().unwrap_or_default();
     assert_eq!(task.key, text("key"));
@@ -109,7 +108,7 @@ pub(super) fn taken(body: &[u8], Write { task, spelled }: &Write) {
 }
 
 /// The same write, said as plainly as it can be, is the same write.
-fn again(Write { task, .. }: &Write, settings: &Settings) {
+fn again(ValidWrite { task, .. }: &ValidWrite, settings: &ServerSettings) {
     let plain = json!({
         "key": task.key,
         "value": STANDARD.encode(&task.value),
@@ -125,7 +124,7 @@ fn again(Write { task, .. }: &Write, settings: &Settings) {
     assert!(read.as_ref().is_ok_and(|read| *read == task), "{task:?}, and then {read:?}");
 }
 
-/// What is said to a body that was not taken.
+/// Checks the error of a rejected body.
 pub(super) fn refused(body: &[u8], problem: &Problem) {
     let (Problem::Invalid(said) | Problem::TooLarge(said) | Problem::Forbidden(said)) = problem
     else {
@@ -135,7 +134,7 @@ pub(super) fn refused(body: &[u8], problem: &Problem) {
     assert!(!said.contains(|c: char| c.is_control()), "{said:?}");
     let names = ["field \"", "the body is not"].iter().any(|word| said.starts_with(word));
     assert!(names, "{said:?} names no field");
-    // Long enough to be told from what any sentence says.
+    // Long enough not to occur in an error text by chance.
     let Ok(json) = serde_json::from_slice::<Value>(body) else { return };
     let Some(value) = json["value"].as_str().filter(|value| value.len() >= 12) else { return };
     let elsewhere = json
@@ -143,5 +142,5 @@ pub(super) fn refused(body: &[u8], problem: &Problem) {
         .into_iter()
         .flatten()
         .any(|(field, other)| field != "value" && other.to_string().contains(value));
-    assert!(elsewhere || !said.contains(value), "{said:?} tells the value");
+    assert!(elsewhere || !said.contains(value), "{said:?} quotes the value");
 }

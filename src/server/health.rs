@@ -1,4 +1,4 @@
-//! `GET /health`, `/livez`, `/readyz`: for people, for whoever restarts, for whoever routes.
+//! `GET /health` for people, `/livez` for supervisors, `/readyz` for load balancers.
 
 use std::sync::Arc;
 
@@ -7,18 +7,16 @@ use axum::response::Response;
 use serde::Serialize;
 use serde_json::json;
 
-use super::Inbound;
+use super::ServerState;
 use super::errors::{ok, unavailable};
 use crate::dispatcher::Health;
 
-/// From so many hundredths of the queue's capacity on the replicator is degraded.
+/// Percentage of the queue's capacity from which the status is degraded (SERVICE.md: 900 of 1000).
 const DEGRADED_PERCENT: u128 = 90;
 
-/// Why a store that does not answer is no store to write to.
 const STALLED: &str =
     "the store does not answer, its disk hangs or is overloaded: new writes are refused";
 
-/// How the replicator is, as `/health` says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Status {
@@ -27,19 +25,19 @@ enum Status {
     Unhealthy,
 }
 
-/// How full the queue and the disk are, or that nothing can be accepted: 503 only for that.
+/// 503 only if nothing can be accepted.
 #[utoipa::path(
     get, path = "/health", tag = "service",
     operation_id = "health",
-    summary = "How full the queue and the disk are",
+    summary = "Health of the queue, the disk and the store",
     responses(
         (status = 200, body = Object, description = "`status` is healthy or degraded."),
         (status = 503, body = Object, description = "`status` is unhealthy."),
     ),
 )]
-pub(super) async fn health(State(inbound): State<Arc<Inbound>>) -> Response {
-    let health = inbound.handle.health();
-    let snapshot = inbound.handle.snapshot().await;
+pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
+    let health = server.handle.health();
+    let snapshot = server.handle.snapshot().await;
     let queue_size = snapshot.as_ref().map(|snapshot| snapshot.queue_tasks);
     let disk_low = snapshot.as_ref().is_some_and(|snapshot| snapshot.disk_low);
     let reason = match health {
@@ -66,33 +64,31 @@ pub(super) async fn health(State(inbound): State<Arc<Inbound>>) -> Response {
     }
 }
 
-/// The process answers. Whether it can be of use, `/readyz` says.
 #[utoipa::path(
     get, path = "/livez", tag = "service",
     operation_id = "livez",
-    summary = "Whether the process answers",
-    responses((status = 200, body = Object, description = "It does.")),
+    summary = "Liveness of the process",
+    responses((status = 200, body = Object, description = "The process is alive.")),
 )]
 pub(super) async fn livez() -> Response {
     ok(&json!({ "status": "alive" }))
 }
 
-/// Whether a write would be accepted now, as far as one knows.
 #[utoipa::path(
     get, path = "/readyz", tag = "service",
     operation_id = "readyz",
-    summary = "Whether a write would be accepted now",
+    summary = "Readiness to accept writes",
     responses(
-        (status = 200, body = Object, description = "It would."),
-        (status = 503, body = Object, description = "Why not."),
+        (status = 200, body = Object, description = "Writes are accepted."),
+        (status = 503, body = Object, description = "Writes are refused; `error` is the reason."),
     ),
 )]
-pub(super) async fn readyz(State(inbound): State<Arc<Inbound>>) -> Response {
-    let error = match inbound.handle.health() {
+pub(super) async fn readyz(State(server): State<Arc<ServerState>>) -> Response {
+    let error = match server.handle.health() {
         Health::Serving => return ok(&json!({ "status": "ready" })),
         Health::Stalled { .. } => STALLED,
         Health::Draining => "the replicator is shutting down",
-        // Its reason names paths and goes to the log.
+        // The detail contains paths and goes to the log only.
         Health::StoreFailed(_) => "the store has failed and nothing is accepted until a restart",
     };
     unavailable(&json!({ "status": "not ready", "error": error }))
@@ -108,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_is_degraded_from_ninety_percent_on() {
+    fn a_queue_is_degraded_at_ninety_percent() {
         assert_eq!(status(0, 1_000), Status::Healthy);
         assert_eq!(status(899, 1_000), Status::Healthy);
         assert_eq!(status(900, 1_000), Status::Degraded);

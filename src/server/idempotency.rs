@@ -1,7 +1,7 @@
-//! The idempotency key of a write: what it may look like, and what it stands for.
+//! Idempotency keys: their syntax, and the fingerprint that binds a key to a body.
 //!
-//! The key stands for the bytes that came with it. So a client that never heard its answer sends
-//! them again and hears it, and one that by mistake uses a key twice is told.
+//! A client that missed its response resends the same bytes and gets it. A client that reuses a
+//! key for another body gets an error.
 
 use axum::http::HeaderMap;
 use ring::digest::{SHA256, digest};
@@ -12,22 +12,16 @@ use super::validate::{invalid, must_be};
 use super::wire::Json;
 use crate::task::Idempotency;
 
-/// Under this name a client gives the key of a single write.
 const HEADER: &str = "Idempotency-Key";
 
-/// The longest key.
 const MAX_KEY_BYTES: usize = 255;
 
-/// The key in the head of a request.
-///
-/// # Errors
-///
-/// 400 for one that breaks the rule, and for two of them.
+/// Reads the key from the header.
 pub(super) fn header(headers: &HeaderMap) -> Result<Option<Box<str>>, Problem> {
     let mut lines = headers.get_all(HEADER).iter();
     let Some(line) = lines.next() else { return Ok(None) };
     if lines.next().is_some() {
-        return Err(invalid(format!(r#"header "{HEADER}" is there more than once"#)));
+        return Err(invalid(format!(r#"header "{HEADER}" is given more than once"#)));
     }
     match line.to_str() {
         Ok(text) if is_key(text) => Ok(Some(text.into())),
@@ -37,7 +31,6 @@ pub(super) fn header(headers: &HeaderMap) -> Result<Option<Box<str>>, Problem> {
     }
 }
 
-/// The key in a field of a write, for one of a batch.
 pub(super) fn field(json: &Json<'_>) -> Result<Option<Box<str>>, Problem> {
     match json {
         Json::Null => Ok(None),
@@ -49,17 +42,16 @@ pub(super) fn field(json: &Json<'_>) -> Result<Option<Box<str>>, Problem> {
     }
 }
 
-/// Refuses a request that has the header and no use for it, rather than let its client believe.
+/// Rejects a batch with the header: ignoring it would suggest protection that does not exist.
 pub(super) fn no_header(headers: &HeaderMap) -> Result<(), Problem> {
     if headers.contains_key(HEADER) {
         return Err(invalid(format!(
-            r#"header "{HEADER}" is for a single write, in a batch each has its field "idempotency_key""#
+            r#"header "{HEADER}" is for a single write: in a batch, set the field "idempotency_key" of each write"#
         )));
     }
     Ok(())
 }
 
-/// `key` of `caller`, for the write that is in `body`.
 pub(super) fn of(caller: &Caller, key: Box<str>, body: &[u8]) -> Idempotency {
     let mut fingerprint = [0; 16];
     let hash = digest(&SHA256, body);
@@ -88,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_up_to_255_visible_characters_and_given_once() {
+    fn a_key_has_up_to_255_visible_characters_and_is_given_once() {
         assert_eq!(said(&[]), Ok(None));
         assert_eq!(said(&[b"6f1e-\"x\"~!"]), Ok(Some("6f1e-\"x\"~!".into())));
         assert_eq!(said(&[&[b'k'; 255]]), Ok(Some("k".repeat(255).into())));
@@ -99,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn another_body_has_another_fingerprint() {
+    fn a_different_body_has_a_different_fingerprint() {
         let one = of(&Caller::default(), "k".into(), b"{}");
         assert_eq!(one, of(&Caller::default(), "k".into(), b"{}"));
         assert_ne!(one.fingerprint, of(&Caller::default(), "k".into(), b"{} ").fingerprint);

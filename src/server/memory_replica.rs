@@ -1,9 +1,7 @@
-//! A replica in memory, the other side of the wire, for the demo: `PUT`, `GET` and `DELETE` on
-//! `/store/{key}`, with times to live.
+//! An in-memory replica for the demo: `PUT`, `GET` and `DELETE` on `/store/{key}`, with TTLs.
 //!
-//! It behaves as the nodes that are known do: a key is exactly what its percent-encoded path
-//! segment says, the DELETE of a missing key is a 404, and a `ttl` that cannot be read or is not
-//! positive means for ever. It keeps nothing over its end and is no store for anything real.
+//! It behaves like the known nodes: the key is the percent-decoded path segment, a DELETE of a
+//! missing key is a 404, and an unreadable or non-positive `ttl` means no expiration.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,26 +15,24 @@ use axum::routing::put;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
-use crate::server::connections::{self, Limits};
+use crate::server::connections::{self, ConnectionLimits};
 use crate::server::errors::{Problem, bytes, done};
 use crate::task::Timestamp;
 
-/// What a key can hold here, in bytes.
 const MAX_VALUE_BYTES: usize = 64 << 20;
 
-/// How patient it is with its clients.
-const LIMITS: Limits = Limits { max_connections: 1024, client_timeout: Duration::from_secs(30) };
+const LIMITS: ConnectionLimits =
+    ConnectionLimits { max_connections: 1024, client_timeout: Duration::from_secs(30) };
 
-/// The data of one replica. Cheap to clone; clones share it.
+/// The data of one replica. Clones share it.
 #[derive(Clone, Debug)]
 pub struct MemoryReplica {
-    entries: Arc<Mutex<HashMap<String, Entry>>>,
-    /// Reads the wall clock.
+    entries: Arc<Mutex<HashMap<String, StoredValue>>>,
     clock: fn() -> Timestamp,
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
+struct StoredValue {
     value: Bytes,
     expires_at: Option<Timestamp>,
 }
@@ -47,13 +43,12 @@ struct PutQuery {
 }
 
 impl MemoryReplica {
-    /// An empty one.
     #[must_use]
     pub fn new(clock: fn() -> Timestamp) -> Self {
         Self { entries: Arc::default(), clock }
     }
 
-    /// Serves it from `listener` until `stop` resolves; then its connections are closed.
+    /// Serves requests from `listener` until `stop` resolves, then closes its connections.
     pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = ()>) {
         connections::accept(listener, self.router(), None, &LIMITS, stop).await;
     }
@@ -66,7 +61,7 @@ impl MemoryReplica {
             .with_state(self.clone())
     }
 
-    /// What it holds for `key` now.
+    /// The unexpired value of `key`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Bytes> {
         let now = (self.clock)();
@@ -75,7 +70,7 @@ impl MemoryReplica {
         entry.expires_at.is_none_or(|end| end > now).then(|| entry.value.clone())
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, HashMap<String, StoredValue>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -88,7 +83,7 @@ async fn store(
 ) -> Response {
     let ttl = query.ttl.as_deref().and_then(parse_go_duration);
     let expires_at = ttl.map(|ttl| (replica.clock)().saturating_add(ttl));
-    replica.entries().insert(key, Entry { value, expires_at });
+    replica.entries().insert(key, StoredValue { value, expires_at });
     done()
 }
 
@@ -108,7 +103,7 @@ async fn remove(
     if held { Ok(done()) } else { Err(Problem::NotFound) }
 }
 
-/// Reads a positive duration as Go's `time.ParseDuration` does: `1h0m0s`, `1.5s`, `300ms`.
+/// Parses a positive duration like Go's `time.ParseDuration`: `1h0m0s`, `1.5s`, `300ms`.
 fn parse_go_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = 0.0;
@@ -137,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ttl_reads_as_a_go_duration_or_not_at_all() {
+    fn a_ttl_is_parsed_as_a_go_duration() {
         assert_eq!(parse_go_duration("1h0m1.5s"), Some(Duration::from_millis(3_601_500)));
         assert_eq!(parse_go_duration("300ms"), Some(Duration::from_millis(300)));
         assert_eq!(parse_go_duration("0s"), None);

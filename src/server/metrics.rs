@@ -1,4 +1,4 @@
-//! `GET /metrics` and `GET /metrics/users`: the figures, in the form that is asked for.
+//! `GET /metrics` and `GET /metrics/users`, with content negotiation.
 
 use std::sync::{Arc, PoisonError};
 
@@ -8,35 +8,34 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use super::Inbound;
+use super::ServerState;
 use super::errors::{Problem, ok};
 use crate::api;
 use crate::dispatcher::Refusal;
 use crate::metrics::{ProcessFigures, to_json, to_prometheus};
 
-/// What Prometheus wants to hear; one that asks for OpenMetrics reads this as well.
+/// A scraper that asks for OpenMetrics accepts this format as well.
 const PROMETHEUS_TEXT: HeaderValue =
     HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// The figures of this moment: JSON, or Prometheus text where `Accept` asks for it.
 #[utoipa::path(
     get, path = "/metrics", tag = "service",
     operation_id = "metrics",
-    summary = "Every figure",
+    summary = "All metrics",
     responses(
-        (status = 200, description = "JSON; Prometheus text where `Accept` prefers it.",
+        (status = 200, description = "JSON, or Prometheus text if `Accept` prefers it.",
             content((Object = "application/json"), (String = "text/plain"))),
-        (status = 500, body = api::Error, description = "Something failed inside."),
+        (status = 500, body = api::Error, description = "Internal error."),
         (status = 503, body = api::Error, description = "The daemon has stopped."),
     ),
 )]
 pub(super) async fn figures(
-    State(inbound): State<Arc<Inbound>>,
+    State(server): State<Arc<ServerState>>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Some(mut snapshot) = inbound.handle.snapshot().await else {
+    let Some(mut snapshot) = server.handle.snapshot().await else {
         let gone = Refusal::Draining;
-        return Err(Problem::refused(&gone, &[], &inbound.handle));
+        return Err(Problem::refused(&gone, &[], &server.handle));
     };
     if !wants_text(&headers) {
         return Ok(ok(&to_json(&snapshot)));
@@ -46,22 +45,21 @@ pub(super) async fn figures(
     Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response())
 }
 
-/// Requests and bytes of the busiest users.
 #[utoipa::path(
     get, path = "/metrics/users", tag = "service",
     operation_id = "users",
     summary = "Requests and bytes of the busiest users",
-    responses((status = 200, body = Object, description = "Of up to 1000 of them.")),
+    responses((status = 200, body = Object, description = "Up to 1000 users.")),
 )]
-pub(super) async fn users(State(inbound): State<Arc<Inbound>>) -> Response {
-    let users = inbound.users.lock().unwrap_or_else(PoisonError::into_inner);
+pub(super) async fn users(State(server): State<Arc<ServerState>>) -> Response {
+    let users = server.users.lock().unwrap_or_else(PoisonError::into_inner);
     let busiest = users.busiest();
     drop(users);
     ok(&json!({ "users": busiest }))
 }
 
-/// Whether `Accept` prefers Prometheus text over JSON: by quality, and of two alike the one that
-/// is named more exactly. All else is JSON: no header, `*/*`, what a browser sends.
+/// Whether `Accept` prefers Prometheus text over JSON: by quality, then by the more specific range.
+/// The default (no header, `*/*`, a browser) is JSON.
 fn wants_text(headers: &HeaderMap) -> bool {
     let lines = headers.get_all(ACCEPT).iter();
     let lines = lines.filter_map(|line| line.to_str().ok());
@@ -71,7 +69,7 @@ fn wants_text(headers: &HeaderMap) -> bool {
     text.max(open) > wish(&ranges, "application", "json")
 }
 
-/// One entry of `Accept` as its media range and its quality in thousandths.
+/// The media range and quality, in thousandths, of an entry of `Accept`.
 fn range(entry: &str) -> Option<(&str, u16)> {
     let mut parts = entry.split(';').map(str::trim);
     let range = parts.next()?;
@@ -88,8 +86,8 @@ fn thousandths(quality: &str) -> Option<u16> {
     digits.parse().ok().filter(|quality| *quality <= 1000)
 }
 
-/// How much a client wants a media type: the quality that the most exact range gives it, and how
-/// exact that range is. Nothing where it does not want it at all.
+/// Quality of a media type by its most specific range, and the specificity of that range. `(0, 0)`
+/// if it is not acceptable.
 fn wish(ranges: &[(&str, u16)], main: &str, sub: &str) -> (u16, u8) {
     let exactness = |range: &str| {
         let (range_main, range_sub) = range.split_once('/')?;
@@ -120,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_what_anyone_gets_who_does_not_ask_for_text() {
+    fn the_default_format_is_json() {
         assert!(!wants_text(&HeaderMap::new()));
         text(false, "");
         text(false, "*/*");
@@ -133,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_for_those_who_name_it() {
+    fn text_is_sent_if_it_is_requested() {
         text(true, "text/plain");
         text(true, "TEXT/Plain; version=0.0.4");
         text(true, "text/*");
@@ -146,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn quality_decides_before_the_name_does() {
+    fn quality_takes_precedence_over_specificity() {
         text(false, "text/plain;q=0.5, application/json");
         text(true, "text/plain, application/json; Q=0.9");
         text(false, "text/plain;q=0");

@@ -1,11 +1,9 @@
-//! `GET /` and `GET /assets/{name}`: the page for operators, out of the binary itself.
+//! `GET /` and `GET /assets/{name}`: the operators' web page, embedded in the binary.
 //!
-//! The files are under `page/` as the browser gets them: no build step, nothing from elsewhere. They
-//! hold no secret and need no token; what they show they ask `/v1` for, as any client. The headers
-//! forbid the page everything that it does not use, so that a key or an error that looks like
-//! markup stays text even if the page had a mistake.
-//!
-//! To read: `page/index.html`, then `page/main.js`.
+//! The files under `page/` are served as they are: no build step, nothing loaded from elsewhere.
+//! They contain no secrets and need no token; the page fetches its data from `/v1` like any client.
+//! The Content-Security-Policy is strict, so that a key or an error that looks like markup stays
+//! text even if the page has a bug. Read `page/index.html`, then `page/main.js`.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -26,7 +24,6 @@ const IMAGE: &str = "image/svg+xml";
 
 const INDEX: File = File { content_type: HTML, text: include_str!("page/index.html") };
 
-/// Sent with every file: what the page may load, and who may show it.
 const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (
         CONTENT_SECURITY_POLICY,
@@ -37,23 +34,20 @@ const HEADERS: [(HeaderName, HeaderValue); 4] = [
     ),
     (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
-    // Kept, and asked about each time: after an upgrade no old part meets a new one.
+    // Revalidated every time: after an upgrade, old and new files must not mix.
     (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
 ];
 
-/// A file of the page.
 #[derive(Clone, Copy)]
 struct File {
     content_type: &'static str,
     text: &'static str,
 }
 
-/// The page.
 pub(super) async fn index(headers: HeaderMap) -> Response {
     serve(INDEX, &headers)
 }
 
-/// A part of the page.
 pub(super) async fn asset(
     Path(name): Path<String>,
     headers: HeaderMap,
@@ -86,30 +80,29 @@ fn find(name: &str) -> Option<File> {
     }
 }
 
-fn serve(file: File, asked: &HeaderMap) -> Response {
+fn serve(file: File, request: &HeaderMap) -> Response {
     let tag = tag(file.text);
-    let mut response = match asked.get(IF_NONE_MATCH).and_then(|known| known.to_str().ok()) {
+    let mut response = match request.get(IF_NONE_MATCH).and_then(|known| known.to_str().ok()) {
         Some(known) if knows(known, &tag) => not_modified(),
         _ => bytes(file.text.into()),
     };
     let headers = response.headers_mut();
     headers.extend(HEADERS);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(file.content_type));
-    // Hexadecimal digits between quotes always are a header's value.
+    // Always valid: hexadecimal digits in quotes.
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         headers.insert(ETAG, tag);
     }
     response
 }
 
-/// The same for the same text, in one build and mostly in all.
 fn tag(text: &str) -> String {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
     format!("\"{:016x}\"", hasher.finish())
 }
 
-/// Whether one of the tags in an `If-None-Match` is this one.
+/// Whether an `If-None-Match` header contains the tag.
 fn knows(known: &str, tag: &str) -> bool {
     let mut tags = known.split(',').map(str::trim);
     tags.any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
@@ -120,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_is_known_by_itself_in_a_list_weakly_or_as_any() {
+    fn if_none_match_accepts_a_tag_alone_in_a_list_weak_or_a_star() {
         let tag = tag("text");
         for known in [tag.clone(), format!("\"a\", {tag}"), format!("W/{tag}"), "*".to_owned()] {
             assert!(knows(&known, &tag), "{known}");

@@ -1,4 +1,4 @@
-//! `POST /replicate`: one write, from its first byte to its answer.
+//! `POST /replicate`: one write, from its body to its response.
 
 use std::sync::{Arc, PoisonError};
 
@@ -6,52 +6,52 @@ use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
-use super::Inbound;
+use super::ServerState;
 use super::access::Caller;
 use super::errors::{Problem, as_spelled, taken};
 use super::idempotency;
-use super::validate::{self, Write};
+use super::validate::{self, ValidWrite};
 use crate::api;
 use crate::dispatcher::{Accepted, Refusal};
 use crate::metrics::Reason;
 use crate::task::{Consistency, NewTask, TaskId, Trace};
 use crate::traces::{self, Span};
 
-/// Reads the write, checks it, hands it to the daemon and says how it went.
-///
-/// # Cancel safety
-///
-/// When the client hangs up before its request is complete, nothing has happened. After that the
-/// write belongs to the daemon, answer or not.
+/// Cancel safe: if the client disconnects before its request is complete, nothing happens. After
+/// that the daemon processes the write regardless of the client.
 #[utoipa::path(
     post, path = "/replicate", tag = "writes",
     operation_id = "replicate",
-    summary = "Carry a write to its replicas",
-    description = "An eventual write is answered 202 once it is durable here, a strong one 200 \
-        once a majority of its replicas has acknowledged.",
+    summary = "Replicate a write",
+    description = "An eventual write returns 202 as soon as it is durable here, a strong one 200 \
+        when a majority of its replicas has acknowledged.",
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
-        description = "The same key with the same body again is the same task: it is answered as \
-            before, with `Idempotency-Replayed: true`.")),
+        description = "A repeated key with the same body refers to the same task: the first \
+            response is repeated, with `Idempotency-Replayed: true`.")),
     request_body(content = api::WriteRequest, content_type = "application/json"),
     responses(
         (status = 200, body = api::WriteAccepted, description = "A majority has acknowledged."),
-        (status = 202, body = api::WriteAccepted, description = "It is durable here."),
-        (status = 400, body = api::Error, description = "A field breaks a rule."),
-        (status = 403, body = api::Error, description = "A replica may not be written to."),
+        (status = 202, body = api::WriteAccepted, description = "The write is durable."),
+        (status = 400, body = api::Error, description = "A field is not valid."),
+        (status = 403, body = api::Error, description = "Writing to a replica is not allowed."),
         (status = 408, body = api::Error, description = "The body did not arrive in time."),
-        (status = 413, body = api::Error, description = "The body or the value is too long."),
+        (status = 413, body = api::Error, description = "The body or the value is too large."),
         (status = 415, body = api::Error, description = "The body is compressed."),
-        (status = 422, body = api::Error, description = "The key was used for another body."),
+        (status = 422, body = api::Error, description = "The idempotency key was used with another body."),
         (status = 503, body = inline(Unavailable), description = "A limit is reached, the daemon \
-            stops, or no majority acknowledged: then with `success`, and the write stays accepted."),
+            stops, or a majority did not acknowledge. In the last case the body has `success` and the \
+            write stays accepted."),
     ),
 )]
-pub(super) async fn replicate(State(inbound): State<Arc<Inbound>>, request: Request) -> Response {
-    let came = trace_of(request.headers());
-    let span = inbound.settings.tracer.accept(came.as_ref());
-    // The deliveries belong to the span, or, without one, to what the request came with.
-    let trace = span.as_ref().map(Span::trace).or(came);
-    let (answer, task) = match write(&inbound, request, trace).await {
+pub(super) async fn replicate(
+    State(server): State<Arc<ServerState>>,
+    request: Request,
+) -> Response {
+    let parent = trace_of(request.headers());
+    let span = server.settings.tracer.accept(parent.as_ref());
+    // Deliveries join the span or, if it is not sampled, the trace of the request.
+    let trace = span.as_ref().map(Span::trace).or(parent);
+    let (answer, task) = match write(&server, request, trace).await {
         Ok((task, response)) => (response, Some(task)),
         Err(problem) => {
             let task = problem.task();
@@ -59,14 +59,14 @@ pub(super) async fn replicate(State(inbound): State<Arc<Inbound>>, request: Requ
         }
     };
     let status = answer.status().as_u16();
-    inbound.handle.counts().answered(status);
+    server.handle.counts().answered(status);
     if let Some(span) = span {
         span.answered(status, task);
     }
     answer
 }
 
-/// The trace that a request belongs to, as far as it keeps the rules.
+/// The trace context of a request. A malformed one is ignored.
 pub(super) fn trace_of(headers: &HeaderMap) -> Option<Trace> {
     let mut parents = headers.get_all("traceparent").iter();
     let only = parents.next().filter(|_| parents.next().is_none())?;
@@ -77,14 +77,14 @@ pub(super) fn trace_of(headers: &HeaderMap) -> Option<Trace> {
 }
 
 async fn write(
-    inbound: &Inbound,
+    server: &ServerState,
     request: Request,
     trace: Option<Trace>,
 ) -> Result<(TaskId, Response), Problem> {
-    let Inbound { handle, settings, memory, .. } = inbound;
+    let ServerState { handle, settings, memory, .. } = server;
     let (head, body) = request.into_parts();
-    // Before the body: a client should not send megabytes to hear that.
-    let key = match inbound.serving().and_then(|()| idempotency::header(&head.headers)) {
+    // Checked before the body, so that a client does not send megabytes in vain.
+    let key = match server.serving().and_then(|()| idempotency::header(&head.headers)) {
         Ok(key) => key,
         Err(problem) => {
             memory.discard(&head.headers, body);
@@ -92,22 +92,21 @@ async fn write(
         }
     };
     let read = memory.read(&head.headers, body, handle.retry_after()).await;
-    let (body, _share) = read.inspect_err(|problem| inbound.count_want_of_memory(problem))?;
-    let Write { mut task, spelled } = validate::write(&body, settings)?;
+    let (body, _share) = read.inspect_err(|problem| server.count_memory_refusal(problem))?;
+    let ValidWrite { mut task, spelled } = validate::write(&body, settings)?;
     let caller = Caller::of(&head.extensions)?;
     caller.may_name(&task.replicas)?;
     let idempotency = key.map(|key| idempotency::of(&caller, key, &body));
     task.trace = trace;
     drop(body);
-    inbound.count_user(&task);
+    server.count_user(&task);
     let consistency = task.consistency;
     let accepted = handle.replicate(task, idempotency).await;
-    let accepted = accepted.map_err(|refusal| inbound.refused(&refusal, &spelled))?;
-    let said = inbound.success(&accepted, consistency, &spelled);
-    Ok((accepted.id, taken(&said, accepted.replayed)))
+    let accepted = accepted.map_err(|refusal| server.refused(&refusal, &spelled))?;
+    let body = server.success(&accepted, consistency, &spelled);
+    Ok((accepted.id, taken(&body, accepted.replayed)))
 }
 
-/// What a 503 says.
 #[derive(serde::Serialize, utoipa::ToSchema)]
 #[serde(untagged)]
 #[allow(dead_code, reason = "for the API's description alone")]
@@ -116,8 +115,7 @@ enum Unavailable {
     NoMajority(api::NoMajority),
 }
 
-impl Inbound {
-    /// Refuses a write while none is accepted.
+impl ServerState {
     pub(super) fn serving(&self) -> Result<(), Problem> {
         match self.handle.health().refusal() {
             None => Ok(()),
@@ -125,13 +123,13 @@ impl Inbound {
         }
     }
 
-    /// What the daemon refused, counted and in the words of the wire.
+    /// Counts a refusal and turns it into a response.
     pub(super) fn refused(&self, refusal: &Refusal, spelled: &[String]) -> Problem {
         match refusal {
             Refusal::Stalled => self.handle.counts().refused(Reason::StoreStalled),
             Refusal::Draining => self.handle.counts().refused(Reason::Draining),
             Refusal::StoreFailed => self.handle.counts().refused(Reason::StoreFailed),
-            // The limits are counted by the daemon, which knows them.
+            // The dispatcher counts the limits, since only it knows which one was hit.
             Refusal::Full(_)
             | Refusal::NoMajority { .. }
             | Refusal::Invalid(_)
@@ -140,13 +138,12 @@ impl Inbound {
         Problem::refused(refusal, spelled, &self.handle)
     }
 
-    pub(super) fn count_want_of_memory(&self, problem: &Problem) {
+    pub(super) fn count_memory_refusal(&self, problem: &Problem) {
         if matches!(problem, Problem::Unavailable { .. }) {
             self.handle.counts().refused(Reason::Memory);
         }
     }
 
-    /// What a client hears of an accepted write.
     pub(super) fn success(
         &self,
         accepted: &Accepted,
@@ -168,7 +165,7 @@ impl Inbound {
         let Some(user) = &task.user_id else { return };
         let bytes = task.key.len().saturating_add(task.value.len());
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        // Counters are right enough whatever panicked while it held them.
+        // Counters stay usable after a panic of a holder.
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         users.record(user, bytes);
     }

@@ -1,4 +1,4 @@
-//! The server on a real socket, over a daemon that says what the test wants.
+//! The server on a real socket, over a scripted daemon.
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,7 +20,7 @@ mod support;
 const WRITE: &str = r#"{"key":"k","value":"dg==","operation":"SET","user_id":"u","replica_nodes":["http://A/","http://b"]}"#;
 
 #[tokio::test]
-async fn an_eventual_write_is_handed_in_whole_and_accepted_with_a_202() {
+async fn an_eventual_write_is_submitted_and_returns_202() {
     let mut server = start(settings()).await;
     let mut client = Client::connect(server.address).await;
     client.post(WRITE).await;
@@ -34,7 +34,7 @@ async fn an_eventual_write_is_handed_in_whole_and_accepted_with_a_202() {
 }
 
 #[tokio::test]
-async fn a_strong_write_names_who_acknowledged_as_the_client_spelled_them() {
+async fn a_strong_write_returns_the_acknowledged_nodes_as_the_client_spelled_them() {
     let address = start(settings()).await.answer_all(vec![ReplicaIndex(0)], Snapshot::default());
     let strong = WRITE.replace("\"key\"", "\"consistency\":\"strong\",\"key\"");
     let answer = posted(address, &strong).await;
@@ -48,7 +48,7 @@ async fn a_strong_write_names_who_acknowledged_as_the_client_spelled_them() {
 }
 
 #[tokio::test]
-async fn a_strong_write_without_its_majority_is_a_503_that_says_what_goes_on() {
+async fn a_strong_write_without_a_majority_is_a_503_with_the_details() {
     let mut server = start(settings()).await;
     let mut client = Client::connect(server.address).await;
     client.post(WRITE).await;
@@ -76,7 +76,7 @@ async fn a_strong_write_without_its_majority_is_a_503_that_says_what_goes_on() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_a_503_that_says_when_to_come_again() {
+async fn a_full_queue_is_a_503_with_retry_after() {
     let mut server = start(settings()).await;
     let mut client = Client::connect(server.address).await;
     client.post(WRITE).await;
@@ -89,7 +89,7 @@ async fn a_full_queue_is_a_503_that_says_when_to_come_again() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_accepts_nothing_is_said_before_the_body_is_read() {
+async fn a_daemon_that_accepts_nothing_refuses_before_the_body_is_read() {
     let server = start(settings()).await;
     let head = "POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n";
     for (health, word) in [
@@ -107,7 +107,7 @@ async fn a_daemon_that_accepts_nothing_is_said_before_the_body_is_read() {
 }
 
 #[tokio::test]
-async fn a_write_that_breaks_a_rule_is_a_400_that_names_it() {
+async fn an_invalid_write_is_a_400_that_names_the_field() {
     let server = start(settings()).await;
     let answer = posted(server.address, &WRITE.replace("SET", "PUT")).await;
     answer.is_error(400, r#"field "operation" must be "SET" or "DELETE", got the string "PUT""#);
@@ -116,18 +116,15 @@ async fn a_write_that_breaks_a_rule_is_a_400_that_names_it() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_a_404_and_what_is_not_done_a_405() {
+async fn an_unknown_path_is_a_404_and_a_wrong_method_a_405() {
     let server = start(settings()).await;
     let mut client = Client::connect(server.address).await;
     for path in ["//", "/replicate/", "/nothing", "/assets/", "/assets/nothing"] {
         let answer = client.get(path, "").await;
-        answer.is_error(404, "there is nothing under this path");
+        answer.is_error(404, "this path does not exist");
     }
     let answer = client.get("/replicate", "").await;
-    answer.is_error(
-        405,
-        "this path does not answer this method, the Allow header says which it does",
-    );
+    answer.is_error(405, "this path does not support this method, see the Allow header");
     assert!(answer.head.contains("allow: POST\r\n"), "{}", answer.head);
 }
 
@@ -149,7 +146,7 @@ async fn a_client_that_sends_a_body_too_long_to_its_end_still_gets_the_413() {
     let mut client = Client::connect(server.address).await;
     client.post(&"x".repeat(20_000_000)).await;
     assert_eq!(client.answer().await.status, 413);
-    // And the connection is as good as before.
+    // The connection stays usable.
     assert_eq!(client.get("/livez", "").await.status, 200);
 }
 
@@ -183,7 +180,7 @@ async fn a_body_in_chunks_that_grows_too_long_is_a_413() {
 }
 
 #[tokio::test]
-async fn whoever_expects_a_100_gets_it_and_then_the_answer() {
+async fn a_client_that_expects_100_continue_gets_it_before_the_answer() {
     let mut server = start(settings()).await;
     let mut client = Client::connect(server.address).await;
     let length = WRITE.len();
@@ -245,8 +242,11 @@ async fn a_client_that_never_reads_its_answers_is_cut() {
 
 #[tokio::test]
 async fn memory_in_use_is_a_503_for_the_next_large_body() {
-    let settings =
-        Settings { request_memory: 200_000, client_timeout: Duration::from_secs(3), ..settings() };
+    let settings = ServerSettings {
+        request_memory: 200_000,
+        client_timeout: Duration::from_secs(3),
+        ..settings()
+    };
     let mut server = start(settings).await;
     let large = WRITE.replace("dg==", &"MTIz".repeat(40_000));
     let mut first = Client::connect(server.address).await;
@@ -266,7 +266,7 @@ async fn memory_in_use_is_a_503_for_the_next_large_body() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_in_the_middle_leaves_nothing_behind() {
+async fn a_client_that_disconnects_during_its_request_leaves_nothing_behind() {
     let mut server = start(settings()).await;
     let mut cut = Client::connect(server.address).await;
     let length = WRITE.len();
@@ -277,14 +277,14 @@ async fn a_client_that_hangs_up_in_the_middle_leaves_nothing_behind() {
     .await;
     cut.0.shutdown().await.unwrap();
     cut.closed().await;
-    // The first that the daemon hears is the write after it.
+    // The daemon receives only the following write.
     let mut client = Client::connect(server.address).await;
     client.post(&WRITE.replace("\"k\"", "\"later\"")).await;
     assert_eq!(server.next_write().await.0.key, "later");
 }
 
 #[tokio::test]
-async fn a_client_that_closes_its_side_behind_its_write_is_answered() {
+async fn a_client_that_closes_its_side_after_its_write_is_answered() {
     let mut server = start(settings()).await;
     let mut client = Client::connect(server.address).await;
     client.post(WRITE).await;
@@ -296,8 +296,8 @@ async fn a_client_that_closes_its_side_behind_its_write_is_answered() {
 }
 
 #[tokio::test]
-async fn beyond_the_connections_allowed_the_next_one_waits_for_the_answer_of_another() {
-    let settings = Settings { max_connections: 1, ..settings() };
+async fn at_the_connection_limit_a_new_connection_waits_for_the_answer_of_another() {
+    let settings = ServerSettings { max_connections: 1, ..settings() };
     let mut server = start(settings).await;
     let mut first = Client::connect(server.address).await;
     first.post(WRITE).await;
@@ -312,8 +312,8 @@ async fn beyond_the_connections_allowed_the_next_one_waits_for_the_answer_of_ano
 }
 
 #[tokio::test]
-async fn those_who_say_nothing_or_not_all_of_it_keep_nobody_out() {
-    let settings = Settings { max_connections: 4, ..settings() };
+async fn silent_and_slow_clients_lock_no_one_out() {
+    let settings = ServerSettings { max_connections: 4, ..settings() };
     let server = start(settings).await;
     let mut hostile = Vec::new();
     for n in 0..40 {
@@ -359,7 +359,7 @@ async fn stopping_waits_for_the_request_in_flight_and_for_no_idle_connection() {
 }
 
 #[tokio::test]
-async fn metrics_are_json_or_text_as_is_asked_for() {
+async fn metrics_are_json_or_text_by_the_accept_header() {
     let address = start(settings()).await.answer_all(vec![], Snapshot::default());
     let mut client = Client::connect(address).await;
     let json = client.get("/metrics", "accept: */*\r\n").await;
@@ -405,7 +405,7 @@ async fn a_failed_store_is_unhealthy_and_not_ready_but_alive() {
     let server = start(settings()).await;
     server.health.send_replace(Health::StoreFailed("/secret/path: EIO".into()));
     let address = server.address;
-    // The daemon is gone as well.
+    // The daemon has also stopped.
     drop(server.requests);
     let mut client = Client::connect(address).await;
     let health = client.get("/health", "").await;

@@ -1,8 +1,7 @@
-//! TLS of the inbound side: which certificate is shown, and which ones clients must show.
+//! Inbound TLS: the server certificate, and verification of client certificates.
 //!
-//! TLS 1.2 and 1.3, HTTP/1.1 alone: a client that offers nothing but another protocol is refused
-//! in its handshake. Files are read at the start and at a reload; a connection keeps what it
-//! began with.
+//! TLS 1.2 and 1.3 with HTTP/1.1 only: the handshake fails for a client that offers only other
+//! protocols. Files are read at start and on reload. Open connections keep their configuration.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,62 +19,35 @@ use tokio_rustls::server::TlsStream;
 use crate::text::without_bom;
 use crate::tls::{self, TlsFiles};
 
-/// How long a client that was refused in its handshake may take to go away.
+/// How long a client whose handshake failed may take to read the alert.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How much it may send meanwhile.
 const REFUSED_BYTES: u64 = 64 * 1024;
 
-/// Why TLS cannot be had.
 #[derive(Debug, Error)]
-pub enum TlsError {
-    /// A file is not there, or not what it should be.
+pub enum InboundTlsError {
     #[error("cannot read {what} in {}: {why}", file.display())]
-    File {
-        /// What it should hold.
-        what: &'static str,
-        /// Which.
-        file: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
-    /// They do not fit together.
-    #[error("the certificate in {} and the key in {} cannot be used: {source}", certificate.display(), key.display())]
-    Pair {
-        /// Which certificate.
-        certificate: PathBuf,
-        /// Which key.
-        key: PathBuf,
-        /// What is wrong.
-        source: rustls::Error,
-    },
+    File { what: &'static str, file: PathBuf, why: String },
+    #[error("cannot use the certificate in {} with the key in {}: {source}", certificate.display(), key.display())]
+    Pair { certificate: PathBuf, key: PathBuf, source: rustls::Error },
 }
 
-/// What is shown and asked for now. Cheap to clone; clones share it, reloads included.
+/// The current TLS configuration. Clones share it, including reloads.
 #[derive(Clone, Debug)]
-pub struct Tls(Arc<ArcSwap<ServerConfig>>);
+pub struct InboundTls(Arc<ArcSwap<ServerConfig>>);
 
-impl Tls {
-    /// Reads the files.
-    ///
-    /// # Errors
-    ///
-    /// [`TlsError`], which names the file.
-    pub fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+impl InboundTls {
+    pub fn read(files: &TlsFiles) -> Result<Self, InboundTlsError> {
         Ok(Self(Arc::new(ArcSwap::from_pointee(config(files)?))))
     }
 
-    /// Reads the files again, for the connections to come.
-    ///
-    /// # Errors
-    ///
-    /// [`TlsError`]; then all stays as it was.
-    pub fn reload(&self, files: &TlsFiles) -> Result<(), TlsError> {
+    /// Reads the files again, for new connections. On an error the old configuration stays in use.
+    pub fn reload(&self, files: &TlsFiles) -> Result<(), InboundTlsError> {
         self.0.store(Arc::new(config(files)?));
         Ok(())
     }
 
-    /// Shakes hands; gives who the client's certificate says it is, where it has shown one.
+    /// Performs the handshake. Also returns the name in the client certificate, if there is one.
     pub(super) async fn handshake<S>(
         &self,
         stream: S,
@@ -97,8 +69,8 @@ impl Tls {
     }
 }
 
-/// Leaves a refused client time to read why. In TLS 1.3 it may be sending its request by then:
-/// were the connection closed on it, sending would fail, and it would not come to read the alert.
+/// Gives a refused client time to read the alert. In TLS 1.3 it may already be sending its
+/// request: closing at once would make that fail before it reads the alert.
 async fn until_read(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let gone = async {
         stream.shutdown().await?;
@@ -107,8 +79,7 @@ async fn until_read(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = tokio::time::timeout(REFUSED_PATIENCE, gone).await;
 }
 
-/// The first DNS name in a certificate that was verified, or the beginning of its SHA-256 where
-/// it has none.
+/// The first DNS name in a verified certificate, or else a prefix of its SHA-256.
 fn name(certificate: &CertificateDer<'_>) -> String {
     let parsed = webpki::EndEntityCert::try_from(certificate).ok();
     let name = parsed.as_ref().and_then(|parsed| parsed.valid_dns_names().next());
@@ -121,13 +92,13 @@ fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     format!("sha256:{begin}")
 }
 
-fn config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
+fn config(files: &TlsFiles) -> Result<ServerConfig, InboundTlsError> {
     let provider = Arc::new(crypto::ring::default_provider());
     let shown = certificates(&files.certificate)?;
     let what = "a private key";
     let key = tls::private_key(&read(what, &files.key)?)
         .map_err(|error| unreadable(what, &files.key, &error))?;
-    let pair = |source| TlsError::Pair {
+    let pair = |source| InboundTlsError::Pair {
         certificate: files.certificate.clone(),
         key: files.key.clone(),
         source,
@@ -142,12 +113,12 @@ fn config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
             for certificate in certificates(file)? {
                 roots
                     .add(certificate)
-                    .map_err(|error| unreadable("the clients' authorities", file, &error))?;
+                    .map_err(|error| unreadable("the client CA certificates", file, &error))?;
             }
             let verifier =
                 WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
             let verifier =
-                verifier.map_err(|error| unreadable("the clients' authorities", file, &error))?;
+                verifier.map_err(|error| unreadable("the client CA certificates", file, &error))?;
             config.with_client_cert_verifier(verifier)
         }
     };
@@ -156,21 +127,21 @@ fn config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     Ok(config)
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, InboundTlsError> {
     let what = "certificates";
     let found = tls::certificates(&read(what, file)?);
     let found = found.map_err(|error| unreadable(what, file, &error))?;
     if found.is_empty() {
-        return Err(unreadable(what, file, &"there are none"));
+        return Err(unreadable(what, file, &"the file contains none"));
     }
     Ok(found)
 }
 
-fn read(what: &'static str, file: &Path) -> Result<Vec<u8>, TlsError> {
+fn read(what: &'static str, file: &Path) -> Result<Vec<u8>, InboundTlsError> {
     let bytes = std::fs::read(file).map_err(|error| unreadable(what, file, &error))?;
     Ok(without_bom(&bytes).to_vec())
 }
 
-fn unreadable(what: &'static str, file: &Path, why: &dyn std::fmt::Display) -> TlsError {
-    TlsError::File { what, file: file.to_owned(), why: why.to_string() }
+fn unreadable(what: &'static str, file: &Path, why: &dyn std::fmt::Display) -> InboundTlsError {
+    InboundTlsError::File { what, file: file.to_owned(), why: why.to_string() }
 }

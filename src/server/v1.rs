@@ -1,12 +1,11 @@
-//! `/v1`: what operators see and say, a file a resource.
+//! `/v1`: the operators' API, one file per resource.
 //!
-//! The handlers read and check, ask the daemon, and answer with the types of [`crate::api`]; they
-//! decide nothing. `asked` reads paths and queries, `bodies` what is posted: whatever is unknown
-//! in either is a 400 that names it, so that a filter with a slip of the pen never selects more
-//! than was meant.
+//! Handlers parse and validate, call the daemon, and respond with the types of [`crate::api`].
+//! `extract` parses paths and queries, `bodies` parses bodies. Both reject unknown names with a
+//! 400, so that a filter with a typo never selects more than intended.
 
 use super::errors::Problem;
-use super::{Inbound, idempotency, validate, wire};
+use super::{ServerState, idempotency, validate, wire};
 use crate::api;
 use crate::dispatcher::AdminError;
 
@@ -27,13 +26,12 @@ mod tasks;
 pub(super) use long_polls::LongPolls;
 pub(super) use openapi::router;
 
-impl Inbound {
-    /// The answer to what an operator asked of the daemon.
+impl ServerState {
     fn operated<T>(&self, outcome: Result<T, AdminError>) -> Result<T, Problem> {
         outcome.map_err(|error| Problem::not_operated(error, &self.handle))
     }
 
-    /// The same, where it may not be there; `what` says what, as in "there is no `what`".
+    /// Turns `None` into a 404 that reads "there is no `what`".
     fn found<T>(
         &self,
         outcome: Result<Option<T>, AdminError>,
@@ -47,38 +45,36 @@ fn missing(what: &str) -> Problem {
     Problem::Missing(format!("there is no {what}"))
 }
 
-/// What every operation may answer besides what it is for.
+/// Responses that every operation may return.
 #[derive(utoipa::IntoResponses)]
 #[allow(dead_code, reason = "for the API's description alone")]
-enum Failures {
-    /// A parameter or a field breaks a rule; the sentence names it.
+enum CommonErrors {
+    /// A parameter or a field is not valid. The error names it.
     #[response(status = 400)]
     Invalid(api::Error),
-    /// Something failed inside; the log says what.
+    /// Internal error. The log contains the details.
     #[response(status = 500)]
     Internal(api::Error),
-    /// The daemon stops, its store has failed, or too much is asked of it at once.
+    /// The daemon is stopping, its store has failed, or it is overloaded.
     #[response(status = 503)]
     Unavailable(api::Error),
 }
 
-/// Of a path that names something.
 #[derive(utoipa::IntoResponses)]
 #[allow(dead_code, reason = "for the API's description alone")]
-enum Absent {
-    /// There is no such thing.
+enum NotFoundError {
+    /// The object does not exist.
     #[response(status = 404)]
     Missing(api::Error),
 }
 
-/// Of a request with a body.
 #[derive(utoipa::IntoResponses)]
 #[allow(dead_code, reason = "for the API's description alone")]
-enum Bodily {
+enum BodyErrors {
     /// The body did not arrive in time.
     #[response(status = 408)]
     TooSlow(api::Error),
-    /// The body is too long.
+    /// The body is too large.
     #[response(status = 413)]
     TooLarge(api::Error),
     /// The body is compressed.

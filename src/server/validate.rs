@@ -1,7 +1,7 @@
-//! The rules of a write: what a body must say to become a [`NewTask`].
+//! Validates the body of a write and turns it into a [`NewTask`].
 //!
-//! Every rule that is broken is one sentence which names the field, what it must be and what it
-//! is; of `value` it never shows what it is. The first broken rule ends the reading.
+//! The first broken rule becomes the error: one sentence with the field, the expected and the
+//! actual value. The content of `value` is never quoted.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
-use super::Settings;
+use super::ServerSettings;
 use super::errors::Problem;
 use super::idempotency;
 use super::wire::{Fields, Json, MAX_ENTRIES, shown, shown_address};
@@ -19,45 +19,33 @@ use crate::task::{Consistency, NewTask, Node, NodeError, Operation};
 #[cfg(test)]
 mod tests;
 
-/// The longest user id, in bytes.
 const MAX_USER_ID_BYTES: usize = 256;
 
-/// The longest time to live, in nanoseconds: what the clients' own type for it can hold.
+/// The range of the clients' type, Go's `time.Duration`.
 const MAX_TTL_NANOS: u64 = i64::MAX.unsigned_abs();
 
-/// A valid write.
 #[derive(Debug)]
-pub(super) struct Write {
+pub(super) struct ValidWrite {
     pub(super) task: NewTask,
-    /// The replicas of `task`, in its order, as the client spelled them first.
+    /// The replicas of `task` in order, in the client's first spelling.
     pub(super) spelled: Vec<String>,
 }
 
-/// Reads the write that `body` asks for.
-///
-/// # Errors
-///
-/// 413 for a value beyond its limit, 403 for a replica that may not be written to, 400 for
-/// everything else.
-pub(super) fn write(body: &[u8], settings: &Settings) -> Result<Write, Problem> {
+pub(super) fn write(body: &[u8], settings: &ServerSettings) -> Result<ValidWrite, Problem> {
     checked(fields(body)?, settings)
 }
 
-/// Reads a write of a batch, and the idempotency key that it carries.
-///
-/// # Errors
-///
-/// As [`write`].
+/// Parses a write of a batch, with its idempotency key.
 pub(super) fn batched(
     body: &[u8],
-    settings: &Settings,
-) -> Result<(Write, Option<Box<str>>), Problem> {
+    settings: &ServerSettings,
+) -> Result<(ValidWrite, Option<Box<str>>), Problem> {
     let mut fields = fields(body)?;
     let key = idempotency::field(&std::mem::take(&mut fields.idempotency_key))?;
     Ok((checked(fields, settings)?, key))
 }
 
-fn checked(fields: Fields<'_>, settings: &Settings) -> Result<Write, Problem> {
+fn checked(fields: Fields<'_>, settings: &ServerSettings) -> Result<ValidWrite, Problem> {
     let key = key(fields.key, settings.max_key_bytes)?;
     let operation = operation(fields.operation)?;
     let ttl = ttl(&fields.ttl)?;
@@ -73,11 +61,11 @@ fn checked(fields: Fields<'_>, settings: &Settings) -> Result<Write, Problem> {
     let user_id = user_id(fields.user_id)?;
     let (replicas, spelled) = replicas(fields.replica_nodes, settings)?;
     let task = NewTask { key, operation, value, ttl, consistency, replicas, user_id, trace: None };
-    Ok(Write { task, spelled })
+    Ok(ValidWrite { task, spelled })
 }
 
 fn fields(body: &[u8]) -> Result<Fields<'_>, Problem> {
-    // Asked for here, because serde would take a list for an object without names.
+    // serde would also accept a list, as a struct without field names.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(invalid("the body is not a JSON object"));
     }
@@ -92,7 +80,7 @@ fn key(json: Json<'_>, limit: usize) -> Result<String, Problem> {
     match &*key {
         "" => Err(invalid(r#"field "key" is empty"#)),
         "." | ".." => Err(invalid(format!(
-            r#"field "key" is {key:?}, which is a step in the path of a URL and reaches no replica"#
+            r#"field "key" must not be {key:?}: URL paths treat it as a step"#
         ))),
         _ if key.len() > limit => Err(invalid(format!(
             r#"field "key" is {} bytes long, the limit is {limit}"#,
@@ -122,12 +110,11 @@ fn ttl(json: &Json<'_>) -> Result<Option<Duration>, Problem> {
     }
 }
 
-/// How the text of a value stands for its bytes.
 #[derive(Clone, Copy)]
 enum Encoding {
     Base64,
     Raw,
-    /// Base64 where it is that, raw where not.
+    /// Base64 if the text decodes as such, raw otherwise.
     Either,
 }
 
@@ -154,13 +141,13 @@ fn value(json: Json<'_>, encoding: Encoding, limit: usize) -> Result<Bytes, Prob
         Encoding::Raw => raw(text),
         Encoding::Either => STANDARD.decode(&*text).unwrap_or_else(|_| raw(text)),
         Encoding::Base64 => STANDARD.decode(&*text).map_err(|_| {
-            let said = r#"as field "value_encoding" says"#;
-            invalid(format!(r#"field "value" must be standard base64 with padding, {said}"#))
+            let reason = r#"as field "value_encoding" requires"#;
+            invalid(format!(r#"field "value" must be standard base64 with padding, {reason}"#))
         })?,
     };
     if value.len() > limit {
         return Err(Problem::TooLarge(format!(
-            r#"field "value" is {} bytes long once decoded, the limit is {limit}"#,
+            r#"field "value" is {} bytes long after decoding, the limit is {limit}"#,
             value.len()
         )));
     }
@@ -193,7 +180,7 @@ fn user_id(json: Json<'_>) -> Result<Option<String>, Problem> {
     Ok(Some(user.into_owned()))
 }
 
-/// A user as text. The gateway sends an integer of 64 bits; other clients send a string.
+/// A user id as text. The gateway sends a 64-bit integer, other clients send a string.
 pub(super) fn user(json: Json<'_>) -> Result<Option<Cow<'_, str>>, Problem> {
     let (least, most) = (i64::MIN, u64::MAX);
     match json {
@@ -208,8 +195,11 @@ pub(super) fn user(json: Json<'_>) -> Result<Option<Cow<'_, str>>, Problem> {
     }
 }
 
-/// The nodes, each once, and how each was spelled the first time.
-fn replicas(json: Json<'_>, settings: &Settings) -> Result<(Vec<Node>, Vec<String>), Problem> {
+/// The distinct nodes, and the first spelling of each.
+fn replicas(
+    json: Json<'_>,
+    settings: &ServerSettings,
+) -> Result<(Vec<Node>, Vec<String>), Problem> {
     let limit = settings.max_replicas;
     let entries = match json {
         Json::List(entries) => entries,
@@ -253,9 +243,9 @@ fn replicas(json: Json<'_>, settings: &Settings) -> Result<(Vec<Node>, Vec<Strin
     Ok((nodes, spelled))
 }
 
-/// How an address is written that lacks its scheme alone, as the end of a sentence.
+/// Suggests the URL for an address that lacks only its scheme, as the end of a sentence.
 fn with_scheme(text: &str, error: &NodeError) -> String {
-    // With `//` in it, it has another scheme, or is no address; with an `@` it may hold a password.
+    // With `//` it has another scheme or is not an address.
     let lacks_it = matches!(error, NodeError::Scheme) && !text.contains("//");
     let url = format!("http://{text}");
     if lacks_it && Node::parse(&url).is_ok() {
@@ -265,7 +255,6 @@ fn with_scheme(text: &str, error: &NodeError) -> String {
     }
 }
 
-/// A field that is a string, `None` where it is missing or null.
 fn text<'a>(field: &str, json: Json<'a>) -> Result<Option<Cow<'a, str>>, Problem> {
     match json {
         Json::Null => Ok(None),

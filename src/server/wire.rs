@@ -1,9 +1,8 @@
-//! The JSON of a write, field by field, as whatever it is.
+//! The JSON of a write, parsed without types.
 //!
-//! Every field is taken as any kind of JSON, so that reading fails for bad syntax alone and
-//! [`super::validate`] can say in one sentence what a field should have been. What is nested deeper
-//! than a write has any use for is read over and not kept, so that a body cannot unfold into
-//! many times its size.
+//! Every field accepts any kind of JSON, so that parsing fails for bad syntax only and
+//! [`super::validate`] reports a wrong type by field. Values nested deeper than a write needs are
+//! skipped, so that a body cannot expand to many times its size in memory.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,13 +12,12 @@ use serde::{Deserialize, de};
 
 use crate::text;
 
-/// How many entries of a list are kept; one more is read as a sign that there are too many.
+/// Entries kept of a list. One more is kept to show that there are too many.
 pub(super) const MAX_ENTRIES: usize = 1024;
 
-/// What an error shows of a text, in characters.
 const SHOWN_CHARS: usize = 100;
 
-/// The fields of a write. One that is missing is [`Json::Null`]; unknown ones are ignored.
+/// The fields of a write. A missing one is [`Json::Null`]; unknown ones are ignored.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Fields<'a> {
@@ -41,30 +39,29 @@ pub(super) struct Fields<'a> {
     pub(super) replica_nodes: Json<'a>,
     #[serde(borrow)]
     pub(super) user_id: Json<'a>,
-    /// Of a write in a batch; a single one has a header for it.
+    /// Only for a write in a batch. A single write uses the header.
     #[serde(borrow)]
     pub(super) idempotency_key: Json<'a>,
 }
 
-/// Any JSON. Texts without escapes are borrowed from the body.
+/// Any JSON. Strings without escapes are borrowed from the body.
 #[derive(Debug, Default, PartialEq)]
 pub(super) enum Json<'a> {
     #[default]
     Null,
     Bool(bool),
-    /// An integer from 0 to 2⁶⁴−1, written without fraction and exponent.
+    /// An integer from 0 to 2⁶⁴−1 without fraction and exponent.
     Unsigned(u64),
     Negative(i64),
     Float(f64),
     Text(Cow<'a, str>),
-    /// The first [`MAX_ENTRIES`] entries and one; of lists in lists, none.
+    /// Up to [`MAX_ENTRIES`] entries plus one. Nested lists are empty.
     List(Vec<Json<'a>>),
-    /// What is in it is of no use here.
     Object,
 }
 
 impl Json<'_> {
-    /// What kind of JSON it is, where what it says must not be shown.
+    /// The kind of JSON, for errors that must not quote the value.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -77,7 +74,7 @@ impl Json<'_> {
     }
 }
 
-/// As an error shows it: `the string "1h"`, `the number 1.5`, `a list`.
+/// Formats for an error: `the string "1h"`, `the number 1.5`, `a list`.
 impl fmt::Display for Json<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -85,14 +82,14 @@ impl fmt::Display for Json<'_> {
             Self::Bool(bool) => write!(f, "{bool}"),
             Self::Unsigned(number) => write!(f, "the number {number}"),
             Self::Negative(number) => write!(f, "the number {number}"),
-            // With its point, or its exponent: that is what makes it none of the integers.
+            // Debug keeps the point or exponent, which shows why it is not an integer.
             Self::Float(number) => write!(f, "the number {number:?}"),
             Self::Text(text) => write!(f, "the string {}", shown(text)),
         }
     }
 }
 
-/// A text in quotes, escaped, and cut where it is long.
+/// Quotes, escapes and truncates a text.
 pub(super) fn shown(text: &str) -> String {
     match text.char_indices().nth(SHOWN_CHARS) {
         None => text::quoted(text),
@@ -100,7 +97,7 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
-/// The same of an address, which may have a password in it.
+/// Like [`shown`] for an address, without its user info, which may contain a password.
 pub(super) fn shown_address(text: &str) -> String {
     match text.rsplit_once('@') {
         Some((_, rest)) => shown(&format!("…@{rest}")),
@@ -108,8 +105,7 @@ pub(super) fn shown_address(text: &str) -> String {
     }
 }
 
-/// A sentence in which texts of a client may stand as they are: on one line, and cut in the middle
-/// where it is long.
+/// Makes a sentence that may contain client text safe: on one line, and cut in the middle if long.
 pub(super) fn plain(sentence: &str) -> String {
     let chars = sentence.chars().count();
     let kept = |at: usize| at < 2 * SHOWN_CHARS || at >= chars.saturating_sub(SHOWN_CHARS);
@@ -126,17 +122,17 @@ pub(super) fn plain(sentence: &str) -> String {
 
 impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Reader { lists: true }.deserialize(deserializer)
+        JsonVisitor { lists: true }.deserialize(deserializer)
     }
 }
 
-/// Reads a [`Json`]; the entries of a list only where `lists` says so.
+/// Parses a [`Json`]. Skips the entries of lists unless `lists` is set.
 #[derive(Clone, Copy)]
-struct Reader {
+struct JsonVisitor {
     lists: bool,
 }
 
-impl<'de> DeserializeSeed<'de> for Reader {
+impl<'de> DeserializeSeed<'de> for JsonVisitor {
     type Value = Json<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json<'de>, D::Error> {
@@ -144,7 +140,7 @@ impl<'de> DeserializeSeed<'de> for Reader {
     }
 }
 
-impl<'de> Visitor<'de> for Reader {
+impl<'de> Visitor<'de> for JsonVisitor {
     type Value = Json<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

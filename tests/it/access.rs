@@ -223,7 +223,7 @@ async fn a_list_is_read_again_on_sighup_and_a_bad_one_changes_nothing() {
 
     fs::remove_file(list.path()).unwrap();
     daemon.signal("-HUP");
-    daemon.until_logged("cannot read the list of tokens").await;
+    daemon.until_logged("cannot read the token list").await;
     assert_eq!(status(&second).await, 200);
 }
 
@@ -256,17 +256,17 @@ async fn a_list_that_cannot_be_trusted_is_a_reason_not_to_start() {
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let (code, said) = does_not_start(&args).await;
     assert_eq!(code, Some(1));
-    assert!(said.contains("cannot read the list of tokens"), "{said}");
-    fs::write(list.path(), "# nobody\n").unwrap();
-    assert!(does_not_start(&args).await.1.contains("there is no token in"));
+    assert!(said.contains("cannot read the token list"), "{said}");
+    fs::write(list.path(), "# empty\n").unwrap();
+    assert!(does_not_start(&args).await.1.contains("contains no token"));
     let token = list.add(&["--name", "a", "--role", "observe"]);
     let mode = |mode| fs::set_permissions(list.path(), fs::Permissions::from_mode(mode)).unwrap();
     mode(0o666);
-    assert!(does_not_start(&args).await.1.contains("can be written by everyone"));
+    assert!(does_not_start(&args).await.1.contains("must not be writable by everyone"));
     mode(0o600);
     fs::write(list.path(), format!("a observe {token}\n")).unwrap();
     let said = does_not_start(&args).await.1;
-    assert!(said.contains("only its hash belongs here") && !said.contains(&token), "{said}");
+    assert!(said.contains("must contain only its hash") && !said.contains(&token), "{said}");
 }
 
 #[tokio::test]
@@ -432,7 +432,7 @@ fn no_token_is_made_for_an_address_that_the_list_cannot_hold() {
     make.args(["token", "new", "--name", "gw", "--role", "replicate", "--append"]).arg(&list);
     let made = make.args(["--replica", "http://a，b"]).output().unwrap();
     let said = String::from_utf8_lossy(&made.stderr);
-    assert!(!made.status.success() && said.contains("has a comma in it"), "{said}");
+    assert!(!made.status.success() && said.contains("must not contain a comma"), "{said}");
     assert!(!list.exists() && made.stdout.is_empty());
 }
 
@@ -452,7 +452,7 @@ fn nothing_is_added_to_a_list_that_would_not_be_taken_with_it() {
         assert!(!made.status.success() && said.contains(why), "{said}");
         assert!(made.stdout.is_empty());
     };
-    refused("gw", "the name \"gw\" is there twice");
+    refused("gw", "the name \"gw\" is used twice");
     assert_eq!(fs::read_to_string(list.path()).unwrap(), before);
 
     // Nor to one that is not taken as it is: who is told of a token believes that it is good.

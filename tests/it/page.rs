@@ -19,7 +19,7 @@ fn row(replica: &Replica) -> String {
 }
 
 #[tokio::test]
-async fn a_replica_is_seen_to_go_down_and_to_come_back() {
+async fn a_failing_replica_and_its_recovery_are_shown() {
     let daemon = Daemon::start(&QUICK).await;
     let browser = Browser::open(&daemon.url("/")).await;
     browser.until_says("#link", "Live").await;
@@ -28,24 +28,24 @@ async fn a_replica_is_seen_to_go_down_and_to_come_back() {
     let (one, two) = (Replica::start().await, Replica::start().await);
     daemon.accept(&set("k", "v", &[&one, &two])).await;
     browser.until(&format!("{ROWS} === 2")).await;
-    browser.until_says("#summary", "All 2 replicas are up").await;
-    browser.until_says(&row(&one), "up").await;
+    browser.until_says("#summary", "All 2 replicas are healthy").await;
+    browser.until_says(&row(&one), "healthy").await;
 
     two.stop();
     for n in 0..20 {
         daemon.accept(&set(&format!("k{n}"), "v", &[&one, &two])).await;
     }
-    browser.until_says("#summary[data-level=bad]", "1 of 2 replicas is down").await;
-    browser.until_says(&format!("{}[data-state=down]", row(&two)), "down").await;
+    browser.until_says("#summary[data-level=bad]", "1 of 2 replicas is failing").await;
+    browser.until_says(&format!("{}[data-state=failing]", row(&two)), "failing").await;
     browser.until_says(&row(&two), "refused").await;
-    browser.until_says("#events", "is down").await;
-    browser.until_says(&format!("{}[data-state=up]", row(&one)), "up").await;
-    browser.until("document.title.includes('1 down')").await;
+    browser.until_says("#events", "is failing").await;
+    browser.until_says(&format!("{}[data-state=healthy]", row(&one)), "healthy").await;
+    browser.until("document.title.includes('1 failing')").await;
 
     two.come_back().await;
-    browser.until_says("#events", "answers again").await;
-    browser.until_says("#summary[data-level=good]", "All 2 replicas are up").await;
-    browser.until_says("#summary", "Nothing waits").await;
+    browser.until_says("#events", "is healthy again").await;
+    browser.until_says("#summary[data-level=good]", "All 2 replicas are healthy").await;
+    browser.until_says("#summary", "No backlog").await;
     // Both plots that are about the outage have drawn it.
     browser.until("[...document.querySelectorAll('.plot path')].every((p) => p.getAttribute('d').includes('L'))").await;
     assert_eq!(browser.complaints().await, [""; 0]);
@@ -60,34 +60,34 @@ async fn a_dead_letter_is_redriven_by_a_click_and_others_are_discarded_by_typing
     }
     daemon.until_metric("dead_letters", 3).await;
     let browser = Browser::open(&daemon.url("/#/dead-letters")).await;
-    browser.until_says("#letters-note", "3 in all").await;
+    browser.until_says("#letters-note", "3 in total").await;
     browser.until_says("#letters td", "<i>first</i>").await;
 
     replica.behave(|_| Behaviour::Apply);
     browser.click("#letters button[aria-label^='Redrive <i>first</i>']").await;
-    browser.until_says(".notice", "1 dead letter made ready again").await;
+    browser.until_says(".notice", "1 dead letter redriven").await;
     replica.until_holds("<i>first</i>", "v").await;
-    browser.until_says("#letters-note", "2 in all").await;
+    browser.until_says("#letters-note", "2 in total").await;
 
     browser.fill("#letter-filter [name=key_prefix]", "sec").await;
     browser.click("#letter-filter [type=submit]").await;
-    browser.until_says("#letters-note", "1 in all").await;
+    browser.until_says("#letters-note", "1 in total").await;
     browser.click("#discard-all").await;
-    browser.until_says("#confirm-text", "1 dead letter would be thrown away").await;
+    browser.until_says("#confirm-text", "1 dead letter would be discarded").await;
     assert_eq!(browser.eval("document.querySelector('#confirm-yes').disabled").await, true);
     browser.fill("#confirm-word input", "discard").await;
     browser.click("#confirm-yes").await;
-    browser.until_says(".notice", "1 dead letter thrown away").await;
+    browser.until_says(".notice", "1 dead letter discarded").await;
     browser.until_says("#letters-note", "No dead letter matches this filter").await;
     browser.click("#letter-filter [type=reset]").await;
-    browser.until_says("#letters-note", "1 in all").await;
+    browser.until_says("#letters-note", "1 in total").await;
     daemon.until_metric("dead_letters", 1).await;
     assert!(replica.get("second").is_none());
 
     // All that are left, by the keyboard alone: the dialog begins at its harmless button.
     browser.until("(document.querySelector('#redrive-all').focus(), true)").await;
     browser.press(Key::Enter).await;
-    browser.until_says("#confirm-text", "1 dead letter would be made ready again").await;
+    browser.until_says("#confirm-text", "1 dead letter would be redriven").await;
     assert_eq!(browser.eval("document.activeElement.id").await, "confirm-no");
     browser.press(Key::Tab).await;
     browser.press(Key::Enter).await;
@@ -129,23 +129,23 @@ async fn a_replica_that_is_gone_is_renamed_or_forgotten() {
     gone.stop();
     daemon.accept(&set("k", "v", &[&old, &gone])).await;
     let browser = Browser::open(&daemon.url("/")).await;
-    browser.until_says(&format!("{}[data-state=down]", row(&old)), "down").await;
+    browser.until_says(&format!("{}[data-state=failing]", row(&old)), "failing").await;
     browser.click(&format!("{} button[aria-label^=Rename]", row(&old))).await;
     assert_eq!(browser.eval("document.querySelector('#confirm-yes').disabled").await, true);
     browser.fill("#confirm-to input", &new.url()).await;
     browser.click("#confirm-yes").await;
     browser.until_says(".notice", "now").await;
     new.until_holds("k", "v").await;
-    browser.until_says(&row(&new), "was").await;
+    browser.until_says(&row(&new), "formerly").await;
     let hidden =
         |row: String| format!("document.querySelector('{row} button[aria-label^=Forget]').hidden");
     browser.until(&hidden(row(&new))).await;
 
     browser.click(&format!("{} button[aria-label^=Forget]", row(&gone))).await;
-    browser.until_says("#confirm-text", "would be thrown away").await;
+    browser.until_says("#confirm-text", "would be discarded").await;
     browser.fill("#confirm-word input", "forget").await;
     browser.click("#confirm-yes").await;
-    browser.until_says(".notice", "is forgotten: 1 thrown away").await;
+    browser.until_says(".notice", "is forgotten: 1 delivery discarded").await;
     daemon.until_metric("dead_letters", 0).await;
     assert_eq!(browser.complaints().await, [""; 0]);
 }
@@ -194,7 +194,7 @@ async fn both_themes_and_a_phone_show_it_whole() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_is_gone_is_told_and_found_again() {
+async fn a_stopped_daemon_is_reported_and_the_page_reconnects() {
     let mut daemon = Daemon::start(&QUICK).await;
     let port = daemon.address().rsplit(':').next().unwrap().to_owned();
     let browser = Browser::open(&daemon.url("/")).await;

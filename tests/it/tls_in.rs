@@ -197,7 +197,7 @@ async fn a_key_of_another_certificate_is_a_reason_not_to_start() {
     let ended = Daemon::try_start_on(&data, &args, &[]).await.err().unwrap();
     assert_eq!(ended.code(), Some(1));
     let said = crate::support::daemon::log(&data);
-    assert!(said.contains("cannot be used"), "{said}");
+    assert!(said.contains("cannot use the certificate"), "{said}");
 }
 
 /// What a command says that asks this daemon, and with what it ends.

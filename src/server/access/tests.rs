@@ -3,7 +3,7 @@ use axum::http::HeaderValue;
 use super::*;
 
 #[test]
-fn what_is_not_in_the_table_needs_what_its_method_suggests() {
+fn a_path_missing_from_the_table_needs_the_role_implied_by_its_method() {
     let role = Need::Role;
     for (method, path, expected) in [
         (Method::GET, "/", Need::Nothing),
@@ -35,7 +35,7 @@ fn what_is_not_in_the_table_needs_what_its_method_suggests() {
 }
 
 #[test]
-fn a_token_is_taken_from_the_one_header_that_may_hold_it() {
+fn a_token_is_read_from_exactly_one_bearer_header() {
     let token = |lines: &[&str]| {
         let mut headers = HeaderMap::new();
         for line in lines {
@@ -50,23 +50,23 @@ fn a_token_is_taken_from_the_one_header_that_may_hold_it() {
     }
 }
 
-fn asked(method: &Method, uri: &str, headers: &[(&str, &str)], access: &Access) -> bool {
+fn allowed(method: &Method, uri: &str, headers: &[(&str, &str)], access: &Access) -> bool {
     let mut map = HeaderMap::new();
     for (name, value) in headers {
         let name: axum::http::HeaderName = name.parse().unwrap();
         map.append(name, HeaderValue::from_str(value).unwrap());
     }
-    browsed(access, method, &uri.parse().unwrap(), &map).is_ok()
+    same_site(access, method, &uri.parse().unwrap(), &map).is_ok()
 }
 
 #[test]
-fn on_loopback_without_tokens_it_is_called_by_an_address_or_a_name_of_its_own() {
+fn on_loopback_without_tokens_only_known_hosts_are_accepted() {
     let access = Access {
         tokens: None,
         host_names: vec!["replicator.internal".to_owned()],
         named_hosts_only: true,
     };
-    let get = |host: &str| asked(&Method::GET, "/metrics", &[("host", host)], &access);
+    let get = |host: &str| allowed(&Method::GET, "/metrics", &[("host", host)], &access);
     for good in [
         "127.0.0.1:8085",
         "127.0.0.1",
@@ -91,22 +91,22 @@ fn on_loopback_without_tokens_it_is_called_by_an_address_or_a_name_of_its_own() 
     ] {
         assert!(!get(bad), "{bad}");
     }
-    assert!(asked(&Method::GET, "/metrics", &[], &access), "no browser leaves it out");
+    assert!(allowed(&Method::GET, "/metrics", &[], &access), "browsers always send Host");
     let both = [("host", "localhost"), ("host", "evil.example")];
-    assert!(!asked(&Method::GET, "/metrics", &both, &access));
+    assert!(!allowed(&Method::GET, "/metrics", &both, &access));
     let absolute = "http://evil.example/metrics";
-    assert!(!asked(&Method::GET, absolute, &[("host", "localhost")], &access));
-    assert!(asked(&Method::GET, "/metrics", &[("host", "evil.example")], &Access::open()));
+    assert!(!allowed(&Method::GET, absolute, &[("host", "localhost")], &access));
+    assert!(allowed(&Method::GET, "/metrics", &[("host", "evil.example")], &Access::open()));
 }
 
 #[test]
-fn a_page_of_another_site_changes_nothing() {
+fn a_cross_site_request_changes_nothing() {
     let access = Access { host_names: vec!["ops.example".to_owned()], ..Access::open() };
     let post = |host: &str, origin: &str| {
-        asked(&Method::POST, "/replicate", &[("host", host), ("origin", origin)], &access)
+        allowed(&Method::POST, "/replicate", &[("host", host), ("origin", origin)], &access)
     };
     assert!(post("127.0.0.1:8085", "http://127.0.0.1:8085"));
-    assert!(post("internal:80", "https://ops.example"), "behind a proxy that has another name");
+    assert!(post("internal:80", "https://ops.example"), "behind a proxy under another name");
     for origin in [
         "http://evil.example",
         "null",
@@ -118,35 +118,36 @@ fn a_page_of_another_site_changes_nothing() {
     ] {
         assert!(!post("127.0.0.1:8085", origin), "{origin}");
     }
-    assert!(asked(&Method::POST, "/replicate", &[("host", "h")], &access), "no browser at all");
+    assert!(allowed(&Method::POST, "/replicate", &[("host", "h")], &access), "not a browser");
     let two = [("host", "h"), ("origin", "http://h"), ("origin", "http://evil.example")];
-    assert!(!asked(&Method::POST, "/replicate", &two, &access));
+    assert!(!allowed(&Method::POST, "/replicate", &two, &access));
 }
 
 #[test]
-fn a_password_in_a_path_is_not_told() {
+fn a_password_in_a_path_is_not_logged() {
     assert_eq!(
-        plain("/v1/replicas/http%3A%2F%2Fh%3A1/pause"),
+        loggable("/v1/replicas/http%3A%2F%2Fh%3A1/pause"),
         "/v1/replicas/http%3A%2F%2Fh%3A1/pause"
     );
-    assert_eq!(plain("/v1/replicas/http%3A%2F%2Fu:p%40h/pause"), "/v1/replicas/…/pause");
-    assert_eq!(plain("/a@b/c"), "/…/c");
-    assert_eq!(plain(&"x".repeat(1000)).len(), 256);
+    assert_eq!(loggable("/v1/replicas/http%3A%2F%2Fu:p%40h/pause"), "/v1/replicas/…/pause");
+    assert_eq!(loggable("/a@b/c"), "/…/c");
+    assert_eq!(loggable(&"x".repeat(1000)).len(), 256);
 }
 
 #[test]
-fn nobody_fills_the_log_with_refusals() {
+fn refusals_cannot_flood_the_log() {
     let refusals = Refusals::new();
-    let action = Action { changes: false, method: Method::GET, path: "/".to_owned(), peer: None };
+    let entry =
+        AuditEntry { is_operation: false, method: Method::GET, path: "/".to_owned(), peer: None };
     for _ in 0..1000 {
-        refusals.tell(&action, &Caller::default(), 401);
+        refusals.log(&entry, &Caller::default(), 401);
     }
-    let told = refusals.0.lock().unwrap();
-    assert!(told.1 > 900, "{} were left out", told.1);
+    let suppressed = refusals.0.lock().unwrap().suppressed;
+    assert!(suppressed > 900, "{suppressed} suppressed");
 }
 
 #[test]
-fn a_request_that_came_past_the_check_may_do_nothing() {
+fn a_request_without_the_middleware_is_an_internal_error() {
     let unchecked = Caller::of(&Extensions::new());
     assert!(matches!(unchecked, Err(Problem::Internal(_))));
 }

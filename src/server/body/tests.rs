@@ -5,17 +5,17 @@ use futures_util::FutureExt;
 
 use super::*;
 
-fn memory() -> Memory {
-    Memory {
+fn memory() -> BodyMemory {
+    BodyMemory {
         pages: Semaphore::new(1024),
-        wanted: AtomicUsize::new(0),
+        waiting: AtomicUsize::new(0),
         bytes: 1 << 20,
         max_body_bytes: 1 << 20,
         client_timeout: Duration::from_secs(30),
     }
 }
 
-/// What comes of a body without waiting for anything.
+/// Reads a body that must be ready without waiting.
 fn at_once(headers: &[(&str, &'static str)], body: &[u8]) -> Result<Bytes, Problem> {
     let mut given = HeaderMap::new();
     for (name, value) in headers {
@@ -24,14 +24,14 @@ fn at_once(headers: &[(&str, &'static str)], body: &[u8]) -> Result<Bytes, Probl
     }
     let memory = memory();
     let read = memory.read(&given, Body::from(body.to_vec()), Duration::ZERO);
-    // A future that waits for a timer, as for anything else, is not ready the first time.
-    read.now_or_never().expect("it is all there").map(|(body, _share)| body)
+    // A future that waits for a timer is not ready at the first poll.
+    read.now_or_never().expect("the read must not wait").map(|(body, _share)| body)
 }
 
-/// To wait for the next tick of the timer took a millisecond of every write.
+/// Waiting for the timer's next tick added a millisecond to every write.
 #[tokio::test(start_paused = true)]
-async fn a_body_that_is_there_is_read_without_waiting_for_a_timer() {
-    // Timers fire with whole milliseconds: right at one, a timer for now would not be seen.
+async fn an_available_body_is_read_without_waiting_for_a_timer() {
+    // Timers fire at whole milliseconds: exactly at one, a timer for now would go unnoticed.
     tokio::time::advance(Duration::from_micros(500)).await;
     let small = br#"{"key":"k"}"#;
     assert_eq!(at_once(&[], small).unwrap(), &small[..]);
@@ -40,18 +40,18 @@ async fn a_body_that_is_there_is_read_without_waiting_for_a_timer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_byte_order_mark_is_no_part_of_a_body() {
+async fn a_utf_8_byte_order_mark_is_stripped_and_utf_16_is_refused() {
     for (given, read) in [("\u{feff}{}", "{}"), ("\u{feff}", ""), ("{\u{feff}}", "{\u{feff}}")] {
         assert_eq!(at_once(&[], given.as_bytes()).unwrap(), read);
     }
     for utf_16 in [&b"\xff\xfe{\0}\0"[..], b"\xfe\xff\0{\0}"] {
         let Err(Problem::Invalid(said)) = at_once(&[], utf_16) else { panic!("{utf_16:?}") };
-        assert_eq!(said, "the body begins with a byte order mark of UTF-16: it must be UTF-8");
+        assert_eq!(said, "the body begins with a UTF-16 byte order mark: it must be UTF-8");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_compressed_body_is_refused_by_its_coding_before_it_is_read() {
+async fn a_compressed_body_is_refused_before_it_is_read() {
     for plain in ["", "identity", "Identity, identity"] {
         assert_eq!(at_once(&[("content-encoding", plain)], b"{}").unwrap(), "{}");
     }

@@ -1,37 +1,35 @@
-//! Room for connections: a place each, and who gives up theirs when there is none.
+//! The connection limit and its eviction.
 //!
-//! A connection that waits for its client (for a handshake, a head, the rest of a body, the next
-//! request, or for it to read its answer) costs the client nothing, so that whoever opens enough of
-//! them would keep everyone else out. When all places are taken, the one that has waited longest is
-//! closed for the next. One whose request is whole and not yet answered is never closed for another.
+//! A connection that waits for its client (handshake, head, rest of a body, next request, reading
+//! a response) costs the client nothing, so enough of them would lock everyone else out. When all
+//! slots are taken, the one that has waited longest is evicted. A connection with a complete,
+//! unanswered request is never evicted.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// All places.
 #[derive(Debug)]
-pub(super) struct Room {
-    slots: Arc<Semaphore>,
-    waiting: Mutex<Waiting>,
+pub(super) struct ConnectionSlots {
+    permits: Arc<Semaphore>,
+    evictable: Mutex<EvictionQueue>,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
-    /// Grows: the smallest has waited longest. 0 is never used.
-    last: u64,
-    ends: BTreeMap<u64, Arc<Notify>>,
-    /// A place is wanted, and nobody waited who could give up theirs.
-    wanted: bool,
+struct EvictionQueue {
+    /// Increasing ticket: the smallest has waited longest. 0 is never issued.
+    last_ticket: u64,
+    by_ticket: BTreeMap<u64, Arc<Notify>>,
+    /// A slot is needed and no connection was evictable.
+    pending: bool,
 }
 
-impl Waiting {
-    /// Asks the connection that has waited longest to end.
-    fn want(&mut self) {
-        self.wanted = match self.ends.pop_first() {
-            Some((_, end)) => {
-                end.notify_one();
+impl EvictionQueue {
+    fn evict_oldest(&mut self) {
+        self.pending = match self.by_ticket.pop_first() {
+            Some((_, evict)) => {
+                evict.notify_one();
                 false
             }
             None => true,
@@ -39,134 +37,129 @@ impl Waiting {
     }
 }
 
-impl Room {
-    pub(super) fn new(places: usize) -> Arc<Self> {
-        let slots = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { slots, waiting: Mutex::default() })
+impl ConnectionSlots {
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        let permits = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
+        Arc::new(Self { permits, evictable: Mutex::default() })
     }
 
-    /// A place if there is one.
-    pub(super) fn try_place(self: &Arc<Self>) -> Option<Place> {
-        let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
-        Some(self.placed(slot))
+    pub(super) fn try_acquire(self: &Arc<Self>) -> Option<ConnectionSlot> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        Some(self.slot(permit))
     }
 
-    /// A place, for which another connection may have to end.
+    /// Acquires a slot, evicting another connection if needed.
     ///
-    /// # Cancel safety
-    ///
-    /// Nothing is taken; a connection may have ended for nothing.
-    pub(super) async fn place(self: &Arc<Self>) -> Option<Place> {
-        self.make_room();
-        let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
-        self.waiting().wanted = false;
-        Some(self.placed(slot))
+    /// Cancel safe, but a connection may have been evicted for nothing.
+    pub(super) async fn acquire(self: &Arc<Self>) -> Option<ConnectionSlot> {
+        self.evict_oldest();
+        let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
+        self.evictable().pending = false;
+        Some(self.slot(permit))
     }
 
-    /// Lets a connection end, the one that has waited longest.
-    pub(super) fn make_room(&self) {
-        self.waiting().want();
+    /// Evicts the connection that has waited longest, or else the next one that starts to wait.
+    pub(super) fn evict_oldest(&self) {
+        self.evictable().evict_oldest();
     }
 
-    fn placed(self: &Arc<Self>, slot: OwnedSemaphorePermit) -> Place {
-        let state = Mutex::new(State { at: 0, busy: true, stalled: false });
-        let place = Place { room: Arc::clone(self), state, end: Arc::default(), _slot: slot };
-        place.waits();
-        place
+    fn slot(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> ConnectionSlot {
+        let state = Mutex::new(SlotState { ticket: 0, busy: true, stalled: false });
+        let slots = Arc::clone(self);
+        let slot = ConnectionSlot { slots, state, evict: Arc::default(), _permit: permit };
+        slot.waits();
+        slot
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing that holds it can panic halfway.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn evictable(&self) -> MutexGuard<'_, EvictionQueue> {
+        // No holder can panic in the middle of a change.
+        self.evictable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The place of one connection, free again when it is dropped.
+/// The slot of one connection, released on drop.
 #[derive(Debug)]
-pub(super) struct Place {
-    room: Arc<Room>,
-    /// Changed under the lock of [`Waiting`] alone.
-    state: Mutex<State>,
-    end: Arc<Notify>,
-    _slot: OwnedSemaphorePermit,
+pub(super) struct ConnectionSlot {
+    slots: Arc<ConnectionSlots>,
+    /// Changed only while [`EvictionQueue`] is locked.
+    state: Mutex<SlotState>,
+    evict: Arc<Notify>,
+    _permit: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
-struct State {
-    /// Since when it waits for its client, as [`Waiting`] counts; 0 while it does not.
-    at: u64,
-    /// The client has done its part, and has no answer yet.
+struct SlotState {
+    /// Its ticket in [`EvictionQueue`]; 0 while it is not evictable.
+    ticket: u64,
+    /// The request is complete and not yet answered.
     busy: bool,
-    /// The client does not read what is written.
+    /// The client does not read its response.
     stalled: bool,
 }
 
-impl Place {
-    /// From now on the client is waited for.
+impl ConnectionSlot {
     pub(super) fn waits(&self) {
         self.change(|state| state.busy = false);
     }
 
-    /// The client has done its part: from now on it waits for us. If the connection was just asked
-    /// to end, another one is.
+    /// The request is complete. If this connection was just chosen for eviction, another one is
+    /// evicted instead.
     pub(super) fn busy(&self) {
         self.change(|state| state.busy = true);
     }
 
-    /// The client is waited for to read.
     pub(super) fn stalls(&self) {
         self.change(|state| state.stalled = true);
     }
 
-    /// It reads again.
     pub(super) fn flows(&self) {
         self.change(|state| state.stalled = false);
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut waiting = self.room.waiting();
+    fn change(&self, change: impl FnOnce(&mut SlotState)) {
+        let mut queue = self.slots.evictable();
         let mut state = self.state();
         change(&mut state);
-        match (state.at, state.stalled || !state.busy) {
+        match (state.ticket, state.stalled || !state.busy) {
             (0, true) => {
-                waiting.last += 1;
-                state.at = waiting.last;
-                waiting.ends.insert(state.at, Arc::clone(&self.end));
-                if waiting.wanted {
-                    waiting.want();
+                queue.last_ticket += 1;
+                state.ticket = queue.last_ticket;
+                queue.by_ticket.insert(state.ticket, Arc::clone(&self.evict));
+                if queue.pending {
+                    queue.evict_oldest();
                 }
             }
-            (at, false) if at != 0 => {
-                state.at = 0;
-                if waiting.ends.remove(&at).is_none() {
-                    waiting.want();
+            (ticket, false) if ticket != 0 => {
+                state.ticket = 0;
+                if queue.by_ticket.remove(&ticket).is_none() {
+                    queue.evict_oldest();
                 }
             }
             _ => {}
         }
     }
 
-    /// Resolves when the connection has to end for another one.
-    pub(super) async fn given_up(&self) {
+    /// Resolves when the connection must close for another one.
+    pub(super) async fn evicted(&self) {
         loop {
-            self.end.notified().await;
-            let _waiting = self.room.waiting();
-            // It may have become busy since it was asked to.
-            if self.state().at != 0 {
+            self.evict.notified().await;
+            let _queue = self.slots.evictable();
+            // It may have become busy since the notification.
+            if self.state().ticket != 0 {
                 return;
             }
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SlotState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let at = self.state().at;
-        self.room.waiting().ends.remove(&at);
+        let ticket = self.state().ticket;
+        self.slots.evictable().by_ticket.remove(&ticket);
     }
 }
 
@@ -178,65 +171,65 @@ mod tests {
 
     use super::*;
 
-    async fn ends(place: &Place) -> bool {
-        timeout(Duration::from_millis(20), place.given_up()).await.is_ok()
+    async fn evicted(slot: &ConnectionSlot) -> bool {
+        timeout(Duration::from_millis(20), slot.evicted()).await.is_ok()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_one_that_has_waited_longest_gives_up_its_place() {
-        let room = Room::new(3);
-        let places: Vec<_> = (0..3).map(|_| room.try_place().unwrap()).collect();
-        assert!(room.try_place().is_none());
+    async fn the_connection_that_has_waited_longest_is_evicted() {
+        let slots = ConnectionSlots::new(3);
+        let held: Vec<_> = (0..3).map(|_| slots.try_acquire().unwrap()).collect();
+        assert!(slots.try_acquire().is_none());
         // The first has had a request since, the second has one now.
-        places[0].busy();
-        places[0].waits();
-        places[1].busy();
+        held[0].busy();
+        held[0].waits();
+        held[1].busy();
         let next = tokio::spawn({
-            let room = Arc::clone(&room);
-            async move { room.place().await.is_some() }
+            let slots = Arc::clone(&slots);
+            async move { slots.acquire().await.is_some() }
         });
-        assert!(ends(&places[2]).await);
-        assert!(!ends(&places[0]).await && !ends(&places[1]).await);
-        drop(places);
+        assert!(evicted(&held[2]).await);
+        assert!(!evicted(&held[0]).await && !evicted(&held[1]).await);
+        drop(held);
         assert!(next.await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn while_all_are_busy_the_first_that_is_done_makes_room() {
-        let room = Room::new(1);
-        let place = room.try_place().unwrap();
-        place.busy();
+    async fn while_all_are_busy_the_first_to_finish_is_evicted() {
+        let slots = ConnectionSlots::new(1);
+        let slot = slots.try_acquire().unwrap();
+        slot.busy();
         let next = tokio::spawn({
-            let room = Arc::clone(&room);
-            async move { room.place().await.is_some() }
+            let slots = Arc::clone(&slots);
+            async move { slots.acquire().await.is_some() }
         });
-        assert!(!ends(&place).await);
-        place.waits();
-        assert!(ends(&place).await);
-        drop(place);
+        assert!(!evicted(&slot).await);
+        slot.waits();
+        assert!(evicted(&slot).await);
+        drop(slot);
         assert!(next.await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_does_not_read_its_answer_gives_up_its_place() {
-        let room = Room::new(2);
-        let (reads, stalls) = (room.try_place().unwrap(), room.try_place().unwrap());
+    async fn a_client_that_does_not_read_its_response_is_evicted() {
+        let slots = ConnectionSlots::new(2);
+        let (reads, stalls) = (slots.try_acquire().unwrap(), slots.try_acquire().unwrap());
         reads.busy();
         stalls.busy();
         reads.stalls();
         reads.flows();
         stalls.stalls();
-        room.make_room();
-        assert!(!ends(&reads).await && ends(&stalls).await);
+        slots.evict_oldest();
+        assert!(!evicted(&reads).await && evicted(&stalls).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_comes_just_then_is_served_and_another_one_ends() {
-        let room = Room::new(2);
-        let (first, second) = (room.try_place().unwrap(), room.try_place().unwrap());
-        room.make_room();
+    async fn a_request_that_arrives_during_eviction_is_served_and_another_is_evicted() {
+        let slots = ConnectionSlots::new(2);
+        let (first, second) = (slots.try_acquire().unwrap(), slots.try_acquire().unwrap());
+        slots.evict_oldest();
         first.busy();
-        assert!(!ends(&first).await);
-        assert!(ends(&second).await);
+        assert!(!evicted(&first).await);
+        assert!(evicted(&second).await);
     }
 }

@@ -1,4 +1,4 @@
-//! Whoever asks and never reads is cut.
+//! Cuts clients that stop reading their responses.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -10,18 +10,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::Sleep;
 
-use super::room::Place;
+use super::room::ConnectionSlot;
 
-/// A stream whose writes fail when the other side has taken nothing for `patience`. Without it a
-/// client that asks and never reads would keep its connection, and a shutdown, for ever. Meanwhile
-/// its place counts as one that waits for its client: whoever reads a little now and then is never
-/// cut by time, but gives way to others.
+/// A stream whose writes fail once the client has read nothing for `patience`. Otherwise a client
+/// that never reads would hold its connection, and a shutdown, forever. While a write is blocked,
+/// the slot counts as waiting for its client: a client that reads a byte now and then never times
+/// out, but is evicted for others.
 pub(super) struct CutIfStalled {
-    /// Shared with whoever waits for the client to leave.
+    /// Shared with [`super::ClientPeer::left`].
     read: Arc<OwnedReadHalf>,
     write: OwnedWriteHalf,
     patience: Duration,
-    place: Arc<Place>,
+    slot: Arc<ConnectionSlot>,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -30,9 +30,9 @@ impl CutIfStalled {
         read: Arc<OwnedReadHalf>,
         write: OwnedWriteHalf,
         patience: Duration,
-        place: Arc<Place>,
+        slot: Arc<ConnectionSlot>,
     ) -> Self {
-        Self { read, write, patience, place, stalled: None }
+        Self { read, write, patience, slot, stalled: None }
     }
 
     fn watched<T>(
@@ -42,13 +42,13 @@ impl CutIfStalled {
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             if self.stalled.take().is_some() {
-                self.place.flows();
+                self.slot.flows();
             }
             return written;
         }
-        let Self { patience, place, .. } = self;
+        let Self { patience, slot, .. } = self;
         let stalled = self.stalled.get_or_insert_with(|| {
-            place.stalls();
+            slot.stalls();
             Box::pin(tokio::time::sleep(*patience))
         });
         stalled.as_mut().poll(cx).map(|()| {

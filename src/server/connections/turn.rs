@@ -1,5 +1,5 @@
-//! Whose turn it is on a connection: the client's until its request is whole, ours until it has
-//! its answer.
+//! Tracks whether a connection waits for its client or for the daemon: for the client until its
+//! request is complete, for the daemon until the response is written.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,45 +12,43 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
-use super::Peer;
-use super::room::Place;
+use super::ClientPeer;
+use super::room::ConnectionSlot;
 
-/// The router, for the requests of one connection.
-pub(super) struct Turns {
+pub(super) struct TurnService {
     pub(super) router: TowerToHyperService<Router>,
-    pub(super) place: Arc<Place>,
-    pub(super) peer: Arc<Peer>,
+    pub(super) slot: Arc<ConnectionSlot>,
+    pub(super) peer: Arc<ClientPeer>,
 }
 
-impl Service<Request<Incoming>> for Turns {
-    type Response = Response<Answer>;
+impl Service<Request<Incoming>> for TurnService {
+    type Response = Response<AnswerBody>;
     type Error = std::convert::Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Answer>, Self::Error>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Self::Error>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let place = Arc::clone(&self.place);
-        let ours = Ours(Arc::clone(&place));
+        let slot = Arc::clone(&self.slot);
+        let turn = OurTurn(Arc::clone(&slot));
         let mut request = request.map(|body| {
             if body.is_end_stream() {
-                place.busy();
+                slot.busy();
                 Body::empty()
             } else {
-                Body::new(Asked { body, place })
+                Body::new(RequestBody { body, slot })
             }
         });
         request.extensions_mut().insert(Arc::clone(&self.peer));
         let answer = Service::call(&self.router, request);
-        Box::pin(async move { Ok(answer.await?.map(|body| Answer { body, _ours: ours })) })
+        Box::pin(async move { Ok(answer.await?.map(|body| AnswerBody { body, _turn: turn })) })
     }
 }
 
-/// The body of a request. With its end the request is whole.
-struct Asked {
+struct RequestBody {
     body: Incoming,
-    place: Arc<Place>,
+    slot: Arc<ConnectionSlot>,
 }
 
-impl HttpBody for Asked {
+impl HttpBody for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -60,7 +58,7 @@ impl HttpBody for Asked {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if self.body.is_end_stream() || matches!(frame, Poll::Ready(None)) {
-            self.place.busy();
+            self.slot.busy();
         }
         frame
     }
@@ -74,22 +72,22 @@ impl HttpBody for Asked {
     }
 }
 
-/// The turn is ours until this is dropped.
-struct Ours(Arc<Place>);
+/// Marks the slot as waiting for its client when dropped.
+struct OurTurn(Arc<ConnectionSlot>);
 
-impl Drop for Ours {
+impl Drop for OurTurn {
     fn drop(&mut self) {
         self.0.waits();
     }
 }
 
-/// The body of an answer. hyper drops it when all of it is written, or the client is gone.
-pub(super) struct Answer {
+/// A response body. hyper drops it once it is written or the client is gone.
+pub(super) struct AnswerBody {
     body: Body,
-    _ours: Ours,
+    _turn: OurTurn,
 }
 
-impl HttpBody for Answer {
+impl HttpBody for AnswerBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -1,8 +1,7 @@
-// Requests to /v1: the token, the errors, the pages.
+// Requests to the API: token, errors, paging.
 
 import { askForToken } from './dialogs.js';
 
-/** An answer that says no, in the daemon's own sentence. */
 export class Refused extends Error {
   constructor(status, sentence) {
     super(sentence);
@@ -10,18 +9,18 @@ export class Refused extends Error {
   }
 }
 
-// In memory alone: what a script or a stolen disk could read, is not kept.
+// Kept in memory only, so that neither other scripts nor the disk hold it.
 let token = null;
 let asking = null;
 let declined = false;
 const watchers = new Set();
 
-/** Calls `watcher` with `none`, `held` or `wanted` whenever the token comes or goes. */
+/** Calls `watcher` with `none`, `held` or `wanted` whenever the token changes. */
 export function onToken(watcher) {
   watchers.add(watcher);
 }
 
-function told() {
+function notifyWatchers() {
   const state = token ? 'held' : declined ? 'wanted' : 'none';
   for (const watcher of watchers) watcher(state);
 }
@@ -29,27 +28,26 @@ function told() {
 export function forgetToken() {
   token = null;
   declined = true;
-  told();
+  notifyWatchers();
 }
 
-/** Asks again, after a no. */
 export async function enterToken() {
   declined = false;
   await ask(false);
 }
 
-// Many requests may meet a 401 at once; one dialog is enough for all of them.
+// One dialog serves all requests that got a 401.
 function ask(wrong) {
   asking ??= askForToken(wrong).then((given) => {
     asking = null;
     token = given;
     declined = given === null;
-    told();
+    notifyWatchers();
   });
   return asking;
 }
 
-/** Sends a request and gives its answer, whatever its status, once the token is settled. */
+/** Sends a request and returns the response of any status. Asks for a token on a 401. */
 export async function request(path, options = {}) {
   for (;;) {
     const used = token;
@@ -59,7 +57,7 @@ export async function request(path, options = {}) {
       cache: 'no-store', credentials: 'same-origin', redirect: 'error', ...options, headers,
     });
     if (response.status !== 401 || declined) return response;
-    // Another request may have been given a token in the meantime.
+    // Another request may already have obtained a token.
     if (used === token) await ask(used !== null);
     if (declined) return response;
   }
@@ -70,12 +68,11 @@ async function sentence(response) {
     const { error } = await response.json();
     if (typeof error === 'string') return error;
   } catch {
-    // What is no JSON was not written by the daemon: its status has to do.
+    // Not an answer of the daemon, perhaps of a proxy: report the status.
   }
-  return `the answer was ${response.status} ${response.statusText}`.trim();
+  return `HTTP ${response.status} ${response.statusText}`.trim();
 }
 
-/** Throws what an answer refuses. */
 export async function checked(response) {
   if (!response.ok) throw new Refused(response.status, await sentence(response));
   return response;
@@ -105,12 +102,12 @@ export function query(values) {
   return text && `?${text}`;
 }
 
-/** How many pages one look at a list may cost: each scans a bounded part of what is there. */
+/** Maximum number of requests to fill one page of a list. */
 const SCANS = 20;
 
 /**
- * Up to `limit` items of a list. The daemon bounds what it scans for one answer, so a page may be
- * empty and still not the last.
+ * Up to `limit` items of a list. The daemon scans a bounded part per request, so a page may be empty
+ * without being the last.
  */
 export async function page(path, name, filter, limit, cursor) {
   const items = [];

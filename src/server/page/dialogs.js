@@ -1,8 +1,8 @@
-// The two questions that the page asks, and the messages that it leaves.
+// Dialogs and notices.
 
 import { byId, el, setText } from './dom.js';
 
-/** Opens a dialog; resolves with what `submit` gives, or with `null` when it is left. */
+/** Opens a dialog. Resolves with the result of `submit`, or with `null` if it is cancelled. */
 function ask(dialog, no, submit) {
   return new Promise((resolve) => {
     const form = dialog.querySelector('form');
@@ -30,17 +30,14 @@ function ask(dialog, no, submit) {
 export function askForToken(wrong) {
   setText(byId('token-text'), wrong
     ? 'That token was not accepted. Try another.'
-    : 'It is kept in this page’s memory alone and gone when the page is closed or reloaded.');
+    : 'It is kept in memory only, until the page is closed or reloaded.');
   return ask(byId('token'), byId('token-no'), (form) => form.elements.token.value.trim() || null);
 }
 
 /**
- * Asks whether to go on. `text` may be a promise: until it is there, the answer cannot be yes, and
- * when it resolves with `null` there is nothing to do.
- *
- * `typed` is a word that has to be typed first; `rated` asks for a rate, `named` for an address.
- *
- * Resolves with `{ rate, to }`, or with `null` for no.
+ * Asks for confirmation. `text` is `{ go, text }` or a promise of it; the dialog can be confirmed
+ * only once it resolves with `go`. `typed` is a word to type first, `rated` asks for a rate, `named`
+ * for an address. Resolves with `{ rate, to }`, or with `null` if it is cancelled.
  */
 export function confirm({ title, text, yes, danger = false, typed = null, rated = false, named = false }) {
   const dialog = byId('confirm');
@@ -63,10 +60,10 @@ export function confirm({ title, text, yes, danger = false, typed = null, rated 
   allow();
   let open = true;
   Promise.resolve(text).then(
-    (said) => {
+    (result) => {
       if (!open) return;
-      known = said.go;
-      setText(byId('confirm-text'), said.text);
+      known = result.go;
+      setText(byId('confirm-text'), result.text);
       allow();
     },
     (error) => open && setText(byId('confirm-text'), `Cannot count them: ${error.message}`),
@@ -83,7 +80,7 @@ export function confirm({ title, text, yes, danger = false, typed = null, rated 
 
 const KEPT_NOTICES = 4;
 
-/** Leaves a message: a good one goes by itself, a bad one stays until it is dismissed. */
+/** Shows a message. A good one disappears after a while, a bad one stays until it is dismissed. */
 export function notice(text, level = 'good') {
   const box = byId('notices');
   const close = el('button', { type: 'button', class: 'quiet', 'aria-label': 'Dismiss this message', onclick: () => node.remove() }, '✕');
@@ -93,12 +90,12 @@ export function notice(text, level = 'good') {
   if (level === 'good') setTimeout(() => node.remove(), 8000);
 }
 
-/** Runs what a button does; the button waits for it, and what goes wrong is told. */
+/** Runs the action of a button, which is disabled meanwhile, and shows errors. */
 export async function act(button, what, work) {
   button.disabled = true;
   try {
-    const said = await work();
-    if (said) notice(said);
+    const message = await work();
+    if (message) notice(message);
   } catch (error) {
     notice(`${what}: ${error.message}`, 'bad');
   } finally {
@@ -106,5 +103,4 @@ export async function act(button, what, work) {
   }
 }
 
-/** Says something to who cannot see it. */
 export const announce = (text) => setText(byId('announce'), text);

@@ -1,15 +1,15 @@
-// The few helpers that stand between the page and its elements.
+// DOM helpers.
 
 import { plain } from './plain.js';
 
-/** Attributes that people read. */
+/** Attributes with text for people. */
 const READ = ['title', 'aria-label'];
 
 const shown = (child) => (typeof child === 'string' ? plain(child) : child);
 
 /**
- * Makes an element. Whatever is a string goes in as text, never as markup: keys and errors come
- * from outside. What cannot be seen in it is escaped.
+ * Creates an element. Strings become text, never markup, because keys and errors come from outside.
+ * Invisible characters are escaped.
  */
 export function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -24,7 +24,7 @@ export function el(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Sets the text only where it differs, so that what is selected or read aloud is left alone. */
+/** Sets the text only if it differs, to keep selections and screen readers undisturbed. */
 export function setText(node, raw) {
   const text = shown(raw);
   if (node.textContent !== text) node.textContent = text;
@@ -36,10 +36,7 @@ export function setAttribute(node, name, raw) {
   else if (node.getAttribute(name) !== value) node.setAttribute(name, value);
 }
 
-/**
- * Makes the children of `parent` follow `items`. A child lives as long as its key does, so that
- * focus and selection survive an update.
- */
+/** Synchronizes the children of `parent` with `items` by key, so that focus and selection survive. */
 export function keyed(parent, items, keyOf, make, update) {
   const old = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   let place = parent.firstElementChild;
@@ -58,12 +55,11 @@ export function keyed(parent, items, keyOf, make, update) {
   for (const child of old.values()) child.remove();
 }
 
-/** A cell with its label, which stands before it where the table is shown as cards. */
+/** A cell with a label, shown in front of it if the table is laid out as cards. */
 export function cell(label, attributes = {}, ...children) {
   return el('td', { 'data-label': label, ...attributes }, ...children);
 }
 
-/** A cell of two lines: what counts, and what explains it. */
 export function twoLines(label, attributes = {}) {
   const main = el('span', { class: 'main' });
   const sub = el('span', { class: 'sub' });
@@ -76,18 +72,16 @@ export function twoLines(label, attributes = {}) {
   return node;
 }
 
-/** The values of a form that are not empty. */
 export function filled(form) {
   const values = [...new FormData(form)].map(([name, value]) => [name, value.trim()]);
   return Object.fromEntries(values.filter(([, value]) => value !== ''));
 }
 
-/** Puts values into a form, and empties what has none. */
 export function fill(form, values) {
   for (const field of form.elements) {
     if (!field.name) continue;
     const value = values[field.name] ?? '';
-    // A replica that a link names may not be known here yet.
+    // The replica of a link may not be in the list yet.
     if (field.tagName === 'SELECT' && ![...field.options].some((o) => o.value === value)) {
       field.append(new Option(plain(value), value));
     }

@@ -1,13 +1,13 @@
-// The event stream: read by fetch, since EventSource cannot send a token; resumed where it broke.
+// The event stream. Uses fetch because EventSource cannot send a token. Resumes after a failure.
 
 import { checked, request } from './api.js';
 
-/** Longer than the keep-alive of the stream, which comes every 15 seconds. */
+/** Longer than the keep-alive interval of the stream, 15 seconds. */
 const SILENCE_MS = 20_000;
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 10_000;
 
-/** Cuts a text of server-sent events into events; gives what is left over at its end. */
+/** Parses server-sent events. Returns the incomplete rest. */
 export function parse(text, each) {
   const blocks = text.split(/\r?\n\r?\n/);
   const rest = blocks.pop();
@@ -24,7 +24,6 @@ export function parse(text, each) {
   return rest;
 }
 
-/** A stream that is there as long as the page is. */
 export class Stream {
   #types = 'replica,figures';
   #last = '0';
@@ -34,16 +33,13 @@ export class Stream {
   #onEvent;
   #onState;
 
-  /**
-   * `onEvent(kind, data)` for each event; `onState(state, why)` with `connecting`, `live` or
-   * `lost`.
-   */
+  /** Calls `onEvent(kind, data)`, and `onState(state, why)` with `connecting`, `live` or `lost`. */
   constructor(onEvent, onState) {
     this.#onEvent = onEvent;
     this.#onState = onState;
   }
 
-  /** Follows for ever. The first answer begins with all that the daemon still remembers. */
+  /** Runs forever. The first connection replays all events that the daemon still keeps. */
   async run() {
     for (let failures = 0; ;) {
       const abort = new AbortController();
@@ -59,7 +55,7 @@ export class Stream {
       } finally {
         clearTimeout(this.#watch);
       }
-      // Only asked to begin again: nothing is wrong.
+      // A requested reconnect is not a failure.
       if (abort.signal.reason === 'again') continue;
       this.#onState('lost', why);
       const wait = Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** failures);
@@ -71,14 +67,13 @@ export class Stream {
     }
   }
 
-  /** Which kinds of events; what happens meanwhile is not missed. */
+  /** Changes the event types. No event is missed. */
   want(types) {
     if (types === this.#types) return;
     this.#types = types;
     this.again();
   }
 
-  /** Connects at once. */
   again() {
     this.#abort?.abort('again');
     this.#wake?.();

@@ -1,12 +1,12 @@
-// Numbers, durations and moments as people read them.
+// Formats numbers, durations and times.
 
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat('en', { notation: 'compact', maximumSignificantDigits: 3 });
 
-/** The daemon's clock minus ours, in milliseconds: ages are told by its clock. */
+/** The daemon's clock minus the browser's, in milliseconds. */
 let ahead = 0;
 
-export function heardAt(at) {
+export function syncClock(at) {
   ahead = Date.parse(at) - Date.now();
 }
 
@@ -15,7 +15,7 @@ export const now = () => Date.now() + ahead;
 export const count = (n) => whole.format(n);
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
-/** As short as an axis needs it: 1.2K, 3M. */
+/** Short form for an axis: 1.2K, 3M. */
 export const compact = (n) => (n < 1000 && !Number.isInteger(n) ? String(+n.toPrecision(3)) : short.format(n));
 
 export function rate(perSecond) {
@@ -50,13 +50,13 @@ export function duration(seconds) {
   return parts(Math.floor(hours / 24), 'd', hours % 24, 'h');
 }
 
-/** Whole seconds and more, for what changes by the second. */
+/** In whole seconds, for text that updates every second. */
 const coarse = (seconds) => duration(seconds < 60 ? Math.max(0, Math.round(seconds)) : seconds);
 
 export const clock = (at) => new Date(at).toISOString().slice(11, 19);
 export const clockMinutes = (at) => new Date(at).toISOString().slice(11, 16);
 
-/** With its date where that is not today's. */
+/** With the date unless it is today. */
 export function moment(at) {
   const text = new Date(at).toISOString();
   const today = new Date(now()).toISOString().slice(0, 10);
@@ -70,17 +70,14 @@ export function inText(at) {
   return seconds < 0.5 ? 'now' : `in ${coarse(seconds)}`;
 }
 
-/** An address as short as it stays clear. */
 export const node = (url) => url.replace(/^http:\/\//, '');
 
 const words = {
   in_flight: 'in flight', dead: 'dead letter', gave_up: 'gave up', retry_overflow: 'parked, no place in the retry queue',
-  breaker_opened: 'is down', breaker_closed: 'answers again', paused: 'was paused', resumed: 'was resumed',
+  breaker_opened: 'is failing', breaker_closed: 'is healthy again', paused: 'was paused', resumed: 'was resumed',
   forgotten: 'was forgotten', renamed: 'was renamed',
 };
 
-/** A word of the API as we say it. */
 export const word = (name) => words[name] ?? name.replaceAll('_', ' ');
 
-/** What a write does, in one cell. */
 export const write = (operation, valueBytes) => (operation === 'DELETE' ? 'DELETE' : `SET ${bytes(valueBytes)}`);

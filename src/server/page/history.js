@@ -1,13 +1,13 @@
-// The figures of the last hour, one a second, as they came.
+// The figures of the last hour, one per second.
 
 const KEPT = 3600;
-/** Further apart than this, two points are not joined: nobody was looking in between. */
+/** Points further apart than this are not joined by a line. */
 const GAP_MS = 4_000;
 
 export class History {
   #points = [];
 
-  /** Takes the figures of a second; what is repeated after a reconnect is left out. */
+  /** Adds figures. Skips those repeated after a reconnect. */
   add(figures) {
     const at = Date.parse(figures.at);
     if (this.#points.length && at <= this.#points.at(-1).at) return;
@@ -20,7 +20,7 @@ export class History {
     return this.#points.at(-1);
   }
 
-  /** The figures of all, or of one replica, since `from`; a `null` where there is a gap. */
+  /** The figures of the daemon or of one replica since `from`, with `null` for a gap. */
   since(from, replica) {
     const first = this.#points.findLastIndex((point) => point.at < from);
     const found = [];

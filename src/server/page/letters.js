@@ -1,4 +1,4 @@
-// Dead letters: found, redriven, thrown away; one, or all that a filter selects.
+// The dead letters view: list, redrive, discard; one by one or all that match a filter.
 
 import { post } from './api.js';
 import { act, confirm, notice } from './dialogs.js';
@@ -8,30 +8,28 @@ import { finished, Operations } from './operations.js';
 import { Pages } from './pages.js';
 
 const VERBS = {
-  redrive: { title: 'Redrive', past: 'made ready again', yes: 'Redrive' },
-  discard: { title: 'Discard', past: 'thrown away', yes: 'Discard' },
+  redrive: { title: 'Redrive', past: 'redriven' },
+  discard: { title: 'Discard', past: 'discarded' },
 };
 
-/** Why not all of them, where that is so. */
-function without({ superseded, held_back: held }) {
-  const newer = superseded > 0 ? `, ${format.count(superseded)} left out as a newer write of the key is on its way` : '';
-  const back = held > 0 ? `, ${format.count(held)} left out as the replica is paused or does not answer, or the retry queue is full` : '';
+function skipped({ superseded, held_back: held }) {
+  const newer = superseded > 0 ? `, ${format.count(superseded)} skipped because a newer write of the key is pending` : '';
+  const back = held > 0 ? `, ${format.count(held)} skipped because the replica is paused or failing, or the retry queue is full` : '';
   return newer + back;
 }
 
-/** What came of an operation, in a sentence. */
 export function outcome({ kind, state, done, error, ...counts }) {
   const text = `${format.plural(done, 'dead letter')} ${VERBS[kind].past}`;
-  const left = without(counts);
+  const left = skipped(counts);
   const end = { cancelled: 'Cancelled: ', failed: 'Failed: ' }[state] ?? '';
   return `${end}${text}${left}${error ? `: ${error}` : ''}.`;
 }
 
-/** Redrives or discards one delivery's dead letter, and says what came of it. */
+/** Redrives or discards one dead letter. Returns the result as a sentence. */
 export async function one(kind, taskId, replica) {
   const ids = [{ task_id: taskId, replica }];
   if (kind === 'discard') {
-    const text = `The write never reaches ${format.node(replica)}, unless a newer one of its key does. This cannot be undone.`;
+    const text = `The write will never reach ${format.node(replica)}. This cannot be undone.`;
     const sure = await confirm({ title: 'Discard this dead letter?', text: { go: true, text }, yes: 'Discard', danger: true });
     if (!sure) return null;
   }
@@ -52,7 +50,7 @@ export class Letters {
       path: 'v1/dead-letters', name: 'dead_letters', route: 'dead-letters', form: 'letter-filter',
       note: 'letters-note', table: 'letters', pages: 'letters-pages',
       draw: (items) => this.#draw(items),
-      empty: (filter) => (Object.keys(filter).length > 0 ? 'No dead letter matches this filter.' : 'No dead letters. Nothing was given up.'),
+      empty: (filter) => (Object.keys(filter).length > 0 ? 'No dead letter matches this filter.' : 'No dead letters.'),
     });
     for (const kind of ['redrive', 'discard']) {
       byId(`${kind}-all`).addEventListener('click', (event) => this.#all(kind, event.currentTarget));
@@ -64,7 +62,7 @@ export class Letters {
     return this.#pages.show(filter);
   }
 
-  /** The number of dead letters has changed: look again, but not for each of them. */
+  /** Reloads the list after a change, at most once per second. */
   changed() {
     if (byId('view-letters').hidden || this.#stale) return;
     this.#stale = setTimeout(() => {
@@ -89,9 +87,9 @@ export class Letters {
       const label = `${words} ${key} for ${format.node(replica)}`;
       const node = el('button', { type: 'button', class: kind === 'discard' ? 'danger' : null, 'aria-label': label }, words);
       node.addEventListener('click', () => act(node, `${words} failed`, async () => {
-        const said = await one(kind, task, replica);
-        if (said) await this.#pages.load();
-        return said;
+        const result = await one(kind, task, replica);
+        if (result) await this.#pages.load();
+        return result;
       }));
       return node;
     };
@@ -109,10 +107,10 @@ export class Letters {
   async #all(kind, button) {
     const filter = this.#pages.filter;
     const selection = Object.keys(filter).length > 0 ? filter : { all: true };
-    const { title, yes } = VERBS[kind];
+    const { title } = VERBS[kind];
     const answer = await confirm({
       title: `${title} ${selection.all ? 'all dead letters' : 'all that match the filter'}?`,
-      text: counted(kind, selection), yes, danger: kind === 'discard', typed: kind === 'discard' ? kind : null, rated: kind === 'redrive',
+      text: counted(kind, selection), yes: title, danger: kind === 'discard', typed: kind === 'discard' ? kind : null, rated: kind === 'redrive',
     });
     if (!answer) return;
     await act(button, `${title} failed`, async () => {
@@ -123,15 +121,15 @@ export class Letters {
   }
 }
 
-/** Asks the daemon how many it would be, and says it with what it would mean. */
+/** Counts the selected dead letters with a dry run. Returns the text of the confirmation. */
 async function counted(kind, selection) {
   const { done, error, ...counts } = await finished(await post(`v1/dead-letters/${kind}`, { ...selection, dry_run: true }));
   if (error) throw new Error(error);
-  const left = without(counts);
-  if (done === 0) return { go: false, text: `There is none to ${kind}${left}.` };
+  const left = skipped(counts);
+  if (done === 0) return { go: false, text: `No dead letters to ${kind}${left}.` };
   const them = format.plural(done, 'dead letter');
   const means = kind === 'redrive'
-    ? `${them} would be made ready again and sent as their replicas take them${left}.`
-    : `${them} would be thrown away${left}: these writes never reach their replicas. This cannot be undone.`;
+    ? `${them} would be redriven${left}.`
+    : `${them} would be discarded${left}: these writes will never reach their replicas. This cannot be undone.`;
   return { go: true, text: means };
 }

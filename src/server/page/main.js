@@ -1,9 +1,8 @@
-// The page of the replicator: what it follows, and which view is shown.
+// Entry point of the page: subscribes to events, polls details, and routes between the views.
 //
-// No build step and no library: these modules are what the browser runs. To read: `events` and
-// `history` bring the figures, `overview`, `replicas` and `plot` show them, `letters`,
-// `operations` and `tasks` are the other views, `api` is every request, `dom` and `format` the
-// small things.
+// No build step and no library. `events` and `history` provide the figures; `overview`, `replicas`
+// and `plot` show them; `letters`, `operations` and `tasks` are the other views; `api` sends every
+// request; `dom` and `format` are helpers.
 
 import { enterToken, forgetToken, get, onToken } from './api.js';
 import { act, announce } from './dialogs.js';
@@ -18,7 +17,7 @@ import { Story, Tasks } from './tasks.js';
 import { followTheme } from './theme.js';
 
 const LOOK_MS = 5_000;
-/** Figures come every second: after so many without any, what is shown is old. */
+/** Figures arrive every second. After this silence they are stale. */
 const STALE_MS = 4_000;
 
 const history = new History();
@@ -27,7 +26,7 @@ const letters = new Letters();
 const tasks = new Tasks();
 const story = new Story();
 
-/** What `/v1/replicas` said last, by address. */
+/** The last response of `/v1/replicas`, by address. */
 let details = new Map();
 let figuresAt = null;
 let looking = null;
@@ -53,7 +52,7 @@ function offer(select, replicas) {
   select.value = chosen;
 }
 
-/** Asks for what the figures do not hold. One such question at a time. */
+/** Loads details that the figures lack. Only one load runs at a time. */
 async function look() {
   if (looking) return looking;
   looking = (async () => {
@@ -64,7 +63,7 @@ async function look() {
       for (const select of [byId('plot-of'), ...document.querySelectorAll('[data-replicas]')]) offer(select, names);
       drawReplicas();
     } catch {
-      // The stream finds out as well, and says so.
+      // The stream notices and reports it as well.
     }
     await lookAtHealth();
     looking = null;
@@ -77,12 +76,12 @@ async function lookAtHealth() {
   try {
     const { status, reason } = await get('health');
     banner.hidden = status === 'healthy';
-    setText(banner, reason ? `Degraded: ${reason}.` : 'Degraded: the queue is nearly full. New writes may be refused soon.');
-  } catch (error) {
-    // Without an answer, the state of the stream says it.
+      setText(banner, reason ? `Degraded: ${reason}.` : 'Degraded: the queue is nearly full. New writes may be refused soon.');
+    } catch (error) {
+      // The state of the stream reports an unreachable daemon.
     if (error.status !== 503) return;
     banner.hidden = false;
-    setText(banner, 'Unhealthy: the store has failed, nothing is accepted until a restart. The log says why.');
+    setText(banner, 'Unhealthy: the store has failed. Writes are refused until a restart. See the log for the reason.');
   }
 }
 
@@ -98,7 +97,7 @@ function onFigures(figures) {
   history.add(figures);
   const last = history.last.all;
   if (last !== figures) return;
-  format.heardAt(figures.at);
+  format.syncClock(figures.at);
   figuresAt = performance.now();
   overview.drawSummary(figures);
   drawReplicas();
@@ -136,12 +135,11 @@ function onState(state, why) {
     setText(byId('link-text'), 'Live');
     look();
     story.refresh();
-    if (again) announce('Connected again.');
+    if (again) announce('Reconnected.');
   }
   showStale();
 }
 
-/** Says how old what is shown is, as soon as it is not of this second. */
 function showStale() {
   const age = figuresAt === null ? 0 : performance.now() - figuresAt;
   const old = age > STALE_MS;
@@ -149,9 +147,9 @@ function showStale() {
   document.body.classList.toggle('old', gone || old);
   byId('link-retry').hidden = !gone;
   byId('stale').hidden = !gone && !old;
-  const why = gone ? `Disconnected: ${lost}.` : 'No figures are coming.';
-  const since = figuresAt === null ? '' : ` What is shown is from ${format.clock(history.last.at)}.`;
-  setText(byId('stale'), `${why}${gone ? ' Trying again.' : ''}${since}`);
+  const why = gone ? `Disconnected: ${lost}.` : 'No new figures are arriving.';
+  const since = figuresAt === null ? '' : ` The figures shown are from ${format.clock(history.last.at)}.`;
+  setText(byId('stale'), `${why}${gone ? ' Reconnecting.' : ''}${since}`);
 }
 
 const stream = new Stream(onEvent, onState);
@@ -162,7 +160,6 @@ function parsed(hash) {
   return { name, id: decodeURIComponent(rest.join('/')), filter: Object.fromEntries(new URLSearchParams(search)) };
 }
 
-/** Shows the view that the address names. */
 function route() {
   const { name, id, filter } = parsed(location.hash);
   const view = { tasks: 'tasks', task: 'task', 'dead-letters': 'letters' }[name] ?? 'overview';
@@ -176,7 +173,7 @@ function route() {
   else if (view === 'letters') letters.show(filter);
   else if (view === 'task') story.show(id);
   else overview.drawPlots();
-  // Every task's events are a lot to read: only while a story is open.
+  // Task events are many: subscribe only while a task is open.
   stream.want(view === 'task' ? 'task,replica,figures' : 'replica,figures');
 }
 
@@ -203,7 +200,7 @@ onToken((state) => {
 
 followTheme(byId('theme'));
 byId('skip').addEventListener('click', (event) => {
-  // The address names the view: it is left alone.
+  // The hash names the view and must not change.
   event.preventDefault();
   byId('main').focus();
 });

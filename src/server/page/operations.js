@@ -1,4 +1,4 @@
-// Operations over many dead letters: their progress, their end, and how to cancel them.
+// Operations on dead letters: progress, result, cancelling.
 
 import { get, remove } from './api.js';
 import { act } from './dialogs.js';
@@ -9,7 +9,6 @@ const LOOK_MS = 500;
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Waits for the end of an operation that somebody waits for. */
 export async function finished(operation) {
   for (let wait = 50; operation.state === 'running'; wait = Math.min(LOOK_MS, wait * 2)) {
     await pause(wait);
@@ -18,13 +17,13 @@ export async function finished(operation) {
   return operation;
 }
 
-/** The operations that are running, whoever began them. */
+/** All running operations, also those started elsewhere. */
 export class Operations {
   #running = new Map();
   #looking = false;
   #ended;
 
-  /** `ended(operation)` is called once for each that was seen running. */
+  /** Calls `ended(operation)` once for each operation that was seen running. */
   constructor(ended) {
     this.#ended = ended;
   }
@@ -38,13 +37,12 @@ export class Operations {
     this.#look();
   }
 
-  /** Looks for those that were begun elsewhere. */
   async watch() {
     let page;
     try {
       page = await get('v1/operations');
     } catch {
-      // The list beside it says what is wrong.
+      // The list of dead letters shows the same error.
       return;
     }
     for (const operation of page.operations) {
@@ -70,7 +68,7 @@ export class Operations {
     try {
       operation = await get(`v1/operations/${id}`);
     } catch (error) {
-      // It does not survive a restart of the daemon: what it had not come to stays as it was.
+      // Operations do not survive a restart of the daemon.
       if (error.status === 404) this.#running.delete(id);
       return;
     }
@@ -90,7 +88,7 @@ function row({ operation_id: id, kind }) {
   const bar = el('progress', { max: 1, 'aria-label': name });
   const text = el('span', { role: 'status' });
   const cancel = el('button', { type: 'button', class: 'quiet' }, 'Cancel');
-  cancel.addEventListener('click', () => act(cancel, 'It goes on', async () => {
+  cancel.addEventListener('click', () => act(cancel, 'Not cancelled', async () => {
     await remove(`v1/operations/${id}`);
   }));
   const node = el('div', { class: 'operation' }, el('strong', {}, name), bar, text, cancel);
@@ -101,6 +99,6 @@ function row({ operation_id: id, kind }) {
 function update(node, { examined, total, done, rate }) {
   setAttribute(node.bar, 'max', String(Math.max(1, total)));
   setAttribute(node.bar, 'value', String(Math.min(examined, total)));
-  const limit = rate === null ? '' : `, at most ${format.count(rate)} a second`;
-  setText(node.text, `${format.count(done)} done, ${format.count(examined)} of ${format.count(total)} looked at${limit}`);
+  const limit = rate === null ? '' : `, at most ${format.count(rate)} per second`;
+  setText(node.text, `${format.count(done)} done, ${format.count(examined)} of ${format.count(total)} examined${limit}`);
 }

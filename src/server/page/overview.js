@@ -1,4 +1,4 @@
-// The first view: one sentence on how things are, the replicas, the plots, what happened.
+// The overview: summary, replicas, plots, events.
 
 import { announce } from './dialogs.js';
 import { byId, el, setAttribute, setText } from './dom.js';
@@ -9,25 +9,25 @@ import { iconOf, stateOf } from './replicas.js';
 const KEPT_EVENTS = 100;
 const LEVEL_ICONS = { good: '✓', warn: '!', bad: '▲', idle: '–' };
 
-/** How bad it is, what comes first, and what else there is to say. */
+/** The summary as `[level, title, text]`. */
 export function judged(figures) {
   const { replicas, backlog_tasks: backlog, dead_letters: dead, lag_seconds: lag } = figures;
-  if (replicas.length === 0) return ['idle', 'Nothing to do yet', 'Nothing was accepted since the start, and nothing was found on disk.'];
+  if (replicas.length === 0) return ['idle', 'Nothing to do yet', 'No write was accepted since the start, and none was recovered from disk.'];
   const named = (state) => replicas.filter((replica) => stateOf(replica) === state).map((replica) => format.node(replica.replica));
-  const [down, back, paused] = ['down', 'coming back', 'paused'].map(named);
+  const [failing, recovering, paused] = ['failing', 'recovering', 'paused'].map(named);
   const all = format.plural(replicas.length, 'replica');
   const names = (list) => (list.length > 3 ? `${list.slice(0, 3).join(', ')} and ${list.length - 3} more` : list.join(', '));
   const are = (list) => (list.length === 1 ? 'is' : 'are');
   const states = [];
-  if (down.length > 0) states.push(`${down.length} of ${all} ${are(down)} down: ${names(down)}`);
-  if (back.length > 0) states.push(`${names(back)} ${are(back)} coming back`);
+  if (failing.length > 0) states.push(`${failing.length} of ${all} ${are(failing)} failing: ${names(failing)}`);
+  if (recovering.length > 0) states.push(`${names(recovering)} ${are(recovering)} recovering`);
   if (paused.length > 0) states.push(`${names(paused)} ${are(paused)} paused`);
-  if (states.length === 0) states.push(replicas.length === 1 ? 'The replica is up' : `All ${all} are up`);
+  if (states.length === 0) states.push(replicas.length === 1 ? 'The replica is healthy' : `All ${all} are healthy`);
   const [title, ...rest] = states;
-  if (backlog > 0) rest.push(`${format.plural(backlog, 'delivery waits', 'deliveries wait')}, the oldest for ${format.duration(lag)}`);
-  else rest.push('Nothing waits');
+  if (backlog > 0) rest.push(`Backlog of ${format.plural(backlog, 'delivery', 'deliveries')}, the oldest ${format.duration(lag)} old`);
+  else rest.push('No backlog');
   if (dead > 0) rest.push(format.plural(dead, 'dead letter'));
-  const level = down.length > 0 ? 'bad' : dead + back.length + paused.length > 0 ? 'warn' : 'good';
+  const level = failing.length > 0 ? 'bad' : dead + recovering.length + paused.length > 0 ? 'warn' : 'good';
   return [level, title, `${rest.join('. ')}.`];
 }
 
@@ -48,7 +48,7 @@ export class Overview {
     const wholeSteps = (rough) => Math.max(1, niceStep(rough));
     const options = [
       {
-        title: 'Throughput', step: niceStep, floor: 3, fold: 'mean', tell: format.rate, axis: (n) => `${format.compact(n)}/s`,
+        title: 'Throughput', step: niceStep, floor: 3, fold: 'mean', format: format.rate, axis: (n) => `${format.compact(n)}/s`,
         series: [
           { label: 'accepted', name: 'one', value: (figures) => figures.accepted_per_second, ofAll: true },
           { label: 'delivered', name: 'two', value: (figures) => figures.delivered_per_second },
@@ -56,7 +56,7 @@ export class Overview {
         ],
       },
       {
-        title: 'Waiting', step: wholeSteps, floor: 3, fold: 'max', tell: format.count, axis: format.compact,
+        title: 'Backlog', step: wholeSteps, floor: 3, fold: 'max', format: format.count, axis: format.compact,
         series: [
           { label: 'backlog', name: 'one', value: (figures) => figures.backlog_tasks },
           { label: 'retrying', name: 'two', value: (figures) => figures.retry_tasks ?? figures.retrying },
@@ -64,7 +64,7 @@ export class Overview {
         ],
       },
       {
-        title: 'Lag', step: niceSeconds, floor: 1, fold: 'max', tell: format.duration, axis: format.duration,
+        title: 'Lag', step: niceSeconds, floor: 1, fold: 'max', format: format.duration, axis: format.duration,
         series: [{ label: 'age of the oldest delivery', name: 'one', value: (figures) => figures.lag_seconds }],
       },
     ];
@@ -85,14 +85,13 @@ export class Overview {
     setText(byId('summary-title'), title);
     setText(byId('summary-text'), text);
     byId('replicas-empty').hidden = figures.replicas.length > 0;
-    const down = figures.replicas.filter((replica) => stateOf(replica) === 'down').length;
-    document.title = down > 0 ? `▲ ${down} down – replicator` : 'replicator';
+    const failing = figures.replicas.filter((replica) => stateOf(replica) === 'failing').length;
+    document.title = failing > 0 ? `▲ ${failing} failing – replicator` : 'replicator';
     const letters = byId('nav-letters');
     letters.hidden = figures.dead_letters === 0;
     setText(letters, format.count(figures.dead_letters));
   }
 
-  /** Draws nothing while nobody can see it. */
   drawPlots() {
     const last = this.#history.last;
     if (!last || byId('view-overview').hidden) return;
@@ -104,12 +103,11 @@ export class Overview {
     for (const plot of this.#plots) plot.draw(points, from, to, this.#cursor, of !== '');
   }
 
-  /** Puts an event of a replica on top of the list, and says it to who cannot see it. */
   happened({ at, replica, change, detail }) {
     const name = format.node(replica);
     const what = format.word(change);
     const bad = change === 'breaker_opened';
-    const icon = bad ? iconOf('down') : change === 'breaker_closed' ? iconOf('up') : change === 'paused' ? iconOf('paused') : '·';
+    const icon = bad ? iconOf('failing') : change === 'breaker_closed' ? iconOf('healthy') : change === 'paused' ? iconOf('paused') : '·';
     const list = byId('events');
     const text = detail ? `${name} ${what}: ${detail}` : `${name} ${what}`;
     list.prepend(el('li', { 'data-level': bad ? 'bad' : 'good' },

@@ -1,22 +1,21 @@
-// A list that comes in pages: its filter, its note, forward and back.
+// A paged list with a filter.
 
 import { page, query } from './api.js';
 import { byId, el, fill, filled, setText } from './dom.js';
 
 export const PAGE = 50;
 
-/** A list of the API, shown in a table. */
 export class Pages {
   #options;
   #filter = {};
-  /** The cursors of the pages so far; the last one is of the page that is shown. */
+  /** The cursors of the visited pages; the last one is the current page. */
   #cursors = [null];
   #turn = 0;
 
   /**
-   * `path` and `name` are the API's; `route` is where the filter lives in the address; `form`,
-   * `note`, `table` and `pages` are ids; `draw(items)` fills the table; `empty(filter)` is said
-   * where there is nothing.
+   * `path` is the API path and `name` its list field; `route` is the view in the hash; `form`, `note`,
+   * `table` and `pages` are element ids; `draw(items)` fills the table; `empty(filter)` is the text of
+   * an empty list.
    */
   constructor(options) {
     this.#options = options;
@@ -40,7 +39,6 @@ export class Pages {
     return this.#filter;
   }
 
-  /** Shows the first page of what a filter selects. */
   show(filter) {
     this.#filter = filter;
     this.#cursors = [null];
@@ -48,7 +46,6 @@ export class Pages {
     return this.load();
   }
 
-  /** Loads the page that is shown, again. */
   async load() {
     const { path, name, note, table, draw, empty } = this.#options;
     this.#turn += 1;
@@ -63,18 +60,18 @@ export class Pages {
       byId(table).hidden = true;
       byId(this.#options.pages).replaceChildren();
       draw([]);
-      say(`Cannot show them: ${error.message}`);
+      say(`Cannot load the list: ${error.message}`);
       return;
     }
-    // Somebody asked for something else in the meantime.
+    // Another load has started in the meantime.
     if (turn !== this.#turn) return;
     const { items, next } = found;
     byId(table).hidden = items.length === 0;
     draw(items);
     const first = this.#cursors.length === 1;
-    if (items.length > 0) say(first && !next ? `${items.length} in all.` : `Page ${this.#cursors.length}, ${items.length} on it.`);
-    else if (next) say('None so far: there is more to look through.');
-    else say(first ? empty(this.#filter) : 'No more.');
+    if (items.length > 0) say(first && !next ? `${items.length} in total.` : `Page ${this.#cursors.length}, ${items.length} entries.`);
+    else if (next) say('No match so far. Choose Next to search further.');
+    else say(first ? empty(this.#filter) : 'No more entries.');
     this.#drawPages(next);
   }
 

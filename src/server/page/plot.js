@@ -1,4 +1,4 @@
-// One plot over time, as SVG: lines, axes with units, a cursor. Its legend tells the values.
+// A time series plot as SVG: lines, axes with units, a cursor, and a legend with values.
 
 import { el, setAttribute, setText } from './dom.js';
 import { clock, clockMinutes } from './format.js';
@@ -6,7 +6,6 @@ import { clock, clockMinutes } from './format.js';
 const SVG = 'http://www.w3.org/2000/svg';
 const HEIGHT = 150;
 const MARGIN = { top: 8, right: 8, bottom: 20, left: 46 };
-/** Points nearer than this many pixels are drawn as one. */
 const PIXELS_A_POINT = 2;
 
 function svg(tag, attributes = {}) {
@@ -15,13 +14,13 @@ function svg(tag, attributes = {}) {
   return node;
 }
 
-/** Steps for an axis of numbers: 1, 2 or 5 times a power of ten. */
+/** Axis steps for numbers: 1, 2 or 5 times a power of ten. */
 export function niceStep(rough) {
   const power = 10 ** Math.floor(Math.log10(rough));
   return [1, 2, 5, 10].map((n) => n * power).find((step) => step >= rough * 0.999);
 }
 
-/** Steps for an axis of seconds, which go by 60 and 24 where they are long. */
+/** Axis steps for seconds: round minutes, hours or days if they are long. */
 export function niceSeconds(rough) {
   const steps = [60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400];
   if (rough <= 30) return niceStep(rough) > 20 ? 30 : niceStep(rough);
@@ -41,9 +40,9 @@ export class Plot {
   #scale = null;
 
   /**
-   * `series` are `{ label, name, value(figures), ofAll }` in the order in which they are drawn; `tell`
-   * and `axis` write a value in the legend and at the axis; `floor` is the least that the axis
-   * shows; `fold` says whether points that share a pixel are told by their `mean` or their `max`.
+   * `series` are `{ label, name, value(figures), ofAll }` in drawing order; `format` and `axis` format
+   * a value in the legend and at the axis; `floor` is the minimum upper end of the axis; `fold`
+   * selects `mean` or `max` for merged points.
    */
   constructor(host, options, onCursor) {
     this.#host = host;
@@ -92,10 +91,7 @@ export class Plot {
     }
   }
 
-  /**
-   * Draws `points`, as the history gives them, between two moments; `single` where they are of one
-   * replica, which lacks the series that are of all.
-   */
+  /** Draws `points` of the history. `single` means one replica, which lacks the `ofAll` series. */
   draw(points, from, to, cursor, single) {
     const width = this.#width - MARGIN.left - MARGIN.right;
     if (width < 40) return;
@@ -123,7 +119,7 @@ export class Plot {
       setAttribute(path, 'd', pathOf(folded[n], yOf));
     });
     while (this.#lines.children.length > series.length) this.#lines.lastElementChild.remove();
-    this.#tell(points, cursor, width);
+    this.#drawLegend(points, cursor, width);
   }
 
   #drawGrid(from, to, width, tick, top, yOf) {
@@ -147,12 +143,12 @@ export class Plot {
     this.#grid.replaceChildren(...parts);
   }
 
-  #tell(points, cursor, width) {
-    const { tell, title } = this.#options;
+  #drawLegend(points, cursor, width) {
+    const { format, title } = this.#options;
     const legend = this.#legend.filter((entry) => !entry.node.hidden);
     const real = points.filter((point) => point !== null);
     const shown = cursor === null ? real.at(-1) : nearest(real, cursor);
-    for (const { series, value } of legend) setText(value, shown ? tell(series.value(shown.figures)) : '–');
+    for (const { series, value } of legend) setText(value, shown ? format(series.value(shown.figures)) : '–');
     setText(this.#when, cursor !== null && shown ? ` at ${clock(shown.at)}` : '');
     const values = legend.map(({ series, value }) => `${series.label} ${value.textContent}`);
     setAttribute(this.#svg, 'aria-label', `${title}${this.#when.textContent}: ${values.join(', ')}`);
@@ -170,7 +166,7 @@ function nearest(points, at) {
   return points.reduce((best, point) => (best && distance(best) <= distance(point) ? best : point), undefined);
 }
 
-/** Points that share a few pixels become one; a gap stays a gap. */
+/** Merges points that share a few pixels. Gaps stay gaps. */
 function foldPoints(points, value, from, to, width, fold) {
   const folded = [];
   let bucket = null;
@@ -185,7 +181,7 @@ function foldPoints(points, value, from, to, width, fold) {
       continue;
     }
     const x = MARGIN.left + Math.max(0, (width * (point.at - from)) / (to - from));
-    // By the clock and not by the distance to the edge, or the lines would shiver as they move.
+    // Aligned to the clock, not to the edge, so that the lines do not jitter while they scroll.
     const slot = Math.floor((point.at / (to - from)) * (width / PIXELS_A_POINT));
     if (bucket && bucket.slot !== slot) end();
     bucket ??= { slot, x: 0, sum: 0, most: 0, n: 0 };

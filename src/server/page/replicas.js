@@ -1,21 +1,19 @@
-// The table of replicas: how each stands, why, until when; and pausing, resuming, probing; and what becomes of
-// one that is gone.
+// The table of replicas, and their actions: pause, resume, probe, rename, forget.
 
 import { get, post } from './api.js';
 import { act, confirm } from './dialogs.js';
 import { byId, cell, el, keyed, setAttribute, setText, twoLines } from './dom.js';
 import * as format from './format.js';
 
-/** What an operator calls the state of a replica. */
 export function stateOf({ paused, breaker }) {
   if (paused) return 'paused';
-  return { open: 'down', half_open: 'coming back' }[breaker] ?? 'up';
+  return { open: 'failing', half_open: 'recovering' }[breaker] ?? 'healthy';
 }
 
-const ICONS = { up: '●', paused: '❚❚', down: '▲', 'coming back': '◐' };
+const ICONS = { healthy: '●', paused: '❚❚', failing: '▲', recovering: '◐' };
 export const iconOf = (state) => ICONS[state];
 
-/** What `/v1/replicas` said, with what the last second's figures know better. */
+/** The details of `/v1/replicas`, updated with the figures of the last second. */
 export function merged(replica, figures) {
   const { breaker, paused, backlog_tasks, lag_seconds, in_flight, retrying } = figures ?? {
     ...replica,
@@ -28,7 +26,7 @@ export class Replicas {
   #body = byId('replicas').tBodies[0];
   #changed;
 
-  /** `changed(replica)` is called with what the API answered to a click. */
+  /** Calls `changed(replica)` with the response to an action. */
   constructor(changed) {
     this.#changed = changed;
   }
@@ -53,55 +51,54 @@ export class Replicas {
     const name = format.node(replica);
     const path = `v1/replicas/${encodeURIComponent(replica)}`;
     const pause = el('button', { type: 'button' });
-    pause.addEventListener('click', () => act(pause, `${name} is as it was`, async () => {
+    pause.addEventListener('click', () => act(pause, `${name} is unchanged`, async () => {
       const verb = pause.dataset.verb;
       const now = await post(`${path}/${verb}`);
       this.#changed(now);
       return verb === 'pause'
-        ? `${name} is paused: nothing is sent to it until it is resumed.`
+        ? `${name} is paused. Nothing is sent to it until it is resumed.`
         : `${name} is resumed.`;
     }));
     const probe = el('button', { type: 'button', 'aria-label': `Probe ${name} now` }, 'Probe');
     probe.addEventListener('click', () => act(probe, `${name} was not probed`, async () => {
       const { probing, reason } = await post(`${path}/probe`);
       this.#changed(null);
-      return probing ? `A delivery goes to ${name} now, as the probe.` : `No probe for ${name}: ${reason}`;
+      return probing ? `A probe is being sent to ${name}.` : `No probe for ${name}: ${reason}`;
     }));
     const rename = el('button', { type: 'button', 'aria-label': `Rename ${name}` }, 'Rename');
     rename.addEventListener('click', () => act(rename, `${name} keeps its address`, async () => {
-      const text = `What waits for ${name}, and writes that still name it, go to the new address, to which nothing may have been sent before.`;
-      const answer = await confirm({ title: `Is ${name} under another address now?`, text: { go: true, text }, yes: 'Rename', named: true });
+      const text = `Pending deliveries for ${name}, and writes that still name it, go to the new address. The new address must not have been used as a replica before.`;
+      const answer = await confirm({ title: `Change the address of ${name}?`, text: { go: true, text }, yes: 'Rename', named: true });
       if (!answer) return undefined;
       const now = await post(`${path}/rename`, { to: answer.to });
       this.#changed(null);
-      return `${name} is ${format.node(now.replica)} now.`;
+      return `${name} is now ${format.node(now.replica)}.`;
     }));
     const forget = el('button', { type: 'button', class: 'quiet', 'aria-label': `Forget ${name}` }, 'Forget');
-    forget.addEventListener('click', () => act(forget, `${name} is not forgotten`, async () => {
-      const answer = await confirm({ title: `Forget ${name}?`, text: lost(path), yes: 'Forget', danger: true, typed: 'forget' });
+    forget.addEventListener('click', () => act(forget, `${name} was not forgotten`, async () => {
+      const answer = await confirm({ title: `Forget ${name}?`, text: forgetText(path), yes: 'Forget', danger: true, typed: 'forget' });
       if (!answer) return undefined;
       const { discarded } = await post(`${path}/forget`);
       this.#changed(null);
-      return `${name} is forgotten: ${format.count(discarded)} thrown away.`;
+      return `${name} is forgotten: ${format.plural(discarded, 'delivery', 'deliveries')} discarded.`;
     }));
     const buttons = el('div', { class: 'actions' }, pause, probe, rename, forget);
     const row = el('tr', {}, ...Object.values(cells), cell('', { class: 'buttons' }, buttons));
     row.cells_ = cells;
     row.pause = pause;
     row.probe = probe;
-    row.gone = [rename, forget];
+    row.whenNotHealthy = [rename, forget];
     return row;
   }
 }
 
-/** What a replica lacks for ever once it is forgotten. */
-async function lost(path) {
+async function forgetText(path) {
   const { backlog_tasks: backlog, dead_letters: dead } = await get(path);
   const them = `${format.plural(backlog, 'task')} and ${format.plural(dead, 'dead letter')}`;
-  return { go: true, text: `${them} would be thrown away, and never reach it. This cannot be undone.` };
+  return { go: true, text: `${them} would be discarded and never reach it. This cannot be undone.` };
 }
 
-/** A number that leads to its list; plain where there is nothing to see. */
+/** A number that links to its list, or plain text if `href` is `null`. */
 function link(cell, text, href, label) {
   if (href === null) return cell.say(text);
   let anchor = cell.main.querySelector('a');
@@ -116,12 +113,12 @@ function link(cell, text, href, label) {
 }
 
 function update(row, replica) {
-  const { cells_: cells, pause, probe, gone } = row;
+  const { cells_: cells, pause, probe, whenNotHealthy } = row;
   const name = format.node(replica.replica);
   const state = stateOf(replica);
-  setAttribute(row, 'data-state', state.replace(' ', '-'));
+  setAttribute(row, 'data-state', state);
   const renamed = replica.renamed_from.map(format.node).join(', ');
-  cells.name.say(name, renamed && `was ${renamed}`);
+  cells.name.say(name, renamed && `formerly ${renamed}`);
   cells.state.say(`${ICONS[state]} ${state}`, stateNote(replica, state));
 
   const of = encodeURIComponent(replica.replica);
@@ -149,20 +146,19 @@ function update(row, replica) {
   setText(pause, replica.paused ? 'Resume' : 'Pause');
   setAttribute(pause, 'aria-label', `${pause.textContent} ${name}`);
   probe.hidden = replica.paused || replica.breaker === 'closed';
-  // One that is up is not gone.
-  for (const button of gone) button.hidden = state === 'up';
+  for (const button of whenNotHealthy) button.hidden = state === 'healthy';
 }
 
 function stateNote(replica, state) {
   const notes = [];
   const since = state === 'paused' ? replica.paused_since : replica.breaker_since;
   if (since) notes.push(format.forText(since));
-  if (state === 'paused' && replica.breaker !== 'closed') notes.push('did not answer before');
-  if (state === 'down' && replica.next_probe_at) notes.push(`probe ${format.inText(replica.next_probe_at)}`);
+  if (state === 'paused' && replica.breaker !== 'closed') notes.push('was failing before');
+  if (state === 'failing' && replica.next_probe_at) notes.push(`probe ${format.inText(replica.next_probe_at)}`);
   return notes.join(', ');
 }
 
-/** When the backlog will be gone, as the rates of the last minute have it. */
+/** Estimated time until the backlog is empty, from the rates of the last minute. */
 function drained({ backlog_tasks: backlog, convergence, drained_in_seconds: seconds }) {
   if (backlog === 0) return '';
   if (convergence === 'draining') return seconds === null ? 'draining' : `drained in ${format.duration(Math.max(1, seconds))}`;

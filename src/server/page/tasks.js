@@ -1,4 +1,4 @@
-// The list of tasks, and the story of one.
+// The list of tasks, and the view of one task.
 
 import { get, remove } from './api.js';
 import { act, confirm } from './dialogs.js';
@@ -47,7 +47,6 @@ function updateTaskRow(row, { deliveries }) {
   row.lastElementChild.replaceChildren(...deliveries.map(chip));
 }
 
-/** The story of one task, live while it is shown. */
 export class Story {
   #id = null;
   #task = null;
@@ -56,7 +55,7 @@ export class Story {
   constructor() {
     const button = byId('story-discard');
     button.addEventListener('click', () => act(button, 'Not discarded', async () => {
-      const text = 'What is not settled and not on the wire is thrown away; what is on the wire is not tried again. This cannot be undone.';
+      const text = 'Pending deliveries are discarded. A delivery in flight is not retried. This cannot be undone.';
       if (!await confirm({ title: 'Discard this task?', text: { go: true, text }, yes: 'Discard', danger: true })) return null;
       this.#draw(await remove(`v1/tasks/${this.#id}`));
       return 'The task is discarded.';
@@ -91,18 +90,17 @@ export class Story {
     } catch (error) {
       if (id !== this.#id) return;
       const gone = error.status === 404 && this.#task !== null;
-      if (gone) setText(byId('story-note'), 'It is settled, and no longer remembered. Below is how it stood before.');
-      else setText(byId('story-note'), error.status === 404 ? 'No task has this id, or it was settled and is no longer remembered.' : `Cannot show it: ${error.message}`);
+      if (gone) setText(byId('story-note'), 'The task is settled and no longer remembered. Its last known state is shown.');
+      else setText(byId('story-note'), error.status === 404 ? 'No task has this id, or it is settled and no longer remembered.' : `Cannot load the task: ${error.message}`);
       if (gone) byId('story-discard').hidden = true;
     }
   }
 
-  /** Ages and countdowns go on between two answers. */
+  /** Updates ages and countdowns between two loads. */
   tick() {
     if (this.#task && this.open) this.#draw(this.#task);
   }
 
-  /** Takes an event of any task. */
   happened(event) {
     if (event.task_id !== this.#id) return;
     const { at, replica, change, error } = event;
@@ -117,7 +115,7 @@ export class Story {
     this.refresh();
   }
 
-  /** Looks again, soon: what happened may be one of many. */
+  /** Reloads soon, once for many events. */
   refresh() {
     if (!this.open || this.#stale) return;
     this.#stale = setTimeout(() => {
@@ -155,9 +153,9 @@ export class Story {
     const button = (kind, words) => {
       const node = el('button', { type: 'button', class: kind === 'discard' ? 'danger' : null, 'aria-label': `${words} for ${format.node(replica)}` }, words);
       node.addEventListener('click', () => act(node, `${words} failed`, async () => {
-        const said = await one(kind, this.#id, replica);
+        const result = await one(kind, this.#id, replica);
         this.refresh();
-        return said;
+        return result;
       }));
       return node;
     };

@@ -1,4 +1,4 @@
-// Light, dark, or as the system has it.
+// The color theme: light, dark or system.
 
 const KEY = 'replicator-theme';
 const THEMES = ['system', 'light', 'dark'];
@@ -8,12 +8,12 @@ function remembered() {
     const theme = localStorage.getItem(KEY);
     return THEMES.includes(theme) ? theme : 'system';
   } catch {
-    // Storage may be forbidden; the choice then lasts as long as the page.
+    // Storage may be blocked. The choice then lasts until the page is closed.
     return 'system';
   }
 }
 
-/** Makes `button` go through the themes; the choice is remembered in this browser. */
+/** Makes `button` cycle through the themes and stores the choice in the browser. */
 export function followTheme(button) {
   let theme = remembered();
   const show = () => {
@@ -26,7 +26,7 @@ export function followTheme(button) {
     try {
       localStorage.setItem(KEY, theme);
     } catch {
-      // As above.
+      // Storage may be blocked.
     }
     show();
   });

@@ -1,4 +1,4 @@
-//! The stream of events, and readers that do not read.
+//! The event stream, and readers that stall.
 
 use super::*;
 use crate::dispatcher::EventKind;
@@ -11,17 +11,17 @@ async fn opened(address: std::net::SocketAddr, types: &str) -> Client {
 }
 
 #[tokio::test]
-async fn a_reader_that_does_not_read_is_cut_and_its_place_is_free_again() {
-    let server = start(Settings { max_connections: 400, ..impatient() }).await;
+async fn a_stalled_reader_is_cut_and_its_slot_is_released() {
+    let server = start(ServerSettings { max_connections: 400, ..impatient() }).await;
     let _stalled = opened(server.address, "figures").await;
-    // These have nothing to read, for longer than a client may take, and stay.
+    // These receive nothing for longer than the client timeout, and stay connected.
     let mut idle = vec![];
     for _ in 0..63 {
         idle.push(opened(server.address, "replica").await);
     }
     let full = Client::connect(server.address).await.get("/v1/events", "").await;
-    full.is_error(503, "64 streams of events are open, the limit");
-    // More than the two ends of a connection hold for one who does not read.
+    full.is_error(503, "too many event streams are open, the limit is 64");
+    // More than the buffers of both ends hold.
     let large = "x".repeat(100_000);
     for _ in 0..300 {
         server.handle.say(EventKind::Figures, &large);
@@ -36,7 +36,7 @@ async fn a_reader_that_does_not_read_is_cut_and_its_place_is_free_again() {
     };
     let _next = timeout(PATIENCE, free).await.unwrap();
     let full = Client::connect(server.address).await.get("/v1/events", "").await;
-    assert_eq!(full.status, 503, "the others are still there");
+    assert_eq!(full.status, 503, "the other streams are still open");
     server.handle.say(EventKind::Replica, &"late");
     let mut read = String::new();
     while !read.contains("data: \"late\"") {
@@ -48,7 +48,7 @@ async fn a_reader_that_does_not_read_is_cut_and_its_place_is_free_again() {
 }
 
 #[tokio::test]
-async fn what_comes_fast_comes_in_few_chunks() {
+async fn fast_events_are_batched_into_few_chunks() {
     let server = start(settings()).await;
     let mut client = opened(server.address, "task").await;
     for n in 0..500 {
@@ -73,13 +73,13 @@ async fn what_comes_fast_comes_in_few_chunks() {
 }
 
 #[tokio::test]
-async fn the_place_of_a_reader_that_is_gone_is_free_before_anything_is_sent_to_it() {
-    let server = start(Settings { max_connections: 400, ..settings() }).await;
+async fn the_slot_of_a_disconnected_reader_is_released_before_the_next_event() {
+    let server = start(ServerSettings { max_connections: 400, ..settings() }).await;
     let mut readers = vec![];
     for _ in 0..64 {
         readers.push(opened(server.address, "replica").await);
     }
-    // This one's first sign of life is the one that would show that another is gone.
+    // The keep-alive of this stream would also reveal that the other reader is gone.
     let mut waiting = readers.remove(0);
     readers.pop();
     let free = async {
@@ -101,6 +101,6 @@ async fn the_place_of_a_reader_that_is_gone_is_free_before_anything_is_sent_to_i
     };
     tokio::select! {
         () = free => {}
-        () = kept_alive => panic!("its place is kept"),
+        () = kept_alive => panic!("its slot was not released"),
     }
 }

@@ -1,21 +1,21 @@
-//! Those who take all that there is of something, to keep others out.
+//! Clients that exhaust a resource to lock others out.
 
 use super::*;
 use crate::dispatcher::EventKind;
 
-/// A head that announces so many bytes, and one of them.
+/// A head that announces `bytes`, and the first of them.
 fn announced(bytes: usize) -> String {
     format!("POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: {bytes}\r\n\r\n{{")
 }
 
 #[tokio::test]
-async fn those_who_read_no_answer_keep_nobody_out() {
-    let server = start(Settings { max_connections: 4, ..settings() }).await;
+async fn clients_that_read_no_answer_lock_no_one_out() {
+    let server = start(ServerSettings { max_connections: 4, ..settings() }).await;
     let mut hostile = Vec::new();
     let many = "GET /assets/style.css HTTP/1.1\r\nhost: h\r\n\r\n".repeat(1_000);
     for _ in 0..4 {
         let mut client = Client::connect(server.address).await;
-        // More than the two ends hold: from then on its answers wait for it.
+        // More than the buffers of both ends hold, so that its answers block.
         let _ = timeout(Duration::from_millis(300), client.send(&many)).await;
         hostile.push(client);
     }
@@ -26,13 +26,13 @@ async fn those_who_read_no_answer_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_not_read_gives_way_to_others() {
+async fn a_stalled_event_stream_is_evicted_for_others() {
     let patient = Duration::from_secs(300);
-    let settings = Settings { max_connections: 4, client_timeout: patient, ..settings() };
+    let settings = ServerSettings { max_connections: 4, client_timeout: patient, ..settings() };
     let mut server = start(settings).await;
     let mut stalled = Client::connect(server.address).await;
     assert_eq!(stalled.get("/v1/events", "").await.status, 200);
-    // More than the two ends hold for one who does not read.
+    // More than the buffers of both ends hold.
     let large = "x".repeat(100_000);
     for _ in 0..100 {
         server.handle.say(EventKind::Figures, &large);
@@ -48,20 +48,20 @@ async fn a_stream_that_is_not_read_gives_way_to_others() {
 }
 
 #[tokio::test]
-async fn long_bodies_that_are_announced_and_not_sent_hold_up_no_write() {
-    let server = start(Settings { request_memory: 200_000, ..settings() }).await;
+async fn large_bodies_that_are_announced_and_not_sent_block_no_write() {
+    let server = start(ServerSettings { request_memory: 200_000, ..settings() }).await;
     let mut hostile = Client::connect(server.address).await;
     // All the memory there is.
     hostile.send(&announced(200_000)).await;
     let address = server.address;
     server.answer_all(vec![], Snapshot::default());
     assert_eq!(posted(address, WRITE).await.status, 202);
-    assert!(hostile.0.try_read(&mut [0]).is_err(), "it was not cut, for nobody has waited");
+    assert!(hostile.0.try_read(&mut [0]).is_err(), "it must not be cut, since no request waited");
 }
 
 #[tokio::test]
-async fn a_long_body_that_is_slow_is_cut_for_one_that_waits() {
-    let server = start(Settings { request_memory: 200_000, ..settings() }).await;
+async fn a_slow_large_body_is_cut_for_a_waiting_one() {
+    let server = start(ServerSettings { request_memory: 200_000, ..settings() }).await;
     let mut slow = Client::connect(server.address).await;
     slow.send(&announced(200_000)).await;
     let address = server.address;
@@ -73,8 +73,8 @@ async fn a_long_body_that_is_slow_is_cut_for_one_that_waits() {
 }
 
 #[tokio::test]
-async fn those_who_wait_or_watch_are_a_quarter_of_the_connections() {
-    let server = start(Settings { max_connections: 8, ..settings() }).await;
+async fn long_lived_requests_are_limited_to_a_quarter_of_the_connections() {
+    let server = start(ServerSettings { max_connections: 8, ..settings() }).await;
     let mut watching = Client::connect(server.address).await;
     assert_eq!(watching.get("/v1/events", "").await.status, 200);
     let mut second = Client::connect(server.address).await;
@@ -88,7 +88,7 @@ async fn those_who_wait_or_watch_are_a_quarter_of_the_connections() {
         assert!(answer.head.contains("retry-after: 2\r\n"), "{}", answer.head);
     }
     drop(second);
-    // That it is gone is seen when there is something to tell it.
+    // The server may notice the disconnect only when it sends something.
     let free = async {
         while refused.get("/v1/barriers/x?wait=1s", "").await.status != 404 {
             server.handle.say(EventKind::Figures, &"gone?");

@@ -1,4 +1,4 @@
-//! The description of the API, held against the API.
+//! The OpenAPI description, compared with the API.
 
 use serde_json::Map;
 
@@ -25,14 +25,14 @@ fn operations(description: &Value) -> Vec<(String, String, &Map<String, Value>)>
     all
 }
 
-/// A request for what is described: nothing in it but the path.
+/// A minimal request for a described operation.
 fn request(method: &str, path: &str, query: &str) -> String {
     let path = path.replace("{node}", "h%3A1").replace("{id}", "7");
     let method = method.to_uppercase();
     format!("{method} {path}{query} HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n")
 }
 
-/// Every `$ref` in it, wherever.
+/// Collects every `$ref`.
 fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
     match value {
         Value::Object(object) => {
@@ -45,7 +45,7 @@ fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
 }
 
 #[tokio::test]
-async fn it_is_openapi_3_1_and_every_reference_in_it_leads_somewhere() {
+async fn it_is_openapi_3_1_and_every_reference_resolves() {
     let description = description().await;
     assert!(description["openapi"].as_str().unwrap().starts_with("3.1."));
     assert_eq!(description["info"]["title"], "replicator");
@@ -60,7 +60,7 @@ async fn it_is_openapi_3_1_and_every_reference_in_it_leads_somewhere() {
 }
 
 #[tokio::test]
-async fn every_operation_says_what_it_is_and_how_it_succeeds_and_fails() {
+async fn every_operation_has_a_summary_and_describes_success_and_errors() {
     let description = description().await;
     let mut ids = vec![];
     for (path, method, operation) in operations(&description) {
@@ -94,37 +94,37 @@ async fn every_operation_says_what_it_is_and_how_it_succeeds_and_fails() {
 }
 
 #[tokio::test]
-async fn every_operation_of_it_is_answered_with_a_status_that_it_tells_of() {
+async fn every_operation_returns_a_status_that_is_described() {
     let description = description().await;
-    // The daemon has stopped: nothing is there to be found, and nothing is waited for.
+    // The daemon has stopped, so that no request finds or waits for anything.
     let Server { address, requests, health: _health, stop: _stop, .. } = start(settings()).await;
     drop(requests);
     for (path, method, operation) in operations(&description) {
         let mut client = Client::connect(address).await;
         client.send(&request(&method, &path, "")).await;
         let answer = client.answer().await;
-        let told = operation["responses"].get(answer.status.to_string());
-        assert!(told.is_some(), "{method} {path}: {answer:?}");
-        let nothing = "there is nothing under this path";
-        assert!(answer.status != 405 && !answer.body.contains(nothing), "{method} {path}");
+        let described = operation["responses"].get(answer.status.to_string());
+        assert!(described.is_some(), "{method} {path}: {answer:?}");
+        let unknown = "this path does not exist";
+        assert!(answer.status != 405 && !answer.body.contains(unknown), "{method} {path}");
     }
 }
 
 #[tokio::test]
-async fn what_asks_for_a_token_says_so_and_with_which_role() {
+async fn operations_that_need_a_token_describe_the_required_role() {
     let description = description().await;
     let scheme = &description["components"]["securitySchemes"]["token"];
     assert_eq!((&scheme["type"], &scheme["scheme"]), (&json!("http"), &json!("bearer")));
-    let mut asking = settings();
-    asking.access.tokens = Some(Arc::default());
-    let server = start(asking).await;
+    let mut with_tokens = settings();
+    with_tokens.access.tokens = Some(Arc::default());
+    let server = start(with_tokens).await;
     for (path, method, operation) in operations(&description) {
         let mut client = Client::connect(server.address).await;
         client.send(&request(&method, &path, "")).await;
-        let asked = client.answer().await.status == 401;
-        assert_eq!(operation.get("security").is_some(), asked, "{method} {path}");
+        let protected = client.answer().await.status == 401;
+        assert_eq!(operation.get("security").is_some(), protected, "{method} {path}");
         for status in ["401", "403", "429"] {
-            assert_eq!(operation["responses"].get(status).is_some(), asked, "{method} {path}");
+            assert_eq!(operation["responses"].get(status).is_some(), protected, "{method} {path}");
         }
     }
     for (operation, role) in [
@@ -138,7 +138,7 @@ async fn what_asks_for_a_token_says_so_and_with_which_role() {
 }
 
 #[tokio::test]
-async fn the_parameters_that_it_tells_of_are_those_that_are_taken() {
+async fn the_described_parameters_are_the_accepted_ones() {
     let description = description().await;
     let server = start(settings()).await;
     for (path, method, operation) in operations(&description) {
@@ -146,21 +146,21 @@ async fn the_parameters_that_it_tells_of_are_those_that_are_taken() {
             continue;
         }
         let mut client = Client::connect(server.address).await;
-        client.send(&request(&method, &path, "?nobody=1")).await;
+        client.send(&request(&method, &path, "?unknown=1")).await;
         let answer = client.answer().await;
         let parameters = operation.get("parameters").and_then(Value::as_array);
         let queried = parameters.into_iter().flatten().filter(|given| given["in"] == "query");
         let names: Vec<_> = queried.map(|given| given["name"].as_str().unwrap()).collect();
         let sentence = match names[..] {
-            [] => r#"there is no parameter "nobody", this path takes none"#.to_owned(),
-            _ => format!(r#"there is no parameter "nobody", only {}"#, names.join(", ")),
+            [] => r#"unknown parameter "unknown": this path takes none"#.to_owned(),
+            _ => format!(r#"unknown parameter "unknown", expected one of {}"#, names.join(", ")),
         };
         answer.is_error(400, &sentence);
     }
 }
 
 #[tokio::test]
-async fn its_words_are_those_that_are_taken() {
+async fn the_described_enum_values_are_the_accepted_ones() {
     let description = description().await;
     let schemas = &description["components"]["schemas"];
     let parameters = description.pointer("/paths/~1v1~1dead-letters/get/parameters").unwrap();
@@ -170,9 +170,9 @@ async fn its_words_are_those_that_are_taken() {
     assert_eq!(schemas["Rename"]["additionalProperties"], false);
 }
 
-/// What is routed by `routes!` is described; the page is the only other way in.
+/// Routes added by `routes!` are described. Only the page is routed otherwise.
 #[test]
-fn nothing_is_routed_that_is_not_described() {
+fn every_route_is_described() {
     for source in [include_str!("../routes.rs"), include_str!("../v1/openapi.rs")] {
         let others = source.split(".route(").skip(1).filter(|other| !other.contains("(page::"));
         assert_eq!(others.count(), 0, "route it with `routes!` in v1/openapi.rs");

@@ -1,4 +1,4 @@
-//! The page: whole, typed, and forbidden what it does not use.
+//! The page: complete, with correct types and strict headers.
 
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ async fn every_file_of_the_page_is_served_with_its_type_and_strict_headers() {
             "js" => "text/javascript; charset=utf-8",
             "css" => "text/css; charset=utf-8",
             "svg" => "image/svg+xml",
-            other => panic!("what is a {other}?"),
+            other => panic!("unknown file type {other}"),
         };
         for header in [
             &format!("content-type: {content_type}"),
@@ -51,7 +51,7 @@ async fn every_file_of_the_page_is_served_with_its_type_and_strict_headers() {
 }
 
 #[tokio::test]
-async fn what_the_browser_has_already_is_not_sent_again() {
+async fn a_cached_file_is_not_sent_again() {
     let first = get("/assets/main.js", "").await;
     let tag = first.head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
     let server = start(settings()).await;
@@ -70,13 +70,13 @@ async fn what_the_browser_has_already_is_not_sent_again() {
 #[tokio::test]
 async fn there_is_nothing_else_under_assets() {
     for name in ["index.html", "nothing.js", "..%2Fpage.rs", "%2e%2e%2fpage.rs"] {
-        get(&format!("/assets/{name}"), "").await.is_error(404, "there is nothing under this path");
+        get(&format!("/assets/{name}"), "").await.is_error(404, "this path does not exist");
     }
 }
 
-/// The policy would keep it from working; here it is told before a browser is.
+/// The Content-Security-Policy would block it. This test reports it before a browser does.
 #[test]
-fn nothing_is_inline_and_nothing_comes_from_elsewhere() {
+fn nothing_is_inline_and_nothing_is_loaded_from_elsewhere() {
     for (name, text) in files() {
         for word in ["<style", " style=", "javascript:", "innerHTML", "eval(", "https://"] {
             assert!(!text.contains(word), "{word} in {name}");
@@ -92,7 +92,7 @@ fn nothing_is_inline_and_nothing_comes_from_elsewhere() {
 }
 
 #[test]
-fn every_part_that_is_named_is_there() {
+fn every_referenced_file_exists() {
     let files = files();
     let exists = |name: &str| files.iter().any(|(file, _)| file == name);
     let mut named = 0;

@@ -1,5 +1,4 @@
-//! What the tests need: a server on a port of its own, the daemon's end of it, a client that
-//! writes what it likes.
+//! Test support: a server on its own port, a scripted daemon, and a raw client.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,14 +12,14 @@ use tokio::time::timeout;
 
 use crate::dispatcher::{Accepted, Handle, Health, Refusal, Request, Write};
 use crate::metrics::Snapshot;
-use crate::server::{Settings, serve};
+use crate::server::{ServerSettings, serve};
 use crate::task::{NewTask, ReplicaIndex, TaskId};
 use crate::traces::Tracer;
 
-/// No test waits for anything longer than this.
+/// Upper bound of every wait.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A server and the daemon's end of it.
+/// A server and the daemon's side of its channels.
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) handle: Handle,
@@ -30,8 +29,8 @@ pub(super) struct Server {
     pub(super) serving: JoinHandle<()>,
 }
 
-pub(super) fn settings() -> Settings {
-    Settings {
+pub(super) fn settings() -> ServerSettings {
+    ServerSettings {
         access: crate::server::Access::open(),
         tls: None,
         tracer: Tracer::off(),
@@ -47,12 +46,12 @@ pub(super) fn settings() -> Settings {
     }
 }
 
-/// Settings under which a slow client is cut soon.
-pub(super) fn impatient() -> Settings {
-    Settings { client_timeout: Duration::from_secs(3), ..settings() }
+/// Settings with a short client timeout.
+pub(super) fn impatient() -> ServerSettings {
+    ServerSettings { client_timeout: Duration::from_secs(3), ..settings() }
 }
 
-pub(super) async fn start(settings: Settings) -> Server {
+pub(super) async fn start(settings: ServerSettings) -> Server {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (handle, requests, health) = Handle::for_tests();
@@ -64,7 +63,7 @@ pub(super) async fn start(settings: Settings) -> Server {
 }
 
 impl Server {
-    /// Lets a daemon answer that accepts all with these acknowledgements and has these figures.
+    /// Runs a daemon that accepts every write with these acknowledgements and returns this snapshot.
     pub(super) fn answer_all(mut self, acked: Vec<ReplicaIndex>, snapshot: Snapshot) -> SocketAddr {
         tokio::spawn(async move {
             while let Some(request) = self.requests.recv().await {
@@ -99,7 +98,7 @@ impl Server {
     }
 }
 
-/// An answer, taken apart.
+/// A parsed response.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -120,7 +119,7 @@ impl Answer {
     }
 }
 
-/// A client that writes what it likes.
+/// A client that sends raw text.
 pub(super) struct Client(pub(super) TcpStream);
 
 impl Client {
@@ -145,7 +144,7 @@ impl Client {
         self.answer().await
     }
 
-    /// Reads one answer, and nothing behind it.
+    /// Reads exactly one response.
     pub(super) async fn answer(&mut self) -> Answer {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -165,10 +164,10 @@ impl Client {
         }
     }
 
-    /// Waits until the other side has closed, whatever it says before.
+    /// Waits until the server has closed the connection, and returns what it sent before.
     pub(super) async fn closed(mut self) -> Vec<u8> {
         let mut rest = Vec::new();
-        // Reset is as closed as closed.
+        // A reset also counts as closed.
         let _ = timeout(PATIENCE, self.0.read_to_end(&mut rest))
             .await
             .expect("the server should have closed the connection");

@@ -1,4 +1,4 @@
-//! `/v1/barriers`: is everything that was accepted before this moment where it belongs?
+//! `/v1/barriers`: wait until all writes accepted before a point are delivered.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,64 +6,63 @@ use std::time::Duration;
 use axum::extract::{RawQuery, Request, State};
 use axum::response::Response;
 
-use super::bodies::{self, NewBarrier, object};
-use super::extract::{Named, NoParameters, Parameters};
+use super::bodies::{self, BarrierBody, object};
+use super::extract::{NoParameters, Parameters, PathName};
 use super::wire::shown;
-use super::{Absent, Bodily, Failures, Inbound, Problem};
+use super::{BodyErrors, CommonErrors, NotFoundError, Problem, ServerState};
 use crate::api;
 use crate::server::errors::{created, ok};
 
-/// The longest that a request waits for a barrier.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 #[utoipa::path(
     post, path = "/v1/barriers", tag = "barriers",
     operation_id = "createBarrier",
-    summary = "Draw a line behind all that was accepted so far",
-    description = "Without a body it is about all replicas.",
+    summary = "Create a barrier behind all writes accepted so far",
+    description = "Without a body it covers all replicas.",
     request_body(content = Option<api::NewBarrier>, content_type = "application/json"),
     responses(
-        (status = 201, body = api::Barrier, description = "The barrier."), Bodily, Failures,
+        (status = 201, body = api::Barrier, description = "The barrier."), BodyErrors, CommonErrors,
     ),
 )]
 pub(super) async fn create(
-    State(inbound): State<Arc<Inbound>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    let check = |body: &[u8]| object::<NewBarrier<'_>>(body)?.checked();
-    let replicas = bodies::read(&inbound, request, check).await?;
-    let barrier = inbound.handle.barrier(replicas).await;
-    Ok(created(&inbound.operated(barrier)?))
+    let check = |body: &[u8]| object::<BarrierBody<'_>>(body)?.checked();
+    let replicas = bodies::read(&server, request, check).await?;
+    let barrier = server.handle.barrier(replicas).await;
+    Ok(created(&server.operated(barrier)?))
 }
 
 #[utoipa::path(
     get, path = "/v1/barriers/{id}", tag = "barriers",
     operation_id = "getBarrier",
-    summary = "How a barrier stands",
+    summary = "State of a barrier",
     params(
-        ("id" = String, Path, description = "Its `barrier_id`."),
-        ("wait" = Option<String>, Query, description = "How long to wait for it to be reached, \
-            such as 30s; up to 60s. When the daemon stops it is answered at once."),
+        ("id" = String, Path, description = "`barrier_id` of the barrier."),
+        ("wait" = Option<String>, Query, description = "How long to wait for the barrier, such as \
+            30s; at most 60s. Returns at once if the daemon stops."),
     ),
-    responses((status = 200, body = api::Barrier, description = "The barrier."), Absent, Failures),
+    responses((status = 200, body = api::Barrier, description = "The barrier."), NotFoundError, CommonErrors),
 )]
 pub(super) async fn show(
-    State(inbound): State<Arc<Inbound>>,
-    Named(id): Named,
+    State(server): State<Arc<ServerState>>,
+    PathName(id): PathName,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let mut asked = Parameters::read(query.as_deref(), &["wait"])?;
-    let wait = asked.duration("wait", MAX_WAIT)?.unwrap_or_default();
-    let _stay = if wait.is_zero() { None } else { Some(inbound.stay()?) };
+    let mut parameters = Parameters::read(query.as_deref(), &["wait"])?;
+    let wait = parameters.duration("wait", MAX_WAIT)?.unwrap_or_default();
+    let _stay = if wait.is_zero() { None } else { Some(server.stay()?) };
     let waited = tokio::select! {
-        state = inbound.handle.barrier_state(&id, wait) => Some(state),
-        () = inbound.closing() => None,
+        state = server.handle.barrier_state(&id, wait) => Some(state),
+        () = server.closing() => None,
     };
-    // Whoever waits must not hold up the end.
+    // A waiting client must not delay the shutdown.
     let state = match waited {
         Some(state) => state,
-        None => inbound.handle.barrier_state(&id, Duration::ZERO).await,
+        None => server.handle.barrier_state(&id, Duration::ZERO).await,
     };
-    Ok(ok(&inbound.found(state, || format!("barrier {}", shown(&id)))?))
+    Ok(ok(&server.found(state, || format!("barrier {}", shown(&id)))?))
 }

@@ -1,7 +1,7 @@
-//! `POST /v1/replicate/batch`: many writes in one request, in one commit.
+//! `POST /v1/replicate/batch`: many writes in one request and one commit.
 //!
-//! Each write is checked and answered by itself, as `POST /replicate` would answer it; those that
-//! are valid are handed in together. What cannot be taken apart into writes is refused whole.
+//! Each write is validated and answered on its own, as by `POST /replicate`. The valid ones are
+//! submitted together. A body that cannot be split into writes is rejected as a whole.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::extract::NoParameters;
-use super::validate::{self, Write, invalid};
-use super::{Bodily, Failures, Inbound, Problem, idempotency};
+use super::validate::{self, ValidWrite, invalid};
+use super::{BodyErrors, CommonErrors, Problem, ServerState, idempotency};
 use crate::api::{self, BatchAnswer, BatchAnswers};
 use crate::server::access::Caller;
 use crate::server::errors::{ok, taken_in_batch};
@@ -23,94 +23,85 @@ use crate::server::replicate::trace_of;
 use crate::task::{Consistency, Idempotency, NewTask};
 use crate::traces::Span;
 
-/// The most writes of one batch.
 pub(super) const MAX_WRITES: usize = 1000;
 
-/// The daemon gives an answer for every write; this is one that it has not given.
-#[derive(Debug, thiserror::Error)]
-#[error("the daemon gave no answer for a write of a batch")]
-struct Unanswered;
-
-/// A write on its way to its answer.
 struct Member {
-    /// Its own, as of a request that has it alone.
+    /// Each write has its own span, as if it were a request of its own.
     span: Option<Span>,
-    checked: Checked,
+    checked: CheckedWrite,
 }
 
-/// One that was handed in is answered by the daemon.
-enum Checked {
-    HandedIn { consistency: Consistency, spelled: Vec<String> },
+enum CheckedWrite {
+    Submitted { consistency: Consistency, spelled: Vec<String> },
     Refused(Problem),
 }
 
 #[utoipa::path(
     post, path = "/v1/replicate/batch", tag = "writes",
     operation_id = "replicateBatch",
-    summary = "Carry many writes to their replicas",
-    description = "Up to 1000 writes, as a JSON array or one to a line. Each is checked and \
-        answered by itself; those that are valid are made durable together. A daemon that is \
-        killed before it answers may have accepted the first of them, up to some write: sent again \
-        with the same `idempotency_key` each, these are the same tasks.",
+    summary = "Replicate many writes",
+    description = "Up to 1000 writes, as a JSON array or one per line. Each write is validated and \
+        answered on its own. The valid ones become durable together. If the daemon is killed before \
+        it responds, it may have accepted a prefix of the batch: send the batch again, with the same \
+        `idempotency_key` for each write, to get the same tasks.",
     request_body(content(
         (Vec<api::BatchWrite> = "application/json"), (String = "application/x-ndjson")
     )),
     responses(
-        (status = 200, body = BatchAnswers, description = "An answer for each, in their order."),
-        Bodily, Failures,
+        (status = 200, body = BatchAnswers, description = "One answer per write, in order."),
+        BodyErrors, CommonErrors,
     ),
 )]
 pub(super) async fn batch(
-    State(inbound): State<Arc<Inbound>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    let Inbound { handle, memory, .. } = &*inbound;
+    let ServerState { handle, memory, .. } = &*server;
     let (head, body) = request.into_parts();
-    let early = inbound.serving().and_then(|()| idempotency::no_header(&head.headers));
+    let early = server.serving().and_then(|()| idempotency::no_header(&head.headers));
     if let Err(problem) = early {
         memory.discard(&head.headers, body);
         return Err(problem);
     }
-    let came = trace_of(&head.headers);
+    let parent = trace_of(&head.headers);
     let (limit, retry_after) = (memory.max_batch_bytes(), handle.retry_after());
     let read = memory.read_up_to(limit, &head.headers, body, retry_after).await;
-    let (body, _share) = read.inspect_err(|problem| inbound.count_want_of_memory(problem))?;
+    let (body, _share) = read.inspect_err(|problem| server.count_memory_refusal(problem))?;
     let caller = Caller::of(&head.extensions)?;
     let mut members = Vec::new();
     let mut valid = Vec::new();
-    let writes = apart(&head.headers, &body)?;
+    let writes = split(&head.headers, &body)?;
     caller.spend(writes.len().saturating_sub(1));
     for write in writes {
-        let span = inbound.settings.tracer.accept(came.as_ref());
-        let checked = match inbound.checked(write, &caller) {
-            Ok((Write { mut task, spelled }, idempotency)) => {
-                task.trace = span.as_ref().map(Span::trace).or_else(|| came.clone());
-                inbound.count_user(&task);
+        let span = server.settings.tracer.accept(parent.as_ref());
+        let checked = match server.checked(write, &caller) {
+            Ok((ValidWrite { mut task, spelled }, idempotency)) => {
+                task.trace = span.as_ref().map(Span::trace).or_else(|| parent.clone());
+                server.count_user(&task);
                 let consistency = task.consistency;
                 valid.push((task, idempotency));
-                Checked::HandedIn { consistency, spelled }
+                CheckedWrite::Submitted { consistency, spelled }
             }
-            Err(problem) => Checked::Refused(problem),
+            Err(problem) => CheckedWrite::Refused(problem),
         };
         members.push(Member { span, checked });
     }
     drop(body);
-    Ok(ok(&inbound.answered(members, valid).await))
+    Ok(ok(&server.answered(members, valid).await))
 }
 
-impl Inbound {
+impl ServerState {
     fn checked(
         &self,
         write: &[u8],
         caller: &Caller,
-    ) -> Result<(Write, Option<Idempotency>), Problem> {
+    ) -> Result<(ValidWrite, Option<Idempotency>), Problem> {
         let (checked, key) = validate::batched(write, &self.settings)?;
         caller.may_name(&checked.task.replicas)?;
         Ok((checked, key.map(|key| idempotency::of(caller, key, write))))
     }
 
-    /// Hands in what is valid and puts the answers in the order of the members.
     async fn answered(
         &self,
         members: Vec<Member>,
@@ -120,15 +111,14 @@ impl Inbound {
         let mut answers = BatchAnswers { accepted: 0, refused: 0, answers: Vec::new() };
         for Member { span, checked } in members {
             let outcome = match checked {
-                Checked::Refused(problem) => Err(problem),
-                Checked::HandedIn { consistency, spelled } => match outcomes.next() {
+                CheckedWrite::Refused(problem) => Err(problem),
+                CheckedWrite::Submitted { consistency, spelled } => match outcomes.next() {
                     Some(Ok(accepted)) => {
-                        let said = self.success(&accepted, consistency, &spelled);
-                        Ok((accepted.id, taken_in_batch(&said, accepted.replayed)))
+                        let body = self.success(&accepted, consistency, &spelled);
+                        Ok((accepted.id, taken_in_batch(&body, accepted.replayed)))
                     }
                     Some(Err(refusal)) => Err(self.refused(&refusal, &spelled)),
-                    // The daemon answers each; without an answer nothing may be said of it.
-                    None => Err(Problem::internal(&Unanswered)),
+                    None => Err(Problem::internal(&"the daemon did not answer a write of a batch")),
                 },
             };
             let durable = match &outcome {
@@ -150,8 +140,7 @@ impl Inbound {
     }
 }
 
-/// The writes in a body, each as its bytes.
-pub(super) fn apart<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Vec<&'a [u8]>, Problem> {
+pub(super) fn split<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Vec<&'a [u8]>, Problem> {
     let in_lines = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let in_lines = in_lines.is_some_and(|value| {
         let essence = value.split(';').next().unwrap_or_default();
@@ -166,15 +155,15 @@ pub(super) fn apart<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Vec<&'a [
         read.map_err(|error| invalid(format!("the body is not a valid JSON array: {error}")))?
     };
     match writes.len() {
-        0 => Err(invalid("there is no write in the body")),
+        0 => Err(invalid("the body must contain at least one write")),
         1..=MAX_WRITES => Ok(writes),
-        _ => Err(Problem::TooLarge(format!(
-            "the batch has more than {MAX_WRITES} writes, the limit"
-        ))),
+        _ => {
+            Err(Problem::TooLarge(format!("the batch must not have more than {MAX_WRITES} writes")))
+        }
     }
 }
 
-/// Reads the first [`MAX_WRITES`] members of an array, and one.
+/// Reads up to [`MAX_WRITES`] members of an array, plus one to detect too many.
 struct Members;
 
 impl<'de> Visitor<'de> for Members {
@@ -208,12 +197,12 @@ mod tests {
     }
 
     fn said(headers: &HeaderMap, body: &str) -> Result<Vec<String>, Problem> {
-        let writes = apart(headers, body.as_bytes())?;
+        let writes = split(headers, body.as_bytes())?;
         Ok(writes.into_iter().map(|write| String::from_utf8(write.to_vec()).unwrap()).collect())
     }
 
     #[test]
-    fn an_array_and_lines_come_apart_alike() {
+    fn an_array_and_lines_are_split_alike() {
         let one = r#"{"key":"a\nb","x":[1,{}]}"#;
         let expected = vec![one.to_owned(), "7".to_owned()];
         assert_eq!(plain(&format!(" [{one} ,\n 7]\n")).unwrap(), expected);
@@ -221,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_what_the_head_calls_so_whatever_they_begin_with() {
+    fn the_content_type_ndjson_means_lines_even_if_the_body_begins_like_an_array() {
         let mut headers = HeaderMap::new();
         let value = HeaderValue::from_static("Application/X-NDJSON; charset=utf-8");
         headers.insert(CONTENT_TYPE, value);
@@ -229,11 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_taken_apart_is_refused_whole() {
+    fn a_body_that_cannot_be_split_is_rejected_as_a_whole() {
         for body in ["", " \n\n", "[]"] {
             assert!(matches!(
                 plain(body),
-                Err(Problem::Invalid(said)) if said == "there is no write in the body"
+                Err(Problem::Invalid(said)) if said == "the body must contain at least one write"
             ));
         }
         for body in ["[{}", "[{}] x", "[{},]", "[{\"a\":}]"] {
@@ -243,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_writes_are_a_batch_and_no_more() {
+    fn a_batch_has_at_most_a_thousand_writes() {
         let lines = |count: usize| vec!["{}"; count].join("\n");
         let array = |count: usize| format!("[{}]", vec!["{}"; count].join(","));
         for body in [lines(1000), array(1000)] {
@@ -252,7 +241,7 @@ mod tests {
         for body in [lines(1001), array(3000)] {
             assert!(matches!(
                 plain(&body),
-                Err(Problem::TooLarge(said)) if said == "the batch has more than 1000 writes, the limit"
+                Err(Problem::TooLarge(said)) if said == "the batch must not have more than 1000 writes"
             ));
         }
     }

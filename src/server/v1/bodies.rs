@@ -1,4 +1,4 @@
-//! What operators post: JSON objects, small, and nothing in them that is not known.
+//! Bodies of operators' requests: small JSON objects without unknown fields.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,40 +11,37 @@ use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use super::extract::{self, CAUSES, word, words};
 use super::validate::{self, invalid, must_be};
 use super::wire::{Json, plain};
-use super::{Inbound, Problem};
+use super::{Problem, ServerState};
 use crate::dispatcher::LetterFilter;
 use crate::task::{Node, TaskId};
 
-/// How many dead letters can be named one by one.
+/// How many dead letters can be listed by id, and how many replicas for a barrier.
 const MAX_IDS: usize = 1000;
 
-/// Nothing to say: an empty body, or an object without fields.
+/// An empty body, or an object without fields.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Nothing {}
+pub(super) struct EmptyBody {}
 
-/// The new address of a replica.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Rename<'a> {
+pub(super) struct RenameBody<'a> {
     #[serde(borrow)]
     to: Json<'a>,
 }
 
-/// What a barrier is about.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct NewBarrier<'a> {
+pub(super) struct BarrierBody<'a> {
     #[serde(borrow)]
     replicas: Json<'a>,
 }
 
-/// Which dead letters, whether only to count them, and how fast.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Selection<'a> {
+pub(super) struct SelectionBody<'a> {
     #[serde(borrow)]
-    ids: Ids<'a>,
+    ids: LetterIdsBody<'a>,
     #[serde(borrow)]
     replica: Json<'a>,
     #[serde(borrow)]
@@ -63,58 +60,53 @@ pub(super) struct Selection<'a> {
     rate: Json<'a>,
 }
 
-/// A selection that is valid.
 #[derive(Debug, PartialEq)]
 pub(super) struct Selected {
     pub(super) filter: LetterFilter,
-    /// Only count.
     pub(super) dry_run: bool,
-    /// At most so many in a second.
+    /// Limit per second.
     pub(super) rate: Option<NonZeroU32>,
 }
 
-/// Reads the body of a request and gives what `check` makes of the object in it. An empty body
-/// is an object without fields.
 pub(super) async fn read<T>(
-    inbound: &Inbound,
+    server: &ServerState,
     request: Request,
     check: impl FnOnce(&[u8]) -> Result<T, Problem>,
 ) -> Result<T, Problem> {
-    let Inbound { handle, memory, .. } = inbound;
+    let ServerState { handle, memory, .. } = server;
     let (head, body) = request.into_parts();
     let (limit, retry_after) = (memory.max_operate_bytes(), handle.retry_after());
     let (body, _share) = memory.read_up_to(limit, &head.headers, body, retry_after).await?;
     check(&body)
 }
 
-/// Reads a body that has nothing to say.
-pub(super) async fn nothing(inbound: &Inbound, request: Request) -> Result<(), Problem> {
-    read(inbound, request, |body| object::<Nothing>(body).map(|_| ())).await
+pub(super) async fn nothing(server: &ServerState, request: Request) -> Result<(), Problem> {
+    read(server, request, |body| object::<EmptyBody>(body).map(|_| ())).await
 }
 
-/// The object in a body.
+/// Parses a JSON object. An empty body counts as an object without fields.
 pub(super) fn object<'a, T: Deserialize<'a> + Default>(body: &'a [u8]) -> Result<T, Problem> {
     match body.trim_ascii_start().first() {
         None => Ok(T::default()),
         Some(b'{') => serde_json::from_slice(body).map_err(|error| {
-            // It may show a name or a text of any length.
+            // The error may quote client text of any length.
             let error = plain(&error.to_string());
-            invalid(format!("the body is not as it should be: {error}"))
+            invalid(format!("the body is not valid: {error}"))
         }),
         Some(_) => Err(invalid("the body is not a JSON object")),
     }
 }
 
-impl Rename<'_> {
+impl RenameBody<'_> {
     pub(super) fn checked(self) -> Result<Node, Problem> {
         match node("to", self.to)? {
             Some(node) => Ok(node),
-            None => Err(invalid(r#"field "to" is missing, it must be the new address"#)),
+            None => Err(invalid(r#"field "to" is missing: it must be the new address"#)),
         }
     }
 }
 
-impl NewBarrier<'_> {
+impl BarrierBody<'_> {
     pub(super) fn checked(self) -> Result<Vec<Node>, Problem> {
         let entries = match self.replicas {
             Json::Null => return Ok(Vec::new()),
@@ -137,7 +129,7 @@ impl NewBarrier<'_> {
     }
 }
 
-impl Selection<'_> {
+impl SelectionBody<'_> {
     pub(super) fn redriven(self) -> Result<Selected, Problem> {
         let all = flag("all", &self.all)?;
         let filter = LetterFilter {
@@ -151,11 +143,11 @@ impl Selection<'_> {
         match (all, filter == LetterFilter::default()) {
             (false, true) => {
                 return Err(invalid(
-                    r#"nothing is selected: name "ids", "replica", "key", "key_prefix", "user_id" or "cause", or say "all": true"#,
+                    r#"nothing is selected: set "ids", "replica", "key", "key_prefix", "user_id" or "cause", or set "all" to true"#,
                 ));
             }
             (true, false) => {
-                return Err(invalid(r#"field "all" leaves nothing to select beside it"#));
+                return Err(invalid(r#"field "all" cannot be combined with other selectors"#));
             }
             (true, true) | (false, false) => {}
         }
@@ -163,11 +155,11 @@ impl Selection<'_> {
         Ok(Selected { filter, dry_run, rate: per_second(&self.rate)? })
     }
 
-    /// The same for what has no rate.
+    /// Like [`Self::redriven`], but without a rate.
     pub(super) fn discarded(self) -> Result<Selected, Problem> {
         match self.rate {
             Json::Null => self.redriven(),
-            _ => Err(invalid(r#"there is no field "rate", discarding is done at once"#)),
+            _ => Err(invalid(r#"field "rate" is not supported: discarding has no rate limit"#)),
         }
     }
 }
@@ -207,12 +199,11 @@ fn text(field: &str, json: Json<'_>) -> Result<Option<String>, Problem> {
     }
 }
 
-/// A text to select by, which must not be empty.
 fn given(field: &str, text: Option<Cow<'_, str>>) -> Result<Option<String>, Problem> {
     match text {
-        Some(text) if text.is_empty() => {
-            Err(invalid(format!(r#"field "{field}" is empty, leave it out to not select by it"#)))
-        }
+        Some(text) if text.is_empty() => Err(invalid(format!(
+            r#"field "{field}" must not be empty, omit it to not filter by it"#
+        ))),
         text => Ok(text.map(Cow::into_owned)),
     }
 }
@@ -222,27 +213,27 @@ fn node(field: &str, json: Json<'_>) -> Result<Option<Node>, Problem> {
     text(field, json)?.map(|text| extract::node(&what, &text)).transpose()
 }
 
-/// The dead letters named one by one: the first [`MAX_IDS`] and one.
+/// Dead letters listed by id: up to [`MAX_IDS`], plus one to detect too many.
 #[derive(Debug, Default)]
-struct Ids<'a>(Option<Vec<Id<'a>>>);
+struct LetterIdsBody<'a>(Option<Vec<LetterIdBody<'a>>>);
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Id<'a> {
+struct LetterIdBody<'a> {
     #[serde(borrow)]
     task_id: Json<'a>,
     #[serde(borrow)]
     replica: Json<'a>,
 }
 
-/// A task, and one of its replicas or all of them.
-type Named = (TaskId, Option<Node>);
+/// A task, and one of its replicas or all (`None`).
+type LetterKey = (TaskId, Option<Node>);
 
-impl Ids<'_> {
-    fn checked(self) -> Result<Option<Vec<Named>>, Problem> {
+impl LetterIdsBody<'_> {
+    fn checked(self) -> Result<Option<Vec<LetterKey>>, Problem> {
         let Some(ids) = self.0 else { return Ok(None) };
         if ids.is_empty() {
-            return Err(invalid(r#"field "ids" is empty, leave it out to not select by it"#));
+            return Err(invalid(r#"field "ids" must not be empty, omit it to not filter by it"#));
         }
         if ids.len() > MAX_IDS {
             return Err(invalid(format!(r#"field "ids" has more than {MAX_IDS} entries"#)));
@@ -261,35 +252,35 @@ impl Ids<'_> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Ids<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for LetterIdsBody<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(IdsReader)
+        deserializer.deserialize_any(LetterIdsVisitor)
     }
 }
 
-struct IdsReader;
+struct LetterIdsVisitor;
 
-impl<'de> Visitor<'de> for IdsReader {
-    type Value = Ids<'de>;
+impl<'de> Visitor<'de> for LetterIdsVisitor {
+    type Value = LetterIdsBody<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(r#"a list of {"task_id": …, "replica": …} as "ids""#)
     }
 
-    fn visit_unit<E>(self) -> Result<Ids<'de>, E> {
-        Ok(Ids(None))
+    fn visit_unit<E>(self) -> Result<LetterIdsBody<'de>, E> {
+        Ok(LetterIdsBody(None))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Ids<'de>, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<LetterIdsBody<'de>, A::Error> {
         let mut ids = Vec::new();
         while ids.len() <= MAX_IDS {
             match list.next_element()? {
                 Some(id) => ids.push(id),
-                None => return Ok(Ids(Some(ids))),
+                None => return Ok(LetterIdsBody(Some(ids))),
             }
         }
         while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Ids(Some(ids)))
+        Ok(LetterIdsBody(Some(ids)))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is asked for: the segments of a path and the parameters of a query.
+//! Parses path segments and query parameters.
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -14,13 +14,11 @@ use super::wire::{shown, shown_address};
 use crate::api::{Cause, DeliveryState};
 use crate::task::Node;
 
-/// How many a list gives where nothing is said.
-const LIMIT: usize = 100;
+const DEFAULT_LIMIT: usize = 100;
 
-/// The most that a list gives at once.
 const MAX_LIMIT: usize = 1000;
 
-/// The states by which tasks can be asked for: those of a delivery that is not settled.
+/// States to filter tasks by: those of unsettled deliveries, and `dead`.
 pub(super) const STATES: [(&str, DeliveryState); 5] = [
     ("queued", DeliveryState::Queued),
     ("in_flight", DeliveryState::InFlight),
@@ -29,40 +27,38 @@ pub(super) const STATES: [(&str, DeliveryState); 5] = [
     ("dead", DeliveryState::Dead),
 ];
 
-/// The causes by which dead letters can be asked for.
 pub(super) const CAUSES: [(&str, Cause); 3] = [
     ("rejected", Cause::Rejected),
     ("gave_up", Cause::GaveUp),
     ("retry_overflow", Cause::RetryOverflow),
 ];
 
-/// The one segment of the path that names something, decoded.
-pub(super) struct Named(pub(super) String);
+/// The decoded variable segment of the path.
+pub(super) struct PathName(pub(super) String);
 
-impl<S: Send + Sync> FromRequestParts<S> for Named {
+impl<S: Send + Sync> FromRequestParts<S> for PathName {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         match Path::from_request_parts(parts, state).await {
             Ok(Path(name)) => Ok(Self(name)),
-            Err(_) => Err(invalid("the path is not UTF-8 once it is decoded")),
+            Err(_) => Err(invalid("the decoded path must be UTF-8")),
         }
     }
 }
 
-/// The same, where it is the address of a replica.
-pub(super) struct NamedNode(pub(super) Node);
+pub(super) struct PathNode(pub(super) Node);
 
-impl<S: Send + Sync> FromRequestParts<S> for NamedNode {
+impl<S: Send + Sync> FromRequestParts<S> for PathNode {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Named(text) = Named::from_request_parts(parts, state).await?;
+        let PathName(text) = PathName::from_request_parts(parts, state).await?;
         node("the replica in the path", &text).map(Self)
     }
 }
 
-/// A path that takes no parameters.
+/// Rejects query parameters.
 pub(super) struct NoParameters;
 
 impl<S: Send + Sync> FromRequestParts<S> for NoParameters {
@@ -73,7 +69,7 @@ impl<S: Send + Sync> FromRequestParts<S> for NoParameters {
     }
 }
 
-/// Reads an address. Without a scheme it stands for one of `http`.
+/// Parses an address. The default scheme is `http`.
 pub(super) fn node(what: &str, text: &str) -> Result<Node, Problem> {
     let address = if text.contains("://") {
         Cow::Borrowed(text)
@@ -84,12 +80,11 @@ pub(super) fn node(what: &str, text: &str) -> Result<Node, Problem> {
         .map_err(|error| invalid(format!("{what}: {} {error}", shown_address(text))))
 }
 
-/// The value that `name` has in a table of words.
 pub(super) fn word<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
     table.iter().find(|(word, _)| *word == name).map(|(_, value)| *value)
 }
 
-/// The words of a table, as an error shows them: `a, b or c`.
+/// Formats the words of a table for an error: `a, b or c`.
 pub(super) fn words<T>(table: &[(&str, T)]) -> String {
     let words: Vec<_> = table.iter().map(|(word, _)| *word).collect();
     match words.split_last() {
@@ -98,34 +93,29 @@ pub(super) fn words<T>(table: &[(&str, T)]) -> String {
     }
 }
 
-/// The parameters of a query: all known, each at most once, none empty.
+/// Query parameters. Unknown, empty and repeated ones are rejected.
 #[derive(Debug)]
 pub(super) struct Parameters(Vec<(&'static str, String)>);
 
 impl Parameters {
-    /// Reads a query of which `known` are the parameters.
-    ///
-    /// # Errors
-    ///
-    /// 400 for one that is unknown, empty, or there twice.
     pub(super) fn read(query: Option<&str>, known: &[&'static str]) -> Result<Self, Problem> {
         let mut given = Vec::new();
         for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
             let Some(name) = known.iter().find(|known| **known == name) else {
                 let name = shown(&name);
                 return Err(invalid(if known.is_empty() {
-                    format!("there is no parameter {name}, this path takes none")
+                    format!("unknown parameter {name}: this path takes none")
                 } else {
-                    format!("there is no parameter {name}, only {}", known.join(", "))
+                    format!("unknown parameter {name}, expected one of {}", known.join(", "))
                 }));
             };
             if value.is_empty() {
                 return Err(invalid(format!(
-                    r#"parameter "{name}" is empty, leave it out where it is not to narrow anything down"#
+                    r#"parameter "{name}" must not be empty, omit it to not filter by it"#
                 )));
             }
             if given.iter().any(|(before, _)| before == name) {
-                return Err(invalid(format!(r#"parameter "{name}" is there more than once"#)));
+                return Err(invalid(format!(r#"parameter "{name}" is given more than once"#)));
             }
             given.push((*name, value.into_owned()));
         }
@@ -142,15 +132,13 @@ impl Parameters {
         self.text(name).map(|text| node(&what, &text)).transpose()
     }
 
-    /// How many a list is to give at most.
     pub(super) fn limit(&mut self) -> Result<usize, Problem> {
         let rule = format!("an integer from 1 to {MAX_LIMIT}");
         let in_range = |limit: &usize| (1..=MAX_LIMIT).contains(limit);
         let read = |text: &str| text.parse().ok().filter(in_range);
-        Ok(self.read_as("limit", &rule, read)?.unwrap_or(LIMIT))
+        Ok(self.read_as("limit", &rule, read)?.unwrap_or(DEFAULT_LIMIT))
     }
 
-    /// Where a list is to go on.
     pub(super) fn cursor<T: FromStr>(&mut self) -> Result<Option<T>, Problem> {
         self.read_as("cursor", r#"a "next_cursor" of this list"#, |text| text.parse().ok())
     }
@@ -163,13 +151,12 @@ impl Parameters {
         self.read_as(name, &words(table), |text| word(table, text))
     }
 
-    /// Several words of a table with commas between them.
     pub(super) fn words<T: Copy>(
         &mut self,
         name: &str,
         table: &[(&str, T)],
     ) -> Result<Option<Vec<T>>, Problem> {
-        let rule = format!("a list of {} with commas between them", words(table));
+        let rule = format!("a comma-separated list of {}", words(table));
         let read = |text: &str| text.split(',').map(|name| word(table, name)).collect();
         self.read_as(name, &rule, read)
     }
@@ -222,22 +209,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_empty_or_doubled_is_named() {
+    fn an_unknown_empty_or_repeated_parameter_is_named() {
         refused(
             Parameters::read(Some("limt=1"), &KNOWN),
-            r#"there is no parameter "limt", only limit, cursor, state, replica"#,
+            r#"unknown parameter "limt", expected one of limit, cursor, state, replica"#,
         );
-        refused(
-            Parameters::read(Some("a"), &[]),
-            r#"there is no parameter "a", this path takes none"#,
-        );
+        refused(Parameters::read(Some("a"), &[]), r#"unknown parameter "a": this path takes none"#);
         refused(
             Parameters::read(Some("state="), &KNOWN),
-            r#"parameter "state" is empty, leave it out where it is not to narrow anything down"#,
+            r#"parameter "state" must not be empty, omit it to not filter by it"#,
         );
         refused(
             Parameters::read(Some("limit=1&limit=1"), &KNOWN),
-            r#"parameter "limit" is there more than once"#,
+            r#"parameter "limit" is given more than once"#,
         );
         assert!(Parameters::read(None, &[]).is_ok());
         assert!(Parameters::read(Some(""), &[]).is_ok());
@@ -255,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_those_of_their_table() {
+    fn only_words_of_the_table_are_accepted() {
         assert_eq!(
             given("state=parked").word("state", &STATES).unwrap(),
             Some(DeliveryState::Parked)
@@ -270,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tables_say_what_json_says() {
+    fn the_word_tables_match_the_json_names() {
         for (word, state) in STATES {
             assert_eq!(serde_json::to_value(state).unwrap(), word);
         }
@@ -280,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_without_a_scheme_stands_for_http() {
+    fn an_address_without_a_scheme_means_http() {
         for text in
             ["http://127.0.0.1:8081", "127.0.0.1:8081", "127.0.0.1:8081/", "HTTP://127.0.0.1:8081"]
         {

@@ -1,6 +1,6 @@
-//! Any bytes as a batch, and as what an operator asks and posts.
+//! Fuzz targets: arbitrary bytes as a batch, and as an operator's query and body.
 
-#![allow(clippy::panic, reason = "a target says by a panic what does not hold")]
+#![allow(clippy::panic, reason = "a target reports a failure by a panic")]
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use axum::http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
 use super::Problem;
-use super::batch::{MAX_WRITES, apart};
-use super::bodies::{NewBarrier, Nothing, Rename, Selected, Selection, object};
+use super::batch::{MAX_WRITES, split};
+use super::bodies::{BarrierBody, EmptyBody, RenameBody, Selected, SelectionBody, object};
 use super::extract::{CAUSES, Parameters, STATES};
 use super::validate::batched;
 use crate::dispatcher::LetterFilter;
 use crate::server::fuzzing::{refused, settings, taken};
 use crate::task::Node;
 
-/// A batch comes apart into the writes that stand in it, in their order; each is taken or refused as
-/// it would be alone. An exclamation mark in front has it announced as lines.
+/// A batch is split into its writes in order, and each is accepted or rejected as if it were alone.
+/// A leading exclamation mark selects the content type of lines.
 pub(crate) fn batch(data: &[u8]) {
     let (data, announced) = match data.strip_prefix(b"!") {
         Some(rest) => (rest, true),
@@ -28,14 +28,14 @@ pub(crate) fn batch(data: &[u8]) {
     if announced {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     }
-    let writes = match apart(&headers, data) {
+    let writes = match split(&headers, data) {
         Ok(writes) => writes,
         Err(problem) => return sentence(&problem),
     };
     assert!((1..=MAX_WRITES).contains(&writes.len()), "{} writes", writes.len());
     let array = !announced && data.trim_ascii_start().starts_with(b"[");
     if array {
-        // What is only read over is not looked at as closely as here.
+        // The parser skips unknown fields without validating them as strictly as here.
         if let Ok(entries) = serde_json::from_slice::<Vec<Value>>(data) {
             let each = writes.iter().map(|write| serde_json::from_slice::<Value>(write).ok());
             assert!(each.eq(entries.into_iter().map(Some)));
@@ -60,33 +60,33 @@ pub(crate) fn batch(data: &[u8]) {
     }
 }
 
-/// What an operator asks for is read as it stands there, or refused in a sentence. The first line is
-/// a query, the rest a body.
+/// A request is parsed faithfully or rejected with a sentence. The first line is a query, the rest a
+/// body.
 pub(crate) fn operator(data: &[u8]) {
     let end = data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());
     let (query, body) = data.split_at(end);
     if let Ok(query) = std::str::from_utf8(query) {
-        asked(query);
+        parameters(query);
     }
-    posted(body);
+    body_of(body);
 }
 
-fn asked(query: &str) {
+fn parameters(query: &str) {
     const KNOWN: [&str; 7] = ["state", "replica", "key", "limit", "cursor", "types", "wait"];
     let most = Duration::from_secs(60);
-    let read = |asked: &mut Parameters| {
-        let state = asked.words("state", &STATES)?;
+    let read = |parameters: &mut Parameters| {
+        let state = parameters.words("state", &STATES)?;
         assert!(state.is_none_or(|states| !states.is_empty()));
-        asked.word("types", &CAUSES)?;
-        let limit = asked.limit()?;
+        parameters.word("types", &CAUSES)?;
+        let limit = parameters.limit()?;
         assert!((1..=1000).contains(&limit), "{limit}");
-        let wait = asked.duration("wait", most)?;
+        let wait = parameters.duration("wait", most)?;
         assert!(wait.is_none_or(|wait| wait <= most), "{wait:?}");
-        asked.cursor::<u64>()?;
-        asked.node("replica")
+        parameters.cursor::<u64>()?;
+        parameters.node("replica")
     };
     match Parameters::read(Some(query), &KNOWN) {
-        Ok(mut asked) => match read(&mut asked) {
+        Ok(mut parameters) => match read(&mut parameters) {
             Ok(node) => normal(node.as_ref()),
             Err(problem) => sentence(&problem),
         },
@@ -94,15 +94,15 @@ fn asked(query: &str) {
     }
 }
 
-fn posted(body: &[u8]) {
-    if let Err(problem) = object::<Nothing>(body) {
+fn body_of(body: &[u8]) {
+    if let Err(problem) = object::<EmptyBody>(body) {
         sentence(&problem);
     }
-    match object::<Rename<'_>>(body).and_then(Rename::checked) {
+    match object::<RenameBody<'_>>(body).and_then(RenameBody::checked) {
         Ok(node) => normal(Some(&node)),
         Err(problem) => sentence(&problem),
     }
-    match object::<NewBarrier<'_>>(body).and_then(NewBarrier::checked) {
+    match object::<BarrierBody<'_>>(body).and_then(BarrierBody::checked) {
         Ok(nodes) => {
             for (at, node) in nodes.iter().enumerate() {
                 normal(Some(node));
@@ -114,11 +114,11 @@ fn posted(body: &[u8]) {
         }
         Err(problem) => sentence(&problem),
     }
-    let discarded = object::<Selection<'_>>(body).and_then(Selection::discarded);
-    match object::<Selection<'_>>(body).and_then(Selection::redriven) {
+    let discarded = object::<SelectionBody<'_>>(body).and_then(SelectionBody::discarded);
+    match object::<SelectionBody<'_>>(body).and_then(SelectionBody::redriven) {
         Ok(selected) => {
             selects(body, &selected);
-            // The same letters, but for the rate, which discarding does not have.
+            // The same selection, except that discarding takes no rate.
             match discarded {
                 Ok(same) => assert_eq!(same, selected),
                 Err(_) => assert!(selected.rate.is_some(), "{selected:?}"),
@@ -131,7 +131,7 @@ fn posted(body: &[u8]) {
     }
 }
 
-/// All dead letters are only ever selected by a body that says so.
+/// Only an explicit `all` selects all dead letters.
 fn selects(body: &[u8], selected: &Selected) {
     let json = serde_json::from_slice::<Value>(body);
     let says_all = json.is_ok_and(|json| json.get("all") == Some(&Value::Bool(true)));
@@ -147,7 +147,7 @@ fn normal(node: Option<&Node>) {
     }
 }
 
-/// A refusal is one sentence, of bounded length.
+/// An error is one sentence of bounded length.
 fn sentence(problem: &Problem) {
     let (Problem::Invalid(said) | Problem::TooLarge(said)) = problem else { panic!("{problem:?}") };
     assert!(said.len() <= 3_000, "{} bytes: {said}", said.len());

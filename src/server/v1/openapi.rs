@@ -1,5 +1,5 @@
-//! The routes of `/v1` and, from the same macros, `GET /v1/openapi.json`: what is routed is
-//! described, and what is described is routed.
+//! The API routes and `GET /v1/openapi.json`, generated from the same macros so that they cannot
+//! differ.
 
 use std::sync::Arc;
 
@@ -10,24 +10,24 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::NoParameters;
-use super::{Inbound, Problem, barriers, batch, dead_letters, events, operations, replicas, tasks};
+use super::{
+    Problem, ServerState, barriers, batch, dead_letters, events, operations, replicas, tasks,
+};
 use crate::server::errors::ok;
 use crate::server::{health, metrics, replicate};
 
-/// What the description says before it comes to the paths.
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "replicator",
-        description = "Carries the writes of a key-value store from its \
-        primary to its replicas, durably and in order."
+        description = "Replicates the writes of a key-value store from its primary to its replicas, \
+            durably and in order."
     ),
     components(schemas(crate::api::TaskEvent, crate::api::ReplicaEvent, crate::api::Figures))
 )]
 struct Described;
 
-/// All that is described, with its handlers.
-pub(in crate::server) fn router() -> OpenApiRouter<Arc<Inbound>> {
+pub(in crate::server) fn router() -> OpenApiRouter<Arc<ServerState>> {
     OpenApiRouter::with_openapi(Described::openapi())
         .routes(routes!(replicate::replicate))
         .routes(routes!(batch::batch))
@@ -62,12 +62,12 @@ pub(in crate::server) fn router() -> OpenApiRouter<Arc<Inbound>> {
     summary = "This description",
     responses(
         (status = 200, body = Object, description = "OpenAPI 3.1."),
-        (status = 400, body = crate::api::Error, description = "It takes no parameters."),
+        (status = 400, body = crate::api::Error, description = "The path takes no parameters."),
     ),
 )]
 pub(super) async fn described(
-    State(inbound): State<Arc<Inbound>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    Ok(ok(&inbound.openapi))
+    Ok(ok(&server.openapi))
 }

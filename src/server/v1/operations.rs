@@ -1,13 +1,13 @@
-//! `/v1/operations`: work over many dead letters, while it goes on and for a while after.
+//! `/v1/operations`: running and recently ended operations on dead letters.
 
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
 
-use super::extract::{Named, NoParameters};
+use super::extract::{NoParameters, PathName};
 use super::wire::shown;
-use super::{Absent, Failures, Inbound, Problem, missing};
+use super::{CommonErrors, NotFoundError, Problem, ServerState, missing};
 use crate::api;
 use crate::server::errors::ok;
 
@@ -16,52 +16,52 @@ use crate::server::errors::ok;
     operation_id = "listOperations",
     summary = "Operations, newest first",
     responses(
-        (status = 200, body = api::OperationPage, description = "Those that are remembered."),
-        Failures,
+        (status = 200, body = api::OperationPage, description = "Running and recently ended operations."),
+        CommonErrors,
     ),
 )]
 pub(super) async fn list(
-    State(inbound): State<Arc<Inbound>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    Ok(ok(&api::OperationPage { operations: inbound.handle.operations() }))
+    Ok(ok(&api::OperationPage { operations: server.handle.operations() }))
 }
 
 #[utoipa::path(
     get, path = "/v1/operations/{id}", tag = "operations",
     operation_id = "getOperation",
     summary = "One operation",
-    params(("id" = String, Path, description = "Its `operation_id`.")),
+    params(("id" = String, Path, description = "`operation_id` of the operation.")),
     responses(
-        (status = 200, body = api::Operation, description = "How it stands."), Absent, Failures,
+        (status = 200, body = api::Operation, description = "The operation."), NotFoundError, CommonErrors,
     ),
 )]
 pub(super) async fn show(
-    State(inbound): State<Arc<Inbound>>,
-    Named(id): Named,
+    State(server): State<Arc<ServerState>>,
+    PathName(id): PathName,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let operation = inbound.handle.operation(&id);
+    let operation = server.handle.operation(&id);
     Ok(ok(&operation.ok_or_else(|| missing(&what(&id)))?))
 }
 
 #[utoipa::path(
     delete, path = "/v1/operations/{id}", tag = "operations",
     operation_id = "cancelOperation",
-    summary = "End an operation",
-    description = "What it has done stays done. One that has ended is answered as it ended.",
-    params(("id" = String, Path, description = "Its `operation_id`.")),
+    summary = "Cancel an operation",
+    description = "Work already done is kept. An operation that has ended is returned unchanged.",
+    params(("id" = String, Path, description = "`operation_id` of the operation.")),
     responses(
-        (status = 200, body = api::Operation, description = "How it stands then."),
-        Absent, Failures,
+        (status = 200, body = api::Operation, description = "The operation after the call."),
+        NotFoundError, CommonErrors,
     ),
 )]
 pub(super) async fn cancel(
-    State(inbound): State<Arc<Inbound>>,
-    Named(id): Named,
+    State(server): State<Arc<ServerState>>,
+    PathName(id): PathName,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let operation = inbound.handle.cancel(&id).await;
+    let operation = server.handle.cancel(&id).await;
     Ok(ok(&operation.ok_or_else(|| missing(&what(&id)))?))
 }
 

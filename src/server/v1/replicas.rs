@@ -1,26 +1,25 @@
-//! `/v1/replicas`: how far behind each is and why, and what an operator can do about it.
+//! `/v1/replicas`: state of the replicas, and operations on them.
 
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
 
-use super::bodies::{self, Rename, nothing, object};
-use super::extract::{NamedNode, NoParameters};
-use super::{Absent, Bodily, Failures, Inbound, Problem};
+use super::bodies::{self, RenameBody, nothing, object};
+use super::extract::{NoParameters, PathNode};
+use super::{BodyErrors, CommonErrors, NotFoundError, Problem, ServerState};
 use crate::api;
 use crate::server::access::About;
 use crate::server::errors::ok;
 use crate::task::Node;
 
-/// Of renaming alone.
 #[derive(utoipa::IntoResponses)]
 #[allow(dead_code, reason = "for the API's description alone")]
 enum Taken {
-    /// The new address may not be written to.
+    /// Writing to the new address is not allowed.
     #[response(status = 403)]
     Forbidden(api::Error),
-    /// The new address was sent to before.
+    /// The new address is already in use.
     #[response(status = 409)]
     Conflict(api::Error),
 }
@@ -29,146 +28,147 @@ enum Taken {
     get, path = "/v1/replicas", tag = "replicas",
     operation_id = "listReplicas",
     summary = "All replicas, by address",
-    responses((status = 200, body = api::ReplicaPage, description = "All of them."), Failures),
+    responses((status = 200, body = api::ReplicaPage, description = "All of them."), CommonErrors),
 )]
 pub(super) async fn list(
-    State(inbound): State<Arc<Inbound>>,
+    State(server): State<Arc<ServerState>>,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let replicas = inbound.handle.replicas().await;
-    Ok(ok(&api::ReplicaPage { replicas: inbound.operated(replicas)? }))
+    let replicas = server.handle.replicas().await;
+    Ok(ok(&api::ReplicaPage { replicas: server.operated(replicas)? }))
 }
 
 #[utoipa::path(
     get, path = "/v1/replicas/{node}", tag = "replicas",
     operation_id = "getReplica",
     summary = "One replica",
-    params(("node" = String, Path, description = "Its address, percent-encoded; `http` where it \
-        has no scheme.")),
-    responses((status = 200, body = api::Replica, description = "The replica."), Absent, Failures),
+    params(("node" = String, Path, description = "Address of the replica, percent-encoded; the \
+        default scheme is `http`.")),
+    responses((status = 200, body = api::Replica, description = "The replica."), NotFoundError, CommonErrors),
 )]
 pub(super) async fn show(
-    State(inbound): State<Arc<Inbound>>,
-    NamedNode(node): NamedNode,
+    State(server): State<Arc<ServerState>>,
+    PathNode(node): PathNode,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let replica = inbound.handle.replica(&node).await;
-    Ok(ok(&inbound.found(replica, || what(&node))?))
+    let replica = server.handle.replica(&node).await;
+    Ok(ok(&server.found(replica, || what(&node))?))
 }
 
 #[utoipa::path(
     post, path = "/v1/replicas/{node}/pause", tag = "replicas",
     operation_id = "pauseReplica",
-    summary = "Send nothing to a replica",
-    description = "Durable when it is answered. What is on the wire is finished, what is accepted \
-        is kept. Of one that is paused, nothing changes.",
-    params(("node" = String, Path, description = "Its address, percent-encoded.")),
+    summary = "Pause deliveries to a replica",
+    description = "Durable when it returns. Attempts in flight finish, accepted writes are kept. \
+        Has no effect on a paused replica.",
+    params(("node" = String, Path, description = "Address of the replica, percent-encoded.")),
     responses(
-        (status = 200, body = api::Replica, description = "As it stands then."),
-        Absent, Bodily, Failures,
+        (status = 200, body = api::Replica, description = "The replica after the call."),
+        NotFoundError, BodyErrors, CommonErrors,
     ),
 )]
 pub(super) async fn pause(
-    State(inbound): State<Arc<Inbound>>,
-    NamedNode(node): NamedNode,
+    State(server): State<Arc<ServerState>>,
+    PathNode(node): PathNode,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    nothing(&inbound, request).await?;
-    let replica = inbound.handle.pause(&node, true).await;
-    Ok(ok(&inbound.found(replica, || what(&node))?))
+    nothing(&server, request).await?;
+    let replica = server.handle.pause(&node, true).await;
+    Ok(ok(&server.found(replica, || what(&node))?))
 }
 
 #[utoipa::path(
     post, path = "/v1/replicas/{node}/resume", tag = "replicas",
     operation_id = "resumeReplica",
-    summary = "Send to a replica again",
-    description = "Durable when it is answered. Of one that is not paused, nothing changes.",
-    params(("node" = String, Path, description = "Its address, percent-encoded.")),
+    summary = "Resume deliveries to a replica",
+    description = "Durable when it returns. Has no effect on a replica that is not paused.",
+    params(("node" = String, Path, description = "Address of the replica, percent-encoded.")),
     responses(
-        (status = 200, body = api::Replica, description = "As it stands then."),
-        Absent, Bodily, Failures,
+        (status = 200, body = api::Replica, description = "The replica after the call."),
+        NotFoundError, BodyErrors, CommonErrors,
     ),
 )]
 pub(super) async fn resume(
-    State(inbound): State<Arc<Inbound>>,
-    NamedNode(node): NamedNode,
+    State(server): State<Arc<ServerState>>,
+    PathNode(node): PathNode,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    nothing(&inbound, request).await?;
-    let replica = inbound.handle.pause(&node, false).await;
-    Ok(ok(&inbound.found(replica, || what(&node))?))
+    nothing(&server, request).await?;
+    let replica = server.handle.pause(&node, false).await;
+    Ok(ok(&server.found(replica, || what(&node))?))
 }
 
 #[utoipa::path(
     post, path = "/v1/replicas/{node}/probe", tag = "replicas",
     operation_id = "probeReplica",
-    summary = "Try a replica now",
-    description = "Of one whose breaker is open, without waiting for its next probe.",
-    params(("node" = String, Path, description = "Its address, percent-encoded.")),
+    summary = "Probe a replica now",
+    description = "Sends a probe to a replica whose breaker is open, ahead of schedule.",
+    params(("node" = String, Path, description = "Address of the replica, percent-encoded.")),
     responses(
-        (status = 200, body = api::Probed, description = "What came of it."),
-        Absent, Bodily, Failures,
+        (status = 200, body = api::Probed, description = "Whether a probe was sent."),
+        NotFoundError, BodyErrors, CommonErrors,
     ),
 )]
 pub(super) async fn probe(
-    State(inbound): State<Arc<Inbound>>,
-    NamedNode(node): NamedNode,
+    State(server): State<Arc<ServerState>>,
+    PathNode(node): PathNode,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    nothing(&inbound, request).await?;
-    let probed = inbound.handle.probe(&node).await;
-    Ok(ok(&inbound.found(probed, || what(&node))?))
+    nothing(&server, request).await?;
+    let probed = server.handle.probe(&node).await;
+    Ok(ok(&server.found(probed, || what(&node))?))
 }
 
 #[utoipa::path(
     post, path = "/v1/replicas/{node}/forget", tag = "replicas",
     operation_id = "forgetReplica",
-    summary = "Throw away everything for a replica",
-    description = "Its deliveries and its dead letters, durably. Once nothing of it is left it is listed no \
-        more, until a write names it again.",
-    params(("node" = String, Path, description = "Its address, percent-encoded.")),
+    summary = "Forget a replica",
+    description = "Discards its deliveries and dead letters, durably. Once nothing is left, the \
+        replica is no longer listed, until a write names it again.",
+    params(("node" = String, Path, description = "Address of the replica, percent-encoded.")),
     responses(
-        (status = 200, body = api::Forgotten, description = "What was thrown away."),
-        Absent, Bodily, Failures,
+        (status = 200, body = api::Forgotten, description = "The number of discarded deliveries."),
+        NotFoundError, BodyErrors, CommonErrors,
     ),
 )]
 pub(super) async fn forget(
-    State(inbound): State<Arc<Inbound>>,
-    NamedNode(node): NamedNode,
+    State(server): State<Arc<ServerState>>,
+    PathNode(node): PathNode,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    nothing(&inbound, request).await?;
-    let forgotten = inbound.handle.forget(&node).await;
-    Ok(ok(&inbound.found(forgotten, || what(&node))?))
+    nothing(&server, request).await?;
+    let forgotten = server.handle.forget(&node).await;
+    Ok(ok(&server.found(forgotten, || what(&node))?))
 }
 
 #[utoipa::path(
     post, path = "/v1/replicas/{node}/rename", tag = "replicas",
     operation_id = "renameReplica",
-    summary = "Find a replica under another address",
-    description = "What waits for the old address goes to the new one, and so do writes that name \
-        the old one.",
-    params(("node" = String, Path, description = "Its old address, percent-encoded.")),
+    summary = "Change the address of a replica",
+    description = "Pending deliveries, and future writes that name the old address, go to the new \
+        one.",
+    params(("node" = String, Path, description = "Old address of the replica, percent-encoded.")),
     request_body(content = api::Rename, content_type = "application/json"),
     responses(
         (status = 200, body = api::Replica, description = "The replica under its new address."),
-        Absent, Taken, Bodily, Failures,
+        NotFoundError, Taken, BodyErrors, CommonErrors,
     ),
 )]
 pub(super) async fn rename(
-    State(inbound): State<Arc<Inbound>>,
-    NamedNode(node): NamedNode,
+    State(server): State<Arc<ServerState>>,
+    PathNode(node): PathNode,
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    let to = bodies::read(&inbound, request, |body| object::<Rename<'_>>(body)?.checked()).await?;
+    let to =
+        bodies::read(&server, request, |body| object::<RenameBody<'_>>(body)?.checked()).await?;
     let about = About::of(format!("to {to}"));
-    let replica = inbound.handle.rename(&node, to).await;
-    Ok(about.on(ok(&inbound.found(replica, || what(&node))?)))
+    let replica = server.handle.rename(&node, to).await;
+    Ok(about.on(ok(&server.found(replica, || what(&node))?)))
 }
 
 fn what(node: &Node) -> String {

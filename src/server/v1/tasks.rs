@@ -1,18 +1,17 @@
-//! `/v1/tasks`: what was accepted and is not settled, and the end of it where one asks.
+//! `/v1/tasks`: list, show and discard tasks.
 
 use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 
-use super::extract::{Named, NoParameters, Parameters, STATES};
-use super::{Absent, Failures, Inbound, Problem, missing};
+use super::extract::{NoParameters, Parameters, PathName, STATES};
+use super::{CommonErrors, NotFoundError, Problem, ServerState, missing};
 use crate::api;
 use crate::dispatcher::TaskFilter;
 use crate::server::errors::ok;
 use crate::task::TaskId;
 
-/// What tasks can be asked for by.
 const PARAMETERS: [&str; 7] =
     ["state", "replica", "key", "key_prefix", "user_id", "limit", "cursor"];
 
@@ -21,75 +20,75 @@ const PARAMETERS: [&str; 7] =
     operation_id = "listTasks",
     summary = "Unsettled tasks, oldest first",
     description = "A page may be shorter than `limit`, even empty, and still have a `next_cursor`: \
-        go on until it is null.",
+        continue until it is null.",
     params(
-        ("state" = Option<String>, Query, description = "Of any delivery, or of `replica`'s: \
-            queued, in_flight, retrying, parked or dead."),
-        ("replica" = Option<String>, Query, description = "With a delivery to it."),
-        ("key" = Option<String>, Query, description = "Of this key."),
-        ("key_prefix" = Option<String>, Query, description = "Of the keys that begin so."),
-        ("user_id" = Option<String>, Query, description = "Of this user."),
+        ("state" = Option<String>, Query, description = "Filter by the state of any delivery, or \
+            of the delivery to `replica`: queued, in_flight, retrying, parked or dead."),
+        ("replica" = Option<String>, Query, description = "Filter by replica."),
+        ("key" = Option<String>, Query, description = "Filter by key."),
+        ("key_prefix" = Option<String>, Query, description = "Filter by prefix of the key."),
+        ("user_id" = Option<String>, Query, description = "Filter by user."),
         ("limit" = Option<usize>, Query, minimum = 1, maximum = 1000,
-            description = "At most so many; 100 where nothing is said."),
-        ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before."),
+            description = "Maximum size of the page; default 100."),
+            ("cursor" = Option<String>, Query, description = "The `next_cursor` of the previous page."),
     ),
-    responses((status = 200, body = api::TaskPage, description = "A page of them."), Failures),
+    responses((status = 200, body = api::TaskPage, description = "A page."), CommonErrors),
 )]
 pub(super) async fn list(
-    State(inbound): State<Arc<Inbound>>,
+    State(server): State<Arc<ServerState>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let mut asked = Parameters::read(query.as_deref(), &PARAMETERS)?;
+    let mut parameters = Parameters::read(query.as_deref(), &PARAMETERS)?;
     let filter = TaskFilter {
-        state: asked.word("state", &STATES)?,
-        replica: asked.node("replica")?,
-        key: asked.text("key"),
-        key_prefix: asked.text("key_prefix"),
-        user_id: asked.text("user_id"),
+        state: parameters.word("state", &STATES)?,
+        replica: parameters.node("replica")?,
+        key: parameters.text("key"),
+        key_prefix: parameters.text("key_prefix"),
+        user_id: parameters.text("user_id"),
     };
-    let (limit, after) = (asked.limit()?, asked.cursor()?);
-    let page = inbound.handle.tasks(filter, limit, after).await;
-    Ok(ok(&inbound.operated(page)?))
+    let (limit, after) = (parameters.limit()?, parameters.cursor()?);
+    let page = server.handle.tasks(filter, limit, after).await;
+    Ok(ok(&server.operated(page)?))
 }
 
 #[utoipa::path(
     get, path = "/v1/tasks/{id}", tag = "tasks",
     operation_id = "getTask",
     summary = "One task",
-    description = "A settled one is remembered for a while (`--task-history`).",
-    params(("id" = String, Path, description = "Its `task_id`.")),
-    responses((status = 200, body = api::Task, description = "The task."), Absent, Failures),
+    description = "A settled task is remembered for a while (`--task-history`).",
+    params(("id" = String, Path, description = "`task_id` of the task.")),
+    responses((status = 200, body = api::Task, description = "The task."), NotFoundError, CommonErrors),
 )]
 pub(super) async fn show(
-    State(inbound): State<Arc<Inbound>>,
-    Named(name): Named,
+    State(server): State<Arc<ServerState>>,
+    PathName(name): PathName,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let task = inbound.handle.task(id(&name)?).await;
-    Ok(ok(&inbound.found(task, || what(&name))?))
+    let task = server.handle.task(id(&name)?).await;
+    Ok(ok(&server.found(task, || what(&name))?))
 }
 
 #[utoipa::path(
     delete, path = "/v1/tasks/{id}", tag = "tasks",
     operation_id = "discardTask",
-    summary = "Discard what is left of a task",
-    description = "What is not settled and not on the wire is discarded, durably; what is on the \
-        wire is not tried again. A settled task is answered as it is.",
-    params(("id" = String, Path, description = "Its `task_id`.")),
+    summary = "Discard a task",
+    description = "Discards its pending deliveries, durably. A delivery in flight is not retried. A \
+        settled task is returned unchanged.",
+    params(("id" = String, Path, description = "`task_id` of the task.")),
     responses(
-        (status = 200, body = api::Task, description = "As it stands then."), Absent, Failures,
+        (status = 200, body = api::Task, description = "The task after the call."), NotFoundError, CommonErrors,
     ),
 )]
 pub(super) async fn discard(
-    State(inbound): State<Arc<Inbound>>,
-    Named(name): Named,
+    State(server): State<Arc<ServerState>>,
+    PathName(name): PathName,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let task = inbound.handle.discard_task(id(&name)?).await;
-    Ok(ok(&inbound.found(task, || what(&name))?))
+    let task = server.handle.discard_task(id(&name)?).await;
+    Ok(ok(&server.found(task, || what(&name))?))
 }
 
-/// What is no id at all names no task either.
+/// A malformed id is a 404: no task has it.
 fn id(name: &str) -> Result<TaskId, Problem> {
     name.parse().map_err(|_| missing(&what(name)))
 }

@@ -1,11 +1,11 @@
-//! Every rule of a write, as tables: what is taken and as what, what is refused and how.
+//! Every validation rule of a write: accepted and rejected examples.
 
 use serde_json::{Value, json};
 
 use super::*;
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> ServerSettings {
+    ServerSettings {
         access: crate::server::Access::open(),
         tls: None,
         tracer: crate::traces::Tracer::off(),
@@ -21,7 +21,7 @@ fn settings() -> Settings {
     }
 }
 
-/// A valid write with the fields of `change` put into it.
+/// A valid write with the fields of `change` replaced.
 fn body(change: &Value) -> Vec<u8> {
     let mut body = json!({
         "key": "k",
@@ -36,7 +36,7 @@ fn body(change: &Value) -> Vec<u8> {
 }
 
 #[track_caller]
-fn taken(change: &Value) -> Write {
+fn taken(change: &Value) -> ValidWrite {
     match write(&body(change), &settings()) {
         Ok(write) => write,
         Err(problem) => panic!("{change} was refused: {problem:?}"),
@@ -63,7 +63,7 @@ fn has_value(change: &Value, value: &[u8]) {
 }
 
 #[test]
-fn the_least_that_a_write_can_say_is_taken_with_the_defaults() {
+fn a_minimal_write_gets_the_defaults() {
     let task = taken(&json!({})).task;
     assert_eq!(
         task,
@@ -81,7 +81,7 @@ fn the_least_that_a_write_can_say_is_taken_with_the_defaults() {
 }
 
 #[test]
-fn all_that_a_write_can_say_is_taken_as_said() {
+fn all_optional_fields_are_read_and_unknown_ones_ignored() {
     let task = taken(&json!({
         "ttl": 5_000_000_000_u64,
         "consistency": "strong",
@@ -120,9 +120,9 @@ fn a_key_may_be_any_text_that_a_url_can_carry() {
 fn a_key_that_breaks_a_rule_is_refused() {
     refused(&json!({"key": null}), r#"field "key" is missing"#);
     refused(&json!({"key": ""}), r#"field "key" is empty"#);
-    let step = r#"which is a step in the path of a URL and reaches no replica"#;
-    refused(&json!({"key": "."}), &format!(r#"field "key" is ".", {step}"#));
-    refused(&json!({"key": ".."}), &format!(r#"field "key" is "..", {step}"#));
+    let step = "URL paths treat it as a step";
+    refused(&json!({"key": "."}), &format!(r#"field "key" must not be ".": {step}"#));
+    refused(&json!({"key": ".."}), &format!(r#"field "key" must not be "..": {step}"#));
     refused(&json!({"key": "éééééé"}), r#"field "key" is 12 bytes long, the limit is 10"#);
     refused(&json!({"key": 7}), r#"field "key" must be a string, got the number 7"#);
     refused(&json!({"key": ["k"]}), r#"field "key" must be a string, got a list"#);
@@ -166,7 +166,7 @@ fn a_ttl_is_an_integer_of_nanoseconds() {
 }
 
 #[test]
-fn a_value_is_base64_where_it_can_be_and_text_where_not() {
+fn a_value_is_base64_if_it_decodes_and_raw_text_otherwise() {
     has_value(&json!({"value": ""}), b"");
     has_value(&json!({"value": null}), b"");
     has_value(&json!({"value": "AP8="}), b"\x00\xff");
@@ -179,13 +179,13 @@ fn a_value_is_base64_where_it_can_be_and_text_where_not() {
 }
 
 #[test]
-fn a_value_encoding_says_which_it_is() {
+fn value_encoding_selects_base64_or_raw() {
     has_value(&json!({"value": "abcd", "value_encoding": "raw"}), b"abcd");
     has_value(&json!({"value": "abcd", "value_encoding": "base64"}), b"\x69\xb7\x1d");
     has_value(&json!({"value": "", "value_encoding": "base64"}), b"");
     refused(
         &json!({"value": "secret", "value_encoding": "base64"}),
-        r#"field "value" must be standard base64 with padding, as field "value_encoding" says"#,
+        r#"field "value" must be standard base64 with padding, as field "value_encoding" requires"#,
     );
     refused(
         &json!({"value_encoding": "hex"}),
@@ -194,7 +194,7 @@ fn a_value_encoding_says_which_it_is() {
 }
 
 #[test]
-fn a_value_with_escapes_is_taken_as_what_they_stand_for() {
+fn json_escapes_in_a_value_are_decoded() {
     let body =
         br#"{"key":"k","operation":"SET","replica_nodes":["http:\/\/a"],"value":"AP\u0038="}"#;
     let write = write(body, &settings()).unwrap();
@@ -202,7 +202,7 @@ fn a_value_with_escapes_is_taken_as_what_they_stand_for() {
 }
 
 #[test]
-fn what_is_said_of_a_bad_value_does_not_show_it() {
+fn the_error_of_a_bad_value_does_not_quote_it() {
     for value in [json!(42), json!(["secret"]), json!({"secret": 1}), json!(true)] {
         let sentence = refused_body(&body(&json!({ "value": value })));
         assert!(
@@ -214,17 +214,17 @@ fn what_is_said_of_a_bad_value_does_not_show_it() {
 }
 
 #[test]
-fn a_value_is_measured_decoded() {
+fn the_value_limit_applies_after_decoding() {
     has_value(&json!({"value": "MTIzNDU2Nzg="}), b"12345678");
     let too_long = write(&body(&json!({"value": "MTIzNDU2Nzg5"})), &settings());
     let Err(Problem::TooLarge(sentence)) = too_long else {
         panic!("{too_long:?}");
     };
-    assert_eq!(sentence, r#"field "value" is 9 bytes long once decoded, the limit is 8"#);
+    assert_eq!(sentence, r#"field "value" is 9 bytes long after decoding, the limit is 8"#);
 }
 
 #[test]
-fn a_delete_ignores_its_value_and_its_ttl_but_the_ttl_must_be_one() {
+fn a_delete_ignores_its_value_and_ttl_but_the_ttl_must_be_valid() {
     for value in [json!("abcd"), json!(7), json!("x".repeat(100))] {
         let delete = json!({
             "operation": "DELETE", "value": value, "value_encoding": "hex", "ttl": 5,
@@ -247,7 +247,7 @@ fn a_consistency_is_eventual_or_strong() {
 }
 
 #[test]
-fn a_primary_node_may_be_any_text_but_must_be_one() {
+fn a_primary_node_may_be_any_string() {
     taken(&json!({"primary_node": "not a url"}));
     refused(
         &json!({"primary_node": {}}),
@@ -256,7 +256,7 @@ fn a_primary_node_may_be_any_text_but_must_be_one() {
 }
 
 #[test]
-fn a_user_id_is_a_text_of_at_most_256_bytes() {
+fn a_user_id_has_at_most_256_bytes() {
     let longest = "u".repeat(256);
     let task = taken(&json!({ "user_id": longest })).task;
     assert_eq!(task.user_id, Some(longest));
@@ -267,7 +267,7 @@ fn a_user_id_is_a_text_of_at_most_256_bytes() {
 }
 
 #[test]
-fn a_user_id_may_be_an_integer_of_64_bits_and_is_kept_as_text() {
+fn a_user_id_may_be_a_64_bit_integer_and_is_stored_as_text() {
     for number in ["0", "1", "-1", "9223372036854775807", "-9223372036854775808"] {
         let task = taken(&json!({"user_id": number.parse::<i64>().unwrap()})).task;
         assert_eq!(task.user_id.as_deref(), Some(number));
@@ -278,7 +278,7 @@ fn a_user_id_may_be_an_integer_of_64_bits_and_is_kept_as_text() {
 }
 
 #[test]
-fn a_user_id_that_is_neither_a_text_nor_an_integer_of_64_bits_is_refused() {
+fn a_user_id_that_is_neither_a_string_nor_a_64_bit_integer_is_refused() {
     let write = |user: &str| {
         let head = r#""key":"k","operation":"DELETE","replica_nodes":["http://a"]"#;
         refused_body(format!(r#"{{{head},"user_id":{user}}}"#).as_bytes())
@@ -299,7 +299,7 @@ fn a_user_id_that_is_neither_a_text_nor_an_integer_of_64_bits_is_refused() {
 }
 
 #[test]
-fn a_node_named_twice_counts_once_as_it_was_spelled_first() {
+fn a_duplicate_node_counts_once_in_its_first_spelling() {
     let nodes = ["http://A:80/", "http://b", "http://a", "http://b/", "http://c"];
     let write = taken(&json!({ "replica_nodes": nodes }));
     let normal: Vec<_> = write.task.replicas.iter().map(Node::as_str).collect();
@@ -351,13 +351,13 @@ fn replica_nodes_that_break_a_rule_are_refused() {
 }
 
 #[test]
-fn a_long_text_is_cut_in_an_error() {
+fn a_long_text_is_truncated_in_an_error() {
     let sentence = refused_body(&body(&json!({"replica_nodes": ["é".repeat(300)]})));
     assert!(sentence.contains(&format!("{:?}… ", "é".repeat(100))), "{sentence}");
 }
 
 #[test]
-fn what_is_no_json_object_is_refused_as_that() {
+fn a_body_that_is_not_a_json_object_is_refused() {
     for body in ["", "  ", "[]", r#"["k"]"#, "null", "7", "key=k", "\u{feff}{}"] {
         assert_eq!(refused_body(body.as_bytes()), "the body is not a JSON object");
     }
@@ -378,7 +378,7 @@ fn what_is_no_json_object_is_refused_as_that() {
 }
 
 #[test]
-fn deep_or_long_json_in_fields_of_no_use_is_read_over() {
+fn deeply_nested_json_in_unknown_fields_is_skipped() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let body =
         format!(r#" {{"key":"k","operation":"DELETE","replica_nodes":["http://a"],"x":{deep}}}"#);

@@ -175,7 +175,7 @@ async fn there_are_so_many_streams_and_no_more() {
     let (status, answer) = daemon.get("/v1/events").await;
     assert_eq!(
         (status, &answer["error"]),
-        (503, &json!("64 streams of events are open, the limit"))
+        (503, &json!("too many event streams are open, the limit is 64"))
     );
     streams.pop();
     crate::support::wait_until("there is room again", || async {

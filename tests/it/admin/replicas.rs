@@ -48,7 +48,7 @@ async fn what_is_not_there_is_a_404_and_what_is_no_address_a_400() {
     let (status, answer) = daemon.order(&format!("{unknown}/rename"), &json!({})).await;
     assert_eq!(
         (status, &answer["error"]),
-        (400, &json!(r#"field "to" is missing, it must be the new address"#))
+        (400, &json!(r#"field "to" is missing: it must be the new address"#))
     );
     let (status, answer) = daemon.get("/v1/replicas/ftp%3A%2F%2Fh").await;
     assert_eq!(status, 400);
@@ -59,7 +59,7 @@ async fn what_is_not_there_is_a_404_and_what_is_no_address_a_400() {
     let (status, answer) = daemon.get("/v1/replicas?limit=5").await;
     assert_eq!(
         (status, &answer["error"]),
-        (400, &json!(r#"there is no parameter "limit", this path takes none"#))
+        (400, &json!(r#"unknown parameter "limit": this path takes none"#))
     );
 }
 

@@ -74,8 +74,8 @@ async fn what_is_no_batch_is_refused_whole() {
     let write = set("k", "v", &[&replica]).to_string();
     let many = vec![&write[..]; 1001].join("\n");
     for (body, status, word) in [
-        (String::new(), 400, "no write"),
-        ("[]".to_owned(), 400, "no write"),
+        (String::new(), 400, "at least one write"),
+        ("[]".to_owned(), 400, "at least one write"),
         (format!("[{write}"), 400, "not a valid JSON array"),
         (many, 413, "more than 1000 writes"),
         (" ".repeat(40 << 20), 413, "the body is longer than"),

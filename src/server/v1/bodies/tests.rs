@@ -1,4 +1,4 @@
-//! The rules of what operators post.
+//! Validation of operators' bodies.
 
 use super::*;
 use crate::api::Cause;
@@ -12,7 +12,7 @@ fn refused<T: fmt::Debug>(outcome: Result<T, Problem>, sentence: &str) {
 }
 
 fn redrive(body: &str) -> Result<Selected, Problem> {
-    object::<Selection<'_>>(body.as_bytes())?.redriven()
+    object::<SelectionBody<'_>>(body.as_bytes())?.redriven()
 }
 
 #[test]
@@ -35,20 +35,20 @@ fn a_selection_is_read_field_by_field() {
     assert_eq!(redrive(body).unwrap(), selected);
 }
 
-/// As it was when the write was sent.
+/// A write may carry either form.
 #[test]
-fn a_user_is_selected_by_an_integer_as_by_its_text() {
+fn a_user_is_selected_by_an_integer_or_by_its_text() {
     let user = |json: &str| redrive(&format!(r#"{{"user_id":{json}}}"#));
     assert_eq!(user("-5").unwrap(), user(r#""-5""#).unwrap());
     assert_eq!(user("1").unwrap().filter.user_id.as_deref(), Some("1"));
     let rule = "a string or an integer from -9223372036854775808 to 18446744073709551615";
     refused(user("1.5"), &format!(r#"field "user_id" must be {rule}, got the number 1.5"#));
-    refused(user(r#""""#), r#"field "user_id" is empty, leave it out to not select by it"#);
+    refused(user(r#""""#), r#"field "user_id" must not be empty, omit it to not filter by it"#);
 }
 
 #[test]
-fn all_of_them_have_to_be_asked_for() {
-    let nothing = r#"nothing is selected: name "ids", "replica", "key", "key_prefix", "user_id" or "cause", or say "all": true"#;
+fn selecting_everything_must_be_explicit() {
+    let nothing = r#"nothing is selected: set "ids", "replica", "key", "key_prefix", "user_id" or "cause", or set "all" to true"#;
     for body in ["", "{}", " \n", r#"{"dry_run":true}"#, r#"{"all":false,"key":null}"#] {
         refused(redrive(body), nothing);
     }
@@ -56,33 +56,33 @@ fn all_of_them_have_to_be_asked_for() {
     assert_eq!(all, Selected { filter: LetterFilter::default(), dry_run: false, rate: None });
     refused(
         redrive(r#"{"all":true,"key":"k"}"#),
-        r#"field "all" leaves nothing to select beside it"#,
+        r#"field "all" cannot be combined with other selectors"#,
     );
 }
 
-/// The name of a field is the client's, of any length and of any characters.
+/// The client chooses the name of an unknown field: any length, any characters.
 #[test]
-fn a_field_that_is_not_known_is_told_on_one_line_and_not_at_any_length() {
-    let told = |name: &str| match redrive(&format!(r#"{{"{name}":1}}"#)) {
+fn an_unknown_field_is_reported_escaped_and_truncated() {
+    let reported = |name: &str| match redrive(&format!(r#"{{"{name}":1}}"#)) {
         Err(Problem::Invalid(said)) => said,
         other => panic!("{other:?}"),
     };
-    let said = told("\u{7f}k\\u001b[2J");
+    let said = reported("\u{7f}k\\u001b[2J");
     assert!(said.contains(r"unknown field `\u{7f}k\u{1b}[2J`, expected one of"), "{said}");
-    let said = told(&"ü".repeat(100_000));
+    let said = reported(&"ü".repeat(100_000));
     assert!(said.chars().count() < 400 && said.ends_with("at line 1 column 200003"), "{said}");
     assert!(said.contains("unknown field `üüü") && said.contains("ü…"), "{said}");
 }
 
 #[test]
-fn what_breaks_a_rule_is_named() {
+fn an_invalid_field_is_named() {
     for (body, sentence) in [
         ("[]", "the body is not a JSON object"),
         (r#"{"key":7}"#, r#"field "key" must be a string, got the number 7"#),
-        (r#"{"key":""}"#, r#"field "key" is empty, leave it out to not select by it"#),
+        (r#"{"key":""}"#, r#"field "key" must not be empty, omit it to not filter by it"#),
         (
             r#"{"key_prefix":""}"#,
-            r#"field "key_prefix" is empty, leave it out to not select by it"#,
+            r#"field "key_prefix" must not be empty, omit it to not filter by it"#,
         ),
         (
             r#"{"cause":"bored"}"#,
@@ -97,7 +97,7 @@ fn what_breaks_a_rule_is_named() {
             r#"{"replica":"ftp://h"}"#,
             r#"field "replica": "ftp://h" must begin with http:// or https://"#,
         ),
-        (r#"{"ids":[]}"#, r#"field "ids" is empty, leave it out to not select by it"#),
+        (r#"{"ids":[]}"#, r#"field "ids" must not be empty, omit it to not filter by it"#),
         (
             r#"{"ids":[{"task_id":7}]}"#,
             r#"field "ids[0].task_id" must be the id of a task, got the number 7"#,
@@ -108,7 +108,7 @@ fn what_breaks_a_rule_is_named() {
         ),
         (
             r#"{"ids":[{"task_id":"7","replica":""}]}"#,
-            r#"field "ids[0].replica" is empty, leave it out to not select by it"#,
+            r#"field "ids[0].replica" must not be empty, omit it to not filter by it"#,
         ),
     ] {
         refused(redrive(body), sentence);
@@ -129,15 +129,15 @@ fn unknown_fields_are_named_at_every_level() {
         let Err(Problem::Invalid(said)) = redrive(body) else { panic!("{body}") };
         assert!(said.contains(&format!("unknown field `{name}`")), "{said}");
     }
-    let Err(Problem::Invalid(said)) = object::<Nothing>(br#"{"a":1}"#) else { panic!() };
+    let Err(Problem::Invalid(said)) = object::<EmptyBody>(br#"{"a":1}"#) else { panic!() };
     assert!(said.contains("unknown field `a`"), "{said}");
-    object::<Nothing>(b" {}").unwrap();
-    let discard = object::<Selection<'_>>(br#"{"all":true,"rate":1}"#).unwrap().discarded();
-    refused(discard, r#"there is no field "rate", discarding is done at once"#);
+    object::<EmptyBody>(b" {}").unwrap();
+    let discard = object::<SelectionBody<'_>>(br#"{"all":true,"rate":1}"#).unwrap().discarded();
+    refused(discard, r#"field "rate" is not supported: discarding has no rate limit"#);
 }
 
 #[test]
-fn a_thousand_can_be_named_and_no_more() {
+fn at_most_a_thousand_ids_are_accepted() {
     let ids = |count: usize| {
         let ids: Vec<_> = (0..count).map(|id| format!(r#"{{"task_id":"{id}"}}"#)).collect();
         redrive(&format!(r#"{{"ids":[{}]}}"#, ids.join(",")))
@@ -150,15 +150,15 @@ fn a_thousand_can_be_named_and_no_more() {
 
 #[test]
 fn a_new_address_is_required_and_checked() {
-    let to = |body: &str| object::<Rename<'_>>(body.as_bytes())?.checked();
+    let to = |body: &str| object::<RenameBody<'_>>(body.as_bytes())?.checked();
     assert_eq!(to(r#"{"to":"h:2"}"#).unwrap().as_str(), "http://h:2");
-    refused(to(""), r#"field "to" is missing, it must be the new address"#);
+    refused(to(""), r#"field "to" is missing: it must be the new address"#);
     refused(to(r#"{"to":true}"#), r#"field "to" must be a string, got true"#);
 }
 
 #[test]
-fn a_barrier_is_about_all_or_about_those_named_each_once() {
-    let about = |body: &str| object::<NewBarrier<'_>>(body.as_bytes())?.checked();
+fn a_barrier_covers_all_replicas_or_the_named_ones() {
+    let about = |body: &str| object::<BarrierBody<'_>>(body.as_bytes())?.checked();
     assert_eq!(about("").unwrap(), []);
     assert_eq!(about(r#"{"replicas":[]}"#).unwrap(), []);
     assert_eq!(about(r#"{"replicas":["h:1","http://h:1/"]}"#).unwrap().len(), 1);
