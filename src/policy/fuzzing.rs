@@ -26,9 +26,9 @@ pub(crate) fn policy(data: &[u8]) {
             None
         }
     };
-    let plain: Option<Vec<Plain>> = rules.as_ref().and_then(|_| {
+    let plain: Option<Vec<PlainRule>> = rules.as_ref().and_then(|_| {
         let lines = listed.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-        lines.filter(|line| !line.is_empty()).map(Plain::of).collect()
+        lines.filter(|line| !line.is_empty()).map(PlainRule::of).collect()
     });
     // This machine has 10.0.0.7.
     let is_local = |address: IpAddr| address == IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
@@ -55,7 +55,7 @@ fn judged(
     node: &Node,
     target: &Target,
     leads_to: Option<IpAddr>,
-    (lists, plain): (bool, Option<&[Plain]>),
+    (lists, plain): (bool, Option<&[PlainRule]>),
 ) {
     let told = policy.admit(node);
     let Ok(url) = Url::parse(node.as_str()) else { panic!("{node}") };
@@ -72,7 +72,7 @@ fn judged(
     assert_eq!(target.literal(), literal, "{node}");
     let Some(address) = literal.or(leads_to) else {
         // A name alone: with ranges among the rules, where it leads is asked later.
-        let named = |rule: &Plain| rule.covers(https, port) && rule.may_name(name);
+        let named = |rule: &PlainRule| rule.covers(https, port) && rule.may_name(name);
         if let Some(rules) = plain
             && !matches!(told, Err(Forbidden::Metadata | Forbidden::Itself))
         {
@@ -104,7 +104,7 @@ fn judged(
         return;
     }
     let address = address.to_canonical();
-    let allows = |rule: &Plain| {
+    let allows = |rule: &PlainRule| {
         rule.covers(https, port)
             && (rule.contains(address) || (literal.is_none() && rule.names(name)))
     };
@@ -190,19 +190,19 @@ fn is_never(address: IpAddr) -> bool {
 }
 
 /// A rule, read plainly: only what is written the plain way.
-struct Plain {
+struct PlainRule {
     https: Option<bool>,
-    place: Place,
+    place: PlainHost,
     ports: (u16, u16),
 }
 
-enum Place {
+enum PlainHost {
     Name(String),
     Under(String),
     Range { first: u128, length: u32, v4: bool, single: bool },
 }
 
-impl Plain {
+impl PlainRule {
     /// `None` where there is more to reading it.
     fn of(text: &str) -> Option<Self> {
         let (https, rest) = match text {
@@ -224,7 +224,7 @@ impl Plain {
             Some((first, last)) => (number(first)?, number(last)?),
             None => (number(ports)?, number(ports)?),
         };
-        Some(Self { https, place: Place::of(host)?, ports })
+        Some(Self { https, place: PlainHost::of(host)?, ports })
     }
 
     fn covers(&self, https: bool, port: u16) -> bool {
@@ -234,22 +234,22 @@ impl Plain {
     fn names(&self, name: Option<&str>) -> bool {
         let Some(name) = name else { return false };
         match &self.place {
-            Place::Name(only) => name == only,
-            Place::Under(suffix) => {
+            PlainHost::Name(only) => name == only,
+            PlainHost::Under(suffix) => {
                 name.strip_suffix(suffix.as_str()).is_some_and(|first| first.len() > 1)
                     && name.ends_with(&format!(".{suffix}"))
             }
-            Place::Range { .. } => false,
+            PlainHost::Range { .. } => false,
         }
     }
 
     /// Or its ranges may hold what the name leads to.
     fn may_name(&self, name: Option<&str>) -> bool {
-        self.names(name) || matches!(self.place, Place::Range { single: false, .. })
+        self.names(name) || matches!(self.place, PlainHost::Range { single: false, .. })
     }
 
     fn contains(&self, address: IpAddr) -> bool {
-        let Place::Range { first, length, v4, .. } = self.place else { return false };
+        let PlainHost::Range { first, length, v4, .. } = self.place else { return false };
         if v4 != address.is_ipv4() {
             return false;
         }
@@ -261,7 +261,7 @@ impl Plain {
     }
 }
 
-impl Place {
+impl PlainHost {
     fn of(host: &str) -> Option<Self> {
         let (address, length) = match host.split_once('/') {
             Some((address, length)) => (address, Some(length.parse::<u32>().ok()?)),

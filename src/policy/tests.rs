@@ -343,7 +343,7 @@ fn a_file_of_rules_may_have_comments_and_says_which_line_is_wrong() {
     let text = "# ours\n\nhttp://node-1:8081/ # the first\n  *.stores.example\n10.0.0.0/8:*\n";
     assert_eq!(rules(text).unwrap().len(), 3);
     let error = rules("node-1\n# fine\nftp://node-2\n").unwrap_err().to_string();
-    assert!(error.starts_with(r#"line 3: "ftp://node-2" has a scheme"#), "{error}");
+    assert!(error.starts_with(r#"line 3: "ftp://node-2" must have the scheme"#), "{error}");
     for empty in ["", "\n", "# nothing\n"] {
         assert_eq!(rules(empty), Err(LineError::Empty));
     }

@@ -13,7 +13,7 @@ use percent_encoding::percent_decode_str;
 use reqwest::{StatusCode, Url};
 
 use super::request::{go_duration, url};
-use super::verdict::{Answer, MAX_RETRY_AFTER, Sent, retry_after, verdict};
+use super::verdict::{MAX_RETRY_AFTER, ReplicaAnswer, Sent, retry_after, verdict};
 use crate::fuzzing::Input;
 use crate::policy::Target;
 use crate::task::{
@@ -115,7 +115,7 @@ pub(crate) fn answer(data: &[u8]) {
     let wait = retry_after(&asked, now);
     assert!(wait.is_none_or(|wait| wait <= MAX_RETRY_AFTER), "{asked:?}: {wait:?}");
     let sent = Sent { command, key: &key, value };
-    let said = verdict(&sent, &Answer { status, retry_after: wait, body });
+    let said = verdict(&sent, &ReplicaAnswer { status, retry_after: wait, body });
     let phrase = b"already replicated".as_slice();
     let has = |hay: &[u8], needle: &[u8]| hay.windows(needle.len()).any(|part| part == needle);
     let says = |text: &[u8]| has(&text.to_ascii_lowercase(), phrase);

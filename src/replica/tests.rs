@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
-use super::{Client, Settings, Tls, Tokens};
+use super::{ClientSettings, ClientTls, ReplicaClient, ReplicaTokens};
 use crate::policy::Policy;
 use crate::task::{AttemptOutcome, Consistency, Node, Operation, Task, TaskId, Timestamp, Verdict};
 
@@ -125,8 +125,8 @@ fn request_line(request: &str) -> &str {
     request.lines().next().unwrap()
 }
 
-fn settings(request_timeout: Duration) -> Settings {
-    Settings {
+fn settings(request_timeout: Duration) -> ClientSettings {
+    ClientSettings {
         node_id: "replicator".into(),
         request_timeout,
         connection_age: Duration::from_secs(60),
@@ -135,12 +135,18 @@ fn settings(request_timeout: Duration) -> Settings {
     }
 }
 
-fn client(request_timeout: Duration) -> Client {
+fn client(request_timeout: Duration) -> ReplicaClient {
     let settings = settings(request_timeout);
-    Client::new(&settings, Policy::new(None, None), Tls::default(), Tokens::default()).unwrap()
+    ReplicaClient::new(
+        &settings,
+        Policy::new(None, None),
+        ClientTls::default(),
+        ReplicaTokens::default(),
+    )
+    .unwrap()
 }
 
-fn patient() -> Client {
+fn patient() -> ReplicaClient {
     client(Duration::from_secs(120))
 }
 
@@ -333,7 +339,7 @@ async fn a_body_that_breaks_off_counts_as_far_as_it_came() {
     let verdict = hasty.send(&peer.node, &set("a/b", b"12345"), None, NOW).await.verdict;
     assert_eq!(
         &*rejected_text(verdict),
-        "the replica refused it with 400 Bad Request: no such bucket"
+        "the replica rejected the write with 400 Bad Request: no such bucket"
     );
 }
 
@@ -389,7 +395,7 @@ async fn a_request_that_cannot_be_made_is_rejected_without_the_key() {
     let peer = Peer::answering(OK).await;
     let task = set(&"private-key".repeat(10_000), b"v");
     let error = rejected_text(patient().send(&peer.node, &task, None, NOW).await.verdict);
-    assert!(error.starts_with("the request cannot be made: "), "{error}");
+    assert!(error.starts_with("cannot build the request: "), "{error}");
     assert!(!error.contains("private-key"), "{error}");
 }
 
@@ -451,8 +457,11 @@ fn plain_http_works_where_the_system_has_no_certificates() {
 
 #[test]
 fn a_node_id_that_fits_no_header_makes_no_client() {
-    let settings = Settings { node_id: "two\nlines".into(), ..settings(Duration::from_secs(1)) };
+    let settings =
+        ClientSettings { node_id: "two\nlines".into(), ..settings(Duration::from_secs(1)) };
     let policy = Policy::new(None, None);
-    let error = Client::new(&settings, policy, Tls::default(), Tokens::default()).unwrap_err();
+    let error =
+        ReplicaClient::new(&settings, policy, ClientTls::default(), ReplicaTokens::default())
+            .unwrap_err();
     assert!(error.to_string().contains(r#""two\nlines""#));
 }

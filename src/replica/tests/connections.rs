@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Barrier;
 
 use super::*;
-use crate::replica::names::{Lookup, Times};
+use crate::replica::names::{Lookup, LookupTimes};
 
 /// What a replica does with the request `count` (from 0) of a connection.
 #[derive(Clone, Copy)]
@@ -61,11 +61,11 @@ async fn follow(
     }
 }
 
-async fn attempt(client: &Client, node: &Node) -> AttemptOutcome {
+async fn attempt(client: &ReplicaClient, node: &Node) -> AttemptOutcome {
     client.send(node, &set("private-key", b"v"), None, NOW).await
 }
 
-async fn send(client: &Client, node: &Node) -> Verdict {
+async fn send(client: &ReplicaClient, node: &Node) -> Verdict {
     attempt(client, node).await.verdict
 }
 
@@ -147,7 +147,7 @@ async fn a_repeat_that_cannot_connect_leaves_it_open_whether_the_first_request_w
 }
 
 /// All wait for each other, so that each has a connection of its own.
-async fn together(count: usize, client: &Client, node: &Node) {
+async fn together(count: usize, client: &ReplicaClient, node: &Node) {
     let barrier = Arc::new(Barrier::new(count));
     let sends = (0..count).map(|_| {
         let (client, node, barrier) = (client.clone(), node.clone(), Arc::clone(&barrier));
@@ -187,10 +187,10 @@ async fn connections_from_before_a_silence_are_not_used_again() {
     assert!(after.iter().all(|connection| *connection > before), "{before}: {after:?}");
 }
 
-fn aged(age: Duration) -> Client {
-    let settings = Settings { connection_age: age, ..settings(Duration::from_secs(120)) };
-    let (policy, tls) = (Policy::new(None, None), Tls::default());
-    Client::new(&settings, policy, tls, Tokens::default()).unwrap()
+fn aged(age: Duration) -> ReplicaClient {
+    let settings = ClientSettings { connection_age: age, ..settings(Duration::from_secs(120)) };
+    let (policy, tls) = (Policy::new(None, None), ClientTls::default());
+    ReplicaClient::new(&settings, policy, tls, ReplicaTokens::default()).unwrap()
 }
 
 #[tokio::test]
@@ -217,12 +217,13 @@ async fn a_name_is_looked_up_again_when_its_connection_is_old() {
             count.fetch_add(1, Ordering::SeqCst);
             Ok(vec!["127.0.0.1".parse().unwrap()])
         };
-        let settings = Settings { connection_age: age, ..settings(Duration::from_secs(120)) };
-        let (policy, tls, tokens) = (Policy::new(None, None), Tls::default(), Tokens::default());
+        let settings = ClientSettings { connection_age: age, ..settings(Duration::from_secs(120)) };
+        let (policy, tls, tokens) =
+            (Policy::new(None, None), ClientTls::default(), ReplicaTokens::default());
         // No lookup is answered from the cache.
-        let uncached = Times { fresh: Duration::ZERO, ..Times::default() };
-        let resolving: (Lookup, Times) = (Arc::new(lookup), uncached);
-        let client = Client::resolving(&settings, policy, tls, tokens, resolving).unwrap();
+        let uncached = LookupTimes { fresh: Duration::ZERO, ..LookupTimes::default() };
+        let resolving: (Lookup, LookupTimes) = (Arc::new(lookup), uncached);
+        let client = ReplicaClient::resolving(&settings, policy, tls, tokens, resolving).unwrap();
         for _ in 0..3 {
             assert_eq!(send(&client, &node).await, Verdict::Delivered);
         }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::super::names::{Lookup, LookupError, Names, Shortage, Times};
+use super::super::names::{Lookup, LookupError, LookupShortage, LookupTimes, Names};
 
 /// So long that only a test that fails gets there.
 const LONG: Duration = Duration::from_secs(120);
-const NEVER_SLOW: Times = Times { fresh: Duration::ZERO, slow: LONG };
-const SLOW_AT_ONCE: Times = Times { fresh: Duration::ZERO, slow: Duration::ZERO };
+const NEVER_SLOW: LookupTimes = LookupTimes { fresh: Duration::ZERO, slow: LONG };
+const SLOW_AT_ONCE: LookupTimes = LookupTimes { fresh: Duration::ZERO, slow: Duration::ZERO };
 
 fn address(n: u8) -> IpAddr {
     IpAddr::from([192, 0, 2, n])
@@ -150,7 +150,7 @@ async fn who_has_no_place_for_a_lookup_has_met_a_shortage_of_ours() {
     let _asked = ask_dead(&names, 256);
     servers.until_hanging(256).await;
     let short = Arc::clone(&names).addresses("new", Duration::ZERO).await;
-    assert!(matches!(short, Err(LookupError::Shortage(Shortage::Places))), "{short:?}");
+    assert!(matches!(short, Err(LookupError::Shortage(LookupShortage::Permits))), "{short:?}");
     servers.hang(false);
     assert!(names.addresses("new", LONG).await.is_ok(), "its lookup was only put off");
 }
@@ -180,11 +180,11 @@ async fn a_name_that_has_moved_is_followed() {
 #[tokio::test]
 async fn a_fresh_answer_needs_no_lookup_until_all_are_dropped() {
     let lookup = in_turn(vec![Ok(vec![address(1)]), Ok(vec![address(2)])]);
-    let names = Names::new(lookup, Times { fresh: LONG, slow: LONG });
+    let names = Names::new(lookup, LookupTimes { fresh: LONG, slow: LONG });
     for n in [1, 1, 1] {
         assert_eq!(*Arc::clone(&names).addresses("name", LONG).await.unwrap(), [address(n)]);
     }
-    names.forget_answers();
+    names.clear_answers();
     assert_eq!(*names.addresses("name", LONG).await.unwrap(), [address(2)]);
 }
 
@@ -213,6 +213,6 @@ async fn the_names_that_are_remembered_are_bounded() {
     for n in 0..4_200 {
         Arc::clone(&names).addresses(&format!("name{n}"), LONG).await.unwrap();
     }
-    assert_eq!(names.remembered(), 4_096);
+    assert_eq!(names.cached(), 4_096);
     assert!(names.last("name0").is_none() && names.last("name4199").is_some());
 }

@@ -4,12 +4,12 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::super::names::{Lookup, Times};
+use super::super::names::{Lookup, LookupTimes};
 use super::*;
 use crate::policy::Rule;
 
 /// Every connection is preceded by a lookup, however long that takes.
-const AT_ONCE: Times = Times { fresh: Duration::ZERO, slow: Duration::from_secs(120) };
+const AT_ONCE: LookupTimes = LookupTimes { fresh: Duration::ZERO, slow: Duration::from_secs(120) };
 
 const CLOSING: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
 
@@ -21,10 +21,10 @@ fn rules(rules: &[&str]) -> Option<Vec<Rule>> {
     Some(rules.iter().map(|rule| rule.parse().unwrap()).collect())
 }
 
-fn looking_up(policy: &Policy, lookup: Lookup) -> Client {
+fn looking_up(policy: &Policy, lookup: Lookup) -> ReplicaClient {
     let settings = settings(Duration::from_secs(120));
-    let (tls, tokens) = (Tls::default(), Tokens::default());
-    Client::resolving(&settings, policy.clone(), tls, tokens, (lookup, AT_ONCE)).unwrap()
+    let (tls, tokens) = (ClientTls::default(), ReplicaTokens::default());
+    ReplicaClient::resolving(&settings, policy.clone(), tls, tokens, (lookup, AT_ONCE)).unwrap()
 }
 
 /// Answers with one of `answers` after the other, and then with the last; counts its questions.
@@ -47,11 +47,11 @@ fn port(peer: &Peer) -> &str {
     peer.node.as_str().rsplit(':').next().unwrap()
 }
 
-async fn attempt(client: &Client, node: &Node) -> AttemptOutcome {
+async fn attempt(client: &ReplicaClient, node: &Node) -> AttemptOutcome {
     client.send(node, &set("private-key", b"v"), None, NOW).await
 }
 
-async fn send(client: &Client, node: &Node) -> Verdict {
+async fn send(client: &ReplicaClient, node: &Node) -> Verdict {
     attempt(client, node).await.verdict
 }
 
@@ -67,7 +67,7 @@ async fn a_name_that_leads_elsewhere_the_second_time_gets_nowhere() {
         let error = rejected_text(send(&client, &node).await);
         assert_eq!(
             &*error,
-            "not sent: the replica leads to 169.254.169.254, a link-local address, which is never written to"
+            "not sent: the replica resolves to 169.254.169.254, a link-local address, which is always blocked"
         );
     }
     assert_eq!(asked.load(Ordering::SeqCst), 3);
@@ -83,7 +83,7 @@ async fn a_name_that_leads_into_a_range_the_first_time_alone_is_refused_the_seco
     assert_eq!(send(&client, &node).await, Verdict::Delivered);
     peer.seen();
     let error = rejected_text(send(&client, &node).await);
-    assert!(error.contains("leads to 127.0.1.1, which is not among"), "{error}");
+    assert!(error.contains("resolves to 127.0.1.1, which is not allowed by"), "{error}");
     assert!(peer.requests.try_recv().is_err());
 }
 
@@ -114,7 +114,7 @@ async fn a_range_counts_for_its_ports_alone_whatever_is_sent_at_the_same_time() 
     for attempt in attempts.collect::<Vec<_>>() {
         match attempt.await.unwrap() {
             (true, verdict) => assert_eq!(verdict, Verdict::Delivered),
-            (false, verdict) => assert!(rejected_text(verdict).contains("leads to 127.0.0.1")),
+            (false, verdict) => assert!(rejected_text(verdict).contains("resolves to 127.0.0.1")),
         }
     }
     assert!(bad.requests.try_recv().is_err());
@@ -127,7 +127,7 @@ async fn an_address_that_is_forbidden_is_neither_looked_up_nor_connected_to() {
     let client = looking_up(&Policy::new(rules(&["10.0.0.0/8"]), None), lookup);
     for host in ["127.0.0.1", "2130706433", "0x7f.1", "0177.0.0.1", "[::ffff:127.0.0.1]"] {
         let error = rejected_text(send(&client, &named(&peer, host)).await);
-        assert!(error.starts_with("not sent: the replica is not among"), "{host}: {error}");
+        assert!(error.starts_with("not sent: the replica is not allowed by"), "{host}: {error}");
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0);
     assert!(peer.requests.try_recv().is_err());
@@ -144,9 +144,9 @@ async fn rules_that_were_replaced_hold_for_connections_that_are_open() {
     // By name it may still pass, and only a new connection asks where it leads.
     policy.replace(rules(&["10.0.0.0/8"]));
     client.renew(None, None).unwrap();
-    assert!(rejected_text(send(&client, &node).await).contains("leads to 127.0.0.1"));
+    assert!(rejected_text(send(&client, &node).await).contains("resolves to 127.0.0.1"));
     policy.replace(rules(&["other.example"]));
-    assert!(rejected_text(send(&client, &node).await).contains("is not among"));
+    assert!(rejected_text(send(&client, &node).await).contains("is not allowed by"));
 }
 
 #[tokio::test]
@@ -173,9 +173,11 @@ async fn a_name_server_that_hangs_costs_an_attempt_its_time_and_no_more() {
         Ok(vec![ip("127.0.0.1")])
     });
     let request_timeout = Duration::from_millis(200);
-    let settings = Settings { idle_per_replica: 1, ..settings(request_timeout) };
-    let (policy, tls, tokens) = (Policy::new(None, None), Tls::default(), Tokens::default());
-    let client = Client::resolving(&settings, policy, tls, tokens, (lookup, AT_ONCE)).unwrap();
+    let settings = ClientSettings { idle_per_replica: 1, ..settings(request_timeout) };
+    let (policy, tls, tokens) =
+        (Policy::new(None, None), ClientTls::default(), ReplicaTokens::default());
+    let client =
+        ReplicaClient::resolving(&settings, policy, tls, tokens, (lookup, AT_ONCE)).unwrap();
     let AttemptOutcome { verdict, ambiguous, .. } =
         attempt(&client, &named(&peer, "db.example")).await;
     drop(release);
@@ -187,15 +189,15 @@ async fn an_answer_from_the_cache_is_shown_to_the_policy_as_well() {
     let peer = Peer::answering(CLOSING).await;
     let (lookup, asked) = telling(vec![vec![ip("127.0.0.1")]]);
     let policy = Policy::new(rules(&["127.0.0.0/8"]), None);
-    let (tls, tokens) = (Tls::default(), Tokens::default());
-    let times = Times { fresh: Duration::from_secs(3600), ..AT_ONCE };
+    let (tls, tokens) = (ClientTls::default(), ReplicaTokens::default());
+    let times = LookupTimes { fresh: Duration::from_secs(3600), ..AT_ONCE };
     let settings = settings(Duration::from_secs(120));
     let client =
-        Client::resolving(&settings, policy.clone(), tls, tokens, (lookup, times)).unwrap();
+        ReplicaClient::resolving(&settings, policy.clone(), tls, tokens, (lookup, times)).unwrap();
     let node = named(&peer, "db.example");
     assert_eq!(send(&client, &node).await, Verdict::Delivered);
     policy.replace(rules(&["10.0.0.0/8"]));
-    assert!(rejected_text(send(&client, &node).await).contains("leads to 127.0.0.1"));
+    assert!(rejected_text(send(&client, &node).await).contains("resolves to 127.0.0.1"));
     assert_eq!(asked.load(Ordering::SeqCst), 1);
 }
 
@@ -226,10 +228,11 @@ async fn an_address_without_a_route_is_a_failure_of_the_replica_and_no_lack_of_p
 async fn a_token_goes_to_its_replica_and_to_no_other() {
     let (mut ours, mut other) = (Peer::answering(OK).await, Peer::answering(OK).await);
     let request_timeout = Duration::from_secs(120);
-    let settings = Settings { idle_per_replica: 1, ..settings(request_timeout) };
-    let tokens = |token| Tokens::parse(&format!("{} {token}", ours.node)).unwrap();
+    let settings = ClientSettings { idle_per_replica: 1, ..settings(request_timeout) };
+    let tokens = |token| ReplicaTokens::parse(&format!("{} {token}", ours.node)).unwrap();
     let policy = Policy::new(None, None);
-    let client = Client::new(&settings, policy, Tls::default(), tokens("one")).unwrap();
+    let client =
+        ReplicaClient::new(&settings, policy, ClientTls::default(), tokens("one")).unwrap();
     send(&client, &ours.node).await;
     send(&client, &other.node).await;
     let renewed = tokens("two");
