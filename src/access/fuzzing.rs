@@ -1,11 +1,11 @@
-//! Any text as the list of tokens.
+//! Fuzz target: any text as the list of tokens.
 
-#![allow(clippy::panic, reason = "that is how a target says what does not hold")]
+#![allow(clippy::panic, reason = "a target fails by panicking")]
 
 use super::file;
 
-/// What is read says the same when it is written and read again; what is not is told without any
-/// token that stands in it; and no text is a token because it stands in the list.
+/// A parsed list is unchanged when it is written and parsed again. An error contains no token of the
+/// list. No word of the list is accepted as a token.
 pub(crate) fn tokens(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let tokens = match file::parse(text, "tokens") {
@@ -14,7 +14,7 @@ pub(crate) fn tokens(data: &[u8]) {
             let why = why.to_string();
             assert!(why.len() < 4096 && !why.contains(char::is_control), "{why:?}");
             for secret in secrets(text).chain(passwords(text)) {
-                assert!(!why.contains(secret), "{why:?} tells {secret}");
+                assert!(!why.contains(secret), "{why:?} contains {secret}");
             }
             return;
         }
@@ -30,18 +30,18 @@ pub(crate) fn tokens(data: &[u8]) {
         let Some((same, held)) = again.0.get(id) else { panic!("{stored} is gone") };
         assert_eq!((same, &held.grant), (stored, &holder.grant));
         assert!(!holder.grant.roles.is_empty());
-        // Also in the form that a token has: without its secret the sum alone is right.
+        // A token with a wrong secret and a correct checksum.
         let id: String = stored.to_string().chars().take_while(|c| *c != ':').collect();
         let made_up = format!("rpl_{id}_{}", "0".repeat(64));
         let sum = crc32fast::hash(made_up.as_bytes());
         assert!(tokens.find(&format!("{made_up}{sum:08x}")).is_none());
     }
     for word in text.split_whitespace().take(64) {
-        assert!(tokens.find(word).is_none(), "{word} is a token");
+        assert!(tokens.find(word).is_none(), "{word} is accepted as a token");
     }
 }
 
-/// The secrets in a text: what follows the id of a token, if it is long enough to be of use.
+/// The secrets in a text: the part after the id of a token, if it has at least 16 characters.
 fn secrets(text: &str) -> impl Iterator<Item = &str> {
     let after = text.match_indices("rpl_").filter_map(|(at, _)| text.get(at + 4..));
     after
@@ -53,7 +53,7 @@ fn secrets(text: &str) -> impl Iterator<Item = &str> {
         .filter(|secret| secret.len() >= 16)
 }
 
-/// The passwords in the addresses of a text, where they are long enough to be told from other words.
+/// The passwords in the addresses of a text, if they are long enough not to match other words.
 fn passwords(text: &str) -> impl Iterator<Item = &str> {
     let before = text.match_indices('@').filter_map(|(at, _)| text.get(..at));
     before.filter_map(|before| {

@@ -1,9 +1,9 @@
-//! Any bytes as the body of a write.
+//! Fuzz target: any bytes as the body of a write.
 
 #![allow(
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a target says by a panic what does not hold; a missing field of a JSON value is null"
+    reason = "a target fails by panicking; a missing field of a JSON value is null"
 )]
 
 use std::time::Duration;
@@ -25,11 +25,10 @@ const MAX_KEY_BYTES: usize = 32;
 const MAX_VALUE_BYTES: usize = 64;
 const MAX_REPLICAS: usize = 4;
 
-/// The longest sentence: what is shown of a text is a hundred characters, each of which may be
-/// escaped, and a scheme can be as long as an address.
+/// Longest error: it shows up to 100 characters of a text, each of which may be escaped, and a
+/// scheme can be as long as an address.
 const MAX_SENTENCE_BYTES: usize = 3_000;
 
-/// The limits of a server that is asked by these targets.
 pub(super) fn settings() -> Settings {
     let own = Own { address: ([127, 0, 0, 1], 8085).into(), is_local: |_| false };
     Settings {
@@ -48,28 +47,28 @@ pub(super) fn settings() -> Settings {
     }
 }
 
-/// What is taken says what the body says and keeps every limit; what is refused is so in a sentence
-/// that names the field and not the value.
+/// An accepted write equals its body and is within every limit. The error of a rejected one names
+/// the field and not the value.
 pub(crate) fn body(data: &[u8]) {
     let settings = settings();
     match write(data, &settings) {
         Ok(write) => {
-            taken(data, &write);
-            again(&write, &settings);
+            check_accepted(data, &write);
+            round_trip(&write, &settings);
         }
-        Err(problem) => refused(data, &problem),
+        Err(problem) => check_rejected(data, &problem),
     }
 }
 
-/// A second reading of a body that was taken as `write`.
-pub(super) fn taken(body: &[u8], Write { task, spelled }: &Write) {
+/// Compares `write` with a second parse of its body.
+pub(super) fn check_accepted(body: &[u8], Write { task, spelled }: &Write) {
     assert!(!matches!(&*task.key, "" | "." | "..") && task.key.len() <= MAX_KEY_BYTES);
     assert!(task.value.len() <= MAX_VALUE_BYTES, "{} bytes", task.value.len());
     assert!((1..=MAX_REPLICAS).contains(&task.replicas.len()), "{:?}", task.replicas);
     assert_eq!(spelled.len(), task.replicas.len());
     assert!(task.user_id.as_ref().is_none_or(|user| (1..=256).contains(&user.len())));
     assert!(task.trace.is_none());
-    // What is read over is not looked at as closely as here.
+    // The server skips unknown fields without the checks of this parser.
     let Ok(json) = serde_json::from_slice::<Value>(body) else { return };
     let text = |field: &str| json[field].as_str().unwrap_or_default();
     assert_eq!(task.key, text("key"));
@@ -99,7 +98,7 @@ pub(super) fn taken(body: &[u8], Write { task, spelled }: &Write) {
     let mut nodes = Vec::new();
     for entry in json["replica_nodes"].as_array().into_iter().flatten() {
         let text = entry.as_str().unwrap_or_default();
-        let Ok(node) = Node::parse(text) else { panic!("{entry} was taken") };
+        let Ok(node) = Node::parse(text) else { panic!("{entry} was accepted") };
         if !nodes.contains(&node) {
             assert_eq!(spelled.get(nodes.len()).map(String::as_str), Some(text));
             nodes.push(node);
@@ -108,8 +107,8 @@ pub(super) fn taken(body: &[u8], Write { task, spelled }: &Write) {
     assert_eq!(task.replicas, nodes);
 }
 
-/// The same write, said as plainly as it can be, is the same write.
-fn again(Write { task, .. }: &Write, settings: &Settings) {
+/// Parsing the canonical body of a write gives the same write.
+fn round_trip(Write { task, .. }: &Write, settings: &Settings) {
     let plain = json!({
         "key": task.key,
         "value": STANDARD.encode(&task.value),
@@ -125,17 +124,17 @@ fn again(Write { task, .. }: &Write, settings: &Settings) {
     assert!(read.as_ref().is_ok_and(|read| *read == task), "{task:?}, and then {read:?}");
 }
 
-/// What is said to a body that was not taken.
-pub(super) fn refused(body: &[u8], problem: &Problem) {
-    let (Problem::Invalid(said) | Problem::TooLarge(said) | Problem::Forbidden(said)) = problem
+/// Checks the error of a rejected body.
+pub(super) fn check_rejected(body: &[u8], problem: &Problem) {
+    let (Problem::Invalid(error) | Problem::TooLarge(error) | Problem::Forbidden(error)) = problem
     else {
         panic!("{problem:?}")
     };
-    assert!(said.len() <= MAX_SENTENCE_BYTES, "{} bytes: {said}", said.len());
-    assert!(!said.contains(|c: char| c.is_control()), "{said:?}");
-    let names = ["field \"", "the body is not"].iter().any(|word| said.starts_with(word));
-    assert!(names, "{said:?} names no field");
-    // Long enough to be told from what any sentence says.
+    assert!(error.len() <= MAX_SENTENCE_BYTES, "{} bytes: {error}", error.len());
+    assert!(!error.contains(|c: char| c.is_control()), "{error:?}");
+    let names = ["field \"", "the body is not"].iter().any(|word| error.starts_with(word));
+    assert!(names, "{error:?} names no field");
+    // Only values that are too long to be in the text by chance.
     let Ok(json) = serde_json::from_slice::<Value>(body) else { return };
     let Some(value) = json["value"].as_str().filter(|value| value.len() >= 12) else { return };
     let elsewhere = json
@@ -143,5 +142,5 @@ pub(super) fn refused(body: &[u8], problem: &Problem) {
         .into_iter()
         .flatten()
         .any(|(field, other)| field != "value" && other.to_string().contains(value));
-    assert!(elsewhere || !said.contains(value), "{said:?} tells the value");
+    assert!(elsewhere || !error.contains(value), "{error:?} contains the value");
 }

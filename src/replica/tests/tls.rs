@@ -1,4 +1,4 @@
-//! Certificates, good and bad, against a real TLS server.
+//! Valid and invalid certificates against a real TLS server.
 
 use super::secure::{Authority, Issued, front};
 use super::*;
@@ -16,7 +16,7 @@ fn client_with(tls: ClientTls) -> ReplicaClient {
     ReplicaClient::new(&settings, Policy::new(None, None), tls, ReplicaTokens::default()).unwrap()
 }
 
-/// What becomes of a write to a replica with this certificate; and whether it saw it.
+/// The verdict of an attempt to a replica with this certificate, and whether the replica received it.
 async fn attempt(
     client: &ReplicaClient,
     server: &Issued,
@@ -32,23 +32,23 @@ async fn attempt(
         outcome.verdict
     };
     let mut verdict = send().await;
-    // Where the connection was lost before its reason was read, the next attempt tells.
+    // If the connection was lost before the TLS alert was read, the next attempt has the reason.
     while matches!(&verdict, Verdict::Retry { error, .. } if error.contains("was not ready")) {
         verdict = send().await;
     }
     (verdict, peer.requests.try_recv().is_ok())
 }
 
-/// An operator can mend it, and the replica has not seen the write.
+/// A retry, because an operator can fix it, of a write that the replica has not received.
 #[track_caller]
-fn failed_with((verdict, seen): (Verdict, bool), said: &str) {
-    assert!(!seen);
+fn failed_with((verdict, received): (Verdict, bool), expected: &str) {
+    assert!(!received);
     let error = retry_text(verdict);
-    assert!(error.contains(said) && !error.contains("private-key"), "{error}");
+    assert!(error.contains(expected) && !error.contains("private-key"), "{error}");
 }
 
 #[tokio::test]
-async fn a_good_certificate_of_a_trusted_authority_is_believed() {
+async fn a_valid_certificate_of_a_trusted_authority_is_accepted() {
     let ours = Authority::new("ours");
     let client = client_with(tls(&ours, None));
     let got = attempt(&client, &ours.issue("127.0.0.1"), None).await;
@@ -56,7 +56,7 @@ async fn a_good_certificate_of_a_trusted_authority_is_believed() {
 }
 
 #[tokio::test]
-async fn a_certificate_for_another_name_is_refused_and_retried() {
+async fn a_certificate_for_another_name_is_rejected_and_retried() {
     let ours = Authority::new("ours");
     let client = client_with(tls(&ours, None));
     let got = attempt(&client, &ours.issue("other.example"), None).await;
@@ -64,7 +64,7 @@ async fn a_certificate_for_another_name_is_refused_and_retried() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_has_expired_is_refused_and_retried() {
+async fn an_expired_certificate_is_rejected_and_retried() {
     let ours = Authority::new("ours");
     let client = client_with(tls(&ours, None));
     let got = attempt(&client, &ours.issue_expired("127.0.0.1"), None).await;
@@ -72,7 +72,7 @@ async fn a_certificate_that_has_expired_is_refused_and_retried() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_an_unknown_authority_is_refused_and_retried() {
+async fn a_certificate_of_an_unknown_authority_is_rejected_and_retried() {
     let client = client_with(tls(&Authority::new("ours"), None));
     let theirs = Authority::new("theirs").issue("127.0.0.1");
     let got = attempt(&client, &theirs, None).await;
@@ -80,7 +80,7 @@ async fn a_certificate_of_an_unknown_authority_is_refused_and_retried() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_an_authority_is_refused_in_words_and_retried() {
+async fn a_ca_certificate_is_rejected_and_retried() {
     let ours = Authority::new("ours");
     let client = client_with(tls(&ours, None));
     let got = attempt(&client, &ours.issue_authority("127.0.0.1"), None).await;
@@ -88,7 +88,7 @@ async fn a_certificate_of_an_authority_is_refused_in_words_and_retried() {
 }
 
 #[tokio::test]
-async fn a_client_certificate_that_is_missing_is_told_and_retried() {
+async fn a_missing_client_certificate_is_reported_and_retried() {
     let ours = Authority::new("ours");
     let client = client_with(tls(&ours, None));
     let got = attempt(&client, &ours.issue("127.0.0.1"), Some(&ours)).await;
@@ -96,7 +96,7 @@ async fn a_client_certificate_that_is_missing_is_told_and_retried() {
 }
 
 #[tokio::test]
-async fn a_client_certificate_of_another_authority_is_told_and_retried() {
+async fn a_client_certificate_of_another_authority_is_reported_and_retried() {
     let ours = Authority::new("ours");
     let theirs = Authority::new("theirs").issue("replicator");
     let client = client_with(tls(&ours, Some(&theirs)));
@@ -105,7 +105,7 @@ async fn a_client_certificate_of_another_authority_is_told_and_retried() {
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_shown_and_renewed_while_it_runs() {
+async fn a_client_certificate_is_presented_and_replaced_at_runtime() {
     let (ours, new) = (Authority::new("ours"), Authority::new("new"));
     let client = client_with(tls(&ours, Some(&ours.issue("replicator"))));
     let server = ours.issue("127.0.0.1");
@@ -118,7 +118,7 @@ async fn a_client_certificate_is_shown_and_renewed_while_it_runs() {
 }
 
 #[test]
-fn files_that_hold_something_else_say_so() {
+fn wrong_certificate_and_key_files_are_reported() {
     let ours = Authority::new("ours");
     let (one, other) = (ours.issue("a"), ours.issue("b"));
     let trusting =

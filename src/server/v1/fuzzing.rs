@@ -1,6 +1,6 @@
-//! Any bytes as a batch, and as what an operator asks and posts.
+//! Fuzz targets: any bytes as a batch, and as the query and body of an operator's request.
 
-#![allow(clippy::panic, reason = "a target says by a panic what does not hold")]
+#![allow(clippy::panic, reason = "a target fails by panicking")]
 
 use std::time::Duration;
 
@@ -14,28 +14,28 @@ use super::bodies::{NewBarrier, Nothing, Rename, Selected, Selection, object};
 use super::extract::{CAUSES, Parameters, STATES};
 use super::validate::batched;
 use crate::dispatcher::LetterFilter;
-use crate::server::fuzzing::{refused, settings, taken};
+use crate::server::fuzzing::{check_accepted, check_rejected, settings};
 use crate::task::Node;
 
-/// A batch comes apart into the writes that stand in it, in their order; each is taken or refused as
-/// it would be alone. An exclamation mark in front has it announced as lines.
+/// A batch is split into its writes, in order; each is accepted or rejected as it would be alone. An
+/// exclamation mark in front sets the content type of lines.
 pub(crate) fn batch(data: &[u8]) {
-    let (data, announced) = match data.strip_prefix(b"!") {
+    let (data, as_lines) = match data.strip_prefix(b"!") {
         Some(rest) => (rest, true),
         None => (data, false),
     };
     let mut headers = HeaderMap::new();
-    if announced {
+    if as_lines {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     }
     let writes = match apart(&headers, data) {
         Ok(writes) => writes,
-        Err(problem) => return sentence(&problem),
+        Err(problem) => return check_sentence(&problem),
     };
     assert!((1..=MAX_WRITES).contains(&writes.len()), "{} writes", writes.len());
-    let array = !announced && data.trim_ascii_start().starts_with(b"[");
+    let array = !as_lines && data.trim_ascii_start().starts_with(b"[");
     if array {
-        // What is only read over is not looked at as closely as here.
+        // The server skips parts of the text without the checks of this parser.
         if let Ok(entries) = serde_json::from_slice::<Vec<Value>>(data) {
             let each = writes.iter().map(|write| serde_json::from_slice::<Value>(write).ok());
             assert!(each.eq(entries.into_iter().map(Some)));
@@ -48,108 +48,110 @@ pub(crate) fn batch(data: &[u8]) {
     for write in writes.iter().take(64) {
         match batched(write, &settings) {
             Ok((read, key)) => {
-                taken(write, &read);
+                check_accepted(write, &read);
                 let plain = |key: &str| {
                     (1..=255).contains(&key.len())
                         && key.bytes().all(|byte| byte.is_ascii_graphic())
                 };
                 assert!(key.as_deref().is_none_or(plain), "{key:?}");
             }
-            Err(problem) => refused(write, &problem),
+            Err(problem) => check_rejected(write, &problem),
         }
     }
 }
 
-/// What an operator asks for is read as it stands there, or refused in a sentence. The first line is
-/// a query, the rest a body.
+/// A request of an operator is parsed exactly, or rejected with one sentence. The first line is the
+/// query, the rest the body.
 pub(crate) fn operator(data: &[u8]) {
     let end = data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());
     let (query, body) = data.split_at(end);
     if let Ok(query) = std::str::from_utf8(query) {
-        asked(query);
+        check_query(query);
     }
-    posted(body);
+    check_body(body);
 }
 
-fn asked(query: &str) {
+fn check_query(query: &str) {
     const KNOWN: [&str; 7] = ["state", "replica", "key", "limit", "cursor", "types", "wait"];
     let most = Duration::from_secs(60);
-    let read = |asked: &mut Parameters| {
-        let state = asked.words("state", &STATES)?;
+    let read = |parameters: &mut Parameters| {
+        let state = parameters.words("state", &STATES)?;
         assert!(state.is_none_or(|states| !states.is_empty()));
-        asked.word("types", &CAUSES)?;
-        let limit = asked.limit()?;
+        parameters.word("types", &CAUSES)?;
+        let limit = parameters.limit()?;
         assert!((1..=1000).contains(&limit), "{limit}");
-        let wait = asked.duration("wait", most)?;
+        let wait = parameters.duration("wait", most)?;
         assert!(wait.is_none_or(|wait| wait <= most), "{wait:?}");
-        asked.cursor::<u64>()?;
-        asked.node("replica")
+        parameters.cursor::<u64>()?;
+        parameters.node("replica")
     };
     match Parameters::read(Some(query), &KNOWN) {
-        Ok(mut asked) => match read(&mut asked) {
-            Ok(node) => normal(node.as_ref()),
-            Err(problem) => sentence(&problem),
+        Ok(mut parameters) => match read(&mut parameters) {
+            Ok(node) => check_normal(node.as_ref()),
+            Err(problem) => check_sentence(&problem),
         },
-        Err(problem) => sentence(&problem),
+        Err(problem) => check_sentence(&problem),
     }
 }
 
-fn posted(body: &[u8]) {
+fn check_body(body: &[u8]) {
     if let Err(problem) = object::<Nothing>(body) {
-        sentence(&problem);
+        check_sentence(&problem);
     }
     match object::<Rename<'_>>(body).and_then(Rename::checked) {
-        Ok(node) => normal(Some(&node)),
-        Err(problem) => sentence(&problem),
+        Ok(node) => check_normal(Some(&node)),
+        Err(problem) => check_sentence(&problem),
     }
     match object::<NewBarrier<'_>>(body).and_then(NewBarrier::checked) {
         Ok(nodes) => {
             for (at, node) in nodes.iter().enumerate() {
-                normal(Some(node));
+                check_normal(Some(node));
                 assert!(
                     nodes.iter().take(at).all(|before| before != node),
                     "{node} is there twice"
                 );
             }
         }
-        Err(problem) => sentence(&problem),
+        Err(problem) => check_sentence(&problem),
     }
     let discarded = object::<Selection<'_>>(body).and_then(Selection::discarded);
     match object::<Selection<'_>>(body).and_then(Selection::redriven) {
         Ok(selected) => {
-            selects(body, &selected);
-            // The same letters, but for the rate, which discarding does not have.
+            check_selection(body, &selected);
+            // Discarding selects the same letters, except that it takes no rate.
             match discarded {
                 Ok(same) => assert_eq!(same, selected),
                 Err(_) => assert!(selected.rate.is_some(), "{selected:?}"),
             }
         }
         Err(problem) => {
-            sentence(&problem);
+            check_sentence(&problem);
             assert!(discarded.is_err(), "{problem:?}, and {discarded:?}");
         }
     }
 }
 
-/// All dead letters are only ever selected by a body that says so.
-fn selects(body: &[u8], selected: &Selected) {
+/// Only a body with `"all":true` selects all dead letters.
+fn check_selection(body: &[u8], selected: &Selected) {
     let json = serde_json::from_slice::<Value>(body);
     let says_all = json.is_ok_and(|json| json.get("all") == Some(&Value::Bool(true)));
     assert_eq!(selected.filter == LetterFilter::default(), says_all, "{selected:?}");
     let ids = selected.filter.ids.iter().flatten();
     let named = ids.filter_map(|(_, node)| node.as_ref());
-    named.chain(&selected.filter.replica).for_each(|node| normal(Some(node)));
+    named.chain(&selected.filter.replica).for_each(|node| check_normal(Some(node)));
 }
 
-fn normal(node: Option<&Node>) {
+fn check_normal(node: Option<&Node>) {
     if let Some(node) = node {
         assert_eq!(Node::parse(node.as_str()).ok().as_ref(), Some(node));
     }
 }
 
-/// A refusal is one sentence, of bounded length.
-fn sentence(problem: &Problem) {
-    let (Problem::Invalid(said) | Problem::TooLarge(said)) = problem else { panic!("{problem:?}") };
-    assert!(said.len() <= 3_000, "{} bytes: {said}", said.len());
-    assert!(!said.contains(char::is_control), "{said:?}");
+/// An error is one sentence of bounded length.
+fn check_sentence(problem: &Problem) {
+    let (Problem::Invalid(error) | Problem::TooLarge(error)) = problem else {
+        panic!("{problem:?}")
+    };
+    assert!(error.len() <= 3_000, "{} bytes: {error}", error.len());
+    assert!(!error.contains(char::is_control), "{error:?}");
 }
