@@ -63,7 +63,6 @@ fn commits(criterion: &mut Criterion) {
     }
 }
 
-/// Submits all tasks and waits for all answers.
 fn commit(opened: &Opened, tasks: &[Arc<Task>], settle: bool) {
     let submit = |task: &Arc<Task>| {
         let (reply, answer) = oneshot::channel();

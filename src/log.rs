@@ -20,12 +20,10 @@ use outlet::Outlet;
 
 mod outlet;
 
-/// Time to write the last lines at the end of the process.
 const EXIT_FLUSH: Duration = Duration::from_secs(1);
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Lines dropped since the start.
 #[must_use]
 pub fn dropped_lines() -> u64 {
     DROPPED.load(Ordering::Relaxed)

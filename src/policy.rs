@@ -41,10 +41,8 @@ pub enum Forbidden {
         "resolves to {address}, which is not allowed by --allow-replica or --allow-replica-file"
     )]
     LeadsElsewhere { address: IpAddr },
-    /// No rule can allow it.
     #[error("resolves to {address}, {kind}, which is always blocked")]
     Never { address: IpAddr, kind: &'static str },
-    /// The name of a metadata service.
     #[error("is a cloud metadata service, which is always blocked")]
     Metadata,
     #[error("is this replicator itself")]
@@ -54,7 +52,6 @@ pub enum Forbidden {
     Unreadable,
 }
 
-/// The parts of a node's address that rules look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     https: bool,
@@ -84,7 +81,6 @@ impl Target {
         }
     }
 
-    /// The IP address, if the host is not a name.
     #[must_use]
     pub fn literal(&self) -> Option<IpAddr> {
         match self.host {
@@ -95,7 +91,6 @@ impl Target {
     }
 }
 
-/// The address that the daemon listens on.
 #[derive(Clone, Copy)]
 pub struct Own {
     pub address: SocketAddr,
@@ -123,15 +118,12 @@ impl Policy {
         Self { rules: Arc::new(ArcSwapOption::from_pointee(rules)), own }
     }
 
-    /// Replaces the rules for all clones.
     pub fn replace(&self, rules: Option<Vec<Rule>>) {
         self.rules.store(rules.map(Arc::new));
     }
 
-    /// Whether writes for `node` may be accepted.
-    ///
-    /// With a rule for an address range every name passes; [`Self::may_connect`] then decides by its
-    /// address.
+    /// Whether writes for `node` may be accepted. A rule for an address range admits every name:
+    /// [`Self::may_connect`] decides by its address.
     pub fn admit(&self, node: &Node) -> Result<(), Forbidden> {
         self.admit_target(&Target::of(node)?)
     }
@@ -155,7 +147,6 @@ impl Policy {
         if rules.iter().any(allowed) { Ok(()) } else { Err(Forbidden::NotListed) }
     }
 
-    /// Whether the daemon may connect to `address`, to which `target` resolves.
     pub fn may_connect(&self, target: &Target, address: IpAddr) -> Result<(), Forbidden> {
         let address = address.to_canonical();
         if let Some(kind) = never::kind(address) {

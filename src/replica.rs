@@ -39,15 +39,12 @@ use crate::{policy::Policy, task::Verdict};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientSettings {
-    /// The first part of every `X-Replication-Id`.
     pub node_id: String,
     /// Limit for one attempt, from connecting to the end of the answer. With a large body, the
     /// limit for a time without progress.
     pub request_timeout: Duration,
-    /// Maximum age of a connection that is reused. Zero means no limit.
+    /// Zero means no limit.
     pub connection_age: Duration,
-    /// Idle connections kept open per replica.
     pub idle_per_replica: usize,
-    /// Number of replicas to which idle connections are kept open.
     pub idle_replicas: usize,
 }

@@ -39,18 +39,14 @@ pub(crate) mod fuzzing;
 pub use context::{parent, state};
 
 const BATCH_DELAY: Duration = Duration::from_secs(1);
-/// Beyond this, new spans are dropped.
 const MAX_QUEUED_SPANS: usize = 16 << 10;
 const MAX_BATCH_SPANS: usize = 512;
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time to send the last spans at shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Logs one of this many failures.
 const LOG_EVERY: u64 = 1000;
 
 #[derive(Clone, Debug)]
 pub struct TraceSettings {
-    /// The URL of the collector.
     pub endpoint: String,
     /// Share of the writes without a context that is traced, from 0 to 1. The context of a request
     /// decides for itself.
@@ -129,7 +125,6 @@ impl Tracer {
         active.span(SpanBuilder::from_name("accept").with_kind(SpanKind::Server), &parent)
     }
 
-    /// Starts the span of an attempt, if its task is traced.
     #[must_use]
     pub fn attempt(&self, task: &Task, node: &Node, attempt: u32) -> Option<Span> {
         let active = self.0.as_ref()?;
@@ -157,18 +152,15 @@ impl Tracer {
 }
 
 impl ActiveTracer {
-    /// Starts a span if it is sampled.
     fn span(&self, span: SpanBuilder, parent: &Context) -> Option<Span> {
         let span = self.tracer.build_with_context(span, parent);
         span.span_context().is_sampled().then_some(Span(span))
     }
 }
 
-/// A started span. It ends on drop.
 pub struct Span(opentelemetry_sdk::trace::Span);
 
 impl Span {
-    /// The context for child spans.
     #[must_use]
     pub fn trace(&self) -> Trace {
         let context = self.0.span_context();
@@ -180,7 +172,6 @@ impl Span {
         }
     }
 
-    /// Ends the span of a request. `task` is the accepted task.
     pub fn answered(mut self, status: u16, task: Option<TaskId>) {
         self.set("http.response.status_code", i64::from(status));
         if let Some(task) = task {
@@ -191,7 +182,6 @@ impl Span {
         }
     }
 
-    /// Ends the span of an attempt.
     pub fn ended(mut self, verdict: &Verdict) {
         let (name, error) = match verdict {
             Verdict::Delivered => ("delivered", None),
@@ -210,7 +200,6 @@ impl Span {
     }
 }
 
-/// Converts a stored context for the library.
 fn remote(trace: &Trace) -> Option<SpanContext> {
     let mut fields = trace.parent.split('-').skip(1);
     let id = TraceId::from_hex(fields.next()?).ok()?;

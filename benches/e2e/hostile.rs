@@ -20,7 +20,6 @@ const A_SECOND: usize = 500;
 
 const POST: &str = "POST /replicate HTTP/1.1\r\nhost: localhost\r\n";
 
-/// The accept rate with and without hostile clients, in turn, against one daemon.
 pub async fn hostile() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
@@ -33,7 +32,6 @@ pub async fn hostile() {
     let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();
     let daemon = Process::daemon(WIDE);
     let (mut alone, mut attacked, mut ratios) = (vec![], vec![], vec![]);
-    // Warm-up.
     load(&daemon.address, &nodes, "warm").await;
     drained(&daemon.address).await;
     for round in 0..ROUNDS {
@@ -59,7 +57,6 @@ pub async fn hostile() {
     );
 }
 
-/// Waits until the daemon has closed the hostile connections.
 async fn settled(address: &str) {
     let mut client = Client::connect(address).await;
     while client.figure("process_open_fds").await > 1_000.0 {

@@ -16,7 +16,6 @@ const ROUNDS: usize = 3;
 const PACED: u64 = 750;
 /// Writes per second that name the bad replica, besides the saturating load.
 const BESIDE: u64 = 200;
-/// The index of the bad replica.
 const BAD: usize = 4;
 
 const KINDS: [&str; 4] = ["dead", "hangs", "after 2 s", "fails half"];
@@ -55,7 +54,6 @@ fn write(n: u64, named: &[usize], nodes: &[String]) -> Option<String> {
     (!nodes.is_empty()).then(|| stamped(n, &nodes))
 }
 
-/// The results of one run, by name.
 type Figures = Vec<(&'static str, f64)>;
 
 struct Run {
@@ -87,7 +85,6 @@ fn refused<'a>(posted: impl Iterator<Item = &'a Posted>) -> f64 {
     posted.filter(|one| one.status != 202).count() as f64
 }
 
-/// Writes at a fixed rate, well below saturation.
 async fn paced(kind: &str) -> Figures {
     let run = Run::start(kind).await;
     let nodes = run.nodes.clone();

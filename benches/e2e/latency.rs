@@ -71,7 +71,6 @@ fn writes(address: &str, nodes: &[String], round: usize) -> Duration {
     times[times.len() / 2]
 }
 
-/// A store without a daemon.
 struct Bare {
     opened: Opened,
     next: u64,
@@ -92,7 +91,6 @@ impl Bare {
         Self { next: opened.next_id.0, opened, replicas: replicas.collect() }
     }
 
-    /// The p50 of sequential commits.
     fn round(&mut self, round: usize) -> Duration {
         let (started, mut times) = (Instant::now(), vec![]);
         while started.elapsed() < ROUND {
@@ -108,7 +106,6 @@ impl Bare {
         times[times.len() / 2]
     }
 
-    /// A task of the size of `body`.
     fn task(&mut self, round: usize) -> Task {
         self.next += 1;
         Task {

@@ -13,11 +13,9 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::node::since_start;
 
-/// The results of a round of load.
 pub struct Round {
     /// 2xx answers per second.
     pub rate: f64,
-    /// Other answers.
     pub refused: u64,
     /// Times from request to 2xx answer, sorted.
     times: Vec<Duration>,
@@ -29,7 +27,6 @@ impl Round {
     }
 }
 
-/// A server and the credentials for it.
 #[derive(Clone)]
 pub struct Target {
     pub address: String,
@@ -117,15 +114,12 @@ async fn load(
     Round { rate, refused, times }
 }
 
-/// TCP, or TLS over TCP.
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// One HTTP/1.1 connection.
 pub struct Client {
     stream: Box<dyn Stream>,
-    /// The header line with the token, or empty.
     token: String,
     held: Vec<u8>,
 }
@@ -273,7 +267,6 @@ async fn feed(
     writes.join_all().await
 }
 
-/// A percentile in milliseconds.
 pub fn percentile_ms(mut times: Vec<Duration>, percent: usize) -> f64 {
     if times.is_empty() {
         return f64::NAN;

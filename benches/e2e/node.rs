@@ -31,23 +31,19 @@ pub fn stamped(n: u64, nodes: &[&str]) -> String {
     )
 }
 
-/// How a replica behaves.
 #[derive(Clone)]
 pub enum Way {
     AtOnce,
     After(Duration),
     Hang,
-    /// Answers 500 half the time.
     FailHalf,
     /// Processes a limited number at a time, each for the duration; others wait.
     Limited(Arc<Semaphore>, Duration),
 }
 
-/// A request to a replica.
 #[derive(Clone, Copy)]
 pub struct Seen {
     pub n: u64,
-    /// Time of the answer.
     pub at: Duration,
     /// Time from the post to the answer.
     pub since_post: Duration,
@@ -94,7 +90,6 @@ impl Node {
         self.refusing = Some(bound(&self.address));
     }
 
-    /// The requests since the last call.
     pub fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.seen.lock().unwrap())
     }

@@ -112,7 +112,6 @@ async fn one(flags: &[&str]) {
     }
 }
 
-/// The time at which no dead letter and no waiting delivery was left.
 async fn catch_up(client: &mut Client, back: Duration) -> Option<Duration> {
     while since_start() - back < PATIENCE {
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -10,7 +10,6 @@ use crate::roles::Process;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
 
-/// Flags that lift the limits.
 pub const WIDE: &[&str] = &[
     "--queue-capacity",
     "50000000",
@@ -128,7 +127,6 @@ pub async fn deliver() {
     println!("  ratio                             {:>9.2}", median(ratio));
 }
 
-/// The number of writes that the replicas have answered.
 async fn answered(nodes: &[String]) -> u64 {
     let mut sum = 0;
     for node in nodes {

@@ -9,9 +9,7 @@ const COMPACTIONS: f64 = 20.0;
 const ROUND: Duration = Duration::from_millis(500);
 /// Time for the memory to settle after the last delivery.
 const QUIET: Duration = Duration::from_secs(15);
-/// Backlog before each compaction.
 const SMALL: u64 = 20_000;
-/// Backlog of the outage.
 const BACKLOG: u64 = 200_000;
 
 const FLAGS: &[&str] =
@@ -88,7 +86,6 @@ async fn backlog(
     resident
 }
 
-/// Waits for another compaction and returns their number.
 async fn compacted(client: &mut Client, before: f64) -> f64 {
     loop {
         let compactions = client.figure("replicator_store_rewrites_total").await;

@@ -46,7 +46,6 @@ pub async fn restart() {
     }
 }
 
-/// Posts until about `depth` tasks are queued.
 async fn fill(address: &str, nodes: &[String], depth: u64) {
     let value = "x".repeat(1024);
     let mut made = queued(address).await;
@@ -73,7 +72,6 @@ async fn queued(address: &str) -> u64 {
     metrics["queue_size"].as_u64().unwrap()
 }
 
-/// The number of requests to the silent replicas.
 async fn seen(nodes: &[String]) -> u64 {
     let mut sum = 0;
     for node in nodes {

@@ -12,7 +12,6 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub const ROLE: &str = "E2E_BENCH_ROLE";
 
-/// A server process, killed on drop.
 pub struct Process {
     child: Child,
     pub address: String,
@@ -51,7 +50,6 @@ impl Process {
         Self::daemon_at(env!("CARGO_BIN_EXE_replicator"), args)
     }
 
-    /// [`Self::daemon`] with another binary.
     pub fn daemon_at(binary: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut command = Command::new(binary);
@@ -61,7 +59,6 @@ impl Process {
     }
 }
 
-/// Starts a process and waits until it prints its address.
 fn start(command: &mut Command) -> (Child, String) {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
@@ -92,7 +89,6 @@ pub fn play(role: &str) {
     });
 }
 
-/// The fields that the daemon parses.
 #[derive(Deserialize)]
 #[allow(dead_code, reason = "parsed for its cost only")]
 struct Body {

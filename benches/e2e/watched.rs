@@ -14,7 +14,6 @@ pub const ROUNDS: usize = 9;
 pub const ROUND: Duration = Duration::from_secs(3);
 pub const CONNECTIONS: usize = 64;
 
-/// The accept rate with and without observers, in turn, against one daemon.
 pub async fn watched() {
     println!(
         "\nwatched: {CONNECTIONS} connections, two null replicas, {ROUNDS} rounds of {ROUND:?}"

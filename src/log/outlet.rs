@@ -29,9 +29,7 @@ struct Shared {
 struct OutletQueue {
     lines: VecDeque<String>,
     bytes: usize,
-    /// The thread has taken a line and not written it yet.
     writing: bool,
-    /// Lines dropped since the last report.
     unreported: u64,
 }
 
@@ -64,7 +62,6 @@ impl Outlet {
         self.0.changed.notify_all();
     }
 
-    /// Waits until every queued line is written or dropped, or until the timeout.
     pub(super) fn flush(&self, timeout: Duration) {
         let busy = |queue: &mut OutletQueue| queue.writing || !queue.lines.is_empty();
         drop(self.0.changed.wait_timeout_while(self.0.lock(), timeout, busy));
@@ -73,7 +70,6 @@ impl Outlet {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, OutletQueue> {
-        // A panic leaves the queue consistent.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

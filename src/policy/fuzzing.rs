@@ -132,7 +132,6 @@ fn check_as_its_own_rule(spelled: &str, node: &Node) {
     );
 }
 
-/// The address and all IPv4 addresses that may be embedded in it.
 fn variants(address: IpAddr) -> Vec<IpAddr> {
     let IpAddr::V6(ip) = address else { return vec![address] };
     let bits = u128::from(ip);
@@ -142,7 +141,6 @@ fn variants(address: IpAddr) -> Vec<IpAddr> {
     };
     let begins = |prefix: Ipv6Addr, length: u32| (bits ^ u128::from(prefix)) >> (128 - length) == 0;
     let mut all = vec![address];
-    // `::1` is loopback, not compatible.
     let compatible = begins(Ipv6Addr::UNSPECIFIED, 96) && bits > 1;
     let mapped = begins(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96);
     let translated = begins(Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, 0, 0), 96);
@@ -162,7 +160,6 @@ fn variants(address: IpAddr) -> Vec<IpAddr> {
     all
 }
 
-/// The blocked ranges, by first and last address.
 fn is_always_blocked(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => {
@@ -186,7 +183,6 @@ fn is_always_blocked(address: IpAddr) -> bool {
     }
 }
 
-/// A rule that is written in its canonical form.
 struct PlainRule {
     https: Option<bool>,
     host: PlainHost,

@@ -13,7 +13,6 @@ const CLOUDS_V4: [Ipv4Addr; 3] = [
     Ipv4Addr::new(192, 0, 0, 192),
 ];
 
-/// Google Cloud's over IPv6.
 const GOOGLE_V6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
 
 const LINK_LOCAL: &str = "a link-local address";
@@ -26,7 +25,6 @@ pub(super) fn name(name: &str) -> bool {
     NAMES.contains(&name)
 }
 
-/// The kind of an address that is always blocked.
 pub(super) fn kind(address: IpAddr) -> Option<&'static str> {
     with_embedded(address).find_map(|address| match address {
         IpAddr::V4(ip) => kind_v4(ip),

@@ -19,7 +19,6 @@ use url::{Host, Url};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// `None` means both http and https.
     https: Option<bool>,
     host: RuleHost,
     ports: RangeInclusive<u16>,
@@ -28,7 +27,6 @@ pub struct Rule {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum RuleHost {
     Name(String),
-    /// With the leading dot.
     Under(String),
     /// Also a single address.
     Range {
@@ -51,7 +49,6 @@ pub enum RuleError {
     /// `fd00::1:80` is ambiguous.
     #[error("must have brackets around its IPv6 address, as in [fd00::1]:8081")]
     Brackets,
-    /// Such as `10.1.2.3/8`.
     #[error("has bits set beyond its prefix length: expected {0}")]
     Bits(IpNet),
     #[error("must be written as an IPv4 range")]
@@ -68,7 +65,6 @@ pub enum LineError {
     Empty,
 }
 
-/// Parses a file of rules, one per line, with comments that start with `#`.
 pub fn rules(text: &str) -> Result<Vec<Rule>, LineError> {
     let mut rules = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -96,7 +92,6 @@ impl Rule {
         }
     }
 
-    /// Whether it allows this address, under any name.
     pub(super) fn contains(&self, address: IpAddr) -> bool {
         matches!(&self.host, RuleHost::Range { net, .. } if net.contains(&address))
     }
@@ -117,7 +112,6 @@ impl FromStr for Rule {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (Some(true), rest),
             Some(_) => return Err(RuleError::Scheme),
         };
-        // Operators copy addresses with their slash.
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (host, ports) = match rest.strip_prefix('[') {
             Some(inner) => {
@@ -138,7 +132,6 @@ impl FromStr for Rule {
     }
 }
 
-/// Parses the part in brackets: an IPv6 address or range.
 fn bracketed(host: &str) -> Result<RuleHost, RuleError> {
     if host.contains('/') {
         return range(host).and_then(|net| match net {
@@ -208,7 +201,6 @@ fn normal(host: &str) -> Result<Host<String>, RuleError> {
     }
 }
 
-/// `8081`, `8000-8999`, `*`.
 fn ports_of(text: &str) -> Result<RangeInclusive<u16>, RuleError> {
     let port = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -21,7 +21,6 @@ pub(super) fn forbidden(error: &reqwest::Error) -> Option<&Forbidden> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// A resource that this process or machine lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LocalShortage {
     /// Local ports for connections to this replica, or a local address.
@@ -76,7 +75,6 @@ fn is_lost(error: &io::Error) -> bool {
     )
 }
 
-/// The local port of the connection that carried the answer.
 pub(super) fn local_port(response: &reqwest::Response) -> Option<u16> {
     port(response.extensions())
 }
@@ -95,7 +93,6 @@ pub(crate) struct TlsPeer {
 pub(super) const REPLICA: TlsPeer =
     TlsPeer { name: "the replica", authorities: "--replica-ca", certificate: "--replica-cert" };
 
-/// Describes an error that comes from our certificate or the peer's.
 pub(crate) fn certificate_problem(error: &reqwest::Error, peer: &TlsPeer) -> Option<String> {
     let tls: &rustls::Error = causes(error).find_map(|cause| within(cause).downcast_ref())?;
     let TlsPeer { name, authorities, certificate } = peer;

@@ -25,17 +25,14 @@ use super::{ClientSettings, ClientTlsError};
 use crate::policy::{Forbidden, Policy, Target};
 use crate::task::{AttemptOutcome, Command, Node, Task, Timestamp, Trace, Verdict};
 
-/// Longest part of an answer's body that is read: enough for `already replicated` or an error text.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// Time to read the body of a 2xx. Its content is ignored; reading it only makes the connection
 /// reusable, and a new connection costs less than a worker that waits longer.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Lowest accepted upload rate of a large body, in bytes per second.
 const SLOWEST: u64 = 64 * 1024;
 
-/// Sends attempts. Clones share connections, certificates and tokens.
 #[derive(Clone)]
 pub struct ReplicaClient {
     live: Arc<ArcSwap<Live>>,
@@ -65,15 +62,12 @@ pub enum ReplicaClientError {
     Setup { source: reqwest::Error },
 }
 
-/// Sets the TLS provider of the process. Call it before a reqwest client is built. Repeated calls
-/// have no effect.
+/// Sets the TLS provider of the process. Must be called before a reqwest client is built.
 pub fn install_crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 impl ReplicaClient {
-    /// Sets up the client without opening a connection.
-    ///
     /// The authorities of `tls`, or else those of the system, are read once, here. If the system
     /// has none, `http` works and every `https` attempt fails; a warning is logged.
     pub fn new(
@@ -85,7 +79,6 @@ impl ReplicaClient {
         Self::resolving(settings, policy, tls, tokens, (system(), LookupTimes::default()))
     }
 
-    /// [`Self::new`] with another resolver.
     pub(super) fn resolving(
         settings: &ClientSettings,
         policy: Policy,
@@ -107,11 +100,8 @@ impl ReplicaClient {
 
     /// Replaces certificates and tokens; `None` keeps the current ones. Later attempts use new
     /// connections and new name lookups in any case, so that none outlives a changed policy,
-    /// certificate or address. Attempts in flight finish on their connection.
-    ///
-    /// # Errors
-    ///
-    /// [`ClientTlsError::Unusable`]; nothing has changed then.
+    /// certificate or address. Attempts in flight finish on their connection. On an error nothing
+    /// changes.
     pub fn renew(
         &self,
         tls: Option<ClientTls>,
@@ -128,8 +118,6 @@ impl ReplicaClient {
         Ok(())
     }
 
-    /// One attempt to send `task` to `node`.
-    ///
     /// The request is repeated once, on a new connection, if the replica had closed the idle
     /// connection or if this process stood still during the request. Neither says anything about
     /// the replica, and PUT and DELETE are idempotent.
@@ -197,15 +185,14 @@ impl ReplicaClient {
         AttemptOutcome { verdict, ambiguous, took: patience.total() }
     }
 
-    /// An HTTP client for requests to addresses that an operator configured. It has no policy, and
-    /// none of the replicas' certificates and tokens.
+    /// A client for addresses that an operator configured, without the policy, certificates and
+    /// tokens of the replicas.
     pub fn http(&self) -> Result<reqwest::Client, ReplicaClientError> {
         let http =
             or_without_roots(|| builder(&self.settings).timeout(self.settings.request_timeout));
         http.map_err(|source| ReplicaClientError::Setup { source })
     }
 
-    /// The verdict of an attempt that failed with `error`.
     fn without_answer(&self, error: &reqwest::Error, target: &Target) -> Verdict {
         if let Some(forbidden) = forbidden(error) {
             return not_sent(forbidden);
@@ -235,7 +222,6 @@ impl ReplicaClient {
     }
 }
 
-/// What every request of an attempt has in common.
 struct Call<'a> {
     node_id: &'a str,
     node: &'a Node,
@@ -256,7 +242,6 @@ enum RequestOutcome {
 }
 
 impl Call<'_> {
-    /// Sends a request over a connection of `pool`.
     async fn over(&self, pool: &Pool, patience: &mut Patience) -> RequestOutcome {
         let Self { node_id, node, task, command, trace, token, target } = self;
         let (mut request, upload) =
@@ -284,7 +269,6 @@ impl Call<'_> {
     }
 }
 
-/// Whether no byte of the request was written.
 fn is_unsent(error: &reqwest::Error) -> bool {
     error.is_connect() || never_written(error)
 }
@@ -304,7 +288,6 @@ fn not_sent(forbidden: &Forbidden) -> Verdict {
     unsendable(&format!("not sent: the replica {forbidden}"))
 }
 
-/// Builds a client that trusts the authorities of the system, or none if they cannot be read.
 fn or_without_roots(builder: impl Fn() -> ClientBuilder) -> reqwest::Result<reqwest::Client> {
     builder().build().or_else(|error| {
         let http = builder().tls_certs_only([]).build()?;
@@ -335,7 +318,6 @@ async fn judge(
     verdict(sent, &answer)
 }
 
-/// The body up to [`MAX_BODY_BYTES`], or the part before an error or a timeout.
 async fn body(response: &mut Response, patience: &mut Patience) -> Vec<u8> {
     let mut body = Vec::new();
     while body.len() < MAX_BODY_BYTES

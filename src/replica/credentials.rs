@@ -52,7 +52,6 @@ pub enum ClientTlsError {
 }
 
 impl ClientTls {
-    /// Trusts only the authorities in `pem`.
     pub fn trusting(mut self, pem: &[u8]) -> Result<Self, ClientTlsError> {
         let ders = certificates(pem)?;
         // One by one: in bulk, unreadable certificates would be skipped silently.
@@ -84,10 +83,8 @@ impl ClientTls {
         self.authorities.is_none()
     }
 
-    /// The TLS configuration of all connections to replicas, which share its session cache.
-    ///
-    /// If the certificates of the system cannot be read, no authority is trusted and a warning is
-    /// logged, because `http` works without them.
+    /// The configuration of all connections to replicas, which share its session cache. Unreadable
+    /// system certificates are only logged, because `http` works without them.
     pub(super) fn config(&self) -> ClientConfig {
         let builder = ClientConfig::builder();
         let builder = match &self.roots {
@@ -135,7 +132,6 @@ fn unusable(error: impl std::error::Error) -> ClientTlsError {
     ClientTlsError::Unusable(error.to_string())
 }
 
-/// Bearer tokens by replica.
 #[derive(Clone, Default)]
 pub struct ReplicaTokens {
     by_node: HashMap<Node, HeaderValue>,

@@ -57,7 +57,6 @@ pub(crate) fn ttl(data: &[u8]) {
     let text = go_duration(left);
     assert_eq!(go_parse_duration(&text), Ok(i64::try_from(end - now.0).unwrap_or(i64::MAX)));
     assert!(text.ends_with('s') && !text.contains(['-', '+', '%', '&']), "{text}");
-    // Also beyond the range of a request, and of Go.
     let beyond = Duration::new(input.size(), u32::from(input.byte()) << 20);
     let expected = i64::try_from(beyond.as_nanos()).unwrap_or(i64::MAX);
     assert_eq!(go_parse_duration(&go_duration(beyond)), Ok(expected), "{beyond:?}");

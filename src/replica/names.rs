@@ -26,7 +26,6 @@ use tokio::time::timeout;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LookupTimes {
-    /// How long an answer is used without another lookup.
     pub(super) fresh: Duration,
     /// A lookup that takes longer is slow.
     pub(super) slow: Duration,
@@ -49,7 +48,6 @@ const NEW_PERMITS: usize = 256;
 /// Lookups of new names that have become slow.
 const STUCK_PERMITS: usize = 128;
 
-/// Names in the cache. Beyond that, the least recently used one is evicted.
 const MAX_NAMES: usize = 4096;
 
 /// Blocks until all addresses of a name are found. `NotFound` means that the name does not exist.
@@ -84,13 +82,11 @@ type LookupAnswer = Result<Arc<[IpAddr]>, LookupError>;
 
 #[derive(Clone, Debug)]
 enum LookupProgress {
-    /// Waits for a permit.
     Queued,
     Running,
     Done(LookupAnswer),
 }
 
-/// The name cache, shared by all attempts.
 pub(super) struct Names {
     lookup: Lookup,
     times: LookupTimes,
@@ -110,14 +106,11 @@ struct NameTable {
 
 #[derive(Default)]
 struct NameEntry {
-    /// The answer of the last successful lookup.
     last: Option<Arc<[IpAddr]>>,
     /// `last` may be used without another lookup.
     is_fresh: bool,
-    /// The running lookup is slow, or the last one was.
     is_slow: bool,
     running: Option<watch::Receiver<LookupProgress>>,
-    /// The value of `calls` at the last use.
     used: u64,
 }
 
@@ -156,7 +149,6 @@ impl Names {
         })
     }
 
-    /// The addresses of `name`. Waits at most for `patience`.
     pub(super) async fn addresses(self: Arc<Self>, name: &str, patience: Duration) -> LookupAnswer {
         let (last, mut running) = {
             let mut table = self.table();
@@ -196,12 +188,10 @@ impl Names {
         self.last(name).ok_or(error)
     }
 
-    /// The addresses of the last successful lookup.
     pub(super) fn last(&self, name: &str) -> Option<Arc<[IpAddr]>> {
         self.table().by_name.get(name)?.last.clone()
     }
 
-    /// Drops all answers, so that every name is looked up before its next use.
     pub(super) fn clear_answers(&self) {
         for entry in self.table().by_name.values_mut() {
             (entry.last, entry.is_fresh) = (None, false);
@@ -287,7 +277,6 @@ impl Names {
     }
 
     fn table(&self) -> MutexGuard<'_, NameTable> {
-        // A panic leaves each entry consistent: every change is an assignment.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -22,7 +22,6 @@ use super::upload::UploadProgress;
 /// An attempt that is answered within one step sets one timer.
 const STEP: Duration = Duration::from_millis(500);
 
-/// A step that ends later than this did not run on time.
 const LATE: Duration = Duration::from_millis(500);
 
 /// Extra time after the deadline. The answer may be in the socket while the task that reads the
@@ -35,7 +34,6 @@ const BUFFERED: u64 = 4 << 20;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AttemptLimits {
-    /// Longest time without progress.
     pub(super) silence: Duration,
     /// Lowest accepted upload rate, in bytes per second.
     pub(super) slowest: u64,
@@ -52,13 +50,11 @@ impl AttemptLimits {
 pub(super) struct Patience {
     limits: AttemptLimits,
     upload: Option<Arc<UploadProgress>>,
-    /// [`UploadProgress::taken`] after the last step.
     taken: u64,
     /// Counted time since the last progress.
     silent: Duration,
     /// Counted time of all requests of the attempt.
     total: Duration,
-    /// The last step ended late and did not count.
     forgave: bool,
     slept: bool,
 }
@@ -95,17 +91,14 @@ impl Patience {
         }
     }
 
-    /// Whether this process stood still for a while during the attempt.
     pub(super) fn slept(&self) -> bool {
         self.slept
     }
 
-    /// The counted time of the attempt so far.
     pub(super) fn total(&self) -> Duration {
         self.total
     }
 
-    /// The error text of an attempt that timed out.
     pub(super) fn exceeded(&self) -> String {
         let silence = self.longest_silence();
         let total = self.longest_total();
@@ -131,7 +124,6 @@ impl Patience {
         self.limits.silence.saturating_add(self.limits.time_for(bytes))
     }
 
-    /// The length of the next step; `None` after the deadline.
     fn step(&self) -> Option<Duration> {
         let silence = self.longest_silence().saturating_sub(self.silent);
         let total = self.longest_total().saturating_sub(self.total);
@@ -156,7 +148,6 @@ impl Patience {
     }
 }
 
-/// Whole seconds from 10 s on.
 fn rounded(time: Duration) -> humantime::FormattedDuration {
     let whole = time >= Duration::from_secs(10);
     humantime::format_duration(if whole { Duration::from_secs(time.as_secs()) } else { time })
@@ -174,7 +165,6 @@ mod tests {
     const LIMITS: AttemptLimits =
         AttemptLimits { silence: Duration::from_secs(5), slowest: 64 << 10 };
 
-    /// Time until the timeout of an answer that never comes.
     async fn waited(upload: Option<Arc<UploadProgress>>) -> Duration {
         let mut patience = Patience::new(LIMITS);
         patience.watch(upload);
@@ -183,7 +173,6 @@ mod tests {
         began.elapsed() - LAST_LOOK
     }
 
-    /// Takes `bytes` of a body each second.
     fn taking(bytes: u64, progress: &Arc<UploadProgress>) {
         let progress = Arc::clone(progress);
         tokio::spawn(async move {

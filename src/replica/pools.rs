@@ -11,7 +11,7 @@
 //! Invented replica names that resolve must not use up the process's file descriptors, so there are
 //! at most [`ClientSettings::idle_replicas`] pools. Beyond that, connections close after the answer.
 //!
-//! A new pool costs about 25 µs and 2 KiB. All pools share TLS sessions.
+//! A new pool costs 25 µs and 2 KiB. All pools share TLS sessions.
 
 #![expect(clippy::disallowed_methods, reason = "the age of connections is local to this module")]
 
@@ -36,7 +36,6 @@ pub(super) struct Pools {
     settings: Arc<ClientSettings>,
     tls: ClientConfig,
     resolver: Resolver,
-    /// Uses a new connection for each request.
     spare: Arc<Pool>,
     table: Mutex<PoolTable>,
 }
@@ -44,7 +43,6 @@ pub(super) struct Pools {
 #[derive(Default)]
 struct PoolTable {
     by_origin: HashMap<Box<str>, PoolEntry>,
-    /// The last removal of unused pools.
     cleaned: Option<Instant>,
 }
 
@@ -53,7 +51,6 @@ struct PoolEntry {
     used: Instant,
 }
 
-/// Connections to one replica.
 pub(super) struct Pool {
     pub(super) http: reqwest::Client,
     keeps_alive: bool,
@@ -67,7 +64,6 @@ impl Pool {
         Self { http, keeps_alive, expires, served: Mutex::default() }
     }
 
-    /// Whether its connections are reused.
     pub(super) fn keeps_alive(&self) -> bool {
         self.keeps_alive
     }
@@ -91,7 +87,6 @@ impl Pool {
     }
 
     fn served(&self) -> MutexGuard<'_, HashSet<u16>> {
-        // A panic cannot leave a set of numbers inconsistent.
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -169,7 +164,6 @@ impl Pools {
     }
 
     fn table(&self) -> MutexGuard<'_, PoolTable> {
-        // A panic leaves each entry whole.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -182,9 +176,7 @@ fn origin(node: &Node) -> &str {
     end.and_then(|end| text.get(..host + end)).unwrap_or(text)
 }
 
-/// The settings of every client. [`Patience`](super::patience::Patience) bounds the time of an
-/// attempt.
-///
+/// No total timeout: [`Patience`](super::patience::Patience) bounds the time of an attempt.
 /// Malformed headers that other clients accept are accepted: the write was applied, and a rejected
 /// answer would make it a dead letter.
 pub(super) fn builder(settings: &ClientSettings) -> ClientBuilder {

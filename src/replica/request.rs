@@ -24,7 +24,6 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Everything except the unreserved characters of RFC 3986, so that any key is one path segment.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~').remove(b'.');
 
-/// The longest duration that Go can parse, about 292 years.
 const LONGEST_GO_DURATION: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
 
 /// Builds the request, and the progress of its body if that is large. `X-Replication-Id` is the
@@ -70,7 +69,6 @@ pub(super) fn build(
         .map(|request| (request, progress))
 }
 
-/// `{node}/store/{key}`, with `?ttl=` if there is one.
 pub(super) fn url(node: &Node, key: &str, ttl: Option<Duration>) -> String {
     let mut url = format!("{node}/store/{}", segment(key));
     if let Some(ttl) = ttl {
@@ -80,7 +78,6 @@ pub(super) fn url(node: &Node, key: &str, ttl: Option<Duration>) -> String {
     url
 }
 
-/// Encodes a key as one path segment.
 pub(super) fn segment(key: &str) -> PercentEncode<'_> {
     utf8_percent_encode(key, ENCODED)
 }
@@ -140,7 +137,6 @@ mod tests {
         }
     }
 
-    /// Cases of Go's own tests.
     #[test]
     fn the_parser_of_these_tests_is_as_strict_as_that_of_go() {
         for (text, nanos) in [

@@ -17,7 +17,6 @@ tokio::task_local! {
     pub(super) static TARGET: Target;
 }
 
-/// Clones share the cache of names.
 #[derive(Clone)]
 pub(super) struct Resolver {
     names: Arc<Names>,
@@ -59,7 +58,6 @@ fn has_route(address: IpAddr) -> bool {
     UdpSocket::bind((any, 0)).is_ok_and(|socket| socket.connect((address, 9)).is_ok())
 }
 
-/// Lookups by the system's resolver.
 pub(super) fn system() -> Lookup {
     Arc::new(|name| {
         let found = (name, 0).to_socket_addrs();
@@ -67,7 +65,6 @@ pub(super) fn system() -> Lookup {
     })
 }
 
-/// Maps an error of the system's resolver to that of a [`Lookup`].
 fn system_error(error: io::Error) -> io::Error {
     // Without a free file descriptor the resolver cannot read its configuration, and may report
     // that the name does not exist.
@@ -100,7 +97,6 @@ impl Resolve for Resolver {
     }
 }
 
-/// The allowed addresses, or the first reason if there are none.
 fn allowed(
     policy: &Policy,
     target: &Target,

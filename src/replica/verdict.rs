@@ -19,7 +19,6 @@ use crate::task::{Command, Timestamp, Verdict};
 
 const MAX_ERROR_CHARS: usize = 200;
 
-/// Quoted part of a rejection's body: enough for a sentence.
 const MAX_QUOTE_CHARS: usize = 100;
 
 /// Bytes of a value that identify it in an answer that repeats it, perhaps cut.
@@ -31,7 +30,6 @@ pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(5 * 60);
 
 const ALREADY: &[u8] = b"already replicated";
 
-/// The part of an attempt that the verdict depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent<'a> {
     pub(super) command: Command,
@@ -81,8 +79,6 @@ fn is_retryable(status: StatusCode) -> bool {
         )
 }
 
-/// Whether the replica says that it has the write.
-///
 /// Error pages repeat the request. If the key or the value contains the phrase, finding it in the
 /// answer proves nothing, and believing it could lose the write.
 fn says_already_replicated(sent: &Sent<'_>, body: &[u8]) -> bool {
@@ -94,11 +90,9 @@ fn has_phrase(text: &[u8]) -> bool {
     text.windows(ALREADY.len()).any(|bytes| bytes.eq_ignore_ascii_case(ALREADY))
 }
 
-/// Parses a `Retry-After`: seconds, or an HTTP date relative to `now`.
 pub(super) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     let wait = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-        // Too many digits for a u64 mean a long time.
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
         let date = httpdate::parse_http_date(text).ok()?;
@@ -117,17 +111,14 @@ pub(super) fn unanswered(error: &str) -> Verdict {
     Verdict::Retry { after: None, error: shorten(error) }
 }
 
-/// The attempt was not sent, and says nothing about the replica.
 pub(super) fn shortage(error: &str) -> Verdict {
     Verdict::Shortage { error: shorten(error) }
 }
 
-/// The request cannot be sent, now or later.
 pub(super) fn unsendable(error: &str) -> Verdict {
     Verdict::Rejected { error: shorten(error) }
 }
 
-/// `503 Service Unavailable`, or the number of a status without a name.
 fn status_text(status: StatusCode) -> String {
     match status.canonical_reason() {
         Some(reason) => format!("{} {reason}", status.as_u16()),
@@ -168,7 +159,6 @@ fn first(text: &str, chars: usize) -> &str {
     end.and_then(|end| text.get(..end)).unwrap_or(text)
 }
 
-/// The position of `needle` in `hay`; `None` for an empty `needle`.
 fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     if needle.is_empty() {
         return None;

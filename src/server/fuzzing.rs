@@ -60,7 +60,6 @@ pub(crate) fn body(data: &[u8]) {
     }
 }
 
-/// Compares `write` with a second parse of its body.
 pub(super) fn check_accepted(body: &[u8], Write { task, spelled }: &Write) {
     assert!(!matches!(&*task.key, "" | "." | "..") && task.key.len() <= MAX_KEY_BYTES);
     assert!(task.value.len() <= MAX_VALUE_BYTES, "{} bytes", task.value.len());
@@ -124,7 +123,6 @@ fn round_trip(Write { task, .. }: &Write, settings: &Settings) {
     assert!(read.as_ref().is_ok_and(|read| *read == task), "{task:?}, and then {read:?}");
 }
 
-/// Checks the error of a rejected body.
 pub(super) fn check_rejected(body: &[u8], problem: &Problem) {
     let (Problem::Invalid(error) | Problem::TooLarge(error) | Problem::Forbidden(error)) = problem
     else {

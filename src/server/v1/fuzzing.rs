@@ -147,7 +147,6 @@ fn check_normal(node: Option<&Node>) {
     }
 }
 
-/// An error is one sentence of bounded length.
 fn check_sentence(problem: &Problem) {
     let (Problem::Invalid(error) | Problem::TooLarge(error)) = problem else {
         panic!("{problem:?}")
