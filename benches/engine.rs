@@ -1,9 +1,8 @@
-//! What the engine costs a task, from admission to its last acknowledgement.
+//! The cost of a task in the engine, from admission to its last acknowledgement, compared with as many
+//! insertions into and removals from a `HashMap`.
 //!
-//! Reference in the same run: the same number of insertions into and removals from a `HashMap`.
-//!
-//! `cargo bench --bench engine -- flaky` prints instead what is delivered to a replica that fails at
-//! random, beside the same with a breaker that never opens. Its clock is virtual.
+//! `cargo bench --bench engine -- flaky` instead prints the deliveries to a replica that fails at
+//! random, with and without a breaker. Its clock is virtual.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
@@ -46,8 +45,8 @@ fn settings() -> Settings {
     }
 }
 
-/// A batch of tasks for two replicas through the engine, every delivery acknowledged.
-fn through(engine: &mut Engine, keys: &KeyHasher, nodes: &[Node], first: u64) {
+/// Runs a batch of tasks for two replicas through the engine and acknowledges every delivery.
+fn run_batch(engine: &mut Engine, keys: &KeyHasher, nodes: &[Node], first: u64) {
     let now = Now { moment: Moment(0), wall: Timestamp(0) };
     for id in first..first + TASKS {
         let key = keys.id(&id.to_string());
@@ -83,7 +82,7 @@ fn bench(criterion: &mut Criterion) {
     group.bench_function("a task to two replicas", |bencher| {
         let (mut engine, mut first) = (Engine::new(settings()), 1);
         bencher.iter(|| {
-            through(&mut engine, &keys, &nodes, first);
+            run_batch(&mut engine, &keys, &nodes, first);
             first += TASKS;
         });
     });
@@ -101,9 +100,9 @@ fn bench(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The means over the seeds, and the worst of them.
-#[expect(clippy::print_stdout, reason = "it prints figures")]
-#[expect(clippy::cast_precision_loss, reason = "they are small")]
+/// Prints means over all seeds, and the worst seed.
+#[expect(clippy::print_stdout, reason = "prints results")]
+#[expect(clippy::cast_precision_loss, reason = "the numbers are small")]
 fn flaky() {
     const SEEDS: u64 = 20;
     println!(

@@ -1,10 +1,10 @@
-//! How many accepts a second the committer makes durable, by how many are in flight at once: alone,
-//! and with the removal of each task as soon as it is accepted.
+//! Durable accepts per second of the committer, by the number in flight: with and without the removal
+//! of each task after it is accepted.
 //!
-//! `cargo bench --bench store`. The files go to the temporary directory: set `TMPDIR` to a disk,
-//! in memory a flush costs nothing.
+//! `cargo bench --bench store` writes to the temporary directory. Set `TMPDIR` to a disk: in memory a
+//! flush costs nothing.
 
-#![expect(clippy::expect_used, reason = "a benchmark that cannot run stops at once")]
+#![expect(clippy::expect_used, reason = "a benchmark fails by panicking")]
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ fn open(dir: &std::path::Path) -> Opened {
     store.recover(&mut drop, Box::new(drop)).expect("nothing to recover").0
 }
 
-/// About 300 bytes as a row, to two replicas.
+/// A task for two replicas whose row has about 300 bytes.
 fn task(id: u64) -> Arc<Task> {
     let node = |name| Node::parse(name).expect("an address");
     Arc::new(Task {
@@ -63,18 +63,17 @@ fn commits(criterion: &mut Criterion) {
     }
 }
 
-/// Hands in all tasks and waits for all answers.
 fn commit(opened: &Opened, tasks: &[Arc<Task>], settle: bool) {
-    let hand_in = |task: &Arc<Task>| {
+    let submit = |task: &Arc<Task>| {
         let (reply, answer) = oneshot::channel();
         opened.committer.accept(
             Arc::clone(task),
             None,
-            Some(Box::new(|result| reply.send(result).expect("someone waits"))),
+            Some(Box::new(|result| reply.send(result).expect("the receiver is alive"))),
         );
         answer
     };
-    let answers: Vec<_> = tasks.iter().map(hand_in).collect();
+    let answers: Vec<_> = tasks.iter().map(submit).collect();
     for answer in answers {
         answer.blocking_recv().expect("an answer").expect("a commit");
     }

@@ -1,6 +1,6 @@
-//! The one place where the time is read.
+//! The only module that reads the time.
 
-#![expect(clippy::disallowed_methods, reason = "everyone else is handed the time from here")]
+#![expect(clippy::disallowed_methods, reason = "all other modules get the time from here")]
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,24 +10,23 @@ use crate::engine::{Moment, Now};
 use crate::faults;
 use crate::task::Timestamp;
 
-/// A loop that wakes later than this after the moment that it waited for did not run: its process
-/// was stopped or suspended, or had no processor.
+/// A loop that wakes this much too late did not run: its process was stopped, suspended or starved.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long moments stand still after a pause. What arrived during it is in sockets and queues by
-/// then, and is seen before anything is overdue.
+/// After a pause the clock stands still this long, so that everything that arrived during the pause
+/// is processed before anything times out.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// The daemon's clock: monotonic for waiting, the wall clock for records and times to live.
+/// Monotonic time for waiting, and the wall clock for records and ttls.
 ///
-/// Moments do not pass while the process does not run: a deadline that was ten seconds away before
-/// a pause is ten seconds away after it.
+/// The monotonic time stops while the process does not run: a deadline that was 10 s away before a
+/// pause is 10 s away after it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     start: Instant,
-    /// The time that did not pass.
+    /// The sum of all pauses.
     lost: Duration,
-    /// The moment of the last pause.
+    /// The moment at which the last pause began.
     floor: Moment,
 }
 
@@ -41,13 +40,13 @@ impl Clock {
         Now { moment: Moment::default().after(elapsed).max(self.floor), wall: wall_clock() }
     }
 
-    /// The moment as the runtime's timers want it.
+    /// Converts a moment for tokio's timers.
     pub(crate) fn instant(&self, moment: Moment) -> Instant {
         self.start + moment.since_start() + self.lost
     }
 
-    /// A loop wakes that ran last at `last` and waited until `planned` at the latest. If it is much
-    /// too late, the time since `last` did not pass; gives how long that was.
+    /// Reports that a loop woke. It last ran at `last` and planned to wake at `planned` or earlier.
+    /// If it is much too late, the time since `last` is removed from the clock and returned.
     pub(crate) fn woke(&mut self, last: Moment, planned: Moment) -> Option<Duration> {
         let now = Instant::now();
         if now <= self.instant(planned.max(last)) + PAUSE {
@@ -60,7 +59,7 @@ impl Clock {
     }
 }
 
-/// The wall clock; 1970 if it is set to before that.
+/// The wall clock; 1970 if it is set to an earlier time.
 #[must_use]
 pub fn wall_clock() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -74,7 +73,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn moments_stand_still_in_a_pause_of_the_process_and_a_little_after_it() {
+    async fn the_clock_stands_still_during_a_pause_of_the_process_and_shortly_after() {
         let seconds = Duration::from_secs;
         let mut clock = Clock::start();
         advance(seconds(5)).await;
@@ -86,7 +85,7 @@ mod tests {
         assert_eq!(clock.woke(last, planned), Some(seconds(9)));
         assert_eq!(clock.now().moment, last);
         advance(GRACE).await;
-        assert_eq!(clock.now().moment, last, "what arrived meanwhile is seen first");
+        assert_eq!(clock.now().moment, last, "the grace period has not ended");
         advance(seconds(1)).await;
         assert_eq!(clock.now().moment, planned);
         assert_eq!(clock.woke(last, planned), None);

@@ -16,7 +16,7 @@ use crate::cli::environment::{self, Given, Refused, Variables};
 use crate::cli::{Cli, Command, DaemonArgs, StoreArgs};
 use crate::clock::wall_clock;
 use crate::config::Config;
-use crate::log::{self, Log};
+use crate::log::{self, StderrLog};
 use crate::store;
 use output::fail;
 
@@ -141,7 +141,7 @@ fn daemon(args: &DaemonArgs, variables: &Variables) -> ExitCode {
         Ok(filter) => filter,
         Err(why) => return wrong(&why),
     };
-    let log = match Log::to_stderr(filter, args.log_format) {
+    let log = match StderrLog::open(filter, args.log_format) {
         Ok(log) => log,
         Err(error) => {
             let why = threads::check(threads::of_daemon()).err();

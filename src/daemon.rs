@@ -23,7 +23,7 @@ use crate::dispatcher::{
 use crate::engine::{self, Engine, Workers};
 use crate::faults;
 use crate::policy::Policy;
-use crate::replica::{self, Client};
+use crate::replica::{self, ReplicaClient};
 use crate::server;
 use crate::store::{self, CommitError, Journal, KeyLimits};
 use crate::traces::{self, Tracer};
@@ -48,10 +48,10 @@ pub enum StartError {
     Store(#[from] store::OpenError),
     /// The outbound client cannot be made.
     #[error(transparent)]
-    Client(#[from] replica::ClientError),
+    Client(#[from] replica::ReplicaClientError),
     /// Traces cannot be sent.
     #[error(transparent)]
-    Traces(#[from] traces::SetupError),
+    Traces(#[from] traces::TraceSetupError),
     /// A file about the replicas cannot be used.
     #[error(transparent)]
     Outbound(#[from] OutboundError),
@@ -109,7 +109,7 @@ impl Daemon {
         let clock = Clock::start();
         let policy = outbound::policy(&config.outbound, address)?;
         let (tls, tokens) = outbound::credentials(&config.outbound)?;
-        let client = Client::new(&replica_settings(config), policy.clone(), tls, tokens)?;
+        let client = ReplicaClient::new(&replica_settings(config), policy.clone(), tls, tokens)?;
         let outbound = Outbound::new(config.outbound.clone(), policy.clone(), client.clone());
         let outbound = Arc::new(outbound);
         let tracer = match trace_settings(config) {
@@ -342,13 +342,13 @@ fn engine_settings(config: &Config) -> engine::Settings {
     }
 }
 
-fn trace_settings(config: &Config) -> Option<traces::Settings> {
+fn trace_settings(config: &Config) -> Option<traces::TraceSettings> {
     let config::Traces { endpoint, ratio } = config.traces.clone()?;
-    Some(traces::Settings { endpoint, ratio, node_id: config.listen.node_id.clone() })
+    Some(traces::TraceSettings { endpoint, ratio, node_id: config.listen.node_id.clone() })
 }
 
-fn replica_settings(config: &Config) -> replica::Settings {
-    replica::Settings {
+fn replica_settings(config: &Config) -> replica::ClientSettings {
+    replica::ClientSettings {
         node_id: config.listen.node_id.clone(),
         request_timeout: config.timeouts.request,
         connection_age: config.timeouts.replica_connection_age,

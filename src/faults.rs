@@ -1,12 +1,22 @@
-//! Fault points: the named steps at which a test can have the process die.
+//! Fault points: named steps at which a test can kill the process.
 //!
-//! Built with the feature `faults`, which is for tests alone, and with
-//! `REPLICATOR_FAULT_POINT=name` or `name:n` in its environment, the process kills itself with
-//! SIGKILL when it passes that point for the first or the n-th time. Without the feature
-//! [`point`] is empty and nothing reads the environment.
+//! Built with the feature `faults` (tests only), the process kills itself with SIGKILL when it
+//! passes the point in `REPLICATOR_FAULT_POINT=name` (or `name:n`: the n-th time). Without the
+//! feature these functions are empty and the environment is not read.
 
-/// Every point, in the order in which a store's life passes them. `tests/faults.rs` dies at each
-/// of them, and fails if one is never reached.
+use std::time::Duration;
+
+#[cfg(feature = "faults")]
+use std::sync::{
+    LazyLock,
+    atomic::{AtomicU64, Ordering},
+};
+
+#[cfg(feature = "faults")]
+use rustix::process::{Signal, getpid, kill_process};
+
+/// All points, in the order in which a store passes them. `tests/faults.rs` kills the daemon at each
+/// one, and fails if one is never reached.
 #[cfg(feature = "faults")]
 pub const POINTS: &[&str] = &[
     "create.cleared",
@@ -68,12 +78,10 @@ pub const POINTS: &[&str] = &[
     "shutdown.closed",
 ];
 
-/// Does nothing.
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
 pub(crate) fn point(_name: &'static str) {}
 
-/// Does nothing.
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
 pub(crate) fn point_after<E>(
@@ -83,26 +91,24 @@ pub(crate) fn point_after<E>(
     Ok(())
 }
 
-/// Ends the process here if a test has asked for it.
 #[cfg(feature = "faults")]
 pub(crate) fn point(name: &'static str) {
     let _ = point_after(name, || Ok::<_, std::convert::Infallible>(()));
 }
 
-/// As [`point`], but only after `flush`: so that what was done until then is on the disk, where a
-/// kill by itself would leave it in a buffer most of the time.
+/// [`point`], but calls `flush` first. A kill alone would leave most writes in a buffer.
 #[cfg(feature = "faults")]
 pub(crate) fn point_after<E>(
     name: &'static str,
     flush: impl FnOnce() -> Result<(), E>,
 ) -> Result<(), E> {
-    debug_assert!(POINTS.contains(&name), "{name} is not in the list");
+    debug_assert!(POINTS.contains(&name), "{name} is not in POINTS");
     if let Some(armed) = &*ARMED
         && armed.name == name
         && armed.passes.fetch_sub(1, Ordering::Relaxed) == 1
     {
         flush()?;
-        // Not by the log: its thread dies with the process before it has written the line.
+        // Not through the log: the process dies before the log's thread writes the line.
         let line = format!("killed at a fault point name=\"{name}\"\n");
         let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
         let _ = kill_process(getpid(), Signal::KILL);
@@ -110,8 +116,8 @@ pub(crate) fn point_after<E>(
     Ok(())
 }
 
-/// From which size on a store may be rewritten: what it is, or what a test wants with
-/// `REPLICATOR_FAULT_REWRITE_FLOOR`, so that little data is enough.
+/// The size from which a store may be compacted. A test lowers it with
+/// `REPLICATOR_FAULT_REWRITE_FLOOR`, so that it needs little data.
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
 pub(crate) const fn compaction_floor(bytes: u64) -> u64 {
@@ -120,13 +126,13 @@ pub(crate) const fn compaction_floor(bytes: u64) -> u64 {
 
 #[cfg(feature = "faults")]
 pub(crate) fn compaction_floor(bytes: u64) -> u64 {
-    static WANTED: LazyLock<Option<u64>> =
+    static FLOOR: LazyLock<Option<u64>> =
         LazyLock::new(|| std::env::var("REPLICATOR_FAULT_REWRITE_FLOOR").ok()?.parse().ok());
-    WANTED.unwrap_or(bytes)
+    FLOOR.unwrap_or(bytes)
 }
 
-/// How far the wall clock is ahead of the system's: not at all, or as far as a test wants it with
-/// `REPLICATOR_FAULT_CLOCK_AHEAD`, in seconds.
+/// How far the wall clock runs ahead of the system's. A test sets it in seconds with
+/// `REPLICATOR_FAULT_CLOCK_AHEAD`.
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
 pub(crate) const fn clock_ahead() -> Duration {
@@ -135,13 +141,12 @@ pub(crate) const fn clock_ahead() -> Duration {
 
 #[cfg(feature = "faults")]
 pub(crate) fn clock_ahead() -> Duration {
-    static WANTED: LazyLock<Option<u64>> =
+    static AHEAD: LazyLock<Option<u64>> =
         LazyLock::new(|| std::env::var("REPLICATOR_FAULT_CLOCK_AHEAD").ok()?.parse().ok());
-    WANTED.map_or(Duration::ZERO, Duration::from_secs)
+    AHEAD.map_or(Duration::ZERO, Duration::from_secs)
 }
 
-/// Returns when the file does not exist that `REPLICATOR_FAULT_HANG` names: for as long as a test
-/// keeps it, the disk hangs.
+/// Blocks while the file in `REPLICATOR_FAULT_HANG` exists, like a disk that hangs.
 #[cfg(feature = "faults")]
 pub(crate) fn hang() {
     static FILE: LazyLock<Option<std::ffi::OsString>> =
@@ -151,21 +156,10 @@ pub(crate) fn hang() {
     }
 }
 
-use std::time::Duration;
-
-#[cfg(feature = "faults")]
-use std::sync::{
-    LazyLock,
-    atomic::{AtomicU64, Ordering},
-};
-
-#[cfg(feature = "faults")]
-use rustix::process::{Signal, getpid, kill_process};
-
 #[cfg(feature = "faults")]
 struct Armed {
     name: String,
-    /// How often it is passed until it kills; wraps far beyond.
+    /// Passes that are left. Wraps after the kill.
     passes: AtomicU64,
 }
 

@@ -1,13 +1,10 @@
-//! What a fuzzer runs: a function a target, which takes any bytes and panics where something that
-//! is promised does not hold.
+//! The fuzz targets: functions that take any bytes and panic if a property does not hold.
 //!
-//! For tests alone: it is built for them and with the feature `fuzzing`, which `fuzz/` asks for. A
-//! target lies in the part that it is about, as it looks inside; [`TARGETS`] has them all.
-//! `tests.rs` runs each over its corpus in `fuzz/corpus/` and over what can be made of that at
-//! random, with nothing but stable Rust; `fuzz/` runs the same functions under libFuzzer.
+//! Built for tests and with the feature `fuzzing`. A target is in the module that it tests, because
+//! it uses private items. `tests.rs` runs each target on stable Rust over its corpus in
+//! `fuzz/corpus/` and over random mutations of it; `fuzz/` runs the same functions under libFuzzer.
 //!
-//! A target is no table of examples: it compares with a second, simpler reading of the same bytes,
-//! or asks for what must hold of any.
+//! A target compares the code with a second, simpler parser, or checks a property of any input.
 
 use crate::{access, engine, policy, replica, server, store, task, traces};
 
@@ -17,11 +14,10 @@ mod tests;
 
 pub(crate) use input::Input;
 
-/// Its name, which is that of its corpus and of its file in `fuzz/fuzz_targets/`, and what it runs.
-pub type Target = (&'static str, fn(&[u8]));
+/// Name and function. The corpus and the file in `fuzz/fuzz_targets/` have the same name.
+pub type FuzzTarget = (&'static str, fn(&[u8]));
 
-/// All of them.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [FuzzTarget; 13] = [
     ("answer", replica::fuzzing::answer),
     ("batch", server::fuzzing::batch),
     ("body", server::fuzzing::body),
@@ -37,13 +33,9 @@ pub const TARGETS: [Target; 13] = [
     ("ttl", replica::fuzzing::ttl),
 ];
 
-/// Runs the target of this name.
-///
-/// # Panics
-///
-/// Where something does not hold, and where there is no such target.
+/// Panics if a property does not hold, or if there is no target `name`.
 pub fn run(name: &str, data: &[u8]) {
     let found = TARGETS.iter().find(|(known, _)| *known == name);
-    let Some((_, target)) = found else { unreachable!("there is no target {name}") };
+    let Some((_, target)) = found else { unreachable!("no fuzz target {name}") };
     target(data);
 }

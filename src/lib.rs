@@ -27,7 +27,7 @@
 //! room, numbers the task and gives it to [`store::Committer::accept`]; the committer's thread
 //! writes and flushes it with all others that wait, and only then answers, which becomes the
 //! `202`. It tells the loop, the engine finds the task at the head of its key's chain and asks
-//! for it to be sent, and `dispatcher::attempt` sends it by [`replica::Client::send`]. The verdict
+//! for it to be sent, and `dispatcher::attempt` sends it by [`replica::ReplicaClient::send`]. The verdict
 //! goes back into the engine, and when the last replica has acknowledged, the committer removes
 //! the task from the disk.
 //!

@@ -1,9 +1,8 @@
-//! The log: lines on standard error, which nothing in the daemon waits for.
+//! The log: lines on standard error. No part of the daemon waits for it.
 //!
-//! A reader of the log may be gone, slow or stopped, and a disk full; the daemon does its work all
-//! the same. A line is handed to the thread of the [`outlet`], which alone writes. What that thread
-//! cannot write, and what finds no room before it, is dropped and counted ([`dropped_lines`]); once
-//! lines are taken again, one of them says how many are missing.
+//! The reader of the log may be gone, slow or stopped, or its disk full. Only the thread of
+//! [`outlet`] writes. Lines that it cannot write or queue are dropped and counted
+//! ([`dropped_lines`]); when writing works again, one line reports how many are missing.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
@@ -21,42 +20,36 @@ use outlet::Outlet;
 
 mod outlet;
 
-/// How long the end of the process waits for a reader of its last lines.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const EXIT_FLUSH: Duration = Duration::from_secs(1);
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// How many lines were dropped since the start, because nothing took them.
 #[must_use]
 pub fn dropped_lines() -> u64 {
     DROPPED.load(Ordering::Relaxed)
 }
 
-/// Counts a line that could not be written elsewhere.
+/// Counts a line that another part of the process could not write.
 pub(crate) fn count_dropped() {
     DROPPED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The log of the process. Its end waits until what was logged is written, but not for long.
+/// The log of the process. On drop it waits up to [`EXIT_FLUSH`] until all lines are written.
 #[derive(Debug)]
-pub(crate) struct Log {
+pub(crate) struct StderrLog {
     outlet: Outlet,
     format: LogFormat,
 }
 
-impl Log {
-    /// Sends what is logged to standard error, panics included.
-    ///
-    /// # Errors
-    ///
-    /// There is no thread for it.
-    pub(crate) fn to_stderr(filter: EnvFilter, format: LogFormat) -> io::Result<Self> {
+impl StderrLog {
+    /// Installs the subscriber and the panic hook. Fails if the thread cannot be started.
+    pub(crate) fn open(filter: EnvFilter, format: LogFormat) -> io::Result<Self> {
         let outlet = Outlet::open(io::stderr(), &DROPPED, |lines| {
             let total = dropped_lines();
-            warn!(lines, total, "lines of this log are missing: nothing took them");
+            warn!(lines, total, "log lines were dropped: standard error was blocked or failed");
         })?;
         let coloured = format == LogFormat::Text && io::stderr().is_terminal();
-        let lines = Lines { outlet: outlet.clone(), format, coloured };
+        let lines = LineWriter { outlet: outlet.clone(), format, coloured };
         let log = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
         let log = log.with_writer(move || lines.clone());
         match format {
@@ -66,41 +59,40 @@ impl Log {
                 log.with_current_span(false).with_span_list(false).init();
             }
         }
-        // The hook of the standard library writes to standard error itself, and waits for it.
+        // The default hook writes to standard error itself, and blocks.
         std::panic::set_hook(Box::new(|panic| {
             let backtrace = Backtrace::capture();
             let backtrace =
                 (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
-            error!(panic = panic.to_string(), backtrace, "a part of the process has panicked");
+            error!(panic = panic.to_string(), backtrace, "a thread panicked");
         }));
         Ok(Self { outlet, format })
     }
 
-    /// Says why the process ends: in text as any command does.
+    /// Reports why the process ends, in the form of every command, or as JSON.
     pub(crate) fn fail(&self, why: &str) {
         match self.format {
             LogFormat::Text => self.outlet.push(format!("replicator: {}\n", text::plain(why))),
-            // A machine that reads the log understands no line of another kind.
             LogFormat::Json => error!("{why}"),
         }
     }
 }
 
-impl Drop for Log {
+impl Drop for StderrLog {
     fn drop(&mut self) {
-        self.outlet.flush(LAST_WORDS);
+        self.outlet.flush(EXIT_FLUSH);
     }
 }
 
-/// Where the subscriber writes: each event at once, as one line that does nothing to a terminal.
+/// The writer of the subscriber, which writes one event per call. Escapes control characters.
 #[derive(Clone, Debug)]
-struct Lines {
+struct LineWriter {
     outlet: Outlet,
     format: LogFormat,
     coloured: bool,
 }
 
-impl Write for Lines {
+impl Write for LineWriter {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let event_text = String::from_utf8_lossy(event);
         let line = event_text.trim_end_matches('\n');
@@ -117,14 +109,14 @@ impl Write for Lines {
     }
 }
 
-/// A bare word that is no level would be the filter of a part of that name, of which there is none:
-/// with `warning` nothing would be logged at all.
+/// Parses `--log`. `EnvFilter` reads an unknown word as the name of a part, so that `warning` would
+/// log nothing at all; here it is an error.
 pub(crate) fn filter(text: &str) -> Result<EnvFilter, String> {
-    let wrong = |why: &dyn Display| format!("--log {text:?} is no filter: {why}");
+    let wrong = |why: &dyn Display| format!("--log {text:?} is not a valid filter: {why}");
     let is_level = |word: &str| word.is_empty() || word.parse::<LevelFilter>().is_ok();
     match text.split(',').find(|word| !word.contains('=') && !is_level(word)) {
         Some(word) => Err(wrong(&format!(
-            "{word:?} is no level (error, warn, info, debug, trace), and a part is PART=LEVEL"
+            "{word:?} must be a level (off, error, warn, info, debug or trace) or PART=LEVEL"
         ))),
         None => EnvFilter::try_new(text).map_err(|error| wrong(&error)),
     }
@@ -135,13 +127,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_that_is_no_level_is_no_filter_of_a_part_that_does_not_exist() {
+    fn a_word_that_is_not_a_level_is_rejected() {
         for text in ["info", "WARN", "off", "3", "warn,audit=info", "info,a::b[span]=debug", ""] {
             assert!(filter(text).is_ok(), "{text}");
         }
         for text in ["verbose", "warning", "info,verbose", "a=b=c"] {
             let error = filter(text).unwrap_err();
-            assert!(error.starts_with(&format!("--log {text:?} is no filter: ")), "{error}");
+            assert!(
+                error.starts_with(&format!("--log {text:?} is not a valid filter: ")),
+                "{error}"
+            );
         }
     }
 }

@@ -1,21 +1,15 @@
-//! Where the daemon may write: which addresses of replicas, by rules, and which never.
+//! Where the daemon may write: the rules of the operator, and addresses that are always blocked.
 //!
-//! Whoever may post a write names the addresses that it goes to, so the daemon could be made to
-//! talk to anything that it reaches. The policy is asked twice. [`Policy::admit`] looks at what a
-//! request names, before anything is accepted. [`Policy::may_connect`] looks at the address that
-//! is about to be connected to, at every attempt: a name may lead elsewhere by then, the rules may
-//! have changed, and a task from disk was never asked about.
+//! A client names the addresses of the replicas, so without a policy it could direct requests to
+//! anything that the daemon can reach. [`Policy::admit`] checks a write before it is accepted.
+//! [`Policy::may_connect`] checks the address at every attempt: a name may resolve to another
+//! address by then, the rules may have changed, and a task from disk may be older than the rules.
 //!
-//! It guarantees that
+//! - With rules, the daemon connects only to what a rule allows.
+//! - Always blocked, in any spelling and as an IPv4 address embedded in IPv6: link-local addresses,
+//!   cloud metadata services, multicast, broadcast, unspecified addresses, and the daemon itself.
 //!
-//! - with rules, nothing is connected to that no rule allows;
-//! - with or without, neither what is never a replica ([`Forbidden::Never`]: link-local addresses,
-//!   the metadata services of clouds, multicast, broadcast, unspecified) nor the daemon's own
-//!   address, in whatever spelling, and also as an IPv4 address inside an IPv6 one.
-//!
-//! It deliberately resolves no names, opens nothing and reads no files: addresses and rules come
-//! in as parameters, new rules by [`Policy::replace`]. To read: [`Policy`], then `rule.rs` for how
-//! a rule is written, and `never.rs` for the list.
+//! It resolves no names and reads no files.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -37,42 +31,27 @@ mod tests;
 
 pub use rule::{LineError, Rule, RuleError, rules};
 
-/// Why an address may not be written to. Reads on after the address, or after "the replica".
+/// Why an address is blocked. The texts continue a sentence that starts with the address or with
+/// "the replica".
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Forbidden {
-    /// There are rules, and none allows it.
-    #[error(
-        "is not among the replicas that may be written to (--allow-replica, --allow-replica-file)"
-    )]
+    #[error("is not allowed by --allow-replica or --allow-replica-file")]
     NotListed,
-    /// The same, of the address that a name leads to.
     #[error(
-        "leads to {address}, which is not among the replicas that may be written to (--allow-replica, --allow-replica-file)"
+        "resolves to {address}, which is not allowed by --allow-replica or --allow-replica-file"
     )]
-    LeadsElsewhere {
-        /// The address.
-        address: IpAddr,
-    },
-    /// No rule can allow it.
-    #[error("leads to {address}, {kind}, which is never written to")]
-    Never {
-        /// The address.
-        address: IpAddr,
-        /// What it is.
-        kind: &'static str,
-    },
-    /// A name that is known to be a metadata service.
-    #[error("is the metadata service of a cloud, which is never written to")]
+    LeadsElsewhere { address: IpAddr },
+    #[error("resolves to {address}, {kind}, which is always blocked")]
+    Never { address: IpAddr, kind: &'static str },
+    #[error("is a cloud metadata service, which is always blocked")]
     Metadata,
-    /// It would write to itself.
     #[error("is this replicator itself")]
     Itself,
-    /// Not to be read as a URL: it came from a disk.
-    #[error("is no address that can be written to")]
+    /// Not a URL. Only an address that was read from disk can be unreadable.
+    #[error("is not a valid address")]
     Unreadable,
 }
 
-/// Where a node is, as far as rules look at it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     https: bool,
@@ -81,16 +60,12 @@ pub struct Target {
 }
 
 impl Target {
-    /// Reads the address as the client does that will connect to it.
-    ///
-    /// # Errors
-    ///
-    /// [`Forbidden::Unreadable`].
+    /// Parses the address like the HTTP client that connects to it.
     pub fn of(node: &Node) -> Result<Self, Forbidden> {
         let url = Url::parse(node.as_str()).map_err(|_| Forbidden::Unreadable)?;
         let port = url.port_or_known_default().ok_or(Forbidden::Unreadable)?;
         let host = match url.host().ok_or(Forbidden::Unreadable)? {
-            // `name.` is `name`, without the search list of the resolver.
+            // The last dot only disables the search list of the resolver.
             Host::Domain(name) => Host::Domain(name.trim_end_matches('.').to_owned()),
             Host::Ipv4(ip) => Host::Ipv4(ip),
             Host::Ipv6(ip) => Host::Ipv6(ip),
@@ -98,7 +73,6 @@ impl Target {
         Ok(Self { https: url.scheme() == "https", host, port })
     }
 
-    /// The name, where it is not an address.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         match &self.host {
@@ -107,7 +81,6 @@ impl Target {
         }
     }
 
-    /// The address, where it is no name.
     #[must_use]
     pub fn literal(&self) -> Option<IpAddr> {
         match self.host {
@@ -118,12 +91,10 @@ impl Target {
     }
 }
 
-/// Where the daemon listens.
 #[derive(Clone, Copy)]
 pub struct Own {
-    /// The address, as it is bound.
     pub address: SocketAddr,
-    /// Whether an address is one of this machine's: that is what counts where it is bound to all.
+    /// Whether an address belongs to this machine. Used when the daemon listens on all addresses.
     pub is_local: fn(IpAddr) -> bool,
 }
 
@@ -133,7 +104,7 @@ impl fmt::Debug for Own {
     }
 }
 
-/// The rules as they are now, and what is never allowed. Cheap to clone; clones share the rules.
+/// Clones share the rules.
 #[derive(Clone, Debug)]
 pub struct Policy {
     rules: Arc<ArcSwapOption<Vec<Rule>>>,
@@ -141,34 +112,22 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// With `rules` nothing else is allowed; without, everything but what never is.
+    /// With rules, nothing else is allowed. With `None`, everything that is not always blocked.
     #[must_use]
     pub fn new(rules: Option<Vec<Rule>>, own: Option<Own>) -> Self {
         Self { rules: Arc::new(ArcSwapOption::from_pointee(rules)), own }
     }
 
-    /// These rules from now on, for all clones.
     pub fn replace(&self, rules: Option<Vec<Rule>>) {
         self.rules.store(rules.map(Arc::new));
     }
 
-    /// Whether writes for `node` may be accepted.
-    ///
-    /// An address is decided here. A name is too, but for rules of address ranges: there it may
-    /// pass, and what it leads to is decided when it is connected to.
-    ///
-    /// # Errors
-    ///
-    /// Why not.
+    /// Whether writes for `node` may be accepted. A rule for an address range admits every name:
+    /// [`Self::may_connect`] decides by its address.
     pub fn admit(&self, node: &Node) -> Result<(), Forbidden> {
         self.admit_target(&Target::of(node)?)
     }
 
-    /// The same, of an address that was read before.
-    ///
-    /// # Errors
-    ///
-    /// Why not.
     pub fn admit_target(&self, target: &Target) -> Result<(), Forbidden> {
         let Host::Domain(name) = &target.host else {
             return target.literal().map_or(Ok(()), |address| self.may_connect(target, address));
@@ -188,11 +147,6 @@ impl Policy {
         if rules.iter().any(allowed) { Ok(()) } else { Err(Forbidden::NotListed) }
     }
 
-    /// Whether `address`, which `target` leads to, may be connected to.
-    ///
-    /// # Errors
-    ///
-    /// Why not.
     pub fn may_connect(&self, target: &Target, address: IpAddr) -> Result<(), Forbidden> {
         let address = address.to_canonical();
         if let Some(kind) = never::kind(address) {
@@ -219,7 +173,7 @@ impl Policy {
 }
 
 impl Own {
-    /// Whether whoever connects to this port of the machine's loopback comes out here.
+    /// Whether a connection to this port of the loopback interface reaches the daemon.
     fn is_loopback(self, port: u16) -> bool {
         let ip = self.address.ip().to_canonical();
         port == self.address.port() && (ip.is_unspecified() || ip.is_loopback())

@@ -1,16 +1,13 @@
-//! Traces: a write, from its request to each replica's answer, as spans sent by OTLP.
+//! Traces: spans over OTLP, from the request of a write to the answer of each replica.
 //!
-//! Two kinds of spans: `accept`, the request of a write, or each write of a batch, and `attempt`, one
-//! HTTP call to a replica.
-//! Every attempt is a child of its write's `accept`, also hours later and after a restart, as the
-//! task carries the context of that span to disk.
+//! There are two kinds of spans: `accept`, for each write, and `attempt`, for each HTTP call to a
+//! replica. Every attempt is a child of its write's `accept`, even hours later and after a restart,
+//! because the task stores the context of that span. No span contains a key or a value.
 //!
-//! Off, which is the default, there is no span and nothing is sent: the context that a request came
-//! with is carried on as it is. A key or a value is never part of a span.
+//! With tracing off (the default) there are no spans, and the context of the request is passed on.
 //!
-//! Spans are sent in batches by a thread of their own. What a collector does not take is lost, and
-//! holds up nobody. The only one that names opentelemetry. To read on: `context.rs` for what a
-//! request may say of its trace.
+//! A separate thread sends the spans in batches. A slow or missing collector loses spans and delays
+//! nothing else. This is the only module that names opentelemetry.
 
 use std::fmt;
 use std::sync::Arc;
@@ -41,61 +38,49 @@ pub(crate) mod fuzzing;
 
 pub use context::{parent, state};
 
-/// How long a span waits for others to be sent with.
-const SENT_WITHIN: Duration = Duration::from_secs(1);
-/// Spans that wait; with more, new ones are dropped.
-const MOST_WAITING: usize = 16 << 10;
-/// Spans that are sent at once.
-const BATCH: usize = 512;
-/// How long a collector may take.
+const BATCH_DELAY: Duration = Duration::from_secs(1);
+const MAX_QUEUED_SPANS: usize = 16 << 10;
+const MAX_BATCH_SPANS: usize = 512;
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the last spans may take at the end of the daemon.
-const LAST_WITHIN: Duration = Duration::from_secs(2);
-/// One of so many failures to send is told.
-const TELL_EVERY: u64 = 1000;
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+const LOG_EVERY: u64 = 1000;
 
-/// Where spans go, and how many.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// The URL that takes them.
+pub struct TraceSettings {
     pub endpoint: String,
-    /// Of the writes that come without a context, the share that is traced, from 0 to 1. Those that
-    /// come with one are traced where that says so.
+    /// Share of the writes without a context that is traced, from 0 to 1. The context of a request
+    /// decides for itself.
     pub ratio: f64,
-    /// The name of this replicator.
     pub node_id: String,
 }
 
-/// Why spans cannot be sent.
 #[derive(Debug, Error)]
-#[error("cannot set up the sending of traces to {endpoint} (--otlp-endpoint): {why}")]
-pub struct SetupError {
+#[error("cannot set up traces to {endpoint} (--otlp-endpoint): {why}")]
+pub struct TraceSetupError {
     endpoint: String,
     why: String,
 }
 
-/// Makes spans, or none where traces are off. Cheap to clone.
+/// Starts spans; `None` means that tracing is off.
 #[derive(Clone, Default)]
-pub struct Tracer(Option<Arc<On>>);
+pub struct Tracer(Option<Arc<ActiveTracer>>);
 
-struct On {
+struct ActiveTracer {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
 }
 
 impl Tracer {
-    /// Makes no spans.
     #[must_use]
     pub fn off() -> Self {
         Self(None)
     }
 
-    /// Sends spans with this client. To be called within the runtime, which the client needs.
-    ///
-    /// # Errors
-    ///
-    /// [`SetupError`] where the endpoint is none.
-    pub fn start(settings: &Settings, http: impl HttpClient + 'static) -> Result<Self, SetupError> {
+    /// Must be called within the tokio runtime, on which `http` then runs.
+    pub fn start(
+        settings: &TraceSettings,
+        http: impl HttpClient + 'static,
+    ) -> Result<Self, TraceSetupError> {
         let client =
             OnRuntime { http: Arc::new(http), runtime: Handle::current(), failures: 0.into() };
         let exporter = SpanExporter::builder()
@@ -107,12 +92,12 @@ impl Tracer {
             .build()
             .map_err(|error| {
                 let endpoint = settings.endpoint.clone();
-                SetupError { endpoint, why: error.to_string() }
+                TraceSetupError { endpoint, why: error.to_string() }
             })?;
         let batches = BatchConfigBuilder::default()
-            .with_max_queue_size(MOST_WAITING)
-            .with_max_export_batch_size(BATCH)
-            .with_scheduled_delay(SENT_WITHIN)
+            .with_max_queue_size(MAX_QUEUED_SPANS)
+            .with_max_export_batch_size(MAX_BATCH_SPANS)
+            .with_scheduled_delay(BATCH_DELAY)
             .build();
         let resource = Resource::builder()
             .with_service_name("replicator")
@@ -127,24 +112,22 @@ impl Tracer {
             .with_resource(resource)
             .build();
         let tracer = provider.tracer("replicator");
-        Ok(Self(Some(Arc::new(On { provider, tracer }))))
+        Ok(Self(Some(Arc::new(ActiveTracer { provider, tracer }))))
     }
 
-    /// The span of a request that wants a write accepted, if it is to be traced. `came` is the
-    /// context that it came with.
+    /// Starts the span of a write, if it is sampled. `received` is the context of the request.
     #[must_use]
-    pub fn accept(&self, came: Option<&Trace>) -> Option<Span> {
-        let on = self.0.as_ref()?;
-        let parent = came
+    pub fn accept(&self, received: Option<&Trace>) -> Option<Span> {
+        let active = self.0.as_ref()?;
+        let parent = received
             .and_then(remote)
             .map_or_else(Context::new, |parent| Context::new().with_remote_span_context(parent));
-        on.span(SpanBuilder::from_name("accept").with_kind(SpanKind::Server), &parent)
+        active.span(SpanBuilder::from_name("accept").with_kind(SpanKind::Server), &parent)
     }
 
-    /// The span of an attempt, if its task is traced.
     #[must_use]
     pub fn attempt(&self, task: &Task, node: &Node, attempt: u32) -> Option<Span> {
-        let on = self.0.as_ref()?;
+        let active = self.0.as_ref()?;
         let accept = task.trace.as_ref().and_then(remote)?;
         let attributes = vec![
             KeyValue::new("replicator.replica", node.to_string()),
@@ -155,32 +138,29 @@ impl Tracer {
         let span = SpanBuilder::from_name("attempt")
             .with_kind(SpanKind::Client)
             .with_attributes(attributes);
-        on.span(span, &Context::new().with_remote_span_context(accept))
+        active.span(span, &Context::new().with_remote_span_context(accept))
     }
 
-    /// Sends the last spans, for a while. Blocks.
+    /// Blocks until the last spans are sent, at most for [`SHUTDOWN_TIMEOUT`].
     pub fn stop(&self) {
-        if let Some(on) = &self.0
-            && let Err(error) = on.provider.shutdown_with_timeout(LAST_WITHIN)
+        if let Some(active) = &self.0
+            && let Err(error) = active.provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT)
         {
-            tracing::warn!(%error, "the last spans could not be sent");
+            tracing::warn!(%error, "cannot send the last spans");
         }
     }
 }
 
-impl On {
-    /// Begins a span, unless it is left out by the sampling.
+impl ActiveTracer {
     fn span(&self, span: SpanBuilder, parent: &Context) -> Option<Span> {
         let span = self.tracer.build_with_context(span, parent);
         span.span_context().is_sampled().then_some(Span(span))
     }
 }
 
-/// A span that has begun; it ends when it is dropped.
 pub struct Span(opentelemetry_sdk::trace::Span);
 
 impl Span {
-    /// The context for what is done on behalf of this span.
     #[must_use]
     pub fn trace(&self) -> Trace {
         let context = self.0.span_context();
@@ -192,18 +172,16 @@ impl Span {
         }
     }
 
-    /// A request was answered so; with which task, where it became one.
     pub fn answered(mut self, status: u16, task: Option<TaskId>) {
-        self.say("http.response.status_code", i64::from(status));
+        self.set("http.response.status_code", i64::from(status));
         if let Some(task) = task {
-            self.say("replicator.task_id", task.to_string());
+            self.set("replicator.task_id", task.to_string());
         }
         if status >= 500 {
             self.0.set_status(Status::error(""));
         }
     }
 
-    /// An attempt ended so.
     pub fn ended(mut self, verdict: &Verdict) {
         let (name, error) = match verdict {
             Verdict::Delivered => ("delivered", None),
@@ -211,18 +189,17 @@ impl Span {
             Verdict::Shortage { error } => ("shortage", Some(error)),
             Verdict::Rejected { error } => ("rejected", Some(error)),
         };
-        self.say("replicator.verdict", name);
+        self.set("replicator.verdict", name);
         if let Some(error) = error {
             self.0.set_status(Status::error(error.to_string()));
         }
     }
 
-    fn say(&mut self, name: &'static str, value: impl Into<Value>) {
+    fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         self.0.set_attribute(KeyValue::new(name, value));
     }
 }
 
-/// A context in the words of the library.
 fn remote(trace: &Trace) -> Option<SpanContext> {
     let mut fields = trace.parent.split('-').skip(1);
     let id = TraceId::from_hex(fields.next()?).ok()?;
@@ -233,8 +210,7 @@ fn remote(trace: &Trace) -> Option<SpanContext> {
     Some(SpanContext::new(id, span, flags, true, state)).filter(SpanContext::is_valid)
 }
 
-/// A client that does its work in the runtime, whoever waits for it: the thread that sends spans
-/// has none.
+/// Runs requests on the tokio runtime: the thread that sends spans has none.
 struct OnRuntime<C> {
     http: Arc<C>,
     runtime: Handle,
@@ -255,12 +231,12 @@ impl<C: HttpClient + 'static> HttpClient for OnRuntime<C> {
         let sent = sending.await.map_err(HttpError::from).and_then(|sent| sent);
         let error = match &sent {
             Ok(response) if response.status().is_success() => return sent,
-            Ok(response) => format!("it answers {}", response.status()),
+            Ok(response) => format!("the collector answered {}", response.status()),
             Err(error) => error.to_string(),
         };
         let failures = self.failures.fetch_add(1, Ordering::Relaxed);
-        if failures.is_multiple_of(TELL_EVERY) {
-            tracing::warn!(%error, failures = failures + 1, "spans cannot be sent to the collector (--otlp-endpoint), some are lost");
+        if failures.is_multiple_of(LOG_EVERY) {
+            tracing::warn!(%error, failures = failures + 1, "spans cannot be sent to the collector (--otlp-endpoint) and are lost");
         }
         sent
     }
@@ -283,16 +259,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_traces_there_is_no_span() {
-        let came = Trace {
+    fn with_tracing_off_there_is_no_span() {
+        let received = Trace {
             parent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
             state: None,
         };
-        assert!(Tracer::off().accept(Some(&came)).is_none());
+        assert!(Tracer::off().accept(Some(&received)).is_none());
     }
 
     #[test]
-    fn a_context_is_the_same_in_the_words_of_the_library() {
+    fn a_stored_context_is_converted_without_loss() {
         let trace = Trace {
             parent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
             state: Some("a=1,b=2".into()),

@@ -1,7 +1,6 @@
-//! The daemon is killed again and again in the middle of traffic, and an oracle looks at what
-//! the replicas were told.
+//! Kills the daemon repeatedly during traffic. An oracle checks the requests to the replicas.
 //!
-//! `CRASH_ROUNDS=200 cargo test --release --test crash` runs it for longer.
+//! `CRASH_ROUNDS=200 cargo test --release --test crash` runs more rounds.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,13 +25,13 @@ use support::oracle::{ARGS, Traffic, judge, moody_replica, until_all_is_delivere
 use support::{Daemon, Replica};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_was_accepted_survives_every_kill_and_nothing_stale_wins() {
+async fn accepted_writes_survive_every_kill_and_nothing_stale_wins() {
     let rounds = std::env::var("CRASH_ROUNDS").map_or(10, |rounds| rounds.parse().unwrap());
     let replicas = [Replica::start().await, moody_replica(0).await, moody_replica(3).await];
     let nodes: Vec<_> = replicas.iter().map(Replica::url).collect();
     let mut daemon = Daemon::start(ARGS).await;
     let traffic = Traffic::default();
-    // Where in each replica's memory a life of the daemon began.
+    // The number of requests to each replica at the start of each life of the daemon.
     let mut lives = vec![vec![0; replicas.len()]];
 
     for round in 0..rounds {

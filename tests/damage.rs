@@ -1,9 +1,8 @@
-//! Damaged data directories: whatever is flipped, cut or removed, a start either recovers all that
-//! was acknowledged, or sets single tasks aside and says which, or refuses with one sentence. What
-//! is refused is exported, and what comes out is imported.
+//! Damaged data directories: a start recovers everything that was acknowledged, or sets single tasks
+//! aside and names them, or refuses with one sentence. A refused store is exported and imported.
 //!
-//! `DAMAGED_STORES=5000` tries more of them, `DAMAGE_SEED=N` begins with another seed; a failure
-//! prints the seed of its store and what was done to it.
+//! `DAMAGED_STORES=5000` tests more stores, `DAMAGE_SEED=N` starts with another seed. A failure prints
+//! the seed and the damage.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +31,7 @@ use replicator::task::{
     Timestamp, Trace,
 };
 
-/// Nothing that a start does with a small store takes as long, unless it hangs.
+/// A start with a small store that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -65,7 +64,7 @@ fn task(rng: &mut Rng, id: u64) -> Task {
     let bytes = if rng.u8(..) < 20 { rng.usize(4_000..40_000) } else { rng.usize(0..400) };
     Task {
         id: TaskId(id),
-        // Few keys, so that what is set aside has older writes of its key.
+        // Few keys, so that tasks that are set aside have older writes of their key.
         key: format!("key-{}", rng.u8(0..40)),
         operation: Operation::Set,
         value: (0..bytes).map(|_| rng.u8(..)).collect(),
@@ -108,8 +107,8 @@ fn key(rng: &mut Rng) -> Idempotency {
     Idempotency { key: format!("key-{}", rng.u8(..)).into(), fingerprint }
 }
 
-/// A store with a life behind it: written over two starts, much of it settled, and what is left.
-fn living(dir: &Path, rng: &mut Rng, tasks: u64) -> Contents {
+/// Writes a store over two starts and settles much of it. Returns the rest.
+fn used_store(dir: &Path, rng: &mut Rng, tasks: u64) -> Contents {
     let mut contents = Contents::default();
     for start in 0..2 {
         let store = Store::open(&settings(dir)).unwrap();
@@ -118,7 +117,7 @@ fn living(dir: &Path, rng: &mut Rng, tasks: u64) -> Contents {
             let task = task(rng, opened.next_id.0 + n);
             let (reply, durable) = tokio::sync::oneshot::channel();
             let reply = Box::new(move |result| {
-                // Most of them are not waited for.
+                // Most receivers are gone.
                 let _ = reply.send(result);
             });
             let key = (rng.u8(0..4) == 0).then(|| {
@@ -183,11 +182,11 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Does some damage and says what.
+/// Damages a file and returns a description.
 fn damage(dir: &Path, rng: &mut Rng) -> String {
     let files = files(dir);
     let database = files.iter().find(|path| path.ends_with("db")).unwrap();
-    // The database is most of what there is; each of the others has its turn.
+    // Mostly the database, which has most of the data.
     let path = if rng.u8(0..10) < 7 { database } else { &files[rng.usize(..files.len())] };
     let mut bytes = fs::read(path).unwrap();
     let used: Vec<_> = (0..bytes.len()).filter(|&at| bytes[at] != 0).collect();
@@ -225,7 +224,7 @@ fn damage(dir: &Path, rng: &mut Rng) -> String {
     format!("{what} of {}", path.strip_prefix(dir).unwrap().display())
 }
 
-/// Exports what is left: nothing may be in it that was not written so. Says how much it was.
+/// Exports and imports the store, checks every task, and returns their number.
 fn salvaged(dir: &Path, contents: &Contents) -> Option<usize> {
     let mut out = Vec::new();
     store::export(&settings(dir), &mut out).ok()?.unwrap();
@@ -239,7 +238,7 @@ fn salvaged(dir: &Path, contents: &Contents) -> Option<usize> {
         .unwrap();
     assert_eq!(found.len() as u64, imported.tasks);
     for found in &found {
-        // The end of the log may be gone: then it is what was there before. Values never change.
+        // If the end of the log is gone, settled tasks may be back. Values never change.
         if let Some((task, _)) = contents.tasks.get(&found.header.id) {
             assert_eq!(opened.reader.read(task.id).unwrap().as_ref(), Some(task));
         }
@@ -254,7 +253,7 @@ enum Outcome {
     Refused(String),
 }
 
-/// Opens a store and compares all of it.
+/// Opens a store and compares its contents.
 fn start(dir: &Path, contents: &Contents) -> Outcome {
     let mut found: Vec<Recovered> = Vec::new();
     let store = match Store::open(&settings(dir)) {
@@ -292,13 +291,13 @@ fn start(dir: &Path, contents: &Contents) -> Outcome {
         assert_eq!(contents.replicas.get(node), Some(row));
     }
     for (key, row) in &opened.idempotency {
-        // Or an older one.
+        // An older row of the key may be back.
         assert!(contents.idempotency.get(key).is_some_and(|newest| row.task <= newest.task));
     }
-    // No ledger counts the keys, which may vanish.
+    // Idempotency keys may be lost: the ledger does not count them.
     let others = report.set_aside.damaged.len() - aside.len();
     assert!(opened.replicas.len() + others >= contents.replicas.len());
-    // What is there stays there, whatever is written, settled and read from now on.
+    // The contents survive more writes, settlements and reads.
     let mut rng = Rng::with_seed(expected.len() as u64);
     for (id, task) in found.iter().map(|task| (task.header.id, task)) {
         if rng.bool() {
@@ -345,7 +344,7 @@ fn whole(error: &dyn std::error::Error) -> String {
     format!("{error}{source}")
 }
 
-/// One sentence that names something in the directory and says what to do.
+/// Checks that an error is one sentence that names a path in the directory and says what to do.
 fn is_a_sentence(text: &str, dir: &Path) {
     assert!(!text.contains('\n') && text.len() < 1_000, "{text}");
     assert!(text.contains(&*dir.to_string_lossy()), "{text}");
@@ -360,7 +359,7 @@ fn a_damaged_store_is_recovered_or_set_aside_or_refused() {
     let stores = number("DAMAGED_STORES", 250);
     let temp = tempfile::tempdir().unwrap();
     let origin = temp.path().join("origin");
-    let contents = Arc::new(living(&origin, &mut Rng::with_seed(first), 400));
+    let contents = Arc::new(used_store(&origin, &mut Rng::with_seed(first), 400));
     let (mut recovered, mut set_aside) = (0, 0);
     let (mut exports, mut exported) = (0, 0);
     let mut refused: BTreeMap<String, u64> = BTreeMap::new();
@@ -392,8 +391,8 @@ fn a_damaged_store_is_recovered_or_set_aside_or_refused() {
                 }
                 *refused.entry(why.replace(&*dir.to_string_lossy(), "DIR")).or_default() += 1;
             }
-            Err(mpsc::RecvTimeoutError::Timeout) => panic!("seed {seed}: hangs after: {done}"),
-            Err(mpsc::RecvTimeoutError::Disconnected) => panic!("seed {seed}: fails after: {done}"),
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("seed {seed} hangs: {done}"),
+            Err(mpsc::RecvTimeoutError::Disconnected) => panic!("seed {seed} fails: {done}"),
         }
         starting.join().unwrap().unwrap();
         fs::remove_dir_all(&dir).unwrap();
@@ -402,15 +401,15 @@ fn a_damaged_store_is_recovered_or_set_aside_or_refused() {
         "seeds {first}.. of {stores} stores: {recovered} whole, {set_aside} with tasks set aside, refused:"
     );
     let all = contents.tasks.len();
-    eprintln!("{exports} of the refused could be exported, {exported} tasks; {all} were in each");
+    eprintln!("{exports} refused stores were exported with {exported} tasks; each had {all}");
     refused.iter().for_each(|(why, times)| eprintln!("{times:5} {why}"));
 }
 
-/// sled's segments are so large, and begin with so much of their own.
+/// The size of sled's segments and of their headers.
 const SEGMENT: usize = 512 << 10;
 const SEGMENT_HEADER: usize = 20;
 
-/// A number as sled writes it, and how many bytes it takes.
+/// Parses a number in sled's encoding, and returns its length.
 fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let at = |n: usize| bytes.get(n).copied().map(u64::from);
     Some(match at(0)? {
@@ -425,8 +424,8 @@ fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
     })
 }
 
-/// Where the messages begin that a start reads from sled's log, in the order in which they were
-/// written: those behind the snapshot that the last start has made.
+/// The offsets of the messages that a start reads from sled's log (those after the last snapshot), in
+/// write order.
 fn messages(store: &Path, log: &[u8]) -> Vec<usize> {
     let snapshot = files(store).iter().find_map(|path| {
         let name = path.file_name()?.to_string_lossy().into_owned();
@@ -442,7 +441,7 @@ fn messages(store: &Path, log: &[u8]) -> Vec<usize> {
     let mut found = Vec::new();
     for (begins, segment) in segments.into_values() {
         let mut at = SEGMENT_HEADER;
-        // A checksum, the kind of message, and three numbers, of which the first is its length.
+        // A checksum, the kind of the message, and three numbers, the first of which is its length.
         while let Some(&[_, _, _, _, kind @ 1..=11, ref rest @ ..]) = segment.get(at..) {
             found.push(begins + at);
             let Some((length, mut bytes)) = varint(rest) else { break };
@@ -458,19 +457,18 @@ fn messages(store: &Path, log: &[u8]) -> Vec<usize> {
     found
 }
 
-/// The kind of message that fills a segment up.
+/// The message that ends a segment.
 const CAP: u8 = 2;
 
-/// sled drops a damaged message and the rest of its segment in silence, and goes on with pages of
-/// which some are older than others. What is served of such a store must stay, and what is written
-/// to it from then on.
+/// sled silently drops a damaged message and the rest of its segment, and continues with pages of
+/// different age. Tasks that such a store still has, and later writes, must not be lost.
 #[test]
-fn a_store_whose_log_lost_a_segments_end_keeps_all_that_it_serves_and_accepts() {
+fn a_store_whose_log_lost_the_end_of_a_segment_loses_nothing_that_it_serves() {
     let first = number("DAMAGE_SEED", 1);
     let tried = number("DAMAGED_MESSAGES", 100) as usize;
     let temp = tempfile::tempdir().unwrap();
     let origin = temp.path().join("origin");
-    let contents = living(&origin, &mut Rng::with_seed(first), 3000);
+    let contents = used_store(&origin, &mut Rng::with_seed(first), 3000);
     let store = origin.join("store-000001");
     let log = fs::read(store.join("db")).unwrap();
     let messages = messages(&store, &log);

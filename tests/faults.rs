@@ -1,7 +1,7 @@
-//! The daemon dies at every named step of its store's life, and an oracle looks at what the
-//! replicas were told after it was started again.
+//! Kills the daemon at every fault point of its store. After a restart an oracle checks the requests to
+//! the replicas.
 //!
-//! `src/faults.rs` has the points. One that is never reached fails the test.
+//! `src/faults.rs` lists the points. A point that is never reached fails the test.
 
 #![allow(
     clippy::unwrap_used,
@@ -31,12 +31,11 @@ use serde_json::{Value, json};
 use support::oracle::{ARGS, Traffic, judge, moody_replica, until_all_is_delivered};
 use support::{Daemon, Replica, daemon, set};
 
-/// A world with a data directory, three replicas, and writes.
 struct World {
     dir: tempfile::TempDir,
     replicas: [Replica; 3],
     traffic: Traffic,
-    /// Where in each replica's memory a life of the daemon began.
+    /// The number of requests to each replica at the start of each life of the daemon.
     lives: Vec<Vec<usize>>,
 }
 
@@ -58,7 +57,7 @@ impl World {
         self.replicas.iter().map(Replica::url).collect()
     }
 
-    /// A life that is to end at `point`, with as little or as much traffic as it takes.
+    /// Runs the daemon with traffic until it dies at `point`.
     async fn die_at(&mut self, point: &str) {
         let terminated = point.starts_with("shutdown.");
         let down = point.starts_with("settle.letter-written");
@@ -66,7 +65,7 @@ impl World {
             self.replicas[2].stop();
         }
         let env = [("REPLICATOR_FAULT_POINT", point)];
-        // So small a retry queue that failed deliveries are parked.
+        // A small retry queue, so that failed deliveries are parked.
         let args: Vec<_> = ARGS.iter().map(|arg| if *arg == "40" { "4" } else { arg }).collect();
         let status = match Daemon::try_start_on(&self.path(), &args, &env).await {
             Err(status) => status,
@@ -93,8 +92,8 @@ impl World {
         self.lives.push(self.replicas.iter().map(|replica| replica.seen().len()).collect());
     }
 
-    /// The chunks of a large value reach the disk without their task: sled writes out a segment
-    /// of its log when it is full.
+    /// Leaves the chunks of a large value on disk without their task: sled writes a segment of its log
+    /// when it is full.
     async fn leave_orphans(&mut self) {
         let env = [("REPLICATOR_FAULT_POINT", "commit.chunks-written")];
         let mut daemon = Daemon::try_start_on(&self.path(), ARGS, &env).await.unwrap();
@@ -107,7 +106,7 @@ impl World {
         assert_killed_at("commit.chunks-written", status, &self.path());
     }
 
-    /// A backlog for a dead replica: when it is drained, the store is due for a rewrite.
+    /// Leaves a backlog for a stopped replica. When it is drained, the store is due for a compaction.
     async fn leave_backlog(&mut self) {
         self.replicas[0].stop();
         let mut daemon = Daemon::start_on(&self.path(), ARGS).await;
@@ -117,7 +116,7 @@ impl World {
         self.lives.push(self.replicas.iter().map(|replica| replica.seen().len()).collect());
     }
 
-    /// A row that no release has written: a store in which anything is damaged is made anew.
+    /// Leaves an invalid row, so that the next start rebuilds the store.
     async fn leave_stray_row(&mut self) {
         self.leave_backlog().await;
         let store = std::fs::read_to_string(self.path().join("CURRENT")).unwrap();
@@ -126,12 +125,12 @@ impl World {
         db.flush().unwrap();
     }
 
-    /// Starts it again, writes more, and looks at everything that was ever accepted.
+    /// Restarts the daemon, writes more, and checks everything that was ever accepted.
     async fn judge(self) {
         let mut daemon = Daemon::start_on(&self.path(), ARGS).await;
         let writers = self.traffic.start(&daemon, &self.nodes()).await;
         self.traffic.until_accepted(self.traffic.count() + 50).await;
-        // A client that is cut off may have been accepted; the daemon itself goes on.
+        // A write whose client is aborted may still be accepted.
         writers.iter().for_each(tokio::task::JoinHandle::abort);
         until_all_is_delivered(&daemon).await;
         let accepted = self.traffic.accepted();
@@ -150,7 +149,6 @@ fn assert_killed_at(point: &str, status: ExitStatus, path: &Path) {
     assert!(log.contains(&format!("name=\"{name}\"")), "killed, but not at {point}:\n{log}");
 }
 
-/// The points of a group.
 fn points(group: &str) -> impl Iterator<Item = &'static str> {
     POINTS.iter().copied().filter(move |point| point.starts_with(group))
 }
@@ -176,7 +174,7 @@ async fn die_at_each(group: &str) {
             world.die_at("rewrite.renamed").await;
         }
         world.die_at(point).await;
-        // Later as well, with more on the disk than a first turn leaves.
+        // Also at a later pass, with more on the disk.
         if group == "commit." || group == "settle." {
             world.die_at(&format!("{point}:{}", 20 + fastrand::u64(..60))).await;
         }
@@ -184,7 +182,7 @@ async fn die_at_each(group: &str) {
     }
 }
 
-/// A daemon whose disk hangs for as long as a file exists, with a write that waits for it.
+/// A daemon whose disk hangs while a file exists, and a write that waits for it.
 async fn with_a_disk_that_hangs(
     dir: &Path,
     args: &[&str],
@@ -206,7 +204,7 @@ async fn with_a_disk_that_hangs(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_hangs_is_told_of_and_new_writes_are_refused_until_it_answers() {
+async fn a_disk_that_hangs_is_reported_and_new_writes_are_rejected_until_it_answers() {
     let dir = tempfile::tempdir().unwrap();
     let replica = Replica::start().await;
     let (daemon, hangs, waits) = with_a_disk_that_hangs(dir.path(), ARGS, &replica).await;
@@ -227,7 +225,7 @@ async fn a_disk_that_hangs_is_told_of_and_new_writes_are_refused_until_it_answer
 
     std::fs::remove_file(&hangs).unwrap();
     daemon.until_logged("the store answers again").await;
-    // What waited is accepted after all, and so is what comes.
+    // The waiting write and new ones are accepted.
     assert_eq!(waits.await.unwrap(), Some(202));
     assert_eq!(daemon.get("/readyz").await.0, 200);
     daemon.accept(&set("after", "value", &[&replica])).await;
@@ -235,13 +233,13 @@ async fn a_disk_that_hangs_is_told_of_and_new_writes_are_refused_until_it_answer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_hangs_holds_up_no_stop_beyond_the_grace() {
+async fn a_disk_that_hangs_delays_a_stop_no_longer_than_the_drain_timeout() {
     let dir = tempfile::tempdir().unwrap();
     let replica = Replica::start().await;
     let args: Vec<_> = ARGS.iter().copied().chain(["--drain-timeout", "1s"]).collect();
     let (mut daemon, _hangs, waits) = with_a_disk_that_hangs(dir.path(), &args, &replica).await;
     daemon.signal("-TERM");
-    // The disk hangs for ever: that it ends at all is what is asked.
+    // The disk never recovers.
     assert_eq!(daemon.ended().await.code(), Some(1), "{}", daemon.log());
     let log = daemon.log();
     assert!(log.contains("stopped, but the store could not be closed"), "{log}");
@@ -249,7 +247,7 @@ async fn a_disk_that_hangs_holds_up_no_stop_beyond_the_grace() {
 }
 
 #[test]
-fn every_point_belongs_to_a_test() {
+fn every_fault_point_belongs_to_a_test() {
     let groups = [
         "create.",
         "current.",
@@ -268,21 +266,21 @@ fn every_point_belongs_to_a_test() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_creation_that_dies_is_begun_again() {
+async fn an_interrupted_creation_is_repeated() {
     die_at_each("create.").await;
     die_at_each("current.").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rewrite_that_dies_leaves_one_whole_store() {
+async fn an_interrupted_compaction_leaves_one_complete_store() {
     die_at_each("rewrite.").await;
     die_at_each("clear.").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_migration_that_dies_is_run_again() {
+async fn an_interrupted_migration_is_repeated() {
     for point in points("migrate.") {
-        // Each in its turn: a step to every format there is.
+        // The migration to each format.
         for step in 1..=4 {
             let point = format!("{point}:{step}");
             eprintln!("{point}");
@@ -294,23 +292,23 @@ async fn a_migration_that_dies_is_run_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_recovery_that_dies_is_run_again() {
+async fn an_interrupted_recovery_is_repeated() {
     die_at_each("recover.").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_damaged_store_that_dies_while_it_is_made_anew_is_made_anew() {
+async fn an_interrupted_rebuild_of_a_damaged_store_is_repeated() {
     die_at_each("rebuild.").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_dies_loses_nothing_that_was_accepted() {
+async fn an_interrupted_commit_loses_no_accepted_write() {
     die_at_each("commit.").await;
 }
 
-/// What a kill between the row of a task and that of its key leaves is a beginning of the batch.
+/// The kill between the row of a task and the row of its key leaves the beginning of the batch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_of_which_a_kill_left_a_part_is_the_same_tasks_when_it_is_repeated() {
+async fn a_repeated_batch_is_not_applied_twice_after_a_kill_left_a_part_of_it() {
     const KEPT: usize = 7;
     let replica = Replica::start().await;
     let dir = tempfile::tempdir().unwrap();
@@ -337,7 +335,7 @@ async fn a_batch_of_which_a_kill_left_a_part_is_the_same_tasks_when_it_is_repeat
         replica.seen().iter().map(|seen| (seen.key(), seen.sequence())).collect();
     first.sort_by_key(|(_, task)| *task);
     assert_eq!(first.len(), KEPT);
-    // Another client writes the last of them, then the batch comes once more.
+    // Another client overwrites the last key of that part, then the batch is repeated.
     let last = format!("k{}", KEPT - 1);
     daemon.accept(&set(&last, "newer", &[&replica])).await;
     let answer: Value = post(&daemon).await.unwrap().json().await.unwrap();
@@ -354,16 +352,16 @@ async fn a_batch_of_which_a_kill_left_a_part_is_the_same_tasks_when_it_is_repeat
     let of_last: Vec<_> = replica.seen().into_iter().filter(|seen| seen.key() == last).collect();
     let texts: Vec<_> = of_last.iter().map(support::replica::Seen::text).collect();
     assert_eq!(texts, [format!("old {}", KEPT - 1), "newer".to_owned()]);
-    // The rest of the batch is there as well, once.
+    // The rest of the batch was delivered once.
     assert_eq!(replica.seen().len(), batch.len() + 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_settlement_that_dies_brings_nothing_stale_back() {
+async fn an_interrupted_settlement_brings_nothing_stale_back() {
     die_at_each("settle.").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shutdown_that_dies_loses_nothing_that_was_accepted() {
+async fn an_interrupted_shutdown_loses_no_accepted_write() {
     die_at_each("shutdown.").await;
 }

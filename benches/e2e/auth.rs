@@ -1,7 +1,7 @@
-//! What tokens and TLS cost a write: none, tokens, TLS and both, each a daemon of its own, in turn.
+//! The cost of tokens and TLS: a daemon with none, tokens, TLS and both, in turn.
 //!
-//! Over connections that stay, and over a new one for each write, as the known gateway does it.
-//! The client's half of TLS is paid for by the same machine.
+//! Measured over keep-alive connections, and over a new connection per write like the known gateway.
+//! The client's part of TLS runs on the same machine.
 
 use std::fs;
 use std::process::Command;
@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use crate::load::{Target, post, post_anew};
+use crate::load::{Target, post, post_reconnecting};
 use crate::parts::{WIDE, body, median};
 use crate::roles::Process;
 
@@ -22,11 +22,11 @@ const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 64;
 
-/// What guards the daemon.
+/// Name, tokens, TLS.
 const GUARDS: [(&str, bool, bool); 4] =
     [("none", false, false), ("tokens", true, false), ("TLS", false, true), ("both", true, true)];
 
-/// The files of a guarded daemon, and what its clients need.
+/// The files of the daemons, and the credentials of their clients.
 struct Credentials {
     dir: TempDir,
     token: String,
@@ -80,20 +80,20 @@ impl Credentials {
     }
 }
 
-/// The accept rate behind each guard, and its ratio to none in the same round.
+/// The accept rate with each guard, and its ratio to none in the same round.
 pub async fn auth() {
     println!("\nauth: accepts/s, two silent replicas, {ROUNDS} rounds of {ROUND:?} each");
     let credentials = Credentials::new();
     let silent = [Process::role("silent-replica"), Process::role("silent-replica")];
     let nodes: Vec<_> = silent.iter().map(|replica| replica.address.clone()).collect();
-    for anew in [false, true] {
-        let how = if anew { "a new one for each write" } else { "kept" };
+    for reconnect in [false, true] {
+        let how = if reconnect { "a new one for each write" } else { "kept alive" };
         println!("  {CONNECTIONS} connections, {how}");
         let daemons = GUARDS.map(|(_, tokens, tls)| credentials.start(tokens, tls));
         let (mut rates, mut ratios) = ([const { vec![] }; 4], [const { vec![] }; 4]);
         for round in 0..=ROUNDS {
             let mut of_round = [0.0; 4];
-            // Each begins a round in its turn: what one leaves to write back is the next one's.
+            // The order rotates, because a run leaves writes for the next one to flush.
             for guard in (0..GUARDS.len()).map(|n| (n + round) % GUARDS.len()) {
                 let nodes = nodes.clone();
                 let make = move |connection: usize, n: u64| {
@@ -101,15 +101,15 @@ pub async fn auth() {
                     body("eventual", &format!("k-{round}-{connection}-{n}"), &nodes)
                 };
                 let target = &daemons[guard].1;
-                let seen = if anew {
-                    post_anew(target.clone(), CONNECTIONS, ROUND, make).await
+                let seen = if reconnect {
+                    post_reconnecting(target.clone(), CONNECTIONS, ROUND, make).await
                 } else {
                     post(target.clone(), CONNECTIONS, ROUND, make).await
                 };
                 assert_eq!(seen.refused, 0);
                 of_round[guard] = seen.rate;
             }
-            // The first is for warming up.
+            // The first round is the warm-up.
             if round > 0 {
                 for guard in 0..GUARDS.len() {
                     rates[guard].push(of_round[guard]);

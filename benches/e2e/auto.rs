@@ -1,4 +1,4 @@
-//! `--workers auto` beside fixed numbers, for replicas far, near and easily overrun.
+//! `--workers auto` against fixed numbers, for a distant, a near and an easily overloaded replica.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::node::{Node, Way, since_start, stamped};
 use crate::roles::Process;
 
 const TIME: Duration = Duration::from_secs(15);
-/// What is counted begins so long after the start: `auto` has to find its number first.
+/// Time before the measurement, in which `auto` finds its limit.
 const SETTLING: Duration = Duration::from_secs(7);
 
 pub async fn auto() {
@@ -24,18 +24,18 @@ pub async fn auto() {
     for (name, way) in [
         ("20 ms away", Way::After(Duration::from_millis(20))),
         ("at once, 0.1 ms over loopback", Way::AtOnce),
-        ("8 at once for 10 ms, others wait", overrun()),
+        ("8 at once for 10 ms, others wait", overloaded()),
     ] {
         for workers in ["5", "64", "auto"] {
-            // Each with its own places.
-            let way = if matches!(way, Way::Places(..)) { overrun() } else { way.clone() };
+            // Each run with its own semaphore.
+            let way = if matches!(way, Way::Limited(..)) { overloaded() } else { way.clone() };
             one(name, way, workers).await;
         }
     }
 }
 
-fn overrun() -> Way {
-    Way::Places(Arc::new(Semaphore::new(8)), Duration::from_millis(10))
+fn overloaded() -> Way {
+    Way::Limited(Arc::new(Semaphore::new(8)), Duration::from_millis(10))
 }
 
 async fn one(name: &str, way: Way, workers: &str) {

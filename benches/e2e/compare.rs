@@ -1,4 +1,4 @@
-//! This build beside another one, in one run: what a change gains or costs.
+//! This build against another one, in the same run.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use crate::roles::Process;
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(2);
 
-/// Accepted and strong writes of this build and of the binary that `E2E_BASELINE` names, in turn.
-/// The ratios are medians of pairs.
+/// Eventual and strong writes of this build and of the binary in `E2E_BASELINE`, in turn. The ratios
+/// are medians of pairs.
 pub async fn compare() {
     let Ok(baseline) = std::env::var("E2E_BASELINE") else {
         println!("\ncompare: set E2E_BASELINE to the binary of another build");
@@ -22,7 +22,7 @@ pub async fn compare() {
         "", "connections", "baseline /s", "this /s", "ratio", "baseline p50", "this p50", "ratio"
     );
     for consistency in ["eventual", "strong"] {
-        // Accepting alone is measured with replicas that never answer.
+        // With silent replicas only accepting is measured.
         let role = if consistency == "strong" { "null-replica" } else { "silent-replica" };
         let replicas = [Process::role(role), Process::role(role)];
         let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();

@@ -1,4 +1,4 @@
-//! What honest clients have left while hostile ones do what they can.
+//! The accept rate of honest clients beside hostile ones.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,14 +13,13 @@ use crate::parts::{WIDE, in_turn, median};
 use crate::roles::Process;
 use crate::watched::{CONNECTIONS, ROUND, ROUNDS, drained, load};
 
-/// Connections that are held, more than the daemon allows.
+/// Open hostile connections: more than the daemon allows.
 const HELD: usize = 6_000;
-/// Such connections that are opened in a second: each takes the place of one that is held.
+/// New hostile connections per second. Each replaces an open one.
 const A_SECOND: usize = 500;
 
 const POST: &str = "POST /replicate HTTP/1.1\r\nhost: localhost\r\n";
 
-/// The accept rate with and without hostile clients, in turn, against one daemon.
 pub async fn hostile() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
@@ -32,34 +31,32 @@ pub async fn hostile() {
     let replicas = [Process::role("null-replica"), Process::role("null-replica")];
     let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();
     let daemon = Process::daemon(WIDE);
-    let (mut alone, mut beset, mut ratios) = (vec![], vec![], vec![]);
-    // Once for nothing: the first round has a cold daemon.
+    let (mut alone, mut attacked, mut ratios) = (vec![], vec![], vec![]);
     load(&daemon.address, &nodes, "warm").await;
     drained(&daemon.address).await;
     for round in 0..ROUNDS {
         let [bare, with] = in_turn(round, async |hostile| {
-            let besetting =
-                if hostile { Some(Hostile::begin(&daemon.address, held).await) } else { None };
+            let clients =
+                if hostile { Some(Hostile::start(&daemon.address, held).await) } else { None };
             let rate = load(&daemon.address, &nodes, &format!("{hostile}{round}")).await;
-            drop(besetting);
+            drop(clients);
             settled(&daemon.address).await;
             drained(&daemon.address).await;
             rate
         })
         .await;
         alone.push(bare);
-        beset.push(with);
+        attacked.push(with);
         ratios.push(with / bare);
     }
     println!(
         "  {:>8.0}/s beside hostile clients, {:>8.0}/s alone, ratio {:.3}",
-        median(beset),
+        median(attacked),
         median(alone),
         median(ratios)
     );
 }
 
-/// Waits until the daemon has let go of their connections.
 async fn settled(address: &str) {
     let mut client = Client::connect(address).await;
     while client.figure("process_open_fds").await > 1_000.0 {
@@ -67,14 +64,14 @@ async fn settled(address: &str) {
     }
 }
 
-/// Hostile clients at their work; they end with it.
+/// Hostile clients, stopped on drop.
 struct Hostile {
-    at_work: Vec<JoinHandle<()>>,
+    clients: Vec<JoinHandle<()>>,
 }
 
 impl Hostile {
-    /// Begins, and returns when as many connections are held as are to be.
-    async fn begin(address: &str, held: usize) -> Self {
+    /// Returns when `held` connections are open.
+    async fn start(address: &str, held: usize) -> Self {
         let mut streams = Vec::new();
         for n in 0..held {
             streams.extend(open(address, n).await);
@@ -98,22 +95,22 @@ impl Hostile {
             loop {
                 tick.tick().await;
                 for stream in &*streams.lock().unwrap() {
-                    // Those that are closed by now have nothing to lose.
+                    // The daemon may have closed it.
                     let _ = stream.try_write(b"x");
                 }
             }
         };
-        Self { at_work: vec![tokio::spawn(opening), tokio::spawn(dribbling)] }
+        Self { clients: vec![tokio::spawn(opening), tokio::spawn(dribbling)] }
     }
 }
 
 impl Drop for Hostile {
     fn drop(&mut self) {
-        self.at_work.iter().for_each(JoinHandle::abort);
+        self.clients.iter().for_each(JoinHandle::abort);
     }
 }
 
-/// A connection that is going to cost its client nothing.
+/// A hostile connection that costs its client almost nothing.
 async fn open(address: &str, n: usize) -> Option<TcpStream> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     let begin = match n % 6 {
@@ -124,7 +121,7 @@ async fn open(address: &str, n: usize) -> Option<TcpStream> {
         4 => format!("{POST}{}\r\n", "a: b\r\n".repeat(200)),
         _ => "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
     };
-    // It may be closed by then.
+    // The daemon may have closed it.
     let _ =
         tokio::time::timeout(Duration::from_millis(100), stream.write_all(begin.as_bytes())).await;
     Some(stream)

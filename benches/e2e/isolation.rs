@@ -1,8 +1,8 @@
-//! Four healthy replicas and a bad one: what the healthy ones feel of it.
+//! The effect of a bad replica on four healthy ones.
 //!
-//! A run without the bad one has the same writes with the bad one left out of them, so that the
-//! healthy replicas have the same to do. Each run with a bad replica has one without beside it,
-//! before or after it in turn; what is compared are the medians of those ratios.
+//! A run without the bad replica has the same writes without its address, so that the healthy replicas
+//! have the same load. Runs with and without alternate in pairs; the results are medians of the ratios
+//! of the pairs.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,9 +14,8 @@ use crate::roles::Process;
 
 const ROUNDS: usize = 3;
 const PACED: u64 = 750;
-/// Writes a second that name the bad one, beside a load that takes all it can get.
+/// Writes per second that name the bad replica, besides the saturating load.
 const BESIDE: u64 = 200;
-/// The bad one's place among the replicas.
 const BAD: usize = 4;
 
 const KINDS: [&str; 4] = ["dead", "hangs", "after 2 s", "fails half"];
@@ -32,13 +31,13 @@ async fn bad(kind: &str) -> Option<Node> {
     })
 }
 
-/// How long a run takes: long enough for the last retry of the writes at its beginning.
+/// The time of a run: long enough for the last retry of its first writes.
 fn time() -> Duration {
     let seconds = std::env::var("E2E_SECONDS").ok().map_or(15, |text| text.parse().unwrap());
     Duration::from_secs(seconds)
 }
 
-/// Which replicas write `n` names: every one alone and every pair in turn.
+/// The replicas of write `n`: each one alone and each pair, in turn.
 fn named(n: u64) -> Vec<usize> {
     let mut all: Vec<_> = (0..=BAD).map(|one| vec![one]).collect();
     for one in 0..BAD {
@@ -47,18 +46,16 @@ fn named(n: u64) -> Vec<usize> {
     all[n as usize % all.len()].clone()
 }
 
-/// Write `n` for these replicas; without the bad one where there is none, and no write at all
-/// where it alone was named.
+/// Write `n` for these replicas. In a run without the bad replica it is left out, and with it a write
+/// for it alone.
 fn write(n: u64, named: &[usize], nodes: &[String]) -> Option<String> {
     let nodes: Vec<_> =
         named.iter().filter_map(|&one| nodes.get(one).map(String::as_str)).collect();
     (!nodes.is_empty()).then(|| stamped(n, &nodes))
 }
 
-/// The figures of one run, by name.
 type Figures = Vec<(&'static str, f64)>;
 
-/// A run's replicas and daemon.
 struct Run {
     healthy: Vec<Node>,
     _bad: Option<Node>,
@@ -77,7 +74,7 @@ impl Run {
         Self { healthy, _bad: bad, daemon: Process::daemon(&[]), nodes }
     }
 
-    /// What the healthy replicas got of the writes that were posted until `end`.
+    /// The requests to the healthy replicas until `end`.
     fn seen(&self, end: Duration) -> Vec<Seen> {
         let seen = self.healthy.iter().flat_map(Node::take_seen);
         seen.filter(|seen| seen.at <= end).collect()
@@ -88,7 +85,6 @@ fn refused<'a>(posted: impl Iterator<Item = &'a Posted>) -> f64 {
     posted.filter(|one| one.status != 202).count() as f64
 }
 
-/// Writes at a fixed rate, well below what the machine can do.
 async fn paced(kind: &str) -> Figures {
     let run = Run::start(kind).await;
     let nodes = run.nodes.clone();
@@ -121,7 +117,7 @@ async fn paced(kind: &str) -> Figures {
     ]
 }
 
-/// Writes for the healthy ones as fast as they are taken, and some for the bad one beside.
+/// A saturating load for the healthy replicas, and some writes that name the bad one.
 async fn saturating(kind: &str) -> Figures {
     let run = Run::start(kind).await;
     let (nodes, all) = (run.nodes.clone(), run.nodes.clone());
@@ -157,16 +153,16 @@ pub async fn isolation() {
         time()
     );
     println!(
-        "  {PACED} writes/s, each for one or two of the five; what the four healthy ones felt, by the writes\n  that do not name the bad one and by those that name it besides"
+        "  {PACED} writes/s, each for one or two of the five replicas; measured at the four healthy ones,\n  for writes that do not name the bad one and for writes that do"
     );
     table(&pairs(paced).await);
     println!(
-        "  all that 32 connections can post for the healthy ones, and {BESIDE}/s that name the bad one"
+        "  saturating load of 32 connections for the healthy replicas, and {BESIDE}/s that name the bad one"
     );
     table(&pairs(saturating).await);
 }
 
-/// Runs with a bad replica, each behind the run without that was beside it.
+/// Pairs of runs without and with each bad replica.
 type Pairs = HashMap<&'static str, Vec<[Figures; 2]>>;
 
 async fn pairs(run: impl AsyncFn(&'static str) -> Figures) -> Pairs {

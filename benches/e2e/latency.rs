@@ -1,4 +1,4 @@
-//! One write at a time: what the daemon adds to a commit of its store.
+//! The latency of one write at a time, compared with a bare commit of the store.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,9 +16,9 @@ use crate::roles::Process;
 const ROUNDS: usize = 9;
 const ROUND: Duration = Duration::from_secs(1);
 
-/// The p50 of a write at one connection beside that of a bare commit: the store's own committer in
-/// this process, on the same disk, with tasks of the same size. The replicas take the connections
-/// and stay silent, so that accepting is measured alone.
+/// Compares the p50 of a write over one connection with that of the store's committer in this process,
+/// on the same disk, with tasks of the same size. The replicas never answer, so that only accepting is
+/// measured.
 pub async fn latency() {
     println!("\nlatency: one write at a time, {ROUNDS} rounds of {ROUND:?} each");
     let silent = [Process::role("silent-replica"), Process::role("silent-replica")];
@@ -48,8 +48,8 @@ fn key(round: usize, n: u64) -> String {
     format!("k-{round}-0-{n}")
 }
 
-/// One write after the other over one connection; gives the p50. By plain blocking calls, as the
-/// other side waits for its commits: a runtime of its own would be measured as well.
+/// The p50 of sequential writes over one connection. The calls block, because the reference blocks too
+/// and a runtime would add to the time.
 fn writes(address: &str, nodes: &[String], round: usize) -> Duration {
     let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
     let mut stream = TcpStream::connect(address).unwrap();
@@ -59,11 +59,11 @@ fn writes(address: &str, nodes: &[String], round: usize) -> Duration {
         let body = body("eventual", &key(round, times.len() as u64), &nodes);
         let head = "POST /replicate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json";
         let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-        let asked = Instant::now();
+        let sent = Instant::now();
         stream.write_all(request.as_bytes()).unwrap();
-        // A 202 is short: it comes in one piece.
+        // A 202 fits into one read.
         let read = stream.read(&mut answer).unwrap();
-        times.push(asked.elapsed());
+        times.push(sent.elapsed());
         assert!(answer[..read].starts_with(b"HTTP/1.1 202 "));
         assert!(answer[..read].ends_with(b"}"));
     }
@@ -71,7 +71,6 @@ fn writes(address: &str, nodes: &[String], round: usize) -> Duration {
     times[times.len() / 2]
 }
 
-/// A store without a daemon around it.
 struct Bare {
     opened: Opened,
     next: u64,
@@ -92,23 +91,21 @@ impl Bare {
         Self { next: opened.next_id.0, opened, replicas: replicas.collect() }
     }
 
-    /// Commits one task after the other; gives the p50.
     fn round(&mut self, round: usize) -> Duration {
         let (started, mut times) = (Instant::now(), vec![]);
         while started.elapsed() < ROUND {
             let task = Arc::new(self.task(round));
             let (reply, answer) = mpsc::channel();
-            let asked = Instant::now();
+            let sent = Instant::now();
             let reply = Box::new(move |result| reply.send(result).unwrap());
             self.opened.committer.accept(task, None, Some(reply));
             answer.recv().unwrap().unwrap();
-            times.push(asked.elapsed());
+            times.push(sent.elapsed());
         }
         times.sort_unstable();
         times[times.len() / 2]
     }
 
-    /// As `body` makes it.
     fn task(&mut self, round: usize) -> Task {
         self.next += 1;
         Task {

@@ -1,5 +1,4 @@
-//! The load: closed loops over keep-alive connections, as cheap as they can be, and writes at a
-//! fixed rate.
+//! Load generators: cheap closed loops over keep-alive connections, and writes at a fixed rate.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,13 +13,11 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::node::since_start;
 
-/// What a round of load has seen.
 pub struct Round {
-    /// Answers with a 2xx, a second.
+    /// 2xx answers per second.
     pub rate: f64,
-    /// Answers with anything else.
     pub refused: u64,
-    /// Every time from request to answer, sorted.
+    /// Times from request to 2xx answer, sorted.
     times: Vec<Duration>,
 }
 
@@ -30,7 +27,6 @@ impl Round {
     }
 }
 
-/// Who is asked, and what it takes.
 #[derive(Clone)]
 pub struct Target {
     pub address: String,
@@ -50,9 +46,8 @@ impl From<&String> for Target {
     }
 }
 
-/// Posts as fast as the answers come, over so many connections, for so long.
-///
-/// `body` makes the n-th body of a connection.
+/// Posts for `time` over `connections`, each as fast as its answers arrive. `body` makes the n-th body
+/// of a connection.
 pub async fn post(
     target: impl Into<Target>,
     connections: usize,
@@ -62,8 +57,8 @@ pub async fn post(
     load(target.into(), connections, time, false, body).await
 }
 
-/// The same, with a new connection for each write.
-pub async fn post_anew(
+/// [`post`], with a new connection for each write.
+pub async fn post_reconnecting(
     target: impl Into<Target>,
     connections: usize,
     time: Duration,
@@ -76,7 +71,7 @@ async fn load(
     target: Target,
     connections: usize,
     time: Duration,
-    anew: bool,
+    reconnect: bool,
     body: impl Fn(usize, u64) -> String + Send + Sync + 'static,
 ) -> Round {
     let (stop, body) = (Arc::new(AtomicBool::new(false)), Arc::new(body));
@@ -90,13 +85,13 @@ async fn load(
                 let mut n = 0;
                 while !stop.load(Ordering::Relaxed) {
                     let body = body(connection, n);
-                    let asked = Instant::now();
-                    if anew && n > 0 {
+                    let sent = Instant::now();
+                    if reconnect && n > 0 {
                         client = Client::to(&target).await;
                     }
                     let status = client.post("/replicate", &body).await;
                     if (200..300).contains(&status) {
-                        times.push(asked.elapsed());
+                        times.push(sent.elapsed());
                     } else {
                         refused += 1;
                     }
@@ -110,24 +105,21 @@ async fn load(
     stop.store(true, Ordering::Relaxed);
     let (mut times, mut refused) = (Vec::new(), 0);
     for one in loops {
-        let (of_one, refused_one) = one.await.unwrap();
-        times.extend(of_one);
-        refused += refused_one;
+        let (more_times, more_refused) = one.await.unwrap();
+        times.extend(more_times);
+        refused += more_refused;
     }
     let rate = times.len() as f64 / started.elapsed().as_secs_f64();
     times.sort_unstable();
     Round { rate, refused, times }
 }
 
-/// TCP, or TLS over it.
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// A connection that sends one request after the other.
 pub struct Client {
     stream: Box<dyn Stream>,
-    /// The line of the token, where there is one.
     token: String,
     held: Vec<u8>,
 }
@@ -158,7 +150,7 @@ impl Client {
             self.token,
             body.len()
         );
-        self.ask(&request).await.0
+        self.request(&request).await.0
     }
 
     pub async fn get(&mut self, path: &str) -> String {
@@ -166,21 +158,20 @@ impl Client {
     }
 
     pub async fn get_as(&mut self, path: &str, accept: &str) -> String {
-        let asked = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n");
-        self.ask(&asked).await.1
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n");
+        self.request(&request).await.1
     }
 
-    /// A figure of the metrics: the sum over the replicas where it has one for each.
+    /// The value of a metric, summed over its labels.
     pub async fn figure(&mut self, name: &str) -> f64 {
-        let asked = "GET /metrics HTTP/1.1\r\nhost: localhost\r\naccept: text/plain\r\n\r\n";
-        let text = self.ask(asked).await.1;
+        let text = self.get_as("/metrics", "text/plain").await;
         let of_name =
             |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
         let lines = text.lines().filter(of_name);
         lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
-    async fn ask(&mut self, request: &str) -> (u16, String) {
+    async fn request(&mut self, request: &str) -> (u16, String) {
         self.stream.write_all(request.as_bytes()).await.unwrap();
         self.held.clear();
         loop {
@@ -209,24 +200,24 @@ pub fn content_length(head: &[u8]) -> usize {
     field.unwrap_or(0)
 }
 
-/// What became of one write of a [`Paced`] load.
+/// A write of a [`Paced`] load and its answer.
 #[derive(Clone, Copy)]
 pub struct Posted {
     pub n: u64,
-    /// When it was posted, since the start of the run.
+    /// Time of the post since the start of the run.
     pub at: Duration,
     pub took: Duration,
     pub status: u16,
 }
 
-/// An open-loop load: so many writes a second, whatever becomes of those before.
+/// An open-loop load: writes at a fixed rate, independent of earlier answers.
 pub struct Paced {
     stop: Arc<AtomicBool>,
     feeding: JoinHandle<Vec<Posted>>,
 }
 
 impl Paced {
-    /// `make` makes the body of the n-th write; `None` leaves it out.
+    /// `make` makes the body of the n-th write; `None` skips it.
     pub fn start(
         address: &str,
         a_second: u64,
@@ -237,7 +228,7 @@ impl Paced {
         Self { stop, feeding }
     }
 
-    /// Ends it, and waits for the answers that are still to come.
+    /// Stops posting and waits for the outstanding answers.
     pub async fn stop(self) -> Vec<Posted> {
         self.stop.store(true, Ordering::Relaxed);
         self.feeding.await.unwrap()
@@ -260,8 +251,8 @@ async fn feed(
             let Some(body) = make(n) else { continue };
             let (idle, address) = (Arc::clone(&idle), address.clone());
             writes.spawn(async move {
-                let (at, asked) = (since_start(), Instant::now());
-                // The one idle for longest, so that none is idle for so long that it is closed.
+                let (at, sent) = (since_start(), Instant::now());
+                // The connection that was idle longest, so that none reaches the idle timeout.
                 let client = idle.lock().unwrap().pop_front();
                 let mut client = match client {
                     Some(client) => client,
@@ -269,14 +260,13 @@ async fn feed(
                 };
                 let status = client.post("/replicate", &body).await;
                 idle.lock().unwrap().push_back(client);
-                Posted { n, at, took: asked.elapsed(), status }
+                Posted { n, at, took: sent.elapsed(), status }
             });
         }
     }
     writes.join_all().await
 }
 
-/// The `percent`-th of a hundred, in milliseconds.
 pub fn percentile_ms(mut times: Vec<Duration>, percent: usize) -> f64 {
     if times.is_empty() {
         return f64::NAN;

@@ -1,27 +1,27 @@
-//! The daemon end to end, as ratios to references measured in the same run.
+//! The daemon end to end, as ratios to references that are measured in the same run.
 //!
 //! ```text
 //! cargo bench --bench e2e              everything, about two minutes
 //! cargo bench --bench e2e -- accept    one part: accept, deliver or strong
-//! cargo bench --bench e2e -- latency   one write at a time beside a bare commit; half a minute
-//! cargo bench --bench e2e -- compare   accept and strong beside another build of the daemon, whose
-//!                                      binary E2E_BASELINE names; two minutes
+//! cargo bench --bench e2e -- latency   one write at a time against a bare commit; half a minute
+//! cargo bench --bench e2e -- compare   accept and strong against the daemon binary in E2E_BASELINE;
+//!                                      two minutes
 //! cargo bench --bench e2e -- memory    a million queued tasks; a few minutes and 2 GiB of disk
-//! cargo bench --bench e2e -- resident  memory over 20 compactions and after an outage, of this build
-//!                                      and of the one that E2E_BASELINE names; four minutes
+//! cargo bench --bench e2e -- resident  memory over 20 compactions and after an outage, also of the
+//!                                      daemon binary in E2E_BASELINE; four minutes
 //! cargo bench --bench e2e -- restart   a restart with 1,000 to 1,000,000 queued tasks; three minutes
-//! cargo bench --bench e2e -- isolation four healthy replicas beside a bad one; twelve minutes
-//! cargo bench --bench e2e -- outage    a replica down for a minute and back; six minutes
-//! cargo bench --bench e2e -- auto      --workers auto beside 5 and 64; two minutes
-//! cargo bench --bench e2e -- auth      behind tokens and TLS, and without; three minutes
-//! cargo bench --bench e2e -- hostile   beside thousands of hostile connections, and without; two minutes
-//! cargo bench --bench e2e -- watched   with a scrape, events and the page open, and without; two minutes
+//! cargo bench --bench e2e -- isolation four healthy replicas and a bad one; twelve minutes
+//! cargo bench --bench e2e -- outage    a replica down for a minute; six minutes
+//! cargo bench --bench e2e -- auto      --workers auto, 5 and 64; two minutes
+//! cargo bench --bench e2e -- auth      with and without tokens and TLS; three minutes
+//! cargo bench --bench e2e -- hostile   with and without thousands of hostile connections; two minutes
+//! cargo bench --bench e2e -- watched   with and without a scrape, events and the page; two minutes
 //! ```
 //!
-//! Each reference shares the daemon's stack and machine and runs in turn with it, several rounds
-//! each; what is printed are medians. The null handler is a process with the same HTTP server
-//! that parses the same JSON and stores nothing; the null replica is a process that answers
-//! every write at once. The load comes from this process over keep-alive connections.
+//! Each reference runs on the same machine, in alternating rounds with the daemon; the results are
+//! medians. The null handler is a process with the same HTTP server that parses the same JSON and
+//! stores nothing. The null replica is a process that answers every write at once. This process
+//! generates the load over keep-alive connections.
 
 #![allow(
     clippy::unwrap_used,
@@ -57,51 +57,51 @@ fn main() {
     if let Ok(role) = std::env::var(roles::ROLE) {
         return roles::play(&role);
     }
-    let wanted: Vec<_> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|arg| arg == part);
+    let parts: Vec<_> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let runs_by_default = |part: &str| parts.is_empty() || parts.iter().any(|arg| arg == part);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        if wants("accept") {
+        if runs_by_default("accept") {
             parts::accept().await;
         }
-        if wants("deliver") {
+        if runs_by_default("deliver") {
             parts::deliver().await;
         }
-        if wants("strong") {
+        if runs_by_default("strong") {
             parts::strong().await;
         }
-        let asked_for = |part: &str| wanted.iter().any(|arg| arg == part);
-        if asked_for("latency") {
+        let is_named = |part: &str| parts.iter().any(|arg| arg == part);
+        if is_named("latency") {
             latency::latency().await;
         }
-        if asked_for("compare") {
+        if is_named("compare") {
             compare::compare().await;
         }
-        if asked_for("memory") {
+        if is_named("memory") {
             memory::memory().await;
         }
-        if asked_for("resident") {
+        if is_named("resident") {
             resident::resident().await;
         }
-        if asked_for("isolation") {
+        if is_named("isolation") {
             isolation::isolation().await;
         }
-        if asked_for("outage") {
+        if is_named("outage") {
             outage::outage().await;
         }
-        if asked_for("restart") {
+        if is_named("restart") {
             restart::restart().await;
         }
-        if asked_for("auto") {
+        if is_named("auto") {
             auto::auto().await;
         }
-        if asked_for("auth") {
+        if is_named("auth") {
             auth::auth().await;
         }
-        if asked_for("hostile") {
+        if is_named("hostile") {
             hostile::hostile().await;
         }
-        if asked_for("watched") {
+        if is_named("watched") {
             watched::watched().await;
         }
     });

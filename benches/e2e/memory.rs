@@ -1,4 +1,4 @@
-//! A million queued tasks: how much memory they take, and how long a restart with them does.
+//! A million queued tasks: their memory, and the time of a restart.
 
 use std::time::{Duration, Instant};
 
@@ -7,8 +7,8 @@ use crate::roles::Process;
 
 const TASKS: u64 = 1_000_000;
 
-/// Fills the queue with tasks of 1 KiB for two replicas that never answer, looks at the daemon's
-/// memory, kills it and starts it again.
+/// Fills the queue with tasks of 1 KiB for two silent replicas, measures the daemon's memory, kills
+/// and restarts it.
 pub async fn memory() {
     println!("\nmemory: {TASKS} queued tasks of 1 KiB to two silent replicas");
     let silent = [Process::role("silent-replica"), Process::role("silent-replica")];
@@ -36,7 +36,7 @@ pub async fn memory() {
     daemon.kill_and_restart();
     let took = started.elapsed();
     let restored = queued(&daemon.address).await;
-    assert_eq!(restored, made, "every task is there again");
+    assert_eq!(restored, made, "tasks were lost in the restart");
     println!("  restart after kill -9: ready in {:.1} s with {restored} tasks", took.as_secs_f64());
     println!("  resident after the restart: {} MiB", daemon.resident_mib());
 }

@@ -1,7 +1,7 @@
-//! A replica inside this process that remembers what it was sent and when.
+//! A replica inside this process that records its requests.
 //!
-//! Every write of these parts carries the moment at which it was posted and its number, so that
-//! what a replica saw can be laid beside what was accepted.
+//! Every write carries its number and the time of its post, so that the requests of a replica can be
+//! compared with the accepted writes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -14,14 +14,14 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::roles::whole_request;
 
-/// What all moments of a run are counted from.
+/// The start of the run, from which all times are counted.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 pub fn since_start() -> Duration {
     START.elapsed()
 }
 
-/// The body of write `n`, stamped with this moment.
+/// The body of write `n`, with the current time.
 pub fn stamped(n: u64, nodes: &[&str]) -> String {
     let nodes: Vec<_> = nodes.iter().map(|node| format!("\"http://{node}\"")).collect();
     let (now, padding) = (since_start().as_micros(), "v".repeat(60));
@@ -31,38 +31,33 @@ pub fn stamped(n: u64, nodes: &[&str]) -> String {
     )
 }
 
-/// How a replica behaves.
 #[derive(Clone)]
 pub enum Way {
     AtOnce,
     After(Duration),
     Hang,
-    /// Answers 500 half the time.
     FailHalf,
-    /// So many at once, each for so long; others wait.
-    Places(Arc<Semaphore>, Duration),
+    /// Processes a limited number at a time, each for the duration; others wait.
+    Limited(Arc<Semaphore>, Duration),
 }
 
-/// A request that a replica saw.
 #[derive(Clone, Copy)]
 pub struct Seen {
     pub n: u64,
-    /// When it was answered.
     pub at: Duration,
-    /// From its post to then.
+    /// Time from the post to the answer.
     pub since_post: Duration,
-    /// From its arrival here to then.
+    /// Time from the request to the answer.
     pub took: Duration,
     pub applied: bool,
 }
 
-/// A replica, down or up.
 pub struct Node {
     pub address: String,
     way: Way,
     seen: Arc<Mutex<Vec<Seen>>>,
     serving: Option<JoinHandle<()>>,
-    /// Bound and not listening: connections are refused, and nobody else takes the port.
+    /// Bound but not listening: connections are refused, and no other process gets the port.
     refusing: Option<TcpSocket>,
 }
 
@@ -87,7 +82,7 @@ impl Node {
         self.serving = Some(tokio::spawn(serving));
     }
 
-    /// Breaks off all connections and refuses new ones.
+    /// Closes all connections and refuses new ones.
     pub async fn go_down(&mut self) {
         let serving = self.serving.take().unwrap();
         serving.abort();
@@ -95,7 +90,6 @@ impl Node {
         self.refusing = Some(bound(&self.address));
     }
 
-    /// What it saw since the last call.
     pub fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.seen.lock().unwrap())
     }
@@ -157,15 +151,15 @@ async fn apply(way: &Way) -> bool {
         Way::After(time) => tokio::time::sleep(*time).await,
         Way::Hang => std::future::pending().await,
         Way::FailHalf => return TURN.fetch_xor(true, Ordering::Relaxed),
-        Way::Places(places, time) => {
-            let _place = places.acquire().await.unwrap();
+        Way::Limited(permits, time) => {
+            let _permit = permits.acquire().await.unwrap();
             tokio::time::sleep(*time).await;
         }
     }
     true
 }
 
-/// When a write was posted, and its number.
+/// The time of the post of a write, and its number.
 fn stamp(request: &[u8]) -> (Duration, u64) {
     let body = request.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
     let text = std::str::from_utf8(&request[body..]).unwrap();

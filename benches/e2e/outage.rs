@@ -1,4 +1,4 @@
-//! A replica that is down for a minute under load, and comes back.
+//! A replica that is down for a minute under load.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -8,10 +8,9 @@ use crate::node::{Node, Seen, Way, since_start, stamped};
 use crate::roles::Process;
 
 const A_SECOND: u64 = 500;
-/// Until it has everything, or this is over.
+/// Longest time to wait until the replica has caught up.
 const PATIENCE: Duration = Duration::from_secs(400);
 
-/// How long it is down.
 fn down_for() -> Duration {
     let seconds = std::env::var("E2E_OUTAGE_SECONDS").ok().map_or(60, |text| text.parse().unwrap());
     Duration::from_secs(seconds)
@@ -45,7 +44,7 @@ async fn one(flags: &[&str]) {
     let parked = client.figure("replicator_deliveries_parked").await;
     let pending = client.figure("replicator_deliveries_pending").await;
     println!(
-        "    at its return: {letters:.0} dead letters, {pending:.0} pending, {parked:.0} of them parked"
+        "    when it is back: {letters:.0} dead letters, {pending:.0} pending, {parked:.0} of them parked"
     );
     node.come_back();
     let back = since_start();
@@ -61,14 +60,14 @@ async fn one(flags: &[&str]) {
     let last = seen.iter().filter(missed).map(|one| one.at).max();
     let late = |at: Option<Duration>| at.map_or(f64::NAN, |at| (at - back).as_secs_f64());
     println!(
-        "    first request after {:.1} s, the last of what it had missed after {:.1} s, no dead letter left after {:.1} s",
+        "    first request after {:.1} s, last missed write after {:.1} s, no dead letter left after {:.1} s",
         late(first),
         late(last),
         late(caught_up)
     );
     let had: HashSet<_> = seen.iter().filter(|one| one.applied).map(|one| one.n).collect();
     println!(
-        "    accepted writes that it does not have: {}; requests for each that it missed: {:.2}",
+        "    accepted writes that it lacks: {}; requests per applied write: {:.2}",
         accepted.difference(&had).count(),
         seen.len() as f64 / had.len() as f64
     );
@@ -80,10 +79,10 @@ async fn one(flags: &[&str]) {
     }
     let busiest = seconds.iter().max().unwrap();
     println!(
-        "    requests it saw in each second: at most {busiest}; the first: {:?}",
+        "    requests per second: at most {busiest}; the first seconds: {:?}",
         &seconds[..seconds.len().min(15)]
     );
-    let felt: Vec<_> = healthy.iter().flat_map(Node::take_seen).collect();
+    let seen_by_healthy: Vec<_> = healthy.iter().flat_map(Node::take_seen).collect();
     for (phase, from, to) in
         [("before", Duration::ZERO, down), ("during", down, back), ("after", back, end)]
     {
@@ -96,13 +95,13 @@ async fn one(flags: &[&str]) {
         };
         let answers = posted.iter().filter(|one| one.at >= from && one.at < to);
         println!(
-            "    {phase:<7} healthy ones: delivered p50 {:>7.2} ms, p99 {:>7.2} ms; accepted p99 {:>7.2} ms{}",
-            percentile_ms(of(&felt), 50),
-            percentile_ms(of(&felt), 99),
+            "    {phase:<7} healthy replicas: delivered p50 {:>7.2} ms, p99 {:>7.2} ms; accepted p99 {:>7.2} ms{}",
+            percentile_ms(of(&seen_by_healthy), 50),
+            percentile_ms(of(&seen_by_healthy), 99),
             percentile_ms(answers.map(|one| one.took).collect(), 99),
             if phase == "after" {
                 format!(
-                    "; the one that is back, new writes: p50 {:.2} ms, p99 {:.2} ms",
+                    "; the replica that is back, new writes: p50 {:.2} ms, p99 {:.2} ms",
                     percentile_ms(of(&seen), 50),
                     percentile_ms(of(&seen), 99)
                 )
@@ -113,7 +112,6 @@ async fn one(flags: &[&str]) {
     }
 }
 
-/// When there was no dead letter and nothing that waits any more.
 async fn catch_up(client: &mut Client, back: Duration) -> Option<Duration> {
     while since_start() - back < PATIENCE {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -128,7 +126,7 @@ async fn catch_up(client: &mut Client, back: Duration) -> Option<Duration> {
     None
 }
 
-/// All that the replica saw, once nothing more comes.
+/// The requests of the replica, until it has all `wanted` writes or 5 s have passed.
 async fn settled(node: &Node, wanted: &HashSet<u64>) -> Vec<Seen> {
     let mut seen = node.take_seen();
     for _ in 0..50 {

@@ -1,4 +1,4 @@
-//! The three questions: how fast it accepts, how fast it delivers, what a strong write costs.
+//! Throughput of accepts, throughput of deliveries, and the latency of strong writes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +10,6 @@ use crate::roles::Process;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
 
-/// Limits out of the way.
 pub const WIDE: &[&str] = &[
     "--queue-capacity",
     "50000000",
@@ -36,8 +35,8 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// What `run` gives without something and with it. Either goes first every other time: what the
-/// one before leaves is the next one's, and a machine gets slower or faster in the course.
+/// The results of `run(false)` and `run(true)`. The order alternates by round, because a run leaves
+/// work behind for the next one and the speed of the machine drifts.
 pub async fn in_turn<T>(round: usize, run: impl AsyncFn(bool) -> T) -> [T; 2] {
     if round.is_multiple_of(2) {
         let without = run(false).await;
@@ -52,8 +51,8 @@ fn micros(rounds: &[Round], percent: usize) -> f64 {
     median(rounds.iter().map(|r| r.percentile(percent).as_secs_f64() * 1e6).collect())
 }
 
-/// Durable `202`s a second beside the null handler. The replicas take the connections and stay
-/// silent, so that what is measured is accepting alone.
+/// Durable `202`s per second, compared with the null handler. The replicas never answer, so that only
+/// accepting is measured.
 pub async fn accept() {
     println!("\naccept: durable 202s, two silent replicas, {ROUNDS} rounds of {ROUND:?} each");
     println!(
@@ -77,7 +76,7 @@ pub async fn accept() {
                 rounds.push(post(address, connections, ROUND, make).await);
             }
         }
-        assert!(durables.iter().all(|round| round.refused == 0), "nothing is refused");
+        assert!(durables.iter().all(|round| round.refused == 0), "no write is rejected");
         let rate = |rounds: &[Round]| median(rounds.iter().map(|round| round.rate).collect());
         let ratio = nulls.iter().zip(&durables).map(|(null, ours)| ours.rate / null.rate);
         println!(
@@ -92,8 +91,8 @@ pub async fn accept() {
     }
 }
 
-/// Replica writes a second, with two replicas and tasks coming in as fast as they are taken,
-/// beside a bare client against the same null replica.
+/// Deliveries per second to two replicas under full load, compared with a bare client against the same
+/// null replica.
 pub async fn deliver() {
     println!(
         "\ndeliver: two null replicas, 64 connections posting, {ROUNDS} rounds of {ROUND:?} each"
@@ -128,7 +127,6 @@ pub async fn deliver() {
     println!("  ratio                             {:>9.2}", median(ratio));
 }
 
-/// How many writes the replicas have answered.
 async fn answered(nodes: &[String]) -> u64 {
     let mut sum = 0;
     for node in nodes {
@@ -163,7 +161,7 @@ async fn bare_client(node: &str, at_once: usize) -> f64 {
     count.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64()
 }
 
-/// The times of strong writes to two replicas beside a bare client that writes to both at once.
+/// Latency of strong writes to two replicas, compared with a bare client that writes to both at once.
 pub async fn strong() {
     println!(
         "\nstrong: two null replicas, beside a bare parallel fan-out, {ROUNDS} rounds of {ROUND:?} each"
@@ -216,12 +214,12 @@ async fn fan_out(nodes: &[String], connections: usize) -> Vec<Duration> {
             tokio::spawn(async move {
                 let mut times = vec![];
                 while !stop.load(Ordering::Relaxed) {
-                    let asked = Instant::now();
+                    let sent = Instant::now();
                     let put = |url: &String| client.put(url).body(&b"value"[..]).send();
                     let (a, b) = tokio::join!(put(&urls[0]), put(&urls[1]));
                     a.unwrap().bytes().await.unwrap();
                     b.unwrap().bytes().await.unwrap();
-                    times.push(asked.elapsed());
+                    times.push(sent.elapsed());
                 }
                 times
             })

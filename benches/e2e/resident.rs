@@ -1,25 +1,22 @@
-//! Resident memory over compactions of the store and after an outage: what an allocator keeps.
+//! Resident memory over compactions of the store and after an outage.
 
 use std::time::Duration;
 
 use crate::load::{Client, post};
 use crate::roles::Process;
 
-/// How often the store is compacted.
 const COMPACTIONS: f64 = 20.0;
 const ROUND: Duration = Duration::from_millis(500);
-/// How long memory is given to settle, after the last write is delivered.
+/// Time for the memory to settle after the last delivery.
 const QUIET: Duration = Duration::from_secs(15);
-/// How many deliveries pile up before each compaction.
 const SMALL: u64 = 20_000;
-/// How many pile up in the outage.
 const BACKLOG: u64 = 200_000;
 
 const FLAGS: &[&str] =
     &["--queue-capacity", "50000000", "--retry-capacity", "50000000", "--queue-max-bytes", "64GiB"];
 
-/// Writes of 4 KiB in backlogs until the store was compacted twenty times, then an outage of one replica with a
-/// backlog of 200,000 writes, its recovery, and what is resident when all is delivered.
+/// Backlogs of 4 KiB writes until the store was compacted 20 times, then an outage of one replica with
+/// a backlog of 200,000 writes, and the memory after its recovery.
 pub async fn resident() {
     println!("\nresident: {COMPACTIONS} compactions, then an outage with {BACKLOG} writes queued");
     if let Ok(baseline) = std::env::var("E2E_BASELINE") {
@@ -42,7 +39,7 @@ async fn one(binary: &str) {
     let mut round = 1;
     let mut shown = 0.0;
     while shown < COMPACTIONS {
-        // A file with room for a backlog that is gone is what makes a compaction due.
+        // A compaction is due when the file is much larger than its contents.
         backlog(&daemon, &mut client, &paused, &nodes, &value, &mut round, SMALL).await;
         let compactions = compacted(&mut client, shown).await;
         if (compactions / 5.0).floor() > (shown / 5.0).floor() {
@@ -54,7 +51,7 @@ async fn one(binary: &str) {
     tokio::time::sleep(QUIET).await;
     let before = daemon.resident_mib();
     println!("    before the outage, all delivered: {before} MiB");
-    // The daemon has closed the idle connection.
+    // The daemon has closed the idle connection by now.
     let mut client = Client::connect(&daemon.address).await;
 
     let peak = backlog(&daemon, &mut client, &paused, &nodes, &value, &mut round, BACKLOG).await;
@@ -89,7 +86,6 @@ async fn backlog(
     resident
 }
 
-/// The number of compactions once there was another one.
 async fn compacted(client: &mut Client, before: f64) -> f64 {
     loop {
         let compactions = client.figure("replicator_store_rewrites_total").await;
@@ -111,7 +107,6 @@ async fn write(daemon: &Process, nodes: &[String], value: &str, round: u64, time
     post(&daemon.address, 64, time, make).await;
 }
 
-/// Waits until nothing is pending.
 async fn drained(client: &mut Client) {
     while client.figure("replicator_deliveries_pending").await > 0.0 {
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,4 +1,4 @@
-//! A restart after a `kill -9`, against what is queued: until it is ready, until the first delivery.
+//! The time of a restart after `kill -9`, by queue size: until ready, and until the first delivery.
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ const DEPTHS: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const ROUNDS: usize = 3;
 const CONNECTIONS: u64 = 64;
 
-/// Fills the queue to each depth in turn with tasks of 1 KiB for two replicas that never answer,
-/// and kills the daemon and starts it again, some times.
+/// Fills the queue to each depth with tasks of 1 KiB for two silent replicas, then kills and restarts
+/// the daemon in each round.
 pub async fn restart() {
     println!("\nrestart: tasks of 1 KiB to two silent replicas, medians of {ROUNDS} restarts");
     println!(
@@ -29,14 +29,13 @@ pub async fn restart() {
         for _ in 0..ROUNDS {
             let seen = seen(&nodes).await;
             let started = Instant::now();
-            // Returns when the daemon listens.
             daemon.kill_and_restart();
             ready.push(started.elapsed().as_secs_f64());
             until_more(&nodes, seen).await;
             first.push(started.elapsed().as_secs_f64());
             resident.push(daemon.resident_mib() as f64);
             let restored = self::queued(&daemon.address).await;
-            assert_eq!(restored, queued, "every task is there again");
+            assert_eq!(restored, queued, "tasks were lost in the restart");
         }
         println!(
             "{queued:>10} {:>9.0} ms {:>13.0} ms {:>6.0} MiB {before:>8} MiB",
@@ -47,7 +46,6 @@ pub async fn restart() {
     }
 }
 
-/// Posts until so many are queued, and few more.
 async fn fill(address: &str, nodes: &[String], depth: u64) {
     let value = "x".repeat(1024);
     let mut made = queued(address).await;
@@ -59,7 +57,7 @@ async fn fill(address: &str, nodes: &[String], depth: u64) {
                 nodes[0], nodes[1]
             )
         };
-        // Not so long that it goes far beyond, at any rate that a machine has.
+        // Short enough not to overshoot on any machine.
         let rest = Duration::from_micros((depth - made) * 40);
         let time = rest.clamp(Duration::from_millis(10), Duration::from_secs(5));
         let at_once = (depth - made).min(CONNECTIONS) as usize;
@@ -74,7 +72,6 @@ async fn queued(address: &str) -> u64 {
     metrics["queue_size"].as_u64().unwrap()
 }
 
-/// How many requests have come to the replicas, which count them though they never answer.
 async fn seen(nodes: &[String]) -> u64 {
     let mut sum = 0;
     for node in nodes {

@@ -1,5 +1,5 @@
-//! The other processes of the benchmark: this binary again, by a role in its environment, and
-//! the daemon.
+//! The other processes of a benchmark: the daemon, and this binary in the role that its environment
+//! names.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,6 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub const ROLE: &str = "E2E_BENCH_ROLE";
 
-/// A process with an address, killed at the end.
 pub struct Process {
     child: Child,
     pub address: String,
@@ -26,14 +25,13 @@ impl Process {
         Self { child, address, command, _dir: dir }
     }
 
-    /// Kills it, starts it again, and waits until it listens.
+    /// Kills and restarts it. Returns when it listens.
     pub fn kill_and_restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         (self.child, self.address) = start(&mut self.command);
     }
 
-    /// Its resident memory.
     pub fn resident_mib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
@@ -47,13 +45,11 @@ impl Process {
         Self::spawn(command, None)
     }
 
-    /// The daemon on a fresh directory, beside the build and not in memory, so that every `202`
-    /// is on a disk.
+    /// The daemon with a new directory below the build directory, which is on a disk and not in memory.
     pub fn daemon(args: &[&str]) -> Self {
         Self::daemon_at(env!("CARGO_BIN_EXE_replicator"), args)
     }
 
-    /// The same with another binary of the daemon.
     pub fn daemon_at(binary: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut command = Command::new(binary);
@@ -63,7 +59,6 @@ impl Process {
     }
 }
 
-/// Starts a process and waits for it to say where it listens.
 fn start(command: &mut Command) -> (Child, String) {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
@@ -94,9 +89,8 @@ pub fn play(role: &str) {
     });
 }
 
-/// What the daemon parses, to the same depth.
 #[derive(Deserialize)]
-#[allow(dead_code, reason = "parsed as the daemon does, and thrown away")]
+#[allow(dead_code, reason = "parsed for its cost only")]
 struct Body {
     key: String,
     value: Option<String>,
@@ -130,7 +124,7 @@ async fn null_answer(body: axum::body::Bytes) -> (axum::http::StatusCode, String
     (axum::http::StatusCode::ACCEPTED, text.to_owned())
 }
 
-/// Answers every write at once, or never; `GET` says how many have come.
+/// Answers every write at once, or never. A `GET` returns the number of writes.
 async fn null_replica(listener: TcpListener, silent: bool) {
     let answered = Arc::new(AtomicU64::new(0));
     loop {
@@ -163,7 +157,7 @@ async fn null_connection(mut stream: TcpStream, answered: Arc<AtomicU64>, silent
     }
 }
 
-/// The length of the first request in `held` once it is whole, and whether it is a GET.
+/// The length of the first request in `held` once it is complete, and whether it is a GET.
 pub fn whole_request(held: &[u8]) -> Option<(usize, bool)> {
     let head = held.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let length = super::load::content_length(&held[..head]);

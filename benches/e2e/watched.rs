@@ -1,4 +1,4 @@
-//! What it costs to be looked at: a scrape every second, a stream of events, and the page.
+//! The cost of observers: a scrape every second, a stream of events, and the page.
 
 use std::time::Duration;
 
@@ -14,7 +14,6 @@ pub const ROUNDS: usize = 9;
 pub const ROUND: Duration = Duration::from_secs(3);
 pub const CONNECTIONS: usize = 64;
 
-/// The accept rate with and without onlookers, in turn, against one daemon.
 pub async fn watched() {
     println!(
         "\nwatched: {CONNECTIONS} connections, two null replicas, {ROUNDS} rounds of {ROUND:?}"
@@ -24,15 +23,16 @@ pub async fn watched() {
     let daemon = Process::daemon(WIDE);
     for (name, of_tasks) in [("figures and replicas", false), ("tasks as well", true)] {
         let (mut alone, mut watched, mut ratios) = (vec![], vec![], vec![]);
-        // Once for nothing: the first round has a cold daemon.
+        // Warm-up.
         load(&daemon.address, &nodes, "warm").await;
         drained(&daemon.address).await;
         for round in 0..ROUNDS {
             let [bare, seen] = in_turn(round, async |seen| {
-                let looking = if seen { onlookers(&daemon.address, of_tasks) } else { Vec::new() };
+                let observers =
+                    if seen { observers(&daemon.address, of_tasks) } else { Vec::new() };
                 let name = format!("{seen}{of_tasks}{round}");
                 let rate = load(&daemon.address, &nodes, &name).await;
-                looking.into_iter().for_each(|onlooker| onlooker.abort());
+                observers.into_iter().for_each(|observer| observer.abort());
                 drained(&daemon.address).await;
                 rate
             })
@@ -68,9 +68,9 @@ pub async fn drained(address: &str) {
     }
 }
 
-/// A scrape every second; a stream of events; and the page, which is another stream and looks at
-/// the replicas every few seconds.
-fn onlookers(address: &str, of_tasks: bool) -> Vec<JoinHandle<()>> {
+/// A scrape every second, a stream of events, and the requests of the page: another stream and the
+/// replicas every few seconds.
+fn observers(address: &str, of_tasks: bool) -> Vec<JoinHandle<()>> {
     let every = |path: &'static str, accept: &'static str, seconds| {
         let address = address.to_owned();
         tokio::spawn(async move {

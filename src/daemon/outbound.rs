@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::config;
 use crate::policy::{LineError, Own, Policy, Rule, rules};
-use crate::replica::{Client, Tls, TlsError, Tokens, TokensError};
+use crate::replica::{ClientTls, ClientTlsError, ReplicaClient, ReplicaTokens, ReplicaTokensError};
 use crate::text::without_bom;
 
 /// The longest file that is read. A thousand replicas with tokens are a tenth of it.
@@ -69,7 +69,7 @@ pub enum OutboundError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: TlsError,
+        source: ClientTlsError,
     },
     /// Tokens that are none.
     #[error("{} (--replica-token-file): {source}", path.display())]
@@ -77,7 +77,7 @@ pub enum OutboundError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: TokensError,
+        source: ReplicaTokensError,
     },
     /// Whoever may post a write could have the token sent to himself.
     #[error(
@@ -97,11 +97,11 @@ pub(super) struct Outbound {
     /// Held by the one reload that goes on.
     reloading: Mutex<()>,
     policy: Policy,
-    client: Client,
+    client: ReplicaClient,
 }
 
 impl Outbound {
-    pub(super) fn new(settings: config::Outbound, policy: Policy, client: Client) -> Self {
+    pub(super) fn new(settings: config::Outbound, policy: Policy, client: ReplicaClient) -> Self {
         Self { settings, reloading: Mutex::new(()), policy, client }
     }
 
@@ -145,7 +145,9 @@ pub(super) fn policy(
 }
 
 /// The certificates and the tokens.
-pub(super) fn credentials(settings: &config::Outbound) -> Result<(Tls, Tokens), OutboundError> {
+pub(super) fn credentials(
+    settings: &config::Outbound,
+) -> Result<(ClientTls, ReplicaTokens), OutboundError> {
     Ok((load_tls(settings)?, load_tokens(settings)?))
 }
 
@@ -159,8 +161,8 @@ fn load_rules(settings: &config::Outbound) -> Result<Option<Vec<Rule>>, Outbound
     Ok(settings.has_rules().then_some(all))
 }
 
-fn load_tls(settings: &config::Outbound) -> Result<Tls, OutboundError> {
-    let mut tls = Tls::default();
+fn load_tls(settings: &config::Outbound) -> Result<ClientTls, OutboundError> {
+    let mut tls = ClientTls::default();
     if let Some(path) = &settings.ca {
         let flag = "--replica-ca";
         let wrong = |source| OutboundError::Tls { flag, path: path.clone(), source };
@@ -171,7 +173,7 @@ fn load_tls(settings: &config::Outbound) -> Result<Tls, OutboundError> {
         let secret = bytes("--replica-key", key, true)?;
         tls = tls.showing(&shown, &secret).map_err(|source| {
             let (flag, path) = match source {
-                TlsError::NoKey => ("--replica-key", key),
+                ClientTlsError::NoKey => ("--replica-key", key),
                 _ => ("--replica-cert", certificate),
             };
             OutboundError::Tls { flag, path: path.clone(), source }
@@ -180,12 +182,12 @@ fn load_tls(settings: &config::Outbound) -> Result<Tls, OutboundError> {
     Ok(tls)
 }
 
-fn load_tokens(settings: &config::Outbound) -> Result<Tokens, OutboundError> {
-    let Some(path) = &settings.token_file else { return Ok(Tokens::default()) };
+fn load_tokens(settings: &config::Outbound) -> Result<ReplicaTokens, OutboundError> {
+    let Some(path) = &settings.token_file else { return Ok(ReplicaTokens::default()) };
     let flag = "--replica-token-file";
     let text = as_text(flag, path, bytes(flag, path, true)?)?;
     let wrong = |source| OutboundError::Tokens { path: path.clone(), source };
-    let tokens = Tokens::parse(&text).map_err(wrong)?;
+    let tokens = ReplicaTokens::parse(&text).map_err(wrong)?;
     if tokens.serves_any() && !settings.has_rules() {
         return Err(OutboundError::ForAnyone { path: path.clone() });
     }

@@ -9,7 +9,7 @@ use tracing::{debug, error};
 use crate::clock::wall_clock;
 use crate::dispatcher::messages::{Answered, Event};
 use crate::dispatcher::read_memory::{Permit, ReadMemory};
-use crate::replica::Client;
+use crate::replica::ReplicaClient;
 use crate::store::{Journal, JournalEvent, ReadError};
 use crate::task::{AttemptOutcome, DeliveryId, Node, Task, Verdict};
 use crate::traces::{Span, Tracer};
@@ -20,7 +20,7 @@ const TARGET: &str = "replicator::daemon::attempt";
 /// Starts attempts.
 #[derive(Clone)]
 pub(crate) struct Attempts {
-    pub(crate) client: Client,
+    pub(crate) client: ReplicaClient,
     pub(crate) journal: Arc<dyn Journal>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
     pub(crate) memory: ReadMemory,

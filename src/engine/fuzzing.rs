@@ -1,4 +1,4 @@
-//! Histories made of bytes, against the model.
+//! Fuzz target: histories made from bytes, against the model.
 
 use std::num::NonZeroU32;
 
@@ -6,10 +6,10 @@ use super::Workers;
 use super::model::{How, Op, Shape, holds};
 use crate::fuzzing::Input;
 
-/// More than it takes for any state that the model knows; longer ones are only slower.
-const MOST_STEPS: usize = 400;
+/// Enough to reach every state of the model; longer histories are only slower.
+const MAX_STEPS: usize = 400;
 
-/// Whatever happens, order, counters and convergence hold.
+/// Order, counters and convergence hold for any history.
 pub(crate) fn engine(data: &[u8]) {
     let mut input = Input::new(data);
     let workers = match NonZeroU32::new(u32::from(input.byte()) % 4) {
@@ -25,7 +25,7 @@ pub(crate) fn engine(data: &[u8]) {
         coalesce: input.flag(),
     };
     let mut history = Vec::new();
-    while !input.is_empty() && history.len() < MOST_STEPS {
+    while !input.is_empty() && history.len() < MAX_STEPS {
         history.push(op(&mut input));
     }
     holds(&shape, &history);

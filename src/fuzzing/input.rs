@@ -1,6 +1,6 @@
-//! Choices, read from bytes.
+//! Reads choices from bytes.
 
-/// Bytes that choices are read from. When there are no more, every choice is the first.
+/// At the end of the bytes every choice is the first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Input<'a>(&'a [u8]);
 
@@ -19,7 +19,7 @@ impl<'a> Input<'a> {
         *first
     }
 
-    /// Below `end`, which is at most 256.
+    /// A number below `end`, which is at most 256.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         usize::from(self.byte()) % end.max(1)
     }
@@ -32,13 +32,13 @@ impl<'a> Input<'a> {
         (0..8).fold(0, |number, _| (number << 8) | u64::from(self.byte()))
     }
 
-    /// A number of any length: most that matter are small.
+    /// A number of random bit length, because small numbers find most bugs.
     pub(crate) fn size(&mut self) -> u64 {
         let bits = u32::try_from(self.below(65)).unwrap_or_default();
         self.number().checked_shr(64 - bits).unwrap_or_default()
     }
 
-    /// Some of the bytes that are left, at most 255.
+    /// Up to 255 of the remaining bytes.
     pub(crate) fn bytes(&mut self) -> &'a [u8] {
         let length = usize::from(self.byte()).min(self.0.len());
         let (bytes, rest) = self.0.split_at_checked(length).unwrap_or_default();

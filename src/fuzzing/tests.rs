@@ -1,5 +1,5 @@
-//! Every target, over its corpus and over what can be made of it at random: always the same inputs,
-//! and each time some others.
+//! Runs every target over its corpus and over mutations of it: the same ones in every run, and some
+//! random ones.
 
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
@@ -11,14 +11,13 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::{TARGETS, run};
 
-/// Inputs of each kind for each target. What takes days is for the fuzzer.
+/// Inputs of each kind for each target.
 const CASES: u32 = 1500;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The files of a corpus, by name.
 fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let dir = root().join("fuzz/corpus").join(target);
     let mut paths: Vec<_> =
@@ -27,7 +26,7 @@ fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     paths.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
-/// An input that is shown as text.
+/// An input that `Debug` shows as text.
 #[derive(Clone)]
 struct Data(Vec<u8>);
 
@@ -37,14 +36,13 @@ impl fmt::Debug for Data {
     }
 }
 
-/// A change to an input.
 #[derive(Clone, Debug)]
 enum Edit {
     Set(Index, u8),
     Insert(Index, Vec<u8>),
     Remove(Index, Index),
     Repeat(Index, Index),
-    /// The end of another one from the corpus.
+    /// Appends the end of another input of the corpus.
     Splice(Index, Vec<u8>, Index),
 }
 
@@ -98,100 +96,99 @@ fn inputs(corpus: Vec<Vec<u8>>) -> impl Strategy<Value = Data> {
     prop_oneof![4 => changed, 1 => vec(byte(), 0..400)].prop_map(Data)
 }
 
-/// Runs the target over everything. What fails is told as small as it can be made.
+/// Runs the target over all inputs. A failing input is shrunk before it is reported.
 #[track_caller]
 fn holds(target: &str) {
     let corpus = corpus(target);
     for (path, data) in &corpus {
         let held = std::panic::catch_unwind(|| run(target, data));
-        assert!(held.is_ok(), "{} does not hold", path.display());
+        assert!(held.is_ok(), "{} fails", path.display());
     }
     let inputs = inputs(corpus.into_iter().map(|(_, data)| data).collect());
-    for algorithm in ["the same", "others"] {
+    for deterministic in [true, false] {
         let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
-        let mut runner = match algorithm {
-            "the same" => {
-                TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
-            }
-            _ => TestRunner::new(config),
+        let mut runner = if deterministic {
+            TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
+        } else {
+            TestRunner::new(config)
         };
         let outcome = runner.run(&inputs, |data: Data| {
             run(target, &data.0);
             Ok(())
         });
         if let Err(error) = outcome {
-            panic!("{target} does not hold: {error}");
+            panic!("target {target} fails: {error}");
         }
     }
 }
 
 #[test]
-fn whatever_a_replica_answers_has_the_verdict_of_the_table_and_tells_nothing_of_the_write() {
+fn any_answer_has_the_verdict_of_the_table_and_an_error_without_the_write() {
     holds("answer");
 }
 
 #[test]
-fn any_batch_comes_apart_into_the_writes_that_stand_in_it() {
+fn any_batch_is_split_into_its_writes() {
     holds("batch");
 }
 
 #[test]
-fn any_body_is_a_write_that_keeps_its_limits_or_is_refused_in_a_sentence_without_its_value() {
+fn any_body_is_a_write_within_the_limits_or_is_rejected_without_naming_its_value() {
     holds("body");
 }
 
 #[test]
-fn any_history_made_of_bytes_keeps_the_order_and_the_books_and_converges() {
+fn any_history_keeps_order_and_counters_and_converges() {
     holds("engine");
 }
 
 #[test]
-fn any_line_of_an_import_is_refused_or_written_again_as_the_same() {
+fn any_line_of_an_import_is_rejected_or_exported_unchanged() {
     holds("import");
 }
 
 #[test]
-fn any_address_has_one_normal_form_that_leads_where_it_leads() {
+fn any_address_has_one_normal_form_with_the_same_destination() {
     holds("node");
 }
 
 #[test]
-fn whatever_an_operator_asks_is_read_as_it_stands_there_or_refused_in_a_sentence() {
+fn any_request_of_an_operator_is_parsed_exactly_or_rejected_with_one_sentence() {
     holds("operator");
 }
 
 #[test]
-fn under_any_rules_an_address_is_judged_by_where_it_leads_and_what_never_is_a_replica_is_refused() {
+fn any_address_is_judged_by_its_destination_and_blocked_addresses_are_rejected_under_any_rules() {
     holds("policy");
 }
 
 #[test]
-fn any_key_for_any_address_is_a_request_to_that_node_and_that_key() {
+fn any_key_and_address_make_a_request_for_that_key_to_that_node() {
     holds("request");
 }
 
 #[test]
-fn any_bytes_are_no_row_and_any_row_comes_back_and_a_changed_one_does_not() {
+fn any_row_is_read_back_and_changed_or_arbitrary_bytes_are_rejected() {
     holds("rows");
 }
 
 #[test]
-fn any_list_of_tokens_says_the_same_when_it_is_written_again_and_no_error_tells_a_token() {
+fn any_list_of_tokens_survives_a_rewrite_and_no_error_contains_a_token() {
     holds("tokens");
 }
 
 #[test]
-fn any_trace_that_is_taken_can_be_sent_on() {
+fn any_accepted_trace_can_be_forwarded() {
     holds("trace");
 }
 
 #[test]
-fn any_ttl_is_read_back_by_go_to_the_nanosecond() {
+fn any_ttl_is_parsed_by_go_exact_to_the_nanosecond() {
     holds("ttl");
 }
 
 #[test]
-fn every_target_is_run_here_and_by_the_fuzzer_over_a_small_corpus() {
+fn every_target_is_tested_here_and_fuzzed_over_a_small_corpus() {
     let manifest = fs::read_to_string(root().join("fuzz/Cargo.toml")).unwrap();
     let here = include_str!("tests.rs");
     let mut files: Vec<_> = fs::read_dir(root().join("fuzz/fuzz_targets"))

@@ -1,9 +1,9 @@
-//! Any rules and any addresses: the policy against a second reading of both, bit by bit.
+//! Fuzz target: the policy against a second, simpler implementation.
 //!
-//! The input is text: rules, a line each; an empty line; then addresses, a line each, where a second
-//! word is an address that a name leads to.
+//! The input is text: rules, one per line; an empty line; addresses, one per line. The second word
+//! of such a line is the IP address to which the name resolves.
 
-#![allow(clippy::panic, reason = "that is how a target says what does not hold")]
+#![allow(clippy::panic, reason = "a target fails by panicking")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -14,8 +14,8 @@ use crate::task::Node;
 
 const OWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8085);
 
-/// What is never a replica is refused under any rules and in any spelling; an address is judged by
-/// where it leads and not by how it is spelled; and rules allow what a plain reading of them does.
+/// Blocked addresses are rejected under any rules and in any spelling. The spelling of an address
+/// does not change its verdict. Rules allow exactly what their simple reading allows.
 pub(crate) fn policy(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (listed, addresses) = text.split_once("\n\n").unwrap_or(("", text));
@@ -26,38 +26,36 @@ pub(crate) fn policy(data: &[u8]) {
             None
         }
     };
-    let plain: Option<Vec<Plain>> = rules.as_ref().and_then(|_| {
+    let plain: Option<Vec<PlainRule>> = rules.as_ref().and_then(|_| {
         let lines = listed.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-        lines.filter(|line| !line.is_empty()).map(Plain::of).collect()
+        lines.filter(|line| !line.is_empty()).map(PlainRule::of).collect()
     });
-    // This machine has 10.0.0.7.
     let is_local = |address: IpAddr| address == IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
     let own = Some(Own { address: OWN, is_local });
     let listed = Policy::new(rules, own);
     let open = Policy::new(None, own);
     for line in addresses.lines().take(8) {
-        let (spelled, leads_to) = line.split_once(' ').unwrap_or((line, ""));
+        let (spelled, resolved) = line.split_once(' ').unwrap_or((line, ""));
         let Ok(node) = Node::parse(spelled) else { continue };
-        a_rule_of_itself(spelled, &node);
-        let Ok(target) = Target::of(&node) else { panic!("{node} was read, and is unreadable") };
-        let leads_to = leads_to.parse().ok();
-        for (policy, rules) in [(&open, None), (&listed, plain.as_deref())] {
-            let lists = policy.rules.load().is_some();
-            judged(policy, &node, &target, leads_to, (lists, rules));
+        check_as_its_own_rule(spelled, &node);
+        let Ok(target) = Target::of(&node) else { panic!("{node} is valid but unreadable") };
+        let resolved = resolved.parse().ok();
+        for (policy, plain) in [(&open, None), (&listed, plain.as_deref())] {
+            check_verdict(policy, &node, &target, resolved, plain);
         }
     }
 }
 
-/// What the policy says of one address. `rules` are whether there are any, and what they say, where
-/// it can be read plainly.
-fn judged(
+/// Checks the verdict on one address. `plain` has the rules of `policy`, if all of them can be read
+/// in the simple way.
+fn check_verdict(
     policy: &Policy,
     node: &Node,
     target: &Target,
-    leads_to: Option<IpAddr>,
-    (lists, plain): (bool, Option<&[Plain]>),
+    resolved: Option<IpAddr>,
+    plain: Option<&[PlainRule]>,
 ) {
-    let told = policy.admit(node);
+    let admitted = policy.admit(node);
     let Ok(url) = Url::parse(node.as_str()) else { panic!("{node}") };
     let (https, port) = (url.scheme() == "https", url.port_or_known_default().unwrap_or(0));
     let name = match url.host() {
@@ -70,26 +68,27 @@ fn judged(
         _ => None,
     };
     assert_eq!(target.literal(), literal, "{node}");
-    let Some(address) = literal.or(leads_to) else {
-        // A name alone: with ranges among the rules, where it leads is asked later.
-        let named = |rule: &Plain| rule.covers(https, port) && rule.may_name(name);
+    let Some(address) = literal.or(resolved) else {
+        // A name without an address: rules for ranges decide only when it is resolved.
+        let named = |rule: &PlainRule| rule.covers(https, port) && rule.may_name(name);
         if let Some(rules) = plain
-            && !matches!(told, Err(Forbidden::Metadata | Forbidden::Itself))
+            && !matches!(admitted, Err(Forbidden::Metadata | Forbidden::Itself))
         {
-            assert_eq!(told.is_ok(), rules.iter().any(named), "{node}: {told:?}");
+            assert_eq!(admitted.is_ok(), rules.iter().any(named), "{node}: {admitted:?}");
         }
         return;
     };
-    let led = policy.may_connect(target, address);
+    let verdict = policy.may_connect(target, address);
     if literal.is_some() {
-        assert_eq!(told, led, "{node}");
+        assert_eq!(admitted, verdict, "{node}");
     }
-    let means = meant(address);
-    assert!(led.is_err() || !means.iter().any(|ip| is_never(*ip)), "{node} leads to {address}");
+    let variants = variants(address);
+    let blocked = variants.iter().any(|ip| is_always_blocked(*ip));
+    assert!(verdict.is_err() || !blocked, "{node} at {address}");
     let is_own = |ip: &IpAddr| ip.is_loopback() || *ip == IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
-    let itself = port == OWN.port() && means.iter().any(is_own);
-    assert!(led.is_err() || !itself, "{node} leads to {address}");
-    // The same address in its plainest spelling is judged alike.
+    let itself = port == OWN.port() && variants.iter().any(is_own);
+    assert!(verdict.is_err() || !itself, "{node} at {address}");
+    // The canonical spelling of the address has the same verdict.
     if literal.is_some() {
         let host = match address {
             IpAddr::V4(ip) => ip.to_string(),
@@ -98,45 +97,42 @@ fn judged(
         let Ok(same) = Node::parse(&format!("{}://{host}:{port}", url.scheme())) else {
             panic!("{host}")
         };
-        assert_eq!(policy.admit(&same), told, "{node} and {same}");
+        assert_eq!(policy.admit(&same), admitted, "{node} and {same}");
     }
-    if matches!(led, Err(Forbidden::Never { .. } | Forbidden::Itself)) {
+    if matches!(verdict, Err(Forbidden::Never { .. } | Forbidden::Itself)) {
         return;
     }
     let address = address.to_canonical();
-    let allows = |rule: &Plain| {
+    let allows = |rule: &PlainRule| {
         rule.covers(https, port)
             && (rule.contains(address) || (literal.is_none() && rule.names(name)))
     };
-    match (lists, plain) {
-        (false, _) => assert_eq!(led, Ok(()), "{node} leads to {address}"),
-        (true, Some(rules)) => {
-            assert_eq!(led.is_ok(), rules.iter().any(allows), "{node} leads to {address}");
-        }
-        (true, None) => {}
+    if policy.rules.load().is_none() {
+        assert_eq!(verdict, Ok(()), "{node} at {address}");
+    } else if let Some(rules) = plain {
+        assert_eq!(verdict.is_ok(), rules.iter().any(allows), "{node} at {address}");
     }
 }
 
-/// An address that is taken as a rule allows itself.
-fn a_rule_of_itself(spelled: &str, node: &Node) {
+/// An address that is also a valid rule allows itself.
+fn check_as_its_own_rule(spelled: &str, node: &Node) {
     if !spelled.starts_with("http://") && !spelled.starts_with("https://") {
-        // `http:8081` is the host `http` in a rule, and port 80 of a host `8081` in an address.
+        // `http:8081` is the host `http` in a rule, but port 80 of the host `8081` in an address.
         return;
     }
-    // And `http://10.0.0.0/8` a range in a rule, and a host with a path in an address.
+    // `http://10.0.0.0/8` is a range in a rule, but a host with a path in an address.
     if node.as_str().matches('/').count() > 2 {
         return;
     }
     let Ok(rule) = spelled.parse::<Rule>() else { return };
-    let told = Policy::new(Some(vec![rule]), None).admit(node);
+    let admitted = Policy::new(Some(vec![rule]), None).admit(node);
     assert!(
-        matches!(told, Ok(()) | Err(Forbidden::Never { .. } | Forbidden::Metadata)),
-        "{spelled:?}: {told:?}"
+        matches!(admitted, Ok(()) | Err(Forbidden::Never { .. } | Forbidden::Metadata)),
+        "{spelled:?}: {admitted:?}"
     );
 }
 
-/// All addresses that someone on the way could take this one for.
-fn meant(address: IpAddr) -> Vec<IpAddr> {
+fn variants(address: IpAddr) -> Vec<IpAddr> {
     let IpAddr::V6(ip) = address else { return vec![address] };
     let bits = u128::from(ip);
     let v4 = |shift: u32| {
@@ -145,7 +141,6 @@ fn meant(address: IpAddr) -> Vec<IpAddr> {
     };
     let begins = |prefix: Ipv6Addr, length: u32| (bits ^ u128::from(prefix)) >> (128 - length) == 0;
     let mut all = vec![address];
-    // Mapped, compatible (::1 is loopback and no such), translated, and both of NAT64.
     let compatible = begins(Ipv6Addr::UNSPECIFIED, 96) && bits > 1;
     let mapped = begins(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96);
     let translated = begins(Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, 0, 0), 96);
@@ -165,8 +160,7 @@ fn meant(address: IpAddr) -> Vec<IpAddr> {
     all
 }
 
-/// As the RFCs and the clouds say it, by first and last address.
-fn is_never(address: IpAddr) -> bool {
+fn is_always_blocked(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => {
             let never: [([u8; 4], [u8; 4]); 6] = [
@@ -189,21 +183,20 @@ fn is_never(address: IpAddr) -> bool {
     }
 }
 
-/// A rule, read plainly: only what is written the plain way.
-struct Plain {
+struct PlainRule {
     https: Option<bool>,
-    place: Place,
+    host: PlainHost,
     ports: (u16, u16),
 }
 
-enum Place {
+enum PlainHost {
     Name(String),
     Under(String),
     Range { first: u128, length: u32, v4: bool, single: bool },
 }
 
-impl Plain {
-    /// `None` where there is more to reading it.
+impl PlainRule {
+    /// `None` if the rule is not in canonical form.
     fn of(text: &str) -> Option<Self> {
         let (https, rest) = match text {
             _ if text.starts_with("http://") => (Some(false), text.get(7..)?),
@@ -224,7 +217,7 @@ impl Plain {
             Some((first, last)) => (number(first)?, number(last)?),
             None => (number(ports)?, number(ports)?),
         };
-        Some(Self { https, place: Place::of(host)?, ports })
+        Some(Self { https, host: PlainHost::of(host)?, ports })
     }
 
     fn covers(&self, https: bool, port: u16) -> bool {
@@ -233,23 +226,23 @@ impl Plain {
 
     fn names(&self, name: Option<&str>) -> bool {
         let Some(name) = name else { return false };
-        match &self.place {
-            Place::Name(only) => name == only,
-            Place::Under(suffix) => {
+        match &self.host {
+            PlainHost::Name(only) => name == only,
+            PlainHost::Under(suffix) => {
                 name.strip_suffix(suffix.as_str()).is_some_and(|first| first.len() > 1)
                     && name.ends_with(&format!(".{suffix}"))
             }
-            Place::Range { .. } => false,
+            PlainHost::Range { .. } => false,
         }
     }
 
-    /// Or its ranges may hold what the name leads to.
+    /// Whether it allows the name, or may allow an address to which the name resolves.
     fn may_name(&self, name: Option<&str>) -> bool {
-        self.names(name) || matches!(self.place, Place::Range { single: false, .. })
+        self.names(name) || matches!(self.host, PlainHost::Range { single: false, .. })
     }
 
     fn contains(&self, address: IpAddr) -> bool {
-        let Place::Range { first, length, v4, .. } = self.place else { return false };
+        let PlainHost::Range { first, length, v4, .. } = self.host else { return false };
         if v4 != address.is_ipv4() {
             return false;
         }
@@ -261,7 +254,7 @@ impl Plain {
     }
 }
 
-impl Place {
+impl PlainHost {
     fn of(host: &str) -> Option<Self> {
         let (address, length) = match host.split_once('/') {
             Some((address, length)) => (address, Some(length.parse::<u32>().ok()?)),
@@ -273,7 +266,7 @@ impl Place {
             return Some(Self::Range { first, length, v4: true, single });
         }
         if let Ok(ip) = address.parse::<Ipv6Addr>() {
-            // One that is mapped stands for an IPv4 address.
+            // A mapped address means its IPv4 address.
             let plain = ip.to_ipv4_mapped().is_none();
             let (first, length) = (ip.into(), length.unwrap_or(128));
             return plain.then_some(Self::Range { first, length, v4: false, single });

@@ -1,13 +1,13 @@
-//! A rule, as operators write it.
+//! The syntax of a rule.
 //!
 //! | rule | allows |
 //! | --- | --- |
-//! | `http://node-1:8081` | that name, wherever it leads, or that address |
-//! | `*.stores.example:8081` | every name under it, not itself |
-//! | `10.0.0.0/8:8000-8999` | these addresses, and names that lead to them |
-//! | `[fd00::/8]:8081` | the same |
+//! | `http://node-1:8081` | that name, whatever it resolves to, or that address |
+//! | `*.stores.example:8081` | every subdomain, not the domain itself |
+//! | `10.0.0.0/8:8000-8999` | these addresses, and names that resolve to them |
+//! | `[fd00::/8]:8081` | the same for IPv6 |
 //!
-//! Without `http://` or `https://` both, without a port every port.
+//! A rule without a scheme allows `http` and `https`; one without a port allows every port.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -17,76 +17,54 @@ use ipnet::IpNet;
 use thiserror::Error;
 use url::{Host, Url};
 
-/// What may be written to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// `None` for both http and https.
     https: Option<bool>,
-    place: Place,
+    host: RuleHost,
     ports: RangeInclusive<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum RuleHost {
     Name(String),
-    /// With its leading dot.
     Under(String),
-    /// A single address is a range of one.
+    /// Also a single address.
     Range {
         net: IpNet,
         single: bool,
     },
 }
 
-/// Why a text is no rule. Reads on after the rule.
+/// The texts continue a sentence that starts with the rule.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum RuleError {
-    /// Not http, not https.
-    #[error("has a scheme that is neither http nor https")]
+    #[error("must have the scheme http or https, or none")]
     Scheme,
-    /// Nothing that a host can be.
-    #[error("has no valid host: a name, *.suffix, an address or a range such as 10.0.0.0/8")]
+    #[error(
+        "has no valid host: expected a name, *.suffix, an address or a range such as 10.0.0.0/8"
+    )]
     Host,
-    /// `*` elsewhere than in front.
-    #[error("has a * that does not stand for the first part of a name, as in *.example.org")]
+    #[error("may contain * only as the first part of a name, as in *.example.org")]
     Star,
-    /// `fd00::1:80` can be read in two ways.
-    #[error("has an IPv6 address without brackets around it, as in [fd00::1]:8081")]
+    /// `fd00::1:80` is ambiguous.
+    #[error("must have brackets around its IPv6 address, as in [fd00::1]:8081")]
     Brackets,
-    /// `10.1.2.3/8`.
-    #[error("has bits beyond the length of its range, it should be {0}")]
+    #[error("has bits set beyond its prefix length: expected {0}")]
     Bits(IpNet),
-    /// An IPv4 range in IPv6 clothes.
-    #[error("is a range of IPv4 addresses written as IPv6: write it as IPv4")]
+    #[error("must be written as an IPv4 range")]
     Mapped,
-    /// No port, no range of ports.
-    #[error("has no valid port after its host: 1 to 65535, or a range such as 8000-8999")]
+    #[error("has no valid port: expected 1 to 65535, or a range such as 8000-8999")]
     Port,
 }
 
-/// A line of a file that is no rule.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum LineError {
-    /// This one.
     #[error("line {line}: {rule:?} {source}")]
-    Rule {
-        /// From 1.
-        line: usize,
-        /// What stands there.
-        rule: String,
-        /// What is wrong with it.
-        source: RuleError,
-    },
-    /// None at all: that would refuse every write.
-    #[error("it has no rule, and every write would be refused")]
+    Rule { line: usize, rule: String, source: RuleError },
+    #[error("it contains no rule, so every write would be rejected")]
     Empty,
 }
 
-/// The rules of a file: one a line; empty lines and what follows a `#` do not count.
-///
-/// # Errors
-///
-/// The first line that is no rule.
 pub fn rules(text: &str) -> Result<Vec<Rule>, LineError> {
     let mut rules = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -101,28 +79,26 @@ pub fn rules(text: &str) -> Result<Vec<Rule>, LineError> {
 }
 
 impl Rule {
-    /// Whether it is about this scheme and port.
     pub(super) fn covers(&self, https: bool, port: u16) -> bool {
         self.https.is_none_or(|only| only == https) && self.ports.contains(&port)
     }
 
-    /// Whether it allows this name, which has no last dot.
+    /// Whether it allows this name, which must not end with a dot.
     pub(super) fn names(&self, name: &str) -> bool {
-        match &self.place {
-            Place::Name(only) => only == name,
-            Place::Under(suffix) => name.len() > suffix.len() && name.ends_with(suffix.as_str()),
-            Place::Range { .. } => false,
+        match &self.host {
+            RuleHost::Name(only) => only == name,
+            RuleHost::Under(suffix) => name.len() > suffix.len() && name.ends_with(suffix.as_str()),
+            RuleHost::Range { .. } => false,
         }
     }
 
-    /// Whether it allows this address, by whatever name.
     pub(super) fn contains(&self, address: IpAddr) -> bool {
-        matches!(&self.place, Place::Range { net, .. } if net.contains(&address))
+        matches!(&self.host, RuleHost::Range { net, .. } if net.contains(&address))
     }
 
-    /// Whether names may lead into it.
+    /// Whether names may resolve into it. They cannot be allowed by a rule for a single address.
     pub(super) fn is_range(&self) -> bool {
-        matches!(self.place, Place::Range { single: false, .. })
+        matches!(self.host, RuleHost::Range { single: false, .. })
     }
 }
 
@@ -136,7 +112,6 @@ impl FromStr for Rule {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (Some(true), rest),
             Some(_) => return Err(RuleError::Scheme),
         };
-        // As addresses are copied from somewhere.
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (host, ports) = match rest.strip_prefix('[') {
             Some(inner) => {
@@ -149,19 +124,18 @@ impl FromStr for Rule {
             }
             None => match rest.rsplit_once(':') {
                 Some((host, _)) if host.contains(':') => return Err(RuleError::Brackets),
-                Some((host, ports)) => (place(host)?, ports_of(ports)?),
-                None => (place(rest)?, 1..=u16::MAX),
+                Some((host, ports)) => (rule_host(host)?, ports_of(ports)?),
+                None => (rule_host(rest)?, 1..=u16::MAX),
             },
         };
-        Ok(Self { https, place: host, ports })
+        Ok(Self { https, host, ports })
     }
 }
 
-/// What stands in brackets: an IPv6 address or a range of them.
-fn bracketed(host: &str) -> Result<Place, RuleError> {
+fn bracketed(host: &str) -> Result<RuleHost, RuleError> {
     if host.contains('/') {
         return range(host).and_then(|net| match net {
-            IpNet::V6(_) => Ok(Place::Range { net, single: false }),
+            IpNet::V6(_) => Ok(RuleHost::Range { net, single: false }),
             IpNet::V4(_) => Err(RuleError::Host),
         });
     }
@@ -169,28 +143,28 @@ fn bracketed(host: &str) -> Result<Place, RuleError> {
     Ok(single(ip.into()))
 }
 
-fn place(host: &str) -> Result<Place, RuleError> {
+fn rule_host(host: &str) -> Result<RuleHost, RuleError> {
     if host.contains('/') {
-        return Ok(Place::Range { net: range(host)?, single: false });
+        return Ok(RuleHost::Range { net: range(host)?, single: false });
     }
     if let Some(suffix) = host.strip_prefix("*.") {
         return match normal(&format!("x.{suffix}"))? {
             Host::Domain(name) => match name.strip_prefix('x') {
-                Some(suffix) if suffix.len() > 1 => Ok(Place::Under(suffix.to_owned())),
+                Some(suffix) if suffix.len() > 1 => Ok(RuleHost::Under(suffix.to_owned())),
                 _ => Err(RuleError::Host),
             },
             Host::Ipv4(_) | Host::Ipv6(_) => Err(RuleError::Host),
         };
     }
     Ok(match normal(host)? {
-        Host::Domain(name) => Place::Name(name),
+        Host::Domain(name) => RuleHost::Name(name),
         Host::Ipv4(ip) => single(ip.into()),
         Host::Ipv6(ip) => single(ip.into()),
     })
 }
 
-fn single(address: IpAddr) -> Place {
-    Place::Range { net: address.to_canonical().into(), single: true }
+fn single(address: IpAddr) -> RuleHost {
+    RuleHost::Range { net: address.to_canonical().into(), single: true }
 }
 
 fn range(text: &str) -> Result<IpNet, RuleError> {
@@ -206,12 +180,12 @@ fn range(text: &str) -> Result<IpNet, RuleError> {
     }
 }
 
-/// A host as the addresses of nodes have it: lower case, IDNA, numbers as IPv4, no last dot.
+/// Normalises a host as in a node's address: lower case, IDNA, numbers as IPv4, no last dot.
 fn normal(host: &str) -> Result<Host<String>, RuleError> {
     if host.contains('*') {
         return Err(RuleError::Star);
     }
-    // What would end the host of a URL, or be decoded in it.
+    // Characters that end the host of a URL or are decoded in it.
     let odd = |c: char| c.is_whitespace() || c.is_control() || "@/\\?#%:[]".contains(c);
     if host.is_empty() || host.contains(odd) {
         return Err(RuleError::Host);
@@ -227,7 +201,6 @@ fn normal(host: &str) -> Result<Host<String>, RuleError> {
     }
 }
 
-/// `8081`, `8000-8999`, `*`.
 fn ports_of(text: &str) -> Result<RangeInclusive<u16>, RuleError> {
     let port = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! The policy as tables: what is allowed, what is not, in every spelling.
+//! Tables of allowed and blocked addresses, in every spelling.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn connect(policy: &Policy, text: &str, address: &str) -> Result<(), Forbidden> 
     policy.may_connect(&Target::of(&node(text)).unwrap(), address.parse().expect(address))
 }
 
-/// A daemon on this address, on a machine that has 10.0.0.7 and fd00::7.
+/// A policy of a daemon that listens on `address`, on a machine with 10.0.0.7 and fd00::7.
 fn own(address: &str) -> Policy {
     let is_local = |address: IpAddr| ["10.0.0.7", "fd00::7"].contains(&&*address.to_string());
     Policy::new(None, Some(Own { address: address.parse().unwrap(), is_local }))
@@ -46,9 +46,8 @@ fn without_rules_loopback_private_and_public_addresses_and_names_are_allowed() {
     }
 }
 
-/// Each in the spellings that have fooled others.
 #[test]
-fn what_is_never_a_replica_is_refused_in_every_spelling() {
+fn blocked_addresses_are_rejected_in_every_spelling() {
     let open = policy(&[]);
     let listed = policy(&["0.0.0.0/0", "[::/0]"]);
     for text in [
@@ -74,7 +73,7 @@ fn what_is_never_a_replica_is_refused_in_every_spelling() {
         "http://[2002:a9fe:a9fe::1]",
         "http://[2001:0:1:2:3:4:5601:5601]",
         "http://[fd00::5efe:169.254.169.254]",
-        // ISATAP by its end, and something else by its beginning.
+        // ISATAP by their last bits, 6to4 or Teredo by their prefix.
         "http://[2002:a9fe:a9fe::5efe:10.0.0.1]",
         "http://[2001:0:1:2:0:5efe:5601:5601]",
         "http://[fe80::1]",
@@ -99,8 +98,8 @@ fn what_is_never_a_replica_is_refused_in_every_spelling() {
         "http://240.0.0.1",
     ] {
         for policy in [&open, &listed] {
-            let refused = admit(policy, text);
-            assert!(matches!(refused, Err(Forbidden::Never { .. })), "{text}: {refused:?}");
+            let verdict = admit(policy, text);
+            assert!(matches!(verdict, Err(Forbidden::Never { .. })), "{text}: {verdict:?}");
         }
     }
     for text in ["http://metadata.google.internal", "http://METADATA.Google.Internal.:80/x"] {
@@ -109,16 +108,16 @@ fn what_is_never_a_replica_is_refused_in_every_spelling() {
 }
 
 #[test]
-fn a_rule_that_names_it_does_not_allow_what_is_never_a_replica() {
+fn no_rule_allows_a_blocked_address() {
     let policy = policy(&["169.254.169.254", "169.254.0.0/16", "[fe80::/10]", "evil.example"]);
     assert!(matches!(admit(&policy, "http://169.254.169.254"), Err(Forbidden::Never { .. })));
     assert!(matches!(admit(&policy, "http://[fe80::1]"), Err(Forbidden::Never { .. })));
-    let led = connect(&policy, "http://evil.example", "169.254.169.254");
-    assert!(matches!(led, Err(Forbidden::Never { .. })));
+    let verdict = connect(&policy, "http://evil.example", "169.254.169.254");
+    assert!(matches!(verdict, Err(Forbidden::Never { .. })));
 }
 
 #[test]
-fn addresses_beside_those_that_are_never_replicas_are_not_mistaken_for_them() {
+fn addresses_next_to_blocked_ranges_are_allowed() {
     let policy = policy(&[]);
     for text in [
         "http://169.253.255.255",
@@ -139,7 +138,7 @@ fn addresses_beside_those_that_are_never_replicas_are_not_mistaken_for_them() {
 }
 
 #[test]
-fn a_listed_replica_is_allowed_in_all_its_spellings_and_nothing_else() {
+fn only_a_listed_replica_is_allowed_in_all_its_spellings() {
     let policy =
         policy(&["http://node-1:8081", "https://10.0.0.1:443", "[fd00::1]:8081", "Böse.example"]);
     for text in [
@@ -177,7 +176,7 @@ fn a_listed_replica_is_allowed_in_all_its_spellings_and_nothing_else() {
 }
 
 #[test]
-fn a_suffix_allows_what_is_under_it_on_its_port_alone() {
+fn a_suffix_allows_its_subdomains_only_on_its_port() {
     let policy = policy(&["*.stores.example:8081"]);
     for text in ["http://a.stores.example:8081", "https://A.b.Stores.Example.:8081"] {
         assert_eq!(admit(&policy, text), Ok(()), "{text}");
@@ -194,7 +193,7 @@ fn a_suffix_allows_what_is_under_it_on_its_port_alone() {
 }
 
 #[test]
-fn a_range_of_addresses_and_ports_ends_where_it_ends() {
+fn a_range_allows_exactly_its_addresses_and_ports() {
     let policy = policy(&["10.0.0.0/8:8000-8999", "[fd00::/8]:8081"]);
     for text in [
         "http://10.0.0.0:8000",
@@ -218,31 +217,31 @@ fn a_range_of_addresses_and_ports_ends_where_it_ends() {
 }
 
 #[test]
-fn a_name_is_as_good_as_the_address_that_it_leads_to() {
+fn a_name_is_judged_by_the_address_that_it_resolves_to() {
     let policy = policy(&["10.0.0.0/8:8081", "named.example"]);
-    assert_eq!(admit(&policy, "http://db:8081"), Ok(()), "it may lead there");
+    assert_eq!(admit(&policy, "http://db:8081"), Ok(()), "it may resolve into the range");
     assert_eq!(admit(&policy, "http://db:22"), Err(Forbidden::NotListed), "no rule has that port");
     assert_eq!(connect(&policy, "http://db:8081", "10.1.1.1"), Ok(()));
     assert_eq!(connect(&policy, "http://db:8081", "::ffff:10.1.1.1"), Ok(()));
     assert_eq!(
         connect(&policy, "http://named.example:22", "192.0.2.1"),
         Ok(()),
-        "wherever it leads"
+        "a rule for a name allows any address"
     );
     for (text, address) in [("http://db:8081", "192.0.2.1"), ("http://db:22", "10.1.1.1")] {
-        let refused = connect(&policy, text, address);
-        assert!(matches!(refused, Err(Forbidden::LeadsElsewhere { .. })), "{refused:?}");
+        let verdict = connect(&policy, text, address);
+        assert!(matches!(verdict, Err(Forbidden::LeadsElsewhere { .. })), "{verdict:?}");
     }
 }
 
 #[test]
-fn an_address_of_a_single_rule_lets_no_other_name_through() {
+fn a_rule_for_a_single_address_admits_no_name() {
     let policy = policy(&["http://10.0.0.1:8081"]);
     assert_eq!(admit(&policy, "http://db:8081"), Err(Forbidden::NotListed));
 }
 
 #[test]
-fn rules_that_are_replaced_are_so_for_all_clones() {
+fn replaced_rules_hold_for_all_clones() {
     let policy = policy(&["node-1"]);
     let clone = policy.clone();
     policy.replace(Some(vec!["node-2".parse().unwrap()]));
@@ -251,7 +250,7 @@ fn rules_that_are_replaced_are_so_for_all_clones() {
 }
 
 #[test]
-fn the_daemon_never_writes_to_itself_by_whatever_address() {
+fn the_daemon_never_writes_to_itself_under_any_address() {
     let all = own("0.0.0.0:8085");
     for text in [
         "http://127.0.0.1:8085",
@@ -278,7 +277,7 @@ fn the_daemon_never_writes_to_itself_by_whatever_address() {
 }
 
 #[test]
-fn on_one_address_only_that_one_is_the_daemon_itself() {
+fn a_daemon_on_one_address_blocks_only_that_address_as_itself() {
     let loopback = own("127.0.0.1:8085");
     for text in ["http://127.0.0.1:8085", "http://localhost:8085", "http://[::ffff:7f00:1]:8085"] {
         assert_eq!(admit(&loopback, text), Err(Forbidden::Itself), "{text}");
@@ -296,7 +295,7 @@ fn on_one_address_only_that_one_is_the_daemon_itself() {
 }
 
 #[test]
-fn what_is_no_rule_is_refused_by_its_reason() {
+fn an_invalid_rule_is_rejected_with_its_reason() {
     let host = RuleError::Host;
     for (text, error) in [
         ("ftp://a", RuleError::Scheme),
@@ -339,20 +338,19 @@ fn what_is_no_rule_is_refused_by_its_reason() {
 }
 
 #[test]
-fn a_file_of_rules_may_have_comments_and_says_which_line_is_wrong() {
+fn a_file_of_rules_may_have_comments_and_its_error_names_the_line() {
     let text = "# ours\n\nhttp://node-1:8081/ # the first\n  *.stores.example\n10.0.0.0/8:*\n";
     assert_eq!(rules(text).unwrap().len(), 3);
     let error = rules("node-1\n# fine\nftp://node-2\n").unwrap_err().to_string();
-    assert!(error.starts_with(r#"line 3: "ftp://node-2" has a scheme"#), "{error}");
+    assert!(error.starts_with(r#"line 3: "ftp://node-2" must have the scheme"#), "{error}");
     for empty in ["", "\n", "# nothing\n"] {
         assert_eq!(rules(empty), Err(LineError::Empty));
     }
 }
 
 proptest::proptest! {
-    /// Whatever a client spells and however it is read, it is judged by where it would go.
     #[test]
-    fn no_spelling_of_an_address_is_judged_otherwise_than_the_address(
+    fn every_spelling_of_an_address_has_the_verdict_of_the_address(
         bits in proptest::prelude::any::<u32>(), form in 0..6,
     ) {
         let ip = std::net::Ipv4Addr::from(bits);
@@ -367,8 +365,8 @@ proptest::proptest! {
         };
         let rules = ["10.0.0.0/8:1-65535", "128.0.0.0/1"];
         for policy in [policy(&[]), policy(&rules)] {
-            let told = admit(&policy, &format!("http://{host}"));
-            proptest::prop_assert_eq!(told, connect(&policy, &format!("http://{}", ip), &ip.to_string()));
+            let admitted = admit(&policy, &format!("http://{host}"));
+            proptest::prop_assert_eq!(admitted, connect(&policy, &format!("http://{}", ip), &ip.to_string()));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The connections to the replicas, and one attempt over them.
+//! The HTTP client: one attempt, and its verdict.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,148 +9,124 @@ use reqwest::header::{AUTHORIZATION, CONNECTION, HeaderValue, RETRY_AFTER};
 use reqwest::{ClientBuilder, Response};
 use thiserror::Error;
 
-use super::causes::{REPLICA, Short, certificate, chain, forbidden, never_written, short_of};
-use super::credentials::{Tls, Tokens};
-use super::names::{Lookup, Times};
-use super::patience::{Limits, Patience};
+use super::causes::{
+    LocalShortage, REPLICA, certificate_problem, chain, forbidden, never_written, short_of,
+};
+use super::credentials::{ClientTls, ReplicaTokens};
+use super::names::{Lookup, LookupTimes};
+use super::patience::{AttemptLimits, Patience};
 use super::pools::{Pool, Pools, builder};
 use super::request;
 use super::resolver::{Resolver, TARGET, system};
 use super::verdict::{
-    Answer, Sent, leaves_open, retry_after, shortage, unanswered, unsendable, verdict,
+    ReplicaAnswer, Sent, is_ambiguous, retry_after, shortage, unanswered, unsendable, verdict,
 };
-use super::{Settings, TlsError};
+use super::{ClientSettings, ClientTlsError};
 use crate::policy::{Forbidden, Policy, Target};
 use crate::task::{AttemptOutcome, Command, Node, Task, Timestamp, Trace, Verdict};
 
-/// How much of an answer's body is read. What matters of it is a phrase and a sentence; a replica
-/// that sends more must not cost memory.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// How long the body of a 2xx is waited for. It says nothing that matters, and is read only so
-/// that the connection can be used again: a new one costs less than a worker held for longer.
+/// Time to read the body of a 2xx. Its content is ignored; reading it only makes the connection
+/// reusable, and a new connection costs less than a worker that waits longer.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// The lowest rate at which a replica may take a large body, in bytes a second.
 const SLOWEST: u64 = 64 * 1024;
 
-/// Sends deliveries. Keeps connections open for each replica; cheap to clone, clones share them.
 #[derive(Clone)]
-pub struct Client {
+pub struct ReplicaClient {
     live: Arc<ArcSwap<Live>>,
-    settings: Arc<Settings>,
+    settings: Arc<ClientSettings>,
     policy: Policy,
     resolver: Resolver,
 }
 
-/// What can be replaced while the daemon runs.
+/// State that [`ReplicaClient::renew`] replaces.
 struct Live {
     pools: Pools,
-    tls: Tls,
-    tokens: Tokens,
+    tls: ClientTls,
+    tokens: ReplicaTokens,
 }
 
-impl fmt::Debug for Client {
+impl fmt::Debug for ReplicaClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("ReplicaClient").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
-/// Why there is no [`Client`].
 #[derive(Debug, Error)]
-pub enum ClientError {
-    /// The node id cannot stand in a header.
-    #[error("the node id {node_id:?} cannot be part of an HTTP header")]
-    NodeId {
-        /// The node id.
-        node_id: String,
-    },
-    /// The HTTP client cannot be set up.
+pub enum ReplicaClientError {
+    #[error("--node-id {node_id:?} cannot be sent in an HTTP header")]
+    NodeId { node_id: String },
     #[error("cannot set up the HTTP client for the replicas")]
-    Setup {
-        /// What the client says.
-        source: reqwest::Error,
-    },
+    Setup { source: reqwest::Error },
 }
 
-/// Sets the cryptography that TLS uses in this process; a second time changes nothing. Whoever
-/// makes a reqwest client of their own besides calls this first.
+/// Sets the TLS provider of the process. Must be called before a reqwest client is built.
 pub fn install_crypto() {
-    // If there is a provider already, it serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-impl Client {
-    /// Sets up the client; opens no connection yet.
-    ///
-    /// Certificates of `https` replicas are checked against those that `tls` names or else those
-    /// that the system trusts, which are read here, once. Where the system has none, plain `http`
-    /// works and every `https` attempt fails, which is logged.
-    ///
-    /// # Errors
-    ///
-    /// A [`ClientError`] where the settings make no client.
+impl ReplicaClient {
+    /// The authorities of `tls`, or else those of the system, are read once, here. If the system
+    /// has none, `http` works and every `https` attempt fails; a warning is logged.
     pub fn new(
-        settings: &Settings,
+        settings: &ClientSettings,
         policy: Policy,
-        tls: Tls,
-        tokens: Tokens,
-    ) -> Result<Self, ClientError> {
-        Self::resolving(settings, policy, tls, tokens, (system(), Times::default()))
+        tls: ClientTls,
+        tokens: ReplicaTokens,
+    ) -> Result<Self, ReplicaClientError> {
+        Self::resolving(settings, policy, tls, tokens, (system(), LookupTimes::default()))
     }
 
-    /// The same, with another resolver than the system's.
     pub(super) fn resolving(
-        settings: &Settings,
+        settings: &ClientSettings,
         policy: Policy,
-        tls: Tls,
-        tokens: Tokens,
-        (lookup, times): (Lookup, Times),
-    ) -> Result<Self, ClientError> {
+        tls: ClientTls,
+        tokens: ReplicaTokens,
+        (lookup, times): (Lookup, LookupTimes),
+    ) -> Result<Self, ReplicaClientError> {
         if HeaderValue::from_str(&settings.node_id).is_err() {
-            return Err(ClientError::NodeId { node_id: settings.node_id.clone() });
+            return Err(ReplicaClientError::NodeId { node_id: settings.node_id.clone() });
         }
         install_crypto();
         let settings = Arc::new(settings.clone());
         let resolver = Resolver::new(policy.clone(), lookup, times, settings.request_timeout);
         let pools = Pools::new(Arc::clone(&settings), tls.config(), resolver.clone());
-        let pools = pools.map_err(|source| ClientError::Setup { source })?;
+        let pools = pools.map_err(|source| ReplicaClientError::Setup { source })?;
         let live = Arc::new(ArcSwap::from_pointee(Live { pools, tls, tokens }));
         Ok(Self { live, settings, policy, resolver })
     }
 
-    /// Uses these from the next attempt on, and what it had where there is nothing. Connections
-    /// are made anew either way, so that none outlives a rule, a certificate or a name's address
-    /// of before; attempts on the wire go on.
-    ///
-    /// # Errors
-    ///
-    /// [`TlsError::Unusable`]; then nothing has changed.
-    pub fn renew(&self, tls: Option<Tls>, tokens: Option<Tokens>) -> Result<(), TlsError> {
-        let before = self.live.load();
-        let tls = tls.unwrap_or_else(|| before.tls.clone());
-        let tokens = tokens.unwrap_or_else(|| before.tokens.clone());
+    /// Replaces certificates and tokens; `None` keeps the current ones. Later attempts use new
+    /// connections and new name lookups in any case, so that none outlives a changed policy,
+    /// certificate or address. Attempts in flight finish on their connection. On an error nothing
+    /// changes.
+    pub fn renew(
+        &self,
+        tls: Option<ClientTls>,
+        tokens: Option<ReplicaTokens>,
+    ) -> Result<(), ClientTlsError> {
+        let current = self.live.load();
+        let tls = tls.unwrap_or_else(|| current.tls.clone());
+        let tokens = tokens.unwrap_or_else(|| current.tokens.clone());
         let resolver = self.resolver.clone();
         let pools = Pools::new(Arc::clone(&self.settings), tls.config(), resolver);
-        let pools = pools.map_err(|error| TlsError::Unusable(chain(&error)))?;
-        self.resolver.forget_answers();
+        let pools = pools.map_err(|error| ClientTlsError::Unusable(chain(&error)))?;
+        self.resolver.clear_answers();
         self.live.store(Arc::new(Live { pools, tls, tokens }));
         Ok(())
     }
 
-    /// One attempt to carry `task` to `node`, as a part of `trace`.
+    /// The request is repeated once, on a new connection, if the replica had closed the idle
+    /// connection or if this process stood still during the request. Neither says anything about
+    /// the replica, and PUT and DELETE are idempotent.
     ///
-    /// A request that met the end of a connection that was idle is repeated once, on a new
-    /// connection, and so is one that failed while this process did not run: neither says
-    /// anything of the replica, and PUT and DELETE are idempotent.
-    ///
-    /// `now` is the wall clock at the moment of sending: the ttl that is left is counted from it,
-    /// and so is a `Retry-After` that is a date.
+    /// `now` is the wall clock: the remaining ttl and a `Retry-After` date are computed from it.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends the attempt and closes its connection. The replica may have the
-    /// write or not, as after a timeout.
+    /// Dropping the future closes the connection. The outcome is ambiguous, as after a timeout.
     pub async fn send(
         &self,
         node: &Node,
@@ -158,7 +134,7 @@ impl Client {
         trace: Option<&Trace>,
         now: Timestamp,
     ) -> AttemptOutcome {
-        // An address without a name is never shown to the resolver: this is where it is checked.
+        // The resolver never sees a literal address, so the policy checks it here.
         let target = Target::of(node).and_then(|target| {
             self.policy.admit_target(&target)?;
             Ok(target)
@@ -175,67 +151,62 @@ impl Client {
         let node_id = &*self.settings.node_id;
         let token = live.tokens.of(node);
         let call = Call { node_id, node, task, command, trace, token, target: target.clone() };
-        let limits = Limits { silence: self.settings.request_timeout, slowest: SLOWEST };
+        let limits = AttemptLimits { silence: self.settings.request_timeout, slowest: SLOWEST };
         let mut patience = Patience::new(limits);
         let pool = live.pools.of(node);
-        let mut ended = call.over(&pool, &mut patience).await;
-        // The first request may be applied after all, whatever becomes of the repeat.
-        let mut in_doubt = false;
-        if let Ended::Lost(error) = &ended
-            && (pool.was_idle(error) || (patience.slept() && says_nothing(error)))
+        let mut outcome = call.over(&pool, &mut patience).await;
+        // The replica may still apply the first request, whatever the repeat returns.
+        let mut first_is_ambiguous = false;
+        if let RequestOutcome::Lost(error) = &outcome
+            && (pool.was_idle(error) || (patience.slept() && is_inconclusive(error)))
         {
             let error_text = chain(error);
             tracing::debug!(task = %task.id, replica = %node, error = error_text, "request repeated");
-            in_doubt = !is_unsent(error);
-            ended = call.over(&live.pools.unshared(), &mut patience).await;
+            first_is_ambiguous = !is_unsent(error);
+            outcome = call.over(&live.pools.unshared(), &mut patience).await;
         }
-        if matches!(ended, Ended::Lost(_) | Ended::Silent) {
+        if matches!(outcome, RequestOutcome::Lost(_) | RequestOutcome::TimedOut) {
             live.pools.retire(node, &pool);
         }
-        let (verdict, open) = match ended {
-            Ended::Answered(response) => {
-                let open = leaves_open(response.status());
-                (judge(&sent, response, now, &mut patience).await, open)
+        let (verdict, ambiguous) = match outcome {
+            RequestOutcome::Answered(response) => {
+                let ambiguous = is_ambiguous(response.status());
+                (judge(&sent, response, now, &mut patience).await, ambiguous)
             }
-            // Nothing went out, and nothing about the task will change.
-            Ended::Unsendable(error) => {
-                (unsendable(&format!("the request cannot be made: {}", chain(&error))), false)
+            RequestOutcome::Unsendable(error) => {
+                (unsendable(&format!("cannot build the request: {}", chain(&error))), false)
             }
-            Ended::Lost(error) => (self.without_answer(&error, &target), !never_read(&error)),
-            Ended::Silent => (unanswered(&patience.exceeded()), true),
+            RequestOutcome::Lost(error) => {
+                (self.without_answer(&error, &target), !is_unread(&error))
+            }
+            RequestOutcome::TimedOut => (unanswered(&patience.exceeded()), true),
         };
-        AttemptOutcome { verdict, ambiguous: open || in_doubt, took: patience.total() }
+        let ambiguous = ambiguous || first_is_ambiguous;
+        AttemptOutcome { verdict, ambiguous, took: patience.total() }
     }
 
-    /// An HTTP client for whoever sends something else than deliveries, to where an operator says:
-    /// without the policy, the certificates and the tokens that are for replicas.
-    ///
-    /// # Errors
-    ///
-    /// [`ClientError::Setup`].
-    pub fn http(&self) -> Result<reqwest::Client, ClientError> {
+    /// A client for addresses that an operator configured, without the policy, certificates and
+    /// tokens of the replicas.
+    pub fn http(&self) -> Result<reqwest::Client, ReplicaClientError> {
         let http =
             or_without_roots(|| builder(&self.settings).timeout(self.settings.request_timeout));
-        http.map_err(|source| ClientError::Setup { source })
+        http.map_err(|source| ReplicaClientError::Setup { source })
     }
 
-    /// What it means that there was no answer, and why, for operators.
     fn without_answer(&self, error: &reqwest::Error, target: &Target) -> Verdict {
         if let Some(forbidden) = forbidden(error) {
             return not_sent(forbidden);
         }
         let short = match short_of(error) {
-            // An address that this machine has no route to gives the same error.
-            Some(Short::Ports) => self.resolver.has_route(target),
+            // An address without a route gives the same error.
+            Some(LocalShortage::Ports) => self.resolver.has_route(target),
             short => short.is_some(),
         };
         if short {
-            return shortage(&format!(
-                "not sent: this process is short of resources: {}",
-                chain(error)
-            ));
+            let cause = chain(error);
+            return shortage(&format!("not sent: this process is short of resources: {cause}"));
         }
-        if let Some(why) = certificate(error, &REPLICA) {
+        if let Some(why) = certificate_problem(error, &REPLICA) {
             return unanswered(&why);
         }
         let unsent = is_unsent(error);
@@ -251,7 +222,6 @@ impl Client {
     }
 }
 
-/// One attempt, as it goes out.
 struct Call<'a> {
     node_id: &'a str,
     node: &'a Node,
@@ -262,30 +232,27 @@ struct Call<'a> {
     target: Target,
 }
 
-/// What became of a request.
-enum Ended {
+enum RequestOutcome {
     Answered(Response),
-    /// There can be no such request.
+    /// The request cannot be built, now or later.
     Unsendable(reqwest::Error),
-    /// The connection failed, or there was none.
+    /// The connection failed or could not be made.
     Lost(reqwest::Error),
-    /// No answer in time.
-    Silent,
+    TimedOut,
 }
 
 impl Call<'_> {
-    /// Sends it over a connection of this pool.
-    async fn over(&self, pool: &Pool, patience: &mut Patience) -> Ended {
+    async fn over(&self, pool: &Pool, patience: &mut Patience) -> RequestOutcome {
         let Self { node_id, node, task, command, trace, token, target } = self;
         let (mut request, upload) =
             match request::build(&pool.http, node_id, node, task, *command, *trace) {
                 Ok(built) => built,
-                Err(error) => return Ended::Unsendable(error),
+                Err(error) => return RequestOutcome::Unsendable(error),
             };
         if let Some(token) = token {
             request.headers_mut().insert(AUTHORIZATION, (*token).clone());
         }
-        if !pool.keeps() {
+        if !pool.keeps_alive() {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         patience.watch(upload);
@@ -293,50 +260,43 @@ impl Call<'_> {
         match patience.until(answer).await {
             Some(Ok(response)) => {
                 pool.answered(&response);
-                Ended::Answered(response)
+                RequestOutcome::Answered(response)
             }
-            Some(Err(error)) if error.is_builder() => Ended::Unsendable(error),
-            Some(Err(error)) => Ended::Lost(error),
-            None => Ended::Silent,
+            Some(Err(error)) if error.is_builder() => RequestOutcome::Unsendable(error),
+            Some(Err(error)) => RequestOutcome::Lost(error),
+            None => RequestOutcome::TimedOut,
         }
     }
 }
 
-/// Whether the replica cannot have read a request that failed with `error`.
 fn is_unsent(error: &reqwest::Error) -> bool {
     error.is_connect() || never_written(error)
 }
 
-/// Whether no replica has read a request that failed with `error`, or ever will: before the
-/// certificates have been agreed on none is read.
-fn never_read(error: &reqwest::Error) -> bool {
-    is_unsent(error) || forbidden(error).is_some() || certificate(error, &REPLICA).is_some()
+/// Whether the replica has not read the request and never will. It reads nothing before the TLS
+/// handshake is complete.
+fn is_unread(error: &reqwest::Error) -> bool {
+    is_unsent(error) || !is_inconclusive(error)
 }
 
-/// Whether the failure of a request that went out while this process stood still is no evidence:
-/// the next one may well be answered.
-fn says_nothing(error: &reqwest::Error) -> bool {
-    forbidden(error).is_none() && certificate(error, &REPLICA).is_none()
+/// Whether `error` may have come only from the pause of this process, so that a repeat may succeed.
+fn is_inconclusive(error: &reqwest::Error) -> bool {
+    forbidden(error).is_none() && certificate_problem(error, &REPLICA).is_none()
 }
 
-/// The policy has forbidden the attempt: for good, as far as anyone can know.
 fn not_sent(forbidden: &Forbidden) -> Verdict {
     unsendable(&format!("not sent: the replica {forbidden}"))
 }
 
-/// A client that trusts whom the system trusts, or nobody where that is not known.
 fn or_without_roots(builder: impl Fn() -> ClientBuilder) -> reqwest::Result<reqwest::Client> {
     builder().build().or_else(|error| {
         let http = builder().tls_certs_only([]).build()?;
-        tracing::warn!(
-            error = chain(&error),
-            "no certificates of the system could be read: replicas with https will fail"
-        );
+        let error = chain(&error);
+        tracing::warn!(error, "the system's certificates cannot be read: https requests will fail");
         Ok(http)
     })
 }
 
-/// Reads of an answer what the verdict needs.
 async fn judge(
     sent: &Sent<'_>,
     mut response: Response,
@@ -348,17 +308,16 @@ async fn judge(
     let retry_after =
         wait.and_then(|value| value.to_str().ok()).and_then(|text| retry_after(text, now));
     let body = if status.is_success() {
-        // Both ways out are fine: read to its end the connection is used again, else it is closed.
+        // A body that is not read to its end closes the connection.
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, body(&mut response, patience)).await;
         Vec::new()
     } else {
         body(&mut response, patience).await
     };
-    let answer = Answer { status, retry_after, body: &body };
+    let answer = ReplicaAnswer { status, retry_after, body: &body };
     verdict(sent, &answer)
 }
 
-/// A body up to [`MAX_BODY_BYTES`]; what there is of it where it ends in an error or a timeout.
 async fn body(response: &mut Response, patience: &mut Patience) -> Vec<u8> {
     let mut body = Vec::new();
     while body.len() < MAX_BODY_BYTES

@@ -1,8 +1,6 @@
-//! What the replicas are shown and what is asked of them: certificates and tokens. The commands
-//! that ask a daemon deal with its certificate in the same way.
+//! Certificates and tokens for outgoing requests. The admin commands use [`ClientTls`] too.
 //!
-//! Everything here is read from the text of files by whoever has them. No `Debug` of it shows a
-//! key or a token.
+//! Parses the contents of files; the caller reads them. No `Debug` output shows a key or a token.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,53 +17,44 @@ use thiserror::Error;
 use crate::task::{Node, NodeError};
 use crate::tls;
 
-/// Which certificates of the other end are believed, and what it is shown.
+/// Trusted authorities and the client certificate, each in the form of reqwest and of rustls.
 #[derive(Clone, Default)]
-pub struct Tls {
-    /// Instead of those that the system trusts.
+pub struct ClientTls {
+    /// `None` means those of the system.
     authorities: Option<Vec<Certificate>>,
     identity: Option<Identity>,
-    /// The same once more: an HTTP client reads one form, TLS the other.
     roots: Option<Arc<RootCertStore>>,
-    shown: Option<Arc<CertifiedKey>>,
+    certified_key: Option<Arc<CertifiedKey>>,
 }
 
-impl fmt::Debug for Tls {
+impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (authorities, identity) = (&self.authorities, &self.identity);
-        f.debug_struct("Tls")
+        f.debug_struct("ClientTls")
             .field("authorities", authorities)
             .field("identity", identity)
             .finish_non_exhaustive()
     }
 }
 
-/// Why files of certificates cannot be used. Reads on after the name of the file.
+/// The texts continue a sentence that starts with the file name.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum TlsError {
-    /// Not what PEM looks like.
-    #[error("is no valid PEM file: {0}")]
+pub enum ClientTlsError {
+    #[error("is not a valid PEM file: {0}")]
     Pem(String),
-    /// PEM of something else.
-    #[error("has no certificate in it")]
+    #[error("contains no certificate")]
     NoCertificate,
-    /// PEM of something else.
-    #[error("has no private key in it that can be read: an unencrypted PKCS#8, PKCS#1 or SEC1 key")]
+    #[error("contains no readable private key: expected an unencrypted PKCS#8, PKCS#1 or SEC1 key")]
     NoKey,
-    /// Each good, but not together; or a certificate whose content is broken.
+    /// A malformed certificate, or a key that does not belong to it.
     #[error("cannot be used: {0}")]
     Unusable(String),
 }
 
-impl Tls {
-    /// Trusts whom this file names, and nobody else: a list of authorities as PEM.
-    ///
-    /// # Errors
-    ///
-    /// A [`TlsError`].
-    pub fn trusting(mut self, pem: &[u8]) -> Result<Self, TlsError> {
+impl ClientTls {
+    pub fn trusting(mut self, pem: &[u8]) -> Result<Self, ClientTlsError> {
         let ders = certificates(pem)?;
-        // One by one, for the client would leave out silently what it cannot read.
+        // One by one: in bulk, unreadable certificates would be skipped silently.
         let mut roots = RootCertStore::empty();
         for der in &ders {
             roots.add(der.clone()).map_err(unusable)?;
@@ -76,17 +65,13 @@ impl Tls {
         Ok(self)
     }
 
-    /// Shows this certificate, with the chain above it, and proves it by this key.
-    ///
-    /// # Errors
-    ///
-    /// A [`TlsError`]; whether they belong together is seen when a client is made of it.
-    pub fn showing(mut self, certificate: &[u8], key: &[u8]) -> Result<Self, TlsError> {
+    /// Presents this client certificate, followed by its chain, with its private key.
+    pub fn showing(mut self, certificate: &[u8], key: &[u8]) -> Result<Self, ClientTlsError> {
         let chain = certificates(certificate)?;
-        let key_der = tls::private_key(key).map_err(|_| TlsError::NoKey)?;
+        let key_der = tls::private_key(key).map_err(|_| ClientTlsError::NoKey)?;
         let provider = rustls::crypto::ring::default_provider();
-        let shown = CertifiedKey::from_der(chain, key_der, &provider).map_err(unusable)?;
-        self.shown = Some(Arc::new(shown));
+        let certified_key = CertifiedKey::from_der(chain, key_der, &provider).map_err(unusable)?;
+        self.certified_key = Some(Arc::new(certified_key));
         let mut pem = certificate.to_vec();
         pem.push(b'\n');
         pem.extend_from_slice(key);
@@ -94,15 +79,12 @@ impl Tls {
         Ok(self)
     }
 
-    /// Whether it trusts whom the system trusts.
     pub(crate) fn trusts_the_system(&self) -> bool {
         self.authorities.is_none()
     }
 
-    /// What TLS connections to replicas are made with, all of them: their sessions are shared.
-    ///
-    /// Where the system has no certificates nobody is trusted, which is logged: plain `http`
-    /// works without.
+    /// The configuration of all connections to replicas, which share its session cache. Unreadable
+    /// system certificates are only logged, because `http` works without them.
     pub(super) fn config(&self) -> ClientConfig {
         let builder = ClientConfig::builder();
         let builder = match &self.roots {
@@ -114,15 +96,16 @@ impl Tls {
                 Err(error) => {
                     tracing::warn!(
                         %error,
-                        "no certificates of the system could be read: replicas with https will fail"
+                        "the system's certificates cannot be read: attempts to https replicas will fail"
                     );
                     builder.with_root_certificates(RootCertStore::empty())
                 }
             },
         };
-        let mut config = match &self.shown {
-            Some(shown) => builder
-                .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(shown)))),
+        let mut config = match &self.certified_key {
+            Some(key) => {
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(key))))
+            }
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -140,71 +123,51 @@ impl Tls {
     }
 }
 
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = tls::certificates(pem).map_err(|error| TlsError::Pem(error.to_string()))?;
-    if read.is_empty() { Err(TlsError::NoCertificate) } else { Ok(read) }
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ClientTlsError> {
+    let found = tls::certificates(pem).map_err(|error| ClientTlsError::Pem(error.to_string()))?;
+    if found.is_empty() { Err(ClientTlsError::NoCertificate) } else { Ok(found) }
 }
 
-fn unusable(error: impl std::error::Error) -> TlsError {
-    TlsError::Unusable(error.to_string())
+fn unusable(error: impl std::error::Error) -> ClientTlsError {
+    ClientTlsError::Unusable(error.to_string())
 }
 
-/// A bearer token for each replica, or one for all that have none of their own.
 #[derive(Clone, Default)]
-pub struct Tokens {
+pub struct ReplicaTokens {
     by_node: HashMap<Node, HeaderValue>,
+    /// For replicas without a token of their own.
     any: Option<HeaderValue>,
 }
 
-impl fmt::Debug for Tokens {
+impl fmt::Debug for ReplicaTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nodes: Vec<_> = self.by_node.keys().map(Node::as_str).collect();
-        f.debug_struct("Tokens").field("nodes", &nodes).field("any", &self.any.is_some()).finish()
+        f.debug_struct("ReplicaTokens")
+            .field("nodes", &nodes)
+            .field("any", &self.any.is_some())
+            .finish()
     }
 }
 
-/// Why a file of tokens cannot be used. Never shows what stands in the place of a token.
+/// The texts never contain a word from the file: it may be a token in the wrong place.
 #[derive(Debug, Error)]
-pub enum TokensError {
-    /// Not two words.
-    #[error("line {line}: it must be the address of a replica, or *, and a token")]
-    Words {
-        /// From 1.
-        line: usize,
-    },
-    /// The first word is no address.
+pub enum ReplicaTokensError {
+    #[error("line {line}: expected the address of a replica, or *, and a token")]
+    Words { line: usize },
     #[error("line {line}: the address of the replica {source}")]
-    Node {
-        /// From 1.
-        line: usize,
-        /// What is wrong with it.
-        source: NodeError,
-    },
-    /// A token that fits no header.
-    #[error("line {line}: a token is made of A-Z a-z 0-9 - . _ ~ + / =")]
-    Token {
-        /// From 1.
-        line: usize,
-    },
-    /// A replica has two.
-    #[error("line {line}: there is a token for this replica already")]
-    Twice {
-        /// From 1.
-        line: usize,
-    },
-    /// Nothing in it.
-    #[error("it has no token")]
+    Node { line: usize, source: NodeError },
+    #[error("line {line}: a token may only contain A-Z a-z 0-9 - . _ ~ + / =")]
+    Token { line: usize },
+    #[error("line {line}: this replica already has a token")]
+    Twice { line: usize },
+    #[error("it contains no token")]
     Empty,
 }
 
-impl Tokens {
-    /// The tokens of a file: `http://host:port TOKEN` or `* TOKEN` a line. Empty lines do not
-    /// count, nor those that begin with `#`.
-    ///
-    /// # Errors
-    ///
-    /// The first line that is wrong.
-    pub fn parse(text: &str) -> Result<Self, TokensError> {
+impl ReplicaTokens {
+    /// Parses a token file. A line is `http://host:port TOKEN`, `* TOKEN`, empty, or a comment that
+    /// starts with `#`.
+    pub fn parse(text: &str) -> Result<Self, ReplicaTokensError> {
         let mut tokens = Self::default();
         for (line, text) in text.lines().enumerate() {
             let (line, text) = (line + 1, text.trim());
@@ -213,33 +176,33 @@ impl Tokens {
             }
             let mut words = text.split_whitespace();
             let (Some(node), Some(token), None) = (words.next(), words.next(), words.next()) else {
-                return Err(TokensError::Words { line });
+                return Err(ReplicaTokensError::Words { line });
             };
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
             if !token.bytes().all(plain) {
-                return Err(TokensError::Token { line });
+                return Err(ReplicaTokensError::Token { line });
             }
             let header = HeaderValue::from_str(&format!("Bearer {token}"));
-            let mut header = header.map_err(|_| TokensError::Token { line })?;
+            let mut header = header.map_err(|_| ReplicaTokensError::Token { line })?;
             header.set_sensitive(true);
-            let before = if node == "*" {
+            let previous = if node == "*" {
                 tokens.any.replace(header)
             } else {
-                let node =
-                    Node::parse(node).map_err(|source| TokensError::Node { line, source })?;
+                let node = Node::parse(node)
+                    .map_err(|source| ReplicaTokensError::Node { line, source })?;
                 tokens.by_node.insert(node, header)
             };
-            if before.is_some() {
-                return Err(TokensError::Twice { line });
+            if previous.is_some() {
+                return Err(ReplicaTokensError::Twice { line });
             }
         }
         if tokens.by_node.is_empty() && tokens.any.is_none() {
-            return Err(TokensError::Empty);
+            return Err(ReplicaTokensError::Empty);
         }
         Ok(tokens)
     }
 
-    /// Whether there is one for whatever replica a client names.
+    /// Whether any replica that a client names gets a token.
     #[must_use]
     pub fn serves_any(&self) -> bool {
         self.any.is_some()
@@ -260,8 +223,8 @@ mod tests {
 
     #[test]
     fn a_token_belongs_to_the_replica_of_its_line_or_to_all_others() {
-        let text = "# who\nhttp://A:80/ one\n\n  https://b:1/p two==\n* three\n";
-        let tokens = Tokens::parse(text).unwrap();
+        let text = "# tokens\nhttp://A:80/ one\n\n  https://b:1/p two==\n* three\n";
+        let tokens = ReplicaTokens::parse(text).unwrap();
         let of = |text| tokens.of(&node(text)).unwrap().to_str().unwrap().to_owned();
         assert_eq!(of("http://a"), "Bearer one");
         assert_eq!(of("https://b:1/p"), "Bearer two==");
@@ -269,31 +232,31 @@ mod tests {
             assert_eq!(of(other), "Bearer three", "{other}");
         }
         assert!(tokens.serves_any());
-        let only = Tokens::parse("http://a one").unwrap();
+        let only = ReplicaTokens::parse("http://a one").unwrap();
         assert!(only.of(&node("http://b")).is_none() && !only.serves_any());
     }
 
     #[test]
-    fn a_wrong_line_is_named_without_what_stands_in_it() {
-        for (text, said) in [
-            ("", "it has no token"),
-            ("# nothing\n", "it has no token"),
-            ("http://a secret\nhttp://b", "line 2: it must be"),
-            ("http://a secret more", "line 1: it must be"),
+    fn an_error_names_the_wrong_line_without_its_content() {
+        for (text, expected) in [
+            ("", "it contains no token"),
+            ("# nothing\n", "it contains no token"),
+            ("http://a secret\nhttp://b", "line 2: expected the address"),
+            ("http://a secret more", "line 1: expected the address"),
             ("secret secret", "line 1: the address of the replica must begin with http"),
-            ("* se\u{7f}cret", "line 1: a token is made of"),
-            ("* sécret", "line 1: a token is made of"),
-            ("http://a secret\nhttp://A:80/ secret", "line 2: there is a token"),
-            ("* secret\n* secret", "line 2: there is a token"),
+            ("* se\u{7f}cret", "line 1: a token may only contain"),
+            ("* sécret", "line 1: a token may only contain"),
+            ("http://a secret\nhttp://A:80/ secret", "line 2: this replica already has a token"),
+            ("* secret\n* secret", "line 2: this replica already has a token"),
         ] {
-            let error = Tokens::parse(text).unwrap_err().to_string();
-            assert!(error.starts_with(said) && !error.contains("secret"), "{text:?}: {error}");
+            let error = ReplicaTokens::parse(text).unwrap_err().to_string();
+            assert!(error.starts_with(expected) && !error.contains("secret"), "{text:?}: {error}");
         }
     }
 
     #[test]
-    fn a_token_is_in_no_debug_text() {
-        let tokens = Tokens::parse("http://a secret-one\n* secret-two").unwrap();
+    fn debug_output_contains_no_token() {
+        let tokens = ReplicaTokens::parse("http://a secret-one\n* secret-two").unwrap();
         let shown = format!("{tokens:?} {:?}", tokens.of(&node("http://a")));
         assert!(shown.contains("http://a") && !shown.contains("secret"), "{shown}");
     }

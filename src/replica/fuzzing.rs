@@ -1,10 +1,6 @@
-//! What goes out and what comes back, for any bytes.
+//! Fuzz targets for requests to replicas and for their answers.
 
-#![allow(
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "that is how a target says what does not hold"
-)]
+#![allow(clippy::panic, clippy::indexing_slicing, reason = "a target fails by panicking")]
 
 use std::time::Duration;
 
@@ -13,17 +9,17 @@ use percent_encoding::percent_decode_str;
 use reqwest::{StatusCode, Url};
 
 use super::request::{go_duration, url};
-use super::verdict::{Answer, MAX_RETRY_AFTER, Sent, retry_after, verdict};
+use super::verdict::{MAX_RETRY_AFTER, ReplicaAnswer, Sent, retry_after, verdict};
 use crate::fuzzing::Input;
 use crate::policy::Target;
 use crate::task::{
     Command, Consistency, NewTask, Node, Operation, Task, TaskId, Timestamp, Verdict,
 };
 
-/// The longest key that may be configured is far beyond; this is the default.
+/// The default of `--max-key-bytes`.
 const MAX_KEY_BYTES: usize = 4096;
 
-/// What is left of a time to live is read back by Go to the nanosecond, or the write is a DELETE.
+/// Go parses the remaining ttl exact to the nanosecond, or the write is sent as a DELETE.
 pub(crate) fn ttl(data: &[u8]) {
     let mut input = Input::new(data);
     let longest = i64::MAX.unsigned_abs();
@@ -52,7 +48,7 @@ pub(crate) fn ttl(data: &[u8]) {
             return;
         }
         Command::Put { ttl: None } => {
-            assert_eq!(ttl, 0, "what ends is sent as for ever");
+            assert_eq!(ttl, 0, "a write with a ttl was sent without it");
             return;
         }
         Command::Put { ttl: Some(left) } => left,
@@ -61,13 +57,12 @@ pub(crate) fn ttl(data: &[u8]) {
     let text = go_duration(left);
     assert_eq!(go_parse_duration(&text), Ok(i64::try_from(end - now.0).unwrap_or(i64::MAX)));
     assert!(text.ends_with('s') && !text.contains(['-', '+', '%', '&']), "{text}");
-    // Beyond what a request may say, and what Go has.
     let beyond = Duration::new(input.size(), u32::from(input.byte()) << 20);
     let expected = i64::try_from(beyond.as_nanos()).unwrap_or(i64::MAX);
     assert_eq!(go_parse_duration(&go_duration(beyond)), Ok(expected), "{beyond:?}");
 }
 
-/// Any address that is taken and any key: the request leads to that node, and to that key alone.
+/// For any valid address and any key, the request goes to that node and names exactly that key.
 pub(crate) fn request(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (spelled, key) = text.split_once('\n').unwrap_or((text, "k"));
@@ -87,7 +82,7 @@ pub(crate) fn request(data: &[u8]) {
         assert_eq!(sent.port_or_known_default(), base.port_or_known_default(), "{node}");
         assert!(sent.username().is_empty() && sent.password().is_none(), "{node}");
         assert_eq!(sent.fragment(), None, "{node} {key:?}");
-        // Where the policy says that it leads is where the client connects to.
+        // The policy judges the host that the client connects to.
         let Ok(judged) = Target::of(&node) else { panic!("{node}") };
         let host = sent.host_str().unwrap_or_default().trim_matches(['[', ']']);
         assert_eq!(judged.literal(), host.parse().ok(), "{node}");
@@ -101,21 +96,21 @@ pub(crate) fn request(data: &[u8]) {
     }
 }
 
-/// Whatever a replica answers: the verdict is that of the table, and its error is short, printable
-/// and nothing of the write.
+/// Any answer has the verdict of the table, and an error that is short, printable and without the
+/// key and the value.
 pub(crate) fn answer(data: &[u8]) {
     let mut input = Input::new(data);
     let status = 100 + u16::try_from(input.size() % 900).unwrap_or_default();
     let Ok(status) = StatusCode::from_u16(status) else { panic!("{status}") };
     let command = if input.flag() { Command::Delete } else { Command::Put { ttl: None } };
-    let asked = input.text();
+    let wait_text = input.text();
     let now = Timestamp(input.size());
     let (key, value) = (input.text(), input.bytes());
     let body = input.rest();
-    let wait = retry_after(&asked, now);
-    assert!(wait.is_none_or(|wait| wait <= MAX_RETRY_AFTER), "{asked:?}: {wait:?}");
+    let wait = retry_after(&wait_text, now);
+    assert!(wait.is_none_or(|wait| wait <= MAX_RETRY_AFTER), "{wait_text:?}: {wait:?}");
     let sent = Sent { command, key: &key, value };
-    let said = verdict(&sent, &Answer { status, retry_after: wait, body });
+    let verdict = verdict(&sent, &ReplicaAnswer { status, retry_after: wait, body });
     let phrase = b"already replicated".as_slice();
     let has = |hay: &[u8], needle: &[u8]| hay.windows(needle.len()).any(|part| part == needle);
     let says = |text: &[u8]| has(&text.to_ascii_lowercase(), phrase);
@@ -128,7 +123,7 @@ pub(crate) fn answer(data: &[u8]) {
         408 | 425 | 429 | 500.. => "retry",
         _ => "rejected",
     };
-    let (kind, error) = match &said {
+    let (kind, error) = match &verdict {
         Verdict::Delivered => ("delivered", ""),
         Verdict::Retry { after, error, .. } => {
             assert_eq!(*after, wait);
@@ -139,18 +134,18 @@ pub(crate) fn answer(data: &[u8]) {
     };
     assert_eq!(kind, expected, "{code} to {command:?}");
     assert!(error.chars().count() <= 200 && !error.contains(char::is_control), "{error:?}");
-    // What is said of the status, without what is quoted, may share letters with any key.
+    // Only the quote: the text before it may contain a short key by chance.
     let Some((_, quote)) = error.split_once(": ") else { return };
     let mark = value.get(..16).unwrap_or(value);
     for secret in [key.as_bytes(), mark] {
-        // White space and what is not printable is shown as a space: another text, not this one.
+        // The quote replaces white space and unprintable characters, so it cannot contain them.
         let whole = !secret.is_empty() && secret.iter().all(u8::is_ascii_graphic);
-        assert!(!whole || !has(quote.as_bytes(), secret), "{quote:?} tells of the write");
+        assert!(!whole || !has(quote.as_bytes(), secret), "{quote:?} contains a part of the write");
     }
 }
 
-/// Go's `time.ParseDuration`, from its source's description: with its overflows and its fraction in
-/// floating point. The error is that of Go.
+/// A port of Go's `time.ParseDuration`, with its overflows, its floating-point fractions and its
+/// errors.
 pub(super) fn go_parse_duration(text: &str) -> Result<i64, &'static str> {
     let (negative, mut rest) = match text.as_bytes() {
         [b'-', ..] => (true, &text[1..]),
@@ -191,7 +186,7 @@ pub(super) fn go_parse_duration(text: &str) -> Result<i64, &'static str> {
         };
         value = value.and_then(|value| value.checked_mul(unit)).filter(|value| *value <= 1 << 63);
         let Some(mut value) = value else { return Err("invalid duration") };
-        // Digits beyond what an integer holds are left out, as Go does it.
+        // As in Go, digits that do not fit into an integer are ignored.
         let (mut part, mut scale, mut full) = (0_u64, 1.0_f64, false);
         for digit in fraction.bytes() {
             let next = part.checked_mul(10).and_then(|p| p.checked_add(u64::from(digit - b'0')));
@@ -204,7 +199,7 @@ pub(super) fn go_parse_duration(text: &str) -> Result<i64, &'static str> {
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "as Go does it"
+            reason = "the same conversions as in Go"
         )]
         {
             value += (part as f64 * (unit as f64 / scale)) as u64;

@@ -1,16 +1,15 @@
-//! How long an attempt may take.
+//! The deadline of an attempt.
 //!
-//! A small request may take [`Settings::request_timeout`] in all. A large body may take that long
-//! without progress, and in all as long as the slowest replica that is served needs for it.
+//! A small request may take [`ClientSettings::request_timeout`] in total. A large body may take that
+//! long without progress, and in total as long as it takes at [`AttemptLimits::slowest`].
 //!
-//! The time is counted in steps, and a step that ends much too late is not counted: then this
-//! process did not run (it was stopped, suspended with its machine, or starved), and the silence
-//! is its own. A step that ends late after another one counts, so that an attempt ends on a
-//! machine that is always late, too.
+//! Time is counted in steps. A step that ends much too late does not count: this process did not
+//! run (stopped, suspended, starved), so the silence is not the replica's. Of two late steps in a
+//! row the second counts, so that attempts also end on a machine that is always late.
 //!
-//! [`Settings::request_timeout`]: super::Settings::request_timeout
+//! [`ClientSettings::request_timeout`]: super::ClientSettings::request_timeout
 
-#![expect(clippy::disallowed_methods, reason = "a step is compared with the time that it took")]
+#![expect(clippy::disallowed_methods, reason = "measures how long a step really took")]
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,70 +17,65 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::upload::Progress;
+use super::upload::UploadProgress;
 
-/// The steps in which time is counted. An attempt that is answered within one sets one timer.
+/// An attempt that is answered within one step sets one timer.
 const STEP: Duration = Duration::from_millis(500);
 
-/// A step that ends later than this was overslept.
 const LATE: Duration = Duration::from_millis(500);
 
-/// After the deadline the answer gets one more chance: it may be in the socket, and the task of
-/// the connection, which reads it, may wait for the processor.
+/// Extra time after the deadline. The answer may be in the socket while the task that reads the
+/// connection waits for a processor.
 const LAST_LOOK: Duration = Duration::from_millis(20);
 
-/// How much of a body that was taken may still lie in buffers: 256 KiB of ours and those of both
-/// kernels (Linux: up to 4 MiB for sending). It is on its way at [`Limits::slowest`].
+/// Bytes that were taken but may still be in buffers: 256 KiB of ours, and the socket buffers
+/// (Linux: up to 4 MiB for sending). They drain at [`AttemptLimits::slowest`].
 const BUFFERED: u64 = 4 << 20;
 
-/// The limits of all attempts.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    /// Without progress.
+pub(super) struct AttemptLimits {
     pub(super) silence: Duration,
-    /// The lowest rate of a body, in bytes a second.
+    /// Lowest accepted upload rate, in bytes per second.
     pub(super) slowest: u64,
 }
 
-impl Limits {
+impl AttemptLimits {
     fn time_for(&self, bytes: u64) -> Duration {
         let millis = bytes.saturating_mul(1_000) / self.slowest.max(1);
         Duration::from_millis(millis)
     }
 }
 
-/// The time that an attempt has left.
 #[derive(Debug)]
 pub(super) struct Patience {
-    limits: Limits,
-    upload: Option<Arc<Progress>>,
-    /// What of the body was taken when it was last looked at.
+    limits: AttemptLimits,
+    upload: Option<Arc<UploadProgress>>,
     taken: u64,
-    /// The time that has counted, since the last progress and in all.
+    /// Counted time since the last progress.
     silent: Duration,
+    /// Counted time of all requests of the attempt.
     total: Duration,
-    /// The last step ended late and did not count.
     forgave: bool,
     slept: bool,
 }
 
 impl Patience {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: AttemptLimits) -> Self {
         let (silent, total) = (Duration::ZERO, Duration::ZERO);
         Self { limits, upload: None, taken: 0, silent, total, forgave: false, slept: false }
     }
 
-    /// A request goes out, with the progress of its body where that is large. The time of a
-    /// request before it counts in all, and its progress does not.
-    pub(super) fn watch(&mut self, upload: Option<Arc<Progress>>) {
+    /// Starts a request. `upload` is the progress of a large body. The time of an earlier request
+    /// still counts towards the total; its progress does not.
+    pub(super) fn watch(&mut self, upload: Option<Arc<UploadProgress>>) {
         if upload.is_some() {
             (self.taken, self.silent) = (0, Duration::ZERO);
         }
         self.upload = upload;
     }
 
-    /// The output of `work`, or `None` if it has none in the time that is left. An output that is
-    /// there wins over the deadline.
+    /// Runs `work` until the deadline; `None` means that it passed. An output that is ready wins
+    /// over the deadline.
     pub(super) async fn until<F: Future>(&mut self, work: F) -> Option<F::Output> {
         let mut work = pin!(work);
         loop {
@@ -90,41 +84,34 @@ impl Patience {
             };
             let began = Instant::now();
             let output = timeout(step, &mut work).await;
-            self.passed(step, began.elapsed());
+            self.end_step(step, began.elapsed());
             if let Ok(output) = output {
                 return Some(output);
             }
         }
     }
 
-    /// Whether this process did not run for a while during the attempt.
     pub(super) fn slept(&self) -> bool {
         self.slept
     }
 
-    /// The time that it has taken so far, without what did not count.
     pub(super) fn total(&self) -> Duration {
         self.total
     }
 
-    /// What the replica did not do, for an attempt that is over.
     pub(super) fn exceeded(&self) -> String {
-        let limit = self.longest_silence();
-        let in_all = self.longest_total();
+        let silence = self.longest_silence();
+        let total = self.longest_total();
         match &self.upload {
-            Some(upload) if upload.taken() < upload.of() && self.total >= in_all => format!(
-                "too slow: {} of {} bytes taken within {}",
-                upload.taken(),
-                upload.of(),
-                rounded(in_all)
-            ),
-            Some(upload) if upload.taken() < upload.of() => format!(
-                "no progress for {}: {} of {} bytes taken",
-                rounded(limit),
-                upload.taken(),
-                upload.of()
-            ),
-            _ => format!("no answer within {}", rounded(limit.min(in_all))),
+            Some(upload) if upload.taken() < upload.total() => {
+                let (taken, bytes) = (upload.taken(), upload.total());
+                if self.total >= total {
+                    format!("too slow: {taken} of {bytes} bytes sent within {}", rounded(total))
+                } else {
+                    format!("no progress for {}: {taken} of {bytes} bytes sent", rounded(silence))
+                }
+            }
+            _ => format!("no answer within {}", rounded(silence.min(total))),
         }
     }
 
@@ -133,11 +120,10 @@ impl Patience {
     }
 
     fn longest_total(&self) -> Duration {
-        let bytes = self.upload.as_ref().map_or(0, |upload| upload.of());
+        let bytes = self.upload.as_ref().map_or(0, |upload| upload.total());
         self.limits.silence.saturating_add(self.limits.time_for(bytes))
     }
 
-    /// How long it may go on until the time is looked at again.
     fn step(&self) -> Option<Duration> {
         let silence = self.longest_silence().saturating_sub(self.silent);
         let total = self.longest_total().saturating_sub(self.total);
@@ -145,8 +131,7 @@ impl Patience {
         (!left.is_zero()).then(|| left.min(STEP))
     }
 
-    /// A step has ended that took so long.
-    fn passed(&mut self, step: Duration, took: Duration) {
+    fn end_step(&mut self, step: Duration, took: Duration) {
         let late = took > step + LATE;
         self.slept |= late;
         self.forgave = late && !self.forgave;
@@ -163,7 +148,6 @@ impl Patience {
     }
 }
 
-/// In whole seconds, where it is long.
 fn rounded(time: Duration) -> humantime::FormattedDuration {
     let whole = time >= Duration::from_secs(10);
     humantime::format_duration(if whole { Duration::from_secs(time.as_secs()) } else { time })
@@ -178,10 +162,10 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { silence: Duration::from_secs(5), slowest: 64 << 10 };
+    const LIMITS: AttemptLimits =
+        AttemptLimits { silence: Duration::from_secs(5), slowest: 64 << 10 };
 
-    /// How long it waits for an answer that never comes, while `upload` happens.
-    async fn waited(upload: Option<Arc<Progress>>) -> Duration {
+    async fn waited(upload: Option<Arc<UploadProgress>>) -> Duration {
         let mut patience = Patience::new(LIMITS);
         patience.watch(upload);
         let began = Instant::now();
@@ -189,57 +173,57 @@ mod tests {
         began.elapsed() - LAST_LOOK
     }
 
-    /// Takes `bytes` of a body each second.
-    fn taking(bytes: u64, progress: &Arc<Progress>) {
+    fn taking(bytes: u64, progress: &Arc<UploadProgress>) {
         let progress = Arc::clone(progress);
         tokio::spawn(async move {
             let mut next = Instant::now();
-            while progress.taken() < progress.of() {
+            while progress.taken() < progress.total() {
                 next += Duration::from_secs(1);
                 sleep_until(next).await;
-                progress.take(bytes.min(progress.of() - progress.taken()));
+                progress.take(bytes.min(progress.total() - progress.taken()));
             }
         });
     }
 
+    #[track_caller]
     fn about(waited: Duration, seconds: u64) {
         let (least, most) = (Duration::from_secs(seconds), Duration::from_secs(seconds + 2));
-        assert!((least..most).contains(&waited), "{waited:?}, not {seconds} s");
+        assert!((least..most).contains(&waited), "expected about {seconds} s, got {waited:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_small_request_may_take_the_timeout_in_all() {
+    async fn a_small_request_times_out_after_the_request_timeout() {
         about(waited(None).await, 5);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_of_which_nothing_is_taken_may_take_the_timeout() {
-        about(waited(Some(Progress::of_body(8 << 20))).await, 5);
+    async fn a_body_without_progress_times_out_after_the_request_timeout() {
+        about(waited(Some(UploadProgress::of_body(8 << 20))).await, 5);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_upload_takes_as_long_as_it_makes_progress() {
-        let progress = Progress::of_body(8 << 20);
+    async fn a_slow_upload_does_not_time_out_while_it_makes_progress() {
+        let progress = UploadProgress::of_body(8 << 20);
         taking(640 << 10, &progress);
-        // 13 seconds for the body, then its last 4 MiB at the slowest rate, then the timeout.
+        // 13 s for the body, then its last 4 MiB at the slowest rate, then the timeout.
         about(waited(Some(Arc::clone(&progress))).await, 13 + 64 + 5);
-        assert_eq!(progress.taken(), progress.of());
+        assert_eq!(progress.taken(), progress.total());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_is_taken_byte_by_byte_fails_when_the_slowest_replica_would_have_it() {
-        let progress = Progress::of_body(8 << 20);
+    async fn a_body_that_is_read_byte_by_byte_times_out_at_the_slowest_rate() {
+        let progress = UploadProgress::of_body(8 << 20);
         taking(1, &progress);
         about(waited(Some(progress)).await, 128 + 5);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_of_the_process_does_not_count() {
+    async fn a_pause_of_the_process_does_not_count_towards_the_timeout() {
         let mut patience = Patience::new(LIMITS);
         let began = Instant::now();
         tokio::spawn(async {
             sleep_until(Instant::now() + Duration::from_millis(4_700)).await;
-            // All timers are late by this.
+            // Makes all timers late.
             advance(Duration::from_secs(3_600)).await;
         });
         assert_eq!(patience.until(pending::<()>()).await, None);
@@ -249,18 +233,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_machine_that_is_always_late_ends_an_attempt_as_well() {
+    async fn an_attempt_times_out_on_a_machine_that_is_always_late() {
         let mut patience = Patience::new(LIMITS);
         let steps = std::iter::from_fn(|| {
             let step = patience.step()?;
-            patience.passed(step, Duration::from_secs(60));
+            patience.end_step(step, Duration::from_secs(60));
             Some(())
         });
         assert!(steps.count() <= 20);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_there_wins_over_the_deadline() {
+    async fn an_answer_that_is_ready_wins_over_the_deadline() {
         let mut patience = Patience::new(LIMITS);
         let (answer, answered) = oneshot::channel();
         patience.total = LIMITS.silence;

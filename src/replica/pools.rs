@@ -1,21 +1,19 @@
-//! The connections to the replicas: a pool for each, and when one is replaced.
+//! The connections to the replicas: one pool each, and when it is replaced.
 //!
-//! A pool is an HTTP client of its own, for reqwest has no way to close what lies idle in one. It
-//! is replaced, so that its idle connections are closed and those in use are closed when they are
-//! free,
+//! A pool is its own HTTP client, because reqwest cannot close idle connections. Replacing it
+//! closes the idle ones at once and those in use when they become free. A pool is replaced
 //!
-//! - after an attempt without an answer: what took its connection may have taken the others;
-//! - at its age, so that a name that leads elsewhere is followed: connections in steady use live
-//!   for ever;
-//! - when certificates and tokens are read again, all of them.
+//! - after an attempt without an answer: its other connections may be dead too;
+//! - at its maximum age, so that a changed address is followed: a connection in steady use would
+//!   live for ever;
+//! - when credentials are reloaded (all pools).
 //!
-//! Each replica that was sent something leaves idle connections behind. Made-up names that all
-//! lead somewhere must not use up the process's open files, so there are no more pools than
-//! [`Settings::idle_replicas`]; beyond, connections are closed after the answer.
+//! Invented replica names that resolve must not use up the process's file descriptors, so there are
+//! at most [`ClientSettings::idle_replicas`] pools. Beyond that, connections close after the answer.
 //!
-//! An empty pool takes about 25 microseconds to make and 2 KiB. TLS sessions are shared by all.
+//! A new pool costs 25 µs and 2 KiB. All pools share TLS sessions.
 
-#![expect(clippy::disallowed_methods, reason = "the age of a connection is no one else's matter")]
+#![expect(clippy::disallowed_methods, reason = "the age of connections is local to this module")]
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,67 +23,61 @@ use reqwest::{ClientBuilder, Response};
 use rustls::ClientConfig;
 use tokio::time::Instant;
 
-use super::Settings;
+use super::ClientSettings;
 use super::causes::{closed_unanswered, local_port};
 use super::resolver::Resolver;
 use crate::task::Node;
 
-/// How long a connection may lie unused. Shorter than the idle timeouts that servers and
-/// balancers have (60 s and more), so that a request seldom meets a connection being closed.
+/// Shorter than the idle timeouts of servers and load balancers (60 s and more), so that a request
+/// rarely meets a connection that is being closed.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The pools of all replicas.
 pub(super) struct Pools {
-    settings: Arc<Settings>,
+    settings: Arc<ClientSettings>,
     tls: ClientConfig,
     resolver: Resolver,
-    /// Keeps no connection: each request has a new one.
     spare: Arc<Pool>,
-    kept: Mutex<Kept>,
+    table: Mutex<PoolTable>,
 }
 
 #[derive(Default)]
-struct Kept {
-    by_origin: HashMap<Box<str>, Entry>,
-    /// When pools were last looked for that nobody uses.
+struct PoolTable {
+    by_origin: HashMap<Box<str>, PoolEntry>,
     cleaned: Option<Instant>,
 }
 
-struct Entry {
+struct PoolEntry {
     pool: Arc<Pool>,
     used: Instant,
 }
 
-/// Connections to one replica that were made since the same moment.
 pub(super) struct Pool {
     pub(super) http: reqwest::Client,
-    keeps: bool,
-    until: Option<Instant>,
-    /// The local ports of the connections that an answer came over.
+    keeps_alive: bool,
+    expires: Option<Instant>,
+    /// Local ports of the connections that have carried an answer.
     served: Mutex<HashSet<u16>>,
 }
 
 impl Pool {
-    fn new(http: reqwest::Client, keeps: bool, until: Option<Instant>) -> Self {
-        Self { http, keeps, until, served: Mutex::default() }
+    fn new(http: reqwest::Client, keeps_alive: bool, expires: Option<Instant>) -> Self {
+        Self { http, keeps_alive, expires, served: Mutex::default() }
     }
 
-    /// Whether its connections are used again.
-    pub(super) fn keeps(&self) -> bool {
-        self.keeps
+    pub(super) fn keeps_alive(&self) -> bool {
+        self.keeps_alive
     }
 
-    /// An answer has come.
     pub(super) fn answered(&self, response: &Response) {
-        if self.keeps
+        if self.keeps_alive
             && let Some(port) = local_port(response)
         {
             self.served().insert(port);
         }
     }
 
-    /// Whether the request met the end of a connection that had served another before, without a
-    /// byte of an answer: most likely the replica closed it because it was idle.
+    /// Whether the connection had served an earlier request and ended without a byte of an answer:
+    /// most likely the replica closed it because it was idle.
     pub(super) fn was_idle(&self, error: &reqwest::Error) -> bool {
         closed_unanswered(error).is_some_and(|port| self.served().contains(&port))
     }
@@ -95,94 +87,88 @@ impl Pool {
     }
 
     fn served(&self) -> MutexGuard<'_, HashSet<u16>> {
-        // A set of numbers is whole whatever panicked while it was held.
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Pools {
-    /// None open yet.
     pub(super) fn new(
-        settings: Arc<Settings>,
+        settings: Arc<ClientSettings>,
         tls: ClientConfig,
         resolver: Resolver,
     ) -> reqwest::Result<Self> {
         let http = builder(&settings).pool_max_idle_per_host(0);
         let http = http.dns_resolver(resolver.clone()).tls_backend_preconfigured(tls.clone());
         let spare = Arc::new(Pool::new(http.build()?, false, None));
-        Ok(Self { settings, tls, resolver, spare, kept: Mutex::default() })
+        Ok(Self { settings, tls, resolver, spare, table: Mutex::default() })
     }
 
-    /// The connections to a replica.
     pub(super) fn of(&self, node: &Node) -> Arc<Pool> {
         let now = Instant::now();
-        let mut kept = self.kept();
-        if let Some(entry) = kept.by_origin.get_mut(origin(node)) {
+        let mut table = self.table();
+        if let Some(entry) = table.by_origin.get_mut(origin(node)) {
             entry.used = now;
-            if entry.pool.until.is_some_and(|until| until <= now) {
-                entry.pool = self.made(now);
+            if entry.pool.expires.is_some_and(|expires| expires <= now) {
+                entry.pool = self.make(now);
             }
             return Arc::clone(&entry.pool);
         }
-        // Looking at all of them once a second is enough.
-        if kept.cleaned.is_none_or(|cleaned| now - cleaned >= Duration::from_secs(1)) {
-            kept.cleaned = Some(now);
-            // Its connections are closed by now or about to be.
-            kept.by_origin.retain(|_, entry| now - entry.used <= IDLE_TIMEOUT);
+        // Walks all entries, so at most once a second.
+        if table.cleaned.is_none_or(|cleaned| now - cleaned >= Duration::from_secs(1)) {
+            table.cleaned = Some(now);
+            table.by_origin.retain(|_, entry| now - entry.used <= IDLE_TIMEOUT);
         }
-        if kept.by_origin.len() >= self.settings.idle_replicas {
+        if table.by_origin.len() >= self.settings.idle_replicas {
             return Arc::clone(&self.spare);
         }
-        let pool = self.made(now);
-        let entry = Entry { pool: Arc::clone(&pool), used: now };
-        kept.by_origin.insert(origin(node).into(), entry);
+        let pool = self.make(now);
+        let entry = PoolEntry { pool: Arc::clone(&pool), used: now };
+        table.by_origin.insert(origin(node).into(), entry);
         pool
     }
 
-    /// For a request that needs a connection of its own, made for it.
+    /// For a request that needs a new connection.
     pub(super) fn unshared(&self) -> Arc<Pool> {
         Arc::clone(&self.spare)
     }
 
-    /// An attempt over `failed` had no answer: what lies idle in it is not used again.
+    /// Stops reuse of the idle connections of `failed`, over which an attempt had no answer.
     pub(super) fn retire(&self, node: &Node, failed: &Arc<Pool>) {
         if !failed.has_served() {
-            return; // Nothing lies idle.
+            return; // It has no idle connection.
         }
         let now = Instant::now();
-        // Another attempt may have been first.
-        if let Some(entry) = self.kept().by_origin.get_mut(origin(node))
+        // Another attempt may have replaced it already.
+        if let Some(entry) = self.table().by_origin.get_mut(origin(node))
             && Arc::ptr_eq(&entry.pool, failed)
         {
-            entry.pool = self.made(now);
+            entry.pool = self.make(now);
         }
     }
 
-    fn made(&self, now: Instant) -> Arc<Pool> {
+    fn make(&self, now: Instant) -> Arc<Pool> {
         let tls = self.tls.clone();
         let http = builder(&self.settings).pool_max_idle_per_host(self.settings.idle_per_replica);
         let http = http.dns_resolver(self.resolver.clone()).tls_backend_preconfigured(tls).build();
         match http {
-            Ok(http) => Arc::new(Pool::new(http, true, self.until(now))),
-            // The spare one is made of the same.
+            Ok(http) => Arc::new(Pool::new(http, true, self.expiry(now))),
+            // Does not happen: the spare pool was built from the same parts.
             Err(_) => Arc::clone(&self.spare),
         }
     }
 
-    /// When connections that are made from `now` on are too old: up to a fifth earlier than asked
-    /// for, so that not all replicas are connected to at once.
-    fn until(&self, now: Instant) -> Option<Instant> {
+    /// Jitter of up to a fifth, so that the replicas are not all reconnected to at once.
+    fn expiry(&self, now: Instant) -> Option<Instant> {
         let age = self.settings.connection_age;
         (!age.is_zero()).then(|| now + age.mul_f64(0.8 + 0.2 * fastrand::f64()))
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        // Each entry is whole whatever panicked while it was held.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, PoolTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Scheme, host and port: a base path is no other connection.
+/// Scheme, host and port: nodes that differ only in their base path share connections.
 fn origin(node: &Node) -> &str {
     let text = node.as_str();
     let host = text.find("://").map_or(0, |at| at + "://".len());
@@ -190,12 +176,10 @@ fn origin(node: &Node) -> &str {
     end.and_then(|end| text.get(..host + end)).unwrap_or(text)
 }
 
-/// What all clients have in common, whatever certificates they trust. The time of an attempt is
-/// bounded by [`Patience`](super::patience::Patience).
-///
-/// An answer that breaks the rules in a way that others read all the same is read: the write was
-/// applied, and to refuse the answer makes a dead letter of it.
-pub(super) fn builder(settings: &Settings) -> ClientBuilder {
+/// No total timeout: [`Patience`](super::patience::Patience) bounds the time of an attempt.
+/// Malformed headers that other clients accept are accepted: the write was applied, and a rejected
+/// answer would make it a dead letter.
+pub(super) fn builder(settings: &ClientSettings) -> ClientBuilder {
     reqwest::Client::builder()
         .connect_timeout(settings.request_timeout)
         .pool_idle_timeout(IDLE_TIMEOUT)
@@ -213,15 +197,15 @@ pub(super) fn builder(settings: &Settings) -> ClientBuilder {
 mod tests {
     use tokio::time::advance;
 
-    use super::super::names::Times;
+    use super::super::names::LookupTimes;
     use super::super::resolver::system;
-    use super::super::{Tls, install_crypto};
+    use super::super::{ClientTls, install_crypto};
     use super::*;
     use crate::policy::Policy;
 
     fn pools(idle_replicas: usize, connection_age: Duration) -> Pools {
         install_crypto();
-        let settings = Settings {
+        let settings = ClientSettings {
             node_id: "r".into(),
             request_timeout: Duration::from_secs(5),
             connection_age,
@@ -231,10 +215,10 @@ mod tests {
         let resolver = Resolver::new(
             Policy::new(None, None),
             system(),
-            Times::default(),
+            LookupTimes::default(),
             Duration::from_secs(5),
         );
-        Pools::new(Arc::new(settings), Tls::default().config(), resolver).unwrap()
+        Pools::new(Arc::new(settings), ClientTls::default().config(), resolver).unwrap()
     }
 
     fn node(name: &str) -> Node {
@@ -242,22 +226,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn connections_are_kept_to_so_many_replicas_and_no_more() {
+    async fn idle_connections_are_kept_for_a_limited_number_of_replicas() {
         let pools = pools(2, Duration::ZERO);
-        let keeps = |name| pools.of(&node(name)).keeps();
+        let keeps = |name| pools.of(&node(name)).keeps_alive();
         assert!(keeps("a") && keeps("b"));
         assert!(!keeps("c") && !keeps("d"));
         advance(Duration::from_secs(20)).await;
-        assert!(keeps("a"), "as before");
+        assert!(keeps("a"), "a has kept its pool");
         advance(Duration::from_secs(9)).await;
-        assert!(!keeps("c"), "b's connections are not idle for long enough");
+        assert!(!keeps("c"), "the connections of b are not yet idle for 30 s");
         advance(Duration::from_secs(2)).await;
-        assert!(keeps("c"), "b's connections are closed");
+        assert!(keeps("c"), "the connections of b are closed");
         assert!(!keeps("b") && keeps("a"));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pool_is_replaced_when_it_is_old_and_not_all_at_once() {
+    async fn pools_are_replaced_at_their_maximum_age_and_not_all_at_once() {
         let pools = pools(100, Duration::from_secs(60));
         let names: Vec<_> = (0..50).map(|n| node(&format!("n{n}"))).collect();
         let first: Vec<_> = names.iter().map(|name| pools.of(name)).collect();

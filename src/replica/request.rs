@@ -1,8 +1,7 @@
-//! What goes out: the URL, the headers and the body of a delivery.
+//! Builds the request of an attempt: URL, headers and body. It sends nothing.
 //!
-//! Nothing here sends anything. [`go_duration`] and [`segment`] are pure, and they are where a
-//! mistake would cost a replica its data: a ttl that a node cannot parse means *for ever*, a key
-//! that is encoded wrongly is another key.
+//! Two mistakes would corrupt a replica: a node stores a value for ever if it cannot parse the ttl,
+//! and a wrongly encoded key is another key.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_e
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Body, Method};
 
-use super::upload::{LARGE, Progress, Upload};
+use super::upload::{LARGE, Upload, UploadProgress};
 use crate::task::{Command, Node, Task, Trace};
 
 const REPLICATION: HeaderName = HeaderName::from_static("x-replication");
@@ -22,18 +21,13 @@ const REPLICATION_SEQUENCE: HeaderName = HeaderName::from_static("x-replication-
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// Everything but RFC 3986's unreserved characters, so that a key is one segment of the path
-/// whatever it contains.
+/// Everything except the unreserved characters of RFC 3986, so that any key is one path segment.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~').remove(b'.');
 
-/// The longest duration that Go has, about 292 years. Its parser refuses a longer one, and a node
-/// stores for ever what it cannot parse.
 const LONGEST_GO_DURATION: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
 
-/// The request that tells `node` to do `command`.
-///
-/// `X-Replication-Id` is the same for every attempt of one delivery, and the sequence grows with
-/// acceptance. With a large body comes its progress.
+/// Builds the request, and the progress of its body if that is large. `X-Replication-Id` is the
+/// same for every attempt of a delivery.
 pub(super) fn build(
     http: &reqwest::Client,
     node_id: &str,
@@ -41,21 +35,21 @@ pub(super) fn build(
     task: &Task,
     command: Command,
     trace: Option<&Trace>,
-) -> reqwest::Result<(reqwest::Request, Option<Arc<Progress>>)> {
+) -> reqwest::Result<(reqwest::Request, Option<Arc<UploadProgress>>)> {
     let mut progress = None;
     let mut request = match command {
         Command::Put { ttl } => {
             let value = Bytes::clone(&task.value);
             let body = if value.len() > LARGE {
-                let (upload, seen) = Upload::of(value);
-                progress = Some(seen);
+                let (upload, upload_progress) = Upload::of(value);
+                progress = Some(upload_progress);
                 Body::wrap(upload)
             } else {
                 Body::from(value)
             };
             http.request(Method::PUT, url(node, &task.key, ttl))
                 .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
-                // Left to itself, the client says nothing of the length of an empty value.
+                // By default reqwest sends no length for an empty body.
                 .header(CONTENT_LENGTH, task.value.len())
                 .body(body)
         }
@@ -75,7 +69,6 @@ pub(super) fn build(
         .map(|request| (request, progress))
 }
 
-/// `{node}/store/{key}`, with `?ttl=` where the value does not live for ever.
 pub(super) fn url(node: &Node, key: &str, ttl: Option<Duration>) -> String {
     let mut url = format!("{node}/store/{}", segment(key));
     if let Some(ttl) = ttl {
@@ -85,16 +78,14 @@ pub(super) fn url(node: &Node, key: &str, ttl: Option<Duration>) -> String {
     url
 }
 
-/// The key as one segment of a path.
 pub(super) fn segment(key: &str) -> PercentEncode<'_> {
     utf8_percent_encode(key, ENCODED)
 }
 
-/// A duration as Go's `time.ParseDuration` reads it, exact to the nanosecond: `1h0m0s`, `1m1.5s`,
-/// `0.000000001s`.
+/// Formats a duration for Go's `time.ParseDuration`, exact to the nanosecond: `1h0m0s`, `1m1.5s`,
+/// `0.000000001s`. Longer durations become the longest that Go can parse, about 292 years.
 ///
-/// Anything over Go's longest duration, about 292 years, is that longest one. Zero would be `0s`,
-/// which a node takes for *no ttl*; so callers never pass it ([`Command::Put`] never holds it).
+/// Callers never pass zero ([`Command::Put`] never holds it): a node reads `0s` as no ttl.
 #[must_use]
 pub fn go_duration(duration: Duration) -> String {
     let duration = duration.min(LONGEST_GO_DURATION);
@@ -102,7 +93,6 @@ pub fn go_duration(duration: Duration) -> String {
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
 
     let mut text = String::new();
-    // Writing to a String cannot fail.
     let _ = match (hours, minutes) {
         (0, 0) => write!(text, "{seconds}"),
         (0, _) => write!(text, "{minutes}m{seconds}"),
@@ -126,7 +116,7 @@ mod tests {
     use crate::replica::fuzzing::go_parse_duration;
 
     #[test]
-    fn durations_look_as_go_writes_them() {
+    fn durations_are_formatted_as_in_go() {
         let cases = [
             (Duration::from_secs(1), "1s"),
             (Duration::from_secs(59), "59s"),
@@ -147,9 +137,8 @@ mod tests {
         }
     }
 
-    /// That what reads back above is as strict as Go's: from the table of Go's own tests.
     #[test]
-    fn what_go_refuses_is_refused_by_what_stands_for_it_here() {
+    fn the_parser_of_these_tests_is_as_strict_as_that_of_go() {
         for (text, nanos) in [
             ("0", 0),
             ("-5s", -5_000_000_000),
@@ -172,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_beyond_gos_range_is_gos_longest() {
+    fn a_duration_beyond_the_range_of_go_becomes_its_longest() {
         let longest = "2562047h47m16.854775807s";
         assert_eq!(go_duration(Duration::MAX), longest);
         assert_eq!(go_duration(Duration::from_nanos(u64::MAX)), longest);
@@ -181,7 +170,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn go_reads_back_the_very_nanosecond(nanos in prop_oneof![
+        fn go_parses_a_duration_exact_to_the_nanosecond(nanos in prop_oneof![
             1..10_000_000_000_i64,
             1..=i64::MAX,
             (1..100_000_i64).prop_map(|seconds| seconds * 1_000_000_000),

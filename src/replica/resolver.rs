@@ -1,8 +1,5 @@
-//! Names into addresses that may be connected to.
-//!
-//! What it gives is what is connected to, so this is where the policy sees a name's addresses, from
-//! the cache or not: those that it forbids are left out. It knows from [`TARGET`] for whom it
-//! resolves, and without that resolves nothing. How names are looked up is in `names.rs`.
+//! The DNS resolver of the HTTP client. It returns only addresses that the policy allows for the
+//! target in [`TARGET`], whether they come from the cache or from a lookup. `names.rs` looks up.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
@@ -11,42 +8,39 @@ use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-use super::names::{Lookup, Names, Times};
+use super::names::{Lookup, LookupTimes, Names};
 use crate::policy::{Forbidden, Policy, Target};
 
 tokio::task_local! {
-    /// What the attempt is for that this task is busy with. The HTTP client asks the resolver
-    /// within the first poll of a request, or not at all; a port is nothing that it tells it.
+    /// The target of the attempt that this tokio task runs. The HTTP client does not pass the port
+    /// to the resolver. It calls the resolver within the first poll of a request, or not at all.
     pub(super) static TARGET: Target;
 }
 
-/// A resolver that gives no address which the policy forbids. Clones share what is known of names.
 #[derive(Clone)]
 pub(super) struct Resolver {
     names: Arc<Names>,
     policy: Policy,
-    /// How long an attempt waits for a lookup.
-    patience: Duration,
+    lookup_timeout: Duration,
 }
 
 impl Resolver {
     pub(super) fn new(
         policy: Policy,
         lookup: Lookup,
-        times: Times,
+        times: LookupTimes,
         request_timeout: Duration,
     ) -> Self {
-        // Before the attempt times out: then it is known that nothing has been sent, and why.
-        let patience = request_timeout.mul_f64(0.8);
-        Self { names: Names::new(lookup, times), policy, patience }
+        // Shorter than the attempt, so that a slow lookup is reported as such, with nothing sent.
+        let lookup_timeout = request_timeout.mul_f64(0.8);
+        Self { names: Names::new(lookup, times), policy, lookup_timeout }
     }
 
-    /// Looks every name up before it is used again.
-    pub(super) fn forget_answers(&self) {
-        self.names.forget_answers();
+    pub(super) fn clear_answers(&self) {
+        self.names.clear_answers();
     }
 
-    /// Whether this machine could send to one of the addresses of `target`. Nothing is sent.
+    /// Whether this machine has a route to an address of `target`. Sends nothing.
     pub(super) fn has_route(&self, target: &Target) -> bool {
         let known = || target.name().and_then(|name| self.names.last(name));
         match target.literal() {
@@ -64,22 +58,20 @@ fn has_route(address: IpAddr) -> bool {
     UdpSocket::bind((any, 0)).is_ok_and(|socket| socket.connect((address, 9)).is_ok())
 }
 
-/// The system's.
 pub(super) fn system() -> Lookup {
     Arc::new(|name| {
         let found = (name, 0).to_socket_addrs();
-        Ok(found.map_err(of_the_system)?.map(|address| address.ip()).collect())
+        Ok(found.map_err(system_error)?.map(|address| address.ip()).collect())
     })
 }
 
-/// The error of a lookup by the system, as a [`Lookup`] reports it.
-fn of_the_system(error: io::Error) -> io::Error {
-    // Without a file descriptor it cannot read its configuration, and may say that there is no such
-    // name.
+fn system_error(error: io::Error) -> io::Error {
+    // Without a free file descriptor the resolver cannot read its configuration, and may report
+    // that the name does not exist.
     if let Err(shortage) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)) {
         return shortage;
     }
-    // EAI_NONAME and EAI_NODATA of glibc, EAI_NONAME of musl: std has only the text of them.
+    // EAI_NONAME and EAI_NODATA of glibc, EAI_NONAME of musl: std exposes only their texts.
     let text = error.to_string();
     let no_name = [
         "Name or service not known",
@@ -95,17 +87,16 @@ fn of_the_system(error: io::Error) -> io::Error {
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let target = TARGET.try_with(Clone::clone);
-        let Self { names, policy, patience } = self.clone();
+        let Self { names, policy, lookup_timeout } = self.clone();
         Box::pin(async move {
             let target = target?;
-            let addresses = names.addresses(name.as_str(), patience).await?;
+            let addresses = names.addresses(name.as_str(), lookup_timeout).await?;
             let allowed = allowed(&policy, &target, &addresses)?;
             Ok(Box::new(allowed.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs)
         })
     }
 }
 
-/// Those of `addresses` that may be connected to; the first reason where that is none of them.
 fn allowed(
     policy: &Policy,
     target: &Target,

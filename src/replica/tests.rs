@@ -1,4 +1,4 @@
-//! The client against a server of a few lines that keeps every byte it was sent.
+//! The client against a small server that records every byte.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
-use super::{Client, Settings, Tls, Tokens};
+use super::{ClientSettings, ClientTls, ReplicaClient, ReplicaTokens};
 use crate::policy::Policy;
 use crate::task::{AttemptOutcome, Consistency, Node, Operation, Task, TaskId, Timestamp, Verdict};
 
@@ -16,7 +16,7 @@ mod connections;
 mod lookups;
 mod names;
 #[path = "../../tests/it/support/tls.rs"]
-#[allow(unreachable_pub, reason = "it is the black-box tests' as well")]
+#[allow(unreachable_pub, reason = "shared with the black-box tests")]
 mod secure;
 mod tls;
 
@@ -26,15 +26,15 @@ const NOW: Timestamp = Timestamp(1_000_000_000);
 /// How a [`Peer`] answers a request.
 #[derive(Clone)]
 enum Reply {
-    /// At once, then it waits for the next request.
+    /// At once.
     Whole(Vec<u8>),
-    /// One byte at a time, without end: all of this, then its last byte for ever.
+    /// One byte at a time; repeats the last byte for ever.
     Trickle(Vec<u8>),
-    /// Never, with the connection left open.
+    /// Never, and leaves the connection open.
     Silence,
 }
 
-/// A replica that records requests. A connection's number is the place of its acceptance.
+/// A replica that records requests with the number of their connection.
 struct Peer {
     node: Node,
     requests: mpsc::UnboundedReceiver<(usize, Vec<u8>)>,
@@ -58,14 +58,14 @@ impl Peer {
         Self::replying(Reply::Whole(text.into())).await
     }
 
-    /// The next request, head and body, with the connection that it came over.
+    /// The next request, head and body, with the number of its connection.
     fn seen(&mut self) -> (usize, String) {
         let (connection, bytes) = self.requests.try_recv().expect("a request was sent");
         (connection, String::from_utf8(bytes).unwrap())
     }
 }
 
-/// Reads requests and answers them until the client goes away.
+/// Answers requests until the client disconnects.
 async fn converse(
     mut stream: TcpStream,
     connection: usize,
@@ -73,8 +73,7 @@ async fn converse(
     reply: Reply,
 ) {
     while let Some(request) = read_request(&mut stream).await {
-        // Before the answer, so that whoever has the answer finds the request here. The test may
-        // be over by then.
+        // Before the answer, so that a test that has the answer finds the request.
         let _ = seen.send((connection, request));
         let written = match &reply {
             Reply::Whole(bytes) => stream.write_all(bytes).await,
@@ -125,8 +124,8 @@ fn request_line(request: &str) -> &str {
     request.lines().next().unwrap()
 }
 
-fn settings(request_timeout: Duration) -> Settings {
-    Settings {
+fn settings(request_timeout: Duration) -> ClientSettings {
+    ClientSettings {
         node_id: "replicator".into(),
         request_timeout,
         connection_age: Duration::from_secs(60),
@@ -135,12 +134,18 @@ fn settings(request_timeout: Duration) -> Settings {
     }
 }
 
-fn client(request_timeout: Duration) -> Client {
+fn client(request_timeout: Duration) -> ReplicaClient {
     let settings = settings(request_timeout);
-    Client::new(&settings, Policy::new(None, None), Tls::default(), Tokens::default()).unwrap()
+    ReplicaClient::new(
+        &settings,
+        Policy::new(None, None),
+        ClientTls::default(),
+        ReplicaTokens::default(),
+    )
+    .unwrap()
 }
 
-fn patient() -> Client {
+fn patient() -> ReplicaClient {
     client(Duration::from_secs(120))
 }
 
@@ -196,7 +201,7 @@ async fn a_set_goes_out_as_a_put_of_its_bytes() {
 }
 
 #[tokio::test]
-async fn an_empty_value_says_that_its_length_is_zero() {
+async fn an_empty_value_is_sent_with_content_length_zero() {
     let mut peer = Peer::answering(OK).await;
     patient().send(&peer.node, &set("k", b""), None, NOW).await;
     assert_eq!(header(&peer.seen().1, "content-length"), Some("0"));
@@ -216,7 +221,7 @@ async fn a_delete_goes_out_without_body_and_ttl() {
 }
 
 #[tokio::test]
-async fn a_key_is_one_segment_of_the_path_whatever_it_contains() {
+async fn any_key_is_sent_as_one_path_segment() {
     let mut peer = Peer::answering(OK).await;
     let client = patient();
     let cases = [
@@ -245,7 +250,7 @@ async fn a_key_is_one_segment_of_the_path_whatever_it_contains() {
 }
 
 #[tokio::test]
-async fn the_longest_key_that_may_be_configured_can_be_sent() {
+async fn a_key_of_the_longest_configurable_size_can_be_sent() {
     let peer = Peer::answering(OK).await;
     let verdict =
         patient().send(&peer.node, &set(&"/".repeat(16 * 1024), b"v"), None, NOW).await.verdict;
@@ -261,7 +266,7 @@ async fn the_base_path_of_a_node_is_kept() {
 }
 
 #[tokio::test]
-async fn a_ttl_is_what_is_left_of_it_at_the_moment_of_sending() {
+async fn the_remaining_ttl_is_sent() {
     let mut peer = Peer::answering(OK).await;
     let task =
         Task { expires_at: Some(NOW.saturating_add(Duration::from_secs(3_600))), ..set("k", b"v") };
@@ -277,7 +282,7 @@ async fn a_ttl_is_what_is_left_of_it_at_the_moment_of_sending() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_refused_and_not_followed() {
+async fn a_redirect_is_a_rejection_and_is_not_followed() {
     let mut elsewhere = Peer::answering(OK).await;
     let redirect = format!(
         "HTTP/1.1 307 Temporary Redirect\r\nLocation: {}/store/k\r\nContent-Length: 0\r\n\r\n",
@@ -303,7 +308,7 @@ async fn retry_after_is_read_from_the_answer() {
     );
 }
 
-/// An answer of 500 whose body has `already replicated` begin at byte `at`, and never ends.
+/// A 500 whose body contains `already replicated` at byte `at` and never ends.
 fn phrase_at(at: usize) -> Reply {
     let mut answer = b"HTTP/1.1 500 Oops\r\nContent-Length: 1000000\r\n\r\n".to_vec();
     answer.extend(vec![b'.'; at]);
@@ -312,7 +317,7 @@ fn phrase_at(at: usize) -> Reply {
 }
 
 #[tokio::test]
-async fn of_a_long_answer_only_64_kib_are_read() {
+async fn only_64_kib_of_a_long_answer_are_read() {
     const CUT: usize = 64 * 1024 - b"already replicated".len();
     let task = set("k", b"v");
 
@@ -325,20 +330,20 @@ async fn of_a_long_answer_only_64_kib_are_read() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_counts_as_far_as_it_came() {
+async fn a_body_that_is_cut_off_counts_up_to_the_cut() {
     let broken = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 99\r\n\r\nno such bucket".to_vec();
     let peer = Peer::replying(Reply::Whole(broken)).await;
-    // All of it that comes is there long before.
+    // The part before the cut arrives long before this timeout.
     let hasty = client(Duration::from_secs(2));
     let verdict = hasty.send(&peer.node, &set("a/b", b"12345"), None, NOW).await.verdict;
     assert_eq!(
         &*rejected_text(verdict),
-        "the replica refused it with 400 Bad Request: no such bucket"
+        "the replica rejected the write with 400 Bad Request: no such bucket"
     );
 }
 
 #[tokio::test]
-async fn a_head_that_comes_a_byte_at_a_time_times_out() {
+async fn a_response_head_that_trickles_in_times_out() {
     let slow = b"HTTP/1.1 200 OK\r\nX-Slow: .".to_vec();
     let peer = Peer::replying(Reply::Trickle(slow)).await;
     let hasty = client(Duration::from_millis(200));
@@ -355,7 +360,7 @@ async fn a_replica_that_never_answers_times_out() {
 }
 
 #[tokio::test]
-async fn a_success_is_delivered_even_where_its_body_never_ends() {
+async fn a_success_whose_body_never_ends_is_delivered() {
     let slow = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n.".to_vec();
     let peer = Peer::replying(Reply::Trickle(slow)).await;
     let verdict = patient().send(&peer.node, &set("k", b"v"), None, NOW).await.verdict;
@@ -363,8 +368,8 @@ async fn a_success_is_delivered_even_where_its_body_never_ends() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_says_so_without_the_key() {
-    // Bound and not listening: nobody else gets the port.
+async fn a_refused_connection_is_reported_without_the_key() {
+    // Bound but not listening, so that no other process gets the port.
     let port = TcpSocket::new_v4().unwrap();
     port.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let node = Node::parse(&format!("http://{}", port.local_addr().unwrap())).unwrap();
@@ -385,16 +390,16 @@ async fn an_answer_that_is_not_http_is_retried_without_the_key() {
 }
 
 #[tokio::test]
-async fn a_request_that_cannot_be_made_is_rejected_without_the_key() {
+async fn a_request_that_cannot_be_built_is_rejected_without_the_key() {
     let peer = Peer::answering(OK).await;
     let task = set(&"private-key".repeat(10_000), b"v");
     let error = rejected_text(patient().send(&peer.node, &task, None, NOW).await.verdict);
-    assert!(error.starts_with("the request cannot be made: "), "{error}");
+    assert!(error.starts_with("cannot build the request: "), "{error}");
     assert!(!error.contains("private-key"), "{error}");
 }
 
 #[tokio::test]
-async fn https_to_a_replica_that_speaks_no_tls_is_retried() {
+async fn https_to_a_replica_without_tls_is_retried() {
     let peer = Peer::answering(OK).await;
     let node = Node::parse(&peer.node.as_str().replace("http:", "https:")).unwrap();
     let hasty = client(Duration::from_millis(200));
@@ -403,7 +408,7 @@ async fn https_to_a_replica_that_speaks_no_tls_is_retried() {
 }
 
 #[tokio::test]
-async fn one_connection_serves_attempts_that_follow_each_other() {
+async fn consecutive_attempts_reuse_one_connection() {
     for answer in [
         OK,
         "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy",
@@ -418,7 +423,7 @@ async fn one_connection_serves_attempts_that_follow_each_other() {
     }
 }
 
-/// Runs one of the tests above in a process of its own, with these variables.
+/// Runs one of the tests above in another process, with these environment variables.
 #[track_caller]
 fn passes_with(test: &str, variables: &[(&str, &str)]) {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
@@ -426,20 +431,20 @@ fn passes_with(test: &str, variables: &[(&str, &str)]) {
         .envs(variables.iter().copied())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}");
 }
 
 #[test]
-fn a_proxy_of_the_environment_is_not_used() {
-    // Port 1 answers nobody: an attempt that went through it would fail.
+fn a_proxy_from_the_environment_is_not_used() {
+    // Nothing listens on port 1, so an attempt through it would fail.
     let proxy = "http://127.0.0.1:1";
     let names = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
     passes_with("a_set_goes_out_as_a_put_of_its_bytes", &names.map(|name| (name, proxy)));
 }
 
 #[test]
-fn plain_http_works_where_the_system_has_no_certificates() {
+fn plain_http_works_without_system_certificates() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing");
     let missing = missing.to_str().unwrap();
@@ -450,9 +455,12 @@ fn plain_http_works_where_the_system_has_no_certificates() {
 }
 
 #[test]
-fn a_node_id_that_fits_no_header_makes_no_client() {
-    let settings = Settings { node_id: "two\nlines".into(), ..settings(Duration::from_secs(1)) };
+fn a_node_id_that_is_not_a_valid_header_is_an_error() {
+    let settings =
+        ClientSettings { node_id: "two\nlines".into(), ..settings(Duration::from_secs(1)) };
     let policy = Policy::new(None, None);
-    let error = Client::new(&settings, policy, Tls::default(), Tokens::default()).unwrap_err();
+    let error =
+        ReplicaClient::new(&settings, policy, ClientTls::default(), ReplicaTokens::default())
+            .unwrap_err();
     assert!(error.to_string().contains(r#""two\nlines""#));
 }

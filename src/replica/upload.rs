@@ -1,6 +1,6 @@
-//! The body of a large value, in pieces, so that it is seen how far it has come.
+//! The body of a large value in pieces, so that its progress is visible.
 //!
-//! A body that the HTTP client has whole says nothing until all of it is in the socket.
+//! With a body in one piece the HTTP client reports nothing until all of it is in the socket.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -11,27 +11,26 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-/// Smaller values go out whole: they fit into the buffer of any socket.
+/// Smaller values go out in one piece: they fit into any socket buffer.
 pub(super) const LARGE: usize = 64 * 1024;
 
-/// The client takes up to sixteen pieces before it writes them: progress is seen every 256 KiB.
+/// hyper buffers up to 16 pieces before it writes them, so progress is visible every 256 KiB.
 const PIECE: usize = 16 * 1024;
 
-/// How much of a body the socket has taken, but for what the client holds.
+/// Counts the bytes of a body that hyper has taken.
 #[derive(Debug)]
-pub(super) struct Progress {
-    of: u64,
+pub(super) struct UploadProgress {
+    total: u64,
     taken: AtomicU64,
 }
 
-impl Progress {
+impl UploadProgress {
     pub(super) fn of_body(bytes: u64) -> Arc<Self> {
-        Arc::new(Self { of: bytes, taken: AtomicU64::new(0) })
+        Arc::new(Self { total: bytes, taken: AtomicU64::new(0) })
     }
 
-    /// The length of the body.
-    pub(super) fn of(&self) -> u64 {
-        self.of
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 
     pub(super) fn taken(&self) -> u64 {
@@ -43,16 +42,15 @@ impl Progress {
     }
 }
 
-/// A body in pieces.
 #[derive(Debug)]
 pub(super) struct Upload {
     rest: Bytes,
-    progress: Arc<Progress>,
+    progress: Arc<UploadProgress>,
 }
 
 impl Upload {
-    pub(super) fn of(value: Bytes) -> (Self, Arc<Progress>) {
-        let progress = Progress::of_body(value.len() as u64);
+    pub(super) fn of(value: Bytes) -> (Self, Arc<UploadProgress>) {
+        let progress = UploadProgress::of_body(value.len() as u64);
         (Self { rest: value, progress: Arc::clone(&progress) }, progress)
     }
 }

@@ -1,4 +1,4 @@
-//! What an answer means: the table of DESIGN.md as a pure function.
+//! The verdict of an answer, as a pure function.
 //!
 //! | answer | verdict |
 //! | --- | --- |
@@ -6,8 +6,8 @@
 //! | 5xx, 408, 425, 429, and a status that HTTP does not know (600 and above) | retry |
 //! | any other 4xx, 3xx, and 1xx as the final answer | rejected |
 //!
-//! It also words the errors. They are read by operators and stored, so they are short, printable
-//! and say nothing of the write that is not already public.
+//! It also writes the error texts. They are stored and shown to operators, so they are short and
+//! printable, and contain neither the key nor the value.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,24 +17,19 @@ use reqwest::StatusCode;
 use super::request::segment;
 use crate::task::{Command, Timestamp, Verdict};
 
-/// The longest text of an error, in characters.
 const MAX_ERROR_CHARS: usize = 200;
 
-/// How much of a refusal's body is quoted, in characters: enough for a sentence.
 const MAX_QUOTE_CHARS: usize = 100;
 
-/// How many bytes of a value are enough to recognise it in an answer that repeats it, perhaps cut.
+/// Bytes of a value that identify it in an answer that repeats it, perhaps cut.
 const VALUE_MARK_BYTES: usize = 16;
 
-/// A replica is believed when it asks to be left alone, but not for longer than this: one with a
-/// wrong clock or a generous default (`Retry-After: 86400` is a common one of proxies) would else
-/// stay stale for a day after it is back.
+/// Upper limit of `Retry-After`. Proxies send defaults such as 86400 and clocks can be wrong: without
+/// the limit the replica would stay stale for a day after it is back.
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(5 * 60);
 
-/// The phrase of a replica that already has the write, in lower case.
 const ALREADY: &[u8] = b"already replicated";
 
-/// The part of an attempt that the verdict depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent<'a> {
     pub(super) command: Command,
@@ -42,17 +37,15 @@ pub(super) struct Sent<'a> {
     pub(super) value: &'a [u8],
 }
 
-/// A replica's answer, as far as it was read.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Answer<'a> {
+pub(super) struct ReplicaAnswer<'a> {
     pub(super) status: StatusCode,
     pub(super) retry_after: Option<Duration>,
-    /// Not needed for a 2xx, which is decided by its status alone.
+    /// May be empty for a 2xx, where only the status counts.
     pub(super) body: &'a [u8],
 }
 
-/// What `answer` to `sent` means.
-pub(super) fn verdict(sent: &Sent<'_>, answer: &Answer<'_>) -> Verdict {
+pub(super) fn verdict(sent: &Sent<'_>, answer: &ReplicaAnswer<'_>) -> Verdict {
     let status = answer.status;
     let gone = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
     if status.is_success()
@@ -63,20 +56,21 @@ pub(super) fn verdict(sent: &Sent<'_>, answer: &Answer<'_>) -> Verdict {
     } else if is_retryable(status) {
         Verdict::Retry {
             after: answer.retry_after,
-            error: worded(&format!("the replica answered {}", named(status))),
+            error: shorten(&format!("the replica answered {}", status_text(status))),
         }
     } else {
         let quote = quote(sent, answer.body);
         let colon = if quote.is_empty() { "" } else { ": " };
         Verdict::Rejected {
-            error: worded(&format!("the replica refused it with {}{colon}{quote}", named(status))),
+            error: shorten(&format!(
+                "the replica rejected the write with {}{colon}{quote}",
+                status_text(status)
+            )),
         }
     }
 }
 
-/// Whether the same request may be answered otherwise later.
-///
-/// A status of 600 or above is none that HTTP knows; RFC 9110 has it treated as a 5xx.
+/// RFC 9110 treats a status of 600 or above as a 5xx.
 fn is_retryable(status: StatusCode) -> bool {
     status.as_u16() >= 500
         || matches!(
@@ -85,26 +79,20 @@ fn is_retryable(status: StatusCode) -> bool {
         )
 }
 
-/// Whether the replica says that it has the write.
-///
-/// Error pages repeat what they were asked. Where the write itself contains the phrase, finding
-/// it in the answer proves nothing, and to believe it could lose the write.
+/// Error pages repeat the request. If the key or the value contains the phrase, finding it in the
+/// answer proves nothing, and believing it could lose the write.
 fn says_already_replicated(sent: &Sent<'_>, body: &[u8]) -> bool {
-    // The answer first: it is short, and the value is searched only if the phrase is in there.
+    // The short body first: most values are never searched.
     has_phrase(body) && !has_phrase(sent.key.as_bytes()) && !has_phrase(sent.value)
 }
 
-/// Whether [`ALREADY`] is in a text, in upper or lower case.
 fn has_phrase(text: &[u8]) -> bool {
     text.windows(ALREADY.len()).any(|bytes| bytes.eq_ignore_ascii_case(ALREADY))
 }
 
-/// The wait that a `Retry-After` asks for: seconds, or a date of HTTP seen from `now`.
-/// `None` where it is neither.
 pub(super) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     let wait = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-        // Too many digits for a number are a long time, too.
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
         let date = httpdate::parse_http_date(text).ok()?;
@@ -114,36 +102,31 @@ pub(super) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-/// Whether the sender of this answer does not know the fate of the request: a gateway gave up
-/// waiting.
-pub(super) fn leaves_open(status: StatusCode) -> bool {
+/// A gateway that timed out does not know whether the replica applied the write.
+pub(super) fn is_ambiguous(status: StatusCode) -> bool {
     status == StatusCode::GATEWAY_TIMEOUT
 }
 
-/// An error of an attempt that had no answer, as a verdict.
 pub(super) fn unanswered(error: &str) -> Verdict {
-    Verdict::Retry { after: None, error: worded(error) }
+    Verdict::Retry { after: None, error: shorten(error) }
 }
 
-/// An error of an attempt that was not sent and says nothing about the replica.
 pub(super) fn shortage(error: &str) -> Verdict {
-    Verdict::Shortage { error: worded(error) }
+    Verdict::Shortage { error: shorten(error) }
 }
 
-/// An error of a request that cannot be sent at all, now or later.
 pub(super) fn unsendable(error: &str) -> Verdict {
-    Verdict::Rejected { error: worded(error) }
+    Verdict::Rejected { error: shorten(error) }
 }
 
-/// `503 Service Unavailable`, or the bare number of a status without a name.
-fn named(status: StatusCode) -> String {
+fn status_text(status: StatusCode) -> String {
     match status.canonical_reason() {
         Some(reason) => format!("{} {reason}", status.as_u16()),
         None => status.as_u16().to_string(),
     }
 }
 
-/// The beginning of a body, up to where it repeats the key or the value.
+/// The beginning of a body, cut before it repeats the key or the value.
 fn quote(sent: &Sent<'_>, body: &[u8]) -> String {
     let key = segment(sent.key).to_string();
     let value = sent.value.get(..VALUE_MARK_BYTES).unwrap_or(sent.value);
@@ -160,25 +143,22 @@ fn quote(sent: &Sent<'_>, body: &[u8]) -> String {
     }
 }
 
-/// Makes a text fit for a log line and a row in the store.
-fn worded(text: &str) -> Arc<str> {
+fn shorten(text: &str) -> Arc<str> {
     first(text, MAX_ERROR_CHARS).into()
 }
 
-/// Letters, digits, ASCII punctuation and single spaces: nothing that moves a terminal's cursor.
+/// Keeps letters, digits, ASCII punctuation and single spaces: no terminal escapes.
 fn printable(text: &str) -> String {
     let safe = |c: char| c.is_alphanumeric() || c.is_ascii_graphic();
     let words: Vec<&str> = text.split(|c| !safe(c)).filter(|w| !w.is_empty()).collect();
     words.join(" ")
 }
 
-/// The first `chars` characters of a text.
 fn first(text: &str, chars: usize) -> &str {
     let end = text.char_indices().nth(chars).map(|(at, _)| at);
     end.and_then(|end| text.get(..end)).unwrap_or(text)
 }
 
-/// Where `needle` begins in `hay`; never for an empty one.
 fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     if needle.is_empty() {
         return None;
@@ -197,7 +177,7 @@ mod tests {
     }
 
     fn verdict_on(command: Command, status: u16, body: &str) -> Verdict {
-        let answer = Answer {
+        let answer = ReplicaAnswer {
             status: StatusCode::from_u16(status).unwrap(),
             retry_after: None,
             body: body.as_bytes(),
@@ -216,14 +196,13 @@ mod tests {
 
     fn text(verdict: Verdict) -> String {
         match verdict {
-            Verdict::Delivered => panic!("no error in a delivery"),
+            Verdict::Delivered => panic!("a delivery has no error"),
             Verdict::Retry { error, .. }
             | Verdict::Shortage { error }
             | Verdict::Rejected { error } => error.to_string(),
         }
     }
 
-    /// Every status there is, by the three lines of the table.
     #[test]
     fn every_status_has_the_verdict_of_the_table() {
         for command in [PUT, Command::Delete] {
@@ -241,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn already_replicated_is_delivered_whatever_the_status() {
+    fn already_replicated_is_delivered_with_any_status() {
         for status in [101, 302, 400, 404, 409, 429, 500, 503] {
             for command in [PUT, Command::Delete] {
                 let body = r#"{"error":"sequence 7 already replicated"}"#;
@@ -260,7 +239,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_only_repeats_the_write_does_not_deliver_it() {
-        let answer = Answer {
+        let answer = ReplicaAnswer {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             retry_after: None,
             body: b"cannot store 'Already replicated'",
@@ -274,9 +253,9 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_goes_with_every_retryable_answer() {
+    fn every_retryable_answer_carries_its_retry_after() {
         for status in [408, 425, 429, 500, 503] {
-            let answer = Answer {
+            let answer = ReplicaAnswer {
                 status: StatusCode::from_u16(status).unwrap(),
                 retry_after: Some(Duration::from_secs(7)),
                 body: b"",
@@ -289,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_as_seconds_or_as_a_date() {
+    fn retry_after_is_parsed_as_seconds_or_as_a_date() {
         // Sun, 06 Nov 1994 08:49:37 GMT
         let now = Timestamp(784_111_777_000_000_000);
         let seconds = |s| Some(Duration::from_secs(s));
@@ -307,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_believed_for_five_minutes_at_most() {
+    fn retry_after_is_limited_to_five_minutes() {
         let now = Timestamp(784_111_777_000_000_000);
         for long in ["301", "86400", "99999999999999999999999999", "Mon, 07 Nov 1994 08:49:37 GMT"]
         {
@@ -316,16 +295,16 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_its_status_and_quotes_the_answer() {
+    fn a_rejection_names_its_status_and_quotes_the_answer() {
         assert_eq!(
             text(verdict_on(PUT, 400, "value\n\tis \u{1b}[31mtoo   odd\0")),
-            "the replica refused it with 400 Bad Request: value is [31mtoo odd"
+            "the replica rejected the write with 400 Bad Request: value is [31mtoo odd"
         );
-        assert_eq!(text(verdict_on(PUT, 499, "")), "the replica refused it with 499");
+        assert_eq!(text(verdict_on(PUT, 499, "")), "the replica rejected the write with 499");
     }
 
     #[test]
-    fn a_failure_says_its_status() {
+    fn a_failure_names_its_status() {
         assert_eq!(
             text(verdict_on(PUT, 503, "<html>down</html>")),
             "the replica answered 503 Service Unavailable"
@@ -340,18 +319,18 @@ mod tests {
             "no room for the value of the write at all",
             "no room for the value of the wr",
         ] {
-            let said = text(verdict_on(PUT, 400, body));
-            assert!(said.ends_with(": no room for …"), "{said}");
+            let error = text(verdict_on(PUT, 400, body));
+            assert!(error.ends_with(": no room for …"), "{error}");
         }
     }
 
     #[test]
     fn an_error_is_short_and_cut_between_characters() {
         let long = "ü".repeat(1000);
-        let refused = text(verdict_on(PUT, 400, &long));
-        assert!(refused.ends_with('ü'));
-        assert_eq!(refused.matches('ü').count(), MAX_QUOTE_CHARS);
-        assert!(refused.chars().count() <= MAX_ERROR_CHARS);
+        let rejected = text(verdict_on(PUT, 400, &long));
+        assert!(rejected.ends_with('ü'));
+        assert_eq!(rejected.matches('ü').count(), MAX_QUOTE_CHARS);
+        assert!(rejected.chars().count() <= MAX_ERROR_CHARS);
 
         let unanswered = text(unanswered(&long));
         assert_eq!(unanswered.chars().count(), MAX_ERROR_CHARS);

@@ -1,12 +1,12 @@
-//! Any text as the address of a node.
+//! Fuzz target: any text as the address of a node.
 
-#![allow(clippy::panic, reason = "that is how a target says what does not hold")]
+#![allow(clippy::panic, reason = "a target fails by panicking")]
 
 use url::Url;
 
 use super::{MAX_NODE_BYTES, Node};
 
-/// The normal form of an address is one, leads where the address leads, and can be appended to.
+/// An address has one normal form, with the same destination, to which a path can be appended.
 pub(crate) fn node(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let node = match Node::parse(text) {
@@ -29,15 +29,16 @@ pub(crate) fn node(data: &[u8]) {
     assert!(!authority.is_empty() && !authority.contains('@'), "{normal:?}");
     assert_eq!(authority, authority.to_ascii_lowercase(), "{normal:?}");
     let steps = path.split('/').any(|segment| matches!(segment, "." | ".."));
-    assert!(!steps, "{normal:?} has a step in its path");
+    assert!(!steps, "{normal:?} has a . or .. in its path");
 
-    // What the parser of the client makes of the text, of its normal form, and of a request.
+    // The URL parser of the HTTP client sees the same destination in the text, its normal form and
+    // a request.
     let request = format!("{normal}/store/k%2Fe%3Fy");
-    let read = |text: &str| match Url::parse(text) {
+    let parse = |text: &str| match Url::parse(text) {
         Ok(url) => url,
         Err(why) => panic!("{text:?} {why}"),
     };
-    let (spelled, plain, request) = (read(text), read(normal), read(&request));
+    let (spelled, plain, request) = (parse(text), parse(normal), parse(&request));
     for url in [&plain, &request] {
         let place = |url: &Url| (url.scheme().to_owned(), url.host().map(|host| host.to_owned()));
         assert_eq!(place(url), place(&spelled), "{text:?}");
@@ -47,7 +48,7 @@ pub(crate) fn node(data: &[u8]) {
     assert_eq!(request.path(), format!("{path}/store/k%2Fe%3Fy"), "{text:?}");
     assert_eq!((request.query(), request.fragment()), (None, None), "{text:?}");
 
-    // What is spelled otherwise without meaning anything else.
+    // Other spellings of the same address.
     let shouted = normal.replacen("http", "HTTP", 1);
     for other in [format!("{normal}/"), format!("{normal}//"), shouted] {
         if other.len() <= MAX_NODE_BYTES {

@@ -1,14 +1,12 @@
-//! What a request may say of its trace: `traceparent` and `tracestate` as the W3C has them.
-//!
-//! Whatever breaks the rules is as if it were not there, as the recommendation wants it: a write is
-//! never refused for its trace.
+//! Parses `traceparent` and `tracestate` (W3C Trace Context). Invalid headers are ignored, as the
+//! recommendation says: a write is never rejected because of its trace.
 
 use crate::task::Trace;
 
 /// The length of a `traceparent` of version `00`.
 const LENGTH: usize = 55;
 
-/// A `traceparent`, if it is one. That of a later version is taken for what `00` has of it.
+/// Parses a `traceparent`. Of a later version, the fields that `00` has are kept.
 #[must_use]
 pub fn parent(text: &str) -> Option<Box<str>> {
     let text = text.trim_matches([' ', '\t']);
@@ -30,7 +28,7 @@ pub fn parent(text: &str) -> Option<Box<str>> {
     valid.then(|| format!("00-{id}-{span}-{flags}").into())
 }
 
-/// The `tracestate` of the lines that a request has, if they can be carried.
+/// Joins the `tracestate` headers of a request, if they are valid and not too long.
 #[must_use]
 pub fn state<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<Box<str>> {
     let members = lines.into_iter().flat_map(|line| line.split(','));
@@ -49,7 +47,7 @@ mod tests {
     const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[test]
-    fn a_traceparent_is_taken_as_it_is() {
+    fn a_valid_traceparent_is_kept() {
         assert_eq!(parent(GOOD).as_deref(), Some(GOOD));
         assert_eq!(parent(&format!(" {GOOD}\t")).as_deref(), Some(GOOD));
         let off = GOOD.replace("-01", "-00");
@@ -57,14 +55,14 @@ mod tests {
     }
 
     #[test]
-    fn one_of_a_later_version_is_taken_for_what_is_known_of_it() {
+    fn a_later_version_is_reduced_to_the_known_fields() {
         let later = GOOD.replacen("00", "cc", 1);
         assert_eq!(parent(&later).as_deref(), Some(GOOD));
         assert_eq!(parent(&format!("{later}-what")).as_deref(), Some(GOOD));
     }
 
     #[test]
-    fn what_is_no_traceparent_is_left_out() {
+    fn an_invalid_traceparent_is_ignored() {
         for bad in [
             "",
             "00",
@@ -83,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tracestate_is_its_lines_together() {
+    fn the_lines_of_a_tracestate_are_joined() {
         assert_eq!(state(["a=1, b=2", "c=3,"]).as_deref(), Some("a=1,b=2,c=3"));
         assert_eq!(state([]), None);
         assert_eq!(state([" ,"]), None);

@@ -83,7 +83,7 @@ fn only_top_names_ratatui() {
 
 #[test]
 fn the_operators_commands_know_the_daemon_by_its_api_alone() {
-    let parts = ["crate::engine", "crate::store", "crate::server", "crate::replica::Client"];
+    let parts = ["crate::engine", "crate::store", "crate::server", "crate::replica::ReplicaClient"];
     let parts = [parts.as_slice(), &["crate::dispatcher", "crate::daemon"]].concat();
     never_in(&parts, &["src/commands/admin.rs", "src/commands/admin"]);
 }

@@ -187,7 +187,7 @@ async fn a_reader_that_is_back_gets_the_number_of_lines_that_are_missing() {
     }
     let read = collect(reader);
     wait_until("the report", || async {
-        let report = "lines of this log are missing: nothing took them";
+        let report = "log lines were dropped: standard error was blocked or failed";
         read.lock().unwrap().contains(report).then_some(())
     })
     .await;

@@ -126,7 +126,7 @@ async fn with_a_list_nothing_else_is_accepted_and_what_is_on_it_is_delivered() {
     let (replica, other) = (Replica::start().await, Replica::start().await);
     let rule = replica.url();
     let daemon = Daemon::start(&["--allow-replica", &rule, "--allow-replica", "*.a.example"]).await;
-    let listed = "is not among the replicas that may be written to";
+    let listed = "is not allowed by --allow-replica";
     for node in [&other.url(), "http://a.example", "http://10.0.0.1:8081", "http://localhost:1"] {
         forbidden(&daemon, node, listed).await;
     }
@@ -145,8 +145,8 @@ async fn a_list_comes_from_the_environment_separated_by_commas() {
     let daemon = Daemon::try_start_on(&dir.path().join("data"), &[], &env).await.unwrap();
     daemon.accept(&set("k", "v", &[&replica])).await;
     replica.until_holds("k", "v").await;
-    forbidden(&daemon, &other.url(), "is not among").await;
-    forbidden(&daemon, "http://10.0.0.1:9000", "is not among").await;
+    forbidden(&daemon, &other.url(), "is not allowed by").await;
+    forbidden(&daemon, "http://10.0.0.1:9000", "is not allowed by").await;
 }
 
 /// The name passes, for it might lead into the range. Where it leads is seen when it is sent.
@@ -157,7 +157,7 @@ async fn a_name_that_leads_out_of_the_allowed_range_becomes_a_dead_letter_and_no
     let daemon = Daemon::start(&args).await;
     daemon.accept(&to(&replica.url().replace("127.0.0.1", "localhost"))).await;
     daemon.until_metric("permanent_failures", 1).await;
-    daemon.until_logged("which is not among the replicas that may be written to").await;
+    daemon.until_logged("which is not allowed by --allow-replica").await;
     assert_eq!(replica.connections_accepted(), 0);
 }
 
@@ -168,7 +168,7 @@ async fn a_name_that_leads_into_an_allowed_range_is_delivered_to() {
     let daemon = Daemon::start(&["--allow-replica", &range]).await;
     daemon.accept(&to(&replica.url().replace("127.0.0.1", "localhost"))).await;
     replica.until_holds("k", "v").await;
-    forbidden(&daemon, "http://localhost:1", "is not among").await;
+    forbidden(&daemon, "http://localhost:1", "is not allowed by").await;
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn a_file_of_rules_is_read_again_on_sighup_and_a_bad_one_changes_nothing()
     let rules = file(dir.path(), "rules", &format!("# ours\n{}\n", old.url()));
     let args = ["--allow-replica-file", rules.to_str().unwrap()];
     let daemon = Daemon::start_on(&dir.path().join("data"), &args).await;
-    forbidden(&daemon, &new.url(), "is not among").await;
+    forbidden(&daemon, &new.url(), "is not allowed by").await;
     daemon.accept(&set("k", "v", &[&old])).await;
     old.until_holds("k", "v").await;
 
@@ -206,14 +206,14 @@ async fn a_file_of_rules_is_read_again_on_sighup_and_a_bad_one_changes_nothing()
     })
     .await;
     new.until_holds("k2", "v").await;
-    forbidden(&daemon, &old.url(), "is not among").await;
+    forbidden(&daemon, &old.url(), "is not allowed by").await;
 
-    for (bad, said) in [("ftp://x\n", "line 1"), ("", "it has no rule")] {
+    for (bad, said) in [("ftp://x\n", "line 1"), ("", "it contains no rule")] {
         file(dir.path(), "rules", bad);
         daemon.signal("-HUP");
         daemon.until_logged(said).await;
         daemon.accept(&set("k3", "v", &[&new])).await;
-        forbidden(&daemon, &old.url(), "is not among").await;
+        forbidden(&daemon, &old.url(), "is not allowed by").await;
     }
     assert!(daemon.log().contains("what was in force stays"), "{}", daemon.log());
 }

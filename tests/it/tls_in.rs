@@ -230,14 +230,14 @@ async fn the_commands_show_a_certificate_and_believe_none_but_those_of_their_aut
     let missing = missing.to_str().unwrap();
     let other = ["--ca-file", &client_ca, "--cert-file", &cert, "--key-file", &key];
     for (args, says) in [
-        (&shown[..2], "asks for a client certificate (--cert-file)"),
+        (&shown[..2], "requires a client certificate (--cert-file)"),
         (&shown[2..], "an authority that is not trusted (--ca-file)"),
         (&other[..], "an authority that is not trusted (--ca-file)"),
         (&shown[..4], "--cert-file needs --key-file"),
         (&shown[4..], "--key-file needs --cert-file"),
         (&["--ca-file", missing][..], &format!("cannot read {missing} (--ca-file)")),
-        (&["--ca-file", &key][..], "has no certificate in it"),
-        (&["--cert-file", &cert, "--key-file", &cert][..], "has no private key in it"),
+        (&["--ca-file", &key][..], "contains no certificate"),
+        (&["--cert-file", &cert, "--key-file", &cert][..], "contains no readable private key"),
     ] {
         let (code, said) = ask(&url, args);
         assert!(code == Some(1) && said.contains(says), "{args:?}: {code:?} {said}");

@@ -101,8 +101,8 @@ async fn bad_certificates_are_told_apart_and_nothing_is_sent() {
         (ours.issue("other.example"), None, "certificate is for another name"),
         (ours.issue_expired("127.0.0.1"), None, "certificate has expired"),
         (Authority::new("x").issue("127.0.0.1"), None, "an authority that is not trusted"),
-        (ours.issue_authority("127.0.0.1"), None, "one of an authority, not of a server"),
-        (ours.issue("127.0.0.1"), Some(&ours), "asks for a client certificate"),
+        (ours.issue_authority("127.0.0.1"), None, "is a CA certificate, not a server certificate"),
+        (ours.issue("127.0.0.1"), Some(&ours), "requires a client certificate"),
     ] {
         let (replica, node) = behind(&server, clients).await;
         daemon.accept(&to(&node, "v")).await;
@@ -202,8 +202,8 @@ async fn secrets_that_others_can_read_and_files_that_are_wrong_end_the_start_wit
         (vec!["--replica-token-file", missing], &format!("cannot read {missing}")),
         (vec!["--replica-cert", &cert, "--replica-key", &open_key], "(mode 0640)"),
         (vec!["--replica-cert", &cert, "--replica-key", &other_key], "cannot be used"),
-        (vec!["--replica-cert", &cert, "--replica-key", &bad], "has no private key in it"),
-        (vec!["--replica-ca", &other_key], "has no certificate in it"),
+        (vec!["--replica-cert", &cert, "--replica-key", &bad], "contains no readable private key"),
+        (vec!["--replica-ca", &other_key], "contains no certificate"),
     ] {
         let log = refused(&files.data(), &args).await;
         assert!(log.contains(said), "{args:?}: {log}");

@@ -1,8 +1,7 @@
-//! A disk behind a cache that forgets: from a record, what a power cut could leave of it.
+//! A disk with a volatile cache: makes from a record what a power cut could leave.
 //!
-//! What was synced is there. Of what was not, anything can be: of a file, each page of 4 KiB in
-//! any of the states that it had since, and any of the lengths; of the names, any of the changes
-//! since their directory was synced, a rename whole or not at all.
+//! Synced data is kept. Since the last sync, each page of 4 KiB and the length of a file may have any
+//! of their states, and any of the changes to the names of a directory may be kept. A rename is atomic.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -14,13 +13,13 @@ use super::record::Entry;
 
 pub const PAGE: usize = 4096;
 
-/// A file or a directory. Files with their bytes; the names in directories are elsewhere.
+/// A file with its bytes, or a directory. [`Disk`] has the names.
 #[derive(Default)]
 struct Node<'a> {
     is_dir: bool,
     stable: Vec<u8>,
     current: Vec<u8>,
-    /// Since the last sync.
+    /// Changes since the last sync.
     changes: Vec<Change<'a>>,
 }
 
@@ -33,12 +32,12 @@ enum Change<'a> {
 type Id = usize;
 /// A name in a directory.
 type Place = (Id, String);
-/// What becomes of names in one step.
+/// One atomic change of names.
 type Naming = Vec<(Place, Option<Id>)>;
 
 const ROOT: Id = 0;
 
-/// How much of what was not synced an image has.
+/// How much of the unsynced data an image keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Luck {
     Nothing,
@@ -66,12 +65,12 @@ pub struct Disk<'a> {
     by_inode: HashMap<u64, Id>,
     current: BTreeMap<Place, Id>,
     stable: BTreeMap<Place, Id>,
-    /// Since the last sync of a directory in it.
+    /// Changes since the last sync of one of their directories.
     namings: Vec<Naming>,
 }
 
 impl<'a> Disk<'a> {
-    /// An empty directory, which is there for good.
+    /// An empty directory that is already durable.
     pub fn new(root: &Path) -> Self {
         Self {
             root: root.to_str().unwrap().to_owned(),
@@ -83,7 +82,7 @@ impl<'a> Disk<'a> {
         }
     }
 
-    /// The next entry of the record happens.
+    /// Applies the next entry of the record.
     pub fn apply(&mut self, entry: &Entry<'a>) {
         let at = usize::try_from(entry.offset).unwrap();
         match entry.kind {
@@ -109,7 +108,7 @@ impl<'a> Disk<'a> {
             b'F' => self.sync(entry.inode),
             // A sync that failed promises nothing.
             b'E' => {}
-            kind => panic!("an entry of kind {kind}"),
+            kind => panic!("unexpected entry kind {kind}"),
         }
     }
 
@@ -151,7 +150,7 @@ impl<'a> Disk<'a> {
         });
     }
 
-    /// Makes the directory as a power cut could leave it now.
+    /// Creates the directory as a power cut could leave it now.
     pub fn image(&self, luck: Luck, rng: &mut Rng, into: &Path) {
         fs::create_dir_all(into).unwrap();
         let names = self.names(luck.of(rng), rng);
@@ -211,7 +210,7 @@ impl Node<'_> {
         }
     }
 
-    /// Each page, and the length, as they were after some number of the changes.
+    /// Each page and the length in a random state since the last sync.
     fn pages(&self, rng: &mut Rng) -> Vec<u8> {
         let mut sizes = vec![self.stable.len()];
         for change in &self.changes {
@@ -268,7 +267,7 @@ impl Change<'_> {
     }
 }
 
-/// Every file below a directory, with its bytes.
+/// All files below a directory with their contents.
 pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap() {

@@ -1,4 +1,4 @@
-//! Disks that fail: the process says so, ends, and the next one has everything.
+//! Failing disks: the process reports the error and ends, and the next start loses nothing.
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::support::{Behaviour, Daemon, wait_until};
 use super::workload::{Workload, args, start_writers};
 use super::world::{self, Witness, world};
 
-/// How the disk fails: from the n-th call on, or only there.
+/// The n-th call fails, and with `lasting` all calls after it.
 #[derive(Clone, Copy, Debug)]
 struct Fault {
     call: Control,
@@ -52,7 +52,7 @@ async fn world_in(recording: &Arc<Recording>) -> Vec<Witness> {
     world
 }
 
-/// Everything that was acknowledged is there after a power cut, and in what the process left.
+/// Checks that nothing acknowledged is lost, after a power cut and in the files of the process.
 async fn recovers(recording: &Recording, world: &[Witness]) {
     let bytes = recording.bytes();
     let (mut disk, mut known) = (Disk::new(&recording.data_dir()), Known::new(world.len()));
@@ -71,30 +71,30 @@ async fn recovers(recording: &Recording, world: &[Witness]) {
     }
 }
 
-/// The daemon ended as it should: not by a panic, not in silence, and not as if all were well.
-async fn ended_by_it(daemon: &mut Daemon, fault: Fault) {
+/// Checks that the daemon ended with status 1 and one error in the log.
+async fn ended_by_fault(daemon: &mut Daemon, fault: Fault) {
     let status = daemon.ended().await;
     let log = daemon.log();
     assert_eq!(status.code(), Some(1), "{fault:?}\n{log}");
-    let said = log.lines().filter(|line| line.contains("ERROR") && line.contains("stopping"));
-    assert_eq!(said.count(), 1, "{fault:?}\n{log}");
+    let errors = log.lines().filter(|line| line.contains("ERROR") && line.contains("stopping"));
+    assert_eq!(errors.count(), 1, "{fault:?}\n{log}");
 }
 
-/// The disk fails amid traffic.
-async fn amid_traffic(fault: Fault) {
+/// Lets the disk fail during traffic.
+async fn fails_during_traffic(fault: Fault) {
     let recording = Arc::new(Recording::new());
     let world = world_in(&recording).await;
     let mut daemon = start(&recording).await.unwrap();
     let numbers = Arc::new(AtomicU64::new(1));
     let writers =
         start_writers(Workload::Churn, &daemon, &world, &recording, &numbers, 100_000, None);
-    wait_until("some are posted", || async {
+    wait_until("100 writes are posted", || async {
         (numbers.load(Ordering::Relaxed) > 100).then_some(())
     })
     .await;
     fault.arm(&recording);
-    ended_by_it(&mut daemon, fault).await;
-    assert!(recording.get(Control::Failed) > 0, "{fault:?} never came");
+    ended_by_fault(&mut daemon, fault).await;
+    assert!(recording.get(Control::Failed) > 0, "{fault:?} never happened");
     for writer in writers {
         writer.await.unwrap();
     }
@@ -102,35 +102,35 @@ async fn amid_traffic(fault: Fault) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_acknowledged_after_an_fsync_that_failed() {
+async fn nothing_is_acknowledged_after_a_failed_fsync() {
     for nth in [1, 2, 7, 40] {
-        amid_traffic(Fault { nth, ..ONCE }).await;
+        fails_during_traffic(Fault { nth, ..ONCE }).await;
     }
-    amid_traffic(Fault { nth: 5, lasting: true, ..ONCE }).await;
+    fails_during_traffic(Fault { nth: 5, lasting: true, ..ONCE }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_that_fails_ends_the_process_and_loses_nothing() {
+async fn a_failed_write_ends_the_process_and_loses_nothing() {
     for nth in [1, 2, 23] {
-        // Lasting: the witness beside the store may fail to be written, the store may not.
-        amid_traffic(Fault { call: Control::Write, nth, lasting: true, ..ONCE }).await;
+        // Lasting, because a single failed write of COMMITTED does not end the process.
+        fails_during_traffic(Fault { call: Control::Write, nth, lasting: true, ..ONCE }).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_is_full_amid_a_write_loses_nothing() {
+async fn a_disk_that_fills_up_during_a_write_loses_nothing() {
     let full = Fault { call: Control::Write, error: libc::ENOSPC, lasting: true, ..ONCE };
-    amid_traffic(Fault { nth: 3, ..full }).await;
-    amid_traffic(Fault { nth: 10, partial: true, ..full }).await;
+    fails_during_traffic(Fault { nth: 3, ..full }).await;
+    fails_during_traffic(Fault { nth: 10, partial: true, ..full }).await;
 }
 
-/// The settlements of the end cannot be written: that is no good end.
+/// The last settlements cannot be written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_fails_while_the_daemon_drains_is_no_success() {
+async fn a_disk_that_fails_during_the_drain_makes_the_exit_code_nonzero() {
     let recording = Arc::new(Recording::new());
     let world = world_in(&recording).await;
     let mut daemon = start(&recording).await.unwrap();
-    // Something is on its way until the disk fails: what becomes of it must be written in the end.
+    // One delivery is in flight until the disk fails, so that its settlement must be written last.
     let gate = Gate::default();
     let behind = gate.clone();
     world[0].behave(
@@ -144,7 +144,7 @@ async fn a_disk_that_fails_while_the_daemon_drains_is_no_success() {
     }
     daemon.signal("-TERM");
     daemon.until_logged("draining").await;
-    // Not before: what the others have acknowledged is being written all the time.
+    // Not earlier: the settlements of the other replicas are written all the time.
     let fault = Fault { lasting: true, ..ONCE };
     fault.arm(&recording);
     gate.open();
@@ -153,8 +153,8 @@ async fn a_disk_that_fails_while_the_daemon_drains_is_no_success() {
     recovers(&recording, &world).await;
 }
 
-/// A store with writes that wait for a replica, left by a kill.
-async fn left_by_a_kill(recording: &Arc<Recording>, world: &[Witness]) {
+/// Leaves a store with pending deliveries behind, by a kill.
+async fn leave_killed_store(recording: &Arc<Recording>, world: &[Witness]) {
     world[0].replica.stop();
     let mut daemon = start(recording).await.unwrap();
     let numbers = Arc::new(AtomicU64::new(1));
@@ -165,8 +165,8 @@ async fn left_by_a_kill(recording: &Arc<Recording>, world: &[Witness]) {
     recording.kill(&mut daemon);
 }
 
-/// The replica that was away is back, and everything comes to it.
-async fn all_is_delivered_after_all(recording: &Recording, world: &[Witness]) {
+/// Starts the stopped replica again and checks that everything is delivered.
+async fn everything_is_delivered(recording: &Recording, world: &[Witness]) {
     for witness in world {
         witness.next_life();
     }
@@ -174,26 +174,24 @@ async fn all_is_delivered_after_all(recording: &Recording, world: &[Witness]) {
     recovers(recording, world).await;
 }
 
-/// The start ended as it should: with one sentence.
+/// Checks that a start failed with one sentence, and returns it.
 fn refused_in_one_sentence(recording: &Recording, why: &str, fault: &str) -> String {
     assert!(why.contains("exit status: 1"), "{fault}: {why}");
-    let said: Vec<_> = why.lines().filter(|line| line.starts_with("replicator: ")).collect();
-    let [said] = said[..] else { panic!("{fault}: {why}") };
-    // It would be kept from one start to the next.
+    let errors: Vec<_> = why.lines().filter(|line| line.starts_with("replicator: ")).collect();
+    let [error] = errors[..] else { panic!("{fault}: {why}") };
+    // Otherwise the next start appends to it.
     std::fs::remove_file(recording.data_dir().with_extension("log")).unwrap();
-    said.to_owned()
+    error.to_owned()
 }
 
-/// Opening the store fails in every place in turn; each time it is said, and the next start is
-/// as good as if nothing had been.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_fails_at_the_start_is_told_of_and_loses_nothing() {
+async fn a_disk_that_fails_anywhere_in_a_start_is_reported_and_loses_nothing() {
     let recording = Arc::new(Recording::new());
     let world = world_in(&recording).await;
-    left_by_a_kill(&recording, &world).await;
+    leave_killed_store(&recording, &world).await;
     for call in [Control::Write, Control::Fsync] {
         let mut refused = 0;
-        // From the first of its calls, in growing steps, to where the start has no more of them.
+        // In growing steps, until the start makes fewer calls.
         for nth in std::iter::successors(Some(1), |nth| Some(nth + 1 + nth / 2)) {
             let fault = Fault { call, nth, ..ONCE };
             fault.arm(&recording);
@@ -204,7 +202,7 @@ async fn a_disk_that_fails_at_the_start_is_told_of_and_loses_nothing() {
             match started {
                 Err(why) => {
                     refused += 1;
-                    assert!(has_failed, "{call:?}: an earlier failure has left damage: {why}");
+                    assert!(has_failed, "{call:?}: an earlier failure left damage: {why}");
                     refused_in_one_sentence(&recording, &why, &format!("{fault:?}"));
                 }
                 Ok(mut daemon) => {
@@ -217,16 +215,16 @@ async fn a_disk_that_fails_at_the_start_is_told_of_and_loses_nothing() {
         }
         assert!(refused > 0, "{call:?}");
     }
-    all_is_delivered_after_all(&recording, &world).await;
+    everything_is_delivered(&recording, &world).await;
 }
 
-/// Each read of a start fails in its turn, those of sled too. sled would take one for the end of its
-/// log and write over what follows, for good.
+/// Includes the reads of sled, which would take a failed read for the end of its log and overwrite
+/// what follows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_that_fails_anywhere_in_a_start_is_told_of_and_loses_nothing() {
+async fn a_read_that_fails_anywhere_in_a_start_is_reported_and_loses_nothing() {
     let recording = Arc::new(Recording::new());
     let world = world_in(&recording).await;
-    left_by_a_kill(&recording, &world).await;
+    leave_killed_store(&recording, &world).await;
     let (mut refused, mut by_sled) = (0, 0);
     for nth in 1.. {
         let fault = Fault { call: Control::Read, nth, ..ONCE };
@@ -237,13 +235,13 @@ async fn a_read_that_fails_anywhere_in_a_start_is_told_of_and_loses_nothing() {
         fault.disarm(&recording);
         match started {
             Err(why) => {
-                assert!(has_failed, "{nth}: an earlier failure has left damage: {why}");
-                let said = refused_in_one_sentence(&recording, &why, &format!("{fault:?}"));
-                assert!(said.contains("os error 5"), "{nth}: {said}");
+                assert!(has_failed, "{nth}: an earlier failure left damage: {why}");
+                let error = refused_in_one_sentence(&recording, &why, &format!("{fault:?}"));
+                assert!(error.contains("os error 5"), "{nth}: {error}");
                 refused += 1;
-                if said.contains("the process ends before anything is written") {
+                if error.contains("the process ends before anything is written") {
                     by_sled += 1;
-                    assert!(said.contains("store-000001/db at byte"), "{nth}: {said}");
+                    assert!(error.contains("store-000001/db at byte"), "{nth}: {error}");
                 }
             }
             Ok(mut daemon) => {
@@ -253,24 +251,23 @@ async fn a_read_that_fails_anywhere_in_a_start_is_told_of_and_loses_nothing() {
                 }
             }
         }
-        // It is whole: nothing is made anew or set aside.
+        // The store is undamaged: nothing is rebuilt or set aside.
         let mut daemon = start(&recording).await.unwrap_or_else(|why| panic!("{nth}: {why}"));
         let log = daemon.log();
         assert!(!log.contains("damage"), "{nth}: {log}");
         recording.kill(&mut daemon);
         std::fs::remove_file(recording.data_dir().with_extension("log")).unwrap();
     }
-    eprintln!("{refused} reads failed a start, {by_sled} of them sled's");
+    eprintln!("{refused} failed reads failed the start, {by_sled} of them in sled");
     assert!(by_sled > 5, "{by_sled}");
-    all_is_delivered_after_all(&recording, &world).await;
+    everything_is_delivered(&recording, &world).await;
 }
 
-/// A copy that cannot be read says nothing of the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_check_whose_read_fails_says_so_and_calls_nothing_damaged() {
+async fn a_check_reports_a_failed_read_as_an_error_and_not_as_damage() {
     let recording = Arc::new(Recording::new());
     let world = world_in(&recording).await;
-    left_by_a_kill(&recording, &world).await;
+    leave_killed_store(&recording, &world).await;
     let mut by_sled = 0;
     for nth in 1.. {
         let fault = Fault { call: Control::Read, nth, ..ONCE };
@@ -296,13 +293,12 @@ async fn a_check_whose_read_fails_says_so_and_calls_nothing_damaged() {
     assert!(by_sled > 5, "{by_sled}");
 }
 
-/// A page of the store that cannot be read for one start: the store has read its files itself before
-/// sled does, so that it says so with nothing changed.
+/// The store reads its files before sled does, so that it reports the error with nothing changed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_page_that_cannot_be_read_for_a_while_is_told_of_and_loses_nothing() {
+async fn a_page_that_is_unreadable_during_one_start_is_reported_and_loses_nothing() {
     let recording = Arc::new(Recording::new());
     let world = world_in(&recording).await;
-    left_by_a_kill(&recording, &world).await;
+    leave_killed_store(&recording, &world).await;
     let mut tried = 0;
     for (path, bytes) in super::disk::files(&recording.data_dir()) {
         if bytes.is_empty() || path == "LOCK" {
@@ -311,7 +307,7 @@ async fn a_page_that_cannot_be_read_for_a_while_is_told_of_and_loses_nothing() {
         let file = recording.data_dir().join(&path);
         let pages = std::iter::successors(Some(0), |page| Some(page + 1 + page / 2));
         for page in pages.take_while(|page| page * PAGE < bytes.len()) {
-            // Gone, if an earlier start has made another of it.
+            // An earlier start may have replaced the file.
             let Ok(file) = std::fs::metadata(&file) else { break };
             recording.set(Control::Error, libc::EIO.cast_unsigned());
             recording.set(Control::BadAt, u32::try_from(page * PAGE).unwrap());
@@ -320,14 +316,14 @@ async fn a_page_that_cannot_be_read_for_a_while_is_told_of_and_loses_nothing() {
             recording.set(Control::BadInode, 0);
             let fault = format!("page {page} of {path}");
             let Err(why) = started else { panic!("{fault} was not read") };
-            let said = refused_in_one_sentence(&recording, &why, &fault);
-            assert!(said.contains(&path) && said.contains("os error 5"), "{fault}: {said}");
+            let error = refused_in_one_sentence(&recording, &why, &fault);
+            assert!(error.contains(&path) && error.contains("os error 5"), "{fault}: {error}");
             let started = start(&recording).await;
             recording.kill(&mut started.unwrap_or_else(|why| panic!("{fault}: {why}")));
             tried += 1;
         }
     }
     assert!(tried > 10, "{tried}");
-    eprintln!("{tried} pages could not be read for a while");
-    all_is_delivered_after_all(&recording, &world).await;
+    eprintln!("{tried} pages were unreadable during one start");
+    everything_is_delivered(&recording, &world).await;
 }

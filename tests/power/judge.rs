@@ -1,4 +1,4 @@
-//! Starts the daemon on an image, and looks at what it delivers.
+//! Starts the daemon on an image and checks its deliveries.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -12,12 +12,12 @@ use super::support::{Behaviour, Daemon, PATIENCE};
 use super::workload::args;
 use super::world::{Held, Witness, start};
 
-/// How long an image may go on missing something after the daemon says that all is delivered.
+/// Time until the replicas must hold everything after the daemon reports that all is delivered.
 const LATE: Duration = Duration::from_secs(1);
-/// A delivery that failed so often is a dead letter, in the workload that has them.
+/// Failures after which a delivery is a dead letter, in the workload that has them.
 const GIVEN_UP: u32 = 3;
 
-/// What the world knows at a point of the record.
+/// The marks up to a point of the record.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     sent: HashMap<u64, String>,
@@ -56,7 +56,7 @@ impl Known {
         self.accepted.len()
     }
 
-    /// What is wrong with what the replicas hold, when all is delivered.
+    /// Errors in the contents of the replicas after all is delivered.
     fn wrongs(&self, world: &[Witness]) -> Vec<String> {
         let mut wrongs = Vec::new();
         for (number, witness) in world.iter().enumerate() {
@@ -81,14 +81,14 @@ impl Known {
                 match held.get(key) {
                     Some(&(other, _)) if other > task => {}
                     Some(&(other, holds)) if other == task && holds == n => {}
-                    other => wrong(key, format!("{task} was accepted, and it holds {other:?}")),
+                    other => wrong(key, format!("{task} was accepted, but it holds {other:?}")),
                 }
             }
             for (key, (task, n)) in &held {
                 if let Some(n) = n
                     && self.sent.get(n) != Some(key)
                 {
-                    wrong(key, format!("{task} carries {n}, which nobody sent"));
+                    wrong(key, format!("{task} has the value {n}, which was never sent"));
                 }
             }
         }
@@ -96,21 +96,21 @@ impl Known {
     }
 }
 
-/// How the daemon does not keep its word on an image.
+/// The failure of a daemon on an image.
 #[derive(Debug)]
 pub enum Wrong {
     /// It does not start.
     Refused(String),
-    /// A replica does not hold what was accepted.
+    /// A replica lacks an accepted write.
     Lost(String),
-    /// It does not come to an end, or accepts nothing new.
+    /// It does not drain, or accepts no new write.
     Stuck(String),
-    /// It starts, and ends by itself.
+    /// It starts, then ends by itself.
     Ended(String),
 }
 
 impl Wrong {
-    /// The same, with what the daemon logged.
+    /// Appends the log of the daemon.
     fn with(self, log: &str) -> Self {
         let with = |what| format!("{what}\n{log}");
         match self {
@@ -132,7 +132,6 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// Whether the daemon keeps its word on an image.
 pub async fn judge(image: &Path, known: &Known, world: &[Witness]) -> Result<(), Wrong> {
     judge_in(&[], image, known, world).await
 }
@@ -154,7 +153,7 @@ async fn judge_in(
         Err(silent) => Err(Wrong::Stuck(format!("the daemon does not answer: {silent}"))),
     };
     let outcome = match outcome {
-        // Where it is on its way out its end is what is wrong, not the call that met it.
+        // If the daemon is ending, report its end and not the call that failed because of it.
         Err(Wrong::Stuck(what)) => Err(match daemon.ended_within(PATIENCE).await {
             Some(status) => Wrong::Ended(format!("the daemon ended by itself, {status}: {what}")),
             None => Wrong::Stuck(what),
@@ -166,17 +165,16 @@ async fn judge_in(
     outcome.map_err(|wrong| wrong.with(&log))
 }
 
-/// The daemon does not answer.
+/// The daemon has ended or does not answer in time.
 type Silent = Box<dyn std::error::Error + Send + Sync>;
 
-/// Its answer, unless it has ended or takes too long.
 async fn answer(
-    asking: impl Future<Output = reqwest::Result<(u16, Value)>>,
+    request: impl Future<Output = reqwest::Result<(u16, Value)>>,
 ) -> Result<(u16, Value), Silent> {
-    Ok(tokio::time::timeout(PATIENCE, asking).await??)
+    Ok(tokio::time::timeout(PATIENCE, request).await??)
 }
 
-/// Whether it delivers all and goes on.
+/// Checks that the daemon delivers everything and accepts a new write.
 async fn delivers(
     daemon: &Daemon,
     known: &Known,
@@ -204,7 +202,7 @@ async fn delivers(
     if !wrongs.is_empty() {
         return Ok(Err(Wrong::Lost(wrongs.join("\n"))));
     }
-    // It goes on, and an id never comes again.
+    // A new write is accepted, and its id is not a reused one.
     let url = world[0].replica.url();
     let body = json!({"key": "after", "operation": "DELETE", "replica_nodes": [url]});
     let (status, answer) = answer(daemon.try_post(&body)).await?;
@@ -216,9 +214,8 @@ async fn delivers(
     Ok(Ok(()))
 }
 
-/// A daemon that ends while it is judged is told as that, with its log: the judge itself goes on.
 #[tokio::test]
-async fn a_daemon_that_ends_while_it_is_judged_is_told_of() {
+async fn the_judge_reports_a_daemon_that_ends_with_its_log() {
     let world = super::world().await;
     let image = super::scratch();
     let fault = ("REPLICATOR_FAULT_POINT".to_owned(), "commit.flushed".to_owned());

@@ -1,10 +1,9 @@
-//! Stores of older formats, with tasks in them for the replicas of today.
+//! Makes stores of older formats with tasks for running replicas.
 //!
-//! Those under `tests/fixtures/` were written by the releases of their time, but their tasks are
-//! for replicas that are nowhere. So one of today is taken back step by step, and what comes out
-//! is compared with the fixture of that format: the trees, and the rows of `meta` with their
-//! lengths. What is in the rows of the tasks has been the same since format 1 where a write came
-//! without an idempotency key, as all writes here do.
+//! The fixtures in `tests/fixtures/` were written by old releases, but their replicas do not exist. So
+//! a new store is downgraded step by step, and compared with the fixture of its format: the trees, and
+//! the rows of `meta` with their lengths. The rows of a task without an idempotency key, as used here,
+//! have not changed since format 1.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ fn fixture(format: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/format-{format}"))
 }
 
-/// The formats that have a fixture, without the newest, which needs no migration.
+/// The formats with a fixture, except the newest, which needs no migration.
 pub fn formats() -> std::ops::Range<u32> {
     let newest = (1..).take_while(|&format| fixture(format).is_dir()).last().unwrap();
     1..newest
@@ -32,8 +31,8 @@ fn sealed(key: &str, payload: &[u8]) -> Vec<u8> {
     [&[1][..], &crc32fast::hash(&covered).to_be_bytes(), payload].concat()
 }
 
-/// Makes a store of the newest format one of `format`.
-pub fn take_back(dir: &Path, format: u32) {
+/// Downgrades a store of the newest format.
+pub fn downgrade(dir: &Path, format: u32) {
     let db = open(dir);
     let meta = db.open_tree("meta").unwrap();
     if format < 3 {
@@ -57,7 +56,7 @@ pub fn take_back(dir: &Path, format: u32) {
     assert_eq!(shape(dir), shape(copied.path()), "format {format}");
 }
 
-/// Its trees, its rows of `meta` and how long they are, and whether there is a witness.
+/// The trees, the lengths of the rows of `meta`, and whether `COMMITTED` exists.
 fn shape(dir: &Path) -> (Vec<String>, BTreeMap<String, usize>, bool) {
     let db = open(dir);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
@@ -65,7 +64,7 @@ fn shape(dir: &Path) -> (Vec<String>, BTreeMap<String, usize>, bool) {
     trees.sort();
     let rows = db.open_tree("meta").unwrap().iter().map(Result::unwrap);
     let mut rows: BTreeMap<_, _> = rows.map(|(key, row)| (text(&key), row.len())).collect();
-    // It is there while settlements are on their way.
+    // Present only while settlements are pending.
     rows.remove("settling");
     (trees, rows, dir.join("COMMITTED").exists())
 }

@@ -1,4 +1,4 @@
-//! The record: what the daemon did to its disk, and what the world saw of it, in one order.
+//! The record: the changes of the daemon to its disk, and the marks of the test, in one total order.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -12,20 +12,19 @@ use tempfile::TempDir;
 
 use super::support::Daemon;
 
-/// What the test adds to the record.
+/// An entry of the test.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Mark {
-    /// About to be posted.
+    /// Before the post.
     Sent { n: u64, key: String },
-    /// The client has its answer: this is to be kept. `n` is `None` where it was a DELETE.
+    /// After the answer to the client: the write must not be lost. `n` is `None` for a DELETE.
     Accepted { task: u64, n: Option<u64>, key: String },
-    /// A replica has applied it, and has not answered yet.
+    /// A replica has applied the write and not answered yet.
     Applied { replica: usize, task: u64, n: Option<u64>, key: String },
-    /// A replica is about to refuse it, for good or not.
+    /// A replica is about to answer with an error; `forever` with a rejection.
     Refused { replica: usize, task: u64, forever: bool },
 }
 
-/// An entry of the record.
 #[derive(Debug)]
 pub struct Entry<'a> {
     pub kind: u8,
@@ -36,7 +35,7 @@ pub struct Entry<'a> {
     pub offset: u64,
 }
 
-/// The kind of an entry that is a [`Mark`].
+/// The kind of an entry with a [`Mark`].
 pub const MARK: u8 = b'M';
 const HEAD: usize = 32;
 
@@ -46,7 +45,7 @@ impl Entry<'_> {
     }
 }
 
-/// Reads a record. An entry is appended in one write, so the last one is whole too.
+/// Parses a record. An entry is appended in one write, so the last one is complete.
 pub fn entries(mut bytes: &[u8]) -> Vec<Entry<'_>> {
     let mut entries = Vec::new();
     while !bytes.is_empty() {
@@ -65,7 +64,7 @@ pub fn entries(mut bytes: &[u8]) -> Vec<Entry<'_>> {
     entries
 }
 
-/// A number in the memory shared with the recorder: see `struct control` in `recorder.c`.
+/// The index of a field of `struct control` in `recorder.c`.
 #[derive(Clone, Copy, Debug)]
 pub enum Control {
     Kill = 0,
@@ -82,7 +81,7 @@ pub enum Control {
     Hold = 11,
 }
 
-/// A directory with a record of what a daemon does below `data` in it.
+/// A directory with the data directory of a daemon and its record.
 pub struct Recording {
     home: TempDir,
     record: File,
@@ -110,7 +109,7 @@ impl Recording {
         self.home.path().join("record")
     }
 
-    /// The environment in which a daemon is recorded.
+    /// The environment variables of a recorded daemon.
     pub fn environment(&self) -> Vec<(String, String)> {
         let text = |path: PathBuf| path.to_str().unwrap().to_owned();
         vec![
@@ -121,13 +120,11 @@ impl Recording {
         ]
     }
 
-    /// Appends a mark.
     pub fn mark(&self, mark: &Mark) {
         self.append(MARK, Path::new(""), &serde_json::to_vec(mark).unwrap(), 0);
     }
 
-    /// Takes what is in the data directory already for written and synced. How long the record is
-    /// then.
+    /// Records the current data directory as written and synced. Returns the number of entries.
     pub fn adopt(&self) -> usize {
         self.adopt_dir(&self.data_dir());
         entries(&self.bytes()).len()
@@ -149,7 +146,7 @@ impl Recording {
         self.append(b'F', Path::new(""), &[], inode(dir));
     }
 
-    /// Appends an entry, at the offset 0 and in one write.
+    /// Appends an entry with offset 0, in one write.
     fn append(&self, kind: u8, path: &Path, data: &[u8], inode: u64) {
         let path = path.to_str().unwrap().as_bytes();
         let mut bytes = vec![0; HEAD];
@@ -172,8 +169,7 @@ impl Recording {
         u32::from_ne_bytes(bytes)
     }
 
-    /// Kills a daemon that is recorded, between a call of it and the next: what it did is in the
-    /// record, and nothing else.
+    /// Kills a recorded daemon between two calls, so that the record has exactly its changes.
     pub fn kill(&self, daemon: &mut Daemon) {
         self.set(Control::Hold, 1);
         while self.get(Control::Busy) != 0 {
@@ -183,24 +179,23 @@ impl Recording {
         self.set(Control::Hold, 0);
     }
 
-    /// All of it so far.
     pub fn bytes(&self) -> Vec<u8> {
         std::fs::read(self.file()).unwrap()
     }
 
-    /// Leaves it on the disk, to be looked at.
+    /// Keeps the directory after the test.
     pub fn keep(mut self) -> PathBuf {
         self.home.disable_cleanup(true);
         self.file()
     }
 }
 
-/// The recorder, built once.
+/// Builds the recorder once.
 fn library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("recorder.so");
-        // Aside first: another test process may have it loaded.
+        // Built aside and renamed: another test process may have it loaded.
         let aside = library.with_extension(std::process::id().to_string());
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/power/recorder.c");
         let built = Command::new("cc")

@@ -1,20 +1,19 @@
-/* Preloaded under the daemon: writes every change below one directory into a record, and makes
- * calls fail when it is told to.
+/* Preloaded into the daemon. Records every change below one directory, and makes calls fail on
+ * request.
  *
  *   POWER_DIR      the directory, absolute and without symbolic links
- *   POWER_RECORD   the record, a file that is appended to; the test appends its own marks to it
+ *   POWER_RECORD   the record, which is appended to; the test appends its own marks
  *   POWER_CONTROL  a file of 32-bit numbers, shared with the test; see `struct control`
  *
- * One lock is held from before a call until its entry is in the record, and an entry is appended
- * in one write. So the record is a total order: what an fsync covers is what stands before it,
- * and whoever was answered because of an entry can only mark that behind it.
+ * A lock is held from before a call until its entry is in the record, and an entry is appended in one
+ * write. So the record is a total order: an fsync covers the entries before it, and a mark that is a
+ * consequence of an entry comes after it.
  *
- * Nor does the process end between a call and its entry: the next one would find on disk what the
- * record lacks, and build on it. An exit takes the lock; and a test that kills asks for `hold` and
- * waits until nothing is `busy`.
+ * The process must not end between a call and its entry: the next one would build on a change that the
+ * record lacks. An exit takes the lock. A test that kills sets `hold` and waits until `busy` is 0.
  *
- * There is no table of open files. Each call asks the kernel which file its descriptor is, which
- * costs a microsecond and cannot go wrong. */
+ * There is no table of open files: each call asks the kernel for the file of its descriptor, which
+ * costs a microsecond. */
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,26 +32,26 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* Each countdown is 0 when it is off, and acts when it falls from 1. */
+/* A countdown is off at 0 and acts when it falls from 1. */
 struct control {
     uint32_t kill;      /* changes until the process is killed */
     uint32_t fsync;     /* fsyncs until one fails */
     uint32_t write;     /* writes until one fails */
     uint32_t error;     /* the errno to fail with */
-    uint32_t lasting;   /* not 0: all that follow fail too */
-    uint32_t partial;   /* not 0: a failing write writes half before, and the next one fails */
-    uint32_t failed;    /* calls that were made to fail */
-    uint32_t bad_inode; /* not 0: the page at `bad_at` of that file cannot be read */
+    uint32_t lasting;   /* not 0: all later calls fail too */
+    uint32_t partial;   /* not 0: a failing write writes half, and the next one fails */
+    uint32_t failed;    /* the number of failed calls */
+    uint32_t bad_inode; /* not 0: the page at `bad_at` of this file is unreadable */
     uint32_t bad_at;
     uint32_t read;      /* reads until one fails */
-    uint32_t busy;      /* a call is made and not in the record yet */
-    uint32_t hold;      /* not 0: no further call is made */
+    uint32_t busy;      /* a call is in progress and not recorded yet */
+    uint32_t hold;      /* not 0: calls wait */
 };
 
 struct entry {
     uint8_t kind;
     uint8_t unused[3];
-    uint32_t path, path2;       /* their lengths; they follow, then the data */
+    uint32_t path, path2;       /* lengths; the paths follow, then the data */
     uint32_t data;
     uint64_t inode, offset;
 };
@@ -74,7 +73,7 @@ __attribute__((constructor)) static void begin(void) {
     int fd = syscall(SYS_openat, AT_FDCWD, shared, O_RDWR | O_CLOEXEC, 0);
     void *at = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (at != MAP_FAILED) control = at;
-    /* One that was killed at its entry has left it. */
+    /* A process that was killed in a call left it set. */
     control->busy = 0;
     syscall(SYS_close, fd);
 }
@@ -84,7 +83,7 @@ static int below(const char *path) {
         && (path[dir_length] == '/' || path[dir_length] == 0);
 }
 
-/* The path of what `path` means to a call with `at`; 0 if it is not below the directory. */
+/* Resolves `path` relative to `at`; 0 if it is not below the directory. */
 static int named(int at, const char *path, char *full) {
     if (record < 0) return 0;
     if (path[0] == '/') {
@@ -102,7 +101,7 @@ static int named(int at, const char *path, char *full) {
     return below(full);
 }
 
-/* Whether a descriptor is of a file or directory below ours, and which. */
+/* Whether a descriptor is a file or directory below ours, and its inode. */
 static int ours(int fd, uint64_t *inode) {
     struct stat at;
     char link[64], full[PATH_MAX];
@@ -128,7 +127,7 @@ static void append(char kind, uint64_t inode, const char *path, const char *path
     errno = before;
 }
 
-/* Whether the call that counts down here is to fail. */
+/* Counts down; whether this call must fail. */
 static int fails(uint32_t *countdown) {
     if (!*countdown) return 0;
     if (*countdown > 1) return --*countdown, 0;
@@ -166,7 +165,7 @@ __attribute__((noreturn)) void _exit(int code) {
     __builtin_unreachable();
 }
 
-/* Opening: what it made, and what it cut. */
+/* Opening: records a creation or truncation. */
 static int opened(int at, const char *path, int flags, mode_t mode) {
     char full[PATH_MAX];
     if (!(flags & (O_CREAT | O_TRUNC)) || !named(at, path, full))
@@ -190,7 +189,7 @@ int open64(const char *p, int flags, ...) { MODE(flags) return opened(AT_FDCWD, 
 int openat(int at, const char *p, int flags, ...) { MODE(flags) return opened(at, p, flags, mode); }
 int openat64(int at, const char *p, int flags, ...) { MODE(flags) return opened(at, p, flags, mode); }
 
-/* Writing. An offset below 0 means where the descriptor stands. */
+/* Writing. A negative offset means the position of the descriptor. */
 static ssize_t written(int fd, const struct iovec *parts, int count, off_t offset) {
     uint64_t inode;
     if (!ours(fd, &inode))
@@ -254,7 +253,7 @@ int ftruncate(int fd, off_t length) {
 }
 int ftruncate64(int fd, off_t length) { return ftruncate(fd, length); }
 
-/* Only its usual form, which makes a file longer. */
+/* Only the mode that extends a file. */
 int fallocate(int fd, int mode, off_t offset, off_t length) {
     uint64_t inode;
     struct stat is;
@@ -269,7 +268,7 @@ int fallocate64(int fd, int mode, off_t o, off_t length) { return fallocate(fd, 
 int posix_fallocate(int fd, off_t o, off_t length) { return fallocate(fd, 0, o, length) ? errno : 0; }
 int posix_fallocate64(int fd, off_t o, off_t length) { return posix_fallocate(fd, o, length); }
 
-/* A failed fsync is in the record too: what it should have covered may never reach the disk. */
+/* A failed fsync is recorded too: its data may never reach the disk. */
 static int synced(int fd, long call) {
     uint64_t inode;
     if (!ours(fd, &inode)) return syscall(call, fd);
@@ -281,7 +280,7 @@ static int synced(int fd, long call) {
 int fsync(int fd) { return synced(fd, SYS_fsync); }
 int fdatasync(int fd) { return synced(fd, SYS_fdatasync); }
 
-/* Reading is not recorded, it only fails. An offset below 0 means where the descriptor stands. */
+/* Reads are not recorded; they only fail. A negative offset means the position of the descriptor. */
 static ssize_t got(int fd, void *data, size_t length, off_t offset) {
     uint64_t inode;
     if (control->read && ours(fd, &inode)) {
@@ -293,7 +292,7 @@ static ssize_t got(int fd, void *data, size_t length, off_t offset) {
     if (control->bad_inode && ours(fd, &inode)) {
         off_t at = offset < 0 ? lseek(fd, 0, SEEK_CUR) : offset, bad = control->bad_at;
         if ((uint32_t)inode == control->bad_inode && at < bad + 4096 && at + (off_t)length > bad) {
-            /* As the kernel does: what stands before it is given first. */
+            /* Like the kernel, return the bytes before the bad page first. */
             if (at >= bad) return control->failed++, errno = control->error, -1;
             length = bad - at;
         }
@@ -339,7 +338,7 @@ int rename(const char *from, const char *to) { return renamed(AT_FDCWD, from, AT
 int renameat(int a, const char *from, int b, const char *to) { return renamed(a, from, b, to, 0); }
 int renameat2(int a, const char *from, int b, const char *to, unsigned f) { return renamed(a, from, b, to, f); }
 
-/* What nobody here knows how to replay must not pass unseen. */
+/* Calls that the test cannot replay abort. */
 void *mmap64(void *at, size_t length, int prot, int flags, int fd, off_t offset) {
     uint64_t inode;
     if (fd >= 0 && (flags & MAP_SHARED) && (prot & PROT_WRITE) && ours(fd, &inode)) abort();

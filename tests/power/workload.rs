@@ -1,4 +1,4 @@
-//! What goes on while it is recorded. Another workload: a variant, and what is particular to it.
+//! The recorded workloads. A new workload is a variant of [`Workload`].
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,25 +7,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{Value, json};
 
 use super::disk::{Disk, files};
-use super::older::take_back;
+use super::older::downgrade;
 use super::record::{Control, Entry, MARK, Mark, Recording, entries};
 use super::support::{Behaviour, Daemon, client, wait_until};
 use super::world::{Mood, Witness, start, value};
 
 const WRITERS: u64 = 8;
 
-/// A kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
-    /// Small values over and over on a few keys, so that the log is reused; kill -9 and restart.
+    /// Small values on a few keys, so that the log is reused; kill -9 and restarts.
     Churn,
     /// Values up to 300 KiB, a replica that fails every fourth first attempt, and dead letters.
     Large,
-    /// Eventual and strong writes, a replica that goes and comes back; clean restarts.
+    /// Eventual and strong writes, a replica that goes down and comes back, and clean restarts.
     Strong,
-    /// A start on a store of this older format with tasks in it, and writes after it.
+    /// A start on a store of this older format that contains tasks, then writes.
     Migration(u32),
-    /// A backlog that is drained, so that the store is rewritten amid traffic, with tasks that wait.
+    /// A backlog is drained, so that the store is compacted during traffic, with pending tasks.
     Rewrite,
 }
 
@@ -38,7 +37,7 @@ impl Workload {
         }
     }
 
-    /// So many writes are accepted in each life of the daemon.
+    /// The number of writes in each life of the daemon.
     fn lives(self) -> &'static [u64] {
         match self {
             Self::Churn => &[900, 900, 900],
@@ -85,8 +84,8 @@ impl Workload {
         })
     }
 
-    /// What was held back comes through.
-    fn mood_in_the_end(self, replica: usize) -> Mood {
+    /// The mood while the backlog is drained at the end.
+    fn final_mood(self, replica: usize) -> Mood {
         if self == Self::Rewrite { Arc::new(|_, _| Behaviour::Apply) } else { self.mood(replica) }
     }
 
@@ -129,16 +128,15 @@ pub fn args(max_retries: &str) -> [&str; 12] {
     ]
 }
 
-/// A record of a workload.
 pub struct Recorded {
     pub recording: Arc<Recording>,
-    /// From this entry on a power cut makes an image.
+    /// The first entry at which the power may be cut.
     pub begin: usize,
-    /// What the workload is about, where that is a small part of it.
-    pub amid: Range<usize>,
+    /// The entries that the workload is about, if they are a small part of the record.
+    pub focus: Range<usize>,
 }
 
-/// Records one run of a workload; it is complete, or this panics.
+/// Records one run of a workload. Panics if the record is incomplete.
 pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Recorded {
     let recording = Arc::new(Recording::new());
     for (n, witness) in world.iter().enumerate() {
@@ -153,7 +151,7 @@ pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Rec
     let mut begin = 0;
     if let Workload::Migration(format) = workload {
         leave_backlog(workload, world, &recording, &numbers).await;
-        take_back(&recording.data_dir(), format);
+        downgrade(&recording.data_dir(), format);
         begin = recording.adopt();
     }
     if workload == Workload::Rewrite {
@@ -169,7 +167,7 @@ pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Rec
         {
             world[2].replica.stop();
         }
-        // By whoever posts that one, so that there is enough left to be killed amid.
+        // The kill is armed by the writer of this write, so that writes are still in flight.
         let kill_at = (workload == Workload::Churn && !is_last).then_some(until - writes / 3);
         let writers = start_writers(workload, &daemon, world, &recording, &numbers, until, kill_at);
         if kill_at.is_some() {
@@ -199,23 +197,23 @@ pub async fn record(workload: Workload, world: &[Witness], barrier: bool) -> Rec
         daemon.restart().await;
     }
     for witness in world {
-        witness.behave(Some(Arc::clone(&recording)), workload.mood_in_the_end(witness.number));
+        witness.behave(Some(Arc::clone(&recording)), workload.final_mood(witness.number));
     }
     daemon.until_drained().await;
     assert!(daemon.terminate().await.success());
     for witness in world {
         assert_eq!(witness.wrongs(), Vec::<String>::new());
     }
-    missed_nothing(&recording);
-    let amid = match workload {
+    is_complete(&recording);
+    let focus = match workload {
         Workload::Migration(_) => begin..started,
         Workload::Rewrite => rewrite(&entries(&recording.bytes())),
         _ => 0..0,
     };
-    Recorded { recording, begin, amid }
+    Recorded { recording, begin, focus }
 }
 
-/// Leaves a data directory behind, unrecorded, with writes that a replica is to have still.
+/// Creates a data directory, without recording it, that has pending deliveries for a replica.
 async fn leave_backlog(
     workload: Workload,
     world: &[Witness],
@@ -235,8 +233,8 @@ async fn leave_backlog(
     world[2].replica.come_back().await;
 }
 
-/// Lets the backlog of the replica that is away be drained, and sees the store rewritten. The
-/// writers go on meanwhile.
+/// Lets the backlog of the stopped replica drain during traffic, and waits until the store is
+/// compacted.
 async fn until_rewritten(daemon: &Daemon, world: &[Witness], numbers: &AtomicU64, until: u64) {
     wait_until("there is a backlog", || async {
         (numbers.load(Ordering::Relaxed) > until / 2).then_some(())
@@ -249,15 +247,15 @@ async fn until_rewritten(daemon: &Daemon, world: &[Witness], numbers: &AtomicU64
     .await;
 }
 
-/// From the first change of a fresh store to the last removal of an old one.
+/// The entries from the creation of the new store to the removal of the old one.
 fn rewrite(entries: &[Entry<'_>]) -> Range<usize> {
     let fresh = entries.iter().position(|entry| entry.path.ends_with("/store-000002.new"));
     let old = entries.iter().rposition(|entry| entry.path.contains("/store-000001"));
     fresh.unwrap()..old.unwrap()
 }
 
-/// Post until `numbers` has come to `until`, or the daemon is gone. At `kill_at` it is told to die
-/// a few changes later.
+/// Writers that post until `numbers` reaches `until` or the daemon has ended. The writer of number
+/// `kill_at` arms a kill a few changes later.
 pub fn start_writers(
     workload: Workload,
     daemon: &Daemon,
@@ -295,8 +293,8 @@ pub fn start_writers(
     (0..WRITERS).map(|_| tokio::spawn(write())).collect()
 }
 
-/// A record from which the disk as it is now can be made has missed nothing.
-fn missed_nothing(recording: &Recording) {
+/// Checks that the record reproduces the current contents of the disk.
+fn is_complete(recording: &Recording) {
     let bytes = recording.bytes();
     let mut disk = Disk::new(&recording.data_dir());
     for entry in entries(&bytes).iter().filter(|entry| entry.kind != MARK) {
@@ -307,6 +305,6 @@ fn missed_nothing(recording: &Recording) {
     let (made, real) = (files(again.path()), files(&recording.data_dir()));
     assert!(made.keys().eq(real.keys()), "{:?} {:?}", made.keys(), real.keys());
     for (path, bytes) in &real {
-        assert!(made[path] == *bytes, "the record misses something that was done to {path}");
+        assert!(made[path] == *bytes, "the record lacks a change to {path}");
     }
 }

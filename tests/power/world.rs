@@ -1,4 +1,4 @@
-//! What is around the daemon: its replicas, which write down what they are told, and the values.
+//! The environment of the daemon: replicas that record their requests, and the values.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -8,13 +8,13 @@ use super::record::{Mark, Recording};
 use super::support::replica::Seen;
 use super::support::{Behaviour, Daemon, Replica, daemon};
 
-/// A value that shows where it is torn: its number, over and over.
+/// A value that repeats its number, so that a torn value is detected.
 pub fn value(n: u64, bytes: usize) -> String {
     let word = format!("<{n}>");
     word.repeat(1 + bytes / word.len())
 }
 
-/// The number in a value; `None` if it is torn.
+/// The number in a value, or `None` if it is torn.
 fn number(bytes: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(bytes).ok()?;
     let word = &text[..=text.find('>')?];
@@ -22,7 +22,6 @@ fn number(bytes: &[u8]) -> Option<u64> {
     word.trim_matches(['<', '>']).parse().ok().filter(|_| is_whole)
 }
 
-/// Three replicas.
 pub async fn world() -> Vec<Witness> {
     let mut world = Vec::new();
     for number in 0..3 {
@@ -31,7 +30,7 @@ pub async fn world() -> Vec<Witness> {
     world
 }
 
-/// Starts the daemon; what it says where it does not start.
+/// Starts the daemon. The error contains its log.
 pub async fn start(
     path: &Path,
     args: &[&str],
@@ -43,10 +42,10 @@ pub async fn start(
         .map_err(|status| format!("the daemon did not start ({status})\n{}", daemon::log(path)))
 }
 
-/// What a replica was told last of each key: the task, and the number of the value in it.
+/// The last write of each key at a replica: the task, and the number in its value.
 pub type Held = BTreeMap<String, (u64, Option<u64>)>;
 
-/// What a replica does with a request before it is applied.
+/// Decides how a replica answers a request; the number is that of the attempt.
 pub type Mood = Arc<dyn Fn(&Seen, u32) -> Behaviour + Send + Sync>;
 
 #[derive(Default)]
@@ -58,7 +57,7 @@ struct Book {
     wrongs: Vec<String>,
 }
 
-/// A replica with a book.
+/// A replica that records the writes it applies.
 pub struct Witness {
     pub replica: Replica,
     pub number: usize,
@@ -72,8 +71,7 @@ impl Witness {
         witness
     }
 
-    /// Follows `mood`, which is given the number of the attempt, and marks in `recording` what it
-    /// does.
+    /// Behaves as `mood` says, and marks it in `recording`.
     pub fn behave(&self, recording: Option<Arc<Recording>>, mood: Mood) {
         let (book, replica) = (Arc::clone(&self.book), self.number);
         self.replica.behave(move |seen| {
@@ -98,12 +96,12 @@ impl Witness {
         });
     }
 
-    /// A life of the daemon begins: older writes may come again, in order.
+    /// The daemon was restarted: older writes may be sent again, in order.
     pub fn next_life(&self) {
         self.book.lock().unwrap().newest.clear();
     }
 
-    /// Begins anew, with what it holds.
+    /// Resets the replica to this state.
     pub fn restore(&self, held: Held) {
         self.replica.forget();
         *self.book.lock().unwrap() = Book { held, ..Book::default() };
@@ -113,7 +111,7 @@ impl Witness {
         self.book.lock().unwrap().held.clone()
     }
 
-    /// What must not have come.
+    /// Requests that violate the order, and torn values.
     pub fn wrongs(&self) -> Vec<String> {
         self.book.lock().unwrap().wrongs.clone()
     }

@@ -19,7 +19,9 @@ use thiserror::Error;
 use url::Url;
 
 use crate::cli::admin::ConnectArgs;
-use crate::replica::{Peer, Tls, TlsError, install_crypto, never_written, wrong_certificate};
+use crate::replica::{
+    ClientTls, ClientTlsError, TlsPeer, certificate_problem, install_crypto, never_written,
+};
 use crate::text::{unmarked, without_bom};
 
 /// The largest answer that is read: a page of a thousand tasks with the longest keys and many
@@ -32,8 +34,8 @@ const CONNECTIONS_LOST: usize = 4;
 /// The variable that holds the token where no file does.
 const TOKEN_VARIABLE: &str = "REPLICATOR_TOKEN";
 
-const DAEMON: Peer =
-    Peer { name: "the daemon", authorities: "--ca-file", certificate: "--cert-file" };
+const DAEMON: TlsPeer =
+    TlsPeer { name: "the daemon", authorities: "--ca-file", certificate: "--cert-file" };
 
 /// Asks one daemon. Cheap to clone, clones share connections.
 #[derive(Clone, Debug)]
@@ -90,7 +92,7 @@ pub(super) enum SetupError {
     #[error("cannot read {file} ({flag}): {source}")]
     File { file: String, flag: &'static str, source: io::Error },
     #[error("{files}: {source}")]
-    Tls { files: String, source: TlsError },
+    Tls { files: String, source: ClientTlsError },
     #[error("{given} needs {missing}: a certificate is shown with its key")]
     Half { given: &'static str, missing: &'static str },
     #[error("cannot set up the HTTP client: {source}")]
@@ -261,7 +263,7 @@ impl Client {
 
     fn unanswered(&self, error: &reqwest::Error, within: Duration) -> AskError {
         let url = self.url();
-        if let Some(why) = wrong_certificate(error, &DAEMON) {
+        if let Some(why) = certificate_problem(error, &DAEMON) {
             AskError::Certificate { url, why }
         } else if error.is_timeout() {
             AskError::TimedOut { url, within }
@@ -302,8 +304,8 @@ fn builder(args: &ConnectArgs) -> ClientBuilder {
 }
 
 /// Whom the daemon's certificate must come from, and what it is shown.
-fn tls(args: &ConnectArgs) -> Result<Tls, SetupError> {
-    let mut tls = Tls::default();
+fn tls(args: &ConnectArgs) -> Result<ClientTls, SetupError> {
+    let mut tls = ClientTls::default();
     if let Some(ca) = &args.ca_file {
         let refused =
             |source| SetupError::Tls { files: format!("{} (--ca-file)", ca.display()), source };

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::*;
 use crate::dispatcher::read_memory::ReadMemory;
 use crate::policy::Policy;
-use crate::replica::{self, Client, Tls, Tokens};
+use crate::replica::{self, ClientTls, ReplicaClient, ReplicaTokens};
 use crate::store::UptimeFile;
 use crate::traces::Tracer;
 
@@ -20,7 +20,7 @@ impl Core {
         health: watch::Sender<Health>,
         dir: &Path,
     ) -> Self {
-        let settings = replica::Settings {
+        let settings = replica::ClientSettings {
             node_id: "test".into(),
             request_timeout: Duration::from_secs(5),
             connection_age: Duration::from_secs(60),
@@ -28,7 +28,9 @@ impl Core {
             idle_replicas: 100,
         };
         let policy = Policy::new(None, None);
-        let client = Client::new(&settings, policy, Tls::default(), Tokens::default()).unwrap();
+        let client =
+            ReplicaClient::new(&settings, policy, ClientTls::default(), ReplicaTokens::default())
+                .unwrap();
         let attempts = Attempts {
             client,
             journal: Arc::clone(&journal),

@@ -1,24 +1,24 @@
-//! Which connection a request goes over, and when another one is made.
+//! Which connection carries a request, and when a new one is made.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Barrier;
 
 use super::*;
-use crate::replica::names::{Lookup, Times};
+use crate::replica::names::{Lookup, LookupTimes};
 
-/// What a replica does with the request `count` (from 0) of a connection.
+/// How a replica reacts to a request.
 #[derive(Clone, Copy)]
 enum Then {
     Answer(&'static str),
-    /// Reads the request and closes.
+    /// Reads the request and closes the connection.
     Close,
     Silence,
 }
 
+/// The reaction to request `count` (from 0) of a connection.
 type Script = fn(connection: usize, count: usize) -> Then;
 
-/// A replica that follows a script.
 struct Scripted {
     node: Node,
     requests: mpsc::UnboundedReceiver<(usize, Vec<u8>)>,
@@ -38,7 +38,7 @@ impl Scripted {
         Self { node, requests }
     }
 
-    /// The connections that requests have come over, in the order of the requests.
+    /// The connection numbers of all requests since the last call, in order.
     fn connections(&mut self) -> Vec<usize> {
         std::iter::from_fn(|| self.requests.try_recv().ok()).map(|(number, _)| number).collect()
     }
@@ -61,11 +61,11 @@ async fn follow(
     }
 }
 
-async fn attempt(client: &Client, node: &Node) -> AttemptOutcome {
+async fn attempt(client: &ReplicaClient, node: &Node) -> AttemptOutcome {
     client.send(node, &set("private-key", b"v"), None, NOW).await
 }
 
-async fn send(client: &Client, node: &Node) -> Verdict {
+async fn send(client: &ReplicaClient, node: &Node) -> Verdict {
     attempt(client, node).await.verdict
 }
 
@@ -76,22 +76,22 @@ fn is_ambiguous(outcome: &AttemptOutcome) {
 }
 
 #[tokio::test]
-async fn a_request_that_meets_the_end_of_an_idle_connection_is_repeated_on_a_new_one() {
+async fn a_request_over_a_closed_idle_connection_is_repeated_on_a_new_one() {
     let mut replica =
         Scripted::start(|_, count| if count == 0 { Then::Answer(OK) } else { Then::Close }).await;
     let client = patient();
     for repeated in [false, true, false] {
         let outcome = attempt(&client, &replica.node).await;
         assert_eq!(outcome.verdict, Verdict::Delivered);
-        // The replica has read the first request, and may apply it after a newer write.
+        // The replica has read the first request and may apply it after a newer write.
         assert_eq!(outcome.ambiguous, repeated);
     }
-    // The repeat's own connection is not used again.
+    // The connection of the repeat is not reused.
     assert_eq!(replica.connections(), [0, 0, 1, 2]);
 }
 
 #[tokio::test]
-async fn a_new_connection_that_ends_without_an_answer_is_a_failure() {
+async fn a_new_connection_that_closes_without_an_answer_is_a_failure() {
     let mut replica = Scripted::start(|_, _| Then::Close).await;
     let client = patient();
     for _ in 0..3 {
@@ -101,7 +101,7 @@ async fn a_new_connection_that_ends_without_an_answer_is_a_failure() {
 }
 
 #[tokio::test]
-async fn a_new_connection_that_ends_is_a_failure_also_where_others_have_served() {
+async fn a_new_connection_that_closes_is_a_failure_even_if_others_have_served() {
     const CLOSING: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     let script: Script = |connection, _| match connection {
         0 => Then::Answer(CLOSING),
@@ -115,7 +115,7 @@ async fn a_new_connection_that_ends_is_a_failure_also_where_others_have_served()
 }
 
 #[tokio::test]
-async fn a_request_is_repeated_once_and_the_failure_of_the_repeat_counts() {
+async fn a_request_is_repeated_once_and_a_failed_repeat_is_a_failure() {
     let script: Script = |connection, count| match (connection, count) {
         (0, 0) => Then::Answer(OK),
         _ => Then::Close,
@@ -128,7 +128,7 @@ async fn a_request_is_repeated_once_and_the_failure_of_the_repeat_counts() {
 }
 
 #[tokio::test]
-async fn a_repeat_that_cannot_connect_leaves_it_open_whether_the_first_request_was_applied() {
+async fn a_repeat_that_cannot_connect_leaves_the_first_request_ambiguous() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let node = Node::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
     let replica = tokio::spawn(async move {
@@ -146,8 +146,8 @@ async fn a_repeat_that_cannot_connect_leaves_it_open_whether_the_first_request_w
     replica.await.unwrap();
 }
 
-/// All wait for each other, so that each has a connection of its own.
-async fn together(count: usize, client: &Client, node: &Node) {
+/// Sends `count` attempts at the same time, so that each has its own connection.
+async fn together(count: usize, client: &ReplicaClient, node: &Node) {
     let barrier = Arc::new(Barrier::new(count));
     let sends = (0..count).map(|_| {
         let (client, node, barrier) = (client.clone(), node.clone(), Arc::clone(&barrier));
@@ -162,8 +162,8 @@ async fn together(count: usize, client: &Client, node: &Node) {
 }
 
 #[tokio::test]
-async fn connections_from_before_a_silence_are_not_used_again() {
-    // The first of each is answered; those of the connections made before the silence are not.
+async fn connections_older_than_a_timeout_are_not_reused() {
+    // Connections with a lower number never answer again.
     static MADE_BEFORE: AtomicUsize = AtomicUsize::new(usize::MAX);
     let script: Script = |connection, _| {
         let dead = connection < MADE_BEFORE.load(Ordering::SeqCst);
@@ -187,16 +187,16 @@ async fn connections_from_before_a_silence_are_not_used_again() {
     assert!(after.iter().all(|connection| *connection > before), "{before}: {after:?}");
 }
 
-fn aged(age: Duration) -> Client {
-    let settings = Settings { connection_age: age, ..settings(Duration::from_secs(120)) };
-    let (policy, tls) = (Policy::new(None, None), Tls::default());
-    Client::new(&settings, policy, tls, Tokens::default()).unwrap()
+fn aged(age: Duration) -> ReplicaClient {
+    let settings = ClientSettings { connection_age: age, ..settings(Duration::from_secs(120)) };
+    let (policy, tls) = (Policy::new(None, None), ClientTls::default());
+    ReplicaClient::new(&settings, policy, tls, ReplicaTokens::default()).unwrap()
 }
 
 #[tokio::test]
-async fn a_connection_is_replaced_at_its_age() {
+async fn a_connection_is_replaced_at_its_maximum_age() {
     let mut replica = Scripted::start(|_, _| Then::Answer(OK)).await;
-    // The age is over by the next request, whatever the machine does.
+    // 1 ns has always passed by the next request.
     for (age, connections) in [(Duration::from_nanos(1), [0, 1, 2]), (Duration::ZERO, [3, 3, 3])] {
         let client = aged(age);
         for _ in 0..3 {
@@ -207,31 +207,31 @@ async fn a_connection_is_replaced_at_its_age() {
 }
 
 #[tokio::test]
-async fn a_name_is_looked_up_again_when_its_connection_is_old() {
+async fn a_name_is_looked_up_again_when_its_connection_expires() {
     let replica = Scripted::start(|_, _| Then::Answer(OK)).await;
     let node = Node::parse(&replica.node.as_str().replace("127.0.0.1", "db.example")).unwrap();
     for (age, lookups) in [(Duration::from_nanos(1), 3), (Duration::ZERO, 1)] {
-        let asked = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&asked);
+        let calls = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&calls);
         let lookup = move |_: &str| {
             count.fetch_add(1, Ordering::SeqCst);
             Ok(vec!["127.0.0.1".parse().unwrap()])
         };
-        let settings = Settings { connection_age: age, ..settings(Duration::from_secs(120)) };
-        let (policy, tls, tokens) = (Policy::new(None, None), Tls::default(), Tokens::default());
-        // No lookup is answered from the cache.
-        let uncached = Times { fresh: Duration::ZERO, ..Times::default() };
-        let resolving: (Lookup, Times) = (Arc::new(lookup), uncached);
-        let client = Client::resolving(&settings, policy, tls, tokens, resolving).unwrap();
+        let settings = ClientSettings { connection_age: age, ..settings(Duration::from_secs(120)) };
+        let (policy, tls, tokens) =
+            (Policy::new(None, None), ClientTls::default(), ReplicaTokens::default());
+        let uncached = LookupTimes { fresh: Duration::ZERO, ..LookupTimes::default() };
+        let resolving: (Lookup, LookupTimes) = (Arc::new(lookup), uncached);
+        let client = ReplicaClient::resolving(&settings, policy, tls, tokens, resolving).unwrap();
         for _ in 0..3 {
             assert_eq!(send(&client, &node).await, Verdict::Delivered);
         }
-        assert_eq!(asked.load(Ordering::SeqCst), lookups, "{age:?}");
+        assert_eq!(calls.load(Ordering::SeqCst), lookups, "{age:?}");
     }
 }
 
 #[tokio::test]
-async fn answers_with_headers_that_others_read_are_read() {
+async fn answers_with_malformed_headers_are_accepted() {
     for header in [
         "X-Folded: one\r\n two\r\n\tthree",
         "X-Space : before the colon",
@@ -250,7 +250,7 @@ async fn answers_with_headers_that_others_read_are_read() {
     }
 }
 
-/// Reads requests slowly: a piece of the body each 20 ms.
+/// A replica that reads the body in `pieces`, one every 20 ms.
 async fn slow_reader(pieces: usize) -> (Node, mpsc::UnboundedReceiver<(String, usize)>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let node = Node::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
@@ -280,7 +280,7 @@ fn large(bytes: usize) -> Task {
 }
 
 #[tokio::test]
-async fn a_large_value_may_take_longer_than_the_timeout_as_long_as_it_makes_progress() {
+async fn a_large_value_may_take_longer_than_the_timeout_while_it_makes_progress() {
     let (node, mut seen) = slow_reader(150).await;
     let verdict =
         client(Duration::from_secs(1)).send(&node, &large(2 << 20), None, NOW).await.verdict;
@@ -303,7 +303,7 @@ async fn a_large_value_arrives_whole() {
 }
 
 #[tokio::test]
-async fn a_replica_that_stops_reading_a_large_value_fails_in_bounded_time() {
+async fn a_replica_that_stops_reading_a_large_value_times_out() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let node = Node::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
     let client = client(Duration::from_millis(200));

@@ -1,10 +1,10 @@
-//! Any bytes as rows, and rows of anything that can be stored.
+//! Fuzz target: arbitrary bytes as rows, and the rows of arbitrary values.
 
 #![allow(
     clippy::panic,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a target says by a panic what does not hold"
+    reason = "a target fails by panicking"
 )]
 
 use bytes::Bytes;
@@ -23,19 +23,19 @@ use crate::task::{
 
 pub(crate) use super::tools::dump::fuzzing::import;
 
-/// What is no row is refused, whatever it is; what was encoded is decoded to the same; and a row that
-/// was changed anywhere, or lies elsewhere, is not taken for one. The first byte says which of them.
+/// Invalid rows are rejected, encoded values are decoded unchanged, and a row is rejected if any
+/// byte of it or its place changes. The first byte of the input selects the check.
 pub(crate) fn rows(data: &[u8]) {
     let mut input = Input::new(data);
     match input.below(4) {
         0 => any_bytes(input.rest()),
-        1 => a_task(&mut input),
-        2 => beside_a_task(&mut input),
-        _ => changed(&mut input),
+        1 => task_round_trip(&mut input),
+        2 => other_rows_round_trip(&mut input),
+        _ => changed_row(&mut input),
     }
 }
 
-/// As rows, and as payloads, for which a checksum was right.
+/// `bytes` as a row, and as the payload of a row with a correct checksum.
 fn any_bytes(bytes: &[u8]) {
     let id = TaskId(7);
     let (key, row) = bytes.split_at(bytes.len().min(8));
@@ -64,10 +64,10 @@ fn any_bytes(bytes: &[u8]) {
             DeadLetter { cause: Cause::GaveUp, failures: 1, error: "".into(), since: Timestamp(0) };
         let entries: Vec<_> =
             read.into_iter().map(|entry| entry.unwrap_or(Progress::Dead(letter.clone()))).collect();
-        progress_comes_back(&entries);
+        progress_round_trip(&entries);
     }
     if let Some(letter) = rows::read_dead_letter(bytes) {
-        letter_comes_back(&letter);
+        letter_round_trip(&letter);
     }
     if let Some(row) = rows::read_replica(bytes) {
         assert_eq!(rows::read_replica(&rows::replica(&row).unwrap()), Some(row));
@@ -77,7 +77,7 @@ fn any_bytes(bytes: &[u8]) {
     }
 }
 
-/// Whether the parts of a stream add up to what its head says.
+/// Whether the parts of a stream add up to the lengths in its head.
 fn is_whole(head: &Head<'_>) -> bool {
     let Some(stream) = head.envelope.checked_add(head.value) else { return false };
     let chunks = head.chunks();
@@ -103,8 +103,7 @@ fn of_header(header: Header) -> Task {
     }
 }
 
-/// A task goes into its rows and comes out of them.
-fn a_task(input: &mut Input<'_>) {
+fn task_round_trip(input: &mut Input<'_>) {
     let mut task = Task {
         id: TaskId(input.number()),
         key: input.text().repeat(1 + input.below(20)),
@@ -124,7 +123,7 @@ fn a_task(input: &mut Input<'_>) {
         .flag()
         .then(|| Idempotency { key: input.text().into(), fingerprint: [input.byte(); 16] });
     let idempotency = idempotency.as_ref();
-    // Around the edges of the chunks, wherever the envelope ends.
+    // Lengths near the edges of the chunks.
     let envelope = Stream::of(&task, idempotency).unwrap().envelope().len();
     let edge = rows::HEAD_BYTES + rows::CHUNK_BYTES * input.below(4);
     let length = (edge.saturating_sub(envelope) + input.below(9)).saturating_sub(4);
@@ -144,7 +143,7 @@ fn a_task(input: &mut Input<'_>) {
         let key = keys::of_chunk(task.id, number);
         let row = rows::seal(Tree::Values, &key, &chunk);
         read.extend_from_slice(rows::chunk(&key, &row, &head, chunks).unwrap());
-        // Not that of another length, though its checksum is right.
+        // A chunk of another length is rejected although its checksum is correct.
         let cut = rows::seal(Tree::Values, &key, &chunk[1..]);
         assert!(rows::chunk(&key, &cut, &head, chunks).is_err());
         chunks += 1;
@@ -157,12 +156,11 @@ fn a_task(input: &mut Input<'_>) {
     assert_eq!(value, task.value);
 }
 
-/// What is known of replicas, of what they have had, and of idempotency keys, goes into rows and
-/// comes out of them.
-fn beside_a_task(input: &mut Input<'_>) {
+/// Round trips of progress, dead letters, replicas and idempotency keys.
+fn other_rows_round_trip(input: &mut Input<'_>) {
     let entries: Vec<_> = (0..1 + input.below(70)).map(|_| progress(input)).collect();
-    progress_comes_back(&entries);
-    letter_comes_back(&letter(input));
+    progress_round_trip(&entries);
+    letter_round_trip(&letter(input));
     let row = ReplicaRow {
         paused_since: input.flag().then(|| Timestamp(input.size())),
         renamed_to: input.flag().then(|| Node::from_normal(&input.text())),
@@ -213,8 +211,8 @@ fn letter(input: &mut Input<'_>) -> DeadLetter {
     }
 }
 
-/// But for the texts of errors, of which the beginning comes back.
-fn progress_comes_back(entries: &[Progress]) {
+/// Progress is read back unchanged, except that error texts may be cut.
+fn progress_round_trip(entries: &[Progress]) {
     let payload = rows::progress(entries).unwrap();
     let read = rows::read_progress(&payload).unwrap();
     assert_eq!(read.len(), entries.len());
@@ -241,7 +239,7 @@ fn text_of(entry: &Progress) -> &str {
     }
 }
 
-fn letter_comes_back(letter: &DeadLetter) {
+fn letter_round_trip(letter: &DeadLetter) {
     let payload = rows::dead_letter(letter).unwrap();
     assert!(payload.len() <= 1100, "{} bytes", payload.len());
     let read = rows::read_dead_letter(&payload).unwrap();
@@ -249,9 +247,8 @@ fn letter_comes_back(letter: &DeadLetter) {
     assert_eq!(DeadLetter { error: letter.error.clone(), ..read }, *letter);
 }
 
-/// A byte of the row, of its key or of its tree is another: a burst of eight bits, which the checksum
-/// cannot miss.
-fn changed(input: &mut Input<'_>) {
+/// Changes one byte of the row, its key or its tree. CRC-32 detects every burst of eight bits.
+fn changed_row(input: &mut Input<'_>) {
     let tree = TREES[input.below(TREES.len())];
     let (at, flip) = (usize::try_from(input.size() % 4096).unwrap_or(0), input.byte().max(1));
     let id = TaskId(input.number());

@@ -1,18 +1,17 @@
-//! Any text as the lines of an import.
+//! Fuzz target: any text as the lines of an import.
 
-#![allow(clippy::panic, reason = "that is how a target says what does not hold")]
+#![allow(clippy::panic, reason = "a target fails by panicking")]
 
 use serde::{Deserialize, Serialize};
 
 use super::lines;
 use crate::task::Operation;
 
-/// What is taken from a line keeps the rules of what is stored, and is written as a line that is
-/// taken for the same.
+/// An imported line has the properties of a stored task, and is exported as an equal line.
 pub(crate) fn import(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     for line in text.lines().take(16) {
-        if let Some(read) = taken(line, lines::task) {
+        if let Some(read) = import_line(line, lines::task) {
             let (task, progress) = &read;
             assert!(!matches!(&*task.key, "" | "." | ".."));
             assert!(!task.replicas.is_empty() && task.replicas.len() == progress.len());
@@ -21,23 +20,26 @@ pub(crate) fn import(data: &[u8]) {
             }
             assert!(task.operation == Operation::Set || task.value.is_empty());
             if let Some(trace) = &task.trace {
-                // What a request for it carries.
+                // The headers of its requests.
                 let sent = trace.parent.bytes().chain(trace.state.iter().flat_map(|s| s.bytes()));
                 assert!(sent.into_iter().all(|byte| (0x20..0x7f).contains(&byte)), "{trace:?}");
             }
-            assert_eq!(again(&lines::line(task, progress), lines::task), read);
+            assert_eq!(round_trip(&lines::line(task, progress), lines::task), read);
         }
-        if let Some(read) = taken(line, lines::replica) {
-            assert_eq!(again(&lines::replica_line(&read.0, &read.1), lines::replica), read);
+        if let Some(read) = import_line(line, lines::replica) {
+            assert_eq!(round_trip(&lines::replica_line(&read.0, &read.1), lines::replica), read);
         }
-        if let Some(read) = taken(line, lines::key) {
+        if let Some(read) = import_line(line, lines::key) {
             assert!((1..=255).contains(&read.0.len()));
-            assert_eq!(again(&lines::key_line(&read.0, &read.1), lines::key), read);
+            assert_eq!(round_trip(&lines::key_line(&read.0, &read.1), lines::key), read);
         }
     }
 }
 
-fn taken<'a, L: Deserialize<'a>, T>(line: &'a str, read: fn(L) -> Result<T, String>) -> Option<T> {
+fn import_line<'a, L: Deserialize<'a>, T>(
+    line: &'a str,
+    read: fn(L) -> Result<T, String>,
+) -> Option<T> {
     match read(serde_json::from_str(line).ok()?) {
         Ok(read) => Some(read),
         Err(why) => {
@@ -47,11 +49,11 @@ fn taken<'a, L: Deserialize<'a>, T>(line: &'a str, read: fn(L) -> Result<T, Stri
     }
 }
 
-fn again<L: Serialize + for<'a> Deserialize<'a>, T>(
+fn round_trip<L: Serialize + for<'a> Deserialize<'a>, T>(
     line: &L,
     read: fn(L) -> Result<T, String>,
 ) -> T {
-    let Ok(text) = serde_json::to_string(line) else { panic!("a line cannot be written") };
+    let Ok(text) = serde_json::to_string(line) else { panic!("a line cannot be serialized") };
     match serde_json::from_str(&text).map_err(|why| why.to_string()).and_then(read) {
         Ok(read) => read,
         Err(why) => panic!("{text}: {why}"),
