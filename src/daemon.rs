@@ -340,7 +340,7 @@ fn engine_settings(config: &Config) -> engine::Settings {
 }
 
 fn trace_settings(config: &Config) -> Option<traces::Settings> {
-    let config::Traces { endpoint, ratio } = config.traces.clone()?;
+    let config::TraceConfig { endpoint, ratio } = config.traces.clone()?;
     Some(traces::Settings { endpoint, ratio, node_id: config.listen.node_id.clone() })
 }
 
