@@ -29,15 +29,16 @@ use admin::{
 /// and stops it, a second one stops it at once. SIGHUP reloads the files of tokens, certificates
 /// and rules.
 ///
-/// TIME is a duration such as 250ms, 2s or 1h, at most 24h unless stated otherwise. SIZE is a
-/// number of bytes such as 4096, 64KiB or 1GiB. An environment variable that is empty counts as
-/// unset.
+/// TIME is a duration such as 250ms, 2s or 1h; the maximum is 24h unless stated otherwise, 0s is
+/// valid only where stated. SIZE is a number of bytes such as 4096, 64KiB or 1GiB. An empty
+/// environment variable counts as unset.
 #[derive(Debug, Parser)]
 #[command(
     name = "replicator",
     version,
     max_term_width = 100,
-    args_conflicts_with_subcommands = true
+    args_conflicts_with_subcommands = true,
+    after_long_help = DAEMON_EXIT_CODES
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -95,12 +96,18 @@ pub enum Command {
     DemoReplica(DemoReplicaArgs),
 }
 
+const DAEMON_EXIT_CODES: &str = "\
+Exit codes of the daemon:
+  0  drained
+  1  not started, store failure, or stopped by a second signal
+  2  invalid arguments";
+
 const STATUS_EXIT_CODES: &str = "\
 Exit codes:
   0  healthy
   1  no valid answer from the daemon
   2  invalid arguments
-  3  degraded: the daemon reports it, or a replica lags, is paused, does not answer or has dead letters
+  3  degraded, or a replica lags, is paused, does not answer or has dead letters
   4  unhealthy: the daemon accepts no writes";
 
 const BARRIER_EXIT_CODES: &str = "\
@@ -231,6 +238,8 @@ pub struct DemoReplicaArgs {
 #[derive(Clone, Debug, Args)]
 pub struct DaemonArgs {
     #[command(flatten)]
+    pub storage: StorageArgs,
+    #[command(flatten)]
     pub listener: ListenerArgs,
     #[command(flatten)]
     pub access: AccessArgs,
@@ -245,9 +254,34 @@ pub struct DaemonArgs {
     #[command(flatten)]
     pub replicas: ReplicaArgs,
     #[command(flatten)]
-    pub storage: StorageArgs,
-    #[command(flatten)]
     pub process: ProcessArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Storage")]
+pub struct StorageArgs {
+    /// Directory that keeps accepted writes until they are settled
+    #[arg(
+        long,
+        env = "REPLICATOR_DATA_DIR",
+        value_name = "DIR",
+        default_value = "./replicator-data"
+    )]
+    pub data_dir: PathBuf,
+
+    /// Minimum free space on the disk of the data directory. Below it new writes are refused and
+    /// deliveries continue; 0B disables the check
+    #[arg(long, env = "REPLICATOR_MIN_FREE_DISK", value_name = "SIZE", default_value = "256MiB")]
+    pub min_free_disk: ByteSize,
+
+    /// Memory for accepted tasks until they are delivered. Other tasks are read back from disk,
+    /// in as much memory again
+    #[arg(long, env = "REPLICATOR_MEMORY_BUDGET", value_name = "SIZE", default_value = "64MiB")]
+    pub memory_budget: ByteSize,
+
+    /// Page cache of the store, 1MiB to 1TiB
+    #[arg(long, env = "REPLICATOR_STORE_CACHE", value_name = "SIZE", default_value = "64MiB")]
+    pub store_cache: ByteSize,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -332,7 +366,8 @@ pub struct RequestArgs {
     #[arg(long, env = "REPLICATOR_MAX_REPLICAS", value_name = "N", default_value = "64")]
     pub max_replicas: NonZeroUsize,
 
-    /// Memory for request bodies over 64KiB
+    /// Memory for request bodies over 64KiB; must hold the largest request, a little more than
+    /// twice --max-value-bytes
     #[arg(long, env = "REPLICATOR_REQUEST_MEMORY", value_name = "SIZE", default_value = "256MiB")]
     pub request_memory: ByteSize,
 
@@ -364,8 +399,8 @@ pub struct QueueArgs {
     #[arg(long, env = "REPLICATOR_QUEUE_MAX_BYTES", value_name = "SIZE", default_value = "1GiB")]
     pub queue_max_bytes: ByteSize,
 
-    /// How long a request waits for room in the queue before it is answered 503; at most 1024
-    /// requests wait
+    /// How long a request waits for room in the queue before it is answered 503, at most 1024
+    /// requests at a time; 0s answers at once
     #[arg(long, env = "REPLICATOR_QUEUE_WAIT", value_name = "TIME", default_value = "500ms", value_parser = duration)]
     pub queue_wait: Duration,
 
@@ -408,8 +443,8 @@ pub struct DeliveryArgs {
     #[arg(long, env = "REPLICATOR_MAX_RETRIES", value_name = "N", default_value_t = 3)]
     pub max_retries: u32,
 
-    /// Delay before the first retry; the delay before the n-th is n times as long, plus up to
-    /// 10 % jitter
+    /// Delay before the first retry. The delay before the n-th is n times as long, plus up to 10%
+    /// jitter
     #[arg(long, env = "REPLICATOR_RETRY_BASE", value_name = "TIME", default_value = "2s", value_parser = duration)]
     pub retry_base: Duration,
 
@@ -424,14 +459,14 @@ pub struct DeliveryArgs {
     pub retry_capacity: NonZeroUsize,
 
     /// How long a replica may still apply an attempt that had no response. If a newer write of
-    /// the key is delivered within that time, it is sent again at the end; 0s disables this
+    /// the key is delivered within that time, it is sent once more after it; 0s disables this
     #[arg(long, env = "REPLICATOR_SETTLE_AFTER", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub settle_after: Duration,
 
-    /// Consecutive failures that open the circuit breaker of a replica; more if it has often
-    /// failed before; 0 disables the breaker. While it is open, deliveries fail without being
-    /// sent, except for probes. A delivery that is given up opens it too if the replica answered
-    /// nothing meanwhile
+    /// Consecutive failures that open the circuit breaker of a replica, more for one that often
+    /// fails; 0 disables the breaker. While it is open only probes are sent, other deliveries fail
+    /// at once. A delivery that is given up also opens it if the replica answered nothing between
+    /// its attempts
     #[arg(long, env = "REPLICATOR_BREAKER_FAILURES", value_name = "N", default_value_t = 5)]
     pub breaker_failures: u32,
 
@@ -512,36 +547,9 @@ pub struct ReplicaArgs {
 }
 
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Storage")]
-pub struct StorageArgs {
-    /// Directory that keeps accepted writes until they are settled
-    #[arg(
-        long,
-        env = "REPLICATOR_DATA_DIR",
-        value_name = "DIR",
-        default_value = "./replicator-data"
-    )]
-    pub data_dir: PathBuf,
-
-    /// Minimum free space on the disk of the data directory. Below it new writes are refused and
-    /// deliveries continue; 0B disables the check
-    #[arg(long, env = "REPLICATOR_MIN_FREE_DISK", value_name = "SIZE", default_value = "256MiB")]
-    pub min_free_disk: ByteSize,
-
-    /// Memory for accepted tasks until they are delivered. Other tasks are read back from disk,
-    /// in as much memory again
-    #[arg(long, env = "REPLICATOR_MEMORY_BUDGET", value_name = "SIZE", default_value = "64MiB")]
-    pub memory_budget: ByteSize,
-
-    /// Page cache of the store, 1MiB to 1TiB
-    #[arg(long, env = "REPLICATOR_STORE_CACHE", value_name = "SIZE", default_value = "64MiB")]
-    pub store_cache: ByteSize,
-}
-
-#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Shutdown, log and traces")]
 pub struct ProcessArgs {
-    /// How long a drain waits for requests and deliveries in flight
+    /// How long a drain waits for requests and deliveries in flight; 0s does not wait
     #[arg(long, env = "REPLICATOR_DRAIN_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub drain_timeout: Duration,
 

@@ -42,7 +42,6 @@ pub struct OutboundConfig {
     pub allow: Vec<Rule>,
     pub allow_file: Option<PathBuf>,
     pub ca: Option<PathBuf>,
-    /// Certificate and key.
     pub identity: Option<(PathBuf, PathBuf)>,
     pub token_file: Option<PathBuf>,
 }
@@ -82,7 +81,6 @@ pub struct MemoryConfig {
 
 #[derive(Clone, Debug)]
 pub struct TraceConfig {
-    /// The whole URL, path included.
     pub endpoint: String,
     pub ratio: f64,
 }
@@ -97,7 +95,6 @@ pub struct ListenConfig {
 pub struct StoreConfig {
     pub dir: PathBuf,
     pub cache_bytes: u64,
-    /// In bytes.
     pub memory_budget: usize,
     /// 0 disables the check.
     pub min_free_bytes: u64,
@@ -106,9 +103,7 @@ pub struct StoreConfig {
 #[derive(Clone, Debug)]
 pub struct QueueConfig {
     pub workers: Workers,
-    /// In tasks.
     pub capacity: usize,
-    /// In deliveries.
     pub retry_capacity: usize,
     pub max_bytes: u64,
     pub wait: Duration,
@@ -154,11 +149,9 @@ pub struct RequestLimits {
     pub body_bytes: usize,
     pub known_replicas: usize,
     pub connections: usize,
-    /// In bytes.
     pub request_memory: usize,
 }
 
-/// Everything that is wrong with the settings, one problem per line.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<String>);
 
@@ -179,7 +172,6 @@ const MAX_VALUE_BYTES: u64 = 1 << 30;
 /// Limit of durations: timers of the system may overflow far above it.
 const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Limit of `--dead-letter-retention`: ten years.
 const MAX_RETENTION: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 
 /// Limit of `--redrive-rate`: faster than any replica.
@@ -395,7 +387,6 @@ fn tls(access: &AccessArgs, problems: &mut Problems) -> Option<TlsFiles> {
     }
 }
 
-/// The URL that traces are posted to; `None` for `off`.
 fn traces(endpoint: &str) -> Result<Option<String>, String> {
     if endpoint == "off" {
         return Ok(None);

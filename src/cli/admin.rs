@@ -18,16 +18,15 @@ pub struct ConnectArgs {
     #[arg(long, global = true, env = "REPLICATOR_URL", value_name = "URL", default_value = "http://127.0.0.1:8085", value_parser = daemon_url)]
     pub url: Url,
 
-    /// How long to wait for an answer of the daemon; must not be 0s
+    /// Timeout of one request, longer than 0s
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = positive_duration)]
     pub timeout: Duration,
 
-    /// File with the token to authenticate with [default: the token in the environment variable
-    /// REPLICATOR_TOKEN, if set]
+    /// File with the bearer token [default: the token in REPLICATOR_TOKEN, if set]
     #[arg(long, global = true, env = "REPLICATOR_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
-    /// CAs that an https daemon is verified against, instead of the system's (PEM)
+    /// CAs to verify an https daemon with (PEM) [default: those of the system]
     #[arg(long, global = true, env = "REPLICATOR_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 
@@ -42,22 +41,22 @@ pub struct ConnectArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct AskArgs {
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-
-    /// Print the JSON of the API, on one line
+    /// Print the API's JSON on one line
     #[arg(long, global = true)]
     pub json: bool,
+
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    #[command(flatten)]
-    pub ask: AskArgs,
-
     /// Report a replica as degraded if its oldest unsettled delivery is older than this
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration)]
     pub max_lag: Duration,
+
+    #[command(flatten)]
+    pub ask: AskArgs,
 }
 
 #[derive(Debug, Args)]
@@ -182,7 +181,7 @@ pub struct PageArgs {
     #[arg(long, value_name = "N")]
     pub limit: Option<NonZeroUsize>,
 
-    /// Continue a list: the cursor it ended with
+    /// Continue a list at the cursor it ended with
     #[arg(long)]
     pub cursor: Option<String>,
 }
@@ -209,12 +208,14 @@ pub enum DeadLettersCommand {
     List(LetterListArgs),
     /// Queue dead letters for delivery again
     ///
-    /// Waits and shows the progress. Ctrl-C cancels the rest, a second Ctrl-C stops waiting.
+    /// Filters combine: a dead letter must match all of them. Waits and shows the progress; Ctrl-C
+    /// cancels the rest, a second Ctrl-C stops waiting.
     #[command(after_long_help = OPERATION_EXIT_CODES)]
     Redrive(RedriveArgs),
     /// Discard dead letters
     ///
-    /// Waits and shows the progress. Ctrl-C cancels the rest, a second Ctrl-C stops waiting.
+    /// Filters combine: a dead letter must match all of them. Waits and shows the progress; Ctrl-C
+    /// cancels the rest, a second Ctrl-C stops waiting.
     #[command(after_long_help = OPERATION_EXIT_CODES)]
     Discard(DiscardArgs),
     /// List recent redrives and discards, newest first, or show one
@@ -318,9 +319,6 @@ pub struct OperationArgs {
 
 #[derive(Debug, Args)]
 pub struct BarrierArgs {
-    #[command(flatten)]
-    pub ask: AskArgs,
-
     /// Wait for this replica only; repeatable [default: all replicas]
     #[arg(long, value_name = "NODE", value_parser = node)]
     pub replica: Vec<Node>,
@@ -332,6 +330,9 @@ pub struct BarrierArgs {
     /// How long to wait; 0s only prints the current state
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub wait: Duration,
+
+    #[command(flatten)]
+    pub ask: AskArgs,
 }
 
 #[derive(Debug, Args)]
@@ -382,9 +383,9 @@ impl From<StateArg> for DeliveryState {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CauseArg {
-    /// The replica rejected it
+    /// Rejected by the replica
     Rejected,
-    /// All attempts failed
+    /// All retries failed
     #[value(alias = "gave_up")]
     GaveUp,
     /// No room in the retry queue; retried automatically

@@ -67,7 +67,6 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Com
     }
 }
 
-/// Parses `args` without the environment.
 pub fn read_arguments(args: &[&str]) -> Result<Cli, clap::Error> {
     let matches = without_variables(Cli::command()).try_get_matches_from(args)?;
     Cli::from_arg_matches(&matches)

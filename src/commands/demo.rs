@@ -219,7 +219,6 @@ impl Story {
         }
     }
 
-    /// The value of `key` on each replica.
     fn held(&self, key: &str) -> Vec<Option<String>> {
         let text = |bytes: bytes::Bytes| String::from_utf8_lossy(&bytes).into_owned();
         self.replicas.iter().map(|replica| replica.data.get(key).map(text)).collect()
@@ -237,7 +236,6 @@ impl Story {
         self.show(key)
     }
 
-    /// Waits until only the last replica has pending deliveries.
     async fn until_others_are_drained(&self) -> Result<(), PrintError> {
         let last = self.replicas.last().map(|replica| replica.node.to_string());
         wait(|| async {

@@ -32,7 +32,6 @@ pub(super) fn line(text: Arguments<'_>) -> Result<(), PrintError> {
 
 /// Prints one line to standard error, escaped.
 pub(super) fn say(text: &dyn Display) {
-    // `io::stderr` is not buffered, so there is nothing to flush.
     let _ = writeln!(io::stderr(), "{}", text::plain(&text.to_string()));
 }
 

@@ -23,7 +23,6 @@ impl Signals {
         })
     }
 
-    /// The name of the next signal.
     pub(super) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.term.recv() => "SIGTERM",

@@ -17,7 +17,6 @@ use crate::cli::admin::BarrierArgs;
 /// down.
 const LONG_POLL: Duration = Duration::from_secs(2);
 
-/// Delay before the next call to a daemon that did not answer.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(

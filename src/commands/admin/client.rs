@@ -20,7 +20,7 @@ use crate::cli::admin::ConnectArgs;
 use crate::replica::{Peer, Tls, TlsError, install_crypto, never_written, wrong_certificate};
 use crate::text::{unmarked, without_bom};
 
-/// About twice a page of 1000 tasks with the longest keys and many replicas.
+/// Twice a page of 1000 tasks with the longest keys and many replicas.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
 /// How often a request is repeated on a new connection if nothing of it was written.
@@ -50,7 +50,6 @@ pub(super) enum CallError {
     TimedOut { url: String, within: Duration },
     #[error("the connection to {url} was lost: {why}")]
     Interrupted { url: String, why: String },
-    /// The daemon's own error text.
     #[error("{error}")]
     Refused { status: u16, error: String },
     #[error("unexpected answer {status} from {url}: is it a replicator of this version? (--url)")]
@@ -136,7 +135,6 @@ impl DaemonClient {
         self.success(status, &body)
     }
 
-    /// Accepts any status whose body is JSON.
     pub(super) async fn get_any_status(&self, path: &[&str]) -> Result<(u16, Value), CallError> {
         let request = self.request(Method::GET, path, &[]).timeout(self.timeout);
         let (status, body) = self.answer(request, self.timeout).await?;

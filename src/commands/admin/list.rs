@@ -18,7 +18,6 @@ pub(super) struct Listed {
 }
 
 impl Listed {
-    /// In the form of one API page.
     pub(super) fn to_json(&self, field: &str) -> Value {
         json!({ field: self.items, "next_cursor": self.next })
     }
@@ -55,7 +54,6 @@ pub(super) async fn read(
     }
 }
 
-/// The filter that tasks and dead letters share.
 pub(super) fn key_filter(keys: &KeyArgs) -> Vec<(&'static str, String)> {
     let given = [("key", &keys.key), ("key_prefix", &keys.key_prefix), ("user_id", &keys.user_id)];
     given.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()

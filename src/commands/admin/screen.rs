@@ -15,7 +15,6 @@ pub(super) struct Screen {
     err: Box<dyn Write + Send>,
     colour: bool,
     live: bool,
-    /// Columns of the current progress line.
     drawn: usize,
     clock: fn() -> Timestamp,
 }

@@ -13,14 +13,12 @@ use crate::api::{BreakerState, Convergence, Replica, ReplicaPage};
 use crate::cli::admin::StatusArgs;
 use crate::task::Timestamp;
 
-/// The answer of `/health`.
 #[derive(Deserialize)]
 struct HealthAnswer {
     status: String,
     reason: Option<String>,
 }
 
-/// The fields of `/metrics` that are shown.
 #[derive(Default, Deserialize)]
 struct StatusTotals {
     queue_size: u64,
@@ -36,7 +34,6 @@ struct StatusTotals {
 
 struct StatusAnswers {
     health: Value,
-    /// Why the daemon accepts no writes.
     not_ready: Option<String>,
     figures: Value,
     replicas: Value,

@@ -165,7 +165,6 @@ pub(super) fn operation(write: Write) -> &'static str {
     }
 }
 
-/// As the API spells it.
 fn state_name(state: DeliveryState) -> &'static str {
     match state {
         DeliveryState::Queued => "queued",
@@ -179,7 +178,6 @@ fn state_name(state: DeliveryState) -> &'static str {
     }
 }
 
-/// As the API spells it.
 pub(super) fn cause_name(cause: Cause) -> &'static str {
     match cause {
         Cause::Rejected => "rejected",

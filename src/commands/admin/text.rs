@@ -94,7 +94,6 @@ pub(super) fn span(time: Duration) -> String {
     }
 }
 
-/// As [`span`], for the API's seconds.
 pub(super) fn seconds(seconds: f64) -> String {
     Duration::try_from_secs_f64(seconds).map_or_else(|_| "-".to_owned(), span)
 }
@@ -139,7 +138,6 @@ pub(super) fn age(moment: &str, now: Timestamp) -> String {
     }
 }
 
-/// Time until a timestamp of the API.
 pub(super) fn until(moment: &str, now: Timestamp) -> String {
     match parse(moment) {
         Some(at) => span(at.duration_since(now_as_time(now)).unwrap_or_default()),

@@ -67,7 +67,6 @@ async fn listen(client: &DaemonClient, updates: &Sender<Update>) -> Result<(), C
     Ok(())
 }
 
-/// The counters of `/metrics` since the daemon started.
 #[derive(Debug, Default, Deserialize)]
 struct PolledTotals {
     total_replications: u64,
@@ -92,7 +91,6 @@ async fn poll(client: &DaemonClient) -> Result<Polled, CallError> {
 }
 
 impl Polled {
-    /// The figures, with rates since `before`.
     fn figures(&self, before: Option<&Self>) -> Figures {
         let elapsed = before.map_or(Duration::ZERO, |before| self.at.saturating_since(before.at));
         let per_second = |now: u64, before: u64| match elapsed {

@@ -16,7 +16,6 @@ pub(super) enum Update {
     /// From polling, when there is no stream.
     Polled(Figures),
     Replica(ReplicaEvent),
-    /// Why the daemon does not answer.
     Lost(String),
     Message(String),
 }
@@ -39,7 +38,6 @@ impl Samples {
         self.0.push_back(sample);
     }
 
-    /// The last `width` samples, newest last.
     pub(super) fn last(&self, width: usize) -> Vec<u64> {
         let skipped = self.0.len().saturating_sub(width);
         self.0.iter().skip(skipped).copied().collect()
@@ -52,7 +50,6 @@ pub(super) struct Model {
     pub(super) figures: Option<Figures>,
     /// The figures come from polling.
     pub(super) polled: bool,
-    /// Why there are no new figures.
     pub(super) lost: Option<String>,
     pub(super) message: Option<String>,
     pub(super) delivered: Samples,

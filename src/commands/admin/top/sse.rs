@@ -4,7 +4,6 @@
 pub(super) struct SseEvent {
     /// `message` by default.
     pub(super) kind: String,
-    /// The data lines, joined by line feeds.
     pub(super) data: String,
 }
 
