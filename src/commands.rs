@@ -12,8 +12,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, error::ErrorKind};
 use tokio::runtime::Builder;
 
+use crate::cli::daemon::DaemonArgs;
 use crate::cli::environment::{self, CommandLine, CommandLineError, Variables};
-use crate::cli::{Cli, Command, DaemonArgs, StoreArgs};
+use crate::cli::{Cli, Command, StoreArgs};
 use crate::clock::wall_clock;
 use crate::config::Config;
 use crate::log::{self, Log};

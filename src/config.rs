@@ -13,7 +13,7 @@ use bytesize::ByteSize;
 use thiserror::Error;
 use url::Url;
 
-use crate::cli::{AccessArgs, DaemonArgs, HintedHandoff, WorkersArg};
+use crate::cli::daemon::{AccessArgs, DaemonArgs, HintedHandoff, WorkersArg};
 use crate::engine::Workers;
 use crate::policy::Rule;
 use crate::task::MAX_NODE_BYTES;

@@ -38,7 +38,7 @@ pub(super) async fn run(
             let replica: Replica = client.read(&answer)?;
             let waiting = count(replica.backlog_tasks, "task");
             let text = format!(
-                "paused: nothing is sent to {} until it is resumed; backlog of {waiting}\n",
+                "paused {}: nothing is sent until it is resumed; backlog of {waiting}\n",
                 replica.replica
             );
             show(screen, json, &answer, &text)
@@ -47,7 +47,7 @@ pub(super) async fn run(
             let answer = client.post(&path(&of.node, Some("resume")), NO_BODY).await?;
             let replica: Replica = client.read(&answer)?;
             let waiting = count(replica.backlog_tasks, "task");
-            let text = format!("resumed: sending {} its backlog of {waiting}\n", replica.replica);
+            let text = format!("resumed {}: sending its backlog of {waiting}\n", replica.replica);
             show(screen, json, &answer, &text)
         }
         ReplicasCommand::Probe(of) => {
@@ -55,7 +55,7 @@ pub(super) async fn run(
             let probed: Probed = client.read(&answer)?;
             let name = probed.replica;
             let text = if probed.probing {
-                format!("probing: sending a delivery to {name} now\n")
+                format!("probing {name}: sending a delivery now\n")
             } else {
                 let why = probed.reason.unwrap_or_else(|| "no reason given".to_owned());
                 format!("not probing {name}: {}\n", clean(&why))
@@ -69,7 +69,7 @@ pub(super) async fn run(
             let answer = client.post(&path(&args.node.node, Some("rename")), Some(&to)).await?;
             let replica: Replica = client.read(&answer)?;
             let text = format!(
-                "renamed: writes for {} now go to {}; backlog of {}\n",
+                "renamed {}: its writes now go to {}; backlog of {}\n",
                 args.node.node,
                 replica.replica,
                 count(replica.backlog_tasks, "task")

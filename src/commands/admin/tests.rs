@@ -357,7 +357,7 @@ async fn a_replica_is_one_path_segment() {
     let paused = replica("http://b:8082/base", &json!({ "backlog_tasks": 7 }));
     let verb = "POST /v1/replicas/http:%2F%2Fb:8082%2Fbase/pause";
     let ran = run("replicas pause b:8082/base/", steps(verb, paused.clone())).await;
-    assert!(ran.is(CommandOutcome::Done).starts_with("paused: http://b:8082/base"), "{}", ran.out);
+    assert!(ran.is(CommandOutcome::Done).starts_with("paused http://b:8082/base: "), "{}", ran.out);
 
     let verb = "POST /v1/replicas/http:%2F%2Fb:8082%2Fbase/rename";
     let ran = run("replicas rename b:8082/base c:1", steps(verb, paused)).await;
