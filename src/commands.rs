@@ -1,7 +1,7 @@
-//! What the binary does: the daemon, and the tools beside it.
+//! Runs the daemon or a subcommand, and returns the exit code.
 //!
-//! Exit codes: 0 all is well; 1 it could not be done, the reason is on standard error; 2 the
-//! arguments are wrong. Those of the commands that ask a running daemon are in [`admin`].
+//! Common exit codes: 0 success; 1 failure, with the reason on standard error; 2 invalid arguments.
+//! [`admin`] has further ones.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -12,8 +12,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, error::ErrorKind};
 use tokio::runtime::Builder;
 
-use crate::cli::environment::{self, Given, Refused, Variables};
-use crate::cli::{Cli, Command, DaemonArgs, StoreArgs};
+use crate::cli::daemon::DaemonArgs;
+use crate::cli::environment::{self, CommandLine, CommandLineError, Variables};
+use crate::cli::{Cli, Command, StoreArgs};
 use crate::clock::wall_clock;
 use crate::config::Config;
 use crate::log::{self, StderrLog};
@@ -30,22 +31,21 @@ mod serve;
 mod threads;
 mod token;
 
-/// Does what the command line asks for.
 #[must_use]
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let Given { cli, variables } = match environment::read(args) {
-        Ok(given) => given,
-        Err(refused) => return refuse(&refused),
+    let CommandLine { cli, variables } = match environment::read(args) {
+        Ok(line) => line,
+        Err(error) => return print_error(&error),
     };
-    protect(cli.command.as_ref());
+    protect_files_and_memory(cli.command.as_ref());
     match cli.command {
         None => daemon(&cli.daemon, &variables),
-        Some(Command::Status(args)) => ask(admin::status(&args)),
-        Some(Command::Replicas(args)) => ask(admin::replicas(&args)),
-        Some(Command::Tasks(args)) => ask(admin::tasks(&args)),
-        Some(Command::DeadLetters(args)) => ask(admin::dead_letters(&args)),
-        Some(Command::Barrier(args)) => ask(admin::barrier(&args)),
-        Some(Command::Top(args)) => ask(admin::top(&args)),
+        Some(Command::Status(args)) => client(admin::status(&args)),
+        Some(Command::Replicas(args)) => client(admin::replicas(&args)),
+        Some(Command::Tasks(args)) => client(admin::tasks(&args)),
+        Some(Command::DeadLetters(args)) => client(admin::dead_letters(&args)),
+        Some(Command::Barrier(args)) => client(admin::barrier(&args)),
+        Some(Command::Top(args)) => client(admin::top(&args)),
         Some(Command::Token(args)) => token::run(&args),
         Some(Command::Completions(args)) => generate::completions(&args),
         Some(Command::Man(args)) => generate::man(&args),
@@ -57,34 +57,34 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Prints why the command line is refused, or the help that it asked for.
-fn refuse(refused: &Refused) -> ExitCode {
-    let code = u8::try_from(refused.error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
-    let printed = refused.error.print().and_then(|()| std::io::stdout().flush());
-    if let Some(hint) = &refused.hint {
+/// Prints an error in the command line, or the help or version that it asks for.
+fn print_error(CommandLineError { error, hint }: &CommandLineError) -> ExitCode {
+    let code = u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+    let printed = error.print().and_then(|()| std::io::stdout().flush());
+    if let Some(hint) = hint {
         output::say(hint);
     }
-    match refused.error.use_stderr() {
+    match error.use_stderr() {
         true => code,
-        false => output::ended(printed.map_err(Into::into), code),
+        false => output::exit_code(printed.map_err(Into::into), code),
     }
 }
 
-/// Runs a command that asks a daemon.
-fn ask(command: impl Future<Output = ExitCode>) -> ExitCode {
-    run_on(&mut Builder::new_current_thread(), threads::OF_CLIENT, async { Ok(command.await) })
+/// Runs a command that talks to a daemon.
+fn client(command: impl Future<Output = ExitCode>) -> ExitCode {
+    run_on(&mut Builder::new_current_thread(), threads::FOR_CLIENT, async { Ok(command.await) })
         .unwrap_or_else(|why| fail(&why))
 }
 
-/// Runs a command that serves.
+/// Runs a command that listens on a port.
 fn service(command: impl Future<Output = ExitCode>) -> ExitCode {
-    run_on(&mut Builder::new_multi_thread(), threads::of_daemon(), async { Ok(command.await) })
+    run_on(&mut Builder::new_multi_thread(), threads::for_daemon(), async { Ok(command.await) })
         .unwrap_or_else(|why| fail(&why))
 }
 
 /// Runs a tool that opens a store.
 fn with_store(tool: impl FnOnce() -> ExitCode) -> ExitCode {
-    match threads::check(threads::OF_STORE) {
+    match threads::check(threads::FOR_STORE) {
         Ok(()) => tool(),
         Err(why) => fail(&why),
     }
@@ -99,67 +99,66 @@ fn run_on(
     let runtime = runtime.enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
     let code = runtime.block_on(command);
-    // What is still blocked on a disk that hangs must not keep the process from its end.
+    // A thread that is blocked on a hanging disk must not keep the process from exiting.
     runtime.shutdown_background();
     code
 }
 
-/// Keeps what is in files and in memory from other users, where a command has values of clients.
+/// Hides files and memory from other users, for commands that handle clients' values.
 ///
-/// The umask is the process's, so it is set before there are threads; it holds for sled's files too,
-/// which have no mode of their own. A core dump would hold values and tokens. On other systems than
-/// Linux that is left to `ulimit -c 0`.
-fn protect(command: Option<&Command>) {
+/// The umask belongs to the process, so it is set before threads start. sled sets no mode for its
+/// files, so the umask protects them too. A core dump would contain values and tokens; only Linux
+/// can disable it here, other systems need `ulimit -c 0`.
+fn protect_files_and_memory(command: Option<&Command>) {
     use rustix::fs::Mode;
     use rustix::process::umask;
     match command {
         None
         | Some(Command::Check(_) | Command::Export(_) | Command::Import(_) | Command::Demo(_)) => {}
-        // Their files, as manual pages, are for whoever the user's own umask says.
+        // Other commands write only manual pages and token files; the user's umask applies.
         Some(_) => return,
     }
     umask(Mode::RWXG | Mode::RWXO);
     #[cfg(target_os = "linux")]
     {
         use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-        // Without it the process is as good, and a kernel that says no has no dumps to hide.
+        // Best effort: a kernel without this call writes no core dumps.
         let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     }
 }
 
-/// Runs the daemon with a log. Where it does not start, the reason is the last line.
+/// Runs the daemon. If it does not start, the last log line is the reason.
 fn daemon(args: &DaemonArgs, variables: &Variables) -> ExitCode {
-    let wrong = |why: &dyn Display| {
+    let invalid = |why: &dyn Display| {
         let error = Cli::command().error(ErrorKind::ValueValidation, why);
-        refuse(&Refused { error, hint: variables.blame(&why.to_string()) })
+        print_error(&CommandLineError { error, hint: variables.hint(&why.to_string()) })
     };
     let config = match Config::from_args(args) {
         Ok(config) => config,
-        Err(errors) => return wrong(&errors),
+        Err(errors) => return invalid(&errors),
     };
-    let filter = match log::filter(&args.log) {
+    let filter = match log::filter(&args.process.log) {
         Ok(filter) => filter,
-        Err(why) => return wrong(&why),
+        Err(why) => return invalid(&why),
     };
-    let log = match StderrLog::open(filter, args.log_format) {
+    let log = match StderrLog::open(filter, args.process.log_format) {
         Ok(log) => log,
         Err(error) => {
-            let why = threads::check(threads::of_daemon()).err();
+            let why = threads::check(threads::for_daemon()).err();
             return fail(&why.unwrap_or_else(|| format!("cannot start the log: {error}")));
         }
     };
     let daemon = serve::run(&config);
-    match run_on(&mut Builder::new_multi_thread(), threads::of_daemon(), daemon) {
+    match run_on(&mut Builder::new_multi_thread(), threads::for_daemon(), daemon) {
         Ok(code) => code,
         Err(why) => {
-            let hint = variables.blame(&why).map_or_else(String::new, |hint| format!(" ({hint})"));
+            let hint = variables.hint(&why).map_or_else(String::new, |hint| format!(" ({hint})"));
             log.fail(&format!("{why}{hint}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// The store of a tool.
 fn store_settings(args: &StoreArgs) -> store::Settings {
     const CACHE_BYTES: u64 = 64 << 20;
     store::Settings {
@@ -170,8 +169,8 @@ fn store_settings(args: &StoreArgs) -> store::Settings {
     }
 }
 
-/// An error with its causes, in one line. A cause that its error has told already is left out.
-fn whole(error: &dyn Error) -> String {
+/// An error with its causes, on one line. Skips a cause that the text so far contains.
+fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,7 +1,7 @@
-//! Arguments into validated settings: every unit and limit, and how they go together.
+//! Turns the daemon's arguments into validated settings.
 //!
-//! Everything is checked before a port is bound or a file is opened, and all problems are
-//! reported at once.
+//! Every value is checked against its limits and the other values before a port is bound or a file
+//! is opened. All problems are reported at once.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,202 +13,145 @@ use bytesize::ByteSize;
 use thiserror::Error;
 use url::Url;
 
-use crate::cli::{DaemonArgs, Switch, WorkersArg};
+use crate::cli::daemon::{AccessArgs, DaemonArgs, HintedHandoff, WorkersArg};
 use crate::engine::Workers;
 use crate::policy::Rule;
 use crate::task::MAX_NODE_BYTES;
 use crate::tls::TlsFiles;
 
-/// The settings of the daemon, each group what one part of it needs.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where it listens, and its name.
-    pub listen: Listen,
-    /// Where it keeps what it has accepted.
-    pub store: Store,
-    /// How much may wait.
-    pub queue: Queue,
-    /// When a failed delivery is tried again.
-    pub retry: Retry,
-    /// What becomes of those that are given up.
-    pub dead_letters: DeadLetters,
-    /// How long things may take.
+    pub listen: ListenConfig,
+    pub store: StoreConfig,
+    pub queue: QueueConfig,
+    pub retry: RetryConfig,
+    pub dead_letters: DeadLetterConfig,
     pub timeouts: Timeouts,
-    /// How large requests may be, and how many.
-    pub limits: Limits,
-    /// What is remembered of what is over.
-    pub memory: Memory,
-    /// Who may ask.
-    pub inbound: Inbound,
-    /// Where traces go; `None` is nowhere.
-    pub traces: Option<Traces>,
-    /// Where it may write, and as whom.
-    pub outbound: Outbound,
+    pub limits: RequestLimits,
+    pub memory: MemoryConfig,
+    pub inbound: InboundConfig,
+    /// `None` if no traces are exported.
+    pub traces: Option<TraceConfig>,
+    pub outbound: OutboundConfig,
 }
 
-/// Where the daemon may write, and as whom. The files are read by it.
+/// Where the daemon may send writes, and its credentials. The daemon reads the files, again on
+/// SIGHUP.
 #[derive(Clone, Debug)]
-pub struct Outbound {
-    /// `--allow-replica`.
+pub struct OutboundConfig {
     pub allow: Vec<Rule>,
-    /// `--allow-replica-file`.
     pub allow_file: Option<PathBuf>,
-    /// `--replica-ca`.
     pub ca: Option<PathBuf>,
-    /// `--replica-cert` and `--replica-key`.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// `--replica-token-file`.
     pub token_file: Option<PathBuf>,
 }
 
-impl Outbound {
-    /// Whether there is a list of where it may write.
+impl OutboundConfig {
     #[must_use]
     pub fn has_rules(&self) -> bool {
         !self.allow.is_empty() || self.allow_file.is_some()
     }
 }
 
-/// Who may ask, and how. The files are read by the daemon.
+/// How clients are authenticated. The daemon reads the files, again on SIGHUP.
 #[derive(Clone, Debug)]
-pub struct Inbound {
-    /// `--auth-file`.
+pub struct InboundConfig {
     pub auth_file: Option<PathBuf>,
-    /// `--tls-cert`, `--tls-key` and `--tls-client-ca`.
     pub tls: Option<TlsFiles>,
-    /// `--host-name`.
     pub host_names: Vec<String>,
 }
 
-impl Inbound {
-    /// Whether everyone who reaches the port may do everything.
+impl InboundConfig {
+    /// Whether anyone who can connect has full access.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        let shown = self.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
-        self.auth_file.is_none() && !shown
+        let client_ca = self.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
+        self.auth_file.is_none() && !client_ca
     }
 }
 
-/// What is remembered of what is over.
+/// What is remembered of settled tasks and past requests.
 #[derive(Clone, Debug)]
-pub struct Memory {
-    /// `--task-history`; zero is not at all.
+pub struct MemoryConfig {
+    /// Zero disables the history.
     pub task_history: Duration,
-    /// `--idempotency-window`.
     pub idempotency_window: Duration,
-    /// `--idempotency-keys`.
     pub idempotency_keys: usize,
 }
 
-/// Where traces go, and how many.
 #[derive(Clone, Debug)]
-pub struct Traces {
-    /// `--otlp-endpoint`, the path included.
+pub struct TraceConfig {
     pub endpoint: String,
-    /// `--trace-ratio`.
     pub ratio: f64,
 }
 
-/// Where the daemon listens, and its name.
 #[derive(Clone, Debug)]
-pub struct Listen {
-    /// `--bind` and `--port`.
+pub struct ListenConfig {
     pub address: SocketAddr,
-    /// `--node-id`.
     pub node_id: String,
 }
 
-/// Where it keeps what it has accepted.
 #[derive(Clone, Debug)]
-pub struct Store {
-    /// `--data-dir`.
+pub struct StoreConfig {
     pub dir: PathBuf,
-    /// `--store-cache`, in bytes.
     pub cache_bytes: u64,
-    /// `--memory-budget`, in bytes.
     pub memory_budget: usize,
-    /// `--min-free-disk`, in bytes; 0 is off.
+    /// 0 disables the check.
     pub min_free_bytes: u64,
 }
 
-/// How much may wait.
 #[derive(Clone, Debug)]
-pub struct Queue {
-    /// `--workers` and `--max-workers`.
+pub struct QueueConfig {
     pub workers: Workers,
-    /// `--queue-capacity`, in tasks.
     pub capacity: usize,
-    /// `--retry-capacity`, in deliveries.
     pub retry_capacity: usize,
-    /// `--queue-max-bytes`.
     pub max_bytes: u64,
-    /// `--queue-wait`.
     pub wait: Duration,
-    /// `--coalesce`.
     pub coalesce: bool,
 }
 
-/// When a failed delivery is tried again.
 #[derive(Clone, Debug)]
-pub struct Retry {
-    /// `--max-retries`.
+pub struct RetryConfig {
     pub max_retries: u32,
-    /// `--retry-base`.
     pub base: Duration,
-    /// `--settle-after`; zero is not at all.
+    /// Zero disables the repeat.
     pub settle_after: Duration,
-    /// `--breaker-failures`; 0 is never.
+    /// 0 disables the breaker.
     pub breaker_failures: u32,
 }
 
-/// What becomes of deliveries that are given up.
 #[derive(Clone, Debug)]
-pub struct DeadLetters {
-    /// `--dead-letter-max-bytes`.
+pub struct DeadLetterConfig {
     pub max_bytes: u64,
-    /// `--dead-letter-retention`; `None` is for ever.
+    /// `None` keeps them forever.
     pub retention: Option<Duration>,
-    /// `--hinted-handoff`.
     pub hinted_handoff: bool,
-    /// `--redrive-rate`, a second.
+    /// Per second and replica.
     pub redrive_rate: NonZeroU32,
 }
 
-/// How long things may take.
 #[derive(Clone, Debug)]
 pub struct Timeouts {
-    /// `--request-timeout`.
     pub request: Duration,
-    /// `--replica-connection-age`; zero is no limit.
+    /// Zero is unlimited.
     pub replica_connection_age: Duration,
-    /// `--strong-timeout`.
     pub strong: Duration,
-    /// `--client-timeout`.
     pub client: Duration,
-    /// `--drain-timeout`.
     pub drain: Duration,
 }
 
-/// How large requests may be, and how many.
 #[derive(Clone, Debug)]
-pub struct Limits {
-    /// `--max-value-bytes`.
+pub struct RequestLimits {
     pub value_bytes: usize,
-    /// `--max-key-bytes`.
     pub key_bytes: usize,
-    /// `--max-replicas`.
     pub replicas: usize,
-    /// The body of a request that keeps all the others: a value may double by its encoding.
+    /// Largest body of a request within the other limits: base64 or escapes may double a value.
     pub body_bytes: usize,
-    /// `--max-known-replicas`.
     pub known_replicas: usize,
-    /// `--max-connections`.
     pub connections: usize,
-    /// `--request-memory`, in bytes.
     pub request_memory: usize,
 }
 
-/// Everything that is wrong with the settings.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<String>);
 
@@ -218,206 +161,217 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
-/// The most that `--workers` and `--max-replicas` can be: beyond, one write could open more
-/// connections than a process usually may.
-const MOST: u64 = 1024;
+/// Limit of `--workers` and `--max-replicas`: above it one write could open more connections than
+/// the file descriptors that a process usually has.
+const MAX_PARALLEL: u64 = 1024;
 
-/// The largest `--max-value-bytes`. The store counts a value's bytes in 32 bits, and a request is
-/// held in memory whole.
-const MOST_VALUE_BYTES: u64 = 1 << 30;
+/// Limit of `--max-value-bytes`: the store counts the bytes of a value in 32 bits, and a request is
+/// held in memory as a whole.
+const MAX_VALUE_BYTES: u64 = 1 << 30;
 
-/// The longest time: far beyond it a timer of the system may overflow.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// Limit of durations: timers of the system may overflow far above it.
+const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The longest `--dead-letter-retention` that is not for ever: ten years.
-const LONGEST_RETENTION: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
+const MAX_RETENTION: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 
-/// The largest `--redrive-rate`: no replica is that fast.
-const MOST_REDRIVES: u64 = 1_000_000;
+/// Limit of `--redrive-rate`: faster than any replica.
+const MAX_REDRIVE_RATE: u64 = 1_000_000;
 
-/// The smallest and largest `--store-cache`: with less than a few pages, or more than half of what
-/// an address can say, sled panics.
-const LEAST_CACHE_BYTES: u64 = 1 << 20;
-const MOST_CACHE_BYTES: u64 = 1 << 40;
+/// Limits of `--store-cache`: sled panics with less than a few pages or more than half of the
+/// address space.
+const MIN_CACHE_BYTES: u64 = 1 << 20;
+const MAX_CACHE_BYTES: u64 = 1 << 40;
 
-/// The largest `--max-key-bytes`: a key must fit a request line, percent-encoded.
-const MOST_KEY_BYTES: u64 = 16 << 10;
+/// Limit of `--max-key-bytes`: a percent-encoded key must fit a request line.
+const MAX_KEY_BYTES: u64 = 16 << 10;
 
 impl Config {
-    /// Checks the arguments and puts them in order.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigErrors`]: every problem, each with its flag, value and limit.
     pub fn from_args(args: &DaemonArgs) -> Result<Self, ConfigErrors> {
+        let DaemonArgs {
+            listener,
+            access,
+            requests,
+            queue,
+            delivery,
+            dead_letters,
+            replicas,
+            storage,
+            process,
+        } = args;
         let mut problems = Problems::default();
-        let id = &args.node_id;
+        let id = &listener.node_id;
         let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
         problems.check(!id.is_empty() && id.len() <= 64 && id.chars().all(plain), || {
-            format!("--node-id {id:?} must be 1 to 64 of A-Z a-z 0-9 . _ -")
+            format!("--node-id {id:?} must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
         });
-        let workers = match args.workers {
+        let workers = match delivery.workers {
             WorkersArg::Fixed(workers) => Workers::Fixed(workers),
-            WorkersArg::Auto => Workers::Auto(args.max_workers),
+            WorkersArg::Auto => Workers::Auto(delivery.max_workers),
         };
         if let Workers::Fixed(workers) = workers {
-            problems.at_most("--workers", workers.get().into(), MOST);
+            problems.at_most("--workers", workers.get().into(), MAX_PARALLEL);
         }
-        problems.at_most("--max-workers", args.max_workers.get().into(), MOST);
-        problems.at_most("--max-replicas", args.max_replicas.get() as u64, MOST);
-        problems.size("--max-value-bytes", args.max_value_bytes, 1, MOST_VALUE_BYTES);
-        problems.size("--max-key-bytes", args.max_key_bytes, 1, MOST_KEY_BYTES);
-        problems.size("--store-cache", args.store_cache, LEAST_CACHE_BYTES, MOST_CACHE_BYTES);
+        problems.at_most("--max-workers", delivery.max_workers.get().into(), MAX_PARALLEL);
+        problems.at_most("--max-replicas", requests.max_replicas.get() as u64, MAX_PARALLEL);
+        problems.size("--max-value-bytes", requests.max_value_bytes, 1, MAX_VALUE_BYTES);
+        problems.size("--max-key-bytes", requests.max_key_bytes, 1, MAX_KEY_BYTES);
+        problems.size("--store-cache", storage.store_cache, MIN_CACHE_BYTES, MAX_CACHE_BYTES);
         for (flag, time) in [
-            ("--retry-base", args.retry_base),
-            ("--request-timeout", args.request_timeout),
-            ("--strong-timeout", args.strong_timeout),
-            ("--client-timeout", args.client_timeout),
-            ("--idempotency-window", args.idempotency_window),
+            ("--retry-base", delivery.retry_base),
+            ("--request-timeout", delivery.request_timeout),
+            ("--strong-timeout", requests.strong_timeout),
+            ("--client-timeout", listener.client_timeout),
+            ("--idempotency-window", requests.idempotency_window),
         ] {
             problems.check(!time.is_zero(), || format!("{flag} must be longer than zero"));
         }
         for (flag, time) in [
-            ("--queue-wait", args.queue_wait),
-            ("--settle-after", args.settle_after),
-            ("--retry-base", args.retry_base),
-            ("--request-timeout", args.request_timeout),
-            ("--replica-connection-age", args.replica_connection_age),
-            ("--strong-timeout", args.strong_timeout),
-            ("--client-timeout", args.client_timeout),
-            ("--drain-timeout", args.drain_timeout),
-            ("--task-history", args.task_history),
-            ("--idempotency-window", args.idempotency_window),
+            ("--queue-wait", queue.queue_wait),
+            ("--settle-after", delivery.settle_after),
+            ("--retry-base", delivery.retry_base),
+            ("--request-timeout", delivery.request_timeout),
+            ("--replica-connection-age", delivery.replica_connection_age),
+            ("--strong-timeout", requests.strong_timeout),
+            ("--client-timeout", listener.client_timeout),
+            ("--drain-timeout", process.drain_timeout),
+            ("--task-history", queue.task_history),
+            ("--idempotency-window", requests.idempotency_window),
         ] {
-            problems.check(time <= LONGEST, || format!("{flag} must be at most 24h"));
+            problems.check(time <= MAX_TIME, || format!("{flag} must be at most 24h"));
         }
-        problems.check(args.dead_letter_retention <= LONGEST_RETENTION, || {
-            "--dead-letter-retention must be at most 3650days; 0s is for ever".to_owned()
+        problems.check(dead_letters.dead_letter_retention <= MAX_RETENTION, || {
+            "--dead-letter-retention must be at most 3650days; 0s keeps dead letters forever"
+                .to_owned()
         });
-        problems.at_most("--redrive-rate", args.redrive_rate.get().into(), MOST_REDRIVES);
-        let known = args.max_known_replicas.get();
-        problems.check(known >= args.max_replicas.get(), || {
-            let one = args.max_replicas;
+        problems.at_most(
+            "--redrive-rate",
+            dead_letters.redrive_rate.get().into(),
+            MAX_REDRIVE_RATE,
+        );
+        let known = delivery.max_known_replicas.get();
+        problems.check(known >= requests.max_replicas.get(), || {
+            let one = requests.max_replicas;
             format!("--max-known-replicas {known} must be at least --max-replicas {one}")
         });
 
-        let traces = match traces(&args.otlp_endpoint) {
-            Ok(endpoint) => endpoint.map(|endpoint| Traces { endpoint, ratio: args.trace_ratio }),
+        let traces = match traces(&process.otlp_endpoint) {
+            Ok(endpoint) => {
+                endpoint.map(|endpoint| TraceConfig { endpoint, ratio: process.trace_ratio })
+            }
             Err(problem) => {
-                problems.check(false, || problem);
+                problems.add(problem);
                 None
             }
         };
-        problems.check((0.0..=1.0).contains(&args.trace_ratio), || {
-            format!("--trace-ratio {} must be from 0 to 1", args.trace_ratio)
+        problems.check((0.0..=1.0).contains(&process.trace_ratio), || {
+            format!("--trace-ratio {} must be from 0 to 1", process.trace_ratio)
         });
 
-        let inbound = Inbound {
-            auth_file: args.auth_file.clone(),
-            tls: tls(args, &mut problems),
-            host_names: args.host_name.clone(),
+        let inbound = InboundConfig {
+            auth_file: access.auth_file.clone(),
+            tls: tls(access, &mut problems),
+            host_names: access.host_name.clone(),
         };
-        let exposed = !args.bind.is_loopback() && inbound.is_open();
-        problems.check(!exposed || args.insecure, || {
-            let address = args.bind;
-            format!("--bind {address} lets others in, who may then do everything: ask for tokens (--auth-file) or certificates (--tls-client-ca), or say that it is meant (--insecure)")
+        let exposed = !listener.bind.is_loopback() && inbound.is_open();
+        problems.check(!exposed || access.insecure, || {
+            let address = listener.bind;
+            format!("--bind {address} would give everyone on the network full access: require tokens (--auth-file) or client certificates (--tls-client-ca), or allow it (--insecure)")
         });
 
-        let value_bytes = narrow(args.max_value_bytes);
-        let key_bytes = narrow(args.max_key_bytes);
-        let replicas = args.max_replicas.get();
-        let fixed = key_bytes.saturating_mul(6) + replicas.saturating_mul(2 * MAX_NODE_BYTES);
+        let value_bytes = to_usize(requests.max_value_bytes);
+        let key_bytes = to_usize(requests.max_key_bytes);
+        let max_replicas = requests.max_replicas.get();
+        let fixed = key_bytes.saturating_mul(6) + max_replicas.saturating_mul(2 * MAX_NODE_BYTES);
         let body_bytes = value_bytes.saturating_mul(2).saturating_add(fixed + (64 << 10));
 
-        let value = args.max_value_bytes;
-        problems.check(value < args.queue_max_bytes, || {
-            let all = args.queue_max_bytes;
+        let value = requests.max_value_bytes;
+        problems.check(value < queue.queue_max_bytes, || {
+            let all = queue.queue_max_bytes;
             format!("--max-value-bytes {value} must be less than --queue-max-bytes {all}")
         });
-        problems.check(body_bytes as u64 <= args.request_memory.as_u64(), || {
-            let (all, body) = (args.request_memory, ByteSize(body_bytes as u64));
-            format!("--request-memory {all} must hold the largest request, {body} with --max-value-bytes {value}")
+        problems.check(body_bytes as u64 <= requests.request_memory.as_u64(), || {
+            let (all, body) = (requests.request_memory, ByteSize(body_bytes as u64));
+            format!("--request-memory {all} must be at least {body}, the largest request with --max-value-bytes {value}")
         });
 
-        let identity = match (&args.replica_cert, &args.replica_key) {
+        let identity = match (&replicas.replica_cert, &replicas.replica_key) {
             (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
             (None, None) => None,
-            (Some(_), None) | (None, Some(_)) => {
-                let rule = "--replica-cert and --replica-key are of use together alone";
-                problems.check(false, || rule.to_owned());
+            _ => {
+                let rule = "--replica-cert and --replica-key must be given together";
+                problems.add(rule.to_owned());
                 None
             }
         };
 
-        problems.none()?;
+        problems.into_result()?;
         Ok(Self {
-            listen: Listen {
-                address: SocketAddr::new(args.bind, args.port),
-                node_id: args.node_id.clone(),
+            listen: ListenConfig {
+                address: SocketAddr::new(listener.bind, listener.port),
+                node_id: listener.node_id.clone(),
             },
-            store: Store {
-                dir: args.data_dir.clone(),
-                cache_bytes: args.store_cache.as_u64(),
-                memory_budget: narrow(args.memory_budget),
-                min_free_bytes: args.min_free_disk.as_u64(),
+            store: StoreConfig {
+                dir: storage.data_dir.clone(),
+                cache_bytes: storage.store_cache.as_u64(),
+                memory_budget: to_usize(storage.memory_budget),
+                min_free_bytes: storage.min_free_disk.as_u64(),
             },
-            queue: Queue {
+            queue: QueueConfig {
                 workers,
-                capacity: args.queue_capacity.get(),
-                retry_capacity: args.retry_capacity.get(),
-                max_bytes: args.queue_max_bytes.as_u64(),
-                wait: args.queue_wait,
-                coalesce: args.coalesce,
+                capacity: queue.queue_capacity.get(),
+                retry_capacity: delivery.retry_capacity.get(),
+                max_bytes: queue.queue_max_bytes.as_u64(),
+                wait: queue.queue_wait,
+                coalesce: queue.coalesce,
             },
-            retry: Retry {
-                max_retries: args.max_retries,
-                base: args.retry_base,
-                settle_after: args.settle_after,
-                breaker_failures: args.breaker_failures,
+            retry: RetryConfig {
+                max_retries: delivery.max_retries,
+                base: delivery.retry_base,
+                settle_after: delivery.settle_after,
+                breaker_failures: delivery.breaker_failures,
             },
-            dead_letters: DeadLetters {
-                max_bytes: args.dead_letter_max_bytes.as_u64(),
-                retention: Some(args.dead_letter_retention).filter(|time| !time.is_zero()),
-                hinted_handoff: args.hinted_handoff == Switch::On,
-                redrive_rate: args.redrive_rate,
+            dead_letters: DeadLetterConfig {
+                max_bytes: dead_letters.dead_letter_max_bytes.as_u64(),
+                retention: Some(dead_letters.dead_letter_retention).filter(|time| !time.is_zero()),
+                hinted_handoff: dead_letters.hinted_handoff == HintedHandoff::On,
+                redrive_rate: dead_letters.redrive_rate,
             },
             timeouts: Timeouts {
-                request: args.request_timeout,
-                replica_connection_age: args.replica_connection_age,
-                strong: args.strong_timeout,
-                client: args.client_timeout,
-                drain: args.drain_timeout,
+                request: delivery.request_timeout,
+                replica_connection_age: delivery.replica_connection_age,
+                strong: requests.strong_timeout,
+                client: listener.client_timeout,
+                drain: process.drain_timeout,
             },
-            limits: Limits {
+            limits: RequestLimits {
                 value_bytes,
                 key_bytes,
-                replicas,
+                replicas: max_replicas,
                 body_bytes,
                 known_replicas: known,
-                connections: args.max_connections.get(),
-                request_memory: narrow(args.request_memory),
+                connections: listener.max_connections.get(),
+                request_memory: to_usize(requests.request_memory),
             },
-            memory: Memory {
-                task_history: args.task_history,
-                idempotency_window: args.idempotency_window,
-                idempotency_keys: args.idempotency_keys.get(),
+            memory: MemoryConfig {
+                task_history: queue.task_history,
+                idempotency_window: requests.idempotency_window,
+                idempotency_keys: requests.idempotency_keys.get(),
             },
             traces,
-            outbound: Outbound {
-                allow: args.allow_replica.clone(),
-                allow_file: args.allow_replica_file.clone(),
-                ca: args.replica_ca.clone(),
+            outbound: OutboundConfig {
+                allow: replicas.allow_replica.clone(),
+                allow_file: replicas.allow_replica_file.clone(),
+                ca: replicas.replica_ca.clone(),
                 identity,
-                token_file: args.replica_token_file.clone(),
+                token_file: replicas.replica_token_file.clone(),
             },
             inbound,
         })
     }
 }
 
-/// The files of TLS, which are of use together.
-fn tls(args: &DaemonArgs, problems: &mut Problems) -> Option<TlsFiles> {
-    match (&args.tls_cert, &args.tls_key, &args.tls_client_ca) {
+fn tls(access: &AccessArgs, problems: &mut Problems) -> Option<TlsFiles> {
+    match (&access.tls_cert, &access.tls_key, &access.tls_client_ca) {
         (Some(certificate), Some(key), client_ca) => Some(TlsFiles {
             certificate: certificate.clone(),
             key: key.clone(),
@@ -425,14 +379,14 @@ fn tls(args: &DaemonArgs, problems: &mut Problems) -> Option<TlsFiles> {
         }),
         (None, None, None) => None,
         _ => {
-            let rule = "--tls-cert and --tls-key belong together, and --tls-client-ca needs both";
-            problems.check(false, || rule.to_owned());
+            let rule =
+                "--tls-cert and --tls-key must be given together, and --tls-client-ca needs both";
+            problems.add(rule.to_owned());
             None
         }
     }
 }
 
-/// The URL that takes traces; nothing for `off`.
 fn traces(endpoint: &str) -> Result<Option<String>, String> {
     if endpoint == "off" {
         return Ok(None);
@@ -443,7 +397,7 @@ fn traces(endpoint: &str) -> Result<Option<String>, String> {
         return Err(problem("its scheme must be http or https"));
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err(problem("it has a query or a fragment"));
+        return Err(problem("it must not have a query or a fragment"));
     }
     let path = url.path().trim_end_matches('/');
     if !path.ends_with("/v1/traces") {
@@ -453,7 +407,7 @@ fn traces(endpoint: &str) -> Result<Option<String>, String> {
     Ok(Some(url.into()))
 }
 
-fn narrow(size: ByteSize) -> usize {
+fn to_usize(size: ByteSize) -> usize {
     usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
 }
 
@@ -461,9 +415,13 @@ fn narrow(size: ByteSize) -> usize {
 struct Problems(Vec<String>);
 
 impl Problems {
+    fn add(&mut self, problem: String) {
+        self.0.push(problem);
+    }
+
     fn check(&mut self, good: bool, problem: impl FnOnce() -> String) {
         if !good {
-            self.0.push(problem());
+            self.add(problem());
         }
     }
 
@@ -477,7 +435,7 @@ impl Problems {
         });
     }
 
-    fn none(self) -> Result<(), ConfigErrors> {
+    fn into_result(self) -> Result<(), ConfigErrors> {
         if self.0.is_empty() { Ok(()) } else { Err(ConfigErrors(self.0)) }
     }
 }
@@ -495,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_those_of_the_documentation() {
+    fn the_defaults_match_the_documentation() {
         let config = config(&[]).unwrap();
         assert_eq!(config.listen.address.to_string(), "127.0.0.1:8085");
         assert_eq!(config.listen.node_id, "replicator");
@@ -524,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_of_otlp_is_appended_to_an_endpoint_that_lacks_it() {
+    fn the_otlp_path_is_appended_to_an_endpoint_without_it() {
         let endpoint = |url| config(&["--otlp-endpoint", url]).unwrap().traces.map(|t| t.endpoint);
         assert_eq!(endpoint("off"), None);
         assert_eq!(endpoint("http://c:4318").as_deref(), Some("http://c:4318/v1/traces"));
@@ -533,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_can_reach_asks_who_they_are_or_says_that_it_does_not() {
+    fn a_bind_beyond_loopback_requires_authentication_or_insecure() {
         for more in [
             &["--auth-file", "f"][..],
             &["--tls-cert", "c", "--tls-key", "k", "--tls-client-ca", "a"],
@@ -547,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_that_cannot_go_together_are_refused() {
+    fn invalid_or_conflicting_limits_are_refused() {
         for (args, word) in [
             (["--max-value-bytes", "900MiB"], "--request-memory"),
             (["--queue-max-bytes", "1MiB"], "--queue-max-bytes"),

@@ -343,7 +343,7 @@ fn engine_settings(config: &Config) -> engine::Settings {
 }
 
 fn trace_settings(config: &Config) -> Option<traces::TraceSettings> {
-    let config::Traces { endpoint, ratio } = config.traces.clone()?;
+    let config::TraceConfig { endpoint, ratio } = config.traces.clone()?;
     Some(traces::TraceSettings { endpoint, ratio, node_id: config.listen.node_id.clone() })
 }
 

@@ -1,40 +1,35 @@
-//! Carries the writes of a key-value store from its primary to its replicas: durably, in order.
+//! A daemon that replicates the writes of a key-value store from its primary to its replica nodes:
+//! durably, in order, with retries.
 //!
-//! The parts, in reading order:
+//! Modules, in reading order:
 //!
-//! - [`task`]: the words. Task, delivery, verdict, progress.
-//! - [`clock`]: the one place where the time is read.
-//! - [`api`]: what operators see and say, as JSON.
-//! - [`access`]: who may ask. Tokens, roles, rates.
-//! - [`engine`]: what happens next. Order, retries, quorum, capacities; a pure state machine.
-//! - [`store`]: what survives. Tasks and their progress, durable in groups.
-//! - [`policy`]: where the daemon may write.
-//! - [`replica`]: the outbound side. One attempt, and what its answer means.
-//! - [`server`]: the inbound side. Requests in, answers out.
-//! - [`dispatcher`]: the loop around the engine, and the way into it.
-//! - [`daemon`]: where they meet. Start, drain, stop.
-//! - [`metrics`]: every figure, by name.
-//! - [`traces`]: a write as spans, from its request to each replica.
-//! - [`log`]: lines on standard error, which nothing waits for.
-//! - [`text`]: text from outside, as it may be shown.
-//! - [`tls`]: where the files of TLS are, and how PEM is read.
-//! - [`cli`], [`config`], [`commands`]: arguments, settings, and what the binary does.
-//! - [`faults`]: the steps at which a test can end the process; nothing in what is shipped.
-//! - `fuzzing`: what must hold for any input; not in what is shipped.
+//! - [`task`]: the domain types. Task, delivery, verdict, progress.
+//! - [`clock`]: the only place that reads the time.
+//! - [`api`]: the JSON types of `/v1`.
+//! - [`access`]: tokens, roles and rate limits of clients.
+//! - [`engine`]: a pure state machine. Order, retries, quorum, capacities.
+//! - [`store`]: durable tasks and their progress, group commit.
+//! - [`policy`]: which addresses the daemon may send to.
+//! - [`replica`]: outbound. One attempt and its verdict.
+//! - [`server`]: inbound HTTP.
+//! - [`dispatcher`]: the loop around the engine, and its handle.
+//! - [`daemon`]: the composition root. Start, reload, drain, stop.
+//! - [`metrics`], [`traces`], [`log`]: observability. Nothing waits for a reader of the log.
+//! - [`text`]: escapes untrusted text.
+//! - [`tls`]: TLS file settings and PEM parsing.
+//! - [`cli`], [`config`], [`commands`]: arguments, validated settings, subcommands.
+//! - [`faults`]: named points at which a test can end the process; empty in release builds.
+//! - `fuzzing`: properties that hold for any input; tests only.
 //!
-//! The path of one eventual write: `server::replicate` reads and checks the request and hands it
-//! to [`dispatcher::Handle::replicate`]; the loop in `dispatcher::core` asks [`engine::Engine::admit`] for
-//! room, numbers the task and gives it to [`store::Committer::accept`]; the committer's thread
-//! writes and flushes it with all others that wait, and only then answers, which becomes the
-//! `202`. It tells the loop, the engine finds the task at the head of its key's chain and asks
-//! for it to be sent, and `dispatcher::attempt` sends it by [`replica::ReplicaClient::send`]. The verdict
-//! goes back into the engine, and when the last replica has acknowledged, the committer removes
-//! the task from the disk.
+//! An eventual write: `server::replicate` validates the request and calls
+//! [`dispatcher::Handle::replicate`]. The loop in `dispatcher::core` reserves capacity with
+//! [`engine::Engine::admit`], numbers the task and passes it to [`store::Committer::accept`]. The
+//! committer flushes it together with the other waiting writes; then the client gets its `202` and
+//! the engine the task. When the task is at the head of its key's chain, `dispatcher::attempt`
+//! sends it with [`replica::ReplicaClient::send`] and returns the verdict to the engine. After the last
+//! replica has acknowledged, the committer removes the task from disk.
 //!
-//! Who may know whom: `task`, `api`, `text`, `tls` and `faults` know nobody; all may know `text`; `access`, `policy` and `traces` know
-//! `task`; `clock` knows `task` and the moments of `engine`; `engine`, `store` and `replica` know `task` and not each other, `replica` the `policy` as
-//! well; `server` knows `task`, `api`, `access`, `metrics`, `policy`, `traces` and the handle of `dispatcher`; `dispatcher` knows all but `server` and `daemon`; `daemon` knows all. A
-//! test holds that.
+//! ARCHITECTURE.md has the import rule; `tests/it/layering.rs` enforces it.
 
 pub mod access;
 pub mod api;

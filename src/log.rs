@@ -14,7 +14,7 @@ use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::cli::LogFormat;
+use crate::cli::daemon::LogFormat;
 use crate::text;
 use outlet::Outlet;
 

@@ -1,12 +1,12 @@
-//! Arguments in, exit code out.
+//! The `replicator` binary.
 
 use std::process::ExitCode;
 
 use replicator::commands;
 use tikv_jemallocator::Jemalloc;
 
-/// glibc's arenas keep what an outage or a compaction needed once, for each thread of their own.
-/// See the bench `resident`.
+/// glibc's per-thread arenas keep the memory of an outage or a compaction forever. Measured by the
+/// bench `resident`.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 

@@ -1,23 +1,21 @@
-//! Text from outside, on its way to a log, a terminal or an error; and what stands before it in files.
+//! Escapes untrusted text for logs, terminals and errors.
 //!
-//! Keys, paths and the errors of replicas may hold anything: what moves the cursor, turns the
-//! direction of writing, breaks a line or cannot be seen. All of it is shown as an escape, by
-//! [`is_odd`] alone, so that a log, a terminal and an error agree. The page has the same rule
-//! (`server/page/plain.js`).
+//! Keys, paths and replica errors may contain anything: cursor movement, text direction, line
+//! breaks, invisible characters. [`is_odd`] alone decides which characters are escaped, so that log,
+//! terminal and errors agree. The page has the same rule (`server/page/plain.js`).
 
 use std::borrow::Cow;
 
-/// What an editor may put before a text in UTF-8.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// Whether a character cannot be shown as it is: controls, format characters (those of direction,
-/// joiners, tags), separators of lines and paragraphs, spaces other than the plain one, private use,
-/// what is not assigned, and all else that has no shape of its own.
+/// Whether a character must be escaped: control and format characters (direction, joiners, tags),
+/// line and paragraph separators, spaces other than U+0020, private use, unassigned, and anything
+/// else without a glyph.
 #[must_use]
 pub fn is_odd(c: char) -> bool {
     match c {
         ' '..='~' => false,
-        // Shown by nobody and assigned all the same: joiners, fillers, selectors of variants.
+        // Assigned but invisible: joiners, fillers, variation selectors.
         '\u{34f}'
         | '\u{115f}'..='\u{1160}'
         | '\u{17b4}'..='\u{17b5}'
@@ -26,8 +24,8 @@ pub fn is_odd(c: char) -> bool {
         | '\u{fe00}'..='\u{fe0f}'
         | '\u{ffa0}'
         | '\u{e0000}'..='\u{e0fff}' => true,
-        // The standard library knows Unicode's categories by what it escapes in the middle of a text;
-        // at its beginning it would escape accents too.
+        // `escape_debug` knows Unicode's categories. The character is not put first, because there
+        // it also escapes combining accents.
         c => {
             let mut text = [b'a'; 5];
             let bytes = c.encode_utf8(&mut text[1..]).len();
@@ -37,22 +35,19 @@ pub fn is_odd(c: char) -> bool {
     }
 }
 
-/// A text that is one line and does nothing to what shows it: everything odd is escaped.
+/// `text` as one line, with every odd character escaped.
 #[must_use]
 pub fn plain(text: &str) -> Cow<'_, str> {
-    escaped(text, is_odd, |c, plain| match c {
-        '\n' | '\r' | '\t' => plain.extend(c.escape_default()),
-        c => plain.extend(c.escape_unicode()),
-    })
+    line(text, false)
 }
 
-/// The same text in quotes.
+/// `text` in quotes and escaped as by [`plain`].
 #[must_use]
 pub fn quoted(text: &str) -> String {
     plain(&format!("{text:?}")).into_owned()
 }
 
-/// A line of the log or of a terminal. It may be coloured: its escapes stay where `coloured`.
+/// As [`plain`], but keeps terminal colours if `coloured`.
 #[must_use]
 pub fn line(text: &str, coloured: bool) -> Cow<'_, str> {
     let odd = |c| is_odd(c) && !(coloured && c == '\u{1b}');
@@ -62,8 +57,8 @@ pub fn line(text: &str, coloured: bool) -> Cow<'_, str> {
     })
 }
 
-/// The same JSON with everything odd in its texts as an escape of JSON. What is below the space
-/// stands between them.
+/// `text`, a JSON document, with odd characters as JSON escapes. Characters below U+0020 occur only
+/// between tokens and stay.
 #[must_use]
 pub fn json(text: &str) -> Cow<'_, str> {
     let odd = |c| c >= ' ' && is_odd(c);
@@ -89,13 +84,13 @@ fn escaped(
     Cow::Owned(plain)
 }
 
-/// What is in a file, without the mark that some editors put before it.
+/// The contents of a file without a byte order mark, which some editors write.
 #[must_use]
 pub fn without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BOM).unwrap_or(bytes)
 }
 
-/// The same of a text.
+/// As [`without_bom`], for a string.
 #[must_use]
 pub fn unmarked(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
@@ -106,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_is_invisible_or_does_something_is_left_as_it_is() {
+    fn invisible_and_control_characters_are_escaped() {
         let kinds = [
             "\0\u{7}\u{1b}\u{7f}\u{80}\u{9b}\u{9f}\n\r\t",
             "\u{ad}\u{61c}\u{600}\u{6dd}\u{180e}\u{200b}\u{200d}\u{200e}\u{202a}\u{202e}\u{2028}\u{2029}",
@@ -129,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_write_is_left_as_it_is() {
+    fn ordinary_text_is_not_changed() {
         for text in
             ["", "a b~", "clé/e\u{301}", "日本語", "עברית", "한국어", "हिन्दी", "🦀", "\"\\'"]
         {
@@ -142,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_before_a_text_is_not_part_of_it() {
+    fn a_byte_order_mark_is_removed() {
         assert_eq!(without_bom("\u{feff}a\u{feff}".as_bytes()), "a\u{feff}".as_bytes());
         assert_eq!(without_bom(b"\xef\xbb"), b"\xef\xbb");
         assert_eq!(unmarked("\u{feff}a"), "a");

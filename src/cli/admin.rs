@@ -1,4 +1,4 @@
-//! Flags of the commands that ask a running daemon.
+//! Arguments of the commands that talk to a running daemon. The doc comments are the help texts.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
@@ -11,270 +11,242 @@ use super::duration;
 use crate::api::{Cause, DeliveryState, LetterId};
 use crate::task::{Node, TaskId};
 
-/// Which daemon is asked, and how.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "The daemon")]
+#[command(next_help_heading = "Connection")]
 pub struct ConnectArgs {
-    /// Where the daemon listens.
+    /// Address of the daemon
     #[arg(long, global = true, env = "REPLICATOR_URL", value_name = "URL", default_value = "http://127.0.0.1:8085", value_parser = daemon_url)]
     pub url: Url,
 
-    /// How long the daemon may take to answer.
+    /// Timeout of one request, longer than 0s
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = positive_duration)]
     pub timeout: Duration,
 
-    /// A file with the token that is sent as `Authorization: Bearer`; without it, the variable
-    /// REPLICATOR_TOKEN holds the token itself, if it is set.
+    /// File with the bearer token [default: the token in REPLICATOR_TOKEN, if set]
     #[arg(long, global = true, env = "REPLICATOR_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
-    /// Authorities that a daemon with https is checked against, as PEM, instead of those that the
-    /// system trusts.
+    /// CAs to verify an https daemon with (PEM) [default: those of the system]
     #[arg(long, global = true, env = "REPLICATOR_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 
-    /// A certificate to show to a daemon that asks for one, as PEM, with the chain above it; needs
-    /// --key-file.
+    /// Client certificate chain (PEM, leaf first); needs --key-file
     #[arg(long, global = true, env = "REPLICATOR_CERT_FILE", value_name = "FILE")]
     pub cert_file: Option<PathBuf>,
 
-    /// The key of --cert-file, as PEM.
+    /// Private key of --cert-file (PEM)
     #[arg(long, global = true, env = "REPLICATOR_KEY_FILE", value_name = "FILE")]
     pub key_file: Option<PathBuf>,
 }
 
-/// Which daemon is asked, and how its answer is shown.
 #[derive(Clone, Debug, Args)]
 pub struct AskArgs {
-    /// The daemon.
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-
-    /// Print the API's JSON, one line, instead of text for people.
+    /// Print the API's JSON on one line
     #[arg(long, global = true)]
     pub json: bool,
+
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
-/// Flags of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Who is asked.
-    #[command(flatten)]
-    pub ask: AskArgs,
-
-    /// A replica whose oldest unsettled delivery is older than this is behind.
+    /// Report a replica as degraded if its oldest unsettled delivery is older than this
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration)]
     pub max_lag: Duration,
+
+    #[command(flatten)]
+    pub ask: AskArgs,
 }
 
-/// Flags of `replicas`.
 #[derive(Debug, Args)]
 pub struct ReplicasArgs {
-    /// Who is asked.
     #[command(flatten)]
     pub ask: AskArgs,
 
-    /// What to do; without it, list.
     #[command(subcommand)]
     pub command: Option<ReplicasCommand>,
 }
 
-/// What `replicas` can do.
 #[derive(Debug, Subcommand)]
 pub enum ReplicasCommand {
-    /// List the replicas with their backlogs.
+    /// List replicas with state, backlog, lag and rates (default)
     List,
-    /// Show everything that is known of one replica.
+    /// Show one replica in full
     Show(NodeArgs),
-    /// Send nothing to a replica until it is resumed; holds over a restart.
+    /// Stop sending to a replica until it is resumed; survives a restart
     Pause(NodeArgs),
-    /// Send to a paused replica again.
+    /// Resume sending to a paused replica
     Resume(NodeArgs),
-    /// Let a delivery to a replica with an open breaker go out now.
+    /// Send the next delivery to a replica with an open breaker now
     Probe(NodeArgs),
-    /// Throw away everything that waits for a replica, its dead letters included.
+    /// Discard all pending deliveries and dead letters of a replica
     ///
-    /// Without --yes it only says what that would be, and ends with 2.
+    /// Without --yes it only prints how many there are and exits with code 2.
     Forget(ForgetArgs),
-    /// Send what waits for a replica, and what is still accepted for it, to another address.
+    /// Send the pending and future writes of a replica to another address
     Rename(RenameArgs),
 }
 
-/// Names a replica.
 #[derive(Debug, Args)]
 pub struct NodeArgs {
-    /// Its address; without a scheme it is an http one.
+    /// Address of the replica; http:// if it has no scheme
     #[arg(value_name = "NODE", value_parser = node)]
     pub node: Node,
 }
 
-/// Flags of `replicas forget`.
 #[derive(Debug, Args)]
 pub struct ForgetArgs {
-    /// Which.
     #[command(flatten)]
     pub node: NodeArgs,
 
-    /// Do it.
+    /// Confirm: discard them
     #[arg(long)]
     pub yes: bool,
 }
 
-/// Flags of `replicas rename`.
 #[derive(Debug, Args)]
 pub struct RenameArgs {
-    /// Which.
     #[command(flatten)]
     pub node: NodeArgs,
 
-    /// Its new address, to which nothing may have been sent before.
+    /// New address; nothing may have been sent to it before
     #[arg(value_name = "NEW", value_parser = node)]
     pub to: Node,
 }
 
-/// Flags of `tasks`.
 #[derive(Debug, Args)]
 pub struct TasksArgs {
-    /// Who is asked.
     #[command(flatten)]
     pub ask: AskArgs,
 
-    /// What to do; without it, list.
     #[command(subcommand)]
     pub command: Option<TasksCommand>,
 }
 
-/// What `tasks` can do.
 #[derive(Debug, Subcommand)]
 pub enum TasksCommand {
-    /// List the tasks that are not settled, oldest first.
+    /// List unsettled tasks, oldest first (default)
     List(TaskListArgs),
-    /// Show one task and its deliveries.
+    /// Show a task and its deliveries
     Show(TaskArgs),
-    /// Throw away what is not yet delivered of a task.
+    /// Discard the unsettled deliveries of a task
     ///
-    /// What is on the wire is not tried again.
+    /// A delivery in flight is not retried, but the replica may still apply it.
     Discard(TaskArgs),
 }
 
-/// Names a task.
 #[derive(Debug, Args)]
 pub struct TaskArgs {
-    /// Its id, as the 202 had it.
+    /// Task id, as returned by POST /replicate
     #[arg(value_name = "TASK", value_parser = task_id)]
     pub task: TaskId,
 }
 
-/// Which tasks.
 #[derive(Debug, Default, Args)]
 pub struct TaskListArgs {
-    /// Those with a delivery in this state.
+    /// Only tasks with a delivery in this state
     #[arg(long, value_name = "STATE")]
     pub state: Option<StateArg>,
 
-    /// Those for this replica.
+    /// Only tasks for this replica
     #[arg(long, value_name = "NODE", value_parser = node)]
     pub replica: Option<Node>,
 
-    /// Whose.
     #[command(flatten)]
     pub keys: KeyArgs,
 
-    /// How many.
     #[command(flatten)]
     pub page: PageArgs,
 }
 
-/// Whose writes.
 #[derive(Debug, Default, Args)]
 pub struct KeyArgs {
-    /// Those of this key.
+    /// Only writes of this key
     #[arg(long)]
     pub key: Option<String>,
 
-    /// Those of the keys that begin so.
+    /// Only writes of keys with this prefix
     #[arg(long, value_name = "PREFIX", conflicts_with = "key")]
     pub key_prefix: Option<String>,
 
-    /// Those of this user.
+    /// Only writes of this user
     #[arg(long, value_name = "USER", allow_negative_numbers = true)]
     pub user_id: Option<String>,
 }
 
-/// How much of a list.
 #[derive(Debug, Default, Args)]
 pub struct PageArgs {
-    /// At most so many; 100 by default.
+    /// Maximum number of entries [default: 100]
     #[arg(long, value_name = "N")]
     pub limit: Option<NonZeroUsize>,
 
-    /// Go on where a list ended: the cursor that it gave.
+    /// Continue a list at the cursor it ended with
     #[arg(long)]
     pub cursor: Option<String>,
 }
 
-/// Flags of `dead-letters`.
 #[derive(Debug, Args)]
 pub struct DeadLettersArgs {
-    /// Who is asked.
     #[command(flatten)]
     pub ask: AskArgs,
 
-    /// What to do; without it, list.
     #[command(subcommand)]
     pub command: Option<DeadLettersCommand>,
 }
 
-/// What `dead-letters` can do.
+const OPERATION_EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed, or no valid answer from the daemon
+  2  invalid arguments
+  3  cancelled";
+
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersCommand {
-    /// List the dead letters, oldest first.
+    /// List dead letters, oldest first (default)
     List(LetterListArgs),
-    /// Make dead letters ready to be sent again.
+    /// Queue dead letters for delivery again
     ///
-    /// Waits for the end and shows how far it is; Ctrl-C cancels what is left. Exit codes: 0 done;
-    /// 1 it failed, or the daemon cannot be asked; 2 the arguments are wrong; 3 it was cancelled.
+    /// Filters combine: a dead letter must match all of them. Waits and shows the progress; Ctrl-C
+    /// cancels the rest, a second Ctrl-C stops waiting.
+    #[command(after_long_help = OPERATION_EXIT_CODES)]
     Redrive(RedriveArgs),
-    /// Throw dead letters away.
+    /// Discard dead letters
     ///
-    /// Waits for the end and shows how far it is; Ctrl-C cancels what is left. Exit codes as of
-    /// redrive.
+    /// Filters combine: a dead letter must match all of them. Waits and shows the progress; Ctrl-C
+    /// cancels the rest, a second Ctrl-C stops waiting.
+    #[command(after_long_help = OPERATION_EXIT_CODES)]
     Discard(DiscardArgs),
-    /// List the redrives and discards that are remembered, newest first, or show one.
+    /// List recent redrives and discards, newest first, or show one
     Operations(OperationsArgs),
-    /// Cancel a redrive or discard; what it has done stays done.
+    /// Cancel a running redrive or discard; completed work is kept
     Cancel(OperationArgs),
 }
 
-/// Which dead letters are listed.
 #[derive(Debug, Default, Args)]
 pub struct LetterListArgs {
-    /// Which.
     #[command(flatten)]
     pub filter: LetterFilterArgs,
 
-    /// How many.
     #[command(flatten)]
     pub page: PageArgs,
 }
 
-/// Narrows dead letters down.
 #[derive(Debug, Default, Args)]
 pub struct LetterFilterArgs {
-    /// Those of this replica.
+    /// Only dead letters of this replica
     #[arg(long, value_name = "NODE", value_parser = node)]
     pub replica: Option<Node>,
 
-    /// Whose.
     #[command(flatten)]
     pub keys: KeyArgs,
 
-    /// Those that lie there for this reason.
+    /// Only dead letters with this cause
     #[arg(long, value_name = "CAUSE")]
     pub cause: Option<CauseArg>,
 }
 
-/// Which dead letters something is done with.
 #[derive(Debug, Default, Args)]
 #[command(group(
     ArgGroup::new("selection")
@@ -283,15 +255,14 @@ pub struct LetterFilterArgs {
         .multiple(true)
 ))]
 pub struct SelectionArgs {
-    /// Those of these tasks; TASK@NODE is that of one replica.
+    /// Only dead letters of these tasks: TASK for all its replicas, TASK@NODE for one
     #[arg(value_name = "TASK", value_parser = letter_id)]
     pub ids: Vec<LetterId>,
 
-    /// Which.
     #[command(flatten)]
     pub filter: LetterFilterArgs,
 
-    /// All of them.
+    /// Select all dead letters
     #[arg(
         long,
         conflicts_with_all = ["ids", "replica", "key", "key_prefix", "user_id", "cause"]
@@ -299,118 +270,102 @@ pub struct SelectionArgs {
     pub all: bool,
 }
 
-/// Flags of `dead-letters redrive`.
 #[derive(Debug, Args)]
 pub struct RedriveArgs {
-    /// Which.
     #[command(flatten)]
     pub selection: SelectionArgs,
 
-    /// At most so many in a second; the daemon's --redrive-rate by default.
+    /// Maximum dead letters per second [default: --redrive-rate of the daemon]
     #[arg(long, value_name = "N")]
     pub rate: Option<NonZeroU32>,
 
-    /// How it runs.
     #[command(flatten)]
     pub run: OperationRunArgs,
 }
 
-/// Flags of `dead-letters discard`.
 #[derive(Debug, Args)]
 pub struct DiscardArgs {
-    /// Which.
     #[command(flatten)]
     pub selection: SelectionArgs,
 
-    /// How it runs.
     #[command(flatten)]
     pub run: OperationRunArgs,
 }
 
-/// How an operation over many dead letters runs.
 #[derive(Debug, Default, Args)]
 pub struct OperationRunArgs {
-    /// Only count what would be done.
+    /// Only count the dead letters
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Do not wait for the end: print the operation's id.
+    /// Print the operation id and do not wait
     #[arg(long)]
     pub detach: bool,
 }
 
-/// Flags of `dead-letters operations`.
 #[derive(Debug, Args)]
 pub struct OperationsArgs {
-    /// Only this one.
+    /// Id of an operation
     #[arg(value_name = "OPERATION")]
     pub operation: Option<String>,
 }
 
-/// Names an operation.
 #[derive(Debug, Args)]
 pub struct OperationArgs {
-    /// Its id.
+    /// Id of the operation
     #[arg(value_name = "OPERATION")]
     pub operation: String,
 }
 
-/// Flags of `barrier`.
 #[derive(Debug, Args)]
 pub struct BarrierArgs {
-    /// Who is asked.
-    #[command(flatten)]
-    pub ask: AskArgs,
-
-    /// Whose deliveries it is about, may be given several times; by default all replicas'.
+    /// Wait for this replica only; repeatable [default: all replicas]
     #[arg(long, value_name = "NODE", value_parser = node)]
     pub replica: Vec<Node>,
 
-    /// Go on waiting for a barrier that was made before.
+    /// Wait for an existing barrier instead of creating one
     #[arg(long, value_name = "BARRIER", conflicts_with = "replica")]
     pub id: Option<String>,
 
-    /// How long to wait for it; 0s only says how it stands.
+    /// How long to wait; 0s only prints the current state
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub wait: Duration,
+
+    #[command(flatten)]
+    pub ask: AskArgs,
 }
 
-/// Flags of `top`.
 #[derive(Debug, Args)]
 pub struct TopArgs {
-    /// Who is asked.
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
 
-/// Flags of `completions`.
 #[derive(Debug, Args)]
 pub struct CompletionsArgs {
-    /// For which shell.
+    /// Shell to complete for
     pub shell: clap_complete::Shell,
 }
 
-/// Flags of `man`.
 #[derive(Debug, Args)]
 pub struct ManArgs {
-    /// Write a page for every command into this directory, which is made if need be.
+    /// Write one page per command to this directory; created if missing
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
 }
 
-/// The states of a delivery that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StateArg {
-    /// Not sent yet, or about to be sent again.
+    /// Ready to be sent
     Queued,
-    /// On the wire.
+    /// Being sent
     #[value(alias = "in_flight")]
     InFlight,
-    /// Failed, and waiting for its retry.
+    /// Failed, waiting for a retry
     Retrying,
-    /// Failed, without a place in the retry queue.
+    /// Failed, waiting for room in the retry queue
     Parked,
-    /// A dead letter.
+    /// Given up or rejected: a dead letter
     Dead,
 }
 
@@ -426,15 +381,14 @@ impl From<StateArg> for DeliveryState {
     }
 }
 
-/// Why a dead letter lies there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CauseArg {
-    /// The replica refused it for good.
+    /// Rejected by the replica
     Rejected,
-    /// All attempts failed.
+    /// All retries failed
     #[value(alias = "gave_up")]
     GaveUp,
-    /// It has no place in the retry queue; comes back by itself.
+    /// No room in the retry queue; retried automatically
     #[value(alias = "retry_overflow")]
     RetryOverflow,
 }
@@ -450,19 +404,21 @@ impl From<CauseArg> for Cause {
 }
 
 fn daemon_url(text: &str) -> Result<Url, String> {
-    const LIKE: &str = "an address looks like http://127.0.0.1:8085";
-    let url = Url::parse(text).map_err(|error| format!("{error}: {LIKE}"))?;
+    const EXPECTED: &str = "expected an address such as http://127.0.0.1:8085";
+    let url = Url::parse(text).map_err(|error| format!("{error}: {EXPECTED}"))?;
     let plain = url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
     match url.scheme() {
         "http" | "https" if plain && url.password().is_none() => Ok(url),
-        "http" | "https" => Err("user info, query and fragment mean nothing here".to_owned()),
-        other => Err(format!("{other} is neither http nor https: {LIKE}")),
+        "http" | "https" => {
+            Err("an address must not contain user info, a query or a fragment".to_owned())
+        }
+        other => Err(format!("scheme {other} is neither http nor https: {EXPECTED}")),
     }
 }
 
 fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        Duration::ZERO => Err("nothing can be answered in no time".to_owned()),
+        Duration::ZERO => Err("must be longer than zero".to_owned()),
         time => Ok(time),
     }
 }
@@ -473,7 +429,7 @@ pub(super) fn node(text: &str) -> Result<Node, String> {
 }
 
 fn task_id(text: &str) -> Result<TaskId, String> {
-    text.parse().map(TaskId).map_err(|_| "a task's id is a number".to_owned())
+    text.parse().map(TaskId).map_err(|_| "a task id must be a number".to_owned())
 }
 
 fn letter_id(text: &str) -> Result<LetterId, String> {
@@ -506,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn the_daemon_can_be_named_before_and_after_what_is_done() {
+    fn connection_flags_are_accepted_before_and_after_the_subcommand() {
         for line in [
             "replicas --url http://h:1 --json pause h:8081",
             "replicas pause h:8081 --json --url http://h:1",
@@ -520,17 +476,17 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_mean_nothing_are_refused_by_their_reason() {
+    fn invalid_addresses_are_refused_with_the_reason() {
         refused("status --url 127.0.0.1:8085", "http://127.0.0.1:8085");
         refused("status --url ftp://h", "neither http nor https");
         refused("status --url http://u@h", "user info");
-        refused("status --timeout 0s", "no time");
+        refused("status --timeout 0s", "longer than zero");
         refused("replicas show http://h/?a", "query");
         refused("tasks show first", "number");
     }
 
     #[test]
-    fn nothing_is_done_with_dead_letters_that_were_not_selected() {
+    fn redrive_and_discard_require_a_selection() {
         for line in ["dead-letters redrive", "dead-letters discard --dry-run"] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::MissingRequiredArgument);
@@ -545,14 +501,14 @@ mod tests {
     }
 
     #[test]
-    fn a_user_may_be_a_negative_number() {
+    fn a_user_id_may_be_a_negative_number() {
         let Ok(Command::Tasks(args)) = parse("tasks list --user-id -5 --limit 1") else { panic!() };
         let Some(TasksCommand::List(list)) = args.command else { panic!() };
         assert_eq!(list.keys.user_id.as_deref(), Some("-5"));
     }
 
     #[test]
-    fn a_dead_letter_is_named_by_its_task_or_by_both() {
+    fn a_dead_letter_is_named_by_task_or_by_task_and_replica() {
         let both = letter_id("7@h:8081").unwrap();
         assert_eq!((both.task_id.as_str(), both.replica.as_deref()), ("7", Some("http://h:8081")));
         assert_eq!(letter_id("7").unwrap().replica, None);

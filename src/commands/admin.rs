@@ -1,11 +1,8 @@
-//! The commands that ask a running daemon: a file a command.
+//! The commands that talk to a running daemon, one file per command.
 //!
-//! They speak the API of `/v1` as anyone could, by [`client`], and know nothing of the daemon's
-//! inside but the words. Each prints to a [`screen`]: text for people, or with `--json` what the
-//! API said. A list is read to its end page by page ([`list`]); what lasts ([`dead_letters`],
-//! [`barrier`]) draws a line over itself where somebody watches.
-//!
-//! Start with [`status`].
+//! They use the public API `/v1` through [`client`] and print to a [`screen`]: text, or with
+//! `--json` the API's answer. [`list`] reads paged lists. Long commands ([`dead_letters`],
+//! [`barrier`]) draw a progress line on a terminal.
 
 use std::io;
 use std::process::ExitCode;
@@ -15,7 +12,7 @@ use thiserror::Error;
 use crate::cli::admin::{
     BarrierArgs, ConnectArgs, DeadLettersArgs, ReplicasArgs, StatusArgs, TasksArgs, TopArgs,
 };
-use client::{AskError, Client, SetupError};
+use client::{CallError, ClientSetupError, DaemonClient};
 use screen::Screen;
 
 mod barrier;
@@ -33,42 +30,34 @@ mod top;
 #[cfg(test)]
 mod tests;
 
-/// How a command ended.
+/// The result of a command; the value is its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Done,
-    /// Asked, and told no.
-    Failed,
-    /// What was meant has to be said more clearly.
-    Unclear,
-    /// Degraded, not in time, or cancelled.
-    Wanting,
-    /// Nothing is accepted.
-    Unhealthy,
-    /// Reached, but for dead letters.
-    GivenUp,
+enum CommandOutcome {
+    Done = 0,
+    /// The daemon refused, or the operation failed.
+    Failed = 1,
+    /// `--yes` is missing.
+    Unconfirmed = 2,
+    /// Degraded, not reached in time, or cancelled.
+    Incomplete = 3,
+    /// The daemon accepts no writes.
+    Unhealthy = 4,
+    /// A barrier is reached, but some deliveries are dead letters.
+    GivenUp = 5,
 }
 
-impl From<Outcome> for ExitCode {
-    fn from(outcome: Outcome) -> Self {
-        Self::from(match outcome {
-            Outcome::Done => 0,
-            Outcome::Failed => 1,
-            Outcome::Unclear => 2,
-            Outcome::Wanting => 3,
-            Outcome::Unhealthy => 4,
-            Outcome::GivenUp => 5,
-        })
+impl From<CommandOutcome> for ExitCode {
+    fn from(outcome: CommandOutcome) -> Self {
+        Self::from(outcome as u8)
     }
 }
 
-/// Why a command could not do what it is for.
 #[derive(Debug, Error)]
-enum Failure {
+enum CommandError {
     #[error(transparent)]
-    Ask(#[from] AskError),
+    Call(#[from] CallError),
     #[error(transparent)]
-    Setup(#[from] SetupError),
+    Setup(#[from] ClientSetupError),
     #[error("cannot print: {0}")]
     Print(#[from] io::Error),
     #[error("{0}")]
@@ -88,8 +77,9 @@ pub(super) async fn tasks(args: &TasksArgs) -> ExitCode {
 }
 
 pub(super) async fn dead_letters(args: &DeadLettersArgs) -> ExitCode {
-    let command =
-        async |client: &Client, screen: &mut Screen| dead_letters::run(args, client, screen).await;
+    let command = async |client: &DaemonClient, screen: &mut Screen| {
+        dead_letters::run(args, client, screen).await
+    };
     with(&args.ask.connect, command).await
 }
 
@@ -103,21 +93,21 @@ pub(super) async fn top(args: &TopArgs) -> ExitCode {
 
 async fn with(
     connect: &ConnectArgs,
-    command: impl AsyncFnOnce(&Client, &mut Screen) -> Result<Outcome, Failure>,
+    command: impl AsyncFnOnce(&DaemonClient, &mut Screen) -> Result<CommandOutcome, CommandError>,
 ) -> ExitCode {
     let mut screen = Screen::of_process();
-    let ended = match Client::new(connect) {
+    let ended = match DaemonClient::new(connect) {
         Ok(client) => command(&client, &mut screen).await,
         Err(error) => Err(error.into()),
     };
     match ended {
         Ok(outcome) => outcome.into(),
-        // Whoever reads has seen enough.
-        Err(Failure::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+        // `| head` has read enough.
+        Err(CommandError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            screen.tell(&error.to_string());
+            screen.message(&error.to_string());
             ExitCode::FAILURE
         }
     }

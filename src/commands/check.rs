@@ -5,21 +5,20 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::output::{self, fail};
-use super::{store_settings, whole};
+use super::{store_settings, with_causes};
 use crate::cli::CheckArgs;
 use crate::store::{self, Checked};
 use crate::text::plain;
 
-/// Looks at the store and reports on standard output.
 pub(super) fn run(args: &CheckArgs) -> ExitCode {
     let checked = match store::check(&store_settings(&args.store), args.repair) {
         Ok(checked) => checked,
-        Err(error) => return fail(&whole(&error)),
+        Err(error) => return fail(&with_causes(&error)),
     };
     let report = if args.json { format!("{}\n", to_json(&checked)) } else { to_text(&checked) };
-    let well = checked.problems.is_empty() || checked.repaired.is_some();
-    let code = if well { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    output::ended(output::print(report.as_bytes()), code)
+    let success = checked.problems.is_empty() || checked.repaired.is_some();
+    let code = if success { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    output::exit_code(output::print(report.as_bytes()), code)
 }
 
 fn to_json(checked: &Checked) -> serde_json::Value {
@@ -53,36 +52,40 @@ fn to_text(checked: &Checked) -> String {
     let Checked { store, format, commit, tasks, value_bytes, dead_letters, .. } = checked;
     let mut lines = vec![
         format!("store: {store}, format {format}, commit {commit}"),
-        format!("tasks: {tasks} whole, {value_bytes} bytes of values, {dead_letters} dead letters"),
+        format!(
+            "tasks: {tasks} intact, {value_bytes} bytes of values, {dead_letters} dead letters"
+        ),
     ];
     let Checked { replicas, idempotency_keys, .. } = checked;
     if replicas + idempotency_keys > 0 {
-        lines
-            .push(format!("beside them: {replicas} replicas, {idempotency_keys} idempotency keys"));
+        lines.push(format!("other rows: {replicas} replicas, {idempotency_keys} idempotency keys"));
     }
     if checked.orphans > 0 {
         let orphans = checked.orphans;
         lines.push(format!("orphans: {orphans} rows left by a crash; the next start removes them"));
     }
     if checked.quarantined_rows > 0 {
-        lines.push(format!("quarantine: {} rows set aside before", checked.quarantined_rows));
+        lines.push(format!("quarantine: {} rows from earlier repairs", checked.quarantined_rows));
     }
     lines.extend(checked.notes.iter().map(|note| format!("note: {note}")));
     lines.extend(checked.problems.iter().map(|problem| format!("damaged: {problem}")));
     let verdict = match &checked.repaired {
-        _ if checked.problems.is_empty() => "the store is whole".to_owned(),
-        None => "the store is damaged; --repair goes on with what is left".to_owned(),
+        _ if checked.problems.is_empty() => "the store is intact".to_owned(),
+        None => {
+            "the store is damaged; --repair moves damaged tasks to quarantine and keeps the rest"
+                .to_owned()
+        }
         Some(aside) => {
             if let Some(file) = &aside.file {
                 lines.push(format!(
-                    "set aside: {} tasks, {} rows, in {}; {} older deliveries of their keys superseded",
+                    "quarantined: {} tasks, {} rows, in {}; {} older deliveries of their keys superseded",
                     aside.tasks(),
                     aside.rows,
                     file.display(),
                     aside.superseded
                 ));
             }
-            "repaired: what is left is taken for all there is".to_owned()
+            "repaired: the remaining tasks are accepted as complete".to_owned()
         }
     };
     lines.push(verdict);

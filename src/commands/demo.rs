@@ -1,7 +1,6 @@
-//! `replicator demo`: the daemon, three replicas in memory, and a story.
+//! `replicator demo`: the daemon, three in-memory replicas and a scripted outage of one of them.
 //!
-//! Everything runs in this process and talks over HTTP on loopback, as it would over a network.
-//! One of the replicas is stopped and started again on the way.
+//! Everything runs in this process and talks HTTP over loopback.
 
 use std::error::Error;
 use std::io;
@@ -12,9 +11,9 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::output::{self, Unprinted, fail, line};
+use super::output::{self, PrintError, fail, line};
 use super::serve::Signals;
-use super::whole;
+use super::with_causes;
 use crate::cli::{DemoArgs, environment};
 use crate::clock::wall_clock;
 use crate::config::Config;
@@ -26,26 +25,26 @@ use crate::task::{Consistency, NewTask, Node, Operation};
 
 pub(super) mod replica;
 
-/// How long the story waits for anything before it calls it wrong.
+/// How long each step may take before it is reported as failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Tells the story; the exit code says whether the replicas agree at its end.
+/// The exit code says whether the replicas agree at the end.
 pub(super) async fn run(args: &DemoArgs) -> ExitCode {
     let dir = std::env::temp_dir().join(format!("replicator-demo-{}", std::process::id()));
-    let told = tell(args, &dir).await;
+    let result = start(args, &dir).await;
     if let Err(error) = std::fs::remove_dir_all(&dir) {
         output::say(&format!("replicator: cannot remove {}: {error}", dir.display()));
     }
-    match told {
+    match result {
         Ok(code) => code,
-        Err(error) => match error.downcast::<Unprinted>() {
-            Ok(error) => output::ended(Err(*error), ExitCode::SUCCESS),
-            Err(error) => fail(&whole(&*error)),
+        Err(error) => match error.downcast::<PrintError>() {
+            Ok(error) => output::exit_code(Err(*error), ExitCode::SUCCESS),
+            Err(error) => fail(&with_causes(&*error)),
         },
     }
 }
 
-async fn tell(args: &DemoArgs, dir: &std::path::Path) -> Result<ExitCode, Box<dyn Error>> {
+async fn start(args: &DemoArgs, dir: &std::path::Path) -> Result<ExitCode, Box<dyn Error>> {
     let mut signals = Signals::catch()?;
     let mut replicas = Vec::new();
     for name in ["A", "B", "C"] {
@@ -57,12 +56,12 @@ async fn tell(args: &DemoArgs, dir: &std::path::Path) -> Result<ExitCode, Box<dy
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
     let story = Story { handle: daemon.handle().clone(), replicas };
-    let told = show(args, dir, &daemon, story, &mut signals).await;
+    let result = present(args, dir, &daemon, story, &mut signals).await;
     daemon.stop().await?;
-    told
+    result
 }
 
-async fn show(
+async fn present(
     args: &DemoArgs,
     dir: &std::path::Path,
     daemon: &Daemon,
@@ -70,7 +69,7 @@ async fn show(
     signals: &mut Signals,
 ) -> Result<ExitCode, Box<dyn Error>> {
     line(format_args!("The replicator listens on http://{}", daemon.address()))?;
-    line(format_args!("and keeps what it accepts in {} until it is delivered.", dir.display()))?;
+    line(format_args!("and keeps accepted writes in {} until they are delivered.", dir.display()))?;
     for replica in &story.replicas {
         line(format_args!("Replica {} listens on {}", replica.name, replica.node))?;
     }
@@ -84,20 +83,19 @@ async fn show(
     Ok(if agree { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The daemon as everyone starts it, but on any free port, with a directory of its own and retries
-/// that a person can watch.
+/// Default settings, except for a free port, a temporary directory and short retry delays.
 fn config(dir: &std::path::Path) -> Result<Config, Box<dyn Error>> {
     let mut cli =
         environment::read_arguments(&["replicator", "--port", "0", "--retry-base", "300ms"])?;
-    cli.daemon.data_dir = dir.to_owned();
+    cli.daemon.storage.data_dir = dir.to_owned();
     Ok(Config::from_args(&cli.daemon)?)
 }
 
-fn print_invitation(daemon: &Daemon, replicas: &[DemoReplica]) -> Result<(), Unprinted> {
+fn print_invitation(daemon: &Daemon, replicas: &[DemoReplica]) -> Result<(), PrintError> {
     let nodes: Vec<_> = replicas.iter().map(|replica| format!("\"{}\"", replica.node)).collect();
     let (url, nodes) = (format!("http://{}", daemon.address()), nodes.join(","));
     let first = replicas.first().map_or("", |replica| replica.node.as_str());
-    line(format_args!("\nIt is yours until Ctrl-C. Try:\n"))?;
+    line(format_args!("\nThe daemon runs until Ctrl-C. Try:\n"))?;
     line(format_args!(
         "  curl -i {url}/replicate -d '{{\"key\":\"hello\",\"value\":\"world!\",\"operation\":\"SET\",\"replica_nodes\":[{nodes}]}}'"
     ))?;
@@ -118,17 +116,17 @@ struct Story {
 impl Story {
     async fn run(mut self) -> Result<(bool, Vec<DemoReplica>), Box<dyn Error>> {
         line(format_args!(
-            "\n1. An eventual write is accepted once it is on disk, and delivered behind the answer."
+            "\n1. An eventual write is accepted once it is on disk, and delivered in the background."
         ))?;
         self.write("greeting", Some("hello"), None, Consistency::Eventual).await?;
         self.until_all_hold("greeting", Some("hello")).await?;
 
-        line(format_args!("\n2. A strong write is answered once a majority has it."))?;
+        line(format_args!("\n2. A strong write is answered once a majority has acknowledged it."))?;
         self.write("answer", Some("42"), None, Consistency::Strong).await?;
         self.until_all_hold("answer", Some("42")).await?;
 
         line(format_args!(
-            "\n3. Replica C goes down. Writes are accepted all the same; A and B have them at once."
+            "\n3. Replica C goes down. Writes are still accepted; A and B get them at once."
         ))?;
         self.stop_last().await;
         self.write("greeting", Some("hello again"), None, Consistency::Eventual).await?;
@@ -142,15 +140,13 @@ impl Story {
         )
         .await?;
         self.write("vote", Some("yes"), None, Consistency::Strong).await?;
-        self.until_settled_but_last().await?;
+        self.until_others_are_drained().await?;
         self.show("greeting")?;
 
         line(format_args!(
-            "\n4. C comes back, with the data that it had. What it missed is retried, in order; what is"
+            "\n4. C comes back with its old data. The writes it missed are retried in order, outdated ones"
         ))?;
-        line(format_args!(
-            "   outdated is not sent at all, and a value whose time has run out is a DELETE."
-        ))?;
+        line(format_args!("   are skipped, and an expired value arrives as a DELETE."))?;
         self.start_last().await?;
         for (key, value) in
             [("greeting", Some("good evening")), ("answer", None), ("vote", Some("yes"))]
@@ -159,7 +155,7 @@ impl Story {
         }
         let figures = self.until_drained().await?;
 
-        line(format_args!("\n5. The books:"))?;
+        line(format_args!("\n5. Deliveries per replica:"))?;
         for replica in &figures.replicas {
             line(format_args!(
                 "   {}  accepted {} = delivered {} + superseded {} + given up {} + pending {}  ({} failed attempts)",
@@ -189,7 +185,7 @@ impl Story {
         value: Option<&str>,
         ttl: Option<Duration>,
         consistency: Consistency,
-    ) -> Result<(), Unprinted> {
+    ) -> Result<(), PrintError> {
         let new = NewTask {
             key: key.to_owned(),
             operation: if value.is_some() { Operation::Set } else { Operation::Delete },
@@ -223,26 +219,24 @@ impl Story {
         }
     }
 
-    /// What each replica holds for a key.
     fn held(&self, key: &str) -> Vec<Option<String>> {
         let text = |bytes: bytes::Bytes| String::from_utf8_lossy(&bytes).into_owned();
         self.replicas.iter().map(|replica| replica.data.get(key).map(text)).collect()
     }
 
-    fn show(&self, key: &str) -> Result<(), Unprinted> {
+    fn show(&self, key: &str) -> Result<(), PrintError> {
         let held = self.held(key).into_iter().zip(&self.replicas).map(|(held, replica)| {
-            format!("{} = {}", replica.name, held.map_or("nothing".into(), |v| format!("{v:?}")))
+            format!("{} = {}", replica.name, held.map_or("(none)".into(), |v| format!("{v:?}")))
         });
         line(format_args!("   {key}: {}", held.collect::<Vec<_>>().join("   ")))
     }
 
-    async fn until_all_hold(&self, key: &str, value: Option<&str>) -> Result<(), Unprinted> {
+    async fn until_all_hold(&self, key: &str, value: Option<&str>) -> Result<(), PrintError> {
         wait(|| async { self.held(key).iter().all(|held| held.as_deref() == value) }).await?;
         self.show(key)
     }
 
-    /// Until A and B have everything: what is pending is pending for C alone.
-    async fn until_settled_but_last(&self) -> Result<(), Unprinted> {
+    async fn until_others_are_drained(&self) -> Result<(), PrintError> {
         let last = self.replicas.last().map(|replica| replica.node.to_string());
         wait(|| async {
             let figures = self.handle.snapshot().await.unwrap_or_default();
@@ -251,7 +245,7 @@ impl Story {
         .await
     }
 
-    async fn until_drained(&self) -> Result<Box<Snapshot>, Unprinted> {
+    async fn until_drained(&self) -> Result<Box<Snapshot>, PrintError> {
         wait(|| async {
             let figures = self.handle.snapshot().await.unwrap_or_default();
             figures.replicas.iter().all(|replica| replica.pending == 0)
@@ -268,26 +262,26 @@ impl Story {
 
     async fn start_last(&mut self) -> io::Result<()> {
         match self.replicas.last_mut() {
-            Some(replica) => replica.start_again().await,
+            Some(replica) => replica.restart().await,
             None => Ok(()),
         }
     }
 }
 
-/// Looks again and again, for as long as there is hope; what is wrong then shows in the story.
-async fn wait<F: Future<Output = bool>>(mut done: impl FnMut() -> F) -> Result<(), Unprinted> {
-    let look = async {
+/// Polls until `done`, at most [`PATIENCE`]. A failure is printed and the demo continues.
+async fn wait<F: Future<Output = bool>>(mut done: impl FnMut() -> F) -> Result<(), PrintError> {
+    let poll = async {
         while !done().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    if tokio::time::timeout(PATIENCE, look).await.is_err() {
-        line(format_args!("   ... and after {PATIENCE:?} that is still not so."))?;
+    if tokio::time::timeout(PATIENCE, poll).await.is_err() {
+        line(format_args!("   ... not reached after {PATIENCE:?}"))?;
     }
     Ok(())
 }
 
-/// A replica of the story, which can be stopped and started on the same port.
+/// A replica that can be stopped and restarted on its port.
 struct DemoReplica {
     name: &'static str,
     node: Node,
@@ -319,14 +313,14 @@ impl DemoReplica {
     async fn stop(&mut self) {
         if let Some((stop, server)) = self.running.take() {
             drop(stop);
-            // It ends by itself, or has ended.
+            // A panic of the server shows in the comparison at the end.
             let _ = server.await;
         }
     }
 
-    async fn start_again(&mut self) -> io::Result<()> {
+    async fn restart(&mut self) -> io::Result<()> {
         let socket = TcpSocket::new_v4()?;
-        // The port has connections of its past that are still closing.
+        // Old connections of the port may still be in TIME_WAIT.
         socket.set_reuseaddr(true)?;
         socket.bind(self.address)?;
         self.serve(socket.listen(1024)?);

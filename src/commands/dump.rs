@@ -7,11 +7,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::output::{fail, say};
-use super::{store_settings, whole};
+use super::{store_settings, with_causes};
 use crate::cli::{ExportArgs, ImportArgs};
 use crate::store::{self, Exported, Imported, OpenError, Settings};
 
-/// Writes the tasks to a file or standard output; says on standard error what came of it.
 pub(super) fn export(args: &ExportArgs) -> ExitCode {
     let settings = store_settings(&args.store);
     let exported = match &args.output {
@@ -24,16 +23,16 @@ pub(super) fn export(args: &ExportArgs) -> ExitCode {
             let output = args.output.as_deref().unwrap_or(Path::new("standard output"));
             return fail(&format!("cannot write {}: {error}", output.display()));
         }
-        Err(error) => return fail(&whole(&error)),
+        Err(error) => return fail(&with_causes(&error)),
     };
     for problem in &problems {
-        say(&format!("replicator: left out: {problem}"));
+        say(&format!("replicator: skipped: {problem}"));
     }
     say(&format!("replicator: {tasks} tasks exported"));
     if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// For this user alone, as the store is, and on disk when it is said to be.
+/// Readable by its owner only, as the store, and synced before success is reported.
 fn to_file(settings: &Settings, path: &Path) -> Result<io::Result<Exported>, OpenError> {
     let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(file) => file,
@@ -48,7 +47,6 @@ fn to_file(settings: &Settings, path: &Path) -> Result<io::Result<Exported>, Ope
     }))
 }
 
-/// Makes a store of a file or of standard input.
 pub(super) fn import(args: &ImportArgs) -> ExitCode {
     let settings = store_settings(&args.store);
     let imported = match &args.input {
@@ -62,12 +60,10 @@ pub(super) fn import(args: &ImportArgs) -> ExitCode {
         Ok(Imported { tasks, skipped }) => {
             say(&format!("replicator: {tasks} tasks imported"));
             if skipped > 0 {
-                say(&format!(
-                    "replicator: {skipped} more could not be read when they were exported"
-                ));
+                say(&format!("replicator: {skipped} tasks were skipped by the export"));
             }
             ExitCode::SUCCESS
         }
-        Err(error) => fail(&whole(&error)),
+        Err(error) => fail(&with_causes(&error)),
     }
 }

@@ -1,4 +1,4 @@
-//! `replicator completions` and `replicator man`: made from the command line as it is.
+//! `replicator completions` and `replicator man`, generated from the command line definition.
 
 use std::io;
 use std::path::Path;
@@ -10,21 +10,19 @@ use super::output::{self, fail};
 use crate::cli::Cli;
 use crate::cli::admin::{CompletionsArgs, ManArgs};
 
-/// Prints the script.
 pub(super) fn completions(args: &CompletionsArgs) -> ExitCode {
     print(&script(args.shell))
 }
 
-/// Prints the page of the whole, or writes one for every command.
 pub(super) fn man(args: &ManArgs) -> ExitCode {
     match &args.dir {
         Some(dir) => match write_pages(dir) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&format!("cannot write into {}: {error}", dir.display())),
+            Err(error) => fail(&format!("cannot write to {}: {error}", dir.display())),
         },
         None => match page() {
             Ok(page) => print(&page),
-            Err(error) => fail(&format!("cannot make the page: {error}")),
+            Err(error) => fail(&format!("cannot generate the page: {error}")),
         },
     }
 }
@@ -47,7 +45,7 @@ fn write_pages(dir: &Path) -> io::Result<()> {
 }
 
 fn print(text: &[u8]) -> ExitCode {
-    output::ended(output::print(text), ExitCode::SUCCESS)
+    output::exit_code(output::print(text), ExitCode::SUCCESS)
 }
 
 #[cfg(test)]
@@ -57,7 +55,7 @@ mod tests {
 
     use super::*;
 
-    /// Every command by its words: `replicas pause`.
+    /// Full names of all commands, such as `replicas pause`.
     fn commands(command: &Command, above: &str, found: &mut Vec<String>) {
         for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
             let name = format!("{above} {}", sub.get_name());

@@ -1,4 +1,4 @@
-//! The daemon in the foreground, until a signal or a failure ends it.
+//! Runs the daemon in the foreground until a signal or a failure stops it.
 
 use std::process::ExitCode;
 
@@ -6,11 +6,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
-use super::{output, whole};
+use super::{output, with_causes};
 use crate::config::Config;
 use crate::daemon::Daemon;
 
-/// SIGTERM and SIGINT.
 pub(super) struct Signals {
     term: Signal,
     interrupt: Signal,
@@ -24,7 +23,6 @@ impl Signals {
         })
     }
 
-    /// Waits for the next one and gives its name.
     pub(super) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.term.recv() => "SIGTERM",
@@ -33,57 +31,45 @@ impl Signals {
     }
 }
 
-/// Has what is freed go back to the system. jemalloc does so by itself only when the thread that
-/// freed it allocates again, which after an outage may be never.
-fn give_memory_back() {
+/// Starts jemalloc's background thread, which returns freed memory to the system. Without it, memory
+/// is returned only when the thread that freed it allocates again: after an outage, maybe never.
+fn return_freed_memory() {
     let one = tikv_jemalloc_ctl::max_background_threads::write(1);
     if let Err(error) = one.and_then(|()| tikv_jemalloc_ctl::background_thread::write(true)) {
-        warn!(%error, "memory that an outage needs is given back late");
+        warn!(%error, "cannot start the allocator's background thread: memory freed after an outage may stay allocated");
     }
 }
 
-/// Runs the daemon.
-///
-/// # Errors
-///
-/// Why it does not start.
+/// An error is the reason why the daemon did not start.
 pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
-    // From the very start: a signal while the store is opened must not end the process halfway.
-    let mut signals = match Signals::catch() {
-        Ok(signals) => signals,
-        Err(error) => return Err(format!("cannot catch signals: {error}")),
-    };
-    // Later than that it is only told to read its files again, which it has just done.
-    let mut reload = match signal(SignalKind::hangup()) {
-        Ok(reload) => reload,
-        Err(error) => return Err(format!("cannot catch signals: {error}")),
-    };
+    // Before the store opens: a signal must not kill the process while it does.
+    let cannot_catch = |error| format!("cannot catch signals: {error}");
+    let mut signals = Signals::catch().map_err(cannot_catch)?;
+    // The default action of SIGHUP would kill the process.
+    let mut reload = signal(SignalKind::hangup()).map_err(cannot_catch)?;
     if !config.listen.address.ip().is_loopback() && config.inbound.is_open() {
         warn!(
             address = %config.listen.address,
-            "nobody is asked who they are (--insecure): whoever reaches this port can do everything"
+            "authentication is disabled (--insecure): anyone who can reach this port has full access"
         );
     }
     raise_open_files(config);
-    give_memory_back();
+    return_freed_memory();
     let started = tokio::select! {
         started = Daemon::start(config) => started,
         signal = signals.next() => {
-            info!(signal, "ending while the store is opened: nothing was changed but what opening repairs");
+            info!(signal, "stopping while the store opens: nothing was changed except repairs");
             return Ok(ExitCode::SUCCESS);
         }
     };
-    let mut daemon = match started {
-        Ok(daemon) => daemon,
-        Err(error) => return Err(whole(&error)),
-    };
+    let mut daemon = started.map_err(|error| with_causes(&error))?;
     if let Err(why) = output::announce(&daemon.url()).await {
         warn!(address = daemon.url(), "{why}");
     }
     let code = loop {
         tokio::select! {
             signal = signals.next() => {
-                info!(signal, "draining: what is in flight is finished, a second signal ends at once");
+                info!(signal, "draining: finishing requests and deliveries in flight; a second signal stops at once");
                 break ExitCode::SUCCESS;
             }
             why = daemon.failed() => {
@@ -99,17 +85,17 @@ pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
             Err(_) => ExitCode::FAILURE,
         },
         signal = signals.next() => {
-            warn!(signal, "ending at once; what is not delivered stays on disk");
+            warn!(signal, "stopping at once; undelivered writes stay on disk");
             ExitCode::FAILURE
         }
     })
 }
 
-/// What is open besides connections: the store, the log, the threads' own.
+/// File descriptors besides connections: the store, the log, the runtime.
 const OTHER_FILES: u64 = 256;
 
-/// Lets the process have as many open files as its connections may need; where the system allows
-/// less it says so, for then connections are refused before `--max-connections` is reached.
+/// Raises the limit of open files to what the connections may need. Warns if the system allows
+/// fewer: connections are then refused below `--max-connections`.
 fn raise_open_files(config: &Config) {
     let replicas = config.limits.known_replicas.saturating_add(config.limits.connections);
     let needed = OTHER_FILES.saturating_add(u64::try_from(replicas).unwrap_or(u64::MAX));
@@ -123,7 +109,7 @@ fn raise_open_files(config: &Config) {
         warn!(
             open_files = most,
             needed,
-            "the system lets this process open fewer files than --max-connections and --max-known-replicas may need: raise the limit (LimitNOFILE, ulimit -n) or lower them"
+            "the limit of open files is lower than --max-connections and --max-known-replicas may need: raise it (LimitNOFILE, ulimit -n) or lower them"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `replicator token new`: a token, and the line that makes it good.
+//! `replicator token new`: creates a token and its line for `--auth-file`.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -34,24 +34,27 @@ fn make(args: &NewTokenArgs) -> Result<(), String> {
         rate: args.rate,
     };
     let token = NewToken::make().map_err(|error| error.to_string())?;
-    let stored = token.stored().ok_or("the token that was made cannot be read")?;
+    let stored = token.stored().ok_or("the new token cannot be parsed")?;
     let line = grant.line(&stored);
     match &args.append {
         Some(file) => {
             append(file, &line)?;
-            say(&format!("Its line is in {}; SIGHUP makes the daemon read it.", file.display()));
+            say(&format!(
+                "Appended its line to {}. Send SIGHUP to the daemon to load it.",
+                file.display()
+            ));
         }
         None => {
-            say(&"Add this line to the file of --auth-file; SIGHUP makes the daemon read it:");
+            say(&"Add this line to the --auth-file and send SIGHUP to the daemon:");
             say(&line);
         }
     }
-    say(&"The token, which is not shown again:");
-    // One line that nobody has seen: no reader has seen enough of it.
+    say(&"The token (it is not shown again):");
+    // A closed pipe is an error here, because the token cannot be shown again.
     let printed = output::line(format_args!("{}", token.reveal()));
     printed.map_err(|error| match &args.append {
         Some(file) => format!(
-            "the token is lost: {error}; take the line of {} out of {}",
+            "the token is lost: {error}; remove the line of {} from {}",
             grant.name,
             file.display()
         ),
@@ -59,18 +62,18 @@ fn make(args: &NewTokenArgs) -> Result<(), String> {
     })
 }
 
-/// Adds a line, if the list is taken with it: one that is not would keep the daemon from starting.
+/// Appends a line, unless the daemon would refuse to start with the result.
 fn append(path: &Path, line: &str) -> Result<(), String> {
-    let unwritten = |error: io::Error| format!("cannot add to {}: {error}", path.display());
+    let unwritten = |error: io::Error| format!("cannot append to {}: {error}", path.display());
     let list = match fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         list => list.map_err(unwritten)?,
     };
-    // The line before may have been written by hand, without its end.
+    // A line edited by hand may lack its line end.
     let begin = if list.is_empty() || list.ends_with('\n') { "" } else { "\n" };
     let line = format!("{begin}{line}\n");
     TokenList::parse(&format!("{list}{line}"), path)
-        .map_err(|error| format!("nothing is added, the list would not be taken: {error}"))?;
+        .map_err(|error| format!("nothing was appended, the file would be invalid: {error}"))?;
     let mut open = OpenOptions::new();
     let file = open.append(true).create(true).mode(0o600).open(path);
     let mut file = file.map_err(unwritten)?;

@@ -27,14 +27,14 @@ pub enum InboundError {
 pub(super) struct Inbound {
     pub(super) access: Access,
     pub(super) tls: Option<InboundTls>,
-    config: config::Inbound,
+    config: config::InboundConfig,
     /// One reload at a time, so that the last one told of is the one that counts.
     reloading: Mutex<()>,
 }
 
 impl Inbound {
     pub(super) fn open(
-        config: &config::Inbound,
+        config: &config::InboundConfig,
         address: SocketAddr,
     ) -> Result<Self, InboundError> {
         let tokens = config.auth_file.as_ref().map(|file| TokenList::read(file)).transpose()?;

@@ -93,7 +93,7 @@ pub enum OutboundError {
 /// What SIGHUP reads again.
 #[derive(Debug)]
 pub(super) struct Outbound {
-    settings: config::Outbound,
+    settings: config::OutboundConfig,
     /// Held by the one reload that goes on.
     reloading: Mutex<()>,
     policy: Policy,
@@ -101,7 +101,7 @@ pub(super) struct Outbound {
 }
 
 impl Outbound {
-    pub(super) fn new(settings: config::Outbound, policy: Policy, client: ReplicaClient) -> Self {
+    pub(super) fn new(settings: config::OutboundConfig, policy: Policy, client: ReplicaClient) -> Self {
         Self { settings, reloading: Mutex::new(()), policy, client }
     }
 
@@ -133,7 +133,7 @@ fn kept<T>(read: Result<T, OutboundError>) -> Option<T> {
 
 /// The policy of a daemon that listens on `address`.
 pub(super) fn policy(
-    settings: &config::Outbound,
+    settings: &config::OutboundConfig,
     address: SocketAddr,
 ) -> Result<Policy, OutboundError> {
     let rules = load_rules(settings)?;
@@ -146,12 +146,12 @@ pub(super) fn policy(
 
 /// The certificates and the tokens.
 pub(super) fn credentials(
-    settings: &config::Outbound,
+    settings: &config::OutboundConfig,
 ) -> Result<(ClientTls, ReplicaTokens), OutboundError> {
     Ok((load_tls(settings)?, load_tokens(settings)?))
 }
 
-fn load_rules(settings: &config::Outbound) -> Result<Option<Vec<Rule>>, OutboundError> {
+fn load_rules(settings: &config::OutboundConfig) -> Result<Option<Vec<Rule>>, OutboundError> {
     let mut all = settings.allow.clone();
     if let Some(path) = &settings.allow_file {
         let text = text("--allow-replica-file", path)?;
@@ -161,7 +161,7 @@ fn load_rules(settings: &config::Outbound) -> Result<Option<Vec<Rule>>, Outbound
     Ok(settings.has_rules().then_some(all))
 }
 
-fn load_tls(settings: &config::Outbound) -> Result<ClientTls, OutboundError> {
+fn load_tls(settings: &config::OutboundConfig) -> Result<ClientTls, OutboundError> {
     let mut tls = ClientTls::default();
     if let Some(path) = &settings.ca {
         let flag = "--replica-ca";
@@ -182,7 +182,7 @@ fn load_tls(settings: &config::Outbound) -> Result<ClientTls, OutboundError> {
     Ok(tls)
 }
 
-fn load_tokens(settings: &config::Outbound) -> Result<ReplicaTokens, OutboundError> {
+fn load_tokens(settings: &config::OutboundConfig) -> Result<ReplicaTokens, OutboundError> {
     let Some(path) = &settings.token_file else { return Ok(ReplicaTokens::default()) };
     let flag = "--replica-token-file";
     let text = as_text(flag, path, bytes(flag, path, true)?)?;

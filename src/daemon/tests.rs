@@ -144,7 +144,7 @@ async fn a_database_that_cannot_be_read_is_a_failure_of_the_store() {
 async fn a_page_that_is_full_says_where_the_list_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let mut cli = Cli::try_parse_from(["replicator", "--port", "0", "--retry-base", "1h"]).unwrap();
-    cli.daemon.data_dir = dir.path().join("data");
+    cli.daemon.storage.data_dir = dir.path().join("data");
     let daemon = Daemon::start(&Config::from_args(&cli.daemon).unwrap()).await.unwrap();
     let handle = daemon.handle().clone();
     for key in ["a", "b", "c"] {

@@ -138,7 +138,7 @@ async fn a_task_is_discarded_and_a_replica_forgotten_with_a_yes() {
     let line = format!("replicas forget {}", replica.url());
     let output = prepare(&daemon, &line).output().await.unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
-    assert!(err(&output).contains("throw away 1 delivery and 0 dead letters"), "{output:?}");
+    assert!(err(&output).contains("would discard 1 delivery and 0 dead letters"), "{output:?}");
     assert_eq!(daemon.metrics().await["retries_in_progress"], 1);
     let forgotten = json(&daemon, &format!("{line} --yes"), 0).await;
     assert_eq!(forgotten["discarded"], 1);
@@ -171,7 +171,7 @@ async fn dead_letters_are_listed_redriven_and_discarded() {
     replica.until_holds("key/2", "value").await;
     assert!(replica.get("key/0").is_none());
     daemon.until_metric("dead_letters", 0).await;
-    assert_eq!(run(&daemon, "dead-letters", 0).await, "no dead letter\n");
+    assert_eq!(run(&daemon, "dead-letters", 0).await, "no dead letters\n");
     let told = run(&daemon, "dead-letters operations", 0).await;
     assert_eq!(told.lines().count(), 4, "{told}");
 }
@@ -239,7 +239,7 @@ async fn a_barrier_ends_when_all_before_it_is_delivered_or_says_what_is_not() {
 
     let (daemon, _replica) = rejected(2).await;
     let told = run(&daemon, "barrier", 5).await;
-    assert!(told.starts_with("reached, but for 2 dead letters"), "{told}");
+    assert!(told.starts_with("reached, except 2 dead letters"), "{told}");
 }
 
 #[tokio::test]

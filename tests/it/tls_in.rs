@@ -224,7 +224,7 @@ async fn the_commands_show_a_certificate_and_believe_none_but_those_of_their_aut
     let shown = ["--ca-file", &ca, "--cert-file", &cert, "--key-file", &key];
     assert_eq!(
         ask(&url, &shown),
-        (Some(0), "no replica has had a delivery since the start\n".to_owned())
+        (Some(0), "no replica has had a delivery since the daemon started\n".to_owned())
     );
     let missing = dir.path().join("missing");
     let missing = missing.to_str().unwrap();

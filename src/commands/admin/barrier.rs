@@ -1,4 +1,4 @@
-//! `replicator barrier`: wait until what was accepted before now is delivered.
+//! `replicator barrier`: waits until every write accepted so far is delivered.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -6,29 +6,28 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::client::{AskError, Client};
+use super::client::{CallError, DaemonClient};
 use super::screen::Screen;
 use super::text::{Table, cell, count};
-use super::{Failure, Outcome};
+use super::{CommandError, CommandOutcome};
 use crate::api::{Barrier, NewBarrier};
 use crate::cli::admin::BarrierArgs;
 
-/// How long the daemon is asked to hold an answer back. Short enough for a person to see that the
-/// number of what is left goes down.
-const HELD_BACK: Duration = Duration::from_secs(2);
+/// How long the daemon may delay an answer. Short, so that the progress line shows the count going
+/// down.
+const LONG_POLL: Duration = Duration::from_secs(2);
 
-/// How long until a daemon that did not answer is asked again.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(
     args: &BarrierArgs,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Outcome, Failure> {
-    // From before the barrier is made: --wait is how long the command takes at most.
+) -> Result<CommandOutcome, CommandError> {
+    // Starts before the barrier is created: --wait limits the whole command.
     let end = pin!(sleep(args.wait));
     let answer = match &args.id {
-        Some(id) => ask(client, id, Duration::ZERO).await?,
+        Some(id) => get(client, id, Duration::ZERO).await?,
         None => {
             let replicas = args.replica.iter().map(ToString::to_string).collect();
             client.post(&["v1", "barriers"], Some(&NewBarrier { replicas })).await?
@@ -40,28 +39,28 @@ pub(super) async fn run(
     } else {
         tokio::select! {
             answer = until_reached(&first, client, screen) => answer?,
-            () = end => ask(client, &first.barrier_id, Duration::ZERO).await?,
+            () = end => get(client, &first.barrier_id, Duration::ZERO).await?,
         }
     };
     let barrier: Barrier = client.read(&answer)?;
-    screen.show(args.ask.json, &answer, &told(&barrier))?;
+    screen.show(args.ask.json, &answer, &summary(&barrier))?;
     Ok(match barrier {
-        Barrier { reached: false, .. } => Outcome::Wanting,
-        Barrier { given_up: 0, .. } => Outcome::Done,
-        Barrier { .. } => Outcome::GivenUp,
+        Barrier { reached: false, .. } => CommandOutcome::Incomplete,
+        Barrier { given_up: 0, .. } => CommandOutcome::Done,
+        Barrier { .. } => CommandOutcome::GivenUp,
     })
 }
 
-/// Asks until it is reached. A barrier holds over a restart of the daemon, so one that does not
-/// answer for a while is asked again.
+/// Polls until the barrier is reached. It survives a restart of the daemon, so a daemon that does
+/// not answer is polled again.
 async fn until_reached(
     first: &Barrier,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Value, Failure> {
+) -> Result<Value, CommandError> {
     screen.progress(&waiting(first));
     loop {
-        match ask(client, &first.barrier_id, HELD_BACK).await {
+        match get(client, &first.barrier_id, LONG_POLL).await {
             Ok(answer) => {
                 let barrier: Barrier = client.read(&answer)?;
                 if barrier.reached {
@@ -69,16 +68,16 @@ async fn until_reached(
                 }
                 screen.progress(&waiting(&barrier));
             }
-            Err(error) if error.is_passing() => {
-                screen.progress(&format!("{error}; asking again"));
-                sleep(AGAIN).await;
+            Err(error) if error.is_transient() => {
+                screen.progress(&format!("{error}; retrying"));
+                sleep(RETRY_DELAY).await;
             }
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-async fn ask(client: &Client, id: &str, wait: Duration) -> Result<Value, AskError> {
+async fn get(client: &DaemonClient, id: &str, wait: Duration) -> Result<Value, CallError> {
     let query = ("wait", format!("{}s", wait.as_secs()));
     client.get_within(&["v1", "barriers", id], &[query], wait).await
 }
@@ -87,10 +86,10 @@ fn waiting(barrier: &Barrier) -> String {
     format!("waiting for {}", count(barrier.pending, "delivery"))
 }
 
-fn told(barrier: &Barrier) -> String {
+fn summary(barrier: &Barrier) -> String {
     let mut text = if !barrier.reached {
         format!(
-            "not reached: {} up to task {} {} not settled; go on with --id {}\n",
+            "not reached: {} up to task {} {} not settled; continue with --id {}\n",
             count(barrier.pending, "delivery"),
             barrier.up_to,
             if barrier.pending == 1 { "is" } else { "are" },
@@ -98,7 +97,7 @@ fn told(barrier: &Barrier) -> String {
         )
     } else if barrier.given_up > 0 {
         format!(
-            "reached, but for {}: see replicator dead-letters\n",
+            "reached, except {}: see replicator dead-letters\n",
             count(barrier.given_up, "dead letter")
         )
     } else {

@@ -1,10 +1,10 @@
-//! `replicator dead-letters`: look at them, redrive or discard them.
+//! `replicator dead-letters`: list, redrive and discard.
 
-use super::client::Client;
+use super::client::DaemonClient;
 use super::screen::Screen;
 use super::tasks::{cause_name, operation};
 use super::text::{Table, age, bytes, cell, clean};
-use super::{Failure, Outcome, list, operations};
+use super::{CommandError, CommandOutcome, list, operations};
 use crate::api::{DeadLetter, DiscardRequest, RedriveRequest, Selection};
 use crate::cli::admin::{
     DeadLettersArgs, DeadLettersCommand, LetterListArgs, OperationRunArgs, SelectionArgs,
@@ -13,29 +13,29 @@ use crate::commands::serve::Signals;
 
 pub(super) async fn run(
     args: &DeadLettersArgs,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Outcome, Failure> {
+) -> Result<CommandOutcome, CommandError> {
     match &args.command {
         Some(DeadLettersCommand::Redrive(_) | DeadLettersCommand::Discard(_)) => {
             let mut signals = Signals::catch()?;
             let interrupt = async || {
                 signals.next().await;
             };
-            run_until(args, client, screen, interrupt).await
+            run_interruptible(args, client, screen, interrupt).await
         }
-        // These end at once, as any program does.
-        _ => run_until(args, client, screen, std::future::pending).await,
+        // Ctrl-C ends the process.
+        _ => run_interruptible(args, client, screen, std::future::pending).await,
     }
 }
 
-/// As [`run`], with whatever stands for Ctrl-C.
-pub(super) async fn run_until(
+/// As [`run`]; `interrupt` resolves on Ctrl-C.
+pub(super) async fn run_interruptible(
     args: &DeadLettersArgs,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
     interrupt: impl AsyncFnMut(),
-) -> Result<Outcome, Failure> {
+) -> Result<CommandOutcome, CommandError> {
     let json = args.ask.json;
     match &args.command {
         None => show_list(&LetterListArgs::default(), json, client, screen).await,
@@ -78,10 +78,10 @@ fn selection(args: &SelectionArgs) -> Selection {
 async fn show_list(
     args: &LetterListArgs,
     json: bool,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Outcome, Failure> {
-    let mut filter = list::whose(&args.filter.keys);
+) -> Result<CommandOutcome, CommandError> {
+    let mut filter = list::key_filter(&args.filter.keys);
     filter.extend(args.filter.replica.as_ref().map(|node| ("replica", node.to_string())));
     let cause = args.filter.cause.map(|cause| cause_name(cause.into()).to_owned());
     filter.extend(cause.map(|cause| ("cause", cause)));
@@ -89,11 +89,11 @@ async fn show_list(
     let listed = list::read(client, &path, "dead_letters", &filter, &args.page).await?;
     if json {
         screen.json(&listed.to_json("dead_letters"))?;
-        return Ok(Outcome::Done);
+        return Ok(CommandOutcome::Done);
     }
     if listed.items.is_empty() && listed.next.is_none() {
-        screen.print("no dead letter\n")?;
-        return Ok(Outcome::Done);
+        screen.print("no dead letters\n")?;
+        return Ok(CommandOutcome::Done);
     }
     let now = screen.now();
     let mut table = Table::new(&[
@@ -122,8 +122,8 @@ async fn show_list(
         ]);
     }
     screen.print(&table.render())?;
-    if let Some(rest) = listed.rest() {
-        screen.tell(&rest);
+    if let Some(hint) = listed.more_hint() {
+        screen.message(&hint);
     }
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }

@@ -1,56 +1,53 @@
-//! Redrives and discards as they run: begun, watched, cancelled.
+//! Starts, watches and cancels redrives and discards.
 
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::client::Client;
+use super::client::DaemonClient;
 use super::screen::Screen;
 use super::text::{Table, age, clean, count};
-use super::{Failure, Outcome};
+use super::{CommandError, CommandOutcome};
 use crate::api::{Operation, OperationKind, OperationPage, OperationState};
 use crate::cli::admin::OperationRunArgs;
 
-/// How often it is asked how far an operation is: often enough for a person who watches.
-const POLL: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Begins an operation and, unless it is detached, watches it to its end.
-///
-/// `interrupt` comes back when the operator has pressed Ctrl-C: the first time cancels what is
-/// left, the second stops watching.
+/// Starts an operation and, unless detached, watches it until it ends. `interrupt` resolves on
+/// Ctrl-C: the first cancels the rest, the second stops watching.
 pub(super) async fn run(
     path: &[&str],
     request: &(impl Serialize + Sync),
     (run, json): (&OperationRunArgs, bool),
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
     interrupt: impl AsyncFnMut(),
-) -> Result<Outcome, Failure> {
+) -> Result<CommandOutcome, CommandError> {
     let answer = client.post(path, Some(request)).await?;
     if run.detach {
         let operation: Operation = client.read(&answer)?;
         let text = format!("{}\n", operation.operation_id);
         screen.show(json, &answer, &text)?;
-        return Ok(Outcome::Done);
+        return Ok(CommandOutcome::Done);
     }
     let answer = watch(answer, client, screen, interrupt).await?;
     let operation: Operation = client.read(&answer)?;
-    screen.show(json, &answer, &format!("{}\n", told(&operation)))?;
+    screen.show(json, &answer, &format!("{}\n", summary(&operation)))?;
     Ok(match operation.state {
-        OperationState::Done => Outcome::Done,
-        OperationState::Failed => Outcome::Failed,
-        // Still running only where the operator did not want to wait for the end of a cancel.
-        OperationState::Cancelled | OperationState::Running => Outcome::Wanting,
+        OperationState::Done => CommandOutcome::Done,
+        OperationState::Failed => CommandOutcome::Failed,
+        // Still running after the second Ctrl-C.
+        OperationState::Cancelled | OperationState::Running => CommandOutcome::Incomplete,
     })
 }
 
 async fn watch(
     mut answer: Value,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
     mut interrupt: impl AsyncFnMut(),
-) -> Result<Value, Failure> {
+) -> Result<Value, CommandError> {
     let mut cancelled = false;
     loop {
         let operation: Operation = client.read(&answer)?;
@@ -59,8 +56,8 @@ async fn watch(
         }
         screen.progress(&progress(&operation, cancelled));
         let path = ["v1", "operations", operation.operation_id.as_str()];
-        let asked = tokio::select! {
-            () = tokio::time::sleep(POLL) => client.get(&path, &[]).await,
+        let next = tokio::select! {
+            () = tokio::time::sleep(POLL_INTERVAL) => client.get(&path, &[]).await,
             () = interrupt() => {
                 if cancelled {
                     return Ok(answer);
@@ -69,24 +66,24 @@ async fn watch(
                 client.delete(&path).await
             }
         };
-        answer = asked.map_err(|error| lost(&operation, &error))?;
+        answer = next.map_err(|error| lost(&operation, &error))?;
     }
 }
 
-fn lost(operation: &Operation, error: &super::client::AskError) -> Failure {
+fn lost(operation: &Operation, error: &super::client::CallError) -> CommandError {
     let id = &operation.operation_id;
-    Failure::Other(if error.is_missing() {
+    CommandError::Other(if error.is_not_found() {
         format!(
-            "operation {id} is not known any more: the daemon was restarted, and what it had not come to stays as it was"
+            "operation {id} does not exist any more: the daemon was restarted, and the remaining dead letters are unchanged"
         )
     } else {
         format!(
-            "lost sight of operation {id}, which may go on (dead-letters operations {id}): {error}"
+            "lost contact with operation {id}, which may still be running (check with dead-letters operations {id}): {error}"
         )
     })
 }
 
-/// How far it is, in a line: `redriving [#####               ] 25%  250 of 1000, 200/s at most`.
+/// For example `redriving [#####               ] 25%  250 of 1000, 200/s at most`.
 fn progress(operation: &Operation, cancelled: bool) -> String {
     const WIDTH: u64 = 20;
     let Operation { examined, total, done, .. } = operation;
@@ -103,8 +100,7 @@ fn progress(operation: &Operation, cancelled: bool) -> String {
     format!("{doing} [{full}] {}%  {done} of {examined} seen{rate}{more}", part(100))
 }
 
-/// What came of it, in a sentence.
-fn told(operation: &Operation) -> String {
+fn summary(operation: &Operation) -> String {
     let Operation { matched, done, superseded, held_back, .. } = operation;
     let of = format!("{done} of {}", count(*matched, "dead letter"));
     let mut text = match (operation.dry_run, operation.kind) {
@@ -116,13 +112,13 @@ fn told(operation: &Operation) -> String {
     if *superseded > 0 {
         let verb = if *superseded == 1 { "was" } else { "were" };
         text = format!(
-            "{text}; {superseded} {verb} left out, as a newer write of the key is on its way"
+            "{text}; {superseded} {verb} skipped because a newer write of the key is pending"
         );
     }
     if *held_back > 0 {
         let verb = if *held_back == 1 { "was" } else { "were" };
         text = format!(
-            "{text}; {held_back} {verb} left out, as the replica is paused or does not answer (replicas resume, probe) or the retry queue is full"
+            "{text}; {held_back} {verb} skipped because the replica is paused or does not answer (replicas resume, probe) or the retry queue is full"
         );
     }
     match operation.state {
@@ -136,28 +132,27 @@ fn told(operation: &Operation) -> String {
     }
 }
 
-/// The operations that are remembered, or one of them.
 pub(super) async fn show(
     id: Option<&str>,
     json: bool,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Outcome, Failure> {
+) -> Result<CommandOutcome, CommandError> {
     let answer = match id {
         Some(id) => client.get(&["v1", "operations", id], &[]).await?,
         None => client.get(&["v1", "operations"], &[]).await?,
     };
     if json {
         screen.json(&answer)?;
-        return Ok(Outcome::Done);
+        return Ok(CommandOutcome::Done);
     }
     let operations = match id {
         Some(_) => vec![client.read(&answer)?],
         None => client.read::<OperationPage>(&answer)?.operations,
     };
     if operations.is_empty() {
-        screen.print("no redrive or discard since the start\n")?;
-        return Ok(Outcome::Done);
+        screen.print("no redrive or discard since the daemon started\n")?;
+        return Ok(CommandOutcome::Done);
     }
     let now = screen.now();
     let mut table = Table::new(&["OPERATION", "STATE", ">SEEN", ">OF", ">STARTED", "RESULT"]);
@@ -174,22 +169,21 @@ pub(super) async fn show(
             operation.examined.to_string(),
             operation.total.to_string(),
             format!("{} ago", age(&operation.started_at, now)),
-            told(operation),
+            summary(operation),
         ]);
     }
     screen.print(&table.render())?;
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
-/// Cancels one, and says how far it had come.
 pub(super) async fn cancel(
     id: &str,
     json: bool,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Outcome, Failure> {
+) -> Result<CommandOutcome, CommandError> {
     let answer = client.delete(&["v1", "operations", id]).await?;
     let operation: Operation = client.read(&answer)?;
-    screen.show(json, &answer, &format!("{}\n", told(&operation)))?;
-    Ok(Outcome::Done)
+    screen.show(json, &answer, &format!("{}\n", summary(&operation)))?;
+    Ok(CommandOutcome::Done)
 }

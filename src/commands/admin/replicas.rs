@@ -1,67 +1,67 @@
-//! `replicator replicas`: look at them, pause, resume, probe, forget, rename.
+//! `replicator replicas`: list, show, pause, resume, probe, forget and rename.
 
 use serde_json::Value;
 
-use super::client::Client;
+use super::client::DaemonClient;
 use super::screen::Screen;
 use super::text::{Table, age, bytes, cell, clean, count, facts, latency, rate, seconds};
-use super::{Failure, Outcome, text};
+use super::{CommandError, CommandOutcome, text};
 use crate::api::{BreakerState, Convergence, Forgotten, Probed, Rename, Replica, ReplicaPage};
 use crate::cli::admin::{ForgetArgs, ReplicasArgs, ReplicasCommand};
 use crate::task::{Node, Timestamp};
 
-const NOTHING: Option<&()> = None;
+const NO_BODY: Option<&()> = None;
 
 pub(super) async fn run(
     args: &ReplicasArgs,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Outcome, Failure> {
+) -> Result<CommandOutcome, CommandError> {
     let json = args.ask.json;
     match args.command.as_ref().unwrap_or(&ReplicasCommand::List) {
         ReplicasCommand::List => {
             let answer = client.get(&["v1", "replicas"], &[]).await?;
             let page: ReplicaPage = client.read(&answer)?;
             let text = match page.replicas.as_slice() {
-                [] => "no replica has had a delivery since the start\n".to_owned(),
+                [] => "no replica has had a delivery since the daemon started\n".to_owned(),
                 replicas => table(replicas),
             };
             show(screen, json, &answer, &text)
         }
         ReplicasCommand::Show(of) => {
             let answer = client.get(&path(&of.node, None), &[]).await?;
-            let text = all(&client.read(&answer)?, screen.now());
+            let text = details(&client.read(&answer)?, screen.now());
             show(screen, json, &answer, &text)
         }
         ReplicasCommand::Pause(of) => {
-            let answer = client.post(&path(&of.node, Some("pause")), NOTHING).await?;
+            let answer = client.post(&path(&of.node, Some("pause")), NO_BODY).await?;
             let replica: Replica = client.read(&answer)?;
             let waiting = count(replica.backlog_tasks, "task");
             let text = format!(
-                "paused: {} is sent nothing until it is resumed; backlog of {waiting}\n",
+                "paused {}: nothing is sent until it is resumed; backlog of {waiting}\n",
                 replica.replica
             );
             show(screen, json, &answer, &text)
         }
         ReplicasCommand::Resume(of) => {
-            let answer = client.post(&path(&of.node, Some("resume")), NOTHING).await?;
+            let answer = client.post(&path(&of.node, Some("resume")), NO_BODY).await?;
             let replica: Replica = client.read(&answer)?;
             let waiting = count(replica.backlog_tasks, "task");
-            let text = format!("resumed: {} is sent its backlog of {waiting}\n", replica.replica);
+            let text = format!("resumed {}: sending its backlog of {waiting}\n", replica.replica);
             show(screen, json, &answer, &text)
         }
         ReplicasCommand::Probe(of) => {
-            let answer = client.post(&path(&of.node, Some("probe")), NOTHING).await?;
+            let answer = client.post(&path(&of.node, Some("probe")), NO_BODY).await?;
             let probed: Probed = client.read(&answer)?;
             let name = probed.replica;
             let text = if probed.probing {
-                format!("probing: a delivery to {name} goes out now\n")
+                format!("probing {name}: sending a delivery now\n")
             } else {
                 let why = probed.reason.unwrap_or_else(|| "no reason given".to_owned());
                 format!("not probing {name}: {}\n", clean(&why))
             };
             show(screen, json, &answer, &text)?;
-            Ok(if probed.probing { Outcome::Done } else { Outcome::Failed })
+            Ok(if probed.probing { CommandOutcome::Done } else { CommandOutcome::Failed })
         }
         ReplicasCommand::Forget(args) => forget(args, json, client, screen).await,
         ReplicasCommand::Rename(args) => {
@@ -69,7 +69,7 @@ pub(super) async fn run(
             let answer = client.post(&path(&args.node.node, Some("rename")), Some(&to)).await?;
             let replica: Replica = client.read(&answer)?;
             let text = format!(
-                "renamed: what is for {} goes to {}, a backlog of {}\n",
+                "renamed {}: its writes now go to {}; backlog of {}\n",
                 args.node.node,
                 replica.replica,
                 count(replica.backlog_tasks, "task")
@@ -79,44 +79,48 @@ pub(super) async fn run(
     }
 }
 
-/// What is thrown away is lost, so it is said first.
+/// Without `--yes` it only prints what would be lost.
 async fn forget(
     args: &ForgetArgs,
     json: bool,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Outcome, Failure> {
+) -> Result<CommandOutcome, CommandError> {
     let node = &args.node.node;
     if !args.yes {
         let answer = client.get(&path(node, None), &[]).await?;
         let replica: Replica = client.read(&answer)?;
-        screen.tell(&format!(
-            "this would throw away {} and {} of {}, which then lacks those writes: with --yes it is done",
+        screen.message(&format!(
+            "this would discard {} and {} of {}, which then lacks those writes: confirm with --yes",
             count(replica.backlog_tasks, "delivery"),
             count(replica.dead_letters, "dead letter"),
             replica.replica,
         ));
-        return Ok(Outcome::Unclear);
+        return Ok(CommandOutcome::Unconfirmed);
     }
-    let answer = client.post(&path(node, Some("forget")), NOTHING).await?;
+    let answer = client.post(&path(node, Some("forget")), NO_BODY).await?;
     let Forgotten { replica, discarded, in_flight } = client.read(&answer)?;
     let mut text = format!("forgot {replica}: discarded {discarded}");
     if in_flight > 0 {
-        text = format!("{text}, and {in_flight} on the wire are not tried again");
+        text = format!("{text}; {in_flight} in flight are not retried");
     }
     show(screen, json, &answer, &(text + "\n"))
 }
 
-fn show(screen: &mut Screen, json: bool, answer: &Value, text: &str) -> Result<Outcome, Failure> {
+fn show(
+    screen: &mut Screen,
+    json: bool,
+    answer: &Value,
+    text: &str,
+) -> Result<CommandOutcome, CommandError> {
     screen.show(json, answer, text)?;
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
 fn path<'a>(node: &'a Node, verb: Option<&'a str>) -> Vec<&'a str> {
     ["v1", "replicas", node.as_str()].into_iter().chain(verb).collect()
 }
 
-/// Whether deliveries go out, in a word.
 pub(super) fn state(paused: bool, breaker: BreakerState) -> &'static str {
     match breaker {
         _ if paused => "paused",
@@ -126,7 +130,6 @@ pub(super) fn state(paused: bool, breaker: BreakerState) -> &'static str {
     }
 }
 
-/// A line a replica.
 pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> String {
     let mut table = Table::new(&[
         "REPLICA",
@@ -167,9 +170,8 @@ fn drained(replica: &Replica) -> String {
     }
 }
 
-/// All that is known of one.
-fn all(replica: &Replica, now: Timestamp) -> String {
-    let for_so_long = |since: &Option<String>| {
+fn details(replica: &Replica, now: Timestamp) -> String {
+    let duration = |since: &Option<String>| {
         since.as_ref().map_or_else(String::new, |since| format!(" for {}", age(since, now)))
     };
     let mut lines = vec![("replica", replica.replica.clone())];
@@ -177,12 +179,12 @@ fn all(replica: &Replica, now: Timestamp) -> String {
         lines.push(("renamed from", replica.renamed_from.join(", ")));
     }
     let breaker = state(false, replica.breaker).replace("ok", "closed");
-    let mut breaker = format!("{breaker}{}", for_so_long(&replica.breaker_since));
+    let mut breaker = format!("{breaker}{}", duration(&replica.breaker_since));
     if let Some(probe) = &replica.next_probe_at {
         breaker = format!("{breaker}, {}", text::probe(probe, now));
     }
     if replica.paused_since.is_some() {
-        lines.push(("paused", format!("yes{}", for_so_long(&replica.paused_since))));
+        lines.push(("paused", format!("yes{}", duration(&replica.paused_since))));
     }
     lines.push(("breaker", breaker));
     lines.push((
@@ -201,7 +203,7 @@ fn all(replica: &Replica, now: Timestamp) -> String {
     lines.push((
         "dead letters",
         format!(
-            "{}; with what is parked {}",
+            "{}; {} including parked deliveries",
             replica.dead_letters,
             bytes(replica.dead_letter_bytes)
         ),

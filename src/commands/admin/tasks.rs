@@ -1,20 +1,20 @@
-//! `replicator tasks`: look at what is not settled, and throw one away.
+//! `replicator tasks`: list, show and discard unsettled tasks.
 
 use serde_json::Value;
 
-use super::client::Client;
+use super::client::DaemonClient;
 use super::screen::Screen;
 use super::text::{Table, age, bytes, cell, clean, facts, until};
-use super::{Failure, Outcome, list};
+use super::{CommandError, CommandOutcome, list};
 use crate::api::{Cause, Consistency, Delivery, DeliveryState, Task, Write};
 use crate::cli::admin::{TaskListArgs, TasksArgs, TasksCommand};
 use crate::task::{TaskId, Timestamp};
 
 pub(super) async fn run(
     args: &TasksArgs,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Outcome, Failure> {
+) -> Result<CommandOutcome, CommandError> {
     let json = args.ask.json;
     match &args.command {
         None => show_list(&TaskListArgs::default(), json, client, screen).await,
@@ -22,21 +22,20 @@ pub(super) async fn run(
         Some(TasksCommand::Show(of)) => {
             let id = of.task.to_string();
             let answer = client.get(&["v1", "tasks", &id], &[]).await;
-            show_one(&answer.map_err(|error| missing(error, of.task))?, json, client, screen)
+            show_one(&answer.map_err(|error| not_found(error, of.task))?, json, client, screen)
         }
         Some(TasksCommand::Discard(of)) => {
             let id = of.task.to_string();
             let answer = client.delete(&["v1", "tasks", &id]).await;
-            show_one(&answer.map_err(|error| missing(error, of.task))?, json, client, screen)
+            show_one(&answer.map_err(|error| not_found(error, of.task))?, json, client, screen)
         }
     }
 }
 
-/// A task that is not there was most likely delivered.
-fn missing(error: super::client::AskError, task: TaskId) -> Failure {
-    if error.is_missing() {
-        let why = "it is settled and no longer remembered, or was never accepted";
-        return Failure::Other(format!("there is no task {task}: {why}"));
+fn not_found(error: super::client::CallError, task: TaskId) -> CommandError {
+    if error.is_not_found() {
+        let why = "it is settled and past --task-history, or was never accepted";
+        return CommandError::Other(format!("no task {task}: {why}"));
     }
     error.into()
 }
@@ -44,16 +43,16 @@ fn missing(error: super::client::AskError, task: TaskId) -> Failure {
 async fn show_list(
     args: &TaskListArgs,
     json: bool,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Outcome, Failure> {
-    let mut filter = list::whose(&args.keys);
+) -> Result<CommandOutcome, CommandError> {
+    let mut filter = list::key_filter(&args.keys);
     filter.extend(args.state.map(|state| ("state", state_name(state.into()).to_owned())));
     filter.extend(args.replica.as_ref().map(|node| ("replica", node.to_string())));
     let listed = list::read(client, &["v1", "tasks"], "tasks", &filter, &args.page).await?;
     if json {
         screen.json(&listed.to_json("tasks"))?;
-        return Ok(Outcome::Done);
+        return Ok(CommandOutcome::Done);
     }
     let now = screen.now();
     let mut table = Table::new(&["TASK", ">AGE", "OP", "KEY", ">SIZE", "USER", "DELIVERIES"]);
@@ -66,40 +65,40 @@ async fn show_list(
             task.key.as_deref().map_or_else(unknown, cell),
             task.value_bytes.map_or_else(unknown, bytes),
             task.user_id.as_deref().map_or_else(unknown, cell),
-            in_short(&task.deliveries),
+            state_counts(&task.deliveries),
         ]);
     }
     if listed.items.is_empty() && listed.next.is_none() {
-        screen.print("no unsettled task\n")?;
+        screen.print("no unsettled tasks\n")?;
     } else {
         screen.print(&table.render())?;
     }
-    if let Some(rest) = listed.rest() {
-        screen.tell(&rest);
+    if let Some(hint) = listed.more_hint() {
+        screen.message(&hint);
     }
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
 fn show_one(
     answer: &Value,
     json: bool,
-    client: &Client,
+    client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Outcome, Failure> {
+) -> Result<CommandOutcome, CommandError> {
     if json {
         screen.json(answer)?;
     } else {
-        let text = whole(&client.read(answer)?, screen.now());
+        let text = details(&client.read(answer)?, screen.now());
         screen.print(&text)?;
     }
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
 fn unknown() -> String {
     "-".to_owned()
 }
 
-fn whole(task: &Task, now: Timestamp) -> String {
+fn details(task: &Task, now: Timestamp) -> String {
     let mut lines = vec![("task", clean(&task.task_id))];
     lines.extend(task.key.as_ref().map(|key| ("key", clean(key))));
     lines.extend(task.operation.map(|write| ("operation", operation(write).to_owned())));
@@ -139,7 +138,7 @@ fn whole(task: &Task, now: Timestamp) -> String {
 }
 
 /// `2 delivered, 1 retrying`, in the order of the states.
-fn in_short(deliveries: &[Delivery]) -> String {
+fn state_counts(deliveries: &[Delivery]) -> String {
     use DeliveryState as S;
     let all = [
         S::Delivered,
@@ -152,12 +151,11 @@ fn in_short(deliveries: &[Delivery]) -> String {
         S::Dead,
     ];
     let number = |state| deliveries.iter().filter(|delivery| delivery.state == state).count();
-    let told =
-        all.into_iter().map(|state| (number(state), state)).filter(|(number, _)| *number > 0);
-    let told: Vec<_> = told
-        .map(|(number, state)| format!("{number} {}", state_name(state).replace('_', " ")))
-        .collect();
-    told.join(", ")
+    let counts = all.into_iter().map(|state| (number(state), state));
+    let texts = counts
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, state)| format!("{number} {}", state_name(state).replace('_', " ")));
+    texts.collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn operation(write: Write) -> &'static str {
@@ -167,7 +165,6 @@ pub(super) fn operation(write: Write) -> &'static str {
     }
 }
 
-/// As the API spells it.
 fn state_name(state: DeliveryState) -> &'static str {
     match state {
         DeliveryState::Queued => "queued",
@@ -181,7 +178,6 @@ fn state_name(state: DeliveryState) -> &'static str {
     }
 }
 
-/// As the API spells it.
 pub(super) fn cause_name(cause: Cause) -> &'static str {
     match cause {
         Cause::Rejected => "rejected",

@@ -1,4 +1,4 @@
-//! Figures, ages and tables for people.
+//! Formats numbers, ages and tables.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,17 +8,16 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 use crate::task::Timestamp;
 use crate::text::plain;
 
-/// The widest that a text from outside may be in a table, in columns.
+/// Widest untrusted text in a table, in columns.
 const MAX_CELL: usize = 48;
 
-/// Columns that are aligned, without lines.
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
     right: Vec<bool>,
 }
 
 impl Table {
-    /// A column whose heading begins with `>` is aligned to the right.
+    /// A heading that begins with `>` makes its column right-aligned.
     pub(super) fn new(headings: &[&str]) -> Self {
         let right = headings.iter().map(|heading| heading.starts_with('>')).collect();
         let row = headings.iter().map(|heading| heading.trim_start_matches('>').to_owned());
@@ -29,7 +28,6 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// A line a row, without spaces at its end.
     pub(super) fn render(&self) -> String {
         let width = |column| {
             let cells = self.rows.iter().filter_map(|row| row.get::<usize>(column));
@@ -50,13 +48,12 @@ impl Table {
     }
 }
 
-/// A text from outside that can do nothing to a terminal: keys and the errors of replicas may hold
-/// anything.
+/// Escapes untrusted text, such as keys and replica errors.
 pub(super) fn clean(text: &str) -> String {
     plain(text).into_owned()
 }
 
-/// The same for a table: shortened in its middle, as both ends tell.
+/// As [`clean`], shortened in the middle to [`MAX_CELL`] columns.
 pub(super) fn cell(text: &str) -> String {
     let text = clean(text);
     if text.width() <= MAX_CELL {
@@ -80,7 +77,7 @@ pub(super) fn cell(text: &str) -> String {
     format!("{front}…{back}")
 }
 
-/// The two largest units of a time: `3m12s`, `2d4h`; below ten seconds with tenths.
+/// The two largest units: `3m12s`, `2d4h`; tenths below ten seconds.
 pub(super) fn span(time: Duration) -> String {
     let seconds = time.as_secs();
     let two = |large: u64, unit, small: u64, sub| match small {
@@ -97,12 +94,10 @@ pub(super) fn span(time: Duration) -> String {
     }
 }
 
-/// The same of what the API gives in seconds.
 pub(super) fn seconds(seconds: f64) -> String {
     Duration::try_from_secs_f64(seconds).map_or_else(|_| "-".to_owned(), span)
 }
 
-/// Milliseconds where seconds would say nothing.
 pub(super) fn latency(seconds: Option<f64>) -> String {
     match seconds {
         None => "-".to_owned(),
@@ -112,7 +107,6 @@ pub(super) fn latency(seconds: Option<f64>) -> String {
     }
 }
 
-/// A rate with as many digits as tell something.
 pub(super) fn rate(per_second: f64) -> String {
     if per_second == 0.0 {
         "0".to_owned()
@@ -136,7 +130,7 @@ pub(super) fn count(number: u64, of: &str) -> String {
     }
 }
 
-/// How long ago a moment of the API was; the moment itself where it cannot be read.
+/// Time since a timestamp of the API; the timestamp itself if it cannot be parsed.
 pub(super) fn age(moment: &str, now: Timestamp) -> String {
     match parse(moment) {
         Some(at) => span(now_as_time(now).duration_since(at).unwrap_or_default()),
@@ -144,7 +138,6 @@ pub(super) fn age(moment: &str, now: Timestamp) -> String {
     }
 }
 
-/// How long it is until a moment of the API.
 pub(super) fn until(moment: &str, now: Timestamp) -> String {
     match parse(moment) {
         Some(at) => span(at.duration_since(now_as_time(now)).unwrap_or_default()),
@@ -152,11 +145,11 @@ pub(super) fn until(moment: &str, now: Timestamp) -> String {
     }
 }
 
-/// When a replica with an open breaker is probed. One that may be is not sent anything for its own
-/// sake: a delivery or a dead letter that is due is the probe, and there may be none for long.
+/// When a replica with an open breaker is probed. The probe is the next due delivery or dead letter,
+/// so there may be none for a long time.
 pub(super) fn probe(moment: &str, now: Timestamp) -> String {
     match parse(moment) {
-        Some(at) if at <= now_as_time(now) => "to be probed by what is next due".to_owned(),
+        Some(at) if at <= now_as_time(now) => "probed by the next due delivery".to_owned(),
         _ => format!("next probe in {}", until(moment, now)),
     }
 }
@@ -169,7 +162,7 @@ fn now_as_time(now: Timestamp) -> SystemTime {
     UNIX_EPOCH + Duration::from_nanos(now.0)
 }
 
-/// Names and what is said to them, the names aligned.
+/// One `name  value` line each, values aligned.
 pub(super) fn facts(facts: &[(&str, String)]) -> String {
     let width = facts.iter().map(|(name, _)| name.width()).max().unwrap_or(0);
     facts.iter().map(|(name, fact)| format!("{name:width$}  {fact}\n")).collect()
@@ -180,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_is_told_by_its_two_largest_units() {
+    fn a_span_shows_its_two_largest_units() {
         let text = |seconds| span(Duration::from_millis(seconds));
         assert_eq!(text(0), "0s");
         assert_eq!(text(1_500), "1.5s");
@@ -194,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn an_age_is_counted_to_now_and_never_negative() {
+    fn an_age_ends_now_and_is_never_negative() {
         let now = Timestamp(100_000_000_000);
         assert_eq!(age("1970-01-01T00:00:40.000Z", now), "1m");
         assert_eq!(age("1970-01-01T00:02:00Z", now), "0s");
@@ -203,14 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_outside_does_nothing_to_the_terminal() {
+    fn untrusted_text_is_escaped_for_the_terminal() {
         assert_eq!(clean("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert_eq!(clean("x\u{202e}y\u{200b}"), "x\\u{202e}y\\u{200b}");
         assert_eq!(clean("clé/日本"), "clé/日本");
     }
 
     #[test]
-    fn a_long_text_keeps_both_its_ends_in_a_table() {
+    fn a_long_cell_is_shortened_in_the_middle() {
         let short = cell(&format!("begin{}end", "日".repeat(100)));
         assert!(short.starts_with("begin") && short.ends_with("end") && short.contains('…'));
         assert!(short.width() <= MAX_CELL, "{short}");
@@ -218,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_aligned_by_what_is_seen() {
+    fn columns_are_aligned_by_display_width() {
         let mut table = Table::new(&["KEY", ">BYTES", "STATE"]);
         table.row(["日本".to_owned(), "7".to_owned(), String::new()]);
         table.row(["a".to_owned(), "1000000".to_owned(), "dead".to_owned()]);

@@ -1,8 +1,8 @@
-//! `replicator top`: the figures as they come, in a terminal, and two keys that do something.
+//! `replicator top`: live figures in a terminal.
 //!
-//! [`feed`] brings the figures, [`model`] holds what is on the screen and knows the keys, [`view`]
-//! draws it; here is the loop between them. Whatever ends it (q, a signal, an error, a panic) gives
-//! the terminal back as it was.
+//! [`feed`] fetches the figures, [`model`] holds the screen's state and handles keys, [`view`] draws
+//! it; this file is the loop between them. The terminal is restored on every exit: q, signal,
+//! error or panic.
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
@@ -13,79 +13,78 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event;
 use tokio::sync::mpsc;
 
-use super::client::Client;
-use super::{Failure, Outcome};
+use super::client::DaemonClient;
+use super::{CommandError, CommandOutcome};
 use crate::api::Replica;
 use crate::commands::serve::Signals;
-use model::{Action, Model, Update};
+use model::{Model, TopAction, Update};
 
 mod feed;
 mod model;
 mod sse;
 mod view;
 
-/// Updates that wait for the screen.
-const WAITING: usize = 64;
+/// Updates or key presses that wait for the loop.
+const CHANNEL_SIZE: usize = 64;
 
-/// How long the reader of the keyboard may take to notice that nobody wants its keys any more.
-const KEYBOARD_PAUSE: Duration = Duration::from_millis(100);
+/// How soon the keyboard thread notices that it should stop.
+const KEYBOARD_POLL: Duration = Duration::from_millis(100);
 
-pub(super) async fn run(client: &Client) -> Result<Outcome, Failure> {
+pub(super) async fn run(client: &DaemonClient) -> Result<CommandOutcome, CommandError> {
     if !io::stdout().is_terminal() {
-        let why = "top needs a terminal; `replicator status` prints how it is now";
-        return Err(Failure::Other(why.to_owned()));
+        let why = "top needs a terminal; use `replicator status` instead";
+        return Err(CommandError::Other(why.to_owned()));
     }
     let mut signals = Signals::catch()?;
-    let (sender, mut updates) = mpsc::channel(WAITING);
+    let (sender, mut updates) = mpsc::channel(CHANNEL_SIZE);
     let feed = tokio::spawn(feed::run(client.clone(), sender.clone()));
     let mut terminal = Terminal::take()?;
-    let unheard = |error| Failure::Other(format!("cannot listen to the keyboard: {error}"));
-    let mut keyboard = Keyboard::listen().map_err(unheard)?;
+    let no_keyboard = |error| CommandError::Other(format!("cannot read the keyboard: {error}"));
+    let mut keyboard = Keyboard::listen().map_err(no_keyboard)?;
     let mut model = Model::new(client.url());
-    let ended = loop {
+    let result = loop {
         if let Err(error) = terminal.0.draw(|frame| view::draw(frame, &model)) {
             break Err(error.into());
         }
         let action = tokio::select! {
             Some(update) = updates.recv() => {
                 model.update(update);
-                Action::Nothing
+                TopAction::Nothing
             }
-            heard = keyboard.events.recv() => match heard {
+            event = keyboard.events.recv() => match event {
                 Some(Ok(event)) => model.event(&event),
                 Some(Err(error)) => break Err(error.into()),
-                None => Action::Quit,
+                None => TopAction::Quit,
             },
-            _ = signals.next() => Action::Quit,
+            _ = signals.next() => TopAction::Quit,
         };
         match action {
-            Action::Nothing => {}
-            Action::Quit => break Ok(Outcome::Done),
-            Action::Pause { replica, paused } => {
+            TopAction::Nothing => {}
+            TopAction::Quit => break Ok(CommandOutcome::Done),
+            TopAction::Pause { replica, paused } => {
                 let (client, sender) = (client.clone(), sender.clone());
-                // Beside the loop: a daemon that does not answer must not stop the keys.
+                // In its own task: a daemon that does not answer must not block the keys.
                 tokio::spawn(async move {
-                    // Nobody listens any more when the command has ended.
+                    // Fails only after the loop has ended.
                     let _ = sender.send(pause(&client, &replica, paused).await).await;
                 });
             }
         }
     };
     feed.abort();
-    ended
+    result
 }
 
-/// Pauses or resumes a replica, and says what came of it.
-async fn pause(client: &Client, replica: &str, paused: bool) -> Update {
+async fn pause(client: &DaemonClient, replica: &str, paused: bool) -> Update {
     let (verb, done) = if paused { ("pause", "paused") } else { ("resume", "resumed") };
     let answer = client.post(&["v1", "replicas", replica, verb], None::<&()>).await;
     match answer.and_then(|answer| client.read::<Replica>(&answer)) {
-        Ok(_) => Update::Said(format!("{done} {replica}")),
-        Err(error) => Update::Said(format!("cannot {verb} {replica}: {error}")),
+        Ok(_) => Update::Message(format!("{done} {replica}")),
+        Err(error) => Update::Message(format!("cannot {verb} {replica}: {error}")),
     }
 }
 
-/// The terminal while it is ours. A panic gives it back too, before it is told.
+/// Restores the terminal when dropped. ratatui's panic hook restores it before a panic is printed.
 struct Terminal(DefaultTerminal);
 
 impl Terminal {
@@ -96,41 +95,41 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // There is nobody to tell that the terminal cannot be given back.
+        // An error cannot be shown on a broken terminal.
         let _ = ratatui::try_restore();
     }
 }
 
-/// The keyboard, read by a thread of its own, as reading blocks.
+/// Reads the keyboard on its own thread, because reading blocks.
 struct Keyboard {
     events: mpsc::Receiver<io::Result<event::Event>>,
-    unwanted: Arc<AtomicBool>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Keyboard {
     fn listen() -> io::Result<Self> {
-        let (sender, events) = mpsc::channel(WAITING);
-        let unwanted = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&unwanted);
+        let (sender, events) = mpsc::channel(CHANNEL_SIZE);
+        let stopped = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&stopped);
         std::thread::Builder::new().spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                let heard = match event::poll(KEYBOARD_PAUSE) {
+                let event = match event::poll(KEYBOARD_POLL) {
                     Ok(false) => continue,
                     Ok(true) => event::read(),
                     Err(error) => Err(error),
                 };
-                let over = heard.is_err();
-                if sender.blocking_send(heard).is_err() || over {
+                let failed = event.is_err();
+                if sender.blocking_send(event).is_err() || failed {
                     return;
                 }
             }
         })?;
-        Ok(Self { events, unwanted })
+        Ok(Self { events, stopped })
     }
 }
 
 impl Drop for Keyboard {
     fn drop(&mut self) {
-        self.unwanted.store(true, Ordering::Relaxed);
+        self.stopped.store(true, Ordering::Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! One in-memory replica as a process.
+//! `replicator demo-replica`: one in-memory replica.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -11,7 +11,6 @@ use crate::cli::DemoReplicaArgs;
 use crate::clock::wall_clock;
 use crate::server::MemoryReplica;
 
-/// Serves until a signal comes.
 pub(in crate::commands) async fn run(args: &DemoReplicaArgs) -> ExitCode {
     let address = SocketAddr::new(args.bind, args.port);
     let listener = match TcpListener::bind(address).await {

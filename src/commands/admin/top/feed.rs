@@ -1,4 +1,4 @@
-//! Where the figures come from: the stream of events, or, where there is none, asking each second.
+//! Fetches the figures: from the event stream, or by polling every second if there is none.
 
 use std::time::Duration;
 
@@ -10,20 +10,20 @@ use super::model::Update;
 use super::sse::Parser;
 use crate::api::{Figures, Replica, ReplicaFigures, ReplicaPage};
 use crate::clock::wall_clock;
-use crate::commands::admin::client::{AskError, Client};
+use crate::commands::admin::client::{CallError, DaemonClient};
 use crate::task::Timestamp;
 
-/// How often it is asked without a stream, and how long until the stream is tried again.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Interval of polls. Before each poll the stream is tried again.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Figures come each second: a stream that says nothing for so long is dead.
-const SILENCE: Duration = Duration::from_secs(10);
+/// Figures arrive every second; a stream silent for this long is dead.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
 
-/// Sends updates until nobody takes them any more.
-pub(super) async fn run(client: Client, updates: Sender<Update>) {
+/// Runs until the receiver is dropped.
+pub(super) async fn run(client: DaemonClient, updates: Sender<Update>) {
     let mut before = None;
     while !updates.is_closed() {
-        // Why the stream ended is told by the question after it, if it matters.
+        // If the daemon is gone, the poll reports why.
         let _ = listen(&client, &updates).await;
         let update = match poll(&client).await {
             Ok(now) => {
@@ -36,16 +36,15 @@ pub(super) async fn run(client: Client, updates: Sender<Update>) {
         if updates.send(update).await.is_err() {
             return;
         }
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Reads the stream to its end.
-async fn listen(client: &Client, updates: &Sender<Update>) -> Result<(), AskError> {
+async fn listen(client: &DaemonClient, updates: &Sender<Update>) -> Result<(), CallError> {
     let query = [("types", "replica,figures".to_owned())];
     let mut stream = client.stream(&["v1", "events"], &query).await?;
     let mut parser = Parser::default();
-    while let Some(part) = stream.next(SILENCE).await? {
+    while let Some(part) = stream.next(MAX_SILENCE).await? {
         let Ok(events) = parser.push(&part) else {
             return Ok(());
         };
@@ -53,10 +52,10 @@ async fn listen(client: &Client, updates: &Sender<Update>) -> Result<(), AskErro
             let update = match event.kind.as_str() {
                 "figures" => serde_json::from_str(&event.data).map(Update::Figures),
                 "replica" => serde_json::from_str(&event.data).map(Update::Replica),
-                // What was missed of figures is in those that follow.
+                // `lagged`: the next figures replace the missed ones.
                 _ => continue,
             };
-            // One that cannot be read is of another version: asking is what is left.
+            // Cannot be parsed: a daemon of another version. Poll instead.
             let Ok(update) = update else {
                 return Ok(());
             };
@@ -68,9 +67,8 @@ async fn listen(client: &Client, updates: &Sender<Update>) -> Result<(), AskErro
     Ok(())
 }
 
-/// What `/metrics` says of everything since the start.
 #[derive(Debug, Default, Deserialize)]
-struct Totals {
+struct PolledTotals {
     total_replications: u64,
     successful_replicas: u64,
     failed_replicas: u64,
@@ -79,31 +77,30 @@ struct Totals {
     dead_letters: u64,
 }
 
-/// How it was at a moment.
 #[derive(Debug)]
 struct Polled {
     at: Timestamp,
-    totals: Totals,
+    totals: PolledTotals,
     replicas: Vec<Replica>,
 }
 
-async fn poll(client: &Client) -> Result<Polled, AskError> {
+async fn poll(client: &DaemonClient) -> Result<Polled, CallError> {
     let replicas: ReplicaPage = client.read(&client.get(&["v1", "replicas"], &[]).await?)?;
     let totals = client.read(&client.get(&["metrics"], &[]).await?)?;
     Ok(Polled { at: wall_clock(), totals, replicas: replicas.replicas })
 }
 
 impl Polled {
-    /// The figures, with rates from what has changed since `before`.
     fn figures(&self, before: Option<&Self>) -> Figures {
         let elapsed = before.map_or(Duration::ZERO, |before| self.at.saturating_since(before.at));
         let per_second = |now: u64, before: u64| match elapsed {
             Duration::ZERO => 0.0,
-            // After a restart of the daemon it counts from zero again.
+            // Counters start at zero after a restart of the daemon.
             elapsed => now.saturating_sub(before) as f64 / elapsed.as_secs_f64(),
         };
-        let Totals { total_replications, successful_replicas, failed_replicas, .. } = self.totals;
-        let nothing = Totals::default();
+        let PolledTotals { total_replications, successful_replicas, failed_replicas, .. } =
+            self.totals;
+        let nothing = PolledTotals::default();
         let then = before.map_or(&nothing, |before| &before.totals);
         let line = |replica: &Replica| {
             let old = before.and_then(|before| {
@@ -154,7 +151,7 @@ mod tests {
     use super::*;
     use crate::api::BreakerState;
     use crate::cli::{Cli, Command};
-    use crate::commands::admin::tests::{Step, answer, replica, step};
+    use crate::commands::admin::tests::{ScriptStep, answer, replica, step};
 
     const EVENTS: &str = "GET /v1/events?types=replica%2Cfigures";
 
@@ -165,7 +162,7 @@ mod tests {
         })
     }
 
-    fn polled(delivered: u64) -> [Step; 2] {
+    fn polled(delivered: u64) -> [ScriptStep; 2] {
         let replicas = [replica("http://a", &json!({ "books": books(delivered) }))];
         let totals = json!({
             "total_replications": 100, "successful_replicas": delivered, "failed_replicas": 2,
@@ -177,8 +174,8 @@ mod tests {
         ]
     }
 
-    /// The updates that come of a script.
-    async fn updates(steps: Vec<Step>, number: usize) -> Vec<Update> {
+    /// The first `number` updates from a scripted daemon.
+    async fn updates(steps: Vec<ScriptStep>, number: usize) -> Vec<Update> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let words = ["replicator", "top", "--url", url.as_str()];
@@ -186,7 +183,7 @@ mod tests {
             panic!("not top");
         };
         let (sender, mut receiver) = mpsc::channel(64);
-        let feed = tokio::spawn(run(Client::new(&args.connect).unwrap(), sender));
+        let feed = tokio::spawn(run(DaemonClient::new(&args.connect).unwrap(), sender));
         let script = tokio::spawn(answer(listener, steps));
         let mut updates = Vec::new();
         for _ in 0..number {
@@ -198,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn figures_and_changes_come_by_the_stream_and_by_asking_when_it_ends() {
+    async fn figures_and_changes_come_from_the_stream_and_from_polls_when_it_ends() {
         let sent = figures(&[("http://a", BreakerState::Closed, 3)]);
         let change = json!({
             "at": sent.at, "replica": "http://a", "change": "paused", "detail": null,
@@ -216,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_stream_rates_are_what_changed_since_it_was_asked_before() {
+    async fn without_a_stream_rates_are_the_change_since_the_last_poll() {
         let none = || step(EVENTS, 404, json!({ "error": "no such path" }));
         let [first, second] = polled(40);
         let [third, fourth] = polled(90);
@@ -226,15 +223,16 @@ mod tests {
             panic!("{updates:?}");
         };
         assert_eq!((before.delivered_per_second, before.queue_tasks), (0.0, 7));
-        // 50 in the second that lay between, or somewhat more.
+        // 50 in at least one second.
         assert!((1.0..=50.0).contains(&after.delivered_per_second), "{after:?}");
         assert!((1.0..=50.0).contains(&after.replicas[0].delivered_per_second), "{after:?}");
         assert_eq!(after.accepted_per_second, 0.0);
     }
 
     #[tokio::test]
-    async fn a_daemon_that_cannot_be_asked_is_told() {
-        let refused = |asked| step(asked, 503, json!({ "error": "the replicator is stopping" }));
+    async fn a_daemon_that_does_not_answer_is_reported() {
+        let refused =
+            |request| step(request, 503, json!({ "error": "the replicator is stopping" }));
         let updates = updates(vec![refused(EVENTS), refused("GET /v1/replicas")], 1).await;
         assert!(matches!(&updates[0], Update::Lost(why) if why.contains("stopping")));
     }

@@ -1,4 +1,4 @@
-//! What is on the screen, and what a key does. No terminal and no daemon in here.
+//! State of the screen and the meaning of keys. No terminal and no daemon.
 
 use std::collections::VecDeque;
 
@@ -6,66 +6,56 @@ use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
 
 use crate::api::{Figures, ReplicaChange, ReplicaEvent, ReplicaFigures};
 
-/// Samples that are kept for the curves: a second each, more than any screen is wide.
-const HISTORY: usize = 512;
+/// Samples per curve, one per second; more than any screen is wide.
+const MAX_SAMPLES: usize = 512;
 
-/// What is new.
 #[derive(Debug)]
 pub(super) enum Update {
-    /// The figures of a second.
+    /// From the event stream.
     Figures(Figures),
-    /// The same, asked for as there is no stream.
+    /// From polling, when there is no stream.
     Polled(Figures),
-    /// Something became of a replica.
     Replica(ReplicaEvent),
-    /// The daemon does not answer.
     Lost(String),
-    /// What came of an action.
-    Said(String),
+    Message(String),
 }
 
-/// What a key asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub(super) enum TopAction {
     Nothing,
     Quit,
     Pause { replica: String, paused: bool },
 }
 
-/// The last samples of a figure.
 #[derive(Debug, Default)]
-pub(super) struct History(VecDeque<u64>);
+pub(super) struct Samples(VecDeque<u64>);
 
-impl History {
+impl Samples {
     fn push(&mut self, sample: u64) {
-        if self.0.len() == HISTORY {
+        if self.0.len() == MAX_SAMPLES {
             self.0.pop_front();
         }
         self.0.push_back(sample);
     }
 
-    /// The last `width` of them, the newest at the end.
     pub(super) fn last(&self, width: usize) -> Vec<u64> {
         let skipped = self.0.len().saturating_sub(width);
         self.0.iter().skip(skipped).copied().collect()
     }
 }
 
-/// What is on the screen.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) url: String,
     pub(super) figures: Option<Figures>,
-    /// The figures were asked for; there is no stream.
+    /// The figures come from polling.
     pub(super) polled: bool,
-    /// Why there are no new figures.
     pub(super) lost: Option<String>,
-    /// The last thing that happened.
-    pub(super) said: Option<String>,
-    pub(super) delivered: History,
-    pub(super) backlog: History,
-    pub(super) lag_millis: History,
-    /// By its address, so that it stays when others come and go.
+    pub(super) message: Option<String>,
+    pub(super) delivered: Samples,
+    pub(super) backlog: Samples,
+    pub(super) lag_millis: Samples,
+    /// An address, so that the selection stays when the list changes.
     selected: Option<String>,
 }
 
@@ -76,10 +66,10 @@ impl Model {
             figures: None,
             polled: false,
             lost: None,
-            said: None,
-            delivered: History::default(),
-            backlog: History::default(),
-            lag_millis: History::default(),
+            message: None,
+            delivered: Samples::default(),
+            backlog: Samples::default(),
+            lag_millis: Samples::default(),
             selected: None,
         }
     }
@@ -88,9 +78,9 @@ impl Model {
         match update {
             Update::Figures(figures) => self.take(figures, false),
             Update::Polled(figures) => self.take(figures, true),
-            Update::Replica(event) => self.said = Some(told(&event)),
+            Update::Replica(event) => self.message = Some(describe(&event)),
             Update::Lost(why) => self.lost = Some(why),
-            Update::Said(what) => self.said = Some(what),
+            Update::Message(what) => self.message = Some(what),
         }
     }
 
@@ -106,64 +96,64 @@ impl Model {
         self.figures.as_ref().map_or(&[], |figures| figures.replicas.as_slice())
     }
 
-    /// The line that is selected: the first where the one that was is gone.
+    /// Index of the selected replica; the first if the selected one is gone.
     pub(super) fn selected(&self) -> Option<usize> {
         let replicas = self.replicas();
         let there = replicas.iter().position(|line| Some(&line.replica) == self.selected.as_ref());
         there.or((!replicas.is_empty()).then_some(0))
     }
 
-    pub(super) fn event(&mut self, event: &Event) -> Action {
+    pub(super) fn event(&mut self, event: &Event) -> TopAction {
         let Event::Key(key) = event else {
-            // Another size: it is drawn anew, as after everything.
-            return Action::Nothing;
+            // A resize needs no action: the loop redraws after every event.
+            return TopAction::Nothing;
         };
         if key.kind == KeyEventKind::Release {
-            return Action::Nothing;
+            return TopAction::Nothing;
         }
         match key.code {
-            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Action::Quit,
-            KeyCode::Char('q') | KeyCode::Esc => Action::Quit,
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => TopAction::Quit,
+            KeyCode::Char('q') | KeyCode::Esc => TopAction::Quit,
             KeyCode::Up | KeyCode::Char('k') => self.select(|line| line.saturating_sub(1)),
             KeyCode::Down | KeyCode::Char('j') => self.select(|line| line + 1),
             KeyCode::Home => self.select(|_| 0),
             KeyCode::End => self.select(|_| usize::MAX),
             KeyCode::Char('p') => self.pause(true),
             KeyCode::Char('r') => self.pause(false),
-            _ => Action::Nothing,
+            _ => TopAction::Nothing,
         }
     }
 
-    fn select(&mut self, to: impl FnOnce(usize) -> usize) -> Action {
+    fn select(&mut self, to: impl FnOnce(usize) -> usize) -> TopAction {
         if let Some(line) = self.selected() {
             let line = to(line).min(self.replicas().len().saturating_sub(1));
             self.selected = self.replicas().get(line).map(|line| line.replica.clone());
         }
-        Action::Nothing
+        TopAction::Nothing
     }
 
-    fn pause(&mut self, paused: bool) -> Action {
+    fn pause(&mut self, paused: bool) -> TopAction {
         let line = self.selected().and_then(|line| self.replicas().get(line));
         let Some(replica) = line.map(|line| line.replica.clone()) else {
-            return Action::Nothing;
+            return TopAction::Nothing;
         };
         let doing = if paused { "pausing" } else { "resuming" };
-        self.said = Some(format!("{doing} {replica} …"));
+        self.message = Some(format!("{doing} {replica} …"));
         self.selected = Some(replica.clone());
-        Action::Pause { replica, paused }
+        TopAction::Pause { replica, paused }
     }
 }
 
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a figure that is drawn; what is out of range is cut to it"
+    reason = "for drawing only; the cast saturates"
 )]
 fn rounded(figure: f64) -> u64 {
     figure.round() as u64
 }
 
-fn told(event: &ReplicaEvent) -> String {
+fn describe(event: &ReplicaEvent) -> String {
     let what = match event.change {
         ReplicaChange::BreakerOpened => "does not answer",
         ReplicaChange::BreakerClosed => "answers again",
@@ -210,7 +200,7 @@ pub(super) mod tests {
         }
     }
 
-    fn press(model: &mut Model, code: KeyCode) -> Action {
+    fn press(model: &mut Model, code: KeyCode) -> TopAction {
         model.event(&Event::Key(KeyEvent::new(code, KeyModifiers::NONE)))
     }
 
@@ -221,7 +211,7 @@ pub(super) mod tests {
     #[test]
     fn the_selection_stays_on_its_replica_and_within_the_list() {
         let mut model = Model::new(String::new());
-        assert_eq!(press(&mut model, KeyCode::Down), Action::Nothing);
+        assert_eq!(press(&mut model, KeyCode::Down), TopAction::Nothing);
         assert_eq!(model.selected(), None);
         model.update(Update::Figures(figures(&three())));
         press(&mut model, KeyCode::Up);
@@ -237,32 +227,32 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn keys_pause_and_resume_what_is_selected_and_end_it() {
+    fn keys_pause_and_resume_the_selected_replica_and_quit() {
         let mut model = Model::new(String::new());
-        assert_eq!(press(&mut model, KeyCode::Char('p')), Action::Nothing);
+        assert_eq!(press(&mut model, KeyCode::Char('p')), TopAction::Nothing);
         model.update(Update::Figures(figures(&three())));
         press(&mut model, KeyCode::End);
         let replica = "http://c".to_owned();
-        let pause = Action::Pause { replica: replica.clone(), paused: true };
+        let pause = TopAction::Pause { replica: replica.clone(), paused: true };
         assert_eq!(press(&mut model, KeyCode::Char('p')), pause);
-        let resume = Action::Pause { replica, paused: false };
+        let resume = TopAction::Pause { replica, paused: false };
         assert_eq!(press(&mut model, KeyCode::Char('r')), resume);
-        assert_eq!(press(&mut model, KeyCode::Char('q')), Action::Quit);
+        assert_eq!(press(&mut model, KeyCode::Char('q')), TopAction::Quit);
         let interrupt = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
-        assert_eq!(model.event(&Event::Key(interrupt)), Action::Quit);
+        assert_eq!(model.event(&Event::Key(interrupt)), TopAction::Quit);
     }
 
     #[test]
-    fn figures_end_a_time_without_the_daemon_and_history_is_bounded() {
+    fn figures_clear_the_lost_state_and_samples_are_bounded() {
         let mut model = Model::new(String::new());
         model.update(Update::Lost("gone".to_owned()));
         assert!(model.lost.is_some());
-        for second in 0..HISTORY as u64 + 7 {
+        for second in 0..MAX_SAMPLES as u64 + 7 {
             model.update(Update::Polled(figures(&[("http://a", BreakerState::Open, second)])));
         }
         assert!(model.lost.is_none() && model.polled);
-        assert_eq!(model.backlog.last(2), [HISTORY as u64 + 5, HISTORY as u64 + 6]);
-        assert_eq!(model.backlog.last(usize::MAX).len(), HISTORY);
+        assert_eq!(model.backlog.last(2), [MAX_SAMPLES as u64 + 5, MAX_SAMPLES as u64 + 6]);
+        assert_eq!(model.backlog.last(usize::MAX).len(), MAX_SAMPLES);
         assert_eq!(model.lag_millis.last(1), [1500]);
     }
 }

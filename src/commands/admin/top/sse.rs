@@ -1,35 +1,31 @@
-//! Server-sent events out of the parts that arrive: the fields `event` and `data`, the only ones
-//! that anything here needs.
+//! Incremental parser of server-sent events: the fields `event` and `data`.
 
-/// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Event {
-    /// Its kind; `message` where none is given.
+pub(super) struct SseEvent {
+    /// `message` by default.
     pub(super) kind: String,
-    /// Its lines, joined.
     pub(super) data: String,
 }
 
-/// What has arrived and is no whole event yet.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
     line: Vec<u8>,
     kind: String,
     data: Option<String>,
-    /// The last byte was a carriage return: a line feed after it belongs to it.
+    /// The last byte was a carriage return: a line feed after it is part of the same line end.
     returned: bool,
 }
 
-/// An event longer than any that there is: the other side speaks something else.
+/// The event exceeds [`MAX_EVENT_BYTES`]: the other side does not speak this protocol.
 #[derive(Debug)]
 pub(super) struct TooLong;
 
-/// The figures of a thousand replicas with the longest addresses are below two mebibytes.
+/// The figures of 1000 replicas with the longest addresses take less than 2 MiB.
 const MAX_EVENT_BYTES: usize = 16 << 20;
 
 impl Parser {
-    /// Takes a part in, and gives the events that it completes.
-    pub(super) fn push(&mut self, part: &[u8]) -> Result<Vec<Event>, TooLong> {
+    /// Returns the events that `part` completes.
+    pub(super) fn push(&mut self, part: &[u8]) -> Result<Vec<SseEvent>, TooLong> {
         let mut events = Vec::new();
         for byte in part {
             let after_return = std::mem::replace(&mut self.returned, *byte == b'\r');
@@ -42,15 +38,15 @@ impl Parser {
                 byte => self.line.push(*byte),
             }
         }
-        let kept = self.line.len() + self.data.as_ref().map_or(0, String::len);
-        if kept > MAX_EVENT_BYTES { Err(TooLong) } else { Ok(events) }
+        let buffered = self.line.len() + self.data.as_ref().map_or(0, String::len);
+        if buffered > MAX_EVENT_BYTES { Err(TooLong) } else { Ok(events) }
     }
 
-    fn end_of_line(&mut self, line: &str) -> Option<Event> {
+    fn end_of_line(&mut self, line: &str) -> Option<SseEvent> {
         if line.is_empty() {
             let kind = std::mem::take(&mut self.kind);
             let kind = if kind.is_empty() { "message".to_owned() } else { kind };
-            return self.data.take().map(|data| Event { kind, data });
+            return self.data.take().map(|data| SseEvent { kind, data });
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
@@ -61,7 +57,7 @@ impl Parser {
                 data.push('\n');
                 data.push_str(value);
             }
-            // A comment, which keeps the connection alive, or a field that is of no use here.
+            // A comment (keep-alive) or another field.
             _ => {}
         }
         None
@@ -72,12 +68,12 @@ impl Parser {
 mod tests {
     use super::*;
 
-    fn event(kind: &str, data: &str) -> Event {
-        Event { kind: kind.to_owned(), data: data.to_owned() }
+    fn event(kind: &str, data: &str) -> SseEvent {
+        SseEvent { kind: kind.to_owned(), data: data.to_owned() }
     }
 
     #[test]
-    fn events_are_found_wherever_the_parts_are_cut() {
+    fn events_are_parsed_wherever_the_parts_are_split() {
         let text = b": hello\n\nid: 7\nevent: figures\ndata: {\"a\":1}\n\ndata:x\r\ndata: y\r\n\r\nevent: left\n";
         let expected = [event("figures", "{\"a\":1}"), event("message", "x\ny")];
         assert_eq!(Parser::default().push(text).unwrap(), expected);
@@ -90,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_ends_is_given_up() {
+    fn an_event_that_is_too_long_is_an_error() {
         let mut parser = Parser::default();
         let part = vec![b'x'; MAX_EVENT_BYTES];
         assert!(parser.push(&part).is_ok());

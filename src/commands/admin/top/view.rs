@@ -1,4 +1,4 @@
-//! What is on the screen, drawn.
+//! Draws the screen.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -6,15 +6,14 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Row, Sparkline, Table, TableState};
 
-use super::model::{History, Model};
+use super::model::{Model, Samples};
 use crate::api::{BreakerState, Figures, ReplicaFigures};
 use crate::commands::admin::replicas::state;
 use crate::commands::admin::text::{clean, rate, seconds};
 
-/// Lines of a curve, its title included. Less where the screen is low: the table matters more.
+/// Lines of a curve with its title. A low screen has no curves: the table matters more.
 const CURVE_LINES: u16 = 6;
 
-/// Draws everything. Each part is as large as there is room for.
 pub(super) fn draw(frame: &mut Frame<'_>, model: &Model) {
     let curves = if frame.area().height < 16 { 0 } else { CURVE_LINES };
     let [head, totals, curve_area, table, foot] = Layout::vertical([
@@ -71,7 +70,7 @@ fn sums(figures: &Figures) -> Line<'static> {
 
 fn draw_curves(frame: &mut Frame<'_>, area: Rect, model: &Model, figures: &Figures) {
     let thirds = Layout::horizontal([Constraint::Fill(1); 3]).spacing(1).areas::<3>(area);
-    let curves: [(String, &History, Color); 3] = [
+    let curves: [(String, &Samples, Color); 3] = [
         (
             format!("delivered {}/s", rate(figures.delivered_per_second)),
             &model.delivered,
@@ -91,16 +90,15 @@ fn draw_curves(frame: &mut Frame<'_>, area: Rect, model: &Model, figures: &Figur
 
 const STATE_WIDTH: u16 = 9;
 
-/// Of an address so much is seen before figures are.
+/// Columns reserved for the address before optional figures are shown.
 const ADDRESS_WIDTH: usize = 40;
 
-/// The backlog and the lag are seen on any screen.
-const LEAST_FIGURES: usize = 2;
+/// Backlog and lag are shown on any screen.
+const MIN_FIGURES: usize = 2;
 
 fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let right = |text: String| Cell::from(Line::from(text).right_aligned());
-    // Each as wide as its figures become, and the place at which it is wanted; the address has the
-    // rest.
+    // Heading, width, and priority on a narrow screen (1 is shown first).
     let headings = [
         ("BACKLOG", 8, 1),
         ("LAG", 7, 2),
@@ -110,8 +108,8 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         ("OUT/S", 6, 4),
         ("FAILED/S", 8, 5),
     ];
-    let wanted = most_wanted(&headings, area.width, model);
-    let headings = headings.map(|(heading, width, place)| (heading, width, place <= wanted));
+    let fitting = figures_that_fit(&headings, area.width, model);
+    let headings = headings.map(|(heading, width, priority)| (heading, width, priority <= fitting));
     let shown = |(_, _, shown): &(&str, u16, bool)| *shown;
     let header = [Cell::from("REPLICA"), Cell::from("STATE")]
         .into_iter()
@@ -130,7 +128,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         let figures = figures.into_iter().zip(headings).filter(|(_, heading)| shown(heading));
         let figures = figures.map(|(figure, _)| right(figure));
         let cells = names.map(Cell::from).into_iter().chain(figures);
-        Row::new(cells).style(mood(line))
+        Row::new(cells).style(style(line))
     });
     let widths = [Constraint::Fill(1), Constraint::Length(STATE_WIDTH)]
         .into_iter()
@@ -142,23 +140,20 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     frame.render_stateful_widget(table, area, &mut selected);
 }
 
-/// How many of the figures have room beside the addresses, the most wanted first. Cut, one address
-/// looks like another; those that are very long are cut all the same.
-fn most_wanted(headings: &[(&str, u16, usize)], width: u16, model: &Model) -> usize {
+/// How many figures fit beside the addresses, by priority. Truncated addresses look alike, so up to
+/// [`ADDRESS_WIDTH`] columns are reserved for the longest one.
+fn figures_that_fit(headings: &[(&str, u16, usize)], width: u16, model: &Model) -> usize {
     let addresses = model.replicas().iter().map(|line| clean(&line.replica).chars().count());
     let longest = addresses.max().unwrap_or(0).min(ADDRESS_WIDTH);
     let room = usize::from(width).saturating_sub(longest + 1 + usize::from(STATE_WIDTH));
-    let taken = |wanted| {
-        let shown = headings.iter().filter(|(_, _, place)| *place <= wanted);
+    let needed = |count| {
+        let shown = headings.iter().filter(|(_, _, priority)| *priority <= count);
         shown.map(|(_, width, _)| usize::from(*width) + 1).sum::<usize>()
     };
-    (LEAST_FIGURES..=headings.len())
-        .rev()
-        .find(|&wanted| taken(wanted) <= room)
-        .unwrap_or(LEAST_FIGURES)
+    (MIN_FIGURES..=headings.len()).rev().find(|&count| needed(count) <= room).unwrap_or(MIN_FIGURES)
 }
 
-fn mood(line: &ReplicaFigures) -> Style {
+fn style(line: &ReplicaFigures) -> Style {
     match line.breaker {
         BreakerState::Open => Style::new().fg(Color::Red),
         BreakerState::Closed if !line.paused => Style::new(),
@@ -172,7 +167,7 @@ fn footing(model: &Model) -> Line<'static> {
         parts.push(bold(key));
         parts.push(Span::raw(format!(" {what}  ")));
     }
-    parts.extend(model.said.as_ref().map(|said| Span::raw(clean(said))));
+    parts.extend(model.message.as_ref().map(|text| Span::raw(clean(text))));
     Line::from(parts)
 }
 
@@ -209,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_screen_has_the_sums_the_curves_a_line_a_replica_and_the_keys() {
+    fn the_screen_shows_totals_curves_one_line_per_replica_and_the_keys() {
         let (lines, _) = drawn(&model(), 110, 20);
         assert_eq!(lines[0], "replicator top  http://127.0.0.1:8085  03:04:05 UTC");
         assert_eq!(
@@ -230,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_selected_line_stands_out_and_a_dead_replica_is_red() {
+    fn the_selected_line_is_highlighted_and_a_failing_replica_is_red() {
         let mut model = model();
         model.event(&Event::Key(KeyEvent::new(KeyCode::Down, KeyModifiers::NONE)));
         let (_, terminal) = drawn(&model, 110, 20);
@@ -241,13 +236,13 @@ mod tests {
     }
 
     #[test]
-    fn it_says_what_it_waits_for_and_what_happened() {
+    fn the_screen_shows_waiting_errors_and_messages() {
         let mut waiting = Model::new("http://h".to_owned());
         assert!(drawn(&waiting, 80, 20).0[1].contains("waiting for the first figures"));
         waiting.update(Update::Lost("cannot reach http://h: connection refused".to_owned()));
         assert!(drawn(&waiting, 80, 20).0[0].contains("connection refused"));
         let mut model = model();
-        model.update(Update::Said("paused http://a:8081\u{1b}[2J".to_owned()));
+        model.update(Update::Message("paused http://a:8081\u{1b}[2J".to_owned()));
         model.update(Update::Polled(figures(&[])));
         let (lines, _) = drawn(&model, 110, 20);
         assert!(lines[0].ends_with("polled"), "{lines:#?}");
@@ -255,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn on_a_small_screen_figures_make_room_for_the_addresses() {
+    fn on_a_small_screen_addresses_have_priority_over_figures() {
         let mut model = Model::new("http://127.0.0.1:8085".to_owned());
         let replicas = ["http://replica-a.example:8081", "http://replica-b.example:8081"];
         let lines = replicas.map(|replica| (replica, BreakerState::Closed, 7));
@@ -277,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_screen_of_any_size_is_drawn_on() {
+    fn a_screen_of_any_size_can_be_drawn() {
         for (width, height) in [(1, 1), (20, 3), (40, 8), (80, 15), (300, 90)] {
             drawn(&model(), width, height);
         }
