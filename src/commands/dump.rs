@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use super::output::{fail, say};
 use super::{store_settings, whole};
 use crate::cli::{ExportArgs, ImportArgs};
-use crate::store::{self, Exported, Imported, OpenError, Settings};
+use crate::store::{self, Exported, Imported, OpenError, StoreSettings};
 
 /// Writes the tasks to a file or standard output; says on standard error what came of it.
 pub(super) fn export(args: &ExportArgs) -> ExitCode {
@@ -34,7 +34,7 @@ pub(super) fn export(args: &ExportArgs) -> ExitCode {
 }
 
 /// For this user alone, as the store is, and on disk when it is said to be.
-fn to_file(settings: &Settings, path: &Path) -> Result<io::Result<Exported>, OpenError> {
+fn to_file(settings: &StoreSettings, path: &Path) -> Result<io::Result<Exported>, OpenError> {
     let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(file) => file,
         Err(error) => return Ok(Err(error)),

@@ -13,7 +13,7 @@ use crate::dispatcher::messages::Event;
 use crate::dispatcher::{ReplicaRegistry, UptimeRecorder};
 use crate::engine::{Arrived, Engine, KeyHasher, Origin};
 use crate::store::{
-    self, Handed, JournalEvent, OpenError, Opened, RecoveryReport, SetAside, Store,
+    self, JournalEvent, LocalStore, OpenError, Opened, RecoveryEvent, RecoveryReport, SetAside,
 };
 use crate::task::{self, Consistency, TaskId};
 
@@ -54,13 +54,13 @@ fn tell_set_aside(set_aside: &SetAside) {
 ///
 /// One thread reads while the other restores: with a million tasks each takes seconds.
 pub(super) fn open(
-    settings: store::Settings,
+    settings: store::StoreSettings,
     mut engine: Engine,
     clock: Clock,
     events: UnboundedSender<Event>,
 ) -> impl FnOnce() -> Result<Restored, StartError> {
     move || {
-        let store = Store::open(&settings)?;
+        let store = LocalStore::open(&settings)?;
         let keys = KeyHasher::default();
         let (found, tasks) = sync_channel(8);
         let registry = ReplicaRegistry::new(store.replicas()?);
@@ -72,7 +72,7 @@ pub(super) fn open(
             let (opened, report) = reading.join().map_err(|_| StartError::Interrupted)??;
             Ok::<_, StartError>((opened, report, strong))
         })?;
-        if !report.witnessed {
+        if !report.had_marker {
             warn!(
                 "the file COMMITTED in the data directory is missing: had the store lost the end of its log, this start would not have noticed; it is written anew"
             );
@@ -97,8 +97,8 @@ pub(super) fn open(
 }
 
 fn read(
-    store: Store,
-    found: SyncSender<Vec<Handed>>,
+    store: LocalStore,
+    found: SyncSender<Vec<RecoveryEvent>>,
     events: UnboundedSender<Event>,
 ) -> Result<(Opened, RecoveryReport), OpenError> {
     // Who listens to these outlives the sender, but for a panic of its own.
@@ -110,7 +110,7 @@ fn read(
     };
     let mut batch = Vec::with_capacity(BATCH);
     let mut each = |handed| {
-        let restart = matches!(handed, Handed::Restart);
+        let restart = matches!(handed, RecoveryEvent::Restart);
         batch.push(handed);
         if restart || batch.len() == BATCH {
             let _ = found.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
@@ -128,7 +128,7 @@ fn restore(
     keys: &KeyHasher,
     clock: Clock,
     registry: &ReplicaRegistry,
-    tasks: &Receiver<Vec<Handed>>,
+    tasks: &Receiver<Vec<RecoveryEvent>>,
 ) -> HashSet<TaskId> {
     let now = clock.now();
     let mut strong = HashSet::new();
@@ -140,7 +140,7 @@ fn restore(
     };
     pause(engine);
     for handed in tasks.iter().flatten() {
-        let Handed::Task(task) = handed else {
+        let RecoveryEvent::Task(task) = handed else {
             engine.clear();
             strong.clear();
             pause(engine);

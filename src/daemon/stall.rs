@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::dispatcher::Health;
-use crate::store::Turns;
+use crate::store::CommitterTurns;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// So many looks in a row at one turn of the committer that does not end. It is their number that
@@ -21,7 +21,7 @@ const LOOKS: u32 = 8;
 /// Looks at the store until it is dropped. Tells `stalled` whether the store answers, and `health`
 /// as long as that has nothing worse to say.
 pub(super) async fn watch(
-    turns: Turns,
+    turns: CommitterTurns,
     health: watch::Sender<Health>,
     stalled: watch::Sender<bool>,
 ) {
@@ -75,10 +75,10 @@ fn now() -> Instant {
 mod tests {
     use super::*;
 
-    fn start() -> (Turns, watch::Sender<Health>, watch::Receiver<bool>) {
+    fn start() -> (CommitterTurns, watch::Sender<Health>, watch::Receiver<bool>) {
         let (health, _) = watch::channel(Health::Serving);
         let (stalled, said) = watch::channel(false);
-        let turns = Turns::default();
+        let turns = CommitterTurns::default();
         tokio::spawn(watch(turns.clone(), health.clone(), stalled));
         (turns, health, said)
     }

@@ -45,13 +45,13 @@ fn in_memory(_: &TempDir, notify: Notify) -> Subject {
 }
 
 fn local(dir: &TempDir, notify: Notify) -> Subject {
-    let settings = Settings {
+    let settings = StoreSettings {
         dir: dir.path().to_owned(),
         cache_bytes: 8 << 20,
         min_free_bytes: 0,
         now: Timestamp(FIRST * 1_000),
     };
-    let store = Store::open(&settings).unwrap();
+    let store = LocalStore::open(&settings).unwrap();
     let (opened, _) = store.recover(&mut drop, notify).unwrap();
     let (uptime, strong) = (Uptime::default(), HashSet::new());
     opened.journal.remember(LIMITS, now(), &uptime, opened.idempotency, &strong);

@@ -1,10 +1,10 @@
-//! Any bytes as rows, and rows of anything that can be stored.
+//! Fuzz target: arbitrary bytes as rows, and rows of arbitrary values.
 
 #![allow(
     clippy::panic,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a target says by a panic what does not hold"
+    reason = "a target reports a violation by a panic"
 )]
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use super::database::TREES;
 use super::integrity::ledger::Ledger;
 use super::keys::{self, Tree};
 use super::rows::{
-    self, Head, Header, IdempotencyAnswer, IdempotencyRow, Nodes, ReplicaRow, Stream,
+    self, Header, IdempotencyAnswer, IdempotencyRow, Nodes, ReplicaRow, TaskHead, TaskStream,
 };
 use crate::fuzzing::Input;
 use crate::task::{
@@ -23,8 +23,8 @@ use crate::task::{
 
 pub(crate) use super::tools::dump::fuzzing::import;
 
-/// What is no row is refused, whatever it is; what was encoded is decoded to the same; and a row that
-/// was changed anywhere, or lies elsewhere, is not taken for one. The first byte says which of them.
+/// Bytes that are no row are refused; encoded values decode to the same values; a row that was changed
+/// or moved is refused. The first byte selects one of these.
 pub(crate) fn rows(data: &[u8]) {
     let mut input = Input::new(data);
     match input.below(4) {
@@ -35,7 +35,7 @@ pub(crate) fn rows(data: &[u8]) {
     }
 }
 
-/// As rows, and as payloads, for which a checksum was right.
+/// Decodes the bytes as rows and as payloads.
 fn any_bytes(bytes: &[u8]) {
     let id = TaskId(7);
     let (key, row) = bytes.split_at(bytes.len().min(8));
@@ -45,17 +45,17 @@ fn any_bytes(bytes: &[u8]) {
         }
     }
     assert_eq!(
-        Head::read(key, row).is_ok(),
-        Head::read(key, row).is_ok_and(|head| is_whole(&head))
+        TaskHead::read(key, row).is_ok(),
+        TaskHead::read(key, row).is_ok_and(|head| is_whole(&head))
     );
-    if let Some(head) = Head::parse(bytes) {
+    if let Some(head) = TaskHead::parse(bytes) {
         assert!(is_whole(&head));
     }
     let _ = (keys::task(key), keys::dead_letter(bytes), Tree::Values.owner(bytes));
     let _ = Ledger::read(bytes).map(|ledger| assert!([64, 80].contains(&ledger.payload().len())));
     if let Some((header, key)) = rows::header_and_key(id, bytes, 0, &mut Nodes::default()) {
-        let task = of_header(header.clone());
-        let stream = Stream::of(&task, key.as_ref()).unwrap();
+        let task = header.clone().into_task(Bytes::new());
+        let stream = TaskStream::of(&task, key.as_ref()).unwrap();
         let again = rows::header_and_key(id, stream.envelope(), 0, &mut Nodes::default());
         assert_eq!(again, Some((header, key)));
     }
@@ -77,8 +77,8 @@ fn any_bytes(bytes: &[u8]) {
     }
 }
 
-/// Whether the parts of a stream add up to what its head says.
-fn is_whole(head: &Head<'_>) -> bool {
+/// Whether the parts of a stream add up to its length.
+fn is_whole(head: &TaskHead<'_>) -> bool {
     let Some(stream) = head.envelope.checked_add(head.value) else { return false };
     let chunks = head.chunks();
     let most = chunks.min(1000);
@@ -88,22 +88,7 @@ fn is_whole(head: &Head<'_>) -> bool {
             || head.bytes.len() + (0..chunks).map(|n| head.chunk_bytes(n)).sum::<usize>() == stream)
 }
 
-fn of_header(header: Header) -> Task {
-    Task {
-        id: header.id,
-        key: header.key,
-        operation: header.operation,
-        value: Bytes::new(),
-        accepted_at: header.accepted_at,
-        expires_at: header.expires_at,
-        replicas: header.replicas,
-        user_id: header.user_id,
-        consistency: header.consistency,
-        trace: header.trace,
-    }
-}
-
-/// A task goes into its rows and comes out of them.
+/// A task is encoded into rows and decoded again.
 fn a_task(input: &mut Input<'_>) {
     let mut task = Task {
         id: TaskId(input.number()),
@@ -124,18 +109,18 @@ fn a_task(input: &mut Input<'_>) {
         .flag()
         .then(|| Idempotency { key: input.text().into(), fingerprint: [input.byte(); 16] });
     let idempotency = idempotency.as_ref();
-    // Around the edges of the chunks, wherever the envelope ends.
-    let envelope = Stream::of(&task, idempotency).unwrap().envelope().len();
+    // Ends near the edge of a chunk.
+    let envelope = TaskStream::of(&task, idempotency).unwrap().envelope().len();
     let edge = rows::HEAD_BYTES + rows::CHUNK_BYTES * input.below(4);
     let length = (edge.saturating_sub(envelope) + input.below(9)).saturating_sub(4);
     let filling = input.rest();
     task.value = filling.iter().copied().chain(std::iter::repeat(7)).take(length).collect();
 
-    let stream = Stream::of(&task, idempotency).unwrap();
+    let stream = TaskStream::of(&task, idempotency).unwrap();
     let key = keys::of_task(task.id);
     let row = rows::seal(Tree::Tasks, &key, &stream.head().unwrap());
     assert!(row.len() <= 4096, "{} bytes", row.len());
-    let head = Head::read(&key, &row).unwrap();
+    let head = TaskHead::read(&key, &row).unwrap();
     assert!(is_whole(&head));
     let mut read = head.bytes.to_vec();
     let mut chunks = 0;
@@ -144,7 +129,7 @@ fn a_task(input: &mut Input<'_>) {
         let key = keys::of_chunk(task.id, number);
         let row = rows::seal(Tree::Values, &key, &chunk);
         read.extend_from_slice(rows::chunk(&key, &row, &head, chunks).unwrap());
-        // Not that of another length, though its checksum is right.
+        // A chunk of another length is refused even with a valid checksum.
         let cut = rows::seal(Tree::Values, &key, &chunk[1..]);
         assert!(rows::chunk(&key, &cut, &head, chunks).is_err());
         chunks += 1;
@@ -157,8 +142,7 @@ fn a_task(input: &mut Input<'_>) {
     assert_eq!(value, task.value);
 }
 
-/// What is known of replicas, of what they have had, and of idempotency keys, goes into rows and
-/// comes out of them.
+/// Progress, replicas and idempotency keys are encoded into rows and decoded again.
 fn beside_a_task(input: &mut Input<'_>) {
     let entries: Vec<_> = (0..1 + input.below(70)).map(|_| progress(input)).collect();
     progress_comes_back(&entries);
@@ -213,7 +197,7 @@ fn letter(input: &mut Input<'_>) -> DeadLetter {
     }
 }
 
-/// But for the texts of errors, of which the beginning comes back.
+/// Error texts may come back truncated.
 fn progress_comes_back(entries: &[Progress]) {
     let payload = rows::progress(entries).unwrap();
     let read = rows::read_progress(&payload).unwrap();
@@ -249,8 +233,8 @@ fn letter_comes_back(letter: &DeadLetter) {
     assert_eq!(DeadLetter { error: letter.error.clone(), ..read }, *letter);
 }
 
-/// A byte of the row, of its key or of its tree is another: a burst of eight bits, which the checksum
-/// cannot miss.
+/// A changed byte of the row or its key, or another tree: a burst of eight bits, which a CRC-32 always
+/// detects.
 fn changed(input: &mut Input<'_>) {
     let tree = TREES[input.below(TREES.len())];
     let (at, flip) = (usize::try_from(input.size() % 4096).unwrap_or(0), input.byte().max(1));

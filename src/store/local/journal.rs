@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::commit::Committer;
 use super::error::{CommitError, ReadError};
 use super::idempotency::Keys;
-use super::read::Reader;
+use super::read::StoreReader;
 use super::rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::store::journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, KeyState, Reply, Stats,
@@ -29,7 +29,7 @@ pub struct KeyLimits {
 #[derive(Clone)]
 pub struct LocalJournal {
     committer: Committer,
-    reader: Reader,
+    reader: StoreReader,
     /// The number of the next write. Held while writes are numbered and handed over, so that the
     /// committer has them in that order.
     next: Arc<Mutex<TaskId>>,
@@ -38,7 +38,7 @@ pub struct LocalJournal {
 
 impl LocalJournal {
     /// Numbers writes from `next` on.
-    pub(super) fn new(committer: Committer, reader: Reader, next: TaskId) -> Self {
+    pub(super) fn new(committer: Committer, reader: StoreReader, next: TaskId) -> Self {
         let keys = Keys::new(Duration::ZERO, 0);
         Self {
             committer,

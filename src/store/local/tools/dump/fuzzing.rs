@@ -1,18 +1,18 @@
-//! Any text as the lines of an import.
+//! Fuzz target: arbitrary text as the lines of an import.
 
-#![allow(clippy::panic, reason = "that is how a target says what does not hold")]
+#![allow(clippy::panic, reason = "a target reports a violation by a panic")]
 
 use serde::{Deserialize, Serialize};
 
 use super::lines;
+use crate::store::local::keys::MAX_IDEMPOTENCY_KEY_BYTES;
 use crate::task::Operation;
 
-/// What is taken from a line keeps the rules of what is stored, and is written as a line that is
-/// taken for the same.
+/// An accepted line obeys the rules of the store, and exports to a line that imports to the same.
 pub(crate) fn import(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     for line in text.lines().take(16) {
-        if let Some(read) = taken(line, lines::task) {
+        if let Some(read) = accepted(line, lines::task) {
             let (task, progress) = &read;
             assert!(!matches!(&*task.key, "" | "." | ".."));
             assert!(!task.replicas.is_empty() && task.replicas.len() == progress.len());
@@ -21,23 +21,26 @@ pub(crate) fn import(data: &[u8]) {
             }
             assert!(task.operation == Operation::Set || task.value.is_empty());
             if let Some(trace) = &task.trace {
-                // What a request for it carries.
+                // These become headers of the request.
                 let sent = trace.parent.bytes().chain(trace.state.iter().flat_map(|s| s.bytes()));
                 assert!(sent.into_iter().all(|byte| (0x20..0x7f).contains(&byte)), "{trace:?}");
             }
-            assert_eq!(again(&lines::line(task, progress), lines::task), read);
+            assert_eq!(reimported(&lines::line(task, progress), lines::task), read);
         }
-        if let Some(read) = taken(line, lines::replica) {
-            assert_eq!(again(&lines::replica_line(&read.0, &read.1), lines::replica), read);
+        if let Some(read) = accepted(line, lines::replica) {
+            assert_eq!(reimported(&lines::replica_line(&read.0, &read.1), lines::replica), read);
         }
-        if let Some(read) = taken(line, lines::key) {
-            assert!((1..=255).contains(&read.0.len()));
-            assert_eq!(again(&lines::key_line(&read.0, &read.1), lines::key), read);
+        if let Some(read) = accepted(line, lines::key) {
+            assert!((1..=MAX_IDEMPOTENCY_KEY_BYTES).contains(&read.0.len()));
+            assert_eq!(reimported(&lines::key_line(&read.0, &read.1), lines::key), read);
         }
     }
 }
 
-fn taken<'a, L: Deserialize<'a>, T>(line: &'a str, read: fn(L) -> Result<T, String>) -> Option<T> {
+fn accepted<'a, L: Deserialize<'a>, T>(
+    line: &'a str,
+    read: fn(L) -> Result<T, String>,
+) -> Option<T> {
     match read(serde_json::from_str(line).ok()?) {
         Ok(read) => Some(read),
         Err(why) => {
@@ -47,7 +50,7 @@ fn taken<'a, L: Deserialize<'a>, T>(line: &'a str, read: fn(L) -> Result<T, Stri
     }
 }
 
-fn again<L: Serialize + for<'a> Deserialize<'a>, T>(
+fn reimported<L: Serialize + for<'a> Deserialize<'a>, T>(
     line: &L,
     read: fn(L) -> Result<T, String>,
 ) -> T {
