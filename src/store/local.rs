@@ -172,7 +172,13 @@ impl LocalStore {
         let directory = Directory::lock(&settings.dir)?;
         let path = match directory.current(is_used)? {
             Some(path) => path,
-            None => directory.create(|path| guarded(|| open_sled(path, SMALL_CACHE).map(drop)))?,
+            None => {
+                let fill = |path: &Path| {
+                    let created = guarded(|| open_sled(path, SMALL_CACHE).map(drop));
+                    created.map_err(OpenError::in_store(path))
+                };
+                directory.create(fill)?.0
+            }
         };
         let in_dir = || OpenError::in_store(&settings.dir);
         let marker = read_marker(&settings.dir, &path)?;

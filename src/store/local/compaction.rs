@@ -1,19 +1,18 @@
 //! Compaction: copies the live rows into a fresh store beside the current one, and switches.
 //!
 //! sled reuses the space of removed rows but never returns it: a drained backlog of 390 MiB left a
-//! file of 637 MiB. When the file is large compared with its live rows, the committer's thread,
-//! between its batches,
+//! file of 637 MiB. If the file is large compared with its live rows, the committer's thread, between
+//! its batches,
 //!
-//! 1. starts a thread that creates a fresh database in `store-N.new`;
-//! 2. then writes every new row to both, and copies the old rows in slices of a few milliseconds,
-//!    tree by tree, in key order. Behind the cursor both are equal; rows ahead of it are copied
-//!    later, as they are then;
-//! 3. when the cursor is through and both are flushed, renames the fresh store, names it in
-//!    `CURRENT` and uses it. A thread removes the old one.
+//! 1. has a thread create a fresh database in `store-N.new`;
+//! 2. then writes every new row to both, and copies the old rows in slices of a few milliseconds, in
+//!    key order. Behind the cursor both are equal; rows ahead of it are copied as they are then;
+//! 3. finally flushes both, renames the fresh store, names it in `CURRENT` and uses it. A thread
+//!    removes the old one.
 //!
-//! A write is confirmed by the flush of the current store alone. A fresh store is not read before
-//! `CURRENT` names it, and by then it is durable, so its row order does not matter. If it fails, for
-//! example on a full disk, it is given up, and the current store is not affected.
+//! A write is confirmed by the flush of the current store alone. A fresh store is durable before
+//! `CURRENT` names it, so its row order does not matter. If it fails, for example on a full disk, it
+//! is given up without an effect on the current store.
 
 use std::fs;
 use std::path::Path;
@@ -117,7 +116,7 @@ impl Compactor {
         match std::mem::replace(&mut self.state, CompactionState::Idle) {
             CompactionState::Idle => {}
             CompactionState::Making { making, name, since } if making.is_finished() => {
-                let panicked = |_| Err(Failure::Database("the rewrite thread panicked".to_owned()));
+                let panicked = |_| Err(Failure::Database("the rewrite thread has died".to_owned()));
                 match making.join().unwrap_or_else(panicked) {
                     Ok(fresh) => {
                         database.mirror_to(Some(&fresh));

@@ -95,16 +95,16 @@ impl Directory {
     }
 
     /// Creates the first store: `fill` creates the database in an empty directory.
-    pub(super) fn create(
+    pub(super) fn create<T, E: From<OpenError>>(
         &self,
-        fill: impl FnOnce(&Path) -> Result<(), Failure>,
-    ) -> Result<PathBuf, OpenError> {
+        fill: impl FnOnce(&Path) -> Result<T, E>,
+    ) -> Result<(PathBuf, T), E> {
         self.remove_stores()?;
         faults::point("create.cleared");
         let aside = self.unfinished(FIRST_STORE);
         DirBuilder::new().mode(0o700).create(&aside).map_err(OpenError::io("create", &aside))?;
         faults::point("create.made-aside");
-        fill(&aside).map_err(OpenError::in_store(&aside))?;
+        let filled = fill(&aside)?;
         faults::point("create.filled");
         sync_store(&aside)?;
         faults::point("create.synced");
@@ -116,7 +116,7 @@ impl Directory {
         self.announce(FIRST_STORE)?;
         self.set_current()?;
         faults::point("create.named");
-        Ok(store)
+        Ok((store, filled))
     }
 
     /// Removes the remains of an interrupted creation. Only without a `CURRENT`.

@@ -287,6 +287,6 @@ pub(super) fn guarded<T, E: From<Failure>>(work: impl FnOnce() -> Result<T, E>) 
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("a panic without a text");
-        Err(Failure::Database(format!("the database panicked: {}", first_line(text))).into())
+        Err(Failure::Database(format!("the database failed: {}", first_line(text))).into())
     })
 }

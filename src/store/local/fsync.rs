@@ -1,23 +1,19 @@
 //! Replaces three C library functions for the whole binary, to make sled safe on Linux.
 //!
-//! - `sync_file_range`: sled 0.34.7 makes its log durable with this call, which neither flushes the
-//!   disk's volatile cache nor the file's metadata, so flushed rows can be lost in a power cut. The
-//!   replacement is an `fsync`, and records which piece of the log is durable (`watched.rs`).
-//! - `pread64`: sled reads its log with this call, takes a failed read at a start for the end of the
-//!   log, and cuts the log there. In the replacement a failed read of a store ends the process
-//!   (`watched.rs`). Only on 64-bit systems with glibc; elsewhere only the errors found by reading
-//!   the files first (`database.rs`) are caught.
-//! - `rename`: when sled opens, it writes a snapshot aside, renames it, removes the previous one, and
-//!   reuses log segments that only that one needs, without syncing the directory. A power cut could
-//!   bring back the old snapshot over a log without its beginning, and lose the store. The
-//!   replacement syncs the directory, and fails if that fails.
+//! - `sync_file_range`: sled 0.34.7 syncs its log with this call, which flushes neither the disk's
+//!   volatile cache nor the file's metadata. The replacement is an `fsync`, and records which piece
+//!   of the log is durable (`watched.rs`).
+//! - `pread64` (64-bit glibc only): sled takes a failed read of its log at a start for the end of the
+//!   log and cuts it there. In the replacement a failed read of a store ends the process.
+//! - `rename`: when opening, sled renames a new snapshot, removes the old one, and reuses log segments
+//!   that only the old one needs, without syncing the directory. A power cut could bring the old
+//!   snapshot back and lose the store. The replacement syncs the directory, or fails.
 //!
-//! A symbol defined in the program takes precedence over the C library's. [`check`] verifies that it
-//! did; otherwise no store is opened. On other systems sled calls `sync_all()` itself, and `rename`
-//! is not replaced.
+//! A symbol of the program takes precedence over the C library's. [`check`] verifies that; otherwise
+//! no store is opened. On other systems nothing is replaced, because sled calls `sync_all()`.
 //!
-//! With the feature `faults`, which no shipped build has, `REPLICATOR_FAULT_BARRIER=off` turns the
-//! sync into a no-op. The power-loss suite must then find the losses, which proves that it can.
+//! With the feature `faults`, `REPLICATOR_FAULT_BARRIER=off` disables the sync. The power-loss suite
+//! must then find losses, which proves that it can.
 
 #![cfg_attr(
     target_os = "linux",

@@ -1,13 +1,13 @@
 //! Permissions of the data directory, and which file types are accepted in it.
 //!
-//! A user who can write to the directory could put another store in its place, or a link through
-//! which this process overwrites a file of its own user. So a directory that others can write to is
-//! refused. So is one of another user, who could not read the files that this process creates.
-//! Everything in it must be a regular file or a directory, not a link. The path to the directory is
-//! the operator's choice: links in it are followed, and the directories above are not checked.
+//! A user who can write to the directory could replace the store, or plant a link through which this
+//! process overwrites a file of its own user. So a directory that others can write to is refused, and
+//! everything in it must be a regular file or a directory. A directory of another user is refused
+//! because that user could not read the new files. The path to the directory is the operator's choice:
+//! links in it are followed, and the directories above are not checked.
 //!
-//! Files and directories are created for this user alone, by the umask of the process. Here, the
-//! permissions left by an older release or by a copy are tightened.
+//! The umask makes new files private. Here, the permissions left by an older release or a copy are
+//! tightened.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::ErrorKind;

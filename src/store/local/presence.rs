@@ -1,10 +1,9 @@
 //! Detects that the data directory was removed or replaced.
 //!
-//! An open file can be written and synced after it was removed. So if someone removes the data
-//! directory under the daemon, every commit succeeds and the next start finds none of them. The
-//! files that a start looks for must therefore be the very files that are open here. This is
-//! checked after each flush before it is confirmed, and once a second when idle. It takes about
-//! 3 us.
+//! A removed file can be written and synced while it is open: every commit would succeed, and the next
+//! start would find none of them. So the files that a start looks for must be the very files that are
+//! open here. This is checked after each flush before it is confirmed, and once a second when idle. It
+//! takes about 3 us.
 
 use std::fs::File;
 use std::io::ErrorKind;

@@ -9,14 +9,13 @@
 //! is one or more big endian numbers, a chunk's is raw bytes, all others are bincode 2 (standard
 //! configuration) of the types below. **A change to one of these types is a migration.**
 //!
-//! A task is a stream of bytes: the envelope (all but the value), then the value. Its row in
-//! `tasks` holds both lengths and the head of the stream; chunks in `values` hold the rest. So a
-//! small task is one row, and no row exceeds 4 KiB: sled keeps about 16 rows in a leaf, and writes
-//! a leaf over 128 KiB to a file that it never syncs. Error texts are truncated for the same reason.
+//! A task is a stream of bytes: the envelope (all but the value), then the value. Its row in `tasks`
+//! holds both lengths and the head of the stream; chunks in `values` hold the rest. So no row exceeds
+//! 4 KiB: sled keeps about 16 rows in a leaf, and never syncs a leaf over 128 KiB. Error texts are
+//! truncated for the same reason.
 //!
-//! The envelope is [`EnvelopeRow`], then optionally [`EnvelopeMore`] (from format 3), then
-//! optionally [`KeyRow`] (from format 4). A task that needs neither has the same bytes in all
-//! formats. Older formats took trailing bytes for damage, so the additions cannot be misread.
+//! The envelope is [`EnvelopeRow`], then optionally [`EnvelopeMore`] (from format 3), then optionally
+//! [`KeyRow`] (from format 4). Older formats take trailing bytes for damage and cannot misread them.
 
 use std::collections::HashMap;
 use std::sync::Arc;

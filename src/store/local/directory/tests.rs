@@ -18,7 +18,7 @@ fn a_new_directory_is_private_and_names_its_store() {
     let dir = temp.path().join("a/b");
     let directory = Directory::lock(&dir).unwrap();
     assert_eq!(directory.current(NEVER_USED).unwrap(), None);
-    let store = directory.create(fill).unwrap();
+    let store = directory.create(fill).unwrap().0;
     assert_eq!(store, dir.join("store-000001"));
     assert_eq!(fs::read_to_string(dir.join(CURRENT)).unwrap(), "store-000001\n");
     assert_eq!(directory.current(NEVER_USED).unwrap(), Some(store));
@@ -60,7 +60,7 @@ fn an_interrupted_creation_starts_again_from_every_step() {
         stop(temp.path());
         let directory = Directory::lock(temp.path()).unwrap();
         assert_eq!(directory.current(NEVER_USED).unwrap(), None);
-        let store = directory.create(fill).unwrap();
+        let store = directory.create(fill).unwrap().0;
         assert_eq!(directory.current(NEVER_USED).unwrap(), Some(store));
         assert!(!temp.path().join("store-000001.new").exists());
     }

@@ -1,18 +1,16 @@
 //! `DIR/COMMITTED`: the number of the last commit and how far the log was durable then, stored
 //! outside sled.
 //!
-//! sled takes damage at the end of its log for an interrupted write and drops it, including the
-//! [`ledger`](super::ledger) there. A store whose newest ledger has a smaller number than the marker
-//! has lost its end; a log that is torn before the marker's position is damaged
-//! ([`sled_log`](super::sled_log)).
+//! sled silently drops a damaged end of its log, and the [`ledger`](super::ledger) with it. A store
+//! whose newest ledger has a smaller number than the marker has lost its end; a log that is torn
+//! before the marker's position is damaged ([`sled_log`](super::sled_log)).
 //!
 //! It is written by one `pwrite` after each flush and not synced, so it is never ahead of what is
 //! durable. After a power cut it may be behind or missing, which proves nothing. On close it is
-//! written again and synced, and then names the end of the log. It makes no claim about what
-//! follows, so it stays true whatever sled writes after the next start.
+//! synced, and then names the end of the log. It says nothing about what follows that position.
 //!
-//! It is created aside and renamed, and its line is shorter than a sector and of constant length,
-//! so no crash leaves a partial line: an unreadable marker is damage.
+//! It is created aside and renamed, and its line is shorter than a sector and of constant length, so
+//! no crash leaves a partial line: an unreadable marker is damage.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

@@ -1,23 +1,21 @@
 //! `DIR/quarantine/`: damaged tasks, set aside so that the rest can be served.
 //!
-//! Recovery writes them to one file, `NNNNNN.jsonl`, syncs it, and only then replaces the store by
-//! one without them (`rebuild.rs`). After a crash between the two the rows are in two files. The
-//! first line names the source; each further line is a row. A task is set aside with all its rows,
-//! and `damage` marks the first damaged one:
+//! Recovery writes them to a file `NNNNNN.jsonl`, syncs it, and then replaces the store by one without
+//! them (`rebuild.rs`). A crash in between leaves the rows in two files. A task is set aside with all
+//! its rows, one per line; `damage` marks the first damaged one:
 //!
 //! ```text
 //! {"quarantine":1,"store":"store-000001","commit":57,"set_aside_at":1700000000000000000}
 //! {"task":12,"tree":"values","key":"000000000000000c00000001","row":"AQ…","damage":"fails its checksum"}
 //! ```
 //!
-//! `key` is hexadecimal, `row` is base64 of frame and payload (`rows.rs`). A damaged row of a
-//! replica or an idempotency key is set aside alone, with `task` null: the replica then counts as
-//! never paused or renamed, the key as new.
+//! `key` is hexadecimal, `row` is base64 of frame and payload (`rows.rs`). A damaged row of a replica
+//! or a key is set aside alone, with `task` null: the replica then counts as never paused or renamed,
+//! the key as new.
 //!
-//! **No stale write over a newer one.** A task that is set aside is no longer delivered, but a
-//! replica may already have it. So it supersedes older pending writes of the same key to the same
-//! replica, as any newer write does. Its key is read from the damaged row if that still decodes;
-//! if not, the older writes are sent.
+//! **No stale write over a newer one.** A task that was set aside is no longer delivered, but a replica
+//! may already have it. So it supersedes older pending writes of its key to the same replica, if the
+//! damaged row still shows the key. If not, the older writes are sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};

@@ -1,10 +1,9 @@
 //! Copies the intact tasks of a damaged store into a fresh one.
 //!
-//! When sled silently drops a part of its log, its pages may no longer fit together: two hold the
-//! same keys, or a page cannot be reached from its neighbour. Such a store can still be read,
-//! because every row is checked. But when two such pages are later merged or split, sled loses
-//! rows, including those of newly accepted tasks. So nothing is written to a damaged store: a fresh
-//! one replaces it before anything is accepted.
+//! When sled silently drops a part of its log, its pages may no longer fit together. Such a store can
+//! still be read, because every row is checked. But when such pages are later merged or split, sled
+//! loses rows, including those of newly accepted tasks. So nothing is written to a damaged store: a
+//! fresh one replaces it before anything is accepted.
 //!
 //! The fresh store is made aside and named last, as in a compaction, and needs as much disk space.
 //! After a crash before that, the next start begins again with the damaged store.

@@ -1,19 +1,16 @@
 //! Checks sled's log before sled opens it.
 //!
-//! sled takes a damaged message for the end of its segment, silently drops the rest of that segment
-//! and reads the next ones. Then some pages are older than others. Every row may still be there,
-//! until two such pages are merged or split and rows are lost or come back. Only the log tells.
+//! sled silently drops the rest of a segment behind a damaged message, and reads the next segments.
+//! Every row may still be there, until two pages of different age are merged or split and rows are
+//! lost or come back. Only the log tells.
 //!
-//! Format: the file is a sequence of segments. A segment is a header of 20 bytes (checksum, position
-//! in the log, how far the log was durable) and messages. A message is a checksum, a kind, three
-//! numbers of one to nine bytes, the first of which is its length, and a body. A message of kind
-//! [`CAP`] ends a segment early.
+//! The file is a sequence of segments: a header of 20 bytes (checksum, position in the log, how far
+//! the log was durable) and messages (checksum, kind, three numbers of one to nine bytes, the first of
+//! which is the length of the body, body). A message of kind [`CAP`] ends a segment early.
 //!
 //! A crash may tear what was not durable, so only the durable part is checked. Its end is known from
-//! the segment headers, which sled writes when it starts a segment, and from `COMMITTED`, which is
-//! updated by each commit and names the very end after a close (`commit_marker.rs`). A crash may
-//! also tear a segment that was about to be reused. That is taken for damage, at the cost of a
-//! rebuild.
+//! the segment headers and from `COMMITTED` (`commit_marker.rs`). A segment that was about to be
+//! reused may be torn, too; it is taken for damage, at the cost of a rebuild.
 
 use std::fs::File;
 use std::io::Read;

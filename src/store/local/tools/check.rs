@@ -1,14 +1,11 @@
 //! `replicator check`: finds damage in a store that is not in use, and repairs it on request.
 //!
-//! sled writes to a database when it opens it: it cuts what it takes for the end of an interrupted
-//! write. So a check works on a copy, `DIR/check.tmp`, which needs as much space as the store and is
-//! removed afterwards. Only a repair opens the store itself. It
+//! sled changes a database when it opens it. So a check works on a copy, `DIR/check.tmp`, which needs
+//! as much space as the store and is removed afterwards. Only a repair opens the store itself. It
 //!
 //! - sets tasks with damaged rows aside, as the daemon does (`quarantine.rs`);
 //! - copies the rest into a fresh store (`rebuild.rs`), whatever the ledger says;
 //! - rewrites unreadable rows of `meta`, except the format version.
-//!
-//! Missing rows stay missing. The report lists what is known about them.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;

@@ -14,7 +14,6 @@
 //! cannot read. An import creates a store aside and names it last, so it is complete or absent.
 //! Exports of version 1, which hold only tasks, can be imported.
 
-use std::cell::RefCell;
 use std::io::{BufRead, Write};
 use std::path::Path;
 
@@ -150,26 +149,16 @@ pub fn import(settings: &StoreSettings, input: &mut dyn BufRead) -> Result<Impor
     if directory.current(is_used)?.is_some() {
         return Err(OpenError::NotEmpty { dir: settings.dir.clone() }.into());
     }
-    // `Directory::create` passes on a `Failure` only, so the outcome is returned here.
-    let outcome = RefCell::new(Ok(Imported::default()));
-    let fill = |path: &Path| {
-        let filled = guarded(|| read_all(path, settings, input));
-        let failed = filled.is_err();
-        *outcome.borrow_mut() = filled;
-        if failed { Err(Failure::Database("nothing was imported".to_owned())) } else { Ok(()) }
-    };
-    let created = directory.create(fill);
-    match outcome.into_inner() {
-        Ok(imported) => {
-            created?;
-            Ok(imported)
-        }
-        Err(wrong) => {
+    match directory.create(|path| guarded(|| read_all(path, settings, input))) {
+        Ok((_, imported)) => Ok(imported),
+        Err(Wrong::Directory(error)) => Err(error.into()),
+        Err(Wrong::Line(line, what)) => {
             directory.remove_stores()?;
-            Err(match wrong {
-                Wrong::Line(line, what) => ImportError::Input { line, what },
-                Wrong::Store(failure) => OpenError::in_store(&settings.dir)(failure).into(),
-            })
+            Err(ImportError::Input { line, what })
+        }
+        Err(Wrong::Store(failure)) => {
+            directory.remove_stores()?;
+            Err(OpenError::in_store(&settings.dir)(failure).into())
         }
     }
 }
@@ -177,11 +166,18 @@ pub fn import(settings: &StoreSettings, input: &mut dyn BufRead) -> Result<Impor
 enum Wrong {
     Line(u64, String),
     Store(Failure),
+    Directory(OpenError),
 }
 
 impl From<Failure> for Wrong {
     fn from(failure: Failure) -> Self {
         Self::Store(failure)
+    }
+}
+
+impl From<OpenError> for Wrong {
+    fn from(error: OpenError) -> Self {
+        Self::Directory(error)
     }
 }
 
