@@ -10,18 +10,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use replicator::store::{Opened, Settings, Store};
+use replicator::store::{LocalStore, Opened, StoreSettings};
 use replicator::task::{Consistency, Node, Operation, Task, TaskId, Timestamp};
 use tokio::sync::oneshot;
 
 fn open(dir: &std::path::Path) -> Opened {
-    let settings = Settings {
+    let settings = StoreSettings {
         dir: dir.to_owned(),
         cache_bytes: 64 << 20,
         min_free_bytes: 0,
         now: Timestamp(0),
     };
-    let store = Store::open(&settings).expect("a new store");
+    let store = LocalStore::open(&settings).expect("a new store");
     store.recover(&mut drop, Box::new(drop)).expect("nothing to recover").0
 }
 

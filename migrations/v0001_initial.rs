@@ -1,6 +1,6 @@
-//! Version 1: the trees of the first release, empty.
+//! Version 1: the empty trees of the first release.
 //!
-//! The rows in them are described in `src/store/local/rows.rs`, the keys in `src/store/local/keys.rs`.
+//! `src/store/local/rows.rs` describes the rows, `src/store/local/keys.rs` the keys.
 
 pub(super) fn run(db: &sled::Db) -> sled::Result<()> {
     for tree in ["meta", "tasks", "values", "progress", "dead_letters"] {

@@ -1,9 +1,9 @@
-//! Version 2: a row `ledger` in `meta` says how many rows there are and what their checksums add
-//! up to, so that rows which vanish are noticed.
+//! Version 2: a row `ledger` in `meta` counts the rows and sums their checksums, so that lost rows
+//! are detected.
 //!
-//! The row: a version byte, a CRC-32 and eight big endian numbers. The number of the commit (0
+//! The row is a version byte, a CRC-32 and eight big endian numbers: the number of the commit (0
 //! here, the next is 1), the highest task, then for `tasks`, `progress` and `dead_letters` the
-//! count of the rows and the wrapping sum of the CRC-32s that they carry in their bytes 1 to 4.
+//! number of rows and the wrapping sum of the CRC-32s in their bytes 1 to 4.
 
 pub(super) fn run(db: &sled::Db) -> sled::Result<()> {
     let mut highest = 0;

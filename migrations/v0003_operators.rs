@@ -1,10 +1,8 @@
-//! Version 3: two trees more, for what is kept beside the tasks: what is known of replicas, and the
-//! keys that clients gave their writes so that a repeated one is known. The first is counted by the
-//! ledger as well: a ninth and a tenth number, the count of its rows and the wrapping sum of the
-//! CRC-32s in their bytes 1 to 4.
+//! Version 3: the trees `replicas` and `idempotency`. The ledger counts the first, as its ninth and
+//! tenth number: the number of rows and the wrapping sum of the CRC-32s in their bytes 1 to 4.
 //!
-//! The envelope of a task may have more behind it from here on. What a row of version 2 holds is
-//! still the same, so none is touched.
+//! The envelope of a task may be followed by more bytes from here on. Rows of version 2 stay valid
+//! and are not changed.
 
 pub(super) fn run(db: &sled::Db) -> sled::Result<()> {
     db.open_tree("idempotency")?;
@@ -17,8 +15,8 @@ pub(super) fn run(db: &sled::Db) -> sled::Result<()> {
     }
     let meta = db.open_tree("meta")?;
     let before = meta.get("ledger")?;
-    // A frame of five bytes and eight numbers; ten where this was run before. What is something else
-    // is damaged, and told as that by whoever reads it.
+    // A frame of five bytes and eight numbers, or ten if this step has run before. Anything else is
+    // damage, which the next reader reports.
     let Some(numbers) = before.as_ref().and_then(|row| row.get(5..69)) else {
         return Ok(());
     };

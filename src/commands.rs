@@ -159,9 +159,9 @@ fn daemon(args: &DaemonArgs, variables: &Variables) -> ExitCode {
     }
 }
 
-fn store_settings(args: &StoreArgs) -> store::Settings {
+fn store_settings(args: &StoreArgs) -> store::StoreSettings {
     const CACHE_BYTES: u64 = 64 << 20;
-    store::Settings {
+    store::StoreSettings {
         dir: args.data_dir.clone(),
         cache_bytes: CACHE_BYTES,
         now: wall_clock(),

@@ -312,8 +312,8 @@ async fn ended(task: JoinHandle<()>) {
     }
 }
 
-fn store_settings(config: &Config, clock: Clock) -> store::Settings {
-    store::Settings {
+fn store_settings(config: &Config, clock: Clock) -> store::StoreSettings {
+    store::StoreSettings {
         dir: config.store.dir.clone(),
         cache_bytes: config.store.cache_bytes,
         min_free_bytes: config.store.min_free_bytes,

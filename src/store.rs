@@ -1,17 +1,16 @@
-//! What survives: accepted tasks and what their replicas have had, past kill -9 and power cuts.
+//! Durable tasks and their progress, across kill -9 and power cuts.
 //!
-//! A store is opened in two steps that the types keep in order. [`Store::open`] locks the data
-//! directory, makes it if need be, and brings it to the newest format. [`Store::recover`] hands
-//! over every task that is not settled, and only then is there a [`Committer`] to write with and
-//! a [`Reader`] to read values with.
+//! The daemon writes and reads through the trait [`Journal`]. `local.rs` implements it on the local
+//! disk, `memory.rs` in memory for tests.
 //!
-//! It guarantees that a task whose commit was answered is there after any crash, that what
-//! survives is always a prefix of what was written, and that ids never come again. It decides
-//! nothing about deliveries: it remembers what it is told. It has no clock for that and no
-//! opinion on how much it should hold.
+//! A local store is opened in two steps, and the types enforce their order. [`LocalStore::open`]
+//! locks the data directory, creates it if needed, and migrates it to the newest format.
+//! [`LocalStore::recover`] returns every unsettled task; only then is there a [`Committer`] to
+//! write with and a [`StoreReader`] to read values with.
 //!
-//! What the daemon needs of it is the trait [`Journal`]. `local.rs` is the store on the local disk,
-//! `memory.rs` one that keeps nothing, for tests.
+//! Guarantees: a committed task survives any crash; the surviving state is always a prefix of the
+//! writes; ids are never reused. The store makes no delivery decisions, has no clock and no
+//! capacity limit of its own.
 
 #[cfg(test)]
 mod conformance;
@@ -27,10 +26,11 @@ pub use journal::{
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::fuzzing;
 pub use local::{
-    Checked, CommitError, Committer, Damage, Exported, Gone, Handed, Header, IdempotencyAnswer,
-    IdempotencyRow, ImportError, Imported, KeyLimits, LocalJournal, MAX_IDEMPOTENCY_KEY_BYTES,
-    OpenError, Opened, ReadError, Reader, Recovered, RecoveryReport, Repeated, ReplicaRow,
-    SetAside, Settings, Store, Turns, UptimeFile, check, export, import,
+    CheckReport, CommitError, Committer, CommitterTurns, Damage, Exported, Header,
+    IdempotencyAnswer, IdempotencyRow, ImportError, Imported, KeyLimits, LocalJournal, LocalStore,
+    MAX_IDEMPOTENCY_KEY_BYTES, MissingRows, OpenError, Opened, ReadError, Recovered, RecoveryEvent,
+    RecoveryReport, Repeated, ReplicaRow, SetAside, StoreReader, StoreSettings, UptimeFile, check,
+    export, import,
 };
 #[cfg(test)]
 pub(crate) use memory::{MemoryJournal, MemoryStore};

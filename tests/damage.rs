@@ -24,7 +24,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use replicator::store::{
-    self, Damage, Handed, IdempotencyRow, Opened, Recovered, ReplicaRow, Settings, Store,
+    self, Damage, IdempotencyRow, LocalStore, Opened, Recovered, RecoveryEvent, ReplicaRow,
+    StoreSettings,
 };
 use replicator::task::{
     Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
@@ -38,8 +39,8 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap())
 }
 
-fn settings(dir: &Path) -> Settings {
-    Settings {
+fn settings(dir: &Path) -> StoreSettings {
+    StoreSettings {
         dir: dir.to_owned(),
         cache_bytes: 8 << 20,
         now: Timestamp(5_000_000),
@@ -111,7 +112,7 @@ fn key(rng: &mut Rng) -> Idempotency {
 fn used_store(dir: &Path, rng: &mut Rng, tasks: u64) -> Contents {
     let mut contents = Contents::default();
     for start in 0..2 {
-        let store = Store::open(&settings(dir)).unwrap();
+        let store = LocalStore::open(&settings(dir)).unwrap();
         let (opened, _) = store.recover(&mut drop, Box::new(drop)).unwrap();
         for n in 1..=tasks {
             let task = task(rng, opened.next_id.0 + n);
@@ -232,9 +233,9 @@ fn salvaged(dir: &Path, contents: &Contents) -> Option<usize> {
     let to = tempfile::tempdir().unwrap();
     let imported = store::import(&settings(to.path()), &mut text.as_bytes()).unwrap();
     let mut found = Vec::new();
-    let (opened, _) = Store::open(&settings(to.path()))
+    let (opened, _) = LocalStore::open(&settings(to.path()))
         .unwrap()
-        .recover(&mut |handed: Handed| handed.collect_into(&mut found), Box::new(drop))
+        .recover(&mut |handed: RecoveryEvent| handed.collect_into(&mut found), Box::new(drop))
         .unwrap();
     assert_eq!(found.len() as u64, imported.tasks);
     for found in &found {
@@ -256,12 +257,12 @@ enum Outcome {
 /// Opens a store and compares its contents.
 fn start(dir: &Path, contents: &Contents) -> Outcome {
     let mut found: Vec<Recovered> = Vec::new();
-    let store = match Store::open(&settings(dir)) {
+    let store = match LocalStore::open(&settings(dir)) {
         Ok(store) => store,
         Err(error) => return Outcome::Refused(whole(&error)),
     };
     let (opened, report) = match store
-        .recover(&mut |handed: Handed| handed.collect_into(&mut found), Box::new(drop))
+        .recover(&mut |handed: RecoveryEvent| handed.collect_into(&mut found), Box::new(drop))
     {
         Ok(recovered) => recovered,
         Err(error) => return Outcome::Refused(whole(&error)),
@@ -323,9 +324,9 @@ fn start(dir: &Path, contents: &Contents) -> Outcome {
     }
     close(opened);
     let mut found = Vec::new();
-    let (opened, again) = Store::open(&settings(dir))
+    let (opened, again) = LocalStore::open(&settings(dir))
         .unwrap()
-        .recover(&mut |handed: Handed| handed.collect_into(&mut found), Box::new(drop))
+        .recover(&mut |handed: RecoveryEvent| handed.collect_into(&mut found), Box::new(drop))
         .unwrap();
     assert_eq!(again.set_aside.file, None, "{:?}", again.set_aside);
     let found: Vec<_> = found.into_iter().map(|task| (task.header.id, task.progress)).collect();

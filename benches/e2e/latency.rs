@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use replicator::store::{Opened, Settings, Store};
+use replicator::store::{LocalStore, Opened, StoreSettings};
 use replicator::task::{Consistency, Node, Operation, Task, TaskId, Timestamp};
 
 use crate::parts::{WIDE, body, in_turn, median};
@@ -79,13 +79,13 @@ struct Bare {
 
 impl Bare {
     fn open(dir: &Path, nodes: &[String]) -> Self {
-        let settings = Settings {
+        let settings = StoreSettings {
             dir: dir.join("data"),
             cache_bytes: 64 << 20,
             min_free_bytes: 0,
             now: Timestamp(0),
         };
-        let store = Store::open(&settings).unwrap();
+        let store = LocalStore::open(&settings).unwrap();
         let (opened, _) = store.recover(&mut drop, Box::new(drop)).unwrap();
         let replicas = nodes.iter().map(|node| Node::parse(&format!("http://{node}")).unwrap());
         Self { next: opened.next_id.0, opened, replicas: replicas.collect() }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::output::{self, fail};
 use super::{store_settings, with_causes};
 use crate::cli::CheckArgs;
-use crate::store::{self, Checked};
+use crate::store::{self, CheckReport};
 use crate::text::plain;
 
 pub(super) fn run(args: &CheckArgs) -> ExitCode {
@@ -21,7 +21,7 @@ pub(super) fn run(args: &CheckArgs) -> ExitCode {
     output::exit_code(output::print(report.as_bytes()), code)
 }
 
-fn to_json(checked: &Checked) -> serde_json::Value {
+fn to_json(checked: &CheckReport) -> serde_json::Value {
     let repaired = checked.repaired.as_ref().map(|aside| {
         json!({
             "tasks_set_aside": aside.tasks(),
@@ -48,15 +48,15 @@ fn to_json(checked: &Checked) -> serde_json::Value {
     })
 }
 
-fn to_text(checked: &Checked) -> String {
-    let Checked { store, format, commit, tasks, value_bytes, dead_letters, .. } = checked;
+fn to_text(checked: &CheckReport) -> String {
+    let CheckReport { store, format, commit, tasks, value_bytes, dead_letters, .. } = checked;
     let mut lines = vec![
         format!("store: {store}, format {format}, commit {commit}"),
         format!(
             "tasks: {tasks} intact, {value_bytes} bytes of values, {dead_letters} dead letters"
         ),
     ];
-    let Checked { replicas, idempotency_keys, .. } = checked;
+    let CheckReport { replicas, idempotency_keys, .. } = checked;
     if replicas + idempotency_keys > 0 {
         lines.push(format!("other rows: {replicas} replicas, {idempotency_keys} idempotency keys"));
     }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use super::output::{fail, say};
 use super::{store_settings, with_causes};
 use crate::cli::{ExportArgs, ImportArgs};
-use crate::store::{self, Exported, Imported, OpenError, Settings};
+use crate::store::{self, Exported, Imported, OpenError, StoreSettings};
 
 pub(super) fn export(args: &ExportArgs) -> ExitCode {
     let settings = store_settings(&args.store);
@@ -33,7 +33,7 @@ pub(super) fn export(args: &ExportArgs) -> ExitCode {
 }
 
 /// Readable by its owner only, as the store, and synced before success is reported.
-fn to_file(settings: &Settings, path: &Path) -> Result<io::Result<Exported>, OpenError> {
+fn to_file(settings: &StoreSettings, path: &Path) -> Result<io::Result<Exported>, OpenError> {
     let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(file) => file,
         Err(error) => return Ok(Err(error)),

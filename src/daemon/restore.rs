@@ -12,7 +12,7 @@ use crate::daemon::StartError;
 use crate::dispatcher::messages::Event;
 use crate::dispatcher::{ReplicaRegistry, UptimeRecorder, claim};
 use crate::engine::{Engine, KeyHasher};
-use crate::store::{self, JournalEvent, KeyLimits, LocalJournal, RecoveryReport, SetAside, Store};
+use crate::store::{self, JournalEvent, KeyLimits, LocalJournal, RecoveryReport, SetAside, LocalStore};
 
 /// An open store, and what was in it.
 pub(super) struct Restored {
@@ -46,13 +46,13 @@ fn log_set_aside(set_aside: &SetAside) {
 ///
 /// One thread reads while this one restores: with a million tasks each takes seconds.
 pub(super) fn open(
-    settings: &store::Settings,
+    settings: &store::StoreSettings,
     limits: KeyLimits,
     mut engine: Engine,
     clock: Clock,
     events: UnboundedSender<Event>,
 ) -> Result<Restored, StartError> {
-    let store = Store::open(settings)?;
+    let store = LocalStore::open(settings)?;
     let recorder = UptimeRecorder::begin(clock.now(), store.uptime())?;
     engine.set_uptime(recorder.uptime().clone());
     let (keys, mut registry) = (KeyHasher::default(), ReplicaRegistry::default());
@@ -97,7 +97,7 @@ pub(super) fn open(
 }
 
 fn log_report(report: &RecoveryReport, clock: Clock) {
-    if !report.witnessed {
+    if !report.had_marker {
         warn!(
             "the file COMMITTED in the data directory is missing: this start could not check whether the store has lost the end of its log; the file is written again"
         );

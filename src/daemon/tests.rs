@@ -8,22 +8,23 @@ use super::*;
 use crate::cli::Cli;
 use crate::dispatcher::{Request, TaskFilter};
 use crate::engine::{Arrived, KeyHasher, Origin};
-use crate::store::{Handed, Opened, Reader, Recovered, Store};
+use crate::store::{LocalStore, Opened, Recovered, RecoveryEvent, StoreReader};
 use crate::task::{
     Cause, Consistency, NewTask, Node, Operation, Partition, Progress, Task, TaskId, Timestamp,
 };
 
 fn open(dir: &Path, clock: Clock, notify: store::Notify) -> (Opened, Vec<Recovered>) {
-    let settings = store::Settings {
+    let settings = store::StoreSettings {
         dir: dir.to_owned(),
         cache_bytes: 8 << 20,
         min_free_bytes: 0,
         now: clock.now().wall,
     };
     let mut found = Vec::new();
-    let store = Store::open(&settings).unwrap();
-    let (opened, _) =
-        store.recover(&mut |handed: Handed| handed.collect_into(&mut found), notify).unwrap();
+    let store = LocalStore::open(&settings).unwrap();
+    let (opened, _) = store
+        .recover(&mut |handed: RecoveryEvent| handed.collect_into(&mut found), notify)
+        .unwrap();
     (opened, found)
 }
 
@@ -50,7 +51,7 @@ async fn put(opened: &Opened) -> Task {
 
 /// Runs the loop on a store with one task that was harmed since, until it is told to stop; gives
 /// how it was then, and what the task's replica has had on disk.
-async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Progress>) {
+async fn run_with(harm: fn(&StoreReader, TaskId), settled: bool) -> (Health, Vec<Progress>) {
     let dir = tempfile::tempdir().unwrap();
     let clock = Clock::start();
     let (events, told) = mpsc::unbounded_channel();
@@ -114,7 +115,7 @@ async fn run_with(harm: fn(&Reader, TaskId), settled: bool) -> (Health, Vec<Prog
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_cannot_be_read_back_becomes_a_dead_letter_at_once() {
-    let (health, progress) = run_with(Reader::damage, true).await;
+    let (health, progress) = run_with(StoreReader::damage, true).await;
     assert_eq!(health, Health::Serving);
     let Progress::Dead(letter) = &progress[0] else {
         panic!("{progress:?}");
@@ -126,7 +127,7 @@ async fn a_task_that_cannot_be_read_back_becomes_a_dead_letter_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_vanished_is_a_failure_of_the_store_and_not_of_the_replica() {
-    let (health, progress) = run_with(Reader::lose, false).await;
+    let (health, progress) = run_with(StoreReader::lose, false).await;
     assert!(matches!(&health, Health::StoreFailed(why) if why.contains("vanished")), "{health:?}");
     assert_eq!(progress, [Progress::Untouched]);
 }

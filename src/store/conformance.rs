@@ -61,13 +61,13 @@ fn in_memory(place: &Place, tell: Tell) -> Subject {
 
 fn local(place: &Place, tell: Tell) -> Subject {
     let dir = place.dir.path().join("data");
-    let settings = Settings {
+    let settings = StoreSettings {
         dir: dir.clone(),
         cache_bytes: 8 << 20,
         min_free_bytes: 0,
         now: Timestamp(FIRST * 1_000),
     };
-    let store = Store::open(&settings).unwrap();
+    let store = LocalStore::open(&settings).unwrap();
     let (journal, _) = store
         .into_journal(LIMITS, now(), &Uptime::default(), move |event| tell.pass(event))
         .unwrap();

@@ -1,11 +1,9 @@
-//! The store on the local disk, in sled.
+//! The store on the local disk, on sled.
 //!
-//! To read on: `commit.rs` for how a write becomes durable, `database.rs` and `rows.rs` for what
-//! is written, `recover.rs` for how it is read back, `compaction.rs` for how space is given back,
-//! `integrity/` for how damage is noticed and repaired, `presence.rs` for how a removed directory
-//! is noticed, `directory.rs` for how a data directory comes into being, `uptime.rs` for when it
-//! was in use and `permissions.rs` for who may change it, `tools/` for the tools on a store that is
-//! not in use, `fsync.rs` and `watched.rs` for why sled can be trusted with it.
+//! Format: `rows.rs`, `keys.rs`, `database.rs`, `migrate.rs`. Writing: `journal.rs`,
+//! `idempotency.rs`, `commit.rs`, `turns.rs`. Reading: `read.rs`. Start: `directory.rs`,
+//! `permissions.rs`, `recover.rs`, `uptime.rs`. Disk space: `compaction.rs`. Damage: `integrity/`,
+//! `presence.rs`. Making sled safe: `fsync.rs`, `watched.rs`. Offline tools: `tools/`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,11 +15,10 @@ use self::directory::Directory;
 use self::error::{Failure, guarded};
 use self::integrity::commit_marker::{Marker, MarkerFile};
 use self::integrity::ledger::Ledger;
-use self::integrity::rebuild::Place;
+use self::integrity::rebuild::RebuildSource;
 use self::integrity::scan::SideTables;
 use self::integrity::{commit_marker, quarantine, scan, sled_log};
 use self::keys::Tree;
-use self::migrate::Migrated;
 use self::presence::Presence;
 use self::recover::{OnMissing, Recovery};
 use crate::faults;
@@ -53,196 +50,179 @@ mod uptime;
 mod watched;
 
 pub use commit::Committer;
-pub use error::{CommitError, Damage, Gone, OpenError, ReadError};
+pub use error::{CommitError, Damage, MissingRows, OpenError, ReadError};
 #[cfg(test)]
 pub(super) use idempotency::Keys;
 pub use idempotency::Repeated;
 pub use integrity::quarantine::SetAside;
 pub use journal::{KeyLimits, LocalJournal};
 pub use keys::MAX_IDEMPOTENCY_KEY_BYTES;
-pub use read::Reader;
-pub use recover::{Handed, Recovered, RecoveryReport};
+pub use read::StoreReader;
+pub use recover::{Recovered, RecoveryEvent, RecoveryReport};
 pub use rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
-pub use tools::check::{Checked, check};
+pub use tools::check::{CheckReport, check};
 pub use tools::dump::{Exported, ImportError, Imported, export, import};
-pub use turns::Turns;
+pub use turns::CommitterTurns;
 pub use uptime::UptimeFile;
 
-/// Where the store is, and how it is opened.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// The data directory. It is made, for this user alone, where there is none.
+pub struct StoreSettings {
+    /// The data directory. If it is missing it is created with mode 0700.
     pub dir: PathBuf,
-    /// How much memory the database may use for its pages, in bytes.
     pub cache_bytes: u64,
-    /// What is to stay free on its disk, in bytes: a compaction takes no more than half of it.
+    /// Disk space to keep free. A compaction may use at most half of it.
     pub min_free_bytes: u64,
-    /// The present: the ids of a new store begin with it.
+    /// The ids of a new store start at this time.
     pub now: Timestamp,
 }
 
-/// The open files, and the lock on their directory.
 struct Files {
-    /// The current store. A compaction puts another in its place.
     database: RwLock<Database>,
-    /// The name of the one that was current at the start.
+    /// The name of the store that was current at the start.
     store: String,
-    sizes: Sizes,
+    sizes: StoreSizes,
     cache_bytes: u64,
     min_free_bytes: u64,
-    /// What must still be there when a commit is answered; nothing before the store is in use.
+    /// `None` until recovery is done.
     presence: Mutex<Option<Presence>>,
-    /// It must be the last to go.
+    /// Must be dropped last: it holds the lock.
     directory: Directory,
 }
 
-/// The sizes that the committer saw last.
+/// The sizes last seen by the committer.
 #[derive(Debug, Default)]
-struct Sizes {
+struct StoreSizes {
     file: AtomicU64,
     live: AtomicU64,
-    /// Free on the disk; the largest number where the system does not say.
+    /// Free disk space; `u64::MAX` if unknown.
     free: AtomicU64,
-    /// How often the store was compacted since the start.
     compactions: AtomicU64,
 }
 
 impl Files {
-    fn new(database: Database, store: String, directory: Directory, settings: &Settings) -> Self {
-        let (cache_bytes, min_free_bytes) = (settings.cache_bytes, settings.min_free_bytes);
-        let sizes = Sizes::default();
+    fn new(
+        database: Database,
+        store: String,
+        directory: Directory,
+        settings: &StoreSettings,
+    ) -> Self {
+        let sizes = StoreSizes::default();
         sizes.file.store(compaction::file_bytes(&settings.dir.join(&store)), Ordering::Relaxed);
         sizes.free.store(directory.free_bytes().unwrap_or(u64::MAX), Ordering::Relaxed);
-        let database = RwLock::new(database);
-        let presence = Mutex::new(None);
-        Self { database, store, sizes, cache_bytes, min_free_bytes, presence, directory }
+        Self {
+            database: RwLock::new(database),
+            store,
+            sizes,
+            cache_bytes: settings.cache_bytes,
+            min_free_bytes: settings.min_free_bytes,
+            presence: Mutex::new(None),
+            directory,
+        }
     }
 
-    /// The current store, which stays readable for as long as this is held.
+    /// The result stays readable after a compaction.
     fn database(&self) -> Database {
         self.database.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// From now on the files of `store` must be those of the data directory.
-    fn must_be_present(&self, store: &str) -> Result<(), OpenError> {
+    /// From now on [`Self::check_presence`] requires the files of `store`.
+    fn require_presence(&self, store: &str) -> Result<(), OpenError> {
         let presence = Presence::of(self.directory.path(), store)?;
         *self.presence.lock().unwrap_or_else(PoisonError::into_inner) = Some(presence);
         Ok(())
     }
 
-    /// Whether they are.
-    fn is_present(&self) -> Result<(), Failure> {
+    fn check_presence(&self) -> Result<(), Failure> {
         let presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
         presence.as_ref().map_or(Ok(()), Presence::check)
     }
 
-    /// Puts another in its place, and gives back the one before.
     fn replace_database(&self, new: Database) -> Database {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *database, new)
     }
 }
 
-/// A store that is locked and in the newest format, and not recovered yet.
-pub struct Store {
+/// A store that is locked and migrated, but not recovered yet.
+pub struct LocalStore {
     files: Files,
     now: Timestamp,
-    witnessed: bool,
+    had_marker: bool,
     log_is_whole: bool,
 }
 
 /// A store in use.
 #[derive(Debug)]
 pub struct Opened {
-    /// Numbers writes and makes them durable.
     pub journal: LocalJournal,
-    /// What the journal writes with.
     pub committer: Committer,
-    /// Reads.
-    pub reader: Reader,
-    /// The first id to give out; greater than any that was ever used.
+    pub reader: StoreReader,
+    /// Above any id that was ever used.
     pub next_id: TaskId,
-    /// What is known of replicas, each once.
     pub replicas: Vec<(Node, ReplicaRow)>,
-    /// What is known of the keys that clients gave, each once. The task may be settled and gone,
-    /// or, if the key was set aside or a crash came between them, be there without its key.
+    /// The task of a key may be settled and removed. A task may also be here without its key, if
+    /// the key was set aside.
     pub idempotency: Vec<(Box<str>, IdempotencyRow)>,
 }
 
-impl Store {
-    /// Locks the data directory and brings what is in it to the newest format.
-    ///
-    /// # Errors
-    ///
-    /// An [`OpenError`] that says what is in the way. Nothing is changed then, but for migrations
-    /// that had succeeded before.
-    pub fn open(settings: &Settings) -> Result<Self, OpenError> {
+impl LocalStore {
+    /// Locks the data directory and migrates the store. After an error nothing is changed, except
+    /// by migrations that succeeded before it.
+    pub fn open(settings: &StoreSettings) -> Result<Self, OpenError> {
         fsync::check().map_err(|function| OpenError::Barrier { function })?;
         let directory = Directory::lock(&settings.dir)?;
         let path = match directory.current(is_used)? {
             Some(path) => path,
-            None => directory.create(|path| guarded(|| open_sled(path, CREATING).map(drop)))?,
+            None => {
+                let fill = |path: &Path| {
+                    let created = guarded(|| open_sled(path, SMALL_CACHE).map(drop));
+                    created.map_err(OpenError::in_store(path))
+                };
+                directory.create(fill)?.0
+            }
         };
         let in_dir = || OpenError::in_store(&settings.dir);
-        let marker = marker(&settings.dir, &path)?;
+        let marker = read_marker(&settings.dir, &path)?;
         let log_is_whole = sled_log::is_whole(&path, marker.durable(&path)).map_err(in_dir())?;
         let db = guarded(|| open_sled(&path, settings.cache_bytes)).map_err(in_dir())?;
-        // sled may have tidied up its files just now.
+        // sled may have changed its files while opening.
         directory::sync_store(&path)?;
-        // Before a migration could take an emptied store for a new one.
-        let witnessed = is_witnessed(&settings.dir, &path, marker, &db)?;
-        match guarded(|| migrate::run(&db)).map_err(in_dir())? {
-            Migrated::Done => {}
-            Migrated::Newer { found, known } => {
-                return Err(OpenError::Newer { dir: settings.dir.clone(), found, known });
-            }
-        }
+        // Before the migration, which would take an emptied store for a new one.
+        let had_marker = check_marker(&settings.dir, &path, marker, &db)?;
+        guarded(|| migrate::run(&db)).map_err(in_dir())?;
         let database = guarded(|| Database::new(db)).map_err(in_dir())?;
-        let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Self {
-            files: Files::new(database, store, directory, settings),
-            now: settings.now,
-            witnessed,
-            log_is_whole,
-        })
+        let store = directory::name_of(&path);
+        let files = Files::new(database, store, directory, settings);
+        Ok(Self { files, now: settings.now, had_marker, log_is_whole })
     }
 
-    /// Where it is written when daemons ran on this data directory.
     #[must_use]
     pub fn uptime(&self) -> UptimeFile {
         UptimeFile::of(self.files.directory.path())
     }
 
-    /// What is known of replicas, before anything is handed over: what is restored may depend on
-    /// it. A row that cannot be read is left to [`Self::recover`], which sets it aside.
-    ///
-    /// # Errors
-    ///
-    /// An [`OpenError`] if the disk fails.
+    /// Reads the replica rows ahead of [`Self::recover`], whose caller may need them. Damaged rows
+    /// are skipped here; `recover` sets them aside.
     pub fn replicas(&self) -> Result<Vec<(Node, ReplicaRow)>, OpenError> {
         let dir = self.files.directory.path();
         guarded(|| scan::replicas(&self.files.database())).map_err(OpenError::in_store(dir))
     }
 
-    /// Hands every task that is not settled to `each`, in the order of acceptance and without its
-    /// value; removes what crashes have left; and starts the committer, which will call `notify`.
-    ///
-    /// # Errors
-    ///
-    /// An [`OpenError`] if anything of what was accepted cannot be read back, or the disk fails.
+    /// Passes every unsettled task to `each`, in the order of acceptance and without its value;
+    /// removes the leftovers of crashes; and starts the committer, which will call `notify`.
     pub fn recover(
         self,
-        each: &mut dyn FnMut(Handed),
+        each: &mut dyn FnMut(RecoveryEvent),
         notify: Notify,
     ) -> Result<(Opened, RecoveryReport), OpenError> {
-        let Self { mut files, now, witnessed, log_is_whole } = self;
+        let Self { mut files, now, had_marker, log_is_whole } = self;
         let dir = files.directory.path().to_owned();
         let read = || {
             let Files { directory, store, cache_bytes, .. } = &files;
             let cache_bytes = *cache_bytes;
-            let place = Place { directory, store, cache_bytes, now, log_is_whole };
+            let source = RebuildSource { directory, store, cache_bytes, now, log_is_whole };
             let Recovery { report, unused: next_id, side_tables, fresh } =
-                recover::mend(&files.database(), place, OnMissing::Refuse, each)?;
+                recover::mend(&files.database(), source, OnMissing::Refuse, each)?;
             faults::point("recover.scanned");
             if let Some((name, database)) = fresh {
                 files.store = name;
@@ -255,21 +235,21 @@ impl Store {
             database.flush()?;
             faults::point("recover.flushed");
             let quarantined_rows = quarantine::rows_in(&dir).unwrap_or(report.set_aside.rows);
-            let report = RecoveryReport { witnessed, quarantined_rows, ..report };
+            let report = RecoveryReport { had_marker, quarantined_rows, ..report };
             Ok((report, side_tables, next_id, lease))
         };
         let (report, side_tables, next_id, lease) =
             guarded::<_, Failure>(read).map_err(OpenError::in_store(&dir))?;
-        // Not before the current one has shown that it can be read.
+        // Only after the current store has proved readable.
         files.directory.clear_beside(&dir.join(&files.store))?;
         let number = files.database().ledger().0.number;
         files.database().set_marker(MarkerFile::begin(&dir, &files.store, number)?);
-        files.must_be_present(&files.store)?;
+        files.require_presence(&files.store)?;
         let files = Arc::new(files);
         let committer = commit::start(Arc::clone(&files), lease, notify)
             .map_err(OpenError::io("start the committer of", &dir))?;
         let SideTables { replicas, idempotency } = side_tables;
-        let reader = Reader { files };
+        let reader = StoreReader { files };
         let reserve = reader.files.min_free_bytes;
         let journal = LocalJournal::new(committer.clone(), reader.clone(), next_id, reserve);
         let opened = Opened { journal, committer, reader, next_id, replicas, idempotency };
@@ -277,23 +257,23 @@ impl Store {
     }
 }
 
-/// Reads the commit marker for the store at `path`, before the store is opened.
-fn marker(dir: &Path, path: &Path) -> Result<Marker, OpenError> {
+/// Must run before the store is opened.
+fn read_marker(dir: &Path, path: &Path) -> Result<Marker, OpenError> {
     let marker = commit_marker::read(dir)?;
-    let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (dir, marker_file) = (dir.to_owned(), commit_marker::path(dir));
     match &marker {
         Marker::Unreadable => Err(OpenError::MarkerWrong { dir, marker_file }),
-        Marker::Commits { store: other, .. } if marker.is_of_one_after(path) => {
-            let other = other.clone();
+        Marker::Commits { store: other, .. } if marker.is_of_newer_store(path) => {
+            let (store, other) = (directory::name_of(path), other.clone());
             Err(OpenError::MarkerOfAnother { dir, marker_file, store, other })
         }
         _ => Ok(marker),
     }
 }
 
-/// Compares what was flushed with what is there; false if nothing tells what was flushed.
-fn is_witnessed(
+/// Refuses a store whose last commit is older than the marker's. Returns false if there is no
+/// marker to compare with.
+fn check_marker(
     dir: &Path,
     store: &Path,
     marker: Marker,
@@ -312,24 +292,26 @@ fn is_witnessed(
             }
             Ok(true)
         }
-        // Of a store that this one has replaced: the cut came before its first commit.
+        // Of the store that this one replaced: the crash came before the first commit of this one.
         Marker::Commits { .. } => Ok(true),
-        // Before its first commit a store has none, nor had those of format 1.
+        // A store has no marker before its first commit; neither had stores of format 1.
         Marker::Missing | Marker::Unreadable => Ok(found == 0),
     }
 }
 
-/// Page cache for a database that is opened only to be made or looked at, in bytes.
-const CREATING: u64 = 1 << 20;
+/// Page cache for a database that is only created or inspected.
+const SMALL_CACHE: u64 = 1 << 20;
 
-/// Whether a store that nothing names was ever in use. Its trees are made after it has a name.
+/// Whether a store without a `CURRENT` was ever in use. Its trees are created after `CURRENT`.
 fn is_used(path: &Path) -> Result<bool, Failure> {
-    guarded(|| Ok(open_sled(path, CREATING)?.tree_names().len() > 1))
+    guarded(|| Ok(open_sled(path, SMALL_CACHE)?.tree_names().len() > 1))
 }
 
-impl fmt::Debug for Store {
+impl fmt::Debug for LocalStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("dir", &self.files.directory.path()).finish_non_exhaustive()
+        f.debug_struct("LocalStore")
+            .field("dir", &self.files.directory.path())
+            .finish_non_exhaustive()
     }
 }
 

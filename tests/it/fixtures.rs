@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use crate::support::copy;
 use replicator::store::{
-    Handed, IdempotencyAnswer, IdempotencyRow, Opened, Recovered, ReplicaRow, Settings, Store,
+    IdempotencyAnswer, IdempotencyRow, LocalStore, Opened, Recovered, RecoveryEvent, ReplicaRow,
+    StoreSettings,
 };
 use replicator::task::{
     Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
@@ -21,16 +22,21 @@ const NEWEST: u32 = 4;
 
 const FIRST: u64 = 1_700_000_000_000_000;
 
-fn settings(dir: &Path) -> Settings {
+fn settings(dir: &Path) -> StoreSettings {
     let cache_bytes = 8 << 20;
-    Settings { dir: dir.to_owned(), cache_bytes, min_free_bytes: 0, now: Timestamp(FIRST * 1_000) }
+    StoreSettings {
+        dir: dir.to_owned(),
+        cache_bytes,
+        min_free_bytes: 0,
+        now: Timestamp(FIRST * 1_000),
+    }
 }
 
 fn open(dir: &Path) -> (Opened, Vec<Recovered>) {
     let mut found = Vec::new();
-    let store = Store::open(&settings(dir)).unwrap();
+    let store = LocalStore::open(&settings(dir)).unwrap();
     let (opened, _) = store
-        .recover(&mut |handed: Handed| handed.collect_into(&mut found), Box::new(drop))
+        .recover(&mut |handed: RecoveryEvent| handed.collect_into(&mut found), Box::new(drop))
         .unwrap();
     (opened, found)
 }

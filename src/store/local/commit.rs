@@ -53,7 +53,7 @@ use super::database::Database;
 use super::error::{CommitError, Failure, guarded};
 use super::presence::Lookout;
 use super::rows::{IdempotencyRow, ReplicaRow};
-use super::turns::Turns;
+use super::turns::CommitterTurns;
 use crate::faults;
 use crate::store::journal::{JournalEvent, Notify, Reply};
 use crate::task::{Idempotency, Node, Partition, Progress, Task, TaskId};
@@ -87,7 +87,7 @@ const RENEW: u64 = LEASE / 2;
 #[derive(Clone)]
 pub struct Committer {
     orders: Sender<Order>,
-    turns: Turns,
+    turns: CommitterTurns,
 }
 
 enum Order {
@@ -200,7 +200,7 @@ impl Committer {
 
     /// Whether the thread is at work. Asking does not wait for it.
     #[must_use]
-    pub fn turns(&self) -> Turns {
+    pub fn turns(&self) -> CommitterTurns {
         self.turns.clone()
     }
 
@@ -257,7 +257,7 @@ struct Writer {
     /// The current store.
     database: Database,
     lookout: Lookout,
-    turns: Turns,
+    turns: CommitterTurns,
     compactor: Compactor,
     notify: Notify,
     /// The end of the lease on disk.
@@ -291,7 +291,7 @@ impl Writer {
             database: files.database(),
             compactor: Compactor::new(Arc::clone(&files)),
             lookout: Lookout::new(files, now()),
-            turns: Turns::default(),
+            turns: CommitterTurns::default(),
             notify,
             lease,
             batch: Vec::new(),

@@ -1,21 +1,18 @@
-//! Gives space back: copies what lives into a fresh store beside the current one, and switches.
+//! Compaction: copies the live rows into a fresh store beside the current one, and switches.
 //!
-//! sled uses the space of removed rows again and never returns it: a drained backlog of 390 MiB
-//! left a file of 637 MiB. So when the file is large against what lives in it, the committer's
-//! thread, between its batches,
+//! sled reuses the space of removed rows but never returns it: a drained backlog of 390 MiB left a
+//! file of 637 MiB. If the file is large compared with its live rows, the committer's thread, between
+//! its batches,
 //!
-//! 1. has a fresh database made in `store-N.new`, by a thread of its own;
-//! 2. from then on writes every row into both, and copies the old rows in slices of a few
-//!    milliseconds, tree by tree in the order of the keys. Behind the cursor both are equal;
-//!    what is ahead of it will be copied as it is then;
-//! 3. when the cursor is through, and all is flushed in both: renames the fresh store, names it in
-//!    `CURRENT`, and uses it. The old one is removed by a thread of its own.
+//! 1. has a thread create a fresh database in `store-N.new`;
+//! 2. then writes every new row to both, and copies the old rows in slices of a few milliseconds, in
+//!    key order. Behind the cursor both are equal; rows ahead of it are copied as they are then;
+//! 3. finally flushes both, renames the fresh store, names it in `CURRENT` and uses it. A thread
+//!    removes the old one.
 //!
-//! An acknowledgement needs the flush of the current store alone. What a crash leaves of the fresh
-//! one is never looked at before `CURRENT` names it, and by then all of it is durable; so the
-//! order in which its rows were written means nothing. Whatever `CURRENT` does not name is
-//! removed at the next start. A fresh store that fails, on a full disk, is given up: the current
-//! one is not touched by it.
+//! A write is confirmed by the flush of the current store alone. A fresh store is durable before
+//! `CURRENT` names it, so its row order does not matter. If it fails, for example on a full disk, it
+//! is given up without an effect on the current store.
 
 use std::fs;
 use std::path::Path;
@@ -31,110 +28,100 @@ use super::database::{Database, TREES};
 use super::directory;
 use super::error::{Failure, guarded};
 use super::integrity::commit_marker::MarkerFile;
-use super::integrity::rebuild::told;
 use crate::faults;
 
-/// A file below this, and what lives twice over, is left alone. The promise is 64 MiB and twice
-/// what lives; sled itself needs up to 1.8 times as much (1,000,000 rows of 300 B took 528 MB).
+/// A file smaller than this plus twice its live bytes is not compacted. The promise is 64 MiB plus
+/// twice the live bytes; sled itself needs up to 1.8 times (1,000,000 rows of 300 B took 528 MB).
 const FLOOR_BYTES: u64 = 48 << 20;
-/// The floor where the disk runs out of room and every megabyte counts.
+/// The floor when the disk is nearly full.
 const FLOOR_BYTES_LOW: u64 = 1 << 20;
-/// A slice ends with so many bytes or rows: a row costs about 10 us, a flush 0.4 ms.
+/// Limits of a slice: a row costs about 10 us, a flush 0.4 ms.
 const SLICE_BYTES: usize = 256 << 10;
 const SLICE_ROWS: usize = 256;
-/// How often the sizes are looked at while there is traffic.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How soon they are looked at again where a compaction was due and could not be.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// How often the making of the fresh database is looked after.
-const POLL_EVERY: Duration = Duration::from_millis(5);
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// The delay after a compaction that was due but not possible.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Watches the sizes and compacts the store; one turn at a time, by the committer's thread.
+/// Runs on the committer's thread, one turn at a time.
 pub(super) struct Compactor {
-    state: State,
+    state: CompactionState,
     files: Arc<Files>,
-    /// The name of the current store.
     store: String,
-    /// When the sizes are looked at next; `None` while nothing changes.
-    look_at: Option<Instant>,
-    /// After a compaction that could not make it small: how large the file must be for another.
+    /// When the sizes are checked next; `None` while nothing changes.
+    check_at: Option<Instant>,
+    /// After a compaction that left the file large: the size that starts the next one.
     not_below: u64,
-    /// The same while the disk is low, after every compaction: one that is begun for so little must not
-    /// follow on itself.
+    /// The same for a low disk, after every compaction. Its floor is so low that one compaction
+    /// would otherwise start the next.
     not_below_low: u64,
     removing: Option<JoinHandle<()>>,
 }
 
-enum State {
+enum CompactionState {
     Idle,
-    Making { making: JoinHandle<Result<Fresh, Failure>>, name: String, since: Instant },
+    Making { making: JoinHandle<Result<Database, Failure>>, name: String, since: Instant },
     Copying(Copying),
 }
 
-/// A database that was just made.
-struct Fresh {
-    database: Database,
-}
-
 struct Copying {
-    fresh: Fresh,
+    fresh: Database,
     name: String,
     since: Instant,
-    /// How many of the trees are through, and the last key that was copied in the next one.
+    /// Trees that are copied.
     through: usize,
+    /// The last key that was copied in the next tree.
     cursor: Option<sled::IVec>,
     rows: u64,
     bytes: u64,
-    /// The longest turn of the committer that went into it.
-    longest: Duration,
+    longest_slice: Duration,
 }
 
 impl Compactor {
     pub(super) fn new(files: Arc<Files>) -> Self {
-        let store = files.store.clone();
-        let look_at = Some(now());
         Self {
-            state: State::Idle,
+            state: CompactionState::Idle,
+            store: files.store.clone(),
             files,
-            store,
-            look_at,
+            check_at: Some(now()),
             not_below: 0,
             not_below_low: 0,
             removing: None,
         }
     }
 
-    /// Something was flushed: the sizes are to be looked at soon, what is free on the disk at once.
-    /// New tasks are refused by that, and the next batch of them can be large.
+    /// To be called after a flush. Updates the free disk space at once, because new tasks are
+    /// refused by it and the next batch can be large; the other sizes follow soon.
     pub(super) fn flushed(&mut self) {
-        self.look_at_disk();
-        self.look_at.get_or_insert_with(|| now() + LOOK_EVERY);
+        self.check_disk();
+        self.check_at.get_or_insert_with(|| now() + CHECK_INTERVAL);
     }
 
-    /// How long the committer may sleep.
+    /// How long the committer may sleep; `None` for ever.
     pub(super) fn wait(&self) -> Option<Duration> {
         match &self.state {
-            State::Idle => self.look_at.map(|at| at.saturating_duration_since(now())),
-            State::Making { .. } => Some(POLL_EVERY),
-            State::Copying(_) => Some(Duration::ZERO),
+            CompactionState::Idle => self.check_at.map(|at| at.saturating_duration_since(now())),
+            CompactionState::Making { .. } => Some(POLL_INTERVAL),
+            CompactionState::Copying(_) => Some(Duration::ZERO),
         }
     }
 
-    /// Does a little of what is to be done. Everything in `database` must have been flushed; at
-    /// the end of a compaction it becomes the fresh one.
+    /// Does a slice of the work. Everything in `database` must be flushed; at the end of a
+    /// compaction it is replaced by the fresh one.
     pub(super) fn turn(&mut self, database: &mut Database) -> Result<(), Failure> {
-        if self.look_at.is_some_and(|at| at <= now()) {
-            self.look_at = None;
-            self.look(database);
+        if self.check_at.is_some_and(|at| at <= now()) {
+            self.check_at = None;
+            self.check_sizes(database);
         }
-        match std::mem::replace(&mut self.state, State::Idle) {
-            State::Idle => {}
-            State::Making { making, name, since } if making.is_finished() => {
-                match making.join().unwrap_or_else(|_| Err(died())) {
+        match std::mem::replace(&mut self.state, CompactionState::Idle) {
+            CompactionState::Idle => {}
+            CompactionState::Making { making, name, since } if making.is_finished() => {
+                let panicked = |_| Err(Failure::Database("the rewrite thread has died".to_owned()));
+                match making.join().unwrap_or_else(panicked) {
                     Ok(fresh) => {
-                        database.mirror_to(Some(&fresh.database));
+                        database.mirror_to(Some(&fresh));
                         faults::point("rewrite.mirroring");
-                        self.state = State::Copying(Copying {
+                        self.state = CompactionState::Copying(Copying {
                             fresh,
                             name,
                             since,
@@ -142,51 +129,50 @@ impl Compactor {
                             cursor: None,
                             rows: 0,
                             bytes: 0,
-                            longest: Duration::ZERO,
+                            longest_slice: Duration::ZERO,
                         });
                     }
                     Err(failure) => self.give_up(&failure, &name),
                 }
             }
-            making @ State::Making { .. } => self.state = making,
-            State::Copying(copying) => self.copy(copying, database)?,
+            making @ CompactionState::Making { .. } => self.state = making,
+            CompactionState::Copying(copying) => self.copy(copying, database)?,
         }
         Ok(())
     }
 
-    fn look_at_disk(&self) -> Option<u64> {
+    fn check_disk(&self) -> Option<u64> {
         let free = self.files.directory.free_bytes();
         self.files.sizes.free.store(free.unwrap_or(u64::MAX), Ordering::Relaxed);
         free
     }
 
-    /// Publishes the sizes, and begins a compaction if one is due.
-    fn look(&mut self, database: &Database) {
+    fn check_sizes(&mut self, database: &Database) {
         let path = self.files.directory.path();
         let (file, live) = (file_bytes(&path.join(&self.store)), database.live_bytes());
-        let free = self.look_at_disk();
+        let free = self.check_disk();
         let sizes = &self.files.sizes;
         sizes.file.store(file, Ordering::Relaxed);
         sizes.live.store(live, Ordering::Relaxed);
-        if !matches!(self.state, State::Idle) {
+        if !matches!(self.state, CompactionState::Idle) {
             return self.flushed();
         }
         let reserve = self.files.min_free_bytes;
         let low = free.is_some_and(|free| free < reserve.saturating_add(reserve / 8));
         if low {
-            // Room may appear without anything being written here.
-            self.look_at = Some(now() + LOOK_EVERY);
+            // Space may become free without any write here.
+            self.check_at = Some(now() + CHECK_INTERVAL);
         }
         let floor = if low { FLOOR_BYTES_LOW } else { faults::compaction_floor(FLOOR_BYTES) };
         let not_below = if low { self.not_below_low } else { self.not_below };
         if file < floor.saturating_add(2 * live) || file < not_below {
             return;
         }
-        // Half of the reserve is for this: with no room at all for a copy, a disk that one
-        // backlog has filled would stay full for ever.
+        // Half of the reserve may be used for the copy. Without any, a disk that a backlog has
+        // filled would stay full for ever.
         let copy = live.saturating_mul(2).saturating_add(FLOOR_BYTES_LOW / 2);
         if free.is_some_and(|free| free.saturating_sub(reserve / 2) < copy) {
-            self.look_at = Some(now() + LOOK_AGAIN);
+            self.check_at = Some(now() + RETRY_INTERVAL);
             return;
         }
         self.begin(database, file, live);
@@ -195,63 +181,61 @@ impl Compactor {
     fn begin(&mut self, database: &Database, file_bytes: u64, live_bytes: u64) {
         let name = directory::next_name(&self.store);
         let path = self.files.directory.unfinished(&name);
-        info!(store = name, file_bytes, live_bytes, "rewriting the store to give space back");
+        info!(store = name, file_bytes, live_bytes, "rewriting the store to free disk space");
         let (old, dir) = (database.clone(), self.files.directory.path().to_owned());
         let cache_bytes = self.files.cache_bytes;
         let make = move || guarded(|| make(&old, &dir, &path, cache_bytes));
         let since = now();
         match thread::Builder::new().name("rewrite".to_owned()).spawn(make) {
-            Ok(making) => self.state = State::Making { making, name, since },
+            Ok(making) => self.state = CompactionState::Making { making, name, since },
             Err(error) => self.give_up(&Failure::Database(error.to_string()), &name),
         }
     }
 
     fn copy(&mut self, mut copying: Copying, database: &mut Database) -> Result<(), Failure> {
         let begun = now();
-        if let Some(failure) = database.mirror_failure() {
-            let name = copying.name.clone();
-            drop(copying);
-            self.give_up(&failure, &name);
-            return Ok(());
-        }
-        match copying.slice(database)? {
+        let copied = match database.mirror_failure() {
+            Some(failure) => Err(failure),
+            None => copying.slice(database)?,
+        };
+        match copied {
             Err(failure) => {
                 database.mirror_to(None);
-                let name = copying.name.clone();
-                drop(copying);
+                let Copying { fresh, name, .. } = copying;
+                drop(fresh);
                 self.give_up(&failure, &name);
             }
             Ok(false) => {
-                copying.longest = copying.longest.max(begun.elapsed());
-                self.state = State::Copying(copying);
+                copying.longest_slice = copying.longest_slice.max(begun.elapsed());
+                self.state = CompactionState::Copying(copying);
             }
             Ok(true) => self.switch(copying, database, begun)?,
         }
         Ok(())
     }
 
-    /// All rows are in both, and flushed.
+    /// Both stores are equal and flushed: makes the fresh one current.
     fn switch(
         &mut self,
         copying: Copying,
         database: &mut Database,
         begun: Instant,
     ) -> Result<(), Failure> {
-        let Copying { fresh, name, since, rows, bytes, longest, .. } = copying;
+        let Copying { fresh, name, since, rows, bytes, longest_slice, .. } = copying;
         faults::point("rewrite.flushed");
         database.mirror_to(None);
         let directory = &self.files.directory;
         if let Err(error) = directory.announce(&name) {
             drop(fresh);
-            self.give_up(&told(error), &name);
+            self.give_up(&error.into(), &name);
             return Ok(());
         }
-        directory.adopt(&name).map_err(told)?;
+        directory.adopt(&name)?;
         let number = database.ledger().0.number;
-        database.set_marker(MarkerFile::begin(directory.path(), &name, number).map_err(told)?);
-        self.files.must_be_present(&name).map_err(told)?;
+        database.set_marker(MarkerFile::begin(directory.path(), &name, number)?);
+        self.files.require_presence(&name)?;
         faults::point("rewrite.witnessed");
-        let old = std::mem::replace(database, fresh.database);
+        let old = std::mem::replace(database, fresh);
         let shared = self.files.replace_database(database.clone());
         let old_path = directory.path().join(std::mem::replace(&mut self.store, name));
         self.files.sizes.compactions.fetch_add(1, Ordering::Relaxed);
@@ -267,17 +251,17 @@ impl Compactor {
             file_bytes = file,
             live_bytes = live,
             seconds = since.elapsed().as_secs_f64(),
-            longest_slice_seconds = longest.as_secs_f64(),
+            longest_slice_seconds = longest_slice.as_secs_f64(),
             switch_seconds = begun.elapsed().as_secs_f64(),
             "the store is rewritten"
         );
-        // Dropping a database takes long. The files hold the lock on the directory until then.
+        // Dropping a database is slow. The thread holds `files`, and so the lock, until then.
         let files = Arc::clone(&self.files);
         let remove = move || {
             drop((old, shared));
             faults::point("rewrite.old-dropped");
             if let Err(error) = fs::remove_dir_all(&old_path) {
-                warn!(path = %old_path.display(), %error, "the old store could not be removed; the next start will");
+                warn!(path = %old_path.display(), %error, "cannot remove the old store; the next start will");
             }
             faults::point("rewrite.old-removed");
             drop(files);
@@ -289,28 +273,28 @@ impl Compactor {
     }
 
     fn give_up(&mut self, failure: &Failure, name: &str) {
-        warn!(store = name, error = %failure, "the rewrite of the store is given up; the store itself is well");
+        warn!(store = name, error = %failure, "the rewrite of the store failed; the store itself is intact");
         remove_unfinished(&self.files, name);
-        self.look_at = Some(now() + LOOK_AGAIN);
+        self.check_at = Some(now() + RETRY_INTERVAL);
     }
 
     fn join_removal(&mut self) {
         if let Some(removing) = self.removing.take() {
-            // It has said itself what went wrong.
+            // It has logged any error itself.
             let _ = removing.join();
         }
     }
 
-    /// Leaves no work undone and nothing half done.
+    /// Abandons a compaction in progress and waits for the threads.
     pub(super) fn close(mut self, database: &Database) {
         database.mirror_to(None);
-        let name = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Idle => None,
-            State::Making { making, name, .. } => {
+        let name = match std::mem::replace(&mut self.state, CompactionState::Idle) {
+            CompactionState::Idle => None,
+            CompactionState::Making { making, name, .. } => {
                 drop(making.join());
                 Some(name)
             }
-            State::Copying(copying) => Some(copying.name.clone()),
+            CompactionState::Copying(copying) => Some(copying.name),
         };
         if let Some(name) = name {
             remove_unfinished(&self.files, &name);
@@ -320,7 +304,8 @@ impl Compactor {
 }
 
 impl Copying {
-    /// Copies a few rows. Whether that were the last; the inner error is of the fresh store.
+    /// Copies one slice and returns whether it was the last. The inner error is that of the fresh
+    /// store.
     fn slice(&mut self, old: &Database) -> Result<Result<bool, Failure>, Failure> {
         let (mut rows, mut bytes) = (0, 0);
         while let Some(&tree) = TREES.get(self.through) {
@@ -328,7 +313,7 @@ impl Copying {
                 Some(key) => std::ops::Bound::Excluded(key.clone()),
                 None => std::ops::Bound::Unbounded,
             };
-            let into = self.fresh.database.tree(tree);
+            let into = self.fresh.tree(tree);
             for row in old.tree(tree).range((from, std::ops::Bound::Unbounded)) {
                 let (key, row) = row?;
                 rows += 1;
@@ -350,7 +335,7 @@ impl Copying {
         self.rows += rows as u64;
         self.bytes += bytes as u64;
         faults::point("rewrite.slice-copied");
-        if let Err(failure) = guarded(|| self.fresh.database.flush_rows()) {
+        if let Err(failure) = guarded(|| self.fresh.flush_rows()) {
             return Ok(Err(failure));
         }
         faults::point("rewrite.slice-flushed");
@@ -358,17 +343,16 @@ impl Copying {
     }
 }
 
-/// Makes the fresh database, with all that a power cut could take of its directory durable.
-fn make(old: &Database, dir: &Path, path: &Path, cache_bytes: u64) -> Result<Fresh, Failure> {
-    directory::make_empty(path).map_err(told)?;
+fn make(old: &Database, dir: &Path, path: &Path, cache_bytes: u64) -> Result<Database, Failure> {
+    directory::make_empty(path)?;
     faults::point("rewrite.begun");
     let database = old.beside(super::open_sled(path, cache_bytes)?)?;
     database.flush_rows()?;
     faults::point("rewrite.made");
-    directory::sync_store(path).map_err(told)?;
-    directory::sync(dir).map_err(told)?;
+    directory::sync_store(path)?;
+    directory::sync(dir)?;
     faults::point("rewrite.synced");
-    Ok(Fresh { database })
+    Ok(database)
 }
 
 fn remove_unfinished(files: &Files, name: &str) {
@@ -376,23 +360,16 @@ fn remove_unfinished(files: &Files, name: &str) {
     if let Err(error) = fs::remove_dir_all(&path)
         && error.kind() != std::io::ErrorKind::NotFound
     {
-        warn!(path = %path.display(), %error, "cannot be removed; the next start will");
+        warn!(path = %path.display(), %error, "cannot remove an unfinished store; the next start will");
     }
 }
 
-/// The size of a store's file; 0 if the system does not say.
+/// 0 if unknown.
 pub(super) fn file_bytes(store: &Path) -> u64 {
     fs::metadata(store.join("db")).map_or(0, |file| file.len())
 }
 
-fn died() -> Failure {
-    Failure::Database("the thread that made the store has died".to_owned())
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "only how long the committer sleeps and what the log says of it"
-)]
+#[expect(clippy::disallowed_methods, reason = "only for delays and for durations in the log")]
 fn now() -> Instant {
     Instant::now()
 }

@@ -1,12 +1,9 @@
-//! The open database: what it means to insert, save, remove or read a task, in rows and their order.
+//! The open database: which rows hold a task, its progress, a replica or an idempotency key.
 //!
-//! The order within each operation is part of the format. What survives a crash is a prefix of
-//! what was written, so wherever it ends, the rest must still make sense: a task's row comes
-//! after its chunks and goes before them, and a dead letter's row comes before the progress that
-//! refers to it and goes after it.
-//!
-//! Every row is written and removed by `put` and `take`, which keep the
-//! [`ledger`](super::integrity::ledger) true.
+//! The order of the rows is part of the format, because a crash leaves a prefix of the writes: a
+//! task's row is written after its chunks and removed before them; a dead letter's row is written
+//! before the progress that refers to it and removed after it. All rows go through `put` and `take`,
+//! which update the [`ledger`](super::integrity::ledger).
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
@@ -20,13 +17,12 @@ use super::error::{Failure, guarded};
 use super::integrity::commit_marker::MarkerFile;
 use super::integrity::ledger::{self, Ledger, Tallies};
 use super::keys::{self, Tree};
-use super::rows::{self, Head, Header, IdempotencyRow, Nodes, ReplicaRow, Stream};
-use super::watched::{self, OnUnread};
+use super::rows::{self, Header, IdempotencyRow, Nodes, ReplicaRow, TaskHead, TaskStream};
+use super::watched::{self, OnReadError};
 use crate::faults;
 use crate::task::{Idempotency, Node, Progress, ReplicaIndex, Task, TaskId};
 
-/// All trees, in the order in which a copy is made: a task's row comes before its values, as they
-/// are removed.
+/// All trees, in the order of a copy: a task's row before its values, as in a removal.
 pub(super) const TREES: [Tree; 7] = [
     Tree::Meta,
     Tree::Tasks,
@@ -37,7 +33,6 @@ pub(super) const TREES: [Tree; 7] = [
     Tree::Idempotency,
 ];
 
-/// sled and our trees in it.
 #[derive(Clone)]
 pub(super) struct Database {
     pub(super) db: sled::Db,
@@ -48,38 +43,34 @@ pub(super) struct Database {
     pub(super) dead_letters: sled::Tree,
     replicas: sled::Tree,
     idempotency: sled::Tree,
-    /// Changed by one thread only, first recovery's, then the committer's. It must be the last to go:
-    /// the commit marker in it says how far the log was durable when the database was closed.
+    /// Changed by one thread only: recovery's, then the committer's. Must be dropped last: when the
+    /// database is closed, its commit marker records how far the log is durable.
     write_state: Arc<Mutex<WriteState>>,
 }
 
-/// What is written and not closed by a ledger yet.
 #[derive(Debug)]
 struct WriteState {
-    /// The number is that of the last ledger written, the rest is up to date.
+    /// `number` is that of the last ledger on disk; the rest includes all writes since. `open`: there
+    /// are such writes. `settling`: the row of that name is among them.
     ledger: Ledger,
-    /// Something was written behind that ledger.
     open: bool,
-    /// Settlements were begun behind it, and a row says so.
     settling: bool,
-    /// Who is told of each commit.
     marker_file: Option<MarkerFile>,
-    /// The length of all keys and rows but those of `meta`, in bytes.
+    /// Without the rows of `meta`.
     live_bytes: u64,
-    /// Where every row goes as well, while the store is compacted.
+    /// Receives a copy of every row during a compaction.
     mirror: Option<Mirror>,
 }
 
-/// The trees of a second database that is to become equal.
 #[derive(Debug)]
 struct Mirror {
     trees: Vec<(Tree, sled::Tree)>,
-    /// The first error of it. It gets nothing more then.
+    /// The first error. After it nothing more is written to the mirror.
     failure: Option<Failure>,
 }
 
 impl Mirror {
-    /// Writes or removes a row there. That it fails is no matter of the one that is in use.
+    /// A failure must not affect the store in use.
     fn write(&mut self, tree: Tree, key: &[u8], row: Option<&[u8]>) {
         let found = self.trees.iter().find(|(name, _)| *name == tree);
         let (None, Some((_, tree))) = (&self.failure, found) else {
@@ -94,7 +85,7 @@ impl Mirror {
 }
 
 impl WriteState {
-    /// One row took the place of another, or of none.
+    /// Updates the ledger and the mirror.
     fn replaced(&mut self, tree: Tree, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) {
         self.ledger.tallies.replace(tree, old, new);
         let bytes = |row: &[u8]| (key.len() + row.len()) as u64;
@@ -105,7 +96,7 @@ impl WriteState {
         }
     }
 
-    /// Writes a row that is about the rows of `meta`'s own database.
+    /// Writes a row of `meta` that no ledger counts.
     fn put_meta(&mut self, meta: &sled::Tree, key: &[u8], payload: &[u8]) -> Result<(), Failure> {
         let row = rows::seal(Tree::Meta, key, payload);
         meta.insert(key, &*row)?;
@@ -116,25 +107,27 @@ impl WriteState {
     }
 }
 
-/// Opens, or makes, the sled database in the directory `path`.
-///
-/// A read of its log that fails, then or later, ends the process: sled would take it for the end of
-/// the log.
+/// Opens or creates the sled database in the directory `path`. If a read of its log fails, then or
+/// later, the process exits: sled would take the failure for the end of the log.
 pub(super) fn open_sled(path: &Path, cache_bytes: u64) -> Result<sled::Db, Failure> {
-    open_watched(path, cache_bytes, OnUnread::End)
+    open_watched(path, cache_bytes, OnReadError::Exit)
 }
 
-/// Opens a copy, which nobody misses. Once it was read, [`unread`] must be asked.
+/// Opens a copy that may be discarded. After reading it, the caller must call [`check_reads`].
 pub(super) fn open_copy(path: &Path, cache_bytes: u64) -> Result<sled::Db, Failure> {
-    open_watched(path, cache_bytes, OnUnread::Keep)
+    open_watched(path, cache_bytes, OnReadError::Record)
 }
 
-/// Whether a read of the log in `path` has failed since it was opened by [`open_copy`].
-pub(super) fn unread(path: &Path) -> Result<(), Failure> {
-    watched::unread(&path.join("db")).map_or(Ok(()), |why| Err(Failure::Unread(why)))
+/// Fails if a read of the log in `path` has failed since [`open_copy`].
+pub(super) fn check_reads(path: &Path) -> Result<(), Failure> {
+    watched::take_read_error(&path.join("db")).map_or(Ok(()), |why| Err(Failure::Unread(why)))
 }
 
-fn open_watched(path: &Path, cache_bytes: u64, on_unread: OnUnread) -> Result<sled::Db, Failure> {
+fn open_watched(
+    path: &Path,
+    cache_bytes: u64,
+    on_read_error: OnReadError,
+) -> Result<sled::Db, Failure> {
     let log = path.join("db");
     wait_for_release(&log);
     remove_unfinished_snapshots(path).map_err(|error| {
@@ -146,24 +139,23 @@ fn open_watched(path: &Path, cache_bytes: u64, on_unread: OnUnread) -> Result<sl
         .mode(sled::Mode::HighThroughput)
         .flush_every_ms(None)
         .cache_capacity(cache_bytes);
-    let was_there = watched::watch(&log, on_unread);
-    let db = config.open().map_err(|error| match (error, on_unread) {
-        // Not of the log: of a snapshot or the configuration, which it reads in another way.
-        (sled::Error::Io(error), OnUnread::Keep) if error.raw_os_error().is_some() => {
+    let existed = watched::watch(&log, on_read_error);
+    let db = config.open().map_err(|error| match (error, on_read_error) {
+        // A snapshot or `conf`, which sled reads by calls that are not watched.
+        (sled::Error::Io(error), OnReadError::Record) if error.raw_os_error().is_some() => {
             Failure::Unread(format!("cannot read {}: {error}", path.display()))
         }
         (error, _) => error.into(),
     })?;
-    if !was_there {
-        watched::watch(&log, on_unread);
+    if !existed {
+        watched::watch(&log, on_read_error);
     }
     Ok(db)
 }
 
-/// Removes the snapshots that a crash has kept sled from finishing. It writes one in three steps to
-/// `snap.….generating` and renames it then, but takes a file of that name for a whole one when it
-/// opens, and gives up the store where it is torn. Until it has its name the snapshot before it is
-/// there, and so is all of the log that one needs.
+/// Removes snapshots that a crash interrupted. sled writes `snap.….generating` and renames it, but
+/// when opening it takes such a file for a complete snapshot and gives up if it is torn. Until the
+/// rename the previous snapshot and the log that it needs are still there.
 fn remove_unfinished_snapshots(store: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(store) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -180,10 +172,9 @@ fn remove_unfinished_snapshots(store: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads every file of the database once, to nowhere, so that a disk that fails is found before sled
-/// touches anything, with the store as it was. What sled reads then is in the page cache; where it is
-/// not any more and cannot be read again, `watched.rs` knows. From the cache 500 MiB take 0.05 s in
-/// reads of 1 MiB.
+/// Reads every file of the database once, so that a failing disk is found before sled changes
+/// anything. sled then reads from the page cache; `watched.rs` covers pages that were evicted.
+/// With a warm cache 500 MiB take 0.05 s in reads of 1 MiB.
 fn read_through(store: &Path) -> Result<(), Failure> {
     let mut buffer = vec![0; 1 << 20];
     let mut read = |path: &Path| -> io::Result<()> {
@@ -200,7 +191,7 @@ fn read_through(store: &Path) -> Result<(), Failure> {
     };
     for entry in entries {
         let path = entry.map_err(|error| unread(store, &error))?.path();
-        // Where there is no row too large for a leaf, the only directory is empty.
+        // The only directory, `blobs`, is empty: no row is too large for a leaf.
         if !path.is_dir() {
             read(&path).map_err(|error| unread(&path, &error))?;
         }
@@ -208,43 +199,50 @@ fn read_through(store: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits until sled has let go of its file. Where this process had the database open before, a
-/// thread of sled's pool can hold the file for a moment after the last handle was dropped, and
-/// sled itself would give up at once. Nobody else can have it: the data directory is locked.
+/// Waits until sled has released its file. A thread of sled's pool can hold it for a moment after
+/// this process dropped the last handle, and sled would fail at once. The data directory is locked,
+/// so no other process has it.
 fn wait_for_release(file: &Path) {
     const PAUSE: Duration = Duration::from_millis(1);
-    const PATIENCE: u32 = 5_000;
+    const MAX_PAUSES: u32 = 5_000;
     let Ok(file) = File::open(file) else {
         return;
     };
-    for _ in 0..PATIENCE {
+    for _ in 0..MAX_PAUSES {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
-            // Dropping the file unlocks it again. Any error is sled's to report.
+            // Dropping the file unlocks it. sled reports any error itself.
             Ok(()) | Err(TryLockError::Error(_)) => return,
         }
     }
 }
 
 impl Database {
-    /// The trees of a database in the newest format.
+    /// For a database in the newest format.
     pub(super) fn new(db: sled::Db) -> Result<Self, Failure> {
-        let tree = |tree: Tree| db.open_tree(tree.name());
-        let meta = tree(Tree::Meta)?;
+        let meta = db.open_tree(Tree::Meta.name())?;
         let missing = || rows::damage(Tree::Meta, keys::LEDGER, "is missing");
         let ledger = Ledger::load(&meta)?.ok_or_else(missing)?;
-        let settling = !ledger::binds(&ledger, &meta)?;
         let write_state = WriteState {
             ledger,
             open: false,
-            settling,
+            settling: !ledger::binds(&ledger, &meta)?,
             marker_file: None,
             live_bytes: 0,
             mirror: None,
         };
+        Self::with(db, Arc::new(Mutex::new(write_state)))
+    }
+
+    /// For a database that will replace this one. Both share the ledger.
+    pub(super) fn beside(&self, db: sled::Db) -> Result<Self, Failure> {
+        Self::with(db, Arc::clone(&self.write_state))
+    }
+
+    fn with(db: sled::Db, write_state: Arc<Mutex<WriteState>>) -> Result<Self, Failure> {
+        let tree = |tree: Tree| db.open_tree(tree.name());
         Ok(Self {
-            write_state: Arc::new(Mutex::new(write_state)),
-            meta,
+            meta: tree(Tree::Meta)?,
             tasks: tree(Tree::Tasks)?,
             values: tree(Tree::Values)?,
             progress: tree(Tree::Progress)?,
@@ -252,10 +250,11 @@ impl Database {
             replicas: tree(Tree::Replicas)?,
             idempotency: tree(Tree::Idempotency)?,
             db,
+            write_state,
         })
     }
 
-    /// Makes all that was written so far durable, as one commit.
+    /// Makes everything written so far durable, as one commit.
     pub(super) fn flush(&self) -> Result<(), Failure> {
         let mut write_state = self.write_state();
         if write_state.open {
@@ -273,14 +272,13 @@ impl Database {
         Ok(())
     }
 
-    /// The ledger as it is on disk when nothing was written since the last flush; and whether the
-    /// trees must hold what it says.
+    /// Also returns whether the trees must match the ledger.
     pub(super) fn ledger(&self) -> (Ledger, bool) {
         let write_state = self.write_state();
         (write_state.ledger, !write_state.settling)
     }
 
-    /// Takes what recovery found for what there must be from now on.
+    /// Takes over the result of a scan.
     pub(super) fn adopt(&self, highest: Option<TaskId>, tallies: Tallies, live_bytes: u64) {
         let mut write_state = self.write_state();
         write_state.live_bytes = live_bytes;
@@ -288,17 +286,15 @@ impl Database {
         write_state.ledger.tallies = tallies;
     }
 
-    /// From now on each commit is told to `marker_file`.
     pub(super) fn set_marker(&self, marker_file: MarkerFile) {
         self.write_state().marker_file = Some(marker_file);
     }
 
     fn write_state(&self) -> MutexGuard<'_, WriteState> {
-        // Who panicked while it wrote has ended the store; nobody commits after it.
+        // A panic while writing has failed the store: nothing commits after it.
         self.write_state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The rows of a tree.
     pub(super) fn tree(&self, tree: Tree) -> &sled::Tree {
         match tree {
             Tree::Meta => &self.meta,
@@ -311,7 +307,6 @@ impl Database {
         }
     }
 
-    /// Writes a row.
     pub(super) fn put(&self, tree: Tree, key: &[u8], payload: &[u8]) -> Result<(), Failure> {
         let row = rows::seal(tree, key, payload);
         let mut write_state = self.write_state();
@@ -321,9 +316,8 @@ impl Database {
         Ok(())
     }
 
-    /// Removes a row and gives it back.
     pub(super) fn take(&self, tree: Tree, key: &[u8]) -> Result<Option<sled::IVec>, Failure> {
-        // What no ledger counts, none can miss.
+        // No ledger counts the rows of this tree.
         if tree != Tree::Idempotency {
             self.begin_settling()?;
         }
@@ -334,7 +328,8 @@ impl Database {
         Ok(old)
     }
 
-    /// Before rows of former commits change: says so on disk, once for each ledger.
+    /// Must be called before a row of an earlier commit changes. Writes the `settling` row, once
+    /// per ledger.
     fn begin_settling(&self) -> Result<(), Failure> {
         let mut write_state = self.write_state();
         if !write_state.settling {
@@ -346,35 +341,18 @@ impl Database {
         Ok(())
     }
 
-    /// The length of all keys and rows but those of `meta`, in bytes.
     pub(super) fn live_bytes(&self) -> u64 {
         self.write_state().live_bytes
     }
 
-    /// The trees of a database that is to become equal to this one, with the same books.
-    pub(super) fn beside(&self, db: sled::Db) -> Result<Self, Failure> {
-        let tree = |tree: Tree| db.open_tree(tree.name());
-        Ok(Self {
-            write_state: Arc::clone(&self.write_state),
-            meta: tree(Tree::Meta)?,
-            tasks: tree(Tree::Tasks)?,
-            values: tree(Tree::Values)?,
-            progress: tree(Tree::Progress)?,
-            dead_letters: tree(Tree::DeadLetters)?,
-            replicas: tree(Tree::Replicas)?,
-            idempotency: tree(Tree::Idempotency)?,
-            db,
-        })
-    }
-
-    /// From now on every row goes to `other` as well, or to none.
+    /// From now on every row is also written to `other`.
     pub(super) fn mirror_to(&self, other: Option<&Self>) {
         let trees = |other: &Self| TREES.map(|tree| (tree, other.tree(tree).clone())).to_vec();
         self.write_state().mirror =
             other.map(|other| Mirror { trees: trees(other), failure: None });
     }
 
-    /// Why a row did not get into the mirror; it is none any more then.
+    /// The error of the mirror, if it failed. Then it is no longer written to.
     pub(super) fn mirror_failure(&self) -> Option<Failure> {
         let mut write_state = self.write_state();
         let failure = write_state.mirror.as_mut()?.failure.take()?;
@@ -382,7 +360,7 @@ impl Database {
         Some(failure)
     }
 
-    /// Makes all rows durable, without a ledger: that of a mirror comes with the rows.
+    /// Makes all rows durable without writing a ledger. In a mirror the ledger is a copied row.
     pub(super) fn flush_rows(&self) -> Result<(), Failure> {
         self.db.flush()?;
         Ok(())
@@ -390,32 +368,24 @@ impl Database {
 
     /// The exclusive upper bound of all ids that may have been used; `None` in a new store.
     pub(super) fn sequence(&self) -> Result<Option<TaskId>, Failure> {
-        let key = keys::SEQUENCE;
-        let Some(row) = self.meta.get(key)? else {
-            return Ok(None);
-        };
-        let payload = rows::unseal(Tree::Meta, key, &row)?;
-        let bytes =
-            payload.try_into().map_err(|_| rows::damage(Tree::Meta, key, "does not decode"))?;
-        Ok(Some(TaskId(u64::from_be_bytes(bytes))))
+        Ok(rows::read_meta(&self.meta, keys::SEQUENCE, rows::number)?.map(TaskId))
     }
 
-    /// Writes [`Self::sequence`].
     pub(super) fn set_sequence(&self, end: TaskId) -> Result<(), Failure> {
         self.put(Tree::Meta, keys::SEQUENCE, &end.0.to_be_bytes())
     }
 
-    /// Writes a new task, its chunks first, and in its row the key that its client gave it.
+    /// Writes a new task: its chunks, then its row, which includes the idempotency key.
     pub(super) fn insert(
         &self,
         task: &Task,
         idempotency: Option<&Idempotency>,
     ) -> Result<(), Failure> {
         if task.id <= self.write_state().ledger.highest {
-            // The ledger on disk counts up to there, and did not count this one.
+            // The ledger on disk counts all ids up to `highest`, but not this new task.
             self.begin_settling()?;
         }
-        let stream = Stream::of(task, idempotency)?;
+        let stream = TaskStream::of(task, idempotency)?;
         for (number, bytes) in stream.chunks() {
             self.put(Tree::Values, &keys::of_chunk(task.id, number), &bytes)?;
         }
@@ -427,7 +397,6 @@ impl Database {
         Ok(())
     }
 
-    /// Writes what each replica has had of a task, in place of what was written before.
     pub(super) fn save(&self, id: TaskId, progress: &[Progress]) -> Result<(), Failure> {
         self.begin_settling()?;
         for (index, entry) in (0..=u16::MAX).zip(progress) {
@@ -447,8 +416,8 @@ impl Database {
         for entry in self.dead_letters.scan_prefix(key).keys() {
             let key = entry?;
             let replica = keys::dead_letter(&key).map(|(_, replica)| replica.get());
-            let kept = replica.and_then(|replica| progress.get(replica));
-            if !matches!(kept, Some(Progress::Dead(_))) {
+            let entry = replica.and_then(|replica| progress.get(replica));
+            if !matches!(entry, Some(Progress::Dead(_))) {
                 self.take(Tree::DeadLetters, &key)?;
             }
         }
@@ -456,7 +425,6 @@ impl Database {
         Ok(())
     }
 
-    /// Writes what is known of a replica, or forgets it.
     pub(super) fn set_replica(&self, node: &Node, row: Option<&ReplicaRow>) -> Result<(), Failure> {
         let key = keys::of_replica(node);
         match row {
@@ -469,7 +437,6 @@ impl Database {
         Ok(())
     }
 
-    /// Writes what is known of an idempotency key, or forgets it.
     pub(super) fn set_idempotency(
         &self,
         key: &str,
@@ -482,21 +449,20 @@ impl Database {
         Ok(())
     }
 
-    /// Removes all that there is of a task, its own row first.
     pub(super) fn remove(&self, id: TaskId) -> Result<(), Failure> {
         let key = keys::of_task(id);
         let Some(row) = self.take(Tree::Tasks, &key)? else {
-            // Removed before. What a crash left of it was an orphan, and is gone since recovery.
+            // Already removed; recovery has removed any orphans.
             return Ok(());
         };
         faults::point("settle.row-removed");
-        match Head::read(&key, &row) {
+        match TaskHead::read(&key, &row) {
             Ok(head) => {
                 for number in (0..).take(head.chunks()) {
                     self.take(Tree::Values, &keys::of_chunk(id, number))?;
                 }
             }
-            // It has been delivered all the same. Slower, for it has to look where there is nothing.
+            // A damaged row does not say how many chunks there are. The scan is slower.
             Err(_) => {
                 for entry in self.values.scan_prefix(key).keys() {
                     self.take(Tree::Values, &entry?)?;
@@ -511,80 +477,50 @@ impl Database {
         Ok(())
     }
 
-    /// Reads a task with its value; `None` if it is not, or no longer, there.
+    /// `None` if the task is gone.
     pub(super) fn read(&self, id: TaskId) -> Result<Option<Task>, Failure> {
-        let key = keys::of_task(id);
-        let Some(row) = self.tasks.get(key)? else {
+        let read = self.read_stream(id, true, &mut Nodes::default())?;
+        Ok(read.map(|(header, value)| header.into_task(value)))
+    }
+
+    pub(super) fn header(&self, id: TaskId, nodes: &mut Nodes) -> Result<Option<Header>, Failure> {
+        let read = self.read_stream(id, false, nodes)?;
+        Ok(read.map(|(header, _)| header))
+    }
+
+    /// The value is complete only if `whole`. Otherwise reading stops after the envelope.
+    fn read_stream(
+        &self,
+        id: TaskId,
+        whole: bool,
+        nodes: &mut Nodes,
+    ) -> Result<Option<(Header, Bytes)>, Failure> {
+        let task_key = keys::of_task(id);
+        let Some(row) = self.tasks.get(task_key)? else {
             return Ok(None);
         };
-        let head = Head::read(&key, &row)?;
+        let head = TaskHead::read(&task_key, &row)?;
+        let bytes = if whole { head.stream() } else { head.envelope };
         let mut stream = head.bytes.to_vec();
-        for number in (0..).take(head.chunks()) {
+        for (at, number) in (0..head.chunks()).zip(0..) {
+            if stream.len() >= bytes {
+                break;
+            }
             let key = keys::of_chunk(id, number);
             let Some(row) = self.values.get(key)? else {
-                // It may be on its way out just now: then its own row is gone already.
-                return match self.tasks.contains_key(keys::of_task(id))? {
+                // The task may be being removed: then its own row is gone already.
+                return match self.tasks.contains_key(task_key)? {
                     true => Err(rows::damage(Tree::Values, &key, "is missing").into()),
                     false => Ok(None),
                 };
             };
-            stream.extend_from_slice(rows::unseal(Tree::Values, &key, &row)?);
+            stream.extend_from_slice(rows::chunk(&key, &row, &head, at)?);
         }
-        let does_not_decode = || rows::damage(Tree::Tasks, &key, "does not decode");
-        if stream.len() != head.stream() {
-            return Err(does_not_decode().into());
-        }
-        let stream = Bytes::from(stream);
-        let envelope = stream.slice(..head.envelope);
-        let header = rows::header(id, &envelope, head.value, &mut Nodes::default())
-            .ok_or_else(does_not_decode)?;
-        Ok(Some(Task {
-            id,
-            key: header.key,
-            operation: header.operation,
-            value: stream.slice(head.envelope..),
-            accepted_at: header.accepted_at,
-            expires_at: header.expires_at,
-            replicas: header.replicas,
-            user_id: header.user_id,
-            consistency: header.consistency,
-            trace: header.trace,
-        }))
-    }
-
-    /// Reads a task without its value; `None` if it is not, or no longer, there.
-    pub(super) fn header(&self, id: TaskId, nodes: &mut Nodes) -> Result<Option<Header>, Failure> {
-        let key = keys::of_task(id);
-        let Some(row) = self.tasks.get(key)? else {
-            return Ok(None);
-        };
-        let head = Head::read(&key, &row)?;
-        let spilled = match self.spilled(id, &head) {
-            // As in `read`.
-            Err(_) if !self.tasks.contains_key(key)? => return Ok(None),
-            spilled => spilled?,
-        };
-        let envelope = spilled.as_deref().unwrap_or(head.bytes).get(..head.envelope);
-        let header = envelope.and_then(|envelope| rows::header(id, envelope, head.value, nodes));
-        let does_not_decode = || rows::damage(Tree::Tasks, &key, "does not decode");
-        Ok(Some(header.ok_or_else(does_not_decode)?))
-    }
-
-    /// The stream of a task up to the end of the envelope if that is not in its row itself.
-    pub(super) fn spilled(&self, id: TaskId, head: &Head<'_>) -> Result<Option<Vec<u8>>, Failure> {
-        if head.envelope <= head.bytes.len() {
-            return Ok(None);
-        }
-        let mut stream = head.bytes.to_vec();
-        for (number, at) in (0..).take(head.chunks()).enumerate() {
-            if stream.len() >= head.envelope {
-                break;
-            }
-            let key = keys::of_chunk(id, at);
-            let row = self.values.get(key)?;
-            let row = row.ok_or_else(|| rows::damage(Tree::Values, &key, "is missing"))?;
-            stream.extend_from_slice(rows::chunk(&key, &row, head, number)?);
-        }
-        Ok(Some(stream))
+        let mut value = Bytes::from(stream);
+        // Cannot panic: `TaskHead` and `rows::chunk` check that the lengths add up.
+        let envelope = value.split_to(head.envelope);
+        let header = rows::header(id, &envelope, head.value, nodes)
+            .ok_or_else(|| rows::undecodable(Tree::Tasks, &task_key))?;
+        Ok(Some((header, value)))
     }
 }

@@ -1,15 +1,15 @@
-//! The data directory: who may use it, and which store in it is the current one.
+//! The data directory: its lock, and which store in it is the current one.
 //!
 //! ```text
-//! DIR/LOCK           held while a process works here; holds its number as text
+//! DIR/LOCK           held by the process that uses the directory; contains its number
 //! DIR/CURRENT        the name of the current store, a line of text
 //! DIR/store-000001/  a sled database
 //! ```
 //!
-//! A store is made in `store-000001.new`, synced, renamed, and named by `CURRENT`, in this order
-//! and each step durable before the next; nothing is accepted before `CURRENT` is durable. So
-//! whatever ends in `.new` is the rest of an interrupted creation and is removed, and a store
-//! without a `CURRENT` either holds nothing yet, or something is damaged and a person must look.
+//! A store is created as `store-000001.new`, synced, renamed, and named by `CURRENT`, each step
+//! durable before the next; nothing is accepted before `CURRENT` is durable. So a name that ends in
+//! `.new` is an interrupted creation and is removed. A store without a `CURRENT` is either empty, or
+//! something is damaged and a person must decide.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
@@ -24,20 +24,18 @@ const LOCK: &str = "LOCK";
 const CURRENT: &str = "CURRENT";
 const FIRST_STORE: &str = "store-000001";
 const UNFINISHED: &str = ".new";
-/// The most characters that an error quotes of `CURRENT`.
-const MOST_QUOTED: usize = 40;
-/// Longer than the name of any store.
-const MOST_BYTES: u64 = 256;
+const MAX_QUOTED_CHARS: usize = 40;
+/// Above the length of any store's name.
+const MAX_BYTES: u64 = 256;
 
-/// A data directory that is ours until this is dropped.
 pub(super) struct Directory {
     path: PathBuf,
     _lock: File,
 }
 
 impl Directory {
-    /// Takes a data directory, making it where there is none. One that others could change is
-    /// refused (`permissions.rs`).
+    /// Locks a data directory, and creates it if it is missing. Refuses one that others can change
+    /// (`permissions.rs`).
     pub(super) fn lock(path: &Path) -> Result<Self, OpenError> {
         DirBuilder::new()
             .recursive(true)
@@ -50,14 +48,11 @@ impl Directory {
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
-    /// Its path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The current store; `None` if there is none and nothing speaks against a new one.
-    ///
-    /// `is_used` says whether anything was ever written to the store in a directory.
+    /// The current store; `None` if a new one may be created.
     pub(super) fn current(
         &self,
         is_used: impl Fn(&Path) -> Result<bool, Failure>,
@@ -73,16 +68,15 @@ impl Directory {
         };
         let name = text.trim_ascii_end();
         let store = self.path.join(name);
-        // sled would make an empty database where its file is missing.
+        // sled would create an empty database if its file is missing.
         if !is_store(name) || !store.join("db").is_file() || !store.join("conf").is_file() {
-            // Whatever it is, a line of it is enough; `Debug` escapes what a terminal would act upon.
-            let found = name.chars().take(MOST_QUOTED).collect();
+            let found = name.chars().take(MAX_QUOTED_CHARS).collect();
             return Err(OpenError::CurrentWrong { path, found });
         }
         Ok(Some(store))
     }
 
-    /// Without a `CURRENT`: no store may lie here that was ever used.
+    /// Without a `CURRENT`, there must be no store that was ever used.
     fn refuse_used_stores(
         &self,
         is_used: impl Fn(&Path) -> Result<bool, Failure>,
@@ -100,17 +94,17 @@ impl Directory {
         }
     }
 
-    /// Makes the first store: `fill` makes a database in the directory that it is given.
-    pub(super) fn create(
+    /// Creates the first store: `fill` creates the database in an empty directory.
+    pub(super) fn create<T, E: From<OpenError>>(
         &self,
-        fill: impl FnOnce(&Path) -> Result<(), Failure>,
-    ) -> Result<PathBuf, OpenError> {
-        self.remove_unfinished()?;
+        fill: impl FnOnce(&Path) -> Result<T, E>,
+    ) -> Result<(PathBuf, T), E> {
+        self.remove_stores()?;
         faults::point("create.cleared");
-        let aside = self.path.join(FIRST_STORE.to_owned() + UNFINISHED);
+        let aside = self.unfinished(FIRST_STORE);
         DirBuilder::new().mode(0o700).create(&aside).map_err(OpenError::io("create", &aside))?;
         faults::point("create.made-aside");
-        fill(&aside).map_err(OpenError::in_store(&aside))?;
+        let filled = fill(&aside)?;
         faults::point("create.filled");
         sync_store(&aside)?;
         faults::point("create.synced");
@@ -122,46 +116,39 @@ impl Directory {
         self.announce(FIRST_STORE)?;
         self.set_current()?;
         faults::point("create.named");
-        Ok(store)
+        Ok((store, filled))
     }
 
-    /// Removes what an interrupted creation has left. Only where no store is named.
-    pub(super) fn remove_unfinished(&self) -> Result<(), OpenError> {
-        for name in self.names()? {
-            let unfinished = name.strip_suffix(UNFINISHED).is_some_and(is_store);
-            if unfinished || is_store(&name) {
-                let path = self.path.join(name);
-                fs::remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
-            }
+    /// Removes the remains of an interrupted creation. Only without a `CURRENT`.
+    pub(super) fn remove_stores(&self) -> Result<(), OpenError> {
+        for name in self.names()?.into_iter().filter(|name| is_store_or_unfinished(name)) {
+            let path = self.path.join(name);
+            fs::remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
         }
         Ok(())
     }
 
-    /// How much is free on its disk for this user, in bytes; `None` if the system does not say.
     pub(super) fn free_bytes(&self) -> Option<u64> {
         let disk = rustix::fs::statvfs(&self.path).ok()?;
         Some(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
-    /// Where a store is made that is to be called `name`.
+    /// Where the store `name` is created before [`Self::adopt`].
     pub(super) fn unfinished(&self, name: &str) -> PathBuf {
         self.path.join(name.to_owned() + UNFINISHED)
     }
 
-    /// Gives a store that was made in [`Self::unfinished`] its name, and makes it the current one,
-    /// after [`Self::announce`].
+    /// Must follow [`Self::announce`].
     pub(super) fn adopt(&self, name: &str) -> Result<(), OpenError> {
         self.rename(&self.unfinished(name), &self.path.join(name))?;
         faults::point("rewrite.renamed");
         self.set_current()
     }
 
-    /// Removes whatever stores lie beside the current one: one that was not finished, or that
-    /// was replaced.
     pub(super) fn clear_beside(&self, current: &Path) -> Result<(), OpenError> {
         for name in self.names()? {
             let path = self.path.join(&name);
-            if is_store(name.strip_suffix(UNFINISHED).unwrap_or(&name)) && path != current {
+            if is_store_or_unfinished(&name) && path != current {
                 faults::point("clear.found");
                 fs::remove_dir_all(&path).map_err(OpenError::io("remove", &path))?;
                 faults::point("clear.removed");
@@ -170,7 +157,6 @@ impl Directory {
         Ok(())
     }
 
-    /// A name for the store after `store` that nothing in the directory has.
     pub(super) fn unused_name(&self, store: &str) -> Result<String, OpenError> {
         let names = self.names()?;
         let stores = names.iter().map(|name| name.strip_suffix(UNFINISHED).unwrap_or(name));
@@ -179,14 +165,11 @@ impl Directory {
         Ok(next_name(newest))
     }
 
-    /// Writes down, durably, which store is to be the current one next. Where that fails, nothing has
-    /// happened.
+    /// Writes `CURRENT.new` durably. If this fails, nothing has changed.
     pub(super) fn announce(&self, name: &str) -> Result<(), OpenError> {
         let aside = self.announced();
         let write = || {
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600);
-            let mut file = permissions::open(&options, &aside)?;
+            let mut file = permissions::create(&aside)?;
             writeln!(file, "{name}")?;
             faults::point("current.written");
             file.sync_all()
@@ -196,7 +179,6 @@ impl Directory {
         Ok(())
     }
 
-    /// Makes the announced store the current one, durably and at once or not at all.
     fn set_current(&self) -> Result<(), OpenError> {
         let aside = self.announced();
         let current = self.path.join(CURRENT);
@@ -206,7 +188,7 @@ impl Directory {
     }
 
     fn announced(&self) -> PathBuf {
-        self.path.join(CURRENT.to_owned() + UNFINISHED)
+        self.unfinished(CURRENT)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), OpenError> {
@@ -214,13 +196,13 @@ impl Directory {
         sync(&self.path)
     }
 
-    /// Syncs all directories above: those that we made must not be gone after a power cut, and
-    /// which of them these are is not known any more if the creation was interrupted before.
+    /// Syncs all directories above. Those that were created here must survive a power cut, and
+    /// after an interrupted creation nothing tells which ones these are.
     fn sync_ancestors(&self) -> Result<(), OpenError> {
         let path = fs::canonicalize(&self.path).map_err(OpenError::io("find", &self.path))?;
         for above in path.ancestors().skip(1) {
             match sync(above) {
-                // Then it is not one of ours.
+                // Not created by us.
                 Err(OpenError::Io { source, .. })
                     if source.kind() == ErrorKind::PermissionDenied => {}
                 synced => synced?,
@@ -239,7 +221,7 @@ impl Directory {
     }
 }
 
-/// Syncs the files that sled never syncs, and the directory that they are in.
+/// Syncs the files that sled never syncs, and their directory.
 pub(super) fn sync_store(store: &Path) -> Result<(), OpenError> {
     for name in ["conf", "db", "blobs"] {
         sync(&store.join(name))?;
@@ -247,7 +229,7 @@ pub(super) fn sync_store(store: &Path) -> Result<(), OpenError> {
     sync(store)
 }
 
-/// Makes an empty directory, for this user alone, in place of whatever is there.
+/// Replaces whatever is at `path` by an empty directory, for this user alone.
 pub(super) fn make_empty(path: &Path) -> Result<(), OpenError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -258,31 +240,37 @@ pub(super) fn make_empty(path: &Path) -> Result<(), OpenError> {
     DirBuilder::new().mode(0o700).create(path).map_err(OpenError::io("create", path))
 }
 
-/// The name of the store that follows `name`.
 pub(super) fn next_name(name: &str) -> String {
     format!("store-{:06}", number(name) + 1)
 }
 
-/// The number in the name of a store; 0 if there is none.
+/// The number in the name of a store, or 0.
 pub(super) fn number(name: &str) -> u64 {
     name.rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// Makes the names in a directory durable, or what is in a file.
+pub(super) fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 pub(super) fn sync(path: &Path) -> Result<(), OpenError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(OpenError::io("sync", path))
 }
 
-/// What is in a file that names something, or enough of it to see that it does not.
+/// Reads at most [`MAX_BYTES`].
 fn read_name(path: &Path) -> std::io::Result<String> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MOST_BYTES).read_to_end(&mut bytes)?;
+    File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn is_store(name: &str) -> bool {
     let number = name.strip_prefix("store-").unwrap_or_default();
     number.len() >= 6 && number.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn is_store_or_unfinished(name: &str) -> bool {
+    is_store(name.strip_suffix(UNFINISHED).unwrap_or(name))
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
@@ -293,7 +281,7 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            // Only for the message: the holder may be about to write it.
+            // Only for the message: the holder may not have written it yet.
             let holder = read_name(&path).unwrap_or_default();
             return Err(OpenError::InUse {
                 dir: dir.to_owned(),

@@ -1,10 +1,10 @@
-//! Fuzz target: arbitrary bytes as rows, and the rows of arbitrary values.
+//! Fuzz target: arbitrary bytes as rows, and rows of arbitrary values.
 
 #![allow(
     clippy::panic,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a target fails by panicking"
+    reason = "a target reports a violation by a panic"
 )]
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use super::database::TREES;
 use super::integrity::ledger::Ledger;
 use super::keys::{self, Tree};
 use super::rows::{
-    self, Head, Header, IdempotencyAnswer, IdempotencyRow, Nodes, ReplicaRow, Stream,
+    self, Header, IdempotencyAnswer, IdempotencyRow, Nodes, ReplicaRow, TaskHead, TaskStream,
 };
 use crate::fuzzing::Input;
 use crate::task::{
@@ -23,19 +23,19 @@ use crate::task::{
 
 pub(crate) use super::tools::dump::fuzzing::import;
 
-/// Invalid rows are rejected, encoded values are decoded unchanged, and a row is rejected if any
-/// byte of it or its place changes. The first byte of the input selects the check.
+/// Bytes that are no row are refused; encoded values decode to the same values; a row that was changed
+/// or moved is refused. The first byte selects one of these.
 pub(crate) fn rows(data: &[u8]) {
     let mut input = Input::new(data);
     match input.below(4) {
         0 => any_bytes(input.rest()),
-        1 => task_round_trip(&mut input),
-        2 => other_rows_round_trip(&mut input),
-        _ => changed_row(&mut input),
+        1 => a_task(&mut input),
+        2 => beside_a_task(&mut input),
+        _ => changed(&mut input),
     }
 }
 
-/// `bytes` as a row, and as the payload of a row with a correct checksum.
+/// Decodes the bytes as rows and as payloads.
 fn any_bytes(bytes: &[u8]) {
     let id = TaskId(7);
     let (key, row) = bytes.split_at(bytes.len().min(8));
@@ -45,17 +45,17 @@ fn any_bytes(bytes: &[u8]) {
         }
     }
     assert_eq!(
-        Head::read(key, row).is_ok(),
-        Head::read(key, row).is_ok_and(|head| is_whole(&head))
+        TaskHead::read(key, row).is_ok(),
+        TaskHead::read(key, row).is_ok_and(|head| is_whole(&head))
     );
-    if let Some(head) = Head::parse(bytes) {
+    if let Some(head) = TaskHead::parse(bytes) {
         assert!(is_whole(&head));
     }
     let _ = (keys::task(key), keys::dead_letter(bytes), Tree::Values.owner(bytes));
     let _ = Ledger::read(bytes).map(|ledger| assert!([64, 80].contains(&ledger.payload().len())));
     if let Some((header, key)) = rows::header_and_key(id, bytes, 0, &mut Nodes::default()) {
-        let task = of_header(header.clone());
-        let stream = Stream::of(&task, key.as_ref()).unwrap();
+        let task = header.clone().into_task(Bytes::new());
+        let stream = TaskStream::of(&task, key.as_ref()).unwrap();
         let again = rows::header_and_key(id, stream.envelope(), 0, &mut Nodes::default());
         assert_eq!(again, Some((header, key)));
     }
@@ -64,10 +64,10 @@ fn any_bytes(bytes: &[u8]) {
             DeadLetter { cause: Cause::GaveUp, failures: 1, error: "".into(), since: Timestamp(0) };
         let entries: Vec<_> =
             read.into_iter().map(|entry| entry.unwrap_or(Progress::Dead(letter.clone()))).collect();
-        progress_round_trip(&entries);
+        progress_comes_back(&entries);
     }
     if let Some(letter) = rows::read_dead_letter(bytes) {
-        letter_round_trip(&letter);
+        letter_comes_back(&letter);
     }
     if let Some(row) = rows::read_replica(bytes) {
         assert_eq!(rows::read_replica(&rows::replica(&row).unwrap()), Some(row));
@@ -77,8 +77,8 @@ fn any_bytes(bytes: &[u8]) {
     }
 }
 
-/// Whether the parts of a stream add up to the lengths in its head.
-fn is_whole(head: &Head<'_>) -> bool {
+/// Whether the parts of a stream add up to its length.
+fn is_whole(head: &TaskHead<'_>) -> bool {
     let Some(stream) = head.envelope.checked_add(head.value) else { return false };
     let chunks = head.chunks();
     let most = chunks.min(1000);
@@ -88,22 +88,8 @@ fn is_whole(head: &Head<'_>) -> bool {
             || head.bytes.len() + (0..chunks).map(|n| head.chunk_bytes(n)).sum::<usize>() == stream)
 }
 
-fn of_header(header: Header) -> Task {
-    Task {
-        id: header.id,
-        key: header.key,
-        operation: header.operation,
-        value: Bytes::new(),
-        accepted_at: header.accepted_at,
-        expires_at: header.expires_at,
-        replicas: header.replicas,
-        user_id: header.user_id,
-        consistency: header.consistency,
-        trace: header.trace,
-    }
-}
-
-fn task_round_trip(input: &mut Input<'_>) {
+/// A task is encoded into rows and decoded again.
+fn a_task(input: &mut Input<'_>) {
     let mut task = Task {
         id: TaskId(input.number()),
         key: input.text().repeat(1 + input.below(20)),
@@ -123,18 +109,18 @@ fn task_round_trip(input: &mut Input<'_>) {
         .flag()
         .then(|| Idempotency { key: input.text().into(), fingerprint: [input.byte(); 16] });
     let idempotency = idempotency.as_ref();
-    // Lengths near the edges of the chunks.
-    let envelope = Stream::of(&task, idempotency).unwrap().envelope().len();
+    // Ends near the edge of a chunk.
+    let envelope = TaskStream::of(&task, idempotency).unwrap().envelope().len();
     let edge = rows::HEAD_BYTES + rows::CHUNK_BYTES * input.below(4);
     let length = (edge.saturating_sub(envelope) + input.below(9)).saturating_sub(4);
     let filling = input.rest();
     task.value = filling.iter().copied().chain(std::iter::repeat(7)).take(length).collect();
 
-    let stream = Stream::of(&task, idempotency).unwrap();
+    let stream = TaskStream::of(&task, idempotency).unwrap();
     let key = keys::of_task(task.id);
     let row = rows::seal(Tree::Tasks, &key, &stream.head().unwrap());
     assert!(row.len() <= 4096, "{} bytes", row.len());
-    let head = Head::read(&key, &row).unwrap();
+    let head = TaskHead::read(&key, &row).unwrap();
     assert!(is_whole(&head));
     let mut read = head.bytes.to_vec();
     let mut chunks = 0;
@@ -143,7 +129,7 @@ fn task_round_trip(input: &mut Input<'_>) {
         let key = keys::of_chunk(task.id, number);
         let row = rows::seal(Tree::Values, &key, &chunk);
         read.extend_from_slice(rows::chunk(&key, &row, &head, chunks).unwrap());
-        // A chunk of another length is rejected although its checksum is correct.
+        // A chunk of another length is refused even with a valid checksum.
         let cut = rows::seal(Tree::Values, &key, &chunk[1..]);
         assert!(rows::chunk(&key, &cut, &head, chunks).is_err());
         chunks += 1;
@@ -156,11 +142,11 @@ fn task_round_trip(input: &mut Input<'_>) {
     assert_eq!(value, task.value);
 }
 
-/// Round trips of progress, dead letters, replicas and idempotency keys.
-fn other_rows_round_trip(input: &mut Input<'_>) {
+/// Progress, replicas and idempotency keys are encoded into rows and decoded again.
+fn beside_a_task(input: &mut Input<'_>) {
     let entries: Vec<_> = (0..1 + input.below(70)).map(|_| progress(input)).collect();
-    progress_round_trip(&entries);
-    letter_round_trip(&letter(input));
+    progress_comes_back(&entries);
+    letter_comes_back(&letter(input));
     let row = ReplicaRow {
         paused_since: input.flag().then(|| Timestamp(input.size())),
         renamed_to: input.flag().then(|| Node::from_normal(&input.text())),
@@ -211,8 +197,8 @@ fn letter(input: &mut Input<'_>) -> DeadLetter {
     }
 }
 
-/// Progress is read back unchanged, except that error texts may be cut.
-fn progress_round_trip(entries: &[Progress]) {
+/// Error texts may come back truncated.
+fn progress_comes_back(entries: &[Progress]) {
     let payload = rows::progress(entries).unwrap();
     let read = rows::read_progress(&payload).unwrap();
     assert_eq!(read.len(), entries.len());
@@ -239,7 +225,7 @@ fn text_of(entry: &Progress) -> &str {
     }
 }
 
-fn letter_round_trip(letter: &DeadLetter) {
+fn letter_comes_back(letter: &DeadLetter) {
     let payload = rows::dead_letter(letter).unwrap();
     assert!(payload.len() <= 1100, "{} bytes", payload.len());
     let read = rows::read_dead_letter(&payload).unwrap();
@@ -247,8 +233,9 @@ fn letter_round_trip(letter: &DeadLetter) {
     assert_eq!(DeadLetter { error: letter.error.clone(), ..read }, *letter);
 }
 
-/// Changes one byte of the row, its key or its tree. CRC-32 detects every burst of eight bits.
-fn changed_row(input: &mut Input<'_>) {
+/// A changed byte of the row or its key, or another tree: a burst of eight bits, which a CRC-32 always
+/// detects.
+fn changed(input: &mut Input<'_>) {
     let tree = TREES[input.below(TREES.len())];
     let (at, flip) = (usize::try_from(input.size() % 4096).unwrap_or(0), input.byte().max(1));
     let id = TaskId(input.number());

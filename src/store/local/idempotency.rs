@@ -1,7 +1,7 @@
-//! Writes that came with an `Idempotency-Key`: the same key within the window is the same write.
+//! Writes with an `Idempotency-Key`: the same key within the window is the same write.
 //!
-//! A key takes effect with its task, which carries it: both are durable together. A repeat that comes
-//! before waits for that.
+//! A key becomes durable with its task, whose row holds it. A repeat that arrives earlier waits for
+//! that.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -10,47 +10,45 @@ use super::rows::{IdempotencyAnswer, IdempotencyRow};
 use crate::store::journal::KeyState;
 use crate::task::{Consistency, Idempotency, Moment, Now, TaskId, Uptime};
 
-/// What is known of a key.
 #[derive(Debug)]
-struct Known<W> {
+struct KnownKey<W> {
     row: IdempotencyRow,
     consistency: Consistency,
-    /// Its task is not durable yet: repeats that wait for that.
+    /// `Some` until its task is durable: the repeats that wait for it.
     waiting: Option<Vec<W>>,
 }
 
-/// The keys of the window. `W` is a repeat that waits.
+/// The keys of the window. `W` is a waiting repeat.
 #[derive(Debug)]
-pub(in crate::store) struct Keys<W> {
+pub(crate) struct Keys<W> {
     window: Duration,
-    most: usize,
-    known: HashMap<Box<str>, Known<W>>,
-    /// Those of strong writes without an answer, and of tasks that are not durable.
+    max: usize,
+    known: HashMap<Box<str>, KnownKey<W>>,
+    /// Only strong writes without an answer and tasks that are not durable yet.
     by_task: HashMap<TaskId, Box<str>>,
-    /// When each is forgotten.
+    /// When each key expires.
     order: VecDeque<(Moment, Box<str>)>,
 }
 
-/// What a write was that came with the same key before.
+/// The earlier write with the same key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repeated {
-    /// The task that it became.
     pub id: TaskId,
-    /// When its client had its answer. Of a task that is settled and gone it is not known: eventual.
+    /// Eventual if the task is settled and removed, because then it is unknown.
     pub consistency: Consistency,
-    /// The answer to a strong write, if it has one.
+    /// The answer to a strong write, once there is one.
     pub answer: Option<IdempotencyAnswer>,
 }
 
 impl<W> Keys<W> {
-    pub(in crate::store) fn new(window: Duration, most: usize) -> Self {
+    pub(crate) fn new(window: Duration, max: usize) -> Self {
         let (known, by_task) = (HashMap::new(), HashMap::new());
-        Self { window, most, known, by_task, order: VecDeque::new() }
+        Self { window, max, known, by_task, order: VecDeque::new() }
     }
 
-    /// Takes on the keys found on disk, and gives back those whose time is over. `strong` are the
-    /// strong writes that are not settled.
-    pub(in crate::store) fn restore(
+    /// Adds the keys found on disk and returns the expired ones. `strong` are the unsettled strong
+    /// writes.
+    pub(crate) fn restore(
         &mut self,
         now: Now,
         uptime: &Uptime,
@@ -58,45 +56,45 @@ impl<W> Keys<W> {
         strong: &HashSet<TaskId>,
     ) -> Vec<Box<str>> {
         found.sort_by_key(|(_, row)| row.at);
-        let mut over = Vec::new();
+        let mut expired = Vec::new();
         for (key, row) in found {
             let left = self.window.saturating_sub(uptime.age(now.wall, row.at));
             if left.is_zero() {
-                over.push(key);
+                expired.push(key);
                 continue;
             }
             let is_strong = strong.contains(&row.task);
             let consistency = if is_strong { Consistency::Strong } else { Consistency::Eventual };
             self.order.push_back((now.moment.after(left), key.clone()));
-            self.known.insert(key, Known { row, consistency, waiting: None });
+            self.known.insert(key, KnownKey { row, consistency, waiting: None });
         }
-        over
+        expired
     }
 
-    pub(in crate::store) fn look(&self, idempotency: &Idempotency) -> KeyState {
+    pub(crate) fn look(&self, idempotency: &Idempotency) -> KeyState {
         match self.known.get(self.known_as(idempotency)) {
-            None if self.known.len() >= self.most => KeyState::NoRoom,
+            None if self.known.len() >= self.max => KeyState::NoRoom,
             None => KeyState::New,
             Some(known) if known.row.fingerprint != idempotency.fingerprint => KeyState::Mismatch,
-            Some(Known { waiting: Some(_), .. }) => KeyState::Pending,
+            Some(KnownKey { waiting: Some(_), .. }) => KeyState::Pending,
             Some(known) => KeyState::Known(known.repeated()),
         }
     }
 
-    /// Has a repeat wait until the write of a pending key is durable.
-    pub(in crate::store) fn wait(&mut self, idempotency: &Idempotency, repeat: W) {
+    /// Adds a repeat of a pending key.
+    pub(crate) fn wait(&mut self, idempotency: &Idempotency, repeat: W) {
         let key = self.known_as(idempotency);
-        if let Some(Known { waiting: Some(waiting), .. }) = self.known.get_mut(key) {
+        if let Some(KnownKey { waiting: Some(waiting), .. }) = self.known.get_mut(key) {
             waiting.push(repeat);
         }
     }
 
-    /// What a key is known as. Before keys belonged to tokens they had no name before them: the same
-    /// write under such a key, sent again after the upgrade, is the same task.
+    /// The name under which a key is stored. Before keys belonged to tokens, they were stored without
+    /// the token's name: the same write, repeated after the upgrade, is still the same task.
     fn known_as<'a>(&self, idempotency: &'a Idempotency) -> &'a str {
         let key = &*idempotency.key;
         let bare = key.split_once(' ').map(|(_token, bare)| bare);
-        let same = |known: &Known<W>| known.row.fingerprint == idempotency.fingerprint;
+        let same = |known: &KnownKey<W>| known.row.fingerprint == idempotency.fingerprint;
         match bare {
             Some(bare)
                 if !self.known.contains_key(key) && self.known.get(bare).is_some_and(same) =>
@@ -107,8 +105,8 @@ impl<W> Keys<W> {
         }
     }
 
-    /// A write with this key has become a task, which is not durable yet.
-    pub(in crate::store) fn enter(
+    /// Adds the key of a task that is not durable yet.
+    pub(crate) fn enter(
         &mut self,
         now: Moment,
         key: &str,
@@ -117,11 +115,11 @@ impl<W> Keys<W> {
     ) {
         self.by_task.insert(row.task, key.into());
         self.order.push_back((now.after(self.window), key.into()));
-        self.known.insert(key.into(), Known { row, consistency, waiting: Some(Vec::new()) });
+        self.known.insert(key.into(), KnownKey { row, consistency, waiting: Some(Vec::new()) });
     }
 
-    /// A task is durable. Gives the repeats that waited for that, and what they repeat.
-    pub(in crate::store) fn durable(&mut self, task: TaskId) -> Option<(Vec<W>, Repeated)> {
+    /// The task is durable. Returns the repeats that waited for it, and their answer.
+    pub(crate) fn durable(&mut self, task: TaskId) -> Option<(Vec<W>, Repeated)> {
         let key = self.by_task.get(&task)?;
         let known = self.known.get_mut(key)?;
         if known.consistency == Consistency::Eventual {
@@ -130,15 +128,15 @@ impl<W> Keys<W> {
         Some((known.waiting.take()?, known.repeated()))
     }
 
-    /// A task will never be durable: its key is as if it had not come. Gives the repeats that waited.
-    pub(in crate::store) fn lost(&mut self, task: TaskId) -> Vec<W> {
+    /// The task will never be durable. Removes its key and returns the repeats that waited for it.
+    pub(crate) fn lost(&mut self, task: TaskId) -> Vec<W> {
         let key = self.by_task.remove(&task);
         let known = key.and_then(|key| self.known.remove(&key));
         known.and_then(|known| known.waiting).unwrap_or_default()
     }
 
-    /// A strong write has its answer. Gives what is to be written down, if it came with a key.
-    pub(in crate::store) fn conclude(
+    /// Stores the answer of a strong write. Returns the row to write, if the write has a key.
+    pub(crate) fn conclude(
         &mut self,
         task: TaskId,
         answer: IdempotencyAnswer,
@@ -149,10 +147,9 @@ impl<W> Keys<W> {
         Some((key, known.row.clone()))
     }
 
-    /// Lets go of the keys whose time is over, and gives them. One whose write has no answer yet
-    /// stays until it has it.
-    pub(in crate::store) fn tick(&mut self, now: Moment) -> Vec<Box<str>> {
-        let mut over = Vec::new();
+    /// Removes and returns the expired keys. A key whose write has no answer yet stays until then.
+    pub(crate) fn tick(&mut self, now: Moment) -> Vec<Box<str>> {
+        let mut expired = Vec::new();
         while self.order.front().is_some_and(|(until, _)| *until <= now) {
             let Some((_, key)) = self.order.pop_front() else { break };
             let task = self.known.get(&key).map(|known| known.row.task);
@@ -161,13 +158,13 @@ impl<W> Keys<W> {
                 continue;
             }
             self.known.remove(&key);
-            over.push(key);
+            expired.push(key);
         }
-        over
+        expired
     }
 }
 
-impl<W> Known<W> {
+impl<W> KnownKey<W> {
     fn repeated(&self) -> Repeated {
         let Self { row, consistency, .. } = self;
         Repeated { id: row.task, consistency: *consistency, answer: row.answer.clone() }
@@ -250,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn with_as_many_keys_as_may_be_a_new_one_is_not_taken() {
+    fn a_new_key_is_refused_when_the_window_is_full() {
         let mut keys = keys();
         for key in ["a", "b"] {
             enter(&mut keys, key, 1, Consistency::Eventual);
@@ -260,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_brings_back_the_keys_that_are_not_over() {
+    fn a_restart_restores_the_keys_that_have_not_expired() {
         let mut keys = keys();
         let at = |second| Timestamp(0).saturating_add(Duration::from_secs(second));
         let row = |task, second| row(1, task, at(second));
@@ -274,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_clock_skips_does_not_count_for_the_window() {
+    fn time_that_the_clock_skips_does_not_count_for_the_window() {
         let mut keys = keys();
         let found = vec![("k".into(), row(1, 1, now(10).wall))];
         let gaps = vec![(now(20).wall, now(980).wall)];

@@ -1,9 +1,9 @@
-//! What only sled makes necessary: it takes damage for the end of an interrupted write, drops it
-//! and what follows it in silence, and does not say how far it is durable.
+//! Protection against silent loss in sled, which takes damage in its log for the end of an
+//! interrupted write, drops what follows, and does not say how far it is durable.
 //!
-//! `ledger.rs` counts the rows, `commit_marker.rs` keeps the number of the last commit outside of
-//! sled, `sled_log.rs` checks the log before sled opens it, `scan.rs` reads every row. What is
-//! damaged goes to `quarantine.rs`, and the rest into a fresh store, by `rebuild.rs`.
+//! `ledger.rs` counts the rows, `commit_marker.rs` keeps the number of the last commit outside
+//! sled, `sled_log.rs` checks the log before sled opens it, `scan.rs` reads every row.
+//! `quarantine.rs` sets damaged rows aside; `rebuild.rs` copies the rest into a fresh store.
 
 pub(super) mod commit_marker;
 pub(super) mod ledger;

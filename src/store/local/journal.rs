@@ -9,11 +9,11 @@ use std::time::Duration;
 use super::commit::Committer;
 use super::error::{CommitError, OpenError, ReadError};
 use super::idempotency::Keys;
-use super::read::Reader;
-use super::recover::{Handed, RecoveryReport};
+use super::read::StoreReader;
+use super::recover::{RecoveryEvent, RecoveryReport};
 use super::room::Room;
 use super::rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
-use super::{Opened, Store};
+use super::{LocalStore, Opened};
 use crate::store::journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
     Reply, Stats,
@@ -38,7 +38,7 @@ pub struct KeyLimits {
 #[derive(Clone)]
 pub struct LocalJournal {
     committer: Committer,
-    reader: Reader,
+    reader: StoreReader,
     /// The number of the next write. Held while writes are numbered and handed over, so that the
     /// committer has them in that order.
     next: Arc<Mutex<TaskId>>,
@@ -46,7 +46,7 @@ pub struct LocalJournal {
     room: Arc<Room>,
 }
 
-impl Store {
+impl LocalStore {
     /// Recovers the store and makes it the journal, which claims its one partition: the records of
     /// replicas, then the tasks come by `notify` before this returns, what arrives later.
     ///
@@ -68,7 +68,7 @@ impl Store {
         let mut strong = HashSet::new();
         let mut tasks = Vec::with_capacity(CLAIMED_AT_ONCE);
         let mut each = |handed| match handed {
-            Handed::Task(task) => {
+            RecoveryEvent::Task(task) => {
                 if task.header.consistency == Consistency::Strong {
                     strong.insert(task.header.id);
                 }
@@ -77,7 +77,7 @@ impl Store {
                     claim(std::mem::replace(&mut tasks, Vec::with_capacity(CLAIMED_AT_ONCE)));
                 }
             }
-            Handed::Restart => {
+            RecoveryEvent::Restart => {
                 strong.clear();
                 tasks.clear();
                 notify(JournalEvent::Released { partition });
@@ -93,7 +93,7 @@ impl Store {
 
 impl LocalJournal {
     /// Numbers writes from `next` on.
-    pub(super) fn new(committer: Committer, reader: Reader, next: TaskId, reserve: u64) -> Self {
+    pub(super) fn new(committer: Committer, reader: StoreReader, next: TaskId, reserve: u64) -> Self {
         let keys = Keys::new(Duration::ZERO, 0);
         Self {
             committer,

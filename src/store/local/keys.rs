@@ -1,14 +1,14 @@
-//! The trees and the keys in them. All numbers are big endian, so that a scan is the queue's order.
+//! The trees and their keys. Numbers are big endian, so that a scan follows the order of the queue.
 //!
 //! | tree | key | bytes |
 //! | --- | --- | --- |
 //! | `meta` | a name | |
 //! | `tasks` | task | 8 |
-//! | `values` | task, number of the chunk from 0 | 8 + 4 |
+//! | `values` | task, number of the chunk | 8 + 4 |
 //! | `progress` | task | 8 |
 //! | `dead_letters` | task, replica index | 8 + 2 |
 //! | `replicas` | the address of a replica, in its normal form | up to 1024 |
-//! | `idempotency` | the key that a client gave | up to 255 |
+//! | `idempotency` | token, space, the client's key | up to 320 |
 
 use std::fmt;
 
@@ -16,18 +16,16 @@ use crate::task::{Node, ReplicaIndex, TaskId};
 
 /// `meta`: the version of the format, a `u32`.
 pub(super) const FORMAT_VERSION: &[u8] = b"format_version";
-/// `meta`: the sequence lease, a `u64`: every [`TaskId`] that may have been used is below it.
+/// `meta`: the end of the sequence lease, a `u64`. Every id that may have been used is below it.
 pub(super) const SEQUENCE: &[u8] = b"sequence";
 /// `meta`: the [`Ledger`](super::integrity::ledger::Ledger).
 pub(super) const LEDGER: &[u8] = b"ledger";
-/// `meta`: the number of the ledger behind which settlements were begun, a `u64`.
+/// `meta`: the number of the ledger that settlements follow, a `u64`.
 pub(super) const SETTLING: &[u8] = b"settling";
 
-/// The longest key of `idempotency`: the name of a token (64 bytes), a space, and the key of its
-/// client, for which 255 bytes are the shortest limit that clients of such keys expect anywhere.
+/// A token's name (64 bytes), a space, and a client's key of up to 255 bytes, a common limit.
 pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 64 + 1 + 255;
 
-/// One of the trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tree {
     Meta,
@@ -40,7 +38,6 @@ pub(super) enum Tree {
 }
 
 impl Tree {
-    /// The name of the tree in the database.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Meta => "meta",
@@ -53,7 +50,7 @@ impl Tree {
         }
     }
 
-    /// How long a key in it is; 0 where they differ.
+    /// The length of its keys; 0 if it varies.
     pub(super) fn key_bytes(self) -> usize {
         match self {
             Self::Meta | Self::Replicas | Self::Idempotency => 0,
@@ -63,7 +60,7 @@ impl Tree {
         }
     }
 
-    /// What stands for the tree under a row's checksum, so that no row passes in another tree.
+    /// Part of each row's checksum, so that no row is valid in another tree.
     pub(super) fn tag(self) -> u8 {
         match self {
             Self::Meta => b'm',
@@ -76,7 +73,7 @@ impl Tree {
         }
     }
 
-    /// Whether its rows belong to tasks, whose ids their keys begin with.
+    /// Whether its rows belong to tasks. Then their keys begin with the id.
     pub(super) fn is_of_tasks(self) -> bool {
         match self {
             Self::Tasks | Self::Values | Self::Progress | Self::DeadLetters => true,
@@ -84,7 +81,7 @@ impl Tree {
         }
     }
 
-    /// Whose row this is in it, if its rows belong to tasks.
+    /// The task that a row belongs to.
     pub(super) fn owner(self, key: &[u8]) -> Option<TaskId> {
         owner(key).filter(|_| self.is_of_tasks())
     }
@@ -96,13 +93,11 @@ impl fmt::Display for Tree {
     }
 }
 
-/// The key of a task in `tasks` and `progress`; also the prefix of all that belongs to it in the
-/// other trees.
+/// A key in `tasks` and `progress`; the prefix of the task's keys in `values` and `dead_letters`.
 pub(super) fn of_task(id: TaskId) -> [u8; 8] {
     id.0.to_be_bytes()
 }
 
-/// The key of a chunk in `values`.
 pub(super) fn of_chunk(id: TaskId, chunk: u32) -> [u8; 12] {
     let mut key = [0; 12];
     let (task, rest) = key.split_at_mut(8);
@@ -111,7 +106,6 @@ pub(super) fn of_chunk(id: TaskId, chunk: u32) -> [u8; 12] {
     key
 }
 
-/// The key of a dead letter in `dead_letters`.
 pub(super) fn of_dead_letter(id: TaskId, replica: ReplicaIndex) -> [u8; 10] {
     let mut key = [0; 10];
     let (task, rest) = key.split_at_mut(8);
@@ -120,27 +114,25 @@ pub(super) fn of_dead_letter(id: TaskId, replica: ReplicaIndex) -> [u8; 10] {
     key
 }
 
-/// The key of a replica in `replicas`.
 pub(super) fn of_replica(node: &Node) -> &[u8] {
     node.as_str().as_bytes()
 }
 
-/// The task of a key in `tasks` or `progress`; `None` if no such key was ever written.
+/// Parses a key of `tasks` or `progress`.
 pub(super) fn task(key: &[u8]) -> Option<TaskId> {
     Some(TaskId(u64::from_be_bytes(key.try_into().ok()?)))
 }
 
-/// Whose row this is, in any of the trees that hold rows of tasks.
+/// The task of a key in any of the trees that hold rows of tasks.
 pub(super) fn owner(key: &[u8]) -> Option<TaskId> {
     key.get(..8).and_then(task)
 }
 
-/// A key in hexadecimal.
 pub(super) fn hex(key: &[u8]) -> String {
     key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The task and the replica of a key in `dead_letters`.
+/// Parses a key of `dead_letters`.
 pub(super) fn dead_letter(key: &[u8]) -> Option<(TaskId, ReplicaIndex)> {
     let (id, index) = key.split_first_chunk::<8>()?;
     let index = u16::from_be_bytes(index.try_into().ok()?);
@@ -152,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_sort_as_their_numbers_do() {
+    fn keys_sort_like_their_numbers() {
         assert!(of_task(TaskId(255)) < of_task(TaskId(256)));
         assert!(of_chunk(TaskId(1), u32::MAX) < of_chunk(TaskId(2), 0));
         assert!(
@@ -162,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_read_back_and_those_of_another_length_are_not() {
+    fn keys_are_parsed_back_and_keys_of_another_length_are_refused() {
         let (id, replica) = (TaskId(0x0102_0304_0506_0708), ReplicaIndex(9));
         assert_eq!(of_chunk(id, 7), [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 7]);
         assert_eq!(task(&of_task(id)), Some(id));

@@ -1,8 +1,8 @@
 //! Brings a store to the format of this binary, step by step.
 //!
 //! The steps are the files of `migrations/`, whose README has the rules. The version is written
-//! after each step, and both are made durable before the next one: a process that is killed runs
-//! the interrupted step again, from its beginning.
+//! after each step, and both are durable before the next one: after a crash the interrupted step
+//! runs again from its beginning.
 
 #[path = "../../../migrations/v0001_initial.rs"]
 mod v0001_initial;
@@ -18,39 +18,25 @@ use super::keys::{self, Tree};
 use super::rows;
 use crate::faults;
 
-type Step = fn(&sled::Db) -> sled::Result<()>;
+type MigrationStep = fn(&sled::Db) -> sled::Result<()>;
 
-/// The n-th leads to version n; a store that was just made has version 0.
-const STEPS: &[Step] =
+/// The n-th step leads to version n; a new store has version 0.
+const STEPS: &[MigrationStep] =
     &[v0001_initial::run, v0002_ledger::run, v0003_operators::run, v0004_key_in_task::run];
 
-/// What came of it.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Migrated {
-    /// The store is in the newest format.
-    Done,
-    /// It is in a newer one than this binary knows.
-    Newer {
-        /// Its version.
-        found: u32,
-        /// The newest that this binary knows.
-        known: u32,
-    },
-}
-
-/// Runs the steps that the store has not seen yet.
-pub(super) fn run(db: &sled::Db) -> Result<Migrated, Failure> {
+/// Runs the missing steps. Refuses a store in a newer format.
+pub(super) fn run(db: &sled::Db) -> Result<(), Failure> {
     run_steps(db, STEPS)
 }
 
-/// Counts the rows anew, for a store whose ledger cannot be read.
-pub(super) fn count_anew(db: &sled::Db) -> Result<(), Failure> {
+/// Writes a new ledger for a store whose ledger cannot be read.
+pub(super) fn recount(db: &sled::Db) -> Result<(), Failure> {
     v0002_ledger::run(db)?;
     v0003_operators::run(db)?;
     Ok(())
 }
 
-fn run_steps(db: &sled::Db, steps: &[Step]) -> Result<Migrated, Failure> {
+fn run_steps(db: &sled::Db, steps: &[MigrationStep]) -> Result<(), Failure> {
     let meta = db.open_tree(Tree::Meta.name())?;
     let found = version(&meta)?;
     let mut known = 0;
@@ -68,18 +54,13 @@ fn run_steps(db: &sled::Db, steps: &[Step]) -> Result<Migrated, Failure> {
             faults::point("migrate.done");
         }
     }
-    Ok(if found > known { Migrated::Newer { found, known } } else { Migrated::Done })
+    if found > known { Err(Failure::Newer { found, known }) } else { Ok(()) }
 }
 
-/// The version of a store; 0 if it was just made.
+/// The version of a store; 0 if it is new.
 pub(super) fn version(meta: &sled::Tree) -> Result<u32, Failure> {
-    let key = keys::FORMAT_VERSION;
-    let Some(row) = meta.get(key)? else {
-        return Ok(0);
-    };
-    let payload = rows::unseal(Tree::Meta, key, &row)?;
-    let bytes = payload.try_into().map_err(|_| rows::damage(Tree::Meta, key, "does not decode"))?;
-    Ok(u32::from_be_bytes(bytes))
+    let number = |payload: &[u8]| Some(u32::from_be_bytes(payload.try_into().ok()?));
+    Ok(rows::read_meta(meta, keys::FORMAT_VERSION, number)?.unwrap_or(0))
 }
 
 fn set_version(meta: &sled::Tree, version: u32) -> Result<(), Failure> {
@@ -107,15 +88,15 @@ mod tests {
         }
         let db = memory();
         for _ in 0..2 {
-            assert_eq!(run_steps(&db, &[count, count]).unwrap(), Migrated::Done);
+            run_steps(&db, &[count, count]).unwrap();
             assert_eq!(db.get("runs").unwrap().unwrap()[0], 2);
         }
-        assert_eq!(run_steps(&db, &[count, count, count]).unwrap(), Migrated::Done);
+        run_steps(&db, &[count, count, count]).unwrap();
         assert_eq!(db.get("runs").unwrap().unwrap()[0], 3);
     }
 
     #[test]
-    fn a_step_that_fails_is_run_again_and_those_before_it_are_not() {
+    fn a_step_that_fails_runs_again_and_the_steps_before_it_do_not() {
         fn first(db: &sled::Db) -> sled::Result<()> {
             assert!(db.insert("first", b"")?.is_none());
             Ok(())
@@ -128,13 +109,13 @@ mod tests {
         }
         let db = memory();
         assert!(run_steps(&db, &[first, fails_once]).is_err());
-        assert_eq!(run_steps(&db, &[first, fails_once]).unwrap(), Migrated::Done);
+        run_steps(&db, &[first, fails_once]).unwrap();
     }
 
     #[test]
     fn the_ledger_of_a_store_of_format_1_is_what_its_rows_add_up_to() {
         let db = memory();
-        assert_eq!(run_steps(&db, &STEPS[..1]).unwrap(), Migrated::Done);
+        run_steps(&db, &STEPS[..1]).unwrap();
         let mut tallies = Tallies::default();
         for (tree, ids) in [(Tree::Tasks, 1..9), (Tree::Progress, 3..5), (Tree::DeadLetters, 7..8)]
         {
@@ -147,23 +128,22 @@ mod tests {
         }
         let ledger = Ledger { number: 0, highest: TaskId(8), tallies };
         let meta = db.open_tree("meta").unwrap();
-        // The second time as after a kill before the version was written.
+        // The second time as after a crash before the version was written.
         for _ in 0..2 {
             v0002_ledger::run(&db).unwrap();
             assert_eq!(Ledger::load(&meta).unwrap(), Some(ledger));
             assert_eq!(version(&meta).unwrap(), 1);
         }
-        assert_eq!(run(&db).unwrap(), Migrated::Done);
+        run(&db).unwrap();
         assert_eq!(version(&meta).unwrap(), 4);
         assert_eq!(Ledger::load(&meta).unwrap(), Some(ledger));
     }
 
     #[test]
-    fn a_store_of_a_newer_release_is_left_alone() {
+    fn a_store_of_a_newer_release_is_not_changed() {
         let db = memory();
         set_version(&db.open_tree("meta").unwrap(), 7).unwrap();
-        let newer = Migrated::Newer { found: 7, known: 4 };
-        assert_eq!(run(&db).unwrap(), newer);
+        assert_eq!(run(&db), Err(Failure::Newer { found: 7, known: 4 }));
         assert_eq!(db.tree_names().len(), 2);
     }
 }

@@ -1,14 +1,13 @@
-//! Who may change a data directory, and what in it may be followed.
+//! Permissions of the data directory, and which file types are accepted in it.
 //!
-//! Whoever can write to the directory can put another store in its place, or a link by which this
-//! process writes over a file of its user. So one that others may write to is refused, and so is
-//! one of another user: what this process would leave in it, its owner could not read any more.
-//! What lies in it must be what it is called, a file or a directory, and no link. The path to the
-//! directory is the operator's, links in it are followed; the directories above it are not looked
-//! at.
+//! A user who can write to the directory could replace the store, or plant a link through which this
+//! process overwrites a file of its own user. So a directory that others can write to is refused, and
+//! everything in it must be a regular file or a directory. A directory of another user is refused
+//! because that user could not read the new files. The path to the directory is the operator's choice:
+//! links in it are followed, and the directories above are not checked.
 //!
-//! Files and directories in it are for this user alone. The process makes them so by its umask;
-//! here, what an older release or a copy has left open is closed.
+//! The umask makes new files private. Here, the permissions left by an older release or a copy are
+//! tightened.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::ErrorKind;
@@ -19,77 +18,71 @@ use rustix::process::geteuid;
 
 use super::error::OpenError;
 
-/// What group and others may do with a file.
-const OTHERS: u32 = 0o077;
-/// What lets them write.
-const OTHERS_WRITE: u32 = 0o022;
-/// How the names begin that the store gives in a data directory.
+const GROUP_AND_OTHERS: u32 = 0o077;
+const GROUP_AND_OTHERS_WRITE: u32 = 0o022;
+/// Prefixes of the names that the store uses in a data directory.
 const NAMES: [&str; 7] =
     ["LOCK", "CURRENT", "COMMITTED", "CLOCK", "store-", "quarantine", "check.tmp"];
 
-/// Refuses a data directory that others could change, or in which a name leads elsewhere.
-///
-/// # Errors
-///
-/// An [`OpenError`] that says what to do.
+/// Refuses a data directory that others can change, or that holds links.
 pub(super) fn check(dir: &Path) -> Result<(), OpenError> {
     let about = fs::metadata(dir).map_err(OpenError::io("look at", dir))?;
     trust(dir, (about.uid(), about.gid()), about.mode() & 0o7777, geteuid().as_raw())?;
-    ours(dir, &mut |path, about| {
-        let (is_dir, is_file) = (about.is_dir(), about.is_file());
-        if is_dir || is_file {
+    visit_ours(dir, &mut |path, about| {
+        if about.is_dir() || about.is_file() {
             return Ok(());
         }
-        Err(OpenError::Elsewhere { path: path.to_owned(), link: about.is_symlink() })
+        Err(OpenError::WrongFileType { path: path.to_owned(), link: about.is_symlink() })
     })
 }
 
-/// Whether only `user` and root can change a directory of this owner and mode.
+/// Requires that only `user` and root can change a directory of this owner and mode.
 fn trust(dir: &Path, owned_by: (u32, u32), mode: u32, user: u32) -> Result<(), OpenError> {
     let (owner, group) = owned_by;
     let dir = dir.to_owned();
     if owner != user && owner != 0 {
         return Err(OpenError::ForeignOwner { dir, owner, group, user });
     }
-    if mode & OTHERS_WRITE != 0 {
+    if mode & GROUP_AND_OTHERS_WRITE != 0 {
         return Err(OpenError::OthersMayWrite { dir, mode });
     }
     Ok(())
 }
 
-/// Takes from group and others what they may do with anything in the directory.
-///
-/// # Errors
-///
-/// An [`OpenError`] if the operating system refuses.
+/// Removes all permissions of group and others in the directory.
 pub(super) fn close(dir: &Path) -> Result<(), OpenError> {
     let user = geteuid().as_raw();
-    ours(dir, &mut |path, about| {
+    visit_ours(dir, &mut |path, about| {
         let mode = about.mode() & 0o7777;
-        // Another's can only be root's; where it is needed, opening it says so.
-        if mode & OTHERS == 0 || about.uid() != user {
+        // Another owner can only be root; opening the file reports it if that matters.
+        if mode & GROUP_AND_OTHERS == 0 || about.uid() != user {
             return Ok(());
         }
-        let only = Permissions::from_mode(mode & !OTHERS);
+        let only = Permissions::from_mode(mode & !GROUP_AND_OTHERS);
         fs::set_permissions(path, only).map_err(OpenError::io("close to other users", path))
     })
 }
 
-/// Opens a file of the data directory, unless its name is a link.
+/// Opens a file of the data directory. Fails on a symbolic link.
 pub(super) fn open(options: &OpenOptions, path: &Path) -> std::io::Result<File> {
     let mut options = options.clone();
     options.custom_flags(libc::O_NOFOLLOW).open(path)
 }
 
-type Each<'a> = dyn FnMut(&Path, &Metadata) -> Result<(), OpenError> + 'a;
-
-/// Shows all that the store uses or makes. What it does not know, such as the `lost+found` of a
-/// disk, is not ours to judge.
-fn ours(dir: &Path, each: &mut Each<'_>) -> Result<(), OpenError> {
-    walk(dir, &|name| NAMES.iter().any(|known| name.starts_with(known)), each)
+/// Creates or truncates a file of the data directory, for this user alone.
+pub(super) fn create(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    open(options.write(true).create(true).truncate(true).mode(0o600), path)
 }
 
-fn walk(dir: &Path, which: &dyn Fn(&str) -> bool, each: &mut Each<'_>) -> Result<(), OpenError> {
+type Visit<'a> = dyn FnMut(&Path, &Metadata) -> Result<(), OpenError> + 'a;
+
+/// Visits everything that the store uses. Other names, such as `lost+found`, are ignored.
+fn visit_ours(dir: &Path, visit: &mut Visit<'_>) -> Result<(), OpenError> {
+    walk(dir, &|name| NAMES.iter().any(|known| name.starts_with(known)), visit)
+}
+
+fn walk(dir: &Path, which: &dyn Fn(&str) -> bool, visit: &mut Visit<'_>) -> Result<(), OpenError> {
     for entry in fs::read_dir(dir).map_err(OpenError::io("list", dir))? {
         let path = entry.map_err(OpenError::io("list", dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -97,13 +90,13 @@ fn walk(dir: &Path, which: &dyn Fn(&str) -> bool, each: &mut Each<'_>) -> Result
             continue;
         }
         let about = match fs::symlink_metadata(&path) {
-            // A daemon that has the directory in use removes a file now and then.
+            // Removed by a daemon that uses the directory.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             about => about.map_err(OpenError::io("look at", &path))?,
         };
-        each(&path, &about)?;
+        visit(&path, &about)?;
         if about.is_dir() {
-            walk(&path, &|_| true, each)?;
+            walk(&path, &|_| true, visit)?;
         }
     }
     Ok(())
@@ -120,27 +113,27 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_trusted_where_only_its_user_and_root_can_change_it() {
-        let told = |owner, mode, user| {
+    fn a_directory_is_trusted_if_only_its_user_and_root_can_change_it() {
+        let refusal = |owner, mode, user| {
             let trusted = trust(Path::new("/data"), (owner, 7), mode, user);
             trusted.err().map(|error| error.to_string())
         };
-        assert_eq!(told(1000, 0o700, 1000), None);
-        assert_eq!(told(0, 0o755, 1000), None);
+        assert_eq!(refusal(1000, 0o700, 1000), None);
+        assert_eq!(refusal(0, 0o755, 1000), None);
         for mode in [0o770, 0o720, 0o702, 0o1777, 0o2775] {
-            let told = told(1000, mode, 1000).unwrap();
-            assert!(told.contains(&format!("mode {mode:04o}")), "{told}");
-            assert!(told.contains("chmod go-w /data"), "{told}");
+            let refusal = refusal(1000, mode, 1000).unwrap();
+            assert!(refusal.contains(&format!("mode {mode:04o}")), "{refusal}");
+            assert!(refusal.contains("chmod go-w /data"), "{refusal}");
         }
         for user in [0, 1001] {
-            let told = told(1000, 0o700, user).unwrap();
-            assert!(told.contains("setpriv --reuid=1000 --regid=7"), "{told}");
-            assert!(told.contains(&format!("chown -R {user} /data")), "{told}");
+            let refusal = refusal(1000, 0o700, user).unwrap();
+            assert!(refusal.contains("setpriv --reuid=1000 --regid=7"), "{refusal}");
+            assert!(refusal.contains(&format!("chown -R {user} /data")), "{refusal}");
         }
     }
 
     #[test]
-    fn what_others_may_read_in_a_data_directory_is_closed_to_them() {
+    fn permissions_of_others_in_a_data_directory_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store-000001");
         fs::create_dir(&store).unwrap();

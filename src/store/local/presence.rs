@@ -1,10 +1,9 @@
-//! Whether the open files are still those of the data directory.
+//! Detects that the data directory was removed or replaced.
 //!
-//! A file that was removed can be written and synced for as long as it is open. So where someone
-//! removes the data directory under the daemon, or puts another one in its place, every commit
-//! succeeds and nothing of it is found by the next start. Whatever that start would look for must
-//! therefore be the very files that are open here: looked at after each flush and before it is
-//! answered, and each second while there is none. It takes about 3 us.
+//! A removed file can be written and synced while it is open: every commit would succeed, and the next
+//! start would find none of them. So the files that a start looks for must be the very files that are
+//! open here. This is checked after each flush before it is confirmed, and once a second when idle. It
+//! takes about 3 us.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -16,41 +15,39 @@ use super::Files;
 use super::error::{Failure, OpenError};
 use super::watched::FileId;
 
-/// How often they are looked for where nothing is flushed.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The files of a data directory that a start looks for.
+/// The files that a start looks for.
 #[derive(Debug)]
 pub(super) struct Presence {
     dir: PathBuf,
-    files: [Found; 3],
+    files: [HeldFile; 3],
 }
 
 #[derive(Debug)]
-struct Found {
+struct HeldFile {
     path: PathBuf,
     id: FileId,
-    /// While it is open its number goes to no other file.
+    /// Keeps the inode number from being reused.
     _open: File,
 }
 
 impl Presence {
-    /// They are as they should be, with `store` as the current one.
+    /// Opens the files, with `store` as the current store.
     pub(super) fn of(dir: &Path, store: &str) -> Result<Self, OpenError> {
-        let found = |name: PathBuf| {
+        let hold = |name: PathBuf| {
             let path = dir.join(name);
-            let found = || Ok((File::open(&path)?, FileId::of(&path)?));
-            let (open, id) = found().map_err(OpenError::io("open", &path))?;
-            Ok::<_, OpenError>(Found { path, id, _open: open })
+            let open = || Ok((File::open(&path)?, FileId::of(&path)?));
+            let (open, id) = open().map_err(OpenError::io("open", &path))?;
+            Ok::<_, OpenError>(HeldFile { path, id, _open: open })
         };
         let log = Path::new(store).join("db");
-        let files = [found("LOCK".into())?, found("CURRENT".into())?, found(log)?];
+        let files = [hold("LOCK".into())?, hold("CURRENT".into())?, hold(log)?];
         Ok(Self { dir: dir.to_owned(), files })
     }
 
-    /// Whether they still are.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        for Found { path, id, .. } in &self.files {
+        for HeldFile { path, id, .. } in &self.files {
             let what = match FileId::of(path) {
                 Ok(now) if now == *id => continue,
                 Ok(_) => "is another file".to_owned(),
@@ -59,7 +56,7 @@ impl Presence {
             };
             return Err(Failure::Database(format!(
                 "the data directory {} was removed or replaced while it was in use: {} {what}; \
-                 what was accepted from then on could not be found by the next start",
+                 the next start could not find newly accepted writes",
                 self.dir.display(),
                 path.display()
             )));
@@ -68,27 +65,23 @@ impl Presence {
     }
 }
 
-/// Who looks from time to time.
 pub(super) struct Lookout {
     files: Arc<Files>,
-    /// When that is due, should nothing be flushed until then.
     due: Instant,
 }
 
 impl Lookout {
     pub(super) fn new(files: Arc<Files>, now: Instant) -> Self {
-        Self { files, due: now + LOOK_EVERY }
+        Self { files, due: now + IDLE_INTERVAL }
     }
 
-    /// How much longer nobody needs to look.
     pub(super) fn wait(&self, now: Instant) -> Duration {
         self.due.saturating_duration_since(now)
     }
 
-    /// Fails where what is on disk could not be found by the next start.
     pub(super) fn look(&mut self, now: Instant) -> Result<(), Failure> {
-        self.due = now + LOOK_EVERY;
-        self.files.is_present()
+        self.due = now + IDLE_INTERVAL;
+        self.files.check_presence()
     }
 
     pub(super) fn look_if_due(&mut self, now: Instant) -> Result<(), Failure> {
@@ -103,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_gone_or_another_one_is_noticed_and_the_same_one_is_not() {
+    fn a_removed_or_replaced_file_is_detected_and_a_rewritten_one_is_not() {
         for name in ["LOCK", "CURRENT", "store-000001/db"] {
             let temp = tempfile::tempdir().unwrap();
             let dir = temp.path().join("data");
@@ -121,7 +114,7 @@ mod tests {
             fs::write(dir.join(name), "text").unwrap();
             let why = presence.check().unwrap_err().to_string();
             assert!(why.contains(name) && why.contains("is another file"), "{why}");
-            // The whole directory, moved away.
+            // The whole directory is moved away.
             fs::rename(&dir, temp.path().join("moved")).unwrap();
             assert!(presence.check().unwrap_err().to_string().contains("LOCK is gone"));
         }

@@ -1,4 +1,4 @@
-//! Reads single tasks, and the size of the files, while the committer writes.
+//! Reads single tasks, and the sizes of the store, while the committer writes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,40 +9,28 @@ use super::error::{Failure, ReadError, guarded};
 use super::rows::{Header, Nodes};
 use crate::task::{Task, TaskId};
 
-/// A way to read. Cheap to clone; the data directory stays locked until the last one is dropped.
+/// Reads from the store. Cheap to clone; the data directory stays locked until the last clone is
+/// dropped. A read error does not stop the committer.
 #[derive(Clone)]
-pub struct Reader {
+pub struct StoreReader {
     pub(super) files: Arc<Files>,
 }
 
-impl Reader {
-    /// Reads a task with its value; `None` if it is settled and removed. Blocks on the disk, and
-    /// sees a task no earlier than shortly before its commit.
-    ///
-    /// # Errors
-    ///
-    /// A [`ReadError`] if a row of it is not what was written, or the database fails. Neither
-    /// stops the committer.
+impl StoreReader {
+    /// Reads a task with its value; `None` if it is settled and removed. Blocks on the disk. A task
+    /// becomes visible shortly before its commit.
     pub fn read(&self, id: TaskId) -> Result<Option<Task>, ReadError> {
         guarded(|| Ok(self.files.database().read(id)?))
     }
 
-    /// Reads a task without its value; `None` if it is settled and removed. Blocks on the disk: a
-    /// single row, unless the key or the list of replicas is longer than that.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::read`].
+    /// Reads a task without its value; `None` if it is settled and removed. Blocks on the disk, for
+    /// a single row unless the key or the list of replicas is longer than that.
     pub fn header(&self, id: TaskId) -> Result<Option<Header>, ReadError> {
         guarded(|| Ok(self.files.database().header(id, &mut Nodes::default())?))
     }
 
-    /// Reads tasks without their values, one entry for each of `ids`; `None` also for one that
-    /// cannot be read whole. Blocks on the disk.
-    ///
-    /// # Errors
-    ///
-    /// A [`ReadError`] if the database fails.
+    /// Reads tasks without their values, one entry per id; `None` also for a damaged one. Blocks on
+    /// the disk.
     pub fn headers(&self, ids: &[TaskId]) -> Result<Vec<Option<Header>>, ReadError> {
         let mut nodes = Nodes::default();
         let database = self.files.database();
@@ -53,35 +41,34 @@ impl Reader {
         guarded(|| ids.iter().map(header).collect())
     }
 
-    /// The size of the store's file in bytes, as the committer has last seen it; 0 where the
-    /// operating system does not say. It grows with the backlog; a compaction makes it small again.
+    /// The size of sled's file, as last seen by the committer; 0 if unknown. It grows with the
+    /// backlog until a compaction.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
         self.files.sizes.file.load(Ordering::Relaxed)
     }
 
-    /// The length of the keys and rows in it, in bytes, seen at the same time.
+    /// The size of the keys and rows in the file, as last seen by the committer.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
         self.files.sizes.live.load(Ordering::Relaxed)
     }
 
-    /// What is free on its disk, in bytes, after the last flush; `None` where the system does not
-    /// say.
+    /// After the last flush; `None` if unknown.
     #[must_use]
     pub fn free_bytes(&self) -> Option<u64> {
         Some(self.files.sizes.free.load(Ordering::Relaxed)).filter(|&free| free != u64::MAX)
     }
 
-    /// How often the store was compacted since the start.
+    /// Since the start.
     #[must_use]
     pub fn compactions(&self) -> u64 {
         self.files.sizes.compactions.load(Ordering::Relaxed)
     }
 }
 
-impl fmt::Debug for Reader {
+impl fmt::Debug for StoreReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").finish_non_exhaustive()
+        f.debug_struct("StoreReader").finish_non_exhaustive()
     }
 }

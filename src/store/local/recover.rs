@@ -1,67 +1,56 @@
-//! Reads what is on disk, once, at the start: every live task in the order of acceptance.
+//! Reads every unsettled task at the start, in the order of acceptance.
 //!
-//! Everything is looked at and compared with the ledger before anything is changed: a row that is
-//! missing is for a person to decide. Then what crashes have left is removed. If anything cannot be
-//! read, it is set aside and the rest is written into a fresh store (`rebuild.rs`), from which the
-//! tasks are handed over once more.
+//! First everything is read and compared with the ledger, and nothing is changed: missing rows are
+//! for a person to decide. Then orphans are removed. If anything is damaged, it is set aside and
+//! the rest is copied into a fresh store (`integrity/rebuild.rs`), from which the tasks are read
+//! again.
 
 use super::database::Database;
-use super::error::{Failure, Gone};
-use super::integrity::quarantine::{Newer, Quarantine, SetAside};
-use super::integrity::rebuild::{Place, Rebuilt, rebuild, told};
+use super::error::{Failure, MissingRows};
+use super::integrity::quarantine::{self, NewerTasks, SetAside};
+use super::integrity::rebuild::{RebuildSource, Rebuilt, rebuild};
 use super::integrity::scan::{self, Scan, SideTables};
 use super::rows::Header;
 use crate::faults;
 use crate::task::{Idempotency, Progress, TaskId};
 
-/// A task that was accepted and is not settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
-    /// The task, without its value.
     pub header: Header,
-    /// The key that its client gave it; `None` also for a task from before format 4.
+    /// `None` also for a task from before format 4.
     pub idempotency: Option<Idempotency>,
-    /// What each replica has had of it, one entry for each of [`Header::replicas`].
+    /// One entry for each of [`Header::replicas`].
     pub progress: Vec<Progress>,
 }
 
-/// What recovery found, for the log and the metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
-    /// Tasks handed over.
     pub tasks: u64,
-    /// The length of their values together, in bytes.
     pub value_bytes: u64,
-    /// Dead letters among their deliveries.
     pub dead_letters: u64,
-    /// Rows removed because their task is gone.
+    /// Rows that were removed because their task is gone.
     pub orphans_removed: u64,
-    /// Idempotency keys that a crash had left in the rows of their tasks alone.
+    /// Idempotency keys whose own row a crash had kept from the disk.
     pub keys_restored: u64,
-    /// The file `COMMITTED` was there and could be read, or the store is new. Without it, a log
-    /// that has lost its end would not have been noticed at this start.
-    pub witnessed: bool,
-    /// What could not be read, and where it is now.
+    /// `COMMITTED` could be read, or the store is new. Without it a lost end of the log would not
+    /// have been noticed at this start.
+    pub had_marker: bool,
     pub set_aside: SetAside,
-    /// The store was damaged, and a fresh one with what is whole has taken its place.
+    /// The store was damaged and has been replaced by a fresh one.
     pub rebuilt: bool,
-    /// Rows in the quarantine, those of former starts included.
+    /// Rows in the quarantine, including those of earlier starts.
     pub quarantined_rows: u64,
 }
 
-/// What recovery hands over, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "nearly all are tasks")]
-pub enum Handed {
-    /// A task, in the order of acceptance.
+pub enum RecoveryEvent {
     Task(Recovered),
-    /// The store is damaged: what was handed over before is to be forgotten, and what is whole comes
-    /// once more as it is now.
+    /// The store is damaged: discard all tasks so far. The intact ones follow again.
     Restart,
 }
 
-impl Handed {
-    /// Keeps `all` as what has been handed over and not to be forgotten.
+impl RecoveryEvent {
     pub fn collect_into(self, all: &mut Vec<Recovered>) {
         match self {
             Self::Task(task) => all.push(task),
@@ -70,64 +59,59 @@ impl Handed {
     }
 }
 
-/// What to do about rows that the ledger counts and that are not there.
+/// What to do about rows that the ledger counts and that are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnMissing {
-    /// Change nothing and say so.
+    /// Fail and change nothing.
     Refuse,
-    /// Go on with what is left.
+    /// Continue with what is left, in a fresh store.
     Accept,
 }
 
-/// What is there once the store is in order.
 pub(super) struct Recovery {
     pub(super) report: RecoveryReport,
-    /// Every id from here on is unused.
+    /// The first unused id.
     pub(super) unused: TaskId,
     pub(super) side_tables: SideTables,
-    /// The name of the store that took the place of a damaged one, and the store.
+    /// The store that replaced a damaged one, and its name.
     pub(super) fresh: Option<(String, Database)>,
 }
 
-/// Brings the store into order: compares it with the ledger and removes what crashes have left; or,
-/// if anything is damaged, the log among it, sets that aside and puts a fresh store with the rest in
-/// its place. With [`OnMissing::Accept`] it is taken for damaged.
+/// Brings the store into order: compares it with the ledger and removes orphans; or, if anything in
+/// it or in its log is damaged, sets that aside and replaces the store by a fresh one.
 pub(super) fn mend(
     database: &Database,
-    place: Place<'_>,
+    source: RebuildSource<'_>,
     missing: OnMissing,
-    each: &mut dyn FnMut(Handed),
+    each: &mut dyn FnMut(RecoveryEvent),
 ) -> Result<Recovery, Failure> {
-    let mut found = scan::walk(database, &mut |task| each(Handed::Task(task)))?;
-    if missing == OnMissing::Refuse
-        && let Some(gone) = gone(database, &found)
-    {
-        return Err(Failure::Gone(gone));
+    let mut found = scan::walk(database, &mut |task| each(RecoveryEvent::Task(task)))?;
+    if missing == OnMissing::Refuse {
+        refuse_missing(database, &found)?;
     }
     let after = found.highest.map_or(0, |id| id.0.saturating_add(1));
-    let born = TaskId(place.now.0 / 1_000);
-    let unused = database.sequence()?.unwrap_or(born).max(TaskId(after));
+    let first_id = TaskId(source.now.0 / 1_000);
+    let unused = database.sequence()?.unwrap_or(first_id).max(TaskId(after));
     let orphans_removed = found.orphans.len() as u64;
     let keys_restored = found.keyless.len() as u64;
     let (mut set_aside, mut fresh) = (SetAside::default(), None);
-    let intact = place.log_is_whole && !found.returned && found.damaged.is_empty();
+    let intact = source.log_is_whole && !found.returned && found.damaged.is_empty();
     if missing == OnMissing::Accept || !intact {
-        each(Handed::Restart);
-        let quarantine = Quarantine::of(place.directory.path(), place.store, place.now);
-        set_aside = quarantine.set_aside(database, found.damaged.clone())?;
-        let newer = Newer::among(database, &found.damaged)?;
+        each(RecoveryEvent::Restart);
+        let RebuildSource { directory, store, now, .. } = source;
+        let damaged = found.damaged.clone();
+        set_aside = quarantine::set_aside(directory.path(), store, now, database, damaged)?;
+        let newer = NewerTasks::among(database, &found.damaged)?;
         let Rebuilt { name, database, superseded } =
-            rebuild(database, &found, &newer, place, unused)?;
+            rebuild(database, &found, &newer, source, unused)?;
         set_aside.superseded = superseded;
-        found = scan::walk(&database, &mut |task| each(Handed::Task(task)))?;
+        found = scan::walk(&database, &mut |task| each(RecoveryEvent::Task(task)))?;
         if let Some(damage) = found.damaged.pop() {
             return Err(damage.into());
         }
-        if let Some(gone) = gone(&database, &found) {
-            return Err(Failure::Gone(gone));
-        }
-        place.directory.announce(&name).map_err(told)?;
-        place.directory.adopt(&name).map_err(told)?;
+        refuse_missing(&database, &found)?;
+        source.directory.announce(&name)?;
+        source.directory.adopt(&name)?;
         fresh = Some((name, database));
     } else {
         database.adopt(found.highest, found.tallies, found.live_bytes);
@@ -141,26 +125,28 @@ pub(super) fn mend(
             faults::point("recover.key-written");
         }
     }
-    let Scan { tasks, value_bytes, dead_letters, side_tables, .. } = found;
-    let rebuilt = fresh.is_some();
     let report = RecoveryReport {
-        tasks,
-        value_bytes,
-        dead_letters,
+        tasks: found.tasks,
+        value_bytes: found.value_bytes,
+        dead_letters: found.dead_letters,
         orphans_removed,
         keys_restored,
         set_aside,
-        rebuilt,
+        rebuilt: fresh.is_some(),
         ..RecoveryReport::default()
     };
-    Ok(Recovery { report, unused, side_tables, fresh })
+    Ok(Recovery { report, unused, side_tables: found.side_tables, fresh })
 }
 
-/// What must be there by the ledger, and is not.
-pub(super) fn gone(database: &Database, found: &Scan) -> Option<Gone> {
+fn refuse_missing(database: &Database, found: &Scan) -> Result<(), Failure> {
+    missing_rows(database, found).map_or(Ok(()), |missing| Err(Failure::RowsGone(missing)))
+}
+
+/// What the ledger counts and the scan did not find.
+pub(super) fn missing_rows(database: &Database, found: &Scan) -> Option<MissingRows> {
     let (ledger, binding) = database.ledger();
     let differ = ledger.tallies.differ(&found.counted, &found.broken).filter(|_| binding)?;
-    Some(Gone(differ))
+    Some(MissingRows(differ))
 }
 
 #[cfg(test)]

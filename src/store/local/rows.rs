@@ -1,30 +1,21 @@
-//! What stands in a row, byte by byte; with `rows/` the only place that names bincode.
+//! The bytes of a row. Only this module and `rows/` name bincode.
 //!
 //! ```text
 //! row      = version (1 byte, now 1) · checksum (4, big endian) · payload
 //! checksum = CRC-32 of version · tag of the tree · key · payload
 //! ```
 //!
-//! The checksum covers the key and the tree, so that a row is only good in its own place. A
-//! payload in `meta` is one or more big endian numbers, a chunk's is its bytes, all others are
-//! bincode 2 in its standard configuration, of the private types below. These are the format: a
-//! change to one of them is a migration.
+//! The checksum covers tree and key, so a row is valid only in its own place. A payload in `meta`
+//! is one or more big endian numbers, a chunk's is raw bytes, all others are bincode 2 (standard
+//! configuration) of the types below. **A change to one of these types is a migration.**
 //!
-//! A task is one stream of bytes: its envelope (all but the value), then its value. The row in
-//! `tasks` says how long the two are and holds the beginning of the stream, chunks in `values`
-//! the rest. So a small task is a single row, and however large a task is, no row is larger than
-//! about 4 KiB: sled keeps some 16 rows in a leaf, and a leaf over 128 KiB would go to a file of
-//! its own that it never syncs.
+//! A task is a stream of bytes: the envelope (all but the value), then the value. Its row in `tasks`
+//! holds both lengths and the head of the stream; chunks in `values` hold the rest. So no row exceeds
+//! 4 KiB: sled keeps about 16 rows in a leaf, and never syncs a leaf over 128 KiB. Error texts are
+//! truncated for the same reason.
 //!
-//! The envelope is that of format 2, and where there is more to say than was said then, an
-//! [`EnvelopeMore`] behind it. A task that has nothing of it is the same bytes in both formats, and
-//! a row of format 2 is read as one that has nothing: eventual, and of no trace. Format 2 itself
-//! took bytes behind its envelope for damage, so nothing that it wrote can be misread.
-//!
-//! The key that a client gave its write stands behind that, from format 4 on, so that no crash leaves
-//! a task without it. Format 3 took bytes there for damage, so the same holds of it.
-//!
-//! For the same reason the texts of errors are cut to fit when they are written.
+//! The envelope is [`EnvelopeRow`], then optionally [`EnvelopeMore`] (from format 3), then optionally
+//! [`KeyRow`] (from format 4). Older formats take trailing bytes for damage and cannot misread them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,8 +23,8 @@ use std::sync::Arc;
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::error::DecodeError;
 use bincode::{BorrowDecode, Encode};
+use bytes::Bytes;
 
-use super::database::Database;
 use super::error::{Damage, Failure};
 use super::keys::Tree;
 use crate::task::{
@@ -49,25 +40,22 @@ pub(super) use kept::{idempotency, read_idempotency, read_replica, replica};
 const ROW_VERSION: u8 = 1;
 const FRAME_BYTES: usize = 5;
 
-/// How much of a task's stream its row in `tasks` holds. With the frame and the two lengths (at
-/// most nine bytes each) the row is at most 4 KiB.
+/// The part of the stream in a row of `tasks`. With the frame and the two lengths (at most nine
+/// bytes each) the row is at most 4 KiB.
 pub(super) const HEAD_BYTES: usize = 4096 - FRAME_BYTES - 18;
-/// How much of a task's stream one row in `values` holds.
 pub(super) const CHUNK_BYTES: usize = 4096;
-/// Room for all the error texts of one row together; one alone gets at most a third of it.
+/// For all error texts of one row together; a single one gets at most a third.
 const ERROR_BYTES: usize = 3 * 1024;
 
-/// The decoder reserves memory by what a length says, before it finds that the bytes are not there;
-/// a limit for each size of a payload keeps that in proportion. No element takes 64 times its bytes.
+/// bincode reserves memory by the length that it reads, before it finds that the bytes are missing.
+/// A limit by the size of the payload bounds that: no element takes 64 times its bytes.
 type Bincode<const LIMIT: usize> = Configuration<LittleEndian, Varint, Limit<LIMIT>>;
-/// The longest payload of a row by itself, and more.
+/// Above the longest payload of a single row.
 const SMALL: usize = 16 << 10;
 const BINCODE_SMALL: Bincode<{ SMALL * 64 }> = bincode::config::standard().with_limit();
-/// Larger than any envelope, which can go over many rows: 65,536 replicas with the longest addresses
-/// are half of it.
+/// Above any envelope: 65,536 replicas with the longest addresses are half of it.
 const BINCODE: Bincode<{ 128 << 20 }> = bincode::config::standard().with_limit();
 
-/// Puts a payload into its frame.
 pub(super) fn seal(tree: Tree, key: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut row = Vec::with_capacity(FRAME_BYTES + payload.len());
     row.push(ROW_VERSION);
@@ -76,13 +64,13 @@ pub(super) fn seal(tree: Tree, key: &[u8], payload: &[u8]) -> Vec<u8> {
     row
 }
 
-/// Takes the payload out of a row that lies in `tree` under `key`.
+/// Checks the frame and returns the payload.
 pub(super) fn unseal<'a>(tree: Tree, key: &[u8], row: &'a [u8]) -> Result<&'a [u8], Damage> {
     let damage = |what| damage(tree, key, what);
     let Some((&[version, ref sum @ ..], payload)) = row.split_first_chunk::<FRAME_BYTES>() else {
         return Err(damage("is cut short"));
     };
-    // Before the version: a flipped bit there is damage, not a format of the future.
+    // Before the version: a flipped bit there is damage, not a future format.
     if checksum(version, tree, key, payload) != u32::from_be_bytes(*sum) {
         return Err(damage("fails its checksum"));
     }
@@ -90,6 +78,34 @@ pub(super) fn unseal<'a>(tree: Tree, key: &[u8], row: &'a [u8]) -> Result<&'a [u
         return Err(damage("is in a version that this binary does not know"));
     }
     Ok(payload)
+}
+
+/// The payload of a row that may be damaged.
+pub(super) fn unchecked_payload(row: &[u8]) -> &[u8] {
+    row.get(FRAME_BYTES..).unwrap_or_default()
+}
+
+pub(super) fn read<'a, T>(
+    tree: Tree,
+    key: &[u8],
+    row: &'a [u8],
+    decode: impl FnOnce(&'a [u8]) -> Option<T>,
+) -> Result<T, Damage> {
+    decode(unseal(tree, key, row)?).ok_or_else(|| undecodable(tree, key))
+}
+
+/// Reads a row of `meta`; `None` if it is missing.
+pub(super) fn read_meta<T>(
+    meta: &sled::Tree,
+    key: &[u8],
+    decode: impl FnOnce(&[u8]) -> Option<T>,
+) -> Result<Option<T>, Failure> {
+    Ok(meta.get(key)?.map(|row| read(Tree::Meta, key, &row, decode)).transpose()?)
+}
+
+/// Decodes a payload that is a single `u64`.
+pub(super) fn number(payload: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(payload.try_into().ok()?))
 }
 
 fn checksum(version: u8, tree: Tree, key: &[u8], payload: &[u8]) -> u32 {
@@ -100,15 +116,18 @@ fn checksum(version: u8, tree: Tree, key: &[u8], payload: &[u8]) -> u32 {
     sum.finalize()
 }
 
-/// The checksum that a row carries, whether it is right or not.
-pub(super) fn checksum_in(row: &[u8]) -> u32 {
+/// The checksum stored in a row, right or wrong.
+pub(super) fn stored_checksum(row: &[u8]) -> u32 {
     let sum = row.get(1..FRAME_BYTES).and_then(|bytes| bytes.try_into().ok());
     sum.map_or(0, u32::from_be_bytes)
 }
 
-/// This row is not what was written.
 pub(super) fn damage(tree: Tree, key: &[u8], what: &'static str) -> Damage {
     Damage { tree, key: key.to_vec(), what }
+}
+
+pub(super) fn undecodable(tree: Tree, key: &[u8]) -> Damage {
+    damage(tree, key, "does not decode")
 }
 
 fn encode(row: impl Encode) -> Result<Vec<u8>, Failure> {
@@ -120,7 +139,7 @@ fn decode<'a, T: BorrowDecode<'a, ()>>(payload: &'a [u8]) -> Option<T> {
     (read == payload.len()).then_some(row)
 }
 
-/// Decodes what a payload begins with, and says how many bytes that are.
+/// Also returns how many bytes were read.
 fn decode_first<'a, T: BorrowDecode<'a, ()>>(payload: &'a [u8]) -> Result<(T, usize), DecodeError> {
     if payload.len() <= SMALL {
         bincode::borrow_decode_from_slice(payload, BINCODE_SMALL)
@@ -129,7 +148,7 @@ fn decode_first<'a, T: BorrowDecode<'a, ()>>(payload: &'a [u8]) -> Result<(T, us
     }
 }
 
-/// What stands before the stream's first part in a row of `tasks`.
+/// The beginning of a row of `tasks`, before the stream.
 #[derive(Encode, BorrowDecode)]
 struct Lengths {
     envelope: u64,
@@ -146,8 +165,7 @@ struct EnvelopeRow<'a> {
     user_id: Option<&'a str>,
 }
 
-/// What format 3 knows of a task beyond [`EnvelopeRow`]; not there for an eventual write of no
-/// trace, unless a [`KeyRow`] follows.
+/// From format 3. Absent for an eventual write without a trace, unless a [`KeyRow`] follows.
 #[derive(Encode, BorrowDecode)]
 struct EnvelopeMore<'a> {
     consistency: u8,
@@ -160,7 +178,7 @@ struct TraceRow<'a> {
     state: Option<&'a str>,
 }
 
-/// What format 4 knows beyond [`EnvelopeMore`]; not there for a write without an idempotency key.
+/// From format 4. Absent for a write without an idempotency key.
 #[derive(Encode, BorrowDecode)]
 struct KeyRow<'a> {
     key: &'a str,
@@ -173,14 +191,12 @@ const STRONG: u8 = 1;
 const SET: u8 = 0;
 const DELETE: u8 = 1;
 
-/// A task on its way into its rows.
-pub(super) struct Stream<'a> {
+pub(super) struct TaskStream<'a> {
     envelope: Vec<u8>,
     value: &'a [u8],
 }
 
-impl<'a> Stream<'a> {
-    /// The stream of a task, whose client may have given it a key.
+impl<'a> TaskStream<'a> {
     pub(super) fn of(task: &'a Task, idempotency: Option<&Idempotency>) -> Result<Self, Failure> {
         let envelope = EnvelopeRow {
             key: &task.key,
@@ -213,7 +229,6 @@ impl<'a> Stream<'a> {
         Ok(Self { envelope, value: &task.value })
     }
 
-    /// What stands before the value.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn envelope(&self) -> &[u8] {
         &self.envelope
@@ -239,7 +254,7 @@ impl<'a> Stream<'a> {
         })
     }
 
-    /// Appends up to `bytes` of the stream from `start` on.
+    /// Appends up to `bytes` of the stream to `out`.
     fn copy(&self, start: usize, bytes: usize, out: &mut Vec<u8>) {
         let value_starts = self.envelope.len();
         let end = start + bytes;
@@ -250,21 +265,16 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// A row of `tasks`: what it says of its task's stream, and the beginning of it.
-pub(super) struct Head<'a> {
-    /// The length of the envelope, in bytes.
+/// A decoded row of `tasks`. `envelope` and `value` are lengths, `bytes` is the head of the stream.
+pub(super) struct TaskHead<'a> {
     pub(super) envelope: usize,
-    /// The length of the value, in bytes.
     pub(super) value: usize,
-    /// The beginning of the stream.
     pub(super) bytes: &'a [u8],
 }
 
-impl<'a> Head<'a> {
-    /// Reads a row of `tasks`.
+impl<'a> TaskHead<'a> {
     pub(super) fn read(key: &[u8], row: &'a [u8]) -> Result<Self, Damage> {
-        let payload = unseal(Tree::Tasks, key, row)?;
-        Self::parse(payload).ok_or_else(|| damage(Tree::Tasks, key, "does not decode"))
+        read(Tree::Tasks, key, row, Self::parse)
     }
 
     pub(super) fn parse(payload: &'a [u8]) -> Option<Self> {
@@ -278,28 +288,26 @@ impl<'a> Head<'a> {
         (head.bytes.len() == stream.min(HEAD_BYTES)).then_some(head)
     }
 
-    /// How long the whole stream is, in bytes.
+    /// The length of the stream.
     pub(super) fn stream(&self) -> usize {
         self.envelope.saturating_add(self.value)
     }
 
-    /// How many rows of `values` belong to the task.
     pub(super) fn chunks(&self) -> usize {
         self.stream().saturating_sub(HEAD_BYTES).div_ceil(CHUNK_BYTES)
     }
 
-    /// How long the payload of the chunk with this number is.
     pub(super) fn chunk_bytes(&self, number: usize) -> usize {
         let start = number.saturating_mul(CHUNK_BYTES).saturating_add(HEAD_BYTES);
         self.stream().saturating_sub(start).min(CHUNK_BYTES)
     }
 }
 
-/// The payload of the chunk with this number.
+/// Unseals a chunk and checks its length.
 pub(super) fn chunk<'a>(
     key: &[u8],
     row: &'a [u8],
-    head: &Head<'_>,
+    head: &TaskHead<'_>,
     number: usize,
 ) -> Result<&'a [u8], Damage> {
     let payload = unseal(Tree::Values, key, row)?;
@@ -309,34 +317,24 @@ pub(super) fn chunk<'a>(
     Ok(payload)
 }
 
-/// An accepted write without its value: what recovery hands over, so that the values of a large
-/// queue need not fit into memory.
+/// A task without its value. Recovery returns these, because the values of a long queue need not
+/// fit into memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Its place in the order of acceptance.
     pub id: TaskId,
-    /// The key as the client wrote it.
     pub key: String,
-    /// SET or DELETE.
     pub operation: Operation,
-    /// When it was accepted.
     pub accepted_at: Timestamp,
-    /// From when on the key is to be gone; `None` is never.
     pub expires_at: Option<Timestamp>,
-    /// The nodes that are to hold the write.
     pub replicas: Vec<Node>,
-    /// Whose write this is.
     pub user_id: Option<String>,
-    /// What the client waited for; eventual for a task from before format 3, which did not say.
+    /// Eventual for a task from before format 3, which did not store it.
     pub consistency: Consistency,
-    /// The trace that it belongs to.
     pub trace: Option<Trace>,
-    /// How long the value is, in bytes.
     pub value_bytes: usize,
 }
 
 impl Header {
-    /// What stands before the value of a task.
     #[must_use]
     pub fn of(task: &Task) -> Self {
         Self {
@@ -352,9 +350,23 @@ impl Header {
             value_bytes: task.value.len(),
         }
     }
+
+    pub(super) fn into_task(self, value: Bytes) -> Task {
+        Task {
+            id: self.id,
+            key: self.key,
+            operation: self.operation,
+            value,
+            accepted_at: self.accepted_at,
+            expires_at: self.expires_at,
+            replicas: self.replicas,
+            user_id: self.user_id,
+            consistency: self.consistency,
+            trace: self.trace,
+        }
+    }
 }
 
-/// Reads the envelope of a task; `None` if it does not decode.
 pub(super) fn header(
     id: TaskId,
     envelope: &[u8],
@@ -364,8 +376,6 @@ pub(super) fn header(
     header_and_key(id, envelope, value_bytes, nodes).map(|(header, _)| header)
 }
 
-/// Reads the envelope of a task, and in it the key that its client gave it; `None` if it does not
-/// decode.
 pub(super) fn header_and_key(
     id: TaskId,
     envelope: &[u8],
@@ -409,43 +419,20 @@ pub(super) fn header_and_key(
     Some((header, key))
 }
 
-/// What the row of a task seems to say, whatever its checksum is: for a task that is set aside.
-/// `None` if it does not decode.
-pub(super) fn guess_header(database: &Database, id: TaskId) -> Result<Option<Header>, Failure> {
-    let Some(row) = database.tasks.get(super::keys::of_task(id))? else {
-        return Ok(None);
-    };
-    let Some(head) = row.get(FRAME_BYTES..).and_then(Head::parse) else {
-        return Ok(None);
-    };
-    let mut stream = head.bytes.to_vec();
-    for number in (0..).take(head.chunks()) {
-        if stream.len() >= head.envelope {
-            break;
-        }
-        let Some(chunk) = database.values.get(super::keys::of_chunk(id, number))? else {
-            return Ok(None);
-        };
-        stream.extend_from_slice(chunk.get(FRAME_BYTES..).unwrap_or_default());
-    }
-    let envelope = stream.get(..head.envelope);
-    Ok(envelope.and_then(|envelope| header(id, envelope, head.value, &mut Nodes::default())))
-}
-
-/// Nodes that were read before. A million tasks name the same few: parsed once, held once.
+/// Parsed nodes. A million tasks name the same few: each is parsed and stored once.
 #[derive(Default)]
 pub(super) struct Nodes(HashMap<String, Node>);
 
 impl Nodes {
-    /// More than a cluster has; where every task names others, memory stays bounded.
-    const MOST: usize = 4096;
+    /// Above any cluster; bounds the memory if every task names other nodes.
+    const MAX: usize = 4096;
 
     fn get(&mut self, text: &str) -> Node {
         if let Some(node) = self.0.get(text) {
             return node.clone();
         }
         let node = Node::from_normal(text);
-        if self.0.len() >= Self::MOST {
+        if self.0.len() >= Self::MAX {
             self.0.clear();
         }
         self.0.insert(text.to_owned(), node.clone());
@@ -462,15 +449,14 @@ enum ProgressRow<'a> {
     },
     Delivered,
     Superseded,
-    /// The rest stands in `dead_letters`.
+    /// The rest is in `dead_letters`.
     Dead,
-    Doubted {
+    Ambiguous {
         since: u64,
     },
     Resend,
 }
 
-/// The payload of a row in `progress`, one entry a replica.
 pub(super) fn progress(entries: &[Progress]) -> Result<Vec<u8>, Failure> {
     let failed = |entry: &&Progress| matches!(entry, Progress::Failed { .. });
     let room = ERROR_BYTES / entries.iter().filter(failed).count().max(3);
@@ -479,19 +465,19 @@ pub(super) fn progress(entries: &[Progress]) -> Result<Vec<u8>, Failure> {
         .map(|entry| match entry {
             Progress::Untouched => ProgressRow::Untouched,
             Progress::Failed { failures, error } => {
-                ProgressRow::Failed { failures: *failures, error: cut(error, room) }
+                ProgressRow::Failed { failures: *failures, error: truncate(error, room) }
             }
             Progress::Delivered => ProgressRow::Delivered,
             Progress::Superseded => ProgressRow::Superseded,
             Progress::Dead(_) => ProgressRow::Dead,
-            Progress::Ambiguous { since } => ProgressRow::Doubted { since: since.0 },
+            Progress::Ambiguous { since } => ProgressRow::Ambiguous { since: since.0 },
             Progress::Resend => ProgressRow::Resend,
         })
         .collect();
     encode(row)
 }
 
-/// Reads a payload of `progress`. `None` stands for a dead letter, whose row has the rest.
+/// `None` stands for a dead letter.
 pub(super) fn read_progress(payload: &[u8]) -> Option<Vec<Option<Progress>>> {
     let row: Vec<ProgressRow<'_>> = decode(payload)?;
     let entries = row.into_iter().map(|entry| {
@@ -503,7 +489,7 @@ pub(super) fn read_progress(payload: &[u8]) -> Option<Vec<Option<Progress>>> {
             ProgressRow::Delivered => Progress::Delivered,
             ProgressRow::Superseded => Progress::Superseded,
             ProgressRow::Dead => return None,
-            ProgressRow::Doubted { since } => Progress::Ambiguous { since: Timestamp(since) },
+            ProgressRow::Ambiguous { since } => Progress::Ambiguous { since: Timestamp(since) },
             ProgressRow::Resend => Progress::Resend,
         })
     });
@@ -522,7 +508,6 @@ const REJECTED: u8 = 0;
 const GAVE_UP: u8 = 1;
 const RETRY_OVERFLOW: u8 = 2;
 
-/// The payload of a row in `dead_letters`.
 pub(super) fn dead_letter(letter: &DeadLetter) -> Result<Vec<u8>, Failure> {
     encode(DeadLetterRow {
         cause: match letter.cause {
@@ -531,12 +516,11 @@ pub(super) fn dead_letter(letter: &DeadLetter) -> Result<Vec<u8>, Failure> {
             Cause::RetryOverflow => RETRY_OVERFLOW,
         },
         failures: letter.failures,
-        error: cut(&letter.error, ERROR_BYTES / 3),
+        error: truncate(&letter.error, ERROR_BYTES / 3),
         since: letter.since.0,
     })
 }
 
-/// Reads a payload of `dead_letters`.
 pub(super) fn read_dead_letter(payload: &[u8]) -> Option<DeadLetter> {
     let row: DeadLetterRow<'_> = decode(payload)?;
     Some(DeadLetter {
@@ -552,8 +536,8 @@ pub(super) fn read_dead_letter(payload: &[u8]) -> Option<DeadLetter> {
     })
 }
 
-/// The beginning of a text, in whole characters.
-fn cut(text: &str, bytes: usize) -> &str {
+/// At most `bytes` of a text, in whole characters.
+fn truncate(text: &str, bytes: usize) -> &str {
     let end = (0..=bytes.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
     end.and_then(|end| text.get(..end)).unwrap_or_default()
 }

@@ -10,8 +10,8 @@ use crate::task::{
 
 mod model;
 
-pub(super) fn settings(dir: &Path) -> Settings {
-    Settings {
+pub(super) fn settings(dir: &Path) -> StoreSettings {
+    StoreSettings {
         dir: dir.to_owned(),
         cache_bytes: 8 << 20,
         min_free_bytes: 0,
@@ -26,16 +26,16 @@ pub(super) fn open(dir: &Path) -> (Opened, Vec<Recovered>, RecoveryReport) {
 
 pub(super) fn open_with(dir: &Path, notify: Notify) -> (Opened, Vec<Recovered>, RecoveryReport) {
     let mut recovered = Vec::new();
-    let (opened, report) = Store::open(&settings(dir))
+    let (opened, report) = LocalStore::open(&settings(dir))
         .unwrap()
-        .recover(&mut |handed: Handed| handed.collect_into(&mut recovered), notify)
+        .recover(&mut |handed: RecoveryEvent| handed.collect_into(&mut recovered), notify)
         .unwrap();
     (opened, recovered, report)
 }
 
-/// The error of opening what is in `dir`.
+/// The error of opening the store in `dir`.
 pub(super) fn refusal(dir: &Path) -> String {
-    let store = match Store::open(&settings(dir)) {
+    let store = match LocalStore::open(&settings(dir)) {
         Ok(store) => store,
         Err(error) => return error.to_string(),
     };
@@ -49,7 +49,7 @@ pub(super) fn close(opened: Opened) {
     closed.blocking_recv().unwrap().unwrap();
 }
 
-/// Ends the writing alone.
+/// Closes the committer only.
 fn close_but_keep(opened: &Opened) {
     opened.committer.close().blocking_recv().unwrap().unwrap();
 }
@@ -58,12 +58,12 @@ pub(super) fn accept(opened: &Opened, task: &Task) -> Result<(), CommitError> {
     hand_in(opened, task).blocking_recv().unwrap()
 }
 
-/// Hands a task to the committer, and where its answer will be.
+/// Hands a task to the committer and returns the receiver of its answer.
 pub(super) fn hand_in(opened: &Opened, task: &Task) -> oneshot::Receiver<Result<(), CommitError>> {
     hand_in_with(opened, task, None)
 }
 
-/// The same for a task whose client gave it a key.
+/// The same for a task with an idempotency key.
 pub(super) fn hand_in_with(
     opened: &Opened,
     task: &Task,
@@ -71,7 +71,7 @@ pub(super) fn hand_in_with(
 ) -> oneshot::Receiver<Result<(), CommitError>> {
     let (reply, answer) = oneshot::channel();
     let reply = move |result| {
-        // Not everyone waits.
+        // The receiver may be dropped.
         let _ = reply.send(result);
     };
     opened.committer.accept(Arc::new(task.clone()), idempotency, Some(Box::new(reply)));
@@ -105,7 +105,7 @@ const NOTHING: RecoveryReport = RecoveryReport {
     dead_letters: 0,
     orphans_removed: 0,
     keys_restored: 0,
-    witnessed: true,
+    had_marker: true,
     set_aside: SetAside { file: None, damaged: vec![], rows: 0, superseded: 0 },
     rebuilt: false,
     quarantined_rows: 0,
@@ -129,12 +129,12 @@ pub(super) fn dead(cause: Cause) -> Progress {
     })
 }
 
-/// The data directory as it is on disk now, as after a kill -9.
+/// A copy of the data directory, as a kill -9 would leave it.
 pub(super) fn image(dir: &Path) -> TempDir {
     fn copy(from: &Path, to: &Path) {
         let mut paths: Vec<_> =
             std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()).collect();
-        // The commit marker before the store, so that it is not ahead where a commit comes between.
+        // The commit marker before the store, so that it is not ahead if a commit comes between.
         paths.sort_by_key(|path| path.is_dir());
         for path in paths {
             let to = to.join(path.file_name().unwrap());
@@ -151,31 +151,16 @@ pub(super) fn image(dir: &Path) -> TempDir {
     image
 }
 
-fn header(task: &Task) -> Header {
-    Header {
-        id: task.id,
-        key: task.key.clone(),
-        operation: task.operation,
-        accepted_at: task.accepted_at,
-        expires_at: task.expires_at,
-        replicas: task.replicas.clone(),
-        user_id: task.user_id.clone(),
-        consistency: task.consistency,
-        trace: task.trace.clone(),
-        value_bytes: task.value.len(),
-    }
-}
-
 fn untouched(task: &Task) -> Recovered {
     let progress = vec![Progress::Untouched; task.replicas.len()];
-    Recovered { header: header(task), idempotency: None, progress }
+    Recovered { header: Header::of(task), idempotency: None, progress }
 }
 
 fn trace(state: Option<&str>) -> Trace {
     Trace { parent: "p".repeat(Trace::MAX_PARENT_BYTES).into(), state: state.map(Box::from) }
 }
 
-/// Small, large, odd: nothing about these is lost.
+/// Small, large and odd tasks.
 fn menagerie() -> Vec<Task> {
     vec![
         small(10),
@@ -228,15 +213,15 @@ fn tasks_of_every_size_come_back_as_they_were() {
 }
 
 #[test]
-fn headers_are_read_without_their_values_and_a_damaged_one_is_none_of_the_others_business() {
+fn headers_are_read_without_values_and_a_damaged_task_does_not_affect_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     let tasks = menagerie();
     for task in &tasks {
         accept(&opened, task).unwrap();
-        assert_eq!(opened.reader.header(task.id).unwrap(), Some(header(task)));
+        assert_eq!(opened.reader.header(task.id).unwrap(), Some(Header::of(task)));
     }
-    // The value of 12 is damaged, the envelope of 14 and the row of 16 as well; 13 is settled.
+    // Damaged: the value of 12, the envelope of 14 and the row of 16. 13 is settled.
     let values = &opened.reader.files.database().values;
     values.insert(keys::of_chunk(TaskId(12), 0), b"?").unwrap();
     values.remove(keys::of_chunk(TaskId(14), 3)).unwrap().unwrap();
@@ -247,7 +232,7 @@ fn headers_are_read_without_their_values_and_a_damaged_one_is_none_of_the_others
     let lost = [13, 14, 16, 19].map(TaskId);
     let expected = |id: &TaskId| {
         let task = tasks.iter().find(|task| task.id == *id && !lost.contains(id));
-        task.map(header)
+        task.map(Header::of)
     };
     let headers = opened.reader.headers(&ids).unwrap();
     assert_eq!(headers, ids.iter().map(expected).collect::<Vec<_>>());
@@ -262,7 +247,7 @@ fn headers_are_read_without_their_values_and_a_damaged_one_is_none_of_the_others
 }
 
 #[test]
-fn what_each_replica_has_had_comes_back_and_the_latest_state_wins() {
+fn progress_comes_back_and_the_latest_state_wins() {
     let dir = tempfile::tempdir().unwrap();
     let task = Task { replicas: nodes(5), ..small(1) };
     let states = [
@@ -299,13 +284,13 @@ fn what_each_replica_has_had_comes_back_and_the_latest_state_wins() {
 }
 
 #[test]
-fn a_dead_letter_counts_more_than_the_progress_beside_it() {
+fn a_dead_letter_overrides_the_progress_row() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     accept(&opened, &small(1)).unwrap();
     opened.committer.save(TaskId(1), vec![dead(Cause::GaveUp), failed(2)]);
     close(opened);
-    // As after a crash in the middle of a save that makes the letter ready again.
+    // As after a crash in the middle of a redrive.
     let (opened, ..) = open(dir.path());
     let row = rows::progress(&[Progress::Untouched, failed(2)]).unwrap();
     let key = keys::of_task(TaskId(1));
@@ -324,7 +309,7 @@ fn rows_without_their_task_are_removed_and_counted() {
         opened.committer.save(TaskId(id), vec![dead(Cause::GaveUp), failed(1)]);
     }
     close(opened);
-    // As after a crash in the middle of a removal, at the beginning, within and at the end.
+    // As after a crash in the middle of a removal.
     let (opened, ..) = open(dir.path());
     for id in [1, 5] {
         let key = keys::of_task(TaskId(id));
@@ -341,7 +326,7 @@ fn rows_without_their_task_are_removed_and_counted() {
 }
 
 #[test]
-fn ids_never_come_again_even_from_an_empty_store() {
+fn ids_are_never_reused_even_by_an_empty_store() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     let first = opened.next_id;
@@ -354,7 +339,7 @@ fn ids_never_come_again_even_from_an_empty_store() {
         let (opened, recovered, _) = open(dir.path());
         assert!(recovered.is_empty() && opened.next_id > highest);
         highest = opened.next_id;
-        // Killed at once: what is on disk now is already enough.
+        // As after a kill: the disk already holds the lease.
         let image = image(dir.path());
         assert!(open(image.path()).0.next_id > highest);
         close(opened);
@@ -368,7 +353,7 @@ fn a_store_that_is_open_is_not_opened_twice() {
     assert!(refusal(dir.path()).contains("is in use by another replicator (process "));
     let reader = opened.reader.clone();
     close(opened);
-    assert!(refusal(dir.path()).contains("is in use"), "a reader still has it");
+    assert!(refusal(dir.path()).contains("is in use"), "a reader still holds the lock");
     drop(reader);
     open(dir.path());
 }
@@ -390,7 +375,7 @@ fn a_newer_format_is_refused_with_both_versions() {
 }
 
 #[test]
-fn a_used_store_that_lost_its_current_is_refused_and_a_fresh_one_begun_again() {
+fn a_used_store_without_current_is_refused_and_an_unused_one_is_created_again() {
     let dir = tempfile::tempdir().unwrap();
     close(open(dir.path()).0);
     std::fs::remove_file(dir.path().join("CURRENT")).unwrap();
@@ -398,12 +383,12 @@ fn a_used_store_that_lost_its_current_is_refused_and_a_fresh_one_begun_again() {
     assert!(error.contains("no file CURRENT"), "{error}");
 
     let fresh = tempfile::tempdir().unwrap();
-    drop(open_sled(&fresh.path().join("store-000001"), CREATING).unwrap());
+    drop(open_sled(&fresh.path().join("store-000001"), SMALL_CACHE).unwrap());
     close(open(fresh.path()).0);
 }
 
 #[test]
-fn a_snapshot_that_a_crash_has_torn_does_not_keep_the_store_from_opening() {
+fn a_snapshot_torn_by_a_crash_does_not_prevent_opening() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     accept(&opened, &small(1)).unwrap();
@@ -417,7 +402,7 @@ fn a_snapshot_that_a_crash_has_torn_does_not_keep_the_store_from_opening() {
 }
 
 #[test]
-fn no_row_ever_goes_to_a_file_that_sled_does_not_sync() {
+fn no_row_goes_to_a_file_that_sled_does_not_sync() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     let longest = |n| Node::parse(&format!("http://n{n:02}/{}", "p".repeat(1_013))).unwrap();
@@ -472,9 +457,9 @@ fn no_row_ever_goes_to_a_file_that_sled_does_not_sync() {
     assert_eq!(blobs.count(), 0);
 }
 
-/// For tests of those who read.
-impl Reader {
-    /// Damages a task where it lies; the ledger does without it.
+/// For tests of reading.
+impl StoreReader {
+    /// Replaces the row of a task by garbage that the ledger does not count.
     pub(crate) fn damage(&self, id: TaskId) {
         self.lose(id);
         let tasks = &self.files.database().tasks;
@@ -486,12 +471,12 @@ impl Reader {
         self.files.database().take(Tree::Tasks, &keys::of_task(id)).unwrap().unwrap();
     }
 
-    /// Removes what [`Self::damage`] has left.
+    /// Removes the garbage of [`Self::damage`].
     pub(crate) fn clear(&self, id: TaskId) {
         let _ = self.files.database().tasks.remove(keys::of_task(id));
     }
 
-    /// Makes every read fail from now on.
+    /// Makes every read fail.
     pub(crate) fn break_down(&self) {
         self.files.database().db.drop_tree(Tree::Tasks.name()).unwrap();
     }

@@ -1,13 +1,12 @@
-//! `DIR/CLOCK`: when the daemon ran, by the wall clock.
+//! `DIR/CLOCK`: when daemons ran, by the wall clock.
 //!
-//! One line: the version, when it was last seen, the gaps, and the CRC-32 of what stands before it.
-//! Written aside, synced and renamed, once a minute and at every step of the clock. Without it, or
-//! where it is damaged, the age of what is kept is what the wall clock says.
+//! One line: version, last seen, gaps, CRC-32 of these. It is written aside, synced and renamed,
+//! once a minute and at every step of the clock. If it is missing or damaged, ages are computed
+//! from the wall clock alone.
 
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::error::OpenError;
@@ -18,24 +17,19 @@ const NAME: &str = "CLOCK";
 const ASIDE: &str = "CLOCK.new";
 const VERSION: &str = "1";
 
-/// Where the uptime of a data directory is kept.
 #[derive(Clone, Debug)]
 pub struct UptimeFile {
     dir: PathBuf,
 }
 
 impl UptimeFile {
-    /// That of this one, which must be locked.
+    /// The file of a data directory, which must be locked.
     #[must_use]
     pub fn of(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }
 
-    /// What was written last; an empty one where nothing was, `None` where it is damaged.
-    ///
-    /// # Errors
-    ///
-    /// An [`OpenError`] if the disk does not read it.
+    /// The default if there is no file, `None` if it is damaged.
     pub fn read(&self) -> Result<Option<Uptime>, OpenError> {
         let path = self.dir.join(NAME);
         match fs::read(&path) {
@@ -45,16 +39,10 @@ impl UptimeFile {
         }
     }
 
-    /// Writes it, durably and whole or not at all. Not from two threads at once.
-    ///
-    /// # Errors
-    ///
-    /// The disk's; then what was there before still is.
+    /// Replaces the file durably and atomically. Must not run on two threads at once.
     pub fn write(&self, uptime: &Uptime) -> io::Result<()> {
         let aside = self.dir.join(ASIDE);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = permissions::open(&options, &aside)?;
+        let mut file = permissions::create(&aside)?;
         file.write_all(line(uptime).as_bytes())?;
         file.sync_all()?;
         fs::rename(&aside, self.dir.join(NAME))?;
@@ -65,7 +53,7 @@ impl UptimeFile {
 fn line(uptime: &Uptime) -> String {
     let mut text = format!("{VERSION} {} ", uptime.seen.map_or(0, |seen| seen.0));
     for (from, to) in &uptime.gaps {
-        // Writing into a text cannot fail.
+        // Writing to a String cannot fail.
         let _ = write!(text, "{}-{} ", from.0, to.0);
     }
     let sum = crc32fast::hash(text.as_bytes());
@@ -92,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read_and_nothing_else() {
+    fn an_uptime_is_read_back_and_a_changed_or_truncated_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = UptimeFile::of(dir.path());
         assert_eq!(file.read().unwrap(), Some(Uptime::default()));
@@ -114,6 +102,6 @@ mod tests {
         }
         fs::write(dir.path().join(NAME), "").unwrap();
         assert_eq!(file.read().unwrap(), None);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
     }
 }

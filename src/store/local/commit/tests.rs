@@ -81,7 +81,7 @@ fn settlements_are_written_in_the_order_of_their_tasks_whatever_order_they_came_
     let writes = files.database().progress.watch_prefix([]);
     // All are handed in before the first turn.
     let (sender, orders) = mpsc::channel();
-    let committer = Committer { orders: sender, turns: Turns::default() };
+    let committer = Committer { orders: sender, turns: CommitterTurns::default() };
     for id in (1..=200).rev() {
         committer.accept(Arc::new(small(id)), None, None);
         committer.save(TaskId(id), vec![failed(1), failed(2)]);
@@ -149,7 +149,7 @@ fn reply() -> (Reply, oneshot::Receiver<Result<(), CommitError>>) {
 /// Runs a committer on what is handed in by `orders`, all of it before its first turn.
 fn run(opened: &super::super::Opened, hand_in: impl FnOnce(&Committer)) {
     let (sender, orders) = mpsc::channel();
-    let committer = Committer { orders: sender, turns: Turns::default() };
+    let committer = Committer { orders: sender, turns: CommitterTurns::default() };
     hand_in(&committer);
     drop(committer);
     let files = Arc::clone(&opened.reader.files);

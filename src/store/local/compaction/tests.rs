@@ -1,9 +1,9 @@
 use crate::store::local::tests::{accept, close, failed, large, open, settings, small};
-use crate::store::{IdempotencyRow, ReplicaRow, Settings, Store};
+use crate::store::{IdempotencyRow, LocalStore, ReplicaRow, StoreSettings};
 use crate::task::{Node, TaskId, Timestamp};
 
 #[test]
-fn what_lives_is_carried_over_by_a_rewrite_with_what_is_kept_beside_the_tasks() {
+fn a_rewrite_keeps_tasks_progress_replicas_and_keys() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
@@ -27,14 +27,14 @@ fn what_lives_is_carried_over_by_a_rewrite_with_what_is_kept_beside_the_tasks() 
     let free = opened.reader.free_bytes().unwrap();
     close(opened);
 
-    // On a disk that is low a small file is large enough to be rewritten.
-    let low = Settings { min_free_bytes: free, ..settings(dir.path()) };
-    let (opened, _) = Store::open(&low).unwrap().recover(&mut drop, Box::new(drop)).unwrap();
+    // On a nearly full disk even a small file is rewritten.
+    let low = StoreSettings { min_free_bytes: free, ..settings(dir.path()) };
+    let (opened, _) = LocalStore::open(&low).unwrap().recover(&mut drop, Box::new(drop)).unwrap();
     let before = (opened.replicas.clone(), opened.idempotency.clone());
     assert_eq!((before.0.len(), before.1.len()), (400, 400));
     let mut last = 40;
     while opened.reader.compactions() == 0 {
-        // While it goes on: what it copies changes under it.
+        // Rows change while they are copied.
         last += 1;
         accept(&opened, &small(last)).unwrap();
         opened.committer.remove(TaskId(last));
@@ -55,7 +55,7 @@ fn what_lives_is_carried_over_by_a_rewrite_with_what_is_kept_beside_the_tasks() 
 }
 
 #[test]
-fn a_fresh_store_that_cannot_be_named_is_given_up_and_the_current_one_goes_on() {
+fn a_rewrite_that_fails_does_not_affect_the_current_store() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     accept(&opened, &large(1, 20_000)).unwrap();
@@ -68,8 +68,8 @@ fn a_fresh_store_that_cannot_be_named_is_given_up_and_the_current_one_goes_on() 
     // As on a disk without room for one more file.
     std::fs::create_dir(dir.path().join("CURRENT.new")).unwrap();
 
-    let low = Settings { min_free_bytes: free, ..settings(dir.path()) };
-    let (opened, _) = Store::open(&low).unwrap().recover(&mut drop, Box::new(drop)).unwrap();
+    let low = StoreSettings { min_free_bytes: free, ..settings(dir.path()) };
+    let (opened, _) = LocalStore::open(&low).unwrap().recover(&mut drop, Box::new(drop)).unwrap();
     let unfinished = dir.path().join("store-000002.new");
     let mut last = 40;
     for making in [true, false] {

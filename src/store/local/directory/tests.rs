@@ -4,7 +4,7 @@ use super::*;
 
 const NEVER_USED: fn(&Path) -> Result<bool, Failure> = |_| Ok(false);
 
-/// What sled would make, as far as this module looks at it.
+/// The files of sled that this module looks at.
 fn fill(path: &Path) -> Result<(), Failure> {
     fs::create_dir(path.join("blobs")).unwrap();
     fs::write(path.join("conf"), "conf").unwrap();
@@ -13,12 +13,12 @@ fn fill(path: &Path) -> Result<(), Failure> {
 }
 
 #[test]
-fn a_new_directory_is_for_its_user_alone_and_names_its_store() {
+fn a_new_directory_is_private_and_names_its_store() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("a/b");
     let directory = Directory::lock(&dir).unwrap();
     assert_eq!(directory.current(NEVER_USED).unwrap(), None);
-    let store = directory.create(fill).unwrap();
+    let store = directory.create(fill).unwrap().0;
     assert_eq!(store, dir.join("store-000001"));
     assert_eq!(fs::read_to_string(dir.join(CURRENT)).unwrap(), "store-000001\n");
     assert_eq!(directory.current(NEVER_USED).unwrap(), Some(store));
@@ -26,7 +26,7 @@ fn a_new_directory_is_for_its_user_alone_and_names_its_store() {
 }
 
 #[test]
-fn a_second_user_of_a_directory_is_told_who_has_it() {
+fn a_directory_in_use_is_refused_with_the_number_of_the_process() {
     let temp = tempfile::tempdir().unwrap();
     let first = Directory::lock(temp.path()).unwrap();
     let error = Directory::lock(temp.path()).err().unwrap();
@@ -40,7 +40,7 @@ fn a_second_user_of_a_directory_is_told_who_has_it() {
 }
 
 #[test]
-fn an_interrupted_creation_is_begun_again_wherever_it_ended() {
+fn an_interrupted_creation_starts_again_from_every_step() {
     type Stop = fn(&Path);
     let stops: [Stop; 5] = [
         |dir| fs::create_dir(dir.join("store-000001.new")).unwrap(),
@@ -60,14 +60,14 @@ fn an_interrupted_creation_is_begun_again_wherever_it_ended() {
         stop(temp.path());
         let directory = Directory::lock(temp.path()).unwrap();
         assert_eq!(directory.current(NEVER_USED).unwrap(), None);
-        let store = directory.create(fill).unwrap();
+        let store = directory.create(fill).unwrap().0;
         assert_eq!(directory.current(NEVER_USED).unwrap(), Some(store));
         assert!(!temp.path().join("store-000001.new").exists());
     }
 }
 
 #[test]
-fn a_used_store_without_current_is_not_thrown_away() {
+fn a_used_store_without_current_is_not_removed() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::lock(temp.path()).unwrap();
     directory.create(fill).unwrap();

@@ -1,22 +1,20 @@
-//! `DIR/COMMITTED`: the number of the last commit and up to where the log was durable then, written
-//! outside of sled after the flush.
+//! `DIR/COMMITTED`: the number of the last commit and how far the log was durable then, stored
+//! outside sled.
 //!
-//! sled takes damage at the end of its log for an interrupted write and drops it; the
-//! [`ledger`](super::ledger) is dropped with it and cannot tell. The commit marker can: a store whose
-//! newest ledger has a smaller number has lost its end, and a log that is not whole up to that place
-//! is damaged ([`sled_log`](super::sled_log)).
+//! sled silently drops a damaged end of its log, and the [`ledger`](super::ledger) with it. A store
+//! whose newest ledger has a smaller number than the marker has lost its end; a log that is torn
+//! before the marker's position is damaged ([`sled_log`](super::sled_log)).
 //!
-//! It is written with one `pwrite` after each flush and not synced, so it is never ahead of what
-//! is durable. After a power cut it may be behind, which says nothing; gone, it says nothing either.
-//! When the store is closed it is written once more, and synced: then it names the end of the log. It
-//! never claims that nothing follows, so it stays true whatever sled writes after the next start.
+//! It is written by one `pwrite` after each flush and not synced, so it is never ahead of what is
+//! durable. After a power cut it may be behind or missing, which proves nothing. On close it is
+//! synced, and then names the end of the log. It says nothing about what follows that position.
 //!
-//! It is made aside and renamed, and the line in it is shorter than a sector and always as long, so
-//! nothing that a crash does leaves a part of it: if it cannot be read, it is damaged.
+//! It is created aside and renamed, and its line is shorter than a sector and of constant length, so
+//! no crash leaves a partial line: an unreadable marker is damage.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::store::local::error::OpenError;
@@ -24,61 +22,54 @@ use crate::store::local::watched::{self, FileId};
 use crate::store::local::{directory, permissions};
 
 const NAME: &str = "COMMITTED";
-/// The version of what is in it. Version 1 had no number of its own, and no place.
+/// Version 1 had neither a version nor a position in the log.
 const VERSION: &str = "2";
-/// Longer than any line.
-const MOST_BYTES: u64 = 256;
+/// Above the length of any line.
+const MAX_BYTES: u64 = 256;
 
-/// What the file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store::local) enum Marker {
-    /// So many commits of this store were flushed.
+pub(crate) enum Marker {
     Commits {
-        /// The name of the store.
         store: String,
-        /// The number of the last one.
+        /// Of the last commit.
         number: u64,
-        /// Up to where its log was durable then; 0 if that was not written down.
+        /// How far the log was durable then; 0 if unknown.
         durable: u64,
     },
-    /// There is no such file, or nothing was ever written to it.
+    /// There is no file, or it was never written to.
     Missing,
-    /// It is not what was written.
     Unreadable,
 }
 
 impl Marker {
-    /// Up to where the log of the store at this path must be whole.
-    pub(in crate::store::local) fn durable(&self, path: &Path) -> u64 {
+    /// Up to which position the log of the store at this path must be whole.
+    pub(crate) fn durable(&self, path: &Path) -> u64 {
         match self {
             Self::Commits { store, durable, .. } if path.ends_with(store) => *durable,
             _ => 0,
         }
     }
 
-    /// Whether it is about a store that follows this one, so that `CURRENT` went back.
-    pub(in crate::store::local) fn is_of_one_after(&self, path: &Path) -> bool {
-        let current = path.file_name().unwrap_or_default().to_string_lossy();
-        let number = directory::number;
-        matches!(self, Self::Commits { store, .. } if number(store) > number(&current))
+    /// Whether it belongs to a newer store than this one: then `CURRENT` went back.
+    pub(crate) fn is_of_newer_store(&self, path: &Path) -> bool {
+        let current = directory::number(&directory::name_of(path));
+        matches!(self, Self::Commits { store, .. } if directory::number(store) > current)
     }
 }
 
-/// Where the file of a data directory is.
-pub(in crate::store::local) fn path(dir: &Path) -> PathBuf {
+pub(crate) fn path(dir: &Path) -> PathBuf {
     dir.join(NAME)
 }
 
-/// Reads the file.
-pub(in crate::store::local) fn read(dir: &Path) -> Result<Marker, OpenError> {
+pub(crate) fn read(dir: &Path) -> Result<Marker, OpenError> {
     let path = path(dir);
     let read = || {
         let mut bytes = Vec::new();
-        File::open(&path)?.take(MOST_BYTES).read_to_end(&mut bytes)?;
+        File::open(&path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
         Ok::<_, std::io::Error>(bytes)
     };
     match read() {
-        // As a crash left it under an older release, which made it in its place.
+        // Left by a crash of an older release, which created the file in place.
         Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => Ok(Marker::Missing),
         Ok(bytes) => Ok(parse(&bytes).unwrap_or(Marker::Unreadable)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Marker::Missing),
@@ -86,8 +77,8 @@ pub(in crate::store::local) fn read(dir: &Path) -> Result<Marker, OpenError> {
     }
 }
 
-/// One line: version, store, number, place, CRC-32 of what stands before it. Always as long, so that
-/// a line written over another leaves nothing of it.
+/// Version, store, number, position, CRC-32 of these. Its length is constant, so that one line
+/// completely overwrites another.
 fn line(store: &str, number: u64, durable: u64) -> String {
     sealed(&format!("{VERSION} {store} {number:020} {durable:020} "))
 }
@@ -118,30 +109,22 @@ fn parse(bytes: &[u8]) -> Option<Marker> {
     (text == intact).then_some(Marker::Commits { store, number, durable })
 }
 
-/// The open file.
 #[derive(Debug)]
-pub(in crate::store::local) struct MarkerFile {
+pub(crate) struct MarkerFile {
     store: String,
     number: u64,
-    /// Of this file the store's log is made.
     log: FileId,
     file: File,
 }
 
 impl MarkerFile {
-    /// Takes the file into use for `store`, which is open, and makes it durable.
-    pub(in crate::store::local) fn begin(
-        dir: &Path,
-        store: &str,
-        number: u64,
-    ) -> Result<Self, OpenError> {
+    /// Replaces the file durably by one for `store`, which must be open.
+    pub(crate) fn begin(dir: &Path, store: &str, number: u64) -> Result<Self, OpenError> {
         let path = path(dir);
         let aside = dir.join(format!("{NAME}.new"));
         let begin = || {
             let log = FileId::of(&dir.join(store).join("db"))?;
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600);
-            let mut file = permissions::open(&options, &aside)?;
+            let mut file = permissions::create(&aside)?;
             file.write_all(line(store, number, watched::durable(log)).as_bytes())?;
             file.sync_all()?;
             fs::rename(&aside, &path)?;
@@ -151,24 +134,23 @@ impl MarkerFile {
         begin().map_err(OpenError::io("write", &path))
     }
 
-    /// Says that this commit was flushed. A disk that fails shows it by the flush; here it only
-    /// leaves the commit marker behind, which it may be.
-    pub(in crate::store::local) fn flushed(&mut self, number: u64) {
+    pub(crate) fn flushed(&mut self, number: u64) {
         self.number = number;
-        self.say();
+        self.write();
     }
 
-    fn say(&self) {
+    fn write(&self) {
         let line = line(&self.store, self.number, watched::durable(self.log));
+        // If this fails, the marker is behind, which is allowed. A failing disk fails the flush.
         let _ = self.file.write_all_at(line.as_bytes(), 0);
     }
 }
 
-/// The store is closed, and with it all of its log durable; or another one has taken its place, and
-/// another file that of this.
+/// The store is closed and all of its log durable; or another store has replaced it, and another
+/// file has replaced this one.
 impl Drop for MarkerFile {
     fn drop(&mut self) {
-        self.say();
+        self.write();
         let _ = self.file.sync_data();
         watched::forget(self.log);
     }
@@ -178,32 +160,32 @@ impl Drop for MarkerFile {
 mod tests {
     use super::*;
 
-    /// A data directory with the file of a store in it.
+    /// A data directory with the log files of these stores.
     fn dir_with(stores: &[&str]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for store in stores {
             fs::create_dir(dir.path().join(store)).unwrap();
             let log = dir.path().join(store).join("db");
             fs::write(&log, b"").unwrap();
-            // As a store that is opened: nothing is known of another file that had its number.
-            assert!(watched::watch(&log, watched::OnUnread::Keep));
+            // As when a store is opened: forgets an earlier file with the same inode number.
+            assert!(watched::watch(&log, watched::OnReadError::Record));
         }
         dir
     }
 
-    fn said(store: &str, number: u64, durable: u64) -> Marker {
+    fn commits(store: &str, number: u64, durable: u64) -> Marker {
         Marker::Commits { store: store.into(), number, durable }
     }
 
     #[test]
-    fn what_was_written_is_read_and_nothing_else() {
+    fn a_marker_is_read_back_and_a_changed_or_truncated_one_is_refused() {
         let dir = dir_with(&["store-000001", "store-000002"]);
         assert_eq!(read(dir.path()).unwrap(), Marker::Missing);
         let mut marker_file = MarkerFile::begin(dir.path(), "store-000001", 8).unwrap();
         marker_file.flushed(123);
         let written = fs::read(path(dir.path())).unwrap();
         assert!(written.starts_with(b"2 store-000001 00000000000000000123 "), "{written:?}");
-        assert_eq!(parse(&written), Some(said("store-000001", 123, 0)));
+        assert_eq!(parse(&written), Some(commits("store-000001", 123, 0)));
         for at in 0..written.len() {
             let mut flipped = written.clone();
             flipped[at] ^= 1;
@@ -212,29 +194,29 @@ mod tests {
         }
         fs::write(path(dir.path()), b"\0\0\x01").unwrap();
         assert_eq!(read(dir.path()).unwrap(), Marker::Unreadable);
-        // What a crash could leave while an older release made it.
+        // Left by a crash of an older release.
         for nothing in [&b""[..], &[0; 44]] {
             fs::write(path(dir.path()), nothing).unwrap();
             assert_eq!(read(dir.path()).unwrap(), Marker::Missing);
         }
         let next = MarkerFile::begin(dir.path(), "store-000002", 9).unwrap();
-        // That of the one before has no say any more.
+        // The old file no longer has an effect.
         drop(marker_file);
-        assert_eq!(read(dir.path()).unwrap(), said("store-000002", 9, 0));
+        assert_eq!(read(dir.path()).unwrap(), commits("store-000002", 9, 0));
         drop(next);
-        assert_eq!(read(dir.path()).unwrap(), said("store-000002", 9, 0));
+        assert_eq!(read(dir.path()).unwrap(), commits("store-000002", 9, 0));
     }
 
     #[test]
-    fn the_line_of_an_older_release_is_understood() {
+    fn a_marker_of_version_1_is_understood() {
         let written = b"store-000001 00000000000000000123 f1da4b91\n";
         let line = line_of_version_1("store-000001", 123);
-        assert_eq!(parse(line.as_bytes()), Some(said("store-000001", 123, 0)));
+        assert_eq!(parse(line.as_bytes()), Some(commits("store-000001", 123, 0)));
         assert_eq!(line.as_bytes(), written);
-        assert!(said("store-000003", 1, 0).is_of_one_after(Path::new("/data/store-000002")));
-        assert!(!said("store-000002", 1, 0).is_of_one_after(Path::new("/data/store-000002")));
-        assert!(!said("store-000002", 1, 0).is_of_one_after(Path::new("/data/store-000011")));
-        assert_eq!(said("store-000002", 1, 7).durable(Path::new("/data/store-000002")), 7);
-        assert_eq!(said("store-000002", 1, 7).durable(Path::new("/data/store-000003")), 0);
+        assert!(commits("store-000003", 1, 0).is_of_newer_store(Path::new("/data/store-000002")));
+        assert!(!commits("store-000002", 1, 0).is_of_newer_store(Path::new("/data/store-000002")));
+        assert!(!commits("store-000002", 1, 0).is_of_newer_store(Path::new("/data/store-000011")));
+        assert_eq!(commits("store-000002", 1, 7).durable(Path::new("/data/store-000002")), 7);
+        assert_eq!(commits("store-000002", 1, 7).durable(Path::new("/data/store-000003")), 0);
     }
 }

@@ -1,33 +1,21 @@
-//! `DIR/quarantine/`: tasks that cannot be read whole, set aside so that the rest is served.
+//! `DIR/quarantine/`: damaged tasks, set aside so that the rest can be served.
 //!
-//! A recovery that finds such tasks writes one file, `NNNNNN.jsonl`, syncs it, and only then puts a
-//! store without them in the place of this one (`rebuild.rs`). The first line says where they are
-//! from:
+//! Recovery writes them to a file `NNNNNN.jsonl`, syncs it, and then replaces the store by one without
+//! them (`rebuild.rs`). A crash in between leaves the rows in two files. A task is set aside with all
+//! its rows, one per line; `damage` marks the first damaged one:
 //!
 //! ```text
 //! {"quarantine":1,"store":"store-000001","commit":57,"set_aside_at":1700000000000000000}
-//! ```
-//!
-//! Each line after it is a row as it lay in the store, whole tasks at a time, the good rows of a
-//! damaged task with the bad ones; `damage` says of the first bad one what is wrong with it:
-//!
-//! ```text
 //! {"task":12,"tree":"values","key":"000000000000000c00000001","row":"AQ…","damage":"fails its checksum"}
 //! ```
 //!
-//! A damaged row that is kept beside the tasks, of a replica or an idempotency key, is set aside by
-//! itself: `task` is null. Without it the replica is one that was never paused or renamed, and the
-//! key one that was never given.
+//! `key` is hexadecimal, `row` is base64 of frame and payload (`rows.rs`). A damaged row of a replica
+//! or a key is set aside alone, with `task` null: the replica then counts as never paused or renamed,
+//! the key as new.
 //!
-//! `key` is hexadecimal, `row` is base64 of frame and payload, as `rows.rs` describes them. A
-//! crash between the two leaves the rows in two files.
-//!
-//! **Nothing stale over something newer.** A task that is set aside is not delivered any more,
-//! whatever its replicas have had of it: nobody can say. An older write of the same key that
-//! still waits for one of the same replicas is superseded by it as by any newer write, for the
-//! replica may have had the newer one: acknowledged, but not written down before the last crash.
-//! The key is taken from the damaged row where that still decodes. Where it does not, the older
-//! writes go out, and the order is kept as far as anything is known of it.
+//! **No stale write over a newer one.** A task that was set aside is no longer delivered, but a replica
+//! may already have it. So it supersedes older pending writes of its key to the same replica, if the
+//! damaged row still shows the key. If not, the older writes are sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -42,103 +30,85 @@ use serde_json::json;
 use crate::store::local::database::Database;
 use crate::store::local::error::{Damage, Failure};
 use crate::store::local::keys::{self, Tree};
-use crate::store::local::rows::{self, Header};
+use crate::store::local::rows::{self, Header, Nodes, TaskHead};
 use crate::task::{Cause, Node, Progress, TaskId, Timestamp};
 
 const NAME: &str = "quarantine";
 
-/// Where rows are set aside, and what is said of them.
-#[derive(Clone, Debug)]
-pub(in crate::store::local) struct Quarantine {
-    dir: PathBuf,
-    /// The name of the store that they come from.
-    store: String,
-    now: Timestamp,
-}
-
-/// What was set aside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SetAside {
-    /// The file that holds it; `None` if nothing was.
     pub file: Option<PathBuf>,
-    /// What was wrong, one entry a task, and one a row that belongs to none.
+    /// One entry per task, and one per row without a task.
     pub damaged: Vec<Damage>,
-    /// Rows in the file.
     pub rows: u64,
-    /// Older deliveries that were superseded for the sake of the order.
+    /// Older deliveries that were superseded to keep the order.
     pub superseded: u64,
 }
 
 impl SetAside {
-    /// How many tasks are among it.
     #[must_use]
     pub fn tasks(&self) -> usize {
         self.damaged.iter().filter(|damage| damage.task().is_some()).count()
     }
 }
 
-impl Quarantine {
-    pub(in crate::store::local) fn of(data_dir: &Path, store: &str, now: Timestamp) -> Self {
-        Self { dir: data_dir.join(NAME), store: store.to_owned(), now }
+/// Writes the damaged tasks and rows of `store` to a new file, durably. Does not change the store.
+pub(crate) fn set_aside(
+    data_dir: &Path,
+    store: &str,
+    now: Timestamp,
+    database: &Database,
+    damaged: Vec<Damage>,
+) -> Result<SetAside, Failure> {
+    if damaged.is_empty() {
+        return Ok(SetAside::default());
     }
-
-    /// Writes the tasks of these rows down, durably. The store is left as it is.
-    pub(in crate::store::local) fn set_aside(
-        &self,
-        database: &Database,
-        damaged: Vec<Damage>,
-    ) -> Result<SetAside, Failure> {
-        if damaged.is_empty() {
-            return Ok(SetAside::default());
+    let dir = data_dir.join(NAME);
+    let (path, file) = new_file(&dir)?;
+    let mut file = BufWriter::new(file);
+    let mut rows = 0;
+    let header = json!({
+        "quarantine": 1,
+        "store": store,
+        "commit": database.ledger().0.number,
+        "set_aside_at": now.0,
+    });
+    writeln!(file, "{header}").map_err(io(&path))?;
+    for damage in &damaged {
+        for (tree, key, row) in rows_of(database, damage)? {
+            let what = (tree == damage.tree && *key == *damage.key).then_some(damage.what);
+            let line = json!({
+                "task": tree.owner(&key).map(|id| id.0),
+                "tree": tree.name(),
+                "key": keys::hex(&key),
+                "row": STANDARD.encode(&row),
+                "damage": what,
+            });
+            writeln!(file, "{line}").map_err(io(&path))?;
+            rows += 1;
         }
-        let (path, file) = self.file()?;
-        let mut file = BufWriter::new(file);
-        let mut rows = 0;
-        let header = json!({
-            "quarantine": 1,
-            "store": self.store,
-            "commit": database.ledger().0.number,
-            "set_aside_at": self.now.0,
-        });
-        writeln!(file, "{header}").map_err(io(&path))?;
-        for damage in &damaged {
-            for (tree, key, row) in rows_of(database, damage)? {
-                let what = (tree == damage.tree && *key == *damage.key).then_some(damage.what);
-                let line = json!({
-                    "task": tree.owner(&key).map(|id| id.0),
-                    "tree": tree.name(),
-                    "key": keys::hex(&key),
-                    "row": STANDARD.encode(&row),
-                    "damage": what,
-                });
-                writeln!(file, "{line}").map_err(io(&path))?;
-                rows += 1;
-            }
-        }
-        let file = file.into_inner().map_err(|error| io(&path)(error.into_error()))?;
-        file.sync_all().map_err(io(&path))?;
-        for dir in [Some(&*self.dir), self.dir.parent()].into_iter().flatten() {
-            File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))?;
-        }
-        Ok(SetAside { file: Some(path), damaged, rows, superseded: 0 })
     }
-
-    /// The first file with a number that is not taken.
-    fn file(&self) -> Result<(PathBuf, File), Failure> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(io(&self.dir))?;
-        for number in 1..=u64::MAX {
-            let path = self.dir.join(format!("{number:06}.jsonl"));
-            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                file => return Ok((path.clone(), file.map_err(io(&path))?)),
-            }
-        }
-        Err(Failure::Database(format!("no name is left in {}", self.dir.display())))
+    let file = file.into_inner().map_err(|error| io(&path)(error.into_error()))?;
+    file.sync_all().map_err(io(&path))?;
+    for dir in [&*dir, data_dir] {
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))?;
     }
+    Ok(SetAside { file: Some(path), damaged, rows, superseded: 0 })
 }
 
-/// How many rows lie in the quarantine of a data directory.
-pub(in crate::store::local) fn rows_in(data_dir: &Path) -> std::io::Result<u64> {
+fn new_file(dir: &Path) -> Result<(PathBuf, File), Failure> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io(dir))?;
+    for number in 1..=u64::MAX {
+        let path = dir.join(format!("{number:06}.jsonl"));
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            file => return Ok((path.clone(), file.map_err(io(&path))?)),
+        }
+    }
+    Err(Failure::Database(format!("no file name is left in {}", dir.display())))
+}
+
+pub(crate) fn rows_in(data_dir: &Path) -> std::io::Result<u64> {
     let entries = match fs::read_dir(data_dir.join(NAME)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
         entries => entries?,
@@ -159,10 +129,10 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
     move |error| Failure::Database(format!("cannot write {}: {error}", path.display()))
 }
 
-type Row = (Tree, sled::IVec, sled::IVec);
+type QuarantinedRow = (Tree, sled::IVec, sled::IVec);
 
-/// All rows of the damaged task; of a row without an owner, that row.
-fn rows_of(database: &Database, damage: &Damage) -> Result<Vec<Row>, Failure> {
+/// All rows of the damaged task, or the damaged row alone if it has no task.
+fn rows_of(database: &Database, damage: &Damage) -> Result<Vec<QuarantinedRow>, Failure> {
     let (trees, prefix) = match damage.task() {
         Some(id) if damage.key.len() == damage.tree.key_bytes() => {
             let trees = &[Tree::Tasks, Tree::Values, Tree::Progress, Tree::DeadLetters][..];
@@ -182,30 +152,23 @@ fn rows_of(database: &Database, damage: &Damage) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-/// The newest of the tasks that were set aside, by key and replica, as far as these can be read.
-pub(in crate::store::local) struct Newer(BTreeMap<(String, Node), TaskId>);
+/// The newest task that was set aside for each key and replica, as far as they can be read.
+pub(crate) struct NewerTasks(BTreeMap<(String, Node), TaskId>);
 
-impl Newer {
-    pub(in crate::store::local) fn among(
-        database: &Database,
-        damaged: &[Damage],
-    ) -> Result<Self, Failure> {
+impl NewerTasks {
+    pub(crate) fn among(database: &Database, damaged: &[Damage]) -> Result<Self, Failure> {
         let gone: BTreeSet<_> = damaged.iter().filter_map(Damage::task).collect();
         let mut newest = BTreeMap::new();
         for id in gone {
-            if let Some(Header { key, replicas, .. }) = rows::guess_header(database, id)? {
+            if let Some(Header { key, replicas, .. }) = guess_header(database, id)? {
                 newest.extend(replicas.into_iter().map(|node| ((key.clone(), node), id)));
             }
         }
         Ok(Self(newest))
     }
 
-    /// Supersedes what an older task has left for the same replicas. Says how many deliveries.
-    pub(in crate::store::local) fn supersede(
-        &self,
-        older: &Header,
-        progress: &mut [Progress],
-    ) -> u64 {
+    /// Supersedes the pending deliveries of an older task. Returns how many.
+    pub(crate) fn supersede(&self, older: &Header, progress: &mut [Progress]) -> u64 {
         let mut superseded = 0;
         for (node, entry) in older.replicas.iter().zip(progress) {
             let newer = self.0.get(&(older.key.clone(), node.clone()));
@@ -216,6 +179,29 @@ impl Newer {
         }
         superseded
     }
+}
+
+/// Decodes a task's rows whatever their checksums say.
+fn guess_header(database: &Database, id: TaskId) -> Result<Option<Header>, Failure> {
+    let Some(row) = database.tasks.get(keys::of_task(id))? else {
+        return Ok(None);
+    };
+    let Some(head) = TaskHead::parse(rows::unchecked_payload(&row)) else {
+        return Ok(None);
+    };
+    let mut stream = head.bytes.to_vec();
+    for number in (0..).take(head.chunks()) {
+        if stream.len() >= head.envelope {
+            break;
+        }
+        let Some(chunk) = database.values.get(keys::of_chunk(id, number))? else {
+            return Ok(None);
+        };
+        stream.extend_from_slice(rows::unchecked_payload(&chunk));
+    }
+    let envelope = stream.get(..head.envelope);
+    let nodes = &mut Nodes::default();
+    Ok(envelope.and_then(|envelope| rows::header(id, envelope, head.value, nodes)))
 }
 
 fn is_pending(progress: &Progress) -> bool {

@@ -1,95 +1,91 @@
-//! Makes a damaged store anew: what is whole in it goes, task by task, into a fresh one.
+//! Copies the intact tasks of a damaged store into a fresh one.
 //!
-//! What sled drops of its log it drops in silence, and goes on with pages that do not fit together:
-//! two that hold the same keys, or one that its neighbour does not lead to. Such a store can be read,
-//! for every row in it is checked; but where two such pages are merged or split later, sled loses
-//! rows, those of tasks that were accepted since among them. So a store in which anything is damaged
-//! is not written to: another one takes its place before anything is accepted.
+//! When sled silently drops a part of its log, its pages may no longer fit together. Such a store can
+//! still be read, because every row is checked. But when such pages are later merged or split, sled
+//! loses rows, including those of newly accepted tasks. So nothing is written to a damaged store: a
+//! fresh one replaces it before anything is accepted.
 //!
-//! The fresh one is made aside and named last, as in a compaction, and needs as much room. A crash
-//! before that leaves the damaged one, and the next start begins again.
+//! The fresh store is made aside and named last, as in a compaction, and needs as much disk space.
+//! After a crash before that, the next start begins again with the damaged store.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use super::quarantine::Newer;
+use super::quarantine::NewerTasks;
 use super::scan::{self, Scan};
 use crate::faults;
 use crate::store::local::database::{Database, open_sled};
 use crate::store::local::directory::{self, Directory};
-use crate::store::local::error::{Damage, Failure, Gone, OpenError};
+use crate::store::local::error::{Damage, Failure, MissingRows};
 use crate::store::local::keys::{self, Tree};
 use crate::store::local::recover::Recovered;
 use crate::store::local::rows::IdempotencyRow;
 use crate::store::local::{migrate, rows};
 use crate::task::{Progress, TaskId, Timestamp};
 
-/// So many tasks are flushed together.
+/// Tasks per flush.
 const BATCH: u64 = 4096;
 
-/// Where a store is.
 #[derive(Clone, Copy)]
-pub(in crate::store::local) struct Place<'a> {
-    pub(in crate::store::local) directory: &'a Directory,
-    /// Its name.
-    pub(in crate::store::local) store: &'a str,
-    pub(in crate::store::local) cache_bytes: u64,
-    /// The present.
-    pub(in crate::store::local) now: Timestamp,
+pub(crate) struct RebuildSource<'a> {
+    pub(crate) directory: &'a Directory,
+    pub(crate) store: &'a str,
+    pub(crate) cache_bytes: u64,
+    pub(crate) now: Timestamp,
     /// As far as it was durable.
-    pub(in crate::store::local) log_is_whole: bool,
+    pub(crate) log_is_whole: bool,
 }
 
-/// A store that is whole and durable, and not the current one yet.
-pub(in crate::store::local) struct Rebuilt {
-    pub(in crate::store::local) name: String,
-    pub(in crate::store::local) database: Database,
-    /// Deliveries that were superseded by what is not in it.
-    pub(in crate::store::local) superseded: u64,
+/// An intact and durable store that is not the current one yet.
+pub(crate) struct Rebuilt {
+    pub(crate) name: String,
+    pub(crate) database: Database,
+    /// Deliveries superseded by tasks that were set aside.
+    pub(crate) superseded: u64,
 }
 
-/// Makes it of what is whole in `old`, where `found` was; ids go on from `unused`.
-pub(in crate::store::local) fn rebuild(
+/// Copies `old`, of which `found` is a scan. New ids start at `unused`.
+pub(crate) fn rebuild(
     old: &Database,
     found: &Scan,
-    newer: &Newer,
-    place: Place<'_>,
+    newer: &NewerTasks,
+    source: RebuildSource<'_>,
     unused: TaskId,
 ) -> Result<Rebuilt, Failure> {
-    let name = place.directory.unused_name(place.store).map_err(told)?;
-    let path = place.directory.unfinished(&name);
-    let made = make(old, found, newer, place, &path);
+    let name = source.directory.unused_name(source.store)?;
+    let path = source.directory.unfinished(&name);
+    let made = copy(old, found, newer, source.cache_bytes, &path);
     let made = made.and_then(|(database, superseded)| {
         faults::point("rebuild.filled");
         database.set_sequence(unused)?;
         database.flush()?;
-        directory::sync_store(&path).map_err(told)?;
-        directory::sync(place.directory.path()).map_err(told)?;
+        directory::sync_store(&path)?;
+        directory::sync(source.directory.path())?;
         faults::point("rebuild.synced");
         Ok(Rebuilt { name, database, superseded })
     });
     if made.is_err() {
-        // It may have filled the disk. What is left of it is removed by the next start that succeeds.
+        // It may have filled the disk. The next successful start removes the rest.
         let _ = fs::remove_dir_all(&path);
     }
     made
 }
 
-fn make(
+fn copy(
     old: &Database,
     found: &Scan,
-    newer: &Newer,
-    place: Place<'_>,
+    newer: &NewerTasks,
+    cache_bytes: u64,
     path: &Path,
 ) -> Result<(Database, u64), Failure> {
-    directory::make_empty(path).map_err(told)?;
+    directory::make_empty(path)?;
     faults::point("rebuild.begun");
-    let db = open_sled(path, place.cache_bytes)?;
+    let db = open_sled(path, cache_bytes)?;
     migrate::run(&db)?;
     let fresh = Database::new(db)?;
     let (mut tasks, mut superseded) = (0, 0);
-    let mut copy = |Recovered { header, idempotency, mut progress }: Recovered| {
+    let mut copy_task = |Recovered { header, idempotency, mut progress }: Recovered| {
         let id = header.id;
         superseded += newer.supersede(&header, &mut progress);
         let gone = || rows::damage(Tree::Tasks, &keys::of_task(id), "is missing");
@@ -104,33 +100,25 @@ fn make(
     let mut copied = Ok(());
     let again = scan::walk(old, &mut |task| {
         if copied.is_ok() {
-            copied = copy(task);
+            copied = copy_task(task);
         }
     })?;
     copied?;
     for (node, row) in &again.side_tables.replicas {
         fresh.set_replica(node, Some(row))?;
     }
-    // A key without an answer promises what only its task can keep. Without the task a repeat must
-    // become another one.
+    // A key without an answer refers to its task. If the task was set aside, drop the key, so that
+    // a repeat becomes a new task.
     let set_aside: HashSet<_> = found.damaged.iter().filter_map(Damage::task).collect();
-    let kept = |row: &IdempotencyRow| row.answer.is_some() || !set_aside.contains(&row.task);
-    for (key, row) in again.side_tables.idempotency.iter().filter(|(_, row)| kept(row)) {
+    let is_usable = |row: &IdempotencyRow| row.answer.is_some() || !set_aside.contains(&row.task);
+    for (key, row) in again.side_tables.idempotency.iter().filter(|(_, row)| is_usable(row)) {
         fresh.set_idempotency(key, Some(row))?;
     }
-    // Reading as well has sled merge and split pages. What it lost then is neither copied nor set aside.
+    // Reading, too, makes sled merge and split pages. Rows lost by that are neither copied nor set
+    // aside.
     if again.damaged != found.damaged || again.tallies != found.tallies {
         let changing = "its rows change while they are read".to_owned();
-        return Err(Failure::Gone(Gone(changing)));
+        return Err(Failure::RowsGone(MissingRows(changing)));
     }
     Ok((fresh, superseded))
-}
-
-/// For `map_err`: what the operating system refused, as a failure of the store.
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-pub(in crate::store::local) fn told(error: OpenError) -> Failure {
-    Failure::Database(match std::error::Error::source(&error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    })
 }

@@ -1,12 +1,11 @@
-//! Looks at every row, once: the one walk behind recovery and `replicator check`.
+//! Reads and checks every row once, for recovery and `replicator check`. Changes nothing.
 //!
-//! The four trees are walked side by side, in the order of their common prefix, the task's id.
-//! Only what is wrong is collected, so a million tasks cost no more memory than one, and every
-//! byte that is trusted later is checked here. A row whose task is gone is an orphan, left by a
-//! crash between two writes. Nothing is changed.
+//! The four trees of tasks are walked side by side, in the order of the task id that all their keys
+//! begin with. Only problems are collected, so memory does not grow with the number of tasks. A row
+//! whose task is gone is an orphan, left by a crash between two writes.
 //!
-//! Behind them come the two trees whose rows belong to no task. What is in them is collected, for
-//! whoever opens the store holds it in memory anyway.
+//! Then follow the two side tables, `replicas` and `idempotency`. They are collected, because the
+//! daemon holds them in memory anyway.
 
 use std::collections::BTreeMap;
 
@@ -15,55 +14,44 @@ use crate::store::local::database::Database;
 use crate::store::local::error::{Damage, Failure};
 use crate::store::local::keys::{self, Tree};
 use crate::store::local::recover::Recovered;
-use crate::store::local::rows::{self, Head, IdempotencyRow, Nodes, ReplicaRow};
+use crate::store::local::rows::{self, IdempotencyRow, Nodes, ReplicaRow, TaskHead};
 use crate::task::{Idempotency, Node, Progress, TaskId};
 
-/// What was found.
 #[derive(Debug, Default)]
-pub(in crate::store::local) struct Scan {
-    /// Tasks that are whole.
-    pub(in crate::store::local) tasks: u64,
-    /// The length of their values together, in bytes.
-    pub(in crate::store::local) value_bytes: u64,
-    /// Dead letters among their deliveries.
-    pub(in crate::store::local) dead_letters: u64,
-    /// The highest task of any row.
-    pub(in crate::store::local) highest: Option<TaskId>,
-    /// The length of all keys and rows but those of `meta`, in bytes.
-    pub(in crate::store::local) live_bytes: u64,
-    /// All rows of the trees that are counted.
-    pub(in crate::store::local) tallies: Tallies,
-    /// Those that the ledger counts.
-    pub(in crate::store::local) counted: Tallies,
-    /// The trees among them with a row that fails its checksum, which may be what is wrong in it.
-    pub(in crate::store::local) broken: Vec<Tree>,
-    /// Rows whose task is gone.
-    pub(in crate::store::local) orphans: Vec<(Tree, sled::IVec)>,
-    /// One of them is of a task that the ledger knows to be settled: rows that were removed are back,
-    /// which no crash explains.
-    pub(in crate::store::local) returned: bool,
-    /// What is not as it was written: of each task the first row.
-    pub(in crate::store::local) damaged: Vec<Damage>,
-    /// What is kept beside the tasks.
-    pub(in crate::store::local) side_tables: SideTables,
-    /// Keys that only the rows of their tasks know. They are among what is kept, too.
-    pub(in crate::store::local) keyless: BTreeMap<Box<str>, IdempotencyRow>,
+pub(crate) struct Scan {
+    pub(crate) tasks: u64,
+    pub(crate) value_bytes: u64,
+    pub(crate) dead_letters: u64,
+    /// The highest task id in any row.
+    pub(crate) highest: Option<TaskId>,
+    pub(crate) live_bytes: u64,
+    pub(crate) tallies: Tallies,
+    /// Only the rows up to the ledger's highest task.
+    pub(crate) counted: Tallies,
+    /// Trees with a row that fails its checksum: the sum of such a tree proves nothing.
+    pub(crate) broken: Vec<Tree>,
+    pub(crate) orphans: Vec<(Tree, sled::IVec)>,
+    /// An orphan belongs to a task that the ledger knows as settled: removed rows are back, and no
+    /// crash explains that.
+    pub(crate) returned: bool,
+    /// The first damaged row of each task, and each damaged row without a task.
+    pub(crate) damaged: Vec<Damage>,
+    pub(crate) side_tables: SideTables,
+    /// Keys without a row of their own, from the rows of their tasks. `side_tables` has them too.
+    pub(crate) keyless: BTreeMap<Box<str>, IdempotencyRow>,
 }
 
-/// What is kept beside the tasks, in the order of the keys.
+/// The rows that belong to no task, in the order of their keys.
 #[derive(Debug, Default)]
-pub(in crate::store::local) struct SideTables {
-    pub(in crate::store::local) replicas: Vec<(Node, ReplicaRow)>,
-    pub(in crate::store::local) idempotency: Vec<(Box<str>, IdempotencyRow)>,
+pub(crate) struct SideTables {
+    pub(crate) replicas: Vec<(Node, ReplicaRow)>,
+    pub(crate) idempotency: Vec<(Box<str>, IdempotencyRow)>,
 }
 
-/// Hands every task that is whole to `each`, in order.
-pub(in crate::store::local) fn walk(
-    database: &Database,
-    each: &mut dyn FnMut(Recovered),
-) -> Result<Scan, Failure> {
+/// Passes every intact task to `each`, in order.
+pub(crate) fn walk(database: &Database, each: &mut dyn FnMut(Recovered)) -> Result<Scan, Failure> {
     let (ledger, binds) = database.ledger();
-    let cursor = |tree| Cursor { left: database.tree(tree).iter(), next: None };
+    let cursor = |tree| Cursor { rest: database.tree(tree).iter(), next: None };
     let mut walk = Walk {
         database,
         values: cursor(Tree::Values),
@@ -78,17 +66,17 @@ pub(in crate::store::local) fn walk(
         let (key, row) = row?;
         walk.count(Tree::Tasks, &key, &row);
         let Some(id) = keys::task(&key) else {
-            walk.stray(Tree::Tasks, &key);
+            walk.found.damaged.push(unknown_key(Tree::Tasks, &key));
             continue;
         };
-        let task = walk.found_by_key(Tree::Tasks, &key, &row);
-        match task.and_then(|()| walk.task(id, &key, &row)) {
+        let indexed = walk.check_index(Tree::Tasks, &key, &row);
+        match indexed.and_then(|()| walk.task(id, &key, &row)) {
             Ok(recovered) => {
                 walk.found.tasks += 1;
                 walk.found.value_bytes += recovered.header.value_bytes as u64;
                 let dead = |entry: &&Progress| matches!(entry, Progress::Dead(_));
                 walk.found.dead_letters += recovered.progress.iter().filter(dead).count() as u64;
-                walk.key_of(&recovered)?;
+                walk.check_key(&recovered)?;
                 each(recovered);
             }
             Err(Failure::Damaged(damage)) => {
@@ -100,8 +88,8 @@ pub(in crate::store::local) fn walk(
             Err(failure) => return Err(failure),
         }
     }
+    // Rows behind the last task.
     for tree in [Tree::Values, Tree::Progress, Tree::DeadLetters] {
-        // Nothing belongs to a task behind the last one.
         while let Some((key, _)) = walk.advance(tree)? {
             walk.without_task(tree, key);
         }
@@ -118,47 +106,45 @@ struct Walk<'a> {
     nodes: Nodes,
     found: Scan,
     counted_up_to: TaskId,
-    /// The trees must hold what the ledger says.
+    /// The trees must match the ledger.
     binds: bool,
 }
 
-type Row = (sled::IVec, sled::IVec);
+type KeyAndRow = (sled::IVec, sled::IVec);
 
-/// Where the walk is in a tree.
 struct Cursor {
-    left: sled::Iter,
-    /// Read and not handed out.
-    next: Option<Row>,
+    rest: sled::Iter,
+    /// Read, but not consumed yet.
+    next: Option<KeyAndRow>,
 }
 
 impl Walk<'_> {
-    /// Puts together what belongs to one task.
     fn task(&mut self, id: TaskId, key: &[u8], row: &[u8]) -> Result<Recovered, Failure> {
-        let head = Head::read(key, row)?;
+        let head = TaskHead::read(key, row)?;
         let spilled = self.chunks(id, &head)?;
         let envelope = spilled.as_deref().unwrap_or(head.bytes);
         let nodes = &mut self.nodes;
         let (header, idempotency) = envelope
             .get(..head.envelope)
             .and_then(|envelope| rows::header_and_key(id, envelope, head.value, nodes))
-            .ok_or_else(|| rows::damage(Tree::Tasks, key, "does not decode"))?;
+            .ok_or_else(|| rows::undecodable(Tree::Tasks, key))?;
         let progress = self.progress(id, header.replicas.len())?;
         Ok(Recovered { header, idempotency, progress })
     }
 
-    /// Checks that all chunks are there. Returns the stream up to the end of the envelope if that
-    /// is not in the row itself.
-    fn chunks(&mut self, id: TaskId, head: &Head<'_>) -> Result<Option<Vec<u8>>, Failure> {
+    /// Checks that all chunks are present. Returns the stream up to the end of the envelope if the
+    /// row itself does not hold all of it.
+    fn chunks(&mut self, id: TaskId, head: &TaskHead<'_>) -> Result<Option<Vec<u8>>, Failure> {
         let mut spilled = (head.envelope > head.bytes.len()).then(|| head.bytes.to_vec());
-        for (number, expected) in (0..).take(head.chunks()).enumerate() {
-            let expected = keys::of_chunk(id, expected);
+        for (at, number) in (0..head.chunks()).zip(0..) {
+            let expected = keys::of_chunk(id, number);
             let missing = || rows::damage(Tree::Values, &expected, "is missing");
             let (key, row) = self.next_of(Tree::Values, id)?.ok_or_else(missing)?;
             if *key != expected {
                 return Err(missing().into());
             }
-            self.found_by_key(Tree::Values, &key, &row)?;
-            let payload = rows::chunk(&key, &row, head, number)?;
+            self.check_index(Tree::Values, &key, &row)?;
+            let payload = rows::chunk(&key, &row, head, at)?;
             if let Some(stream) = &mut spilled
                 && stream.len() < head.envelope
             {
@@ -171,25 +157,22 @@ impl Walk<'_> {
         }
     }
 
-    /// What each of the task's replicas has had. A dead letter counts more than the progress: its
-    /// row is the first to be written and the last to go.
+    /// The progress of each replica. A dead letter overrides the progress row, because its own row
+    /// is written first and removed last.
     fn progress(&mut self, id: TaskId, replicas: usize) -> Result<Vec<Progress>, Failure> {
         let (key, mut entries) = match self.next_of(Tree::Progress, id)? {
             None => ((&keys::of_task(id)).into(), vec![Some(Progress::Untouched); replicas]),
             Some((key, row)) => {
-                let payload = rows::unseal(Tree::Progress, &key, &row)?;
-                let entries = rows::read_progress(payload)
-                    .filter(|entries| entries.len() == replicas)
-                    .ok_or_else(|| rows::damage(Tree::Progress, &key, "does not decode"))?;
+                let entries = rows::read(Tree::Progress, &key, &row, |payload| {
+                    rows::read_progress(payload).filter(|entries| entries.len() == replicas)
+                })?;
                 (key, entries)
             }
         };
         while let Some((key, row)) = self.next_of(Tree::DeadLetters, id)? {
             let (_, replica) =
-                keys::dead_letter(&key).ok_or_else(|| no_such_key(Tree::DeadLetters, &key))?;
-            let payload = rows::unseal(Tree::DeadLetters, &key, &row)?;
-            let letter = rows::read_dead_letter(payload)
-                .ok_or_else(|| rows::damage(Tree::DeadLetters, &key, "does not decode"))?;
+                keys::dead_letter(&key).ok_or_else(|| unknown_key(Tree::DeadLetters, &key))?;
+            let letter = rows::read(Tree::DeadLetters, &key, &row, rows::read_dead_letter)?;
             let entry = entries
                 .get_mut(replica.get())
                 .ok_or_else(|| rows::damage(Tree::DeadLetters, &key, "is for no replica"))?;
@@ -199,20 +182,19 @@ impl Walk<'_> {
         entries.into_iter().collect::<Option<_>>().ok_or_else(lacks_letter)
     }
 
-    /// A row that a walk comes upon must also be found by its key, as it is when its turn comes:
-    /// where a page of sled's index is damaged the two can differ.
-    fn found_by_key(&self, tree: Tree, key: &[u8], row: &[u8]) -> Result<(), Failure> {
+    /// Checks that a row found by iteration is also found by its key, as a later read will look it
+    /// up. If a page of sled's index is damaged, the two can differ.
+    fn check_index(&self, tree: Tree, key: &[u8], row: &[u8]) -> Result<(), Failure> {
         match self.database.tree(tree).get(key)? {
             Some(found) if *found == *row => Ok(()),
             Some(_) | None => Err(rows::damage(tree, key, "is not found by its key").into()),
         }
     }
 
-    /// The key of a task has a row of its own as well, written behind the task's. A crash between
-    /// the two leaves it out, or one that the key had before. Behind the ledger alone: what it
-    /// counts has its key, unless that was forgotten since. A row that is damaged is no better
-    /// than none.
-    fn key_of(&mut self, task: &Recovered) -> Result<(), Failure> {
+    /// Collects the idempotency key of a task if the key's own row is missing, damaged, or still
+    /// that of an earlier task. The row is written after the task's row, so a crash can separate
+    /// them; but only behind the ledger. Before it, a missing key was forgotten on purpose.
+    fn check_key(&mut self, task: &Recovered) -> Result<(), Failure> {
         let Recovered { header, idempotency: Some(Idempotency { key, fingerprint }), .. } = task
         else {
             return Ok(());
@@ -228,37 +210,39 @@ impl Walk<'_> {
             let at = header.accepted_at;
             let row =
                 IdempotencyRow { task: header.id, fingerprint: *fingerprint, at, answer: None };
-            // In the order of the tasks: the last that came with it has it.
+            // Tasks come in order, so the last one with this key wins.
             self.found.keyless.insert(key.clone(), row);
         }
         Ok(())
     }
 
-    /// The rows that belong to no task.
     fn side_tables(&mut self) -> Result<(), Failure> {
-        for row in self.database.tree(Tree::Replicas) {
-            let (key, row) = row?;
-            self.count(Tree::Replicas, &key, &row);
-            match replica(&key, &row) {
-                Ok(row) => self.found.side_tables.replicas.push(row),
-                Err(damage) => self.found.damaged.push(damage),
-            }
-        }
-        for row in self.database.tree(Tree::Idempotency) {
-            let (key, row) = row?;
-            self.count(Tree::Idempotency, &key, &row);
-            match idempotency(&key, &row) {
-                Ok(row) => self.found.side_tables.idempotency.push(row),
-                Err(damage) => self.found.damaged.push(damage),
-            }
-        }
+        self.found.side_tables.replicas = self.side_table(Tree::Replicas, replica)?;
+        let mut keys = self.side_table(Tree::Idempotency, idempotency)?;
         if !self.found.keyless.is_empty() {
-            let kept = std::mem::take(&mut self.found.side_tables.idempotency);
-            let mut all: BTreeMap<_, _> = kept.into_iter().collect();
+            let mut all: BTreeMap<_, _> = keys.into_iter().collect();
             all.extend(self.found.keyless.clone());
-            self.found.side_tables.idempotency = all.into_iter().collect();
+            keys = all.into_iter().collect();
         }
+        self.found.side_tables.idempotency = keys;
         Ok(())
+    }
+
+    fn side_table<T>(
+        &mut self,
+        tree: Tree,
+        read: fn(&[u8], &[u8]) -> Result<T, Damage>,
+    ) -> Result<Vec<T>, Failure> {
+        let mut entries = Vec::new();
+        for row in self.database.tree(tree) {
+            let (key, row) = row?;
+            self.count(tree, &key, &row);
+            match read(&key, &row) {
+                Ok(entry) => entries.push(entry),
+                Err(damage) => self.found.damaged.push(damage),
+            }
+        }
+        Ok(entries)
     }
 
     fn cursor(&mut self, tree: Tree) -> &mut Cursor {
@@ -271,8 +255,8 @@ impl Walk<'_> {
         }
     }
 
-    /// The next row of this task; `None` when there is none left. Ids must not go back.
-    fn next_of(&mut self, tree: Tree, id: TaskId) -> Result<Option<Row>, Failure> {
+    /// The next row of this task in `tree`. Must be called with ascending ids.
+    fn next_of(&mut self, tree: Tree, id: TaskId) -> Result<Option<KeyAndRow>, Failure> {
         while let Some((key, row)) = self.advance(tree)? {
             match keys::owner(&key) {
                 Some(owner) if owner == id => return Ok(Some((key, row))),
@@ -286,12 +270,12 @@ impl Walk<'_> {
         Ok(None)
     }
 
-    fn advance(&mut self, tree: Tree) -> Result<Option<Row>, Failure> {
+    fn advance(&mut self, tree: Tree) -> Result<Option<KeyAndRow>, Failure> {
         let cursor = self.cursor(tree);
         if let Some(row) = cursor.next.take() {
             return Ok(Some(row));
         }
-        let Some((key, row)) = cursor.left.next().transpose()? else {
+        let Some((key, row)) = cursor.rest.next().transpose()? else {
             return Ok(None);
         };
         self.count(tree, &key, &row);
@@ -318,19 +302,13 @@ impl Walk<'_> {
                 self.found.returned |= self.binds && owner <= self.counted_up_to;
                 self.found.orphans.push((tree, key));
             }
-            None => self.stray(tree, &key),
+            None => self.found.damaged.push(unknown_key(tree, &key)),
         }
-    }
-
-    fn stray(&mut self, tree: Tree, key: &[u8]) {
-        self.found.damaged.push(no_such_key(tree, key));
     }
 }
 
-/// The rows of replicas that can be read.
-pub(in crate::store::local) fn replicas(
-    database: &Database,
-) -> Result<Vec<(Node, ReplicaRow)>, Failure> {
+/// Skips damaged rows.
+pub(crate) fn replicas(database: &Database) -> Result<Vec<(Node, ReplicaRow)>, Failure> {
     let mut found = Vec::new();
     for row in database.tree(Tree::Replicas).iter() {
         let (key, row) = row?;
@@ -341,20 +319,18 @@ pub(in crate::store::local) fn replicas(
 
 fn replica(key: &[u8], row: &[u8]) -> Result<(Node, ReplicaRow), Damage> {
     let tree = Tree::Replicas;
-    let row = rows::read_replica(rows::unseal(tree, key, row)?);
-    let row = row.ok_or_else(|| rows::damage(tree, key, "does not decode"))?;
-    let node = std::str::from_utf8(key).map_err(|_| no_such_key(tree, key))?;
+    let row = rows::read(tree, key, row, rows::read_replica)?;
+    let node = std::str::from_utf8(key).map_err(|_| unknown_key(tree, key))?;
     Ok((Node::from_normal(node), row))
 }
 
 fn idempotency(key: &[u8], row: &[u8]) -> Result<(Box<str>, IdempotencyRow), Damage> {
     let tree = Tree::Idempotency;
-    let row = rows::read_idempotency(rows::unseal(tree, key, row)?);
-    let row = row.ok_or_else(|| rows::damage(tree, key, "does not decode"))?;
-    let key = std::str::from_utf8(key).map_err(|_| no_such_key(tree, key))?;
+    let row = rows::read(tree, key, row, rows::read_idempotency)?;
+    let key = std::str::from_utf8(key).map_err(|_| unknown_key(tree, key))?;
     Ok((key.into(), row))
 }
 
-fn no_such_key(tree: Tree, key: &[u8]) -> Damage {
+fn unknown_key(tree: Tree, key: &[u8]) -> Damage {
     rows::damage(tree, key, "has a key that was never written")
 }

@@ -1,20 +1,16 @@
-//! Whether sled's log is whole, looked at before sled opens it.
+//! Checks sled's log before sled opens it.
 //!
-//! sled takes a damaged message in its log for the end of that segment and drops the rest of it in
-//! silence; the segments behind it are read. So some of its pages are older than others, and every
-//! row can be there all the same: until two such pages are merged or split, and rows are lost or
-//! come back. Only the log tells.
+//! sled silently drops the rest of a segment behind a damaged message, and reads the next segments.
+//! Every row may still be there, until two pages of different age are merged or split and rows are
+//! lost or come back. Only the log tells.
 //!
-//! The file is a row of segments, and a segment is 20 bytes of its own (a checksum, its place in the
-//! log, and how far that was durable) and messages: a checksum, a kind, three numbers of one to nine
-//! bytes, of which the first is its length, and so many bytes. One of a certain kind fills a segment
-//! up.
+//! The file is a sequence of segments: a header of 20 bytes (checksum, position in the log, how far
+//! the log was durable) and messages (checksum, kind, three numbers of one to nine bytes, the first of
+//! which is the length of the body, body). A message of kind [`CAP`] ends a segment early.
 //!
-//! What was not durable may be cut by any crash, so the log is judged up to where it was: by the
-//! heads of its segments, which sled writes when it begins one, and by `COMMITTED`, which follows each
-//! commit and, once the store is closed, names the very end (`commit_marker.rs`). A segment that was about
-//! to be used again may be torn by a crash as well; that is no damage, but taken for some, which
-//! costs no more than a fresh store.
+//! A crash may tear what was not durable, so only the durable part is checked. Its end is known from
+//! the segment headers and from `COMMITTED` (`commit_marker.rs`). A segment that was about to be
+//! reused may be torn, too; it is taken for damage, at the cost of a rebuild.
 
 use std::fs::File;
 use std::io::Read;
@@ -22,17 +18,16 @@ use std::path::Path;
 
 use crate::store::local::error::Failure;
 
-pub(in crate::store::local) const SEGMENT: usize = 512 << 10;
-pub(in crate::store::local) const SEGMENT_HEADER: usize = 20;
-/// Behind the last place where a message can begin.
+pub(crate) const SEGMENT: usize = 512 << 10;
+pub(crate) const SEGMENT_HEADER: usize = 20;
+/// No message starts closer to the end of a segment.
 const MESSAGE_HEADER: usize = 32;
-/// The kind of message that fills a segment up.
 const CAP: u8 = 2;
 const KINDS: std::ops::RangeInclusive<u8> = 1..=11;
 
-/// Whether each message that was made durable is what was written. `proven` is up to where the log
-/// was durable by what stands outside of it, 0 if nothing does.
-pub(in crate::store::local) fn is_whole(store: &Path, proven: u64) -> Result<bool, Failure> {
+/// Whether every durable message is intact. `proven` is the durable position known from outside the
+/// log, or 0.
+pub(crate) fn is_whole(store: &Path, proven: u64) -> Result<bool, Failure> {
     let path = store.join("db");
     let unread = |error| Failure::Unread(format!("cannot read {}: {error}", path.display()));
     let (mut torn, mut durable, mut ends) = (None, proven, 0);
@@ -45,7 +40,7 @@ pub(in crate::store::local) fn is_whole(store: &Path, proven: u64) -> Result<boo
             break;
         }
         if segment.iter().take(SEGMENT_HEADER).all(|byte| *byte == 0) {
-            // Not in use yet, or not any more.
+            // Unused.
             continue;
         }
         let Some((begins, durable_to)) = header(&segment) else {
@@ -62,9 +57,9 @@ pub(in crate::store::local) fn is_whole(store: &Path, proven: u64) -> Result<boo
     Ok(durable <= ends && torn.is_none_or(|torn| durable <= torn))
 }
 
-/// Where a segment begins in the log, and up to where that was durable when it was begun. `None` if
-/// its checksum is wrong.
-pub(in crate::store::local) fn header(segment: &[u8]) -> Option<(u64, u64)> {
+/// The position of a segment in the log, and how far the log was durable when the segment was
+/// started. `None` if the checksum is wrong.
+pub(crate) fn header(segment: &[u8]) -> Option<(u64, u64)> {
     let (&sum, rest) = segment.split_first_chunk::<4>()?;
     let (&begins, rest) = rest.split_first_chunk::<8>()?;
     let (&last_durable, _) = rest.split_first_chunk::<8>()?;
@@ -72,13 +67,13 @@ pub(in crate::store::local) fn header(segment: &[u8]) -> Option<(u64, u64)> {
     let place = |number| u64::try_from(number).unwrap_or(0);
     let is = crc32fast::hash(segment.get(4..SEGMENT_HEADER)?);
     (is == !u32::from_le_bytes(sum)).then(|| {
-        // The last byte that was; before there was any, it is -1.
+        // sled stores the last durable byte, or -1.
         let durable = number(last_durable).saturating_add(1);
         (place(number(begins)), place(durable))
     })
 }
 
-/// Where the first message begins that is not what was written.
+/// The offset of the first damaged message.
 fn tear(segment: &[u8], number: u64) -> Option<usize> {
     let mut at = SEGMENT_HEADER;
     while at + MESSAGE_HEADER <= SEGMENT {
@@ -91,7 +86,7 @@ fn tear(segment: &[u8], number: u64) -> Option<usize> {
     None
 }
 
-/// The kind of a message in the segment with this number, and its length with all.
+/// Checks a message in the segment with this number. Returns its kind and total length.
 fn message(bytes: &[u8], segment: u64) -> Option<(u8, usize)> {
     let (&sum, rest) = bytes.split_first_chunk::<4>()?;
     let (&kind, rest) = rest.split_first()?;
@@ -109,7 +104,7 @@ fn message(bytes: &[u8], segment: u64) -> Option<(u8, usize)> {
     intact.then_some((kind, 4 + header.len() + body.len()))
 }
 
-/// A number as sled writes it, and what follows.
+/// Decodes a number of one to nine bytes. Returns it and the rest.
 fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (&first, rest) = bytes.split_first()?;
     let byte = |at: usize| rest.get(at).copied().map(u64::from);
@@ -133,7 +128,7 @@ mod tests {
     use crate::store::local::tests::{accept, close, image, large, open};
     use crate::task::TaskId;
 
-    /// A store that was in use twice and closed, of several segments.
+    /// A closed store with several segments, after two runs.
     fn closed_store() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for start in 0..2 {
@@ -150,7 +145,7 @@ mod tests {
         dir
     }
 
-    /// The segments in use: their numbers in the file and bytes, in the order of the log.
+    /// The numbers and bytes of the used segments, in the order of the log.
     fn segments(log: &[u8]) -> Vec<(usize, &[u8])> {
         let used = |segment: &[u8]| segment[..SEGMENT_HEADER] != [0; SEGMENT_HEADER];
         let mut segments: Vec<_> =
@@ -159,14 +154,13 @@ mod tests {
         segments
     }
 
-    /// Where the messages of a segment end.
+    /// The end of a segment's messages.
     fn end(segment: &[u8]) -> usize {
         tear(segment, header(segment).unwrap().0 / SEGMENT as u64).unwrap_or(segment.len())
     }
 
     #[test]
-    fn after_a_clean_close_a_flipped_bit_in_any_segment_is_noticed_and_what_follows_the_end_is_not()
-    {
+    fn after_a_close_a_flipped_bit_in_any_segment_is_detected() {
         let dir = closed_store();
         let store = dir.path().join("store-000001");
         let proven = commit_marker::read(dir.path()).unwrap().durable(&store);
@@ -178,7 +172,7 @@ mod tests {
         assert!(segments.len() > 4);
         for &(number, segment) in &segments {
             let last = end(segment) - 1;
-            // The rest of a full segment, in which no message fits, holds nothing.
+            // No message fits into the rest of a full segment.
             let last = if SEGMENT - last < MESSAGE_HEADER { 100_000 } else { last };
             for at in [0, 5, 19, 20, 24, 25, 1_000, last / 2, last] {
                 let at = at.min(last);
@@ -193,7 +187,7 @@ mod tests {
         bytes[number * SEGMENT..][..last.len()].fill(0);
         fs::write(&file, bytes).unwrap();
         assert!(!is_whole(), "without the last segment");
-        // Where the last segment ends, there is nothing yet, or what was there before.
+        // Garbage after the end is not damage.
         let mut bytes = intact.clone();
         bytes[number * SEGMENT + end(last)..][..last.len() - end(last)].fill(7);
         fs::write(&file, bytes).unwrap();
@@ -201,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_kill_the_log_must_be_whole_up_to_the_last_commit_and_may_be_cut_behind_it() {
+    fn after_a_kill_the_log_must_be_whole_up_to_the_last_commit_and_may_be_torn_after_it() {
         let dir = tempfile::tempdir().unwrap();
         let (opened, ..) = open(dir.path());
         for id in 1..=20 {
@@ -216,14 +210,14 @@ mod tests {
         let segments = segments(&intact);
         let &(number, last) = segments.last().unwrap();
         assert_eq!(proven, header(last).unwrap().0 + end(last) as u64);
-        // By what the log says itself, all of the last segment could be cut.
+        // By the log alone, all of the last segment could be torn.
         assert!(is_whole(&store, 0).unwrap() && is_whole(&store, proven).unwrap());
         let mut bytes = intact.clone();
         bytes[number * SEGMENT + end(last) - 1] ^= 1;
         fs::write(&file, &bytes).unwrap();
         assert!(is_whole(&store, 0).unwrap());
         assert!(!is_whole(&store, proven).unwrap());
-        // A message behind it that did not reach the disk whole.
+        // A torn message after it.
         let mut bytes = intact.clone();
         bytes.truncate(number * SEGMENT + end(last));
         bytes.extend([1, 2, 3, 4, 5, 100]);

@@ -9,17 +9,17 @@ fn database(opened: &Opened) -> Database {
     opened.reader.files.database()
 }
 
-/// Takes a row away behind the ledger's back, as damage in sled's log would.
+/// Removes a row without updating the ledger, as damage in sled's log would.
 fn lose(opened: &Opened, tree: Tree, id: u64) {
     let lost = database(opened).tree(tree).remove(keys::of_task(TaskId(id))).unwrap();
     assert!(lost.is_some());
 }
 
 #[test]
-fn a_row_that_vanished_is_missed_and_nothing_is_removed_for_it() {
+fn a_lost_row_is_detected_and_nothing_is_removed() {
     for (tree, expected) in [
-        (Tree::Tasks, "tasks holds 2 rows where 3 must be"),
-        (Tree::Progress, "progress holds 2 rows where 3 must be"),
+        (Tree::Tasks, "tasks holds 2 rows, expected 3"),
+        (Tree::Progress, "progress holds 2 rows, expected 3"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let (opened, ..) = open(dir.path());
@@ -38,7 +38,7 @@ fn a_row_that_vanished_is_missed_and_nothing_is_removed_for_it() {
     }
 }
 
-/// What is said of a store in which a row went back to an older one, and what `besides` does.
+/// The error of a store in which a row was replaced by an older version, after `besides`.
 fn refusal_of_an_older_row(besides: impl FnOnce(&Database)) -> String {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
@@ -60,13 +60,13 @@ fn refusal_of_an_older_row(besides: impl FnOnce(&Database)) -> String {
 }
 
 #[test]
-fn a_row_that_went_back_to_an_older_one_is_noticed() {
+fn a_row_replaced_by_an_older_version_is_detected() {
     let error = refusal_of_an_older_row(|_| {});
     assert!(error.contains("the 1 rows of progress are not those that were written"), "{error}");
 }
 
 #[test]
-fn a_row_that_went_back_is_noticed_beside_one_that_is_damaged() {
+fn an_older_row_is_detected_beside_a_damaged_one() {
     let error = refusal_of_an_older_row(|database| {
         database.tasks.insert(keys::of_task(TaskId(2)), b"no row").unwrap();
     });
@@ -74,13 +74,13 @@ fn a_row_that_went_back_is_noticed_beside_one_that_is_damaged() {
 }
 
 #[test]
-fn a_cut_between_two_commits_is_none_of_the_ledgers_business() {
+fn a_crash_between_two_commits_is_not_taken_for_lost_rows() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     accept(&opened, &small(1)).unwrap();
     accept(&opened, &small(2)).unwrap();
     close(opened);
-    // New tasks that were not committed, flushed by sled for itself.
+    // A new task that sled flushed before the commit.
     let (opened, ..) = open(dir.path());
     database(&opened).insert(&small(3), None).unwrap();
     database(&opened).tasks.flush().unwrap();
@@ -95,30 +95,30 @@ fn a_cut_between_two_commits_is_none_of_the_ledgers_business() {
     let cut = image(dir.path());
     let (reopened, recovered, _) = open(cut.path());
     assert_eq!(recovered.len(), 2);
-    // From here on the count binds again.
+    // Now the ledger binds again.
     lose(&reopened, Tree::Tasks, 2);
     close(reopened);
-    assert!(refusal(cut.path()).contains("tasks holds 1 rows where 2 must be"));
+    assert!(refusal(cut.path()).contains("tasks holds 1 rows, expected 2"));
 }
 
 fn idempotency(key: &str) -> Idempotency {
     Idempotency { key: key.into(), fingerprint: [9; 16] }
 }
 
-/// Which task each key stands for.
+/// The keys and their tasks.
 fn keys_of(opened: &Opened) -> Vec<(&str, u64)> {
     opened.idempotency.iter().map(|(key, row)| (&**key, row.task.0)).collect()
 }
 
 #[test]
-fn a_task_that_a_cut_parted_from_the_row_of_its_key_has_its_key_after_the_next_start() {
+fn a_key_whose_row_was_lost_in_a_crash_is_restored_from_its_task() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     for (id, key) in [(1, "used again"), (2, "other")] {
         hand_in_with(&opened, &small(id), Some(idempotency(key))).blocking_recv().unwrap().unwrap();
     }
-    // The tasks of a commit that came no further, flushed by sled for itself: a new key, one that
-    // an older task had, and one that two of them came with.
+    // Tasks that sled flushed before their commit: a new key, one that an older task had, and one
+    // that two of them have.
     for (id, key) in [(3, "new"), (4, "used again"), (5, "twice"), (6, "twice")] {
         database(&opened).insert(&small(id), Some(&idempotency(key))).unwrap();
     }
@@ -129,7 +129,7 @@ fn a_task_that_a_cut_parted_from_the_row_of_its_key_has_its_key_after_the_next_s
     let known = [("new", 3), ("other", 2), ("twice", 6), ("used again", 4)];
     assert_eq!(keys_of(&opened), known);
     assert_eq!(opened.idempotency[0].1, IdempotencyRow::of(&small(3), [9; 16]));
-    // It is theirs for good, also where they are settled.
+    // The keys stay when the tasks are settled.
     (1..=6).for_each(|id| opened.committer.remove(TaskId(id)));
     close(opened);
     let (opened, recovered, report) = open(cut.path());
@@ -138,7 +138,7 @@ fn a_task_that_a_cut_parted_from_the_row_of_its_key_has_its_key_after_the_next_s
 }
 
 #[test]
-fn the_next_start_changes_no_key_that_a_later_commit_has_changed_or_forgotten() {
+fn a_start_does_not_restore_keys_that_were_changed_or_forgotten_later() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     for (id, key) in [(1, "forgotten"), (2, "used again"), (3, "answered")] {
@@ -164,7 +164,7 @@ fn the_next_start_changes_no_key_that_a_later_commit_has_changed_or_forgotten() 
 }
 
 #[test]
-fn a_damaged_row_of_a_key_is_made_anew_by_the_row_of_its_task() {
+fn a_damaged_key_row_is_restored_from_the_row_of_its_task() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     for (id, key) in [(1, "damaged"), (2, "whole")] {
@@ -182,7 +182,7 @@ fn a_damaged_row_of_a_key_is_made_anew_by_the_row_of_its_task() {
 }
 
 #[test]
-fn a_row_of_a_replica_that_vanished_is_missed_and_one_that_was_just_written_is_not_too_many() {
+fn a_lost_replica_row_is_detected_and_an_uncommitted_one_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     let node = |text| Node::parse(text).unwrap();
@@ -190,7 +190,7 @@ fn a_row_of_a_replica_that_vanished_is_missed_and_one_that_was_just_written_is_n
     opened.committer.set_replica(node("http://a"), Some(row.clone()), None);
     opened.committer.set_replica(node("http://b"), Some(row.clone()), None);
     close(opened);
-    // Written and not committed, flushed by sled for itself.
+    // Flushed by sled before the commit.
     let (opened, ..) = open(dir.path());
     database(&opened).set_replica(&node("http://c"), Some(&row)).unwrap();
     database(&opened).tasks.flush().unwrap();
@@ -200,11 +200,11 @@ fn a_row_of_a_replica_that_vanished_is_missed_and_one_that_was_just_written_is_n
     database(&reopened).tree(Tree::Replicas).remove(b"http://b").unwrap().unwrap();
     close(reopened);
     let error = refusal(cut.path());
-    assert!(error.contains("replicas holds 2 rows where 3 must be"), "{error}");
+    assert!(error.contains("replicas holds 2 rows, expected 3"), "{error}");
 }
 
 #[test]
-fn a_store_that_lost_the_end_of_its_log_is_refused_by_what_the_witness_saw() {
+fn a_store_that_lost_the_end_of_its_log_is_refused_by_the_commit_marker() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     accept(&opened, &small(1)).unwrap();
@@ -214,18 +214,18 @@ fn a_store_that_lost_the_end_of_its_log_is_refused_by_what_the_witness_saw() {
     std::fs::copy(&marker_file, before.path().join("COMMITTED")).unwrap();
     let error = refusal(before.path());
     assert!(error.contains("has lost the end of") && error.contains("COMMITTED"), "{error}");
-    // Nothing but the commit marker knows: without it the store opens, and says so.
+    // Without the commit marker the store opens and reports that it is missing.
     std::fs::remove_file(before.path().join("COMMITTED")).unwrap();
     let (opened, recovered, report) = open(before.path());
-    assert_eq!((recovered.len(), report.witnessed), (1, false));
+    assert_eq!((recovered.len(), report.had_marker), (1, false));
     close(opened);
     let (opened, _, report) = open(before.path());
-    assert!(report.witnessed);
+    assert!(report.had_marker);
     close(opened);
 }
 
 #[test]
-fn a_witness_that_is_damaged_or_of_a_store_to_come_is_refused_and_nothing_is_changed() {
+fn a_damaged_marker_or_one_of_a_newer_store_is_refused_and_nothing_is_changed() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     accept(&opened, &small(1)).unwrap();
@@ -240,14 +240,14 @@ fn a_witness_that_is_damaged_or_of_a_store_to_come_is_refused_and_nothing_is_cha
         assert!(error.contains("COMMITTED is damaged, so a lost end"), "{error}");
         assert!(error.contains("replicator check --repair"), "{error}");
     }
-    // By a release before this one, which knows no place in the log.
+    // Version 1, without a position in the log.
     let text = "store-000002 00000000000000000001 ";
     std::fs::write(&marker_file, format!("{text}{:08x}\n", crc32fast::hash(text.as_bytes())))
         .unwrap();
     let error = refusal(dir.path());
-    assert!(error.contains("names store-000002, and CURRENT names store-000001"), "{error}");
+    assert!(error.contains("names store-000002, but CURRENT names store-000001"), "{error}");
     assert_eq!(std::fs::read(&log).unwrap(), before);
-    // Where that store is there it is not removed.
+    // If the newer store is present, it is not removed.
     let newer = dir.path().join("store-000002");
     std::fs::create_dir(&newer).unwrap();
     let settings = crate::store::local::tests::settings(dir.path());
@@ -260,7 +260,7 @@ fn a_witness_that_is_damaged_or_of_a_store_to_come_is_refused_and_nothing_is_cha
 }
 
 #[test]
-fn a_store_emptied_to_nothing_is_not_taken_for_a_new_one() {
+fn an_emptied_store_is_not_taken_for_a_new_one() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     accept(&opened, &small(1)).unwrap();

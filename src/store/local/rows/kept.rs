@@ -1,77 +1,71 @@
-//! The rows that are kept beside the tasks: what is known of replicas and of idempotency keys.
-//!
-//! One of an idempotency key can be as long as a row may be: its answer names up to 1024 replicas,
-//! three bytes each.
+//! The rows that belong to no task: replicas and idempotency keys. The longest key row fills a row:
+//! its answer names up to 1024 replicas, three bytes each.
 
 use bincode::{BorrowDecode, Encode};
+use serde::{Deserialize, Serialize};
 
 use super::{Failure, decode, encode};
 use crate::task::{Node, Task, TaskId, Timestamp};
 
-/// What is remembered of a replica from the first write to it on.
+/// Kept from the first write to the replica on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaRow {
-    /// Since when an operator wants nothing sent to it.
     pub paused_since: Option<Timestamp>,
-    /// Where its deliveries go instead.
     pub renamed_to: Option<Node>,
-    /// When the first write for it was accepted.
+    /// When the first write to it was accepted.
     pub first_used: Timestamp,
 }
 
-/// What is remembered of a write whose client gave it a key.
+/// Kept for a write with an idempotency key, until the window is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyRow {
-    /// The task that the write became.
     pub task: TaskId,
-    /// What the write said, so that another under the same key is told from a repeated one.
+    /// Of the write's body: the same key with another body is refused.
     pub fingerprint: [u8; 16],
-    /// When it was accepted.
+    /// When the write was accepted.
     pub at: Timestamp,
-    /// What a strong write was answered, once that is known.
+    /// The answer to a strong write, once there is one.
     pub answer: Option<IdempotencyAnswer>,
 }
 
 impl IdempotencyRow {
-    /// That of a task which has just been accepted.
     #[must_use]
     pub fn of(task: &Task, fingerprint: [u8; 16]) -> Self {
         Self { task: task.id, fingerprint, at: task.accepted_at, answer: None }
     }
 }
 
-/// The answer to a strong write.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The answer to a strong write. Part of the row format and of the export format: a change is a
+/// migration.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct IdempotencyAnswer {
-    /// Whether the majority acknowledged.
+    /// Whether a majority acknowledged.
     pub success: bool,
-    /// The replicas that had acknowledged, as positions in the task's list.
+    /// Replicas that acknowledged, as positions in the task's list.
     pub acked: Vec<u16>,
-    /// Those that had failed.
     pub failed: Vec<u16>,
-    /// How many were needed.
+    /// The size of the majority.
     pub needed: u16,
 }
 
 #[derive(Encode, BorrowDecode)]
-struct Replica<'a> {
+struct StoredReplica<'a> {
     paused_since: Option<u64>,
     renamed_to: Option<&'a str>,
     first_used: u64,
 }
 
-/// The payload of a row in `replicas`.
-pub(in crate::store) fn replica(row: &ReplicaRow) -> Result<Vec<u8>, Failure> {
-    encode(Replica {
+pub(crate) fn replica(row: &ReplicaRow) -> Result<Vec<u8>, Failure> {
+    encode(StoredReplica {
         paused_since: row.paused_since.map(|since| since.0),
         renamed_to: row.renamed_to.as_ref().map(Node::as_str),
         first_used: row.first_used.0,
     })
 }
 
-/// Reads a payload of `replicas`.
-pub(in crate::store) fn read_replica(payload: &[u8]) -> Option<ReplicaRow> {
-    let row: Replica<'_> = decode(payload)?;
+pub(crate) fn read_replica(payload: &[u8]) -> Option<ReplicaRow> {
+    let row: StoredReplica<'_> = decode(payload)?;
     Some(ReplicaRow {
         paused_since: row.paused_since.map(Timestamp),
         renamed_to: row.renamed_to.map(Node::from_normal),
@@ -80,48 +74,28 @@ pub(in crate::store) fn read_replica(payload: &[u8]) -> Option<ReplicaRow> {
 }
 
 #[derive(Encode, BorrowDecode)]
-struct Idempotency {
+struct StoredKey {
     task: u64,
     fingerprint: [u8; 16],
     at: u64,
-    answer: Option<Answer>,
+    answer: Option<IdempotencyAnswer>,
 }
 
-#[derive(Encode, BorrowDecode)]
-struct Answer {
-    success: bool,
-    acked: Vec<u16>,
-    failed: Vec<u16>,
-    needed: u16,
-}
-
-/// The payload of a row in `idempotency`.
-pub(in crate::store) fn idempotency(row: &IdempotencyRow) -> Result<Vec<u8>, Failure> {
-    encode(Idempotency {
+pub(crate) fn idempotency(row: &IdempotencyRow) -> Result<Vec<u8>, Failure> {
+    encode(StoredKey {
         task: row.task.0,
         fingerprint: row.fingerprint,
         at: row.at.0,
-        answer: row.answer.as_ref().map(|answer| Answer {
-            success: answer.success,
-            acked: answer.acked.clone(),
-            failed: answer.failed.clone(),
-            needed: answer.needed,
-        }),
+        answer: row.answer.clone(),
     })
 }
 
-/// Reads a payload of `idempotency`.
-pub(in crate::store) fn read_idempotency(payload: &[u8]) -> Option<IdempotencyRow> {
-    let row: Idempotency = decode(payload)?;
+pub(crate) fn read_idempotency(payload: &[u8]) -> Option<IdempotencyRow> {
+    let row: StoredKey = decode(payload)?;
     Some(IdempotencyRow {
         task: TaskId(row.task),
         fingerprint: row.fingerprint,
         at: Timestamp(row.at),
-        answer: row.answer.map(|Answer { success, acked, failed, needed }| IdempotencyAnswer {
-            success,
-            acked,
-            failed,
-            needed,
-        }),
+        answer: row.answer,
     })
 }

@@ -24,7 +24,7 @@ fn letter() -> DeadLetter {
 
 #[test]
 fn the_bytes_of_a_task_are_these() {
-    let head = Stream::of(&task(), None).unwrap().head().unwrap();
+    let head = TaskStream::of(&task(), None).unwrap().head().unwrap();
     let mut expected = vec![32, 2]; // the envelope's length, the value's
     expected.extend(b"\x04k/\xc3\xbc"); // key
     expected.push(0); // SET
@@ -43,15 +43,15 @@ fn the_bytes_of_a_task_are_these() {
         user_id: None,
         ..task()
     };
-    let head = Stream::of(&delete, None).unwrap().head().unwrap();
+    let head = TaskStream::of(&delete, None).unwrap().head().unwrap();
     assert_eq!(head[2..10], *b"\x04k/\xc3\xbc\x01\x01\x00");
     assert_eq!(head.last(), Some(&0));
 }
 
 #[test]
-fn what_format_3_says_of_a_task_stands_behind_the_envelope_of_format_2() {
+fn format_3_appends_to_the_envelope_of_format_2() {
     let value_at = |head: &[u8]| 2 + usize::from(head[0]);
-    let before = Stream::of(&task(), None).unwrap().head().unwrap();
+    let before = TaskStream::of(&task(), None).unwrap().head().unwrap();
     let end = value_at(&before);
     let trace = |state: Option<&str>| Trace { parent: "p".into(), state: state.map(Box::from) };
     let more: [(Consistency, Option<Trace>, &[u8]); 4] = [
@@ -62,16 +62,16 @@ fn what_format_3_says_of_a_task_stands_behind_the_envelope_of_format_2() {
     ];
     for (consistency, trace, bytes) in more {
         let task = Task { consistency, trace, ..task() };
-        let head = Stream::of(&task, None).unwrap().head().unwrap();
+        let head = TaskStream::of(&task, None).unwrap().head().unwrap();
         assert_eq!(head[2..end], before[2..end]);
         assert_eq!(head[end..value_at(&head)], *bytes);
-        let parsed = Head::parse(&head).unwrap();
+        let parsed = TaskHead::parse(&head).unwrap();
         let envelope = &parsed.bytes[..parsed.envelope];
         let read = |envelope: &[u8]| header(task.id, envelope, 2, &mut Nodes::default());
         let header = read(envelope).unwrap();
         assert_eq!((header.consistency, header.trace), (task.consistency, task.trace));
         assert_eq!((header.key, header.user_id), (task.key, task.user_id));
-        // Neither cut nor followed by something, but for the cut that leaves what format 2 wrote.
+        // Neither truncated nor extended, except for the cut that leaves format 2.
         for cut in (0..envelope.len()).filter(|cut| *cut != end - 2) {
             assert!(read(&envelope[..cut]).is_none(), "{cut}");
         }
@@ -86,22 +86,22 @@ fn what_format_3_says_of_a_task_stands_behind_the_envelope_of_format_2() {
 }
 
 #[test]
-fn the_key_of_a_task_stands_behind_what_format_3_says_of_it() {
+fn format_4_appends_the_key_to_the_envelope_of_format_3() {
     let value_at = |head: &[u8]| 2 + usize::from(head[0]);
-    let end = value_at(&Stream::of(&task(), None).unwrap().head().unwrap());
+    let end = value_at(&TaskStream::of(&task(), None).unwrap().head().unwrap());
     let idempotency = Idempotency { key: "k1".into(), fingerprint: *b"0123456789abcdef" };
     for (consistency, before) in
         [(Consistency::Eventual, b"\x00\x00"), (Consistency::Strong, b"\x01\x00")]
     {
         let task = Task { consistency, ..task() };
-        let head = Stream::of(&task, Some(&idempotency)).unwrap().head().unwrap();
+        let head = TaskStream::of(&task, Some(&idempotency)).unwrap().head().unwrap();
         assert_eq!(head[end..value_at(&head)], [&before[..], b"\x02k10123456789abcdef"].concat());
-        let parsed = Head::parse(&head).unwrap();
+        let parsed = TaskHead::parse(&head).unwrap();
         let envelope = &parsed.bytes[..parsed.envelope];
         let read = |envelope: &[u8]| header_and_key(task.id, envelope, 2, &mut Nodes::default());
         let (header, key) = read(envelope).unwrap();
         assert_eq!((header, key.as_ref()), (Header::of(&task), Some(&idempotency)));
-        // Neither cut nor followed by something, but for the cuts that leave what was written before.
+        // Neither truncated nor extended, except for the cuts that leave an older format.
         let older = [end - 2, end];
         for cut in (0..envelope.len()).filter(|cut| !older.contains(cut)) {
             assert!(read(&envelope[..cut]).is_none(), "{cut}");
@@ -150,8 +150,8 @@ fn the_bytes_of_an_idempotency_key_are_these() {
 }
 
 #[test]
-fn the_longest_rows_beside_the_tasks_are_no_longer_than_others() {
-    // As many replicas as a write may name.
+fn the_longest_idempotency_row_fits_into_4_kib() {
+    // The maximum number of replicas.
     let answer = IdempotencyAnswer {
         success: false,
         acked: (0..512).collect(),
@@ -205,11 +205,11 @@ fn the_bytes_of_a_frame_are_these() {
     assert_eq!(sum, FROZEN_SUM);
 }
 
-/// Computed once by another implementation of CRC-32 (that of Python's zlib).
+/// Computed by another implementation of CRC-32 (Python's zlib).
 const FROZEN_SUM: [u8; 4] = [194, 25, 193, 196];
 
 #[test]
-fn a_flipped_bit_anywhere_in_a_row_is_noticed() {
+fn a_flipped_bit_anywhere_in_a_row_is_detected() {
     let key = keys::of_task(TaskId(7));
     let row = seal(Tree::Tasks, &key, b"payload");
     assert_eq!(unseal(Tree::Tasks, &key, &row).unwrap(), b"payload");
@@ -224,7 +224,7 @@ fn a_flipped_bit_anywhere_in_a_row_is_noticed() {
 }
 
 #[test]
-fn a_row_is_only_good_in_its_own_place() {
+fn a_row_is_valid_only_in_its_own_place() {
     let key = keys::of_task(TaskId(7));
     let row = seal(Tree::Tasks, &key, b"payload");
     assert!(unseal(Tree::Progress, &key, &row).is_err());
@@ -232,7 +232,7 @@ fn a_row_is_only_good_in_its_own_place() {
 }
 
 #[test]
-fn trailing_bytes_and_lengths_out_of_all_proportion_do_not_decode() {
+fn trailing_bytes_and_excessive_lengths_do_not_decode() {
     let payload = [&progress(&[Progress::Delivered]).unwrap()[..], b"x"].concat();
     assert_eq!(read_progress(&payload), None);
     let payload = [&dead_letter(&letter()).unwrap()[..], b"x"].concat();
@@ -240,11 +240,11 @@ fn trailing_bytes_and_lengths_out_of_all_proportion_do_not_decode() {
     // A u64 follows: eighteen quintillion entries.
     let hostile = [253, 255, 255, 255, 255, 255, 255, 255, 255];
     assert_eq!(read_progress(&hostile), None);
-    assert!(Head::parse(&[&hostile[..], &hostile[..]].concat()).is_none());
-    assert!(Head::parse(&[1, 2, 0, 0]).is_none());
+    assert!(TaskHead::parse(&[&hostile[..], &hostile[..]].concat()).is_none());
+    assert!(TaskHead::parse(&[1, 2, 0, 0]).is_none());
 }
 
-/// A row is a few KiB, so no length in it is believed beyond that; in memory an entry is larger.
+/// A row is a few KiB, so a length in it is limited accordingly. In memory an entry is larger.
 #[test]
 fn a_length_in_a_small_row_reserves_little() {
     for entries in [100_000_u32, 3_000_000] {
@@ -252,7 +252,7 @@ fn a_length_in_a_small_row_reserves_little() {
         let outcome = decode_first::<Vec<ProgressRow<'_>>>(&row).map(|_| ());
         assert!(matches!(outcome, Err(DecodeError::LimitExceeded)), "{outcome:?}");
     }
-    // But all that there is in the longest of them is.
+    // The longest valid row still decodes.
     let entries = vec![Progress::Delivered; SMALL - 3];
     let payload = progress(&entries).unwrap();
     assert_eq!(payload.len(), SMALL);
@@ -260,8 +260,8 @@ fn a_length_in_a_small_row_reserves_little() {
 }
 
 #[test]
-fn the_stream_comes_back_whole_wherever_it_is_cut() {
-    let envelope = Stream::of(&task(), None).unwrap().envelope.len() - 1;
+fn a_stream_comes_back_whole_wherever_chunks_end() {
+    let envelope = TaskStream::of(&task(), None).unwrap().envelope.len() - 1;
     let edge = HEAD_BYTES - envelope;
     let mut lengths = vec![0, 1, CHUNK_BYTES * 3 + 5];
     for cut in [edge, edge + CHUNK_BYTES, edge + 2 * CHUNK_BYTES] {
@@ -271,10 +271,10 @@ fn the_stream_comes_back_whole_wherever_it_is_cut() {
         for &value_bytes in &lengths {
             let value: Vec<u8> = (0..=255).cycle().take(value_bytes).collect();
             let task = Task { key: "k".repeat(key_bytes), value: value.into(), ..task() };
-            let stream = Stream::of(&task, None).unwrap();
+            let stream = TaskStream::of(&task, None).unwrap();
             let payload = stream.head().unwrap();
             assert!(payload.len() + FRAME_BYTES <= 4096);
-            let head = Head::parse(&payload).unwrap();
+            let head = TaskHead::parse(&payload).unwrap();
             let mut read = head.bytes.to_vec();
             let chunks: Vec<_> = stream.chunks().collect();
             assert_eq!(chunks.len(), head.chunks());
@@ -289,7 +289,7 @@ fn the_stream_comes_back_whole_wherever_it_is_cut() {
 }
 
 #[test]
-fn however_many_replicas_failed_with_long_errors_a_row_stays_small() {
+fn a_row_stays_small_with_any_number_of_long_errors() {
     let failed = Progress::Failed { failures: 4, error: "ü".repeat(5_000).into() };
     for replicas in [1, 2, 3, 64] {
         let payload = progress(&vec![failed.clone(); replicas]).unwrap();

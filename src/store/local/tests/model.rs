@@ -1,4 +1,4 @@
-//! Any operations against a map.
+//! Property test: arbitrary operations against a map.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -85,10 +85,10 @@ proptest! {
                     model.insert(task.id, Recovered { idempotency: key, ..untouched(&task) });
                 }
                 Operate::Save { which, entries } => if let Some(id) = pick(which) {
-                    let kept = model.get_mut(&id).unwrap();
+                    let task = model.get_mut(&id).unwrap();
                     let entries = entries.into_iter().map(entry);
-                    kept.progress = entries.take(kept.progress.len()).collect();
-                    opened.committer.save(id, kept.progress.clone());
+                    task.progress = entries.take(task.progress.len()).collect();
+                    opened.committer.save(id, task.progress.clone());
                 },
                 Operate::Remove { which } => if let Some(id) = pick(which) {
                     model.remove(&id);

@@ -16,7 +16,6 @@ fn flip(tree: &sled::Tree, id: u64, at: usize) {
     tree.insert(row.0, bytes).unwrap();
 }
 
-/// Damages a store that is not in use.
 fn harm(dir: &Path, harm: impl FnOnce(&Database)) {
     let (opened, ..) = open(dir);
     harm(&opened.reader.files.database());
@@ -70,32 +69,32 @@ fn a_task_with_a_damaged_row_is_set_aside_whole_and_the_rest_is_served() {
 
         let (opened, recovered, report) = open(dir.path());
         assert_eq!(ids(&recovered), [1, 3]);
-        let SetAside { file, damaged, rows: kept, superseded } = report.set_aside;
+        let SetAside { file, damaged, rows: rows_aside, superseded } = report.set_aside;
         assert_eq!((damaged.len(), superseded), (1, 0));
         assert!(damaged[0].to_string().starts_with(expected), "{}", damaged[0]);
         assert_eq!(damaged[0].task(), Some(TaskId(2)));
         let missing = usize::from(expected.ends_with("is missing"));
-        assert_eq!(kept, (rows - missing) as u64);
-        assert_eq!(report.quarantined_rows, kept);
+        assert_eq!(rows_aside, (rows - missing) as u64);
+        assert_eq!(report.quarantined_rows, rows_aside);
         let lines = lines(&file.unwrap());
         assert_eq!(lines.len(), 1 + rows - missing);
         assert_eq!(lines[0]["store"], "store-000001");
         assert!(lines[1..].iter().all(|line| line["task"] == 2));
-        let told = lines[1..].iter().filter(|line| !line["damage"].is_null());
-        assert_eq!(told.count(), 1 - missing);
+        let marked = lines[1..].iter().filter(|line| !line["damage"].is_null());
+        assert_eq!(marked.count(), 1 - missing);
         assert_eq!(opened.reader.read(TaskId(3)).unwrap(), Some(large(3, 20_000)));
         close(opened);
 
-        // What was set aside stays visible, and is not set aside again.
+        // The next start still reports the rows and does not set them aside again.
         let (opened, recovered, report) = open(dir.path());
-        assert_eq!((recovered.len(), report.quarantined_rows), (2, kept));
+        assert_eq!((recovered.len(), report.quarantined_rows), (2, rows_aside));
         assert_eq!((report.set_aside, report.orphans_removed), (SetAside::default(), 0));
         close(opened);
     }
 }
 
 #[test]
-fn a_row_that_was_set_aside_is_there_to_be_read() {
+fn a_row_that_was_set_aside_can_be_read_from_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     accept(&opened, &small(7)).unwrap();
@@ -113,7 +112,7 @@ fn a_row_that_was_set_aside_is_there_to_be_read() {
 }
 
 #[test]
-fn a_row_under_a_key_that_was_never_written_is_set_aside() {
+fn a_row_with_an_unknown_key_is_set_aside() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     three(&opened);
@@ -125,7 +124,7 @@ fn a_row_under_a_key_that_was_never_written_is_set_aside() {
 }
 
 #[test]
-fn a_damaged_row_that_belongs_to_no_task_is_set_aside_by_itself() {
+fn a_damaged_row_without_a_task_is_set_aside_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     three(&opened);
@@ -133,7 +132,7 @@ fn a_damaged_row_that_belongs_to_no_task_is_set_aside_by_itself() {
         let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
         opened.committer.set_replica(Node::parse(node).unwrap(), Some(row), None);
     }
-    // The first eight bytes are those of task 2.
+    // The first key begins with the bytes of task 2.
     for key in ["\0\0\0\0\0\0\0\x02", "key"] {
         let (task, at) = (TaskId(2), Timestamp(1));
         let row = IdempotencyRow { task, fingerprint: [1; 16], at, answer: None };
@@ -155,9 +154,9 @@ fn a_damaged_row_that_belongs_to_no_task_is_set_aside_by_itself() {
         ["http://a"]
     );
     assert_eq!(opened.idempotency.iter().map(|(key, _)| &**key).collect::<Vec<_>>(), ["key"]);
-    let told: Vec<_> = report.set_aside.damaged.iter().map(ToString::to_string).collect();
+    let damaged: Vec<_> = report.set_aside.damaged.iter().map(ToString::to_string).collect();
     let cut = "the row 0000000000000002 of idempotency is cut short";
-    assert_eq!(told, ["the row http://b of replicas fails its checksum", cut]);
+    assert_eq!(damaged, ["the row http://b of replicas fails its checksum", cut]);
     assert!(report.set_aside.damaged.iter().all(|damage| damage.task().is_none()));
     assert_eq!((report.set_aside.rows, report.set_aside.superseded), (2, 0));
     let lines = lines(&report.set_aside.file.unwrap());
@@ -169,7 +168,7 @@ fn a_damaged_row_that_belongs_to_no_task_is_set_aside_by_itself() {
 }
 
 #[test]
-fn a_missing_row_is_not_set_aside_but_refused_even_beside_a_damaged_one() {
+fn a_missing_row_is_refused_even_beside_a_damaged_one() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     three(&opened);
@@ -179,11 +178,11 @@ fn a_missing_row_is_not_set_aside_but_refused_even_beside_a_damaged_one() {
         db.tasks.remove(keys::of_task(TaskId(3))).unwrap().unwrap();
     });
     let error = refusal(dir.path());
-    assert!(error.contains("tasks holds 2 rows where 3 must be"), "{error}");
+    assert!(error.contains("tasks holds 2 rows, expected 3"), "{error}");
     assert!(!dir.path().join(NAME).exists());
 }
 
-/// Writes of one key to nodes 0 and 1, and the one with this id is damaged.
+/// Recovers three writes of one key, with the progress of the first, after damage.
 #[track_caller]
 fn after_damage(older: Vec<Progress>, damaged: Harm) -> (Vec<Recovered>, SetAside) {
     let dir = tempfile::tempdir().unwrap();
@@ -207,7 +206,7 @@ fn after_damage(older: Vec<Progress>, damaged: Harm) -> (Vec<Recovered>, SetAsid
 fn an_older_write_of_the_key_is_not_sent_after_one_that_was_set_aside() {
     let damaged: [Harm; 3] = [
         |db| flip(&db.progress, 3, 99),
-        // Its checksum is wrong and its key can still be read.
+        // The checksum is wrong, but the key can still be read.
         |db| flip(&db.tasks, 3, 2),
         |db| flip(&db.tasks, 3, 10_000),
     ];
@@ -217,14 +216,14 @@ fn an_older_write_of_the_key_is_not_sent_after_one_that_was_set_aside() {
         assert_eq!(ids(&recovered), [1, 2, 4]);
         assert_eq!(set_aside.superseded, 2);
         assert_eq!(recovered[0].progress, [Progress::Superseded, Progress::Superseded]);
-        // Other keys, and newer writes of this one, go on.
+        // Other keys, and newer writes of this key, stay pending.
         assert_eq!(recovered[1].progress, [Progress::Untouched, Progress::Untouched]);
         assert_eq!(recovered[2].progress, [Progress::Untouched, Progress::Untouched]);
     }
 }
 
 #[test]
-fn what_is_settled_of_an_older_write_stays_as_it_is() {
+fn settled_deliveries_of_an_older_write_are_not_superseded() {
     let older = vec![Progress::Delivered, dead(Cause::GaveUp)];
     let (recovered, set_aside) = after_damage(older.clone(), |db| flip(&db.progress, 3, 99));
     assert_eq!(set_aside.superseded, 0);
@@ -232,7 +231,7 @@ fn what_is_settled_of_an_older_write_stays_as_it_is() {
 }
 
 #[test]
-fn where_the_key_cannot_be_read_either_the_others_are_left_alone() {
+fn older_writes_stay_pending_if_the_key_cannot_be_read() {
     let (recovered, set_aside) = after_damage(vec![Progress::Untouched; 2], |db| {
         let key = keys::of_task(TaskId(3));
         db.tasks.insert(key, vec![0xff; 60]).unwrap();
@@ -249,7 +248,7 @@ fn damage_in_meta_is_refused() {
         three(&opened);
         close(opened);
         harm(dir.path(), |db| {
-            // Behind the last ledger, so that closing does not write it anew.
+            // After the last ledger, so that closing does not write the row again.
             let mut row = db.meta.get(key).unwrap().unwrap().to_vec();
             row[1] ^= 1;
             db.meta.insert(key, row).unwrap();

@@ -26,7 +26,7 @@ fn bytes(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let path = entry.unwrap().path();
         match path.is_dir() {
             true => all.extend(bytes(&path)),
-            // Holds the number of whoever was here last.
+            // Holds the number of the last process.
             false if path.ends_with("LOCK") => {}
             false => all.push((path.clone(), fs::read(path).unwrap())),
         }
@@ -36,7 +36,7 @@ fn bytes(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[test]
-fn a_whole_store_is_found_whole_and_left_as_it_is() {
+fn an_intact_store_is_reported_as_such_and_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     three(dir.path());
     let before = bytes(dir.path());
@@ -51,7 +51,7 @@ fn a_whole_store_is_found_whole_and_left_as_it_is() {
 }
 
 #[test]
-fn what_is_damaged_or_missing_is_told_and_stays_until_a_repair() {
+fn damage_is_reported_and_stays_until_a_repair() {
     type Harm = fn(&Database);
     let harms: [(Harm, &str, usize); 5] = [
         (
@@ -61,7 +61,7 @@ fn what_is_damaged_or_missing_is_told_and_stays_until_a_repair() {
         ),
         (
             |db| drop(db.tasks.remove(keys::of_task(TaskId(3))).unwrap()),
-            "tasks holds 2 rows where 3 must be",
+            "tasks holds 2 rows, expected 3",
             2,
         ),
         (
@@ -93,13 +93,13 @@ fn what_is_damaged_or_missing_is_told_and_stays_until_a_repair() {
         assert_eq!((checked.problems.len(), checked.tasks), (0, left as u64), "{checked:?}");
         let (opened, recovered, report) = open(dir.path());
         assert_eq!(recovered.len(), left);
-        assert!(report.witnessed && opened.next_id > TaskId(3));
+        assert!(report.had_marker && opened.next_id > TaskId(3));
         close(opened);
     }
 }
 
 #[test]
-fn a_store_that_lost_its_end_goes_on_after_a_repair() {
+fn a_store_that_lost_its_end_opens_after_a_repair() {
     let dir = tempfile::tempdir().unwrap();
     three(dir.path());
     let marker_file = MarkerFile::begin(dir.path(), "store-000001", 1_000).unwrap();
@@ -116,7 +116,7 @@ fn a_store_in_use_or_none_at_all_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let error = check(&settings(&dir.path().join("none")), false).unwrap_err().to_string();
     assert!(error.contains("none holds no store"), "{error}");
-    assert!(!dir.path().join("none").exists(), "it is not made either");
+    assert!(!dir.path().join("none").exists(), "it is not created");
     let (opened, ..) = open(dir.path());
     accept(&opened, &small(1)).unwrap();
     let error = check(&settings(dir.path()), true).unwrap_err().to_string();
@@ -125,7 +125,7 @@ fn a_store_in_use_or_none_at_all_is_refused() {
 }
 
 #[test]
-fn a_damaged_log_is_told_where_nothing_is_missing() {
+fn a_damaged_log_is_reported_even_if_no_row_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     for id in 1..=30 {
@@ -136,15 +136,15 @@ fn a_damaged_log_is_told_where_nothing_is_missing() {
     close(opened);
     let file = dir.path().join("store-000001/db");
     let intact = fs::read(&file).unwrap();
-    // Some segment holds nothing but what was removed.
-    let told = (0..intact.len() / (512 << 10)).any(|segment| {
+    // At least one segment holds only removed rows.
+    let reported = (0..intact.len() / (512 << 10)).any(|segment| {
         let mut bytes = intact.clone();
         bytes[segment * (512 << 10) + 1_000] ^= 1;
         fs::write(&file, bytes).unwrap();
         let checked = check(&settings(dir.path()), false).unwrap();
-        let told = checked.notes.iter().any(|note| note.contains("log is damaged"));
-        told && checked.problems.is_empty() && checked.tasks == 1
+        let reported = checked.notes.iter().any(|note| note.contains("log is damaged"));
+        reported && checked.problems.is_empty() && checked.tasks == 1
     });
-    assert!(told);
+    assert!(reported);
     assert!(open(dir.path()).2.rebuilt);
 }

@@ -1,17 +1,18 @@
-//! Fuzz target: any text as the lines of an import.
+//! Fuzz target: arbitrary text as the lines of an import.
 
-#![allow(clippy::panic, reason = "a target fails by panicking")]
+#![allow(clippy::panic, reason = "a target reports a violation by a panic")]
 
 use serde::{Deserialize, Serialize};
 
 use super::lines;
+use crate::store::local::keys::MAX_IDEMPOTENCY_KEY_BYTES;
 use crate::task::Operation;
 
-/// An imported line has the properties of a stored task, and is exported as an equal line.
+/// An accepted line obeys the rules of the store, and exports to a line that imports to the same.
 pub(crate) fn import(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     for line in text.lines().take(16) {
-        if let Some(read) = import_line(line, lines::task) {
+        if let Some(read) = accepted(line, lines::task) {
             let (task, progress) = &read;
             assert!(!matches!(&*task.key, "" | "." | ".."));
             assert!(!task.replicas.is_empty() && task.replicas.len() == progress.len());
@@ -20,23 +21,23 @@ pub(crate) fn import(data: &[u8]) {
             }
             assert!(task.operation == Operation::Set || task.value.is_empty());
             if let Some(trace) = &task.trace {
-                // The headers of its requests.
+                // These become headers of the request.
                 let sent = trace.parent.bytes().chain(trace.state.iter().flat_map(|s| s.bytes()));
                 assert!(sent.into_iter().all(|byte| (0x20..0x7f).contains(&byte)), "{trace:?}");
             }
-            assert_eq!(round_trip(&lines::line(task, progress), lines::task), read);
+            assert_eq!(reimported(&lines::line(task, progress), lines::task), read);
         }
-        if let Some(read) = import_line(line, lines::replica) {
-            assert_eq!(round_trip(&lines::replica_line(&read.0, &read.1), lines::replica), read);
+        if let Some(read) = accepted(line, lines::replica) {
+            assert_eq!(reimported(&lines::replica_line(&read.0, &read.1), lines::replica), read);
         }
-        if let Some(read) = import_line(line, lines::key) {
-            assert!((1..=255).contains(&read.0.len()));
-            assert_eq!(round_trip(&lines::key_line(&read.0, &read.1), lines::key), read);
+        if let Some(read) = accepted(line, lines::key) {
+            assert!((1..=MAX_IDEMPOTENCY_KEY_BYTES).contains(&read.0.len()));
+            assert_eq!(reimported(&lines::key_line(&read.0, &read.1), lines::key), read);
         }
     }
 }
 
-fn import_line<'a, L: Deserialize<'a>, T>(
+fn accepted<'a, L: Deserialize<'a>, T>(
     line: &'a str,
     read: fn(L) -> Result<T, String>,
 ) -> Option<T> {
@@ -49,11 +50,11 @@ fn import_line<'a, L: Deserialize<'a>, T>(
     }
 }
 
-fn round_trip<L: Serialize + for<'a> Deserialize<'a>, T>(
+fn reimported<L: Serialize + for<'a> Deserialize<'a>, T>(
     line: &L,
     read: fn(L) -> Result<T, String>,
 ) -> T {
-    let Ok(text) = serde_json::to_string(line) else { panic!("a line cannot be serialized") };
+    let Ok(text) = serde_json::to_string(line) else { panic!("a line cannot be written") };
     match serde_json::from_str(&text).map_err(|why| why.to_string()).and_then(read) {
         Ok(read) => read,
         Err(why) => panic!("{text}: {why}"),

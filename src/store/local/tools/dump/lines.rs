@@ -1,4 +1,4 @@
-//! What stands in the lines of an export, and what is refused of those of an import.
+//! The lines of an export, and the checks of an import.
 
 use std::collections::HashSet;
 
@@ -15,7 +15,7 @@ use crate::task::{
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Head {
+pub(super) struct HeadLine {
     pub(super) export: u32,
     pub(super) tasks: u64,
     pub(super) next_id: u64,
@@ -23,20 +23,20 @@ pub(super) struct Head {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Line {
+pub(super) struct TaskLine {
     task: u64,
     key: String,
-    operation: Kind,
+    operation: OperationName,
     value: String,
     accepted_at: u64,
     expires_at: Option<u64>,
     replicas: Vec<String>,
-    user_id: Option<User>,
-    /// Not there before export 2.
-    consistency: Option<Wish>,
+    user_id: Option<ExportedUserId>,
+    /// From version 2.
+    consistency: Option<ConsistencyName>,
     trace_parent: Option<String>,
     trace_state: Option<String>,
-    progress: Vec<State>,
+    progress: Vec<ExportedProgress>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -56,41 +56,32 @@ pub(super) struct KeyLine {
     /// Hexadecimal.
     fingerprint: String,
     at: u64,
-    answer: Option<Answer>,
+    answer: Option<IdempotencyAnswer>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Answer {
-    success: bool,
-    acked: Vec<u16>,
-    failed: Vec<u16>,
-    needed: u16,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct End {
+pub(super) struct EndLine {
     pub(super) end: u32,
     pub(super) tasks: u64,
     pub(super) skipped: u64,
-    /// Not there before export 2.
+    /// From version 2.
     #[serde(default)]
     pub(super) replicas: u64,
     #[serde(default)]
     pub(super) idempotency_keys: u64,
 }
 
-/// Exported as text. A file that was written by hand may have it as clients send it.
+/// Exported as text. A hand-written file may contain an integer, as clients send it.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged, expecting = "\"user_id\" must be a string, an integer of 64 bits or null")]
-enum User {
+enum ExportedUserId {
     Text(String),
     Unsigned(u64),
     Negative(i64),
 }
 
-impl User {
+impl ExportedUserId {
     fn into_text(self) -> String {
         match self {
             Self::Text(text) => text,
@@ -102,68 +93,79 @@ impl User {
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-enum Kind {
+enum OperationName {
     Set,
     Delete,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Wish {
+enum ConsistencyName {
     Eventual,
     Strong,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case", deny_unknown_fields)]
-enum State {
+enum ExportedProgress {
     Untouched,
-    Failed { failures: u32, error: String },
+    Failed {
+        failures: u32,
+        error: String,
+    },
     Delivered,
     Superseded,
-    Dead { cause: String, failures: u32, error: String, since: u64 },
-    Doubted { since: u64 },
+    Dead {
+        cause: String,
+        failures: u32,
+        error: String,
+        since: u64,
+    },
+    #[serde(rename = "doubted")]
+    Ambiguous {
+        since: u64,
+    },
     Resend,
 }
 
 const CAUSES: [Cause; 3] = [Cause::Rejected, Cause::GaveUp, Cause::RetryOverflow];
 
-pub(super) fn line(task: &Task, progress: &[Progress]) -> Line {
-    let state = |progress: &Progress| match progress {
-        Progress::Untouched => State::Untouched,
+pub(super) fn line(task: &Task, progress: &[Progress]) -> TaskLine {
+    let exported = |progress: &Progress| match progress {
+        Progress::Untouched => ExportedProgress::Untouched,
         Progress::Failed { failures, error } => {
-            State::Failed { failures: *failures, error: error.to_string() }
+            ExportedProgress::Failed { failures: *failures, error: error.to_string() }
         }
-        Progress::Delivered => State::Delivered,
-        Progress::Superseded => State::Superseded,
-        Progress::Dead(letter) => State::Dead {
+        Progress::Delivered => ExportedProgress::Delivered,
+        Progress::Superseded => ExportedProgress::Superseded,
+        Progress::Dead(letter) => ExportedProgress::Dead {
             cause: letter.cause.as_str().to_owned(),
             failures: letter.failures,
             error: letter.error.to_string(),
             since: letter.since.0,
         },
-        Progress::Ambiguous { since } => State::Doubted { since: since.0 },
-        Progress::Resend => State::Resend,
+        Progress::Ambiguous { since } => ExportedProgress::Ambiguous { since: since.0 },
+        Progress::Resend => ExportedProgress::Resend,
     };
-    Line {
+    TaskLine {
         task: task.id.0,
         key: task.key.clone(),
         operation: match task.operation {
-            Operation::Set => Kind::Set,
-            Operation::Delete => Kind::Delete,
+            Operation::Set => OperationName::Set,
+            Operation::Delete => OperationName::Delete,
         },
         value: STANDARD.encode(&task.value),
         accepted_at: task.accepted_at.0,
         expires_at: task.expires_at.map(|end| end.0),
         replicas: task.replicas.iter().map(|node| node.as_str().to_owned()).collect(),
-        user_id: task.user_id.clone().map(User::Text),
+        user_id: task.user_id.clone().map(ExportedUserId::Text),
         consistency: Some(match task.consistency {
-            Consistency::Eventual => Wish::Eventual,
-            Consistency::Strong => Wish::Strong,
+            Consistency::Eventual => ConsistencyName::Eventual,
+            Consistency::Strong => ConsistencyName::Strong,
         }),
         trace_parent: task.trace.as_ref().map(|trace| trace.parent.to_string()),
         trace_state: task.trace.as_ref().and_then(|trace| Some(trace.state.as_ref()?.to_string())),
-        progress: progress.iter().map(state).collect(),
+        progress: progress.iter().map(exported).collect(),
     }
 }
 
@@ -177,22 +179,16 @@ pub(super) fn replica_line(node: &Node, row: &ReplicaRow) -> ReplicaLine {
 }
 
 pub(super) fn key_line(key: &str, row: &IdempotencyRow) -> KeyLine {
-    let answer = |answer: &IdempotencyAnswer| Answer {
-        success: answer.success,
-        acked: answer.acked.clone(),
-        failed: answer.failed.clone(),
-        needed: answer.needed,
-    };
     KeyLine {
         idempotency: key.to_owned(),
         task: row.task.0,
         fingerprint: format!("{:032x}", u128::from_be_bytes(row.fingerprint)),
         at: row.at.0,
-        answer: row.answer.as_ref().map(answer),
+        answer: row.answer.clone(),
     }
 }
 
-pub(super) fn task(line: Line) -> Result<(Task, Vec<Progress>), String> {
+pub(super) fn task(line: TaskLine) -> Result<(Task, Vec<Progress>), String> {
     if matches!(&*line.key, "" | "." | "..") {
         return Err(format!("\"key\" must not be {:?}", line.key));
     }
@@ -204,7 +200,7 @@ pub(super) fn task(line: Line) -> Result<(Task, Vec<Progress>), String> {
     if replicas.is_empty() || u16::try_from(replicas.len()).map(ReplicaIndex).is_err() {
         return Err("\"replicas\" must name 1 to 65535 nodes".to_owned());
     }
-    if let Some(node) = twice(&replicas) {
+    if let Some(node) = duplicate(&replicas) {
         return Err(format!("\"replicas\" names {node} twice"));
     }
     if line.progress.len() != replicas.len() {
@@ -212,9 +208,9 @@ pub(super) fn task(line: Line) -> Result<(Task, Vec<Progress>), String> {
     }
     let value = STANDARD.decode(&line.value).map_err(|why| format!("\"value\": {why}"))?;
     let operation = match line.operation {
-        Kind::Set => Operation::Set,
-        Kind::Delete if value.is_empty() => Operation::Delete,
-        Kind::Delete => return Err("\"value\" must be empty for a DELETE".to_owned()),
+        OperationName::Set => Operation::Set,
+        OperationName::Delete if value.is_empty() => Operation::Delete,
+        OperationName::Delete => return Err("\"value\" must be empty for a DELETE".to_owned()),
     };
     let progress = line.progress.into_iter().map(progress).collect::<Result<_, _>>()?;
     let task = Task {
@@ -225,31 +221,33 @@ pub(super) fn task(line: Line) -> Result<(Task, Vec<Progress>), String> {
         accepted_at: Timestamp(line.accepted_at),
         expires_at: line.expires_at.map(Timestamp),
         replicas,
-        user_id: line.user_id.map(User::into_text),
+        user_id: line.user_id.map(ExportedUserId::into_text),
         consistency: match line.consistency {
-            None | Some(Wish::Eventual) => Consistency::Eventual,
-            Some(Wish::Strong) => Consistency::Strong,
+            None | Some(ConsistencyName::Eventual) => Consistency::Eventual,
+            Some(ConsistencyName::Strong) => Consistency::Strong,
         },
         trace: trace(line.trace_parent, line.trace_state)?,
     };
     Ok((task, progress))
 }
 
-/// A delivery is a task and a replica: with one in two places neither would ever be settled.
-fn twice(replicas: &[Node]) -> Option<&Node> {
+/// A delivery is a task and a replica: with a duplicate, neither delivery would ever settle.
+fn duplicate(replicas: &[Node]) -> Option<&Node> {
     let mut before = HashSet::with_capacity(replicas.len());
     replicas.iter().find(|node| !before.insert(*node))
 }
 
-fn progress(state: State) -> Result<Progress, String> {
-    Ok(match state {
-        State::Untouched => Progress::Untouched,
-        State::Failed { failures, error } => Progress::Failed { failures, error: error.into() },
-        State::Delivered => Progress::Delivered,
-        State::Superseded => Progress::Superseded,
-        State::Doubted { since } => Progress::Ambiguous { since: Timestamp(since) },
-        State::Resend => Progress::Resend,
-        State::Dead { cause, failures, error, since } => {
+fn progress(exported: ExportedProgress) -> Result<Progress, String> {
+    Ok(match exported {
+        ExportedProgress::Untouched => Progress::Untouched,
+        ExportedProgress::Failed { failures, error } => {
+            Progress::Failed { failures, error: error.into() }
+        }
+        ExportedProgress::Delivered => Progress::Delivered,
+        ExportedProgress::Superseded => Progress::Superseded,
+        ExportedProgress::Ambiguous { since } => Progress::Ambiguous { since: Timestamp(since) },
+        ExportedProgress::Resend => Progress::Resend,
+        ExportedProgress::Dead { cause, failures, error, since } => {
             let known = CAUSES.into_iter().find(|known| known.as_str() == cause);
             let cause = known.ok_or_else(|| format!("\"cause\" {cause:?} is not known"))?;
             let (error, since) = (error.into(), Timestamp(since));
@@ -269,10 +267,10 @@ fn trace(parent: Option<String>, state: Option<String>) -> Result<Option<Trace>,
     if parent.len() > Trace::MAX_PARENT_BYTES || state_bytes > Trace::MAX_STATE_BYTES {
         return Err("\"trace_parent\" or \"trace_state\" is too long".to_owned());
     }
-    // They become headers: what cannot be one would have the write rejected by every replica.
+    // They become headers: with an invalid one every replica would reject the write.
     let plain = |text: &str| text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
     if !plain(&parent) || !state.as_deref().is_none_or(plain) {
-        return Err("\"trace_parent\" and \"trace_state\" are visible ASCII".to_owned());
+        return Err("\"trace_parent\" and \"trace_state\" must be visible ASCII".to_owned());
     }
     Ok(Some(Trace { parent: parent.into(), state: state.map(Box::from) }))
 }
@@ -293,17 +291,11 @@ pub(super) fn key(line: KeyLine) -> Result<(Box<str>, IdempotencyRow), String> {
         .filter(|text| text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
         .and_then(|text| u128::from_str_radix(text, 16).ok());
     let fingerprint = hex.ok_or("\"fingerprint\" must be 32 hexadecimal digits")?;
-    let answer = line.answer.map(|Answer { success, acked, failed, needed }| IdempotencyAnswer {
-        success,
-        acked,
-        failed,
-        needed,
-    });
     let row = IdempotencyRow {
         task: TaskId(line.task),
         fingerprint: fingerprint.to_be_bytes(),
         at: Timestamp(line.at),
-        answer,
+        answer: line.answer,
     };
     Ok((line.idempotency.into(), row))
 }

@@ -50,7 +50,7 @@ fn filled(dir: &Path) {
 }
 
 #[test]
-fn what_is_exported_and_imported_is_the_same_store() {
+fn an_exported_and_imported_store_is_the_same() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     filled(from.path());
     let (text, out) = exported(from.path());
@@ -68,7 +68,7 @@ fn what_is_exported_and_imported_is_the_same_store() {
     for id in [1, 2, 4] {
         assert_eq!(before.reader.read(TaskId(id)).unwrap(), after.reader.read(TaskId(id)).unwrap());
     }
-    assert!(after.next_id >= before.next_id, "ids stay above");
+    assert!(after.next_id >= before.next_id, "new ids stay above the old ones");
     let error = import(&settings(from.path()), &mut text.as_bytes()).unwrap_err().to_string();
     assert!(error.contains("is in use"), "{error}");
     close(before);
@@ -77,7 +77,7 @@ fn what_is_exported_and_imported_is_the_same_store() {
     assert!(error.contains("holds a store already"), "{error}");
 }
 
-/// As clients send it, in a file that somebody wrote by hand.
+/// Clients send integers, so a hand-written file may contain them.
 #[test]
 fn a_user_id_that_is_an_integer_is_imported_as_text() {
     for (user, kept) in [
@@ -98,14 +98,14 @@ fn a_user_id_that_is_an_integer_is_imported_as_text() {
     assert!(error.starts_with(rule), "{error}");
 }
 
-/// As the first release wrote it.
+/// Version 1, as written by the first release.
 const EXPORT_1: &str = r#"{"export":1,"tasks":1,"next_id":9}
 {"task":7,"key":"k","operation":"SET","value":"dg==","accepted_at":7,"expires_at":null,"replicas":["http://a"],"user_id":null,"progress":[{"state":"delivered"}]}
 {"end":1,"tasks":1,"skipped":0}
 "#;
 
 #[test]
-fn an_export_of_version_1_is_imported_as_it_was_meant() {
+fn an_export_of_version_1_is_imported() {
     let to = tempfile::tempdir().unwrap();
     let imported = import(&settings(to.path()), &mut EXPORT_1.as_bytes()).unwrap();
     assert_eq!(imported, Imported { tasks: 1, skipped: 0 });
@@ -126,7 +126,7 @@ fn an_empty_store_is_exported_and_imported_too() {
 }
 
 #[test]
-fn a_cut_or_wrong_file_is_refused_by_its_line_and_leaves_no_store() {
+fn a_truncated_or_invalid_file_is_refused_with_the_line_and_leaves_no_store() {
     let from = tempfile::tempdir().unwrap();
     filled(from.path());
     let (text, _) = exported(from.path());
@@ -144,13 +144,13 @@ fn a_cut_or_wrong_file_is_refused_by_its_line_and_leaves_no_store() {
         (text[..text.len() - 1].to_owned(), "line 9: it is cut"),
         (text[..lines[0].len() + 30].to_owned(), "line 2: it is cut"),
         (join(&lines[..8]), "line 9: the file ends without its last line"),
-        (join(&[lines[0], lines[1], lines[8]]), "line 3: 3 tasks are announced and 1 came"),
+        (join(&[lines[0], lines[1], lines[8]]), "line 3: expected 3 tasks, got 1"),
         (join(&[lines[0], lines[2], lines[1]]), "line 3: \"task\" must be"),
         (join(&[lines[0], lines[5], lines[4]]), "line 3: \"replica\" must be greater"),
         (join(&[lines[0], lines[7], lines[6]]), "line 3: \"idempotency\" must be greater"),
         (
             join(&[&lines[..6], &lines[7..]].concat()),
-            "line 8: 2 replicas and 2 idempotency keys are announced, 2 and 1 came",
+            "line 8: expected 2 replicas and 2 idempotency keys, got 2 and 1",
         ),
         (
             text.replacen("\"renamed_to\":\"http", "\"renamed_to\":\"ftp", 1),
@@ -162,15 +162,18 @@ fn a_cut_or_wrong_file_is_refused_by_its_line_and_leaves_no_store() {
             "line 8: \"idempotency\" must have",
         ),
         (text.replacen("\"00-a-b-01\"", "null", 1), "line 4: \"trace_state\" needs"),
-        // Ids would begin anew behind the last of all numbers.
+        // There would be no id left after it.
         (
             text.replacen("\"task\":4", &format!("\"task\":{}", u64::MAX), 1),
             "line 4: \"task\" must",
         ),
         (next_id(u64::MAX / 2 + 1), "line 1: \"next_id\" must not be above"),
         (text.replacen("00-a-b-01", &"0".repeat(65), 1), "line 4: \"trace_parent\" or"),
-        (text.clone() + "{}\n", "line 10: something follows the last line"),
-        (text.replacen("\"export\":2", "\"export\":3", 1), "line 1: it is an export in a format"),
+        (text.clone() + "{}\n", "line 10: nothing must follow the last line"),
+        (
+            text.replacen("\"export\":2", "\"export\":3", 1),
+            "line 1: this binary does not know this export format",
+        ),
         (text.replacen("http://node-0", "gopher://node-0", 1), "line 2: \"replicas\": "),
         (text.replacen("retry_overflow", "boredom", 1), "line 4: \"cause\" \"boredom\" is not"),
         (text.replacen("\"value\":\"", "\"value\":\"!", 1), "line 2: \"value\": "),
@@ -193,7 +196,7 @@ fn a_cut_or_wrong_file_is_refused_by_its_line_and_leaves_no_store() {
 }
 
 #[test]
-fn an_export_leaves_out_what_it_cannot_read_and_says_so() {
+fn an_export_skips_and_reports_what_it_cannot_read() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path());
     let (opened, ..) = open(dir.path());
