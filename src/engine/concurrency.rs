@@ -1,37 +1,33 @@
-//! How many deliveries one replica has at once: `--workers`, a number or `auto`.
+//! The limit of concurrent deliveries per replica: `--workers`, a number or `auto`.
 //!
-//! `auto` follows the round-trip time, as TCP Vegas and BBR do and, for requests, Netflix's
-//! concurrency-limits and Vector's adaptive requests: as long as answers come about as fast as
-//! they ever do, more at once is more in total; once they come slower, the rest only waits at the
-//! replica instead of here.
+//! `auto` follows the round-trip time, like TCP Vegas, BBR, Netflix's concurrency-limits and Vector's
+//! adaptive requests: while latency stays flat, more concurrency is more throughput; once latency
+//! grows, requests only queue at the replica.
 //!
-//! After each round (as many answers as the limit) the mean time is held against the shortest
-//! mean of the last rounds: up by an eighth while it is close, down by a fifth when it has
-//! doubled, down by half when something failed. Where answers are always slow the shortest mean
-//! is forgotten in time and found anew with half as many at once, so that a replica that has
-//! become slower for good is not held to what it once was.
+//! After each round (as many answers as the limit) the mean latency is compared with the shortest
+//! recent mean: 1/8 more while it is close, 1/5 less when it has doubled, half on a failure. The
+//! shortest mean expires and is measured again at half the limit, so that a replica that became
+//! slower for good is not held to its past.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::engine::Moment;
 
-/// Deliveries in flight to one replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workers {
-    /// Always so many.
     Fixed(NonZeroU32),
-    /// As many as serve, up to this.
+    /// Adaptive, up to this maximum.
     Auto(NonZeroU32),
 }
 
-/// What `auto` begins with, and a fair number for a replica that nothing is known of.
+/// The initial limit of `auto`, fair for an unknown replica.
 const FIRST: u32 = 5;
-/// Rounds with fewer answers say nothing.
+/// Rounds with fewer answers are too small to compare.
 const LEAST_ROUND: u32 = 4;
-/// The times of fast replicas differ by more than their doubles without any reason.
+/// The latency of fast replicas more than doubles at random.
 const SLACK: Duration = Duration::from_millis(1);
-/// How long the shortest round is remembered at least; at the most twice as long.
+/// Minimum time until the shortest mean expires; the maximum is twice that.
 const MEMORY: Duration = Duration::from_secs(10);
 
 /// The limit of one replica.
@@ -40,11 +36,11 @@ pub(super) struct Concurrency {
     limit: u32,
     answers: u32,
     total: Duration,
-    /// In this round the limit was reached, so that a larger one would have been used.
+    /// The limit was reached in this round, so a larger one would have been used.
     reached: bool,
-    /// Attempts that were on the wire at the last failure: what becomes of them says the same.
+    /// Attempts that were in flight at the last failure; their outcomes are the same evidence.
     stale: u32,
-    /// The shortest mean of the rounds since `remembered_since`, and of the stretch before.
+    /// The shortest mean since `remembered_since`, and of the period before.
     shortest: Duration,
     shortest_before: Duration,
     remembered_since: Moment,
@@ -66,7 +62,6 @@ impl Default for Concurrency {
 }
 
 impl Concurrency {
-    /// How many may be in flight.
     pub(super) fn limit(&self, workers: Workers) -> u32 {
         match workers {
             Workers::Fixed(limit) => limit.get(),
@@ -74,7 +69,7 @@ impl Concurrency {
         }
     }
 
-    /// An attempt has ended after `took`; `in_flight` were, it included.
+    /// An attempt ended after `took`. `in_flight` includes it.
     pub(super) fn answered(
         &mut self,
         now: Moment,

@@ -1,4 +1,4 @@
-//! Histories made of bytes, against the model.
+//! Histories drawn from bytes, run against the model.
 
 use std::num::NonZeroU32;
 
@@ -6,10 +6,10 @@ use super::Workers;
 use super::model::{How, Op, Shape, holds};
 use crate::fuzzing::Input;
 
-/// More than it takes for any state that the model knows; longer ones are only slower.
+/// Enough to reach every state of the model; longer histories are only slower.
 const MOST_STEPS: usize = 400;
 
-/// Whatever happens, order, counters and convergence hold.
+/// Order, counters and convergence hold for any history.
 pub(crate) fn engine(data: &[u8]) {
     let mut input = Input::new(data);
     let workers = match NonZeroU32::new(u32::from(input.byte()) % 4) {

@@ -11,7 +11,7 @@ use crate::engine::Moment;
 use crate::engine::breaker::Breaker;
 use crate::engine::concurrency::Concurrency;
 use crate::engine::counters::Counters;
-use crate::engine::table::{Priority, Queue, Slot};
+use crate::engine::table::{Priority, Slot, TaskQueue};
 use crate::task::{Node, TaskId, Timestamp};
 
 mod backlog;
@@ -52,7 +52,7 @@ pub(super) struct Lane {
     pub(super) breaker: Breaker,
     pub(super) concurrency: Concurrency,
     /// What is said of deliveries that it does not let out.
-    pub(super) shut_error: Arc<str>,
+    pub(super) unsent_error: Arc<str>,
     /// The dead letters, oldest first; for each key only the newest.
     pub(super) dead: BTreeMap<TaskId, Slot>,
     pub(super) letters: HashMap<KeyId, Slot>,
@@ -61,7 +61,7 @@ pub(super) struct Lane {
     /// What the tasks are charged for of which only dead letters are left, parked ones included.
     pub(super) dead_letter_bytes: u64,
     /// The dead letters are being redriven.
-    pub(super) redrive: Option<Round>,
+    pub(super) redrive: Option<RedrivePass>,
     /// Up to where they were, when the replica was gone again.
     pub(super) broken_off: TaskId,
     /// The last one that was the probe.
@@ -96,7 +96,7 @@ pub(super) struct Lane {
 /// A way through the dead letters of a lane, oldest first; one that was broken off goes on where it
 /// was, and from the oldest on when it has come to the end.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Round {
+pub(super) struct RedrivePass {
     /// Those up to here have been looked at.
     pub(super) after: TaskId,
     /// It has begun from the oldest again, and ends here.
@@ -131,7 +131,7 @@ impl Lane {
             turn: 0,
             breaker: Breaker::default(),
             concurrency: Concurrency::default(),
-            shut_error: "".into(),
+            unsent_error: "".into(),
             dead: BTreeMap::new(),
             letters: HashMap::new(),
             ambiguous: HashMap::new(),
@@ -156,7 +156,7 @@ impl Lane {
     }
 
     /// Nothing is sent to it, whatever its breaker says.
-    pub(super) fn is_held(&self) -> bool {
+    pub(super) fn is_suspended(&self) -> bool {
         self.paused.is_some() || self.forgetting.is_some()
     }
 
@@ -169,7 +169,7 @@ impl Lane {
     /// It was forgotten, and nothing is left that an operator would look for. What was applied late
     /// may still be waited for.
     pub(super) fn is_gone(&self) -> bool {
-        self.forgotten && self.chains.is_empty() && self.dead.is_empty() && !self.is_held()
+        self.forgotten && self.chains.is_empty() && self.dead.is_empty() && !self.is_suspended()
     }
 
     pub(super) fn ready(&mut self, priority: Priority) -> &mut BTreeMap<TaskId, Slot> {
@@ -211,18 +211,18 @@ impl Lane {
         self.chains.is_empty()
             && self.dead.is_empty()
             && self.ambiguous.is_empty()
-            && !self.is_held()
+            && !self.is_suspended()
             // Nor is anything on its way to it.
             && self.held == [0; 2]
     }
 
     /// How many tasks it holds in a queue; those outside of both are not counted.
-    pub(super) fn held(&self, queue: Queue) -> usize {
+    pub(super) fn held(&self, queue: TaskQueue) -> usize {
         self.held.get(queue as usize).copied().unwrap_or_default()
     }
 
     /// A task that it holds leaves one queue for another.
-    pub(super) fn hold(&mut self, left: Queue, entered: Queue) {
+    pub(super) fn hold(&mut self, left: TaskQueue, entered: TaskQueue) {
         for (queue, enters) in [(left, false), (entered, true)] {
             if let Some(held) = self.held.get_mut(queue as usize) {
                 if enters { *held += 1 } else { *held -= 1 }

@@ -1,4 +1,4 @@
-//! Any text as the address of a node.
+//! Node addresses from arbitrary text.
 
 #![allow(clippy::panic, reason = "that is how a target says what does not hold")]
 
@@ -6,7 +6,7 @@ use url::Url;
 
 use super::{MAX_NODE_BYTES, Node};
 
-/// The normal form of an address is one, leads where the address leads, and can be appended to.
+/// A normal form is stable, leads to the same host as the text, and can be extended by a path.
 pub(crate) fn node(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let node = match Node::parse(text) {
@@ -31,7 +31,7 @@ pub(crate) fn node(data: &[u8]) {
     let steps = path.split('/').any(|segment| matches!(segment, "." | ".."));
     assert!(!steps, "{normal:?} has a step in its path");
 
-    // What the parser of the client makes of the text, of its normal form, and of a request.
+    // How the client's URL parser reads the text, its normal form and a request.
     let request = format!("{normal}/store/k%2Fe%3Fy");
     let read = |text: &str| match Url::parse(text) {
         Ok(url) => url,
@@ -47,7 +47,7 @@ pub(crate) fn node(data: &[u8]) {
     assert_eq!(request.path(), format!("{path}/store/k%2Fe%3Fy"), "{text:?}");
     assert_eq!((request.query(), request.fragment()), (None, None), "{text:?}");
 
-    // What is spelled otherwise without meaning anything else.
+    // Other spellings of the same node.
     let shouted = normal.replacen("http", "HTTP", 1);
     for other in [format!("{normal}/"), format!("{normal}//"), shouted] {
         if other.len() <= MAX_NODE_BYTES {

@@ -7,16 +7,16 @@ fn second(n: u64) -> Moment {
 }
 
 /// Sent and ended at once.
-fn live(at: Moment) -> Ended {
-    Ended { sent_at: at, probe: false, letter: false }
+fn live(at: Moment) -> EndedAttempt {
+    EndedAttempt { sent_at: at, probe: false, letter: false }
 }
 
-fn probe(at: Moment) -> Ended {
-    Ended { probe: true, ..live(at) }
+fn probe(at: Moment) -> EndedAttempt {
+    EndedAttempt { probe: true, ..live(at) }
 }
 
-fn letter(at: Moment) -> Ended {
-    Ended { letter: true, ..live(at) }
+fn letter(at: Moment) -> EndedAttempt {
+    EndedAttempt { letter: true, ..live(at) }
 }
 
 fn fails(breaker: &mut Breaker, at: Moment) -> bool {
@@ -130,11 +130,11 @@ fn probes_go_out_one_at_a_time_and_the_wait_doubles_with_each_that_fails() {
     let mut breaker = open();
     let mut now = 0;
     for wait in [1, 2, 4, 8, 16, 30, 30] {
-        assert_eq!(breaker.gate(second(now + wait - 1), false), Gate::Shut);
+        assert_eq!(breaker.gate(second(now + wait - 1), false), Gate::Blocked);
         now += wait;
         assert_eq!(breaker.gate(second(now), false), Gate::Probe);
         breaker.probe();
-        assert_eq!(breaker.gate(second(now + 100), false), Gate::Shut);
+        assert_eq!(breaker.gate(second(now + 100), false), Gate::Blocked);
         assert!(!breaker.failed(second(now), probe(second(now)), 5, 0.0));
     }
 }
@@ -162,7 +162,7 @@ fn what_was_sent_before_the_replica_came_back_says_nothing_afterwards() {
         assert!(!breaker.failed(second(4), live(second(2)), 5, 0.0), "it timed out");
     }
     assert_eq!((breaker.view(), limit(&breaker)), (BreakerState::HalfOpen, 2));
-    assert!(breaker.answers());
+    assert!(breaker.last_succeeded());
 }
 
 #[test]
@@ -237,26 +237,26 @@ fn letters_that_fail_again_do_not_slow_the_ramp_down_and_five_of_them_open_it() 
         let opened = breaker.failed(second(1), letter(second(1)), 5, 0.0);
         assert_eq!(opened, n == 5);
     }
-    assert_eq!(breaker.gate(second(1), true), Gate::Shut);
+    assert_eq!(breaker.gate(second(1), true), Gate::Blocked);
     assert_eq!(breaker.gate(second(1), false), Gate::Probe, "they say nothing of others");
 }
 
 #[test]
 fn letters_that_fail_as_probes_do_not_put_off_others() {
     let mut breaker = open();
-    assert_eq!(breaker.gate(second(0), false), Gate::Shut);
+    assert_eq!(breaker.gate(second(0), false), Gate::Blocked);
     for at in [1, 3, 7] {
         assert_eq!(breaker.gate(second(at), true), Gate::Probe);
         breaker.probe();
-        assert_eq!(breaker.gate(second(at), false), Gate::Shut, "one at a time");
-        let ended = Ended { probe: true, ..letter(second(at)) };
+        assert_eq!(breaker.gate(second(at), false), Gate::Blocked, "one at a time");
+        let ended = EndedAttempt { probe: true, ..letter(second(at)) };
         breaker.failed(second(at), ended, 5, 0.0);
-        assert_eq!(breaker.gate(second(at), true), Gate::Shut);
+        assert_eq!(breaker.gate(second(at), true), Gate::Blocked);
         assert_eq!(breaker.gate(second(at), false), Gate::Probe);
     }
     breaker.probe();
     breaker.failed(second(7), probe(second(7)), 5, 0.0);
-    assert_eq!(breaker.gate(second(8), false), Gate::Shut);
+    assert_eq!(breaker.gate(second(8), false), Gate::Blocked);
 }
 
 #[test]

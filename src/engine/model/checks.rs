@@ -1,8 +1,8 @@
-//! What holds after every step of a history.
+//! Checks after every step of a history.
 
 use super::World;
 use crate::engine::model::site;
-use crate::engine::table::{Delivery, Entry, Queue, State};
+use crate::engine::table::{Delivery, Stage, TaskEntry, TaskQueue};
 use crate::engine::{Counters, TASK_OVERHEAD_BYTES};
 use crate::task::TaskId;
 
@@ -36,23 +36,23 @@ impl World {
         }
     }
 
-    /// A chain never stands still with nothing to wait for, and every place in a queue is counted
-    /// against the replicas that it waits for.
+    /// Every chain head waits for something, and every queue place counts against the replicas that it
+    /// waits for.
     fn check_chains(&self) {
         for lane in self.engine.lanes.iter() {
             let number = self.engine.lanes.find(&lane.node).unwrap();
             for chain in lane.chains.values() {
                 let head = &self.engine.tasks[chain.head];
-                let state =
-                    self.engine.tasks[self.engine.tasks.delivery_on(chain.head, number)].state;
-                assert_ne!(state, State::Blocked, "{} stands still", head.id);
+                let stage =
+                    self.engine.tasks[self.engine.tasks.delivery_on(chain.head, number)].stage;
+                assert_ne!(stage, Stage::Blocked, "{} stands still", head.id);
             }
-            for queue in [Queue::Eventual, Queue::Strong] {
-                let waits = |entry: &&Entry| {
+            for queue in [TaskQueue::Eventual, TaskQueue::Strong] {
+                let waits = |entry: &&TaskEntry| {
                     let on_lane = |delivery: &&Delivery| delivery.lane == number;
                     let delivery = entry.deliveries.iter().find(on_lane);
                     entry.queue == queue
-                        && delivery.is_some_and(|delivery| delivery.state.holds_queue())
+                        && delivery.is_some_and(|delivery| delivery.stage.holds_queue())
                 };
                 let held = self.engine.tasks.iter().filter(waits).count();
                 let coming = self.appended.values().filter(|(_, reservation)| {
@@ -63,9 +63,8 @@ impl World {
         }
     }
 
-    /// Every place in the retry queue belongs to a delivery, none to one of a paused replica that is
-    /// not on the wire, and no delivery is parked while there is a place for it. No client waits
-    /// for a majority that is out of reach.
+    /// Every retry place belongs to a delivery. A paused replica only has places in flight. No delivery
+    /// is parked while there is a place for it. No client waits for a majority that is out of reach.
     fn check_retries(&self) {
         let engine = &self.engine;
         let due = engine.wake_at().is_some_and(|at| at <= self.now.moment);
@@ -74,17 +73,17 @@ impl World {
             let number = engine.lanes.find(&lane.node).unwrap();
             let deliveries = engine.tasks.iter().flat_map(|entry| &entry.deliveries);
             let holding = deliveries
-                .filter(|delivery| delivery.lane == number && delivery.state.holds_retry_place());
-            let states: Vec<_> = holding.map(|delivery| delivery.state).collect();
-            assert_eq!(lane.retries, states.len(), "{}", lane.node);
-            retries += states.len();
+                .filter(|delivery| delivery.lane == number && delivery.stage.holds_retry_place());
+            let stages: Vec<_> = holding.map(|delivery| delivery.stage).collect();
+            assert_eq!(lane.retries, stages.len(), "{}", lane.node);
+            retries += stages.len();
             if lane.paused.is_some() {
-                let on_wire = |state: &State| matches!(state, State::InFlight { .. });
-                assert!(states.iter().all(on_wire), "{} keeps places", lane.node);
+                let on_wire = |stage: &Stage| matches!(stage, Stage::InFlight { .. });
+                assert!(stages.iter().all(on_wire), "{} keeps places", lane.node);
             }
             let may_return = lane.next_return <= self.now.moment
                 && lane.redrive.is_none()
-                && !lane.is_held()
+                && !lane.is_suspended()
                 && engine.retry_has_room(number);
             assert!(due || lane.parked.is_empty() || !may_return, "{} is starved", lane.node);
         }
@@ -94,8 +93,8 @@ impl World {
         }
     }
 
-    /// A barrier that is reached with nothing given up: each replica has had, for every key written
-    /// before it, that write or a newer one.
+    /// At a reached barrier without dead letters, each replica had each write before it, or a newer one
+    /// of the key.
     fn check_reached(&self) {
         for &up_to in self.barriers.iter().rev().take(4) {
             let barrier = self.engine.count(TaskId(up_to), &[]);
@@ -112,7 +111,7 @@ impl World {
         }
     }
 
-    /// What is counted along is what counting anew gives.
+    /// An updated count equals a fresh count.
     fn check_barriers(&self) {
         for watch in &self.engine.barriers.0 {
             let anew = self.engine.count(watch.up_to, &watch.nodes);

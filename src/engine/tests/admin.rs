@@ -33,7 +33,7 @@ fn nothing_is_sent_to_a_paused_replica_and_all_of_it_afterwards() {
 
 #[test]
 fn a_pause_keeps_the_lane_of_a_replica_with_nothing_to_do() {
-    let mut f = Fixture::new(Settings { max_known_replicas: 1, ..settings() });
+    let mut f = Fixture::new(EngineSettings { max_known_replicas: 1, ..settings() });
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
     assert!(matches!(f.append("k", &["b"], Consistency::Eventual), Err(Full::Replicas(1))));
     f.engine.pause(f.now, &node("a"), None);
@@ -42,7 +42,7 @@ fn a_pause_keeps_the_lane_of_a_replica_with_nothing_to_do() {
 
 #[test]
 fn a_probe_that_an_operator_asks_for_goes_out_at_once() {
-    let mut f = Fixture::new(Settings { breaker_failures: 1, ..settings() });
+    let mut f = Fixture::new(EngineSettings { breaker_failures: 1, ..settings() });
     let id = f.eventual("k", &["a"]);
     f.sent();
     f.answer(id, 0, failed());
@@ -77,7 +77,7 @@ fn a_dead_letter_is_not_redriven_while_a_newer_write_of_its_key_is_on_its_way() 
 
 #[test]
 fn a_letter_of_a_replica_that_does_not_answer_is_not_said_to_be_redriven() {
-    let mut f = Fixture::new(Settings { hinted_handoff: false, ..settings() });
+    let mut f = Fixture::new(EngineSettings { hinted_handoff: false, ..settings() });
     let ids: Vec<_> = (0..5).map(|n| gave_up(&mut f, &n.to_string(), &["a"])).collect();
     for n in 0..5 {
         let id = f.eventual(&format!("other{n}"), &["a"]);
@@ -94,7 +94,7 @@ fn a_letter_of_a_replica_that_does_not_answer_is_not_said_to_be_redriven() {
 
 #[test]
 fn without_handoff_no_letter_is_a_probe_but_for_an_operator() {
-    let mut f = Fixture::new(Settings { hinted_handoff: false, ..settings() });
+    let mut f = Fixture::new(EngineSettings { hinted_handoff: false, ..settings() });
     let id = f.eventual("k", &["a"]);
     for _ in 0..40 {
         f.sent().iter().for_each(|&(task, replica, _)| f.answer(task, replica, failed()));
@@ -110,7 +110,7 @@ fn a_letter_that_is_named_twice_is_one() {
     let mut f = Fixture::new(settings());
     let id = TaskId(gave_up(&mut f, "k", &["a", "b"]));
     let named = [(id, None), (id, Some(node("a"))), (id, None)];
-    assert_eq!(f.engine.letters_of(&named, &Wanted::default()).items.len(), 2);
+    assert_eq!(f.engine.letters_of(&named, &DeliveryFilter::default()).items.len(), 2);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn the_next_of_its_key_follows_a_task_that_is_thrown_away() {
 
 #[test]
 fn a_replica_that_is_forgotten_has_nothing_left_and_may_begin_anew() {
-    let mut f = Fixture::new(Settings { queue_capacity: 10_000, ..settings() });
+    let mut f = Fixture::new(EngineSettings { queue_capacity: 10_000, ..settings() });
     gave_up(&mut f, "dead", &["a"]);
     let ids: Vec<_> =
         (0..9_000).map(|n| f.append(&n.to_string(), &["a", "b"], Consistency::Eventual)).collect();
@@ -205,11 +205,11 @@ fn a_renamed_replica_has_its_backlog_and_its_letters_under_the_new_name() {
     f.sent();
     f.engine.pause(f.now, &node("new"), None);
     let sent = f.actions().into_iter().filter_map(|action| match action {
-        Action::Send { delivery, node, .. } => Some((delivery.task.0, node)),
+        EngineAction::Send { delivery, node, .. } => Some((delivery.task.0, node)),
         _ => None,
     });
     assert_eq!(sent.collect::<Vec<_>>(), [(waits, node("new"))]);
-    let found = f.engine.find_letters(&Wanted::default(), None, 10);
+    let found = f.engine.find_letters(&DeliveryFilter::default(), None, 10);
     assert_eq!(found.items[0].task, TaskId(dead));
     assert_eq!(found.items[0].delivery.node, node("new"));
 }
@@ -238,24 +238,25 @@ fn tasks_and_letters_are_found_by_what_is_wanted_and_in_parts() {
     let dead = gave_up(&mut f, "dead", &["a", "b"]);
     let ids: Vec<_> = (0..7).map(|n| f.eventual(&format!("k{n}"), &["a"])).collect();
     f.sent();
-    let find = |f: &Fixture, wanted: &Wanted, after: Option<TaskId>| {
+    let find = |f: &Fixture, wanted: &DeliveryFilter, after: Option<TaskId>| {
         let found = f.engine.find_tasks(wanted, after, 3);
         (found.items.iter().map(|task| task.id.0).collect::<Vec<_>>(), found.next)
     };
-    let in_flight = Wanted { state: Some(DeliveryState::InFlight), ..Wanted::default() };
+    let in_flight =
+        DeliveryFilter { state: Some(DeliveryState::InFlight), ..DeliveryFilter::default() };
     let (first, next) = find(&f, &in_flight, None);
     assert_eq!(first, ids[..3]);
     assert_eq!(find(&f, &in_flight, next), (ids[3..5].to_vec(), None));
-    let queued = Wanted { state: Some(DeliveryState::Queued), ..Wanted::default() };
+    let queued = DeliveryFilter { state: Some(DeliveryState::Queued), ..DeliveryFilter::default() };
     assert_eq!(find(&f, &queued, None), (ids[5..].to_vec(), None));
-    let of_b = Wanted { node: Some(node("b")), ..Wanted::default() };
+    let of_b = DeliveryFilter { node: Some(node("b")), ..DeliveryFilter::default() };
     assert_eq!(find(&f, &of_b, None), (vec![dead], None));
-    let unknown = Wanted { node: Some(node("x")), ..Wanted::default() };
+    let unknown = DeliveryFilter { node: Some(node("x")), ..DeliveryFilter::default() };
     assert_eq!(find(&f, &unknown, None), (vec![], None));
-    let of_key = Wanted { key: Some(f.keys.id("k4")), ..Wanted::default() };
+    let of_key = DeliveryFilter { key: Some(f.keys.id("k4")), ..DeliveryFilter::default() };
     assert_eq!(find(&f, &of_key, None), (vec![ids[4]], None));
-    let letters = f.engine.find_letters(&Wanted::default(), None, 1);
-    let rest = f.engine.find_letters(&Wanted::default(), letters.next, 10);
+    let letters = f.engine.find_letters(&DeliveryFilter::default(), None, 1);
+    let rest = f.engine.find_letters(&DeliveryFilter::default(), letters.next, 10);
     let replicas = [&letters, &rest].map(|found| found.items[0].replica.0);
     assert_eq!((replicas, rest.next), ([0, 1], None));
 }
@@ -264,21 +265,21 @@ fn tasks_and_letters_are_found_by_what_is_wanted_and_in_parts() {
 fn who_watches_is_told_of_every_change_and_of_every_end() {
     let mut f = Fixture::new(settings());
     f.engine.watch(true);
-    f.engine.tell_ends(true);
+    f.engine.report_ends(true);
     let id = f.eventual("k", &["a"]);
     f.sent();
     f.answer(id, 0, Verdict::Delivered);
     let told: Vec<_> = f.actions();
-    let change = Action::Changed {
+    let change = EngineAction::Changed {
         task: TaskId(id),
         node: node("a"),
-        change: Change::Delivered,
+        change: DeliveryChange::Delivered,
         error: None,
     };
     assert_eq!(told[0], change);
-    let Action::Ended { last } = &told[1] else { panic!("{told:?}") };
+    let EngineAction::Ended { last } = &told[1] else { panic!("{told:?}") };
     assert_eq!(last.deliveries[0].state, DeliveryState::Delivered);
-    assert_eq!(told[2], Action::Remove { task: TaskId(id) });
+    assert_eq!(told[2], EngineAction::Remove { task: TaskId(id) });
 }
 
 #[test]
@@ -297,7 +298,8 @@ fn a_letter_of_a_paused_replica_stays_one_until_it_is_resumed() {
 
 #[test]
 fn what_is_parked_for_a_paused_replica_takes_no_place_of_the_retry_queue() {
-    let mut f = Fixture::new(Settings { retry_capacity: 1, breaker_failures: 0, ..settings() });
+    let mut f =
+        Fixture::new(EngineSettings { retry_capacity: 1, breaker_failures: 0, ..settings() });
     let ids = ["k", "l"].map(|key| f.eventual(key, &["a"]));
     f.sent();
     ids.iter().for_each(|&id| f.answer(id, 0, failed()));
@@ -347,7 +349,7 @@ fn a_forgotten_replica_is_seen_no_more_once_nothing_of_it_is_left_until_a_write_
 
 #[test]
 fn a_forgotten_replica_keeps_no_write_from_its_majority_whoever_has_its_lane_now() {
-    let mut f = Fixture::new(Settings { max_known_replicas: 3, ..settings() });
+    let mut f = Fixture::new(EngineSettings { max_known_replicas: 3, ..settings() });
     // Nothing is sent to it, so that nothing may be applied late.
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
     f.strong("k", &["a", "b", "c"]);
@@ -359,7 +361,7 @@ fn a_forgotten_replica_keeps_no_write_from_its_majority_whoever_has_its_lane_now
     f.actions();
     f.pass(settings().strong_timeout);
     let obstacles = f.actions().into_iter().find_map(|action| match action {
-        Action::Conclude { obstacles, .. } => Some(obstacles),
+        EngineAction::Conclude { obstacles, .. } => Some(obstacles),
         _ => None,
     });
     assert_eq!(obstacles, Some(vec![]));

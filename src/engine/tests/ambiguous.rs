@@ -4,7 +4,7 @@ use super::*;
 
 fn progress_of(f: &mut Fixture, task: u64) -> Option<Vec<Progress>> {
     let saved = |action| match action {
-        Action::Save { task: id, progress } if id == TaskId(task) => Some(progress),
+        EngineAction::Save { task: id, progress } if id == TaskId(task) => Some(progress),
         _ => None,
     };
     f.actions().into_iter().filter_map(saved).next_back()
@@ -27,7 +27,7 @@ fn a_newer_write_delivered_after_an_attempt_without_answer_is_sent_once_more() {
     f.pass(Duration::from_secs(2));
     assert_eq!(f.sent(), [(new, 0, 1)]);
     f.answer(new, 0, Verdict::Delivered);
-    assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }));
+    assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(new) }));
     assert_eq!((f.engine.totals().delivered, f.engine.totals().pending), (1, 0));
     f.pass(Duration::from_secs(300));
     assert_eq!(f.actions(), [], "once");
@@ -47,7 +47,7 @@ fn an_ambiguous_attempt_outlives_the_delivery_of_its_own_task() {
     f.answer(new, 0, Verdict::Delivered);
     assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]));
     f.pass(Duration::from_secs(28));
-    assert!(f.actions().contains(&Action::Remove { task: TaskId(old) }), "its time is over");
+    assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(old) }), "its time is over");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn without_an_ambiguous_attempt_nothing_is_sent_twice() {
         let new = f.eventual(key, &["a"]);
         f.actions();
         f.answer(new, 0, Verdict::Delivered);
-        assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }), "{key}");
+        assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(new) }), "{key}");
     }
     // A refused connection is not ambiguous.
     let old = f.eventual("k", &["a"]);
@@ -84,7 +84,7 @@ fn without_an_ambiguous_attempt_nothing_is_sent_twice() {
     let new = f.eventual("k", &["a"]);
     f.actions();
     f.answer(new, 0, Verdict::Delivered);
-    assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }));
+    assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(new) }));
 }
 
 #[test]
@@ -142,13 +142,13 @@ fn what_may_have_been_on_the_wire_at_a_restart_is_ambiguous() {
 
 #[test]
 fn with_settle_after_zero_nothing_is_sent_once_more() {
-    let mut f = Fixture::new(Settings { settle_after: Duration::ZERO, ..settings() });
+    let mut f = Fixture::new(EngineSettings { settle_after: Duration::ZERO, ..settings() });
     let old = f.eventual("k", &["a"]);
     f.answer_ambiguously(old, 0, failed());
     let new = f.eventual("k", &["a"]);
     f.actions();
     f.answer(new, 0, Verdict::Delivered);
-    assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }));
+    assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(new) }));
 }
 
 #[test]

@@ -24,9 +24,15 @@ fn a_strong_write_is_sent_once_it_is_durable_and_answered_by_its_majority() {
     f.answer(id, 1, Verdict::Delivered);
     let acked = vec![ReplicaIndex(0), ReplicaIndex(1)];
     let (task, missing) = (TaskId(id), vec![]);
-    let conclude =
-        Action::Conclude { task, success: true, needed: 2, acked, missing, obstacles: vec![] };
-    assert_eq!(f.actions(), [conclude, Action::Remove { task }]);
+    let conclude = EngineAction::Conclude {
+        task,
+        success: true,
+        needed: 2,
+        acked,
+        missing,
+        obstacles: vec![],
+    };
+    assert_eq!(f.actions(), [conclude, EngineAction::Remove { task }]);
 }
 
 #[test]
@@ -96,5 +102,5 @@ fn what_was_on_its_way_when_its_replica_was_forgotten_is_thrown_away() {
     sent.sort_unstable();
     assert_eq!(sent, [(before, 1, 1), (after, 0, 1)]);
     f.answer(before, 1, Verdict::Delivered);
-    assert!(f.actions().contains(&Action::Remove { task: TaskId(before) }));
+    assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(before) }));
 }

@@ -114,7 +114,7 @@ fn over_a_restart_what_took_the_place_of_another_counts_for_every_older_barrier(
         .actions()
         .into_iter()
         .filter_map(|action| match action {
-            Action::Save { task, progress } => Some((task, progress)),
+            EngineAction::Save { task, progress } => Some((task, progress)),
             _ => None,
         })
         .collect();

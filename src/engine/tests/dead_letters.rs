@@ -69,7 +69,7 @@ fn a_strong_write_to_a_replica_with_an_open_breaker_is_answered_at_once() {
     f.strong("s", &["a"]);
     let answers = f.actions();
     assert!(
-        answers.iter().any(|a| matches!(a, Action::Conclude { success: false, .. })),
+        answers.iter().any(|a| matches!(a, EngineAction::Conclude { success: false, .. })),
         "{answers:?}"
     );
 }
@@ -91,7 +91,7 @@ fn dead_letters_are_redriven_oldest_first_when_the_replica_is_back() {
 #[test]
 fn a_redrive_keeps_to_its_rate() {
     let redrive_rate = NonZeroU32::new(10).unwrap();
-    let mut f = Fixture::new(Settings { redrive_rate, ..settings() });
+    let mut f = Fixture::new(EngineSettings { redrive_rate, ..settings() });
     outage(&mut f, 100);
     while recover(&mut f, Duration::from_millis(100)).is_empty() {}
     let then = recover(&mut f, Duration::from_secs(2)).len();
@@ -101,7 +101,7 @@ fn a_redrive_keeps_to_its_rate() {
 #[test]
 fn what_was_parked_comes_back_at_the_rate_of_the_dead_letters_and_after_them() {
     let redrive_rate = NonZeroU32::new(10).unwrap();
-    let mut f = Fixture::new(Settings { redrive_rate, retry_capacity: 5, ..settings() });
+    let mut f = Fixture::new(EngineSettings { redrive_rate, retry_capacity: 5, ..settings() });
     let ids: Vec<_> = (0..100).map(|n| f.eventual(&format!("k{n}"), &["a"])).collect();
     for _ in 0..40 {
         for (task, replica, _) in f.sent() {
@@ -125,7 +125,7 @@ fn what_was_parked_comes_back_at_the_rate_of_the_dead_letters_and_after_them() {
 
 #[test]
 fn with_hinted_handoff_off_dead_letters_stay() {
-    let mut f = Fixture::new(Settings { hinted_handoff: false, ..settings() });
+    let mut f = Fixture::new(EngineSettings { hinted_handoff: false, ..settings() });
     outage(&mut f, 10);
     f.eventual("live", &["a"]);
     recover(&mut f, Duration::from_secs(60));
@@ -205,7 +205,7 @@ fn a_single_write_of_an_outage_is_redriven_as_well() {
 #[test]
 fn a_replica_that_is_back_and_has_nothing_to_do_is_not_half_open_for_ever() {
     for hinted_handoff in [true, false] {
-        let mut f = Fixture::new(Settings { hinted_handoff, ..settings() });
+        let mut f = Fixture::new(EngineSettings { hinted_handoff, ..settings() });
         outage_of_others(&mut f);
         f.eventual("k", &["a"]);
         recover(&mut f, Duration::from_secs(40));
@@ -249,7 +249,7 @@ fn a_poisonous_letter_is_not_the_only_probe_of_an_idle_replica() {
 #[test]
 fn a_letter_that_was_the_probe_has_lain_there_as_long_as_before() {
     let retention = Some(Duration::from_secs(60));
-    let mut f = Fixture::new(Settings { dead_letter_retention: retention, ..settings() });
+    let mut f = Fixture::new(EngineSettings { dead_letter_retention: retention, ..settings() });
     outage(&mut f, 5);
     for _ in 0..120 {
         for (task, replica, _) in f.sent() {
@@ -275,7 +275,7 @@ fn a_dead_letter_is_superseded_as_soon_as_a_newer_write_is_delivered_or_dies() {
         assert_eq!(lane(&f).counters.superseded, 1);
         // The older one's end is written first.
         let removed = f.actions().into_iter().find_map(|action| match action {
-            Action::Remove { task } | Action::Save { task, .. } => Some(task),
+            EngineAction::Remove { task } | EngineAction::Save { task, .. } => Some(task),
             _ => None,
         });
         assert_eq!(removed, Some(TaskId(old)));
@@ -296,7 +296,7 @@ fn a_dead_letter_with_a_newer_write_on_its_way_is_left_to_that() {
 #[test]
 fn a_write_supersedes_a_redriven_letter_that_has_not_been_sent() {
     let workers = workers(1);
-    let mut f = Fixture::new(Settings { workers, ..settings() });
+    let mut f = Fixture::new(EngineSettings { workers, ..settings() });
     outage(&mut f, 5);
     // The probe succeeds, and all others are made ready behind the one place.
     f.pass(Duration::from_secs(30));
@@ -313,7 +313,7 @@ fn a_write_supersedes_a_redriven_letter_that_has_not_been_sent() {
 #[test]
 fn past_its_retention_a_dead_letter_is_discarded_counted_and_told() {
     let retention = Some(Duration::from_secs(3600));
-    let mut f = Fixture::new(Settings { dead_letter_retention: retention, ..settings() });
+    let mut f = Fixture::new(EngineSettings { dead_letter_retention: retention, ..settings() });
     let id = f.eventual("k", &["a"]);
     f.answer(id, 0, rejected());
     f.pass(Duration::from_secs(3599));
@@ -325,14 +325,17 @@ fn past_its_retention_a_dead_letter_is_discarded_counted_and_told() {
     let delivery = DeliveryId { task: TaskId(id), replica: ReplicaIndex(0) };
     assert_eq!(
         f.actions(),
-        [Action::Discarded { delivery, node: node("a") }, Action::Remove { task: TaskId(id) }]
+        [
+            EngineAction::Discarded { delivery, node: node("a") },
+            EngineAction::Remove { task: TaskId(id) }
+        ]
     );
 }
 
 #[test]
 fn a_step_of_the_wall_clock_discards_nothing() {
     let retention = Some(Duration::from_secs(3600));
-    let mut f = Fixture::new(Settings { dead_letter_retention: retention, ..settings() });
+    let mut f = Fixture::new(EngineSettings { dead_letter_retention: retention, ..settings() });
     let id = f.eventual("k", &["a"]);
     f.answer(id, 0, rejected());
     f.now.wall = f.now.wall.saturating_add(Duration::from_secs(1_000_000));
@@ -343,7 +346,7 @@ fn a_step_of_the_wall_clock_discards_nothing() {
 #[test]
 fn a_replica_with_its_share_of_dead_letters_is_refused_and_others_are_not() {
     let max_dead_letter_bytes = 10 * (TASK_OVERHEAD_BYTES + 10);
-    let mut f = Fixture::new(Settings { max_dead_letter_bytes, ..settings() });
+    let mut f = Fixture::new(EngineSettings { max_dead_letter_bytes, ..settings() });
     f.eventual("k", &["b"]);
     f.answer(1, 0, Verdict::Delivered);
     let full = loop {
@@ -387,7 +390,7 @@ fn dead_letters_found_on_disk_are_redriven_after_the_start() {
 
 #[test]
 fn with_coalesce_only_the_newest_that_waits_is_sent() {
-    let mut f = Fixture::new(Settings { coalesce: true, ..settings() });
+    let mut f = Fixture::new(EngineSettings { coalesce: true, ..settings() });
     let first = f.eventual("k", &["a"]);
     let ids: Vec<_> = (0..5).map(|_| f.eventual("k", &["a"])).collect();
     assert_eq!(f.sent(), [(first, 0, 1)]);
@@ -399,7 +402,7 @@ fn with_coalesce_only_the_newest_that_waits_is_sent() {
 #[test]
 fn what_the_clock_skips_does_not_count_for_the_retention() {
     let day = Duration::from_secs(86_400);
-    let settings = Settings { dead_letter_retention: Some(day), ..settings() };
+    let settings = EngineSettings { dead_letter_retention: Some(day), ..settings() };
     let restored = |skips: Option<Duration>, wall: Timestamp| {
         let mut engine = Engine::new(settings.clone());
         let now = Now { moment: Moment(0), wall };
@@ -431,7 +434,8 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
     assert_eq!(restored(None, later), Duration::ZERO, "older than a day, as far as anyone knows");
     assert_eq!(restored(Some(day * 3), later), day / 2);
     // A letter that is returned to the dead after a step has its age by the uptime as well.
-    let mut f = Fixture::new(Settings { breaker_failures: 1, max_retries: 0, ..settings.clone() });
+    let mut f =
+        Fixture::new(EngineSettings { breaker_failures: 1, max_retries: 0, ..settings.clone() });
     let id = f.eventual("k", &["a"]);
     f.sent();
     f.answer(id, 0, failed());
@@ -495,14 +499,15 @@ fn an_operator_who_asks_for_a_probe_has_the_long_wait_cut_short() {
 
 #[test]
 fn a_dead_letter_that_could_not_be_sent_stays_one_on_disk_and_behind_live_writes() {
-    let mut f = Fixture::new(Settings { workers: workers(1), breaker_failures: 0, ..settings() });
+    let mut f =
+        Fixture::new(EngineSettings { workers: workers(1), breaker_failures: 0, ..settings() });
     let letter = outage(&mut f, 1)[0];
     let delivery = DeliveryId { task: TaskId(letter), replica: ReplicaIndex(0) };
     assert_eq!(f.engine.redrive_letter(f.now, delivery), AdminOutcome::Done);
     assert_eq!(f.sent(), [(letter, 0, 1)]);
     f.answer(letter, 0, Verdict::Shortage { error: "no file descriptor".into() });
     let saved = f.actions().into_iter().find_map(|action| match action {
-        Action::Save { progress, .. } => Some(progress),
+        EngineAction::Save { progress, .. } => Some(progress),
         _ => None,
     });
     assert!(matches!(saved.as_deref(), Some([Progress::Dead(_)])), "{saved:?}");

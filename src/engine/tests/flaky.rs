@@ -11,9 +11,9 @@ fn delivered(fails: f64, number: u32) -> f64 {
     let (mut with, mut without) = (0, 0);
     for seed in 0..2 {
         let settings =
-            Settings { queue_capacity: 20_000, workers: workers(number), seed, ..settings() };
-        without +=
-            replica::run(Settings { breaker_failures: 0, ..settings.clone() }, fails).delivered;
+            EngineSettings { queue_capacity: 20_000, workers: workers(number), seed, ..settings() };
+        without += replica::run(EngineSettings { breaker_failures: 0, ..settings.clone() }, fails)
+            .delivered;
         with += replica::run(settings, fails).delivered;
     }
     with as f64 / without as f64

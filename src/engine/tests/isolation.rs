@@ -23,7 +23,7 @@ fn keep_busy(f: &mut Fixture, writes: u64) -> Vec<(u64, u16, u32)> {
 #[test]
 fn due_retries_have_their_turn_in_a_lane_that_is_never_idle() {
     let workers = workers(1);
-    let mut f = Fixture::new(Settings { workers, ..settings() });
+    let mut f = Fixture::new(EngineSettings { workers, ..settings() });
     let failing = f.eventual("k", &["a"]);
     f.answer(failing, 0, failed());
     f.sent();
@@ -37,7 +37,7 @@ fn due_retries_have_their_turn_in_a_lane_that_is_never_idle() {
 
 #[test]
 fn strong_writes_to_a_replica_that_hangs_do_not_pile_up_on_the_wire() {
-    let mut f = Fixture::new(Settings { queue_capacity: 10_000, ..settings() });
+    let mut f = Fixture::new(EngineSettings { queue_capacity: 10_000, ..settings() });
     for n in 0..1_000 {
         f.strong(&n.to_string(), &["a"]);
     }
@@ -110,7 +110,7 @@ fn where_there_are_no_others_a_replica_may_have_the_whole_queue() {
 
 #[test]
 fn retries_found_on_disk_are_spread_over_one_retry_base() {
-    let mut f = Fixture::new(Settings { workers: workers(1_000), ..settings() });
+    let mut f = Fixture::new(EngineSettings { workers: workers(1_000), ..settings() });
     for id in 1..=400 {
         f.recover(
             id,

@@ -7,7 +7,7 @@ use crate::task::Obstacle;
 /// way.
 fn answer(f: &mut Fixture) -> Option<(bool, Vec<(ReplicaIndex, Obstacle)>)> {
     f.actions().into_iter().find_map(|action| match action {
-        Action::Conclude { success, obstacles, .. } => Some((success, obstacles)),
+        EngineAction::Conclude { success, obstacles, .. } => Some((success, obstacles)),
         _ => None,
     })
 }

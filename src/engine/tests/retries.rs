@@ -10,7 +10,7 @@ fn fail_all(f: &mut Fixture) {
 
 /// Without breakers: they are not what this is about.
 fn fixture(retry_capacity: usize) -> Fixture {
-    Fixture::new(Settings {
+    Fixture::new(EngineSettings {
         retry_capacity,
         breaker_failures: 0,
         workers: workers(1000),
@@ -68,7 +68,7 @@ fn pausing_a_replica_frees_its_places_in_the_retry_queue_at_once() {
     assert_eq!((f.engine.levels().retry, lane(&f, "a").parked), (0, 201), "what was on the wire");
     f.pass(Duration::from_secs(100));
     assert_eq!((f.sent(), f.engine.levels().retry), (vec![], 0));
-    let buried = |action: &Action| matches!(action, Action::Buried { .. });
+    let buried = |action: &EngineAction| matches!(action, EngineAction::Buried { .. });
     assert!(!f.actions().iter().any(buried), "the operator knows");
 
     f.engine.pause(f.now, &node("a"), None);
@@ -84,7 +84,7 @@ fn pausing_a_replica_frees_its_places_in_the_retry_queue_at_once() {
 
 #[test]
 fn a_due_retry_of_a_replica_that_is_paused_gives_its_place_back() {
-    let mut f = Fixture::new(Settings { workers: workers(1), ..settings() });
+    let mut f = Fixture::new(EngineSettings { workers: workers(1), ..settings() });
     let [first, second] = ["k", "l"].map(|key| f.eventual(key, &["a"]));
     f.sent();
     f.answer(first, 0, failed());
@@ -175,7 +175,7 @@ fn a_delivery_is_not_redriven_beyond_the_share_of_its_replica() {
     let mut f = fixture(10);
     failures(&mut f, "a", 12);
     assert_eq!([lane(&f, "a").waiting, lane(&f, "a").parked], [9, 3]);
-    let letters = f.engine.find_letters(&Wanted::default(), None, 1).items;
+    let letters = f.engine.find_letters(&DeliveryFilter::default(), None, 1).items;
     let letter = DeliveryId { task: letters[0].task, replica: letters[0].replica };
     assert_eq!(f.engine.would_redrive(letter), AdminOutcome::HeldBack);
     assert_eq!(f.engine.redrive_letter(f.now, letter), AdminOutcome::HeldBack);

@@ -41,7 +41,7 @@ fn attempts_that_could_not_be_sent_open_no_breaker_and_end_no_delivery() {
 
 #[test]
 fn a_probe_that_could_not_be_sent_is_followed_by_another_after_the_same_wait() {
-    let mut f = Fixture::new(Settings { breaker_failures: 1, ..settings() });
+    let mut f = Fixture::new(EngineSettings { breaker_failures: 1, ..settings() });
     let first = f.eventual("k", &["a"]);
     f.sent();
     f.answer(first, 0, failed());
@@ -70,7 +70,7 @@ fn the_client_of_a_strong_write_that_could_not_be_sent_is_answered_at_once() {
     f.actions();
     f.answer(id, 0, shortage());
     let answers = f.actions();
-    let failed = |a: &Action| matches!(a, Action::Conclude { success: false, .. });
+    let failed = |a: &EngineAction| matches!(a, EngineAction::Conclude { success: false, .. });
     assert!(answers.iter().any(failed), "{answers:?}");
     f.answer(id, 1, Verdict::Delivered);
     f.pass(Duration::from_secs(3));

@@ -13,7 +13,7 @@ fn chain(f: &mut Fixture, length: u64) {
 }
 
 fn fixture() -> Fixture {
-    Fixture::new(Settings { queue_capacity: 1_000_000, ..settings() })
+    Fixture::new(EngineSettings { queue_capacity: 1_000_000, ..settings() })
 }
 
 /// Calls the engine as long as something is due; gives the steps and the most actions of one call.
@@ -71,7 +71,7 @@ fn a_strong_write_overtakes_a_long_chain_once() {
 
 #[test]
 fn pausing_a_replica_with_many_retries_parks_them_in_parts() {
-    let mut f = Fixture::new(Settings {
+    let mut f = Fixture::new(EngineSettings {
         queue_capacity: 1_000_000,
         retry_capacity: 100_000,
         breaker_failures: 0,
@@ -95,8 +95,11 @@ fn pausing_a_replica_with_many_retries_parks_them_in_parts() {
 
 #[test]
 fn an_open_breaker_fails_a_full_queue_in_parts() {
-    let mut f =
-        Fixture::new(Settings { queue_capacity: 1_000_000, retry_capacity: 100_000, ..settings() });
+    let mut f = Fixture::new(EngineSettings {
+        queue_capacity: 1_000_000,
+        retry_capacity: 100_000,
+        ..settings()
+    });
     for n in 0..10_000 {
         f.eventual(&n.to_string(), &["a"]);
     }

@@ -7,8 +7,8 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::{
-    Action, Arrived, AttemptOutcome, Consistency, DeliveryId, Engine, KeyHasher, Moment, Node, Now,
-    Origin, Settings, TaskId, Timestamp, Verdict,
+    Arrived, AttemptOutcome, Consistency, DeliveryId, Engine, EngineAction, EngineSettings,
+    KeyHasher, Moment, Node, Now, Origin, TaskId, Timestamp, Verdict,
 };
 
 /// How long writes come in.
@@ -29,7 +29,7 @@ pub(crate) struct Outcome {
 }
 
 /// Writes for [`TIME`] to a replica that fails this share of its attempts.
-pub(crate) fn run(settings: Settings, fails: f64) -> Outcome {
+pub(crate) fn run(settings: EngineSettings, fails: f64) -> Outcome {
     let mut rng = fastrand::Rng::with_seed(settings.seed);
     let mut engine = Engine::new(settings);
     let (keys, replicas) = (KeyHasher::default(), [Node::parse("http://flaky").unwrap()]);
@@ -64,12 +64,12 @@ pub(crate) fn run(settings: Settings, fails: f64) -> Outcome {
         }
         while let Some(action) = engine.next_action() {
             match action {
-                Action::Send { delivery, .. } => {
+                EngineAction::Send { delivery, .. } => {
                     let took = FASTEST.mul_f64(1.0 + 9.0 * rng.f64());
                     let failed = rng.f64() < fails;
                     in_flight.push(Reverse((moment.after(took), delivery, took, failed)));
                 }
-                Action::Breaker { error: Some(_), .. } => outcome.opened += 1,
+                EngineAction::Breaker { error: Some(_), .. } => outcome.opened += 1,
                 _ => {}
             }
         }
