@@ -81,8 +81,8 @@ use table::{DeliveryRef, Priority, SettledAs, Slot, Stage, Tasks};
 /// The queue reserve for other replicas is dropped when none had a write for this long.
 const OTHERS_IDLE: Duration = Duration::from_secs(60);
 
-/// Maximum timers of one kind per call: 100,000 dead letters may expire at the same moment. The
-/// rest follows in the next call, which is due at once.
+/// Maximum timers of one kind per call, because 100,000 dead letters may expire at once. The rest is
+/// due in the next call.
 const MOST_DUE: usize = 4096;
 
 #[derive(Debug)]
@@ -93,7 +93,6 @@ pub struct Engine {
     tasks: Tasks,
     lanes: Lanes,
     reservations: u64,
-    /// Set by every call.
     now: Now,
     /// Due times of waiting deliveries and expiry times of dead letters: task, lane.
     timers: BTreeSet<(Moment, Slot, u32)>,
@@ -112,15 +111,13 @@ pub struct Engine {
     /// A parked delivery may now find a place in the retry queue.
     refill: bool,
     levels: Levels,
-    /// Sums over all lanes, including removed ones.
+    /// Includes removed lanes.
     totals: Counters,
     /// Tasks whose progress changed in this call.
     touched: Vec<Slot>,
     actions: VecDeque<EngineAction>,
     stopped: bool,
-    /// Emit [`EngineAction::Changed`].
     watched: bool,
-    /// Emit [`EngineAction::Ended`].
     reports_ends: bool,
     barriers: BarrierCounts,
     uptime: Uptime,
@@ -171,7 +168,6 @@ impl Engine {
         }
     }
 
-    /// Sets the uptime record that ages are computed from.
     pub fn set_uptime(&mut self, uptime: Uptime) {
         self.uptime = uptime;
     }
@@ -248,34 +244,28 @@ impl Engine {
         | Verdict::Shortage { error }
         | Verdict::Rejected { error } = verdict
         {
-            lane.last_error = Some((Arc::clone(error), self.now.wall));
+            lane.health.note_error(self.now, error);
         }
         if let Verdict::Shortage { .. } = verdict {
             if ended.probe {
-                lane.breaker.probe_unsent(self.now.moment, self.rng.f64());
+                lane.health.probe_unsent(self.now, self.rng.f64());
                 self.mark_dirty(number);
             }
             return;
         }
-        let (workers, in_flight) = (self.settings.workers, lane.in_flight);
-        lane.concurrency.answered(self.now.moment, workers, took, failed, in_flight);
+        let (workers, in_flight) = (self.settings.workers, lane.in_flight.workers());
+        lane.health.attempt_ended(self.now, workers, took, failed, in_flight);
         match verdict {
             Verdict::Delivered | Verdict::Rejected { .. } => {
-                let before = lane.breaker.view();
-                let most = lane.concurrency.limit(workers);
-                let back = lane.breaker.succeeded(self.now.moment, ended, most);
-                if lane.breaker.view() != before {
-                    lane.breaker_since = Some(self.now.wall);
-                }
-                if back {
-                    self.actions
-                        .push_back(EngineAction::Breaker { node: lane.node.clone(), error: None });
+                if lane.health.succeeded(self.now, ended, workers) {
+                    let node = lane.node.clone();
+                    self.actions.push_back(EngineAction::Breaker { node, error: None });
                     self.start_handoff(number);
                 }
             }
             Verdict::Retry { error, .. } if self.settings.breaker_failures > 0 => {
-                let (moment, threshold) = (self.now.moment, self.settings.breaker_failures);
-                if lane.breaker.failed(moment, ended, threshold, self.rng.f64()) {
+                let (threshold, jitter) = (self.settings.breaker_failures, self.rng.f64());
+                if lane.health.failed(self.now, ended, threshold, jitter, error) {
                     self.breaker_opened(number, error);
                 }
                 self.mark_dirty(number);
@@ -286,11 +276,7 @@ impl Engine {
 
     fn breaker_opened(&mut self, number: u32, error: &Arc<str>) {
         let lane = &mut self.lanes[number];
-        if let Some(round) = lane.redrive.take() {
-            lane.broken_off = round.after;
-        }
-        lane.breaker_since = Some(self.now.wall);
-        lane.unsent_error = format!("not sent, as attempts before it failed: {error}").into();
+        lane.letters.interrupt_redrive();
         let (node, error) = (lane.node.clone(), Some(Arc::clone(error)));
         self.actions.push_back(EngineAction::Breaker { node, error });
         // The wakeup makes a dead letter the probe if no other delivery is due.
@@ -309,7 +295,6 @@ impl Engine {
             let at = self.tasks.delivery_on(slot, lane);
             match self.tasks[at].stage {
                 Stage::Dead { .. } => self.expire(at),
-                // It returns like any other parked delivery.
                 Stage::Deferred { until } => self.change(at, Stage::Parked { until }),
                 _ => self.make_ready(at),
             }
@@ -353,7 +338,7 @@ impl Engine {
         self.stopped = true;
     }
 
-    /// The next action. All actions must be done before the next call of anything else.
+    /// All actions must be carried out before the next other call.
     pub fn next_action(&mut self) -> Option<EngineAction> {
         self.actions.pop_front()
     }
@@ -368,10 +353,9 @@ impl Engine {
         self.totals
     }
 
-    /// The error of the last failed attempt to a replica.
     #[must_use]
     pub fn last_error(&self, node: &Node) -> Option<Arc<str>> {
-        let (error, _) = self.lanes[self.lanes.find(node)?].last_error.as_ref()?;
+        let (error, _) = self.lanes[self.lanes.find(node)?].health.last_error()?;
         Some(Arc::clone(error))
     }
 
@@ -382,19 +366,19 @@ impl Engine {
         lanes.map(|lane| (lane, self.oldest(lane).unzip())).map(|(lane, oldest)| LaneView {
             node: lane.node.clone(),
             counters: lane.counters,
-            in_flight: u64::from(lane.in_flight) + u64::from(lane.express),
-            waiting: lane.waiting.len() as u64,
-            parked: lane.parked.len() as u64 + lane.deferred,
-            pending_bytes: lane.backlog.bytes,
+            in_flight: u64::from(lane.in_flight.total()),
+            waiting: lane.heads.waiting() as u64,
+            parked: (lane.heads.parked() + lane.heads.deferred()) as u64,
+            pending_bytes: lane.backlog.bytes(),
             oldest: oldest.0,
             oldest_since: oldest.1,
             paused: lane.paused,
-            last_error: lane.last_error.clone(),
-            breaker_since: lane.breaker_since,
-            next_probe: lane.breaker.probe_at(),
-            dead_letter_bytes: lane.dead_letter_bytes,
-            breaker: lane.breaker.view(),
-            workers: lane.concurrency.limit(self.settings.workers),
+            last_error: lane.health.last_error().cloned(),
+            breaker_since: lane.health.since(),
+            next_probe: lane.health.breaker().probe_at(),
+            dead_letter_bytes: lane.letters.bytes(),
+            breaker: lane.health.breaker().view(),
+            workers: lane.health.limit(self.settings.workers),
         })
     }
 }

@@ -26,7 +26,7 @@ pub use uptime::{ClockStep, Uptime};
 ///
 /// A new store starts at its creation time in microseconds, so that ids do not repeat when a data
 /// directory is lost and replaced. The text form is decimal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId(pub u64);
 
 impl fmt::Display for TaskId {
@@ -55,7 +55,6 @@ impl Timestamp {
         Self(self.0.saturating_add(nanos))
     }
 
-    /// The time since `earlier`, or zero if `earlier` is later.
     #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -77,7 +76,6 @@ impl fmt::Display for Operation {
     }
 }
 
-/// When the client of a write gets its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Consistency {
     /// Once the task is durable here.
@@ -90,9 +88,7 @@ pub enum Consistency {
 /// still belong to the trace of the write. The receiver has validated the texts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
-    /// `traceparent`, at most [`Trace::MAX_PARENT_BYTES`].
     pub parent: Box<str>,
-    /// `tracestate`, at most [`Trace::MAX_STATE_BYTES`].
     pub state: Option<Box<str>>,
 }
 
@@ -111,14 +107,12 @@ impl Trace {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Idempotency {
     pub key: Box<str>,
-    /// Hash of the parsed body.
     pub fingerprint: [u8; 16],
 }
 
-/// A valid write request that is not accepted yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewTask {
-    /// Never empty, never `.` or `..`.
+    /// Not empty, `.` or `..`.
     pub key: String,
     pub operation: Operation,
     /// Empty for a DELETE.
@@ -128,7 +122,6 @@ pub struct NewTask {
     pub consistency: Consistency,
     /// At least one, each once.
     pub replicas: Vec<Node>,
-    /// The user of the write, for metrics and operators.
     pub user_id: Option<String>,
     pub trace: Option<Trace>,
 }
@@ -141,28 +134,24 @@ impl NewTask {
     }
 }
 
-/// An accepted write, immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     pub id: TaskId,
     /// As the client wrote it, not encoded.
     pub key: String,
     pub operation: Operation,
-    /// Empty for a DELETE.
     pub value: Bytes,
     pub accepted_at: Timestamp,
     /// When the key expires; `None` is never.
     pub expires_at: Option<Timestamp>,
     /// The nodes that must hold the write, each once. A [`ReplicaIndex`] indexes this list.
     pub replicas: Vec<Node>,
-    /// The user of the write.
     pub user_id: Option<String>,
     pub consistency: Consistency,
     pub trace: Option<Trace>,
 }
 
 impl Task {
-    /// The task that `new` becomes when it is accepted as `id` at `now`.
     #[must_use]
     pub fn accepted(new: NewTask, id: TaskId, now: Timestamp) -> Self {
         Self {
@@ -219,17 +208,15 @@ pub fn weight(
     key.len() + value + told + replicas.sum::<usize>()
 }
 
-/// The request that a replica gets for a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     Put {
-        /// Remaining time to live, never zero.
+        /// Never zero.
         ttl: Option<Duration>,
     },
     Delete,
 }
 
-/// A position in [`Task::replicas`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReplicaIndex(pub u16);
 
@@ -240,22 +227,18 @@ impl ReplicaIndex {
     }
 }
 
-/// Names a delivery: one task for one replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId {
     pub task: TaskId,
     pub replica: ReplicaIndex,
 }
 
-/// Why nothing is sent to a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// Paused by an operator.
     Paused,
     BreakerOpen,
 }
 
-/// How one attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptOutcome {
     pub verdict: Verdict,
@@ -266,37 +249,36 @@ pub struct AttemptOutcome {
 }
 
 impl AttemptOutcome {
-    /// An outcome in which every request was answered or not sent.
     #[must_use]
     pub fn certain(verdict: Verdict, took: Duration) -> Self {
         Self { verdict, ambiguous: false, took }
     }
 }
 
-/// What the outcome of one attempt means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The replica has the write.
     Delivered,
-    /// The replica does not have the write, or this is unknown. Another attempt may help.
+    /// Also if it is unknown whether the replica has the write.
     Retry {
-        /// The replica's `Retry-After`.
         after: Option<Duration>,
         error: Arc<str>,
     },
     /// Not sent, because this process lacks a resource such as a file descriptor. It says nothing
     /// about the replica, and another attempt may help.
-    Shortage { error: Arc<str> },
+    Shortage {
+        error: Arc<str>,
+    },
     /// Another attempt would end the same.
-    Rejected { error: Arc<str> },
+    Rejected {
+        error: Arc<str>,
+    },
 }
 
 /// The durable part of a delivery's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing worth storing.
     Untouched,
-    /// Failed and waits for a retry; or not tried yet, but it superseded a write that failed.
+    /// Waits for a retry; or not tried yet, but it superseded a write that failed.
     Failed {
         /// Failed attempts; 0 only if it superseded a failed write.
         failures: u32,
@@ -307,7 +289,6 @@ pub enum Progress {
     Dead(DeadLetter),
     /// Nothing is left to send, but the last attempt may still be applied.
     Ambiguous {
-        /// When the attempt ended.
         since: Timestamp,
     },
     /// Acknowledged, but sent once more: an ambiguous attempt of an older write may have been
@@ -331,20 +312,16 @@ impl Progress {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
     pub cause: Cause,
-    /// Failed attempts before it became a dead letter.
     pub failures: u32,
-    /// The last error.
     pub error: Arc<str>,
     pub since: Timestamp,
 }
 
-/// Why a delivery became a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// The replica refused the write, or the task could not be read from the store and was not
     /// sent; the error says which.
     Rejected,
-    /// All attempts failed.
     GaveUp,
     /// The retry queue has no place for it. The delivery is still pending and comes back by
     /// itself.
@@ -352,7 +329,6 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The name in logs, metrics and the API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -11,8 +11,7 @@ use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::table::{DeliveryRef, SettledAs, Slot, Stage};
 use crate::engine::{
-    AdminOutcome, BreakerState, DeliveryChange, Engine, EngineAction, Forgotten, Now, Probed,
-    RenameError,
+    AdminOutcome, DeliveryChange, Engine, EngineAction, Forgotten, Now, Probed, RenameError,
 };
 use crate::task::{DeliveryId, Node, TaskId, Timestamp};
 
@@ -33,8 +32,8 @@ impl Engine {
     }
 
     /// Enables [`EngineAction::Ended`].
-    pub fn report_ends(&mut self, told: bool) {
-        self.reports_ends = told;
+    pub fn report_ends(&mut self, enabled: bool) {
+        self.reports_ends = enabled;
     }
 
     pub(super) fn emit_change(
@@ -63,10 +62,10 @@ impl Engine {
         if let Some(number) = number {
             self.lanes[number].paused = since;
             self.refill = true;
-            self.lanes[number].forgotten &= since.is_none();
             self.mark_dirty(number);
             self.schedule_wakeup(number, now.moment);
             if since.is_some() {
+                self.lanes[number].forget.used_again();
                 self.park_retries(number);
                 self.answer_unreachable(number);
             }
@@ -79,7 +78,7 @@ impl Engine {
         let limit = self.settings.max_known_replicas;
         let opened = self.lanes.open(std::slice::from_ref(node), limit);
         let Some([number]) = opened.as_deref() else { return false };
-        self.lanes[*number].forgotten = false;
+        self.lanes[*number].forget.used_again();
         true
     }
 
@@ -87,19 +86,21 @@ impl Engine {
     pub fn probe(&mut self, now: Now, node: &Node) -> Option<Probed> {
         self.now = now;
         let number = self.lanes.find(node)?;
-        self.lanes[number].breaker.probe_now(now.moment);
+        self.lanes[number].health.probe_now(now);
         self.mark_dirty(number);
         self.schedule_wakeup(number, now.moment);
-        // If nothing else is due, a dead letter is the probe.
         self.tick(now);
         let lane = &self.lanes[number];
-        if lane.breaker.probe_at().is_some() && lane.has_nothing_due() && !lane.is_suspended() {
+        if lane.health.breaker().probe_at().is_some()
+            && lane.has_nothing_due()
+            && !lane.is_suspended()
+        {
             if !self.probe_by_letter(number) {
                 self.probe_by_deferred(number);
             }
             self.finish();
         }
-        let breaker = &self.lanes[number].breaker;
+        let breaker = self.lanes[number].health.breaker();
         Some(Probed { breaker: breaker.view(), probing: breaker.is_probing() })
     }
 
@@ -110,9 +111,8 @@ impl Engine {
         let number = self.lanes.find(node)?;
         let newest = self.tasks.newest().unwrap_or(TaskId(0));
         let lane = &mut self.lanes[number];
-        (lane.forgetting, lane.forgotten) = (Some((TaskId(0), newest)), true);
-        lane.forgotten_up_to = self.reservations;
-        let in_flight = u64::from(lane.in_flight) + u64::from(lane.express);
+        lane.forget.start(newest, self.reservations);
+        let in_flight = u64::from(lane.in_flight.total());
         let unsettled = lane.counters.pending + lane.counters.dead;
         self.schedule_wakeup(number, now.moment);
         self.answer_unreachable(number);
@@ -123,11 +123,11 @@ impl Engine {
     #[must_use]
     pub fn is_forgetting(&self, node: &Node) -> bool {
         let lane = self.lanes.find(node).and_then(|number| self.lanes.get(number));
-        lane.is_some_and(|lane| lane.forgetting.is_some())
+        lane.is_some_and(|lane| lane.forget.is_running())
     }
 
     pub(super) fn continue_forgetting(&mut self, number: u32) {
-        let Some((after, up_to)) = self.lanes[number].forgetting else { return };
+        let Some((after, up_to)) = self.lanes[number].forget.range() else { return };
         let (mut last, mut looks, mut thrown) = (after, 0, 0);
         let more = loop {
             let next = self.tasks.after(Some(last)).next().filter(|(id, _)| *id <= up_to);
@@ -144,10 +144,11 @@ impl Engine {
             }
         };
         let lane = &mut self.lanes[number];
-        lane.forgetting = more.then_some((last, up_to));
-        if !more {
-            // Otherwise a removed node would be shown as failing forever.
-            (lane.breaker, lane.breaker_since, lane.last_error) = Default::default();
+        if more {
+            lane.forget.advance(last);
+        } else {
+            lane.forget.finish();
+            lane.health.forget();
             self.mark_dirty(number);
         }
         self.schedule_wakeup(number, self.now.moment);
@@ -167,11 +168,7 @@ impl Engine {
         }
         self.lanes.rename(number, to.clone());
         self.barriers.rename(number, to);
-        let lane = &mut self.lanes[number];
-        // The history of the old address says nothing about the new one.
-        if std::mem::take(&mut lane.breaker).view() != BreakerState::Closed {
-            lane.breaker_since = Some(now.wall);
-        }
+        self.lanes[number].health.address_changed(now);
         self.start_handoff(number);
         self.mark_dirty(number);
         self.finish();
@@ -190,7 +187,6 @@ impl Engine {
         true
     }
 
-    /// Makes a dead letter ready, whatever its cause.
     pub fn redrive_letter(&mut self, now: Now, delivery: DeliveryId) -> AdminOutcome {
         self.now = now;
         let Some(at) = self.letter(delivery) else { return AdminOutcome::Gone };
@@ -208,12 +204,12 @@ impl Engine {
         let entry = &self.tasks[at.slot];
         let lane = &self.lanes[self.tasks[at].lane];
         // It would become a dead letter again at once.
-        let shut = || lane.breaker.gate(self.now.moment, true) == Gate::Blocked;
+        let blocked = || lane.health.breaker().gate(self.now.moment, true) == Gate::Blocked;
         match self.tasks[at].stage {
             Stage::Dead { .. } if lane.chains.contains_key(&entry.key) => AdminOutcome::LeftOut,
             // It would wait while the replica is paused and take the room of new writes.
             _ if lane.is_suspended() => AdminOutcome::HeldBack,
-            Stage::Dead { .. } if shut() => AdminOutcome::HeldBack,
+            Stage::Dead { .. } if blocked() => AdminOutcome::HeldBack,
             Stage::Dead { .. } => AdminOutcome::Done,
             _ if self.retry_has_room(self.tasks[at].lane) => AdminOutcome::Done,
             _ => AdminOutcome::HeldBack,
@@ -278,22 +274,22 @@ impl Engine {
     fn unlink(&mut self, at: DeliveryRef) {
         let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
         let Some(Chain { head, tail }) = self.lanes[number].chains.remove(&key) else { return };
-        let (mut kept, mut cursor) = (None, Some(head));
+        let (mut remaining, mut cursor) = (None, Some(head));
         while let Some(this) = cursor.filter(|&this| this != at.slot) {
             self.step();
             let older = self.tasks.delivery_on(this, number);
             cursor = self.tasks[older].next.take();
             if matches!(self.tasks[older].stage, Stage::InFlight { .. }) {
-                self.append(number, &mut kept, this);
+                self.append(number, &mut remaining, this);
             } else {
                 self.supersede(older, at.slot);
             }
         }
         if let Some(behind) = self.tasks[at].next.take() {
-            self.append(number, &mut kept, behind);
-            kept = kept.map(|chain| Chain { tail, ..chain });
+            self.append(number, &mut remaining, behind);
+            remaining = remaining.map(|chain| Chain { tail, ..chain });
         }
-        if let Some(chain) = kept {
+        if let Some(chain) = remaining {
             self.lanes[number].chains.insert(key, chain);
         }
     }

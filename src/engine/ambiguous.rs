@@ -26,9 +26,7 @@ impl Engine {
             self.ambiguous.remove(&(before, id, delivery.lane));
         }
         self.ambiguous.insert((until, id, delivery.lane));
-        let attempts = self.lanes[delivery.lane].ambiguous.entry(key).or_default();
-        attempts.retain(|(other, _)| *other != id);
-        attempts.push((id, until));
+        self.lanes[delivery.lane].ambiguous.insert(key, id, until);
     }
 
     /// Attempts in flight at the end of the last process are unknown. So a recovered delivery that
@@ -51,13 +49,10 @@ impl Engine {
     /// overwrite it. With a newer write behind it, no resend is needed.
     pub(super) fn delivered(&mut self, at: DeliveryRef) {
         let entry = &self.tasks[at.slot];
-        let (id, now) = (entry.id, self.now.moment);
         let newest = self.tasks[at].next.is_none();
         let first = self.tasks[at].stage.is_pending();
-        let attempts = self.lanes[self.tasks[at].lane].ambiguous.get(&entry.key);
-        let exposed = attempts.is_some_and(|attempts| {
-            attempts.iter().any(|&(older, until)| older < id && until > now)
-        });
+        let attempts = &self.lanes[self.tasks[at].lane].ambiguous;
+        let exposed = attempts.may_overwrite(entry.key, entry.id, self.now.moment);
         if !(first && newest && exposed) {
             return self.settle_head(at, SettledAs::Delivered);
         }
@@ -71,7 +66,7 @@ impl Engine {
     }
 
     pub(super) fn resend_later(&mut self, at: DeliveryRef) {
-        // Not zero, even if `settle_after` was lowered to it since.
+        // Not at once: `settle_after` may have been lowered to zero since the ambiguous attempt.
         let wait = self.settings.settle_after.max(self.settings.retry_base);
         self.change(at, Stage::Resend { until: self.now.moment.after(wait) });
         self.touch(at.slot);
@@ -100,13 +95,7 @@ impl Engine {
             let Some(slot) = self.tasks.find(id) else { continue };
             let at = self.tasks.delivery_on(slot, lane);
             self.tasks[at].set_ambiguous(None);
-            let ambiguous = &mut self.lanes[lane].ambiguous;
-            if let Some(attempts) = ambiguous.get_mut(&self.tasks[slot].key) {
-                attempts.retain(|(other, _)| *other != id);
-                if attempts.is_empty() {
-                    ambiguous.remove(&self.tasks[slot].key);
-                }
-            }
+            self.lanes[lane].ambiguous.remove(self.tasks[slot].key, id);
             self.touch(slot);
         }
     }

@@ -36,7 +36,7 @@ impl Engine {
         let (lanes, queue, since, quorum) = match reservation {
             Some(reservation) => {
                 let Reservation { queue, bytes, lanes, made, .. } = reservation;
-                self.release(queue, bytes, &lanes);
+                self.release_places(queue, bytes, &lanes);
                 let quorum = (queue == TaskQueue::Strong).then(|| {
                     let replicas = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
                     let deadline = made.after(self.settings.strong_timeout);
@@ -57,12 +57,12 @@ impl Engine {
             let at = DeliveryRef { slot, index };
             self.join(at);
             // Everything for the replica was discarded while the task was made durable.
-            if number <= self.lanes[lane].forgotten_up_to {
+            if self.lanes[lane].forget.covers(number) {
                 self.discard(at);
                 continue;
             }
             self.lanes[lane].last_used = self.now.moment;
-            self.lanes[lane].forgotten = false;
+            self.lanes[lane].forget.used_again();
             self.unblock(at);
         }
         // The majority of a strong write may be out of reach.
@@ -90,7 +90,6 @@ impl Engine {
         }
     }
 
-    /// The age of a task, from the wall clock.
     fn since_acceptance(&self, task: &Arrived<'_>) -> Since {
         let age = self.uptime.age_at_start(self.now.wall, task.accepted_at);
         Since::aged(age, self.now.moment)
@@ -140,15 +139,15 @@ impl Engine {
         if let Stage::Dead { cause, .. } = stage {
             return self.restore_letter(at, cause);
         }
-        let alone = self.join(at);
+        let leads = self.join(at);
         // Behind an older write it waits for its turn and keeps its failures.
         match stage {
-            Stage::Waiting { until } if alone => {
+            Stage::Waiting { until } if leads => {
                 if !self.await_retry(at, until) {
                     self.touch(at.slot);
                 }
             }
-            _ if alone && stage.awaits_retry() => self.change(at, stage),
+            _ if leads && stage.awaits_retry() => self.change(at, stage),
             _ => self.unblock(at),
         }
     }

@@ -22,13 +22,10 @@ pub struct BarrierView {
     pub lanes: Vec<BarrierLane>,
 }
 
-/// What is left for one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BarrierLane {
     pub node: Node,
-    /// Unsettled deliveries before the barrier.
     pub pending: u64,
-    /// Dead letters from before the barrier.
     pub dead: u64,
 }
 
@@ -41,12 +38,10 @@ pub(super) struct BarrierCount {
     pub(super) up_to: TaskId,
     /// As requested; empty means all.
     pub(super) nodes: Vec<Node>,
-    /// By lane number.
     pub(super) lanes: Vec<(u32, BarrierLane)>,
     counted: Counted,
 }
 
-/// The tasks that are in the count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counted {
     All,

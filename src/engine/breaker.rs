@@ -49,9 +49,7 @@ const EARNED: u32 = 16;
 #[derive(Debug)]
 pub(super) struct Breaker {
     state: BreakerPhase,
-    /// Failures since the last success.
     in_a_row: u32,
-    /// When the first of them ended.
     failing_since: Moment,
     /// At least one of them was not a redriven dead letter.
     others_failed: bool,
@@ -60,7 +58,6 @@ pub(super) struct Breaker {
     seen: u32,
     /// When the replica came back. Attempts sent before are ignored.
     back_since: Moment,
-    /// The wait before the next probe, without jitter.
     interval: Duration,
 }
 
@@ -75,19 +72,14 @@ enum BreakerPhase {
     },
     Ramp {
         limit: u32,
-        /// Since the limit changed.
         successes: u32,
-        /// Since the ramp began.
         all: u32,
     },
 }
 
-/// What may be sent now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gate {
-    /// This many at once.
     Pass(u32),
-    /// One probe.
     Probe,
     Blocked,
 }
@@ -96,18 +88,14 @@ pub(super) enum Gate {
 pub(super) struct EndedAttempt {
     pub(super) sent_at: Moment,
     pub(super) probe: bool,
-    /// It was a redriven dead letter.
     pub(super) letter: bool,
 }
 
-/// The state of a breaker as operators see it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BreakerState {
     #[default]
     Closed,
-    /// The replica answers again; the number of deliveries in flight grows.
     HalfOpen,
-    /// Deliveries fail without being sent, except for probes.
     Open,
 }
 
@@ -162,7 +150,6 @@ impl Breaker {
         }
     }
 
-    /// Makes the next probe due at once.
     pub(super) fn probe_now(&mut self, now: Moment) {
         if let BreakerPhase::Open { probe_at, live_at, probing: false } = &mut self.state {
             (*probe_at, *live_at) = (now, now);
@@ -177,7 +164,6 @@ impl Breaker {
         self.in_a_row == 0
     }
 
-    /// A probe is sent.
     pub(super) fn probe(&mut self) {
         if let BreakerPhase::Open { probing, .. } = &mut self.state {
             *probing = true;
@@ -216,7 +202,7 @@ impl Breaker {
         false
     }
 
-    /// Ends a ramp: the replica has everything that waited.
+    /// The replica has everything that waited.
     pub(super) fn finish_ramp(&mut self) {
         if let BreakerPhase::Ramp { .. } = self.state {
             self.state = BreakerPhase::Closed;
@@ -262,7 +248,7 @@ impl Breaker {
         opens
     }
 
-    /// The probe was not sent. The next one is due after the same wait.
+    /// The next probe is due after the same wait.
     pub(super) fn probe_unsent(&mut self, now: Moment, jitter: f64) {
         if self.is_probing() {
             self.open(now, jitter, None);

@@ -17,7 +17,6 @@ use crate::engine::Moment;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workers {
     Fixed(NonZeroU32),
-    /// Adaptive, up to this maximum.
     Auto(NonZeroU32),
 }
 
@@ -30,7 +29,6 @@ const SLACK: Duration = Duration::from_millis(1);
 /// Minimum time until the shortest mean expires; the maximum is twice that.
 const MEMORY: Duration = Duration::from_secs(10);
 
-/// The limit of one replica.
 #[derive(Debug)]
 pub(super) struct Concurrency {
     limit: u32,
@@ -69,7 +67,6 @@ impl Concurrency {
         }
     }
 
-    /// An attempt ended after `took`. `in_flight` includes it.
     pub(super) fn answered(
         &mut self,
         now: Moment,

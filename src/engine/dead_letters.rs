@@ -8,11 +8,10 @@
 //! **Hinted handoff**: when a replica is back, its given up letters are redriven once, oldest first,
 //! at a limited rate, behind everything else. Parked deliveries follow at the same rate.
 
-use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::lane::{Chain, RedrivePass};
+use crate::engine::lane::Chain;
 use crate::engine::table::{DeliveryRef, Priority, SettledAs, Slot, Stage};
 use crate::engine::{BreakerState, DeliveryChange, Engine, EngineAction, Moment};
 use crate::task::{Cause, Progress, TaskId, Timestamp, Verdict};
@@ -35,7 +34,6 @@ const LOOKS: usize = 4096;
 const MAX_LONE_FAILURES: u8 = 3;
 
 impl Engine {
-    /// Makes the head of a chain a dead letter.
     pub(super) fn bury_head(&mut self, at: DeliveryRef, cause: Cause) {
         self.supersede_letter(at);
         self.note_ambiguous_if_restored(at);
@@ -57,7 +55,7 @@ impl Engine {
         if cause == Cause::GaveUp {
             self.suspect_replica(at);
         }
-        if self.lanes[lane].breaker.is_open() {
+        if self.lanes[lane].health.breaker().is_open() {
             self.schedule_wakeup(lane, self.now.moment.after(OPEN));
         }
     }
@@ -73,8 +71,7 @@ impl Engine {
         let error = Arc::clone(&failures.error);
         let (count, jitter) = (failures.count, self.rng.f64());
         let span = self.schedule.span(count);
-        let breaker = &mut self.lanes[number].breaker;
-        if breaker.given_up(self.now.moment, count, span, jitter) {
+        if self.lanes[number].health.given_up(self.now, count, span, jitter, &error) {
             self.breaker_opened(number, &error);
         }
     }
@@ -82,7 +79,7 @@ impl Engine {
     /// Counts the failure of a redriven letter whose replica answers other deliveries.
     pub(super) fn count_lone_failure(&mut self, at: DeliveryRef, verdict: &Verdict) {
         let delivery = &mut self.tasks[at];
-        let answers = self.lanes[delivery.lane].breaker.last_succeeded();
+        let answers = self.lanes[delivery.lane].health.breaker().last_succeeded();
         if let (
             Verdict::Retry { .. },
             Stage::InFlight { priority: Priority::Redrive, probe: false, .. },
@@ -90,7 +87,7 @@ impl Engine {
             && answers
             && let Some(failures) = &mut delivery.failures
         {
-            failures.alone = failures.alone.saturating_add(1);
+            failures.lone = failures.lone.saturating_add(1);
         }
     }
 
@@ -101,7 +98,7 @@ impl Engine {
         self.change(at, Stage::Dead { cause, until });
         let lane = self.tasks[at].lane;
         if cause == Cause::GaveUp && self.settings.hinted_handoff {
-            self.lanes[lane].redrive = Some(RedrivePass { after: TaskId(0), until: None });
+            self.lanes[lane].letters.start_redrive();
             self.schedule_wakeup(lane, self.now.moment.after(AFTER_RESTART));
         }
     }
@@ -119,14 +116,13 @@ impl Engine {
     /// Supersedes the older dead letter of the key, as a newer write was delivered or died.
     pub(super) fn supersede_letter(&mut self, at: DeliveryRef) {
         let lane = self.tasks[at].lane;
-        let older = self.lanes[lane].letters.get(&self.tasks[at.slot].key).copied();
+        let older = self.lanes[lane].letters.of_key(self.tasks[at.slot].key);
         if let Some(older) = older.filter(|&older| older != at.slot) {
             let older = self.tasks.delivery_on(older, lane);
             self.supersede(older, at.slot);
         }
     }
 
-    /// Discards a dead letter at the end of its retention.
     pub(super) fn expire(&mut self, at: DeliveryRef) {
         let delivery = self.delivery_id(at);
         let node = self.lanes[self.tasks[at].lane].node.clone();
@@ -147,8 +143,7 @@ impl Engine {
     /// Redrives the dead letters of a replica that is back, from where the last pass was interrupted.
     pub(super) fn start_handoff(&mut self, number: u32) {
         if self.settings.hinted_handoff {
-            let after = self.lanes[number].broken_off;
-            self.lanes[number].redrive = Some(RedrivePass { after, until: None });
+            self.lanes[number].letters.start_redrive();
         }
         self.schedule_wakeup(number, self.now.moment);
     }
@@ -170,7 +165,6 @@ impl Engine {
         self.leave_chain(at);
     }
 
-    /// Schedules a check of a lane at `at` or earlier.
     pub(super) fn schedule_wakeup(&mut self, number: u32, at: Moment) {
         let lane = &mut self.lanes[number];
         if lane.wakeup.is_some_and(|wakeup| wakeup <= at) {
@@ -193,16 +187,16 @@ impl Engine {
         self.refill = true;
         self.answer_unreachable(number);
         let now = self.now.moment;
-        if self.lanes[number].forgetting.is_some() {
+        if self.lanes[number].forget.is_running() {
             return self.continue_forgetting(number);
         }
         let lane = &self.lanes[number];
         if lane.paused.is_some() {
             return self.park_retries(number); // Looked at again when it is resumed.
         }
-        if lane.breaker.is_open() {
+        if lane.health.breaker().is_open() {
             // The probe is in flight; its failure schedules the next one.
-            match lane.breaker.probe_at() {
+            match lane.health.breaker().probe_at() {
                 Some(at) if at > now => self.schedule_wakeup(number, at),
                 // Without handoff, dead letters wait for an operator, who may request a probe.
                 Some(_) if lane.has_nothing_due() && self.settings.hinted_handoff => {
@@ -213,7 +207,7 @@ impl Engine {
             if !self.lanes[number].is_empty() {
                 self.schedule_wakeup(number, now.after(OPEN));
             }
-        } else if lane.redrive.is_some() {
+        } else if lane.letters.is_redriving() {
             let rate = self.settings.redrive_rate.get();
             let step = STEP.max(Duration::from_secs(1) / rate);
             let micros = u64::try_from(step.as_micros()).unwrap_or(u64::MAX);
@@ -222,7 +216,7 @@ impl Engine {
             if self.redrive(number, most.max(1)) {
                 self.schedule_wakeup(number, now.after(step));
             } else {
-                (self.lanes[number].redrive, self.lanes[number].broken_off) = (None, TaskId(0));
+                self.lanes[number].letters.end_redrive();
             }
         }
         self.close_when_quiet(number);
@@ -231,12 +225,11 @@ impl Engine {
     /// Ends a ramp when nothing is left to send, as no further success would end it.
     fn close_when_quiet(&mut self, number: u32) {
         let lane = &mut self.lanes[number];
-        if lane.breaker.view() != BreakerState::HalfOpen {
+        if lane.health.breaker().view() != BreakerState::HalfOpen {
             return;
         }
-        if lane.chains.is_empty() && lane.redrive.is_none() {
-            lane.breaker.finish_ramp();
-            lane.breaker_since = Some(self.now.wall);
+        if lane.chains.is_empty() && !lane.letters.is_redriving() {
+            lane.health.finish_ramp(self.now);
         } else {
             self.schedule_wakeup(number, self.now.moment.after(OPEN));
         }
@@ -245,62 +238,34 @@ impl Engine {
     /// Redrives the next dead letters while fewer than `most` are ready. Returns whether there are
     /// more.
     fn redrive(&mut self, number: u32, most: usize) -> bool {
-        let Some(mut round) = self.lanes[number].redrive else { return false };
-        let (mut more, mut looks) = (true, 0);
-        while self.lanes[number].ready(Priority::Redrive).len() < most
-            && looks < LOOKS
-            && self.may_return(number)
-        {
-            looks += 1;
-            let lane = &self.lanes[number];
-            let next = lane.dead.range((Excluded(round.after), Unbounded)).next();
-            let next = next.filter(|(id, _)| round.until.is_none_or(|until| **id <= until));
-            let Some((&id, &slot)) = next else {
-                more = round.until.is_none() && lane.broken_off > TaskId(0);
-                if !more {
-                    break;
-                }
-                round = RedrivePass { after: TaskId(0), until: Some(lane.broken_off) };
-                continue;
-            };
-            round.after = id;
-            // A pending newer write of the key will settle it.
-            let key = self.tasks[slot].key;
-            if self.alone(slot, number).is_some_and(|alone| alone < MAX_LONE_FAILURES)
-                && !lane.chains.contains_key(&key)
-            {
+        for _ in 0..LOOKS {
+            if self.lanes[number].heads.redriven() >= most || !self.may_return(number) {
+                break;
+            }
+            let Some(slot) = self.lanes[number].letters.next_to_redrive() else { return false };
+            if self.redrivable(slot, number).is_some_and(|failures| failures < MAX_LONE_FAILURES) {
                 self.redrive_one(self.tasks.delivery_on(slot, number));
                 self.count_return(number);
             }
         }
-        self.lanes[number].redrive = Some(round);
-        more
+        true
     }
 
-    /// Makes a dead letter the probe. It takes turns, as one may fail for its own reasons. Returns
-    /// whether there was one.
+    /// Makes a dead letter the probe. Letters take turns, as one may fail for its own reasons.
+    /// Returns whether there was one.
     pub(super) fn probe_by_letter(&mut self, number: u32) -> bool {
         if !self.may_return(number) {
             return false;
         }
-        let lane = &self.lanes[number];
-        let later = lane.dead.range((Excluded(lane.probed), Unbounded));
-        let earlier = lane.dead.range(..=lane.probed);
-        let mut in_turn = later.chain(earlier).map(|(id, slot)| (*id, *slot)).take(LOOKS);
-        // A pending newer write of the key will settle it.
-        let alone = |(_, slot): &(TaskId, Slot)| {
-            let free = !lane.chains.contains_key(&self.tasks[*slot].key);
-            self.alone(*slot, number).filter(|_| free)
-        };
-        let good =
-            in_turn.clone().find(|one| alone(one).is_some_and(|alone| alone < MAX_LONE_FAILURES));
-        let last = in_turn.clone().last();
-        let Some((id, slot)) = good.or_else(|| in_turn.find(|one| alone(one).is_some())) else {
-            // The next scan starts behind these, which are no use.
-            self.lanes[number].probed = last.map_or(TaskId(0), |(id, _)| id);
-            return false;
-        };
-        self.lanes[number].probed = id;
+        let letters = &self.lanes[number].letters;
+        let in_turn = || letters.probe_order().take(LOOKS);
+        let failures = |&(_, slot): &(TaskId, Slot)| self.redrivable(slot, number);
+        let good = in_turn().find(|it| failures(it).is_some_and(|n| n < MAX_LONE_FAILURES));
+        let chosen = good.or_else(|| in_turn().find(|it| failures(it).is_some()));
+        // Without one, the next scan starts behind those of this scan.
+        let last = chosen.or_else(|| in_turn().last()).map_or(TaskId(0), |(id, _)| id);
+        self.lanes[number].letters.probed_up_to(last);
+        let Some((_, slot)) = chosen else { return false };
         self.redrive_one(self.tasks.delivery_on(slot, number));
         self.count_return(number);
         true
@@ -318,14 +283,17 @@ impl Engine {
         }
     }
 
-    /// The lone failures of a dead letter; `None` if it was not given up.
-    fn alone(&self, slot: Slot, number: u32) -> Option<u8> {
+    /// The lone failures of a dead letter that may be redriven: it was given up, and no newer write
+    /// of its key is pending, which will settle it.
+    fn redrivable(&self, slot: Slot, number: u32) -> Option<u8> {
         let delivery = &self.tasks[self.tasks.delivery_on(slot, number)];
         let gave_up = matches!(delivery.stage, Stage::Dead { cause: Cause::GaveUp, .. });
-        gave_up.then(|| delivery.failures.as_ref().map_or(0, |failures| failures.alone))
+        let leads = !self.lanes[number].chains.contains_key(&self.tasks[slot].key);
+        let failures = delivery.failures.as_ref();
+        (gave_up && leads).then(|| failures.map_or(0, |failures| failures.lone))
     }
 
-    /// Makes a dead letter ready. No chain of its key may exist.
+    /// No chain of its key may exist.
     pub(super) fn redrive_one(&mut self, at: DeliveryRef) {
         let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
         self.change(at, Stage::Ready(Priority::Redrive));
@@ -342,7 +310,7 @@ impl Engine {
     /// Whether `--redrive-rate` allows another return now, of a dead letter or a parked delivery. If
     /// not, a wakeup is scheduled.
     pub(super) fn may_return(&mut self, number: u32) -> bool {
-        let (now, at) = (self.now.moment, self.lanes[number].next_return);
+        let (now, at) = (self.now.moment, self.lanes[number].places.next_return());
         if at > now {
             self.schedule_wakeup(number, at.max(now.after(STEP)));
         }
@@ -353,16 +321,13 @@ impl Engine {
         let interval = Duration::from_secs(1) / self.settings.redrive_rate.get();
         // Lets a late timer catch up, within limits.
         let since = self.now.moment.before(STEP * 4);
-        let next = &mut self.lanes[number].next_return;
-        *next = (*next).max(since).after(interval);
+        self.lanes[number].places.count_return(interval, since);
     }
 
-    /// Charges the bytes of a task with only dead letters left to their replicas.
     pub(super) fn charge_as_dead(&mut self, slot: Slot) {
         self.charge(slot, true);
     }
 
-    /// Charges the bytes of a task as waiting again.
     pub(super) fn release_charge(&mut self, slot: Slot) {
         self.charge(slot, false);
         self.touch(slot);
@@ -380,8 +345,8 @@ impl Engine {
         *from -= entry.bytes;
         *to += entry.bytes;
         for delivery in entry.deliveries.iter().filter(|delivery| delivery.stage.is_dead_letter()) {
-            let bytes = &mut self.lanes[delivery.lane].dead_letter_bytes;
-            if as_dead { *bytes += entry.bytes } else { *bytes -= entry.bytes }
+            let letters = &mut self.lanes[delivery.lane].letters;
+            if as_dead { letters.charge(entry.bytes) } else { letters.release(entry.bytes) }
         }
     }
 }

@@ -12,19 +12,17 @@ use crate::task::Cause;
 #[derive(Clone, Copy, Debug)]
 enum AfterFailure {
     Retry(Duration),
-    /// Wait longer than the retry queue allows.
     Defer(Duration),
     GiveUp,
 }
 
 impl Engine {
-    /// Records a failed attempt.
     pub(super) fn note_failure(&mut self, at: DeliveryRef, error: Arc<str>, attempt: Attempt) {
-        let told = self.watched.then(|| Arc::clone(&error));
+        let reported = self.watched.then(|| Arc::clone(&error));
         let failures = self.note_error(at, error, attempt);
         failures.count = failures.count.saturating_add(1);
         let lane = self.tasks[at].lane;
-        self.emit_change(at.slot, lane, DeliveryChange::Failed, told);
+        self.emit_change(at.slot, lane, DeliveryChange::Failed, reported);
     }
 
     /// Records why an attempt did not deliver. A waiting strong client does not wait for a retry.
@@ -69,7 +67,7 @@ impl Engine {
             return self.supersede_head(at, next);
         }
         let redriven = matches!(stage, Stage::InFlight { priority: Priority::Redrive, .. });
-        if redriven && self.lanes[lane].breaker.is_open() {
+        if redriven && self.lanes[lane].health.breaker().is_open() {
             return self.return_to_dead(at);
         }
         match then {

@@ -30,7 +30,6 @@ pub struct EngineSettings {
     pub max_dead_letter_bytes: u64,
     /// `None` keeps dead letters forever.
     pub dead_letter_retention: Option<Duration>,
-    /// Redrive the dead letters of a replica when it is back.
     pub hinted_handoff: bool,
     /// Redriven dead letters per replica and second.
     pub redrive_rate: NonZeroU32,
@@ -41,16 +40,13 @@ pub struct EngineSettings {
     /// Send only the newest of the waiting writes of a key.
     pub coalesce: bool,
     pub max_known_replicas: usize,
-    /// Retries after the first attempt.
     pub max_retries: u32,
     /// The wait after the first failure.
     pub retry_base: Duration,
     pub strong_timeout: Duration,
-    /// Seed of the jitter.
     pub seed: u64,
 }
 
-/// A durable task.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrived<'a> {
     /// Greater than the id of every earlier task.
@@ -83,35 +79,44 @@ pub enum EngineAction {
         /// The charge of its task: about the memory that the task takes.
         bytes: u64,
     },
-    /// Store the progress of a task.
     Save {
         task: TaskId,
-        /// One per replica.
         progress: Vec<Progress>,
     },
     /// Nothing of the task is left: remove it from disk and memory.
-    Remove { task: TaskId },
+    Remove {
+        task: TaskId,
+    },
     /// A task ended and is about to be removed. Only with [`Engine::report_ends`].
-    Ended { last: TaskView },
+    Ended {
+        last: TaskView,
+    },
     /// Answer the client of a strong write.
     Conclude {
         task: TaskId,
-        /// A majority acknowledged.
         success: bool,
-        /// The size of a majority.
         needed: usize,
         acked: Vec<ReplicaIndex>,
-        /// Replicas without an acknowledgement.
         missing: Vec<ReplicaIndex>,
         /// Without a majority: why nothing is sent to some of the missing replicas.
         obstacles: Vec<(ReplicaIndex, Obstacle)>,
     },
     /// A delivery became a dead letter.
-    Buried { delivery: DeliveryId, node: Node, letter: DeadLetter },
+    Buried {
+        delivery: DeliveryId,
+        node: Node,
+        letter: DeadLetter,
+    },
     /// The breaker of a replica opened (with the error), or the replica is back (without).
-    Breaker { node: Node, error: Option<Arc<str>> },
+    Breaker {
+        node: Node,
+        error: Option<Arc<str>>,
+    },
     /// A dead letter reached its retention limit and was discarded.
-    Discarded { delivery: DeliveryId, node: Node },
+    Discarded {
+        delivery: DeliveryId,
+        node: Node,
+    },
     /// A delivery changed. Only with [`Engine::watch`].
     Changed {
         task: TaskId,
@@ -124,7 +129,6 @@ pub enum EngineAction {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryChange {
-    /// An attempt failed.
     Failed,
     Delivered,
     Superseded,
@@ -143,21 +147,13 @@ pub enum Full {
     Strong(usize),
     /// One replica uses its whole share of a queue; the rest is reserved for other replicas.
     #[error("{node} has used up its share of --queue-capacity (queued for it: {held})")]
-    Share {
-        node: Node,
-        /// Tasks queued for it.
-        held: usize,
-    },
+    Share { node: Node, held: usize },
     #[error("the queued tasks leave no room for this write (--queue-max-bytes {0})")]
     Bytes(u64),
     #[error(
         "{node} has used up its share of --dead-letter-max-bytes (bytes of its dead letters: {bytes})"
     )]
-    DeadLetters {
-        node: Node,
-        /// The charge of its dead letters.
-        bytes: u64,
-    },
+    DeadLetters { node: Node, bytes: u64 },
     #[error(
         "the write names a new replica and all known ones have pending deliveries or dead letters (--max-known-replicas {0})"
     )]
@@ -168,7 +164,6 @@ pub enum Full {
 pub struct Levels {
     /// Tasks in the eventual queue.
     pub queue: usize,
-    /// Open strong writes.
     pub strong: usize,
     /// Deliveries that wait for a retry or are being retried.
     pub retry: usize,
@@ -181,16 +176,12 @@ pub struct Levels {
     pub in_flight: u64,
 }
 
-/// A replica as operators see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneView {
     pub node: Node,
     pub counters: Counters,
-    /// Pending deliveries in flight.
     pub in_flight: u64,
-    /// Pending deliveries that wait for a retry.
     pub waiting: u64,
-    /// Pending deliveries that are parked.
     pub parked: u64,
     /// Bytes charged for the tasks of pending deliveries.
     pub pending_bytes: u64,
@@ -198,13 +189,10 @@ pub struct LaneView {
     pub oldest: Option<Timestamp>,
     /// The same by the monotonic clock.
     pub oldest_since: Option<Since>,
-    /// When an operator paused it.
     pub paused: Option<Timestamp>,
-    /// The error and time of its last failed attempt.
     pub last_error: Option<(Arc<str>, Timestamp)>,
     /// When the breaker last changed; `None` if it has not changed since the start.
     pub breaker_since: Option<Timestamp>,
-    /// When the next probe may be sent.
     pub next_probe: Option<Moment>,
     pub dead_letter_bytes: u64,
     pub breaker: BreakerState,
@@ -240,19 +228,14 @@ pub struct DeliveryView {
     pub state: DeliveryState,
     /// Of a dead letter.
     pub cause: Option<Cause>,
-    /// Failed attempts.
     pub failures: u32,
-    /// The error and time of the last failure.
     pub error: Option<(Arc<str>, Timestamp)>,
-    /// When the next attempt is due.
     pub due: Option<Moment>,
 }
 
-/// A dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LetterView {
     pub task: TaskId,
-    /// Position in the task's replicas.
     pub replica: ReplicaIndex,
     pub delivery: DeliveryView,
 }
@@ -265,7 +248,6 @@ pub struct DeliveryFilter {
     pub key: Option<KeyId>,
 }
 
-/// One page of search results.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchPage<T, C> {
     /// Oldest first.
@@ -277,7 +259,6 @@ pub struct SearchPage<T, C> {
 /// The effect of an operator's request on one dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminOutcome {
-    /// The request was carried out.
     Done,
     /// No effect: a newer write of its key is pending and will settle it.
     LeftOut,
@@ -287,19 +268,15 @@ pub enum AdminOutcome {
     Gone,
 }
 
-/// The result of a probe request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probed {
-    /// The breaker after the request.
     pub breaker: BreakerState,
     /// A probe is in flight.
     pub probing: bool,
 }
 
-/// How much a forgotten replica had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forgotten {
-    /// Discarded deliveries and dead letters.
     pub discarded: u64,
     /// Deliveries in flight; they are not retried.
     pub in_flight: u64,
@@ -307,8 +284,6 @@ pub struct Forgotten {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenameError {
-    /// There is no such replica.
     Unknown,
-    /// The new name is in use.
     Used,
 }

@@ -5,14 +5,14 @@
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::engine::share::SharedPool;
-use crate::engine::table::{Delivery, DeliveryRef, Priority, Stage};
+use crate::engine::table::{Delivery, DeliveryRef, Stage};
 use crate::engine::{Engine, MOST_DUE, Moment};
 
 impl Engine {
     /// Whether a replica may take another place within its share.
     pub(super) fn retry_has_room(&self, number: u32) -> bool {
         let pool = SharedPool::new(self.settings.retry_capacity, self.levels.retry);
-        pool.has_room_for(self.lanes[number].retries as u64)
+        pool.has_room_for(self.lanes[number].places.retries() as u64)
     }
 
     /// Makes a delivery wait for its retry, or parks it if there is no place. Returns whether it waits.
@@ -31,10 +31,7 @@ impl Engine {
     /// follows in the next call, which is due at once.
     pub(super) fn park_retries(&mut self, number: u32) {
         let now = self.now.moment;
-        let lane = &mut self.lanes[number];
-        let waiting = lane.waiting.values().copied().take(MOST_DUE);
-        let mut slots: Vec<_> = waiting.collect();
-        slots.extend(lane.ready(Priority::Retry).values().copied().take(MOST_DUE));
+        let slots: Vec<_> = self.lanes[number].heads.retries(MOST_DUE).collect();
         for &slot in &slots {
             let at = self.tasks.delivery_on(slot, number);
             let until = match self.tasks[at].stage {
@@ -65,9 +62,9 @@ impl Engine {
             self.parked_turn = number;
             passed_over += 1;
             let lane = &self.lanes[number];
-            let first = lane.parked.first_key_value().map(|(_, &slot)| slot);
+            let first = lane.heads.oldest_parked();
             // Its dead letters are older and go first. A suspended replica would only fill the queue.
-            if lane.redrive.is_none()
+            if !lane.letters.is_redriving()
                 && !lane.is_suspended()
                 && self.retry_has_room(number)
                 && self.may_return(number)

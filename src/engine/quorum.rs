@@ -3,21 +3,17 @@
 use crate::engine::Moment;
 use crate::task::ReplicaIndex;
 
-/// A strong write whose client waits.
 #[derive(Debug)]
 pub(super) struct Quorum {
     replicas: u16,
     acked: Vec<ReplicaIndex>,
     failed: Vec<ReplicaIndex>,
-    /// When the client is answered at the latest.
     pub(super) deadline: Moment,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum QuorumStatus {
-    /// Undecided.
     Open,
-    /// A majority acknowledged.
     Reached,
     /// Too many failed or are cut off.
     OutOfReach,
@@ -61,7 +57,6 @@ impl Quorum {
         }
     }
 
-    /// In the order of the acknowledgements.
     pub(super) fn acked(&self) -> &[ReplicaIndex] {
         &self.acked
     }

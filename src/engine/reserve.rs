@@ -36,25 +36,24 @@ impl Engine {
         for &lane in &lanes {
             let lane = &mut self.lanes[lane];
             lane.last_used = now.moment;
-            lane.hold(TaskQueue::Outside, queue);
+            lane.places.move_task(TaskQueue::Outside, queue);
         }
         self.reservations += 1;
         let number = self.reservations;
         Ok(Reservation { queue, bytes, lanes: lanes.into(), made: now.moment, number })
     }
 
-    /// Returns the places of a write that did not become a task.
     pub fn cancel(&mut self, now: Now, reservation: Reservation) {
         self.now = now;
         let Reservation { queue, bytes, lanes, .. } = reservation;
-        self.release(queue, bytes, &lanes);
+        self.release_places(queue, bytes, &lanes);
     }
 
-    pub(super) fn release(&mut self, queue: TaskQueue, bytes: u64, lanes: &[u32]) {
+    pub(super) fn release_places(&mut self, queue: TaskQueue, bytes: u64, lanes: &[u32]) {
         self.levels.bytes -= bytes;
         self.count_queued(queue, false);
         for &lane in lanes {
-            self.lanes[lane].hold(queue, TaskQueue::Outside);
+            self.lanes[lane].places.move_task(queue, TaskQueue::Outside);
         }
     }
 
@@ -96,7 +95,7 @@ impl Engine {
             held > 0 && !pool.has_room_for(held) && (pool.free() == 0 || !alone())
         };
         for lane in known.iter().map(|&lane| &self.lanes[lane]) {
-            let (node, held, bytes) = (&lane.node, lane.held(queue), lane.dead_letter_bytes);
+            let (node, held, bytes) = (&lane.node, lane.places.queued(queue), lane.letters.bytes());
             if too_much(held as u64, places) {
                 return Err(Full::Share { node: node.clone(), held });
             }

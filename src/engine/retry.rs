@@ -4,9 +4,7 @@ use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
-    /// Retries after the first attempt.
     pub(super) max_retries: u32,
-    /// The wait after the first failure.
     pub(super) base: Duration,
 }
 

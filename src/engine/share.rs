@@ -11,7 +11,6 @@ const SHARE: u64 = 9;
 /// The fraction reserved for claimants that hold less than it.
 const RESERVE: u64 = 10;
 
-/// A pool of places or bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct SharedPool {
     pub capacity: u64,

@@ -52,13 +52,15 @@ impl Engine {
     fn is_cut_off(&self, delivery: &Delivery) -> bool {
         let lane = &self.lanes[delivery.lane];
         matches!(delivery.stage, Stage::Blocked | Stage::Ready(_))
-            && (lane.is_suspended() || lane.breaker.is_open())
+            && (lane.is_suspended() || lane.health.breaker().is_open())
     }
 
     /// Answers the strong writes whose majority is out of reach without this replica.
     pub(super) fn answer_unreachable(&mut self, number: u32) {
         let lane = &self.lanes[number];
-        if lane.held(TaskQueue::Strong) == 0 || !(lane.is_suspended() || lane.breaker.is_open()) {
+        if lane.places.queued(TaskQueue::Strong) == 0
+            || !(lane.is_suspended() || lane.health.breaker().is_open())
+        {
             return;
         }
         let out_of_reach = |&slot: &Slot| {
@@ -85,7 +87,7 @@ impl Engine {
             return None;
         }
         let lane = &self.lanes[delivery.lane];
-        let open = || lane.breaker.is_open().then_some(Obstacle::BreakerOpen);
+        let open = || lane.health.breaker().is_open().then_some(Obstacle::BreakerOpen);
         lane.paused.map(|_| Obstacle::Paused).or_else(open)
     }
 }

@@ -17,7 +17,6 @@ use crate::engine::quorum::Quorum;
 use crate::engine::{KeyId, Moment, Since};
 use crate::task::{Cause, DeadLetter, Progress, TaskId, Timestamp};
 
-/// Index of a task in [`Tasks`]. Valid until the task is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Slot(NonZeroU32);
 
@@ -32,19 +31,17 @@ impl Slot {
     }
 }
 
-/// Index of a delivery in [`Tasks`]. Valid until its task is removed.
+/// Valid until its task is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DeliveryRef {
     pub(super) slot: Slot,
     pub(super) index: usize,
 }
 
-/// The capacity that a task counts against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TaskQueue {
     /// At least one delivery has not been tried yet.
     Eventual,
-    /// A strong write whose client waits.
     Strong,
     /// Counts against none: every delivery has been tried, or the client has its answer.
     Outside,
@@ -57,10 +54,8 @@ pub(super) enum TaskQueue {
 pub struct Reservation {
     pub(super) queue: TaskQueue,
     pub(super) bytes: u64,
-    /// In the order of the task's replicas.
     pub(super) lanes: SmallVec<[u32; 2]>,
     pub(super) made: Moment,
-    /// Grows with each reservation.
     pub(super) number: u64,
 }
 
@@ -71,20 +66,15 @@ pub(super) struct TaskEntry {
     pub(super) accepted_at: Timestamp,
     /// `accepted_at` by the monotonic clock.
     pub(super) since: Since,
-    /// The bytes that it is charged for.
     pub(super) bytes: u64,
     pub(super) queue: TaskQueue,
-    /// Found on disk at the start.
     pub(super) recovered: bool,
-    /// Accepted as a strong write.
     pub(super) strong: bool,
     /// Its progress changed since the last save.
     pub(super) touched: bool,
     /// Only dead letters are left; its bytes are charged to their replicas.
     pub(super) charged_as_dead: bool,
-    /// Of a strong write whose client waits.
     pub(super) quorum: Option<Box<Quorum>>,
-    /// In the order of the task's replicas.
     pub(super) deliveries: SmallVec<[Delivery; 2]>,
 }
 
@@ -96,19 +86,17 @@ pub(super) struct Delivery {
     pub(super) failures: Option<Box<DeliveryFailures>>,
 }
 
-/// The failures of a delivery.
 #[derive(Clone, Debug)]
 pub(super) struct DeliveryFailures {
     pub(super) count: u32,
     pub(super) error: Arc<str>,
-    /// Time of the last failure.
     pub(super) since: Timestamp,
     /// An attempt that may still be applied: when it ended, and when it can no longer be applied.
     pub(super) ambiguous: Option<(Timestamp, Moment)>,
     /// Set when redriven: when it became a dead letter, and its failures before.
     pub(super) letter: Option<(Timestamp, u32)>,
     /// Failures as a redriven letter while other deliveries to the replica succeeded.
-    pub(super) alone: u8,
+    pub(super) lone: u8,
     /// The oldest write of the key that this one superseded, directly or through others. Barriers
     /// count this delivery in its place.
     pub(super) stands_for: Option<TaskId>,
@@ -116,7 +104,7 @@ pub(super) struct DeliveryFailures {
 
 impl DeliveryFailures {
     pub(super) fn new(count: u32, error: Arc<str>, since: Timestamp) -> Self {
-        Self { count, error, since, ambiguous: None, letter: None, alone: 0, stands_for: None }
+        Self { count, error, since, ambiguous: None, letter: None, lone: 0, stands_for: None }
     }
 }
 
@@ -141,33 +129,27 @@ impl DeliveryFailures {
 pub(super) enum Stage {
     /// Behind an older write of its key.
     Blocked,
-    /// Can be sent when a worker is free.
     Ready(Priority),
     InFlight {
         /// What it was sent as. Urgent deliveries are outside the `workers` limit.
         priority: Priority,
-        /// It is the breaker's probe.
         probe: bool,
         /// Discarded while in flight: it is not retried.
         discard: bool,
     },
-    /// Failed; retried at `until`.
     Waiting {
         until: Moment,
     },
-    /// Failed, without a place in the retry queue.
     Parked {
-        /// When the retry was due.
         until: Moment,
     },
     /// Failed with a `Retry-After` beyond what the retry queue is for; parked at `until`.
     Deferred {
         until: Moment,
     },
-    /// A dead letter, outside the chain of its key.
+    /// Outside the chain of its key.
     Dead {
         cause: Cause,
-        /// When it expires.
         until: Moment,
     },
     /// Delivered, and sent again at `until`: an older attempt may have been applied over it.
@@ -221,7 +203,6 @@ impl Stage {
         matches!(self, Self::Settled(_)) || self.is_dead_letter()
     }
 
-    /// Parked deliveries included.
     pub(super) fn is_dead_letter(self) -> bool {
         matches!(self, Self::Parked { .. } | Self::Deferred { .. } | Self::Dead { .. })
     }
@@ -248,14 +229,11 @@ impl Stage {
 /// What a delivery is sent as. Decides the order within a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Priority {
-    /// A strong write: its client waits.
     Urgent,
-    /// A first attempt.
     Fresh,
     Retry,
     /// Delivered before, and sent once more.
     Resend,
-    /// A redriven dead letter.
     Redrive,
 }
 
@@ -271,7 +249,6 @@ impl Delivery {
         Self { lane, next: None, stage: Stage::Blocked, failures: None }
     }
 
-    /// When its last attempt failed.
     pub(super) fn since(&self) -> Timestamp {
         self.failures.as_ref().map_or(Timestamp(0), |failures| failures.since)
     }
@@ -281,7 +258,6 @@ impl Delivery {
         self.failures.as_ref().and_then(|failures| failures.ambiguous)
     }
 
-    /// Returns the previous ambiguous attempt.
     pub(super) fn set_ambiguous(
         &mut self,
         ambiguous: Option<(Timestamp, Moment)>,
@@ -317,13 +293,11 @@ impl Delivery {
         stands_for.map_or(id, |older| older.min(id))
     }
 
-    /// The part of it that must survive a restart.
     pub(super) fn progress(&self) -> Progress {
         let cause = match self.stage {
             Stage::Resend { .. }
             | Stage::Ready(Priority::Resend)
             | Stage::InFlight { priority: Priority::Resend, .. } => return Progress::Resend,
-            // A discarded delivery has nothing left to send when its attempt ends.
             Stage::Settled(_) | Stage::InFlight { discard: true, .. }
                 if let Some((since, _)) = self.ambiguous() =>
             {
@@ -331,7 +305,7 @@ impl Delivery {
             }
             Stage::InFlight { discard: true, .. } => return Progress::Superseded,
             Stage::Settled(SettledAs::Delivered) => return Progress::Delivered,
-            // Also for a discarded dead letter: nothing is left to send.
+            // Also a discarded dead letter.
             Stage::Settled(_) => return Progress::Superseded,
             Stage::Dead { cause, .. } => Some(cause),
             Stage::Parked { .. } | Stage::Deferred { .. } => Some(Cause::RetryOverflow),
@@ -365,7 +339,6 @@ impl TaskEntry {
     }
 }
 
-/// All unsettled tasks.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
     entries: Slab<TaskEntry>,
@@ -400,7 +373,7 @@ impl Tasks {
         self[at.slot].deliveries.get(at.index)
     }
 
-    /// The tasks after `id`, oldest first.
+    /// Oldest first.
     pub(super) fn after(&self, id: Option<TaskId>) -> impl Iterator<Item = (TaskId, Slot)> {
         let from = id.map_or(Unbounded, Excluded);
         self.slots.range((from, Unbounded)).map(|(&id, &slot)| (id, slot))

@@ -4,8 +4,6 @@
 //! that of the new one. Everything else here decides which change is due. Every public call ends in
 //! [`Engine::finish`].
 
-use std::sync::Arc;
-
 use smallvec::SmallVec;
 
 use crate::engine::barrier::CountedDelivery;
@@ -24,7 +22,6 @@ use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId};
 const FAST_FAILURES: usize = 256;
 
 impl Engine {
-    /// Inserts a task with a pending delivery for each of `lanes`.
     pub(super) fn insert(
         &mut self,
         task: &Arrived<'_>,
@@ -40,7 +37,7 @@ impl Engine {
                 counters.accepted += 1;
                 counters.pending += 1;
             }
-            self.lanes[lane].backlog.enter(id, bytes);
+            self.lanes[lane].backlog.push(id, bytes);
         }
         self.levels.bytes += bytes;
         let deadline = quorum.as_ref().map(|quorum| quorum.deadline);
@@ -78,69 +75,67 @@ impl Engine {
         match from {
             Stage::Blocked => {}
             Stage::Ready(priority) => {
-                lane.ready(priority).remove(&id);
+                lane.heads.leave_ready(priority, id);
             }
             Stage::InFlight { priority, .. } => {
                 self.levels.in_flight -= 1;
-                *lane.on_wire(priority) -= 1;
+                lane.in_flight.end(priority);
             }
             Stage::Waiting { until } => {
-                lane.waiting.remove(&id);
+                lane.heads.leave_waiting(id);
                 self.timers.remove(&(until, at.slot, number));
             }
             Stage::Resend { until } => {
                 self.timers.remove(&(until, at.slot, number));
             }
             Stage::Parked { .. } => {
-                lane.parked.remove(&id);
+                lane.heads.leave_parked(id);
                 self.levels.dead_letters -= 1;
-                if lane.parked.is_empty() {
+                if lane.heads.parked() == 0 {
                     self.parked_lanes.remove(&number);
                 }
             }
             Stage::Deferred { until } => {
-                lane.deferred -= 1;
+                lane.heads.leave_deferred();
                 self.levels.dead_letters -= 1;
                 self.timers.remove(&(until, at.slot, number));
             }
             Stage::Dead { until, .. } => {
-                lane.dead.remove(&id);
-                lane.letters.remove(&key);
+                lane.letters.remove(id, key);
                 self.timers.remove(&(until, at.slot, number));
                 self.levels.dead_letters -= 1;
             }
-            Stage::Settled(_) => debug_assert!(false, "what is settled stays settled"),
+            Stage::Settled(_) => debug_assert!(false, "a settled delivery cannot change"),
         }
         match to {
-            Stage::Blocked => debug_assert!(false, "nothing goes back to being blocked"),
+            Stage::Blocked => debug_assert!(false, "a delivery cannot become blocked again"),
             Stage::Ready(priority) => {
-                lane.ready(priority).insert(id, at.slot);
+                lane.heads.enter_ready(priority, id, at.slot);
             }
             Stage::InFlight { priority, .. } => {
                 self.levels.in_flight += 1;
-                *lane.on_wire(priority) += 1;
+                lane.in_flight.start(priority);
             }
             Stage::Waiting { until } => {
-                lane.waiting.insert(id, at.slot);
+                lane.heads.enter_waiting(id, at.slot);
                 self.timers.insert((until, at.slot, number));
             }
             Stage::Resend { until } => {
                 self.timers.insert((until, at.slot, number));
             }
             Stage::Parked { .. } => {
-                lane.parked.insert(id, at.slot);
+                lane.heads.enter_parked(id, at.slot);
                 self.levels.dead_letters += 1;
                 self.parked_lanes.insert(number);
                 self.refill = true;
             }
             Stage::Deferred { until } => {
-                lane.deferred += 1;
+                lane.heads.enter_deferred();
                 self.levels.dead_letters += 1;
                 self.timers.insert((until, at.slot, number));
             }
             Stage::Dead { until, .. } => {
-                lane.dead.insert(id, at.slot);
-                lane.letters.insert(key, at.slot);
+                lane.letters.insert(id, key, at.slot);
                 self.timers.insert((until, at.slot, number));
                 self.levels.dead_letters += 1;
             }
@@ -153,17 +148,19 @@ impl Engine {
         let mark = CountedDelivery { task: id, origin, lane: number, node: &lane.node };
         self.barriers.note(mark, from.outcome(), to.outcome());
         match (from.holds_queue(), to.holds_queue()) {
-            (true, false) => lane.hold(entry.queue, TaskQueue::Outside),
-            (false, true) => lane.hold(TaskQueue::Outside, entry.queue),
+            (true, false) => lane.places.move_task(entry.queue, TaskQueue::Outside),
+            (false, true) => lane.places.move_task(TaskQueue::Outside, entry.queue),
             _ => {}
         }
         match (from.holds_retry_place(), to.holds_retry_place()) {
             (true, false) => {
-                (lane.retries, self.levels.retry) = (lane.retries - 1, self.levels.retry - 1);
+                lane.places.release_retry();
+                self.levels.retry -= 1;
                 self.refill = true;
             }
             (false, true) => {
-                (lane.retries, self.levels.retry) = (lane.retries + 1, self.levels.retry + 1);
+                lane.places.take_retry();
+                self.levels.retry += 1;
             }
             _ => {}
         }
@@ -172,7 +169,7 @@ impl Engine {
                 let bytes = entry.bytes;
                 self.leave_backlog(number, id, bytes);
             }
-            (false, true) => lane.backlog.come_back(id, entry.bytes),
+            (false, true) => lane.backlog.push_returned(id, entry.bytes),
             _ => {}
         }
         self.mark_dirty(number);
@@ -186,7 +183,7 @@ impl Engine {
                 .find(id)
                 .is_some_and(|slot| tasks[tasks.delivery_on(slot, number)].stage.is_pending())
         };
-        lane.backlog.leave(id, bytes, lane.counters.pending, is_pending);
+        lane.backlog.remove(id, bytes, lane.counters.pending, is_pending);
     }
 
     /// Settles a delivery that ended before the restart. This process does not count it.
@@ -194,7 +191,7 @@ impl Engine {
         let entry = &mut self.tasks[at.slot];
         let delivery = &mut entry.deliveries[at.index];
         delivery.stage = Stage::Settled(settlement);
-        self.lanes[delivery.lane].backlog.take_back(entry.id, entry.bytes);
+        self.lanes[delivery.lane].backlog.undo_push(entry.id, entry.bytes);
         for counters in [&mut self.lanes[delivery.lane].counters, &mut self.totals] {
             counters.accepted -= 1;
             counters.pending -= 1;
@@ -263,7 +260,7 @@ impl Engine {
     /// Supersedes every older write of the key that is neither in flight nor awaited by a client, for a
     /// strong write or with `coalesce`. Returns the rest of the chain.
     fn overtake(&mut self, lane: u32, head: Slot, by: Slot) -> Option<Chain> {
-        let mut kept = None;
+        let mut remaining = None;
         let mut cursor = Some(head);
         while let Some(older) = cursor {
             self.step();
@@ -273,16 +270,15 @@ impl Engine {
                 || (self.tasks[older].quorum.is_some() && !stage.awaits_retry());
             if stays {
                 self.tasks[at].next = None;
-                self.append(lane, &mut kept, older);
+                self.append(lane, &mut remaining, older);
             } else {
                 self.supersede(at, by);
             }
             cursor = next;
         }
-        kept
+        remaining
     }
 
-    /// Links `slot` behind the tail of `chain`.
     pub(super) fn append(&mut self, lane: u32, chain: &mut Option<Chain>, slot: Slot) {
         match chain {
             None => *chain = Some(Chain::of(slot)),
@@ -321,7 +317,6 @@ impl Engine {
         let priority = if matches!(self.tasks[at].stage, Stage::Resend { .. }) {
             Priority::Resend
         } else if !failed && self.tasks[at].is_redriven() {
-            // It could not be sent, which is not a failure.
             Priority::Redrive
         } else if entry.quorum.is_some() || (entry.strong && !failed) {
             Priority::Urgent
@@ -333,7 +328,6 @@ impl Engine {
         self.change(at, Stage::Ready(priority));
     }
 
-    /// Queues a lane for dispatch before the call ends.
     pub(super) fn mark_dirty(&mut self, number: u32) {
         if !std::mem::replace(&mut self.lanes[number].dirty, true) {
             self.dirty.push_back(number);
@@ -353,22 +347,23 @@ impl Engine {
         }
         for failed_fast in 0.. {
             let lane = &mut self.lanes[number];
-            let letter = lane.foremost().is_some_and(|(priority, _)| priority == Priority::Redrive);
-            match lane.breaker.gate(self.now.moment, letter) {
+            let letter =
+                lane.heads.foremost().is_some_and(|(priority, _)| priority == Priority::Redrive);
+            match lane.health.breaker().gate(self.now.moment, letter) {
                 Gate::Pass(most) => {
-                    let workers = lane.concurrency.limit(self.settings.workers);
+                    let workers = lane.health.limit(self.settings.workers);
                     while let Some((priority, slot)) = self.lanes[number].next(workers, most) {
                         self.send(number, slot, priority, false);
                     }
                     return;
                 }
                 Gate::Probe => {
-                    let Some((priority, slot)) = lane.foremost() else { return };
-                    lane.breaker.probe();
+                    let Some((priority, slot)) = lane.heads.foremost() else { return };
+                    lane.health.probe_sent();
                     self.send(number, slot, priority, true);
                 }
                 Gate::Blocked => {
-                    let Some((_, slot)) = lane.foremost() else { return };
+                    let Some((_, slot)) = lane.heads.foremost() else { return };
                     if failed_fast >= FAST_FAILURES {
                         return self.schedule_wakeup(number, self.now.moment);
                     }
@@ -401,7 +396,7 @@ impl Engine {
         if stage == Stage::Ready(Priority::Redrive) {
             return self.return_to_dead(at);
         }
-        let error = Arc::clone(&self.lanes[number].unsent_error);
+        let error = self.lanes[number].health.unsent_error();
         self.note_failure(at, error, Attempt::Unsent);
         if stage == Stage::Ready(Priority::Resend) {
             return self.resend_failed(at);
@@ -428,7 +423,6 @@ impl Engine {
         self.leave_chain(at);
     }
 
-    /// Removes the head from its chain.
     pub(super) fn leave_chain(&mut self, at: DeliveryRef) {
         let entry = &mut self.tasks[at.slot];
         let (key, number, next) =
@@ -452,8 +446,8 @@ impl Engine {
 
     pub(super) fn settle(&mut self, at: DeliveryRef, settlement: SettledAs) {
         // It was acknowledged before the resend.
-        let told = self.tasks[at].stage.outcome() == DeliveryOutcome::Delivered;
-        let settlement = if told { SettledAs::Delivered } else { settlement };
+        let delivered = self.tasks[at].stage.outcome() == DeliveryOutcome::Delivered;
+        let settlement = if delivered { SettledAs::Delivered } else { settlement };
         self.note_ambiguous_if_restored(at);
         self.change(at, Stage::Settled(settlement));
         let change = match settlement {
@@ -461,7 +455,7 @@ impl Engine {
             SettledAs::Superseded => DeliveryChange::Superseded,
             SettledAs::Discarded => DeliveryChange::Discarded,
         };
-        if !told {
+        if !delivered {
             self.emit_change(at.slot, self.tasks[at].lane, change, None);
         }
         if settlement != SettledAs::Delivered {
@@ -474,7 +468,7 @@ impl Engine {
         let entry = &mut self.tasks[slot];
         let left = std::mem::replace(&mut entry.queue, queue);
         for delivery in entry.deliveries.iter().filter(|delivery| delivery.stage.holds_queue()) {
-            self.lanes[delivery.lane].hold(left, queue);
+            self.lanes[delivery.lane].places.move_task(left, queue);
         }
         for (queue, enters) in [(left, false), (queue, true)] {
             self.count_queued(queue, enters);

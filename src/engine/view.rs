@@ -15,7 +15,6 @@ use crate::engine::{
 };
 use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
 
-/// Tasks scanned per call.
 const LOOKS: usize = 20_000;
 
 impl Engine {
@@ -32,13 +31,11 @@ impl Engine {
         Some(self.tasks[self.tasks.find(task)?].since.age(now))
     }
 
-    /// `None` if nothing is left of the task.
     #[must_use]
     pub fn view(&self, id: TaskId) -> Option<TaskView> {
         self.tasks.find(id).map(|slot| self.view_of(slot))
     }
 
-    /// The unsettled tasks after `after`, up to `limit`.
     #[must_use]
     pub fn find_tasks(
         &self,

@@ -9,7 +9,6 @@ use super::Timestamp;
 pub struct Moment(pub u64);
 
 impl Moment {
-    /// `self + duration`.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
@@ -33,7 +32,6 @@ impl Moment {
 pub struct Since(i64);
 
 impl Since {
-    /// The begin of something that is `age` old at `now`.
     #[must_use]
     pub fn aged(age: Duration, now: Moment) -> Self {
         let micros = |moment: u128| i64::try_from(moment).unwrap_or(i64::MAX);
@@ -47,11 +45,8 @@ impl Since {
     }
 }
 
-/// The time of a call, by both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// For timers.
     pub moment: Moment,
-    /// For records that people read.
     pub wall: Timestamp,
 }

@@ -65,7 +65,6 @@ impl Node {
         Self(text.into())
     }
 
-    /// The normal form, without a trailing slash.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -14,19 +14,17 @@ const SHORTEST: Duration = Duration::from_secs(120);
 /// A longer gap is a corrected clock, not a daemon that was off while its backlog waited.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Maximum number of gaps. Without the oldest gaps, older records only get older.
+/// Ages that span a dropped gap are too high.
 const MOST: usize = 64;
 
 /// Which part of wall clock time has passed while a daemon ran.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uptime {
-    /// When a daemon was last seen to run.
     pub seen: Option<Timestamp>,
     /// Gaps without a daemon or skipped by the clock, oldest first.
     pub gaps: Vec<(Timestamp, Timestamp)>,
 }
 
-/// A step of the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClockStep {
     Forward(Duration),

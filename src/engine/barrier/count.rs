@@ -31,7 +31,6 @@ impl Engine {
         complete.then_some(BarrierView { lanes })
     }
 
-    /// Does a step of the first unfinished count.
     pub(in crate::engine) fn continue_count(&mut self) {
         let mut watches = std::mem::take(&mut self.barriers.0);
         if let Some(watch) = watches.iter_mut().find(|watch| watch.counted != Counted::All) {
@@ -81,7 +80,6 @@ impl Engine {
         }
     }
 
-    /// Counts a barrier in one go.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(in crate::engine) fn count(&self, up_to: TaskId, nodes: &[Node]) -> BarrierCount {
         let mut watch = self.begin_count(up_to, nodes);

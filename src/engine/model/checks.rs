@@ -20,7 +20,7 @@ impl World {
         }
         for lane in self.engine.lanes.iter().filter(|lane| lane.is_gone()) {
             assert_eq!((lane.counters.pending, lane.counters.dead), (0, 0), "{}", lane.node);
-            assert!(lane.counters.balance() && lane.in_flight + lane.express == 0, "{}", lane.node);
+            assert!(lane.counters.balance() && lane.in_flight.total() == 0, "{}", lane.node);
             sum += lane.counters;
         }
         assert_eq!(sum, self.engine.totals());
@@ -58,7 +58,12 @@ impl World {
                 let coming = self.appended.values().filter(|(_, reservation)| {
                     reservation.queue == queue && reservation.lanes.contains(&number)
                 });
-                assert_eq!(lane.held(queue), held + coming.count(), "{queue:?} of {}", lane.node);
+                assert_eq!(
+                    lane.places.queued(queue),
+                    held + coming.count(),
+                    "{queue:?} of {}",
+                    lane.node
+                );
             }
         }
     }
@@ -75,17 +80,17 @@ impl World {
             let holding = deliveries
                 .filter(|delivery| delivery.lane == number && delivery.stage.holds_retry_place());
             let stages: Vec<_> = holding.map(|delivery| delivery.stage).collect();
-            assert_eq!(lane.retries, stages.len(), "{}", lane.node);
+            assert_eq!(lane.places.retries(), stages.len(), "{}", lane.node);
             retries += stages.len();
             if lane.paused.is_some() {
                 let on_wire = |stage: &Stage| matches!(stage, Stage::InFlight { .. });
                 assert!(stages.iter().all(on_wire), "{} keeps places", lane.node);
             }
-            let may_return = lane.next_return <= self.now.moment
-                && lane.redrive.is_none()
+            let may_return = lane.places.next_return() <= self.now.moment
+                && !lane.letters.is_redriving()
                 && !lane.is_suspended()
                 && engine.retry_has_room(number);
-            assert!(due || lane.parked.is_empty() || !may_return, "{} is starved", lane.node);
+            assert!(due || lane.heads.parked() == 0 || !may_return, "{} is starved", lane.node);
         }
         assert_eq!(engine.levels().retry, retries);
         for entry in engine.tasks.iter() {
