@@ -160,6 +160,11 @@ impl Engine {
         }
     }
 
+    /// The counters of a lane and the totals, which change together.
+    fn counters(&mut self, lane: u32) -> [&mut Counters; 2] {
+        [&mut self.lanes[lane].counters, &mut self.totals]
+    }
+
     #[cfg_attr(not(test), expect(clippy::unused_self, reason = "it does nothing"))]
     fn step(&mut self) {
         #[cfg(test)]

@@ -204,8 +204,8 @@ pub fn weight(
     /// A replica's entry in lists, and its progress on disk.
     const REPLICA_OVERHEAD: usize = 64;
     let replicas = replicas.iter().map(|node| node.as_str().len() + REPLICA_OVERHEAD);
-    let told = user_id.map_or(0, str::len) + trace.map_or(0, Trace::bytes);
-    key.len() + value + told + replicas.sum::<usize>()
+    let metadata = user_id.map_or(0, str::len) + trace.map_or(0, Trace::bytes);
+    key.len() + value + metadata + replicas.sum::<usize>()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ttl_beyond_the_end_of_time_is_for_ever_long() {
+    fn a_ttl_beyond_the_last_timestamp_is_clamped() {
         let task = set_with_ttl(Some(Duration::MAX));
         assert_eq!(task.expires_at, Some(Timestamp(u64::MAX)));
     }

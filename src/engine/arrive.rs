@@ -133,8 +133,7 @@ impl Engine {
             self.note_ambiguous(at, self.now.wall);
         }
         if stands_for.is_some() {
-            let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
-            self.tasks[at].failures.get_or_insert_with(new).stands_for = stands_for;
+            self.tasks[at].failures_mut(self.now.wall).stands_for = stands_for;
         }
         if let Stage::Dead { cause, .. } = stage {
             return self.restore_letter(at, cause);

@@ -121,8 +121,8 @@ mod tests {
 
     const AUTO: Workers = Workers::Auto(NonZeroU32::new(256).unwrap());
 
-    /// A replica with `time(n)` for an answer when it has n at once, kept busy for `seconds`.
-    /// Gives the limits of the last half.
+    /// A busy replica with latency `time(n)` at a concurrency of n. Returns the minimum and maximum limit
+    /// of the second half.
     fn busy(time: impl Fn(u32) -> Duration, seconds: u64) -> (u32, u32) {
         let mut limits = Concurrency::default();
         let (mut now, mut seen) = (Moment(0), Vec::new());
@@ -142,13 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_far_away_gets_all_that_there_may_be() {
+    fn a_distant_replica_gets_the_maximum() {
         assert_eq!(busy(|_| Duration::from_millis(20), 30), (256, 256));
     }
 
     #[test]
     fn a_replica_that_slows_down_under_load_gets_what_it_can_take() {
-        // Ten at once for 10 ms each; more have to wait there.
+        // It serves ten at once in 10 ms; more have to wait.
         let time = |n: u32| Duration::from_millis(10) * n.div_ceil(10).max(1);
         let (least, most) = busy(time, 120);
         assert!(least >= 5 && most <= 40, "{least} to {most}");
@@ -174,7 +174,7 @@ mod tests {
         for in_flight in (1..=5).rev() {
             limits.answered(Moment(0), AUTO, Duration::from_millis(1), true, in_flight);
         }
-        assert_eq!(limits.limit(AUTO), 2, "those of one moment count once");
+        assert_eq!(limits.limit(AUTO), 2, "failures of one moment count once");
         limits.answered(Moment(0), AUTO, Duration::from_millis(1), true, 1);
         assert_eq!(limits.limit(AUTO), 1);
         assert_eq!(limits.limit(Workers::Fixed(NonZeroU32::new(7).unwrap())), 7);

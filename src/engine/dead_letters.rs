@@ -41,12 +41,11 @@ impl Engine {
         let until = self.expiry(since);
         self.change(at, Stage::Dead { cause, until });
         let lane = self.tasks[at].lane;
-        for counters in [&mut self.lanes[lane].counters, &mut self.totals] {
-            *(if cause == Cause::Rejected {
-                &mut counters.rejected
-            } else {
-                &mut counters.gave_up
-            }) += 1;
+        for counters in self.counters(lane) {
+            match cause {
+                Cause::Rejected => counters.rejected += 1,
+                Cause::GaveUp | Cause::RetryOverflow => counters.gave_up += 1,
+            }
         }
         self.fail_quorum(at);
         self.emit_buried(at);
@@ -301,7 +300,7 @@ impl Engine {
             failures.letter = Some((failures.since, failures.count));
         }
         self.lanes[number].chains.insert(key, Chain::of(at.slot));
-        for counters in [&mut self.lanes[number].counters, &mut self.totals] {
+        for counters in self.counters(number) {
             counters.redriven += 1;
         }
         self.emit_change(at.slot, number, DeliveryChange::Redriven, None);

@@ -35,19 +35,17 @@ impl Engine {
         self.fail_quorum(at);
         self.touch(at.slot);
         let lane = self.tasks[at].lane;
-        self.lanes[lane].counters.failed(attempt);
-        self.totals.failed(attempt);
-        let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
-        let failures = self.tasks[at].failures.get_or_insert_with(new);
+        self.counters(lane).into_iter().for_each(|counters| counters.failed(attempt));
+        let failures = self.tasks[at].failures_mut(self.now.wall);
         (failures.error, failures.since) = (error, self.now.wall);
         failures
     }
 
     /// Decides the next step of a failed delivery: superseded, retried, parked, deferred or given up.
-    pub(super) fn fail(&mut self, at: DeliveryRef, asked: Option<Duration>) {
+    pub(super) fn fail(&mut self, at: DeliveryRef, retry_after: Option<Duration>) {
         let failures = self.tasks[at].failure_count();
-        let deferred = asked.is_some_and(|asked| asked > self.schedule.longest());
-        let next = match self.schedule.wait(failures, asked, &mut self.rng) {
+        let deferred = retry_after.is_some_and(|retry_after| retry_after > self.schedule.longest());
+        let next = match self.schedule.wait(failures, retry_after, &mut self.rng) {
             None => AfterFailure::GiveUp,
             Some(wait) if deferred => AfterFailure::Defer(wait),
             Some(wait) => AfterFailure::Retry(wait),

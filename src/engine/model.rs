@@ -203,9 +203,9 @@ impl World {
         }
         self.next_id += 1;
         let progress = vec![Progress::Untouched; replicas.len()];
-        let kept = StoredTask { key, replicas, progress };
-        self.tasks.insert(id, kept.clone());
-        self.appended.insert(id, (kept, reservation));
+        let stored = StoredTask { key, replicas, progress };
+        self.tasks.insert(id, stored.clone());
+        self.appended.insert(id, (stored, reservation));
         if strong {
             self.strong.insert(id);
         }
@@ -215,13 +215,13 @@ impl World {
     fn commit(&mut self) {
         let appended = std::mem::take(&mut self.appended);
         self.settle(usize::MAX);
-        for (id, (kept, reservation)) in appended {
+        for (id, (stored, reservation)) in appended {
             self.durable.insert(id);
-            self.disk.insert(id, kept.clone());
+            self.disk.insert(id, stored.clone());
             if self.strong.remove(&id) {
                 self.open.insert(id);
             }
-            let task = self.arrived(id, &kept, &kept.replicas);
+            let task = self.arrived(id, &stored, &stored.replicas);
             self.engine.arrive(self.now, task, Origin::Written(Some(reservation)));
             if id.is_multiple_of(3) {
                 self.engine.barrier(TaskId(id - id % 2), &[]);
@@ -231,8 +231,8 @@ impl World {
         }
     }
 
-    fn arrived<'a>(&self, id: u64, kept: &StoredTask, replicas: &'a [Node]) -> Arrived<'a> {
-        let key = self.keys.id(&kept.key.to_string());
+    fn arrived<'a>(&self, id: u64, stored: &StoredTask, replicas: &'a [Node]) -> Arrived<'a> {
+        let key = self.keys.id(&stored.key.to_string());
         Arrived { id: TaskId(id), key, replicas, bytes: 1, accepted_at: Timestamp(0) }
     }
 
@@ -416,7 +416,7 @@ impl World {
             // A prefix of the log is durable, and a write comes before everything that it settles.
             self.durable.extend(self.appended.keys());
             let appended = std::mem::take(&mut self.appended);
-            self.disk.extend(appended.into_iter().map(|(id, (kept, _))| (id, kept)));
+            self.disk.extend(appended.into_iter().map(|(id, (stored, _))| (id, stored)));
         }
         self.settle(settled);
         self.unsettled.clear();
@@ -436,11 +436,11 @@ impl World {
                 self.engine.pause(self.now, name, Some(self.now.wall));
             }
         }
-        for (&id, kept) in &self.disk {
+        for (&id, stored) in &self.disk {
             let now_named = |old: &Node| self.names.iter().find(|name| site(name) == site(old));
-            let replicas: Vec<_> = kept.replicas.iter().filter_map(now_named).cloned().collect();
-            let task = self.arrived(id, kept, &replicas);
-            self.engine.arrive(self.now, task, Origin::Recovered(kept.progress.clone()));
+            let replicas: Vec<_> = stored.replicas.iter().filter_map(now_named).cloned().collect();
+            let task = self.arrived(id, stored, &replicas);
+            self.engine.arrive(self.now, task, Origin::Recovered(stored.progress.clone()));
         }
         self.act();
     }
@@ -464,10 +464,10 @@ impl World {
                 EngineAction::Conclude { task, success, needed, acked, missing, obstacles } => {
                     assert!(self.open.remove(&task.0), "{task} is answered once");
                     assert_eq!(success, acked.len() >= needed);
-                    let kept = &self.tasks[&task.0];
-                    assert_eq!(acked.len() + missing.len(), kept.replicas.len());
+                    let stored = &self.tasks[&task.0];
+                    assert_eq!(acked.len() + missing.len(), stored.replicas.len());
                     for (at, why) in obstacles {
-                        let paused = self.paused.contains(&site(&kept.replicas[at.get()]));
+                        let paused = self.paused.contains(&site(&stored.replicas[at.get()]));
                         assert!(!success && missing.contains(&at));
                         assert_eq!(why == Obstacle::Paused, paused, "{task}");
                     }
@@ -489,7 +489,7 @@ impl World {
         for other in &self.on_wire {
             let rival = &self.tasks[&other.task.0];
             let rival = (site(&rival.replicas[other.replica.get()]), rival.key);
-            assert_ne!(rival, place, "{id} and {} are on the wire at once", other.task);
+            assert_ne!(rival, place, "{id} and {} are in flight at once", other.task);
         }
         let newest = self.sent.entry(place).or_default();
         assert!(id >= *newest, "{id} is sent after {newest}");
@@ -531,7 +531,7 @@ impl World {
         assert!(self.open.is_empty(), "every strong write has its answer");
         let levels = self.engine.levels();
         assert_eq!((levels.queue, levels.retry, levels.strong), (0, 0, 0));
-        let letters = self.disk.values().flat_map(|kept| &kept.progress);
+        let letters = self.disk.values().flat_map(|stored| &stored.progress);
         let letters = letters.filter(|progress| matches!(progress, Progress::Dead(_))).count();
         assert_eq!(levels.dead_letters, letters as u64);
         let charged = self.disk.len() as u64 * (TASK_OVERHEAD_BYTES + 1);
@@ -556,9 +556,9 @@ impl World {
     }
 
     fn is_dead(&self, id: u64, node: &Node) -> bool {
-        self.disk.get(&id).is_some_and(|kept| {
-            let at = kept.replicas.iter().position(|other| site(other) == *node);
-            at.is_some_and(|at| matches!(kept.progress[at], Progress::Dead(_)))
+        self.disk.get(&id).is_some_and(|stored| {
+            let at = stored.replicas.iter().position(|other| site(other) == *node);
+            at.is_some_and(|at| matches!(stored.progress[at], Progress::Dead(_)))
         })
     }
 }

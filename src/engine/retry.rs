@@ -16,7 +16,7 @@ impl Schedule {
     pub(super) fn wait(
         &self,
         failures: u32,
-        asked: Option<Duration>,
+        retry_after: Option<Duration>,
         rng: &mut fastrand::Rng,
     ) -> Option<Duration> {
         if failures > self.max_retries {
@@ -24,7 +24,7 @@ impl Schedule {
         }
         let planned = self.base.saturating_mul(failures);
         let jitter = planned.mul_f64(rng.f64() / 10.0);
-        Some(planned.saturating_add(jitter).max(asked.unwrap_or_default()))
+        Some(planned.saturating_add(jitter).max(retry_after.unwrap_or_default()))
     }
 
     /// The wait of a delivery that could not be sent, which is not a failure.
@@ -38,9 +38,7 @@ impl Schedule {
         let waits = failures.saturating_mul(failures.saturating_sub(1)) / 2;
         self.base.saturating_mul(waits)
     }
-}
 
-impl Schedule {
     /// The longest wait without a `Retry-After`. The retry queue is for waits up to this: with
     /// `Retry-After: 60` a delivery would block a place that several earlier retries could use.
     pub(super) fn longest(&self) -> Duration {
@@ -52,9 +50,9 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn wait(failures: u32, asked: Option<Duration>) -> Option<Duration> {
+    fn wait(failures: u32, retry_after: Option<Duration>) -> Option<Duration> {
         let schedule = Schedule { max_retries: 3, base: Duration::from_secs(2) };
-        schedule.wait(failures, asked, &mut fastrand::Rng::with_seed(7))
+        schedule.wait(failures, retry_after, &mut fastrand::Rng::with_seed(7))
     }
 
     #[test]

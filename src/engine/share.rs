@@ -87,7 +87,7 @@ mod tests {
             }
         }
 
-        /// Whatever the others took while the pool was theirs, as long as places come back.
+        /// Once the others release places, whatever they took before.
         #[test]
         fn a_claimant_that_holds_none_finds_a_place_once_the_others_have_given_some_back(
             capacity in 20..1000u64,

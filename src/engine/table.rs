@@ -258,21 +258,20 @@ impl Delivery {
         self.failures.as_ref().and_then(|failures| failures.ambiguous)
     }
 
+    /// Returns the previous ambiguous attempt.
     pub(super) fn set_ambiguous(
         &mut self,
         ambiguous: Option<(Timestamp, Moment)>,
     ) -> Option<(Timestamp, Moment)> {
-        match &mut self.failures {
-            Some(failures) => std::mem::replace(&mut failures.ambiguous, ambiguous),
-            None if ambiguous.is_none() => None,
-            None => {
-                let since = ambiguous.map_or(Timestamp(0), |(since, _)| since);
-                let failures =
-                    DeliveryFailures { ambiguous, ..DeliveryFailures::new(0, "".into(), since) };
-                self.failures = Some(Box::new(failures));
-                None
-            }
+        if self.failures.is_none() && ambiguous.is_none() {
+            return None;
         }
+        let since = ambiguous.map_or(Timestamp(0), |(since, _)| since);
+        std::mem::replace(&mut self.failures_mut(since).ambiguous, ambiguous)
+    }
+
+    pub(super) fn failures_mut(&mut self, now: Timestamp) -> &mut DeliveryFailures {
+        self.failures.get_or_insert_with(|| Box::new(DeliveryFailures::new(0, "".into(), now)))
     }
 
     pub(super) fn is_redriven(&self) -> bool {

@@ -1,5 +1,5 @@
-//! The rules of the engine, one test a rule. `tests/model.rs` holds random
-//! histories against a simple model.
+//! The rules of the engine, one test per rule. `tests/model.rs` runs random histories against a
+//! simple model.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -33,7 +33,7 @@ struct Fixture {
     keys: KeyHasher,
     now: Now,
     next_id: u64,
-    /// On their way to the disk.
+    /// Appended but not durable.
     appended: VecDeque<(u64, KeyId, Vec<Node>, Reservation)>,
 }
 
@@ -57,7 +57,7 @@ impl Fixture {
         Ok(id)
     }
 
-    /// What was appended up to this task is durable.
+    /// Everything appended up to this task becomes durable.
     fn commit(&mut self, last: u64) {
         while self.appended.front().is_some_and(|(id, ..)| *id <= last) {
             let (id, key, replicas, reservation) = self.appended.pop_front().unwrap();
@@ -66,7 +66,6 @@ impl Fixture {
         }
     }
 
-    /// A task that was found at the start.
     fn recover(&mut self, id: u64, key: &str, nodes: &[&str], progress: Vec<Progress>) {
         let replicas: Vec<_> = nodes.iter().map(|name| node(name)).collect();
         let task = arrived(id, self.keys.id(key), &replicas, Timestamp(0));
@@ -95,7 +94,6 @@ impl Fixture {
         self.ended(task, replica, AttemptOutcome::certain(verdict, Duration::ZERO));
     }
 
-    /// A request of the attempt may still be applied.
     fn answer_ambiguously(&mut self, task: u64, replica: u16, verdict: Verdict) {
         let outcome = AttemptOutcome { verdict, ambiguous: true, took: Duration::ZERO };
         self.ended(task, replica, outcome);
@@ -110,7 +108,7 @@ impl Fixture {
         std::iter::from_fn(|| self.engine.next_action()).collect()
     }
 
-    /// What is sent since the last look: task, replica, attempt.
+    /// The deliveries sent since the last call: task, replica, attempt.
     fn sent(&mut self) -> Vec<(u64, u16, u32)> {
         let send = |action| match action {
             EngineAction::Send { delivery, attempt, .. } => {
@@ -130,7 +128,7 @@ fn failed() -> Verdict {
     Verdict::Retry { after: None, error: "down".into() }
 }
 
-/// Failed, and the replica asks for a wait.
+/// A failure with a `Retry-After`.
 fn busy(after: Duration) -> Verdict {
     Verdict::Retry { after: Some(after), error: "busy".into() }
 }
@@ -340,7 +338,7 @@ fn a_dead_replica_cannot_fill_the_queue_of_the_healthy_ones() {
 }
 
 #[test]
-fn each_limit_refuses_in_words() {
+fn each_limit_is_named_in_its_refusal() {
     let full = |settings: EngineSettings, consistency| {
         let mut f = Fixture::new(settings);
         f.append("k", &["a"], consistency).unwrap();
@@ -463,7 +461,7 @@ fn an_open_strong_write_is_not_superseded_by_the_next() {
 #[test]
 fn a_strong_write_that_comes_to_lead_its_chain_by_another_overtaking_is_sent() {
     let mut f = Fixture::new(settings());
-    // So many that the next ones have to wait for a place.
+    // Enough that the next ones wait for a worker.
     let others: Vec<_> = (0..200).map(|n| f.strong(&format!("other{n}"), &["r"])).collect();
     let a = f.strong("k", &["r", "p", "q"]);
     let b = f.strong("k", &["r"]);
@@ -483,7 +481,7 @@ fn a_strong_write_that_comes_to_lead_its_chain_by_another_overtaking_is_sent() {
 }
 
 #[test]
-fn a_restart_takes_up_where_the_disk_left_off() {
+fn a_restart_continues_from_the_disk() {
     let mut f = Fixture::new(settings());
     let replicas = [node("a"), node("b"), node("c")];
     let letter = DeadLetter {
@@ -516,7 +514,7 @@ fn a_restart_takes_up_where_the_disk_left_off() {
     assert_eq!(sent, [(3, 1, 3), (3, 2, 2)]);
     f.answer(3, 1, Verdict::Delivered);
     f.answer(3, 2, Verdict::Delivered);
-    // Once what may have been on the wire before can not be applied any more.
+    // Once attempts from before the restart can no longer be applied.
     f.pass(Duration::from_secs(31));
     assert_eq!(f.actions().last(), Some(&EngineAction::Remove { task: TaskId(3) }));
     assert_eq!(f.engine.totals().accepted, 2);
@@ -535,7 +533,7 @@ fn after_stop_sending_nothing_new_goes_out() {
 }
 
 #[test]
-fn an_answer_that_nobody_waits_for_changes_nothing() {
+fn an_unexpected_answer_changes_nothing() {
     let mut f = Fixture::new(settings());
     let id = f.eventual("k", &["a"]);
     f.answer(id, 0, Verdict::Delivered);

@@ -12,7 +12,7 @@ use crate::engine::counters::{Attempt, DeliveryOutcome};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
 use crate::engine::table::{
-    Delivery, DeliveryFailures, DeliveryRef, Priority, SettledAs, Slot, Stage, TaskEntry, TaskQueue,
+    Delivery, DeliveryRef, Priority, SettledAs, Slot, Stage, TaskEntry, TaskQueue,
 };
 use crate::engine::{Arrived, DeliveryChange, Engine, EngineAction, Since, TASK_OVERHEAD_BYTES};
 use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId};
@@ -33,7 +33,7 @@ impl Engine {
         let Arrived { id, key, accepted_at, .. } = *task;
         let bytes = task.bytes.saturating_add(TASK_OVERHEAD_BYTES);
         for &lane in lanes {
-            for counters in [&mut self.lanes[lane].counters, &mut self.totals] {
+            for counters in self.counters(lane) {
                 counters.accepted += 1;
                 counters.pending += 1;
             }
@@ -191,8 +191,9 @@ impl Engine {
         let entry = &mut self.tasks[at.slot];
         let delivery = &mut entry.deliveries[at.index];
         delivery.stage = Stage::Settled(settlement);
-        self.lanes[delivery.lane].backlog.undo_push(entry.id, entry.bytes);
-        for counters in [&mut self.lanes[delivery.lane].counters, &mut self.totals] {
+        let lane = delivery.lane;
+        self.lanes[lane].backlog.undo_push(entry.id, entry.bytes);
+        for counters in self.counters(lane) {
             counters.accepted -= 1;
             counters.pending -= 1;
         }
@@ -250,8 +251,7 @@ impl Engine {
             return;
         }
         let outcome = delivery.stage.outcome();
-        let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
-        delivery.failures.get_or_insert_with(new).stands_for = Some(older);
+        delivery.failures_mut(self.now.wall).stands_for = Some(older);
         let mark = CountedDelivery { task, origin: older, lane, node: &self.lanes[lane].node };
         self.barriers.stand_for(mark, before, outcome);
         self.touch(slot);

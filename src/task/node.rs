@@ -132,10 +132,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_base_url_is_refused_by_its_reason() {
+    fn an_invalid_base_url_is_refused_with_the_reason() {
         let said = |text: &str| Node::parse(text).unwrap_err().to_string();
         let rule = "must begin with http:// or https://";
-        // A parser of URLs finds the scheme `localhost` in the third.
+        // URL parsers find the scheme `localhost` in the third.
         for text in ["", "ftp://h", "localhost:8083", "127.0.0.1:80", "h", "//h", "u:secret@h"] {
             assert_eq!(said(text), rule, "{text}");
         }

@@ -85,21 +85,21 @@ mod tests {
     }
 
     #[test]
-    fn what_the_clock_skips_makes_nothing_older() {
+    fn time_that_the_clock_skips_makes_nothing_older() {
         let mut uptime = Uptime::default();
-        assert_eq!(uptime.see(at(100), Duration::ZERO), None, "nothing is known before");
+        assert_eq!(uptime.see(at(100), Duration::ZERO), None, "the first record");
         assert_eq!(uptime.see(at(101), HOUR), None);
         assert_eq!(uptime.see(at(150), HOUR), Some(ClockStep::Forward(HOUR * 48)));
         let ages = [100, 101, 102, 120, 150].map(|since| hours(uptime.age(at(150), at(since))));
         assert_eq!(ages, [2, 1, 0, 0, 0]);
         assert_eq!(hours(uptime.age(at(153), at(100))), 5);
-        // After a restart, with nobody there for ten hours.
+        // After a restart, without a daemon for ten hours.
         assert_eq!(uptime.see(at(160), Duration::ZERO), Some(ClockStep::Forward(HOUR * 10)));
         assert_eq!(hours(uptime.age(at(160), at(100))), 2);
     }
 
     #[test]
-    fn a_pause_that_is_short_is_time_that_passes() {
+    fn a_short_gap_counts_as_running_time() {
         let mut uptime = Uptime { seen: Some(at(1)), gaps: vec![] };
         let later = at(1).saturating_add(SHORTEST);
         assert_eq!(uptime.see(later, Duration::ZERO), None);
@@ -108,14 +108,18 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_ahead_and_is_put_back_leaves_no_gap_in_what_comes() {
+    fn a_clock_that_is_set_back_leaves_no_gap_in_the_future() {
         let mut uptime = Uptime { seen: Some(at(10)), gaps: vec![] };
         uptime.see(at(50), Duration::ZERO);
         assert_eq!(uptime.see(at(12), HOUR), Some(ClockStep::Back(HOUR * 39)));
         assert_eq!(uptime.gaps, [(at(10), at(12))]);
         assert_eq!(hours(uptime.age(at(60), at(12))), 48);
         assert_eq!(hours(uptime.age(at(60), at(8))), 50);
-        assert_eq!(uptime.age(at(13), at(40)), Duration::ZERO, "of when it was ahead");
+        assert_eq!(
+            uptime.age(at(13), at(40)),
+            Duration::ZERO,
+            "a time from when the clock was ahead"
+        );
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl World {
                 let head = &self.engine.tasks[chain.head];
                 let stage =
                     self.engine.tasks[self.engine.tasks.delivery_on(chain.head, number)].stage;
-                assert_ne!(stage, Stage::Blocked, "{} stands still", head.id);
+                assert_ne!(stage, Stage::Blocked, "{} leads its chain and is blocked", head.id);
             }
             for queue in [TaskQueue::Eventual, TaskQueue::Strong] {
                 let waits = |entry: &&TaskEntry| {
@@ -84,17 +84,25 @@ impl World {
             retries += stages.len();
             if lane.paused.is_some() {
                 let on_wire = |stage: &Stage| matches!(stage, Stage::InFlight { .. });
-                assert!(stages.iter().all(on_wire), "{} keeps places", lane.node);
+                assert!(stages.iter().all(on_wire), "{} keeps retry places", lane.node);
             }
             let may_return = lane.places.next_return() <= self.now.moment
                 && !lane.letters.is_redriving()
                 && !lane.is_suspended()
                 && engine.retry_has_room(number);
-            assert!(due || lane.heads.parked() == 0 || !may_return, "{} is starved", lane.node);
+            assert!(
+                due || lane.heads.parked() == 0 || !may_return,
+                "{} has room for its parked deliveries",
+                lane.node
+            );
         }
         assert_eq!(engine.levels().retry, retries);
         for entry in engine.tasks.iter() {
-            assert!(due || !engine.is_out_of_reach(entry), "{} waits for nothing", entry.id);
+            assert!(
+                due || !engine.is_out_of_reach(entry),
+                "{} waits for a majority out of reach",
+                entry.id
+            );
         }
     }
 
@@ -103,9 +111,9 @@ impl World {
     fn check_reached(&self) {
         for &up_to in self.barriers.iter().rev().take(4) {
             let barrier = self.engine.count(TaskId(up_to), &[]);
-            for (id, kept) in self.tasks.iter().filter(|(id, _)| **id <= up_to) {
-                for name in kept.replicas.iter().filter(|_| self.durable.contains(id)) {
-                    let place = (site(name), kept.key);
+            for (id, stored) in self.tasks.iter().filter(|(id, _)| **id <= up_to) {
+                for name in stored.replicas.iter().filter(|_| self.durable.contains(id)) {
+                    let place = (site(name), stored.key);
                     let counted = barrier.lanes.iter().find(|(_, of)| site(&of.node) == place.0);
                     let open = counted.is_some_and(|(_, of)| of.pending + of.dead > 0);
                     let has = self.had.get(&place).is_some_and(|had| had >= id);
@@ -119,8 +127,8 @@ impl World {
     /// An updated count equals a fresh count.
     fn check_barriers(&self) {
         for watch in &self.engine.barriers.0 {
-            let anew = self.engine.count(watch.up_to, &watch.nodes);
-            for (_, lane) in &anew.lanes {
+            let fresh = self.engine.count(watch.up_to, &watch.nodes);
+            for (_, lane) in &fresh.lanes {
                 let counted = watch.lanes.iter().find(|(_, of)| of.node == lane.node);
                 let counted = counted.map_or((0, 0), |(_, of)| (of.pending, of.dead));
                 assert_eq!(counted, (lane.pending, lane.dead), "{}", lane.node);

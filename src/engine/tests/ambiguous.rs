@@ -11,14 +11,14 @@ fn progress_of(f: &mut Fixture, task: u64) -> Option<Vec<Progress>> {
 }
 
 #[test]
-fn a_newer_write_delivered_after_an_attempt_without_answer_is_sent_once_more() {
+fn a_newer_write_delivered_after_an_attempt_without_an_answer_is_sent_again() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
     f.answer_ambiguously(old, 0, failed());
     let new = f.eventual("k", &["a"]);
     f.actions();
     f.answer(new, 0, Verdict::Delivered);
-    assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]), "durably remembered");
+    assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]), "the resend is durable");
     let levels = f.engine.levels();
     assert_eq!((levels.queue, levels.retry, levels.dead_letters), (0, 0, 0));
     assert_eq!(f.engine.totals().delivered, 1);
@@ -42,7 +42,7 @@ fn an_ambiguous_attempt_outlives_the_delivery_of_its_own_task() {
     f.actions();
     f.answer(old, 0, Verdict::Delivered);
     let ambiguous = Progress::Ambiguous { since: Timestamp(0) };
-    assert_eq!(progress_of(&mut f, old), Some(vec![ambiguous]), "it stays on disk for that");
+    assert_eq!(progress_of(&mut f, old), Some(vec![ambiguous]), "the attempt stays on disk");
     let new = f.eventual("k", &["a"]);
     f.answer(new, 0, Verdict::Delivered);
     assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]));
@@ -88,7 +88,7 @@ fn without_an_ambiguous_attempt_nothing_is_sent_twice() {
 }
 
 #[test]
-fn a_newer_write_takes_the_place_of_one_that_was_to_be_sent_once_more() {
+fn a_newer_write_supersedes_a_resend() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
     f.answer_ambiguously(old, 0, failed());
@@ -129,7 +129,7 @@ fn ambiguous_attempts_survive_a_restart() {
 }
 
 #[test]
-fn what_may_have_been_on_the_wire_at_a_restart_is_ambiguous() {
+fn a_delivery_that_may_have_been_in_flight_at_a_restart_is_ambiguous() {
     let mut f = Fixture::new(settings());
     f.recover(1, "k", &["a"], vec![Progress::Untouched]);
     f.answer(1, 0, Verdict::Delivered);
@@ -141,7 +141,7 @@ fn what_may_have_been_on_the_wire_at_a_restart_is_ambiguous() {
 }
 
 #[test]
-fn with_settle_after_zero_nothing_is_sent_once_more() {
+fn with_settle_after_zero_nothing_is_sent_again() {
     let mut f = Fixture::new(EngineSettings { settle_after: Duration::ZERO, ..settings() });
     let old = f.eventual("k", &["a"]);
     f.answer_ambiguously(old, 0, failed());
@@ -152,7 +152,7 @@ fn with_settle_after_zero_nothing_is_sent_once_more() {
 }
 
 #[test]
-fn an_ambiguous_attempt_is_not_over_because_the_clock_was_set_before_a_restart() {
+fn an_ambiguous_attempt_is_not_ended_by_a_clock_step_before_a_restart() {
     let mut f = Fixture::new(settings());
     f.now.wall = f.now.wall.saturating_add(Duration::from_secs(86_400));
     let progress = vec![Progress::Ambiguous { since: Timestamp(0) }];

@@ -1,4 +1,4 @@
-//! Writes on their way to the disk, and tasks that come from there.
+//! Writes before they are durable, and recovered tasks.
 
 use super::*;
 use crate::engine::lane::Lane;
@@ -44,7 +44,7 @@ fn a_write_that_is_not_durable_supersedes_nothing() {
     let strong = f.append("k", &["a"], Consistency::Strong).unwrap();
     assert_eq!(f.actions(), []);
     f.pass(Duration::from_secs(3));
-    assert_eq!(f.sent(), [(old, 0, 2)], "its retry goes out");
+    assert_eq!(f.sent(), [(old, 0, 2)], "its retry is sent");
     f.commit(strong);
     assert_eq!(f.sent(), []);
     f.answer(old, 0, failed());
@@ -52,7 +52,7 @@ fn a_write_that_is_not_durable_supersedes_nothing() {
 }
 
 #[test]
-fn a_write_that_becomes_no_task_gives_its_places_back() {
+fn a_cancelled_write_returns_its_places() {
     let mut f = Fixture::new(settings());
     for consistency in [Consistency::Eventual, Consistency::Strong] {
         f.append("k", &["a", "b"], consistency).unwrap();
@@ -87,7 +87,7 @@ fn a_restored_retry_with_a_newer_write_is_superseded() {
 }
 
 #[test]
-fn what_was_on_its_way_when_its_replica_was_forgotten_is_thrown_away() {
+fn a_write_reserved_before_its_replica_was_forgotten_is_discarded() {
     let mut f = Fixture::new(settings());
     f.eventual("known", &["a"]);
     let before = f.append("k", &["a", "b"], Consistency::Eventual).unwrap();

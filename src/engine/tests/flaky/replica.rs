@@ -1,6 +1,5 @@
-//! A replica that fails attempts at random, on a virtual clock: the same seed gives the same figures on every
-//! machine. The engine's tests and its benchmark run it, each with the engine's types under their
-//! own path.
+//! A replica that fails attempts at random, on a virtual clock: a seed gives the same figures on every
+//! machine. The tests and the benchmark both include this file.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,14 +10,14 @@ use super::{
     KeyHasher, Moment, Node, Now, Origin, TaskId, Timestamp, Verdict,
 };
 
-/// How long writes come in.
+/// How long writes arrive.
 pub(crate) const TIME: Duration = Duration::from_secs(60);
-/// The time between two writes, each of a key of its own.
+/// The time between two writes, each of a different key.
 const BETWEEN: Duration = Duration::from_millis(6);
-/// An answer, good or bad, takes from this to ten times as long.
+/// The shortest latency; the longest is ten times as long.
 const FASTEST: Duration = Duration::from_millis(2);
 
-/// What became of the writes of [`TIME`], at its end.
+/// The writes of [`TIME`], at its end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) written: u64,
