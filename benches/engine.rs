@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group};
 use replicator::engine::{
-    Action, Arrived, Engine, KeyHasher, Moment, Now, Origin, Settings, Workers,
+    Arrived, Engine, EngineAction, EngineSettings, KeyHasher, Moment, Now, Origin, Workers,
 };
 use replicator::task::{
     AttemptOutcome, Consistency, DeliveryId, Node, Partition, TaskId, Timestamp, Verdict,
@@ -24,8 +24,8 @@ mod replica;
 
 const TASKS: u64 = 1000;
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> EngineSettings {
+    EngineSettings {
         workers: Workers::Fixed(NonZeroU32::new(5).unwrap()),
         queue_capacity: 10_000,
         retry_capacity: 10_000,
@@ -60,7 +60,7 @@ fn run_batch(engine: &mut Engine, keys: &KeyHasher, nodes: &[Node], first: u64) 
     let mut sent = Vec::new();
     loop {
         while let Some(action) = engine.next_action() {
-            if let Action::Send { delivery, .. } = action {
+            if let EngineAction::Send { delivery, .. } = action {
                 sent.push(delivery);
             }
         }
@@ -113,7 +113,7 @@ fn flaky() {
         for percent in [10, 20, 30, 40, 50, 60] {
             let (mut sums, mut worst) = ([0; 6], f64::MAX);
             for seed in 0..SEEDS {
-                let settings = Settings {
+                let settings = EngineSettings {
                     workers: Workers::Fixed(workers),
                     queue_capacity: 20_000,
                     retry_capacity: 500,
@@ -121,7 +121,7 @@ fn flaky() {
                     ..settings()
                 };
                 let fails = f64::from(percent) / 100.0;
-                let never = Settings { breaker_failures: 0, ..settings.clone() };
+                let never = EngineSettings { breaker_failures: 0, ..settings.clone() };
                 let (without, with) = (replica::run(never, fails), replica::run(settings, fails));
                 worst = worst.min(with.delivered as f64 / without.delivered as f64);
                 let all = [

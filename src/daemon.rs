@@ -321,8 +321,8 @@ fn store_settings(config: &Config, clock: Clock) -> store::StoreSettings {
     }
 }
 
-fn engine_settings(config: &Config) -> engine::Settings {
-    engine::Settings {
+fn engine_settings(config: &Config) -> engine::EngineSettings {
+    engine::EngineSettings {
         workers: config.queue.workers,
         queue_capacity: config.queue.capacity,
         retry_capacity: config.queue.retry_capacity,

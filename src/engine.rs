@@ -1,26 +1,20 @@
-//! What happens next: the rules of order, retry, capacity and isolation, as a pure state machine.
+//! The delivery state machine: order, retry, capacity and isolation. Pure.
 //!
-//! The engine has no clock, no socket, no disk and no async. [`Now`] comes in with every call,
-//! and what should happen comes out of [`Engine::next_action`]: send this delivery, save that
-//! progress, answer that client. So its rules are tested by calling functions.
+//! The engine has no clock, socket, disk or async. Every call takes [`Now`];
+//! [`Engine::next_action`] returns the effects. So its rules are tested by function calls.
 //!
 //! It guarantees:
 //!
-//! - **Order.** The deliveries of one key to one replica form a chain, oldest first, and only its
-//!   head may be on the wire. A write that waits for a retry is superseded by a newer one of its
-//!   key; it is never sent after it.
-//! - **Isolation.** A replica has a lane of its own with `workers` places, and a share of each
-//!   queue. What failed leaves the eventual queue, and what the retry queue has no place for is
-//!   parked, outside of both. A breaker keeps deliveries from a replica that does not answer.
-//! - **Bounds.** Both queues, the bytes and the number of known replicas have a limit each;
-//!   [`Engine::reserve`] refuses what goes beyond, in words.
-//! - **Balance.** Every delivery taken on is counted under one outcome in its replica's [`Counters`].
+//! - **Order.** The deliveries of one key to one replica form a chain, oldest first. Only the head
+//!   may be in flight. A newer write supersedes one that waits for a retry.
+//! - **Isolation.** Each replica has its own lane, worker limit and queue share. A delivery without
+//!   a retry place is parked. A breaker stops deliveries to a replica that fails.
+//! - **Bounds.** Queues, bytes and known replicas are limited; [`Engine::reserve`] refuses the rest.
+//! - **Balance.** Each delivery is counted under exactly one outcome in [`Counters`].
 //!
-//! It deliberately does not know values, keys or addresses as text beyond the name of a lane, nor
-//! time to live: an expired write is a delivery as any other, and the command that is sent for it
-//! is decided when it is sent.
-//!
-//! Start with `interface.rs`, which has what goes in and what comes out, then `reserve.rs`, `arrive.rs` and `transitions.rs`, where a delivery goes from state to state.
+//! It does not know values, keys, addresses or TTLs. Whether an expired SET becomes a DELETE is
+//! decided when it is sent. Read `interface.rs` first, then `reserve.rs`, `arrive.rs` and
+//! `transitions.rs`.
 
 #![expect(
     clippy::indexing_slicing,
@@ -68,9 +62,9 @@ pub use breaker::BreakerState;
 pub use concurrency::Workers;
 pub use counters::Counters;
 pub use interface::{
-    Action, AdminOutcome, Arrived, Change, DeliveryState, DeliveryView, Forgotten, Found, Full,
-    LaneView, LetterView, Levels, Origin, Probed, RenameError, Settings, TASK_OVERHEAD_BYTES,
-    TaskView, Wanted,
+    AdminOutcome, Arrived, DeliveryChange, DeliveryFilter, DeliveryState, DeliveryView,
+    EngineAction, EngineSettings, Forgotten, Full, LaneView, LetterView, Levels, Origin, Probed,
+    RenameError, SearchPage, TASK_OVERHEAD_BYTES, TaskView,
 };
 pub use key::{KeyHasher, KeyId};
 #[cfg(test)]
@@ -78,74 +72,66 @@ pub(crate) use model::settings;
 pub use share::SharedPool;
 pub use table::Reservation;
 
-use barrier::Watches;
-use breaker::Ended;
+use barrier::BarrierCounts;
+use breaker::EndedAttempt;
 use counters::Attempt;
 use lane::Lanes;
 use retry::Schedule;
-use table::{DeliveryRef, Priority, Settlement, Slot, State, Tasks};
+use table::{DeliveryRef, Priority, SettledAs, Slot, Stage, Tasks};
 
-/// Nothing is kept free for other replicas where none has had a write for so long.
+/// The queue reserve for other replicas is dropped when none had a write for this long.
 const OTHERS_IDLE: Duration = Duration::from_secs(60);
 
-/// Timers of one kind that a call serves at the most. The rest comes with the next, which is due
-/// at once: 100,000 dead letters may expire in the same moment.
+/// Maximum timers of one kind per call, because 100,000 dead letters may expire at once. The rest is
+/// due in the next call.
 const MOST_DUE: usize = 4096;
 
-/// The state machine.
 #[derive(Debug)]
 pub struct Engine {
-    settings: Settings,
+    settings: EngineSettings,
     schedule: Schedule,
     rng: fastrand::Rng,
     tasks: Tasks,
     lanes: Lanes,
-    /// How many reservations were made.
     reservations: u64,
-    /// The moment of the call.
     now: Now,
-    /// Waiting deliveries and dead letters by the moment they are due: task, lane.
+    /// Due times of waiting deliveries and expiry times of dead letters: task, lane.
     timers: BTreeSet<(Moment, Slot, u32)>,
-    /// Open strong writes by the moment they are answered at the latest.
+    /// Answer deadlines of open strong writes.
     deadlines: BTreeSet<(Moment, Slot)>,
-    /// Lanes by the moment at which they are looked at.
     wakeups: BTreeSet<(Moment, u32)>,
-    /// When the last task was found on disk.
+    /// When the last task was recovered from disk.
     restored_at: Moment,
-    /// Attempts that may still be applied, by the moment from which on they are not: task, lane.
+    /// When ambiguous attempts stop being ambiguous: task, lane.
     ambiguous: BTreeSet<(Moment, TaskId, u32)>,
-    /// Lanes to be looked at before the call ends.
+    /// Lanes to dispatch before the call ends.
     dirty: VecDeque<u32>,
-    /// Lanes with parked deliveries; they take turns when the retry queue has room.
+    /// Lanes with parked deliveries. They take turns when the retry queue has room.
     parked_lanes: BTreeSet<u32>,
-    /// The one whose turn it was last.
     parked_turn: u32,
-    /// A parked delivery may get a place in the retry queue that had none before.
+    /// A parked delivery may now find a place in the retry queue.
     refill: bool,
     levels: Levels,
-    /// Sums over all lanes there have ever been.
+    /// Includes removed lanes.
     totals: Counters,
     /// Tasks whose progress changed in this call.
     touched: Vec<Slot>,
-    actions: VecDeque<Action>,
+    actions: VecDeque<EngineAction>,
     stopped: bool,
-    /// Someone wants to hear of every change.
     watched: bool,
-    /// Someone may ask for tasks that are over.
-    ends_told: bool,
-    barriers: Watches,
-    /// Attempts on the wire whose tasks were released meanwhile.
+    reports_ends: bool,
+    barriers: BarrierCounts,
+    /// Attempts in flight whose tasks were released.
     released: HashMap<DeliveryId, u32>,
     uptime: Uptime,
-    /// Steps along chains and over tasks, which tests count.
+    /// Steps along chains and over tasks; tests bound them.
     #[cfg(test)]
     steps: u64,
 }
 
 impl Engine {
-    /// An engine with nothing in it.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: EngineSettings) -> Self {
         Self {
             schedule: Schedule { max_retries: settings.max_retries, base: settings.retry_base },
             rng: fastrand::Rng::with_seed(settings.seed),
@@ -169,8 +155,8 @@ impl Engine {
             actions: VecDeque::new(),
             stopped: false,
             watched: false,
-            ends_told: false,
-            barriers: Watches::default(),
+            reports_ends: false,
+            barriers: BarrierCounts::default(),
             released: HashMap::new(),
             uptime: Uptime::default(),
             #[cfg(test)]
@@ -178,7 +164,11 @@ impl Engine {
         }
     }
 
-    /// Counts a step of a walk, for tests.
+    /// The counters of a lane and the totals, which change together.
+    fn counters(&mut self, lane: u32) -> [&mut Counters; 2] {
+        [&mut self.lanes[lane].counters, &mut self.totals]
+    }
+
     #[cfg_attr(not(test), expect(clippy::unused_self, reason = "it does nothing"))]
     fn step(&mut self) {
         #[cfg(test)]
@@ -187,12 +177,11 @@ impl Engine {
         }
     }
 
-    /// By this the age of what is kept is told from now on.
     pub fn set_uptime(&mut self, uptime: Uptime) {
         self.uptime = uptime;
     }
 
-    /// An attempt that was asked for by [`Action::Send`] has ended.
+    /// Handles the outcome of an [`EngineAction::Send`].
     pub fn answered(&mut self, now: Now, delivery: DeliveryId, outcome: AttemptOutcome) {
         let AttemptOutcome { verdict, ambiguous, took } = outcome;
         self.now = now;
@@ -203,16 +192,16 @@ impl Engine {
             return;
         };
         let at = DeliveryRef { slot, index: delivery.replica.get() };
-        let state = self.tasks.get(at).map(|delivery| delivery.state);
-        let Some(State::InFlight { priority, probe, discard }) = state else {
+        let stage = self.tasks.get(at).map(|delivery| delivery.stage);
+        let Some(Stage::InFlight { priority, probe, discard }) = stage else {
             return;
         };
-        self.judge_letter(at, &verdict);
+        self.count_lone_failure(at, &verdict);
         let letter = self.tasks[at].is_redriven();
-        let ended = Ended { sent_at: now.moment.before(took), probe, letter };
-        // What nobody wants any more, perhaps as the replica is gone, opens no breaker.
+        let ended = EndedAttempt { sent_at: now.moment.before(took), probe, letter };
+        // A retry verdict of a discarded delivery must not open the breaker: the replica may be gone.
         if !discard || probe || !matches!(verdict, Verdict::Retry { .. }) {
-            self.judge_replica(self.tasks[at].lane, ended, &verdict, took);
+            self.record_replica_health(self.tasks[at].lane, ended, &verdict, took);
         }
         if ambiguous {
             self.note_ambiguous(at, now.wall);
@@ -227,24 +216,24 @@ impl Engine {
             Verdict::Rejected { error } => {
                 self.note_failure(at, error, Attempt::Sent);
                 match priority {
-                    _ if discard => self.settle_head(at, Settlement::Discarded),
-                    // It has had it before; to send it again and again would change nothing.
-                    Priority::Resend => self.settle_head(at, Settlement::Delivered),
+                    _ if discard => self.settle_head(at, SettledAs::Discarded),
+                    // The replica already acknowledged it; sending it again would change nothing.
+                    Priority::Resend => self.settle_head(at, SettledAs::Delivered),
                     _ => self.bury_head(at, Cause::Rejected),
                 }
             }
             Verdict::Shortage { error } => {
                 self.note_error(at, error, Attempt::Unsent);
                 match priority {
-                    _ if discard => self.settle_head(at, Settlement::Discarded),
+                    _ if discard => self.settle_head(at, SettledAs::Discarded),
                     Priority::Resend => self.resend_failed(at),
-                    _ => self.put_off(at),
+                    _ => self.retry_unsent(at),
                 }
             }
             Verdict::Retry { after, error } => {
                 self.note_failure(at, error, Attempt::Sent);
                 match priority {
-                    _ if discard => self.settle_head(at, Settlement::Discarded),
+                    _ if discard => self.settle_head(at, SettledAs::Discarded),
                     Priority::Resend => self.resend_failed(at),
                     _ => self.fail(at, after),
                 }
@@ -253,42 +242,42 @@ impl Engine {
         self.finish();
     }
 
-    /// What an answer says of the replica, whatever it says of the write.
-    fn judge_replica(&mut self, number: u32, ended: Ended, verdict: &Verdict, took: Duration) {
+    /// Feeds an outcome to the lane's breaker and concurrency limit.
+    fn record_replica_health(
+        &mut self,
+        number: u32,
+        ended: EndedAttempt,
+        verdict: &Verdict,
+        took: Duration,
+    ) {
         let lane = &mut self.lanes[number];
         let failed = matches!(verdict, Verdict::Retry { .. });
         if let Verdict::Retry { error, .. }
         | Verdict::Shortage { error }
         | Verdict::Rejected { error } = verdict
         {
-            lane.last_error = Some((Arc::clone(error), self.now.wall));
+            lane.health.note_error(self.now, error);
         }
         if let Verdict::Shortage { .. } = verdict {
             if ended.probe {
-                lane.breaker.not_probed(self.now.moment, self.rng.f64());
+                lane.health.probe_unsent(self.now, self.rng.f64());
                 self.mark_dirty(number);
             }
             return;
         }
-        let (workers, in_flight) = (self.settings.workers, lane.in_flight);
-        lane.concurrency.answered(self.now.moment, workers, took, failed, in_flight);
+        let (workers, in_flight) = (self.settings.workers, lane.in_flight.workers());
+        lane.health.attempt_ended(self.now, workers, took, failed, in_flight);
         match verdict {
             Verdict::Delivered | Verdict::Rejected { .. } => {
-                let before = lane.breaker.view();
-                let most = lane.concurrency.limit(workers);
-                let back = lane.breaker.succeeded(self.now.moment, ended, most);
-                if lane.breaker.view() != before {
-                    lane.breaker_since = Some(self.now.wall);
-                }
-                if back {
-                    self.actions
-                        .push_back(Action::Breaker { node: lane.node.clone(), error: None });
-                    self.hand_off(number);
+                if lane.health.succeeded(self.now, ended, workers) {
+                    let node = lane.node.clone();
+                    self.actions.push_back(EngineAction::Breaker { node, error: None });
+                    self.start_handoff(number);
                 }
             }
             Verdict::Retry { error, .. } if self.settings.breaker_failures > 0 => {
-                let (moment, threshold) = (self.now.moment, self.settings.breaker_failures);
-                if lane.breaker.failed(moment, ended, threshold, self.rng.f64()) {
+                let (threshold, jitter) = (self.settings.breaker_failures, self.rng.f64());
+                if lane.health.failed(self.now, ended, threshold, jitter, error) {
                     self.breaker_opened(number, error);
                 }
                 self.mark_dirty(number);
@@ -297,22 +286,17 @@ impl Engine {
         }
     }
 
-    /// Nothing but probes goes to a replica from now on.
     fn breaker_opened(&mut self, number: u32, error: &Arc<str>) {
         let lane = &mut self.lanes[number];
-        if let Some(round) = lane.redrive.take() {
-            lane.broken_off = round.after;
-        }
-        lane.breaker_since = Some(self.now.wall);
-        lane.shut_error = format!("not sent, as attempts before it failed: {error}").into();
+        lane.letters.interrupt_redrive();
         let (node, error) = (lane.node.clone(), Some(Arc::clone(error)));
-        self.actions.push_back(Action::Breaker { node, error });
-        // Even if nothing comes up any more that could be the probe.
+        self.actions.push_back(EngineAction::Breaker { node, error });
+        // The wakeup makes a dead letter the probe if no other delivery is due.
         self.schedule_wakeup(number, self.now.moment);
     }
 
-    /// Does what is due at `now`, or as much of it as one call may: then [`Engine::wake_at`] is not
-    /// later.
+    /// Does the work that is due at `now`, up to a limit per call. If work is left,
+    /// [`Engine::wake_at`] is still due.
     pub fn tick(&mut self, now: Now) {
         self.now = now;
         for _ in 0..MOST_DUE {
@@ -321,10 +305,9 @@ impl Engine {
                 break;
             }
             let at = self.tasks.delivery_on(slot, lane);
-            match self.tasks[at].state {
-                State::Dead { .. } => self.discard(at),
-                // From there it comes back as any other.
-                State::Deferred { until } => self.change(at, State::Parked { until }),
+            match self.tasks[at].stage {
+                Stage::Dead { .. } => self.expire(at),
+                Stage::Deferred { until } => self.change(at, Stage::Parked { until }),
                 _ => self.make_ready(at),
             }
         }
@@ -336,8 +319,8 @@ impl Engine {
             self.touch(slot);
         }
         self.forget_ambiguous();
-        self.count_on();
-        // Each lane once: one that is due at once again is looked at with the next call.
+        self.continue_count();
+        // Each lane once per call, even if it schedules another wakeup for now.
         let mut due = Vec::new();
         while let Some(&(at, lane)) = self.wakeups.first().filter(|&&(at, _)| at <= now.moment) {
             self.wakeups.remove(&(at, lane));
@@ -347,7 +330,7 @@ impl Engine {
         self.finish();
     }
 
-    /// When [`Engine::tick`] is to be called next, unless something happens before.
+    /// When the next [`Engine::tick`] is due.
     #[must_use]
     pub fn wake_at(&self) -> Option<Moment> {
         let due = self.timers.first().map(|&(until, ..)| until);
@@ -362,55 +345,52 @@ impl Engine {
             .filter(|&at| at != Moment(u64::MAX))
     }
 
-    /// From now on nothing is sent any more. What is on the wire goes on.
+    /// Starts no more deliveries. Attempts in flight continue.
     pub fn stop_sending(&mut self) {
         self.stopped = true;
     }
 
-    /// The next thing to do; all of them are to be done before the next call of anything else.
-    pub fn next_action(&mut self) -> Option<Action> {
+    /// All actions must be carried out before the next other call.
+    pub fn next_action(&mut self) -> Option<EngineAction> {
         self.actions.pop_front()
     }
 
-    /// How full everything is.
     #[must_use]
     pub fn levels(&self) -> Levels {
         self.levels
     }
 
-    /// The counters of all replicas there have ever been, summed up.
     #[must_use]
     pub fn totals(&self) -> Counters {
         self.totals
     }
 
-    /// Why the last failed attempt to a replica failed.
     #[must_use]
     pub fn last_error(&self, node: &Node) -> Option<Arc<str>> {
-        let (error, _) = self.lanes[self.lanes.find(node)?].last_error.as_ref()?;
+        let (error, _) = self.lanes[self.lanes.find(node)?].health.last_error()?;
         Some(Arc::clone(error))
     }
 
-    /// The replicas with a lane, in no particular order. One that was forgotten is none of them
-    /// once nothing is left of it, until a write names it again.
+    /// The replicas with a lane, in no particular order. A forgotten replica is left out once nothing
+    /// is left of it, until a write names it again.
     pub fn lanes(&self) -> impl Iterator<Item = LaneView> {
         let lanes = self.lanes.iter().filter(|lane| !lane.is_gone());
         lanes.map(|lane| (lane, self.oldest(lane).unzip())).map(|(lane, oldest)| LaneView {
             node: lane.node.clone(),
             counters: lane.counters,
-            in_flight: u64::from(lane.in_flight) + u64::from(lane.express),
-            waiting: lane.waiting.len() as u64,
-            parked: lane.parked.len() as u64 + lane.deferred,
-            pending_bytes: lane.backlog.bytes,
+            in_flight: u64::from(lane.in_flight.total()),
+            waiting: lane.heads.waiting() as u64,
+            parked: (lane.heads.parked() + lane.heads.deferred()) as u64,
+            pending_bytes: lane.backlog.bytes(),
             oldest: oldest.0,
             oldest_since: oldest.1,
             paused: lane.paused,
-            last_error: lane.last_error.clone(),
-            breaker_since: lane.breaker_since,
-            next_probe: lane.breaker.probe_at(),
-            dead_letter_bytes: lane.dead_letter_bytes,
-            breaker: lane.breaker.view(),
-            workers: lane.concurrency.limit(self.settings.workers),
+            last_error: lane.health.last_error().cloned(),
+            breaker_since: lane.health.since(),
+            next_probe: lane.health.breaker().probe_at(),
+            dead_letter_bytes: lane.letters.bytes(),
+            breaker: lane.health.breaker().view(),
+            workers: lane.health.limit(self.settings.workers),
         })
     }
 }

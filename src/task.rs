@@ -1,10 +1,8 @@
-//! The words of the replicator: task, operation, node, delivery, verdict, progress.
+//! The shared vocabulary: task, operation, node, delivery, verdict, progress.
 //!
-//! Every other module speaks in these types; this one knows nobody. It does no I/O and reads no
-//! clock: a moment always comes in as a [`Timestamp`].
-//!
-//! Start with [`Task`]; a [`DeliveryId`] names one task to one of its replicas, a [`Verdict`] is
-//! what the answer of a replica means, and [`Progress`] is what a replica has had of a task so far.
+//! Every other module uses these types; this one imports no other module, does no I/O and reads no
+//! clock. Start with [`Task`]. A [`DeliveryId`] names one task for one replica, a [`Verdict`] is the
+//! meaning of a replica's answer, and [`Progress`] is the durable part of a delivery's state.
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -22,13 +20,13 @@ mod uptime;
 
 pub use moment::{Moment, Now, Since};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};
-pub use uptime::{Step, Uptime};
+pub use uptime::{ClockStep, Uptime};
 
-/// The place of a task in the order of acceptance; it only ever grows, across restarts too.
+/// The position of a task in the order of acceptance. It only grows, across restarts too.
 ///
-/// The first number of a new store is the time of its creation in microseconds, so that numbers
-/// do not come again when a data directory is lost and made anew. The text form is decimal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A new store starts at its creation time in microseconds, so that ids do not repeat when a data
+/// directory is lost and replaced. The text form is decimal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId(pub u64);
 
 /// A set of keys whose order one owner keeps. A journal on one disk has one, the default.
@@ -49,31 +47,27 @@ impl FromStr for TaskId {
     }
 }
 
-/// A moment of the wall clock, in nanoseconds since 1970-01-01 UTC.
+/// Wall clock time in nanoseconds since 1970-01-01 UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// The moment `duration` later; the last representable one (in the year 2554) if beyond it.
+    /// `self + duration`, at most the last representable time (in the year 2554).
     #[must_use]
     pub fn saturating_add(self, duration: Duration) -> Self {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(nanos))
     }
 
-    /// The time from `earlier` to `self`, zero if `earlier` is not earlier.
     #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// What a write does to its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// Store the value.
     Set,
-    /// Remove the key.
     Delete,
 }
 
@@ -86,31 +80,26 @@ impl fmt::Display for Operation {
     }
 }
 
-/// When the client has its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Consistency {
     /// Once the task is durable here.
     Eventual,
-    /// Once a majority of the replicas has acknowledged, and the task is durable here.
+    /// Once a majority of the replicas acknowledged and the task is durable here.
     Strong,
 }
 
-/// The W3C trace context that came with a request, so that the deliveries of its task, hours later
-/// or after a restart, still belong to the trace of the write.
-///
-/// The texts as they came; whoever takes them in checks them.
+/// The W3C trace context of a request. It is stored, so that deliveries after hours or a restart
+/// still belong to the trace of the write. The receiver has validated the texts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
-    /// The text of `traceparent`, at most [`Trace::MAX_PARENT_BYTES`].
     pub parent: Box<str>,
-    /// The text of `tracestate`, at most [`Trace::MAX_STATE_BYTES`].
     pub state: Option<Box<str>>,
 }
 
 impl Trace {
-    /// Version `00` takes 55; a later one may append to it.
+    /// Version `00` takes 55 bytes; a later version may be longer.
     pub const MAX_PARENT_BYTES: usize = 64;
-    /// What the recommendation asks everyone to carry at least.
+    /// The length that the W3C recommendation requires everyone to propagate.
     pub const MAX_STATE_BYTES: usize = 512;
 
     fn bytes(&self) -> usize {
@@ -118,38 +107,30 @@ impl Trace {
     }
 }
 
-/// The `Idempotency-Key` that a client gave a write, and what makes another write the same.
+/// The `Idempotency-Key` of a write, and the fingerprint that a repeat must match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Idempotency {
-    /// The client's word for it.
     pub key: Box<str>,
-    /// What its body comes down to.
     pub fingerprint: [u8; 16],
 }
 
-/// A valid write request that is not accepted yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewTask {
-    /// Never empty, never `.` or `..`.
+    /// Not empty, `.` or `..`.
     pub key: String,
-    /// SET or DELETE.
     pub operation: Operation,
     /// Empty for a DELETE.
     pub value: Bytes,
-    /// How long the value lives, counted from acceptance; `None` is for ever.
+    /// Time to live from acceptance; `None` is forever.
     pub ttl: Option<Duration>,
-    /// When the client wants its answer.
     pub consistency: Consistency,
     /// At least one, each once.
     pub replicas: Vec<Node>,
-    /// Whose write this is, for the metrics and for operators.
     pub user_id: Option<String>,
-    /// The trace that it belongs to.
     pub trace: Option<Trace>,
 }
 
 impl NewTask {
-    /// See [`weight`].
     #[must_use]
     pub fn weight(&self) -> usize {
         let (user_id, trace) = (self.user_id.as_deref(), self.trace.as_ref());
@@ -157,33 +138,24 @@ impl NewTask {
     }
 }
 
-/// An accepted write, immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
-    /// Its place in the order of acceptance.
     pub id: TaskId,
-    /// The key as the client wrote it, not encoded.
+    /// As the client wrote it, not encoded.
     pub key: String,
-    /// SET or DELETE.
     pub operation: Operation,
-    /// Empty for a DELETE.
     pub value: Bytes,
-    /// When it was accepted.
     pub accepted_at: Timestamp,
-    /// From when on the key is to be gone; `None` is never.
+    /// When the key expires; `None` is never.
     pub expires_at: Option<Timestamp>,
-    /// The nodes that are to hold the write, each once. A [`ReplicaIndex`] points into this list.
+    /// The nodes that must hold the write, each once. A [`ReplicaIndex`] indexes this list.
     pub replicas: Vec<Node>,
-    /// Whose write this is.
     pub user_id: Option<String>,
-    /// What the client waited for.
     pub consistency: Consistency,
-    /// The trace that it belongs to.
     pub trace: Option<Trace>,
 }
 
 impl Task {
-    /// The task that `new` becomes when it is accepted as `id` at `now`.
     #[must_use]
     pub fn accepted(new: NewTask, id: TaskId, now: Timestamp) -> Self {
         Self {
@@ -200,18 +172,16 @@ impl Task {
         }
     }
 
-    /// See [`weight`].
     #[must_use]
     pub fn weight(&self) -> usize {
         let (user_id, trace) = (self.user_id.as_deref(), self.trace.as_ref());
         weight(&self.key, self.value.len(), &self.replicas, user_id, trace)
     }
 
-    /// What a replica must be told at `now` so that it ends up with what the primary holds.
+    /// The command that gives a replica at `now` the state of the primary.
     ///
-    /// It is never given more time than the client gave, also after the clock was set back.
-    /// A SET whose time has run out is a DELETE: the replica may hold an older value, which has
-    /// to go just as the primary's is gone.
+    /// The remaining TTL never exceeds the client's TTL, even if the clock was set back. An expired SET
+    /// becomes a DELETE: the replica may hold an older value, and the primary's is gone.
     #[must_use]
     pub fn command_at(&self, now: Timestamp) -> Command {
         match (self.operation, self.expires_at) {
@@ -225,8 +195,8 @@ impl Task {
     }
 }
 
-/// What a task weighs in queues and in memory beyond a fixed overhead, in bytes: all of it whose
-/// length a client chooses.
+/// The bytes of a task whose length the client chooses. Queues and memory are charged this plus a
+/// fixed overhead.
 #[must_use]
 pub fn weight(
     key: &str,
@@ -235,130 +205,103 @@ pub fn weight(
     user_id: Option<&str>,
     trace: Option<&Trace>,
 ) -> usize {
-    /// A replica's place in lists, and its progress on disk.
+    /// A replica's entry in lists, and its progress on disk.
     const REPLICA_OVERHEAD: usize = 64;
     let replicas = replicas.iter().map(|node| node.as_str().len() + REPLICA_OVERHEAD);
-    let told = user_id.map_or(0, str::len) + trace.map_or(0, Trace::bytes);
-    key.len() + value + told + replicas.sum::<usize>()
+    let metadata = user_id.map_or(0, str::len) + trace.map_or(0, Trace::bytes);
+    key.len() + value + metadata + replicas.sum::<usize>()
 }
 
-/// The request that a replica gets for a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Store the task's value.
     Put {
-        /// The time that is left to it, never zero.
+        /// Never zero.
         ttl: Option<Duration>,
     },
-    /// Remove the key.
     Delete,
 }
 
-/// A position in [`Task::replicas`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReplicaIndex(pub u16);
 
 impl ReplicaIndex {
-    /// As an index into a slice.
     #[must_use]
     pub fn get(self) -> usize {
         usize::from(self.0)
     }
 }
 
-/// Names a delivery: one task to one of its replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId {
-    /// The write.
     pub task: TaskId,
-    /// Which of the task's replicas.
     pub replica: ReplicaIndex,
 }
 
-/// Why nothing is sent to a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// An operator has it paused.
     Paused,
-    /// Its breaker is open.
     BreakerOpen,
 }
 
-/// How one attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptOutcome {
-    /// What it means for the delivery.
     pub verdict: Verdict,
-    /// A request of it had no answer: the replica may still apply it, over a newer write.
+    /// A request got no answer: the replica may still apply it, over a newer write.
     pub ambiguous: bool,
-    /// From sending to the verdict, without the time in which this process did not run.
+    /// From sending to the verdict, without time in which this process was suspended.
     pub took: Duration,
 }
 
 impl AttemptOutcome {
-    /// Of an attempt whose requests were all answered, or not sent.
     #[must_use]
     pub fn certain(verdict: Verdict, took: Duration) -> Self {
         Self { verdict, ambiguous: false, took }
     }
 }
 
-/// What the outcome of one attempt means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The replica has the write.
     Delivered,
-    /// It does not, or nobody knows; another attempt may help.
+    /// Also if it is unknown whether the replica has the write.
     Retry {
-        /// The replica asked to be left alone for so long (`Retry-After`).
         after: Option<Duration>,
-        /// Why, for operators.
         error: Arc<str>,
     },
-    /// It was not sent, because this process lacks something that it needs for that, such as a file
-    /// descriptor. It says nothing about the replica, and another attempt may help.
+    /// Not sent, because this process lacks a resource such as a file descriptor. It says nothing
+    /// about the replica, and another attempt may help.
     Shortage {
-        /// Why, for operators.
         error: Arc<str>,
     },
-    /// It never will: another attempt would end the same.
+    /// Another attempt would end the same.
     Rejected {
-        /// Why, for operators.
         error: Arc<str>,
     },
 }
 
-/// What one replica has had of a task: the part of a delivery's state that survives a restart.
+/// The durable part of a delivery's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing yet that is worth remembering.
     Untouched,
-    /// It failed so many times and is to be tried again; or it has not been tried yet and took the
-    /// place of one that failed.
+    /// Waits for a retry; or not tried yet, but it superseded a write that failed.
     Failed {
-        /// Failed attempts so far; 0 only for one that took the place of another.
+        /// Failed attempts; 0 only if it superseded a failed write.
         failures: u32,
-        /// The last error.
         error: Arc<str>,
     },
-    /// The replica acknowledged.
     Delivered,
-    /// A newer write of the key made it pointless.
     Superseded,
-    /// Kept as a dead letter.
     Dead(DeadLetter),
-    /// Nothing is left to send, but an attempt that ended then may still be applied.
+    /// Nothing is left to send, but the last attempt may still be applied.
     Ambiguous {
-        /// When it ended.
         since: Timestamp,
     },
-    /// The replica acknowledged, and is sent the write once more, as an attempt of an older one may
-    /// have been applied over it.
+    /// Acknowledged, but sent once more: an ambiguous attempt of an older write may have been
+    /// applied over it.
     Resend,
 }
 
 impl Progress {
-    /// Whether an attempt has failed and the write will not be sent soon, if ever.
+    /// Whether an attempt has failed and the write will not be sent soon.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         match self {
@@ -369,34 +312,27 @@ impl Progress {
     }
 }
 
-/// A delivery that was given up or set aside, kept until someone redrives or discards it.
+/// A delivery that was given up or parked, kept until it is redriven or discarded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Why it lies here.
     pub cause: Cause,
-    /// Failed attempts before that.
     pub failures: u32,
-    /// The last error.
     pub error: Arc<str>,
-    /// Since when.
     pub since: Timestamp,
 }
 
-/// Why a delivery became a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// The replica refused the write for good, or it cannot be read back from the store and was
-    /// not sent; the error says which.
+    /// The replica refused the write, or the task could not be read from the store and was not
+    /// sent; the error says which.
     Rejected,
-    /// All attempts failed.
     GaveUp,
-    /// It has no place in the retry queue. The only cause that is not an end: the delivery is
-    /// still pending and comes back by itself.
+    /// The retry queue has no place for it. The delivery is still pending and comes back by
+    /// itself.
     RetryOverflow,
 }
 
 impl Cause {
-    /// The name in logs, metrics and the API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -453,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ttl_beyond_the_end_of_time_is_for_ever_long() {
+    fn a_ttl_beyond_the_last_timestamp_is_clamped() {
         let task = set_with_ttl(Some(Duration::MAX));
         assert_eq!(task.expires_at, Some(Timestamp(u64::MAX)));
     }

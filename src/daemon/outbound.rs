@@ -101,7 +101,11 @@ pub(super) struct Outbound {
 }
 
 impl Outbound {
-    pub(super) fn new(settings: config::OutboundConfig, policy: Policy, client: ReplicaClient) -> Self {
+    pub(super) fn new(
+        settings: config::OutboundConfig,
+        policy: Policy,
+        client: ReplicaClient,
+    ) -> Self {
         Self { settings, reloading: Mutex::new(()), policy, client }
     }
 

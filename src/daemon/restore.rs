@@ -12,7 +12,9 @@ use crate::daemon::StartError;
 use crate::dispatcher::messages::Event;
 use crate::dispatcher::{ReplicaRegistry, UptimeRecorder, claim};
 use crate::engine::{Engine, KeyHasher};
-use crate::store::{self, JournalEvent, KeyLimits, LocalJournal, RecoveryReport, SetAside, LocalStore};
+use crate::store::{
+    self, JournalEvent, KeyLimits, LocalJournal, LocalStore, RecoveryReport, SetAside,
+};
 
 /// An open store, and what was in it.
 pub(super) struct Restored {

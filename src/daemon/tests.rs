@@ -62,7 +62,7 @@ async fn run_with(harm: fn(&StoreReader, TaskId), settled: bool) -> (Health, Vec
     let row = opened.reader.read(task.id).unwrap().unwrap();
     harm(&opened.reader, task.id);
 
-    let mut engine = Engine::new(engine::Settings {
+    let mut engine = Engine::new(engine::EngineSettings {
         hinted_handoff: false,
         breaker_failures: 0,
         ..engine::settings()

@@ -25,7 +25,7 @@ use crate::dispatcher::shortages::Shortages;
 use crate::dispatcher::task_cache::TaskCache;
 use crate::dispatcher::times::Times;
 use crate::dispatcher::uptime::UptimeRecorder;
-use crate::engine::{Action, Engine, Full, KeyHasher, Moment, Now};
+use crate::engine::{Engine, EngineAction, Full, KeyHasher, Moment, Now};
 use crate::metrics::{AckWindow, Counts, Reason};
 use crate::store::{Append, Journal, JournalEvent, NoRoom};
 use crate::task::{NewTask, Node, Progress, Task, TaskId, Verdict};
@@ -96,7 +96,7 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(mut parts: Parts) -> Self {
-        parts.engine.tell_ends(parts.history.is_kept());
+        parts.engine.report_ends(parts.history.is_kept());
         let accepted_before = (parts.newest, parts.clock.now().moment);
         Self {
             task_cache: TaskCache::new(parts.memory_budget),
@@ -329,7 +329,7 @@ impl Core {
     fn act(&mut self, now: Now) {
         while let Some(action) = self.parts.engine.next_action() {
             match action {
-                Action::Send { delivery, node, attempt, bytes } => {
+                EngineAction::Send { delivery, node, attempt, bytes } => {
                     if attempt > 1 {
                         let error = self.parts.engine.last_error(&node).unwrap_or_default();
                         let event =
@@ -339,7 +339,7 @@ impl Core {
                     let task = self.task_cache.get(delivery.task);
                     self.parts.attempts.start(delivery, node, attempt, bytes, task);
                 }
-                Action::Save { task, progress } => {
+                EngineAction::Save { task, progress } => {
                     // What failed is read back for its retry: a replica that is down must not
                     // fill the memory that the tasks of the others pass through.
                     if progress.iter().any(Progress::has_failed) {
@@ -349,21 +349,21 @@ impl Core {
                         self.parts.journal.save(task, progress);
                     }
                 }
-                Action::Remove { task } => {
+                EngineAction::Remove { task } => {
                     self.task_cache.remove(task);
                     if !self.store_has_failed() {
                         self.parts.journal.remove(task);
                     }
                 }
-                Action::Conclude { task, success, needed, acked, missing, obstacles } => {
+                EngineAction::Conclude { task, success, needed, acked, missing, obstacles } => {
                     let verdict = Concluded { task, success, needed, acked, missing, obstacles };
                     self.conclude(&verdict);
                 }
-                Action::Buried { delivery, node, letter } => {
+                EngineAction::Buried { delivery, node, letter } => {
                     let event = log_throttle::Event::Buried { task: delivery.task, letter };
                     self.log_throttle.tell(now.moment, &node, event);
                 }
-                Action::Breaker { node, error } => {
+                EngineAction::Breaker { node, error } => {
                     let (change, detail) = match &error {
                         Some(error) => (api::ReplicaChange::BreakerOpened, Some(error.to_string())),
                         None => (api::ReplicaChange::BreakerClosed, None),
@@ -375,11 +375,11 @@ impl Core {
                         log_throttle::Event::Breaker { error },
                     );
                 }
-                Action::Ended { last } => self.remember(now, last),
-                Action::Changed { task, node, change, error } => {
+                EngineAction::Ended { last } => self.remember(now, last),
+                EngineAction::Changed { task, node, change, error } => {
                     self.tell_change(now, task, &node, change, error.as_deref());
                 }
-                Action::Discarded { delivery, node } => {
+                EngineAction::Discarded { delivery, node } => {
                     let event = log_throttle::Event::Discarded { task: delivery.task };
                     self.log_throttle.tell(now.moment, &node, event);
                 }

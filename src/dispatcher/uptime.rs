@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::engine::{Moment, Now};
 use crate::store::{OpenError, UptimeFile};
-use crate::task::{Step, Uptime};
+use crate::task::{ClockStep, Uptime};
 
 /// How often it is written down that the daemon runs.
 const WRITE_EVERY: Duration = Duration::from_secs(60);
@@ -78,20 +78,20 @@ fn write(file: &UptimeFile, uptime: &Uptime) {
     }
 }
 
-fn tell(step: Step, when: &str) {
+fn tell(step: ClockStep, when: &str) {
     const COUNTS: &str = "it does not count for --dead-letter-retention and --idempotency-window";
     match step {
-        Step::Forward(by) if by < NOTABLE => {
+        ClockStep::Forward(by) if by < NOTABLE => {
             info!(seconds = by.as_secs(), "the clock has gone on {when}: {COUNTS}");
         }
-        Step::Forward(by) => {
+        ClockStep::Forward(by) => {
             warn!(
                 seconds = by.as_secs(),
                 "the clock has gone on by {} {when}: {COUNTS}",
                 humantime::format_duration(Duration::from_secs(by.as_secs()))
             );
         }
-        Step::Back(by) => {
+        ClockStep::Back(by) => {
             warn!(
                 seconds = by.as_secs(),
                 "the clock was set back by {} {when}",

@@ -1,61 +1,58 @@
-//! What operators do: pause, probe, forget and rename a replica; redrive and discard.
+//! Operator actions: pause, probe, forget, rename, redrive, discard.
 //!
-//! None of it breaks the order. What is thrown away is not tried again, and takes with it what
-//! waits of older writes of its key: it may have been sent already, and never was the key to
-//! go back to them. What is redriven is the newest write of its key that the replica does not have; a lane that is renamed
-//! is the same lane, and the new name must be one that nothing was ever sent to.
+//! None of them breaks the order of a key. A discard also supersedes pending older writes of the key:
+//! sending them later would restore an older value. A redriven letter is the newest write that the
+//! replica does not have. A renamed lane stays the same lane, and nothing was ever sent to the new
+//! name.
 
 use std::sync::Arc;
 
 use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
-use crate::engine::table::{DeliveryRef, Settlement, Slot, State};
+use crate::engine::table::{DeliveryRef, SettledAs, Slot, Stage};
 use crate::engine::{
-    Action, AdminOutcome, BreakerState, Change, Engine, Forgotten, Now, Probed, RenameError,
+    AdminOutcome, DeliveryChange, Engine, EngineAction, Forgotten, Now, Probed, RenameError,
 };
 use crate::task::{DeliveryId, Node, TaskId, Timestamp};
 
-/// Deliveries that one step of forgetting throws away, and tasks that it looks at for them: a few
-/// milliseconds, as everything else waits meanwhile.
+/// Maximum deliveries discarded and tasks scanned per step of a forget: a few milliseconds, as
+/// everything else waits.
 const STEP: usize = 1024;
 const LOOKS: usize = 16 * STEP;
 
 impl Engine {
-    /// Whether every change of a delivery is told by [`Action::Changed`].
+    /// Enables [`EngineAction::Changed`].
     pub fn watch(&mut self, watched: bool) {
         self.watched = watched;
     }
 
-    /// Whether someone wants to hear of every change.
     #[must_use]
     pub fn is_watched(&self) -> bool {
         self.watched
     }
 
-    /// Whether the end of every task is told by [`Action::Ended`].
-    pub fn tell_ends(&mut self, told: bool) {
-        self.ends_told = told;
+    /// Enables [`EngineAction::Ended`].
+    pub fn report_ends(&mut self, enabled: bool) {
+        self.reports_ends = enabled;
     }
 
-    pub(super) fn tell_change(
+    pub(super) fn emit_change(
         &mut self,
         slot: Slot,
         lane: u32,
-        change: Change,
+        change: DeliveryChange,
         error: Option<Arc<str>>,
     ) {
         if self.watched {
             let (task, node) = (self.tasks[slot].id, self.lanes[lane].node.clone());
-            self.actions.push_back(Action::Changed { task, node, change, error });
+            self.actions.push_back(EngineAction::Changed { task, node, change, error });
         }
     }
 
-    /// Nothing is sent to a replica from now on, or everything again. What is on the wire goes on.
-    /// What waits for a retry is parked, so that the places in the retry queue are free for other
-    /// replicas, and comes back when the replica is resumed.
+    /// Pauses a replica, or resumes it with `None`. Attempts in flight continue. Waiting retries are
+    /// parked, so that their places are free for other replicas, and return on resume.
     ///
-    /// Since when is for the records: one that was paused before a restart stays so. Makes the lane
-    /// known if it is not.
+    /// `since` comes from the record of a pause that survived a restart. Opens the lane if needed.
     pub fn pause(&mut self, now: Now, node: &Node, since: Option<Timestamp>) {
         self.now = now;
         let number = self.lanes.find(node).or_else(|| {
@@ -65,10 +62,10 @@ impl Engine {
         if let Some(number) = number {
             self.lanes[number].paused = since;
             self.refill = true;
-            self.lanes[number].forgotten &= since.is_none();
             self.mark_dirty(number);
             self.schedule_wakeup(number, now.moment);
             if since.is_some() {
+                self.lanes[number].forget.used_again();
                 self.park_retries(number);
                 self.answer_unreachable(number);
             }
@@ -76,47 +73,46 @@ impl Engine {
         self.finish();
     }
 
-    /// Has a lane for a replica that was used before the start, or forgotten, and has had nothing to
-    /// do since. False if there is no room for it.
+    /// Opens the lane of a replica from the records. Returns false if there is no room.
     pub fn know(&mut self, node: &Node) -> bool {
         let limit = self.settings.max_known_replicas;
         let opened = self.lanes.open(std::slice::from_ref(node), limit);
         let Some([number]) = opened.as_deref() else { return false };
-        self.lanes[*number].forgotten = false;
+        self.lanes[*number].forget.used_again();
         true
     }
 
-    /// Lets an open breaker send its next probe now. `None` for an unknown replica.
+    /// Makes the next probe of an open breaker due now. `None` for an unknown replica.
     pub fn probe(&mut self, now: Now, node: &Node) -> Option<Probed> {
         self.now = now;
         let number = self.lanes.find(node)?;
-        self.lanes[number].breaker.probe_now(now.moment);
+        self.lanes[number].health.probe_now(now);
         self.mark_dirty(number);
         self.schedule_wakeup(number, now.moment);
-        // With nothing that is due a dead letter is the probe.
         self.tick(now);
         let lane = &self.lanes[number];
-        if lane.breaker.probe_at().is_some() && lane.has_nothing_due() && !lane.is_held() {
+        if lane.health.breaker().probe_at().is_some()
+            && lane.has_nothing_due()
+            && !lane.is_suspended()
+        {
             if !self.probe_by_letter(number) {
                 self.probe_by_deferred(number);
             }
             self.finish();
         }
-        let breaker = &self.lanes[number].breaker;
+        let breaker = self.lanes[number].health.breaker();
         Some(Probed { breaker: breaker.view(), probing: breaker.is_probing() })
     }
 
-    /// Throws away everything for a replica. `None` for an unknown one.
-    ///
-    /// It takes as many steps as there are tasks; meanwhile nothing is sent to the replica.
+    /// Discards everything for a replica, in steps. Nothing is sent to it meanwhile. `None` for an
+    /// unknown replica.
     pub fn forget(&mut self, now: Now, node: &Node) -> Option<Forgotten> {
         self.now = now;
         let number = self.lanes.find(node)?;
         let newest = self.tasks.newest().unwrap_or(TaskId(0));
         let lane = &mut self.lanes[number];
-        (lane.forgetting, lane.forgotten) = (Some((TaskId(0), newest)), true);
-        lane.forgotten_up_to = self.reservations;
-        let in_flight = u64::from(lane.in_flight) + u64::from(lane.express);
+        lane.forget.start(newest, self.reservations);
+        let in_flight = u64::from(lane.in_flight.total());
         let unsettled = lane.counters.pending + lane.counters.dead;
         self.schedule_wakeup(number, now.moment);
         self.answer_unreachable(number);
@@ -124,16 +120,14 @@ impl Engine {
         Some(Forgotten { discarded: unsettled.saturating_sub(in_flight), in_flight })
     }
 
-    /// Whether a replica is still being forgotten.
     #[must_use]
     pub fn is_forgetting(&self, node: &Node) -> bool {
         let lane = self.lanes.find(node).and_then(|number| self.lanes.get(number));
-        lane.is_some_and(|lane| lane.forgetting.is_some())
+        lane.is_some_and(|lane| lane.forget.is_running())
     }
 
-    /// Goes on with forgetting.
-    pub(super) fn forget_on(&mut self, number: u32) {
-        let Some((after, up_to)) = self.lanes[number].forgetting else { return };
+    pub(super) fn continue_forgetting(&mut self, number: u32) {
+        let Some((after, up_to)) = self.lanes[number].forget.range() else { return };
         let (mut last, mut looks, mut thrown) = (after, 0, 0);
         let more = loop {
             let next = self.tasks.after(Some(last)).next().filter(|(id, _)| *id <= up_to);
@@ -145,26 +139,26 @@ impl Engine {
             self.step();
             let at = self.tasks.delivery_on(slot, number);
             if self.tasks.get(at).is_some_and(|delivery| delivery.lane == number) {
-                self.throw_away(at);
+                self.discard(at);
                 thrown += 1;
             }
         };
         let lane = &mut self.lanes[number];
-        lane.forgetting = more.then_some((last, up_to));
-        if !more {
-            // A node that is gone is not one that does not answer; were it said to be, for ever.
-            (lane.breaker, lane.breaker_since, lane.last_error) = Default::default();
+        if more {
+            lane.forget.advance(last);
+        } else {
+            lane.forget.finish();
+            lane.health.forget();
             self.mark_dirty(number);
         }
         self.schedule_wakeup(number, self.now.moment);
     }
 
-    /// The replica is to be found under another address from now on: its backlog and its dead
-    /// letters go there.
+    /// Changes the address of a replica. Its backlog and dead letters move along.
     ///
     /// # Errors
     ///
-    /// [`RenameError`]; then nothing has changed.
+    /// [`RenameError`]; nothing has changed then.
     pub fn rename(&mut self, now: Now, node: &Node, to: &Node) -> Result<(), RenameError> {
         self.now = now;
         let found = self.lanes.find(node).filter(|&number| !self.lanes[number].is_gone());
@@ -174,71 +168,65 @@ impl Engine {
         }
         self.lanes.rename(number, to.clone());
         self.barriers.rename(number, to);
-        let lane = &mut self.lanes[number];
-        // What is known of the old address says nothing of the new one.
-        if std::mem::take(&mut lane.breaker).view() != BreakerState::Closed {
-            lane.breaker_since = Some(now.wall);
-        }
-        self.hand_off(number);
+        self.lanes[number].health.address_changed(now);
+        self.start_handoff(number);
         self.mark_dirty(number);
         self.finish();
         Ok(())
     }
 
-    /// Throws away what is not settled of a task. What is on the wire is not tried again. False
-    /// if nothing is left of the task.
+    /// Discards the unsettled deliveries of a task. Those in flight are not retried. Returns false if
+    /// nothing is left of the task.
     pub fn discard_task(&mut self, now: Now, id: TaskId) -> bool {
         self.now = now;
         let Some(slot) = self.tasks.find(id) else { return false };
         for index in 0..self.tasks[slot].deliveries.len() {
-            self.throw_away(DeliveryRef { slot, index });
+            self.discard(DeliveryRef { slot, index });
         }
         self.finish();
         true
     }
 
-    /// Makes a dead letter ready again, whatever its cause.
     pub fn redrive_letter(&mut self, now: Now, delivery: DeliveryId) -> AdminOutcome {
         self.now = now;
         let Some(at) = self.letter(delivery) else { return AdminOutcome::Gone };
-        let outcome = self.would_be_redriven(at);
-        match self.tasks[at].state {
+        let outcome = self.redrive_outcome(at);
+        match self.tasks[at].stage {
             _ if outcome != AdminOutcome::Done => {}
-            State::Dead { .. } => self.revive(at),
+            Stage::Dead { .. } => self.redrive_one(at),
             _ => self.unpark(at, now.moment),
         }
         self.finish();
         outcome
     }
 
-    fn would_be_redriven(&self, at: DeliveryRef) -> AdminOutcome {
+    fn redrive_outcome(&self, at: DeliveryRef) -> AdminOutcome {
         let entry = &self.tasks[at.slot];
         let lane = &self.lanes[self.tasks[at].lane];
-        // It would return to the dead letters at once.
-        let shut = || lane.breaker.gate(self.now.moment, true) == Gate::Shut;
-        match self.tasks[at].state {
-            State::Dead { .. } if lane.chains.contains_key(&entry.key) => AdminOutcome::LeftOut,
-            // It would wait as long as nothing is sent, and take the room of new writes meanwhile.
-            _ if lane.is_held() => AdminOutcome::HeldBack,
-            State::Dead { .. } if shut() => AdminOutcome::HeldBack,
-            State::Dead { .. } => AdminOutcome::Done,
+        // It would become a dead letter again at once.
+        let blocked = || lane.health.breaker().gate(self.now.moment, true) == Gate::Blocked;
+        match self.tasks[at].stage {
+            Stage::Dead { .. } if lane.chains.contains_key(&entry.key) => AdminOutcome::LeftOut,
+            // It would wait while the replica is paused and take the room of new writes.
+            _ if lane.is_suspended() => AdminOutcome::HeldBack,
+            Stage::Dead { .. } if blocked() => AdminOutcome::HeldBack,
+            Stage::Dead { .. } => AdminOutcome::Done,
             _ if self.retry_has_room(self.tasks[at].lane) => AdminOutcome::Done,
             _ => AdminOutcome::HeldBack,
         }
     }
 
-    /// What [`Self::redrive_letter`] would do.
+    /// The outcome that [`Self::redrive_letter`] would have.
     #[must_use]
     pub fn would_redrive(&self, delivery: DeliveryId) -> AdminOutcome {
         let letter = self.letter(delivery);
-        letter.map_or(AdminOutcome::Gone, |at| self.would_be_redriven(at))
+        letter.map_or(AdminOutcome::Gone, |at| self.redrive_outcome(at))
     }
 
-    /// Throws a dead letter away.
     pub fn discard_letter(&mut self, now: Now, delivery: DeliveryId) -> AdminOutcome {
         self.now = now;
         let Some(at) = self.letter(delivery) else { return AdminOutcome::Gone };
-        self.throw_away(at);
+        self.discard(at);
         self.finish();
         AdminOutcome::Done
     }
@@ -246,33 +234,33 @@ impl Engine {
     fn letter(&self, delivery: DeliveryId) -> Option<DeliveryRef> {
         let slot = self.tasks.find(delivery.task)?;
         let at = DeliveryRef { slot, index: delivery.replica.get() };
-        self.tasks.get(at).filter(|delivery| delivery.state.is_dead_letter())?;
+        self.tasks.get(at).filter(|delivery| delivery.stage.is_dead_letter())?;
         Some(at)
     }
 
-    /// Ends a delivery that nobody wants any more, and supersedes what waits of older ones.
-    pub(super) fn throw_away(&mut self, at: DeliveryRef) {
-        if self.tasks[at].state.is_pending() {
+    /// Discards a delivery, and supersedes the pending older ones of its key.
+    pub(super) fn discard(&mut self, at: DeliveryRef) {
+        if self.tasks[at].stage.is_pending() {
             self.supersede_letter(at);
         }
-        match self.tasks[at].state {
-            State::Settled(_) => {}
-            State::Dead { .. } => self.settle(at, Settlement::Discarded),
-            State::InFlight { priority, probe, discard: false } => {
-                self.change(at, State::InFlight { priority, probe, discard: true });
-                // It may be applied, and after a restart nobody waits for its answer.
+        match self.tasks[at].stage {
+            Stage::Settled(_) => {}
+            Stage::Dead { .. } => self.settle(at, SettledAs::Discarded),
+            Stage::InFlight { priority, probe, discard: false } => {
+                self.change(at, Stage::InFlight { priority, probe, discard: true });
+                // The attempt may be applied, and nothing tracks it after a restart.
                 self.note_ambiguous(at, self.now.wall);
                 self.touch(at.slot);
             }
-            State::InFlight { .. } => {}
-            State::Blocked
-            | State::Ready(_)
-            | State::Waiting { .. }
-            | State::Parked { .. }
-            | State::Deferred { .. }
-            | State::Resend { .. } => {
+            Stage::InFlight { .. } => {}
+            Stage::Blocked
+            | Stage::Ready(_)
+            | Stage::Waiting { .. }
+            | Stage::Parked { .. }
+            | Stage::Deferred { .. }
+            | Stage::Resend { .. } => {
                 self.unlink(at);
-                self.settle(at, Settlement::Discarded);
+                self.settle(at, SettledAs::Discarded);
                 let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
                 if let Some(chain) = self.lanes[number].chains.get(&key).copied() {
                     self.unblock(self.tasks.delivery_on(chain.head, number));
@@ -281,28 +269,27 @@ impl Engine {
         }
     }
 
-    /// Takes a delivery out of its chain, wherever it stands in it, with all before it that are not
-    /// on the wire. What is behind it is not walked through: a chain that is thrown away from its
-    /// head on costs a step for each delivery.
+    /// Removes a delivery from its chain, with all older ones that are not in flight. Newer ones are
+    /// not walked, so discarding a chain from its head costs one step per delivery.
     fn unlink(&mut self, at: DeliveryRef) {
         let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
         let Some(Chain { head, tail }) = self.lanes[number].chains.remove(&key) else { return };
-        let (mut kept, mut cursor) = (None, Some(head));
+        let (mut remaining, mut cursor) = (None, Some(head));
         while let Some(this) = cursor.filter(|&this| this != at.slot) {
             self.step();
             let older = self.tasks.delivery_on(this, number);
             cursor = self.tasks[older].next.take();
-            if matches!(self.tasks[older].state, State::InFlight { .. }) {
-                self.append(number, &mut kept, this);
+            if matches!(self.tasks[older].stage, Stage::InFlight { .. }) {
+                self.append(number, &mut remaining, this);
             } else {
                 self.supersede(older, at.slot);
             }
         }
         if let Some(behind) = self.tasks[at].next.take() {
-            self.append(number, &mut kept, behind);
-            kept = kept.map(|chain| Chain { tail, ..chain });
+            self.append(number, &mut remaining, behind);
+            remaining = remaining.map(|chain| Chain { tail, ..chain });
         }
-        if let Some(chain) = kept {
+        if let Some(chain) = remaining {
             self.lanes[number].chains.insert(key, chain);
         }
     }

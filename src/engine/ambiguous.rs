@@ -1,20 +1,18 @@
-//! Late applies: an attempt without an answer may still be applied by the replica, over a newer
-//! write.
+//! Ambiguous attempts: the replica may still apply them, over a newer write.
 //!
-//! An attempt that ended in a timeout or a reset is **ambiguous** for `settle_after`. If a newer
-//! write of the key is delivered meanwhile, the newest is sent once more `settle_after` later, when
-//! whatever could still be applied has been.
+//! An attempt that ended in a timeout or reset is **ambiguous** for `settle_after`. If a newer write
+//! of the key is delivered meanwhile, it is sent again `settle_after` later.
 //!
-//! Both survive a restart: the task of an ambiguous attempt stays on disk until its time is over,
-//! even if nothing else is left of it, and so does one that is to be sent once more. After a restart
-//! every attempt that may have been on the wire before it is ambiguous.
+//! Both survive a restart: the task of an ambiguous attempt stays on disk until its time is over, and
+//! so does one that awaits its resend. After a restart, every attempt that may have been in flight is
+//! ambiguous.
 
-use crate::engine::table::{DeliveryRef, Settlement, State};
-use crate::engine::{Change, Engine, MOST_DUE};
+use crate::engine::table::{DeliveryRef, SettledAs, Stage};
+use crate::engine::{DeliveryChange, Engine, MOST_DUE};
 use crate::task::Timestamp;
 
 impl Engine {
-    /// The last attempt of a delivery may still be applied.
+    /// Marks the last attempt of a delivery as ambiguous.
     pub(super) fn note_ambiguous(&mut self, at: DeliveryRef, since: Timestamp) {
         let age = self.now.wall.saturating_since(since);
         let left = self.settings.settle_after.saturating_sub(age);
@@ -28,13 +26,11 @@ impl Engine {
             self.ambiguous.remove(&(before, id, delivery.lane));
         }
         self.ambiguous.insert((until, id, delivery.lane));
-        let attempts = self.lanes[delivery.lane].ambiguous.entry(key).or_default();
-        attempts.retain(|(other, _)| *other != id);
-        attempts.push((id, until));
+        self.lanes[delivery.lane].ambiguous.insert(key, id, until);
     }
 
-    /// What was on the wire when the process ended is not known. A delivery of that time that is
-    /// settled soon after the start counts as one with an ambiguous attempt.
+    /// Attempts in flight at the end of the last process are unknown. So a recovered delivery that
+    /// settles soon after the start counts as ambiguous.
     pub(super) fn note_ambiguous_if_restored(&mut self, at: DeliveryRef) {
         let until = self.restored_at.after(self.settings.settle_after);
         if self.tasks[at.slot].recovered && self.now.moment < until {
@@ -42,58 +38,53 @@ impl Engine {
         }
     }
 
-    /// Takes on an ambiguous attempt found on disk. It counts for the whole time again: the wall
-    /// clock, by which its age could be told, may have been set meanwhile.
+    /// Restores an ambiguous attempt. Its full time starts again, because the wall clock may have been
+    /// set since.
     pub(super) fn restore_ambiguous(&mut self, at: DeliveryRef) {
-        self.settled_before(at, Settlement::Superseded);
+        self.settled_before(at, SettledAs::Superseded);
         self.note_ambiguous(at, self.now.wall);
     }
 
-    /// Ends a delivery that was acknowledged, or has it sent once more when an older attempt may
-    /// still be applied over it. A newer write behind it makes that pointless.
+    /// Settles an acknowledged delivery, or schedules a resend if an ambiguous older attempt may
+    /// overwrite it. With a newer write behind it, no resend is needed.
     pub(super) fn delivered(&mut self, at: DeliveryRef) {
         let entry = &self.tasks[at.slot];
-        let (id, now) = (entry.id, self.now.moment);
         let newest = self.tasks[at].next.is_none();
-        let first = self.tasks[at].state.is_pending();
-        let attempts = self.lanes[self.tasks[at].lane].ambiguous.get(&entry.key);
-        let exposed = attempts.is_some_and(|attempts| {
-            attempts.iter().any(|&(older, until)| older < id && until > now)
-        });
+        let first = self.tasks[at].stage.is_pending();
+        let attempts = &self.lanes[self.tasks[at].lane].ambiguous;
+        let exposed = attempts.may_overwrite(entry.key, entry.id, self.now.moment);
         if !(first && newest && exposed) {
-            return self.settle_head(at, Settlement::Delivered);
+            return self.settle_head(at, SettledAs::Delivered);
         }
         self.supersede_letter(at);
         self.note_ambiguous_if_restored(at);
         if let Some(failures) = &mut self.tasks[at].failures {
             failures.count = 0;
         }
-        self.tell_change(at.slot, self.tasks[at].lane, Change::Delivered, None);
+        self.emit_change(at.slot, self.tasks[at].lane, DeliveryChange::Delivered, None);
         self.resend_later(at);
     }
 
-    /// Has a delivered write wait for being sent once more.
     pub(super) fn resend_later(&mut self, at: DeliveryRef) {
-        // Not at once, even if an ambiguous attempt of another setting was found on disk.
+        // Not at once: `settle_after` may have been lowered to zero since the ambiguous attempt.
         let wait = self.settings.settle_after.max(self.settings.retry_base);
-        self.change(at, State::Resend { until: self.now.moment.after(wait) });
+        self.change(at, Stage::Resend { until: self.now.moment.after(wait) });
         self.touch(at.slot);
     }
 
-    /// A write that was to be sent once more could not be. It is tried again for about an hour with
-    /// the default times; a replica that is away for longer has lost what it had not applied, and
-    /// one that is gone for good must not keep the task for ever.
+    /// A resend failed. It is repeated for about an hour with default settings: a replica that is gone
+    /// for good must not keep the task forever.
     pub(super) fn resend_failed(&mut self, at: DeliveryRef) {
         const MOST: u32 = 120;
         let delivery = &self.tasks[at];
         if delivery.next.is_some() || delivery.failure_count() > MOST {
-            self.settle_head(at, Settlement::Delivered);
+            self.settle_head(at, SettledAs::Delivered);
         } else {
             self.resend_later(at);
         }
     }
 
-    /// Forgets the ambiguous attempts whose time is over.
+    /// Drops the ambiguous attempts whose time is over.
     pub(super) fn forget_ambiguous(&mut self) {
         for _ in 0..MOST_DUE {
             let Some(&(until, id, lane)) = self.ambiguous.first() else { return };
@@ -108,18 +99,13 @@ impl Engine {
         }
     }
 
-    /// The attempts of a delivery are not ambiguous any more.
+    /// Drops the ambiguous attempt of a delivery, if there is one.
     pub(super) fn clear_ambiguous(&mut self, at: DeliveryRef) {
         let entry = &mut self.tasks[at.slot];
         let (id, key, delivery) = (entry.id, entry.key, &mut entry.deliveries[at.index]);
-        let Some((_, until)) = delivery.set_ambiguous(None) else { return };
-        self.ambiguous.remove(&(until, id, delivery.lane));
-        let ambiguous = &mut self.lanes[delivery.lane].ambiguous;
-        if let Some(attempts) = ambiguous.get_mut(&key) {
-            attempts.retain(|(other, _)| *other != id);
-            if attempts.is_empty() {
-                ambiguous.remove(&key);
-            }
+        if let Some((_, until)) = delivery.set_ambiguous(None) {
+            self.ambiguous.remove(&(until, id, delivery.lane));
+            self.lanes[delivery.lane].ambiguous.remove(key, id);
         }
     }
 }

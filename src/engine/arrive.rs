@@ -1,21 +1,20 @@
-//! Takes durable tasks into the engine: new ones, and those of a partition that was claimed.
+//! Takes durable tasks into the engine: new ones and those of a claimed partition.
 
 use std::time::Duration;
 
 use crate::engine::quorum::Quorum;
 use crate::engine::table::{
-    DeliveryFailures, DeliveryRef, Queue, Reservation, Settlement, Slot, State,
+    DeliveryFailures, DeliveryRef, Reservation, SettledAs, Slot, Stage, TaskQueue,
 };
 use crate::engine::{Arrived, Engine, Now, Origin, Since};
 use crate::task::{Cause, DeadLetter, Progress, TaskId};
 
 impl Engine {
-    /// Takes on a task that is durable, in the order of the ids.
+    /// Adds a durable task. The tasks of a partition arrive in the order of their ids.
     ///
-    /// It has its places in the chains of its key from now on, supersedes what a newer write makes
-    /// pointless, and is sent. Since it is durable, nothing is ever sent or superseded that a crash
-    /// could undo: a write that was sent and then lost would stay on some replicas, and an older one
-    /// that is still on disk would be sent after it.
+    /// The task joins the chains of its key, supersedes older writes and is sent. Nothing is sent or
+    /// superseded for a task that a crash could undo: a write that was sent and then lost would stay on
+    /// some replicas, and an older one on disk would be sent after it.
     pub fn arrive(&mut self, now: Now, task: Arrived<'_>, origin: Origin) {
         self.now = now;
         match origin {
@@ -30,8 +29,8 @@ impl Engine {
         let (lanes, queue, since, quorum) = match reservation {
             Some(reservation) => {
                 let Reservation { queue, bytes, lanes, made, .. } = reservation;
-                self.free_places(queue, bytes, &lanes);
-                let quorum = (queue == Queue::Strong).then(|| {
+                self.release_places(queue, bytes, &lanes);
+                let quorum = (queue == TaskQueue::Strong).then(|| {
                     let replicas = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
                     let deadline = made.after(self.settings.strong_timeout);
                     Box::new(Quorum::new(replicas, deadline))
@@ -39,10 +38,10 @@ impl Engine {
                 let since = Since::aged(Duration::ZERO, self.now.moment);
                 (lanes.into_vec(), queue, since, quorum)
             }
-            // Its client waits elsewhere.
+            // Accepted by another process; its client waits there.
             None => {
                 let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else { return };
-                (lanes, Queue::Eventual, self.since_acceptance(&task), None)
+                (lanes, TaskQueue::Eventual, self.since_acceptance(&task), None)
             }
         };
         let slot = self.insert(&task, since, &lanes, quorum, false);
@@ -50,28 +49,27 @@ impl Engine {
         for (index, &lane) in lanes.iter().enumerate() {
             let at = DeliveryRef { slot, index };
             self.join(at);
-            // It was on its way to the disk when everything for the replica was thrown away.
-            if number <= self.lanes[lane].forgotten_up_to {
-                self.throw_away(at);
+            // Everything for the replica was discarded while the task was made durable.
+            if self.lanes[lane].forget.covers(number) {
+                self.discard(at);
                 continue;
             }
             self.lanes[lane].last_used = self.now.moment;
-            self.lanes[lane].forgotten = false;
+            self.lanes[lane].forget.used_again();
             self.unblock(at);
         }
-        // A strong write may be out of reach.
+        // The majority of a strong write may be out of reach.
         self.touch(slot);
     }
 
-    /// Takes on a task of a partition that was claimed.
+    /// Adds a task of a claimed partition.
     ///
-    /// What waited for a retry when the process ended is due within one `retry_base`, spread over it
-    /// so that a replica does not get all of it in one moment; beyond a replica's share of the retry
-    /// queue, and while it is paused, it is parked. The other capacities do not hold here: they may
-    /// have been lowered, and nothing on disk is given up for that.
+    /// Its retries are due within one `retry_base`, at random, so that a replica does not get all of them
+    /// at once; those beyond the replica's share or for a paused replica are parked. Other capacities do
+    /// not apply: they may have been lowered, and nothing on disk is given up for it.
     fn recover(&mut self, task: Arrived<'_>, progress: Vec<Progress>) {
         self.restored_at = self.now.moment;
-        // It may be older than tasks that are counted already.
+        // The task may be older than tasks that are counted.
         self.barriers.clear();
         let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else { return };
         let slot = self.insert(&task, self.since_acceptance(&task), &lanes, None, true);
@@ -79,15 +77,14 @@ impl Engine {
             self.restore_delivery(DeliveryRef { slot, index }, progress);
         }
         self.enter_queue(slot, self.queue_of_restored(slot));
-        let states = || self.tasks[slot].deliveries.iter().map(|delivery| delivery.state);
-        if states().all(|state| matches!(state, State::Settled(_))) {
+        let stages = || self.tasks[slot].deliveries.iter().map(|delivery| delivery.stage);
+        if stages().all(|stage| matches!(stage, Stage::Settled(_))) {
             self.touch(slot);
-        } else if states().all(State::rests) {
+        } else if stages().all(Stage::is_at_rest) {
             self.charge_as_dead(slot);
         }
     }
 
-    /// The age of a task, from the wall clock alone.
     fn since_acceptance(&self, task: &Arrived<'_>) -> Since {
         let age = self.uptime.age_at_start(self.now.wall, task.accepted_at);
         Since::aged(age, self.now.moment)
@@ -95,63 +92,62 @@ impl Engine {
 
     fn restore_delivery(&mut self, at: DeliveryRef, progress: Progress) {
         let until = self.now.moment.after(self.settings.retry_base.mul_f64(self.rng.f64()));
-        // Which older write it may have superseded is not on disk. So it stands for every older one.
+        // Which older write it superseded is not on disk, so it stands for all older ones.
         let stands_for =
             matches!(progress, Progress::Failed { .. } | Progress::Dead(_)).then_some(TaskId(0));
-        let (state, failures, error, since) = match progress {
-            Progress::Failed { failures: 0, .. } => (State::Blocked, 0, None, self.now.wall),
-            Progress::Untouched => (State::Blocked, 0, None, self.now.wall),
+        let (stage, failures, error, since) = match progress {
+            Progress::Failed { failures: 0, .. } => (Stage::Blocked, 0, None, self.now.wall),
+            Progress::Untouched => (Stage::Blocked, 0, None, self.now.wall),
             Progress::Failed { failures, error } => {
-                (State::Waiting { until }, failures, Some(error), self.now.wall)
+                (Stage::Waiting { until }, failures, Some(error), self.now.wall)
             }
             Progress::Delivered => {
                 self.supersede_letter(at);
-                return self.settled_before(at, Settlement::Delivered);
+                return self.settled_before(at, SettledAs::Delivered);
             }
             Progress::Superseded => {
-                return self.settled_before(at, Settlement::Superseded);
+                return self.settled_before(at, SettledAs::Superseded);
             }
             Progress::Ambiguous { .. } => return self.restore_ambiguous(at),
             Progress::Resend => {
                 let until = self.now.moment.after(self.settings.settle_after);
-                (State::Resend { until }, 0, None, self.now.wall)
+                (Stage::Resend { until }, 0, None, self.now.wall)
             }
             Progress::Dead(DeadLetter { cause, failures, error, since }) => {
-                let state = match cause {
-                    Cause::Rejected | Cause::GaveUp => State::Dead { cause, until },
-                    Cause::RetryOverflow => State::Parked { until },
+                let stage = match cause {
+                    Cause::Rejected | Cause::GaveUp => Stage::Dead { cause, until },
+                    Cause::RetryOverflow => Stage::Parked { until },
                 };
-                (state, failures, Some(error), since)
+                (stage, failures, Some(error), since)
             }
         };
         self.tasks[at].failures =
             error.map(|error| Box::new(DeliveryFailures::new(failures, error, since)));
         if self.tasks[at].failures.is_some() {
-            // It may have been on the wire when the process ended.
+            // It may have been in flight when the process ended.
             self.note_ambiguous(at, self.now.wall);
         }
         if stands_for.is_some() {
-            let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
-            self.tasks[at].failures.get_or_insert_with(new).stands_for = stands_for;
+            self.tasks[at].failures_mut(self.now.wall).stands_for = stands_for;
         }
-        if let State::Dead { cause, .. } = state {
+        if let Stage::Dead { cause, .. } = stage {
             return self.restore_letter(at, cause);
         }
-        let alone = self.join(at);
-        // Behind an older write it keeps its failures and waits for its turn instead.
-        match state {
-            State::Waiting { until } if alone => {
+        let leads = self.join(at);
+        // Behind an older write it waits for its turn and keeps its failures.
+        match stage {
+            Stage::Waiting { until } if leads => {
                 if !self.await_retry(at, until) {
                     self.touch(at.slot);
                 }
             }
-            _ if alone && state.awaits_retry() => self.change(at, state),
+            _ if leads && stage.awaits_retry() => self.change(at, stage),
             _ => self.unblock(at),
         }
     }
 
-    fn queue_of_restored(&self, slot: Slot) -> Queue {
-        let states = || self.tasks[slot].deliveries.iter().map(|delivery| delivery.state);
-        if states().any(State::holds_queue) { Queue::Eventual } else { Queue::Outside }
+    fn queue_of_restored(&self, slot: Slot) -> TaskQueue {
+        let stages = || self.tasks[slot].deliveries.iter().map(|delivery| delivery.stage);
+        if stages().any(Stage::holds_queue) { TaskQueue::Eventual } else { TaskQueue::Outside }
     }
 }

@@ -1,50 +1,44 @@
-//! How many deliveries one replica has at once: `--workers`, a number or `auto`.
+//! The limit of concurrent deliveries per replica: `--workers`, a number or `auto`.
 //!
-//! `auto` follows the round-trip time, as TCP Vegas and BBR do and, for requests, Netflix's
-//! concurrency-limits and Vector's adaptive requests: as long as answers come about as fast as
-//! they ever do, more at once is more in total; once they come slower, the rest only waits at the
-//! replica instead of here.
+//! `auto` follows the round-trip time, like TCP Vegas, BBR, Netflix's concurrency-limits and Vector's
+//! adaptive requests: while latency stays flat, more concurrency is more throughput; once latency
+//! grows, requests only queue at the replica.
 //!
-//! After each round (as many answers as the limit) the mean time is held against the shortest
-//! mean of the last rounds: up by an eighth while it is close, down by a fifth when it has
-//! doubled, down by half when something failed. Where answers are always slow the shortest mean
-//! is forgotten in time and found anew with half as many at once, so that a replica that has
-//! become slower for good is not held to what it once was.
+//! After each round (as many answers as the limit) the mean latency is compared with the shortest
+//! recent mean: 1/8 more while it is close, 1/5 less when it has doubled, half on a failure. The
+//! shortest mean expires and is measured again at half the limit, so that a replica that became
+//! slower for good is not held to its past.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::engine::Moment;
 
-/// Deliveries in flight to one replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workers {
-    /// Always so many.
     Fixed(NonZeroU32),
-    /// As many as serve, up to this.
     Auto(NonZeroU32),
 }
 
-/// What `auto` begins with, and a fair number for a replica that nothing is known of.
+/// The initial limit of `auto`, fair for an unknown replica.
 const FIRST: u32 = 5;
-/// Rounds with fewer answers say nothing.
+/// Rounds with fewer answers are too small to compare.
 const LEAST_ROUND: u32 = 4;
-/// The times of fast replicas differ by more than their doubles without any reason.
+/// The latency of fast replicas more than doubles at random.
 const SLACK: Duration = Duration::from_millis(1);
-/// How long the shortest round is remembered at least; at the most twice as long.
+/// Minimum time until the shortest mean expires; the maximum is twice that.
 const MEMORY: Duration = Duration::from_secs(10);
 
-/// The limit of one replica.
 #[derive(Debug)]
 pub(super) struct Concurrency {
     limit: u32,
     answers: u32,
     total: Duration,
-    /// In this round the limit was reached, so that a larger one would have been used.
+    /// The limit was reached in this round, so a larger one would have been used.
     reached: bool,
-    /// Attempts that were on the wire at the last failure: what becomes of them says the same.
+    /// Attempts that were in flight at the last failure; their outcomes are the same evidence.
     stale: u32,
-    /// The shortest mean of the rounds since `remembered_since`, and of the stretch before.
+    /// The shortest mean since `remembered_since`, and of the period before.
     shortest: Duration,
     shortest_before: Duration,
     remembered_since: Moment,
@@ -66,7 +60,6 @@ impl Default for Concurrency {
 }
 
 impl Concurrency {
-    /// How many may be in flight.
     pub(super) fn limit(&self, workers: Workers) -> u32 {
         match workers {
             Workers::Fixed(limit) => limit.get(),
@@ -74,7 +67,6 @@ impl Concurrency {
         }
     }
 
-    /// An attempt has ended after `took`; `in_flight` were, it included.
     pub(super) fn answered(
         &mut self,
         now: Moment,
@@ -129,8 +121,8 @@ mod tests {
 
     const AUTO: Workers = Workers::Auto(NonZeroU32::new(256).unwrap());
 
-    /// A replica with `time(n)` for an answer when it has n at once, kept busy for `seconds`.
-    /// Gives the limits of the last half.
+    /// A busy replica with latency `time(n)` at a concurrency of n. Returns the minimum and maximum limit
+    /// of the second half.
     fn busy(time: impl Fn(u32) -> Duration, seconds: u64) -> (u32, u32) {
         let mut limits = Concurrency::default();
         let (mut now, mut seen) = (Moment(0), Vec::new());
@@ -150,13 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_far_away_gets_all_that_there_may_be() {
+    fn a_distant_replica_gets_the_maximum() {
         assert_eq!(busy(|_| Duration::from_millis(20), 30), (256, 256));
     }
 
     #[test]
     fn a_replica_that_slows_down_under_load_gets_what_it_can_take() {
-        // Ten at once for 10 ms each; more have to wait there.
+        // It serves ten at once in 10 ms; more have to wait.
         let time = |n: u32| Duration::from_millis(10) * n.div_ceil(10).max(1);
         let (least, most) = busy(time, 120);
         assert!(least >= 5 && most <= 40, "{least} to {most}");
@@ -182,7 +174,7 @@ mod tests {
         for in_flight in (1..=5).rev() {
             limits.answered(Moment(0), AUTO, Duration::from_millis(1), true, in_flight);
         }
-        assert_eq!(limits.limit(AUTO), 2, "those of one moment count once");
+        assert_eq!(limits.limit(AUTO), 2, "failures of one moment count once");
         limits.answered(Moment(0), AUTO, Duration::from_millis(1), true, 1);
         assert_eq!(limits.limit(AUTO), 1);
         assert_eq!(limits.limit(Workers::Fixed(NonZeroU32::new(7).unwrap())), 7);

@@ -1,41 +1,34 @@
-//! The counters of a replica: every delivery is counted under exactly one outcome.
+//! The counters of a replica. Every delivery is counted under exactly one outcome.
 
 use std::ops::AddAssign;
 
-/// Counts since the start; what was recovered from disk counts as accepted then.
+/// Counts since the start; recovered deliveries count as accepted.
 ///
-/// accepted = delivered + superseded + dead + discarded + released + pending, at every moment. A delivery
-/// parked by `retry_overflow` is pending. What follows the outcomes are events, which only grow.
+/// Always accepted = delivered + superseded + dead + discarded + released + pending. Parked
+/// deliveries are pending. The other fields count events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Deliveries taken on.
     pub accepted: u64,
-    /// Acknowledged by the replica.
     pub delivered: u64,
-    /// Made pointless by a newer write of the key.
     pub superseded: u64,
-    /// Rejected or given up, and kept as dead letters now.
+    /// Dead letters, except parked deliveries.
     pub dead: u64,
-    /// Dead letters that were thrown away.
     pub discarded: u64,
     /// Left unsettled with their partition.
     pub released: u64,
-    /// Not settled yet.
     pub pending: u64,
-    /// Event: refused by the replica for good.
+    /// Event: the replica rejected the write.
     pub rejected: u64,
-    /// Event: given up after the last retry.
+    /// Event: the last retry failed.
     pub gave_up: u64,
-    /// Event: a dead letter was made ready again.
+    /// Event: a dead letter was redriven.
     pub redriven: u64,
     /// Event: an attempt that was sent failed.
     pub failed_attempts: u64,
-    /// Event: an attempt ended without being sent: the breaker was open, or this process lacked
-    /// something that it needs for it.
+    /// Event: an attempt was not sent, because the breaker was open or a resource was missing.
     pub unsent_attempts: u64,
 }
 
-/// The outcome under which a delivery is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DeliveryOutcome {
     Pending,
@@ -46,7 +39,7 @@ pub(super) enum DeliveryOutcome {
     Released,
 }
 
-/// Whether a failed attempt went out.
+/// Whether a failed attempt was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attempt {
     Sent,
@@ -54,7 +47,6 @@ pub(super) enum Attempt {
 }
 
 impl Counters {
-    /// Whether they add up.
     #[must_use]
     pub fn balance(&self) -> bool {
         self.accepted

@@ -1,34 +1,31 @@
-//! Attempts that did not deliver: what is written down, and what becomes of the delivery.
+//! Attempts that did not deliver: their record, and the next step of the delivery.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::counters::Attempt;
-use crate::engine::table::{Delivery, DeliveryFailures, DeliveryRef, Priority, State};
-use crate::engine::{Change, Engine};
+use crate::engine::table::{Delivery, DeliveryFailures, DeliveryRef, Priority, Stage};
+use crate::engine::{DeliveryChange, Engine};
 use crate::task::Cause;
 
-/// What a delivery does next, unless a newer write of its key takes its place.
+/// The next step after a failed attempt, unless a newer write supersedes the delivery.
 #[derive(Clone, Copy, Debug)]
-enum Next {
+enum AfterFailure {
     Retry(Duration),
-    /// It waits for longer than a place of the retry queue is for.
     Defer(Duration),
     GiveUp,
 }
 
 impl Engine {
-    /// Writes down a failed attempt.
     pub(super) fn note_failure(&mut self, at: DeliveryRef, error: Arc<str>, attempt: Attempt) {
-        let told = self.watched.then(|| Arc::clone(&error));
+        let reported = self.watched.then(|| Arc::clone(&error));
         let failures = self.note_error(at, error, attempt);
         failures.count = failures.count.saturating_add(1);
         let lane = self.tasks[at].lane;
-        self.tell_change(at.slot, lane, Change::Failed, told);
+        self.emit_change(at.slot, lane, DeliveryChange::Failed, reported);
     }
 
-    /// Writes down why an attempt did not deliver. The client of a strong write does not wait for
-    /// another one.
+    /// Records why an attempt did not deliver. A waiting strong client does not wait for a retry.
     pub(super) fn note_error(
         &mut self,
         at: DeliveryRef,
@@ -38,52 +35,48 @@ impl Engine {
         self.fail_quorum(at);
         self.touch(at.slot);
         let lane = self.tasks[at].lane;
-        self.lanes[lane].counters.failed(attempt);
-        self.totals.failed(attempt);
-        let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
-        let failures = self.tasks[at].failures.get_or_insert_with(new);
+        self.counters(lane).into_iter().for_each(|counters| counters.failed(attempt));
+        let failures = self.tasks[at].failures_mut(self.now.wall);
         (failures.error, failures.since) = (error, self.now.wall);
         failures
     }
 
-    /// What becomes of a delivery whose attempt failed: a newer write of the key takes its place,
-    /// or it waits for a retry, or is parked, or given up.
-    pub(super) fn fail(&mut self, at: DeliveryRef, asked: Option<Duration>) {
+    /// Decides the next step of a failed delivery: superseded, retried, parked, deferred or given up.
+    pub(super) fn fail(&mut self, at: DeliveryRef, retry_after: Option<Duration>) {
         let failures = self.tasks[at].failure_count();
-        let deferred = asked.is_some_and(|asked| asked > self.schedule.longest());
-        let next = match self.schedule.wait(failures, asked, &mut self.rng) {
-            None => Next::GiveUp,
-            Some(wait) if deferred => Next::Defer(wait),
-            Some(wait) => Next::Retry(wait),
+        let deferred = retry_after.is_some_and(|retry_after| retry_after > self.schedule.longest());
+        let next = match self.schedule.wait(failures, retry_after, &mut self.rng) {
+            None => AfterFailure::GiveUp,
+            Some(wait) if deferred => AfterFailure::Defer(wait),
+            Some(wait) => AfterFailure::Retry(wait),
         };
-        self.go_on(at, next);
+        self.after_failure(at, next);
     }
 
-    /// A delivery could not be sent, which is not a failure: it waits, and has as many attempts left
-    /// as before.
-    pub(super) fn put_off(&mut self, at: DeliveryRef) {
+    /// Retries a delivery that could not be sent. It keeps its number of attempts.
+    pub(super) fn retry_unsent(&mut self, at: DeliveryRef) {
         let wait = self.schedule.pause(&mut self.rng);
-        self.go_on(at, Next::Retry(wait));
+        self.after_failure(at, AfterFailure::Retry(wait));
     }
 
-    fn go_on(&mut self, at: DeliveryRef, then: Next) {
-        let Delivery { lane, next, state, .. } = self.tasks[at];
+    fn after_failure(&mut self, at: DeliveryRef, then: AfterFailure) {
+        let Delivery { lane, next, stage, .. } = self.tasks[at];
         if let Some(next) = next {
             return self.supersede_head(at, next);
         }
-        let redriven = matches!(state, State::InFlight { priority: Priority::Redrive, .. });
-        if redriven && self.lanes[lane].breaker.is_open() {
+        let redriven = matches!(stage, Stage::InFlight { priority: Priority::Redrive, .. });
+        if redriven && self.lanes[lane].health.breaker().is_open() {
             return self.return_to_dead(at);
         }
         match then {
-            Next::GiveUp => self.bury_head(at, Cause::GaveUp),
-            Next::Defer(wait) => {
-                self.change(at, State::Deferred { until: self.now.moment.after(wait) });
+            AfterFailure::GiveUp => self.bury_head(at, Cause::GaveUp),
+            AfterFailure::Defer(wait) => {
+                self.change(at, Stage::Deferred { until: self.now.moment.after(wait) });
             }
-            Next::Retry(wait) => {
+            AfterFailure::Retry(wait) => {
                 let until = self.now.moment.after(wait);
-                if !self.await_retry(at, until) && !self.lanes[lane].is_held() {
-                    self.tell_buried(at);
+                if !self.await_retry(at, until) && !self.lanes[lane].is_suspended() {
+                    self.emit_buried(at);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Fuzz target: histories made from bytes, against the model.
+//! Histories drawn from bytes, run against the model.
 
 use std::num::NonZeroU32;
 
@@ -7,7 +7,7 @@ use super::model::{How, Op, Shape, holds};
 use crate::fuzzing::Input;
 
 /// Enough to reach every state of the model; longer histories are only slower.
-const MAX_STEPS: usize = 400;
+const MOST_STEPS: usize = 400;
 
 /// Order, counters and convergence hold for any history.
 pub(crate) fn engine(data: &[u8]) {
@@ -25,7 +25,7 @@ pub(crate) fn engine(data: &[u8]) {
         coalesce: input.flag(),
     };
     let mut history = Vec::new();
-    while !input.is_empty() && history.len() < MAX_STEPS {
+    while !input.is_empty() && history.len() < MOST_STEPS {
         history.push(op(&mut input));
     }
     holds(&shape, &history);

@@ -1,4 +1,4 @@
-//! What goes into the engine and what comes out of it.
+//! The inputs and outputs of the engine.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -14,381 +14,278 @@ use crate::task::{
     Timestamp,
 };
 
-/// What a task is charged for beyond its key and value: its row on disk, its place in memory.
+/// Charged for each task on top of key and value: its row on disk, its entry in memory.
 pub const TASK_OVERHEAD_BYTES: u64 = 512;
 
-/// The limits and times of the engine.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// Deliveries on the wire to one replica.
+pub struct EngineSettings {
     pub workers: Workers,
-    /// Tasks in the eventual queue; as many strong writes may be open besides.
+    /// Maximum tasks in the eventual queue, and maximum open strong writes.
     pub queue_capacity: usize,
-    /// Deliveries that wait for a retry, or are retried.
+    /// Maximum deliveries that wait for a retry or are being retried.
     pub retry_capacity: usize,
-    /// What the tasks that wait may be charged for, in bytes.
+    /// Maximum bytes charged for tasks that wait.
     pub max_bytes: u64,
-    /// What those may be charged for of which only dead letters are left, parked ones included, in
-    /// bytes. What has been accepted before can exceed it.
+    /// Maximum bytes charged for tasks with only dead letters left, parked ones included. Accepted
+    /// tasks can exceed it.
     pub max_dead_letter_bytes: u64,
-    /// How long a dead letter is kept; `None` is for ever.
+    /// `None` keeps dead letters forever.
     pub dead_letter_retention: Option<Duration>,
-    /// Dead letters are redriven when their replica is back.
     pub hinted_handoff: bool,
-    /// Dead letters of one replica that are redriven in a second.
+    /// Redriven dead letters per replica and second.
     pub redrive_rate: NonZeroU32,
-    /// Failures in a row that open a replica's breaker; 0 is never.
+    /// Consecutive failures that open a breaker; 0 disables breakers.
     pub breaker_failures: u32,
-    /// How long an attempt without an answer may still be applied by the replica; zero is not at
-    /// all.
+    /// How long a replica may still apply an attempt without an answer; zero disables the tracking.
     pub settle_after: Duration,
-    /// Only the newest of the writes of one key that wait for a replica is sent to it.
+    /// Send only the newest of the waiting writes of a key.
     pub coalesce: bool,
-    /// Replicas with a lane.
     pub max_known_replicas: usize,
-    /// Retries after the first attempt.
     pub max_retries: u32,
     /// The wait after the first failure.
     pub retry_base: Duration,
-    /// How long the client of a strong write waits at the most.
     pub strong_timeout: Duration,
-    /// Where the jitter starts from.
     pub seed: u64,
 }
 
-/// A task that is durable.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrived<'a> {
-    /// Greater than every one of its partition that arrived before.
+    /// Greater than the id of every earlier task of the partition.
     pub id: TaskId,
-    /// The one of its key.
     pub partition: Partition,
-    /// Its key.
     pub key: KeyId,
-    /// Its replicas, each once.
+    /// Each node once.
     pub replicas: &'a [Node],
-    /// What it is charged for, to which the engine adds the overhead: [`crate::task::weight`].
+    /// [`crate::task::weight`]; the engine adds the overhead.
     pub bytes: u64,
-    /// When it was accepted.
     pub accepted_at: Timestamp,
 }
 
-/// Where a task comes from that arrives.
 #[derive(Debug)]
 pub enum Origin {
-    /// It was just written; here, if there is a reservation.
+    /// Just written. The reservation is there if this process accepted the write.
     Written(Option<Reservation>),
-    /// Its partition was claimed, at the start or later; with what each replica has had of it.
+    /// Of a partition that was claimed, with one progress per replica.
     Recovered(Vec<Progress>),
 }
 
-/// What is to be done, in this order.
+/// An effect for the caller, to be done in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send this delivery; the outcome comes back by [`Engine::answered`].
+pub enum EngineAction {
+    /// Send this delivery, then call [`Engine::answered`].
     Send {
-        /// Which.
         delivery: DeliveryId,
-        /// To whom.
         node: Node,
-        /// How often it is sent with this, from 1.
+        /// From 1.
         attempt: u32,
-        /// What its task is charged for: about what it costs to hold it in memory.
+        /// The charge of its task: about the memory that the task takes.
         bytes: u64,
     },
-    /// The task stands so: keep it over a restart.
     Save {
-        /// Which.
         task: TaskId,
-        /// One entry a replica.
         progress: Vec<Progress>,
     },
     /// Nothing of the task is left: remove it from disk and memory.
     Remove {
-        /// Which.
         task: TaskId,
     },
-    /// A task has come to its end, as it is about to be removed: remember it for those who ask. Only
-    /// where [`Engine::tell_ends`] says that someone may.
+    /// A task ended and is about to be removed. Only with [`Engine::report_ends`].
     Ended {
-        /// How each of its deliveries ended.
         last: TaskView,
     },
     /// Answer the client of a strong write.
     Conclude {
-        /// Which.
         task: TaskId,
-        /// A majority has acknowledged.
         success: bool,
-        /// How many make a majority.
         needed: usize,
-        /// Who has acknowledged.
         acked: Vec<ReplicaIndex>,
-        /// Who has not.
         missing: Vec<ReplicaIndex>,
-        /// Without a majority, what keeps those of them that nothing is sent to.
+        /// Without a majority: why nothing is sent to some of the missing replicas.
         obstacles: Vec<(ReplicaIndex, Obstacle)>,
     },
-    /// A delivery became a dead letter: tell the operator.
+    /// A delivery became a dead letter.
     Buried {
-        /// Which.
         delivery: DeliveryId,
-        /// Its replica.
         node: Node,
-        /// Why.
         letter: DeadLetter,
     },
-    /// The breaker of a replica has opened, with the error that did it, or the replica is back:
-    /// tell the operator.
+    /// The breaker of a replica opened (with the error), or the replica is back (without).
     Breaker {
-        /// Whose.
         node: Node,
-        /// Why it has opened.
         error: Option<Arc<str>>,
     },
-    /// A dead letter was thrown away, as its time was over: tell the operator.
+    /// A dead letter reached its retention limit and was discarded.
     Discarded {
-        /// Which.
         delivery: DeliveryId,
-        /// Its replica.
         node: Node,
     },
-    /// Something has become of a delivery: tell those who watch. Only while [`Engine::watch`] says
-    /// that someone does.
+    /// A delivery changed. Only with [`Engine::watch`].
     Changed {
-        /// Whose task.
         task: TaskId,
-        /// To whom.
         node: Node,
-        /// What.
-        change: Change,
-        /// Why, of a failure or a death.
+        change: DeliveryChange,
+        /// Of a failure or a dead letter.
         error: Option<Arc<str>>,
     },
 }
 
-/// What becomes of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// An attempt failed.
+pub enum DeliveryChange {
     Failed,
-    /// Acknowledged.
     Delivered,
-    /// A newer write took its place.
     Superseded,
-    /// A dead letter, or parked.
+    /// Became a dead letter, or was parked.
     Dead,
-    /// A dead letter was made ready again.
     Redriven,
-    /// Thrown away.
     Discarded,
 }
 
-/// Why a write is not let in. Nothing has changed.
+/// Why a write was refused. Nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Full {
-    /// `queue_capacity`.
     #[error("the eventual queue is full (--queue-capacity {0})")]
     Queue(usize),
-    /// `queue_capacity`, for strong writes.
     #[error("the queue of strong writes is full (--queue-capacity {0})")]
     Strong(usize),
-    /// One replica holds all of a queue but what is kept free for the others.
+    /// One replica uses its whole share of a queue; the rest is reserved for other replicas.
     #[error("{node} has used up its share of --queue-capacity (queued for it: {held})")]
-    Share {
-        /// Whose share is used up.
-        node: Node,
-        /// The tasks that it holds.
-        held: usize,
-    },
-    /// `max_bytes`.
+    Share { node: Node, held: usize },
     #[error("the queued tasks leave no room for this write (--queue-max-bytes {0})")]
     Bytes(u64),
-    /// `max_dead_letter_bytes`.
     #[error(
         "{node} has used up its share of --dead-letter-max-bytes (bytes of its dead letters: {bytes})"
     )]
-    DeadLetters {
-        /// Whose.
-        node: Node,
-        /// What they are charged for.
-        bytes: u64,
-    },
-    /// `max_known_replicas`.
+    DeadLetters { node: Node, bytes: u64 },
     #[error(
         "the write names a new replica and all known ones have pending deliveries or dead letters (--max-known-replicas {0})"
     )]
     Replicas(usize),
 }
 
-/// How full everything is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Levels {
     /// Tasks in the eventual queue.
     pub queue: usize,
-    /// Open strong writes.
     pub strong: usize,
-    /// Deliveries that wait for a retry, or are retried.
+    /// Deliveries that wait for a retry or are being retried.
     pub retry: usize,
-    /// Bytes charged for the tasks that wait.
+    /// Bytes charged for tasks that wait.
     pub bytes: u64,
-    /// Bytes charged for the tasks of which only dead letters are left.
+    /// Bytes charged for tasks with only dead letters left.
     pub dead_letter_bytes: u64,
-    /// Deliveries kept as dead letters, the parked ones included.
+    /// Parked deliveries included.
     pub dead_letters: u64,
-    /// Deliveries on the wire.
     pub in_flight: u64,
 }
 
-/// One replica, seen from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneView {
-    /// Whose lane.
     pub node: Node,
-    /// Its counters.
     pub counters: Counters,
-    /// Of the pending, on the wire.
     pub in_flight: u64,
-    /// Of the pending, waiting for a retry.
     pub waiting: u64,
-    /// Of the pending, parked.
     pub parked: u64,
-    /// What the tasks of the pending are charged for, in bytes.
+    /// Bytes charged for the tasks of pending deliveries.
     pub pending_bytes: u64,
-    /// When the oldest of the pending was accepted.
+    /// When the oldest pending delivery was accepted.
     pub oldest: Option<Timestamp>,
-    /// The same by a clock that nobody sets.
+    /// The same by the monotonic clock.
     pub oldest_since: Option<Since>,
-    /// Since when an operator has it paused.
     pub paused: Option<Timestamp>,
-    /// Why its last failed attempt failed, and when.
     pub last_error: Option<(Arc<str>, Timestamp)>,
-    /// Since when its breaker is as it is; nothing since the start.
+    /// When the breaker last changed; `None` if it has not changed since the start.
     pub breaker_since: Option<Timestamp>,
-    /// When its next probe may go out.
     pub next_probe: Option<Moment>,
-    /// Bytes charged for dead letters.
     pub dead_letter_bytes: u64,
-    /// Its breaker.
     pub breaker: BreakerState,
-    /// Deliveries that it may have at once.
+    /// Its current limit of concurrent deliveries.
     pub workers: u32,
 }
 
-/// How a delivery stands, for operators.
+/// The state of a delivery as operators see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeliveryState {
-    /// Not sent yet, or about to be sent again.
+    /// Not sent yet, or redriven.
     Queued,
-    /// On the wire.
     InFlight,
-    /// Failed, and waiting for its retry.
     Retrying,
     /// Failed, without a place in the retry queue.
     Parked,
-    /// A dead letter.
     Dead,
-    /// Acknowledged.
     Delivered,
-    /// Made pointless by a newer write.
     Superseded,
-    /// Thrown away.
     Discarded,
 }
 
-/// A task and its deliveries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskView {
-    /// Which.
     pub id: TaskId,
-    /// One for each replica, in the order of the task's list.
+    /// In the order of the task's replicas.
     pub deliveries: Vec<DeliveryView>,
 }
 
-/// A delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveryView {
-    /// To whom.
     pub node: Node,
-    /// How it stands.
     pub state: DeliveryState,
-    /// Why it is a dead letter, if it is one.
+    /// Of a dead letter.
     pub cause: Option<Cause>,
-    /// Failed attempts.
     pub failures: u32,
-    /// Why the last one failed, and when.
     pub error: Option<(Arc<str>, Timestamp)>,
-    /// When it is tried again.
     pub due: Option<Moment>,
 }
 
-/// A dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LetterView {
-    /// Its task.
     pub task: TaskId,
-    /// Which of the task's replicas.
     pub replica: ReplicaIndex,
-    /// How it stands.
     pub delivery: DeliveryView,
 }
 
-/// What is looked for; what is not said does not matter.
+/// Selects deliveries. An unset field matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// A delivery stands so.
+pub struct DeliveryFilter {
     pub state: Option<DeliveryState>,
-    /// That delivery, or any, is to this replica.
     pub node: Option<Node>,
-    /// The task writes this key.
     pub key: Option<KeyId>,
 }
 
-/// A part of what was looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found<T, C> {
-    /// By age.
+pub struct SearchPage<T, C> {
+    /// Oldest first.
     pub items: Vec<T>,
-    /// Where to go on; `None` at the end.
+    /// Where the next page starts; `None` at the end.
     pub next: Option<C>,
 }
 
-/// What an operator's request has done to one dead letter.
+/// The effect of an operator's request on one dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminOutcome {
-    /// What was asked for.
     Done,
-    /// Nothing: a newer write of its key is on its way, and settles it.
+    /// No effect: a newer write of its key is pending and will settle it.
     LeftOut,
-    /// Nothing: its replica is paused or does not answer, or the retry queue has no place for it.
+    /// No effect: the replica is paused or failing, or the retry queue has no place.
     HeldBack,
-    /// It is no dead letter any more.
+    /// It is not a dead letter any more.
     Gone,
 }
 
-/// What came of asking for a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probed {
-    /// The breaker afterwards.
     pub breaker: BreakerState,
-    /// A delivery is on the wire that will tell how the replica is.
+    /// A probe is in flight.
     pub probing: bool,
 }
 
-/// What a replica that is forgotten had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forgotten {
-    /// Deliveries and dead letters that are thrown away.
     pub discarded: u64,
-    /// Deliveries on the wire; they are not tried again.
+    /// Deliveries in flight; they are not retried.
     pub in_flight: u64,
 }
 
-/// Why a replica keeps its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenameError {
-    /// There is no such replica.
     Unknown,
-    /// There is one of the new name already.
     Used,
 }

@@ -1,21 +1,18 @@
-//! A key as the engine knows it: sixteen bytes, whatever the key's length.
+//! Keys as the engine stores them: 16 bytes each.
 
 use std::hash::{BuildHasher, RandomState};
 
-/// Stands for a key. Two keys have the same one with a probability of 2⁻¹²⁸ a pair.
-///
-/// The engine keeps a million tasks in memory, and what it needs of a key is only whether two
-/// are equal.
+/// Stands for a key; the engine only compares keys. Two keys collide with a probability of 2⁻¹²⁸.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KeyId([u64; 2]);
 
-/// Makes [`KeyId`]s, by two keyed hashes with random keys, so that no client can make two keys
-/// meet: the writes of one key supersede each other.
+/// Makes [`KeyId`]s with two randomly keyed hashes, so that no client can construct a collision: the
+/// writes of colliding keys would supersede each other.
 #[derive(Clone, Debug, Default)]
 pub struct KeyHasher([RandomState; 2]);
 
 impl KeyHasher {
-    /// The id of `key`, the same for as long as this hasher lives.
+    /// The id of `key`, stable for the life of this hasher.
     #[must_use]
     pub fn id(&self, key: &str) -> KeyId {
         let [first, second] = &self.0;

@@ -1,6 +1,6 @@
-//! A simple model of the disk and of the replicas, which histories of the engine are held against.
+//! A simple model of the disk and the replicas that histories of the engine are checked against.
 //!
-//! Only for tests: `tests/model.rs` draws histories at random, a fuzzer makes them of bytes.
+//! Only for tests: `tests/model.rs` draws histories at random, a fuzzer builds them from bytes.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +21,7 @@ mod ops;
 
 pub(super) use ops::{How, Op};
 
-/// What a history is about to be held against.
+/// The settings that vary between histories.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub(super) workers: Workers,
@@ -32,10 +32,10 @@ pub(super) struct Shape {
     pub(super) coalesce: bool,
 }
 
-/// Lets a history happen, drains what is left of it, and panics where the engine breaks a rule.
+/// Runs a history, drains the engine, and panics where the engine breaks a rule.
 pub(super) fn holds(shape: &Shape, history: &[Op]) {
     let &Shape { workers, queue_capacity, retry_capacity, .. } = shape;
-    let mut world = World::new(Settings {
+    let mut world = World::new(EngineSettings {
         settle_after: Duration::from_secs(20),
         workers,
         queue_capacity,
@@ -48,15 +48,15 @@ pub(super) fn holds(shape: &Shape, history: &[Op]) {
     for op in history {
         world.run(op);
     }
-    // Without a retry queue what is parked stays parked: there is never room.
+    // Without a retry queue, parked deliveries never return.
     if retry_capacity > 0 {
         world.drain();
         world.assert_converged();
     }
 }
 
-pub(crate) fn settings() -> Settings {
-    Settings {
+pub(crate) fn settings() -> EngineSettings {
+    EngineSettings {
         workers: Workers::Fixed(NonZeroU32::new(5).unwrap()),
         queue_capacity: 1000,
         retry_capacity: 500,
@@ -82,7 +82,7 @@ pub(super) fn node(name: &str) -> Node {
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 
-/// Which node this is, under whatever name.
+/// The node behind a name, whatever renames happened.
 fn site(name: &Node) -> Node {
     let first = name.as_str().split("//").nth(1).and_then(|host| host.get(..1));
     node(first.unwrap())
@@ -92,62 +92,62 @@ fn partition(key: u8) -> Partition {
     Partition(u16::from(key % 2))
 }
 
-/// A task as the client sees it and as it lies on disk.
+/// A task as the client sees it and as it is on disk.
 #[derive(Clone, Debug)]
-struct Kept {
+struct StoredTask {
     key: u8,
     replicas: Vec<Node>,
     progress: Vec<Progress>,
 }
 
 struct World {
-    settings: Settings,
+    settings: EngineSettings,
     engine: Engine,
     keys: KeyHasher,
     now: Now,
     next_id: u64,
-    /// On their way to the disk, with their places in the engine.
-    appended: BTreeMap<u64, (Kept, Reservation)>,
-    disk: BTreeMap<u64, Kept>,
-    /// Settlements on their way to the disk; `None` removes the task.
+    /// Appended but not durable, with their reservations.
+    appended: BTreeMap<u64, (StoredTask, Reservation)>,
+    disk: BTreeMap<u64, StoredTask>,
+    /// Settlements that are not durable; `None` removes the task.
     unsettled: BTreeMap<u64, Option<Vec<Progress>>>,
-    /// What was on disk at some time: all that a client was told is accepted.
+    /// Every write that was ever durable, which is every accepted one.
     durable: HashSet<u64>,
     /// Strong writes that have not arrived.
     strong: HashSet<u64>,
     /// Strong writes without an answer.
     open: HashSet<u64>,
-    /// The last id of a write that became no task at first.
+    /// The last id whose write was cancelled once.
     last_cancelled: u64,
     on_wire: Vec<DeliveryId>,
-    /// On the wire when their partition was released.
+    /// In flight when their partition was released.
     orphans: Vec<(DeliveryId, Moment)>,
-    /// The partitions that this engine has given up.
+    /// Partitions that this engine does not own.
     released: HashSet<Partition>,
     acknowledged: HashSet<DeliveryId>,
     /// Attempts without an answer, and until when they may still be applied.
     unanswered: Vec<(DeliveryId, Moment)>,
-    tasks: HashMap<u64, Kept>,
-    /// What each replica holds for each key: the id of the write.
+    tasks: HashMap<u64, StoredTask>,
+    /// The id of the write that each replica holds for each key.
     replicas: HashMap<(Node, u8), u64>,
-    /// The newest write that each replica ever had for each key.
+    /// The newest write that each replica ever held for each key.
     had: HashMap<(Node, u8), u64>,
-    /// Barriers, by the last task before them.
+    /// Barriers, by their last task.
     barriers: Vec<u64>,
     /// The newest id sent to a replica for a key since the last restart.
     sent: HashMap<(Node, u8), u64>,
     restarted: bool,
-    /// The names of the nodes now.
+    /// The current names of the nodes.
     names: [Node; 3],
     renames: u32,
     set_forward: bool,
     paused: HashSet<Node>,
-    /// Places of which an operator has thrown a write away: what they hold is the operator's affair.
+    /// Keys of which an operator discarded a write: their content is not checked.
     discarded: HashSet<(Node, u8)>,
 }
 
 impl World {
-    fn new(settings: Settings) -> Self {
+    fn new(settings: EngineSettings) -> Self {
         Self {
             engine: Engine::new(settings.clone()),
             settings,
@@ -209,15 +209,15 @@ impl World {
             return;
         };
         if id.is_multiple_of(7) && self.last_cancelled != id {
-            // It was written before.
+            // A repeat of an earlier write.
             self.last_cancelled = id;
             return self.engine.cancel(self.now, reservation);
         }
         self.next_id += 1;
         let progress = vec![Progress::Untouched; replicas.len()];
-        let kept = Kept { key, replicas, progress };
-        self.tasks.insert(id, kept.clone());
-        self.appended.insert(id, (kept, reservation));
+        let stored = StoredTask { key, replicas, progress };
+        self.tasks.insert(id, stored.clone());
+        self.appended.insert(id, (stored, reservation));
         if strong {
             self.strong.insert(id);
         }
@@ -227,11 +227,11 @@ impl World {
     fn commit(&mut self) {
         let appended = std::mem::take(&mut self.appended);
         self.settle(usize::MAX);
-        for (id, (kept, reservation)) in appended {
+        for (id, (stored, reservation)) in appended {
             self.durable.insert(id);
-            self.disk.insert(id, kept.clone());
-            if self.released.contains(&partition(kept.key)) {
-                // It arrives at the owner of the partition.
+            self.disk.insert(id, stored.clone());
+            if self.released.contains(&partition(stored.key)) {
+                // The task arrives at the owner of its partition.
                 self.strong.remove(&id);
                 self.engine.cancel(self.now, reservation);
                 continue;
@@ -239,7 +239,7 @@ impl World {
             if self.strong.remove(&id) {
                 self.open.insert(id);
             }
-            let task = self.arrived(id, &kept, &kept.replicas);
+            let task = self.arrived(id, &stored, &stored.replicas);
             self.engine.arrive(self.now, task, Origin::Written(Some(reservation)));
             if id.is_multiple_of(3) {
                 self.engine.barrier(TaskId(id - id % 2), &[]);
@@ -249,13 +249,13 @@ impl World {
         }
     }
 
-    fn arrived<'a>(&self, id: u64, kept: &Kept, replicas: &'a [Node]) -> Arrived<'a> {
-        let key = self.keys.id(&kept.key.to_string());
-        let partition = partition(kept.key);
+    fn arrived<'a>(&self, id: u64, stored: &StoredTask, replicas: &'a [Node]) -> Arrived<'a> {
+        let key = self.keys.id(&stored.key.to_string());
+        let partition = partition(stored.key);
         Arrived { partition, id: TaskId(id), key, replicas, bytes: 1, accepted_at: Timestamp(0) }
     }
 
-    /// Writes the settlements of the `most` oldest tasks.
+    /// Makes the settlements of the `most` oldest tasks durable.
     fn settle(&mut self, most: usize) {
         let due: Vec<_> = self.unsettled.keys().copied().take(most).collect();
         for id in due {
@@ -274,7 +274,7 @@ impl World {
             return;
         }
         let delivery = self.on_wire.swap_remove(nth % self.on_wire.len());
-        // What a replica has acknowledged it does not refuse when it comes once more.
+        // A replica does not reject what it acknowledged before.
         let how = match how {
             How::Rejected if self.acknowledged.contains(&delivery) => How::Delivered,
             how => how,
@@ -309,7 +309,7 @@ impl World {
         self.act();
     }
 
-    /// The end of an attempt of before a release. Only in time it is one that was applied.
+    /// Ends an attempt that was in flight at a release. It is applied only within its time.
     fn answer_orphan(&mut self, orphan: (DeliveryId, Moment), how: How) {
         let (delivery, until) = orphan;
         let applied = matches!(how, How::Delivered) && self.now.moment <= until;
@@ -334,7 +334,7 @@ impl World {
         self.unanswered.push((delivery, self.late()));
     }
 
-    /// A moment before the engine stops expecting what ends now.
+    /// Just before the engine stops expecting an attempt that ends now.
     fn late(&self) -> Moment {
         self.now.moment.after(self.settings.settle_after.saturating_sub(Duration::from_millis(1)))
     }
@@ -361,8 +361,8 @@ impl World {
         let step = Duration::from_secs(seconds);
         if forward {
             self.now.wall = self.now.wall.saturating_add(step);
-            // Over a restart an ambiguous attempt has its age from the wall clock alone: what it ends
-            // too early for is not expected to be noticed.
+            // After a restart, an ambiguous attempt has its age from the wall clock alone, so a step
+            // forward may end it too early. That is accepted.
             self.set_forward = true;
         } else {
             let back = u64::try_from(step.as_nanos()).unwrap();
@@ -382,7 +382,7 @@ impl World {
     }
 
     fn letters(&self) -> Vec<DeliveryId> {
-        let found = self.engine.find_letters(&Wanted::default(), None, usize::MAX);
+        let found = self.engine.find_letters(&DeliveryFilter::default(), None, usize::MAX);
         let of = |letter: LetterView| DeliveryId { task: letter.task, replica: letter.replica };
         found.items.into_iter().map(of).collect()
     }
@@ -455,16 +455,15 @@ impl World {
     }
 
     fn restart(&mut self, settled: usize) {
-        // A kill loses settlements, and with them what stands for older writes.
+        // A kill loses settlements, and with them which older writes a delivery stands for.
         if !self.appended.is_empty() || !self.unsettled.is_empty() {
             self.barriers.clear();
         }
         if settled > 0 {
-            // What is written is a prefix of the log, and in it a write comes before everything
-            // that it settles.
+            // A prefix of the log is durable, and a write comes before everything that it settles.
             self.durable.extend(self.appended.keys());
             let appended = std::mem::take(&mut self.appended);
-            self.disk.extend(appended.into_iter().map(|(id, (kept, _))| (id, kept)));
+            self.disk.extend(appended.into_iter().map(|(id, (stored, _))| (id, stored)));
         }
         self.settle(settled);
         self.unsettled.clear();
@@ -490,15 +489,15 @@ impl World {
         self.recover(Partition(1));
     }
 
-    /// Another engine claims a partition. What it does there is as if it did nothing.
+    /// Another engine claims a partition. It delivers nothing.
     fn release(&mut self, given_up: Partition, settled: usize) {
         self.settle(settled);
         let tasks = &self.tasks;
         let leaves = |id: &u64| partition(tasks[id].key) == given_up;
         self.unsettled.retain(|id, _| !leaves(id));
-        let (orphans, on_wire) = self.on_wire.drain(..).partition(|d| leaves(&d.task.0));
+        let (orphans, on_wire): (Vec<_>, Vec<_>) =
+            self.on_wire.drain(..).partition(|delivery| leaves(&delivery.task.0));
         self.on_wire = on_wire;
-        let orphans: Vec<DeliveryId> = orphans;
         let until = self.late();
         self.orphans.extend(orphans.into_iter().map(|delivery| (delivery, until)));
         self.released.insert(given_up);
@@ -520,47 +519,48 @@ impl World {
     }
 
     fn recover(&mut self, claimed: Partition) {
-        for (&id, kept) in self.disk.iter().filter(|(_, kept)| partition(kept.key) == claimed) {
+        let recovered = self.disk.iter().filter(|(_, stored)| partition(stored.key) == claimed);
+        for (&id, stored) in recovered {
             let now_named = |old: &Node| self.names.iter().find(|name| site(name) == site(old));
-            let replicas: Vec<_> = kept.replicas.iter().filter_map(now_named).cloned().collect();
-            let task = self.arrived(id, kept, &replicas);
-            self.engine.arrive(self.now, task, Origin::Recovered(kept.progress.clone()));
+            let replicas: Vec<_> = stored.replicas.iter().filter_map(now_named).cloned().collect();
+            let task = self.arrived(id, stored, &replicas);
+            self.engine.arrive(self.now, task, Origin::Recovered(stored.progress.clone()));
         }
         self.act();
     }
 
-    /// Does what the engine asks for, and checks that it may ask for it.
+    /// Carries out the engine's actions, and checks that they are allowed.
     fn act(&mut self) {
         while let Some(action) = self.engine.next_action() {
             match action {
-                Action::Send { delivery, node, attempt, .. } => {
+                EngineAction::Send { delivery, node, attempt, .. } => {
                     assert!(self.names.contains(&node), "{node} is sent to under its name");
                     self.send(delivery, attempt);
                 }
-                Action::Save { task, progress, .. } => {
+                EngineAction::Save { task, progress, .. } => {
                     assert!(self.disk.contains_key(&task.0), "{task} is on disk");
                     self.unsettled.insert(task.0, Some(progress));
                 }
-                Action::Remove { task } => {
+                EngineAction::Remove { task } => {
                     assert!(self.disk.contains_key(&task.0), "{task} is on disk");
                     self.unsettled.insert(task.0, None);
                 }
-                Action::Conclude { task, success, needed, acked, missing, obstacles } => {
+                EngineAction::Conclude { task, success, needed, acked, missing, obstacles } => {
                     assert!(self.open.remove(&task.0), "{task} is answered once");
                     assert_eq!(success, acked.len() >= needed);
-                    let kept = &self.tasks[&task.0];
-                    assert_eq!(acked.len() + missing.len(), kept.replicas.len());
+                    let stored = &self.tasks[&task.0];
+                    assert_eq!(acked.len() + missing.len(), stored.replicas.len());
                     for (at, why) in obstacles {
-                        let paused = self.paused.contains(&site(&kept.replicas[at.get()]));
+                        let paused = self.paused.contains(&site(&stored.replicas[at.get()]));
                         assert!(!success && missing.contains(&at));
                         assert_eq!(why == Obstacle::Paused, paused, "{task}");
                     }
                 }
-                Action::Buried { .. }
-                | Action::Breaker { .. }
-                | Action::Discarded { .. }
-                | Action::Changed { .. }
-                | Action::Ended { .. } => {}
+                EngineAction::Buried { .. }
+                | EngineAction::Breaker { .. }
+                | EngineAction::Discarded { .. }
+                | EngineAction::Changed { .. }
+                | EngineAction::Ended { .. } => {}
             }
         }
     }
@@ -573,7 +573,7 @@ impl World {
         for other in &self.on_wire {
             let rival = &self.tasks[&other.task.0];
             let rival = (site(&rival.replicas[other.replica.get()]), rival.key);
-            assert_ne!(rival, place, "{id} and {} are on the wire at once", other.task);
+            assert_ne!(rival, place, "{id} and {} are in flight at once", other.task);
         }
         let newest = self.sent.entry(place).or_default();
         assert!(id >= *newest, "{id} is sent after {newest}");
@@ -592,7 +592,7 @@ impl World {
         self.commit();
         self.claim(Partition(0));
         self.claim(Partition(1));
-        // What is still to be applied late is, over whatever is delivered in the meantime.
+        // Late attempts are applied over what was delivered in the meantime.
         while !self.on_wire.is_empty() {
             self.answer(0, How::Delivered);
         }
@@ -620,15 +620,14 @@ impl World {
         assert!(self.open.is_empty(), "every strong write has its answer");
         let levels = self.engine.levels();
         assert_eq!((levels.queue, levels.retry, levels.strong), (0, 0, 0));
-        let letters = self.disk.values().flat_map(|kept| &kept.progress);
+        let letters = self.disk.values().flat_map(|stored| &stored.progress);
         let letters = letters.filter(|progress| matches!(progress, Progress::Dead(_))).count();
         assert_eq!(levels.dead_letters, letters as u64);
         let charged = self.disk.len() as u64 * (TASK_OVERHEAD_BYTES + 1);
         assert_eq!((levels.bytes, levels.dead_letter_bytes), (0, charged));
     }
 
-    /// Every replica holds for each key the newest write that was ever on disk, unless that became
-    /// a dead letter.
+    /// Every replica holds the newest durable write of each key, unless that is a dead letter.
     fn assert_converged(&self) {
         let mut newest: HashMap<(Node, u8), u64> = HashMap::new();
         for id in &self.durable {
@@ -646,9 +645,9 @@ impl World {
     }
 
     fn is_dead(&self, id: u64, node: &Node) -> bool {
-        self.disk.get(&id).is_some_and(|kept| {
-            let at = kept.replicas.iter().position(|other| site(other) == *node);
-            at.is_some_and(|at| matches!(kept.progress[at], Progress::Dead(_)))
+        self.disk.get(&id).is_some_and(|stored| {
+            let at = stored.replicas.iter().position(|other| site(other) == *node);
+            at.is_some_and(|at| matches!(stored.progress[at], Progress::Dead(_)))
         })
     }
 }

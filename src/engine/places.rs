@@ -1,51 +1,44 @@
-//! The places of the retry queue: each belongs to one delivery, and follows from its state
-//! ([`State::holds_retry_place`]).
-//!
-//! What fails without getting one is parked, outside of the queue, and comes back when there is one
-//! for its replica.
+//! The places of the retry queue. A delivery holds one depending on its stage
+//! ([`Stage::holds_retry_place`]). A failed delivery without one is parked outside the queue, and
+//! returns when its replica has a free place.
 
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::engine::share::SharedPool;
-use crate::engine::table::{Delivery, DeliveryRef, Priority, State};
+use crate::engine::table::{Delivery, DeliveryRef, Stage};
 use crate::engine::{Engine, MOST_DUE, Moment};
 
 impl Engine {
-    /// Whether the retry queue has a place for a replica, which holds no more than its share.
+    /// Whether a replica may take another place within its share.
     pub(super) fn retry_has_room(&self, number: u32) -> bool {
         let pool = SharedPool::new(self.settings.retry_capacity, self.levels.retry);
-        pool.has_room_for(self.lanes[number].retries as u64)
+        pool.has_room_for(self.lanes[number].places.retries() as u64)
     }
 
-    /// Has a delivery wait for its retry if it has a place in the retry queue or gets one, or parks
-    /// it. Says whether it has one.
+    /// Makes a delivery wait for its retry, or parks it if there is no place. Returns whether it waits.
     ///
-    /// Nothing for a replica that an operator holds has one: it would keep it for as long as that
-    /// lasts.
+    /// A suspended replica gets no places: they would be blocked until it is resumed.
     pub(super) fn await_retry(&mut self, at: DeliveryRef, until: Moment) -> bool {
-        let Delivery { lane, state, .. } = self.tasks[at];
-        let waits =
-            !self.lanes[lane].is_held() && (state.holds_retry_place() || self.retry_has_room(lane));
-        let to = if waits { State::Waiting { until } } else { State::Parked { until } };
+        let Delivery { lane, stage, .. } = self.tasks[at];
+        let waits = !self.lanes[lane].is_suspended()
+            && (stage.holds_retry_place() || self.retry_has_room(lane));
+        let to = if waits { Stage::Waiting { until } } else { Stage::Parked { until } };
         self.change(at, to);
         waits
     }
 
-    /// Parks what waits for a retry at a replica that was paused: the places are free at once. As
-    /// much as one call may; the rest comes with the next, which is due at once.
+    /// Parks the retries of a paused replica to free their places, up to a limit per call. The rest
+    /// follows in the next call, which is due at once.
     pub(super) fn park_retries(&mut self, number: u32) {
         let now = self.now.moment;
-        let lane = &mut self.lanes[number];
-        let waiting = lane.waiting.values().copied().take(MOST_DUE);
-        let mut slots: Vec<_> = waiting.collect();
-        slots.extend(lane.ready(Priority::Retry).values().copied().take(MOST_DUE));
+        let slots: Vec<_> = self.lanes[number].heads.retries(MOST_DUE).collect();
         for &slot in &slots {
             let at = self.tasks.delivery_on(slot, number);
-            let until = match self.tasks[at].state {
-                State::Waiting { until } => until,
+            let until = match self.tasks[at].stage {
+                Stage::Waiting { until } => until,
                 _ => now,
             };
-            self.change(at, State::Parked { until });
+            self.change(at, Stage::Parked { until });
             self.touch(slot);
         }
         if !slots.is_empty() {
@@ -53,9 +46,8 @@ impl Engine {
         }
     }
 
-    /// Lets parked deliveries back in, oldest first, the replicas taking turns, and each at its
-    /// `--redrive-rate`: after an outage they are most of what the replica has missed, and without
-    /// it they would come back all at once.
+    /// Returns parked deliveries to the retry queue, oldest first. Replicas take turns, each at its
+    /// `--redrive-rate`, because after an outage most of a backlog is parked.
     pub(super) fn fill_retry_queue(&mut self) {
         if !std::mem::take(&mut self.refill) {
             return;
@@ -70,18 +62,17 @@ impl Engine {
             self.parked_turn = number;
             passed_over += 1;
             let lane = &self.lanes[number];
-            let first = lane.parked.first_key_value().map(|(_, &slot)| slot);
-            // Its dead letters, which are older, come first. While nothing is sent to it they would
-            // only fill the retry queue for the others.
-            if lane.redrive.is_none()
-                && !lane.is_held()
+            let first = lane.heads.oldest_parked();
+            // Its dead letters are older and go first. A suspended replica would only fill the queue.
+            if !lane.letters.is_redriving()
+                && !lane.is_suspended()
                 && self.retry_has_room(number)
                 && self.may_return(number)
                 && let Some(slot) = first
             {
                 self.count_return(number);
                 let at = self.tasks.delivery_on(slot, number);
-                if let State::Parked { until } = self.tasks[at].state {
+                if let Stage::Parked { until } = self.tasks[at].stage {
                     self.unpark(at, until);
                 }
                 passed_over = 0;
@@ -89,9 +80,8 @@ impl Engine {
         }
     }
 
-    /// Gives a parked delivery a place in the retry queue.
     pub(super) fn unpark(&mut self, at: DeliveryRef, until: Moment) {
-        self.change(at, State::Waiting { until });
+        self.change(at, Stage::Waiting { until });
         if until <= self.now.moment {
             self.make_ready(at);
         }

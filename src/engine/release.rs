@@ -4,7 +4,7 @@
 //! unknown to whoever claims the partition next, which may be this engine.
 
 use crate::engine::counters::DeliveryOutcome;
-use crate::engine::table::{DeliveryRef, Queue, Settlement, Slot, State};
+use crate::engine::table::{DeliveryRef, SettledAs, Slot, Stage, TaskQueue};
 use crate::engine::{Engine, Moment, Now};
 use crate::task::{DeliveryId, Partition};
 
@@ -29,25 +29,25 @@ impl Engine {
             let at = DeliveryRef { slot, index };
             self.clear_ambiguous(at);
             let (key, number) = (self.tasks[slot].key, self.tasks[at].lane);
-            let state = self.tasks[at].state;
+            let stage = self.tasks[at].stage;
             // The other writes of the key are of the same partition.
             self.lanes[number].chains.remove(&key);
-            if let State::InFlight { probe, .. } = state {
+            if let Stage::InFlight { probe, .. } = stage {
                 *self.released.entry(self.delivery_id(at)).or_default() += 1;
                 self.levels.in_flight += 1;
                 if probe {
-                    self.lanes[number].breaker.not_probed(self.now.moment, self.rng.f64());
+                    self.lanes[number].health.probe_unsent(self.now, self.rng.f64());
                 }
             }
-            match state.outcome() {
-                _ if matches!(state, State::Settled(_)) => {}
+            match stage.outcome() {
+                _ if matches!(stage, Stage::Settled(_)) => {}
                 DeliveryOutcome::Delivered => {
-                    self.change(at, State::Settled(Settlement::Delivered));
+                    self.change(at, Stage::Settled(SettledAs::Delivered));
                 }
-                _ => self.change(at, State::Settled(Settlement::Released)),
+                _ => self.change(at, Stage::Settled(SettledAs::Released)),
             }
         }
-        self.enter_queue(slot, Queue::Outside);
+        self.enter_queue(slot, TaskQueue::Outside);
         self.levels.bytes -= self.tasks[slot].bytes;
         self.tasks.remove(slot);
     }

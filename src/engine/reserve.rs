@@ -1,19 +1,19 @@
-//! Room for writes: a write has its places in the queues before it is handed to the journal, and
-//! takes them up when it arrives.
+//! Reserves room for writes: a write takes its places before it goes to the journal, and uses them
+//! when it arrives.
 
 use smallvec::SmallVec;
 
-use crate::engine::table::{Queue, Reservation};
+use crate::engine::table::{Reservation, TaskQueue};
 use crate::engine::{Engine, Full, Now, OTHERS_IDLE, SharedPool, TASK_OVERHEAD_BYTES};
 use crate::task::{Consistency, Node};
 
 impl Engine {
-    /// Takes places for a write to these replicas, each named once. `bytes` is what it is charged
-    /// for, to which the engine adds the overhead: [`crate::task::weight`].
+    /// Reserves places for a write to `replicas`, each named once. `bytes` is its
+    /// [`crate::task::weight`]; the engine adds the overhead.
     ///
     /// # Errors
     ///
-    /// [`Full`] names the limit that is reached. Then nothing has changed.
+    /// [`Full`] names the limit that is reached. Nothing has changed then.
     pub fn reserve(
         &mut self,
         now: Now,
@@ -24,8 +24,8 @@ impl Engine {
         self.now = now;
         let bytes = bytes.saturating_add(TASK_OVERHEAD_BYTES);
         let queue = match consistency {
-            Consistency::Strong => Queue::Strong,
-            Consistency::Eventual => Queue::Eventual,
+            Consistency::Strong => TaskQueue::Strong,
+            Consistency::Eventual => TaskQueue::Eventual,
         };
         self.room(queue, bytes)?;
         self.share(queue, replicas)?;
@@ -36,42 +36,41 @@ impl Engine {
         for &lane in &lanes {
             let lane = &mut self.lanes[lane];
             lane.last_used = now.moment;
-            lane.hold(Queue::Outside, queue);
+            lane.places.move_task(TaskQueue::Outside, queue);
         }
         self.reservations += 1;
         let number = self.reservations;
         Ok(Reservation { queue, bytes, lanes: lanes.into(), made: now.moment, number })
     }
 
-    /// Gives the places of a write back that has become no task.
     pub fn cancel(&mut self, now: Now, reservation: Reservation) {
         self.now = now;
         let Reservation { queue, bytes, lanes, .. } = reservation;
-        self.free_places(queue, bytes, &lanes);
+        self.release_places(queue, bytes, &lanes);
     }
 
-    pub(super) fn free_places(&mut self, queue: Queue, bytes: u64, lanes: &[u32]) {
+    pub(super) fn release_places(&mut self, queue: TaskQueue, bytes: u64, lanes: &[u32]) {
         self.levels.bytes -= bytes;
         self.count_queued(queue, false);
         for &lane in lanes {
-            self.lanes[lane].hold(queue, Queue::Outside);
+            self.lanes[lane].places.move_task(queue, TaskQueue::Outside);
         }
     }
 
-    /// One task more in a queue, or one less.
-    pub(super) fn count_queued(&mut self, queue: Queue, enters: bool) {
+    /// Adds a task to a queue level, or removes it.
+    pub(super) fn count_queued(&mut self, queue: TaskQueue, enters: bool) {
         let level = match queue {
-            Queue::Eventual => &mut self.levels.queue,
-            Queue::Strong => &mut self.levels.strong,
-            Queue::Outside => return,
+            TaskQueue::Eventual => &mut self.levels.queue,
+            TaskQueue::Strong => &mut self.levels.strong,
+            TaskQueue::Outside => return,
         };
         if enters { *level += 1 } else { *level -= 1 }
     }
 
-    fn room(&self, queue: Queue, bytes: u64) -> Result<(), Full> {
+    fn room(&self, queue: TaskQueue, bytes: u64) -> Result<(), Full> {
         let capacity = self.settings.queue_capacity;
         if self.level(queue) >= capacity {
-            let strong = queue == Queue::Strong;
+            let strong = queue == TaskQueue::Strong;
             return Err(if strong { Full::Strong(capacity) } else { Full::Queue(capacity) });
         }
         if self.levels.bytes.saturating_add(bytes) > self.settings.max_bytes {
@@ -80,9 +79,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Isolation at the door: a replica that hangs or lags keeps its tasks in the queue, and must
-    /// not fill it for the others.
-    fn share(&self, queue: Queue, replicas: &[Node]) -> Result<(), Full> {
+    /// Checks the replicas' shares: a slow replica keeps its tasks queued and must not fill the queue
+    /// for the others.
+    fn share(&self, queue: TaskQueue, replicas: &[Node]) -> Result<(), Full> {
         let places = SharedPool::new(self.settings.queue_capacity, self.level(queue));
         let letters = SharedPool {
             capacity: self.settings.max_dead_letter_bytes,
@@ -96,7 +95,7 @@ impl Engine {
             held > 0 && !pool.has_room_for(held) && (pool.free() == 0 || !alone())
         };
         for lane in known.iter().map(|&lane| &self.lanes[lane]) {
-            let (node, held, bytes) = (&lane.node, lane.held(queue), lane.dead_letter_bytes);
+            let (node, held, bytes) = (&lane.node, lane.places.queued(queue), lane.letters.bytes());
             if too_much(held as u64, places) {
                 return Err(Full::Share { node: node.clone(), held });
             }
@@ -107,11 +106,11 @@ impl Engine {
         Ok(())
     }
 
-    fn level(&self, queue: Queue) -> usize {
+    fn level(&self, queue: TaskQueue) -> usize {
         match queue {
-            Queue::Eventual => self.levels.queue,
-            Queue::Strong => self.levels.strong,
-            Queue::Outside => 0,
+            TaskQueue::Eventual => self.levels.queue,
+            TaskQueue::Strong => self.levels.strong,
+            TaskQueue::Outside => 0,
         }
     }
 }

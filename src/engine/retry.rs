@@ -2,26 +2,21 @@
 
 use std::time::Duration;
 
-/// When a failed delivery is tried again, and when it is given up.
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
-    /// Retries after the first attempt.
     pub(super) max_retries: u32,
-    /// The wait after the first failure.
     pub(super) base: Duration,
 }
 
 impl Schedule {
-    /// How long a delivery waits after its `failures`-th failed attempt; `None`: it is given up.
+    /// The wait after the `failures`-th failed attempt; `None` gives the delivery up.
     ///
-    /// Linear, `failures × base`: 2 s, 4 s, 6 s with the default base, as the service has always
-    /// promised its clients. Up to a tenth is added at random, never taken off, so that the
-    /// writes of one outage do not all return in the same instant. A replica that asks for more
-    /// by `Retry-After` gets it.
+    /// Linear, `failures × base`: 2 s, 4 s, 6 s by default, as promised to clients. Up to 10 % is added
+    /// at random, so that the retries of one outage are spread. A longer `Retry-After` is honoured.
     pub(super) fn wait(
         &self,
         failures: u32,
-        asked: Option<Duration>,
+        retry_after: Option<Duration>,
         rng: &mut fastrand::Rng,
     ) -> Option<Duration> {
         if failures > self.max_retries {
@@ -29,27 +24,23 @@ impl Schedule {
         }
         let planned = self.base.saturating_mul(failures);
         let jitter = planned.mul_f64(rng.f64() / 10.0);
-        Some(planned.saturating_add(jitter).max(asked.unwrap_or_default()))
+        Some(planned.saturating_add(jitter).max(retry_after.unwrap_or_default()))
     }
 
-    /// How long a delivery waits that could not be sent, which is not a failure.
+    /// The wait of a delivery that could not be sent, which is not a failure.
     pub(super) fn pause(&self, rng: &mut fastrand::Rng) -> Duration {
         let planned = self.base.max(Duration::from_secs(1));
         planned.saturating_add(planned.mul_f64(rng.f64() / 10.0))
     }
 
-    /// The least time between the first and the last of so many failures.
+    /// The minimum time between the first and the last of `failures`.
     pub(super) fn span(&self, failures: u32) -> Duration {
         let waits = failures.saturating_mul(failures.saturating_sub(1)) / 2;
         self.base.saturating_mul(waits)
     }
-}
 
-impl Schedule {
-    /// The longest wait between two attempts that is not asked for by a replica.
-    ///
-    /// The retry queue is for waits up to this. One that is longer, such as `Retry-After: 60`, would
-    /// keep a place from several retries that are due before it.
+    /// The longest wait without a `Retry-After`. The retry queue is for waits up to this: with
+    /// `Retry-After: 60` a delivery would block a place that several earlier retries could use.
     pub(super) fn longest(&self) -> Duration {
         self.base.saturating_mul(self.max_retries).mul_f64(1.1)
     }
@@ -59,9 +50,9 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn wait(failures: u32, asked: Option<Duration>) -> Option<Duration> {
+    fn wait(failures: u32, retry_after: Option<Duration>) -> Option<Duration> {
         let schedule = Schedule { max_retries: 3, base: Duration::from_secs(2) };
-        schedule.wait(failures, asked, &mut fastrand::Rng::with_seed(7))
+        schedule.wait(failures, retry_after, &mut fastrand::Rng::with_seed(7))
     }
 
     #[test]

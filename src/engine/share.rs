@@ -1,43 +1,35 @@
-//! Who may have a place of a pool that several share.
+//! Fair shares of a pool, by the dynamic thresholds of Choudhury and Hahne for shared-memory switches.
 //!
-//! The dynamic thresholds of Choudhury and Hahne, made for the shared memory of packet switches: a
-//! claimant may hold up to [`SHARE`] times as many places as are free, so one that takes all it can
-//! stops at nine in ten. The last tenth is only for claimants that hold less than a tenth of the
-//! pool: the large ones cannot use it up together, however many they are.
+//! A claimant may hold up to [`SHARE`] times the free places, so a greedy one stops at 90 %. The last
+//! 10 % are only for claimants that hold less than 10 %: large ones cannot use it up together.
 //!
-//! Nothing is taken back: a claimant that holds more than its share because others have come keeps
-//! it, and gets no more until it has given enough back. So the shares become equal as places are
-//! given back.
+//! Nothing is revoked: a claimant above its share gets no more until it has released enough. So the
+//! shares become equal as places are released.
 
-/// A claimant may hold this many times as many places as are free.
 const SHARE: u64 = 9;
 
-/// The part of a pool that is kept for claimants that hold less than that part.
+/// The fraction reserved for claimants that hold less than it.
 const RESERVE: u64 = 10;
 
-/// A pool of places, or of bytes, and how much of it is used.
 #[derive(Clone, Copy, Debug)]
 pub struct SharedPool {
-    /// How many there are.
     pub capacity: u64,
-    /// How many are held.
     pub used: u64,
 }
 
 impl SharedPool {
-    /// One with so many used already.
     #[must_use]
     pub fn new(capacity: usize, used: usize) -> Self {
         Self { capacity: capacity as u64, used: used as u64 }
     }
 
-    /// What nobody has. A pool can be overdrawn, as by a restart with a lower capacity.
+    /// Unused places. A restart with a lower capacity can overdraw a pool.
     #[must_use]
     pub fn free(self) -> u64 {
         self.capacity.saturating_sub(self.used)
     }
 
-    /// Whether a claimant that holds this much is below its share, so that it may have a place.
+    /// Whether a claimant that holds `held` may take one more.
     #[must_use]
     pub fn has_room_for(self, held: u64) -> bool {
         let (free, reserve) = (self.free(), self.capacity / RESERVE);
@@ -95,7 +87,7 @@ mod tests {
             }
         }
 
-        /// Whatever the others took while the pool was theirs, as long as places come back.
+        /// Once the others release places, whatever they took before.
         #[test]
         fn a_claimant_that_holds_none_finds_a_place_once_the_others_have_given_some_back(
             capacity in 20..1000u64,

@@ -1,8 +1,7 @@
-//! The tasks in memory: what the engine remembers of each, in about 140 bytes.
+//! The tasks in memory, about 140 bytes each.
 //!
-//! A million queued tasks must fit in memory, so there is neither key nor value nor address in
-//! here: a key is a [`KeyId`], a node is the number of its lane, and what only a failed delivery
-//! needs is boxed.
+//! A million queued tasks must fit in memory. So there is no key, value or address here: a key is a
+//! [`KeyId`], a node is a lane number, and what only failed deliveries need is boxed.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -18,7 +17,6 @@ use crate::engine::quorum::Quorum;
 use crate::engine::{KeyId, Moment, Since};
 use crate::task::{Cause, DeadLetter, Partition, Progress, TaskId, Timestamp};
 
-/// Where a task lies in memory. Valid until the task leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Slot(NonZeroU32);
 
@@ -33,99 +31,85 @@ impl Slot {
     }
 }
 
-/// Where a delivery lies in memory. Valid until its task leaves.
+/// Valid until its task is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DeliveryRef {
     pub(super) slot: Slot,
-    /// Its place in [`Entry::deliveries`].
     pub(super) index: usize,
 }
 
-/// Which capacity a task counts against. The last counts against none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Queue {
-    /// A delivery of it has not been tried yet.
+pub(super) enum TaskQueue {
+    /// At least one delivery has not been tried yet.
     Eventual,
-    /// A strong write whose client waits for the answer.
     Strong,
-    /// Each of its deliveries has been tried, or its client has its answer: counts nowhere.
+    /// Counts against none: every delivery has been tried, or the client has its answer.
     Outside,
 }
 
-/// The places of a write that is on its way to the disk. It goes back to the engine, by
+/// The places of a write that is being made durable. Return it with
 /// [`crate::engine::Engine::arrive`] or [`crate::engine::Engine::cancel`].
 #[derive(Debug)]
 #[must_use = "its places are taken until it is given back"]
 pub struct Reservation {
-    pub(super) queue: Queue,
+    pub(super) queue: TaskQueue,
     pub(super) bytes: u64,
-    /// Those of its replicas, in their order.
     pub(super) lanes: SmallVec<[u32; 2]>,
     pub(super) made: Moment,
-    /// Grows with each.
     pub(super) number: u64,
 }
 
-/// What is known of a task.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct TaskEntry {
     pub(super) id: TaskId,
     pub(super) partition: Partition,
     pub(super) key: KeyId,
     pub(super) accepted_at: Timestamp,
-    /// The same by a clock that nobody sets.
+    /// `accepted_at` by the monotonic clock.
     pub(super) since: Since,
-    /// What it is charged for, on disk.
     pub(super) bytes: u64,
-    pub(super) queue: Queue,
-    /// It was found at the start.
+    pub(super) queue: TaskQueue,
     pub(super) recovered: bool,
-    /// It was accepted as a strong write.
     pub(super) strong: bool,
-    /// Its progress has changed since it was last handed out to be saved.
+    /// Its progress changed since the last save.
     pub(super) touched: bool,
-    /// All that is left of it are dead letters: it is charged as such, to their replicas.
+    /// Only dead letters are left; its bytes are charged to their replicas.
     pub(super) charged_as_dead: bool,
-    /// The strong write's open question.
     pub(super) quorum: Option<Box<Quorum>>,
-    /// Its deliveries, in the order of the task's replicas.
     pub(super) deliveries: SmallVec<[Delivery; 2]>,
 }
 
-/// A delivery: where it goes, how it stands, and who is next in the chain of its key.
 #[derive(Debug)]
 pub(super) struct Delivery {
     pub(super) lane: u32,
     pub(super) next: Option<Slot>,
-    pub(super) state: State,
+    pub(super) stage: Stage,
     pub(super) failures: Option<Box<DeliveryFailures>>,
 }
 
-/// The failures of a delivery.
 #[derive(Clone, Debug)]
 pub(super) struct DeliveryFailures {
     pub(super) count: u32,
     pub(super) error: Arc<str>,
-    /// When the last one was.
     pub(super) since: Timestamp,
-    /// One that may still be applied: when it ended, and when that is over.
+    /// An attempt that may still be applied: when it ended, and when it can no longer be applied.
     pub(super) ambiguous: Option<(Timestamp, Moment)>,
-    /// It was a dead letter before: since when, and after how many failures.
+    /// Set when redriven: when it became a dead letter, and its failures before.
     pub(super) letter: Option<(Timestamp, u32)>,
-    /// How often it failed as one that was redriven, just after others had not.
-    pub(super) alone: u8,
-    /// The oldest write of the key that this one stands for: one that it superseded, or that was
-    /// superseded by one that it superseded. Barriers count it as if it were that one.
+    /// Failures as a redriven letter while other deliveries to the replica succeeded.
+    pub(super) lone: u8,
+    /// The oldest write of the key that this one superseded, directly or through others. Barriers
+    /// count this delivery in its place.
     pub(super) stands_for: Option<TaskId>,
 }
 
 impl DeliveryFailures {
     pub(super) fn new(count: u32, error: Arc<str>, since: Timestamp) -> Self {
-        Self { count, error, since, ambiguous: None, letter: None, alone: 0, stands_for: None }
+        Self { count, error, since, ambiguous: None, letter: None, lone: 0, stands_for: None }
     }
 }
 
-/// How a delivery stands.
+/// The stage of a delivery.
 ///
 /// ```text
 ///            head of                      a place
@@ -143,55 +127,42 @@ impl DeliveryFailures {
 ///     └─────────────────────────────┴─ superseded by a newer write, discarded ─┘
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum Stage {
     /// Behind an older write of its key.
     Blocked,
-    /// May be sent as soon as there is a place.
     Ready(Priority),
-    /// On the wire.
     InFlight {
-        /// What it was sent as. An urgent one is outside of the `workers` limit.
+        /// What it was sent as. Urgent deliveries are outside the `workers` limit.
         priority: Priority,
-        /// It is the one that shows how the replica is.
         probe: bool,
-        /// An operator has thrown it away meanwhile: it is not tried again.
+        /// Discarded while in flight: it is not retried.
         discard: bool,
     },
-    /// Failed; tried again at `until`.
     Waiting {
-        /// When it is due.
         until: Moment,
     },
-    /// Failed, without a place in the retry queue.
     Parked {
-        /// When it would have been due.
         until: Moment,
     },
-    /// Failed, and its replica asked for a longer wait than the retry queue is for. Parked when
-    /// that is over.
+    /// Failed with a `Retry-After` beyond what the retry queue is for; parked at `until`.
     Deferred {
-        /// When that is.
         until: Moment,
     },
-    /// A dead letter: no part of the chain of its key any more.
+    /// Outside the chain of its key.
     Dead {
-        /// Rejected or given up.
         cause: Cause,
-        /// When it is discarded.
         until: Moment,
     },
-    /// Delivered, and sent once more at `until`: an attempt of an older write may have been applied
-    /// over it.
+    /// Delivered, and sent again at `until`: an older attempt may have been applied over it.
     Resend {
-        /// When it is due.
         until: Moment,
     },
-    /// Over.
-    Settled(Settlement),
+    Settled(SettledAs),
 }
 
-impl State {
-    /// Whether it is to be sent again, which a newer write of the key makes pointless. Such a delivery is always the only one in its chain.
+impl Stage {
+    /// Whether it is sent again unless a newer write of the key supersedes it. Such a delivery is
+    /// always the only one in its chain.
     pub(super) fn awaits_retry(self) -> bool {
         matches!(
             self,
@@ -203,13 +174,12 @@ impl State {
         )
     }
 
-    /// Whether it is on its way, in the chain of its key.
     pub(super) fn is_pending(self) -> bool {
         self.outcome() == DeliveryOutcome::Pending
     }
 
-    /// Whether no attempt of it has ended since it was accepted, or since the start: it holds its
-    /// task in the queue. A retry of a strong write whose client waits counts as well.
+    /// Whether it holds its task in the queue: no attempt has ended since acceptance or the start. A
+    /// retry of a strong write whose client waits counts as well.
     pub(super) fn holds_queue(self) -> bool {
         matches!(
             self,
@@ -229,25 +199,24 @@ impl State {
         )
     }
 
-    /// Whether nothing is done for it until something happens: over, or lying on disk.
-    pub(super) fn rests(self) -> bool {
+    /// Whether no timer or worker acts on it: settled or a dead letter.
+    pub(super) fn is_at_rest(self) -> bool {
         matches!(self, Self::Settled(_)) || self.is_dead_letter()
     }
 
-    /// Whether it is a dead letter, a parked one included.
     pub(super) fn is_dead_letter(self) -> bool {
         matches!(self, Self::Parked { .. } | Self::Deferred { .. } | Self::Dead { .. })
     }
 
     pub(super) fn outcome(self) -> DeliveryOutcome {
         match self {
-            Self::Settled(Settlement::Delivered)
+            Self::Settled(SettledAs::Delivered)
             | Self::Resend { .. }
             | Self::Ready(Priority::Resend)
             | Self::InFlight { priority: Priority::Resend, .. } => DeliveryOutcome::Delivered,
-            Self::Settled(Settlement::Superseded) => DeliveryOutcome::Superseded,
-            Self::Settled(Settlement::Discarded) => DeliveryOutcome::Discarded,
-            Self::Settled(Settlement::Released) => DeliveryOutcome::Released,
+            Self::Settled(SettledAs::Superseded) => DeliveryOutcome::Superseded,
+            Self::Settled(SettledAs::Discarded) => DeliveryOutcome::Discarded,
+            Self::Settled(SettledAs::Released) => DeliveryOutcome::Released,
             Self::Dead { .. } => DeliveryOutcome::Dead,
             Self::Blocked
             | Self::Ready(_)
@@ -259,24 +228,19 @@ impl State {
     }
 }
 
-/// What a delivery is sent as, which says who goes first in a lane.
+/// What a delivery is sent as. Decides the order within a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Priority {
-    /// A strong write: its client waits.
     Urgent,
-    /// A first attempt.
     Fresh,
-    /// A retry.
     Retry,
-    /// One that was delivered before and is sent once more.
+    /// Delivered before, and sent once more.
     Resend,
-    /// A dead letter, made ready again.
     Redrive,
 }
 
-/// How a delivery ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Settlement {
+pub(super) enum SettledAs {
     Delivered,
     Superseded,
     Discarded,
@@ -286,38 +250,34 @@ pub(super) enum Settlement {
 
 impl Delivery {
     pub(super) fn new(lane: u32) -> Self {
-        Self { lane, next: None, state: State::Blocked, failures: None }
+        Self { lane, next: None, stage: Stage::Blocked, failures: None }
     }
 
-    /// When its last attempt failed.
     pub(super) fn since(&self) -> Timestamp {
         self.failures.as_ref().map_or(Timestamp(0), |failures| failures.since)
     }
 
-    /// Whether an attempt of it may still be applied: since when, and until when.
+    /// The attempt that may still be applied: since when, and until when.
     pub(super) fn ambiguous(&self) -> Option<(Timestamp, Moment)> {
         self.failures.as_ref().and_then(|failures| failures.ambiguous)
     }
 
-    /// Returns the ambiguous attempt that there was before.
+    /// Returns the previous ambiguous attempt.
     pub(super) fn set_ambiguous(
         &mut self,
         ambiguous: Option<(Timestamp, Moment)>,
     ) -> Option<(Timestamp, Moment)> {
-        match &mut self.failures {
-            Some(failures) => std::mem::replace(&mut failures.ambiguous, ambiguous),
-            None if ambiguous.is_none() => None,
-            None => {
-                let since = ambiguous.map_or(Timestamp(0), |(since, _)| since);
-                let failures =
-                    DeliveryFailures { ambiguous, ..DeliveryFailures::new(0, "".into(), since) };
-                self.failures = Some(Box::new(failures));
-                None
-            }
+        if self.failures.is_none() && ambiguous.is_none() {
+            return None;
         }
+        let since = ambiguous.map_or(Timestamp(0), |(since, _)| since);
+        std::mem::replace(&mut self.failures_mut(since).ambiguous, ambiguous)
     }
 
-    /// Whether it was a dead letter before.
+    pub(super) fn failures_mut(&mut self, now: Timestamp) -> &mut DeliveryFailures {
+        self.failures.get_or_insert_with(|| Box::new(DeliveryFailures::new(0, "".into(), now)))
+    }
+
     pub(super) fn is_redriven(&self) -> bool {
         self.failures.as_ref().is_some_and(|failures| failures.letter.is_some())
     }
@@ -330,37 +290,35 @@ impl Delivery {
         self.failures.as_ref().is_some_and(|failures| failures.stands_for.is_some())
     }
 
-    /// The oldest write that it stands for, which is itself for most.
+    /// The oldest write that it stands for, by default itself.
     pub(super) fn origin(&self, id: TaskId) -> TaskId {
         let stands_for = self.failures.as_ref().and_then(|failures| failures.stands_for);
         stands_for.map_or(id, |older| older.min(id))
     }
 
-    /// What of it is to survive a restart.
     pub(super) fn progress(&self) -> Progress {
-        let cause = match self.state {
-            State::Resend { .. }
-            | State::Ready(Priority::Resend)
-            | State::InFlight { priority: Priority::Resend, .. } => return Progress::Resend,
-            // Nothing is left to send of one that is thrown away when its attempt ends, either.
-            State::Settled(_) | State::InFlight { discard: true, .. }
+        let cause = match self.stage {
+            Stage::Resend { .. }
+            | Stage::Ready(Priority::Resend)
+            | Stage::InFlight { priority: Priority::Resend, .. } => return Progress::Resend,
+            Stage::Settled(_) | Stage::InFlight { discard: true, .. }
                 if let Some((since, _)) = self.ambiguous() =>
             {
                 return Progress::Ambiguous { since };
             }
-            State::InFlight { discard: true, .. } => return Progress::Superseded,
-            State::Settled(Settlement::Delivered) => return Progress::Delivered,
-            // Of a dead letter that was discarded as well: there is nothing left to send.
-            State::Settled(_) => return Progress::Superseded,
-            State::Dead { cause, .. } => Some(cause),
-            State::Parked { .. } | State::Deferred { .. } => Some(Cause::RetryOverflow),
-            // On disk it stays a dead letter until something has come of it.
-            State::Ready(Priority::Redrive)
-            | State::InFlight { priority: Priority::Redrive, .. } => Some(Cause::GaveUp),
-            State::Waiting { .. } if self.failure_count() == 0 && self.is_redriven() => {
+            Stage::InFlight { discard: true, .. } => return Progress::Superseded,
+            Stage::Settled(SettledAs::Delivered) => return Progress::Delivered,
+            // Also a discarded dead letter.
+            Stage::Settled(_) => return Progress::Superseded,
+            Stage::Dead { cause, .. } => Some(cause),
+            Stage::Parked { .. } | Stage::Deferred { .. } => Some(Cause::RetryOverflow),
+            // It stays a dead letter on disk until it has an outcome.
+            Stage::Ready(Priority::Redrive)
+            | Stage::InFlight { priority: Priority::Redrive, .. } => Some(Cause::GaveUp),
+            Stage::Waiting { .. } if self.failure_count() == 0 && self.is_redriven() => {
                 Some(Cause::GaveUp)
             }
-            State::Blocked | State::Ready(_) | State::InFlight { .. } | State::Waiting { .. } => {
+            Stage::Blocked | Stage::Ready(_) | Stage::InFlight { .. } | Stage::Waiting { .. } => {
                 None
             }
         };
@@ -378,22 +336,20 @@ impl Delivery {
     }
 }
 
-impl Entry {
-    /// The oldest write that a delivery stands for.
+impl TaskEntry {
     pub(super) fn origin(&self, index: usize) -> TaskId {
         self.deliveries.get(index).map_or(self.id, |delivery| delivery.origin(self.id))
     }
 }
 
-/// All tasks that are not over.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
-    entries: Slab<Entry>,
+    entries: Slab<TaskEntry>,
     slots: BTreeMap<TaskId, Slot>,
 }
 
 impl Tasks {
-    pub(super) fn insert(&mut self, entry: Entry) -> Slot {
+    pub(super) fn insert(&mut self, entry: TaskEntry) -> Slot {
         let id = entry.id;
         let slot = Slot::new(self.entries.insert(entry));
         self.slots.insert(id, slot);
@@ -409,7 +365,7 @@ impl Tasks {
         self.slots.get(&id).copied()
     }
 
-    /// The delivery of a task that goes over `lane`. A task has at most one for a lane.
+    /// The delivery over `lane`. A task has at most one per lane.
     pub(super) fn delivery_on(&self, slot: Slot, lane: u32) -> DeliveryRef {
         let deliveries = &self[slot].deliveries;
         let index = deliveries.iter().position(|delivery| delivery.lane == lane);
@@ -420,33 +376,32 @@ impl Tasks {
         self[at.slot].deliveries.get(at.index)
     }
 
-    /// The tasks after `id`, by age.
+    /// Oldest first.
     pub(super) fn after(&self, id: Option<TaskId>) -> impl Iterator<Item = (TaskId, Slot)> {
         let from = id.map_or(Unbounded, Excluded);
         self.slots.range((from, Unbounded)).map(|(&id, &slot)| (id, slot))
     }
 
-    /// The newest of all.
     pub(super) fn newest(&self) -> Option<TaskId> {
         self.slots.last_key_value().map(|(&id, _)| id)
     }
 
     #[cfg(any(test, feature = "fuzzing"))]
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &TaskEntry> {
         self.entries.iter().map(|(_, entry)| entry)
     }
 }
 
 impl Index<Slot> for Tasks {
-    type Output = Entry;
+    type Output = TaskEntry;
 
-    fn index(&self, slot: Slot) -> &Entry {
+    fn index(&self, slot: Slot) -> &TaskEntry {
         &self.entries[slot.index()]
     }
 }
 
 impl IndexMut<Slot> for Tasks {
-    fn index_mut(&mut self, slot: Slot) -> &mut Entry {
+    fn index_mut(&mut self, slot: Slot) -> &mut TaskEntry {
         &mut self.entries[slot.index()]
     }
 }
@@ -472,6 +427,6 @@ mod tests {
     #[test]
     fn a_task_for_two_replicas_is_small() {
         assert!(size_of::<Delivery>() <= 32, "{}", size_of::<Delivery>());
-        assert!(size_of::<Entry>() <= 144, "{}", size_of::<Entry>());
+        assert!(size_of::<TaskEntry>() <= 144, "{}", size_of::<TaskEntry>());
     }
 }

@@ -1,5 +1,5 @@
-//! The rules of the engine, one test a rule. `tests/model.rs` holds random
-//! histories against a simple model.
+//! The rules of the engine, one test per rule. `tests/model.rs` runs random histories against a
+//! simple model.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -34,12 +34,12 @@ struct Fixture {
     keys: KeyHasher,
     now: Now,
     next_id: u64,
-    /// On their way to the disk.
+    /// Appended but not durable.
     appended: VecDeque<(u64, KeyId, Vec<Node>, Reservation)>,
 }
 
 impl Fixture {
-    fn new(settings: Settings) -> Self {
+    fn new(settings: EngineSettings) -> Self {
         Self {
             engine: Engine::new(settings),
             keys: KeyHasher::default(),
@@ -58,7 +58,7 @@ impl Fixture {
         Ok(id)
     }
 
-    /// What was appended up to this task is durable.
+    /// Everything appended up to this task becomes durable.
     fn commit(&mut self, last: u64) {
         while self.appended.front().is_some_and(|(id, ..)| *id <= last) {
             let (id, key, replicas, reservation) = self.appended.pop_front().unwrap();
@@ -67,7 +67,6 @@ impl Fixture {
         }
     }
 
-    /// A task that was found at the start.
     fn recover(&mut self, id: u64, key: &str, nodes: &[&str], progress: Vec<Progress>) {
         let replicas: Vec<_> = nodes.iter().map(|name| node(name)).collect();
         let task = arrived(id, self.keys.id(key), &replicas, Timestamp(0));
@@ -96,7 +95,6 @@ impl Fixture {
         self.ended(task, replica, AttemptOutcome::certain(verdict, Duration::ZERO));
     }
 
-    /// A request of the attempt may still be applied.
     fn answer_ambiguously(&mut self, task: u64, replica: u16, verdict: Verdict) {
         let outcome = AttemptOutcome { verdict, ambiguous: true, took: Duration::ZERO };
         self.ended(task, replica, outcome);
@@ -107,14 +105,14 @@ impl Fixture {
         self.engine.answered(self.now, delivery, outcome);
     }
 
-    fn actions(&mut self) -> Vec<Action> {
+    fn actions(&mut self) -> Vec<EngineAction> {
         std::iter::from_fn(|| self.engine.next_action()).collect()
     }
 
-    /// What is sent since the last look: task, replica, attempt.
+    /// The deliveries sent since the last call: task, replica, attempt.
     fn sent(&mut self) -> Vec<(u64, u16, u32)> {
         let send = |action| match action {
-            Action::Send { delivery, attempt, .. } => {
+            EngineAction::Send { delivery, attempt, .. } => {
                 Some((delivery.task.0, delivery.replica.0, attempt))
             }
             _ => None,
@@ -131,7 +129,7 @@ fn failed() -> Verdict {
     Verdict::Retry { after: None, error: "down".into() }
 }
 
-/// Failed, and the replica asks for a wait.
+/// A failure with a `Retry-After`.
 fn busy(after: Duration) -> Verdict {
     Verdict::Retry { after: Some(after), error: "busy".into() }
 }
@@ -147,9 +145,9 @@ fn a_task_is_removed_when_its_last_replica_has_it() {
     f.actions();
     f.answer(id, 1, Verdict::Delivered);
     let progress = vec![Progress::Untouched, Progress::Delivered];
-    assert_eq!(f.actions(), [Action::Save { task: TaskId(id), progress }]);
+    assert_eq!(f.actions(), [EngineAction::Save { task: TaskId(id), progress }]);
     f.answer(id, 0, Verdict::Delivered);
-    assert_eq!(f.actions(), [Action::Remove { task: TaskId(id) }]);
+    assert_eq!(f.actions(), [EngineAction::Remove { task: TaskId(id) }]);
     assert_eq!(f.engine.levels(), Levels::default());
 }
 
@@ -186,10 +184,10 @@ fn a_failed_delivery_is_tried_after_two_four_and_six_seconds_and_then_given_up()
     }
     f.answer(id, 0, failed());
     let actions = f.actions();
-    let Some(Action::Buried { letter, .. }) = actions.first() else { panic!("{actions:?}") };
+    let Some(EngineAction::Buried { letter, .. }) = actions.first() else { panic!("{actions:?}") };
     assert_eq!((letter.cause, letter.failures), (Cause::GaveUp, 4));
-    assert!(matches!(actions[1], Action::Breaker { error: Some(_), .. }), "{actions:?}");
-    assert!(matches!(actions[2], Action::Save { .. }), "{actions:?}");
+    assert!(matches!(actions[1], EngineAction::Breaker { error: Some(_), .. }), "{actions:?}");
+    assert!(matches!(actions[2], EngineAction::Save { .. }), "{actions:?}");
     assert_eq!(f.engine.levels().dead_letters, 1);
     assert_eq!(f.engine.levels().retry, 0);
     assert_eq!(f.engine.totals().gave_up, 1);
@@ -240,7 +238,7 @@ fn a_newer_write_supersedes_one_that_waits_for_its_retry() {
     f.answer(old, 0, failed());
     f.actions();
     let new = f.eventual("k", &["a"]);
-    assert!(f.actions().contains(&Action::Remove { task: TaskId(old) }));
+    assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(old) }));
     f.pass(Duration::from_secs(60));
     f.answer(new, 0, Verdict::Delivered);
     assert_eq!(f.sent(), []);
@@ -261,7 +259,7 @@ fn a_write_that_fails_with_a_newer_one_behind_it_is_superseded() {
 #[test]
 fn a_due_retry_that_has_no_place_yet_is_superseded_too() {
     let one = workers(1);
-    let mut f = Fixture::new(Settings { workers: one, ..settings() });
+    let mut f = Fixture::new(EngineSettings { workers: one, ..settings() });
     let old = f.eventual("k", &["a"]);
     f.answer(old, 0, failed());
     let blocker = f.eventual("x", &["a"]);
@@ -274,13 +272,13 @@ fn a_due_retry_that_has_no_place_yet_is_superseded_too() {
 
 #[test]
 fn with_the_retry_queue_full_a_failure_is_parked_and_comes_back_by_itself() {
-    let mut f = Fixture::new(Settings { retry_capacity: 1, ..settings() });
+    let mut f = Fixture::new(EngineSettings { retry_capacity: 1, ..settings() });
     let (first, second) = (f.eventual("k1", &["a"]), f.eventual("k2", &["a"]));
     f.answer(first, 0, failed());
     f.actions();
     f.answer(second, 0, failed());
     let actions = f.actions();
-    let Some(Action::Buried { letter, .. }) = actions.first() else { panic!("{actions:?}") };
+    let Some(EngineAction::Buried { letter, .. }) = actions.first() else { panic!("{actions:?}") };
     assert_eq!(letter.cause, Cause::RetryOverflow);
     assert_eq!((f.engine.levels().queue, f.engine.levels().retry), (0, 1));
     assert_eq!(f.engine.levels().dead_letters, 1);
@@ -296,7 +294,7 @@ fn with_the_retry_queue_full_a_failure_is_parked_and_comes_back_by_itself() {
 
 #[test]
 fn a_parked_write_is_superseded_by_a_newer_one() {
-    let mut f = Fixture::new(Settings { retry_capacity: 0, ..settings() });
+    let mut f = Fixture::new(EngineSettings { retry_capacity: 0, ..settings() });
     let old = f.eventual("k", &["a"]);
     f.answer(old, 0, failed());
     let new = f.eventual("k", &["a"]);
@@ -307,7 +305,7 @@ fn a_parked_write_is_superseded_by_a_newer_one() {
 
 #[test]
 fn parked_replicas_take_turns_when_there_is_room() {
-    let mut f = Fixture::new(Settings { retry_capacity: 1, ..settings() });
+    let mut f = Fixture::new(EngineSettings { retry_capacity: 1, ..settings() });
     let first = f.eventual("k0", &["a"]);
     f.answer(first, 0, failed());
     let of_a = [f.eventual("k1", &["a"]), f.eventual("k2", &["a"])];
@@ -328,7 +326,8 @@ fn parked_replicas_take_turns_when_there_is_room() {
 
 #[test]
 fn a_dead_replica_cannot_fill_the_queue_of_the_healthy_ones() {
-    let mut f = Fixture::new(Settings { queue_capacity: 10, retry_capacity: 3, ..settings() });
+    let mut f =
+        Fixture::new(EngineSettings { queue_capacity: 10, retry_capacity: 3, ..settings() });
     for n in 0..200 {
         let id = f.eventual(&format!("k{n}"), &["dead", "healthy"]);
         f.answer(id, 1, Verdict::Delivered);
@@ -340,24 +339,24 @@ fn a_dead_replica_cannot_fill_the_queue_of_the_healthy_ones() {
 }
 
 #[test]
-fn each_limit_refuses_in_words() {
-    let full = |settings: Settings, consistency| {
+fn each_limit_is_named_in_its_refusal() {
+    let full = |settings: EngineSettings, consistency| {
         let mut f = Fixture::new(settings);
         f.append("k", &["a"], consistency).unwrap();
         f.append("x", &["b"], consistency).unwrap_err()
     };
     let (eventual, strong) = (Consistency::Eventual, Consistency::Strong);
-    let one = Settings { queue_capacity: 1, ..settings() };
+    let one = EngineSettings { queue_capacity: 1, ..settings() };
     assert_eq!(full(one.clone(), eventual), Full::Queue(1));
     assert_eq!(full(one, strong), Full::Strong(1));
-    assert_eq!(full(Settings { max_bytes: 600, ..settings() }, eventual), Full::Bytes(600));
-    let few = Settings { max_known_replicas: 1, ..settings() };
+    assert_eq!(full(EngineSettings { max_bytes: 600, ..settings() }, eventual), Full::Bytes(600));
+    let few = EngineSettings { max_known_replicas: 1, ..settings() };
     assert_eq!(full(few, eventual), Full::Replicas(1));
 }
 
 #[test]
 fn an_idle_replica_makes_way_for_a_new_one() {
-    let mut f = Fixture::new(Settings { max_known_replicas: 2, ..settings() });
+    let mut f = Fixture::new(EngineSettings { max_known_replicas: 2, ..settings() });
     let id = f.eventual("k", &["a", "b"]);
     assert_eq!(f.append("k", &["c"], Consistency::Eventual), Err(Full::Replicas(2)));
     f.answer(id, 1, Verdict::Delivered);
@@ -376,7 +375,7 @@ fn a_strong_write_is_answered_by_its_majority_and_carried_on_for_the_rest() {
     f.answer(id, 2, Verdict::Delivered);
     f.answer(id, 0, Verdict::Delivered);
     let concluded = f.actions().into_iter().find_map(|action| match action {
-        Action::Conclude { success, acked, missing, .. } => Some((success, acked, missing)),
+        EngineAction::Conclude { success, acked, missing, .. } => Some((success, acked, missing)),
         _ => None,
     });
     let acked = vec![ReplicaIndex(2), ReplicaIndex(0)];
@@ -394,10 +393,10 @@ fn a_strong_write_fails_as_soon_as_the_majority_is_out_of_reach() {
     let id = f.strong("k", &["a", "b"]);
     f.actions();
     f.answer(id, 1, failed());
-    let conclude = f.actions().into_iter().find(|a| matches!(a, Action::Conclude { .. }));
+    let conclude = f.actions().into_iter().find(|a| matches!(a, EngineAction::Conclude { .. }));
     let missing = vec![ReplicaIndex(0), ReplicaIndex(1)];
     let task = TaskId(id);
-    let want = Action::Conclude {
+    let want = EngineAction::Conclude {
         task,
         success: false,
         needed: 2,
@@ -417,7 +416,7 @@ fn a_strong_write_fails_at_its_timeout() {
     assert_eq!(f.engine.wake_at(), Some(Moment(10_000_000)));
     f.pass(Duration::from_secs(10));
     let concluded = f.actions().into_iter().find_map(|action| match action {
-        Action::Conclude { success, acked, .. } => Some((success, acked)),
+        EngineAction::Conclude { success, acked, .. } => Some((success, acked)),
         _ => None,
     });
     assert_eq!(concluded, Some((false, vec![ReplicaIndex(0)])));
@@ -441,7 +440,7 @@ fn a_strong_write_waits_for_its_own_key_and_supersedes_what_is_queued() {
     let queued = f.eventual("k", &["a"]);
     f.actions();
     let strong = f.strong("k", &["a"]);
-    let removed = |action: &Action| *action == Action::Remove { task: TaskId(queued) };
+    let removed = |action: &EngineAction| *action == EngineAction::Remove { task: TaskId(queued) };
     assert!(f.actions().iter().any(removed));
     f.answer(on_the_wire, 0, Verdict::Delivered);
     assert_eq!(f.sent(), [(strong, 0, 1)]);
@@ -463,7 +462,7 @@ fn an_open_strong_write_is_not_superseded_by_the_next() {
 #[test]
 fn a_strong_write_that_comes_to_lead_its_chain_by_another_overtaking_is_sent() {
     let mut f = Fixture::new(settings());
-    // So many that the next ones have to wait for a place.
+    // Enough that the next ones wait for a worker.
     let others: Vec<_> = (0..200).map(|n| f.strong(&format!("other{n}"), &["r"])).collect();
     let a = f.strong("k", &["r", "p", "q"]);
     let b = f.strong("k", &["r"]);
@@ -483,7 +482,7 @@ fn a_strong_write_that_comes_to_lead_its_chain_by_another_overtaking_is_sent() {
 }
 
 #[test]
-fn a_restart_takes_up_where_the_disk_left_off() {
+fn a_restart_continues_from_the_disk() {
     let mut f = Fixture::new(settings());
     let replicas = [node("a"), node("b"), node("c")];
     let letter = DeadLetter {
@@ -517,9 +516,9 @@ fn a_restart_takes_up_where_the_disk_left_off() {
     assert_eq!(sent, [(3, 1, 3), (3, 2, 2)]);
     f.answer(3, 1, Verdict::Delivered);
     f.answer(3, 2, Verdict::Delivered);
-    // Once what may have been on the wire before can not be applied any more.
+    // Once attempts from before the restart can no longer be applied.
     f.pass(Duration::from_secs(31));
-    assert_eq!(f.actions().last(), Some(&Action::Remove { task: TaskId(3) }));
+    assert_eq!(f.actions().last(), Some(&EngineAction::Remove { task: TaskId(3) }));
     assert_eq!(f.engine.totals().accepted, 2);
 }
 
@@ -536,7 +535,7 @@ fn after_stop_sending_nothing_new_goes_out() {
 }
 
 #[test]
-fn an_answer_that_nobody_waits_for_changes_nothing() {
+fn an_unexpected_answer_changes_nothing() {
     let mut f = Fixture::new(settings());
     let id = f.eventual("k", &["a"]);
     f.answer(id, 0, Verdict::Delivered);

@@ -1,30 +1,27 @@
-//! A delivery goes from state to state, and a task from queue to queue.
+//! The transitions of deliveries between stages and of tasks between queues.
 //!
-//! [`Engine::change`] is the one place where a state is written: it takes the delivery out of the
-//! index of the old state and puts it into that of the new one. Everything else here decides
-//! which change is due. Every public call of the engine ends in [`Engine::finish`].
-
-use std::sync::Arc;
+//! Only [`Engine::change`] writes a stage: it moves the delivery from the index of the old stage to
+//! that of the new one. Everything else here decides which change is due. Every public call ends in
+//! [`Engine::finish`].
 
 use smallvec::SmallVec;
 
-use crate::engine::barrier::Mark;
+use crate::engine::barrier::CountedDelivery;
 use crate::engine::breaker::Gate;
 use crate::engine::counters::{Attempt, DeliveryOutcome};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
 use crate::engine::table::{
-    Delivery, DeliveryFailures, DeliveryRef, Entry, Priority, Queue, Settlement, Slot, State,
+    Delivery, DeliveryRef, Priority, SettledAs, Slot, Stage, TaskEntry, TaskQueue,
 };
-use crate::engine::{Action, Arrived, Change, Engine, Since, TASK_OVERHEAD_BYTES};
+use crate::engine::{Arrived, DeliveryChange, Engine, EngineAction, Since, TASK_OVERHEAD_BYTES};
 use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId};
 
-/// The most deliveries that one call fails because a breaker is open. The rest comes with the
-/// next, which is due at once: a full queue must not hold up everything else for its length.
+/// Maximum deliveries per call that fail because a breaker is open; the rest follows in the next
+/// call, which is due at once. Failing a full queue in one call would delay everything else.
 const FAST_FAILURES: usize = 256;
 
 impl Engine {
-    /// Puts a task into memory, with a pending delivery for each of `lanes`.
     pub(super) fn insert(
         &mut self,
         task: &Arrived<'_>,
@@ -36,22 +33,22 @@ impl Engine {
         let Arrived { id, partition, key, accepted_at, .. } = *task;
         let bytes = task.bytes.saturating_add(TASK_OVERHEAD_BYTES);
         for &lane in lanes {
-            for counters in [&mut self.lanes[lane].counters, &mut self.totals] {
+            for counters in self.counters(lane) {
                 counters.accepted += 1;
                 counters.pending += 1;
             }
-            self.lanes[lane].backlog.enter(id, bytes);
+            self.lanes[lane].backlog.push(id, bytes);
         }
         self.levels.bytes += bytes;
         let deadline = quorum.as_ref().map(|quorum| quorum.deadline);
-        let slot = self.tasks.insert(Entry {
+        let slot = self.tasks.insert(TaskEntry {
             id,
             partition,
             key,
             accepted_at,
             since,
             bytes,
-            queue: Queue::Outside,
+            queue: TaskQueue::Outside,
             recovered,
             strong: quorum.is_some(),
             touched: false,
@@ -65,106 +62,106 @@ impl Engine {
         slot
     }
 
-    /// Writes a state: out of the index of the old one, into that of the new one.
-    pub(super) fn change(&mut self, at: DeliveryRef, to: State) {
+    /// Writes a stage, and moves the delivery between the indexes.
+    pub(super) fn change(&mut self, at: DeliveryRef, to: Stage) {
         if self.tasks[at.slot].charged_as_dead {
             self.release_charge(at.slot);
         }
         let entry = &mut self.tasks[at.slot];
         let (id, key, origin) = (entry.id, entry.key, entry.origin(at.index));
         let delivery = &mut entry.deliveries[at.index];
-        let from = std::mem::replace(&mut delivery.state, to);
+        let from = std::mem::replace(&mut delivery.stage, to);
         let number = delivery.lane;
         let lane = &mut self.lanes[number];
         match from {
-            State::Blocked => {}
-            State::Ready(priority) => {
-                lane.ready(priority).remove(&id);
+            Stage::Blocked => {}
+            Stage::Ready(priority) => {
+                lane.heads.leave_ready(priority, id);
             }
-            State::InFlight { priority, .. } => {
+            Stage::InFlight { priority, .. } => {
                 self.levels.in_flight -= 1;
-                *lane.on_wire(priority) -= 1;
+                lane.in_flight.end(priority);
             }
-            State::Waiting { until } => {
-                lane.waiting.remove(&id);
+            Stage::Waiting { until } => {
+                lane.heads.leave_waiting(id);
                 self.timers.remove(&(until, at.slot, number));
             }
-            State::Resend { until } => {
+            Stage::Resend { until } => {
                 self.timers.remove(&(until, at.slot, number));
             }
-            State::Parked { .. } => {
-                lane.parked.remove(&id);
+            Stage::Parked { .. } => {
+                lane.heads.leave_parked(id);
                 self.levels.dead_letters -= 1;
-                if lane.parked.is_empty() {
+                if lane.heads.parked() == 0 {
                     self.parked_lanes.remove(&number);
                 }
             }
-            State::Deferred { until } => {
-                lane.deferred -= 1;
+            Stage::Deferred { until } => {
+                lane.heads.leave_deferred();
                 self.levels.dead_letters -= 1;
                 self.timers.remove(&(until, at.slot, number));
             }
-            State::Dead { until, .. } => {
-                lane.dead.remove(&id);
-                lane.letters.remove(&key);
+            Stage::Dead { until, .. } => {
+                lane.letters.remove(id, key);
                 self.timers.remove(&(until, at.slot, number));
                 self.levels.dead_letters -= 1;
             }
-            State::Settled(_) => debug_assert!(false, "what is settled stays settled"),
+            Stage::Settled(_) => debug_assert!(false, "a settled delivery cannot change"),
         }
         match to {
-            State::Blocked => debug_assert!(false, "nothing goes back to being blocked"),
-            State::Ready(priority) => {
-                lane.ready(priority).insert(id, at.slot);
+            Stage::Blocked => debug_assert!(false, "a delivery cannot become blocked again"),
+            Stage::Ready(priority) => {
+                lane.heads.enter_ready(priority, id, at.slot);
             }
-            State::InFlight { priority, .. } => {
+            Stage::InFlight { priority, .. } => {
                 self.levels.in_flight += 1;
-                *lane.on_wire(priority) += 1;
+                lane.in_flight.start(priority);
             }
-            State::Waiting { until } => {
-                lane.waiting.insert(id, at.slot);
+            Stage::Waiting { until } => {
+                lane.heads.enter_waiting(id, at.slot);
                 self.timers.insert((until, at.slot, number));
             }
-            State::Resend { until } => {
+            Stage::Resend { until } => {
                 self.timers.insert((until, at.slot, number));
             }
-            State::Parked { .. } => {
-                lane.parked.insert(id, at.slot);
+            Stage::Parked { .. } => {
+                lane.heads.enter_parked(id, at.slot);
                 self.levels.dead_letters += 1;
                 self.parked_lanes.insert(number);
                 self.refill = true;
             }
-            State::Deferred { until } => {
-                lane.deferred += 1;
+            Stage::Deferred { until } => {
+                lane.heads.enter_deferred();
                 self.levels.dead_letters += 1;
                 self.timers.insert((until, at.slot, number));
             }
-            State::Dead { until, .. } => {
-                lane.dead.insert(id, at.slot);
-                lane.letters.insert(key, at.slot);
+            Stage::Dead { until, .. } => {
+                lane.letters.insert(id, key, at.slot);
                 self.timers.insert((until, at.slot, number));
                 self.levels.dead_letters += 1;
             }
-            State::Settled(_) => {}
+            Stage::Settled(_) => {}
         }
         for counters in [&mut lane.counters, &mut self.totals] {
             *counters.of(from.outcome()) -= 1;
             *counters.of(to.outcome()) += 1;
         }
-        let mark = Mark { task: id, origin, lane: number, node: &lane.node };
+        let mark = CountedDelivery { task: id, origin, lane: number, node: &lane.node };
         self.barriers.note(mark, from.outcome(), to.outcome());
         match (from.holds_queue(), to.holds_queue()) {
-            (true, false) => lane.hold(entry.queue, Queue::Outside),
-            (false, true) => lane.hold(Queue::Outside, entry.queue),
+            (true, false) => lane.places.move_task(entry.queue, TaskQueue::Outside),
+            (false, true) => lane.places.move_task(TaskQueue::Outside, entry.queue),
             _ => {}
         }
         match (from.holds_retry_place(), to.holds_retry_place()) {
             (true, false) => {
-                (lane.retries, self.levels.retry) = (lane.retries - 1, self.levels.retry - 1);
+                lane.places.release_retry();
+                self.levels.retry -= 1;
                 self.refill = true;
             }
             (false, true) => {
-                (lane.retries, self.levels.retry) = (lane.retries + 1, self.levels.retry + 1);
+                lane.places.take_retry();
+                self.levels.retry += 1;
             }
             _ => {}
         }
@@ -173,38 +170,38 @@ impl Engine {
                 let bytes = entry.bytes;
                 self.leave_backlog(number, id, bytes);
             }
-            (false, true) => lane.backlog.come_back(id, entry.bytes),
+            (false, true) => lane.backlog.push_returned(id, entry.bytes),
             _ => {}
         }
         self.mark_dirty(number);
     }
 
-    /// A delivery is not pending any more.
     fn leave_backlog(&mut self, number: u32, id: TaskId, bytes: u64) {
         let lane = &mut self.lanes[number];
         let tasks = &self.tasks;
         let is_pending = |id: TaskId| {
             tasks
                 .find(id)
-                .is_some_and(|slot| tasks[tasks.delivery_on(slot, number)].state.is_pending())
+                .is_some_and(|slot| tasks[tasks.delivery_on(slot, number)].stage.is_pending())
         };
-        lane.backlog.leave(id, bytes, lane.counters.pending, is_pending);
+        lane.backlog.remove(id, bytes, lane.counters.pending, is_pending);
     }
 
-    /// A delivery that was settled before the restart: no counter of this process has it.
-    pub(super) fn settled_before(&mut self, at: DeliveryRef, settlement: Settlement) {
+    /// Settles a delivery that ended before the restart. This process does not count it.
+    pub(super) fn settled_before(&mut self, at: DeliveryRef, settlement: SettledAs) {
         let entry = &mut self.tasks[at.slot];
         let delivery = &mut entry.deliveries[at.index];
-        delivery.state = State::Settled(settlement);
-        self.lanes[delivery.lane].backlog.take_back(entry.id, entry.bytes);
-        for counters in [&mut self.lanes[delivery.lane].counters, &mut self.totals] {
+        delivery.stage = Stage::Settled(settlement);
+        let lane = delivery.lane;
+        self.lanes[lane].backlog.undo_push(entry.id, entry.bytes);
+        for counters in self.counters(lane) {
             counters.accepted -= 1;
             counters.pending -= 1;
         }
     }
 
-    /// Puts a delivery at the end of its key's chain, and settles what it supersedes there. Says
-    /// whether it is the head now.
+    /// Appends a delivery to the chain of its key, and supersedes older ones where allowed. Returns
+    /// whether it is the head.
     pub(super) fn join(&mut self, at: DeliveryRef) -> bool {
         let entry = &self.tasks[at.slot];
         let (key, strong, lane) = (entry.key, entry.quorum.is_some(), self.tasks[at].lane);
@@ -220,31 +217,30 @@ impl Engine {
         let Some(chain) = chain else { return false };
         self.lanes[lane].chains.insert(key, chain);
         if chain.head != at.slot {
-            // What it overtook may have been the head: then the one behind that leads now.
+            // If it superseded the head, the delivery behind that one leads now.
             self.unblock(self.tasks.delivery_on(chain.head, lane));
         }
         chain.head == at.slot
     }
 
-    /// Before a newer write of its key, a delivery that awaits a retry is superseded. It is alone
-    /// in its chain, so nothing else has to be looked at.
+    /// Supersedes an older delivery that awaits a retry. It is alone in its chain.
     fn supersede_retry(&mut self, lane: u32, chain: Chain, by: Slot) -> Option<Chain> {
         let at = self.tasks.delivery_on(chain.head, lane);
-        if !self.tasks[at].state.awaits_retry() {
+        if !self.tasks[at].stage.awaits_retry() {
             return Some(chain);
         }
         self.supersede(at, by);
         None
     }
 
-    /// Ends a delivery that a newer write of its key makes pointless. That stands for it from now
-    /// on: until it is settled itself, no barrier behind the older one is reached.
+    /// Supersedes a delivery. The newer write `by` stands for it from now on: no barrier that covers
+    /// the older write is reached before the newer one is settled.
     pub(super) fn supersede(&mut self, at: DeliveryRef, by: Slot) {
-        let (lane, state) = (self.tasks[at].lane, self.tasks[at].state);
-        if matches!(state.outcome(), DeliveryOutcome::Pending | DeliveryOutcome::Dead) {
+        let (lane, stage) = (self.tasks[at].lane, self.tasks[at].stage);
+        if matches!(stage.outcome(), DeliveryOutcome::Pending | DeliveryOutcome::Dead) {
             self.stand_for(by, lane, self.tasks[at.slot].origin(at.index));
         }
-        self.settle(at, Settlement::Superseded);
+        self.settle(at, SettledAs::Superseded);
     }
 
     fn stand_for(&mut self, slot: Slot, lane: u32, older: TaskId) {
@@ -255,37 +251,35 @@ impl Engine {
         if older >= before {
             return;
         }
-        let outcome = delivery.state.outcome();
-        let new = || Box::new(DeliveryFailures::new(0, "".into(), self.now.wall));
-        delivery.failures.get_or_insert_with(new).stands_for = Some(older);
-        let mark = Mark { task, origin: older, lane, node: &self.lanes[lane].node };
+        let outcome = delivery.stage.outcome();
+        delivery.failures_mut(self.now.wall).stands_for = Some(older);
+        let mark = CountedDelivery { task, origin: older, lane, node: &self.lanes[lane].node };
         self.barriers.stand_for(mark, before, outcome);
         self.touch(slot);
     }
 
-    /// Before a strong write, or any with `coalesce`, everything of its key is superseded that is neither on the wire nor
-    /// awaited by a client. Gives back what is left of the chain.
+    /// Supersedes every older write of the key that is neither in flight nor awaited by a client, for a
+    /// strong write or with `coalesce`. Returns the rest of the chain.
     fn overtake(&mut self, lane: u32, head: Slot, by: Slot) -> Option<Chain> {
-        let mut kept = None;
+        let mut remaining = None;
         let mut cursor = Some(head);
         while let Some(older) = cursor {
             self.step();
             let at = self.tasks.delivery_on(older, lane);
-            let Delivery { state, next, .. } = self.tasks[at];
-            let stays = matches!(state, State::InFlight { .. })
-                || (self.tasks[older].quorum.is_some() && !state.awaits_retry());
+            let Delivery { stage, next, .. } = self.tasks[at];
+            let stays = matches!(stage, Stage::InFlight { .. })
+                || (self.tasks[older].quorum.is_some() && !stage.awaits_retry());
             if stays {
                 self.tasks[at].next = None;
-                self.append(lane, &mut kept, older);
+                self.append(lane, &mut remaining, older);
             } else {
                 self.supersede(at, by);
             }
             cursor = next;
         }
-        kept
+        remaining
     }
 
-    /// Links `slot` behind the tail of `chain`.
     pub(super) fn append(&mut self, lane: u32, chain: &mut Option<Chain>, slot: Slot) {
         match chain {
             None => *chain = Some(Chain::of(slot)),
@@ -297,13 +291,13 @@ impl Engine {
         }
     }
 
-    /// Makes a blocked delivery ready if it leads its chain and may be sent. One that failed before
-    /// a restart and has a newer write of its key behind it is superseded instead.
+    /// Makes the head of a chain ready if it is blocked. One that failed before a restart and has a
+    /// newer write behind it is superseded instead.
     pub(super) fn unblock(&mut self, at: DeliveryRef) {
         let entry = &self.tasks[at.slot];
-        let Delivery { lane, state, next, .. } = self.tasks[at];
+        let Delivery { lane, stage, next, .. } = self.tasks[at];
         let leads = || self.lanes[lane].chains.get(&entry.key).is_some_and(|c| c.head == at.slot);
-        if state != State::Blocked || !leads() {
+        if stage != Stage::Blocked || !leads() {
             return;
         }
         let failed = self.tasks[at].failure_count() > 0;
@@ -320,11 +314,10 @@ impl Engine {
     pub(super) fn make_ready(&mut self, at: DeliveryRef) {
         let entry = &self.tasks[at.slot];
         let failed = self.tasks[at].failure_count() > 0;
-        // A strong write keeps its priority after its answer, for the next one may wait behind it.
-        let priority = if matches!(self.tasks[at].state, State::Resend { .. }) {
+        // A strong write keeps its priority after its answer, as the next one may wait behind it.
+        let priority = if matches!(self.tasks[at].stage, Stage::Resend { .. }) {
             Priority::Resend
         } else if !failed && self.tasks[at].is_redriven() {
-            // It could not be sent, which is no failure.
             Priority::Redrive
         } else if entry.quorum.is_some() || (entry.strong && !failed) {
             Priority::Urgent
@@ -333,45 +326,45 @@ impl Engine {
         } else {
             Priority::Fresh
         };
-        self.change(at, State::Ready(priority));
+        self.change(at, Stage::Ready(priority));
     }
 
-    /// Has a lane looked at before the call ends.
     pub(super) fn mark_dirty(&mut self, number: u32) {
         if !std::mem::replace(&mut self.lanes[number].dirty, true) {
             self.dirty.push_back(number);
         }
     }
 
-    /// Sends what may be sent over a lane, and fails what its breaker does not let out.
+    /// Sends what a lane may send, and fails what its breaker blocks.
     fn dispatch(&mut self, number: u32) {
         self.dispatch_dirty(number);
-        // Only now: what it does itself is no reason to be looked at once more.
+        // Last, so that the changes made here do not queue the lane again.
         self.lanes[number].dirty = false;
     }
 
     fn dispatch_dirty(&mut self, number: u32) {
-        if self.stopped || self.lanes[number].is_held() {
+        if self.stopped || self.lanes[number].is_suspended() {
             return;
         }
         for failed_fast in 0.. {
             let lane = &mut self.lanes[number];
-            let letter = lane.foremost().is_some_and(|(priority, _)| priority == Priority::Redrive);
-            match lane.breaker.gate(self.now.moment, letter) {
+            let letter =
+                lane.heads.foremost().is_some_and(|(priority, _)| priority == Priority::Redrive);
+            match lane.health.breaker().gate(self.now.moment, letter) {
                 Gate::Pass(most) => {
-                    let workers = lane.concurrency.limit(self.settings.workers);
+                    let workers = lane.health.limit(self.settings.workers);
                     while let Some((priority, slot)) = self.lanes[number].next(workers, most) {
                         self.send(number, slot, priority, false);
                     }
                     return;
                 }
                 Gate::Probe => {
-                    let Some((priority, slot)) = lane.foremost() else { return };
-                    lane.breaker.probe();
+                    let Some((priority, slot)) = lane.heads.foremost() else { return };
+                    lane.health.probe_sent();
                     self.send(number, slot, priority, true);
                 }
-                Gate::Shut => {
-                    let Some((_, slot)) = lane.foremost() else { return };
+                Gate::Blocked => {
+                    let Some((_, slot)) = lane.heads.foremost() else { return };
                     if failed_fast >= FAST_FAILURES {
                         return self.schedule_wakeup(number, self.now.moment);
                     }
@@ -383,30 +376,30 @@ impl Engine {
 
     fn send(&mut self, number: u32, slot: Slot, priority: Priority, probe: bool) {
         let at = self.tasks.delivery_on(slot, number);
-        self.change(at, State::InFlight { priority, probe, discard: false });
+        self.change(at, Stage::InFlight { priority, probe, discard: false });
         if priority == Priority::Redrive
             && let Some(failures) = &mut self.tasks[at].failures
         {
-            // It has all its attempts anew.
+            // A redriven letter has all its attempts again.
             failures.count = 0;
         }
         let delivery = self.delivery_id(at);
         let entry = &self.tasks[slot];
         let attempt = self.tasks[at].failure_count().saturating_add(1);
         let node = self.lanes[number].node.clone();
-        self.actions.push_back(Action::Send { delivery, node, attempt, bytes: entry.bytes });
+        self.actions.push_back(EngineAction::Send { delivery, node, attempt, bytes: entry.bytes });
     }
 
-    /// An attempt fails on its schedule, but without connection or place: the breaker is open.
+    /// Fails a delivery on its retry schedule without sending it, because the breaker is open.
     fn fail_fast(&mut self, number: u32, slot: Slot) {
         let at = self.tasks.delivery_on(slot, number);
-        let state = self.tasks[at].state;
-        if state == State::Ready(Priority::Redrive) {
+        let stage = self.tasks[at].stage;
+        if stage == Stage::Ready(Priority::Redrive) {
             return self.return_to_dead(at);
         }
-        let error = Arc::clone(&self.lanes[number].shut_error);
+        let error = self.lanes[number].health.unsent_error();
         self.note_failure(at, error, Attempt::Unsent);
-        if state == State::Ready(Priority::Resend) {
+        if stage == Stage::Ready(Priority::Resend) {
             return self.resend_failed(at);
         }
         self.fail(at, None);
@@ -417,22 +410,20 @@ impl Engine {
         DeliveryId { task: self.tasks[at.slot].id, replica }
     }
 
-    /// Ends the delivery that leads its chain; the next of its key comes forward.
-    pub(super) fn settle_head(&mut self, at: DeliveryRef, settlement: Settlement) {
-        if settlement == Settlement::Delivered {
+    /// Settles the head of a chain; the next delivery of the key becomes the head.
+    pub(super) fn settle_head(&mut self, at: DeliveryRef, settlement: SettledAs) {
+        if settlement == SettledAs::Delivered {
             self.supersede_letter(at);
         }
         self.settle(at, settlement);
         self.leave_chain(at);
     }
 
-    /// Ends the delivery that leads its chain, as the next of its key takes its place.
     pub(super) fn supersede_head(&mut self, at: DeliveryRef, next: Slot) {
         self.supersede(at, next);
         self.leave_chain(at);
     }
 
-    /// Takes the head out of its chain.
     pub(super) fn leave_chain(&mut self, at: DeliveryRef) {
         let entry = &mut self.tasks[at.slot];
         let (key, number, next) =
@@ -454,32 +445,31 @@ impl Engine {
         }
     }
 
-    pub(super) fn settle(&mut self, at: DeliveryRef, settlement: Settlement) {
-        // Acknowledged before it was to be sent once more.
-        let told = self.tasks[at].state.outcome() == DeliveryOutcome::Delivered;
-        let settlement = if told { Settlement::Delivered } else { settlement };
+    pub(super) fn settle(&mut self, at: DeliveryRef, settlement: SettledAs) {
+        // It was acknowledged before the resend.
+        let delivered = self.tasks[at].stage.outcome() == DeliveryOutcome::Delivered;
+        let settlement = if delivered { SettledAs::Delivered } else { settlement };
         self.note_ambiguous_if_restored(at);
-        self.change(at, State::Settled(settlement));
+        self.change(at, Stage::Settled(settlement));
         let change = match settlement {
-            Settlement::Delivered => Change::Delivered,
-            Settlement::Superseded => Change::Superseded,
-            Settlement::Discarded | Settlement::Released => Change::Discarded,
+            SettledAs::Delivered => DeliveryChange::Delivered,
+            SettledAs::Superseded => DeliveryChange::Superseded,
+            SettledAs::Discarded | SettledAs::Released => DeliveryChange::Discarded,
         };
-        if !told {
-            self.tell_change(at.slot, self.tasks[at].lane, change, None);
+        if !delivered {
+            self.emit_change(at.slot, self.tasks[at].lane, change, None);
         }
-        if settlement != Settlement::Delivered {
+        if settlement != SettledAs::Delivered {
             self.fail_quorum(at);
         }
         self.touch(at.slot);
     }
 
-    /// Moves a task to another queue.
-    pub(super) fn enter_queue(&mut self, slot: Slot, queue: Queue) {
+    pub(super) fn enter_queue(&mut self, slot: Slot, queue: TaskQueue) {
         let entry = &mut self.tasks[slot];
         let left = std::mem::replace(&mut entry.queue, queue);
-        for delivery in entry.deliveries.iter().filter(|delivery| delivery.state.holds_queue()) {
-            self.lanes[delivery.lane].hold(left, queue);
+        for delivery in entry.deliveries.iter().filter(|delivery| delivery.stage.holds_queue()) {
+            self.lanes[delivery.lane].places.move_task(left, queue);
         }
         for (queue, enters) in [(left, false), (queue, true)] {
             self.count_queued(queue, enters);
@@ -492,7 +482,7 @@ impl Engine {
         }
     }
 
-    /// Ends a call: sends, answers, saves, removes and refills, until nothing is left to do.
+    /// Ends a call: sends, answers, saves, removes and refills until nothing is left to do.
     pub(super) fn finish(&mut self) {
         loop {
             self.fill_retry_queue();
@@ -502,7 +492,7 @@ impl Engine {
             if self.touched.is_empty() && !self.refill {
                 return;
             }
-            // By age: a newer write's settlement must not reach the disk before an older one's.
+            // Oldest first: a newer write's settlement must not reach the disk before an older one's.
             self.touched.sort_unstable_by_key(|&slot| self.tasks[slot].id);
             let touched: SmallVec<[Slot; 8]> = self.touched.drain(..).collect();
             for slot in touched {
@@ -513,33 +503,33 @@ impl Engine {
         }
     }
 
-    /// Saves what has become of a task, and lets it go if it is over.
+    /// Saves the progress of a task, or removes the task if it is over.
     fn review(&mut self, slot: Slot) {
         let entry = &self.tasks[slot];
         let task = entry.id;
-        let states = || entry.deliveries.iter().map(|delivery| delivery.state);
+        let stages = || entry.deliveries.iter().map(|delivery| delivery.stage);
         let over = |delivery: &Delivery| {
-            matches!(delivery.state, State::Settled(_)) && delivery.ambiguous().is_none()
+            matches!(delivery.stage, Stage::Settled(_)) && delivery.ambiguous().is_none()
         };
         if entry.deliveries.iter().all(over) {
-            self.enter_queue(slot, Queue::Outside);
+            self.enter_queue(slot, TaskQueue::Outside);
             self.levels.bytes -= self.tasks[slot].bytes;
-            if self.ends_told {
+            if self.reports_ends {
                 let last = self.view_of(slot);
-                self.actions.push_back(Action::Ended { last });
+                self.actions.push_back(EngineAction::Ended { last });
             }
-            self.actions.push_back(Action::Remove { task });
+            self.actions.push_back(EngineAction::Remove { task });
             self.tasks.remove(slot);
             return;
         }
-        let only_dead = states().all(State::rests) && states().any(State::is_dead_letter);
-        let waits = states().any(State::holds_queue);
+        let only_dead = stages().all(Stage::is_at_rest) && stages().any(Stage::is_dead_letter);
+        let waits = stages().any(Stage::holds_queue);
         let progress: Vec<_> = entry.deliveries.iter().map(Delivery::progress).collect();
         if progress.iter().any(|progress| *progress != Progress::Untouched) {
-            self.actions.push_back(Action::Save { task, progress });
+            self.actions.push_back(EngineAction::Save { task, progress });
         }
         if !waits {
-            self.enter_queue(slot, Queue::Outside);
+            self.enter_queue(slot, TaskQueue::Outside);
         }
         if only_dead {
             self.charge_as_dead(slot);

@@ -1,53 +1,49 @@
 //! Tasks and dead letters as operators see them.
 //!
-//! A search looks at so many tasks in a call and says where to go on, so that a question about a
-//! million tasks does not hold up everything else.
+//! A search scans a limited number of tasks per call and returns where to continue, so that a query
+//! over a million tasks does not delay everything else.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::lane::Lane;
-use crate::engine::table::{Delivery, Priority, Settlement, Slot, State};
+use crate::engine::table::{Delivery, Priority, SettledAs, Slot, Stage};
 use crate::engine::{
-    DeliveryState, DeliveryView, Engine, Found, LetterView, Moment, Since, TaskView, Wanted,
+    DeliveryFilter, DeliveryState, DeliveryView, Engine, LetterView, Moment, SearchPage, Since,
+    TaskView,
 };
 use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
 
-/// Tasks that one call looks at.
 const LOOKS: usize = 20_000;
 
 impl Engine {
-    /// When the oldest pending delivery of a lane was accepted, by the wall clock and by one that
-    /// nobody sets.
+    /// When the oldest pending delivery of a lane was accepted, by the wall and the monotonic clock.
     pub(super) fn oldest(&self, lane: &Lane) -> Option<(Timestamp, Since)> {
         let slot = self.tasks.find(lane.backlog.oldest()?)?;
         let entry = &self.tasks[slot];
         Some((entry.accepted_at, entry.since))
     }
 
-    /// How long ago a task was accepted, whatever the wall clock did since; `None` once it is
-    /// settled.
+    /// The time since a task was accepted, by the monotonic clock; `None` once it is settled.
     #[must_use]
     pub fn age(&self, task: TaskId, now: Moment) -> Option<Duration> {
         Some(self.tasks[self.tasks.find(task)?].since.age(now))
     }
 
-    /// A task, unless nothing is left to be done for it.
     #[must_use]
     pub fn view(&self, id: TaskId) -> Option<TaskView> {
         self.tasks.find(id).map(|slot| self.view_of(slot))
     }
 
-    /// The unsettled tasks after `after`, up to `limit`.
     #[must_use]
     pub fn find_tasks(
         &self,
-        wanted: &Wanted,
+        wanted: &DeliveryFilter,
         after: Option<TaskId>,
         limit: usize,
-    ) -> Found<TaskView, TaskId> {
-        let mut found = Found { items: Vec::new(), next: None };
+    ) -> SearchPage<TaskView, TaskId> {
+        let mut found = SearchPage { items: Vec::new(), next: None };
         let Ok(lane) = self.lane_of(wanted) else { return found };
         for (looked_at, (id, slot)) in self.tasks.after(after).enumerate() {
             if looked_at >= LOOKS || found.items.len() >= limit {
@@ -72,13 +68,13 @@ impl Engine {
     #[must_use]
     pub fn find_letters(
         &self,
-        wanted: &Wanted,
+        wanted: &DeliveryFilter,
         after: Option<(TaskId, ReplicaIndex)>,
         limit: usize,
-    ) -> Found<LetterView, (TaskId, ReplicaIndex)> {
-        let mut found = Found { items: Vec::new(), next: None };
+    ) -> SearchPage<LetterView, (TaskId, ReplicaIndex)> {
+        let mut found = SearchPage { items: Vec::new(), next: None };
         let Ok(lane) = self.lane_of(wanted) else { return found };
-        // The task of `after` is looked at again, for its later replicas.
+        // The task of `after` is scanned again for its later replicas.
         let from = after.and_then(|(id, _)| id.0.checked_sub(1)).map(TaskId);
         for (looked_at, (id, slot)) in self.tasks.after(from).enumerate() {
             if looked_at >= LOOKS {
@@ -94,7 +90,7 @@ impl Engine {
                     return found;
                 }
                 found.next = Some(place);
-                if delivery.state.is_dead_letter()
+                if delivery.stage.is_dead_letter()
                     && lane.is_none_or(|lane| lane == delivery.lane)
                     && wanted.key.is_none_or(|key| key == entry.key)
                     && wanted.state.is_none_or(|wanted| wanted == delivery.state())
@@ -108,20 +104,20 @@ impl Engine {
         found
     }
 
-    /// Of these tasks the dead letters that are wanted, to the replica named with it or to all.
+    /// The matching dead letters of these tasks, for the replica given with each or for all.
     #[must_use]
     pub fn letters_of(
         &self,
         ids: &[(TaskId, Option<Node>)],
-        wanted: &Wanted,
-    ) -> Found<LetterView, (TaskId, ReplicaIndex)> {
-        let mut found = Found { items: Vec::new(), next: None };
+        wanted: &DeliveryFilter,
+    ) -> SearchPage<LetterView, (TaskId, ReplicaIndex)> {
+        let mut found = SearchPage { items: Vec::new(), next: None };
         let mut seen = HashSet::new();
         for (id, node) in ids {
             let Some(slot) = self.tasks.find(*id) else { continue };
             for (number, delivery) in (0..).zip(&self.tasks[slot].deliveries) {
                 let view = self.delivery_view(delivery);
-                let fits = delivery.state.is_dead_letter()
+                let fits = delivery.stage.is_dead_letter()
                     && node.as_ref().is_none_or(|node| *node == view.node)
                     && wanted.node.as_ref().is_none_or(|node| *node == view.node)
                     && wanted.key.is_none_or(|key| key == self.tasks[slot].key)
@@ -135,8 +131,8 @@ impl Engine {
         found
     }
 
-    /// Which lane is wanted, if one is; an error if there is no such lane.
-    fn lane_of(&self, wanted: &Wanted) -> Result<Option<u32>, ()> {
+    /// The lane of the filter; an error if the replica has no lane.
+    fn lane_of(&self, wanted: &DeliveryFilter) -> Result<Option<u32>, ()> {
         match &wanted.node {
             Some(node) => self.lanes.find(node).map(Some).ok_or(()),
             None => Ok(None),
@@ -155,15 +151,15 @@ impl Engine {
         DeliveryView {
             node: self.lanes[delivery.lane].node.clone(),
             state: delivery.state(),
-            cause: match delivery.state {
-                State::Dead { cause, .. } => Some(cause),
-                State::Parked { .. } | State::Deferred { .. } => Some(Cause::RetryOverflow),
+            cause: match delivery.stage {
+                Stage::Dead { cause, .. } => Some(cause),
+                Stage::Parked { .. } | Stage::Deferred { .. } => Some(Cause::RetryOverflow),
                 _ => None,
             },
             failures: delivery.failure_count(),
             error: failures.map(|failures| (Arc::clone(&failures.error), failures.since)),
-            due: match delivery.state {
-                State::Waiting { until } | State::Deferred { until } => Some(until),
+            due: match delivery.stage {
+                Stage::Waiting { until } | Stage::Deferred { until } => Some(until),
                 _ => None,
             },
         }
@@ -172,24 +168,22 @@ impl Engine {
 
 impl Delivery {
     fn state(&self) -> DeliveryState {
-        match self.state {
-            State::Blocked
-            | State::Ready(Priority::Urgent | Priority::Fresh | Priority::Redrive) => {
+        match self.stage {
+            Stage::Blocked
+            | Stage::Ready(Priority::Urgent | Priority::Fresh | Priority::Redrive) => {
                 DeliveryState::Queued
             }
-            State::Waiting { .. } | State::Ready(Priority::Retry) => DeliveryState::Retrying,
-            State::Parked { .. } | State::Deferred { .. } => DeliveryState::Parked,
-            State::Dead { .. } => DeliveryState::Dead,
-            State::Resend { .. }
-            | State::Ready(Priority::Resend)
-            | State::InFlight { priority: Priority::Resend, .. }
-            | State::Settled(Settlement::Delivered) => DeliveryState::Delivered,
-            State::InFlight { .. } => DeliveryState::InFlight,
-            State::Settled(Settlement::Superseded) => DeliveryState::Superseded,
-            // A task that is released is in no view.
-            State::Settled(Settlement::Discarded | Settlement::Released) => {
-                DeliveryState::Discarded
-            }
+            Stage::Waiting { .. } | Stage::Ready(Priority::Retry) => DeliveryState::Retrying,
+            Stage::Parked { .. } | Stage::Deferred { .. } => DeliveryState::Parked,
+            Stage::Dead { .. } => DeliveryState::Dead,
+            Stage::Resend { .. }
+            | Stage::Ready(Priority::Resend)
+            | Stage::InFlight { priority: Priority::Resend, .. }
+            | Stage::Settled(SettledAs::Delivered) => DeliveryState::Delivered,
+            Stage::InFlight { .. } => DeliveryState::InFlight,
+            Stage::Settled(SettledAs::Superseded) => DeliveryState::Superseded,
+            // A released task is in no view.
+            Stage::Settled(SettledAs::Discarded | SettledAs::Released) => DeliveryState::Discarded,
         }
     }
 }

@@ -1,12 +1,12 @@
-//! Fuzz target: any text as the address of a node.
+//! Node addresses from arbitrary text.
 
-#![allow(clippy::panic, reason = "a target fails by panicking")]
+#![allow(clippy::panic, reason = "that is how a target says what does not hold")]
 
 use url::Url;
 
 use super::{MAX_NODE_BYTES, Node};
 
-/// An address has one normal form, with the same destination, to which a path can be appended.
+/// A normal form is stable, leads to the same host as the text, and can be extended by a path.
 pub(crate) fn node(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let node = match Node::parse(text) {
@@ -29,16 +29,15 @@ pub(crate) fn node(data: &[u8]) {
     assert!(!authority.is_empty() && !authority.contains('@'), "{normal:?}");
     assert_eq!(authority, authority.to_ascii_lowercase(), "{normal:?}");
     let steps = path.split('/').any(|segment| matches!(segment, "." | ".."));
-    assert!(!steps, "{normal:?} has a . or .. in its path");
+    assert!(!steps, "{normal:?} has a step in its path");
 
-    // The URL parser of the HTTP client sees the same destination in the text, its normal form and
-    // a request.
+    // How the client's URL parser reads the text, its normal form and a request.
     let request = format!("{normal}/store/k%2Fe%3Fy");
-    let parse = |text: &str| match Url::parse(text) {
+    let read = |text: &str| match Url::parse(text) {
         Ok(url) => url,
         Err(why) => panic!("{text:?} {why}"),
     };
-    let (spelled, plain, request) = (parse(text), parse(normal), parse(&request));
+    let (spelled, plain, request) = (read(text), read(normal), read(&request));
     for url in [&plain, &request] {
         let place = |url: &Url| (url.scheme().to_owned(), url.host().map(|host| host.to_owned()));
         assert_eq!(place(url), place(&spelled), "{text:?}");
@@ -48,7 +47,7 @@ pub(crate) fn node(data: &[u8]) {
     assert_eq!(request.path(), format!("{path}/store/k%2Fe%3Fy"), "{text:?}");
     assert_eq!((request.query(), request.fragment()), (None, None), "{text:?}");
 
-    // Other spellings of the same address.
+    // Other spellings of the same node.
     let shouted = normal.replacen("http", "HTTP", 1);
     for other in [format!("{normal}/"), format!("{normal}//"), shouted] {
         if other.len() <= MAX_NODE_BYTES {

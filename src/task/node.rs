@@ -1,4 +1,4 @@
-//! A replica's address in its one normal form, so that two spellings of a node are one node.
+//! Replica addresses in normal form, so that two spellings of a node are one node.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,28 +6,27 @@ use std::sync::Arc;
 use thiserror::Error;
 use url::{ParseError, Url};
 
-/// The longest address that is taken, in bytes. Sixty-four of these are the longest list of
-/// replicas that a task can have by default.
+/// Maximum length of an address. The default limit of a replica list is 64 of these.
 pub const MAX_NODE_BYTES: usize = 1024;
 
 /// The base URL of a node: `http` or `https`, a host, an optional port and base path.
 ///
-/// Scheme and host are lower case, a default port and trailing slashes are dropped; everything
-/// of the replica's wire is appended to it. Cheap to clone.
+/// Scheme and host are lower case; a default port and trailing slashes are dropped. Request paths are
+/// appended to it. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Node(Arc<str>);
 
 impl Node {
-    /// Reads an address as clients spell it.
+    /// Parses and normalises an address.
     ///
     /// # Errors
     ///
-    /// A [`NodeError`] that says what is wrong with it.
+    /// A [`NodeError`] with the reason.
     pub fn parse(text: &str) -> Result<Self, NodeError> {
         if text.len() > MAX_NODE_BYTES {
             return Err(NodeError::TooLong { bytes: text.len() });
         }
-        // The parser would silently drop these, and two texts that look different would be one.
+        // The URL parser drops these silently, so two texts that look different would be one node.
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return Err(NodeError::Space);
         }
@@ -38,10 +37,10 @@ impl Node {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(NodeError::Scheme);
         }
-        // The text as well as the parsed form: `http://@h` parses to an empty user name.
+        // Checks the text too: `http://@h` parses to an empty user name.
         let authority = text.split_once("//").map_or("", |(_, rest)| rest);
         let authority = authority.split(['/', '\\', '?', '#']).next().unwrap_or_default();
-        // And the parsed form as well as the text: `http:u@h` and `http:///u@h` have user info too.
+        // Checks the parsed form too: `http:u@h` and `http:///u@h` have user info.
         let named = !url.username().is_empty() || url.password().is_some();
         if named || authority.contains('@') {
             return Err(NodeError::UserInfo);
@@ -59,15 +58,13 @@ impl Node {
         Ok(Self(normal.into()))
     }
 
-    /// Takes the normal form as [`Self::as_str`] gave it before, without looking at it again: from
-    /// disk, where a checksum vouches for it. What was accepted under the rules of one version must
-    /// not make a data directory unreadable under those of the next.
+    /// Takes a normal form from disk without parsing it; a checksum covers it. Stricter rules of a later
+    /// version must not make a data directory unreadable.
     #[must_use]
     pub fn from_normal(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// The normal form, without a trailing slash.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -80,35 +77,22 @@ impl fmt::Display for Node {
     }
 }
 
-/// Why a text is no address of a node. Reads on after "`{text}`", of which it shows nothing: in a
-/// file of tokens the text may be one.
+/// Why a text is not a node address. Continues "`{text}` …" without quoting it, because in a token
+/// file the text may be a secret.
 #[derive(Debug, Error)]
 pub enum NodeError {
-    /// Longer than [`MAX_NODE_BYTES`].
     #[error("is {bytes} bytes long, the limit is {MAX_NODE_BYTES}")]
-    TooLong {
-        /// Its length.
-        bytes: usize,
-    },
-    /// White space or a control character in it.
+    TooLong { bytes: usize },
     #[error("must not contain white space or control characters")]
     Space,
-    /// Not a URL at all.
     #[error("is not a URL: {source}")]
-    Syntax {
-        /// What the parser says.
-        source: ParseError,
-    },
-    /// Neither http nor https.
+    Syntax { source: ParseError },
     #[error("must begin with http:// or https://")]
     Scheme,
-    /// `user:password@`.
     #[error("must not contain user info (user:password@)")]
     UserInfo,
-    /// `?…`.
     #[error("must not contain a query (?…)")]
     Query,
-    /// `#…`.
     #[error("must not contain a fragment (#…)")]
     Fragment,
 }
@@ -148,10 +132,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_base_url_is_refused_by_its_reason() {
+    fn an_invalid_base_url_is_refused_with_the_reason() {
         let said = |text: &str| Node::parse(text).unwrap_err().to_string();
         let rule = "must begin with http:// or https://";
-        // A parser of URLs finds the scheme `localhost` in the third.
+        // URL parsers find the scheme `localhost` in the third.
         for text in ["", "ftp://h", "localhost:8083", "127.0.0.1:80", "h", "//h", "u:secret@h"] {
             assert_eq!(said(text), rule, "{text}");
         }

@@ -1,44 +1,40 @@
-//! How old something is by a clock that people set.
+//! Ages by a wall clock that people set.
 //!
-//! What is kept for a time has its moment by the wall clock: no other outlives a process. Were its
-//! age what that clock says, one that is put right by a day would end all of it at once. So what
-//! the wall clock skips does not count, nor the time in which no daemon ran, which looks the same.
+//! Records that outlive a process carry wall clock times. If the clock is corrected by a day, plain
+//! ages would expire all of them at once. So time that the clock skips does not count, nor does time
+//! in which no daemon ran, which looks the same.
 
 use std::time::Duration;
 
 use super::Timestamp;
 
-/// Shorter gaps are not told from time that passes: a daemon notes only now and then that it runs.
+/// Shorter gaps count as running time, because the daemon notes only now and then that it runs.
 const SHORTEST: Duration = Duration::from_secs(120);
 
-/// Nobody leaves a daemon off for longer than that and waits for what it had to deliver.
+/// A longer gap is a corrected clock, not a daemon that was off while its backlog waited.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Gaps that are remembered; what lies before the first of them is older than it is, if anything.
+/// Ages that span a dropped gap are too high.
 const MOST: usize = 64;
 
-/// Which part of the wall clock's time has passed while a daemon ran.
+/// Which part of wall clock time has passed while a daemon ran.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uptime {
-    /// When a daemon was last seen to run.
     pub seen: Option<Timestamp>,
-    /// From when until when none did, or the clock has skipped; the oldest first.
+    /// Gaps without a daemon or skipped by the clock, oldest first.
     pub gaps: Vec<(Timestamp, Timestamp)>,
 }
 
-/// The clock is not where it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// So much later than it should be.
+pub enum ClockStep {
     Forward(Duration),
-    /// So much earlier.
     Back(Duration),
 }
 
 impl Uptime {
-    /// A daemon runs at `now`, as it has for the time `ran` since it was last seen, by a clock
-    /// that nobody sets.
-    pub fn see(&mut self, now: Timestamp, ran: Duration) -> Option<Step> {
+    /// Records that a daemon runs at `now`, and has run for `ran` by the monotonic clock since the last
+    /// record.
+    pub fn see(&mut self, now: Timestamp, ran: Duration) -> Option<ClockStep> {
         let before = self.seen.replace(now)?;
         let expected = before.saturating_add(ran);
         let (ahead, behind) = (now.saturating_since(expected), expected.saturating_since(now));
@@ -46,19 +42,18 @@ impl Uptime {
             self.gaps.push((expected, now));
             let over = self.gaps.len().saturating_sub(MOST);
             self.gaps.drain(..over);
-            return Some(Step::Forward(ahead));
+            return Some(ClockStep::Forward(ahead));
         }
         if now < before {
-            // What comes now has been there already: it passes this time.
+            // This time passes again, so it is not a gap.
             self.gaps.retain(|(from, _)| *from < now);
             self.gaps.iter_mut().for_each(|(_, to)| *to = now.min(*to));
         }
-        (behind > SHORTEST).then_some(Step::Back(behind))
+        (behind > SHORTEST).then_some(ClockStep::Back(behind))
     }
 
-    /// How old something of the moment `since` is for those who wait for it, as a daemon starts at
-    /// `now`: the time that has just passed without one counts as well, unless it is so long that the
-    /// clock is more likely to have been put right.
+    /// The age of `since` when a daemon starts at `now`. The gap that just ended counts as well, unless
+    /// it is so long that the clock was more likely corrected.
     #[must_use]
     pub fn age_at_start(&self, now: Timestamp, since: Timestamp) -> Duration {
         let away = self.gaps.last().filter(|(_, to)| Some(*to) == self.seen);
@@ -66,7 +61,7 @@ impl Uptime {
         self.age(now, since) + away.filter(|away| *away < LONGEST).unwrap_or_default()
     }
 
-    /// How old something of the moment `since` is.
+    /// The age of `since`, without the gaps.
     #[must_use]
     pub fn age(&self, now: Timestamp, since: Timestamp) -> Duration {
         let skipped =
@@ -90,21 +85,21 @@ mod tests {
     }
 
     #[test]
-    fn what_the_clock_skips_makes_nothing_older() {
+    fn time_that_the_clock_skips_makes_nothing_older() {
         let mut uptime = Uptime::default();
-        assert_eq!(uptime.see(at(100), Duration::ZERO), None, "nothing is known before");
+        assert_eq!(uptime.see(at(100), Duration::ZERO), None, "the first record");
         assert_eq!(uptime.see(at(101), HOUR), None);
-        assert_eq!(uptime.see(at(150), HOUR), Some(Step::Forward(HOUR * 48)));
+        assert_eq!(uptime.see(at(150), HOUR), Some(ClockStep::Forward(HOUR * 48)));
         let ages = [100, 101, 102, 120, 150].map(|since| hours(uptime.age(at(150), at(since))));
         assert_eq!(ages, [2, 1, 0, 0, 0]);
         assert_eq!(hours(uptime.age(at(153), at(100))), 5);
-        // After a restart, with nobody there for ten hours.
-        assert_eq!(uptime.see(at(160), Duration::ZERO), Some(Step::Forward(HOUR * 10)));
+        // After a restart, without a daemon for ten hours.
+        assert_eq!(uptime.see(at(160), Duration::ZERO), Some(ClockStep::Forward(HOUR * 10)));
         assert_eq!(hours(uptime.age(at(160), at(100))), 2);
     }
 
     #[test]
-    fn a_pause_that_is_short_is_time_that_passes() {
+    fn a_short_gap_counts_as_running_time() {
         let mut uptime = Uptime { seen: Some(at(1)), gaps: vec![] };
         let later = at(1).saturating_add(SHORTEST);
         assert_eq!(uptime.see(later, Duration::ZERO), None);
@@ -113,14 +108,18 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_ahead_and_is_put_back_leaves_no_gap_in_what_comes() {
+    fn a_clock_that_is_set_back_leaves_no_gap_in_the_future() {
         let mut uptime = Uptime { seen: Some(at(10)), gaps: vec![] };
         uptime.see(at(50), Duration::ZERO);
-        assert_eq!(uptime.see(at(12), HOUR), Some(Step::Back(HOUR * 39)));
+        assert_eq!(uptime.see(at(12), HOUR), Some(ClockStep::Back(HOUR * 39)));
         assert_eq!(uptime.gaps, [(at(10), at(12))]);
         assert_eq!(hours(uptime.age(at(60), at(12))), 48);
         assert_eq!(hours(uptime.age(at(60), at(8))), 50);
-        assert_eq!(uptime.age(at(13), at(40)), Duration::ZERO, "of when it was ahead");
+        assert_eq!(
+            uptime.age(at(13), at(40)),
+            Duration::ZERO,
+            "a time from when the clock was ahead"
+        );
     }
 
     #[test]

@@ -8,7 +8,9 @@ use crate::dispatcher::messages::{AdminError, Answer, Letter, LetterCursor, Lett
 use crate::dispatcher::messages::{Order, Query, Step, TaskFilter};
 use crate::dispatcher::replica_registry::Change;
 use crate::dispatcher::{event_bus::EventKind, view};
-use crate::engine::{self, AdminOutcome, DeliveryState, LaneView, Now, RenameError, Wanted};
+use crate::engine::{
+    self, AdminOutcome, DeliveryFilter, DeliveryState, LaneView, Now, RenameError,
+};
 use crate::store::{Header, Journal};
 use crate::task::{DeliveryId, Node, TaskId};
 
@@ -108,8 +110,8 @@ impl Core {
         }
     }
 
-    fn wanted(&self, node: Option<&Node>, key: Option<&String>) -> Wanted {
-        Wanted {
+    fn wanted(&self, node: Option<&Node>, key: Option<&String>) -> DeliveryFilter {
+        DeliveryFilter {
             state: None,
             node: node.map(|node| self.parts.registry.resolve(node).clone()),
             key: key.map(|key| self.parts.keys.id(key)),
@@ -125,7 +127,8 @@ impl Core {
         reply: Answer<Step<api::Task, TaskId>>,
     ) {
         let state = filter.state.map(view::engine_state);
-        let wanted = Wanted { state, ..self.wanted(filter.replica.as_ref(), filter.key.as_ref()) };
+        let wanted =
+            DeliveryFilter { state, ..self.wanted(filter.replica.as_ref(), filter.key.as_ref()) };
         let text =
             TextFilter { key: filter.key, key_prefix: filter.key_prefix, user_id: filter.user_id };
         let most = if text.is_empty() { limit } else { READS };
@@ -155,7 +158,7 @@ impl Core {
         after: Option<LetterCursor>,
         reply: Answer<Step<Letter, LetterCursor>>,
     ) {
-        let wanted = Wanted {
+        let wanted = DeliveryFilter {
             state: match filter.cause {
                 None => None,
                 Some(api::Cause::RetryOverflow) => Some(DeliveryState::Parked),

@@ -4,7 +4,7 @@ use super::Core;
 use crate::api;
 use crate::dispatcher::event_bus::EventKind;
 use crate::dispatcher::view;
-use crate::engine::{Change, LaneView, Now, TaskView};
+use crate::engine::{DeliveryChange, LaneView, Now, TaskView};
 use crate::store::Header;
 use crate::task::{Node, TaskId};
 
@@ -20,16 +20,16 @@ impl Core {
         now: Now,
         id: TaskId,
         node: &Node,
-        change: Change,
+        change: DeliveryChange,
         error: Option<&str>,
     ) {
         let change = match change {
-            Change::Failed => api::TaskChange::Failed,
-            Change::Delivered => api::TaskChange::Delivered,
-            Change::Superseded => api::TaskChange::Superseded,
-            Change::Dead => api::TaskChange::Dead,
-            Change::Redriven => api::TaskChange::Redriven,
-            Change::Discarded => api::TaskChange::Discarded,
+            DeliveryChange::Failed => api::TaskChange::Failed,
+            DeliveryChange::Delivered => api::TaskChange::Delivered,
+            DeliveryChange::Superseded => api::TaskChange::Superseded,
+            DeliveryChange::Dead => api::TaskChange::Dead,
+            DeliveryChange::Redriven => api::TaskChange::Redriven,
+            DeliveryChange::Discarded => api::TaskChange::Discarded,
         };
         self.tell_task(now, id, Some(node), change, error);
     }

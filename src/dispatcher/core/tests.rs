@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::dispatcher::messages::{Accepted, Query, Refusal};
-use crate::engine::{self, Settings};
+use crate::engine::{self, EngineSettings};
 use crate::store::{KeyLimits, MemoryJournal, MemoryStore};
 use crate::task::{Consistency, Idempotency, NewTask, Node, Operation};
 
@@ -38,7 +38,7 @@ impl Running {
         let limits = KeyLimits { window: Duration::from_secs(3_600), most: 100 };
         let store = MemoryStore::new(TaskId(1), limits);
         let journal = Arc::new(MemoryJournal::open(&store, notify));
-        let engine = Engine::new(Settings {
+        let engine = Engine::new(EngineSettings {
             queue_capacity,
             breaker_failures: 0,
             retry_base: Duration::from_secs(3_600),

@@ -1,21 +1,19 @@
-//! Counts what is left for a barrier: a part of the tasks at a time, then along with the engine.
+//! Counts barriers: in steps over all tasks first, then as deliveries change.
 
 use crate::engine::Engine;
-use crate::engine::barrier::{BarrierLane, BarrierView, Counted, Mark, Watch};
+use crate::engine::barrier::{BarrierCount, BarrierLane, BarrierView, Counted, CountedDelivery};
 use crate::task::{Node, TaskId};
 
-/// Barriers that are counted along. One more, and the one not asked for the longest is counted
-/// anew when it is.
+/// Barriers kept up to date. Beyond it, the least recently requested one is dropped and counted
+/// again on request.
 const WATCHED: usize = 64;
 
-/// Tasks that one step of counting looks at: about a millisecond, as everything else waits meanwhile.
+/// Tasks per step: about a millisecond, as everything else waits.
 const LOOKS: usize = 16_384;
 
 impl Engine {
-    /// What is left of the deliveries of every task up to `up_to` to these replicas; to all of them
-    /// where none is named.
-    ///
-    /// `None` while it is being counted, which takes a step of each [`Engine::tick`].
+    /// What is left of the deliveries of tasks up to `up_to` to `nodes`, or to all replicas if `nodes`
+    /// is empty. `None` while counting; each [`Engine::tick`] does a step.
     pub fn barrier(&mut self, up_to: TaskId, nodes: &[Node]) -> Option<BarrierView> {
         let watches = &mut self.barriers.0;
         let known = watches.iter().position(|watch| watch.up_to == up_to && watch.nodes == nodes);
@@ -33,8 +31,7 @@ impl Engine {
         complete.then_some(BarrierView { lanes })
     }
 
-    /// Counts a part of the first barrier that is not counted to its end.
-    pub(in crate::engine) fn count_on(&mut self) {
+    pub(in crate::engine) fn continue_count(&mut self) {
         let mut watches = std::mem::take(&mut self.barriers.0);
         if let Some(watch) = watches.iter_mut().find(|watch| watch.counted != Counted::All) {
             self.count_part(watch, LOOKS);
@@ -42,12 +39,12 @@ impl Engine {
         self.barriers.0 = watches;
     }
 
-    fn begin_count(&self, up_to: TaskId, nodes: &[Node]) -> Watch {
+    fn begin_count(&self, up_to: TaskId, nodes: &[Node]) -> BarrierCount {
         let numbers: Vec<u32> = match nodes {
             [] => self.lanes.numbers().collect(),
             _ => nodes.iter().filter_map(|node| self.lanes.find(node)).collect(),
         };
-        // As just after it was drawn, which is when most are asked for.
+        // Right after it was requested, a barrier covers all tasks: the counters are the count.
         let everything = self.tasks.newest().is_none_or(|newest| newest <= up_to);
         let counted = |&number: &u32| {
             let lane = &self.lanes[number];
@@ -58,13 +55,13 @@ impl Engine {
         let mut lanes: Vec<_> = numbers.iter().map(counted).collect();
         lanes.sort_by_key(|(number, _)| *number);
         let counted = if everything { Counted::All } else { Counted::UpTo(TaskId(0)) };
-        let mut watch = Watch { up_to, nodes: nodes.to_vec(), lanes, counted };
+        let mut watch = BarrierCount { up_to, nodes: nodes.to_vec(), lanes, counted };
         self.count_part(&mut watch, LOOKS);
         watch
     }
 
-    /// Counts the next `most` tasks. Those behind the barrier as well: they may stand for older ones.
-    fn count_part(&self, watch: &mut Watch, most: usize) {
+    /// Counts the next `most` tasks, also behind the barrier: they may stand for older ones.
+    fn count_part(&self, watch: &mut BarrierCount, most: usize) {
         let (Counted::UpTo(after), up_to) = (watch.counted, watch.up_to) else { return };
         watch.counted = Counted::All;
         let mut last = after;
@@ -77,15 +74,14 @@ impl Engine {
             let deliveries = self.tasks[slot].deliveries.iter();
             for delivery in deliveries.filter(|delivery| delivery.origin(task) <= up_to) {
                 let (origin, lane) = (delivery.origin(task), delivery.lane);
-                let mark = Mark { task, origin, lane, node: &self.lanes[lane].node };
-                watch.add(mark, delivery.state.outcome(), 1);
+                let mark = CountedDelivery { task, origin, lane, node: &self.lanes[lane].node };
+                watch.add(mark, delivery.stage.outcome(), 1);
             }
         }
     }
 
-    /// Counts a barrier from the beginning to its end.
     #[cfg(any(test, feature = "fuzzing"))]
-    pub(in crate::engine) fn count(&self, up_to: TaskId, nodes: &[Node]) -> Watch {
+    pub(in crate::engine) fn count(&self, up_to: TaskId, nodes: &[Node]) -> BarrierCount {
         let mut watch = self.begin_count(up_to, nodes);
         self.count_part(&mut watch, usize::MAX);
         watch

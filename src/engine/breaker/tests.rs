@@ -1,4 +1,4 @@
-//! The rules of the breaker, one test a rule.
+//! The rules of the breaker, one test per rule.
 
 use super::*;
 
@@ -7,16 +7,16 @@ fn second(n: u64) -> Moment {
 }
 
 /// Sent and ended at once.
-fn live(at: Moment) -> Ended {
-    Ended { sent_at: at, probe: false, letter: false }
+fn live(at: Moment) -> EndedAttempt {
+    EndedAttempt { sent_at: at, probe: false, letter: false }
 }
 
-fn probe(at: Moment) -> Ended {
-    Ended { probe: true, ..live(at) }
+fn probe(at: Moment) -> EndedAttempt {
+    EndedAttempt { probe: true, ..live(at) }
 }
 
-fn letter(at: Moment) -> Ended {
-    Ended { letter: true, ..live(at) }
+fn letter(at: Moment) -> EndedAttempt {
+    EndedAttempt { letter: true, ..live(at) }
 }
 
 fn fails(breaker: &mut Breaker, at: Moment) -> bool {
@@ -61,7 +61,7 @@ fn it_opens_after_failures_in_a_row_and_a_success_ends_the_run() {
     }
 }
 
-/// How many failures in a row open it where so many in ten failed before.
+/// The run of failures that opens it, if `in_ten` of ten attempts failed before.
 fn run_that_opens(in_ten: u32) -> u32 {
     let mut breaker = Breaker::default();
     for n in 0..WINDOW {
@@ -88,7 +88,7 @@ fn a_dead_replica_is_noticed_however_often_it_failed_before() {
 }
 
 #[test]
-fn outages_do_not_count_as_what_the_replica_does_while_it_is_up() {
+fn outages_do_not_count_in_the_failure_rate() {
     let mut breaker = Breaker::default();
     for outage in 0..20 {
         for _ in 0..WINDOW {
@@ -109,7 +109,7 @@ fn it_opens_when_nearly_all_of_the_last_attempts_failed() {
         _ => breaker.failed(second(0), live(second(0)), 20, 0.0),
     });
     assert!(opened, "nine in ten failed all the time");
-    // And has another window's time when it is back.
+    // And takes another window when it is back.
     breaker.probe();
     assert!(breaker.succeeded(second(1), probe(second(1)), 5));
     assert!(!breaker.failed(second(1), live(second(1)), 20, 0.0));
@@ -130,17 +130,17 @@ fn probes_go_out_one_at_a_time_and_the_wait_doubles_with_each_that_fails() {
     let mut breaker = open();
     let mut now = 0;
     for wait in [1, 2, 4, 8, 16, 30, 30] {
-        assert_eq!(breaker.gate(second(now + wait - 1), false), Gate::Shut);
+        assert_eq!(breaker.gate(second(now + wait - 1), false), Gate::Blocked);
         now += wait;
         assert_eq!(breaker.gate(second(now), false), Gate::Probe);
         breaker.probe();
-        assert_eq!(breaker.gate(second(now + 100), false), Gate::Shut);
+        assert_eq!(breaker.gate(second(now + 100), false), Gate::Blocked);
         assert!(!breaker.failed(second(now), probe(second(now)), 5, 0.0));
     }
 }
 
 #[test]
-fn what_was_in_flight_when_it_opened_neither_closes_it_nor_puts_off_the_probe() {
+fn attempts_in_flight_when_it_opened_neither_close_it_nor_delay_the_probe() {
     let mut breaker = open();
     for _ in 0..20 {
         assert!(!fails(&mut breaker, second(0)));
@@ -155,14 +155,14 @@ fn what_was_in_flight_when_it_opened_neither_closes_it_nor_puts_off_the_probe() 
 }
 
 #[test]
-fn what_was_sent_before_the_replica_came_back_says_nothing_afterwards() {
+fn attempts_sent_before_the_replica_came_back_are_ignored() {
     let mut breaker = back(3);
     succeeds(&mut breaker, second(3));
     for _ in 0..20 {
         assert!(!breaker.failed(second(4), live(second(2)), 5, 0.0), "it timed out");
     }
     assert_eq!((breaker.view(), limit(&breaker)), (BreakerState::HalfOpen, 2));
-    assert!(breaker.answers());
+    assert!(breaker.last_succeeded());
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn a_replica_that_comes_back_gets_one_two_four_and_then_all() {
     let mut limits = Vec::new();
     while breaker.view() == BreakerState::HalfOpen {
         limits.push(limit(&breaker));
-        assert!(!succeeds(&mut breaker, second(1)), "it is back already");
+        assert!(!succeeds(&mut breaker, second(1)), "it was back before");
     }
     assert_eq!(limits, [1, 2, 2, 4, 4, 4, 4]);
     assert_eq!(breaker.view(), BreakerState::Closed);
@@ -205,7 +205,7 @@ fn a_failure_in_the_ramp_halves_what_is_in_flight_and_five_in_a_row_open_it() {
     }
     assert_eq!(limits, [4, 2, 1, 1, 1]);
     assert!(fails(&mut breaker, second(1)));
-    assert_eq!(breaker.probe_at(), Some(second(2)), "and no later than the first time");
+    assert_eq!(breaker.probe_at(), Some(second(2)), "not later than the first time");
 }
 
 #[test]
@@ -237,26 +237,30 @@ fn letters_that_fail_again_do_not_slow_the_ramp_down_and_five_of_them_open_it() 
         let opened = breaker.failed(second(1), letter(second(1)), 5, 0.0);
         assert_eq!(opened, n == 5);
     }
-    assert_eq!(breaker.gate(second(1), true), Gate::Shut);
-    assert_eq!(breaker.gate(second(1), false), Gate::Probe, "they say nothing of others");
+    assert_eq!(breaker.gate(second(1), true), Gate::Blocked);
+    assert_eq!(
+        breaker.gate(second(1), false),
+        Gate::Probe,
+        "letters say nothing about other deliveries"
+    );
 }
 
 #[test]
-fn letters_that_fail_as_probes_do_not_put_off_others() {
+fn letters_that_fail_as_probes_do_not_delay_others() {
     let mut breaker = open();
-    assert_eq!(breaker.gate(second(0), false), Gate::Shut);
+    assert_eq!(breaker.gate(second(0), false), Gate::Blocked);
     for at in [1, 3, 7] {
         assert_eq!(breaker.gate(second(at), true), Gate::Probe);
         breaker.probe();
-        assert_eq!(breaker.gate(second(at), false), Gate::Shut, "one at a time");
-        let ended = Ended { probe: true, ..letter(second(at)) };
+        assert_eq!(breaker.gate(second(at), false), Gate::Blocked, "one at a time");
+        let ended = EndedAttempt { probe: true, ..letter(second(at)) };
         breaker.failed(second(at), ended, 5, 0.0);
-        assert_eq!(breaker.gate(second(at), true), Gate::Shut);
+        assert_eq!(breaker.gate(second(at), true), Gate::Blocked);
         assert_eq!(breaker.gate(second(at), false), Gate::Probe);
     }
     breaker.probe();
     breaker.failed(second(7), probe(second(7)), 5, 0.0);
-    assert_eq!(breaker.gate(second(8), false), Gate::Shut);
+    assert_eq!(breaker.gate(second(8), false), Gate::Blocked);
 }
 
 #[test]
@@ -273,7 +277,7 @@ fn a_delivery_that_is_given_up_unanswered_opens_it_however_few_the_failures() {
 }
 
 #[test]
-fn failures_of_others_do_not_stand_for_those_of_a_delivery_that_is_given_up() {
+fn failures_of_other_deliveries_do_not_count_for_a_given_up_one() {
     let mut breaker = Breaker::default();
     succeeds(&mut breaker, second(11));
     for _ in 0..4 {
@@ -288,7 +292,7 @@ fn one_failure_of_a_replica_that_fails_now_and_then_is_no_outage() {
         fails(breaker, second(1));
         breaker.given_up(second(1), 1, Duration::ZERO, 0.0)
     };
-    assert!(given_up(&mut Breaker::default()), "a new replica: nothing else would show it is back");
+    assert!(given_up(&mut Breaker::default()), "a new replica");
     let mut flaky = Breaker::default();
     (0..64).for_each(|n| match n % 5 {
         0 => drop(fails(&mut flaky, second(0))),

@@ -1,29 +1,25 @@
-//! The pending deliveries of a lane by age: how far behind a replica is.
+//! The pending deliveries of a lane by age: how far a replica lags behind.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::task::TaskId;
 
-/// Beyond twice the pending deliveries, and so many, the list of arrivals is cleared of what is
-/// settled.
+/// Arrivals are compacted once there are more than twice the pending deliveries plus this many.
 const SLACK: usize = 1024;
 
-/// The deliveries of a lane that are not settled, oldest first.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Backlog {
-    /// What came, by age. The first is pending; of those behind it some are settled.
+    /// In the order of arrival. The first is pending; later ones may be settled.
     arrivals: VecDeque<TaskId>,
-    /// Those that are not in their place there: they were dead letters in between, or came with a
-    /// partition.
+    /// Deliveries that are not in their place there: dead letters that came back, and tasks of a
+    /// partition that was claimed after younger tasks of another one.
     returned: BTreeSet<TaskId>,
-    /// What the tasks of the pending are charged for.
-    pub(in crate::engine) bytes: u64,
+    bytes: u64,
 }
 
 impl Backlog {
-    /// A new delivery. It is younger than the others of its partition, but a partition that was
-    /// claimed just now can have tasks that are older than those of others.
-    pub(in crate::engine) fn enter(&mut self, id: TaskId, bytes: u64) {
+    /// Adds a new delivery, younger than the others of its partition.
+    pub(in crate::engine) fn push(&mut self, id: TaskId, bytes: u64) {
         if self.arrivals.back().is_some_and(|&youngest| youngest > id) {
             self.returned.insert(id);
         } else {
@@ -32,8 +28,8 @@ impl Backlog {
         self.bytes += bytes;
     }
 
-    /// The last to enter was settled before the restart.
-    pub(in crate::engine) fn take_back(&mut self, id: TaskId, bytes: u64) {
+    /// Undoes the last push, of a delivery that was settled before the restart.
+    pub(in crate::engine) fn undo_push(&mut self, id: TaskId, bytes: u64) {
         if self.arrivals.back() == Some(&id) {
             self.arrivals.pop_back();
         } else {
@@ -42,14 +38,14 @@ impl Backlog {
         self.bytes -= bytes;
     }
 
-    /// One that had left is pending again.
-    pub(in crate::engine) fn come_back(&mut self, id: TaskId, bytes: u64) {
+    /// Adds a delivery that is pending again.
+    pub(in crate::engine) fn push_returned(&mut self, id: TaskId, bytes: u64) {
         self.returned.insert(id);
         self.bytes += bytes;
     }
 
-    /// A delivery is not pending any more. Of those that are, there are `pending`.
-    pub(in crate::engine) fn leave(
+    /// Removes a delivery that is not pending any more. `pending` others are.
+    pub(in crate::engine) fn remove(
         &mut self,
         id: TaskId,
         bytes: u64,
@@ -73,7 +69,10 @@ impl Backlog {
         }
     }
 
-    /// The oldest of them.
+    pub(in crate::engine) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub(in crate::engine) fn oldest(&self) -> Option<TaskId> {
         self.arrivals.front().into_iter().chain(self.returned.first()).min().copied()
     }

@@ -1,8 +1,8 @@
-//! What holds after every step of a history.
+//! Checks after every step of a history.
 
 use super::World;
 use crate::engine::model::{partition, site};
-use crate::engine::table::{Delivery, Entry, Queue, State};
+use crate::engine::table::{Delivery, Stage, TaskEntry, TaskQueue};
 use crate::engine::{Counters, TASK_OVERHEAD_BYTES};
 use crate::task::TaskId;
 
@@ -20,7 +20,7 @@ impl World {
         }
         for lane in self.engine.lanes.iter().filter(|lane| lane.is_gone()) {
             assert_eq!((lane.counters.pending, lane.counters.dead), (0, 0), "{}", lane.node);
-            assert!(lane.counters.balance() && lane.in_flight + lane.express == 0, "{}", lane.node);
+            assert!(lane.counters.balance() && lane.in_flight.total() == 0, "{}", lane.node);
             sum += lane.counters;
         }
         assert_eq!(sum, self.engine.totals());
@@ -36,36 +36,40 @@ impl World {
         }
     }
 
-    /// A chain never stands still with nothing to wait for, and every place in a queue is counted
-    /// against the replicas that it waits for.
+    /// Every chain head waits for something, and every queue place counts against the replicas that it
+    /// waits for.
     fn check_chains(&self) {
         for lane in self.engine.lanes.iter() {
             let number = self.engine.lanes.find(&lane.node).unwrap();
             for chain in lane.chains.values() {
                 let head = &self.engine.tasks[chain.head];
-                let state =
-                    self.engine.tasks[self.engine.tasks.delivery_on(chain.head, number)].state;
-                assert_ne!(state, State::Blocked, "{} stands still", head.id);
+                let stage =
+                    self.engine.tasks[self.engine.tasks.delivery_on(chain.head, number)].stage;
+                assert_ne!(stage, Stage::Blocked, "{} leads its chain and is blocked", head.id);
             }
-            for queue in [Queue::Eventual, Queue::Strong] {
-                let waits = |entry: &&Entry| {
+            for queue in [TaskQueue::Eventual, TaskQueue::Strong] {
+                let waits = |entry: &&TaskEntry| {
                     let on_lane = |delivery: &&Delivery| delivery.lane == number;
                     let delivery = entry.deliveries.iter().find(on_lane);
                     entry.queue == queue
-                        && delivery.is_some_and(|delivery| delivery.state.holds_queue())
+                        && delivery.is_some_and(|delivery| delivery.stage.holds_queue())
                 };
                 let held = self.engine.tasks.iter().filter(waits).count();
                 let coming = self.appended.values().filter(|(_, reservation)| {
                     reservation.queue == queue && reservation.lanes.contains(&number)
                 });
-                assert_eq!(lane.held(queue), held + coming.count(), "{queue:?} of {}", lane.node);
+                assert_eq!(
+                    lane.places.queued(queue),
+                    held + coming.count(),
+                    "{queue:?} of {}",
+                    lane.node
+                );
             }
         }
     }
 
-    /// Every place in the retry queue belongs to a delivery, none to one of a paused replica that is
-    /// not on the wire, and no delivery is parked while there is a place for it. No client waits
-    /// for a majority that is out of reach.
+    /// Every retry place belongs to a delivery. A paused replica only has places in flight. No delivery
+    /// is parked while there is a place for it. No client waits for a majority that is out of reach.
     fn check_retries(&self) {
         let engine = &self.engine;
         let due = engine.wake_at().is_some_and(|at| at <= self.now.moment);
@@ -74,36 +78,44 @@ impl World {
             let number = engine.lanes.find(&lane.node).unwrap();
             let deliveries = engine.tasks.iter().flat_map(|entry| &entry.deliveries);
             let holding = deliveries
-                .filter(|delivery| delivery.lane == number && delivery.state.holds_retry_place());
-            let states: Vec<_> = holding.map(|delivery| delivery.state).collect();
-            assert_eq!(lane.retries, states.len(), "{}", lane.node);
-            retries += states.len();
+                .filter(|delivery| delivery.lane == number && delivery.stage.holds_retry_place());
+            let stages: Vec<_> = holding.map(|delivery| delivery.stage).collect();
+            assert_eq!(lane.places.retries(), stages.len(), "{}", lane.node);
+            retries += stages.len();
             if lane.paused.is_some() {
-                let on_wire = |state: &State| matches!(state, State::InFlight { .. });
-                assert!(states.iter().all(on_wire), "{} keeps places", lane.node);
+                let on_wire = |stage: &Stage| matches!(stage, Stage::InFlight { .. });
+                assert!(stages.iter().all(on_wire), "{} keeps retry places", lane.node);
             }
-            let may_return = lane.next_return <= self.now.moment
-                && lane.redrive.is_none()
-                && !lane.is_held()
+            let may_return = lane.places.next_return() <= self.now.moment
+                && !lane.letters.is_redriving()
+                && !lane.is_suspended()
                 && engine.retry_has_room(number);
-            assert!(due || lane.parked.is_empty() || !may_return, "{} is starved", lane.node);
+            assert!(
+                due || lane.heads.parked() == 0 || !may_return,
+                "{} has room for its parked deliveries",
+                lane.node
+            );
         }
         assert_eq!(engine.levels().retry, retries);
         for entry in engine.tasks.iter() {
-            assert!(due || !engine.is_out_of_reach(entry), "{} waits for nothing", entry.id);
+            assert!(
+                due || !engine.is_out_of_reach(entry),
+                "{} waits for a majority out of reach",
+                entry.id
+            );
         }
     }
 
-    /// A barrier that is reached with nothing given up: each replica has had, for every key written
-    /// before it, that write or a newer one.
+    /// At a reached barrier without dead letters, each replica had each write before it, or a newer one
+    /// of the key.
     fn check_reached(&self) {
         for &up_to in self.barriers.iter().rev().take(4) {
             let barrier = self.engine.count(TaskId(up_to), &[]);
-            for (id, kept) in self.tasks.iter().filter(|(id, _)| **id <= up_to) {
+            for (id, stored) in self.tasks.iter().filter(|(id, _)| **id <= up_to) {
                 let is_counted =
-                    self.durable.contains(id) && !self.released.contains(&partition(kept.key));
-                for name in kept.replicas.iter().filter(|_| is_counted) {
-                    let place = (site(name), kept.key);
+                    self.durable.contains(id) && !self.released.contains(&partition(stored.key));
+                for name in stored.replicas.iter().filter(|_| is_counted) {
+                    let place = (site(name), stored.key);
                     let counted = barrier.lanes.iter().find(|(_, of)| site(&of.node) == place.0);
                     let open = counted.is_some_and(|(_, of)| of.pending + of.dead > 0);
                     let has = self.had.get(&place).is_some_and(|had| had >= id);
@@ -114,11 +126,11 @@ impl World {
         }
     }
 
-    /// What is counted along is what counting anew gives.
+    /// An updated count equals a fresh count.
     fn check_barriers(&self) {
         for watch in &self.engine.barriers.0 {
-            let anew = self.engine.count(watch.up_to, &watch.nodes);
-            for (_, lane) in &anew.lanes {
+            let fresh = self.engine.count(watch.up_to, &watch.nodes);
+            for (_, lane) in &fresh.lanes {
                 let counted = watch.lanes.iter().find(|(_, of)| of.node == lane.node);
                 let counted = counted.map_or((0, 0), |(_, of)| (of.pending, of.dead));
                 assert_eq!(counted, (lane.pending, lane.dead), "{}", lane.node);

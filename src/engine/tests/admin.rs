@@ -1,4 +1,4 @@
-//! What operators do.
+//! Operator actions.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn counters(f: &Fixture, name: &str) -> Counters {
 }
 
 #[test]
-fn nothing_is_sent_to_a_paused_replica_and_all_of_it_afterwards() {
+fn a_paused_replica_gets_nothing_until_it_is_resumed() {
     let mut f = Fixture::new(settings());
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
     let ids = [f.eventual("k", &["a", "b"]), f.eventual("l", &["a"])];
@@ -33,7 +33,7 @@ fn nothing_is_sent_to_a_paused_replica_and_all_of_it_afterwards() {
 
 #[test]
 fn a_pause_keeps_the_lane_of_a_replica_with_nothing_to_do() {
-    let mut f = Fixture::new(Settings { max_known_replicas: 1, ..settings() });
+    let mut f = Fixture::new(EngineSettings { max_known_replicas: 1, ..settings() });
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
     assert!(matches!(f.append("k", &["b"], Consistency::Eventual), Err(Full::Replicas(1))));
     f.engine.pause(f.now, &node("a"), None);
@@ -41,20 +41,20 @@ fn a_pause_keeps_the_lane_of_a_replica_with_nothing_to_do() {
 }
 
 #[test]
-fn a_probe_that_an_operator_asks_for_goes_out_at_once() {
-    let mut f = Fixture::new(Settings { breaker_failures: 1, ..settings() });
+fn a_requested_probe_is_sent_at_once() {
+    let mut f = Fixture::new(EngineSettings { breaker_failures: 1, ..settings() });
     let id = f.eventual("k", &["a"]);
     f.sent();
     f.answer(id, 0, failed());
     assert_eq!(f.engine.probe(f.now, &node("b")), None);
-    let asked = f.engine.probe(f.now, &node("a")).unwrap();
-    assert_eq!(asked, Probed { breaker: BreakerState::Open, probing: false }, "nothing is due");
+    let probed = f.engine.probe(f.now, &node("a")).unwrap();
+    assert_eq!(probed, Probed { breaker: BreakerState::Open, probing: false }, "nothing is due");
     let other = f.eventual("l", &["a"]);
     assert_eq!(f.sent(), [(other, 0, 1)]);
 }
 
 #[test]
-fn a_rejected_write_is_redriven_when_an_operator_says_so() {
+fn an_operator_can_redrive_a_rejected_write() {
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);
     assert_eq!(f.engine.would_redrive(letter(id)), AdminOutcome::Done);
@@ -67,7 +67,7 @@ fn a_rejected_write_is_redriven_when_an_operator_says_so() {
 }
 
 #[test]
-fn a_dead_letter_is_not_redriven_while_a_newer_write_of_its_key_is_on_its_way() {
+fn an_operator_cannot_redrive_a_letter_while_a_newer_write_is_pending() {
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);
     let newer = f.eventual("k", &["a"]);
@@ -76,8 +76,8 @@ fn a_dead_letter_is_not_redriven_while_a_newer_write_of_its_key_is_on_its_way() 
 }
 
 #[test]
-fn a_letter_of_a_replica_that_does_not_answer_is_not_said_to_be_redriven() {
-    let mut f = Fixture::new(Settings { hinted_handoff: false, ..settings() });
+fn a_letter_of_a_failing_replica_is_not_reported_as_redriven() {
+    let mut f = Fixture::new(EngineSettings { hinted_handoff: false, ..settings() });
     let ids: Vec<_> = (0..5).map(|n| gave_up(&mut f, &n.to_string(), &["a"])).collect();
     for n in 0..5 {
         let id = f.eventual(&format!("other{n}"), &["a"]);
@@ -93,8 +93,8 @@ fn a_letter_of_a_replica_that_does_not_answer_is_not_said_to_be_redriven() {
 }
 
 #[test]
-fn without_handoff_no_letter_is_a_probe_but_for_an_operator() {
-    let mut f = Fixture::new(Settings { hinted_handoff: false, ..settings() });
+fn without_handoff_a_letter_is_a_probe_only_on_request() {
+    let mut f = Fixture::new(EngineSettings { hinted_handoff: false, ..settings() });
     let id = f.eventual("k", &["a"]);
     for _ in 0..40 {
         f.sent().iter().for_each(|&(task, replica, _)| f.answer(task, replica, failed()));
@@ -106,15 +106,15 @@ fn without_handoff_no_letter_is_a_probe_but_for_an_operator() {
 }
 
 #[test]
-fn a_letter_that_is_named_twice_is_one() {
+fn a_letter_that_is_named_twice_is_listed_once() {
     let mut f = Fixture::new(settings());
     let id = TaskId(gave_up(&mut f, "k", &["a", "b"]));
     let named = [(id, None), (id, Some(node("a"))), (id, None)];
-    assert_eq!(f.engine.letters_of(&named, &Wanted::default()).items.len(), 2);
+    assert_eq!(f.engine.letters_of(&named, &DeliveryFilter::default()).items.len(), 2);
 }
 
 #[test]
-fn an_older_letter_is_not_redriven_after_a_newer_write_that_was_thrown_away() {
+fn an_older_letter_is_not_redriven_after_a_newer_write_was_discarded() {
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);
     let newer = f.eventual("k", &["a"]);
@@ -127,7 +127,7 @@ fn an_older_letter_is_not_redriven_after_a_newer_write_that_was_thrown_away() {
 }
 
 #[test]
-fn what_is_on_the_wire_when_its_task_is_thrown_away_is_not_tried_again() {
+fn a_delivery_in_flight_is_not_retried_after_its_task_is_discarded() {
     let mut f = Fixture::new(settings());
     let id = f.eventual("k", &["a", "b"]);
     f.sent();
@@ -137,11 +137,11 @@ fn what_is_on_the_wire_when_its_task_is_thrown_away_is_not_tried_again() {
     assert_eq!((counters(&f, "a").discarded, counters(&f, "b").delivered), (1, 1));
     f.pass(Duration::from_secs(60));
     assert_eq!(f.sent(), []);
-    assert!(!f.engine.discard_task(f.now, TaskId(id)), "nothing is left of it");
+    assert!(!f.engine.discard_task(f.now, TaskId(id)), "the task is gone");
 }
 
 #[test]
-fn the_next_of_its_key_follows_a_task_that_is_thrown_away() {
+fn the_next_write_of_the_key_follows_a_discarded_task() {
     let mut f = Fixture::new(settings());
     let [first, second, third] = ["1", "2", "3"].map(|_| f.eventual("k", &["a"]));
     assert_eq!(f.sent(), [(first, 0, 1)]);
@@ -151,8 +151,8 @@ fn the_next_of_its_key_follows_a_task_that_is_thrown_away() {
 }
 
 #[test]
-fn a_replica_that_is_forgotten_has_nothing_left_and_may_begin_anew() {
-    let mut f = Fixture::new(Settings { queue_capacity: 10_000, ..settings() });
+fn a_forgotten_replica_has_nothing_left_and_can_be_used_again() {
+    let mut f = Fixture::new(EngineSettings { queue_capacity: 10_000, ..settings() });
     gave_up(&mut f, "dead", &["a"]);
     let ids: Vec<_> =
         (0..9_000).map(|n| f.append(&n.to_string(), &["a", "b"], Consistency::Eventual)).collect();
@@ -176,7 +176,7 @@ fn a_replica_that_is_forgotten_has_nothing_left_and_may_begin_anew() {
 }
 
 #[test]
-fn a_replica_that_is_forgotten_is_not_one_that_does_not_answer() {
+fn a_forgotten_replica_is_not_shown_as_failing() {
     let mut f = Fixture::new(settings());
     let ids: Vec<_> = (0..20).map(|n| f.eventual(&n.to_string(), &["a"])).collect();
     ids[..5].iter().for_each(|&id| f.answer(id, 0, failed()));
@@ -184,7 +184,7 @@ fn a_replica_that_is_forgotten_is_not_one_that_does_not_answer() {
     assert_eq!(lane(&f).breaker, BreakerState::Open);
     f.engine.forget(f.now, &node("a"));
     f.pass(Duration::from_millis(100));
-    // Those on the wire meanwhile.
+    // The deliveries that were in flight.
     ids.iter().for_each(|&id| f.answer(id, 0, failed()));
     assert_eq!(f.engine.lanes().count(), 0);
     f.eventual("again", &["a"]);
@@ -193,7 +193,7 @@ fn a_replica_that_is_forgotten_is_not_one_that_does_not_answer() {
 }
 
 #[test]
-fn a_renamed_replica_has_its_backlog_and_its_letters_under_the_new_name() {
+fn a_renamed_replica_keeps_its_backlog_and_dead_letters() {
     let mut f = Fixture::new(settings());
     let dead = gave_up(&mut f, "dead", &["a"]);
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
@@ -205,11 +205,11 @@ fn a_renamed_replica_has_its_backlog_and_its_letters_under_the_new_name() {
     f.sent();
     f.engine.pause(f.now, &node("new"), None);
     let sent = f.actions().into_iter().filter_map(|action| match action {
-        Action::Send { delivery, node, .. } => Some((delivery.task.0, node)),
+        EngineAction::Send { delivery, node, .. } => Some((delivery.task.0, node)),
         _ => None,
     });
     assert_eq!(sent.collect::<Vec<_>>(), [(waits, node("new"))]);
-    let found = f.engine.find_letters(&Wanted::default(), None, 10);
+    let found = f.engine.find_letters(&DeliveryFilter::default(), None, 10);
     assert_eq!(found.items[0].task, TaskId(dead));
     assert_eq!(found.items[0].delivery.node, node("new"));
 }
@@ -229,60 +229,61 @@ fn a_barrier_is_reached_when_everything_before_it_is_settled_or_dead() {
     f.answer(before, 0, Verdict::Delivered);
     f.answer(before, 1, rejected());
     assert_eq!(lanes(&mut f, &[]), [(0, 0), (0, 1)]);
-    assert_eq!(lanes(&mut f, &[node("b")]), [(0, 1)], "counted anew");
+    assert_eq!(lanes(&mut f, &[node("b")]), [(0, 1)], "counted again");
 }
 
 #[test]
-fn tasks_and_letters_are_found_by_what_is_wanted_and_in_parts() {
+fn tasks_and_letters_are_found_by_filter_and_in_pages() {
     let mut f = Fixture::new(settings());
     let dead = gave_up(&mut f, "dead", &["a", "b"]);
     let ids: Vec<_> = (0..7).map(|n| f.eventual(&format!("k{n}"), &["a"])).collect();
     f.sent();
-    let find = |f: &Fixture, wanted: &Wanted, after: Option<TaskId>| {
+    let find = |f: &Fixture, wanted: &DeliveryFilter, after: Option<TaskId>| {
         let found = f.engine.find_tasks(wanted, after, 3);
         (found.items.iter().map(|task| task.id.0).collect::<Vec<_>>(), found.next)
     };
-    let in_flight = Wanted { state: Some(DeliveryState::InFlight), ..Wanted::default() };
+    let in_flight =
+        DeliveryFilter { state: Some(DeliveryState::InFlight), ..DeliveryFilter::default() };
     let (first, next) = find(&f, &in_flight, None);
     assert_eq!(first, ids[..3]);
     assert_eq!(find(&f, &in_flight, next), (ids[3..5].to_vec(), None));
-    let queued = Wanted { state: Some(DeliveryState::Queued), ..Wanted::default() };
+    let queued = DeliveryFilter { state: Some(DeliveryState::Queued), ..DeliveryFilter::default() };
     assert_eq!(find(&f, &queued, None), (ids[5..].to_vec(), None));
-    let of_b = Wanted { node: Some(node("b")), ..Wanted::default() };
+    let of_b = DeliveryFilter { node: Some(node("b")), ..DeliveryFilter::default() };
     assert_eq!(find(&f, &of_b, None), (vec![dead], None));
-    let unknown = Wanted { node: Some(node("x")), ..Wanted::default() };
+    let unknown = DeliveryFilter { node: Some(node("x")), ..DeliveryFilter::default() };
     assert_eq!(find(&f, &unknown, None), (vec![], None));
-    let of_key = Wanted { key: Some(f.keys.id("k4")), ..Wanted::default() };
+    let of_key = DeliveryFilter { key: Some(f.keys.id("k4")), ..DeliveryFilter::default() };
     assert_eq!(find(&f, &of_key, None), (vec![ids[4]], None));
-    let letters = f.engine.find_letters(&Wanted::default(), None, 1);
-    let rest = f.engine.find_letters(&Wanted::default(), letters.next, 10);
+    let letters = f.engine.find_letters(&DeliveryFilter::default(), None, 1);
+    let rest = f.engine.find_letters(&DeliveryFilter::default(), letters.next, 10);
     let replicas = [&letters, &rest].map(|found| found.items[0].replica.0);
     assert_eq!((replicas, rest.next), ([0, 1], None));
 }
 
 #[test]
-fn who_watches_is_told_of_every_change_and_of_every_end() {
+fn a_watcher_gets_every_change_and_every_end() {
     let mut f = Fixture::new(settings());
     f.engine.watch(true);
-    f.engine.tell_ends(true);
+    f.engine.report_ends(true);
     let id = f.eventual("k", &["a"]);
     f.sent();
     f.answer(id, 0, Verdict::Delivered);
-    let told: Vec<_> = f.actions();
-    let change = Action::Changed {
+    let actions: Vec<_> = f.actions();
+    let change = EngineAction::Changed {
         task: TaskId(id),
         node: node("a"),
-        change: Change::Delivered,
+        change: DeliveryChange::Delivered,
         error: None,
     };
-    assert_eq!(told[0], change);
-    let Action::Ended { last } = &told[1] else { panic!("{told:?}") };
+    assert_eq!(actions[0], change);
+    let EngineAction::Ended { last } = &actions[1] else { panic!("{actions:?}") };
     assert_eq!(last.deliveries[0].state, DeliveryState::Delivered);
-    assert_eq!(told[2], Action::Remove { task: TaskId(id) });
+    assert_eq!(actions[2], EngineAction::Remove { task: TaskId(id) });
 }
 
 #[test]
-fn a_letter_of_a_paused_replica_stays_one_until_it_is_resumed() {
+fn a_letter_of_a_paused_replica_is_not_redriven_until_it_is_resumed() {
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);
     let levels = f.engine.levels();
@@ -296,8 +297,9 @@ fn a_letter_of_a_paused_replica_stays_one_until_it_is_resumed() {
 }
 
 #[test]
-fn what_is_parked_for_a_paused_replica_takes_no_place_of_the_retry_queue() {
-    let mut f = Fixture::new(Settings { retry_capacity: 1, breaker_failures: 0, ..settings() });
+fn parked_deliveries_of_a_paused_replica_take_no_retry_places() {
+    let mut f =
+        Fixture::new(EngineSettings { retry_capacity: 1, breaker_failures: 0, ..settings() });
     let ids = ["k", "l"].map(|key| f.eventual(key, &["a"]));
     f.sent();
     ids.iter().for_each(|&id| f.answer(id, 0, failed()));
@@ -318,7 +320,7 @@ fn what_is_parked_for_a_paused_replica_takes_no_place_of_the_retry_queue() {
 }
 
 #[test]
-fn a_forgotten_replica_is_seen_no_more_once_nothing_of_it_is_left_until_a_write_names_it() {
+fn a_forgotten_replica_is_hidden_once_it_is_empty_until_a_write_names_it() {
     let nodes = |f: &Fixture| {
         let mut nodes: Vec<_> = f.engine.lanes().map(|lane| lane.node).collect();
         nodes.sort();
@@ -329,26 +331,26 @@ fn a_forgotten_replica_is_seen_no_more_once_nothing_of_it_is_left_until_a_write_
     f.sent();
     f.engine.forget(f.now, &node("a"));
     f.pass(Duration::from_millis(100));
-    assert_eq!(nodes(&f), [node("a"), node("b")], "one is on the wire");
+    assert_eq!(nodes(&f), [node("a"), node("b")], "one delivery is in flight");
     let barrier = f.engine.barrier(TaskId(99), &[]).unwrap();
     assert_eq!(barrier.lanes.len(), 2);
     f.answer(on_the_wire, 0, failed());
     assert_eq!(nodes(&f), [node("b")]);
     assert_eq!(f.engine.barrier(TaskId(98), &[]).unwrap().lanes.len(), 1);
     let view = f.engine.view(TaskId(on_the_wire)).unwrap();
-    assert_eq!(view.deliveries[0].node, node("a"), "the task still tells of it");
+    assert_eq!(view.deliveries[0].node, node("a"), "the task still shows it");
     let again = f.eventual("k", &["a"]);
     assert_eq!(f.sent(), [(again, 0, 1)]);
     assert_eq!(nodes(&f), [node("a"), node("b")]);
     f.answer(again, 0, Verdict::Delivered);
     f.pass(Duration::from_secs(100));
-    assert_eq!(nodes(&f), [node("a"), node("b")], "it is as any other again");
+    assert_eq!(nodes(&f), [node("a"), node("b")], "it is used again");
 }
 
 #[test]
-fn a_forgotten_replica_keeps_no_write_from_its_majority_whoever_has_its_lane_now() {
-    let mut f = Fixture::new(Settings { max_known_replicas: 3, ..settings() });
-    // Nothing is sent to it, so that nothing may be applied late.
+fn a_forgotten_replica_blocks_no_majority_even_if_its_lane_is_reused() {
+    let mut f = Fixture::new(EngineSettings { max_known_replicas: 3, ..settings() });
+    // Nothing was sent to it, so nothing can be applied late.
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
     f.strong("k", &["a", "b", "c"]);
     f.engine.forget(f.now, &node("a"));
@@ -359,7 +361,7 @@ fn a_forgotten_replica_keeps_no_write_from_its_majority_whoever_has_its_lane_now
     f.actions();
     f.pass(settings().strong_timeout);
     let obstacles = f.actions().into_iter().find_map(|action| match action {
-        Action::Conclude { obstacles, .. } => Some(obstacles),
+        EngineAction::Conclude { obstacles, .. } => Some(obstacles),
         _ => None,
     });
     assert_eq!(obstacles, Some(vec![]));

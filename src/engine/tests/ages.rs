@@ -1,4 +1,4 @@
-//! How old what waits is, whatever happens to the wall clock.
+//! Ages of pending writes across steps of the wall clock.
 
 use super::*;
 use crate::task::Uptime;
@@ -6,7 +6,7 @@ use crate::task::Uptime;
 const YEARS: Duration = Duration::from_secs(57 * 365 * 24 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// How old the oldest pending delivery is, and the task.
+/// The age of the oldest pending delivery, and of the task.
 fn ages(f: &Fixture, id: u64) -> (Duration, Duration) {
     let lane = f.engine.lanes().next().unwrap();
     let age = lane.oldest_since.unwrap().age(f.now.moment);
@@ -14,7 +14,7 @@ fn ages(f: &Fixture, id: u64) -> (Duration, Duration) {
 }
 
 #[test]
-fn a_step_of_the_wall_clock_makes_a_write_that_waits_neither_older_nor_younger() {
+fn a_step_of_the_wall_clock_does_not_change_the_age_of_a_write() {
     let mut f = Fixture::new(settings());
     f.now.wall = Timestamp(0).saturating_add(HOUR);
     let id = f.eventual("k", &["a"]);
@@ -29,7 +29,7 @@ fn a_step_of_the_wall_clock_makes_a_write_that_waits_neither_older_nor_younger()
     assert_eq!(f.engine.age(TaskId(id), f.now.moment), None);
 }
 
-/// How old a task of the first second is for an engine that starts at `now`, and an hour later.
+/// The age of a task of the first second in an engine that starts at `now`, and an hour later.
 fn restored(uptime: Uptime, now: Timestamp) -> (Duration, Duration) {
     let mut f = Fixture::new(settings());
     f.now.wall = now;
@@ -47,7 +47,7 @@ fn restored(uptime: Uptime, now: Timestamp) -> (Duration, Duration) {
 }
 
 #[test]
-fn a_write_of_before_the_start_is_as_old_as_it_was_and_as_long_as_nothing_ran() {
+fn a_recovered_write_is_as_old_as_before_plus_the_downtime() {
     let at = |hours: u32| Timestamp(0).saturating_add(Duration::from_secs(1) + HOUR * hours);
     // Down from the second hour to the tenth.
     let mut uptime = Uptime { seen: Some(at(2)), gaps: vec![] };
@@ -56,10 +56,10 @@ fn a_write_of_before_the_start_is_as_old_as_it_was_and_as_long_as_nothing_ran() 
 }
 
 #[test]
-fn a_write_of_before_the_clock_was_put_right_is_not_decades_old() {
+fn a_write_from_before_a_clock_correction_is_not_decades_old() {
     let at = |hours: u32| Timestamp(0).saturating_add(Duration::from_secs(1) + HOUR * hours);
     let right = |hours: u32| at(hours).saturating_add(YEARS);
-    // Put right while the daemon ran, or while it did not.
+    // The clock is corrected while the daemon runs, or while it does not.
     let mut ran = Uptime { seen: Some(at(1)), gaps: vec![] };
     ran.see(right(2), HOUR);
     ran.see(right(3), HOUR);

@@ -4,21 +4,21 @@ use super::*;
 
 fn progress_of(f: &mut Fixture, task: u64) -> Option<Vec<Progress>> {
     let saved = |action| match action {
-        Action::Save { task: id, progress } if id == TaskId(task) => Some(progress),
+        EngineAction::Save { task: id, progress } if id == TaskId(task) => Some(progress),
         _ => None,
     };
     f.actions().into_iter().filter_map(saved).next_back()
 }
 
 #[test]
-fn a_newer_write_delivered_after_an_attempt_without_answer_is_sent_once_more() {
+fn a_newer_write_delivered_after_an_attempt_without_an_answer_is_sent_again() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
     f.answer_ambiguously(old, 0, failed());
     let new = f.eventual("k", &["a"]);
     f.actions();
     f.answer(new, 0, Verdict::Delivered);
-    assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]), "durably remembered");
+    assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]), "the resend is durable");
     let levels = f.engine.levels();
     assert_eq!((levels.queue, levels.retry, levels.dead_letters), (0, 0, 0));
     assert_eq!(f.engine.totals().delivered, 1);
@@ -27,7 +27,7 @@ fn a_newer_write_delivered_after_an_attempt_without_answer_is_sent_once_more() {
     f.pass(Duration::from_secs(2));
     assert_eq!(f.sent(), [(new, 0, 1)]);
     f.answer(new, 0, Verdict::Delivered);
-    assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }));
+    assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(new) }));
     assert_eq!((f.engine.totals().delivered, f.engine.totals().pending), (1, 0));
     f.pass(Duration::from_secs(300));
     assert_eq!(f.actions(), [], "once");
@@ -42,12 +42,12 @@ fn an_ambiguous_attempt_outlives_the_delivery_of_its_own_task() {
     f.actions();
     f.answer(old, 0, Verdict::Delivered);
     let ambiguous = Progress::Ambiguous { since: Timestamp(0) };
-    assert_eq!(progress_of(&mut f, old), Some(vec![ambiguous]), "it stays on disk for that");
+    assert_eq!(progress_of(&mut f, old), Some(vec![ambiguous]), "the attempt stays on disk");
     let new = f.eventual("k", &["a"]);
     f.answer(new, 0, Verdict::Delivered);
     assert_eq!(progress_of(&mut f, new), Some(vec![Progress::Resend]));
     f.pass(Duration::from_secs(28));
-    assert!(f.actions().contains(&Action::Remove { task: TaskId(old) }), "its time is over");
+    assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(old) }), "its time is over");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn without_an_ambiguous_attempt_nothing_is_sent_twice() {
         let new = f.eventual(key, &["a"]);
         f.actions();
         f.answer(new, 0, Verdict::Delivered);
-        assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }), "{key}");
+        assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(new) }), "{key}");
     }
     // A refused connection is not ambiguous.
     let old = f.eventual("k", &["a"]);
@@ -84,11 +84,11 @@ fn without_an_ambiguous_attempt_nothing_is_sent_twice() {
     let new = f.eventual("k", &["a"]);
     f.actions();
     f.answer(new, 0, Verdict::Delivered);
-    assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }));
+    assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(new) }));
 }
 
 #[test]
-fn a_newer_write_takes_the_place_of_one_that_was_to_be_sent_once_more() {
+fn a_newer_write_supersedes_a_resend() {
     let mut f = Fixture::new(settings());
     let old = f.eventual("k", &["a"]);
     f.answer_ambiguously(old, 0, failed());
@@ -129,7 +129,7 @@ fn ambiguous_attempts_survive_a_restart() {
 }
 
 #[test]
-fn what_may_have_been_on_the_wire_at_a_restart_is_ambiguous() {
+fn a_delivery_that_may_have_been_in_flight_at_a_restart_is_ambiguous() {
     let mut f = Fixture::new(settings());
     f.recover(1, "k", &["a"], vec![Progress::Untouched]);
     f.answer(1, 0, Verdict::Delivered);
@@ -141,18 +141,18 @@ fn what_may_have_been_on_the_wire_at_a_restart_is_ambiguous() {
 }
 
 #[test]
-fn with_settle_after_zero_nothing_is_sent_once_more() {
-    let mut f = Fixture::new(Settings { settle_after: Duration::ZERO, ..settings() });
+fn with_settle_after_zero_nothing_is_sent_again() {
+    let mut f = Fixture::new(EngineSettings { settle_after: Duration::ZERO, ..settings() });
     let old = f.eventual("k", &["a"]);
     f.answer_ambiguously(old, 0, failed());
     let new = f.eventual("k", &["a"]);
     f.actions();
     f.answer(new, 0, Verdict::Delivered);
-    assert!(f.actions().contains(&Action::Remove { task: TaskId(new) }));
+    assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(new) }));
 }
 
 #[test]
-fn an_ambiguous_attempt_is_not_over_because_the_clock_was_set_before_a_restart() {
+fn an_ambiguous_attempt_is_not_ended_by_a_clock_step_before_a_restart() {
     let mut f = Fixture::new(settings());
     f.now.wall = f.now.wall.saturating_add(Duration::from_secs(86_400));
     let progress = vec![Progress::Ambiguous { since: Timestamp(0) }];

@@ -1,4 +1,4 @@
-//! Writes on their way to the disk, and tasks that come from there.
+//! Writes before they are durable, and recovered tasks.
 
 use super::*;
 use crate::engine::lane::Lane;
@@ -24,9 +24,15 @@ fn a_strong_write_is_sent_once_it_is_durable_and_answered_by_its_majority() {
     f.answer(id, 1, Verdict::Delivered);
     let acked = vec![ReplicaIndex(0), ReplicaIndex(1)];
     let (task, missing) = (TaskId(id), vec![]);
-    let conclude =
-        Action::Conclude { task, success: true, needed: 2, acked, missing, obstacles: vec![] };
-    assert_eq!(f.actions(), [conclude, Action::Remove { task }]);
+    let conclude = EngineAction::Conclude {
+        task,
+        success: true,
+        needed: 2,
+        acked,
+        missing,
+        obstacles: vec![],
+    };
+    assert_eq!(f.actions(), [conclude, EngineAction::Remove { task }]);
 }
 
 #[test]
@@ -38,7 +44,7 @@ fn a_write_that_is_not_durable_supersedes_nothing() {
     let strong = f.append("k", &["a"], Consistency::Strong).unwrap();
     assert_eq!(f.actions(), []);
     f.pass(Duration::from_secs(3));
-    assert_eq!(f.sent(), [(old, 0, 2)], "its retry goes out");
+    assert_eq!(f.sent(), [(old, 0, 2)], "its retry is sent");
     f.commit(strong);
     assert_eq!(f.sent(), []);
     f.answer(old, 0, failed());
@@ -46,7 +52,7 @@ fn a_write_that_is_not_durable_supersedes_nothing() {
 }
 
 #[test]
-fn a_write_that_becomes_no_task_gives_its_places_back() {
+fn a_cancelled_write_returns_its_places() {
     let mut f = Fixture::new(settings());
     for consistency in [Consistency::Eventual, Consistency::Strong] {
         f.append("k", &["a", "b"], consistency).unwrap();
@@ -82,7 +88,7 @@ fn a_restored_retry_with_a_newer_write_is_superseded() {
 }
 
 #[test]
-fn what_was_on_its_way_when_its_replica_was_forgotten_is_thrown_away() {
+fn a_write_reserved_before_its_replica_was_forgotten_is_discarded() {
     let mut f = Fixture::new(settings());
     f.eventual("known", &["a"]);
     let before = f.append("k", &["a", "b"], Consistency::Eventual).unwrap();
@@ -97,5 +103,5 @@ fn what_was_on_its_way_when_its_replica_was_forgotten_is_thrown_away() {
     sent.sort_unstable();
     assert_eq!(sent, [(before, 1, 1), (after, 0, 1)]);
     f.answer(before, 1, Verdict::Delivered);
-    assert!(f.actions().contains(&Action::Remove { task: TaskId(before) }));
+    assert!(f.actions().contains(&EngineAction::Remove { task: TaskId(before) }));
 }

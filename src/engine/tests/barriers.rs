@@ -1,16 +1,16 @@
-//! Barriers, and the writes that take the place of others.
+//! Barriers, and writes that supersede others.
 
 use super::*;
 
-/// What is left of a barrier: pending and dead, of `a`.
+/// The pending and dead deliveries to `a` before a barrier.
 fn left(f: &mut Fixture, up_to: u64) -> (u64, u64) {
     let lanes = f.engine.barrier(TaskId(up_to), &[]).unwrap().lanes;
-    let anew = f.engine.count(TaskId(up_to), &[]).lanes;
+    let fresh = f.engine.count(TaskId(up_to), &[]).lanes;
     let sum = |lanes: Vec<BarrierLane>| {
         lanes.iter().fold((0, 0), |sum, lane| (sum.0 + lane.pending, sum.1 + lane.dead))
     };
     let counted = sum(lanes);
-    assert_eq!(counted, sum(anew.into_iter().map(|(_, lane)| lane).collect()));
+    assert_eq!(counted, sum(fresh.into_iter().map(|(_, lane)| lane).collect()));
     counted
 }
 
@@ -24,7 +24,7 @@ fn failed_once(f: &mut Fixture) -> u64 {
 }
 
 #[test]
-fn what_supersedes_a_counted_delivery_takes_its_place_in_the_count() {
+fn a_superseding_delivery_replaces_the_older_one_in_the_count() {
     let mut f = Fixture::new(settings());
     let first = failed_once(&mut f);
     let second = f.eventual("k", &["a"]);
@@ -38,14 +38,14 @@ fn what_supersedes_a_counted_delivery_takes_its_place_in_the_count() {
 }
 
 #[test]
-fn a_barrier_that_is_first_counted_after_the_supersession_knows_of_it() {
+fn a_barrier_counted_after_a_supersession_includes_it() {
     let mut f = Fixture::new(settings());
     let first = f.eventual("k", &["a"]);
     f.sent();
     f.answer(first, 0, failed());
     let second = f.eventual("k", &["a"]);
     f.eventual("other", &["a"]);
-    assert_eq!(left(&mut f, first), (1, 0), "not of the other, which is behind it");
+    assert_eq!(left(&mut f, first), (1, 0), "the other write is behind the barrier");
     f.answer(second, 0, Verdict::Delivered);
     assert_eq!(left(&mut f, first), (0, 0));
 }
@@ -64,7 +64,7 @@ fn a_write_that_fails_with_a_newer_one_behind_it_is_counted_until_that_is_delive
 }
 
 #[test]
-fn what_a_strong_write_overtakes_is_counted_until_the_strong_one_is_delivered() {
+fn an_overtaken_write_is_counted_until_the_strong_one_is_delivered() {
     let mut f = Fixture::new(settings());
     let on_the_wire = f.eventual("k", &["a"]);
     let queued = f.eventual("k", &["a"]);
@@ -93,7 +93,7 @@ fn a_dead_letter_that_a_newer_one_replaces_stays_given_up() {
 }
 
 #[test]
-fn what_an_operator_throws_away_is_counted_no_more() {
+fn a_discarded_write_is_not_counted() {
     let mut f = Fixture::new(settings());
     let first = failed_once(&mut f);
     let second = f.eventual("k", &["a"]);
@@ -104,7 +104,7 @@ fn what_an_operator_throws_away_is_counted_no_more() {
 }
 
 #[test]
-fn over_a_restart_what_took_the_place_of_another_counts_for_every_older_barrier() {
+fn after_a_restart_a_superseding_write_counts_for_every_older_barrier() {
     let mut f = Fixture::new(settings());
     let first = failed_once(&mut f);
     f.actions();
@@ -114,7 +114,7 @@ fn over_a_restart_what_took_the_place_of_another_counts_for_every_older_barrier(
         .actions()
         .into_iter()
         .filter_map(|action| match action {
-            Action::Save { task, progress } => Some((task, progress)),
+            EngineAction::Save { task, progress } => Some((task, progress)),
             _ => None,
         })
         .collect();

@@ -2,10 +2,10 @@
 
 use super::*;
 
-/// A lane whose breaker has just opened, with nothing waiting. Gives what is dead by then.
+/// A lane whose breaker has just opened, with nothing waiting. Returns the dead letters.
 fn outage(f: &mut Fixture, writes: u64) -> Vec<u64> {
     let ids: Vec<_> = (0..writes).map(|n| f.eventual(&format!("k{n}"), &["a"])).collect();
-    // Long enough for all retries of everything, and short enough for the first probes.
+    // Long enough for every retry, too short for more than the first probes.
     for _ in 0..40 {
         for (task, replica, _) in f.sent() {
             f.answer(task, replica, failed());
@@ -18,7 +18,7 @@ fn outage(f: &mut Fixture, writes: u64) -> Vec<u64> {
     ids
 }
 
-/// Answers everything with success for so long; gives what was delivered, in its order.
+/// Answers everything with success for `time`. Returns the deliveries in their order.
 fn recover(f: &mut Fixture, time: Duration) -> Vec<u64> {
     let mut delivered = Vec::new();
     let end = f.now.moment.after(time);
@@ -47,17 +47,17 @@ fn after_five_failures_nothing_is_sent_but_the_schedule_goes_on() {
     assert_eq!(sent.len(), 5);
     sent.iter().for_each(|&(task, replica, _)| f.answer(task, replica, failed()));
     let sent = f.sent();
-    assert_eq!(sent.len(), 4, "what went out before the breaker opened");
+    assert_eq!(sent.len(), 4, "sent before the breaker opened");
     assert_eq!(lane(&f).breaker, BreakerState::Open);
     sent.iter().for_each(|&(task, replica, _)| f.answer(task, replica, failed()));
     assert_eq!(f.sent(), []);
-    // All twenty have failed once, and leave the queue for that of the retries.
+    // All twenty have failed once and moved to the retry queue.
     assert_eq!((f.engine.levels().queue, f.engine.levels().retry), (0, 20));
     let counters = lane(&f).counters;
     assert_eq!((counters.failed_attempts, counters.unsent_attempts), (9, 11));
     f.pass(Duration::from_secs(3));
     let probes = f.sent();
-    assert_eq!(probes.len(), 1, "one of those that are due is the probe");
+    assert_eq!(probes.len(), 1, "one due delivery is the probe");
     assert!(ids.contains(&probes[0].0) && probes[0].2 == 2, "{probes:?}");
 }
 
@@ -69,7 +69,7 @@ fn a_strong_write_to_a_replica_with_an_open_breaker_is_answered_at_once() {
     f.strong("s", &["a"]);
     let answers = f.actions();
     assert!(
-        answers.iter().any(|a| matches!(a, Action::Conclude { success: false, .. })),
+        answers.iter().any(|a| matches!(a, EngineAction::Conclude { success: false, .. })),
         "{answers:?}"
     );
 }
@@ -81,7 +81,7 @@ fn dead_letters_are_redriven_oldest_first_when_the_replica_is_back() {
     let delivered = recover(&mut f, Duration::from_secs(40));
     let (probe, others) = delivered.split_first().unwrap();
     let rest: Vec<_> = ids.iter().copied().filter(|id| id != probe).collect();
-    assert_eq!(others, rest, "without anyone posting anything");
+    assert_eq!(others, rest, "without new writes");
     assert_eq!(f.engine.levels(), Levels::default());
     let counters = lane(&f).counters;
     assert_eq!((counters.delivered, counters.dead, counters.gave_up), (50, 0, 50));
@@ -91,7 +91,7 @@ fn dead_letters_are_redriven_oldest_first_when_the_replica_is_back() {
 #[test]
 fn a_redrive_keeps_to_its_rate() {
     let redrive_rate = NonZeroU32::new(10).unwrap();
-    let mut f = Fixture::new(Settings { redrive_rate, ..settings() });
+    let mut f = Fixture::new(EngineSettings { redrive_rate, ..settings() });
     outage(&mut f, 100);
     while recover(&mut f, Duration::from_millis(100)).is_empty() {}
     let then = recover(&mut f, Duration::from_secs(2)).len();
@@ -99,9 +99,9 @@ fn a_redrive_keeps_to_its_rate() {
 }
 
 #[test]
-fn what_was_parked_comes_back_at_the_rate_of_the_dead_letters_and_after_them() {
+fn parked_deliveries_return_at_the_redrive_rate_after_the_dead_letters() {
     let redrive_rate = NonZeroU32::new(10).unwrap();
-    let mut f = Fixture::new(Settings { redrive_rate, retry_capacity: 5, ..settings() });
+    let mut f = Fixture::new(EngineSettings { redrive_rate, retry_capacity: 5, ..settings() });
     let ids: Vec<_> = (0..100).map(|n| f.eventual(&format!("k{n}"), &["a"])).collect();
     for _ in 0..40 {
         for (task, replica, _) in f.sent() {
@@ -116,7 +116,7 @@ fn what_was_parked_comes_back_at_the_rate_of_the_dead_letters_and_after_them() {
     assert!(dead > 0 && parked > 50, "{dead} dead, {parked} parked");
     while recover(&mut f, Duration::from_millis(100)).is_empty() {}
     let then = recover(&mut f, Duration::from_secs(2)).len() as u64;
-    // The few in the retry queue come besides.
+    // Plus the few in the retry queue.
     assert!((10..=27).contains(&then), "{then}");
     assert!(lane(&f).parked > 50);
     let more = recover(&mut f, Duration::from_secs(20)).len();
@@ -125,7 +125,7 @@ fn what_was_parked_comes_back_at_the_rate_of_the_dead_letters_and_after_them() {
 
 #[test]
 fn with_hinted_handoff_off_dead_letters_stay() {
-    let mut f = Fixture::new(Settings { hinted_handoff: false, ..settings() });
+    let mut f = Fixture::new(EngineSettings { hinted_handoff: false, ..settings() });
     outage(&mut f, 10);
     f.eventual("live", &["a"]);
     recover(&mut f, Duration::from_secs(60));
@@ -168,8 +168,8 @@ fn a_write_that_fails_alone_on_a_healthy_replica_is_not_redriven() {
     assert_eq!(f.engine.levels().dead_letters, 1);
 }
 
-/// Answers everything with success but what `poison` says, for so long, with a write every five
-/// seconds. Gives how many of these were delivered by their first attempt, and all that was delivered.
+/// Answers everything with success except the `poison` deliveries, with a write every five seconds.
+/// Returns how many of these were delivered by their first attempt, and all deliveries.
 fn trickle(f: &mut Fixture, seconds: u64, poison: impl Fn(u64) -> bool) -> (u64, Vec<u64>) {
     let (mut at_once, mut delivered, mut live) = (0, Vec::new(), 0);
     for tick in 0..seconds * 20 {
@@ -192,7 +192,7 @@ fn a_single_write_of_an_outage_is_redriven_as_well() {
     for live in [false, true] {
         let mut f = Fixture::new(settings());
         outage(&mut f, 1);
-        assert_eq!(lane(&f).breaker, BreakerState::Open, "nobody answers");
+        assert_eq!(lane(&f).breaker, BreakerState::Open, "the replica does not answer");
         if live {
             trickle(&mut f, 40, |_| false);
         } else {
@@ -203,9 +203,9 @@ fn a_single_write_of_an_outage_is_redriven_as_well() {
 }
 
 #[test]
-fn a_replica_that_is_back_and_has_nothing_to_do_is_not_half_open_for_ever() {
+fn an_idle_replica_that_is_back_does_not_stay_half_open() {
     for hinted_handoff in [true, false] {
-        let mut f = Fixture::new(Settings { hinted_handoff, ..settings() });
+        let mut f = Fixture::new(EngineSettings { hinted_handoff, ..settings() });
         outage_of_others(&mut f);
         f.eventual("k", &["a"]);
         recover(&mut f, Duration::from_secs(40));
@@ -214,11 +214,11 @@ fn a_replica_that_is_back_and_has_nothing_to_do_is_not_half_open_for_ever() {
 }
 
 #[test]
-fn letters_that_fail_for_their_own_sake_hold_up_neither_live_writes_nor_other_letters() {
+fn letters_that_always_fail_delay_neither_live_writes_nor_other_letters() {
     for poisonous in [1, 4, 20] {
         let mut f = Fixture::new(settings());
         let ids = outage(&mut f, 40);
-        // The oldest of them, so that all others stand behind.
+        // The oldest one, so that all others are behind it.
         let poison = |task| ids.contains(&task) && task <= poisonous;
         let (_, delivered) = trickle(&mut f, 120, poison);
         let good = ids.iter().filter(|&&id| !poison(id));
@@ -234,7 +234,7 @@ fn letters_that_fail_for_their_own_sake_hold_up_neither_live_writes_nor_other_le
 }
 
 #[test]
-fn a_poisonous_letter_is_not_the_only_probe_of_an_idle_replica() {
+fn a_letter_that_always_fails_is_not_the_only_probe_of_an_idle_replica() {
     let mut f = Fixture::new(settings());
     let ids = outage(&mut f, 10);
     for _ in 0..1_200 {
@@ -247,9 +247,9 @@ fn a_poisonous_letter_is_not_the_only_probe_of_an_idle_replica() {
 }
 
 #[test]
-fn a_letter_that_was_the_probe_has_lain_there_as_long_as_before() {
+fn a_letter_that_was_the_probe_keeps_its_age() {
     let retention = Some(Duration::from_secs(60));
-    let mut f = Fixture::new(Settings { dead_letter_retention: retention, ..settings() });
+    let mut f = Fixture::new(EngineSettings { dead_letter_retention: retention, ..settings() });
     outage(&mut f, 5);
     for _ in 0..120 {
         for (task, replica, _) in f.sent() {
@@ -263,7 +263,7 @@ fn a_letter_that_was_the_probe_has_lain_there_as_long_as_before() {
 
 #[test]
 fn a_dead_letter_is_superseded_as_soon_as_a_newer_write_is_delivered_or_dies() {
-    for (verdict, kept) in [(Verdict::Delivered, 0), (rejected(), 1)] {
+    for (verdict, left) in [(Verdict::Delivered, 0), (rejected(), 1)] {
         let mut f = Fixture::new(settings());
         let old = f.eventual("k", &["a"]);
         f.answer(old, 0, rejected());
@@ -271,11 +271,11 @@ fn a_dead_letter_is_superseded_as_soon_as_a_newer_write_is_delivered_or_dies() {
         assert_eq!(f.engine.levels().dead_letters, 1, "not before it has been sent");
         f.actions();
         f.answer(new, 0, verdict);
-        assert_eq!(f.engine.levels().dead_letters, kept);
+        assert_eq!(f.engine.levels().dead_letters, left);
         assert_eq!(lane(&f).counters.superseded, 1);
-        // The older one's end is written first.
+        // The end of the older one is written first.
         let removed = f.actions().into_iter().find_map(|action| match action {
-            Action::Remove { task } | Action::Save { task, .. } => Some(task),
+            EngineAction::Remove { task } | EngineAction::Save { task, .. } => Some(task),
             _ => None,
         });
         assert_eq!(removed, Some(TaskId(old)));
@@ -283,7 +283,7 @@ fn a_dead_letter_is_superseded_as_soon_as_a_newer_write_is_delivered_or_dies() {
 }
 
 #[test]
-fn a_dead_letter_with_a_newer_write_on_its_way_is_left_to_that() {
+fn a_dead_letter_with_a_pending_newer_write_is_not_redriven() {
     let mut f = Fixture::new(settings());
     let ids = outage(&mut f, 5);
     let newer = f.eventual("k0", &["a"]);
@@ -296,9 +296,9 @@ fn a_dead_letter_with_a_newer_write_on_its_way_is_left_to_that() {
 #[test]
 fn a_write_supersedes_a_redriven_letter_that_has_not_been_sent() {
     let workers = workers(1);
-    let mut f = Fixture::new(Settings { workers, ..settings() });
+    let mut f = Fixture::new(EngineSettings { workers, ..settings() });
     outage(&mut f, 5);
-    // The probe succeeds, and all others are made ready behind the one place.
+    // The probe succeeds, and all others become ready behind the one place.
     f.pass(Duration::from_secs(30));
     let probe = f.sent();
     assert_eq!(probe.len(), 1);
@@ -311,9 +311,9 @@ fn a_write_supersedes_a_redriven_letter_that_has_not_been_sent() {
 }
 
 #[test]
-fn past_its_retention_a_dead_letter_is_discarded_counted_and_told() {
+fn an_expired_dead_letter_is_discarded_counted_and_reported() {
     let retention = Some(Duration::from_secs(3600));
-    let mut f = Fixture::new(Settings { dead_letter_retention: retention, ..settings() });
+    let mut f = Fixture::new(EngineSettings { dead_letter_retention: retention, ..settings() });
     let id = f.eventual("k", &["a"]);
     f.answer(id, 0, rejected());
     f.pass(Duration::from_secs(3599));
@@ -325,14 +325,17 @@ fn past_its_retention_a_dead_letter_is_discarded_counted_and_told() {
     let delivery = DeliveryId { task: TaskId(id), replica: ReplicaIndex(0) };
     assert_eq!(
         f.actions(),
-        [Action::Discarded { delivery, node: node("a") }, Action::Remove { task: TaskId(id) }]
+        [
+            EngineAction::Discarded { delivery, node: node("a") },
+            EngineAction::Remove { task: TaskId(id) }
+        ]
     );
 }
 
 #[test]
 fn a_step_of_the_wall_clock_discards_nothing() {
     let retention = Some(Duration::from_secs(3600));
-    let mut f = Fixture::new(Settings { dead_letter_retention: retention, ..settings() });
+    let mut f = Fixture::new(EngineSettings { dead_letter_retention: retention, ..settings() });
     let id = f.eventual("k", &["a"]);
     f.answer(id, 0, rejected());
     f.now.wall = f.now.wall.saturating_add(Duration::from_secs(1_000_000));
@@ -343,7 +346,7 @@ fn a_step_of_the_wall_clock_discards_nothing() {
 #[test]
 fn a_replica_with_its_share_of_dead_letters_is_refused_and_others_are_not() {
     let max_dead_letter_bytes = 10 * (TASK_OVERHEAD_BYTES + 10);
-    let mut f = Fixture::new(Settings { max_dead_letter_bytes, ..settings() });
+    let mut f = Fixture::new(EngineSettings { max_dead_letter_bytes, ..settings() });
     f.eventual("k", &["b"]);
     f.answer(1, 0, Verdict::Delivered);
     let full = loop {
@@ -388,7 +391,7 @@ fn dead_letters_found_on_disk_are_redriven_after_the_start() {
 
 #[test]
 fn with_coalesce_only_the_newest_that_waits_is_sent() {
-    let mut f = Fixture::new(Settings { coalesce: true, ..settings() });
+    let mut f = Fixture::new(EngineSettings { coalesce: true, ..settings() });
     let first = f.eventual("k", &["a"]);
     let ids: Vec<_> = (0..5).map(|_| f.eventual("k", &["a"])).collect();
     assert_eq!(f.sent(), [(first, 0, 1)]);
@@ -398,9 +401,9 @@ fn with_coalesce_only_the_newest_that_waits_is_sent() {
 }
 
 #[test]
-fn what_the_clock_skips_does_not_count_for_the_retention() {
+fn time_that_the_clock_skips_does_not_count_for_the_retention() {
     let day = Duration::from_secs(86_400);
-    let settings = Settings { dead_letter_retention: Some(day), ..settings() };
+    let settings = EngineSettings { dead_letter_retention: Some(day), ..settings() };
     let restored = |skips: Option<Duration>, wall: Timestamp| {
         let mut engine = Engine::new(settings.clone());
         let now = Now { moment: Moment(0), wall };
@@ -428,10 +431,11 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
         expiry.since_start()
     };
     let later = Timestamp(0).saturating_add(day * 4);
-    assert_eq!(restored(None, later), Duration::ZERO, "older than a day, as far as anyone knows");
+    assert_eq!(restored(None, later), Duration::ZERO, "older than a day by the wall clock");
     assert_eq!(restored(Some(day * 3), later), day / 2);
-    // A letter that is returned to the dead after a step has its age by the uptime as well.
-    let mut f = Fixture::new(Settings { breaker_failures: 1, max_retries: 0, ..settings.clone() });
+    // The age of a letter that is made a dead letter again after a step is by the uptime too.
+    let mut f =
+        Fixture::new(EngineSettings { breaker_failures: 1, max_retries: 0, ..settings.clone() });
     let id = f.eventual("k", &["a"]);
     f.sent();
     f.answer(id, 0, failed());
@@ -442,10 +446,10 @@ fn what_the_clock_skips_does_not_count_for_the_retention() {
     assert_eq!(f.sent(), [(id, 0, 1)], "it is the probe");
     f.answer(id, 0, failed());
     f.pass(Duration::from_millis(1));
-    assert_eq!(f.engine.levels().dead_letters, 1, "returned to the dead, and kept");
+    assert_eq!(f.engine.levels().dead_letters, 1, "a dead letter again");
 }
 
-/// A lane whose breaker is open, and what it has besides: a write whose replica asked for a long wait.
+/// A lane with an open breaker and a write that waits for a long `Retry-After`, among others.
 fn deferred(f: &mut Fixture, key: &str) -> u64 {
     let id = f.eventual(key, &["a"]);
     for _ in 0..100 {
@@ -484,7 +488,7 @@ fn a_dead_letter_is_no_probe_while_a_newer_write_of_its_key_waits() {
 }
 
 #[test]
-fn an_operator_who_asks_for_a_probe_has_the_long_wait_cut_short() {
+fn a_requested_probe_ends_a_long_wait() {
     let mut f = Fixture::new(settings());
     outage(&mut f, 1);
     let newer = deferred(&mut f, "k0");
@@ -495,14 +499,15 @@ fn an_operator_who_asks_for_a_probe_has_the_long_wait_cut_short() {
 
 #[test]
 fn a_dead_letter_that_could_not_be_sent_stays_one_on_disk_and_behind_live_writes() {
-    let mut f = Fixture::new(Settings { workers: workers(1), breaker_failures: 0, ..settings() });
+    let mut f =
+        Fixture::new(EngineSettings { workers: workers(1), breaker_failures: 0, ..settings() });
     let letter = outage(&mut f, 1)[0];
     let delivery = DeliveryId { task: TaskId(letter), replica: ReplicaIndex(0) };
     assert_eq!(f.engine.redrive_letter(f.now, delivery), AdminOutcome::Done);
     assert_eq!(f.sent(), [(letter, 0, 1)]);
     f.answer(letter, 0, Verdict::Shortage { error: "no file descriptor".into() });
     let saved = f.actions().into_iter().find_map(|action| match action {
-        Action::Save { progress, .. } => Some(progress),
+        EngineAction::Save { progress, .. } => Some(progress),
         _ => None,
     });
     assert!(matches!(saved.as_deref(), Some([Progress::Dead(_)])), "{saved:?}");

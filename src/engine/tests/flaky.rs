@@ -5,15 +5,15 @@ use super::*;
 
 mod replica;
 
-/// What is delivered to a replica that fails this share of its attempts, as a share of what a breaker
-/// that never opens delivers.
+/// The deliveries to a replica that fails this share of its attempts, relative to a breaker that never
+/// opens.
 fn delivered(fails: f64, number: u32) -> f64 {
     let (mut with, mut without) = (0, 0);
     for seed in 0..2 {
         let settings =
-            Settings { queue_capacity: 20_000, workers: workers(number), seed, ..settings() };
-        without +=
-            replica::run(Settings { breaker_failures: 0, ..settings.clone() }, fails).delivered;
+            EngineSettings { queue_capacity: 20_000, workers: workers(number), seed, ..settings() };
+        without += replica::run(EngineSettings { breaker_failures: 0, ..settings.clone() }, fails)
+            .delivered;
         with += replica::run(settings, fails).delivered;
     }
     with as f64 / without as f64

@@ -1,9 +1,9 @@
-//! One bad replica is nobody else's problem, and one kind of delivery does not starve another.
+//! A failing replica does not affect others, and one kind of delivery does not starve another.
 
 use super::*;
 
-/// Sends nothing but first attempts to `a` and answers each at once, until `until` says so; gives
-/// the attempts that were not first ones.
+/// Sends a stream of first attempts to `a` and answers each at once. Returns the attempts that were
+/// not first ones.
 fn keep_busy(f: &mut Fixture, writes: u64) -> Vec<(u64, u16, u32)> {
     let mut retries = Vec::new();
     let mut on_wire = f.sent();
@@ -23,7 +23,7 @@ fn keep_busy(f: &mut Fixture, writes: u64) -> Vec<(u64, u16, u32)> {
 #[test]
 fn due_retries_have_their_turn_in_a_lane_that_is_never_idle() {
     let workers = workers(1);
-    let mut f = Fixture::new(Settings { workers, ..settings() });
+    let mut f = Fixture::new(EngineSettings { workers, ..settings() });
     let failing = f.eventual("k", &["a"]);
     f.answer(failing, 0, failed());
     f.sent();
@@ -37,18 +37,18 @@ fn due_retries_have_their_turn_in_a_lane_that_is_never_idle() {
 
 #[test]
 fn strong_writes_to_a_replica_that_hangs_do_not_pile_up_on_the_wire() {
-    let mut f = Fixture::new(Settings { queue_capacity: 10_000, ..settings() });
+    let mut f = Fixture::new(EngineSettings { queue_capacity: 10_000, ..settings() });
     for n in 0..1_000 {
         f.strong(&n.to_string(), &["a"]);
     }
     let sent = f.sent();
     assert!((1..=256).contains(&sent.len()), "{}", sent.len());
-    // Their clients are answered at the timeout; what is on the wire is still on the wire.
+    // Their clients are answered at the timeout; the attempts stay in flight.
     f.pass(Duration::from_secs(11));
     assert_eq!(f.engine.levels().strong, 0);
     f.strong("late", &["a"]);
     assert_eq!(f.sent(), []);
-    // Each that ends makes room for the next, and none is lost.
+    // Each one that ends makes room for the next, and none is lost.
     let mut on_wire = sent;
     let mut delivered = 0;
     while let Some((task, replica, _)) = on_wire.pop() {
@@ -79,7 +79,7 @@ fn a_hanging_replica_leaves_room_in_the_queue_for_the_others() {
     for n in 0..80 {
         f.append(&n.to_string(), &["healthy"], Consistency::Eventual).unwrap();
     }
-    // What a strong write needs is another queue.
+    // Strong writes have their own queue.
     f.append("k", &["hangs"], Consistency::Strong).unwrap();
 }
 
@@ -87,7 +87,7 @@ fn a_hanging_replica_leaves_room_in_the_queue_for_the_others() {
 fn several_hanging_replicas_leave_room_too() {
     let mut f = Fixture::new(settings());
     for n in 0..5_000 {
-        // Refused or not: whatever they can get, they take.
+        // They take whatever they can get.
         let _ = f.append(&n.to_string(), &[["h1", "h2", "h3"][n % 3]], Consistency::Eventual);
     }
     for n in 0..20 {
@@ -110,7 +110,7 @@ fn where_there_are_no_others_a_replica_may_have_the_whole_queue() {
 
 #[test]
 fn retries_found_on_disk_are_spread_over_one_retry_base() {
-    let mut f = Fixture::new(Settings { workers: workers(1_000), ..settings() });
+    let mut f = Fixture::new(EngineSettings { workers: workers(1_000), ..settings() });
     for id in 1..=400 {
         f.recover(
             id,

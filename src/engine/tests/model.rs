@@ -39,10 +39,10 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// `PROPTEST_CASES` of them, for a longer look.
+/// `PROPTEST_CASES` sets their number.
 fn cases() -> u32 {
-    let asked = std::env::var("PROPTEST_CASES").ok();
-    asked.and_then(|number| number.parse().ok()).unwrap_or(1000)
+    let cases = std::env::var("PROPTEST_CASES").ok();
+    cases.and_then(|number| number.parse().ok()).unwrap_or(1000)
 }
 
 proptest! {

@@ -3,11 +3,10 @@
 use super::*;
 use crate::task::Obstacle;
 
-/// The answer to a strong write, if there is one: whether it has its majority, and what is in the
-/// way.
+/// The answer to a strong write, if there is one: whether it has its majority, and the obstacles.
 fn answer(f: &mut Fixture) -> Option<(bool, Vec<(ReplicaIndex, Obstacle)>)> {
     f.actions().into_iter().find_map(|action| match action {
-        Action::Conclude { success, obstacles, .. } => Some((success, obstacles)),
+        EngineAction::Conclude { success, obstacles, .. } => Some((success, obstacles)),
         _ => None,
     })
 }
@@ -25,7 +24,7 @@ fn a_strong_write_that_needs_a_paused_replica_is_answered_when_it_is_durable() {
     f.commit(id);
     let paused = vec![(ReplicaIndex(1), Obstacle::Paused)];
     assert_eq!(answer(&mut f), Some((false, paused)));
-    // It is carried on.
+    // Its deliveries continue.
     f.answer(id, 0, Verdict::Delivered);
     f.engine.pause(f.now, &node("b"), None);
     assert_eq!(f.sent(), [(id, 1, 1)]);
@@ -47,7 +46,7 @@ fn a_strong_write_that_waits_is_answered_when_a_replica_that_it_needs_is_paused(
 }
 
 #[test]
-fn what_is_on_the_wire_to_a_replica_that_is_paused_may_still_make_the_majority() {
+fn an_attempt_in_flight_to_a_paused_replica_can_still_make_the_majority() {
     let mut f = Fixture::new(settings());
     let id = f.strong("k", &["a", "b"]);
     pause(&mut f, "b");
@@ -58,7 +57,7 @@ fn what_is_on_the_wire_to_a_replica_that_is_paused_may_still_make_the_majority()
 }
 
 #[test]
-fn a_majority_without_the_paused_replica_is_waited_for() {
+fn a_strong_write_waits_for_a_majority_without_the_paused_replica() {
     let mut f = Fixture::new(settings());
     pause(&mut f, "c");
     let id = f.strong("k", &["a", "b", "c"]);
@@ -89,5 +88,5 @@ fn a_strong_write_behind_its_key_is_answered_when_the_breaker_opens() {
     f.pass(Duration::ZERO);
     assert_eq!(answer(&mut f), Some((false, vec![(ReplicaIndex(0), Obstacle::BreakerOpen)])));
     f.answer(probe, 0, Verdict::Delivered);
-    assert!(f.engine.view(TaskId(id)).is_some(), "it is carried on");
+    assert!(f.engine.view(TaskId(id)).is_some(), "its deliveries continue");
 }

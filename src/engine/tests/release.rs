@@ -58,7 +58,7 @@ fn the_client_of_a_strong_write_is_answered_with_what_is_known() {
     f.actions();
     f.engine.release(f.now, RELEASED);
     let actions = f.actions();
-    let [Action::Conclude { success: false, acked, .. }] = &actions[..] else {
+    let [EngineAction::Conclude { success: false, acked, .. }] = &actions[..] else {
         panic!("{actions:?}")
     };
     assert_eq!(acked, &[ReplicaIndex(1)]);
@@ -66,7 +66,7 @@ fn the_client_of_a_strong_write_is_answered_with_what_is_known() {
 
 #[test]
 fn another_probe_goes_out_when_the_task_of_one_was_released() {
-    let mut f = Fixture::new(Settings { breaker_failures: 1, ..settings() });
+    let mut f = Fixture::new(EngineSettings { breaker_failures: 1, ..settings() });
     let id = f.eventual("k", &["a"]);
     f.sent();
     f.answer(id, 0, failed());

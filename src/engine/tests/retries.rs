@@ -1,4 +1,4 @@
-//! The places of the retry queue: who has them, and how they are given back.
+//! Who holds the places of the retry queue, and when they are released.
 
 use super::*;
 
@@ -8,9 +8,9 @@ fn fail_all(f: &mut Fixture) {
     }
 }
 
-/// Without breakers: they are not what this is about.
+/// Without breakers, which are not under test here.
 fn fixture(retry_capacity: usize) -> Fixture {
-    Fixture::new(Settings {
+    Fixture::new(EngineSettings {
         retry_capacity,
         breaker_failures: 0,
         workers: workers(1000),
@@ -18,7 +18,7 @@ fn fixture(retry_capacity: usize) -> Fixture {
     })
 }
 
-/// So many writes to a replica, each of another key, that fail once.
+/// `count` writes of different keys to a replica that fail once.
 fn failures(f: &mut Fixture, name: &str, number: usize) {
     for n in 0..number {
         f.eventual(&format!("{name}{n}"), &[name]);
@@ -53,7 +53,7 @@ fn a_replica_that_fails_everything_leaves_a_tenth_of_the_retry_queue_to_the_othe
     assert_eq!([lane(&f, "good").waiting, lane(&f, "good").parked], [9, 0]);
     f.pass(Duration::from_secs(3));
     let retried: Vec<_> = f.sent().into_iter().filter(|&(task, ..)| task > 300).collect();
-    assert_eq!(retried.len(), 9, "each in its time");
+    assert_eq!(retried.len(), 9, "each when it is due");
 }
 
 #[test]
@@ -65,11 +65,11 @@ fn pausing_a_replica_frees_its_places_in_the_retry_queue_at_once() {
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
     assert_eq!((f.engine.levels().retry, lane(&f, "a").parked), (0, 200));
     f.answer(on_wire, 0, failed());
-    assert_eq!((f.engine.levels().retry, lane(&f, "a").parked), (0, 201), "what was on the wire");
+    assert_eq!((f.engine.levels().retry, lane(&f, "a").parked), (0, 201), "deliveries in flight");
     f.pass(Duration::from_secs(100));
     assert_eq!((f.sent(), f.engine.levels().retry), (vec![], 0));
-    let buried = |action: &Action| matches!(action, Action::Buried { .. });
-    assert!(!f.actions().iter().any(buried), "the operator knows");
+    let buried = |action: &EngineAction| matches!(action, EngineAction::Buried { .. });
+    assert!(!f.actions().iter().any(buried), "parked by a pause, not reported");
 
     f.engine.pause(f.now, &node("a"), None);
     for _ in 0..400 {
@@ -84,14 +84,14 @@ fn pausing_a_replica_frees_its_places_in_the_retry_queue_at_once() {
 
 #[test]
 fn a_due_retry_of_a_replica_that_is_paused_gives_its_place_back() {
-    let mut f = Fixture::new(Settings { workers: workers(1), ..settings() });
+    let mut f = Fixture::new(EngineSettings { workers: workers(1), ..settings() });
     let [first, second] = ["k", "l"].map(|key| f.eventual(key, &["a"]));
     f.sent();
     f.answer(first, 0, failed());
     f.answer(second, 0, failed());
     f.sent();
     f.pass(Duration::from_secs(3));
-    assert_eq!(f.sent().len(), 1, "the other is ready, with no worker for it");
+    assert_eq!(f.sent().len(), 1, "the other is ready, without a worker");
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
     assert_eq!((f.engine.levels().retry, lane(&f, "a").parked), (1, 1));
 }
@@ -160,7 +160,7 @@ fn a_newer_write_supersedes_one_whose_replica_asked_for_a_long_wait() {
 }
 
 #[test]
-fn an_operator_may_redrive_before_the_long_wait_is_over() {
+fn an_operator_can_redrive_before_a_long_wait_is_over() {
     let mut f = fixture(2);
     let id = f.eventual("k", &["a"]);
     f.sent();
@@ -175,7 +175,7 @@ fn a_delivery_is_not_redriven_beyond_the_share_of_its_replica() {
     let mut f = fixture(10);
     failures(&mut f, "a", 12);
     assert_eq!([lane(&f, "a").waiting, lane(&f, "a").parked], [9, 3]);
-    let letters = f.engine.find_letters(&Wanted::default(), None, 1).items;
+    let letters = f.engine.find_letters(&DeliveryFilter::default(), None, 1).items;
     let letter = DeliveryId { task: letters[0].task, replica: letters[0].replica };
     assert_eq!(f.engine.would_redrive(letter), AdminOutcome::HeldBack);
     assert_eq!(f.engine.redrive_letter(f.now, letter), AdminOutcome::HeldBack);

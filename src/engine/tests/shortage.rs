@@ -1,4 +1,4 @@
-//! What this process lacks is no evidence against a replica.
+//! A missing resource of this process is no evidence against a replica.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn attempts_that_could_not_be_sent_open_no_breaker_and_end_no_delivery() {
     let ids: Vec<_> = (0..10).map(|n| f.eventual(&n.to_string(), &["a"])).collect();
     for _ in 0..20 {
         for (task, replica, attempt) in f.sent() {
-            assert_eq!(attempt, 1, "as many attempts are left as before");
+            assert_eq!(attempt, 1, "no attempt is used up");
             f.answer(task, replica, shortage());
         }
         f.pass(Duration::from_secs(3));
@@ -41,7 +41,7 @@ fn attempts_that_could_not_be_sent_open_no_breaker_and_end_no_delivery() {
 
 #[test]
 fn a_probe_that_could_not_be_sent_is_followed_by_another_after_the_same_wait() {
-    let mut f = Fixture::new(Settings { breaker_failures: 1, ..settings() });
+    let mut f = Fixture::new(EngineSettings { breaker_failures: 1, ..settings() });
     let first = f.eventual("k", &["a"]);
     f.sent();
     f.answer(first, 0, failed());
@@ -70,9 +70,9 @@ fn the_client_of_a_strong_write_that_could_not_be_sent_is_answered_at_once() {
     f.actions();
     f.answer(id, 0, shortage());
     let answers = f.actions();
-    let failed = |a: &Action| matches!(a, Action::Conclude { success: false, .. });
+    let failed = |a: &EngineAction| matches!(a, EngineAction::Conclude { success: false, .. });
     assert!(answers.iter().any(failed), "{answers:?}");
     f.answer(id, 1, Verdict::Delivered);
     f.pass(Duration::from_secs(3));
-    assert_eq!(f.sent(), [(id, 0, 1)], "and it is carried on");
+    assert_eq!(f.sent(), [(id, 0, 1)], "its delivery continues");
 }

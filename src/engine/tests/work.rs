@@ -1,8 +1,8 @@
-//! No call takes long, whatever there is: steps are counted, not time.
+//! Every call is short: the tests count steps, not time.
 
 use super::*;
 
-/// A chain of one key to a replica that is paused.
+/// A chain of one key for a paused replica.
 fn chain(f: &mut Fixture, length: u64) {
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
     for _ in 0..length {
@@ -13,10 +13,10 @@ fn chain(f: &mut Fixture, length: u64) {
 }
 
 fn fixture() -> Fixture {
-    Fixture::new(Settings { queue_capacity: 1_000_000, ..settings() })
+    Fixture::new(EngineSettings { queue_capacity: 1_000_000, ..settings() })
 }
 
-/// Calls the engine as long as something is due; gives the steps and the most actions of one call.
+/// Ticks as long as something is due. Returns the steps and the maximum actions of one call.
 fn run(f: &mut Fixture) -> (u64, usize) {
     let (before, mut most) = (f.engine.steps, f.actions().len());
     while f.engine.wake_at().is_some_and(|at| at <= f.now.moment) {
@@ -35,7 +35,7 @@ fn forgetting_a_replica_with_one_hot_key_takes_as_many_steps_as_it_has_deliverie
     assert!(!f.engine.is_forgetting(&node("a")));
     assert_eq!(f.engine.totals().discarded, 20_000);
     assert!(steps <= 2 * 20_000, "{steps}");
-    assert!(most <= 4096, "others are served in between: {most} at once");
+    assert!(most <= 4096, "a call must be short: {most} at once");
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_strong_write_overtakes_a_long_chain_once() {
 
 #[test]
 fn pausing_a_replica_with_many_retries_parks_them_in_parts() {
-    let mut f = Fixture::new(Settings {
+    let mut f = Fixture::new(EngineSettings {
         queue_capacity: 1_000_000,
         retry_capacity: 100_000,
         breaker_failures: 0,
@@ -95,8 +95,11 @@ fn pausing_a_replica_with_many_retries_parks_them_in_parts() {
 
 #[test]
 fn an_open_breaker_fails_a_full_queue_in_parts() {
-    let mut f =
-        Fixture::new(Settings { queue_capacity: 1_000_000, retry_capacity: 100_000, ..settings() });
+    let mut f = Fixture::new(EngineSettings {
+        queue_capacity: 1_000_000,
+        retry_capacity: 100_000,
+        ..settings()
+    });
     for n in 0..10_000 {
         f.eventual(&n.to_string(), &["a"]);
     }
@@ -105,11 +108,11 @@ fn an_open_breaker_fails_a_full_queue_in_parts() {
     }
     let (_, most) = run(&mut f);
     assert_eq!((f.engine.levels().queue, f.engine.levels().retry), (4, 9_996));
-    assert!(most <= 300, "others are served in between: {most} at once");
+    assert!(most <= 300, "a call must be short: {most} at once");
 }
 
 #[test]
-fn an_old_barrier_is_counted_in_parts_and_right_whatever_happens_meanwhile() {
+fn an_old_barrier_is_counted_in_parts_and_correctly_while_deliveries_change() {
     let mut f = fixture();
     let ids: Vec<_> = (0..50_000).map(|n| f.eventual(&n.to_string(), &["a"])).collect();
     let mut on_wire = f.sent();
@@ -118,7 +121,7 @@ fn an_old_barrier_is_counted_in_parts_and_right_whatever_happens_meanwhile() {
     let mut delivered = 0;
     let view = loop {
         assert!(f.engine.wake_at().is_some_and(|at| at <= f.now.moment), "it is due at once");
-        // Each way around: what is counted already, and what is not yet.
+        // Both counted deliveries and uncounted ones.
         for (task, replica, _) in std::mem::take(&mut on_wire) {
             f.answer(task, replica, Verdict::Delivered);
             delivered += 1;
@@ -131,7 +134,7 @@ fn an_old_barrier_is_counted_in_parts_and_right_whatever_happens_meanwhile() {
             break view;
         }
     };
-    let anew = f.engine.count(up_to, &[]);
-    assert_eq!(view.lanes[0].pending, anew.lanes[0].1.pending);
+    let fresh = f.engine.count(up_to, &[]);
+    assert_eq!(view.lanes[0].pending, fresh.lanes[0].1.pending);
     assert!(delivered > 0 && view.lanes[0].pending < 40_001 - delivered as u64);
 }

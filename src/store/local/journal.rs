@@ -93,7 +93,12 @@ impl LocalStore {
 
 impl LocalJournal {
     /// Numbers writes from `next` on.
-    pub(super) fn new(committer: Committer, reader: StoreReader, next: TaskId, reserve: u64) -> Self {
+    pub(super) fn new(
+        committer: Committer,
+        reader: StoreReader,
+        next: TaskId,
+        reserve: u64,
+    ) -> Self {
         let keys = Keys::new(Duration::ZERO, 0);
         Self {
             committer,

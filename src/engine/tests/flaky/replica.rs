@@ -1,24 +1,23 @@
-//! A replica that fails attempts at random, on a virtual clock: the same seed gives the same figures on every
-//! machine. The engine's tests and its benchmark run it, each with the engine's types under their
-//! own path.
+//! A replica that fails attempts at random, on a virtual clock: a seed gives the same figures on every
+//! machine. The tests and the benchmark both include this file.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::{
-    Action, Arrived, AttemptOutcome, Consistency, DeliveryId, Engine, KeyHasher, Moment, Node, Now,
-    Origin, Partition, Settings, TaskId, Timestamp, Verdict,
+    Arrived, AttemptOutcome, Consistency, DeliveryId, Engine, EngineAction, EngineSettings,
+    KeyHasher, Moment, Node, Now, Origin, Partition, TaskId, Timestamp, Verdict,
 };
 
-/// How long writes come in.
+/// How long writes arrive.
 pub(crate) const TIME: Duration = Duration::from_secs(60);
-/// The time between two writes, each of a key of its own.
+/// The time between two writes, each of a different key.
 const BETWEEN: Duration = Duration::from_millis(6);
-/// An answer, good or bad, takes from this to ten times as long.
+/// The shortest latency; the longest is ten times as long.
 const FASTEST: Duration = Duration::from_millis(2);
 
-/// What became of the writes of [`TIME`], at its end.
+/// The writes of [`TIME`], at its end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) written: u64,
@@ -29,7 +28,7 @@ pub(crate) struct Outcome {
 }
 
 /// Writes for [`TIME`] to a replica that fails this share of its attempts.
-pub(crate) fn run(settings: Settings, fails: f64) -> Outcome {
+pub(crate) fn run(settings: EngineSettings, fails: f64) -> Outcome {
     let mut rng = fastrand::Rng::with_seed(settings.seed);
     let mut engine = Engine::new(settings);
     let (keys, replicas) = (KeyHasher::default(), [Node::parse("http://flaky").unwrap()]);
@@ -71,12 +70,12 @@ pub(crate) fn run(settings: Settings, fails: f64) -> Outcome {
         }
         while let Some(action) = engine.next_action() {
             match action {
-                Action::Send { delivery, .. } => {
+                EngineAction::Send { delivery, .. } => {
                     let took = FASTEST.mul_f64(1.0 + 9.0 * rng.f64());
                     let failed = rng.f64() < fails;
                     in_flight.push(Reverse((moment.after(took), delivery, took, failed)));
                 }
-                Action::Breaker { error: Some(_), .. } => outcome.opened += 1,
+                EngineAction::Breaker { error: Some(_), .. } => outcome.opened += 1,
                 _ => {}
             }
         }
