@@ -403,8 +403,8 @@ pub struct DaemonArgs {
     pub max_replicas: NonZeroUsize,
 
     /// Where writes may go, and nowhere else: http://host:port, *.suffix:port, 10.0.0.0/8:8000-8999
-    /// or [fd00::/8]:8081. May be given more than once; without, everywhere but where it is never
-    /// right, see the README.
+    /// or [fd00::/8]:8081. May be given more than once. Without a rule every address is allowed
+    /// except those that never are: see docs/policy.md.
     #[arg(
         long,
         env = "REPLICATOR_ALLOW_REPLICA",
