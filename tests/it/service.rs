@@ -51,6 +51,15 @@ const HEALTH: &str = r#"{
   "queue_size": 23
 }"#;
 
+#[test]
+fn the_documentation_shows_these_examples_word_for_word() {
+    let api = include_str!("../../docs/api.md");
+    for example in [REQUEST, EVENTUAL_RESPONSE, STRONG_RESPONSE, HEALTH] {
+        assert!(api.contains(example), "{example}");
+    }
+    assert!(include_str!("../../docs/metrics.md").contains(METRICS));
+}
+
 /// The text with the ports of these replicas in the place of its own.
 fn at(text: &str, replicas: [&Replica; 2]) -> String {
     let port = |replica: &Replica| replica.url().rsplit(':').next().unwrap().to_owned();

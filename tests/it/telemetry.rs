@@ -92,11 +92,10 @@ async fn what_is_refused_is_counted_by_its_reason() {
 }
 
 #[tokio::test]
-async fn the_page_has_the_metrics_of_the_readme_and_no_others() {
+async fn the_page_has_the_metrics_of_the_documentation_and_no_others() {
     let (daemon, ..) = busy_daemon().await;
     let page = page(&daemon).await;
-    let readme = include_str!("../../README.md");
-    let (_, table) = readme.split_once("| JSON | Prometheus | |").unwrap();
+    let (_, table) = DOCUMENTED.split_once("| JSON | Prometheus | meaning |").unwrap();
     let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
     let cells = rows.map(|row| row.split('|').nth(2).unwrap());
     let named = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
@@ -138,6 +137,16 @@ fn the_alerts_fire_when_they_should_and_not_before() {
 const RULES: &str = include_str!("../../deploy/prometheus/replicator.rules.yml");
 const RULE_TESTS: &str = include_str!("../../deploy/prometheus/replicator.test.yml");
 const DASHBOARD: &str = include_str!("../../deploy/grafana/replicator.json");
+const DOCUMENTED: &str = include_str!("../../docs/metrics.md");
+
+#[test]
+fn the_documentation_lists_every_alert_and_no_other() {
+    let (_, table) = DOCUMENTED.split_once("| alert | meaning |").unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let listed: Vec<_> = rows.map(|row| row.split('`').nth(1).unwrap()).collect();
+    let rules = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    assert_eq!(listed, rules.collect::<Vec<_>>());
+}
 
 /// Each is told to fire in one test and to be silent in one, at the least.
 #[test]
