@@ -9,8 +9,8 @@ use crate::engine::{Engine, Moment, Now};
 use crate::task::{DeliveryId, Partition};
 
 impl Engine {
-    /// Takes all tasks of a partition out, unsettled and unsaved. Nothing more is sent for them. The
-    /// clients of strong writes are answered with what is known.
+    /// Takes all tasks of a partition out, unsettled and unsaved. Nothing more is sent for them.
+    /// The clients of strong writes are answered with what is known.
     ///
     /// Takes as long as it has tasks, about a microsecond each.
     pub fn release(&mut self, now: Now, partition: Partition) {
