@@ -98,7 +98,10 @@ impl Engine {
         self.change(at, Stage::Dead { cause, until });
         let lane = self.tasks[at].lane;
         if cause == Cause::GaveUp && self.settings.hinted_handoff {
-            self.lanes[lane].letters.start_redrive();
+            // Behind an open breaker a pass could not proceed, and parked deliveries would wait for it.
+            if !self.lanes[lane].health.breaker().is_open() {
+                self.lanes[lane].letters.start_redrive();
+            }
             self.schedule_wakeup(lane, self.now.moment.after(AFTER_RESTART));
         }
     }

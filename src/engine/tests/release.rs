@@ -93,3 +93,25 @@ fn a_barrier_counts_what_is_claimed() {
     f.recover(id, "k", &["a"], vec![Progress::Untouched]);
     assert_eq!(pending(&mut f), 1);
 }
+
+#[test]
+fn a_claim_while_the_breaker_is_open_does_not_block_parked_deliveries() {
+    let settings = EngineSettings { breaker_failures: 1, retry_capacity: 1, ..settings() };
+    let mut f = Fixture::new(settings);
+    f.eventual("first", &["a"]);
+    f.actions();
+    f.answer(1, 0, failed());
+    f.engine.release(f.now, RELEASED);
+    let letter =
+        DeadLetter { cause: Cause::GaveUp, failures: 4, error: "down".into(), since: Timestamp(0) };
+    let parked = DeadLetter { cause: Cause::RetryOverflow, ..letter.clone() };
+    f.recover(2, "given up", &["a"], vec![Progress::Dead(letter)]);
+    f.recover(3, "parked", &["a"], vec![Progress::Dead(parked)]);
+    for _ in 0..100 {
+        f.pass(Duration::from_secs(1));
+        for (id, ..) in f.sent() {
+            f.answer(id, 0, Verdict::Delivered);
+        }
+    }
+    assert_eq!((f.engine.levels(), f.engine.totals().delivered), (Levels::default(), 2));
+}
