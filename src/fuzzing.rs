@@ -8,11 +8,9 @@
 
 use crate::{access, engine, policy, replica, server, store, task, traces};
 
-mod input;
+pub(crate) mod input;
 #[cfg(test)]
 mod tests;
-
-pub(crate) use input::Input;
 
 /// Name and function. The corpus and the file in `fuzz/fuzz_targets/` have the same name.
 pub type FuzzTarget = (&'static str, fn(&[u8]));

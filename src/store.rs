@@ -18,6 +18,7 @@ mod journal;
 mod local;
 #[cfg(test)]
 mod memory;
+mod records;
 
 pub use journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
@@ -26,11 +27,14 @@ pub use journal::{
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::fuzzing;
 pub use local::{
-    CheckReport, CommitError, Committer, CommitterTurns, Damage, Exported, Header,
-    IdempotencyAnswer, IdempotencyRow, ImportError, Imported, KeyLimits, LocalJournal, LocalStore,
-    MAX_IDEMPOTENCY_KEY_BYTES, MissingRows, OpenError, Opened, ReadError, Recovered, RecoveryEvent,
-    RecoveryReport, Repeated, ReplicaRow, SetAside, StoreReader, StoreSettings, UptimeFile, check,
-    export, import,
+    CheckReport, Committer, CommitterTurns, Damage, Exported, ImportError, Imported, KeyLimits,
+    LocalJournal, LocalStore, MAX_IDEMPOTENCY_KEY_BYTES, MissingRows, OpenError, Opened,
+    RecoveryEvent, RecoveryReport, SetAside, StoreReader, StoreSettings, UptimeFile, check, export,
+    import,
 };
 #[cfg(test)]
 pub(crate) use memory::{MemoryJournal, MemoryStore};
+pub use records::{
+    CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, Recovered, Repeated,
+    ReplicaRow,
+};

@@ -11,6 +11,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
+use crate::http::content_length;
 use crate::node::since_start;
 
 pub struct Round {
@@ -189,15 +190,6 @@ impl Client {
             }
         }
     }
-}
-
-pub fn content_length(head: &[u8]) -> usize {
-    let head = std::str::from_utf8(head).unwrap();
-    let field = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().unwrap())
-    });
-    field.unwrap_or(0)
 }
 
 /// A write of a [`Paced`] load and its answer.

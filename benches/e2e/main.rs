@@ -40,6 +40,7 @@ mod auth;
 mod auto;
 mod compare;
 mod hostile;
+mod http;
 mod isolation;
 mod latency;
 mod load;

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::roles::whole_request;
+use crate::http::whole_request;
 
 /// The start of the run, from which all times are counted.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);

@@ -10,6 +10,8 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::http::whole_request;
+
 pub const ROLE: &str = "E2E_BENCH_ROLE";
 
 pub struct Process {
@@ -155,11 +157,4 @@ async fn null_connection(mut stream: TcpStream, answered: Arc<AtomicU64>, silent
             Ok(_) => {}
         }
     }
-}
-
-/// The length of the first request in `held` once it is complete, and whether it is a GET.
-pub fn whole_request(held: &[u8]) -> Option<(usize, bool)> {
-    let head = held.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
-    let length = super::load::content_length(&held[..head]);
-    (held.len() >= head + length).then(|| (head + length, held.starts_with(b"GET")))
 }

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use super::Workers;
 use super::model::{How, Op, Shape, holds};
-use crate::fuzzing::Input;
+use crate::fuzzing::input::Input;
 
 /// Enough to reach every state of the model; longer histories are only slower.
 const MOST_STEPS: usize = 400;

@@ -10,7 +10,7 @@ use reqwest::{StatusCode, Url};
 
 use super::request::{go_duration, url};
 use super::verdict::{MAX_RETRY_AFTER, ReplicaAnswer, Sent, retry_after, verdict};
-use crate::fuzzing::Input;
+use crate::fuzzing::input::Input;
 use crate::policy::Target;
 use crate::task::{
     Command, Consistency, NewTask, Node, Operation, Task, TaskId, Timestamp, Verdict,

@@ -1,5 +1,6 @@
 //! Every status code of the server, and the body of every error.
 
+use std::fmt;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -17,6 +18,14 @@ use crate::task::{Obstacle, ReplicaIndex, TaskId};
 
 /// Set on the response to a repeated write with the same idempotency key.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+pub(super) fn invalid(sentence: impl Into<String>) -> Problem {
+    Problem::Invalid(sentence.into())
+}
+
+pub(super) fn must_be(field: &str, rule: &str, got: &impl fmt::Display) -> Problem {
+    invalid(format!(r#"field "{field}" must be {rule}, got {got}"#))
+}
 
 /// Why a request failed. Texts are sent to the client.
 #[derive(Debug)]
@@ -57,7 +66,7 @@ pub(super) enum Problem {
 
 impl Problem {
     /// An internal error: details go to the log only.
-    pub(super) fn internal(error: &dyn std::fmt::Display) -> Self {
+    pub(super) fn internal(error: &dyn fmt::Display) -> Self {
         let id = format!("{:08x}", fastrand::u32(..));
         tracing::error!(id, %error, "a request failed with an internal error");
         Self::Internal(id)

@@ -7,8 +7,7 @@ use axum::http::HeaderMap;
 use ring::digest::{SHA256, digest};
 
 use super::access::Caller;
-use super::errors::Problem;
-use super::validate::{invalid, must_be};
+use super::errors::{Problem, invalid, must_be};
 use super::wire::Json;
 use crate::task::Idempotency;
 

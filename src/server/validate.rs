@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 use super::ServerSettings;
-use super::errors::Problem;
+use super::errors::{Problem, invalid, must_be};
 use super::idempotency;
 use super::wire::{Fields, Json, MAX_ENTRIES, shown, shown_address};
 use crate::task::{Consistency, NewTask, Node, NodeError, Operation};
@@ -261,12 +261,4 @@ fn text<'a>(field: &str, json: Json<'a>) -> Result<Option<Cow<'a, str>>, Problem
         Json::Text(text) => Ok(Some(text)),
         other => Err(must_be(field, "a string", &other)),
     }
-}
-
-pub(super) fn must_be(field: &str, rule: &str, got: &Json<'_>) -> Problem {
-    invalid(format!(r#"field "{field}" must be {rule}, got {got}"#))
-}
-
-pub(super) fn invalid(sentence: impl Into<String>) -> Problem {
-    Problem::Invalid(sentence.into())
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::local::{
+use super::records::{
     CommitError, Header, IdempotencyAnswer, ReadError, Recovered, Repeated, ReplicaRow,
 };
 use crate::task::{Idempotency, Moment, NewTask, Node, Now, Partition, Progress, Task, TaskId};

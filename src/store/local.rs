@@ -23,6 +23,7 @@ use self::presence::Presence;
 use self::recover::{OnMissing, Recovery};
 use crate::faults;
 use crate::store::journal::Notify;
+use crate::store::records::{IdempotencyRow, ReplicaRow};
 use crate::task::{Node, TaskId, Timestamp};
 
 mod commit;
@@ -50,16 +51,14 @@ mod uptime;
 mod watched;
 
 pub use commit::Committer;
-pub use error::{CommitError, Damage, MissingRows, OpenError, ReadError};
+pub use error::{Damage, MissingRows, OpenError};
 #[cfg(test)]
 pub(super) use idempotency::Keys;
-pub use idempotency::Repeated;
 pub use integrity::quarantine::SetAside;
 pub use journal::{KeyLimits, LocalJournal};
 pub use keys::MAX_IDEMPOTENCY_KEY_BYTES;
 pub use read::StoreReader;
-pub use recover::{Recovered, RecoveryEvent, RecoveryReport};
-pub use rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+pub use recover::{RecoveryEvent, RecoveryReport};
 pub use tools::check::{CheckReport, check};
 pub use tools::dump::{Exported, ImportError, Imported, export, import};
 pub use turns::CommitterTurns;

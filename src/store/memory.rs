@@ -10,9 +10,9 @@ use super::journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
     Reply, Stats,
 };
-use super::local::{
-    CommitError, Header, IdempotencyAnswer, IdempotencyRow, KeyLimits, Keys, ReadError, Recovered,
-    ReplicaRow,
+use super::local::{KeyLimits, Keys};
+use crate::store::records::{
+    CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, Recovered, ReplicaRow,
 };
 use crate::task::{Idempotency, Moment, NewTask, Node, Now, Partition, Progress, Task, TaskId};
 

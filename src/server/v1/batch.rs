@@ -14,10 +14,11 @@ use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::extract::NoParameters;
-use super::validate::{self, ValidWrite, invalid};
+use super::validate::{self, ValidWrite};
 use super::{BodyErrors, CommonErrors, Problem, ServerState, idempotency};
 use crate::api::{self, BatchAnswer, BatchAnswers};
 use crate::server::access::Caller;
+use crate::server::errors::invalid;
 use crate::server::errors::{ok, taken_in_batch};
 use crate::server::replicate::trace_of;
 use crate::task::{Consistency, Idempotency, NewTask};

@@ -9,10 +9,11 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use super::extract::{self, CAUSES, word, words};
-use super::validate::{self, invalid, must_be};
+use super::validate;
 use super::wire::{Json, plain};
 use super::{Problem, ServerState};
 use crate::dispatcher::LetterFilter;
+use crate::server::errors::{invalid, must_be};
 use crate::task::{Node, TaskId};
 
 /// How many dead letters can be listed by id, and how many replicas for a barrier.

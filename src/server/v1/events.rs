@@ -23,10 +23,10 @@ use tokio::time::Sleep;
 
 use super::extract::Parameters;
 use super::long_polls::Stay;
-use super::validate::invalid;
 use super::{CommonErrors, Problem, ServerState};
 use crate::dispatcher::{Event, EventKinds, Events};
 use crate::server::connections::ClientPeer;
+use crate::server::errors::invalid;
 
 /// A chunk of this size is full.
 const CHUNK_BYTES: usize = 64 * 1024;

@@ -9,9 +9,9 @@ use axum::http::request::Parts;
 use url::form_urlencoded;
 
 use super::Problem;
-use super::validate::invalid;
 use super::wire::{shown, shown_address};
 use crate::api::{Cause, DeliveryState};
+use crate::server::errors::invalid;
 use crate::task::Node;
 
 const DEFAULT_LIMIT: usize = 100;

@@ -44,12 +44,12 @@ use tokio::sync::oneshot;
 use super::Files;
 use super::compaction::Compactor;
 use super::database::Database;
-use super::error::{CommitError, Failure, guarded};
+use super::error::{Failure, guarded};
 use super::presence::Lookout;
-use super::rows::{IdempotencyRow, ReplicaRow};
 use super::turns::CommitterTurns;
 use crate::faults;
 use crate::store::journal::{JournalEvent, Notify, Reply};
+use crate::store::records::{CommitError, IdempotencyRow, ReplicaRow};
 use crate::task::{Idempotency, Node, Partition, Progress, Task, TaskId};
 
 /// Tasks per flush. Beyond it, writing the others (about 10 µs each) takes longer than the flush.

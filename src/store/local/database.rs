@@ -17,9 +17,10 @@ use super::error::{Failure, guarded};
 use super::integrity::commit_marker::MarkerFile;
 use super::integrity::ledger::{self, Ledger, Tallies};
 use super::keys::{self, Tree};
-use super::rows::{self, Header, IdempotencyRow, Nodes, ReplicaRow, TaskHead, TaskStream};
+use super::rows::{self, Nodes, TaskHead, TaskStream};
 use super::watched::{self, OnReadError};
 use crate::faults;
+use crate::store::records::{Header, IdempotencyRow, ReplicaRow};
 use crate::task::{Idempotency, Node, Progress, ReplicaIndex, Task, TaskId};
 
 /// All trees, in the order of a copy: a task's row before its values, as in a removal.

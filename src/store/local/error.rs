@@ -8,6 +8,7 @@ use std::sync::Once;
 use thiserror::Error;
 
 use super::keys::Tree;
+use crate::store::records::ReadError;
 use crate::task::TaskId;
 
 /// Why a store could not be opened. The text names the file or directory and the remedy.
@@ -141,35 +142,10 @@ impl OpenError {
     }
 }
 
-/// Why a commit is not confirmed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum CommitError {
-    /// Final: the store accepts nothing until a restart.
-    #[error("the store has failed and nothing can be accepted until a restart")]
-    StoreFailed,
-    /// The latest writes may or may not be on disk.
-    #[error("the store does not answer")]
-    Stalled,
-    /// The committer was closed before it got this write.
-    #[error("the store is closed")]
-    Closed,
-}
-
-#[derive(Clone, Debug, Error)]
-pub enum ReadError {
-    #[error("the store is damaged: {0}")]
-    Damaged(Damage),
-    #[error("cannot read from the store: {0}")]
-    Database(String),
-    /// The process is shutting down.
-    #[error("reading from the store was interrupted")]
-    Interrupted,
-}
-
 impl From<Failure> for ReadError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Damaged(damage) => Self::Damaged(damage),
+            Failure::Damaged(damage) => Self::Damaged(damage.to_string()),
             other => Self::Database(other.to_string()),
         }
     }

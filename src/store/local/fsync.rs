@@ -89,7 +89,10 @@ unsafe extern "C" fn pread64(
         let number = errno();
         if number != libc::EINTR {
             // SAFETY: the caller's file stays open during this call.
-            watched::read_failed(unsafe { BorrowedFd::borrow_raw(fd) }, offset, &error);
+            let line = watched::read_failed(unsafe { BorrowedFd::borrow_raw(fd) }, offset, &error);
+            if let Some(line) = line {
+                end(&line);
+            }
             set_errno(number);
         }
     }
@@ -100,10 +103,10 @@ unsafe extern "C" fn pread64(
 #[cfg(target_os = "linux")]
 const READER_MILLIS: libc::c_int = 1_000;
 
-/// Writes a line to standard error and exits with 1 at once. If the reader has stopped, the line is
-/// dropped.
+/// Writes a line to standard error and exits with 1 at once, like a kill. It does not use the log,
+/// whose thread may be waiting for this one. If the reader has stopped, the line is dropped.
 #[cfg(target_os = "linux")]
-pub(super) fn end(line: &str) -> ! {
+fn end(line: &str) -> ! {
     let mut reader = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
     // A pipe accepts this much atomically.
     let bytes = line.len().min(libc::PIPE_BUF);

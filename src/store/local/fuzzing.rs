@@ -12,10 +12,9 @@ use bytes::Bytes;
 use super::database::TREES;
 use super::integrity::ledger::Ledger;
 use super::keys::{self, Tree};
-use super::rows::{
-    self, Header, IdempotencyAnswer, IdempotencyRow, Nodes, ReplicaRow, TaskHead, TaskStream,
-};
-use crate::fuzzing::Input;
+use super::rows::{self, Nodes, TaskHead, TaskStream};
+use crate::fuzzing::input::Input;
+use crate::store::records::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::task::{
     Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, ReplicaIndex, Task,
     TaskId, Timestamp, Trace,

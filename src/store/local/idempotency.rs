@@ -6,8 +6,8 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use super::rows::{IdempotencyAnswer, IdempotencyRow};
 use crate::store::journal::KeyState;
+use crate::store::records::{IdempotencyAnswer, IdempotencyRow, Repeated};
 use crate::task::{Consistency, Idempotency, Moment, Now, TaskId, Uptime};
 
 #[derive(Debug)]
@@ -28,16 +28,6 @@ pub(crate) struct Keys<W> {
     by_task: HashMap<TaskId, Box<str>>,
     /// When each key expires.
     order: VecDeque<(Moment, Box<str>)>,
-}
-
-/// The earlier write with the same key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Repeated {
-    pub id: TaskId,
-    /// Eventual if the task is settled and removed, because then it is unknown.
-    pub consistency: Consistency,
-    /// The answer to a strong write, once there is one.
-    pub answer: Option<IdempotencyAnswer>,
 }
 
 impl<W> Keys<W> {

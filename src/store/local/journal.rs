@@ -7,16 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::commit::Committer;
-use super::error::{CommitError, OpenError, ReadError};
+use super::error::OpenError;
 use super::idempotency::Keys;
 use super::read::StoreReader;
 use super::recover::{RecoveryEvent, RecoveryReport};
 use super::room::Room;
-use super::rows::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use super::{LocalStore, Opened};
 use crate::store::journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
     Reply, Stats,
+};
+use crate::store::records::{
+    CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, ReplicaRow,
 };
 use crate::task::{
     Consistency, Idempotency, Moment, Node, Now, Partition, Progress, Task, TaskId, Uptime,

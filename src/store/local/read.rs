@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Files;
-use super::error::{Failure, ReadError, guarded};
-use super::rows::{Header, Nodes};
+use super::error::{Failure, guarded};
+use super::rows::Nodes;
+use crate::store::records::{Header, ReadError};
 use crate::task::{Task, TaskId};
 
 /// Reads from the store. Cheap to clone; the data directory stays locked until the last clone is

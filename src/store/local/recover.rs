@@ -10,18 +10,9 @@ use super::error::{Failure, MissingRows};
 use super::integrity::quarantine::{self, NewerTasks, SetAside};
 use super::integrity::rebuild::{RebuildSource, Rebuilt, rebuild};
 use super::integrity::scan::{self, Scan, SideTables};
-use super::rows::Header;
 use crate::faults;
-use crate::task::{Idempotency, Progress, TaskId};
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recovered {
-    pub header: Header,
-    /// `None` also for a task from before format 4.
-    pub idempotency: Option<Idempotency>,
-    /// One entry for each of [`Header::replicas`].
-    pub progress: Vec<Progress>,
-}
+use crate::store::records::Recovered;
+use crate::task::TaskId;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryReport {

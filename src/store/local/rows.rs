@@ -23,10 +23,10 @@ use std::sync::Arc;
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::error::DecodeError;
 use bincode::{BorrowDecode, Encode};
-use bytes::Bytes;
 
 use super::error::{Damage, Failure};
 use super::keys::Tree;
+use crate::store::records::Header;
 use crate::task::{
     Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
     Timestamp, Trace,
@@ -34,7 +34,6 @@ use crate::task::{
 
 mod kept;
 
-pub use kept::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 pub(super) use kept::{idempotency, read_idempotency, read_replica, replica};
 
 const ROW_VERSION: u8 = 1;
@@ -315,56 +314,6 @@ pub(super) fn chunk<'a>(
         return Err(damage(Tree::Values, key, "has the wrong length"));
     }
     Ok(payload)
-}
-
-/// A task without its value. Recovery returns these, because the values of a long queue need not
-/// fit into memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
-    pub id: TaskId,
-    pub key: String,
-    pub operation: Operation,
-    pub accepted_at: Timestamp,
-    pub expires_at: Option<Timestamp>,
-    pub replicas: Vec<Node>,
-    pub user_id: Option<String>,
-    /// Eventual for a task from before format 3, which did not store it.
-    pub consistency: Consistency,
-    pub trace: Option<Trace>,
-    pub value_bytes: usize,
-}
-
-impl Header {
-    #[must_use]
-    pub fn of(task: &Task) -> Self {
-        Self {
-            id: task.id,
-            key: task.key.clone(),
-            operation: task.operation,
-            accepted_at: task.accepted_at,
-            expires_at: task.expires_at,
-            replicas: task.replicas.clone(),
-            user_id: task.user_id.clone(),
-            consistency: task.consistency,
-            trace: task.trace.clone(),
-            value_bytes: task.value.len(),
-        }
-    }
-
-    pub(super) fn into_task(self, value: Bytes) -> Task {
-        Task {
-            id: self.id,
-            key: self.key,
-            operation: self.operation,
-            value,
-            accepted_at: self.accepted_at,
-            expires_at: self.expires_at,
-            replicas: self.replicas,
-            user_id: self.user_id,
-            consistency: self.consistency,
-            trace: self.trace,
-        }
-    }
 }
 
 pub(super) fn header(

@@ -4,6 +4,9 @@ use tokio::sync::oneshot;
 
 use super::keys::Tree;
 use super::*;
+use crate::store::records::{
+    CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, Recovered, ReplicaRow,
+};
 use crate::task::{
     Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, Trace,
 };

@@ -93,32 +93,32 @@ pub(super) fn synced(file: BorrowedFd<'_>, offset: u64, bytes: u64) {
     }
 }
 
-/// Handles a failed read. Returns unless the file is the log of a store.
+/// Handles a failed read. Returns the line with which the process must end, if the file is the log of
+/// a store.
 #[cfg(target_os = "linux")]
-pub(super) fn read_failed(file: BorrowedFd<'_>, offset: i64, error: &std::io::Error) {
+pub(super) fn read_failed(
+    file: BorrowedFd<'_>,
+    offset: i64,
+    error: &std::io::Error,
+) -> Option<String> {
     use std::os::fd::AsRawFd;
-    let Some(id) = id_of(file) else { return };
+    let id = id_of(file)?;
     let mut logs = logs();
-    let Some(log) = logs.iter_mut().find(|log| log.id == id) else { return };
+    let log = logs.iter_mut().find(|log| log.id == id)?;
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     let path = fs::read_link(link).unwrap_or_else(|_| "the store's file db".into());
     let why = format!("cannot read {} at byte {offset}: {error}", path.display());
     match log.on_read_error {
-        OnReadError::Record => log.read_error = Some(why),
-        OnReadError::Exit => end(&why),
+        OnReadError::Record => {
+            log.read_error = Some(why);
+            None
+        }
+        OnReadError::Exit => Some(format!(
+            "replicator: {why}; the process ends before anything is written to a store that cannot be \
+             read; start it again once the disk can be read; if the error persists, restore the data \
+             directory from a copy\n"
+        )),
     }
-}
-
-/// Ends the process like a kill: nothing more is written. Does not use the log, whose thread may be
-/// waiting for this one.
-#[cfg(target_os = "linux")]
-fn end(why: &str) -> ! {
-    let line = format!(
-        "replicator: {why}; the process ends before anything is written to a store that cannot be \
-         read; start it again once the disk can be read; if the error persists, restore the data \
-         directory from a copy\n"
-    );
-    super::fsync::end(&line)
 }
 
 #[cfg(target_os = "linux")]

@@ -30,7 +30,8 @@ use serde_json::json;
 use crate::store::local::database::Database;
 use crate::store::local::error::{Damage, Failure};
 use crate::store::local::keys::{self, Tree};
-use crate::store::local::rows::{self, Header, Nodes, TaskHead};
+use crate::store::local::rows::{self, Nodes, TaskHead};
+use crate::store::records::Header;
 use crate::task::{Cause, Node, Progress, TaskId, Timestamp};
 
 const NAME: &str = "quarantine";

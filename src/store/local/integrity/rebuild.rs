@@ -19,9 +19,8 @@ use crate::store::local::database::{Database, open_sled};
 use crate::store::local::directory::{self, Directory};
 use crate::store::local::error::{Damage, Failure, MissingRows};
 use crate::store::local::keys::{self, Tree};
-use crate::store::local::recover::Recovered;
-use crate::store::local::rows::IdempotencyRow;
 use crate::store::local::{migrate, rows};
+use crate::store::records::{IdempotencyRow, Recovered};
 use crate::task::{Progress, TaskId, Timestamp};
 
 /// Tasks per flush.

@@ -13,8 +13,8 @@ use super::ledger::{COUNTED, Tallies};
 use crate::store::local::database::Database;
 use crate::store::local::error::{Damage, Failure};
 use crate::store::local::keys::{self, Tree};
-use crate::store::local::recover::Recovered;
-use crate::store::local::rows::{self, IdempotencyRow, Nodes, ReplicaRow, TaskHead};
+use crate::store::local::rows::{self, Nodes, TaskHead};
+use crate::store::records::{IdempotencyRow, Recovered, ReplicaRow};
 use crate::task::{Idempotency, Node, Progress, TaskId};
 
 #[derive(Debug, Default)]

@@ -2,52 +2,10 @@
 //! its answer names up to 1024 replicas, three bytes each.
 
 use bincode::{BorrowDecode, Encode};
-use serde::{Deserialize, Serialize};
 
 use super::{Failure, decode, encode};
-use crate::task::{Node, Task, TaskId, Timestamp};
-
-/// Kept from the first write to the replica on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplicaRow {
-    pub paused_since: Option<Timestamp>,
-    pub renamed_to: Option<Node>,
-    /// When the first write to it was accepted.
-    pub first_used: Timestamp,
-}
-
-/// Kept for a write with an idempotency key, until the window is over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdempotencyRow {
-    pub task: TaskId,
-    /// Of the write's body: the same key with another body is refused.
-    pub fingerprint: [u8; 16],
-    /// When the write was accepted.
-    pub at: Timestamp,
-    /// The answer to a strong write, once there is one.
-    pub answer: Option<IdempotencyAnswer>,
-}
-
-impl IdempotencyRow {
-    #[must_use]
-    pub fn of(task: &Task, fingerprint: [u8; 16]) -> Self {
-        Self { task: task.id, fingerprint, at: task.accepted_at, answer: None }
-    }
-}
-
-/// The answer to a strong write. Part of the row format and of the export format: a change is a
-/// migration.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct IdempotencyAnswer {
-    /// Whether a majority acknowledged.
-    pub success: bool,
-    /// Replicas that acknowledged, as positions in the task's list.
-    pub acked: Vec<u16>,
-    pub failed: Vec<u16>,
-    /// The size of the majority.
-    pub needed: u16,
-}
+use crate::store::records::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+use crate::task::{Node, TaskId, Timestamp};
 
 #[derive(Encode, BorrowDecode)]
 struct StoredReplica<'a> {

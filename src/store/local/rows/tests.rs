@@ -2,6 +2,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::store::local::keys;
+use crate::store::records::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 
 fn task() -> Task {
     Task {

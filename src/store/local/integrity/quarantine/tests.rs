@@ -1,8 +1,9 @@
 use serde_json::Value;
 
 use super::*;
+use crate::store::local::Opened;
 use crate::store::local::tests::{accept, close, dead, failed, large, open, refusal, small};
-use crate::store::local::{Opened, Recovered};
+use crate::store::records::Recovered;
 use crate::store::{IdempotencyRow, ReplicaRow};
 use crate::task::Task;
 

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::store::local::keys::MAX_IDEMPOTENCY_KEY_BYTES;
-use crate::store::local::rows::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+use crate::store::records::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::task::{
     Cause, Consistency, DeadLetter, Node, Operation, Progress, ReplicaIndex, Task, TaskId,
     Timestamp, Trace,
