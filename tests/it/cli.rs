@@ -65,7 +65,7 @@ async fn the_status_is_in_the_exit_code() {
     })
     .await;
     let told = run(&daemon, "status", 3).await;
-    assert!(told.contains(&format!("! {}: does not answer", down.url())), "{told}");
+    assert!(told.contains(&format!("! {}: failing", down.url())), "{told}");
     assert_eq!(json(&daemon, "status", 3).await["status"], "degraded");
 
     daemon.kill();
@@ -94,7 +94,7 @@ async fn a_replica_is_paused_looked_at_and_resumed() {
     let id = daemon.accept(&set("meanwhile", "value", &[&replica])).await;
     let told = run(&daemon, &format!("replicas show {bare}"), 0).await;
     assert!(
-        told.contains("paused        yes for") && told.contains("backlog       1 task"),
+        told.contains("state         paused for") && told.contains("backlog       1 task"),
         "{told}"
     );
     let told = run(&daemon, "status", 3).await;
