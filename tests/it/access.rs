@@ -1,4 +1,4 @@
-//! Who may ask: tokens, roles, replicas, rates, browsers; and what the audit log says of it.
+//! Access control: tokens, roles, replicas, rates, browsers, and the audit log.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ impl List {
         ["--auth-file".to_owned(), self.path().display().to_string()]
     }
 
-    /// Makes a token as an operator would.
+    /// Creates a token with the command for operators.
     fn add(&self, args: &[&str]) -> String {
         let made = command()
             .args(["token", "new", "--append"])
@@ -71,7 +71,7 @@ fn is(answer: &Response, status: u16) {
 }
 
 #[tokio::test]
-async fn each_role_may_do_what_is_its_own_and_nothing_else() {
+async fn each_role_permits_its_own_requests_and_nothing_else() {
     let list = List::new();
     let gateway = list.add(&["--name", "gateway", "--role", "replicate"]);
     let grafana = list.add(&["--name", "grafana", "--role", "observe"]);
@@ -99,7 +99,7 @@ async fn each_role_may_do_what_is_its_own_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_idempotency_keys_of_a_token_are_its_own() {
+async fn an_idempotency_key_belongs_to_its_token() {
     let list = List::new();
     let longest = "n".repeat(64);
     let [orders, billing, other] = ["orders", "billing", &longest]
@@ -118,7 +118,7 @@ async fn the_idempotency_keys_of_a_token_are_its_own() {
     let (order, bill) = (set("order", "v", &[&replica]), set("bill", "v", &[&replica]));
     let (first, replayed) = write(&orders, &order).await;
     assert!(!replayed);
-    // Neither another write under the same key nor the same bytes are the other client's task.
+    // The same key of another client is another task, even for the same bytes.
     let (second, replayed) = write(&billing, &order).await;
     assert!(!replayed && second != first, "{second}");
     assert_eq!(write(&orders, &order).await, (first, true));
@@ -127,7 +127,7 @@ async fn the_idempotency_keys_of_a_token_are_its_own() {
 }
 
 #[tokio::test]
-async fn without_a_good_token_there_is_nothing_but_the_probes() {
+async fn without_a_valid_token_only_the_health_probes_are_answered() {
     let list = List::new();
     let token = list.add(&["--name", "a", "--role", "operate,replicate"]);
     let daemon = list.daemon(&[]).await;
@@ -159,7 +159,7 @@ async fn without_a_good_token_there_is_nothing_but_the_probes() {
 }
 
 #[tokio::test]
-async fn a_token_for_some_replicas_names_no_others() {
+async fn a_token_that_is_limited_to_some_replicas_cannot_name_others() {
     let (own, other) = (Replica::start().await, Replica::start().await);
     let list = List::new();
     let token = list.add(&["--name", "a", "--role", "replicate", "--replica", &own.url()]);
@@ -176,7 +176,7 @@ async fn a_token_for_some_replicas_names_no_others() {
 }
 
 #[tokio::test]
-async fn a_token_with_a_rate_is_told_when_to_come_again() {
+async fn a_token_beyond_its_rate_gets_a_429_with_retry_after() {
     let list = List::new();
     let slow = list.add(&["--name", "slow", "--role", "observe", "--rate", "1"]);
     let quick = list.add(&["--name", "quick", "--role", "observe"]);
@@ -201,7 +201,7 @@ async fn a_token_with_a_rate_is_told_when_to_come_again() {
 }
 
 #[tokio::test]
-async fn a_list_is_read_again_on_sighup_and_a_bad_one_changes_nothing() {
+async fn a_token_list_is_reloaded_on_sighup_and_an_invalid_one_changes_nothing() {
     let list = List::new();
     let first = list.add(&["--name", "first", "--role", "observe"]);
     let daemon = list.daemon(&[]).await;
@@ -235,7 +235,7 @@ async fn does_not_start(args: &[&str]) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
-async fn others_are_let_in_only_where_someone_says_how() {
+async fn a_non_loopback_address_needs_tokens_or_insecure() {
     let (code, said) = does_not_start(&["--bind", "0.0.0.0"]).await;
     assert_eq!(code, Some(2));
     assert!(said.contains("--auth-file") && said.contains("--insecure"), "{said}");
@@ -249,7 +249,7 @@ async fn others_are_let_in_only_where_someone_says_how() {
 }
 
 #[tokio::test]
-async fn a_list_that_cannot_be_trusted_is_a_reason_not_to_start() {
+async fn a_token_list_that_cannot_be_trusted_prevents_the_start() {
     use std::os::unix::fs::PermissionsExt;
     let list = List::new();
     let args = list.args();
@@ -270,14 +270,14 @@ async fn a_list_that_cannot_be_trusted_is_a_reason_not_to_start() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_neither_writes_nor_reads_on_loopback() {
+async fn a_page_of_another_site_can_neither_write_nor_read_on_loopback() {
     let daemon = Daemon::start(&[]).await;
     let replica = Replica::start().await;
     let body = set("k", "v", &[&replica]).to_string();
     let port = daemon.address().rsplit(':').next().unwrap().to_owned();
     let post = |headers: &[(reqwest::header::HeaderName, &str)]| {
         let mut request = client().post(daemon.url("/replicate")).body(body.clone());
-        // What a form can send without asking first.
+        // A form can send this without a preflight request.
         request = request.header("content-type", "text/plain");
         for (name, value) in headers {
             request = request.header(name, *value);
@@ -320,7 +320,7 @@ async fn a_page_of_another_site_neither_writes_nor_reads_on_loopback() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_has_no_token_to_show() {
+async fn a_page_of_another_site_needs_a_token() {
     let list = List::new();
     let token = list.add(&["--name", "a", "--role", "replicate"]);
     let daemon = list.daemon(&[]).await;
@@ -330,7 +330,7 @@ async fn a_page_of_another_site_has_no_token_to_show() {
     let answer = post.json(&body).send().await.unwrap();
     is(&answer, 401);
     assert!(answer.headers().keys().all(|name| !name.as_str().starts_with("access-control")));
-    // With a token it is no browser's doing, whatever it is called.
+    // A request with a token does not come from a foreign page, so any Host is accepted.
     let post =
         client().post(daemon.url("/replicate")).header(HOST, "some.name").bearer_auth(&token);
     is(&post.json(&body).send().await.unwrap(), 202);
@@ -342,7 +342,7 @@ fn audit(log: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn what_operators_do_is_in_the_audit_log_with_their_names() {
+async fn the_actions_of_operators_are_in_the_audit_log_with_their_names() {
     let list = List::new();
     let ann = list.add(&["--name", "ann@desk", "--role", "operate"]);
     let bob = list.add(&["--name", "bob", "--role", "observe"]);
@@ -361,7 +361,7 @@ async fn what_operators_do_is_in_the_audit_log_with_their_names() {
     }
 }
 
-/// Everything that could hold a secret, and none of it comes out again.
+/// Sends a secret in every field that could contain one.
 #[tokio::test]
 async fn no_secret_is_in_a_log_an_error_or_a_metric() {
     let list = List::new();
@@ -423,9 +423,9 @@ async fn no_secret_is_in_a_log_an_error_or_a_metric() {
     assert!(!kept.contains(&token[17..81]), "{}", Path::new("tokens").display());
 }
 
-/// A wide comma in a host becomes a plain one, and the list would name other replicas, or be none.
+/// A wide comma in a host becomes a plain comma, which would change the list or make it invalid.
 #[test]
-fn no_token_is_made_for_an_address_that_the_list_cannot_hold() {
+fn no_token_is_created_for_an_address_that_the_list_cannot_contain() {
     let dir = tempfile::tempdir().unwrap();
     let list = dir.path().join("tokens");
     let mut make = command();
@@ -437,7 +437,7 @@ fn no_token_is_made_for_an_address_that_the_list_cannot_hold() {
 }
 
 #[test]
-fn nothing_is_added_to_a_list_that_would_not_be_taken_with_it() {
+fn no_token_is_appended_that_would_make_the_list_invalid() {
     let list = List::new();
     list.add(&["--name", "gw", "--role", "replicate"]);
     let before = fs::read_to_string(list.path()).unwrap();
@@ -455,13 +455,13 @@ fn nothing_is_added_to_a_list_that_would_not_be_taken_with_it() {
     refused("gw", "the name \"gw\" is used twice");
     assert_eq!(fs::read_to_string(list.path()).unwrap(), before);
 
-    // Nor to one that is not taken as it is: who is told of a token believes that it is good.
+    // Nothing is appended to an invalid list either: the printed token would not work.
     let spoilt = format!("{before}a line written by hand");
     fs::write(list.path(), &spoilt).unwrap();
     refused("eye", "line 2");
     assert_eq!(fs::read_to_string(list.path()).unwrap(), spoilt);
 
-    // A last line without its end is none of that.
+    // A list without a line feed at its end is valid.
     fs::write(list.path(), before.trim_end()).unwrap();
     list.add(&["--name", "eye", "--role", "observe"]);
     let lines = fs::read_to_string(list.path()).unwrap();

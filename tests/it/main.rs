@@ -1,5 +1,4 @@
-//! The daemon as its users see it: the binary, over HTTP, against replicas that misbehave on
-//! command. Nothing in here looks inside.
+//! Black-box tests: the binary over HTTP, against replicas that follow a script.
 
 #![allow(
     clippy::unwrap_used,

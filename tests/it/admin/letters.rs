@@ -1,4 +1,4 @@
-//! Dead letters: listed, redriven, discarded; and the operations that do it.
+//! Dead letters: lists, redrives, discards and their operations.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::{all_of, path_of, until};
 use crate::support::replica::Gate;
 use crate::support::{Behaviour, Daemon, Replica, set};
 
-/// One attempt each, and nothing comes back by itself.
+/// One attempt per delivery, and nothing is redriven by itself.
 const QUICK: [&str; 6] =
     ["--max-retries", "0", "--breaker-failures", "0", "--hinted-handoff", "off"];
 
@@ -14,7 +14,7 @@ async fn letters(daemon: &Daemon, query: &str) -> Vec<Value> {
     all_of(daemon, &format!("/v1/dead-letters{query}"), "dead_letters", 2).await
 }
 
-/// `count` writes that a replica rejects, as dead letters.
+/// Makes `count` dead letters: writes that the replica rejects.
 async fn rejected(daemon: &Daemon, replica: &Replica, count: u64) {
     replica.behave(|_| Behaviour::Answer(400, "", "no"));
     for n in 0..count {
@@ -36,14 +36,14 @@ async fn done(daemon: &Daemon, path: &str, body: &Value) -> Value {
     until(daemon, &operation, |operation| operation["state"] != "running").await
 }
 
-/// What an operation has come to: examined, matched, done, superseded.
+/// The counts of an operation: examined, matched, done, superseded.
 fn counts(operation: &Value) -> [u64; 4] {
     assert_eq!(operation["state"], "done", "{operation}");
     ["examined", "matched", "done", "superseded"].map(|name| operation[name].as_u64().unwrap())
 }
 
 #[tokio::test]
-async fn they_are_found_by_replica_key_user_and_cause_over_pages() {
+async fn dead_letters_are_listed_by_replica_key_user_and_cause_in_pages() {
     let daemon = Daemon::start(&QUICK).await;
     let strict = Replica::with(|_| Behaviour::Answer(400, "", "no")).await;
     let down = Replica::with(|_| Behaviour::Reset).await;
@@ -111,7 +111,7 @@ async fn a_dry_run_counts_and_a_redrive_delivers() {
 }
 
 #[tokio::test]
-async fn a_redrive_leaves_out_what_a_newer_write_is_on_its_way_for() {
+async fn a_redrive_skips_a_dead_letter_with_a_newer_write_on_its_way() {
     let daemon = Daemon::start(&[&QUICK[..], &["--request-timeout", "5m"]].concat()).await;
     let replica = Replica::start().await;
     rejected(&daemon, &replica, 3).await;
@@ -138,7 +138,7 @@ async fn a_redrive_keeps_its_rate_and_can_be_cancelled() {
     rejected(&daemon, &replica, 50).await;
     let slow = json!({"all": true, "rate": 1});
     let operation = begun(&daemon, "/v1/dead-letters/redrive", &slow).await;
-    // The first ones go out, and the others take their time.
+    // The first ones are sent at once, the others at the rate.
     replica.until_seen(51).await;
     let (status, cancelled) = daemon.delete(&operation).await;
     assert_eq!(status, 200);
@@ -148,12 +148,12 @@ async fn a_redrive_keeps_its_rate_and_can_be_cancelled() {
     assert!((1..50).contains(&done), "{ended}");
     daemon.until_drained().await;
     assert_eq!(letters(&daemon, "").await.len() as u64, 50 - done, "the others are as they were");
-    // It has ended: nothing changes.
+    // The operation has ended, so a cancel changes nothing.
     assert_eq!(daemon.delete(&operation).await, (200, ended));
 }
 
 #[tokio::test]
-async fn what_is_discarded_is_gone_also_after_a_kill() {
+async fn a_discarded_dead_letter_stays_discarded_after_a_kill() {
     let mut daemon = Daemon::start(&QUICK).await;
     let replica = Replica::start().await;
     rejected(&daemon, &replica, 4).await;
@@ -171,7 +171,7 @@ async fn what_is_discarded_is_gone_also_after_a_kill() {
 }
 
 #[tokio::test]
-async fn nothing_is_begun_that_is_asked_wrongly() {
+async fn an_invalid_request_starts_no_operation() {
     let daemon = Daemon::start(&[]).await;
     for path in ["/v1/dead-letters/redrive", "/v1/dead-letters/discard"] {
         for (body, word) in [
@@ -195,7 +195,7 @@ async fn nothing_is_begun_that_is_asked_wrongly() {
 }
 
 #[tokio::test]
-async fn the_letters_of_a_paused_replica_are_held_back_and_stay_where_they_are() {
+async fn a_redrive_leaves_the_dead_letters_of_a_paused_replica_unchanged() {
     let daemon = Daemon::start(&QUICK).await;
     let replica = Replica::start().await;
     rejected(&daemon, &replica, 3).await;
@@ -218,7 +218,7 @@ async fn the_letters_of_a_paused_replica_are_held_back_and_stay_where_they_are()
 
 #[cfg(feature = "faults")]
 #[tokio::test]
-async fn a_clock_that_is_set_forward_over_a_restart_ends_neither_letters_nor_keys() {
+async fn a_clock_set_forward_during_a_restart_expires_neither_dead_letters_nor_keys() {
     let mut daemon = Daemon::start(&QUICK).await;
     let replica = Replica::start().await;
     rejected(&daemon, &replica, 2).await;
@@ -231,8 +231,8 @@ async fn a_clock_that_is_set_forward_over_a_restart_ends_neither_letters_nor_key
     };
     assert_eq!(post(&daemon).await.status(), 202);
     daemon.until_drained().await;
-    // Two days later, two days and a bit, and back again.
-    for (ahead, told) in [
+    // Two days ahead, ten seconds more, and back again.
+    for (ahead, logged) in [
         ("172800", "the clock has gone on by 2days"),
         ("172810", ""),
         ("0", "was set back by 2days"),
@@ -240,7 +240,7 @@ async fn a_clock_that_is_set_forward_over_a_restart_ends_neither_letters_nor_key
         daemon.set_env(&[("REPLICATOR_FAULT_CLOCK_AHEAD", ahead)]);
         daemon.terminate().await;
         daemon.restart().await;
-        daemon.until_logged(told).await;
+        daemon.until_logged(logged).await;
         assert_eq!(letters(&daemon, "").await.len(), 2, "{ahead} s ahead");
         let again = post(&daemon).await;
         assert_eq!(
