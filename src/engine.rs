@@ -9,7 +9,7 @@
 //!   may be in flight. A newer write supersedes one that waits for a retry.
 //! - **Isolation.** Each replica has its own lane, worker limit and queue share. A delivery without
 //!   a retry place is parked. A breaker stops deliveries to a replica that fails.
-//! - **Bounds.** Queues, bytes and known replicas are limited; [`Engine::reserve`] refuses the rest.
+//! - **Bounds.** Queues, bytes and known replicas are limited by [`Engine::reserve`].
 //! - **Balance.** Each delivery is counted under exactly one outcome in [`Counters`].
 //!
 //! It does not know values, keys, addresses or TTLs. Whether an expired SET becomes a DELETE is
@@ -82,8 +82,8 @@ use table::{DeliveryRef, Priority, SettledAs, Slot, Stage, Tasks};
 /// The queue reserve for other replicas is dropped when none had a write for this long.
 const OTHERS_IDLE: Duration = Duration::from_secs(60);
 
-/// Maximum timers of one kind per call, because 100,000 dead letters may expire at once. The rest is
-/// due in the next call.
+/// Maximum timers of one kind per call, because 100,000 dead letters may expire at once. The rest
+/// is due in the next call.
 const MOST_DUE: usize = 4096;
 
 #[derive(Debug)]
@@ -199,7 +199,8 @@ impl Engine {
         self.count_lone_failure(at, &verdict);
         let letter = self.tasks[at].is_redriven();
         let ended = EndedAttempt { sent_at: now.moment.before(took), probe, letter };
-        // A retry verdict of a discarded delivery must not open the breaker: the replica may be gone.
+        // A retry verdict of a discarded delivery must not open the breaker: the replica may be
+        // gone.
         if !discard || probe || !matches!(verdict, Verdict::Retry { .. }) {
             self.record_replica_health(self.tasks[at].lane, ended, &verdict, took);
         }
@@ -371,8 +372,8 @@ impl Engine {
         Some(Arc::clone(error))
     }
 
-    /// The replicas with a lane, in no particular order. A forgotten replica is left out once nothing
-    /// is left of it, until a write names it again.
+    /// The replicas with a lane, in no particular order. A forgotten replica is left out once
+    /// nothing is left of it, until a write names it again.
     pub fn lanes(&self) -> impl Iterator<Item = LaneView> {
         let lanes = self.lanes.iter().filter(|lane| !lane.is_gone());
         lanes.map(|lane| (lane, self.oldest(lane).unzip())).map(|(lane, oldest)| LaneView {

@@ -1,8 +1,8 @@
 //! The shared vocabulary: task, operation, node, delivery, verdict, progress.
 //!
 //! Every other module uses these types; this one imports no other module, does no I/O and reads no
-//! clock. Start with [`Task`]. A [`DeliveryId`] names one task for one replica, a [`Verdict`] is the
-//! meaning of a replica's answer, and [`Progress`] is the durable part of a delivery's state.
+//! clock. Start with [`Task`]. A [`DeliveryId`] names one task for one replica, a [`Verdict`] is
+//! the meaning of a replica's answer, and [`Progress`] is the durable part of a delivery's state.
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -180,8 +180,8 @@ impl Task {
 
     /// The command that gives a replica at `now` the state of the primary.
     ///
-    /// The remaining TTL never exceeds the client's TTL, even if the clock was set back. An expired SET
-    /// becomes a DELETE: the replica may hold an older value, and the primary's is gone.
+    /// The remaining TTL never exceeds the client's TTL, even if the clock was set back. An expired
+    /// SET becomes a DELETE: the replica may hold an older value, and the primary's is gone.
     #[must_use]
     pub fn command_at(&self, now: Timestamp) -> Command {
         match (self.operation, self.expires_at) {

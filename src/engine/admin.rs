@@ -1,9 +1,9 @@
 //! Operator actions: pause, probe, forget, rename, redrive, discard.
 //!
-//! None of them breaks the order of a key. A discard also supersedes pending older writes of the key:
-//! sending them later would restore an older value. A redriven letter is the newest write that the
-//! replica does not have. A renamed lane stays the same lane, and nothing was ever sent to the new
-//! name.
+//! None of them breaks the order of a key. A discard also supersedes pending older writes of the
+//! key: sending them later would restore an older value. A redriven letter is the newest write that
+//! the replica does not have. A renamed lane stays the same lane, and nothing was ever sent to the
+//! new name.
 
 use std::sync::Arc;
 
@@ -49,8 +49,8 @@ impl Engine {
         }
     }
 
-    /// Pauses a replica, or resumes it with `None`. Attempts in flight continue. Waiting retries are
-    /// parked, so that their places are free for other replicas, and return on resume.
+    /// Pauses a replica, or resumes it with `None`. Attempts in flight continue. Waiting retries
+    /// are parked, so that their places are free for other replicas, and return on resume.
     ///
     /// `since` comes from the record of a pause that survived a restart. Opens the lane if needed.
     pub fn pause(&mut self, now: Now, node: &Node, since: Option<Timestamp>) {
@@ -175,8 +175,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Discards the unsettled deliveries of a task. Those in flight are not retried. Returns false if
-    /// nothing is left of the task.
+    /// Discards the unsettled deliveries of a task. Those in flight are not retried. Returns false
+    /// if nothing is left of the task.
     pub fn discard_task(&mut self, now: Now, id: TaskId) -> bool {
         self.now = now;
         let Some(slot) = self.tasks.find(id) else { return false };
@@ -269,8 +269,8 @@ impl Engine {
         }
     }
 
-    /// Removes a delivery from its chain, with all older ones that are not in flight. Newer ones are
-    /// not walked, so discarding a chain from its head costs one step per delivery.
+    /// Removes a delivery from its chain, with all older ones that are not in flight. Newer ones
+    /// are not walked, so discarding a chain from its head costs one step per delivery.
     fn unlink(&mut self, at: DeliveryRef) {
         let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
         let Some(Chain { head, tail }) = self.lanes[number].chains.remove(&key) else { return };

@@ -1,11 +1,11 @@
 //! Ambiguous attempts: the replica may still apply them, over a newer write.
 //!
-//! An attempt that ended in a timeout or reset is **ambiguous** for `settle_after`. If a newer write
-//! of the key is delivered meanwhile, it is sent again `settle_after` later.
+//! An attempt that ended in a timeout or reset is **ambiguous** for `settle_after`. If a newer
+//! write of the key is delivered meanwhile, it is sent again `settle_after` later.
 //!
-//! Both survive a restart: the task of an ambiguous attempt stays on disk until its time is over, and
-//! so does one that awaits its resend. After a restart, every attempt that may have been in flight is
-//! ambiguous.
+//! Both survive a restart: the task of an ambiguous attempt stays on disk until its time is over,
+//! and so does one that awaits its resend. After a restart, every attempt that may have been in
+//! flight is ambiguous.
 
 use crate::engine::table::{DeliveryRef, SettledAs, Stage};
 use crate::engine::{DeliveryChange, Engine, MOST_DUE};
@@ -38,8 +38,8 @@ impl Engine {
         }
     }
 
-    /// Restores an ambiguous attempt. Its full time starts again, because the wall clock may have been
-    /// set since.
+    /// Restores an ambiguous attempt. Its full time starts again, because the wall clock may have
+    /// been set since.
     pub(super) fn restore_ambiguous(&mut self, at: DeliveryRef) {
         self.settled_before(at, SettledAs::Superseded);
         self.note_ambiguous(at, self.now.wall);
@@ -72,8 +72,8 @@ impl Engine {
         self.touch(at.slot);
     }
 
-    /// A resend failed. It is repeated for about an hour with default settings: a replica that is gone
-    /// for good must not keep the task forever.
+    /// A resend failed. It is repeated for about an hour with default settings: a replica that is
+    /// gone for good must not keep the task forever.
     pub(super) fn resend_failed(&mut self, at: DeliveryRef) {
         const MOST: u32 = 120;
         let delivery = &self.tasks[at];

@@ -12,9 +12,9 @@ use crate::task::{Cause, DeadLetter, Progress, TaskId};
 impl Engine {
     /// Adds a durable task. The tasks of a partition arrive in the order of their ids.
     ///
-    /// The task joins the chains of its key, supersedes older writes and is sent. Nothing is sent or
-    /// superseded for a task that a crash could undo: a write that was sent and then lost would stay on
-    /// some replicas, and an older one on disk would be sent after it.
+    /// The task joins the chains of its key, supersedes older writes and is sent. Nothing is sent
+    /// or superseded for a task that a crash could undo: a write that was sent and then lost would
+    /// stay on some replicas, and an older one on disk would be sent after it.
     pub fn arrive(&mut self, now: Now, task: Arrived<'_>, origin: Origin) {
         self.now = now;
         match origin {
@@ -64,9 +64,9 @@ impl Engine {
 
     /// Adds a task of a claimed partition.
     ///
-    /// Its retries are due within one `retry_base`, at random, so that a replica does not get all of them
-    /// at once; those beyond the replica's share or for a paused replica are parked. Other capacities do
-    /// not apply: they may have been lowered, and nothing on disk is given up for it.
+    /// Its retries are due within one `retry_base`, at random, so that a replica does not get all
+    /// of them at once; those beyond the replica's share or for a paused replica are parked. Other
+    /// capacities do not apply: they may have been lowered, and nothing on disk is given up for it.
     fn recover(&mut self, task: Arrived<'_>, progress: Vec<Progress>) {
         self.restored_at = self.now.moment;
         // The task may be older than tasks that are counted.

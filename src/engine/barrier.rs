@@ -6,9 +6,9 @@
 //! A newer write that supersedes a delivery is counted in its place, even if it is behind the
 //! barrier. So a reached barrier without dead letters means that each replica got each write before
 //! it, or a newer one of the key. Which older write a delivery stands for is not on disk: after a
-//! restart, one that failed or superseded a failed write counts for every older barrier. That it did
-//! is saved with the settlements, so a kill loses it for the last moments. Discarded and expired
-//! deliveries are not counted.
+//! restart, one that failed or superseded a failed write counts for every older barrier. That it
+//! did is saved with the settlements, so a kill loses it for the last moments. Discarded and
+//! expired deliveries are not counted.
 
 use std::collections::VecDeque;
 

@@ -15,13 +15,13 @@
 //! probe closes it: an attempt that was in flight when it opened is old evidence.
 //!
 //! **When it opens.** `--breaker-failures` in a row are evidence against a replica that hardly ever
-//! fails, but not against one that fails 40 % at random: at a few hundred attempts a second that one
-//! has such a run every second, and blocking it loses far more than it saves. So the run must also be
-//! improbable at the failure rate before it. A dead replica gets there after 5 failures if it was
-//! healthy or is new, after about 7 if it failed 20 % before, after about 13 if 40 %.
+//! fails, but not against one that fails 40 % at random: at a few hundred attempts a second that
+//! one has such a run every second, and blocking it loses far more than it saves. So the run must
+//! also be improbable at the failure rate before it. A dead replica gets there after 5 failures if
+//! it was healthy or is new, after about 7 if it failed 20 % before, after about 13 if 40 %.
 //!
-//! Redriven dead letters count less, because their failures can be their own fault: they do not slow
-//! a ramp, and if only they failed, any other delivery may be the next probe.
+//! Redriven dead letters count less, because their failures can be their own fault: they do not
+//! slow a ramp, and if only they failed, any other delivery may be the next probe.
 
 use std::time::Duration;
 
@@ -33,8 +33,8 @@ const FIRST_PROBE: Duration = Duration::from_secs(1);
 const LAST_PROBE: Duration = Duration::from_secs(30);
 
 /// The attempts that the failure rate covers, and how many of them open the breaker. A replica that
-/// fails more than half the time is still worth trying: with 48, one that fails 60 % at random opened
-/// it every 660 attempts; with 56, every 900,000.
+/// fails more than half the time is still worth trying: with 48, one that fails 60 % at random
+/// opened it every 660 attempts; with 56, every 900,000.
 const WINDOW: u32 = u64::BITS;
 const WINDOW_FAILURES: u32 = 56;
 
@@ -53,7 +53,8 @@ pub(super) struct Breaker {
     failing_since: Moment,
     /// At least one of them was not a redriven dead letter.
     others_failed: bool,
-    /// The last attempts, one bit each, set for a failure. Runs that opened the breaker are left out.
+    /// The last attempts, one bit each, set for a failure. Runs that opened the breaker are left
+    /// out.
     window: u64,
     seen: u32,
     /// When the replica came back. Attempts sent before are ignored.
@@ -170,8 +171,8 @@ impl Breaker {
         }
     }
 
-    /// The replica answered an attempt, even if it rejected the write. Returns whether this closed an
-    /// open breaker. `most` is the limit at which a ramp ends.
+    /// The replica answered an attempt, even if it rejected the write. Returns whether this closed
+    /// an open breaker. `most` is the limit at which a ramp ends.
     pub(super) fn succeeded(&mut self, now: Moment, ended: EndedAttempt, most: u32) -> bool {
         match &mut self.state {
             BreakerPhase::Open { .. } if ended.probe => {
@@ -209,8 +210,8 @@ impl Breaker {
         }
     }
 
-    /// An attempt failed and may be retried. Returns whether this opened the breaker. `threshold` is
-    /// the minimum run of failures; `jitter` is from 0 to 1.
+    /// An attempt failed and may be retried. Returns whether this opened the breaker. `threshold`
+    /// is the minimum run of failures; `jitter` is from 0 to 1.
     pub(super) fn failed(
         &mut self,
         now: Moment,
@@ -256,8 +257,8 @@ impl Breaker {
     }
 
     /// A delivery was given up after `failures`, the first at least `span` ago. If nothing was
-    /// answered since, the replica may be down, however few failures there were. Returns whether this
-    /// opened the breaker.
+    /// answered since, the replica may be down, however few failures there were. Returns whether
+    /// this opened the breaker.
     pub(super) fn given_up(
         &mut self,
         now: Moment,
@@ -265,9 +266,11 @@ impl Breaker {
         span: Duration,
         jitter: f64,
     ) -> bool {
-        // Under traffic, short runs of failures are common; a whole `span` without an answer is not.
+        // Under traffic, short runs of failures are common; a whole `span` without an answer is
+        // not.
         let unanswered = self.in_a_row >= failures && self.failing_since.after(span) <= now;
-        // A single failure (`--max-retries 0`) is no evidence against a replica that fails at times.
+        // A single failure (`--max-retries 0`) is no evidence against a replica that fails at
+        // times.
         let opens = !self.is_open() && unanswered && (!span.is_zero() || self.is_improbable());
         if opens {
             // The delivery itself may be at fault, so any other one may be the probe at once.

@@ -1,8 +1,8 @@
 //! The limit of concurrent deliveries per replica: `--workers`, a number or `auto`.
 //!
-//! `auto` follows the round-trip time, like TCP Vegas, BBR, Netflix's concurrency-limits and Vector's
-//! adaptive requests: while latency stays flat, more concurrency is more throughput; once latency
-//! grows, requests only queue at the replica.
+//! `auto` follows the round-trip time, like TCP Vegas, BBR, Netflix's concurrency-limits and
+//! Vector's adaptive requests: while latency stays flat, more concurrency is more throughput; once
+//! latency grows, requests only queue at the replica.
 //!
 //! After each round (as many answers as the limit) the mean latency is compared with the shortest
 //! recent mean: 1/8 more while it is close, 1/5 less when it has doubled, half on a failure. The
@@ -121,8 +121,8 @@ mod tests {
 
     const AUTO: Workers = Workers::Auto(NonZeroU32::new(256).unwrap());
 
-    /// A busy replica with latency `time(n)` at a concurrency of n. Returns the minimum and maximum limit
-    /// of the second half.
+    /// A busy replica with latency `time(n)` at a concurrency of n. Returns the minimum and maximum
+    /// limit of the second half.
     fn busy(time: impl Fn(u32) -> Duration, seconds: u64) -> (u32, u32) {
         let mut limits = Concurrency::default();
         let (mut now, mut seen) = (Moment(0), Vec::new());

@@ -2,11 +2,11 @@
 //!
 //! A dead letter is outside the chain of its key, so newer writes pass it. When a newer write is
 //! delivered or dies, the older letter is superseded. So there is at most one per key and replica,
-//! it is the newest write that the replica does not have, and no newer one was delivered: it is safe
-//! to send again while nothing newer of the key is pending.
+//! it is the newest write that the replica does not have, and no newer one was delivered: it is
+//! safe to send again while nothing newer of the key is pending.
 //!
-//! **Hinted handoff**: when a replica is back, its given up letters are redriven once, oldest first,
-//! at a limited rate, behind everything else. Parked deliveries follow at the same rate.
+//! **Hinted handoff**: when a replica is back, its given up letters are redriven once, oldest
+//! first, at a limited rate, behind everything else. Parked deliveries follow at the same rate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,8 +59,9 @@ impl Engine {
         }
     }
 
-    /// Opens the breaker for a given up delivery if the replica may be down. Without it, nothing would
-    /// probe a replica that has no other traffic. Redriven letters have been through this already.
+    /// Opens the breaker for a given up delivery if the replica may be down. Without it, nothing
+    /// would probe a replica that has no other traffic. Redriven letters have been through this
+    /// already.
     fn suspect_replica(&mut self, at: DeliveryRef) {
         let delivery = &self.tasks[at];
         let (number, Some(failures)) = (delivery.lane, &delivery.failures) else { return };
@@ -97,13 +98,16 @@ impl Engine {
         self.change(at, Stage::Dead { cause, until });
         let lane = self.tasks[at].lane;
         if cause == Cause::GaveUp && self.settings.hinted_handoff {
-            self.lanes[lane].letters.start_redrive();
+            // Behind an open breaker a pass could not proceed, and parked deliveries would wait for it.
+            if !self.lanes[lane].health.breaker().is_open() {
+                self.lanes[lane].letters.start_redrive();
+            }
             self.schedule_wakeup(lane, self.now.moment.after(AFTER_RESTART));
         }
     }
 
-    /// When a dead letter from `since` expires. Counted by the monotonic clock from now on, so that a
-    /// step of the wall clock expires nothing.
+    /// When a dead letter from `since` expires. Counted by the monotonic clock from now on, so that
+    /// a step of the wall clock expires nothing.
     fn expiry(&self, since: Timestamp) -> Moment {
         let age = self.uptime.age(self.now.wall, since);
         match self.settings.dead_letter_retention {
@@ -139,7 +143,8 @@ impl Engine {
         }
     }
 
-    /// Redrives the dead letters of a replica that is back, from where the last pass was interrupted.
+    /// Redrives the dead letters of a replica that is back, from where the last pass was
+    /// interrupted.
     pub(super) fn start_handoff(&mut self, number: u32) {
         if self.settings.hinted_handoff {
             self.lanes[number].letters.start_redrive();
@@ -306,8 +311,8 @@ impl Engine {
         self.emit_change(at.slot, number, DeliveryChange::Redriven, None);
     }
 
-    /// Whether `--redrive-rate` allows another return now, of a dead letter or a parked delivery. If
-    /// not, a wakeup is scheduled.
+    /// Whether `--redrive-rate` allows another return now, of a dead letter or a parked delivery.
+    /// If not, a wakeup is scheduled.
     pub(super) fn may_return(&mut self, number: u32) -> bool {
         let (now, at) = (self.now.moment, self.lanes[number].places.next_return());
         if at > now {

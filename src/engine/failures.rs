@@ -41,7 +41,8 @@ impl Engine {
         failures
     }
 
-    /// Decides the next step of a failed delivery: superseded, retried, parked, deferred or given up.
+    /// Decides the next step of a failed delivery: superseded, retried, parked, deferred or given
+    /// up.
     pub(super) fn fail(&mut self, at: DeliveryRef, retry_after: Option<Duration>) {
         let failures = self.tasks[at].failure_count();
         let deferred = retry_after.is_some_and(|retry_after| retry_after > self.schedule.longest());

@@ -6,8 +6,8 @@ use std::hash::{BuildHasher, RandomState};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KeyId([u64; 2]);
 
-/// Makes [`KeyId`]s with two randomly keyed hashes, so that no client can construct a collision: the
-/// writes of colliding keys would supersede each other.
+/// Makes [`KeyId`]s with two randomly keyed hashes, so that no client can construct a collision:
+/// the writes of colliding keys would supersede each other.
 #[derive(Clone, Debug, Default)]
 pub struct KeyHasher([RandomState; 2]);
 

@@ -361,8 +361,8 @@ impl World {
         let step = Duration::from_secs(seconds);
         if forward {
             self.now.wall = self.now.wall.saturating_add(step);
-            // After a restart, an ambiguous attempt has its age from the wall clock alone, so a step
-            // forward may end it too early. That is accepted.
+            // After a restart, an ambiguous attempt has its age from the wall clock alone, so a
+            // step forward may end it too early. That is accepted.
             self.set_forward = true;
         } else {
             let back = u64::try_from(step.as_nanos()).unwrap();

@@ -15,7 +15,8 @@ impl Engine {
         pool.has_room_for(self.lanes[number].places.retries() as u64)
     }
 
-    /// Makes a delivery wait for its retry, or parks it if there is no place. Returns whether it waits.
+    /// Makes a delivery wait for its retry, or parks it if there is no place. Returns whether it
+    /// waits.
     ///
     /// A suspended replica gets no places: they would be blocked until it is resumed.
     pub(super) fn await_retry(&mut self, at: DeliveryRef, until: Moment) -> bool {
@@ -63,7 +64,8 @@ impl Engine {
             passed_over += 1;
             let lane = &self.lanes[number];
             let first = lane.heads.oldest_parked();
-            // Its dead letters are older and go first. A suspended replica would only fill the queue.
+            // Its dead letters are older and go first. A suspended replica would only fill the
+            // queue.
             if !lane.letters.is_redriving()
                 && !lane.is_suspended()
                 && self.retry_has_room(number)

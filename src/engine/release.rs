@@ -1,7 +1,7 @@
-//! Gives a partition up: its tasks leave unsettled, for the next owner.
+//! Releases a partition: its tasks leave unsettled, for the next owner.
 //!
-//! For the tasks that is a kill of the process: what is on the wire may still be applied, and is
-//! unknown to whoever claims the partition next, which may be this engine.
+//! For the tasks this is like a kill of the process. Attempts in flight may still be applied, and the
+//! next owner, which may be this engine, does not know of them.
 
 use crate::engine::counters::DeliveryOutcome;
 use crate::engine::table::{DeliveryRef, SettledAs, Slot, Stage, TaskQueue};
@@ -9,28 +9,28 @@ use crate::engine::{Engine, Moment, Now};
 use crate::task::{DeliveryId, Partition};
 
 impl Engine {
-    /// Takes all tasks of a partition out, unsettled and unsaved. Nothing more is sent for them. The
-    /// clients of strong writes are answered with what is known.
+    /// Removes all tasks of a partition, unsettled and unsaved. Clients of strong writes are answered
+    /// with the acknowledgements so far.
     ///
-    /// Takes as long as it has tasks, about a microsecond each.
+    /// Takes about a microsecond per task.
     pub fn release(&mut self, now: Now, partition: Partition) {
         self.now = now;
         let tasks = self.tasks.after(None).map(|(_, slot)| slot);
         let slots: Vec<_> = tasks.filter(|&slot| self.tasks[slot].partition == partition).collect();
         slots.into_iter().for_each(|slot| self.release_task(slot));
-        // All of these are gone.
+        // Only tasks that are gone.
         self.touched.clear();
         self.finish();
     }
 
     fn release_task(&mut self, slot: Slot) {
-        self.answer_with_what_is_known(slot);
+        self.answer_early(slot);
         for index in 0..self.tasks[slot].deliveries.len() {
             let at = DeliveryRef { slot, index };
             self.clear_ambiguous(at);
             let (key, number) = (self.tasks[slot].key, self.tasks[at].lane);
             let stage = self.tasks[at].stage;
-            // The other writes of the key are of the same partition.
+            // The other writes of the key are in the same partition.
             self.lanes[number].chains.remove(&key);
             if let Stage::InFlight { probe, .. } = stage {
                 *self.released.entry(self.delivery_id(at)).or_default() += 1;
@@ -52,7 +52,7 @@ impl Engine {
         self.tasks.remove(slot);
     }
 
-    fn answer_with_what_is_known(&mut self, slot: Slot) {
+    fn answer_early(&mut self, slot: Slot) {
         if let Some(quorum) = &mut self.tasks[slot].quorum {
             self.deadlines.remove(&(quorum.deadline, slot));
             quorum.deadline = Moment(0);
@@ -60,8 +60,8 @@ impl Engine {
         }
     }
 
-    /// Takes the end of an attempt that may be one of a task that was released. If the task is here
-    /// again and on the wire, there are two such attempts, and the task waits for the end of both.
+    /// Whether an ended attempt belongs to a released task. If that task was claimed again and sent,
+    /// two attempts are in flight, and the second to end counts: the task waits for both.
     pub(super) fn is_of_released(&mut self, delivery: DeliveryId, ambiguous: bool) -> bool {
         let Some(attempts) = self.released.get_mut(&delivery) else { return false };
         *attempts -= 1;

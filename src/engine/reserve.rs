@@ -79,8 +79,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Checks the replicas' shares: a slow replica keeps its tasks queued and must not fill the queue
-    /// for the others.
+    /// Checks the replicas' shares: a slow replica keeps its tasks queued and must not fill the
+    /// queue for the others.
     fn share(&self, queue: TaskQueue, replicas: &[Node]) -> Result<(), Full> {
         let places = SharedPool::new(self.settings.queue_capacity, self.level(queue));
         let letters = SharedPool {

@@ -11,8 +11,9 @@ pub(super) struct Schedule {
 impl Schedule {
     /// The wait after the `failures`-th failed attempt; `None` gives the delivery up.
     ///
-    /// Linear, `failures × base`: 2 s, 4 s, 6 s by default, as promised to clients. Up to 10 % is added
-    /// at random, so that the retries of one outage are spread. A longer `Retry-After` is honoured.
+    /// Linear, `failures × base`: 2 s, 4 s, 6 s by default, as promised to clients. Up to 10 % is
+    /// added at random, so that the retries of one outage are spread. A longer `Retry-After` is
+    /// honoured.
     pub(super) fn wait(
         &self,
         failures: u32,

@@ -1,7 +1,8 @@
-//! Fair shares of a pool, by the dynamic thresholds of Choudhury and Hahne for shared-memory switches.
+//! Fair shares of a pool, by the dynamic thresholds of Choudhury and Hahne for shared-memory
+//! switches.
 //!
-//! A claimant may hold up to [`SHARE`] times the free places, so a greedy one stops at 90 %. The last
-//! 10 % are only for claimants that hold less than 10 %: large ones cannot use it up together.
+//! A claimant may hold up to [`SHARE`] times the free places, so a greedy one stops at 90 %. The
+//! last 10 % are only for claimants that hold less than 10 %: large ones cannot use it up together.
 //!
 //! Nothing is revoked: a claimant above its share gets no more until it has released enough. So the
 //! shares become equal as places are released.

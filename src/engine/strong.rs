@@ -47,8 +47,8 @@ impl Engine {
         quorum.standing(|replica| self.is_cut_off(&entry.deliveries[replica.get()]))
     }
 
-    /// Whether a delivery may wait indefinitely: its replica is suspended or its breaker is open. An
-    /// attempt in flight may still be acknowledged.
+    /// Whether a delivery may wait indefinitely: its replica is suspended or its breaker is open.
+    /// An attempt in flight may still be acknowledged.
     fn is_cut_off(&self, delivery: &Delivery) -> bool {
         let lane = &self.lanes[delivery.lane];
         matches!(delivery.stage, Stage::Blocked | Stage::Ready(_))
@@ -80,8 +80,8 @@ impl Engine {
         standing == Some(QuorumStatus::OutOfReach)
     }
 
-    /// Why a delivery is not sent. `None` if it is settled: after a forget, its lane number may belong
-    /// to another replica.
+    /// Why a delivery is not sent. `None` if it is settled: after a forget, its lane number may
+    /// belong to another replica.
     fn obstacle(&self, delivery: &Delivery) -> Option<Obstacle> {
         if matches!(delivery.stage, Stage::Settled(_)) {
             return None;

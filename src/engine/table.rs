@@ -178,8 +178,8 @@ impl Stage {
         self.outcome() == DeliveryOutcome::Pending
     }
 
-    /// Whether it holds its task in the queue: no attempt has ended since acceptance or the start. A
-    /// retry of a strong write whose client waits counts as well.
+    /// Whether it holds its task in the queue: no attempt has ended since acceptance or the start.
+    /// A retry of a strong write whose client waits counts as well.
     pub(super) fn holds_queue(self) -> bool {
         matches!(
             self,

@@ -233,8 +233,8 @@ impl Engine {
         None
     }
 
-    /// Supersedes a delivery. The newer write `by` stands for it from now on: no barrier that covers
-    /// the older write is reached before the newer one is settled.
+    /// Supersedes a delivery. The newer write `by` stands for it from now on: a barrier that covers
+    /// the older write waits for the newer one.
     pub(super) fn supersede(&mut self, at: DeliveryRef, by: Slot) {
         let (lane, stage) = (self.tasks[at].lane, self.tasks[at].stage);
         if matches!(stage.outcome(), DeliveryOutcome::Pending | DeliveryOutcome::Dead) {
@@ -258,8 +258,8 @@ impl Engine {
         self.touch(slot);
     }
 
-    /// Supersedes every older write of the key that is neither in flight nor awaited by a client, for a
-    /// strong write or with `coalesce`. Returns the rest of the chain.
+    /// Supersedes all older writes of the key that are neither in flight nor awaited by a client,
+    /// for a strong write or with `coalesce`. Returns the rest of the chain.
     fn overtake(&mut self, lane: u32, head: Slot, by: Slot) -> Option<Chain> {
         let mut remaining = None;
         let mut cursor = Some(head);
@@ -492,7 +492,7 @@ impl Engine {
             if self.touched.is_empty() && !self.refill {
                 return;
             }
-            // Oldest first: a newer write's settlement must not reach the disk before an older one's.
+            // Oldest first: a newer write's settlement must not be durable before an older one's.
             self.touched.sort_unstable_by_key(|&slot| self.tasks[slot].id);
             let touched: SmallVec<[Slot; 8]> = self.touched.drain(..).collect();
             for slot in touched {

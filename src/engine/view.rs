@@ -18,7 +18,8 @@ use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
 const LOOKS: usize = 20_000;
 
 impl Engine {
-    /// When the oldest pending delivery of a lane was accepted, by the wall and the monotonic clock.
+    /// When the oldest pending delivery of a lane was accepted, by the wall and the monotonic
+    /// clock.
     pub(super) fn oldest(&self, lane: &Lane) -> Option<(Timestamp, Since)> {
         let slot = self.tasks.find(lane.backlog.oldest()?)?;
         let entry = &self.tasks[slot];

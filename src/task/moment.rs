@@ -26,8 +26,8 @@ impl Moment {
     }
 }
 
-/// When something began, by the monotonic clock: microseconds since the daemon started, negative for
-/// earlier. A step of the wall clock does not change its age.
+/// When something began, by the monotonic clock: microseconds since the daemon started, negative
+/// for earlier. A step of the wall clock does not change its age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Since(i64);
 

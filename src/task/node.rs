@@ -11,8 +11,8 @@ pub const MAX_NODE_BYTES: usize = 1024;
 
 /// The base URL of a node: `http` or `https`, a host, an optional port and base path.
 ///
-/// Scheme and host are lower case; a default port and trailing slashes are dropped. Request paths are
-/// appended to it. Cheap to clone.
+/// Scheme and host are lower case; a default port and trailing slashes are dropped. Request paths
+/// are appended to it. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Node(Arc<str>);
 
@@ -58,8 +58,8 @@ impl Node {
         Ok(Self(normal.into()))
     }
 
-    /// Takes a normal form from disk without parsing it; a checksum covers it. Stricter rules of a later
-    /// version must not make a data directory unreadable.
+    /// Takes a normal form from disk without parsing it; a checksum covers it. Stricter rules of a
+    /// later version must not make a data directory unreadable.
     #[must_use]
     pub fn from_normal(text: &str) -> Self {
         Self(text.into())

@@ -1,8 +1,8 @@
 //! Ages by a wall clock that people set.
 //!
 //! Records that outlive a process carry wall clock times. If the clock is corrected by a day, plain
-//! ages would expire all of them at once. So time that the clock skips does not count, nor does time
-//! in which no daemon ran, which looks the same.
+//! ages would expire all of them at once. So time that the clock skips does not count, nor does
+//! time in which no daemon ran, which looks the same.
 
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ pub enum ClockStep {
 }
 
 impl Uptime {
-    /// Records that a daemon runs at `now`, and has run for `ran` by the monotonic clock since the last
-    /// record.
+    /// Records that a daemon runs at `now`, and has run for `ran` by the monotonic clock since the
+    /// last record.
     pub fn see(&mut self, now: Timestamp, ran: Duration) -> Option<ClockStep> {
         let before = self.seen.replace(now)?;
         let expected = before.saturating_add(ran);
@@ -52,8 +52,8 @@ impl Uptime {
         (behind > SHORTEST).then_some(ClockStep::Back(behind))
     }
 
-    /// The age of `since` when a daemon starts at `now`. The gap that just ended counts as well, unless
-    /// it is so long that the clock was more likely corrected.
+    /// The age of `since` when a daemon starts at `now`. The gap that just ended counts as well,
+    /// unless it is so long that the clock was more likely corrected.
     #[must_use]
     pub fn age_at_start(&self, now: Timestamp, since: Timestamp) -> Duration {
         let away = self.gaps.last().filter(|(_, to)| Some(*to) == self.seen);

@@ -12,8 +12,8 @@ const WATCHED: usize = 64;
 const LOOKS: usize = 16_384;
 
 impl Engine {
-    /// What is left of the deliveries of tasks up to `up_to` to `nodes`, or to all replicas if `nodes`
-    /// is empty. `None` while counting; each [`Engine::tick`] does a step.
+    /// The unsettled deliveries of tasks up to `up_to` to `nodes`, or to all replicas if `nodes` is
+    /// empty. `None` while counting; each [`Engine::tick`] does a step.
     pub fn barrier(&mut self, up_to: TaskId, nodes: &[Node]) -> Option<BarrierView> {
         let watches = &mut self.barriers.0;
         let known = watches.iter().position(|watch| watch.up_to == up_to && watch.nodes == nodes);

@@ -75,7 +75,8 @@ impl Heads {
         self.parked.first_key_value().map(|(_, &slot)| slot)
     }
 
-    /// At most `most` of the heads that wait for a retry, and as many of the retries that are ready.
+    /// At most `most` of the heads that wait for a retry, and as many of the retries that are
+    /// ready.
     pub(in crate::engine) fn retries(&self, most: usize) -> impl Iterator<Item = Slot> {
         let ready = self.ready[Priority::Retry as usize].values().take(most);
         self.waiting.values().take(most).chain(ready).copied()

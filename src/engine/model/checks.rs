@@ -36,8 +36,8 @@ impl World {
         }
     }
 
-    /// Every chain head waits for something, and every queue place counts against the replicas that it
-    /// waits for.
+    /// Every chain head waits for something, and every queue place counts against the replicas that
+    /// it waits for.
     fn check_chains(&self) {
         for lane in self.engine.lanes.iter() {
             let number = self.engine.lanes.find(&lane.node).unwrap();
@@ -68,8 +68,9 @@ impl World {
         }
     }
 
-    /// Every retry place belongs to a delivery. A paused replica only has places in flight. No delivery
-    /// is parked while there is a place for it. No client waits for a majority that is out of reach.
+    /// Every retry place belongs to a delivery. A paused replica only has places in flight. No
+    /// delivery is parked while there is a place for it. No client waits for a majority that is out
+    /// of reach.
     fn check_retries(&self) {
         let engine = &self.engine;
         let due = engine.wake_at().is_some_and(|at| at <= self.now.moment);
@@ -106,8 +107,8 @@ impl World {
         }
     }
 
-    /// At a reached barrier without dead letters, each replica had each write before it, or a newer one
-    /// of the key.
+    /// At a reached barrier without dead letters, each replica had each write before it, or a newer
+    /// one of the key.
     fn check_reached(&self) {
         for &up_to in self.barriers.iter().rev().take(4) {
             let barrier = self.engine.count(TaskId(up_to), &[]);

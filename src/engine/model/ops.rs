@@ -59,7 +59,8 @@ pub(in crate::engine) enum Op {
     Claim {
         partition: u16,
     },
-    /// The process is killed and restarted. The settlements of the `settled` oldest tasks are durable.
+    /// The process is killed and restarted. Of the settlements, those of the `settled` oldest tasks
+    /// are durable.
     Restart {
         settled: usize,
     },

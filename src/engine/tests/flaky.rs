@@ -5,8 +5,8 @@ use super::*;
 
 mod replica;
 
-/// The deliveries to a replica that fails this share of its attempts, relative to a breaker that never
-/// opens.
+/// The deliveries to a replica that fails this share of its attempts, relative to a breaker that
+/// never opens.
 fn delivered(fails: f64, number: u32) -> f64 {
     let (mut with, mut without) = (0, 0);
     for seed in 0..2 {

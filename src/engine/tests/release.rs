@@ -1,4 +1,4 @@
-//! A partition that is released, and claimed again.
+//! Releases and claims of a partition.
 
 use super::*;
 use crate::engine::lane::Lane;
@@ -25,7 +25,7 @@ fn a_released_partition_leaves_nothing_behind() {
     let totals = f.engine.totals();
     assert!(totals.balance());
     assert_eq!((totals.accepted, totals.released), (5, 5));
-    // The attempt that was on the wire.
+    // The attempt that was in flight.
     f.answer(a, 0, Verdict::Delivered);
     assert_eq!(f.engine.levels(), Levels::default());
     f.pass(Duration::from_secs(3_600));
@@ -34,7 +34,7 @@ fn a_released_partition_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_task_that_is_claimed_again_waits_for_the_attempt_of_before() {
+fn a_task_that_is_claimed_again_waits_for_its_earlier_attempt() {
     let mut f = Fixture::new(settings());
     let id = f.eventual("k", &["a"]);
     assert_eq!(f.sent(), [(id, 0, 1)]);
@@ -43,13 +43,13 @@ fn a_task_that_is_claimed_again_waits_for_the_attempt_of_before() {
     let newer = f.eventual("k", &["a"]);
     assert_eq!(f.sent(), [(id, 0, 1)], "there are two attempts now");
     f.answer(id, 0, Verdict::Delivered);
-    assert_eq!(f.sent(), [], "the other one may still be applied");
+    assert_eq!(f.sent(), [], "the other attempt may still be applied");
     f.answer(id, 0, Verdict::Delivered);
     assert_eq!(f.sent(), [(newer, 0, 1)]);
 }
 
 #[test]
-fn the_client_of_a_strong_write_is_answered_with_what_is_known() {
+fn a_release_answers_the_client_of_a_strong_write_with_the_acknowledgements_so_far() {
     let mut f = Fixture::new(settings());
     let id = f.append("k", &["a", "b", "c"], Consistency::Strong).unwrap();
     f.commit(id);
@@ -65,7 +65,7 @@ fn the_client_of_a_strong_write_is_answered_with_what_is_known() {
 }
 
 #[test]
-fn another_probe_goes_out_when_the_task_of_one_was_released() {
+fn a_new_probe_is_sent_after_the_task_of_the_last_one_was_released() {
     let mut f = Fixture::new(EngineSettings { breaker_failures: 1, ..settings() });
     let id = f.eventual("k", &["a"]);
     f.sent();
@@ -79,7 +79,7 @@ fn another_probe_goes_out_when_the_task_of_one_was_released() {
 }
 
 #[test]
-fn a_barrier_counts_what_is_claimed() {
+fn a_barrier_counts_claimed_tasks() {
     let mut f = Fixture::new(settings());
     let id = f.eventual("k", &["a"]);
     f.sent();
@@ -92,4 +92,26 @@ fn a_barrier_counts_what_is_claimed() {
     assert_eq!(pending(&mut f), 0);
     f.recover(id, "k", &["a"], vec![Progress::Untouched]);
     assert_eq!(pending(&mut f), 1);
+}
+
+#[test]
+fn a_claim_while_the_breaker_is_open_does_not_block_parked_deliveries() {
+    let settings = EngineSettings { breaker_failures: 1, retry_capacity: 1, ..settings() };
+    let mut f = Fixture::new(settings);
+    f.eventual("first", &["a"]);
+    f.actions();
+    f.answer(1, 0, failed());
+    f.engine.release(f.now, RELEASED);
+    let letter =
+        DeadLetter { cause: Cause::GaveUp, failures: 4, error: "down".into(), since: Timestamp(0) };
+    let parked = DeadLetter { cause: Cause::RetryOverflow, ..letter.clone() };
+    f.recover(2, "given up", &["a"], vec![Progress::Dead(letter)]);
+    f.recover(3, "parked", &["a"], vec![Progress::Dead(parked)]);
+    for _ in 0..100 {
+        f.pass(Duration::from_secs(1));
+        for (id, ..) in f.sent() {
+            f.answer(id, 0, Verdict::Delivered);
+        }
+    }
+    assert_eq!((f.engine.levels(), f.engine.totals().delivered), (Levels::default(), 2));
 }

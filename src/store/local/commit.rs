@@ -1,42 +1,36 @@
-//! The committer: the one thread that writes, and the only place where a task becomes accepted.
+//! The committer: the only thread that writes. A task is accepted when its commit returns.
 //!
-//! A flush costs about 0.4 ms however much it covers, so everything that waits shares one. A
-//! turn of the loop:
+//! A flush costs about 0.4 ms whatever its size, so all waiting writes share one. A turn:
 //!
-//! 1. **gather**: take what was handed in, up to [`MAX_BATCH_TASKS`] or [`MAX_BATCH_BYTES`];
-//! 2. **commit**: write the new tasks in the order in which they came, flush, give every caller
-//!    the same answer, and only then tell the daemon;
-//! 3. **settle**: if settlements have waited [`SETTLE_WITHIN`], or someone waits for all that was
-//!    handed in before, write them. They ride with the flush of the next batch; if none waits, they
-//!    get one of their own.
+//! 1. **gather**: take orders, up to [`MAX_BATCH_TASKS`] or [`MAX_BATCH_BYTES`];
+//! 2. **commit**: write the new tasks in the order of the calls, flush, answer every caller, then
+//!    notify;
+//! 3. **settle**: write settlements that have waited [`SETTLE_WITHIN`], or all of them for a sync.
+//!    They share the flush of the next batch, or get their own if no batch comes.
 //!
-//! Between the last two a compaction of the store gets its turn: see `compaction.rs`.
+//! Between commit and settle the compaction gets a turn (`compaction.rs`).
 //!
-//! Nobody waits for a settlement. Losing one means that a delivery is repeated, which the
-//! contract allows, as long as the order holds. Of that, this module guarantees:
+//! A lost settlement only repeats a delivery. The order needs this guarantee:
 //!
-//! **A settlement on disk implies those of every older write of the same key to the same
-//! replica.** The deliveries of one key to one replica settle in the order of their [`TaskId`]s,
-//! so when the settlement of one is here, those of the older ones are here or on disk. All that
-//! are here are written in ascending order of the ids, and if that is cut short to let new tasks
-//! through, it goes on from the lowest; and what survives a crash is a
-//! prefix of what was written. So after a restart an older write may be repeated before a newer
-//! one, never after it.
+//! **A settlement on disk implies the settlements of every older write of the same key to the same
+//! replica.** Deliveries of one key to one replica settle in the order of their [`TaskId`]s, so
+//! older settlements are on disk or in the map here. The map is written in ascending order of ids.
+//! If a new batch interrupts that, it resumes at the lowest id. A crash leaves a prefix of the
+//! writes. So a restart may repeat an older write before a newer one, never after it.
 //!
-//! **What operators say of a replica takes its place among the new tasks**: a row that was handed in
-//! before a task is on disk before that task. A task's idempotency key is in the task's own row, so
-//! no crash separates them. It has a row of its own as well, right behind the task's, which stays when
-//! the task is settled; where a crash has kept it from the disk, the next start writes it by what the
-//! task's row says. What is said of keys later rides with the settlements, before them: losing it
-//! means at most that the answer to a strong write comes from its task, which is still there, or that
-//! a key is forgotten later.
+//! **A record of a replica is written in its place among the tasks**: a task that is handed in later
+//! becomes durable later.
 //!
-//! **A task is written before its settlement**, if it was handed in before: both come through one
-//! queue, and a turn writes its new tasks before its settlements.
+//! **A task and its idempotency key are one row.** A second row, right behind it, keeps the key when
+//! the task is gone; after a crash between the two, the next start restores it. Later changes of a
+//! key are written with the settlements, before them. If one is lost, the answer to a strong write
+//! comes from its task, which is still there, or a key is forgotten later.
 //!
-//! The first error of the database is the last: after an fsync that failed, nobody knows what is
-//! on disk. From then on nothing is written and every caller is refused. A panic counts as an
-//! error, so the thread cannot die with callers waiting.
+//! **A task is written before its settlement**: both come through one queue, and a turn writes tasks
+//! before settlements.
+//!
+//! The first error of the database is final: after a failed fsync the state of the disk is unknown.
+//! Nothing is written any more and every call is refused. A panic counts as an error.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -58,32 +52,30 @@ use crate::faults;
 use crate::store::journal::{JournalEvent, Notify, Reply};
 use crate::task::{Idempotency, Node, Partition, Progress, Task, TaskId};
 
-/// The most tasks that one flush covers: with more, the first of them wait longer for the others
-/// to be written (about 10 µs each) than the flush takes.
+/// Tasks per flush. Beyond it, writing the others (about 10 µs each) takes longer than the flush.
 const MAX_BATCH_TASKS: usize = 1024;
-/// The most bytes of keys and values that one flush covers; one more task may go over it.
+/// Bytes of keys and values per flush; the last task may exceed it.
 const MAX_BATCH_BYTES: usize = 16 << 20;
-/// How long a settlement waits for others. Most of a task's deliveries settle within it, and
-/// then all that is written of them is the removal of the task.
+/// How long a settlement waits for others. Most tasks are delivered within it, and then only their
+/// removal is written.
 const SETTLE_WITHIN: Duration = Duration::from_millis(20);
-/// How long new tasks wait for settlements that are being written: the removal of a task of 1 MiB
-/// is that of 256 rows, and several hundred can be due at once when a replica comes back.
+/// How long settlements may delay new tasks. Removing a task of 1 MiB removes 256 rows, and hundreds
+/// of removals can be due when a replica comes back.
 const SETTLE_FOR: Duration = Duration::from_millis(5);
-/// So many tasks with settlements do not wait for more.
+/// With more waiting settlements they are written at once.
 const MAX_SETTLEMENTS: usize = 4096;
-/// The most orders that one turn takes, so that a flood of settlements cannot keep it gathering.
+/// Orders per turn, so that a flood of settlements cannot block the commit.
 const MAX_ORDERS: usize = 8192;
 
-/// How far beyond the ids in use the sequence is leased.
+/// Ids that a lease on disk covers ahead of their use.
 const LEASE: u64 = 1 << 20;
-/// A lease is renewed when so much of it is left. Ids are given out before their commit; that
-/// many (as against a few thousand requests) can never be on their way at once, so every id that
-/// anyone has seen is below a lease that is on disk.
+/// A lease is renewed when this much is left. Ids are assigned before their commit. A few thousand
+/// can be uncommitted at once, so every id that a client has seen is below the lease on disk.
 const RENEW: u64 = LEASE / 2;
 
-/// The way to write. Cheap to clone; no call blocks.
+/// The handle of the committer. Cheap to clone; no call blocks.
 ///
-/// When the last one is dropped the thread ends as after [`close`](Self::close).
+/// The thread ends with the last clone, as after [`close`](Self::close).
 #[derive(Clone)]
 pub struct Committer {
     orders: Sender<Order>,
@@ -93,10 +85,9 @@ pub struct Committer {
 enum Order {
     Accept(Accept),
     Settle(TaskId, Settlement),
-    /// What follows is one group: it waits for all of it, up to the end.
+    /// The orders up to `GroupEnd` are one commit.
     Group,
     GroupEnd,
-    /// What is known of keys from now on, `None` to forget one.
     Keys(Vec<KeyChange>),
     Sync(Reply),
     Close(Reply),
@@ -104,7 +95,6 @@ enum Order {
 
 type KeyChange = (Box<str>, Option<IdempotencyRow>);
 
-/// What is answered once it is durable.
 struct Accept {
     what: Accepted,
     reply: Option<Reply>,
@@ -115,13 +105,12 @@ enum Accepted {
     Replica(Node, Option<ReplicaRow>),
 }
 
-/// Who waits for all that was handed in before.
+/// A caller that waits for all earlier orders.
 struct Sync {
     reply: Reply,
-    /// The last task with a settlement that was waiting then. Those of tasks up to it are written,
-    /// in the order of the ids, before those of later ones.
+    /// The last task with a settlement at the time of the call.
     through: Option<TaskId>,
-    /// All of it is written, and lacks only a flush.
+    /// Only the flush is missing.
     written: bool,
 }
 
@@ -131,16 +120,15 @@ enum Settlement {
 }
 
 impl Committer {
-    /// Makes a task durable together with the key that its client gave it, then calls `reply`. A caller that stops waiting does not undo it.
+    /// Makes a task durable together with its idempotency key, then calls `reply`.
     pub fn accept(&self, task: Arc<Task>, idempotency: Option<Idempotency>, reply: Option<Reply>) {
         self.order(Order::Accept(Accept { what: Accepted::Task(task, idempotency), reply }));
     }
 
-    /// Has all tasks that are handed in by `what` written in one commit, as far as that holds
-    /// [`MAX_BATCH_TASKS`] and [`MAX_BATCH_BYTES`]. Nothing else is written before they are all
-    /// there, so it is not for what takes its time.
-    pub fn in_one_commit(&self, what: impl FnOnce()) {
-        /// Also if it panics.
+    /// Writes all tasks that `hand_in` hands in with one commit, within [`MAX_BATCH_TASKS`] and
+    /// [`MAX_BATCH_BYTES`]. The committer waits for its end, so it must not block.
+    pub fn in_one_commit(&self, hand_in: impl FnOnce()) {
+        /// Ends the group even if `hand_in` panics.
         struct End<'a>(&'a Committer);
         impl Drop for End<'_> {
             fn drop(&mut self) {
@@ -149,47 +137,42 @@ impl Committer {
         }
         self.order(Order::Group);
         let _end = End(self);
-        what();
+        hand_in();
     }
 
-    /// Remembers what is said of a replica, or forgets it; calls `reply` once that is durable. It is
-    /// on disk before any task that is handed in later.
+    /// Writes the record of a replica, or removes it, before any task that is handed in later.
     pub fn set_replica(&self, node: Node, row: Option<ReplicaRow>, reply: Option<Reply>) {
         self.order(Order::Accept(Accept { what: Accepted::Replica(node, row), reply }));
     }
 
-    /// Puts another row in the place of an idempotency key's. Nobody waits for it, as for a
-    /// settlement.
+    /// Replaces the row of an idempotency key, with the settlements.
     pub fn set_idempotency(&self, key: Box<str>, row: IdempotencyRow) {
         self.order(Order::Keys(vec![(key, Some(row))]));
     }
 
-    /// Forgets idempotency keys. Nobody waits for it, as for a settlement.
+    /// Removes idempotency keys, with the settlements.
     pub fn forget_idempotency(&self, keys: Vec<Box<str>>) {
         self.order(Order::Keys(keys.into_iter().map(|key| (key, None)).collect()));
     }
 
-    /// Calls `reply` once everything that was handed in before is durable, settlements included: for
-    /// what a person has ordered and must not come back after a crash.
+    /// Calls `reply` once all earlier orders are durable, settlements included.
     pub fn sync(&self, reply: Reply) {
         self.order(Order::Sync(reply));
     }
 
-    /// Remembers what each replica has had of a task, one entry for each of its replicas; the
-    /// latest state wins. The texts of errors are cut to about 1 KiB.
+    /// Saves the progress of a task, one entry per replica; the latest wins. Error texts are cut to
+    /// about 1 KiB.
     pub fn save(&self, id: TaskId, progress: Vec<Progress>) {
         self.order(Order::Settle(id, Settlement::Save(progress)));
     }
 
-    /// Forgets a task: every delivery is settled and no dead letter is kept. Nothing must be
-    /// saved for it afterwards.
+    /// Removes a task. No [`Self::save`] may follow.
     pub fn remove(&self, id: TaskId) {
         self.order(Order::Settle(id, Settlement::Remove));
     }
 
-    /// Ends the thread once everything that was handed in before is on disk; then the answer
-    /// comes. What is handed in later is refused.
-    #[must_use = "the store is closed only when the answer is there"]
+    /// Ends the thread once all earlier orders are on disk. Later ones are refused.
+    #[must_use = "the store is closed when the receiver resolves"]
     pub fn close(&self) -> oneshot::Receiver<Result<(), CommitError>> {
         let (reply, closed) = oneshot::channel();
         self.order(Order::Close(Box::new(|result| {
@@ -198,7 +181,7 @@ impl Committer {
         closed
     }
 
-    /// Whether the thread is at work. Asking does not wait for it.
+    /// The turn in progress, read without waiting for the thread.
     #[must_use]
     pub fn turns(&self) -> CommitterTurns {
         self.turns.clone()
@@ -233,12 +216,11 @@ impl fmt::Debug for Committer {
     }
 }
 
-/// The end of a lease for the ids from `next` on.
 pub(super) fn lease(next: TaskId) -> TaskId {
     TaskId(next.0.saturating_add(LEASE))
 }
 
-/// Starts the thread. `lease` is what the sequence on disk says.
+/// Starts the thread. `lease` is the one on disk.
 pub(super) fn start(
     files: Arc<Files>,
     lease: TaskId,
@@ -251,37 +233,29 @@ pub(super) fn start(
     Ok(Committer { orders: sender, turns })
 }
 
-/// What the thread owns.
 struct Writer {
     orders: Receiver<Order>,
-    /// The current store.
     database: Database,
     lookout: Lookout,
     turns: CommitterTurns,
     compactor: Compactor,
     notify: Notify,
-    /// The end of the lease on disk.
     lease: TaskId,
-    /// New tasks of this turn, and what is said of replicas between them.
+    /// The new tasks and replica records of this turn.
     batch: Vec<Accept>,
-    /// The length of their keys and values, in bytes.
     batch_bytes: usize,
-    /// Not written yet, the latest of each task.
     settlements: BTreeMap<TaskId, Settlement>,
-    /// What is to become of keys, not written yet, the latest of each.
     key_changes: BTreeMap<Box<str>, Option<IdempotencyRow>>,
-    /// When the first of either came.
+    /// When the first of `settlements` and `key_changes` came.
     waiting_since: Option<Instant>,
-    /// Settlements were written after the last flush.
     unflushed: bool,
     syncs: Vec<Sync>,
-    /// The rest of a group is on its way.
     grouping: bool,
-    /// No more is taken: this is the last turn.
+    /// Set in the last turn.
     closing: Option<Closing>,
 }
 
-/// Who is told of the end, unless it came with the last [`Committer`].
+/// `None` if the last [`Committer`] was dropped.
 type Closing = Option<Reply>;
 
 impl Writer {
@@ -306,15 +280,14 @@ impl Writer {
         }
     }
 
-    /// The life of the thread.
     fn live(mut self) {
         match guarded(|| self.work()) {
             Ok(()) => {
                 let _turn = self.turns.begin();
                 let closing = self.closing.take().flatten();
-                // Late comers; one that comes later still finds nobody, which says the same.
+                // Orders that come later still fail to be sent, with the same error.
                 self.orders.try_iter().for_each(|late| late.refuse(CommitError::Closed));
-                // The files are let go before anyone is told that they are.
+                // The files are closed before the caller is answered.
                 let Self { database, lookout, compactor, orders, .. } = self;
                 compactor.close(&database);
                 drop((database, lookout, orders));
@@ -349,12 +322,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits until there is something to do, and takes what there is.
+    /// Waits for orders and takes them.
     ///
-    /// When nothing more is there it gives way once and looks again, for as long as that brings
-    /// company: the callers that the last flush has answered are just coming back, and a batch of
-    /// the first of them alone would make all the others wait for a flush. A caller that is alone
-    /// loses a microsecond by it.
+    /// When the queue is empty it yields and looks again, while that brings more tasks: callers that
+    /// were answered by the last flush return one by one, and a batch of the first alone would make
+    /// the others wait for another flush. A single caller loses a microsecond.
     fn gather(&mut self) {
         let mut alone_with = 0;
         for _ in 0..MAX_ORDERS {
@@ -383,7 +355,7 @@ impl Writer {
                 }
                 Ok(Order::Group) => {
                     self.grouping = true;
-                    // Those before it have their own commit, so that the group fits into one.
+                    // Earlier tasks get their own commit, so that the group fits into one.
                     if !self.batch.is_empty() {
                         return;
                     }
@@ -404,14 +376,14 @@ impl Writer {
         if let Accepted::Task(task, key) = &accept.what {
             self.batch_bytes += task.key.len() + task.value.len();
             if let Some(Idempotency { key, .. }) = key {
-                // Said of a former use of the key, and would be written over this one.
+                // They are of an earlier use of the key and would overwrite this one.
                 self.key_changes.remove(key);
             }
         }
         self.batch.push(accept);
     }
 
-    /// The next order; waits for it only as long as there is nothing better to do.
+    /// The next order. Waits for it until other work is due.
     fn next(&self) -> Result<Order, RecvTimeoutError> {
         if self.grouping {
             return self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected);
@@ -429,7 +401,7 @@ impl Writer {
         }
     }
 
-    /// How much longer settlements and changes of keys can wait for others; `None` if there are none.
+    /// How much longer settlements and key changes may wait; `None` without any.
     fn settlements_wait(&self) -> Option<Duration> {
         let since = self.waiting_since?;
         let many = self.settlements.len().max(self.key_changes.len()) > MAX_SETTLEMENTS;
@@ -439,7 +411,7 @@ impl Writer {
         })
     }
 
-    /// Makes the batch durable, then says so.
+    /// Makes the batch durable, answers the callers and notifies.
     fn commit(&mut self) -> Result<(), Failure> {
         faults::point("commit.gathered");
         let begun = now();
@@ -483,13 +455,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes changes of keys, in their order: all, or the first of them if that takes long. All if
-    /// someone waits for what came before: new ones could for ever come first. Then settlements, in
-    /// the same way, in the order of the tasks: see the invariant at the top. The answer to a strong
-    /// write is among the keys, and nothing else tells it once the task is gone.
+    /// Writes key changes, then settlements in the order of the ids, each for at most [`SETTLE_FOR`].
+    /// Keys come first, because the answer to a strong write is in its key only once the task is
+    /// gone. For a sync all key changes are written: otherwise new ones could delay it forever.
     fn settle(&mut self) -> Result<(), Failure> {
         if self.settlements.is_empty() && self.key_changes.is_empty() {
-            // The last of them was a key's, and the key is in use again.
+            // The last one was a change of a key that is in use again.
             self.waiting_since = None;
             self.syncs.iter_mut().for_each(|sync| sync.written = true);
             return Ok(());
@@ -540,7 +511,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Refuses everyone, for ever.
+    /// Refuses every order from now on.
     fn fail(mut self, failure: &Failure) {
         const FAILED: CommitError = CommitError::StoreFailed;
         let waiting = self.batch.drain(..).filter_map(|accept| accept.reply);
@@ -556,7 +527,7 @@ impl Writer {
                 Err(_) => closing = Some(None),
             }
         }
-        // The files are closed by that, for which a disk that hangs can be waited for as well.
+        // This closes the files, which can block on a disk that hangs.
         let turn = self.turns.begin();
         drop(self);
         drop(turn);
@@ -566,7 +537,7 @@ impl Writer {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "only how long a settlement waits for company and how long a commit takes, which nothing outside can tell"
+    reason = "durations of this thread; no decision depends on the time of day"
 )]
 fn now() -> Instant {
     Instant::now()

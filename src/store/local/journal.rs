@@ -1,5 +1,5 @@
-//! The journal on the local disk: numbers the writes and knows their idempotency keys, above the
-//! committer that makes them durable.
+//! The journal on the local disk: numbers writes and checks idempotency keys. The committer below it
+//! makes writes durable.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -25,12 +25,11 @@ use crate::task::{
 /// Tasks in one event of a claim.
 const CLAIMED_AT_ONCE: usize = 256;
 
-/// How long idempotency keys are remembered, and how many.
+/// Limits of idempotency keys.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyLimits {
-    /// Counted from the write.
+    /// How long a key is kept after its write.
     pub window: Duration,
-    /// At most.
     pub most: usize,
 }
 
@@ -39,16 +38,16 @@ pub struct KeyLimits {
 pub struct LocalJournal {
     committer: Committer,
     reader: StoreReader,
-    /// The number of the next write. Held while writes are numbered and handed over, so that the
-    /// committer has them in that order.
+    /// The id of the next write. Locked while writes are numbered and handed over, so that the
+    /// committer gets them in the order of their ids.
     next: Arc<Mutex<TaskId>>,
     keys: Arc<Mutex<Keys<AppendReply>>>,
     room: Arc<Room>,
 }
 
 impl LocalStore {
-    /// Recovers the store and makes it the journal, which claims its one partition: the records of
-    /// replicas, then the tasks come by `notify` before this returns, what arrives later.
+    /// Recovers the store and opens it as a journal. Before this returns, `notify` gets the records of
+    /// replicas and the claim of the one partition.
     ///
     /// # Errors
     ///
@@ -92,7 +91,6 @@ impl LocalStore {
 }
 
 impl LocalJournal {
-    /// Numbers writes from `next` on.
     pub(super) fn new(
         committer: Committer,
         reader: StoreReader,
@@ -109,14 +107,13 @@ impl LocalJournal {
         }
     }
 
-    /// The id of the newest write, here or before.
+    /// The id of the newest write, of this process or an earlier one.
     #[must_use]
     pub fn newest(&self) -> TaskId {
         TaskId(lock(&self.next).0.saturating_sub(1))
     }
 
-    /// Takes on the keys found on disk; forgets those whose time is over. `strong` are the strong
-    /// writes that are not settled.
+    /// Loads the keys on disk and removes expired ones. `strong` are the unsettled strong writes.
     fn remember(
         &self,
         limits: KeyLimits,
@@ -249,21 +246,21 @@ impl Journal for LocalJournal {
     }
 }
 
-/// Reads where the disk may be waited for.
+/// Runs a read on a thread that may block.
 async fn off_the_loop<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
 ) -> Result<T, ReadError> {
     tokio::task::spawn_blocking(read).await.unwrap_or(Err(ReadError::Interrupted))
 }
 
-/// A write with a key is durable, or will never be, and with it those that repeat it.
+/// Answers a write with a key and its repeats, once its commit has succeeded or failed.
 fn answer_all(
     keys: &Mutex<Keys<AppendReply>>,
     id: TaskId,
     committed: Result<(), CommitError>,
     first: AppendReply,
 ) {
-    // Held until all are answered: a later repeat is answered after these.
+    // Locked to the end: a later repeat is answered after these.
     let mut keys = lock(keys);
     first(of(committed, id));
     if let Err(error) = committed {
@@ -273,7 +270,7 @@ fn answer_all(
     }
 }
 
-/// A panic leaves both right: a number is given out at once, and each change of keys is one key's.
+/// A poisoned lock is harmless: every change under it is a single one.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! A replica that fails attempts at random, on a virtual clock: a seed gives the same figures on every
-//! machine. The tests and the benchmark both include this file.
+//! A replica that fails attempts at random, on a virtual clock: a seed gives the same figures on
+//! every machine. The tests and the benchmark both include this file.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
