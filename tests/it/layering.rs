@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-mod circles;
+pub mod circles;
 
-fn sources(dir: &str) -> Vec<(PathBuf, String)> {
+pub fn sources(dir: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = vec![];
     let mut folders = vec![root.join(dir)];
@@ -35,7 +35,7 @@ fn shipped(text: &str) -> String {
     code.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned()
 }
 
-fn is_test(path: &Path) -> bool {
+pub fn is_test(path: &Path) -> bool {
     let tests = path.components().any(|part| part.as_os_str() == "tests");
     tests || path.ends_with("tests.rs") || path.ends_with("fuzzing.rs")
 }

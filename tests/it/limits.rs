@@ -9,7 +9,7 @@ use crate::support::{Behaviour, Daemon, Replica, client, set, strong};
 const STEADY: [&str; 2] = ["--request-timeout", "5m"];
 
 #[tokio::test]
-async fn a_full_queue_answers_503_with_retry_after() {
+async fn a_full_queue_is_a_503_with_retry_after() {
     let args = ["--queue-capacity", "2", "--queue-wait", "50ms", "--workers", "1"];
     let daemon = Daemon::start(&[&args[..], &STEADY].concat()).await;
     let replica = Replica::with(|_| Behaviour::Hang).await;

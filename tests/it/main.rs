@@ -27,6 +27,7 @@ mod environment;
 mod files;
 mod fixtures;
 mod hostile;
+mod language;
 mod layering;
 mod lifecycle;
 mod limits;

@@ -62,7 +62,7 @@ fn module(path: &Path) -> Vec<String> {
 }
 
 /// The text without comments and without the content of strings and characters.
-fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
@@ -114,7 +114,7 @@ fn string(text: &str) -> usize {
 }
 
 /// The code without the items for tests and fuzzing.
-fn shipped(code: &str) -> String {
+pub fn shipped(code: &str) -> String {
     let mut shipped = String::with_capacity(code.len());
     let mut rest = code;
     while let Some(at) = rest.find("#[cfg(") {
@@ -149,7 +149,7 @@ fn item(code: &str) -> usize {
     code.len()
 }
 
-fn tokens(code: &str) -> Vec<&str> {
+pub fn tokens(code: &str) -> Vec<&str> {
     let is_name = |character: char| character.is_alphanumeric() || character == '_';
     let mut tokens = vec![];
     let mut rest = code.trim_start();
