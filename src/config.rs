@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,25 +13,32 @@ use thiserror::Error;
 use url::Url;
 
 use crate::cli::daemon::{AccessArgs, DaemonArgs, HintedHandoff, WorkersArg};
-use crate::engine::Workers;
+use crate::engine::{EngineSettings, Workers};
 use crate::policy::Rule;
+use crate::replica::ClientSettings;
+use crate::server::ServerLimits;
+use crate::store::KeyLimits;
 use crate::task::MAX_NODE_BYTES;
 use crate::tls::TlsFiles;
+use crate::traces::TraceSettings;
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub listen: ListenConfig,
+    pub address: SocketAddr,
+    pub node_id: String,
+    pub engine: EngineSettings,
     pub store: StoreConfig,
-    pub queue: QueueConfig,
-    pub retry: RetryConfig,
-    pub dead_letters: DeadLetterConfig,
-    pub timeouts: Timeouts,
-    pub limits: RequestLimits,
-    pub memory: MemoryConfig,
-    pub inbound: InboundConfig,
+    pub client: ClientSettings,
+    pub server: ServerLimits,
     /// `None` if no traces are exported.
-    pub traces: Option<TraceConfig>,
+    pub traces: Option<TraceSettings>,
+    pub inbound: InboundConfig,
     pub outbound: OutboundConfig,
+    /// How long a write waits for room in a queue.
+    pub queue_wait: Duration,
+    /// How long settled tasks are remembered. Zero disables the history.
+    pub task_history: Duration,
+    pub drain_timeout: Duration,
 }
 
 /// Where the daemon may send writes, and its credentials. The daemon reads the files, again on
@@ -70,86 +76,15 @@ impl InboundConfig {
     }
 }
 
-/// What is remembered of settled tasks and past requests.
-#[derive(Clone, Debug)]
-pub struct MemoryConfig {
-    /// Zero disables the history.
-    pub task_history: Duration,
-    pub idempotency_window: Duration,
-    pub idempotency_keys: usize,
-}
-
-#[derive(Clone, Debug)]
-pub struct TraceConfig {
-    pub endpoint: String,
-    pub ratio: f64,
-}
-
-#[derive(Clone, Debug)]
-pub struct ListenConfig {
-    pub address: SocketAddr,
-    pub node_id: String,
-}
-
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
     pub dir: PathBuf,
     pub cache_bytes: u64,
+    /// Memory for queued tasks, and for tasks that are read back.
     pub memory_budget: usize,
     /// 0 disables the check.
     pub min_free_bytes: u64,
-}
-
-#[derive(Clone, Debug)]
-pub struct QueueConfig {
-    pub workers: Workers,
-    pub capacity: usize,
-    pub retry_capacity: usize,
-    pub max_bytes: u64,
-    pub wait: Duration,
-    pub coalesce: bool,
-}
-
-#[derive(Clone, Debug)]
-pub struct RetryConfig {
-    pub max_retries: u32,
-    pub base: Duration,
-    /// Zero disables the repeat.
-    pub settle_after: Duration,
-    /// 0 disables the breaker.
-    pub breaker_failures: u32,
-}
-
-#[derive(Clone, Debug)]
-pub struct DeadLetterConfig {
-    pub max_bytes: u64,
-    /// `None` keeps them forever.
-    pub retention: Option<Duration>,
-    pub hinted_handoff: bool,
-    /// Per second and replica.
-    pub redrive_rate: NonZeroU32,
-}
-
-#[derive(Clone, Debug)]
-pub struct Timeouts {
-    pub request: Duration,
-    /// Zero is unlimited.
-    pub replica_connection_age: Duration,
-    pub strong: Duration,
-    pub client: Duration,
-    pub drain: Duration,
-}
-
-#[derive(Clone, Debug)]
-pub struct RequestLimits {
-    pub value_bytes: usize,
-    pub key_bytes: usize,
-    pub replicas: usize,
-    /// Largest body of a request within the other limits: base64 or escapes may double a value.
-    pub body_bytes: usize,
-    pub known_replicas: usize,
-    pub connections: usize,
-    pub request_memory: usize,
+    pub keys: KeyLimits,
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -255,9 +190,11 @@ impl Config {
         });
 
         let traces = match traces(&process.otlp_endpoint) {
-            Ok(endpoint) => {
-                endpoint.map(|endpoint| TraceConfig { endpoint, ratio: process.trace_ratio })
-            }
+            Ok(endpoint) => endpoint.map(|endpoint| TraceSettings {
+                endpoint,
+                ratio: process.trace_ratio,
+                node_id: id.clone(),
+            }),
             Err(problem) => {
                 problems.add(problem);
                 None
@@ -306,58 +243,60 @@ impl Config {
 
         problems.into_result()?;
         Ok(Self {
-            listen: ListenConfig {
-                address: SocketAddr::new(listener.bind, listener.port),
-                node_id: listener.node_id.clone(),
+            address: SocketAddr::new(listener.bind, listener.port),
+            node_id: id.clone(),
+            engine: EngineSettings {
+                workers,
+                queue_capacity: queue.queue_capacity.get(),
+                retry_capacity: delivery.retry_capacity.get(),
+                max_bytes: queue.queue_max_bytes.as_u64(),
+                max_dead_letter_bytes: dead_letters.dead_letter_max_bytes.as_u64(),
+                dead_letter_retention: Some(dead_letters.dead_letter_retention)
+                    .filter(|time| !time.is_zero()),
+                hinted_handoff: dead_letters.hinted_handoff == HintedHandoff::On,
+                redrive_rate: dead_letters.redrive_rate,
+                breaker_failures: delivery.breaker_failures,
+                settle_after: delivery.settle_after,
+                coalesce: queue.coalesce,
+                max_known_replicas: known,
+                max_retries: delivery.max_retries,
+                retry_base: delivery.retry_base,
+                strong_timeout: requests.strong_timeout,
+                seed: fastrand::u64(..),
             },
             store: StoreConfig {
                 dir: storage.data_dir.clone(),
                 cache_bytes: storage.store_cache.as_u64(),
                 memory_budget: to_usize(storage.memory_budget),
                 min_free_bytes: storage.min_free_disk.as_u64(),
+                keys: KeyLimits {
+                    window: requests.idempotency_window,
+                    most: requests.idempotency_keys.get(),
+                },
             },
-            queue: QueueConfig {
-                workers,
-                capacity: queue.queue_capacity.get(),
-                retry_capacity: delivery.retry_capacity.get(),
-                max_bytes: queue.queue_max_bytes.as_u64(),
-                wait: queue.queue_wait,
-                coalesce: queue.coalesce,
+            client: ClientSettings {
+                node_id: id.clone(),
+                request_timeout: delivery.request_timeout,
+                connection_age: delivery.replica_connection_age,
+                idle_replicas: known,
+                // All workers, and as many strong writes.
+                idle_per_replica: match workers {
+                    Workers::Fixed(workers) | Workers::Auto(workers) => 2 * workers.get() as usize,
+                },
             },
-            retry: RetryConfig {
-                max_retries: delivery.max_retries,
-                base: delivery.retry_base,
-                settle_after: delivery.settle_after,
-                breaker_failures: delivery.breaker_failures,
-            },
-            dead_letters: DeadLetterConfig {
-                max_bytes: dead_letters.dead_letter_max_bytes.as_u64(),
-                retention: Some(dead_letters.dead_letter_retention).filter(|time| !time.is_zero()),
-                hinted_handoff: dead_letters.hinted_handoff == HintedHandoff::On,
-                redrive_rate: dead_letters.redrive_rate,
-            },
-            timeouts: Timeouts {
-                request: delivery.request_timeout,
-                replica_connection_age: delivery.replica_connection_age,
-                strong: requests.strong_timeout,
-                client: listener.client_timeout,
-                drain: process.drain_timeout,
-            },
-            limits: RequestLimits {
-                value_bytes,
-                key_bytes,
-                replicas: max_replicas,
-                body_bytes,
-                known_replicas: known,
-                connections: listener.max_connections.get(),
+            server: ServerLimits {
+                max_connections: listener.max_connections.get(),
+                client_timeout: listener.client_timeout,
+                max_body_bytes: body_bytes,
                 request_memory: to_usize(requests.request_memory),
-            },
-            memory: MemoryConfig {
-                task_history: queue.task_history,
-                idempotency_window: requests.idempotency_window,
-                idempotency_keys: requests.idempotency_keys.get(),
+                max_value_bytes: value_bytes,
+                max_key_bytes: key_bytes,
+                max_replicas,
             },
             traces,
+            queue_wait: queue.queue_wait,
+            task_history: queue.task_history,
+            drain_timeout: process.drain_timeout,
             outbound: OutboundConfig {
                 allow: replicas.allow_replica.clone(),
                 allow_file: replicas.allow_replica_file.clone(),
@@ -442,6 +381,8 @@ impl Problems {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use clap::Parser;
 
     use super::*;
@@ -455,20 +396,21 @@ mod tests {
     #[test]
     fn the_defaults_match_the_documentation() {
         let config = config(&[]).unwrap();
-        assert_eq!(config.listen.address.to_string(), "127.0.0.1:8085");
-        assert_eq!(config.listen.node_id, "replicator");
+        assert_eq!(config.address.to_string(), "127.0.0.1:8085");
+        assert_eq!(config.node_id, "replicator");
         assert_eq!(config.store.dir, PathBuf::from("./replicator-data"));
         assert_eq!(config.store.cache_bytes, 64 << 20);
-        assert_eq!(config.queue.workers, Workers::Fixed(NonZeroU32::new(5).unwrap()));
-        assert_eq!((config.queue.capacity, config.queue.retry_capacity), (1000, 500));
-        assert_eq!(config.queue.max_bytes, 1 << 30);
-        assert_eq!(config.queue.wait, Duration::from_millis(500));
-        assert_eq!((config.retry.max_retries, config.retry.base), (3, Duration::from_secs(2)));
-        assert_eq!(config.timeouts.request, Duration::from_secs(5));
-        assert_eq!(config.timeouts.strong, Duration::from_secs(10));
-        assert_eq!(config.timeouts.drain, Duration::from_secs(30));
-        assert_eq!(config.limits.value_bytes, 8 << 20);
-        assert_eq!((config.limits.key_bytes, config.limits.replicas), (4 << 10, 64));
+        let EngineSettings { workers, queue_capacity, retry_capacity, .. } = config.engine;
+        assert_eq!(workers, Workers::Fixed(NonZeroU32::new(5).unwrap()));
+        assert_eq!((queue_capacity, retry_capacity), (1000, 500));
+        let EngineSettings { max_bytes, max_retries, retry_base, .. } = config.engine;
+        assert_eq!((max_bytes, max_retries, retry_base), (1 << 30, 3, Duration::from_secs(2)));
+        assert_eq!(config.queue_wait, Duration::from_millis(500));
+        assert_eq!(config.client.request_timeout, Duration::from_secs(5));
+        assert_eq!(config.engine.strong_timeout, Duration::from_secs(10));
+        assert_eq!(config.drain_timeout, Duration::from_secs(30));
+        let ServerLimits { max_value_bytes, max_key_bytes, max_replicas, .. } = config.server;
+        assert_eq!((max_value_bytes, max_key_bytes, max_replicas), (8 << 20, 4 << 10, 64));
     }
 
     #[test]

@@ -16,16 +16,15 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::clock::Clock;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::dispatcher::{
     Attempts, Bus, Core, Handle, Health, History, Operations, Operator, Parts, ReadMemory, messages,
 };
-use crate::engine::{self, Engine, Workers};
+use crate::engine::Engine;
 use crate::faults;
-use crate::policy::Policy;
 use crate::replica::{self, ReplicaClient};
-use crate::server;
-use crate::store::{self, CommitError, Journal, KeyLimits};
+use crate::server::{self, ServerSettings};
+use crate::store::{self, CommitError, Journal};
 use crate::traces::{self, Tracer};
 
 mod inbound;
@@ -99,7 +98,7 @@ impl Daemon {
     /// [`StartError`]; then nothing runs and nothing was changed but what opening repairs.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         // The port first: a second daemon on it must not even open the store.
-        let address = config.listen.address;
+        let address = config.address;
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().unwrap_or(address);
@@ -109,11 +108,11 @@ impl Daemon {
         let clock = Clock::start();
         let policy = outbound::policy(&config.outbound, address)?;
         let (tls, tokens) = outbound::credentials(&config.outbound)?;
-        let client = ReplicaClient::new(&replica_settings(config), policy.clone(), tls, tokens)?;
+        let client = ReplicaClient::new(&config.client, policy.clone(), tls, tokens)?;
         let outbound = Outbound::new(config.outbound.clone(), policy.clone(), client.clone());
         let outbound = Arc::new(outbound);
-        let tracer = match trace_settings(config) {
-            Some(settings) => Tracer::start(&settings, client.http()?)?,
+        let tracer = match &config.traces {
+            Some(settings) => Tracer::start(settings, client.http()?)?,
             None => Tracer::off(),
         };
         let (events, told) = mpsc::unbounded_channel();
@@ -121,12 +120,11 @@ impl Daemon {
         let (health, watched) = watch::channel(Health::Serving);
         let (stalls, stalled) = watch::channel(false);
 
-        let engine = Engine::new(engine_settings(config));
-        let memory = &config.memory;
-        let limits = KeyLimits { window: memory.idempotency_window, most: memory.idempotency_keys };
-        let (settings, journal_events) = (store_settings(config, clock), events.clone());
+        let engine = Engine::new(config.engine.clone());
+        let (settings, keys) = (store_settings(config, clock), config.store.keys);
+        let journal_events = events.clone();
         let restored = tokio::task::spawn_blocking(move || {
-            restore::open(&settings, limits, engine, clock, journal_events)
+            restore::open(&settings, keys, engine, clock, journal_events)
         });
         let Restored { journal, engine, keys, quarantined_rows, registry, recorder } =
             restored.await.map_err(|_| StartError::Interrupted)??;
@@ -158,19 +156,19 @@ impl Daemon {
             attempts,
             health,
             memory_budget: config.store.memory_budget,
-            queue_wait: config.queue.wait,
-            queue_capacity: config.queue.capacity,
-            retry_capacity: config.queue.retry_capacity,
+            queue_wait: config.queue_wait,
+            queue_capacity: config.engine.queue_capacity,
+            retry_capacity: config.engine.retry_capacity,
             quarantined_rows,
             bus: bus.clone(),
             registry,
-            history: History::new(memory.task_history),
+            history: History::new(config.task_history),
             recorder,
         });
         let core = tokio::spawn(core.run(told, asked));
 
         let retry_after = Duration::from_secs(1);
-        let redrive_rate = config.dead_letters.redrive_rate;
+        let redrive_rate = config.engine.redrive_rate;
         let operator = Operator {
             bus,
             operations: Operations::default(),
@@ -180,11 +178,18 @@ impl Daemon {
         let handle = Handle { requests, health: watched.clone(), retry_after, counts, operator };
         let (stop_serving, stop) = oneshot::channel();
         let stop = async { drop(stop.await) };
-        let settings = server_settings(config, &inbound, tracer.clone(), policy);
+        let settings = ServerSettings {
+            access: inbound.access.clone(),
+            tls: inbound.tls.clone(),
+            tracer: tracer.clone(),
+            policy,
+            node_id: config.node_id.clone(),
+            limits: config.server.clone(),
+        };
         let server = server::serve(listener, handle.clone(), settings, stop);
         let server = tokio::spawn(server);
-        info!(%address, node_id = %config.listen.node_id, "listening");
-        let grace = config.timeouts.drain;
+        info!(%address, node_id = %config.node_id, "listening");
+        let grace = config.drain_timeout;
         let health = watched;
         Ok(Self {
             address,
@@ -318,67 +323,6 @@ fn store_settings(config: &Config, clock: Clock) -> store::StoreSettings {
         cache_bytes: config.store.cache_bytes,
         min_free_bytes: config.store.min_free_bytes,
         now: clock.now().wall,
-    }
-}
-
-fn engine_settings(config: &Config) -> engine::EngineSettings {
-    engine::EngineSettings {
-        workers: config.queue.workers,
-        queue_capacity: config.queue.capacity,
-        retry_capacity: config.queue.retry_capacity,
-        max_bytes: config.queue.max_bytes,
-        max_dead_letter_bytes: config.dead_letters.max_bytes,
-        dead_letter_retention: config.dead_letters.retention,
-        hinted_handoff: config.dead_letters.hinted_handoff,
-        redrive_rate: config.dead_letters.redrive_rate,
-        breaker_failures: config.retry.breaker_failures,
-        settle_after: config.retry.settle_after,
-        coalesce: config.queue.coalesce,
-        max_known_replicas: config.limits.known_replicas,
-        max_retries: config.retry.max_retries,
-        retry_base: config.retry.base,
-        strong_timeout: config.timeouts.strong,
-        seed: fastrand::u64(..),
-    }
-}
-
-fn trace_settings(config: &Config) -> Option<traces::TraceSettings> {
-    let config::TraceConfig { endpoint, ratio } = config.traces.clone()?;
-    Some(traces::TraceSettings { endpoint, ratio, node_id: config.listen.node_id.clone() })
-}
-
-fn replica_settings(config: &Config) -> replica::ClientSettings {
-    replica::ClientSettings {
-        node_id: config.listen.node_id.clone(),
-        request_timeout: config.timeouts.request,
-        connection_age: config.timeouts.replica_connection_age,
-        idle_replicas: config.limits.known_replicas,
-        // All workers, and as many strong writes again.
-        idle_per_replica: match config.queue.workers {
-            Workers::Fixed(workers) | Workers::Auto(workers) => 2 * workers.get() as usize,
-        },
-    }
-}
-
-fn server_settings(
-    config: &Config,
-    inbound: &Inbound,
-    tracer: Tracer,
-    policy: Policy,
-) -> server::ServerSettings {
-    server::ServerSettings {
-        access: inbound.access.clone(),
-        tls: inbound.tls.clone(),
-        tracer,
-        policy,
-        node_id: config.listen.node_id.clone(),
-        max_connections: config.limits.connections,
-        client_timeout: config.timeouts.client,
-        max_body_bytes: config.limits.body_bytes,
-        request_memory: config.limits.request_memory,
-        max_value_bytes: config.limits.value_bytes,
-        max_key_bytes: config.limits.key_bytes,
-        max_replicas: config.limits.replicas,
     }
 }
 

@@ -56,6 +56,13 @@ pub struct ServerSettings {
     pub tls: Option<InboundTls>,
     pub tracer: Tracer,
     pub node_id: String,
+    pub policy: Policy,
+    pub limits: ServerLimits,
+}
+
+/// Limits of requests and connections.
+#[derive(Clone, Debug)]
+pub struct ServerLimits {
     /// At this limit a new connection evicts the one that has waited longest for its client.
     pub max_connections: usize,
     /// Limit for sending a head, sending a body, not reading a response, being idle, and waiting
@@ -69,7 +76,6 @@ pub struct ServerSettings {
     pub max_key_bytes: usize,
     /// Distinct replicas of one write.
     pub max_replicas: usize,
-    pub policy: Policy,
 }
 
 #[derive(Debug)]
@@ -106,15 +112,15 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let limits = connections::ConnectionLimits {
-        max_connections: settings.max_connections,
-        client_timeout: settings.client_timeout,
+        max_connections: settings.limits.max_connections,
+        client_timeout: settings.limits.client_timeout,
     };
     let (close, closing) = watch::channel(false);
     let (router, openapi) = routes::router();
     let server = ServerState {
         memory: body::BodyMemory::new(&settings),
         users: Mutex::new(Users::default()),
-        long_polls: v1::LongPolls::new(settings.max_connections),
+        long_polls: v1::LongPolls::new(settings.limits.max_connections),
         closing,
         openapi,
         refusals: access::Refusals::new(),

@@ -47,9 +47,9 @@ pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
     let mut signals = Signals::catch().map_err(cannot_catch)?;
     // The default action of SIGHUP would kill the process.
     let mut reload = signal(SignalKind::hangup()).map_err(cannot_catch)?;
-    if !config.listen.address.ip().is_loopback() && config.inbound.is_open() {
+    if !config.address.ip().is_loopback() && config.inbound.is_open() {
         warn!(
-            address = %config.listen.address,
+            address = %config.address,
             "authentication is disabled (--insecure): anyone who can reach this port has full access"
         );
     }
@@ -97,7 +97,7 @@ const OTHER_FILES: u64 = 256;
 /// Raises the limit of open files to what the connections may need. Warns if the system allows
 /// fewer: connections are then refused below `--max-connections`.
 fn raise_open_files(config: &Config) {
-    let replicas = config.limits.known_replicas.saturating_add(config.limits.connections);
+    let replicas = config.engine.max_known_replicas.saturating_add(config.server.max_connections);
     let needed = OTHER_FILES.saturating_add(u64::try_from(replicas).unwrap_or(u64::MAX));
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_none_or(|current| current >= needed) {

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::cli::Cli;
 use crate::dispatcher::{Request, TaskFilter};
-use crate::engine::{Arrived, KeyHasher, Origin};
+use crate::engine::{self, Arrived, KeyHasher, Origin};
 use crate::store::{LocalStore, Opened, Recovered, RecoveryEvent, StoreReader};
 use crate::task::{
     Cause, Consistency, NewTask, Node, Operation, Partition, Progress, Task, TaskId, Timestamp,

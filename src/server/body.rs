@@ -69,13 +69,13 @@ enum BodyFailure {
 
 impl BodyMemory {
     pub(super) fn new(settings: &ServerSettings) -> Self {
-        let bytes = settings.request_memory.max(settings.max_body_bytes);
+        let bytes = settings.limits.request_memory.max(settings.limits.max_body_bytes);
         Self {
             bytes,
             waiting: AtomicUsize::new(0),
             pages: Semaphore::new(pages(bytes).min(Semaphore::MAX_PERMITS)),
-            max_body_bytes: settings.max_body_bytes,
-            client_timeout: settings.client_timeout,
+            max_body_bytes: settings.limits.max_body_bytes,
+            client_timeout: settings.limits.client_timeout,
         }
     }
 

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::errors::Problem;
 use super::validate::{ValidWrite, write};
-use super::{Access, ServerSettings};
+use super::{Access, ServerLimits, ServerSettings};
 use crate::policy::{Own, Policy};
 use crate::task::{Consistency, NewTask, Node, Operation};
 use crate::traces::Tracer;
@@ -36,14 +36,16 @@ pub(super) fn settings() -> ServerSettings {
         tls: None,
         tracer: Tracer::off(),
         node_id: "replicator".to_owned(),
-        max_connections: 1,
-        client_timeout: Duration::from_secs(1),
-        max_body_bytes: 1 << 20,
-        request_memory: 1 << 20,
-        max_value_bytes: MAX_VALUE_BYTES,
-        max_key_bytes: MAX_KEY_BYTES,
-        max_replicas: MAX_REPLICAS,
         policy: Policy::new(None, Some(own)),
+        limits: ServerLimits {
+            max_connections: 1,
+            client_timeout: Duration::from_secs(1),
+            max_body_bytes: 1 << 20,
+            request_memory: 1 << 20,
+            max_value_bytes: MAX_VALUE_BYTES,
+            max_key_bytes: MAX_KEY_BYTES,
+            max_replicas: MAX_REPLICAS,
+        },
     }
 }
 

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use self::support::{Client, PATIENCE, impatient, posted, settings, start};
+use self::support::{Client, PATIENCE, impatient, limited, posted, settings, start};
 use super::*;
 use crate::dispatcher::{Accepted, Health, Refusal};
 use crate::metrics::Snapshot;
@@ -242,11 +242,11 @@ async fn a_client_that_never_reads_its_answers_is_cut() {
 
 #[tokio::test]
 async fn memory_in_use_is_a_503_for_the_next_large_body() {
-    let settings = ServerSettings {
+    let settings = limited(ServerLimits {
         request_memory: 200_000,
         client_timeout: Duration::from_secs(3),
-        ..settings()
-    };
+        ..settings().limits
+    });
     let mut server = start(settings).await;
     let large = WRITE.replace("dg==", &"MTIz".repeat(40_000));
     let mut first = Client::connect(server.address).await;
@@ -297,7 +297,7 @@ async fn a_client_that_closes_its_side_after_its_write_is_answered() {
 
 #[tokio::test]
 async fn at_the_connection_limit_a_new_connection_waits_for_the_answer_of_another() {
-    let settings = ServerSettings { max_connections: 1, ..settings() };
+    let settings = limited(ServerLimits { max_connections: 1, ..settings().limits });
     let mut server = start(settings).await;
     let mut first = Client::connect(server.address).await;
     first.post(WRITE).await;
@@ -313,7 +313,7 @@ async fn at_the_connection_limit_a_new_connection_waits_for_the_answer_of_anothe
 
 #[tokio::test]
 async fn silent_and_slow_clients_lock_no_one_out() {
-    let settings = ServerSettings { max_connections: 4, ..settings() };
+    let settings = limited(ServerLimits { max_connections: 4, ..settings().limits });
     let server = start(settings).await;
     let mut hostile = Vec::new();
     for n in 0..40 {

@@ -46,13 +46,13 @@ pub(super) fn batched(
 }
 
 fn checked(fields: Fields<'_>, settings: &ServerSettings) -> Result<ValidWrite, Problem> {
-    let key = key(fields.key, settings.max_key_bytes)?;
+    let key = key(fields.key, settings.limits.max_key_bytes)?;
     let operation = operation(fields.operation)?;
     let ttl = ttl(&fields.ttl)?;
     let (value, ttl) = match operation {
         Operation::Set => {
             let encoding = encoding(fields.value_encoding)?;
-            (value(fields.value, encoding, settings.max_value_bytes)?, ttl)
+            (value(fields.value, encoding, settings.limits.max_value_bytes)?, ttl)
         }
         Operation::Delete => (Bytes::new(), None),
     };
@@ -200,7 +200,7 @@ fn replicas(
     json: Json<'_>,
     settings: &ServerSettings,
 ) -> Result<(Vec<Node>, Vec<String>), Problem> {
-    let limit = settings.max_replicas;
+    let limit = settings.limits.max_replicas;
     let entries = match json {
         Json::List(entries) => entries,
         Json::Null => Vec::new(),

@@ -12,7 +12,7 @@ async fn opened(address: std::net::SocketAddr, types: &str) -> Client {
 
 #[tokio::test]
 async fn a_stalled_reader_is_cut_and_its_slot_is_released() {
-    let server = start(ServerSettings { max_connections: 400, ..impatient() }).await;
+    let server = start(limited(ServerLimits { max_connections: 400, ..impatient().limits })).await;
     let _stalled = opened(server.address, "figures").await;
     // These receive nothing for longer than the client timeout, and stay connected.
     let mut idle = vec![];
@@ -74,7 +74,7 @@ async fn fast_events_are_batched_into_few_chunks() {
 
 #[tokio::test]
 async fn the_slot_of_a_disconnected_reader_is_released_before_the_next_event() {
-    let server = start(ServerSettings { max_connections: 400, ..settings() }).await;
+    let server = start(limited(ServerLimits { max_connections: 400, ..settings().limits })).await;
     let mut readers = vec![];
     for _ in 0..64 {
         readers.push(opened(server.address, "replica").await);

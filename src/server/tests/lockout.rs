@@ -10,7 +10,7 @@ fn announced(bytes: usize) -> String {
 
 #[tokio::test]
 async fn clients_that_read_no_answer_lock_no_one_out() {
-    let server = start(ServerSettings { max_connections: 4, ..settings() }).await;
+    let server = start(limited(ServerLimits { max_connections: 4, ..settings().limits })).await;
     let mut hostile = Vec::new();
     let many = "GET /assets/style.css HTTP/1.1\r\nhost: h\r\n\r\n".repeat(1_000);
     for _ in 0..4 {
@@ -28,7 +28,8 @@ async fn clients_that_read_no_answer_lock_no_one_out() {
 #[tokio::test]
 async fn a_stalled_event_stream_is_evicted_for_others() {
     let patient = Duration::from_secs(300);
-    let settings = ServerSettings { max_connections: 4, client_timeout: patient, ..settings() };
+    let settings =
+        limited(ServerLimits { max_connections: 4, client_timeout: patient, ..settings().limits });
     let mut server = start(settings).await;
     let mut stalled = Client::connect(server.address).await;
     assert_eq!(stalled.get("/v1/events", "").await.status, 200);
@@ -49,7 +50,8 @@ async fn a_stalled_event_stream_is_evicted_for_others() {
 
 #[tokio::test]
 async fn large_bodies_that_are_announced_and_not_sent_block_no_write() {
-    let server = start(ServerSettings { request_memory: 200_000, ..settings() }).await;
+    let server =
+        start(limited(ServerLimits { request_memory: 200_000, ..settings().limits })).await;
     let mut hostile = Client::connect(server.address).await;
     // All the memory there is.
     hostile.send(&announced(200_000)).await;
@@ -61,7 +63,8 @@ async fn large_bodies_that_are_announced_and_not_sent_block_no_write() {
 
 #[tokio::test]
 async fn a_slow_large_body_is_cut_for_a_waiting_one() {
-    let server = start(ServerSettings { request_memory: 200_000, ..settings() }).await;
+    let server =
+        start(limited(ServerLimits { request_memory: 200_000, ..settings().limits })).await;
     let mut slow = Client::connect(server.address).await;
     slow.send(&announced(200_000)).await;
     let address = server.address;
@@ -74,7 +77,7 @@ async fn a_slow_large_body_is_cut_for_a_waiting_one() {
 
 #[tokio::test]
 async fn long_lived_requests_are_limited_to_a_quarter_of_the_connections() {
-    let server = start(ServerSettings { max_connections: 8, ..settings() }).await;
+    let server = start(limited(ServerLimits { max_connections: 8, ..settings().limits })).await;
     let mut watching = Client::connect(server.address).await;
     assert_eq!(watching.get("/v1/events", "").await.status, 200);
     let mut second = Client::connect(server.address).await;

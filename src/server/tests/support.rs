@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::dispatcher::{Accepted, Handle, Health, Refusal, Request, Write};
 use crate::metrics::Snapshot;
-use crate::server::{ServerSettings, serve};
+use crate::server::{ServerLimits, ServerSettings, serve};
 use crate::task::{NewTask, ReplicaIndex, TaskId};
 use crate::traces::Tracer;
 
@@ -35,20 +35,26 @@ pub(super) fn settings() -> ServerSettings {
         tls: None,
         tracer: Tracer::off(),
         node_id: "node-7".to_owned(),
-        max_connections: 100,
-        client_timeout: PATIENCE,
-        max_body_bytes: 200_000,
-        request_memory: 1_000_000,
-        max_value_bytes: 150_000,
-        max_key_bytes: 100,
-        max_replicas: 8,
         policy: crate::policy::Policy::new(None, None),
+        limits: ServerLimits {
+            max_connections: 100,
+            client_timeout: PATIENCE,
+            max_body_bytes: 200_000,
+            request_memory: 1_000_000,
+            max_value_bytes: 150_000,
+            max_key_bytes: 100,
+            max_replicas: 8,
+        },
     }
+}
+
+pub(super) fn limited(limits: ServerLimits) -> ServerSettings {
+    ServerSettings { limits, ..settings() }
 }
 
 /// Settings with a short client timeout.
 pub(super) fn impatient() -> ServerSettings {
-    ServerSettings { client_timeout: Duration::from_secs(3), ..settings() }
+    limited(ServerLimits { client_timeout: Duration::from_secs(3), ..settings().limits })
 }
 
 pub(super) async fn start(settings: ServerSettings) -> Server {

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::server::ServerLimits;
 
 fn settings() -> ServerSettings {
     ServerSettings {
@@ -10,14 +11,16 @@ fn settings() -> ServerSettings {
         tls: None,
         tracer: crate::traces::Tracer::off(),
         node_id: "replicator".to_owned(),
-        max_connections: 1,
-        client_timeout: Duration::from_secs(1),
-        max_body_bytes: 1 << 20,
-        request_memory: 1 << 20,
-        max_value_bytes: 8,
-        max_key_bytes: 10,
-        max_replicas: 3,
         policy: crate::policy::Policy::new(None, None),
+        limits: ServerLimits {
+            max_connections: 1,
+            client_timeout: Duration::from_secs(1),
+            max_body_bytes: 1 << 20,
+            request_memory: 1 << 20,
+            max_value_bytes: 8,
+            max_key_bytes: 10,
+            max_replicas: 3,
+        },
     }
 }
 
