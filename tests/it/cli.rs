@@ -36,7 +36,7 @@ async fn json(daemon: &Daemon, line: &str, code: i32) -> Value {
 }
 
 /// A daemon, and a replica that has rejected `count` writes.
-async fn rejected(writes: usize) -> (Daemon, Replica) {
+async fn reject(writes: usize) -> (Daemon, Replica) {
     let replica = Replica::with(|_| Behaviour::Answer(400, "", "not today")).await;
     let daemon = Daemon::start(&[]).await;
     for number in 0..writes {
@@ -147,7 +147,7 @@ async fn a_task_is_discarded_and_a_replica_is_forgotten_with_yes() {
 
 #[tokio::test]
 async fn dead_letters_are_listed_redriven_and_discarded() {
-    let (daemon, replica) = rejected(3).await;
+    let (daemon, replica) = reject(3).await;
     let page = json(&daemon, "dead-letters list --cause rejected --limit 2", 0).await;
     assert_eq!(page["dead_letters"].as_array().unwrap().len(), 2);
     let cursor = page["next_cursor"].as_str().unwrap();
@@ -178,7 +178,7 @@ async fn dead_letters_are_listed_redriven_and_discarded() {
 
 #[tokio::test]
 async fn ctrl_c_cancels_a_redrive_and_reports_its_progress() {
-    let (daemon, replica) = rejected(20).await;
+    let (daemon, replica) = reject(20).await;
     replica.behave(|_| Behaviour::Apply);
     let line = "dead-letters redrive --all --rate 1";
     let child = prepare(&daemon, line).spawn().unwrap();
@@ -237,7 +237,7 @@ async fn a_barrier_ends_when_everything_before_it_is_delivered_or_lists_what_is_
     assert!(output.status.success(), "{output:?}");
     assert!(out(&output).starts_with("reached: everything"), "{output:?}");
 
-    let (daemon, _replica) = rejected(2).await;
+    let (daemon, _replica) = reject(2).await;
     let printed = run(&daemon, "barrier", 5).await;
     assert!(printed.starts_with("reached, except 2 dead letters"), "{printed}");
 }

@@ -143,9 +143,9 @@ async fn invalid_input_is_rejected_with_a_sentence_and_leaves_no_trace() {
         let mut body = set("k", "v", &[&replica]);
         body[field] = value.clone();
         let (got, answer) = daemon.post(&body).await;
-        let said = answer["error"].as_str().unwrap_or_default().to_owned();
+        let error = answer["error"].as_str().unwrap_or_default().to_owned();
         assert_eq!(got, status, "{field} = {value:.50}: {answer}");
-        assert!(said.contains(word), "{field} = {value:.50}: {said}");
+        assert!(error.contains(word), "{field} = {value:.50}: {error}");
     }
     for field in ["key", "operation", "replica_nodes"] {
         let mut body = set("k", "v", &[&replica]);
@@ -166,8 +166,8 @@ async fn invalid_base64_that_was_announced_is_a_400() {
     body["value_encoding"] = "base64".into();
     let (status, answer) = daemon.post(&body).await;
     assert_eq!(status, 400);
-    let said = answer["error"].as_str().unwrap();
-    assert!(said.contains("value") && !said.contains("not base64!"), "{said}");
+    let error = answer["error"].as_str().unwrap();
+    assert!(error.contains("value") && !error.contains("not base64!"), "{error}");
 }
 
 #[tokio::test]

@@ -23,9 +23,9 @@ fn the_systemd_unit_is_valid() {
     assert!(text.contains(installed));
     fs::write(&unit, text.replace(installed, env!("CARGO_BIN_EXE_replicator"))).unwrap();
     let verify = Command::new("systemd-analyze").arg("verify").arg(&unit).output().unwrap();
-    let said = String::from_utf8_lossy(&verify.stderr);
-    let about_it: Vec<_> = said.lines().filter(|line| line.contains("replicator")).collect();
-    assert!(verify.status.success() && about_it.is_empty(), "{said}");
+    let printed = String::from_utf8_lossy(&verify.stderr);
+    let about_it: Vec<_> = printed.lines().filter(|line| line.contains("replicator")).collect();
+    assert!(verify.status.success() && about_it.is_empty(), "{printed}");
 }
 
 /// The score of `systemd-analyze`, at most 10 for no restriction. The rest is network access.

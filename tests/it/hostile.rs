@@ -53,7 +53,7 @@ async fn connect(address: &str) -> TcpStream {
 }
 
 /// Sends `bytes`, as far as the daemon reads them, and returns everything until the daemon closes.
-async fn sent(address: &str, bytes: &[u8]) -> String {
+async fn exchange(address: &str, bytes: &[u8]) -> String {
     let stream = connect(address).await;
     let (mut reading, mut writing) = stream.into_split();
     let sending = async {
@@ -178,10 +178,10 @@ fn attacks() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
 async fn an_invalid_request_is_rejected_or_cut_and_leaves_nothing_behind() {
     let daemon = Daemon::start(&["--client-timeout", "2s"]).await;
     // A first request, so that the memory that it allocates is not counted.
-    sent(daemon.address(), &with_headers("connection: close\r\n")).await;
+    exchange(daemon.address(), &with_headers("connection: close\r\n")).await;
     let before = memory(&daemon, "VmRSS");
     for (name, bytes, allowed) in attacks() {
-        let answer = sent(daemon.address(), &bytes).await;
+        let answer = exchange(daemon.address(), &bytes).await;
         let status = answer.get(9..12).unwrap_or_default();
         assert!(allowed.contains(&status), "{name}: {answer:?}");
     }
@@ -189,7 +189,7 @@ async fn an_invalid_request_is_rejected_or_cut_and_leaves_nothing_behind() {
     for n in 0..200 {
         let address = daemon.address().to_owned();
         let flood = if n % 2 == 0 { continuation_flood() } else { rapid_reset() };
-        floods.spawn(async move { sent(&address, &flood).await });
+        floods.spawn(async move { exchange(&address, &flood).await });
     }
     floods.join_all().await;
     // The floods sent 200 MB.
@@ -206,7 +206,7 @@ fn there_is_no_http_2_in_the_build() {
 }
 
 /// Opens a hostile connection and sends its first bytes.
-async fn begin(address: &str, kind: usize) -> Option<TcpStream> {
+async fn open_hostile(address: &str, kind: usize) -> Option<TcpStream> {
     let mut stream = connect(address).await;
     let bytes = match kind {
         0 => Vec::new(),
@@ -336,7 +336,7 @@ async fn with_ten_thousand_hostile_connections_every_honest_write_is_accepted() 
         opening.spawn(async move {
             let mut held = Vec::new();
             for n in (lane..hostile).step_by(20) {
-                held.extend(begin(&address, n / 20 % KINDS).await);
+                held.extend(open_hostile(&address, n / 20 % KINDS).await);
             }
             held
         });

@@ -38,7 +38,7 @@ async fn an_outage_of_thousands_of_failures_is_a_few_lines_of_json_without_a_val
     for first in [0, 1_000] {
         let write = |n| set(&format!("hidden-{n}"), &format!("secret-{n}"), &[&down, &refusing]);
         let writes: Vec<_> = (first..first + 1_000).map(write).collect();
-        let (status, answer) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+        let (status, answer) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
         assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)));
     }
     daemon.until_drained().await;
@@ -87,7 +87,8 @@ async fn a_failed_start_is_a_line_of_json_too() {
 
 /// A request of an operator, which writes a line to the audit log.
 async fn pause(daemon: &Daemon, replica: &Replica) {
-    let (status, answer) = daemon.order(&format!("{}/pause", path_of(replica)), &Value::Null).await;
+    let (status, answer) =
+        daemon.post_to(&format!("{}/pause", path_of(replica)), &Value::Null).await;
     assert_eq!(status, 200, "{answer}");
 }
 
@@ -118,7 +119,7 @@ async fn a_log_reader_that_is_gone_costs_only_log_lines() {
             pause(&daemon, &replica).await;
             until_dropped(&daemon).await;
             let resume = format!("{}/resume", path_of(&replica));
-            assert_eq!(daemon.order(&resume, &Value::Null).await.0, 200);
+            assert_eq!(daemon.post_to(&resume, &Value::Null).await.0, 200);
             daemon.accept(&set("after", "value", &[&replica])).await;
             replica.until_holds("after", "value").await;
             assert!(daemon.terminate().await.success(), "{format}, full: {full}");
@@ -130,7 +131,7 @@ async fn a_log_reader_that_is_gone_costs_only_log_lines() {
 async fn talk(daemon: &Daemon, replica: &Replica, round: usize) {
     let write = |n| set(&format!("{round}/{n}"), "value", &[replica]);
     let writes: Vec<_> = (0..1_000).map(write).collect();
-    let (status, answer) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+    let (status, answer) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
     assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)), "{answer}");
     replica.until_holds(&format!("{round}/999"), "value").await;
     daemon.until_drained().await;
@@ -153,7 +154,7 @@ async fn nothing_waits_for_a_stopped_log_reader() {
     assert_eq!(daemon.get("/livez").await.0, 200);
     pause(&daemon, &replica).await;
     let resume = format!("{}/resume", path_of(&replica));
-    assert_eq!(daemon.order(&resume, &Value::Null).await.0, 200);
+    assert_eq!(daemon.post_to(&resume, &Value::Null).await.0, 200);
     daemon.accept(&set("last", "value", &[&replica])).await;
     replica.until_holds("last", "value").await;
     assert!(daemon.terminate().await.success());

@@ -163,7 +163,7 @@ async fn with_workers_auto_a_distant_replica_gets_more_concurrent_deliveries() {
     let far = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(500))).await;
     // In one batch, so that there is a backlog even on a slow machine.
     let writes: Vec<_> = (0..1_000).map(|n| set(&format!("k{n}"), "v", &[&far])).collect();
-    let (status, answer) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+    let (status, answer) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
     assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)));
     wait_until("it gets twice as many at once as without", || async {
         (far.most_in_progress() > 10).then_some(())

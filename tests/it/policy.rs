@@ -210,10 +210,10 @@ async fn a_rule_file_is_reloaded_on_sighup_and_an_invalid_one_changes_nothing() 
     new.until_holds("k2", "v").await;
     forbidden(&daemon, &old.url(), "is not allowed by").await;
 
-    for (bad, said) in [("ftp://x\n", "line 1"), ("", "it contains no rule")] {
+    for (bad, printed) in [("ftp://x\n", "line 1"), ("", "it contains no rule")] {
         file(dir.path(), "rules", bad);
         daemon.signal("-HUP");
-        daemon.until_logged(said).await;
+        daemon.until_logged(printed).await;
         daemon.accept(&set("k3", "v", &[&new])).await;
         forbidden(&daemon, &old.url(), "is not allowed by").await;
     }
@@ -237,14 +237,14 @@ async fn an_invalid_rule_prevents_the_start_and_is_named() {
         .arg(dir.path().join("data"))
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let printed = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2));
-    assert!(said.contains("10.1.2.3/8:80") && said.contains("10.0.0.0/8"), "{said}");
+    assert!(printed.contains("10.1.2.3/8:80") && printed.contains("10.0.0.0/8"), "{printed}");
 
     let rules = file(dir.path(), "rules", "node-1\n\nnode-2:http # wrong\n");
     let missing = dir.path().join("missing");
     let missing = missing.to_str().unwrap();
-    for (path, said) in [
+    for (path, printed) in [
         (rules.to_str().unwrap(), r#"line 3: "node-2:http" has no valid port"#),
         (missing, &format!("cannot read {missing} (--allow-replica-file)")),
     ] {
@@ -253,7 +253,7 @@ async fn an_invalid_rule_prevents_the_start_and_is_named() {
         let status = Daemon::try_start_on(&data, &args, &[]).await.err().unwrap();
         assert_eq!(status.code(), Some(1));
         let log = crate::support::daemon::log(&data);
-        assert!(log.contains(said), "{log}");
+        assert!(log.contains(printed), "{log}");
     }
 }
 

@@ -190,7 +190,7 @@ async fn health_is_that_of_the_example_and_degraded_from_900_tasks_on() {
     let hangs = Replica::with(|_| Behaviour::Hang).await;
     let add = async |from: usize, to: usize| {
         let writes: Vec<_> = (from..to).map(|n| set(&format!("k{n}"), "v", &[&hangs])).collect();
-        let (status, answer) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+        let (status, answer) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
         assert_eq!((status, &answer["refused"]), (200, &json!(0)), "{answer}");
     };
     add(0, 23).await;

@@ -117,8 +117,8 @@ fn promtool(args: &[&str], input: &str) -> Option<()> {
     };
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "promtool {args:?}: {}", String::from_utf8_lossy(&said));
+    let printed = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "promtool {args:?}: {}", String::from_utf8_lossy(&printed));
     Some(())
 }
 

@@ -43,7 +43,7 @@ fn write(dir: &Path, file: &str, text: &str) -> String {
     path.display().to_string()
 }
 
-fn served(dir: &TempDir, authority: &Authority) -> [String; 4] {
+fn tls_args(dir: &TempDir, authority: &Authority) -> [String; 4] {
     let Issued { certificate, key } = authority.issue("127.0.0.1");
     let certificate = write(dir.path(), "cert.pem", &certificate);
     let key = write(dir.path(), "key.pem", &key);
@@ -58,7 +58,7 @@ async fn start(args: &[String]) -> Daemon {
 #[tokio::test]
 async fn the_daemon_serves_only_tls_and_clients_check_its_certificate() {
     let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
-    let daemon = start(&served(&dir, &authority)).await;
+    let daemon = start(&tls_args(&dir, &authority)).await;
     let url = daemon.url("/health");
     assert!(url.starts_with("https://"));
     let answer = client(&authority, None).get(&url).send().await.unwrap();
@@ -67,13 +67,13 @@ async fn the_daemon_serves_only_tls_and_clients_check_its_certificate() {
     // A client without TLS gets no answer.
     let mut plain = TcpStream::connect(daemon.address()).await.unwrap();
     plain.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
-    let mut said = Vec::new();
-    let _ = plain.read_to_end(&mut said).await;
-    assert!(!String::from_utf8_lossy(&said).contains("HTTP"), "{said:?}");
+    let mut printed = Vec::new();
+    let _ = plain.read_to_end(&mut printed).await;
+    assert!(!String::from_utf8_lossy(&printed).contains("HTTP"), "{printed:?}");
 }
 
 /// Connects without a client certificate, up to the end of the handshake.
-async fn shaken(
+async fn handshake(
     daemon: &Daemon,
     authority: &Authority,
     protocols: &[&str],
@@ -95,9 +95,9 @@ async fn shaken(
 #[tokio::test]
 async fn a_client_that_offers_http_2_gets_http_1_1_or_no_connection() {
     let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
-    let daemon = start(&served(&dir, &authority)).await;
+    let daemon = start(&tls_args(&dir, &authority)).await;
     for (offered, given) in [(vec!["h2", "http/1.1"], Some("http/1.1")), (vec!["h2"], None)] {
-        let shaken = shaken(&daemon, &authority, &offered).await;
+        let shaken = handshake(&daemon, &authority, &offered).await;
         let spoken = shaken.ok().map(|stream| stream.get_ref().1.alpn_protocol().unwrap().to_vec());
         assert_eq!(spoken.as_deref(), given.map(str::as_bytes), "{offered:?}");
     }
@@ -110,10 +110,10 @@ async fn a_client_that_offers_http_2_gets_http_1_1_or_no_connection() {
 async fn a_rejected_client_can_still_send_and_reads_the_reason() {
     let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
     let ca = write(dir.path(), "ca.pem", &authority.pem());
-    let mut args = served(&dir, &authority).to_vec();
+    let mut args = tls_args(&dir, &authority).to_vec();
     args.extend(["--tls-client-ca".to_owned(), ca]);
     let daemon = start(&args).await;
-    let mut stream = shaken(&daemon, &authority, &["http/1.1"]).await.unwrap();
+    let mut stream = handshake(&daemon, &authority, &["http/1.1"]).await.unwrap();
     wait_until("the daemon has refused, and ended its side", || async {
         let ready = stream.get_ref().0.ready(Interest::READABLE).await.unwrap();
         ready.is_read_closed().then_some(())
@@ -132,7 +132,7 @@ async fn only_a_valid_certificate_of_the_authority_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let (authority, clients) = (authority(), authority());
     let client_ca = write(dir.path(), "ca.pem", &clients.pem());
-    let mut args = served(&dir, &authority).to_vec();
+    let mut args = tls_args(&dir, &authority).to_vec();
     args.extend([
         "--tls-client-ca".to_owned(),
         client_ca,
@@ -163,13 +163,13 @@ async fn only_a_valid_certificate_of_the_authority_is_accepted() {
 #[tokio::test]
 async fn certificates_are_reloaded_on_sighup_and_invalid_ones_change_nothing() {
     let (dir, first, second) = (tempfile::tempdir().unwrap(), authority(), authority());
-    let daemon = start(&served(&dir, &first)).await;
+    let daemon = start(&tls_args(&dir, &first)).await;
     let url = daemon.url("/health");
     write(dir.path(), "key.pem", "nothing");
     daemon.signal("-HUP");
     daemon.until_logged("the certificates stay as they were").await;
     assert!(client(&first, None).get(&url).send().await.is_ok());
-    served(&dir, &second);
+    tls_args(&dir, &second);
     daemon.signal("-HUP");
     wait_until("the new certificate is shown", || async {
         client(&second, None).get(&url).send().await.ok()
@@ -181,7 +181,7 @@ async fn certificates_are_reloaded_on_sighup_and_invalid_ones_change_nothing() {
 #[tokio::test]
 async fn a_stalled_handshake_is_cut() {
     let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
-    let mut args = served(&dir, &authority).to_vec();
+    let mut args = tls_args(&dir, &authority).to_vec();
     args.extend(["--client-timeout".to_owned(), "1s".to_owned()]);
     let daemon = start(&args).await;
     let mut silent = TcpStream::connect(daemon.address()).await.unwrap();
@@ -191,21 +191,21 @@ async fn a_stalled_handshake_is_cut() {
 #[tokio::test]
 async fn a_key_of_another_certificate_prevents_the_start() {
     let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
-    let args = served(&dir, &authority);
+    let args = tls_args(&dir, &authority);
     write(dir.path(), "key.pem", &KeyPair::generate().unwrap().serialize_pem());
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let data = dir.path().join("data");
     let ended = Daemon::try_start_on(&data, &args, &[]).await.err().unwrap();
     assert_eq!(ended.code(), Some(1));
-    let said = crate::support::daemon::log(&data);
-    assert!(said.contains("cannot use the certificate"), "{said}");
+    let printed = crate::support::daemon::log(&data);
+    assert!(printed.contains("cannot use the certificate"), "{printed}");
 }
 
 /// The output and the exit code of a command that connects to this daemon.
-fn ask(url: &str, args: &[&str]) -> (Option<i32>, String) {
+fn run(url: &str, args: &[&str]) -> (Option<i32>, String) {
     let ran = command().args(["replicas", "--url", url]).args(args).output().unwrap();
-    let said = [ran.stdout, ran.stderr].concat();
-    (ran.status.code(), String::from_utf8(said).unwrap())
+    let printed = [ran.stdout, ran.stderr].concat();
+    (ran.status.code(), String::from_utf8(printed).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,14 +217,14 @@ async fn the_commands_present_a_certificate_and_trust_only_their_authority() {
     let Issued { certificate, key } = clients.issue("ann.example");
     let cert = write(dir.path(), "ann.pem", &certificate);
     let key = write(dir.path(), "ann-key.pem", &key);
-    let mut args = served(&dir, &ours).to_vec();
+    let mut args = tls_args(&dir, &ours).to_vec();
     args.extend(["--tls-client-ca".to_owned(), client_ca.clone()]);
     let daemon = start(&args).await;
     let url = daemon.url("");
 
     let shown = ["--ca-file", &ca, "--cert-file", &cert, "--key-file", &key];
     assert_eq!(
-        ask(&url, &shown),
+        run(&url, &shown),
         (Some(0), "no replica has had a delivery since the daemon started\n".to_owned())
     );
     let missing = dir.path().join("missing");
@@ -240,7 +240,7 @@ async fn the_commands_present_a_certificate_and_trust_only_their_authority() {
         (&["--ca-file", &key][..], "contains no certificate"),
         (&["--cert-file", &cert, "--key-file", &cert][..], "contains no readable private key"),
     ] {
-        let (code, said) = ask(&url, args);
-        assert!(code == Some(1) && said.contains(says), "{args:?}: {code:?} {said}");
+        let (code, printed) = run(&url, args);
+        assert!(code == Some(1) && printed.contains(says), "{args:?}: {code:?} {printed}");
     }
 }

@@ -81,7 +81,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn said(span: &Span, key: &str) -> String {
+fn attribute(span: &Span, key: &str) -> String {
     let attribute = span.attributes.iter().find(|attribute| attribute.key == key);
     let value = attribute.unwrap_or_else(|| panic!("{key} in {span:?}")).value.clone();
     match value.unwrap().value.unwrap() {
@@ -124,7 +124,7 @@ async fn a_write_is_one_trace_from_its_request_to_its_replicas_across_a_kill() {
     let accept = collector.until("accept", 1).await.remove(0);
     assert_eq!(hex(&accept.trace_id), TRACE);
     assert_eq!(hex(&accept.parent_span_id), CLIENT);
-    assert_eq!(said(&accept, "http.response.status_code"), "202");
+    assert_eq!(attribute(&accept, "http.response.status_code"), "202");
     // One success, and four failures, which use up the retries.
     collector.until("attempt", 5).await;
     daemon.until_metric("dead_letters", 1).await;
@@ -133,14 +133,14 @@ async fn a_write_is_one_trace_from_its_request_to_its_replicas_across_a_kill() {
     down.behave(|_| Behaviour::Apply);
     daemon.restart().await;
     let all = serde_json::json!({"all": true});
-    assert_eq!(daemon.order("/v1/dead-letters/redrive", &all).await.0, 202);
+    assert_eq!(daemon.post_to("/v1/dead-letters/redrive", &all).await.0, 202);
     down.until_holds("hidden", "secret").await;
 
     let attempts = collector.until("attempt", 6).await;
     let of = |replica: &Replica, verdict: &str| {
         let url = replica.url();
-        let ours = attempts.iter().filter(|span| said(span, "replicator.replica") == url);
-        let ours = ours.filter(|span| said(span, "replicator.verdict") == verdict);
+        let ours = attempts.iter().filter(|span| attribute(span, "replicator.replica") == url);
+        let ours = ours.filter(|span| attribute(span, "replicator.verdict") == verdict);
         ours.cloned().collect::<Vec<_>>()
     };
     assert_eq!((of(&healthy, "delivered").len(), of(&down, "retry").len()), (1, 4));
@@ -148,10 +148,10 @@ async fn a_write_is_one_trace_from_its_request_to_its_replicas_across_a_kill() {
     for span in &attempts {
         assert_eq!(hex(&span.trace_id), TRACE);
         assert_eq!(span.parent_span_id, accept.span_id, "a child of the request");
-        assert_eq!(said(span, "replicator.task_id"), said(&accept, "replicator.task_id"));
+        assert_eq!(attribute(span, "replicator.task_id"), attribute(&accept, "replicator.task_id"));
     }
     let numbers: Vec<_> =
-        of(&down, "retry").iter().map(|span| said(span, "replicator.attempt")).collect();
+        of(&down, "retry").iter().map(|span| attribute(span, "replicator.attempt")).collect();
     assert_eq!(numbers, ["1", "2", "3", "4"]);
     // Each replica received the span of its own attempt as the parent.
     let known: Vec<_> =
@@ -238,7 +238,7 @@ async fn each_write_of_a_batch_has_a_span_of_its_own() {
         assert_eq!(answer["status"], status, "{answers}");
     }
     let mut statuses: Vec<_> =
-        accepts.iter().map(|span| said(span, "http.response.status_code")).collect();
+        accepts.iter().map(|span| attribute(span, "http.response.status_code")).collect();
     statuses.sort();
     assert_eq!(statuses, ["202", "202", "202", "400"]);
     for span in &accepts {
@@ -247,6 +247,9 @@ async fn each_write_of_a_batch_has_a_span_of_its_own() {
     for attempt in &attempts {
         let of_it = |span: &&Span| span.span_id == attempt.parent_span_id;
         let accept = accepts.iter().find(of_it).expect("a child of its own write");
-        assert_eq!(said(attempt, "replicator.task_id"), said(accept, "replicator.task_id"));
+        assert_eq!(
+            attribute(attempt, "replicator.task_id"),
+            attribute(accept, "replicator.task_id")
+        );
     }
 }

@@ -9,8 +9,8 @@ use crate::support::{Behaviour, Daemon, Replica, client, set};
 const PATIENT: [&str; 4] = ["--request-timeout", "5m", "--workers", "1"];
 
 /// Creates a barrier for some replicas or all; returns its path and the answer.
-async fn drawn(daemon: &Daemon, body: &Value) -> (String, Value) {
-    let (status, barrier) = daemon.order("/v1/barriers", body).await;
+async fn create(daemon: &Daemon, body: &Value) -> (String, Value) {
+    let (status, barrier) = daemon.post_to("/v1/barriers", body).await;
     assert_eq!(status, 201, "{barrier}");
     (format!("/v1/barriers/{}", barrier["barrier_id"].as_str().unwrap()), barrier)
 }
@@ -28,10 +28,10 @@ async fn a_barrier_waits_for_earlier_writes_and_not_for_later_ones() {
     let mut daemon = Daemon::start(&PATIENT).await;
     let before = daemon.accept(&set("before", "v", &[&slow, &quick])).await;
     until(&daemon, &super::path_of(&quick), |shown| shown["books"]["delivered"] == 1).await;
-    let (all, barrier) = drawn(&daemon, &Value::Null).await;
+    let (all, barrier) = create(&daemon, &Value::Null).await;
     assert_eq!((&barrier["reached"], &barrier["pending"]), (&json!(false), &json!(1)));
     assert_eq!(barrier["up_to"], before.to_string());
-    let (of_quick, _) = drawn(&daemon, &json!({"replicas": [quick.url()]})).await;
+    let (of_quick, _) = create(&daemon, &json!({"replicas": [quick.url()]})).await;
     until(&daemon, &of_quick, |barrier| barrier["reached"] == true).await;
     daemon.accept(&set("after", "v", &[&slow])).await;
 
@@ -53,7 +53,7 @@ async fn a_barrier_counts_dead_letters_and_does_not_wait_for_them() {
     let daemon = Daemon::start(&[]).await;
     daemon.accept(&set("k", "v", &[&strict])).await;
     daemon.until_metric("dead_letters", 1).await;
-    let (_, barrier) = drawn(&daemon, &json!({})).await;
+    let (_, barrier) = create(&daemon, &json!({})).await;
     assert_eq!((&barrier["reached"], &barrier["given_up"]), (&json!(true), &json!(1)), "{barrier}");
     assert_eq!(barrier["replicas"][0]["replica"], strict.url());
 }
@@ -64,9 +64,9 @@ async fn a_client_that_waits_for_a_barrier_does_not_delay_a_shutdown() {
     let mut daemon = Daemon::start(&["--drain-timeout", "5m"]).await;
     daemon.accept(&set("first", "v", &[&replica])).await;
     replica.until_holds("first", "v").await;
-    daemon.order(&format!("{}/pause", super::path_of(&replica)), &Value::Null).await;
+    daemon.post_to(&format!("{}/pause", super::path_of(&replica)), &Value::Null).await;
     daemon.accept(&set("k", "v", &[&replica])).await;
-    let (barrier, _) = drawn(&daemon, &Value::Null).await;
+    let (barrier, _) = create(&daemon, &Value::Null).await;
     let wait = tokio::spawn(client().get(daemon.url(&format!("{barrier}?wait=60s"))).send());
     let begun = std::time::Instant::now();
     // The request may not have arrived yet. Rejected or answered, it must not delay the stop.
@@ -86,13 +86,13 @@ async fn an_invalid_field_or_parameter_is_named() {
         // A misspelled address must not count as reached.
         (json!({"replicas": ["http://127.0.0.1:1"]}), "http://127.0.0.1:1"),
     ] {
-        let (status, answer) = daemon.order("/v1/barriers", &body).await;
+        let (status, answer) = daemon.post_to("/v1/barriers", &body).await;
         assert_eq!(status, 400, "{body}");
         assert!(answer["error"].as_str().unwrap().contains(word), "{body} {answer}");
     }
     let (status, answer) = daemon.get("/v1/barriers/nonsense").await;
     assert_eq!((status, &answer["error"]), (404, &json!("there is no barrier \"nonsense\"")));
-    let (path, _) = drawn(&daemon, &Value::Null).await;
+    let (path, _) = create(&daemon, &Value::Null).await;
     for wait in ["61s", "10", "soon"] {
         let (status, answer) = daemon.get(&format!("{path}?wait={wait}")).await;
         assert_eq!(status, 400, "{wait} {answer}");

@@ -104,7 +104,7 @@ async fn figures_arrive_every_second_and_replica_events_on_a_change() {
     daemon.accept(&set("k", "v", &[&replica])).await;
     daemon.until_drained().await;
     let mut stream = Stream::open(&daemon, "?types=figures,replica", None).await;
-    daemon.order(&format!("{}/pause", super::path_of(&replica)), &Value::Null).await;
+    daemon.post_to(&format!("{}/pause", super::path_of(&replica)), &Value::Null).await;
     let paused = stream.until(|event| event.kind == "replica").await;
     assert_eq!(
         (&paused.data["replica"], &paused.data["change"]),
@@ -150,7 +150,7 @@ async fn a_reader_that_resumes_too_late_gets_the_number_of_missed_events() {
     for batch in 0..5 {
         let writes: Vec<_> =
             (0..1000).map(|n| set(&format!("k{batch}.{n}"), "v", &[&replica])).collect();
-        let (status, answers) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+        let (status, answers) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
         assert_eq!((status, &answers["accepted"]), (200, &json!(1000)));
     }
     daemon.until_drained().await;

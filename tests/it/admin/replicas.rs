@@ -36,16 +36,16 @@ async fn an_unknown_replica_is_a_404_and_an_invalid_address_a_400() {
     assert_eq!(daemon.get(unknown).await, (404, sentence.clone()));
     for order in ["pause", "resume", "probe", "forget"] {
         let path = format!("{unknown}/{order}");
-        assert_eq!(daemon.order(&path, &Value::Null).await, (404, sentence.clone()), "{order}");
-        let (status, answer) = daemon.order(&path, &json!({"force": true})).await;
+        assert_eq!(daemon.post_to(&path, &Value::Null).await, (404, sentence.clone()), "{order}");
+        let (status, answer) = daemon.post_to(&path, &json!({"force": true})).await;
         assert_eq!(status, 400, "{order}");
         assert!(answer["error"].as_str().unwrap().contains("`force`"), "{answer}");
         let (status, _) = daemon.get(&path).await;
         assert_eq!(status, 405, "{order}");
     }
     let to = json!({"to": "http://h:2"});
-    assert_eq!(daemon.order(&format!("{unknown}/rename"), &to).await, (404, sentence));
-    let (status, answer) = daemon.order(&format!("{unknown}/rename"), &json!({})).await;
+    assert_eq!(daemon.post_to(&format!("{unknown}/rename"), &to).await, (404, sentence));
+    let (status, answer) = daemon.post_to(&format!("{unknown}/rename"), &json!({})).await;
     assert_eq!(
         (status, &answer["error"]),
         (400, &json!(r#"field "to" is missing: it must be the new address"#))
@@ -70,10 +70,10 @@ async fn a_pause_survives_a_kill_until_the_replica_is_resumed() {
     daemon.accept(&set("before", "v", &[&paused, &other])).await;
     daemon.until_drained().await;
     let pause = format!("{}/pause", path_of(&paused));
-    let (status, first) = daemon.order(&pause, &Value::Null).await;
+    let (status, first) = daemon.post_to(&pause, &Value::Null).await;
     assert_eq!(status, 200);
     assert!(first["paused_since"].is_string(), "{first}");
-    let (status, again) = daemon.order(&pause, &json!({})).await;
+    let (status, again) = daemon.post_to(&pause, &json!({})).await;
     assert_eq!((status, &again["paused_since"]), (200, &first["paused_since"]));
 
     daemon.accept(&set("k", "1", &[&paused, &other])).await;
@@ -90,7 +90,8 @@ async fn a_pause_survives_a_kill_until_the_replica_is_resumed() {
     assert_eq!(shown["convergence"], "paused");
     assert_eq!(paused.seen().len(), 1, "nothing since it is paused");
 
-    let (status, shown) = daemon.order(&format!("{}/resume", path_of(&paused)), &Value::Null).await;
+    let (status, shown) =
+        daemon.post_to(&format!("{}/resume", path_of(&paused)), &Value::Null).await;
     assert_eq!((status, &shown["paused_since"]), (200, &Value::Null));
     daemon.kill_and_restart().await;
     paused.until_holds("k", "3").await;
@@ -104,14 +105,14 @@ async fn a_replica_that_is_idle_since_a_restart_can_be_paused_and_renamed() {
     daemon.until_drained().await;
     daemon.terminate().await;
     daemon.kill_and_restart().await;
-    let (status, paused) = daemon.order(&format!("{}/pause", path_of(&old)), &Value::Null).await;
+    let (status, paused) = daemon.post_to(&format!("{}/pause", path_of(&old)), &Value::Null).await;
     assert_eq!(status, 200, "{paused}");
-    let (_, probed) = daemon.order(&format!("{}/probe", path_of(&old)), &Value::Null).await;
+    let (_, probed) = daemon.post_to(&format!("{}/probe", path_of(&old)), &Value::Null).await;
     assert_eq!(probed["reason"], "it is paused");
     let rename = format!("{}/rename", path_of(&old));
-    let (status, shown) = daemon.order(&rename, &json!({"to": new.url()})).await;
+    let (status, shown) = daemon.post_to(&rename, &json!({"to": new.url()})).await;
     assert_eq!((status, &shown["renamed_from"]), (200, &json!([old.url()])));
-    daemon.order(&format!("{}/resume", path_of(&old)), &Value::Null).await;
+    daemon.post_to(&format!("{}/resume", path_of(&old)), &Value::Null).await;
     daemon.accept(&set("k", "v", &[&old])).await;
     new.until_holds("k", "v").await;
 }
@@ -124,7 +125,7 @@ async fn an_operator_can_start_a_probe_at_once() {
     daemon.accept(&set("before", "v", &[&replica])).await;
     daemon.until_drained().await;
     let probe = format!("{}/probe", path_of(&replica));
-    let (status, closed) = daemon.order(&probe, &Value::Null).await;
+    let (status, closed) = daemon.post_to(&probe, &Value::Null).await;
     assert_eq!(
         (status, &closed["probing"], &closed["breaker"]),
         (200, &json!(false), &json!("closed"))
@@ -136,7 +137,7 @@ async fn an_operator_can_start_a_probe_at_once() {
     until(&daemon, &path_of(&replica), |shown| shown["breaker"] == "open").await;
     daemon.until_drained().await;
     replica.come_back().await;
-    daemon.order(&probe, &Value::Null).await;
+    daemon.post_to(&probe, &Value::Null).await;
     replica.until_holds("k", "v").await;
     until(&daemon, &path_of(&replica), |shown| shown["breaker"] != "open").await;
 }
@@ -150,7 +151,7 @@ async fn a_forgotten_replica_receives_nothing_not_even_after_a_kill() {
         daemon.accept(&set(&format!("k{n}"), "v", &[&gone, &other])).await;
     }
     gone.until_seen(1).await;
-    let (status, shown) = daemon.order(&format!("{}/forget", path_of(&gone)), &Value::Null).await;
+    let (status, shown) = daemon.post_to(&format!("{}/forget", path_of(&gone)), &Value::Null).await;
     assert_eq!((status, &shown["replica"]), (200, &json!(gone.url())));
     let (discarded, in_flight) =
         (shown["discarded"].as_u64().unwrap(), shown["in_flight"].as_u64().unwrap());
@@ -176,7 +177,7 @@ async fn a_renamed_replica_receives_everything_at_its_new_address_after_a_kill_t
     }
     daemon.accept(&set("other", "v", &[&old])).await;
     let rename = format!("{}/rename", path_of(&old));
-    let (status, shown) = daemon.order(&rename, &json!({"to": new.url()})).await;
+    let (status, shown) = daemon.post_to(&rename, &json!({"to": new.url()})).await;
     assert_eq!(status, 200, "{shown}");
     assert_eq!(
         (&shown["replica"], &shown["renamed_from"]),
@@ -199,7 +200,7 @@ async fn a_replica_cannot_be_renamed_to_an_address_that_received_writes() {
     daemon.accept(&set("k", "v", &[&one, &two])).await;
     daemon.until_drained().await;
     let rename = format!("/v1/replicas/{}/rename", encoded(&one.url()));
-    let (status, answer) = daemon.order(&rename, &json!({"to": two.url()})).await;
+    let (status, answer) = daemon.post_to(&rename, &json!({"to": two.url()})).await;
     assert_eq!(status, 409, "{answer}");
     assert!(answer["error"].is_string());
 }
@@ -212,7 +213,7 @@ async fn a_forgotten_replica_is_not_listed_until_a_write_names_it() {
         daemon.client().get(daemon.url("/v1/events?types=figures")).send().await.unwrap();
     daemon.accept(&set("k", "v", &[&gone, &other])).await;
     gone.until_seen(1).await;
-    let (status, _) = daemon.order(&format!("{}/forget", path_of(&gone)), &Value::Null).await;
+    let (status, _) = daemon.post_to(&format!("{}/forget", path_of(&gone)), &Value::Null).await;
     assert_eq!(status, 200);
     let sentence = json!({"error": format!("there is no replica {}", gone.url())});
     until(&daemon, &path_of(&gone), |shown| *shown == sentence).await;
@@ -242,7 +243,7 @@ async fn a_strong_write_without_its_majority_says_which_replicas_are_paused_or_f
     let (paused, good) = (Replica::start().await, Replica::start().await);
     daemon.accept(&set("before", "v", &[&paused, &good])).await;
     daemon.until_drained().await;
-    daemon.order(&format!("{}/pause", path_of(&paused)), &Value::Null).await;
+    daemon.post_to(&format!("{}/pause", path_of(&paused)), &Value::Null).await;
     let (status, answer) = daemon.post(&strong("k", "v", &[&paused, &good])).await;
     assert_eq!(status, 503, "{answer}");
     let failed = answer["failed_nodes"].as_array().unwrap();
@@ -276,7 +277,7 @@ async fn a_strong_write_that_needs_a_paused_replica_is_answered_at_once_and_deli
     daemon.until_drained().await;
     let begun = Instant::now();
     let pause = format!("{}/pause", path_of(&paused));
-    daemon.order(&pause, &Value::Null).await;
+    daemon.post_to(&pause, &Value::Null).await;
     let (status, answer) = daemon.post(&strong("k", "v", &[&paused, &good])).await;
     let reason = format!("{} is paused;", paused.url());
     assert_eq!(status, 503, "{answer}");
@@ -284,7 +285,7 @@ async fn a_strong_write_that_needs_a_paused_replica_is_answered_at_once_and_deli
     good.until_holds("k", "v").await;
 
     // The same if the pause comes while the write waits for an older write of its key.
-    daemon.order(&format!("{}/resume", path_of(&paused)), &Value::Null).await;
+    daemon.post_to(&format!("{}/resume", path_of(&paused)), &Value::Null).await;
     paused.until_holds("k", "v").await;
     paused.behave(|_| Behaviour::Hang);
     daemon.accept(&set("l", "older", &[&paused])).await;
@@ -292,7 +293,7 @@ async fn a_strong_write_that_needs_a_paused_replica_is_answered_at_once_and_deli
     let body = strong("l", "v", &[&paused, &good]);
     let later = async {
         good.until_holds("l", "v").await;
-        daemon.order(&pause, &Value::Null).await
+        daemon.post_to(&pause, &Value::Null).await
     };
     let ((status, answer), _) = tokio::join!(daemon.post(&body), later);
     assert_eq!((status, &answer["acked_nodes"]), (503, &json!([good.url()])), "{answer}");

@@ -8,7 +8,7 @@ use super::{MIB, figure, memory, raise_open_files};
 use crate::support::Daemon;
 
 /// A server on one port of every address of this machine; it answers every request.
-async fn everyone() -> u16 {
+async fn serve_every_address() -> u16 {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -55,7 +55,7 @@ async fn thousands_of_made_up_replicas_users_and_keys_cost_a_bounded_share() {
         "0s",
     ];
     let daemon = Daemon::start(&args).await;
-    let port = everyone().await;
+    let port = serve_every_address().await;
     let (memory_before, files_before) =
         (memory(&daemon, "VmRSS"), figure(&daemon, "process_open_fds").await);
     let mut clients = JoinSet::new();

@@ -180,8 +180,8 @@ async fn a_byte_order_mark_is_dropped_and_a_compressed_body_is_a_415() {
             (answer.status().as_u16(), &answer.headers()["accept-encoding"]),
             (415, &"identity".parse().unwrap())
         );
-        let said: Value = answer.json().await.unwrap();
+        let answer: Value = answer.json().await.unwrap();
         let sentence = r#"the body has the Content-Encoding "gzip": it must be sent without one"#;
-        assert_eq!(said, json!({ "error": sentence }), "{path}");
+        assert_eq!(answer, json!({ "error": sentence }), "{path}");
     }
 }

@@ -123,7 +123,7 @@ impl Daemon {
     }
 
     /// The JSON of a POST with this body; null means no body.
-    pub async fn order(&self, path: &str, body: &Value) -> (u16, Value) {
+    pub async fn post_to(&self, path: &str, body: &Value) -> (u16, Value) {
         let request = self.client.post(self.url(path));
         let request = if body.is_null() { request } else { request.json(body) };
         let answer = request.send().await.unwrap();
@@ -171,7 +171,7 @@ impl Daemon {
     /// then, even this one, which changes nothing.
     pub async fn until_durable(&self, replica: &Replica) {
         let resume = format!("{}/resume", path_of(replica));
-        let (status, answer) = self.order(&resume, &Value::Null).await;
+        let (status, answer) = self.post_to(&resume, &Value::Null).await;
         assert_eq!(status, 200, "{answer}");
     }
 
@@ -277,10 +277,10 @@ async fn spawn(
     // a busy machine would cause more attempts than the test counts.
     let defaults = [["--port", "0"], ["--request-timeout", "1m"]];
     let port_given = env.iter().any(|(name, _)| name == "REPLICATOR_PORT");
-    let said = |flag: &str| args.iter().any(|arg| arg == flag) || (port_given && flag == "--port");
-    let unsaid = defaults.iter().filter(|[flag, _]| !said(flag));
+    let given = |flag: &str| args.iter().any(|arg| arg == flag) || (port_given && flag == "--port");
+    let missing = defaults.iter().filter(|[flag, _]| !given(flag));
     let mut child = command()
-        .args(unsaid.flatten())
+        .args(missing.flatten())
         .arg("--data-dir")
         .arg(path)
         .args(args)
@@ -292,15 +292,15 @@ async fn spawn(
         .unwrap();
     // It prints its address to standard output when it listens.
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let (say, said) = tokio::sync::oneshot::channel();
+    let (sender, line) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let mut line = String::new();
         // The daemon may have ended, and the receiver may be gone.
         let _ = stdout.read_line(&mut line);
-        let _ = say.send(line);
+        let _ = sender.send(line);
         let _ = stdout.read_to_end(&mut Vec::new());
     });
-    let Ok(line) = tokio::time::timeout(super::PATIENCE, said).await else {
+    let Ok(line) = tokio::time::timeout(super::PATIENCE, line).await else {
         let _ = child.kill();
         let _ = child.wait();
         panic!("the daemon neither serves nor ends\n{}", self::log(path));
