@@ -196,7 +196,7 @@ async fn a_token_beyond_its_rate_gets_a_429_with_retry_after() {
     let refused = refused.expect("50 requests at once are more than one a second");
     assert!(refused.headers()[RETRY_AFTER].to_str().unwrap().parse::<u64>().unwrap() >= 1);
     assert_status(&request(&daemon, Method::GET, "/health", &quick).await, 200);
-    wait_until("the token is good again", || async {
+    wait_until("the token is accepted again", || async {
         let answer = request(&daemon, Method::GET, "/health", &slow).await;
         (answer.status() == 200).then_some(())
     })
@@ -220,8 +220,10 @@ async fn a_token_list_is_reloaded_on_sighup_and_an_invalid_one_changes_nothing()
     fs::write(list.path(), "").unwrap();
     let second = list.add(&["--name", "second", "--role", "observe"]);
     daemon.signal("-HUP");
-    wait_until("the new token is good", || async { (status(&second).await == 200).then_some(()) })
-        .await;
+    wait_until("the new token is accepted", || async {
+        (status(&second).await == 200).then_some(())
+    })
+    .await;
     assert_eq!(status(&first).await, 401);
 
     fs::remove_file(list.path()).unwrap();
@@ -411,7 +413,7 @@ async fn no_secret_is_in_a_log_an_error_or_a_metric() {
         let answer = request.header("accept", "text/plain").send().await.unwrap();
         printed += &answer.text().await.unwrap();
     }
-    wait_until("it is given up", || async {
+    wait_until("the delivery is given up", || async {
         let figures: Value =
             request(&daemon, Method::GET, "/metrics", &token).await.json().await.unwrap();
         (figures["permanent_failures"] == 1).then_some(())

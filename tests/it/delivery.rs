@@ -333,8 +333,10 @@ async fn a_dead_and_a_hanging_replica_do_not_delay_a_healthy_one() {
     for n in 0..200 {
         daemon.accept(&set(&format!("k{n}"), "v", &[&healthy, &dead])).await;
     }
-    wait_until("the healthy one has all", || async { (healthy.data().len() == 210).then_some(()) })
-        .await;
+    wait_until("the healthy replica has all writes", || async {
+        (healthy.data().len() == 210).then_some(())
+    })
+    .await;
     dead.come_back().await;
 }
 
@@ -350,7 +352,9 @@ async fn a_delivery_parked_by_a_full_retry_queue_returns_by_itself() {
     daemon.until_metric("dead_letters", 10).await;
     assert_eq!(daemon.metrics().await["queue_size"], 0);
     replica.come_back().await;
-    wait_until("the replica has all", || async { (replica.data().len() == 12).then_some(()) })
-        .await;
+    wait_until("the replica has all writes", || async {
+        (replica.data().len() == 12).then_some(())
+    })
+    .await;
     daemon.until_metric("dead_letters", 0).await;
 }

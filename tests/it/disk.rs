@@ -125,16 +125,16 @@ async fn waiting_deliveries_survive_a_compaction_and_are_read_back() {
     alive.stop();
     drained.write_large(&daemon, &[alive.url()], 80).await;
     alive.come_back().await;
-    wait_until("the store is rewritten", || async {
+    wait_until("the store is compacted", || async {
         (daemon.metrics().await["store_rewrites_total"] == 1).then_some(())
     })
     .await;
     // The compaction may have begun before all of them were delivered.
     let drains = || async { (alive.data().len() == 80).then_some(()) };
-    wait_until("what goes through arrives", drains).await;
+    wait_until("all writes of the healthy replica arrive", drains).await;
     dead.come_back().await;
     let arrived = || async { (dead.data().len() == 4).then_some(()) };
-    wait_until("what waited arrives", arrived).await;
+    wait_until("the waiting writes arrive", arrived).await;
     judge(&dead, &kept.accepted(), &[0]);
     judge(&alive, &drained.accepted(), &[0]);
     let current = std::fs::read_to_string(daemon.dir().join("CURRENT")).unwrap();
@@ -191,7 +191,7 @@ async fn on_a_full_disk_new_writes_are_rejected_and_deliveries_free_space() {
             503 => break answer,
             other => panic!("{other}: {answer}"),
         }
-        assert!(accepted < 200, "never refused");
+        assert!(accepted < 200, "no write was rejected");
     };
     assert!(accepted > 10, "{accepted}");
     assert!(refused["error"].as_str().unwrap().contains("--min-free-disk"), "{refused}");

@@ -133,7 +133,7 @@ fn a_data_directory_of_another_user_is_rejected() {
     }
     let printed = refused(&["--port", "0"], &dir);
     assert!(printed.contains("setpriv --reuid=61234 --regid=61235"), "{printed}");
-    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "nothing was made in it");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "nothing was created in it");
 }
 
 #[tokio::test]

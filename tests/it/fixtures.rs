@@ -175,7 +175,8 @@ fn key_in(format: u32, task: TaskId) -> Option<Idempotency> {
 #[test]
 #[ignore = "run once for each format of the store"]
 fn writes_a_fixture() {
-    let target = std::env::var("FIXTURE").expect("FIXTURE names a directory that is not there yet");
+    let target =
+        std::env::var("FIXTURE").expect("FIXTURE must name a directory that does not exist");
     let (opened, found) = open(Path::new(&target));
     assert!(found.is_empty());
     for (node, row) in replicas() {

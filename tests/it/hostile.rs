@@ -350,7 +350,7 @@ async fn with_ten_thousand_hostile_connections_every_honest_write_is_accepted() 
         assert!(files <= files_before + CONNECTIONS + 100, "{files} files");
     }
     let before: Vec<_> = written.iter().map(|count| count.load(Ordering::Relaxed)).collect();
-    let go_on = wait_until("every honest client goes on", || async {
+    let go_on = wait_until("every honest client makes progress", || async {
         let mut counts = written.iter().zip(&before);
         let enough = |(now, before): (&AtomicU64, &u64)| {
             now.load(Ordering::Relaxed) >= before + WRITES_AT_LEAST
@@ -359,13 +359,13 @@ async fn with_ten_thousand_hostile_connections_every_honest_write_is_accepted() 
     });
     tokio::select! {
         () = go_on => {}
-        ended = honest.join_next() => panic!("an honest client has ended: {ended:?}"),
+        ended = honest.join_next() => panic!("an honest client ended: {ended:?}"),
     }
     // Per connection a head, hyper's buffers and the connection itself; then the bodies and the
     // writes.
     let bound = CONNECTIONS * (64 + 48) * KIB + 32 * MIB + 64 * MIB;
     let grown = memory(&daemon, "VmHWM").saturating_sub(memory_before);
-    assert!(grown < bound, "{} MiB more, of {} that may be", grown / MIB, bound / MIB);
+    assert!(grown < bound, "{} MiB more, of {} allowed", grown / MIB, bound / MIB);
     drop(held);
 
     stop.store(true, Ordering::Relaxed);
@@ -373,13 +373,13 @@ async fn with_ten_thousand_hostile_connections_every_honest_write_is_accepted() 
     // A busy client has not waited longest, so it is rarely evicted, unless this process stalls.
     let accepted: u64 = written.iter().map(|count| count.load(Ordering::Relaxed)).sum();
     assert!(repeated * 5 <= accepted, "{repeated} of {accepted} were repeated");
-    wait_until("their files are closed", || async {
+    wait_until("the connections are closed", || async {
         (figure(&daemon, "process_open_fds").await <= files_before + 100).then_some(())
     })
     .await;
     let replica = format!("{{replica=\"{}\"}}", replica.url());
     let of = |name: &str| format!("replicator_deliveries_{name}{replica}");
-    wait_until("all is delivered", || async {
+    wait_until("everything is delivered", || async {
         (figure(&daemon, &of("pending")).await == 0).then_some(())
     })
     .await;

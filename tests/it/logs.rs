@@ -42,7 +42,7 @@ async fn an_outage_of_thousands_of_failures_is_a_few_lines_of_json_without_a_val
         assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)));
     }
     daemon.until_drained().await;
-    wait_until("all is given up", || async {
+    wait_until("everything is given up", || async {
         let failures = daemon.metrics().await["permanent_failures"].as_u64().unwrap();
         (failures >= 4_000).then_some(())
     })

@@ -113,7 +113,7 @@ async fn writes_for_a_replica_beyond_its_share_of_dead_letters_are_rejected_and_
     let daemon = Daemon::start(&["--dead-letter-max-bytes", "16KiB"]).await;
     let refusing = Replica::with(|_| Behaviour::Answer(400, "", "")).await;
     let healthy = Replica::start().await;
-    let refused = wait_until("a write is refused", || async {
+    let refused = wait_until("a write is rejected", || async {
         let body = set(&fastrand::u64(..).to_string(), "v", &[&refusing]);
         let (status, answer) = daemon.post(&body).await;
         (status == 503).then_some(answer)
@@ -165,7 +165,7 @@ async fn with_workers_auto_a_distant_replica_gets_more_concurrent_deliveries() {
     let writes: Vec<_> = (0..1_000).map(|n| set(&format!("k{n}"), "v", &[&far])).collect();
     let (status, answer) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
     assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)));
-    wait_until("it gets twice as many at once as without", || async {
+    wait_until("it gets twice as many concurrent deliveries", || async {
         (far.most_in_progress() > 10).then_some(())
     })
     .await;

@@ -103,7 +103,7 @@ async fn a_daemon_serves_even_if_it_cannot_print_its_address() {
         daemon.stdin(Stdio::null()).stdout(stdout).stderr(File::create(&log).unwrap());
         let mut daemon = daemon.spawn().unwrap();
         let read = || fs::read_to_string(&log).unwrap();
-        wait_until("it says so in its log", || async {
+        wait_until("the address is in the log", || async {
             let printed = read();
             assert!(!printed.contains("panicked"), "{printed}");
             (printed.contains("standard output") && printed.contains("http://127.0.0.1:"))

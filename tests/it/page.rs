@@ -203,7 +203,7 @@ async fn a_stopped_daemon_is_reported_and_the_page_reconnects() {
     browser.until_says("#link", "Disconnected").await;
     browser.until_says("#stale", "does not answer").await;
     // Another test may have got its port meanwhile.
-    let again = wait_until("it has its port again", || async {
+    let again = wait_until("the daemon has its port again", || async {
         Daemon::try_start_on(daemon.dir(), &["--port", &port], &[]).await.ok()
     })
     .await;

@@ -202,7 +202,7 @@ async fn a_rule_file_is_reloaded_on_sighup_and_an_invalid_one_changes_nothing() 
 
     file(dir.path(), "rules", &format!("{}\n", new.url()));
     daemon.signal("-HUP");
-    wait_until("the new rules hold", || async {
+    wait_until("the new rules apply", || async {
         let (status, _) = daemon.post(&set("k2", "v", &[&new])).await;
         (status == 202).then_some(())
     })

@@ -266,7 +266,7 @@ async fn the_success_rate_counts_what_was_sent_while_a_breaker_is_open() {
     }
     daemon.until_metric("permanent_failures", 50).await;
     // Every sent request has arrived, and every answered one is counted.
-    let metrics = wait_until("the failures are those that the replica saw", || async {
+    let metrics = wait_until("every failure that the replica saw is counted", || async {
         let metrics = daemon.metrics().await;
         (metrics["failed_replicas"] == bad.seen().len()).then_some(metrics)
     })

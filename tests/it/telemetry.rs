@@ -191,10 +191,10 @@ async fn alerts_and_dashboard_name_metrics_that_exist() {
 fn the_dashboard_is_well_formed() {
     let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).unwrap();
     assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 39);
-    assert!(dashboard["id"].is_null(), "an id is given by the Grafana that imports it");
+    assert!(dashboard["id"].is_null(), "Grafana assigns the id at the import");
     let panels = dashboard["panels"].as_array().unwrap();
     let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
-    assert_eq!(ids.len(), panels.len(), "an id stands there twice");
+    assert_eq!(ids.len(), panels.len(), "an id is used twice");
     let mut taken = BTreeSet::new();
     for panel in panels {
         let at = |name: &str| panel["gridPos"][name].as_u64().unwrap();

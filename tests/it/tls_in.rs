@@ -114,7 +114,7 @@ async fn a_rejected_client_can_still_send_and_reads_the_reason() {
     args.extend(["--tls-client-ca".to_owned(), ca]);
     let daemon = start(&args).await;
     let mut stream = handshake(&daemon, &authority, &["http/1.1"]).await.unwrap();
-    wait_until("the daemon has refused, and ended its side", || async {
+    wait_until("the daemon has rejected the client and closed its side", || async {
         let ready = stream.get_ref().0.ready(Interest::READABLE).await.unwrap();
         ready.is_read_closed().then_some(())
     })
@@ -171,7 +171,7 @@ async fn certificates_are_reloaded_on_sighup_and_invalid_ones_change_nothing() {
     assert!(client(&first, None).get(&url).send().await.is_ok());
     tls_args(&dir, &second);
     daemon.signal("-HUP");
-    wait_until("the new certificate is shown", || async {
+    wait_until("the new certificate is served", || async {
         client(&second, None).get(&url).send().await.ok()
     })
     .await;

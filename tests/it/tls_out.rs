@@ -109,7 +109,7 @@ async fn invalid_certificates_are_distinguished_and_nothing_is_sent() {
         daemon.until_logged(said).await;
         assert!(replica.seen().is_empty(), "{said}");
     }
-    assert_eq!(daemon.metrics().await["permanent_failures"], 0, "all are retried");
+    assert_eq!(daemon.metrics().await["permanent_failures"], 0, "every delivery is retried");
 }
 
 /// An operator sees the error, corrects the file and sends SIGHUP.

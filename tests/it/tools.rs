@@ -60,7 +60,7 @@ async fn an_imported_backlog_is_delivered() {
     down.until_gone("gone").await;
     daemon.accept(&set("new", "one", &[&down])).await;
     down.until_holds("new", "one").await;
-    assert!(down.seen().last().unwrap().sequence() > sequence, "the sequence goes on");
+    assert!(down.seen().last().unwrap().sequence() > sequence, "the sequence continues");
     // Settled deliveries are not repeated by the other daemon.
     assert_eq!(up.seen().len(), 4);
 }

@@ -44,7 +44,7 @@ async fn a_barrier_waits_for_earlier_writes_and_not_for_later_ones() {
     gate.open();
     let reached: Value = wait.await.unwrap().unwrap().json().await.unwrap();
     assert_eq!((&reached["reached"], &reached["pending"]), (&json!(true), &json!(0)), "{reached}");
-    assert!(slow.get("after").is_none(), "what came after it is none of its business");
+    assert!(slow.get("after").is_none(), "the barrier does not wait for a later write");
 }
 
 #[tokio::test]

@@ -160,7 +160,7 @@ async fn a_reader_that_resumes_too_late_gets_the_number_of_missed_events() {
     assert_eq!(lagged.kind, "lagged");
     let missed = lagged.data["missed"].as_u64().unwrap();
     assert!(missed > 0);
-    assert_eq!(lagged.id, first.id + missed, "it stands where the missing ones end");
+    assert_eq!(lagged.id, first.id + missed, "its id is that of the last missed event");
     assert_eq!(resumed.next().await.unwrap().id, lagged.id + 1);
 }
 

@@ -147,7 +147,7 @@ async fn a_redrive_keeps_its_rate_and_can_be_cancelled() {
     let done = ended["done"].as_u64().unwrap();
     assert!((1..50).contains(&done), "{ended}");
     daemon.until_drained().await;
-    assert_eq!(letters(&daemon, "").await.len() as u64, 50 - done, "the others are as they were");
+    assert_eq!(letters(&daemon, "").await.len() as u64, 50 - done, "the others have not changed");
     // The operation has ended, so a cancel changes nothing.
     assert_eq!(daemon.delete(&operation).await, (200, ended));
 }

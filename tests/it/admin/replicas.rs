@@ -88,7 +88,7 @@ async fn a_pause_survives_a_kill_until_the_replica_is_resumed() {
         (&first["paused_since"], &json!(3))
     );
     assert_eq!(shown["convergence"], "paused");
-    assert_eq!(paused.seen().len(), 1, "nothing since it is paused");
+    assert_eq!(paused.seen().len(), 1, "nothing since the pause");
 
     let (status, shown) =
         daemon.post_to(&format!("{}/resume", path_of(&paused)), &Value::Null).await;

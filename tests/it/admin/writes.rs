@@ -61,7 +61,7 @@ async fn each_write_of_a_batch_has_its_own_answer_in_order() {
         assert_eq!(answer(2)["acked_nodes"], json!([replica.url()]));
         assert!(answer(5)["failed_nodes"].to_string().contains(&down.url()), "{answers}");
         let id = |at: usize| answer(at)["task_id"].as_str().unwrap().parse::<u64>().unwrap();
-        assert!(id(0) < id(6), "the order of acceptance is theirs");
+        assert!(id(0) < id(6), "the ids follow the order of the batch");
         replica.until_holds("a", "4").await;
         replica.until_holds("b", "2").await;
     }

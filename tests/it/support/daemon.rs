@@ -159,7 +159,7 @@ impl Daemon {
 
     /// Waits until no task is queued or retried.
     pub async fn until_drained(&self) {
-        wait_until("all is drained", || async {
+        wait_until("everything is drained", || async {
             let metrics = self.metrics().await;
             let empty = metrics["queue_size"] == 0 && metrics["retries_in_progress"] == 0;
             empty.then_some(())

@@ -196,7 +196,7 @@ impl Traffic {
 
     pub async fn until_accepted(&self, count: usize) {
         let enough = || async { (self.count() >= count).then_some(()) };
-        wait_until("enough is accepted", enough).await;
+        wait_until("enough writes are accepted", enough).await;
     }
 
     /// Every accepted write.

@@ -163,7 +163,7 @@ impl Replica {
     pub async fn come_back(&self) {
         // The old listener is closed when its task ends. Until then it would receive connections.
         let refused = || async { TcpStream::connect(self.address).await.is_err().then_some(()) };
-        wait_until("nobody listens any more", refused).await;
+        wait_until("the listener is closed", refused).await;
         self.accept(socket(self.address).unwrap().listen(1024).unwrap());
     }
 
@@ -222,7 +222,7 @@ impl Replica {
             let closed = tokio::time::timeout(PATIENCE, last.read(&mut [0])).await;
             let _ = closed.expect("the replica should have closed the connection");
         }
-        wait_until("nobody is connected", || async {
+        wait_until("no client is connected", || async {
             let state = self.state.lock().unwrap();
             state.connections.iter().all(AbortHandle::is_finished).then_some(())
         })
