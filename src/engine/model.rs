@@ -19,6 +19,7 @@ use crate::task::{Consistency, Obstacle, Partition, Progress};
 mod checks;
 mod operator;
 mod ops;
+mod owners;
 
 pub(super) use ops::{How, Op};
 
@@ -310,27 +311,6 @@ impl World {
         self.act();
     }
 
-    /// Ends an attempt that was in flight at a release. It is applied only within its time.
-    fn answer_orphan(&mut self, orphan: (DeliveryId, Moment), how: How) {
-        let (delivery, until) = orphan;
-        let applied = matches!(how, How::Delivered) && self.now.moment <= until;
-        let verdict = match applied {
-            true => Verdict::Delivered,
-            false => Verdict::Retry { after: None, error: "cut".into() },
-        };
-        if applied {
-            let task = &self.tasks[&delivery.task.0];
-            let place = (site(&task.replicas[delivery.replica.get()]), task.key);
-            self.acknowledged.insert(delivery);
-            self.apply(place, delivery.task.0);
-        } else {
-            self.unanswered.push((delivery, until));
-        }
-        let outcome = AttemptOutcome { verdict, ambiguous: !applied, took: Duration::ZERO };
-        self.engine.answered(self.now, delivery, outcome);
-        self.act();
-    }
-
     fn unanswered(&mut self, delivery: DeliveryId) {
         self.unanswered.push((delivery, self.late()));
     }
@@ -375,81 +355,6 @@ impl World {
         self.now.moment = self.now.moment.after(time);
         self.now.wall = self.now.wall.saturating_add(time);
         self.engine.tick(self.now);
-        self.act();
-    }
-
-    fn restart(&mut self, settled: usize) {
-        // A kill loses settlements, and with them which older writes a delivery stands for.
-        if !self.appended.is_empty() || !self.unsettled.is_empty() {
-            self.barriers.clear();
-        }
-        if settled > 0 {
-            // A prefix of the log is durable, and a write comes before everything that it settles.
-            self.durable.extend(self.appended.keys());
-            let appended = std::mem::take(&mut self.appended);
-            self.disk.extend(appended.into_iter().map(|(id, (stored, _))| (id, stored)));
-        }
-        self.settle(settled);
-        self.unsettled.clear();
-        self.engine = Engine::new(self.settings.clone());
-        self.appended.clear();
-        self.strong.clear();
-        self.unanswered.append(&mut self.orphans);
-        let on_wire = std::mem::take(&mut self.on_wire);
-        on_wire.into_iter().for_each(|delivery| self.unanswered(delivery));
-        if std::mem::take(&mut self.set_forward) {
-            self.unanswered.clear();
-        }
-        self.open.clear();
-        self.sent.clear();
-        self.restarted = true;
-        for name in &self.names {
-            if self.paused.contains(&site(name)) {
-                self.engine.pause(self.now, name, Some(self.now.wall));
-            }
-        }
-        self.released.clear();
-        self.recover(Partition(0));
-        self.recover(Partition(1));
-    }
-
-    /// Another engine claims a partition. It delivers nothing.
-    fn release(&mut self, given_up: Partition, settled: usize) {
-        self.settle(settled);
-        let tasks = &self.tasks;
-        let leaves = |id: &u64| partition(tasks[id].key) == given_up;
-        self.unsettled.retain(|id, _| !leaves(id));
-        let (orphans, on_wire): (Vec<_>, Vec<_>) =
-            self.on_wire.drain(..).partition(|delivery| leaves(&delivery.task.0));
-        self.on_wire = on_wire;
-        let until = self.late();
-        self.orphans.extend(orphans.into_iter().map(|delivery| (delivery, until)));
-        self.released.insert(given_up);
-        self.barriers.clear();
-        self.engine.release(self.now, given_up);
-        self.act();
-    }
-
-    fn claim(&mut self, claimed: Partition) {
-        if !self.released.remove(&claimed) {
-            return;
-        }
-        self.restarted = true;
-        if self.set_forward {
-            self.unanswered.clear();
-        }
-        self.sent.retain(|(_, key), _| partition(*key) != claimed);
-        self.recover(claimed);
-    }
-
-    fn recover(&mut self, claimed: Partition) {
-        let recovered = self.disk.iter().filter(|(_, stored)| partition(stored.key) == claimed);
-        for (&id, stored) in recovered {
-            let now_named = |old: &Node| self.names.iter().find(|name| site(name) == site(old));
-            let replicas: Vec<_> = stored.replicas.iter().filter_map(now_named).cloned().collect();
-            let task = self.arrived(id, stored, &replicas);
-            self.engine.arrive(self.now, task, Origin::Recovered(stored.progress.clone()));
-        }
         self.act();
     }
 
