@@ -17,6 +17,7 @@ use super::*;
 use crate::task::{Consistency, Obstacle, Partition, Progress};
 
 mod checks;
+mod operator;
 mod ops;
 mod owners;
 
@@ -348,83 +349,6 @@ impl World {
             let back = u64::try_from(step.as_nanos()).unwrap();
             self.now.wall = Timestamp(self.now.wall.0.saturating_sub(back));
         }
-    }
-
-    fn pause(&mut self, at: usize, paused: bool) {
-        let name = self.names[at].clone();
-        self.engine.pause(self.now, &name, paused.then_some(self.now.wall));
-        if paused {
-            self.paused.insert(site(&name));
-        } else {
-            self.paused.remove(&site(&name));
-        }
-        self.act();
-    }
-
-    fn letters(&self) -> Vec<DeliveryId> {
-        let found = self.engine.find_letters(&DeliveryFilter::default(), None, usize::MAX);
-        let of = |letter: LetterView| DeliveryId { task: letter.task, replica: letter.replica };
-        found.items.into_iter().map(of).collect()
-    }
-
-    fn redrive(&mut self, nth: usize) {
-        let letters = self.letters();
-        if !letters.is_empty() {
-            let letter = letters[nth % letters.len()];
-            let would = self.engine.would_redrive(letter);
-            let does = self.engine.redrive_letter(self.now, letter);
-            assert_eq!(would, does);
-            self.act();
-        }
-    }
-
-    fn discard(&mut self, nth: usize, letter: bool) {
-        if letter {
-            let letters = self.letters();
-            if letters.is_empty() {
-                return;
-            }
-            let letter = letters[nth % letters.len()];
-            self.note_discarded(letter.task.0, |at| at == letter.replica.get());
-            assert_eq!(self.engine.discard_letter(self.now, letter), AdminOutcome::Done);
-        } else {
-            let ids: Vec<_> = self.disk.keys().copied().collect();
-            if ids.is_empty() {
-                return;
-            }
-            let id = ids[nth % ids.len()];
-            if self.engine.discard_task(self.now, TaskId(id)) {
-                self.note_discarded(id, |_| true);
-            }
-        }
-        self.act();
-    }
-
-    fn note_discarded(&mut self, id: u64, which: impl Fn(usize) -> bool) {
-        let task = &self.tasks[&id];
-        let chosen = task.replicas.iter().enumerate().filter(|(at, _)| which(*at));
-        self.discarded.extend(chosen.map(|(_, name)| (site(name), task.key)));
-    }
-
-    fn forget(&mut self, at: usize) {
-        let name = self.names[at].clone();
-        if self.engine.forget(self.now, &name).is_some() {
-            self.discarded.extend((0..4).map(|key| (site(&name), key)));
-        }
-        self.act();
-    }
-
-    fn rename(&mut self, at: usize) {
-        let old = self.names[at].clone();
-        self.renames += 1;
-        let new = node(&format!("{}{}", NODES[at], self.renames));
-        let known = self.engine.lanes().any(|lane| lane.node == old);
-        let renamed = self.engine.rename(self.now, &old, &new);
-        assert_eq!(renamed, if known { Ok(()) } else { Err(RenameError::Unknown) });
-        if known {
-            self.names[at] = new;
-        }
-        self.act();
     }
 
     fn pass(&mut self, time: Duration) {

@@ -1,4 +1,4 @@
-//! What operators see and say, by `/v1`, against the real daemon.
+//! The operators' API under `/v1`, against the real daemon.
 
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ fn each(list: &Value, field: &str) -> Vec<String> {
     entries.map(|entry| entry[field].as_str().unwrap().to_owned()).collect()
 }
 
-/// Everything in a list, page by page, `limit` at a time; the name of the list is `name`.
+/// Every entry of the list `name`, in pages of `limit` entries.
 async fn all_of(daemon: &Daemon, path: &str, name: &str, limit: usize) -> Vec<Value> {
     let mut all = vec![];
     let mut cursor = String::new();
@@ -34,7 +34,7 @@ async fn all_of(daemon: &Daemon, path: &str, name: &str, limit: usize) -> Vec<Va
     }
 }
 
-/// Waits until what a path answers is as it should be, and gives it.
+/// Waits until the answer of a path satisfies `right` and returns it.
 async fn until(daemon: &Daemon, path: &str, right: impl Fn(&Value) -> bool) -> Value {
     let right = &right;
     wait_until(&format!("{path} is as it should be"), || async move {

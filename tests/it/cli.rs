@@ -1,4 +1,4 @@
-//! The operator's command line against a real daemon: what it prints, does, and ends with.
+//! The commands for operators against a real daemon: output, effect and exit code.
 
 use std::process::{Output, Stdio};
 
@@ -8,7 +8,7 @@ use tokio::net::TcpSocket;
 use crate::support::daemon::command;
 use crate::support::{Behaviour, Daemon, Replica, set, wait_until};
 
-/// The command as a process beside the test, so that the replicas in here go on answering.
+/// The command as a separate process, so that the replicas of the test keep answering.
 fn prepare(daemon: &Daemon, line: &str) -> tokio::process::Command {
     let mut command = tokio::process::Command::from(command());
     command.args(line.split(' ')).args(["--url", &daemon.url("")]);
@@ -24,7 +24,7 @@ fn err(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Runs it to its end, which must be with this exit code; gives what it printed.
+/// Runs a command, asserts its exit code, and returns its output.
 async fn run(daemon: &Daemon, line: &str, code: i32) -> String {
     let output = prepare(daemon, line).output().await.unwrap();
     assert_eq!(output.status.code(), Some(code), "{line}\n{}{}", out(&output), err(&output));
@@ -35,8 +35,8 @@ async fn json(daemon: &Daemon, line: &str, code: i32) -> Value {
     serde_json::from_str(&run(daemon, &format!("{line} --json"), code).await).unwrap()
 }
 
-/// A daemon, and a replica that has rejected so many writes.
-async fn rejected(writes: usize) -> (Daemon, Replica) {
+/// A daemon, and a replica that has rejected `count` writes.
+async fn reject(writes: usize) -> (Daemon, Replica) {
     let replica = Replica::with(|_| Behaviour::Answer(400, "", "not today")).await;
     let daemon = Daemon::start(&[]).await;
     for number in 0..writes {
@@ -47,14 +47,14 @@ async fn rejected(writes: usize) -> (Daemon, Replica) {
 }
 
 #[tokio::test]
-async fn the_status_is_in_the_exit_code() {
+async fn the_exit_code_of_status_reports_the_state() {
     let (up, down) = (Replica::start().await, Replica::start().await);
     let mut daemon = Daemon::start(&["--retry-base", "1h", "--breaker-failures", "1"]).await;
     daemon.accept(&set("a", "value", &[&up])).await;
     up.until_holds("a", "value").await;
     daemon.until_drained().await;
-    let told = run(&daemon, "status", 0).await;
-    assert!(told.starts_with("healthy  ") && told.contains(&up.url()), "{told}");
+    let printed = run(&daemon, "status", 0).await;
+    assert!(printed.starts_with("healthy  ") && printed.contains(&up.url()), "{printed}");
 
     down.behave(|_| Behaviour::Reset);
     daemon.accept(&set("a", "value", &[&down])).await;
@@ -64,26 +64,26 @@ async fn the_status_is_in_the_exit_code() {
         replicas.iter().any(|replica| replica["breaker"] == "open").then_some(())
     })
     .await;
-    let told = run(&daemon, "status", 3).await;
-    assert!(told.contains(&format!("! {}: does not answer", down.url())), "{told}");
+    let printed = run(&daemon, "status", 3).await;
+    assert!(printed.contains(&format!("! {}: failing", down.url())), "{printed}");
     assert_eq!(json(&daemon, "status", 3).await["status"], "degraded");
 
     daemon.kill();
-    // Bound and not listening: nobody else gets the port.
+    // Bound but not listening, so that no other process gets the port.
     let port = TcpSocket::new_v4().unwrap();
     port.set_reuseaddr(true).unwrap();
     port.bind(daemon.address().parse().unwrap()).unwrap();
     let output = prepare(&daemon, "status").output().await.unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let told = format!(
+    let printed = format!(
         "replicator: cannot reach {}: connection refused (is the daemon running? --url)\n",
         daemon.url("")
     );
-    assert_eq!(err(&output), told);
+    assert_eq!(err(&output), printed);
 }
 
 #[tokio::test]
-async fn a_replica_is_paused_looked_at_and_resumed() {
+async fn a_replica_is_paused_shown_and_resumed() {
     let replica = Replica::start().await;
     let daemon = Daemon::start(&[]).await;
     daemon.accept(&set("before", "value", &[&replica])).await;
@@ -92,23 +92,23 @@ async fn a_replica_is_paused_looked_at_and_resumed() {
     let bare = url.trim_start_matches("http://");
     run(&daemon, &format!("replicas pause {bare}"), 0).await;
     let id = daemon.accept(&set("meanwhile", "value", &[&replica])).await;
-    let told = run(&daemon, &format!("replicas show {bare}"), 0).await;
+    let printed = run(&daemon, &format!("replicas show {bare}"), 0).await;
     assert!(
-        told.contains("paused        yes for") && told.contains("backlog       1 task"),
-        "{told}"
+        printed.contains("state         paused for") && printed.contains("backlog       1 task"),
+        "{printed}"
     );
-    let told = run(&daemon, "status", 3).await;
-    assert!(told.contains(&format!("! {url}: paused for")), "{told}");
+    let printed = run(&daemon, "status", 3).await;
+    assert!(printed.contains(&format!("! {url}: paused for")), "{printed}");
 
-    let told = run(&daemon, "tasks", 0).await;
-    assert!(told.contains(&id.to_string()) && told.contains("1 queued"), "{told}");
+    let printed = run(&daemon, "tasks", 0).await;
+    assert!(printed.contains(&id.to_string()) && printed.contains("1 queued"), "{printed}");
     let page = json(&daemon, "tasks list --key-prefix mean --state queued", 0).await;
     assert_eq!(page["tasks"][0]["key"], "meanwhile");
     let page = json(&daemon, "tasks list --key before", 0).await;
     assert_eq!(page["tasks"], serde_json::json!([]));
     run(&daemon, &format!("tasks show {id}"), 0).await;
 
-    // A list that ends at its limit can be gone on with, and one that ends by itself says so.
+    // A list that ends at its limit has a cursor, and a complete one has none.
     let next = daemon.accept(&set("later", "value", &[&replica])).await;
     let page = json(&daemon, "tasks list --limit 1", 0).await;
     let cursor = page["next_cursor"].as_str().unwrap();
@@ -124,15 +124,15 @@ async fn a_replica_is_paused_looked_at_and_resumed() {
 }
 
 #[tokio::test]
-async fn a_task_is_discarded_and_a_replica_forgotten_with_a_yes() {
+async fn a_task_is_discarded_and_a_replica_is_forgotten_with_yes() {
     let replica = Replica::start().await;
     let daemon = Daemon::start(&["--retry-base", "1h"]).await;
     replica.behave(|_| Behaviour::Answer(503, "", ""));
     let id = daemon.accept(&set("one", "value", &[&replica])).await;
     daemon.accept(&set("two", "value", &[&replica])).await;
     daemon.until_metric("retries_in_progress", 2).await;
-    let told = run(&daemon, &format!("tasks discard {id}"), 0).await;
-    assert!(told.contains("discarded"), "{told}");
+    let printed = run(&daemon, &format!("tasks discard {id}"), 0).await;
+    assert!(printed.contains("discarded"), "{printed}");
     daemon.until_metric("retries_in_progress", 1).await;
 
     let line = format!("replicas forget {}", replica.url());
@@ -147,7 +147,7 @@ async fn a_task_is_discarded_and_a_replica_forgotten_with_a_yes() {
 
 #[tokio::test]
 async fn dead_letters_are_listed_redriven_and_discarded() {
-    let (daemon, replica) = rejected(3).await;
+    let (daemon, replica) = reject(3).await;
     let page = json(&daemon, "dead-letters list --cause rejected --limit 2", 0).await;
     assert_eq!(page["dead_letters"].as_array().unwrap().len(), 2);
     let cursor = page["next_cursor"].as_str().unwrap();
@@ -157,28 +157,28 @@ async fn dead_letters_are_listed_redriven_and_discarded() {
         (page["dead_letters"].as_array().unwrap().len(), &page["next_cursor"]),
         (1, &Value::Null)
     );
-    let told = run(&daemon, "dead-letters list --key key/1", 0).await;
-    assert!(told.lines().count() == 2 && told.contains("not today"), "{told}");
+    let printed = run(&daemon, "dead-letters list --key key/1", 0).await;
+    assert!(printed.lines().count() == 2 && printed.contains("not today"), "{printed}");
 
-    let told = run(&daemon, "dead-letters redrive --all --dry-run", 0).await;
-    assert_eq!(told, "would redrive 3 of 3 dead letters\n");
-    let told = run(&daemon, "dead-letters discard --key key/0", 0).await;
-    assert_eq!(told, "discarded 1 of 1 dead letter\n");
+    let printed = run(&daemon, "dead-letters redrive --all --dry-run", 0).await;
+    assert_eq!(printed, "would redrive 3 of 3 dead letters\n");
+    let printed = run(&daemon, "dead-letters discard --key key/0", 0).await;
+    assert_eq!(printed, "discarded 1 of 1 dead letter\n");
     replica.behave(|_| Behaviour::Apply);
-    let told = run(&daemon, "dead-letters redrive --key-prefix key/", 0).await;
-    assert_eq!(told, "redrove 2 of 2 dead letters\n");
+    let printed = run(&daemon, "dead-letters redrive --key-prefix key/", 0).await;
+    assert_eq!(printed, "redrove 2 of 2 dead letters\n");
     replica.until_holds("key/1", "value").await;
     replica.until_holds("key/2", "value").await;
     assert!(replica.get("key/0").is_none());
     daemon.until_metric("dead_letters", 0).await;
     assert_eq!(run(&daemon, "dead-letters", 0).await, "no dead letters\n");
-    let told = run(&daemon, "dead-letters operations", 0).await;
-    assert_eq!(told.lines().count(), 4, "{told}");
+    let printed = run(&daemon, "dead-letters operations", 0).await;
+    assert_eq!(printed.lines().count(), 4, "{printed}");
 }
 
 #[tokio::test]
-async fn ctrl_c_cancels_a_redrive_and_says_how_far_it_came() {
-    let (daemon, replica) = rejected(20).await;
+async fn ctrl_c_cancels_a_redrive_and_reports_its_progress() {
+    let (daemon, replica) = reject(20).await;
     replica.behave(|_| Behaviour::Apply);
     let line = "dead-letters redrive --all --rate 1";
     let child = prepare(&daemon, line).spawn().unwrap();
@@ -208,7 +208,7 @@ async fn ctrl_c_cancels_a_redrive_and_says_how_far_it_came() {
 }
 
 #[tokio::test]
-async fn a_barrier_ends_when_all_before_it_is_delivered_or_says_what_is_not() {
+async fn a_barrier_ends_when_everything_before_it_is_delivered_or_lists_what_is_not() {
     let (up, down) = (Replica::start().await, Replica::start().await);
     let mut daemon = Daemon::start(&[
         "--retry-base",
@@ -223,11 +223,11 @@ async fn a_barrier_ends_when_all_before_it_is_delivered_or_says_what_is_not() {
     daemon.accept(&set("a", "value", &[&up, &down])).await;
     up.until_holds("a", "value").await;
     run(&daemon, &format!("barrier --replica {}", up.url()), 0).await;
-    let told = run(&daemon, "barrier --wait 100ms", 3).await;
-    let id = told.split("--id ").nth(1).unwrap().lines().next().unwrap().to_owned();
-    assert!(told.contains(&down.url()) && !told.contains(&up.url()), "{told}");
+    let printed = run(&daemon, "barrier --wait 100ms", 3).await;
+    let id = printed.split("--id ").nth(1).unwrap().lines().next().unwrap().to_owned();
+    assert!(printed.contains(&down.url()) && !printed.contains(&up.url()), "{printed}");
 
-    // It holds over a restart, and what comes after it is none of its business.
+    // A barrier survives a restart and does not wait for later writes.
     daemon.kill_and_restart().await;
     let waiting = prepare(&daemon, &format!("barrier --id {id}")).spawn().unwrap();
     let other = Replica::with(|_| Behaviour::Hang).await;
@@ -237,13 +237,13 @@ async fn a_barrier_ends_when_all_before_it_is_delivered_or_says_what_is_not() {
     assert!(output.status.success(), "{output:?}");
     assert!(out(&output).starts_with("reached: everything"), "{output:?}");
 
-    let (daemon, _replica) = rejected(2).await;
-    let told = run(&daemon, "barrier", 5).await;
-    assert!(told.starts_with("reached, except 2 dead letters"), "{told}");
+    let (daemon, _replica) = reject(2).await;
+    let printed = run(&daemon, "barrier", 5).await;
+    assert!(printed.starts_with("reached, except 2 dead letters"), "{printed}");
 }
 
 #[tokio::test]
-async fn whoever_reads_no_further_is_no_error() {
+async fn a_closed_pipe_is_not_an_error() {
     let daemon = Daemon::start(&[]).await;
     for line in ["completions bash", "man", "status"] {
         let mut command = match line {

@@ -1,4 +1,4 @@
-//! Connections that end, and a daemon that does not run: neither is a replica's failure.
+//! The end of a connection and a pause of the daemon are not failures of a replica.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use crate::support::replica::Gate;
 use crate::support::{Behaviour, Daemon, Replica, set, strong, wait_until};
 
 #[tokio::test]
-async fn a_daemon_that_was_stopped_for_longer_than_its_timeouts_takes_the_answers_it_finds() {
+async fn a_daemon_that_was_stopped_for_longer_than_its_timeouts_uses_the_answers_that_arrived() {
     let args = ["--request-timeout", "4s", "--strong-timeout", "5s", "--breaker-failures", "1"];
     let (daemon, gate) = (Daemon::start(&args).await, Gate::default());
     let behind = gate.clone();
@@ -33,7 +33,7 @@ async fn a_daemon_that_was_stopped_for_longer_than_its_timeouts_takes_the_answer
 }
 
 #[tokio::test]
-async fn a_replica_that_was_restarted_between_two_writes_fails_none_of_them() {
+async fn a_replica_that_restarts_between_two_writes_fails_neither() {
     let daemon = Daemon::start(&["--breaker-failures", "1"]).await;
     let replica = Replica::start().await;
     for round in 0..5 {

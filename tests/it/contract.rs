@@ -1,4 +1,4 @@
-//! The inbound wire, row by row: what a client sends and what it gets.
+//! The inbound contract, field by field: requests and their answers.
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ async fn an_eventual_write_is_accepted_and_arrives() {
 }
 
 #[tokio::test]
-async fn a_strong_write_names_who_acknowledged_as_the_client_spelled_them() {
+async fn a_strong_write_lists_acknowledging_nodes_as_the_client_spelled_them() {
     let (daemon, a, b) = (Daemon::start(&[]).await, Replica::start().await, Replica::start().await);
     let mut body = strong("k", "v", &[&a, &b]);
     body["replica_nodes"] = json!([format!("{}/", a.url()), b.url().to_uppercase()]);
@@ -30,7 +30,7 @@ async fn a_strong_write_names_who_acknowledged_as_the_client_spelled_them() {
 }
 
 #[tokio::test]
-async fn a_delete_removes_the_key_and_a_missing_one_is_fine() {
+async fn a_delete_removes_the_key_and_succeeds_if_it_is_missing() {
     let (daemon, replica) = (Daemon::start(&[]).await, Replica::start().await);
     daemon.accept(&set("k", "v", &[&replica])).await;
     daemon.accept(&delete("k", &[&replica])).await;
@@ -95,9 +95,9 @@ async fn a_node_named_twice_counts_once() {
     assert_eq!(replica.seen().len(), 1);
 }
 
-/// Every bad request: what is changed in a good one, the status, and a word of the sentence.
+/// Every invalid request: the change to a valid one, the status, and a word of the error.
 #[tokio::test]
-async fn bad_input_is_refused_in_words_and_leaves_no_trace() {
+async fn invalid_input_is_rejected_with_a_sentence_and_leaves_no_trace() {
     let daemon = Daemon::start(&["--max-value-bytes", "1KiB", "--max-replicas", "2"]).await;
     let replica = Replica::start().await;
     let long = "x".repeat(5000);
@@ -143,9 +143,9 @@ async fn bad_input_is_refused_in_words_and_leaves_no_trace() {
         let mut body = set("k", "v", &[&replica]);
         body[field] = value.clone();
         let (got, answer) = daemon.post(&body).await;
-        let said = answer["error"].as_str().unwrap_or_default().to_owned();
+        let error = answer["error"].as_str().unwrap_or_default().to_owned();
         assert_eq!(got, status, "{field} = {value:.50}: {answer}");
-        assert!(said.contains(word), "{field} = {value:.50}: {said}");
+        assert!(error.contains(word), "{field} = {value:.50}: {error}");
     }
     for field in ["key", "operation", "replica_nodes"] {
         let mut body = set("k", "v", &[&replica]);
@@ -160,18 +160,18 @@ async fn bad_input_is_refused_in_words_and_leaves_no_trace() {
 }
 
 #[tokio::test]
-async fn a_bad_base64_that_was_announced_is_a_400() {
+async fn invalid_base64_that_was_announced_is_a_400() {
     let (daemon, replica) = (Daemon::start(&[]).await, Replica::start().await);
     let mut body = set("k", "not base64!", &[&replica]);
     body["value_encoding"] = "base64".into();
     let (status, answer) = daemon.post(&body).await;
     assert_eq!(status, 400);
-    let said = answer["error"].as_str().unwrap();
-    assert!(said.contains("value") && !said.contains("not base64!"), "{said}");
+    let error = answer["error"].as_str().unwrap();
+    assert!(error.contains("value") && !error.contains("not base64!"), "{error}");
 }
 
 #[tokio::test]
-async fn what_is_no_json_is_a_400() {
+async fn a_body_that_is_not_json_is_a_400() {
     let daemon = Daemon::start(&[]).await;
     let bodies: [&[u8]; 7] =
         [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{\"key\":\"\\ud800\"}", b"7"];

@@ -1,4 +1,4 @@
-//! The outbound wire: what a replica is sent, and what becomes of its answer.
+//! The outbound contract: requests to replicas, and the effect of their answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,15 +8,15 @@ use tokio::task::JoinSet;
 
 use crate::support::{Behaviour, Daemon, Replica, delete, set, strong, wait_until};
 
-/// Quick to retry.
+/// Short waits between retries.
 const QUICK: &[&str] = &["--retry-base", "50ms"];
 
-/// And to end an attempt without an answer. Who answers at once does so within it on a busy machine,
-/// too.
+/// In addition, a short timeout of an attempt. It is long enough for a replica that answers at
+/// once, on a busy machine too.
 const HASTY: &[&str] = &["--retry-base", "50ms", "--request-timeout", "5s"];
 
 #[tokio::test]
-async fn a_replica_gets_the_raw_bytes_and_the_headers_of_the_wire() {
+async fn a_replica_receives_the_raw_bytes_and_the_replication_headers() {
     let (daemon, replica) = (Daemon::start(&["--node-id", "r-7"]).await, Replica::start().await);
     let first = daemon.accept(&set("a key", "v", &[&replica])).await;
     let second = daemon.accept(&delete("a key", &[&replica])).await;
@@ -34,7 +34,7 @@ async fn a_replica_gets_the_raw_bytes_and_the_headers_of_the_wire() {
 }
 
 #[tokio::test]
-async fn every_key_arrives_as_it_was_written() {
+async fn every_key_arrives_unchanged() {
     let (daemon, replica) = (Daemon::start(&[]).await, Replica::start().await);
     let keys = [
         "a/b",
@@ -82,7 +82,7 @@ async fn a_base_path_is_kept() {
 }
 
 #[tokio::test]
-async fn what_is_left_of_a_ttl_is_sent_and_an_expired_write_is_a_delete() {
+async fn the_remaining_ttl_is_sent_and_an_expired_write_is_a_delete() {
     let args = [QUICK, &["--max-retries", "1000"]].concat();
     let (daemon, replica) = (Daemon::start(&args).await, Replica::start().await);
     let mut long = set("long", "v", &[&replica]);
@@ -104,7 +104,7 @@ async fn what_is_left_of_a_ttl_is_sent_and_an_expired_write_is_a_delete() {
 }
 
 #[tokio::test]
-async fn failures_are_retried_and_counted_each() {
+async fn each_failure_is_retried_and_counted() {
     let cases = [
         ("500", Behaviour::Answer(500, "", "")),
         ("503", Behaviour::Answer(503, "", "busy")),
@@ -117,7 +117,7 @@ async fn failures_are_retried_and_counted_each() {
         ("trickle", Behaviour::Trickle),
         ("endless", Behaviour::Endless),
     ];
-    // Each beside the others: some take until the timeout.
+    // In parallel, because some take until the timeout.
     let mut all = JoinSet::new();
     for (name, behaviour) in cases {
         all.spawn(is_retried_and_counted(name, behaviour));
@@ -144,7 +144,7 @@ async fn is_retried_and_counted(name: &str, behaviour: Behaviour) {
 }
 
 #[tokio::test]
-async fn a_replica_that_refuses_for_good_is_not_asked_again() {
+async fn a_rejected_delivery_is_not_retried() {
     let cases = [(400, ""), (401, ""), (403, ""), (404, ""), (409, ""), (413, ""), (422, "")];
     let redirects = [(301, "location: /elsewhere"), (307, "location: /elsewhere"), (304, "")];
     for (status, header) in cases.into_iter().chain(redirects) {
@@ -196,14 +196,14 @@ async fn retries_wait_longer_each_time() {
     replica.until_seen(4).await;
     let seen = replica.seen();
     let waits: Vec<_> = seen.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
-    // Never shorter than planned; how much longer depends on the machine.
+    // A wait is never shorter than planned. The machine decides how much longer it is.
     for (wait, planned) in waits.iter().zip([100, 200, 300]) {
         assert!(*wait >= Duration::from_millis(planned - 5), "{waits:?}");
     }
 }
 
 #[tokio::test]
-async fn only_the_replicas_that_failed_are_sent_to_again() {
+async fn only_the_replicas_that_failed_get_a_retry() {
     let (daemon, good) = (Daemon::start(QUICK).await, Replica::start().await);
     let bad = Replica::with(|_| Behaviour::Answer(500, "", "")).await;
     daemon.accept(&set("k", "v", &[&good, &bad])).await;
@@ -272,7 +272,7 @@ async fn an_older_retry_never_lands_over_a_newer_write() {
 }
 
 #[tokio::test]
-async fn a_strong_write_without_its_majority_says_so_and_goes_on() {
+async fn a_strong_write_without_its_majority_is_a_503_and_is_delivered_later() {
     let args = [QUICK, &["--max-retries", "1000"]].concat();
     let (daemon, good) = (Daemon::start(&args).await, Replica::start().await);
     let bad = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
@@ -300,7 +300,7 @@ async fn a_strong_write_is_answered_at_its_timeout() {
 }
 
 #[tokio::test]
-async fn a_strong_write_has_its_majority_without_the_slowest() {
+async fn a_strong_write_does_not_wait_for_the_slowest_replica() {
     let daemon = Daemon::start(HASTY).await;
     let (a, b) = (Replica::start().await, Replica::start().await);
     let hanging = Replica::with(|_| Behaviour::Hang).await;
@@ -312,7 +312,7 @@ async fn a_strong_write_has_its_majority_without_the_slowest() {
 }
 
 #[tokio::test]
-async fn a_dead_and_a_hanging_replica_cost_the_healthy_one_nothing() {
+async fn a_dead_and_a_hanging_replica_do_not_delay_a_healthy_one() {
     let daemon = Daemon::start(&[
         "--queue-capacity",
         "20",
@@ -333,13 +333,15 @@ async fn a_dead_and_a_hanging_replica_cost_the_healthy_one_nothing() {
     for n in 0..200 {
         daemon.accept(&set(&format!("k{n}"), "v", &[&healthy, &dead])).await;
     }
-    wait_until("the healthy one has all", || async { (healthy.data().len() == 210).then_some(()) })
-        .await;
+    wait_until("the healthy replica has all writes", || async {
+        (healthy.data().len() == 210).then_some(())
+    })
+    .await;
     dead.come_back().await;
 }
 
 #[tokio::test]
-async fn what_the_full_retry_queue_had_no_room_for_comes_back_by_itself() {
+async fn a_delivery_parked_by_a_full_retry_queue_returns_by_itself() {
     let daemon = Daemon::start(&["--retry-capacity", "2", "--retry-base", "3s"]).await;
     let replica = Replica::start().await;
     replica.stop();
@@ -350,7 +352,9 @@ async fn what_the_full_retry_queue_had_no_room_for_comes_back_by_itself() {
     daemon.until_metric("dead_letters", 10).await;
     assert_eq!(daemon.metrics().await["queue_size"], 0);
     replica.come_back().await;
-    wait_until("the replica has all", || async { (replica.data().len() == 12).then_some(()) })
-        .await;
+    wait_until("the replica has all writes", || async {
+        (replica.data().len() == 12).then_some(())
+    })
+    .await;
     daemon.until_metric("dead_letters", 0).await;
 }

@@ -1,4 +1,5 @@
-//! What is shipped to run the daemon, as far as it can be checked without running it there.
+//! The unit file, the image and the compose file, as far as they can be checked without running
+//! them.
 
 use std::fs;
 use std::path::Path;
@@ -16,20 +17,20 @@ fn shipped(file: &str) -> String {
 fn the_systemd_unit_is_valid() {
     let dir = tempfile::tempdir().unwrap();
     let unit = dir.path().join("replicator.service");
-    // It checks that the program exists, which on this machine is not installed.
+    // `systemd-analyze` checks that the program exists, and it is not installed on this machine.
     let installed = "/usr/local/bin/replicator";
     let text = shipped("replicator.service");
     assert!(text.contains(installed));
     fs::write(&unit, text.replace(installed, env!("CARGO_BIN_EXE_replicator"))).unwrap();
     let verify = Command::new("systemd-analyze").arg("verify").arg(&unit).output().unwrap();
-    let said = String::from_utf8_lossy(&verify.stderr);
-    let about_it: Vec<_> = said.lines().filter(|line| line.contains("replicator")).collect();
-    assert!(verify.status.success() && about_it.is_empty(), "{said}");
+    let printed = String::from_utf8_lossy(&verify.stderr);
+    let about_it: Vec<_> = printed.lines().filter(|line| line.contains("replicator")).collect();
+    assert!(verify.status.success() && about_it.is_empty(), "{printed}");
 }
 
-/// Of 10, by what `systemd-analyze` counts; what is left is that it talks to networks.
+/// The score of `systemd-analyze`, at most 10 for no restriction. The rest is network access.
 #[test]
-fn the_systemd_unit_leaves_the_daemon_little_of_the_machine() {
+fn the_systemd_unit_restricts_the_daemon() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/replicator.service");
     let mut command = Command::new("systemd-analyze");
     command.args(["security", "--offline=true", "--no-pager", "--threshold=15"]).arg(unit);
@@ -38,9 +39,9 @@ fn the_systemd_unit_leaves_the_daemon_little_of_the_machine() {
 }
 
 #[test]
-fn the_containers_have_no_privileges_and_write_to_their_volume_alone() {
+fn the_containers_have_no_privileges_and_write_only_to_their_volume() {
     let compose = shipped("compose.yaml");
-    // All of them are made of this one image.
+    // All containers use this image.
     assert_eq!(compose.matches("dockerfile:").count(), 1);
     for line in ["read_only: true", "cap_drop: [ALL]", "no-new-privileges:true"] {
         assert!(compose.contains(line), "{line}");

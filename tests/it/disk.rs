@@ -1,4 +1,4 @@
-//! What an outage leaves on the disk, and how it goes away.
+//! Disk space after an outage, a full disk, and a data directory that disappears.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,9 +8,9 @@ use crate::support::{Daemon, PATIENCE, Replica, set, wait_until};
 
 const ARGS: &[&str] = &["--retry-base", "100ms", "--max-retries", "10000"];
 
-/// What was removed can still be written to, so every commit would succeed and be lost.
+/// A process can still write to removed files, so every commit would succeed and be lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_write_is_accepted_once_the_data_directory_is_gone_or_another_one() {
+async fn no_write_is_accepted_after_the_data_directory_was_removed_or_replaced() {
     type Harm = fn(&Path);
     let harms: [(Harm, &str); 4] = [
         (|dir| std::fs::remove_dir_all(dir).unwrap(), "LOCK is gone"),
@@ -24,12 +24,12 @@ async fn no_write_is_accepted_once_the_data_directory_is_gone_or_another_one() {
                 std::fs::rename(dir, dir.with_extension("moved")).unwrap();
                 std::fs::rename(&other, dir).unwrap();
             },
-            // Another file, unless the look comes between the two.
+            // "LOCK is another file", or "is gone" if the check comes between the two renames.
             "LOCK is ",
         ),
     ];
     for (harm, why) in harms {
-        // Once noticed by the next write, and once without any.
+        // Detected by the next write, and without a write.
         for writes in [true, false] {
             let temp = tempfile::tempdir().unwrap();
             let path = temp.path().join("data");
@@ -52,7 +52,7 @@ async fn no_write_is_accepted_once_the_data_directory_is_gone_or_another_one() {
     }
 }
 
-/// All bytes below a directory.
+/// The size of all files below a directory.
 fn size_of(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let size = |entry: std::fs::DirEntry| match entry.metadata() {
@@ -63,9 +63,9 @@ fn size_of(dir: &Path) -> u64 {
     entries.map(size).sum()
 }
 
-/// `BACKLOG_MIB=900 cargo test --release --test it disk -- --nocapture` runs it larger.
+/// For a larger backlog: `BACKLOG_MIB=900 cargo test --release --test it disk -- --nocapture`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drained_backlog_gives_its_space_back_without_a_restart() {
+async fn a_drained_backlog_frees_its_disk_space_without_a_restart() {
     let mib = std::env::var("BACKLOG_MIB").map_or(200, |mib| mib.parse().unwrap());
     let (dead, alive) = (Replica::start().await, Replica::start().await);
     let daemon = Daemon::start(ARGS).await;
@@ -75,7 +75,7 @@ async fn a_drained_backlog_gives_its_space_back_without_a_restart() {
     let full = size_of(daemon.dir());
     assert!(full > mib << 20, "{full} bytes");
 
-    // Someone else's writes go on all the time.
+    // Writes for another replica continue meanwhile.
     dead.come_back().await;
     let mut times = vec![];
     let started = Instant::now();
@@ -91,12 +91,12 @@ async fn a_drained_backlog_gives_its_space_back_without_a_restart() {
             println!("{:?}: {} MiB, {} live", started.elapsed(), file >> 20, live >> 20);
         }
         let drained = metrics["dead_letters"] == 0 && metrics["retries_in_progress"] == 0;
-        // What is settled still lives for a moment; the file is not small because much does.
+        // Settled tasks stay live for a moment, so the bound depends on the live bytes.
         let rewritten = metrics["store_rewrites_total"].as_u64().unwrap() >= 1;
         if drained && rewritten && file < (64 << 20) + 2 * live {
             break;
         }
-        // Not a wait but work, which a busy machine takes its time for.
+        // This is work, not a wait, and takes longer on a busy machine.
         assert!(started.elapsed() < 5 * PATIENCE, "{file} bytes, {metrics}");
     }
     println!(
@@ -115,26 +115,26 @@ async fn a_drained_backlog_gives_its_space_back_without_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_waits_is_carried_over_by_a_rewrite_and_read_back_from_it() {
+async fn waiting_deliveries_survive_a_compaction_and_are_read_back() {
     let (dead, alive) = (Replica::start().await, Replica::start().await);
     let mut daemon = Daemon::start(&[ARGS, &["--memory-budget", "0B"]].concat()).await;
     let (kept, drained) = (Traffic::default(), Traffic::default());
     dead.stop();
     kept.write_large(&daemon, &[dead.url()], 4).await;
-    // This goes through and leaves its space behind.
+    // These writes are delivered and leave garbage in the file.
     alive.stop();
     drained.write_large(&daemon, &[alive.url()], 80).await;
     alive.come_back().await;
-    wait_until("the store is rewritten", || async {
+    wait_until("the store is compacted", || async {
         (daemon.metrics().await["store_rewrites_total"] == 1).then_some(())
     })
     .await;
-    // It may have begun before all had gone through.
+    // The compaction may have begun before all of them were delivered.
     let drains = || async { (alive.data().len() == 80).then_some(()) };
-    wait_until("what goes through arrives", drains).await;
+    wait_until("all writes of the healthy replica arrive", drains).await;
     dead.come_back().await;
     let arrived = || async { (dead.data().len() == 4).then_some(()) };
-    wait_until("what waited arrives", arrived).await;
+    wait_until("the waiting writes arrive", arrived).await;
     judge(&dead, &kept.accepted(), &[0]);
     judge(&alive, &drained.accepted(), &[0]);
     let current = std::fs::read_to_string(daemon.dir().join("CURRENT")).unwrap();
@@ -148,13 +148,13 @@ async fn what_waits_is_carried_over_by_a_rewrite_and_read_back_from_it() {
     daemon.until_drained().await;
 }
 
-/// A file system of its own, gone with the test.
+/// A small file system that is unmounted at the end of the test.
 struct Small {
     dir: tempfile::TempDir,
 }
 
 impl Small {
-    /// `None` where this user may not mount one.
+    /// `None` if this user cannot mount one.
     fn mount(size: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mount = std::process::Command::new("mount")
@@ -167,13 +167,13 @@ impl Small {
 
 impl Drop for Small {
     fn drop(&mut self) {
-        // Lazily: the daemon may still be on its way out.
+        // Lazily, because the daemon may still be stopping.
         let _ = std::process::Command::new("umount").arg("-l").arg(self.dir.path()).status();
     }
 }
 
 #[tokio::test]
-async fn on_a_full_disk_new_writes_are_refused_and_deliveries_make_room() {
+async fn on_a_full_disk_new_writes_are_rejected_and_deliveries_free_space() {
     let Some(small) = Small::mount("48M") else {
         println!("skipped: this user may not mount a tmpfs");
         return;
@@ -191,18 +191,18 @@ async fn on_a_full_disk_new_writes_are_refused_and_deliveries_make_room() {
             503 => break answer,
             other => panic!("{other}: {answer}"),
         }
-        assert!(accepted < 200, "never refused");
+        assert!(accepted < 200, "no write was rejected");
     };
     assert!(accepted > 10, "{accepted}");
     assert!(refused["error"].as_str().unwrap().contains("--min-free-disk"), "{refused}");
     let (status, health) = daemon.get("/health").await;
     assert_eq!((status, &health["status"]), (200, &"degraded".into()), "{health}");
     assert!(health["reason"].as_str().unwrap().contains("--min-free-disk"), "{health}");
-    // What was on its way to the disk counted as well: up to two values, twice.
+    // Writes that were not durable yet counted too: up to two values, twice.
     assert!(daemon.metrics().await["disk_free_bytes"].as_u64().unwrap() < 18 << 20);
 
-    // It starts on a disk as full as that, and refuses what would not have been let in with nothing
-    // on its way either.
+    // The daemon starts on a disk that is this full. It rejects a write that is too large even if
+    // no other write is in progress.
     daemon.kill_and_restart().await;
     let larger = value.repeat(8);
     assert_eq!(daemon.post(&set("larger", &larger, &[&healthy])).await.0, 503);

@@ -1,4 +1,5 @@
-//! Settings by the environment, as compose files, Helm charts, unit files and Kubernetes leave them.
+//! Settings from the environment, as compose files, Helm charts, unit files and Kubernetes set
+//! them.
 
 use std::process::{Command, Output, Stdio};
 
@@ -24,11 +25,12 @@ fn all() -> Vec<String> {
     all
 }
 
-fn told(output: &Output) -> String {
+fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A daemon that never comes to its start: its name is wrong, which is said when all is read.
+/// A daemon that never starts: its name is invalid, which it reports after it has parsed
+/// everything.
 fn misnamed() -> Command {
     let mut daemon = command();
     daemon.args(["--node-id", "a b"]).stdin(Stdio::null());
@@ -36,7 +38,7 @@ fn misnamed() -> Command {
 }
 
 #[tokio::test]
-async fn a_variable_that_is_set_to_nothing_is_as_if_it_were_not_set() {
+async fn an_empty_variable_counts_as_unset() {
     for nothing in ["", " ", "\n"] {
         let dir = tempfile::tempdir().unwrap();
         let env: Vec<_> = all().into_iter().map(|name| (name, nothing.to_owned())).collect();
@@ -51,32 +53,32 @@ async fn a_variable_that_is_set_to_nothing_is_as_if_it_were_not_set() {
         };
         for line in ["status", "replicas", "tasks list", "dead-letters", "barrier"] {
             let output = ask(line);
-            assert!(output.status.success(), "{line}: {}", told(&output));
+            assert!(output.status.success(), "{line}: {}", printed(&output));
         }
         assert!(daemon.terminate().await.success());
         let check = command().arg("check").arg("--data-dir").arg(&path).envs(env).output().unwrap();
-        assert!(check.status.success(), "{}", told(&check));
+        assert!(check.status.success(), "{}", printed(&check));
     }
 }
 
 #[test]
-fn a_wrong_value_is_refused_in_words_that_name_its_variable() {
+fn an_invalid_value_is_rejected_with_the_name_of_its_variable() {
     let mut refused = 0;
     for variable in all() {
         let output = misnamed().env(&variable, "tcp://10.0.0.1:8085").output().unwrap();
-        let told = told(&output);
-        assert_eq!(output.status.code(), Some(2), "{variable}: {told}");
-        // A path may be anything, and a client's variable is not the daemon's.
-        if !told.contains("--node-id") || told.contains("set by the variable") {
-            assert!(told.contains(&format!("the variable {variable}, ")), "{told}");
-            assert!(told.contains("enableServiceLinks: false"), "{told}");
+        let printed = printed(&output);
+        assert_eq!(output.status.code(), Some(2), "{variable}: {printed}");
+        // Any text is a valid path, and the daemon ignores the variables of the commands.
+        if !printed.contains("--node-id") || printed.contains("set by the variable") {
+            assert!(printed.contains(&format!("the variable {variable}, ")), "{printed}");
+            assert!(printed.contains("enableServiceLinks: false"), "{printed}");
             refused += 1;
         }
     }
     assert!(refused >= 30, "{refused}");
-    // The same of limits, and of what is found at the start.
+    // The same for limits, and for errors that the start finds.
     let output = misnamed().env("REPLICATOR_WORKERS", "9999").output().unwrap();
-    assert!(told(&output).contains("--workers is set by the variable REPLICATOR_WORKERS: "));
+    assert!(printed(&output).contains("--workers is set by the variable REPLICATOR_WORKERS: "));
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = command();
     daemon.args(["--port", "0"]).arg("--data-dir").arg(dir.path().join("data"));
@@ -85,26 +87,26 @@ fn a_wrong_value_is_refused_in_words_that_name_its_variable() {
 }
 
 #[test]
-fn what_is_written_wins_over_the_environment_and_is_not_blamed_on_it() {
+fn a_flag_overrides_its_variable_and_its_error_does_not_name_the_variable() {
     let output =
         misnamed().args(["--port", "x"]).env("REPLICATOR_PORT", "tcp://a").output().unwrap();
-    let told = told(&output);
-    assert!(told.contains("--port") && !told.contains("REPLICATOR_PORT"), "{told}");
+    let printed = printed(&output);
+    assert!(printed.contains("--port") && !printed.contains("REPLICATOR_PORT"), "{printed}");
 }
 
-/// As `kubectl exec` runs it, in a pod beside a service named `replicator`.
+/// As `kubectl exec` runs it in a cluster with a service named `replicator`.
 #[test]
 fn a_command_does_not_read_the_variables_of_the_daemon() {
     for line in ["token new --name a --role observe", "completions bash", "man"] {
         let mut command = command();
         command.args(line.split(' ')).env("REPLICATOR_PORT", "tcp://10.0.0.1:8085");
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{line}: {}", told(&output));
+        assert!(output.status.success(), "{line}: {}", printed(&output));
     }
 }
 
 #[test]
-fn the_help_shows_the_variables_whatever_is_in_them() {
+fn the_help_shows_the_variables_even_if_they_are_empty() {
     let output = command().arg("--help").env("REPLICATOR_PORT", "").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && help.contains("[env: REPLICATOR_PORT=]"), "{help}");

@@ -1,5 +1,4 @@
-//! What other users of the machine may do with the files of the daemon and with its memory:
-//! nothing.
+//! Other users of the machine have no access to the files and the memory of the daemon.
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
@@ -15,18 +14,18 @@ fn run(args: &[&str], dir: &Path) -> Output {
     command().args(args).arg("--data-dir").arg(dir).stdin(Stdio::null()).output().unwrap()
 }
 
-/// The one sentence with which a start is refused.
+/// The one sentence of a rejected start.
 #[track_caller]
 fn refused(args: &[&str], dir: &Path) -> String {
     let output = run(args, dir);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let told = String::from_utf8(output.stderr).unwrap();
-    let told: Vec<_> = told.lines().filter(|line| line.starts_with("replicator: ")).collect();
-    assert_eq!(told.len(), 1, "{told:?}");
-    told[0].to_owned()
+    let printed = String::from_utf8(output.stderr).unwrap();
+    let printed: Vec<_> = printed.lines().filter(|line| line.starts_with("replicator: ")).collect();
+    assert_eq!(printed.len(), 1, "{printed:?}");
+    printed[0].to_owned()
 }
 
-/// All that is in a directory, and itself.
+/// A directory and everything in it.
 fn all(dir: &Path) -> Vec<PathBuf> {
     let mut found = vec![dir.to_owned()];
     for entry in fs::read_dir(dir).unwrap() {
@@ -45,7 +44,7 @@ fn is_private(dir: &Path) {
     }
 }
 
-/// A data directory that was in use, with a write in it that waits.
+/// A used data directory with a write that is not delivered.
 async fn used(dir: &Path) {
     let replica = Replica::start().await;
     replica.behave(|_| Behaviour::Answer(503, "", ""));
@@ -54,9 +53,9 @@ async fn used(dir: &Path) {
     assert!(daemon.terminate().await.success());
 }
 
-/// With the mask that most systems have, under which sled's own files would be there for all.
+/// With the usual umask, under which everyone could read the files that sled creates.
 #[tokio::test]
-async fn every_file_is_for_its_user_alone_whatever_the_umask() {
+async fn every_file_is_private_to_its_user_whatever_the_umask() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("deep/data");
     let export = temp.path().join("export.jsonl");
@@ -81,7 +80,7 @@ async fn every_file_is_for_its_user_alone_whatever_the_umask() {
 }
 
 #[tokio::test]
-async fn what_an_older_release_left_open_is_closed_at_the_next_start() {
+async fn permissions_that_an_older_release_left_open_are_removed_at_the_next_start() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("data");
     used(&dir).await;
@@ -94,7 +93,7 @@ async fn what_an_older_release_left_open_is_closed_at_the_next_start() {
 }
 
 #[tokio::test]
-async fn a_data_directory_that_others_may_write_to_is_refused() {
+async fn a_data_directory_that_other_users_can_write_to_is_rejected() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("data");
     used(&dir).await;
@@ -102,11 +101,14 @@ async fn a_data_directory_that_others_may_write_to_is_refused() {
         fs::set_permissions(&dir, Permissions::from_mode(mode)).unwrap();
         let tools: [&[&str]; 3] = [&["--port", "0"], &["check"], &["export"]];
         for args in tools {
-            let told = refused(args, &dir);
-            assert!(told.contains("chmod go-w") && told.contains(&format!("{mode:04o}")), "{told}");
+            let printed = refused(args, &dir);
+            assert!(
+                printed.contains("chmod go-w") && printed.contains(&format!("{mode:04o}")),
+                "{printed}"
+            );
         }
     }
-    // What it says helps.
+    // The remedy in the message works.
     fs::set_permissions(&dir, Permissions::from_mode(0o1777)).unwrap();
     assert!(Command::new("chmod").arg("go-w").arg(&dir).status().unwrap().success());
     used(&dir).await;
@@ -117,9 +119,10 @@ async fn a_data_directory_that_others_may_write_to_is_refused() {
     assert_eq!(fs::read_dir(&fresh).unwrap().count(), 0);
 }
 
-/// Only root can give a directory away; for others the rule is in `src/store/local/permissions.rs`.
+/// Only root can change the owner of a directory. `src/store/local/permissions.rs` tests the rule
+/// for other users.
 #[test]
-fn a_data_directory_of_another_user_is_refused() {
+fn a_data_directory_of_another_user_is_rejected() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("data");
     fs::create_dir(&dir).unwrap();
@@ -128,13 +131,13 @@ fn a_data_directory_of_another_user_is_refused() {
         eprintln!("skipped: not root");
         return;
     }
-    let told = refused(&["--port", "0"], &dir);
-    assert!(told.contains("setpriv --reuid=61234 --regid=61235"), "{told}");
-    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "nothing was made in it");
+    let printed = refused(&["--port", "0"], &dir);
+    assert!(printed.contains("setpriv --reuid=61234 --regid=61235"), "{printed}");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "nothing was created in it");
 }
 
 #[tokio::test]
-async fn a_link_in_the_data_directory_is_refused_and_not_followed() {
+async fn a_link_in_the_data_directory_is_rejected_and_not_followed() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("data");
     used(&dir).await;
@@ -148,18 +151,18 @@ async fn a_link_in_the_data_directory_is_refused_and_not_followed() {
         symlink(&away, &path).unwrap();
         let tools: [&[&str]; 3] = [&["--port", "0"], &["check"], &["export"]];
         for args in tools {
-            let told = refused(args, &dir);
-            assert!(told.contains(&format!("{name} is a symbolic link")), "{told}");
+            let printed = refused(args, &dir);
+            assert!(printed.contains(&format!("{name} is a symbolic link")), "{printed}");
         }
         assert_eq!(away.is_file().then(|| fs::read(&away).unwrap()), before);
         fs::remove_file(&path).unwrap();
         fs::rename(&away, &path).unwrap();
     }
-    // Names under which something is only made.
+    // Names of temporary files.
     for name in ["CURRENT.new", "CLOCK.new", "store-000001.new", "store-000002.new", "check.tmp"] {
         symlink(temp.path().join("nowhere"), dir.join(name)).unwrap();
-        let told = refused(&["--port", "0"], &dir);
-        assert!(told.contains(&format!("{name} is a symbolic link")), "{told}");
+        let printed = refused(&["--port", "0"], &dir);
+        assert!(printed.contains(&format!("{name} is a symbolic link")), "{printed}");
         assert!(!temp.path().join("nowhere").exists());
         fs::remove_file(dir.join(name)).unwrap();
     }
@@ -176,21 +179,21 @@ async fn the_path_to_the_data_directory_may_be_a_link() {
     let (dir, link) = (temp.path().join("data"), temp.path().join("link"));
     used(&dir).await;
     symlink(&dir, &link).unwrap();
-    // What lies beside the store is not looked at.
+    // Other names in the data directory are not checked.
     symlink("/nowhere", dir.join("lost+found")).unwrap();
     used(&link).await;
     assert!(run(&["check"], &link).status.success());
 }
 
-/// Whether a process leaves a core dump when a signal of that kind ends it. `script` runs it as `$0`
-/// where dumps are of any size, and ends it.
+/// Whether a process leaves a core dump when such a signal ends it. `script` runs it as `$0`
+/// without a limit on the size of dumps, and ends it.
 #[cfg(target_os = "linux")]
 fn dumps_core(script: &str, dir: &Path) -> bool {
     use std::os::unix::process::ExitStatusExt;
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("ulimit -c unlimited && {script}")]).arg(command().get_program());
     let mut child = shell.arg(dir).current_dir(dir).stdout(Stdio::piped()).spawn().unwrap();
-    // Until it says that it listens, or ends.
+    // Until it listens or ends.
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let pid = child.id().to_string();
@@ -202,7 +205,7 @@ fn dumps_core(script: &str, dir: &Path) -> bool {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn the_memory_of_the_daemon_goes_into_no_core_dump() {
+fn the_daemon_leaves_no_core_dump() {
     let temp = tempfile::tempdir().unwrap();
     if !dumps_core("echo listening && exec sleep 60", temp.path()) {
         eprintln!("skipped: this system makes no core dumps");
@@ -212,9 +215,9 @@ fn the_memory_of_the_daemon_goes_into_no_core_dump() {
     assert!(!dumps_core(daemon, temp.path()));
 }
 
-/// As some editors and shells write files.
+/// Some editors and shells write a byte order mark.
 #[tokio::test]
-async fn a_mark_before_a_file_is_not_part_of_it() {
+async fn a_byte_order_mark_before_a_file_is_ignored() {
     let temp = tempfile::tempdir().unwrap();
     let marked = |name: &str, text: &str| {
         let path = temp.path().join(name);
@@ -258,7 +261,7 @@ async fn a_mark_before_a_file_is_not_part_of_it() {
     assert!(asked.status.success(), "{asked:?}");
     assert!(daemon.terminate().await.success());
 
-    // An export that went through an editor is imported all the same.
+    // An export that an editor has saved can be imported.
     let export = run(&["export"], daemon.dir());
     let file = marked("export", &String::from_utf8(export.stdout).unwrap());
     let imported = run(&["import", "--input", &file], &temp.path().join("fresh"));

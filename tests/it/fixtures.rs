@@ -1,6 +1,6 @@
-//! Data directories of every released format: each is opened, and what is in it is looked at.
+//! Data directories of every released format: each is opened, and its content is asserted.
 //!
-//! They lie under `tests/fixtures/`. A new one is written, once for each format, with
+//! They are in `tests/fixtures/`. To write a new one, once for each format, run
 //! `FIXTURE=tests/fixtures/format-N cargo test --test it -- --ignored writes_a_fixture`.
 
 use std::fs;
@@ -60,8 +60,8 @@ fn dead(cause: Cause, failures: u32, error: &str) -> Progress {
     Progress::Dead(DeadLetter { cause, failures, error: error.into(), since })
 }
 
-/// What a fixture holds: small and large, every kind of progress, odd keys, and from format 3 on
-/// what came with it.
+/// The content of a fixture: small and large values, every kind of progress, odd keys, and the
+/// fields of later formats.
 fn contents(format: u32) -> Vec<(Task, Vec<Progress>)> {
     let two = || vec![node("http://10.0.0.1:8080"), node("https://b.example/base")];
     let task = |n: u64, key: &str, value: Vec<u8>, replicas: Vec<Node>| Task {
@@ -166,7 +166,7 @@ fn idempotency(format: u32) -> Vec<(Box<str>, IdempotencyRow)> {
     rows
 }
 
-/// The key that is in the row of a task itself.
+/// The idempotency key in the row of a task.
 fn key_in(format: u32, task: TaskId) -> Option<Idempotency> {
     let (key, _) = idempotency(format).into_iter().find(|(_, row)| row.task == task)?;
     (format >= 4).then_some(Idempotency { key, fingerprint: FINGERPRINT })
@@ -175,7 +175,8 @@ fn key_in(format: u32, task: TaskId) -> Option<Idempotency> {
 #[test]
 #[ignore = "run once for each format of the store"]
 fn writes_a_fixture() {
-    let target = std::env::var("FIXTURE").expect("FIXTURE names a directory that is not there yet");
+    let target =
+        std::env::var("FIXTURE").expect("FIXTURE must name a directory that does not exist");
     let (opened, found) = open(Path::new(&target));
     assert!(found.is_empty());
     for (node, row) in replicas() {
@@ -193,7 +194,7 @@ fn writes_a_fixture() {
     opened.committer.accept(Arc::new(settled.clone()), None, None);
     opened.committer.remove(settled.id);
     close(opened);
-    // Neither belongs into a repository: the one is a process, the other is empty.
+    // These do not belong in the repository: `LOCK` names a process, the other file is empty.
     fs::remove_file(Path::new(&target).join("LOCK")).unwrap();
     fs::remove_dir(Path::new(&target).join("store-000001/blobs")).unwrap();
 }
@@ -203,7 +204,7 @@ fn holds_the_contents(format: u32) {
     let source = format!("{}/tests/fixtures/format-{format}", env!("CARGO_MANIFEST_DIR"));
     let dir = tempfile::tempdir().unwrap();
     copy(Path::new(&source), dir.path());
-    // Twice: migrated, and as this release leaves it.
+    // Twice: after the migration, and as this release leaves it.
     for _ in 0..2 {
         let (opened, found) = open(dir.path());
         assert_eq!(found.len(), contents(format).len());
@@ -226,21 +227,21 @@ fn holds_the_contents(format: u32) {
 }
 
 #[test]
-fn a_store_of_format_1_is_brought_up_to_date_with_all_that_is_in_it() {
+fn a_store_of_format_1_is_migrated_with_its_complete_content() {
     holds_the_contents(1);
 }
 
 #[test]
-fn a_store_of_format_2_is_opened_with_all_that_is_in_it() {
+fn a_store_of_format_2_is_opened_with_its_complete_content() {
     holds_the_contents(2);
 }
 
 #[test]
-fn a_store_of_format_3_is_opened_with_all_that_is_in_it() {
+fn a_store_of_format_3_is_opened_with_its_complete_content() {
     holds_the_contents(3);
 }
 
 #[test]
-fn a_store_of_format_4_is_opened_with_all_that_is_in_it() {
+fn a_store_of_format_4_is_opened_with_its_complete_content() {
     holds_the_contents(4);
 }

@@ -1,5 +1,4 @@
-//! Clients that mean harm, against the process: each alone, and thousands of them at once beside
-//! clients that mean none.
+//! Hostile clients: each attack alone, and thousands of connections beside honest clients.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,10 +17,10 @@ mod names;
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
-/// What HTTP/2 begins with, and the empty SETTINGS of a client.
+/// The HTTP/2 preface and the empty SETTINGS of a client.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// What the system says of a process, in bytes.
+/// Memory of the process as the system reports it, in bytes.
 fn memory(daemon: &Daemon, line: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let found = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
@@ -29,11 +28,11 @@ fn memory(daemon: &Daemon, line: &str) -> u64 {
     kib * KIB
 }
 
-/// A figure of the page for Prometheus.
+/// A metric by its name in Prometheus.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
 async fn figure(daemon: &Daemon, name: &str) -> u64 {
-    // The connection that is used again may be closed for another one just then.
-    let page = wait_until("the figures are told", || async {
+    // The daemon may close the reused connection in favour of another one.
+    let page = wait_until("the metrics are readable", || async {
         let request = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
         request.send().await.ok()?.text().await.ok()
     })
@@ -42,7 +41,7 @@ async fn figure(daemon: &Daemon, name: &str) -> u64 {
     line.unwrap_or_else(|| panic!("{name} in {page}")).parse::<f64>().unwrap() as u64
 }
 
-/// Lets this process have as many open files as it may, and gives how many.
+/// Raises the limit of open files of this process to its maximum and returns it.
 fn raise_open_files() -> u64 {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
@@ -53,18 +52,18 @@ async fn connect(address: &str) -> TcpStream {
     wait_until("a connection", || async { TcpStream::connect(address).await.ok() }).await
 }
 
-/// Sends this, as far as it is taken, and gives all that comes back until the other side closes.
-async fn sent(address: &str, bytes: &[u8]) -> String {
+/// Sends `bytes`, as far as the daemon reads them, and returns everything until the daemon closes.
+async fn exchange(address: &str, bytes: &[u8]) -> String {
     let stream = connect(address).await;
     let (mut reading, mut writing) = stream.into_split();
     let sending = async {
-        // It may have heard enough.
+        // The daemon may have closed the connection.
         let _ = writing.write_all(bytes).await;
         let _ = writing.shutdown().await;
     };
     let mut answer = Vec::new();
     let talk = async {
-        // Reset is as closed as closed; what came before it was read.
+        // A reset counts as closed; everything before it was read.
         tokio::join!(sending, async { while let Ok(1..) = reading.read_buf(&mut answer).await {} });
     };
     let closed = tokio::time::timeout(PATIENCE, talk).await;
@@ -78,7 +77,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// HEADERS that never end: CVE-2024-27316 and its kin.
+/// HEADERS that never end, as in CVE-2024-27316.
 fn continuation_flood() -> Vec<u8> {
     let mut flood = PREFACE.to_vec();
     flood.extend(frame(1, 0, 1, b"\x82\x86\x84"));
@@ -102,7 +101,7 @@ fn with_headers(headers: &str) -> Vec<u8> {
     format!("GET /livez HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n").into_bytes()
 }
 
-/// What is no request that is answered well: its name, its bytes, and what may come back.
+/// Invalid requests: name, bytes, and the allowed statuses.
 fn attacks() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
     let closed_or_400: &[_] = &["", "400"];
     let too_large: &[_] = &["", "431"];
@@ -176,13 +175,13 @@ fn attacks() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
 }
 
 #[tokio::test]
-async fn what_is_no_request_is_refused_or_cut_and_nothing_of_it_is_kept() {
+async fn an_invalid_request_is_rejected_or_cut_and_leaves_nothing_behind() {
     let daemon = Daemon::start(&["--client-timeout", "2s"]).await;
-    // Once for nothing: what a first request makes larger is not the attack's.
-    sent(daemon.address(), &with_headers("connection: close\r\n")).await;
+    // A first request, so that the memory that it allocates is not counted.
+    exchange(daemon.address(), &with_headers("connection: close\r\n")).await;
     let before = memory(&daemon, "VmRSS");
     for (name, bytes, allowed) in attacks() {
-        let answer = sent(daemon.address(), &bytes).await;
+        let answer = exchange(daemon.address(), &bytes).await;
         let status = answer.get(9..12).unwrap_or_default();
         assert!(allowed.contains(&status), "{name}: {answer:?}");
     }
@@ -190,10 +189,10 @@ async fn what_is_no_request_is_refused_or_cut_and_nothing_of_it_is_kept() {
     for n in 0..200 {
         let address = daemon.address().to_owned();
         let flood = if n % 2 == 0 { continuation_flood() } else { rapid_reset() };
-        floods.spawn(async move { sent(&address, &flood).await });
+        floods.spawn(async move { exchange(&address, &flood).await });
     }
     floods.join_all().await;
-    // 200 MB were sent.
+    // The floods sent 200 MB.
     let grown = memory(&daemon, "VmHWM").saturating_sub(before);
     assert!(grown < 64 * MIB, "{} MiB more", grown / MIB);
     assert_eq!(daemon.metrics().await["total_replications"], 0);
@@ -206,8 +205,8 @@ fn there_is_no_http_2_in_the_build() {
     assert!(lock.contains("name = \"hyper\"\n") && !lock.contains("name = \"h2\"\n"));
 }
 
-/// What a hostile connection of a soak does before it is held.
-async fn begin(address: &str, kind: usize) -> Option<TcpStream> {
+/// Opens a hostile connection and sends its first bytes.
+async fn open_hostile(address: &str, kind: usize) -> Option<TcpStream> {
     let mut stream = connect(address).await;
     let bytes = match kind {
         0 => Vec::new(),
@@ -216,17 +215,17 @@ async fn begin(address: &str, kind: usize) -> Option<TcpStream> {
             .to_vec(),
         3 => with_headers(&"a: b\r\n".repeat(1_000)),
         4 => format!("GET /livez HTTP/1.1\r\na: {}", "x".repeat(60_000)).into_bytes(),
-        // Few that cost little and fill what the system holds for a client.
+        // Cheap requests whose answers fill the socket buffers.
         5 => "GET /assets/style.css HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(40).into_bytes(),
         6 => PREFACE.to_vec(),
         7 => vec![0xff; 10_000],
         _ => b"POST /replicate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{".to_vec(),
     };
-    // It may be cut already, or not be read any more.
+    // The daemon may have closed the connection or stopped reading.
     let _ = tokio::time::timeout(Duration::from_millis(100), stream.write_all(&bytes)).await;
     if kind == 5 {
-        // The first byte of the answers, and no more. So there are never more connections
-        // than the daemon keeps up with: what the system drops would be asked for again in seconds.
+        // Reads only the first byte of the answers, so that connections do not open faster than the
+        // daemon accepts them. The system would drop the others and repeat them after seconds.
         let _ = tokio::time::timeout(PATIENCE, stream.read_u8()).await;
     }
     match kind {
@@ -241,17 +240,17 @@ async fn begin(address: &str, kind: usize) -> Option<TcpStream> {
 
 const KINDS: usize = 10;
 
-/// A client that means no harm: writes one after the other, each of which must be accepted.
+/// An honest client: it sends one write after the other, and each must be accepted.
 struct Honest {
     address: String,
     body: String,
-    /// Over one connection, or each over its own as the known gateway does.
+    /// Reuses its connection. The known gateway opens a new one for each write.
     keeps: bool,
     stream: Option<TcpStream>,
 }
 
 impl Honest {
-    /// Whether the write was accepted; `None` where the connection ended before an answer.
+    /// Whether the write was accepted; `None` if the connection ended before an answer.
     async fn try_write(&mut self) -> Option<bool> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
@@ -272,8 +271,8 @@ impl Honest {
         Some(true)
     }
 
-    /// Writes once more, and gives how often it had to ask: a connection that lies idle may be
-    /// closed, as by any server, and then there is no answer.
+    /// Sends a write until it is answered and returns the number of requests. The daemon may close
+    /// an idle connection, and then there is no answer.
     async fn write(&mut self) -> u64 {
         for asked in 1..=100 {
             if self.try_write().await.is_some() {
@@ -284,13 +283,12 @@ impl Honest {
     }
 }
 
-/// Amid all of it: connections beyond what is allowed, held by those who ask for nothing or read
-/// nothing, and others that come and go.
+/// More connections than `--max-connections`: idle ones, ones that do not read, and short ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn amid_ten_thousand_hostile_connections_every_honest_write_is_accepted() {
+async fn with_ten_thousand_hostile_connections_every_honest_write_is_accepted() {
     const CONNECTIONS: u64 = 2000;
     const WRITES_AT_LEAST: u64 = 50;
-    // Both ends of ten thousand, where the system allows so many.
+    // This process holds both ends of 10,000 connections, if the system allows it.
     let hostile = usize::try_from(raise_open_files().saturating_sub(2000).clamp(500, 10_000));
     let hostile = hostile.unwrap();
     let args = [
@@ -338,21 +336,21 @@ async fn amid_ten_thousand_hostile_connections_every_honest_write_is_accepted() 
         opening.spawn(async move {
             let mut held = Vec::new();
             for n in (lane..hostile).step_by(20) {
-                held.extend(begin(&address, n / 20 % KINDS).await);
+                held.extend(open_hostile(&address, n / 20 % KINDS).await);
             }
             held
         });
     }
     let mut held: Vec<_> = opening.join_all().await.into_iter().flatten().collect();
     assert!(held.len() >= hostile * 8 / 10);
-    // A byte now and then, from all who are still let.
+    // Each open connection sends a byte from time to time.
     for _ in 0..3 {
         held.retain(|stream| !matches!(stream.try_write(b"x"), Err(error) if error.kind() != std::io::ErrorKind::WouldBlock));
         let files = figure(&daemon, "process_open_fds").await;
         assert!(files <= files_before + CONNECTIONS + 100, "{files} files");
     }
     let before: Vec<_> = written.iter().map(|count| count.load(Ordering::Relaxed)).collect();
-    let go_on = wait_until("every honest client goes on", || async {
+    let go_on = wait_until("every honest client makes progress", || async {
         let mut counts = written.iter().zip(&before);
         let enough = |(now, before): (&AtomicU64, &u64)| {
             now.load(Ordering::Relaxed) >= before + WRITES_AT_LEAST
@@ -361,26 +359,27 @@ async fn amid_ten_thousand_hostile_connections_every_honest_write_is_accepted() 
     });
     tokio::select! {
         () = go_on => {}
-        ended = honest.join_next() => panic!("an honest client has ended: {ended:?}"),
+        ended = honest.join_next() => panic!("an honest client ended: {ended:?}"),
     }
-    // A head, hyper's buffers and the connection itself; the bodies; and what the writes take.
+    // Per connection a head, hyper's buffers and the connection itself; then the bodies and the
+    // writes.
     let bound = CONNECTIONS * (64 + 48) * KIB + 32 * MIB + 64 * MIB;
     let grown = memory(&daemon, "VmHWM").saturating_sub(memory_before);
-    assert!(grown < bound, "{} MiB more, of {} that may be", grown / MIB, bound / MIB);
+    assert!(grown < bound, "{} MiB more, of {} allowed", grown / MIB, bound / MIB);
     drop(held);
 
     stop.store(true, Ordering::Relaxed);
     let repeated: u64 = honest.join_all().await.into_iter().sum();
-    // Whoever asks all the time is not the one that waited longest, unless this process is held up.
+    // A busy client has not waited longest, so it is rarely evicted, unless this process stalls.
     let accepted: u64 = written.iter().map(|count| count.load(Ordering::Relaxed)).sum();
     assert!(repeated * 5 <= accepted, "{repeated} of {accepted} were repeated");
-    wait_until("their files are closed", || async {
+    wait_until("the connections are closed", || async {
         (figure(&daemon, "process_open_fds").await <= files_before + 100).then_some(())
     })
     .await;
     let replica = format!("{{replica=\"{}\"}}", replica.url());
     let of = |name: &str| format!("replicator_deliveries_{name}{replica}");
-    wait_until("all is delivered", || async {
+    wait_until("everything is delivered", || async {
         (figure(&daemon, &of("pending")).await == 0).then_some(())
     })
     .await;

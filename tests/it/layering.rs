@@ -1,11 +1,11 @@
-//! The walls between the parts, held by reading the source.
+//! The import rules between the parts, checked in the source.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-mod circles;
+pub mod circles;
 
-fn sources(dir: &str) -> Vec<(PathBuf, String)> {
+pub fn sources(dir: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = vec![];
     let mut folders = vec![root.join(dir)];
@@ -24,7 +24,7 @@ fn sources(dir: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// The code alone: no comments.
+/// The code without comments.
 fn code(text: &str) -> String {
     text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
@@ -35,7 +35,7 @@ fn shipped(text: &str) -> String {
     code.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned()
 }
 
-fn is_test(path: &Path) -> bool {
+pub fn is_test(path: &Path) -> bool {
     let tests = path.components().any(|part| part.as_os_str() == "tests");
     tests || path.ends_with("tests.rs") || path.ends_with("fuzzing.rs")
 }
@@ -82,14 +82,14 @@ fn only_top_names_ratatui() {
 }
 
 #[test]
-fn the_operators_commands_know_the_daemon_by_its_api_alone() {
+fn the_commands_for_operators_use_only_the_api_of_the_daemon() {
     let parts = ["crate::engine", "crate::store", "crate::server", "crate::replica::ReplicaClient"];
     let parts = [parts.as_slice(), &["crate::dispatcher", "crate::daemon"]].concat();
     never_in(&parts, &["src/commands/admin.rs", "src/commands/admin"]);
 }
 
 #[test]
-fn only_the_server_names_axum_and_hyper_but_for_the_causes_of_errors() {
+fn only_the_server_names_axum_and_hyper_except_for_the_causes_of_errors() {
     only_under(&["axum"], &["src/server.rs", "src/server"]);
     only_under(&["hyper"], &["src/server.rs", "src/server", "src/replica/causes.rs"]);
 }
@@ -100,19 +100,19 @@ fn only_the_traces_name_opentelemetry() {
 }
 
 #[test]
-fn only_the_server_and_its_words_are_described() {
+fn only_the_server_and_the_api_types_name_utoipa() {
     only_under(&["utoipa"], &["src/server.rs", "src/server", "src/api.rs", "src/api"]);
 }
 
 #[test]
-fn the_engine_and_the_words_know_no_runtime_clock_or_io() {
+fn the_engine_and_the_vocabulary_use_no_runtime_clock_or_io() {
     let words =
         ["tokio", "async ", "SystemTime", "Instant", "std::fs", "std::net", "std::io", "tracing"];
     never_in(&words, &["src/engine.rs", "src/engine", "src/task.rs", "src/task"]);
 }
 
 #[test]
-fn the_policy_knows_the_words_alone_and_no_runtime_files_or_sockets() {
+fn the_policy_imports_only_the_vocabulary_and_uses_no_runtime_files_or_sockets() {
     let parts = ["crate::engine", "crate::store", "crate::replica", "crate::server"];
     let io = [
         "crate::dispatcher",
@@ -128,7 +128,7 @@ fn the_policy_knows_the_words_alone_and_no_runtime_files_or_sockets() {
 }
 
 #[test]
-fn the_parts_know_the_words_and_not_each_other() {
+fn the_parts_import_the_vocabulary_and_not_each_other() {
     let engine =
         ["crate::store", "crate::replica", "crate::server", "crate::dispatcher", "crate::daemon"];
     never_in(&engine, &["src/engine.rs", "src/engine", "src/task.rs", "src/task"]);
@@ -154,14 +154,14 @@ fn the_parts_know_the_words_and_not_each_other() {
 }
 
 #[test]
-fn who_may_ask_is_known_without_http_or_a_runtime() {
+fn access_control_uses_neither_http_nor_a_runtime() {
     let parts = ["crate::engine", "crate::store", "crate::replica", "crate::server"];
     let io = ["crate::dispatcher", "crate::daemon", "tokio", "async ", "axum", "hyper", "tracing"];
     never_in(&[parts.as_slice(), &io].concat(), &["src/access.rs", "src/access"]);
 }
 
 #[test]
-fn status_codes_are_made_in_one_file() {
+fn status_codes_are_chosen_in_one_file() {
     let allowed = ["src/server/errors.rs", "src/replica/verdict.rs", "src/replica/client.rs"];
     only_under(&["StatusCode"], &allowed);
 }

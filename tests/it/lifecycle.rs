@@ -7,7 +7,7 @@ use crate::support::daemon::command;
 use crate::support::replica::Gate;
 use crate::support::{Behaviour, Daemon, Replica, client, set, strong};
 
-/// Starts the binary in the foreground and gives its exit code and its words.
+/// Runs the binary to its end and returns its exit code and standard error.
 fn run(args: &[&str]) -> (Option<i32>, String) {
     let output = command().args(args).stdin(Stdio::null()).output().unwrap();
     let words = [output.stdout, output.stderr].concat();
@@ -15,7 +15,7 @@ fn run(args: &[&str]) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
-async fn what_was_accepted_is_delivered_after_a_kill() {
+async fn accepted_writes_are_delivered_after_a_kill() {
     let replica = Replica::start().await;
     replica.stop();
     let mut daemon = Daemon::start(&["--retry-base", "100ms", "--max-retries", "100"]).await;
@@ -31,7 +31,7 @@ async fn what_was_accepted_is_delivered_after_a_kill() {
 }
 
 #[tokio::test]
-async fn the_retry_queue_survives_with_its_counts() {
+async fn the_retry_queue_survives_a_restart_with_its_counts() {
     let replica = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
     let mut daemon = Daemon::start(&["--retry-base", "1h", "--max-retries", "1"]).await;
     daemon.accept(&set("k", "v", &[&replica])).await;
@@ -80,7 +80,7 @@ async fn sigterm_finishes_what_is_in_flight_and_keeps_the_rest() {
 }
 
 #[tokio::test]
-async fn the_grace_of_a_drain_is_bounded() {
+async fn a_drain_ends_at_the_drain_timeout() {
     let replica = Replica::with(|_| Behaviour::Hang).await;
     let mut daemon = Daemon::start(&["--drain-timeout", "200ms"]).await;
     daemon.accept(&set("k", "v", &[&replica])).await;
@@ -92,7 +92,7 @@ async fn the_grace_of_a_drain_is_bounded() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn a_second_signal_ends_the_daemon_at_once() {
     let replica = Replica::with(|_| Behaviour::Hang).await;
     let mut daemon = Daemon::start(&["--request-timeout", "5m"]).await;
     daemon.accept(&set("k", "v", &[&replica])).await;
@@ -104,7 +104,7 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn a_draining_daemon_answers_the_request_in_flight_and_refuses_new_ones() {
+async fn a_draining_daemon_answers_the_request_in_flight_and_rejects_new_ones() {
     let replica = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(500))).await;
     let mut daemon = Daemon::start(&[]).await;
     let (url, body) = (daemon.url("/replicate"), strong("k", "v", &[&replica]));
@@ -116,7 +116,7 @@ async fn a_draining_daemon_answers_the_request_in_flight_and_refuses_new_ones() 
 }
 
 #[tokio::test]
-async fn a_second_process_on_the_same_directory_is_refused() {
+async fn a_second_process_on_the_same_directory_is_rejected() {
     let daemon = Daemon::start(&[]).await;
     let dir = daemon.dir().to_str().unwrap();
     let (code, words) = run(&["--port", "0", "--data-dir", dir]);
@@ -127,7 +127,7 @@ async fn a_second_process_on_the_same_directory_is_refused() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_named() {
+async fn a_port_in_use_is_named_in_the_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let dir = tempfile::tempdir().unwrap();
@@ -158,7 +158,7 @@ async fn a_broken_data_directory_is_one_sentence_and_an_exit_code() {
 }
 
 #[tokio::test]
-async fn bad_flags_are_all_reported_at_once() {
+async fn invalid_flags_are_all_reported_at_once() {
     let args = ["--node-id", "", "--workers", "0", "--max-value-bytes", "2GiB"];
     let (code, words) = run(&args);
     assert_eq!(code, Some(2), "{words}");
@@ -169,15 +169,15 @@ async fn bad_flags_are_all_reported_at_once() {
 }
 
 #[tokio::test]
-async fn the_demo_tells_its_story_and_ends_well() {
+async fn the_demo_runs_to_its_end_and_succeeds() {
     let (code, words) = run(&["demo", "--exit"]);
     assert_eq!(code, Some(0), "{words}");
     assert!(words.contains("agree"), "{words}");
 }
 
-/// Needs `prlimit`, of util-linux as `setpriv`.
+/// Needs `prlimit` from util-linux.
 #[tokio::test]
-async fn the_limit_of_open_files_is_raised_and_one_that_is_too_low_is_told_of() {
+async fn the_limit_of_open_files_is_raised_and_one_that_is_too_low_is_reported() {
     for (limits, soft, warned) in [("300:400", 400, true), ("300:8000", 8000, false)] {
         let dir = tempfile::tempdir().unwrap();
         let mut child = std::process::Command::new("prlimit")
@@ -195,8 +195,8 @@ async fn the_limit_of_open_files_is_raised_and_one_that_is_too_low_is_told_of() 
         let file = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
         child.kill().unwrap();
         let log = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
-        let told = file.lines().find(|line| line.starts_with("Max open files")).unwrap();
-        assert_eq!(told.split_whitespace().nth(3).unwrap(), soft.to_string(), "{told}");
+        let printed = file.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        assert_eq!(printed.split_whitespace().nth(3).unwrap(), soft.to_string(), "{printed}");
         assert_eq!(log.contains("LimitNOFILE"), warned, "{log}");
     }
 }

@@ -1,15 +1,15 @@
-//! At a limit the answer is a clear 503 with Retry-After, never a silent drop.
+//! At a limit the answer is a 503 with Retry-After, never a silent drop.
 
 use std::time::{Duration, Instant};
 
 use crate::support::replica::Gate;
 use crate::support::{Behaviour, Daemon, Replica, client, set, strong};
 
-/// A replica that hangs holds its places for as long as a test takes.
+/// A hanging replica holds its places longer than a test takes.
 const STEADY: [&str; 2] = ["--request-timeout", "5m"];
 
 #[tokio::test]
-async fn a_full_queue_is_a_503_that_says_when_to_come_again() {
+async fn a_full_queue_is_a_503_with_retry_after() {
     let args = ["--queue-capacity", "2", "--queue-wait", "50ms", "--workers", "1"];
     let daemon = Daemon::start(&[&args[..], &STEADY].concat()).await;
     let replica = Replica::with(|_| Behaviour::Hang).await;
@@ -57,7 +57,7 @@ async fn the_bytes_on_disk_have_a_limit() {
 }
 
 #[tokio::test]
-async fn a_full_eventual_queue_does_not_refuse_a_strong_write() {
+async fn a_full_eventual_queue_does_not_reject_a_strong_write() {
     let args = ["--queue-capacity", "1", "--queue-wait", "0s"];
     let daemon = Daemon::start(&[&args[..], &STEADY].concat()).await;
     let (hanging, good) = (Replica::with(|_| Behaviour::Hang).await, Replica::start().await);
@@ -67,12 +67,12 @@ async fn a_full_eventual_queue_does_not_refuse_a_strong_write() {
 }
 
 #[tokio::test]
-async fn a_hanging_replica_leaves_room_in_the_queue_and_its_writes_hold_up_no_others() {
+async fn a_hanging_replica_leaves_room_in_the_queue_and_its_writes_delay_no_others() {
     let args = ["--queue-capacity", "20", "--queue-wait", "5m"];
     let daemon = Daemon::start(&[&args[..], &STEADY].concat()).await;
     let (hanging, healthy) = (Replica::with(|_| Behaviour::Hang).await, Replica::start().await);
     daemon.accept(&set("first", "v", &[&healthy])).await;
-    // More than it may hold: the rest of them wait at the door.
+    // More than its share: the remaining requests wait.
     let posts = (0..40).map(|n| {
         let (client, url) = (client(), daemon.url("/replicate"));
         let body = set(&format!("k{n}"), "v", &[&hanging]);
@@ -84,7 +84,7 @@ async fn a_hanging_replica_leaves_room_in_the_queue_and_its_writes_hold_up_no_ot
         daemon.accept(&set(&format!("h{n}"), "v", &[&healthy])).await;
     }
     assert_eq!(daemon.metrics().await["waiting_requests"], 22);
-    // Once it moves again, they come in.
+    // When the replica answers again, they are accepted.
     hanging.behave(|_| Behaviour::Apply);
     hanging.stop();
     hanging.come_back().await;
@@ -94,7 +94,7 @@ async fn a_hanging_replica_leaves_room_in_the_queue_and_its_writes_hold_up_no_ot
 }
 
 #[tokio::test]
-async fn a_write_that_waits_for_the_share_of_another_replica_holds_up_nobody_behind_it() {
+async fn a_write_that_waits_for_the_share_of_another_replica_does_not_delay_those_behind_it() {
     let args = ["--queue-capacity", "100", "--queue-wait", "5m", "--workers", "1"];
     let daemon = Daemon::start(&[&args[..], &STEADY].concat()).await;
     let gate = Gate::default();
@@ -104,11 +104,11 @@ async fn a_write_that_waits_for_the_share_of_another_replica_holds_up_nobody_beh
     })
     .await;
     let hanging = Replica::with(|_| Behaviour::Hang).await;
-    // Others are kept room for only where there are some.
+    // Room is reserved for other replicas only if there are any.
     let other = Replica::start().await;
     daemon.accept(&set("other", "v", &[&other])).await;
     daemon.until_metric("queue_size", 0).await;
-    // Of a hundred places ninety for the one, and of what that leaves nine for the other.
+    // Of a hundred places one replica gets ninety, and the other gets nine of the remaining ten.
     for n in 0..99 {
         let replica = if n < 90 { &hanging } else { &healthy };
         daemon.accept(&set(&format!("k{n}"), "v", &[replica])).await;
@@ -128,7 +128,7 @@ async fn a_write_that_waits_for_the_share_of_another_replica_holds_up_nobody_beh
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_in_the_middle_of_its_body_leaves_no_trace() {
+async fn a_client_that_disconnects_in_the_middle_of_its_body_leaves_no_trace() {
     use tokio::io::AsyncWriteExt;
     let daemon = Daemon::start(&[]).await;
     let mut stream = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
@@ -155,13 +155,13 @@ async fn a_client_that_sends_too_slowly_is_cut() {
     let mut slow_head = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
     slow_head.write_all(b"POST /repl").await.unwrap();
     let mut answer = Vec::new();
-    // Reset is as cut as closed.
+    // A reset counts as closed.
     let _ = slow_head.read_to_end(&mut answer).await;
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"), "{answer:?}");
 }
 
 #[tokio::test]
-async fn large_values_go_through_disk_and_come_out_whole() {
+async fn large_values_are_read_back_from_disk_unchanged() {
     let args = ["--memory-budget", "0B", "--max-value-bytes", "4MiB", "--workers", "2"];
     let daemon = Daemon::start(&args).await;
     let replica = Replica::start().await;

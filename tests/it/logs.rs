@@ -1,4 +1,4 @@
-//! The log: as machines read it, and where nobody does.
+//! The log: its JSON, and readers that are gone, slow or stopped.
 
 use std::fs::OpenOptions;
 use std::io::{PipeReader, Read};
@@ -27,22 +27,22 @@ fn lines(daemon: &Daemon) -> Vec<Value> {
     log.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
 }
 
-/// Two thousand writes to a replica that is down and one that refuses them: ten thousand failures.
+/// 2,000 writes to a replica that is down and one that rejects them: 10,000 failures.
 #[tokio::test]
 async fn an_outage_of_thousands_of_failures_is_a_few_lines_of_json_without_a_value() {
     let mut daemon = Daemon::start(&QUICK).await;
     let (down, refusing) =
         (Replica::start().await, Replica::with(|_| Behaviour::Answer(400, "", "no")).await);
     down.stop();
-    // In two goes: how long they take is not to be a matter of how quickly the disk is.
+    // In two batches, so that the duration does not depend on the speed of the disk.
     for first in [0, 1_000] {
         let write = |n| set(&format!("hidden-{n}"), &format!("secret-{n}"), &[&down, &refusing]);
         let writes: Vec<_> = (first..first + 1_000).map(write).collect();
-        let (status, answer) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+        let (status, answer) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
         assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)));
     }
     daemon.until_drained().await;
-    wait_until("all is given up", || async {
+    wait_until("everything is given up", || async {
         let failures = daemon.metrics().await["permanent_failures"].as_u64().unwrap();
         (failures >= 4_000).then_some(())
     })
@@ -66,28 +66,29 @@ async fn an_outage_of_thousands_of_failures_is_a_few_lines_of_json_without_a_val
         let of = |line: &&Value| line["replica"] == url.as_str() && line["deliveries"].is_u64();
         assert!(lines.iter().any(|line| of(&line)), "{url} in {log}");
     }
-    // With the end of the daemon all are told of, the last ones too.
-    let told = lines.iter().filter_map(|line| line["deliveries"].as_u64());
-    assert_eq!(told.sum::<u64>(), 4_000, "{log}");
+    // At the end of the daemon every delivery was logged, including the last ones.
+    let printed = lines.iter().filter_map(|line| line["deliveries"].as_u64());
+    assert_eq!(printed.sum::<u64>(), 4_000, "{log}");
     let opened: Vec<_> = lines.iter().filter(|line| line["changes"].is_u64()).collect();
     assert!(!opened.is_empty() && opened.len() <= 14, "{opened:?}");
 }
 
 #[tokio::test]
-async fn a_start_that_fails_is_a_line_of_json_too() {
+async fn a_failed_start_is_a_line_of_json_too() {
     let daemon = Daemon::start(&[]).await;
     let args = ["--log-format", "json"];
     let second = Daemon::try_start_on(daemon.dir(), &args, &[]).await;
     assert_eq!(second.err().unwrap().code(), Some(1));
     let log = daemon.log();
     let json: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let told = |line: &Value| line["message"].as_str().unwrap().contains("in use by another");
-    assert!(json.iter().any(told), "{log}");
+    let printed = |line: &Value| line["message"].as_str().unwrap().contains("in use by another");
+    assert!(json.iter().any(printed), "{log}");
 }
 
-/// An order of an operator, which is a line of the audit log.
+/// A request of an operator, which writes a line to the audit log.
 async fn pause(daemon: &Daemon, replica: &Replica) {
-    let (status, answer) = daemon.order(&format!("{}/pause", path_of(replica)), &Value::Null).await;
+    let (status, answer) =
+        daemon.post_to(&format!("{}/pause", path_of(replica)), &Value::Null).await;
     assert_eq!(status, 200, "{answer}");
 }
 
@@ -99,7 +100,7 @@ async fn until_dropped(daemon: &Daemon) -> u64 {
 }
 
 #[tokio::test]
-async fn a_reader_that_is_gone_costs_lines_and_nothing_else() {
+async fn a_log_reader_that_is_gone_costs_only_log_lines() {
     for format in ["text", "json"] {
         for full in [false, true] {
             let args = ["--log-format", format];
@@ -118,7 +119,7 @@ async fn a_reader_that_is_gone_costs_lines_and_nothing_else() {
             pause(&daemon, &replica).await;
             until_dropped(&daemon).await;
             let resume = format!("{}/resume", path_of(&replica));
-            assert_eq!(daemon.order(&resume, &Value::Null).await.0, 200);
+            assert_eq!(daemon.post_to(&resume, &Value::Null).await.0, 200);
             daemon.accept(&set("after", "value", &[&replica])).await;
             replica.until_holds("after", "value").await;
             assert!(daemon.terminate().await.success(), "{format}, full: {full}");
@@ -126,11 +127,11 @@ async fn a_reader_that_is_gone_costs_lines_and_nothing_else() {
     }
 }
 
-/// A thousand writes at the most talkative level: megabytes of log.
+/// 1,000 writes at the level `trace`: megabytes of log.
 async fn talk(daemon: &Daemon, replica: &Replica, round: usize) {
     let write = |n| set(&format!("{round}/{n}"), "value", &[replica]);
     let writes: Vec<_> = (0..1_000).map(write).collect();
-    let (status, answer) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+    let (status, answer) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
     assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)), "{answer}");
     replica.until_holds(&format!("{round}/999"), "value").await;
     daemon.until_drained().await;
@@ -139,11 +140,11 @@ async fn talk(daemon: &Daemon, replica: &Replica, round: usize) {
 const TALKATIVE: [&str; 4] = ["--log", "trace", "--queue-capacity", "3000"];
 
 #[tokio::test]
-async fn nothing_waits_for_a_reader_that_has_stopped() {
+async fn nothing_waits_for_a_stopped_log_reader() {
     let (reader, writer) = std::io::pipe().unwrap();
     let mut daemon = Daemon::start_logging_to(writer, &TALKATIVE).await;
     let replica = Replica::start().await;
-    // Until the pipe and the queue before it are full.
+    // Until the pipe and the queue are full.
     for round in 0.. {
         talk(&daemon, &replica, round).await;
         if daemon.metrics().await["log_lines_dropped_total"].as_u64() > Some(0) {
@@ -153,14 +154,14 @@ async fn nothing_waits_for_a_reader_that_has_stopped() {
     assert_eq!(daemon.get("/livez").await.0, 200);
     pause(&daemon, &replica).await;
     let resume = format!("{}/resume", path_of(&replica));
-    assert_eq!(daemon.order(&resume, &Value::Null).await.0, 200);
+    assert_eq!(daemon.post_to(&resume, &Value::Null).await.0, 200);
     daemon.accept(&set("last", "value", &[&replica])).await;
     replica.until_holds("last", "value").await;
     assert!(daemon.terminate().await.success());
     drop(reader);
 }
 
-/// Reads to the end, on a thread of its own.
+/// Reads to the end on its own thread.
 fn collect(mut reader: PipeReader) -> Arc<Mutex<String>> {
     let read = Arc::new(Mutex::new(String::new()));
     let collected = Arc::clone(&read);
@@ -175,7 +176,7 @@ fn collect(mut reader: PipeReader) -> Arc<Mutex<String>> {
 }
 
 #[tokio::test]
-async fn a_reader_that_is_back_gets_the_number_of_lines_that_are_missing() {
+async fn a_log_reader_that_resumes_gets_the_number_of_dropped_lines() {
     let (reader, writer) = std::io::pipe().unwrap();
     let mut daemon = Daemon::start_logging_to(writer, &TALKATIVE).await;
     let replica = Replica::start().await;
@@ -192,7 +193,7 @@ async fn a_reader_that_is_back_gets_the_number_of_lines_that_are_missing() {
     })
     .await;
     assert!(daemon.terminate().await.success());
-    // What is logged at the end reaches a reader that is there.
+    // The last lines reach a reader that reads.
     wait_until("the last lines", || async {
         read.lock().unwrap().contains("SIGTERM").then_some(())
     })
@@ -200,16 +201,16 @@ async fn a_reader_that_is_back_gets_the_number_of_lines_that_are_missing() {
 }
 
 #[tokio::test]
-async fn the_reason_of_a_failed_start_reaches_its_reader() {
+async fn the_reason_of_a_failed_start_reaches_the_log_reader() {
     let daemon = Daemon::start(&[]).await;
     for format in ["text", "json"] {
         let mut second = command();
         second.arg("--data-dir").arg(daemon.dir()).args(["--port", "0", "--log-format", format]);
         let output = second.output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert!(told.lines().last().unwrap().contains("in use by another"), "{told}");
-        // With nobody there it is the same end.
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert!(printed.lines().last().unwrap().contains("in use by another"), "{printed}");
+        // Without a reader the exit code is the same.
         let mut second = command();
         second.arg("--data-dir").arg(daemon.dir()).args(["--port", "0", "--log-format", format]);
         let (reader, writer) = std::io::pipe().unwrap();
@@ -219,9 +220,9 @@ async fn the_reason_of_a_failed_start_reaches_its_reader() {
     }
 }
 
-/// Directions, tags, joiners, separators, controls: in a key, in a field, in a replica's error.
+/// Direction marks, tags, joiners, separators and controls in a key, a field and a replica's error.
 #[tokio::test]
-async fn what_a_client_names_is_escaped_in_the_log_on_the_terminal_and_in_errors() {
+async fn text_from_a_client_is_escaped_in_the_log_on_the_terminal_and_in_errors() {
     const ODD: &str =
         "\u{61c}\u{ad}\u{e0041}\u{202e}\u{2028}\u{9b}\u{200d}\u{fe0f}\u{3164}\u{e000}x";
     let visible = |text: &str| {
@@ -235,9 +236,9 @@ async fn what_a_client_names_is_escaped_in_the_log_on_the_terminal_and_in_errors
         daemon.until_metric("dead_letters", 1).await;
         for line in ["dead-letters", "dead-letters --json"] {
             let args = line.split(' ').chain(["--url"]);
-            let told = command().args(args).arg(daemon.url("")).output().unwrap();
-            assert!(told.status.success(), "{told:?}");
-            visible(&String::from_utf8(told.stdout).unwrap());
+            let printed = command().args(args).arg(daemon.url("")).output().unwrap();
+            assert!(printed.status.success(), "{printed:?}");
+            visible(&String::from_utf8(printed.stdout).unwrap());
         }
         let mut write = set("key", "value", &[&replica]);
         write["operation"] = ODD.into();

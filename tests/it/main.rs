@@ -1,5 +1,4 @@
-//! The daemon as its users see it: the binary, over HTTP, against replicas that misbehave on
-//! command. Nothing in here looks inside.
+//! Black-box tests: the binary over HTTP, against replicas that follow a script.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,6 +27,7 @@ mod environment;
 mod files;
 mod fixtures;
 mod hostile;
+mod language;
 mod layering;
 mod lifecycle;
 mod limits;

@@ -1,4 +1,4 @@
-//! A replica goes down and comes back: what it costs meanwhile, and how it catches up.
+//! A replica goes down and recovers: the effect on the others, and how it catches up.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ async fn a_replica_that_comes_back_catches_up_by_itself() {
 }
 
 #[tokio::test]
-async fn it_catches_up_over_a_restart_as_well() {
+async fn a_replica_catches_up_after_a_restart_of_the_daemon_too() {
     let mut daemon = Daemon::start(&QUICK).await;
     let down = Replica::start().await;
     down.stop();
@@ -53,7 +53,7 @@ async fn it_catches_up_over_a_restart_as_well() {
 }
 
 #[tokio::test]
-async fn a_hanging_replica_is_left_alone_but_for_a_probe() {
+async fn a_hanging_replica_receives_only_probes() {
     let daemon = Daemon::start(&[&QUICK[..], &["--request-timeout", "200ms"]].concat()).await;
     let hanging = Replica::with(|_| Behaviour::Hang).await;
     for n in 0..100 {
@@ -70,14 +70,14 @@ async fn a_hanging_replica_is_left_alone_but_for_a_probe() {
 }
 
 #[tokio::test]
-async fn what_a_newer_write_has_overtaken_is_never_redriven() {
+async fn a_dead_letter_older_than_a_newer_write_is_never_redriven() {
     let daemon = Daemon::start(&QUICK).await;
     let replica = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
     for n in 0..10 {
         daemon.accept(&set(&format!("k{n}"), "old", &[&replica])).await;
     }
     until_dead(&daemon, 10).await;
-    // For half of them there is a newer write, which dies or is delivered, but always after.
+    // Half of the keys get a newer write, which becomes a dead letter or is delivered later.
     for n in 0..5 {
         daemon.accept(&set(&format!("k{n}"), "new", &[&replica])).await;
     }
@@ -109,11 +109,11 @@ async fn with_hinted_handoff_off_dead_letters_wait_for_the_operator() {
 }
 
 #[tokio::test]
-async fn past_its_share_of_dead_letters_a_replica_is_refused_and_others_are_not() {
+async fn writes_for_a_replica_beyond_its_share_of_dead_letters_are_rejected_and_others_are_not() {
     let daemon = Daemon::start(&["--dead-letter-max-bytes", "16KiB"]).await;
     let refusing = Replica::with(|_| Behaviour::Answer(400, "", "")).await;
     let healthy = Replica::start().await;
-    let refused = wait_until("a write is refused", || async {
+    let refused = wait_until("a write is rejected", || async {
         let body = set(&fastrand::u64(..).to_string(), "v", &[&refusing]);
         let (status, answer) = daemon.post(&body).await;
         (status == 503).then_some(answer)
@@ -128,7 +128,7 @@ async fn past_its_share_of_dead_letters_a_replica_is_refused_and_others_are_not(
 }
 
 #[tokio::test]
-async fn past_its_retention_a_dead_letter_is_gone_from_disk_too() {
+async fn an_expired_dead_letter_is_removed_from_disk_too() {
     let mut daemon = Daemon::start(&["--dead-letter-retention", "300ms"]).await;
     let refusing = Replica::with(|_| Behaviour::Answer(400, "", "")).await;
     daemon.accept(&set("k", "v", &[&refusing])).await;
@@ -157,22 +157,22 @@ async fn with_coalesce_a_slow_replica_gets_only_the_newest() {
 }
 
 #[tokio::test]
-async fn with_workers_auto_a_replica_far_away_gets_more_at_once() {
+async fn with_workers_auto_a_distant_replica_gets_more_concurrent_deliveries() {
     let daemon = Daemon::start(&["--workers", "auto", "--queue-capacity", "2000"]).await;
-    // So far that what a busy machine adds is little of it.
+    // So long that the delay of a busy machine is small in comparison.
     let far = Replica::with(|_| Behaviour::ApplyAfter(Duration::from_millis(500))).await;
-    // All at once: there is a backlog however slow the machine is to accept.
+    // In one batch, so that there is a backlog even on a slow machine.
     let writes: Vec<_> = (0..1_000).map(|n| set(&format!("k{n}"), "v", &[&far])).collect();
-    let (status, answer) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+    let (status, answer) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
     assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)));
-    wait_until("it gets twice as many at once as without", || async {
+    wait_until("it gets twice as many concurrent deliveries", || async {
         (far.most_in_progress() > 10).then_some(())
     })
     .await;
 }
 
-/// A replica that never answers an old value, and applies it once `late` is open. `on_new` hears of
-/// every other that comes.
+/// A replica that never answers an old value and applies it when `late` opens. `on_new` is called
+/// for every other request.
 async fn with_an_old_value_to_come(
     late: &Gate,
     on_new: impl Fn() + Send + Sync + 'static,
@@ -188,7 +188,7 @@ async fn with_an_old_value_to_come(
     .await
 }
 
-/// An old value that has had no answer, and a new one that is delivered.
+/// Writes an old value, which gets no answer, and a new value, which is delivered.
 async fn write_old_and_new(daemon: &Daemon, replica: &Replica) {
     daemon.accept(&set("k", "old", &[replica])).await;
     replica.until_seen(1).await;
@@ -211,7 +211,7 @@ async fn an_old_value_that_is_applied_late_is_overwritten_again() {
     let daemon = Daemon::start(&[&SETTLING[..], &["--settle-after", "5s"]].concat()).await;
     let late = Gate::default();
     let opened = late.clone();
-    // Right behind the new one, and before that can be sent once more.
+    // Directly after the new value, before the daemon can send that again.
     let replica = with_an_old_value_to_come(&late, move || opened.open()).await;
     write_old_and_new(&daemon, &replica).await;
     until_old_is_applied(&replica).await;
@@ -220,13 +220,13 @@ async fn an_old_value_that_is_applied_late_is_overwritten_again() {
 }
 
 #[tokio::test]
-async fn it_is_over_a_restart_as_well() {
-    // Nothing is sent once more before the restart.
+async fn an_old_value_that_is_applied_late_is_overwritten_after_a_restart_too() {
+    // The restart comes before the new value is sent again.
     let mut daemon = Daemon::start(&[&SETTLING[..], &["--settle-after", "5m"]].concat()).await;
     let late = Gate::default();
     let replica = with_an_old_value_to_come(&late, || ()).await;
     write_old_and_new(&daemon, &replica).await;
-    // What would be sent again because of the kill is not what is meant.
+    // Deliveries that are repeated because of a kill are not the subject of this test.
     daemon.until_durable(&replica).await;
     daemon.kill();
     late.open();

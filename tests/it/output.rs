@@ -1,5 +1,4 @@
-//! What the commands do where what they print is not read, cannot be written, or stalls; and where
-//! the system has no threads for them.
+//! Commands whose output is not read, cannot be written or stalls, and commands without threads.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{PipeWriter, Write, pipe};
@@ -13,7 +12,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use crate::support::daemon::command;
 use crate::support::{Daemon, wait_until};
 
-/// Every command that prints and needs no daemon, with its end where its reader has seen enough.
+/// Every command that prints and needs no daemon, with its exit code if its reader is gone.
 const COMMANDS: [(&str, i32); 10] = [
     ("--help", 0),
     ("--version", 0),
@@ -24,11 +23,11 @@ const COMMANDS: [(&str, i32); 10] = [
     ("check --data-dir DIR", 0),
     ("check --json --data-dir DIR", 0),
     ("export --data-dir DIR", 1),
-    // Nobody has seen the token.
+    // The token is lost.
     ("token new --name a --role observe", 1),
 ];
 
-fn nobody() -> PipeWriter {
+fn closed_pipe() -> PipeWriter {
     pipe().unwrap().1
 }
 
@@ -36,7 +35,7 @@ fn full() -> File {
     OpenOptions::new().write(true).open("/dev/full").unwrap()
 }
 
-/// With a store in `dir` that no daemon uses.
+/// Runs a command; `DIR` in `line` stands for `dir`, a store that no daemon uses.
 fn run(line: &str, dir: &Path, stdout: impl Into<Stdio>, stderr: impl Into<Stdio>) -> Output {
     let dir = dir.to_str().unwrap();
     let args = line.split(' ').map(|word| if word == "DIR" { dir } else { word });
@@ -53,31 +52,38 @@ async fn store() -> (tempfile::TempDir, std::path::PathBuf) {
 }
 
 #[tokio::test]
-async fn a_command_whose_reader_is_gone_ends_as_it_would_have() {
+async fn a_command_whose_output_pipe_is_closed_keeps_its_exit_code() {
     let (_temp, dir) = store().await;
     for (line, code) in COMMANDS {
-        let output = run(line, &dir, nobody(), Stdio::piped());
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{line}: {told}");
-        assert!(!told.contains("panicked"), "{line}: {told}");
-        // Standard error too.
-        assert_eq!(run(line, &dir, nobody(), nobody()).status.code(), Some(code), "{line}");
+        let output = run(line, &dir, closed_pipe(), Stdio::piped());
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{line}: {printed}");
+        assert!(!printed.contains("panicked"), "{line}: {printed}");
+        // The same without a reader of standard error.
+        assert_eq!(
+            run(line, &dir, closed_pipe(), closed_pipe()).status.code(),
+            Some(code),
+            "{line}"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_command_that_cannot_print_ends_with_1_and_says_why() {
+async fn a_command_that_cannot_write_its_output_exits_with_1_and_an_error() {
     let (_temp, dir) = store().await;
     for (line, _) in COMMANDS {
         let output = run(line, &dir, full(), Stdio::piped());
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{line}: {told}");
-        assert!(told.contains("No space left") && !told.contains("panicked"), "{line}: {told}");
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{line}: {printed}");
+        assert!(
+            printed.contains("No space left") && !printed.contains("panicked"),
+            "{line}: {printed}"
+        );
         assert_eq!(run(line, &dir, full(), full()).status.code(), Some(1), "{line}");
     }
 }
 
-/// A pipe that takes nothing, and its other end.
+/// A full pipe and its other end.
 fn stalled() -> (std::io::PipeReader, PipeWriter) {
     let (reader, mut writer) = pipe().unwrap();
     fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
@@ -87,9 +93,9 @@ fn stalled() -> (std::io::PipeReader, PipeWriter) {
 }
 
 #[tokio::test]
-async fn a_daemon_serves_though_its_address_is_printed_to_nobody() {
+async fn a_daemon_serves_even_if_it_cannot_print_its_address() {
     let (_reader, stalled) = stalled();
-    for stdout in [Stdio::from(nobody()), full().into(), stalled.into()] {
+    for stdout in [Stdio::from(closed_pipe()), full().into(), stalled.into()] {
         let temp = tempfile::tempdir().unwrap();
         let log = temp.path().join("log");
         let mut daemon = command();
@@ -97,10 +103,11 @@ async fn a_daemon_serves_though_its_address_is_printed_to_nobody() {
         daemon.stdin(Stdio::null()).stdout(stdout).stderr(File::create(&log).unwrap());
         let mut daemon = daemon.spawn().unwrap();
         let read = || fs::read_to_string(&log).unwrap();
-        wait_until("it says so in its log", || async {
-            let told = read();
-            assert!(!told.contains("panicked"), "{told}");
-            (told.contains("standard output") && told.contains("http://127.0.0.1:")).then_some(())
+        wait_until("the address is in the log", || async {
+            let printed = read();
+            assert!(!printed.contains("panicked"), "{printed}");
+            (printed.contains("standard output") && printed.contains("http://127.0.0.1:"))
+                .then_some(())
         })
         .await;
         assert!(daemon.try_wait().unwrap().is_none(), "{}", read());
@@ -110,9 +117,9 @@ async fn a_daemon_serves_though_its_address_is_printed_to_nobody() {
     }
 }
 
-/// The limit counts for users without rights, so the commands run as one.
+/// The limit does not apply to root, so the commands run as another user.
 #[test]
-fn without_enough_threads_there_is_one_sentence_and_no_panic() {
+fn with_too_few_threads_a_command_prints_one_sentence_and_does_not_panic() {
     const USER: u32 = 54_321;
     let root = rustix::process::geteuid().is_root();
     let temp = tempfile::tempdir().unwrap();
@@ -125,7 +132,7 @@ fn without_enough_threads_there_is_one_sentence_and_no_panic() {
         fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
         chown(&data, Some(USER), Some(USER)).unwrap();
     }
-    // Others of the same user count as well, so that without root one thread is all that is sure.
+    // Other processes of the same user count too, so without root only a limit of 1 is certain.
     let limits: &[u32] = if root { &[1, 2, 4, 5, 9, 12] } else { &[1] };
     for limit in limits {
         for line in ["--port 0 --data-dir DIR", "check --data-dir DIR", "status", "demo --exit"] {
@@ -140,16 +147,16 @@ fn without_enough_threads_there_is_one_sentence_and_no_panic() {
                 command.uid(USER).gid(USER);
             }
             let output = command.output().unwrap();
-            let told = String::from_utf8_lossy(&output.stderr).into_owned();
-            if line == "status" && told.contains("cannot reach") {
+            let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+            if line == "status" && printed.contains("cannot reach") {
                 continue;
             }
-            assert_eq!(output.status.code(), Some(1), "{limit}: {line}: {told}");
+            assert_eq!(output.status.code(), Some(1), "{limit}: {line}: {printed}");
             assert!(
-                told.contains("thread") && !told.contains("panicked"),
-                "{limit}: {line}: {told}"
+                printed.contains("thread") && !printed.contains("panicked"),
+                "{limit}: {line}: {printed}"
             );
-            assert_eq!(told.lines().count(), 1, "{limit}: {line}: {told}");
+            assert_eq!(printed.lines().count(), 1, "{limit}: {line}: {printed}");
         }
     }
 }

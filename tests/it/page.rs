@@ -1,4 +1,4 @@
-//! The page, in a browser: what an operator sees and does at night.
+//! The web page in a browser: what an operator sees and does.
 //!
 //! Needs `chromium` and `chromedriver`, which `tests/run` installs.
 
@@ -8,7 +8,7 @@ use thirtyfour::Key;
 use crate::support::browser::Browser;
 use crate::support::{Behaviour, Daemon, Replica, set, wait_until};
 
-/// Failures come quickly.
+/// Short waits, so that deliveries fail quickly.
 const QUICK: [&str; 2] = ["--retry-base", "20ms"];
 
 const ROWS: &str = "document.querySelectorAll('#replicas tbody tr').length";
@@ -46,7 +46,7 @@ async fn a_failing_replica_and_its_recovery_are_shown() {
     browser.until_says("#events", "is healthy again").await;
     browser.until_says("#summary[data-level=good]", "All 2 replicas are healthy").await;
     browser.until_says("#summary", "No backlog").await;
-    // Both plots that are about the outage have drawn it.
+    // Both plots of the outage show it.
     browser.until("[...document.querySelectorAll('.plot path')].every((p) => p.getAttribute('d').includes('L'))").await;
     assert_eq!(browser.complaints().await, [""; 0]);
 }
@@ -84,7 +84,7 @@ async fn a_dead_letter_is_redriven_by_a_click_and_others_are_discarded_by_typing
     daemon.until_metric("dead_letters", 1).await;
     assert!(replica.get("second").is_none());
 
-    // All that are left, by the keyboard alone: the dialog begins at its harmless button.
+    // The remaining ones by the keyboard: the dialog first focuses its harmless button.
     browser.until("(document.querySelector('#redrive-all').focus(), true)").await;
     browser.press(Key::Enter).await;
     browser.until_says("#confirm-text", "1 dead letter would be redriven").await;
@@ -97,7 +97,7 @@ async fn a_dead_letter_is_redriven_by_a_click_and_others_are_discarded_by_typing
 }
 
 #[tokio::test]
-async fn a_pause_and_the_story_of_what_waits_for_it() {
+async fn a_replica_is_paused_and_a_waiting_task_shows_its_history() {
     let daemon = Daemon::start(&QUICK).await;
     let replica = Replica::start().await;
     daemon.accept(&set("before", "v", &[&replica])).await;
@@ -151,7 +151,7 @@ async fn a_replica_that_is_gone_is_renamed_or_forgotten() {
 }
 
 #[tokio::test]
-async fn both_themes_and_a_phone_show_it_whole() {
+async fn the_page_fits_both_themes_and_a_phone() {
     let daemon = Daemon::start(&QUICK).await;
     let replica = Replica::with(|_| Behaviour::Answer(400, "", "")).await;
     let long = format!("a/{}", "very-long-key-".repeat(20));
@@ -202,8 +202,8 @@ async fn a_stopped_daemon_is_reported_and_the_page_reconnects() {
     daemon.kill();
     browser.until_says("#link", "Disconnected").await;
     browser.until_says("#stale", "does not answer").await;
-    // Another test may have been given its port meanwhile.
-    let again = wait_until("it has its port again", || async {
+    // Another test may have got its port meanwhile.
+    let again = wait_until("the daemon has its port again", || async {
         Daemon::try_start_on(daemon.dir(), &["--port", &port], &[]).await.ok()
     })
     .await;

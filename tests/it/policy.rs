@@ -1,4 +1,4 @@
-//! Where the daemon may be made to write, by whoever may post.
+//! The addresses to which a client can make the daemon write.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ async fn nothing_was_accepted(daemon: &Daemon) {
     assert_eq!(metrics["permanent_failures"], 0, "{metrics}");
 }
 
-/// A file in the daemon's own place.
+/// A file beside the data directory of the daemon.
 fn file(daemon_dir: &std::path::Path, name: &str, text: &str) -> PathBuf {
     let path = daemon_dir.join(name);
     std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
@@ -40,7 +40,7 @@ fn file(daemon_dir: &std::path::Path, name: &str, text: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn without_a_list_what_is_never_a_replica_is_refused_and_the_log_recommends_one_once() {
+async fn without_a_list_blocked_addresses_are_rejected_and_the_log_recommends_a_list_once() {
     let daemon = Daemon::start(&[]).await;
     for (node, why) in [
         ("http://169.254.169.254/latest", "link-local"),
@@ -70,7 +70,7 @@ async fn without_a_list_what_is_never_a_replica_is_refused_and_the_log_recommend
 }
 
 #[tokio::test]
-async fn one_forbidden_replica_among_good_ones_refuses_the_whole_write() {
+async fn one_forbidden_replica_rejects_the_whole_write() {
     let (daemon, replica) = (Daemon::start(&[]).await, Replica::start().await);
     let mut body = set("k", "v", &[&replica]);
     body["replica_nodes"].as_array_mut().unwrap().push("http://169.254.169.254".into());
@@ -95,7 +95,7 @@ async fn the_daemon_cannot_be_made_to_write_to_itself() {
 }
 
 #[tokio::test]
-async fn user_info_and_other_tricks_of_a_url_do_not_change_where_it_goes() {
+async fn user_info_and_other_url_tricks_do_not_change_the_destination() {
     let daemon = Daemon::start(&["--allow-replica", "http://node-1:8081"]).await;
     for (node, status) in [
         ("http://node-1:8081@169.254.169.254", 400),
@@ -122,7 +122,7 @@ async fn user_info_and_other_tricks_of_a_url_do_not_change_where_it_goes() {
 }
 
 #[tokio::test]
-async fn with_a_list_nothing_else_is_accepted_and_what_is_on_it_is_delivered() {
+async fn with_a_list_only_its_replicas_are_accepted() {
     let (replica, other) = (Replica::start().await, Replica::start().await);
     let rule = replica.url();
     let daemon = Daemon::start(&["--allow-replica", &rule, "--allow-replica", "*.a.example"]).await;
@@ -149,9 +149,11 @@ async fn a_list_comes_from_the_environment_separated_by_commas() {
     forbidden(&daemon, "http://10.0.0.1:9000", "is not allowed by").await;
 }
 
-/// The name passes, for it might lead into the range. Where it leads is seen when it is sent.
+/// The request is accepted, because the name could resolve into the range. The daemon resolves it
+/// when it sends.
 #[tokio::test]
-async fn a_name_that_leads_out_of_the_allowed_range_becomes_a_dead_letter_and_nothing_is_sent() {
+async fn a_name_that_resolves_outside_the_allowed_range_becomes_a_dead_letter_and_nothing_is_sent()
+{
     let replica = Replica::start().await;
     let args = [&DEBUG[..], &["--allow-replica", "10.0.0.0/8"]].concat();
     let daemon = Daemon::start(&args).await;
@@ -162,7 +164,7 @@ async fn a_name_that_leads_out_of_the_allowed_range_becomes_a_dead_letter_and_no
 }
 
 #[tokio::test]
-async fn a_name_that_leads_into_an_allowed_range_is_delivered_to() {
+async fn a_name_that_resolves_into_an_allowed_range_receives_writes() {
     let replica = Replica::start().await;
     let range = format!("127.0.0.0/8:{}", port(&replica.url()));
     let daemon = Daemon::start(&["--allow-replica", &range]).await;
@@ -172,7 +174,7 @@ async fn a_name_that_leads_into_an_allowed_range_is_delivered_to() {
 }
 
 #[tokio::test]
-async fn what_was_accepted_before_a_list_forbade_it_is_never_sent() {
+async fn a_write_that_was_accepted_before_a_list_forbade_it_is_never_sent() {
     let replica = Replica::start().await;
     replica.stop();
     let dir = tempfile::tempdir().unwrap();
@@ -188,7 +190,7 @@ async fn what_was_accepted_before_a_list_forbade_it_is_never_sent() {
 }
 
 #[tokio::test]
-async fn a_file_of_rules_is_read_again_on_sighup_and_a_bad_one_changes_nothing() {
+async fn a_rule_file_is_reloaded_on_sighup_and_an_invalid_one_changes_nothing() {
     let (old, new) = (Replica::start().await, Replica::start().await);
     let dir = tempfile::tempdir().unwrap();
     let rules = file(dir.path(), "rules", &format!("# ours\n{}\n", old.url()));
@@ -200,7 +202,7 @@ async fn a_file_of_rules_is_read_again_on_sighup_and_a_bad_one_changes_nothing()
 
     file(dir.path(), "rules", &format!("{}\n", new.url()));
     daemon.signal("-HUP");
-    wait_until("the new rules hold", || async {
+    wait_until("the new rules apply", || async {
         let (status, _) = daemon.post(&set("k2", "v", &[&new])).await;
         (status == 202).then_some(())
     })
@@ -208,10 +210,10 @@ async fn a_file_of_rules_is_read_again_on_sighup_and_a_bad_one_changes_nothing()
     new.until_holds("k2", "v").await;
     forbidden(&daemon, &old.url(), "is not allowed by").await;
 
-    for (bad, said) in [("ftp://x\n", "line 1"), ("", "it contains no rule")] {
+    for (bad, printed) in [("ftp://x\n", "line 1"), ("", "it contains no rule")] {
         file(dir.path(), "rules", bad);
         daemon.signal("-HUP");
-        daemon.until_logged(said).await;
+        daemon.until_logged(printed).await;
         daemon.accept(&set("k3", "v", &[&new])).await;
         forbidden(&daemon, &old.url(), "is not allowed by").await;
     }
@@ -219,7 +221,7 @@ async fn a_file_of_rules_is_read_again_on_sighup_and_a_bad_one_changes_nothing()
 }
 
 #[tokio::test]
-async fn sighup_without_anything_to_read_again_ends_nothing() {
+async fn sighup_without_files_to_reload_changes_nothing() {
     let (daemon, replica) = (Daemon::start(&[]).await, Replica::start().await);
     daemon.signal("-HUP");
     daemon.until_logged("connections to replicas are made anew").await;
@@ -228,21 +230,21 @@ async fn sighup_without_anything_to_read_again_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_wrong_rule_ends_the_start_with_a_sentence_that_names_it() {
+async fn an_invalid_rule_prevents_the_start_and_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let output = crate::support::daemon::command()
         .args(["--port", "0", "--allow-replica", "10.1.2.3/8:80", "--data-dir"])
         .arg(dir.path().join("data"))
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let printed = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2));
-    assert!(said.contains("10.1.2.3/8:80") && said.contains("10.0.0.0/8"), "{said}");
+    assert!(printed.contains("10.1.2.3/8:80") && printed.contains("10.0.0.0/8"), "{printed}");
 
     let rules = file(dir.path(), "rules", "node-1\n\nnode-2:http # wrong\n");
     let missing = dir.path().join("missing");
     let missing = missing.to_str().unwrap();
-    for (path, said) in [
+    for (path, printed) in [
         (rules.to_str().unwrap(), r#"line 3: "node-2:http" has no valid port"#),
         (missing, &format!("cannot read {missing} (--allow-replica-file)")),
     ] {
@@ -251,7 +253,7 @@ async fn a_wrong_rule_ends_the_start_with_a_sentence_that_names_it() {
         let status = Daemon::try_start_on(&data, &args, &[]).await.err().unwrap();
         assert_eq!(status.code(), Some(1));
         let log = crate::support::daemon::log(&data);
-        assert!(log.contains(said), "{log}");
+        assert!(log.contains(printed), "{log}");
     }
 }
 
@@ -268,9 +270,9 @@ async fn a_redirect_to_a_forbidden_address_is_not_followed() {
 }
 
 #[tokio::test]
-async fn a_get_of_the_daemon_leads_nowhere() {
+async fn a_get_request_makes_the_daemon_connect_nowhere() {
     let daemon = Daemon::start(&[]).await;
-    // As a proxy would be asked: with the whole URL in the request line.
+    // A request as to a proxy, with the full URL in the request line.
     let mut stream = std::net::TcpStream::connect(daemon.address()).unwrap();
     stream
         .write_all(
@@ -285,7 +287,7 @@ async fn a_get_of_the_daemon_leads_nowhere() {
 }
 
 #[tokio::test]
-async fn a_replica_cannot_be_renamed_to_where_writes_may_not_go() {
+async fn a_replica_cannot_be_renamed_to_a_forbidden_address() {
     let replica = Replica::start().await;
     let daemon = Daemon::start(&["--allow-replica", &replica.url()]).await;
     daemon.accept(&set("k", "v", &[&replica])).await;

@@ -225,6 +225,30 @@ fn tests_exist(rows: &[Vec<String>]) {
     }
 }
 
+/// A text in the source that is continued on the next line counts as one line.
+#[test]
+fn every_message_of_the_troubleshooting_page_is_one_of_the_program() {
+    let source = crate::layering::sources("src").into_iter().map(|(_, text)| text);
+    let source = source.map(|text| {
+        let lines = text.split("\\\n").enumerate();
+        let lines = lines.map(|(n, line)| if n == 0 { line } else { line.trim_start() });
+        lines.collect::<String>()
+    });
+    let source = source.collect::<Vec<_>>().join("\n");
+    let rows =
+        table(&read("docs/troubleshooting.md"), "| message | check | likely cause and remedy |");
+    assert!(rows.len() >= 15, "only {} messages", rows.len());
+    for cells in rows {
+        let messages = cells[0].split('`').skip(1).step_by(2);
+        // This one is of the library that reads the arguments.
+        for message in messages.filter(|message| !message.starts_with("invalid value")) {
+            for part in message.split('…').map(str::trim) {
+                assert!(source.contains(part), "no text of the program contains {part:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn every_test_that_holds_an_invariant_exists() {
     let rows = table(&read("docs/internals/invariants.md"), "| invariant | tests |");

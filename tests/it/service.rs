@@ -1,5 +1,5 @@
-//! The contract of the service, word for word: every JSON in here stands in the service's own
-//! description. Only the ports of its replicas are others, since those may be taken.
+//! The contract of the service, word for word: every JSON here is from the description of the
+//! service. Only the ports of the replicas differ, because those may be in use.
 
 use serde_json::{Value, json};
 
@@ -60,7 +60,7 @@ fn the_documentation_shows_these_examples_word_for_word() {
     assert!(include_str!("../../docs/metrics.md").contains(METRICS));
 }
 
-/// The text with the ports of these replicas in the place of its own.
+/// Replaces the ports in the text with those of these replicas.
 fn at(text: &str, replicas: [&Replica; 2]) -> String {
     let port = |replica: &Replica| replica.url().rsplit(':').next().unwrap().to_owned();
     text.replace("8083", &port(replicas[0])).replace("8084", &port(replicas[1]))
@@ -70,14 +70,14 @@ fn parsed(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-/// Posts a text as it stands.
+/// Posts a text unchanged.
 async fn post(daemon: &Daemon, path: &str, body: &str) -> (u16, Value) {
     let request = client().post(daemon.url(path)).header("content-type", "application/json");
     let answer = request.body(body.to_owned()).send().await.unwrap();
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
-/// What it says beyond the description: the task.
+/// Removes `task_id`, which is not in the description.
 fn without_task(mut answer: Value) -> Value {
     let task = answer.as_object_mut().unwrap().remove("task_id").unwrap();
     assert!(task.as_str().unwrap().parse::<u64>().is_ok(), "{task}");
@@ -85,7 +85,7 @@ fn without_task(mut answer: Value) -> Value {
 }
 
 #[tokio::test]
-async fn the_example_of_an_eventual_write_is_accepted_as_it_stands_and_arrives() {
+async fn the_example_of_an_eventual_write_is_accepted_unchanged_and_arrives() {
     let daemon = Daemon::start(&[]).await;
     let (a, b) = (Replica::start().await, Replica::start().await);
     let (status, answer) = post(&daemon, "/replicate", &at(REQUEST, [&a, &b])).await;
@@ -190,7 +190,7 @@ async fn health_is_that_of_the_example_and_degraded_from_900_tasks_on() {
     let hangs = Replica::with(|_| Behaviour::Hang).await;
     let add = async |from: usize, to: usize| {
         let writes: Vec<_> = (from..to).map(|n| set(&format!("k{n}"), "v", &[&hangs])).collect();
-        let (status, answer) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+        let (status, answer) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
         assert_eq!((status, &answer["refused"]), (200, &json!(0)), "{answer}");
     };
     add(0, 23).await;
@@ -209,7 +209,7 @@ async fn health_is_that_of_the_example_and_degraded_from_900_tasks_on() {
     );
 }
 
-/// What is retried and what is not: the answers of a replica, and how often each is sent.
+/// Answers of a replica, and how often the delivery is sent for each.
 #[tokio::test]
 async fn network_errors_and_5xx_are_retried_three_times_and_4xx_are_not() {
     let daemon = Daemon::start(&["--retry-base", "20ms"]).await;
@@ -248,7 +248,7 @@ async fn the_retries_come_two_four_and_six_seconds_after_the_failures() {
     daemon.until_metric("permanent_failures", 1).await;
     let seen = replica.seen();
     assert_eq!(seen.len(), 4);
-    // How much longer they take depends on the machine.
+    // The machine decides how much longer they take.
     for (pair, seconds) in seen.windows(2).zip([2, 4, 6]) {
         let waited = pair[1].at - pair[0].at;
         assert!(waited.as_secs() >= seconds, "{waited:?} and not {seconds} s");
@@ -265,8 +265,8 @@ async fn the_success_rate_counts_what_was_sent_while_a_breaker_is_open() {
         daemon.accept(&set(&format!("k{n}"), "v", &[&good, &bad])).await;
     }
     daemon.until_metric("permanent_failures", 50).await;
-    // All that was sent has arrived, and all that arrived is counted once it is answered.
-    let metrics = wait_until("the failures are those that the replica saw", || async {
+    // Every sent request has arrived, and every answered one is counted.
+    let metrics = wait_until("every failure that the replica saw is counted", || async {
         let metrics = daemon.metrics().await;
         (metrics["failed_replicas"] == bad.seen().len()).then_some(metrics)
     })
@@ -277,11 +277,11 @@ async fn the_success_rate_counts_what_was_sent_while_a_breaker_is_open() {
     assert_eq!(metrics["successful_replicas"], 50);
 }
 
-/// As on the command line of the service: the variable alone.
+/// Only the variable, as in the description of the service.
 #[tokio::test]
 async fn the_port_is_that_of_its_environment_variable() {
     let dir = tempfile::tempdir().unwrap();
-    // Somebody else may take the port before the daemon does.
+    // Another process may take the port before the daemon does.
     for attempt in 0..20 {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port().to_string();

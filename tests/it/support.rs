@@ -1,4 +1,4 @@
-//! What the tests share: the daemon as a process, a replica that follows a script, a client.
+//! Shared by the tests: the daemon as a process, a replica that follows a script, a client.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,12 +14,12 @@ pub mod tls;
 pub use daemon::Daemon;
 pub use replica::{Behaviour, Replica};
 
-/// How long anything may take that is waited for. Generous: the machine may be busy.
+/// Limit of every wait. Long, because the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-/// How often it is looked.
+/// The interval of polls.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Waits until `done` gives a value; panics with `what` after [`PATIENCE`].
+/// Waits until `done` returns a value; panics with `what` after [`PATIENCE`].
 pub async fn wait_until<T, F>(what: &str, mut done: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
@@ -28,7 +28,7 @@ where
     value.unwrap_or_else(|| panic!("not within {PATIENCE:?}: {what}"))
 }
 
-/// Waits so long until `done` gives a value.
+/// Waits until `done` returns a value, at most for `patience`.
 pub async fn within<T, F>(patience: Duration, mut done: impl FnMut() -> F) -> Option<T>
 where
     F: Future<Output = Option<T>>,
@@ -45,14 +45,14 @@ where
     }
 }
 
-/// A client as a person would use it: no proxy, no redirects. For plain HTTP: the certificates of the
-/// system, which take long to read, are left out.
+/// A client without proxies and redirects, for plain HTTP: it does not load the certificates of the
+/// system, which takes long.
 pub fn client() -> reqwest::Client {
     replicator::replica::install_crypto();
     reqwest::Client::builder()
         .no_proxy()
         .tls_certs_only([])
-        // Long before the daemon closes it: one that is closed just when it is used has no answer.
+        // Well before the daemon closes the connection: a request on a closing one gets no answer.
         .pool_idle_timeout(Duration::from_secs(5))
         .redirect(reqwest::redirect::Policy::none())
         .build()
@@ -67,7 +67,7 @@ pub fn set(key: &str, value: &str, replicas: &[&Replica]) -> serde_json::Value {
     })
 }
 
-/// The same, strong.
+/// The body of a strong SET.
 pub fn strong(key: &str, value: &str, replicas: &[&Replica]) -> serde_json::Value {
     let mut body = set(key, value, replicas);
     body["consistency"] = "strong".into();
@@ -87,12 +87,12 @@ pub fn path_of(replica: &Replica) -> String {
     format!("/v1/replicas/{}", encoded(&replica.url()))
 }
 
-/// A text as one segment of a path or the value of a parameter.
+/// Encodes a text as a path segment or as the value of a parameter.
 pub fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
-/// Copies what is in a directory into another.
+/// Copies the content of a directory.
 pub fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();

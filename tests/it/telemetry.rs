@@ -1,4 +1,4 @@
-//! The figures as those see them who watch the daemon.
+//! Metrics, alerts and the dashboard.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -8,25 +8,25 @@ use std::time::Instant;
 
 use crate::support::{Behaviour, Daemon, Replica, set};
 
-/// The page as Prometheus gets it.
+/// The metrics as Prometheus reads them.
 async fn page(daemon: &Daemon) -> String {
     let request = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
     request.send().await.unwrap().text().await.unwrap()
 }
 
-/// A figure of the page by its full name, labels included.
+/// A metric by its full name, labels included.
 fn figure(page: &str, name: &str) -> f64 {
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("{name} in {page}")).parse().unwrap()
 }
 
-/// The families on the page.
+/// The names of the metric families.
 fn names(page: &str) -> BTreeSet<String> {
     let helped = page.lines().filter_map(|line| line.strip_prefix("# HELP "));
     helped.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
 }
 
-/// A daemon to which all kinds of things have happened.
+/// A daemon after delivered, rejected and invalid writes.
 async fn busy_daemon() -> (Daemon, Replica, Replica) {
     let daemon = Daemon::start(&["--retry-base", "20ms", "--max-retries", "1"]).await;
     let healthy = Replica::start().await;
@@ -74,7 +74,7 @@ async fn the_histograms_count_every_write_and_every_attempt() {
 }
 
 #[tokio::test]
-async fn what_is_refused_is_counted_by_its_reason() {
+async fn rejected_writes_are_counted_by_reason() {
     let daemon =
         Daemon::start(&["--queue-capacity", "2", "--queue-wait", "0ms", "--request-timeout", "5m"])
             .await;
@@ -92,7 +92,7 @@ async fn what_is_refused_is_counted_by_its_reason() {
 }
 
 #[tokio::test]
-async fn the_page_has_the_metrics_of_the_documentation_and_no_others() {
+async fn the_metrics_are_exactly_those_of_the_documentation() {
     let (daemon, ..) = busy_daemon().await;
     let page = page(&daemon).await;
     let (_, table) = DOCUMENTED.split_once("| JSON | Prometheus | meaning |").unwrap();
@@ -102,7 +102,7 @@ async fn the_page_has_the_metrics_of_the_documentation_and_no_others() {
     assert_eq!(named.map(str::to_owned).collect::<BTreeSet<_>>(), names(&page));
 }
 
-/// `promtool`, which `tests/run` installs; nothing where it cannot be had.
+/// `promtool`, which `tests/run` installs; `None` if it is missing.
 fn promtool(args: &[&str], input: &str) -> Option<()> {
     let command = Command::new("promtool")
         .args(args)
@@ -117,13 +117,13 @@ fn promtool(args: &[&str], input: &str) -> Option<()> {
     };
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "promtool {args:?}: {}", String::from_utf8_lossy(&said));
+    let printed = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "promtool {args:?}: {}", String::from_utf8_lossy(&printed));
     Some(())
 }
 
 #[tokio::test]
-async fn promtool_finds_nothing_wrong_with_the_page() {
+async fn promtool_accepts_the_metrics() {
     let (daemon, ..) = busy_daemon().await;
     promtool(&["check", "metrics"], &page(&daemon).await);
 }
@@ -148,7 +148,7 @@ fn the_documentation_lists_every_alert_and_no_other() {
     assert_eq!(listed, rules.collect::<Vec<_>>());
 }
 
-/// Each is told to fire in one test and to be silent in one, at the least.
+/// Each alert is expected to fire in at least one test and not to fire in at least one.
 #[test]
 fn every_alert_has_a_test_of_both_kinds() {
     let cases: Vec<_> = RULE_TESTS.split("eval_time:").skip(1).collect();
@@ -163,7 +163,7 @@ fn every_alert_has_a_test_of_both_kinds() {
     assert!(alerts >= 15, "{alerts}");
 }
 
-/// What names a metric in an expression.
+/// The names of the metrics in an expression.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let ours = words.filter(|word| word.starts_with("replicator_") || word.starts_with("process_"));
@@ -191,10 +191,10 @@ async fn alerts_and_dashboard_name_metrics_that_exist() {
 fn the_dashboard_is_well_formed() {
     let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).unwrap();
     assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 39);
-    assert!(dashboard["id"].is_null(), "an id is given by the Grafana that imports it");
+    assert!(dashboard["id"].is_null(), "Grafana assigns the id at the import");
     let panels = dashboard["panels"].as_array().unwrap();
     let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
-    assert_eq!(ids.len(), panels.len(), "an id stands there twice");
+    assert_eq!(ids.len(), panels.len(), "an id is used twice");
     let mut taken = BTreeSet::new();
     for panel in panels {
         let at = |name: &str| panel["gridPos"][name].as_u64().unwrap();
@@ -211,7 +211,7 @@ fn the_dashboard_is_well_formed() {
             let expression = target["expr"].as_str().unwrap();
             assert!(!metrics_in(expression).is_empty(), "{expression}");
             assert_eq!(target["datasource"]["uid"], "${datasource}", "{expression}");
-            // promtool knows no variables.
+            // promtool does not support variables.
             let plain = expression.replace("$__rate_interval", "5m");
             let rule = serde_json::json!({"groups": [{"name": "g", "rules": [
                 {"record": "r", "expr": plain},

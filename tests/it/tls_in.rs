@@ -1,4 +1,4 @@
-//! TLS of the inbound side, against certificates made here.
+//! TLS of the daemon's port, with certificates that the tests create.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ fn authority() -> Authority {
     Authority::new("authority")
 }
 
-/// A client that trusts this authority alone, and shows this certificate.
+/// A client that trusts only this authority and presents this certificate.
 fn client(authority: &Authority, shown: Option<&Issued>) -> reqwest::Client {
     replicator::replica::install_crypto();
     let trusted = Certificate::from_pem(authority.pem().as_bytes()).unwrap();
@@ -43,7 +43,7 @@ fn write(dir: &Path, file: &str, text: &str) -> String {
     path.display().to_string()
 }
 
-fn served(dir: &TempDir, authority: &Authority) -> [String; 4] {
+fn tls_args(dir: &TempDir, authority: &Authority) -> [String; 4] {
     let Issued { certificate, key } = authority.issue("127.0.0.1");
     let certificate = write(dir.path(), "cert.pem", &certificate);
     let key = write(dir.path(), "key.pem", &key);
@@ -56,24 +56,24 @@ async fn start(args: &[String]) -> Daemon {
 }
 
 #[tokio::test]
-async fn over_tls_it_is_asked_as_without_and_nobody_else_is_believed() {
+async fn the_daemon_serves_only_tls_and_clients_check_its_certificate() {
     let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
-    let daemon = start(&served(&dir, &authority)).await;
+    let daemon = start(&tls_args(&dir, &authority)).await;
     let url = daemon.url("/health");
     assert!(url.starts_with("https://"));
     let answer = client(&authority, None).get(&url).send().await.unwrap();
     assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_11));
     assert!(client(&self::authority(), None).get(&url).send().await.is_err());
-    // Who does not speak TLS gets nothing.
+    // A client without TLS gets no answer.
     let mut plain = TcpStream::connect(daemon.address()).await.unwrap();
     plain.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
-    let mut said = Vec::new();
-    let _ = plain.read_to_end(&mut said).await;
-    assert!(!String::from_utf8_lossy(&said).contains("HTTP"), "{said:?}");
+    let mut printed = Vec::new();
+    let _ = plain.read_to_end(&mut printed).await;
+    assert!(!String::from_utf8_lossy(&printed).contains("HTTP"), "{printed:?}");
 }
 
-/// A connection without a certificate of its own, as far as TLS.
-async fn shaken(
+/// Connects without a client certificate, up to the end of the handshake.
+async fn handshake(
     daemon: &Daemon,
     authority: &Authority,
     protocols: &[&str],
@@ -93,27 +93,28 @@ async fn shaken(
 }
 
 #[tokio::test]
-async fn whoever_offers_http_2_is_given_http_1_1_or_nothing() {
+async fn a_client_that_offers_http_2_gets_http_1_1_or_no_connection() {
     let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
-    let daemon = start(&served(&dir, &authority)).await;
+    let daemon = start(&tls_args(&dir, &authority)).await;
     for (offered, given) in [(vec!["h2", "http/1.1"], Some("http/1.1")), (vec!["h2"], None)] {
-        let shaken = shaken(&daemon, &authority, &offered).await;
+        let shaken = handshake(&daemon, &authority, &offered).await;
         let spoken = shaken.ok().map(|stream| stream.get_ref().1.alpn_protocol().unwrap().to_vec());
         assert_eq!(spoken.as_deref(), given.map(str::as_bytes), "{offered:?}");
     }
 }
 
-/// In TLS 1.3 a client has done its part of the handshake before its certificate is judged, and
-/// sends on. What it sends must not be answered by a reset, or it never reads the reason.
+/// In TLS 1.3 a client finishes its part of the handshake before the daemon checks its certificate,
+/// and sends its request. If the daemon answered that with a reset, the client could not read the
+/// reason.
 #[tokio::test]
-async fn whoever_is_refused_can_still_send_and_reads_why() {
+async fn a_rejected_client_can_still_send_and_reads_the_reason() {
     let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
     let ca = write(dir.path(), "ca.pem", &authority.pem());
-    let mut args = served(&dir, &authority).to_vec();
+    let mut args = tls_args(&dir, &authority).to_vec();
     args.extend(["--tls-client-ca".to_owned(), ca]);
     let daemon = start(&args).await;
-    let mut stream = shaken(&daemon, &authority, &["http/1.1"]).await.unwrap();
-    wait_until("the daemon has refused, and ended its side", || async {
+    let mut stream = handshake(&daemon, &authority, &["http/1.1"]).await.unwrap();
+    wait_until("the daemon has rejected the client and closed its side", || async {
         let ready = stream.get_ref().0.ready(Interest::READABLE).await.unwrap();
         ready.is_read_closed().then_some(())
     })
@@ -127,11 +128,11 @@ async fn whoever_is_refused_can_still_send_and_reads_why() {
 }
 
 #[tokio::test]
-async fn only_a_certificate_of_the_authority_that_is_still_good_is_let_in() {
+async fn only_a_valid_certificate_of_the_authority_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let (authority, clients) = (authority(), authority());
     let client_ca = write(dir.path(), "ca.pem", &clients.pem());
-    let mut args = served(&dir, &authority).to_vec();
+    let mut args = tls_args(&dir, &authority).to_vec();
     args.extend([
         "--tls-client-ca".to_owned(),
         client_ca,
@@ -152,7 +153,7 @@ async fn only_a_certificate_of_the_authority_that_is_still_good_is_let_in() {
     ] {
         assert!(client(&authority, bad.as_ref()).get(url("/livez")).send().await.is_err());
     }
-    // A browser would show the certificate for any page.
+    // A browser would present the certificate for a page of any site.
     let post = good.post(url("/replicate")).header("origin", "http://evil.example");
     assert_eq!(post.body("{}").send().await.unwrap().status(), 403);
     assert!(daemon.terminate().await.success());
@@ -160,17 +161,17 @@ async fn only_a_certificate_of_the_authority_that_is_still_good_is_let_in() {
 }
 
 #[tokio::test]
-async fn certificates_are_read_again_on_sighup_and_bad_ones_change_nothing() {
+async fn certificates_are_reloaded_on_sighup_and_invalid_ones_change_nothing() {
     let (dir, first, second) = (tempfile::tempdir().unwrap(), authority(), authority());
-    let daemon = start(&served(&dir, &first)).await;
+    let daemon = start(&tls_args(&dir, &first)).await;
     let url = daemon.url("/health");
     write(dir.path(), "key.pem", "nothing");
     daemon.signal("-HUP");
     daemon.until_logged("the certificates stay as they were").await;
     assert!(client(&first, None).get(&url).send().await.is_ok());
-    served(&dir, &second);
+    tls_args(&dir, &second);
     daemon.signal("-HUP");
-    wait_until("the new certificate is shown", || async {
+    wait_until("the new certificate is served", || async {
         client(&second, None).get(&url).send().await.ok()
     })
     .await;
@@ -178,9 +179,9 @@ async fn certificates_are_read_again_on_sighup_and_bad_ones_change_nothing() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_stalls_is_cut() {
+async fn a_stalled_handshake_is_cut() {
     let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
-    let mut args = served(&dir, &authority).to_vec();
+    let mut args = tls_args(&dir, &authority).to_vec();
     args.extend(["--client-timeout".to_owned(), "1s".to_owned()]);
     let daemon = start(&args).await;
     let mut silent = TcpStream::connect(daemon.address()).await.unwrap();
@@ -188,27 +189,27 @@ async fn a_handshake_that_stalls_is_cut() {
 }
 
 #[tokio::test]
-async fn a_key_of_another_certificate_is_a_reason_not_to_start() {
+async fn a_key_of_another_certificate_prevents_the_start() {
     let (dir, authority) = (tempfile::tempdir().unwrap(), authority());
-    let args = served(&dir, &authority);
+    let args = tls_args(&dir, &authority);
     write(dir.path(), "key.pem", &KeyPair::generate().unwrap().serialize_pem());
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let data = dir.path().join("data");
     let ended = Daemon::try_start_on(&data, &args, &[]).await.err().unwrap();
     assert_eq!(ended.code(), Some(1));
-    let said = crate::support::daemon::log(&data);
-    assert!(said.contains("cannot use the certificate"), "{said}");
+    let printed = crate::support::daemon::log(&data);
+    assert!(printed.contains("cannot use the certificate"), "{printed}");
 }
 
-/// What a command says that asks this daemon, and with what it ends.
-fn ask(url: &str, args: &[&str]) -> (Option<i32>, String) {
+/// The output and the exit code of a command that connects to this daemon.
+fn run(url: &str, args: &[&str]) -> (Option<i32>, String) {
     let ran = command().args(["replicas", "--url", url]).args(args).output().unwrap();
-    let said = [ran.stdout, ran.stderr].concat();
-    (ran.status.code(), String::from_utf8(said).unwrap())
+    let printed = [ran.stdout, ran.stderr].concat();
+    (ran.status.code(), String::from_utf8(printed).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_commands_show_a_certificate_and_believe_none_but_those_of_their_authority() {
+async fn the_commands_present_a_certificate_and_trust_only_their_authority() {
     let dir = tempfile::tempdir().unwrap();
     let (ours, clients) = (Authority::new("ours"), Authority::new("clients"));
     let ca = write(dir.path(), "ca.pem", &ours.pem());
@@ -216,14 +217,14 @@ async fn the_commands_show_a_certificate_and_believe_none_but_those_of_their_aut
     let Issued { certificate, key } = clients.issue("ann.example");
     let cert = write(dir.path(), "ann.pem", &certificate);
     let key = write(dir.path(), "ann-key.pem", &key);
-    let mut args = served(&dir, &ours).to_vec();
+    let mut args = tls_args(&dir, &ours).to_vec();
     args.extend(["--tls-client-ca".to_owned(), client_ca.clone()]);
     let daemon = start(&args).await;
     let url = daemon.url("");
 
     let shown = ["--ca-file", &ca, "--cert-file", &cert, "--key-file", &key];
     assert_eq!(
-        ask(&url, &shown),
+        run(&url, &shown),
         (Some(0), "no replica has had a delivery since the daemon started\n".to_owned())
     );
     let missing = dir.path().join("missing");
@@ -239,7 +240,7 @@ async fn the_commands_show_a_certificate_and_believe_none_but_those_of_their_aut
         (&["--ca-file", &key][..], "contains no certificate"),
         (&["--cert-file", &cert, "--key-file", &cert][..], "contains no readable private key"),
     ] {
-        let (code, said) = ask(&url, args);
-        assert!(code == Some(1) && said.contains(says), "{args:?}: {code:?} {said}");
+        let (code, printed) = run(&url, args);
+        assert!(code == Some(1) && printed.contains(says), "{args:?}: {code:?} {printed}");
     }
 }

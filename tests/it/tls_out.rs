@@ -1,4 +1,4 @@
-//! The daemon to replicas with TLS and tokens, by its flags.
+//! TLS and tokens toward replicas.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::tls::{Authority, Issued, front};
 use crate::support::{Daemon, Replica, daemon, set};
 
-/// Every attempt in the log; and patience, so that what is mended is delivered.
+/// Logs every attempt and retries long enough for a corrected file to take effect.
 const ARGS: [&str; 6] = [
     "--log",
     "info,replicator::daemon::attempt=debug",
@@ -18,7 +18,7 @@ const ARGS: [&str; 6] = [
     "100000",
 ];
 
-/// Files that daemons are started with.
+/// The files for the flags of a daemon.
 struct Files(tempfile::TempDir);
 
 impl Files {
@@ -49,7 +49,7 @@ impl Files {
     }
 }
 
-/// A replica behind TLS, and how it is named.
+/// A replica behind TLS and its address.
 async fn behind(server: &Issued, clients: Option<&Authority>) -> (Replica, String) {
     let replica = Replica::start().await;
     let to = replica.url().trim_start_matches("http://").parse().unwrap();
@@ -65,7 +65,7 @@ async fn start(data: &Path, args: &[&str]) -> Daemon {
     Daemon::start_on(data, &[&ARGS[..], args].concat()).await
 }
 
-/// How the start fails, and that it does.
+/// Asserts that the start fails, and returns the error.
 async fn refused(data: &Path, args: &[&str]) -> String {
     let status = Daemon::try_start_on(data, args, &[]).await.err().expect("it does not start");
     assert_eq!(status.code(), Some(1));
@@ -73,7 +73,7 @@ async fn refused(data: &Path, args: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_replica_of_the_given_authority_is_delivered_to() {
+async fn a_replica_with_a_certificate_of_the_given_authority_receives_writes() {
     let (files, ours) = (Files::new(), Authority::new("ours"));
     let ca = files.write("ca.pem", &ours.pem(), 0o644);
     let (replica, node) = behind(&ours.issue("127.0.0.1"), None).await;
@@ -83,7 +83,7 @@ async fn a_replica_of_the_given_authority_is_delivered_to() {
 }
 
 #[tokio::test]
-async fn without_it_the_system_decides_and_does_not_know_the_replica() {
+async fn without_replica_ca_the_certificates_of_the_system_decide() {
     let (files, ours) = (Files::new(), Authority::new("ours"));
     let (replica, node) = behind(&ours.issue("127.0.0.1"), None).await;
     let daemon = start(&files.data(), &[]).await;
@@ -93,7 +93,7 @@ async fn without_it_the_system_decides_and_does_not_know_the_replica() {
 }
 
 #[tokio::test]
-async fn bad_certificates_are_told_apart_and_nothing_is_sent() {
+async fn invalid_certificates_are_distinguished_and_nothing_is_sent() {
     let (files, ours) = (Files::new(), Authority::new("ours"));
     let ca = files.write("ca.pem", &ours.pem(), 0o644);
     let daemon = start(&files.data(), &["--replica-ca", &ca]).await;
@@ -109,12 +109,12 @@ async fn bad_certificates_are_told_apart_and_nothing_is_sent() {
         daemon.until_logged(said).await;
         assert!(replica.seen().is_empty(), "{said}");
     }
-    assert_eq!(daemon.metrics().await["permanent_failures"], 0, "all are retried");
+    assert_eq!(daemon.metrics().await["permanent_failures"], 0, "every delivery is retried");
 }
 
-/// As an operator does it: sees the error, writes the right file, and says so.
+/// An operator sees the error, corrects the file and sends SIGHUP.
 #[tokio::test]
-async fn certificates_that_are_mended_and_read_again_deliver_what_waited() {
+async fn waiting_writes_are_delivered_after_corrected_certificates_are_reloaded() {
     let (files, ours, wrong) = (Files::new(), Authority::new("ours"), Authority::new("wrong"));
     let ca = files.write("ca.pem", &wrong.pem(), 0o644);
     let (cert, key) = files.identity(&wrong.issue("replicator"));
@@ -141,7 +141,7 @@ async fn certificates_that_are_mended_and_read_again_deliver_what_waited() {
 }
 
 #[tokio::test]
-async fn tokens_are_sent_to_their_replicas_and_stand_in_no_log() {
+async fn tokens_are_sent_to_their_replicas_and_never_logged() {
     let files = Files::new();
     let (first, other, third) =
         (Replica::start().await, Replica::start().await, Replica::start().await);
@@ -182,7 +182,7 @@ async fn a_token_for_all_replicas_needs_a_list_of_them() {
 }
 
 #[tokio::test]
-async fn secrets_that_others_can_read_and_files_that_are_wrong_end_the_start_with_a_sentence() {
+async fn readable_secrets_and_invalid_files_prevent_the_start_with_a_sentence() {
     let (files, ours) = (Files::new(), Authority::new("ours"));
     let issued = ours.issue("replicator");
     let (cert, _) = files.identity(&issued);
@@ -212,7 +212,7 @@ async fn secrets_that_others_can_read_and_files_that_are_wrong_end_the_start_wit
 }
 
 #[tokio::test]
-async fn a_secret_that_systemd_hands_over_may_be_read_by_what_looks_like_its_group() {
+async fn a_systemd_credential_that_looks_group_readable_is_accepted() {
     let files = Files::new();
     let token = files.write("token", "http://a secret", 0o440);
     let dir = Path::new(&token).parent().unwrap().to_str().unwrap().to_owned();

@@ -16,7 +16,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Writes for one replica that is there and one that is not, left behind by a stop.
+/// A stopped store with writes for one replica that is up and one that is down.
 async fn backlog(dir: &Path, up: &Replica, down: &Replica) {
     down.behave(|_| Behaviour::Answer(503, "", ""));
     let mut daemon = Daemon::start_on(dir, &["--retry-base", "1h"]).await;
@@ -30,7 +30,7 @@ async fn backlog(dir: &Path, up: &Replica, down: &Replica) {
 }
 
 #[tokio::test]
-async fn what_is_exported_here_is_delivered_from_there() {
+async fn an_imported_backlog_is_delivered() {
     let (up, down) = (Replica::start().await, Replica::start().await);
     let temp = tempfile::tempdir().unwrap();
     let (here, there) = (temp.path().join("here"), temp.path().join("there"));
@@ -60,13 +60,13 @@ async fn what_is_exported_here_is_delivered_from_there() {
     down.until_gone("gone").await;
     daemon.accept(&set("new", "one", &[&down])).await;
     down.until_holds("new", "one").await;
-    assert!(down.seen().last().unwrap().sequence() > sequence, "the sequence goes on");
-    // What had been delivered here is not delivered again there.
+    assert!(down.seen().last().unwrap().sequence() > sequence, "the sequence continues");
+    // Settled deliveries are not repeated by the other daemon.
     assert_eq!(up.seen().len(), 4);
 }
 
 #[tokio::test]
-async fn a_store_that_lost_its_end_is_refused_in_one_line_until_it_is_repaired() {
+async fn a_store_that_lost_its_end_is_rejected_with_one_line_until_it_is_repaired() {
     let (up, down) = (Replica::start().await, Replica::start().await);
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("data");
@@ -76,7 +76,7 @@ async fn a_store_that_lost_its_end_is_refused_in_one_line_until_it_is_repaired()
     let report: serde_json::Value = serde_json::from_slice(&whole.stdout).unwrap();
     assert_eq!((&report["whole"], &report["format"]), (&true.into(), &4.into()));
 
-    // The witness of a store that has gone further.
+    // The `COMMITTED` of a store with later commits.
     let store = dir.join("store-000001/db");
     let before = fs::read(&store).unwrap();
     let witness = fs::read(dir.join("COMMITTED")).unwrap();
@@ -94,10 +94,10 @@ async fn a_store_that_lost_its_end_is_refused_in_one_line_until_it_is_repaired()
 
     let output = run(&["--port", "0"], &dir);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let told = text(&output.stderr);
-    let told: Vec<_> = told.lines().filter(|line| line.starts_with("replicator: ")).collect();
-    assert_eq!(told.len(), 1, "{output:?}");
-    assert!(told[0].contains("has lost the end of") && told[0].contains("check --repair"));
+    let printed = text(&output.stderr);
+    let printed: Vec<_> = printed.lines().filter(|line| line.starts_with("replicator: ")).collect();
+    assert_eq!(printed.len(), 1, "{output:?}");
+    assert!(printed[0].contains("has lost the end of") && printed[0].contains("check --repair"));
     assert!(!text(&output.stderr).contains("panicked"), "{output:?}");
 
     let output = run(&["check"], &dir);
@@ -113,7 +113,7 @@ async fn a_store_that_lost_its_end_is_refused_in_one_line_until_it_is_repaired()
 }
 
 #[tokio::test]
-async fn a_damaged_database_is_told_without_a_panic() {
+async fn a_damaged_database_is_reported_without_a_panic() {
     let (up, down) = (Replica::start().await, Replica::start().await);
     let temp = tempfile::tempdir().unwrap();
     let origin = temp.path().join("origin");
@@ -130,15 +130,15 @@ async fn a_damaged_database_is_told_without_a_panic() {
         damaged[used[eighth * used.len() / 8]] ^= 4;
         fs::write(dir.join("store-000001/db"), damaged).unwrap();
         let checked = run(&["check"], &dir);
-        let told = format!("{}{}", text(&checked.stderr), text(&checked.stdout));
-        assert!(!told.contains("panicked") && !told.contains("backtrace"), "{told}");
+        let printed = format!("{}{}", text(&checked.stderr), text(&checked.stdout));
+        assert!(!printed.contains("panicked") && !printed.contains("backtrace"), "{printed}");
         if checked.status.success() {
             continue;
         }
-        assert_eq!(checked.status.code(), Some(1), "{told}");
+        assert_eq!(checked.status.code(), Some(1), "{printed}");
         let started = run(&["--port", "0"], &dir);
-        let told = text(&started.stderr);
-        assert_eq!(started.status.code(), Some(1), "{told}");
-        assert!(!told.contains("panicked") && told.contains("restore"), "{told}");
+        let printed = text(&started.stderr);
+        assert_eq!(started.status.code(), Some(1), "{printed}");
+        assert!(!printed.contains("panicked") && printed.contains("restore"), "{printed}");
     }
 }

@@ -1,4 +1,4 @@
-//! Traces: what the replicas get of them, and what a collector does.
+//! Traces: headers to the replicas, and spans to a collector.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +14,7 @@ use crate::support::{Behaviour, Daemon, Replica, set, strong, wait_until};
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CLIENT: &str = "b7ad6b7169203331";
 
-/// Takes spans by OTLP over HTTP, as protobuf.
+/// A collector: receives spans by OTLP over HTTP, as protobuf.
 struct Collector {
     url: String,
     taken: Arc<Mutex<Taken>>,
@@ -41,7 +41,7 @@ impl Collector {
         collector
     }
 
-    /// Waits until so many spans of this name have come, and gives them.
+    /// Waits until `count` spans of this name have arrived and returns them.
     async fn until(&self, name: &str, count: usize) -> Vec<Span> {
         wait_until(&format!("{count} spans {name}"), || async {
             let spans = &self.taken.lock().unwrap().spans;
@@ -81,7 +81,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn said(span: &Span, key: &str) -> String {
+fn attribute(span: &Span, key: &str) -> String {
     let attribute = span.attributes.iter().find(|attribute| attribute.key == key);
     let value = attribute.unwrap_or_else(|| panic!("{key} in {span:?}")).value.clone();
     match value.unwrap().value.unwrap() {
@@ -105,10 +105,10 @@ fn parent(flags: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_write_is_one_trace_from_its_request_to_its_replicas_over_a_kill() {
+async fn a_write_is_one_trace_from_its_request_to_its_replicas_across_a_kill() {
     let collector = Collector::start().await;
     let args = ["--otlp-endpoint", &collector.url, "--trace-ratio", "0", "--retry-base", "20ms"];
-    // Nothing is attempted that the test does not wait for.
+    // The test waits for every attempt.
     let still = ["--breaker-failures", "0", "--hinted-handoff", "off"];
     let mut daemon = Daemon::start(&[&args[..], &still].concat()).await;
     let (healthy, down) = (Replica::start().await, Replica::start().await);
@@ -117,15 +117,15 @@ async fn a_write_is_one_trace_from_its_request_to_its_replicas_over_a_kill() {
     let headers = [("traceparent", &*sampled), ("tracestate", "a=1"), ("tracestate", "b=2")];
     let body = set("hidden", "secret", &[&healthy, &down]);
     assert_eq!(post(&daemon, &body, &headers).await, 202);
-    // Not traced: it has no parent, and the ratio is 0.
+    // Not traced: it has no parent and the ratio is 0.
     assert_eq!(post(&daemon, &set("plain", "secret", &[&healthy]), &[]).await, 202);
     healthy.until_holds("hidden", "secret").await;
     healthy.until_holds("plain", "secret").await;
     let accept = collector.until("accept", 1).await.remove(0);
     assert_eq!(hex(&accept.trace_id), TRACE);
     assert_eq!(hex(&accept.parent_span_id), CLIENT);
-    assert_eq!(said(&accept, "http.response.status_code"), "202");
-    // One success and four failures, which are the end of the retries.
+    assert_eq!(attribute(&accept, "http.response.status_code"), "202");
+    // One success, and four failures, which use up the retries.
     collector.until("attempt", 5).await;
     daemon.until_metric("dead_letters", 1).await;
     daemon.until_durable(&down).await;
@@ -133,14 +133,14 @@ async fn a_write_is_one_trace_from_its_request_to_its_replicas_over_a_kill() {
     down.behave(|_| Behaviour::Apply);
     daemon.restart().await;
     let all = serde_json::json!({"all": true});
-    assert_eq!(daemon.order("/v1/dead-letters/redrive", &all).await.0, 202);
+    assert_eq!(daemon.post_to("/v1/dead-letters/redrive", &all).await.0, 202);
     down.until_holds("hidden", "secret").await;
 
     let attempts = collector.until("attempt", 6).await;
     let of = |replica: &Replica, verdict: &str| {
         let url = replica.url();
-        let ours = attempts.iter().filter(|span| said(span, "replicator.replica") == url);
-        let ours = ours.filter(|span| said(span, "replicator.verdict") == verdict);
+        let ours = attempts.iter().filter(|span| attribute(span, "replicator.replica") == url);
+        let ours = ours.filter(|span| attribute(span, "replicator.verdict") == verdict);
         ours.cloned().collect::<Vec<_>>()
     };
     assert_eq!((of(&healthy, "delivered").len(), of(&down, "retry").len()), (1, 4));
@@ -148,12 +148,12 @@ async fn a_write_is_one_trace_from_its_request_to_its_replicas_over_a_kill() {
     for span in &attempts {
         assert_eq!(hex(&span.trace_id), TRACE);
         assert_eq!(span.parent_span_id, accept.span_id, "a child of the request");
-        assert_eq!(said(span, "replicator.task_id"), said(&accept, "replicator.task_id"));
+        assert_eq!(attribute(span, "replicator.task_id"), attribute(&accept, "replicator.task_id"));
     }
     let numbers: Vec<_> =
-        of(&down, "retry").iter().map(|span| said(span, "replicator.attempt")).collect();
+        of(&down, "retry").iter().map(|span| attribute(span, "replicator.attempt")).collect();
     assert_eq!(numbers, ["1", "2", "3", "4"]);
-    // Each replica was told of the very attempt.
+    // Each replica received the span of its own attempt as the parent.
     let known: Vec<_> =
         attempts.iter().map(|span| format!("00-{TRACE}-{}-01", hex(&span.span_id))).collect();
     for replica in [&healthy, &down] {
@@ -174,7 +174,8 @@ async fn a_write_is_one_trace_from_its_request_to_its_replicas_over_a_kill() {
 }
 
 #[tokio::test]
-async fn without_a_collector_a_context_is_passed_on_as_it_came_and_a_bad_one_is_left_out() {
+async fn without_a_collector_a_trace_context_is_forwarded_unchanged_and_an_invalid_one_is_dropped()
+{
     let mut daemon = Daemon::start(&["--retry-base", "20ms"]).await;
     let replica = Replica::start().await;
     replica.behave(|_| Behaviour::Hang);
@@ -206,17 +207,17 @@ async fn without_a_collector_a_context_is_passed_on_as_it_came_and_a_bad_one_is_
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_holds_up_nothing_and_is_told_of_once() {
-    // Nobody listens on port 9.
+async fn an_unreachable_collector_delays_nothing_and_is_logged_once() {
+    // No process listens on port 9.
     let mut daemon = Daemon::start(&["--otlp-endpoint", "http://127.0.0.1:9"]).await;
     let replica = Replica::start().await;
     for n in 0..50 {
         daemon.accept(&strong(&format!("k{n}"), "v", &[&replica])).await;
     }
-    let told = |daemon: &Daemon| daemon.log().matches("spans cannot be sent").count();
-    wait_until("the log tells of it", || async { (told(&daemon) > 0).then_some(()) }).await;
+    let logged = |daemon: &Daemon| daemon.log().matches("spans cannot be sent").count();
+    wait_until("the failure is logged", || async { (logged(&daemon) > 0).then_some(()) }).await;
     assert!(daemon.terminate().await.success());
-    assert_eq!(told(&daemon), 1, "{}", daemon.log());
+    assert_eq!(logged(&daemon), 1, "{}", daemon.log());
 }
 
 #[tokio::test]
@@ -236,16 +237,19 @@ async fn each_write_of_a_batch_has_a_span_of_its_own() {
     {
         assert_eq!(answer["status"], status, "{answers}");
     }
-    let mut told: Vec<_> =
-        accepts.iter().map(|span| said(span, "http.response.status_code")).collect();
-    told.sort();
-    assert_eq!(told, ["202", "202", "202", "400"]);
+    let mut statuses: Vec<_> =
+        accepts.iter().map(|span| attribute(span, "http.response.status_code")).collect();
+    statuses.sort();
+    assert_eq!(statuses, ["202", "202", "202", "400"]);
     for span in &accepts {
         assert_eq!((hex(&span.trace_id), hex(&span.parent_span_id)), (TRACE.into(), CLIENT.into()));
     }
     for attempt in &attempts {
         let of_it = |span: &&Span| span.span_id == attempt.parent_span_id;
         let accept = accepts.iter().find(of_it).expect("a child of its own write");
-        assert_eq!(said(attempt, "replicator.task_id"), said(accept, "replicator.task_id"));
+        assert_eq!(
+            attribute(attempt, "replicator.task_id"),
+            attribute(accept, "replicator.task_id")
+        );
     }
 }

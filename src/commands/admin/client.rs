@@ -174,7 +174,7 @@ impl DaemonClient {
         &self,
         path: &[&str],
         query: &[(&str, String)],
-    ) -> Result<EventStream, CallError> {
+    ) -> Result<EventReader, CallError> {
         let request = self.request(Method::GET, path, query).header(ACCEPT, "text/event-stream");
         let head = tokio::time::timeout(self.timeout, send(request)).await;
         let head =
@@ -187,7 +187,7 @@ impl DaemonClient {
             let status = status.as_u16();
             return Err(self.refused(status, &rest.unwrap_or_default()));
         }
-        Ok(EventStream { response, client: self.clone() })
+        Ok(EventReader { response, client: self.clone() })
     }
 
     fn request(&self, method: Method, path: &[&str], query: &[(&str, String)]) -> RequestBuilder {
@@ -265,12 +265,12 @@ impl DaemonClient {
 }
 
 #[derive(Debug)]
-pub(super) struct EventStream {
+pub(super) struct EventReader {
     response: Response,
     client: DaemonClient,
 }
 
-impl EventStream {
+impl EventReader {
     /// The next part, or `None` at the end. Fails after `silence` without one.
     pub(super) async fn next(&mut self, silence: Duration) -> Result<Option<Bytes>, CallError> {
         let url = || self.client.url();

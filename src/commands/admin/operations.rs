@@ -118,7 +118,7 @@ fn summary(operation: &Operation) -> String {
     if *held_back > 0 {
         let verb = if *held_back == 1 { "was" } else { "were" };
         text = format!(
-            "{text}; {held_back} {verb} skipped because the replica is paused or does not answer (replicas resume, probe) or the retry queue is full"
+            "{text}; {held_back} {verb} skipped because the replica is paused or failing (replicas resume, probe) or the retry queue is full"
         );
     }
     match operation.state {

@@ -124,9 +124,9 @@ fn path<'a>(node: &'a Node, verb: Option<&'a str>) -> Vec<&'a str> {
 pub(super) fn state(paused: bool, breaker: BreakerState) -> &'static str {
     match breaker {
         _ if paused => "paused",
-        BreakerState::Closed => "ok",
-        BreakerState::HalfOpen => "half open",
-        BreakerState::Open => "open",
+        BreakerState::Closed => "healthy",
+        BreakerState::HalfOpen => "recovering",
+        BreakerState::Open => "failing",
     }
 }
 
@@ -178,13 +178,17 @@ fn details(replica: &Replica, now: Timestamp) -> String {
     if !replica.renamed_from.is_empty() {
         lines.push(("renamed from", replica.renamed_from.join(", ")));
     }
-    let breaker = state(false, replica.breaker).replace("ok", "closed");
+    let paused = replica.paused_since.is_some();
+    let state = state(paused, replica.breaker);
+    lines.push(("state", format!("{state}{}", duration(&replica.paused_since))));
+    let breaker = match replica.breaker {
+        BreakerState::Closed => "closed",
+        BreakerState::HalfOpen => "half open",
+        BreakerState::Open => "open",
+    };
     let mut breaker = format!("{breaker}{}", duration(&replica.breaker_since));
     if let Some(probe) = &replica.next_probe_at {
         breaker = format!("{breaker}, {}", text::probe(probe, now));
-    }
-    if replica.paused_since.is_some() {
-        lines.push(("paused", format!("yes{}", duration(&replica.paused_since))));
     }
     lines.push(("breaker", breaker));
     lines.push((

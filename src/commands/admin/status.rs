@@ -142,7 +142,7 @@ fn problem(replica: &Replica, max_lag: Duration, now: Timestamp) -> Option<Strin
         BreakerState::Closed => {}
         BreakerState::HalfOpen => parts.push("recovering".to_owned()),
         BreakerState::Open => {
-            parts.push(format!("does not answer{}", since(&replica.breaker_since)));
+            parts.push(format!("failing{}", since(&replica.breaker_since)));
             let probe = replica.next_probe_at.as_ref();
             parts.extend(probe.map(|moment| text::probe(moment, now)));
         }

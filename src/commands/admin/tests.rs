@@ -242,8 +242,8 @@ async fn a_healthy_daemon_is_summarised_in_a_few_lines() {
     assert_eq!(
         table,
         [
-            "REPLICA        STATE  BACKLOG  SIZE  LAG  IN/S  OUT/S     P99  DEAD  DRAINED IN",
-            "http://a:8081  ok           0   0 B   0s    12     12  21.5ms     0  -",
+            "REPLICA        STATE    BACKLOG  SIZE  LAG  IN/S  OUT/S     P99  DEAD  DRAINED IN",
+            "http://a:8081  healthy        0   0 B   0s    12     12  21.5ms     0  -",
         ]
     );
 }
@@ -259,16 +259,16 @@ async fn problems_come_first_and_set_the_exit_code() {
     assert_eq!(
         out.lines().nth(1),
         Some(
-            "! http://b:8082: does not answer for 3m12s, next probe in 12s, behind by 3m12s, not catching up, backlog of 120 tasks, 4 dead letters: cannot connect: refused"
+            "! http://b:8082: failing for 3m12s, next probe in 12s, behind by 3m12s, not catching up, backlog of 120 tasks, 4 dead letters: cannot connect: refused"
         )
     );
-    assert!(out.lines().nth(5).unwrap().starts_with("http://b:8082  open"), "{out}");
+    assert!(out.lines().nth(5).unwrap().starts_with("http://b:8082  failing"), "{out}");
 
     // The next due delivery is the probe, and there may be none for a long time.
     let mut idle = down();
     idle["next_probe_at"] = json!("2025-12-31T23:59:59.000Z");
     let ran = run("status", of_status(200, health("healthy"), ready.clone(), &[idle])).await;
-    let expected = "does not answer for 3m12s, probed by the next due delivery, behind by";
+    let expected = "failing for 3m12s, probed by the next due delivery, behind by";
     assert!(ran.is(CommandOutcome::Incomplete).contains(expected), "{}", ran.out);
 
     let full = of_status(200, health("degraded"), ready.clone(), from_ref(&well));
@@ -378,6 +378,7 @@ async fn show_prints_all_details_of_a_replica() {
             .await;
     let out = ran.is(CommandOutcome::Done);
     for line in [
+        "state         failing",
         "breaker       open for 3m12s, next probe in 12s",
         "backlog       120 tasks, 0 B: 0 in flight, 0 retrying, 0 parked",
         "last error    1s ago: cannot connect: refused",
@@ -385,6 +386,12 @@ async fn show_prints_all_details_of_a_replica() {
     ] {
         assert!(out.lines().any(|printed| printed == line), "{line}\n{out}");
     }
+    let mut paused = down();
+    paused["paused_since"] = json!("2025-12-31T23:58:00.000Z");
+    let step = step("GET /v1/replicas/http:%2F%2Fb:8082", 200, paused);
+    let ran = run("replicas show b:8082", vec![step]).await;
+    let out = ran.is(CommandOutcome::Done);
+    assert!(out.contains("\nstate         paused for 2m\nbreaker       open for"), "{out}");
 }
 
 #[tokio::test]

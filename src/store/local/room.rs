@@ -37,7 +37,7 @@ impl Room {
         Coming(Arc::clone(self), bytes)
     }
 
-    /// Whether a write of so many bytes fits. `None` is free space that the system does not report.
+    /// Whether a write of `bytes` fits. `None` is free space that the system does not report.
     ///
     /// Writes that are not durable yet count twice: rows take more than their length, and a segment
     /// is written whole.

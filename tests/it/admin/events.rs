@@ -1,16 +1,15 @@
-//! The stream of events: live, resumed, bounded, and no burden to a shutdown.
+//! The event stream: live, resumed and limited. It does not delay a shutdown.
 
 use serde_json::{Value, json};
 
 use crate::support::{Behaviour, Daemon, PATIENCE, Replica, set};
 
-/// A stream that is being read.
+/// An open event stream.
 struct Stream {
     answer: reqwest::Response,
     read: String,
 }
 
-/// One event.
 #[derive(Clone, Debug, PartialEq)]
 struct Event {
     id: u64,
@@ -28,7 +27,7 @@ impl Stream {
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.headers()["content-type"], "text/event-stream");
         let mut stream = Self { answer, read: String::new() };
-        // It begins before anything happens, so that one knows that it watches.
+        // The first block comes at once, so that a reader knows that it is subscribed.
         assert_eq!(stream.block().await.unwrap(), "retry: 1000");
         stream
     }
@@ -76,7 +75,7 @@ impl Stream {
 }
 
 #[tokio::test]
-async fn what_becomes_of_a_task_is_told_in_its_order() {
+async fn the_events_of_a_task_arrive_in_order() {
     let daemon = Daemon::start(&["--retry-base", "20ms", "--max-retries", "1000"]).await;
     let replica = Replica::with(|_| Behaviour::Answer(503, "", "")).await;
     let mut stream = Stream::open(&daemon, "?types=task", None).await;
@@ -99,13 +98,13 @@ async fn what_becomes_of_a_task_is_told_in_its_order() {
 }
 
 #[tokio::test]
-async fn figures_come_every_second_and_replicas_when_they_change() {
+async fn figures_arrive_every_second_and_replica_events_on_a_change() {
     let daemon = Daemon::start(&[]).await;
     let replica = Replica::start().await;
     daemon.accept(&set("k", "v", &[&replica])).await;
     daemon.until_drained().await;
     let mut stream = Stream::open(&daemon, "?types=figures,replica", None).await;
-    daemon.order(&format!("{}/pause", super::path_of(&replica)), &Value::Null).await;
+    daemon.post_to(&format!("{}/pause", super::path_of(&replica)), &Value::Null).await;
     let paused = stream.until(|event| event.kind == "replica").await;
     assert_eq!(
         (&paused.data["replica"], &paused.data["change"]),
@@ -113,12 +112,12 @@ async fn figures_come_every_second_and_replicas_when_they_change() {
     );
     let figures = stream.until(|event| event.kind == "figures").await;
     assert!(figures.data["accepted_per_second"].is_number(), "{figures:?}");
-    let told = &figures.data["replicas"][0];
-    assert_eq!((&told["replica"], &told["paused"]), (&json!(replica.url()), &json!(true)));
+    let shown = &figures.data["replicas"][0];
+    assert_eq!((&shown["replica"], &shown["paused"]), (&json!(replica.url()), &json!(true)));
 }
 
 #[tokio::test]
-async fn a_reader_that_comes_back_goes_on_where_it_was() {
+async fn a_reader_that_reconnects_resumes_where_it_was() {
     let daemon = Daemon::start(&[]).await;
     let replica = Replica::start().await;
     let mut stream = Stream::open(&daemon, "?types=task", None).await;
@@ -129,7 +128,7 @@ async fn a_reader_that_comes_back_goes_on_where_it_was() {
     while seen.len() < 20 {
         seen.push(stream.next().await.unwrap());
     }
-    // The header goes before the parameter, which a browser repeats.
+    // The header wins over the parameter, which a browser repeats at a reconnect.
     let (last, first) = (seen[4].id, seen[0].id);
     let mut resumed =
         Stream::open(&daemon, &format!("?types=task&after={first}"), Some(last)).await;
@@ -141,32 +140,32 @@ async fn a_reader_that_comes_back_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_reader_that_asks_for_what_is_not_kept_is_told_how_much_it_missed() {
+async fn a_reader_that_resumes_too_late_gets_the_number_of_missed_events() {
     let daemon = Daemon::start(&["--queue-capacity", "6000"]).await;
     let replica = Replica::start().await;
     let mut stream = Stream::open(&daemon, "?types=task", None).await;
     daemon.accept(&set("first", "v", &[&replica])).await;
     let first = stream.next().await.unwrap();
-    // Each is accepted and delivered: two events.
+    // Two events for each: accepted and delivered.
     for batch in 0..5 {
         let writes: Vec<_> =
             (0..1000).map(|n| set(&format!("k{batch}.{n}"), "v", &[&replica])).collect();
-        let (status, answers) = daemon.order("/v1/replicate/batch", &json!(writes)).await;
+        let (status, answers) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
         assert_eq!((status, &answers["accepted"]), (200, &json!(1000)));
     }
     daemon.until_drained().await;
-    // Of all kinds: there are figures among what is kept.
+    // All kinds of events, because the kept ones include figures.
     let mut resumed = Stream::open(&daemon, "", Some(first.id)).await;
     let lagged = resumed.next().await.unwrap();
     assert_eq!(lagged.kind, "lagged");
     let missed = lagged.data["missed"].as_u64().unwrap();
     assert!(missed > 0);
-    assert_eq!(lagged.id, first.id + missed, "it stands where the missing ones end");
+    assert_eq!(lagged.id, first.id + missed, "its id is that of the last missed event");
     assert_eq!(resumed.next().await.unwrap().id, lagged.id + 1);
 }
 
 #[tokio::test]
-async fn there_are_so_many_streams_and_no_more() {
+async fn the_number_of_event_streams_is_limited() {
     let daemon = Daemon::start(&[]).await;
     let mut streams = vec![];
     for _ in 0..64 {
@@ -186,7 +185,7 @@ async fn there_are_so_many_streams_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_open_holds_up_no_shutdown() {
+async fn an_open_stream_does_not_delay_a_shutdown() {
     let mut daemon = Daemon::start(&["--drain-timeout", "5m"]).await;
     let mut stream = Stream::open(&daemon, "", None).await;
     stream.next().await.unwrap();
@@ -195,7 +194,7 @@ async fn a_stream_that_is_open_holds_up_no_shutdown() {
 }
 
 #[tokio::test]
-async fn a_stream_outlives_the_patience_with_clients_while_it_is_read() {
+async fn a_stream_that_is_read_outlives_the_client_timeout() {
     let daemon = Daemon::start(&["--client-timeout", "1s"]).await;
     let mut stream = Stream::open(&daemon, "?types=figures", None).await;
     let mut first = None;
@@ -207,7 +206,7 @@ async fn a_stream_outlives_the_patience_with_clients_while_it_is_read() {
 }
 
 #[tokio::test]
-async fn what_is_asked_wrongly_is_named() {
+async fn an_invalid_parameter_is_named() {
     let daemon = Daemon::start(&[]).await;
     for (query, word) in [
         ("?types=tasks", "\"types\""),

@@ -1,4 +1,4 @@
-//! Dead letters: listed, redriven, discarded; and the operations that do it.
+//! Dead letters: lists, redrives, discards and their operations.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::{all_of, path_of, until};
 use crate::support::replica::Gate;
 use crate::support::{Behaviour, Daemon, Replica, set};
 
-/// One attempt each, and nothing comes back by itself.
+/// One attempt per delivery, and nothing is redriven by itself.
 const QUICK: [&str; 6] =
     ["--max-retries", "0", "--breaker-failures", "0", "--hinted-handoff", "off"];
 
@@ -14,8 +14,8 @@ async fn letters(daemon: &Daemon, query: &str) -> Vec<Value> {
     all_of(daemon, &format!("/v1/dead-letters{query}"), "dead_letters", 2).await
 }
 
-/// `count` writes that a replica rejects, as dead letters.
-async fn rejected(daemon: &Daemon, replica: &Replica, count: u64) {
+/// Makes `count` dead letters: writes that the replica rejects.
+async fn reject(daemon: &Daemon, replica: &Replica, count: u64) {
     replica.behave(|_| Behaviour::Answer(400, "", "no"));
     for n in 0..count {
         daemon.accept(&set(&format!("k{n}"), "old", &[replica])).await;
@@ -25,25 +25,25 @@ async fn rejected(daemon: &Daemon, replica: &Replica, count: u64) {
     replica.behave(|_| Behaviour::Apply);
 }
 
-async fn begun(daemon: &Daemon, path: &str, body: &Value) -> String {
-    let (status, operation) = daemon.order(path, body).await;
+async fn start(daemon: &Daemon, path: &str, body: &Value) -> String {
+    let (status, operation) = daemon.post_to(path, body).await;
     assert_eq!(status, 202, "{operation}");
     format!("/v1/operations/{}", operation["operation_id"].as_str().unwrap())
 }
 
-async fn done(daemon: &Daemon, path: &str, body: &Value) -> Value {
-    let operation = begun(daemon, path, body).await;
+async fn ended(daemon: &Daemon, path: &str, body: &Value) -> Value {
+    let operation = start(daemon, path, body).await;
     until(daemon, &operation, |operation| operation["state"] != "running").await
 }
 
-/// What an operation has come to: examined, matched, done, superseded.
+/// The counts of an operation: examined, matched, done, superseded.
 fn counts(operation: &Value) -> [u64; 4] {
     assert_eq!(operation["state"], "done", "{operation}");
     ["examined", "matched", "done", "superseded"].map(|name| operation[name].as_u64().unwrap())
 }
 
 #[tokio::test]
-async fn they_are_found_by_replica_key_user_and_cause_over_pages() {
+async fn dead_letters_are_listed_by_replica_key_user_and_cause_in_pages() {
     let daemon = Daemon::start(&QUICK).await;
     let strict = Replica::with(|_| Behaviour::Answer(400, "", "no")).await;
     let down = Replica::with(|_| Behaviour::Reset).await;
@@ -84,18 +84,18 @@ async fn they_are_found_by_replica_key_user_and_cause_over_pages() {
 async fn a_dry_run_counts_and_a_redrive_delivers() {
     let daemon = Daemon::start(&QUICK).await;
     let replica = Replica::start().await;
-    rejected(&daemon, &replica, 5).await;
+    reject(&daemon, &replica, 5).await;
     let redrive = "/v1/dead-letters/redrive";
     let dry = json!({"replica": replica.url(), "dry_run": true});
-    assert_eq!(counts(&done(&daemon, redrive, &dry).await), [5, 5, 5, 0]);
+    assert_eq!(counts(&ended(&daemon, redrive, &dry).await), [5, 5, 5, 0]);
     assert_eq!(letters(&daemon, "").await.len(), 5);
     assert_eq!(replica.seen().len(), 5);
 
     let one = letters(&daemon, "?key=k3").await[0]["task_id"].clone();
     let by_id = json!({"ids": [{"task_id": one}]});
-    assert_eq!(counts(&done(&daemon, redrive, &by_id).await)[1..], [1, 1, 0]);
+    assert_eq!(counts(&ended(&daemon, redrive, &by_id).await)[1..], [1, 1, 0]);
     replica.until_holds("k3", "old").await;
-    assert_eq!(counts(&done(&daemon, redrive, &json!({"key_prefix": "k"})).await)[1..], [4, 4, 0]);
+    assert_eq!(counts(&ended(&daemon, redrive, &json!({"key_prefix": "k"})).await)[1..], [4, 4, 0]);
     for n in 0..5 {
         replica.until_holds(&format!("k{n}"), "old").await;
     }
@@ -111,16 +111,16 @@ async fn a_dry_run_counts_and_a_redrive_delivers() {
 }
 
 #[tokio::test]
-async fn a_redrive_leaves_out_what_a_newer_write_is_on_its_way_for() {
+async fn a_redrive_skips_a_dead_letter_with_a_newer_write_on_its_way() {
     let daemon = Daemon::start(&[&QUICK[..], &["--request-timeout", "5m"]].concat()).await;
     let replica = Replica::start().await;
-    rejected(&daemon, &replica, 3).await;
+    reject(&daemon, &replica, 3).await;
     let gate = Gate::default();
     let behind = gate.clone();
     replica.behave(move |_| Behaviour::ApplyBehind(behind.clone()));
     daemon.accept(&set("k1", "new", &[&replica])).await;
     replica.until_seen(4).await;
-    let redriven = done(&daemon, "/v1/dead-letters/redrive", &json!({"all": true})).await;
+    let redriven = ended(&daemon, "/v1/dead-letters/redrive", &json!({"all": true})).await;
     assert_eq!(counts(&redriven), [3, 3, 2, 1]);
     gate.open();
     replica.until_holds("k1", "new").await;
@@ -135,10 +135,10 @@ async fn a_redrive_leaves_out_what_a_newer_write_is_on_its_way_for() {
 async fn a_redrive_keeps_its_rate_and_can_be_cancelled() {
     let daemon = Daemon::start(&QUICK).await;
     let replica = Replica::start().await;
-    rejected(&daemon, &replica, 50).await;
+    reject(&daemon, &replica, 50).await;
     let slow = json!({"all": true, "rate": 1});
-    let operation = begun(&daemon, "/v1/dead-letters/redrive", &slow).await;
-    // The first ones go out, and the others take their time.
+    let operation = start(&daemon, "/v1/dead-letters/redrive", &slow).await;
+    // The first ones are sent at once, the others at the rate.
     replica.until_seen(51).await;
     let (status, cancelled) = daemon.delete(&operation).await;
     assert_eq!(status, 200);
@@ -147,31 +147,31 @@ async fn a_redrive_keeps_its_rate_and_can_be_cancelled() {
     let done = ended["done"].as_u64().unwrap();
     assert!((1..50).contains(&done), "{ended}");
     daemon.until_drained().await;
-    assert_eq!(letters(&daemon, "").await.len() as u64, 50 - done, "the others are as they were");
-    // It has ended: nothing changes.
+    assert_eq!(letters(&daemon, "").await.len() as u64, 50 - done, "the others have not changed");
+    // The operation has ended, so a cancel changes nothing.
     assert_eq!(daemon.delete(&operation).await, (200, ended));
 }
 
 #[tokio::test]
-async fn what_is_discarded_is_gone_also_after_a_kill() {
+async fn a_discarded_dead_letter_stays_discarded_after_a_kill() {
     let mut daemon = Daemon::start(&QUICK).await;
     let replica = Replica::start().await;
-    rejected(&daemon, &replica, 4).await;
+    reject(&daemon, &replica, 4).await;
     let discard = "/v1/dead-letters/discard";
     let dry = json!({"key": "k0", "dry_run": true});
-    assert_eq!(counts(&done(&daemon, discard, &dry).await)[1..3], [1, 1]);
+    assert_eq!(counts(&ended(&daemon, discard, &dry).await)[1..3], [1, 1]);
     assert_eq!(letters(&daemon, "").await.len(), 4);
-    assert_eq!(counts(&done(&daemon, discard, &json!({"key": "k0"})).await)[1..3], [1, 1]);
+    assert_eq!(counts(&ended(&daemon, discard, &json!({"key": "k0"})).await)[1..3], [1, 1]);
     let left = |letters: Vec<Value>| letters.iter().map(|l| l["key"].clone()).collect::<Vec<_>>();
     assert_eq!(left(letters(&daemon, "").await), ["k1", "k2", "k3"]);
     daemon.kill_and_restart().await;
     assert_eq!(left(letters(&daemon, "").await), ["k1", "k2", "k3"]);
-    assert_eq!(counts(&done(&daemon, discard, &json!({"all": true})).await)[1..3], [3, 3]);
+    assert_eq!(counts(&ended(&daemon, discard, &json!({"all": true})).await)[1..3], [3, 3]);
     daemon.until_metric("dead_letters", 0).await;
 }
 
 #[tokio::test]
-async fn nothing_is_begun_that_is_asked_wrongly() {
+async fn an_invalid_request_starts_no_operation() {
     let daemon = Daemon::start(&[]).await;
     for path in ["/v1/dead-letters/redrive", "/v1/dead-letters/discard"] {
         for (body, word) in [
@@ -183,7 +183,7 @@ async fn nothing_is_begun_that_is_asked_wrongly() {
             (json!({"ids": [{"task_id": "x"}]}), "ids[0].task_id"),
             (json!({"all": true, "rate": 0}), "\"rate\""),
         ] {
-            let (status, answer) = daemon.order(path, &body).await;
+            let (status, answer) = daemon.post_to(path, &body).await;
             assert_eq!(status, 400, "{path} {body}");
             assert!(answer["error"].as_str().unwrap().contains(word), "{path} {body} {answer}");
         }
@@ -195,33 +195,33 @@ async fn nothing_is_begun_that_is_asked_wrongly() {
 }
 
 #[tokio::test]
-async fn the_letters_of_a_paused_replica_are_held_back_and_stay_where_they_are() {
+async fn a_redrive_leaves_the_dead_letters_of_a_paused_replica_unchanged() {
     let daemon = Daemon::start(&QUICK).await;
     let replica = Replica::start().await;
-    rejected(&daemon, &replica, 3).await;
+    reject(&daemon, &replica, 3).await;
     let seen = replica.seen().len();
     let kept = daemon.metrics().await["dead_letter_bytes"].clone();
-    daemon.order(&format!("{}/pause", path_of(&replica)), &Value::Null).await;
+    daemon.post_to(&format!("{}/pause", path_of(&replica)), &Value::Null).await;
     for dry_run in [true, false] {
         let redrive = json!({"all": true, "dry_run": dry_run});
-        let operation = done(&daemon, "/v1/dead-letters/redrive", &redrive).await;
+        let operation = ended(&daemon, "/v1/dead-letters/redrive", &redrive).await;
         assert_eq!(counts(&operation), [3, 3, 0, 0]);
         assert_eq!(operation["held_back"], 3);
     }
     let metrics = daemon.metrics().await;
     assert_eq!((&metrics["dead_letter_bytes"], &metrics["queue_bytes"]), (&kept, &json!(0)));
-    daemon.order(&format!("{}/resume", path_of(&replica)), &Value::Null).await;
+    daemon.post_to(&format!("{}/resume", path_of(&replica)), &Value::Null).await;
     assert_eq!(replica.seen().len(), seen);
-    done(&daemon, "/v1/dead-letters/redrive", &json!({"all": true})).await;
+    ended(&daemon, "/v1/dead-letters/redrive", &json!({"all": true})).await;
     replica.until_holds("k2", "old").await;
 }
 
 #[cfg(feature = "faults")]
 #[tokio::test]
-async fn a_clock_that_is_set_forward_over_a_restart_ends_neither_letters_nor_keys() {
+async fn a_clock_set_forward_during_a_restart_expires_neither_dead_letters_nor_keys() {
     let mut daemon = Daemon::start(&QUICK).await;
     let replica = Replica::start().await;
-    rejected(&daemon, &replica, 2).await;
+    reject(&daemon, &replica, 2).await;
     let key = ("idempotency-key", "order-7");
     let body = set("keyed", "v", &[&replica]);
     let post = |daemon: &Daemon| {
@@ -231,8 +231,8 @@ async fn a_clock_that_is_set_forward_over_a_restart_ends_neither_letters_nor_key
     };
     assert_eq!(post(&daemon).await.status(), 202);
     daemon.until_drained().await;
-    // Two days later, two days and a bit, and back again.
-    for (ahead, told) in [
+    // Two days ahead, ten seconds more, and back again.
+    for (ahead, logged) in [
         ("172800", "the clock has gone on by 2days"),
         ("172810", ""),
         ("0", "was set back by 2days"),
@@ -240,7 +240,7 @@ async fn a_clock_that_is_set_forward_over_a_restart_ends_neither_letters_nor_key
         daemon.set_env(&[("REPLICATOR_FAULT_CLOCK_AHEAD", ahead)]);
         daemon.terminate().await;
         daemon.restart().await;
-        daemon.until_logged(told).await;
+        daemon.until_logged(logged).await;
         assert_eq!(letters(&daemon, "").await.len(), 2, "{ahead} s ahead");
         let again = post(&daemon).await;
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Replicas: seen, paused, probed, forgotten, renamed.
+//! Replicas: shown, paused, probed, forgotten, renamed.
 
 use std::time::{Duration, Instant};
 
@@ -8,44 +8,44 @@ use super::{each, encoded, path_of, until};
 use crate::support::{Behaviour, Daemon, Replica, set, strong};
 
 #[tokio::test]
-async fn a_replica_is_told_of_with_its_backlog_and_its_books() {
+async fn a_replica_is_shown_with_its_backlog_and_its_books() {
     let daemon = Daemon::start(&["--retry-base", "10m", "--breaker-failures", "0"]).await;
     let (good, bad) = (Replica::start().await, Replica::with(|_| Behaviour::Reset).await);
     daemon.accept(&set("k", "v", &[&good, &bad])).await;
-    let told = until(&daemon, &path_of(&bad), |told| told["retrying"] == 1).await;
-    assert_eq!(told["replica"], bad.url());
-    assert_eq!((&told["backlog_tasks"], &told["breaker"]), (&json!(1), &json!("closed")));
-    assert!(told["last_error"]["error"].is_string(), "{told}");
-    let books = &told["books"];
+    let shown = until(&daemon, &path_of(&bad), |shown| shown["retrying"] == 1).await;
+    assert_eq!(shown["replica"], bad.url());
+    assert_eq!((&shown["backlog_tasks"], &shown["breaker"]), (&json!(1), &json!("closed")));
+    assert!(shown["last_error"]["error"].is_string(), "{shown}");
+    let books = &shown["books"];
     assert_eq!((&books["accepted"], &books["pending"]), (&json!(1), &json!(1)), "{books}");
-    until(&daemon, &path_of(&good), |told| told["books"]["delivered"] == 1).await;
+    until(&daemon, &path_of(&good), |shown| shown["books"]["delivered"] == 1).await;
     let all = daemon.show("/v1/replicas").await;
     let mut expected = vec![good.url(), bad.url()];
     expected.sort();
     assert_eq!(each(&all["replicas"], "replica"), expected);
-    // Without its scheme it is the same.
+    // The scheme is optional.
     let host = bad.url().replace("http://", "");
     assert_eq!(daemon.show(&format!("/v1/replicas/{host}")).await["replica"], bad.url());
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_a_404_and_what_is_no_address_a_400() {
+async fn an_unknown_replica_is_a_404_and_an_invalid_address_a_400() {
     let daemon = Daemon::start(&[]).await;
     let unknown = "/v1/replicas/h%3A1";
     let sentence = json!({"error": "there is no replica http://h:1"});
     assert_eq!(daemon.get(unknown).await, (404, sentence.clone()));
     for order in ["pause", "resume", "probe", "forget"] {
         let path = format!("{unknown}/{order}");
-        assert_eq!(daemon.order(&path, &Value::Null).await, (404, sentence.clone()), "{order}");
-        let (status, answer) = daemon.order(&path, &json!({"force": true})).await;
+        assert_eq!(daemon.post_to(&path, &Value::Null).await, (404, sentence.clone()), "{order}");
+        let (status, answer) = daemon.post_to(&path, &json!({"force": true})).await;
         assert_eq!(status, 400, "{order}");
         assert!(answer["error"].as_str().unwrap().contains("`force`"), "{answer}");
         let (status, _) = daemon.get(&path).await;
         assert_eq!(status, 405, "{order}");
     }
     let to = json!({"to": "http://h:2"});
-    assert_eq!(daemon.order(&format!("{unknown}/rename"), &to).await, (404, sentence));
-    let (status, answer) = daemon.order(&format!("{unknown}/rename"), &json!({})).await;
+    assert_eq!(daemon.post_to(&format!("{unknown}/rename"), &to).await, (404, sentence));
+    let (status, answer) = daemon.post_to(&format!("{unknown}/rename"), &json!({})).await;
     assert_eq!(
         (status, &answer["error"]),
         (400, &json!(r#"field "to" is missing: it must be the new address"#))
@@ -64,16 +64,16 @@ async fn what_is_not_there_is_a_404_and_what_is_no_address_a_400() {
 }
 
 #[tokio::test]
-async fn a_pause_holds_over_a_kill_until_it_is_resumed() {
+async fn a_pause_survives_a_kill_until_the_replica_is_resumed() {
     let mut daemon = Daemon::start(&[]).await;
     let (paused, other) = (Replica::start().await, Replica::start().await);
     daemon.accept(&set("before", "v", &[&paused, &other])).await;
     daemon.until_drained().await;
     let pause = format!("{}/pause", path_of(&paused));
-    let (status, first) = daemon.order(&pause, &Value::Null).await;
+    let (status, first) = daemon.post_to(&pause, &Value::Null).await;
     assert_eq!(status, 200);
     assert!(first["paused_since"].is_string(), "{first}");
-    let (status, again) = daemon.order(&pause, &json!({})).await;
+    let (status, again) = daemon.post_to(&pause, &json!({})).await;
     assert_eq!((status, &again["paused_since"]), (200, &first["paused_since"]));
 
     daemon.accept(&set("k", "1", &[&paused, &other])).await;
@@ -82,49 +82,50 @@ async fn a_pause_holds_over_a_kill_until_it_is_resumed() {
     daemon.kill_and_restart().await;
     daemon.accept(&set("k", "3", &[&paused, &other])).await;
     other.until_holds("k", "3").await;
-    let told = daemon.show(&path_of(&paused)).await;
+    let shown = daemon.show(&path_of(&paused)).await;
     assert_eq!(
-        (&told["paused_since"], &told["backlog_tasks"]),
+        (&shown["paused_since"], &shown["backlog_tasks"]),
         (&first["paused_since"], &json!(3))
     );
-    assert_eq!(told["convergence"], "paused");
-    assert_eq!(paused.seen().len(), 1, "nothing since it is paused");
+    assert_eq!(shown["convergence"], "paused");
+    assert_eq!(paused.seen().len(), 1, "nothing since the pause");
 
-    let (status, told) = daemon.order(&format!("{}/resume", path_of(&paused)), &Value::Null).await;
-    assert_eq!((status, &told["paused_since"]), (200, &Value::Null));
+    let (status, shown) =
+        daemon.post_to(&format!("{}/resume", path_of(&paused)), &Value::Null).await;
+    assert_eq!((status, &shown["paused_since"]), (200, &Value::Null));
     daemon.kill_and_restart().await;
     paused.until_holds("k", "3").await;
 }
 
 #[tokio::test]
-async fn one_with_nothing_to_do_since_a_restart_can_be_paused_and_renamed() {
+async fn a_replica_that_is_idle_since_a_restart_can_be_paused_and_renamed() {
     let mut daemon = Daemon::start(&[]).await;
     let (old, new) = (Replica::start().await, Replica::start().await);
     daemon.accept(&set("before", "v", &[&old])).await;
     daemon.until_drained().await;
     daemon.terminate().await;
     daemon.kill_and_restart().await;
-    let (status, paused) = daemon.order(&format!("{}/pause", path_of(&old)), &Value::Null).await;
+    let (status, paused) = daemon.post_to(&format!("{}/pause", path_of(&old)), &Value::Null).await;
     assert_eq!(status, 200, "{paused}");
-    let (_, probed) = daemon.order(&format!("{}/probe", path_of(&old)), &Value::Null).await;
+    let (_, probed) = daemon.post_to(&format!("{}/probe", path_of(&old)), &Value::Null).await;
     assert_eq!(probed["reason"], "it is paused");
     let rename = format!("{}/rename", path_of(&old));
-    let (status, told) = daemon.order(&rename, &json!({"to": new.url()})).await;
-    assert_eq!((status, &told["renamed_from"]), (200, &json!([old.url()])));
-    daemon.order(&format!("{}/resume", path_of(&old)), &Value::Null).await;
+    let (status, shown) = daemon.post_to(&rename, &json!({"to": new.url()})).await;
+    assert_eq!((status, &shown["renamed_from"]), (200, &json!([old.url()])));
+    daemon.post_to(&format!("{}/resume", path_of(&old)), &Value::Null).await;
     daemon.accept(&set("k", "v", &[&old])).await;
     new.until_holds("k", "v").await;
 }
 
 #[tokio::test]
-async fn a_probe_need_not_be_waited_for() {
+async fn an_operator_can_start_a_probe_at_once() {
     let flags = ["--retry-base", "10ms", "--breaker-failures", "1"];
     let daemon = Daemon::start(&flags).await;
     let replica = Replica::start().await;
     daemon.accept(&set("before", "v", &[&replica])).await;
     daemon.until_drained().await;
     let probe = format!("{}/probe", path_of(&replica));
-    let (status, closed) = daemon.order(&probe, &Value::Null).await;
+    let (status, closed) = daemon.post_to(&probe, &Value::Null).await;
     assert_eq!(
         (status, &closed["probing"], &closed["breaker"]),
         (200, &json!(false), &json!("closed"))
@@ -133,16 +134,16 @@ async fn a_probe_need_not_be_waited_for() {
 
     replica.stop();
     daemon.accept(&set("k", "v", &[&replica])).await;
-    until(&daemon, &path_of(&replica), |told| told["breaker"] == "open").await;
+    until(&daemon, &path_of(&replica), |shown| shown["breaker"] == "open").await;
     daemon.until_drained().await;
     replica.come_back().await;
-    daemon.order(&probe, &Value::Null).await;
+    daemon.post_to(&probe, &Value::Null).await;
     replica.until_holds("k", "v").await;
-    until(&daemon, &path_of(&replica), |told| told["breaker"] != "open").await;
+    until(&daemon, &path_of(&replica), |shown| shown["breaker"] != "open").await;
 }
 
 #[tokio::test]
-async fn a_forgotten_replica_gets_nothing_any_more_not_even_after_a_kill() {
+async fn a_forgotten_replica_receives_nothing_not_even_after_a_kill() {
     let flags = ["--workers", "1", "--request-timeout", "1s", "--retry-base", "10ms"];
     let mut daemon = Daemon::start(&flags).await;
     let (gone, other) = (Replica::with(|_| Behaviour::Hang).await, Replica::start().await);
@@ -150,24 +151,24 @@ async fn a_forgotten_replica_gets_nothing_any_more_not_even_after_a_kill() {
         daemon.accept(&set(&format!("k{n}"), "v", &[&gone, &other])).await;
     }
     gone.until_seen(1).await;
-    let (status, told) = daemon.order(&format!("{}/forget", path_of(&gone)), &Value::Null).await;
-    assert_eq!((status, &told["replica"]), (200, &json!(gone.url())));
+    let (status, shown) = daemon.post_to(&format!("{}/forget", path_of(&gone)), &Value::Null).await;
+    assert_eq!((status, &shown["replica"]), (200, &json!(gone.url())));
     let (discarded, in_flight) =
-        (told["discarded"].as_u64().unwrap(), told["in_flight"].as_u64().unwrap());
-    assert_eq!(discarded + in_flight, 5, "{told}");
+        (shown["discarded"].as_u64().unwrap(), shown["in_flight"].as_u64().unwrap());
+    assert_eq!(discarded + in_flight, 5, "{shown}");
     daemon.until_drained().await;
     gone.behave(|_| Behaviour::Apply);
     daemon.kill_and_restart().await;
     daemon.until_drained().await;
     assert_eq!(daemon.show("/v1/dead-letters").await["dead_letters"], json!([]));
     assert_eq!(gone.data().len(), 0);
-    // Whoever names it again has it back.
+    // A write that names it again adds it again.
     daemon.accept(&set("again", "v", &[&gone])).await;
     gone.until_holds("again", "v").await;
 }
 
 #[tokio::test]
-async fn a_renamed_replica_has_everything_at_its_new_address_over_a_kill_too() {
+async fn a_renamed_replica_receives_everything_at_its_new_address_after_a_kill_too() {
     let mut daemon = Daemon::start(&["--retry-base", "50ms", "--max-retries", "1000"]).await;
     let (old, new) = (Replica::start().await, Replica::start().await);
     old.stop();
@@ -176,50 +177,53 @@ async fn a_renamed_replica_has_everything_at_its_new_address_over_a_kill_too() {
     }
     daemon.accept(&set("other", "v", &[&old])).await;
     let rename = format!("{}/rename", path_of(&old));
-    let (status, told) = daemon.order(&rename, &json!({"to": new.url()})).await;
-    assert_eq!(status, 200, "{told}");
-    assert_eq!((&told["replica"], &told["renamed_from"]), (&json!(new.url()), &json!([old.url()])));
+    let (status, shown) = daemon.post_to(&rename, &json!({"to": new.url()})).await;
+    assert_eq!(status, 200, "{shown}");
+    assert_eq!(
+        (&shown["replica"], &shown["renamed_from"]),
+        (&json!(new.url()), &json!([old.url()]))
+    );
     new.until_holds("k", "2").await;
     new.until_holds("other", "v").await;
     daemon.until_drained().await;
     daemon.kill_and_restart().await;
-    // Clients name it by its old address for a while.
+    // Clients may still use the old address.
     daemon.accept(&set("k", "3", &[&old])).await;
     new.until_holds("k", "3").await;
     assert_eq!(old.seen().len(), 0);
 }
 
 #[tokio::test]
-async fn a_replica_is_not_renamed_to_one_that_was_sent_to() {
+async fn a_replica_cannot_be_renamed_to_an_address_that_received_writes() {
     let daemon = Daemon::start(&[]).await;
     let (one, two) = (Replica::start().await, Replica::start().await);
     daemon.accept(&set("k", "v", &[&one, &two])).await;
     daemon.until_drained().await;
     let rename = format!("/v1/replicas/{}/rename", encoded(&one.url()));
-    let (status, answer) = daemon.order(&rename, &json!({"to": two.url()})).await;
+    let (status, answer) = daemon.post_to(&rename, &json!({"to": two.url()})).await;
     assert_eq!(status, 409, "{answer}");
     assert!(answer["error"].is_string());
 }
 
 #[tokio::test]
-async fn a_forgotten_replica_is_listed_no_more_until_a_write_names_it() {
+async fn a_forgotten_replica_is_not_listed_until_a_write_names_it() {
     let daemon = Daemon::start(&["--request-timeout", "1s", "--settle-after", "5m"]).await;
     let (gone, other) = (Replica::with(|_| Behaviour::Hang).await, Replica::start().await);
     let mut stream =
         daemon.client().get(daemon.url("/v1/events?types=figures")).send().await.unwrap();
     daemon.accept(&set("k", "v", &[&gone, &other])).await;
     gone.until_seen(1).await;
-    let (status, _) = daemon.order(&format!("{}/forget", path_of(&gone)), &Value::Null).await;
+    let (status, _) = daemon.post_to(&format!("{}/forget", path_of(&gone)), &Value::Null).await;
     assert_eq!(status, 200);
     let sentence = json!({"error": format!("there is no replica {}", gone.url())});
-    until(&daemon, &path_of(&gone), |told| *told == sentence).await;
+    until(&daemon, &path_of(&gone), |shown| *shown == sentence).await;
     let all = daemon.show("/v1/replicas").await;
     assert_eq!(each(&all["replicas"], "replica"), [other.url()]);
     let metrics = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
     let metrics = metrics.send().await.unwrap();
     let metrics = metrics.text().await.unwrap();
     assert!(metrics.contains(&other.url()) && !metrics.contains(&gone.url()), "{metrics}");
-    // What a second has told before may name it.
+    // Figures from before the forget may still contain it.
     let mut figures = String::new();
     while !figures.rsplit("event: figures").next().unwrap().contains("\n\n")
         || figures.rsplit("event: figures").next().unwrap().contains(&gone.url())
@@ -239,7 +243,7 @@ async fn a_strong_write_without_its_majority_says_which_replicas_are_paused_or_f
     let (paused, good) = (Replica::start().await, Replica::start().await);
     daemon.accept(&set("before", "v", &[&paused, &good])).await;
     daemon.until_drained().await;
-    daemon.order(&format!("{}/pause", path_of(&paused)), &Value::Null).await;
+    daemon.post_to(&format!("{}/pause", path_of(&paused)), &Value::Null).await;
     let (status, answer) = daemon.post(&strong("k", "v", &[&paused, &good])).await;
     assert_eq!(status, 503, "{answer}");
     let failed = answer["failed_nodes"].as_array().unwrap();
@@ -249,7 +253,7 @@ async fn a_strong_write_without_its_majority_says_which_replicas_are_paused_or_f
 
     let down = Replica::with(|_| Behaviour::Reset).await;
     daemon.accept(&set("opens its breaker", "v", &[&down])).await;
-    until(&daemon, &path_of(&down), |told| told["breaker"] == "open").await;
+    until(&daemon, &path_of(&down), |shown| shown["breaker"] == "open").await;
     let (status, answer) = daemon.post(&strong("l", "v", &[&good, &down, &paused])).await;
     assert_eq!(status, 503, "{answer}");
     let error = answer["error"].as_str().unwrap();
@@ -257,7 +261,7 @@ async fn a_strong_write_without_its_majority_says_which_replicas_are_paused_or_f
     let reasons = format!(": {} {open} and {} is paused;", down.url(), paused.url());
     assert!(error.contains(&reasons), "{answer}");
 
-    // Nothing is said of who has just not been in time.
+    // A replica that only exceeds the timeout is not named.
     good.behave(|_| Behaviour::Hang);
     let (status, answer) = daemon.post(&strong("m", "v", &[&good])).await;
     let sentence = "the replica has not acknowledged the write; deliveries that are still pending \
@@ -266,30 +270,30 @@ async fn a_strong_write_without_its_majority_says_which_replicas_are_paused_or_f
 }
 
 #[tokio::test]
-async fn a_strong_write_that_needs_a_paused_replica_is_answered_at_once_and_carried_on() {
+async fn a_strong_write_that_needs_a_paused_replica_is_answered_at_once_and_delivered_later() {
     let daemon = Daemon::start(&["--strong-timeout", "5m", "--request-timeout", "5m"]).await;
     let (paused, good) = (Replica::start().await, Replica::start().await);
     daemon.accept(&set("before", "v", &[&paused, &good])).await;
     daemon.until_drained().await;
     let begun = Instant::now();
     let pause = format!("{}/pause", path_of(&paused));
-    daemon.order(&pause, &Value::Null).await;
+    daemon.post_to(&pause, &Value::Null).await;
     let (status, answer) = daemon.post(&strong("k", "v", &[&paused, &good])).await;
     let reason = format!("{} is paused;", paused.url());
     assert_eq!(status, 503, "{answer}");
     assert!(answer["error"].as_str().unwrap().contains(&reason), "{answer}");
     good.until_holds("k", "v").await;
 
-    // And when the pause comes while it waits for an older write of its key.
-    daemon.order(&format!("{}/resume", path_of(&paused)), &Value::Null).await;
+    // The same if the pause comes while the write waits for an older write of its key.
+    daemon.post_to(&format!("{}/resume", path_of(&paused)), &Value::Null).await;
     paused.until_holds("k", "v").await;
     paused.behave(|_| Behaviour::Hang);
     daemon.accept(&set("l", "older", &[&paused])).await;
-    until(&daemon, &path_of(&paused), |told| told["in_flight"] == 1).await;
+    until(&daemon, &path_of(&paused), |shown| shown["in_flight"] == 1).await;
     let body = strong("l", "v", &[&paused, &good]);
     let later = async {
         good.until_holds("l", "v").await;
-        daemon.order(&pause, &Value::Null).await
+        daemon.post_to(&pause, &Value::Null).await
     };
     let ((status, answer), _) = tokio::join!(daemon.post(&body), later);
     assert_eq!((status, &answer["acked_nodes"]), (503, &json!([good.url()])), "{answer}");

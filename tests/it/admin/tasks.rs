@@ -1,10 +1,10 @@
-//! Tasks: found by what one knows of them, and discarded.
+//! Tasks: listed, shown and discarded.
 
 use super::{all_of, each, encoded, until};
 use crate::support::replica::Gate;
 use crate::support::{Behaviour, Daemon, Replica, set};
 
-/// Nothing that failed is tried again within a test, and no breaker opens.
+/// No retry within the duration of a test, and no open breaker.
 const STILL: [&str; 4] = ["--retry-base", "10m", "--breaker-failures", "0"];
 
 fn keys(tasks: &[serde_json::Value]) -> Vec<&str> {
@@ -12,7 +12,7 @@ fn keys(tasks: &[serde_json::Value]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn they_are_found_by_state_replica_key_and_user_over_pages() {
+async fn tasks_are_listed_by_state_replica_key_and_user_in_pages() {
     let flags = [&STILL[..], &["--workers", "1", "--request-timeout", "5m"]].concat();
     let daemon = Daemon::start(&flags).await;
     let stuck = Replica::with(|_| Behaviour::Hang).await;
@@ -67,7 +67,7 @@ async fn they_are_found_by_state_replica_key_and_user_over_pages() {
 }
 
 #[tokio::test]
-async fn what_is_asked_wrongly_is_a_400_that_names_it() {
+async fn an_invalid_parameter_is_a_400_that_names_it() {
     let daemon = Daemon::start(&[]).await;
     for (query, word) in [
         ("?state=delivered", "\"state\""),
@@ -92,7 +92,7 @@ async fn what_is_asked_wrongly_is_a_400_that_names_it() {
 }
 
 #[tokio::test]
-async fn a_task_is_remembered_for_a_while_after_its_end() {
+async fn a_settled_task_stays_visible_for_a_while() {
     let daemon = Daemon::start(&[]).await;
     let replica = Replica::start().await;
     let task = daemon.accept(&set("k", "v", &[&replica])).await;
@@ -100,7 +100,7 @@ async fn a_task_is_remembered_for_a_while_after_its_end() {
     let settled = until(&daemon, &path, |task| task["settled_at"].is_string()).await;
     assert_eq!(settled["deliveries"][0]["state"], "delivered");
     assert_eq!(all_of(&daemon, "/v1/tasks", "tasks", 10).await.len(), 0);
-    // There is nothing left to be discarded.
+    // Nothing is left to discard.
     assert_eq!(daemon.delete(&path).await, (200, settled));
 }
 
@@ -125,13 +125,13 @@ async fn a_discarded_task_is_never_sent_not_even_after_a_kill() {
 }
 
 #[tokio::test]
-async fn what_is_on_the_wire_when_it_is_discarded_is_not_tried_again() {
+async fn a_delivery_in_flight_is_not_retried_after_a_discard() {
     let replica = Replica::with(|_| Behaviour::Hang).await;
     let daemon = Daemon::start(&["--request-timeout", "5m", "--retry-base", "10ms"]).await;
     let task = daemon.accept(&set("k", "v", &[&replica])).await;
     replica.until_seen(1).await;
-    let (status, told) = daemon.delete(&format!("/v1/tasks/{task}")).await;
-    assert_eq!((status, &told["deliveries"][0]["state"]), (200, &"in_flight".into()), "{told}");
+    let (status, shown) = daemon.delete(&format!("/v1/tasks/{task}")).await;
+    assert_eq!((status, &shown["deliveries"][0]["state"]), (200, &"in_flight".into()), "{shown}");
     // The attempt ends without an answer.
     replica.behave(|_| Behaviour::Apply);
     replica.stop();
@@ -142,7 +142,7 @@ async fn what_is_on_the_wire_when_it_is_discarded_is_not_tried_again() {
 }
 
 #[tokio::test]
-async fn who_discards_a_dead_letter_is_told_what_it_was() {
+async fn discarding_a_dead_letter_returns_what_it_was() {
     let daemon = Daemon::start(&[]).await;
     let strict = Replica::with(|_| Behaviour::Answer(400, "", "no")).await;
     let id = daemon.accept(&set("k", "v", &[&strict])).await;

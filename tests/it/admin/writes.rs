@@ -1,4 +1,4 @@
-//! Many writes in one request, and writes that are sent again under their key.
+//! Batches and idempotency keys.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ fn statuses(answers: &Value) -> Vec<u64> {
     answers.map(|answer| answer["status"].as_u64().unwrap()).collect()
 }
 
-/// Posts this text: status, whether it was said to be a repeat, and the answer.
+/// Posts a text. Returns the status, whether the answer is marked as a repeat, and the answer.
 async fn post(
     daemon: &Daemon,
     path: &str,
@@ -31,7 +31,7 @@ async fn post(
 }
 
 #[tokio::test]
-async fn each_write_of_a_batch_is_answered_by_itself_in_its_order() {
+async fn each_write_of_a_batch_has_its_own_answer_in_order() {
     let daemon = Daemon::start(&["--max-value-bytes", "1KiB"]).await;
     let (replica, down) = (Replica::start().await, Replica::with(|_| Behaviour::Reset).await);
     let mut wrong = set("k", "v", &[&replica]);
@@ -61,14 +61,14 @@ async fn each_write_of_a_batch_is_answered_by_itself_in_its_order() {
         assert_eq!(answer(2)["acked_nodes"], json!([replica.url()]));
         assert!(answer(5)["failed_nodes"].to_string().contains(&down.url()), "{answers}");
         let id = |at: usize| answer(at)["task_id"].as_str().unwrap().parse::<u64>().unwrap();
-        assert!(id(0) < id(6), "the order of acceptance is theirs");
+        assert!(id(0) < id(6), "the ids follow the order of the batch");
         replica.until_holds("a", "4").await;
         replica.until_holds("b", "2").await;
     }
 }
 
 #[tokio::test]
-async fn what_is_no_batch_is_refused_whole() {
+async fn an_invalid_batch_is_rejected_completely() {
     let daemon = Daemon::start(&[]).await;
     let replica = Replica::start().await;
     let write = set("k", "v", &[&replica]).to_string();
@@ -80,8 +80,8 @@ async fn what_is_no_batch_is_refused_whole() {
         (many, 413, "more than 1000 writes"),
         (" ".repeat(40 << 20), 413, "the body is longer than"),
     ] {
-        let (told, _, answer) = post(&daemon, BATCH, &[], body).await;
-        assert_eq!(told, status, "{answer}");
+        let (shown, _, answer) = post(&daemon, BATCH, &[], body).await;
+        assert_eq!(shown, status, "{answer}");
         assert!(answer["error"].as_str().unwrap().contains(word), "{answer}");
     }
     let (status, _, answer) = post(&daemon, BATCH, &[("idempotency-key", "k")], write).await;
@@ -105,7 +105,7 @@ async fn a_thousand_writes_are_accepted_at_once() {
 }
 
 #[tokio::test]
-async fn a_write_that_is_sent_again_under_its_key_is_the_same_task_over_a_kill_too() {
+async fn a_write_repeated_with_its_key_is_the_same_task_after_a_kill_too() {
     let mut daemon = Daemon::start(&[]).await;
     let replica = Replica::start().await;
     let key = [("idempotency-key", "order-7")];
@@ -128,13 +128,13 @@ async fn a_write_that_is_sent_again_under_its_key_is_the_same_task_over_a_kill_t
     assert_eq!(status, 202);
     assert_ne!(first["task_id"], second["task_id"]);
     daemon.until_drained().await;
-    // What the kill kept from being written down is sent again, as the same task.
+    // A settlement that the kill lost makes the daemon send the delivery again, as the same task.
     let tasks: BTreeSet<_> = replica.seen().iter().map(Seen::sequence).collect();
     assert_eq!(tasks.len(), 2);
 }
 
 #[tokio::test]
-async fn a_strong_write_that_is_sent_again_is_answered_as_before() {
+async fn a_repeated_strong_write_gets_the_same_answer() {
     let daemon = Daemon::start(&[]).await;
     let replica = Replica::start().await;
     let key = [("idempotency-key", "s")];
@@ -148,7 +148,7 @@ async fn a_strong_write_that_is_sent_again_is_answered_as_before() {
 }
 
 #[tokio::test]
-async fn the_writes_of_a_batch_have_their_keys_in_themselves() {
+async fn each_write_of_a_batch_has_its_own_idempotency_key() {
     let daemon = Daemon::start(&[]).await;
     let replica = Replica::start().await;
     let keyed = |key: &str, value: &str| {
@@ -170,7 +170,7 @@ async fn the_writes_of_a_batch_have_their_keys_in_themselves() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_none_is_a_400() {
+async fn an_invalid_idempotency_key_is_a_400() {
     let daemon = Daemon::start(&[]).await;
     let replica = Replica::start().await;
     let long = "k".repeat(256);

@@ -1,11 +1,11 @@
-//! JSON that is meant to hurt, posted wherever a body is taken.
+//! Hostile JSON, posted to every path with a body.
 
 use serde_json::Value;
 
 use super::{MIB, memory};
 use crate::support::Daemon;
 
-/// Every operation with a body: method and path, by what the API says of itself.
+/// Every operation with a body, from the OpenAPI description: method and path.
 async fn operations(daemon: &Daemon) -> Vec<(String, String)> {
     let description = daemon.show("/v1/openapi.json").await;
     let mut found = Vec::new();
@@ -21,7 +21,7 @@ async fn operations(daemon: &Daemon) -> Vec<(String, String)> {
     found
 }
 
-/// Names of fields that some operation knows, so that it is read what stands in them.
+/// Field names of some operation, so that the daemon parses their values.
 const FIELDS: [&str; 8] = ["key", "value", "ttl", "replica_nodes", "ids", "replicas", "to", "rate"];
 
 fn attacks() -> Vec<(&'static str, String)> {
@@ -56,7 +56,7 @@ fn attacks() -> Vec<(&'static str, String)> {
 }
 
 #[tokio::test]
-async fn json_meant_to_hurt_is_a_4xx_wherever_a_body_is_taken() {
+async fn hostile_json_is_a_4xx_on_every_path_with_a_body() {
     let daemon = Daemon::start(&[]).await;
     let operations = operations(&daemon).await;
     assert!(operations.len() >= 6, "{operations:?}");
@@ -70,7 +70,7 @@ async fn json_meant_to_hurt_is_a_4xx_wherever_a_body_is_taken() {
                 request.send().await.unwrap_or_else(|error| panic!("{path} {name}: {error:?}"));
             let status = answer.status().as_u16();
             let text = answer.text().await.unwrap();
-            // A batch is answered for each of its writes.
+            // A batch has an answer for each write.
             let batched =
                 path.ends_with("/batch") && status == 200 && text.contains("\"accepted\":0");
             assert!((400..500).contains(&status) || batched, "{path} {name}: {status} {text:.300}");
@@ -81,7 +81,7 @@ async fn json_meant_to_hurt_is_a_4xx_wherever_a_body_is_taken() {
             }
         }
     }
-    // The longest body is a megabyte; what is read of it is at most some times that.
+    // The longest body is 1 MB. Parsing may take a small multiple.
     let grown = memory(&daemon, "VmHWM").saturating_sub(before);
     assert!(grown < 128 * MIB, "{} MiB more", grown / MIB);
     assert_eq!(daemon.metrics().await["total_replications"], 0);

@@ -1,4 +1,4 @@
-//! Names that someone made up: thousands of replicas, users and keys.
+//! Thousands of made-up replicas, users and keys.
 
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -7,8 +7,8 @@ use tokio::task::JoinSet;
 use super::{MIB, figure, memory, raise_open_files};
 use crate::support::Daemon;
 
-/// Takes all connections to all addresses of this machine on one port, and answers every request.
-async fn everyone() -> u16 {
+/// A server on one port of every address of this machine; it answers every request.
+async fn serve_every_address() -> u16 {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -18,7 +18,7 @@ async fn everyone() -> u16 {
             tokio::spawn(async move {
                 let mut held = Vec::new();
                 while let Ok(1..) = stream.read_buf(&mut held).await {
-                    // The bodies are one byte.
+                    // Each body is one byte.
                     if let Some(end) = held.windows(4).position(|four| four == b"\r\n\r\n")
                         && held.len() > end + 4
                     {
@@ -49,12 +49,13 @@ async fn thousands_of_made_up_replicas_users_and_keys_cost_a_bounded_share() {
         "10000",
         "--idempotency-keys",
         "500",
-        // What finds no room for its replicas is told so, and asks again.
+        // A write that finds no place for its replicas is rejected at once, and the client repeats
+        // it.
         "--queue-wait",
         "0s",
     ];
     let daemon = Daemon::start(&args).await;
-    let port = everyone().await;
+    let port = serve_every_address().await;
     let (memory_before, files_before) =
         (memory(&daemon, "VmRSS"), figure(&daemon, "process_open_fds").await);
     let mut clients = JoinSet::new();
@@ -100,7 +101,7 @@ async fn thousands_of_made_up_replicas_users_and_keys_cost_a_bounded_share() {
     assert!(page.len() as u64 <= KNOWN * 16 * 1024, "{} bytes", page.len());
     let users = daemon.show("/metrics/users").await;
     assert!(users["users"].as_array().unwrap().len() <= 1000);
-    // Those to whom connections are kept, and the clients.
+    // Connections to known replicas, and the clients.
     let files = figure(&daemon, "process_open_fds").await;
     assert!(files <= files_before + KNOWN + 50, "{files} files, {files_before} before");
     let grown = memory(&daemon, "VmHWM").saturating_sub(memory_before);

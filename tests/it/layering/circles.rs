@@ -1,4 +1,4 @@
-//! The graph of who imports whom, from the paths in the source: it has no circles.
+//! The import graph of the parts, from the paths in the source, has no circles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,7 +8,7 @@ use super::{is_test, sources};
 /// A part of the crate, by the first name of its path.
 type Part = String;
 
-/// For each part those that it names, each with a file that does.
+/// For each part the parts that it names, each with a file that names it.
 type Graph = BTreeMap<Part, BTreeMap<Part, String>>;
 
 #[test]
@@ -61,8 +61,8 @@ fn module(path: &Path) -> Vec<String> {
     path.components().map(|part| part.as_os_str().to_str().unwrap().to_owned()).collect()
 }
 
-/// The text without comments, and without what is in strings and characters.
-fn plain(text: &str) -> String {
+/// The text without comments and without the content of strings and characters.
+pub fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
@@ -75,7 +75,7 @@ fn plain(text: &str) -> String {
         } else if first == '"' {
             string(rest)
         } else {
-            // A character, and not a lifetime.
+            // A character, not a lifetime.
             let escaped = rest.starts_with("'\\");
             let end = rest.char_indices().nth(2).filter(|(_, third)| *third == '\'');
             match (first, end) {
@@ -113,8 +113,8 @@ fn string(text: &str) -> usize {
     text.len()
 }
 
-/// The code without the items that are there for tests and fuzzing alone.
-fn shipped(code: &str) -> String {
+/// The code without the items for tests and fuzzing.
+pub fn shipped(code: &str) -> String {
     let mut shipped = String::with_capacity(code.len());
     let mut rest = code;
     while let Some(at) = rest.find("#[cfg(") {
@@ -149,7 +149,7 @@ fn item(code: &str) -> usize {
     code.len()
 }
 
-fn tokens(code: &str) -> Vec<&str> {
+pub fn tokens(code: &str) -> Vec<&str> {
     let is_name = |character: char| character.is_alphanumeric() || character == '_';
     let mut tokens = vec![];
     let mut rest = code.trim_start();
@@ -167,7 +167,7 @@ fn tokens(code: &str) -> Vec<&str> {
     tokens
 }
 
-/// All paths of the crate that are named, from its root.
+/// All paths of the crate that the code names, from the crate root.
 fn paths(tokens: &[&str], module: &[String]) -> BTreeSet<Vec<String>> {
     let mut found = BTreeSet::new();
     for (at, token) in tokens.iter().enumerate() {
@@ -182,7 +182,7 @@ fn paths(tokens: &[&str], module: &[String]) -> BTreeSet<Vec<String>> {
     found
 }
 
-/// Reads a path, with its branches, behind `prefix`; gives how many tokens it has.
+/// Reads a path and its branches after `prefix`; returns its number of tokens.
 fn tree(tokens: &[&str], prefix: &[String], found: &mut BTreeSet<Vec<String>>) -> usize {
     let mut path = prefix.to_vec();
     let mut at = 0;
@@ -196,7 +196,7 @@ fn tree(tokens: &[&str], prefix: &[String], found: &mut BTreeSet<Vec<String>>) -
                 while tokens.get(at).is_some_and(|token| *token != "}") {
                     at += match tokens[at] {
                         "," => 1,
-                        // Another name for it.
+                        // An alias.
                         "as" => 2,
                         _ => tree(&tokens[at..], &path, found).max(1),
                     };
@@ -206,7 +206,7 @@ fn tree(tokens: &[&str], prefix: &[String], found: &mut BTreeSet<Vec<String>>) -
             name if name.starts_with(|first: char| first.is_alphabetic() || first == '_') => {
                 path.push(name.to_owned());
             }
-            // A list, or all that there is.
+            // The end of a list, or a glob.
             _ => break,
         }
         at += 1;
@@ -219,7 +219,7 @@ fn tree(tokens: &[&str], prefix: &[String], found: &mut BTreeSet<Vec<String>>) -
     at
 }
 
-/// A circle, if there is one, with the files that make it.
+/// A circle, if there is one, with the files that form it.
 fn circle(graph: &Graph) -> Option<String> {
     let mut done = BTreeSet::new();
     graph.keys().find_map(|part| walk(graph, part, &mut vec![], &mut done))

@@ -1,12 +1,13 @@
-//! What the gateway sends: a Go struct as `encoding/json` prints it, field by field. A nil slice is
-//! `null`, `[]byte` is base64, a string has `<`, `>` and `&` escaped, and no field is left out.
+//! The requests of the gateway: a Go struct in the form of `encoding/json`, field by field. A nil
+//! slice is `null`, `[]byte` is base64, a string has `<`, `>` and `&` escaped, and no field is left
+//! out.
 
 use serde_json::{Value, json};
 
 use super::post;
 use crate::support::{Daemon, Replica};
 
-/// `{"key":"k","value":"dg==",…}` with one field in another shape.
+/// `{"key":"k","value":"dg==",…}` with one field replaced.
 fn body(replicas: &[&Replica], field: &str, literal: &str) -> String {
     let nodes: Vec<_> = replicas.iter().map(|replica| format!("{:?}", replica.url())).collect();
     let nodes = format!("[{}]", nodes.join(","));
@@ -26,14 +27,14 @@ fn body(replicas: &[&Replica], field: &str, literal: &str) -> String {
     format!("{{{}}}", printed.join(","))
 }
 
-/// Posts a write with one field in this shape, which must be accepted.
+/// Posts a write with one field replaced; it must be accepted.
 async fn accepted(daemon: &Daemon, replica: &Replica, field: &str, literal: &str) -> Value {
     let (status, answer) = post(daemon, "/replicate", &body(&[replica], field, literal)).await;
     assert!(matches!(status, 200 | 202), "{field} {literal}: {answer}");
     answer
 }
 
-/// The sentence of the 400.
+/// The same for a write that must be a 400; returns its error.
 async fn refused(daemon: &Daemon, replica: &Replica, field: &str, literal: &str) -> String {
     let (status, answer) = post(daemon, "/replicate", &body(&[replica], field, literal)).await;
     assert_eq!(status, 400, "{field} {literal}: {answer}");
@@ -130,7 +131,7 @@ async fn a_nil_or_empty_list_of_replicas_is_named() {
     assert_eq!(sentence, format!(r#"field "replica_nodes[0]": "localhost:8083" {rule}"#));
 }
 
-/// In the request and in a batch; in tasks, filters and counts as text.
+/// An integer in the request and in a batch; text in tasks, filters and counts.
 #[tokio::test]
 async fn a_user_id_is_any_int64_and_shown_as_text_wherever_it_is_shown() {
     let daemon = Daemon::start(&["--request-timeout", "30m"]).await;
@@ -161,7 +162,7 @@ async fn a_user_id_is_any_int64_and_shown_as_text_wherever_it_is_shown() {
     }
 }
 
-/// Other clients do that, as some editors and libraries do.
+/// Some clients and libraries send these.
 #[tokio::test]
 async fn a_byte_order_mark_is_dropped_and_a_compressed_body_is_a_415() {
     let (daemon, replica) = (Daemon::start(&[]).await, Replica::start().await);
@@ -179,8 +180,8 @@ async fn a_byte_order_mark_is_dropped_and_a_compressed_body_is_a_415() {
             (answer.status().as_u16(), &answer.headers()["accept-encoding"]),
             (415, &"identity".parse().unwrap())
         );
-        let said: Value = answer.json().await.unwrap();
+        let answer: Value = answer.json().await.unwrap();
         let sentence = r#"the body has the Content-Encoding "gzip": it must be sent without one"#;
-        assert_eq!(said, json!({ "error": sentence }), "{path}");
+        assert_eq!(answer, json!({ "error": sentence }), "{path}");
     }
 }

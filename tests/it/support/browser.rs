@@ -1,5 +1,4 @@
-//! A browser without a window, driven as a person would: Debian's chromium, which `tests/run`
-//! installs with its driver.
+//! A headless browser: Debian's chromium and its driver, which `tests/run` installs.
 
 use std::io::{BufRead, BufReader, Read};
 use std::mem::ManuallyDrop;
@@ -16,27 +15,26 @@ use super::{PATIENCE, client, wait_until};
 
 /// A browser with one page.
 pub struct Browser {
-    /// Never dropped: it would ask the driver to end the session, and wait for that on the thread
-    /// that has to bring the answer. What ends the session is the end of the process.
+    /// Never dropped: its drop asks the driver to end the session and blocks the thread that would
+    /// receive the answer. The end of the process ends the session.
     driver: ManuallyDrop<WebDriver>,
     _process: Driver,
     _profile: TempDir,
     _turn: SemaphorePermit<'static>,
 }
 
-/// A browser is a dozen processes: more than two at once take more from each other than a small
-/// machine has.
+/// A browser has a dozen processes. More than two browsers at once overload a small machine.
 static TURNS: Semaphore = Semaphore::const_new(2);
 
-/// The process of the driver. The browser ends with it, whatever has become of the test.
+/// The process of the driver. The browser ends with it, even if the test panics.
 struct Driver(Child);
 
 impl Driver {
     fn start(scratch: &Path) -> (Self, u16) {
-        // Killed as well when the test is, by whoever has lost patience with it.
+        // Ends with the test process, even if that is killed.
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "chromedriver", "--port=0"])
-            // What a browser that is killed leaves behind goes with the profile.
+            // A killed browser leaves files behind; they are removed with the profile.
             .env("TMPDIR", scratch)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -65,7 +63,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // Its group: the driver, the browser and all that the browser has started.
+        // The process group: the driver, the browser and its children.
         let group = format!("-{}", self.0.id());
         let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
         let _ = self.0.wait();
@@ -79,7 +77,7 @@ impl Browser {
         let profile = tempfile::tempdir().unwrap();
         let (process, port) = Driver::start(profile.path());
         let mut wanted = DesiredCapabilities::chrome();
-        // Root, as in a container, has no sandbox; what is opened is ours.
+        // As root, in a container, the sandbox does not work. The opened page is ours.
         for flag in ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"] {
             wanted.add_arg(flag).unwrap();
         }
@@ -106,24 +104,24 @@ impl Browser {
         self.driver.goto(url).await.unwrap();
     }
 
-    /// A command of the browser's own protocol.
+    /// Sends a command of the DevTools protocol.
     async fn devtools(&self, command: &str, arguments: Value) {
         self.driver.cdp().send_raw(command, arguments).await.unwrap();
     }
 
-    /// As on a screen of that width.
+    /// Emulates a screen of that width.
     pub async fn be_wide(&self, pixels: u32) {
         let size = json!({ "width": pixels, "height": 800, "deviceScaleFactor": 1, "mobile": pixels < 600 });
         self.devtools("Emulation.setDeviceMetricsOverride", size).await;
     }
 
-    /// As on a system whose theme is `light` or `dark`.
+    /// Emulates a system with the theme `light` or `dark`.
     pub async fn prefer(&self, theme: &str) {
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": theme }] });
         self.devtools("Emulation.setEmulatedMedia", features).await;
     }
 
-    /// What a script gives.
+    /// The value of an expression.
     pub async fn eval(&self, expression: &str) -> Value {
         let script = format!("return {expression};");
         self.driver.execute(script, vec![]).await.unwrap().json().clone()
@@ -135,7 +133,7 @@ impl Browser {
             .await;
     }
 
-    /// Waits until the element that a selector names is seen, and says so.
+    /// Waits until a visible element of the selector contains the text.
     pub async fn until_says(&self, selector: &str, text: &str) {
         let (selector, text) = (json!(selector), json!(text));
         self.until(&format!(
@@ -144,11 +142,11 @@ impl Browser {
         .await;
     }
 
-    /// Clicks the first element of a selector that is seen and not disabled, once there is one.
+    /// Clicks the first visible and enabled element of a selector; waits until there is one.
     pub async fn click(&self, selector: &str) {
         wait_until(&format!("{selector} can be clicked"), || async {
             for element in self.driver.find_all(By::Css(selector)).await.unwrap() {
-                // It may be drawn anew just now, or lie under something that goes away.
+                // The page may be redrawing it, or another element may cover it for a moment.
                 if element.is_clickable().await.unwrap_or(false) && element.click().await.is_ok() {
                     return Some(());
                 }
@@ -165,12 +163,12 @@ impl Browser {
         field.send_keys(text).await.unwrap();
     }
 
-    /// Presses a key, wherever the focus is.
+    /// Presses a key at the current focus.
     pub async fn press(&self, key: Key) {
         self.driver.action_chain().send_keys(key).perform().await.unwrap();
     }
 
-    /// What the browser complained about since the last time.
+    /// The warnings and errors of the browser since the last call.
     pub async fn complaints(&self) -> Vec<String> {
         let entries = self.driver.browser_log().await.unwrap();
         let bad =

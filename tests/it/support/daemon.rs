@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::{Replica, client, path_of, wait_until};
 
-/// A data directory, and what is started on it.
+/// A daemon and its data directory.
 pub struct Daemon {
     dir: Option<TempDir>,
     path: PathBuf,
@@ -32,7 +32,7 @@ impl Daemon {
         daemon
     }
 
-    /// Starts on a directory that is kept.
+    /// Starts on a directory that the test keeps.
     pub async fn start_on(path: &Path, args: &[&str]) -> Self {
         match Self::try_start_on(path, args, &[]).await {
             Ok(daemon) => daemon,
@@ -40,8 +40,8 @@ impl Daemon {
         }
     }
 
-    /// Starts on a directory that is kept, with more in its environment; if it ends before it
-    /// serves, how.
+    /// Starts on a directory that the test keeps, with additional variables. Returns the exit
+    /// status if the daemon ends before it serves.
     pub async fn try_start_on(
         path: &Path,
         args: &[&str],
@@ -55,7 +55,7 @@ impl Daemon {
         Ok(Self { dir: None, path, args, env, child, scheme, address, client: client() })
     }
 
-    /// Starts on a fresh directory, with its log going elsewhere.
+    /// Starts on a fresh directory and logs to `stderr`.
     pub async fn start_logging_to(stderr: impl Into<Stdio>, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
@@ -82,7 +82,7 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Asks with another client from now on.
+    /// Uses another client from now on.
     pub fn use_client(&mut self, client: reqwest::Client) {
         self.client = client;
     }
@@ -91,19 +91,19 @@ impl Daemon {
         &self.client
     }
 
-    /// Posts a write: status and answer.
+    /// Posts a write; returns the status and the answer.
     pub async fn post(&self, body: &Value) -> (u16, Value) {
         self.try_post(body).await.unwrap()
     }
 
-    /// The same, of a daemon that may have ended.
+    /// The same for a daemon that may have ended.
     pub async fn try_post(&self, body: &Value) -> reqwest::Result<(u16, Value)> {
         let answer = self.client.post(self.url("/replicate")).json(body).send().await?;
         let status = answer.status().as_u16();
         Ok((status, answer.json().await?))
     }
 
-    /// Posts a write that must be accepted, and gives its task id.
+    /// Posts a write that must be accepted; returns its task id.
     pub async fn accept(&self, body: &Value) -> u64 {
         let (status, answer) = self.post(body).await;
         assert!(matches!(status, 200 | 202), "{status} {answer}");
@@ -115,15 +115,15 @@ impl Daemon {
         self.try_get(path).await.unwrap()
     }
 
-    /// The same, of a daemon that may have ended.
+    /// The same for a daemon that may have ended.
     pub async fn try_get(&self, path: &str) -> reqwest::Result<(u16, Value)> {
         let answer = self.client.get(self.url(path)).send().await?;
         let status = answer.status().as_u16();
         Ok((status, answer.json().await?))
     }
 
-    /// The JSON of a POST with this body; none at all for null.
-    pub async fn order(&self, path: &str, body: &Value) -> (u16, Value) {
+    /// The JSON of a POST with this body; null means no body.
+    pub async fn post_to(&self, path: &str, body: &Value) -> (u16, Value) {
         let request = self.client.post(self.url(path));
         let request = if body.is_null() { request } else { request.json(body) };
         let answer = request.send().await.unwrap();
@@ -157,9 +157,9 @@ impl Daemon {
         .await;
     }
 
-    /// Waits until nothing is queued or retried any more.
+    /// Waits until no task is queued or retried.
     pub async fn until_drained(&self) {
-        wait_until("all is drained", || async {
+        wait_until("everything is drained", || async {
             let metrics = self.metrics().await;
             let empty = metrics["queue_size"] == 0 && metrics["retries_in_progress"] == 0;
             empty.then_some(())
@@ -167,21 +167,21 @@ impl Daemon {
         .await;
     }
 
-    /// Waits until all that has become of tasks so far is on disk: an operator's order is answered
-    /// then, this one though it changes nothing.
+    /// Waits until all settlements so far are on disk. A request of an operator is answered only
+    /// then, even this one, which changes nothing.
     pub async fn until_durable(&self, replica: &Replica) {
         let resume = format!("{}/resume", path_of(replica));
-        let (status, answer) = self.order(&resume, &Value::Null).await;
+        let (status, answer) = self.post_to(&resume, &Value::Null).await;
         assert_eq!(status, 200, "{answer}");
     }
 
-    /// Kills it as a power button would a process.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Waits until it has logged this.
+    /// Waits until its log contains the text.
     pub async fn until_logged(&self, text: &str) {
         wait_until(text, || async { self.log().contains(text).then_some(()) }).await;
     }
@@ -196,25 +196,25 @@ impl Daemon {
         wait_until("the daemon ends", || std::future::ready(self.child.try_wait().unwrap())).await
     }
 
-    /// Waits for its end; `None` if it goes on.
+    /// Waits for its end; `None` if it keeps running.
     pub async fn ended_within(&mut self, patience: Duration) -> Option<ExitStatus> {
         let ended = || std::future::ready(self.child.try_wait().unwrap());
         super::within(patience, ended).await
     }
 
-    /// SIGTERM, and its end.
+    /// Sends SIGTERM and waits for its end.
     pub async fn terminate(&mut self) -> ExitStatus {
         self.signal("-TERM");
         self.ended().await
     }
 
-    /// What is in its environment from the next start on.
+    /// Sets its variables from the next start on.
     pub fn set_env(&mut self, env: &[(&str, &str)]) {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         self.env = env.iter().map(owned).collect();
     }
 
-    /// Starts it again, on the same directory, once it has ended.
+    /// Starts it again on the same directory, after it has ended.
     pub async fn restart(&mut self) {
         match spawn(&self.path, &self.args, &self.env, None).await {
             Ok(started) => (self.child, self.scheme, self.address) = started,
@@ -228,20 +228,20 @@ impl Daemon {
         self.restart().await;
     }
 
-    /// What it has logged so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         log(&self.path)
     }
 }
 
-/// What the daemons on this directory have logged so far.
+/// The log of the daemons on this directory so far.
 pub fn log(path: &Path) -> String {
     std::fs::read_to_string(log_of(path)).unwrap_or_default()
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended already, which is as good.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
@@ -254,7 +254,7 @@ fn log_of(path: &Path) -> PathBuf {
     path.with_extension("log")
 }
 
-/// The command with a clean environment.
+/// The binary with a clean environment.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_replicator"));
     for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().contains("REPLICATOR"))
@@ -264,8 +264,8 @@ pub fn command() -> Command {
     command
 }
 
-/// Starts it and waits until it serves. Others of the runtime go on meanwhile: what is delivered at
-/// once is answered.
+/// Starts it and waits until it serves. The runtime is not blocked meanwhile, so replicas of the
+/// test answer deliveries that the daemon sends at once.
 async fn spawn(
     path: &Path,
     args: &[String],
@@ -273,14 +273,14 @@ async fn spawn(
     stderr: Option<Stdio>,
 ) -> Result<(Child, String, String), ExitStatus> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log_of(path)).unwrap();
-    // What a test does not say itself. An attempt waits for as long as a busy machine may keep a
-    // replica from its answer: otherwise there would be more attempts than the test counts.
+    // Flags that a test does not set itself. The request timeout is long, because a slow answer on
+    // a busy machine would cause more attempts than the test counts.
     let defaults = [["--port", "0"], ["--request-timeout", "1m"]];
     let port_given = env.iter().any(|(name, _)| name == "REPLICATOR_PORT");
-    let said = |flag: &str| args.iter().any(|arg| arg == flag) || (port_given && flag == "--port");
-    let unsaid = defaults.iter().filter(|[flag, _]| !said(flag));
+    let given = |flag: &str| args.iter().any(|arg| arg == flag) || (port_given && flag == "--port");
+    let missing = defaults.iter().filter(|[flag, _]| !given(flag));
     let mut child = command()
-        .args(unsaid.flatten())
+        .args(missing.flatten())
         .arg("--data-dir")
         .arg(path)
         .args(args)
@@ -290,17 +290,17 @@ async fn spawn(
         .stderr(stderr.unwrap_or_else(|| log.into()))
         .spawn()
         .unwrap();
-    // It says on its standard output where it listens, as soon as it does.
+    // It prints its address to standard output when it listens.
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let (say, said) = tokio::sync::oneshot::channel();
+    let (sender, line) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let mut line = String::new();
-        // It may be gone already, and nobody waits any more.
+        // The daemon may have ended, and the receiver may be gone.
         let _ = stdout.read_line(&mut line);
-        let _ = say.send(line);
+        let _ = sender.send(line);
         let _ = stdout.read_to_end(&mut Vec::new());
     });
-    let Ok(line) = tokio::time::timeout(super::PATIENCE, said).await else {
+    let Ok(line) = tokio::time::timeout(super::PATIENCE, line).await else {
         let _ = child.kill();
         let _ = child.wait();
         panic!("the daemon neither serves nor ends\n{}", self::log(path));

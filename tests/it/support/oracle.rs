@@ -1,4 +1,4 @@
-//! Writers, and an oracle that looks at what the replicas were told after any number of crashes.
+//! Writers, and an oracle that checks what the replicas received after any number of crashes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,18 +11,18 @@ use tokio::task::JoinHandle;
 use super::replica::Seen;
 use super::{Behaviour, Daemon, Replica, client, wait_until};
 
-/// So many write at once.
+/// Number of concurrent writers.
 const WRITERS: u64 = 12;
 
-/// So many writes are in a batch.
+/// Writes per batch.
 const BATCH: usize = 40;
 
-/// So many keys are written to.
+/// Number of keys.
 const KEYS: u64 = 24;
 
-/// Retries are quick and do not end, so that whatever is missing in the end was lost.
+/// Retries are quick and do not end, so that a missing write is a lost write.
 pub const ARGS: &[&str] = &[
-    // Short, so that what is left of a restart is soon over.
+    // Short, so that late applies after a restart end soon.
     "--settle-after",
     "500ms",
     "--retry-base",
@@ -35,10 +35,10 @@ pub const ARGS: &[&str] = &[
     "5s",
 ];
 
-/// A write that the daemon said it has.
+/// A write that the daemon accepted.
 #[derive(Clone, Debug)]
 pub struct Accepted {
-    /// The number of the write. One that was repeated with its idempotency key is here twice.
+    /// The number of the write. A write that was repeated with its idempotency key appears twice.
     pub n: u64,
     pub key: String,
     pub task: u64,
@@ -46,10 +46,10 @@ pub struct Accepted {
     pub value: Option<String>,
 }
 
-/// From here on values have about 1 MiB.
+/// Values from this number on have about 1 MiB.
 const LARGE: u64 = 1_000_000_000;
 
-/// A value that shows where it is torn: its number as often as its number says.
+/// A value whose truncation is detectable: it repeats its number that many times.
 pub fn value(n: u64) -> String {
     let word = format!("<{n}>");
     let large = if n >= LARGE { 80_000 } else { 1 };
@@ -85,30 +85,31 @@ impl Write {
         Self { n, key, value, body }
     }
 
-    /// With a key of its own, as a write of a batch.
+    /// The body with its own idempotency key, as a write of a batch.
     fn keyed(mut self) -> Self {
         self.body["idempotency_key"] = json!(format!("write-{}", self.n));
         self
     }
 }
 
-/// Several writers, until they are told to stop or the daemon is gone; what they had accepted.
+/// Several writers and their accepted writes. They write until a stop or the end of the daemon.
 #[derive(Clone, Default)]
 pub struct Traffic {
     numbers: Arc<AtomicU64>,
     accepted: Arc<Mutex<Vec<Accepted>>>,
-    /// The last batch with idempotency keys. It is repeated in the next life of the daemon, as a
-    /// client does that heard no answer.
+    /// The last batch with idempotency keys. It is repeated after the restart, as by a client that
+    /// received no answer.
     batch: Arc<Mutex<Vec<Write>>>,
 }
 
 impl Traffic {
-    /// Repeats the last batch, of which a kill may have left a part, and starts writers to `daemon`.
+    /// Repeats the last batch, which a kill may have cut, and starts writers to `daemon`.
     pub async fn start(&self, daemon: &Daemon, nodes: &[String]) -> Vec<JoinHandle<()>> {
         let (single, batch) = (daemon.url("/replicate"), daemon.url("/v1/replicate/batch"));
         let last = self.batch.lock().unwrap().clone();
         if !last.is_empty() {
-            // Where the daemon is to die of it, the next life sees it again.
+            // If this batch kills the daemon at a fault point, it is repeated after the next
+            // restart.
             let _ = self.post_batch(&client(), &batch, &last).await;
         }
         let mut writers: Vec<_> = (0..WRITERS)
@@ -122,7 +123,7 @@ impl Traffic {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Posts until it is told to stop or the daemon is gone.
+    /// Posts until a stop or the end of the daemon.
     async fn write(self, url: String, nodes: Vec<String>) {
         let client = client();
         loop {
@@ -134,7 +135,7 @@ impl Traffic {
         }
     }
 
-    /// The same with batches, each write of which has an idempotency key.
+    /// The same with batches; each write has an idempotency key.
     async fn write_batches(self, url: String, nodes: Vec<String>) {
         let client = client();
         loop {
@@ -156,7 +157,7 @@ impl Traffic {
         let bodies: Vec<_> = batch.iter().map(|write| &write.body).collect();
         let answer: Value = client.post(url).json(&bodies).send().await?.json().await?;
         let Some(answers) = answer["answers"].as_array() else {
-            // Refused as a whole, as by a daemon that shuts down.
+            // Rejected completely, as by a daemon that shuts down.
             assert!(answer["error"].is_string(), "{answer}");
             return Ok(());
         };
@@ -167,7 +168,7 @@ impl Traffic {
         Ok(())
     }
 
-    /// Keeps what was accepted.
+    /// Records the accepted writes.
     fn note(&self, Write { n, key, value, .. }: Write, answer: &Value) {
         if let Some(task) = answer["task_id"].as_str() {
             let task = task.parse().unwrap();
@@ -175,7 +176,7 @@ impl Traffic {
         }
     }
 
-    /// Writes about so many MiB, a key each.
+    /// Writes about `mib` MiB, each write to its own key.
     pub async fn write_large(&self, daemon: &Daemon, nodes: &[String], mib: u64) {
         for n in LARGE..LARGE + mib {
             let (key, value) = (format!("large/{n}"), Some(value(n)));
@@ -188,23 +189,23 @@ impl Traffic {
         }
     }
 
-    /// How many writes were accepted.
+    /// The number of accepted writes.
     pub fn count(&self) -> usize {
         self.accepted.lock().unwrap().len()
     }
 
     pub async fn until_accepted(&self, count: usize) {
         let enough = || async { (self.count() >= count).then_some(()) };
-        wait_until("enough is accepted", enough).await;
+        wait_until("enough writes are accepted", enough).await;
     }
 
-    /// Every write that was accepted.
+    /// Every accepted write.
     pub fn accepted(&self) -> Vec<Accepted> {
         self.accepted.lock().unwrap().clone()
     }
 }
 
-/// Waits until every delivery is settled, and none of them by giving up.
+/// Waits until every delivery is settled, and asserts that none was given up.
 pub async fn until_all_is_delivered(daemon: &Daemon) {
     wait_until("everything is delivered", || async {
         let metrics = daemon.metrics().await;
@@ -215,7 +216,7 @@ pub async fn until_all_is_delivered(daemon: &Daemon) {
     assert_eq!(daemon.metrics().await["permanent_failures"], 0);
 }
 
-/// Fails a tenth of the time, in every way there is.
+/// Fails one request in ten, in every possible way.
 pub async fn moody_replica(seed: usize) -> Replica {
     let calls = AtomicUsize::new(seed);
     Replica::with(move |_| match calls.fetch_add(7, Ordering::Relaxed) % 100 {
@@ -268,7 +269,7 @@ pub fn judge(replica: &Replica, accepted: &[Accepted], lives: &[usize]) {
         let last = applied.clone().next_back().unwrap_or_else(|| panic!("{key} never arrived"));
         let highest = applied.map(Seen::sequence).max().unwrap();
         assert_eq!(last.sequence(), highest, "{key}: a stale write came last");
-        // A newer one may have been accepted without its answer reaching anyone.
+        // A newer write may have been accepted without an answer to its client.
         assert!(last.sequence() >= write.task, "{key}: {} was lost", write.task);
         if last.sequence() == write.task {
             let held = (last.method == "PUT").then(|| last.text());

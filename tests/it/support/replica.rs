@@ -1,4 +1,4 @@
-//! A replica that follows a script, byte by byte where it has to.
+//! A replica that follows a script, byte by byte if needed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -12,11 +12,11 @@ use tokio::task::AbortHandle;
 
 use super::{PATIENCE, wait_until};
 
-/// A request as it arrived.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub method: String,
-    /// The request target to the letter.
+    /// The request target, unchanged.
     pub target: String,
     /// Names in lower case.
     pub headers: HashMap<String, String>,
@@ -27,7 +27,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The key as a node would read it.
+    /// The key as a node decodes it.
     pub fn key(&self) -> String {
         let path = self.target.split('?').next().unwrap();
         let segment = path.rsplit('/').next().unwrap();
@@ -43,46 +43,47 @@ impl Seen {
     }
 }
 
-/// What it does with a request.
+/// The reaction to a request.
 #[derive(Clone, Debug)]
 pub enum Behaviour {
-    /// Apply it; 200, or 404 to the DELETE of a missing key.
+    /// Apply it and answer 200, or 404 to the DELETE of a missing key.
     Apply,
-    /// Apply it after a while.
+    /// Apply it after a delay.
     ApplyAfter(Duration),
-    /// Apply it once the gate is open.
+    /// Apply it when the gate opens.
     ApplyBehind(Gate),
-    /// Never answer, and apply it once the gate is open, whatever has become of the connection.
+    /// Never answer, and apply it when the gate opens, even if the connection is closed by then.
     ApplyLate(Gate),
-    /// Apply it, and cut the connection instead of answering.
+    /// Apply it and reset the connection instead of answering.
     ApplyAndReset,
-    /// Answer with a status, a header line or nothing, and a body; do not apply it.
+    /// Answer with a status, an optional header line and a body; do not apply it.
     Answer(u16, &'static str, &'static str),
     /// Never answer.
     Hang,
-    /// Cut the connection.
+    /// Reset the connection.
     Reset,
-    /// Answer with what is no HTTP.
+    /// Answer with bytes that are not HTTP.
     Garbage,
-    /// Answer 200, a byte a second.
+    /// Answer 200, one byte per second.
     Trickle,
     /// Answer 200 with a body that never ends.
     Endless,
 }
 
-/// What a test holds shut until the moment that it wants: no stall of the machine can come before.
+/// A test opens it at a chosen moment. Unlike a delay, it does not depend on the speed of the
+/// machine.
 #[derive(Clone, Debug, Default)]
 pub struct Gate(Arc<Notify>);
 
 impl Gate {
-    /// For all who stand behind it and all who come.
+    /// Opens it for all current and later waiters.
     pub fn open(&self) {
         self.0.notify_one();
     }
 
     async fn pass(&self) {
         self.0.notified().await;
-        // And the next one.
+        // Wake the next waiter.
         self.0.notify_one();
     }
 }
@@ -93,24 +94,24 @@ type Script = Arc<dyn Fn(&Seen) -> Behaviour + Send + Sync>;
 struct State {
     data: BTreeMap<String, (u64, Vec<u8>)>,
     log: Vec<Seen>,
-    /// The connections, to cut them.
+    /// The connections, so that they can be reset.
     connections: Vec<AbortHandle>,
     accepted: usize,
     in_progress: usize,
     most_in_progress: usize,
 }
 
-/// A node with its data and its memory of everything that came.
+/// A node with its data and a record of every request.
 pub struct Replica {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
     script: Arc<Mutex<Script>>,
     accepting: Mutex<Option<AbortHandle>>,
-    /// Bound and not listening: nobody else gets the port while it is stopped.
+    /// Bound but not listening, so that no other process gets the port while it is stopped.
     _port: TcpSocket,
 }
 
-/// A socket on an address that others of this process may be on, too.
+/// A socket on an address that other sockets of this process may share.
 fn socket(address: SocketAddr) -> std::io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseport(true)?;
@@ -119,12 +120,12 @@ fn socket(address: SocketAddr) -> std::io::Result<TcpSocket> {
 }
 
 impl Replica {
-    /// One that works.
+    /// A replica that applies every request.
     pub async fn start() -> Self {
         Self::with(|_| Behaviour::Apply).await
     }
 
-    /// One that follows `script`.
+    /// A replica that follows `script`.
     pub async fn with(script: impl Fn(&Seen) -> Behaviour + Send + Sync + 'static) -> Self {
         let port = socket("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = port.local_addr().unwrap();
@@ -148,7 +149,7 @@ impl Replica {
         format!("http://{}", self.address)
     }
 
-    /// Takes it off the network: connections are cut, new ones refused. Its data stays.
+    /// Takes it off the network: connections are reset, new ones refused. Its data stays.
     pub fn stop(&self) {
         if let Some(accepting) = self.accepting.lock().unwrap().take() {
             accepting.abort();
@@ -160,25 +161,25 @@ impl Replica {
 
     /// Brings it back on the same port.
     pub async fn come_back(&self) {
-        // The old one is closed once its task is gone; until then it would get some connections.
+        // The old listener is closed when its task ends. Until then it would receive connections.
         let refused = || async { TcpStream::connect(self.address).await.is_err().then_some(()) };
-        wait_until("nobody listens any more", refused).await;
+        wait_until("the listener is closed", refused).await;
         self.accept(socket(self.address).unwrap().listen(1024).unwrap());
     }
 
-    /// Everything that came, in its order.
+    /// Every request in the order of arrival.
     pub fn seen(&self) -> Vec<Seen> {
         self.state.lock().unwrap().log.clone()
     }
 
-    /// Forgets what came, and what it holds. Only for when it is quiet.
+    /// Clears its record and its data. Only for a replica without requests in progress.
     pub fn forget(&self) {
         let mut state = self.state.lock().unwrap();
         state.log.clear();
         state.data.clear();
     }
 
-    /// What it holds.
+    /// Its data.
     pub fn get(&self, key: &str) -> Option<Vec<u8>> {
         self.state.lock().unwrap().data.get(key).map(|(_, value)| value.clone())
     }
@@ -203,32 +204,32 @@ impl Replica {
         .await;
     }
 
-    /// Waits until it holds nothing for `key`, after having been told of it.
+    /// Waits until it has received a request for `key` and holds no value for it.
     pub async fn until_gone(&self, key: &str) {
         wait_until(&format!("{key} is gone"), || async {
-            let told = self.seen().iter().any(|seen| seen.applied && seen.method == "DELETE");
-            (told && self.get(key).is_none()).then_some(())
+            let deleted = self.seen().iter().any(|seen| seen.applied && seen.method == "DELETE");
+            (deleted && self.get(key).is_none()).then_some(())
         })
         .await;
     }
 
-    /// Waits until nobody is connected: whatever was sent has been read. Only for when there is
-    /// nobody left to connect.
+    /// Waits until there is no connection, so that everything sent has been read. Only for when no
+    /// client connects any more.
     pub async fn until_quiet(&self) {
-        // Whoever has connected and is not accepted yet stands in line before this one.
+        // Connections that are not accepted yet are in the queue before this one.
         if let Ok(mut last) = TcpStream::connect(self.address).await {
             let _ = last.shutdown().await;
             let closed = tokio::time::timeout(PATIENCE, last.read(&mut [0])).await;
             let _ = closed.expect("the replica should have closed the connection");
         }
-        wait_until("nobody is connected", || async {
+        wait_until("no client is connected", || async {
             let state = self.state.lock().unwrap();
             state.connections.iter().all(AbortHandle::is_finished).then_some(())
         })
         .await;
     }
 
-    /// Waits until so many requests have come.
+    /// Waits until `count` requests have arrived.
     pub async fn until_seen(&self, count: usize) {
         wait_until(&format!("{count} requests have come"), || async {
             (self.state.lock().unwrap().log.len() >= count).then_some(())
@@ -262,7 +263,7 @@ impl Drop for Replica {
     }
 }
 
-/// Counts a request in progress, also when its connection is cut.
+/// Counts a request in progress, also if its connection is reset.
 struct Busy<'a>(&'a Mutex<State>);
 
 impl<'a> Busy<'a> {

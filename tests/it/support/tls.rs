@@ -1,4 +1,4 @@
-//! Certificates that are made on the spot, and TLS in front of a replica.
+//! Certificates for tests, and TLS in front of a replica.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// Who signs certificates.
+/// A certificate authority.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, as PEM.
@@ -38,7 +38,7 @@ impl Authority {
         self.sign(&CertificateParams::new(vec![name.to_owned()]).unwrap())
     }
 
-    /// The same, and its time is over.
+    /// The same, but expired.
     pub fn issue_expired(&self, name: &str) -> Issued {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.not_before = rcgen::date_time_ymd(2019, 1, 1);
@@ -46,7 +46,7 @@ impl Authority {
         self.sign(&params)
     }
 
-    /// The same, but for an authority below this one.
+    /// A certificate of an intermediate authority.
     pub fn issue_authority(&self, name: &str) -> Issued {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -60,8 +60,8 @@ impl Authority {
     }
 }
 
-/// TLS on a port of its own in front of the replica at `to`, with this certificate. With `clients`,
-/// only for those with a certificate of that authority.
+/// Terminates TLS with this certificate on its own port, in front of the replica at `to`. With
+/// `clients`, every client needs a certificate of that authority.
 pub async fn front(to: SocketAddr, issued: &Issued, clients: Option<&Authority>) -> SocketAddr {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -92,12 +92,12 @@ pub async fn front(to: SocketAddr, issued: &Issued, clients: Option<&Authority>)
                 match acceptor.accept(stream).into_fallible().await {
                     Ok(mut secure) => {
                         let mut plain = TcpStream::connect(to).await.unwrap();
-                        // However it ends, both ends are closed.
+                        // In every case both ends are closed.
                         let _ = tokio::io::copy_bidirectional(&mut secure, &mut plain).await;
                     }
                     Err((_, mut stream)) => {
-                        // The alert has been sent. What comes all the same is read, for closing
-                        // before it would reset the connection and take the alert with it.
+                        // The alert has been sent. The rest is read, because a close with unread
+                        // data would reset the connection and lose the alert.
                         let _ = stream.shutdown().await;
                         let _ = stream.read_to_end(&mut Vec::new()).await;
                     }

@@ -155,8 +155,8 @@ fn rounded(figure: f64) -> u64 {
 
 fn describe(event: &ReplicaEvent) -> String {
     let what = match event.change {
-        ReplicaChange::BreakerOpened => "does not answer",
-        ReplicaChange::BreakerClosed => "answers again",
+        ReplicaChange::BreakerOpened => "is failing",
+        ReplicaChange::BreakerClosed => "is healthy again",
         ReplicaChange::Paused => "is paused",
         ReplicaChange::Resumed => "is resumed",
         ReplicaChange::Forgotten => "is forgotten",

@@ -88,7 +88,7 @@ fn draw_curves(frame: &mut Frame<'_>, area: Rect, model: &Model, figures: &Figur
     }
 }
 
-const STATE_WIDTH: u16 = 9;
+const STATE_WIDTH: u16 = 10;
 
 /// Columns reserved for the address before optional figures are shown.
 const ADDRESS_WIDTH: usize = 40;
@@ -100,7 +100,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let right = |text: String| Cell::from(Line::from(text).right_aligned());
     // Heading, width, and priority on a narrow screen (1 is shown first).
     let headings = [
-        ("BACKLOG", 8, 1),
+        ("BACKLOG", 7, 1),
         ("LAG", 7, 2),
         ("IN FLIGHT", 9, 6),
         ("RETRYING", 8, 7),
@@ -218,9 +218,9 @@ mod tests {
         assert_eq!(row(&lines[9])[..4], ["REPLICA", "STATE", "BACKLOG", "LAG"]);
         assert_eq!(
             row(&lines[10]),
-            ["http://a:8081", "ok", "0", "1.5s", "5", "1", "3", "250", "0.5"]
+            ["http://a:8081", "healthy", "0", "1.5s", "5", "1", "3", "250", "0.5"]
         );
-        assert_eq!(row(&lines[11])[..3], ["http://b:8082", "open", "70"]);
+        assert_eq!(row(&lines[11])[..3], ["http://b:8082", "failing", "70"]);
         assert_eq!(lines[19], "↑↓ select  p pause  r resume  q quit");
     }
 
@@ -264,7 +264,7 @@ mod tests {
             assert!(line.starts_with(&format!("{replica} ")), "{lines:#?}");
             assert_eq!(
                 line.split_whitespace().collect::<Vec<_>>()[1..],
-                ["ok", "7", "1.5s", "3", "250", "0.5"]
+                ["healthy", "7", "1.5s", "3", "250", "0.5"]
             );
         }
         let (lines, _) = drawn(&model, 40, 12);

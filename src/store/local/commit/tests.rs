@@ -5,7 +5,7 @@ use super::*;
 use crate::store::local::keys::{self, Tree};
 use crate::task::Timestamp;
 
-/// Collects what the daemon would be told.
+/// Records the events for the daemon.
 fn recorder() -> (Arc<Mutex<Vec<JournalEvent>>>, Notify) {
     let events = Arc::new(Mutex::new(Vec::new()));
     let record = Arc::clone(&events);
@@ -331,7 +331,7 @@ fn after_the_first_error_everyone_is_refused_and_the_daemon_is_told_once() {
     let (events, notify) = recorder();
     let (opened, ..) = open_with(dir.path(), notify);
     break_store(&opened, 1);
-    // Those that come before the settlement is due still get in; then nobody does.
+    // Writes before the settlement is due are still accepted; then every write is rejected.
     let first = (2..).find(|&id| accept(&opened, &small(id)).is_err()).unwrap();
     for id in first + 1..first + 10 {
         assert_eq!(accept(&opened, &small(id)), Err(CommitError::StoreFailed));
