@@ -16,14 +16,12 @@ mod core;
 mod event_bus;
 mod handle;
 mod history;
+mod latency;
 mod log_throttle;
 pub(crate) mod messages;
-mod rates;
 mod read_memory;
 mod replica_registry;
-mod shortages;
 mod task_cache;
-mod times;
 mod uptime;
 mod view;
 

@@ -17,16 +17,14 @@ use crate::dispatcher::attempt::Attempts;
 use crate::dispatcher::claim;
 use crate::dispatcher::event_bus::Bus;
 use crate::dispatcher::history::History;
-use crate::dispatcher::log_throttle::{self, LogThrottle};
+use crate::dispatcher::latency::Latency;
+use crate::dispatcher::log_throttle::{LogThrottle, ThrottledEvent};
 use crate::dispatcher::messages::{Answer, Answered, Event, Health, Refusal, Request, Write};
-use crate::dispatcher::rates::Rates;
 use crate::dispatcher::replica_registry::ReplicaRegistry;
-use crate::dispatcher::shortages::Shortages;
 use crate::dispatcher::task_cache::TaskCache;
-use crate::dispatcher::times::Times;
 use crate::dispatcher::uptime::UptimeRecorder;
 use crate::engine::{Engine, EngineAction, Full, KeyHasher, Moment, Now};
-use crate::metrics::{AckWindow, Counts, Reason};
+use crate::metrics::{Counts, Reason};
 use crate::store::{Append, Journal, JournalEvent, NoRoom};
 use crate::task::{NewTask, Node, Progress, Task, TaskId, Verdict};
 
@@ -76,12 +74,8 @@ pub(crate) struct Core {
     waiting: HashMap<TaskId, Waiting>,
     stopping: bool,
     total_replications: u64,
-    acks: AckWindow,
-    max_lag: Duration,
-    times: Times,
+    latency: Latency,
     log_throttle: LogThrottle,
-    shortages: Shortages,
-    rates: Rates,
     /// Replicas that are being forgotten, and who waits for that.
     forgetting: Vec<(Node, Answer<Option<api::Forgotten>>, api::Forgotten)>,
     /// Who asks for a barrier that is not counted yet.
@@ -107,12 +101,8 @@ impl Core {
             waiting: HashMap::new(),
             stopping: false,
             total_replications: 0,
-            acks: AckWindow::default(),
-            max_lag: Duration::ZERO,
-            times: Times::default(),
+            latency: Latency::default(),
             log_throttle: LogThrottle::default(),
-            shortages: Shortages::default(),
-            rates: Rates::default(),
             forgetting: Vec::new(),
             counting: VecDeque::new(),
             last_sent: None,
@@ -177,7 +167,7 @@ impl Core {
             self.parts.bus.wake();
         }
         self.parts.bus.close();
-        self.log_throttle.tell_all();
+        self.log_throttle.flush();
     }
 
     fn serve(&mut self, now: Now, request: Request) {
@@ -216,7 +206,7 @@ impl Core {
         let Parts { engine, keys, registry, .. } = &mut self.parts;
         match event {
             JournalEvent::Arrived { partition, tasks, took } => {
-                self.times.committed(tasks.len(), took);
+                self.latency.committed(tasks.len(), took);
                 tasks.iter().for_each(|task| self.arrived(now, partition, task));
             }
             JournalEvent::Claimed { partition, tasks } => {
@@ -309,18 +299,10 @@ impl Core {
 
     fn answered(&mut self, now: Now, answered: Answered) {
         if let Verdict::Shortage { error } = &answered.outcome.verdict {
-            self.shortages.happened(now.moment, error);
+            self.log_throttle.log_shortage(now.moment, error);
         }
-        self.times.answered(now, &answered, &self.parts.engine);
-        let Answered { delivery, outcome, task, node } = answered;
-        if outcome.verdict == Verdict::Delivered {
-            self.acks.record(outcome.took);
-            let lag = self.parts.engine.age(delivery.task, now.moment);
-            self.max_lag = self.max_lag.max(lag.unwrap_or_default());
-            if let Some(node) = &node {
-                self.rates.took(now.moment, node, outcome.took);
-            }
-        }
+        self.latency.answered(now.moment, &answered, &self.parts.engine);
+        let Answered { delivery, outcome, task, .. } = answered;
         self.last_sent = task;
         self.parts.engine.answered(now, delivery, outcome);
     }
@@ -332,9 +314,8 @@ impl Core {
                 EngineAction::Send { delivery, node, attempt, bytes } => {
                     if attempt > 1 {
                         let error = self.parts.engine.last_error(&node).unwrap_or_default();
-                        let event =
-                            log_throttle::Event::Retried { task: delivery.task, attempt, error };
-                        self.log_throttle.tell(now.moment, &node, event);
+                        let event = ThrottledEvent::Retry { task: delivery.task, attempt, error };
+                        self.log_throttle.log(now.moment, &node, event);
                     }
                     let task = self.task_cache.get(delivery.task);
                     self.parts.attempts.start(delivery, node, attempt, bytes, task);
@@ -360,8 +341,8 @@ impl Core {
                     self.conclude(&verdict);
                 }
                 EngineAction::Buried { delivery, node, letter } => {
-                    let event = log_throttle::Event::Buried { task: delivery.task, letter };
-                    self.log_throttle.tell(now.moment, &node, event);
+                    let event = ThrottledEvent::DeadLetter { task: delivery.task, letter };
+                    self.log_throttle.log(now.moment, &node, event);
                 }
                 EngineAction::Breaker { node, error } => {
                     let (change, detail) = match &error {
@@ -369,19 +350,15 @@ impl Core {
                         None => (api::ReplicaChange::BreakerClosed, None),
                     };
                     self.tell_replica(now, &node, change, detail);
-                    self.log_throttle.tell(
-                        now.moment,
-                        &node,
-                        log_throttle::Event::Breaker { error },
-                    );
+                    self.log_throttle.log(now.moment, &node, ThrottledEvent::Breaker { error });
                 }
                 EngineAction::Ended { last } => self.remember(now, last),
                 EngineAction::Changed { task, node, change, error } => {
                     self.tell_change(now, task, &node, change, error.as_deref());
                 }
                 EngineAction::Discarded { delivery, node } => {
-                    let event = log_throttle::Event::Discarded { task: delivery.task };
-                    self.log_throttle.tell(now.moment, &node, event);
+                    let event = ThrottledEvent::Expired { task: delivery.task };
+                    self.log_throttle.log(now.moment, &node, event);
                 }
             }
         }
@@ -408,7 +385,7 @@ impl Core {
     fn tick_second(&mut self, now: Now, watched: bool) {
         self.second = now.moment.after(Duration::from_secs(1));
         let lanes: Vec<_> = self.parts.engine.lanes().collect();
-        self.rates.sample(now.moment, &lanes);
+        self.latency.sample(now.moment, &lanes);
         if matches!(*self.parts.health.borrow(), Health::Stalled { .. }) {
             // What makes room comes through the store.
             self.refuse_waiting();

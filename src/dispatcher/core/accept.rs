@@ -218,7 +218,7 @@ impl Core {
     pub(super) fn arrived(&mut self, now: Now, partition: Partition, task: &Arc<Task>) {
         self.parts.newest = task.id;
         let reservation = self.waiting.get_mut(&task.id).and_then(|waiting| {
-            self.times.accepted(waiting.arrived, now.moment);
+            self.latency.accepted(waiting.arrived, now.moment);
             waiting.reservation.take()
         });
         // Before it is sent.

@@ -259,7 +259,7 @@ impl Core {
     }
 
     fn show_replica(&self, now: Now, lane: &LaneView) -> api::Replica {
-        let (rate, latency) = (self.rates.of(&lane.node), self.rates.latency(&lane.node));
+        let (rate, latency) = (self.latency.rate(&lane.node), self.latency.quantiles(&lane.node));
         view::replica(lane, rate, latency, self.parts.registry.names_before(&lane.node), now)
     }
 
@@ -346,7 +346,7 @@ impl Core {
         }
         let changes = self.parts.registry.rename(&node, to, now.wall);
         self.write_registry(changes);
-        self.rates.rename(&node, to);
+        self.latency.rename(&node, to);
         self.act(now);
         tracing::info!(replica = %node, to = %to, "an operator has renamed a replica");
         self.tell_replica(now, &node, api::ReplicaChange::Renamed, Some(to.to_string()));

@@ -56,7 +56,7 @@ impl Core {
     pub(super) fn tell_figures(&mut self, now: Now, lanes: &[LaneView]) {
         let figures = |lane| {
             let lane: &LaneView = lane;
-            view::replica_figures(lane, self.rates.of(&lane.node), now)
+            view::replica_figures(lane, self.latency.rate(&lane.node), now)
         };
         let mut replicas: Vec<_> = lanes.iter().map(figures).collect();
         replicas.sort_by(|a, b| a.replica.cmp(&b.replica));

@@ -41,7 +41,7 @@ impl Core {
                     unsent_attempts: lane.counters.unsent_attempts,
                     ..ReplicaSnapshot::default()
                 };
-                self.times.show_replica(&lane.node, &mut replica);
+                self.latency.fill_replica(&lane.node, &mut replica);
                 replica
             })
             .collect();
@@ -64,8 +64,6 @@ impl Core {
             redriven: totals.redriven,
             discarded: totals.discarded,
             waiting_requests: self.admission.len() as u64,
-            average_ack_seconds: self.acks.mean().as_secs_f64(),
-            max_lag_seconds: self.max_lag.as_secs_f64(),
             store_file_bytes: store.file_bytes,
             disk_free_bytes: store.free_bytes.unwrap_or_default(),
             disk_low: store.is_full,
@@ -83,7 +81,7 @@ impl Core {
             replicas,
             ..Snapshot::default()
         };
-        self.times.show(&mut snapshot);
+        self.latency.fill(&mut snapshot);
         snapshot
     }
 }
