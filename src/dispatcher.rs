@@ -25,6 +25,9 @@ mod task_cache;
 mod uptime;
 mod view;
 
+pub use admin::AdminError;
+pub use admin::dead_letters::{LetterCursor, LetterFilter};
+pub use admin::tasks::TaskFilter;
 pub(crate) use attempt::Attempts;
 pub(crate) use bulk::Operations;
 pub(crate) use core::{Core, Parts};
@@ -33,7 +36,7 @@ pub use event_bus::{Event, EventKind, EventKinds, Events};
 pub use handle::Handle;
 pub(crate) use handle::Operator;
 pub(crate) use history::History;
-pub use messages::{Accepted, AdminError, Health, LetterCursor, LetterFilter, Refusal, TaskFilter};
+pub use messages::{Accepted, Health, Refusal};
 #[cfg(test)]
 pub(crate) use messages::{Request, Write};
 pub(crate) use read_memory::ReadMemory;

@@ -14,7 +14,8 @@ use tokio::sync::{oneshot, watch};
 use crate::api::{Operation, OperationKind, OperationState};
 use crate::clock::wall_clock;
 use crate::dispatcher::Handle;
-use crate::dispatcher::messages::{AdminError, Letter, LetterFilter, Order};
+use crate::dispatcher::admin::AdminError;
+use crate::dispatcher::admin::dead_letters::{FoundLetter, LetterAction, LetterFilter};
 use crate::dispatcher::view;
 use crate::engine::AdminOutcome;
 
@@ -29,26 +30,26 @@ const STEP: Duration = Duration::from_millis(50);
 
 /// What is to be done.
 #[derive(Clone, Debug)]
-pub(super) struct Work {
-    pub(super) kind: OperationKind,
-    pub(super) filter: LetterFilter,
-    pub(super) dry_run: bool,
-    pub(super) rate: Option<NonZeroU32>,
+struct BulkWork {
+    kind: OperationKind,
+    filter: LetterFilter,
+    dry_run: bool,
+    rate: Option<NonZeroU32>,
 }
 
 /// The operations that run, and the last that ended.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Operations(Arc<Mutex<Inner>>);
+pub(crate) struct Operations(Arc<Mutex<OperationList>>);
 
 #[derive(Debug, Default)]
-struct Inner {
+struct OperationList {
     begun: u64,
     /// Oldest first.
-    operations: VecDeque<Known>,
+    operations: VecDeque<OperationRecord>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct OperationRecord {
     operation: Operation,
     /// Sent to once.
     cancel: Option<oneshot::Sender<()>>,
@@ -56,30 +57,72 @@ struct Known {
     ended: watch::Receiver<()>,
 }
 
+impl Handle {
+    /// Starts to redrive dead letters, at most `rate` per second. A letter with a newer write of its
+    /// key on the way is left out. [`AdminError::TooMany`] at the limit of running operations.
+    pub async fn redrive(
+        &self,
+        filter: LetterFilter,
+        dry_run: bool,
+        rate: Option<NonZeroU32>,
+    ) -> Result<Operation, AdminError> {
+        let rate = Some(rate.unwrap_or(self.operator.redrive_rate));
+        self.start(BulkWork { kind: OperationKind::Redrive, filter, dry_run, rate }).await
+    }
+
+    /// Starts to discard dead letters. [`AdminError::TooMany`] at the limit of running operations.
+    pub async fn discard(
+        &self,
+        filter: LetterFilter,
+        dry_run: bool,
+    ) -> Result<Operation, AdminError> {
+        let kind = OperationKind::Discard;
+        self.start(BulkWork { kind, filter, dry_run, rate: None }).await
+    }
+
+    async fn start(&self, work: BulkWork) -> Result<Operation, AdminError> {
+        let replicas = self.replicas().await?;
+        let total = replicas.iter().map(|replica| replica.dead_letters + replica.parked).sum();
+        self.operator.operations.start(self.clone(), work, total)
+    }
+
+    /// The operations that are remembered, newest first.
+    #[must_use]
+    pub fn operations(&self) -> Vec<Operation> {
+        self.operator.operations.all()
+    }
+
+    #[must_use]
+    pub fn operation(&self, id: &str) -> Option<Operation> {
+        self.operator.operations.get(id)
+    }
+
+    /// Cancels an operation if it still runs. The dead letters it has processed stay so.
+    pub async fn cancel(&self, id: &str) -> Option<Operation> {
+        self.operator.operations.cancel(id).await
+    }
+}
+
 impl Operations {
-    fn with<T>(&self, what: impl FnOnce(&mut Inner) -> T) -> T {
+    fn with<T>(&self, what: impl FnOnce(&mut OperationList) -> T) -> T {
         // Whole between any two steps, whatever panicked while it was held.
         what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Starts to work.
-    pub(super) fn begin(
-        &self,
-        handle: Handle,
-        work: Work,
-        total: u64,
-    ) -> Result<Operation, AdminError> {
+    fn start(&self, handle: Handle, work: BulkWork, total: u64) -> Result<Operation, AdminError> {
         let (cancel, mut cancelled) = oneshot::channel();
         let (end, ended) = watch::channel(());
-        let begun = self.with(|inner| {
-            let is_running = |known: &&Known| known.operation.state == OperationState::Running;
-            if inner.operations.iter().filter(is_running).count() >= RUNNING {
+        let begun = self.with(|list| {
+            let is_running =
+                |record: &&OperationRecord| record.operation.state == OperationState::Running;
+            if list.operations.iter().filter(is_running).count() >= RUNNING {
                 let error = format!("too many operations are running, the limit is {RUNNING}");
                 return Err(AdminError::TooMany(error));
             }
-            inner.begun += 1;
+            list.begun += 1;
             let operation = Operation {
-                operation_id: inner.begun.to_string(),
+                operation_id: list.begun.to_string(),
                 kind: work.kind,
                 state: OperationState::Running,
                 dry_run: work.dry_run,
@@ -94,11 +137,12 @@ impl Operations {
                 ended_at: None,
                 error: None,
             };
-            let known = Known { operation: operation.clone(), cancel: Some(cancel), ended };
-            inner.operations.push_back(known);
-            if inner.operations.len() > KEPT {
-                let first = inner.operations.iter().position(|known| !is_running(&known));
-                first.map(|first| inner.operations.remove(first));
+            let record =
+                OperationRecord { operation: operation.clone(), cancel: Some(cancel), ended };
+            list.operations.push_back(record);
+            if list.operations.len() > KEPT {
+                let first = list.operations.iter().position(|record| !is_running(&record));
+                first.map(|first| list.operations.remove(first));
             }
             Ok(operation)
         })?;
@@ -126,13 +170,13 @@ impl Operations {
         &self,
         id: &str,
         handle: &Handle,
-        work: Work,
+        work: BulkWork,
         cancelled: &mut oneshot::Receiver<()>,
     ) -> Result<OperationState, AdminError> {
-        let order = match work.kind {
-            OperationKind::Redrive if work.dry_run => Order::WouldRedrive,
-            OperationKind::Redrive => Order::Redrive,
-            OperationKind::Discard => Order::Discard,
+        let action = match work.kind {
+            OperationKind::Redrive if work.dry_run => LetterAction::DryRedrive,
+            OperationKind::Redrive => LetterAction::Redrive,
+            OperationKind::Discard => LetterAction::Discard,
         };
         let mut cursor = None;
         loop {
@@ -145,7 +189,7 @@ impl Operations {
             if work.kind == OperationKind::Discard && work.dry_run {
                 self.change(id, |operation| operation.done += matched);
             } else if !self
-                .steer_all(id, handle, &page.items, (order, work.rate), cancelled)
+                .apply_to_all(id, handle, &page.items, (action, work.rate), cancelled)
                 .await?
             {
                 return Ok(OperationState::Cancelled);
@@ -160,15 +204,15 @@ impl Operations {
     }
 
     /// False if it was cancelled.
-    async fn steer_all(
+    async fn apply_to_all(
         &self,
         id: &str,
         handle: &Handle,
-        letters: &[Letter],
-        (order, rate): (Order, Option<NonZeroU32>),
+        letters: &[FoundLetter],
+        (action, rate): (LetterAction, Option<NonZeroU32>),
         cancelled: &mut oneshot::Receiver<()>,
     ) -> Result<bool, AdminError> {
-        let rate = rate.filter(|_| order == Order::Redrive);
+        let rate = rate.filter(|_| action == LetterAction::Redrive);
         // A slow one takes one letter at longer intervals.
         let (at_once, pause) = match rate {
             None => (PAGE, Duration::ZERO),
@@ -181,8 +225,8 @@ impl Operations {
         };
         for some in letters.chunks(at_once) {
             let deliveries = some.iter().map(|letter| letter.delivery).collect();
-            let steered = handle.steer(deliveries, order).await?;
-            let count = |is: AdminOutcome| steered.iter().filter(|&&one| one == is).count() as u64;
+            let outcomes = handle.apply(deliveries, action).await?;
+            let count = |is: AdminOutcome| outcomes.iter().filter(|&&one| one == is).count() as u64;
             let (done, left_out) = (count(AdminOutcome::Done), count(AdminOutcome::LeftOut));
             let held_back = count(AdminOutcome::HeldBack);
             self.change(id, |operation| {
@@ -200,33 +244,33 @@ impl Operations {
     }
 
     fn change(&self, id: &str, what: impl FnOnce(&mut Operation)) {
-        self.with(|inner| {
-            if let Some(known) = inner.find(id) {
-                what(&mut known.operation);
+        self.with(|list| {
+            if let Some(record) = list.find(id) {
+                what(&mut record.operation);
             }
         });
     }
 
     /// Newest first.
-    pub(super) fn all(&self) -> Vec<Operation> {
-        self.with(|inner| {
-            inner.operations.iter().rev().map(|known| known.operation.clone()).collect()
+    fn all(&self) -> Vec<Operation> {
+        self.with(|list| {
+            list.operations.iter().rev().map(|record| record.operation.clone()).collect()
         })
     }
 
-    pub(super) fn get(&self, id: &str) -> Option<Operation> {
-        self.with(|inner| inner.find(id).map(|known| known.operation.clone()))
+    fn get(&self, id: &str) -> Option<Operation> {
+        self.with(|list| list.find(id).map(|record| record.operation.clone()))
     }
 
     /// Ends one, if it still runs, and waits for its end: what it was just doing is done.
-    pub(super) async fn cancel(&self, id: &str) -> Option<Operation> {
-        let mut ended = self.with(|inner| {
-            let known = inner.find(id)?;
-            if let Some(cancel) = known.cancel.take() {
+    async fn cancel(&self, id: &str) -> Option<Operation> {
+        let mut ended = self.with(|list| {
+            let record = list.find(id)?;
+            if let Some(cancel) = record.cancel.take() {
                 // It may have come to its end at this moment.
                 let _ = cancel.send(());
             }
-            Some(known.ended.clone())
+            Some(record.ended.clone())
         })?;
         // Nothing is ever sent: it is closed.
         let _ = ended.changed().await;
@@ -234,9 +278,9 @@ impl Operations {
     }
 }
 
-impl Inner {
-    fn find(&mut self, id: &str) -> Option<&mut Known> {
-        self.operations.iter_mut().find(|known| known.operation.operation_id == id)
+impl OperationList {
+    fn find(&mut self, id: &str) -> Option<&mut OperationRecord> {
+        self.operations.iter_mut().find(|record| record.operation.operation_id == id)
     }
 }
 
@@ -245,10 +289,12 @@ mod tests {
     use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
-    use crate::dispatcher::messages::{Query, Request, Step};
+    use crate::dispatcher::admin::ListPart;
+    use crate::dispatcher::admin::dead_letters::DeadLetterRequest;
+    use crate::dispatcher::messages::Request;
     use crate::task::{DeliveryId, ReplicaIndex, TaskId};
 
-    fn letter(task: u64) -> Letter {
+    fn letter(task: u64) -> FoundLetter {
         let delivery = DeliveryId { task: TaskId(task), replica: ReplicaIndex(0) };
         let shown = crate::api::DeadLetter {
             task_id: task.to_string(),
@@ -263,12 +309,12 @@ mod tests {
             last_error: String::new(),
             since: String::new(),
         };
-        Letter { delivery, shown }
+        FoundLetter { delivery, shown }
     }
 
-    async fn asked(requests: &mut UnboundedReceiver<Request>) -> Query {
+    async fn asked(requests: &mut UnboundedReceiver<Request>) -> DeadLetterRequest {
         match requests.recv().await.unwrap() {
-            Request::Admin(query) => query,
+            Request::DeadLetters(request) => request,
             other => panic!("{other:?}"),
         }
     }
@@ -278,12 +324,12 @@ mod tests {
         let (handle, mut requests, _health) = Handle::for_tests();
         let operations = Operations::default();
         let filter = LetterFilter::default();
-        let work = Work { kind: OperationKind::Discard, filter, dry_run: false, rate: None };
-        let begun = operations.begin(handle, work, 2).unwrap();
-        let Query::Letters { reply, .. } = asked(&mut requests).await else { panic!() };
+        let work = BulkWork { kind: OperationKind::Discard, filter, dry_run: false, rate: None };
+        let begun = operations.start(handle, work, 2).unwrap();
+        let DeadLetterRequest::List { reply, .. } = asked(&mut requests).await else { panic!() };
         let items = vec![letter(1), letter(2)];
-        reply.send(Ok(Step { items, examined: 2, next: None })).unwrap();
-        let Query::Steer { reply, .. } = asked(&mut requests).await else { panic!() };
+        reply.send(Ok(ListPart { items, examined: 2, next: None })).unwrap();
+        let DeadLetterRequest::Apply { reply, .. } = asked(&mut requests).await else { panic!() };
         let slow = async {
             tokio::time::sleep(Duration::from_secs(60)).await;
             reply.send(Ok(vec![AdminOutcome::Done; 2])).unwrap();

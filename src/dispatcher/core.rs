@@ -12,6 +12,8 @@ use tracing::{debug, error, info, warn};
 
 use crate::api;
 use crate::clock::Clock;
+use crate::dispatcher::admin::barriers::CountingBarrier;
+use crate::dispatcher::admin::replicas::Forgetting;
 use crate::dispatcher::admission::{Admission, Line, MAX_WAITING, Waiter};
 use crate::dispatcher::attempt::Attempts;
 use crate::dispatcher::claim;
@@ -19,17 +21,16 @@ use crate::dispatcher::event_bus::Bus;
 use crate::dispatcher::history::History;
 use crate::dispatcher::latency::Latency;
 use crate::dispatcher::log_throttle::{LogThrottle, ThrottledEvent};
-use crate::dispatcher::messages::{Answer, Answered, Event, Health, Refusal, Request, Write};
+use crate::dispatcher::messages::{Answered, Event, Health, Refusal, Request, Write};
 use crate::dispatcher::replica_registry::ReplicaRegistry;
 use crate::dispatcher::task_cache::TaskCache;
 use crate::dispatcher::uptime::UptimeRecorder;
 use crate::engine::{Engine, EngineAction, Full, KeyHasher, Moment, Now};
 use crate::metrics::{Counts, Reason};
 use crate::store::{Append, Journal, JournalEvent, NoRoom};
-use crate::task::{NewTask, Node, Progress, Task, TaskId, Verdict};
+use crate::task::{NewTask, Progress, Task, TaskId, Verdict};
 
 mod accept;
-mod admin;
 mod events;
 mod snapshot;
 
@@ -63,8 +64,8 @@ pub(crate) struct Parts {
 
 /// The loop's state.
 pub(crate) struct Core {
-    parts: Parts,
-    task_cache: TaskCache,
+    pub(super) parts: Parts,
+    pub(super) task_cache: TaskCache,
     admission: Admission,
     /// Admitted, and handed to the journal when the request has been looked at.
     appends: Vec<Append>,
@@ -74,12 +75,10 @@ pub(crate) struct Core {
     waiting: HashMap<TaskId, Waiting>,
     stopping: bool,
     total_replications: u64,
-    latency: Latency,
+    pub(super) latency: Latency,
     log_throttle: LogThrottle,
-    /// Replicas that are being forgotten, and who waits for that.
-    forgetting: Vec<(Node, Answer<Option<api::Forgotten>>, api::Forgotten)>,
-    /// Who asks for a barrier that is not counted yet.
-    counting: VecDeque<(TaskId, Vec<Node>, Answer<api::Barrier>)>,
+    pub(super) forgetting: Vec<Forgetting>,
+    pub(super) counting: VecDeque<CountingBarrier>,
     /// The task of the attempt that has just ended: what it was is not asked of the disk again.
     last_sent: Option<Arc<Task>>,
     /// When the next second is over.
@@ -176,12 +175,16 @@ impl Core {
                 writes.into_iter().for_each(|write| self.replicate(now, write));
                 self.append();
             }
-            Request::Admin(query) => self.admin(now, query),
+            Request::Tasks(request) => self.serve_tasks(now, request),
+            Request::Replicas(request) => self.serve_replicas(now, request),
+            Request::DeadLetters(request) => self.serve_dead_letters(now, request),
+            Request::Barrier(request) => self.serve_barrier(request),
             Request::Snapshot { reply } => {
                 // Whoever asked may be gone; nobody else wants the figures.
                 let _ = reply.send(Box::new(self.snapshot()));
             }
         }
+        self.act(now);
     }
 
     fn take(&mut self, now: Now, event: Event) {
@@ -308,7 +311,7 @@ impl Core {
     }
 
     /// Does what the engine asks for.
-    fn act(&mut self, now: Now) {
+    pub(super) fn act(&mut self, now: Now) {
         while let Some(action) = self.parts.engine.next_action() {
             match action {
                 EngineAction::Send { delivery, node, attempt, bytes } => {
@@ -349,12 +352,12 @@ impl Core {
                         Some(error) => (api::ReplicaChange::BreakerOpened, Some(error.to_string())),
                         None => (api::ReplicaChange::BreakerClosed, None),
                     };
-                    self.tell_replica(now, &node, change, detail);
+                    self.publish_replica(now, &node, change, detail);
                     self.log_throttle.log(now.moment, &node, ThrottledEvent::Breaker { error });
                 }
                 EngineAction::Ended { last } => self.remember(now, last),
                 EngineAction::Changed { task, node, change, error } => {
-                    self.tell_change(now, task, &node, change, error.as_deref());
+                    self.publish_change(now, task, &node, change, error.as_deref());
                 }
                 EngineAction::Discarded { delivery, node } => {
                     let event = ThrottledEvent::Expired { task: delivery.task };
@@ -391,7 +394,7 @@ impl Core {
             self.refuse_waiting();
         }
         if watched {
-            self.tell_figures(now, &lanes);
+            self.publish_figures(now, &lanes);
         }
         self.parts.recorder.keep(now.moment);
         self.parts.history.tick(now.moment);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::dispatcher::bulk::Operations;
-use crate::dispatcher::event_bus::Bus;
+use crate::dispatcher::event_bus::{Bus, EventKinds, Events};
 use crate::dispatcher::messages::{Accepted, Health, Refusal, Request, Write};
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
@@ -90,6 +90,12 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Snapshot { reply }).ok()?;
         answer.await.ok()
+    }
+
+    /// Events from now on, or after an event that was seen before.
+    #[must_use]
+    pub fn events(&self, after: Option<u64>, kinds: EventKinds) -> Events {
+        self.operator.bus.watch(after, kinds)
     }
 
     /// How the daemon is now.

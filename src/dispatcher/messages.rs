@@ -1,16 +1,17 @@
 //! The messages between the server's handlers and the loop, and those that the loop is sent by its
 //! own parts. Types alone: what is done with them is elsewhere.
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::api;
-use crate::engine::{AdminOutcome, Moment, Reservation};
+use crate::dispatcher::admin::barriers::BarrierRequest;
+use crate::dispatcher::admin::dead_letters::DeadLetterRequest;
+use crate::dispatcher::admin::replicas::ReplicaRequest;
+use crate::dispatcher::admin::tasks::TaskRequest;
+use crate::engine::{Moment, Reservation};
 use crate::metrics::Snapshot;
 use crate::store::{AppendError, Appended, JournalEvent};
 use crate::task::{
@@ -22,10 +23,14 @@ use crate::task::{
 pub(crate) enum Request {
     /// Accept these writes, in this order, and say how each went.
     Replicate(Vec<Write>),
-    /// Answer an operator's question, or carry out an order.
-    Admin(Query),
+    Tasks(TaskRequest),
+    Replicas(ReplicaRequest),
+    DeadLetters(DeadLetterRequest),
+    Barrier(BarrierRequest),
     /// Say how things stand.
-    Snapshot { reply: oneshot::Sender<Box<Snapshot>> },
+    Snapshot {
+        reply: oneshot::Sender<Box<Snapshot>>,
+    },
 }
 
 /// How the daemon is, as far as anyone outside needs to know.
@@ -131,168 +136,6 @@ pub(crate) struct Write {
     pub(crate) new: Box<NewTask>,
     pub(crate) idempotency: Option<Idempotency>,
     pub(crate) reply: Reply,
-}
-
-/// Why a question has no answer, or an order was not carried out.
-#[derive(Debug, Error)]
-pub enum AdminError {
-    /// The daemon has stopped, or its store has failed.
-    #[error("the replicator is shutting down, or its store has failed")]
-    Stopped,
-    /// What it is about cannot be read from the store.
-    #[error("cannot be read from the store: {0}")]
-    Unreadable(String),
-    /// Too many of these run already. The text names the limit.
-    #[error("{0}")]
-    TooMany(String),
-    /// It makes no sense as it is. The text says why.
-    #[error("{0}")]
-    Invalid(String),
-    /// It would write to where it may not. The text names the address.
-    #[error("{0}")]
-    Forbidden(String),
-    /// It cannot be done as things are. The text says why.
-    #[error("{0}")]
-    Conflict(String),
-}
-
-/// Which tasks; what is not said does not matter.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TaskFilter {
-    /// A delivery stands so: queued, in flight, retrying, parked or dead.
-    pub state: Option<api::DeliveryState>,
-    /// That delivery, or any, is to this replica.
-    pub replica: Option<Node>,
-    /// Of this key.
-    pub key: Option<String>,
-    /// Of the keys that begin so.
-    pub key_prefix: Option<String>,
-    /// Of this user.
-    pub user_id: Option<String>,
-}
-
-/// Which dead letters; what is not said does not matter.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LetterFilter {
-    /// These alone, each to one replica or to all of its task.
-    pub ids: Option<Vec<(TaskId, Option<Node>)>>,
-    /// To this replica.
-    pub replica: Option<Node>,
-    /// Of this key.
-    pub key: Option<String>,
-    /// Of the keys that begin so.
-    pub key_prefix: Option<String>,
-    /// Of this user.
-    pub user_id: Option<String>,
-    /// With this cause.
-    pub cause: Option<api::Cause>,
-}
-
-/// A place in the list of dead letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LetterCursor(pub(super) TaskId, pub(super) ReplicaIndex);
-
-impl fmt::Display for LetterCursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.0, self.1.0)
-    }
-}
-
-impl FromStr for LetterCursor {
-    type Err = std::num::ParseIntError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (task, replica) = text.split_once('.').unwrap_or((text, ""));
-        Ok(Self(task.parse()?, ReplicaIndex(replica.parse()?)))
-    }
-}
-
-/// Where an answer goes.
-pub(crate) type Answer<T> = oneshot::Sender<Result<T, AdminError>>;
-
-/// What the loop is asked.
-#[derive(Debug)]
-pub(crate) enum Query {
-    Tasks {
-        filter: TaskFilter,
-        limit: usize,
-        after: Option<TaskId>,
-        reply: Answer<Step<api::Task, TaskId>>,
-    },
-    Task {
-        id: TaskId,
-        reply: Answer<Option<api::Task>>,
-    },
-    DiscardTask {
-        id: TaskId,
-        reply: Answer<Option<api::Task>>,
-    },
-    Replicas {
-        /// This one alone.
-        node: Option<Node>,
-        reply: Answer<Vec<api::Replica>>,
-    },
-    Pause {
-        node: Node,
-        paused: bool,
-        reply: Answer<Option<api::Replica>>,
-    },
-    Probe {
-        node: Node,
-        reply: Answer<Option<api::Probed>>,
-    },
-    Forget {
-        node: Node,
-        reply: Answer<Option<api::Forgotten>>,
-    },
-    Rename {
-        node: Node,
-        to: Node,
-        reply: Answer<Option<api::Replica>>,
-    },
-    Letters {
-        filter: LetterFilter,
-        limit: usize,
-        after: Option<LetterCursor>,
-        reply: Answer<Step<Letter, LetterCursor>>,
-    },
-    Steer {
-        letters: Vec<DeliveryId>,
-        order: Order,
-        reply: Answer<Vec<AdminOutcome>>,
-    },
-    Barrier {
-        /// Up to here; to the last that was accepted where nothing is said.
-        up_to: Option<TaskId>,
-        nodes: Vec<Node>,
-        reply: Answer<api::Barrier>,
-    },
-}
-
-/// A dead letter, and what the loop knows it by.
-#[derive(Clone, Debug)]
-pub(crate) struct Letter {
-    pub(crate) delivery: DeliveryId,
-    pub(crate) shown: api::DeadLetter,
-}
-
-/// What becomes of dead letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    Redrive,
-    Discard,
-    /// Nothing, but say what a redrive would do.
-    WouldRedrive,
-}
-
-/// A part of a list.
-#[derive(Debug)]
-pub(crate) struct Step<T, C> {
-    pub(crate) items: Vec<T>,
-    /// How many were looked at for these.
-    pub(crate) examined: usize,
-    /// Where to go on; `None` at the end.
-    pub(crate) next: Option<C>,
 }
 
 /// A write on its way to the disk.

@@ -11,7 +11,7 @@ use crate::task::{Node, Timestamp};
 const REMEMBERED: usize = 65_536;
 
 /// A row to be written, or to be removed.
-pub(crate) type Change = (Node, Option<ReplicaRow>);
+pub(crate) type RegistryChange = (Node, Option<ReplicaRow>);
 
 /// The rows, as they are on disk.
 #[derive(Clone, Debug, Default)]
@@ -67,7 +67,7 @@ impl ReplicaRegistry {
     }
 
     /// A write for a replica is accepted: what has to be written before it, if it is the first.
-    pub(crate) fn note_use(&mut self, node: &Node, now: Timestamp) -> Vec<Change> {
+    pub(crate) fn note_use(&mut self, node: &Node, now: Timestamp) -> Vec<RegistryChange> {
         if self.rows.contains_key(node) {
             return Vec::new();
         }
@@ -88,7 +88,7 @@ impl ReplicaRegistry {
         node: &Node,
         since: Option<Timestamp>,
         now: Timestamp,
-    ) -> Change {
+    ) -> RegistryChange {
         let mut row = self.row(node, now);
         row.paused_since = since;
         self.set(node, row)
@@ -101,7 +101,7 @@ impl ReplicaRegistry {
     }
 
     /// A replica goes by another name from now on, and so does whatever went by its former one.
-    pub(crate) fn rename(&mut self, node: &Node, to: &Node, now: Timestamp) -> Vec<Change> {
+    pub(crate) fn rename(&mut self, node: &Node, to: &Node, now: Timestamp) -> Vec<RegistryChange> {
         let row = self.row(node, now);
         let mut new = self.row(to, now);
         (new.renamed_to, new.paused_since) = (None, row.paused_since);
@@ -118,7 +118,7 @@ impl ReplicaRegistry {
 
     /// A replica is gone: it is not paused any more, and no name leads to it. That it was used is
     /// remembered.
-    pub(crate) fn forget(&mut self, node: &Node, now: Timestamp) -> Vec<Change> {
+    pub(crate) fn forget(&mut self, node: &Node, now: Timestamp) -> Vec<RegistryChange> {
         let before = self.renamed.iter().filter(|(_, known)| *known == node);
         let names: Vec<_> = before.map(|(from, _)| from.clone()).chain([node.clone()]).collect();
         names
@@ -134,7 +134,7 @@ impl ReplicaRegistry {
         self.rows.get(node).cloned().unwrap_or_else(|| unused(now))
     }
 
-    fn set(&mut self, node: &Node, row: ReplicaRow) -> Change {
+    fn set(&mut self, node: &Node, row: ReplicaRow) -> RegistryChange {
         match &row.renamed_to {
             Some(to) => self.renamed.insert(node.clone(), to.clone()),
             None => self.renamed.remove(node),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     /// What a restart makes of the changes so far.
-    fn reopened(changes: &[Change]) -> ReplicaRegistry {
+    fn reopened(changes: &[RegistryChange]) -> ReplicaRegistry {
         let mut registry = ReplicaRegistry::default();
         changes.iter().for_each(|(node, row)| registry.restore(node, row.clone()));
         registry

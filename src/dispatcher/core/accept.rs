@@ -95,7 +95,7 @@ impl Core {
     pub(super) fn note_use(&mut self, now: Now, replicas: &[Node]) {
         for node in replicas {
             let changes = self.parts.registry.note_use(node, now.wall);
-            self.write_registry(changes);
+            self.save_registry(changes);
         }
     }
 
@@ -236,7 +236,7 @@ impl Core {
             let id = task.id;
             self.answer(id, |replayed| Ok(Accepted { id, acked: Vec::new(), replayed }));
         }
-        self.tell_accepted(now, task.id);
+        self.publish_accepted(now, task.id);
     }
 
     /// A strong write is decided.

@@ -9,13 +9,13 @@ use crate::store::Header;
 use crate::task::{Node, TaskId};
 
 impl Core {
-    pub(super) fn tell_accepted(&self, now: Now, id: TaskId) {
+    pub(super) fn publish_accepted(&self, now: Now, id: TaskId) {
         if self.parts.engine.is_watched() {
-            self.tell_task(now, id, None, api::TaskChange::Accepted, None);
+            self.publish_task(now, id, None, api::TaskChange::Accepted, None);
         }
     }
 
-    pub(super) fn tell_change(
+    pub(super) fn publish_change(
         &self,
         now: Now,
         id: TaskId,
@@ -31,10 +31,10 @@ impl Core {
             DeliveryChange::Redriven => api::TaskChange::Redriven,
             DeliveryChange::Discarded => api::TaskChange::Discarded,
         };
-        self.tell_task(now, id, Some(node), change, error);
+        self.publish_task(now, id, Some(node), change, error);
     }
 
-    fn tell_task(
+    fn publish_task(
         &self,
         now: Now,
         id: TaskId,
@@ -52,8 +52,19 @@ impl Core {
         self.parts.bus.say(EventKind::Task, &event);
     }
 
+    pub(in crate::dispatcher) fn publish_replica(
+        &self,
+        now: Now,
+        node: &Node,
+        change: api::ReplicaChange,
+        detail: Option<String>,
+    ) {
+        let (at, replica) = (view::time(now.wall), node.to_string());
+        self.parts.bus.say(EventKind::Replica, &api::ReplicaEvent { at, replica, change, detail });
+    }
+
     /// How everything stands, once a second.
-    pub(super) fn tell_figures(&mut self, now: Now, lanes: &[LaneView]) {
+    pub(super) fn publish_figures(&mut self, now: Now, lanes: &[LaneView]) {
         let figures = |lane| {
             let lane: &LaneView = lane;
             view::replica_figures(lane, self.latency.rate(&lane.node), now)

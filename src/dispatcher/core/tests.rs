@@ -5,7 +5,11 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::dispatcher::messages::{Accepted, Query, Refusal};
+use crate::dispatcher::admin::AdminReply;
+use crate::dispatcher::admin::barriers::BarrierRequest;
+use crate::dispatcher::admin::replicas::ReplicaRequest;
+use crate::dispatcher::admin::tasks::TaskRequest;
+use crate::dispatcher::messages::{Accepted, Refusal};
 use crate::engine::{self, EngineSettings};
 use crate::store::{KeyLimits, MemoryJournal, MemoryStore};
 use crate::task::{Consistency, Idempotency, NewTask, Node, Operation};
@@ -83,15 +87,16 @@ impl Running {
         answers
     }
 
-    async fn ask<T>(&self, query: impl FnOnce(Answer<T>) -> Query) -> T {
+    async fn ask<T>(&self, request: impl FnOnce(AdminReply<T>) -> Request) -> T {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::Admin(query(reply))).unwrap();
+        self.requests.send(request(reply)).unwrap();
         answer.await.unwrap().unwrap()
     }
 
     async fn pause(&self, paused: bool) {
         let node = replica();
-        assert!(self.ask(|reply| Query::Pause { node, paused, reply }).await.is_some());
+        let pause = |reply| Request::Replicas(ReplicaRequest::Pause { node, paused, reply });
+        assert!(self.ask(pause).await.is_some());
     }
 
     /// What is queued, and what that is charged for.
@@ -121,9 +126,11 @@ async fn whoever_has_the_answer_finds_the_task() {
     let running = Running::start(10);
     let [answer] = running.write([("k", EVENTUAL, None)]);
     let id = answer.await.unwrap().unwrap().id;
-    let task = running.ask(|reply| Query::Task { id, reply }).await;
+    let task = running.ask(|reply| Request::Tasks(TaskRequest::Show { id, reply })).await;
     assert_eq!(task.map(|task| task.key), Some(Some("k".to_owned())));
-    let barrier = running.ask(|reply| Query::Barrier { up_to: None, nodes: vec![], reply }).await;
+    let barrier = running
+        .ask(|reply| Request::Barrier(BarrierRequest { up_to: None, nodes: vec![], reply }))
+        .await;
     assert_eq!(barrier.up_to, id.to_string());
     running.stop().await;
 }

@@ -74,10 +74,10 @@ impl Server {
                             let _ = reply.send(Ok(Accepted { id, acked, replayed: false }));
                         }
                     }
-                    Request::Admin(query) => panic!("{query:?}"),
                     Request::Snapshot { reply } => {
                         let _ = reply.send(Box::new(snapshot.clone()));
                     }
+                    other => panic!("{other:?}"),
                 }
             }
             drop((self.health, self.stop));
