@@ -18,10 +18,12 @@ use tracing::{error, info, warn};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::dispatcher::{
-    Attempts, Bus, Core, Handle, Health, History, Operations, Operator, Parts, ReadMemory, messages,
+    Attempts, Core, EventBus, Handle, Health, Intake, Observability, Operations, Operator,
+    PendingAdmin, ReadMemory, TaskCache, TaskHistory, messages::LoopEvent,
 };
 use crate::engine::{self, Engine, Workers};
 use crate::faults;
+use crate::metrics::Snapshot;
 use crate::policy::Policy;
 use crate::replica::{self, ReplicaClient};
 use crate::server;
@@ -77,7 +79,7 @@ pub struct Daemon {
     address: SocketAddr,
     handle: Handle,
     health: watch::Receiver<Health>,
-    events: mpsc::UnboundedSender<messages::Event>,
+    events: mpsc::UnboundedSender<LoopEvent>,
     stop_serving: oneshot::Sender<()>,
     server: JoinHandle<()>,
     core: JoinHandle<()>,
@@ -128,9 +130,9 @@ impl Daemon {
         let restored = tokio::task::spawn_blocking(move || {
             restore::open(&settings, limits, engine, clock, journal_events)
         });
-        let Restored { journal, engine, keys, quarantined_rows, registry, recorder } =
+        let Restored { journal, engine, keys, quarantined_rows, registry, uptime } =
             restored.await.map_err(|_| StartError::Interrupted)??;
-        let bus = Bus::new(clock.now().wall.0 / 1_000);
+        let bus = EventBus::new(clock.now().wall.0 / 1_000);
 
         let newest = journal.newest();
         let journal: Arc<dyn Journal> = Arc::new(journal);
@@ -147,26 +149,32 @@ impl Daemon {
             tracer: tracer.clone(),
         };
         let counts = Arc::default();
-        let core = Core::new(Parts {
-            counts: Arc::clone(&counts),
+        let constants = Snapshot {
+            queue_capacity: config.queue.capacity as u64,
+            retry_capacity: config.queue.retry_capacity as u64,
+            quarantined_rows,
+            ..Snapshot::default()
+        };
+        let core = Core {
             engine,
             keys,
-            clock,
-            newest,
             journal: journal.clone(),
-            events: events.clone(),
-            attempts,
+            clock,
             health,
-            memory_budget: config.store.memory_budget,
-            queue_wait: config.queue.wait,
-            queue_capacity: config.queue.capacity,
-            retry_capacity: config.queue.retry_capacity,
-            quarantined_rows,
-            bus: bus.clone(),
             registry,
-            history: History::new(memory.task_history),
-            recorder,
-        });
+            uptime,
+            attempts,
+            task_cache: TaskCache::new(config.store.memory_budget),
+            intake: Intake::new(newest, config.queue.wait, events.clone()),
+            admin: PendingAdmin::default(),
+            observed: Observability::new(
+                Arc::clone(&counts),
+                bus.clone(),
+                TaskHistory::new(memory.task_history),
+                constants,
+                (newest, clock.now().moment),
+            ),
+        };
         let core = tokio::spawn(core.run(told, asked));
 
         let retry_after = Duration::from_secs(1);
@@ -264,12 +272,12 @@ impl Daemon {
         let deadline = tokio::time::sleep(grace).deadline();
         let whole = async {
             // The loop may have ended before, by a failure; then there is nobody to tell.
-            let _ = events.send(messages::Event::Refuse);
+            let _ = events.send(LoopEvent::Refuse);
             faults::point("shutdown.refusing");
             let _ = stop_serving.send(());
             ended(server).await;
             faults::point("shutdown.served");
-            let _ = events.send(messages::Event::Stop);
+            let _ = events.send(LoopEvent::Stop);
             ended(core).await;
             faults::point("shutdown.delivered");
         };

@@ -26,19 +26,21 @@ mod uptime;
 mod view;
 
 pub use admin::AdminError;
+pub(crate) use admin::PendingAdmin;
 pub use admin::dead_letters::{LetterCursor, LetterFilter};
 pub use admin::tasks::TaskFilter;
 pub(crate) use attempt::Attempts;
 pub(crate) use bulk::Operations;
-pub(crate) use core::{Core, Parts};
-pub(crate) use event_bus::Bus;
-pub use event_bus::{Event, EventKind, EventKinds, Events};
+pub(crate) use core::{Core, Intake, Observability};
+pub(crate) use event_bus::EventBus;
+pub use event_bus::{EventKind, EventKinds, EventSubscription, StreamEvent};
 pub use handle::Handle;
 pub(crate) use handle::Operator;
-pub(crate) use history::History;
-pub use messages::{Accepted, Health, Refusal};
+pub(crate) use history::TaskHistory;
+pub use messages::{AcceptedWrite, Health, Refusal};
 #[cfg(test)]
-pub(crate) use messages::{Request, Write};
+pub(crate) use messages::{NewWrite, Request};
 pub(crate) use read_memory::ReadMemory;
 pub(crate) use replica_registry::ReplicaRegistry;
+pub(crate) use task_cache::TaskCache;
 pub(crate) use uptime::UptimeRecorder;

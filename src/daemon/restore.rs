@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use crate::clock::Clock;
 use crate::daemon::StartError;
-use crate::dispatcher::messages::Event;
+use crate::dispatcher::messages::LoopEvent;
 use crate::dispatcher::{ReplicaRegistry, UptimeRecorder, claim};
 use crate::engine::{Engine, KeyHasher};
 use crate::store::{
@@ -23,7 +23,7 @@ pub(super) struct Restored {
     pub(super) keys: KeyHasher,
     pub(super) quarantined_rows: u64,
     pub(super) registry: ReplicaRegistry,
-    pub(super) recorder: UptimeRecorder,
+    pub(super) uptime: UptimeRecorder,
 }
 
 fn log_set_aside(set_aside: &SetAside) {
@@ -52,11 +52,11 @@ pub(super) fn open(
     limits: KeyLimits,
     mut engine: Engine,
     clock: Clock,
-    events: UnboundedSender<Event>,
+    events: UnboundedSender<LoopEvent>,
 ) -> Result<Restored, StartError> {
     let store = LocalStore::open(settings)?;
-    let recorder = UptimeRecorder::begin(clock.now(), store.uptime())?;
-    engine.set_uptime(recorder.uptime().clone());
+    let uptime = UptimeRecorder::begin(clock.now(), store.uptime())?;
+    engine.set_uptime(uptime.uptime().clone());
     let (keys, mut registry) = (KeyHasher::default(), ReplicaRegistry::default());
     let now = clock.now();
     let (claims, claimed) = sync_channel(8);
@@ -67,11 +67,11 @@ pub(super) fn open(
         move |event| match &*lock(&claims) {
             Some(claims) => drop(claims.send(event)),
             // The loop outlives the journal unless it panics.
-            None => drop(events.send(Event::Journal(event))),
+            None => drop(events.send(LoopEvent::Journal(event))),
         }
     };
     let (journal, report) = thread::scope(|scope| {
-        let uptime = recorder.uptime();
+        let uptime = uptime.uptime();
         let reading = scope.spawn(move || {
             let opened = store.into_journal(limits, now, uptime, notify);
             // The other thread ends when this is gone.
@@ -95,7 +95,7 @@ pub(super) fn open(
     })?;
     log_report(&report, clock);
     let quarantined_rows = report.quarantined_rows;
-    Ok(Restored { journal, engine, keys, quarantined_rows, registry, recorder })
+    Ok(Restored { journal, engine, keys, quarantined_rows, registry, uptime })
 }
 
 fn log_report(report: &RecoveryReport, clock: Clock) {

@@ -96,7 +96,7 @@ async fn run_with(harm: fn(&StoreReader, TaskId), settled: bool) -> (Health, Vec
     } else {
         watched.wait_for(|health| *health != Health::Serving).await.unwrap();
     }
-    events.send(messages::Event::Stop).unwrap();
+    events.send(LoopEvent::Stop).unwrap();
     core.await.unwrap();
     let how = watched.borrow().clone();
     // The row as it was, so that its progress can be looked at.

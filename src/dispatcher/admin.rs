@@ -4,6 +4,8 @@
 //! The loop looks only at the engine. Rows are read from disk in a task of their own, and a list is
 //! searched in parts, so that no request holds up the loop.
 
+use std::collections::VecDeque;
+
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -18,6 +20,9 @@ pub(super) mod barriers;
 pub(super) mod dead_letters;
 pub(super) mod replicas;
 pub(super) mod tasks;
+
+use barriers::CountingBarrier;
+use replicas::Forgetting;
 
 /// Parts that one page of a list may search: a few hundred thousand tasks.
 const MAX_PARTS: usize = 16;
@@ -45,6 +50,14 @@ pub enum AdminError {
 }
 
 pub(crate) type AdminReply<T> = oneshot::Sender<Result<T, AdminError>>;
+
+/// The admin requests that take more than one turn of the loop.
+#[derive(Debug, Default)]
+pub(crate) struct PendingAdmin {
+    forgetting: Vec<Forgetting>,
+    /// The engine counts one barrier at a time.
+    counting: VecDeque<CountingBarrier>,
+}
 
 /// A part of a list.
 #[derive(Debug)]
@@ -93,7 +106,7 @@ where
 impl Core {
     /// Answers when all changes so far are durable.
     fn answer_when_durable<T: Send + 'static>(&self, reply: AdminReply<T>, answer: T) {
-        self.parts.journal.sync(Box::new(move |synced: Result<(), _>| {
+        self.journal.sync(Box::new(move |synced: Result<(), _>| {
             // The operator may be gone.
             let _ = reply.send(synced.map(|()| answer).map_err(|_| AdminError::Stopped));
         }));
@@ -114,24 +127,24 @@ impl Core {
     /// The current name of a replica. A replica that was used before the start, and not since, gets
     /// its lane here.
     fn resolve_for_admin(&mut self, node: &Node) -> Node {
-        let node = self.parts.registry.resolve(node).clone();
-        if self.parts.registry.knows(&node) {
-            self.parts.engine.know(&node);
+        let node = self.registry.resolve(node).clone();
+        if self.registry.knows(&node) {
+            self.engine.know(&node);
         }
         node
     }
 
     pub(super) fn save_registry(&self, changes: Vec<RegistryChange>) {
         for (node, row) in changes {
-            self.parts.journal.set_replica(node, row);
+            self.journal.set_replica(node, row);
         }
     }
 
     fn delivery_filter(&self, node: Option<&Node>, key: Option<&String>) -> DeliveryFilter {
         DeliveryFilter {
             state: None,
-            node: node.map(|node| self.parts.registry.resolve(node).clone()),
-            key: key.map(|key| self.parts.keys.id(key)),
+            node: node.map(|node| self.registry.resolve(node).clone()),
+            key: key.map(|key| self.keys.id(key)),
         }
     }
 }

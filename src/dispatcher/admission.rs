@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::dispatcher::messages::{Refusal, Reply};
+use crate::dispatcher::messages::{Refusal, WriteReply};
 use crate::engine::{Full, Moment};
 use crate::task::{Consistency, Idempotency, NewTask, Node};
 
@@ -17,7 +17,7 @@ pub(super) const MAX_WAITING: usize = 1024;
 pub(super) struct Waiter {
     pub(super) new: Box<NewTask>,
     pub(super) idempotency: Option<Idempotency>,
-    pub(super) reply: Reply,
+    pub(super) reply: WriteReply,
     /// When it came.
     pub(super) arrived: Moment,
     /// When it is refused.
@@ -28,12 +28,12 @@ pub(super) struct Waiter {
 /// everyone or within the share of one replica. Nobody stands in the way of others who wait for
 /// something else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Line {
+pub(super) struct WaitLine {
     consistency: Consistency,
     share_of: Option<Node>,
 }
 
-impl Line {
+impl WaitLine {
     /// Where a write waits that was refused for this.
     pub(super) fn after(consistency: Consistency, full: &Full) -> Self {
         let share_of = match full {
@@ -52,16 +52,16 @@ impl Line {
 #[derive(Debug, Default)]
 pub(super) struct Admission {
     /// None of them is empty.
-    lines: HashMap<Line, VecDeque<Waiter>>,
+    lines: HashMap<WaitLine, VecDeque<Waiter>>,
 }
 
 impl Admission {
     /// The line that a new request must not pass, if there is one.
-    pub(super) fn ahead_of(&self, new: &NewTask) -> Option<Line> {
+    pub(super) fn ahead_of(&self, new: &NewTask) -> Option<WaitLine> {
         if self.lines.is_empty() {
             return None;
         }
-        let line = |share_of| Line { consistency: new.consistency, share_of };
+        let line = |share_of| WaitLine { consistency: new.consistency, share_of };
         let shares = new.replicas.iter().map(|node| line(Some(node.clone())));
         let lines = || std::iter::once(line(None)).chain(shares);
         // The writes of one key stay in their order, whatever they wait for: their client may not
@@ -74,12 +74,12 @@ impl Admission {
     }
 
     /// The lines that there are now.
-    pub(super) fn lines(&self) -> Vec<Line> {
+    pub(super) fn lines(&self) -> Vec<WaitLine> {
         self.lines.keys().cloned().collect()
     }
 
     /// Takes the first out of a line.
-    pub(super) fn pop(&mut self, line: &Line) -> Option<Waiter> {
+    pub(super) fn pop(&mut self, line: &WaitLine) -> Option<Waiter> {
         let waiting = self.lines.get_mut(line)?;
         let first = waiting.pop_front();
         if waiting.is_empty() {
@@ -90,7 +90,7 @@ impl Admission {
 
     /// Puts a request into a line, by its deadline: all wait equally long, so this is by age, for
     /// one that changes lines as well. The waiting writes of one key are in one line.
-    pub(super) fn push(&mut self, line: Line, waiter: Waiter) {
+    pub(super) fn push(&mut self, line: WaitLine, waiter: Waiter) {
         let waiting = self.lines.entry(line).or_default();
         let place = waiting.partition_point(|other| other.deadline <= waiter.deadline);
         waiting.insert(place, waiter);
@@ -98,7 +98,7 @@ impl Admission {
 
     /// Puts a request that was taken out of a line into another, and behind it the writes of its
     /// key that are still in the first: they come in in their order or not at all.
-    pub(super) fn change(&mut self, from: &Line, to: &Line, waiter: Waiter) {
+    pub(super) fn change(&mut self, from: &WaitLine, to: &WaitLine, waiter: Waiter) {
         let waiting = self.lines.remove(from).unwrap_or_default();
         let (followers, others): (VecDeque<_>, VecDeque<_>) =
             waiting.into_iter().partition(|other| other.new.key == waiter.new.key);
@@ -110,7 +110,7 @@ impl Admission {
     }
 
     /// Gives back who was taken out by [`Self::pop`].
-    pub(super) fn put_back(&mut self, line: &Line, waiter: Waiter) {
+    pub(super) fn put_back(&mut self, line: &WaitLine, waiter: Waiter) {
         self.lines.entry(line.clone()).or_default().push_front(waiter);
     }
 
@@ -155,9 +155,9 @@ mod tests {
         }
     }
 
-    fn share(host: &str) -> Line {
+    fn share(host: &str) -> WaitLine {
         let node = Node::parse(&format!("http://{host}")).unwrap();
-        Line::after(Consistency::Eventual, &Full::Share { node, held: 900 })
+        WaitLine::after(Consistency::Eventual, &Full::Share { node, held: 900 })
     }
 
     fn waiter(key: &str, node: &str) -> Waiter {

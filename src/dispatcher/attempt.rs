@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 use tracing::{debug, error};
 
 use crate::clock::wall_clock;
-use crate::dispatcher::messages::{Answered, Event};
-use crate::dispatcher::read_memory::{Permit, ReadMemory};
+use crate::dispatcher::messages::{AttemptReport, LoopEvent};
+use crate::dispatcher::read_memory::{ReadMemory, ReadPermit};
 use crate::replica::ReplicaClient;
 use crate::store::{Journal, JournalEvent, ReadError};
 use crate::task::{AttemptOutcome, DeliveryId, Node, Task, Verdict};
@@ -22,13 +22,13 @@ const TARGET: &str = "replicator::daemon::attempt";
 pub(crate) struct Attempts {
     pub(crate) client: ReplicaClient,
     pub(crate) journal: Arc<dyn Journal>,
-    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) events: mpsc::UnboundedSender<LoopEvent>,
     pub(crate) memory: ReadMemory,
     pub(crate) tracer: Tracer,
 }
 
 impl Attempts {
-    /// Starts an attempt to `node`, under whatever name the task has it; its end arrives as [`Event::Answered`], whatever happens to it.
+    /// Starts an attempt to `node`, under whatever name the task has it; its end arrives as [`LoopEvent::AttemptEnded`], whatever happens to it.
     ///
     /// `task` is the task if it is still in memory; else it is read back, within the memory for
     /// that, for which `bytes` is what it needs.
@@ -41,7 +41,7 @@ impl Attempts {
         task: Option<Arc<Task>>,
     ) {
         let this = self.clone();
-        let report = Report { events: self.events.clone(), answered: interrupted(delivery) };
+        let report = ReportOnDrop { events: self.events.clone(), answered: interrupted(delivery) };
         tokio::spawn(async move {
             let answered = this.run(delivery, &node, attempt, bytes, task).await;
             report.end(answered);
@@ -55,14 +55,14 @@ impl Attempts {
         attempt: u32,
         bytes: u64,
         task: Option<Arc<Task>>,
-    ) -> Answered {
+    ) -> AttemptReport {
         let (task, _room) = match task {
             Some(task) => (task, None),
             None => match self.read_back(delivery, node, bytes).await {
                 Ok((task, room)) => (task, Some(room)),
                 Err(verdict) => {
                     let outcome = AttemptOutcome::certain(verdict, Duration::ZERO);
-                    return Answered { outcome, ..interrupted(delivery) };
+                    return AttemptReport { outcome, ..interrupted(delivery) };
                 }
             },
         };
@@ -81,7 +81,7 @@ impl Attempts {
             debug!(target: TARGET, task = %task.id, replica = %node, attempt, %error, "attempt failed");
         }
         let node = Some(node.clone());
-        Answered { delivery, outcome, task: Some(task), node }
+        AttemptReport { delivery, outcome, task: Some(task), node }
     }
 
     /// Reads the task of a delivery from disk.
@@ -96,7 +96,7 @@ impl Attempts {
         delivery: DeliveryId,
         node: &Node,
         bytes: u64,
-    ) -> Result<(Arc<Task>, Permit), Verdict> {
+    ) -> Result<(Arc<Task>, ReadPermit), Verdict> {
         let Some(room) = self.memory.take(node, bytes).await else {
             let error = format!("not sent: {}", self.memory.shortage()).into();
             return Err(Verdict::Shortage { error });
@@ -116,37 +116,37 @@ impl Attempts {
             }
         };
         // Before the end of this attempt, which then changes nothing on disk.
-        let _ = self.events.send(Event::Journal(JournalEvent::Failed(Arc::clone(&why))));
+        let _ = self.events.send(LoopEvent::Journal(JournalEvent::Failed(Arc::clone(&why))));
         Err(Verdict::Retry { after: None, error: why })
     }
 }
 
 /// The outcome of an attempt that ended without reporting one.
-fn interrupted(delivery: DeliveryId) -> Answered {
+fn interrupted(delivery: DeliveryId) -> AttemptReport {
     let error = "the attempt was interrupted".into();
     let verdict = Verdict::Retry { after: None, error };
     let outcome = AttemptOutcome { verdict, ambiguous: true, took: Duration::ZERO };
-    Answered { delivery, outcome, task: None, node: None }
+    AttemptReport { delivery, outcome, task: None, node: None }
 }
 
 /// Sends the outcome when it is dropped, so that an attempt that panics or is cancelled cannot
 /// hold its place for ever.
-struct Report {
-    answered: Answered,
-    events: mpsc::UnboundedSender<Event>,
+struct ReportOnDrop {
+    answered: AttemptReport,
+    events: mpsc::UnboundedSender<LoopEvent>,
 }
 
-impl Report {
-    fn end(mut self, answered: Answered) {
+impl ReportOnDrop {
+    fn end(mut self, answered: AttemptReport) {
         self.answered = answered;
     }
 }
 
-impl Drop for Report {
+impl Drop for ReportOnDrop {
     fn drop(&mut self) {
         let nothing = interrupted(self.answered.delivery);
         let answered = std::mem::replace(&mut self.answered, nothing);
         // The loop may be gone, at the end of the grace.
-        let _ = self.events.send(Event::Answered(answered));
+        let _ = self.events.send(LoopEvent::AttemptEnded(answered));
     }
 }

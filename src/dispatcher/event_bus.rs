@@ -76,7 +76,7 @@ impl EventKinds {
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct StreamEvent {
     /// Its place in the order. A process begins where no former one has been.
     pub id: u64,
     /// What it is about.
@@ -87,14 +87,14 @@ pub struct Event {
 
 /// Where the loop says what happens. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Bus {
-    ring: Arc<Mutex<Ring>>,
+pub(crate) struct EventBus {
+    ring: Arc<Mutex<EventRing>>,
     newest: Arc<watch::Sender<u64>>,
 }
 
 #[derive(Default)]
-struct Ring {
-    events: VecDeque<Event>,
+struct EventRing {
+    events: VecDeque<StreamEvent>,
     /// Of all of them together.
     bytes: usize,
     /// What is not above it is another process's id.
@@ -110,15 +110,15 @@ struct Ring {
     closed: bool,
 }
 
-impl Bus {
+impl EventBus {
     /// The ids begin behind `base`. The time of the start in microseconds lets no process come to
     /// the ids of the next, and JavaScript can count so far.
     pub(crate) fn new(base: u64) -> Self {
-        let ring = Ring { base, newest: base, ..Ring::default() };
+        let ring = EventRing { base, newest: base, ..EventRing::default() };
         Self { ring: Arc::new(Mutex::new(ring)), newest: Arc::new(watch::Sender::new(base)) }
     }
 
-    fn with<T>(&self, what: impl FnOnce(&mut Ring) -> T) -> T {
+    fn with<T>(&self, what: impl FnOnce(&mut EventRing) -> T) -> T {
         // Whole between any two steps, whatever panicked while it was held.
         what(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -139,7 +139,7 @@ impl Bus {
     }
 
     /// Says what happened.
-    pub(super) fn say(&self, kind: EventKind, what: &impl Serialize) {
+    pub(super) fn publish(&self, kind: EventKind, what: &impl Serialize) {
         // Nothing that is said here can fail to be written.
         let data: Arc<str> = serde_json::to_string(what).unwrap_or_default().into();
         // The watchers are woken by `wake`, once for all that a turn of the loop has to say.
@@ -150,7 +150,7 @@ impl Bus {
                 let Some(gone) = ring.events.pop_front() else { break };
                 ring.bytes -= gone.data.len();
             }
-            ring.events.push_back(Event { id: ring.newest, kind, data });
+            ring.events.push_back(StreamEvent { id: ring.newest, kind, data });
         });
     }
 
@@ -167,38 +167,38 @@ impl Bus {
     }
 
     /// Watches from now on, or from after an event that was seen before.
-    pub(super) fn watch(&self, after: Option<u64>, kinds: EventKinds) -> Events {
+    pub(super) fn subscribe(&self, after: Option<u64>, kinds: EventKinds) -> EventSubscription {
         let place = self.with(|ring| {
             ring.watchers += 1;
             ring.of_tasks += usize::from(kinds.task);
             after.unwrap_or(ring.newest)
         });
-        Events { bus: self.clone(), newest: self.newest.subscribe(), place, kinds }
+        EventSubscription { bus: self.clone(), newest: self.newest.subscribe(), place, kinds }
     }
 }
 
-impl fmt::Debug for Bus {
+impl fmt::Debug for EventBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bus").finish_non_exhaustive()
+        f.debug_struct("EventBus").finish_non_exhaustive()
     }
 }
 
 /// A watcher's place in the stream.
-pub struct Events {
-    bus: Bus,
+pub struct EventSubscription {
+    bus: EventBus,
     newest: watch::Receiver<u64>,
     /// The last event that was seen.
     place: u64,
     kinds: EventKinds,
 }
 
-impl Events {
+impl EventSubscription {
     /// The next events, at least one and up to `most`; none when there will be no more.
     ///
     /// # Cancel safety
     ///
     /// Nothing is missed when it is dropped before it is done.
-    pub async fn next(&mut self, most: usize) -> Vec<Event> {
+    pub async fn next(&mut self, most: usize) -> Vec<StreamEvent> {
         loop {
             self.newest.borrow_and_update();
             let (found, closed) = self.bus.with(|ring| (self.read(ring, most), ring.closed));
@@ -213,7 +213,7 @@ impl Events {
         }
     }
 
-    fn read(&self, ring: &Ring, most: usize) -> (Vec<Event>, u64) {
+    fn read(&self, ring: &EventRing, most: usize) -> (Vec<StreamEvent>, u64) {
         // One that resumes from another process's count starts at the beginning of this one's.
         let ours = ring.base..=ring.newest;
         let place = if ours.contains(&self.place) { self.place } else { ring.base };
@@ -224,7 +224,7 @@ impl Events {
         if missed > 0 {
             place = oldest - 1;
             let data = format!("{{\"missed\":{missed}}}").into();
-            events.push(Event { id: place, kind: EventKind::Lagged, data });
+            events.push(StreamEvent { id: place, kind: EventKind::Lagged, data });
         }
         let skip = usize::try_from(place + 1 - oldest).unwrap_or(usize::MAX);
         for event in ring.events.iter().skip(skip) {
@@ -240,7 +240,7 @@ impl Events {
     }
 }
 
-impl Drop for Events {
+impl Drop for EventSubscription {
     fn drop(&mut self) {
         let of_tasks = usize::from(self.kinds.task);
         self.bus.with(|ring| {
@@ -250,9 +250,9 @@ impl Drop for Events {
     }
 }
 
-impl fmt::Debug for Events {
+impl fmt::Debug for EventSubscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("EventSubscription").field("place", &self.place).finish_non_exhaustive()
     }
 }
 
@@ -260,18 +260,18 @@ impl fmt::Debug for Events {
 mod tests {
     use super::*;
 
-    fn ids(events: &[Event]) -> Vec<u64> {
+    fn ids(events: &[StreamEvent]) -> Vec<u64> {
         events.iter().map(|event| event.id).collect()
     }
 
     #[tokio::test]
     async fn a_watcher_sees_what_comes_after_it_and_only_what_it_wants() {
-        let bus = Bus::new(0);
-        bus.say(EventKind::Figures, &1);
-        let mut all = bus.watch(None, EventKinds::ALL);
-        let mut some = bus.watch(None, EventKinds { task: false, ..EventKinds::ALL });
-        bus.say(EventKind::Task, &2);
-        bus.say(EventKind::Replica, &3);
+        let bus = EventBus::new(0);
+        bus.publish(EventKind::Figures, &1);
+        let mut all = bus.subscribe(None, EventKinds::ALL);
+        let mut some = bus.subscribe(None, EventKinds { task: false, ..EventKinds::ALL });
+        bus.publish(EventKind::Task, &2);
+        bus.publish(EventKind::Replica, &3);
         bus.wake();
         assert_eq!(ids(&all.next(10).await), [2, 3]);
         assert_eq!(ids(&some.next(10).await), [3]);
@@ -286,14 +286,14 @@ mod tests {
 
     #[tokio::test]
     async fn who_resumes_sees_what_it_missed_or_how_many() {
-        let bus = Bus::new(0);
+        let bus = EventBus::new(0);
         for n in 0..KEPT + 5 {
-            bus.say(EventKind::Figures, &n);
+            bus.publish(EventKind::Figures, &n);
         }
         let newest = KEPT as u64 + 5;
-        let mut late = bus.watch(Some(newest - 2), EventKinds::ALL);
+        let mut late = bus.subscribe(Some(newest - 2), EventKinds::ALL);
         assert_eq!(ids(&late.next(10).await), [newest - 1, newest]);
-        let mut later = bus.watch(Some(2), EventKinds::ALL);
+        let mut later = bus.subscribe(Some(2), EventKinds::ALL);
         let events = later.next(3).await;
         assert_eq!((events[0].kind, &*events[0].data), (EventKind::Lagged, "{\"missed\":3}"));
         assert_eq!(ids(&events), [5, 6, 7]);
@@ -302,36 +302,36 @@ mod tests {
 
     #[tokio::test]
     async fn long_events_are_kept_up_to_so_many_bytes() {
-        let bus = Bus::new(0);
+        let bus = EventBus::new(0);
         let long = "x".repeat(KEPT_BYTES / 10);
         for _ in 0..100 {
-            bus.say(EventKind::Figures, &long);
+            bus.publish(EventKind::Figures, &long);
         }
         let (kept, bytes) = bus.with(|ring| (ring.events.len(), ring.bytes));
         assert!(kept == 9 && bytes <= KEPT_BYTES, "{kept} events of {bytes} bytes");
-        let mut late = bus.watch(Some(1), EventKinds::ALL);
+        let mut late = bus.subscribe(Some(1), EventKinds::ALL);
         assert_eq!(ids(&late.next(10).await).len(), 10, "these, and how many were missed");
     }
 
     #[tokio::test]
     async fn who_resumes_from_a_former_process_starts_at_the_beginning() {
-        let bus = Bus::new(0);
-        bus.say(EventKind::Figures, &1);
-        let mut events = bus.watch(Some(77), EventKinds::ALL);
+        let bus = EventBus::new(0);
+        bus.publish(EventKind::Figures, &1);
+        let mut events = bus.subscribe(Some(77), EventKinds::ALL);
         assert_eq!(ids(&events.next(10).await), [1]);
     }
 
     #[tokio::test]
     async fn the_ids_of_a_former_process_stand_for_nothing_of_this_one() {
-        let bus = Bus::new(1_000);
+        let bus = EventBus::new(1_000);
         for n in 0..10 {
-            bus.say(EventKind::Figures, &n);
+            bus.publish(EventKind::Figures, &n);
         }
         for former in [0, 4, 999, 5_000] {
-            let mut events = bus.watch(Some(former), EventKinds::ALL);
+            let mut events = bus.subscribe(Some(former), EventKinds::ALL);
             assert_eq!(ids(&events.next(1).await), [1_001], "after {former}");
         }
-        let mut events = bus.watch(Some(1_004), EventKinds::ALL);
+        let mut events = bus.subscribe(Some(1_004), EventKinds::ALL);
         assert_eq!(ids(&events.next(1).await), [1_005]);
     }
 }

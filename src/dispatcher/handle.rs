@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::dispatcher::bulk::Operations;
-use crate::dispatcher::event_bus::{Bus, EventKinds, Events};
-use crate::dispatcher::messages::{Accepted, Health, Refusal, Request, Write};
+use crate::dispatcher::event_bus::{EventBus, EventKinds, EventSubscription};
+use crate::dispatcher::messages::{AcceptedWrite, Health, NewWrite, Refusal, Request};
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
 use crate::task::{Idempotency, NewTask};
@@ -16,7 +16,7 @@ use crate::task::{Idempotency, NewTask};
 /// What operators have of the daemon besides the loop.
 #[derive(Clone, Debug)]
 pub(crate) struct Operator {
-    pub(crate) bus: Bus,
+    pub(crate) bus: EventBus,
     pub(crate) operations: Operations,
     pub(crate) redrive_rate: NonZeroU32,
     pub(crate) policy: Policy,
@@ -48,9 +48,9 @@ impl Handle {
         &self,
         new: NewTask,
         idempotency: Option<Idempotency>,
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<AcceptedWrite, Refusal> {
         let (reply, answer) = oneshot::channel();
-        let write = Write { new: Box::new(new), idempotency, reply };
+        let write = NewWrite { new: Box::new(new), idempotency, reply };
         // If it is gone, so is the reply.
         let _ = self.requests.send(Request::Replicate(vec![write]));
         answer.await.map_err(|_| self.gone())?
@@ -64,12 +64,12 @@ impl Handle {
     pub async fn replicate_all(
         &self,
         writes: Vec<(NewTask, Option<Idempotency>)>,
-    ) -> Vec<Result<Accepted, Refusal>> {
+    ) -> Vec<Result<AcceptedWrite, Refusal>> {
         let (writes, answers): (Vec<_>, Vec<_>) = writes
             .into_iter()
             .map(|(new, idempotency)| {
                 let (reply, answer) = oneshot::channel();
-                (Write { new: Box::new(new), idempotency, reply }, answer)
+                (NewWrite { new: Box::new(new), idempotency, reply }, answer)
             })
             .unzip();
         let _ = self.requests.send(Request::Replicate(writes));
@@ -92,10 +92,10 @@ impl Handle {
         answer.await.ok()
     }
 
-    /// Events from now on, or after an event that was seen before.
+    /// EventSubscription from now on, or after an event that was seen before.
     #[must_use]
-    pub fn events(&self, after: Option<u64>, kinds: EventKinds) -> Events {
-        self.operator.bus.watch(after, kinds)
+    pub fn events(&self, after: Option<u64>, kinds: EventKinds) -> EventSubscription {
+        self.operator.bus.subscribe(after, kinds)
     }
 
     /// How the daemon is now.
@@ -125,7 +125,7 @@ impl Handle {
         let retry_after = Duration::from_millis(1_500);
         let counts = Arc::default();
         let operator = Operator {
-            bus: Bus::new(0),
+            bus: EventBus::new(0),
             operations: Operations::default(),
             redrive_rate: NonZeroU32::MIN,
             policy: Policy::new(None, None),
@@ -135,8 +135,8 @@ impl Handle {
     }
 
     /// Says what happened, as the loop would.
-    pub(crate) fn say(&self, kind: crate::dispatcher::EventKind, what: &impl serde::Serialize) {
-        self.operator.bus.say(kind, what);
+    pub(crate) fn publish(&self, kind: crate::dispatcher::EventKind, what: &impl serde::Serialize) {
+        self.operator.bus.publish(kind, what);
         self.operator.bus.wake();
     }
 }

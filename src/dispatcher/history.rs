@@ -15,7 +15,7 @@ const MOST_BYTES: usize = 16 << 20;
 
 /// A task that is over.
 #[derive(Clone, Debug)]
-pub(super) struct Past {
+pub(super) struct SettledTask {
     /// How each of its deliveries ended.
     pub(super) view: TaskView,
     /// What it was, if that was still in memory.
@@ -24,7 +24,7 @@ pub(super) struct Past {
     pub(super) settled_at: Timestamp,
 }
 
-impl Past {
+impl SettledTask {
     /// What it takes in memory, about.
     fn bytes(&self) -> usize {
         let error =
@@ -42,26 +42,26 @@ impl Past {
 
 /// The last tasks that came to their end.
 #[derive(Debug)]
-pub(crate) struct History {
+pub(crate) struct TaskHistory {
     keep: Duration,
-    tasks: HashMap<TaskId, Past>,
+    tasks: HashMap<TaskId, SettledTask>,
     bytes: usize,
     order: VecDeque<(Moment, TaskId)>,
 }
 
-impl History {
+impl TaskHistory {
     pub(crate) fn new(keep: Duration) -> Self {
         Self { keep, tasks: HashMap::new(), bytes: 0, order: VecDeque::new() }
     }
 
     /// Whether anything is remembered at all.
-    pub(super) fn is_kept(&self) -> bool {
+    pub(super) fn is_enabled(&self) -> bool {
         !self.keep.is_zero()
     }
 
     pub(super) fn remember(&mut self, now: Now, view: TaskView, header: Option<Header>) {
         self.order.push_back((now.moment.after(self.keep), view.id));
-        let past = Past { view, header, settled_at: now.wall };
+        let past = SettledTask { view, header, settled_at: now.wall };
         self.bytes += past.bytes();
         self.tasks.insert(past.view.id, past);
         while self.order.len() > MOST || self.bytes > MOST_BYTES && !self.order.is_empty() {
@@ -69,7 +69,7 @@ impl History {
         }
     }
 
-    pub(super) fn get(&self, id: TaskId) -> Option<&Past> {
+    pub(super) fn get(&self, id: TaskId) -> Option<&SettledTask> {
         self.tasks.get(&id)
     }
 
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_task_is_remembered_for_a_while_and_the_oldest_make_way() {
-        let mut history = History::new(Duration::from_secs(10));
+        let mut history = TaskHistory::new(Duration::from_secs(10));
         let now = |second| {
             let moment = Moment(0).after(Duration::from_secs(second));
             Now { moment, wall: Timestamp(0) }
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn of_large_tasks_fewer_are_remembered() {
-        let mut history = History::new(Duration::from_secs(10));
+        let mut history = TaskHistory::new(Duration::from_secs(10));
         let now = Now { moment: Moment(0), wall: Timestamp(0) };
         let delivery = DeliveryView {
             node: Node::parse("http://a").unwrap(),

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use crate::dispatcher::messages::Answered;
+use crate::dispatcher::messages::AttemptReport;
 use crate::engine::{Engine, LaneView, Moment};
 use crate::metrics::{
     ATTEMPT_SECONDS, COMMIT_SECONDS, COMMIT_TASKS, DELIVERY_SECONDS, Histogram,
@@ -108,18 +108,18 @@ impl Latency {
     }
 
     /// Records an attempt, if it was sent. The task of a delivery must still be in `engine`.
-    pub(super) fn answered(&mut self, now: Moment, answered: &Answered, engine: &Engine) {
-        let Some(node) = &answered.node else { return };
-        let took = answered.outcome.took;
+    pub(super) fn attempt_ended(&mut self, now: Moment, report: &AttemptReport, engine: &Engine) {
+        let Some(node) = &report.node else { return };
+        let took = report.outcome.took;
         let replica = self.replicas.entry(node.clone()).or_default();
         self.attempt.record_time(took);
         replica.attempt.record_time(took);
-        if answered.outcome.verdict != Verdict::Delivered {
+        if report.outcome.verdict != Verdict::Delivered {
             return;
         }
         self.acks.record(took);
         replica.acknowledged(now, took);
-        if let Some(lag) = engine.age(answered.delivery.task, now) {
+        if let Some(lag) = engine.age(report.delivery.task, now) {
             self.max_lag = self.max_lag.max(lag);
             self.delivery.record_time(lag);
             replica.delivery.record_time(lag);

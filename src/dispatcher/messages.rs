@@ -22,7 +22,7 @@ use crate::task::{
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Accept these writes, in this order, and say how each went.
-    Replicate(Vec<Write>),
+    Replicate(Vec<NewWrite>),
     Tasks(TaskRequest),
     Replicas(ReplicaRequest),
     DeadLetters(DeadLetterRequest),
@@ -63,7 +63,7 @@ impl Health {
 
 /// An accepted write.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Accepted {
+pub struct AcceptedWrite {
     /// The task that it became; it is on disk.
     pub id: TaskId,
     /// Who has acknowledged: a majority for a strong write, nobody yet for an eventual one.
@@ -128,20 +128,20 @@ fn no_majority(acked: usize, replicas: usize, needed: usize) -> String {
 }
 
 /// Where the answer of a request goes.
-pub(crate) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
+pub(crate) type WriteReply = oneshot::Sender<Result<AcceptedWrite, Refusal>>;
 
 /// A write as it comes in.
 #[derive(Debug)]
-pub(crate) struct Write {
+pub(crate) struct NewWrite {
     pub(crate) new: Box<NewTask>,
     pub(crate) idempotency: Option<Idempotency>,
-    pub(crate) reply: Reply,
+    pub(crate) reply: WriteReply,
 }
 
 /// A write on its way to the disk.
 #[derive(Debug)]
-pub(crate) struct Pending {
-    pub(crate) reply: Reply,
+pub(crate) struct PendingWrite {
+    pub(crate) reply: WriteReply,
     /// When its request came.
     pub(crate) arrived: Moment,
     /// None for a repeat, which needs no room.
@@ -151,13 +151,13 @@ pub(crate) struct Pending {
 
 /// An event that the loop handles.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub(crate) enum LoopEvent {
     /// By the journal: what became of a write. The task of a new one arrives behind this.
-    Appended { pending: Pending, outcome: Result<Appended, AppendError> },
+    Appended { write: PendingWrite, outcome: Result<Appended, AppendError> },
     /// By the journal.
     Journal(JournalEvent),
     /// By an attempt: it has ended.
-    Answered(Answered),
+    AttemptEnded(AttemptReport),
     /// By the daemon: refuse what comes from now on.
     Refuse,
     /// By the daemon: send nothing more, and end when nothing is on the wire.
@@ -166,7 +166,7 @@ pub(crate) enum Event {
 
 /// How an attempt ended.
 #[derive(Debug)]
-pub(crate) struct Answered {
+pub(crate) struct AttemptReport {
     pub(crate) delivery: DeliveryId,
     pub(crate) outcome: AttemptOutcome,
     /// The task, if it could be read.

@@ -19,25 +19,25 @@ const WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone)]
 pub(crate) struct ReadMemory {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ReadMemoryState>>,
 }
 
-struct State {
+struct ReadMemoryState {
     pool: SharedPool,
     held: HashMap<Node, u64>,
     /// First come, first served, except where the replica has used up its share.
-    waiting: Vec<Waiting>,
+    waiting: Vec<ReadWaiter>,
 }
 
-struct Waiting {
+struct ReadWaiter {
     node: Node,
     bytes: u64,
-    granted: oneshot::Sender<Permit>,
+    granted: oneshot::Sender<ReadPermit>,
 }
 
 /// Memory for one task, free again when it is dropped.
-pub(super) struct Permit {
-    state: Arc<Mutex<State>>,
+pub(super) struct ReadPermit {
+    state: Arc<Mutex<ReadMemoryState>>,
     node: Node,
     bytes: u64,
 }
@@ -46,7 +46,7 @@ impl ReadMemory {
     pub(crate) fn new(bytes: usize) -> Self {
         // With none at all nothing would ever be read back.
         let pool = SharedPool::new(bytes.max(1), 0);
-        let state = State { pool, held: HashMap::new(), waiting: Vec::new() };
+        let state = ReadMemoryState { pool, held: HashMap::new(), waiting: Vec::new() };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -54,9 +54,9 @@ impl ReadMemory {
     ///
     /// A task gets memory as long as any is free for its replica, so all of it is overdrawn by
     /// one task at the most, and a large task does not wait for longer than a small one.
-    pub(super) async fn take(&self, node: &Node, bytes: u64) -> Option<Permit> {
+    pub(super) async fn take(&self, node: &Node, bytes: u64) -> Option<ReadPermit> {
         let (granted, permit) = oneshot::channel();
-        let waiting = Waiting { node: node.clone(), bytes, granted };
+        let waiting = ReadWaiter { node: node.clone(), bytes, granted };
         lock(&self.state).waiting.push(waiting);
         grant(&self.state);
         timeout(WAIT, permit).await.ok()?.ok()
@@ -64,7 +64,7 @@ impl ReadMemory {
 
     /// What was missing, for operators.
     pub(super) fn shortage(&self) -> String {
-        let State { pool, .. } = *lock(&self.state);
+        let ReadMemoryState { pool, .. } = *lock(&self.state);
         format!(
             "no memory to read the task back from disk within {} s: other tasks hold {} of {} bytes (--memory-budget)",
             WAIT.as_secs(),
@@ -74,14 +74,14 @@ impl ReadMemory {
     }
 }
 
-impl Drop for Permit {
+impl Drop for ReadPermit {
     fn drop(&mut self) {
         lock(&self.state).give_back(&self.node, self.bytes);
         grant(&self.state);
     }
 }
 
-impl State {
+impl ReadMemoryState {
     fn give_back(&mut self, node: &Node, bytes: u64) {
         self.pool.used -= bytes;
         if let Some(held) = self.held.get_mut(node) {
@@ -93,7 +93,7 @@ impl State {
     }
 
     /// The next that may have its memory now, which is its own from here on.
-    fn next(&mut self) -> Option<Waiting> {
+    fn next(&mut self) -> Option<ReadWaiter> {
         self.waiting.retain(|waiting| !waiting.granted.is_closed());
         let held = |node| self.held.get(node).copied().unwrap_or_default();
         let next = self.waiting.iter().position(|one| self.pool.has_room_for(held(&one.node)))?;
@@ -104,15 +104,15 @@ impl State {
     }
 }
 
-fn grant(state: &Arc<Mutex<State>>) {
+fn grant(state: &Arc<Mutex<ReadMemoryState>>) {
     loop {
-        let Some(Waiting { node, bytes, granted }) = lock(state).next() else { return };
+        let Some(ReadWaiter { node, bytes, granted }) = lock(state).next() else { return };
         // If it does not wait any more the permit comes back, and is dropped without the lock.
-        let _ = granted.send(Permit { state: Arc::clone(state), node, bytes });
+        let _ = granted.send(ReadPermit { state: Arc::clone(state), node, bytes });
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<ReadMemoryState>) -> MutexGuard<'_, ReadMemoryState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -127,7 +127,7 @@ mod tests {
     }
 
     /// What a replica gets at once, in tasks of a hundredth of all.
-    async fn taken(memory: &ReadMemory, name: &str) -> Vec<Permit> {
+    async fn taken(memory: &ReadMemory, name: &str) -> Vec<ReadPermit> {
         let mut permits = Vec::new();
         while let Some(permit) = memory.take(&node(name), BUDGET as u64 / 100).await {
             permits.push(permit);

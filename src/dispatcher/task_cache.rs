@@ -10,14 +10,14 @@ const OVERHEAD_BYTES: usize = 400;
 
 /// Tasks by id, up to a budget of bytes. What does not fit is read back when its turn comes.
 #[derive(Debug)]
-pub(super) struct TaskCache {
+pub(crate) struct TaskCache {
     budget: usize,
     used: usize,
     tasks: HashMap<TaskId, Arc<Task>>,
 }
 
 impl TaskCache {
-    pub(super) fn new(budget: usize) -> Self {
+    pub(crate) fn new(budget: usize) -> Self {
         Self { budget, used: 0, tasks: HashMap::new() }
     }
 

@@ -52,7 +52,7 @@ impl UptimeRecorder {
     }
 
     /// The daemon runs. Gives the uptime if the clock was set.
-    pub(super) fn see(&mut self, now: Now) -> Option<&Uptime> {
+    pub(super) fn observe(&mut self, now: Now) -> Option<&Uptime> {
         let ran = now.moment.since_start().saturating_sub(self.at.since_start());
         self.at = now.moment;
         let step = self.uptime.see(now.wall, ran)?;
@@ -62,7 +62,7 @@ impl UptimeRecorder {
     }
 
     /// Writes it down if that is due, elsewhere: the disk may take its time.
-    pub(super) fn keep(&mut self, now: Moment) {
+    pub(super) fn save(&mut self, now: Moment) {
         if now < self.due || self.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
             return;
         }
@@ -116,12 +116,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = UptimeFile::of(dir.path());
         let mut recorder = UptimeRecorder::begin(now(0, 1_000), file.clone()).unwrap();
-        assert_eq!(recorder.see(now(30, 1_030)), None);
-        recorder.keep(now(30, 1_030).moment);
+        assert_eq!(recorder.observe(now(30, 1_030)), None);
+        recorder.save(now(30, 1_030).moment);
         assert!(recorder.writing.is_none(), "it is not due");
-        let uptime = recorder.see(now(31, 91_031)).cloned().unwrap();
+        let uptime = recorder.observe(now(31, 91_031)).cloned().unwrap();
         assert_eq!(uptime.gaps, [(now(0, 1_031).wall, now(0, 91_031).wall)]);
-        recorder.keep(now(31, 91_031).moment);
+        recorder.save(now(31, 91_031).moment);
         recorder.writing.take().unwrap().await.unwrap();
         assert_eq!(file.read().unwrap(), Some(uptime));
         // The next one starts a day later.

@@ -23,7 +23,7 @@ pub(crate) struct BarrierRequest {
 
 /// A barrier whose deliveries are being counted.
 #[derive(Debug)]
-pub(crate) struct CountingBarrier {
+pub(super) struct CountingBarrier {
     up_to: TaskId,
     nodes: Vec<Node>,
     reply: AdminReply<api::Barrier>,
@@ -60,7 +60,7 @@ impl Handle {
 impl Core {
     pub(in crate::dispatcher) fn serve_barrier(&mut self, request: BarrierRequest) {
         let BarrierRequest { up_to, nodes, reply } = request;
-        let unknown = |node: &&Node| up_to.is_none() && !self.parts.registry.knows(node);
+        let unknown = |node: &&Node| up_to.is_none() && !self.registry.knows(node);
         if let Some(node) = nodes.iter().find(unknown) {
             let error = format!(
                 "field \"replicas\": nothing was ever accepted for {node}, so there is nothing to wait for"
@@ -68,24 +68,24 @@ impl Core {
             let _ = reply.send(Err(AdminError::Invalid(error)));
             return;
         }
-        let newest = self.parts.newest;
+        let newest = self.intake.newest;
         let up_to = up_to.unwrap_or(newest).min(newest);
         let mut nodes: Vec<_> =
-            nodes.iter().map(|node| self.parts.registry.resolve(node).clone()).collect();
+            nodes.iter().map(|node| self.registry.resolve(node).clone()).collect();
         nodes.sort();
         nodes.dedup();
-        self.counting.push_back(CountingBarrier { up_to, nodes, reply });
+        self.admin.counting.push_back(CountingBarrier { up_to, nodes, reply });
         self.answer_counted();
     }
 
-    /// Answers for the barriers that are counted. The engine counts one at a time.
+    /// Answers for the barriers that are counted.
     pub(in crate::dispatcher) fn answer_counted(&mut self) {
-        while let Some(barrier) = self.counting.pop_front() {
+        while let Some(barrier) = self.admin.counting.pop_front() {
             if barrier.reply.is_closed() {
                 continue;
             }
-            let Some(counts) = self.parts.engine.barrier(barrier.up_to, &barrier.nodes) else {
-                return self.counting.push_front(barrier);
+            let Some(counts) = self.engine.barrier(barrier.up_to, &barrier.nodes) else {
+                return self.admin.counting.push_front(barrier);
             };
             let CountingBarrier { up_to, nodes, reply } = barrier;
             let _ = reply.send(Ok(view::barrier(up_to, &nodes, counts)));

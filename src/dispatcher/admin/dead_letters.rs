@@ -119,7 +119,7 @@ impl Core {
                 self.list_letters(filter, limit, after, reply);
             }
             DeadLetterRequest::Apply { letters, action, reply } => {
-                let engine = &mut self.parts.engine;
+                let engine = &mut self.engine;
                 let apply = |letter| match action {
                     LetterAction::Redrive => engine.redrive_letter(now, letter),
                     LetterAction::Discard => engine.discard_letter(now, letter),
@@ -157,18 +157,18 @@ impl Core {
             None => {
                 let most = if text.is_empty() && cause.is_none() { limit } else { READS };
                 let after = after.map(|after| (after.0, after.1));
-                (self.parts.engine.find_letters(&of_delivery, after, most), limit)
+                (self.engine.find_letters(&of_delivery, after, most), limit)
             }
             // All at once: the number of ids in a request is limited.
             Some(ids) => {
                 let resolve = |(id, node): &(TaskId, Option<Node>)| {
-                    (*id, node.as_ref().map(|node| self.parts.registry.resolve(node).clone()))
+                    (*id, node.as_ref().map(|node| self.registry.resolve(node).clone()))
                 };
                 let ids: Vec<_> = ids.iter().map(resolve).collect();
-                (self.parts.engine.letters_of(&ids, &of_delivery), usize::MAX)
+                (self.engine.letters_of(&ids, &of_delivery), usize::MAX)
             }
         };
-        let journal = Arc::clone(&self.parts.journal);
+        let journal = Arc::clone(&self.journal);
         answer_in_background(reply, async move {
             let ids: Vec<_> = found.items.iter().map(|letter| letter.task).collect();
             let examined = ids.len();

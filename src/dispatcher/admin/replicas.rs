@@ -38,7 +38,7 @@ pub(crate) enum ReplicaRequest {
 
 /// A replica that is being forgotten, and the operator that waits for it.
 #[derive(Debug)]
-pub(crate) struct Forgetting {
+pub(super) struct Forgetting {
     node: Node,
     reply: AdminReply<Option<api::Forgotten>>,
     answer: api::Forgotten,
@@ -112,41 +112,42 @@ impl Core {
     }
 
     fn list_replicas(&self, now: Now, node: Option<&Node>) -> Vec<api::Replica> {
-        let node = node.map(|node| self.parts.registry.resolve(node));
-        let lanes = self.parts.engine.lanes();
+        let node = node.map(|node| self.registry.resolve(node));
+        let lanes = self.engine.lanes();
         let mut lanes: Vec<_> =
             lanes.filter(|lane| node.is_none_or(|node| *node == lane.node)).collect();
         lanes.sort_by(|a, b| a.node.cmp(&b.node));
         let shown = lanes.iter().map(|lane| {
-            let (rate, quantiles) =
-                (self.latency.rate(&lane.node), self.latency.quantiles(&lane.node));
-            view::replica(lane, rate, quantiles, self.parts.registry.names_before(&lane.node), now)
+            let (rate, quantiles) = (
+                self.observed.latency.rate(&lane.node),
+                self.observed.latency.quantiles(&lane.node),
+            );
+            view::replica(lane, rate, quantiles, self.registry.names_before(&lane.node), now)
         });
         shown.collect()
     }
 
     fn pause(&mut self, now: Now, node: &Node, paused: bool) -> Option<api::Replica> {
         let node = self.resolve_for_admin(node);
-        let lane = self.parts.engine.lanes().find(|lane| lane.node == node)?;
+        let lane = self.engine.lanes().find(|lane| lane.node == node)?;
         if lane.paused.is_some() != paused {
             let since = paused.then_some(now.wall);
-            let change = self.parts.registry.pause(&node, since, now.wall);
+            let change = self.registry.pause(&node, since, now.wall);
             self.save_registry(vec![change]);
-            self.parts.engine.pause(now, &node, since);
+            self.engine.pause(now, &node, since);
             self.act(now);
             let change =
                 if paused { api::ReplicaChange::Paused } else { api::ReplicaChange::Resumed };
             info!(replica = %node, paused, "an operator has paused or resumed a replica");
-            self.publish_replica(now, &node, change, None);
+            self.observed.publish_replica(now, &node, change, None);
         }
         self.list_replicas(now, Some(&node)).pop()
     }
 
     fn probe(&mut self, now: Now, node: &Node) -> Option<api::Probed> {
         let node = self.resolve_for_admin(node);
-        let is_paused =
-            self.parts.engine.lanes().any(|lane| lane.node == node && lane.paused.is_some());
-        let engine::Probed { probing, breaker } = self.parts.engine.probe(now, &node)?;
+        let is_paused = self.engine.lanes().any(|lane| lane.node == node && lane.paused.is_some());
+        let engine::Probed { probing, breaker } = self.engine.probe(now, &node)?;
         let reason = match (probing, breaker) {
             (true, _) => None,
             (false, _) if is_paused => Some("it is paused"),
@@ -165,7 +166,7 @@ impl Core {
 
     fn forget(&mut self, now: Now, node: &Node, reply: AdminReply<Option<api::Forgotten>>) {
         let node = self.resolve_for_admin(node);
-        let Some(forgotten) = self.parts.engine.forget(now, &node) else {
+        let Some(forgotten) = self.engine.forget(now, &node) else {
             let _ = reply.send(Ok(None));
             return;
         };
@@ -173,7 +174,7 @@ impl Core {
         warn!(replica = %node, discarded, in_flight, "an operator has discarded all deliveries to a replica");
         self.act(now);
         let answer = api::Forgotten { replica: node.to_string(), discarded, in_flight };
-        self.forgetting.push(Forgetting { node, reply, answer });
+        self.admin.forgetting.push(Forgetting { node, reply, answer });
     }
 
     /// Answers for the replicas whose deliveries are all discarded.
@@ -181,17 +182,17 @@ impl Core {
     /// The names and the pause of a replica end only here. If the daemon restarts in between, the
     /// remaining deliveries must still be for the same replica, and still paused.
     pub(in crate::dispatcher) fn answer_forgotten(&mut self, now: Now) {
-        for forgetting in std::mem::take(&mut self.forgetting) {
-            if self.parts.engine.is_forgetting(&forgetting.node) {
-                self.forgetting.push(forgetting);
+        for forgetting in std::mem::take(&mut self.admin.forgetting) {
+            if self.engine.is_forgetting(&forgetting.node) {
+                self.admin.forgetting.push(forgetting);
                 continue;
             }
             let Forgetting { node, reply, answer } = forgetting;
-            let changes = self.parts.registry.forget(&node, now.wall);
+            let changes = self.registry.forget(&node, now.wall);
             self.save_registry(changes);
-            self.parts.engine.pause(now, &node, None);
+            self.engine.pause(now, &node, None);
             self.act(now);
-            self.publish_replica(now, &node, api::ReplicaChange::Forgotten, None);
+            self.observed.publish_replica(now, &node, api::ReplicaChange::Forgotten, None);
             self.answer_when_durable(reply, Some(answer));
         }
     }
@@ -208,24 +209,29 @@ impl Core {
                 "{to} was sent writes before: the pending writes for {node} could be older than those"
             ))
         };
-        if !self.parts.registry.may_be_named(&node, to) {
+        if !self.registry.may_be_named(&node, to) {
             return Err(used());
         }
-        if self.parts.engine.is_forgetting(&node) {
+        if self.engine.is_forgetting(&node) {
             let error = format!("{node} is being forgotten; rename it when that has ended");
             return Err(AdminError::Conflict(error));
         }
-        match self.parts.engine.rename(now, &node, to) {
+        match self.engine.rename(now, &node, to) {
             Ok(()) => {}
             Err(RenameError::Unknown) => return Ok(None),
             Err(RenameError::Used) => return Err(used()),
         }
-        let changes = self.parts.registry.rename(&node, to, now.wall);
+        let changes = self.registry.rename(&node, to, now.wall);
         self.save_registry(changes);
-        self.latency.rename(&node, to);
+        self.observed.latency.rename(&node, to);
         self.act(now);
         info!(replica = %node, to = %to, "an operator has renamed a replica");
-        self.publish_replica(now, &node, api::ReplicaChange::Renamed, Some(to.to_string()));
+        self.observed.publish_replica(
+            now,
+            &node,
+            api::ReplicaChange::Renamed,
+            Some(to.to_string()),
+        );
         Ok(self.list_replicas(now, Some(to)).pop())
     }
 }

@@ -104,8 +104,8 @@ impl Core {
         let text =
             TextFilter { key: filter.key, key_prefix: filter.key_prefix, user_id: filter.user_id };
         let most = if text.is_empty() { limit } else { READS };
-        let found = self.parts.engine.find_tasks(&of_delivery, after, most);
-        let journal = Arc::clone(&self.parts.journal);
+        let found = self.engine.find_tasks(&of_delivery, after, most);
+        let journal = Arc::clone(&self.journal);
         answer_in_background(reply, async move {
             let ids: Vec<_> = found.items.iter().map(|task| task.id).collect();
             let examined = ids.len();
@@ -124,9 +124,9 @@ impl Core {
     }
 
     fn show_task(&self, now: Now, id: TaskId, reply: AdminReply<Option<api::Task>>) {
-        if let Some(found) = self.parts.engine.view(id) {
+        if let Some(found) = self.engine.view(id) {
             let header = self.task_cache.get(id).map(|task| Header::of(&task));
-            let journal = Arc::clone(&self.parts.journal);
+            let journal = Arc::clone(&self.journal);
             return answer_in_background(reply, async move {
                 let header = match header {
                     Some(header) => Some(header),
@@ -135,7 +135,7 @@ impl Core {
                 Ok(Some(view::task(found, header.as_ref(), None, now)))
             });
         }
-        let shown = self.parts.history.get(id).map(|past| {
+        let shown = self.observed.history.get(id).map(|past| {
             view::task(past.view.clone(), past.header.as_ref(), Some(past.settled_at), now)
         });
         let _ = reply.send(Ok(shown));
@@ -144,13 +144,13 @@ impl Core {
     fn discard_task(&mut self, now: Now, id: TaskId, reply: AdminReply<Option<api::Task>>) {
         // The cache loses the task when it is discarded.
         let header = self.task_cache.get(id).map(|task| Header::of(&task));
-        if !self.parts.engine.discard_task(now, id) {
+        if !self.engine.discard_task(now, id) {
             return self.show_task(now, id, reply);
         }
         self.act(now);
-        let past = self.parts.history.get(id);
+        let past = self.observed.history.get(id);
         let settled_at = past.map(|past| past.settled_at);
-        let found = self.parts.engine.view(id).or_else(|| past.map(|past| past.view.clone()));
+        let found = self.engine.view(id).or_else(|| past.map(|past| past.view.clone()));
         let header = header.or_else(|| past.and_then(|past| past.header.clone()));
         let found = found.map(|found| view::task(found, header.as_ref(), settled_at, now));
         self.answer_when_durable(reply, found);

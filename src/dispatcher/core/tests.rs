@@ -9,12 +9,12 @@ use crate::dispatcher::admin::AdminReply;
 use crate::dispatcher::admin::barriers::BarrierRequest;
 use crate::dispatcher::admin::replicas::ReplicaRequest;
 use crate::dispatcher::admin::tasks::TaskRequest;
-use crate::dispatcher::messages::{Accepted, Refusal};
+use crate::dispatcher::messages::{AcceptedWrite, NewWrite, Refusal};
 use crate::engine::{self, EngineSettings};
 use crate::store::{KeyLimits, MemoryJournal, MemoryStore};
-use crate::task::{Consistency, Idempotency, NewTask, Node, Operation};
+use crate::task::{Consistency, Idempotency, NewTask, Node, Operation, TaskId};
 
-type Answered = Result<Accepted, Refusal>;
+type WriteAnswer = Result<AcceptedWrite, Refusal>;
 
 /// A write: its key, when it is answered, its idempotency key and what its body comes down to.
 type Given<'a> = (&'a str, Consistency, Option<(&'a str, u8)>);
@@ -22,7 +22,7 @@ type Given<'a> = (&'a str, Consistency, Option<(&'a str, u8)>);
 /// A running loop. Its replicas do not exist, or are paused.
 struct Running {
     requests: mpsc::UnboundedSender<Request>,
-    events: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedSender<LoopEvent>,
     core: JoinHandle<()>,
     journal: Arc<MemoryJournal>,
     replica: Node,
@@ -38,7 +38,7 @@ impl Running {
         let (health, _) = watch::channel(Health::Serving);
         let tell = events.clone();
         // The loop may be gone.
-        let notify = move |event| drop(tell.send(Event::Journal(event)));
+        let notify = move |event| drop(tell.send(LoopEvent::Journal(event)));
         let limits = KeyLimits { window: Duration::from_secs(3_600), most: 100 };
         let store = MemoryStore::new(TaskId(1), limits);
         let journal = Arc::new(MemoryJournal::open(&store, notify));
@@ -64,7 +64,7 @@ impl Running {
     }
 
     /// Hands writes in together, and where their answers will be.
-    fn write<const N: usize>(&self, writes: [Given<'_>; N]) -> [oneshot::Receiver<Answered>; N] {
+    fn write<const N: usize>(&self, writes: [Given<'_>; N]) -> [oneshot::Receiver<WriteAnswer>; N] {
         let mut handed = Vec::new();
         let answers = writes.map(|(key, consistency, idempotency)| {
             let (reply, answer) = oneshot::channel();
@@ -80,7 +80,7 @@ impl Running {
             };
             let idempotency = idempotency
                 .map(|(key, body)| Idempotency { key: key.into(), fingerprint: [body; 16] });
-            handed.push(Write { new: Box::new(new), idempotency, reply });
+            handed.push(NewWrite { new: Box::new(new), idempotency, reply });
             answer
         });
         self.requests.send(Request::Replicate(handed)).unwrap();
@@ -108,7 +108,7 @@ impl Running {
     }
 
     async fn stop(self) {
-        self.events.send(Event::Stop).unwrap();
+        self.events.send(LoopEvent::Stop).unwrap();
         self.core.await.unwrap();
     }
 }
