@@ -1,11 +1,11 @@
-//! The loop around the engine, and the way into it.
+//! The loop around the engine, and its entry point.
 //!
-//! Everything that changes the engine happens in `core.rs`, one event at a time. The server and
-//! the commands hold a [`Handle`]: it sends requests to the loop and waits for the answers. The
-//! dispatcher does not know who listens, nor how it is started and stopped: `daemon` does that.
+//! Only `core.rs` changes the engine, one event at a time. The server and the commands hold a
+//! [`Handle`], which sends requests to the loop and waits for the answers. Start and stop are in
+//! `daemon`.
 //!
-//! To read on: `core.rs` for the loop, `handle.rs` for the way in, `attempt.rs` for a delivery on
-//! the wire.
+//! Read on with `core.rs` for the loop, `core/accept.rs` for the path of a write, `handle.rs` for the
+//! entry point, `attempt.rs` for a delivery in flight.
 
 mod admin;
 mod admission;

@@ -1,4 +1,4 @@
-//! From disk into the engine, at the start.
+//! The recovery at the start: from disk into the engine.
 
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,6 @@ use crate::store::{
     self, JournalEvent, KeyLimits, LocalJournal, LocalStore, RecoveryReport, SetAside,
 };
 
-/// An open store, and what was in it.
 pub(super) struct Restored {
     pub(super) journal: LocalJournal,
     pub(super) engine: Engine,
@@ -41,12 +40,12 @@ fn log_set_aside(set_aside: &SetAside) {
         }
     }
     let SetAside { rows, superseded, .. } = set_aside;
-    error!(rows, superseded, %file, "rows were set aside; older writes of their keys are superseded, so that nothing stale follows a newer write");
+    error!(rows, superseded, %file, "rows were set aside; older writes of their keys are superseded, so that no stale value follows a newer one");
 }
 
 /// Opens the store and restores its tasks into `engine`. Blocks.
 ///
-/// One thread reads while this one restores: with a million tasks each takes seconds.
+/// One thread reads while this one fills the engine: with a million tasks, each takes seconds.
 pub(super) fn open(
     settings: &store::StoreSettings,
     limits: KeyLimits,
@@ -61,12 +60,12 @@ pub(super) fn open(
     let now = clock.now();
     let (claims, claimed) = sync_channel(8);
     let claims = Arc::new(Mutex::new(Some(claims)));
-    // To this thread at first, so that reading waits for it; then to the loop.
+    // First to this thread, through a bounded channel; after the recovery to the loop.
     let notify = {
         let claims = Arc::clone(&claims);
         move |event| match &*lock(&claims) {
             Some(claims) => drop(claims.send(event)),
-            // The loop outlives the journal unless it panics.
+            // Fails only if the loop has panicked.
             None => drop(events.send(LoopEvent::Journal(event))),
         }
     };
@@ -74,7 +73,7 @@ pub(super) fn open(
         let uptime = uptime.uptime();
         let reading = scope.spawn(move || {
             let opened = store.into_journal(limits, now, uptime, notify);
-            // The other thread ends when this is gone.
+            // Ends the loop below.
             lock(&claims).take();
             opened
         });
@@ -120,7 +119,7 @@ fn log_report(report: &RecoveryReport, clock: Clock) {
     );
 }
 
-/// A panic leaves it right: it is only set and read.
+/// The value is only set and read, so a panic cannot leave it half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,7 @@
-//! Redriving and discarding many dead letters: work that goes on while its operator looks on.
+//! Operations: redrive or discard many dead letters in the background.
 //!
-//! An operation is a task of its own that looks for letters page by page and hands them to the
-//! loop. It does not survive a restart, and ends with the daemon; what it has not come to stays as
-//! it was.
+//! An operation is a task that finds letters page by page and passes them to the loop. It does not
+//! survive a restart and ends with the daemon; the remaining letters stay unchanged.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -19,16 +18,12 @@ use crate::dispatcher::admin::dead_letters::{FoundLetter, LetterAction, LetterFi
 use crate::dispatcher::view;
 use crate::engine::AdminOutcome;
 
-/// Operations that may run at once.
-const RUNNING: usize = 4;
-/// Operations that are remembered.
-const KEPT: usize = 100;
-/// Letters that are looked for at once.
+const MAX_RUNNING: usize = 4;
+const MAX_OPERATIONS: usize = 100;
 const PAGE: usize = 500;
-/// How often a redrive goes on; at each step it takes as many as its rate allows.
+/// A redrive takes the letters of its rate at least this far apart.
 const STEP: Duration = Duration::from_millis(50);
 
-/// What is to be done.
 #[derive(Clone, Debug)]
 struct BulkWork {
     kind: OperationKind,
@@ -37,23 +32,22 @@ struct BulkWork {
     rate: Option<NonZeroU32>,
 }
 
-/// The operations that run, and the last that ended.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Operations(Arc<Mutex<OperationList>>);
 
 #[derive(Debug, Default)]
 struct OperationList {
-    begun: u64,
+    started: u64,
     /// Oldest first.
-    operations: VecDeque<OperationRecord>,
+    records: VecDeque<OperationRecord>,
 }
 
 #[derive(Debug)]
 struct OperationRecord {
     operation: Operation,
-    /// Sent to once.
+    /// Used once.
     cancel: Option<oneshot::Sender<()>>,
-    /// Closed when it has ended, and is told as such.
+    /// Closed when the operation has ended and its state says so.
     ended: watch::Receiver<()>,
 }
 
@@ -89,40 +83,52 @@ impl Handle {
     /// The operations that are remembered, newest first.
     #[must_use]
     pub fn operations(&self) -> Vec<Operation> {
-        self.operator.operations.all()
+        self.operator
+            .operations
+            .with(|list| list.records.iter().rev().map(|record| record.operation.clone()).collect())
     }
 
     #[must_use]
     pub fn operation(&self, id: &str) -> Option<Operation> {
-        self.operator.operations.get(id)
+        self.operator.operations.with(|list| Some(list.find(id)?.operation.clone()))
     }
 
-    /// Cancels an operation if it still runs. The dead letters it has processed stay so.
+    /// Cancels an operation if it still runs, and waits for its end: the letters it has already
+    /// passed to the loop are counted.
     pub async fn cancel(&self, id: &str) -> Option<Operation> {
-        self.operator.operations.cancel(id).await
+        let mut ended = self.operator.operations.with(|list| {
+            let record = list.find(id)?;
+            if let Some(cancel) = record.cancel.take() {
+                // It may have ended at this moment.
+                let _ = cancel.send(());
+            }
+            Some(record.ended.clone())
+        })?;
+        // Nothing is ever sent: the channel is closed.
+        let _ = ended.changed().await;
+        self.operation(id)
     }
 }
 
 impl Operations {
-    fn with<T>(&self, what: impl FnOnce(&mut OperationList) -> T) -> T {
-        // Whole between any two steps, whatever panicked while it was held.
-        what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, f: impl FnOnce(&mut OperationList) -> T) -> T {
+        // No change of the list can panic half way.
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Starts to work.
     fn start(&self, handle: Handle, work: BulkWork, total: u64) -> Result<Operation, AdminError> {
-        let (cancel, mut cancelled) = oneshot::channel();
+        let (cancel, cancelled) = oneshot::channel();
         let (end, ended) = watch::channel(());
-        let begun = self.with(|list| {
+        let operation = self.with(|list| {
             let is_running =
                 |record: &&OperationRecord| record.operation.state == OperationState::Running;
-            if list.operations.iter().filter(is_running).count() >= RUNNING {
-                let error = format!("too many operations are running, the limit is {RUNNING}");
+            if list.records.iter().filter(is_running).count() >= MAX_RUNNING {
+                let error = format!("too many operations are running, the limit is {MAX_RUNNING}");
                 return Err(AdminError::TooMany(error));
             }
-            list.begun += 1;
+            list.started += 1;
             let operation = Operation {
-                operation_id: list.begun.to_string(),
+                operation_id: list.started.to_string(),
                 kind: work.kind,
                 state: OperationState::Running,
                 dry_run: work.dry_run,
@@ -139,20 +145,20 @@ impl Operations {
             };
             let record =
                 OperationRecord { operation: operation.clone(), cancel: Some(cancel), ended };
-            list.operations.push_back(record);
-            if list.operations.len() > KEPT {
-                let first = list.operations.iter().position(|record| !is_running(&record));
-                first.map(|first| list.operations.remove(first));
+            list.records.push_back(record);
+            if list.records.len() > MAX_OPERATIONS {
+                let first = list.records.iter().position(|record| !is_running(&record));
+                first.map(|first| list.records.remove(first));
             }
             Ok(operation)
         })?;
-        let this = self.clone();
-        let id = begun.operation_id.clone();
+        let id = operation.operation_id.clone();
+        let mut run = BulkRun { operations: self.clone(), handle, id, cancelled };
         tokio::spawn(async move {
-            let worked = this.work(&id, &handle, work, &mut cancelled).await;
-            this.change(&id, |operation| {
+            let result = run.run(work).await;
+            run.update(|operation| {
                 operation.ended_at = Some(view::time(wall_clock()));
-                operation.state = match worked {
+                operation.state = match result {
                     Ok(state) => state,
                     Err(error) => {
                         operation.error = Some(error.to_string());
@@ -162,17 +168,27 @@ impl Operations {
             });
             drop(end);
         });
-        Ok(begun)
+        Ok(operation)
     }
+}
 
-    /// Looks for `cancelled` where nothing is ordered that would then be done and not counted.
-    async fn work(
-        &self,
-        id: &str,
-        handle: &Handle,
-        work: BulkWork,
-        cancelled: &mut oneshot::Receiver<()>,
-    ) -> Result<OperationState, AdminError> {
+impl OperationList {
+    fn find(&mut self, id: &str) -> Option<&mut OperationRecord> {
+        self.records.iter_mut().find(|record| record.operation.operation_id == id)
+    }
+}
+
+/// A running operation. It cannot be cancelled while the loop applies letters, because their outcome
+/// must be counted.
+struct BulkRun {
+    operations: Operations,
+    handle: Handle,
+    id: String,
+    cancelled: oneshot::Receiver<()>,
+}
+
+impl BulkRun {
+    async fn run(&mut self, work: BulkWork) -> Result<OperationState, AdminError> {
         let action = match work.kind {
             OperationKind::Redrive if work.dry_run => LetterAction::DryRedrive,
             OperationKind::Redrive => LetterAction::Redrive,
@@ -181,21 +197,18 @@ impl Operations {
         let mut cursor = None;
         loop {
             let page = tokio::select! {
-                page = handle.letters(work.filter.clone(), PAGE, cursor) => page?,
-                _ = &mut *cancelled => return Ok(OperationState::Cancelled),
+                page = self.handle.letters(work.filter.clone(), PAGE, cursor) => page?,
+                _ = &mut self.cancelled => return Ok(OperationState::Cancelled),
             };
             let matched = page.items.len() as u64;
-            self.change(id, |operation| operation.matched += matched);
+            self.update(|operation| operation.matched += matched);
             if work.kind == OperationKind::Discard && work.dry_run {
-                self.change(id, |operation| operation.done += matched);
-            } else if !self
-                .apply_to_all(id, handle, &page.items, (action, work.rate), cancelled)
-                .await?
-            {
+                self.update(|operation| operation.done += matched);
+            } else if !self.apply_to_all(&page.items, action, work.rate).await? {
                 return Ok(OperationState::Cancelled);
             }
             let examined = page.examined as u64;
-            self.change(id, |operation| operation.examined += examined);
+            self.update(|operation| operation.examined += examined);
             cursor = page.next;
             if cursor.is_none() {
                 return Ok(OperationState::Done);
@@ -203,18 +216,15 @@ impl Operations {
         }
     }
 
-    /// False if it was cancelled.
+    /// Returns false if it was cancelled.
     async fn apply_to_all(
-        &self,
-        id: &str,
-        handle: &Handle,
+        &mut self,
         letters: &[FoundLetter],
-        (action, rate): (LetterAction, Option<NonZeroU32>),
-        cancelled: &mut oneshot::Receiver<()>,
+        action: LetterAction,
+        rate: Option<NonZeroU32>,
     ) -> Result<bool, AdminError> {
-        let rate = rate.filter(|_| action == LetterAction::Redrive);
-        // A slow one takes one letter at longer intervals.
-        let (at_once, pause) = match rate {
+        // Below one letter per step, the pause grows.
+        let (at_once, pause) = match rate.filter(|_| action == LetterAction::Redrive) {
             None => (PAGE, Duration::ZERO),
             Some(rate) => {
                 let pause = STEP.max(Duration::from_secs(1) / rate.get());
@@ -225,62 +235,28 @@ impl Operations {
         };
         for some in letters.chunks(at_once) {
             let deliveries = some.iter().map(|letter| letter.delivery).collect();
-            let outcomes = handle.apply(deliveries, action).await?;
+            let outcomes = self.handle.apply(deliveries, action).await?;
             let count = |is: AdminOutcome| outcomes.iter().filter(|&&one| one == is).count() as u64;
-            let (done, left_out) = (count(AdminOutcome::Done), count(AdminOutcome::LeftOut));
-            let held_back = count(AdminOutcome::HeldBack);
-            self.change(id, |operation| {
-                operation.done += done;
-                operation.superseded += left_out;
-                operation.held_back += held_back;
+            self.update(|operation| {
+                operation.done += count(AdminOutcome::Done);
+                operation.superseded += count(AdminOutcome::LeftOut);
+                operation.held_back += count(AdminOutcome::HeldBack);
             });
             tokio::select! {
                 biased;
-                _ = &mut *cancelled => return Ok(false),
+                _ = &mut self.cancelled => return Ok(false),
                 () = tokio::time::sleep(pause) => {}
             }
         }
         Ok(true)
     }
 
-    fn change(&self, id: &str, what: impl FnOnce(&mut Operation)) {
-        self.with(|list| {
-            if let Some(record) = list.find(id) {
-                what(&mut record.operation);
+    fn update(&self, change: impl FnOnce(&mut Operation)) {
+        self.operations.with(|list| {
+            if let Some(record) = list.find(&self.id) {
+                change(&mut record.operation);
             }
         });
-    }
-
-    /// Newest first.
-    fn all(&self) -> Vec<Operation> {
-        self.with(|list| {
-            list.operations.iter().rev().map(|record| record.operation.clone()).collect()
-        })
-    }
-
-    fn get(&self, id: &str) -> Option<Operation> {
-        self.with(|list| list.find(id).map(|record| record.operation.clone()))
-    }
-
-    /// Ends one, if it still runs, and waits for its end: what it was just doing is done.
-    async fn cancel(&self, id: &str) -> Option<Operation> {
-        let mut ended = self.with(|list| {
-            let record = list.find(id)?;
-            if let Some(cancel) = record.cancel.take() {
-                // It may have come to its end at this moment.
-                let _ = cancel.send(());
-            }
-            Some(record.ended.clone())
-        })?;
-        // Nothing is ever sent: it is closed.
-        let _ = ended.changed().await;
-        self.get(id)
-    }
-}
-
-impl OperationList {
-    fn find(&mut self, id: &str) -> Option<&mut OperationRecord> {
-        self.operations.iter_mut().find(|record| record.operation.operation_id == id)
     }
 }
 
@@ -312,7 +288,7 @@ mod tests {
         FoundLetter { delivery, shown }
     }
 
-    async fn asked(requests: &mut UnboundedReceiver<Request>) -> DeadLetterRequest {
+    async fn next_request(requests: &mut UnboundedReceiver<Request>) -> DeadLetterRequest {
         match requests.recv().await.unwrap() {
             Request::DeadLetters(request) => request,
             other => panic!("{other:?}"),
@@ -320,25 +296,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_cancels_hears_of_the_end_however_long_the_last_step_takes() {
+    async fn a_cancel_waits_for_the_end_of_the_last_step() {
         let (handle, mut requests, _health) = Handle::for_tests();
-        let operations = Operations::default();
         let filter = LetterFilter::default();
         let work = BulkWork { kind: OperationKind::Discard, filter, dry_run: false, rate: None };
-        let begun = operations.start(handle, work, 2).unwrap();
-        let DeadLetterRequest::List { reply, .. } = asked(&mut requests).await else { panic!() };
+        let operations = &handle.operator.operations;
+        let started = operations.start(handle.clone(), work, 2).unwrap();
+        let DeadLetterRequest::List { reply, .. } = next_request(&mut requests).await else {
+            panic!()
+        };
         let items = vec![letter(1), letter(2)];
         reply.send(Ok(ListPart { items, examined: 2, next: None })).unwrap();
-        let DeadLetterRequest::Apply { reply, .. } = asked(&mut requests).await else { panic!() };
+        let DeadLetterRequest::Apply { reply, .. } = next_request(&mut requests).await else {
+            panic!()
+        };
         let slow = async {
             tokio::time::sleep(Duration::from_secs(60)).await;
             reply.send(Ok(vec![AdminOutcome::Done; 2])).unwrap();
         };
-        let (cancelled, ()) = tokio::join!(operations.cancel(&begun.operation_id), slow);
+        let (cancelled, ()) = tokio::join!(handle.cancel(&started.operation_id), slow);
         let cancelled = cancelled.unwrap();
         assert_eq!((cancelled.state, cancelled.done), (OperationState::Cancelled, 2));
         assert!(cancelled.ended_at.is_some());
-        assert_eq!(operations.cancel(&begun.operation_id).await, Some(cancelled), "it is over");
-        assert_eq!(operations.cancel("7").await, None);
+        assert_eq!(handle.cancel(&started.operation_id).await, Some(cancelled), "it has ended");
+        assert_eq!(handle.cancel("7").await, None);
     }
 }

@@ -130,7 +130,6 @@ impl Core {
             Request::DeadLetters(request) => self.serve_dead_letters(now, request),
             Request::Barrier(request) => self.serve_barrier(request),
             Request::Snapshot { reply } => {
-                // The reader may be gone.
                 let _ = reply.send(Box::new(self.snapshot()));
             }
         }
@@ -181,7 +180,6 @@ impl Core {
         self.engine.answered(now, report.delivery, report.outcome);
     }
 
-    /// Carries out the actions of the engine.
     pub(super) fn act(&mut self, now: Now) {
         let moment = now.moment;
         while let Some(action) = self.engine.next_action() {

@@ -21,7 +21,6 @@ const RATE_SECONDS: usize = 60;
 const QUANTILE_WINDOW: Duration = Duration::from_secs(60);
 /// Significant digits of a quantile, in microseconds.
 const QUANTILE_DIGITS: u8 = 2;
-/// Attempts in the mean acknowledgement time.
 const MEAN_ACKS: usize = 1000;
 
 #[derive(Debug)]
@@ -72,7 +71,6 @@ impl Default for ReplicaLatency {
     }
 }
 
-/// The counters of a lane at one moment.
 #[derive(Clone, Copy, Debug)]
 struct CounterSample {
     at: Moment,
@@ -253,7 +251,6 @@ impl AckQuantiles {
     }
 }
 
-/// The mean time of the last acknowledged attempts.
 #[derive(Debug, Default)]
 struct AckMean {
     times: VecDeque<Duration>,

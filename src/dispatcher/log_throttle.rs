@@ -20,16 +20,27 @@ const MAX_WINDOWS: usize = 4096;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ThrottledEvent {
-    /// A delivery became a dead letter.
-    DeadLetter { task: TaskId, letter: DeadLetter },
-    /// A delivery that failed before is sent again.
-    Retry { task: TaskId, attempt: u32, error: Arc<str> },
+    DeadLetter {
+        task: TaskId,
+        letter: DeadLetter,
+    },
+    Retry {
+        task: TaskId,
+        attempt: u32,
+        error: Arc<str>,
+    },
     /// A dead letter reached its retention.
-    Expired { task: TaskId },
+    Expired {
+        task: TaskId,
+    },
     /// The breaker opened with this error, or closed.
-    Breaker { error: Option<Arc<str>> },
+    Breaker {
+        error: Option<Arc<str>>,
+    },
     /// An attempt could not be sent for want of resources of this process.
-    Shortage { error: Arc<str> },
+    Shortage {
+        error: Arc<str>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,7 +95,6 @@ struct ThrottleWindow {
 }
 
 impl LogThrottle {
-    /// Logs an event of a replica, now or at the end of its window.
     pub(super) fn log(&mut self, now: Moment, replica: &Node, event: ThrottledEvent) {
         self.record(now, Some(replica), event);
     }
@@ -93,19 +103,16 @@ impl LogThrottle {
         self.record(now, None, ThrottledEvent::Shortage { error: Arc::clone(error) });
     }
 
-    /// Logs what is due.
     pub(super) fn tick(&mut self, now: Moment) {
         for (replica, event, times) in self.take_due(now) {
             write(replica.as_ref(), &event, times);
         }
     }
 
-    /// Logs everything that is left, at the end.
     pub(super) fn flush(&mut self) {
         self.tick(Moment(u64::MAX));
     }
 
-    /// When [`Self::tick`] has something to log.
     pub(super) fn wake_at(&self) -> Option<Moment> {
         self.due
     }

@@ -1,5 +1,5 @@
-//! The messages between the server's handlers and the loop, and those that the loop is sent by its
-//! own parts. Types alone: what is done with them is elsewhere.
+//! The messages to the loop: requests from handles, and events from the journal, the attempts and the
+//! daemon. Only types.
 
 use std::sync::Arc;
 
@@ -18,39 +18,36 @@ use crate::task::{
     AttemptOutcome, DeliveryId, Idempotency, NewTask, Node, Obstacle, ReplicaIndex, Task, TaskId,
 };
 
-/// A request to the loop from a handler.
 #[derive(Debug)]
 pub(crate) enum Request {
-    /// Accept these writes, in this order, and say how each went.
+    /// Accepts these writes in this order and answers each.
     Replicate(Vec<NewWrite>),
     Tasks(TaskRequest),
     Replicas(ReplicaRequest),
     DeadLetters(DeadLetterRequest),
     Barrier(BarrierRequest),
-    /// Say how things stand.
     Snapshot {
         reply: oneshot::Sender<Box<Snapshot>>,
     },
 }
 
-/// How the daemon is, as far as anyone outside needs to know.
+/// Whether the daemon accepts writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It accepts writes.
     Serving,
-    /// The store does not answer: what waits for it waits, nothing new is accepted.
+    /// The store does not answer. Requests that wait for it keep waiting; new writes are refused.
     Stalled {
         /// When it answered last.
         since: Instant,
     },
-    /// It was told to stop: what is in flight is finished, nothing new is accepted.
+    /// The daemon is stopping. Deliveries in flight are finished; new writes are refused.
     Draining,
-    /// The store has failed and nothing can be accepted until a restart. Says why.
+    /// Nothing is accepted until a restart.
     StoreFailed(Arc<str>),
 }
 
 impl Health {
-    /// What a new write is answered; `None` if it is accepted.
+    /// The refusal of a new write, unless the daemon serves.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Serving => None,
@@ -61,60 +58,51 @@ impl Health {
     }
 }
 
-/// An accepted write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcceptedWrite {
-    /// The task that it became; it is on disk.
     pub id: TaskId,
-    /// Who has acknowledged: a majority for a strong write, nobody yet for an eventual one.
+    /// A majority for a strong write, empty for an eventual one.
     pub acked: Vec<ReplicaIndex>,
-    /// It was accepted before, under the same idempotency key.
+    /// The write repeats an idempotency key.
     pub replayed: bool,
 }
 
-/// Why a write has no success to report.
+/// Why a write is not answered with success. Nothing was accepted, except for `NoMajority`.
 #[derive(Debug, Error)]
 pub enum Refusal {
-    /// A limit is reached; nothing was accepted. The text names the limit.
+    /// The text names the limit.
     #[error("{0}")]
     Full(String),
-    /// The store does not answer; nothing was accepted.
     #[error(
         "the store does not answer: its disk hangs or is overloaded; nothing was accepted, try again later"
     )]
     Stalled,
-    /// The daemon is stopping; nothing was accepted.
     #[error("the replicator is shutting down and accepts no new writes")]
     Draining,
-    /// The store has failed; nothing was accepted as far as anyone knows.
+    /// As far as the daemon knows, nothing was accepted.
     #[error("the store has failed and nothing can be accepted until a restart")]
     StoreFailed,
-    /// A strong write is durable here, but no majority has acknowledged it in time. Its
-    /// deliveries go on in the background.
+    /// A strong write is durable, but no majority has acknowledged it in time. Its deliveries
+    /// continue in the background.
     #[error("{}", no_majority(acked.len(), acked.len() + failed.len(), *needed))]
     NoMajority {
-        /// The task that it became.
         id: TaskId,
-        /// How many acknowledgements make a majority.
+        /// The size of a majority.
         needed: usize,
-        /// Who has acknowledged.
         acked: Vec<ReplicaIndex>,
-        /// Who has not.
         failed: Vec<ReplicaIndex>,
-        /// What kept those of them that nothing was sent to, if it is known.
+        /// Why nothing was sent to some of the failed replicas.
         obstacles: Vec<(ReplicaIndex, Obstacle)>,
-        /// It was accepted before, under the same idempotency key.
+        /// The write repeats an idempotency key.
         replayed: bool,
     },
-    /// The write makes no sense as things are; nothing was accepted. The text names the field.
+    /// The text names the field.
     #[error("{0}")]
     Invalid(String),
-    /// Its idempotency key was given with another body.
-    #[error("this Idempotency-Key came with another body before: a new write needs a new key")]
+    #[error("this Idempotency-Key was used with another body before: a new write needs a new key")]
     Mismatch,
 }
 
-/// How far a strong write came without its majority: of one replica, of two, and of many.
 fn no_majority(acked: usize, replicas: usize, needed: usize) -> String {
     match (acked, replicas) {
         (_, 1) => "the replica has not acknowledged the write".to_owned(),
@@ -127,10 +115,8 @@ fn no_majority(acked: usize, replicas: usize, needed: usize) -> String {
     }
 }
 
-/// Where the answer of a request goes.
 pub(crate) type WriteReply = oneshot::Sender<Result<AcceptedWrite, Refusal>>;
 
-/// A write as it comes in.
 #[derive(Debug)]
 pub(crate) struct NewWrite {
     pub(crate) new: Box<NewTask>,
@@ -138,39 +124,37 @@ pub(crate) struct NewWrite {
     pub(crate) reply: WriteReply,
 }
 
-/// A write on its way to the disk.
+/// A write that the journal is making durable.
 #[derive(Debug)]
 pub(crate) struct PendingWrite {
     pub(crate) reply: WriteReply,
-    /// When its request came.
     pub(crate) arrived: Moment,
-    /// None for a repeat, which needs no room.
+    /// `None` for a repeat, which needs no room.
     pub(crate) reservation: Option<Reservation>,
     pub(crate) idempotency: Option<Idempotency>,
 }
 
-/// An event that the loop handles.
 #[derive(Debug)]
 pub(crate) enum LoopEvent {
-    /// By the journal: what became of a write. The task of a new one arrives behind this.
-    Appended { write: PendingWrite, outcome: Result<Appended, AppendError> },
-    /// By the journal.
+    /// The journal's outcome of a write. The task of a new write arrives after it.
+    Appended {
+        write: PendingWrite,
+        outcome: Result<Appended, AppendError>,
+    },
     Journal(JournalEvent),
-    /// By an attempt: it has ended.
     AttemptEnded(AttemptReport),
-    /// By the daemon: refuse what comes from now on.
+    /// From now on, refuse new writes.
     Refuse,
-    /// By the daemon: send nothing more, and end when nothing is on the wire.
+    /// Start no more deliveries, and end when none is in flight.
     Stop,
 }
 
-/// How an attempt ended.
 #[derive(Debug)]
 pub(crate) struct AttemptReport {
     pub(crate) delivery: DeliveryId,
     pub(crate) outcome: AttemptOutcome,
     /// The task, if it could be read.
     pub(crate) task: Option<Arc<Task>>,
-    /// Where it was sent; nothing where it was not.
+    /// `None` if it was not sent.
     pub(crate) node: Option<Node>,
 }

@@ -210,7 +210,7 @@ async fn a_list_is_read_again_on_sighup_and_a_bad_one_changes_nothing() {
 
     fs::write(list.path(), format!("{good}second observe\n")).unwrap();
     daemon.signal("-HUP");
-    daemon.until_logged("the tokens stay as they were").await;
+    daemon.until_logged("the tokens are not reloaded and stay as they were").await;
     assert!(daemon.log().contains("line 2"), "{}", daemon.log());
     assert_eq!(status(&first).await, 200);
 

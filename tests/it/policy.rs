@@ -215,14 +215,14 @@ async fn a_file_of_rules_is_read_again_on_sighup_and_a_bad_one_changes_nothing()
         daemon.accept(&set("k3", "v", &[&new])).await;
         forbidden(&daemon, &old.url(), "is not allowed by").await;
     }
-    assert!(daemon.log().contains("what was in force stays"), "{}", daemon.log());
+    assert!(daemon.log().contains("the previous content stays in force"), "{}", daemon.log());
 }
 
 #[tokio::test]
 async fn sighup_without_anything_to_read_again_ends_nothing() {
     let (daemon, replica) = (Daemon::start(&[]).await, Replica::start().await);
     daemon.signal("-HUP");
-    daemon.until_logged("connections to replicas are made anew").await;
+    daemon.until_logged("connections to replicas are renewed").await;
     daemon.accept(&set("k", "v", &[&replica])).await;
     replica.until_holds("k", "v").await;
 }

@@ -25,14 +25,12 @@ use crate::task::{
     Consistency, Idempotency, NewTask, Obstacle, Partition, ReplicaIndex, Task, TaskId,
 };
 
-/// The writes that are not answered yet.
 pub(crate) struct Intake {
     queue_wait: Duration,
     /// Where the journal reports.
     events: mpsc::UnboundedSender<LoopEvent>,
     /// All valid requests so far.
     pub(super) received: u64,
-    /// Writes that wait for room.
     pub(super) admission: Admission,
     /// Writes that have room and go to the journal at the end of the request.
     appends: Vec<Append>,
@@ -78,7 +76,7 @@ struct WaitingClients {
     /// The client that wrote it, then those that repeated the write.
     replies: SmallVec<[WriteReply; 1]>,
     arrived: Moment,
-    /// Until the task has arrived.
+    /// `None` after the arrival.
     reservation: Option<Reservation>,
 }
 
@@ -89,7 +87,6 @@ enum Admitted {
     Full(Waiter, Full),
 }
 
-/// The decision about a strong write.
 pub(super) struct StrongResult {
     pub(super) task: TaskId,
     pub(super) success: bool,
@@ -170,7 +167,6 @@ impl Core {
         self.journal.room(self.intake.append_bytes.saturating_add(write.weight() as u64))
     }
 
-    /// Reserves room in the engine.
     fn admit(&mut self, now: Now, waiter: Waiter) -> Admitted {
         let (bytes, consistency) = (waiter.new.weight() as u64, waiter.new.consistency);
         match self.engine.reserve(now, &waiter.new.replicas, bytes, consistency) {
@@ -239,7 +235,6 @@ impl Core {
         Refusal::Full(format!("{limit}; try again later"))
     }
 
-    /// Refuses the writes that wait for room, unless the daemon serves.
     pub(super) fn refuse_waiting(&mut self) {
         let health = self.health.borrow();
         self.intake.admission.clear(|| health.refusal());
@@ -256,7 +251,7 @@ impl Core {
             idempotency,
             // The loop may have ended at the drain timeout.
             reply: Box::new(move |outcome| {
-                drop(events.send(LoopEvent::Appended { write, outcome }))
+                drop(events.send(LoopEvent::Appended { write, outcome }));
             }),
         });
     }
@@ -294,7 +289,6 @@ impl Core {
             Err(AppendError::Store(_)) => Refusal::StoreFailed,
         };
         self.cancel(now, reservation);
-        // The client may be gone.
         let _ = reply.send(Err(refusal));
     }
 
@@ -304,7 +298,6 @@ impl Core {
         }
     }
 
-    /// Passes a durable task to the engine.
     pub(super) fn arrived(&mut self, now: Now, partition: Partition, task: &Arc<Task>) {
         self.intake.newest = task.id;
         let reservation = self.intake.clients.get_mut(&task.id).and_then(|clients| {
@@ -331,7 +324,6 @@ impl Core {
         }
     }
 
-    /// Answers a strong write that is decided.
     pub(super) fn conclude(&mut self, result: &StrongResult) {
         if !self.store_has_failed() {
             self.journal.conclude(result.task, result.for_journal());
@@ -372,7 +364,6 @@ impl Core {
             }
             (None, Consistency::Strong) => self.answer_by_progress(id),
         };
-        // The client may be gone.
         let _ = reply.send(answer);
     }
 

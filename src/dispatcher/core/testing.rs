@@ -1,4 +1,4 @@
-//! A loop without a daemon around it, for tests.
+//! A loop without a daemon, for tests.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::task::TaskId;
 use crate::traces::Tracer;
 
 impl Core {
-    /// A loop over this journal, whose newest task is `newest`. It keeps its files in `dir`.
+    /// A loop over a journal whose newest task is `newest`, with its files in `dir`.
     pub(crate) fn over(
         journal: Arc<dyn Journal>,
         newest: TaskId,

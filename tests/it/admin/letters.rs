@@ -233,7 +233,7 @@ async fn a_clock_that_is_set_forward_over_a_restart_ends_neither_letters_nor_key
     daemon.until_drained().await;
     // Two days later, two days and a bit, and back again.
     for (ahead, told) in [
-        ("172800", "the clock has gone on by 2days"),
+        ("172800", "the clock has moved forward by 2days"),
         ("172810", ""),
         ("0", "was set back by 2days"),
     ] {
