@@ -1,9 +1,8 @@
-//! Where the parts meet: start, reload, drain, stop.
+//! Connects the parts: start, reload, drain, stop.
 //!
-//! [`Daemon::start`] opens the store, restores its tasks into the engine and serves; from then on
-//! everything happens in the loop of `dispatcher`. [`Daemon::stop`] is the order in which
-//! it all ends. What runs besides the loop: the committer's thread (in the store), the server,
-//! and an `attempt` for each delivery on the wire.
+//! [`Daemon::start`] opens the store, restores its tasks into the engine, starts the loop of
+//! `dispatcher`, and serves. [`Daemon::stop`] has the order of the shutdown. ARCHITECTURE.md lists the
+//! tasks and threads.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,10 +17,12 @@ use tracing::{error, info, warn};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::dispatcher::{
-    Attempts, Bus, Core, Handle, Health, History, Operations, Operator, Parts, ReadMemory, messages,
+    Attempts, Core, EventBus, Handle, Health, Intake, Observability, Operations, Operator,
+    PendingAdmin, ReadMemory, TaskCache, TaskHistory, messages::LoopEvent,
 };
 use crate::engine::Engine;
 use crate::faults;
+use crate::metrics::Snapshot;
 use crate::replica::{self, ReplicaClient};
 use crate::server::{self, ServerSettings};
 use crate::store::{self, CommitError, Journal};
@@ -39,65 +40,49 @@ use restore::Restored;
 pub use inbound::InboundError;
 pub use outbound::OutboundError;
 
-/// Why the daemon does not start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] store::OpenError),
-    /// The outbound client cannot be made.
     #[error(transparent)]
     Client(#[from] replica::ReplicaClientError),
-    /// Traces cannot be sent.
     #[error(transparent)]
     Traces(#[from] traces::TraceSetupError),
-    /// A file about the replicas cannot be used.
     #[error(transparent)]
     Outbound(#[from] OutboundError),
-    /// The port cannot be had.
     #[error("cannot listen on {address} (--bind, --port): {source}")]
-    Listen {
-        /// Where it was to listen.
-        address: SocketAddr,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// A file about who may ask cannot be used.
+    Listen { address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Inbound(#[from] InboundError),
-    /// A thread died while the store was opened.
+    /// A thread panicked.
     #[error("opening the store was interrupted")]
     Interrupted,
 }
 
-/// A running daemon.
 #[derive(Debug)]
 pub struct Daemon {
     address: SocketAddr,
     handle: Handle,
     health: watch::Receiver<Health>,
-    events: mpsc::UnboundedSender<messages::Event>,
+    events: mpsc::UnboundedSender<LoopEvent>,
     stop_serving: oneshot::Sender<()>,
     server: JoinHandle<()>,
     core: JoinHandle<()>,
     journal: Arc<dyn Journal>,
-    /// Whether the store does not answer, by the task beside it.
+    /// Set by `watching` while the store does not answer.
     stalled: watch::Receiver<bool>,
     watching: JoinHandle<()>,
     tracer: Tracer,
-    grace: Duration,
+    drain_timeout: Duration,
     outbound: Arc<Outbound>,
     inbound: Arc<Inbound>,
 }
 
 impl Daemon {
-    /// Opens the store, restores what is in it, and serves.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`]; then nothing runs and nothing was changed but what opening repairs.
+    /// Opens the store, restores its tasks, and serves. After an error nothing runs, and nothing but
+    /// repairs was written.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
-        // The port first: a second daemon on it must not even open the store.
+        // The port first: a second daemon must not even open the store.
         let address = config.address;
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|source| StartError::Listen { address, source })?;
@@ -115,8 +100,8 @@ impl Daemon {
             Some(settings) => Tracer::start(settings, client.http()?)?,
             None => Tracer::off(),
         };
-        let (events, told) = mpsc::unbounded_channel();
-        let (requests, asked) = mpsc::unbounded_channel();
+        let (events, event_receiver) = mpsc::unbounded_channel();
+        let (requests, request_receiver) = mpsc::unbounded_channel();
         let (health, watched) = watch::channel(Health::Serving);
         let (stalls, stalled) = watch::channel(false);
 
@@ -126,9 +111,9 @@ impl Daemon {
         let restored = tokio::task::spawn_blocking(move || {
             restore::open(&settings, keys, engine, clock, journal_events)
         });
-        let Restored { journal, engine, keys, quarantined_rows, registry, recorder } =
+        let Restored { journal, engine, keys, quarantined_rows, registry, uptime } =
             restored.await.map_err(|_| StartError::Interrupted)??;
-        let bus = Bus::new(clock.now().wall.0 / 1_000);
+        let bus = EventBus::new(clock.now().wall.0 / 1_000);
 
         let newest = journal.newest();
         let journal: Arc<dyn Journal> = Arc::new(journal);
@@ -145,27 +130,33 @@ impl Daemon {
             tracer: tracer.clone(),
         };
         let counts = Arc::default();
-        let core = Core::new(Parts {
-            counts: Arc::clone(&counts),
+        let constants = Snapshot {
+            queue_capacity: config.engine.queue_capacity as u64,
+            retry_capacity: config.engine.retry_capacity as u64,
+            quarantined_rows,
+            ..Snapshot::default()
+        };
+        let core = Core {
             engine,
             keys,
-            clock,
-            newest,
             journal: journal.clone(),
-            events: events.clone(),
-            attempts,
+            clock,
             health,
-            memory_budget: config.store.memory_budget,
-            queue_wait: config.queue_wait,
-            queue_capacity: config.engine.queue_capacity,
-            retry_capacity: config.engine.retry_capacity,
-            quarantined_rows,
-            bus: bus.clone(),
             registry,
-            history: History::new(config.task_history),
-            recorder,
-        });
-        let core = tokio::spawn(core.run(told, asked));
+            uptime,
+            attempts,
+            task_cache: TaskCache::new(config.store.memory_budget),
+            intake: Intake::new(newest, config.queue_wait, events.clone()),
+            admin: PendingAdmin::default(),
+            observed: Observability::new(
+                Arc::clone(&counts),
+                bus.clone(),
+                TaskHistory::new(config.task_history),
+                constants,
+                (newest, clock.now().moment),
+            ),
+        };
+        let core = tokio::spawn(core.run(event_receiver, request_receiver));
 
         let retry_after = Duration::from_secs(1);
         let redrive_rate = config.engine.redrive_rate;
@@ -189,7 +180,7 @@ impl Daemon {
         let server = server::serve(listener, handle.clone(), settings, stop);
         let server = tokio::spawn(server);
         info!(%address, node_id = %config.node_id, "listening");
-        let grace = config.drain_timeout;
+        let drain_timeout = config.drain_timeout;
         let health = watched;
         Ok(Self {
             address,
@@ -203,35 +194,32 @@ impl Daemon {
             stalled,
             watching,
             tracer,
-            grace,
+            drain_timeout,
             outbound,
             inbound,
         })
     }
 
-    /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The way in besides HTTP.
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// The URL under which it listens.
     #[must_use]
     pub fn url(&self) -> String {
         let scheme = if self.inbound.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
     }
 
-    /// Reads again what can change while it runs: who may ask, where it may write, certificates,
-    /// tokens. What cannot be read stays as it was, and the log says so.
+    /// Reloads access tokens, allowed replicas, certificates and replica tokens. The content of a file
+    /// that cannot be used stays in force, and the log has the error.
     ///
-    /// Returns at once, so that a disk that hangs holds up nobody; one reload follows another.
+    /// Returns at once, because the disk may hang. Reloads run one after the other.
     pub fn reload(&self) {
         let (inbound, outbound) = (Arc::clone(&self.inbound), Arc::clone(&self.outbound));
         drop(tokio::task::spawn_blocking(move || {
@@ -240,8 +228,8 @@ impl Daemon {
         }));
     }
 
-    /// Returns when the daemon cannot go on, and says why: the store has failed, or a part of the
-    /// daemon has ended that may not.
+    /// Returns the reason when the daemon cannot continue: the store has failed, or the loop or the
+    /// server has ended.
     pub async fn failed(&mut self) -> Arc<str> {
         let store_failed = self.health.wait_for(|now| matches!(now, Health::StoreFailed(_)));
         tokio::select! {
@@ -254,41 +242,40 @@ impl Daemon {
         }
     }
 
-    /// Drains and stops: refuses new work, answers the requests in flight, finishes the
-    /// deliveries on the wire until the grace is over, and writes down what is settled.
-    ///
-    /// What is not delivered stays on disk. A store that does not answer is given up with the grace.
+    /// Drains and stops: refuses new writes, answers the requests in flight, finishes the deliveries in
+    /// flight until the drain timeout, and saves what is settled. Other deliveries stay on disk. A
+    /// store that does not answer is abandoned at the drain timeout.
     ///
     /// # Errors
     ///
-    /// The store failed, now or earlier, or does not answer. What was accepted is on disk all the same; of what was
-    /// settled at the end some may be missing there, and will be sent again.
+    /// The store has failed or does not answer. Accepted writes are on disk. Deliveries that were
+    /// settled last may be missing there; they will be sent again.
     pub async fn stop(self) -> Result<(), CommitError> {
-        let Self { events, stop_serving, server, core, journal, tracer, grace, .. } = self;
+        let Self { events, stop_serving, server, core, journal, tracer, drain_timeout, .. } = self;
         let mut stalled = self.stalled;
-        let deadline = tokio::time::sleep(grace).deadline();
-        let whole = async {
-            // The loop may have ended before, by a failure; then there is nobody to tell.
-            let _ = events.send(messages::Event::Refuse);
+        let deadline = tokio::time::sleep(drain_timeout).deadline();
+        let drain = async {
+            // The loop may have ended by a failure.
+            let _ = events.send(LoopEvent::Refuse);
             faults::point("shutdown.refusing");
             let _ = stop_serving.send(());
             ended(server).await;
             faults::point("shutdown.served");
-            let _ = events.send(messages::Event::Stop);
+            let _ = events.send(LoopEvent::Stop);
             ended(core).await;
             faults::point("shutdown.delivered");
         };
-        if tokio::time::timeout_at(deadline, whole).await.is_err() {
+        if tokio::time::timeout_at(deadline, drain).await.is_err() {
             warn!(
-                grace_seconds = grace.as_secs_f64(),
-                "not everything ended within the grace (--drain-timeout); what is not delivered stays on disk"
+                grace_seconds = drain_timeout.as_secs_f64(),
+                "the drain did not end within --drain-timeout; remaining deliveries stay on disk"
             );
         }
-        // Not for the store to wait for: whatever the collector does, it has its time.
+        // Beside the close of the store, which must not wait for a collector.
         let traced = tokio::task::spawn_blocking(move || tracer.stop());
         let hangs = async {
             tokio::time::sleep_until(deadline).await;
-            // The other end goes only with the task, which is still there.
+            // Fails only if `watching` has ended, and it has not.
             let _ = stalled.wait_for(|stalled| *stalled).await;
         };
         let closed = tokio::select! {
@@ -302,18 +289,18 @@ impl Daemon {
             Err(error) => error!(%error, "stopped, but the store could not be closed"),
         }
         faults::point("shutdown.closed");
-        // It says by itself what went wrong.
+        // It logs its own errors.
         let _ = traced.await;
         closed
     }
 }
 
-/// Waits for the end of a task. One whose end was seen already must not be asked again.
+/// Waits for a task. `failed` may have polled it to its end: polling it again would panic.
 async fn ended(task: JoinHandle<()>) {
     if !task.is_finished()
         && let Err(error) = task.await
     {
-        error!(%error, "a part of the daemon has ended badly");
+        error!(%error, "a part of the daemon has panicked");
     }
 }
 

@@ -1,11 +1,11 @@
-//! The loop around the engine, and the way into it.
+//! The loop around the engine, and its entry point.
 //!
-//! Everything that changes the engine happens in `core.rs`, one event at a time. The server and
-//! the commands hold a [`Handle`]: it sends requests to the loop and waits for the answers. The
-//! dispatcher does not know who listens, nor how it is started and stopped: `daemon` does that.
+//! Only `core.rs` changes the engine, one event at a time. The server and the commands hold a
+//! [`Handle`], which sends requests to the loop and waits for the answers. Start and stop are in
+//! `daemon`.
 //!
-//! To read on: `core.rs` for the loop, `handle.rs` for the way in, `attempt.rs` for a delivery on
-//! the wire.
+//! Read on with `core.rs` for the loop, `core/accept.rs` for the path of a write, `handle.rs` for the
+//! entry point, `attempt.rs` for a delivery in flight.
 
 mod admin;
 mod admission;
@@ -16,28 +16,31 @@ mod core;
 mod event_bus;
 mod handle;
 mod history;
+mod latency;
 mod log_throttle;
 pub(crate) mod messages;
-mod rates;
 mod read_memory;
 mod replica_registry;
-mod shortages;
 mod task_cache;
-mod times;
 mod uptime;
 mod view;
 
+pub use admin::AdminError;
+pub(crate) use admin::PendingAdmin;
+pub use admin::dead_letters::{LetterCursor, LetterFilter};
+pub use admin::tasks::TaskFilter;
 pub(crate) use attempt::Attempts;
 pub(crate) use bulk::Operations;
-pub(crate) use core::{Core, Parts};
-pub(crate) use event_bus::Bus;
-pub use event_bus::{Event, EventKind, EventKinds, Events};
+pub(crate) use core::{Core, Intake, Observability};
+pub(crate) use event_bus::EventBus;
+pub use event_bus::{EventKind, EventKinds, EventSubscription, StreamEvent};
 pub use handle::Handle;
 pub(crate) use handle::Operator;
-pub(crate) use history::History;
-pub use messages::{Accepted, AdminError, Health, LetterCursor, LetterFilter, Refusal, TaskFilter};
+pub(crate) use history::TaskHistory;
+pub use messages::{AcceptedWrite, Health, Refusal};
 #[cfg(test)]
-pub(crate) use messages::{Request, Write};
+pub(crate) use messages::{NewWrite, Request};
 pub(crate) use read_memory::ReadMemory;
 pub(crate) use replica_registry::ReplicaRegistry;
+pub(crate) use task_cache::TaskCache;
 pub(crate) use uptime::UptimeRecorder;

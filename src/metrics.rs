@@ -10,7 +10,6 @@ mod histogram;
 mod process;
 mod text;
 mod users;
-mod window;
 
 pub use counts::{Counts, Reason};
 pub use histogram::{
@@ -19,7 +18,6 @@ pub use histogram::{
 };
 pub use process::ProcessFigures;
 pub use users::{UserFigures, Users};
-pub use window::AckWindow;
 
 /// All figures at one moment. The tables below contain the help text of each field.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -18,7 +18,7 @@ use crate::cli::{DemoArgs, environment};
 use crate::clock::wall_clock;
 use crate::config::Config;
 use crate::daemon::Daemon;
-use crate::dispatcher::{Accepted, Handle, Refusal};
+use crate::dispatcher::{AcceptedWrite, Handle, Refusal};
 use crate::metrics::Snapshot;
 use crate::server::MemoryReplica;
 use crate::task::{Consistency, NewTask, Node, Operation};
@@ -206,10 +206,10 @@ impl Story {
             named.map(|replica| replica.name).collect::<Vec<_>>().join(", ")
         };
         match self.handle.replicate(new, None).await {
-            Ok(Accepted { id, acked, .. }) if acked.is_empty() => {
+            Ok(AcceptedWrite { id, acked, .. }) if acked.is_empty() => {
                 line(format_args!("   {what}: accepted as task {id}"))
             }
-            Ok(Accepted { id, acked, .. }) => {
+            Ok(AcceptedWrite { id, acked, .. }) => {
                 line(format_args!("   {what}: task {id}, acknowledged by {}", names(&acked)))
             }
             Err(Refusal::NoMajority { acked, .. }) => {

@@ -1,4 +1,4 @@
-//! Who may ask: the files that say so, read at the start and again when told to.
+//! The files for access: the token list and the certificates, read at the start and on SIGHUP.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,24 +11,22 @@ use crate::access::{TokenList, TokenListError};
 use crate::config;
 use crate::server::{Access, InboundTls, InboundTlsError};
 
-/// Why a file about who may ask cannot be used.
 #[derive(Debug, Error)]
 pub enum InboundError {
-    /// The list of tokens (`--auth-file`).
+    /// `--auth-file`.
     #[error(transparent)]
     Tokens(#[from] TokenListError),
-    /// A certificate or key (`--tls-cert`, `--tls-key`, `--tls-client-ca`).
+    /// `--tls-cert`, `--tls-key`, `--tls-client-ca`.
     #[error(transparent)]
     Tls(#[from] InboundTlsError),
 }
 
-/// What the server is told of who may ask, and where it came from.
 #[derive(Debug)]
 pub(super) struct Inbound {
     pub(super) access: Access,
     pub(super) tls: Option<InboundTls>,
     config: config::InboundConfig,
-    /// One reload at a time, so that the last one told of is the one that counts.
+    /// One reload at a time, so that the last one logged is in force.
     reloading: Mutex<()>,
 }
 
@@ -48,23 +46,25 @@ impl Inbound {
         Ok(Self { access, tls, config: config.clone(), reloading: Mutex::new(()) })
     }
 
-    /// Reads all files again; each that cannot be used leaves what was.
+    /// Reloads each file that can be used.
     pub(super) fn reload(&self) {
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(file), Some(tokens)) = (&self.config.auth_file, &self.access.tokens) {
             match TokenList::read(file) {
                 Ok(mut new) => {
                     new.take_over(&tokens.load());
-                    info!(tokens = new.len(), "the tokens (--auth-file) are read again");
+                    info!(tokens = new.len(), "the tokens (--auth-file) are reloaded");
                     tokens.store(Arc::new(new));
                 }
-                Err(error) => error!(%error, "the tokens stay as they were"),
+                Err(error) => error!(%error, "the tokens are not reloaded and stay as they were"),
             }
         }
         if let (Some(files), Some(tls)) = (&self.config.tls, &self.tls) {
             match tls.reload(files) {
-                Ok(()) => info!("the certificates (--tls-cert) are read again"),
-                Err(error) => error!(%error, "the certificates stay as they were"),
+                Ok(()) => info!("the certificates (--tls-cert) are reloaded"),
+                Err(error) => {
+                    error!(%error, "the certificates are not reloaded and stay as they were");
+                }
             }
         }
     }

@@ -1,8 +1,8 @@
-//! Where the daemon may write, and as whom: read from flags and files, at the start and again on
-//! SIGHUP.
+//! Allowed replicas, and the certificates and tokens for them: from flags and files, read at the start
+//! and on SIGHUP.
 //!
-//! At the start a file that is wrong is an error. At a reload it keeps what was in force, of that
-//! file alone, and the log says so.
+//! At the start an invalid file is an error. At a reload the previous content of that file stays in
+//! force, and the log has the error.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -19,82 +19,36 @@ use crate::policy::{LineError, Own, Policy, Rule, rules};
 use crate::replica::{ClientTls, ClientTlsError, ReplicaClient, ReplicaTokens, ReplicaTokensError};
 use crate::text::without_bom;
 
-/// The longest file that is read. A thousand replicas with tokens are a tenth of it.
+/// A thousand replicas with tokens take a tenth of it.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// What is wrong with a file of the outbound side.
 #[derive(Debug, Error)]
 pub enum OutboundError {
-    /// It cannot be read.
     #[error("cannot read {} ({flag}): {source}", path.display())]
-    Read {
-        /// Who names it.
-        flag: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// More than anyone would write.
+    Read { flag: &'static str, path: PathBuf, source: io::Error },
     #[error("{} ({flag}) is longer than {MAX_FILE_BYTES} bytes", path.display())]
-    TooLong {
-        /// Who names it.
-        flag: &'static str,
-        /// The file.
-        path: PathBuf,
-    },
-    /// A secret that is none.
+    TooLong { flag: &'static str, path: PathBuf },
+    /// A secret file that others can read or write.
     #[error("{} ({flag}) is open to others than its owner (mode {mode:04o}): chmod 600 it", path.display())]
-    Open {
-        /// Who names it.
-        flag: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Its permissions.
-        mode: u32,
-    },
-    /// Rules that are none.
+    Open { flag: &'static str, path: PathBuf, mode: u32 },
     #[error("{} (--allow-replica-file): {source}", path.display())]
-    Rules {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: LineError,
-    },
-    /// Certificates that are none.
+    Rules { path: PathBuf, source: LineError },
     #[error("{} ({flag}) {source}", path.display())]
-    Tls {
-        /// Who names it.
-        flag: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: ClientTlsError,
-    },
-    /// Tokens that are none.
+    Tls { flag: &'static str, path: PathBuf, source: ClientTlsError },
     #[error("{} (--replica-token-file): {source}", path.display())]
-    Tokens {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: ReplicaTokensError,
-    },
-    /// Whoever may post a write could have the token sent to himself.
+    Tokens { path: PathBuf, source: ReplicaTokensError },
+    /// Any client could have the token sent to a server of its own.
     #[error(
-        "{} (--replica-token-file) has a token for *, whatever a client names: that needs --allow-replica or --allow-replica-file",
+        "{} (--replica-token-file) has a token for *, which goes to any replica that a client names: --allow-replica or --allow-replica-file is required",
         path.display()
     )]
-    ForAnyone {
-        /// The file.
-        path: PathBuf,
-    },
+    ForAnyone { path: PathBuf },
 }
 
-/// What SIGHUP reads again.
 #[derive(Debug)]
 pub(super) struct Outbound {
     settings: config::OutboundConfig,
-    /// Held by the one reload that goes on.
+    /// One reload at a time.
     reloading: Mutex<()>,
     policy: Policy,
     client: ReplicaClient,
@@ -109,46 +63,48 @@ impl Outbound {
         Self { settings, reloading: Mutex::new(()), policy, client }
     }
 
-    /// Reads all files again. Blocks.
+    /// Reloads each file that can be used. Blocks.
     pub(super) fn reload(&self) {
-        // It protects nothing that a panic could leave half done.
+        // The mutex protects no data that a panic could leave half changed.
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let rules = kept(load_rules(&self.settings));
+        let rules = logged(load_rules(&self.settings));
         if let Some(rules) = rules {
-            info!(rules = rules.as_ref().map_or(0, Vec::len), "where writes may go was read again");
+            info!(rules = rules.as_ref().map_or(0, Vec::len), "the allowed replicas are reloaded");
             self.policy.replace(rules);
         }
-        let tls = kept(load_tls(&self.settings));
-        let tokens = kept(load_tokens(&self.settings));
+        let tls = logged(load_tls(&self.settings));
+        let tokens = logged(load_tokens(&self.settings));
         match self.client.renew(tls, tokens) {
             Ok(()) => info!(
-                "connections to replicas are made anew, with the certificates and tokens as they are now"
+                "connections to replicas are renewed with the current certificates and tokens"
             ),
             Err(why) => {
-                error!(error = %why, "the new certificates cannot be used, what was in force stays");
+                error!(error = %why, "the new certificates cannot be used: the previous ones stay in force");
             }
         }
     }
 }
 
-fn kept<T>(read: Result<T, OutboundError>) -> Option<T> {
-    read.inspect_err(|why| error!(error = %why, "not read again, what was in force stays")).ok()
+fn logged<T>(read: Result<T, OutboundError>) -> Option<T> {
+    read.inspect_err(
+        |why| error!(error = %why, "not reloaded: the previous content stays in force"),
+    )
+    .ok()
 }
 
-/// The policy of a daemon that listens on `address`.
+/// The daemon listens on `address`, where it must not write.
 pub(super) fn policy(
     settings: &config::OutboundConfig,
     address: SocketAddr,
 ) -> Result<Policy, OutboundError> {
     let rules = load_rules(settings)?;
     if rules.is_none() {
-        let text = "writes may go to whatever replica a client names; a list of those that there are is recommended (--allow-replica)";
+        let text = "clients may name any replica address; a list of the allowed ones is recommended (--allow-replica)";
         if address.ip().is_loopback() { info!("{text}") } else { warn!("{text}") }
     }
     Ok(Policy::new(rules, Some(Own { address, is_local })))
 }
 
-/// The certificates and the tokens.
 pub(super) fn credentials(
     settings: &config::OutboundConfig,
 ) -> Result<(ClientTls, ReplicaTokens), OutboundError> {
@@ -159,8 +115,8 @@ fn load_rules(settings: &config::OutboundConfig) -> Result<Option<Vec<Rule>>, Ou
     let mut all = settings.allow.clone();
     if let Some(path) = &settings.allow_file {
         let text = text("--allow-replica-file", path)?;
-        let wrong = |source| OutboundError::Rules { path: path.clone(), source };
-        all.extend(rules(&text).map_err(wrong)?);
+        let invalid = |source| OutboundError::Rules { path: path.clone(), source };
+        all.extend(rules(&text).map_err(invalid)?);
     }
     Ok(settings.has_rules().then_some(all))
 }
@@ -169,8 +125,8 @@ fn load_tls(settings: &config::OutboundConfig) -> Result<ClientTls, OutboundErro
     let mut tls = ClientTls::default();
     if let Some(path) = &settings.ca {
         let flag = "--replica-ca";
-        let wrong = |source| OutboundError::Tls { flag, path: path.clone(), source };
-        tls = tls.trusting(&bytes(flag, path, false)?).map_err(wrong)?;
+        let invalid = |source| OutboundError::Tls { flag, path: path.clone(), source };
+        tls = tls.trusting(&bytes(flag, path, false)?).map_err(invalid)?;
     }
     if let Some((certificate, key)) = &settings.identity {
         let shown = bytes("--replica-cert", certificate, false)?;
@@ -190,8 +146,8 @@ fn load_tokens(settings: &config::OutboundConfig) -> Result<ReplicaTokens, Outbo
     let Some(path) = &settings.token_file else { return Ok(ReplicaTokens::default()) };
     let flag = "--replica-token-file";
     let text = as_text(flag, path, bytes(flag, path, true)?)?;
-    let wrong = |source| OutboundError::Tokens { path: path.clone(), source };
-    let tokens = ReplicaTokens::parse(&text).map_err(wrong)?;
+    let invalid = |source| OutboundError::Tokens { path: path.clone(), source };
+    let tokens = ReplicaTokens::parse(&text).map_err(invalid)?;
     if tokens.serves_any() && !settings.has_rules() {
         return Err(OutboundError::ForAnyone { path: path.clone() });
     }
@@ -204,18 +160,18 @@ fn text(flag: &'static str, path: &Path) -> Result<String, OutboundError> {
 
 fn as_text(flag: &'static str, path: &Path, bytes: Vec<u8>) -> Result<String, OutboundError> {
     String::from_utf8(bytes).map_err(|_| {
-        let source = io::Error::new(io::ErrorKind::InvalidData, "it is no UTF-8 text");
+        let source = io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text");
         OutboundError::Read { flag, path: path.to_owned(), source }
     })
 }
 
-/// What is in a file. A secret one must be closed to everyone else: seen on the file that is open,
-/// so that it cannot be another one by then.
+/// Reads a file. A secret file must be closed to others. The open file is checked, so that it cannot
+/// be replaced after the check.
 fn bytes(flag: &'static str, path: &Path, secret: bool) -> Result<Vec<u8>, OutboundError> {
     let failed = |source| OutboundError::Read { flag, path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
-    if secret && mode & closed(path) != 0 {
+    if secret && mode & forbidden_mode(path) != 0 {
         return Err(OutboundError::Open { flag, path: path.to_owned(), mode });
     }
     let mut bytes = Vec::new();
@@ -226,15 +182,15 @@ fn bytes(flag: &'static str, path: &Path, secret: bool) -> Result<Vec<u8>, Outbo
     Ok(without_bom(&bytes).to_vec())
 }
 
-/// What of its mode a secret file may not have. Where systemd hands it over (`LoadCredential=`), what
-/// looks like the right of its group to read it is the daemon's user's alone, by an access list.
-fn closed(path: &Path) -> u32 {
+/// The mode bits that a secret file must not have. For a file from systemd (`LoadCredential=`) the
+/// group read bit stands for an access list with only the daemon's user.
+fn forbidden_mode(path: &Path) -> u32 {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").filter(|dir| !dir.is_empty());
     if credentials.is_some_and(|dir| path.starts_with(dir)) { 0o037 } else { 0o077 }
 }
 
-/// Whether an address is one of this machine's: then the system would send from it to it. Nothing
-/// is sent.
+/// Whether an address belongs to this machine: then the system chooses it as its own source address.
+/// Nothing is sent.
 fn is_local(address: IpAddr) -> bool {
     let any: IpAddr = match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -252,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_of_this_machine_is_known_for_one() {
+    fn an_address_of_this_machine_is_recognised() {
         assert!(is_local("127.0.0.1".parse().unwrap()));
         for elsewhere in ["192.0.2.1", "203.0.113.7"] {
             assert!(!is_local(elsewhere.parse().unwrap()), "{elsewhere}");

@@ -1,4 +1,4 @@
-//! From disk into the engine, at the start.
+//! The recovery at the start: from disk into the engine.
 
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,21 +9,20 @@ use tracing::{error, info, warn};
 
 use crate::clock::Clock;
 use crate::daemon::StartError;
-use crate::dispatcher::messages::Event;
+use crate::dispatcher::messages::LoopEvent;
 use crate::dispatcher::{ReplicaRegistry, UptimeRecorder, claim};
 use crate::engine::{Engine, KeyHasher};
 use crate::store::{
     self, JournalEvent, KeyLimits, LocalJournal, LocalStore, RecoveryReport, SetAside,
 };
 
-/// An open store, and what was in it.
 pub(super) struct Restored {
     pub(super) journal: LocalJournal,
     pub(super) engine: Engine,
     pub(super) keys: KeyHasher,
     pub(super) quarantined_rows: u64,
     pub(super) registry: ReplicaRegistry,
-    pub(super) recorder: UptimeRecorder,
+    pub(super) uptime: UptimeRecorder,
 }
 
 fn log_set_aside(set_aside: &SetAside) {
@@ -41,40 +40,40 @@ fn log_set_aside(set_aside: &SetAside) {
         }
     }
     let SetAside { rows, superseded, .. } = set_aside;
-    error!(rows, superseded, %file, "rows were set aside; older writes of their keys are superseded, so that nothing stale follows a newer write");
+    error!(rows, superseded, %file, "rows were set aside; older writes of their keys are superseded, so that no stale value follows a newer one");
 }
 
 /// Opens the store and restores its tasks into `engine`. Blocks.
 ///
-/// One thread reads while this one restores: with a million tasks each takes seconds.
+/// One thread reads while this one fills the engine: with a million tasks, each takes seconds.
 pub(super) fn open(
     settings: &store::StoreSettings,
     limits: KeyLimits,
     mut engine: Engine,
     clock: Clock,
-    events: UnboundedSender<Event>,
+    events: UnboundedSender<LoopEvent>,
 ) -> Result<Restored, StartError> {
     let store = LocalStore::open(settings)?;
-    let recorder = UptimeRecorder::begin(clock.now(), store.uptime())?;
-    engine.set_uptime(recorder.uptime().clone());
+    let uptime = UptimeRecorder::begin(clock.now(), store.uptime())?;
+    engine.set_uptime(uptime.uptime().clone());
     let (keys, mut registry) = (KeyHasher::default(), ReplicaRegistry::default());
     let now = clock.now();
     let (claims, claimed) = sync_channel(8);
     let claims = Arc::new(Mutex::new(Some(claims)));
-    // To this thread at first, so that reading waits for it; then to the loop.
+    // First to this thread, through a bounded channel; after the recovery to the loop.
     let notify = {
         let claims = Arc::clone(&claims);
         move |event| match &*lock(&claims) {
             Some(claims) => drop(claims.send(event)),
-            // The loop outlives the journal unless it panics.
-            None => drop(events.send(Event::Journal(event))),
+            // Fails only if the loop has panicked.
+            None => drop(events.send(LoopEvent::Journal(event))),
         }
     };
     let (journal, report) = thread::scope(|scope| {
-        let uptime = recorder.uptime();
+        let uptime = uptime.uptime();
         let reading = scope.spawn(move || {
             let opened = store.into_journal(limits, now, uptime, notify);
-            // The other thread ends when this is gone.
+            // Ends the loop below.
             lock(&claims).take();
             opened
         });
@@ -95,7 +94,7 @@ pub(super) fn open(
     })?;
     log_report(&report, clock);
     let quarantined_rows = report.quarantined_rows;
-    Ok(Restored { journal, engine, keys, quarantined_rows, registry, recorder })
+    Ok(Restored { journal, engine, keys, quarantined_rows, registry, uptime })
 }
 
 fn log_report(report: &RecoveryReport, clock: Clock) {
@@ -120,7 +119,7 @@ fn log_report(report: &RecoveryReport, clock: Clock) {
     );
 }
 
-/// A panic leaves it right: it is only set and read.
+/// The value is only set and read, so a panic cannot leave it half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

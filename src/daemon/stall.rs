@@ -1,8 +1,8 @@
-//! A store that does not answer: its disk hangs, or a network file system has lost its server.
+//! Detects a store that does not answer: its disk hangs, or a network file system has lost its server.
 //!
-//! Nothing fails then, a call just does not return, and everything that waits for the store waits for
-//! as long. So someone who does not wait for it looks at it from time to time, says so, and has new
-//! writes refused until it answers again.
+//! Such a call neither fails nor returns, and everything that waits for the store hangs. This task does
+//! not wait for the store; it checks the committer, logs a stall, and has new writes refused until the
+//! store answers again.
 
 use std::time::Duration;
 
@@ -12,28 +12,27 @@ use tracing::{info, warn};
 
 use crate::dispatcher::Health;
 
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// So many looks in a row at one turn of the committer that does not end. It is their number that
-/// counts, not the time: while the process itself was stopped, nobody has looked.
-const LOOKS: u32 = 8;
+const CHECK_EVERY: Duration = Duration::from_millis(500);
+/// The store has stalled after this many checks in one turn of the committer. Checks are counted
+/// instead of time, because the process itself may have been stopped.
+const MAX_CHECKS: u32 = 8;
 
-/// Looks at the store until it is dropped. Tells `stalled` whether the store answers, and `health`
-/// as long as that has nothing worse to say.
+/// Runs until it is dropped. Sets `stalled`, and `health` unless it is worse.
 pub(super) async fn watch(
     in_progress: impl Fn() -> Option<u64>,
     health: watch::Sender<Health>,
     stalled: watch::Sender<bool>,
 ) {
-    let (mut last, mut looks) = (None, 0);
+    let (mut last, mut checks) = (None, 0);
     let mut since = None;
     loop {
-        sleep(LOOK_EVERY).await;
+        sleep(CHECK_EVERY).await;
         let turn = in_progress();
-        looks = if turn.is_some() && turn == last { looks + 1 } else { 0 };
+        checks = if turn.is_some() && turn == last { checks + 1 } else { 0 };
         last = turn;
         match since {
-            None if looks >= LOOKS => {
-                let begun = now() - LOOK_EVERY * looks;
+            None if checks >= MAX_CHECKS => {
+                let begun = now() - CHECK_EVERY * checks;
                 since = Some(begun);
                 stalled.send_replace(true);
                 health.send_if_modified(|health| {
@@ -48,7 +47,7 @@ pub(super) async fn watch(
                     "the store does not answer: its disk hangs or is overloaded; new writes are refused until it answers"
                 );
             }
-            Some(begun) if looks == 0 => {
+            Some(begun) if checks == 0 => {
                 since = None;
                 stalled.send_replace(false);
                 health.send_if_modified(|health| {
@@ -65,7 +64,7 @@ pub(super) async fn watch(
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "only what is said of how long it takes")]
+#[expect(clippy::disallowed_methods, reason = "only for the reported duration of the stall")]
 fn now() -> Instant {
     Instant::now()
 }
@@ -76,18 +75,18 @@ mod tests {
 
     use super::*;
 
-    type Turn = Arc<Mutex<Option<u64>>>;
+    type SharedTurn = Arc<Mutex<Option<u64>>>;
 
-    fn start() -> (Turn, watch::Sender<Health>, watch::Receiver<bool>) {
+    fn start() -> (SharedTurn, watch::Sender<Health>, watch::Receiver<bool>) {
         let (health, _) = watch::channel(Health::Serving);
         let (stalled, reports) = watch::channel(false);
-        let turn = Turn::default();
+        let turn = SharedTurn::default();
         let in_progress = Arc::clone(&turn);
         tokio::spawn(watch(move || *in_progress.lock().unwrap(), health.clone(), stalled));
         (turn, health, reports)
     }
 
-    fn set(turn: &Turn, number: Option<u64>) {
+    fn set(turn: &SharedTurn, number: Option<u64>) {
         *turn.lock().unwrap() = number;
     }
 
@@ -106,7 +105,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_is_busy_for_long_with_many_turns_answers() {
+    async fn a_store_that_is_busy_with_many_turns_is_not_stalled() {
         let (turn, health, stalled) = start();
         for number in 0..100 {
             set(&turn, Some(number));

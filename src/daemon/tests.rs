@@ -28,7 +28,7 @@ fn open(dir: &Path, clock: Clock, notify: store::Notify) -> (Opened, Vec<Recover
     (opened, found)
 }
 
-/// A task on disk alone, to a node where nobody listens.
+/// A task that is only on disk, for a replica that does not exist.
 async fn put(opened: &Opened) -> Task {
     let task = Task {
         id: opened.next_id,
@@ -49,18 +49,18 @@ async fn put(opened: &Opened) -> Task {
     task
 }
 
-/// Runs the loop on a store with one task that was harmed since, until it is told to stop; gives
-/// how it was then, and what the task's replica has had on disk.
-async fn run_with(harm: fn(&StoreReader, TaskId), settled: bool) -> (Health, Vec<Progress>) {
+/// Runs the loop on a store with one task after `damage`. Returns the health at the end, and the
+/// progress on disk.
+async fn run_with(damage: fn(&StoreReader, TaskId), settled: bool) -> (Health, Vec<Progress>) {
     let dir = tempfile::tempdir().unwrap();
     let clock = Clock::start();
-    let (events, told) = mpsc::unbounded_channel();
-    let (requests, asked) = mpsc::unbounded_channel();
+    let (events, event_receiver) = mpsc::unbounded_channel();
+    let (requests, request_receiver) = mpsc::unbounded_channel();
     let (health, mut watched) = watch::channel(Health::Serving);
     let (opened, _) = open(dir.path(), clock, Box::new(drop));
     let task = put(&opened).await;
     let row = opened.reader.read(task.id).unwrap().unwrap();
-    harm(&opened.reader, task.id);
+    damage(&opened.reader, task.id);
 
     let mut engine = Engine::new(engine::EngineSettings {
         hinted_handoff: false,
@@ -83,7 +83,7 @@ async fn run_with(harm: fn(&StoreReader, TaskId), settled: bool) -> (Health, Vec
     let newest = TaskId(opened.next_id.0 - 1);
     let core =
         Core::over(journal, newest, (engine, keys), clock, events.clone(), health, dir.path());
-    let core = tokio::spawn(core.run(told, asked));
+    let core = tokio::spawn(core.run(event_receiver, request_receiver));
     if settled {
         loop {
             let (reply, snapshot) = oneshot::channel();
@@ -96,21 +96,21 @@ async fn run_with(harm: fn(&StoreReader, TaskId), settled: bool) -> (Health, Vec
     } else {
         watched.wait_for(|health| *health != Health::Serving).await.unwrap();
     }
-    events.send(messages::Event::Stop).unwrap();
+    events.send(LoopEvent::Stop).unwrap();
     core.await.unwrap();
-    let how = watched.borrow().clone();
-    // The row as it was, so that its progress can be looked at.
+    let end = watched.borrow().clone();
+    // The intact row again, so that its progress can be read.
     opened.reader.clear(task.id);
     opened.committer.accept(Arc::new(row), None, None);
     let closed = opened.committer.close();
     drop(opened);
     let closed = closed.await.unwrap();
     if closed.is_err() {
-        return (how, vec![]);
+        return (end, vec![]);
     }
     let (_, found) = open(dir.path(), clock, Box::new(drop));
     assert_eq!(found.len(), 1);
-    (how, found[0].progress.clone())
+    (end, found[0].progress.clone())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,7 +121,7 @@ async fn a_task_that_cannot_be_read_back_becomes_a_dead_letter_at_once() {
         panic!("{progress:?}");
     };
     assert_eq!(letter.cause, Cause::Rejected);
-    assert!(letter.error.starts_with("not sent, for it cannot be read back: the row "));
+    assert!(letter.error.starts_with("not sent: the task cannot be read back: the row "));
     assert!(letter.error.ends_with(" of tasks fails its checksum"), "{}", letter.error);
 }
 
@@ -142,7 +142,7 @@ async fn a_database_that_cannot_be_read_is_a_failure_of_the_store() {
 }
 
 #[tokio::test]
-async fn a_page_that_is_full_says_where_the_list_goes_on() {
+async fn a_full_page_has_the_cursor_of_the_next_page() {
     let dir = tempfile::tempdir().unwrap();
     let mut cli = Cli::try_parse_from(["replicator", "--port", "0", "--retry-base", "1h"]).unwrap();
     cli.daemon.storage.data_dir = dir.path().join("data");

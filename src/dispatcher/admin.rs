@@ -1,295 +1,188 @@
-//! What operators ask and order, as methods of the [`Handle`].
+//! Requests of operators. Each resource has a file with its requests, the methods of [`Handle`] that
+//! send them to the loop, and the methods of [`Core`] that answer them.
 //!
-//! A question goes to the loop as a [`Query`] and comes back as what the API shows; the loop looks
-//! at the engine, and whatever has to be read from the disk for it is read elsewhere. A list is
-//! looked for in steps, so that no question holds up the loop for long.
+//! The loop looks only at the engine. Rows are read from disk in a task of their own, and a list is
+//! searched in parts, so that no request holds up the loop.
 
-use std::num::NonZeroU32;
-use std::time::Duration;
+use std::collections::VecDeque;
 
+use thiserror::Error;
 use tokio::sync::oneshot;
 
-use crate::api;
-use crate::dispatcher::Handle;
-use crate::dispatcher::bulk::Work;
-use crate::dispatcher::event_bus::{EventKinds, Events};
-use crate::dispatcher::messages::{
-    AdminError, Answer, Letter, LetterCursor, LetterFilter, Order, Query, Request, Step, TaskFilter,
-};
-use crate::engine::AdminOutcome;
-use crate::task::{DeliveryId, Node, TaskId};
+use crate::dispatcher::messages::Request;
+use crate::dispatcher::replica_registry::RegistryChange;
+use crate::dispatcher::{Core, Handle};
+use crate::engine::DeliveryFilter;
+use crate::store::{Header, Journal};
+use crate::task::{Node, TaskId};
 
-/// The steps that one request for a list may take: a few hundred thousand tasks.
-const STEPS: usize = 16;
-/// How often a barrier is looked at for someone who waits for it.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+pub(super) mod barriers;
+pub(super) mod dead_letters;
+pub(super) mod replicas;
+pub(super) mod tasks;
+
+use barriers::CountingBarrier;
+use replicas::Forgetting;
+
+/// Parts that one page of a list may search: a few hundred thousand tasks.
+const MAX_PARTS: usize = 16;
+/// Rows that are read for one part.
+const READS: usize = 1000;
+
+/// Why a request of an operator failed.
+#[derive(Debug, Error)]
+pub enum AdminError {
+    #[error("the replicator is shutting down, or its store has failed")]
+    Stopped,
+    #[error("cannot be read from the store: {0}")]
+    Unreadable(String),
+    /// The text names the limit.
+    #[error("{0}")]
+    TooMany(String),
+    #[error("{0}")]
+    Invalid(String),
+    /// The outbound policy forbids the address. The text names it.
+    #[error("{0}")]
+    Forbidden(String),
+    /// Not possible in the current state.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+pub(crate) type AdminReply<T> = oneshot::Sender<Result<T, AdminError>>;
+
+/// The admin requests that take more than one turn of the loop.
+#[derive(Debug, Default)]
+pub(crate) struct PendingAdmin {
+    forgetting: Vec<Forgetting>,
+    /// The engine counts one barrier at a time.
+    counting: VecDeque<CountingBarrier>,
+}
+
+/// A part of a list.
+#[derive(Debug)]
+pub(crate) struct ListPart<T, C> {
+    pub(crate) items: Vec<T>,
+    /// Entries that were searched for these items.
+    pub(crate) examined: usize,
+    /// Where the next part starts; `None` at the end of the list.
+    pub(crate) next: Option<C>,
+}
 
 impl Handle {
-    async fn ask<T>(&self, query: impl FnOnce(Answer<T>) -> Query) -> Result<T, AdminError> {
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(AdminReply<T>) -> Request,
+    ) -> Result<T, AdminError> {
         let (reply, answer) = oneshot::channel();
-        let request = Request::Admin(query(reply));
-        self.requests.send(request).map_err(|_| AdminError::Stopped)?;
+        self.requests.send(request(reply)).map_err(|_| AdminError::Stopped)?;
         answer.await.map_err(|_| AdminError::Stopped)?
     }
+}
 
-    /// Unsettled tasks, oldest first. The page may be short and still not be the last.
-    ///
-    /// # Errors
-    ///
-    /// An [`AdminError`], as of all questions here.
-    pub async fn tasks(
-        &self,
-        filter: TaskFilter,
-        limit: usize,
-        mut after: Option<TaskId>,
-    ) -> Result<api::TaskPage, AdminError> {
-        let mut tasks = Vec::new();
-        for _ in 0..STEPS {
-            let (filter, limit) = (filter.clone(), limit.saturating_sub(tasks.len()));
-            let ask = |reply| Query::Tasks { filter, limit, after, reply };
-            let step = self.ask(ask).await?;
-            let full = step.items.len() >= limit;
-            tasks.extend(step.items);
-            after = step.next;
-            if after.is_none() || full {
-                break;
-            }
+/// Collects a page from the parts that `part` finds. The page may be short and still not be the last.
+async fn page<T, C, F>(
+    limit: usize,
+    mut after: Option<C>,
+    part: impl Fn(usize, Option<C>) -> F,
+) -> Result<(Vec<T>, Option<C>), AdminError>
+where
+    F: Future<Output = Result<ListPart<T, C>, AdminError>>,
+{
+    let mut items = Vec::new();
+    for _ in 0..MAX_PARTS {
+        let limit = limit.saturating_sub(items.len());
+        let found = part(limit, after).await?;
+        let full = found.items.len() >= limit;
+        items.extend(found.items);
+        after = found.next;
+        if after.is_none() || full {
+            break;
         }
-        Ok(api::TaskPage { tasks, next_cursor: after.map(|id| id.to_string()) })
+    }
+    Ok((items, after))
+}
+
+impl Core {
+    /// Answers when all changes so far are durable.
+    fn answer_when_durable<T: Send + 'static>(&self, reply: AdminReply<T>, answer: T) {
+        self.journal.sync(Box::new(move |synced: Result<(), _>| {
+            // The operator may be gone.
+            let _ = reply.send(synced.map(|()| answer).map_err(|_| AdminError::Stopped));
+        }));
     }
 
-    /// One task, also one that was settled lately.
-    ///
-    /// # Errors
-    ///
-    /// An [`AdminError`].
-    pub async fn task(&self, id: TaskId) -> Result<Option<api::Task>, AdminError> {
-        self.ask(|reply| Query::Task { id, reply }).await
-    }
-
-    /// Throws away what is left of a task: what is not on the wire is discarded, durably, the rest
-    /// is not tried again. Gives the task as it stands then.
-    ///
-    /// # Errors
-    ///
-    /// An [`AdminError`].
-    pub async fn discard_task(&self, id: TaskId) -> Result<Option<api::Task>, AdminError> {
-        // What a dead letter was is on the disk alone, and not there any more once it is discarded.
-        let before = self.task(id).await?;
-        let discarded = self.ask(|reply| Query::DiscardTask { id, reply }).await?;
-        Ok(discarded.map(|task| match before {
-            Some(before) if task.key.is_none() => {
-                let api::Task { settled_at, deliveries, .. } = task;
-                api::Task { settled_at, deliveries, ..before }
-            }
-            _ => task,
-        }))
-    }
-
-    /// All replicas, by address.
-    ///
-    /// # Errors
-    ///
-    /// An [`AdminError`].
-    pub async fn replicas(&self) -> Result<Vec<api::Replica>, AdminError> {
-        self.ask(|reply| Query::Replicas { node: None, reply }).await
-    }
-
-    /// One replica.
-    ///
-    /// # Errors
-    ///
-    /// An [`AdminError`].
-    pub async fn replica(&self, node: &Node) -> Result<Option<api::Replica>, AdminError> {
-        let node = Some(node.clone());
-        let found = self.ask(|reply| Query::Replicas { node, reply }).await?;
-        Ok(found.into_iter().next())
-    }
-
-    /// Sends nothing to a replica any more, over restarts too, or goes on. Durable when answered.
-    ///
-    /// # Errors
-    ///
-    /// An [`AdminError`].
-    pub async fn pause(
+    /// Answers at once if nothing was changed.
+    fn answer_change<T: Send + 'static>(
         &self,
-        node: &Node,
-        paused: bool,
-    ) -> Result<Option<api::Replica>, AdminError> {
-        let node = node.clone();
-        self.ask(|reply| Query::Pause { node, paused, reply }).await
-    }
-
-    /// Lets an open breaker send its next probe now.
-    ///
-    /// # Errors
-    ///
-    /// An [`AdminError`].
-    pub async fn probe(&self, node: &Node) -> Result<Option<api::Probed>, AdminError> {
-        let node = node.clone();
-        self.ask(|reply| Query::Probe { node, reply }).await
-    }
-
-    /// Throws away everything for a replica that is gone.
-    ///
-    /// # Errors
-    ///
-    /// An [`AdminError`].
-    pub async fn forget(&self, node: &Node) -> Result<Option<api::Forgotten>, AdminError> {
-        let node = node.clone();
-        self.ask(|reply| Query::Forget { node, reply }).await
-    }
-
-    /// Has everything for a replica go to another address from now on, over restarts too.
-    ///
-    /// # Errors
-    ///
-    /// [`AdminError::Conflict`] if something was ever sent there, [`AdminError::Forbidden`] if
-    /// nothing may be.
-    pub async fn rename(&self, node: &Node, to: Node) -> Result<Option<api::Replica>, AdminError> {
-        if let Err(why) = self.operator.policy.admit(&to) {
-            return Err(AdminError::Forbidden(format!("{to} {why}")));
+        reply: AdminReply<Option<T>>,
+        changed: Result<Option<T>, AdminError>,
+    ) {
+        match changed {
+            Ok(Some(changed)) => self.answer_when_durable(reply, Some(changed)),
+            unchanged => drop(reply.send(unchanged)),
         }
-        let node = node.clone();
-        self.ask(|reply| Query::Rename { node, to, reply }).await
     }
 
-    /// Dead letters, oldest task first. The page may be short and still not be the last.
-    ///
-    /// # Errors
-    ///
-    /// An [`AdminError`].
-    pub async fn dead_letters(
-        &self,
-        filter: LetterFilter,
-        limit: usize,
-        mut after: Option<LetterCursor>,
-    ) -> Result<api::DeadLetterPage, AdminError> {
-        let mut dead_letters = Vec::new();
-        for _ in 0..STEPS {
-            let (filter, limit) = (filter.clone(), limit.saturating_sub(dead_letters.len()));
-            let step = self.letters(filter, limit, after).await?;
-            let full = step.items.len() >= limit;
-            dead_letters.extend(step.items.into_iter().map(|letter| letter.shown));
-            after = step.next;
-            if after.is_none() || full {
-                break;
-            }
+    /// The current name of a replica. A replica that was used before the start, and not since, gets
+    /// its lane here.
+    fn resolve_for_admin(&mut self, node: &Node) -> Node {
+        let node = self.registry.resolve(node).clone();
+        if self.registry.knows(&node) {
+            self.engine.know(&node);
         }
-        let next_cursor = after.map(|cursor| cursor.to_string());
-        Ok(api::DeadLetterPage { dead_letters, next_cursor })
+        node
     }
 
-    pub(super) async fn letters(
-        &self,
-        filter: LetterFilter,
-        limit: usize,
-        after: Option<LetterCursor>,
-    ) -> Result<Step<Letter, LetterCursor>, AdminError> {
-        self.ask(|reply| Query::Letters { filter, limit, after, reply }).await
-    }
-
-    pub(super) async fn steer(
-        &self,
-        letters: Vec<DeliveryId>,
-        order: Order,
-    ) -> Result<Vec<AdminOutcome>, AdminError> {
-        self.ask(|reply| Query::Steer { letters, order, reply }).await
-    }
-
-    /// Begins to make dead letters ready again, at most `rate` a second. A letter with a newer
-    /// write of its key on its way is left out.
-    ///
-    /// # Errors
-    ///
-    /// [`AdminError::TooMany`] if as many operations run as may.
-    pub async fn redrive(
-        &self,
-        filter: LetterFilter,
-        dry_run: bool,
-        rate: Option<NonZeroU32>,
-    ) -> Result<api::Operation, AdminError> {
-        let rate = Some(rate.unwrap_or(self.operator.redrive_rate));
-        self.begin(Work { kind: api::OperationKind::Redrive, filter, dry_run, rate }).await
-    }
-
-    /// Begins to throw dead letters away.
-    ///
-    /// # Errors
-    ///
-    /// [`AdminError::TooMany`] if as many operations run as may.
-    pub async fn discard(
-        &self,
-        filter: LetterFilter,
-        dry_run: bool,
-    ) -> Result<api::Operation, AdminError> {
-        let kind = api::OperationKind::Discard;
-        self.begin(Work { kind, filter, dry_run, rate: None }).await
-    }
-
-    async fn begin(&self, work: Work) -> Result<api::Operation, AdminError> {
-        let replicas = self.replicas().await?;
-        let total = replicas.iter().map(|replica| replica.dead_letters + replica.parked).sum();
-        self.operator.operations.begin(self.clone(), work, total)
-    }
-
-    /// The operations that are remembered, newest first.
-    #[must_use]
-    pub fn operations(&self) -> Vec<api::Operation> {
-        self.operator.operations.all()
-    }
-
-    /// One operation.
-    #[must_use]
-    pub fn operation(&self, id: &str) -> Option<api::Operation> {
-        self.operator.operations.get(id)
-    }
-
-    /// Ends an operation; what it has done stays done.
-    pub async fn cancel(&self, id: &str) -> Option<api::Operation> {
-        self.operator.operations.cancel(id).await
-    }
-
-    /// A barrier behind everything that has been accepted, for these replicas, or for all.
-    ///
-    /// # Errors
-    ///
-    /// An [`AdminError`].
-    pub async fn barrier(&self, nodes: Vec<Node>) -> Result<api::Barrier, AdminError> {
-        self.ask(|reply| Query::Barrier { up_to: None, nodes, reply }).await
-    }
-
-    /// How a barrier stands; waits up to `wait` for it to be reached. `None` if this is no id of a
-    /// barrier.
-    ///
-    /// # Errors
-    ///
-    /// An [`AdminError`].
-    pub async fn barrier_state(
-        &self,
-        id: &str,
-        wait: Duration,
-    ) -> Result<Option<api::Barrier>, AdminError> {
-        let Some((up_to, nodes)) = super::view::read_barrier_id(id) else { return Ok(None) };
-        let looks = wait.as_millis() / LOOK_EVERY.as_millis();
-        for _ in 0..looks {
-            let barrier = self.barrier_now(up_to, &nodes).await?;
-            if barrier.reached {
-                return Ok(Some(barrier));
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
+    pub(super) fn save_registry(&self, changes: Vec<RegistryChange>) {
+        for (node, row) in changes {
+            self.journal.set_replica(node, row);
         }
-        self.barrier_now(up_to, &nodes).await.map(Some)
     }
 
-    async fn barrier_now(&self, up_to: TaskId, nodes: &[Node]) -> Result<api::Barrier, AdminError> {
-        let nodes = nodes.to_vec();
-        self.ask(|reply| Query::Barrier { up_to: Some(up_to), nodes, reply }).await
+    fn delivery_filter(&self, node: Option<&Node>, key: Option<&String>) -> DeliveryFilter {
+        DeliveryFilter {
+            state: None,
+            node: node.map(|node| self.registry.resolve(node).clone()),
+            key: key.map(|key| self.keys.id(key)),
+        }
+    }
+}
+
+/// The part of a filter that needs the row.
+struct TextFilter {
+    key: Option<String>,
+    key_prefix: Option<String>,
+    user_id: Option<String>,
+}
+
+impl TextFilter {
+    fn is_empty(&self) -> bool {
+        self.key.is_none() && self.key_prefix.is_none() && self.user_id.is_none()
     }
 
-    /// What happens from now on, or after an event that was seen before.
-    #[must_use]
-    pub fn events(&self, after: Option<u64>, kinds: EventKinds) -> Events {
-        self.operator.bus.watch(after, kinds)
+    fn matches(&self, header: &Header) -> bool {
+        self.key.as_ref().is_none_or(|key| *key == header.key)
+            && self.key_prefix.as_ref().is_none_or(|prefix| header.key.starts_with(prefix))
+            && (self.user_id.is_none() || self.user_id == header.user_id)
     }
+}
+
+async fn headers(
+    journal: &dyn Journal,
+    ids: Vec<TaskId>,
+) -> Result<Vec<Option<Header>>, AdminError> {
+    let headers = journal.headers(ids).await;
+    headers.map_err(|error| AdminError::Unreadable(error.to_string()))
+}
+
+/// Answers from a task of its own, which may wait for the disk.
+fn answer_in_background<T: Send + 'static>(
+    reply: AdminReply<T>,
+    answer: impl Future<Output = Result<T, AdminError>> + Send + 'static,
+) {
+    tokio::spawn(async move {
+        // The operator may be gone.
+        let _ = reply.send(answer.await);
+    });
 }

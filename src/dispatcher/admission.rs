@@ -1,40 +1,36 @@
-//! Requests that found no room wait here a moment: `--queue-wait`.
+//! Writes that found no room wait here, up to `--queue-wait`.
 //!
-//! The known gateway posts each write once and only logs a 503; a queue that is full for half a
-//! second would cost it writes for good.
+//! The known gateway sends each write once and only logs a 503, so a queue that is full for half a
+//! second would lose writes.
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::dispatcher::messages::{Refusal, Reply};
+use crate::dispatcher::messages::{Refusal, WriteReply};
 use crate::engine::{Full, Moment};
 use crate::task::{Consistency, Idempotency, NewTask, Node};
 
-/// How many may wait: each holds a connection and the memory of its request.
+/// Each waiting write holds a connection and the memory of its request.
 pub(super) const MAX_WAITING: usize = 1024;
 
-/// A request that waits for room.
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub(super) new: Box<NewTask>,
     pub(super) idempotency: Option<Idempotency>,
-    pub(super) reply: Reply,
-    /// When it came.
+    pub(super) reply: WriteReply,
     pub(super) arrived: Moment,
-    /// When it is refused.
     pub(super) deadline: Moment,
 }
 
-/// What those in one line wait for: room in the queue of eventual or of strong writes, for
-/// everyone or within the share of one replica. Nobody stands in the way of others who wait for
-/// something else.
+/// A line waits for one thing: room in the eventual or strong queue, in total or in the share of one
+/// replica. It does not block writes that wait for something else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Line {
+pub(super) struct WaitLine {
     consistency: Consistency,
     share_of: Option<Node>,
 }
 
-impl Line {
-    /// Where a write waits that was refused for this.
+impl WaitLine {
+    /// The line of a write that met this limit.
     pub(super) fn after(consistency: Consistency, full: &Full) -> Self {
         let share_of = match full {
             Full::Share { node, .. } => Some(node.clone()),
@@ -48,24 +44,23 @@ impl Line {
     }
 }
 
-/// The waiting requests: in each line first come, first served.
 #[derive(Debug, Default)]
 pub(super) struct Admission {
-    /// None of them is empty.
-    lines: HashMap<Line, VecDeque<Waiter>>,
+    /// Without empty lines.
+    lines: HashMap<WaitLine, VecDeque<Waiter>>,
 }
 
 impl Admission {
-    /// The line that a new request must not pass, if there is one.
-    pub(super) fn ahead_of(&self, new: &NewTask) -> Option<Line> {
+    /// The line that a new write must not overtake.
+    pub(super) fn ahead_of(&self, new: &NewTask) -> Option<WaitLine> {
         if self.lines.is_empty() {
             return None;
         }
-        let line = |share_of| Line { consistency: new.consistency, share_of };
+        let line = |share_of| WaitLine { consistency: new.consistency, share_of };
         let shares = new.replicas.iter().map(|node| line(Some(node.clone())));
         let lines = || std::iter::once(line(None)).chain(shares);
-        // The writes of one key stay in their order, whatever they wait for: their client may not
-        // have waited for the answer of the first.
+        // Writes of one key stay in order even in different lines: the client may have sent the
+        // second without waiting for the first answer.
         let of_key = |waiting: &VecDeque<Waiter>| waiting.iter().any(|w| w.new.key == new.key);
         let same_key = self.lines.iter().find(|(_, waiting)| of_key(waiting));
         same_key
@@ -73,13 +68,11 @@ impl Admission {
             .or_else(|| lines().find(|line| self.lines.contains_key(line)))
     }
 
-    /// The lines that there are now.
-    pub(super) fn lines(&self) -> Vec<Line> {
+    pub(super) fn lines(&self) -> Vec<WaitLine> {
         self.lines.keys().cloned().collect()
     }
 
-    /// Takes the first out of a line.
-    pub(super) fn pop(&mut self, line: &Line) -> Option<Waiter> {
+    pub(super) fn pop(&mut self, line: &WaitLine) -> Option<Waiter> {
         let waiting = self.lines.get_mut(line)?;
         let first = waiting.pop_front();
         if waiting.is_empty() {
@@ -88,17 +81,17 @@ impl Admission {
         first
     }
 
-    /// Puts a request into a line, by its deadline: all wait equally long, so this is by age, for
-    /// one that changes lines as well. The waiting writes of one key are in one line.
-    pub(super) fn push(&mut self, line: Line, waiter: Waiter) {
+    /// Inserts by deadline. All wait equally long, so the order is by age, even for a write from
+    /// another line.
+    pub(super) fn push(&mut self, line: WaitLine, waiter: Waiter) {
         let waiting = self.lines.entry(line).or_default();
         let place = waiting.partition_point(|other| other.deadline <= waiter.deadline);
         waiting.insert(place, waiter);
     }
 
-    /// Puts a request that was taken out of a line into another, and behind it the writes of its
-    /// key that are still in the first: they come in in their order or not at all.
-    pub(super) fn change(&mut self, from: &Line, to: &Line, waiter: Waiter) {
+    /// Moves a write that was popped from `from` to another line, and behind it the writes of its key
+    /// that are still in `from`, so that they stay in order.
+    pub(super) fn change(&mut self, from: &WaitLine, to: &WaitLine, waiter: Waiter) {
         let waiting = self.lines.remove(from).unwrap_or_default();
         let (followers, others): (VecDeque<_>, VecDeque<_>) =
             waiting.into_iter().partition(|other| other.new.key == waiter.new.key);
@@ -109,8 +102,8 @@ impl Admission {
         followers.into_iter().for_each(|follower| self.push(to.clone(), follower));
     }
 
-    /// Gives back who was taken out by [`Self::pop`].
-    pub(super) fn put_back(&mut self, line: &Line, waiter: Waiter) {
+    /// Reverts [`Self::pop`].
+    pub(super) fn put_back(&mut self, line: &WaitLine, waiter: Waiter) {
         self.lines.entry(line.clone()).or_default().push_front(waiter);
     }
 
@@ -118,12 +111,11 @@ impl Admission {
         self.lines.values().map(VecDeque::len).sum()
     }
 
-    /// When the first of them is refused.
     pub(super) fn wake_at(&self) -> Option<Moment> {
         self.lines.values().filter_map(VecDeque::front).map(|waiter| waiter.deadline).min()
     }
 
-    /// Refuses all. Without a reason their replies are closed.
+    /// Refuses all, or closes their replies without a refusal.
     pub(super) fn clear(&mut self, refusal: impl Fn() -> Option<Refusal>) {
         for waiter in self.lines.drain().flat_map(|(_, line)| line) {
             if let Some(refusal) = refusal() {
@@ -155,9 +147,9 @@ mod tests {
         }
     }
 
-    fn share(host: &str) -> Line {
+    fn share(host: &str) -> WaitLine {
         let node = Node::parse(&format!("http://{host}")).unwrap();
-        Line::after(Consistency::Eventual, &Full::Share { node, held: 900 })
+        WaitLine::after(Consistency::Eventual, &Full::Share { node, held: 900 })
     }
 
     fn waiter(key: &str, node: &str) -> Waiter {
@@ -171,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_takes_the_later_ones_of_its_key_along_into_another_line() {
+    fn a_write_that_changes_lines_takes_later_writes_of_its_key_along() {
         let mut admission = Admission::default();
         let (a, b) = (share("a"), share("b"));
         for (key, node) in [("k", "http://a"), ("x", "http://a"), ("k", "http://c")] {
@@ -189,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn only_those_who_wait_for_the_same_or_write_the_same_key_are_not_passed() {
+    fn a_new_write_overtakes_only_writes_that_wait_for_something_else_and_have_another_key() {
         let mut admission = Admission::default();
         let line = share("hangs");
         admission.push(line.clone(), waiter("k", "http://hangs"));

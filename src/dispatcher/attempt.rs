@@ -1,4 +1,4 @@
-//! An attempt: one HTTP call of a delivery, as a task of its own.
+//! Attempts: one HTTP call of a delivery each, in a task of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,31 +7,28 @@ use tokio::sync::mpsc;
 use tracing::{debug, error};
 
 use crate::clock::wall_clock;
-use crate::dispatcher::messages::{Answered, Event};
-use crate::dispatcher::read_memory::{Permit, ReadMemory};
+use crate::dispatcher::messages::{AttemptReport, LoopEvent};
+use crate::dispatcher::read_memory::{ReadMemory, ReadPermit};
 use crate::replica::ReplicaClient;
 use crate::store::{Journal, JournalEvent, ReadError};
 use crate::task::{AttemptOutcome, DeliveryId, Node, Task, Verdict};
 use crate::traces::{Span, Tracer};
 
-/// The log target of attempts, which the documentation names: it stays, wherever this file is.
+/// The log target of attempts. The documentation names it.
 const TARGET: &str = "replicator::daemon::attempt";
 
-/// Starts attempts.
 #[derive(Clone)]
 pub(crate) struct Attempts {
     pub(crate) client: ReplicaClient,
     pub(crate) journal: Arc<dyn Journal>,
-    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) events: mpsc::UnboundedSender<LoopEvent>,
     pub(crate) memory: ReadMemory,
     pub(crate) tracer: Tracer,
 }
 
 impl Attempts {
-    /// Starts an attempt to `node`, under whatever name the task has it; its end arrives as [`Event::Answered`], whatever happens to it.
-    ///
-    /// `task` is the task if it is still in memory; else it is read back, within the memory for
-    /// that, for which `bytes` is what it needs.
+    /// Starts an attempt to `node`, the current name of the replica. [`LoopEvent::AttemptEnded`]
+    /// follows in any case. Without `task`, the task is read back into `bytes` of [`ReadMemory`].
     pub(crate) fn start(
         &self,
         delivery: DeliveryId,
@@ -41,10 +38,10 @@ impl Attempts {
         task: Option<Arc<Task>>,
     ) {
         let this = self.clone();
-        let report = Report { events: self.events.clone(), answered: interrupted(delivery) };
+        let on_drop = ReportOnDrop { events: self.events.clone(), report: interrupted(delivery) };
         tokio::spawn(async move {
-            let answered = this.run(delivery, &node, attempt, bytes, task).await;
-            report.end(answered);
+            let report = this.run(delivery, &node, attempt, bytes, task).await;
+            on_drop.end(report);
         });
     }
 
@@ -55,20 +52,20 @@ impl Attempts {
         attempt: u32,
         bytes: u64,
         task: Option<Arc<Task>>,
-    ) -> Answered {
-        let (task, _room) = match task {
+    ) -> AttemptReport {
+        let (task, _permit) = match task {
             Some(task) => (task, None),
             None => match self.read_back(delivery, node, bytes).await {
-                Ok((task, room)) => (task, Some(room)),
+                Ok((task, permit)) => (task, Some(permit)),
                 Err(verdict) => {
                     let outcome = AttemptOutcome::certain(verdict, Duration::ZERO);
-                    return Answered { outcome, ..interrupted(delivery) };
+                    return AttemptReport { outcome, ..interrupted(delivery) };
                 }
             },
         };
         let now = wall_clock();
         let span = self.tracer.attempt(&task, node, attempt);
-        // Without a span of its own the replica gets what the request came with.
+        // Without a span of its own, the replica gets the trace context of the request.
         let trace = span.as_ref().map(Span::trace).or_else(|| task.trace.clone());
         let outcome = self.client.send(node, &task, trace.as_ref(), now).await;
         if let Some(span) = span {
@@ -81,72 +78,70 @@ impl Attempts {
             debug!(target: TARGET, task = %task.id, replica = %node, attempt, %error, "attempt failed");
         }
         let node = Some(node.clone());
-        Answered { delivery, outcome, task: Some(task), node }
+        AttemptReport { delivery, outcome, task: Some(task), node }
     }
 
-    /// Reads the task of a delivery from disk.
+    /// Reads the task of a delivery from disk. The permit holds its memory.
     ///
-    /// Only a read that was interrupted is worth another attempt. A row that is damaged will be so
-    /// the next time: the delivery becomes a dead letter. If the database fails, or the task is
-    /// not there, the store has failed, and nothing is charged to the replica.
-    ///
-    /// The task may stay in memory as long as the permit lives.
+    /// Only an interrupted read is retried. A damaged row stays damaged, so the delivery becomes a
+    /// dead letter. If the database fails or the task is missing, the store has failed, and the
+    /// replica is not charged.
     async fn read_back(
         &self,
         delivery: DeliveryId,
         node: &Node,
         bytes: u64,
-    ) -> Result<(Arc<Task>, Permit), Verdict> {
-        let Some(room) = self.memory.take(node, bytes).await else {
+    ) -> Result<(Arc<Task>, ReadPermit), Verdict> {
+        let Some(permit) = self.memory.take(node, bytes).await else {
             let error = format!("not sent: {}", self.memory.shortage()).into();
             return Err(Verdict::Shortage { error });
         };
         let why: Arc<str> = match self.journal.read(delivery.task).await {
-            Ok(Some(task)) => return Ok((Arc::new(task), room)),
+            Ok(Some(task)) => return Ok((Arc::new(task), permit)),
             Err(ReadError::Damaged(damage)) => {
-                let error = format!("not sent, for it cannot be read back: {damage}").into();
+                let error = format!("not sent: the task cannot be read back: {damage}").into();
                 error!(target: TARGET, task = %delivery.task, %error, "a task is damaged in the store");
                 return Err(Verdict::Rejected { error });
             }
             Err(error @ ReadError::Database(_)) => error.to_string().into(),
-            Ok(None) => format!("the task {} has vanished from it", delivery.task).into(),
+            Ok(None) => format!("the task {} has vanished from the store", delivery.task).into(),
             Err(error @ ReadError::Interrupted) => {
                 let error = error.to_string().into();
                 return Err(Verdict::Shortage { error });
             }
         };
-        // Before the end of this attempt, which then changes nothing on disk.
-        let _ = self.events.send(Event::Journal(JournalEvent::Failed(Arc::clone(&why))));
+        // Before the report of this attempt, so that it changes nothing on disk.
+        let _ = self.events.send(LoopEvent::Journal(JournalEvent::Failed(Arc::clone(&why))));
         Err(Verdict::Retry { after: None, error: why })
     }
 }
 
-/// The outcome of an attempt that ended without reporting one.
-fn interrupted(delivery: DeliveryId) -> Answered {
+/// The fallback for an attempt that panicked or was cancelled.
+fn interrupted(delivery: DeliveryId) -> AttemptReport {
     let error = "the attempt was interrupted".into();
     let verdict = Verdict::Retry { after: None, error };
     let outcome = AttemptOutcome { verdict, ambiguous: true, took: Duration::ZERO };
-    Answered { delivery, outcome, task: None, node: None }
+    AttemptReport { delivery, outcome, task: None, node: None }
 }
 
-/// Sends the outcome when it is dropped, so that an attempt that panics or is cancelled cannot
-/// hold its place for ever.
-struct Report {
-    answered: Answered,
-    events: mpsc::UnboundedSender<Event>,
+/// Sends the report when it is dropped, so that an attempt that panics or is cancelled frees its
+/// place.
+struct ReportOnDrop {
+    report: AttemptReport,
+    events: mpsc::UnboundedSender<LoopEvent>,
 }
 
-impl Report {
-    fn end(mut self, answered: Answered) {
-        self.answered = answered;
+impl ReportOnDrop {
+    fn end(mut self, report: AttemptReport) {
+        self.report = report;
     }
 }
 
-impl Drop for Report {
+impl Drop for ReportOnDrop {
     fn drop(&mut self) {
-        let nothing = interrupted(self.answered.delivery);
-        let answered = std::mem::replace(&mut self.answered, nothing);
-        // The loop may be gone, at the end of the grace.
-        let _ = self.events.send(Event::Answered(answered));
+        let fallback = interrupted(self.report.delivery);
+        let report = std::mem::replace(&mut self.report, fallback);
+        // The loop may have ended at the drain timeout.
+        let _ = self.events.send(LoopEvent::AttemptEnded(report));
     }
 }

@@ -1,8 +1,7 @@
-//! Redriving and discarding many dead letters: work that goes on while its operator looks on.
+//! Operations: redrive or discard many dead letters in the background.
 //!
-//! An operation is a task of its own that looks for letters page by page and hands them to the
-//! loop. It does not survive a restart, and ends with the daemon; what it has not come to stays as
-//! it was.
+//! An operation is a task that finds letters page by page and passes them to the loop. It does not
+//! survive a restart and ends with the daemon; the remaining letters stay unchanged.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -14,72 +13,122 @@ use tokio::sync::{oneshot, watch};
 use crate::api::{Operation, OperationKind, OperationState};
 use crate::clock::wall_clock;
 use crate::dispatcher::Handle;
-use crate::dispatcher::messages::{AdminError, Letter, LetterFilter, Order};
+use crate::dispatcher::admin::AdminError;
+use crate::dispatcher::admin::dead_letters::{FoundLetter, LetterAction, LetterFilter};
 use crate::dispatcher::view;
 use crate::engine::AdminOutcome;
 
-/// Operations that may run at once.
-const RUNNING: usize = 4;
-/// Operations that are remembered.
-const KEPT: usize = 100;
-/// Letters that are looked for at once.
+const MAX_RUNNING: usize = 4;
+const MAX_OPERATIONS: usize = 100;
 const PAGE: usize = 500;
-/// How often a redrive goes on; at each step it takes as many as its rate allows.
+/// A redrive takes the letters of its rate at least this far apart.
 const STEP: Duration = Duration::from_millis(50);
 
-/// What is to be done.
 #[derive(Clone, Debug)]
-pub(super) struct Work {
-    pub(super) kind: OperationKind,
-    pub(super) filter: LetterFilter,
-    pub(super) dry_run: bool,
-    pub(super) rate: Option<NonZeroU32>,
+struct BulkWork {
+    kind: OperationKind,
+    filter: LetterFilter,
+    dry_run: bool,
+    rate: Option<NonZeroU32>,
 }
 
-/// The operations that run, and the last that ended.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Operations(Arc<Mutex<Inner>>);
+pub(crate) struct Operations(Arc<Mutex<OperationList>>);
 
 #[derive(Debug, Default)]
-struct Inner {
-    begun: u64,
+struct OperationList {
+    started: u64,
     /// Oldest first.
-    operations: VecDeque<Known>,
+    records: VecDeque<OperationRecord>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct OperationRecord {
     operation: Operation,
-    /// Sent to once.
+    /// Used once.
     cancel: Option<oneshot::Sender<()>>,
-    /// Closed when it has ended, and is told as such.
+    /// Closed when the operation has ended and its state says so.
     ended: watch::Receiver<()>,
 }
 
-impl Operations {
-    fn with<T>(&self, what: impl FnOnce(&mut Inner) -> T) -> T {
-        // Whole between any two steps, whatever panicked while it was held.
-        what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+impl Handle {
+    /// Starts to redrive dead letters, at most `rate` per second. A letter with a newer write of its
+    /// key on the way is left out. [`AdminError::TooMany`] at the limit of running operations.
+    pub async fn redrive(
+        &self,
+        filter: LetterFilter,
+        dry_run: bool,
+        rate: Option<NonZeroU32>,
+    ) -> Result<Operation, AdminError> {
+        let rate = Some(rate.unwrap_or(self.operator.redrive_rate));
+        self.start(BulkWork { kind: OperationKind::Redrive, filter, dry_run, rate }).await
     }
 
-    /// Starts to work.
-    pub(super) fn begin(
+    /// Starts to discard dead letters. [`AdminError::TooMany`] at the limit of running operations.
+    pub async fn discard(
         &self,
-        handle: Handle,
-        work: Work,
-        total: u64,
+        filter: LetterFilter,
+        dry_run: bool,
     ) -> Result<Operation, AdminError> {
-        let (cancel, mut cancelled) = oneshot::channel();
+        let kind = OperationKind::Discard;
+        self.start(BulkWork { kind, filter, dry_run, rate: None }).await
+    }
+
+    async fn start(&self, work: BulkWork) -> Result<Operation, AdminError> {
+        let replicas = self.replicas().await?;
+        let total = replicas.iter().map(|replica| replica.dead_letters + replica.parked).sum();
+        self.operator.operations.start(self.clone(), work, total)
+    }
+
+    /// The operations that are remembered, newest first.
+    #[must_use]
+    pub fn operations(&self) -> Vec<Operation> {
+        self.operator
+            .operations
+            .with(|list| list.records.iter().rev().map(|record| record.operation.clone()).collect())
+    }
+
+    #[must_use]
+    pub fn operation(&self, id: &str) -> Option<Operation> {
+        self.operator.operations.with(|list| Some(list.find(id)?.operation.clone()))
+    }
+
+    /// Cancels an operation if it still runs, and waits for its end: the letters it has already
+    /// passed to the loop are counted.
+    pub async fn cancel(&self, id: &str) -> Option<Operation> {
+        let mut ended = self.operator.operations.with(|list| {
+            let record = list.find(id)?;
+            if let Some(cancel) = record.cancel.take() {
+                // It may have ended at this moment.
+                let _ = cancel.send(());
+            }
+            Some(record.ended.clone())
+        })?;
+        // Nothing is ever sent: the channel is closed.
+        let _ = ended.changed().await;
+        self.operation(id)
+    }
+}
+
+impl Operations {
+    fn with<T>(&self, f: impl FnOnce(&mut OperationList) -> T) -> T {
+        // No change of the list can panic half way.
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn start(&self, handle: Handle, work: BulkWork, total: u64) -> Result<Operation, AdminError> {
+        let (cancel, cancelled) = oneshot::channel();
         let (end, ended) = watch::channel(());
-        let begun = self.with(|inner| {
-            let is_running = |known: &&Known| known.operation.state == OperationState::Running;
-            if inner.operations.iter().filter(is_running).count() >= RUNNING {
-                let error = format!("too many operations are running, the limit is {RUNNING}");
+        let operation = self.with(|list| {
+            let is_running =
+                |record: &&OperationRecord| record.operation.state == OperationState::Running;
+            if list.records.iter().filter(is_running).count() >= MAX_RUNNING {
+                let error = format!("too many operations are running, the limit is {MAX_RUNNING}");
                 return Err(AdminError::TooMany(error));
             }
-            inner.begun += 1;
+            list.started += 1;
             let operation = Operation {
-                operation_id: inner.begun.to_string(),
+                operation_id: list.started.to_string(),
                 kind: work.kind,
                 state: OperationState::Running,
                 dry_run: work.dry_run,
@@ -94,21 +143,22 @@ impl Operations {
                 ended_at: None,
                 error: None,
             };
-            let known = Known { operation: operation.clone(), cancel: Some(cancel), ended };
-            inner.operations.push_back(known);
-            if inner.operations.len() > KEPT {
-                let first = inner.operations.iter().position(|known| !is_running(&known));
-                first.map(|first| inner.operations.remove(first));
+            let record =
+                OperationRecord { operation: operation.clone(), cancel: Some(cancel), ended };
+            list.records.push_back(record);
+            if list.records.len() > MAX_OPERATIONS {
+                let first = list.records.iter().position(|record| !is_running(&record));
+                first.map(|first| list.records.remove(first));
             }
             Ok(operation)
         })?;
-        let this = self.clone();
-        let id = begun.operation_id.clone();
+        let id = operation.operation_id.clone();
+        let mut run = BulkRun { operations: self.clone(), handle, id, cancelled };
         tokio::spawn(async move {
-            let worked = this.work(&id, &handle, work, &mut cancelled).await;
-            this.change(&id, |operation| {
+            let result = run.run(work).await;
+            run.update(|operation| {
                 operation.ended_at = Some(view::time(wall_clock()));
-                operation.state = match worked {
+                operation.state = match result {
                     Ok(state) => state,
                     Err(error) => {
                         operation.error = Some(error.to_string());
@@ -118,40 +168,47 @@ impl Operations {
             });
             drop(end);
         });
-        Ok(begun)
+        Ok(operation)
     }
+}
 
-    /// Looks for `cancelled` where nothing is ordered that would then be done and not counted.
-    async fn work(
-        &self,
-        id: &str,
-        handle: &Handle,
-        work: Work,
-        cancelled: &mut oneshot::Receiver<()>,
-    ) -> Result<OperationState, AdminError> {
-        let order = match work.kind {
-            OperationKind::Redrive if work.dry_run => Order::WouldRedrive,
-            OperationKind::Redrive => Order::Redrive,
-            OperationKind::Discard => Order::Discard,
+impl OperationList {
+    fn find(&mut self, id: &str) -> Option<&mut OperationRecord> {
+        self.records.iter_mut().find(|record| record.operation.operation_id == id)
+    }
+}
+
+/// A running operation. It cannot be cancelled while the loop applies letters, because their outcome
+/// must be counted.
+struct BulkRun {
+    operations: Operations,
+    handle: Handle,
+    id: String,
+    cancelled: oneshot::Receiver<()>,
+}
+
+impl BulkRun {
+    async fn run(&mut self, work: BulkWork) -> Result<OperationState, AdminError> {
+        let action = match work.kind {
+            OperationKind::Redrive if work.dry_run => LetterAction::DryRedrive,
+            OperationKind::Redrive => LetterAction::Redrive,
+            OperationKind::Discard => LetterAction::Discard,
         };
         let mut cursor = None;
         loop {
             let page = tokio::select! {
-                page = handle.letters(work.filter.clone(), PAGE, cursor) => page?,
-                _ = &mut *cancelled => return Ok(OperationState::Cancelled),
+                page = self.handle.letters(work.filter.clone(), PAGE, cursor) => page?,
+                _ = &mut self.cancelled => return Ok(OperationState::Cancelled),
             };
             let matched = page.items.len() as u64;
-            self.change(id, |operation| operation.matched += matched);
+            self.update(|operation| operation.matched += matched);
             if work.kind == OperationKind::Discard && work.dry_run {
-                self.change(id, |operation| operation.done += matched);
-            } else if !self
-                .steer_all(id, handle, &page.items, (order, work.rate), cancelled)
-                .await?
-            {
+                self.update(|operation| operation.done += matched);
+            } else if !self.apply_to_all(&page.items, action, work.rate).await? {
                 return Ok(OperationState::Cancelled);
             }
             let examined = page.examined as u64;
-            self.change(id, |operation| operation.examined += examined);
+            self.update(|operation| operation.examined += examined);
             cursor = page.next;
             if cursor.is_none() {
                 return Ok(OperationState::Done);
@@ -159,18 +216,15 @@ impl Operations {
         }
     }
 
-    /// False if it was cancelled.
-    async fn steer_all(
-        &self,
-        id: &str,
-        handle: &Handle,
-        letters: &[Letter],
-        (order, rate): (Order, Option<NonZeroU32>),
-        cancelled: &mut oneshot::Receiver<()>,
+    /// Returns false if it was cancelled.
+    async fn apply_to_all(
+        &mut self,
+        letters: &[FoundLetter],
+        action: LetterAction,
+        rate: Option<NonZeroU32>,
     ) -> Result<bool, AdminError> {
-        let rate = rate.filter(|_| order == Order::Redrive);
-        // A slow one takes one letter at longer intervals.
-        let (at_once, pause) = match rate {
+        // Below one letter per step, the pause grows.
+        let (at_once, pause) = match rate.filter(|_| action == LetterAction::Redrive) {
             None => (PAGE, Duration::ZERO),
             Some(rate) => {
                 let pause = STEP.max(Duration::from_secs(1) / rate.get());
@@ -181,62 +235,28 @@ impl Operations {
         };
         for some in letters.chunks(at_once) {
             let deliveries = some.iter().map(|letter| letter.delivery).collect();
-            let steered = handle.steer(deliveries, order).await?;
-            let count = |is: AdminOutcome| steered.iter().filter(|&&one| one == is).count() as u64;
-            let (done, left_out) = (count(AdminOutcome::Done), count(AdminOutcome::LeftOut));
-            let held_back = count(AdminOutcome::HeldBack);
-            self.change(id, |operation| {
-                operation.done += done;
-                operation.superseded += left_out;
-                operation.held_back += held_back;
+            let outcomes = self.handle.apply(deliveries, action).await?;
+            let count = |is: AdminOutcome| outcomes.iter().filter(|&&one| one == is).count() as u64;
+            self.update(|operation| {
+                operation.done += count(AdminOutcome::Done);
+                operation.superseded += count(AdminOutcome::LeftOut);
+                operation.held_back += count(AdminOutcome::HeldBack);
             });
             tokio::select! {
                 biased;
-                _ = &mut *cancelled => return Ok(false),
+                _ = &mut self.cancelled => return Ok(false),
                 () = tokio::time::sleep(pause) => {}
             }
         }
         Ok(true)
     }
 
-    fn change(&self, id: &str, what: impl FnOnce(&mut Operation)) {
-        self.with(|inner| {
-            if let Some(known) = inner.find(id) {
-                what(&mut known.operation);
+    fn update(&self, change: impl FnOnce(&mut Operation)) {
+        self.operations.with(|list| {
+            if let Some(record) = list.find(&self.id) {
+                change(&mut record.operation);
             }
         });
-    }
-
-    /// Newest first.
-    pub(super) fn all(&self) -> Vec<Operation> {
-        self.with(|inner| {
-            inner.operations.iter().rev().map(|known| known.operation.clone()).collect()
-        })
-    }
-
-    pub(super) fn get(&self, id: &str) -> Option<Operation> {
-        self.with(|inner| inner.find(id).map(|known| known.operation.clone()))
-    }
-
-    /// Ends one, if it still runs, and waits for its end: what it was just doing is done.
-    pub(super) async fn cancel(&self, id: &str) -> Option<Operation> {
-        let mut ended = self.with(|inner| {
-            let known = inner.find(id)?;
-            if let Some(cancel) = known.cancel.take() {
-                // It may have come to its end at this moment.
-                let _ = cancel.send(());
-            }
-            Some(known.ended.clone())
-        })?;
-        // Nothing is ever sent: it is closed.
-        let _ = ended.changed().await;
-        self.get(id)
-    }
-}
-
-impl Inner {
-    fn find(&mut self, id: &str) -> Option<&mut Known> {
-        self.operations.iter_mut().find(|known| known.operation.operation_id == id)
     }
 }
 
@@ -245,10 +265,12 @@ mod tests {
     use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
-    use crate::dispatcher::messages::{Query, Request, Step};
+    use crate::dispatcher::admin::ListPart;
+    use crate::dispatcher::admin::dead_letters::DeadLetterRequest;
+    use crate::dispatcher::messages::Request;
     use crate::task::{DeliveryId, ReplicaIndex, TaskId};
 
-    fn letter(task: u64) -> Letter {
+    fn letter(task: u64) -> FoundLetter {
         let delivery = DeliveryId { task: TaskId(task), replica: ReplicaIndex(0) };
         let shown = crate::api::DeadLetter {
             task_id: task.to_string(),
@@ -263,36 +285,40 @@ mod tests {
             last_error: String::new(),
             since: String::new(),
         };
-        Letter { delivery, shown }
+        FoundLetter { delivery, shown }
     }
 
-    async fn asked(requests: &mut UnboundedReceiver<Request>) -> Query {
+    async fn next_request(requests: &mut UnboundedReceiver<Request>) -> DeadLetterRequest {
         match requests.recv().await.unwrap() {
-            Request::Admin(query) => query,
+            Request::DeadLetters(request) => request,
             other => panic!("{other:?}"),
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_cancels_hears_of_the_end_however_long_the_last_step_takes() {
+    async fn a_cancel_waits_for_the_end_of_the_last_step() {
         let (handle, mut requests, _health) = Handle::for_tests();
-        let operations = Operations::default();
         let filter = LetterFilter::default();
-        let work = Work { kind: OperationKind::Discard, filter, dry_run: false, rate: None };
-        let begun = operations.begin(handle, work, 2).unwrap();
-        let Query::Letters { reply, .. } = asked(&mut requests).await else { panic!() };
+        let work = BulkWork { kind: OperationKind::Discard, filter, dry_run: false, rate: None };
+        let operations = &handle.operator.operations;
+        let started = operations.start(handle.clone(), work, 2).unwrap();
+        let DeadLetterRequest::List { reply, .. } = next_request(&mut requests).await else {
+            panic!()
+        };
         let items = vec![letter(1), letter(2)];
-        reply.send(Ok(Step { items, examined: 2, next: None })).unwrap();
-        let Query::Steer { reply, .. } = asked(&mut requests).await else { panic!() };
+        reply.send(Ok(ListPart { items, examined: 2, next: None })).unwrap();
+        let DeadLetterRequest::Apply { reply, .. } = next_request(&mut requests).await else {
+            panic!()
+        };
         let slow = async {
             tokio::time::sleep(Duration::from_secs(60)).await;
             reply.send(Ok(vec![AdminOutcome::Done; 2])).unwrap();
         };
-        let (cancelled, ()) = tokio::join!(operations.cancel(&begun.operation_id), slow);
+        let (cancelled, ()) = tokio::join!(handle.cancel(&started.operation_id), slow);
         let cancelled = cancelled.unwrap();
         assert_eq!((cancelled.state, cancelled.done), (OperationState::Cancelled, 2));
         assert!(cancelled.ended_at.is_some());
-        assert_eq!(operations.cancel(&begun.operation_id).await, Some(cancelled), "it is over");
-        assert_eq!(operations.cancel("7").await, None);
+        assert_eq!(handle.cancel(&started.operation_id).await, Some(cancelled), "it has ended");
+        assert_eq!(handle.cancel("7").await, None);
     }
 }

@@ -1,12 +1,12 @@
-//! The tasks of a partition that was claimed, and the records of replicas, into the engine: at the
-//! start and at any later time.
+//! Puts the tasks of a claimed partition and the records of replicas into the engine, at the start or
+//! later.
 
 use crate::dispatcher::replica_registry::ReplicaRegistry;
 use crate::engine::{Arrived, Engine, KeyHasher, Now, Origin};
 use crate::store::{Header, Recovered, ReplicaRow};
 use crate::task::{self, Node, Partition};
 
-/// Takes tasks on that a journal has claimed, in the order of their ids.
+/// Adds claimed tasks, in the order of their ids.
 pub(crate) fn tasks(
     engine: &mut Engine,
     keys: &KeyHasher,
@@ -16,7 +16,7 @@ pub(crate) fn tasks(
     tasks: Vec<Recovered>,
 ) {
     for Recovered { mut header, progress, .. } in tasks {
-        // They are part of the weight.
+        // Before a rename: the weight includes the names.
         let bytes = weight(&header);
         if registry.has_renamed() {
             for replica in &mut header.replicas {
@@ -40,7 +40,6 @@ fn weight(header: &Header) -> u64 {
     task::weight(key, *value_bytes, replicas, user_id.as_deref(), trace.as_ref()) as u64
 }
 
-/// Takes the record of a replica on.
 pub(crate) fn replica(
     engine: &mut Engine,
     registry: &mut ReplicaRegistry,
@@ -49,7 +48,7 @@ pub(crate) fn replica(
     row: Option<ReplicaRow>,
 ) {
     if let Some(to) = row.as_ref().and_then(|row| row.renamed_to.as_ref()) {
-        // A replica without a lane needs none for its name.
+        // Fails for a replica without a lane, which needs no rename.
         let _ = engine.rename(now, node, to);
     }
     let since = row.as_ref().and_then(|row| row.paused_since);

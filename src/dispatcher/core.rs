@@ -1,183 +1,122 @@
-//! The loop around the engine: one event at a time goes in, and what comes out is done.
+//! The loop around the engine. It takes one event or request at a time, passes it to the engine, and
+//! carries out the actions that the engine returns.
 //!
-//! Everything that changes the engine passes through here, so there is no lock.
+//! Only this loop changes the engine, so there is no lock. The path of a write is `accept.rs`.
 
-use std::collections::{HashMap, VecDeque};
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::api;
 use crate::clock::Clock;
-use crate::dispatcher::admission::{Admission, Line, MAX_WAITING, Waiter};
+use crate::dispatcher::admin::PendingAdmin;
 use crate::dispatcher::attempt::Attempts;
 use crate::dispatcher::claim;
-use crate::dispatcher::event_bus::Bus;
-use crate::dispatcher::history::History;
-use crate::dispatcher::log_throttle::{self, LogThrottle};
-use crate::dispatcher::messages::{Answer, Answered, Event, Health, Refusal, Request, Write};
-use crate::dispatcher::rates::Rates;
+use crate::dispatcher::log_throttle::ThrottledEvent;
+use crate::dispatcher::messages::{AttemptReport, Health, LoopEvent, Request};
 use crate::dispatcher::replica_registry::ReplicaRegistry;
-use crate::dispatcher::shortages::Shortages;
 use crate::dispatcher::task_cache::TaskCache;
-use crate::dispatcher::times::Times;
 use crate::dispatcher::uptime::UptimeRecorder;
-use crate::engine::{Engine, EngineAction, Full, KeyHasher, Moment, Now};
-use crate::metrics::{AckWindow, Counts, Reason};
-use crate::store::{Append, Journal, JournalEvent, NoRoom};
-use crate::task::{NewTask, Node, Progress, Task, TaskId, Verdict};
+use crate::engine::{Engine, EngineAction, KeyHasher, Moment, Now};
+use crate::store::{Journal, JournalEvent};
+use crate::task::{Progress, Verdict};
 
 mod accept;
-mod admin;
-mod events;
+mod observability;
 mod snapshot;
 
-use accept::{Admitted, Concluded, Waiting};
+pub(crate) use accept::Intake;
+pub(crate) use observability::Observability;
 
-/// Events taken at once before the timers are looked at again.
+use accept::StrongResult;
+
+/// Events and requests that are taken at once before the timers are checked again.
 const BATCH: usize = 256;
 
-/// What the loop is made from.
-pub(crate) struct Parts {
+pub(crate) struct Core {
     pub(crate) engine: Engine,
     pub(crate) keys: KeyHasher,
-    pub(crate) clock: Clock,
-    /// The newest task.
-    pub(crate) newest: TaskId,
     pub(crate) journal: Arc<dyn Journal>,
-    pub(crate) events: mpsc::UnboundedSender<Event>,
-    pub(crate) attempts: Attempts,
+    pub(crate) clock: Clock,
     pub(crate) health: watch::Sender<Health>,
-    pub(crate) memory_budget: usize,
-    pub(crate) queue_wait: Duration,
-    pub(crate) queue_capacity: usize,
-    pub(crate) retry_capacity: usize,
-    pub(crate) quarantined_rows: u64,
-    pub(crate) counts: Arc<Counts>,
-    pub(crate) bus: Bus,
     pub(crate) registry: ReplicaRegistry,
-    pub(crate) history: History,
-    pub(crate) recorder: UptimeRecorder,
-}
-
-/// The loop's state.
-pub(crate) struct Core {
-    parts: Parts,
-    task_cache: TaskCache,
-    admission: Admission,
-    /// Admitted, and handed to the journal when the request has been looked at.
-    appends: Vec<Append>,
-    /// Their weight.
-    append_bytes: u64,
-    /// Who waits for an answer, by task.
-    waiting: HashMap<TaskId, Waiting>,
-    stopping: bool,
-    total_replications: u64,
-    acks: AckWindow,
-    max_lag: Duration,
-    times: Times,
-    log_throttle: LogThrottle,
-    shortages: Shortages,
-    rates: Rates,
-    /// Replicas that are being forgotten, and who waits for that.
-    forgetting: Vec<(Node, Answer<Option<api::Forgotten>>, api::Forgotten)>,
-    /// Who asks for a barrier that is not counted yet.
-    counting: VecDeque<(TaskId, Vec<Node>, Answer<api::Barrier>)>,
-    /// The task of the attempt that has just ended: what it was is not asked of the disk again.
-    last_sent: Option<Arc<Task>>,
-    /// When the next second is over.
-    second: Moment,
-    /// The first id after the last second that was told of, and when that was.
-    accepted_before: (TaskId, Moment),
+    pub(crate) uptime: UptimeRecorder,
+    pub(crate) attempts: Attempts,
+    pub(crate) task_cache: TaskCache,
+    /// Writes from request to answer.
+    pub(crate) intake: Intake,
+    /// Admin requests that take more than one turn.
+    pub(crate) admin: PendingAdmin,
+    /// Metrics, log, events and history.
+    pub(crate) observed: Observability,
 }
 
 impl Core {
-    pub(crate) fn new(mut parts: Parts) -> Self {
-        parts.engine.report_ends(parts.history.is_kept());
-        let accepted_before = (parts.newest, parts.clock.now().moment);
-        Self {
-            task_cache: TaskCache::new(parts.memory_budget),
-            parts,
-            admission: Admission::default(),
-            appends: Vec::new(),
-            append_bytes: 0,
-            waiting: HashMap::new(),
-            stopping: false,
-            total_replications: 0,
-            acks: AckWindow::default(),
-            max_lag: Duration::ZERO,
-            times: Times::default(),
-            log_throttle: LogThrottle::default(),
-            shortages: Shortages::default(),
-            rates: Rates::default(),
-            forgetting: Vec::new(),
-            counting: VecDeque::new(),
-            last_sent: None,
-            second: Moment::default(),
-            accepted_before,
-        }
-    }
-
-    /// Runs until it is told to stop and nothing is on the wire any more.
+    /// Runs until [`LoopEvent::Stop`], and then until no attempt is in flight.
     pub(crate) async fn run(
         mut self,
-        mut events: mpsc::UnboundedReceiver<Event>,
+        mut events: mpsc::UnboundedReceiver<LoopEvent>,
         mut requests: mpsc::UnboundedReceiver<Request>,
     ) {
-        let mut told = Vec::with_capacity(BATCH);
-        let mut asked = Vec::with_capacity(BATCH);
-        let mut open = true;
-        let mut last = self.parts.clock.now();
+        let mut event_batch = Vec::with_capacity(BATCH);
+        let mut request_batch = Vec::with_capacity(BATCH);
+        let mut requests_open = true;
+        let mut stopping = false;
+        let mut last = self.clock.now();
+        let mut next_second = Moment::default();
+        self.engine.report_ends(self.observed.history.is_enabled());
         self.act(last);
-        while !(self.stopping && self.parts.engine.levels().in_flight == 0) {
-            let engine = self.parts.engine.wake_at();
-            let others = self.admission.wake_at().into_iter().chain(self.log_throttle.wake_at());
-            let wake = engine.into_iter().chain(others).min();
-            let wake = wake.unwrap_or(self.second).min(self.second);
+        while !(stopping && self.engine.levels().in_flight == 0) {
+            let timers =
+                [self.engine.wake_at(), self.intake.wake_at(), self.observed.throttle.wake_at()];
+            let wake = timers.into_iter().flatten().fold(next_second, Moment::min);
             tokio::select! {
-                _ = events.recv_many(&mut told, BATCH) => {}
-                n = requests.recv_many(&mut asked, BATCH), if open => open = n > 0,
-                () = tokio::time::sleep_until(self.parts.clock.instant(wake)) => {
-                    // What has happened by now comes before what is due.
-                    while told.len() < BATCH && let Ok(event) = events.try_recv() {
-                        told.push(event);
+                _ = events.recv_many(&mut event_batch, BATCH) => {}
+                n = requests.recv_many(&mut request_batch, BATCH), if requests_open => {
+                    requests_open = n > 0;
+                }
+                () = tokio::time::sleep_until(self.clock.instant(wake)) => {
+                    // Events that have already happened come before timeouts.
+                    while event_batch.len() < BATCH && let Ok(event) = events.try_recv() {
+                        event_batch.push(event);
                     }
                 }
             }
-            if let Some(gap) = self.parts.clock.woke(last.moment, wake) {
+            if let Some(gap) = self.clock.woke(last.moment, wake) {
                 warn!(
                     seconds = gap.as_secs_f64(),
-                    "the daemon did not run for a while (stopped, suspended or overloaded): that time counts for no timeout"
+                    "the daemon did not run for a while (stopped, suspended or overloaded): that time does not count for timeouts"
                 );
             }
-            let now = self.parts.clock.now();
+            let now = self.clock.now();
             last = now;
-            // Before anything is done that depends on how old something is.
-            if let Some(uptime) = self.parts.recorder.see(now) {
-                self.parts.engine.set_uptime(uptime.clone());
+            // First, because ages depend on it.
+            if let Some(uptime) = self.uptime.observe(now) {
+                self.engine.set_uptime(uptime.clone());
             }
-            let (watched, of_tasks) = self.parts.bus.watched(now.moment);
-            self.parts.engine.watch(of_tasks);
-            told.drain(..).for_each(|event| self.take(now, event));
-            asked.drain(..).for_each(|request| self.serve(now, request));
-            self.parts.engine.tick(now);
+            let (watched, tasks_watched) = self.observed.bus.watched(now.moment);
+            self.engine.watch(tasks_watched);
+            for event in event_batch.drain(..) {
+                stopping |= matches!(event, LoopEvent::Stop);
+                self.handle(now, event);
+            }
+            request_batch.drain(..).for_each(|request| self.serve(now, request));
+            self.engine.tick(now);
             self.act(now);
-            self.let_in(now);
-            if self.second <= now.moment {
+            self.admit_waiting(now);
+            if next_second <= now.moment {
+                next_second = now.moment.after(Duration::from_secs(1));
                 self.tick_second(now, watched);
             }
-            if !self.forgetting.is_empty() {
-                self.answer_forgotten(now);
-            }
+            self.answer_forgotten(now);
             self.answer_counted();
-            self.log_throttle.tick(now.moment);
-            self.parts.bus.wake();
+            self.observed.throttle.tick(now.moment);
+            self.observed.bus.wake();
         }
-        self.parts.bus.close();
-        self.log_throttle.tell_all();
+        self.observed.bus.close();
+        self.observed.throttle.flush();
     }
 
     fn serve(&mut self, now: Now, request: Request) {
@@ -186,37 +125,39 @@ impl Core {
                 writes.into_iter().for_each(|write| self.replicate(now, write));
                 self.append();
             }
-            Request::Admin(query) => self.admin(now, query),
+            Request::Tasks(request) => self.serve_tasks(now, request),
+            Request::Replicas(request) => self.serve_replicas(now, request),
+            Request::DeadLetters(request) => self.serve_dead_letters(now, request),
+            Request::Barrier(request) => self.serve_barrier(request),
             Request::Snapshot { reply } => {
-                // Whoever asked may be gone; nobody else wants the figures.
                 let _ = reply.send(Box::new(self.snapshot()));
             }
         }
+        self.act(now);
     }
 
-    fn take(&mut self, now: Now, event: Event) {
+    fn handle(&mut self, now: Now, event: LoopEvent) {
         match event {
-            Event::Appended { pending, outcome } => self.appended(now, pending, outcome),
-            Event::Journal(event) => self.journal_event(now, event),
-            Event::Answered(answered) => self.answered(now, answered),
-            Event::Refuse => self.refuse_from_now_on(Health::Draining),
-            Event::Stop => {
-                self.stopping = true;
-                self.parts.engine.stop_sending();
-                let in_flight = self.parts.engine.levels().in_flight;
-                info!(in_flight, "no more deliveries are started, those on the wire are finished");
+            LoopEvent::Appended { write, outcome } => self.appended(now, write, outcome),
+            LoopEvent::Journal(event) => self.handle_journal(now, event),
+            LoopEvent::AttemptEnded(report) => self.attempt_ended(now, report),
+            LoopEvent::Refuse => self.refuse_from_now_on(Health::Draining),
+            LoopEvent::Stop => {
+                self.engine.stop_sending();
+                let in_flight = self.engine.levels().in_flight;
+                info!(in_flight, "no more deliveries are started; those in flight are finished");
             }
         }
         self.act(now);
-        // It can be large, and what came of it is done.
-        self.last_sent = None;
+        // It can be large, and its actions are done.
+        self.observed.last_sent = None;
     }
 
-    fn journal_event(&mut self, now: Now, event: JournalEvent) {
-        let Parts { engine, keys, registry, .. } = &mut self.parts;
+    fn handle_journal(&mut self, now: Now, event: JournalEvent) {
+        let Self { engine, keys, registry, .. } = self;
         match event {
             JournalEvent::Arrived { partition, tasks, took } => {
-                self.times.committed(tasks.len(), took);
+                self.observed.latency.committed(tasks.len(), took);
                 tasks.iter().for_each(|task| self.arrived(now, partition, task));
             }
             JournalEvent::Claimed { partition, tasks } => {
@@ -230,165 +171,95 @@ impl Core {
         }
     }
 
-    fn replicate(&mut self, now: Now, Write { mut new, idempotency, reply }: Write) {
-        self.total_replications += 1;
-        let unavailable = self.parts.health.borrow().refusal();
-        if let Some(refusal) = unavailable.or_else(|| self.resolve(&mut new)) {
-            let _ = reply.send(Err(refusal));
-            return;
+    fn attempt_ended(&mut self, now: Now, report: AttemptReport) {
+        if let Verdict::Shortage { error } = &report.outcome.verdict {
+            self.observed.throttle.log_shortage(now.moment, error);
         }
-        let arrived = now.moment;
-        let deadline = arrived.after(self.parts.queue_wait);
-        let waiter = Waiter { new, idempotency, reply, arrived, deadline };
-        let ControlFlow::Continue(waiter) = self.repeat(now, waiter) else { return };
-        if let Err(NoRoom(limit)) = self.room(&waiter.new) {
-            return self.refuse(waiter, Reason::Disk, &limit);
-        }
-        if let Some(line) = self.admission.ahead_of(&waiter.new) {
-            return self.wait_in(line, waiter);
-        }
-        let Admitted::Full(waiter, full) = self.admit(now, waiter) else { return };
-        if is_hopeless(&full) || self.parts.queue_wait.is_zero() {
-            return self.refuse(waiter, reason(&full), &full.to_string());
-        }
-        self.wait_in(Line::after(waiter.new.consistency, &full), waiter);
+        self.observed.latency.attempt_ended(now.moment, &report, &self.engine);
+        self.observed.last_sent = report.task;
+        self.engine.answered(now, report.delivery, report.outcome);
     }
 
-    /// Whether the journal has room for a write besides those that it gets with it.
-    fn room(&self, write: &NewTask) -> Result<(), NoRoom> {
-        self.parts.journal.room(self.append_bytes.saturating_add(write.weight() as u64))
-    }
-
-    fn refuse(&self, waiter: Waiter, reason: Reason, limit: &str) {
-        // The client may be gone.
-        let _ = waiter.reply.send(Err(self.full(reason, limit)));
-    }
-
-    fn full(&self, reason: Reason, limit: &str) -> Refusal {
-        debug!(limit, "write refused");
-        self.parts.counts.refused(reason);
-        Refusal::Full(format!("{limit}; try again later"))
-    }
-
-    fn wait_in(&mut self, line: Line, waiter: Waiter) {
-        if self.admission.len() >= MAX_WAITING {
-            let limit = format!("too many requests wait for room, the limit is {MAX_WAITING}");
-            return self.refuse(waiter, Reason::Waiting, &limit);
-        }
-        self.admission.push(line, waiter);
-    }
-
-    /// Accepts those who wait while there is room, and refuses those whose time is up.
-    fn let_in(&mut self, now: Now) {
-        for line in self.admission.lines() {
-            while let Some(waiter) = self.admission.pop(&line) {
-                if waiter.reply.is_closed() {
-                    continue;
-                }
-                let ControlFlow::Continue(waiter) = self.repeat(now, waiter) else { continue };
-                if let Err(NoRoom(limit)) = self.room(&waiter.new) {
-                    self.refuse(waiter, Reason::Disk, &limit);
-                    continue;
-                }
-                let Admitted::Full(waiter, full) = self.admit(now, waiter) else { continue };
-                if waiter.deadline <= now.moment || is_hopeless(&full) {
-                    self.refuse(waiter, reason(&full), &full.to_string());
-                    continue;
-                }
-                let waits_for = Line::after(waiter.new.consistency, &full);
-                if waits_for == line {
-                    self.admission.put_back(&line, waiter);
-                    break;
-                }
-                // What it waits for now is no matter to those behind it.
-                self.admission.change(&line, &waits_for, waiter);
-            }
-        }
-        self.append_each();
-    }
-
-    fn answered(&mut self, now: Now, answered: Answered) {
-        if let Verdict::Shortage { error } = &answered.outcome.verdict {
-            self.shortages.happened(now.moment, error);
-        }
-        self.times.answered(now, &answered, &self.parts.engine);
-        let Answered { delivery, outcome, task, node } = answered;
-        if outcome.verdict == Verdict::Delivered {
-            self.acks.record(outcome.took);
-            let lag = self.parts.engine.age(delivery.task, now.moment);
-            self.max_lag = self.max_lag.max(lag.unwrap_or_default());
-            if let Some(node) = &node {
-                self.rates.took(now.moment, node, outcome.took);
-            }
-        }
-        self.last_sent = task;
-        self.parts.engine.answered(now, delivery, outcome);
-    }
-
-    /// Does what the engine asks for.
-    fn act(&mut self, now: Now) {
-        while let Some(action) = self.parts.engine.next_action() {
+    pub(super) fn act(&mut self, now: Now) {
+        let moment = now.moment;
+        while let Some(action) = self.engine.next_action() {
             match action {
                 EngineAction::Send { delivery, node, attempt, bytes } => {
                     if attempt > 1 {
-                        let error = self.parts.engine.last_error(&node).unwrap_or_default();
-                        let event =
-                            log_throttle::Event::Retried { task: delivery.task, attempt, error };
-                        self.log_throttle.tell(now.moment, &node, event);
+                        let error = self.engine.last_error(&node).unwrap_or_default();
+                        let event = ThrottledEvent::Retry { task: delivery.task, attempt, error };
+                        self.observed.throttle.log(moment, &node, event);
                     }
                     let task = self.task_cache.get(delivery.task);
-                    self.parts.attempts.start(delivery, node, attempt, bytes, task);
+                    self.attempts.start(delivery, node, attempt, bytes, task);
                 }
                 EngineAction::Save { task, progress } => {
-                    // What failed is read back for its retry: a replica that is down must not
-                    // fill the memory that the tasks of the others pass through.
+                    // A failed task is read back for its retry: a replica that is down must not
+                    // fill the memory that the tasks of other replicas need.
                     if progress.iter().any(Progress::has_failed) {
                         self.task_cache.remove(task);
                     }
                     if !self.store_has_failed() {
-                        self.parts.journal.save(task, progress);
+                        self.journal.save(task, progress);
                     }
                 }
                 EngineAction::Remove { task } => {
                     self.task_cache.remove(task);
                     if !self.store_has_failed() {
-                        self.parts.journal.remove(task);
+                        self.journal.remove(task);
                     }
                 }
                 EngineAction::Conclude { task, success, needed, acked, missing, obstacles } => {
-                    let verdict = Concluded { task, success, needed, acked, missing, obstacles };
-                    self.conclude(&verdict);
+                    let result = StrongResult { task, success, needed, acked, missing, obstacles };
+                    self.conclude(&result);
                 }
                 EngineAction::Buried { delivery, node, letter } => {
-                    let event = log_throttle::Event::Buried { task: delivery.task, letter };
-                    self.log_throttle.tell(now.moment, &node, event);
+                    let event = ThrottledEvent::DeadLetter { task: delivery.task, letter };
+                    self.observed.throttle.log(moment, &node, event);
                 }
                 EngineAction::Breaker { node, error } => {
                     let (change, detail) = match &error {
                         Some(error) => (api::ReplicaChange::BreakerOpened, Some(error.to_string())),
                         None => (api::ReplicaChange::BreakerClosed, None),
                     };
-                    self.tell_replica(now, &node, change, detail);
-                    self.log_throttle.tell(
-                        now.moment,
-                        &node,
-                        log_throttle::Event::Breaker { error },
-                    );
+                    self.observed.publish_replica(now, &node, change, detail);
+                    let event = ThrottledEvent::Breaker { error };
+                    self.observed.throttle.log(moment, &node, event);
                 }
-                EngineAction::Ended { last } => self.remember(now, last),
+                EngineAction::Ended { last } => {
+                    let cached = self.task_cache.get(last.id);
+                    self.observed.remember(now, last, cached);
+                }
                 EngineAction::Changed { task, node, change, error } => {
-                    self.tell_change(now, task, &node, change, error.as_deref());
+                    self.observed.publish_change(now, task, &node, change, error.as_deref());
                 }
                 EngineAction::Discarded { delivery, node } => {
-                    let event = log_throttle::Event::Discarded { task: delivery.task };
-                    self.log_throttle.tell(now.moment, &node, event);
+                    let event = ThrottledEvent::Expired { task: delivery.task };
+                    self.observed.throttle.log(moment, &node, event);
                 }
             }
         }
     }
 
+    fn tick_second(&mut self, now: Now, watched: bool) {
+        let lanes: Vec<_> = self.engine.lanes().collect();
+        self.observed.latency.sample(now.moment, &lanes);
+        if matches!(*self.health.borrow(), Health::Stalled { .. }) {
+            // Room comes through the store.
+            self.refuse_waiting();
+        }
+        if watched {
+            self.publish_figures(now, &lanes);
+        }
+        self.uptime.save(now.moment);
+        self.observed.history.tick(now.moment);
+        if !self.store_has_failed() {
+            self.journal.tick(now.moment);
+        }
+    }
+
     fn refuse_from_now_on(&mut self, health: Health) {
-        self.parts.health.send_if_modified(|current| {
+        self.health.send_if_modified(|current| {
             let failed = matches!(current, Health::StoreFailed(_));
             if !failed {
                 *current = health;
@@ -398,61 +269,21 @@ impl Core {
         self.refuse_waiting();
     }
 
-    /// Refuses the writes that wait for room, if the daemon serves none.
-    fn refuse_waiting(&mut self) {
-        let health = self.parts.health.borrow();
-        self.admission.clear(|| health.refusal());
-    }
-
-    /// At the end of each second.
-    fn tick_second(&mut self, now: Now, watched: bool) {
-        self.second = now.moment.after(Duration::from_secs(1));
-        let lanes: Vec<_> = self.parts.engine.lanes().collect();
-        self.rates.sample(now.moment, &lanes);
-        if matches!(*self.parts.health.borrow(), Health::Stalled { .. }) {
-            // What makes room comes through the store.
-            self.refuse_waiting();
-        }
-        if watched {
-            self.tell_figures(now, &lanes);
-        }
-        self.parts.recorder.keep(now.moment);
-        self.parts.history.tick(now.moment);
-        if !self.store_has_failed() {
-            self.parts.journal.tick(now.moment);
-        }
-    }
-
-    /// Then nothing is written down either: an attempt that ended because its task could not be
-    /// read would be charged to the replica.
+    /// A failed store saves nothing either: an attempt that ended because its task could not be read
+    /// would count as a failure of the replica.
     fn store_has_failed(&self) -> bool {
-        matches!(*self.parts.health.borrow(), Health::StoreFailed(_))
+        matches!(*self.health.borrow(), Health::StoreFailed(_))
     }
 
-    /// Nothing can be promised any more: what is on disk is found again after a restart.
+    /// No promise can be kept any more. A restart recovers from disk.
     fn store_failed(&mut self, why: &Arc<str>) {
         if self.store_has_failed() {
             return;
         }
         error!(error = %why, "the store has failed; nothing is accepted until a restart");
         self.refuse_from_now_on(Health::StoreFailed(Arc::clone(why)));
-        self.waiting.clear();
-        self.parts.engine.stop_sending();
-    }
-}
-
-/// Whether waiting for room will not help.
-fn is_hopeless(full: &Full) -> bool {
-    matches!(full, Full::Replicas(_) | Full::DeadLetters { .. })
-}
-
-fn reason(full: &Full) -> Reason {
-    match full {
-        Full::Queue(_) | Full::Strong(_) => Reason::Queue,
-        Full::Share { .. } => Reason::Share,
-        Full::Bytes(_) => Reason::Bytes,
-        Full::DeadLetters { .. } => Reason::DeadLetters,
-        Full::Replicas(_) => Reason::Replicas,
+        self.intake.drop_clients();
+        self.engine.stop_sending();
     }
 }
 

@@ -1,8 +1,8 @@
-//! The stream of events: what happens, for those who watch.
+//! The event stream of `/v1/events`.
 //!
-//! The loop says what happened, once; every watcher reads on from its own place in a ring of the
-//! last events. A watcher that is too slow, or comes back after too long, is told how many it has
-//! missed; nobody waits for it. What nobody wants is not even put into words.
+//! The loop publishes each event once into a ring of the last events, and each subscriber reads from
+//! its own place. A subscriber that is too slow, or resumes too late, gets the number of missed
+//! events; the loop does not wait for it. Events without a subscriber are not built.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,30 +14,25 @@ use tokio::sync::watch;
 
 use crate::engine::Moment;
 
-/// Events that are kept for those who come back.
-const KEPT: usize = 8192;
+const MAX_EVENTS: usize = 8192;
 
-/// As many bytes of them. The figures of a thousand replicas are 300 KiB, every second.
-const KEPT_BYTES: usize = 16 << 20;
+/// The figures of a thousand replicas are 300 KiB, every second.
+const MAX_BYTES: usize = 16 << 20;
 
-/// How long what happens is still put into words after the last watcher has gone.
+/// Events are built for this long after the last subscriber has gone, because it may resume.
 const WATCHED_FOR: Duration = Duration::from_secs(60);
 
-/// What an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// A task or one of its deliveries.
     Task,
-    /// A replica.
     Replica,
-    /// How everything stands, once a second.
+    /// Once a second.
     Figures,
-    /// The reader has missed some.
+    /// The subscriber has missed events.
     Lagged,
 }
 
 impl EventKind {
-    /// The name on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -49,19 +44,15 @@ impl EventKind {
     }
 }
 
-/// Which events someone wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventKinds {
-    /// Of tasks; there are thousands a second under load.
+    /// Thousands a second under load.
     pub task: bool,
-    /// Of replicas.
     pub replica: bool,
-    /// The figures.
     pub figures: bool,
 }
 
 impl EventKinds {
-    /// Everything.
     pub const ALL: Self = Self { task: true, replica: true, figures: true };
 
     fn want(self, kind: EventKind) -> bool {
@@ -74,131 +65,115 @@ impl EventKinds {
     }
 }
 
-/// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// Its place in the order. A process begins where no former one has been.
+pub struct StreamEvent {
+    /// Ascending, also across restarts.
     pub id: u64,
-    /// What it is about.
     pub kind: EventKind,
-    /// The rest, as JSON.
+    /// JSON.
     pub data: Arc<str>,
 }
 
-/// Where the loop says what happens. Cheap to clone.
+/// Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Bus {
-    ring: Arc<Mutex<Ring>>,
+pub(crate) struct EventBus {
+    ring: Arc<Mutex<EventRing>>,
     newest: Arc<watch::Sender<u64>>,
 }
 
 #[derive(Default)]
-struct Ring {
-    events: VecDeque<Event>,
-    /// Of all of them together.
+struct EventRing {
+    events: VecDeque<StreamEvent>,
     bytes: usize,
-    /// What is not above it is another process's id.
+    /// Ids up to this one belong to earlier processes.
     base: u64,
-    /// The id of the newest event; `base` before the first.
     newest: u64,
-    /// Those who watch: all, and those who want to hear of tasks.
-    watchers: usize,
-    of_tasks: usize,
-    /// Until when things are put into words for them.
+    subscribers: usize,
+    task_subscribers: usize,
     watched_until: Moment,
     tasks_watched_until: Moment,
     closed: bool,
 }
 
-impl Bus {
-    /// The ids begin behind `base`. The time of the start in microseconds lets no process come to
-    /// the ids of the next, and JavaScript can count so far.
+impl EventBus {
+    /// Ids start after `base`. With the start time in microseconds, no process reaches the ids of the
+    /// next one, and JavaScript can represent them.
     pub(crate) fn new(base: u64) -> Self {
-        let ring = Ring { base, newest: base, ..Ring::default() };
+        let ring = EventRing { base, newest: base, ..EventRing::default() };
         Self { ring: Arc::new(Mutex::new(ring)), newest: Arc::new(watch::Sender::new(base)) }
     }
 
-    fn with<T>(&self, what: impl FnOnce(&mut Ring) -> T) -> T {
-        // Whole between any two steps, whatever panicked while it was held.
+    fn with<T>(&self, what: impl FnOnce(&mut EventRing) -> T) -> T {
+        // No change of the ring can panic half way.
         what(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether anyone watches, and whether anyone wants to hear of tasks; or did until a moment
-    /// ago: a watcher that has been cut off comes back for what it has missed.
+    /// Whether there are subscribers, and subscribers of task events, now or within [`WATCHED_FOR`].
     pub(super) fn watched(&self, now: Moment) -> (bool, bool) {
         self.with(|ring| {
             let until = now.after(WATCHED_FOR);
-            if ring.watchers > 0 {
+            if ring.subscribers > 0 {
                 ring.watched_until = until;
             }
-            if ring.of_tasks > 0 {
+            if ring.task_subscribers > 0 {
                 ring.tasks_watched_until = until;
             }
             (now < ring.watched_until, now < ring.tasks_watched_until)
         })
     }
 
-    /// Says what happened.
-    pub(super) fn say(&self, kind: EventKind, what: &impl Serialize) {
-        // Nothing that is said here can fail to be written.
-        let data: Arc<str> = serde_json::to_string(what).unwrap_or_default().into();
-        // The watchers are woken by `wake`, once for all that a turn of the loop has to say.
+    /// Adds an event. [`Self::wake`] wakes the subscribers, once per turn of the loop.
+    pub(super) fn publish(&self, kind: EventKind, event: &impl Serialize) {
+        // No event type can fail to serialize.
+        let data: Arc<str> = serde_json::to_string(event).unwrap_or_default().into();
         self.with(|ring| {
             ring.newest += 1;
             ring.bytes += data.len();
-            while ring.events.len() >= KEPT || ring.bytes > KEPT_BYTES {
+            while ring.events.len() >= MAX_EVENTS || ring.bytes > MAX_BYTES {
                 let Some(gone) = ring.events.pop_front() else { break };
                 ring.bytes -= gone.data.len();
             }
-            ring.events.push_back(Event { id: ring.newest, kind, data });
+            ring.events.push_back(StreamEvent { id: ring.newest, kind, data });
         });
     }
 
-    /// Wakes the watchers if there is something new.
     pub(super) fn wake(&self) {
         let newest = self.with(|ring| ring.newest);
         self.newest.send_if_modified(|known| std::mem::replace(known, newest) != newest);
     }
 
-    /// No more will be said.
     pub(super) fn close(&self) {
         self.with(|ring| ring.closed = true);
         self.newest.send_modify(|_| {});
     }
 
-    /// Watches from now on, or from after an event that was seen before.
-    pub(super) fn watch(&self, after: Option<u64>, kinds: EventKinds) -> Events {
+    /// Subscribes to the events after `after`, or from now on.
+    pub(super) fn subscribe(&self, after: Option<u64>, kinds: EventKinds) -> EventSubscription {
         let place = self.with(|ring| {
-            ring.watchers += 1;
-            ring.of_tasks += usize::from(kinds.task);
+            ring.subscribers += 1;
+            ring.task_subscribers += usize::from(kinds.task);
             after.unwrap_or(ring.newest)
         });
-        Events { bus: self.clone(), newest: self.newest.subscribe(), place, kinds }
+        EventSubscription { bus: self.clone(), newest: self.newest.subscribe(), place, kinds }
     }
 }
 
-impl fmt::Debug for Bus {
+impl fmt::Debug for EventBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bus").finish_non_exhaustive()
+        f.debug_struct("EventBus").finish_non_exhaustive()
     }
 }
 
-/// A watcher's place in the stream.
-pub struct Events {
-    bus: Bus,
+pub struct EventSubscription {
+    bus: EventBus,
     newest: watch::Receiver<u64>,
-    /// The last event that was seen.
     place: u64,
     kinds: EventKinds,
 }
 
-impl Events {
-    /// The next events, at least one and up to `most`; none when there will be no more.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is missed when it is dropped before it is done.
-    pub async fn next(&mut self, most: usize) -> Vec<Event> {
+impl EventSubscription {
+    /// Waits for the next events, up to `most`. Empty at the end of the stream. Cancel safe.
+    pub async fn next(&mut self, most: usize) -> Vec<StreamEvent> {
         loop {
             self.newest.borrow_and_update();
             let (found, closed) = self.bus.with(|ring| (self.read(ring, most), ring.closed));
@@ -213,8 +188,8 @@ impl Events {
         }
     }
 
-    fn read(&self, ring: &Ring, most: usize) -> (Vec<Event>, u64) {
-        // One that resumes from another process's count starts at the beginning of this one's.
+    fn read(&self, ring: &EventRing, most: usize) -> (Vec<StreamEvent>, u64) {
+        // The id of another process resumes at the first event of this one.
         let ours = ring.base..=ring.newest;
         let place = if ours.contains(&self.place) { self.place } else { ring.base };
         let oldest = ring.events.front().map_or(ring.newest + 1, |event| event.id);
@@ -224,7 +199,7 @@ impl Events {
         if missed > 0 {
             place = oldest - 1;
             let data = format!("{{\"missed\":{missed}}}").into();
-            events.push(Event { id: place, kind: EventKind::Lagged, data });
+            events.push(StreamEvent { id: place, kind: EventKind::Lagged, data });
         }
         let skip = usize::try_from(place + 1 - oldest).unwrap_or(usize::MAX);
         for event in ring.events.iter().skip(skip) {
@@ -240,19 +215,19 @@ impl Events {
     }
 }
 
-impl Drop for Events {
+impl Drop for EventSubscription {
     fn drop(&mut self) {
-        let of_tasks = usize::from(self.kinds.task);
+        let task_subscribers = usize::from(self.kinds.task);
         self.bus.with(|ring| {
-            ring.watchers -= 1;
-            ring.of_tasks -= of_tasks;
+            ring.subscribers -= 1;
+            ring.task_subscribers -= task_subscribers;
         });
     }
 }
 
-impl fmt::Debug for Events {
+impl fmt::Debug for EventSubscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("EventSubscription").field("place", &self.place).finish_non_exhaustive()
     }
 }
 
@@ -260,40 +235,40 @@ impl fmt::Debug for Events {
 mod tests {
     use super::*;
 
-    fn ids(events: &[Event]) -> Vec<u64> {
+    fn ids(events: &[StreamEvent]) -> Vec<u64> {
         events.iter().map(|event| event.id).collect()
     }
 
     #[tokio::test]
-    async fn a_watcher_sees_what_comes_after_it_and_only_what_it_wants() {
-        let bus = Bus::new(0);
-        bus.say(EventKind::Figures, &1);
-        let mut all = bus.watch(None, EventKinds::ALL);
-        let mut some = bus.watch(None, EventKinds { task: false, ..EventKinds::ALL });
-        bus.say(EventKind::Task, &2);
-        bus.say(EventKind::Replica, &3);
+    async fn a_subscriber_gets_later_events_of_the_kinds_it_wants() {
+        let bus = EventBus::new(0);
+        bus.publish(EventKind::Figures, &1);
+        let mut all = bus.subscribe(None, EventKinds::ALL);
+        let mut some = bus.subscribe(None, EventKinds { task: false, ..EventKinds::ALL });
+        bus.publish(EventKind::Task, &2);
+        bus.publish(EventKind::Replica, &3);
         bus.wake();
         assert_eq!(ids(&all.next(10).await), [2, 3]);
         assert_eq!(ids(&some.next(10).await), [3]);
         let later = Moment(0).after(WATCHED_FOR);
         assert_eq!(bus.watched(Moment(0)), (true, true));
         drop(all);
-        assert_eq!(bus.watched(Moment(later.0 - 1)), (true, true), "it may come back");
+        assert_eq!(bus.watched(Moment(later.0 - 1)), (true, true), "it may resume");
         assert_eq!(bus.watched(later), (true, false));
         bus.close();
         assert_eq!(some.next(10).await, []);
     }
 
     #[tokio::test]
-    async fn who_resumes_sees_what_it_missed_or_how_many() {
-        let bus = Bus::new(0);
-        for n in 0..KEPT + 5 {
-            bus.say(EventKind::Figures, &n);
+    async fn a_resumed_subscriber_gets_the_missed_events_or_their_number() {
+        let bus = EventBus::new(0);
+        for n in 0..MAX_EVENTS + 5 {
+            bus.publish(EventKind::Figures, &n);
         }
-        let newest = KEPT as u64 + 5;
-        let mut late = bus.watch(Some(newest - 2), EventKinds::ALL);
+        let newest = MAX_EVENTS as u64 + 5;
+        let mut late = bus.subscribe(Some(newest - 2), EventKinds::ALL);
         assert_eq!(ids(&late.next(10).await), [newest - 1, newest]);
-        let mut later = bus.watch(Some(2), EventKinds::ALL);
+        let mut later = bus.subscribe(Some(2), EventKinds::ALL);
         let events = later.next(3).await;
         assert_eq!((events[0].kind, &*events[0].data), (EventKind::Lagged, "{\"missed\":3}"));
         assert_eq!(ids(&events), [5, 6, 7]);
@@ -301,37 +276,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_events_are_kept_up_to_so_many_bytes() {
-        let bus = Bus::new(0);
-        let long = "x".repeat(KEPT_BYTES / 10);
+    async fn long_events_are_kept_up_to_a_limit_of_bytes() {
+        let bus = EventBus::new(0);
+        let long = "x".repeat(MAX_BYTES / 10);
         for _ in 0..100 {
-            bus.say(EventKind::Figures, &long);
+            bus.publish(EventKind::Figures, &long);
         }
         let (kept, bytes) = bus.with(|ring| (ring.events.len(), ring.bytes));
-        assert!(kept == 9 && bytes <= KEPT_BYTES, "{kept} events of {bytes} bytes");
-        let mut late = bus.watch(Some(1), EventKinds::ALL);
-        assert_eq!(ids(&late.next(10).await).len(), 10, "these, and how many were missed");
+        assert!(kept == 9 && bytes <= MAX_BYTES, "{kept} events of {bytes} bytes");
+        let mut late = bus.subscribe(Some(1), EventKinds::ALL);
+        assert_eq!(ids(&late.next(10).await).len(), 10, "these and the number of missed events");
     }
 
     #[tokio::test]
-    async fn who_resumes_from_a_former_process_starts_at_the_beginning() {
-        let bus = Bus::new(0);
-        bus.say(EventKind::Figures, &1);
-        let mut events = bus.watch(Some(77), EventKinds::ALL);
+    async fn a_subscriber_of_an_earlier_process_resumes_at_the_first_event() {
+        let bus = EventBus::new(0);
+        bus.publish(EventKind::Figures, &1);
+        let mut events = bus.subscribe(Some(77), EventKinds::ALL);
         assert_eq!(ids(&events.next(10).await), [1]);
     }
 
     #[tokio::test]
-    async fn the_ids_of_a_former_process_stand_for_nothing_of_this_one() {
-        let bus = Bus::new(1_000);
+    async fn ids_of_an_earlier_process_mean_no_event_of_this_one() {
+        let bus = EventBus::new(1_000);
         for n in 0..10 {
-            bus.say(EventKind::Figures, &n);
+            bus.publish(EventKind::Figures, &n);
         }
         for former in [0, 4, 999, 5_000] {
-            let mut events = bus.watch(Some(former), EventKinds::ALL);
+            let mut events = bus.subscribe(Some(former), EventKinds::ALL);
             assert_eq!(ids(&events.next(1).await), [1_001], "after {former}");
         }
-        let mut events = bus.watch(Some(1_004), EventKinds::ALL);
+        let mut events = bus.subscribe(Some(1_004), EventKinds::ALL);
         assert_eq!(ids(&events.next(1).await), [1_005]);
     }
 }

@@ -1,4 +1,4 @@
-//! What the server holds of the daemon: it can hand in a write, ask for the figures, ask for health.
+//! The entry point of the dispatcher: writes, metrics, health, events. Admin requests are in `admin/`.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -7,104 +7,98 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::dispatcher::bulk::Operations;
-use crate::dispatcher::event_bus::Bus;
-use crate::dispatcher::messages::{Accepted, Health, Refusal, Request, Write};
+use crate::dispatcher::event_bus::{EventBus, EventKinds, EventSubscription};
+use crate::dispatcher::messages::{AcceptedWrite, Health, NewWrite, Refusal, Request};
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
 use crate::task::{Idempotency, NewTask};
 
-/// What operators have of the daemon besides the loop.
+/// What admin requests need besides the loop.
 #[derive(Clone, Debug)]
 pub(crate) struct Operator {
-    pub(crate) bus: Bus,
+    pub(crate) bus: EventBus,
     pub(crate) operations: Operations,
     pub(crate) redrive_rate: NonZeroU32,
     pub(crate) policy: Policy,
 }
 
-/// The way in. Cheap to clone.
+/// Sends requests to the loop. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
     pub(crate) requests: mpsc::UnboundedSender<Request>,
     pub(crate) health: watch::Receiver<Health>,
-    /// How long a client that was refused should wait: the `Retry-After` of a 503.
+    /// The `Retry-After` of a 503.
     pub(crate) retry_after: Duration,
     pub(crate) operator: Operator,
     pub(crate) counts: Arc<Counts>,
 }
 
 impl Handle {
-    /// Accepts a write: returns once it is durable and, for a strong one, decided.
-    ///
-    /// # Errors
-    ///
-    /// A [`Refusal`] that says whether anything was accepted.
+    /// Accepts a write. Returns when it is durable and, if it is strong, decided.
     ///
     /// # Cancel safety
     ///
-    /// A write whose caller goes away is accepted and delivered all the same: from the first
-    /// poll on it belongs to the daemon.
+    /// After the first poll the write is accepted and delivered even if the future is dropped.
     pub async fn replicate(
         &self,
         new: NewTask,
         idempotency: Option<Idempotency>,
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<AcceptedWrite, Refusal> {
         let (reply, answer) = oneshot::channel();
-        let write = Write { new: Box::new(new), idempotency, reply };
-        // If it is gone, so is the reply.
+        let write = NewWrite { new: Box::new(new), idempotency, reply };
+        // If the loop has ended, the reply is dropped.
         let _ = self.requests.send(Request::Replicate(vec![write]));
-        answer.await.map_err(|_| self.gone())?
+        answer.await.map_err(|_| self.no_answer())?
     }
 
-    /// Accepts many writes, in this order and handed to the disk together; one answer each.
-    ///
-    /// # Cancel safety
-    ///
-    /// As of [`Self::replicate`].
+    /// Accepts many writes in this order, with one flush. Cancel safety as in [`Self::replicate`].
     pub async fn replicate_all(
         &self,
         writes: Vec<(NewTask, Option<Idempotency>)>,
-    ) -> Vec<Result<Accepted, Refusal>> {
+    ) -> Vec<Result<AcceptedWrite, Refusal>> {
         let (writes, answers): (Vec<_>, Vec<_>) = writes
             .into_iter()
             .map(|(new, idempotency)| {
                 let (reply, answer) = oneshot::channel();
-                (Write { new: Box::new(new), idempotency, reply }, answer)
+                (NewWrite { new: Box::new(new), idempotency, reply }, answer)
             })
             .unzip();
         let _ = self.requests.send(Request::Replicate(writes));
         let mut all = Vec::with_capacity(answers.len());
         for answer in answers {
-            all.push(answer.await.unwrap_or_else(|_| Err(self.gone())));
+            all.push(answer.await.unwrap_or_else(|_| Err(self.no_answer())));
         }
         all
     }
 
-    /// Why a write has no answer.
-    fn gone(&self) -> Refusal {
+    /// The refusal of a write whose reply was dropped.
+    fn no_answer(&self) -> Refusal {
         self.health.borrow().refusal().unwrap_or(Refusal::Draining)
     }
 
-    /// The figures of this moment; `None` when the daemon has stopped.
+    /// `None` when the loop has ended.
     pub async fn snapshot(&self) -> Option<Box<Snapshot>> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Snapshot { reply }).ok()?;
         answer.await.ok()
     }
 
-    /// How the daemon is now.
+    /// Events from now on, or after an event that was seen before.
+    #[must_use]
+    pub fn events(&self, after: Option<u64>, kinds: EventKinds) -> EventSubscription {
+        self.operator.bus.subscribe(after, kinds)
+    }
+
     #[must_use]
     pub fn health(&self) -> Health {
         self.health.borrow().clone()
     }
 
-    /// How long a client that was refused should wait before it comes again.
     #[must_use]
     pub fn retry_after(&self) -> Duration {
         self.retry_after
     }
 
-    /// What the server and the daemon both count.
     pub(crate) fn counts(&self) -> &Counts {
         &self.counts
     }
@@ -112,25 +106,29 @@ impl Handle {
 
 #[cfg(test)]
 impl Handle {
-    /// A handle, with the daemon's ends: the incoming requests and the sender of the health.
+    /// A handle, the receiver of its requests and the sender of its health.
     pub(crate) fn for_tests() -> (Self, mpsc::UnboundedReceiver<Request>, watch::Sender<Health>) {
         let (requests, received) = mpsc::unbounded_channel();
-        let (said, health) = watch::channel(Health::Serving);
+        let (sender, health) = watch::channel(Health::Serving);
         let retry_after = Duration::from_millis(1_500);
         let counts = Arc::default();
         let operator = Operator {
-            bus: Bus::new(0),
+            bus: EventBus::new(0),
             operations: Operations::default(),
             redrive_rate: NonZeroU32::MIN,
             policy: Policy::new(None, None),
         };
         let handle = Self { requests, health, retry_after, counts, operator };
-        (handle, received, said)
+        (handle, received, sender)
     }
 
-    /// Says what happened, as the loop would.
-    pub(crate) fn say(&self, kind: crate::dispatcher::EventKind, what: &impl serde::Serialize) {
-        self.operator.bus.say(kind, what);
+    /// Publishes an event, as the loop does.
+    pub(crate) fn publish(
+        &self,
+        kind: crate::dispatcher::EventKind,
+        event: &impl serde::Serialize,
+    ) {
+        self.operator.bus.publish(kind, event);
         self.operator.bus.wake();
     }
 }

@@ -1,4 +1,4 @@
-//! Tasks that are over, for those who ask what became of them.
+//! Settled tasks, which operators can look up for `--task-history`.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -7,25 +7,22 @@ use crate::engine::{DeliveryView, Moment, Now, TaskView};
 use crate::store::Header;
 use crate::task::{Node, TaskId, Timestamp};
 
-/// The most that are remembered; about 6 MB, of tasks with two replicas and short keys.
-const MOST: usize = 10_000;
+/// About 6 MB of tasks with two replicas and short keys.
+const MAX_TASKS: usize = 10_000;
 
-/// The most bytes of them, about. A task may have a key of kilobytes and a thousand replicas.
-const MOST_BYTES: usize = 16 << 20;
+/// A task may have a key of kilobytes and a thousand replicas.
+const MAX_BYTES: usize = 16 << 20;
 
-/// A task that is over.
 #[derive(Clone, Debug)]
-pub(super) struct Past {
-    /// How each of its deliveries ended.
+pub(super) struct SettledTask {
     pub(super) view: TaskView,
-    /// What it was, if that was still in memory.
+    /// `None` if the task was not in memory when it was settled.
     pub(super) header: Option<Header>,
-    /// When it was over.
     pub(super) settled_at: Timestamp,
 }
 
-impl Past {
-    /// What it takes in memory, about.
+impl SettledTask {
+    /// Approximate memory.
     fn bytes(&self) -> usize {
         let error =
             |delivery: &DeliveryView| delivery.error.as_ref().map_or(0, |(error, _)| error.len());
@@ -40,47 +37,46 @@ impl Past {
     }
 }
 
-/// The last tasks that came to their end.
+/// The last settled tasks.
 #[derive(Debug)]
-pub(crate) struct History {
+pub(crate) struct TaskHistory {
     keep: Duration,
-    tasks: HashMap<TaskId, Past>,
+    tasks: HashMap<TaskId, SettledTask>,
     bytes: usize,
     order: VecDeque<(Moment, TaskId)>,
 }
 
-impl History {
+impl TaskHistory {
     pub(crate) fn new(keep: Duration) -> Self {
         Self { keep, tasks: HashMap::new(), bytes: 0, order: VecDeque::new() }
     }
 
-    /// Whether anything is remembered at all.
-    pub(super) fn is_kept(&self) -> bool {
+    pub(super) fn is_enabled(&self) -> bool {
         !self.keep.is_zero()
     }
 
     pub(super) fn remember(&mut self, now: Now, view: TaskView, header: Option<Header>) {
         self.order.push_back((now.moment.after(self.keep), view.id));
-        let past = Past { view, header, settled_at: now.wall };
+        let past = SettledTask { view, header, settled_at: now.wall };
         self.bytes += past.bytes();
         self.tasks.insert(past.view.id, past);
-        while self.order.len() > MOST || self.bytes > MOST_BYTES && !self.order.is_empty() {
-            self.forget_first();
+        while self.order.len() > MAX_TASKS || self.bytes > MAX_BYTES && !self.order.is_empty() {
+            self.drop_oldest();
         }
     }
 
-    pub(super) fn get(&self, id: TaskId) -> Option<&Past> {
+    pub(super) fn get(&self, id: TaskId) -> Option<&SettledTask> {
         self.tasks.get(&id)
     }
 
-    /// Lets go of those whose time is over.
+    /// Drops tasks at the end of their time.
     pub(super) fn tick(&mut self, now: Moment) {
         while self.order.front().is_some_and(|&(until, _)| until <= now) {
-            self.forget_first();
+            self.drop_oldest();
         }
     }
 
-    fn forget_first(&mut self) {
+    fn drop_oldest(&mut self) {
         if let Some((_, id)) = self.order.pop_front()
             && let Some(past) = self.tasks.remove(&id)
         {
@@ -95,14 +91,14 @@ mod tests {
     use crate::engine::DeliveryState;
 
     #[test]
-    fn a_task_is_remembered_for_a_while_and_the_oldest_make_way() {
-        let mut history = History::new(Duration::from_secs(10));
+    fn the_oldest_tasks_are_dropped_at_the_limit_and_all_after_their_time() {
+        let mut history = TaskHistory::new(Duration::from_secs(10));
         let now = |second| {
             let moment = Moment(0).after(Duration::from_secs(second));
             Now { moment, wall: Timestamp(0) }
         };
         let view = |id| TaskView { id: TaskId(id), deliveries: vec![] };
-        (1..=MOST as u64 + 1).for_each(|id| history.remember(now(1), view(id), None));
+        (1..=MAX_TASKS as u64 + 1).for_each(|id| history.remember(now(1), view(id), None));
         assert!(history.get(TaskId(1)).is_none());
         assert!(history.get(TaskId(2)).is_some());
         history.tick(now(10).moment);
@@ -114,8 +110,8 @@ mod tests {
     }
 
     #[test]
-    fn of_large_tasks_fewer_are_remembered() {
-        let mut history = History::new(Duration::from_secs(10));
+    fn fewer_large_tasks_are_remembered() {
+        let mut history = TaskHistory::new(Duration::from_secs(10));
         let now = Now { moment: Moment(0), wall: Timestamp(0) };
         let delivery = DeliveryView {
             node: Node::parse("http://a").unwrap(),
@@ -129,7 +125,7 @@ mod tests {
             let deliveries = vec![delivery.clone(); 64];
             history.remember(now, TaskView { id: TaskId(id), deliveries }, None);
         }
-        assert!(history.bytes <= MOST_BYTES);
+        assert!(history.bytes <= MAX_BYTES);
         assert!((100..250).contains(&history.tasks.len()), "{}", history.tasks.len());
         assert!(history.get(TaskId(999)).is_some());
     }

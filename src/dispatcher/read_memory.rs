@@ -1,7 +1,7 @@
 //! The memory for tasks that are read back from disk.
 //!
-//! A task stays in memory for the whole attempt, which can take minutes at a slow replica. So each
-//! replica has a share: a few slow replicas cannot hold all of it.
+//! A task stays in memory for the whole attempt, which can take minutes at a slow replica. Each
+//! replica has a share, so a few slow replicas cannot take all of the memory.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,58 +13,58 @@ use tokio::time::timeout;
 use crate::engine::SharedPool;
 use crate::task::Node;
 
-/// How long an attempt waits for memory. Then it ends without being sent, so that what waits
-/// behind it, perhaps with its task in memory, has its turn.
+/// After this wait an attempt ends unsent, so that the next delivery, perhaps with its task in
+/// memory, can be sent.
 const WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone)]
 pub(crate) struct ReadMemory {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ReadMemoryState>>,
 }
 
-struct State {
+struct ReadMemoryState {
     pool: SharedPool,
     held: HashMap<Node, u64>,
-    /// First come, first served, except where the replica has used up its share.
-    waiting: Vec<Waiting>,
+    /// First come, first served, except for replicas that have used up their share.
+    waiting: Vec<ReadWaiter>,
 }
 
-struct Waiting {
+struct ReadWaiter {
     node: Node,
     bytes: u64,
-    granted: oneshot::Sender<Permit>,
+    granted: oneshot::Sender<ReadPermit>,
 }
 
-/// Memory for one task, free again when it is dropped.
-pub(super) struct Permit {
-    state: Arc<Mutex<State>>,
+/// Memory for one task, freed on drop.
+pub(super) struct ReadPermit {
+    state: Arc<Mutex<ReadMemoryState>>,
     node: Node,
     bytes: u64,
 }
 
 impl ReadMemory {
     pub(crate) fn new(bytes: usize) -> Self {
-        // With none at all nothing would ever be read back.
+        // With 0, nothing could be read back.
         let pool = SharedPool::new(bytes.max(1), 0);
-        let state = State { pool, held: HashMap::new(), waiting: Vec::new() };
+        let state = ReadMemoryState { pool, held: HashMap::new(), waiting: Vec::new() };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Waits for memory for a task of this size; `None` if there was none for too long.
+    /// Waits for memory for a task of this size. `None` after [`WAIT`].
     ///
-    /// A task gets memory as long as any is free for its replica, so all of it is overdrawn by
-    /// one task at the most, and a large task does not wait for longer than a small one.
-    pub(super) async fn take(&self, node: &Node, bytes: u64) -> Option<Permit> {
+    /// A task gets its memory as soon as any is free for its replica. The budget is overdrawn by one
+    /// task at most, and a large task waits no longer than a small one.
+    pub(super) async fn take(&self, node: &Node, bytes: u64) -> Option<ReadPermit> {
         let (granted, permit) = oneshot::channel();
-        let waiting = Waiting { node: node.clone(), bytes, granted };
+        let waiting = ReadWaiter { node: node.clone(), bytes, granted };
         lock(&self.state).waiting.push(waiting);
         grant(&self.state);
         timeout(WAIT, permit).await.ok()?.ok()
     }
 
-    /// What was missing, for operators.
+    /// The error of an attempt that got no memory.
     pub(super) fn shortage(&self) -> String {
-        let State { pool, .. } = *lock(&self.state);
+        let ReadMemoryState { pool, .. } = *lock(&self.state);
         format!(
             "no memory to read the task back from disk within {} s: other tasks hold {} of {} bytes (--memory-budget)",
             WAIT.as_secs(),
@@ -74,14 +74,14 @@ impl ReadMemory {
     }
 }
 
-impl Drop for Permit {
+impl Drop for ReadPermit {
     fn drop(&mut self) {
         lock(&self.state).give_back(&self.node, self.bytes);
         grant(&self.state);
     }
 }
 
-impl State {
+impl ReadMemoryState {
     fn give_back(&mut self, node: &Node, bytes: u64) {
         self.pool.used -= bytes;
         if let Some(held) = self.held.get_mut(node) {
@@ -92,8 +92,8 @@ impl State {
         }
     }
 
-    /// The next that may have its memory now, which is its own from here on.
-    fn next(&mut self) -> Option<Waiting> {
+    /// Takes memory for the next waiter that may have it.
+    fn next(&mut self) -> Option<ReadWaiter> {
         self.waiting.retain(|waiting| !waiting.granted.is_closed());
         let held = |node| self.held.get(node).copied().unwrap_or_default();
         let next = self.waiting.iter().position(|one| self.pool.has_room_for(held(&one.node)))?;
@@ -104,15 +104,15 @@ impl State {
     }
 }
 
-fn grant(state: &Arc<Mutex<State>>) {
+fn grant(state: &Arc<Mutex<ReadMemoryState>>) {
     loop {
-        let Some(Waiting { node, bytes, granted }) = lock(state).next() else { return };
-        // If it does not wait any more the permit comes back, and is dropped without the lock.
-        let _ = granted.send(Permit { state: Arc::clone(state), node, bytes });
+        let Some(ReadWaiter { node, bytes, granted }) = lock(state).next() else { return };
+        // If the waiter is gone, the permit comes back and is dropped here, without the lock.
+        let _ = granted.send(ReadPermit { state: Arc::clone(state), node, bytes });
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<ReadMemoryState>) -> MutexGuard<'_, ReadMemoryState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -126,8 +126,8 @@ mod tests {
         Node::parse(&format!("http://{name}")).unwrap()
     }
 
-    /// What a replica gets at once, in tasks of a hundredth of all.
-    async fn taken(memory: &ReadMemory, name: &str) -> Vec<Permit> {
+    /// Takes tasks of a hundredth of the budget until the replica gets no more.
+    async fn taken(memory: &ReadMemory, name: &str) -> Vec<ReadPermit> {
         let mut permits = Vec::new();
         while let Some(permit) = memory.take(&node(name), BUDGET as u64 / 100).await {
             permits.push(permit);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_larger_than_all_of_it_gets_it_alone() {
+    async fn a_task_larger_than_the_budget_gets_memory_alone() {
         let memory = ReadMemory::new(BUDGET);
         let all = memory.take(&node("a"), 3 * BUDGET as u64).await;
         assert!(all.is_some());
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_given_back_goes_to_those_who_wait_and_whoever_left_costs_nothing() {
+    async fn freed_memory_goes_to_a_waiter_and_a_cancelled_waiter_holds_none() {
         let memory = ReadMemory::new(BUDGET);
         let all = memory.take(&node("a"), BUDGET as u64).await.unwrap();
         let gone = tokio::spawn({

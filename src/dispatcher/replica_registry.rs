@@ -1,30 +1,27 @@
-//! What is known of replicas beyond their deliveries: which were ever used, which are paused, and
-//! which go by another name by now.
+//! The durable records of replicas: which were ever used, which are paused, which were renamed.
 
 use std::collections::{BTreeSet, HashMap};
 
 use crate::store::ReplicaRow;
 use crate::task::{Node, Timestamp};
 
-/// Replicas that are remembered. Beyond, the one that was used first is forgotten, unless an
-/// operator has said something of it: names that someone made up must not fill the disk.
-const REMEMBERED: usize = 65_536;
+/// Beyond this many, the replica that was used first is forgotten, unless it is paused or renamed:
+/// made-up names must not fill the disk.
+const MAX_REPLICAS: usize = 65_536;
 
-/// A row to be written, or to be removed.
-pub(crate) type Change = (Node, Option<ReplicaRow>);
+/// A row to write, or to remove.
+pub(crate) type RegistryChange = (Node, Option<ReplicaRow>);
 
-/// The rows, as they are on disk.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ReplicaRegistry {
     rows: HashMap<Node, ReplicaRow>,
-    /// Of the rows, those of which an operator has said nothing, the one used first first.
+    /// Rows that are neither paused nor renamed, by first use.
     plain: BTreeSet<(Timestamp, Node)>,
-    /// Of the rows, those with another name.
+    /// Former names, with the current one.
     renamed: HashMap<Node, Node>,
 }
 
 impl ReplicaRegistry {
-    /// Takes on a record as it is on disk; `None` if there is none any more.
     pub(crate) fn restore(&mut self, node: &Node, row: Option<ReplicaRow>) {
         match row {
             Some(row) => drop(self.set(node, row)),
@@ -39,22 +36,19 @@ impl ReplicaRegistry {
         }
     }
 
-    /// Under which name a replica is to be found now.
+    /// The current name of a replica.
     pub(crate) fn resolve<'a>(&'a self, node: &'a Node) -> &'a Node {
         self.renamed.get(node).unwrap_or(node)
     }
 
-    /// Whether anything was ever accepted or said of it.
     pub(crate) fn knows(&self, node: &Node) -> bool {
         self.rows.contains_key(node)
     }
 
-    /// Whether any goes by another name.
     pub(crate) fn has_renamed(&self) -> bool {
         !self.renamed.is_empty()
     }
 
-    /// The names that a replica had before.
     pub(crate) fn names_before(&self, node: &Node) -> Vec<String> {
         let before = self.renamed.iter().filter(|(_, to)| *to == node);
         let mut names: Vec<_> = before.map(|(from, _)| from.to_string()).collect();
@@ -66,13 +60,13 @@ impl ReplicaRegistry {
         self.rows.get(node).is_some_and(|row| row.paused_since.is_some())
     }
 
-    /// A write for a replica is accepted: what has to be written before it, if it is the first.
-    pub(crate) fn note_use(&mut self, node: &Node, now: Timestamp) -> Vec<Change> {
+    /// Returns the changes to write before the first write to a replica.
+    pub(crate) fn note_use(&mut self, node: &Node, now: Timestamp) -> Vec<RegistryChange> {
         if self.rows.contains_key(node) {
             return Vec::new();
         }
         let mut changes = Vec::new();
-        if self.rows.len() >= REMEMBERED
+        if self.rows.len() >= MAX_REPLICAS
             && let Some((_, first)) = self.plain.pop_first()
         {
             self.rows.remove(&first);
@@ -82,26 +76,25 @@ impl ReplicaRegistry {
         changes
     }
 
-    /// Pauses a replica, or lets it go on.
+    /// Pauses a replica, or resumes it without `since`.
     pub(crate) fn pause(
         &mut self,
         node: &Node,
         since: Option<Timestamp>,
         now: Timestamp,
-    ) -> Change {
+    ) -> RegistryChange {
         let mut row = self.row(node, now);
         row.paused_since = since;
         self.set(node, row)
     }
 
-    /// Whether a replica may go by this name: nothing was ever sent to it, or only to this very
-    /// replica.
+    /// Whether a replica may take this name: it was never used, or only by the same replica.
     pub(crate) fn may_be_named(&self, node: &Node, to: &Node) -> bool {
         self.renamed.get(to) == Some(node) || !self.rows.contains_key(to)
     }
 
-    /// A replica goes by another name from now on, and so does whatever went by its former one.
-    pub(crate) fn rename(&mut self, node: &Node, to: &Node, now: Timestamp) -> Vec<Change> {
+    /// Renames a replica. Its former names lead to the new one.
+    pub(crate) fn rename(&mut self, node: &Node, to: &Node, now: Timestamp) -> Vec<RegistryChange> {
         let row = self.row(node, now);
         let mut new = self.row(to, now);
         (new.renamed_to, new.paused_since) = (None, row.paused_since);
@@ -116,9 +109,8 @@ impl ReplicaRegistry {
         changes
     }
 
-    /// A replica is gone: it is not paused any more, and no name leads to it. That it was used is
-    /// remembered.
-    pub(crate) fn forget(&mut self, node: &Node, now: Timestamp) -> Vec<Change> {
+    /// Ends the pause and the former names of a replica. The row stays: the name was used.
+    pub(crate) fn forget(&mut self, node: &Node, now: Timestamp) -> Vec<RegistryChange> {
         let before = self.renamed.iter().filter(|(_, known)| *known == node);
         let names: Vec<_> = before.map(|(from, _)| from.clone()).chain([node.clone()]).collect();
         names
@@ -134,7 +126,7 @@ impl ReplicaRegistry {
         self.rows.get(node).cloned().unwrap_or_else(|| unused(now))
     }
 
-    fn set(&mut self, node: &Node, row: ReplicaRow) -> Change {
+    fn set(&mut self, node: &Node, row: ReplicaRow) -> RegistryChange {
         match &row.renamed_to {
             Some(to) => self.renamed.insert(node.clone(), to.clone()),
             None => self.renamed.remove(node),
@@ -167,15 +159,15 @@ mod tests {
         Node::parse(&format!("http://{name}")).unwrap()
     }
 
-    /// What a restart makes of the changes so far.
-    fn reopened(changes: &[Change]) -> ReplicaRegistry {
+    /// The registry that a restart reads from these changes.
+    fn reopened(changes: &[RegistryChange]) -> ReplicaRegistry {
         let mut registry = ReplicaRegistry::default();
         changes.iter().for_each(|(node, row)| registry.restore(node, row.clone()));
         registry
     }
 
     #[test]
-    fn a_replica_is_found_under_its_last_name_by_all_it_ever_had() {
+    fn every_former_name_leads_to_the_last_one() {
         let (mut registry, [a, b, c]) = (ReplicaRegistry::default(), ["a", "b", "c"].map(node));
         let mut changes = registry.note_use(&a, NOW);
         changes.extend(registry.rename(&a, &b, NOW));
@@ -187,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_was_used_by_another_is_not_given_and_a_former_one_is_given_back() {
+    fn a_name_used_by_another_replica_is_refused_and_a_former_name_can_be_taken_back() {
         let (mut registry, [a, b, c]) = (ReplicaRegistry::default(), ["a", "b", "c"].map(node));
         registry.note_use(&a, NOW);
         registry.note_use(&c, NOW);
@@ -201,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_goes_with_the_replica_and_ends_when_it_is_forgotten() {
+    fn a_pause_follows_a_rename_and_ends_when_the_replica_is_forgotten() {
         let (mut registry, [a, b]) = (ReplicaRegistry::default(), ["a", "b"].map(node));
         let mut changes = registry.note_use(&a, NOW);
         changes.push(registry.pause(&a, Some(Timestamp(5)), NOW));
@@ -215,14 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn made_up_names_do_not_grow_without_end() {
+    fn made_up_names_do_not_grow_without_limit() {
         let mut registry = ReplicaRegistry::default();
         let kept = node("kept");
         registry.pause(&kept, Some(NOW), NOW);
-        for n in 0..REMEMBERED as u64 + 10 {
+        for n in 0..MAX_REPLICAS as u64 + 10 {
             registry.note_use(&node(&format!("n{n}")), Timestamp(n + 10));
         }
-        assert_eq!(registry.rows.len(), REMEMBERED);
+        assert_eq!(registry.rows.len(), MAX_REPLICAS);
         assert!(registry.rows.contains_key(&kept));
         assert!(registry.may_be_named(&kept, &node("n0")));
     }

@@ -1,23 +1,23 @@
-//! Accepted tasks that are still in memory, so that their deliveries need not read the disk.
+//! Accepted tasks in memory, so that their deliveries need no read from disk.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::task::{Task, TaskId};
 
-/// What a task in here costs beyond its weight, in bytes: measured with two replicas.
+/// The cost of a task beyond its weight, measured with two replicas.
 const OVERHEAD_BYTES: usize = 400;
 
-/// Tasks by id, up to a budget of bytes. What does not fit is read back when its turn comes.
+/// Tasks up to a budget of bytes. Others are read back when they are sent.
 #[derive(Debug)]
-pub(super) struct TaskCache {
+pub(crate) struct TaskCache {
     budget: usize,
     used: usize,
     tasks: HashMap<TaskId, Arc<Task>>,
 }
 
 impl TaskCache {
-    pub(super) fn new(budget: usize) -> Self {
+    pub(crate) fn new(budget: usize) -> Self {
         Self { budget, used: 0, tasks: HashMap::new() }
     }
 
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_the_budget_is_not_kept_until_room_appears() {
+    fn a_task_beyond_the_budget_is_not_cached_until_there_is_room() {
         let mut cache = TaskCache::new(1000 + 2 * OVERHEAD_BYTES);
         cache.offer(&task(1, 600));
         cache.offer(&task(2, 600));

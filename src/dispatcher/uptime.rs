@@ -1,4 +1,4 @@
-//! How old what is kept is: the uptime of the data directory, kept while the daemon runs.
+//! Records when the daemon ran, so that the age of a record does not depend on jumps of the clock.
 
 use std::time::Duration;
 
@@ -9,40 +9,37 @@ use crate::engine::{Moment, Now};
 use crate::store::{OpenError, UptimeFile};
 use crate::task::{ClockStep, Uptime};
 
-/// How often it is written down that the daemon runs.
 const WRITE_EVERY: Duration = Duration::from_secs(60);
 
-/// Steps from which on someone should look at the clock; shorter ones are what a restart takes.
-const NOTABLE: Duration = Duration::from_secs(3600);
+/// A clock that moved forward this much is a warning. A restart takes less.
+const WARN_FROM: Duration = Duration::from_secs(3600);
 
-/// The uptime, and where it is kept.
 #[derive(Debug)]
 pub(crate) struct UptimeRecorder {
     uptime: Uptime,
     file: UptimeFile,
-    /// When it was last seen that the daemon runs.
+    /// The last observation.
     at: Moment,
-    /// When it is to be written.
+    /// The next write.
     due: Moment,
     writing: Option<JoinHandle<()>>,
 }
 
 impl UptimeRecorder {
-    /// Reads what former daemons have left, and tells of a clock that is not where they left it.
-    /// Blocks.
+    /// Reads the record of earlier daemons, and logs a clock that has moved since. Blocks.
     pub(crate) fn begin(now: Now, file: UptimeFile) -> Result<Self, OpenError> {
         let mut uptime = file.read()?.unwrap_or_else(|| {
             warn!(
-                "the file CLOCK in the data directory is damaged: how old dead letters and idempotency keys are is what the clock says; it is written anew"
+                "the file CLOCK in the data directory is damaged: the age of dead letters and idempotency keys is taken from the clock; the file is written again"
             );
             Uptime::default()
         });
         if let Some(step) = uptime.see(now.wall, Duration::ZERO) {
-            tell(step, "since the daemon was last seen to run");
+            log_step(step, "since the daemon last ran");
         }
         let due = now.moment.after(WRITE_EVERY);
         let recorder = Self { uptime, file, at: now.moment, due, writing: None };
-        // Before anything is thrown away for its age.
+        // Before anything is discarded for its age.
         write(&recorder.file, &recorder.uptime);
         Ok(recorder)
     }
@@ -51,18 +48,18 @@ impl UptimeRecorder {
         &self.uptime
     }
 
-    /// The daemon runs. Gives the uptime if the clock was set.
-    pub(super) fn see(&mut self, now: Now) -> Option<&Uptime> {
+    /// Records that the daemon runs. Returns the uptime if the clock was set.
+    pub(super) fn observe(&mut self, now: Now) -> Option<&Uptime> {
         let ran = now.moment.since_start().saturating_sub(self.at.since_start());
         self.at = now.moment;
         let step = self.uptime.see(now.wall, ran)?;
-        tell(step, "while the daemon ran");
+        log_step(step, "while the daemon ran");
         self.due = now.moment;
         Some(&self.uptime)
     }
 
-    /// Writes it down if that is due, elsewhere: the disk may take its time.
-    pub(super) fn keep(&mut self, now: Moment) {
+    /// Writes the file if that is due, on the blocking pool.
+    pub(super) fn save(&mut self, now: Moment) {
         if now < self.due || self.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
             return;
         }
@@ -74,20 +71,20 @@ impl UptimeRecorder {
 
 fn write(file: &UptimeFile, uptime: &Uptime) {
     if let Err(error) = file.write(uptime) {
-        warn!(%error, "the file CLOCK in the data directory cannot be written: what the clock skips until a restart may count for how old dead letters and idempotency keys are");
+        warn!(%error, "the file CLOCK in the data directory cannot be written: if the clock is set before a restart, dead letters and idempotency keys may have the wrong age");
     }
 }
 
-fn tell(step: ClockStep, when: &str) {
+fn log_step(step: ClockStep, when: &str) {
     const COUNTS: &str = "it does not count for --dead-letter-retention and --idempotency-window";
     match step {
-        ClockStep::Forward(by) if by < NOTABLE => {
-            info!(seconds = by.as_secs(), "the clock has gone on {when}: {COUNTS}");
+        ClockStep::Forward(by) if by < WARN_FROM => {
+            info!(seconds = by.as_secs(), "the clock has moved forward {when}: {COUNTS}");
         }
         ClockStep::Forward(by) => {
             warn!(
                 seconds = by.as_secs(),
-                "the clock has gone on by {} {when}: {COUNTS}",
+                "the clock has moved forward by {} {when}: {COUNTS}",
                 humantime::format_duration(Duration::from_secs(by.as_secs()))
             );
         }
@@ -112,16 +109,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_step_while_the_daemon_runs_is_written_at_once_and_found_by_the_next_one() {
+    async fn a_clock_step_while_the_daemon_runs_is_written_at_once_and_read_at_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
         let file = UptimeFile::of(dir.path());
         let mut recorder = UptimeRecorder::begin(now(0, 1_000), file.clone()).unwrap();
-        assert_eq!(recorder.see(now(30, 1_030)), None);
-        recorder.keep(now(30, 1_030).moment);
+        assert_eq!(recorder.observe(now(30, 1_030)), None);
+        recorder.save(now(30, 1_030).moment);
         assert!(recorder.writing.is_none(), "it is not due");
-        let uptime = recorder.see(now(31, 91_031)).cloned().unwrap();
+        let uptime = recorder.observe(now(31, 91_031)).cloned().unwrap();
         assert_eq!(uptime.gaps, [(now(0, 1_031).wall, now(0, 91_031).wall)]);
-        recorder.keep(now(31, 91_031).moment);
+        recorder.save(now(31, 91_031).moment);
         recorder.writing.take().unwrap().await.unwrap();
         assert_eq!(file.read().unwrap(), Some(uptime));
         // The next one starts a day later.

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::api;
-use crate::dispatcher::rates::Rate;
+use crate::dispatcher::latency::Rate;
 use crate::engine::{
     BarrierView, BreakerState, Counters, DeliveryState, DeliveryView, LaneView, LetterView, Moment,
     Now, TaskView,

@@ -12,7 +12,7 @@ use super::errors::{Problem, as_spelled, taken};
 use super::idempotency;
 use super::validate::{self, ValidWrite};
 use crate::api;
-use crate::dispatcher::{Accepted, Refusal};
+use crate::dispatcher::{AcceptedWrite, Refusal};
 use crate::metrics::Reason;
 use crate::task::{Consistency, NewTask, TaskId, Trace};
 use crate::traces::{self, Span};
@@ -146,7 +146,7 @@ impl ServerState {
 
     pub(super) fn success(
         &self,
-        accepted: &Accepted,
+        accepted: &AcceptedWrite,
         consistency: Consistency,
         spelled: &[String],
     ) -> api::WriteAccepted {

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use self::support::{Client, PATIENCE, impatient, limited, posted, settings, start};
 use super::*;
-use crate::dispatcher::{Accepted, Health, Refusal};
+use crate::dispatcher::{AcceptedWrite, Health, Refusal};
 use crate::metrics::Snapshot;
 use crate::task::{Obstacle, ReplicaIndex, TaskId};
 
@@ -27,7 +27,7 @@ async fn an_eventual_write_is_submitted_and_returns_202() {
     let (task, reply) = server.next_write().await;
     assert_eq!((task.key.as_str(), &task.value[..]), ("k", &b"v"[..]));
     let id = TaskId(42);
-    reply.send(Ok(Accepted { id, acked: vec![], replayed: false })).unwrap();
+    reply.send(Ok(AcceptedWrite { id, acked: vec![], replayed: false })).unwrap();
     let answer = client.answer().await;
     assert_eq!(answer.status, 202);
     assert_eq!(answer.json(), json!({"success": true, "node_id": "node-7", "task_id": "42"}));
@@ -258,7 +258,7 @@ async fn memory_in_use_is_a_503_for_the_next_large_body() {
     assert!(refused.head.contains("retry-after: 2\r\n"));
 
     let id = TaskId(1);
-    reply.send(Ok(Accepted { id, acked: vec![], replayed: false })).unwrap();
+    reply.send(Ok(AcceptedWrite { id, acked: vec![], replayed: false })).unwrap();
     assert_eq!(first.answer().await.status, 202);
     let mut next = Client::connect(server.address).await;
     next.post(&large).await;
@@ -291,7 +291,7 @@ async fn a_client_that_closes_its_side_after_its_write_is_answered() {
     client.0.shutdown().await.unwrap();
     let (_, reply) = server.next_write().await;
     let id = TaskId(1);
-    reply.send(Ok(Accepted { id, acked: vec![], replayed: false })).unwrap();
+    reply.send(Ok(AcceptedWrite { id, acked: vec![], replayed: false })).unwrap();
     assert_eq!(client.answer().await.status, 202);
 }
 
@@ -305,7 +305,7 @@ async fn at_the_connection_limit_a_new_connection_waits_for_the_answer_of_anothe
     let mut second = Client::connect(server.address).await;
     second.send("GET /livez HTTP/1.1\r\nhost: h\r\n\r\n").await;
     assert!(second.0.try_read(&mut [0]).is_err());
-    reply.send(Ok(Accepted { id: TaskId(1), acked: vec![], replayed: false })).unwrap();
+    reply.send(Ok(AcceptedWrite { id: TaskId(1), acked: vec![], replayed: false })).unwrap();
     assert_eq!(first.answer().await.status, 202);
     assert_eq!(second.answer().await.status, 200);
     first.closed().await;
@@ -352,7 +352,7 @@ async fn stopping_waits_for_the_request_in_flight_and_for_no_idle_connection() {
     assert!(!server.serving.is_finished());
 
     let id = TaskId(1);
-    reply.send(Ok(Accepted { id, acked: vec![], replayed: false })).unwrap();
+    reply.send(Ok(AcceptedWrite { id, acked: vec![], replayed: false })).unwrap();
     assert_eq!(client.answer().await.status, 202);
     client.closed().await;
     timeout(PATIENCE, server.serving).await.unwrap().unwrap();

@@ -213,7 +213,7 @@ async fn a_token_list_is_reloaded_on_sighup_and_an_invalid_one_changes_nothing()
 
     fs::write(list.path(), format!("{good}second observe\n")).unwrap();
     daemon.signal("-HUP");
-    daemon.until_logged("the tokens stay as they were").await;
+    daemon.until_logged("the tokens are not reloaded and stay as they were").await;
     assert!(daemon.log().contains("line 2"), "{}", daemon.log());
     assert_eq!(status(&first).await, 200);
 

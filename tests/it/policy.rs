@@ -217,14 +217,14 @@ async fn a_rule_file_is_reloaded_on_sighup_and_an_invalid_one_changes_nothing() 
         daemon.accept(&set("k3", "v", &[&new])).await;
         forbidden(&daemon, &old.url(), "is not allowed by").await;
     }
-    assert!(daemon.log().contains("what was in force stays"), "{}", daemon.log());
+    assert!(daemon.log().contains("the previous content stays in force"), "{}", daemon.log());
 }
 
 #[tokio::test]
 async fn sighup_without_files_to_reload_changes_nothing() {
     let (daemon, replica) = (Daemon::start(&[]).await, Replica::start().await);
     daemon.signal("-HUP");
-    daemon.until_logged("connections to replicas are made anew").await;
+    daemon.until_logged("connections to replicas are renewed").await;
     daemon.accept(&set("k", "v", &[&replica])).await;
     replica.until_holds("k", "v").await;
 }

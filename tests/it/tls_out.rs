@@ -126,7 +126,7 @@ async fn waiting_writes_are_delivered_after_corrected_certificates_are_reloaded(
 
     files.write("ca.pem", "no certificate", 0o644);
     daemon.signal("-HUP");
-    daemon.until_logged("what was in force stays").await;
+    daemon.until_logged("the previous content stays in force").await;
 
     files.write("ca.pem", &ours.pem(), 0o644);
     daemon.signal("-HUP");
@@ -159,7 +159,7 @@ async fn tokens_are_sent_to_their_replicas_and_never_logged() {
     }
     files.write("tokens", &text.replace("secret-one", "secret-three"), 0o400);
     daemon.signal("-HUP");
-    daemon.until_logged("connections to replicas are made anew").await;
+    daemon.until_logged("connections to replicas are renewed").await;
     daemon.accept(&set("k2", "v", &[&first])).await;
     first.until_holds("k2", "v").await;
     assert_eq!(first.seen().last().unwrap().headers["authorization"], "Bearer secret-three");

@@ -1,44 +1,93 @@
-//! A write from its request to its answer: places in the engine, a task in the journal, then the task
-//! in the engine. All clients that wait for an answer wait here.
+//! The path of a write, in the order of this file: room in the engine, or a wait for room; a number
+//! and durability from the journal; arrival in the engine; the answer.
+//!
+//! A client is answered only here. Eventual writes are answered when they arrive, strong writes when
+//! they are decided.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
+use tokio::sync::mpsc;
+use tracing::debug;
 
 use super::Core;
-use crate::dispatcher::admission::Waiter;
-use crate::dispatcher::messages::{Accepted, Event, Pending, Refusal, Reply};
+use crate::dispatcher::admission::{Admission, MAX_WAITING, WaitLine, Waiter};
+use crate::dispatcher::messages::{
+    AcceptedWrite, LoopEvent, NewWrite, PendingWrite, Refusal, WriteReply,
+};
 use crate::engine::{Arrived, DeliveryState, Full, Moment, Now, Origin, Reservation};
 use crate::metrics::Reason;
-use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, KeyState, Repeated};
+use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, KeyState, NoRoom, Repeated};
 use crate::task::{
-    Consistency, Idempotency, NewTask, Node, Obstacle, Partition, ReplicaIndex, Task, TaskId,
+    Consistency, Idempotency, NewTask, Obstacle, Partition, ReplicaIndex, Task, TaskId,
 };
+
+pub(crate) struct Intake {
+    queue_wait: Duration,
+    /// Where the journal reports.
+    events: mpsc::UnboundedSender<LoopEvent>,
+    /// All valid requests so far.
+    pub(super) received: u64,
+    pub(super) admission: Admission,
+    /// Writes that have room and go to the journal at the end of the request.
+    appends: Vec<Append>,
+    append_bytes: u64,
+    /// Writes that are durable, and those whose majority is not decided.
+    clients: HashMap<TaskId, WaitingClients>,
+    /// The last task that arrived.
+    pub(in crate::dispatcher) newest: TaskId,
+}
+
+impl Intake {
+    pub(crate) fn new(
+        newest: TaskId,
+        queue_wait: Duration,
+        events: mpsc::UnboundedSender<LoopEvent>,
+    ) -> Self {
+        Self {
+            queue_wait,
+            events,
+            received: 0,
+            admission: Admission::default(),
+            appends: Vec::new(),
+            append_bytes: 0,
+            clients: HashMap::new(),
+            newest,
+        }
+    }
+
+    /// When a write has waited for room long enough.
+    pub(super) fn wake_at(&self) -> Option<Moment> {
+        self.admission.wake_at()
+    }
+
+    /// Closes the replies, which the handles report as a failed store.
+    pub(super) fn drop_clients(&mut self) {
+        self.clients.clear();
+    }
+}
 
 /// The clients that wait for the answer of a task.
 #[derive(Debug)]
-pub(super) struct Waiting {
-    /// First the client that wrote it, then those that repeated the write.
-    replies: SmallVec<[Reply; 1]>,
+struct WaitingClients {
+    /// The client that wrote it, then those that repeated the write.
+    replies: SmallVec<[WriteReply; 1]>,
     arrived: Moment,
-    /// Until the task has arrived.
+    /// `None` after the arrival.
     reservation: Option<Reservation>,
 }
 
-/// The refusal of a write when no more keys can be remembered.
-const KEYS: &str = "the limit of remembered idempotency keys is reached (--idempotency-keys)";
+const KEYS_FULL: &str = "the limit of remembered idempotency keys is reached (--idempotency-keys)";
 
-/// What becomes of a write that asks for room.
-pub(super) enum Admitted {
-    /// The journal has it.
-    Handed,
-    /// There is no room.
+enum Admitted {
+    Appending,
     Full(Waiter, Full),
 }
 
-/// What has come of a strong write.
-pub(super) struct Concluded {
+pub(super) struct StrongResult {
     pub(super) task: TaskId,
     pub(super) success: bool,
     pub(super) needed: usize,
@@ -47,37 +96,45 @@ pub(super) struct Concluded {
     pub(super) obstacles: Vec<(ReplicaIndex, Obstacle)>,
 }
 
-impl Concluded {
-    pub(super) fn answer(&self, replayed: bool) -> Result<Accepted, Refusal> {
-        let (id, acked) = (self.task, self.acked.clone());
-        if self.success {
-            return Ok(Accepted { id, acked, replayed });
-        }
-        let (failed, obstacles) = (self.missing.clone(), self.obstacles.clone());
-        Err(Refusal::NoMajority { id, needed: self.needed, acked, failed, obstacles, replayed })
-    }
-
-    fn kept(&self) -> IdempotencyAnswer {
-        let indexes = |list: &[ReplicaIndex]| list.iter().map(|index| index.0).collect();
-        IdempotencyAnswer {
-            success: self.success,
-            acked: indexes(&self.acked),
-            failed: indexes(&self.missing),
-            needed: u16::try_from(self.needed).unwrap_or(u16::MAX),
-        }
-    }
-}
-
 impl Core {
-    /// Puts the names in place that the replicas go by now. Two names of one replica make no sense
-    /// in one write: one of them would be counted for a node that is not there.
-    pub(super) fn resolve(&self, new: &mut NewTask) -> Option<Refusal> {
-        if !self.parts.registry.has_renamed() {
+    /// Takes a write: it is refused, waits for room, or is ready for [`Self::append`].
+    pub(super) fn replicate(
+        &mut self,
+        now: Now,
+        NewWrite { mut new, idempotency, reply }: NewWrite,
+    ) {
+        self.intake.received += 1;
+        let unavailable = self.health.borrow().refusal();
+        if let Some(refusal) = unavailable.or_else(|| self.resolve(&mut new)) {
+            let _ = reply.send(Err(refusal));
+            return;
+        }
+        let arrived = now.moment;
+        let deadline = arrived.after(self.intake.queue_wait);
+        let waiter = Waiter { new, idempotency, reply, arrived, deadline };
+        let ControlFlow::Continue(waiter) = self.check_key(now, waiter) else { return };
+        if let Err(NoRoom(limit)) = self.disk_room(&waiter.new) {
+            return self.refuse(waiter, Reason::Disk, &limit);
+        }
+        if let Some(line) = self.intake.admission.ahead_of(&waiter.new) {
+            return self.wait_in(line, waiter);
+        }
+        let Admitted::Full(waiter, full) = self.admit(now, waiter) else { return };
+        if is_hopeless(&full) || self.intake.queue_wait.is_zero() {
+            return self.refuse(waiter, reason(&full), &full.to_string());
+        }
+        self.wait_in(WaitLine::after(waiter.new.consistency, &full), waiter);
+    }
+
+    /// Replaces the names of renamed replicas. Refuses two names of one replica: one of them would
+    /// count for a majority without a node behind it.
+    fn resolve(&self, new: &mut NewTask) -> Option<Refusal> {
+        if !self.registry.has_renamed() {
             return None;
         }
         for at in 0..new.replicas.len() {
             let Some(name) = new.replicas.get(at) else { break };
-            let node = self.parts.registry.resolve(name).clone();
+            let node = self.registry.resolve(name).clone();
             if let Some(other) = new.replicas.iter().take(at).find(|&other| *other == node) {
                 let error = format!(
                     "field \"replica_nodes\" names {name} and {other}, which are one node since it was renamed"
@@ -91,86 +148,136 @@ impl Core {
         None
     }
 
-    /// Remembers that replicas are used, before the first write to them is on disk.
-    pub(super) fn note_use(&mut self, now: Now, replicas: &[Node]) {
-        for node in replicas {
-            let changes = self.parts.registry.note_use(node, now.wall);
-            self.write_registry(changes);
-        }
-    }
-
-    /// Hands a write on to the journal, or gives it back with the limit that it met.
-    pub(super) fn admit(&mut self, now: Now, waiter: Waiter) -> Admitted {
-        let (bytes, consistency) = (waiter.new.weight() as u64, waiter.new.consistency);
-        let replicas = &waiter.new.replicas;
-        match self.parts.engine.reserve(now, replicas, bytes, consistency) {
-            Ok(reservation) => {
-                self.note_use(now, &waiter.new.replicas);
-                self.hand_over(now, waiter, Some(reservation));
-                Admitted::Handed
-            }
-            Err(full) => Admitted::Full(waiter, full),
-        }
-    }
-
-    /// Hands a write on without room if its idempotency key came before, or refuses it if no more
-    /// keys can be remembered; gives back one that is new.
-    pub(super) fn repeat(&mut self, now: Now, waiter: Waiter) -> ControlFlow<(), Waiter> {
+    /// Continues with a write whose idempotency key is new. A known key needs no room; its write goes
+    /// to the journal as it is.
+    fn check_key(&mut self, now: Now, waiter: Waiter) -> ControlFlow<(), Waiter> {
         let Some(idempotency) = &waiter.idempotency else { return ControlFlow::Continue(waiter) };
-        match self.parts.journal.key(idempotency) {
+        match self.journal.key(idempotency) {
             KeyState::New => return ControlFlow::Continue(waiter),
-            KeyState::NoRoom => self.refuse(waiter, Reason::Waiting, KEYS),
+            KeyState::NoRoom => self.refuse(waiter, Reason::Waiting, KEYS_FULL),
             KeyState::Mismatch | KeyState::Pending | KeyState::Known(_) => {
-                self.hand_over(now, waiter, None);
+                self.prepare_append(now, waiter, None);
             }
         }
         ControlFlow::Break(())
     }
 
-    fn hand_over(&mut self, now: Now, waiter: Waiter, reservation: Option<Reservation>) {
+    /// Checks the room in the journal, after the writes that are not appended yet.
+    fn disk_room(&self, write: &NewTask) -> Result<(), NoRoom> {
+        self.journal.room(self.intake.append_bytes.saturating_add(write.weight() as u64))
+    }
+
+    fn admit(&mut self, now: Now, waiter: Waiter) -> Admitted {
+        let (bytes, consistency) = (waiter.new.weight() as u64, waiter.new.consistency);
+        match self.engine.reserve(now, &waiter.new.replicas, bytes, consistency) {
+            Ok(reservation) => {
+                // Durable no later than the first write to a replica.
+                for node in &waiter.new.replicas {
+                    let changes = self.registry.note_use(node, now.wall);
+                    self.save_registry(changes);
+                }
+                self.prepare_append(now, waiter, Some(reservation));
+                Admitted::Appending
+            }
+            Err(full) => Admitted::Full(waiter, full),
+        }
+    }
+
+    fn wait_in(&mut self, line: WaitLine, waiter: Waiter) {
+        if self.intake.admission.len() >= MAX_WAITING {
+            let limit = format!("too many requests wait for room, the limit is {MAX_WAITING}");
+            return self.refuse(waiter, Reason::Waiting, &limit);
+        }
+        self.intake.admission.push(line, waiter);
+    }
+
+    /// Admits waiting writes while there is room, and refuses those whose deadline is over.
+    pub(super) fn admit_waiting(&mut self, now: Now) {
+        for line in self.intake.admission.lines() {
+            while let Some(waiter) = self.intake.admission.pop(&line) {
+                if waiter.reply.is_closed() {
+                    continue;
+                }
+                let ControlFlow::Continue(waiter) = self.check_key(now, waiter) else { continue };
+                if let Err(NoRoom(limit)) = self.disk_room(&waiter.new) {
+                    self.refuse(waiter, Reason::Disk, &limit);
+                    continue;
+                }
+                let Admitted::Full(waiter, full) = self.admit(now, waiter) else { continue };
+                if waiter.deadline <= now.moment || is_hopeless(&full) {
+                    self.refuse(waiter, reason(&full), &full.to_string());
+                    continue;
+                }
+                let waits_for = WaitLine::after(waiter.new.consistency, &full);
+                if waits_for == line {
+                    self.intake.admission.put_back(&line, waiter);
+                    break;
+                }
+                // The writes behind it do not wait for the same.
+                self.intake.admission.change(&line, &waits_for, waiter);
+            }
+        }
+        // Each by itself: a group has a flush of its own.
+        self.intake.append_bytes = 0;
+        for write in std::mem::take(&mut self.intake.appends) {
+            self.journal.append(vec![write]);
+        }
+    }
+
+    fn refuse(&self, waiter: Waiter, reason: Reason, limit: &str) {
+        // The client may be gone.
+        let _ = waiter.reply.send(Err(self.full(reason, limit)));
+    }
+
+    fn full(&self, reason: Reason, limit: &str) -> Refusal {
+        debug!(limit, "write refused");
+        self.observed.counts.refused(reason);
+        Refusal::Full(format!("{limit}; try again later"))
+    }
+
+    pub(super) fn refuse_waiting(&mut self) {
+        let health = self.health.borrow();
+        self.intake.admission.clear(|| health.refusal());
+    }
+
+    fn prepare_append(&mut self, now: Now, waiter: Waiter, reservation: Option<Reservation>) {
         let Waiter { new, idempotency, reply, arrived, .. } = waiter;
-        self.append_bytes += new.weight() as u64;
-        let pending = Pending { reply, arrived, reservation, idempotency: idempotency.clone() };
-        let events = self.parts.events.clone();
-        self.appends.push(Append {
+        self.intake.append_bytes += new.weight() as u64;
+        let write = PendingWrite { reply, arrived, reservation, idempotency: idempotency.clone() };
+        let events = self.intake.events.clone();
+        self.intake.appends.push(Append {
             new,
             now,
             idempotency,
-            // The loop may be gone, at the end of the grace.
-            reply: Box::new(move |outcome| drop(events.send(Event::Appended { pending, outcome }))),
+            // The loop may have ended at the drain timeout.
+            reply: Box::new(move |outcome| {
+                drop(events.send(LoopEvent::Appended { write, outcome }));
+            }),
         });
     }
 
-    /// Hands the admitted writes on, to be written together.
+    /// Passes the writes of a request to the journal, which commits them together.
     pub(super) fn append(&mut self) {
-        if !self.appends.is_empty() {
-            self.append_bytes = 0;
-            self.parts.journal.append(std::mem::take(&mut self.appends));
+        if !self.intake.appends.is_empty() {
+            self.intake.append_bytes = 0;
+            self.journal.append(std::mem::take(&mut self.intake.appends));
         }
     }
 
-    /// Hands the admitted writes on, each by itself: a group has a flush of its own.
-    pub(super) fn append_each(&mut self) {
-        self.append_bytes = 0;
-        for write in std::mem::take(&mut self.appends) {
-            self.parts.journal.append(vec![write]);
-        }
-    }
-
-    /// Takes the journal's outcome of a write. The client of a new one is answered when the task has
-    /// arrived: a client that has its answer finds the task.
+    /// Handles the journal's outcome of a write. The client of a new write is answered later, when the
+    /// task has arrived: a client with an answer can find its task.
     pub(super) fn appended(
         &mut self,
         now: Now,
-        pending: Pending,
+        write: PendingWrite,
         outcome: Result<Appended, AppendError>,
     ) {
-        let Pending { reply, arrived, reservation, idempotency, .. } = pending;
+        let PendingWrite { reply, arrived, reservation, idempotency } = write;
         let refusal = match outcome {
             Ok(Appended::New(_)) if self.store_has_failed() => Refusal::StoreFailed,
             Ok(Appended::New(id)) => {
-                self.waiting
-                    .insert(id, Waiting { replies: smallvec![reply], arrived, reservation });
+                let clients = WaitingClients { replies: smallvec![reply], arrived, reservation };
+                self.intake.clients.insert(id, clients);
                 return;
             }
             Ok(Appended::Repeated(repeated)) => {
@@ -178,89 +285,93 @@ impl Core {
                 return self.answer_repeated(repeated, idempotency.as_ref(), reply);
             }
             Err(AppendError::Mismatch) => Refusal::Mismatch,
-            Err(AppendError::KeysFull) => self.full(Reason::Waiting, KEYS),
+            Err(AppendError::KeysFull) => self.full(Reason::Waiting, KEYS_FULL),
             Err(AppendError::Store(_)) => Refusal::StoreFailed,
         };
         self.cancel(now, reservation);
-        // The client may be gone.
         let _ = reply.send(Err(refusal));
     }
 
     fn cancel(&mut self, now: Now, reservation: Option<Reservation>) {
         if let Some(reservation) = reservation {
-            self.parts.engine.cancel(now, reservation);
+            self.engine.cancel(now, reservation);
         }
     }
 
-    /// A write was a task before: it has, or will have, the answer of that one.
-    fn answer_repeated(&mut self, mut repeated: Repeated, key: Option<&Idempotency>, reply: Reply) {
-        let id = repeated.id;
-        // It has not arrived, or its majority is waited for.
-        if let Some(waiting) = self.waiting.get_mut(&id) {
-            return waiting.replies.push(reply);
-        }
-        // It may have been decided since the journal looked.
-        if repeated.answer.is_none()
-            && let Some(KeyState::Known(now)) = key.map(|key| self.parts.journal.key(key))
-        {
-            repeated = now;
-        }
-        let answer = match (&repeated.answer, repeated.consistency) {
-            (Some(answer), _) => said_before(id, answer),
-            (None, Consistency::Eventual) => Ok(Accepted { id, acked: Vec::new(), replayed: true }),
-            (None, Consistency::Strong) => self.answer_by_progress(id),
-        };
-        // The client may be gone.
-        let _ = reply.send(answer);
-    }
-
-    /// A task is durable.
     pub(super) fn arrived(&mut self, now: Now, partition: Partition, task: &Arc<Task>) {
-        self.parts.newest = task.id;
-        let reservation = self.waiting.get_mut(&task.id).and_then(|waiting| {
-            self.times.accepted(waiting.arrived, now.moment);
-            waiting.reservation.take()
+        self.intake.newest = task.id;
+        let reservation = self.intake.clients.get_mut(&task.id).and_then(|clients| {
+            self.observed.latency.accepted(clients.arrived, now.moment);
+            clients.reservation.take()
         });
-        // Before it is sent.
+        // Before the engine sends it.
         self.task_cache.offer(task);
         let arrived = Arrived {
             id: task.id,
             partition,
-            key: self.parts.keys.id(&task.key),
+            key: self.keys.id(&task.key),
             replicas: &task.replicas,
             bytes: task.weight() as u64,
             accepted_at: task.accepted_at,
         };
-        self.parts.engine.arrive(now, arrived, Origin::Written(reservation));
+        self.engine.arrive(now, arrived, Origin::Written(reservation));
         if task.consistency == Consistency::Eventual {
             let id = task.id;
-            self.answer(id, |replayed| Ok(Accepted { id, acked: Vec::new(), replayed }));
+            self.answer(id, |replayed| Ok(AcceptedWrite { id, acked: Vec::new(), replayed }));
         }
-        self.tell_accepted(now, task.id);
+        if self.engine.is_watched() {
+            self.observed.publish_accepted(now, task.id);
+        }
     }
 
-    /// A strong write is decided.
-    pub(super) fn conclude(&mut self, verdict: &Concluded) {
+    pub(super) fn conclude(&mut self, result: &StrongResult) {
         if !self.store_has_failed() {
-            self.parts.journal.conclude(verdict.task, verdict.kept());
+            self.journal.conclude(result.task, result.for_journal());
         }
-        self.answer(verdict.task, |replayed| verdict.answer(replayed));
+        self.answer(result.task, |replayed| result.answer(replayed));
     }
 
     /// Answers the client that wrote a task and those that repeated the write.
-    fn answer(&mut self, id: TaskId, answer: impl Fn(bool) -> Result<Accepted, Refusal>) {
-        let Some(waiting) = self.waiting.remove(&id) else { return };
-        for (place, reply) in waiting.replies.into_iter().enumerate() {
+    fn answer(&mut self, id: TaskId, answer: impl Fn(bool) -> Result<AcceptedWrite, Refusal>) {
+        let Some(clients) = self.intake.clients.remove(&id) else { return };
+        for (place, reply) in clients.replies.into_iter().enumerate() {
             // The client may be gone; the write stays.
             let _ = reply.send(answer(place > 0));
         }
     }
 
+    /// Answers a repeated write with the answer of the first one, or lets it wait for that.
+    fn answer_repeated(
+        &mut self,
+        mut repeated: Repeated,
+        key: Option<&Idempotency>,
+        reply: WriteReply,
+    ) {
+        let id = repeated.id;
+        if let Some(clients) = self.intake.clients.get_mut(&id) {
+            return clients.replies.push(reply);
+        }
+        // The first write may have been decided after the journal looked.
+        if repeated.answer.is_none()
+            && let Some(KeyState::Known(now)) = key.map(|key| self.journal.key(key))
+        {
+            repeated = now;
+        }
+        let answer = match (&repeated.answer, repeated.consistency) {
+            (Some(answer), _) => first_answer(id, answer),
+            (None, Consistency::Eventual) => {
+                Ok(AcceptedWrite { id, acked: Vec::new(), replayed: true })
+            }
+            (None, Consistency::Strong) => self.answer_by_progress(id),
+        };
+        let _ = reply.send(answer);
+    }
+
     /// The answer to a repeated strong write whose first answer was lost in a restart.
-    fn answer_by_progress(&self, id: TaskId) -> Result<Accepted, Refusal> {
-        let Some(view) = self.parts.engine.view(id) else {
+    fn answer_by_progress(&self, id: TaskId) -> Result<AcceptedWrite, Refusal> {
+        let Some(view) = self.engine.view(id) else {
             // Every delivery is settled: a replica without this write was sent a newer one.
-            return Ok(Accepted { id, acked: Vec::new(), replayed: true });
+            return Ok(AcceptedWrite { id, acked: Vec::new(), replayed: true });
         };
         let needed = view.deliveries.len() / 2 + 1;
         let (acked, failed): (Vec<_>, Vec<_>) = (0..)
@@ -270,26 +381,62 @@ impl Core {
         let indexes = |list: Vec<(ReplicaIndex, _)>| list.into_iter().map(|(at, _)| at).collect();
         let (acked, failed): (Vec<_>, Vec<_>) = (indexes(acked), indexes(failed));
         if acked.len() >= needed {
-            return Ok(Accepted { id, acked, replayed: true });
+            return Ok(AcceptedWrite { id, acked, replayed: true });
         }
         let obstacles = Vec::new();
         Err(Refusal::NoMajority { id, needed, acked, failed, obstacles, replayed: true })
     }
 }
 
-/// The answer that a strong write was given before.
-fn said_before(task: TaskId, answer: &IdempotencyAnswer) -> Result<Accepted, Refusal> {
+impl StrongResult {
+    fn answer(&self, replayed: bool) -> Result<AcceptedWrite, Refusal> {
+        let (id, acked) = (self.task, self.acked.clone());
+        if self.success {
+            return Ok(AcceptedWrite { id, acked, replayed });
+        }
+        let (failed, obstacles) = (self.missing.clone(), self.obstacles.clone());
+        Err(Refusal::NoMajority { id, needed: self.needed, acked, failed, obstacles, replayed })
+    }
+
+    fn for_journal(&self) -> IdempotencyAnswer {
+        let indexes = |list: &[ReplicaIndex]| list.iter().map(|index| index.0).collect();
+        IdempotencyAnswer {
+            success: self.success,
+            acked: indexes(&self.acked),
+            failed: indexes(&self.missing),
+            needed: u16::try_from(self.needed).unwrap_or(u16::MAX),
+        }
+    }
+}
+
+/// The answer that the first client of a strong write got.
+fn first_answer(task: TaskId, answer: &IdempotencyAnswer) -> Result<AcceptedWrite, Refusal> {
     let indexes = |list: &[u16]| list.iter().copied().map(ReplicaIndex).collect();
     if answer.success {
-        return Ok(Accepted { id: task, acked: indexes(&answer.acked), replayed: true });
+        return Ok(AcceptedWrite { id: task, acked: indexes(&answer.acked), replayed: true });
     }
     Err(Refusal::NoMajority {
         id: task,
         needed: usize::from(answer.needed),
         acked: indexes(&answer.acked),
         failed: indexes(&answer.failed),
-        // They were of that moment.
+        // Obstacles are not stored: they were only true then.
         obstacles: Vec::new(),
         replayed: true,
     })
+}
+
+/// Whether a wait for room cannot help.
+fn is_hopeless(full: &Full) -> bool {
+    matches!(full, Full::Replicas(_) | Full::DeadLetters { .. })
+}
+
+fn reason(full: &Full) -> Reason {
+    match full {
+        Full::Queue(_) | Full::Strong(_) => Reason::Queue,
+        Full::Share { .. } => Reason::Share,
+        Full::Bytes(_) => Reason::Bytes,
+        Full::DeadLetters { .. } => Reason::DeadLetters,
+        Full::Replicas(_) => Reason::Replicas,
+    }
 }

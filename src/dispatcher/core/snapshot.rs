@@ -8,7 +8,7 @@ use crate::metrics::{ReplicaSnapshot, Snapshot};
 
 impl Core {
     pub(super) fn snapshot(&self) -> Snapshot {
-        let (engine, now) = (&self.parts.engine, self.parts.clock.now());
+        let (engine, now) = (&self.engine, self.clock.now());
         let (levels, totals) = (engine.levels(), engine.totals());
         let mut replicas: Vec<_> = engine
             .lanes()
@@ -41,14 +41,14 @@ impl Core {
                     unsent_attempts: lane.counters.unsent_attempts,
                     ..ReplicaSnapshot::default()
                 };
-                self.times.show_replica(&lane.node, &mut replica);
+                self.observed.latency.fill_replica(&lane.node, &mut replica);
                 replica
             })
             .collect();
         replicas.sort_by(|a, b| a.node.cmp(&b.node));
-        let store = self.parts.journal.stats();
+        let store = self.journal.stats();
         let mut snapshot = Snapshot {
-            total_replications: self.total_replications,
+            total_replications: self.intake.received,
             delivered: totals.delivered,
             failed_attempts: totals.failed_attempts,
             unsent_attempts: totals.unsent_attempts,
@@ -56,34 +56,29 @@ impl Core {
             permanent_failures: totals.rejected + totals.gave_up,
             dead_letters: levels.dead_letters,
             queue_tasks: levels.queue as u64,
-            queue_capacity: self.parts.queue_capacity as u64,
             retry_tasks: levels.retry as u64,
-            retry_capacity: self.parts.retry_capacity as u64,
             queue_bytes: levels.bytes,
             dead_letter_bytes: levels.dead_letter_bytes,
             redriven: totals.redriven,
             discarded: totals.discarded,
-            waiting_requests: self.admission.len() as u64,
-            average_ack_seconds: self.acks.mean().as_secs_f64(),
-            max_lag_seconds: self.max_lag.as_secs_f64(),
+            waiting_requests: self.intake.admission.len() as u64,
             store_file_bytes: store.file_bytes,
             disk_free_bytes: store.free_bytes.unwrap_or_default(),
             disk_low: store.is_full,
             store_live_bytes: store.live_bytes,
             store_rewrites: store.compactions,
-            quarantined_rows: self.parts.quarantined_rows,
             store_failed: self.store_has_failed(),
-            store_stalled_seconds: match &*self.parts.health.borrow() {
+            store_stalled_seconds: match &*self.health.borrow() {
                 Health::Stalled { since } => since.elapsed().as_secs_f64(),
                 _ => 0.0,
             },
             log_lines_dropped: crate::log::dropped_lines(),
-            refusals: self.parts.counts.refusals(),
-            answers: self.parts.counts.answers(),
+            refusals: self.observed.counts.refusals(),
+            answers: self.observed.counts.answers(),
             replicas,
-            ..Snapshot::default()
+            ..self.observed.constants.clone()
         };
-        self.times.show(&mut snapshot);
+        self.observed.latency.fill(&mut snapshot);
         snapshot
     }
 }

@@ -1,22 +1,26 @@
-//! A loop without a daemon around it, for tests.
+//! A loop without a daemon, for tests.
 
 use std::path::Path;
 
 use super::*;
+use crate::dispatcher::event_bus::EventBus;
+use crate::dispatcher::history::TaskHistory;
 use crate::dispatcher::read_memory::ReadMemory;
+use crate::metrics::Snapshot;
 use crate::policy::Policy;
 use crate::replica::{self, ClientTls, ReplicaClient, ReplicaTokens};
 use crate::store::UptimeFile;
+use crate::task::TaskId;
 use crate::traces::Tracer;
 
 impl Core {
-    /// A loop over this journal, whose newest task is `newest`. It keeps its files in `dir`.
+    /// A loop over a journal whose newest task is `newest`, with its files in `dir`.
     pub(crate) fn over(
         journal: Arc<dyn Journal>,
         newest: TaskId,
         (engine, keys): (Engine, KeyHasher),
         clock: Clock,
-        events: mpsc::UnboundedSender<Event>,
+        events: mpsc::UnboundedSender<LoopEvent>,
         health: watch::Sender<Health>,
         dir: &Path,
     ) -> Self {
@@ -38,26 +42,29 @@ impl Core {
             memory: ReadMemory::new(1 << 20),
             tracer: Tracer::off(),
         };
-        Self::new(Parts {
-            counts: Arc::default(),
+        let bus = EventBus::new(0);
+        let history = TaskHistory::new(Duration::ZERO);
+        let last_figures = (newest, Moment::default());
+        Self {
             engine,
             keys,
-            clock,
-            newest,
             journal,
-            events,
-            attempts,
+            clock,
             health,
-            // All is read back.
-            memory_budget: 0,
-            queue_wait: Duration::ZERO,
-            queue_capacity: 1,
-            retry_capacity: 1,
-            quarantined_rows: 0,
-            bus: Bus::new(0),
             registry: ReplicaRegistry::default(),
-            history: History::new(Duration::ZERO),
-            recorder: UptimeRecorder::begin(clock.now(), UptimeFile::of(dir)).unwrap(),
-        })
+            uptime: UptimeRecorder::begin(clock.now(), UptimeFile::of(dir)).unwrap(),
+            attempts,
+            // Every task is read back.
+            task_cache: TaskCache::new(0),
+            intake: Intake::new(newest, Duration::ZERO, events),
+            admin: PendingAdmin::default(),
+            observed: Observability::new(
+                Arc::default(),
+                bus,
+                history,
+                Snapshot::default(),
+                last_figures,
+            ),
+        }
     }
 }

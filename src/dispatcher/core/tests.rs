@@ -1,40 +1,44 @@
-//! The loop over a journal in memory: what clients are answered.
+//! The loop over a journal in memory: the answers to clients.
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::dispatcher::messages::{Accepted, Query, Refusal};
+use crate::dispatcher::admin::AdminReply;
+use crate::dispatcher::admin::barriers::BarrierRequest;
+use crate::dispatcher::admin::replicas::ReplicaRequest;
+use crate::dispatcher::admin::tasks::TaskRequest;
+use crate::dispatcher::messages::{AcceptedWrite, NewWrite, Refusal};
 use crate::engine::{self, EngineSettings};
 use crate::store::{KeyLimits, MemoryJournal, MemoryStore};
-use crate::task::{Consistency, Idempotency, NewTask, Node, Operation};
+use crate::task::{Consistency, Idempotency, NewTask, Node, Operation, TaskId};
 
-type Answered = Result<Accepted, Refusal>;
+type WriteAnswer = Result<AcceptedWrite, Refusal>;
 
-/// A write: its key, when it is answered, its idempotency key and what its body comes down to.
-type Given<'a> = (&'a str, Consistency, Option<(&'a str, u8)>);
+/// The key of a write, its consistency, its idempotency key and the fingerprint of its body.
+type TestWrite<'a> = (&'a str, Consistency, Option<(&'a str, u8)>);
 
-/// A running loop. Its replicas do not exist, or are paused.
-struct Running {
+/// A running loop, without a replica that answers.
+struct RunningLoop {
     requests: mpsc::UnboundedSender<Request>,
-    events: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedSender<LoopEvent>,
     core: JoinHandle<()>,
     journal: Arc<MemoryJournal>,
     replica: Node,
     _dir: tempfile::TempDir,
 }
 
-impl Running {
+impl RunningLoop {
     fn start(queue_capacity: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::start();
-        let (events, told) = mpsc::unbounded_channel();
-        let (requests, asked) = mpsc::unbounded_channel();
+        let (events, event_receiver) = mpsc::unbounded_channel();
+        let (requests, request_receiver) = mpsc::unbounded_channel();
         let (health, _) = watch::channel(Health::Serving);
-        let tell = events.clone();
-        // The loop may be gone.
-        let notify = move |event| drop(tell.send(Event::Journal(event)));
+        let journal_events = events.clone();
+        // The loop may have ended.
+        let notify = move |event| drop(journal_events.send(LoopEvent::Journal(event)));
         let limits = KeyLimits { window: Duration::from_secs(3_600), most: 100 };
         let store = MemoryStore::new(TaskId(1), limits);
         let journal = Arc::new(MemoryJournal::open(&store, notify));
@@ -55,13 +59,16 @@ impl Running {
             health,
             dir.path(),
         );
-        let core = tokio::spawn(core.run(told, asked));
+        let core = tokio::spawn(core.run(event_receiver, request_receiver));
         Self { replica: replica(), requests, events, core, journal, _dir: dir }
     }
 
-    /// Hands writes in together, and where their answers will be.
-    fn write<const N: usize>(&self, writes: [Given<'_>; N]) -> [oneshot::Receiver<Answered>; N] {
-        let mut handed = Vec::new();
+    /// Sends writes in one request and returns the receivers of their answers.
+    fn write<const N: usize>(
+        &self,
+        writes: [TestWrite<'_>; N],
+    ) -> [oneshot::Receiver<WriteAnswer>; N] {
+        let mut request = Vec::new();
         let answers = writes.map(|(key, consistency, idempotency)| {
             let (reply, answer) = oneshot::channel();
             let new = NewTask {
@@ -76,25 +83,26 @@ impl Running {
             };
             let idempotency = idempotency
                 .map(|(key, body)| Idempotency { key: key.into(), fingerprint: [body; 16] });
-            handed.push(Write { new: Box::new(new), idempotency, reply });
+            request.push(NewWrite { new: Box::new(new), idempotency, reply });
             answer
         });
-        self.requests.send(Request::Replicate(handed)).unwrap();
+        self.requests.send(Request::Replicate(request)).unwrap();
         answers
     }
 
-    async fn ask<T>(&self, query: impl FnOnce(Answer<T>) -> Query) -> T {
+    async fn ask<T>(&self, request: impl FnOnce(AdminReply<T>) -> Request) -> T {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::Admin(query(reply))).unwrap();
+        self.requests.send(request(reply)).unwrap();
         answer.await.unwrap().unwrap()
     }
 
     async fn pause(&self, paused: bool) {
         let node = replica();
-        assert!(self.ask(|reply| Query::Pause { node, paused, reply }).await.is_some());
+        let pause = |reply| Request::Replicas(ReplicaRequest::Pause { node, paused, reply });
+        assert!(self.ask(pause).await.is_some());
     }
 
-    /// What is queued, and what that is charged for.
+    /// The queued tasks and bytes.
     async fn queued(&self) -> (u64, u64) {
         let (reply, snapshot) = oneshot::channel();
         self.requests.send(Request::Snapshot { reply }).unwrap();
@@ -103,12 +111,12 @@ impl Running {
     }
 
     async fn stop(self) {
-        self.events.send(Event::Stop).unwrap();
+        self.events.send(LoopEvent::Stop).unwrap();
         self.core.await.unwrap();
     }
 }
 
-/// Nobody listens there.
+/// No server listens there.
 fn replica() -> Node {
     Node::parse("http://127.0.0.1:9").unwrap()
 }
@@ -117,20 +125,22 @@ const EVENTUAL: Consistency = Consistency::Eventual;
 const STRONG: Consistency = Consistency::Strong;
 
 #[tokio::test]
-async fn whoever_has_the_answer_finds_the_task() {
-    let running = Running::start(10);
+async fn a_client_with_an_answer_finds_its_task() {
+    let running = RunningLoop::start(10);
     let [answer] = running.write([("k", EVENTUAL, None)]);
     let id = answer.await.unwrap().unwrap().id;
-    let task = running.ask(|reply| Query::Task { id, reply }).await;
+    let task = running.ask(|reply| Request::Tasks(TaskRequest::Show { id, reply })).await;
     assert_eq!(task.map(|task| task.key), Some(Some("k".to_owned())));
-    let barrier = running.ask(|reply| Query::Barrier { up_to: None, nodes: vec![], reply }).await;
+    let barrier = running
+        .ask(|reply| Request::Barrier(BarrierRequest { up_to: None, nodes: vec![], reply }))
+        .await;
     assert_eq!(barrier.up_to, id.to_string());
     running.stop().await;
 }
 
 #[tokio::test]
-async fn a_repeat_has_the_answer_of_the_first_write_and_another_body_a_conflict() {
-    let running = Running::start(10);
+async fn a_repeat_gets_the_answer_of_the_first_write_and_another_body_a_mismatch() {
+    let running = RunningLoop::start(10);
     let [first, second, other] = running.write([
         ("k", EVENTUAL, Some(("key", 1))),
         ("k", EVENTUAL, Some(("key", 1))),
@@ -140,7 +150,7 @@ async fn a_repeat_has_the_answer_of_the_first_write_and_another_body_a_conflict(
     assert_eq!((first.replayed, second.replayed), (false, true));
     assert_eq!(first.id, second.id);
     assert!(matches!(other.await.unwrap(), Err(Refusal::Mismatch)));
-    // What became no task has given its places back.
+    // The writes without a task have freed their room.
     let (_, bytes) = running.queued().await;
     let [answer] = running.write([("x", EVENTUAL, None)]);
     answer.await.unwrap().unwrap();
@@ -150,24 +160,24 @@ async fn a_repeat_has_the_answer_of_the_first_write_and_another_body_a_conflict(
 
 #[tokio::test]
 async fn the_repeats_of_a_strong_write_wait_for_its_answer() {
-    let running = Running::start(10);
+    let running = RunningLoop::start(10);
     let [known] = running.write([("other", EVENTUAL, None)]);
     known.await.unwrap().unwrap();
     let write = || running.write([("k", STRONG, Some(("key", 1)))]);
     let ([first], [second]) = (write(), write());
-    // Then its majority is out of reach.
+    // A majority is not possible any more.
     running.pause(true).await;
     let mut ids = Vec::new();
     for (answer, repeat) in [(first, false), (second, true)] {
         let Err(Refusal::NoMajority { id, replayed, .. }) = answer.await.unwrap() else {
-            panic!("it has its majority")
+            panic!("the write has its majority")
         };
         assert_eq!(replayed, repeat);
         ids.push(id);
     }
     let [third] = write();
     let Err(Refusal::NoMajority { id, replayed: true, .. }) = third.await.unwrap() else {
-        panic!("it has another answer")
+        panic!("the repeat got another answer")
     };
     ids.push(id);
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
@@ -176,10 +186,10 @@ async fn the_repeats_of_a_strong_write_wait_for_its_answer() {
 
 #[tokio::test]
 async fn a_full_queue_refuses_new_writes_and_answers_repeats() {
-    let running = Running::start(2);
+    let running = RunningLoop::start(2);
     let [known] = running.write([("first", EVENTUAL, Some(("key", 1)))]);
     let id = known.await.unwrap().unwrap().id;
-    // It has failed, and waits for its retry.
+    // The delivery has failed and waits for its retry.
     while running.queued().await.0 > 0 {
         tokio::task::yield_now().await;
     }
@@ -205,8 +215,8 @@ async fn a_full_queue_refuses_new_writes_and_answers_repeats() {
 }
 
 #[tokio::test]
-async fn a_partition_that_is_released_leaves_with_its_tasks_and_comes_back_with_them() {
-    let running = Running::start(10);
+async fn a_released_partition_takes_its_tasks_and_a_claim_brings_them_back() {
+    let running = RunningLoop::start(10);
     let [known] = running.write([("known", EVENTUAL, None)]);
     known.await.unwrap().unwrap();
     running.pause(true).await;
@@ -232,17 +242,17 @@ async fn a_partition_that_is_released_leaves_with_its_tasks_and_comes_back_with_
 
 #[tokio::test]
 async fn the_client_of_a_strong_write_is_answered_when_its_partition_is_released() {
-    // It answers nothing.
+    // A replica that never answers.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let node = Node::parse(&format!("http://{address}")).unwrap();
-    let running = Running { replica: node, ..Running::start(10) };
+    let running = RunningLoop { replica: node, ..RunningLoop::start(10) };
     let [answer] = running.write([("k", STRONG, None)]);
     let (connection, _) = listener.accept().await.unwrap();
     running.journal.release();
     let answer = answer.await.unwrap();
     assert!(matches!(answer, Err(Refusal::NoMajority { .. })), "{answer:?}");
-    // The attempt ends, and nobody waits for it any more.
+    // The attempt ends without a client.
     drop((listener, connection));
     running.stop().await;
 }

@@ -24,7 +24,7 @@ async fn a_stalled_reader_is_cut_and_its_slot_is_released() {
     // More than the buffers of both ends hold.
     let large = "x".repeat(100_000);
     for _ in 0..300 {
-        server.handle.say(EventKind::Figures, &large);
+        server.handle.publish(EventKind::Figures, &large);
     }
     let free = async {
         loop {
@@ -37,7 +37,7 @@ async fn a_stalled_reader_is_cut_and_its_slot_is_released() {
     let _next = timeout(PATIENCE, free).await.unwrap();
     let full = Client::connect(server.address).await.get("/v1/events", "").await;
     assert_eq!(full.status, 503, "the other streams are still open");
-    server.handle.say(EventKind::Replica, &"late");
+    server.handle.publish(EventKind::Replica, &"late");
     let mut read = String::new();
     while !read.contains("data: \"late\"") {
         let mut piece = [0; 1024];
@@ -52,7 +52,7 @@ async fn fast_events_are_batched_into_few_chunks() {
     let server = start(settings()).await;
     let mut client = opened(server.address, "task").await;
     for n in 0..500 {
-        server.handle.say(EventKind::Task, &n);
+        server.handle.publish(EventKind::Task, &n);
     }
     let mut read = String::new();
     while !read.contains("data: 499\n") {

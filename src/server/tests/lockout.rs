@@ -36,7 +36,7 @@ async fn a_stalled_event_stream_is_evicted_for_others() {
     // More than the buffers of both ends hold.
     let large = "x".repeat(100_000);
     for _ in 0..100 {
-        server.handle.say(EventKind::Figures, &large);
+        server.handle.publish(EventKind::Figures, &large);
     }
     let mut busy = Vec::new();
     for _ in 0..3 {
@@ -94,7 +94,7 @@ async fn long_lived_requests_are_limited_to_a_quarter_of_the_connections() {
     // The server may notice the disconnect only when it sends something.
     let free = async {
         while refused.get("/v1/barriers/x?wait=1s", "").await.status != 404 {
-            server.handle.say(EventKind::Figures, &"gone?");
+            server.handle.publish(EventKind::Figures, &"gone?");
         }
     };
     timeout(PATIENCE, free).await.unwrap();

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::dispatcher::{Accepted, Handle, Health, Refusal, Request, Write};
+use crate::dispatcher::{AcceptedWrite, Handle, Health, NewWrite, Refusal, Request};
 use crate::metrics::Snapshot;
 use crate::server::{ServerLimits, ServerSettings, serve};
 use crate::task::{NewTask, ReplicaIndex, TaskId};
@@ -75,15 +75,15 @@ impl Server {
             while let Some(request) = self.requests.recv().await {
                 match request {
                     Request::Replicate(writes) => {
-                        for Write { reply, .. } in writes {
+                        for NewWrite { reply, .. } in writes {
                             let (id, acked) = (TaskId(42), acked.clone());
-                            let _ = reply.send(Ok(Accepted { id, acked, replayed: false }));
+                            let _ = reply.send(Ok(AcceptedWrite { id, acked, replayed: false }));
                         }
                     }
-                    Request::Admin(query) => panic!("{query:?}"),
                     Request::Snapshot { reply } => {
                         let _ = reply.send(Box::new(snapshot.clone()));
                     }
+                    other => panic!("{other:?}"),
                 }
             }
             drop((self.health, self.stop));
@@ -93,10 +93,10 @@ impl Server {
 
     pub(super) async fn next_write(
         &mut self,
-    ) -> (NewTask, oneshot::Sender<Result<Accepted, Refusal>>) {
+    ) -> (NewTask, oneshot::Sender<Result<AcceptedWrite, Refusal>>) {
         match timeout(PATIENCE, self.requests.recv()).await.unwrap() {
             Some(Request::Replicate(writes)) => {
-                let Write { new, reply, .. } = writes.into_iter().next().unwrap();
+                let NewWrite { new, reply, .. } = writes.into_iter().next().unwrap();
                 (*new, reply)
             }
             other => panic!("{other:?}"),

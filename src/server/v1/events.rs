@@ -24,7 +24,7 @@ use tokio::time::Sleep;
 use super::extract::Parameters;
 use super::long_polls::Stay;
 use super::{CommonErrors, Problem, ServerState};
-use crate::dispatcher::{Event, EventKinds, Events};
+use crate::dispatcher::{EventKinds, EventSubscription, StreamEvent};
 use crate::server::connections::ClientPeer;
 use crate::server::errors::invalid;
 
@@ -126,7 +126,7 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
 }
 
 struct EventStream {
-    events: Events,
+    events: EventSubscription,
     closing: watch::Receiver<bool>,
     /// Set while the next chunk must not be sent yet.
     paced: Option<Pin<Box<Sleep>>>,
@@ -176,8 +176,8 @@ impl EventStream {
     }
 }
 
-fn put(text: &mut String, events: &[Event]) {
-    for Event { id, kind, data } in events {
+fn put(text: &mut String, events: &[StreamEvent]) {
+    for StreamEvent { id, kind, data } in events {
         // Writing to a String cannot fail. JSON contains no line breaks.
         let _ = write!(text, "id: {id}\nevent: {}\ndata: {data}\n\n", kind.as_str());
     }

@@ -233,7 +233,7 @@ async fn a_clock_set_forward_during_a_restart_expires_neither_dead_letters_nor_k
     daemon.until_drained().await;
     // Two days ahead, ten seconds more, and back again.
     for (ahead, logged) in [
-        ("172800", "the clock has gone on by 2days"),
+        ("172800", "the clock has moved forward by 2days"),
         ("172810", ""),
         ("0", "was set back by 2days"),
     ] {

@@ -1,0 +1,198 @@
+//! Dead letters: list, redrive, discard. Operations on many of them are in `bulk.rs`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::{
+    AdminError, AdminReply, ListPart, READS, TextFilter, answer_in_background, headers, page,
+};
+use crate::api;
+use crate::dispatcher::messages::Request;
+use crate::dispatcher::{Core, Handle, view};
+use crate::engine::{AdminOutcome, DeliveryFilter, DeliveryState, Now};
+use crate::task::{DeliveryId, Node, ReplicaIndex, TaskId};
+
+#[derive(Debug)]
+pub(crate) enum DeadLetterRequest {
+    List {
+        filter: LetterFilter,
+        limit: usize,
+        after: Option<LetterCursor>,
+        reply: AdminReply<ListPart<FoundLetter, LetterCursor>>,
+    },
+    Apply {
+        letters: Vec<DeliveryId>,
+        action: LetterAction,
+        reply: AdminReply<Vec<AdminOutcome>>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LetterAction {
+    Redrive,
+    Discard,
+    /// Changes nothing and returns the outcome of a redrive.
+    DryRedrive,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct FoundLetter {
+    pub(crate) delivery: DeliveryId,
+    pub(crate) shown: api::DeadLetter,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LetterFilter {
+    /// Only these tasks, each for one replica or for all.
+    pub ids: Option<Vec<(TaskId, Option<Node>)>>,
+    pub replica: Option<Node>,
+    pub key: Option<String>,
+    pub key_prefix: Option<String>,
+    pub user_id: Option<String>,
+    pub cause: Option<api::Cause>,
+}
+
+/// A place in the list of dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LetterCursor(TaskId, ReplicaIndex);
+
+impl fmt::Display for LetterCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1.0)
+    }
+}
+
+impl FromStr for LetterCursor {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (task, replica) = text.split_once('.').unwrap_or((text, ""));
+        Ok(Self(task.parse()?, ReplicaIndex(replica.parse()?)))
+    }
+}
+
+impl Handle {
+    /// Dead letters, oldest task first. The page may be short and still not be the last.
+    pub async fn dead_letters(
+        &self,
+        filter: LetterFilter,
+        limit: usize,
+        after: Option<LetterCursor>,
+    ) -> Result<api::DeadLetterPage, AdminError> {
+        let part = |limit, after| self.letters(filter.clone(), limit, after);
+        let (letters, next) = page(limit, after, part).await?;
+        let dead_letters = letters.into_iter().map(|letter| letter.shown).collect();
+        Ok(api::DeadLetterPage { dead_letters, next_cursor: next.map(|next| next.to_string()) })
+    }
+
+    pub(in crate::dispatcher) async fn letters(
+        &self,
+        filter: LetterFilter,
+        limit: usize,
+        after: Option<LetterCursor>,
+    ) -> Result<ListPart<FoundLetter, LetterCursor>, AdminError> {
+        self.ask(|reply| {
+            Request::DeadLetters(DeadLetterRequest::List { filter, limit, after, reply })
+        })
+        .await
+    }
+
+    pub(in crate::dispatcher) async fn apply(
+        &self,
+        letters: Vec<DeliveryId>,
+        action: LetterAction,
+    ) -> Result<Vec<AdminOutcome>, AdminError> {
+        self.ask(|reply| Request::DeadLetters(DeadLetterRequest::Apply { letters, action, reply }))
+            .await
+    }
+}
+
+impl Core {
+    pub(in crate::dispatcher) fn serve_dead_letters(
+        &mut self,
+        now: Now,
+        request: DeadLetterRequest,
+    ) {
+        match request {
+            DeadLetterRequest::List { filter, limit, after, reply } => {
+                self.list_letters(filter, limit, after, reply);
+            }
+            DeadLetterRequest::Apply { letters, action, reply } => {
+                let engine = &mut self.engine;
+                let apply = |letter| match action {
+                    LetterAction::Redrive => engine.redrive_letter(now, letter),
+                    LetterAction::Discard => engine.discard_letter(now, letter),
+                    LetterAction::DryRedrive => engine.would_redrive(letter),
+                };
+                let outcomes = letters.into_iter().map(apply).collect();
+                self.act(now);
+                if action == LetterAction::DryRedrive {
+                    let _ = reply.send(Ok(outcomes));
+                } else {
+                    self.answer_when_durable(reply, outcomes);
+                }
+            }
+        }
+    }
+
+    fn list_letters(
+        &self,
+        filter: LetterFilter,
+        limit: usize,
+        after: Option<LetterCursor>,
+        reply: AdminReply<ListPart<FoundLetter, LetterCursor>>,
+    ) {
+        let cause = filter.cause;
+        let of_delivery = DeliveryFilter {
+            state: cause.map(|cause| match cause {
+                api::Cause::RetryOverflow => DeliveryState::Parked,
+                api::Cause::Rejected | api::Cause::GaveUp => DeliveryState::Dead,
+            }),
+            ..self.delivery_filter(filter.replica.as_ref(), filter.key.as_ref())
+        };
+        let text =
+            TextFilter { key: filter.key, key_prefix: filter.key_prefix, user_id: filter.user_id };
+        let (found, limit) = match &filter.ids {
+            None => {
+                let most = if text.is_empty() && cause.is_none() { limit } else { READS };
+                let after = after.map(|after| (after.0, after.1));
+                (self.engine.find_letters(&of_delivery, after, most), limit)
+            }
+            // All at once: the number of ids in a request is limited.
+            Some(ids) => {
+                let resolve = |(id, node): &(TaskId, Option<Node>)| {
+                    (*id, node.as_ref().map(|node| self.registry.resolve(node).clone()))
+                };
+                let ids: Vec<_> = ids.iter().map(resolve).collect();
+                (self.engine.letters_of(&ids, &of_delivery), usize::MAX)
+            }
+        };
+        let journal = Arc::clone(&self.journal);
+        answer_in_background(reply, async move {
+            let ids: Vec<_> = found.items.iter().map(|letter| letter.task).collect();
+            let examined = ids.len();
+            let is_last = found.next.is_none();
+            let mut next = found.next.map(|(task, replica)| LetterCursor(task, replica));
+            let mut items = Vec::new();
+            let letters = found.items.into_iter().zip(headers(&*journal, ids).await?);
+            let mut letters = letters.peekable();
+            while let Some((letter, header)) = letters.next() {
+                let Some(header) = header.filter(|header| text.matches(header)) else { continue };
+                let delivery = DeliveryId { task: letter.task, replica: letter.replica };
+                let Some(shown) = view::dead_letter(letter, header) else { continue };
+                if cause.is_some_and(|cause| cause != shown.cause) {
+                    continue;
+                }
+                items.push(FoundLetter { delivery, shown });
+                if items.len() == limit {
+                    if letters.peek().is_some() || !is_last {
+                        next = Some(LetterCursor(delivery.task, delivery.replica));
+                    }
+                    break;
+                }
+            }
+            Ok(ListPart { items, examined, next })
+        });
+    }
+}

@@ -1,0 +1,237 @@
+//! Replicas: list, pause, probe, forget, rename.
+
+use tracing::{info, warn};
+
+use super::{AdminError, AdminReply};
+use crate::api;
+use crate::dispatcher::messages::Request;
+use crate::dispatcher::{Core, Handle, view};
+use crate::engine::{self, Now, RenameError};
+use crate::task::Node;
+
+#[derive(Debug)]
+pub(crate) enum ReplicaRequest {
+    /// One replica, or all.
+    List {
+        node: Option<Node>,
+        reply: AdminReply<Vec<api::Replica>>,
+    },
+    Pause {
+        node: Node,
+        paused: bool,
+        reply: AdminReply<Option<api::Replica>>,
+    },
+    Probe {
+        node: Node,
+        reply: AdminReply<Option<api::Probed>>,
+    },
+    Forget {
+        node: Node,
+        reply: AdminReply<Option<api::Forgotten>>,
+    },
+    Rename {
+        node: Node,
+        to: Node,
+        reply: AdminReply<Option<api::Replica>>,
+    },
+}
+
+/// A replica that is being forgotten, and the operator that waits for it.
+#[derive(Debug)]
+pub(super) struct Forgetting {
+    node: Node,
+    reply: AdminReply<Option<api::Forgotten>>,
+    answer: api::Forgotten,
+}
+
+impl Handle {
+    /// All replicas, ordered by address.
+    pub async fn replicas(&self) -> Result<Vec<api::Replica>, AdminError> {
+        self.ask(|reply| Request::Replicas(ReplicaRequest::List { node: None, reply })).await
+    }
+
+    pub async fn replica(&self, node: &Node) -> Result<Option<api::Replica>, AdminError> {
+        let node = Some(node.clone());
+        let found =
+            self.ask(|reply| Request::Replicas(ReplicaRequest::List { node, reply })).await?;
+        Ok(found.into_iter().next())
+    }
+
+    /// Pauses or resumes the deliveries to a replica, durably.
+    pub async fn pause(
+        &self,
+        node: &Node,
+        paused: bool,
+    ) -> Result<Option<api::Replica>, AdminError> {
+        let node = node.clone();
+        self.ask(|reply| Request::Replicas(ReplicaRequest::Pause { node, paused, reply })).await
+    }
+
+    /// Lets an open breaker send its next probe now.
+    pub async fn probe(&self, node: &Node) -> Result<Option<api::Probed>, AdminError> {
+        let node = node.clone();
+        self.ask(|reply| Request::Replicas(ReplicaRequest::Probe { node, reply })).await
+    }
+
+    /// Discards all deliveries to a replica that does not exist any more.
+    pub async fn forget(&self, node: &Node) -> Result<Option<api::Forgotten>, AdminError> {
+        let node = node.clone();
+        self.ask(|reply| Request::Replicas(ReplicaRequest::Forget { node, reply })).await
+    }
+
+    /// Moves a replica to another address, durably. [`AdminError::Conflict`] if that address was
+    /// used before, [`AdminError::Forbidden`] if the policy does not allow it.
+    pub async fn rename(&self, node: &Node, to: Node) -> Result<Option<api::Replica>, AdminError> {
+        if let Err(why) = self.operator.policy.admit(&to) {
+            return Err(AdminError::Forbidden(format!("{to} {why}")));
+        }
+        let node = node.clone();
+        self.ask(|reply| Request::Replicas(ReplicaRequest::Rename { node, to, reply })).await
+    }
+}
+
+impl Core {
+    pub(in crate::dispatcher) fn serve_replicas(&mut self, now: Now, request: ReplicaRequest) {
+        match request {
+            ReplicaRequest::List { node, reply } => {
+                let _ = reply.send(Ok(self.list_replicas(now, node.as_ref())));
+            }
+            ReplicaRequest::Pause { node, paused, reply } => {
+                let paused = self.pause(now, &node, paused);
+                self.answer_change(reply, Ok(paused));
+            }
+            ReplicaRequest::Probe { node, reply } => {
+                let _ = reply.send(Ok(self.probe(now, &node)));
+            }
+            ReplicaRequest::Forget { node, reply } => self.forget(now, &node, reply),
+            ReplicaRequest::Rename { node, to, reply } => {
+                let renamed = self.rename(now, &node, &to);
+                self.answer_change(reply, renamed);
+            }
+        }
+    }
+
+    fn list_replicas(&self, now: Now, node: Option<&Node>) -> Vec<api::Replica> {
+        let node = node.map(|node| self.registry.resolve(node));
+        let lanes = self.engine.lanes();
+        let mut lanes: Vec<_> =
+            lanes.filter(|lane| node.is_none_or(|node| *node == lane.node)).collect();
+        lanes.sort_by(|a, b| a.node.cmp(&b.node));
+        let shown = lanes.iter().map(|lane| {
+            let (rate, quantiles) = (
+                self.observed.latency.rate(&lane.node),
+                self.observed.latency.quantiles(&lane.node),
+            );
+            view::replica(lane, rate, quantiles, self.registry.names_before(&lane.node), now)
+        });
+        shown.collect()
+    }
+
+    fn pause(&mut self, now: Now, node: &Node, paused: bool) -> Option<api::Replica> {
+        let node = self.resolve_for_admin(node);
+        let lane = self.engine.lanes().find(|lane| lane.node == node)?;
+        if lane.paused.is_some() != paused {
+            let since = paused.then_some(now.wall);
+            let change = self.registry.pause(&node, since, now.wall);
+            self.save_registry(vec![change]);
+            self.engine.pause(now, &node, since);
+            self.act(now);
+            let change =
+                if paused { api::ReplicaChange::Paused } else { api::ReplicaChange::Resumed };
+            info!(replica = %node, paused, "an operator has paused or resumed a replica");
+            self.observed.publish_replica(now, &node, change, None);
+        }
+        self.list_replicas(now, Some(&node)).pop()
+    }
+
+    fn probe(&mut self, now: Now, node: &Node) -> Option<api::Probed> {
+        let node = self.resolve_for_admin(node);
+        let is_paused = self.engine.lanes().any(|lane| lane.node == node && lane.paused.is_some());
+        let engine::Probed { probing, breaker } = self.engine.probe(now, &node)?;
+        let reason = match (probing, breaker) {
+            (true, _) => None,
+            (false, _) if is_paused => Some("it is paused"),
+            (false, engine::BreakerState::Open) => {
+                Some("no delivery is due that could be the probe")
+            }
+            (false, _) => Some("the breaker is not open"),
+        };
+        Some(api::Probed {
+            replica: node.to_string(),
+            breaker: view::breaker(breaker),
+            probing,
+            reason: reason.map(str::to_owned),
+        })
+    }
+
+    fn forget(&mut self, now: Now, node: &Node, reply: AdminReply<Option<api::Forgotten>>) {
+        let node = self.resolve_for_admin(node);
+        let Some(forgotten) = self.engine.forget(now, &node) else {
+            let _ = reply.send(Ok(None));
+            return;
+        };
+        let engine::Forgotten { discarded, in_flight } = forgotten;
+        warn!(replica = %node, discarded, in_flight, "an operator has discarded all deliveries to a replica");
+        self.act(now);
+        let answer = api::Forgotten { replica: node.to_string(), discarded, in_flight };
+        self.admin.forgetting.push(Forgetting { node, reply, answer });
+    }
+
+    /// Answers for the replicas whose deliveries are all discarded.
+    ///
+    /// The names and the pause of a replica end only here. If the daemon restarts in between, the
+    /// remaining deliveries must still be for the same replica, and still paused.
+    pub(in crate::dispatcher) fn answer_forgotten(&mut self, now: Now) {
+        for forgetting in std::mem::take(&mut self.admin.forgetting) {
+            if self.engine.is_forgetting(&forgetting.node) {
+                self.admin.forgetting.push(forgetting);
+                continue;
+            }
+            let Forgetting { node, reply, answer } = forgetting;
+            let changes = self.registry.forget(&node, now.wall);
+            self.save_registry(changes);
+            self.engine.pause(now, &node, None);
+            self.act(now);
+            self.observed.publish_replica(now, &node, api::ReplicaChange::Forgotten, None);
+            self.answer_when_durable(reply, Some(answer));
+        }
+    }
+
+    fn rename(
+        &mut self,
+        now: Now,
+        node: &Node,
+        to: &Node,
+    ) -> Result<Option<api::Replica>, AdminError> {
+        let node = self.resolve_for_admin(node);
+        let used = || {
+            AdminError::Conflict(format!(
+                "{to} was sent writes before: the pending writes for {node} could be older than those"
+            ))
+        };
+        if !self.registry.may_be_named(&node, to) {
+            return Err(used());
+        }
+        if self.engine.is_forgetting(&node) {
+            let error = format!("{node} is being forgotten; rename it when that has ended");
+            return Err(AdminError::Conflict(error));
+        }
+        match self.engine.rename(now, &node, to) {
+            Ok(()) => {}
+            Err(RenameError::Unknown) => return Ok(None),
+            Err(RenameError::Used) => return Err(used()),
+        }
+        let changes = self.registry.rename(&node, to, now.wall);
+        self.save_registry(changes);
+        self.observed.latency.rename(&node, to);
+        self.act(now);
+        info!(replica = %node, to = %to, "an operator has renamed a replica");
+        self.observed.publish_replica(
+            now,
+            &node,
+            api::ReplicaChange::Renamed,
+            Some(to.to_string()),
+        );
+        Ok(self.list_replicas(now, Some(to)).pop())
+    }
+}

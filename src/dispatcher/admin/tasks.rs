@@ -1,0 +1,158 @@
+//! Tasks: list, show, discard.
+
+use std::sync::Arc;
+
+use super::{
+    AdminError, AdminReply, ListPart, READS, TextFilter, answer_in_background, headers, page,
+};
+use crate::api;
+use crate::dispatcher::messages::Request;
+use crate::dispatcher::{Core, Handle, view};
+use crate::engine::{DeliveryFilter, Now};
+use crate::store::Header;
+use crate::task::{Node, TaskId};
+
+#[derive(Debug)]
+pub(crate) enum TaskRequest {
+    List {
+        filter: TaskFilter,
+        limit: usize,
+        after: Option<TaskId>,
+        reply: AdminReply<ListPart<api::Task, TaskId>>,
+    },
+    Show {
+        id: TaskId,
+        reply: AdminReply<Option<api::Task>>,
+    },
+    Discard {
+        id: TaskId,
+        reply: AdminReply<Option<api::Task>>,
+    },
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TaskFilter {
+    /// The state of the delivery to `replica`, or of any delivery. Settled tasks are not listed.
+    pub state: Option<api::DeliveryState>,
+    pub replica: Option<Node>,
+    pub key: Option<String>,
+    pub key_prefix: Option<String>,
+    pub user_id: Option<String>,
+}
+
+impl Handle {
+    /// Unsettled tasks, oldest first. The page may be short and still not be the last.
+    pub async fn tasks(
+        &self,
+        filter: TaskFilter,
+        limit: usize,
+        after: Option<TaskId>,
+    ) -> Result<api::TaskPage, AdminError> {
+        let part = |limit, after| {
+            let filter = filter.clone();
+            self.ask(move |reply| Request::Tasks(TaskRequest::List { filter, limit, after, reply }))
+        };
+        let (tasks, next) = page(limit, after, part).await?;
+        Ok(api::TaskPage { tasks, next_cursor: next.map(|id| id.to_string()) })
+    }
+
+    /// One task. A settled task is found for `--task-history`.
+    pub async fn task(&self, id: TaskId) -> Result<Option<api::Task>, AdminError> {
+        self.ask(|reply| Request::Tasks(TaskRequest::Show { id, reply })).await
+    }
+
+    /// Discards the unsettled deliveries of a task, durably. One in flight is not retried. Returns
+    /// the task as it is then.
+    pub async fn discard_task(&self, id: TaskId) -> Result<Option<api::Task>, AdminError> {
+        // The row of a dead letter is only on disk, and discarding removes it.
+        let before = self.task(id).await?;
+        let discarded =
+            self.ask(|reply| Request::Tasks(TaskRequest::Discard { id, reply })).await?;
+        Ok(discarded.map(|task| match before {
+            Some(before) if task.key.is_none() => {
+                let api::Task { settled_at, deliveries, .. } = task;
+                api::Task { settled_at, deliveries, ..before }
+            }
+            _ => task,
+        }))
+    }
+}
+
+impl Core {
+    pub(in crate::dispatcher) fn serve_tasks(&mut self, now: Now, request: TaskRequest) {
+        match request {
+            TaskRequest::List { filter, limit, after, reply } => {
+                self.list_tasks(now, filter, limit, after, reply);
+            }
+            TaskRequest::Show { id, reply } => self.show_task(now, id, reply),
+            TaskRequest::Discard { id, reply } => self.discard_task(now, id, reply),
+        }
+    }
+
+    fn list_tasks(
+        &self,
+        now: Now,
+        filter: TaskFilter,
+        limit: usize,
+        after: Option<TaskId>,
+        reply: AdminReply<ListPart<api::Task, TaskId>>,
+    ) {
+        let of_delivery = DeliveryFilter {
+            state: filter.state.map(view::engine_state),
+            ..self.delivery_filter(filter.replica.as_ref(), filter.key.as_ref())
+        };
+        let text =
+            TextFilter { key: filter.key, key_prefix: filter.key_prefix, user_id: filter.user_id };
+        let most = if text.is_empty() { limit } else { READS };
+        let found = self.engine.find_tasks(&of_delivery, after, most);
+        let journal = Arc::clone(&self.journal);
+        answer_in_background(reply, async move {
+            let ids: Vec<_> = found.items.iter().map(|task| task.id).collect();
+            let examined = ids.len();
+            let (mut items, mut next) = (Vec::new(), found.next);
+            // A task without a row was settled in the meantime.
+            for (task, header) in found.items.into_iter().zip(headers(&*journal, ids).await?) {
+                let Some(header) = header.filter(|header| text.matches(header)) else { continue };
+                if items.len() == limit {
+                    break;
+                }
+                next = if items.len() + 1 == limit { Some(task.id) } else { next };
+                items.push(view::task(task, Some(&header), None, now));
+            }
+            Ok(ListPart { items, examined, next })
+        });
+    }
+
+    fn show_task(&self, now: Now, id: TaskId, reply: AdminReply<Option<api::Task>>) {
+        if let Some(found) = self.engine.view(id) {
+            let header = self.task_cache.get(id).map(|task| Header::of(&task));
+            let journal = Arc::clone(&self.journal);
+            return answer_in_background(reply, async move {
+                let header = match header {
+                    Some(header) => Some(header),
+                    None => headers(&*journal, vec![id]).await?.pop().flatten(),
+                };
+                Ok(Some(view::task(found, header.as_ref(), None, now)))
+            });
+        }
+        let shown = self.observed.history.get(id).map(|past| {
+            view::task(past.view.clone(), past.header.as_ref(), Some(past.settled_at), now)
+        });
+        let _ = reply.send(Ok(shown));
+    }
+
+    fn discard_task(&mut self, now: Now, id: TaskId, reply: AdminReply<Option<api::Task>>) {
+        // The cache loses the task when it is discarded.
+        let header = self.task_cache.get(id).map(|task| Header::of(&task));
+        if !self.engine.discard_task(now, id) {
+            return self.show_task(now, id, reply);
+        }
+        self.act(now);
+        let past = self.observed.history.get(id);
+        let settled_at = past.map(|past| past.settled_at);
+        let found = self.engine.view(id).or_else(|| past.map(|past| past.view.clone()));
+        let header = header.or_else(|| past.and_then(|past| past.header.clone()));
+        let found = found.map(|found| view::task(found, header.as_ref(), settled_at, now));
+        self.answer_when_durable(reply, found);
+    }
+}

@@ -1,0 +1,144 @@
+//! What operators see: metrics, log lines, the event stream, and the history of settled tasks.
+
+use std::sync::Arc;
+
+use super::Core;
+use crate::api;
+use crate::dispatcher::event_bus::{EventBus, EventKind};
+use crate::dispatcher::history::TaskHistory;
+use crate::dispatcher::latency::Latency;
+use crate::dispatcher::log_throttle::LogThrottle;
+use crate::dispatcher::view;
+use crate::engine::{DeliveryChange, LaneView, Moment, Now, TaskView};
+use crate::metrics::{Counts, Snapshot};
+use crate::store::Header;
+use crate::task::{Node, Task, TaskId};
+
+pub(crate) struct Observability {
+    /// Shared with the server.
+    pub(in crate::dispatcher) counts: Arc<Counts>,
+    pub(in crate::dispatcher) bus: EventBus,
+    pub(in crate::dispatcher) history: TaskHistory,
+    /// Figures that do not change after the start.
+    pub(super) constants: Snapshot,
+    pub(in crate::dispatcher) latency: Latency,
+    pub(super) throttle: LogThrottle,
+    /// The task of the attempt that has just ended, so that the history needs no read from disk.
+    pub(super) last_sent: Option<Arc<Task>>,
+    /// The newest task at the time of the last figures.
+    last_figures: (TaskId, Moment),
+}
+
+impl Observability {
+    pub(crate) fn new(
+        counts: Arc<Counts>,
+        bus: EventBus,
+        history: TaskHistory,
+        constants: Snapshot,
+        last_figures: (TaskId, Moment),
+    ) -> Self {
+        Self {
+            counts,
+            bus,
+            history,
+            constants,
+            latency: Latency::default(),
+            throttle: LogThrottle::default(),
+            last_sent: None,
+            last_figures,
+        }
+    }
+
+    pub(super) fn publish_accepted(&self, now: Now, id: TaskId) {
+        self.publish_task(now, id, None, api::TaskChange::Accepted, None);
+    }
+
+    pub(super) fn publish_change(
+        &self,
+        now: Now,
+        id: TaskId,
+        node: &Node,
+        change: DeliveryChange,
+        error: Option<&str>,
+    ) {
+        let change = match change {
+            DeliveryChange::Failed => api::TaskChange::Failed,
+            DeliveryChange::Delivered => api::TaskChange::Delivered,
+            DeliveryChange::Superseded => api::TaskChange::Superseded,
+            DeliveryChange::Dead => api::TaskChange::Dead,
+            DeliveryChange::Redriven => api::TaskChange::Redriven,
+            DeliveryChange::Discarded => api::TaskChange::Discarded,
+        };
+        self.publish_task(now, id, Some(node), change, error);
+    }
+
+    fn publish_task(
+        &self,
+        now: Now,
+        id: TaskId,
+        node: Option<&Node>,
+        change: api::TaskChange,
+        error: Option<&str>,
+    ) {
+        let event = api::TaskEvent {
+            at: view::time(now.wall),
+            task_id: id.to_string(),
+            replica: node.map(Node::to_string),
+            change,
+            error: error.map(str::to_owned),
+        };
+        self.bus.publish(EventKind::Task, &event);
+    }
+
+    pub(in crate::dispatcher) fn publish_replica(
+        &self,
+        now: Now,
+        node: &Node,
+        change: api::ReplicaChange,
+        detail: Option<String>,
+    ) {
+        let (at, replica) = (view::time(now.wall), node.to_string());
+        self.bus.publish(EventKind::Replica, &api::ReplicaEvent { at, replica, change, detail });
+    }
+
+    /// Keeps a settled task in the history.
+    pub(super) fn remember(&mut self, now: Now, last: TaskView, cached: Option<Arc<Task>>) {
+        let sent = self.last_sent.take().filter(|task| task.id == last.id);
+        let header = cached.or(sent).map(|task| Header::of(&task));
+        self.history.remember(now, last, header);
+    }
+}
+
+impl Core {
+    /// Publishes the figures of a second.
+    pub(super) fn publish_figures(&mut self, now: Now, lanes: &[LaneView]) {
+        let figures = |lane: &LaneView| {
+            view::replica_figures(lane, self.observed.latency.rate(&lane.node), now)
+        };
+        let mut replicas: Vec<_> = lanes.iter().map(figures).collect();
+        replicas.sort_by(|a, b| a.replica.cmp(&b.replica));
+        let levels = self.engine.levels();
+        let sum = |of: fn(&api::ReplicaFigures) -> f64| replicas.iter().map(of).sum();
+        let lag = replicas.iter().map(|replica| replica.lag_seconds);
+        let newest = self.intake.newest;
+        let (newest_before, since) =
+            std::mem::replace(&mut self.observed.last_figures, (newest, now.moment));
+        let seconds =
+            now.moment.since_start().saturating_sub(since.since_start()).as_secs_f64().max(0.001);
+        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        let accepted = newest.0.saturating_sub(newest_before.0) as f64;
+        let figures = api::Figures {
+            at: view::time(now.wall),
+            accepted_per_second: accepted / seconds,
+            delivered_per_second: sum(|replica| replica.delivered_per_second),
+            failed_per_second: sum(|replica| replica.failed_per_second),
+            queue_tasks: levels.queue as u64,
+            retry_tasks: levels.retry as u64,
+            dead_letters: levels.dead_letters,
+            backlog_tasks: replicas.iter().map(|replica| replica.backlog_tasks).sum(),
+            lag_seconds: lag.fold(0.0, f64::max),
+            replicas,
+        };
+        self.observed.bus.publish(EventKind::Figures, &figures);
+    }
+}
