@@ -25,7 +25,9 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::task::{AttemptOutcome, Cause, DeliveryId, Node, TaskId, Timestamp, Uptime, Verdict};
+use crate::task::{
+    AttemptOutcome, Cause, Counters, DeliveryId, Node, TaskId, Timestamp, Uptime, Verdict,
+};
 
 mod admin;
 mod ambiguous;
@@ -58,12 +60,10 @@ mod view;
 
 pub use crate::task::{Moment, Now, Since};
 pub use barrier::{BarrierLane, BarrierView};
-pub use breaker::BreakerState;
 pub use concurrency::Workers;
-pub use counters::Counters;
 pub use interface::{
-    AdminOutcome, Arrived, DeliveryChange, DeliveryFilter, DeliveryState, DeliveryView,
-    EngineAction, EngineSettings, Forgotten, Full, LaneView, LetterView, Levels, Origin, Probed,
+    AdminOutcome, Arrived, DeliveryChange, DeliveryFilter, DeliveryView, EngineAction,
+    EngineSettings, ForgetCounts, Full, LaneView, LetterView, Levels, Origin, ProbeState,
     RenameError, SearchPage, TASK_OVERHEAD_BYTES, TaskView,
 };
 pub use key::{KeyHasher, KeyId};

@@ -63,7 +63,7 @@ impl Handle {
     /// # Errors
     ///
     /// An [`AdminError`].
-    pub async fn task(&self, id: TaskId) -> Result<Option<api::Task>, AdminError> {
+    pub async fn task(&self, id: TaskId) -> Result<Option<api::TaskInfo>, AdminError> {
         self.ask(|reply| Query::Task { id, reply }).await
     }
 
@@ -73,14 +73,14 @@ impl Handle {
     /// # Errors
     ///
     /// An [`AdminError`].
-    pub async fn discard_task(&self, id: TaskId) -> Result<Option<api::Task>, AdminError> {
+    pub async fn discard_task(&self, id: TaskId) -> Result<Option<api::TaskInfo>, AdminError> {
         // What a dead letter was is on the disk alone, and not there any more once it is discarded.
         let before = self.task(id).await?;
         let discarded = self.ask(|reply| Query::DiscardTask { id, reply }).await?;
         Ok(discarded.map(|task| match before {
             Some(before) if task.key.is_none() => {
-                let api::Task { settled_at, deliveries, .. } = task;
-                api::Task { settled_at, deliveries, ..before }
+                let api::TaskInfo { settled_at, deliveries, .. } = task;
+                api::TaskInfo { settled_at, deliveries, ..before }
             }
             _ => task,
         }))
@@ -208,7 +208,7 @@ impl Handle {
         filter: LetterFilter,
         dry_run: bool,
         rate: Option<NonZeroU32>,
-    ) -> Result<api::Operation, AdminError> {
+    ) -> Result<api::BulkOperation, AdminError> {
         let rate = Some(rate.unwrap_or(self.operator.redrive_rate));
         self.begin(Work { kind: api::OperationKind::Redrive, filter, dry_run, rate }).await
     }
@@ -222,12 +222,12 @@ impl Handle {
         &self,
         filter: LetterFilter,
         dry_run: bool,
-    ) -> Result<api::Operation, AdminError> {
+    ) -> Result<api::BulkOperation, AdminError> {
         let kind = api::OperationKind::Discard;
         self.begin(Work { kind, filter, dry_run, rate: None }).await
     }
 
-    async fn begin(&self, work: Work) -> Result<api::Operation, AdminError> {
+    async fn begin(&self, work: Work) -> Result<api::BulkOperation, AdminError> {
         let replicas = self.replicas().await?;
         let total = replicas.iter().map(|replica| replica.dead_letters + replica.parked).sum();
         self.operator.operations.begin(self.clone(), work, total)
@@ -235,18 +235,18 @@ impl Handle {
 
     /// The operations that are remembered, newest first.
     #[must_use]
-    pub fn operations(&self) -> Vec<api::Operation> {
+    pub fn operations(&self) -> Vec<api::BulkOperation> {
         self.operator.operations.all()
     }
 
     /// One operation.
     #[must_use]
-    pub fn operation(&self, id: &str) -> Option<api::Operation> {
+    pub fn operation(&self, id: &str) -> Option<api::BulkOperation> {
         self.operator.operations.get(id)
     }
 
     /// Ends an operation; what it has done stays done.
-    pub async fn cancel(&self, id: &str) -> Option<api::Operation> {
+    pub async fn cancel(&self, id: &str) -> Option<api::BulkOperation> {
         self.operator.operations.cancel(id).await
     }
 

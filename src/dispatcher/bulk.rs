@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use crate::api::{Operation, OperationKind, OperationState};
+use crate::api::{BulkOperation, OperationKind, OperationState};
 use crate::clock::wall_clock;
 use crate::dispatcher::Handle;
 use crate::dispatcher::messages::{AdminError, Letter, LetterFilter, Order};
@@ -49,7 +49,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct Known {
-    operation: Operation,
+    operation: BulkOperation,
     /// Sent to once.
     cancel: Option<oneshot::Sender<()>>,
     /// Closed when it has ended, and is told as such.
@@ -68,7 +68,7 @@ impl Operations {
         handle: Handle,
         work: Work,
         total: u64,
-    ) -> Result<Operation, AdminError> {
+    ) -> Result<BulkOperation, AdminError> {
         let (cancel, mut cancelled) = oneshot::channel();
         let (end, ended) = watch::channel(());
         let begun = self.with(|inner| {
@@ -78,7 +78,7 @@ impl Operations {
                 return Err(AdminError::TooMany(error));
             }
             inner.begun += 1;
-            let operation = Operation {
+            let operation = BulkOperation {
                 operation_id: inner.begun.to_string(),
                 kind: work.kind,
                 state: OperationState::Running,
@@ -199,7 +199,7 @@ impl Operations {
         Ok(true)
     }
 
-    fn change(&self, id: &str, what: impl FnOnce(&mut Operation)) {
+    fn change(&self, id: &str, what: impl FnOnce(&mut BulkOperation)) {
         self.with(|inner| {
             if let Some(known) = inner.find(id) {
                 what(&mut known.operation);
@@ -208,18 +208,18 @@ impl Operations {
     }
 
     /// Newest first.
-    pub(super) fn all(&self) -> Vec<Operation> {
+    pub(super) fn all(&self) -> Vec<BulkOperation> {
         self.with(|inner| {
             inner.operations.iter().rev().map(|known| known.operation.clone()).collect()
         })
     }
 
-    pub(super) fn get(&self, id: &str) -> Option<Operation> {
+    pub(super) fn get(&self, id: &str) -> Option<BulkOperation> {
         self.with(|inner| inner.find(id).map(|known| known.operation.clone()))
     }
 
     /// Ends one, if it still runs, and waits for its end: what it was just doing is done.
-    pub(super) async fn cancel(&self, id: &str) -> Option<Operation> {
+    pub(super) async fn cancel(&self, id: &str) -> Option<BulkOperation> {
         let mut ended = self.with(|inner| {
             let known = inner.find(id)?;
             if let Some(cancel) = known.cancel.take() {
@@ -250,15 +250,15 @@ mod tests {
 
     fn letter(task: u64) -> Letter {
         let delivery = DeliveryId { task: TaskId(task), replica: ReplicaIndex(0) };
-        let shown = crate::api::DeadLetter {
+        let shown = crate::api::DeadLetterInfo {
             task_id: task.to_string(),
             replica: "http://a".to_owned(),
             key: "k".to_owned(),
-            operation: crate::api::Write::Set,
+            operation: crate::task::Operation::Set,
             value_bytes: 1,
             user_id: None,
             accepted_at: String::new(),
-            cause: crate::api::Cause::Rejected,
+            cause: crate::task::Cause::Rejected,
             failures: 1,
             last_error: String::new(),
             since: String::new(),

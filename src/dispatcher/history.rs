@@ -92,7 +92,7 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::DeliveryState;
+    use crate::task::DeliveryState;
 
     #[test]
     fn a_task_is_remembered_for_a_while_and_the_oldest_make_way() {

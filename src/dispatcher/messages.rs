@@ -14,7 +14,8 @@ use crate::engine::{AdminOutcome, Moment, Reservation};
 use crate::metrics::Snapshot;
 use crate::store::{AppendError, Appended, JournalEvent};
 use crate::task::{
-    AttemptOutcome, DeliveryId, Idempotency, NewTask, Node, Obstacle, ReplicaIndex, Task, TaskId,
+    AttemptOutcome, Cause, DeliveryId, DeliveryState, Idempotency, NewTask, Node, Obstacle,
+    ReplicaIndex, Task, TaskId,
 };
 
 /// A request to the loop from a handler.
@@ -160,7 +161,7 @@ pub enum AdminError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TaskFilter {
     /// A delivery stands so: queued, in flight, retrying, parked or dead.
-    pub state: Option<api::DeliveryState>,
+    pub state: Option<DeliveryState>,
     /// That delivery, or any, is to this replica.
     pub replica: Option<Node>,
     /// Of this key.
@@ -185,7 +186,7 @@ pub struct LetterFilter {
     /// Of this user.
     pub user_id: Option<String>,
     /// With this cause.
-    pub cause: Option<api::Cause>,
+    pub cause: Option<Cause>,
 }
 
 /// A place in the list of dead letters.
@@ -217,15 +218,15 @@ pub(crate) enum Query {
         filter: TaskFilter,
         limit: usize,
         after: Option<TaskId>,
-        reply: Answer<Step<api::Task, TaskId>>,
+        reply: Answer<Step<api::TaskInfo, TaskId>>,
     },
     Task {
         id: TaskId,
-        reply: Answer<Option<api::Task>>,
+        reply: Answer<Option<api::TaskInfo>>,
     },
     DiscardTask {
         id: TaskId,
-        reply: Answer<Option<api::Task>>,
+        reply: Answer<Option<api::TaskInfo>>,
     },
     Replicas {
         /// This one alone.
@@ -273,7 +274,7 @@ pub(crate) enum Query {
 #[derive(Clone, Debug)]
 pub(crate) struct Letter {
     pub(crate) delivery: DeliveryId,
-    pub(crate) shown: api::DeadLetter,
+    pub(crate) shown: api::DeadLetterInfo,
 }
 
 /// What becomes of dead letters.

@@ -18,11 +18,11 @@ const DIGITS: u8 = 2;
 /// The rates of all replicas.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
-    replicas: HashMap<Node, Replica>,
+    replicas: HashMap<Node, ReplicaRates>,
 }
 
 #[derive(Debug, Default)]
-struct Replica {
+struct ReplicaRates {
     /// One a second, the newest last.
     samples: VecDeque<Sample>,
     latency: Option<Latency>,
@@ -127,7 +127,7 @@ impl Rates {
         (!both.is_empty()).then(|| (at(0.5), at(0.99)))
     }
 
-    fn replica(&mut self, node: &Node) -> &mut Replica {
+    fn replica(&mut self, node: &Node) -> &mut ReplicaRates {
         self.replicas.entry(node.clone()).or_default()
     }
 }

@@ -109,9 +109,9 @@ impl Times {
     }
 
     /// The same for a replica.
-    pub(super) fn show_replica(&self, node: &Node, snapshot: &mut ReplicaSnapshot) {
+    pub(super) fn show_replica(&self, snapshot: &mut ReplicaSnapshot) {
         let none = ReplicaTimes::default();
-        let of = self.replicas.get(node).unwrap_or(&none);
+        let of = self.replicas.get(&snapshot.lane.node).unwrap_or(&none);
         snapshot.delivery_seconds = of.delivery.clone();
         snapshot.attempt_seconds = of.attempt.clone();
     }

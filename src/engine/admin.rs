@@ -11,7 +11,7 @@ use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::table::{DeliveryRef, SettledAs, Slot, Stage};
 use crate::engine::{
-    AdminOutcome, DeliveryChange, Engine, EngineAction, Forgotten, Now, Probed, RenameError,
+    AdminOutcome, DeliveryChange, Engine, EngineAction, ForgetCounts, Now, ProbeState, RenameError,
 };
 use crate::task::{DeliveryId, Node, TaskId, Timestamp};
 
@@ -83,7 +83,7 @@ impl Engine {
     }
 
     /// Makes the next probe of an open breaker due now. `None` for an unknown replica.
-    pub fn probe(&mut self, now: Now, node: &Node) -> Option<Probed> {
+    pub fn probe(&mut self, now: Now, node: &Node) -> Option<ProbeState> {
         self.now = now;
         let number = self.lanes.find(node)?;
         self.lanes[number].health.probe_now(now);
@@ -101,12 +101,12 @@ impl Engine {
             self.finish();
         }
         let breaker = self.lanes[number].health.breaker();
-        Some(Probed { breaker: breaker.view(), probing: breaker.is_probing() })
+        Some(ProbeState { breaker: breaker.view(), probing: breaker.is_probing() })
     }
 
     /// Discards everything for a replica, in steps. Nothing is sent to it meanwhile. `None` for an
     /// unknown replica.
-    pub fn forget(&mut self, now: Now, node: &Node) -> Option<Forgotten> {
+    pub fn forget(&mut self, now: Now, node: &Node) -> Option<ForgetCounts> {
         self.now = now;
         let number = self.lanes.find(node)?;
         let newest = self.tasks.newest().unwrap_or(TaskId(0));
@@ -117,7 +117,7 @@ impl Engine {
         self.schedule_wakeup(number, now.moment);
         self.answer_unreachable(number);
         self.finish();
-        Some(Forgotten { discarded: unsettled.saturating_sub(in_flight), in_flight })
+        Some(ForgetCounts { discarded: unsettled.saturating_sub(in_flight), in_flight })
     }
 
     #[must_use]

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use crate::engine::lane::Chain;
 use crate::engine::table::{DeliveryRef, Priority, SettledAs, Slot, Stage};
-use crate::engine::{BreakerState, DeliveryChange, Engine, EngineAction, Moment};
-use crate::task::{Cause, Progress, TaskId, Timestamp, Verdict};
+use crate::engine::{DeliveryChange, Engine, EngineAction, Moment};
+use crate::task::{BreakerState, Cause, Progress, TaskId, Timestamp, Verdict};
 
 /// The interval of a redrive pass; each step takes what the rate allows.
 const STEP: Duration = Duration::from_millis(5);

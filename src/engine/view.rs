@@ -10,10 +10,9 @@ use std::time::Duration;
 use crate::engine::lane::Lane;
 use crate::engine::table::{Delivery, Priority, SettledAs, Slot, Stage};
 use crate::engine::{
-    DeliveryFilter, DeliveryState, DeliveryView, Engine, LetterView, Moment, SearchPage, Since,
-    TaskView,
+    DeliveryFilter, DeliveryView, Engine, LetterView, Moment, SearchPage, Since, TaskView,
 };
-use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
+use crate::task::{Cause, DeliveryState, Node, ReplicaIndex, TaskId, Timestamp};
 
 const LOOKS: usize = 20_000;
 

@@ -9,11 +9,12 @@ use smallvec::{SmallVec, smallvec};
 use super::Core;
 use crate::dispatcher::admission::Waiter;
 use crate::dispatcher::messages::{Accepted, Event, Pending, Refusal, Reply};
-use crate::engine::{Arrived, DeliveryState, Full, Moment, Now, Origin, Reservation};
+use crate::engine::{Arrived, Full, Moment, Now, Origin, Reservation};
 use crate::metrics::Reason;
 use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, KeyState, Repeated};
 use crate::task::{
-    Consistency, Idempotency, NewTask, Node, Obstacle, Partition, ReplicaIndex, Task, TaskId,
+    Consistency, DeliveryState, Idempotency, NewTask, Node, Obstacle, Partition, ReplicaIndex,
+    Task, TaskId,
 };
 
 /// The clients that wait for the answer of a task.

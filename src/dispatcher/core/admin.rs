@@ -8,11 +8,9 @@ use crate::dispatcher::messages::{AdminError, Answer, Letter, LetterCursor, Lett
 use crate::dispatcher::messages::{Order, Query, Step, TaskFilter};
 use crate::dispatcher::replica_registry::Change;
 use crate::dispatcher::{event_bus::EventKind, view};
-use crate::engine::{
-    self, AdminOutcome, DeliveryFilter, DeliveryState, LaneView, Now, RenameError,
-};
+use crate::engine::{self, AdminOutcome, DeliveryFilter, LaneView, Now, RenameError};
 use crate::store::{Header, Journal};
-use crate::task::{DeliveryId, Node, TaskId};
+use crate::task::{BreakerState, Cause, DeliveryId, DeliveryState, Node, TaskId};
 
 /// Tasks whose rows are read for one step of a list.
 const READS: usize = 1000;
@@ -124,11 +122,12 @@ impl Core {
         filter: TaskFilter,
         limit: usize,
         after: Option<TaskId>,
-        reply: Answer<Step<api::Task, TaskId>>,
+        reply: Answer<Step<api::TaskInfo, TaskId>>,
     ) {
-        let state = filter.state.map(view::engine_state);
-        let wanted =
-            DeliveryFilter { state, ..self.wanted(filter.replica.as_ref(), filter.key.as_ref()) };
+        let wanted = DeliveryFilter {
+            state: filter.state,
+            ..self.wanted(filter.replica.as_ref(), filter.key.as_ref())
+        };
         let text =
             TextFilter { key: filter.key, key_prefix: filter.key_prefix, user_id: filter.user_id };
         let most = if text.is_empty() { limit } else { READS };
@@ -161,8 +160,8 @@ impl Core {
         let wanted = DeliveryFilter {
             state: match filter.cause {
                 None => None,
-                Some(api::Cause::RetryOverflow) => Some(DeliveryState::Parked),
-                Some(api::Cause::Rejected | api::Cause::GaveUp) => Some(DeliveryState::Dead),
+                Some(Cause::RetryOverflow) => Some(DeliveryState::Parked),
+                Some(Cause::Rejected | Cause::GaveUp) => Some(DeliveryState::Dead),
             },
             ..self.wanted(filter.replica.as_ref(), filter.key.as_ref())
         };
@@ -215,7 +214,7 @@ impl Core {
         });
     }
 
-    fn show_task(&self, now: Now, id: TaskId, reply: Answer<Option<api::Task>>) {
+    fn show_task(&self, now: Now, id: TaskId, reply: Answer<Option<api::TaskInfo>>) {
         let journal = Arc::clone(&self.parts.journal);
         if let Some(found) = self.parts.engine.view(id) {
             let header = self.task_cache.get(id).map(|task| Header::of(&task));
@@ -234,7 +233,7 @@ impl Core {
         let _ = reply.send(Ok(shown));
     }
 
-    fn discard_task(&mut self, now: Now, id: TaskId, reply: Answer<Option<api::Task>>) {
+    fn discard_task(&mut self, now: Now, id: TaskId, reply: Answer<Option<api::TaskInfo>>) {
         // Before it is gone.
         let header = self.task_cache.get(id).map(|task| Header::of(&task));
         if !self.parts.engine.discard_task(now, id) {
@@ -291,7 +290,7 @@ impl Core {
             let _ = reply.send(Ok(None));
             return;
         };
-        let engine::Forgotten { discarded, in_flight } = forgotten;
+        let engine::ForgetCounts { discarded, in_flight } = forgotten;
         tracing::warn!(replica = %node, discarded, in_flight, "an operator has thrown away everything for a replica");
         self.act(now);
         let shown = api::Forgotten { replica: node.to_string(), discarded, in_flight };
@@ -374,16 +373,16 @@ impl Core {
     }
 }
 
-fn show_probed(node: &Node, probed: engine::Probed, paused: bool) -> api::Probed {
+fn show_probed(node: &Node, probed: engine::ProbeState, paused: bool) -> api::Probed {
     let reason = match (probed.probing, probed.breaker) {
         (true, _) => None,
         (false, _) if paused => Some("it is paused"),
-        (false, engine::BreakerState::Open) => Some("nothing is due that could be the probe"),
+        (false, BreakerState::Open) => Some("nothing is due that could be the probe"),
         (false, _) => Some("the breaker is not open"),
     };
     api::Probed {
         replica: node.to_string(),
-        breaker: view::breaker(probed.breaker),
+        breaker: probed.breaker,
         probing: probed.probing,
         reason: reason.map(str::to_owned),
     }

@@ -3,74 +3,35 @@
 use super::Core;
 use crate::dispatcher::messages::Health;
 use crate::dispatcher::view;
-use crate::engine::BreakerState;
-use crate::metrics::{ReplicaSnapshot, Snapshot};
+use crate::metrics::{Histogram, ReplicaSnapshot, Snapshot};
 
 impl Core {
     pub(super) fn snapshot(&self) -> Snapshot {
         let (engine, now) = (&self.parts.engine, self.parts.clock.now());
-        let (levels, totals) = (engine.levels(), engine.totals());
         let mut replicas: Vec<_> = engine
             .lanes()
             .map(|lane| {
                 let mut replica = ReplicaSnapshot {
-                    node: lane.node.to_string(),
-                    accepted: lane.counters.accepted,
-                    delivered: lane.counters.delivered,
-                    superseded: lane.counters.superseded,
-                    dead: lane.counters.dead,
-                    discarded: lane.counters.discarded,
-                    rejected: lane.counters.rejected,
-                    gave_up: lane.counters.gave_up,
-                    redriven: lane.counters.redriven,
-                    dead_letter_bytes: lane.dead_letter_bytes,
-                    workers: lane.workers.into(),
-                    breaker: match lane.breaker {
-                        BreakerState::Closed => 0,
-                        BreakerState::HalfOpen => 1,
-                        BreakerState::Open => 2,
-                    },
-                    pending: lane.counters.pending,
-                    in_flight: lane.in_flight,
-                    waiting: lane.waiting,
-                    parked: lane.parked,
-                    backlog_bytes: lane.pending_bytes,
                     lag_seconds: view::lag(&lane, now),
-                    paused: lane.paused.is_some().into(),
-                    failed_attempts: lane.counters.failed_attempts,
-                    unsent_attempts: lane.counters.unsent_attempts,
-                    ..ReplicaSnapshot::default()
+                    delivery_seconds: Histogram::default(),
+                    attempt_seconds: Histogram::default(),
+                    lane,
                 };
-                self.times.show_replica(&lane.node, &mut replica);
+                self.times.show_replica(&mut replica);
                 replica
             })
             .collect();
-        replicas.sort_by(|a, b| a.node.cmp(&b.node));
-        let store = self.parts.journal.stats();
+        replicas.sort_by(|a, b| a.lane.node.cmp(&b.lane.node));
         let mut snapshot = Snapshot {
             total_replications: self.total_replications,
-            delivered: totals.delivered,
-            failed_attempts: totals.failed_attempts,
-            unsent_attempts: totals.unsent_attempts,
-            superseded: totals.superseded,
-            permanent_failures: totals.rejected + totals.gave_up,
-            dead_letters: levels.dead_letters,
-            queue_tasks: levels.queue as u64,
-            queue_capacity: self.parts.queue_capacity as u64,
-            retry_tasks: levels.retry as u64,
-            retry_capacity: self.parts.retry_capacity as u64,
-            queue_bytes: levels.bytes,
-            dead_letter_bytes: levels.dead_letter_bytes,
-            redriven: totals.redriven,
-            discarded: totals.discarded,
+            totals: engine.totals(),
+            levels: engine.levels(),
+            queue_capacity: self.parts.queue_capacity,
+            retry_capacity: self.parts.retry_capacity,
             waiting_requests: self.admission.len() as u64,
             average_ack_seconds: self.acks.mean().as_secs_f64(),
             max_lag_seconds: self.max_lag.as_secs_f64(),
-            store_file_bytes: store.file_bytes,
-            disk_free_bytes: store.free_bytes.unwrap_or_default(),
-            disk_low: store.is_full,
-            store_live_bytes: store.live_bytes,
-            store_rewrites: store.compactions,
+            store: self.parts.journal.stats(),
             quarantined_rows: self.parts.quarantined_rows,
             store_failed: self.store_has_failed(),
             store_stalled_seconds: match &*self.parts.health.borrow() {

@@ -95,11 +95,11 @@ impl Running {
     }
 
     /// What is queued, and what that is charged for.
-    async fn queued(&self) -> (u64, u64) {
+    async fn queued(&self) -> (usize, u64) {
         let (reply, snapshot) = oneshot::channel();
         self.requests.send(Request::Snapshot { reply }).unwrap();
         let snapshot = snapshot.await.unwrap();
-        (snapshot.queue_tasks, snapshot.queue_bytes)
+        (snapshot.levels.queue, snapshot.levels.bytes)
     }
 
     async fn stop(self) {

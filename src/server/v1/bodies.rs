@@ -13,7 +13,7 @@ use super::validate::{self, invalid, must_be};
 use super::wire::{Json, plain};
 use super::{Problem, ServerState};
 use crate::dispatcher::LetterFilter;
-use crate::task::{Node, TaskId};
+use crate::task::{Cause, Node, TaskId};
 
 /// How many dead letters can be listed by id, and how many replicas for a barrier.
 const MAX_IDS: usize = 1000;
@@ -174,7 +174,7 @@ fn per_second(json: &Json<'_>) -> Result<Option<NonZeroU32>, Problem> {
     rate.map(Some).ok_or_else(|| must_be("rate", &rule(), json))
 }
 
-fn cause(json: &Json<'_>) -> Result<Option<crate::api::Cause>, Problem> {
+fn cause(json: &Json<'_>) -> Result<Option<Cause>, Problem> {
     let cause = match json {
         Json::Null => return Ok(None),
         Json::Text(text) => word(&CAUSES, text),

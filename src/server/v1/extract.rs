@@ -11,8 +11,7 @@ use url::form_urlencoded;
 use super::Problem;
 use super::validate::invalid;
 use super::wire::{shown, shown_address};
-use crate::api::{Cause, DeliveryState};
-use crate::task::Node;
+use crate::task::{Cause, DeliveryState, Node};
 
 const DEFAULT_LIMIT: usize = 100;
 

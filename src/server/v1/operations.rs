@@ -33,7 +33,7 @@ pub(super) async fn list(
     summary = "One operation",
     params(("id" = String, Path, description = "`operation_id` of the operation.")),
     responses(
-        (status = 200, body = api::Operation, description = "The operation."), NotFoundError, CommonErrors,
+        (status = 200, body = api::BulkOperation, description = "The operation."), NotFoundError, CommonErrors,
     ),
 )]
 pub(super) async fn show(
@@ -52,7 +52,7 @@ pub(super) async fn show(
     description = "Work already done is kept. An operation that has ended is returned unchanged.",
     params(("id" = String, Path, description = "`operation_id` of the operation.")),
     responses(
-        (status = 200, body = api::Operation, description = "The operation after the call."),
+        (status = 200, body = api::BulkOperation, description = "The operation after the call."),
         NotFoundError, CommonErrors,
     ),
 )]

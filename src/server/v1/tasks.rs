@@ -57,7 +57,7 @@ pub(super) async fn list(
     summary = "One task",
     description = "A settled task is remembered for a while (`--task-history`).",
     params(("id" = String, Path, description = "`task_id` of the task.")),
-    responses((status = 200, body = api::Task, description = "The task."), NotFoundError, CommonErrors),
+    responses((status = 200, body = api::TaskInfo, description = "The task."), NotFoundError, CommonErrors),
 )]
 pub(super) async fn show(
     State(server): State<Arc<ServerState>>,
@@ -76,7 +76,7 @@ pub(super) async fn show(
         settled task is returned unchanged.",
     params(("id" = String, Path, description = "`task_id` of the task.")),
     responses(
-        (status = 200, body = api::Task, description = "The task after the call."), NotFoundError, CommonErrors,
+        (status = 200, body = api::TaskInfo, description = "The task after the call."), NotFoundError, CommonErrors,
     ),
 )]
 pub(super) async fn discard(
