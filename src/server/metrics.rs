@@ -41,8 +41,7 @@ pub(super) async fn figures(
         return Ok(ok(&to_json(&snapshot)));
     }
     snapshot.process = ProcessFigures::read();
-    let text = to_prometheus(&snapshot).map_err(|error| Problem::internal(&error))?;
-    Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response())
+    Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], to_prometheus(&snapshot)).into_response())
 }
 
 #[utoipa::path(
