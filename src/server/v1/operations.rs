@@ -7,7 +7,7 @@ use axum::response::Response;
 
 use super::extract::{NoParameters, PathName};
 use super::wire::shown;
-use super::{CommonErrors, NotFoundError, Problem, ServerState, missing};
+use super::{CommonErrors, NotFoundError, Problem, ServerState};
 use crate::api;
 use crate::server::errors::ok;
 
@@ -42,7 +42,7 @@ pub(super) async fn show(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let operation = server.handle.operation(&id);
-    Ok(ok(&operation.ok_or_else(|| missing(&what(&id)))?))
+    server.found(Ok(operation), format_args!("operation {}", shown(&id)))
 }
 
 #[utoipa::path(
@@ -62,9 +62,5 @@ pub(super) async fn cancel(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let operation = server.handle.cancel(&id).await;
-    Ok(ok(&operation.ok_or_else(|| missing(&what(&id)))?))
-}
-
-fn what(id: &str) -> String {
-    format!("operation {}", shown(id))
+    server.found(Ok(operation), format_args!("operation {}", shown(&id)))
 }

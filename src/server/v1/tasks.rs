@@ -65,7 +65,7 @@ pub(super) async fn show(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let task = server.handle.task(id(&name)?).await;
-    Ok(ok(&server.found(task, || what(&name))?))
+    server.found(task, what(&name))
 }
 
 #[utoipa::path(
@@ -85,12 +85,12 @@ pub(super) async fn discard(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let task = server.handle.discard_task(id(&name)?).await;
-    Ok(ok(&server.found(task, || what(&name))?))
+    server.found(task, what(&name))
 }
 
 /// A malformed id is a 404: no task has it.
 fn id(name: &str) -> Result<TaskId, Problem> {
-    name.parse().map_err(|_| missing(&what(name)))
+    name.parse().map_err(|_| missing(what(name)))
 }
 
 fn what(name: &str) -> String {
