@@ -22,12 +22,11 @@ pub use dead_letters::{
     BulkOperation, DeadLetterInfo, DeadLetterPage, DiscardRequest, LetterId, OperationKind,
     OperationPage, OperationState, RedriveRequest, Selection,
 };
-pub use events::{Figures, ReplicaChange, ReplicaEvent, ReplicaFigures, TaskChange, TaskEvent};
+pub use events::{Figures, ReplicaChange, ReplicaEvent, ReplicaFigures, TaskEvent};
 pub use replicas::{Convergence, Forgotten, LastError, Probed, Rename, Replica, ReplicaPage};
 pub use tasks::{DeliveryInfo, TaskInfo, TaskPage};
 pub use writes::{
-    BatchAnswer, BatchAnswers, BatchWrite, NoMajority, UserId, ValueEncoding, WriteAccepted,
-    WriteRequest,
+    BatchAnswer, BatchAnswers, BatchWrite, NoMajority, UserId, WriteAccepted, WriteRequest,
 };
 
 /// Body of every error.

@@ -23,7 +23,7 @@ mod uptime;
 
 pub use moment::{Moment, Now, Since};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};
-pub use state::{BreakerState, Counters, DeliveryState};
+pub use state::{BreakerState, Counters, DeliveryState, TaskChange};
 pub use uptime::{ClockStep, Uptime};
 
 /// The position of a task in the order of acceptance. It only grows, across restarts too.
@@ -57,13 +57,11 @@ pub struct Timestamp(pub u64);
 
 impl Timestamp {
     /// `self + duration`, at most the last representable time (in the year 2554).
-    #[must_use]
     pub fn saturating_add(self, duration: Duration) -> Self {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(nanos))
     }
 
-    #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -140,7 +138,6 @@ pub struct NewTask {
 }
 
 impl NewTask {
-    #[must_use]
     pub fn weight(&self) -> usize {
         let (user_id, trace) = (self.user_id.as_deref(), self.trace.as_ref());
         weight(&self.key, self.value.len(), &self.replicas, user_id, trace)
@@ -165,7 +162,6 @@ pub struct Task {
 }
 
 impl Task {
-    #[must_use]
     pub fn accepted(new: NewTask, id: TaskId, now: Timestamp) -> Self {
         Self {
             id,
@@ -181,7 +177,6 @@ impl Task {
         }
     }
 
-    #[must_use]
     pub fn weight(&self) -> usize {
         let (user_id, trace) = (self.user_id.as_deref(), self.trace.as_ref());
         weight(&self.key, self.value.len(), &self.replicas, user_id, trace)
@@ -191,7 +186,6 @@ impl Task {
     ///
     /// The remaining TTL never exceeds the client's TTL, even if the clock was set back. An expired SET
     /// becomes a DELETE: the replica may hold an older value, and the primary's is gone.
-    #[must_use]
     pub fn command_at(&self, now: Timestamp) -> ReplicaCommand {
         match (self.operation, self.expires_at) {
             (Operation::Delete, _) => ReplicaCommand::Delete,
@@ -206,7 +200,6 @@ impl Task {
 
 /// The bytes of a task whose length the client chooses. Queues and memory are charged this plus a
 /// fixed overhead.
-#[must_use]
 pub fn weight(
     key: &str,
     value: usize,
@@ -234,7 +227,6 @@ pub enum ReplicaCommand {
 pub struct ReplicaIndex(pub u16);
 
 impl ReplicaIndex {
-    #[must_use]
     pub fn get(self) -> usize {
         usize::from(self.0)
     }
@@ -262,7 +254,6 @@ pub struct AttemptOutcome {
 }
 
 impl AttemptOutcome {
-    #[must_use]
     pub fn certain(verdict: Verdict, took: Duration) -> Self {
         Self { verdict, ambiguous: false, took }
     }
@@ -311,7 +302,6 @@ pub enum Progress {
 
 impl Progress {
     /// Whether an attempt has failed and the write will not be sent soon.
-    #[must_use]
     pub fn has_failed(&self) -> bool {
         match self {
             Self::Failed { failures, .. } => *failures > 0,
@@ -345,7 +335,6 @@ pub enum Cause {
 }
 
 impl Cause {
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Rejected => "rejected",

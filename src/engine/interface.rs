@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::engine::{KeyId, Moment, Reservation, Since, Workers};
 use crate::task::{
     BreakerState, Cause, Counters, DeadLetter, DeliveryId, DeliveryState, Node, Obstacle,
-    Partition, Progress, ReplicaIndex, TaskId, Timestamp,
+    Partition, Progress, ReplicaIndex, TaskChange, TaskId, Timestamp,
 };
 
 /// Charged for each task on top of key and value: its row on disk, its entry in memory.
@@ -123,21 +123,10 @@ pub enum EngineAction {
     Changed {
         task: TaskId,
         node: Node,
-        change: DeliveryChange,
+        change: TaskChange,
         /// Of a failure or a dead letter.
         error: Option<Arc<str>>,
     },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeliveryChange {
-    Failed,
-    Delivered,
-    Superseded,
-    /// Became a dead letter, or was parked.
-    Dead,
-    Redriven,
-    Discarded,
 }
 
 /// Why a write was refused. Nothing has changed then.

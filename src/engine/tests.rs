@@ -9,6 +9,7 @@ use super::model::{node, settings};
 use super::*;
 use crate::task::{
     BreakerState, Consistency, DeadLetter, DeliveryState, Partition, Progress, ReplicaIndex,
+    TaskChange,
 };
 
 mod admin;

@@ -36,6 +36,23 @@ pub enum BreakerState {
     Open,
 }
 
+/// Change of a task or of one of its deliveries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskChange {
+    /// The task was accepted.
+    Accepted,
+    /// An attempt failed.
+    Failed,
+    Delivered,
+    /// A newer write of the key superseded it.
+    Superseded,
+    /// It became a dead letter or was parked.
+    Dead,
+    Redriven,
+    Discarded,
+}
+
 /// Deliveries by outcome since the start of the process, including those recovered from disk.
 ///
 /// `accepted = delivered + superseded + dead + discarded + pending`.

@@ -4,14 +4,14 @@ use super::Core;
 use crate::api;
 use crate::dispatcher::event_bus::EventKind;
 use crate::dispatcher::view;
-use crate::engine::{DeliveryChange, LaneView, Now, TaskView};
+use crate::engine::{LaneView, Now, TaskView};
 use crate::store::Header;
-use crate::task::{Node, TaskId};
+use crate::task::{Node, TaskChange, TaskId};
 
 impl Core {
     pub(super) fn tell_accepted(&self, now: Now, id: TaskId) {
         if self.parts.engine.is_watched() {
-            self.tell_task(now, id, None, api::TaskChange::Accepted, None);
+            self.tell_task(now, id, None, TaskChange::Accepted, None);
         }
     }
 
@@ -20,17 +20,9 @@ impl Core {
         now: Now,
         id: TaskId,
         node: &Node,
-        change: DeliveryChange,
+        change: TaskChange,
         error: Option<&str>,
     ) {
-        let change = match change {
-            DeliveryChange::Failed => api::TaskChange::Failed,
-            DeliveryChange::Delivered => api::TaskChange::Delivered,
-            DeliveryChange::Superseded => api::TaskChange::Superseded,
-            DeliveryChange::Dead => api::TaskChange::Dead,
-            DeliveryChange::Redriven => api::TaskChange::Redriven,
-            DeliveryChange::Discarded => api::TaskChange::Discarded,
-        };
         self.tell_task(now, id, Some(node), change, error);
     }
 
@@ -39,7 +31,7 @@ impl Core {
         now: Now,
         id: TaskId,
         node: Option<&Node>,
-        change: api::TaskChange,
+        change: TaskChange,
         error: Option<&str>,
     ) {
         let event = api::TaskEvent {

@@ -277,7 +277,7 @@ fn a_watcher_gets_every_change_and_every_end() {
     let change = EngineAction::Changed {
         task: TaskId(id),
         node: node("a"),
-        change: DeliveryChange::Delivered,
+        change: TaskChange::Delivered,
         error: None,
     };
     assert_eq!(actions[0], change);
