@@ -31,11 +31,13 @@ pub(crate) use attempt::Attempts;
 pub(crate) use bulk::Operations;
 pub(crate) use core::{Core, Parts};
 pub(crate) use event_bus::Bus;
-pub use event_bus::{Event, EventKind, EventKinds, Events};
+#[cfg(test)]
+pub(crate) use event_bus::EventKind;
+pub use event_bus::{Event, EventKinds, Events};
 pub use handle::Handle;
 pub(crate) use handle::Operator;
 pub(crate) use history::History;
-pub use messages::{Accepted, AdminError, Health, LetterCursor, LetterFilter, Refusal, TaskFilter};
+pub use messages::{Accepted, AdminError, Health, LetterFilter, Refusal, TaskFilter};
 #[cfg(test)]
 pub(crate) use messages::{Request, Write};
 pub(crate) use read_memory::ReadMemory;

@@ -19,18 +19,18 @@ mod local;
 #[cfg(test)]
 mod memory;
 
-pub use journal::{
-    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
-    Notify, Reply, Stats,
-};
+#[cfg(test)]
+pub(crate) use journal::Notify;
+pub use journal::{Append, AppendError, Appended, Journal, JournalEvent, KeyState, NoRoom, Stats};
+#[cfg(test)]
+pub(crate) use local::StoreReader;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::fuzzing;
 pub use local::{
-    CheckReport, CommitError, Committer, CommitterTurns, Damage, Exported, Header,
-    IdempotencyAnswer, IdempotencyRow, ImportError, Imported, KeyLimits, LocalJournal, LocalStore,
-    MAX_IDEMPOTENCY_KEY_BYTES, MissingRows, OpenError, Opened, ReadError, Recovered, RecoveryEvent,
-    RecoveryReport, Repeated, ReplicaRow, SetAside, StoreReader, StoreSettings, UptimeFile, check,
-    export, import,
+    CheckReport, CommitError, Damage, Exported, Header, IdempotencyAnswer, IdempotencyRow,
+    Imported, KeyLimits, LocalJournal, LocalStore, OpenError, Opened, ReadError, Recovered,
+    RecoveryEvent, RecoveryReport, Repeated, ReplicaRow, SetAside, StoreSettings, UptimeFile,
+    check, export, import,
 };
 #[cfg(test)]
 pub(crate) use memory::{MemoryJournal, MemoryStore};

@@ -25,17 +25,14 @@ impl Engine {
     }
 
     /// The time since a task was accepted, by the monotonic clock; `None` once it is settled.
-    #[must_use]
     pub fn age(&self, task: TaskId, now: Moment) -> Option<Duration> {
         Some(self.tasks[self.tasks.find(task)?].since.age(now))
     }
 
-    #[must_use]
     pub fn view(&self, id: TaskId) -> Option<TaskView> {
         self.tasks.find(id).map(|slot| self.view_of(slot))
     }
 
-    #[must_use]
     pub fn find_tasks(
         &self,
         wanted: &DeliveryFilter,
@@ -64,7 +61,6 @@ impl Engine {
     }
 
     /// The dead letters after `after`, parked deliveries included, up to `limit`.
-    #[must_use]
     pub fn find_letters(
         &self,
         wanted: &DeliveryFilter,
@@ -104,7 +100,6 @@ impl Engine {
     }
 
     /// The matching dead letters of these tasks, for the replica given with each or for all.
-    #[must_use]
     pub fn letters_of(
         &self,
         ids: &[(TaskId, Option<Node>)],

@@ -86,7 +86,6 @@ pub(super) fn segment(key: &str) -> PercentEncode<'_> {
 /// `0.000000001s`. Longer durations become the longest that Go can parse, about 292 years.
 ///
 /// Callers never pass zero ([`ReplicaCommand::Put`] never holds it): a node reads `0s` as no ttl.
-#[must_use]
 pub fn go_duration(duration: Duration) -> String {
     let duration = duration.min(LONGEST_GO_DURATION);
     let seconds = duration.as_secs();

@@ -70,10 +70,7 @@ pub trait Journal: Send + Sync + fmt::Debug {
     ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>>;
 
     /// Whether there is room for a write of so many bytes besides those that are appended.
-    ///
-    /// # Errors
-    ///
-    /// [`NoRoom`]: nothing is wrong, but new writes must wait.
+    /// [`NoRoom`] is no failure: new writes must wait.
     fn room(&self, bytes: u64) -> Result<(), NoRoom>;
 
     /// How much it keeps, and how much room there is, as last seen.

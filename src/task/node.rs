@@ -18,10 +18,6 @@ pub struct Node(Arc<str>);
 
 impl Node {
     /// Parses and normalises an address.
-    ///
-    /// # Errors
-    ///
-    /// A [`NodeError`] with the reason.
     pub fn parse(text: &str) -> Result<Self, NodeError> {
         if text.len() > MAX_NODE_BYTES {
             return Err(NodeError::TooLong { bytes: text.len() });
@@ -60,12 +56,10 @@ impl Node {
 
     /// Takes a normal form from disk without parsing it; a checksum covers it. Stricter rules of a later
     /// version must not make a data directory unreadable.
-    #[must_use]
     pub fn from_normal(text: &str) -> Self {
         Self(text.into())
     }
 
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -54,7 +54,6 @@ impl Uptime {
 
     /// The age of `since` when a daemon starts at `now`. The gap that just ended counts as well, unless
     /// it is so long that the clock was more likely corrected.
-    #[must_use]
     pub fn age_at_start(&self, now: Timestamp, since: Timestamp) -> Duration {
         let away = self.gaps.last().filter(|(_, to)| Some(*to) == self.seen);
         let away = away.map(|(from, to)| to.saturating_since(since.max(*from)));
@@ -62,7 +61,6 @@ impl Uptime {
     }
 
     /// The age of `since`, without the gaps.
-    #[must_use]
     pub fn age(&self, now: Timestamp, since: Timestamp) -> Duration {
         let skipped =
             self.gaps.iter().map(|(from, to)| now.min(*to).saturating_since(since.max(*from)));

@@ -48,7 +48,7 @@ where
 /// A client as a person would use it: no proxy, no redirects. For plain HTTP: the certificates of the
 /// system, which take long to read, are left out.
 pub fn client() -> reqwest::Client {
-    replicator::replica::install_crypto();
+    replicator::testing::install_crypto();
     reqwest::Client::builder()
         .no_proxy()
         .tls_certs_only([])

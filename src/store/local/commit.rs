@@ -199,7 +199,6 @@ impl Committer {
     }
 
     /// Whether the thread is at work. Asking does not wait for it.
-    #[must_use]
     pub fn turns(&self) -> CommitterTurns {
         self.turns.clone()
     }

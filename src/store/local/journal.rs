@@ -49,10 +49,6 @@ pub struct LocalJournal {
 impl LocalStore {
     /// Recovers the store and makes it the journal, which claims its one partition: the records of
     /// replicas, then the tasks come by `notify` before this returns, what arrives later.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::recover`].
     pub fn into_journal(
         self,
         limits: KeyLimits,
@@ -110,7 +106,6 @@ impl LocalJournal {
     }
 
     /// The id of the newest write, here or before.
-    #[must_use]
     pub fn newest(&self) -> TaskId {
         TaskId(lock(&self.next).0.saturating_sub(1))
     }

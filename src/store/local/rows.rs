@@ -335,7 +335,6 @@ pub struct Header {
 }
 
 impl Header {
-    #[must_use]
     pub fn of(task: &Task) -> Self {
         Self {
             id: task.id,

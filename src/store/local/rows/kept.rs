@@ -29,7 +29,6 @@ pub struct IdempotencyRow {
 }
 
 impl IdempotencyRow {
-    #[must_use]
     pub fn of(task: &Task, fingerprint: [u8; 16]) -> Self {
         Self { task: task.id, fingerprint, at: task.accepted_at, answer: None }
     }
