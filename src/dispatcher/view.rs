@@ -1,4 +1,4 @@
-//! What the engine and the store know, in the words of the API.
+//! Converts views of the engine and rows of the store into the types of the API.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,12 +11,11 @@ use crate::engine::{BarrierView, DeliveryView, LaneView, LetterView, Moment, Now
 use crate::store::Header;
 use crate::task::{BreakerState, Node, TaskId, Timestamp};
 
-/// A moment as the API writes it.
 pub(super) fn time(at: Timestamp) -> String {
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_nanos(at.0)).to_string()
 }
 
-/// A moment that is to come, by the wall clock.
+/// A future moment, by the wall clock.
 fn to_come(at: Moment, now: Now) -> String {
     let wait = at.since_start().saturating_sub(now.moment.since_start());
     time(now.wall.saturating_add(wait))
@@ -35,7 +34,7 @@ fn delivery(view: DeliveryView, now: Now) -> api::DeliveryInfo {
     }
 }
 
-/// A task; of one that is settled the header may not be known any more.
+/// `header` may be unknown if the task is settled.
 pub(super) fn task(
     view: TaskView,
     header: Option<&Header>,
@@ -56,7 +55,7 @@ pub(super) fn task(
     }
 }
 
-/// A dead letter; `None` if it is none any more.
+/// `None` if the delivery is no dead letter any more.
 pub(super) fn dead_letter(view: LetterView, header: Header) -> Option<api::DeadLetterInfo> {
     let (error, since) = view.delivery.error.unzip();
     Some(api::DeadLetterInfo {
@@ -74,12 +73,12 @@ pub(super) fn dead_letter(view: LetterView, header: Header) -> Option<api::DeadL
     })
 }
 
-/// How old the oldest pending delivery of a lane is, in seconds.
+/// Age of the oldest pending delivery in seconds; 0 without any.
 pub(super) fn lag(lane: &LaneView, now: Now) -> f64 {
     lane.oldest_since.map_or(0.0, |oldest| oldest.age(now.moment).as_secs_f64())
 }
 
-/// A replica, with its rates and the p50 and p99 of its attempts.
+/// `latency` is the p50 and p99 of the attempts.
 pub(super) fn replica(
     lane: &LaneView,
     rate: Rate,
@@ -120,7 +119,7 @@ pub(super) fn replica(
     }
 }
 
-/// Where a backlog is going, and when it will be drained.
+/// The trend of the backlog, and the seconds until it is drained.
 #[expect(clippy::cast_precision_loss, reason = "an estimate for people")]
 fn convergence(lane: &LaneView, rate: Rate) -> (api::Convergence, Option<f64>) {
     let shrinks = rate.left - rate.accepted;
@@ -129,7 +128,7 @@ fn convergence(lane: &LaneView, rate: Rate) -> (api::Convergence, Option<f64>) {
         () if lane.paused.is_some() => (api::Convergence::Paused, None),
         () if pending == 0 => (api::Convergence::Drained, None),
         () if shrinks > 0.0 => (api::Convergence::Draining, Some(pending as f64 / shrinks)),
-        // A few in passing are no backlog that would have to shrink.
+        // Fewer deliveries than settle in a second are in transit: such a backlog need not shrink.
         () if lane.breaker == BreakerState::Closed
             && rate.left > 0.0
             && pending as f64 <= rate.left =>
@@ -140,7 +139,6 @@ fn convergence(lane: &LaneView, rate: Rate) -> (api::Convergence, Option<f64>) {
     }
 }
 
-/// What one replica is in the figures of a second.
 pub(super) fn replica_figures(lane: &LaneView, rate: Rate, now: Now) -> api::ReplicaFigures {
     api::ReplicaFigures {
         replica: lane.node.to_string(),
@@ -156,7 +154,6 @@ pub(super) fn replica_figures(lane: &LaneView, rate: Rate, now: Now) -> api::Rep
     }
 }
 
-/// A barrier, with all that it is about in its id.
 pub(super) fn barrier(up_to: TaskId, nodes: &[Node], view: BarrierView) -> api::Barrier {
     let mut replicas: Vec<_> = view
         .lanes
@@ -184,7 +181,7 @@ pub(super) fn barrier(up_to: TaskId, nodes: &[Node], view: BarrierView) -> api::
     }
 }
 
-/// The task, and behind a dot the replicas where not all are meant.
+/// The id of the task; unless all replicas are covered, a dot and the encoded replicas.
 fn barrier_id(up_to: TaskId, nodes: &[Node]) -> String {
     if nodes.is_empty() {
         return up_to.to_string();
@@ -193,7 +190,7 @@ fn barrier_id(up_to: TaskId, nodes: &[Node]) -> String {
     format!("{up_to}.{}", URL_SAFE_NO_PAD.encode(nodes.join("\n")))
 }
 
-/// What a barrier's id says; `None` if it is none.
+/// `None` if the text is no barrier id.
 pub(super) fn read_barrier_id(id: &str) -> Option<(TaskId, Vec<Node>)> {
     let Some((up_to, nodes)) = id.split_once('.') else {
         return Some((id.parse().ok()?, Vec::new()));

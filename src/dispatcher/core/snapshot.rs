@@ -1,4 +1,4 @@
-//! How things stand, for the metrics.
+//! The figures for the metrics.
 
 use super::Core;
 use crate::dispatcher::messages::Health;
