@@ -22,8 +22,7 @@ pub use histogram::{
     REPLICA_ATTEMPT_SECONDS, REPLICA_DELIVERY_SECONDS,
 };
 pub use process::ProcessFigures;
-pub use text::to_prometheus;
-pub use users::Users;
+pub use users::{UserFigures, Users};
 pub use window::AckWindow;
 
 /// All figures at one moment. The tables below contain the help text of each field.
@@ -66,14 +65,22 @@ pub struct ReplicaSnapshot {
     pub attempt_seconds: Histogram,
 }
 
-/// Name, help text and value. A counter is a metric whose name ends in `_total`.
-type Metric = (&'static str, &'static str, fn(&Snapshot) -> f64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MetricKind {
+    Counter,
+    Gauge,
+}
+
+use MetricKind::{Counter, Gauge};
+
+/// Name, kind, help text and value.
+type Metric = (&'static str, MetricKind, &'static str, fn(&Snapshot) -> f64);
 
 /// A metric with the label `replica`.
-type ReplicaMetric = (&'static str, &'static str, fn(&ReplicaSnapshot) -> u64);
+type ReplicaMetric = (&'static str, MetricKind, &'static str, fn(&ReplicaSnapshot) -> u64);
 
 /// A metric that the system may not report.
-type ProcessMetric = (&'static str, &'static str, fn(&ProcessFigures) -> Option<f64>);
+type ProcessMetric = (&'static str, MetricKind, &'static str, fn(&ProcessFigures) -> Option<f64>);
 
 type HistogramMetric<Of> = (&'static str, &'static str, fn(&Of) -> &Histogram);
 
@@ -82,75 +89,86 @@ type Labelled = (&'static str, &'static str, &'static str, fn(&Snapshot) -> &[(&
 
 #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, which no counter reaches")]
 const METRICS: &[Metric] = &[
-    ("replicator_replications_total", "Write requests received and valid.", |s| {
+    ("replicator_replications_total", Counter, "Write requests received and valid.", |s| {
         s.total_replications as f64
     }),
-    ("replicator_queue_tasks", "Tasks in the eventual queue, including tasks in flight.", |s| {
-        s.levels.queue as f64
-    }),
-    ("replicator_queue_capacity_tasks", "Capacity of the eventual queue.", |s| {
+    (
+        "replicator_queue_tasks",
+        Gauge,
+        "Tasks in the eventual queue, including tasks in flight.",
+        |s| s.levels.queue as f64,
+    ),
+    ("replicator_queue_capacity_tasks", Gauge, "Capacity of the eventual queue.", |s| {
         s.queue_capacity as f64
     }),
-    ("replicator_queue_bytes", "Bytes charged for queued tasks.", |s| s.levels.bytes as f64),
+    ("replicator_queue_bytes", Gauge, "Bytes charged for queued tasks.", |s| s.levels.bytes as f64),
     (
         "replicator_dead_letter_bytes",
+        Gauge,
         "Bytes charged for tasks that have only dead letters or parked deliveries left.",
         |s| s.levels.dead_letter_bytes as f64,
     ),
-    ("replicator_retry_tasks", "Deliveries in the retry queue.", |s| s.levels.retry as f64),
-    ("replicator_retry_capacity_tasks", "Capacity of the retry queue.", |s| {
+    ("replicator_retry_tasks", Gauge, "Deliveries in the retry queue.", |s| s.levels.retry as f64),
+    ("replicator_retry_capacity_tasks", Gauge, "Capacity of the retry queue.", |s| {
         s.retry_capacity as f64
     }),
-    ("replicator_waiting_requests", "Requests waiting for capacity.", |s| {
+    ("replicator_waiting_requests", Gauge, "Requests waiting for capacity.", |s| {
         s.waiting_requests as f64
     }),
-    ("replicator_dead_letters", "Dead letters, including parked deliveries.", |s| {
+    ("replicator_dead_letters", Gauge, "Dead letters, including parked deliveries.", |s| {
         s.levels.dead_letters as f64
     }),
     (
         "replicator_ack_time_mean_seconds",
+        Gauge,
         "Mean time of the last 1000 acknowledged attempts.",
         |s| s.average_ack_seconds,
     ),
     (
         "replicator_lag_max_seconds",
+        Gauge,
         "Longest time from acceptance to acknowledgement since the start.",
         |s| s.max_lag_seconds,
     ),
     (
         "replicator_quarantined_rows",
+        Gauge,
         "Unreadable rows moved to the quarantine of the data directory at the start.",
         |s| s.quarantined_rows as f64,
     ),
-    ("replicator_disk_free_bytes", "Free bytes on the disk of the data directory.", |s| {
+    ("replicator_disk_free_bytes", Gauge, "Free bytes on the disk of the data directory.", |s| {
         s.store.free_bytes.unwrap_or_default() as f64
     }),
-    ("replicator_store_live_bytes", "Bytes of live keys and rows in the store.", |s| {
+    ("replicator_store_live_bytes", Gauge, "Bytes of live keys and rows in the store.", |s| {
         s.store.live_bytes as f64
     }),
-    ("replicator_store_rewrites_total", "Compactions of the store.", |s| {
+    ("replicator_store_rewrites_total", Counter, "Compactions of the store.", |s| {
         s.store.compactions as f64
     }),
-    ("replicator_store_file_bytes", "Size of the files of the store.", |s| {
+    ("replicator_store_file_bytes", Gauge, "Size of the files of the store.", |s| {
         s.store.file_bytes as f64
     }),
     (
         "replicator_store_failed",
+        Gauge,
         "1 once the store has failed and nothing is accepted until a restart.",
         |s| f64::from(u8::from(s.store_failed)),
     ),
     (
         "replicator_store_stalled_seconds",
+        Gauge,
         "How long the store has not responded and new writes are refused; 0 while it responds.",
         |s| s.store_stalled_seconds,
     ),
     (
         "replicator_log_lines_dropped_total",
+        Counter,
         "Log lines that were dropped because they could not be written.",
         |s| s.log_lines_dropped as f64,
     ),
     (
         "replicator_disk_low",
+        Gauge,
         "1 while new writes are refused because the disk is nearly full (--min-free-disk).",
         |s| f64::from(u8::from(s.store.is_full)),
     ),
@@ -208,13 +226,15 @@ const REPLICA_HISTOGRAMS: &[HistogramMetric<ReplicaSnapshot>] = &[
 
 #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, which no figure reaches")]
 const PROCESS_METRICS: &[ProcessMetric] = &[
-    ("process_cpu_seconds_total", "User and system CPU time.", |p| Some(p.cpu_seconds)),
-    ("process_resident_memory_bytes", "Resident memory.", |p| Some(p.resident_bytes as f64)),
-    ("process_virtual_memory_bytes", "Virtual memory.", |p| Some(p.virtual_bytes as f64)),
-    ("process_open_fds", "Open file descriptors.", |p| Some(p.open_fds as f64)),
-    ("process_max_fds", "Limit of open file descriptors.", |p| p.max_fds.map(|most| most as f64)),
-    ("process_threads", "Threads.", |p| Some(p.threads as f64)),
-    ("process_start_time_seconds", "Start time of the process since 1970.", |p| {
+    ("process_cpu_seconds_total", Counter, "User and system CPU time.", |p| Some(p.cpu_seconds)),
+    ("process_resident_memory_bytes", Gauge, "Resident memory.", |p| Some(p.resident_bytes as f64)),
+    ("process_virtual_memory_bytes", Gauge, "Virtual memory.", |p| Some(p.virtual_bytes as f64)),
+    ("process_open_fds", Gauge, "Open file descriptors.", |p| Some(p.open_fds as f64)),
+    ("process_max_fds", Gauge, "Limit of open file descriptors.", |p| {
+        p.max_fds.map(|most| most as f64)
+    }),
+    ("process_threads", Gauge, "Threads.", |p| Some(p.threads as f64)),
+    ("process_start_time_seconds", Gauge, "Start time of the process since 1970.", |p| {
         Some(p.start_seconds)
     }),
 ];
@@ -222,60 +242,73 @@ const PROCESS_METRICS: &[ProcessMetric] = &[
 const REPLICA_METRICS: &[ReplicaMetric] = &[
     (
         "replicator_deliveries_accepted_total",
+        Counter,
         "Deliveries accepted, including those recovered from disk at the start. Always the sum of delivered, superseded, dead, discarded and pending.",
         |r| r.lane.counters.accepted,
     ),
-    ("replicator_deliveries_delivered_total", "Deliveries acknowledged.", |r| {
+    ("replicator_deliveries_delivered_total", Counter, "Deliveries acknowledged.", |r| {
         r.lane.counters.delivered
     }),
     (
         "replicator_deliveries_superseded_total",
+        Counter,
         "Deliveries superseded by a newer write of the key.",
         |r| r.lane.counters.superseded,
     ),
     (
         "replicator_deliveries_discarded_total",
+        Counter,
         "Deliveries discarded by operators or after their retention.",
         |r| r.lane.counters.discarded,
     ),
     (
         "replicator_deliveries_redriven_total",
+        Counter,
         "Dead letters redriven; one can be redriven several times.",
         |r| r.lane.counters.redriven,
     ),
-    ("replicator_deliveries_rejected_total", "Deliveries rejected by the replica.", |r| {
+    ("replicator_deliveries_rejected_total", Counter, "Deliveries rejected by the replica.", |r| {
         r.lane.counters.rejected
     }),
-    ("replicator_deliveries_given_up_total", "Deliveries given up after the last retry.", |r| {
-        r.lane.counters.gave_up
-    }),
+    (
+        "replicator_deliveries_given_up_total",
+        Counter,
+        "Deliveries given up after the last retry.",
+        |r| r.lane.counters.gave_up,
+    ),
     (
         "replicator_attempts_failed_total",
+        Counter,
         "Failed attempts that were sent; one delivery can have several.",
         |r| r.lane.counters.failed_attempts,
     ),
     (
         "replicator_attempts_unsent_total",
+        Counter,
         "Attempts that were not sent: the breaker was open, or the process was short of resources.",
         |r| r.lane.counters.unsent_attempts,
     ),
     (
         "replicator_deliveries_dead",
+        Gauge,
         "Rejected or given up deliveries that are kept as dead letters.",
         |r| r.lane.counters.dead,
     ),
     (
         "replicator_replica_dead_letter_bytes",
+        Gauge,
         "Bytes charged for the dead letters and parked deliveries of the replica.",
         |r| r.lane.dead_letter_bytes,
     ),
     (
         "replicator_replica_workers",
+        Gauge,
         "Maximum concurrent deliveries to the replica: --workers, or the current limit of auto.",
         |r| r.lane.workers.into(),
     ),
     (
         "replicator_replica_breaker_state",
+        Gauge,
         "State of the breaker of the replica: 0 closed, 1 half open, 2 open.",
         |r| match r.lane.breaker {
             BreakerState::Closed => 0,
@@ -283,26 +316,33 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
             BreakerState::Open => 2,
         },
     ),
-    ("replicator_deliveries_pending", "Deliveries not settled yet.", |r| r.lane.counters.pending),
-    ("replicator_deliveries_in_flight", "Pending deliveries in flight.", |r| r.lane.in_flight),
-    ("replicator_deliveries_waiting", "Pending deliveries waiting for a retry.", |r| {
+    ("replicator_deliveries_pending", Gauge, "Deliveries not settled yet.", |r| {
+        r.lane.counters.pending
+    }),
+    ("replicator_deliveries_in_flight", Gauge, "Pending deliveries in flight.", |r| {
+        r.lane.in_flight
+    }),
+    ("replicator_deliveries_waiting", Gauge, "Pending deliveries waiting for a retry.", |r| {
         r.lane.waiting
     }),
     (
         "replicator_deliveries_parked",
+        Gauge,
         "Pending deliveries that failed and have no place in the retry queue.",
         |r| r.lane.parked,
     ),
     (
         "replicator_replica_backlog_bytes",
+        Gauge,
         "Bytes charged for the tasks of the pending deliveries.",
         |r| r.lane.pending_bytes,
     ),
-    ("replicator_replica_paused", "1 while the replica is paused by an operator.", |r| {
+    ("replicator_replica_paused", Gauge, "1 while the replica is paused by an operator.", |r| {
         r.lane.paused.is_some().into()
     }),
     (
         "replicator_deliveries_unaccounted",
+        Gauge,
         "Imbalance of the books of the replica. Anything but 0 is a bug.",
         |r| r.lane.counters.unaccounted(),
     ),
@@ -315,6 +355,7 @@ const LAG: (&str, &str, fn(&ReplicaSnapshot) -> f64) =
     });
 
 /// The JSON of SERVICE.md, which clients depend on, with more fields.
+#[must_use]
 pub fn to_json(snapshot: &Snapshot) -> Value {
     let Snapshot { totals, levels, store, .. } = snapshot;
     json!({
@@ -348,6 +389,11 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
 /// Rounds to three decimals.
 fn millis(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e3
+}
+
+/// Does not fail with the tables here; a test renders them all.
+pub fn to_prometheus(snapshot: &Snapshot) -> prometheus::Result<String> {
+    text::page(snapshot)
 }
 
 #[cfg(test)]
@@ -405,7 +451,7 @@ mod tests {
 
     #[test]
     fn the_text_contains_every_metric_of_the_tables() {
-        let text = to_prometheus(&snapshot());
+        let text = to_prometheus(&snapshot()).unwrap();
         let names = METRICS.iter().map(|metric| metric.0);
         let names = names.chain(REPLICA_METRICS.iter().map(|metric| metric.0));
         let names = names.chain(LABELLED.iter().map(|metric| metric.0));
@@ -428,5 +474,13 @@ mod tests {
         assert!(text.contains("replicator_replications_total 4\n"), "{text}");
         let line = "replicator_deliveries_delivered_total{replica=\"http://a\"} 5\n";
         assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn only_counters_end_in_total() {
+        let kinds = METRICS.iter().map(|m| (m.0, m.1));
+        for (name, kind) in kinds.chain(REPLICA_METRICS.iter().map(|m| (m.0, m.1))) {
+            assert_eq!(name.ends_with("_total"), kind == Counter, "{name}");
+        }
     }
 }

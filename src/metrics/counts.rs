@@ -42,6 +42,7 @@ impl Reason {
         Self::StoreFailed,
     ];
 
+    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queue => "queue",
@@ -97,11 +98,13 @@ impl Counts {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
+    #[must_use]
     pub fn refusals(&self) -> Vec<(&'static str, u64)> {
         let counts = self.refusals.iter().map(|count| count.load(Ordering::Relaxed));
         Reason::ALL.iter().map(|reason| reason.as_str()).zip(counts).collect()
     }
 
+    #[must_use]
     pub fn answers(&self) -> Vec<(&'static str, u64)> {
         let names = STATUSES.iter().map(|status| status.1).chain(["other"]);
         let counts = self.answers.iter().chain([&self.other]);

@@ -34,6 +34,7 @@ pub const REPLICA_ATTEMPT_SECONDS: &[f64] = &[0.001, 0.005, 0.025, 0.1, 0.25, 1.
 pub const REPLICA_DELIVERY_SECONDS: &[f64] = &[0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0];
 
 impl Histogram {
+    #[must_use]
     pub fn new(bounds: &'static [f64]) -> Self {
         Self { bounds, counts: bounds.iter().map(|_| 0).collect(), count: 0, sum: 0.0 }
     }
@@ -51,10 +52,12 @@ impl Histogram {
         self.record(took.as_secs_f64());
     }
 
+    #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
+    #[must_use]
     pub fn sum(&self) -> f64 {
         self.sum
     }

@@ -16,6 +16,7 @@ pub struct ProcessFigures {
 
 impl ProcessFigures {
     /// `None` on systems other than Linux, or if /proc cannot be read.
+    #[must_use]
     pub fn read() -> Option<Self> {
         #[cfg(target_os = "linux")]
         return linux::read().ok();

@@ -1,118 +1,132 @@
 //! Renders a snapshot as Prometheus text, format 0.0.4.
 
+use prometheus::TextEncoder;
+use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
+
 use super::{
-    HISTOGRAMS, Histogram, LABELLED, LAG, METRICS, PROCESS_METRICS, REPLICA_HISTOGRAMS,
-    REPLICA_METRICS, ReplicaSnapshot, Snapshot,
+    Counter, Gauge, HISTOGRAMS, Histogram, LABELLED, LAG, METRICS, MetricKind, PROCESS_METRICS,
+    REPLICA_HISTOGRAMS, REPLICA_METRICS, Snapshot,
 };
 
 /// Renders all families except empty ones.
-pub fn to_prometheus(snapshot: &Snapshot) -> String {
-    let mut page = Page(String::new());
-    let version = Some(("version", env!("CARGO_PKG_VERSION")));
-    page.figures(
-        "replicator_build_info",
-        "Version of the running binary; always 1.",
-        [(version, 1.0)],
-    );
-    for &(name, help, figure) in METRICS {
-        page.figures(name, help, [(None, figure(snapshot))]);
+pub(super) fn page(snapshot: &Snapshot) -> prometheus::Result<String> {
+    let mut families = vec![build()];
+    for &(name, kind, help, figure) in METRICS {
+        families.push(family(name, kind, help, [(None, figure(snapshot))]));
     }
     for &(name, label, help, figures) in LABELLED {
         let figures = figures(snapshot).iter();
-        page.figures(name, help, figures.map(|&(value, n)| (Some((label, value)), exact(n))));
+        let figures = figures.map(|&(value, count)| (Some((label, value)), exact(count)));
+        families.push(family(name, Counter, help, figures));
     }
     for &(name, help, histogram) in HISTOGRAMS {
-        page.histograms(name, help, [(None, histogram(snapshot))]);
+        families.push(histograms(name, help, [(None, histogram(snapshot))]));
     }
-    let replicas = || snapshot.replicas.iter().map(|replica| (label(replica), replica));
-    for &(name, help, figure) in REPLICA_METRICS {
-        page.figures(name, help, replicas().map(|(label, r)| (label, exact(figure(r)))));
+    let replicas = || snapshot.replicas.iter();
+    for &(name, kind, help, figure) in REPLICA_METRICS {
+        let figures =
+            replicas().map(|r| (Some(("replica", r.lane.node.as_str())), exact(figure(r))));
+        families.push(family(name, kind, help, figures));
     }
     let (name, help, lag) = LAG;
-    page.figures(name, help, replicas().map(|(label, r)| (label, lag(r))));
+    let lags = replicas().map(|r| (Some(("replica", r.lane.node.as_str())), lag(r)));
+    families.push(family(name, Gauge, help, lags));
     for &(name, help, histogram) in REPLICA_HISTOGRAMS {
-        page.histograms(name, help, replicas().map(|(label, r)| (label, histogram(r))));
+        let figures = replicas().map(|r| (Some(("replica", r.lane.node.as_str())), histogram(r)));
+        families.push(histograms(name, help, figures));
     }
-    for &(name, help, figure) in PROCESS_METRICS {
+    for &(name, kind, help, figure) in PROCESS_METRICS {
         let figure = snapshot.process.as_ref().and_then(figure);
-        page.figures(name, help, figure.map(|figure| (None, figure)));
+        families.push(family(name, kind, help, figure.map(|figure| (None, figure))));
     }
-    page.0
+    families.retain(|family| !family.get_metric().is_empty());
+    TextEncoder::new().encode_to_string(&families)
 }
 
 type Label<'a> = Option<(&'a str, &'a str)>;
-
-fn label(replica: &ReplicaSnapshot) -> Label<'_> {
-    Some(("replica", replica.lane.node.as_str()))
-}
 
 #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, which no figure reaches")]
 fn exact(figure: u64) -> f64 {
     figure as f64
 }
 
-struct Page(String);
+fn build() -> MetricFamily {
+    let version = Some(("version", env!("CARGO_PKG_VERSION")));
+    family(
+        "replicator_build_info",
+        Gauge,
+        "Version of the running binary; always 1.",
+        [(version, 1.0)],
+    )
+}
 
-impl Page {
-    fn figures<'a>(
-        &mut self,
-        name: &str,
-        help: &str,
-        figures: impl IntoIterator<Item = (Label<'a>, f64)>,
-    ) {
-        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
-        let mut figures = figures.into_iter().peekable();
-        if figures.peek().is_some() {
-            self.head(name, kind, help);
-        }
-        for (label, figure) in figures {
-            self.sample(name, label, figure);
-        }
-    }
-
-    fn histograms<'a>(
-        &mut self,
-        name: &str,
-        help: &str,
-        histograms: impl IntoIterator<Item = (Label<'a>, &'a Histogram)>,
-    ) {
-        let [bucket, sum, count] = ["bucket", "sum", "count"].map(|part| format!("{name}_{part}"));
-        let mut histograms = histograms.into_iter().peekable();
-        if histograms.peek().is_some() {
-            self.head(name, "histogram", help);
-        }
-        for (label, histogram) in histograms {
-            for (bound, count) in histogram.cumulative() {
-                let bound = bound.to_string();
-                self.sample(&bucket, label.into_iter().chain([("le", &*bound)]), exact(count));
+fn family<'a>(
+    name: &str,
+    kind: MetricKind,
+    help: &str,
+    figures: impl IntoIterator<Item = (Label<'a>, f64)>,
+) -> MetricFamily {
+    let metrics = figures.into_iter().map(|(label, figure)| {
+        let mut metric = labelled(label);
+        match kind {
+            Counter => {
+                let mut counter = proto::Counter::default();
+                counter.set_value(figure);
+                metric.set_counter(counter);
             }
-            let all = exact(histogram.count());
-            self.sample(&bucket, label.into_iter().chain([("le", "+Inf")]), all);
-            self.sample(&sum, label, histogram.sum());
-            self.sample(&count, label, all);
+            Gauge => {
+                let mut gauge = proto::Gauge::default();
+                gauge.set_value(figure);
+                metric.set_gauge(gauge);
+            }
         }
-    }
+        metric
+    });
+    let kind = match kind {
+        Counter => MetricType::COUNTER,
+        Gauge => MetricType::GAUGE,
+    };
+    named(name, kind, help, metrics.collect())
+}
 
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
-        self.0 += &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
-    }
+fn histograms<'a>(
+    name: &str,
+    help: &str,
+    figures: impl IntoIterator<Item = (Label<'a>, &'a Histogram)>,
+) -> MetricFamily {
+    let metrics = figures.into_iter().map(|(label, figures)| {
+        let buckets = figures.cumulative().map(|(bound, count)| {
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(count);
+            bucket
+        });
+        let mut histogram = proto::Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(figures.count());
+        histogram.set_sample_sum(figures.sum());
+        let mut metric = labelled(label);
+        metric.set_histogram(histogram);
+        metric
+    });
+    named(name, MetricType::HISTOGRAM, help, metrics.collect())
+}
 
-    fn sample<'a>(
-        &mut self,
-        name: &str,
-        labels: impl IntoIterator<Item = (&'a str, &'a str)>,
-        figure: f64,
-    ) {
-        self.0 += name;
-        let mut separator = '{';
-        for (label, value) in labels {
-            let value = value.replace('\\', r"\\").replace('\n', r"\n").replace('"', r#"\""#);
-            self.0 += &format!("{separator}{label}=\"{value}\"");
-            separator = ',';
-        }
-        if separator == ',' {
-            self.0.push('}');
-        }
-        self.0 += &format!(" {figure}\n");
-    }
+fn labelled(label: Label<'_>) -> proto::Metric {
+    let pairs = label.into_iter().map(|(name, value)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value.to_owned());
+        pair
+    });
+    proto::Metric::from_label(pairs.collect())
+}
+
+fn named(name: &str, kind: MetricType, help: &str, metrics: Vec<proto::Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
 }

@@ -55,6 +55,7 @@ impl Users {
         UserCounts { inherited: left.requests, ..left }
     }
 
+    #[must_use]
     pub fn busiest(&self) -> Vec<UserFigures> {
         let all = self.figures.iter().map(|(user_id, figures)| UserFigures {
             user_id: user_id.clone(),

@@ -21,6 +21,7 @@ impl AckWindow {
     }
 
     /// Zero without any acknowledgement.
+    #[must_use]
     pub fn mean(&self) -> Duration {
         let count = u32::try_from(self.times.len()).unwrap_or(u32::MAX);
         self.sum.checked_div(count).unwrap_or_default()

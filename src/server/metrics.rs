@@ -41,7 +41,8 @@ pub(super) async fn figures(
         return Ok(ok(&to_json(&snapshot)));
     }
     snapshot.process = ProcessFigures::read();
-    Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], to_prometheus(&snapshot)).into_response())
+    let text = to_prometheus(&snapshot).map_err(|error| Problem::internal(&error))?;
+    Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response())
 }
 
 #[utoipa::path(
