@@ -12,11 +12,12 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group};
-use replicator::engine::{
-    Arrived, Engine, EngineAction, EngineSettings, KeyHasher, Moment, Now, Origin, Workers,
+use replicator::testing::engine::{
+    Arrived, Engine, EngineAction, EngineSettings, KeyHasher, Origin, Workers,
 };
-use replicator::task::{
-    AttemptOutcome, Consistency, DeliveryId, Node, Partition, TaskId, Timestamp, Verdict,
+use replicator::testing::task::{
+    AttemptOutcome, Consistency, DeliveryId, Moment, Node, Now, Partition, TaskId, Timestamp,
+    Verdict,
 };
 
 #[path = "../src/engine/tests/flaky/replica.rs"]

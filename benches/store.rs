@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use replicator::store::{LocalStore, Opened, StoreSettings};
-use replicator::task::{Consistency, Node, Operation, Task, TaskId, Timestamp};
+use replicator::testing::store::{LocalStore, Opened, StoreSettings};
+use replicator::testing::task::{Consistency, Node, Operation, Task, TaskId, Timestamp};
 use tokio::sync::oneshot;
 
 fn open(dir: &std::path::Path) -> Opened {

@@ -28,7 +28,7 @@ pub(crate) mod fuzzing;
 mod token;
 
 pub use bucket::Bucket;
-pub use token::{NewToken, NoRandomness, StoredToken};
+pub use token::{NewToken, StoredToken};
 use token::{PresentedToken, TokenId};
 
 /// A token may have several roles.
@@ -45,7 +45,6 @@ pub const ROLES: [(&str, Role); 3] =
     [("replicate", Role::Replicate), ("observe", Role::Observe), ("operate", Role::Operate)];
 
 impl Role {
-    #[must_use]
     pub fn covers(self, other: Self) -> bool {
         self == other || (self, other) == (Self::Operate, Self::Observe)
     }
@@ -84,18 +83,15 @@ pub struct Grant {
 }
 
 impl Grant {
-    #[must_use]
     pub fn allows(&self, role: Role) -> bool {
         self.roles.iter().any(|own| own.covers(role))
     }
 
     /// Formats the entry of a token with this grant.
-    #[must_use]
     pub fn line(&self, stored: &StoredToken) -> String {
         file::line(stored, self)
     }
 
-    #[must_use]
     pub fn may_name(&self, node: &Node) -> bool {
         self.replicas.as_ref().is_none_or(|replicas| replicas.binary_search(node).is_ok())
     }
@@ -174,7 +170,6 @@ impl TokenList {
         file::parse(list, &file.display().to_string())
     }
 
-    #[must_use]
     pub fn find(&self, token: &str) -> Option<&Arc<Holder>> {
         let presented = PresentedToken::parse(token)?;
         let (stored, holder) = self.0.get(presented.id())?;
@@ -195,12 +190,10 @@ impl TokenList {
         }
     }
 
-    #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,7 +1,8 @@
 //! The JSON of `/v1`, as types.
 //!
 //! The daemon builds them, the server sends them, the command line parses them, and the API
-//! description is generated from them, so that these cannot differ. They have no dependencies.
+//! description is generated from them, so that these cannot differ. They depend on
+//! the vocabulary alone.
 //!
 //! Times are RFC 3339 in UTC with milliseconds, durations are in seconds, sizes in bytes, ids are
 //! strings. A `null` field is unknown or does not apply.
@@ -18,17 +19,14 @@ mod writes;
 
 pub use barriers::{Barrier, BarrierReplica, NewBarrier};
 pub use dead_letters::{
-    Cause, DeadLetter, DeadLetterPage, DiscardRequest, LetterId, Operation, OperationKind,
+    BulkOperation, DeadLetterInfo, DeadLetterPage, DiscardRequest, LetterId, OperationKind,
     OperationPage, OperationState, RedriveRequest, Selection,
 };
-pub use events::{Figures, ReplicaChange, ReplicaEvent, ReplicaFigures, TaskChange, TaskEvent};
-pub use replicas::{
-    Books, BreakerState, Convergence, Forgotten, LastError, Probed, Rename, Replica, ReplicaPage,
-};
-pub use tasks::{Consistency, Delivery, DeliveryState, Task, TaskPage, Write};
+pub use events::{Figures, ReplicaChange, ReplicaEvent, ReplicaFigures, TaskEvent};
+pub use replicas::{Convergence, Forgotten, LastError, Probed, Rename, Replica, ReplicaPage};
+pub use tasks::{DeliveryInfo, TaskInfo, TaskPage};
 pub use writes::{
-    BatchAnswer, BatchAnswers, BatchWrite, NoMajority, UserId, ValueEncoding, WriteAccepted,
-    WriteRequest,
+    BatchAnswer, BatchAnswers, BatchWrite, NoMajority, UserId, WriteAccepted, WriteRequest,
 };
 
 /// Body of every error.

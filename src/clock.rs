@@ -60,7 +60,6 @@ impl Clock {
 }
 
 /// The wall clock; 1970 if it is set to an earlier time.
-#[must_use]
 pub fn wall_clock() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Timestamp(0).saturating_add(since).saturating_add(faults::clock_ahead())

@@ -53,7 +53,6 @@ pub struct OutboundConfig {
 }
 
 impl OutboundConfig {
-    #[must_use]
     pub fn has_rules(&self) -> bool {
         !self.allow.is_empty() || self.allow_file.is_some()
     }
@@ -69,7 +68,6 @@ pub struct InboundConfig {
 
 impl InboundConfig {
     /// Whether anyone who can connect has full access.
-    #[must_use]
     pub fn is_open(&self) -> bool {
         let client_ca = self.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
         self.auth_file.is_none() && !client_ca

@@ -131,8 +131,8 @@ impl Daemon {
         };
         let counts = Arc::default();
         let constants = Snapshot {
-            queue_capacity: config.engine.queue_capacity as u64,
-            retry_capacity: config.engine.retry_capacity as u64,
+            queue_capacity: config.engine.queue_capacity,
+            retry_capacity: config.engine.retry_capacity,
             quarantined_rows,
             ..Snapshot::default()
         };

@@ -27,13 +27,15 @@ mod view;
 
 pub use admin::AdminError;
 pub(crate) use admin::PendingAdmin;
-pub use admin::dead_letters::{LetterCursor, LetterFilter};
+pub use admin::dead_letters::LetterFilter;
 pub use admin::tasks::TaskFilter;
 pub(crate) use attempt::Attempts;
 pub(crate) use bulk::Operations;
 pub(crate) use core::{Core, Intake, Observability};
 pub(crate) use event_bus::EventBus;
-pub use event_bus::{EventKind, EventKinds, EventSubscription, StreamEvent};
+#[cfg(test)]
+pub(crate) use event_bus::EventKind;
+pub use event_bus::{EventKinds, EventSubscription, StreamEvent};
 pub use handle::Handle;
 pub(crate) use handle::Operator;
 pub(crate) use history::TaskHistory;

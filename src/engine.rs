@@ -25,7 +25,9 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::task::{AttemptOutcome, Cause, DeliveryId, Node, TaskId, Timestamp, Uptime, Verdict};
+use crate::task::{
+    AttemptOutcome, Cause, Counters, DeliveryId, Node, TaskId, Timestamp, Uptime, Verdict,
+};
 
 mod admin;
 mod ambiguous;
@@ -57,14 +59,14 @@ mod transitions;
 mod view;
 
 pub use crate::task::{Moment, Now, Since};
-pub use barrier::{BarrierLane, BarrierView};
-pub use breaker::BreakerState;
+#[cfg(test)]
+use barrier::BarrierLane;
+pub use barrier::BarrierView;
 pub use concurrency::Workers;
-pub use counters::Counters;
 pub use interface::{
-    AdminOutcome, Arrived, DeliveryChange, DeliveryFilter, DeliveryState, DeliveryView,
-    EngineAction, EngineSettings, Forgotten, Full, LaneView, LetterView, Levels, Origin, Probed,
-    RenameError, SearchPage, TASK_OVERHEAD_BYTES, TaskView,
+    AdminOutcome, Arrived, DeliveryFilter, DeliveryView, EngineAction, EngineSettings,
+    ForgetCounts, Full, LaneView, LetterView, Levels, Origin, ProbeState, RenameError, SearchPage,
+    TASK_OVERHEAD_BYTES, TaskView,
 };
 pub use key::{KeyHasher, KeyId};
 #[cfg(test)]
@@ -130,7 +132,6 @@ pub struct Engine {
 }
 
 impl Engine {
-    #[must_use]
     pub fn new(settings: EngineSettings) -> Self {
         Self {
             schedule: Schedule { max_retries: settings.max_retries, base: settings.retry_base },
@@ -332,7 +333,6 @@ impl Engine {
     }
 
     /// When the next [`Engine::tick`] is due.
-    #[must_use]
     pub fn wake_at(&self) -> Option<Moment> {
         let due = self.timers.first().map(|&(until, ..)| until);
         let deadline = self.deadlines.first().map(|&(until, _)| until);
@@ -356,17 +356,14 @@ impl Engine {
         self.actions.pop_front()
     }
 
-    #[must_use]
     pub fn levels(&self) -> Levels {
         self.levels
     }
 
-    #[must_use]
     pub fn totals(&self) -> Counters {
         self.totals
     }
 
-    #[must_use]
     pub fn last_error(&self, node: &Node) -> Option<Arc<str>> {
         let (error, _) = self.lanes[self.lanes.find(node)?].health.last_error()?;
         Some(Arc::clone(error))

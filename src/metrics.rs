@@ -5,6 +5,10 @@
 
 use serde_json::{Value, json};
 
+use crate::engine::{LaneView, Levels};
+use crate::store::Stats;
+use crate::task::{BreakerState, Counters};
+
 mod counts;
 mod histogram;
 mod process;
@@ -17,41 +21,21 @@ pub use histogram::{
     REPLICA_ATTEMPT_SECONDS, REPLICA_DELIVERY_SECONDS,
 };
 pub use process::ProcessFigures;
-pub use users::{UserFigures, Users};
+pub use users::Users;
 
 /// All figures at one moment. The tables below contain the help text of each field.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     pub total_replications: u64,
-    pub delivered: u64,
-    /// Failed attempts that were sent.
-    pub failed_attempts: u64,
-    /// Failed attempts that were not sent because a breaker was open.
-    pub unsent_attempts: u64,
-    pub superseded: u64,
-    /// Deliveries given up or rejected.
-    pub permanent_failures: u64,
-    /// Includes parked deliveries.
-    pub dead_letters: u64,
-    /// Includes tasks in flight.
-    pub queue_tasks: u64,
-    pub queue_capacity: u64,
-    /// Deliveries in the retry queue.
-    pub retry_tasks: u64,
-    pub retry_capacity: u64,
-    pub queue_bytes: u64,
-    pub dead_letter_bytes: u64,
-    pub redriven: u64,
-    pub discarded: u64,
+    /// Of all replicas, including removed ones.
+    pub totals: Counters,
+    pub levels: Levels,
+    pub queue_capacity: usize,
+    pub retry_capacity: usize,
     pub waiting_requests: u64,
     pub average_ack_seconds: f64,
     pub max_lag_seconds: f64,
-    pub store_file_bytes: u64,
-    pub store_live_bytes: u64,
-    /// 0 if the system does not report it.
-    pub disk_free_bytes: u64,
-    pub disk_low: bool,
-    pub store_rewrites: u64,
+    pub store: Stats,
     pub quarantined_rows: u64,
     pub store_failed: bool,
     pub store_stalled_seconds: f64,
@@ -70,48 +54,13 @@ pub struct Snapshot {
     pub replicas: Vec<ReplicaSnapshot>,
 }
 
-/// The books and figures of one replica. At every moment, accepted = delivered + superseded + dead +
-/// discarded + pending.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// The figures of one replica.
+#[derive(Clone, Debug, PartialEq)]
 pub struct ReplicaSnapshot {
-    pub node: String,
-    /// Since the start, including deliveries recovered from disk.
-    pub accepted: u64,
-    pub delivered: u64,
-    pub superseded: u64,
-    /// Without parked deliveries.
-    pub dead: u64,
-    pub discarded: u64,
-    /// Counts events, as do the next two: a dead letter may be redriven and rejected again.
-    pub rejected: u64,
-    pub gave_up: u64,
-    pub redriven: u64,
-    /// Includes parked deliveries.
-    pub dead_letter_bytes: u64,
-    pub workers: u64,
-    /// 0 closed, 1 half open, 2 open.
-    pub breaker: u64,
-    pub pending: u64,
-    pub in_flight: u64,
-    pub waiting: u64,
-    pub parked: u64,
-    pub backlog_bytes: u64,
+    pub lane: LaneView,
     pub lag_seconds: f64,
-    /// 1 while paused by an operator.
-    pub paused: u64,
-    pub failed_attempts: u64,
-    pub unsent_attempts: u64,
     pub delivery_seconds: Histogram,
     pub attempt_seconds: Histogram,
-}
-
-impl ReplicaSnapshot {
-    /// Imbalance of the books; not 0 means a bug.
-    #[must_use]
-    pub fn unaccounted(&self) -> u64 {
-        let outcomes = self.delivered + self.superseded + self.dead + self.discarded + self.pending;
-        self.accepted.abs_diff(outcomes)
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,19 +94,19 @@ const METRICS: &[Metric] = &[
         "replicator_queue_tasks",
         Gauge,
         "Tasks in the eventual queue, including tasks in flight.",
-        |s| s.queue_tasks as f64,
+        |s| s.levels.queue as f64,
     ),
     ("replicator_queue_capacity_tasks", Gauge, "Capacity of the eventual queue.", |s| {
         s.queue_capacity as f64
     }),
-    ("replicator_queue_bytes", Gauge, "Bytes charged for queued tasks.", |s| s.queue_bytes as f64),
+    ("replicator_queue_bytes", Gauge, "Bytes charged for queued tasks.", |s| s.levels.bytes as f64),
     (
         "replicator_dead_letter_bytes",
         Gauge,
         "Bytes charged for tasks that have only dead letters or parked deliveries left.",
-        |s| s.dead_letter_bytes as f64,
+        |s| s.levels.dead_letter_bytes as f64,
     ),
-    ("replicator_retry_tasks", Gauge, "Deliveries in the retry queue.", |s| s.retry_tasks as f64),
+    ("replicator_retry_tasks", Gauge, "Deliveries in the retry queue.", |s| s.levels.retry as f64),
     ("replicator_retry_capacity_tasks", Gauge, "Capacity of the retry queue.", |s| {
         s.retry_capacity as f64
     }),
@@ -165,7 +114,7 @@ const METRICS: &[Metric] = &[
         s.waiting_requests as f64
     }),
     ("replicator_dead_letters", Gauge, "Dead letters, including parked deliveries.", |s| {
-        s.dead_letters as f64
+        s.levels.dead_letters as f64
     }),
     (
         "replicator_ack_time_mean_seconds",
@@ -186,16 +135,16 @@ const METRICS: &[Metric] = &[
         |s| s.quarantined_rows as f64,
     ),
     ("replicator_disk_free_bytes", Gauge, "Free bytes on the disk of the data directory.", |s| {
-        s.disk_free_bytes as f64
+        s.store.free_bytes.unwrap_or_default() as f64
     }),
     ("replicator_store_live_bytes", Gauge, "Bytes of live keys and rows in the store.", |s| {
-        s.store_live_bytes as f64
+        s.store.live_bytes as f64
     }),
     ("replicator_store_rewrites_total", Counter, "Compactions of the store.", |s| {
-        s.store_rewrites as f64
+        s.store.compactions as f64
     }),
     ("replicator_store_file_bytes", Gauge, "Size of the files of the store.", |s| {
-        s.store_file_bytes as f64
+        s.store.file_bytes as f64
     }),
     (
         "replicator_store_failed",
@@ -219,7 +168,7 @@ const METRICS: &[Metric] = &[
         "replicator_disk_low",
         Gauge,
         "1 while new writes are refused because the disk is nearly full (--min-free-disk).",
-        |s| f64::from(u8::from(s.disk_low)),
+        |s| f64::from(u8::from(s.store.is_full)),
     ),
 ];
 
@@ -293,97 +242,107 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         "replicator_deliveries_accepted_total",
         Counter,
         "Deliveries accepted, including those recovered from disk at the start. Always the sum of delivered, superseded, dead, discarded and pending.",
-        |r| r.accepted,
+        |r| r.lane.counters.accepted,
     ),
-    ("replicator_deliveries_delivered_total", Counter, "Deliveries acknowledged.", |r| r.delivered),
+    ("replicator_deliveries_delivered_total", Counter, "Deliveries acknowledged.", |r| {
+        r.lane.counters.delivered
+    }),
     (
         "replicator_deliveries_superseded_total",
         Counter,
         "Deliveries superseded by a newer write of the key.",
-        |r| r.superseded,
+        |r| r.lane.counters.superseded,
     ),
     (
         "replicator_deliveries_discarded_total",
         Counter,
         "Deliveries discarded by operators or after their retention.",
-        |r| r.discarded,
+        |r| r.lane.counters.discarded,
     ),
     (
         "replicator_deliveries_redriven_total",
         Counter,
         "Dead letters redriven; one can be redriven several times.",
-        |r| r.redriven,
+        |r| r.lane.counters.redriven,
     ),
     ("replicator_deliveries_rejected_total", Counter, "Deliveries rejected by the replica.", |r| {
-        r.rejected
+        r.lane.counters.rejected
     }),
     (
         "replicator_deliveries_given_up_total",
         Counter,
         "Deliveries given up after the last retry.",
-        |r| r.gave_up,
+        |r| r.lane.counters.gave_up,
     ),
     (
         "replicator_attempts_failed_total",
         Counter,
         "Failed attempts that were sent; one delivery can have several.",
-        |r| r.failed_attempts,
+        |r| r.lane.counters.failed_attempts,
     ),
     (
         "replicator_attempts_unsent_total",
         Counter,
         "Attempts that were not sent: the breaker was open, or the process was short of resources.",
-        |r| r.unsent_attempts,
+        |r| r.lane.counters.unsent_attempts,
     ),
     (
         "replicator_deliveries_dead",
         Gauge,
         "Rejected or given up deliveries that are kept as dead letters.",
-        |r| r.dead,
+        |r| r.lane.counters.dead,
     ),
     (
         "replicator_replica_dead_letter_bytes",
         Gauge,
         "Bytes charged for the dead letters and parked deliveries of the replica.",
-        |r| r.dead_letter_bytes,
+        |r| r.lane.dead_letter_bytes,
     ),
     (
         "replicator_replica_workers",
         Gauge,
         "Maximum concurrent deliveries to the replica: --workers, or the current limit of auto.",
-        |r| r.workers,
+        |r| r.lane.workers.into(),
     ),
     (
         "replicator_replica_breaker_state",
         Gauge,
         "State of the breaker of the replica: 0 closed, 1 half open, 2 open.",
-        |r| r.breaker,
+        |r| match r.lane.breaker {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open => 2,
+        },
     ),
-    ("replicator_deliveries_pending", Gauge, "Deliveries not settled yet.", |r| r.pending),
-    ("replicator_deliveries_in_flight", Gauge, "Pending deliveries in flight.", |r| r.in_flight),
+    ("replicator_deliveries_pending", Gauge, "Deliveries not settled yet.", |r| {
+        r.lane.counters.pending
+    }),
+    ("replicator_deliveries_in_flight", Gauge, "Pending deliveries in flight.", |r| {
+        r.lane.in_flight
+    }),
     ("replicator_deliveries_waiting", Gauge, "Pending deliveries waiting for a retry.", |r| {
-        r.waiting
+        r.lane.waiting
     }),
     (
         "replicator_deliveries_parked",
         Gauge,
         "Pending deliveries that failed and have no place in the retry queue.",
-        |r| r.parked,
+        |r| r.lane.parked,
     ),
     (
         "replicator_replica_backlog_bytes",
         Gauge,
         "Bytes charged for the tasks of the pending deliveries.",
-        |r| r.backlog_bytes,
+        |r| r.lane.pending_bytes,
     ),
     ("replicator_replica_paused", Gauge, "1 while the replica is paused by an operator.", |r| {
-        r.paused
+        r.lane.paused.is_some().into()
     }),
     (
         "replicator_deliveries_unaccounted",
         Gauge,
         "Imbalance of the books of the replica. Anything but 0 is a bug.",
-        ReplicaSnapshot::unaccounted,
+        |r| r.lane.counters.unaccounted(),
     ),
 ];
 
@@ -396,29 +355,30 @@ const LAG: (&str, &str, fn(&ReplicaSnapshot) -> f64) =
 /// The JSON of SERVICE.md, which clients depend on, with more fields.
 #[must_use]
 pub fn to_json(snapshot: &Snapshot) -> Value {
+    let Snapshot { totals, levels, store, .. } = snapshot;
     json!({
         "total_replications": snapshot.total_replications,
-        "successful_replicas": snapshot.delivered,
-        "failed_replicas": snapshot.failed_attempts,
-        "unsent_replicas": snapshot.unsent_attempts,
-        "queue_size": snapshot.queue_tasks,
+        "successful_replicas": totals.delivered,
+        "failed_replicas": totals.failed_attempts,
+        "unsent_replicas": totals.unsent_attempts,
+        "queue_size": levels.queue,
         "average_ack_time_ms": millis(snapshot.average_ack_seconds),
         "max_replication_lag_ms": millis(snapshot.max_lag_seconds),
-        "retries_in_progress": snapshot.retry_tasks,
-        "superseded_replicas": snapshot.superseded,
-        "permanent_failures": snapshot.permanent_failures,
-        "dead_letters": snapshot.dead_letters,
+        "retries_in_progress": levels.retry,
+        "superseded_replicas": totals.superseded,
+        "permanent_failures": totals.rejected + totals.gave_up,
+        "dead_letters": levels.dead_letters,
         "queue_capacity": snapshot.queue_capacity,
-        "queue_bytes": snapshot.queue_bytes,
-        "dead_letter_bytes": snapshot.dead_letter_bytes,
-        "redriven_replicas": snapshot.redriven,
-        "discarded_replicas": snapshot.discarded,
+        "queue_bytes": levels.bytes,
+        "dead_letter_bytes": levels.dead_letter_bytes,
+        "redriven_replicas": totals.redriven,
+        "discarded_replicas": totals.discarded,
         "retry_capacity": snapshot.retry_capacity,
         "waiting_requests": snapshot.waiting_requests,
-        "store_file_bytes": snapshot.store_file_bytes,
-        "disk_free_bytes": snapshot.disk_free_bytes,
-        "store_live_bytes": snapshot.store_live_bytes,
-        "store_rewrites_total": snapshot.store_rewrites,
+        "store_file_bytes": store.file_bytes,
+        "disk_free_bytes": store.free_bytes.unwrap_or_default(),
+        "store_live_bytes": store.live_bytes,
+        "store_rewrites_total": store.compactions,
         "quarantined_rows": snapshot.quarantined_rows,
         "log_lines_dropped_total": snapshot.log_lines_dropped,
     })
@@ -437,20 +397,38 @@ pub fn to_prometheus(snapshot: &Snapshot) -> prometheus::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::Node;
 
     fn snapshot() -> Snapshot {
+        let counters = Counters { accepted: 7, delivered: 5, pending: 2, ..Counters::default() };
+        let lane = LaneView {
+            node: Node::parse("http://a").unwrap(),
+            counters,
+            in_flight: 0,
+            waiting: 0,
+            parked: 0,
+            pending_bytes: 0,
+            oldest: None,
+            oldest_since: None,
+            paused: None,
+            last_error: None,
+            breaker_since: None,
+            next_probe: None,
+            dead_letter_bytes: 0,
+            breaker: BreakerState::Closed,
+            workers: 1,
+        };
         let replica = ReplicaSnapshot {
-            node: "http://a".into(),
-            accepted: 7,
-            delivered: 5,
-            pending: 2,
-            ..ReplicaSnapshot::default()
+            lane,
+            lag_seconds: 0.0,
+            delivery_seconds: Histogram::default(),
+            attempt_seconds: Histogram::default(),
         };
         let mut commit_tasks = Histogram::new(COMMIT_TASKS);
         commit_tasks.record(3.0);
         Snapshot {
             total_replications: 4,
-            delivered: 5,
+            totals: counters,
             average_ack_seconds: 0.001_234_567,
             refusals: vec![("disk", 3)],
             answers: vec![("202", 4)],

@@ -29,7 +29,7 @@ mod rule;
 #[cfg(test)]
 mod tests;
 
-pub use rule::{LineError, Rule, RuleError, rules};
+pub use rule::{LineError, Rule, rules};
 
 /// Why an address is blocked. The texts continue a sentence that starts with the address or with
 /// "the replica".
@@ -73,7 +73,6 @@ impl Target {
         Ok(Self { https: url.scheme() == "https", host, port })
     }
 
-    #[must_use]
     pub fn name(&self) -> Option<&str> {
         match &self.host {
             Host::Domain(name) => Some(name),
@@ -81,7 +80,6 @@ impl Target {
         }
     }
 
-    #[must_use]
     pub fn literal(&self) -> Option<IpAddr> {
         match self.host {
             Host::Domain(_) => None,
@@ -113,7 +111,6 @@ pub struct Policy {
 
 impl Policy {
     /// With rules, nothing else is allowed. With `None`, everything that is not always blocked.
-    #[must_use]
     pub fn new(rules: Option<Vec<Rule>>, own: Option<Own>) -> Self {
         Self { rules: Arc::new(ArcSwapOption::from_pointee(rules)), own }
     }

@@ -32,7 +32,6 @@ mod tests;
 pub(crate) use causes::{TlsPeer, certificate_problem, never_written};
 pub use client::{ReplicaClient, ReplicaClientError, install_crypto};
 pub use credentials::{ClientTls, ClientTlsError, ReplicaTokens, ReplicaTokensError};
-pub use request::go_duration;
 
 #[cfg(doc)]
 use crate::{policy::Policy, task::Verdict};

@@ -20,16 +20,16 @@ mod local;
 mod memory;
 mod records;
 
-pub use journal::{
-    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
-    Notify, Reply, Stats,
-};
+#[cfg(test)]
+pub(crate) use journal::Notify;
+pub use journal::{Append, AppendError, Appended, Journal, JournalEvent, KeyState, NoRoom, Stats};
+#[cfg(test)]
+pub(crate) use local::StoreReader;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::fuzzing;
 pub use local::{
-    CheckReport, Committer, CommitterTurns, Damage, Exported, ImportError, Imported, KeyLimits,
-    LocalJournal, LocalStore, MAX_IDEMPOTENCY_KEY_BYTES, MissingRows, OpenError, Opened,
-    RecoveryEvent, RecoveryReport, SetAside, StoreReader, StoreSettings, UptimeFile, check, export,
+    CheckReport, Damage, Exported, Imported, KeyLimits, LocalJournal, LocalStore, OpenError,
+    Opened, RecoveryEvent, RecoveryReport, SetAside, StoreSettings, UptimeFile, check, export,
     import,
 };
 #[cfg(test)]

@@ -11,15 +11,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod moment;
 mod node;
+mod state;
 mod uptime;
 
 pub use moment::{Moment, Now, Since};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};
+pub use state::{BreakerState, Counters, DeliveryState, TaskChange};
 pub use uptime::{ClockStep, Uptime};
 
 /// The position of a task in the order of acceptance. It only grows, across restarts too.
@@ -53,19 +57,20 @@ pub struct Timestamp(pub u64);
 
 impl Timestamp {
     /// `self + duration`, at most the last representable time (in the year 2554).
-    #[must_use]
     pub fn saturating_add(self, duration: Duration) -> Self {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(nanos))
     }
 
-    #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Operation of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[schema(as = Write)]
 pub enum Operation {
     Set,
     Delete,
@@ -80,11 +85,13 @@ impl fmt::Display for Operation {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// When a write is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Consistency {
-    /// Once the task is durable here.
+    /// When the write is durable here.
     Eventual,
-    /// Once a majority of the replicas acknowledged and the task is durable here.
+    /// When a majority of the replicas has acknowledged.
     Strong,
 }
 
@@ -131,7 +138,6 @@ pub struct NewTask {
 }
 
 impl NewTask {
-    #[must_use]
     pub fn weight(&self) -> usize {
         let (user_id, trace) = (self.user_id.as_deref(), self.trace.as_ref());
         weight(&self.key, self.value.len(), &self.replicas, user_id, trace)
@@ -156,7 +162,6 @@ pub struct Task {
 }
 
 impl Task {
-    #[must_use]
     pub fn accepted(new: NewTask, id: TaskId, now: Timestamp) -> Self {
         Self {
             id,
@@ -172,7 +177,6 @@ impl Task {
         }
     }
 
-    #[must_use]
     pub fn weight(&self) -> usize {
         let (user_id, trace) = (self.user_id.as_deref(), self.trace.as_ref());
         weight(&self.key, self.value.len(), &self.replicas, user_id, trace)
@@ -182,14 +186,13 @@ impl Task {
     ///
     /// The remaining TTL never exceeds the client's TTL, even if the clock was set back. An expired
     /// SET becomes a DELETE: the replica may hold an older value, and the primary's is gone.
-    #[must_use]
-    pub fn command_at(&self, now: Timestamp) -> Command {
+    pub fn command_at(&self, now: Timestamp) -> ReplicaCommand {
         match (self.operation, self.expires_at) {
-            (Operation::Delete, _) => Command::Delete,
-            (Operation::Set, None) => Command::Put { ttl: None },
+            (Operation::Delete, _) => ReplicaCommand::Delete,
+            (Operation::Set, None) => ReplicaCommand::Put { ttl: None },
             (Operation::Set, Some(end)) => match end.saturating_since(now.max(self.accepted_at)) {
-                Duration::ZERO => Command::Delete,
-                remaining => Command::Put { ttl: Some(remaining) },
+                Duration::ZERO => ReplicaCommand::Delete,
+                remaining => ReplicaCommand::Put { ttl: Some(remaining) },
             },
         }
     }
@@ -197,7 +200,6 @@ impl Task {
 
 /// The bytes of a task whose length the client chooses. Queues and memory are charged this plus a
 /// fixed overhead.
-#[must_use]
 pub fn weight(
     key: &str,
     value: usize,
@@ -213,7 +215,7 @@ pub fn weight(
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
+pub enum ReplicaCommand {
     Put {
         /// Never zero.
         ttl: Option<Duration>,
@@ -225,7 +227,6 @@ pub enum Command {
 pub struct ReplicaIndex(pub u16);
 
 impl ReplicaIndex {
-    #[must_use]
     pub fn get(self) -> usize {
         usize::from(self.0)
     }
@@ -253,7 +254,6 @@ pub struct AttemptOutcome {
 }
 
 impl AttemptOutcome {
-    #[must_use]
     pub fn certain(verdict: Verdict, took: Duration) -> Self {
         Self { verdict, ambiguous: false, took }
     }
@@ -302,7 +302,6 @@ pub enum Progress {
 
 impl Progress {
     /// Whether an attempt has failed and the write will not be sent soon.
-    #[must_use]
     pub fn has_failed(&self) -> bool {
         match self {
             Self::Failed { failures, .. } => *failures > 0,
@@ -321,19 +320,21 @@ pub struct DeadLetter {
     pub since: Timestamp,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Why a delivery became a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// The replica refused the write, or the task could not be read from the store and was not
-    /// sent; the error says which.
+    // Also if the task could not be read from the store and was not sent; the error says which.
+    /// The replica rejected it.
     Rejected,
+    /// All attempts failed.
     GaveUp,
-    /// The retry queue has no place for it. The delivery is still pending and comes back by
-    /// itself.
+    /// Parked: the retry queue is full, the replica has used up its share of it, is paused, or asked
+    /// for a long wait. Comes back automatically.
     RetryOverflow,
 }
 
 impl Cause {
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Rejected => "rejected",
@@ -365,27 +366,27 @@ mod tests {
     fn a_set_carries_what_is_left_of_its_ttl() {
         let task = set_with_ttl(Some(Duration::from_nanos(500)));
         let command = task.command_at(Timestamp(1_200));
-        assert_eq!(command, Command::Put { ttl: Some(Duration::from_nanos(300)) });
+        assert_eq!(command, ReplicaCommand::Put { ttl: Some(Duration::from_nanos(300)) });
     }
 
     #[test]
     fn a_clock_that_is_set_back_gives_a_set_no_more_time_than_its_client() {
         let task = set_with_ttl(Some(Duration::from_nanos(500)));
         let command = task.command_at(Timestamp(7));
-        assert_eq!(command, Command::Put { ttl: Some(Duration::from_nanos(500)) });
+        assert_eq!(command, ReplicaCommand::Put { ttl: Some(Duration::from_nanos(500)) });
     }
 
     #[test]
     fn a_set_without_ttl_never_expires() {
         let task = set_with_ttl(None);
-        assert_eq!(task.command_at(Timestamp(u64::MAX)), Command::Put { ttl: None });
+        assert_eq!(task.command_at(Timestamp(u64::MAX)), ReplicaCommand::Put { ttl: None });
     }
 
     #[test]
     fn an_expired_set_is_a_delete_from_its_last_nanosecond_on() {
         let task = set_with_ttl(Some(Duration::from_nanos(500)));
-        assert_eq!(task.command_at(Timestamp(1_500)), Command::Delete);
-        assert_eq!(task.command_at(Timestamp(9_999)), Command::Delete);
+        assert_eq!(task.command_at(Timestamp(1_500)), ReplicaCommand::Delete);
+        assert_eq!(task.command_at(Timestamp(9_999)), ReplicaCommand::Delete);
     }
 
     #[test]

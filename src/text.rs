@@ -11,7 +11,6 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 /// Whether a character must be escaped: control and format characters (direction, joiners, tags),
 /// line and paragraph separators, spaces other than U+0020, private use, unassigned, and anything
 /// else without a glyph.
-#[must_use]
 pub fn is_odd(c: char) -> bool {
     match c {
         ' '..='~' => false,
@@ -36,19 +35,16 @@ pub fn is_odd(c: char) -> bool {
 }
 
 /// `text` as one line, with every odd character escaped.
-#[must_use]
 pub fn plain(text: &str) -> Cow<'_, str> {
     line(text, false)
 }
 
 /// `text` in quotes and escaped as by [`plain`].
-#[must_use]
 pub fn quoted(text: &str) -> String {
     plain(&format!("{text:?}")).into_owned()
 }
 
 /// As [`plain`], but keeps terminal colours if `coloured`.
-#[must_use]
 pub fn line(text: &str, coloured: bool) -> Cow<'_, str> {
     let odd = |c| is_odd(c) && !(coloured && c == '\u{1b}');
     escaped(text, odd, |c, plain| match c {
@@ -59,7 +55,6 @@ pub fn line(text: &str, coloured: bool) -> Cow<'_, str> {
 
 /// `text`, a JSON document, with odd characters as JSON escapes. Characters below U+0020 occur only
 /// between tokens and stay.
-#[must_use]
 pub fn json(text: &str) -> Cow<'_, str> {
     let odd = |c| c >= ' ' && is_odd(c);
     escaped(text, odd, |c, plain| {
@@ -85,13 +80,11 @@ fn escaped(
 }
 
 /// The contents of a file without a byte order mark, which some editors write.
-#[must_use]
 pub fn without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BOM).unwrap_or(bytes)
 }
 
 /// As [`without_bom`], for a string.
-#[must_use]
 pub fn unmarked(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }

@@ -71,7 +71,6 @@ struct ActiveTracer {
 }
 
 impl Tracer {
-    #[must_use]
     pub fn off() -> Self {
         Self(None)
     }
@@ -116,7 +115,6 @@ impl Tracer {
     }
 
     /// Starts the span of a write, if it is sampled. `received` is the context of the request.
-    #[must_use]
     pub fn accept(&self, received: Option<&Trace>) -> Option<Span> {
         let active = self.0.as_ref()?;
         let parent = received
@@ -125,7 +123,6 @@ impl Tracer {
         active.span(SpanBuilder::from_name("accept").with_kind(SpanKind::Server), &parent)
     }
 
-    #[must_use]
     pub fn attempt(&self, task: &Task, node: &Node, attempt: u32) -> Option<Span> {
         let active = self.0.as_ref()?;
         let accept = task.trace.as_ref().and_then(remote)?;
@@ -161,7 +158,6 @@ impl ActiveTracer {
 pub struct Span(opentelemetry_sdk::trace::Span);
 
 impl Span {
-    #[must_use]
     pub fn trace(&self) -> Trace {
         let context = self.0.span_context();
         let (trace, span) = (context.trace_id(), context.span_id());

@@ -9,7 +9,6 @@
     clippy::indexing_slicing,
     clippy::disallowed_methods,
     clippy::print_stderr,
-    unreachable_pub,
     dead_code,
     reason = "tests fail by panicking"
 )]

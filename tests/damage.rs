@@ -23,11 +23,11 @@ use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
-use replicator::store::{
+use replicator::testing::store::{
     self, Damage, IdempotencyRow, LocalStore, Opened, Recovered, RecoveryEvent, ReplicaRow,
     StoreSettings,
 };
-use replicator::task::{
+use replicator::testing::task::{
     Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
     Timestamp, Trace,
 };

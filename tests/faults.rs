@@ -10,7 +10,6 @@
     clippy::indexing_slicing,
     clippy::disallowed_methods,
     clippy::print_stderr,
-    unreachable_pub,
     dead_code,
     reason = "tests fail by panicking"
 )]
@@ -26,7 +25,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 
-use replicator::faults::POINTS;
+use replicator::testing::POINTS;
 use serde_json::{Value, json};
 use support::oracle::{ARGS, Traffic, judge, moody_replica, until_all_is_delivered};
 use support::{Daemon, Replica, daemon, set};

@@ -32,7 +32,6 @@
     clippy::disallowed_methods,
     clippy::print_stderr,
     clippy::cast_possible_truncation,
-    unreachable_pub,
     dead_code,
     reason = "tests fail by panicking"
 )]

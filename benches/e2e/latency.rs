@@ -7,8 +7,8 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use replicator::store::{LocalStore, Opened, StoreSettings};
-use replicator::task::{Consistency, Node, Operation, Task, TaskId, Timestamp};
+use replicator::testing::store::{LocalStore, Opened, StoreSettings};
+use replicator::testing::task::{Consistency, Node, Operation, Task, TaskId, Timestamp};
 
 use crate::parts::{WIDE, body, in_turn, median};
 use crate::roles::Process;

@@ -32,7 +32,6 @@
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     clippy::print_stdout,
-    unreachable_pub,
     reason = "a benchmark fails by panicking, and reads the clock"
 )]
 
@@ -54,7 +53,7 @@ mod roles;
 mod watched;
 
 fn main() {
-    replicator::replica::install_crypto();
+    replicator::testing::install_crypto();
     if let Ok(role) = std::env::var(roles::ROLE) {
         return roles::play(&role);
     }

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| replicator::fuzzing::run("tokens", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| replicator::testing::fuzz("tokens", data));

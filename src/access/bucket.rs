@@ -17,7 +17,6 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    #[must_use]
     pub fn new(rate: NonZeroU32) -> Self {
         let rate = f64::from(rate.get());
         Self { rate, level: rate, at: None }

@@ -41,13 +41,11 @@ impl NewToken {
         Ok(Self(format!("{text}{sum:08x}")))
     }
 
-    #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
     /// The id and hash for the list. Never `None`.
-    #[must_use]
     pub fn stored(&self) -> Option<StoredToken> {
         let presented = PresentedToken::parse(&self.0)?;
         Some(StoredToken { id: presented.id, hash: presented.hash() })

@@ -3,28 +3,16 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::tasks::Write;
-
-/// Why a delivery became a dead letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Cause {
-    /// The replica rejected it.
-    Rejected,
-    /// All attempts failed.
-    GaveUp,
-    /// Parked: the retry queue is full, the replica has used up its share of it, is paused, or asked
-    /// for a long wait. Comes back automatically.
-    RetryOverflow,
-}
+use crate::task::{Cause, Operation};
 
 /// A delivery that was given up, rejected or parked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct DeadLetter {
+#[schema(as = DeadLetter)]
+pub struct DeadLetterInfo {
     pub task_id: String,
     pub replica: String,
     pub key: String,
-    pub operation: Write,
+    pub operation: Operation,
     /// Length of the value.
     pub value_bytes: u64,
     pub user_id: Option<String>,
@@ -41,7 +29,7 @@ pub struct DeadLetter {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetterPage {
     /// May be shorter than the limit, even empty, on a page that is not the last.
-    pub dead_letters: Vec<DeadLetter>,
+    pub dead_letters: Vec<DeadLetterInfo>,
     /// Cursor of the next page; `null` on the last page.
     pub next_cursor: Option<String>,
 }
@@ -123,7 +111,8 @@ pub enum OperationState {
 /// A background operation on dead letters. It does not survive a restart: dead letters that it has
 /// not processed stay unchanged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Operation {
+#[schema(as = Operation)]
+pub struct BulkOperation {
     pub operation_id: String,
     pub kind: OperationKind,
     pub state: OperationState,
@@ -153,5 +142,5 @@ pub struct Operation {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OperationPage {
     /// Running and recently ended operations.
-    pub operations: Vec<Operation>,
+    pub operations: Vec<BulkOperation>,
 }

@@ -3,24 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::replicas::BreakerState;
-
-/// Change of a task or of one of its deliveries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskChange {
-    /// The task was accepted.
-    Accepted,
-    /// An attempt failed.
-    Failed,
-    Delivered,
-    /// A newer write of the key superseded it.
-    Superseded,
-    /// It became a dead letter or was parked.
-    Dead,
-    Redriven,
-    Discarded,
-}
+use crate::task::{BreakerState, TaskChange};
 
 /// A change of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -3,17 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// State of the circuit breaker of a replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum BreakerState {
-    /// Deliveries are sent.
-    Closed,
-    /// The replica responds again; its load grows step by step.
-    HalfOpen,
-    /// Only probes are sent.
-    Open,
-}
+use crate::task::{BreakerState, Counters};
 
 /// Trend of the backlog, from the rates of the last minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -27,28 +17,6 @@ pub enum Convergence {
     NotConverging,
     /// An operator paused the replica.
     Paused,
-}
-
-/// Deliveries by outcome since the start of the process, including those recovered from disk.
-///
-/// `accepted = delivered + superseded + dead + discarded + pending`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Books {
-    pub accepted: u64,
-    pub delivered: u64,
-    pub superseded: u64,
-    /// Dead letters.
-    pub dead: u64,
-    pub discarded: u64,
-    /// Not settled yet.
-    pub pending: u64,
-    /// Failed attempts that were sent.
-    pub failed_attempts: u64,
-    /// Attempts that were not sent: the breaker was open, or the process was short of resources.
-    #[serde(default)]
-    pub unsent_attempts: u64,
-    /// Redriven dead letters.
-    pub redriven: u64,
 }
 
 /// An error and its time.
@@ -105,7 +73,7 @@ pub struct Replica {
     pub convergence: Convergence,
     /// Estimated time until the backlog is empty; only while it is draining.
     pub drained_in_seconds: Option<f64>,
-    pub books: Books,
+    pub books: Counters,
 }
 
 /// All replicas, sorted by address.

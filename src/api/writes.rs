@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::tasks::{Consistency, Write};
+use crate::task::{Consistency, Operation};
 
 /// Encoding of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -29,7 +29,7 @@ pub enum UserId {
 pub struct WriteRequest {
     /// Must not be empty, `.` or `..`.
     pub key: String,
-    pub operation: Write,
+    pub operation: Operation,
     /// `http` or `https` URLs. Duplicates count once.
     #[schema(min_items = 1)]
     pub replica_nodes: Vec<String>,

@@ -8,8 +8,8 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use url::Url;
 
 use super::duration;
-use crate::api::{Cause, DeliveryState, LetterId};
-use crate::task::{Node, TaskId};
+use crate::api::LetterId;
+use crate::task::{Cause, DeliveryState, Node, TaskId};
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection")]

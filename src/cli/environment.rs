@@ -74,7 +74,6 @@ pub fn read_arguments(args: &[&str]) -> Result<Cli, clap::Error> {
 
 impl Variables {
     /// One sentence per variable whose flag is named in `error`.
-    #[must_use]
     pub fn hint(&self, error: &str) -> Option<String> {
         let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-';
         let named = |flag: &str| {

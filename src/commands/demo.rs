@@ -157,15 +157,16 @@ impl Story {
 
         line(format_args!("\n5. Deliveries per replica:"))?;
         for replica in &figures.replicas {
+            let counters = replica.lane.counters;
             line(format_args!(
                 "   {}  accepted {} = delivered {} + superseded {} + given up {} + pending {}  ({} failed attempts)",
-                replica.node,
-                replica.accepted,
-                replica.delivered,
-                replica.superseded,
-                replica.gave_up + replica.rejected,
-                replica.pending,
-                replica.failed_attempts,
+                replica.lane.node,
+                counters.accepted,
+                counters.delivered,
+                counters.superseded,
+                counters.gave_up + counters.rejected,
+                counters.pending,
+                counters.failed_attempts,
             ))?;
         }
         let keys = ["greeting", "answer", "brief", "vote"];
@@ -237,10 +238,13 @@ impl Story {
     }
 
     async fn until_others_are_drained(&self) -> Result<(), PrintError> {
-        let last = self.replicas.last().map(|replica| replica.node.to_string());
+        let last = self.replicas.last().map(|replica| replica.node.clone());
         wait(|| async {
             let figures = self.handle.snapshot().await.unwrap_or_default();
-            figures.replicas.iter().all(|r| Some(&r.node) == last.as_ref() || r.pending == 0)
+            figures
+                .replicas
+                .iter()
+                .all(|r| Some(&r.lane.node) == last.as_ref() || r.lane.counters.pending == 0)
         })
         .await
     }
@@ -248,7 +252,7 @@ impl Story {
     async fn until_drained(&self) -> Result<Box<Snapshot>, PrintError> {
         wait(|| async {
             let figures = self.handle.snapshot().await.unwrap_or_default();
-            figures.replicas.iter().all(|replica| replica.pending == 0)
+            figures.replicas.iter().all(|replica| replica.lane.counters.pending == 0)
         })
         .await?;
         Ok(self.handle.snapshot().await.unwrap_or_default())

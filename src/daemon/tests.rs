@@ -88,7 +88,8 @@ async fn run_with(damage: fn(&StoreReader, TaskId), settled: bool) -> (Health, V
         loop {
             let (reply, snapshot) = oneshot::channel();
             requests.send(Request::Snapshot { reply }).unwrap();
-            if snapshot.await.unwrap().permanent_failures == 1 {
+            let totals = snapshot.await.unwrap().totals;
+            if totals.rejected + totals.gave_up == 1 {
                 break;
             }
             tokio::task::yield_now().await;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use crate::api::{Operation, OperationKind, OperationState};
+use crate::api::{BulkOperation, OperationKind, OperationState};
 use crate::clock::wall_clock;
 use crate::dispatcher::Handle;
 use crate::dispatcher::admin::AdminError;
@@ -44,7 +44,7 @@ struct OperationList {
 
 #[derive(Debug)]
 struct OperationRecord {
-    operation: Operation,
+    operation: BulkOperation,
     /// Used once.
     cancel: Option<oneshot::Sender<()>>,
     /// Closed when the operation has ended and its state says so.
@@ -59,7 +59,7 @@ impl Handle {
         filter: LetterFilter,
         dry_run: bool,
         rate: Option<NonZeroU32>,
-    ) -> Result<Operation, AdminError> {
+    ) -> Result<BulkOperation, AdminError> {
         let rate = Some(rate.unwrap_or(self.operator.redrive_rate));
         self.start(BulkWork { kind: OperationKind::Redrive, filter, dry_run, rate }).await
     }
@@ -69,12 +69,12 @@ impl Handle {
         &self,
         filter: LetterFilter,
         dry_run: bool,
-    ) -> Result<Operation, AdminError> {
+    ) -> Result<BulkOperation, AdminError> {
         let kind = OperationKind::Discard;
         self.start(BulkWork { kind, filter, dry_run, rate: None }).await
     }
 
-    async fn start(&self, work: BulkWork) -> Result<Operation, AdminError> {
+    async fn start(&self, work: BulkWork) -> Result<BulkOperation, AdminError> {
         let replicas = self.replicas().await?;
         let total = replicas.iter().map(|replica| replica.dead_letters + replica.parked).sum();
         self.operator.operations.start(self.clone(), work, total)
@@ -82,20 +82,20 @@ impl Handle {
 
     /// The operations that are remembered, newest first.
     #[must_use]
-    pub fn operations(&self) -> Vec<Operation> {
+    pub fn operations(&self) -> Vec<BulkOperation> {
         self.operator
             .operations
             .with(|list| list.records.iter().rev().map(|record| record.operation.clone()).collect())
     }
 
     #[must_use]
-    pub fn operation(&self, id: &str) -> Option<Operation> {
+    pub fn operation(&self, id: &str) -> Option<BulkOperation> {
         self.operator.operations.with(|list| Some(list.find(id)?.operation.clone()))
     }
 
     /// Cancels an operation if it still runs, and waits for its end: the letters it has already
     /// passed to the loop are counted.
-    pub async fn cancel(&self, id: &str) -> Option<Operation> {
+    pub async fn cancel(&self, id: &str) -> Option<BulkOperation> {
         let mut ended = self.operator.operations.with(|list| {
             let record = list.find(id)?;
             if let Some(cancel) = record.cancel.take() {
@@ -116,7 +116,12 @@ impl Operations {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn start(&self, handle: Handle, work: BulkWork, total: u64) -> Result<Operation, AdminError> {
+    fn start(
+        &self,
+        handle: Handle,
+        work: BulkWork,
+        total: u64,
+    ) -> Result<BulkOperation, AdminError> {
         let (cancel, cancelled) = oneshot::channel();
         let (end, ended) = watch::channel(());
         let operation = self.with(|list| {
@@ -127,7 +132,7 @@ impl Operations {
                 return Err(AdminError::TooMany(error));
             }
             list.started += 1;
-            let operation = Operation {
+            let operation = BulkOperation {
                 operation_id: list.started.to_string(),
                 kind: work.kind,
                 state: OperationState::Running,
@@ -251,7 +256,7 @@ impl BulkRun {
         Ok(true)
     }
 
-    fn update(&self, change: impl FnOnce(&mut Operation)) {
+    fn update(&self, change: impl FnOnce(&mut BulkOperation)) {
         self.operations.with(|list| {
             if let Some(record) = list.find(&self.id) {
                 change(&mut record.operation);
@@ -272,15 +277,15 @@ mod tests {
 
     fn letter(task: u64) -> FoundLetter {
         let delivery = DeliveryId { task: TaskId(task), replica: ReplicaIndex(0) };
-        let shown = crate::api::DeadLetter {
+        let shown = crate::api::DeadLetterInfo {
             task_id: task.to_string(),
             replica: "http://a".to_owned(),
             key: "k".to_owned(),
-            operation: crate::api::Write::Set,
+            operation: crate::task::Operation::Set,
             value_bytes: 1,
             user_id: None,
             accepted_at: String::new(),
-            cause: crate::api::Cause::Rejected,
+            cause: crate::task::Cause::Rejected,
             failures: 1,
             last_error: String::new(),
             since: String::new(),

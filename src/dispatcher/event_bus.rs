@@ -53,7 +53,8 @@ pub struct EventKinds {
 }
 
 impl EventKinds {
-    pub const ALL: Self = Self { task: true, replica: true, figures: true };
+    #[cfg(test)]
+    const ALL: Self = Self { task: true, replica: true, figures: true };
 
     fn want(self, kind: EventKind) -> bool {
         match kind {

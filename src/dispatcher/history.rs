@@ -88,7 +88,7 @@ impl TaskHistory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::DeliveryState;
+    use crate::task::DeliveryState;
 
     #[test]
     fn the_oldest_tasks_are_dropped_at_the_limit_and_all_after_their_time() {

@@ -174,9 +174,9 @@ impl Latency {
         snapshot.commit_tasks = self.commit_tasks.clone();
     }
 
-    pub(super) fn fill_replica(&self, node: &Node, snapshot: &mut ReplicaSnapshot) {
+    pub(super) fn fill_replica(&self, snapshot: &mut ReplicaSnapshot) {
         let none = ReplicaLatency::default();
-        let replica = self.replicas.get(node).unwrap_or(&none);
+        let replica = self.replicas.get(&snapshot.lane.node).unwrap_or(&none);
         snapshot.delivery_seconds = replica.delivery.clone();
         snapshot.attempt_seconds = replica.attempt.clone();
     }

@@ -1,4 +1,4 @@
-//! What the engine and the store know, in the words of the API.
+//! Converts views of the engine and rows of the store into the types of the API.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -7,148 +7,78 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::api;
 use crate::dispatcher::latency::Rate;
-use crate::engine::{
-    BarrierView, BreakerState, Counters, DeliveryState, DeliveryView, LaneView, LetterView, Moment,
-    Now, TaskView,
-};
+use crate::engine::{BarrierView, DeliveryView, LaneView, LetterView, Moment, Now, TaskView};
 use crate::store::Header;
-use crate::task::{Cause, Consistency, Node, Operation, TaskId, Timestamp};
+use crate::task::{BreakerState, Node, TaskId, Timestamp};
 
-/// A moment as the API writes it.
 pub(super) fn time(at: Timestamp) -> String {
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_nanos(at.0)).to_string()
 }
 
-/// A moment that is to come, by the wall clock.
+/// A future moment, by the wall clock.
 fn to_come(at: Moment, now: Now) -> String {
     let wait = at.since_start().saturating_sub(now.moment.since_start());
     time(now.wall.saturating_add(wait))
 }
 
-pub(super) fn state(state: DeliveryState) -> api::DeliveryState {
-    match state {
-        DeliveryState::Queued => api::DeliveryState::Queued,
-        DeliveryState::InFlight => api::DeliveryState::InFlight,
-        DeliveryState::Retrying => api::DeliveryState::Retrying,
-        DeliveryState::Parked => api::DeliveryState::Parked,
-        DeliveryState::Dead => api::DeliveryState::Dead,
-        DeliveryState::Delivered => api::DeliveryState::Delivered,
-        DeliveryState::Superseded => api::DeliveryState::Superseded,
-        DeliveryState::Discarded => api::DeliveryState::Discarded,
-    }
-}
-
-pub(super) fn engine_state(state: api::DeliveryState) -> DeliveryState {
-    match state {
-        api::DeliveryState::Queued => DeliveryState::Queued,
-        api::DeliveryState::InFlight => DeliveryState::InFlight,
-        api::DeliveryState::Retrying => DeliveryState::Retrying,
-        api::DeliveryState::Parked => DeliveryState::Parked,
-        api::DeliveryState::Dead => DeliveryState::Dead,
-        api::DeliveryState::Delivered => DeliveryState::Delivered,
-        api::DeliveryState::Superseded => DeliveryState::Superseded,
-        api::DeliveryState::Discarded => DeliveryState::Discarded,
-    }
-}
-
-pub(super) fn cause(cause: Cause) -> api::Cause {
-    match cause {
-        Cause::Rejected => api::Cause::Rejected,
-        Cause::GaveUp => api::Cause::GaveUp,
-        Cause::RetryOverflow => api::Cause::RetryOverflow,
-    }
-}
-
-pub(super) fn breaker(state: BreakerState) -> api::BreakerState {
-    match state {
-        BreakerState::Closed => api::BreakerState::Closed,
-        BreakerState::HalfOpen => api::BreakerState::HalfOpen,
-        BreakerState::Open => api::BreakerState::Open,
-    }
-}
-
-fn write(operation: Operation) -> api::Write {
-    match operation {
-        Operation::Set => api::Write::Set,
-        Operation::Delete => api::Write::Delete,
-    }
-}
-
-fn delivery(view: DeliveryView, now: Now) -> api::Delivery {
+fn delivery(view: DeliveryView, now: Now) -> api::DeliveryInfo {
     let (error, failed_at) = view.error.unzip();
-    api::Delivery {
+    api::DeliveryInfo {
         replica: view.node.to_string(),
-        state: state(view.state),
+        state: view.state,
         failures: view.failures,
         next_attempt_at: view.due.map(|due| to_come(due, now)),
         last_error: error.map(|error| error.to_string()),
         last_failed_at: failed_at.map(time),
-        cause: view.cause.map(cause),
+        cause: view.cause,
     }
 }
 
-/// A task; of one that is settled the header may not be known any more.
+/// `header` may be unknown if the task is settled.
 pub(super) fn task(
     view: TaskView,
     header: Option<&Header>,
     settled_at: Option<Timestamp>,
     now: Now,
-) -> api::Task {
-    api::Task {
+) -> api::TaskInfo {
+    api::TaskInfo {
         task_id: view.id.to_string(),
         key: header.map(|header| header.key.clone()),
-        operation: header.map(|header| write(header.operation)),
+        operation: header.map(|header| header.operation),
         value_bytes: header.map(|header| header.value_bytes as u64),
         accepted_at: header.map(|header| time(header.accepted_at)),
         expires_at: header.and_then(|header| header.expires_at).map(time),
         user_id: header.and_then(|header| header.user_id.clone()),
-        consistency: header.map(|header| match header.consistency {
-            Consistency::Eventual => api::Consistency::Eventual,
-            Consistency::Strong => api::Consistency::Strong,
-        }),
+        consistency: header.map(|header| header.consistency),
         settled_at: settled_at.map(time),
         deliveries: view.deliveries.into_iter().map(|view| delivery(view, now)).collect(),
     }
 }
 
-/// A dead letter; `None` if it is none any more.
-pub(super) fn dead_letter(view: LetterView, header: Header) -> Option<api::DeadLetter> {
+/// `None` if the delivery is no dead letter any more.
+pub(super) fn dead_letter(view: LetterView, header: Header) -> Option<api::DeadLetterInfo> {
     let (error, since) = view.delivery.error.unzip();
-    Some(api::DeadLetter {
+    Some(api::DeadLetterInfo {
         task_id: view.task.to_string(),
         replica: view.delivery.node.to_string(),
         key: header.key,
-        operation: write(header.operation),
+        operation: header.operation,
         value_bytes: header.value_bytes as u64,
         user_id: header.user_id,
         accepted_at: time(header.accepted_at),
-        cause: cause(view.delivery.cause?),
+        cause: view.delivery.cause?,
         failures: view.delivery.failures,
         last_error: error.map(|error| error.to_string()).unwrap_or_default(),
         since: time(since.unwrap_or(header.accepted_at)),
     })
 }
 
-fn books(counters: &Counters) -> api::Books {
-    api::Books {
-        accepted: counters.accepted,
-        delivered: counters.delivered,
-        superseded: counters.superseded,
-        dead: counters.dead,
-        discarded: counters.discarded,
-        pending: counters.pending,
-        failed_attempts: counters.failed_attempts,
-        unsent_attempts: counters.unsent_attempts,
-        redriven: counters.redriven,
-    }
-}
-
-/// How old the oldest pending delivery of a lane is, in seconds.
+/// Age of the oldest pending delivery in seconds; 0 without any.
 pub(super) fn lag(lane: &LaneView, now: Now) -> f64 {
     lane.oldest_since.map_or(0.0, |oldest| oldest.age(now.moment).as_secs_f64())
 }
 
-/// A replica, with its rates and the p50 and p99 of its attempts.
+/// `latency` is the p50 and p99 of the attempts.
 pub(super) fn replica(
     lane: &LaneView,
     rate: Rate,
@@ -162,7 +92,7 @@ pub(super) fn replica(
         replica: lane.node.to_string(),
         renamed_from,
         paused_since: lane.paused.map(time),
-        breaker: breaker(lane.breaker),
+        breaker: lane.breaker,
         breaker_since: lane.breaker_since.map(time),
         next_probe_at: lane.next_probe.map(|at| to_come(at, now)),
         backlog_tasks: lane.counters.pending,
@@ -185,11 +115,11 @@ pub(super) fn replica(
             .map(|(error, at)| api::LastError { error: error.to_string(), at: time(*at) }),
         convergence,
         drained_in_seconds,
-        books: books(&lane.counters),
+        books: lane.counters,
     }
 }
 
-/// Where a backlog is going, and when it will be drained.
+/// The trend of the backlog, and the seconds until it is drained.
 #[expect(clippy::cast_precision_loss, reason = "an estimate for people")]
 fn convergence(lane: &LaneView, rate: Rate) -> (api::Convergence, Option<f64>) {
     let shrinks = rate.left - rate.accepted;
@@ -198,7 +128,7 @@ fn convergence(lane: &LaneView, rate: Rate) -> (api::Convergence, Option<f64>) {
         () if lane.paused.is_some() => (api::Convergence::Paused, None),
         () if pending == 0 => (api::Convergence::Drained, None),
         () if shrinks > 0.0 => (api::Convergence::Draining, Some(pending as f64 / shrinks)),
-        // A few in passing are no backlog that would have to shrink.
+        // Fewer deliveries than settle in a second are in transit: such a backlog need not shrink.
         () if lane.breaker == BreakerState::Closed
             && rate.left > 0.0
             && pending as f64 <= rate.left =>
@@ -209,11 +139,10 @@ fn convergence(lane: &LaneView, rate: Rate) -> (api::Convergence, Option<f64>) {
     }
 }
 
-/// What one replica is in the figures of a second.
 pub(super) fn replica_figures(lane: &LaneView, rate: Rate, now: Now) -> api::ReplicaFigures {
     api::ReplicaFigures {
         replica: lane.node.to_string(),
-        breaker: breaker(lane.breaker),
+        breaker: lane.breaker,
         paused: lane.paused.is_some(),
         backlog_tasks: lane.counters.pending,
         lag_seconds: lag(lane, now),
@@ -225,7 +154,6 @@ pub(super) fn replica_figures(lane: &LaneView, rate: Rate, now: Now) -> api::Rep
     }
 }
 
-/// A barrier, with all that it is about in its id.
 pub(super) fn barrier(up_to: TaskId, nodes: &[Node], view: BarrierView) -> api::Barrier {
     let mut replicas: Vec<_> = view
         .lanes
@@ -253,7 +181,7 @@ pub(super) fn barrier(up_to: TaskId, nodes: &[Node], view: BarrierView) -> api::
     }
 }
 
-/// The task, and behind a dot the replicas where not all are meant.
+/// The id of the task; unless all replicas are covered, a dot and the encoded replicas.
 fn barrier_id(up_to: TaskId, nodes: &[Node]) -> String {
     if nodes.is_empty() {
         return up_to.to_string();
@@ -262,7 +190,7 @@ fn barrier_id(up_to: TaskId, nodes: &[Node]) -> String {
     format!("{up_to}.{}", URL_SAFE_NO_PAD.encode(nodes.join("\n")))
 }
 
-/// What a barrier's id says; `None` if it is none.
+/// `None` if the text is no barrier id.
 pub(super) fn read_barrier_id(id: &str) -> Option<(TaskId, Vec<Node>)> {
     let Some((up_to, nodes)) = id.split_once('.') else {
         return Some((id.parse().ok()?, Vec::new()));

@@ -11,9 +11,9 @@ use crate::engine::breaker::Gate;
 use crate::engine::lane::Chain;
 use crate::engine::table::{DeliveryRef, SettledAs, Slot, Stage};
 use crate::engine::{
-    AdminOutcome, DeliveryChange, Engine, EngineAction, Forgotten, Now, Probed, RenameError,
+    AdminOutcome, Engine, EngineAction, ForgetCounts, Now, ProbeState, RenameError,
 };
-use crate::task::{DeliveryId, Node, TaskId, Timestamp};
+use crate::task::{DeliveryId, Node, TaskChange, TaskId, Timestamp};
 
 /// Maximum deliveries discarded and tasks scanned per step of a forget: a few milliseconds, as
 /// everything else waits.
@@ -26,7 +26,6 @@ impl Engine {
         self.watched = watched;
     }
 
-    #[must_use]
     pub fn is_watched(&self) -> bool {
         self.watched
     }
@@ -40,7 +39,7 @@ impl Engine {
         &mut self,
         slot: Slot,
         lane: u32,
-        change: DeliveryChange,
+        change: TaskChange,
         error: Option<Arc<str>>,
     ) {
         if self.watched {
@@ -83,7 +82,7 @@ impl Engine {
     }
 
     /// Makes the next probe of an open breaker due now. `None` for an unknown replica.
-    pub fn probe(&mut self, now: Now, node: &Node) -> Option<Probed> {
+    pub fn probe(&mut self, now: Now, node: &Node) -> Option<ProbeState> {
         self.now = now;
         let number = self.lanes.find(node)?;
         self.lanes[number].health.probe_now(now);
@@ -101,12 +100,12 @@ impl Engine {
             self.finish();
         }
         let breaker = self.lanes[number].health.breaker();
-        Some(Probed { breaker: breaker.view(), probing: breaker.is_probing() })
+        Some(ProbeState { breaker: breaker.view(), probing: breaker.is_probing() })
     }
 
     /// Discards everything for a replica, in steps. Nothing is sent to it meanwhile. `None` for an
     /// unknown replica.
-    pub fn forget(&mut self, now: Now, node: &Node) -> Option<Forgotten> {
+    pub fn forget(&mut self, now: Now, node: &Node) -> Option<ForgetCounts> {
         self.now = now;
         let number = self.lanes.find(node)?;
         let newest = self.tasks.newest().unwrap_or(TaskId(0));
@@ -117,10 +116,9 @@ impl Engine {
         self.schedule_wakeup(number, now.moment);
         self.answer_unreachable(number);
         self.finish();
-        Some(Forgotten { discarded: unsettled.saturating_sub(in_flight), in_flight })
+        Some(ForgetCounts { discarded: unsettled.saturating_sub(in_flight), in_flight })
     }
 
-    #[must_use]
     pub fn is_forgetting(&self, node: &Node) -> bool {
         let lane = self.lanes.find(node).and_then(|number| self.lanes.get(number));
         lane.is_some_and(|lane| lane.forget.is_running())
@@ -154,11 +152,8 @@ impl Engine {
         self.schedule_wakeup(number, self.now.moment);
     }
 
-    /// Changes the address of a replica. Its backlog and dead letters move along.
-    ///
-    /// # Errors
-    ///
-    /// [`RenameError`]; nothing has changed then.
+    /// Changes the address of a replica. Its backlog and dead letters move along. An
+    /// error changes nothing.
     pub fn rename(&mut self, now: Now, node: &Node, to: &Node) -> Result<(), RenameError> {
         self.now = now;
         let found = self.lanes.find(node).filter(|&number| !self.lanes[number].is_gone());
@@ -217,7 +212,6 @@ impl Engine {
     }
 
     /// The outcome that [`Self::redrive_letter`] would have.
-    #[must_use]
     pub fn would_redrive(&self, delivery: DeliveryId) -> AdminOutcome {
         let letter = self.letter(delivery);
         letter.map_or(AdminOutcome::Gone, |at| self.redrive_outcome(at))

@@ -8,8 +8,8 @@
 //! flight is ambiguous.
 
 use crate::engine::table::{DeliveryRef, SettledAs, Stage};
-use crate::engine::{DeliveryChange, Engine, MOST_DUE};
-use crate::task::Timestamp;
+use crate::engine::{Engine, MOST_DUE};
+use crate::task::{TaskChange, Timestamp};
 
 impl Engine {
     /// Marks the last attempt of a delivery as ambiguous.
@@ -61,7 +61,7 @@ impl Engine {
         if let Some(failures) = &mut self.tasks[at].failures {
             failures.count = 0;
         }
-        self.emit_change(at.slot, self.tasks[at].lane, DeliveryChange::Delivered, None);
+        self.emit_change(at.slot, self.tasks[at].lane, TaskChange::Delivered, None);
         self.resend_later(at);
     }
 

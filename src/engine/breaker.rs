@@ -26,6 +26,7 @@
 use std::time::Duration;
 
 use crate::engine::Moment;
+use crate::task::BreakerState;
 
 /// The wait before the first probe. It doubles with each failed probe.
 const FIRST_PROBE: Duration = Duration::from_secs(1);
@@ -90,14 +91,6 @@ pub(super) struct EndedAttempt {
     pub(super) sent_at: Moment,
     pub(super) probe: bool,
     pub(super) letter: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum BreakerState {
-    #[default]
-    Closed,
-    HalfOpen,
-    Open,
 }
 
 impl Default for Breaker {

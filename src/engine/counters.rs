@@ -1,33 +1,6 @@
-//! The counters of a replica. Every delivery is counted under exactly one outcome.
+//! How [`Counters`] change. Every delivery is counted under exactly one outcome.
 
-use std::ops::AddAssign;
-
-/// Counts since the start; recovered deliveries count as accepted.
-///
-/// Always accepted = delivered + superseded + dead + discarded + released + pending. Parked
-/// deliveries are pending. The other fields count events.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    pub accepted: u64,
-    pub delivered: u64,
-    pub superseded: u64,
-    /// Dead letters, except parked deliveries.
-    pub dead: u64,
-    pub discarded: u64,
-    /// Left unsettled with their partition.
-    pub released: u64,
-    pub pending: u64,
-    /// Event: the replica rejected the write.
-    pub rejected: u64,
-    /// Event: the last retry failed.
-    pub gave_up: u64,
-    /// Event: a dead letter was redriven.
-    pub redriven: u64,
-    /// Event: an attempt that was sent failed.
-    pub failed_attempts: u64,
-    /// Event: an attempt was not sent, because the breaker was open or a resource was missing.
-    pub unsent_attempts: u64,
-}
+use crate::task::Counters;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DeliveryOutcome {
@@ -47,17 +20,6 @@ pub(super) enum Attempt {
 }
 
 impl Counters {
-    #[must_use]
-    pub fn balance(&self) -> bool {
-        self.accepted
-            == self.delivered
-                + self.superseded
-                + self.dead
-                + self.discarded
-                + self.released
-                + self.pending
-    }
-
     pub(super) fn failed(&mut self, attempt: Attempt) {
         match attempt {
             Attempt::Sent => self.failed_attempts += 1,
@@ -74,22 +36,5 @@ impl Counters {
             DeliveryOutcome::Discarded => &mut self.discarded,
             DeliveryOutcome::Released => &mut self.released,
         }
-    }
-}
-
-impl AddAssign for Counters {
-    fn add_assign(&mut self, other: Self) {
-        self.accepted += other.accepted;
-        self.delivered += other.delivered;
-        self.superseded += other.superseded;
-        self.dead += other.dead;
-        self.discarded += other.discarded;
-        self.released += other.released;
-        self.pending += other.pending;
-        self.rejected += other.rejected;
-        self.gave_up += other.gave_up;
-        self.redriven += other.redriven;
-        self.failed_attempts += other.failed_attempts;
-        self.unsent_attempts += other.unsent_attempts;
     }
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use crate::engine::lane::Chain;
 use crate::engine::table::{DeliveryRef, Priority, SettledAs, Slot, Stage};
-use crate::engine::{BreakerState, DeliveryChange, Engine, EngineAction, Moment};
-use crate::task::{Cause, Progress, TaskId, Timestamp, Verdict};
+use crate::engine::{Engine, EngineAction, Moment};
+use crate::task::{BreakerState, Cause, Progress, TaskChange, TaskId, Timestamp, Verdict};
 
 /// The interval of a redrive pass; each step takes what the rate allows.
 const STEP: Duration = Duration::from_millis(5);
@@ -137,7 +137,7 @@ impl Engine {
         if let Progress::Dead(letter) = self.tasks[at].progress() {
             let delivery = self.delivery_id(at);
             let lane = self.tasks[at].lane;
-            self.emit_change(at.slot, lane, DeliveryChange::Dead, Some(Arc::clone(&letter.error)));
+            self.emit_change(at.slot, lane, TaskChange::Dead, Some(Arc::clone(&letter.error)));
             let node = self.lanes[lane].node.clone();
             self.actions.push_back(EngineAction::Buried { delivery, node, letter });
         }
@@ -308,7 +308,7 @@ impl Engine {
         for counters in self.counters(number) {
             counters.redriven += 1;
         }
-        self.emit_change(at.slot, number, DeliveryChange::Redriven, None);
+        self.emit_change(at.slot, number, TaskChange::Redriven, None);
     }
 
     /// Whether `--redrive-rate` allows another return now, of a dead letter or a parked delivery.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::Engine;
 use crate::engine::counters::Attempt;
 use crate::engine::table::{Delivery, DeliveryFailures, DeliveryRef, Priority, Stage};
-use crate::engine::{DeliveryChange, Engine};
-use crate::task::Cause;
+use crate::task::{Cause, TaskChange};
 
 /// The next step after a failed attempt, unless a newer write supersedes the delivery.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +22,7 @@ impl Engine {
         let failures = self.note_error(at, error, attempt);
         failures.count = failures.count.saturating_add(1);
         let lane = self.tasks[at].lane;
-        self.emit_change(at.slot, lane, DeliveryChange::Failed, reported);
+        self.emit_change(at.slot, lane, TaskChange::Failed, reported);
     }
 
     /// Records why an attempt did not deliver. A waiting strong client does not wait for a retry.

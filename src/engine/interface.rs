@@ -8,10 +8,10 @@ use thiserror::Error;
 
 #[cfg(doc)]
 use crate::engine::Engine;
-use crate::engine::{BreakerState, Counters, KeyId, Moment, Reservation, Since, Workers};
+use crate::engine::{KeyId, Moment, Reservation, Since, Workers};
 use crate::task::{
-    Cause, DeadLetter, DeliveryId, Node, Obstacle, Partition, Progress, ReplicaIndex, TaskId,
-    Timestamp,
+    BreakerState, Cause, Counters, DeadLetter, DeliveryId, DeliveryState, Node, Obstacle,
+    Partition, Progress, ReplicaIndex, TaskChange, TaskId, Timestamp,
 };
 
 /// Charged for each task on top of key and value: its row on disk, its entry in memory.
@@ -123,21 +123,10 @@ pub enum EngineAction {
     Changed {
         task: TaskId,
         node: Node,
-        change: DeliveryChange,
+        change: TaskChange,
         /// Of a failure or a dead letter.
         error: Option<Arc<str>>,
     },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeliveryChange {
-    Failed,
-    Delivered,
-    Superseded,
-    /// Became a dead letter, or was parked.
-    Dead,
-    Redriven,
-    Discarded,
 }
 
 /// Why a write was refused. Nothing has changed then.
@@ -202,21 +191,6 @@ pub struct LaneView {
     pub workers: u32,
 }
 
-/// The state of a delivery as operators see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DeliveryState {
-    /// Not sent yet, or redriven.
-    Queued,
-    InFlight,
-    Retrying,
-    /// Failed, without a place in the retry queue.
-    Parked,
-    Dead,
-    Delivered,
-    Superseded,
-    Discarded,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskView {
     pub id: TaskId,
@@ -271,14 +245,14 @@ pub enum AdminOutcome {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probed {
+pub struct ProbeState {
     pub breaker: BreakerState,
     /// A probe is in flight.
     pub probing: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forgotten {
+pub struct ForgetCounts {
     pub discarded: u64,
     /// Deliveries in flight; they are not retried.
     pub in_flight: u64,

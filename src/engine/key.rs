@@ -13,7 +13,6 @@ pub struct KeyHasher([RandomState; 2]);
 
 impl KeyHasher {
     /// The id of `key`, stable for the life of this hasher.
-    #[must_use]
     pub fn id(&self, key: &str) -> KeyId {
         let [first, second] = &self.0;
         KeyId([first.hash_one(key), second.hash_one(key)])

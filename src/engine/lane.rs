@@ -8,10 +8,9 @@ use std::collections::HashMap;
 
 use slab::Slab;
 
-use crate::engine::counters::Counters;
 use crate::engine::table::{Priority, Slot};
 use crate::engine::{KeyId, Moment};
-use crate::task::{Node, Timestamp};
+use crate::task::{Counters, Node, Timestamp};
 
 mod ambiguous;
 mod backlog;

@@ -9,11 +9,7 @@ use crate::task::{Consistency, Node};
 
 impl Engine {
     /// Reserves places for a write to `replicas`, each named once. `bytes` is its
-    /// [`crate::task::weight`]; the engine adds the overhead.
-    ///
-    /// # Errors
-    ///
-    /// [`Full`] names the limit that is reached. Nothing has changed then.
+    /// [`crate::task::weight`]; the engine adds the overhead. A refusal changes nothing.
     pub fn reserve(
         &mut self,
         now: Now,

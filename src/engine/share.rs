@@ -19,19 +19,16 @@ pub struct SharedPool {
 }
 
 impl SharedPool {
-    #[must_use]
     pub fn new(capacity: usize, used: usize) -> Self {
         Self { capacity: capacity as u64, used: used as u64 }
     }
 
     /// Unused places. A restart with a lower capacity can overdraw a pool.
-    #[must_use]
     pub fn free(self) -> u64 {
         self.capacity.saturating_sub(self.used)
     }
 
     /// Whether a claimant that holds `held` may take one more.
-    #[must_use]
     pub fn has_room_for(self, held: u64) -> bool {
         let (free, reserve) = (self.free(), self.capacity / RESERVE);
         held < free.saturating_mul(SHARE) && (free > reserve || held < reserve)

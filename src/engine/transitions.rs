@@ -14,8 +14,8 @@ use crate::engine::quorum::Quorum;
 use crate::engine::table::{
     Delivery, DeliveryRef, Priority, SettledAs, Slot, Stage, TaskEntry, TaskQueue,
 };
-use crate::engine::{Arrived, DeliveryChange, Engine, EngineAction, Since, TASK_OVERHEAD_BYTES};
-use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskId};
+use crate::engine::{Arrived, Engine, EngineAction, Since, TASK_OVERHEAD_BYTES};
+use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskChange, TaskId};
 
 /// Maximum deliveries per call that fail because a breaker is open; the rest follows in the next
 /// call, which is due at once. Failing a full queue in one call would delay everything else.
@@ -452,9 +452,9 @@ impl Engine {
         self.note_ambiguous_if_restored(at);
         self.change(at, Stage::Settled(settlement));
         let change = match settlement {
-            SettledAs::Delivered => DeliveryChange::Delivered,
-            SettledAs::Superseded => DeliveryChange::Superseded,
-            SettledAs::Discarded | SettledAs::Released => DeliveryChange::Discarded,
+            SettledAs::Delivered => TaskChange::Delivered,
+            SettledAs::Superseded => TaskChange::Superseded,
+            SettledAs::Discarded | SettledAs::Released => TaskChange::Discarded,
         };
         if !delivered {
             self.emit_change(at.slot, self.tasks[at].lane, change, None);

@@ -10,10 +10,9 @@ use std::time::Duration;
 use crate::engine::lane::Lane;
 use crate::engine::table::{Delivery, Priority, SettledAs, Slot, Stage};
 use crate::engine::{
-    DeliveryFilter, DeliveryState, DeliveryView, Engine, LetterView, Moment, SearchPage, Since,
-    TaskView,
+    DeliveryFilter, DeliveryView, Engine, LetterView, Moment, SearchPage, Since, TaskView,
 };
-use crate::task::{Cause, Node, ReplicaIndex, TaskId, Timestamp};
+use crate::task::{Cause, DeliveryState, Node, ReplicaIndex, TaskId, Timestamp};
 
 const LOOKS: usize = 20_000;
 
@@ -27,17 +26,14 @@ impl Engine {
     }
 
     /// The time since a task was accepted, by the monotonic clock; `None` once it is settled.
-    #[must_use]
     pub fn age(&self, task: TaskId, now: Moment) -> Option<Duration> {
         Some(self.tasks[self.tasks.find(task)?].since.age(now))
     }
 
-    #[must_use]
     pub fn view(&self, id: TaskId) -> Option<TaskView> {
         self.tasks.find(id).map(|slot| self.view_of(slot))
     }
 
-    #[must_use]
     pub fn find_tasks(
         &self,
         wanted: &DeliveryFilter,
@@ -66,7 +62,6 @@ impl Engine {
     }
 
     /// The dead letters after `after`, parked deliveries included, up to `limit`.
-    #[must_use]
     pub fn find_letters(
         &self,
         wanted: &DeliveryFilter,
@@ -106,7 +101,6 @@ impl Engine {
     }
 
     /// The matching dead letters of these tasks, for the replica given with each or for all.
-    #[must_use]
     pub fn letters_of(
         &self,
         ids: &[(TaskId, Option<Node>)],

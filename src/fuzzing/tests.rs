@@ -201,7 +201,7 @@ fn every_target_is_tested_here_and_fuzzed_over_a_small_corpus() {
         assert!(manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")), "{name}");
         assert!(here.contains(&format!("holds(\"{name}\");")), "{name}");
         let path = root().join(format!("fuzz/fuzz_targets/{name}.rs"));
-        assert!(fs::read_to_string(path).unwrap().contains(&format!("run(\"{name}\", data)")));
+        assert!(fs::read_to_string(path).unwrap().contains(&format!("fuzz(\"{name}\", data)")));
         let corpus = corpus(&name);
         let bytes: usize = corpus.iter().map(|(_, data)| data.len()).sum();
         assert!(corpus.len() >= 10 && bytes < 64 << 10, "{name}: {} in {bytes}", corpus.len());

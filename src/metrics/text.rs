@@ -24,14 +24,15 @@ pub(super) fn page(snapshot: &Snapshot) -> prometheus::Result<String> {
     }
     let replicas = || snapshot.replicas.iter();
     for &(name, kind, help, figure) in REPLICA_METRICS {
-        let figures = replicas().map(|r| (Some(("replica", r.node.as_str())), exact(figure(r))));
+        let figures =
+            replicas().map(|r| (Some(("replica", r.lane.node.as_str())), exact(figure(r))));
         families.push(family(name, kind, help, figures));
     }
     let (name, help, lag) = LAG;
-    let lags = replicas().map(|r| (Some(("replica", r.node.as_str())), lag(r)));
+    let lags = replicas().map(|r| (Some(("replica", r.lane.node.as_str())), lag(r)));
     families.push(family(name, Gauge, help, lags));
     for &(name, help, histogram) in REPLICA_HISTOGRAMS {
-        let figures = replicas().map(|r| (Some(("replica", r.node.as_str())), histogram(r)));
+        let figures = replicas().map(|r| (Some(("replica", r.lane.node.as_str())), histogram(r)));
         families.push(histograms(name, help, figures));
     }
     for &(name, kind, help, figure) in PROCESS_METRICS {

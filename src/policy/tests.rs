@@ -1,5 +1,6 @@
 //! Tables of allowed and blocked addresses, in every spelling.
 
+use super::rule::RuleError;
 use super::*;
 
 fn policy(rules: &[&str]) -> Policy {

@@ -23,7 +23,7 @@ use super::verdict::{
 };
 use super::{ClientSettings, ClientTlsError};
 use crate::policy::{Forbidden, Policy, Target};
-use crate::task::{AttemptOutcome, Command, Node, Task, Timestamp, Trace, Verdict};
+use crate::task::{AttemptOutcome, Node, ReplicaCommand, Task, Timestamp, Trace, Verdict};
 
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
@@ -226,7 +226,7 @@ struct Call<'a> {
     node_id: &'a str,
     node: &'a Node,
     task: &'a Task,
-    command: Command,
+    command: ReplicaCommand,
     trace: Option<&'a Trace>,
     token: Option<&'a HeaderValue>,
     target: Target,

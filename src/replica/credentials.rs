@@ -203,7 +203,6 @@ impl ReplicaTokens {
     }
 
     /// Whether any replica that a client names gets a token.
-    #[must_use]
     pub fn serves_any(&self) -> bool {
         self.any.is_some()
     }

@@ -13,7 +13,7 @@ use super::verdict::{MAX_RETRY_AFTER, ReplicaAnswer, Sent, retry_after, verdict}
 use crate::fuzzing::input::Input;
 use crate::policy::Target;
 use crate::task::{
-    Command, Consistency, NewTask, Node, Operation, Task, TaskId, Timestamp, Verdict,
+    Consistency, NewTask, Node, Operation, ReplicaCommand, Task, TaskId, Timestamp, Verdict,
 };
 
 /// The default of `--max-key-bytes`.
@@ -43,15 +43,15 @@ pub(crate) fn ttl(data: &[u8]) {
     let end = accepted.0.saturating_add(ttl);
     let now = Timestamp(accepted.0.saturating_add(passed));
     let left = match task.command_at(now) {
-        Command::Delete => {
+        ReplicaCommand::Delete => {
             assert!(ttl > 0 && now.0 >= end, "{ttl} of {accepted:?} at {now:?}");
             return;
         }
-        Command::Put { ttl: None } => {
+        ReplicaCommand::Put { ttl: None } => {
             assert_eq!(ttl, 0, "a write with a ttl was sent without it");
             return;
         }
-        Command::Put { ttl: Some(left) } => left,
+        ReplicaCommand::Put { ttl: Some(left) } => left,
     };
     assert_eq!(left.as_nanos(), u128::from(end - now.0));
     let text = go_duration(left);
@@ -102,7 +102,8 @@ pub(crate) fn answer(data: &[u8]) {
     let mut input = Input::new(data);
     let status = 100 + u16::try_from(input.size() % 900).unwrap_or_default();
     let Ok(status) = StatusCode::from_u16(status) else { panic!("{status}") };
-    let command = if input.flag() { Command::Delete } else { Command::Put { ttl: None } };
+    let command =
+        if input.flag() { ReplicaCommand::Delete } else { ReplicaCommand::Put { ttl: None } };
     let wait_text = input.text();
     let now = Timestamp(input.size());
     let (key, value) = (input.text(), input.bytes());
@@ -116,7 +117,7 @@ pub(crate) fn answer(data: &[u8]) {
     let says = |text: &[u8]| has(&text.to_ascii_lowercase(), phrase);
     let had = says(body) && !says(key.as_bytes()) && !says(value);
     let code = status.as_u16();
-    let gone = matches!(code, 404 | 410) && command == Command::Delete;
+    let gone = matches!(code, 404 | 410) && command == ReplicaCommand::Delete;
     let expected = match code {
         200..300 => "delivered",
         _ if gone || had => "delivered",

@@ -13,7 +13,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Body, Method};
 
 use super::upload::{LARGE, Upload, UploadProgress};
-use crate::task::{Command, Node, Task, Trace};
+use crate::task::{Node, ReplicaCommand, Task, Trace};
 
 const REPLICATION: HeaderName = HeaderName::from_static("x-replication");
 const REPLICATION_ID: HeaderName = HeaderName::from_static("x-replication-id");
@@ -33,12 +33,12 @@ pub(super) fn build(
     node_id: &str,
     node: &Node,
     task: &Task,
-    command: Command,
+    command: ReplicaCommand,
     trace: Option<&Trace>,
 ) -> reqwest::Result<(reqwest::Request, Option<Arc<UploadProgress>>)> {
     let mut progress = None;
     let mut request = match command {
-        Command::Put { ttl } => {
+        ReplicaCommand::Put { ttl } => {
             let value = Bytes::clone(&task.value);
             let body = if value.len() > LARGE {
                 let (upload, upload_progress) = Upload::of(value);
@@ -53,7 +53,7 @@ pub(super) fn build(
                 .header(CONTENT_LENGTH, task.value.len())
                 .body(body)
         }
-        Command::Delete => http.request(Method::DELETE, url(node, &task.key, None)),
+        ReplicaCommand::Delete => http.request(Method::DELETE, url(node, &task.key, None)),
     };
     if let Some(trace) = trace {
         request = request.header(TRACEPARENT, &*trace.parent);
@@ -85,8 +85,7 @@ pub(super) fn segment(key: &str) -> PercentEncode<'_> {
 /// Formats a duration for Go's `time.ParseDuration`, exact to the nanosecond: `1h0m0s`, `1m1.5s`,
 /// `0.000000001s`. Longer durations become the longest that Go can parse, about 292 years.
 ///
-/// Callers never pass zero ([`Command::Put`] never holds it): a node reads `0s` as no ttl.
-#[must_use]
+/// Callers never pass zero ([`ReplicaCommand::Put`] never holds it): a node reads `0s` as no ttl.
 pub fn go_duration(duration: Duration) -> String {
     let duration = duration.min(LONGEST_GO_DURATION);
     let seconds = duration.as_secs();

@@ -16,7 +16,6 @@ mod connections;
 mod lookups;
 mod names;
 #[path = "../../tests/it/support/tls.rs"]
-#[allow(unreachable_pub, reason = "shared with the black-box tests")]
 mod secure;
 mod tls;
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 
 use super::request::segment;
-use crate::task::{Command, Timestamp, Verdict};
+use crate::task::{ReplicaCommand, Timestamp, Verdict};
 
 const MAX_ERROR_CHARS: usize = 200;
 
@@ -32,7 +32,7 @@ const ALREADY: &[u8] = b"already replicated";
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent<'a> {
-    pub(super) command: Command,
+    pub(super) command: ReplicaCommand,
     pub(super) key: &'a str,
     pub(super) value: &'a [u8],
 }
@@ -49,7 +49,7 @@ pub(super) fn verdict(sent: &Sent<'_>, answer: &ReplicaAnswer<'_>) -> Verdict {
     let status = answer.status;
     let gone = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
     if status.is_success()
-        || (sent.command == Command::Delete && gone)
+        || (sent.command == ReplicaCommand::Delete && gone)
         || says_already_replicated(sent, answer.body)
     {
         Verdict::Delivered
@@ -170,13 +170,13 @@ fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    const PUT: Command = Command::Put { ttl: None };
+    const PUT: ReplicaCommand = ReplicaCommand::Put { ttl: None };
 
-    fn sent(command: Command) -> Sent<'static> {
+    fn sent(command: ReplicaCommand) -> Sent<'static> {
         Sent { command, key: "the/key", value: b"the value of the write" }
     }
 
-    fn verdict_on(command: Command, status: u16, body: &str) -> Verdict {
+    fn verdict_on(command: ReplicaCommand, status: u16, body: &str) -> Verdict {
         let answer = ReplicaAnswer {
             status: StatusCode::from_u16(status).unwrap(),
             retry_after: None,
@@ -205,11 +205,11 @@ mod tests {
 
     #[test]
     fn every_status_has_the_verdict_of_the_table() {
-        for command in [PUT, Command::Delete] {
+        for command in [PUT, ReplicaCommand::Delete] {
             for status in 100..1000 {
                 let expected = match status {
                     200..300 => "delivered",
-                    404 | 410 if command == Command::Delete => "delivered",
+                    404 | 410 if command == ReplicaCommand::Delete => "delivered",
                     408 | 425 | 429 | 500.. => "retry",
                     _ => "rejected",
                 };
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn already_replicated_is_delivered_with_any_status() {
         for status in [101, 302, 400, 404, 409, 429, 500, 503] {
-            for command in [PUT, Command::Delete] {
+            for command in [PUT, ReplicaCommand::Delete] {
                 let body = r#"{"error":"sequence 7 already replicated"}"#;
                 assert_eq!(verdict_on(command, status, body), Verdict::Delivered);
             }

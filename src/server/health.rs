@@ -38,8 +38,8 @@ enum Status {
 pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
     let health = server.handle.health();
     let snapshot = server.handle.snapshot().await;
-    let queue_size = snapshot.as_ref().map(|snapshot| snapshot.queue_tasks);
-    let disk_low = snapshot.as_ref().is_some_and(|snapshot| snapshot.disk_low);
+    let queue_size = snapshot.as_ref().map(|snapshot| snapshot.levels.queue);
+    let disk_low = snapshot.as_ref().is_some_and(|snapshot| snapshot.store.is_full);
     let reason = match health {
         Health::Stalled { .. } => Some(STALLED),
         _ if disk_low => Some("the disk is nearly full (--min-free-disk): new writes are refused"),
@@ -48,7 +48,7 @@ pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
     let status = match snapshot {
         _ if matches!(health, Health::StoreFailed(_)) => Status::Unhealthy,
         Some(_) if reason.is_some() => Status::Degraded,
-        Some(snapshot) => status(snapshot.queue_tasks, snapshot.queue_capacity),
+        Some(snapshot) => status(snapshot.levels.queue, snapshot.queue_capacity),
         None => Status::Unhealthy,
     };
     let body = match (status, reason) {
@@ -94,8 +94,8 @@ pub(super) async fn readyz(State(server): State<Arc<ServerState>>) -> Response {
     unavailable(&json!({ "status": "not ready", "error": error }))
 }
 
-fn status(tasks: u64, capacity: u64) -> Status {
-    let full = u128::from(tasks) * 100 >= u128::from(capacity) * DEGRADED_PERCENT;
+fn status(tasks: usize, capacity: usize) -> Status {
+    let full = tasks as u128 * 100 >= capacity as u128 * DEGRADED_PERCENT;
     if full { Status::Degraded } else { Status::Healthy }
 }
 
@@ -111,6 +111,6 @@ mod tests {
         assert_eq!(status(1_000, 1_000), Status::Degraded);
         assert_eq!(status(8, 9), Status::Healthy);
         assert_eq!(status(9, 9), Status::Degraded);
-        assert_eq!(status(u64::MAX, u64::MAX), Status::Degraded);
+        assert_eq!(status(usize::MAX, usize::MAX), Status::Degraded);
     }
 }

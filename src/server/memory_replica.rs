@@ -43,7 +43,6 @@ struct PutQuery {
 }
 
 impl MemoryReplica {
-    #[must_use]
     pub fn new(clock: fn() -> Timestamp) -> Self {
         Self { entries: Arc::default(), clock }
     }
@@ -62,7 +61,6 @@ impl MemoryReplica {
     }
 
     /// The unexpired value of `key`.
-    #[must_use]
     pub fn get(&self, key: &str) -> Option<Bytes> {
         let now = (self.clock)();
         let entries = self.entries();

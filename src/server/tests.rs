@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use self::support::{Client, PATIENCE, impatient, limited, posted, settings, start};
 use super::*;
 use crate::dispatcher::{AcceptedWrite, Health, Refusal};
+use crate::engine::Levels;
 use crate::metrics::Snapshot;
 use crate::task::{Obstacle, ReplicaIndex, TaskId};
 
@@ -388,8 +389,8 @@ async fn users_are_counted_by_their_valid_writes() {
 #[tokio::test]
 async fn health_says_how_full_the_queue_is() {
     for (tasks, status) in [(899, "healthy"), (900, "degraded")] {
-        let snapshot =
-            Snapshot { queue_tasks: tasks, queue_capacity: 1_000, ..Snapshot::default() };
+        let levels = Levels { queue: tasks, ..Levels::default() };
+        let snapshot = Snapshot { levels, queue_capacity: 1_000, ..Snapshot::default() };
         let address = start(settings()).await.answer_all(vec![], snapshot);
         let answer = Client::connect(address).await.get("/health", "").await;
         assert_eq!(answer.status, 200);

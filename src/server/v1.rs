@@ -4,7 +4,12 @@
 //! `extract` parses paths and queries, `bodies` parses bodies. Both reject unknown names with a
 //! 400, so that a filter with a typo never selects more than intended.
 
-use super::errors::Problem;
+use std::fmt::Display;
+
+use axum::response::Response;
+use serde::Serialize;
+
+use super::errors::{Problem, ok};
 use super::{ServerState, idempotency, validate, wire};
 use crate::api;
 use crate::dispatcher::AdminError;
@@ -32,16 +37,17 @@ impl ServerState {
     }
 
     /// Turns `None` into a 404 that reads "there is no `what`".
-    fn found<T>(
+    fn found<T: Serialize>(
         &self,
         outcome: Result<Option<T>, AdminError>,
-        what: impl FnOnce() -> String,
-    ) -> Result<T, Problem> {
-        self.operated(outcome)?.ok_or_else(|| missing(&what()))
+        what: impl Display,
+    ) -> Result<Response, Problem> {
+        let found = self.operated(outcome)?.ok_or_else(|| missing(what))?;
+        Ok(ok(&found))
     }
 }
 
-fn missing(what: &str) -> Problem {
+fn missing(what: impl Display) -> Problem {
     Problem::Missing(format!("there is no {what}"))
 }
 

@@ -51,17 +51,15 @@ mod uptime;
 mod watched;
 
 pub use commit::Committer;
-pub use error::{Damage, MissingRows, OpenError};
+pub use error::{Damage, OpenError};
 #[cfg(test)]
 pub(super) use idempotency::Keys;
 pub use integrity::quarantine::SetAside;
 pub use journal::{KeyLimits, LocalJournal};
-pub use keys::MAX_IDEMPOTENCY_KEY_BYTES;
 pub use read::StoreReader;
 pub use recover::{RecoveryEvent, RecoveryReport};
 pub use tools::check::{CheckReport, check};
-pub use tools::dump::{Exported, ImportError, Imported, export, import};
-pub use turns::CommitterTurns;
+pub use tools::dump::{Exported, Imported, export, import};
 pub use uptime::UptimeFile;
 
 #[derive(Clone, Debug)]
@@ -195,7 +193,6 @@ impl LocalStore {
         Ok(Self { files, now: settings.now, had_marker, log_is_whole })
     }
 
-    #[must_use]
     pub fn uptime(&self) -> UptimeFile {
         UptimeFile::of(self.files.directory.path())
     }

@@ -9,18 +9,15 @@ use super::Timestamp;
 pub struct Moment(pub u64);
 
 impl Moment {
-    #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
     }
 
     /// `self - duration`, at least the start.
-    #[must_use]
     pub fn before(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
     }
 
-    #[must_use]
     pub fn since_start(self) -> Duration {
         Duration::from_micros(self.0)
     }
@@ -32,13 +29,11 @@ impl Moment {
 pub struct Since(i64);
 
 impl Since {
-    #[must_use]
     pub fn aged(age: Duration, now: Moment) -> Self {
         let micros = |moment: u128| i64::try_from(moment).unwrap_or(i64::MAX);
         Self(micros(now.0.into()).saturating_sub(micros(age.as_micros())))
     }
 
-    #[must_use]
     pub fn age(self, now: Moment) -> Duration {
         let now = i64::try_from(now.0).unwrap_or(i64::MAX);
         Duration::from_micros(u64::try_from(now.saturating_sub(self.0)).unwrap_or(0))

@@ -18,10 +18,6 @@ pub struct Node(Arc<str>);
 
 impl Node {
     /// Parses and normalises an address.
-    ///
-    /// # Errors
-    ///
-    /// A [`NodeError`] with the reason.
     pub fn parse(text: &str) -> Result<Self, NodeError> {
         if text.len() > MAX_NODE_BYTES {
             return Err(NodeError::TooLong { bytes: text.len() });
@@ -65,7 +61,6 @@ impl Node {
         Self(text.into())
     }
 
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -62,7 +62,6 @@ impl Uptime {
     }
 
     /// The age of `since`, without the gaps.
-    #[must_use]
     pub fn age(&self, now: Timestamp, since: Timestamp) -> Duration {
         let skipped =
             self.gaps.iter().map(|(from, to)| now.min(*to).saturating_since(since.max(*from)));

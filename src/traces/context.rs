@@ -7,7 +7,6 @@ use crate::task::Trace;
 const LENGTH: usize = 55;
 
 /// Parses a `traceparent`. Of a later version, the fields that `00` has are kept.
-#[must_use]
 pub fn parent(text: &str) -> Option<Box<str>> {
     let text = text.trim_matches([' ', '\t']);
     if text.len() > Trace::MAX_PARENT_BYTES {
@@ -29,7 +28,6 @@ pub fn parent(text: &str) -> Option<Box<str>> {
 }
 
 /// Joins the `tracestate` headers of a request, if they are valid and not too long.
-#[must_use]
 pub fn state<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<Box<str>> {
     let members = lines.into_iter().flat_map(|line| line.split(','));
     let members = members.map(|member| member.trim_matches([' ', '\t']));

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::CommandFactory;
-use replicator::cli::Cli;
+use replicator::testing::Cli;
 
 fn shipped(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)).unwrap()

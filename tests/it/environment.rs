@@ -4,7 +4,7 @@
 use std::process::{Command, Output, Stdio};
 
 use clap::CommandFactory;
-use replicator::cli::Cli;
+use replicator::testing::Cli;
 
 use crate::support::Daemon;
 use crate::support::daemon::command;

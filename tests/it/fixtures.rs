@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::support::copy;
-use replicator::store::{
+use replicator::testing::store::{
     IdempotencyAnswer, IdempotencyRow, LocalStore, Opened, Recovered, RecoveryEvent, ReplicaRow,
     StoreSettings,
 };
-use replicator::task::{
+use replicator::testing::task::{
     Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
     Timestamp, Trace,
 };

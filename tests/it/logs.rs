@@ -5,7 +5,7 @@ use std::io::{PipeReader, Read};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
-use replicator::text::is_odd;
+use replicator::testing::is_odd;
 use serde_json::{Value, json};
 
 use crate::support::daemon::command;

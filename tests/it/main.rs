@@ -8,7 +8,6 @@
     clippy::disallowed_methods,
     clippy::print_stderr,
     clippy::print_stdout,
-    unreachable_pub,
     dead_code,
     reason = "tests fail by panicking"
 )]

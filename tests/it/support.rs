@@ -48,7 +48,7 @@ where
 /// A client without proxies and redirects, for plain HTTP: it does not load the certificates of the
 /// system, which takes long.
 pub fn client() -> reqwest::Client {
-    replicator::replica::install_crypto();
+    replicator::testing::install_crypto();
     reqwest::Client::builder()
         .no_proxy()
         .tls_certs_only([])

@@ -25,7 +25,7 @@ fn authority() -> Authority {
 
 /// A client that trusts only this authority and presents this certificate.
 fn client(authority: &Authority, shown: Option<&Issued>) -> reqwest::Client {
-    replicator::replica::install_crypto();
+    replicator::testing::install_crypto();
     let trusted = Certificate::from_pem(authority.pem().as_bytes()).unwrap();
     let client = reqwest::Client::builder().no_proxy().tls_certs_only([trusted]);
     let client = match shown {

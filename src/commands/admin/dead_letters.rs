@@ -2,14 +2,14 @@
 
 use super::client::DaemonClient;
 use super::screen::Screen;
-use super::tasks::{cause_name, operation};
 use super::text::{Table, age, bytes, cell, clean};
 use super::{CommandError, CommandOutcome, list, operations};
-use crate::api::{DeadLetter, DiscardRequest, RedriveRequest, Selection};
+use crate::api::{DeadLetterInfo, DiscardRequest, RedriveRequest, Selection};
 use crate::cli::admin::{
     DeadLettersArgs, DeadLettersCommand, LetterListArgs, OperationRunArgs, SelectionArgs,
 };
 use crate::commands::serve::Signals;
+use crate::task::Cause;
 
 pub(super) async fn run(
     args: &DeadLettersArgs,
@@ -83,7 +83,7 @@ async fn show_list(
 ) -> Result<CommandOutcome, CommandError> {
     let mut filter = list::key_filter(&args.filter.keys);
     filter.extend(args.filter.replica.as_ref().map(|node| ("replica", node.to_string())));
-    let cause = args.filter.cause.map(|cause| cause_name(cause.into()).to_owned());
+    let cause = args.filter.cause.map(|cause| Cause::from(cause).as_str().to_owned());
     filter.extend(cause.map(|cause| ("cause", cause)));
     let path = ["v1", "dead-letters"];
     let listed = list::read(client, &path, "dead_letters", &filter, &args.page).await?;
@@ -108,15 +108,15 @@ async fn show_list(
         "LAST ERROR",
     ]);
     for letter in &listed.items {
-        let letter: DeadLetter = client.read(letter)?;
+        let letter: DeadLetterInfo = client.read(letter)?;
         table.row([
             clean(&letter.task_id),
             cell(&letter.replica),
-            operation(letter.operation).to_owned(),
+            letter.operation.to_string(),
             cell(&letter.key),
             bytes(letter.value_bytes),
             age(&letter.since, now),
-            cause_name(letter.cause).replace('_', " "),
+            letter.cause.as_str().replace('_', " "),
             letter.failures.to_string(),
             clean(&letter.last_error),
         ]);

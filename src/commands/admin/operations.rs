@@ -9,7 +9,7 @@ use super::client::DaemonClient;
 use super::screen::Screen;
 use super::text::{Table, age, clean, count};
 use super::{CommandError, CommandOutcome};
-use crate::api::{Operation, OperationKind, OperationPage, OperationState};
+use crate::api::{BulkOperation, OperationKind, OperationPage, OperationState};
 use crate::cli::admin::OperationRunArgs;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -26,13 +26,13 @@ pub(super) async fn run(
 ) -> Result<CommandOutcome, CommandError> {
     let answer = client.post(path, Some(request)).await?;
     if run.detach {
-        let operation: Operation = client.read(&answer)?;
+        let operation: BulkOperation = client.read(&answer)?;
         let text = format!("{}\n", operation.operation_id);
         screen.show(json, &answer, &text)?;
         return Ok(CommandOutcome::Done);
     }
     let answer = watch(answer, client, screen, interrupt).await?;
-    let operation: Operation = client.read(&answer)?;
+    let operation: BulkOperation = client.read(&answer)?;
     screen.show(json, &answer, &format!("{}\n", summary(&operation)))?;
     Ok(match operation.state {
         OperationState::Done => CommandOutcome::Done,
@@ -50,7 +50,7 @@ async fn watch(
 ) -> Result<Value, CommandError> {
     let mut cancelled = false;
     loop {
-        let operation: Operation = client.read(&answer)?;
+        let operation: BulkOperation = client.read(&answer)?;
         if operation.state != OperationState::Running {
             return Ok(answer);
         }
@@ -70,7 +70,7 @@ async fn watch(
     }
 }
 
-fn lost(operation: &Operation, error: &super::client::CallError) -> CommandError {
+fn lost(operation: &BulkOperation, error: &super::client::CallError) -> CommandError {
     let id = &operation.operation_id;
     CommandError::Other(if error.is_not_found() {
         format!(
@@ -84,9 +84,9 @@ fn lost(operation: &Operation, error: &super::client::CallError) -> CommandError
 }
 
 /// For example `redriving [#####               ] 25%  250 of 1000, 200/s at most`.
-fn progress(operation: &Operation, cancelled: bool) -> String {
+fn progress(operation: &BulkOperation, cancelled: bool) -> String {
     const WIDTH: u64 = 20;
-    let Operation { examined, total, done, .. } = operation;
+    let BulkOperation { examined, total, done, .. } = operation;
     let doing = match operation.kind {
         _ if cancelled => "cancelling",
         _ if operation.dry_run => "counting",
@@ -100,8 +100,8 @@ fn progress(operation: &Operation, cancelled: bool) -> String {
     format!("{doing} [{full}] {}%  {done} of {examined} seen{rate}{more}", part(100))
 }
 
-fn summary(operation: &Operation) -> String {
-    let Operation { matched, done, superseded, held_back, .. } = operation;
+fn summary(operation: &BulkOperation) -> String {
+    let BulkOperation { matched, done, superseded, held_back, .. } = operation;
     let of = format!("{done} of {}", count(*matched, "dead letter"));
     let mut text = match (operation.dry_run, operation.kind) {
         (true, OperationKind::Redrive) => format!("would redrive {of}"),
@@ -183,7 +183,7 @@ pub(super) async fn cancel(
     screen: &mut Screen,
 ) -> Result<CommandOutcome, CommandError> {
     let answer = client.delete(&["v1", "operations", id]).await?;
-    let operation: Operation = client.read(&answer)?;
+    let operation: BulkOperation = client.read(&answer)?;
     screen.show(json, &answer, &format!("{}\n", summary(&operation)))?;
     Ok(CommandOutcome::Done)
 }

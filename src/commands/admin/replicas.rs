@@ -6,9 +6,9 @@ use super::client::DaemonClient;
 use super::screen::Screen;
 use super::text::{Table, age, bytes, cell, clean, count, facts, latency, rate, seconds};
 use super::{CommandError, CommandOutcome, text};
-use crate::api::{BreakerState, Convergence, Forgotten, Probed, Rename, Replica, ReplicaPage};
+use crate::api::{Convergence, Forgotten, Probed, Rename, Replica, ReplicaPage};
 use crate::cli::admin::{ForgetArgs, ReplicasArgs, ReplicasCommand};
-use crate::task::{Node, Timestamp};
+use crate::task::{BreakerState, Node, Timestamp};
 
 const NO_BODY: Option<&()> = None;
 

@@ -9,9 +9,9 @@ use super::client::{CallError, DaemonClient};
 use super::screen::{Screen, Severity};
 use super::text::{age, bytes, clean, count, seconds};
 use super::{CommandError, CommandOutcome, replicas, text};
-use crate::api::{BreakerState, Convergence, Replica, ReplicaPage};
+use crate::api::{Convergence, Replica, ReplicaPage};
 use crate::cli::admin::StatusArgs;
-use crate::task::Timestamp;
+use crate::task::{BreakerState, Timestamp};
 
 #[derive(Deserialize)]
 struct HealthAnswer {

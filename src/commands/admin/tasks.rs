@@ -6,9 +6,9 @@ use super::client::DaemonClient;
 use super::screen::Screen;
 use super::text::{Table, age, bytes, cell, clean, facts, until};
 use super::{CommandError, CommandOutcome, list};
-use crate::api::{Cause, Consistency, Delivery, DeliveryState, Task, Write};
+use crate::api::{DeliveryInfo, TaskInfo};
 use crate::cli::admin::{TaskListArgs, TasksArgs, TasksCommand};
-use crate::task::{TaskId, Timestamp};
+use crate::task::{Consistency, DeliveryState, TaskId, Timestamp};
 
 pub(super) async fn run(
     args: &TasksArgs,
@@ -57,11 +57,11 @@ async fn show_list(
     let now = screen.now();
     let mut table = Table::new(&["TASK", ">AGE", "OP", "KEY", ">SIZE", "USER", "DELIVERIES"]);
     for task in &listed.items {
-        let task: Task = client.read(task)?;
+        let task: TaskInfo = client.read(task)?;
         table.row([
             clean(&task.task_id),
             task.accepted_at.as_ref().map_or_else(unknown, |at| age(at, now)),
-            task.operation.map_or("-", operation).to_owned(),
+            task.operation.map_or_else(unknown, |operation| operation.to_string()),
             task.key.as_deref().map_or_else(unknown, cell),
             task.value_bytes.map_or_else(unknown, bytes),
             task.user_id.as_deref().map_or_else(unknown, cell),
@@ -98,10 +98,10 @@ fn unknown() -> String {
     "-".to_owned()
 }
 
-fn details(task: &Task, now: Timestamp) -> String {
+fn details(task: &TaskInfo, now: Timestamp) -> String {
     let mut lines = vec![("task", clean(&task.task_id))];
     lines.extend(task.key.as_ref().map(|key| ("key", clean(key))));
-    lines.extend(task.operation.map(|write| ("operation", operation(write).to_owned())));
+    lines.extend(task.operation.map(|write| ("operation", write.to_string())));
     lines.extend(task.value_bytes.map(|length| ("value", bytes(length))));
     lines.extend(task.consistency.map(|consistency| {
         let name = match consistency {
@@ -126,7 +126,7 @@ fn details(task: &Task, now: Timestamp) -> String {
         table.row([
             clean(&delivery.replica),
             match delivery.cause {
-                Some(cause) => format!("{state}: {}", cause_name(cause).replace('_', " ")),
+                Some(cause) => format!("{state}: {}", cause.as_str().replace('_', " ")),
                 None => state,
             },
             delivery.failures.to_string(),
@@ -138,7 +138,7 @@ fn details(task: &Task, now: Timestamp) -> String {
 }
 
 /// `2 delivered, 1 retrying`, in the order of the states.
-fn state_counts(deliveries: &[Delivery]) -> String {
+fn state_counts(deliveries: &[DeliveryInfo]) -> String {
     use DeliveryState as S;
     let all = [
         S::Delivered,
@@ -158,13 +158,6 @@ fn state_counts(deliveries: &[Delivery]) -> String {
     texts.collect::<Vec<_>>().join(", ")
 }
 
-pub(super) fn operation(write: Write) -> &'static str {
-    match write {
-        Write::Set => "SET",
-        Write::Delete => "DELETE",
-    }
-}
-
 fn state_name(state: DeliveryState) -> &'static str {
     match state {
         DeliveryState::Queued => "queued",
@@ -175,13 +168,5 @@ fn state_name(state: DeliveryState) -> &'static str {
         DeliveryState::Delivered => "delivered",
         DeliveryState::Superseded => "superseded",
         DeliveryState::Discarded => "discarded",
-    }
-}
-
-pub(super) fn cause_name(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Rejected => "rejected",
-        Cause::GaveUp => "gave_up",
-        Cause::RetryOverflow => "retry_overflow",
     }
 }

@@ -10,8 +10,8 @@ use super::{
 use crate::api;
 use crate::dispatcher::messages::Request;
 use crate::dispatcher::{Core, Handle, view};
-use crate::engine::{AdminOutcome, DeliveryFilter, DeliveryState, Now};
-use crate::task::{DeliveryId, Node, ReplicaIndex, TaskId};
+use crate::engine::{AdminOutcome, DeliveryFilter, Now};
+use crate::task::{Cause, DeliveryId, DeliveryState, Node, ReplicaIndex, TaskId};
 
 #[derive(Debug)]
 pub(crate) enum DeadLetterRequest {
@@ -39,7 +39,7 @@ pub(crate) enum LetterAction {
 #[derive(Clone, Debug)]
 pub(crate) struct FoundLetter {
     pub(crate) delivery: DeliveryId,
-    pub(crate) shown: api::DeadLetter,
+    pub(crate) shown: api::DeadLetterInfo,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct LetterFilter {
     pub key: Option<String>,
     pub key_prefix: Option<String>,
     pub user_id: Option<String>,
-    pub cause: Option<api::Cause>,
+    pub cause: Option<Cause>,
 }
 
 /// A place in the list of dead letters.
@@ -146,8 +146,8 @@ impl Core {
         let cause = filter.cause;
         let of_delivery = DeliveryFilter {
             state: cause.map(|cause| match cause {
-                api::Cause::RetryOverflow => DeliveryState::Parked,
-                api::Cause::Rejected | api::Cause::GaveUp => DeliveryState::Dead,
+                Cause::RetryOverflow => DeliveryState::Parked,
+                Cause::Rejected | Cause::GaveUp => DeliveryState::Dead,
             }),
             ..self.delivery_filter(filter.replica.as_ref(), filter.key.as_ref())
         };

@@ -6,8 +6,8 @@ use super::{AdminError, AdminReply};
 use crate::api;
 use crate::dispatcher::messages::Request;
 use crate::dispatcher::{Core, Handle, view};
-use crate::engine::{self, Now, RenameError};
-use crate::task::Node;
+use crate::engine::{ForgetCounts, Now, ProbeState, RenameError};
+use crate::task::{BreakerState, Node};
 
 #[derive(Debug)]
 pub(crate) enum ReplicaRequest {
@@ -147,18 +147,16 @@ impl Core {
     fn probe(&mut self, now: Now, node: &Node) -> Option<api::Probed> {
         let node = self.resolve_for_admin(node);
         let is_paused = self.engine.lanes().any(|lane| lane.node == node && lane.paused.is_some());
-        let engine::Probed { probing, breaker } = self.engine.probe(now, &node)?;
+        let ProbeState { probing, breaker } = self.engine.probe(now, &node)?;
         let reason = match (probing, breaker) {
             (true, _) => None,
             (false, _) if is_paused => Some("it is paused"),
-            (false, engine::BreakerState::Open) => {
-                Some("no delivery is due that could be the probe")
-            }
+            (false, BreakerState::Open) => Some("no delivery is due that could be the probe"),
             (false, _) => Some("the breaker is not open"),
         };
         Some(api::Probed {
             replica: node.to_string(),
-            breaker: view::breaker(breaker),
+            breaker,
             probing,
             reason: reason.map(str::to_owned),
         })
@@ -170,7 +168,7 @@ impl Core {
             let _ = reply.send(Ok(None));
             return;
         };
-        let engine::Forgotten { discarded, in_flight } = forgotten;
+        let ForgetCounts { discarded, in_flight } = forgotten;
         warn!(replica = %node, discarded, in_flight, "an operator has discarded all deliveries to a replica");
         self.act(now);
         let answer = api::Forgotten { replica: node.to_string(), discarded, in_flight };

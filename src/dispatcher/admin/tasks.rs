@@ -10,7 +10,7 @@ use crate::dispatcher::messages::Request;
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{DeliveryFilter, Now};
 use crate::store::Header;
-use crate::task::{Node, TaskId};
+use crate::task::{DeliveryState, Node, TaskId};
 
 #[derive(Debug)]
 pub(crate) enum TaskRequest {
@@ -18,22 +18,22 @@ pub(crate) enum TaskRequest {
         filter: TaskFilter,
         limit: usize,
         after: Option<TaskId>,
-        reply: AdminReply<ListPart<api::Task, TaskId>>,
+        reply: AdminReply<ListPart<api::TaskInfo, TaskId>>,
     },
     Show {
         id: TaskId,
-        reply: AdminReply<Option<api::Task>>,
+        reply: AdminReply<Option<api::TaskInfo>>,
     },
     Discard {
         id: TaskId,
-        reply: AdminReply<Option<api::Task>>,
+        reply: AdminReply<Option<api::TaskInfo>>,
     },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TaskFilter {
     /// The state of the delivery to `replica`, or of any delivery. Settled tasks are not listed.
-    pub state: Option<api::DeliveryState>,
+    pub state: Option<DeliveryState>,
     pub replica: Option<Node>,
     pub key: Option<String>,
     pub key_prefix: Option<String>,
@@ -57,21 +57,21 @@ impl Handle {
     }
 
     /// One task. A settled task is found for `--task-history`.
-    pub async fn task(&self, id: TaskId) -> Result<Option<api::Task>, AdminError> {
+    pub async fn task(&self, id: TaskId) -> Result<Option<api::TaskInfo>, AdminError> {
         self.ask(|reply| Request::Tasks(TaskRequest::Show { id, reply })).await
     }
 
     /// Discards the unsettled deliveries of a task, durably. One in flight is not retried. Returns
     /// the task as it is then.
-    pub async fn discard_task(&self, id: TaskId) -> Result<Option<api::Task>, AdminError> {
+    pub async fn discard_task(&self, id: TaskId) -> Result<Option<api::TaskInfo>, AdminError> {
         // The row of a dead letter is only on disk, and discarding removes it.
         let before = self.task(id).await?;
         let discarded =
             self.ask(|reply| Request::Tasks(TaskRequest::Discard { id, reply })).await?;
         Ok(discarded.map(|task| match before {
             Some(before) if task.key.is_none() => {
-                let api::Task { settled_at, deliveries, .. } = task;
-                api::Task { settled_at, deliveries, ..before }
+                let api::TaskInfo { settled_at, deliveries, .. } = task;
+                api::TaskInfo { settled_at, deliveries, ..before }
             }
             _ => task,
         }))
@@ -95,10 +95,10 @@ impl Core {
         filter: TaskFilter,
         limit: usize,
         after: Option<TaskId>,
-        reply: AdminReply<ListPart<api::Task, TaskId>>,
+        reply: AdminReply<ListPart<api::TaskInfo, TaskId>>,
     ) {
         let of_delivery = DeliveryFilter {
-            state: filter.state.map(view::engine_state),
+            state: filter.state,
             ..self.delivery_filter(filter.replica.as_ref(), filter.key.as_ref())
         };
         let text =
@@ -123,7 +123,7 @@ impl Core {
         });
     }
 
-    fn show_task(&self, now: Now, id: TaskId, reply: AdminReply<Option<api::Task>>) {
+    fn show_task(&self, now: Now, id: TaskId, reply: AdminReply<Option<api::TaskInfo>>) {
         if let Some(found) = self.engine.view(id) {
             let header = self.task_cache.get(id).map(|task| Header::of(&task));
             let journal = Arc::clone(&self.journal);
@@ -141,7 +141,7 @@ impl Core {
         let _ = reply.send(Ok(shown));
     }
 
-    fn discard_task(&mut self, now: Now, id: TaskId, reply: AdminReply<Option<api::Task>>) {
+    fn discard_task(&mut self, now: Now, id: TaskId, reply: AdminReply<Option<api::TaskInfo>>) {
         // The cache loses the task when it is discarded.
         let header = self.task_cache.get(id).map(|task| Header::of(&task));
         if !self.engine.discard_task(now, id) {

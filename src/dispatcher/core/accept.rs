@@ -18,11 +18,12 @@ use crate::dispatcher::admission::{Admission, MAX_WAITING, WaitLine, Waiter};
 use crate::dispatcher::messages::{
     AcceptedWrite, LoopEvent, NewWrite, PendingWrite, Refusal, WriteReply,
 };
-use crate::engine::{Arrived, DeliveryState, Full, Moment, Now, Origin, Reservation};
+use crate::engine::{Arrived, Full, Moment, Now, Origin, Reservation};
 use crate::metrics::Reason;
 use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, KeyState, NoRoom, Repeated};
 use crate::task::{
-    Consistency, Idempotency, NewTask, Obstacle, Partition, ReplicaIndex, Task, TaskId,
+    Consistency, DeliveryState, Idempotency, NewTask, Obstacle, Partition, ReplicaIndex, Task,
+    TaskId,
 };
 
 pub(crate) struct Intake {

@@ -9,10 +9,10 @@ use crate::dispatcher::history::TaskHistory;
 use crate::dispatcher::latency::Latency;
 use crate::dispatcher::log_throttle::LogThrottle;
 use crate::dispatcher::view;
-use crate::engine::{DeliveryChange, LaneView, Moment, Now, TaskView};
+use crate::engine::{LaneView, Moment, Now, TaskView};
 use crate::metrics::{Counts, Snapshot};
 use crate::store::Header;
-use crate::task::{Node, Task, TaskId};
+use crate::task::{Node, Task, TaskChange, TaskId};
 
 pub(crate) struct Observability {
     /// Shared with the server.
@@ -50,7 +50,7 @@ impl Observability {
     }
 
     pub(super) fn publish_accepted(&self, now: Now, id: TaskId) {
-        self.publish_task(now, id, None, api::TaskChange::Accepted, None);
+        self.publish_task(now, id, None, TaskChange::Accepted, None);
     }
 
     pub(super) fn publish_change(
@@ -58,17 +58,9 @@ impl Observability {
         now: Now,
         id: TaskId,
         node: &Node,
-        change: DeliveryChange,
+        change: TaskChange,
         error: Option<&str>,
     ) {
-        let change = match change {
-            DeliveryChange::Failed => api::TaskChange::Failed,
-            DeliveryChange::Delivered => api::TaskChange::Delivered,
-            DeliveryChange::Superseded => api::TaskChange::Superseded,
-            DeliveryChange::Dead => api::TaskChange::Dead,
-            DeliveryChange::Redriven => api::TaskChange::Redriven,
-            DeliveryChange::Discarded => api::TaskChange::Discarded,
-        };
         self.publish_task(now, id, Some(node), change, error);
     }
 
@@ -77,7 +69,7 @@ impl Observability {
         now: Now,
         id: TaskId,
         node: Option<&Node>,
-        change: api::TaskChange,
+        change: TaskChange,
         error: Option<&str>,
     ) {
         let event = api::TaskEvent {

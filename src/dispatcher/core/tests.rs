@@ -103,11 +103,11 @@ impl RunningLoop {
     }
 
     /// The queued tasks and bytes.
-    async fn queued(&self) -> (u64, u64) {
+    async fn queued(&self) -> (usize, u64) {
         let (reply, snapshot) = oneshot::channel();
         self.requests.send(Request::Snapshot { reply }).unwrap();
         let snapshot = snapshot.await.unwrap();
-        (snapshot.queue_tasks, snapshot.queue_bytes)
+        (snapshot.levels.queue, snapshot.levels.bytes)
     }
 
     async fn stop(self) {

@@ -48,7 +48,11 @@ fn a_requested_probe_is_sent_at_once() {
     f.answer(id, 0, failed());
     assert_eq!(f.engine.probe(f.now, &node("b")), None);
     let probed = f.engine.probe(f.now, &node("a")).unwrap();
-    assert_eq!(probed, Probed { breaker: BreakerState::Open, probing: false }, "nothing is due");
+    assert_eq!(
+        probed,
+        ProbeState { breaker: BreakerState::Open, probing: false },
+        "nothing is due"
+    );
     let other = f.eventual("l", &["a"]);
     assert_eq!(f.sent(), [(other, 0, 1)]);
 }
@@ -160,7 +164,7 @@ fn a_forgotten_replica_has_nothing_left_and_can_be_used_again() {
     f.commit(f.next_id - 1);
     assert_eq!(f.engine.forget(f.now, &node("c")), None);
     let forgotten = f.engine.forget(f.now, &node("a")).unwrap();
-    assert_eq!(forgotten, Forgotten { discarded: admitted + 1 - 5, in_flight: 5 });
+    assert_eq!(forgotten, ForgetCounts { discarded: admitted + 1 - 5, in_flight: 5 });
     f.sent();
     while f.engine.is_forgetting(&node("a")) {
         f.pass(Duration::from_millis(1));
@@ -273,7 +277,7 @@ fn a_watcher_gets_every_change_and_every_end() {
     let change = EngineAction::Changed {
         task: TaskId(id),
         node: node("a"),
-        change: DeliveryChange::Delivered,
+        change: TaskChange::Delivered,
         error: None,
     };
     assert_eq!(actions[0], change);

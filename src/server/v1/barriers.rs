@@ -11,7 +11,7 @@ use super::extract::{NoParameters, Parameters, PathName};
 use super::wire::shown;
 use super::{BodyErrors, CommonErrors, NotFoundError, Problem, ServerState};
 use crate::api;
-use crate::server::errors::{created, ok};
+use crate::server::errors::created;
 
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
@@ -64,5 +64,5 @@ pub(super) async fn show(
         Some(state) => state,
         None => server.handle.barrier_state(&id, Duration::ZERO).await,
     };
-    Ok(ok(&server.found(state, || format!("barrier {}", shown(&id)))?))
+    server.found(state, format_args!("barrier {}", shown(&id)))
 }

@@ -14,7 +14,7 @@ use super::wire::{Json, plain};
 use super::{Problem, ServerState};
 use crate::dispatcher::LetterFilter;
 use crate::server::errors::{invalid, must_be};
-use crate::task::{Node, TaskId};
+use crate::task::{Cause, Node, TaskId};
 
 /// How many dead letters can be listed by id, and how many replicas for a barrier.
 const MAX_IDS: usize = 1000;
@@ -175,7 +175,7 @@ fn per_second(json: &Json<'_>) -> Result<Option<NonZeroU32>, Problem> {
     rate.map(Some).ok_or_else(|| must_be("rate", &rule(), json))
 }
 
-fn cause(json: &Json<'_>) -> Result<Option<crate::api::Cause>, Problem> {
+fn cause(json: &Json<'_>) -> Result<Option<Cause>, Problem> {
     let cause = match json {
         Json::Null => return Ok(None),
         Json::Text(text) => word(&CAUSES, text),

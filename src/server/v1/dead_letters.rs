@@ -12,6 +12,7 @@ use crate::api;
 use crate::dispatcher::LetterFilter;
 use crate::server::access::About;
 use crate::server::errors::{accepted, ok};
+use crate::task::Cause;
 
 const PARAMETERS: [&str; 7] =
     ["replica", "key", "key_prefix", "user_id", "cause", "limit", "cursor"];
@@ -27,7 +28,7 @@ const PARAMETERS: [&str; 7] =
         ("key" = Option<String>, Query, description = "Filter by key."),
         ("key_prefix" = Option<String>, Query, description = "Filter by prefix of the key."),
         ("user_id" = Option<String>, Query, description = "Filter by user."),
-        ("cause" = Option<api::Cause>, Query, description = "Filter by cause."),
+        ("cause" = Option<Cause>, Query, description = "Filter by cause."),
         ("limit" = Option<usize>, Query, minimum = 1, maximum = 1000,
             description = "Maximum size of the page; default 100."),
             ("cursor" = Option<String>, Query, description = "The `next_cursor` of the previous page."),
@@ -62,7 +63,7 @@ pub(super) async fn list(
         an error; set `all` to select everything.",
     request_body(content = api::RedriveRequest, content_type = "application/json"),
     responses(
-        (status = 202, body = api::Operation, description = "The operation runs in the background."),
+        (status = 202, body = api::BulkOperation, description = "The operation runs in the background."),
         BodyErrors, CommonErrors,
     ),
 )]
@@ -85,7 +86,7 @@ pub(super) async fn redrive(
     description = "An empty selection is an error; set `all` to select everything.",
     request_body(content = api::DiscardRequest, content_type = "application/json"),
     responses(
-        (status = 202, body = api::Operation, description = "The operation runs in the background."),
+        (status = 202, body = api::BulkOperation, description = "The operation runs in the background."),
         BodyErrors, CommonErrors,
     ),
 )]

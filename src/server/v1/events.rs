@@ -96,7 +96,7 @@ pub(super) async fn events(
         replica: wanted(EventType::Replica),
         figures: wanted(EventType::Figures),
     };
-    let feed = EventStream {
+    let feed = EventFeed {
         events: server.handle.events(after, kinds),
         closing: server.closing.clone(),
         paced: None,
@@ -125,7 +125,7 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     id.map(Some).ok_or_else(wrong)
 }
 
-struct EventStream {
+struct EventFeed {
     events: EventSubscription,
     closing: watch::Receiver<bool>,
     /// Set while the next chunk must not be sent yet.
@@ -135,7 +135,7 @@ struct EventStream {
     _stay: Stay,
 }
 
-impl EventStream {
+impl EventFeed {
     async fn next_chunk(&mut self) -> Option<Bytes> {
         // Sent at once, so that a reader knows that it is connected.
         if !std::mem::replace(&mut self.begun, true) {

@@ -10,9 +10,8 @@ use url::form_urlencoded;
 
 use super::Problem;
 use super::wire::{shown, shown_address};
-use crate::api::{Cause, DeliveryState};
 use crate::server::errors::invalid;
-use crate::task::Node;
+use crate::task::{Cause, DeliveryState, Node};
 
 const DEFAULT_LIMIT: usize = 100;
 

@@ -7,7 +7,7 @@ use axum::response::Response;
 
 use super::extract::{NoParameters, PathName};
 use super::wire::shown;
-use super::{CommonErrors, NotFoundError, Problem, ServerState, missing};
+use super::{CommonErrors, NotFoundError, Problem, ServerState};
 use crate::api;
 use crate::server::errors::ok;
 
@@ -33,7 +33,7 @@ pub(super) async fn list(
     summary = "One operation",
     params(("id" = String, Path, description = "`operation_id` of the operation.")),
     responses(
-        (status = 200, body = api::Operation, description = "The operation."), NotFoundError, CommonErrors,
+        (status = 200, body = api::BulkOperation, description = "The operation."), NotFoundError, CommonErrors,
     ),
 )]
 pub(super) async fn show(
@@ -42,7 +42,7 @@ pub(super) async fn show(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let operation = server.handle.operation(&id);
-    Ok(ok(&operation.ok_or_else(|| missing(&what(&id)))?))
+    server.found(Ok(operation), format_args!("operation {}", shown(&id)))
 }
 
 #[utoipa::path(
@@ -52,7 +52,7 @@ pub(super) async fn show(
     description = "Work already done is kept. An operation that has ended is returned unchanged.",
     params(("id" = String, Path, description = "`operation_id` of the operation.")),
     responses(
-        (status = 200, body = api::Operation, description = "The operation after the call."),
+        (status = 200, body = api::BulkOperation, description = "The operation after the call."),
         NotFoundError, CommonErrors,
     ),
 )]
@@ -62,9 +62,5 @@ pub(super) async fn cancel(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let operation = server.handle.cancel(&id).await;
-    Ok(ok(&operation.ok_or_else(|| missing(&what(&id)))?))
-}
-
-fn what(id: &str) -> String {
-    format!("operation {}", shown(id))
+    server.found(Ok(operation), format_args!("operation {}", shown(&id)))
 }

@@ -11,7 +11,6 @@ use super::{BodyErrors, CommonErrors, NotFoundError, Problem, ServerState};
 use crate::api;
 use crate::server::access::About;
 use crate::server::errors::ok;
-use crate::task::Node;
 
 #[derive(utoipa::IntoResponses)]
 #[allow(dead_code, reason = "for the API's description alone")]
@@ -52,7 +51,7 @@ pub(super) async fn show(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let replica = server.handle.replica(&node).await;
-    Ok(ok(&server.found(replica, || what(&node))?))
+    server.found(replica, format_args!("replica {node}"))
 }
 
 #[utoipa::path(
@@ -75,7 +74,7 @@ pub(super) async fn pause(
 ) -> Result<Response, Problem> {
     nothing(&server, request).await?;
     let replica = server.handle.pause(&node, true).await;
-    Ok(ok(&server.found(replica, || what(&node))?))
+    server.found(replica, format_args!("replica {node}"))
 }
 
 #[utoipa::path(
@@ -97,7 +96,7 @@ pub(super) async fn resume(
 ) -> Result<Response, Problem> {
     nothing(&server, request).await?;
     let replica = server.handle.pause(&node, false).await;
-    Ok(ok(&server.found(replica, || what(&node))?))
+    server.found(replica, format_args!("replica {node}"))
 }
 
 #[utoipa::path(
@@ -119,7 +118,7 @@ pub(super) async fn probe(
 ) -> Result<Response, Problem> {
     nothing(&server, request).await?;
     let probed = server.handle.probe(&node).await;
-    Ok(ok(&server.found(probed, || what(&node))?))
+    server.found(probed, format_args!("replica {node}"))
 }
 
 #[utoipa::path(
@@ -142,7 +141,7 @@ pub(super) async fn forget(
 ) -> Result<Response, Problem> {
     nothing(&server, request).await?;
     let forgotten = server.handle.forget(&node).await;
-    Ok(ok(&server.found(forgotten, || what(&node))?))
+    server.found(forgotten, format_args!("replica {node}"))
 }
 
 #[utoipa::path(
@@ -168,9 +167,5 @@ pub(super) async fn rename(
         bodies::read(&server, request, |body| object::<RenameBody<'_>>(body)?.checked()).await?;
     let about = About::of(format!("to {to}"));
     let replica = server.handle.rename(&node, to).await;
-    Ok(about.on(ok(&server.found(replica, || what(&node))?)))
-}
-
-fn what(node: &Node) -> String {
-    format!("replica {node}")
+    Ok(about.on(server.found(replica, format_args!("replica {node}"))?))
 }

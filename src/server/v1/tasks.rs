@@ -57,7 +57,7 @@ pub(super) async fn list(
     summary = "One task",
     description = "A settled task is remembered for a while (`--task-history`).",
     params(("id" = String, Path, description = "`task_id` of the task.")),
-    responses((status = 200, body = api::Task, description = "The task."), NotFoundError, CommonErrors),
+    responses((status = 200, body = api::TaskInfo, description = "The task."), NotFoundError, CommonErrors),
 )]
 pub(super) async fn show(
     State(server): State<Arc<ServerState>>,
@@ -65,7 +65,7 @@ pub(super) async fn show(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let task = server.handle.task(id(&name)?).await;
-    Ok(ok(&server.found(task, || what(&name))?))
+    server.found(task, what(&name))
 }
 
 #[utoipa::path(
@@ -76,7 +76,7 @@ pub(super) async fn show(
         settled task is returned unchanged.",
     params(("id" = String, Path, description = "`task_id` of the task.")),
     responses(
-        (status = 200, body = api::Task, description = "The task after the call."), NotFoundError, CommonErrors,
+        (status = 200, body = api::TaskInfo, description = "The task after the call."), NotFoundError, CommonErrors,
     ),
 )]
 pub(super) async fn discard(
@@ -85,12 +85,12 @@ pub(super) async fn discard(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let task = server.handle.discard_task(id(&name)?).await;
-    Ok(ok(&server.found(task, || what(&name))?))
+    server.found(task, what(&name))
 }
 
 /// A malformed id is a 404: no task has it.
 fn id(name: &str) -> Result<TaskId, Problem> {
-    name.parse().map_err(|_| missing(&what(name)))
+    name.parse().map_err(|_| missing(what(name)))
 }
 
 fn what(name: &str) -> String {

@@ -166,7 +166,6 @@ pub struct Damage {
 
 impl Damage {
     /// The task that the row belongs to, if its key tells.
-    #[must_use]
     pub fn task(&self) -> Option<TaskId> {
         self.tree.owner(&self.key)
     }

@@ -26,7 +26,8 @@ impl StoreReader {
 
     /// Reads a task without its value; `None` if it is settled and removed. Blocks on the disk, for
     /// a single row unless the key or the list of replicas is longer than that.
-    pub fn header(&self, id: TaskId) -> Result<Option<Header>, ReadError> {
+    #[cfg(test)]
+    pub(crate) fn header(&self, id: TaskId) -> Result<Option<Header>, ReadError> {
         guarded(|| Ok(self.files.database().header(id, &mut Nodes::default())?))
     }
 
@@ -44,25 +45,21 @@ impl StoreReader {
 
     /// The size of sled's file, as last seen by the committer; 0 if unknown. It grows with the
     /// backlog until a compaction.
-    #[must_use]
     pub fn file_bytes(&self) -> u64 {
         self.files.sizes.file.load(Ordering::Relaxed)
     }
 
     /// The size of the keys and rows in the file, as last seen by the committer.
-    #[must_use]
     pub fn live_bytes(&self) -> u64 {
         self.files.sizes.live.load(Ordering::Relaxed)
     }
 
     /// After the last flush; `None` if unknown.
-    #[must_use]
     pub fn free_bytes(&self) -> Option<u64> {
         Some(self.files.sizes.free.load(Ordering::Relaxed)).filter(|&free| free != u64::MAX)
     }
 
     /// Since the start.
-    #[must_use]
     pub fn compactions(&self) -> u64 {
         self.files.sizes.compactions.load(Ordering::Relaxed)
     }

@@ -13,7 +13,6 @@ pub struct CommitterTurns(
 
 impl CommitterTurns {
     /// The number of the turn in progress.
-    #[must_use]
     pub fn in_progress(&self) -> Option<u64> {
         Some(self.0.load(Ordering::Acquire)).filter(|number| number % 2 == 1)
     }

@@ -24,7 +24,6 @@ pub struct UptimeFile {
 
 impl UptimeFile {
     /// The file of a data directory, which must be locked.
-    #[must_use]
     pub fn of(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }

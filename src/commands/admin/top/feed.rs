@@ -149,9 +149,9 @@ mod tests {
 
     use super::super::model::tests::figures;
     use super::*;
-    use crate::api::BreakerState;
     use crate::cli::{Cli, Command};
     use crate::commands::admin::tests::{ScriptStep, answer, replica, step};
+    use crate::task::BreakerState;
 
     const EVENTS: &str = "GET /v1/events?types=replica%2Cfigures";
 

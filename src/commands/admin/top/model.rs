@@ -171,7 +171,7 @@ pub(super) mod tests {
     use ratatui::crossterm::event::KeyEvent;
 
     use super::*;
-    use crate::api::BreakerState;
+    use crate::task::BreakerState;
 
     pub(in super::super) fn figures(replicas: &[(&str, BreakerState, u64)]) -> Figures {
         let line = |(replica, breaker, backlog): &(&str, BreakerState, u64)| ReplicaFigures {

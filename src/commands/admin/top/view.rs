@@ -7,9 +7,10 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Row, Sparkline, Table, TableState};
 
 use super::model::{Model, Samples};
-use crate::api::{BreakerState, Figures, ReplicaFigures};
+use crate::api::{Figures, ReplicaFigures};
 use crate::commands::admin::replicas::state;
 use crate::commands::admin::text::{clean, rate, seconds};
+use crate::task::BreakerState;
 
 /// Lines of a curve with its title. A low screen has no curves: the table matters more.
 const CURVE_LINES: u16 = 6;

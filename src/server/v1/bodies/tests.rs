@@ -1,7 +1,7 @@
 //! Validation of operators' bodies.
 
 use super::*;
-use crate::api::Cause;
+use crate::task::Cause;
 
 #[track_caller]
 fn refused<T: fmt::Debug>(outcome: Result<T, Problem>, sentence: &str) {

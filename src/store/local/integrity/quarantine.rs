@@ -47,7 +47,6 @@ pub struct SetAside {
 }
 
 impl SetAside {
-    #[must_use]
     pub fn tasks(&self) -> usize {
         self.damaged.iter().filter(|damage| damage.task().is_some()).count()
     }
