@@ -25,10 +25,7 @@ mod task_cache;
 mod uptime;
 mod view;
 
-pub use admin::AdminError;
 pub(crate) use admin::PendingAdmin;
-pub use admin::dead_letters::LetterFilter;
-pub use admin::tasks::TaskFilter;
 pub(crate) use attempt::Attempts;
 pub(crate) use bulk::Operations;
 pub(crate) use core::{Core, Intake, Observability};
@@ -39,7 +36,7 @@ pub use event_bus::{EventKinds, EventSubscription, StreamEvent};
 pub use handle::Handle;
 pub(crate) use handle::Operator;
 pub(crate) use history::TaskHistory;
-pub use messages::{AcceptedWrite, Health, Refusal};
+pub use messages::{AcceptedWrite, AdminError, Health, LetterFilter, Refusal, TaskFilter};
 #[cfg(test)]
 pub(crate) use messages::{NewWrite, Request};
 pub(crate) use read_memory::ReadMemory;

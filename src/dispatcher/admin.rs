@@ -6,10 +6,9 @@
 
 use std::collections::VecDeque;
 
-use thiserror::Error;
 use tokio::sync::oneshot;
 
-use crate::dispatcher::messages::Request;
+use crate::dispatcher::messages::{AdminError, AdminReply, ListPart, Request};
 use crate::dispatcher::replica_registry::RegistryChange;
 use crate::dispatcher::{Core, Handle};
 use crate::engine::DeliveryFilter;
@@ -29,44 +28,12 @@ const MAX_PARTS: usize = 16;
 /// Rows that are read for one part.
 const READS: usize = 1000;
 
-/// Why a request of an operator failed.
-#[derive(Debug, Error)]
-pub enum AdminError {
-    #[error("the replicator is shutting down, or its store has failed")]
-    Stopped,
-    #[error("cannot be read from the store: {0}")]
-    Unreadable(String),
-    /// The text names the limit.
-    #[error("{0}")]
-    TooMany(String),
-    #[error("{0}")]
-    Invalid(String),
-    /// The outbound policy forbids the address. The text names it.
-    #[error("{0}")]
-    Forbidden(String),
-    /// Not possible in the current state.
-    #[error("{0}")]
-    Conflict(String),
-}
-
-pub(crate) type AdminReply<T> = oneshot::Sender<Result<T, AdminError>>;
-
 /// The admin requests that take more than one turn of the loop.
 #[derive(Debug, Default)]
 pub(crate) struct PendingAdmin {
     forgetting: Vec<Forgetting>,
     /// The engine counts one barrier at a time.
     counting: VecDeque<CountingBarrier>,
-}
-
-/// A part of a list.
-#[derive(Debug)]
-pub(crate) struct ListPart<T, C> {
-    pub(crate) items: Vec<T>,
-    /// Entries that were searched for these items.
-    pub(crate) examined: usize,
-    /// Where the next part starts; `None` at the end of the list.
-    pub(crate) next: Option<C>,
 }
 
 impl Handle {

@@ -13,8 +13,7 @@ use tokio::sync::{oneshot, watch};
 use crate::api::{BulkOperation, OperationKind, OperationState};
 use crate::clock::wall_clock;
 use crate::dispatcher::Handle;
-use crate::dispatcher::admin::AdminError;
-use crate::dispatcher::admin::dead_letters::{FoundLetter, LetterAction, LetterFilter};
+use crate::dispatcher::messages::{AdminError, FoundLetter, LetterAction, LetterFilter};
 use crate::dispatcher::view;
 use crate::engine::AdminOutcome;
 
@@ -270,9 +269,8 @@ mod tests {
     use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
-    use crate::dispatcher::admin::ListPart;
-    use crate::dispatcher::admin::dead_letters::DeadLetterRequest;
     use crate::dispatcher::messages::Request;
+    use crate::dispatcher::messages::{DeadLetterRequest, ListPart};
     use crate::task::{DeliveryId, ReplicaIndex, TaskId};
 
     fn letter(task: u64) -> FoundLetter {

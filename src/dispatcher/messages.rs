@@ -1,21 +1,21 @@
 //! The messages to the loop: requests from handles, and events from the journal, the attempts and the
 //! daemon. Only types.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::dispatcher::admin::barriers::BarrierRequest;
-use crate::dispatcher::admin::dead_letters::DeadLetterRequest;
-use crate::dispatcher::admin::replicas::ReplicaRequest;
-use crate::dispatcher::admin::tasks::TaskRequest;
-use crate::engine::{Moment, Reservation};
+use crate::api;
+use crate::engine::{AdminOutcome, Moment, Reservation};
 use crate::metrics::Snapshot;
 use crate::store::{AppendError, Appended, JournalEvent};
 use crate::task::{
-    AttemptOutcome, DeliveryId, Idempotency, NewTask, Node, Obstacle, ReplicaIndex, Task, TaskId,
+    AttemptOutcome, Cause, DeliveryId, DeliveryState, Idempotency, NewTask, Node, Obstacle,
+    ReplicaIndex, Task, TaskId,
 };
 
 #[derive(Debug)]
@@ -122,6 +122,161 @@ pub(crate) struct NewWrite {
     pub(crate) new: Box<NewTask>,
     pub(crate) idempotency: Option<Idempotency>,
     pub(crate) reply: WriteReply,
+}
+
+/// Why a request of an operator failed.
+#[derive(Debug, Error)]
+pub enum AdminError {
+    #[error("the replicator is shutting down, or its store has failed")]
+    Stopped,
+    #[error("cannot be read from the store: {0}")]
+    Unreadable(String),
+    /// The text names the limit.
+    #[error("{0}")]
+    TooMany(String),
+    #[error("{0}")]
+    Invalid(String),
+    /// The outbound policy forbids the address. The text names it.
+    #[error("{0}")]
+    Forbidden(String),
+    /// Not possible in the current state.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+pub(crate) type AdminReply<T> = oneshot::Sender<Result<T, AdminError>>;
+
+/// A part of a list.
+#[derive(Debug)]
+pub(crate) struct ListPart<T, C> {
+    pub(crate) items: Vec<T>,
+    /// Entries that were searched for these items.
+    pub(crate) examined: usize,
+    /// Where the next part starts; `None` at the end of the list.
+    pub(crate) next: Option<C>,
+}
+
+#[derive(Debug)]
+pub(crate) enum TaskRequest {
+    List {
+        filter: TaskFilter,
+        limit: usize,
+        after: Option<TaskId>,
+        reply: AdminReply<ListPart<api::TaskInfo, TaskId>>,
+    },
+    Show {
+        id: TaskId,
+        reply: AdminReply<Option<api::TaskInfo>>,
+    },
+    Discard {
+        id: TaskId,
+        reply: AdminReply<Option<api::TaskInfo>>,
+    },
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TaskFilter {
+    /// The state of the delivery to `replica`, or of any delivery. Settled tasks are not listed.
+    pub state: Option<DeliveryState>,
+    pub replica: Option<Node>,
+    pub key: Option<String>,
+    pub key_prefix: Option<String>,
+    pub user_id: Option<String>,
+}
+
+#[derive(Debug)]
+pub(crate) enum ReplicaRequest {
+    /// One replica, or all.
+    List {
+        node: Option<Node>,
+        reply: AdminReply<Vec<api::Replica>>,
+    },
+    Pause {
+        node: Node,
+        paused: bool,
+        reply: AdminReply<Option<api::Replica>>,
+    },
+    Probe {
+        node: Node,
+        reply: AdminReply<Option<api::Probed>>,
+    },
+    Forget {
+        node: Node,
+        reply: AdminReply<Option<api::Forgotten>>,
+    },
+    Rename {
+        node: Node,
+        to: Node,
+        reply: AdminReply<Option<api::Replica>>,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) enum DeadLetterRequest {
+    List {
+        filter: LetterFilter,
+        limit: usize,
+        after: Option<LetterCursor>,
+        reply: AdminReply<ListPart<FoundLetter, LetterCursor>>,
+    },
+    Apply {
+        letters: Vec<DeliveryId>,
+        action: LetterAction,
+        reply: AdminReply<Vec<AdminOutcome>>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LetterAction {
+    Redrive,
+    Discard,
+    /// Changes nothing and returns the outcome of a redrive.
+    DryRedrive,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct FoundLetter {
+    pub(crate) delivery: DeliveryId,
+    pub(crate) shown: api::DeadLetterInfo,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LetterFilter {
+    /// Only these tasks, each for one replica or for all.
+    pub ids: Option<Vec<(TaskId, Option<Node>)>>,
+    pub replica: Option<Node>,
+    pub key: Option<String>,
+    pub key_prefix: Option<String>,
+    pub user_id: Option<String>,
+    pub cause: Option<Cause>,
+}
+
+/// A place in the list of dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LetterCursor(pub(super) TaskId, pub(super) ReplicaIndex);
+
+impl fmt::Display for LetterCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1.0)
+    }
+}
+
+impl FromStr for LetterCursor {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (task, replica) = text.split_once('.').unwrap_or((text, ""));
+        Ok(Self(task.parse()?, ReplicaIndex(replica.parse()?)))
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct BarrierRequest {
+    /// The last task before the barrier. `None` makes a new barrier behind the newest task.
+    pub(crate) up_to: Option<TaskId>,
+    /// Empty for all replicas.
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) reply: AdminReply<api::Barrier>,
 }
 
 /// A write that the journal is making durable.

@@ -3,23 +3,13 @@
 
 use std::time::Duration;
 
-use super::{AdminError, AdminReply};
 use crate::api;
-use crate::dispatcher::messages::Request;
+use crate::dispatcher::messages::{AdminError, AdminReply, BarrierRequest, Request};
 use crate::dispatcher::{Core, Handle, view};
 use crate::task::{Node, TaskId};
 
 /// How often a waiting request checks its barrier.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
-
-#[derive(Debug)]
-pub(crate) struct BarrierRequest {
-    /// The last task before the barrier. `None` makes a new barrier behind the newest task.
-    pub(crate) up_to: Option<TaskId>,
-    /// Empty for all replicas.
-    pub(crate) nodes: Vec<Node>,
-    pub(crate) reply: AdminReply<api::Barrier>,
-}
 
 /// A barrier whose deliveries are being counted.
 #[derive(Debug)]

@@ -1,76 +1,16 @@
 //! Dead letters: list, redrive, discard. Operations on many of them are in `bulk.rs`.
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{
-    AdminError, AdminReply, ListPart, READS, TextFilter, answer_in_background, headers, page,
-};
+use super::{READS, TextFilter, answer_in_background, headers, page};
 use crate::api;
-use crate::dispatcher::messages::Request;
+use crate::dispatcher::messages::{
+    AdminError, AdminReply, DeadLetterRequest, FoundLetter, LetterAction, LetterCursor,
+    LetterFilter, ListPart, Request,
+};
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{AdminOutcome, DeliveryFilter, Now};
-use crate::task::{Cause, DeliveryId, DeliveryState, Node, ReplicaIndex, TaskId};
-
-#[derive(Debug)]
-pub(crate) enum DeadLetterRequest {
-    List {
-        filter: LetterFilter,
-        limit: usize,
-        after: Option<LetterCursor>,
-        reply: AdminReply<ListPart<FoundLetter, LetterCursor>>,
-    },
-    Apply {
-        letters: Vec<DeliveryId>,
-        action: LetterAction,
-        reply: AdminReply<Vec<AdminOutcome>>,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LetterAction {
-    Redrive,
-    Discard,
-    /// Changes nothing and returns the outcome of a redrive.
-    DryRedrive,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct FoundLetter {
-    pub(crate) delivery: DeliveryId,
-    pub(crate) shown: api::DeadLetterInfo,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LetterFilter {
-    /// Only these tasks, each for one replica or for all.
-    pub ids: Option<Vec<(TaskId, Option<Node>)>>,
-    pub replica: Option<Node>,
-    pub key: Option<String>,
-    pub key_prefix: Option<String>,
-    pub user_id: Option<String>,
-    pub cause: Option<Cause>,
-}
-
-/// A place in the list of dead letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LetterCursor(TaskId, ReplicaIndex);
-
-impl fmt::Display for LetterCursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.0, self.1.0)
-    }
-}
-
-impl FromStr for LetterCursor {
-    type Err = std::num::ParseIntError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (task, replica) = text.split_once('.').unwrap_or((text, ""));
-        Ok(Self(task.parse()?, ReplicaIndex(replica.parse()?)))
-    }
-}
+use crate::task::{Cause, DeliveryId, DeliveryState, Node, TaskId};
 
 impl Handle {
     /// Dead letters, oldest task first. The page may be short and still not be the last.

@@ -2,39 +2,11 @@
 
 use tracing::{info, warn};
 
-use super::{AdminError, AdminReply};
 use crate::api;
-use crate::dispatcher::messages::Request;
+use crate::dispatcher::messages::{AdminError, AdminReply, ReplicaRequest, Request};
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{ForgetCounts, Now, ProbeState, RenameError};
 use crate::task::{BreakerState, Node};
-
-#[derive(Debug)]
-pub(crate) enum ReplicaRequest {
-    /// One replica, or all.
-    List {
-        node: Option<Node>,
-        reply: AdminReply<Vec<api::Replica>>,
-    },
-    Pause {
-        node: Node,
-        paused: bool,
-        reply: AdminReply<Option<api::Replica>>,
-    },
-    Probe {
-        node: Node,
-        reply: AdminReply<Option<api::Probed>>,
-    },
-    Forget {
-        node: Node,
-        reply: AdminReply<Option<api::Forgotten>>,
-    },
-    Rename {
-        node: Node,
-        to: Node,
-        reply: AdminReply<Option<api::Replica>>,
-    },
-}
 
 /// A replica that is being forgotten, and the operator that waits for it.
 #[derive(Debug)]

@@ -2,43 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{
-    AdminError, AdminReply, ListPart, READS, TextFilter, answer_in_background, headers, page,
-};
+use super::{READS, TextFilter, answer_in_background, headers, page};
 use crate::api;
-use crate::dispatcher::messages::Request;
+use crate::dispatcher::messages::{
+    AdminError, AdminReply, ListPart, Request, TaskFilter, TaskRequest,
+};
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{DeliveryFilter, Now};
 use crate::store::Header;
-use crate::task::{DeliveryState, Node, TaskId};
-
-#[derive(Debug)]
-pub(crate) enum TaskRequest {
-    List {
-        filter: TaskFilter,
-        limit: usize,
-        after: Option<TaskId>,
-        reply: AdminReply<ListPart<api::TaskInfo, TaskId>>,
-    },
-    Show {
-        id: TaskId,
-        reply: AdminReply<Option<api::TaskInfo>>,
-    },
-    Discard {
-        id: TaskId,
-        reply: AdminReply<Option<api::TaskInfo>>,
-    },
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TaskFilter {
-    /// The state of the delivery to `replica`, or of any delivery. Settled tasks are not listed.
-    pub state: Option<DeliveryState>,
-    pub replica: Option<Node>,
-    pub key: Option<String>,
-    pub key_prefix: Option<String>,
-    pub user_id: Option<String>,
-}
+use crate::task::TaskId;
 
 impl Handle {
     /// Unsettled tasks, oldest first. The page may be short and still not be the last.

@@ -5,11 +5,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::dispatcher::admin::AdminReply;
-use crate::dispatcher::admin::barriers::BarrierRequest;
-use crate::dispatcher::admin::replicas::ReplicaRequest;
-use crate::dispatcher::admin::tasks::TaskRequest;
 use crate::dispatcher::messages::{AcceptedWrite, NewWrite, Refusal};
+use crate::dispatcher::messages::{AdminReply, BarrierRequest, ReplicaRequest, TaskRequest};
 use crate::engine::{self, EngineSettings};
 use crate::store::{KeyLimits, MemoryJournal, MemoryStore};
 use crate::task::{Consistency, Idempotency, NewTask, Node, Operation, TaskId};
