@@ -214,7 +214,7 @@ async fn a_token_list_is_reloaded_on_sighup_and_an_invalid_one_changes_nothing()
     fs::write(list.path(), format!("{good}second observe\n")).unwrap();
     daemon.signal("-HUP");
     daemon.until_logged("the tokens are not reloaded and stay as they were").await;
-    assert!(daemon.log().contains("line 2"), "{}", daemon.log());
+    daemon.until_logged("line 2").await;
     assert_eq!(status(&first).await, 200);
 
     fs::write(list.path(), "").unwrap();
@@ -245,7 +245,7 @@ async fn a_non_loopback_address_needs_tokens_or_insecure() {
     assert_eq!(code, Some(2));
     assert!(printed.contains("--auth-file") && printed.contains("--insecure"), "{printed}");
     let daemon = Daemon::start(&["--bind", "0.0.0.0", "--insecure"]).await;
-    assert!(daemon.log().contains("authentication is disabled"));
+    daemon.until_logged("authentication is disabled").await;
     let list = List::new();
     list.add(&["--name", "a", "--role", "observe"]);
     let daemon = list.daemon(&["--bind", "0.0.0.0"]).await;

@@ -156,7 +156,7 @@ async fn a_rejected_delivery_is_not_retried() {
         assert_eq!(metrics["dead_letters"], 1, "{status}: {metrics}");
         assert_eq!(metrics["failed_replicas"], 1, "{status}: {metrics}");
         assert_eq!(replica.seen().len(), 1, "{status}");
-        assert!(daemon.log().contains("dead letter"), "{status}");
+        daemon.until_logged("dead letter").await;
     }
 }
 

@@ -22,9 +22,6 @@ const AVOIDED: [&str; 11] = [
     "nobody",
 ];
 
-/// Places that still have such comments.
-const UNCHECKED: [&str; 2] = ["src/dispatcher", "src/daemon"];
-
 /// The phrases in the comments of a text, each with the line on which it begins. A phrase may
 /// continue on the next line of its comment.
 fn avoided(text: &str) -> Vec<(usize, &'static str)> {
@@ -56,12 +53,6 @@ fn comments_are_in_plain_english() {
     let mut found = String::new();
     for dir in ["src", "tests", "benches", "migrations", "fuzz/fuzz_targets"] {
         for (path, text) in sources(dir) {
-            let unchecked = UNCHECKED.iter().any(|place| {
-                path.starts_with(place) || path == Path::new(place).with_extension("rs")
-            });
-            if unchecked {
-                continue;
-            }
             for (line, phrase) in avoided(&text) {
                 found += &format!("{}:{line}: \"{phrase}\"\n", path.display());
             }
@@ -122,7 +113,6 @@ fn is_unshipped(path: &Path) -> bool {
 }
 
 #[test]
-#[ignore = "duplicates in src/api, src/dispatcher and src/engine are not renamed yet"]
 fn each_type_name_exists_once() {
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (path, text) in sources("src") {

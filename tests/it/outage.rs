@@ -31,7 +31,7 @@ async fn a_replica_that_comes_back_catches_up_by_itself() {
     until_dead(&daemon, 0).await;
     assert_eq!(down.seen().len(), 30, "each once");
     assert_eq!(healthy.seen().len(), 30);
-    assert!(daemon.log().contains("the replica answers again"));
+    daemon.until_logged("the replica answers again").await;
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn an_expired_dead_letter_is_removed_from_disk_too() {
     let refusing = Replica::with(|_| Behaviour::Answer(400, "", "")).await;
     daemon.accept(&set("k", "v", &[&refusing])).await;
     daemon.until_metric("discarded_replicas", 1).await;
-    assert!(daemon.log().contains("discarded"));
+    daemon.until_logged("discarded").await;
     daemon.terminate().await;
     daemon.restart().await;
     assert_eq!(daemon.metrics().await["dead_letters"], 0);

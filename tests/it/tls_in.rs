@@ -157,7 +157,7 @@ async fn only_a_valid_certificate_of_the_authority_is_accepted() {
     let post = good.post(url("/replicate")).header("origin", "http://evil.example");
     assert_eq!(post.body("{}").send().await.unwrap().status(), 403);
     assert!(daemon.terminate().await.success());
-    assert!(daemon.log().contains(r#""certificate":"ann.example""#), "{}", daemon.log());
+    daemon.until_logged(r#""certificate":"ann.example""#).await;
 }
 
 #[tokio::test]
