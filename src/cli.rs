@@ -90,6 +90,7 @@ pub enum Command {
     /// Create a store from the output of `export`, in a data directory without one
     ///
     /// Imports everything or nothing.
+    #[command(after_long_help = IMPORT_EXIT_CODES)]
     Import(ImportArgs),
     /// Run one in-memory replica for trying the daemon
     ///
@@ -99,8 +100,8 @@ pub enum Command {
 
 const DAEMON_EXIT_CODES: &str = "\
 Exit codes of the daemon:
-  0  drained
-  1  not started, store failure, or stopped by a second signal
+  0  stopped by a signal, also if --drain-timeout cut deliveries off
+  1  not started, store failure, store not closed, or stopped by a second signal
   2  invalid arguments";
 
 const STATUS_EXIT_CODES: &str = "\
@@ -123,6 +124,12 @@ const CHECK_EXIT_CODES: &str = "\
 Exit codes:
   0  the store is intact, or was repaired
   1  the store is damaged, or cannot be read
+  2  invalid arguments";
+
+const IMPORT_EXIT_CODES: &str = "\
+Exit codes:
+  0  everything was imported
+  1  nothing was imported
   2  invalid arguments";
 
 const EXPORT_EXIT_CODES: &str = "\

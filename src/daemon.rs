@@ -20,7 +20,6 @@ use crate::dispatcher::{
     Attempts, Core, EventBus, Handle, Health, Intake, Observability, Operations, Operator,
     PendingAdmin, ReadMemory, TaskCache, TaskHistory, messages::LoopEvent,
 };
-use crate::engine::Engine;
 use crate::faults;
 use crate::metrics::Snapshot;
 use crate::replica::{self, ReplicaClient};
@@ -105,11 +104,10 @@ impl Daemon {
         let (health, watched) = watch::channel(Health::Serving);
         let (stalls, stalled) = watch::channel(false);
 
-        let engine = Engine::new(config.engine.clone());
         let (settings, keys) = (store_settings(config, clock), config.store.keys);
-        let journal_events = events.clone();
+        let (engine_settings, journal_events) = (config.engine.clone(), events.clone());
         let restored = tokio::task::spawn_blocking(move || {
-            restore::open(&settings, keys, engine, clock, journal_events)
+            restore::open(&settings, keys, &engine_settings, clock, journal_events)
         });
         let Restored { journal, engine, keys, quarantined_rows, registry, uptime } =
             restored.await.map_err(|_| StartError::Interrupted)??;
@@ -117,10 +115,9 @@ impl Daemon {
 
         let newest = journal.newest();
         let journal: Arc<dyn Journal> = Arc::new(journal);
-        let in_progress = {
-            let journal = journal.clone();
-            move || journal.in_progress()
-        };
+        // Weak: the files are closed when the daemon stops, and not when this task ends.
+        let watched_journal = Arc::downgrade(&journal);
+        let in_progress = move || watched_journal.upgrade()?.in_progress();
         let watching = tokio::spawn(stall::watch(in_progress, health.clone(), stalls));
         let attempts = Attempts {
             client,

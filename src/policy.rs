@@ -41,6 +41,8 @@ pub enum Forbidden {
         "resolves to {address}, which is not allowed by --allow-replica or --allow-replica-file"
     )]
     LeadsElsewhere { address: IpAddr },
+    #[error("is {kind}, which is always blocked")]
+    Blocked { kind: &'static str },
     #[error("resolves to {address}, {kind}, which is always blocked")]
     Never { address: IpAddr, kind: &'static str },
     #[error("is a cloud metadata service, which is always blocked")]
@@ -147,7 +149,10 @@ impl Policy {
     pub fn may_connect(&self, target: &Target, address: IpAddr) -> Result<(), Forbidden> {
         let address = address.to_canonical();
         if let Some(kind) = never::kind(address) {
-            return Err(Forbidden::Never { address, kind });
+            return Err(match target.literal() {
+                Some(_) => Forbidden::Blocked { kind },
+                None => Forbidden::Never { address, kind },
+            });
         }
         if self.own.is_some_and(|own| own.is(address, target.port)) {
             return Err(Forbidden::Itself);

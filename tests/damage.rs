@@ -276,7 +276,8 @@ fn start(dir: &Path, contents: &Contents) -> Outcome {
     for (task, (written, progress)) in found.iter().zip(expected.values()) {
         for (is, was) in task.progress.iter().zip(progress) {
             if is != was {
-                assert_eq!(*is, Progress::Superseded);
+                let id = written.id;
+                assert_eq!(*is, Progress::Superseded, "{id} was {was:?}: {report:?}");
                 superseded += 1;
             }
         }

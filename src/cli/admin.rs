@@ -197,10 +197,10 @@ pub struct DeadLettersArgs {
 
 const OPERATION_EXIT_CODES: &str = "\
 Exit codes:
-  0  done
+  0  done, or started with --detach
   1  failed, or no valid answer from the daemon
   2  invalid arguments
-  3  cancelled";
+  3  cancelled, or still running after a second Ctrl-C";
 
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersCommand {

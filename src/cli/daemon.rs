@@ -330,7 +330,7 @@ pub struct ProcessArgs {
     #[arg(long, env = "REPLICATOR_DRAIN_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub drain_timeout: Duration,
 
-    /// Log level (error, warn, info, debug or trace), or a filter such as
+    /// Log level (off, error, warn, info, debug or trace), or a filter such as
     /// info,replicator::daemon::attempt=debug
     #[arg(long, env = "REPLICATOR_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,

@@ -1,6 +1,6 @@
 //! The recovery at the start: from disk into the engine.
 
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::daemon::StartError;
 use crate::dispatcher::messages::LoopEvent;
 use crate::dispatcher::{ReplicaRegistry, UptimeRecorder, claim};
-use crate::engine::{Engine, KeyHasher};
+use crate::engine::{Engine, EngineSettings, KeyHasher};
 use crate::store::{
     self, JournalEvent, KeyLimits, LocalJournal, LocalStore, RecoveryReport, SetAside,
 };
@@ -43,39 +43,48 @@ fn log_set_aside(set_aside: &SetAside) {
     error!(rows, superseded, %file, "rows were set aside; older writes of their keys are superseded, so that no stale value follows a newer one");
 }
 
-/// Opens the store and restores its tasks into `engine`. Blocks.
+/// Opens the store and restores its tasks into an engine. Blocks.
 ///
 /// One thread reads while this one fills the engine: with a million tasks, each takes seconds.
 pub(super) fn open(
     settings: &store::StoreSettings,
     limits: KeyLimits,
-    mut engine: Engine,
+    engine_settings: &EngineSettings,
     clock: Clock,
     events: UnboundedSender<LoopEvent>,
 ) -> Result<Restored, StartError> {
     let store = LocalStore::open(settings)?;
     let uptime = UptimeRecorder::begin(clock.now(), store.uptime())?;
-    engine.set_uptime(uptime.uptime().clone());
+    let new_engine = || {
+        let mut engine = Engine::new(engine_settings.clone());
+        engine.set_uptime(uptime.uptime().clone());
+        engine
+    };
+    let mut engine = new_engine();
     let (keys, mut registry) = (KeyHasher::default(), ReplicaRegistry::default());
     let now = clock.now();
     let (claims, claimed) = sync_channel(8);
     let claims = Arc::new(Mutex::new(Some(claims)));
-    // First to this thread, through a bounded channel; after the recovery to the loop.
     let notify = {
         let claims = Arc::clone(&claims);
-        move |event| match &*lock(&claims) {
-            Some(claims) => drop(claims.send(event)),
-            // Fails only if the loop has panicked.
-            None => drop(events.send(LoopEvent::Journal(event))),
+        move |event| {
+            let to_loop = |event| drop(events.send(LoopEvent::Journal(event)));
+            match (event, &*lock(&claims)) {
+                // A failure ends the daemon, so it must not get lost before the loop runs.
+                (event @ (JournalEvent::Failed(_) | JournalEvent::Arrived { .. }), _) => {
+                    to_loop(event);
+                }
+                // To this thread, which is slower: the channel is bounded.
+                (event, Some(claims)) => drop(claims.send(event)),
+                (event, None) => to_loop(event),
+            }
         }
     };
     let (journal, report) = thread::scope(|scope| {
         let uptime = uptime.uptime();
         let reading = scope.spawn(move || {
-            let opened = store.into_journal(limits, now, uptime, notify);
-            // Ends the loop below.
-            lock(&claims).take();
-            opened
+            let _end = EndOfClaims(claims);
+            store.into_journal(limits, now, uptime, notify)
         });
         for event in claimed {
             match event {
@@ -85,9 +94,15 @@ pub(super) fn open(
                 JournalEvent::Claimed { partition, tasks } => {
                     claim::tasks(&mut engine, &keys, &registry, now, partition, tasks);
                 }
-                JournalEvent::Released { partition } => engine.release(now, partition),
-                JournalEvent::Arrived { .. } => {}
-                JournalEvent::Failed(why) => error!(%why, "the store has failed"),
+                // The store is damaged, and its tasks are claimed again as they are then. Of the
+                // first claim nothing may be left, the engine's actions included.
+                JournalEvent::Released { .. } => {
+                    engine = new_engine();
+                    registry.paused().for_each(|(node, since)| {
+                        engine.pause(now, node, Some(since));
+                    });
+                }
+                JournalEvent::Arrived { .. } | JournalEvent::Failed(_) => {}
             }
         }
         reading.join().map_err(|_| StartError::Interrupted)?.map_err(StartError::from)
@@ -95,6 +110,15 @@ pub(super) fn open(
     log_report(&report, clock);
     let quarantined_rows = report.quarantined_rows;
     Ok(Restored { journal, engine, keys, quarantined_rows, registry, uptime })
+}
+
+/// Ends the claims of the recovery when it returns or panics.
+struct EndOfClaims(Arc<Mutex<Option<SyncSender<JournalEvent>>>>);
+
+impl Drop for EndOfClaims {
+    fn drop(&mut self) {
+        lock(&self.0).take();
+    }
 }
 
 fn log_report(report: &RecoveryReport, clock: Clock) {

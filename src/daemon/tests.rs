@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::cli::Cli;
 use crate::dispatcher::{Request, TaskFilter};
-use crate::engine::{self, Arrived, KeyHasher, Origin};
+use crate::engine::{self, Arrived, Engine, EngineAction, KeyHasher, Origin};
 use crate::store::{LocalStore, Opened, Recovered, RecoveryEvent, StoreReader};
 use crate::task::{
     Cause, Consistency, NewTask, Node, Operation, Partition, Progress, Task, TaskId, Timestamp,
@@ -30,9 +30,13 @@ fn open(dir: &Path, clock: Clock, notify: store::Notify) -> (Opened, Vec<Recover
 
 /// A task that is only on disk, for a replica that does not exist.
 async fn put(opened: &Opened) -> Task {
+    put_as(opened, opened.next_id, "k").await
+}
+
+async fn put_as(opened: &Opened, id: TaskId, key: &str) -> Task {
     let task = Task {
-        id: opened.next_id,
-        key: "k".into(),
+        id,
+        key: key.into(),
         operation: Operation::Set,
         value: Bytes::from_static(b"v"),
         accepted_at: Timestamp(1),
@@ -169,4 +173,44 @@ async fn a_full_page_has_the_cursor_of_the_next_page() {
     let rest = handle.tasks(TaskFilter::default(), 2, Some(after)).await.unwrap();
     assert_eq!((rest.tasks.len(), rest.next_cursor), (1, None));
     daemon.stop().await.unwrap();
+}
+
+/// A start claims 256 tasks at once, so more of them are needed for a claim before the damage is found.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_a_damaged_store_keeps_nothing_of_the_tasks_that_it_claimed_before_the_damage()
+{
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::start();
+    let (opened, _) = open(dir.path(), clock, Box::new(drop));
+    let id = |n| TaskId(opened.next_id.0 + n);
+    for n in 0..300 {
+        put_as(&opened, id(n), &format!("k{}", n % 299)).await;
+    }
+    opened.reader.flip(id(299));
+    let (first, last) = (id(0), id(299));
+    let closed = opened.committer.close();
+    drop(opened);
+    closed.await.unwrap().unwrap();
+
+    let settings = store::StoreSettings {
+        dir: dir.path().to_owned(),
+        cache_bytes: 8 << 20,
+        min_free_bytes: 0,
+        now: clock.now().wall,
+    };
+    let keys = store::KeyLimits { window: Duration::from_secs(60), most: 10 };
+    let (events, _) = mpsc::unbounded_channel();
+    let restore = move || restore::open(&settings, keys, &engine::settings(), clock, events);
+    let restored = tokio::task::spawn_blocking(restore).await.unwrap().unwrap();
+    let mut engine = restored.engine;
+    let mut sent = Vec::new();
+    while let Some(action) = engine.next_action() {
+        if let EngineAction::Send { delivery, .. } = action {
+            sent.push(delivery.task);
+        }
+    }
+    assert_eq!(sent.len() as u64, engine.levels().in_flight, "each was claimed once");
+    assert!(!sent.contains(&first), "a newer write of its key was set aside");
+    assert!(!sent.contains(&last));
+    assert_eq!(engine.totals().accepted, engine.totals().pending, "{:?}", engine.totals());
 }

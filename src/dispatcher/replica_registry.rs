@@ -56,6 +56,11 @@ impl ReplicaRegistry {
         names
     }
 
+    /// The paused replicas, each with the start of its pause.
+    pub(crate) fn paused(&self) -> impl Iterator<Item = (&Node, Timestamp)> {
+        self.rows.iter().filter_map(|(node, row)| Some((node, row.paused_since?)))
+    }
+
     pub(crate) fn is_paused(&self, node: &Node) -> bool {
         self.rows.get(node).is_some_and(|row| row.paused_since.is_some())
     }

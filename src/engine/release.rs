@@ -12,8 +12,9 @@ impl Engine {
     /// Removes all tasks of a partition, unsettled and unsaved. Clients of strong writes are answered
     /// with the acknowledgements so far.
     ///
-    /// Takes about a microsecond per task.
+    /// All actions must have been carried out. Takes about a microsecond per task.
     pub fn release(&mut self, now: Now, partition: Partition) {
+        debug_assert!(self.actions.is_empty(), "an action of a released task is still queued");
         self.now = now;
         let tasks = self.tasks.after(None).map(|(_, slot)| slot);
         let slots: Vec<_> = tasks.filter(|&slot| self.tasks[slot].partition == partition).collect();

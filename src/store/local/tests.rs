@@ -463,6 +463,14 @@ fn no_row_goes_to_a_file_that_sled_does_not_sync() {
 /// For tests of reading.
 impl StoreReader {
     /// Replaces the row of a task by garbage that the ledger does not count.
+    /// Flips a bit at the end of a task's row, in its value.
+    pub(crate) fn flip(&self, id: TaskId) {
+        let tasks = self.files.database().tasks.clone();
+        let mut row = tasks.get(keys::of_task(id)).unwrap().unwrap().to_vec();
+        *row.last_mut().unwrap() ^= 1;
+        tasks.insert(keys::of_task(id), row).unwrap();
+    }
+
     pub(crate) fn damage(&self, id: TaskId) {
         self.lose(id);
         let tasks = &self.files.database().tasks;
