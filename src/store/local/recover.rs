@@ -79,6 +79,10 @@ pub(super) fn mend(
     let mut found = scan::walk(database, &mut |task| each(RecoveryEvent::Task(task)))?;
     if missing == OnMissing::Refuse {
         refuse_missing(database, &found)?;
+        if let Some(tree) = found.misplaced.filter(|_| !source.log_is_whole) {
+            let why = format!("{tree} holds rows under keys that they were not written under");
+            return Err(Failure::RowsGone(MissingRows(why)));
+        }
     }
     let after = found.highest.map_or(0, |id| id.0.saturating_add(1));
     let first_id = TaskId(source.now.0 / 1_000);

@@ -34,6 +34,9 @@ pub(crate) struct Scan {
     /// An orphan belongs to a task that the ledger knows as settled: removed rows are back, and no
     /// crash explains that.
     pub(crate) returned: bool,
+    /// A tree with progress of no task that fails its checksum under its key. In a torn log this is
+    /// the progress of another task, which sled has lost.
+    pub(crate) misplaced: Option<Tree>,
     /// The first damaged row of each task, and each damaged row without a task.
     pub(crate) damaged: Vec<Damage>,
     pub(crate) side_tables: SideTables,
@@ -90,8 +93,8 @@ pub(crate) fn walk(database: &Database, each: &mut dyn FnMut(Recovered)) -> Resu
     }
     // Rows behind the last task.
     for tree in [Tree::Values, Tree::Progress, Tree::DeadLetters] {
-        while let Some((key, _)) = walk.advance(tree)? {
-            walk.without_task(tree, key);
+        while let Some((key, row)) = walk.advance(tree)? {
+            walk.without_task(tree, key, &row);
         }
     }
     walk.side_tables()?;
@@ -264,7 +267,7 @@ impl Walk<'_> {
                     self.cursor(tree).next = Some((key, row));
                     return Ok(None);
                 }
-                _ => self.without_task(tree, key),
+                _ => self.without_task(tree, key, &row),
             }
         }
         Ok(None)
@@ -296,7 +299,11 @@ impl Walk<'_> {
         }
     }
 
-    fn without_task(&mut self, tree: Tree, key: sled::IVec) {
+    fn without_task(&mut self, tree: Tree, key: sled::IVec, row: &[u8]) {
+        let is_progress = matches!(tree, Tree::Progress | Tree::DeadLetters);
+        if is_progress && rows::unseal(tree, &key, row).is_err() {
+            self.found.misplaced.get_or_insert(tree);
+        }
         match keys::owner(&key) {
             Some(owner) => {
                 self.found.returned |= self.binds && owner <= self.counted_up_to;

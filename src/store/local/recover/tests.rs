@@ -1,5 +1,7 @@
-use super::super::tests::{accept, close, failed, hand_in_with, image, open, refusal, small};
-use super::super::{Opened, keys};
+use super::super::tests::{
+    accept, close, failed, hand_in_with, image, open, refusal, settings, small,
+};
+use super::super::{LocalStore, Opened, keys};
 use super::*;
 use crate::store::local::keys::Tree;
 use crate::store::{IdempotencyRow, ReplicaRow};
@@ -35,6 +37,31 @@ fn a_lost_row_is_detected_and_nothing_is_removed() {
             let error = refusal(dir.path());
             assert!(error.contains("has lost rows") && error.contains(expected), "{error}");
         }
+    }
+}
+
+/// The rest of a torn log can be read under other keys: sled stores only the end of a key, and the
+/// beginning is in a page that the tear may have replaced by an older one.
+#[test]
+fn progress_under_another_key_in_a_torn_log_is_refused() {
+    for wrong in [&keys::of_task(TaskId(0))[..], b"short"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (opened, ..) = open(dir.path());
+        for id in 1..=3 {
+            accept(&opened, &small(id)).unwrap();
+            opened.committer.save(TaskId(id), vec![failed(1), failed(2)]);
+        }
+        close(opened);
+        let (opened, ..) = open(dir.path());
+        let progress = database(&opened).progress;
+        let row = progress.remove(keys::of_task(TaskId(2))).unwrap().unwrap();
+        progress.insert(wrong, row).unwrap();
+        drop(progress);
+        close(opened);
+        let mut store = LocalStore::open(&settings(dir.path())).unwrap();
+        store.log_is_whole = false;
+        let error = store.recover(&mut drop, Box::new(drop)).unwrap_err().to_string();
+        assert!(error.contains("progress holds rows under keys"), "{error}");
     }
 }
 
@@ -250,7 +277,7 @@ fn a_damaged_marker_or_one_of_a_newer_store_is_refused_and_nothing_is_changed() 
     // If the newer store is present, it is not removed.
     let newer = dir.path().join("store-000002");
     std::fs::create_dir(&newer).unwrap();
-    let settings = crate::store::local::tests::settings(dir.path());
+    let settings = settings(dir.path());
     let error = crate::store::check(&settings, true).unwrap_err().to_string();
     assert!(error.contains("write store-000002 into CURRENT"), "{error}");
     assert!(newer.is_dir());
