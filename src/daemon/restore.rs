@@ -1,7 +1,6 @@
 //! The recovery at the start: from disk into the engine.
 
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -64,27 +63,14 @@ pub(super) fn open(
     let (keys, mut registry) = (KeyHasher::default(), ReplicaRegistry::default());
     let now = clock.now();
     let (claims, claimed) = sync_channel(8);
-    let claims = Arc::new(Mutex::new(Some(claims)));
-    let notify = {
-        let claims = Arc::clone(&claims);
-        move |event| {
-            let to_loop = |event| drop(events.send(LoopEvent::Journal(event)));
-            match (event, &*lock(&claims)) {
-                // A failure ends the daemon, so it must not get lost before the loop runs.
-                (event @ (JournalEvent::Failed(_) | JournalEvent::Arrived { .. }), _) => {
-                    to_loop(event);
-                }
-                // To this thread, which is slower: the channel is bounded.
-                (event, Some(claims)) => drop(claims.send(event)),
-                (event, None) => to_loop(event),
-            }
-        }
-    };
     let (journal, report) = thread::scope(|scope| {
         let uptime = uptime.uptime();
         let reading = scope.spawn(move || {
-            let _end = EndOfClaims(claims);
-            store.into_journal(limits, now, uptime, notify)
+            // The channel is bounded, as the other side is slower. It closes with this thread.
+            let mut claim = |event| drop(claims.send(event));
+            // Fails only if the loop has panicked.
+            let notify = Box::new(move |event| drop(events.send(LoopEvent::Journal(event))));
+            store.into_journal(limits, now, uptime, &mut claim, notify)
         });
         for event in claimed {
             match event {
@@ -102,6 +88,7 @@ pub(super) fn open(
                         engine.pause(now, node, Some(since));
                     });
                 }
+                // These go to the loop, which a failure during the start must reach.
                 JournalEvent::Arrived { .. } | JournalEvent::Failed(_) => {}
             }
         }
@@ -110,15 +97,6 @@ pub(super) fn open(
     log_report(&report, clock);
     let quarantined_rows = report.quarantined_rows;
     Ok(Restored { journal, engine, keys, quarantined_rows, registry, uptime })
-}
-
-/// Ends the claims of the recovery when it returns or panics.
-struct EndOfClaims(Arc<Mutex<Option<SyncSender<JournalEvent>>>>);
-
-impl Drop for EndOfClaims {
-    fn drop(&mut self) {
-        lock(&self.0).take();
-    }
 }
 
 fn log_report(report: &RecoveryReport, clock: Clock) {
@@ -141,9 +119,4 @@ fn log_report(report: &RecoveryReport, clock: Clock) {
         tasks,
         value_bytes, dead_letters, orphans_removed, keys_restored, seconds, "the store is open"
     );
-}
-
-/// The value is only set and read, so a panic cannot leave it half changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -53,13 +53,14 @@ impl Place {
     }
 }
 
-fn in_memory(place: &Place, tell: Tell) -> Subject {
+fn in_memory(place: &Place, tell: &Tell) -> Subject {
+    let tell = tell.clone();
     let journal = Arc::new(MemoryJournal::open(&place.memory, move |event| tell.pass(event)));
     let this = Arc::clone(&journal);
     Subject { journal, fail: Box::new(move || this.fail()) }
 }
 
-fn local(place: &Place, tell: Tell) -> Subject {
+fn local(place: &Place, tell: &Tell) -> Subject {
     let dir = place.dir.path().join("data");
     let settings = StoreSettings {
         dir: dir.clone(),
@@ -68,9 +69,10 @@ fn local(place: &Place, tell: Tell) -> Subject {
         now: Timestamp(FIRST * 1_000),
     };
     let store = LocalStore::open(&settings).unwrap();
-    let (journal, _) = store
-        .into_journal(LIMITS, now(), &Uptime::default(), move |event| tell.pass(event))
-        .unwrap();
+    let later = tell.clone();
+    let (claim, notify) = (&mut |event| tell.pass(event), Box::new(move |event| later.pass(event)));
+    let (journal, _) =
+        store.into_journal(LIMITS, now(), &Uptime::default(), claim, notify).unwrap();
     let (journal, away) = (Arc::new(journal), place.dir.path().join("away"));
     let this = Arc::clone(&journal);
     // The next commit finds that its files are gone.
@@ -81,7 +83,7 @@ fn local(place: &Place, tell: Tell) -> Subject {
     Subject { journal, fail: Box::new(fail) }
 }
 
-type Open = fn(&Place, Tell) -> Subject;
+type Open = fn(&Place, &Tell) -> Subject;
 
 /// Passes the events of a journal on to a test.
 #[derive(Clone)]
@@ -155,7 +157,7 @@ fn write(name: &str) -> Append {
 impl Listener {
     fn open(place: &Place, open: Open) -> Self {
         let (listener, reports) = channel();
-        Self { subject: open(place, Tell(listener.clone())), reports, listener }
+        Self { subject: open(place, &Tell(listener.clone())), reports, listener }
     }
 
     /// A new journal. Nothing is claimed by it.

@@ -15,7 +15,7 @@ use super::room::Room;
 use super::{LocalStore, Opened};
 use crate::store::journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
-    Reply, Stats,
+    Notify, Reply, Stats,
 };
 use crate::store::records::{
     CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, ReplicaRow,
@@ -48,8 +48,8 @@ pub struct LocalJournal {
 }
 
 impl LocalStore {
-    /// Recovers the store and opens it as a journal. Before this returns, `notify` gets the records of
-    /// replicas and the claim of the one partition.
+    /// Recovers the store and opens it as a journal. `claim` gets the events of the recovery: the
+    /// records of replicas and the claim of the one partition. `notify` gets every later event.
     ///
     /// # Errors
     ///
@@ -59,13 +59,13 @@ impl LocalStore {
         limits: KeyLimits,
         now: Now,
         uptime: &Uptime,
-        notify: impl Fn(JournalEvent) + Clone + Send + 'static,
+        claim: &mut dyn FnMut(JournalEvent),
+        notify: Notify,
     ) -> Result<(LocalJournal, RecoveryReport), OpenError> {
         for (node, row) in self.replicas()? {
-            notify(JournalEvent::Replica { node, row: Some(row) });
+            claim(JournalEvent::Replica { node, row: Some(row) });
         }
         let partition = Partition::default();
-        let claim = |tasks| notify(JournalEvent::Claimed { partition, tasks });
         let mut strong = HashSet::new();
         let mut tasks = Vec::with_capacity(CLAIMED_AT_ONCE);
         let mut each = |handed| match handed {
@@ -75,17 +75,18 @@ impl LocalStore {
                 }
                 tasks.push(task);
                 if tasks.len() == CLAIMED_AT_ONCE {
-                    claim(std::mem::replace(&mut tasks, Vec::with_capacity(CLAIMED_AT_ONCE)));
+                    let tasks = std::mem::replace(&mut tasks, Vec::with_capacity(CLAIMED_AT_ONCE));
+                    claim(JournalEvent::Claimed { partition, tasks });
                 }
             }
             RecoveryEvent::Restart => {
                 strong.clear();
                 tasks.clear();
-                notify(JournalEvent::Released { partition });
+                claim(JournalEvent::Released { partition });
             }
         };
-        let (opened, report) = self.recover(&mut each, Box::new(notify.clone()))?;
-        claim(tasks);
+        let (opened, report) = self.recover(&mut each, notify)?;
+        claim(JournalEvent::Claimed { partition, tasks });
         let Opened { journal, idempotency, .. } = opened;
         journal.remember(limits, now, uptime, idempotency, &strong);
         Ok((journal, report))
@@ -147,17 +148,19 @@ impl LocalJournal {
         *next = TaskId(id.0 + 1);
         let task = Arc::new(Task::accepted(*new, id, now.wall));
         let coming = self.room.enter(task.weight() as u64);
-        let reply: AppendReply = Box::new(move |outcome| {
-            drop(coming);
-            reply(outcome);
-        });
         let answer: Reply = match &idempotency {
-            None => Box::new(move |committed| reply(of(committed, id))),
+            None => Box::new(move |committed| {
+                drop(coming);
+                reply(of(committed, id));
+            }),
             Some(Idempotency { key, fingerprint }) => {
                 let row = IdempotencyRow::of(&task, *fingerprint);
                 lock(&self.keys).enter(now.moment, key, row, task.consistency);
                 let keys = Arc::clone(&self.keys);
-                Box::new(move |committed| answer_all(&keys, id, committed, reply))
+                Box::new(move |committed| {
+                    drop(coming);
+                    answer_all(&keys, id, committed, reply);
+                })
             }
         };
         self.committer.accept(task, idempotency, Some(answer));
