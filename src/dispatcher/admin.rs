@@ -1,5 +1,5 @@
-//! Requests of operators. Each resource has a file with its requests, the methods of [`Handle`] that
-//! send them to the loop, and the methods of [`Core`] that answer them.
+//! Requests of operators. Each resource has a file with the methods of [`Handle`] that send its
+//! requests to the loop, and the methods of [`Core`] that answer them.
 //!
 //! The loop looks only at the engine. Rows are read from disk in a task of their own, and a list is
 //! searched in parts, so that no request holds up the loop.

@@ -231,7 +231,8 @@ impl Core {
                     self.observed.remember(now, last, cached);
                 }
                 EngineAction::Changed { task, node, change, error } => {
-                    self.observed.publish_change(now, task, &node, change, error.as_deref());
+                    let node = Some(&node);
+                    self.observed.publish_task(now, task, node, change, error.as_deref());
                 }
                 EngineAction::Discarded { delivery, node } => {
                     let event = ThrottledEvent::Expired { task: delivery.task };

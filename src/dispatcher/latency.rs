@@ -11,7 +11,7 @@ use crate::dispatcher::messages::AttemptReport;
 use crate::engine::{Engine, LaneView, Moment};
 use crate::metrics::{
     ATTEMPT_SECONDS, COMMIT_SECONDS, COMMIT_TASKS, DELIVERY_SECONDS, Histogram,
-    REPLICA_ATTEMPT_SECONDS, REPLICA_DELIVERY_SECONDS, ReplicaSnapshot, Snapshot,
+    REPLICA_ATTEMPT_SECONDS, REPLICA_DELIVERY_SECONDS, Snapshot,
 };
 use crate::task::{Node, Verdict};
 
@@ -174,11 +174,10 @@ impl Latency {
         snapshot.commit_tasks = self.commit_tasks.clone();
     }
 
-    pub(super) fn fill_replica(&self, snapshot: &mut ReplicaSnapshot) {
-        let none = ReplicaLatency::default();
-        let replica = self.replicas.get(&snapshot.lane.node).unwrap_or(&none);
-        snapshot.delivery_seconds = replica.delivery.clone();
-        snapshot.attempt_seconds = replica.attempt.clone();
+    /// The times of the deliveries and of the attempts of a replica.
+    pub(super) fn histograms(&self, node: &Node) -> (Histogram, Histogram) {
+        let of = |replica: &ReplicaLatency| (replica.delivery.clone(), replica.attempt.clone());
+        self.replicas.get(node).map_or_else(|| of(&ReplicaLatency::default()), of)
     }
 }
 

@@ -23,7 +23,7 @@ use crate::metrics::Reason;
 use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, KeyState, NoRoom, Repeated};
 use crate::task::{
     Consistency, DeliveryState, Idempotency, NewTask, Obstacle, Partition, ReplicaIndex, Task,
-    TaskId,
+    TaskChange, TaskId,
 };
 
 pub(crate) struct Intake {
@@ -321,7 +321,7 @@ impl Core {
             self.answer(id, |replayed| Ok(AcceptedWrite { id, acked: Vec::new(), replayed }));
         }
         if self.engine.is_watched() {
-            self.observed.publish_accepted(now, task.id);
+            self.observed.publish_task(now, task.id, None, TaskChange::Accepted, None);
         }
     }
 

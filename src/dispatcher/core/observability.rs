@@ -49,22 +49,7 @@ impl Observability {
         }
     }
 
-    pub(super) fn publish_accepted(&self, now: Now, id: TaskId) {
-        self.publish_task(now, id, None, TaskChange::Accepted, None);
-    }
-
-    pub(super) fn publish_change(
-        &self,
-        now: Now,
-        id: TaskId,
-        node: &Node,
-        change: TaskChange,
-        error: Option<&str>,
-    ) {
-        self.publish_task(now, id, Some(node), change, error);
-    }
-
-    fn publish_task(
+    pub(super) fn publish_task(
         &self,
         now: Now,
         id: TaskId,

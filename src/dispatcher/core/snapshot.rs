@@ -3,7 +3,7 @@
 use super::Core;
 use crate::dispatcher::messages::Health;
 use crate::dispatcher::view;
-use crate::metrics::{Histogram, ReplicaSnapshot, Snapshot};
+use crate::metrics::{ReplicaSnapshot, Snapshot};
 
 impl Core {
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -11,14 +11,10 @@ impl Core {
         let mut replicas: Vec<_> = engine
             .lanes()
             .map(|lane| {
-                let mut replica = ReplicaSnapshot {
-                    lag_seconds: view::lag(&lane, now),
-                    delivery_seconds: Histogram::default(),
-                    attempt_seconds: Histogram::default(),
-                    lane,
-                };
-                self.observed.latency.fill_replica(&mut replica);
-                replica
+                let lag_seconds = view::lag(&lane, now);
+                let (delivery_seconds, attempt_seconds) =
+                    self.observed.latency.histograms(&lane.node);
+                ReplicaSnapshot { lane, lag_seconds, delivery_seconds, attempt_seconds }
             })
             .collect();
         replicas.sort_by(|a, b| a.lane.node.cmp(&b.lane.node));
