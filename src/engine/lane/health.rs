@@ -77,9 +77,7 @@ impl ReplicaHealth {
         jitter: f64,
         error: &str,
     ) -> bool {
-        let opened =
-            self.update(now, |breaker| breaker.failed(now.moment, ended, threshold, jitter));
-        self.note_opened(opened, error)
+        self.open_if(now, error, |breaker| breaker.failed(now.moment, ended, threshold, jitter))
     }
 
     pub(in crate::engine) fn given_up(
@@ -90,9 +88,7 @@ impl ReplicaHealth {
         jitter: f64,
         error: &str,
     ) -> bool {
-        let opened =
-            self.update(now, |breaker| breaker.given_up(now.moment, failures, span, jitter));
-        self.note_opened(opened, error)
+        self.open_if(now, error, |breaker| breaker.given_up(now.moment, failures, span, jitter))
     }
 
     pub(in crate::engine) fn finish_ramp(&mut self, now: Now) {
@@ -130,7 +126,14 @@ impl ReplicaHealth {
         result
     }
 
-    fn note_opened(&mut self, opened: bool, error: &str) -> bool {
+    /// Applies a failure, which returns whether it opened the breaker.
+    fn open_if(
+        &mut self,
+        now: Now,
+        error: &str,
+        failure: impl FnOnce(&mut Breaker) -> bool,
+    ) -> bool {
+        let opened = self.update(now, failure);
         if opened {
             self.unsent_error =
                 format!("not sent, because earlier attempts failed: {error}").into();
