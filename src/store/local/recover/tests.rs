@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::super::tests::{
     accept, close, failed, hand_in_with, image, open, refusal, settings, small,
 };
@@ -17,6 +19,17 @@ fn lose(opened: &Opened, tree: Tree, id: u64) {
     assert!(lost.is_some());
 }
 
+/// An open store with three tasks, each with a row of progress.
+fn three_failed(dir: &Path) -> Opened {
+    let (opened, ..) = open(dir);
+    for id in 1..=3 {
+        accept(&opened, &small(id)).unwrap();
+        opened.committer.save(TaskId(id), vec![failed(1), failed(2)]);
+    }
+    close(opened);
+    open(dir).0
+}
+
 #[test]
 fn a_lost_row_is_detected_and_nothing_is_removed() {
     for (tree, expected) in [
@@ -24,13 +37,7 @@ fn a_lost_row_is_detected_and_nothing_is_removed() {
         (Tree::Progress, "progress holds 2 rows, expected 3"),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let (opened, ..) = open(dir.path());
-        for id in 1..=3 {
-            accept(&opened, &small(id)).unwrap();
-            opened.committer.save(TaskId(id), vec![failed(1), failed(2)]);
-        }
-        close(opened);
-        let (opened, ..) = open(dir.path());
+        let opened = three_failed(dir.path());
         lose(&opened, tree, 2);
         close(opened);
         for _ in 0..2 {
@@ -46,13 +53,7 @@ fn a_lost_row_is_detected_and_nothing_is_removed() {
 fn progress_under_another_key_in_a_torn_log_is_refused() {
     for wrong in [&keys::of_task(TaskId(0))[..], b"short"] {
         let dir = tempfile::tempdir().unwrap();
-        let (opened, ..) = open(dir.path());
-        for id in 1..=3 {
-            accept(&opened, &small(id)).unwrap();
-            opened.committer.save(TaskId(id), vec![failed(1), failed(2)]);
-        }
-        close(opened);
-        let (opened, ..) = open(dir.path());
+        let opened = three_failed(dir.path());
         let progress = database(&opened).progress;
         let row = progress.remove(keys::of_task(TaskId(2))).unwrap().unwrap();
         progress.insert(wrong, row).unwrap();
