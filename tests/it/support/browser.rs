@@ -142,17 +142,23 @@ impl Browser {
         .await;
     }
 
-    /// Clicks the first visible and enabled element of a selector; waits until there is one.
+    /// Clicks the first element of a selector that is visible, enabled and not covered; waits until
+    /// there is one. The page does all of that in one step: a click of the mouse at a position
+    /// misses an element that the page moves meanwhile.
     pub async fn click(&self, selector: &str) {
-        wait_until(&format!("{selector} can be clicked"), || async {
-            for element in self.driver.find_all(By::Css(selector)).await.unwrap() {
-                // The page may be redrawing it, or another element may cover it for a moment.
-                if element.is_clickable().await.unwrap_or(false) && element.click().await.is_ok() {
-                    return Some(());
-                }
-            }
-            None
-        })
+        let selector = json!(selector);
+        self.until(&format!(
+            "[...document.querySelectorAll({selector})].some((element) => {{
+                if (!element.checkVisibility() || element.disabled) return false;
+                element.scrollIntoView({{ block: 'nearest', behavior: 'instant' }});
+                const at = element.getBoundingClientRect();
+                const top = document.elementFromPoint(at.x + at.width / 2, at.y + at.height / 2);
+                if (!element.contains(top)) return false;
+                element.focus();
+                element.click();
+                return true;
+            }})"
+        ))
         .await;
     }
 
