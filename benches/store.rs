@@ -37,6 +37,7 @@ fn task(id: u64) -> Arc<Task> {
         expires_at: None,
         replicas: vec![node("http://10.0.0.1:8080"), node("http://10.0.0.2:8080")],
         user_id: None,
+        client: None,
         consistency: Consistency::Eventual,
         trace: None,
     })

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+mod client;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod moment;
@@ -21,6 +22,7 @@ mod node;
 mod state;
 mod uptime;
 
+pub use client::Client;
 pub use moment::{Moment, Now, Since};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};
 pub use state::{BreakerState, Counters, DeliveryState, TaskChange};
@@ -134,6 +136,8 @@ pub struct NewTask {
     /// At least one, each once.
     pub replicas: Vec<Node>,
     pub user_id: Option<String>,
+    /// Whose shares the write takes. `None` is a client of its own.
+    pub client: Option<Client>,
     pub trace: Option<Trace>,
 }
 
@@ -157,6 +161,8 @@ pub struct Task {
     /// The nodes that must hold the write, each once. A [`ReplicaIndex`] indexes this list.
     pub replicas: Vec<Node>,
     pub user_id: Option<String>,
+    /// `None` for a write of an older format.
+    pub client: Option<Client>,
     pub consistency: Consistency,
     pub trace: Option<Trace>,
 }
@@ -172,6 +178,7 @@ impl Task {
             expires_at: new.ttl.map(|ttl| now.saturating_add(ttl)),
             replicas: new.replicas,
             user_id: new.user_id,
+            client: new.client,
             consistency: new.consistency,
             trace: new.trace,
         }
@@ -357,6 +364,7 @@ mod tests {
             consistency: Consistency::Eventual,
             replicas: vec![Node::parse("http://a").unwrap()],
             user_id: None,
+            client: None,
             trace: None,
         };
         Task::accepted(new, TaskId(1), Timestamp(1_000))

@@ -73,6 +73,7 @@ fn task(rng: &mut Rng, id: u64) -> Task {
         expires_at: rng.bool().then_some(Timestamp(u64::MAX)),
         replicas: ["http://a", "http://b"].map(|node| Node::parse(node).unwrap()).to_vec(),
         user_id: rng.bool().then(|| "ann".to_owned()),
+        client: None,
         consistency: if rng.bool() { Consistency::Strong } else { Consistency::Eventual },
         trace: rng.bool().then(|| Trace { parent: "00-trace".into(), state: None }),
     }

@@ -117,6 +117,7 @@ impl Bare {
             expires_at: None,
             replicas: self.replicas.clone(),
             user_id: Some("bench".to_owned()),
+            client: None,
             consistency: Consistency::Eventual,
             trace: None,
         }

@@ -195,6 +195,7 @@ impl Story {
             consistency,
             replicas: self.replicas.iter().map(|replica| replica.node.clone()).collect(),
             user_id: Some("demo".to_owned()),
+            client: None,
             trace: None,
         };
         let what = match (value, ttl) {

@@ -43,6 +43,7 @@ async fn put_as(opened: &Opened, id: TaskId, key: &str) -> Task {
         expires_at: None,
         replicas: vec![Node::parse("http://127.0.0.1:9").unwrap()],
         user_id: None,
+        client: None,
         consistency: Consistency::Eventual,
         trace: None,
     };
@@ -162,6 +163,7 @@ async fn a_full_page_has_the_cursor_of_the_next_page() {
             ttl: None,
             replicas: vec![node],
             user_id: None,
+            client: None,
             consistency: Consistency::Eventual,
             trace: None,
         };

@@ -143,6 +143,7 @@ mod tests {
             consistency,
             replicas: vec![Node::parse(node).unwrap()],
             user_id: None,
+            client: None,
             trace: None,
         }
     }

@@ -64,6 +64,7 @@ mod tests {
             expires_at: None,
             replicas: vec![],
             user_id: None,
+            client: None,
             consistency: Consistency::Eventual,
             trace: None,
         })

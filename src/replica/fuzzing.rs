@@ -35,6 +35,7 @@ pub(crate) fn ttl(data: &[u8]) {
             consistency: Consistency::Eventual,
             replicas: vec![Node::from_normal("http://a")],
             user_id: None,
+            client: None,
             trace: None,
         },
         TaskId(1),

@@ -158,6 +158,7 @@ fn set(key: &str, value: &'static [u8]) -> Task {
         expires_at: None,
         replicas: Vec::new(),
         user_id: None,
+        client: None,
         consistency: Consistency::Eventual,
         trace: None,
     }

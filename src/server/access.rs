@@ -24,7 +24,7 @@ use super::ServerState;
 use super::connections::ClientPeer;
 use super::errors::Problem;
 use crate::access::{Bucket, Holder, Role, TokenList};
-use crate::task::Node;
+use crate::task::{Client, Node};
 
 #[derive(Clone, Debug)]
 pub struct Access {
@@ -124,9 +124,14 @@ pub(super) fn describe(openapi: &mut Value) {
     }
 }
 
-/// The authenticated caller, stored in the request extensions by [`check`].
-#[derive(Clone, Debug, Default)]
-pub(super) struct Caller(Option<Arc<Holder>>);
+/// Who sent a request, stored in its extensions by [`check`].
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// `None` without authentication.
+    holder: Option<Arc<Holder>>,
+    /// `None` without a connection, in tests.
+    address: Option<IpAddr>,
+}
 
 impl Caller {
     /// Without the middleware this is an internal error.
@@ -135,8 +140,21 @@ impl Caller {
         caller.ok_or_else(|| Problem::internal(&"the request did not pass the access middleware"))
     }
 
+    pub(super) fn anonymous(extensions: &Extensions) -> Self {
+        let peer = extensions.get::<Arc<ClientPeer>>();
+        Self { holder: None, address: peer.map(|peer| peer.address.ip()) }
+    }
+
+    /// The claimant of shared limits.
+    pub(super) fn client(&self) -> Option<Client> {
+        match &self.holder {
+            Some(holder) => Some(Client::Token(Arc::clone(&holder.grant.name))),
+            None => self.address.map(Client::at),
+        }
+    }
+
     pub(super) fn may_name(&self, replicas: &[Node]) -> Result<(), Problem> {
-        let Some(holder) = &self.0 else { return Ok(()) };
+        let Some(holder) = &self.holder else { return Ok(()) };
         match replicas.iter().find(|replica| !holder.grant.may_name(replica)) {
             None => Ok(()),
             Some(replica) => Err(Problem::Forbidden(format!(
@@ -148,7 +166,7 @@ impl Caller {
     /// Scopes an idempotency key to the caller, so that two token holders may use the same key.
     /// Neither a key nor a name contains the separating space.
     pub(super) fn own_key(&self, key: Box<str>) -> Box<str> {
-        match &self.0 {
+        match &self.holder {
             Some(holder) => format!("{} {key}", holder.grant.name).into(),
             None => key,
         }
@@ -156,7 +174,7 @@ impl Caller {
 
     /// Charges `more` requests to the rate limit, besides the one charged by [`check`].
     pub(super) fn spend(&self, more: usize) {
-        if let Some(holder) = &self.0 {
+        if let Some(holder) = &self.holder {
             holder.owe(u32::try_from(more).unwrap_or(u32::MAX));
         }
     }
@@ -220,21 +238,23 @@ pub(super) async fn check(
 }
 
 fn admit(access: &Access, need: Need, request: &Request) -> Result<Caller, (Problem, Caller)> {
-    let Need::Role(role) = need else { return Ok(Caller::default()) };
+    let anonymous = Caller::anonymous(request.extensions());
+    let Need::Role(role) = need else { return Ok(anonymous) };
     let Some(tokens) = &access.tokens else {
-        return same_site(access, request.method(), request.uri(), request.headers())
-            .map(|()| Caller::default())
-            .map_err(|why| (Problem::Forbidden(why), Caller::default()));
+        return match same_site(access, request.method(), request.uri(), request.headers()) {
+            Ok(()) => Ok(anonymous),
+            Err(why) => Err((Problem::Forbidden(why), anonymous)),
+        };
     };
     let Some(token) = bearer(request.headers()) else {
         let error = "a token is required: send it as Authorization: Bearer TOKEN";
-        return Err((Problem::Unauthenticated(error), Caller::default()));
+        return Err((Problem::Unauthenticated(error), anonymous));
     };
     let Some(holder) = tokens.load().find(token).cloned() else {
         let error = "this token is not valid";
-        return Err((Problem::Unauthenticated(error), Caller::default()));
+        return Err((Problem::Unauthenticated(error), anonymous));
     };
-    let caller = Caller(Some(Arc::clone(&holder)));
+    let caller = Caller { holder: Some(Arc::clone(&holder)), ..anonymous };
     if !holder.grant.allows(role) {
         let error = format!("a token with the role {role} is required");
         return Err((Problem::Forbidden(error), caller));
@@ -359,7 +379,7 @@ impl AuditEntry {
 
 impl Display for Caller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.as_ref().map_or("-", |holder| &holder.grant.name))
+        f.write_str(self.holder.as_ref().map_or("-", |holder| &holder.grant.name))
     }
 }
 

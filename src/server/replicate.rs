@@ -97,7 +97,7 @@ async fn write(
     let caller = Caller::of(&head.extensions)?;
     caller.may_name(&task.replicas)?;
     let idempotency = key.map(|key| idempotency::of(&caller, key, &body));
-    task.trace = trace;
+    (task.trace, task.client) = (trace, caller.client());
     drop(body);
     server.count_user(&task);
     let consistency = task.consistency;

@@ -60,7 +60,17 @@ fn checked(fields: Fields<'_>, settings: &ServerSettings) -> Result<ValidWrite, 
     text("primary_node", fields.primary_node)?;
     let user_id = user_id(fields.user_id)?;
     let (replicas, spelled) = replicas(fields.replica_nodes, settings)?;
-    let task = NewTask { key, operation, value, ttl, consistency, replicas, user_id, trace: None };
+    let task = NewTask {
+        key,
+        operation,
+        value,
+        ttl,
+        consistency,
+        replicas,
+        user_id,
+        client: None,
+        trace: None,
+    };
     Ok(ValidWrite { task, spelled })
 }
 

@@ -146,6 +146,7 @@ fn write(name: &str) -> Append {
             consistency: Consistency::Eventual,
             replicas: vec![Node::parse("http://a").unwrap()],
             user_id: None,
+            client: None,
             trace: None,
         }),
         now: now(),

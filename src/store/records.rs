@@ -53,6 +53,7 @@ impl Header {
             expires_at: self.expires_at,
             replicas: self.replicas,
             user_id: self.user_id,
+            client: None,
             consistency: self.consistency,
             trace: self.trace,
         }

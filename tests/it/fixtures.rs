@@ -73,6 +73,7 @@ fn contents(format: u32) -> Vec<(Task, Vec<Progress>)> {
         expires_at: None,
         replicas,
         user_id: None,
+        client: None,
         consistency: Consistency::Eventual,
         trace: None,
     };

@@ -76,6 +76,7 @@ impl RunningLoop {
                 consistency,
                 replicas: vec![self.replica.clone()],
                 user_id: None,
+                client: None,
                 trace: None,
             };
             let idempotency = idempotency

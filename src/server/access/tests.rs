@@ -140,7 +140,7 @@ fn refusals_cannot_flood_the_log() {
     let entry =
         AuditEntry { is_operation: false, method: Method::GET, path: "/".to_owned(), peer: None };
     for _ in 0..1000 {
-        refusals.log(&entry, &Caller::default(), 401);
+        refusals.log(&entry, &Caller::anonymous(&Extensions::new()), 401);
     }
     let suppressed = refusals.0.lock().unwrap().suppressed;
     assert!(suppressed > 900, "{suppressed} suppressed");

@@ -78,6 +78,7 @@ pub(super) async fn batch(
         let span = server.settings.tracer.accept(parent.as_ref());
         let checked = match server.checked(write, &caller) {
             Ok((ValidWrite { mut task, spelled }, idempotency)) => {
+                task.client = caller.client();
                 task.trace = span.as_ref().map(Span::trace).or_else(|| parent.clone());
                 server.count_user(&task);
                 let consistency = task.consistency;

@@ -78,6 +78,7 @@ fn a_minimal_write_gets_the_defaults() {
             consistency: Consistency::Eventual,
             replicas: vec![Node::parse("http://a").unwrap(), Node::parse("http://b").unwrap()],
             user_id: None,
+            client: None,
             trace: None,
         }
     );

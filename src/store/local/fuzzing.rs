@@ -98,6 +98,7 @@ fn a_task(input: &mut Input<'_>) {
         expires_at: input.flag().then(|| Timestamp(input.size())),
         replicas: (0..input.below(80)).map(|_| Node::from_normal(&input.text())).collect(),
         user_id: input.flag().then(|| input.text()),
+        client: None,
         consistency: if input.flag() { Consistency::Strong } else { Consistency::Eventual },
         trace: input.flag().then(|| Trace {
             parent: input.text().into(),

@@ -96,6 +96,7 @@ pub(super) fn small(id: u64) -> Task {
         expires_at: None,
         replicas: nodes(2),
         user_id: None,
+        client: None,
         consistency: Consistency::Eventual,
         trace: None,
     }

@@ -14,6 +14,7 @@ fn task() -> Task {
         expires_at: Some(Timestamp(300)),
         replicas: vec![Node::parse("http://a").unwrap(), Node::parse("http://b:1").unwrap()],
         user_id: Some("u".into()),
+        client: None,
         consistency: Consistency::Eventual,
         trace: None,
     }
@@ -42,6 +43,7 @@ fn the_bytes_of_a_task_are_these() {
         value: Bytes::new(),
         expires_at: None,
         user_id: None,
+        client: None,
         ..task()
     };
     let head = TaskStream::of(&delete, None).unwrap().head().unwrap();

@@ -222,6 +222,7 @@ pub(super) fn task(line: TaskLine) -> Result<(Task, Vec<Progress>), String> {
         expires_at: line.expires_at.map(Timestamp),
         replicas,
         user_id: line.user_id.map(ExportedUserId::into_text),
+        client: None,
         consistency: match line.consistency {
             None | Some(ConsistencyName::Eventual) => Consistency::Eventual,
             Some(ConsistencyName::Strong) => Consistency::Strong,
