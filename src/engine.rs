@@ -34,6 +34,7 @@ mod ambiguous;
 mod arrive;
 mod barrier;
 mod breaker;
+mod claims;
 mod concurrency;
 mod counters;
 mod dead_letters;
@@ -64,9 +65,9 @@ use barrier::BarrierLane;
 pub use barrier::BarrierView;
 pub use concurrency::Workers;
 pub use interface::{
-    AdminOutcome, Arrived, DeliveryFilter, DeliveryView, EngineAction, EngineSettings,
+    AdminOutcome, Arrived, Claimant, DeliveryFilter, DeliveryView, EngineAction, EngineSettings,
     ForgetCounts, Full, LaneView, LetterView, Levels, Origin, ProbeState, RenameError, SearchPage,
-    TASK_OVERHEAD_BYTES, TaskView,
+    SharedLimit, TASK_OVERHEAD_BYTES, TaskView,
 };
 pub use key::{KeyHasher, KeyId};
 #[cfg(test)]
@@ -76,13 +77,11 @@ pub use table::Reservation;
 
 use barrier::BarrierCounts;
 use breaker::EndedAttempt;
+use claims::Claims;
 use counters::Attempt;
 use lane::Lanes;
 use retry::Schedule;
 use table::{DeliveryRef, Priority, SettledAs, Slot, Stage, Tasks};
-
-/// The queue reserve for other replicas is dropped when none had a write for this long.
-const OTHERS_IDLE: Duration = Duration::from_secs(60);
 
 /// Maximum timers of one kind per call, because 100,000 dead letters may expire at once. The rest
 /// is due in the next call.
@@ -114,6 +113,7 @@ pub struct Engine {
     /// A parked delivery may now find a place in the retry queue.
     refill: bool,
     levels: Levels,
+    claims: Claims,
     /// Includes removed lanes.
     totals: Counters,
     /// Tasks whose progress changed in this call.
@@ -151,6 +151,7 @@ impl Engine {
             parked_turn: u32::MAX,
             refill: false,
             levels: Levels::default(),
+            claims: Claims::default(),
             totals: Counters::default(),
             touched: Vec::new(),
             actions: VecDeque::new(),

@@ -76,6 +76,7 @@ async fn run_with(damage: fn(&StoreReader, TaskId), settled: bool) -> (Health, V
     let progress = vec![Progress::Untouched];
     let key = keys.id(&task.key);
     let arrived = Arrived {
+        client: None,
         partition: Partition(0),
         id: task.id,
         key,

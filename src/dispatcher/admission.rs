@@ -6,11 +6,11 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::dispatcher::messages::{Refusal, WriteReply};
-use crate::engine::{Full, Moment};
-use crate::task::{Consistency, Idempotency, NewTask, Node};
+use crate::engine::{Claimant, Full, Moment, SharedPool};
+use crate::task::{Client, Consistency, Idempotency, NewTask};
 
 /// Each waiting write holds a connection and the memory of its request.
-pub(super) const MAX_WAITING: usize = 1024;
+const MAX_WAITING: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Waiter {
@@ -21,26 +21,35 @@ pub(super) struct Waiter {
     pub(super) deadline: Moment,
 }
 
-/// A line waits for one thing: room in the eventual or strong queue, in total or in the share of one
-/// replica. It does not block writes that wait for something else.
+/// A line waits for one thing: room in the eventual or strong queue, in total or in the share of a
+/// claimant. It does not block writes that wait for something else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct WaitLine {
     consistency: Consistency,
-    share_of: Option<Node>,
+    share_of: Option<Claimant>,
 }
 
 impl WaitLine {
     /// The line of a write that met this limit.
-    pub(super) fn after(consistency: Consistency, full: &Full) -> Self {
+    pub(super) fn after(new: &NewTask, full: &Full) -> Self {
         let share_of = match full {
-            Full::Share { node, .. } => Some(node.clone()),
-            Full::Queue(_)
-            | Full::Strong(_)
-            | Full::Bytes(_)
-            | Full::DeadLetters { .. }
-            | Full::Replicas(_) => None,
+            Full::Share { claimant, .. } => Some(claimant.clone()),
+            // Smaller writes of other clients may have room.
+            Full::Bytes(_) => Some(Claimant::Client(new.client.clone())),
+            Full::Queue(_) | Full::Strong(_) | Full::Replicas(_) => None,
         };
-        Self { consistency, share_of }
+        Self { consistency: new.consistency, share_of }
+    }
+
+    /// All lines in which a write may wait.
+    fn of(new: &NewTask) -> impl Iterator<Item = Self> {
+        let client = || new.client.clone();
+        let replicas = new.replicas.iter().flat_map(move |node| {
+            [Claimant::Replica(node.clone()), Claimant::ClientAtReplica(client(), node.clone())]
+        });
+        let shares = replicas.chain([Claimant::Client(client())]).map(Some);
+        let consistency = new.consistency;
+        std::iter::once(None).chain(shares).map(move |share_of| Self { consistency, share_of })
     }
 }
 
@@ -56,16 +65,22 @@ impl Admission {
         if self.lines.is_empty() {
             return None;
         }
-        let line = |share_of| WaitLine { consistency: new.consistency, share_of };
-        let shares = new.replicas.iter().map(|node| line(Some(node.clone())));
-        let lines = || std::iter::once(line(None)).chain(shares);
-        // Writes of one key stay in order even in different lines: the client may have sent the
-        // second without waiting for the first answer.
-        let of_key = |waiting: &VecDeque<Waiter>| waiting.iter().any(|w| w.new.key == new.key);
-        let same_key = self.lines.iter().find(|(_, waiting)| of_key(waiting));
+        // Writes of one key to one replica stay in order even in different lines: the client may have
+        // sent the second without waiting for the first answer.
+        let follows = |w: &Waiter| {
+            w.new.key == new.key && w.new.replicas.iter().any(|node| new.replicas.contains(node))
+        };
+        let same_key = self.lines.iter().find(|(_, waiting)| waiting.iter().any(follows));
         same_key
             .map(|(line, _)| line.clone())
-            .or_else(|| lines().find(|line| self.lines.contains_key(line)))
+            .or_else(|| WaitLine::of(new).find(|line| self.lines.contains_key(line)))
+    }
+
+    /// Whether another write of a client may wait, within its share of the places.
+    pub(super) fn has_room_for(&self, client: Option<&Client>) -> bool {
+        let waiting = self.lines.values().flatten();
+        let held = waiting.filter(|waiter| waiter.new.client.as_ref() == client).count();
+        SharedPool::new(MAX_WAITING, self.len()).has_room_for(held as u64)
     }
 
     pub(super) fn lines(&self) -> Vec<WaitLine> {
@@ -132,7 +147,8 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::task::Operation;
+    use crate::engine::SharedLimit;
+    use crate::task::{Node, Operation};
 
     fn write(key: &str, consistency: Consistency, node: &str) -> NewTask {
         NewTask {
@@ -150,7 +166,9 @@ mod tests {
 
     fn share(host: &str) -> WaitLine {
         let node = Node::parse(&format!("http://{host}")).unwrap();
-        WaitLine::after(Consistency::Eventual, &Full::Share { node, held: 900 })
+        let claimant = Claimant::Replica(node);
+        let full = Full::Share { claimant, limit: SharedLimit::Queue, held: 900 };
+        WaitLine::after(&write("", Consistency::Eventual, "http://x"), &full)
     }
 
     fn waiter(key: &str, node: &str) -> Waiter {
@@ -182,7 +200,8 @@ mod tests {
     }
 
     #[test]
-    fn a_new_write_overtakes_only_writes_that_wait_for_something_else_and_have_another_key() {
+    fn a_new_write_overtakes_only_writes_that_wait_for_something_else_and_have_no_key_and_replica_in_common()
+     {
         let mut admission = Admission::default();
         let line = share("hangs");
         admission.push(line.clone(), waiter("k", "http://hangs"));
@@ -190,6 +209,7 @@ mod tests {
         assert_eq!(ahead("x", Consistency::Eventual, "http://hangs"), Some(line.clone()));
         assert_eq!(ahead("x", Consistency::Eventual, "http://other"), None);
         assert_eq!(ahead("x", Consistency::Strong, "http://hangs"), None);
-        assert_eq!(ahead("k", Consistency::Strong, "http://other"), Some(line));
+        assert_eq!(ahead("k", Consistency::Strong, "http://hangs"), Some(line));
+        assert_eq!(ahead("k", Consistency::Strong, "http://other"), None, "no replica in common");
     }
 }

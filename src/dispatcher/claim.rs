@@ -29,6 +29,7 @@ pub(crate) fn tasks(
             key: keys.id(&header.key),
             replicas: &header.replicas,
             bytes,
+            client: header.client.as_ref(),
             accepted_at: header.accepted_at,
         };
         engine.arrive(now, arrived, Origin::Recovered(progress));

@@ -54,10 +54,10 @@ impl Engine {
     /// `since` comes from the record of a pause that survived a restart. Opens the lane if needed.
     pub fn pause(&mut self, now: Now, node: &Node, since: Option<Timestamp>) {
         self.now = now;
-        let number = self.lanes.find(node).or_else(|| {
-            let node = since.is_some().then(|| std::slice::from_ref(node))?;
-            self.lanes.open(node, usize::MAX)?.first().copied()
-        });
+        let number = match since {
+            Some(_) => Some(self.lane_for(node, None)),
+            None => self.lanes.find(node),
+        };
         if let Some(number) = number {
             self.lanes[number].paused = since;
             self.refill = true;
@@ -70,15 +70,6 @@ impl Engine {
             }
         }
         self.finish();
-    }
-
-    /// Opens the lane of a replica from the records. Returns false if there is no room.
-    pub fn know(&mut self, node: &Node) -> bool {
-        let limit = self.settings.max_known_replicas;
-        let opened = self.lanes.open(std::slice::from_ref(node), limit);
-        let Some([number]) = opened.as_deref() else { return false };
-        self.lanes[*number].forget.used_again();
-        true
     }
 
     /// Makes the next probe of an open breaker due now. `None` for an unknown replica.
@@ -206,7 +197,9 @@ impl Engine {
             _ if lane.is_suspended() => AdminOutcome::HeldBack,
             Stage::Dead { .. } if blocked() => AdminOutcome::HeldBack,
             Stage::Dead { .. } => AdminOutcome::Done,
-            _ if self.retry_has_room(self.tasks[at].lane) => AdminOutcome::Done,
+            _ if self.retry_has_room(self.tasks[at].lane, self.tasks[at.slot].client) => {
+                AdminOutcome::Done
+            }
             _ => AdminOutcome::HeldBack,
         }
     }

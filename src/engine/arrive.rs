@@ -28,8 +28,8 @@ impl Engine {
         let number = reservation.as_ref().map_or(u64::MAX, |reservation| reservation.number);
         let (lanes, queue, since, quorum) = match reservation {
             Some(reservation) => {
-                let Reservation { queue, bytes, lanes, made, .. } = reservation;
-                self.release_places(queue, bytes, &lanes);
+                self.release_places(&reservation);
+                let Reservation { queue, lanes, made, .. } = reservation;
                 let quorum = (queue == TaskQueue::Strong).then(|| {
                     let replicas = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
                     let deadline = made.after(self.settings.strong_timeout);
@@ -40,7 +40,7 @@ impl Engine {
             }
             // Accepted by another process; its client waits there.
             None => {
-                let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else { return };
+                let lanes = self.lanes_of(&task);
                 (lanes, TaskQueue::Eventual, self.since_acceptance(&task), None)
             }
         };
@@ -71,7 +71,7 @@ impl Engine {
         self.restored_at = self.now.moment;
         // The task may be older than tasks that are counted.
         self.barriers.clear();
-        let Some(lanes) = self.lanes.open(task.replicas, usize::MAX) else { return };
+        let lanes = self.lanes_of(&task);
         let slot = self.insert(&task, self.since_acceptance(&task), &lanes, None, true);
         for (index, progress) in progress.into_iter().enumerate().take(lanes.len()) {
             self.restore_delivery(DeliveryRef { slot, index }, progress);
@@ -83,6 +83,10 @@ impl Engine {
         } else if stages().all(Stage::is_at_rest) {
             self.charge_as_dead(slot);
         }
+    }
+
+    fn lanes_of(&mut self, task: &Arrived<'_>) -> Vec<u32> {
+        task.replicas.iter().map(|node| self.lane_for(node, task.client)).collect()
     }
 
     fn since_acceptance(&self, task: &Arrived<'_>) -> Since {

@@ -11,7 +11,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::claims::Pool;
 use crate::engine::lane::Chain;
+use crate::engine::reserve::signed;
 use crate::engine::table::{DeliveryRef, Priority, SettledAs, Slot, Stage};
 use crate::engine::{Engine, EngineAction, Moment};
 use crate::task::{BreakerState, Cause, Progress, TaskChange, TaskId, Timestamp, Verdict};
@@ -281,7 +283,7 @@ impl Engine {
         let mut heads = heads.map(|slot| self.tasks.delivery_on(slot, number));
         let deferred = heads.find(|&at| matches!(self.tasks[at].stage, Stage::Deferred { .. }));
         if let Some(at) = deferred
-            && self.retry_has_room(number)
+            && self.retry_has_room(number, self.tasks[at.slot].client)
         {
             self.unpark(at, self.now.moment);
         }
@@ -342,15 +344,24 @@ impl Engine {
         if std::mem::replace(&mut entry.charged_as_dead, as_dead) == as_dead {
             return;
         }
-        let (from, to) = match as_dead {
-            true => (&mut self.levels.bytes, &mut self.levels.dead_letter_bytes),
-            false => (&mut self.levels.dead_letter_bytes, &mut self.levels.bytes),
+        let (bytes, client) = (entry.bytes, entry.client);
+        let (from, to, change) = match as_dead {
+            true => (&mut self.levels.bytes, &mut self.levels.dead_letter_bytes, signed(bytes)),
+            false => (&mut self.levels.dead_letter_bytes, &mut self.levels.bytes, -signed(bytes)),
         };
-        *from -= entry.bytes;
-        *to += entry.bytes;
-        for delivery in entry.deliveries.iter().filter(|delivery| delivery.stage.is_dead_letter()) {
-            let letters = &mut self.lanes[delivery.lane].letters;
-            if as_dead { letters.charge(entry.bytes) } else { letters.release(entry.bytes) }
+        *from -= bytes;
+        *to += bytes;
+        self.claims.by_client(Pool::Bytes, client, -change);
+        self.claims.by_client(Pool::LetterBytes, client, change);
+        for delivery in &entry.deliveries {
+            let lane = &mut self.lanes[delivery.lane];
+            if delivery.stage.is_pending() {
+                self.claims.at_host(Pool::Bytes, client, lane.host, -change);
+            }
+            if delivery.stage.is_dead_letter() {
+                self.claims.at_host(Pool::LetterBytes, client, lane.host, change);
+                if as_dead { lane.letters.charge(bytes) } else { lane.letters.release(bytes) }
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::engine::Engine;
 use crate::engine::{KeyId, Moment, Reservation, Since, Workers};
 use crate::task::{
-    BreakerState, Cause, Counters, DeadLetter, DeliveryId, DeliveryState, Node, Obstacle,
+    BreakerState, Cause, Client, Counters, DeadLetter, DeliveryId, DeliveryState, Node, Obstacle,
     Partition, Progress, ReplicaIndex, TaskChange, TaskId, Timestamp,
 };
 
@@ -58,6 +58,7 @@ pub struct Arrived<'a> {
     pub replicas: &'a [Node],
     /// [`crate::task::weight`]; the engine adds the overhead.
     pub bytes: u64,
+    pub client: Option<&'a Client>,
     pub accepted_at: Timestamp,
 }
 
@@ -136,19 +137,52 @@ pub enum Full {
     Queue(usize),
     #[error("the queue of strong writes is full (--queue-capacity {0})")]
     Strong(usize),
-    /// One replica uses its whole share of a queue; the rest is reserved for other replicas.
-    #[error("{node} has used up its share of --queue-capacity (queued for it: {held})")]
-    Share { node: Node, held: usize },
     #[error("the queued tasks leave no room for this write (--queue-max-bytes {0})")]
     Bytes(u64),
-    #[error(
-        "{node} has used up its share of --dead-letter-max-bytes (bytes of its dead letters: {bytes})"
-    )]
-    DeadLetters { node: Node, bytes: u64 },
+    /// The rest of the limit is reserved for others.
+    #[error("{claimant} has used up its share of {limit} ({}: {held})", limit.what())]
+    Share { claimant: Claimant, limit: SharedLimit, held: u64 },
     #[error(
         "the write names a new replica and all known ones have pending deliveries or dead letters (--max-known-replicas {0})"
     )]
     Replicas(usize),
+}
+
+/// Who has used up a share.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Error)]
+pub enum Claimant {
+    #[error("this client")]
+    Client(Option<Client>),
+    /// The host of this replica, whatever its base path.
+    #[error("{0}")]
+    Replica(Node),
+    /// The client's share of this replica.
+    #[error("this client, for {1},")]
+    ClientAtReplica(Option<Client>, Node),
+}
+
+/// A limit that clients and replicas share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SharedLimit {
+    #[error("--queue-capacity")]
+    Queue,
+    #[error("--queue-max-bytes")]
+    Bytes,
+    #[error("--dead-letter-max-bytes")]
+    DeadLetters,
+    #[error("--max-known-replicas")]
+    Replicas,
+}
+
+impl SharedLimit {
+    fn what(self) -> &'static str {
+        match self {
+            Self::Queue => "queued for it",
+            Self::Bytes => "bytes queued for it",
+            Self::DeadLetters => "bytes of its dead letters",
+            Self::Replicas => "its known replicas",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

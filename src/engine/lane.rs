@@ -33,6 +33,11 @@ use places::LanePlaces;
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) node: Node,
+    /// Its number in [`crate::engine::claims::Claims`]. A renamed replica keeps that of its first
+    /// name.
+    pub(super) host: u32,
+    /// The client that wrote to it first.
+    pub(super) opened_by: u32,
     /// The unsettled deliveries of each key, oldest first. Only the head may be in flight: this is
     /// the order of the writes of a key.
     pub(super) chains: HashMap<KeyId, Chain>,
@@ -66,9 +71,11 @@ impl Chain {
 }
 
 impl Lane {
-    fn new(node: Node) -> Self {
+    fn new(node: Node, host: u32, opened_by: u32) -> Self {
         Self {
             node,
+            host,
+            opened_by,
             chains: HashMap::new(),
             heads: Heads::default(),
             in_flight: InFlight::default(),
@@ -115,6 +122,11 @@ impl Lane {
             && !self.places.has_queued()
     }
 
+    /// Whether it is there only for its dead letters.
+    pub(super) fn has_only_letters(&self) -> bool {
+        !self.letters.is_empty() && self.chains.is_empty() && !self.places.has_queued()
+    }
+
     /// The next delivery to send, with at most `workers` in flight within the limit and `most`
     /// altogether.
     pub(super) fn next(&mut self, workers: u32, most: u32) -> Option<(Priority, Slot)> {
@@ -140,30 +152,22 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    /// The lanes of `nodes`. Opens missing ones, and removes idle lanes to stay within `limit`,
-    /// forgotten ones first. `None` if all lanes are in use.
-    pub(super) fn open(&mut self, nodes: &[Node], limit: usize) -> Option<Vec<u32>> {
-        let mut opened = Vec::with_capacity(nodes.len());
-        for node in nodes {
-            opened.push(self.open_one(node, limit, &opened)?);
-        }
-        Some(opened)
+    /// Adds a lane. `node` must not have one.
+    pub(super) fn insert(&mut self, node: Node, host: u32, opened_by: u32) -> u32 {
+        let lane = self.lanes.insert(Lane::new(node.clone(), host, opened_by));
+        let lane = u32::try_from(lane).unwrap_or(u32::MAX);
+        self.by_node.insert(node, lane);
+        lane
     }
 
-    fn open_one(&mut self, node: &Node, limit: usize, keep: &[u32]) -> Option<u32> {
-        if let Some(&lane) = self.by_node.get(node) {
-            return Some(lane);
-        }
-        if self.lanes.len() >= limit {
-            let idle = |&lane: &u32| self.lanes[lane as usize].is_empty() && !keep.contains(&lane);
-            let idle = self.by_node.values().copied().filter(idle);
-            let idle = idle.max_by_key(|&lane| self.lanes[lane as usize].is_gone())?;
-            let gone = self.lanes.remove(idle as usize);
-            self.by_node.remove(&gone.node);
-        }
-        let lane = u32::try_from(self.lanes.insert(Lane::new(node.clone()))).ok()?;
-        self.by_node.insert(node.clone(), lane);
-        Some(lane)
+    pub(super) fn remove(&mut self, lane: u32) -> Lane {
+        let gone = self.lanes.remove(lane as usize);
+        self.by_node.remove(&gone.node);
+        gone
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lanes.len()
     }
 
     pub(super) fn get(&self, lane: u32) -> Option<&Lane> {
@@ -174,17 +178,12 @@ impl Lanes {
         self.by_node.get(node).copied()
     }
 
-    /// Whether a replica other than `these` had a write since `since`.
-    pub(super) fn others_used(&self, these: &[u32], since: Moment) -> bool {
-        self.lanes.iter().any(|(number, lane)| {
-            lane.last_used >= since
-                && !lane.is_gone()
-                && !these.iter().any(|&this| this as usize == number)
-        })
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = &Lane> {
         self.lanes.iter().map(|(_, lane)| lane)
+    }
+
+    pub(super) fn numbered(&self) -> impl Iterator<Item = (u32, &Lane)> {
+        self.by_node.values().map(|&number| (number, &self[number]))
     }
 
     /// Forgotten replicas are left out.

@@ -14,7 +14,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::*;
-use crate::task::{Consistency, Obstacle, Partition, Progress};
+use crate::task::{Client, Consistency, Obstacle, Partition, Progress};
 
 mod checks;
 mod operator;
@@ -92,6 +92,11 @@ fn site(name: &Node) -> Node {
 
 fn partition(key: u8) -> Partition {
     Partition(u16::from(key % 2))
+}
+
+/// The client that writes this task.
+fn client_of(id: u64) -> Option<Client> {
+    (!id.is_multiple_of(4)).then(|| Client::Token(format!("client {}", id % 3).into()))
 }
 
 /// A task as the client sees it and as it is on disk.
@@ -207,9 +212,9 @@ impl World {
         let replicas: Vec<_> = chosen.map(|(at, _)| self.names[at].clone()).collect();
         let id = self.next_id;
         let consistency = if strong { Consistency::Strong } else { Consistency::Eventual };
-        let Ok(reservation) = self.engine.reserve(self.now, &replicas, 1, consistency) else {
-            return;
-        };
+        let client = client_of(id);
+        let reserved = self.engine.reserve(self.now, &replicas, 1, consistency, client.as_ref());
+        let Ok(reservation) = reserved else { return };
         if id.is_multiple_of(7) && self.last_cancelled != id {
             // A repeat of an earlier write.
             self.last_cancelled = id;
@@ -241,7 +246,8 @@ impl World {
             if self.strong.remove(&id) {
                 self.open.insert(id);
             }
-            let task = self.arrived(id, &stored, &stored.replicas);
+            let client = client_of(id);
+            let task = self.arrived(id, &stored, &stored.replicas, client.as_ref());
             self.engine.arrive(self.now, task, Origin::Written(Some(reservation)));
             if id.is_multiple_of(3) {
                 self.engine.barrier(TaskId(id - id % 2), &[]);
@@ -251,10 +257,16 @@ impl World {
         }
     }
 
-    fn arrived<'a>(&self, id: u64, stored: &StoredTask, replicas: &'a [Node]) -> Arrived<'a> {
+    fn arrived<'a>(
+        &self,
+        id: u64,
+        stored: &StoredTask,
+        replicas: &'a [Node],
+        client: Option<&'a Client>,
+    ) -> Arrived<'a> {
         let key = self.keys.id(&stored.key.to_string());
-        let partition = partition(stored.key);
-        Arrived { partition, id: TaskId(id), key, replicas, bytes: 1, accepted_at: Timestamp(0) }
+        let (partition, accepted_at) = (partition(stored.key), Timestamp(0));
+        Arrived { partition, id: TaskId(id), key, replicas, bytes: 1, client, accepted_at }
     }
 
     /// Makes the settlements of the `most` oldest tasks durable.

@@ -4,15 +4,19 @@
 
 use std::ops::Bound::{Excluded, Unbounded};
 
-use crate::engine::share::SharedPool;
+use crate::engine::claims::Pool;
+use crate::engine::share::{Alone, SharedPool};
 use crate::engine::table::{Delivery, DeliveryRef, Stage};
 use crate::engine::{Engine, MOST_DUE, Moment};
 
 impl Engine {
-    /// Whether a replica may take another place within its share.
-    pub(super) fn retry_has_room(&self, number: u32) -> bool {
+    /// Whether a client may take another place for a replica within all shares.
+    pub(super) fn retry_has_room(&self, number: u32, client: u32) -> bool {
         let pool = SharedPool::new(self.settings.retry_capacity, self.levels.retry);
-        pool.has_room_for(self.lanes[number].places.retries() as u64)
+        let host = self.lanes[number].host;
+        let held = self.claims.held(Pool::Retries, Some(client), Some(host));
+        let alone = Alone { client: self.claims.clients() == 1, host: false };
+        held.may_take(pool, 1, alone).is_ok()
     }
 
     /// Makes a delivery wait for its retry, or parks it if there is no place. Returns whether it
@@ -22,7 +26,7 @@ impl Engine {
     pub(super) fn await_retry(&mut self, at: DeliveryRef, until: Moment) -> bool {
         let Delivery { lane, stage, .. } = self.tasks[at];
         let waits = !self.lanes[lane].is_suspended()
-            && (stage.holds_retry_place() || self.retry_has_room(lane));
+            && (stage.holds_retry_place() || self.retry_has_room(lane, self.tasks[at.slot].client));
         let to = if waits { Stage::Waiting { until } } else { Stage::Parked { until } };
         self.change(at, to);
         waits
@@ -63,14 +67,16 @@ impl Engine {
             self.parked_turn = number;
             passed_over += 1;
             let lane = &self.lanes[number];
-            let first = lane.heads.oldest_parked();
+            let heads = lane.heads.oldest_parked();
+            let first = heads
+                .filter(|&(client, ..)| self.retry_has_room(number, client))
+                .min_by_key(|&(_, id, _)| id);
             // Its dead letters are older and go first. A suspended replica would only fill the
             // queue.
             if !lane.letters.is_redriving()
                 && !lane.is_suspended()
-                && self.retry_has_room(number)
+                && let Some((_, _, slot)) = first
                 && self.may_return(number)
-                && let Some(slot) = first
             {
                 self.count_return(number);
                 let at = self.tasks.delivery_on(slot, number);

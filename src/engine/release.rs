@@ -4,7 +4,7 @@
 //! next owner, which may be this engine, does not know of them.
 
 use crate::engine::counters::DeliveryOutcome;
-use crate::engine::table::{DeliveryRef, SettledAs, Slot, Stage, TaskQueue};
+use crate::engine::table::{DeliveryRef, SettledAs, Slot, Stage};
 use crate::engine::{Engine, Moment, Now};
 use crate::task::{DeliveryId, Partition};
 
@@ -48,9 +48,7 @@ impl Engine {
                 _ => self.change(at, Stage::Settled(SettledAs::Released)),
             }
         }
-        self.enter_queue(slot, TaskQueue::Outside);
-        self.levels.bytes -= self.tasks[slot].bytes;
-        self.tasks.remove(slot);
+        self.remove_task(slot);
     }
 
     fn answer_early(&mut self, slot: Slot) {

@@ -2,10 +2,15 @@
 //! switches.
 //!
 //! A claimant may hold up to [`SHARE`] times the free places, so a greedy one stops at 90 %. The
-//! last 10 % are only for claimants that hold less than 10 %: large ones cannot use it up together.
+//! last 10 % are only for claimants that hold less than 10 % and less than what is still free: no
+//! number of claimants that hold something can use it up, and one that holds nothing is served.
 //!
 //! Nothing is revoked: a claimant above its share gets no more until it has released enough. So the
 //! shares become equal as places are released.
+//!
+//! Most pools have two kinds of claimants: the client of a write, and the host of its replica
+//! ([`Held`]). Within the share of one, the shares of the other are divided again: a client cannot
+//! use up a replica for the other clients, nor a replica a client's room for the other replicas.
 
 const SHARE: u64 = 9;
 
@@ -28,10 +33,74 @@ impl SharedPool {
         self.capacity.saturating_sub(self.used)
     }
 
+    fn reserve(self) -> u64 {
+        self.capacity / RESERVE
+    }
+
     /// Whether a claimant that holds `held` may take one more.
     pub fn has_room_for(self, held: u64) -> bool {
-        let (free, reserve) = (self.free(), self.capacity / RESERVE);
-        held < free.saturating_mul(SHARE) && (free > reserve || held < reserve)
+        self.has_room_for_more(held, 1)
+    }
+
+    /// Whether a claimant that holds `held` may take `more`, which is not zero.
+    pub fn has_room_for_more(self, held: u64, more: u64) -> bool {
+        let (free, reserve) = (self.free(), self.reserve());
+        let after = held.saturating_add(more);
+        more <= free
+            && after <= free.saturating_mul(SHARE)
+            && (free - more >= reserve || (after <= reserve && held < free))
+    }
+
+    /// Up to how much a claimant that holds `held` may hold, while the others take nothing.
+    fn allowance(self, held: u64) -> u64 {
+        let (free, reserve) = (self.free(), self.reserve());
+        let large = (free.saturating_mul(SHARE).saturating_sub(held) + SHARE) / (SHARE + 1);
+        let small = reserve.saturating_sub(held).min(free);
+        held + large.min(free.saturating_sub(reserve)).max(small)
+    }
+}
+
+/// What the claimants of a write hold of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    pub client: u64,
+    pub host: u64,
+    /// Of the client, for the host.
+    pub pair: u64,
+}
+
+/// Whose share is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShareOf {
+    Client,
+    Host,
+    ClientAtHost,
+}
+
+/// Which claimants have had no others beside them for a while: their limits do not apply.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Alone {
+    pub client: bool,
+    pub host: bool,
+}
+
+impl Held {
+    /// Whether a write may take `more` of a pool, within all shares.
+    pub fn may_take(self, pool: SharedPool, more: u64, alone: Alone) -> Result<(), ShareOf> {
+        let within = |alone: bool, held: u64| match alone {
+            true => SharedPool { capacity: pool.capacity, used: held },
+            false => SharedPool { capacity: pool.allowance(held), used: held },
+        };
+        if !alone.client && !pool.has_room_for_more(self.client, more) {
+            return Err(ShareOf::Client);
+        }
+        if !alone.host && !pool.has_room_for_more(self.host, more) {
+            return Err(ShareOf::Host);
+        }
+        let pair = |pool: SharedPool| pool.has_room_for_more(self.pair, more);
+        let of_host = alone.client || pair(within(alone.host, self.host));
+        let of_client = alone.host || pair(within(alone.client, self.client));
+        if of_host && of_client { Ok(()) } else { Err(ShareOf::ClientAtHost) }
     }
 }
 

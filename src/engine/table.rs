@@ -12,6 +12,7 @@ use std::sync::Arc;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use crate::engine::claims::Pool;
 use crate::engine::counters::DeliveryOutcome;
 use crate::engine::quorum::Quorum;
 use crate::engine::{KeyId, Moment, Since};
@@ -47,6 +48,16 @@ pub(super) enum TaskQueue {
     Outside,
 }
 
+impl TaskQueue {
+    pub(super) fn pool(self) -> Option<Pool> {
+        match self {
+            Self::Eventual => Some(Pool::Queue),
+            Self::Strong => Some(Pool::Strong),
+            Self::Outside => None,
+        }
+    }
+}
+
 /// The places of a write that is being made durable. Return it with
 /// [`crate::engine::Engine::arrive`] or [`crate::engine::Engine::cancel`].
 #[derive(Debug)]
@@ -54,6 +65,7 @@ pub(super) enum TaskQueue {
 pub struct Reservation {
     pub(super) queue: TaskQueue,
     pub(super) bytes: u64,
+    pub(super) client: u32,
     pub(super) lanes: SmallVec<[u32; 2]>,
     pub(super) made: Moment,
     pub(super) number: u64,
@@ -68,6 +80,7 @@ pub(super) struct TaskEntry {
     /// `accepted_at` by the monotonic clock.
     pub(super) since: Since,
     pub(super) bytes: u64,
+    pub(super) client: u32,
     pub(super) queue: TaskQueue,
     pub(super) recovered: bool,
     pub(super) strong: bool,
@@ -427,6 +440,6 @@ mod tests {
     #[test]
     fn a_task_for_two_replicas_is_small() {
         assert!(size_of::<Delivery>() <= 32, "{}", size_of::<Delivery>());
-        assert!(size_of::<TaskEntry>() <= 144, "{}", size_of::<TaskEntry>());
+        assert!(size_of::<TaskEntry>() <= 152, "{}", size_of::<TaskEntry>());
     }
 }

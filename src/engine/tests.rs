@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::model::{node, settings};
 use super::*;
 use crate::task::{
-    BreakerState, Consistency, DeadLetter, DeliveryState, Partition, Progress, ReplicaIndex,
-    TaskChange,
+    BreakerState, Client, Consistency, DeadLetter, DeliveryState, Partition, Progress,
+    ReplicaIndex, TaskChange,
 };
 
 mod admin;
@@ -24,6 +24,7 @@ mod model;
 mod reach;
 mod release;
 mod retries;
+mod shares;
 mod shortage;
 mod work;
 
@@ -38,7 +39,16 @@ struct Fixture {
     now: Now,
     next_id: u64,
     /// Appended but not durable.
-    appended: VecDeque<(u64, KeyId, Vec<Node>, Reservation)>,
+    appended: VecDeque<Appended>,
+}
+
+struct Appended {
+    id: u64,
+    key: KeyId,
+    replicas: Vec<Node>,
+    client: Option<Client>,
+    bytes: u64,
+    reservation: Reservation,
 }
 
 impl Fixture {
@@ -53,19 +63,50 @@ impl Fixture {
     }
 
     fn append(&mut self, key: &str, nodes: &[&str], consistency: Consistency) -> Result<u64, Full> {
+        self.append_of(None, key, nodes, consistency)
+    }
+
+    fn append_of(
+        &mut self,
+        client: Option<&Client>,
+        key: &str,
+        nodes: &[&str],
+        consistency: Consistency,
+    ) -> Result<u64, Full> {
+        self.append_sized(client, key, nodes, consistency, 10)
+    }
+
+    fn append_sized(
+        &mut self,
+        client: Option<&Client>,
+        key: &str,
+        nodes: &[&str],
+        consistency: Consistency,
+        bytes: u64,
+    ) -> Result<u64, Full> {
         let replicas: Vec<_> = nodes.iter().map(|name| node(name)).collect();
-        let reservation = self.engine.reserve(self.now, &replicas, 10, consistency)?;
+        let reservation = self.engine.reserve(self.now, &replicas, bytes, consistency, client)?;
         let id = self.next_id;
         self.next_id += 1;
-        self.appended.push_back((id, self.keys.id(key), replicas, reservation));
+        let key = self.keys.id(key);
+        self.appended.push_back(Appended {
+            id,
+            key,
+            replicas,
+            client: client.cloned(),
+            bytes,
+            reservation,
+        });
         Ok(id)
     }
 
     /// Everything appended up to this task becomes durable.
     fn commit(&mut self, last: u64) {
-        while self.appended.front().is_some_and(|(id, ..)| *id <= last) {
-            let (id, key, replicas, reservation) = self.appended.pop_front().unwrap();
-            let task = arrived(id, key, &replicas, self.now.wall);
+        while self.appended.front().is_some_and(|task| task.id <= last) {
+            let Appended { id, key, replicas, client, bytes, reservation } =
+                self.appended.pop_front().unwrap();
+            let client = client.as_ref();
+            let task = Arrived { client, bytes, ..arrived(id, key, &replicas, self.now.wall) };
             self.engine.arrive(self.now, task, Origin::Written(Some(reservation)));
         }
     }
@@ -125,7 +166,15 @@ impl Fixture {
 }
 
 fn arrived(id: u64, key: KeyId, replicas: &[Node], accepted_at: Timestamp) -> Arrived<'_> {
-    Arrived { partition: Partition(0), id: TaskId(id), key, replicas, bytes: 10, accepted_at }
+    Arrived {
+        partition: Partition(0),
+        id: TaskId(id),
+        key,
+        replicas,
+        bytes: 10,
+        client: None,
+        accepted_at,
+    }
 }
 
 fn failed() -> Verdict {
@@ -495,6 +544,7 @@ fn a_restart_continues_from_the_disk() {
         since: Timestamp(0),
     };
     let restored = Arrived {
+        client: None,
         partition: Partition(0),
         id: TaskId(3),
         key: f.keys.id("k"),

@@ -8,9 +8,11 @@ use smallvec::SmallVec;
 
 use crate::engine::barrier::CountedDelivery;
 use crate::engine::breaker::Gate;
+use crate::engine::claims::Pool;
 use crate::engine::counters::{Attempt, DeliveryOutcome};
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
+use crate::engine::reserve::signed;
 use crate::engine::table::{
     Delivery, DeliveryRef, Priority, SettledAs, Slot, Stage, TaskEntry, TaskQueue,
 };
@@ -32,14 +34,18 @@ impl Engine {
     ) -> Slot {
         let Arrived { id, partition, key, accepted_at, .. } = *task;
         let bytes = task.bytes.saturating_add(TASK_OVERHEAD_BYTES);
-        for &lane in lanes {
-            for counters in self.counters(lane) {
+        let client = self.claims.join_client(task.client);
+        for &number in lanes {
+            for counters in self.counters(number) {
                 counters.accepted += 1;
                 counters.pending += 1;
             }
-            self.lanes[lane].backlog.push(id, bytes);
+            let lane = &mut self.lanes[number];
+            lane.backlog.push(id, bytes);
+            self.claims.at_host(Pool::Bytes, client, lane.host, signed(bytes));
         }
         self.levels.bytes += bytes;
+        self.claims.by_client(Pool::Bytes, client, signed(bytes));
         let deadline = quorum.as_ref().map(|quorum| quorum.deadline);
         let slot = self.tasks.insert(TaskEntry {
             id,
@@ -48,6 +54,7 @@ impl Engine {
             accepted_at,
             since,
             bytes,
+            client,
             queue: TaskQueue::Outside,
             recovered,
             strong: quorum.is_some(),
@@ -69,6 +76,7 @@ impl Engine {
         }
         let entry = &mut self.tasks[at.slot];
         let (id, key, origin) = (entry.id, entry.key, entry.origin(at.index));
+        let (client, bytes) = (entry.client, entry.bytes);
         let delivery = &mut entry.deliveries[at.index];
         let from = std::mem::replace(&mut delivery.stage, to);
         let number = delivery.lane;
@@ -90,7 +98,7 @@ impl Engine {
                 self.timers.remove(&(until, at.slot, number));
             }
             Stage::Parked { .. } => {
-                lane.heads.leave_parked(id);
+                lane.heads.leave_parked(client, id);
                 self.levels.dead_letters -= 1;
                 if lane.heads.parked() == 0 {
                     self.parked_lanes.remove(&number);
@@ -125,7 +133,7 @@ impl Engine {
                 self.timers.insert((until, at.slot, number));
             }
             Stage::Parked { .. } => {
-                lane.heads.enter_parked(id, at.slot);
+                lane.heads.enter_parked(client, id, at.slot);
                 self.levels.dead_letters += 1;
                 self.parked_lanes.insert(number);
                 self.refill = true;
@@ -148,29 +156,41 @@ impl Engine {
         }
         let mark = CountedDelivery { task: id, origin, lane: number, node: &lane.node };
         self.barriers.note(mark, from.outcome(), to.outcome());
+        let host = lane.host;
         match (from.holds_queue(), to.holds_queue()) {
-            (true, false) => lane.places.move_task(entry.queue, TaskQueue::Outside),
-            (false, true) => lane.places.move_task(TaskQueue::Outside, entry.queue),
+            (true, false) => {
+                lane.places.move_task(entry.queue, TaskQueue::Outside);
+                self.claims.at_host(entry.queue.pool(), client, host, -1);
+            }
+            (false, true) => {
+                lane.places.move_task(TaskQueue::Outside, entry.queue);
+                self.claims.at_host(entry.queue.pool(), client, host, 1);
+            }
             _ => {}
         }
         match (from.holds_retry_place(), to.holds_retry_place()) {
             (true, false) => {
-                lane.places.release_retry();
                 self.levels.retry -= 1;
+                self.claims.at_host(Pool::Retries, client, host, -1);
+                self.claims.by_client(Pool::Retries, client, -1);
                 self.refill = true;
             }
             (false, true) => {
-                lane.places.take_retry();
                 self.levels.retry += 1;
+                self.claims.at_host(Pool::Retries, client, host, 1);
+                self.claims.by_client(Pool::Retries, client, 1);
             }
             _ => {}
         }
         match (from.is_pending(), to.is_pending()) {
             (true, false) => {
-                let bytes = entry.bytes;
+                self.claims.at_host(Pool::Bytes, client, host, -signed(bytes));
                 self.leave_backlog(number, id, bytes);
             }
-            (false, true) => lane.backlog.push_returned(id, entry.bytes),
+            (false, true) => {
+                self.claims.at_host(Pool::Bytes, client, host, signed(bytes));
+                lane.backlog.push_returned(id, bytes);
+            }
             _ => {}
         }
         self.mark_dirty(number);
@@ -194,6 +214,8 @@ impl Engine {
         delivery.stage = Stage::Settled(settlement);
         let lane = delivery.lane;
         self.lanes[lane].backlog.undo_push(entry.id, entry.bytes);
+        let host = self.lanes[lane].host;
+        self.claims.at_host(Pool::Bytes, entry.client, host, -signed(entry.bytes));
         for counters in self.counters(lane) {
             counters.accepted -= 1;
             counters.pending -= 1;
@@ -467,13 +489,15 @@ impl Engine {
 
     pub(super) fn enter_queue(&mut self, slot: Slot, queue: TaskQueue) {
         let entry = &mut self.tasks[slot];
-        let left = std::mem::replace(&mut entry.queue, queue);
+        let (client, left) = (entry.client, std::mem::replace(&mut entry.queue, queue));
         for delivery in entry.deliveries.iter().filter(|delivery| delivery.stage.holds_queue()) {
-            self.lanes[delivery.lane].places.move_task(left, queue);
+            let lane = &mut self.lanes[delivery.lane];
+            lane.places.move_task(left, queue);
+            self.claims.at_host(left.pool(), client, lane.host, -1);
+            self.claims.at_host(queue.pool(), client, lane.host, 1);
         }
-        for (queue, enters) in [(left, false), (queue, true)] {
-            self.count_queued(queue, enters);
-        }
+        self.count_queued(left, client, -1);
+        self.count_queued(queue, client, 1);
     }
 
     pub(super) fn touch(&mut self, slot: Slot) {
@@ -503,6 +527,16 @@ impl Engine {
         }
     }
 
+    /// Removes a task of which every delivery is settled.
+    pub(super) fn remove_task(&mut self, slot: Slot) {
+        self.enter_queue(slot, TaskQueue::Outside);
+        let &TaskEntry { bytes, client, .. } = &self.tasks[slot];
+        self.levels.bytes -= bytes;
+        self.claims.by_client(Pool::Bytes, client, -signed(bytes));
+        self.leave_client(client);
+        self.tasks.remove(slot);
+    }
+
     /// Saves the progress of a task, or removes the task if it is over.
     fn review(&mut self, slot: Slot) {
         let entry = &self.tasks[slot];
@@ -512,15 +546,12 @@ impl Engine {
             matches!(delivery.stage, Stage::Settled(_)) && delivery.ambiguous().is_none()
         };
         if entry.deliveries.iter().all(over) {
-            self.enter_queue(slot, TaskQueue::Outside);
-            self.levels.bytes -= self.tasks[slot].bytes;
             if self.reports_ends {
                 let last = self.view_of(slot);
                 self.actions.push_back(EngineAction::Ended { last });
             }
             self.actions.push_back(EngineAction::Remove { task });
-            self.tasks.remove(slot);
-            return;
+            return self.remove_task(slot);
         }
         let only_dead = stages().all(Stage::is_at_rest) && stages().any(Stage::is_dead_letter);
         let waits = stages().any(Stage::holds_queue);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::task::{
-    Consistency, Idempotency, Node, Operation, Progress, Task, TaskId, Timestamp, Trace,
+    Client, Consistency, Idempotency, Node, Operation, Progress, Task, TaskId, Timestamp, Trace,
 };
 
 /// A task without its value. Recovery returns these, because the values of a long queue need not
@@ -20,6 +20,7 @@ pub struct Header {
     pub expires_at: Option<Timestamp>,
     pub replicas: Vec<Node>,
     pub user_id: Option<String>,
+    pub client: Option<Client>,
     /// Eventual for a task from before format 3, which did not store it.
     pub consistency: Consistency,
     pub trace: Option<Trace>,
@@ -37,6 +38,7 @@ impl Header {
             expires_at: task.expires_at,
             replicas: task.replicas.clone(),
             user_id: task.user_id.clone(),
+            client: task.client.clone(),
             consistency: task.consistency,
             trace: task.trace.clone(),
             value_bytes: task.value.len(),
@@ -53,7 +55,7 @@ impl Header {
             expires_at: self.expires_at,
             replicas: self.replicas,
             user_id: self.user_id,
-            client: None,
+            client: self.client,
             consistency: self.consistency,
             trace: self.trace,
         }

@@ -64,6 +64,20 @@ impl Node {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The claimant of limits that replicas share: neither scheme nor base path make another one.
+    pub fn host_and_port(&self) -> String {
+        let (scheme, rest) = self.0.split_once("://").unwrap_or(("", &self.0));
+        let authority = rest.split('/').next().unwrap_or_default();
+        let has_port = authority.rsplit(':').next().is_some_and(|port| {
+            port.len() < authority.len() && port.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        match (has_port, scheme) {
+            (true, _) => authority.to_owned(),
+            (false, "https") => format!("{authority}:443"),
+            (false, _) => format!("{authority}:80"),
+        }
+    }
 }
 
 impl fmt::Display for Node {
@@ -113,6 +127,21 @@ mod tests {
     #[test]
     fn a_base_path_and_its_case_are_kept() {
         assert_eq!(Node::parse("http://h:81/P/q/").unwrap().as_str(), "http://h:81/P/q");
+    }
+
+    #[test]
+    fn base_paths_and_schemes_of_one_port_have_one_claimant() {
+        for (text, expected) in [
+            ("http://h", "h:80"),
+            ("http://h/base/path", "h:80"),
+            ("https://h:80/x", "h:80"),
+            ("https://h", "h:443"),
+            ("http://h:8083", "h:8083"),
+            ("http://[::1]/x", "[::1]:80"),
+            ("http://[::1]:8083/x", "[::1]:8083"),
+        ] {
+            assert_eq!(Node::parse(text).unwrap().host_and_port(), expected, "{text}");
+        }
     }
 
     proptest::proptest! {

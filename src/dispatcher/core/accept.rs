@@ -14,11 +14,11 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::Core;
-use crate::dispatcher::admission::{Admission, MAX_WAITING, WaitLine, Waiter};
+use crate::dispatcher::admission::{Admission, WaitLine, Waiter};
 use crate::dispatcher::messages::{
     AcceptedWrite, LoopEvent, NewWrite, PendingWrite, Refusal, WriteReply,
 };
-use crate::engine::{Arrived, Full, Moment, Now, Origin, Reservation};
+use crate::engine::{Arrived, Full, Moment, Now, Origin, Reservation, SharedLimit};
 use crate::metrics::Reason;
 use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, KeyState, NoRoom, Repeated};
 use crate::task::{
@@ -81,6 +81,9 @@ struct WaitingClients {
     reservation: Option<Reservation>,
 }
 
+/// A client may have only a share of the places.
+const TOO_MANY_WAIT: &str = "too many requests of this client wait for room";
+
 const KEYS_FULL: &str = "the limit of remembered idempotency keys is reached (--idempotency-keys)";
 
 enum Admitted {
@@ -124,7 +127,7 @@ impl Core {
         if is_hopeless(&full) || self.intake.queue_wait.is_zero() {
             return self.refuse(waiter, reason(&full), &full.to_string());
         }
-        self.wait_in(WaitLine::after(waiter.new.consistency, &full), waiter);
+        self.wait_in(WaitLine::after(&waiter.new, &full), waiter);
     }
 
     /// Replaces the names of renamed replicas. Refuses two names of one replica: one of them would
@@ -169,8 +172,9 @@ impl Core {
     }
 
     fn admit(&mut self, now: Now, waiter: Waiter) -> Admitted {
-        let (bytes, consistency) = (waiter.new.weight() as u64, waiter.new.consistency);
-        match self.engine.reserve(now, &waiter.new.replicas, bytes, consistency) {
+        let NewTask { replicas, consistency, client, .. } = &*waiter.new;
+        let bytes = waiter.new.weight() as u64;
+        match self.engine.reserve(now, replicas, bytes, *consistency, client.as_ref()) {
             Ok(reservation) => {
                 // Durable no later than the first write to a replica.
                 for node in &waiter.new.replicas {
@@ -185,9 +189,8 @@ impl Core {
     }
 
     fn wait_in(&mut self, line: WaitLine, waiter: Waiter) {
-        if self.intake.admission.len() >= MAX_WAITING {
-            let limit = format!("too many requests wait for room, the limit is {MAX_WAITING}");
-            return self.refuse(waiter, Reason::Waiting, &limit);
+        if !self.intake.admission.has_room_for(waiter.new.client.as_ref()) {
+            return self.refuse(waiter, Reason::Waiting, TOO_MANY_WAIT);
         }
         self.intake.admission.push(line, waiter);
     }
@@ -209,7 +212,7 @@ impl Core {
                     self.refuse(waiter, reason(&full), &full.to_string());
                     continue;
                 }
-                let waits_for = WaitLine::after(waiter.new.consistency, &full);
+                let waits_for = WaitLine::after(&waiter.new, &full);
                 if waits_for == line {
                     self.intake.admission.put_back(&line, waiter);
                     break;
@@ -313,6 +316,7 @@ impl Core {
             key: self.keys.id(&task.key),
             replicas: &task.replicas,
             bytes: task.weight() as u64,
+            client: task.client.as_ref(),
             accepted_at: task.accepted_at,
         };
         self.engine.arrive(now, arrived, Origin::Written(reservation));
@@ -429,15 +433,20 @@ fn first_answer(task: TaskId, answer: &IdempotencyAnswer) -> Result<AcceptedWrit
 
 /// Whether a wait for room cannot help.
 fn is_hopeless(full: &Full) -> bool {
-    matches!(full, Full::Replicas(_) | Full::DeadLetters { .. })
+    use SharedLimit::{DeadLetters, Replicas};
+    matches!(full, Full::Replicas(_) | Full::Share { limit: DeadLetters | Replicas, .. })
 }
 
 fn reason(full: &Full) -> Reason {
     match full {
         Full::Queue(_) | Full::Strong(_) => Reason::Queue,
-        Full::Share { .. } => Reason::Share,
         Full::Bytes(_) => Reason::Bytes,
-        Full::DeadLetters { .. } => Reason::DeadLetters,
         Full::Replicas(_) => Reason::Replicas,
+        Full::Share { limit, .. } => match limit {
+            SharedLimit::Queue => Reason::Share,
+            SharedLimit::Bytes => Reason::Bytes,
+            SharedLimit::DeadLetters => Reason::DeadLetters,
+            SharedLimit::Replicas => Reason::Replicas,
+        },
     }
 }

@@ -15,7 +15,8 @@ pub(in crate::engine) struct Heads {
     /// By [`Priority`].
     ready: [BTreeMap<TaskId, Slot>; 5],
     waiting: BTreeMap<TaskId, Slot>,
-    parked: BTreeMap<TaskId, Slot>,
+    /// By client and age.
+    parked: BTreeMap<(u32, TaskId), Slot>,
     deferred: usize,
     turn: u32,
 }
@@ -37,12 +38,12 @@ impl Heads {
         self.waiting.remove(&id);
     }
 
-    pub(in crate::engine) fn enter_parked(&mut self, id: TaskId, slot: Slot) {
-        self.parked.insert(id, slot);
+    pub(in crate::engine) fn enter_parked(&mut self, client: u32, id: TaskId, slot: Slot) {
+        self.parked.insert((client, id), slot);
     }
 
-    pub(in crate::engine) fn leave_parked(&mut self, id: TaskId) {
-        self.parked.remove(&id);
+    pub(in crate::engine) fn leave_parked(&mut self, client: u32, id: TaskId) {
+        self.parked.remove(&(client, id));
     }
 
     pub(in crate::engine) fn enter_deferred(&mut self) {
@@ -71,8 +72,14 @@ impl Heads {
         self.ready[Priority::Redrive as usize].len()
     }
 
-    pub(in crate::engine) fn oldest_parked(&self) -> Option<Slot> {
-        self.parked.first_key_value().map(|(_, &slot)| slot)
+    /// The oldest parked delivery of each client.
+    pub(in crate::engine) fn oldest_parked(&self) -> impl Iterator<Item = (u32, TaskId, Slot)> {
+        let mut next = self.parked.first_key_value();
+        std::iter::from_fn(move || {
+            let (&(client, id), &slot) = next?;
+            next = self.parked.range((client.saturating_add(1), TaskId(0))..).next();
+            Some((client, id, slot))
+        })
     }
 
     /// At most `most` of the heads that wait for a retry, and as many of the retries that are

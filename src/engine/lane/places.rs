@@ -9,7 +9,6 @@ use crate::engine::table::TaskQueue;
 pub(in crate::engine) struct LanePlaces {
     /// Tasks, by [`TaskQueue`].
     queued: [usize; 2],
-    retries: usize,
     next_return: Moment,
 }
 
@@ -30,18 +29,6 @@ impl LanePlaces {
         if let Some(queued) = self.queued.get_mut(to as usize) {
             *queued += 1;
         }
-    }
-
-    pub(in crate::engine) fn retries(&self) -> usize {
-        self.retries
-    }
-
-    pub(in crate::engine) fn take_retry(&mut self) {
-        self.retries += 1;
-    }
-
-    pub(in crate::engine) fn release_retry(&mut self) {
-        self.retries -= 1;
     }
 
     /// When `--redrive-rate` allows the next dead letter or parked delivery to return.

@@ -1,7 +1,10 @@
 //! Checks after every step of a history.
 
+use std::collections::BTreeMap;
+
 use super::World;
 use crate::engine::TASK_OVERHEAD_BYTES;
+use crate::engine::claims::Pool;
 use crate::engine::model::{partition, site};
 use crate::engine::table::{Delivery, Stage, TaskEntry, TaskQueue};
 use crate::task::{Counters, TaskId};
@@ -29,6 +32,7 @@ impl World {
         }
         assert_eq!(sum, self.engine.totals());
         self.check_chains();
+        self.check_claims();
         self.check_retries();
         self.check_barriers();
         self.check_reached();
@@ -72,6 +76,58 @@ impl World {
         }
     }
 
+    /// Every claimant holds what its tasks, deliveries and reservations hold.
+    fn check_claims(&self) {
+        let engine = &self.engine;
+        let mut held: BTreeMap<(usize, Option<u32>, Option<u32>), u64> = BTreeMap::new();
+        let mut add = |pool: Pool, client: Option<u32>, host: Option<u32>, amount: u64| {
+            let claims = match (client, host) {
+                (Some(_), Some(_)) => vec![(client, host), (None, host)],
+                one => vec![one],
+            };
+            for (client, host) in claims {
+                *held.entry((pool as usize, client, host)).or_default() += amount;
+            }
+        };
+        for entry in engine.tasks.iter() {
+            let client = Some(entry.client);
+            let all = if entry.charged_as_dead { Pool::LetterBytes } else { Pool::Bytes };
+            add(all, client, None, entry.bytes);
+            if let Some(queue) = entry.queue.pool() {
+                add(queue, client, None, 1);
+            }
+            for delivery in &entry.deliveries {
+                let (host, stage) = (Some(engine.lanes[delivery.lane].host), delivery.stage);
+                match entry.queue.pool().filter(|_| stage.holds_queue()) {
+                    Some(queue) => add(queue, client, host, 1),
+                    None => {}
+                }
+                if stage.holds_retry_place() {
+                    add(Pool::Retries, client, None, 1);
+                    add(Pool::Retries, client, host, 1);
+                }
+                if entry.charged_as_dead && stage.is_dead_letter() {
+                    add(Pool::LetterBytes, client, host, entry.bytes);
+                } else if !entry.charged_as_dead && stage.is_pending() {
+                    add(Pool::Bytes, client, host, entry.bytes);
+                }
+            }
+        }
+        for (_, reservation) in self.appended.values() {
+            let client = Some(reservation.client);
+            let queue = reservation.queue.pool().unwrap();
+            add(Pool::Bytes, client, None, reservation.bytes);
+            add(queue, client, None, 1);
+            for &lane in &reservation.lanes {
+                let host = Some(engine.lanes[lane].host);
+                add(Pool::Bytes, client, host, reservation.bytes);
+                add(queue, client, host, 1);
+            }
+        }
+        held.retain(|_, amount| *amount > 0);
+        assert_eq!(held, engine.claims.amounts());
+    }
+
     /// Every retry place belongs to a delivery. A paused replica only has places in flight. No
     /// delivery is parked while there is a place for it. No client waits for a majority that is out
     /// of reach.
@@ -85,7 +141,6 @@ impl World {
             let holding = deliveries
                 .filter(|delivery| delivery.lane == number && delivery.stage.holds_retry_place());
             let stages: Vec<_> = holding.map(|delivery| delivery.stage).collect();
-            assert_eq!(lane.places.retries(), stages.len(), "{}", lane.node);
             retries += stages.len();
             if lane.paused.is_some() {
                 let on_wire = |stage: &Stage| matches!(stage, Stage::InFlight { .. });
@@ -93,10 +148,10 @@ impl World {
             }
             let may_return = lane.places.next_return() <= self.now.moment
                 && !lane.letters.is_redriving()
-                && !lane.is_suspended()
-                && engine.retry_has_room(number);
+                && !lane.is_suspended();
+            let mut parked = lane.heads.oldest_parked();
             assert!(
-                due || lane.heads.parked() == 0 || !may_return,
+                due || !may_return || !parked.any(|(of, ..)| engine.retry_has_room(number, of)),
                 "{} has room for its parked deliveries",
                 lane.node
             );

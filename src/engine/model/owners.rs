@@ -93,7 +93,8 @@ impl World {
         for (&id, stored) in recovered {
             let now_named = |old: &Node| self.names.iter().find(|name| site(name) == site(old));
             let replicas: Vec<_> = stored.replicas.iter().filter_map(now_named).cloned().collect();
-            let task = self.arrived(id, stored, &replicas);
+            let client = client_of(id);
+            let task = self.arrived(id, stored, &replicas, client.as_ref());
             self.engine.arrive(self.now, task, Origin::Recovered(stored.progress.clone()));
         }
         self.act();

@@ -38,8 +38,15 @@ fn restored(uptime: Uptime, now: Timestamp) -> (Duration, Duration) {
     let progress = vec![Progress::Untouched];
     let accepted_at = Timestamp(0).saturating_add(Duration::from_secs(1));
     let replicas = &[node("a")];
-    let task =
-        Arrived { partition: Partition(0), id: TaskId(1), key, replicas, bytes: 10, accepted_at };
+    let task = Arrived {
+        partition: Partition(0),
+        id: TaskId(1),
+        key,
+        replicas,
+        bytes: 10,
+        client: None,
+        accepted_at,
+    };
     f.engine.arrive(f.now, task, Origin::Recovered(progress));
     let before = ages(&f, 1).0;
     f.pass(HOUR);

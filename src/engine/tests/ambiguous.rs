@@ -159,6 +159,7 @@ fn an_ambiguous_attempt_is_not_ended_by_a_clock_step_before_a_restart() {
     let (id, key) = (TaskId(1), f.keys.id("k"));
     let accepted_at = Timestamp(0);
     let restored = Arrived {
+        client: None,
         partition: Partition(0),
         id,
         key,

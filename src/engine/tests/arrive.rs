@@ -57,7 +57,7 @@ fn a_cancelled_write_returns_its_places() {
     for consistency in [Consistency::Eventual, Consistency::Strong] {
         f.append("k", &["a", "b"], consistency).unwrap();
         assert_ne!(f.engine.levels(), Levels::default());
-        let (.., reservation) = f.appended.pop_front().unwrap();
+        let Appended { reservation, .. } = f.appended.pop_front().unwrap();
         f.engine.cancel(f.now, reservation);
         assert_eq!(f.engine.levels(), Levels::default());
     }
@@ -74,6 +74,7 @@ fn a_restored_retry_with_a_newer_write_is_superseded() {
         let key = f.keys.id("k");
         let progress = vec![progress];
         let task = Arrived {
+            client: None,
             partition: Partition(0),
             id: TaskId(id),
             key,

@@ -1,5 +1,6 @@
 //! The breaker in its lane, dead letters, and hinted handoff.
 
+use super::isolation::used_up;
 use super::*;
 
 /// A lane whose breaker has just opened, with nothing waiting. Returns the dead letters.
@@ -360,7 +361,7 @@ fn a_replica_with_its_share_of_dead_letters_is_refused_and_others_are_not() {
         }
     };
     let bytes = 9 * (TASK_OVERHEAD_BYTES + 10);
-    assert_eq!(full, Full::DeadLetters { node: node("a"), bytes });
+    assert_eq!(full, used_up("a", SharedLimit::DeadLetters, bytes));
     assert!(full.to_string().contains("--dead-letter-max-bytes"), "{full}");
     f.eventual("k", &["b"]);
 }
@@ -374,6 +375,7 @@ fn dead_letters_found_on_disk_are_redriven_after_the_start() {
         f.engine.arrive(
             f.now,
             Arrived {
+                client: None,
                 partition: Partition(0),
                 id: TaskId(id),
                 key: f.keys.id(&id.to_string()),
@@ -419,6 +421,7 @@ fn time_that_the_clock_skips_does_not_count_for_the_retention() {
             since: Timestamp(0).saturating_add(day / 2),
         };
         let task = Arrived {
+            client: None,
             partition: Partition(0),
             id: TaskId(1),
             key: KeyHasher::default().id("k"),

@@ -355,6 +355,7 @@ pub(super) fn header_and_key(
         expires_at: row.expires_at.map(Timestamp),
         replicas: row.replicas.iter().map(|text| nodes.get(text)).collect(),
         user_id: row.user_id.map(str::to_owned),
+        client: None,
         consistency: match more.consistency {
             EVENTUAL => Consistency::Eventual,
             STRONG => Consistency::Strong,
