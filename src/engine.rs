@@ -51,7 +51,6 @@ mod quorum;
 mod release;
 mod reserve;
 mod retry;
-mod share;
 mod strong;
 mod table;
 #[cfg(test)]
@@ -72,7 +71,6 @@ pub use interface::{
 pub use key::{KeyHasher, KeyId};
 #[cfg(test)]
 pub(crate) use model::settings;
-pub use share::SharedPool;
 pub use table::Reservation;
 
 use barrier::BarrierCounts;

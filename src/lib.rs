@@ -21,6 +21,7 @@ mod metrics;
 mod policy;
 mod replica;
 mod server;
+mod share;
 mod store;
 mod task;
 #[doc(hidden)]

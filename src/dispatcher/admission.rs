@@ -6,7 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::dispatcher::messages::{Refusal, WriteReply};
-use crate::engine::{Claimant, Full, Moment, SharedPool};
+use crate::engine::{Claimant, Full, Moment};
+use crate::share::SharedPool;
 use crate::task::{Client, Consistency, Idempotency, NewTask};
 
 /// Each waiting write holds a connection and the memory of its request.

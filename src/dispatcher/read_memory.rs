@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::engine::SharedPool;
+use crate::share::SharedPool;
 use crate::task::Node;
 
 /// After this wait an attempt ends unsent, so that the next delivery, perhaps with its task in

@@ -7,7 +7,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use crate::engine::Moment;
-use crate::engine::share::Held;
+use crate::share::Held;
 use crate::task::{Client, Node};
 
 /// The places of a pool that are reserved for others are given up when there were none for this

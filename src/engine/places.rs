@@ -5,9 +5,9 @@
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::engine::claims::Pool;
-use crate::engine::share::{Alone, SharedPool};
 use crate::engine::table::{Delivery, DeliveryRef, Stage};
 use crate::engine::{Engine, MOST_DUE, Moment};
+use crate::share::{Alone, SharedPool};
 
 impl Engine {
     /// Whether a client may take another place for a replica within all shares.

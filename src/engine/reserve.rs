@@ -3,9 +3,9 @@
 
 use crate::engine::claims::{OTHERS_IDLE, Pool};
 use crate::engine::lane::Lane;
-use crate::engine::share::{Alone, Held, ShareOf};
 use crate::engine::table::{Reservation, TaskQueue};
-use crate::engine::{Claimant, Engine, Full, Now, SharedLimit, SharedPool, TASK_OVERHEAD_BYTES};
+use crate::engine::{Claimant, Engine, Full, Now, SharedLimit, TASK_OVERHEAD_BYTES};
+use crate::share::{Alone, Held, ShareOf, SharedPool};
 use crate::task::{Client, Consistency, Node};
 
 /// All lanes, those with only dead letters included, as a multiple of `--max-known-replicas`.

@@ -157,6 +157,11 @@ fn the_parts_import_the_vocabulary_and_not_each_other() {
 }
 
 #[test]
+fn what_every_part_may_import_imports_nothing() {
+    never_in(&["crate::", "super::"], &["src/text.rs", "src/share.rs", "src/faults.rs"]);
+}
+
+#[test]
 fn access_control_uses_neither_http_nor_a_runtime() {
     let parts = ["crate::engine", "crate::store", "crate::replica", "crate::server"];
     let io = ["crate::dispatcher", "crate::daemon", "tokio", "async ", "axum", "hyper", "tracing"];
