@@ -82,6 +82,14 @@ impl Target {
         }
     }
 
+    pub fn is_https(&self) -> bool {
+        self.https
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn literal(&self) -> Option<IpAddr> {
         match self.host {
             Host::Domain(_) => None,

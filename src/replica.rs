@@ -1,11 +1,10 @@
 //! The outbound side: one attempt to send a write to a replica, and the verdict of its answer.
 //!
-//! It owns the request format, the connections and the reading of answers into a [`Verdict`]. It is
-//! the only module that names reqwest.
+//! It owns the request format, the connections and the reading of answers into a [`Verdict`].
 //!
 //! One call of [`ReplicaClient::send`] is one attempt. It is bounded in time by
 //! [`ClientSettings::request_timeout`] (a large body may take longer while it makes progress) and
-//! in memory by 64 KiB of the answer's body. It follows no redirect, uses no proxy, and never
+//! in memory by 64 KiB each of the answer's head, of what comes before it, and of its body. It follows no redirect, uses no proxy, and never
 //! connects to an address that the [`Policy`] forbids. Error texts never contain the key, the value,
 //! a token or a URL.
 //!
@@ -15,6 +14,7 @@ use std::time::Duration;
 
 mod causes;
 mod client;
+mod connection;
 mod credentials;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;

@@ -1,24 +1,29 @@
-//! Classifies the error of an attempt that had no answer, by its causes.
+//! Why an attempt has no answer, as a value and as a short text for operators.
+//!
+//! The texts name what an operator can look for: no error numbers, no names of libraries, no URL.
 
 use std::error::Error;
 use std::io;
 
-use hyper::http::Extensions;
-use hyper_util::client::legacy::{self, connect::HttpInfo};
-use rustls::{AlertDescription, CertificateError, OtherError};
+use rustls::{AlertDescription, CertificateError, InvalidMessage, OtherError};
 
+use super::connection::{HeadTooLong, MAX_HEAD_BYTES};
 use super::names::LookupError;
 use crate::policy::Forbidden;
 
-/// The causes of an error, outermost first. reqwest's own text is left out: it contains the URL,
-/// and so the key.
-pub(super) fn chain(error: &reqwest::Error) -> String {
-    let causes: Vec<_> = causes(error).map(ToString::to_string).collect();
-    if causes.is_empty() { "unknown cause".to_owned() } else { causes.join(": ") }
-}
-
-pub(super) fn forbidden(error: &reqwest::Error) -> Option<&Forbidden> {
-    causes(error).find_map(|cause| cause.downcast_ref())
+#[derive(Debug)]
+pub(super) enum Unanswered {
+    Forbidden(Forbidden),
+    Lookup(LookupError),
+    Connect(io::Error),
+    Tls(io::Error),
+    /// The connection ended before any of the request was written.
+    Unsent(hyper::Error),
+    /// `answered`: a part of an answer had arrived.
+    Sent {
+        error: hyper::Error,
+        answered: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,59 +33,130 @@ pub(super) enum LocalShortage {
     Other,
 }
 
-/// The local shortage that prevented an attempt, which is not the replica's fault.
-pub(super) fn short_of(error: &reqwest::Error) -> Option<LocalShortage> {
-    if !error.is_connect() {
-        return None;
+impl Unanswered {
+    /// The replica cannot have read the request.
+    pub(super) fn is_unsent(&self) -> bool {
+        !matches!(self, Self::Sent { .. })
     }
-    let of_system = |error: &io::Error| match error.raw_os_error()? {
-        libc::EADDRNOTAVAIL => Some(LocalShortage::Ports),
-        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Some(LocalShortage::Other),
-        _ => None,
-    };
-    causes(error).find_map(|cause| match cause.downcast_ref() {
-        Some(LookupError::Shortage(_)) => Some(LocalShortage::Other),
-        Some(LookupError::Failed(error)) => of_system(error),
-        Some(LookupError::TimedOut(_)) => None,
-        None => cause.downcast_ref().and_then(of_system),
-    })
+
+    /// Whether the replica has not read the request and never will. It reads nothing before the TLS
+    /// handshake is complete.
+    pub(super) fn is_unread(&self) -> bool {
+        self.is_unsent() || self.certificate_problem().is_some()
+    }
+
+    /// Whether it may have come only from a pause of this process, so that a repeat may succeed.
+    pub(super) fn is_inconclusive(&self) -> bool {
+        !matches!(self, Self::Forbidden(_)) && self.certificate_problem().is_none()
+    }
+
+    /// Whether the connection ended without a byte of an answer.
+    pub(super) fn is_silent_end(&self) -> bool {
+        matches!(self, Self::Unsent(_) | Self::Sent { answered: false, .. })
+    }
+
+    /// The local shortage that prevented the attempt, which is not the replica's fault.
+    pub(super) fn shortage(&self) -> Option<LocalShortage> {
+        let of_system = |error: &io::Error| match error.raw_os_error()? {
+            libc::EADDRNOTAVAIL => Some(LocalShortage::Ports),
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
+                Some(LocalShortage::Other)
+            }
+            _ => None,
+        };
+        match self {
+            Self::Lookup(LookupError::Shortage(_)) => Some(LocalShortage::Other),
+            Self::Lookup(LookupError::Failed(error)) => of_system(error),
+            Self::Connect(error) => of_system(error),
+            _ => None,
+        }
+    }
+
+    pub(super) fn certificate_problem(&self) -> Option<String> {
+        match self {
+            Self::Tls(error) => certificate_problem(error, &REPLICA),
+            Self::Unsent(error) | Self::Sent { error, .. } => certificate_problem(error, &REPLICA),
+            _ => None,
+        }
+    }
+
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Forbidden(forbidden) => format!("the replica {forbidden}"),
+            Self::Lookup(error) if error.is_unknown_name() => "unknown host name".to_owned(),
+            Self::Lookup(LookupError::Failed(error)) => {
+                format!("the name lookup failed: {}", system_text(error))
+            }
+            Self::Lookup(error) => error.to_string(),
+            Self::Connect(error) => io_text(error),
+            Self::Tls(error) => tls_text(error),
+            Self::Unsent(error) => request_text(error, false),
+            Self::Sent { error, answered } => request_text(error, *answered),
+        }
+    }
 }
 
-/// Whether the connection was lost before any of the request was written. The error may not say
-/// why: hyper cancels the request before it reads that.
+fn io_text(error: &io::Error) -> String {
+    use io::ErrorKind as Kind;
+    let text = match error.kind() {
+        Kind::ConnectionRefused => "connection refused",
+        Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe => {
+            "the replica reset the connection"
+        }
+        Kind::TimedOut => "the connection timed out",
+        Kind::HostUnreachable | Kind::NetworkUnreachable => "no route to the replica",
+        Kind::UnexpectedEof | Kind::NotConnected => "the replica closed the connection",
+        _ => return system_text(error),
+    };
+    text.to_owned()
+}
+
+/// The text of a system error without its number.
+fn system_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error ").next().unwrap_or_default().to_owned()
+}
+
+fn tls_text(error: &io::Error) -> String {
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+            "the replica does not speak TLS at this port".to_owned()
+        }
+        Some(tls) => format!("the TLS handshake failed: {tls}"),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "the replica closed the connection in the TLS handshake".to_owned()
+        }
+        None => io_text(error),
+    }
+}
+
+fn request_text(error: &hyper::Error, answered: bool) -> String {
+    if causes(error).any(|cause| within(cause).is::<HeadTooLong>()) {
+        return format!("the replica sent {HeadTooLong}");
+    }
+    if error.is_parse_too_large() {
+        return format!("the head of the answer is longer than {} KiB", MAX_HEAD_BYTES >> 10);
+    }
+    let system = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>());
+    let ended = |error: &hyper::Error| error.is_incomplete_message() || error.is_closed();
+    match system {
+        Some(error) if error.kind() != io::ErrorKind::UnexpectedEof => return io_text(error),
+        Some(_) => {}
+        None => {
+            // The cause of a cancelled request, if that is known.
+            let why = causes(error).filter_map(|cause| cause.downcast_ref::<hyper::Error>()).last();
+            if why.is_some_and(|why| !ended(why) && !why.is_canceled()) {
+                return "the answer is not valid HTTP".to_owned();
+            }
+        }
+    }
+    let when = if answered { "in the middle of its answer" } else { "without an answer" };
+    format!("the replica closed the connection {when}")
+}
+
+/// Whether a request of the operators' client was lost before any of it was written.
 pub(crate) fn never_written(error: &reqwest::Error) -> bool {
     causes(error).any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_canceled))
-}
-
-/// The local port of a connection that the other end closed or reset without an answer.
-pub(super) fn closed_unanswered(error: &reqwest::Error) -> Option<u16> {
-    let closed = causes(error).any(|cause| {
-        let ended = cause.downcast_ref().is_some_and(hyper::Error::is_incomplete_message);
-        ended || cause.downcast_ref().is_some_and(is_lost)
-    });
-    let client = causes(error).find_map(|cause| cause.downcast_ref::<legacy::Error>())?;
-    let connection = client.connect_info().filter(|_| closed)?;
-    let mut extras = Extensions::new();
-    connection.get_extras(&mut extras);
-    port(&extras)
-}
-
-fn is_lost(error: &io::Error) -> bool {
-    use io::ErrorKind::{
-        BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof,
-    };
-    matches!(
-        error.kind(),
-        BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
-    )
-}
-
-pub(super) fn local_port(response: &reqwest::Response) -> Option<u16> {
-    port(response.extensions())
-}
-
-fn port(extras: &Extensions) -> Option<u16> {
-    extras.get().map(|info: &HttpInfo| info.local_addr().port())
 }
 
 /// The name of the other end in error texts, and the flags that configure TLS to it.
@@ -90,17 +166,19 @@ pub(crate) struct TlsPeer {
     pub(crate) certificate: &'static str,
 }
 
-pub(super) const REPLICA: TlsPeer =
+const REPLICA: TlsPeer =
     TlsPeer { name: "the replica", authorities: "--replica-ca", certificate: "--replica-cert" };
 
-pub(crate) fn certificate_problem(error: &reqwest::Error, peer: &TlsPeer) -> Option<String> {
+pub(crate) fn certificate_problem(error: &(dyn Error + 'static), peer: &TlsPeer) -> Option<String> {
     let tls: &rustls::Error = causes(error).find_map(|cause| within(cause).downcast_ref())?;
     let TlsPeer { name, authorities, certificate } = peer;
     let problem = match tls {
         rustls::Error::InvalidCertificate(why) => {
             let wrong = match why {
                 CertificateError::NotValidForName
-                | CertificateError::NotValidForNameContext { .. } => "is for another name",
+                | CertificateError::NotValidForNameContext { .. } => {
+                    &format!("is for another name: {why}")
+                }
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                     "has expired"
                 }
@@ -113,7 +191,7 @@ pub(crate) fn certificate_problem(error: &reqwest::Error, peer: &TlsPeer) -> Opt
                 CertificateError::Other(other) if is_ca_certificate(other) => {
                     "is a CA certificate, not a server certificate (openssl: basicConstraints=CA:FALSE)"
                 }
-                _ => "is not accepted",
+                _ => &format!("is not accepted: {why}"),
             };
             format!("{name}'s certificate {wrong}")
         }
@@ -121,17 +199,17 @@ pub(crate) fn certificate_problem(error: &reqwest::Error, peer: &TlsPeer) -> Opt
             format!("{name} requires a client certificate ({certificate})")
         }
         rustls::Error::AlertReceived(
-            AlertDescription::BadCertificate
+            alert @ (AlertDescription::BadCertificate
             | AlertDescription::UnsupportedCertificate
             | AlertDescription::CertificateRevoked
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied,
-        ) => format!("{name} does not accept our client certificate ({certificate})"),
+            | AlertDescription::AccessDenied),
+        ) => format!("{name} does not accept our client certificate ({certificate}): {alert:?}"),
         _ => return None,
     };
-    Some(format!("{problem}: {tls}"))
+    Some(problem)
 }
 
 /// `openssl req -x509` makes such a certificate by default.
@@ -139,8 +217,9 @@ fn is_ca_certificate(why: &OtherError) -> bool {
     matches!(why.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
 }
 
-fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
-    std::iter::successors(error.source(), |&cause| cause.source())
+/// The error and its causes, outermost first.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&cause| cause.source())
 }
 
 /// Unwraps I/O errors: `source` skips the error that an I/O error wraps.

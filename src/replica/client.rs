@@ -1,27 +1,30 @@
 //! The HTTP client: one attempt, and its verdict.
 
+use std::error::Error as _;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use reqwest::header::{AUTHORIZATION, CONNECTION, HeaderValue, RETRY_AFTER};
-use reqwest::{ClientBuilder, Response};
+use http_body_util::BodyExt;
+use hyper::Response;
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
 use thiserror::Error;
 
-use super::causes::{
-    LocalShortage, REPLICA, certificate_problem, chain, forbidden, never_written, short_of,
-};
+use super::ClientSettings;
+use super::causes::{LocalShortage, Unanswered};
+use super::connection::Connection;
 use super::credentials::{ClientTls, ReplicaTokens};
 use super::names::{Lookup, LookupTimes};
 use super::patience::{AttemptLimits, Patience};
-use super::pools::{Pool, Pools, builder};
+use super::pools::Pools;
 use super::request;
-use super::resolver::{Resolver, TARGET, system};
+use super::resolver::{Resolver, system};
 use super::verdict::{
     ReplicaAnswer, Sent, is_ambiguous, retry_after, shortage, unanswered, unsendable, verdict,
 };
-use super::{ClientSettings, ClientTlsError};
 use crate::policy::{Forbidden, Policy, Target};
 use crate::task::{AttemptOutcome, Node, ReplicaCommand, Task, Timestamp, Trace, Verdict};
 
@@ -29,7 +32,7 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// Time to read the body of a 2xx. Its content is ignored; reading it only makes the connection
 /// reusable, and a new connection costs less than a worker that waits longer.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 
 const SLOWEST: u64 = 64 * 1024;
 
@@ -62,7 +65,7 @@ pub enum ReplicaClientError {
     Setup { source: reqwest::Error },
 }
 
-/// Sets the TLS provider of the process. Must be called before a reqwest client is built.
+/// Sets the TLS provider of the process. Must be called before a TLS client is built.
 pub fn install_crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
@@ -92,30 +95,21 @@ impl ReplicaClient {
         install_crypto();
         let settings = Arc::new(settings.clone());
         let resolver = Resolver::new(policy.clone(), lookup, times, settings.request_timeout);
-        let pools = Pools::new(Arc::clone(&settings), tls.config(), resolver.clone());
-        let pools = pools.map_err(|source| ReplicaClientError::Setup { source })?;
+        let pools = Pools::new(Arc::clone(&settings), &tls, resolver.clone());
         let live = Arc::new(ArcSwap::from_pointee(Live { pools, tls, tokens }));
         Ok(Self { live, settings, policy, resolver })
     }
 
     /// Replaces certificates and tokens; `None` keeps the current ones. Later attempts use new
     /// connections and new name lookups in any case, so that none outlives a changed policy,
-    /// certificate or address. Attempts in flight finish on their connection. On an error nothing
-    /// changes.
-    pub fn renew(
-        &self,
-        tls: Option<ClientTls>,
-        tokens: Option<ReplicaTokens>,
-    ) -> Result<(), ClientTlsError> {
+    /// certificate or address. Attempts in flight finish on their connection.
+    pub fn renew(&self, tls: Option<ClientTls>, tokens: Option<ReplicaTokens>) {
         let current = self.live.load();
         let tls = tls.unwrap_or_else(|| current.tls.clone());
         let tokens = tokens.unwrap_or_else(|| current.tokens.clone());
-        let resolver = self.resolver.clone();
-        let pools = Pools::new(Arc::clone(&self.settings), tls.config(), resolver);
-        let pools = pools.map_err(|error| ClientTlsError::Unusable(chain(&error)))?;
+        let pools = Pools::new(Arc::clone(&self.settings), &tls, self.resolver.clone());
         self.resolver.clear_answers();
         self.live.store(Arc::new(Live { pools, tls, tokens }));
-        Ok(())
     }
 
     /// The request is repeated once, on a new connection, if the replica had closed the idle
@@ -150,36 +144,44 @@ impl ReplicaClient {
         let sent = Sent { command, key: &task.key, value: &task.value };
         let node_id = &*self.settings.node_id;
         let token = live.tokens.of(node);
-        let call = Call { node_id, node, task, command, trace, token, target: target.clone() };
+        let pools = &live.pools;
+        let call = Call { node_id, node, task, command, trace, token, target: &target, pools };
         let limits = AttemptLimits { silence: self.settings.request_timeout, slowest: SLOWEST };
         let mut patience = Patience::new(limits);
-        let pool = live.pools.of(node);
-        let mut outcome = call.over(&pool, &mut patience).await;
+        let kept = live.pools.take(node);
+        let was_idle = kept.as_ref().is_some_and(Connection::has_served);
+        let mut outcome = call.over(kept, &mut patience).await;
         // The replica may still apply the first request, whatever the repeat returns.
         let mut first_is_ambiguous = false;
-        if let RequestOutcome::Lost(error) = &outcome
-            && (pool.was_idle(error) || (patience.slept() && is_inconclusive(error)))
+        if let RequestOutcome::Lost(why) = &outcome
+            && ((was_idle && why.is_silent_end()) || (patience.slept() && why.is_inconclusive()))
         {
-            let error_text = chain(error);
-            tracing::debug!(task = %task.id, replica = %node, error = error_text, "request repeated");
-            first_is_ambiguous = !is_unsent(error);
-            outcome = call.over(&live.pools.unshared(), &mut patience).await;
+            tracing::debug!(task = %task.id, replica = %node, error = why.text(), "request repeated");
+            first_is_ambiguous = !why.is_unsent();
+            outcome = call.over(None, &mut patience).await;
         }
-        if matches!(outcome, RequestOutcome::Lost(_) | RequestOutcome::TimedOut) {
-            live.pools.retire(node, &pool);
+        if matches!(outcome, RequestOutcome::Lost(_) | RequestOutcome::TimedOut { .. }) {
+            live.pools.retire(node);
         }
         let (verdict, ambiguous) = match outcome {
-            RequestOutcome::Answered(response) => {
+            RequestOutcome::Answered(response, connection) => {
                 let ambiguous = is_ambiguous(response.status());
-                (judge(&sent, response, now, &mut patience).await, ambiguous)
+                let (verdict, read_whole) = judge(&sent, response, now, &mut patience).await;
+                if read_whole {
+                    live.pools.keep_when_free(node, connection).await;
+                }
+                (verdict, ambiguous)
             }
             RequestOutcome::Unsendable(error) => {
-                (unsendable(&format!("cannot build the request: {}", chain(&error))), false)
+                (unsendable(&format!("cannot build the request: {error}")), false)
             }
-            RequestOutcome::Lost(error) => {
-                (self.without_answer(&error, &target), !is_unread(&error))
+            RequestOutcome::Lost(why) => (self.without_answer(&why, &target), !why.is_unread()),
+            RequestOutcome::TimedOut { connected: true } => {
+                (unanswered(&patience.exceeded()), true)
             }
-            RequestOutcome::TimedOut => (unanswered(&patience.exceeded()), true),
+            RequestOutcome::TimedOut { connected: false } => {
+                (unanswered(&format!("cannot connect: {}", patience.exceeded())), false)
+            }
         };
         let ambiguous = ambiguous || first_is_ambiguous;
         AttemptOutcome { verdict, ambiguous, took: patience.total() }
@@ -188,38 +190,43 @@ impl ReplicaClient {
     /// A client for addresses that an operator configured, without the policy, certificates and
     /// tokens of the replicas.
     pub fn http(&self) -> Result<reqwest::Client, ReplicaClientError> {
-        let http =
-            or_without_roots(|| builder(&self.settings).timeout(self.settings.request_timeout));
-        http.map_err(|source| ReplicaClientError::Setup { source })
+        let timeout = self.settings.request_timeout;
+        let redirect = reqwest::redirect::Policy::none;
+        let builder =
+            || reqwest::Client::builder().timeout(timeout).no_proxy().redirect(redirect());
+        let built = builder().build().or_else(|error| {
+            let without_roots = builder().tls_certs_only([]).build()?;
+            let error = innermost(&error);
+            tracing::warn!(
+                error,
+                "the system's certificates cannot be read: https requests will fail"
+            );
+            Ok(without_roots)
+        });
+        built.map_err(|source| ReplicaClientError::Setup { source })
     }
 
-    fn without_answer(&self, error: &reqwest::Error, target: &Target) -> Verdict {
-        if let Some(forbidden) = forbidden(error) {
+    fn without_answer(&self, why: &Unanswered, target: &Target) -> Verdict {
+        if let Unanswered::Forbidden(forbidden) = why {
             return not_sent(forbidden);
         }
-        let short = match short_of(error) {
+        let short = match why.shortage() {
             // An address without a route gives the same error.
             Some(LocalShortage::Ports) => self.resolver.has_route(target),
             short => short.is_some(),
         };
         if short {
-            let cause = chain(error);
+            let cause = why.text();
             return shortage(&format!("not sent: this process is short of resources: {cause}"));
         }
-        if let Some(why) = certificate_problem(error, &REPLICA) {
-            return unanswered(&why);
-        }
-        let unsent = is_unsent(error);
-        let why = if error.is_timeout() && unsent {
-            let within = humantime::format_duration(self.settings.request_timeout);
-            format!("no answer within {within}")
-        } else if unsent {
-            format!("cannot connect: {}", chain(error))
-        } else {
-            format!("no answer: {}", chain(error))
-        };
-        unanswered(&why)
+        unanswered(&why.certificate_problem().unwrap_or_else(|| why.text()))
     }
+}
+
+/// The last cause of an error of reqwest, whose own text contains the URL.
+fn innermost(error: &reqwest::Error) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.last().map_or_else(|| "unknown cause".to_owned(), ToString::to_string)
 }
 
 struct Call<'a> {
@@ -229,102 +236,88 @@ struct Call<'a> {
     command: ReplicaCommand,
     trace: Option<&'a Trace>,
     token: Option<&'a HeaderValue>,
-    target: Target,
+    target: &'a Target,
+    pools: &'a Pools,
 }
 
 enum RequestOutcome {
-    Answered(Response),
+    Answered(Response<Incoming>, Connection),
     /// The request cannot be built, now or later.
-    Unsendable(reqwest::Error),
+    Unsendable(hyper::http::Error),
     /// The connection failed or could not be made.
-    Lost(reqwest::Error),
-    TimedOut,
+    Lost(Unanswered),
+    TimedOut {
+        connected: bool,
+    },
 }
 
 impl Call<'_> {
-    async fn over(&self, pool: &Pool, patience: &mut Patience) -> RequestOutcome {
-        let Self { node_id, node, task, command, trace, token, target } = self;
-        let (mut request, upload) =
-            match request::build(&pool.http, node_id, node, task, *command, *trace) {
-                Ok(built) => built,
-                Err(error) => return RequestOutcome::Unsendable(error),
-            };
+    /// Sends the request over a kept connection, or over a new one.
+    async fn over(&self, kept: Option<Connection>, patience: &mut Patience) -> RequestOutcome {
+        let Self { node_id, node, task, command, trace, token, target, pools } = *self;
+        let mut request = match request::build(node_id, node, task, command, trace) {
+            Ok(request) => request,
+            Err(error) => return RequestOutcome::Unsendable(error),
+        };
         if let Some(token) = token {
-            request.headers_mut().insert(AUTHORIZATION, (*token).clone());
+            request.headers_mut().insert(AUTHORIZATION, token.clone());
         }
-        if !pool.keeps_alive() {
-            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        patience.watch(upload);
-        let answer = TARGET.scope(target.clone(), pool.http.execute(request));
-        match patience.until(answer).await {
-            Some(Ok(response)) => {
-                pool.answered(&response);
-                RequestOutcome::Answered(response)
-            }
-            Some(Err(error)) if error.is_builder() => RequestOutcome::Unsendable(error),
-            Some(Err(error)) => RequestOutcome::Lost(error),
-            None => RequestOutcome::TimedOut,
+        patience.watch(request.body().progress());
+        let connected = AtomicBool::new(kept.is_some());
+        let exchange = async {
+            let mut connection = match kept {
+                Some(connection) => connection,
+                None => pools.connect(target).await?,
+            };
+            connected.store(true, Ordering::Relaxed);
+            Ok((connection.send(request).await?, connection))
+        };
+        match patience.until(exchange).await {
+            Some(Ok((response, connection))) => RequestOutcome::Answered(response, connection),
+            Some(Err(why)) => RequestOutcome::Lost(why),
+            None => RequestOutcome::TimedOut { connected: connected.load(Ordering::Relaxed) },
         }
     }
-}
-
-fn is_unsent(error: &reqwest::Error) -> bool {
-    error.is_connect() || never_written(error)
-}
-
-/// Whether the replica has not read the request and never will. It reads nothing before the TLS
-/// handshake is complete.
-fn is_unread(error: &reqwest::Error) -> bool {
-    is_unsent(error) || !is_inconclusive(error)
-}
-
-/// Whether `error` may have come only from the pause of this process, so that a repeat may succeed.
-fn is_inconclusive(error: &reqwest::Error) -> bool {
-    forbidden(error).is_none() && certificate_problem(error, &REPLICA).is_none()
 }
 
 fn not_sent(forbidden: &Forbidden) -> Verdict {
     unsendable(&format!("not sent: the replica {forbidden}"))
 }
 
-fn or_without_roots(builder: impl Fn() -> ClientBuilder) -> reqwest::Result<reqwest::Client> {
-    builder().build().or_else(|error| {
-        let http = builder().tls_certs_only([]).build()?;
-        let error = chain(&error);
-        tracing::warn!(error, "the system's certificates cannot be read: https requests will fail");
-        Ok(http)
-    })
-}
-
+/// The verdict, and whether the answer was read to its end: then its connection can be used again.
 async fn judge(
     sent: &Sent<'_>,
-    mut response: Response,
+    mut response: Response<Incoming>,
     now: Timestamp,
     patience: &mut Patience,
-) -> Verdict {
+) -> (Verdict, bool) {
     let status = response.status();
     let wait = response.headers().get(RETRY_AFTER);
     let retry_after =
         wait.and_then(|value| value.to_str().ok()).and_then(|text| retry_after(text, now));
-    let body = if status.is_success() {
-        // A body that is not read to its end closes the connection.
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, body(&mut response, patience)).await;
-        Vec::new()
+    let (body, read_whole) = if status.is_success() {
+        let drained = tokio::time::timeout(DRAIN_TIMEOUT, body(&mut response, patience)).await;
+        (Vec::new(), drained.is_ok_and(|(_, read_whole)| read_whole))
     } else {
         body(&mut response, patience).await
     };
     let answer = ReplicaAnswer { status, retry_after, body: &body };
-    verdict(sent, &answer)
+    (verdict(sent, &answer), read_whole)
 }
 
-async fn body(response: &mut Response, patience: &mut Patience) -> Vec<u8> {
+/// The beginning of the body, and whether it is all of it.
+async fn body(response: &mut Response<Incoming>, patience: &mut Patience) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
-    while body.len() < MAX_BODY_BYTES
-        && let Some(Ok(Some(chunk))) = patience.until(response.chunk()).await
-    {
-        let room = MAX_BODY_BYTES - body.len();
-        body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
+    while body.len() < MAX_BODY_BYTES {
+        match patience.until(response.body_mut().frame()).await {
+            Some(Some(Ok(frame))) => {
+                let chunk = frame.into_data().unwrap_or_default();
+                let room = MAX_BODY_BYTES - body.len();
+                body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
+            }
+            Some(None) => return (body, true),
+            Some(Some(Err(_))) | None => break,
+        }
     }
-    body
+    (body, false)
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use reqwest::header::HeaderValue;
+use hyper::header::HeaderValue;
 use reqwest::{Certificate, ClientBuilder, Identity};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};

@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::StatusCode;
 use percent_encoding::percent_decode_str;
-use reqwest::{StatusCode, Url};
+use url::Url;
 
 use super::request::{go_duration, url};
 use super::verdict::{MAX_RETRY_AFTER, ReplicaAnswer, Sent, retry_after, verdict};

@@ -64,7 +64,7 @@ pub(super) enum LookupError {
 }
 
 impl LookupError {
-    fn is_unknown_name(&self) -> bool {
+    pub(super) fn is_unknown_name(&self) -> bool {
         matches!(self, Self::Failed(error) if error.kind() == io::ErrorKind::NotFound)
     }
 }

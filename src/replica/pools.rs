@@ -1,31 +1,33 @@
-//! The connections to the replicas: one pool each, and when it is replaced.
+//! The idle connections to the replicas, kept for the next attempt.
 //!
-//! A pool is its own HTTP client, because reqwest cannot close idle connections. Replacing it
-//! closes the idle ones at once and those in use when they become free. A pool is replaced
+//! A kept connection is closed
 //!
-//! - after an attempt without an answer: its other connections may be dead too;
+//! - after an attempt to its replica without an answer: it may be dead too;
 //! - at its maximum age, so that a changed address is followed: a connection in steady use would
 //!   live for ever;
-//! - when credentials are reloaded (all pools).
+//! - after [`IDLE_TIMEOUT`] without a request;
+//! - when credentials are reloaded (all of them).
 //!
-//! Invented replica names that resolve must not use up the process's file descriptors, so there are
-//! at most [`ClientSettings::idle_replicas`] pools. Beyond that, connections close after the answer.
-//!
-//! A new pool costs 25 µs and 2 KiB. All pools share TLS sessions.
+//! Invented replica names that resolve must not use up the process's file descriptors, so
+//! connections to at most [`ClientSettings::idle_replicas`] replicas are kept. One more replica
+//! takes the place of the one that was idle for the longest time, so that a client with many
+//! replicas cannot take the places of replicas that are in use.
 
 #![expect(clippy::disallowed_methods, reason = "the age of connections is local to this module")]
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use reqwest::{ClientBuilder, Response};
-use rustls::ClientConfig;
 use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
 
-use super::ClientSettings;
-use super::causes::{closed_unanswered, local_port};
+use super::causes::Unanswered;
+use super::client::DRAIN_TIMEOUT;
+use super::connection::Connection;
 use super::resolver::Resolver;
+use super::{ClientSettings, ClientTls};
+use crate::policy::Target;
 use crate::task::Node;
 
 /// Shorter than the idle timeouts of servers and load balancers (60 s and more), so that a request
@@ -34,137 +36,152 @@ pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) struct Pools {
     settings: Arc<ClientSettings>,
-    tls: ClientConfig,
+    tls: TlsConnector,
     resolver: Resolver,
-    spare: Arc<Pool>,
-    table: Mutex<PoolTable>,
-}
-
-#[derive(Default)]
-struct PoolTable {
-    by_origin: HashMap<Box<str>, PoolEntry>,
-    cleaned: Option<Instant>,
-}
-
-struct PoolEntry {
-    pool: Arc<Pool>,
-    used: Instant,
-}
-
-pub(super) struct Pool {
-    pub(super) http: reqwest::Client,
-    keeps_alive: bool,
-    expires: Option<Instant>,
-    /// Local ports of the connections that have carried an answer.
-    served: Mutex<HashSet<u16>>,
-}
-
-impl Pool {
-    fn new(http: reqwest::Client, keeps_alive: bool, expires: Option<Instant>) -> Self {
-        Self { http, keeps_alive, expires, served: Mutex::default() }
-    }
-
-    pub(super) fn keeps_alive(&self) -> bool {
-        self.keeps_alive
-    }
-
-    pub(super) fn answered(&self, response: &Response) {
-        if self.keeps_alive
-            && let Some(port) = local_port(response)
-        {
-            self.served().insert(port);
-        }
-    }
-
-    /// Whether the connection had served an earlier request and ended without a byte of an answer:
-    /// most likely the replica closed it because it was idle.
-    pub(super) fn was_idle(&self, error: &reqwest::Error) -> bool {
-        closed_unanswered(error).is_some_and(|port| self.served().contains(&port))
-    }
-
-    fn has_served(&self) -> bool {
-        !self.served().is_empty()
-    }
-
-    fn served(&self) -> MutexGuard<'_, HashSet<u16>> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    kept: Arc<Mutex<KeptConnections<Connection>>>,
 }
 
 impl Pools {
-    pub(super) fn new(
-        settings: Arc<ClientSettings>,
-        tls: ClientConfig,
-        resolver: Resolver,
-    ) -> reqwest::Result<Self> {
-        let http = builder(&settings).pool_max_idle_per_host(0);
-        let http = http.dns_resolver(resolver.clone()).tls_backend_preconfigured(tls.clone());
-        let spare = Arc::new(Pool::new(http.build()?, false, None));
-        Ok(Self { settings, tls, resolver, spare, table: Mutex::default() })
+    pub(super) fn new(settings: Arc<ClientSettings>, tls: &ClientTls, resolver: Resolver) -> Self {
+        let tls = TlsConnector::from(Arc::new(tls.config()));
+        let limits =
+            KeptLimits { per_origin: settings.idle_per_replica, origins: settings.idle_replicas };
+        let kept = Arc::new(Mutex::new(KeptConnections::new(limits)));
+        Self { settings, tls, resolver, kept }
     }
 
-    pub(super) fn of(&self, node: &Node) -> Arc<Pool> {
+    pub(super) fn take(&self, node: &Node) -> Option<Connection> {
         let now = Instant::now();
-        let mut table = self.table();
-        if let Some(entry) = table.by_origin.get_mut(origin(node)) {
-            entry.used = now;
-            if entry.pool.expires.is_some_and(|expires| expires <= now) {
-                entry.pool = self.make(now);
+        let mut kept = lock(&self.kept);
+        while let Some(connection) = kept.take(origin(node), now) {
+            if !connection.is_closed() && !self.is_old(&connection, now) {
+                return Some(connection);
             }
-            return Arc::clone(&entry.pool);
         }
-        // Walks all entries, so at most once a second.
-        if table.cleaned.is_none_or(|cleaned| now - cleaned >= Duration::from_secs(1)) {
-            table.cleaned = Some(now);
-            table.by_origin.retain(|_, entry| now - entry.used <= IDLE_TIMEOUT);
-        }
-        if table.by_origin.len() >= self.settings.idle_replicas {
-            return Arc::clone(&self.spare);
-        }
-        let pool = self.make(now);
-        let entry = PoolEntry { pool: Arc::clone(&pool), used: now };
-        table.by_origin.insert(origin(node).into(), entry);
-        pool
+        None
     }
 
-    /// For a request that needs a new connection.
-    pub(super) fn unshared(&self) -> Arc<Pool> {
-        Arc::clone(&self.spare)
+    pub(super) async fn connect(&self, target: &Target) -> Result<Connection, Unanswered> {
+        let addresses = self.resolver.addresses(target).await?;
+        Connection::open(target, addresses, &self.tls, Instant::now()).await
     }
 
-    /// Stops reuse of the idle connections of `failed`, over which an attempt had no answer.
-    pub(super) fn retire(&self, node: &Node, failed: &Arc<Pool>) {
-        if !failed.has_served() {
-            return; // It has no idle connection.
+    /// Keeps a connection whose last answer was read to its end.
+    pub(super) async fn keep_when_free(&self, node: &Node, mut connection: Connection) {
+        if !connection.is_reusable(DRAIN_TIMEOUT).await {
+            return;
         }
         let now = Instant::now();
-        // Another attempt may have replaced it already.
-        if let Some(entry) = self.table().by_origin.get_mut(origin(node))
-            && Arc::ptr_eq(&entry.pool, failed)
-        {
-            entry.pool = self.make(now);
+        if self.is_old(&connection, now) {
+            return;
+        }
+        let made = connection.made;
+        let mut kept = lock(&self.kept);
+        kept.keep(origin(node), connection, made, now);
+        if !kept.is_swept {
+            kept.is_swept = true;
+            tokio::spawn(sweep(Arc::downgrade(&self.kept)));
         }
     }
 
-    fn make(&self, now: Instant) -> Arc<Pool> {
-        let tls = self.tls.clone();
-        let http = builder(&self.settings).pool_max_idle_per_host(self.settings.idle_per_replica);
-        let http = http.dns_resolver(self.resolver.clone()).tls_backend_preconfigured(tls).build();
-        match http {
-            Ok(http) => Arc::new(Pool::new(http, true, self.expiry(now))),
-            // Does not happen: the spare pool was built from the same parts.
-            Err(_) => Arc::clone(&self.spare),
-        }
+    /// Closes the kept connections to a replica, and those in use when they become free, after an
+    /// attempt without an answer.
+    pub(super) fn retire(&self, node: &Node) {
+        lock(&self.kept).retire(origin(node), Instant::now());
     }
 
-    /// Jitter of up to a fifth, so that the replicas are not all reconnected to at once.
-    fn expiry(&self, now: Instant) -> Option<Instant> {
+    fn is_old(&self, connection: &Connection, now: Instant) -> bool {
         let age = self.settings.connection_age;
-        (!age.is_zero()).then(|| now + age.mul_f64(0.8 + 0.2 * fastrand::f64()))
+        !age.is_zero() && now - connection.made >= age.mul_f64(connection.age_share)
+    }
+}
+
+/// Closes idle connections until none is left.
+async fn sweep(kept: Weak<Mutex<KeptConnections<Connection>>>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let Some(kept) = kept.upgrade() else { return };
+        let mut kept = lock(&kept);
+        kept.close_idle(Instant::now());
+        if kept.by_origin.is_empty() {
+            kept.is_swept = false;
+            return;
+        }
+    }
+}
+
+fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Clone, Copy)]
+struct KeptLimits {
+    per_origin: usize,
+    origins: usize,
+}
+
+/// By origin, with the times of each.
+struct KeptConnections<C> {
+    limits: KeptLimits,
+    by_origin: HashMap<Box<str>, KeptOrigin<C>>,
+    /// A task closes the idle ones.
+    is_swept: bool,
+}
+
+struct KeptOrigin<C> {
+    /// With the time of the last use, oldest first.
+    idle: Vec<(C, Instant)>,
+    used: Instant,
+    /// Connections that were made before are not kept.
+    retired: Option<Instant>,
+}
+
+impl<C> KeptConnections<C> {
+    fn new(limits: KeptLimits) -> Self {
+        Self { limits, by_origin: HashMap::new(), is_swept: false }
     }
 
-    fn table(&self) -> MutexGuard<'_, PoolTable> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The one that was used last.
+    fn take(&mut self, origin: &str, now: Instant) -> Option<C> {
+        let kept = self.by_origin.get_mut(origin)?;
+        kept.used = now;
+        let (connection, used) = kept.idle.pop()?;
+        (now - used < IDLE_TIMEOUT).then_some(connection)
+    }
+
+    fn keep(&mut self, origin: &str, connection: C, made: Instant, now: Instant) {
+        if !self.by_origin.contains_key(origin) {
+            self.make_room();
+        }
+        let empty = KeptOrigin { idle: Vec::new(), used: now, retired: None };
+        let kept = self.by_origin.entry(origin.into()).or_insert(empty);
+        kept.used = now;
+        let retired = kept.retired.is_some_and(|retired| made <= retired);
+        if !retired && kept.idle.len() < self.limits.per_origin {
+            kept.idle.push((connection, now));
+        }
+    }
+
+    fn make_room(&mut self) {
+        while self.by_origin.len() >= self.limits.origins.max(1) {
+            let oldest = self.by_origin.iter().min_by_key(|(_, kept)| kept.used);
+            let Some(oldest) = oldest.map(|(origin, _)| origin.clone()) else { return };
+            self.by_origin.remove(&oldest);
+        }
+    }
+
+    fn retire(&mut self, origin: &str, now: Instant) {
+        if let Some(kept) = self.by_origin.get_mut(origin) {
+            kept.idle.clear();
+            kept.retired = Some(now);
+        }
+    }
+
+    fn close_idle(&mut self, now: Instant) {
+        self.by_origin.retain(|_, kept| {
+            kept.idle.retain(|(_, used)| now - *used < IDLE_TIMEOUT);
+            !kept.idle.is_empty() || now - kept.used < IDLE_TIMEOUT
+        });
     }
 }
 
@@ -176,89 +193,61 @@ fn origin(node: &Node) -> &str {
     end.and_then(|end| text.get(..host + end)).unwrap_or(text)
 }
 
-/// No total timeout: [`Patience`](super::patience::Patience) bounds the time of an attempt.
-/// Malformed headers that other clients accept are accepted: the write was applied, and a rejected
-/// answer would make it a dead letter.
-pub(super) fn builder(settings: &ClientSettings) -> ClientBuilder {
-    reqwest::Client::builder()
-        .connect_timeout(settings.request_timeout)
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .http1_allow_obsolete_multiline_headers_in_responses(true)
-        .http1_allow_spaces_after_header_name_in_responses(true)
-        .http1_ignore_invalid_headers_in_responses(true)
-        .tcp_nodelay(true)
-        .no_proxy()
-        .referer(false)
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::time::advance;
-
-    use super::super::names::LookupTimes;
-    use super::super::resolver::system;
-    use super::super::{ClientTls, install_crypto};
     use super::*;
-    use crate::policy::Policy;
 
-    fn pools(idle_replicas: usize, connection_age: Duration) -> Pools {
-        install_crypto();
-        let settings = ClientSettings {
-            node_id: "r".into(),
-            request_timeout: Duration::from_secs(5),
-            connection_age,
-            idle_per_replica: 1,
-            idle_replicas,
-        };
-        let resolver = Resolver::new(
-            Policy::new(None, None),
-            system(),
-            LookupTimes::default(),
-            Duration::from_secs(5),
-        );
-        Pools::new(Arc::new(settings), ClientTls::default().config(), resolver).unwrap()
+    fn kept(origins: usize) -> KeptConnections<u32> {
+        KeptConnections::new(KeptLimits { per_origin: 2, origins })
     }
 
-    fn node(name: &str) -> Node {
-        Node::parse(&format!("http://{name}")).unwrap()
+    fn later(from: Instant, seconds: u64) -> Instant {
+        from + Duration::from_secs(seconds)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn idle_connections_are_kept_for_a_limited_number_of_replicas() {
-        let pools = pools(2, Duration::ZERO);
-        let keeps = |name| pools.of(&node(name)).keeps_alive();
-        assert!(keeps("a") && keeps("b"));
-        assert!(!keeps("c") && !keeps("d"));
-        advance(Duration::from_secs(20)).await;
-        assert!(keeps("a"), "a has kept its pool");
-        advance(Duration::from_secs(9)).await;
-        assert!(!keeps("c"), "the connections of b are not yet idle for 30 s");
-        advance(Duration::from_secs(2)).await;
-        assert!(keeps("c"), "the connections of b are closed");
-        assert!(!keeps("b") && keeps("a"));
+    #[test]
+    fn the_connection_that_was_used_last_is_taken_and_idle_ones_are_closed() {
+        let (mut kept, start) = (kept(9), Instant::now());
+        for (connection, at) in [(1, 0), (2, 20), (3, 21)] {
+            kept.keep("a", connection, start, later(start, at));
+        }
+        kept.close_idle(later(start, 31));
+        assert_eq!(kept.take("a", later(start, 31)), Some(2), "the third had no place");
+        assert_eq!(kept.take("a", later(start, 31)), None, "the first was idle for 31 s");
+        kept.close_idle(later(start, 62));
+        assert!(kept.by_origin.is_empty());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn pools_are_replaced_at_their_maximum_age_and_not_all_at_once() {
-        let pools = pools(100, Duration::from_secs(60));
-        let names: Vec<_> = (0..50).map(|n| node(&format!("n{n}"))).collect();
-        let first: Vec<_> = names.iter().map(|name| pools.of(name)).collect();
-        let same = || {
-            let now = names.iter().map(|name| pools.of(name));
-            now.zip(&first).filter(|(now, first)| Arc::ptr_eq(now, first)).count()
-        };
-        advance(Duration::from_secs(47)).await;
-        assert_eq!(same(), 50);
-        advance(Duration::from_secs(7)).await;
-        assert!((1..50).contains(&same()), "{} of 50", same());
-        advance(Duration::from_secs(6)).await;
-        assert_eq!(same(), 0);
+    #[test]
+    fn many_made_up_replicas_do_not_take_the_places_of_those_in_use() {
+        let (mut kept, start) = (kept(10), Instant::now());
+        for n in 0..1_000 {
+            let now = later(start, n);
+            if n % 5 == 0 {
+                let connection = kept.take("in-use", now);
+                assert!(n == 0 || connection.is_some(), "round {n}");
+                kept.keep("in-use", 0, start, now);
+            }
+            kept.keep(&format!("made-up-{n}"), 1, start, now);
+            assert!(kept.by_origin.len() <= 10);
+        }
+    }
+
+    #[test]
+    fn a_connection_that_was_made_before_a_failed_attempt_is_not_kept() {
+        let (mut kept, start) = (kept(9), Instant::now());
+        kept.keep("a", 1, start, start);
+        kept.retire("a", later(start, 1));
+        assert_eq!(kept.take("a", later(start, 1)), None);
+        kept.keep("a", 2, start, later(start, 2));
+        assert_eq!(kept.take("a", later(start, 2)), None, "it was in use");
+        kept.keep("a", 3, later(start, 2), later(start, 3));
+        assert_eq!(kept.take("a", later(start, 3)), Some(3));
     }
 
     #[test]
     fn base_paths_of_one_origin_share_its_connections() {
+        let node = |name: &str| Node::parse(&format!("http://{name}")).unwrap();
         assert_eq!(origin(&node("h:81/a/b")), "http://h:81");
         assert_eq!(origin(&node("[::1]:81")), "http://[::1]:81");
     }

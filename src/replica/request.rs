@@ -1,18 +1,17 @@
-//! Builds the request of an attempt: URL, headers and body. It sends nothing.
+//! Builds the request of an attempt: path, headers and body. It sends nothing.
 //!
 //! Two mistakes would corrupt a replica: a node stores a value for ever if it cannot parse the ttl,
 //! and a wrongly encoded key is another key.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::{Method, Request};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
-use reqwest::{Body, Method};
 
-use super::upload::{LARGE, Upload, UploadProgress};
+use super::upload::Upload;
 use crate::task::{Node, ReplicaCommand, Task, Trace};
 
 const REPLICATION: HeaderName = HeaderName::from_static("x-replication");
@@ -20,40 +19,37 @@ const REPLICATION_ID: HeaderName = HeaderName::from_static("x-replication-id");
 const REPLICATION_SEQUENCE: HeaderName = HeaderName::from_static("x-replication-sequence");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
 
 /// Everything except the unreserved characters of RFC 3986, so that any key is one path segment.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~').remove(b'.');
 
 const LONGEST_GO_DURATION: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
 
-/// Builds the request, and the progress of its body if that is large. `X-Replication-Id` is the
-/// same for every attempt of a delivery.
+/// Builds the request. `X-Replication-Id` is the same for every attempt of a delivery.
 pub(super) fn build(
-    http: &reqwest::Client,
     node_id: &str,
     node: &Node,
     task: &Task,
     command: ReplicaCommand,
     trace: Option<&Trace>,
-) -> reqwest::Result<(reqwest::Request, Option<Arc<UploadProgress>>)> {
-    let mut progress = None;
-    let mut request = match command {
+) -> hyper::http::Result<Request<Upload>> {
+    let (authority, base) = parts(node);
+    let mut request = Request::builder().header(HOST, authority).header(ACCEPT, ANYTHING);
+    let body = match command {
         ReplicaCommand::Put { ttl } => {
-            let value = Bytes::clone(&task.value);
-            let body = if value.len() > LARGE {
-                let (upload, upload_progress) = Upload::of(value);
-                progress = Some(upload_progress);
-                Body::wrap(upload)
-            } else {
-                Body::from(value)
-            };
-            http.request(Method::PUT, url(node, &task.key, ttl))
+            request = request
+                .method(Method::PUT)
+                .uri(path(base, &task.key, ttl))
                 .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
-                // By default reqwest sends no length for an empty body.
-                .header(CONTENT_LENGTH, task.value.len())
-                .body(body)
+                // By default hyper sends no length for an empty body.
+                .header(CONTENT_LENGTH, task.value.len());
+            Upload::of(Bytes::clone(&task.value))
         }
-        ReplicaCommand::Delete => http.request(Method::DELETE, url(node, &task.key, None)),
+        ReplicaCommand::Delete => {
+            request = request.method(Method::DELETE).uri(path(base, &task.key, None));
+            Upload::of(Bytes::new())
+        }
     };
     if let Some(trace) = trace {
         request = request.header(TRACEPARENT, &*trace.parent);
@@ -65,17 +61,30 @@ pub(super) fn build(
         .header(REPLICATION, HeaderValue::from_static("true"))
         .header(REPLICATION_ID, format!("{node_id}-{}", task.id))
         .header(REPLICATION_SEQUENCE, task.id.0)
-        .build()
-        .map(|request| (request, progress))
+        .body(body)
 }
 
-pub(super) fn url(node: &Node, key: &str, ttl: Option<Duration>) -> String {
-    let mut url = format!("{node}/store/{}", segment(key));
+/// The host with its port, and the base path, which may be empty.
+fn parts(node: &Node) -> (&str, &str) {
+    let text = node.as_str();
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    rest.split_at(rest.find('/').unwrap_or(rest.len()))
+}
+
+fn path(base: &str, key: &str, ttl: Option<Duration>) -> String {
+    let mut path = format!("{base}/store/{}", segment(key));
     if let Some(ttl) = ttl {
-        url.push_str("?ttl=");
-        url.push_str(&go_duration(ttl));
+        path.push_str("?ttl=");
+        path.push_str(&go_duration(ttl));
     }
-    url
+    path
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn url(node: &Node, key: &str, ttl: Option<Duration>) -> String {
+    let (authority, base) = parts(node);
+    let scheme = if node.as_str().starts_with("https:") { "https" } else { "http" };
+    format!("{scheme}://{authority}{}", path(base, key, ttl))
 }
 
 pub(super) fn segment(key: &str) -> PercentEncode<'_> {

@@ -1,21 +1,14 @@
-//! The DNS resolver of the HTTP client. It returns only addresses that the policy allows for the
-//! target in [`TARGET`], whether they come from the cache or from a lookup. `names.rs` looks up.
+//! The addresses of a replica: only those that the policy allows, whether they come from the cache or
+//! from a lookup. `names.rs` looks up.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-
+use super::causes::Unanswered;
 use super::names::{Lookup, LookupTimes, Names};
 use crate::policy::{Forbidden, Policy, Target};
-
-tokio::task_local! {
-    /// The target of the attempt that this tokio task runs. The HTTP client does not pass the port
-    /// to the resolver. It calls the resolver within the first poll of a request, or not at all.
-    pub(super) static TARGET: Target;
-}
 
 #[derive(Clone)]
 pub(super) struct Resolver {
@@ -38,6 +31,18 @@ impl Resolver {
 
     pub(super) fn clear_answers(&self) {
         self.names.clear_answers();
+    }
+
+    pub(super) async fn addresses(&self, target: &Target) -> Result<Vec<IpAddr>, Unanswered> {
+        let found: Arc<[IpAddr]> = match (target.literal(), target.name()) {
+            (Some(address), _) => [address].into(),
+            (None, name) => {
+                let names = Arc::clone(&self.names);
+                let found = names.addresses(name.unwrap_or_default(), self.lookup_timeout);
+                found.await.map_err(Unanswered::Lookup)?
+            }
+        };
+        allowed(&self.policy, target, &found).map_err(Unanswered::Forbidden)
     }
 
     /// Whether this machine has a route to an address of `target`. Sends nothing.
@@ -82,19 +87,6 @@ fn system_error(error: io::Error) -> io::Error {
         return io::Error::new(io::ErrorKind::NotFound, error);
     }
     error
-}
-
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let target = TARGET.try_with(Clone::clone);
-        let Self { names, policy, lookup_timeout } = self.clone();
-        Box::pin(async move {
-            let target = target?;
-            let addresses = names.addresses(name.as_str(), lookup_timeout).await?;
-            let allowed = allowed(&policy, &target, &addresses)?;
-            Ok(Box::new(allowed.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs)
-        })
-    }
 }
 
 fn allowed(

@@ -1,6 +1,6 @@
-//! The body of a large value in pieces, so that its progress is visible.
+//! The body of a request: a large value in pieces, so that its progress is visible.
 //!
-//! With a body in one piece the HTTP client reports nothing until all of it is in the socket.
+//! With a body in one piece hyper reports nothing until all of it is in the socket.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 /// Smaller values go out in one piece: they fit into any socket buffer.
-pub(super) const LARGE: usize = 64 * 1024;
+const LARGE: usize = 64 * 1024;
 
 /// hyper buffers up to 16 pieces before it writes them, so progress is visible every 256 KiB.
 const PIECE: usize = 16 * 1024;
@@ -45,13 +45,19 @@ impl UploadProgress {
 #[derive(Debug)]
 pub(super) struct Upload {
     rest: Bytes,
-    progress: Arc<UploadProgress>,
+    /// Only of a large value.
+    progress: Option<Arc<UploadProgress>>,
 }
 
 impl Upload {
-    pub(super) fn of(value: Bytes) -> (Self, Arc<UploadProgress>) {
-        let progress = UploadProgress::of_body(value.len() as u64);
-        (Self { rest: value, progress: Arc::clone(&progress) }, progress)
+    pub(super) fn of(value: Bytes) -> Self {
+        let large = value.len() > LARGE;
+        let progress = large.then(|| UploadProgress::of_body(value.len() as u64));
+        Self { rest: value, progress }
+    }
+
+    pub(super) fn progress(&self) -> Option<Arc<UploadProgress>> {
+        self.progress.clone()
     }
 }
 
@@ -66,10 +72,15 @@ impl Body for Upload {
         if self.rest.is_empty() {
             return Poll::Ready(None);
         }
-        let piece = self.rest.len().min(PIECE);
-        let piece = self.rest.split_to(piece);
-        self.progress.take(piece.len() as u64);
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        let piece = match &self.progress {
+            Some(progress) => {
+                let piece = self.rest.len().min(PIECE);
+                progress.take(piece as u64);
+                piece
+            }
+            None => self.rest.len(),
+        };
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {

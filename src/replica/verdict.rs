@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::StatusCode;
+use hyper::StatusCode;
 
 use super::request::segment;
 use crate::task::{ReplicaCommand, Timestamp, Verdict};

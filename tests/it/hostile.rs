@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{Daemon, PATIENCE, Replica, set, wait_until};
 
+mod answers;
 mod json;
 mod names;
 

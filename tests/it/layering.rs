@@ -91,9 +91,9 @@ fn the_commands_for_operators_use_only_the_api_of_the_daemon() {
 }
 
 #[test]
-fn only_the_server_names_axum_and_hyper_except_for_the_causes_of_errors() {
+fn only_the_server_names_axum_and_only_server_and_replica_side_name_hyper() {
     only_under(&["axum"], &["src/server.rs", "src/server"]);
-    only_under(&["hyper"], &["src/server.rs", "src/server", "src/replica/causes.rs"]);
+    only_under(&["hyper"], &["src/server.rs", "src/server", "src/replica.rs", "src/replica"]);
 }
 
 #[test]

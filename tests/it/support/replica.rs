@@ -68,6 +68,8 @@ pub enum Behaviour {
     Trickle,
     /// Answer 200 with a body that never ends.
     Endless,
+    /// Answer with `100 Continue` for ever.
+    EndlessInterim,
 }
 
 /// A test opens it at a chosen moment. Unlike a delay, it does not depend on the speed of the
@@ -330,6 +332,11 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>, script: Arc<Mutex<Sc
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
                 continue;
+            }
+            Behaviour::EndlessInterim => {
+                let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(1024);
+                while stream.write_all(interim.as_bytes()).await.is_ok() {}
+                return;
             }
             Behaviour::Endless => {
                 let head = "HTTP/1.1 500 no\r\ntransfer-encoding: chunked\r\n\r\n";
