@@ -29,15 +29,18 @@ use crate::traces::{self, Tracer};
 
 mod inbound;
 mod outbound;
+mod outbound_runtime;
 mod restore;
 mod stall;
 
 use inbound::Inbound;
 use outbound::Outbound;
+use outbound_runtime::OutboundRuntime;
 use restore::Restored;
 
 pub use inbound::InboundError;
 pub use outbound::OutboundError;
+pub(crate) use outbound_runtime::outbound_threads;
 
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -53,6 +56,8 @@ pub enum StartError {
     Listen { address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Inbound(#[from] InboundError),
+    #[error("cannot start the threads for replicas: {0}")]
+    Threads(std::io::Error),
     /// A thread panicked.
     #[error("opening the store was interrupted")]
     Interrupted,
@@ -73,6 +78,7 @@ pub struct Daemon {
     watching: JoinHandle<()>,
     tracer: Tracer,
     drain_timeout: Duration,
+    runtime: OutboundRuntime,
     outbound: Arc<Outbound>,
     inbound: Arc<Inbound>,
 }
@@ -95,8 +101,9 @@ impl Daemon {
         let client = ReplicaClient::new(&config.client, policy.clone(), tls, tokens)?;
         let outbound = Outbound::new(config.outbound.clone(), policy.clone(), client.clone());
         let outbound = Arc::new(outbound);
+        let runtime = OutboundRuntime::start().map_err(StartError::Threads)?;
         let tracer = match &config.traces {
-            Some(settings) => Tracer::start(settings, client.http()?)?,
+            Some(settings) => Tracer::start(settings, client.http()?, runtime.handle().clone())?,
             None => Tracer::off(),
         };
         let (events, event_receiver) = mpsc::unbounded_channel();
@@ -125,6 +132,7 @@ impl Daemon {
             events: events.clone(),
             memory: ReadMemory::new(config.store.memory_budget),
             tracer: tracer.clone(),
+            runtime: runtime.handle().clone(),
         };
         let counts = Arc::default();
         let constants = Snapshot {
@@ -192,6 +200,7 @@ impl Daemon {
             watching,
             tracer,
             drain_timeout,
+            runtime,
             outbound,
             inbound,
         })
@@ -248,7 +257,8 @@ impl Daemon {
     /// The store has failed or does not answer. Accepted writes are on disk. Deliveries that were
     /// settled last may be missing there; they will be sent again.
     pub async fn stop(self) -> Result<(), CommitError> {
-        let Self { events, stop_serving, server, core, journal, tracer, drain_timeout, .. } = self;
+        let Self { events, stop_serving, server, core, journal, tracer, runtime, .. } = self;
+        let drain_timeout = self.drain_timeout;
         let mut stalled = self.stalled;
         let deadline = tokio::time::sleep(drain_timeout).deadline();
         let drain = async {
@@ -288,6 +298,8 @@ impl Daemon {
         faults::point("shutdown.closed");
         // It logs its own errors.
         let _ = traced.await;
+        // Cuts the attempts that did not end within the drain timeout.
+        drop(runtime);
         closed
     }
 }

@@ -75,13 +75,13 @@ impl Tracer {
         Self(None)
     }
 
-    /// Must be called within the tokio runtime, on which `http` then runs.
+    /// `http` runs on `runtime`.
     pub fn start(
         settings: &TraceSettings,
         http: impl HttpClient + 'static,
+        runtime: Handle,
     ) -> Result<Self, TraceSetupError> {
-        let client =
-            OnRuntime { http: Arc::new(http), runtime: Handle::current(), failures: 0.into() };
+        let client = OnRuntime { http: Arc::new(http), runtime, failures: 0.into() };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_endpoint(&settings.endpoint)

@@ -6,6 +6,8 @@ use std::num::NonZeroUsize;
 use std::sync::mpsc;
 use std::thread;
 
+use crate::daemon::outbound_threads;
+
 const STACK_BYTES: usize = 64 << 10;
 
 /// Threads of the daemon besides the runtime's workers: allocator, committer, seven of sled,
@@ -14,7 +16,7 @@ const BESIDE_THE_RUNTIME: usize = 15;
 
 pub(super) fn for_daemon() -> usize {
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    cores + BESIDE_THE_RUNTIME
+    cores + outbound_threads() + BESIDE_THE_RUNTIME
 }
 
 /// A command that opens the store: seven of sled and two spare.

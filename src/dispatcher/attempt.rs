@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, error};
 
@@ -24,6 +25,8 @@ pub(crate) struct Attempts {
     pub(crate) events: mpsc::UnboundedSender<LoopEvent>,
     pub(crate) memory: ReadMemory,
     pub(crate) tracer: Tracer,
+    /// On which the attempts run.
+    pub(crate) runtime: Handle,
 }
 
 impl Attempts {
@@ -39,7 +42,7 @@ impl Attempts {
     ) {
         let this = self.clone();
         let on_drop = ReportOnDrop { events: self.events.clone(), report: interrupted(delivery) };
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             let report = this.run(delivery, &node, attempt, bytes, task).await;
             on_drop.end(report);
         });

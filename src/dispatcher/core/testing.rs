@@ -41,6 +41,7 @@ impl Core {
             events: events.clone(),
             memory: ReadMemory::new(1 << 20),
             tracer: Tracer::off(),
+            runtime: tokio::runtime::Handle::current(),
         };
         let bus = EventBus::new(0);
         let history = TaskHistory::new(Duration::ZERO);
