@@ -131,6 +131,7 @@ pub async fn serve(
     let server = Arc::new(server);
     let checked = middleware::from_fn_with_state(Arc::clone(&server), access::check);
     let router = router.with_state(server).layer(checked);
+    let router = router.layer(middleware::map_response(errors::guarded));
     let stop = async {
         stop.await;
         close.send_replace(true);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::header::{
-    ACCEPT_ENCODING, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT_ENCODING, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -275,6 +276,16 @@ pub(super) fn accepted(body: &impl Serialize) -> Response {
 
 pub(super) fn unavailable(body: &impl Serialize) -> Response {
     answer(StatusCode::SERVICE_UNAVAILABLE, body)
+}
+
+/// Headers of every answer, unless it has its own. No browser may guess a type, and no cache may
+/// keep what a token was needed for.
+pub(super) async fn guarded(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    let nosniff = HeaderValue::from_static("nosniff");
+    headers.entry(X_CONTENT_TYPE_OPTIONS).or_insert(nosniff);
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
 }
 
 fn answer(status: StatusCode, body: &impl Serialize) -> Response {

@@ -130,6 +130,23 @@ async fn an_unknown_path_is_a_404_and_a_wrong_method_a_405() {
 }
 
 #[tokio::test]
+async fn no_answer_may_be_cached_or_sniffed() {
+    let address = start(settings()).await.answer_all(vec![], Snapshot::default());
+    let mut answers = vec![posted(address, WRITE).await, posted(address, "").await];
+    let mut client = Client::connect(address).await;
+    for path in ["/livez", "/metrics", "/v1/operations", "/v1/tasks/x", "/nothing", "/replicate"] {
+        answers.push(client.get(path, "").await);
+    }
+    let foreign = "POST /replicate HTTP/1.1\r\nhost: h\r\norigin: http://evil\r\n\r\n";
+    client.send(foreign).await;
+    answers.push(client.answer().await);
+    for answer in answers {
+        assert!(answer.head.contains("x-content-type-options: nosniff\r\n"), "{}", answer.head);
+        assert!(answer.head.contains("cache-control: no-store\r\n"), "{}", answer.head);
+    }
+}
+
+#[tokio::test]
 async fn a_body_announced_too_long_is_refused_before_it_is_sent() {
     let server = start(settings()).await;
     let sentence = "the body is longer than the limit of 200000 bytes";
