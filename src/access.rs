@@ -13,7 +13,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use subtle::ConstantTimeEq;
@@ -120,18 +120,20 @@ impl Holder {
         Self { grant, bucket }
     }
 
-    /// Charges requests to the rate limit, or fails with the time to wait.
-    pub fn spend(&self, requests: u32, now: Instant) -> Result<(), Duration> {
-        let Some(bucket) = &self.bucket else { return Ok(()) };
-        // A counter stays usable after a panic of a holder.
-        bucket.lock().unwrap_or_else(PoisonError::into_inner).spend(requests, now)
+    /// Charges a request to the rate limit, or fails with the time to wait.
+    pub fn spend(&self, now: Instant) -> Result<(), Duration> {
+        self.bucket().map_or(Ok(()), |mut bucket| bucket.spend(now))
     }
 
-    /// Charges more requests for one that was already admitted, even beyond the limit.
-    pub fn owe(&self, requests: u32) {
-        if let Some(bucket) = &self.bucket {
-            bucket.lock().unwrap_or_else(PoisonError::into_inner).owe(requests);
-        }
+    /// Charges the rest of a batch whose first request was admitted. Fails with the time to wait if
+    /// another batch has taken more than there was since.
+    pub fn spend_more(&self, requests: u32, now: Instant) -> Result<(), Duration> {
+        self.bucket().map_or(Ok(()), |mut bucket| bucket.spend_more(requests, now))
+    }
+
+    fn bucket(&self) -> Option<MutexGuard<'_, Bucket>> {
+        // A counter stays usable after a panic of a holder.
+        Some(self.bucket.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -118,11 +118,11 @@ fn a_reload_keeps_the_debt_of_a_token() {
     let (token, line) = made(&limited);
     let now = now();
     let old = file::parse(&line, "f").unwrap();
-    old.find(&token).unwrap().spend(1, now).unwrap();
+    old.find(&token).unwrap().spend(now).unwrap();
     let mut new = file::parse(&line, "f").unwrap();
     new.take_over(&old);
-    assert!(new.find(&token).unwrap().spend(1, now).is_err());
+    assert!(new.find(&token).unwrap().spend(now).is_err());
     let mut wider = file::parse(&line.replace("rate=1", "rate=9"), "f").unwrap();
     wider.take_over(&old);
-    assert!(wider.find(&token).unwrap().spend(1, now).is_ok());
+    assert!(wider.find(&token).unwrap().spend(now).is_ok());
 }

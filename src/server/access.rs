@@ -3,19 +3,19 @@
 //! Fails closed: a path missing from the table needs the role implied by its method.
 //!
 //! Without tokens, a malicious page in a local browser could send requests here (CSRF, DNS
-//! rebinding). Then `Origin` and, on loopback, `Host` are checked. With tokens a foreign page
-//! has no token to send.
+//! rebinding). Then `Sec-Fetch-Site`, `Origin` and, on loopback, `Host` are checked. With tokens a
+//! foreign page has no token to send.
 
 use std::fmt::Display;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::uri::Authority;
-use axum::http::{Extensions, HeaderMap, Method, Uri};
+use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -23,8 +23,15 @@ use serde_json::{Value, json};
 use super::ServerState;
 use super::connections::ClientPeer;
 use super::errors::Problem;
-use crate::access::{Bucket, Holder, Role, TokenList};
+use crate::access::{Holder, Role, TokenList};
 use crate::task::{Client, Node};
+
+mod audit;
+
+pub(super) use audit::{About, Refusals};
+use audit::{AuditEntry, AuditEvent};
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 #[derive(Clone, Debug)]
 pub struct Access {
@@ -173,10 +180,10 @@ impl Caller {
     }
 
     /// Charges `more` requests to the rate limit, besides the one charged by [`check`].
-    pub(super) fn spend(&self, more: usize) {
-        if let Some(holder) = &self.holder {
-            holder.owe(u32::try_from(more).unwrap_or(u32::MAX));
-        }
+    pub(super) fn spend(&self, more: usize) -> Result<(), Problem> {
+        let Some(holder) = self.holder.as_ref().filter(|_| more > 0) else { return Ok(()) };
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        holder.spend_more(more, now()).map_err(Problem::too_many)
     }
 }
 
@@ -186,21 +193,6 @@ impl Caller {
 )]
 fn now() -> Instant {
     Instant::now()
-}
-
-/// Audit detail that the path lacks. A handler attaches it to its response.
-#[derive(Clone, Debug)]
-pub(super) struct About(String);
-
-impl About {
-    pub(super) fn of(text: String) -> Self {
-        Self(text)
-    }
-
-    pub(super) fn on(self, mut answer: Response) -> Response {
-        answer.extensions_mut().insert(self);
-        answer
-    }
 }
 
 /// The middleware: authorizes a request and writes the audit log.
@@ -216,8 +208,12 @@ pub(super) async fn check(
             request.extensions_mut().insert(caller.clone());
             let mut response = next.run(request).await;
             if let Some(audit) = audit.filter(|audit| audit.is_operation) {
-                let about = response.extensions_mut().remove::<About>();
-                audit.log_operation(&caller, about.as_ref(), response.status().as_u16());
+                let (status, about) = (response.status(), response.extensions_mut().remove());
+                if status.is_client_error() || status.is_server_error() {
+                    server.refusals.log(&audit, &caller, status.as_u16(), AuditEvent::Failed);
+                } else {
+                    audit.log_operation(&caller, about.as_ref(), status.as_u16());
+                }
             }
             response
         }
@@ -230,7 +226,7 @@ pub(super) async fn check(
                 server.handle.counts().answered(status);
             }
             if let Some(audit) = audit {
-                server.refusals.log(&audit, &caller, status);
+                server.refusals.log(&audit, &caller, status, AuditEvent::Refused);
             }
             response
         }
@@ -259,12 +255,9 @@ fn admit(access: &Access, need: Need, request: &Request) -> Result<Caller, (Prob
         let error = format!("a token with the role {role} is required");
         return Err((Problem::Forbidden(error), caller));
     }
-    match holder.spend(1, now()) {
+    match holder.spend(now()) {
         Ok(()) => Ok(caller),
-        Err(retry_after) => {
-            let error = "this token has exceeded its rate limit".to_owned();
-            Err((Problem::TooMany { error, retry_after }, caller))
-        }
+        Err(retry_after) => Err((Problem::too_many(retry_after), caller)),
     }
 }
 
@@ -297,6 +290,13 @@ fn same_site(
     if method == Method::GET || method == Method::HEAD {
         return Ok(());
     }
+    // Sent by browsers only.
+    if let Some(site) = headers.get_all(SEC_FETCH_SITE).iter().find(|site| !is_own_site(site)) {
+        let site = super::wire::shown(&String::from_utf8_lossy(site.as_bytes()));
+        return Err(format!(
+            "cross-site request (Sec-Fetch-Site: {site}): without authentication only this server's own page may change anything"
+        ));
+    }
     let host = hosts.first();
     for origin in headers.get_all(ORIGIN) {
         let from = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
@@ -312,6 +312,11 @@ fn same_site(
         }
     }
     Ok(())
+}
+
+/// `none` is a request by the user, such as an address typed into the browser.
+fn is_own_site(site: &HeaderValue) -> bool {
+    site == "same-origin" || site == "none"
 }
 
 fn is_allowed_host(access: &Access, host: &str) -> bool {
@@ -334,98 +339,9 @@ fn name_of(host: &str) -> Option<String> {
     Some(authority.host().trim_end_matches('.').to_ascii_lowercase())
 }
 
-/// A request as the audit log shows it.
-struct AuditEntry {
-    /// Needs the role `operate`. These are logged when they succeed, too.
-    is_operation: bool,
-    method: Method,
-    path: String,
-    peer: Option<Arc<ClientPeer>>,
-}
-
-impl AuditEntry {
-    fn of(need: Need, request: &Request) -> Option<Self> {
-        let Need::Role(role) = need else { return None };
-        Some(Self {
-            is_operation: role == Role::Operate,
-            method: request.method().clone(),
-            path: loggable(request.uri().path()),
-            peer: request.extensions().get::<Arc<ClientPeer>>().cloned(),
-        })
-    }
-
-    fn peer(&self) -> String {
-        self.peer.as_ref().map_or_else(String::new, |peer| peer.address.ip().to_string())
-    }
-
-    fn certificate(&self) -> Option<&str> {
-        self.peer.as_ref()?.certificate.as_deref()
-    }
-
-    fn log_operation(&self, caller: &Caller, about: Option<&About>, status: u16) {
-        tracing::info!(
-            target: "audit",
-            who = %caller,
-            certificate = self.certificate(),
-            peer = self.peer(),
-            method = %self.method,
-            path = self.path,
-            about = about.map(|about| about.0.as_str()),
-            status,
-            "an operator's request"
-        );
-    }
-}
-
 impl Display for Caller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.holder.as_ref().map_or("-", |holder| &holder.grant.name))
-    }
-}
-
-/// Truncates a path, and hides segments with an `@`, which may contain a password.
-fn loggable(path: &str) -> String {
-    const SHOWN_CHARS: usize = 256;
-    let secret = |part: &str| part.contains('@') || part.to_ascii_lowercase().contains("%40");
-    let parts = path.split('/').map(|part| if secret(part) { "…" } else { part });
-    parts.collect::<Vec<_>>().join("/").chars().take(SHOWN_CHARS).collect()
-}
-
-/// Limits the rate of refusals in the log. A client without a token could otherwise fill the disk.
-#[derive(Debug)]
-pub(super) struct Refusals(Mutex<RefusalLimit>);
-
-#[derive(Debug)]
-struct RefusalLimit {
-    bucket: Bucket,
-    suppressed: u64,
-}
-
-impl Refusals {
-    pub(super) fn new() -> Self {
-        let five_per_second = std::num::NonZeroU32::MIN.saturating_add(4);
-        Self(Mutex::new(RefusalLimit { bucket: Bucket::new(five_per_second), suppressed: 0 }))
-    }
-
-    fn log(&self, entry: &AuditEntry, caller: &Caller, status: u16) {
-        let mut limit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if limit.bucket.spend(1, now()).is_err() {
-            limit.suppressed += 1;
-            return;
-        }
-        let untold = std::mem::take(&mut limit.suppressed);
-        drop(limit);
-        tracing::warn!(
-            target: "audit",
-            who = %caller,
-            certificate = entry.certificate(),
-            peer = entry.peer(),
-            method = %entry.method,
-            path = entry.path,
-            status,
-            untold,
-            "a request was refused"
-        );
     }
 }
 

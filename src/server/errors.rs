@@ -73,6 +73,11 @@ impl Problem {
         Self::Internal(id)
     }
 
+    pub(super) fn too_many(retry_after: Duration) -> Self {
+        let error = "this token has exceeded its rate limit".to_owned();
+        Self::TooMany { error, retry_after }
+    }
+
     /// The accepted task, if the write was accepted despite the error.
     pub(super) fn task(&self) -> Option<TaskId> {
         match self {

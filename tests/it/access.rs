@@ -361,11 +361,36 @@ async fn the_actions_of_operators_are_in_the_audit_log_with_their_names() {
     assert_status(&request(&daemon, Method::GET, "/health", &bob).await, 200);
     assert!(daemon.terminate().await.success());
     let lines = audit(&daemon.log());
-    let [done, refused] = lines.as_slice() else { panic!("{lines:?}") };
-    for (line, who, status) in [(done, "ann@desk", 404), (refused, "bob", 403)] {
+    let [failed, refused] = lines.as_slice() else { panic!("{lines:?}") };
+    for (line, who, status, message) in [
+        (failed, "ann@desk", 404, "a request failed"),
+        (refused, "bob", 403, "a request was refused"),
+    ] {
         assert_eq!((&line["who"], &line["status"]), (&who.into(), &status.into()), "{line}");
+        assert_eq!(line["message"], message);
         assert_eq!((&line["method"], &line["path"]), (&"DELETE".into(), &path.into()), "{line}");
         assert_eq!(line["peer"], "127.0.0.1");
+    }
+}
+
+/// An anonymous 405 was "an operator's request", and there was no limit on such lines.
+#[tokio::test]
+async fn requests_that_fail_are_logged_as_failed_with_a_limit_and_with_short_fields() {
+    let mut daemon = Daemon::start(&["--log-format", "json"]).await;
+    let send = async |method: Method| {
+        let answer = client().request(method, daemon.url("/metrics")).send().await.unwrap();
+        assert_status(&answer, 405);
+    };
+    send(Method::from_bytes("M".repeat(10_000).as_bytes()).unwrap()).await;
+    for _ in 0..200 {
+        send(Method::POST).await;
+    }
+    assert!(daemon.terminate().await.success());
+    let lines = audit(&daemon.log());
+    assert!(lines.len() < 100, "{} lines", lines.len());
+    assert_eq!(lines[0]["method"], "M".repeat(16));
+    for line in &lines {
+        assert_eq!((&line["message"], &line["who"]), (&"a request failed".into(), &"-".into()));
     }
 }
 

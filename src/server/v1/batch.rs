@@ -73,7 +73,7 @@ pub(super) async fn batch(
     let mut members = Vec::new();
     let mut valid = Vec::new();
     let writes = split(&head.headers, &body)?;
-    caller.spend(writes.len().saturating_sub(1));
+    caller.spend(writes.len().saturating_sub(1))?;
     for write in writes {
         let span = server.settings.tracer.accept(parent.as_ref());
         let checked = match server.checked(write, &caller) {
