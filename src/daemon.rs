@@ -185,6 +185,13 @@ impl Daemon {
         let server = server::serve(listener, handle.clone(), settings, stop);
         let server = tokio::spawn(server);
         info!(%address, node_id = %config.node_id, "listening");
+        if config.server.max_connections <= config.engine.queue_capacity {
+            warn!(
+                max_connections = config.server.max_connections,
+                queue_capacity = config.engine.queue_capacity,
+                "strong writes may hold all connections while they wait: set --max-connections above --queue-capacity"
+            );
+        }
         let drain_timeout = config.drain_timeout;
         let health = watched;
         Ok(Self {

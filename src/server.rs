@@ -63,7 +63,8 @@ pub struct ServerSettings {
 /// Limits of requests and connections.
 #[derive(Clone, Debug)]
 pub struct ServerLimits {
-    /// At this limit a new connection evicts the one that has waited longest for its client.
+    /// At this limit a new connection evicts one that waits for its client. If none does, only
+    /// probes are answered, on a few connections more.
     pub max_connections: usize,
     /// Limit for sending a head, sending a body, not reading a response, being idle, and waiting
     /// for a share of `request_memory`.

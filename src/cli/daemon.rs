@@ -78,8 +78,8 @@ pub struct ListenerArgs {
     #[arg(long, env = "REPLICATOR_NODE_ID", value_name = "NAME", default_value = "replicator")]
     pub node_id: String,
 
-    /// Maximum client connections. At the limit, the connections that wait longest for their
-    /// clients are closed
+    /// Maximum client connections, more than --queue-capacity. At the limit, connections that wait
+    /// for their clients are closed
     #[arg(long, env = "REPLICATOR_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
     pub max_connections: NonZeroUsize,
 

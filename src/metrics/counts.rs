@@ -21,6 +21,8 @@ pub enum Reason {
     Waiting,
     /// `--request-memory`.
     Memory,
+    /// `--max-connections`.
+    Connections,
     StoreStalled,
     Draining,
     StoreFailed,
@@ -28,7 +30,7 @@ pub enum Reason {
 
 impl Reason {
     /// In the order of their discriminants.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Queue,
         Self::Share,
         Self::Bytes,
@@ -37,6 +39,7 @@ impl Reason {
         Self::Disk,
         Self::Waiting,
         Self::Memory,
+        Self::Connections,
         Self::StoreStalled,
         Self::Draining,
         Self::StoreFailed,
@@ -53,6 +56,7 @@ impl Reason {
             Self::Disk => "disk",
             Self::Waiting => "waiting",
             Self::Memory => "memory",
+            Self::Connections => "connections",
             Self::StoreStalled => "store_stalled",
             Self::Draining => "draining",
             Self::StoreFailed => "store_failed",

@@ -22,8 +22,9 @@ use serde_json::{Value, json};
 
 use super::ServerState;
 use super::connections::ClientPeer;
-use super::errors::Problem;
+use super::errors::{Problem, closing};
 use crate::access::{Holder, Role, TokenList};
+use crate::metrics::Reason;
 use crate::task::{Client, Node};
 
 mod audit;
@@ -72,6 +73,11 @@ const TABLE: [(&str, &str, Need); 7] = [
     // A barrier only records a position.
     ("POST", "/v1/barriers", Need::Role(Role::Observe)),
 ];
+
+/// Answered even when all connections are in use.
+fn is_probe(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz")
+}
 
 fn need(method: &Method, path: &str) -> Need {
     let reads = method == Method::GET || method == Method::HEAD;
@@ -202,9 +208,22 @@ pub(super) async fn check(
     next: Next,
 ) -> Response {
     let need = need(request.method(), request.uri().path());
+    let peer = request.extensions().get::<Arc<ClientPeer>>().cloned();
+    if peer.as_ref().is_some_and(|peer| peer.probes_only) && !is_probe(request.uri().path()) {
+        if need == Need::Role(Role::Replicate) {
+            server.handle.counts().refused(Reason::Connections);
+        }
+        let retry_after = server.handle.retry_after();
+        let error = "all connections (--max-connections) are in use".to_owned();
+        let problem = Problem::Unavailable { error, retry_after };
+        return closing(server.reject(request, problem));
+    }
     let audit = AuditEntry::of(need, &request);
     match admit(&server.settings.access, need, &request) {
         Ok(caller) => {
+            if let Some(peer) = peer.filter(|_| caller.holder.is_some()) {
+                peer.authenticated();
+            }
             request.extensions_mut().insert(caller.clone());
             let mut response = next.run(request).await;
             if let Some(audit) = audit.filter(|audit| audit.is_operation) {
@@ -218,18 +237,26 @@ pub(super) async fn check(
             response
         }
         Err((problem, caller)) => {
-            let (head, body) = request.into_parts();
-            server.memory.discard(&head.headers, body);
-            let response = problem.into_response();
-            let status = response.status().as_u16();
-            if head.uri.path() == "/replicate" && head.method == Method::POST {
-                server.handle.counts().answered(status);
-            }
+            let response = server.reject(request, problem);
             if let Some(audit) = audit {
+                let status = response.status().as_u16();
                 server.refusals.log(&audit, &caller, status, AuditEvent::Refused);
             }
             response
         }
+    }
+}
+
+impl ServerState {
+    /// Answers a request that no handler gets.
+    fn reject(&self, request: Request, problem: Problem) -> Response {
+        let (head, body) = request.into_parts();
+        self.memory.discard(&head.headers, body);
+        let response = problem.into_response();
+        if head.uri.path() == "/replicate" && head.method == Method::POST {
+            self.handle.counts().answered(response.status().as_u16());
+        }
+        response
     }
 }
 

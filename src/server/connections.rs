@@ -1,8 +1,8 @@
 //! The lifecycle of connections: limits, timeouts, eviction, graceful shutdown.
 //!
-//! HTTP/1.1 with keep-alive, over TCP or TLS. At `--max-connections`, handshakes included, the
-//! connection that has waited longest for its client is evicted for a new one (see `room`). A
-//! client that stops sending a head or stops reading responses is cut after the client timeout;
+//! HTTP/1.1 with keep-alive, over TCP or TLS. At `--max-connections`, handshakes included, a
+//! connection that waits for its client is evicted for a new one; if none does, only probes are
+//! answered (see `room`). A client that stops sending a head or stops reading responses is cut after the client timeout;
 //! [`super::body`] enforces it for bodies.
 
 use std::io::ErrorKind;
@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::tls::InboundTls;
+use crate::task::Client;
 
 mod failures;
 mod room;
@@ -41,6 +42,9 @@ pub(super) const BUFFER_BYTES: usize = 64 * 1024;
 /// connection frees.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
+/// How often in the client timeout an upload must make progress to be evicted last.
+const UPLOAD_PROGRESSES: u32 = 5;
+
 pub(super) struct ConnectionLimits {
     pub(super) max_connections: usize,
     pub(super) client_timeout: Duration,
@@ -52,11 +56,21 @@ pub(super) struct ClientPeer {
     pub(super) address: SocketAddr,
     /// Name in the verified client certificate, if there is one.
     pub(super) certificate: Option<String>,
+    /// Beyond the connection limit: only probes may be answered.
+    pub(super) probes_only: bool,
     /// Weak, so that a request does not keep the connection open.
     stream: Weak<OwnedReadHalf>,
+    slot: Weak<ConnectionSlot>,
 }
 
 impl ClientPeer {
+    /// The client of this connection is known: others are evicted first.
+    pub(super) fn authenticated(&self) {
+        if let Some(slot) = self.slot.upgrade() {
+            slot.authenticated();
+        }
+    }
+
     /// Resolves when the client has closed its side, or the connection is gone. For an endless
     /// response, such as an event stream, a half-closed client counts as gone.
     pub(super) async fn left(&self) {
@@ -76,7 +90,8 @@ pub(super) async fn accept(
     limits: &ConnectionLimits,
     stop: impl Future<Output = ()>,
 ) {
-    let slots = ConnectionSlots::new(limits.max_connections);
+    let progress_pause = limits.client_timeout / UPLOAD_PROGRESSES;
+    let slots = ConnectionSlots::new(limits.max_connections, progress_pause);
     let graceful = GracefulShutdown::new();
     let (stopping, watched) = watch::channel(());
     let each = ConnectionServer {
@@ -93,8 +108,7 @@ pub(super) async fn accept(
         let (stream, address, slot) = tokio::select! {
             biased;
             () = &mut stop => break,
-            Some(next) = next(&listener, &slots, &mut failures, &mut crowded) => next,
-            else => break,
+            next = next(&listener, &slots, &mut failures, &mut crowded) => next,
         };
         tokio::spawn(each.clone().serve(stream, address, slot, graceful.watcher()));
     }
@@ -139,7 +153,13 @@ impl ConnectionServer {
         let slot = Arc::new(slot);
         let (read, write) = stream.into_split();
         let read = Arc::new(read);
-        let mut peer = ClientPeer { address, certificate: None, stream: Arc::downgrade(&read) };
+        let mut peer = ClientPeer {
+            address,
+            certificate: None,
+            probes_only: slot.is_for_probes(),
+            stream: Arc::downgrade(&read),
+            slot: Arc::downgrade(&slot),
+        };
         let stream = CutIfStalled::new(read, write, self.patience, Arc::clone(&slot));
         let Some(tls) = self.tls.take() else {
             return self.speak(stream, peer, slot, watcher).await;
@@ -154,6 +174,9 @@ impl ConnectionServer {
         };
         match shaken {
             Ok((stream, certificate)) => {
+                if certificate.is_some() {
+                    slot.authenticated();
+                }
                 peer.certificate = certificate;
                 self.speak(stream, peer, slot, watcher).await;
             }
@@ -191,22 +214,22 @@ async fn next(
     slots: &Arc<ConnectionSlots>,
     failures: &mut RepeatedWarning,
     crowded: &mut RepeatedWarning,
-) -> Option<(TcpStream, SocketAddr, ConnectionSlot)> {
+) -> (TcpStream, SocketAddr, ConnectionSlot) {
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
                 failures.successes += 1;
-                if let Some(slot) = slots.try_acquire() {
+                if !slots.is_full() {
                     crowded.successes += 1;
-                    return Some((stream, address, slot));
-                }
-                if let Some(times) = crowded.failed() {
+                } else if let Some(times) = crowded.failed() {
                     tracing::warn!(
                         times,
-                        "the connection limit (--max-connections) is reached: connections that wait longest for their clients are closed for new ones"
+                        "the connection limit (--max-connections) is reached: connections that wait for their clients are closed for new ones, and while all wait for the daemon only /livez and /readyz are answered"
                     );
                 }
-                return Some((stream, address, slots.acquire().await?));
+                if let Some(slot) = slots.enter(Client::at(address.ip())) {
+                    return (stream, address, slot);
+                }
             }
             // The client gave up before it was accepted.
             Err(error)
@@ -218,7 +241,7 @@ async fn next(
                 if let Some(failures) = failures.failed() {
                     tracing::warn!(%error, failures, "cannot accept connections, will retry");
                 }
-                slots.evict_oldest();
+                slots.evict_one();
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }

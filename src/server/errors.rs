@@ -225,7 +225,7 @@ impl IntoResponse for Problem {
         match self {
             Self::TooSlow(_) => {
                 // The rest of the body may still arrive and would be read as the next request.
-                with(response, CONNECTION, HeaderValue::from_static("close"))
+                closing(response)
             }
             Self::Encoded(_) => {
                 with(response, ACCEPT_ENCODING, HeaderValue::from_static("identity"))
@@ -260,6 +260,11 @@ fn taken_status(body: &WriteAccepted) -> StatusCode {
 
 fn replayed(response: Response) -> Response {
     with(response, REPLAYED, HeaderValue::from_static("true"))
+}
+
+/// Ends the connection after the response.
+pub(super) fn closing(response: Response) -> Response {
+    with(response, CONNECTION, HeaderValue::from_static("close"))
 }
 
 fn with(mut response: Response, name: HeaderName, value: HeaderValue) -> Response {

@@ -314,22 +314,6 @@ async fn a_client_that_closes_its_side_after_its_write_is_answered() {
 }
 
 #[tokio::test]
-async fn at_the_connection_limit_a_new_connection_waits_for_the_answer_of_another() {
-    let settings = limited(ServerLimits { max_connections: 1, ..settings().limits });
-    let mut server = start(settings).await;
-    let mut first = Client::connect(server.address).await;
-    first.post(WRITE).await;
-    let (_, reply) = server.next_write().await;
-    let mut second = Client::connect(server.address).await;
-    second.send("GET /livez HTTP/1.1\r\nhost: h\r\n\r\n").await;
-    assert!(second.0.try_read(&mut [0]).is_err());
-    reply.send(Ok(AcceptedWrite { id: TaskId(1), acked: vec![], replayed: false })).unwrap();
-    assert_eq!(first.answer().await.status, 202);
-    assert_eq!(second.answer().await.status, 200);
-    first.closed().await;
-}
-
-#[tokio::test]
 async fn silent_and_slow_clients_lock_no_one_out() {
     let settings = limited(ServerLimits { max_connections: 4, ..settings().limits });
     let server = start(settings).await;

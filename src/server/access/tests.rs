@@ -53,7 +53,7 @@ fn a_token_is_read_from_exactly_one_bearer_header() {
 fn allowed(method: &Method, uri: &str, headers: &[(&str, &str)], access: &Access) -> bool {
     let mut map = HeaderMap::new();
     for (name, value) in headers {
-        let name: axum::http::HeaderName = name.parse().unwrap();
+        let name: HeaderName = name.parse().unwrap();
         map.append(name, HeaderValue::from_str(value).unwrap());
     }
     same_site(access, method, &uri.parse().unwrap(), &map).is_ok()

@@ -13,7 +13,7 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
 use super::ClientPeer;
-use super::room::ConnectionSlot;
+use super::room::{ConnectionSlot, PROGRESS_BYTES};
 
 pub(super) struct TurnService {
     pub(super) router: TowerToHyperService<Router>,
@@ -34,7 +34,7 @@ impl Service<Request<Incoming>> for TurnService {
                 slot.busy();
                 Body::empty()
             } else {
-                Body::new(RequestBody { body, slot })
+                Body::new(RequestBody { body, slot, unreported: 0 })
             }
         });
         request.extensions_mut().insert(Arc::clone(&self.peer));
@@ -46,6 +46,8 @@ impl Service<Request<Incoming>> for TurnService {
 struct RequestBody {
     body: Incoming,
     slot: Arc<ConnectionSlot>,
+    /// Bytes since the last progress.
+    unreported: usize,
 }
 
 impl HttpBody for RequestBody {
@@ -59,6 +61,12 @@ impl HttpBody for RequestBody {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if self.body.is_end_stream() || matches!(frame, Poll::Ready(None)) {
             self.slot.busy();
+        } else if let Poll::Ready(Some(Ok(frame))) = &frame {
+            self.unreported += frame.data_ref().map_or(0, Bytes::len);
+            if self.unreported >= PROGRESS_BYTES {
+                self.unreported = 0;
+                self.slot.progresses();
+            }
         }
         frame
     }

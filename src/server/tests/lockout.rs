@@ -99,3 +99,64 @@ async fn long_lived_requests_are_limited_to_a_quarter_of_the_connections() {
     };
     timeout(PATIENCE, free).await.unwrap();
 }
+
+#[tokio::test]
+async fn probes_are_answered_while_requests_hold_all_connections() {
+    let settings = limited(ServerLimits { max_connections: 1, ..settings().limits });
+    let mut server = start(settings).await;
+    let mut first = Client::connect(server.address).await;
+    first.post(WRITE).await;
+    let (_, reply) = server.next_write().await;
+    let mut hostile = Vec::new();
+    for n in 0..100 {
+        let mut client = Client::connect(server.address).await;
+        match n % 3 {
+            0 => {}
+            1 => client.send(&announced(200_000)).await,
+            _ => client.send("GET /v1/events HTTP/1.1\r\nhost: h\r\n\r\n").await,
+        }
+        hostile.push(client);
+    }
+    let mut probe = Client::connect(server.address).await;
+    assert_eq!(probe.get("/livez", "").await.status, 200);
+    assert_eq!(probe.get("/readyz", "").await.status, 200);
+    probe.post(WRITE).await;
+    let answer = probe.answer().await;
+    answer.is_error(503, "all connections (--max-connections) are in use");
+    assert!(
+        answer.head.contains("retry-after: 2\r\n") && answer.head.contains("connection: close")
+    );
+    probe.closed().await;
+
+    reply.send(Ok(AcceptedWrite { id: TaskId(1), acked: vec![], replayed: false })).unwrap();
+    assert_eq!(first.answer().await.status, 202);
+    let mut next = Client::connect(server.address).await;
+    next.post(WRITE).await;
+    server.next_write().await;
+    first.closed().await;
+}
+
+/// Connections without a token cut the uploads of others.
+#[tokio::test]
+async fn an_upload_outlives_any_number_of_idle_connections() {
+    let settings = limited(ServerLimits { max_connections: 4, ..settings().limits });
+    let mut server = start(settings).await;
+    let large = WRITE.replace("dg==", &"MTIz".repeat(40_000));
+    let mut upload = Client::connect(server.address).await;
+    let length = large.len();
+    upload
+        .send(&format!("POST /replicate HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n"))
+        .await;
+    let mut hostile = Vec::new();
+    for part in large.as_bytes().chunks(40_000) {
+        upload.send(std::str::from_utf8(part).unwrap()).await;
+        // An answer shows that the server has read the part.
+        let mut honest = Client::connect(server.address).await;
+        assert_eq!(honest.get("/livez", "").await.status, 200);
+        for _ in 0..10 {
+            hostile.push(Client::connect(server.address).await);
+        }
+    }
+    let (task, _reply) = server.next_write().await;
+    assert_eq!(task.value.len(), 120_000);
+}
