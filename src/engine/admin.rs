@@ -72,7 +72,8 @@ impl Engine {
         self.finish();
     }
 
-    /// Makes the next probe of an open breaker due now. `None` for an unknown replica.
+    /// Sends the next probe of an open breaker now, if any delivery can be it. Otherwise the next
+    /// write is. `None` for an unknown replica.
     pub fn probe(&mut self, now: Now, node: &Node) -> Option<ProbeState> {
         self.now = now;
         let number = self.lanes.find(node)?;
@@ -80,12 +81,10 @@ impl Engine {
         self.mark_dirty(number);
         self.schedule_wakeup(number, now.moment);
         self.tick(now);
+        // The tick sends what is due. Otherwise the operator's request ends a wait.
         let lane = &self.lanes[number];
-        if lane.health.breaker().probe_at().is_some()
-            && lane.has_nothing_due()
-            && !lane.is_suspended()
-        {
-            if !self.probe_by_letter(number) {
+        if lane.health.breaker().probe_at().is_some() && !lane.is_suspended() {
+            if !self.probe_by_retry(number) && !self.redrive_as_probe(number) {
                 self.probe_by_deferred(number);
             }
             self.finish();

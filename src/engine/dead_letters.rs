@@ -257,12 +257,16 @@ impl Engine {
         true
     }
 
+    /// Makes a dead letter the probe, as far as the rate allows.
+    fn probe_by_letter(&mut self, number: u32) {
+        if self.may_return(number) {
+            self.redrive_as_probe(number);
+        }
+    }
+
     /// Makes a dead letter the probe. Letters take turns, as one may fail for its own reasons.
     /// Returns whether there was one.
-    pub(super) fn probe_by_letter(&mut self, number: u32) -> bool {
-        if !self.may_return(number) {
-            return false;
-        }
+    pub(super) fn redrive_as_probe(&mut self, number: u32) -> bool {
         let letters = &self.lanes[number].letters;
         let in_turn = || letters.probe_order().take(LOOKS);
         let failures = |&(_, slot): &(TaskId, Slot)| self.redrivable(slot, number);
@@ -274,6 +278,14 @@ impl Engine {
         let Some((_, slot)) = chosen else { return false };
         self.redrive_one(self.tasks.delivery_on(slot, number));
         self.count_return(number);
+        true
+    }
+
+    /// Makes the oldest delivery that waits for its retry the probe, as an operator asked for one.
+    /// Returns whether there was one.
+    pub(super) fn probe_by_retry(&mut self, number: u32) -> bool {
+        let Some(slot) = self.lanes[number].heads.oldest_waiting() else { return false };
+        self.make_ready(self.tasks.delivery_on(slot, number));
         true
     }
 

@@ -123,7 +123,10 @@ impl Core {
         let reason = match (probing, breaker) {
             (true, _) => None,
             (false, _) if is_paused => Some("it is paused"),
-            (false, BreakerState::Open) => Some("no delivery is due that could be the probe"),
+            (false, _) if self.engine.is_forgetting(&node) => Some("it is being forgotten"),
+            (false, BreakerState::Open) => {
+                Some("it has no delivery that can be sent now; its next write is the probe")
+            }
             (false, _) => Some("the breaker is not open"),
         };
         Some(api::Probed {

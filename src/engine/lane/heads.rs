@@ -72,6 +72,10 @@ impl Heads {
         self.ready[Priority::Redrive as usize].len()
     }
 
+    pub(in crate::engine) fn oldest_waiting(&self) -> Option<Slot> {
+        self.waiting.first_key_value().map(|(_, &slot)| slot)
+    }
+
     /// The oldest parked delivery of each client.
     pub(in crate::engine) fn oldest_parked(&self) -> impl Iterator<Item = (u32, TaskId, Slot)> {
         let mut next = self.parked.first_key_value();

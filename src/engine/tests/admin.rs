@@ -42,19 +42,51 @@ fn a_pause_keeps_the_lane_of_a_replica_with_nothing_to_do() {
 
 #[test]
 fn a_requested_probe_is_sent_at_once() {
+    let probing = ProbeState { breaker: BreakerState::Open, probing: true };
     let mut f = Fixture::new(EngineSettings { breaker_failures: 1, ..settings() });
     let id = f.eventual("k", &["a"]);
     f.sent();
     f.answer(id, 0, failed());
+    f.actions();
     assert_eq!(f.engine.probe(f.now, &node("b")), None);
-    let probed = f.engine.probe(f.now, &node("a")).unwrap();
-    assert_eq!(
-        probed,
-        ProbeState { breaker: BreakerState::Open, probing: false },
-        "nothing is due"
-    );
+    assert_eq!(f.engine.probe(f.now, &node("a")), Some(probing), "its retry is not due yet");
+    assert_eq!(f.sent(), [(id, 0, 2)]);
+    assert_eq!(f.engine.probe(f.now, &node("a")), Some(probing), "it is in flight");
+    assert_eq!(f.sent(), []);
+}
+
+#[test]
+fn without_a_delivery_a_requested_probe_is_the_next_write() {
+    let mut f = Fixture::new(EngineSettings { breaker_failures: 1, ..settings() });
+    let id = f.eventual("k", &["a"]);
+    f.sent();
+    f.answer(id, 0, failed());
+    assert!(f.engine.discard_task(f.now, TaskId(id)));
+    f.actions();
+    let state = ProbeState { breaker: BreakerState::Open, probing: false };
+    assert_eq!(f.engine.probe(f.now, &node("a")), Some(state));
     let other = f.eventual("l", &["a"]);
     assert_eq!(f.sent(), [(other, 0, 1)]);
+}
+
+#[test]
+fn a_requested_probe_does_not_wait_for_the_redrive_rate() {
+    let redrive_rate = NonZeroU32::MIN;
+    let mut f = Fixture::new(EngineSettings {
+        breaker_failures: 1,
+        max_retries: 0,
+        redrive_rate,
+        ..settings()
+    });
+    let id = f.eventual("k", &["a"]);
+    f.sent();
+    for _ in 0..3 {
+        f.answer(id, 0, failed());
+        f.actions();
+        let probed = f.engine.probe(f.now, &node("a"));
+        assert!(probed.is_some_and(|probed| probed.probing));
+        assert_eq!(f.sent(), [(id, 0, 1)]);
+    }
 }
 
 #[test]
