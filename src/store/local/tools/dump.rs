@@ -14,9 +14,10 @@
 //! cannot read. An import creates a store aside and names it last, so it is complete or absent.
 //! Exports of version 1, which hold only tasks, can be imported.
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Read, Write};
 use std::path::Path;
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -37,6 +38,11 @@ pub(crate) mod fuzzing;
 mod lines;
 
 const VERSION: u32 = 2;
+
+/// More than a task with the longest value (1 GiB in base64), the longest key and all replicas.
+const MAX_LINE_BYTES: u64 = 3 << 29;
+
+const MAX_HEAD_BYTES: u64 = 64 << 10;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exported {
@@ -198,7 +204,7 @@ fn read_all(
     let db = open_sled(path, settings.cache_bytes.max(SMALL_CACHE))?;
     migrate::run(&db)?;
     let database = Database::new(db)?;
-    let mut lines = LineReader { input, number: 0 };
+    let mut lines = LineReader { input, number: 0, max_bytes: MAX_LINE_BYTES };
     let head = lines.text()?.ok_or_else(|| lines.wrong("the file is empty"))?;
     let head: HeadLine = lines.parse(&head)?;
     if !(1..=VERSION).contains(&head.export) {
@@ -263,6 +269,7 @@ fn read_all(
 struct LineReader<'a> {
     input: &'a mut dyn BufRead,
     number: u64,
+    max_bytes: u64,
 }
 
 impl LineReader<'_> {
@@ -273,15 +280,22 @@ impl LineReader<'_> {
 
     fn text(&mut self) -> Result<Option<String>, Wrong> {
         self.number += 1;
-        let mut text = String::new();
-        let read = self.input.read_line(&mut text);
-        match read.map_err(|error| self.wrong(&format!("cannot be read: {error}")))? {
-            0 => Ok(None),
-            _ if !text.ends_with('\n') => Err(self.wrong("it is cut")),
-            // An editor may have put a byte order mark before the first line.
-            _ if self.number == 1 => Ok(Some(unmarked(&text).to_owned())),
-            _ => Ok(Some(text)),
+        // A file that is no export may have no line end.
+        let limit = if self.number == 1 { MAX_HEAD_BYTES } else { self.max_bytes };
+        let mut text = Vec::new();
+        let read = (&mut *self.input).take(limit + 1).read_until(b'\n', &mut text);
+        match read.map_err(|error| self.wrong(&format!("cannot be read: {error}")))? as u64 {
+            0 => return Ok(None),
+            read if read > limit => {
+                let limit = ByteSize::b(limit);
+                return Err(self.wrong(&format!("it is longer than {limit}, the limit of a line")));
+            }
+            _ if !text.ends_with(b"\n") => return Err(self.wrong("it is cut")),
+            _ => {}
         }
+        let text = String::from_utf8(text).map_err(|_| self.wrong("it is not UTF-8"))?;
+        // An editor may have put a byte order mark before the first line.
+        Ok(Some(if self.number == 1 { unmarked(&text).to_owned() } else { text }))
     }
 
     fn parse<T: for<'de> Deserialize<'de>>(&self, text: &str) -> Result<T, Wrong> {
