@@ -34,7 +34,7 @@ use daemon::DaemonArgs;
 #[derive(Debug, Parser)]
 #[command(
     name = "replicator",
-    version,
+    version = env!("REPLICATOR_BUILD"),
     max_term_width = 100,
     args_conflicts_with_subcommands = true,
     after_long_help = DAEMON_EXIT_CODES
