@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 pub mod admin;
 pub mod daemon;
 pub mod environment;
+mod help;
 
 use crate::access::Role;
 use crate::task::Node;
@@ -20,8 +21,7 @@ use admin::{
 };
 use daemon::DaemonArgs;
 
-/// Replicates the writes of a key-value store from its primary to its replica nodes: durably, in
-/// order, with retries
+/// Replicates the writes of a key-value store from its primary to its replicas, durably, in order
 ///
 /// Without a subcommand it runs the daemon. Once it serves requests, the daemon prints one line to
 /// standard output, `listening on URL`; its log goes to standard error. SIGTERM or SIGINT drains

@@ -37,7 +37,7 @@ pub struct DaemonArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Storage")]
 pub struct StorageArgs {
-    /// Directory that keeps accepted writes until they are settled
+    /// Directory of accepted, unsettled writes
     #[arg(
         long,
         env = "REPLICATOR_DATA_DIR",
@@ -64,8 +64,9 @@ pub struct StorageArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Listener")]
 pub struct ListenerArgs {
-    /// IP address to listen on; an address other than loopback needs --auth-file,
-    /// --tls-client-ca or --insecure
+    /// IP address to listen on
+    ///
+    /// An address other than loopback needs --auth-file, --tls-client-ca or --insecure.
     #[arg(long, env = "REPLICATOR_BIND", value_name = "IP", default_value = "127.0.0.1")]
     pub bind: IpAddr,
 
@@ -91,12 +92,13 @@ pub struct ListenerArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Authentication and TLS")]
 pub struct AccessArgs {
-    /// Token file: one line per token, as printed by `replicator token new`; reloaded on SIGHUP.
-    /// Without it every client that can connect has full access
+    /// Token file, one line per token of `replicator token new`
+    ///
+    /// Reloaded on SIGHUP. Without it every client that can connect has full access.
     #[arg(long, env = "REPLICATOR_AUTH_FILE", value_name = "FILE")]
     pub auth_file: Option<PathBuf>,
 
-    /// Certificate chain to serve TLS with (PEM, leaf first); reloaded on SIGHUP
+    /// Certificate chain for TLS (PEM, leaf first); reloaded on SIGHUP
     #[arg(long, env = "REPLICATOR_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
 
@@ -109,7 +111,7 @@ pub struct AccessArgs {
     #[arg(long, env = "REPLICATOR_TLS_CLIENT_CA", value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
 
-    /// Listen on an address other than loopback without authentication
+    /// Listen on any address without authentication
     #[arg(
         long,
         env = "REPLICATOR_INSECURE",
@@ -166,8 +168,9 @@ pub struct RequestArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Queue")]
 pub struct QueueArgs {
-    /// Maximum number of eventual writes in the queue; the same limit applies separately to open
-    /// strong writes
+    /// Maximum number of eventual writes in the queue
+    ///
+    /// The same limit applies separately to open strong writes.
     #[arg(long, env = "REPLICATOR_QUEUE_CAPACITY", value_name = "TASKS", default_value = "1000")]
     pub queue_capacity: NonZeroUsize,
 
@@ -202,8 +205,9 @@ pub struct QueueArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Delivery")]
 pub struct DeliveryArgs {
-    /// Concurrent deliveries per replica: 1 to 1024, or `auto`: raised until latency grows, up
-    /// to --max-workers
+    /// Concurrent deliveries per replica: 1 to 1024, or `auto`
+    ///
+    /// `auto` raises the number until latency grows, up to --max-workers.
     #[arg(long, env = "REPLICATOR_WORKERS", value_name = "N", default_value = "5")]
     pub workers: WorkersArg,
 
@@ -211,8 +215,9 @@ pub struct DeliveryArgs {
     #[arg(long, env = "REPLICATOR_MAX_WORKERS", value_name = "N", default_value = "256")]
     pub max_workers: NonZeroU32,
 
-    /// Maximum duration of one attempt, response included. For a value over 64KiB it limits the
-    /// time without progress instead
+    /// Maximum duration of one attempt, response included
+    ///
+    /// For a value over 64KiB it limits the time without progress instead.
     #[arg(long, env = "REPLICATOR_REQUEST_TIMEOUT", value_name = "TIME", default_value = "5s", value_parser = duration)]
     pub request_timeout: Duration,
 
@@ -220,8 +225,9 @@ pub struct DeliveryArgs {
     #[arg(long, env = "REPLICATOR_MAX_RETRIES", value_name = "N", default_value_t = 3)]
     pub max_retries: u32,
 
-    /// Delay before the first retry. The delay before the n-th is n times as long, plus up to 10%
-    /// jitter
+    /// Delay before the first retry
+    ///
+    /// The delay before the n-th is n times as long, plus up to 10% jitter.
     #[arg(long, env = "REPLICATOR_RETRY_BASE", value_name = "TIME", default_value = "2s", value_parser = duration)]
     pub retry_base: Duration,
 
@@ -288,9 +294,11 @@ pub struct DeadLetterArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Replica access")]
 pub struct ReplicaArgs {
-    /// Send writes only to replicas that match a rule: http://host:port, *.suffix:port,
-    /// 10.0.0.0/8:8000-8999 or [fd00::/8]:8081; repeatable or comma-separated. Without rules
-    /// every address is allowed except link-local, multicast, cloud metadata and the daemon's own
+    /// Send writes only to replicas that match a rule; repeatable
+    ///
+    /// A rule is http://host:port, *.suffix:port, 10.0.0.0/8:8000-8999 or [fd00::/8]:8081; separate
+    /// rules of one argument by commas. Without rules every address is allowed except link-local,
+    /// multicast, cloud metadata and the daemon's own.
     #[arg(
         long,
         env = "REPLICATOR_ALLOW_REPLICA",
@@ -330,8 +338,9 @@ pub struct ProcessArgs {
     #[arg(long, env = "REPLICATOR_DRAIN_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub drain_timeout: Duration,
 
-    /// Log level (off, error, warn, info, debug or trace), or a filter such as
-    /// info,replicator::daemon::attempt=debug
+    /// Log level: off, error, warn, info, debug or trace
+    ///
+    /// Or a filter such as info,replicator::daemon::attempt=debug, which logs each attempt.
     #[arg(long, env = "REPLICATOR_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
 

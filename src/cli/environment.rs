@@ -15,7 +15,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
-use super::Cli;
+use super::{Cli, help};
 
 #[derive(Debug)]
 pub struct CommandLine {
@@ -48,7 +48,9 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Com
         Ok(arguments) => arguments,
         // The help lists the variables, so it comes from the full command.
         Err(error) if is_help(&error) => {
-            return Err(Cli::command().try_get_matches_from(&args).err().unwrap_or(error).into());
+            let command = Cli::command();
+            let command = if help::is_short(&args) { help::short(command) } else { command };
+            return Err(command.try_get_matches_from(&args).err().unwrap_or(error).into());
         }
         Err(error) => return Err(error.into()),
     };
