@@ -5,15 +5,17 @@ use utoipa::ToSchema;
 
 use crate::task::{BreakerState, Counters};
 
-/// Trend of the backlog, from the rates of the last minute.
+/// Trend of the backlog over the last minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Convergence {
     /// The backlog is empty.
     Drained,
-    /// The backlog shrinks.
+    /// The backlog falls.
     Draining,
-    /// The backlog does not shrink.
+    /// The backlog neither falls nor grows, or the replica is too new to tell.
+    Steady,
+    /// The backlog has grown for a minute and exceeds the workers.
     NotConverging,
     /// An operator paused the replica.
     Paused,
@@ -62,7 +64,7 @@ pub struct Replica {
     pub workers: u32,
     /// Deliveries accepted per second, over the last minute.
     pub rate_in: f64,
-    /// Deliveries settled per second, over the last minute.
+    /// Deliveries acknowledged per second, over the last minute.
     pub rate_out: f64,
     /// Median duration of the attempts of the last minutes; `null` if there were none.
     pub latency_p50_seconds: Option<f64>,
@@ -71,7 +73,8 @@ pub struct Replica {
     /// The last failed attempt.
     pub last_error: Option<LastError>,
     pub convergence: Convergence,
-    /// Estimated time until the backlog is empty; only while it is draining.
+    /// Estimated time until the backlog is empty; only if it falls, the replica is healthy and not
+    /// paused.
     pub drained_in_seconds: Option<f64>,
     pub books: Counters,
 }

@@ -17,6 +17,10 @@ use crate::task::{Node, Verdict};
 
 /// A rate covers this many seconds.
 const RATE_SECONDS: usize = 60;
+/// A backlog that falls for a shorter time may be one second's jitter.
+const FALLING_FOR: Duration = Duration::from_secs(5);
+/// Growth is judged by means of so many samples.
+const NEAR: usize = 10;
 /// Quantiles cover the last one to two of these windows.
 const QUANTILE_WINDOW: Duration = Duration::from_secs(60);
 /// Significant digits of a quantile, in microseconds.
@@ -34,6 +38,7 @@ pub(super) struct Latency {
     /// Longest time from acceptance to acknowledgement since the start.
     max_lag: Duration,
     replicas: HashMap<Node, ReplicaLatency>,
+    last_sample: Option<Moment>,
 }
 
 impl Default for Latency {
@@ -47,6 +52,7 @@ impl Default for Latency {
             acks: AckMean::default(),
             max_lag: Duration::ZERO,
             replicas: HashMap::new(),
+            last_sample: None,
         }
     }
 }
@@ -71,11 +77,11 @@ impl Default for ReplicaLatency {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct CounterSample {
     at: Moment,
     accepted: u64,
-    left: u64,
+    pending: u64,
     delivered: u64,
     failed: u64,
 }
@@ -85,12 +91,25 @@ struct CounterSample {
 pub(super) struct Rate {
     /// Deliveries accepted, over the last minute.
     pub(super) accepted: f64,
-    /// Deliveries that left the backlog, over the last minute.
-    pub(super) left: f64,
+    /// Deliveries acknowledged, over the last minute.
+    pub(super) delivered: f64,
+    pub(super) trend: Trend,
     /// Deliveries acknowledged in the last second.
     pub(super) delivered_now: f64,
     /// Attempts that failed in the last second.
     pub(super) failed_now: f64,
+}
+
+/// How the backlog of a replica changed over the last minute, beyond the chance of arrivals.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Trend {
+    /// It neither falls nor grows, or nothing is known yet.
+    #[default]
+    Steady,
+    /// It has grown over the whole minute.
+    Grows,
+    /// It falls by so many acknowledged deliveries per second.
+    Falls(f64),
 }
 
 impl Latency {
@@ -131,16 +150,24 @@ impl Latency {
             let sample = CounterSample {
                 at: now,
                 accepted: counters.accepted,
-                left: counters.accepted.saturating_sub(counters.pending),
+                pending: counters.pending,
                 delivered: counters.delivered,
                 failed: counters.failed_attempts,
             };
             let samples = &mut self.replicas.entry(lane.node.clone()).or_default().samples;
+            // A new replica has counted from zero. At the first sample, its deliveries may be
+            // recovered ones, which did not arrive now.
+            if samples.is_empty()
+                && let Some(before) = self.last_sample
+            {
+                samples.push_back(CounterSample { at: before, ..CounterSample::default() });
+            }
             samples.push_back(sample);
             if samples.len() > RATE_SECONDS + 1 {
                 samples.pop_front();
             }
         }
+        self.last_sample = Some(now);
         self.replicas.retain(|_, replica| {
             if let Some(quantiles) = &mut replica.quantiles {
                 quantiles.rotate(now);
@@ -181,6 +208,17 @@ impl Latency {
     }
 }
 
+impl CounterSample {
+    fn time_since(&self, earlier: &Self) -> Duration {
+        self.at.since_start().saturating_sub(earlier.at.since_start())
+    }
+
+    /// A change of the backlog that can be chance: twice the standard deviation of arrivals.
+    fn noise_since(&self, earlier: &Self) -> u64 {
+        2 * self.accepted.saturating_sub(earlier.accepted).isqrt()
+    }
+}
+
 impl ReplicaLatency {
     fn acknowledged(&mut self, now: Moment, took: Duration) {
         if self.quantiles.is_none() {
@@ -201,7 +239,8 @@ impl ReplicaLatency {
         let before = samples.len().checked_sub(2).and_then(|at| samples.get(at)).unwrap_or(last);
         Rate {
             accepted: per_second(first, last, |sample| sample.accepted),
-            left: per_second(first, last, |sample| sample.left),
+            delivered: per_second(first, last, |sample| sample.delivered),
+            trend: trend(samples),
             delivered_now: per_second(before, last, |sample| sample.delivered),
             failed_now: per_second(before, last, |sample| sample.failed),
         }
@@ -214,9 +253,34 @@ fn per_second(
     last: &CounterSample,
     count: impl Fn(&CounterSample) -> u64,
 ) -> f64 {
-    let seconds = last.at.since_start().saturating_sub(first.at.since_start()).as_secs_f64();
+    let seconds = last.time_since(first).as_secs_f64();
     let counted = count(last).saturating_sub(count(first)) as f64;
     if seconds > 0.0 { counted / seconds } else { 0.0 }
+}
+
+fn trend(samples: &VecDeque<CounterSample>) -> Trend {
+    let (Some(first), Some(last)) = (samples.front(), samples.back()) else {
+        return Trend::Steady;
+    };
+    // From its last peak on. Before it, the replica may have been paused or failing.
+    let peak = samples.iter().max_by_key(|sample| sample.pending).unwrap_or(last);
+    let fallen = peak.pending.saturating_sub(last.pending);
+    if last.time_since(peak) >= FALLING_FOR && fallen > last.noise_since(peak) {
+        let delivered = per_second(peak, last, |sample| sample.delivered);
+        // Deliveries that are given up or superseded also leave the backlog.
+        let falls = per_second(peak, last, |sample| peak.pending - sample.pending).min(delivered);
+        return if falls > 0.0 { Trend::Falls(falls) } else { Trend::Steady };
+    }
+    if samples.len() <= RATE_SECONDS {
+        return Trend::Steady;
+    }
+    // In both halves: a burst of writes is not growth over a minute.
+    let [before, halfway, now] = [0, (RATE_SECONDS - NEAR) / 2, RATE_SECONDS - NEAR].map(|at| {
+        let near = samples.iter().skip(at).take(NEAR);
+        near.map(|sample| sample.pending).sum::<u64>() / NEAR as u64
+    });
+    let grows = before < halfway && halfway < now && now - before > last.noise_since(first);
+    if grows { Trend::Grows } else { Trend::Steady }
 }
 
 /// Times of acknowledged attempts in two windows, of which the older one is complete.
@@ -275,6 +339,71 @@ impl AckMean {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The rate after seconds with these backlogs, and so many arrivals in each.
+    fn rate_of(arrivals: u64, backlogs: impl IntoIterator<Item = u64>) -> Rate {
+        let mut replica = ReplicaLatency::default();
+        for (second, pending) in (0..).zip(backlogs) {
+            let at = Moment(0).after(Duration::from_secs(second));
+            let accepted = 100_000 + arrivals * second;
+            let delivered = accepted.saturating_sub(pending);
+            replica.samples.push_back(CounterSample {
+                at,
+                accepted,
+                pending,
+                delivered,
+                failed: 0,
+            });
+            if replica.samples.len() > RATE_SECONDS + 1 {
+                replica.samples.pop_front();
+            }
+        }
+        replica.rate()
+    }
+
+    #[test]
+    fn a_backlog_that_wavers_is_steady() {
+        let waver = |second: u64| 40 + second * 7919 % 11;
+        for seconds in 0..200 {
+            let rate = rate_of(20, (0..seconds).map(waver));
+            assert_eq!(rate.trend, Trend::Steady, "{seconds}");
+        }
+        assert_eq!(rate_of(0, [5; 100]).trend, Trend::Steady);
+    }
+
+    #[test]
+    fn a_backlog_grows_only_if_it_does_so_for_a_minute() {
+        for seconds in [1, 10, 60] {
+            assert_eq!(rate_of(20, (0..seconds).map(|s| s * 15)).trend, Trend::Steady);
+        }
+        let rate = rate_of(20, (0..61).map(|second| second * 15));
+        assert_eq!(rate.trend, Trend::Grows);
+        assert!((rate.delivered - 5.0).abs() < 1e-9, "{rate:?}");
+        let burst = (0..100).map(|second| if second < 97 { 3 } else { 1_000 });
+        assert_eq!(rate_of(20, burst).trend, Trend::Steady);
+    }
+
+    #[test]
+    fn a_backlog_falls_from_its_peak_at_the_rate_of_acknowledgements() {
+        let resumed =
+            |second: u64| if second < 90 { second * 20 } else { 1_800 - (second - 89) * 80 };
+        assert_eq!(rate_of(20, (0..93).map(resumed)).trend, Trend::Grows, "it may be one second's");
+        let Trend::Falls(falls) = rate_of(20, (0..100).map(resumed)).trend else { panic!() };
+        assert!((75.0..85.0).contains(&falls), "{falls}");
+    }
+
+    #[test]
+    fn deliveries_that_were_given_up_are_not_in_the_rate() {
+        let mut replica = ReplicaLatency::default();
+        for second in 0..60 {
+            let at = Moment(0).after(Duration::from_secs(second));
+            let pending = 600 - second * 10;
+            let sample = CounterSample { at, accepted: 600, pending, delivered: 0, failed: second };
+            replica.samples.push_back(sample);
+        }
+        let Rate { delivered, trend, .. } = replica.rate();
+        assert_eq!((delivered, trend), (0.0, Trend::Steady));
+    }
 
     #[test]
     fn the_mean_covers_the_last_thousand_attempts() {

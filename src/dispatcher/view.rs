@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::api;
-use crate::dispatcher::latency::Rate;
+use crate::dispatcher::latency::{Rate, Trend};
 use crate::engine::{BarrierView, DeliveryView, LaneView, LetterView, Moment, Now, TaskView};
 use crate::store::Header;
 use crate::task::{BreakerState, Node, TaskId, Timestamp};
@@ -106,7 +106,7 @@ pub(super) fn replica(
         dead_letter_bytes: lane.dead_letter_bytes,
         workers: lane.workers,
         rate_in: rate.accepted,
-        rate_out: rate.left,
+        rate_out: rate.delivered,
         latency_p50_seconds: p50.map(|p50| p50.as_secs_f64()),
         latency_p99_seconds: p99.map(|p99| p99.as_secs_f64()),
         last_error: lane
@@ -122,20 +122,19 @@ pub(super) fn replica(
 /// The trend of the backlog, and the seconds until it is drained.
 #[expect(clippy::cast_precision_loss, reason = "an estimate for people")]
 fn convergence(lane: &LaneView, rate: Rate) -> (api::Convergence, Option<f64>) {
-    let shrinks = rate.left - rate.accepted;
     let pending = lane.counters.pending;
-    match () {
-        () if lane.paused.is_some() => (api::Convergence::Paused, None),
-        () if pending == 0 => (api::Convergence::Drained, None),
-        () if shrinks > 0.0 => (api::Convergence::Draining, Some(pending as f64 / shrinks)),
-        // Fewer deliveries than settle in a second are in transit: such a backlog need not shrink.
-        () if lane.breaker == BreakerState::Closed
-            && rate.left > 0.0
-            && pending as f64 <= rate.left =>
-        {
-            (api::Convergence::Draining, Some(pending as f64 / rate.left))
+    match (rate.trend, lane.breaker) {
+        _ if lane.paused.is_some() => (api::Convergence::Paused, None),
+        _ if pending == 0 => (api::Convergence::Drained, None),
+        (Trend::Grows, _) if pending > lane.workers.into() => {
+            (api::Convergence::NotConverging, None)
         }
-        () => (api::Convergence::NotConverging, None),
+        (Trend::Falls(falls), BreakerState::Closed) => {
+            (api::Convergence::Draining, Some(pending as f64 / falls))
+        }
+        // While it recovers, its rate changes too much for an estimate.
+        (Trend::Falls(_), BreakerState::HalfOpen) => (api::Convergence::Draining, None),
+        _ => (api::Convergence::Steady, None),
     }
 }
 
@@ -203,6 +202,48 @@ pub(super) fn read_barrier_id(id: &str) -> Option<(TaskId, Vec<Node>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::Counters;
+
+    /// A replica with five workers.
+    fn lane(pending: u64, breaker: BreakerState) -> LaneView {
+        LaneView {
+            node: Node::parse("http://a").unwrap(),
+            counters: Counters { pending, ..Counters::default() },
+            in_flight: 0,
+            waiting: 0,
+            parked: 0,
+            pending_bytes: 0,
+            oldest: None,
+            oldest_since: None,
+            paused: None,
+            last_error: None,
+            breaker_since: None,
+            next_probe: None,
+            dead_letter_bytes: 0,
+            breaker,
+            workers: 5,
+        }
+    }
+
+    #[test]
+    fn only_a_falling_backlog_of_a_healthy_replica_has_an_end() {
+        use api::Convergence::{Drained, Draining, NotConverging, Paused, Steady};
+        let (healthy, recovering, failing) =
+            (BreakerState::Closed, BreakerState::HalfOpen, BreakerState::Open);
+        let after = |trend, lane: LaneView| {
+            convergence(&lane, Rate { trend, accepted: 7.0, delivered: 7.0, ..Rate::default() })
+        };
+        let falls = Trend::Falls(2.0);
+        assert_eq!(after(falls, lane(10, healthy)), (Draining, Some(5.0)));
+        assert_eq!(after(falls, lane(10, recovering)), (Draining, None));
+        assert_eq!(after(falls, lane(10, failing)), (Steady, None));
+        let paused = LaneView { paused: Some(Timestamp(1)), ..lane(10, healthy) };
+        assert_eq!(after(falls, paused), (Paused, None));
+        assert_eq!(after(falls, lane(0, healthy)), (Drained, None));
+        assert_eq!(after(Trend::Grows, lane(6, healthy)), (NotConverging, None));
+        assert_eq!(after(Trend::Grows, lane(5, healthy)), (Steady, None), "all are being sent");
+        assert_eq!(after(Trend::Steady, lane(500, healthy)), (Steady, None));
+    }
 
     #[test]
     fn a_barrier_is_read_back_from_its_id() {

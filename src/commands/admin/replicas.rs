@@ -162,9 +162,9 @@ pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> Stri
 
 fn drained(replica: &Replica) -> String {
     match (replica.convergence, replica.drained_in_seconds) {
-        (Convergence::Drained, _) => "-".to_owned(),
+        (Convergence::Drained | Convergence::Steady, _) => "-".to_owned(),
         (Convergence::Draining, Some(left)) => seconds(left),
-        (Convergence::Draining, None) => "soon".to_owned(),
+        (Convergence::Draining, None) => "draining".to_owned(),
         (Convergence::NotConverging, _) => "not converging".to_owned(),
         (Convergence::Paused, _) => "paused".to_owned(),
     }

@@ -29,6 +29,22 @@ async fn a_replica_is_shown_with_its_backlog_and_its_books() {
 }
 
 #[tokio::test]
+async fn a_replica_that_acknowledges_nothing_has_no_output_and_no_end() {
+    let daemon = Daemon::start(&["--max-retries", "0"]).await;
+    let dead = Replica::with(|_| Behaviour::Reset).await;
+    for key in ["a", "b", "c", "d"] {
+        daemon.accept(&set(key, "v", &[&dead])).await;
+    }
+    daemon.until_metric("permanent_failures", 4).await;
+    let shown = until(&daemon, &path_of(&dead), |shown| shown["dead_letters"] == 4).await;
+    assert_eq!((&shown["rate_out"], &shown["drained_in_seconds"]), (&json!(0.0), &Value::Null));
+    let good = Replica::start().await;
+    daemon.accept(&set("k", "v", &[&good])).await;
+    let shown = until(&daemon, &path_of(&good), |shown| shown["rate_out"] != 0.0).await;
+    assert_eq!(shown["convergence"], "drained");
+}
+
+#[tokio::test]
 async fn an_unknown_replica_is_a_404_and_an_invalid_address_a_400() {
     let daemon = Daemon::start(&[]).await;
     let unknown = "/v1/replicas/h%3A1";
