@@ -109,8 +109,8 @@ Exit codes:
   0  healthy
   1  no valid answer from the daemon
   2  invalid arguments
-  3  degraded, or a replica lags, is paused, is failing or has dead letters
-  4  unhealthy: the daemon accepts no writes";
+  3  attention: the queue is nearly full, or a replica lags, is paused, is failing or has dead letters
+  4  refusing: the daemon accepts no writes";
 
 const BARRIER_EXIT_CODES: &str = "\
 Exit codes:

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::engine::{LaneView, Levels};
 use crate::store::Stats;
-use crate::task::{BreakerState, Counters};
+use crate::task::Counters;
 
 mod counts;
 mod histogram;
@@ -304,16 +304,6 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         "Maximum concurrent deliveries to the replica: --workers, or the current limit of auto.",
         |r| r.lane.workers.into(),
     ),
-    (
-        "replicator_replica_breaker_state",
-        Gauge,
-        "State of the breaker of the replica: 0 closed, 1 half open, 2 open.",
-        |r| match r.lane.breaker {
-            BreakerState::Closed => 0,
-            BreakerState::HalfOpen => 1,
-            BreakerState::Open => 2,
-        },
-    ),
     ("replicator_deliveries_pending", Gauge, "Deliveries not settled yet.", |r| {
         r.lane.counters.pending
     }),
@@ -335,9 +325,6 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         "Bytes charged for the tasks of the pending deliveries.",
         |r| r.lane.pending_bytes,
     ),
-    ("replicator_replica_paused", Gauge, "1 while the replica is paused by an operator.", |r| {
-        r.lane.paused.is_some().into()
-    }),
     (
         "replicator_deliveries_unaccounted",
         Gauge,
@@ -345,6 +332,10 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         |r| r.lane.counters.unaccounted(),
     ),
 ];
+
+/// 1 for the state of a replica and 0 for the others, with the label `state`.
+const STATE: (&str, &str) =
+    ("replicator_replica_state", "1 for the state that the replica is in, 0 for each other one.");
 
 /// Separate from [`REPLICA_METRICS`] because it is not an integer.
 const LAG: (&str, &str, fn(&ReplicaSnapshot) -> f64) =
@@ -397,7 +388,7 @@ pub fn to_prometheus(snapshot: &Snapshot) -> prometheus::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::Node;
+    use crate::task::{BreakerState, Node};
 
     fn snapshot() -> Snapshot {
         let counters = Counters { accepted: 7, delivered: 5, pending: 2, ..Counters::default() };

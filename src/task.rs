@@ -25,7 +25,7 @@ mod uptime;
 pub use client::Client;
 pub use moment::{Moment, Now, Since};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};
-pub use state::{BreakerState, Counters, DeliveryState, TaskChange};
+pub use state::{BreakerState, Counters, DeliveryState, ReplicaState, TaskChange};
 pub use uptime::{ClockStep, Uptime};
 
 /// The position of a task in the order of acceptance. It only grows, across restarts too.

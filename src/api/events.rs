@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::task::{BreakerState, TaskChange};
+use crate::task::{ReplicaState, TaskChange};
 
 /// A change of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -21,8 +21,12 @@ pub struct TaskEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplicaChange {
-    BreakerOpened,
-    BreakerClosed,
+    /// Its breaker opened.
+    Failing,
+    /// A probe succeeded.
+    Recovering,
+    /// Its load is no longer limited after an outage.
+    Healthy,
     Paused,
     Resumed,
     /// Everything for it was discarded.
@@ -44,8 +48,7 @@ pub struct ReplicaEvent {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ReplicaFigures {
     pub replica: String,
-    pub breaker: BreakerState,
-    pub paused: bool,
+    pub state: ReplicaState,
     /// Unsettled deliveries.
     pub backlog_tasks: u64,
     /// Age of the oldest unsettled delivery.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::task::{BreakerState, Counters};
+use crate::task::{Counters, ReplicaState};
 
 /// Trend of the backlog over the last minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -35,12 +35,10 @@ pub struct Replica {
     pub replica: String,
     /// Former addresses.
     pub renamed_from: Vec<String>,
-    /// When an operator paused it; `null` if it is not paused.
-    pub paused_since: Option<String>,
-    pub breaker: BreakerState,
-    /// When the breaker entered this state; `null` if it has not changed since the start.
-    pub breaker_since: Option<String>,
-    /// Earliest time of the next probe, while the breaker is open.
+    pub state: ReplicaState,
+    /// When it entered this state; `null` if the state has not changed since the start.
+    pub state_since: Option<String>,
+    /// Earliest time of the next probe, while it is failing.
     pub next_probe_at: Option<String>,
     /// Unsettled deliveries without dead letters.
     pub backlog_tasks: u64,
@@ -90,8 +88,8 @@ pub struct ReplicaPage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Probed {
     pub replica: String,
-    /// State of the breaker after the call.
-    pub breaker: BreakerState,
+    /// State of the replica after the call.
+    pub state: ReplicaState,
     /// A delivery is being sent as the probe.
     pub probing: bool,
     /// Why no probe was sent.

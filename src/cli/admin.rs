@@ -51,7 +51,7 @@ pub struct AskArgs {
 
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Report a replica as degraded if its oldest unsettled delivery is older than this
+    /// Report a replica as a problem if its oldest unsettled delivery is older than this
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration)]
     pub max_lag: Duration,
 
@@ -78,7 +78,7 @@ pub enum ReplicasCommand {
     Pause(NodeArgs),
     /// Resume sending to a paused replica
     Resume(NodeArgs),
-    /// Send the next delivery to a replica with an open breaker now
+    /// Send the next delivery to a failing replica now
     Probe(NodeArgs),
     /// Discard all pending deliveries and dead letters of a replica
     ///

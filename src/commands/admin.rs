@@ -38,7 +38,7 @@ enum CommandOutcome {
     Failed = 1,
     /// `--yes` is missing.
     Unconfirmed = 2,
-    /// Degraded, not reached in time, or cancelled.
+    /// Something needs attention, was not reached in time, or cancelled.
     Incomplete = 3,
     /// The daemon accepts no writes.
     Unhealthy = 4,

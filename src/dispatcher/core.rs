@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
-use crate::api;
 use crate::clock::Clock;
 use crate::dispatcher::admin::PendingAdmin;
 use crate::dispatcher::attempt::Attempts;
@@ -218,11 +217,7 @@ impl Core {
                     self.observed.throttle.log(moment, &node, event);
                 }
                 EngineAction::Breaker { node, error } => {
-                    let (change, detail) = match &error {
-                        Some(error) => (api::ReplicaChange::BreakerOpened, Some(error.to_string())),
-                        None => (api::ReplicaChange::BreakerClosed, None),
-                    };
-                    self.observed.publish_replica(now, &node, change, detail);
+                    self.observed.breaker_changed(now, &node, error.as_deref());
                     let event = ThrottledEvent::Breaker { error };
                     self.observed.throttle.log(moment, &node, event);
                 }
@@ -245,6 +240,7 @@ impl Core {
     fn tick_second(&mut self, now: Now, watched: bool) {
         let lanes: Vec<_> = self.engine.lanes().collect();
         self.observed.latency.sample(now.moment, &lanes);
+        self.observed.publish_recovered(now, &lanes);
         if matches!(*self.health.borrow(), Health::Stalled { .. }) {
             // Room comes through the store.
             self.refuse_waiting();

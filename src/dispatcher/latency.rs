@@ -19,7 +19,7 @@ use crate::task::{Node, Verdict};
 const RATE_SECONDS: usize = 60;
 /// A backlog that falls for a shorter time may be one second's jitter.
 const FALLING_FOR: Duration = Duration::from_secs(5);
-/// Growth is judged by means of so many samples.
+/// Growth is judged by means of this many samples.
 const NEAR: usize = 10;
 /// Quantiles cover the last one to two of these windows.
 const QUANTILE_WINDOW: Duration = Duration::from_secs(60);
@@ -108,7 +108,7 @@ pub(super) enum Trend {
     Steady,
     /// It has grown over the whole minute.
     Grows,
-    /// It falls by so many acknowledged deliveries per second.
+    /// It falls, by this number of acknowledged deliveries per second.
     Falls(f64),
 }
 
@@ -340,7 +340,7 @@ impl AckMean {
 mod tests {
     use super::*;
 
-    /// The rate after seconds with these backlogs, and so many arrivals in each.
+    /// The rate after seconds with these backlogs and the same number of arrivals in each.
     fn rate_of(arrivals: u64, backlogs: impl IntoIterator<Item = u64>) -> Rate {
         let mut replica = ReplicaLatency::default();
         for (second, pending) in (0..).zip(backlogs) {

@@ -9,7 +9,7 @@ use crate::api;
 use crate::dispatcher::latency::{Rate, Trend};
 use crate::engine::{BarrierView, DeliveryView, LaneView, LetterView, Moment, Now, TaskView};
 use crate::store::Header;
-use crate::task::{BreakerState, Node, TaskId, Timestamp};
+use crate::task::{Node, ReplicaState, TaskId, Timestamp};
 
 pub(super) fn time(at: Timestamp) -> String {
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_nanos(at.0)).to_string()
@@ -91,10 +91,12 @@ pub(super) fn replica(
     api::Replica {
         replica: lane.node.to_string(),
         renamed_from,
-        paused_since: lane.paused.map(time),
-        breaker: lane.breaker,
-        breaker_since: lane.breaker_since.map(time),
-        next_probe_at: lane.next_probe.map(|at| to_come(at, now)),
+        state: lane.state(),
+        state_since: lane.state_since().map(time),
+        next_probe_at: lane
+            .next_probe
+            .filter(|_| lane.state() == ReplicaState::Failing)
+            .map(|at| to_come(at, now)),
         backlog_tasks: lane.counters.pending,
         backlog_bytes: lane.pending_bytes,
         oldest_accepted_at: lane.oldest.map(time),
@@ -123,17 +125,17 @@ pub(super) fn replica(
 #[expect(clippy::cast_precision_loss, reason = "an estimate for people")]
 fn convergence(lane: &LaneView, rate: Rate) -> (api::Convergence, Option<f64>) {
     let pending = lane.counters.pending;
-    match (rate.trend, lane.breaker) {
-        _ if lane.paused.is_some() => (api::Convergence::Paused, None),
+    match (rate.trend, lane.state()) {
+        (_, ReplicaState::Paused) => (api::Convergence::Paused, None),
         _ if pending == 0 => (api::Convergence::Drained, None),
         (Trend::Grows, _) if pending > lane.workers.into() => {
             (api::Convergence::NotConverging, None)
         }
-        (Trend::Falls(falls), BreakerState::Closed) => {
+        (Trend::Falls(falls), ReplicaState::Healthy) => {
             (api::Convergence::Draining, Some(pending as f64 / falls))
         }
         // While it recovers, its rate changes too much for an estimate.
-        (Trend::Falls(_), BreakerState::HalfOpen) => (api::Convergence::Draining, None),
+        (Trend::Falls(_), ReplicaState::Recovering) => (api::Convergence::Draining, None),
         _ => (api::Convergence::Steady, None),
     }
 }
@@ -141,8 +143,7 @@ fn convergence(lane: &LaneView, rate: Rate) -> (api::Convergence, Option<f64>) {
 pub(super) fn replica_figures(lane: &LaneView, rate: Rate, now: Now) -> api::ReplicaFigures {
     api::ReplicaFigures {
         replica: lane.node.to_string(),
-        breaker: lane.breaker,
-        paused: lane.paused.is_some(),
+        state: lane.state(),
         backlog_tasks: lane.counters.pending,
         lag_seconds: lag(lane, now),
         in_flight: lane.in_flight,
@@ -202,7 +203,7 @@ pub(super) fn read_barrier_id(id: &str) -> Option<(TaskId, Vec<Node>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::Counters;
+    use crate::task::{BreakerState, Counters};
 
     /// A replica with five workers.
     fn lane(pending: u64, breaker: BreakerState) -> LaneView {

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::engine::{KeyId, Moment, Reservation, Since, Workers};
 use crate::task::{
     BreakerState, Cause, Client, Counters, DeadLetter, DeliveryId, DeliveryState, Node, Obstacle,
-    Partition, Progress, ReplicaIndex, TaskChange, TaskId, Timestamp,
+    Partition, Progress, ReplicaIndex, ReplicaState, TaskChange, TaskId, Timestamp,
 };
 
 /// Charged for each task on top of key and value: its row on disk, its entry in memory.
@@ -223,6 +223,17 @@ pub struct LaneView {
     pub breaker: BreakerState,
     /// Its current limit of concurrent deliveries.
     pub workers: u32,
+}
+
+impl LaneView {
+    pub fn state(&self) -> ReplicaState {
+        ReplicaState::of(self.paused.is_some(), self.breaker)
+    }
+
+    /// When the replica entered its state; `None` if it has not changed since the start.
+    pub fn state_since(&self) -> Option<Timestamp> {
+        self.paused.or(self.breaker_since)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,45 +5,53 @@ use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::{
     Counter, Gauge, HISTOGRAMS, Histogram, LABELLED, LAG, METRICS, MetricKind, PROCESS_METRICS,
-    REPLICA_HISTOGRAMS, REPLICA_METRICS, Snapshot,
+    REPLICA_HISTOGRAMS, REPLICA_METRICS, STATE, Snapshot,
 };
+use crate::task::ReplicaState;
 
 /// Renders all families except empty ones.
 pub(super) fn page(snapshot: &Snapshot) -> prometheus::Result<String> {
     let mut families = vec![build()];
     for &(name, kind, help, figure) in METRICS {
-        families.push(family(name, kind, help, [(None, figure(snapshot))]));
+        families.push(family(name, kind, help, [([], figure(snapshot))]));
     }
     for &(name, label, help, figures) in LABELLED {
         let figures = figures(snapshot).iter();
-        let figures = figures.map(|&(value, count)| (Some((label, value)), exact(count)));
+        let figures = figures.map(|&(value, count)| ([(label, value)], exact(count)));
         families.push(family(name, Counter, help, figures));
     }
     for &(name, help, histogram) in HISTOGRAMS {
-        families.push(histograms(name, help, [(None, histogram(snapshot))]));
+        families.push(histograms(name, help, [([], histogram(snapshot))]));
     }
     let replicas = || snapshot.replicas.iter();
     for &(name, kind, help, figure) in REPLICA_METRICS {
-        let figures =
-            replicas().map(|r| (Some(("replica", r.lane.node.as_str())), exact(figure(r))));
+        let figures = replicas().map(|r| ([("replica", r.lane.node.as_str())], exact(figure(r))));
         families.push(family(name, kind, help, figures));
     }
+    let (name, help) = STATE;
+    let states = replicas().flat_map(|r| {
+        ReplicaState::ALL.map(|state| {
+            let labels = [("replica", r.lane.node.as_str()), ("state", state.as_str())];
+            (labels, f64::from(u8::from(r.lane.state() == state)))
+        })
+    });
+    families.push(family(name, Gauge, help, states));
     let (name, help, lag) = LAG;
-    let lags = replicas().map(|r| (Some(("replica", r.lane.node.as_str())), lag(r)));
+    let lags = replicas().map(|r| ([("replica", r.lane.node.as_str())], lag(r)));
     families.push(family(name, Gauge, help, lags));
     for &(name, help, histogram) in REPLICA_HISTOGRAMS {
-        let figures = replicas().map(|r| (Some(("replica", r.lane.node.as_str())), histogram(r)));
+        let figures = replicas().map(|r| ([("replica", r.lane.node.as_str())], histogram(r)));
         families.push(histograms(name, help, figures));
     }
     for &(name, kind, help, figure) in PROCESS_METRICS {
         let figure = snapshot.process.as_ref().and_then(figure);
-        families.push(family(name, kind, help, figure.map(|figure| (None, figure))));
+        families.push(family(name, kind, help, figure.map(|figure| ([], figure))));
     }
     families.retain(|family| !family.get_metric().is_empty());
     TextEncoder::new().encode_to_string(&families)
 }
 
-type Label<'a> = Option<(&'a str, &'a str)>;
+type Labels<'a, const N: usize> = [(&'a str, &'a str); N];
 
 #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, which no figure reaches")]
 fn exact(figure: u64) -> f64 {
@@ -51,7 +59,7 @@ fn exact(figure: u64) -> f64 {
 }
 
 fn build() -> MetricFamily {
-    let version = Some(("version", env!("CARGO_PKG_VERSION")));
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
     family(
         "replicator_build_info",
         Gauge,
@@ -60,14 +68,14 @@ fn build() -> MetricFamily {
     )
 }
 
-fn family<'a>(
+fn family<'a, const N: usize>(
     name: &str,
     kind: MetricKind,
     help: &str,
-    figures: impl IntoIterator<Item = (Label<'a>, f64)>,
+    figures: impl IntoIterator<Item = (Labels<'a, N>, f64)>,
 ) -> MetricFamily {
-    let metrics = figures.into_iter().map(|(label, figure)| {
-        let mut metric = labelled(label);
+    let metrics = figures.into_iter().map(|(labels, figure)| {
+        let mut metric = labelled(labels);
         match kind {
             Counter => {
                 let mut counter = proto::Counter::default();
@@ -89,12 +97,12 @@ fn family<'a>(
     named(name, kind, help, metrics.collect())
 }
 
-fn histograms<'a>(
+fn histograms<'a, const N: usize>(
     name: &str,
     help: &str,
-    figures: impl IntoIterator<Item = (Label<'a>, &'a Histogram)>,
+    figures: impl IntoIterator<Item = (Labels<'a, N>, &'a Histogram)>,
 ) -> MetricFamily {
-    let metrics = figures.into_iter().map(|(label, figures)| {
+    let metrics = figures.into_iter().map(|(labels, figures)| {
         let buckets = figures.cumulative().map(|(bound, count)| {
             let mut bucket = proto::Bucket::default();
             bucket.set_upper_bound(bound);
@@ -105,15 +113,15 @@ fn histograms<'a>(
         histogram.set_bucket(buckets.collect());
         histogram.set_sample_count(figures.count());
         histogram.set_sample_sum(figures.sum());
-        let mut metric = labelled(label);
+        let mut metric = labelled(labels);
         metric.set_histogram(histogram);
         metric
     });
     named(name, MetricType::HISTOGRAM, help, metrics.collect())
 }
 
-fn labelled(label: Label<'_>) -> proto::Metric {
-    let pairs = label.into_iter().map(|(name, value)| {
+fn labelled<const N: usize>(labels: Labels<'_, N>) -> proto::Metric {
+    let pairs = labels.into_iter().map(|(name, value)| {
         let mut pair = LabelPair::default();
         pair.set_name(name.to_owned());
         pair.set_value(value.to_owned());

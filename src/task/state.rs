@@ -24,16 +24,51 @@ pub enum DeliveryState {
     Discarded,
 }
 
-/// State of the circuit breaker of a replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
+/// State of the circuit breaker of a replica. Operators see [`ReplicaState`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
-    /// Deliveries are sent.
     Closed,
-    /// The replica responds again; its load grows step by step.
     HalfOpen,
-    /// Only probes are sent.
     Open,
+}
+
+/// State of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaState {
+    /// Its breaker is open: only probes are sent.
+    Failing,
+    /// A probe succeeded; its load grows step by step.
+    Recovering,
+    /// An operator paused it: nothing is sent.
+    Paused,
+    /// Deliveries are sent.
+    Healthy,
+}
+
+impl ReplicaState {
+    /// The worst first.
+    pub const ALL: [Self; 4] = [Self::Failing, Self::Recovering, Self::Paused, Self::Healthy];
+
+    #[must_use]
+    pub fn of(paused: bool, breaker: BreakerState) -> Self {
+        match breaker {
+            _ if paused => Self::Paused,
+            BreakerState::Closed => Self::Healthy,
+            BreakerState::HalfOpen => Self::Recovering,
+            BreakerState::Open => Self::Failing,
+        }
+    }
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failing => "failing",
+            Self::Recovering => "recovering",
+            Self::Paused => "paused",
+            Self::Healthy => "healthy",
+        }
+    }
 }
 
 /// Change of a task or of one of its deliveries.

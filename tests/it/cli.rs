@@ -54,19 +54,19 @@ async fn the_exit_code_of_status_reports_the_state() {
     up.until_holds("a", "value").await;
     daemon.until_drained().await;
     let printed = run(&daemon, "status", 0).await;
-    assert!(printed.starts_with("healthy  ") && printed.contains(&up.url()), "{printed}");
+    assert!(printed.starts_with("ok  ") && printed.contains(&up.url()), "{printed}");
 
     down.behave(|_| Behaviour::Reset);
     daemon.accept(&set("a", "value", &[&down])).await;
     wait_until("its breaker is open", || async {
         let (_, page) = daemon.get("/v1/replicas").await;
         let replicas = page["replicas"].as_array().unwrap();
-        replicas.iter().any(|replica| replica["breaker"] == "open").then_some(())
+        replicas.iter().any(|replica| replica["state"] == "failing").then_some(())
     })
     .await;
     let printed = run(&daemon, "status", 3).await;
     assert!(printed.contains(&format!("! {}: failing", down.url())), "{printed}");
-    assert_eq!(json(&daemon, "status", 3).await["status"], "degraded");
+    assert_eq!(json(&daemon, "status", 3).await["state"], "attention");
 
     daemon.kill();
     // Bound but not listening, so that no other process gets the port.

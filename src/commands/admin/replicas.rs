@@ -8,7 +8,7 @@ use super::text::{Table, age, bytes, cell, clean, count, facts, latency, rate, s
 use super::{CommandError, CommandOutcome, text};
 use crate::api::{Convergence, Forgotten, Probed, Rename, Replica, ReplicaPage};
 use crate::cli::admin::{ForgetArgs, ReplicasArgs, ReplicasCommand};
-use crate::task::{BreakerState, Node, Timestamp};
+use crate::task::{Node, Timestamp};
 
 const NO_BODY: Option<&()> = None;
 
@@ -121,15 +121,6 @@ fn path<'a>(node: &'a Node, verb: Option<&'a str>) -> Vec<&'a str> {
     ["v1", "replicas", node.as_str()].into_iter().chain(verb).collect()
 }
 
-pub(super) fn state(paused: bool, breaker: BreakerState) -> &'static str {
-    match breaker {
-        _ if paused => "paused",
-        BreakerState::Closed => "healthy",
-        BreakerState::HalfOpen => "recovering",
-        BreakerState::Open => "failing",
-    }
-}
-
 pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> String {
     let mut table = Table::new(&[
         "REPLICA",
@@ -146,7 +137,7 @@ pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> Stri
     for replica in replicas {
         table.row([
             cell(&replica.replica),
-            state(replica.paused_since.is_some(), replica.breaker).to_owned(),
+            replica.state.as_str().to_owned(),
             replica.backlog_tasks.to_string(),
             bytes(replica.backlog_bytes),
             seconds(replica.lag_seconds),
@@ -178,19 +169,11 @@ fn details(replica: &Replica, now: Timestamp) -> String {
     if !replica.renamed_from.is_empty() {
         lines.push(("renamed from", replica.renamed_from.join(", ")));
     }
-    let paused = replica.paused_since.is_some();
-    let state = state(paused, replica.breaker);
-    lines.push(("state", format!("{state}{}", duration(&replica.paused_since))));
-    let breaker = match replica.breaker {
-        BreakerState::Closed => "closed",
-        BreakerState::HalfOpen => "half open",
-        BreakerState::Open => "open",
-    };
-    let mut breaker = format!("{breaker}{}", duration(&replica.breaker_since));
+    let mut state = format!("{}{}", replica.state.as_str(), duration(&replica.state_since));
     if let Some(probe) = &replica.next_probe_at {
-        breaker = format!("{breaker}, {}", text::probe(probe, now));
+        state = format!("{state}, {}", text::probe(probe, now));
     }
-    lines.push(("breaker", breaker));
+    lines.push(("state", state));
     lines.push((
         "backlog",
         format!(

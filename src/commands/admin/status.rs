@@ -11,7 +11,7 @@ use super::text::{age, bytes, clean, count, seconds};
 use super::{CommandError, CommandOutcome, replicas, text};
 use crate::api::{Convergence, Replica, ReplicaPage};
 use crate::cli::admin::StatusArgs;
-use crate::task::{BreakerState, Timestamp};
+use crate::task::{ReplicaState, Timestamp};
 
 #[derive(Deserialize)]
 struct HealthAnswer {
@@ -61,24 +61,25 @@ pub(super) async fn run(
         }));
         problems.dedup();
     }
-    let unhealthy = answers.not_ready.is_some() || health.status == "unhealthy";
+    let refusing = answers.not_ready.is_some() || health.status == "unhealthy";
     problems.extend(page.replicas.iter().filter_map(|replica| problem(replica, args.max_lag, now)));
-    let (outcome, severity, status) = match problems.as_slice() {
-        _ if unhealthy => (CommandOutcome::Unhealthy, Severity::Error, "unhealthy"),
-        [] => (CommandOutcome::Done, Severity::Ok, "healthy"),
-        _ => (CommandOutcome::Incomplete, Severity::Warning, "degraded"),
+    // Not the words of `/health`, which knows only the queue, the disk and the store.
+    let (outcome, severity, state) = match problems.as_slice() {
+        _ if refusing => (CommandOutcome::Unhealthy, Severity::Error, "refusing"),
+        [] => (CommandOutcome::Done, Severity::Ok, "ok"),
+        _ => (CommandOutcome::Incomplete, Severity::Warning, "attention"),
     };
     if args.ask.json {
         screen.json(&json!({
-            "status": status, "problems": problems, "health": answers.health,
+            "state": state, "problems": problems, "health": answers.health,
             "figures": answers.figures,
             "replicas": answers.replicas.get("replicas").cloned().unwrap_or_default(),
         }))?;
         return Ok(outcome);
     }
-    let mut text = format!("{}  {}\n", screen.paint(severity, status), client.url());
+    let mut text = format!("{}  {}\n", screen.paint(severity, state), client.url());
     for problem in &problems {
-        let mark = screen.paint(if unhealthy { Severity::Error } else { Severity::Warning }, "!");
+        let mark = screen.paint(if refusing { Severity::Error } else { Severity::Warning }, "!");
         text = format!("{text}{mark} {}\n", clean(problem));
     }
     if !answers.figures.is_null() {
@@ -135,18 +136,10 @@ fn problem(replica: &Replica, max_lag: Duration, now: Timestamp) -> Option<Strin
         Some(moment) => format!(" for {}", age(moment, now)),
         None => String::new(),
     };
-    if replica.paused_since.is_some() {
-        parts.push(format!("paused{}", since(&replica.paused_since)));
+    if replica.state != ReplicaState::Healthy {
+        parts.push(format!("{}{}", replica.state.as_str(), since(&replica.state_since)));
     }
-    match replica.breaker {
-        BreakerState::Closed => {}
-        BreakerState::HalfOpen => parts.push("recovering".to_owned()),
-        BreakerState::Open => {
-            parts.push(format!("failing{}", since(&replica.breaker_since)));
-            let probe = replica.next_probe_at.as_ref();
-            parts.extend(probe.map(|moment| text::probe(moment, now)));
-        }
-    }
+    parts.extend(replica.next_probe_at.as_ref().map(|moment| text::probe(moment, now)));
     if replica.lag_seconds > max_lag.as_secs_f64() {
         parts.push(format!("behind by {}", seconds(replica.lag_seconds)));
         parts.extend(match (replica.convergence, replica.drained_in_seconds) {
@@ -165,7 +158,7 @@ fn problem(replica: &Replica, max_lag: Duration, now: Timestamp) -> Option<Strin
         return None;
     }
     let mut text = format!("{}: {}", replica.replica, parts.join(", "));
-    if replica.breaker != BreakerState::Closed
+    if matches!(replica.state, ReplicaState::Failing | ReplicaState::Recovering)
         && let Some(last) = &replica.last_error
     {
         text = format!("{text}: {}", last.error);

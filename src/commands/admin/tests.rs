@@ -184,8 +184,8 @@ fn figures() -> Value {
 /// A replica as in the API, with `changes` applied.
 pub(super) fn replica(name: &str, changes: &Value) -> Value {
     let mut replica = json!({
-        "replica": name, "renamed_from": [], "paused_since": null, "breaker": "closed",
-        "breaker_since": null, "next_probe_at": null, "backlog_tasks": 0, "backlog_bytes": 0,
+        "replica": name, "renamed_from": [], "state": "healthy",
+        "state_since": null, "next_probe_at": null, "backlog_tasks": 0, "backlog_bytes": 0,
         "oldest_accepted_at": null, "lag_seconds": 0.0, "in_flight": 0, "retrying": 0, "parked": 0,
         "dead_letters": 0, "dead_letter_bytes": 0, "workers": 5, "rate_in": 12.5, "rate_out": 12.5,
         "latency_p50_seconds": 0.002, "latency_p99_seconds": 0.0215, "last_error": null,
@@ -206,7 +206,7 @@ fn down() -> Value {
     replica(
         "http://b:8082",
         &json!({
-            "breaker": "open", "breaker_since": "2025-12-31T23:56:48.000Z",
+            "state": "failing", "state_since": "2025-12-31T23:56:48.000Z",
             "next_probe_at": "2026-01-01T00:00:12.000Z", "backlog_tasks": 120,
             "lag_seconds": 192.0, "dead_letters": 4, "convergence": "not_converging",
             "last_error": { "error": "cannot connect: refused", "at": "2025-12-31T23:59:59.000Z" },
@@ -235,7 +235,7 @@ async fn a_healthy_daemon_is_summarised_in_a_few_lines() {
     let ready = json!({ "status": "ready" });
     let ran = run("status", of_status(200, health("healthy"), ready, &[well])).await;
     let out = ran.is(CommandOutcome::Done);
-    assert!(out.starts_with("healthy  http://127.0.0.1:"), "{out}");
+    assert!(out.starts_with("ok  http://127.0.0.1:"), "{out}");
     let totals = "queue 12 of 1000 tasks, 2.0 KiB; retrying 3 of 500; 4 dead letters; store 1.0 MiB, 1.0 GiB free";
     assert_eq!(out.lines().nth(1), Some(totals));
     let table: Vec<_> = out.lines().skip(3).collect();
@@ -255,7 +255,7 @@ async fn problems_come_first_and_set_the_exit_code() {
     let steps = of_status(200, health("healthy"), ready.clone(), &[well.clone(), down()]);
     let ran = run("status", steps).await;
     let out = ran.is(CommandOutcome::Incomplete);
-    assert!(out.starts_with("degraded  "), "{out}");
+    assert!(out.starts_with("attention  "), "{out}");
     assert_eq!(
         out.lines().nth(1),
         Some(
@@ -287,7 +287,7 @@ async fn problems_come_first_and_set_the_exit_code() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_accepts_no_writes_is_unhealthy_whatever_else_it_answers() {
+async fn a_daemon_that_accepts_no_writes_is_refusing_whatever_else_it_answers() {
     let error = json!({ "status": "not ready", "error": "the replicator is shutting down" });
     let ran = run("status", of_status(200, health("healthy"), error.clone(), &[])).await;
     let out = ran.is(CommandOutcome::Unhealthy);
@@ -299,7 +299,7 @@ async fn a_daemon_that_accepts_no_writes_is_unhealthy_whatever_else_it_answers()
     }
     let ran = run("status --json", steps).await;
     let out: Value = serde_json::from_str(ran.is(CommandOutcome::Unhealthy)).unwrap();
-    assert_eq!((&out["status"], &out["replicas"]), (&json!("unhealthy"), &Value::Null));
+    assert_eq!((&out["state"], &out["replicas"]), (&json!("refusing"), &Value::Null));
 }
 
 #[tokio::test]
@@ -365,7 +365,7 @@ async fn a_replica_is_one_path_segment() {
     assert_eq!(ran.seen[0].1, "{\"to\":\"http://c:1\"}");
 
     let probed = json!({
-        "replica": "http://b", "breaker": "closed", "probing": false, "reason": "nothing is due",
+        "replica": "http://b", "state": "healthy", "probing": false, "reason": "nothing is due",
     });
     let ran = run("replicas probe b", steps("POST /v1/replicas/http:%2F%2Fb/probe", probed)).await;
     assert_eq!(ran.is(CommandOutcome::Failed), "not probing http://b: nothing is due\n");
@@ -378,8 +378,7 @@ async fn show_prints_all_details_of_a_replica() {
             .await;
     let out = ran.is(CommandOutcome::Done);
     for line in [
-        "state         failing",
-        "breaker       open for 3m12s, next probe in 12s",
+        "state         failing for 3m12s, next probe in 12s",
         "backlog       120 tasks, 0 B: 0 in flight, 0 retrying, 0 parked",
         "last error    1s ago: cannot connect: refused",
         "books         10 accepted = 9 delivered + 1 superseded + 0 dead + 0 discarded + 0 pending",
@@ -387,11 +386,13 @@ async fn show_prints_all_details_of_a_replica() {
         assert!(out.lines().any(|printed| printed == line), "{line}\n{out}");
     }
     let mut paused = down();
-    paused["paused_since"] = json!("2025-12-31T23:58:00.000Z");
+    paused["state"] = json!("paused");
+    paused["state_since"] = json!("2025-12-31T23:58:00.000Z");
+    paused["next_probe_at"] = Value::Null;
     let step = step("GET /v1/replicas/http:%2F%2Fb:8082", 200, paused);
     let ran = run("replicas show b:8082", vec![step]).await;
     let out = ran.is(CommandOutcome::Done);
-    assert!(out.contains("\nstate         paused for 2m\nbreaker       open for"), "{out}");
+    assert!(out.contains("\nstate         paused for 2m\nbacklog "), "{out}");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use crate::api;
 use crate::dispatcher::messages::{AdminError, AdminReply, ReplicaRequest, Request};
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{ForgetCounts, Now, ProbeState, RenameError};
-use crate::task::{BreakerState, Node};
+use crate::task::{Node, ReplicaState};
 
 /// A replica that is being forgotten, and the operator that waits for it.
 #[derive(Debug)]
@@ -120,18 +120,19 @@ impl Core {
         let node = self.resolve_for_admin(node);
         let is_paused = self.engine.lanes().any(|lane| lane.node == node && lane.paused.is_some());
         let ProbeState { probing, breaker } = self.engine.probe(now, &node)?;
-        let reason = match (probing, breaker) {
-            (true, _) => None,
-            (false, _) if is_paused => Some("it is paused"),
-            (false, _) if self.engine.is_forgetting(&node) => Some("it is being forgotten"),
-            (false, BreakerState::Open) => {
+        let state = ReplicaState::of(is_paused, breaker);
+        let reason = match state {
+            _ if probing => None,
+            ReplicaState::Paused => Some("it is paused"),
+            _ if self.engine.is_forgetting(&node) => Some("it is being forgotten"),
+            ReplicaState::Failing => {
                 Some("it has no delivery that can be sent now; its next write is the probe")
             }
-            (false, _) => Some("the breaker is not open"),
+            ReplicaState::Recovering | ReplicaState::Healthy => Some("it is not failing"),
         };
         Some(api::Probed {
             replica: node.to_string(),
-            breaker,
+            state,
             probing,
             reason: reason.map(str::to_owned),
         })

@@ -1,5 +1,6 @@
 //! What operators see: metrics, log lines, the event stream, and the history of settled tasks.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Core;
@@ -12,7 +13,7 @@ use crate::dispatcher::view;
 use crate::engine::{LaneView, Moment, Now, TaskView};
 use crate::metrics::{Counts, Snapshot};
 use crate::store::Header;
-use crate::task::{Node, Task, TaskChange, TaskId};
+use crate::task::{BreakerState, Node, Task, TaskChange, TaskId};
 
 pub(crate) struct Observability {
     /// Shared with the server.
@@ -27,6 +28,8 @@ pub(crate) struct Observability {
     pub(super) last_sent: Option<Arc<Task>>,
     /// The newest task at the time of the last figures.
     last_figures: (TaskId, Moment),
+    /// Replicas that had a successful probe and are not healthy yet.
+    recovering: HashSet<Node>,
 }
 
 impl Observability {
@@ -46,6 +49,7 @@ impl Observability {
             throttle: LogThrottle::default(),
             last_sent: None,
             last_figures,
+            recovering: HashSet::new(),
         }
     }
 
@@ -76,6 +80,32 @@ impl Observability {
     ) {
         let (at, replica) = (view::time(now.wall), node.to_string());
         self.bus.publish(EventKind::Replica, &api::ReplicaEvent { at, replica, change, detail });
+    }
+
+    /// Publishes that the breaker of a replica opened, with the error, or that a probe succeeded.
+    pub(super) fn breaker_changed(&mut self, now: Now, node: &Node, error: Option<&str>) {
+        let change = match error {
+            Some(_) => api::ReplicaChange::Failing,
+            None => api::ReplicaChange::Recovering,
+        };
+        self.recovering.remove(node);
+        if error.is_none() {
+            self.recovering.insert(node.clone());
+        }
+        self.publish_replica(now, node, change, error.map(str::to_owned));
+    }
+
+    /// Publishes which replicas have recovered.
+    pub(super) fn publish_recovered(&mut self, now: Now, lanes: &[LaneView]) {
+        if self.recovering.is_empty() {
+            return;
+        }
+        for lane in lanes.iter().filter(|lane| lane.breaker == BreakerState::Closed) {
+            if self.recovering.remove(&lane.node) {
+                self.publish_replica(now, &lane.node, api::ReplicaChange::Healthy, None);
+            }
+        }
+        self.recovering.retain(|node| lanes.iter().any(|lane| lane.node == *node));
     }
 
     /// Keeps a settled task in the history.

@@ -4,7 +4,7 @@ import { announce } from './dialogs.js';
 import { byId, el, setAttribute, setText } from './dom.js';
 import * as format from './format.js';
 import { Plot, niceSeconds, niceStep } from './plot.js';
-import { iconOf, stateOf } from './replicas.js';
+import { iconOf } from './replicas.js';
 
 const KEPT_EVENTS = 100;
 const LEVEL_ICONS = { good: '✓', warn: '!', bad: '▲', idle: '–' };
@@ -13,7 +13,7 @@ const LEVEL_ICONS = { good: '✓', warn: '!', bad: '▲', idle: '–' };
 export function judged(figures) {
   const { replicas, backlog_tasks: backlog, dead_letters: dead, lag_seconds: lag } = figures;
   if (replicas.length === 0) return ['idle', 'Nothing to do yet', 'No write was accepted since the start, and none was recovered from disk.'];
-  const named = (state) => replicas.filter((replica) => stateOf(replica) === state).map((replica) => format.node(replica.replica));
+  const named = (state) => replicas.filter((replica) => replica.state === state).map((replica) => format.node(replica.replica));
   const [failing, recovering, paused] = ['failing', 'recovering', 'paused'].map(named);
   const all = format.plural(replicas.length, 'replica');
   const names = (list) => (list.length > 3 ? `${list.slice(0, 3).join(', ')} and ${list.length - 3} more` : list.join(', '));
@@ -85,7 +85,7 @@ export class Overview {
     setText(byId('summary-title'), title);
     setText(byId('summary-text'), text);
     byId('replicas-empty').hidden = figures.replicas.length > 0;
-    const failing = figures.replicas.filter((replica) => stateOf(replica) === 'failing').length;
+    const failing = figures.replicas.filter((replica) => replica.state === 'failing').length;
     document.title = failing > 0 ? `▲ ${failing} failing – replicator` : 'replicator';
     const letters = byId('nav-letters');
     letters.hidden = figures.dead_letters === 0;
@@ -106,8 +106,8 @@ export class Overview {
   happened({ at, replica, change, detail }) {
     const name = format.node(replica);
     const what = format.word(change);
-    const bad = change === 'breaker_opened';
-    const icon = bad ? iconOf('failing') : change === 'breaker_closed' ? iconOf('healthy') : change === 'paused' ? iconOf('paused') : '·';
+    const bad = change === 'failing';
+    const icon = iconOf(change) ?? '·';
     const list = byId('events');
     const text = detail ? `${name} ${what}: ${detail}` : `${name} ${what}`;
     list.prepend(el('li', { 'data-level': bad ? 'bad' : 'good' },

@@ -5,21 +5,13 @@ import { act, confirm } from './dialogs.js';
 import { byId, cell, el, keyed, setAttribute, setText, twoLines } from './dom.js';
 import * as format from './format.js';
 
-export function stateOf({ paused, breaker }) {
-  if (paused) return 'paused';
-  return { open: 'failing', half_open: 'recovering' }[breaker] ?? 'healthy';
-}
-
 const ICONS = { healthy: '●', paused: '❚❚', failing: '▲', recovering: '◐' };
 export const iconOf = (state) => ICONS[state];
 
 /** The details of `/v1/replicas`, updated with the figures of the last second. */
 export function merged(replica, figures) {
-  const { breaker, paused, backlog_tasks, lag_seconds, in_flight, retrying } = figures ?? {
-    ...replica,
-    paused: replica.paused_since !== null,
-  };
-  return { ...replica, breaker, paused, backlog_tasks, lag_seconds, in_flight, retrying: figures ? retrying : replica.retrying + replica.parked };
+  const { state, backlog_tasks, lag_seconds, in_flight, retrying } = figures ?? { ...replica, retrying: replica.retrying + replica.parked };
+  return { ...replica, state, backlog_tasks, lag_seconds, in_flight, retrying };
 }
 
 export class Replicas {
@@ -115,7 +107,7 @@ function link(cell, text, href, label) {
 function update(row, replica) {
   const { cells_: cells, pause, probe, whenNotHealthy } = row;
   const name = format.node(replica.replica);
-  const state = stateOf(replica);
+  const { state } = replica;
   setAttribute(row, 'data-state', state);
   const renamed = replica.renamed_from.map(format.node).join(', ');
   cells.name.say(name, renamed && `formerly ${renamed}`);
@@ -141,19 +133,17 @@ function update(row, replica) {
   cells.error.say(error?.error ?? '–', error ? format.agoText(error.at) : '');
   setAttribute(cells.error, 'data-none', error ? null : '');
 
-  const verb = replica.paused ? 'resume' : 'pause';
+  const verb = state === 'paused' ? 'resume' : 'pause';
   pause.dataset.verb = verb;
-  setText(pause, replica.paused ? 'Resume' : 'Pause');
+  setText(pause, state === 'paused' ? 'Resume' : 'Pause');
   setAttribute(pause, 'aria-label', `${pause.textContent} ${name}`);
-  probe.hidden = replica.paused || replica.breaker === 'closed';
+  probe.hidden = state !== 'failing';
   for (const button of whenNotHealthy) button.hidden = state === 'healthy';
 }
 
 function stateNote(replica, state) {
   const notes = [];
-  const since = state === 'paused' ? replica.paused_since : replica.breaker_since;
-  if (since) notes.push(format.forText(since));
-  if (state === 'paused' && replica.breaker !== 'closed') notes.push('was failing before');
+  if (replica.state_since) notes.push(format.forText(replica.state_since));
   if (state === 'failing' && replica.next_probe_at) notes.push(`probe ${format.inText(replica.next_probe_at)}`);
   return notes.join(', ');
 }

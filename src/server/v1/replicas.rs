@@ -103,7 +103,7 @@ pub(super) async fn resume(
     post, path = "/v1/replicas/{node}/probe", tag = "replicas",
     operation_id = "probeReplica",
     summary = "Probe a replica now",
-    description = "Sends a probe to a replica whose breaker is open, ahead of schedule.",
+    description = "Sends a probe to a failing replica, ahead of schedule.",
     params(("node" = String, Path, description = "Address of the replica, percent-encoded.")),
     responses(
         (status = 200, body = api::Probed, description = "Whether a probe was sent."),

@@ -113,7 +113,7 @@ async fn figures_arrive_every_second_and_replica_events_on_a_change() {
     let figures = stream.until(|event| event.kind == "figures").await;
     assert!(figures.data["accepted_per_second"].is_number(), "{figures:?}");
     let shown = &figures.data["replicas"][0];
-    assert_eq!((&shown["replica"], &shown["paused"]), (&json!(replica.url()), &json!(true)));
+    assert_eq!((&shown["replica"], &shown["state"]), (&json!(replica.url()), &json!("paused")));
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ async fn a_replica_is_shown_with_its_backlog_and_its_books() {
     daemon.accept(&set("k", "v", &[&good, &bad])).await;
     let shown = until(&daemon, &path_of(&bad), |shown| shown["retrying"] == 1).await;
     assert_eq!(shown["replica"], bad.url());
-    assert_eq!((&shown["backlog_tasks"], &shown["breaker"]), (&json!(1), &json!("closed")));
+    assert_eq!((&shown["backlog_tasks"], &shown["state"]), (&json!(1), &json!("healthy")));
     assert!(shown["last_error"]["error"].is_string(), "{shown}");
     let books = &shown["books"];
     assert_eq!((&books["accepted"], &books["pending"]), (&json!(1), &json!(1)), "{books}");
@@ -88,9 +88,10 @@ async fn a_pause_survives_a_kill_until_the_replica_is_resumed() {
     let pause = format!("{}/pause", path_of(&paused));
     let (status, first) = daemon.post_to(&pause, &Value::Null).await;
     assert_eq!(status, 200);
-    assert!(first["paused_since"].is_string(), "{first}");
+    assert_eq!(first["state"], "paused");
+    assert!(first["state_since"].is_string(), "{first}");
     let (status, again) = daemon.post_to(&pause, &json!({})).await;
-    assert_eq!((status, &again["paused_since"]), (200, &first["paused_since"]));
+    assert_eq!((status, &again["state_since"]), (200, &first["state_since"]));
 
     daemon.accept(&set("k", "1", &[&paused, &other])).await;
     daemon.accept(&set("k", "2", &[&paused, &other])).await;
@@ -100,15 +101,15 @@ async fn a_pause_survives_a_kill_until_the_replica_is_resumed() {
     other.until_holds("k", "3").await;
     let shown = daemon.show(&path_of(&paused)).await;
     assert_eq!(
-        (&shown["paused_since"], &shown["backlog_tasks"]),
-        (&first["paused_since"], &json!(3))
+        (&shown["state_since"], &shown["backlog_tasks"]),
+        (&first["state_since"], &json!(3))
     );
     assert_eq!(shown["convergence"], "paused");
     assert_eq!(paused.seen().len(), 1, "nothing since the pause");
 
     let (status, shown) =
         daemon.post_to(&format!("{}/resume", path_of(&paused)), &Value::Null).await;
-    assert_eq!((status, &shown["paused_since"]), (200, &Value::Null));
+    assert_eq!((status, &shown["state"]), (200, &json!("healthy")));
     daemon.kill_and_restart().await;
     paused.until_holds("k", "3").await;
 }
@@ -143,19 +144,19 @@ async fn an_operator_can_start_a_probe_at_once() {
     let probe = format!("{}/probe", path_of(&replica));
     let (status, closed) = daemon.post_to(&probe, &Value::Null).await;
     assert_eq!(
-        (status, &closed["probing"], &closed["breaker"]),
-        (200, &json!(false), &json!("closed"))
+        (status, &closed["probing"], &closed["state"]),
+        (200, &json!(false), &json!("healthy"))
     );
     assert!(closed["reason"].is_string(), "{closed}");
 
     replica.stop();
     daemon.accept(&set("k", "v", &[&replica])).await;
-    until(&daemon, &path_of(&replica), |shown| shown["breaker"] == "open").await;
+    until(&daemon, &path_of(&replica), |shown| shown["state"] == "failing").await;
     daemon.until_drained().await;
     replica.come_back().await;
     daemon.post_to(&probe, &Value::Null).await;
     replica.until_holds("k", "v").await;
-    until(&daemon, &path_of(&replica), |shown| shown["breaker"] != "open").await;
+    until(&daemon, &path_of(&replica), |shown| shown["state"] != "failing").await;
 }
 
 #[tokio::test]
@@ -269,7 +270,7 @@ async fn a_strong_write_without_its_majority_says_which_replicas_are_paused_or_f
 
     let down = Replica::with(|_| Behaviour::Reset).await;
     daemon.accept(&set("opens its breaker", "v", &[&down])).await;
-    until(&daemon, &path_of(&down), |shown| shown["breaker"] == "open").await;
+    until(&daemon, &path_of(&down), |shown| shown["state"] == "failing").await;
     let (status, answer) = daemon.post(&strong("l", "v", &[&good, &down, &paused])).await;
     assert_eq!(status, 503, "{answer}");
     let error = answer["error"].as_str().unwrap();

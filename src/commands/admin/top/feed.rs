@@ -109,8 +109,7 @@ impl Polled {
             let old = old.map_or(replica.books, |old| old.books);
             ReplicaFigures {
                 replica: replica.replica.clone(),
-                breaker: replica.breaker,
-                paused: replica.paused_since.is_some(),
+                state: replica.state,
                 backlog_tasks: replica.backlog_tasks,
                 lag_seconds: replica.lag_seconds,
                 in_flight: replica.in_flight,
@@ -151,7 +150,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
     use crate::commands::admin::tests::{ScriptStep, answer, replica, step};
-    use crate::task::BreakerState;
+    use crate::task::ReplicaState;
 
     const EVENTS: &str = "GET /v1/events?types=replica%2Cfigures";
 
@@ -196,7 +195,7 @@ mod tests {
 
     #[tokio::test]
     async fn figures_and_changes_come_from_the_stream_and_from_polls_when_it_ends() {
-        let sent = figures(&[("http://a", BreakerState::Closed, 3)]);
+        let sent = figures(&[("http://a", ReplicaState::Healthy, 3)]);
         let change = json!({
             "at": sent.at, "replica": "http://a", "change": "paused", "detail": null,
         });

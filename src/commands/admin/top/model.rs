@@ -155,8 +155,9 @@ fn rounded(figure: f64) -> u64 {
 
 fn describe(event: &ReplicaEvent) -> String {
     let what = match event.change {
-        ReplicaChange::BreakerOpened => "is failing",
-        ReplicaChange::BreakerClosed => "is healthy again",
+        ReplicaChange::Failing => "is failing",
+        ReplicaChange::Recovering => "is recovering",
+        ReplicaChange::Healthy => "is healthy again",
         ReplicaChange::Paused => "is paused",
         ReplicaChange::Resumed => "is resumed",
         ReplicaChange::Forgotten => "is forgotten",
@@ -171,13 +172,12 @@ pub(super) mod tests {
     use ratatui::crossterm::event::KeyEvent;
 
     use super::*;
-    use crate::task::BreakerState;
+    use crate::task::ReplicaState;
 
-    pub(in super::super) fn figures(replicas: &[(&str, BreakerState, u64)]) -> Figures {
-        let line = |(replica, breaker, backlog): &(&str, BreakerState, u64)| ReplicaFigures {
+    pub(in super::super) fn figures(replicas: &[(&str, ReplicaState, u64)]) -> Figures {
+        let line = |(replica, state, backlog): &(&str, ReplicaState, u64)| ReplicaFigures {
             replica: (*replica).to_owned(),
-            breaker: *breaker,
-            paused: false,
+            state: *state,
             backlog_tasks: *backlog,
             lag_seconds: 1.5,
             in_flight: 5,
@@ -204,8 +204,8 @@ pub(super) mod tests {
         model.event(&Event::Key(KeyEvent::new(code, KeyModifiers::NONE)))
     }
 
-    fn three() -> Vec<(&'static str, BreakerState, u64)> {
-        ["http://a", "http://b", "http://c"].map(|name| (name, BreakerState::Closed, 1)).to_vec()
+    fn three() -> Vec<(&'static str, ReplicaState, u64)> {
+        ["http://a", "http://b", "http://c"].map(|name| (name, ReplicaState::Healthy, 1)).to_vec()
     }
 
     #[test]
@@ -248,7 +248,7 @@ pub(super) mod tests {
         model.update(Update::Lost("gone".to_owned()));
         assert!(model.lost.is_some());
         for second in 0..MAX_SAMPLES as u64 + 7 {
-            model.update(Update::Polled(figures(&[("http://a", BreakerState::Open, second)])));
+            model.update(Update::Polled(figures(&[("http://a", ReplicaState::Failing, second)])));
         }
         assert!(model.lost.is_none() && model.polled);
         assert_eq!(model.backlog.last(2), [MAX_SAMPLES as u64 + 5, MAX_SAMPLES as u64 + 6]);

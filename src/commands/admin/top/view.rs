@@ -8,9 +8,8 @@ use ratatui::widgets::{Block, Cell, Row, Sparkline, Table, TableState};
 
 use super::model::{Model, Samples};
 use crate::api::{Figures, ReplicaFigures};
-use crate::commands::admin::replicas::state;
 use crate::commands::admin::text::{clean, rate, seconds};
-use crate::task::BreakerState;
+use crate::task::ReplicaState;
 
 /// Lines of a curve with its title. A low screen has no curves: the table matters more.
 const CURVE_LINES: u16 = 6;
@@ -125,7 +124,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
             rate(line.delivered_per_second),
             rate(line.failed_per_second),
         ];
-        let names = [clean(&line.replica), state(line.paused, line.breaker).to_owned()];
+        let names = [clean(&line.replica), line.state.as_str().to_owned()];
         let figures = figures.into_iter().zip(headings).filter(|(_, heading)| shown(heading));
         let figures = figures.map(|(figure, _)| right(figure));
         let cells = names.map(Cell::from).into_iter().chain(figures);
@@ -155,10 +154,10 @@ fn figures_that_fit(headings: &[(&str, u16, usize)], width: u16, model: &Model) 
 }
 
 fn style(line: &ReplicaFigures) -> Style {
-    match line.breaker {
-        BreakerState::Open => Style::new().fg(Color::Red),
-        BreakerState::Closed if !line.paused => Style::new(),
-        BreakerState::Closed | BreakerState::HalfOpen => Style::new().fg(Color::Yellow),
+    match line.state {
+        ReplicaState::Failing => Style::new().fg(Color::Red),
+        ReplicaState::Healthy => Style::new(),
+        ReplicaState::Paused | ReplicaState::Recovering => Style::new().fg(Color::Yellow),
     }
 }
 
@@ -196,8 +195,10 @@ mod tests {
 
     fn model() -> Model {
         let mut model = Model::new("http://127.0.0.1:8085".to_owned());
-        let replicas =
-            [("http://a:8081", BreakerState::Closed, 0), ("http://b:8082", BreakerState::Open, 70)];
+        let replicas = [
+            ("http://a:8081", ReplicaState::Healthy, 0),
+            ("http://b:8082", ReplicaState::Failing, 70),
+        ];
         for _ in 0..3 {
             model.update(Update::Figures(figures(&replicas)));
         }
@@ -254,7 +255,7 @@ mod tests {
     fn on_a_small_screen_addresses_have_priority_over_figures() {
         let mut model = Model::new("http://127.0.0.1:8085".to_owned());
         let replicas = ["http://replica-a.example:8081", "http://replica-b.example:8081"];
-        let lines = replicas.map(|replica| (replica, BreakerState::Closed, 7));
+        let lines = replicas.map(|replica| (replica, ReplicaState::Healthy, 7));
         model.update(Update::Figures(figures(&lines)));
         let (lines, _) = drawn(&model, 80, 12);
         assert_eq!(
