@@ -19,12 +19,13 @@ mod writes;
 
 pub use barriers::{Barrier, BarrierReplica, NewBarrier};
 pub use dead_letters::{
-    BulkOperation, DeadLetterInfo, DeadLetterPage, DiscardRequest, LetterId, OperationKind,
-    OperationPage, OperationState, RedriveRequest, Selection,
+    BulkOperation, DeadLetterInfo, DeadLetterPage, DiscardRequest, LetterGroup, LetterId,
+    LetterSummary, OperationKind, OperationPage, OperationState, RedriveOutcomes, RedriveRequest,
+    Selection,
 };
 pub use events::{Figures, ReplicaChange, ReplicaEvent, ReplicaFigures, TaskEvent};
 pub use replicas::{Convergence, Forgotten, LastError, Probed, Rename, Replica, ReplicaPage};
-pub use tasks::{DeliveryInfo, TaskInfo, TaskPage};
+pub use tasks::{AttemptInfo, DeliveryInfo, TaskInfo, TaskPage};
 pub use writes::{
     BatchAnswer, BatchAnswers, BatchWrite, NoMajority, UserId, WriteAccepted, WriteRequest,
 };

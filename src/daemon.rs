@@ -141,6 +141,7 @@ impl Daemon {
             quarantined_rows,
             ..Snapshot::default()
         };
+        let operations = Operations::default();
         let core = Core {
             engine,
             keys,
@@ -152,7 +153,7 @@ impl Daemon {
             attempts,
             task_cache: TaskCache::new(config.store.memory_budget),
             intake: Intake::new(newest, config.queue_wait, events.clone()),
-            admin: PendingAdmin::default(),
+            admin: PendingAdmin::new(operations.clone()),
             observed: Observability::new(
                 Arc::clone(&counts),
                 bus.clone(),
@@ -165,12 +166,7 @@ impl Daemon {
 
         let retry_after = Duration::from_secs(1);
         let redrive_rate = config.engine.redrive_rate;
-        let operator = Operator {
-            bus,
-            operations: Operations::default(),
-            redrive_rate,
-            policy: policy.clone(),
-        };
+        let operator = Operator { bus, operations, redrive_rate, policy: policy.clone() };
         let handle = Handle { requests, health: watched.clone(), retry_after, counts, operator };
         let (stop_serving, stop) = oneshot::channel();
         let stop = async { drop(stop.await) };

@@ -64,9 +64,9 @@ use barrier::BarrierLane;
 pub use barrier::BarrierView;
 pub use concurrency::Workers;
 pub use interface::{
-    AdminOutcome, Arrived, Claimant, DeliveryFilter, DeliveryView, EngineAction, EngineSettings,
-    ForgetCounts, Full, LaneView, LetterView, Levels, Origin, ProbeState, RenameError, SearchPage,
-    SharedLimit, TASK_OVERHEAD_BYTES, TaskView,
+    AdminOutcome, Arrived, Claimant, DeliveryFilter, DeliveryView, EndedSend, EngineAction,
+    EngineSettings, ForgetCounts, Full, LaneView, LetterView, Levels, Origin, ProbeState,
+    RedriveOutcome, RenameError, SearchPage, SharedLimit, TASK_OVERHEAD_BYTES, TaskView,
 };
 pub use key::{KeyHasher, KeyId};
 #[cfg(test)]
@@ -183,7 +183,7 @@ impl Engine {
 
     /// Handles the outcome of an [`EngineAction::Send`].
     pub fn answered(&mut self, now: Now, delivery: DeliveryId, outcome: AttemptOutcome) {
-        let AttemptOutcome { verdict, ambiguous, took } = outcome;
+        let AttemptOutcome { mut verdict, ambiguous, took } = outcome;
         self.now = now;
         if self.is_of_released(delivery, ambiguous) {
             return;
@@ -196,6 +196,8 @@ impl Engine {
         let Some(Stage::InFlight { priority, probe, discard }) = stage else {
             return;
         };
+        self.share_error(at, &mut verdict);
+        self.note_attempt(at, &verdict, took);
         self.count_lone_failure(at, &verdict);
         let letter = self.tasks[at].is_redriven();
         let ended = EndedAttempt { sent_at: now.moment.before(took), probe, letter };

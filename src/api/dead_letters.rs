@@ -34,6 +34,30 @@ pub struct DeadLetterPage {
     pub next_cursor: Option<String>,
 }
 
+/// Dead letters of a replica with the same cause and the same kind of error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LetterGroup {
+    pub replica: String,
+    pub cause: Cause,
+    /// The error, with `#` for words that contain digits, except short numbers such as a status.
+    pub error: String,
+    pub count: u64,
+    /// When the first of them became a dead letter.
+    pub oldest: String,
+    /// When the last of them became a dead letter.
+    pub newest: String,
+}
+
+/// All dead letters by replica, cause and error, parked deliveries included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LetterSummary {
+    pub dead_letters: u64,
+    /// The 100 largest groups, largest first.
+    pub groups: Vec<LetterGroup>,
+    /// Dead letters in no listed group.
+    pub other: u64,
+}
+
 /// Selects one dead letter, or all of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -129,6 +153,10 @@ pub struct BulkOperation {
     /// is full. They stay dead letters.
     #[serde(default)]
     pub held_back: u64,
+    /// The present outcome of the `done` dead letters of a redrive; `null` for a discard or a dry
+    /// run. Changes after the operation has ended, until no letter is `waiting`.
+    #[serde(default)]
+    pub outcomes: Option<RedriveOutcomes>,
     /// Number of dead letters at the start, an estimate for the final `examined`.
     pub total: u64,
     /// Limit per second.
@@ -136,6 +164,20 @@ pub struct BulkOperation {
     pub started_at: String,
     pub ended_at: Option<String>,
     pub error: Option<String>,
+}
+
+/// Outcomes of redriven dead letters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RedriveOutcomes {
+    pub delivered: u64,
+    /// Failed again, and dead letters or parked again.
+    pub failed: u64,
+    /// A newer write of the key made them pointless.
+    pub superseded: u64,
+    /// Discarded by an operator.
+    pub discarded: u64,
+    /// Not settled yet.
+    pub waiting: u64,
 }
 
 /// Operations, newest first.

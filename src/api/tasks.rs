@@ -19,6 +19,20 @@ pub struct DeliveryInfo {
     pub last_failed_at: Option<String>,
     /// Only if the state is `dead` or `parked`.
     pub cause: Option<Cause>,
+    /// The last five attempts that were sent, oldest first, if one of them failed. Only in the
+    /// answer for a single task. Not kept across a restart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<AttemptInfo>,
+}
+
+/// An attempt that has ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Attempt)]
+pub struct AttemptInfo {
+    pub ended_at: String,
+    pub duration_seconds: f64,
+    /// Why it failed; `null` if the replica acknowledged it.
+    pub error: Option<String>,
 }
 
 /// An accepted write. A settled task may have only its id, deliveries and `settled_at`.

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
+use crate::dispatcher::bulk::Operations;
 use crate::dispatcher::messages::{AdminError, AdminReply, ListPart, Request};
 use crate::dispatcher::replica_registry::RegistryChange;
 use crate::dispatcher::{Core, Handle};
@@ -17,6 +18,7 @@ use crate::task::{Node, TaskId};
 
 pub(super) mod barriers;
 pub(super) mod dead_letters;
+mod letter_summary;
 pub(super) mod replicas;
 pub(super) mod tasks;
 
@@ -34,6 +36,14 @@ pub(crate) struct PendingAdmin {
     forgetting: Vec<Forgetting>,
     /// The engine counts one barrier at a time.
     counting: VecDeque<CountingBarrier>,
+    /// Shared with the handle.
+    pub(super) operations: Operations,
+}
+
+impl PendingAdmin {
+    pub(crate) fn new(operations: Operations) -> Self {
+        Self { operations, ..Self::default() }
+    }
 }
 
 impl Handle {

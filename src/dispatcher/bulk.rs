@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use crate::api::{BulkOperation, OperationKind, OperationState};
+use crate::api::{BulkOperation, OperationKind, OperationState, RedriveOutcomes};
 use crate::clock::wall_clock;
 use crate::dispatcher::Handle;
 use crate::dispatcher::messages::{AdminError, FoundLetter, LetterAction, LetterFilter};
 use crate::dispatcher::view;
-use crate::engine::AdminOutcome;
+use crate::engine::{AdminOutcome, RedriveOutcome};
 
 const MAX_RUNNING: usize = 4;
 const MAX_OPERATIONS: usize = 100;
@@ -36,13 +36,14 @@ pub(crate) struct Operations(Arc<Mutex<OperationList>>);
 
 #[derive(Debug, Default)]
 struct OperationList {
-    started: u64,
+    started: u32,
     /// Oldest first.
     records: VecDeque<OperationRecord>,
 }
 
 #[derive(Debug)]
 struct OperationRecord {
+    number: u32,
     operation: BulkOperation,
     /// Used once.
     cancel: Option<oneshot::Sender<()>>,
@@ -84,12 +85,12 @@ impl Handle {
     pub fn operations(&self) -> Vec<BulkOperation> {
         self.operator
             .operations
-            .with(|list| list.records.iter().rev().map(|record| record.operation.clone()).collect())
+            .with(|list| list.records.iter().rev().map(OperationRecord::shown).collect())
     }
 
     #[must_use]
     pub fn operation(&self, id: &str) -> Option<BulkOperation> {
-        self.operator.operations.with(|list| Some(list.find(id)?.operation.clone()))
+        self.operator.operations.with(|list| Some(list.find(id)?.shown()))
     }
 
     /// Cancels an operation if it still runs, and waits for its end: the letters it has already
@@ -115,6 +116,20 @@ impl Operations {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// A letter that an operation redrove has its outcome.
+    pub(super) fn redrive_ended(&self, operation: u32, outcome: RedriveOutcome) {
+        self.with(|list| {
+            let Some(record) = list.of(operation) else { return };
+            let Some(outcomes) = &mut record.operation.outcomes else { return };
+            *match outcome {
+                RedriveOutcome::Delivered => &mut outcomes.delivered,
+                RedriveOutcome::Failed => &mut outcomes.failed,
+                RedriveOutcome::Superseded => &mut outcomes.superseded,
+                RedriveOutcome::Discarded => &mut outcomes.discarded,
+            } += 1;
+        });
+    }
+
     fn start(
         &self,
         handle: Handle,
@@ -123,7 +138,7 @@ impl Operations {
     ) -> Result<BulkOperation, AdminError> {
         let (cancel, cancelled) = oneshot::channel();
         let (end, ended) = watch::channel(());
-        let operation = self.with(|list| {
+        let (number, operation) = self.with(|list| {
             let is_running =
                 |record: &&OperationRecord| record.operation.state == OperationState::Running;
             if list.records.iter().filter(is_running).count() >= MAX_RUNNING {
@@ -131,6 +146,7 @@ impl Operations {
                 return Err(AdminError::TooMany(error));
             }
             list.started += 1;
+            let is_redrive = work.kind == OperationKind::Redrive && !work.dry_run;
             let operation = BulkOperation {
                 operation_id: list.started.to_string(),
                 kind: work.kind,
@@ -141,23 +157,27 @@ impl Operations {
                 done: 0,
                 superseded: 0,
                 held_back: 0,
+                outcomes: is_redrive.then(RedriveOutcomes::default),
                 total,
                 rate: work.rate.map(NonZeroU32::get),
                 started_at: view::time(wall_clock()),
                 ended_at: None,
                 error: None,
             };
-            let record =
-                OperationRecord { operation: operation.clone(), cancel: Some(cancel), ended };
+            let record = OperationRecord {
+                number: list.started,
+                operation: operation.clone(),
+                cancel: Some(cancel),
+                ended,
+            };
             list.records.push_back(record);
             if list.records.len() > MAX_OPERATIONS {
                 let first = list.records.iter().position(|record| !is_running(&record));
                 first.map(|first| list.records.remove(first));
             }
-            Ok(operation)
+            Ok((list.started, operation))
         })?;
-        let id = operation.operation_id.clone();
-        let mut run = BulkRun { operations: self.clone(), handle, id, cancelled };
+        let mut run = BulkRun { operations: self.clone(), handle, number, cancelled };
         tokio::spawn(async move {
             let result = run.run(work).await;
             run.update(|operation| {
@@ -176,7 +196,24 @@ impl Operations {
     }
 }
 
+impl OperationRecord {
+    fn shown(&self) -> BulkOperation {
+        let mut operation = self.operation.clone();
+        if let Some(outcomes) = &mut operation.outcomes {
+            let RedriveOutcomes { delivered, failed, superseded, discarded, .. } = *outcomes;
+            // An outcome can arrive before its letter is counted as done.
+            let ended = delivered + failed + superseded + discarded;
+            outcomes.waiting = operation.done.saturating_sub(ended);
+        }
+        operation
+    }
+}
+
 impl OperationList {
+    fn of(&mut self, number: u32) -> Option<&mut OperationRecord> {
+        self.records.iter_mut().find(|record| record.number == number)
+    }
+
     fn find(&mut self, id: &str) -> Option<&mut OperationRecord> {
         self.records.iter_mut().find(|record| record.operation.operation_id == id)
     }
@@ -187,7 +224,7 @@ impl OperationList {
 struct BulkRun {
     operations: Operations,
     handle: Handle,
-    id: String,
+    number: u32,
     cancelled: oneshot::Receiver<()>,
 }
 
@@ -195,7 +232,7 @@ impl BulkRun {
     async fn run(&mut self, work: BulkWork) -> Result<OperationState, AdminError> {
         let action = match work.kind {
             OperationKind::Redrive if work.dry_run => LetterAction::DryRedrive,
-            OperationKind::Redrive => LetterAction::Redrive,
+            OperationKind::Redrive => LetterAction::Redrive(self.number),
             OperationKind::Discard => LetterAction::Discard,
         };
         let mut cursor = None;
@@ -228,7 +265,7 @@ impl BulkRun {
         rate: Option<NonZeroU32>,
     ) -> Result<bool, AdminError> {
         // Below one letter per step, the pause grows.
-        let (at_once, pause) = match rate.filter(|_| action == LetterAction::Redrive) {
+        let (at_once, pause) = match rate.filter(|_| matches!(action, LetterAction::Redrive(_))) {
             None => (PAGE, Duration::ZERO),
             Some(rate) => {
                 let pause = STEP.max(Duration::from_secs(1) / rate.get());
@@ -257,7 +294,7 @@ impl BulkRun {
 
     fn update(&self, change: impl FnOnce(&mut BulkOperation)) {
         self.operations.with(|list| {
-            if let Some(record) = list.find(&self.id) {
+            if let Some(record) = list.of(self.number) {
                 change(&mut record.operation);
             }
         });

@@ -225,6 +225,9 @@ impl Core {
                     let cached = self.task_cache.get(last.id);
                     self.observed.remember(now, last, cached);
                 }
+                EngineAction::RedriveEnded { operation, outcome } => {
+                    self.admin.operations.redrive_ended(operation, outcome);
+                }
                 EngineAction::Changed { task, node, change, error } => {
                     let node = Some(&node);
                     self.observed.publish_task(now, task, node, change, error.as_deref());

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use crate::engine::{DeliveryView, Moment, Now, TaskView};
+use crate::engine::{DeliveryView, EndedSend, Moment, Now, TaskView};
 use crate::store::Header;
 use crate::task::{Node, TaskId, Timestamp};
 
@@ -27,13 +27,18 @@ impl SettledTask {
         let error =
             |delivery: &DeliveryView| delivery.error.as_ref().map_or(0, |(error, _)| error.len());
         let errors: usize = self.view.deliveries.iter().map(error).sum();
+        let attempts = self.view.deliveries.iter().flat_map(|delivery| &delivery.attempts);
+        let attempt = |attempt: &EndedSend| {
+            size_of::<EndedSend>() + attempt.error.as_ref().map_or(0, |error| error.len())
+        };
+        let attempts: usize = attempts.map(attempt).sum();
         let deliveries = self.view.deliveries.len() * size_of::<DeliveryView>();
         let header = self.header.as_ref().map_or(0, |header| {
             let names = header.replicas.iter().map(|node| size_of::<Node>() + node.as_str().len());
             let user = header.user_id.as_ref().map_or(0, String::len);
             header.key.len() + user + names.sum::<usize>()
         });
-        size_of::<Self>() + deliveries + errors + header
+        size_of::<Self>() + deliveries + errors + attempts + header
     }
 }
 
@@ -120,6 +125,7 @@ mod tests {
             failures: 1,
             error: Some(("x".repeat(1 << 10).into(), Timestamp(0))),
             due: None,
+            attempts: vec![],
         };
         for id in 0..1_000 {
             let deliveries = vec![delivery.clone(); 64];

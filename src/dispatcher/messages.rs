@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::api;
-use crate::engine::{AdminOutcome, Moment, Reservation};
+use crate::engine::{AdminOutcome, LetterView, Moment, Reservation, SearchPage};
 use crate::metrics::Snapshot;
 use crate::store::{AppendError, Appended, JournalEvent};
 use crate::task::{
@@ -219,6 +219,11 @@ pub(crate) enum DeadLetterRequest {
         after: Option<LetterCursor>,
         reply: AdminReply<ListPart<FoundLetter, LetterCursor>>,
     },
+    /// The dead letters after a place, without their rows.
+    Scan {
+        after: Option<LetterCursor>,
+        reply: AdminReply<SearchPage<LetterView, LetterCursor>>,
+    },
     Apply {
         letters: Vec<DeliveryId>,
         action: LetterAction,
@@ -228,7 +233,8 @@ pub(crate) enum DeadLetterRequest {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LetterAction {
-    Redrive,
+    /// For the operation of this number.
+    Redrive(u32),
     Discard,
     /// Changes nothing and returns the outcome of a redrive.
     DryRedrive,

@@ -7,7 +7,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::api;
 use crate::dispatcher::latency::{Rate, Trend};
-use crate::engine::{BarrierView, DeliveryView, LaneView, LetterView, Moment, Now, TaskView};
+use crate::engine::{
+    BarrierView, DeliveryView, EndedSend, LaneView, LetterView, Moment, Now, TaskView,
+};
 use crate::store::Header;
 use crate::task::{Node, ReplicaState, TaskId, Timestamp};
 
@@ -31,6 +33,15 @@ fn delivery(view: DeliveryView, now: Now) -> api::DeliveryInfo {
         last_error: error.map(|error| error.to_string()),
         last_failed_at: failed_at.map(time),
         cause: view.cause,
+        attempts: view.attempts.into_iter().map(attempt).collect(),
+    }
+}
+
+fn attempt(ended: EndedSend) -> api::AttemptInfo {
+    api::AttemptInfo {
+        ended_at: time(ended.at),
+        duration_seconds: ended.took.as_secs_f64(),
+        error: ended.error.map(|error| error.to_string()),
     }
 }
 

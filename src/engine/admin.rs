@@ -172,10 +172,19 @@ impl Engine {
         true
     }
 
-    pub fn redrive_letter(&mut self, now: Now, delivery: DeliveryId) -> AdminOutcome {
+    /// If the letter is redriven, [`EngineAction::RedriveEnded`] follows for the operation.
+    pub fn redrive_letter(
+        &mut self,
+        now: Now,
+        delivery: DeliveryId,
+        operation: Option<u32>,
+    ) -> AdminOutcome {
         self.now = now;
         let Some(at) = self.letter(delivery) else { return AdminOutcome::Gone };
         let outcome = self.redrive_outcome(at);
+        if outcome == AdminOutcome::Done {
+            self.tasks[at].failures_mut(now.wall).operation = operation;
+        }
         match self.tasks[at].stage {
             _ if outcome != AdminOutcome::Done => {}
             Stage::Dead { .. } => self.redrive_one(at),

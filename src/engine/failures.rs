@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::Engine;
 use crate::engine::counters::Attempt;
 use crate::engine::table::{Delivery, DeliveryFailures, DeliveryRef, Priority, Stage};
-use crate::task::{Cause, TaskChange};
+use crate::engine::{EndedSend, Engine};
+use crate::task::{Cause, TaskChange, Verdict};
 
 /// The next step after a failed attempt, unless a newer write supersedes the delivery.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,28 @@ enum AfterFailure {
 }
 
 impl Engine {
+    /// In an outage all attempts have the same error: the deliveries of a replica share its text.
+    pub(super) fn share_error(&self, at: DeliveryRef, verdict: &mut Verdict) {
+        let last = self.lanes[self.tasks[at].lane].health.last_error();
+        if let Verdict::Retry { error, .. }
+        | Verdict::Shortage { error }
+        | Verdict::Rejected { error } = verdict
+            && let Some((last, _)) = last.filter(|(last, _)| last == error)
+        {
+            *error = Arc::clone(last);
+        }
+    }
+
+    /// Keeps an attempt that was sent.
+    pub(super) fn note_attempt(&mut self, at: DeliveryRef, verdict: &Verdict, took: Duration) {
+        let error = match verdict {
+            Verdict::Shortage { .. } => return,
+            Verdict::Delivered => None,
+            Verdict::Retry { error, .. } | Verdict::Rejected { error } => Some(Arc::clone(error)),
+        };
+        self.tasks[at].note_attempt(EndedSend { at: self.now.wall, took, error });
+    }
+
     pub(super) fn note_failure(&mut self, at: DeliveryRef, error: Arc<str>, attempt: Attempt) {
         let reported = self.watched.then(|| Arc::clone(&error));
         let failures = self.note_error(at, error, attempt);

@@ -120,6 +120,11 @@ pub enum EngineAction {
         delivery: DeliveryId,
         node: Node,
     },
+    /// A dead letter that an operation redrove has its outcome.
+    RedriveEnded {
+        operation: u32,
+        outcome: RedriveOutcome,
+    },
     /// A delivery changed. Only with [`Engine::watch`].
     Changed {
         task: TaskId,
@@ -252,6 +257,17 @@ pub struct DeliveryView {
     pub failures: u32,
     pub error: Option<(Arc<str>, Timestamp)>,
     pub due: Option<Moment>,
+    /// The last attempts, oldest first, if one failed. Only in the view of a single task.
+    pub attempts: Vec<EndedSend>,
+}
+
+/// An attempt that was sent and has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndedSend {
+    pub at: Timestamp,
+    pub took: Duration,
+    /// `None` if the replica acknowledged it.
+    pub error: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -275,6 +291,15 @@ pub struct SearchPage<T, C> {
     pub items: Vec<T>,
     /// Where the next page starts; `None` at the end.
     pub next: Option<C>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedriveOutcome {
+    Delivered,
+    /// It is a dead letter or parked again.
+    Failed,
+    Superseded,
+    Discarded,
 }
 
 /// The effect of an operator's request on one dead letter.

@@ -401,6 +401,7 @@ impl World {
                 | EngineAction::Breaker { .. }
                 | EngineAction::Discarded { .. }
                 | EngineAction::Changed { .. }
+                | EngineAction::RedriveEnded { .. }
                 | EngineAction::Ended { .. } => {}
             }
         }

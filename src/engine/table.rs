@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use crate::engine::claims::Pool;
 use crate::engine::counters::DeliveryOutcome;
 use crate::engine::quorum::Quorum;
-use crate::engine::{KeyId, Moment, Since};
+use crate::engine::{EndedSend, KeyId, Moment, RedriveOutcome, Since};
 use crate::task::{Cause, DeadLetter, Partition, Progress, TaskId, Timestamp};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,11 +114,29 @@ pub(super) struct DeliveryFailures {
     /// The oldest write of the key that this one superseded, directly or through others. Barriers
     /// count this delivery in its place.
     pub(super) stands_for: Option<TaskId>,
+    /// The operation that redrove it, until its outcome is known.
+    pub(super) operation: Option<u32>,
+    /// The last [`MAX_ATTEMPTS`] attempts: 40 bytes each, and their errors, which are shared in an
+    /// outage. Not on disk.
+    attempts: Vec<EndedSend>,
 }
+
+/// Attempts that are kept of a delivery that failed.
+const MAX_ATTEMPTS: usize = 5;
 
 impl DeliveryFailures {
     pub(super) fn new(count: u32, error: Arc<str>, since: Timestamp) -> Self {
-        Self { count, error, since, ambiguous: None, letter: None, lone: 0, stands_for: None }
+        Self {
+            count,
+            error,
+            since,
+            ambiguous: None,
+            letter: None,
+            lone: 0,
+            stands_for: None,
+            operation: None,
+            attempts: Vec::new(),
+        }
     }
 }
 
@@ -221,6 +239,19 @@ impl Stage {
         matches!(self, Self::Parked { .. } | Self::Deferred { .. } | Self::Dead { .. })
     }
 
+    /// The outcome of a redriven dead letter; `None` while it is on its way.
+    pub(super) fn redrive_outcome(self) -> Option<RedriveOutcome> {
+        match self.outcome() {
+            _ if self.is_dead_letter() => Some(RedriveOutcome::Failed),
+            DeliveryOutcome::Pending | DeliveryOutcome::Dead => None,
+            DeliveryOutcome::Delivered => Some(RedriveOutcome::Delivered),
+            DeliveryOutcome::Superseded => Some(RedriveOutcome::Superseded),
+            DeliveryOutcome::Discarded | DeliveryOutcome::Released => {
+                Some(RedriveOutcome::Discarded)
+            }
+        }
+    }
+
     pub(super) fn outcome(self) -> DeliveryOutcome {
         match self {
             Self::Settled(SettledAs::Delivered)
@@ -289,6 +320,23 @@ impl Delivery {
 
     pub(super) fn failures_mut(&mut self, now: Timestamp) -> &mut DeliveryFailures {
         self.failures.get_or_insert_with(|| Box::new(DeliveryFailures::new(0, "".into(), now)))
+    }
+
+    pub(super) fn attempts(&self) -> &[EndedSend] {
+        self.failures.as_ref().map_or(&[], |failures| &failures.attempts)
+    }
+
+    /// Keeps an attempt, unless none has failed yet.
+    pub(super) fn note_attempt(&mut self, attempt: EndedSend) {
+        if attempt.error.is_none() && self.attempts().is_empty() {
+            return;
+        }
+        let attempts = &mut self.failures_mut(attempt.at).attempts;
+        if attempts.len() == MAX_ATTEMPTS {
+            attempts.remove(0);
+        }
+        attempts.reserve_exact(1);
+        attempts.push(attempt);
     }
 
     pub(super) fn is_redriven(&self) -> bool {

@@ -79,6 +79,12 @@ impl Engine {
         let (client, bytes) = (entry.client, entry.bytes);
         let delivery = &mut entry.deliveries[at.index];
         let from = std::mem::replace(&mut delivery.stage, to);
+        if let Some(outcome) = to.redrive_outcome()
+            && let Some(failures) = &mut delivery.failures
+            && let Some(operation) = failures.operation.take()
+        {
+            self.actions.push_back(EngineAction::RedriveEnded { operation, outcome });
+        }
         let number = delivery.lane;
         let lane = &mut self.lanes[number];
         match from {
@@ -547,7 +553,7 @@ impl Engine {
         };
         if entry.deliveries.iter().all(over) {
             if self.reports_ends {
-                let last = self.view_of(slot);
+                let last = self.whole_view(slot);
                 self.actions.push_back(EngineAction::Ended { last });
             }
             self.actions.push_back(EngineAction::Remove { task });

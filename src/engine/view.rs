@@ -31,7 +31,7 @@ impl Engine {
     }
 
     pub fn view(&self, id: TaskId) -> Option<TaskView> {
-        self.tasks.find(id).map(|slot| self.view_of(slot))
+        self.tasks.find(id).map(|slot| self.whole_view(slot))
     }
 
     pub fn find_tasks(
@@ -134,7 +134,16 @@ impl Engine {
         }
     }
 
-    pub(super) fn view_of(&self, slot: Slot) -> TaskView {
+    /// With the attempts.
+    pub(super) fn whole_view(&self, slot: Slot) -> TaskView {
+        let mut view = self.view_of(slot);
+        for (shown, delivery) in view.deliveries.iter_mut().zip(&self.tasks[slot].deliveries) {
+            shown.attempts = delivery.attempts().to_vec();
+        }
+        view
+    }
+
+    fn view_of(&self, slot: Slot) -> TaskView {
         let entry = &self.tasks[slot];
         let deliveries =
             entry.deliveries.iter().map(|delivery| self.delivery_view(delivery)).collect();
@@ -157,6 +166,7 @@ impl Engine {
                 Stage::Waiting { until } | Stage::Deferred { until } => Some(until),
                 _ => None,
             },
+            attempts: Vec::new(),
         }
     }
 }

@@ -58,10 +58,13 @@ impl Core {
             DeadLetterRequest::List { filter, limit, after, reply } => {
                 self.list_letters(filter, limit, after, reply);
             }
+            DeadLetterRequest::Scan { after, reply } => self.scan_letters(after, reply),
             DeadLetterRequest::Apply { letters, action, reply } => {
                 let engine = &mut self.engine;
                 let apply = |letter| match action {
-                    LetterAction::Redrive => engine.redrive_letter(now, letter),
+                    LetterAction::Redrive(operation) => {
+                        engine.redrive_letter(now, letter, Some(operation))
+                    }
                     LetterAction::Discard => engine.discard_letter(now, letter),
                     LetterAction::DryRedrive => engine.would_redrive(letter),
                 };

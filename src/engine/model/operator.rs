@@ -28,7 +28,7 @@ impl World {
         if !letters.is_empty() {
             let letter = letters[nth % letters.len()];
             let would = self.engine.would_redrive(letter);
-            let does = self.engine.redrive_letter(self.now, letter);
+            let does = self.engine.redrive_letter(self.now, letter, None);
             assert_eq!(would, does);
             self.act();
         }

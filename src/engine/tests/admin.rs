@@ -94,8 +94,8 @@ fn an_operator_can_redrive_a_rejected_write() {
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);
     assert_eq!(f.engine.would_redrive(letter(id)), AdminOutcome::Done);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Done);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Gone);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id), None), AdminOutcome::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id), None), AdminOutcome::Gone);
     assert_eq!(f.sent(), [(id, 0, 1)]);
     f.answer(id, 0, Verdict::Delivered);
     let counters = counters(&f, "a");
@@ -107,7 +107,7 @@ fn an_operator_cannot_redrive_a_letter_while_a_newer_write_is_pending() {
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);
     let newer = f.eventual("k", &["a"]);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::LeftOut);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id), None), AdminOutcome::LeftOut);
     assert_eq!(f.sent(), [(newer, 0, 1)]);
 }
 
@@ -122,7 +122,7 @@ fn a_letter_of_a_failing_replica_is_not_reported_as_redriven() {
     f.sent();
     for id in ids {
         assert_eq!(f.engine.would_redrive(letter(id)), AdminOutcome::HeldBack);
-        assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::HeldBack);
+        assert_eq!(f.engine.redrive_letter(f.now, letter(id), None), AdminOutcome::HeldBack);
     }
     assert_eq!(f.sent(), []);
     assert_eq!(counters(&f, "a").redriven, 0);
@@ -157,7 +157,7 @@ fn an_older_letter_is_not_redriven_after_a_newer_write_was_discarded() {
     f.sent();
     f.answer_ambiguously(newer, 0, failed());
     assert!(f.engine.discard_task(f.now, TaskId(newer)));
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Gone);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id), None), AdminOutcome::Gone);
     let counters = counters(&f, "a");
     assert_eq!((counters.superseded, counters.discarded), (1, 1));
 }
@@ -318,6 +318,91 @@ fn a_watcher_gets_every_change_and_every_end() {
     assert_eq!(actions[2], EngineAction::Remove { task: TaskId(id) });
 }
 
+/// The reported outcomes of redriven letters.
+fn outcomes(f: &mut Fixture) -> Vec<(u32, RedriveOutcome)> {
+    let ended = |action| match action {
+        EngineAction::RedriveEnded { operation, outcome } => Some((operation, outcome)),
+        _ => None,
+    };
+    f.actions().into_iter().filter_map(ended).collect()
+}
+
+#[test]
+fn the_outcome_of_a_redriven_letter_is_reported_once_to_its_operation() {
+    let mut f = Fixture::new(settings());
+    let ids =
+        ["delivered", "failed", "superseded", "discarded"].map(|key| gave_up(&mut f, key, &["a"]));
+    for (operation, id) in (1..).zip(ids) {
+        f.engine.redrive_letter(f.now, letter(id), Some(operation));
+    }
+    assert_eq!(outcomes(&mut f), []);
+    f.answer(ids[0], 0, Verdict::Delivered);
+    assert_eq!(outcomes(&mut f), [(1, RedriveOutcome::Delivered)]);
+    f.answer(ids[1], 0, rejected());
+    assert_eq!(outcomes(&mut f), [(2, RedriveOutcome::Failed)]);
+    f.answer(ids[2], 0, failed());
+    f.eventual("superseded", &["a"]);
+    assert_eq!(outcomes(&mut f), [(3, RedriveOutcome::Superseded)]);
+    f.answer(ids[3], 0, failed());
+    f.engine.discard_task(f.now, TaskId(ids[3]));
+    assert_eq!(outcomes(&mut f), [(4, RedriveOutcome::Discarded)]);
+    f.engine.discard_letter(f.now, letter(ids[1]));
+    assert_eq!(outcomes(&mut f), [], "its redrive ended before");
+}
+
+#[test]
+fn a_task_shows_the_last_five_attempts_of_a_delivery_that_failed() {
+    let mut f = Fixture::new(EngineSettings { breaker_failures: 0, ..settings() });
+    let errors = |f: &Fixture, id: u64| {
+        let view = f.engine.view(TaskId(id)).unwrap();
+        let shown = |attempt: &EndedSend| attempt.error.as_deref().map(str::to_owned);
+        view.deliveries[0].attempts.iter().map(shown).collect::<Vec<_>>()
+    };
+    let id = f.eventual("k", &["a"]);
+    f.sent();
+    for n in 0..4 {
+        f.answer(id, 0, Verdict::Retry { after: None, error: format!("down {n}").into() });
+        f.pass(Duration::from_secs(10));
+    }
+    assert_eq!(
+        errors(&f, id),
+        ["down 0", "down 1", "down 2", "down 3"].map(|e| Some(e.to_owned()))
+    );
+    // Given up, and redriven twice.
+    for n in 4..6 {
+        f.engine.redrive_letter(f.now, letter(id), None);
+        f.answer(id, 0, Verdict::Rejected { error: format!("down {n}").into() });
+    }
+    assert_eq!(errors(&f, id)[0], Some("down 1".to_owned()));
+    f.actions();
+    f.engine.report_ends(true);
+    f.engine.redrive_letter(f.now, letter(id), None);
+    f.answer(id, 0, Verdict::Delivered);
+    let actions = f.actions();
+    let last = actions.iter().find_map(|action| match action {
+        EngineAction::Ended { last } => Some(&last.deliveries[0].attempts),
+        _ => None,
+    });
+    let last: Vec<_> = last.unwrap().iter().map(|attempt| attempt.error.as_deref()).collect();
+    assert_eq!(last, [Some("down 2"), Some("down 3"), Some("down 4"), Some("down 5"), None]);
+
+    let well = f.eventual("l", &["a", "b"]);
+    f.answer(well, 0, Verdict::Delivered);
+    assert_eq!(errors(&f, well), [None; 0], "nothing is kept of a delivery that never failed");
+}
+
+#[test]
+fn deliveries_with_the_same_error_share_its_text() {
+    let mut f = Fixture::new(EngineSettings { breaker_failures: 0, ..settings() });
+    let ids = ["k", "l"].map(|key| f.eventual(key, &["a"]));
+    ids.iter().for_each(|&id| f.answer(id, 0, failed()));
+    let [one, two] = ids.map(|id| {
+        let mut view = f.engine.view(TaskId(id)).unwrap();
+        view.deliveries.remove(0).attempts.remove(0).error.unwrap()
+    });
+    assert!(Arc::ptr_eq(&one, &two));
+}
+
 #[test]
 fn a_letter_of_a_paused_replica_is_not_redriven_until_it_is_resumed() {
     let mut f = Fixture::new(settings());
@@ -325,10 +410,10 @@ fn a_letter_of_a_paused_replica_is_not_redriven_until_it_is_resumed() {
     let levels = f.engine.levels();
     f.engine.pause(f.now, &node("a"), Some(f.now.wall));
     assert_eq!(f.engine.would_redrive(letter(id)), AdminOutcome::HeldBack);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::HeldBack);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id), None), AdminOutcome::HeldBack);
     assert_eq!(f.engine.levels(), levels, "it is charged as a dead letter");
     f.engine.pause(f.now, &node("a"), None);
-    assert_eq!(f.engine.redrive_letter(f.now, letter(id)), AdminOutcome::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, letter(id), None), AdminOutcome::Done);
     assert_eq!(f.sent(), [(id, 0, 1)]);
 }
 

@@ -506,7 +506,7 @@ fn a_dead_letter_that_could_not_be_sent_stays_one_on_disk_and_behind_live_writes
         Fixture::new(EngineSettings { workers: workers(1), breaker_failures: 0, ..settings() });
     let letter = outage(&mut f, 1)[0];
     let delivery = DeliveryId { task: TaskId(letter), replica: ReplicaIndex(0) };
-    assert_eq!(f.engine.redrive_letter(f.now, delivery), AdminOutcome::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, delivery, None), AdminOutcome::Done);
     assert_eq!(f.sent(), [(letter, 0, 1)]);
     f.answer(letter, 0, Verdict::Shortage { error: "no file descriptor".into() });
     let saved = f.actions().into_iter().find_map(|action| match action {

@@ -166,7 +166,7 @@ fn an_operator_can_redrive_before_a_long_wait_is_over() {
     f.sent();
     f.answer(id, 0, busy(Duration::from_secs(600)));
     let letter = DeliveryId { task: TaskId(id), replica: ReplicaIndex(0) };
-    assert_eq!(f.engine.redrive_letter(f.now, letter), AdminOutcome::Done);
+    assert_eq!(f.engine.redrive_letter(f.now, letter, None), AdminOutcome::Done);
     assert_eq!(f.sent(), [(id, 0, 2)]);
 }
 
@@ -178,5 +178,5 @@ fn a_delivery_is_not_redriven_beyond_the_share_of_its_replica() {
     let letters = f.engine.find_letters(&DeliveryFilter::default(), None, 1).items;
     let letter = DeliveryId { task: letters[0].task, replica: letters[0].replica };
     assert_eq!(f.engine.would_redrive(letter), AdminOutcome::HeldBack);
-    assert_eq!(f.engine.redrive_letter(f.now, letter), AdminOutcome::HeldBack);
+    assert_eq!(f.engine.redrive_letter(f.now, letter, None), AdminOutcome::HeldBack);
 }

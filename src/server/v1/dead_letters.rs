@@ -56,6 +56,23 @@ pub(super) async fn list(
 }
 
 #[utoipa::path(
+    get, path = "/v1/dead-letters/summary", tag = "dead letters",
+    operation_id = "summarizeDeadLetters",
+    summary = "Number of dead letters by replica, cause and error",
+    responses(
+        (status = 200, body = api::LetterSummary, description = "The largest groups first."),
+        CommonErrors,
+    ),
+)]
+pub(super) async fn summary(
+    State(server): State<Arc<ServerState>>,
+    _: NoParameters,
+) -> Result<Response, Problem> {
+    let summary = server.handle.dead_letter_summary().await;
+    Ok(ok(&server.operated(summary)?))
+}
+
+#[utoipa::path(
     post, path = "/v1/dead-letters/redrive", tag = "dead letters",
     operation_id = "redriveDeadLetters",
     summary = "Redrive dead letters",

@@ -41,6 +41,7 @@ pub(in crate::server) fn router() -> OpenApiRouter<Arc<ServerState>> {
         .routes(routes!(replicas::forget))
         .routes(routes!(replicas::rename))
         .routes(routes!(dead_letters::list))
+        .routes(routes!(dead_letters::summary))
         .routes(routes!(dead_letters::redrive))
         .routes(routes!(dead_letters::discard))
         .routes(routes!(operations::list))

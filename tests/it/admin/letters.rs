@@ -111,6 +111,58 @@ async fn a_dry_run_counts_and_a_redrive_delivers() {
 }
 
 #[tokio::test]
+async fn a_redrive_reports_how_many_letters_were_delivered_and_how_many_failed_again() {
+    let daemon = Daemon::start(&QUICK).await;
+    let replica = Replica::start().await;
+    reject(&daemon, &replica, 6).await;
+    replica.behave(|seen| match seen.key().as_str() {
+        "k0" | "k1" => Behaviour::Answer(400, "", "no"),
+        _ => Behaviour::Apply,
+    });
+    let operation = start(&daemon, "/v1/dead-letters/redrive", &json!({"all": true})).await;
+    let expected =
+        json!({"delivered": 4, "failed": 2, "superseded": 0, "discarded": 0, "waiting": 0});
+    let shown = until(&daemon, &operation, |shown| shown["outcomes"] == expected).await;
+    assert_eq!(shown["done"], 6);
+    let dry = json!({"all": true, "dry_run": true});
+    let dry = ended(&daemon, "/v1/dead-letters/redrive", &dry).await;
+    assert_eq!(dry["outcomes"], Value::Null);
+}
+
+#[tokio::test]
+async fn dead_letters_are_summarized_by_replica_cause_and_error() {
+    let daemon = Daemon::start(&QUICK).await;
+    let strict = Replica::with(|seen| {
+        let number = seen.key().trim_start_matches('k').to_owned();
+        Behaviour::Answer(400, "", if number == "0" { "no key k1234" } else { "no key k5678" })
+    })
+    .await;
+    let down = Replica::with(|_| Behaviour::Reset).await;
+    assert_eq!(
+        daemon.show("/v1/dead-letters/summary").await,
+        json!({"dead_letters": 0, "groups": [], "other": 0})
+    );
+    for key in ["k0", "k1", "k2"] {
+        daemon.accept(&set(key, "v", &[&strict])).await;
+    }
+    daemon.accept(&set("k", "v", &[&down])).await;
+    daemon.until_metric("dead_letters", 4).await;
+    let summary = daemon.show("/v1/dead-letters/summary").await;
+    assert_eq!((&summary["dead_letters"], &summary["other"]), (&json!(4), &json!(0)));
+    let groups = summary["groups"].as_array().unwrap();
+    assert_eq!(groups.len(), 2, "{summary}");
+    let first = &groups[0];
+    assert_eq!(
+        (&first["replica"], &first["cause"], &first["count"]),
+        (&json!(strict.url()), &json!("rejected"), &json!(3))
+    );
+    let error = first["error"].as_str().unwrap();
+    assert!(error.contains("400") && error.ends_with("no key #"), "{error}");
+    assert!(first["oldest"].as_str() <= first["newest"].as_str(), "{first}");
+    assert_eq!(groups[1]["cause"], "gave_up");
+}
+
+#[tokio::test]
 async fn a_redrive_skips_a_dead_letter_with_a_newer_write_on_its_way() {
     let daemon = Daemon::start(&[&QUICK[..], &["--request-timeout", "5m"]].concat()).await;
     let replica = Replica::start().await;

@@ -105,6 +105,24 @@ async fn a_settled_task_stays_visible_for_a_while() {
 }
 
 #[tokio::test]
+async fn a_task_shows_the_attempts_of_a_delivery_that_failed() {
+    let daemon = Daemon::start(&["--max-retries", "1", "--retry-base", "10ms"]).await;
+    let replica = Replica::with(|_| Behaviour::Answer(503, "", "busy")).await;
+    let well = Replica::start().await;
+    let path = format!("/v1/tasks/{}", daemon.accept(&set("k", "v", &[&replica, &well])).await);
+    let shown = until(&daemon, &path, |task| task["deliveries"][0]["state"] == "dead").await;
+    let attempts = shown["deliveries"][0]["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 2, "{shown}");
+    for attempt in attempts {
+        assert!(attempt["error"].as_str().unwrap().contains("503"), "{attempt}");
+        assert!(attempt["ended_at"].is_string() && attempt["duration_seconds"].is_f64());
+    }
+    assert_eq!(shown["deliveries"][1].get("attempts"), None, "it never failed");
+    let listed = daemon.show("/v1/tasks?state=dead").await;
+    assert_eq!(listed["tasks"][0]["deliveries"][0].get("attempts"), None);
+}
+
+#[tokio::test]
 async fn a_discarded_task_is_never_sent_not_even_after_a_kill() {
     let gate = Gate::default();
     let behind = gate.clone();
