@@ -166,10 +166,6 @@ impl Lanes {
         gone
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.lanes.len()
-    }
-
     pub(super) fn get(&self, lane: u32) -> Option<&Lane> {
         self.lanes.get(lane as usize)
     }

@@ -89,15 +89,6 @@ fn all_base_paths_of_a_host_are_one_claimant() {
     f.append("k", &["healthy"], Consistency::Eventual).unwrap();
 }
 
-/// Fails until the retries of a write are used up.
-fn give_up(f: &mut Fixture, task: u64) {
-    for _ in 0..4 {
-        f.answer(task, 0, failed());
-        f.pass(Duration::from_secs(7));
-        f.actions();
-    }
-}
-
 #[test]
 fn dead_letters_are_charged_to_the_client_that_wrote_them() {
     let mut f = Fixture::new(EngineSettings { max_dead_letter_bytes: 522 * 10, ..settings() });
