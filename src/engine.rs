@@ -200,7 +200,8 @@ impl Engine {
         self.note_attempt(at, &verdict, took);
         self.count_lone_failure(at, &verdict);
         let letter = self.tasks[at].is_redriven();
-        let ended = EndedAttempt { sent_at: now.moment.before(took), probe, letter };
+        let client = self.tasks[slot].client;
+        let ended = EndedAttempt { sent_at: now.moment.before(took), probe, letter, client };
         // A retry verdict of a discarded delivery must not open the breaker: the replica may be
         // gone.
         if !discard || probe || !matches!(verdict, Verdict::Retry { .. }) {

@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub levels: Levels,
     pub queue_capacity: usize,
     pub retry_capacity: usize,
+    /// Writes that name a new replica are refused.
+    pub replicas_full: bool,
     pub waiting_requests: u64,
     pub average_ack_seconds: f64,
     pub max_lag_seconds: f64,

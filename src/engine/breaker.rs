@@ -20,10 +20,15 @@
 //! also be improbable at the failure rate before it. A dead replica gets there after 5 failures if
 //! it was healthy or is new, after about 7 if it failed 20 % before, after about 13 if 40 %.
 //!
+//! **One client's writes.** A client whose writes all fail, while those of others succeed, is no
+//! evidence against the replica, however many there are: it may write what the replica rejects.
+//!
 //! Redriven dead letters count less, because their failures can be their own fault: they do not
 //! slow a ramp, and if only they failed, any other delivery may be the next probe.
 
 use std::time::Duration;
+
+use smallvec::SmallVec;
 
 use crate::engine::Moment;
 use crate::task::BreakerState;
@@ -58,6 +63,7 @@ pub(super) struct Breaker {
     /// out.
     window: u64,
     seen: u32,
+    successes: LastSuccesses,
     /// When the replica came back. Attempts sent before are ignored.
     back_since: Moment,
     interval: Duration,
@@ -91,6 +97,33 @@ pub(super) struct EndedAttempt {
     pub(super) sent_at: Moment,
     pub(super) probe: bool,
     pub(super) letter: bool,
+    /// The client of the write.
+    pub(super) client: u32,
+}
+
+/// When the last clients had a success: how many attempts ago, within the window.
+#[derive(Debug, Default)]
+struct LastSuccesses(SmallVec<[(u32, u32); 2]>);
+
+impl LastSuccesses {
+    /// Clients that are remembered.
+    const MOST: usize = 8;
+
+    fn note(&mut self, client: u32, failed: bool) {
+        for (_, ago) in &mut self.0 {
+            *ago += 1;
+        }
+        self.0.retain(|&mut (of, ago)| ago < WINDOW && (failed || of != client));
+        if !failed {
+            self.0.truncate(Self::MOST - 1);
+            self.0.insert(0, (client, 0));
+        }
+    }
+
+    /// Whether a client had none and another one did.
+    fn only_of_others(&self, client: u32) -> bool {
+        !self.0.is_empty() && self.0.iter().all(|&(of, _)| of != client)
+    }
 }
 
 impl Default for Breaker {
@@ -102,6 +135,7 @@ impl Default for Breaker {
             others_failed: false,
             window: 0,
             seen: 0,
+            successes: LastSuccesses::default(),
             back_since: Moment(0),
             interval: FIRST_PROBE,
         }
@@ -192,7 +226,7 @@ impl Breaker {
             }
         }
         (self.in_a_row, self.others_failed) = (0, false);
-        self.note(false);
+        self.note(ended.client, false);
         false
     }
 
@@ -234,8 +268,9 @@ impl Breaker {
         }
         self.in_a_row = self.in_a_row.saturating_add(1);
         self.others_failed |= !ended.letter;
-        self.note(true);
-        let opens = self.in_a_row >= threshold && self.is_improbable() || self.mostly_fails();
+        self.note(ended.client, true);
+        let run = self.in_a_row >= threshold && self.is_improbable();
+        let opens = (run || self.mostly_fails()) && !self.successes.only_of_others(ended.client);
         if opens {
             self.trip(now, jitter, (!self.others_failed).then_some(now));
         }
@@ -306,7 +341,8 @@ impl Breaker {
             BreakerPhase::Open { probe_at, live_at: live_at.unwrap_or(probe_at), probing: false };
     }
 
-    fn note(&mut self, failed: bool) {
+    fn note(&mut self, client: u32, failed: bool) {
+        self.successes.note(client, failed);
         self.window = self.window << 1 | u64::from(failed);
         self.seen = (self.seen + 1).min(WINDOW);
     }

@@ -216,6 +216,12 @@ impl Engine {
         }
     }
 
+    /// Whether a write that names a new replica finds no room among the known ones.
+    pub fn replicas_are_full(&self) -> bool {
+        let in_use = self.lanes.iter().filter(|lane| !lane.has_only_letters() && !lane.is_empty());
+        in_use.count() >= self.settings.max_known_replicas
+    }
+
     /// Removes the idle lane that was not used for longest, forgotten ones first: of these
     /// claimants, or of any. Returns whether there was one.
     fn remove_idle_lane(&mut self, client: Option<u32>, host: Option<u32>, keep: &[Node]) -> bool {

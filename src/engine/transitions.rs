@@ -23,6 +23,9 @@ use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskChange, TaskId};
 /// call, which is due at once. Failing a full queue in one call would delay everything else.
 const FAST_FAILURES: usize = 256;
 
+/// Maximum deliveries that are looked at for one of another client to be the probe.
+const PROBE_LOOKS: usize = 256;
+
 impl Engine {
     pub(super) fn insert(
         &mut self,
@@ -387,8 +390,9 @@ impl Engine {
                     return;
                 }
                 Gate::Probe => {
-                    let Some((priority, slot)) = lane.heads.foremost() else { return };
-                    lane.health.probe_sent();
+                    let Some((priority, slot)) = self.next_probe(number) else { return };
+                    let client = self.tasks[slot].client;
+                    self.lanes[number].health.probe_sent(client);
                     self.send(number, slot, priority, true);
                 }
                 Gate::Blocked => {
@@ -400,6 +404,19 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// The delivery that is sent as the probe: the foremost, but of another client than the last
+    /// probe, whose writes may fail for their own reasons.
+    fn next_probe(&self, number: u32) -> Option<(Priority, Slot)> {
+        let lane = &self.lanes[number];
+        let foremost = lane.heads.foremost()?;
+        let (Some(last), true) = (lane.health.last_probe_of(), foremost.0 != Priority::Redrive)
+        else {
+            return Some(foremost);
+        };
+        let mut live = lane.heads.live().take(PROBE_LOOKS);
+        live.find(|&(_, slot)| self.tasks[slot].client != last).or(Some(foremost))
     }
 
     fn send(&mut self, number: u32, slot: Slot, priority: Priority, probe: bool) {

@@ -403,6 +403,15 @@ async fn health_says_how_full_the_queue_is() {
 }
 
 #[tokio::test]
+async fn health_says_that_no_other_replica_can_be_named() {
+    let snapshot = Snapshot { replicas_full: true, queue_capacity: 1_000, ..Snapshot::default() };
+    let address = start(settings()).await.answer_all(vec![], snapshot);
+    let answer = Client::connect(address).await.get("/health", "").await;
+    assert_eq!((answer.status, &answer.json()["status"]), (200, &json!("degraded")));
+    assert!(answer.body.contains("--max-known-replicas"), "{}", answer.body);
+}
+
+#[tokio::test]
 async fn a_failed_store_is_unhealthy_and_not_ready_but_alive() {
     let server = start(settings()).await;
     server.health.send_replace(Health::StoreFailed("/secret/path: EIO".into()));

@@ -8,7 +8,7 @@ fn second(n: u64) -> Moment {
 
 /// Sent and ended at once.
 fn live(at: Moment) -> EndedAttempt {
-    EndedAttempt { sent_at: at, probe: false, letter: false }
+    EndedAttempt { sent_at: at, probe: false, letter: false, client: 0 }
 }
 
 fn probe(at: Moment) -> EndedAttempt {
@@ -299,4 +299,18 @@ fn one_failure_of_a_replica_that_fails_now_and_then_is_no_outage() {
         _ => drop(succeeds(&mut flaky, second(0))),
     });
     assert!(!given_up(&mut flaky));
+}
+
+#[test]
+fn a_client_whose_writes_all_fail_does_not_open_it_for_the_others() {
+    let mut breaker = Breaker::default();
+    let of = |client| EndedAttempt { client, ..live(second(0)) };
+    for n in 0..1_000 {
+        match n % 20 {
+            0 => drop(breaker.succeeded(second(0), of(1), 5)),
+            _ => assert!(!breaker.failed(second(0), of(2), 5, 0.0), "{n}"),
+        }
+    }
+    // It is down: the others fail as well.
+    assert!((0..5).any(|_| breaker.failed(second(0), of(1), 5, 0.0)));
 }

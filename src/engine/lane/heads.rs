@@ -104,6 +104,14 @@ impl Heads {
         ])
     }
 
+    /// The ready heads without dead letters, in the order of [`Self::foremost`].
+    pub(in crate::engine) fn live(&self) -> impl Iterator<Item = (Priority, Slot)> {
+        let kinds = [Priority::Urgent, Priority::Fresh, Priority::Retry, Priority::Resend];
+        kinds.into_iter().flat_map(|priority| {
+            self.ready[priority as usize].values().map(move |&slot| (priority, slot))
+        })
+    }
+
     pub(in crate::engine) fn first_urgent(&self) -> Option<(Priority, Slot)> {
         self.first(&[Priority::Urgent])
     }

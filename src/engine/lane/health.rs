@@ -18,6 +18,8 @@ pub(in crate::engine) struct ReplicaHealth {
     /// The error of deliveries that an open breaker blocks.
     unsent_error: Arc<str>,
     last_error: Option<(Arc<str>, Timestamp)>,
+    /// The client of the last probe.
+    last_probe_of: Option<u32>,
 }
 
 impl ReplicaHealth {
@@ -95,8 +97,13 @@ impl ReplicaHealth {
         self.update(now, Breaker::finish_ramp);
     }
 
-    pub(in crate::engine) fn probe_sent(&mut self) {
+    pub(in crate::engine) fn probe_sent(&mut self, client: u32) {
+        self.last_probe_of = Some(client);
         self.breaker.probe();
+    }
+
+    pub(in crate::engine) fn last_probe_of(&self) -> Option<u32> {
+        self.last_probe_of
     }
 
     pub(in crate::engine) fn probe_unsent(&mut self, now: Now, jitter: f64) {

@@ -130,6 +130,28 @@ fn a_client_leaves_retry_places_of_a_replica_to_the_others() {
 }
 
 #[test]
+fn the_probe_is_a_write_of_another_client_than_the_last_one() {
+    let mut f = Fixture::new(settings());
+    let clients = [token("poisoner"), token("honest")];
+    for n in 0..12 {
+        let client = &clients[usize::from(n >= 6)];
+        f.append_of(Some(client), &n.to_string(), &["a"], Consistency::Eventual).unwrap();
+    }
+    f.commit(12);
+    let mut probes = Vec::new();
+    for _ in 0..40 {
+        for (task, replica, _) in f.sent() {
+            probes.push(task);
+            f.answer(task, replica, if task <= 6 { failed() } else { Verdict::Delivered });
+        }
+        f.pass(Duration::from_secs(1));
+    }
+    // Five attempts open the breaker; of the first two probes one is honest.
+    assert!(probes[..5].iter().all(|&task| task <= 6), "{probes:?}");
+    assert!(probes[5..7].iter().any(|&task| task > 6), "{probes:?}");
+}
+
+#[test]
 fn base_paths_of_one_host_do_not_use_up_the_known_replicas() {
     let mut f = Fixture::new(EngineSettings { max_known_replicas: 20, ..settings() });
     f.eventual("k", &["healthy"]);
