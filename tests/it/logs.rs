@@ -127,23 +127,39 @@ async fn a_log_reader_that_is_gone_costs_only_log_lines() {
     }
 }
 
-/// 1,000 writes at the level `trace`: megabytes of log.
+/// 1,000 writes that fail 21 times each, at the level `debug`: megabytes of log.
 async fn talk(daemon: &Daemon, replica: &Replica, round: usize) {
     let write = |n| set(&format!("{round}/{n}"), "value", &[replica]);
     let writes: Vec<_> = (0..1_000).map(write).collect();
     let (status, answer) = daemon.post_to("/v1/replicate/batch", &json!(writes)).await;
     assert_eq!((status, &answer["accepted"]), (200, &json!(1_000)), "{answer}");
-    replica.until_holds(&format!("{round}/999"), "value").await;
     daemon.until_drained().await;
 }
 
-const TALKATIVE: [&str; 4] = ["--log", "trace", "--queue-capacity", "3000"];
+const TALKATIVE: [&str; 12] = [
+    "--log",
+    "debug",
+    "--queue-capacity",
+    "3000",
+    "--workers",
+    "64",
+    "--breaker-failures",
+    "0",
+    "--max-retries",
+    "20",
+    "--retry-base",
+    "1ms",
+];
+
+async fn failing() -> Replica {
+    Replica::with(|_| Behaviour::Answer(503, "", "")).await
+}
 
 #[tokio::test]
 async fn nothing_waits_for_a_stopped_log_reader() {
     let (reader, writer) = std::io::pipe().unwrap();
     let mut daemon = Daemon::start_logging_to(writer, &TALKATIVE).await;
-    let replica = Replica::start().await;
+    let replica = failing().await;
     // Until the pipe and the queue are full.
     for round in 0.. {
         talk(&daemon, &replica, round).await;
@@ -152,6 +168,7 @@ async fn nothing_waits_for_a_stopped_log_reader() {
         }
     }
     assert_eq!(daemon.get("/livez").await.0, 200);
+    replica.behave(|_| Behaviour::Apply);
     pause(&daemon, &replica).await;
     let resume = format!("{}/resume", path_of(&replica));
     assert_eq!(daemon.post_to(&resume, &Value::Null).await.0, 200);
@@ -179,7 +196,7 @@ fn collect(mut reader: PipeReader) -> Arc<Mutex<String>> {
 async fn a_log_reader_that_resumes_gets_the_number_of_dropped_lines() {
     let (reader, writer) = std::io::pipe().unwrap();
     let mut daemon = Daemon::start_logging_to(writer, &TALKATIVE).await;
-    let replica = Replica::start().await;
+    let replica = failing().await;
     for round in 0.. {
         talk(&daemon, &replica, round).await;
         if daemon.metrics().await["log_lines_dropped_total"].as_u64() > Some(0) {
