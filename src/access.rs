@@ -20,6 +20,7 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 
 use crate::task::Node;
+use crate::trusted_file::UntrustedFile;
 
 mod bucket;
 mod file;
@@ -142,8 +143,8 @@ pub enum TokenListError {
     #[error("cannot read the token list {file}: {source}")]
     Unreadable { file: String, source: std::io::Error },
     /// Anyone who can write to the list can grant themselves every role.
-    #[error("{file} must not be writable by everyone: run chmod o-w on it")]
-    Writable { file: String },
+    #[error("the token list {file} {source}")]
+    Untrusted { file: String, source: UntrustedFile },
     /// Quotes nothing that could be a token.
     #[error("{file}, line {line}: {why}")]
     Line { file: String, line: usize, why: String },

@@ -29,3 +29,4 @@ pub mod testing;
 mod text;
 mod tls;
 mod traces;
+mod trusted_file;

@@ -1,15 +1,15 @@
 //! The token list file. Each line is `NAME ROLES ID:HASH [replicas=URL,…] [rate=N]`.
 
 use std::collections::HashSet;
-use std::fs;
+use std::io::{Error, ErrorKind::InvalidData};
 use std::num::NonZeroU32;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::{Grant, Holder, Role, StoredToken, TokenList, TokenListError, token};
 use crate::task::Node;
 use crate::text::unmarked;
+use crate::trusted_file::{FileContent, UntrustedFile, read_trusted};
 
 /// Size limit of the list: about ten thousand tokens.
 const MAX_BYTES: u64 = 4 << 20;
@@ -20,15 +20,13 @@ const NAME: &str = "must be 1 to 64 of A-Z a-z 0-9 . _ - @, and not a token";
 pub(super) fn read(path: &Path) -> Result<TokenList, TokenListError> {
     let file = path.display().to_string();
     let unreadable = |source| TokenListError::Unreadable { file: file.clone(), source };
-    let found = fs::metadata(path).map_err(unreadable)?;
-    if found.permissions().mode() & 0o002 != 0 {
-        return Err(TokenListError::Writable { file });
-    }
-    if found.len() > MAX_BYTES {
-        let why = std::io::Error::other(format!("it is larger than {} MiB", MAX_BYTES >> 20));
-        return Err(unreadable(why));
-    }
-    let text = fs::read_to_string(path).map_err(unreadable)?;
+    let bytes = match read_trusted(path, FileContent::Public, MAX_BYTES) {
+        Ok(bytes) => bytes,
+        Err(UntrustedFile::Unreadable(source)) => return Err(unreadable(source)),
+        Err(source) => return Err(TokenListError::Untrusted { file, source }),
+    };
+    let text = String::from_utf8(bytes);
+    let text = text.map_err(|_| unreadable(Error::new(InvalidData, "it is not UTF-8 text")))?;
     parse(&text, &file)
 }
 

@@ -4,10 +4,8 @@
 //! At the start an invalid file is an error. At a reload the previous content of that file stays in
 //! force, and the log has the error.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -18,6 +16,7 @@ use crate::config;
 use crate::policy::{LineError, Own, Policy, Rule, rules};
 use crate::replica::{ClientTls, ClientTlsError, ReplicaClient, ReplicaTokens, ReplicaTokensError};
 use crate::text::without_bom;
+use crate::trusted_file::{FileContent, UntrustedFile, read_trusted};
 
 /// A thousand replicas with tokens take a tenth of it.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -26,11 +25,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 pub enum OutboundError {
     #[error("cannot read {} ({flag}): {source}", path.display())]
     Read { flag: &'static str, path: PathBuf, source: io::Error },
-    #[error("{} ({flag}) is longer than {MAX_FILE_BYTES} bytes", path.display())]
-    TooLong { flag: &'static str, path: PathBuf },
-    /// A secret file that others can read or write.
-    #[error("{} ({flag}) is open to others than its owner (mode {mode:04o}): chmod 600 it", path.display())]
-    Open { flag: &'static str, path: PathBuf, mode: u32 },
+    #[error("{} ({flag}) {source}", path.display())]
+    Untrusted { flag: &'static str, path: PathBuf, source: UntrustedFile },
     #[error("{} (--allow-replica-file): {source}", path.display())]
     Rules { path: PathBuf, source: LineError },
     #[error("{} ({flag}) {source}", path.display())]
@@ -120,11 +116,11 @@ fn load_tls(settings: &config::OutboundConfig) -> Result<ClientTls, OutboundErro
     if let Some(path) = &settings.ca {
         let flag = "--replica-ca";
         let invalid = |source| OutboundError::Tls { flag, path: path.clone(), source };
-        tls = tls.trusting(&bytes(flag, path, false)?).map_err(invalid)?;
+        tls = tls.trusting(&bytes(flag, path, FileContent::Public)?).map_err(invalid)?;
     }
     if let Some((certificate, key)) = &settings.identity {
-        let shown = bytes("--replica-cert", certificate, false)?;
-        let secret = bytes("--replica-key", key, true)?;
+        let shown = bytes("--replica-cert", certificate, FileContent::Public)?;
+        let secret = bytes("--replica-key", key, FileContent::Secret)?;
         tls = tls.showing(&shown, &secret).map_err(|source| {
             let (flag, path) = match source {
                 ClientTlsError::NoKey => ("--replica-key", key),
@@ -139,7 +135,7 @@ fn load_tls(settings: &config::OutboundConfig) -> Result<ClientTls, OutboundErro
 fn load_tokens(settings: &config::OutboundConfig) -> Result<ReplicaTokens, OutboundError> {
     let Some(path) = &settings.token_file else { return Ok(ReplicaTokens::default()) };
     let flag = "--replica-token-file";
-    let text = as_text(flag, path, bytes(flag, path, true)?)?;
+    let text = as_text(flag, path, bytes(flag, path, FileContent::Secret)?)?;
     let invalid = |source| OutboundError::Tokens { path: path.clone(), source };
     let tokens = ReplicaTokens::parse(&text).map_err(invalid)?;
     if tokens.serves_any() && !settings.has_rules() {
@@ -149,7 +145,7 @@ fn load_tokens(settings: &config::OutboundConfig) -> Result<ReplicaTokens, Outbo
 }
 
 fn text(flag: &'static str, path: &Path) -> Result<String, OutboundError> {
-    as_text(flag, path, bytes(flag, path, false)?)
+    as_text(flag, path, bytes(flag, path, FileContent::Public)?)
 }
 
 fn as_text(flag: &'static str, path: &Path, bytes: Vec<u8>) -> Result<String, OutboundError> {
@@ -159,28 +155,15 @@ fn as_text(flag: &'static str, path: &Path, bytes: Vec<u8>) -> Result<String, Ou
     })
 }
 
-/// Reads a file. A secret file must be closed to others. The open file is checked, so that it cannot
-/// be replaced after the check.
-fn bytes(flag: &'static str, path: &Path, secret: bool) -> Result<Vec<u8>, OutboundError> {
-    let failed = |source| OutboundError::Read { flag, path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
-    if secret && mode & forbidden_mode(path) != 0 {
-        return Err(OutboundError::Open { flag, path: path.to_owned(), mode });
+fn bytes(flag: &'static str, path: &Path, content: FileContent) -> Result<Vec<u8>, OutboundError> {
+    let path = || path.to_owned();
+    match read_trusted(&path(), content, MAX_FILE_BYTES) {
+        Ok(bytes) => Ok(without_bom(&bytes).to_vec()),
+        Err(UntrustedFile::Unreadable(source)) => {
+            Err(OutboundError::Read { flag, path: path(), source })
+        }
+        Err(source) => Err(OutboundError::Untrusted { flag, path: path(), source }),
     }
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(OutboundError::TooLong { flag, path: path.to_owned() });
-    }
-    Ok(without_bom(&bytes).to_vec())
-}
-
-/// The mode bits that a secret file must not have. For a file from systemd (`LoadCredential=`) the
-/// group read bit stands for an access list with only the daemon's user.
-fn forbidden_mode(path: &Path) -> u32 {
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").filter(|dir| !dir.is_empty());
-    if credentials.is_some_and(|dir| path.starts_with(dir)) { 0o037 } else { 0o077 }
 }
 
 /// Whether an address belongs to this machine: then the system chooses it as its own source address.

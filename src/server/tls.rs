@@ -18,16 +18,22 @@ use tokio_rustls::server::TlsStream;
 
 use crate::text::without_bom;
 use crate::tls::{self, TlsFiles};
+use crate::trusted_file::{FileContent, UntrustedFile, read_trusted};
 
 /// How long a client whose handshake failed may take to read the alert.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
 
 const REFUSED_BYTES: u64 = 64 * 1024;
 
+/// A bundle of all public authorities takes a quarter of it.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
 #[derive(Debug, Error)]
 pub enum InboundTlsError {
     #[error("cannot read {what} in {}: {why}", file.display())]
     File { what: &'static str, file: PathBuf, why: String },
+    #[error("{} {source}", file.display())]
+    Untrusted { file: PathBuf, source: UntrustedFile },
     #[error("cannot use the certificate in {} with the key in {}: {source}", certificate.display(), key.display())]
     Pair { certificate: PathBuf, key: PathBuf, source: rustls::Error },
 }
@@ -96,7 +102,7 @@ fn config(files: &TlsFiles) -> Result<ServerConfig, InboundTlsError> {
     let provider = Arc::new(crypto::ring::default_provider());
     let shown = certificates(&files.certificate)?;
     let what = "a private key";
-    let key = tls::private_key(&read(what, &files.key)?)
+    let key = tls::private_key(&read(what, &files.key, FileContent::Secret)?)
         .map_err(|error| unreadable(what, &files.key, &error))?;
     let pair = |source| InboundTlsError::Pair {
         certificate: files.certificate.clone(),
@@ -129,7 +135,7 @@ fn config(files: &TlsFiles) -> Result<ServerConfig, InboundTlsError> {
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, InboundTlsError> {
     let what = "certificates";
-    let found = tls::certificates(&read(what, file)?);
+    let found = tls::certificates(&read(what, file, FileContent::Public)?);
     let found = found.map_err(|error| unreadable(what, file, &error))?;
     if found.is_empty() {
         return Err(unreadable(what, file, &"the file contains none"));
@@ -137,9 +143,12 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, InboundTlsE
     Ok(found)
 }
 
-fn read(what: &'static str, file: &Path) -> Result<Vec<u8>, InboundTlsError> {
-    let bytes = std::fs::read(file).map_err(|error| unreadable(what, file, &error))?;
-    Ok(without_bom(&bytes).to_vec())
+fn read(what: &'static str, file: &Path, content: FileContent) -> Result<Vec<u8>, InboundTlsError> {
+    match read_trusted(file, content, MAX_FILE_BYTES) {
+        Ok(bytes) => Ok(without_bom(&bytes).to_vec()),
+        Err(UntrustedFile::Unreadable(error)) => Err(unreadable(what, file, &error)),
+        Err(source) => Err(InboundTlsError::Untrusted { file: file.to_owned(), source }),
+    }
 }
 
 fn unreadable(what: &'static str, file: &Path, why: &dyn std::fmt::Display) -> InboundTlsError {

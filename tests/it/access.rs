@@ -266,8 +266,11 @@ async fn a_token_list_that_cannot_be_trusted_prevents_the_start() {
     assert!(does_not_start(&args).await.1.contains("contains no token"));
     let token = list.add(&["--name", "a", "--role", "observe"]);
     let mode = |mode| fs::set_permissions(list.path(), fs::Permissions::from_mode(mode)).unwrap();
-    mode(0o666);
-    assert!(does_not_start(&args).await.1.contains("must not be writable by everyone"));
+    for open in [0o666, 0o620] {
+        mode(open);
+        let printed = does_not_start(&args).await.1;
+        assert!(printed.contains("can be written by others than its owner"), "{printed}");
+    }
     mode(0o600);
     fs::write(list.path(), format!("a observe {token}\n")).unwrap();
     let printed = does_not_start(&args).await.1;

@@ -1,5 +1,6 @@
 //! TLS of the daemon's port, with certificates that the tests create.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::{fs, io};
@@ -40,6 +41,7 @@ fn client(authority: &Authority, shown: Option<&Issued>) -> reqwest::Client {
 fn write(dir: &Path, file: &str, text: &str) -> String {
     let path = dir.join(file);
     fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     path.display().to_string()
 }
 

@@ -190,6 +190,7 @@ async fn readable_secrets_and_invalid_files_prevent_the_start_with_a_sentence() 
     let other_key = files.write("other.pem", &ours.issue("other").key, 0o600);
     let open = files.write("open", "http://a secret", 0o644);
     let bad = files.write("bad", "http://a secret\nsecret bbb\n", 0o600);
+    let shared = files.write("shared", &ours.pem(), 0o664);
     let missing = files.path("missing");
     let missing = missing.to_str().unwrap();
     let open_said = "is open to others than its owner (mode 0644): chmod 600 it";
@@ -204,6 +205,11 @@ async fn readable_secrets_and_invalid_files_prevent_the_start_with_a_sentence() 
         (vec!["--replica-cert", &cert, "--replica-key", &other_key], "cannot be used"),
         (vec!["--replica-cert", &cert, "--replica-key", &bad], "contains no readable private key"),
         (vec!["--replica-ca", &other_key], "contains no certificate"),
+        (vec!["--replica-ca", &shared], "can be written by others than its owner (mode 0664)"),
+        (vec!["--allow-replica-file", &shared], "can be written by others than its owner"),
+        (vec!["--replica-cert", &shared, "--replica-key", &other_key], "can be written by others"),
+        (vec!["--tls-cert", &cert, "--tls-key", &open_key], "(mode 0640)"),
+        (vec!["--tls-cert", &shared, "--tls-key", &other_key], "can be written by others"),
     ] {
         let log = refused(&files.data(), &args).await;
         assert!(log.contains(said), "{args:?}: {log}");
