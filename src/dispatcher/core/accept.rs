@@ -84,7 +84,7 @@ struct WaitingClients {
 /// A client may have only a share of the places.
 const TOO_MANY_WAIT: &str = "too many requests of this client wait for room";
 
-const KEYS_FULL: &str = "the limit of remembered idempotency keys is reached (--idempotency-keys)";
+const KEYS_FULL: &str = "the limit of remembered idempotency keys (--idempotency-keys), or the share of this token, is reached";
 
 enum Admitted {
     Appending,

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
+use crate::share::SharedPool;
 use crate::store::journal::KeyState;
 use crate::store::records::{IdempotencyAnswer, IdempotencyRow, Repeated};
 use crate::task::{Consistency, Idempotency, Moment, Now, TaskId, Uptime};
@@ -24,6 +25,8 @@ pub(crate) struct Keys<W> {
     window: Duration,
     max: usize,
     known: HashMap<Box<str>, KnownKey<W>>,
+    /// How many of them each token has.
+    held: HashMap<Box<str>, u64>,
     /// Only strong writes without an answer and tasks that are not durable yet.
     by_task: HashMap<TaskId, Box<str>>,
     /// When each key expires.
@@ -32,8 +35,32 @@ pub(crate) struct Keys<W> {
 
 impl<W> Keys<W> {
     pub(crate) fn new(window: Duration, max: usize) -> Self {
-        let (known, by_task) = (HashMap::new(), HashMap::new());
-        Self { window, max, known, by_task, order: VecDeque::new() }
+        let (known, held, by_task) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { window, max, known, held, by_task, order: VecDeque::new() }
+    }
+
+    fn insert(&mut self, key: Box<str>, known: KnownKey<W>) {
+        let token = token(&key).into();
+        if self.known.insert(key, known).is_none() {
+            *self.held.entry(token).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, key: &str) -> Option<KnownKey<W>> {
+        let known = self.known.remove(key)?;
+        if let Some(held) = self.held.get_mut(token(key)) {
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(token(key));
+            }
+        }
+        Some(known)
+    }
+
+    /// Each token has a share of the keys, so that one cannot use all of them up.
+    fn has_room_for(&self, key: &str) -> bool {
+        let held = self.held.get(token(key)).copied().unwrap_or_default();
+        SharedPool::new(self.max, self.known.len()).has_room_for(held)
     }
 
     /// Adds the keys found on disk and returns the expired ones. `strong` are the unsettled strong
@@ -56,14 +83,14 @@ impl<W> Keys<W> {
             let is_strong = strong.contains(&row.task);
             let consistency = if is_strong { Consistency::Strong } else { Consistency::Eventual };
             self.order.push_back((now.moment.after(left), key.clone()));
-            self.known.insert(key, KnownKey { row, consistency, waiting: None });
+            self.insert(key, KnownKey { row, consistency, waiting: None });
         }
         expired
     }
 
     pub(crate) fn look(&self, idempotency: &Idempotency) -> KeyState {
         match self.known.get(self.known_as(idempotency)) {
-            None if self.known.len() >= self.max => KeyState::NoRoom,
+            None if !self.has_room_for(&idempotency.key) => KeyState::NoRoom,
             None => KeyState::New,
             Some(known) if known.row.fingerprint != idempotency.fingerprint => KeyState::Mismatch,
             Some(KnownKey { waiting: Some(_), .. }) => KeyState::Pending,
@@ -105,7 +132,7 @@ impl<W> Keys<W> {
     ) {
         self.by_task.insert(row.task, key.into());
         self.order.push_back((now.after(self.window), key.into()));
-        self.known.insert(key.into(), KnownKey { row, consistency, waiting: Some(Vec::new()) });
+        self.insert(key.into(), KnownKey { row, consistency, waiting: Some(Vec::new()) });
     }
 
     /// The task is durable. Returns the repeats that waited for it, and their answer.
@@ -121,7 +148,7 @@ impl<W> Keys<W> {
     /// The task will never be durable. Removes its key and returns the repeats that waited for it.
     pub(crate) fn lost(&mut self, task: TaskId) -> Vec<W> {
         let key = self.by_task.remove(&task);
-        let known = key.and_then(|key| self.known.remove(&key));
+        let known = key.and_then(|key| self.remove(&key));
         known.and_then(|known| known.waiting).unwrap_or_default()
     }
 
@@ -147,11 +174,16 @@ impl<W> Keys<W> {
                 self.order.push_back((now.after(self.window), key));
                 continue;
             }
-            self.known.remove(&key);
+            self.remove(&key);
             expired.push(key);
         }
         expired
     }
+}
+
+/// The token that a key belongs to; empty without tokens.
+fn token(key: &str) -> &str {
+    key.split_once(' ').map_or("", |(token, _)| token)
 }
 
 impl<W> KnownKey<W> {
@@ -234,6 +266,23 @@ mod tests {
         assert_eq!(keys.tick(now(119).moment), []);
         assert_eq!(keys.tick(now(120).moment), ["k".into()]);
         assert!(matches!(keys.look(&write("k", 2)), KeyState::New));
+    }
+
+    #[test]
+    fn one_token_cannot_use_all_keys_up() {
+        let mut keys = Keys::new(Duration::from_secs(60), 100);
+        let mut used = 0;
+        for n in 0..100_u8 {
+            let key = format!("greedy {n}");
+            if matches!(keys.look(&write(&key, 1)), KeyState::New) {
+                enter(&mut keys, &key, u64::from(n), Consistency::Eventual);
+                used += 1;
+            }
+        }
+        assert_eq!(used, 90);
+        assert!(matches!(keys.look(&write("other 1", 1)), KeyState::New));
+        keys.lost(TaskId(0));
+        assert!(matches!(keys.look(&write("greedy new", 1)), KeyState::New));
     }
 
     #[test]
