@@ -180,6 +180,11 @@ impl TokenList {
         bool::from(same).then_some(holder)
     }
 
+    /// Whether this token is in the list, with this grant.
+    pub fn holds(&self, holder: &Arc<Holder>) -> bool {
+        self.0.values().any(|(_, held)| Arc::ptr_eq(held, holder))
+    }
+
     /// Keeps the rate limit state of tokens that a reload did not change, so that a reload does not
     /// refill any bucket.
     pub fn take_over(&mut self, old: &Self) {

@@ -26,6 +26,7 @@ use crate::traces::Tracer;
 
 mod access;
 mod body;
+mod client_pool;
 mod connections;
 mod errors;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -45,7 +46,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use access::Access;
+pub use access::{Access, Tokens};
 pub use memory_replica::MemoryReplica;
 pub use tls::{InboundTls, InboundTlsError};
 

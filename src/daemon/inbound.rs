@@ -1,15 +1,14 @@
 //! The files for access: the token list and the certificates, read at the start and on SIGHUP.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
 use thiserror::Error;
 use tracing::{error, info};
 
 use crate::access::{TokenList, TokenListError};
 use crate::config;
-use crate::server::{Access, InboundTls, InboundTlsError};
+use crate::server::{Access, InboundTls, InboundTlsError, Tokens};
 
 #[derive(Debug, Error)]
 pub enum InboundError {
@@ -37,7 +36,7 @@ impl Inbound {
     ) -> Result<Self, InboundError> {
         let tokens = config.auth_file.as_ref().map(|file| TokenList::read(file)).transpose()?;
         let access = Access {
-            tokens: tokens.map(|tokens| Arc::new(ArcSwap::from_pointee(tokens))),
+            tokens: tokens.map(Tokens::new),
             host_names: config.host_names.clone(),
             named_hosts_only: config.is_open()
                 && (address.ip().is_loopback() || !config.host_names.is_empty()),
@@ -51,10 +50,10 @@ impl Inbound {
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(file), Some(tokens)) = (&self.config.auth_file, &self.access.tokens) {
             match TokenList::read(file) {
-                Ok(mut new) => {
-                    new.take_over(&tokens.load());
-                    info!(tokens = new.len(), "the tokens (--auth-file) are reloaded");
-                    tokens.store(Arc::new(new));
+                Ok(new) => {
+                    let count = new.len();
+                    tokens.replace(new);
+                    info!(tokens = count, "the tokens (--auth-file) are reloaded");
                 }
                 Err(error) => error!(%error, "the tokens are not reloaded and stay as they were"),
             }

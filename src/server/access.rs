@@ -11,9 +11,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
+use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::Next;
@@ -23,21 +23,25 @@ use serde_json::{Value, json};
 use super::ServerState;
 use super::connections::ClientPeer;
 use super::errors::{Problem, closing};
-use crate::access::{Holder, Role, TokenList};
+use crate::access::{Holder, Role};
 use crate::metrics::Reason;
 use crate::task::{Client, Node};
 
 mod audit;
+mod tokens;
 
 pub(super) use audit::{About, Refusals};
 use audit::{AuditEntry, AuditEvent};
+pub use tokens::Tokens;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+pub(super) const INVALID_TOKEN: &str = "this token is not valid";
 
 #[derive(Clone, Debug)]
 pub struct Access {
     /// Valid tokens. `None` disables authentication.
-    pub tokens: Option<Arc<ArcSwap<TokenList>>>,
+    pub tokens: Option<Tokens>,
     /// Accepted `Host` names besides IP addresses and `localhost`.
     pub host_names: Vec<String>,
     /// Reject every other `Host`, against DNS rebinding. Set without authentication, on loopback or
@@ -166,6 +170,15 @@ impl Caller {
         }
     }
 
+    /// Resolves when a reload removes the token or changes its grant. A request that outlives that
+    /// must end.
+    pub(super) async fn revoked(&self, access: &Access) {
+        match (&self.holder, &access.tokens) {
+            (Some(holder), Some(tokens)) => tokens.revoked(holder).await,
+            _ => std::future::pending().await,
+        }
+    }
+
     pub(super) fn may_name(&self, replicas: &[Node]) -> Result<(), Problem> {
         let Some(holder) = &self.holder else { return Ok(()) };
         match replicas.iter().find(|replica| !holder.grant.may_name(replica)) {
@@ -190,6 +203,14 @@ impl Caller {
         let Some(holder) = self.holder.as_ref().filter(|_| more > 0) else { return Ok(()) };
         let more = u32::try_from(more).unwrap_or(u32::MAX);
         holder.spend_more(more, now()).map_err(Problem::too_many)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Self::of(&parts.extensions)
     }
 }
 
@@ -273,9 +294,8 @@ fn admit(access: &Access, need: Need, request: &Request) -> Result<Caller, (Prob
         let error = "a token is required: send it as Authorization: Bearer TOKEN";
         return Err((Problem::Unauthenticated(error), anonymous));
     };
-    let Some(holder) = tokens.load().find(token).cloned() else {
-        let error = "this token is not valid";
-        return Err((Problem::Unauthenticated(error), anonymous));
+    let Some(holder) = tokens.list().find(token).cloned() else {
+        return Err((Problem::Unauthenticated(INVALID_TOKEN), anonymous));
     };
     let caller = Caller { holder: Some(Arc::clone(&holder)), ..anonymous };
     if !holder.grant.allows(role) {

@@ -1,10 +1,9 @@
 //! Reads request bodies within limits on size, time and shared memory.
 //!
 //! Only large bodies are charged to the shared memory. Small ones, nearly all of them, never wait
-//! for it.
+//! for it. Each client has a share of it.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
@@ -12,19 +11,16 @@ use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, EXPECT};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::ServerSettings;
+use super::client_pool::{Claimant, ClientPool, PoolShare};
 use super::errors::Problem;
 use super::wire::shown;
-
-/// One semaphore permit. Pages keep the permit count of a large body within `u32`.
-const PAGE_BYTES: usize = 1024;
 
 /// Bodies up to this size are not charged: a connection may buffer as much anyway, so the number of
 /// connections bounds them. A client that announces large bodies and does not send them therefore
 /// cannot block small writes.
-const SMALL_BYTES: usize = super::connections::BUFFER_BYTES;
+pub(super) const SMALL_BYTES: usize = super::connections::BUFFER_BYTES;
 
 /// A body without a Content-Length is charged in steps of this size.
 const STEP_BYTES: usize = 64 * 1024;
@@ -47,17 +43,15 @@ const UTF_16_MARKS: [&[u8]; 2] = [b"\xfe\xff", b"\xff\xfe"];
 /// The memory shared by the bodies of all requests, and the limits of one body.
 #[derive(Debug)]
 pub(super) struct BodyMemory {
-    pages: Semaphore,
-    /// Number of bodies waiting for memory.
-    waiting: AtomicUsize,
+    pool: ClientPool,
     bytes: usize,
     max_body_bytes: usize,
     client_timeout: Duration,
 }
 
-/// A share of [`BodyMemory`], released on drop. A request holds it until it is answered, because
-/// the body lives on as the value of the write.
-pub(super) type Share<'a> = SemaphorePermit<'a>;
+/// A share of [`BodyMemory`]; `None` for a small body. A request holds it until it is answered,
+/// because the body lives on as the value of the write.
+pub(super) type Share = Option<PoolShare>;
 
 enum BodyFailure {
     TooLarge,
@@ -72,8 +66,7 @@ impl BodyMemory {
         let bytes = settings.limits.request_memory.max(settings.limits.max_body_bytes);
         Self {
             bytes,
-            waiting: AtomicUsize::new(0),
-            pages: Semaphore::new(pages(bytes).min(Semaphore::MAX_PERMITS)),
+            pool: ClientPool::new(bytes),
             max_body_bytes: settings.limits.max_body_bytes,
             client_timeout: settings.limits.client_timeout,
         }
@@ -82,11 +75,12 @@ impl BodyMemory {
     /// [`Self::read_up_to`] the size limit of a single write.
     pub(super) async fn read(
         &self,
+        client: &Claimant,
         headers: &HeaderMap,
         body: Body,
         retry_after: Duration,
-    ) -> Result<(Bytes, Share<'_>), Problem> {
-        self.read_up_to(self.max_body_bytes, headers, body, retry_after).await
+    ) -> Result<(Bytes, Share), Problem> {
+        self.read_up_to(self.max_body_bytes, client, headers, body, retry_after).await
     }
 
     /// The larger of the body limit and [`BATCH_BYTES`], capped by the shared memory.
@@ -104,17 +98,18 @@ impl BodyMemory {
     pub(super) async fn read_up_to(
         &self,
         limit: usize,
+        client: &Claimant,
         headers: &HeaderMap,
         mut body: Body,
         retry_after: Duration,
-    ) -> Result<(Bytes, Share<'_>), Problem> {
+    ) -> Result<(Bytes, Share), Problem> {
         if let Some(coding) = coded(headers) {
             self.discard(headers, body);
             return Err(Problem::Encoded(format!(
                 "the body has the Content-Encoding {coding}: it must be sent without one"
             )));
         }
-        let failure = match self.collect(limit, &mut body).await {
+        let failure = match self.collect(limit, client, &mut body).await {
             Ok((read, share)) => return Ok((unmarked(read)?, share)),
             Err(failure) => failure,
         };
@@ -135,7 +130,7 @@ impl BodyMemory {
             BodyFailure::NoMemory => {
                 self.discard(headers, body);
                 Err(Problem::Unavailable {
-                    error: "the memory for large request bodies is in use (--request-memory)"
+                    error: "the memory for large request bodies (--request-memory), or the share of this client, is in use"
                         .to_owned(),
                     retry_after,
                 })
@@ -162,8 +157,9 @@ impl BodyMemory {
     async fn collect(
         &self,
         limit: usize,
+        client: &Claimant,
         body: &mut Body,
-    ) -> Result<(Bytes, Share<'_>), BodyFailure> {
+    ) -> Result<(Bytes, Share), BodyFailure> {
         let announced = body.size_hint().exact();
         let length = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
         if length.is_some_and(|length| length > limit) {
@@ -171,7 +167,10 @@ impl BodyMemory {
         }
         // Bytes covered so far: by the share, or free because the body is small.
         let mut charged = length.unwrap_or(SMALL_BYTES.min(limit));
-        let mut share = self.reserve(if charged > SMALL_BYTES { charged } else { 0 }).await?;
+        let mut share: Share = None;
+        if charged > SMALL_BYTES {
+            share = Some(self.reserve(client, charged).await?);
+        }
         let mut late = pin!(tokio::time::sleep(self.client_timeout));
         // Not an interval: its first tick waits for the timer's next millisecond, which added up to
         // 1 ms to every write.
@@ -188,7 +187,7 @@ impl BodyMemory {
                     pace.set(tokio::time::sleep(PACE));
                     seconds += 1;
                     let slow = whole.len() < seconds.saturating_mul(SLOWEST_BYTES);
-                    if slow && share.num_permits() > 0 && self.waiting.load(Ordering::Relaxed) > 0 {
+                    if slow && share.is_some() && self.pool.is_awaited() {
                         return Err(BodyFailure::TooSlowForOthers);
                     }
                     continue;
@@ -208,25 +207,20 @@ impl BodyMemory {
                 let step = STEP_BYTES.max(total - charged);
                 // Never beyond `limit`, for which the memory always suffices.
                 let step = step.min(limit - charged);
-                let unpaid = if share.num_permits() == 0 { charged } else { 0 };
-                share.merge(self.reserve(unpaid.saturating_add(step)).await?);
+                match &mut share {
+                    Some(share) => share.merge(self.reserve(client, step).await?),
+                    None => share = Some(self.reserve(client, charged + step).await?),
+                }
                 charged = charged.saturating_add(step);
             }
             whole.push(data, charged);
         }
     }
 
-    async fn reserve(&self, bytes: usize) -> Result<Share<'_>, BodyFailure> {
-        let count = u32::try_from(pages(bytes)).map_err(|_| BodyFailure::TooLarge)?;
-        if let Ok(share) = self.pages.try_acquire_many(count) {
-            return Ok(share);
-        }
-        let _waiting = MemoryWaiter::new(&self.waiting);
-        let share = self.pages.acquire_many(count);
-        match tokio::time::timeout(self.client_timeout, share).await {
-            Ok(Ok(share)) => Ok(share),
-            Ok(Err(_)) | Err(_) => Err(BodyFailure::NoMemory),
-        }
+    async fn reserve(&self, client: &Claimant, bytes: usize) -> Result<PoolShare, BodyFailure> {
+        let share = self.pool.take(client, bytes);
+        let share = tokio::time::timeout(self.client_timeout, share).await;
+        share.map_err(|_| BodyFailure::NoMemory)
     }
 }
 
@@ -250,25 +244,6 @@ fn unmarked(mut body: Bytes) -> Result<Bytes, Problem> {
         return Err(Problem::Invalid(rule.to_owned()));
     }
     Ok(body)
-}
-
-struct MemoryWaiter<'a>(&'a AtomicUsize);
-
-impl<'a> MemoryWaiter<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for MemoryWaiter<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn pages(bytes: usize) -> usize {
-    bytes.div_ceil(PAGE_BYTES)
 }
 
 /// Joins frames. A body in a single frame, the usual case, is not copied.

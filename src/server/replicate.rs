@@ -91,10 +91,10 @@ async fn write(
             return Err(problem);
         }
     };
-    let read = memory.read(&head.headers, body, handle.retry_after()).await;
+    let caller = Caller::of(&head.extensions)?;
+    let read = memory.read(&caller.client(), &head.headers, body, handle.retry_after()).await;
     let (body, _share) = read.inspect_err(|problem| server.count_memory_refusal(problem))?;
     let ValidWrite { mut task, spelled } = validate::write(&body, settings)?;
-    let caller = Caller::of(&head.extensions)?;
     caller.may_name(&task.replicas)?;
     let idempotency = key.map(|key| idempotency::of(&caller, key, &body));
     (task.trace, task.client) = (trace, caller.client());

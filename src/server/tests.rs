@@ -272,7 +272,8 @@ async fn memory_in_use_is_a_503_for_the_next_large_body() {
     let (_, reply) = server.next_write().await;
 
     let refused = posted(server.address, &large).await;
-    refused.is_error(503, "the memory for large request bodies is in use (--request-memory)");
+    let error = "the memory for large request bodies (--request-memory), or the share of this client, is in use";
+    refused.is_error(503, error);
     assert!(refused.head.contains("retry-after: 2\r\n"));
 
     let id = TaskId(1);

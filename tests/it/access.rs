@@ -232,6 +232,26 @@ async fn a_token_list_is_reloaded_on_sighup_and_an_invalid_one_changes_nothing()
     assert_eq!(status(&second).await, 200);
 }
 
+#[tokio::test]
+async fn the_event_stream_of_a_revoked_token_ends_at_the_reload() {
+    let list = List::new();
+    let kept = list.add(&["--name", "kept", "--role", "observe"]);
+    let lines = fs::read_to_string(list.path()).unwrap();
+    let first = list.add(&["--name", "first", "--role", "observe"]);
+    let daemon = list.daemon(&[]).await;
+    let mut stream = request(&daemon, Method::GET, "/v1/events", &first).await;
+    let mut other = request(&daemon, Method::GET, "/v1/events?types=figures", &kept).await;
+    assert_status(&stream, 200);
+    fs::write(list.path(), lines).unwrap();
+    daemon.signal("-HUP");
+    // It would go on for ever.
+    while let Ok(Some(_)) = stream.chunk().await {}
+    assert_status(&request(&daemon, Method::GET, "/v1/events", &first).await, 401);
+    for _ in 0..2 {
+        assert!(other.chunk().await.unwrap().is_some(), "the other token is still valid");
+    }
+}
+
 async fn does_not_start(args: &[&str]) -> (Option<i32>, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");

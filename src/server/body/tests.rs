@@ -7,8 +7,7 @@ use super::*;
 
 fn memory() -> BodyMemory {
     BodyMemory {
-        pages: Semaphore::new(1024),
-        waiting: AtomicUsize::new(0),
+        pool: ClientPool::new(1 << 20),
         bytes: 1 << 20,
         max_body_bytes: 1 << 20,
         client_timeout: Duration::from_secs(30),
@@ -23,7 +22,7 @@ fn at_once(headers: &[(&str, &'static str)], body: &[u8]) -> Result<Bytes, Probl
         given.append(name, HeaderValue::from_static(value));
     }
     let memory = memory();
-    let read = memory.read(&given, Body::from(body.to_vec()), Duration::ZERO);
+    let read = memory.read(&None, &given, Body::from(body.to_vec()), Duration::ZERO);
     // A future that waits for a timer is not ready at the first poll.
     read.now_or_never().expect("the read must not wait").map(|(body, _share)| body)
 }

@@ -9,8 +9,9 @@
 //! 3. an anonymous one before an authenticated one,
 //! 4. the one that has waited longest.
 //!
-//! A connection with a complete, unanswered request is never evicted. While all places have one, a
-//! new connection gets a place for probes: a supervisor must not take a full daemon for a dead one.
+//! A connection with a complete, unanswered request is never evicted. While all places have one, or
+//! all that a client may have, a new connection gets a place for probes: a supervisor must not take a
+//! full daemon for a dead one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::share::SharedPool;
 use crate::task::Client;
 
 /// Places beyond the limit. More than one, so that connections that are slow to send their request
@@ -45,7 +47,14 @@ struct Room {
     /// Places in use, without the evicted ones.
     ordinary: usize,
     probes: usize,
-    waiting: HashMap<Client, usize>,
+    clients: HashMap<Client, HeldPlaces>,
+}
+
+#[derive(Debug, Default)]
+struct HeldPlaces {
+    ordinary: usize,
+    /// Those that wait for the client.
+    waiting: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +105,7 @@ impl ConnectionSlots {
             free: Vec::new(),
             ordinary: 0,
             probes: 0,
-            waiting: HashMap::new(),
+            clients: HashMap::new(),
         })))
     }
 
@@ -104,16 +113,24 @@ impl ConnectionSlots {
     /// places for probes are busy.
     pub(super) fn enter(self: &Arc<Self>, client: Client) -> Option<ConnectionSlot> {
         let mut room = self.room();
-        let lane =
-            [Lane::Ordinary, Lane::Probes].into_iter().find(|lane| room.make_room(*lane, 1))?;
-        *room.count(lane) += 1;
+        let lane = if room.has_share(&client) {
+            room.make_room(Lane::Ordinary, 1)
+        } else {
+            room.evict(Lane::Ordinary, Some(&client))
+        };
+        let lane = match lane {
+            true => Lane::Ordinary,
+            false if room.make_room(Lane::Probes, 1) => Lane::Probes,
+            false => return None,
+        };
         let number = room.free.pop().unwrap_or(room.places.len());
         let place = Place {
             client,
             lane,
             busy: true,
             stalled: false,
-            evicted: false,
+            // Counted when it changes.
+            evicted: true,
             authenticated: false,
             uploading: false,
             since: now(),
@@ -124,7 +141,7 @@ impl ConnectionSlots {
             Some(free) => *free = Some(place),
             None => room.places.push(Some(place)),
         }
-        room.change(number, |place| place.busy = false);
+        room.change(number, |place| (place.busy, place.evicted) = (false, false));
         drop(room);
         Some(ConnectionSlot { slots: Arc::clone(self), number, lane, evict })
     }
@@ -137,7 +154,7 @@ impl ConnectionSlots {
 
     /// Evicts a connection that waits, if there is one.
     pub(super) fn evict_one(&self) {
-        self.room().evict(Lane::Ordinary);
+        self.room().evict(Lane::Ordinary, None);
     }
 
     fn room(&self) -> MutexGuard<'_, Room> {
@@ -147,67 +164,74 @@ impl ConnectionSlots {
 }
 
 impl Room {
-    fn count(&mut self, lane: Lane) -> &mut usize {
-        match lane {
-            Lane::Ordinary => &mut self.ordinary,
-            Lane::Probes => &mut self.probes,
-        }
+    /// Whether a client may have another place, perhaps that of another client. Nine tenths are the
+    /// most, so that one client whose requests all wait for the daemon locks no other out.
+    fn has_share(&self, client: &Client) -> bool {
+        let held = self.clients.get(client).map_or(0, |held| held.ordinary);
+        SharedPool::new(self.limit, held).has_room_for(held as u64)
     }
 
     /// Whether the lane has room for `more`, by an eviction if needed.
     fn make_room(&mut self, lane: Lane, more: usize) -> bool {
-        let limit = match lane {
-            Lane::Ordinary => self.limit,
-            Lane::Probes => PROBE_PLACES,
+        let (count, limit) = match lane {
+            Lane::Ordinary => (self.ordinary, self.limit),
+            Lane::Probes => (self.probes, PROBE_PLACES),
         };
-        *self.count(lane) + more <= limit || self.evict(lane)
+        count + more <= limit || self.evict(lane, None)
     }
 
-    fn evict(&mut self, lane: Lane) -> bool {
+    /// Evicts a connection that waits, of one client or of any.
+    fn evict(&mut self, lane: Lane, of: Option<&Client>) -> bool {
         let (now, many) = (now(), self.limit / MANY);
-        let large: Vec<_> =
-            self.waiting.iter().filter(|(_, waiting)| **waiting > many).map(|(c, _)| c).collect();
+        let large = self.clients.iter().filter(|(_, held)| held.waiting > many);
+        let large: Vec<_> = large.map(|(client, _)| client).collect();
         let places = self.places.iter().enumerate();
         let waiting = places
             .filter_map(|(number, place)| Some((number, place.as_ref()?)))
-            .filter(|(_, place)| place.lane == lane && place.is_waiting());
+            .filter(|(_, place)| place.lane == lane && place.is_waiting())
+            .filter(|(_, place)| of.is_none_or(|client| *client == place.client));
         let victim = waiting.min_by_key(|(_, place)| {
             let is_large = large.contains(&&place.client);
-            (
-                place.is_uploading(now, self.progress_pause),
-                !is_large,
-                place.authenticated,
-                place.since,
-            )
+            let is_uploading = place.is_uploading(now, self.progress_pause);
+            (is_uploading, !is_large, place.authenticated, place.since)
         });
         let Some((number, place)) = victim else { return false };
         place.evict.notify_one();
         self.change(number, |place| place.evicted = true);
-        *self.count(lane) -= 1;
         true
     }
 
-    /// Changes a place and keeps the number of waiting connections of its client.
+    /// Changes a place, and the counts that depend on it.
     fn change(&mut self, number: usize, change: impl FnOnce(&mut Place)) {
         let Some(place) = self.places.get_mut(number).and_then(Option::as_mut) else { return };
-        let before = place.is_waiting();
+        let before = (!place.evicted, place.is_waiting());
         change(place);
-        match (before, place.is_waiting()) {
-            (false, true) => {
-                place.since = now();
-                *self.waiting.entry(place.client.clone()).or_default() += 1;
-            }
-            (true, false) => {
-                if let Some(waiting) = self.waiting.get_mut(&place.client) {
-                    *waiting -= 1;
-                    if *waiting == 0 {
-                        self.waiting.remove(&place.client);
-                    }
-                }
-            }
-            (false, false) | (true, true) => {}
+        let after = (!place.evicted, place.is_waiting());
+        if before == after {
+            return;
+        }
+        if !before.1 && after.1 {
+            place.since = now();
+        }
+        let in_lane = match place.lane {
+            Lane::Ordinary => &mut self.ordinary,
+            Lane::Probes => &mut self.probes,
+        };
+        moved(in_lane, before.0, after.0);
+        let held = self.clients.entry(place.client.clone()).or_default();
+        if place.lane == Lane::Ordinary {
+            moved(&mut held.ordinary, before.0, after.0);
+        }
+        moved(&mut held.waiting, before.1, after.1);
+        if (held.ordinary, held.waiting) == (0, 0) {
+            self.clients.remove(&place.client);
         }
     }
+}
+
+/// Counts one that was or is now among the counted.
+fn moved(count: &mut usize, before: bool, after: bool) {
+    *count = *count + usize::from(after) - usize::from(before);
 }
 
 /// The place of one connection, released on drop.
@@ -238,7 +262,6 @@ impl ConnectionSlot {
             (place.busy, place.uploading) = (true, false);
         });
         if stays {
-            *room.count(self.lane) += 1;
             room.make_room(self.lane, 0);
         }
     }
@@ -280,11 +303,7 @@ impl ConnectionSlot {
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut room = self.slots.room();
-        let mut held = false;
-        room.change(self.number, |place| held = !std::mem::replace(&mut place.evicted, true));
-        if held {
-            *room.count(self.lane) -= 1;
-        }
+        room.change(self.number, |place| place.evicted = true);
         if let Some(place) = room.places.get_mut(self.number) {
             *place = None;
             room.free.push(self.number);

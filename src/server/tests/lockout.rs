@@ -83,8 +83,7 @@ async fn long_lived_requests_are_limited_to_a_quarter_of_the_connections() {
     let mut second = Client::connect(server.address).await;
     assert_eq!(second.get("/v1/events", "").await.status, 200);
     let mut refused = Client::connect(server.address).await;
-    let limit =
-        "too many requests wait or stream events, the limit is 2 (a quarter of --max-connections)";
+    let limit = "too many requests wait or stream events, the limit is 2 (a quarter of --max-connections), of which each client has a share";
     for path in ["/v1/events", "/v1/barriers/0?wait=60s"] {
         let answer = refused.get(path, "").await;
         answer.is_error(503, limit);

@@ -4,6 +4,7 @@ use serde_json::Map;
 
 use super::support::Server;
 use super::*;
+use crate::access::TokenList;
 
 const METHODS: [&str; 8] = ["get", "put", "post", "delete", "options", "head", "patch", "trace"];
 
@@ -116,7 +117,7 @@ async fn operations_that_need_a_token_describe_the_required_role() {
     let scheme = &description["components"]["securitySchemes"]["token"];
     assert_eq!((&scheme["type"], &scheme["scheme"]), (&json!("http"), &json!("bearer")));
     let mut with_tokens = settings();
-    with_tokens.access.tokens = Some(Arc::default());
+    with_tokens.access.tokens = Some(Tokens::new(TokenList::default()));
     let server = start(with_tokens).await;
     for (path, method, operation) in operations(&description) {
         let mut client = Client::connect(server.address).await;

@@ -11,6 +11,7 @@ use super::extract::{NoParameters, Parameters, PathName};
 use super::wire::shown;
 use super::{BodyErrors, CommonErrors, NotFoundError, Problem, ServerState};
 use crate::api;
+use crate::server::access::{Caller, INVALID_TOKEN};
 use crate::server::errors::created;
 
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -50,14 +51,18 @@ pub(super) async fn create(
 pub(super) async fn show(
     State(server): State<Arc<ServerState>>,
     PathName(id): PathName,
+    caller: Caller,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let mut parameters = Parameters::read(query.as_deref(), &["wait"])?;
     let wait = parameters.duration("wait", MAX_WAIT)?.unwrap_or_default();
-    let _stay = if wait.is_zero() { None } else { Some(server.stay()?) };
+    let _stay = if wait.is_zero() { None } else { Some(server.stay(&caller)?) };
     let waited = tokio::select! {
         state = server.handle.barrier_state(&id, wait) => Some(state),
         () = server.closing() => None,
+        () = caller.revoked(&server.settings.access) => {
+            return Err(Problem::Unauthenticated(INVALID_TOKEN));
+        }
     };
     // A waiting client must not delay the shutdown.
     let state = match waited {

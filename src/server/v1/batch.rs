@@ -67,9 +67,10 @@ pub(super) async fn batch(
     }
     let parent = trace_of(&head.headers);
     let (limit, retry_after) = (memory.max_batch_bytes(), handle.retry_after());
-    let read = memory.read_up_to(limit, &head.headers, body, retry_after).await;
-    let (body, _share) = read.inspect_err(|problem| server.count_memory_refusal(problem))?;
     let caller = Caller::of(&head.extensions)?;
+    let client = caller.client();
+    let read = memory.read_up_to(limit, &client, &head.headers, body, retry_after).await;
+    let (body, _share) = read.inspect_err(|problem| server.count_memory_refusal(problem))?;
     let mut members = Vec::new();
     let mut valid = Vec::new();
     let writes = split(&head.headers, &body)?;
@@ -78,7 +79,7 @@ pub(super) async fn batch(
         let span = server.settings.tracer.accept(parent.as_ref());
         let checked = match server.checked(write, &caller) {
             Ok((ValidWrite { mut task, spelled }, idempotency)) => {
-                task.client = caller.client();
+                task.client = client.clone();
                 task.trace = span.as_ref().map(Span::trace).or_else(|| parent.clone());
                 server.count_user(&task);
                 let consistency = task.consistency;

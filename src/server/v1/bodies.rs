@@ -13,6 +13,7 @@ use super::validate;
 use super::wire::{Json, plain};
 use super::{Problem, ServerState};
 use crate::dispatcher::LetterFilter;
+use crate::server::access::Caller;
 use crate::server::errors::{invalid, must_be};
 use crate::task::{Cause, Node, TaskId};
 
@@ -77,7 +78,9 @@ pub(super) async fn read<T>(
     let ServerState { handle, memory, .. } = server;
     let (head, body) = request.into_parts();
     let (limit, retry_after) = (memory.max_operate_bytes(), handle.retry_after());
-    let (body, _share) = memory.read_up_to(limit, &head.headers, body, retry_after).await?;
+    let client = Caller::of(&head.extensions)?.client();
+    let read = memory.read_up_to(limit, &client, &head.headers, body, retry_after);
+    let (body, _share) = read.await?;
     check(&body)
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The cost of a stream is bounded: their number is limited, each buffers at most one chunk, and a
 //! stalled reader is cut by the connection while the daemon counts the events it missed. A stream
-//! ends when its reader closes its side, to free its slot, and when the server stops, so that it
-//! does not delay a drain.
+//! ends when its reader closes its side, to free its slot, when its token is revoked, and when the
+//! server stops, so that it does not delay a drain.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -25,6 +25,7 @@ use super::extract::Parameters;
 use super::long_polls::Stay;
 use super::{CommonErrors, Problem, ServerState};
 use crate::dispatcher::{EventKinds, EventSubscription, StreamEvent};
+use crate::server::access::Caller;
 use crate::server::connections::ClientPeer;
 use crate::server::errors::invalid;
 
@@ -65,7 +66,7 @@ const KINDS: [(&str, EventType); 3] =
         ReplicaEvent, `event: figures` with Figures every second, and `event: lagged` with \
         `{\"missed\":n}` if the reader was too slow or resumes from an event that is no longer \
         kept. Each event has an `id`. At most 64 streams at once. A stream ends when its reader \
-        closes its side.",
+        closes its side, and when its token is removed or changed.",
     params(
         ("types" = Option<String>, Query, description = "Comma-separated list of `task`, \
             `replica` and `figures`; default all."),
@@ -82,6 +83,7 @@ const KINDS: [(&str, EventType); 3] =
 pub(super) async fn events(
     State(server): State<Arc<ServerState>>,
     Extension(peer): Extension<Arc<ClientPeer>>,
+    caller: Caller,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -89,7 +91,7 @@ pub(super) async fn events(
     let kinds = parameters.words("types", &KINDS)?;
     let after = parameters.number("after")?;
     let after = last_event_id(&headers)?.or(after);
-    let stay = server.stream()?;
+    let stay = server.stream(&caller)?;
     let wanted = |kind| kinds.as_ref().is_none_or(|kinds| kinds.contains(&kind));
     let kinds = EventKinds {
         task: wanted(EventType::Task),
@@ -109,7 +111,12 @@ pub(super) async fn events(
         Some((Ok::<_, Infallible>(chunk), feed))
     });
     // Without events to send, a disconnected reader would go unnoticed for long.
-    let chunks = chunks.take_until(async move { peer.left().await });
+    let chunks = chunks.take_until(async move {
+        tokio::select! {
+            () = peer.left() => {}
+            () = caller.revoked(&server.settings.access) => {}
+        }
+    });
     let head =
         [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store"), (UNBUFFERED, "no")];
     Ok((head, Body::from_stream(chunks)).into_response())

@@ -108,6 +108,20 @@ async fn while_all_are_busy_new_connections_get_the_places_for_probes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_client_whose_requests_all_wait_for_the_daemon_leaves_a_tenth_to_others() {
+    let slots = slots(20);
+    let honest = enter(&slots, 1, 2).await;
+    let greedy = enter(&slots, 2, 18).await;
+    greedy.iter().for_each(ConnectionSlot::busy);
+    assert!(slots.enter(client(2)).unwrap().is_for_probes());
+    assert!(!honest.iter().any(is_evicted));
+    greedy[0].waits();
+    assert!(!slots.enter(client(2)).unwrap().is_for_probes());
+    assert!(is_evicted(&greedy[0]), "its own makes room");
+    assert!(!slots.enter(client(3)).unwrap().is_for_probes());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_its_response_is_evicted() {
     let slots = slots(2);
     let held = enter(&slots, 1, 2).await;
@@ -136,7 +150,7 @@ async fn every_place_is_free_again_after_its_connection() {
         held.truncate(4);
         drop(held);
         let room = slots.room();
-        assert_eq!((room.ordinary, room.probes, room.waiting.len()), (0, 0, 0));
+        assert_eq!((room.ordinary, room.probes, room.clients.len()), (0, 0, 0));
         assert_eq!(room.free.len(), room.places.len());
     }
 }

@@ -1,0 +1,86 @@
+//! The token list in use, which a reload replaces.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::watch;
+
+use crate::access::{Holder, TokenList};
+
+/// Clones share the list.
+#[derive(Clone, Debug)]
+pub struct Tokens(Arc<ReloadableList>);
+
+#[derive(Debug)]
+struct ReloadableList {
+    list: ArcSwap<TokenList>,
+    replaced: watch::Sender<()>,
+}
+
+impl Tokens {
+    pub fn new(list: TokenList) -> Self {
+        let (replaced, _) = watch::channel(());
+        Self(Arc::new(ReloadableList { list: ArcSwap::from_pointee(list), replaced }))
+    }
+
+    pub fn list(&self) -> Guard<Arc<TokenList>> {
+        self.0.list.load()
+    }
+
+    /// Puts a new list in force. The tokens that did not change keep the state of their rate limit.
+    pub fn replace(&self, mut list: TokenList) {
+        list.take_over(&self.list());
+        self.0.list.store(Arc::new(list));
+        self.0.replaced.send_replace(());
+    }
+
+    /// Resolves when the token is no longer in the list, or its grant has changed.
+    pub(super) async fn revoked(&self, holder: &Arc<Holder>) {
+        // Before the first look, so that no replacement is missed.
+        let mut replaced = self.0.replaced.subscribe();
+        while self.list().holds(holder) {
+            // The sender lives as long as `self`.
+            let _ = replaced.changed().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::access::{Grant, NewToken, Role};
+
+    fn line(name: &str, token: &NewToken, roles: Vec<Role>) -> String {
+        let grant = Grant { name: name.into(), roles, replicas: None, rate: None };
+        grant.line(&token.stored().unwrap()) + "\n"
+    }
+
+    fn list(lines: &[String]) -> TokenList {
+        TokenList::parse(&lines.concat(), Path::new("tokens")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_token_is_revoked_when_it_is_removed_or_its_grant_changes() {
+        let (a, b) = (NewToken::make().unwrap(), NewToken::make().unwrap());
+        let lines = [line("a", &a, vec![Role::Observe]), line("b", &b, vec![Role::Observe])];
+        let tokens = Tokens::new(list(&lines));
+        let holder = |token: &NewToken| Arc::clone(tokens.list().find(token.reveal()).unwrap());
+        let (first, second) = (holder(&a), holder(&b));
+        let mut removed = Box::pin(tokens.revoked(&first));
+        let mut changed = Box::pin(tokens.revoked(&second));
+        assert!((&mut removed).now_or_never().is_none());
+        assert!((&mut changed).now_or_never().is_none());
+        tokens.replace(list(&lines));
+        assert!((&mut removed).now_or_never().is_none());
+        tokens.replace(list(&lines[1..]));
+        removed.await;
+        assert!((&mut changed).now_or_never().is_none());
+        tokens.replace(list(&[line("b", &b, vec![Role::Replicate])]));
+        changed.await;
+        tokens.revoked(&first).await;
+    }
+}
