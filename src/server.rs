@@ -25,6 +25,7 @@ use crate::policy::Policy;
 use crate::traces::Tracer;
 
 mod access;
+mod answers;
 mod body;
 mod client_pool;
 mod connections;
@@ -85,6 +86,7 @@ struct ServerState {
     handle: Handle,
     settings: ServerSettings,
     memory: body::BodyMemory,
+    answers: answers::AnswerMemory,
     users: Mutex<Users>,
     long_polls: v1::LongPolls,
     /// Becomes true when the server stops.
@@ -121,6 +123,7 @@ pub async fn serve(
     let (router, openapi) = routes::router();
     let server = ServerState {
         memory: body::BodyMemory::new(&settings),
+        answers: answers::AnswerMemory::new(settings.limits.request_memory),
         users: Mutex::new(Users::default()),
         long_polls: v1::LongPolls::new(settings.limits.max_connections),
         closing,

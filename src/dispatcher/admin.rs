@@ -5,7 +5,9 @@
 //! searched in parts, so that no request holds up the loop.
 
 use std::collections::VecDeque;
+use std::io;
 
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::dispatcher::bulk::Operations;
@@ -27,6 +29,10 @@ use replicas::Forgetting;
 
 /// Parts that one page of a list may search: a few hundred thousand tasks.
 const MAX_PARTS: usize = 16;
+/// A page ends with the item that exceeds it. A task with many replicas and long errors is shown in
+/// tens of kilobytes, so a thousand of them would be too much for one answer.
+const PAGE_BYTES: usize = 1 << 20;
+
 /// Rows that are read for one part.
 const READS: usize = 1000;
 
@@ -66,11 +72,12 @@ async fn page<T, C, F>(
 where
     F: Future<Output = Result<ListPart<T, C>, AdminError>>,
 {
-    let mut items = Vec::new();
+    let (mut items, mut bytes) = (Vec::new(), 0);
     for _ in 0..MAX_PARTS {
         let limit = limit.saturating_sub(items.len());
         let found = part(limit, after).await?;
-        let full = found.items.len() >= limit;
+        bytes += found.bytes;
+        let full = found.items.len() >= limit || bytes >= PAGE_BYTES;
         items.extend(found.items);
         after = found.next;
         if after.is_none() || full {
@@ -143,6 +150,27 @@ impl TextFilter {
             && self.key_prefix.as_ref().is_none_or(|prefix| header.key.starts_with(prefix))
             && (self.user_id.is_none() || self.user_id == header.user_id)
     }
+}
+
+/// The length of an item as JSON.
+fn json_length(item: &impl Serialize) -> usize {
+    struct Length(usize);
+
+    impl io::Write for Length {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let mut length = Length(0);
+    // Nothing fails: there is no map with other keys than strings.
+    let _ = serde_json::to_writer(&mut length, item);
+    length.0
 }
 
 async fn headers(

@@ -346,7 +346,7 @@ mod tests {
             panic!()
         };
         let items = vec![letter(1), letter(2)];
-        reply.send(Ok(ListPart { items, examined: 2, next: None })).unwrap();
+        reply.send(Ok(ListPart { items, bytes: 0, examined: 2, next: None })).unwrap();
         let DeadLetterRequest::Apply { reply, .. } = next_request(&mut requests).await else {
             panic!()
         };

@@ -150,6 +150,8 @@ pub(crate) type AdminReply<T> = oneshot::Sender<Result<T, AdminError>>;
 #[derive(Debug)]
 pub(crate) struct ListPart<T, C> {
     pub(crate) items: Vec<T>,
+    /// Length of the items as JSON.
+    pub(crate) bytes: usize,
     /// Entries that were searched for these items.
     pub(crate) examined: usize,
     /// Where the next part starts; `None` at the end of the list.

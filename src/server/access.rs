@@ -246,7 +246,14 @@ pub(super) async fn check(
                 peer.authenticated();
             }
             request.extensions_mut().insert(caller.clone());
+            let is_charged = matches!(need, Need::Role(_))
+                && matches!(*request.method(), Method::GET | Method::HEAD)
+                // Its handler charges one answer for many requests.
+                && request.uri().path() != "/metrics";
             let mut response = next.run(request).await;
+            if is_charged {
+                response = server.charged(&caller.client(), response).await;
+            }
             if let Some(audit) = audit.filter(|audit| audit.is_operation) {
                 let (status, about) = (response.status(), response.extensions_mut().remove());
                 if status.is_client_error() || status.is_server_error() {

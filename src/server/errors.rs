@@ -300,12 +300,13 @@ pub(super) async fn guarded(mut response: Response) -> Response {
 
 fn answer(status: StatusCode, body: &impl Serialize) -> Response {
     // Serialization cannot fail: no maps with non-string keys, no NaN.
-    let bytes = serde_json::to_vec(body).unwrap_or_default();
-    let mut response = bytes.into_response();
+    let mut response = json_text(serde_json::to_vec(body).unwrap_or_default().into());
     *response.status_mut() = status;
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, json);
     response
+}
+
+pub(super) fn json_text(text: Bytes) -> Response {
+    with(bytes(text), CONTENT_TYPE, HeaderValue::from_static("application/json"))
 }
 
 /// Rounded up and at least 1: a 0 would invite an immediate retry.

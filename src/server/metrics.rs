@@ -1,4 +1,5 @@
-//! `GET /metrics` and `GET /metrics/users`, with content negotiation.
+//! `GET /metrics` and `GET /metrics/users`, with content negotiation. Scrapes at the same time share
+//! one rendering.
 
 use std::sync::{Arc, PoisonError};
 
@@ -9,10 +10,11 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::ServerState;
-use super::errors::{Problem, ok};
+use super::access::Caller;
+use super::errors::{Problem, json_text, ok};
 use crate::api;
 use crate::dispatcher::Refusal;
-use crate::metrics::{ProcessFigures, to_json, to_prometheus};
+use crate::metrics::{ProcessFigures, Snapshot, to_json, to_prometheus};
 
 /// A scraper that asks for OpenMetrics accepts this format as well.
 const PROMETHEUS_TEXT: HeaderValue =
@@ -31,18 +33,33 @@ const PROMETHEUS_TEXT: HeaderValue =
 )]
 pub(super) async fn figures(
     State(server): State<Arc<ServerState>>,
+    caller: Caller,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Some(mut snapshot) = server.handle.snapshot().await else {
-        let gone = Refusal::Draining;
-        return Err(Problem::refused(&gone, &[], &server.handle));
-    };
-    if !wants_text(&headers) {
-        return Ok(ok(&to_json(&snapshot)));
+    let answers = &server.answers;
+    if wants_text(&headers) {
+        let text = answers.text_figures.get(async {
+            let mut snapshot = server.snapshot().await?;
+            snapshot.process = ProcessFigures::read();
+            let text = to_prometheus(&snapshot).map_err(|error| Problem::internal(&error))?;
+            server.charge(&caller.client(), text.into())
+        });
+        return Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], text.await?).into_response());
     }
-    snapshot.process = ProcessFigures::read();
-    let text = to_prometheus(&snapshot).map_err(|error| Problem::internal(&error))?;
-    Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response())
+    let figures = answers.json_figures.get(async {
+        let snapshot = server.snapshot().await?;
+        let figures = serde_json::to_vec(&to_json(&snapshot));
+        let figures = figures.map_err(|error| Problem::internal(&error))?;
+        server.charge(&caller.client(), figures.into())
+    });
+    Ok(json_text(figures.await?))
+}
+
+impl ServerState {
+    async fn snapshot(&self) -> Result<Box<Snapshot>, Problem> {
+        let snapshot = self.handle.snapshot().await;
+        snapshot.ok_or_else(|| Problem::refused(&Refusal::Draining, &[], &self.handle))
+    }
 }
 
 #[utoipa::path(

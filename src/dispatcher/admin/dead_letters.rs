@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{READS, TextFilter, answer_in_background, headers, page};
+use super::{PAGE_BYTES, READS, TextFilter, answer_in_background, headers, json_length, page};
 use crate::api;
 use crate::dispatcher::messages::{
     AdminError, AdminReply, DeadLetterRequest, FoundLetter, LetterAction, LetterCursor,
@@ -111,13 +111,14 @@ impl Core {
                 (self.engine.letters_of(&ids, &of_delivery), usize::MAX)
             }
         };
+        let all_at_once = filter.ids.is_some();
         let journal = Arc::clone(&self.journal);
         answer_in_background(reply, async move {
             let ids: Vec<_> = found.items.iter().map(|letter| letter.task).collect();
             let examined = ids.len();
             let is_last = found.next.is_none();
             let mut next = found.next.map(|(task, replica)| LetterCursor(task, replica));
-            let mut items = Vec::new();
+            let (mut items, mut bytes) = (Vec::new(), 0);
             let letters = found.items.into_iter().zip(headers(&*journal, ids).await?);
             let mut letters = letters.peekable();
             while let Some((letter, header)) = letters.next() {
@@ -127,15 +128,16 @@ impl Core {
                 if cause.is_some_and(|cause| cause != shown.cause) {
                     continue;
                 }
+                bytes += json_length(&shown);
                 items.push(FoundLetter { delivery, shown });
-                if items.len() == limit {
+                if items.len() == limit || (bytes >= PAGE_BYTES && !all_at_once) {
                     if letters.peek().is_some() || !is_last {
                         next = Some(LetterCursor(delivery.task, delivery.replica));
                     }
                     break;
                 }
             }
-            Ok(ListPart { items, examined, next })
+            Ok(ListPart { items, bytes, examined, next })
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{READS, TextFilter, answer_in_background, headers, page};
+use super::{PAGE_BYTES, READS, TextFilter, answer_in_background, headers, json_length, page};
 use crate::api;
 use crate::dispatcher::messages::{
     AdminError, AdminReply, ListPart, Request, TaskFilter, TaskRequest,
@@ -81,17 +81,22 @@ impl Core {
         answer_in_background(reply, async move {
             let ids: Vec<_> = found.items.iter().map(|task| task.id).collect();
             let examined = ids.len();
-            let (mut items, mut next) = (Vec::new(), found.next);
+            let (mut items, mut bytes, mut next) = (Vec::new(), 0, found.next);
             // A task without a row was settled in the meantime.
             for (task, header) in found.items.into_iter().zip(headers(&*journal, ids).await?) {
                 let Some(header) = header.filter(|header| text.matches(header)) else { continue };
-                if items.len() == limit {
+                if items.len() == limit || bytes >= PAGE_BYTES {
                     break;
                 }
-                next = if items.len() + 1 == limit { Some(task.id) } else { next };
-                items.push(view::task(task, Some(&header), None, now));
+                let id = task.id;
+                let item = view::task(task, Some(&header), None, now);
+                bytes += json_length(&item);
+                items.push(item);
+                if items.len() == limit || bytes >= PAGE_BYTES {
+                    next = Some(id);
+                }
             }
-            Ok(ListPart { items, examined, next })
+            Ok(ListPart { items, bytes, examined, next })
         });
     }
 

@@ -10,7 +10,7 @@ use super::extract::{CAUSES, NoParameters, Parameters};
 use super::{BodyErrors, CommonErrors, Problem, ServerState};
 use crate::api;
 use crate::dispatcher::LetterFilter;
-use crate::server::access::About;
+use crate::server::access::{About, Caller};
 use crate::server::errors::{accepted, ok};
 use crate::task::Cause;
 
@@ -22,7 +22,7 @@ const PARAMETERS: [&str; 7] =
     operation_id = "listDeadLetters",
     summary = "Dead letters, oldest task first",
     description = "Includes parked deliveries. A page may be shorter than `limit`, even empty, and \
-        still have a `next_cursor`: continue until it is null.",
+        still have a `next_cursor`: continue until it is null. It ends after 1 MiB.",
     params(
         ("replica" = Option<String>, Query, description = "Filter by replica."),
         ("key" = Option<String>, Query, description = "Filter by key."),
@@ -39,6 +39,7 @@ const PARAMETERS: [&str; 7] =
 )]
 pub(super) async fn list(
     State(server): State<Arc<ServerState>>,
+    caller: Caller,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let mut parameters = Parameters::read(query.as_deref(), &PARAMETERS)?;
@@ -51,6 +52,7 @@ pub(super) async fn list(
         cause: parameters.word("cause", &CAUSES)?,
     };
     let (limit, after) = (parameters.limit()?, parameters.cursor()?);
+    let _turn = server.answers.list(&caller.client()).await;
     let page = server.handle.dead_letters(filter, limit, after).await;
     Ok(ok(&server.operated(page)?))
 }

@@ -9,6 +9,7 @@ use super::extract::{NoParameters, Parameters, PathName, STATES};
 use super::{CommonErrors, NotFoundError, Problem, ServerState, missing};
 use crate::api;
 use crate::dispatcher::TaskFilter;
+use crate::server::access::Caller;
 use crate::server::errors::ok;
 use crate::task::TaskId;
 
@@ -20,7 +21,7 @@ const PARAMETERS: [&str; 7] =
     operation_id = "listTasks",
     summary = "Unsettled tasks, oldest first",
     description = "A page may be shorter than `limit`, even empty, and still have a `next_cursor`: \
-        continue until it is null.",
+        continue until it is null. It ends after 1 MiB.",
     params(
         ("state" = Option<String>, Query, description = "Filter by the state of any delivery, or \
             of the delivery to `replica`: queued, in_flight, retrying, parked or dead."),
@@ -36,6 +37,7 @@ const PARAMETERS: [&str; 7] =
 )]
 pub(super) async fn list(
     State(server): State<Arc<ServerState>>,
+    caller: Caller,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let mut parameters = Parameters::read(query.as_deref(), &PARAMETERS)?;
@@ -47,6 +49,7 @@ pub(super) async fn list(
         user_id: parameters.text("user_id"),
     };
     let (limit, after) = (parameters.limit()?, parameters.cursor()?);
+    let _turn = server.answers.list(&caller.client()).await;
     let page = server.handle.tasks(filter, limit, after).await;
     Ok(ok(&server.operated(page)?))
 }

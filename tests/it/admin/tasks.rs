@@ -169,3 +169,28 @@ async fn discarding_a_dead_letter_returns_what_it_was() {
     assert_eq!((status, &task["key"]), (200, &serde_json::json!("k")), "{task}");
     assert_eq!(task["deliveries"][0]["state"], "discarded");
 }
+
+/// Slow readers of large pages used up the memory.
+#[tokio::test]
+async fn a_page_of_long_tasks_ends_at_a_mebibyte() {
+    let daemon = Daemon::start(&[]).await;
+    let replica = Replica::with(|_| Behaviour::Hang).await;
+    let key = "k".repeat(4_000);
+    let writes: Vec<_> = (0..400).map(|n| set(&format!("{n}{key}"), "v", &[&replica])).collect();
+    let (status, answer) = daemon.post_to("/v1/replicate/batch", &writes.into()).await;
+    assert_eq!((status, &answer["accepted"]), (200, &400.into()));
+    let (mut path, mut pages, mut ids) = ("/v1/tasks?limit=1000".to_owned(), 0, Vec::new());
+    loop {
+        let page = daemon.show(&path).await;
+        assert!(page.to_string().len() < 1_100_000);
+        let tasks = page["tasks"].as_array().unwrap();
+        ids.extend(tasks.iter().map(|task| task["task_id"].as_str().unwrap().to_owned()));
+        pages += 1;
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        path = format!("/v1/tasks?limit=1000&cursor={next}");
+    }
+    assert!(pages > 1);
+    let found = ids.len();
+    ids.dedup();
+    assert_eq!((found, ids.len()), (400, 400), "each task once");
+}
