@@ -14,6 +14,7 @@ use crate::support::{Daemon, PATIENCE, Replica, set, wait_until};
 mod answers;
 mod json;
 mod names;
+mod probes;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
