@@ -34,10 +34,10 @@ pub(super) const PROGRESS_BYTES: usize = 16 * 1024;
 const MANY: usize = 10;
 
 #[derive(Debug)]
-pub(super) struct ConnectionSlots(Mutex<Room>);
+pub(super) struct ConnectionSlots(Mutex<ConnectionTable>);
 
 #[derive(Debug)]
-struct Room {
+struct ConnectionTable {
     limit: usize,
     /// An upload makes progress if it receives [`PROGRESS_BYTES`] in this time.
     progress_pause: Duration,
@@ -58,7 +58,7 @@ struct HeldPlaces {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lane {
+enum ConnectionLane {
     Ordinary,
     /// Beyond the limit: only probes are answered.
     Probes,
@@ -67,7 +67,7 @@ enum Lane {
 #[derive(Debug)]
 struct Place {
     client: Client,
-    lane: Lane,
+    lane: ConnectionLane,
     /// The request is complete and not yet answered.
     busy: bool,
     /// The client does not read its response.
@@ -98,7 +98,7 @@ fn now() -> Instant {
 
 impl ConnectionSlots {
     pub(super) fn new(limit: usize, progress_pause: Duration) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Room {
+        Arc::new(Self(Mutex::new(ConnectionTable {
             limit,
             progress_pause,
             places: Vec::new(),
@@ -114,13 +114,13 @@ impl ConnectionSlots {
     pub(super) fn enter(self: &Arc<Self>, client: Client) -> Option<ConnectionSlot> {
         let mut room = self.room();
         let lane = if room.has_share(&client) {
-            room.make_room(Lane::Ordinary, 1)
+            room.make_room(ConnectionLane::Ordinary, 1)
         } else {
-            room.evict(Lane::Ordinary, Some(&client))
+            room.evict(ConnectionLane::Ordinary, Some(&client))
         };
         let lane = match lane {
-            true => Lane::Ordinary,
-            false if room.make_room(Lane::Probes, 1) => Lane::Probes,
+            true => ConnectionLane::Ordinary,
+            false if room.make_room(ConnectionLane::Probes, 1) => ConnectionLane::Probes,
             false => return None,
         };
         let number = room.free.pop().unwrap_or(room.places.len());
@@ -154,16 +154,16 @@ impl ConnectionSlots {
 
     /// Evicts a connection that waits, if there is one.
     pub(super) fn evict_one(&self) {
-        self.room().evict(Lane::Ordinary, None);
+        self.room().evict(ConnectionLane::Ordinary, None);
     }
 
-    fn room(&self) -> MutexGuard<'_, Room> {
+    fn room(&self) -> MutexGuard<'_, ConnectionTable> {
         // No holder can panic in the middle of a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Room {
+impl ConnectionTable {
     /// Whether a client may have another place, perhaps that of another client. Nine tenths are the
     /// most, so that one client whose requests all wait for the daemon locks no other out.
     fn has_share(&self, client: &Client) -> bool {
@@ -172,16 +172,16 @@ impl Room {
     }
 
     /// Whether the lane has room for `more`, by an eviction if needed.
-    fn make_room(&mut self, lane: Lane, more: usize) -> bool {
+    fn make_room(&mut self, lane: ConnectionLane, more: usize) -> bool {
         let (count, limit) = match lane {
-            Lane::Ordinary => (self.ordinary, self.limit),
-            Lane::Probes => (self.probes, PROBE_PLACES),
+            ConnectionLane::Ordinary => (self.ordinary, self.limit),
+            ConnectionLane::Probes => (self.probes, PROBE_PLACES),
         };
         count + more <= limit || self.evict(lane, None)
     }
 
     /// Evicts a connection that waits, of one client or of any.
-    fn evict(&mut self, lane: Lane, of: Option<&Client>) -> bool {
+    fn evict(&mut self, lane: ConnectionLane, of: Option<&Client>) -> bool {
         let (now, many) = (now(), self.limit / MANY);
         let large = self.clients.iter().filter(|(_, held)| held.waiting > many);
         let large: Vec<_> = large.map(|(client, _)| client).collect();
@@ -214,12 +214,12 @@ impl Room {
             place.since = now();
         }
         let in_lane = match place.lane {
-            Lane::Ordinary => &mut self.ordinary,
-            Lane::Probes => &mut self.probes,
+            ConnectionLane::Ordinary => &mut self.ordinary,
+            ConnectionLane::Probes => &mut self.probes,
         };
         moved(in_lane, before.0, after.0);
         let held = self.clients.entry(place.client.clone()).or_default();
-        if place.lane == Lane::Ordinary {
+        if place.lane == ConnectionLane::Ordinary {
             moved(&mut held.ordinary, before.0, after.0);
         }
         moved(&mut held.waiting, before.1, after.1);
@@ -239,13 +239,13 @@ fn moved(count: &mut usize, before: bool, after: bool) {
 pub(super) struct ConnectionSlot {
     slots: Arc<ConnectionSlots>,
     number: usize,
-    lane: Lane,
+    lane: ConnectionLane,
     evict: Arc<Notify>,
 }
 
 impl ConnectionSlot {
     pub(super) fn is_for_probes(&self) -> bool {
-        self.lane == Lane::Probes
+        self.lane == ConnectionLane::Probes
     }
 
     pub(super) fn waits(&self) {
