@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use super::ServerState;
 use super::body::SMALL_BYTES;
-use super::client_pool::{Claimant, ClientPool, PoolShare};
+use super::client_pool::{ClientPool, PoolClient, PoolShare};
 use super::errors::Problem;
 
 /// Large answers may use one in this many bytes of the request memory, on top of it. Apart from the
@@ -45,7 +45,7 @@ impl AnswerMemory {
     }
 
     /// Charges bytes until the last of their clones is dropped. `None` without memory for them.
-    fn charge(&self, client: &Claimant, bytes: Bytes) -> Option<Bytes> {
+    fn charge(&self, client: &PoolClient, bytes: Bytes) -> Option<Bytes> {
         if bytes.len() <= SMALL_BYTES {
             return Some(bytes);
         }
@@ -54,14 +54,14 @@ impl AnswerMemory {
     }
 
     /// Waits for the turn of a list.
-    pub(super) async fn list(&self, client: &Claimant) -> PoolShare {
+    pub(super) async fn list(&self, client: &PoolClient) -> PoolShare {
         self.lists.take(client, 1).await
     }
 }
 
 impl ServerState {
     /// Charges a large answer until it is written. Without memory for it the answer is a 503.
-    pub(super) async fn charged(&self, client: &Claimant, response: Response) -> Response {
+    pub(super) async fn charged(&self, client: &PoolClient, response: Response) -> Response {
         let (head, body) = response.into_parts();
         // A stream has no length, and holds one chunk at a time.
         if body.size_hint().exact().is_none_or(|length| length <= SMALL_BYTES as u64) {
@@ -77,7 +77,7 @@ impl ServerState {
         }
     }
 
-    pub(super) fn charge(&self, client: &Claimant, bytes: Bytes) -> Result<Bytes, Problem> {
+    pub(super) fn charge(&self, client: &PoolClient, bytes: Bytes) -> Result<Bytes, Problem> {
         self.answers.charge(client, bytes).ok_or_else(|| Problem::Unavailable {
             error: "too many large answers are not read yet, or the share of this client is in use"
                 .to_owned(),

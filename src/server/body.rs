@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 
 use super::ServerSettings;
-use super::client_pool::{Claimant, ClientPool, PoolShare};
+use super::client_pool::{ClientPool, PoolClient, PoolShare};
 use super::errors::Problem;
 use super::wire::shown;
 
@@ -75,7 +75,7 @@ impl BodyMemory {
     /// [`Self::read_up_to`] the size limit of a single write.
     pub(super) async fn read(
         &self,
-        client: &Claimant,
+        client: &PoolClient,
         headers: &HeaderMap,
         body: Body,
         retry_after: Duration,
@@ -98,7 +98,7 @@ impl BodyMemory {
     pub(super) async fn read_up_to(
         &self,
         limit: usize,
-        client: &Claimant,
+        client: &PoolClient,
         headers: &HeaderMap,
         mut body: Body,
         retry_after: Duration,
@@ -157,7 +157,7 @@ impl BodyMemory {
     async fn collect(
         &self,
         limit: usize,
-        client: &Claimant,
+        client: &PoolClient,
         body: &mut Body,
     ) -> Result<(Bytes, Share), BodyFailure> {
         let announced = body.size_hint().exact();
@@ -208,7 +208,7 @@ impl BodyMemory {
                 // Never beyond `limit`, for which the memory always suffices.
                 let step = step.min(limit - charged);
                 match &mut share {
-                    Some(share) => share.merge(self.reserve(client, step).await?),
+                    Some(share) => self.in_time(share.grow(step)).await?,
                     None => share = Some(self.reserve(client, charged + step).await?),
                 }
                 charged = charged.saturating_add(step);
@@ -217,8 +217,11 @@ impl BodyMemory {
         }
     }
 
-    async fn reserve(&self, client: &Claimant, bytes: usize) -> Result<PoolShare, BodyFailure> {
-        let share = self.pool.take(client, bytes);
+    async fn reserve(&self, client: &PoolClient, bytes: usize) -> Result<PoolShare, BodyFailure> {
+        self.in_time(self.pool.take(client, bytes)).await
+    }
+
+    async fn in_time<T>(&self, share: impl Future<Output = T>) -> Result<T, BodyFailure> {
         let share = tokio::time::timeout(self.client_timeout, share).await;
         share.map_err(|_| BodyFailure::NoMemory)
     }

@@ -1,7 +1,7 @@
 //! A limited resource that clients share fairly.
 //!
-//! Each client has a share ([`SharedPool`]), so that one client cannot use a pool up. Who waits is
-//! served in order, except for clients that have used up their share: they delay no others.
+//! Each client has a share ([`SharedPool`]), so that one client cannot use a pool up. Requests that
+//! wait are served in order. Those of clients that have used up their share delay no others.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,24 +12,26 @@ use crate::share::SharedPool;
 use crate::task::Client;
 
 /// `None` without a connection, in tests.
-pub(super) type Claimant = Option<Client>;
+pub(super) type PoolClient = Option<Client>;
 
 /// Clones are the same pool.
 #[derive(Clone, Debug)]
-pub(super) struct ClientPool(Arc<Mutex<Claims>>);
+pub(super) struct ClientPool(Arc<Mutex<PoolClaims>>);
 
 #[derive(Debug)]
-struct Claims {
+struct PoolClaims {
     capacity: usize,
     used: usize,
-    held: HashMap<Claimant, usize>,
+    held: HashMap<PoolClient, usize>,
     waiting: VecDeque<PoolWaiter>,
 }
 
 #[derive(Debug)]
 struct PoolWaiter {
-    client: Claimant,
+    client: PoolClient,
     amount: usize,
+    /// What the request holds already.
+    own: usize,
     granted: oneshot::Sender<PoolShare>,
 }
 
@@ -37,28 +39,38 @@ struct PoolWaiter {
 #[derive(Debug)]
 pub(super) struct PoolShare {
     pool: ClientPool,
-    client: Claimant,
+    client: PoolClient,
     amount: usize,
 }
 
 impl ClientPool {
     pub(super) fn new(capacity: usize) -> Self {
         let (held, waiting) = (HashMap::new(), VecDeque::new());
-        Self(Arc::new(Mutex::new(Claims { capacity, used: 0, held, waiting })))
+        Self(Arc::new(Mutex::new(PoolClaims { capacity, used: 0, held, waiting })))
     }
 
     /// `None` if there is no room, or not for this client.
-    pub(super) fn try_take(&self, client: &Claimant, amount: usize) -> Option<PoolShare> {
+    pub(super) fn try_take(&self, client: &PoolClient, amount: usize) -> Option<PoolShare> {
         let mut claims = self.claims();
-        let free = claims.waiting.is_empty() && claims.fits(client, amount) == Fit::Now;
+        let free = claims.waiting.is_empty() && claims.fits(client, amount, 0) == Fit::Now;
         free.then(|| self.grant(&mut claims, client.clone(), amount))
     }
 
     /// Waits until there is room. Cancel safe. Never resolves for more than the capacity.
-    pub(super) async fn take(&self, client: &Claimant, amount: usize) -> PoolShare {
+    pub(super) async fn take(&self, client: &PoolClient, amount: usize) -> PoolShare {
+        self.granted(client, amount, 0).await
+    }
+
+    async fn granted(&self, client: &PoolClient, amount: usize, own: usize) -> PoolShare {
+        // A request that leaves its place lets those behind it through.
+        let _served = ServeOnDrop(self);
         let (granted, share) = oneshot::channel();
-        let waiter = PoolWaiter { client: client.clone(), amount, granted };
-        self.claims().waiting.push_back(waiter);
+        let waiter = PoolWaiter { client: client.clone(), amount, own, granted };
+        // A request that holds something comes first: others wait for its memory.
+        match own {
+            0 => self.claims().waiting.push_back(waiter),
+            _ => self.claims().waiting.push_front(waiter),
+        }
         self.serve();
         match share.await {
             Ok(share) => share,
@@ -75,17 +87,20 @@ impl ClientPool {
     /// Grants what is possible.
     fn serve(&self) {
         let mut claims = self.claims();
-        // A share that nobody takes gives itself back, which needs the lock.
+        // A share whose request is gone gives itself back, which needs the lock.
         let mut untaken = Vec::new();
         let mut skipped = VecDeque::new();
         while let Some(waiter) = claims.waiting.pop_front() {
             if waiter.granted.is_closed() {
                 continue;
             }
-            let is_behind =
-                skipped.iter().any(|before: &PoolWaiter| before.client == waiter.client);
-            let fit =
-                if is_behind { Fit::Share } else { claims.fits(&waiter.client, waiter.amount) };
+            let same = |before: &PoolWaiter| before.client == waiter.client;
+            let is_behind = waiter.own == 0 && skipped.iter().any(same);
+            let fit = if is_behind {
+                Fit::Share
+            } else {
+                claims.fits(&waiter.client, waiter.amount, waiter.own)
+            };
             match fit {
                 Fit::Now => {
                     let share = self.grant(&mut claims, waiter.client, waiter.amount);
@@ -104,15 +119,23 @@ impl ClientPool {
         drop(untaken);
     }
 
-    fn grant(&self, claims: &mut Claims, client: Claimant, amount: usize) -> PoolShare {
+    fn grant(&self, claims: &mut PoolClaims, client: PoolClient, amount: usize) -> PoolShare {
         claims.used += amount;
         *claims.held.entry(client.clone()).or_default() += amount;
         PoolShare { pool: self.clone(), client, amount }
     }
 
-    fn claims(&self) -> MutexGuard<'_, Claims> {
+    fn claims(&self) -> MutexGuard<'_, PoolClaims> {
         // No holder can panic in the middle of a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct ServeOnDrop<'a>(&'a ClientPool);
+
+impl Drop for ServeOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.serve();
     }
 }
 
@@ -125,12 +148,12 @@ enum Fit {
     Share,
 }
 
-impl Claims {
-    fn fits(&self, client: &Claimant, amount: usize) -> Fit {
+impl PoolClaims {
+    fn fits(&self, client: &PoolClient, amount: usize, own: usize) -> Fit {
         let held = self.held.get(client).copied().unwrap_or_default();
         let pool = SharedPool::new(self.capacity, self.used);
-        // A client that holds nothing may take anything: a large body must find room at all.
-        if held > 0 && !pool.has_room_for_more(held as u64, amount as u64) {
+        // A client that holds nothing else may take anything: a large body must find room at all.
+        if held > own && !pool.has_room_for_more(held as u64, amount as u64) {
             Fit::Share
         } else if self.used.saturating_add(amount) > self.capacity {
             Fit::Capacity
@@ -141,9 +164,10 @@ impl Claims {
 }
 
 impl PoolShare {
-    /// Adds another share of the same client.
-    pub(super) fn merge(&mut self, mut other: Self) {
-        self.amount += std::mem::take(&mut other.amount);
+    /// Waits until there is room for more. Cancel safe.
+    pub(super) async fn grow(&mut self, more: usize) {
+        let mut more = self.pool.granted(&self.client, more, self.amount).await;
+        self.amount += std::mem::take(&mut more.amount);
     }
 }
 
@@ -171,11 +195,11 @@ mod tests {
 
     use super::*;
 
-    fn client(last: u8) -> Claimant {
+    fn client(last: u8) -> PoolClient {
         Some(Client::at([10, 0, 0, last].into()))
     }
 
-    fn take_all(pool: &ClientPool, client: &Claimant) -> Vec<PoolShare> {
+    fn take_all(pool: &ClientPool, client: &PoolClient) -> Vec<PoolShare> {
         std::iter::from_fn(|| pool.try_take(client, 1)).collect()
     }
 
@@ -197,6 +221,19 @@ mod tests {
         assert!(pool.try_take(&client(2), 1).is_none());
         drop(all);
         assert!(pool.try_take(&client(1), 101).is_none());
+    }
+
+    #[tokio::test]
+    async fn the_only_share_of_a_client_may_grow_to_all() {
+        let pool = ClientPool::new(100);
+        let mut share = pool.try_take(&client(1), 50).unwrap();
+        share.grow(50).now_or_never().expect("it holds nothing else");
+        assert!(pool.try_take(&client(2), 1).is_none());
+        drop(share);
+        let _other = pool.try_take(&client(1), 1).unwrap();
+        let mut share = pool.try_take(&client(1), 50).unwrap();
+        assert!(share.grow(49).now_or_never().is_none(), "that would be more than its share");
+        assert!(!pool.is_awaited());
     }
 
     #[tokio::test]
@@ -235,8 +272,17 @@ mod tests {
         let mut gone = Box::pin(pool.take(&two, 5));
         assert!((&mut gone).now_or_never().is_none());
         drop(gone);
-        assert!(!pool.is_awaited());
+        let three = client(3);
         drop(all);
+        let most = pool.try_take(&three, 8).unwrap();
+        let mut gone = Box::pin(pool.take(&two, 5));
+        let four = client(4);
+        let mut behind = Box::pin(pool.take(&four, 1));
+        assert!((&mut gone).now_or_never().is_none() && (&mut behind).now_or_never().is_none());
+        drop(gone);
+        behind.now_or_never().expect("it is not behind another one any more");
+        assert!(!pool.is_awaited());
+        drop(most);
         assert!(pool.try_take(&client(3), 10).is_some());
     }
 }
