@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 mod barriers;
 mod dead_letters;
 mod events;
+mod history;
 mod replicas;
 mod tasks;
 mod writes;
@@ -24,6 +25,7 @@ pub use dead_letters::{
     Selection,
 };
 pub use events::{Figures, ReplicaChange, ReplicaEvent, ReplicaFigures, TaskEvent};
+pub use history::{Instance, PastFigures, StoreState};
 pub use replicas::{Convergence, Forgotten, LastError, Probed, Rename, Replica, ReplicaPage};
 pub use tasks::{AttemptInfo, DeliveryInfo, TaskInfo, TaskPage};
 pub use writes::{

@@ -19,6 +19,7 @@ mod history;
 mod latency;
 mod log_throttle;
 pub(crate) mod messages;
+mod past_figures;
 mod read_memory;
 mod replica_registry;
 mod task_cache;

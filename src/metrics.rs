@@ -26,6 +26,8 @@ pub use users::Users;
 /// All figures at one moment. The tables below contain the help text of each field.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
+    /// Not a metric: `process_start_time_seconds` has it.
+    pub uptime_seconds: f64,
     pub total_replications: u64,
     /// Of all replicas, including removed ones.
     pub totals: Counters,

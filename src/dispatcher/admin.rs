@@ -21,6 +21,7 @@ use crate::task::{Node, TaskId};
 pub(super) mod barriers;
 pub(super) mod dead_letters;
 mod letter_summary;
+mod past;
 pub(super) mod replicas;
 pub(super) mod tasks;
 

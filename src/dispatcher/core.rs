@@ -128,6 +128,7 @@ impl Core {
             Request::Replicas(request) => self.serve_replicas(now, request),
             Request::DeadLetters(request) => self.serve_dead_letters(now, request),
             Request::Barrier(request) => self.serve_barrier(request),
+            Request::Past { node, reply } => self.show_past(node.as_ref(), reply),
             Request::Snapshot { reply } => {
                 let _ = reply.send(Box::new(self.snapshot()));
             }
@@ -248,9 +249,7 @@ impl Core {
             // Room comes through the store.
             self.refuse_waiting();
         }
-        if watched {
-            self.publish_figures(now, &lanes);
-        }
+        self.note_figures(now, &lanes, watched);
         self.uptime.save(now.moment);
         self.observed.history.tick(now.moment);
         if !self.store_has_failed() {

@@ -26,6 +26,11 @@ pub(crate) enum Request {
     Replicas(ReplicaRequest),
     DeadLetters(DeadLetterRequest),
     Barrier(BarrierRequest),
+    /// The figures of the last hour, of the daemon or of one replica.
+    Past {
+        node: Option<Node>,
+        reply: AdminReply<Option<api::PastFigures>>,
+    },
     Snapshot {
         reply: oneshot::Sender<Box<Snapshot>>,
     },

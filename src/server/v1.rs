@@ -22,6 +22,7 @@ mod events;
 mod extract;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing;
+mod history;
 mod long_polls;
 mod openapi;
 mod operations;

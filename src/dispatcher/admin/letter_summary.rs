@@ -51,14 +51,14 @@ impl Core {
 
 #[derive(Default)]
 struct LetterGroups {
-    groups: HashMap<(Node, Cause, String), Tally>,
+    groups: HashMap<(Node, Cause, String), GroupCount>,
     other: u64,
     /// The last error and its kind: most letters of an outage share it.
     last: Option<(Arc<str>, String)>,
 }
 
 #[derive(Clone, Copy)]
-struct Tally {
+struct GroupCount {
     count: u64,
     oldest: Timestamp,
     newest: Timestamp,
@@ -79,13 +79,14 @@ impl LetterGroups {
             self.other += 1;
             return;
         }
-        let tally = self.groups.entry(group).or_insert(Tally { count: 0, oldest: at, newest: at });
-        tally.count += 1;
-        (tally.oldest, tally.newest) = (tally.oldest.min(at), tally.newest.max(at));
+        let counted =
+            self.groups.entry(group).or_insert(GroupCount { count: 0, oldest: at, newest: at });
+        counted.count += 1;
+        (counted.oldest, counted.newest) = (counted.oldest.min(at), counted.newest.max(at));
     }
 
     fn summary(self) -> api::LetterSummary {
-        let counted: u64 = self.groups.values().map(|tally| tally.count).sum();
+        let counted: u64 = self.groups.values().map(|counted| counted.count).sum();
         let dead_letters = counted + self.other;
         let mut groups: Vec<_> = self.groups.into_iter().collect();
         groups.sort_by(|(a, one), (b, two)| {
@@ -93,11 +94,11 @@ impl LetterGroups {
             Reverse(one.count).cmp(&Reverse(two.count)).then_with(by_name)
         });
         groups.truncate(MAX_SHOWN);
-        let shown: u64 = groups.iter().map(|(_, tally)| tally.count).sum();
-        let group = |((node, cause, error), tally): ((Node, Cause, String), Tally)| {
-            let (oldest, newest) = (view::time(tally.oldest), view::time(tally.newest));
+        let shown: u64 = groups.iter().map(|(_, counted)| counted.count).sum();
+        let group = |((node, cause, error), counted): ((Node, Cause, String), GroupCount)| {
+            let (oldest, newest) = (view::time(counted.oldest), view::time(counted.newest));
             let replica = node.to_string();
-            api::LetterGroup { replica, cause, error, count: tally.count, oldest, newest }
+            api::LetterGroup { replica, cause, error, count: counted.count, oldest, newest }
         };
         api::LetterSummary {
             dead_letters,

@@ -198,6 +198,7 @@ impl Core {
         let changes = self.registry.rename(&node, to, now.wall);
         self.save_registry(changes);
         self.observed.latency.rename(&node, to);
+        self.observed.past.rename(&node, to);
         self.act(now);
         info!(replica = %node, to = %to, "an operator has renamed a replica");
         self.observed.publish_replica(

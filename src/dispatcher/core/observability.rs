@@ -9,6 +9,7 @@ use crate::dispatcher::event_bus::{EventBus, EventKind};
 use crate::dispatcher::history::TaskHistory;
 use crate::dispatcher::latency::Latency;
 use crate::dispatcher::log_throttle::LogThrottle;
+use crate::dispatcher::past_figures::FigureHistory;
 use crate::dispatcher::view;
 use crate::engine::{LaneView, Moment, Now, TaskView};
 use crate::metrics::{Counts, Snapshot};
@@ -28,6 +29,8 @@ pub(crate) struct Observability {
     pub(super) last_sent: Option<Arc<Task>>,
     /// The newest task at the time of the last figures.
     last_figures: (TaskId, Moment),
+    /// The figures of the last hour.
+    pub(in crate::dispatcher) past: FigureHistory,
     /// Replicas that had a successful probe and are not healthy yet.
     recovering: HashSet<Node>,
 }
@@ -49,6 +52,7 @@ impl Observability {
             throttle: LogThrottle::default(),
             last_sent: None,
             last_figures,
+            past: FigureHistory::default(),
             recovering: HashSet::new(),
         }
     }
@@ -117,8 +121,8 @@ impl Observability {
 }
 
 impl Core {
-    /// Publishes the figures of a second.
-    pub(super) fn publish_figures(&mut self, now: Now, lanes: &[LaneView]) {
+    /// Keeps the figures of a second, and publishes them if they are watched.
+    pub(super) fn note_figures(&mut self, now: Now, lanes: &[LaneView], watched: bool) {
         let figures = |lane: &LaneView| {
             view::replica_figures(lane, self.observed.latency.rate(&lane.node), now)
         };
@@ -146,6 +150,9 @@ impl Core {
             lag_seconds: lag.fold(0.0, f64::max),
             replicas,
         };
-        self.observed.bus.publish(EventKind::Figures, &figures);
+        self.observed.past.add(now, &figures, lanes, |lane| view::lag(lane, now));
+        if watched {
+            self.observed.bus.publish(EventKind::Figures, &figures);
+        }
     }
 }

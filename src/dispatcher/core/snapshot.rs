@@ -19,6 +19,7 @@ impl Core {
             .collect();
         replicas.sort_by(|a, b| a.lane.node.cmp(&b.lane.node));
         let mut snapshot = Snapshot {
+            uptime_seconds: now.moment.since_start().as_secs_f64(),
             total_replications: self.intake.received,
             totals: engine.totals(),
             levels: engine.levels(),

@@ -11,7 +11,8 @@ use utoipa_axum::routes;
 
 use super::extract::NoParameters;
 use super::{
-    Problem, ServerState, barriers, batch, dead_letters, events, operations, replicas, tasks,
+    Problem, ServerState, barriers, batch, dead_letters, events, history, operations, replicas,
+    tasks,
 };
 use crate::server::errors::ok;
 use crate::server::{health, metrics, replicate};
@@ -49,6 +50,8 @@ pub(in crate::server) fn router() -> OpenApiRouter<Arc<ServerState>> {
         .routes(routes!(barriers::create))
         .routes(routes!(barriers::show))
         .routes(routes!(events::events))
+        .routes(routes!(history::show))
+        .routes(routes!(history::instance))
         .routes(routes!(described))
         .routes(routes!(metrics::figures))
         .routes(routes!(metrics::users))

@@ -45,6 +45,39 @@ async fn a_replica_that_acknowledges_nothing_has_no_output_and_no_end() {
 }
 
 #[tokio::test]
+async fn the_daemon_keeps_its_figures_of_the_last_hour() {
+    let daemon = Daemon::start(&["--node-id", "r-7", "--queue-capacity", "20"]).await;
+    let replica = Replica::start().await;
+    daemon.accept(&set("k", "v", &[&replica])).await;
+    let past = until(&daemon, "/v1/history", |past| {
+        let delivered = past["delivered_per_second"].as_array().unwrap();
+        delivered.iter().any(|rate| rate.as_f64().unwrap() > 0.0)
+    })
+    .await;
+    assert_eq!((&past["replica"], &past["step_seconds"]), (&Value::Null, &json!(1)));
+    let length = past["at"].as_array().unwrap().len();
+    for figure in ["accepted_per_second", "backlog_tasks", "lag_seconds", "queue_tasks"] {
+        assert_eq!(past[figure].as_array().unwrap().len(), length, "{figure}");
+    }
+    let of = format!("/v1/history?replica={}", encoded(&replica.url()));
+    assert_eq!(daemon.show(&of).await["step_seconds"], 10);
+    let (status, answer) = daemon.get("/v1/history?replica=h%3A1").await;
+    assert_eq!((status, &answer["error"]), (404, &json!("there is no replica http://h:1")));
+
+    let instance = daemon.show("/v1/instance").await;
+    for (name, expected) in [
+        ("node_id", json!("r-7")),
+        ("version", json!(env!("CARGO_PKG_VERSION"))),
+        ("store", json!("working")),
+        ("draining", json!(false)),
+        ("queue_capacity", json!(20)),
+    ] {
+        assert_eq!(instance[name], expected, "{name}");
+    }
+    assert!(instance["uptime_seconds"].as_f64().unwrap() > 0.0);
+}
+
+#[tokio::test]
 async fn an_unknown_replica_is_a_404_and_an_invalid_address_a_400() {
     let daemon = Daemon::start(&[]).await;
     let unknown = "/v1/replicas/h%3A1";
