@@ -32,8 +32,10 @@ pub enum BreakerState {
     Open,
 }
 
-/// State of a replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+/// State of a replica. The worst is the least.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplicaState {
     /// Its breaker is open: only probes are sent.
@@ -47,7 +49,6 @@ pub enum ReplicaState {
 }
 
 impl ReplicaState {
-    /// The worst first.
     pub const ALL: [Self; 4] = [Self::Failing, Self::Recovering, Self::Paused, Self::Healthy];
 
     #[must_use]

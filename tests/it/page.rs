@@ -52,6 +52,59 @@ async fn a_failing_replica_and_its_recovery_are_shown() {
 }
 
 #[tokio::test]
+async fn a_page_that_is_opened_after_an_outage_shows_it_and_names_the_instance() {
+    let daemon = Daemon::start(&[&QUICK[..], &["--node-id", "east <1>"]].concat()).await;
+    let (well, strict) = (Replica::start().await, Replica::start().await);
+    let (paused, dead) = (Replica::start().await, Replica::start().await);
+    daemon.accept(&set("k", "v", &[&well, &strict, &paused, &dead])).await;
+    daemon.until_drained().await;
+    strict.behave(|_| Behaviour::Answer(400, "", "no bucket k1234"));
+    daemon.accept(&set("rejected", "v", &[&strict])).await;
+    dead.stop();
+    daemon.accept(&set("lost", "v", &[&dead])).await;
+    daemon.until_metric("dead_letters", 2).await;
+    let node = paused.url().replace("http://", "");
+    let pause = daemon.url(&format!("/v1/replicas/{node}/pause"));
+    assert_eq!(daemon.client().post(pause).send().await.unwrap().status(), 200);
+    // In the figures that the daemon keeps, before any page is open.
+    wait_until("the outage is in the history", || async {
+        let (_, past) = daemon.get("/v1/history").await;
+        let dead = past["dead_letters"].as_array()?.clone();
+        (dead.contains(&json!(0)) && dead.last() == Some(&json!(2))).then_some(())
+    })
+    .await;
+
+    let browser = Browser::open(&daemon.url("/")).await;
+    browser.until_says("#instance-name", "east <1>").await;
+    browser.until_says("#instance", env!("CARGO_PKG_VERSION")).await;
+    browser.until_says("#instance", "0 / 1,000").await;
+    let order = [&dead, &paused, &strict, &well].map(|replica| replica.url());
+    browser
+        .until(&format!(
+            "JSON.stringify([...document.querySelectorAll('#replicas tbody tr')].map((row) => row.dataset.key)) === {}",
+            json!(json!(order).to_string())
+        ))
+        .await;
+    browser.until_says(&format!("{}[data-letters]", row(&strict)), "lacks writes").await;
+    // The plot of the backlog has the dead letters from before the page.
+    browser
+        .until("(document.querySelectorAll('.plot')[1].querySelector('path.three').getAttribute('d').match(/L/g) ?? []).length >= 2")
+        .await;
+
+    browser.goto(&daemon.url("/#/dead-letters")).await;
+    browser.until_says("#letter-groups", "no bucket #").await;
+    browser
+        .click(&format!("#letter-groups a[href*='{}']", strict.url().rsplit(':').next().unwrap()))
+        .await;
+    browser.until_says("#letters-note", "1 in total").await;
+    browser.click("#letters a[href^='#/task/']").await;
+    browser.until_says("#attempts", "no bucket k1234").await;
+    browser.click("#deliveries button[aria-label^=Redrive]").await;
+    browser.until_says(".notice", "1 failed again").await;
+    assert_eq!(browser.complaints().await, [""; 0]);
+}
+
+#[tokio::test]
 async fn a_dead_letter_is_redriven_by_a_click_and_others_are_discarded_by_typing() {
     let daemon = Daemon::start(&QUICK).await;
     let replica = Replica::with(|_| Behaviour::Answer(400, "", "<b>no</b>")).await;

@@ -51,7 +51,7 @@ export function duration(seconds) {
 }
 
 /** In whole seconds, for text that updates every second. */
-const coarse = (seconds) => duration(seconds < 60 ? Math.max(0, Math.round(seconds)) : seconds);
+export const coarse = (seconds) => duration(seconds < 60 ? Math.max(0, Math.round(seconds)) : seconds);
 
 export const clock = (at) => new Date(at).toISOString().slice(11, 19);
 export const clockMinutes = (at) => new Date(at).toISOString().slice(11, 16);
@@ -61,6 +61,12 @@ export function moment(at) {
   const text = new Date(at).toISOString();
   const today = new Date(now()).toISOString().slice(0, 10);
   return text.startsWith(today) ? text.slice(11, 19) : `${text.slice(0, 10)} ${text.slice(11, 19)}`;
+}
+
+/** Short form for an axis: one unit. */
+export function axisSeconds(seconds) {
+  if (seconds < 120) return `${+seconds.toPrecision(3)} s`;
+  return seconds < 7200 ? `${+(seconds / 60).toPrecision(3)} min` : `${+(seconds / 3600).toPrecision(3)} h`;
 }
 
 export const agoText = (at) => `${coarse((now() - Date.parse(at)) / 1000)} ago`;

@@ -1,11 +1,15 @@
-// The figures of the last hour, one per second.
+// The figures of the last hour: those that the daemon kept before this page was open, then those of
+// the stream, one per second.
 
 const KEPT = 3600;
-/** Points further apart than this are not joined by a line. */
-const GAP_MS = 4_000;
+const STEP_MS = 1_000;
+/** Points further apart than this many steps are not joined by a line. */
+const GAP_STEPS = 4;
 
 export class History {
   #points = [];
+  /** What the daemon kept, by replica; its own figures under the empty name. */
+  #past = new Map();
 
   /** Adds figures. Skips those repeated after a reconnect. */
   add(figures) {
@@ -16,21 +20,33 @@ export class History {
     if (this.#points.length > KEPT) this.#points.shift();
   }
 
+  /** Takes the response of `/v1/history`. */
+  keep({ replica, step_seconds: seconds, at, ...figures }) {
+    const names = Object.keys(figures);
+    const point = (time, n) => ({
+      at: time * 1000, step: seconds * 1000, figures: Object.fromEntries(names.map((name) => [name, figures[name][n]])),
+    });
+    this.#past.set(replica ?? '', at.map(point));
+  }
+
   get last() {
     return this.#points.at(-1);
   }
 
   /** The figures of the daemon or of one replica since `from`, with `null` for a gap. */
   since(from, replica) {
-    const first = this.#points.findLastIndex((point) => point.at < from);
+    const live = this.#points
+      .map(({ at, all, replicas }) => ({ at, step: STEP_MS, figures: replica ? replicas.get(replica) : all }))
+      .filter(({ figures }) => figures);
+    const begin = live.length ? live[0].at - STEP_MS / 2 : Infinity;
+    const points = [...(this.#past.get(replica) ?? []).filter(({ at }) => at < begin), ...live];
+    const first = points.findLastIndex(({ at }) => at < from);
     const found = [];
     let before = null;
-    for (const point of this.#points.slice(Math.max(0, first))) {
-      const figures = replica ? point.replicas.get(replica) : point.all;
-      if (!figures) continue;
-      if (before !== null && point.at - before > GAP_MS) found.push(null);
-      found.push({ at: point.at, figures });
-      before = point.at;
+    for (const point of points.slice(Math.max(0, first))) {
+      if (before !== null && point.at - before.at > GAP_STEPS * Math.max(before.step, point.step)) found.push(null);
+      found.push(point);
+      before = point;
     }
     return found;
   }

@@ -1,10 +1,10 @@
 // The dead letters view: list, redrive, discard; one by one or all that match a filter.
 
-import { post } from './api.js';
+import { get, post, query } from './api.js';
 import { act, confirm, notice } from './dialogs.js';
-import { byId, cell, el, keyed, setText } from './dom.js';
+import { byId, cell, el, keyed, setAttribute, setText } from './dom.js';
 import * as format from './format.js';
-import { finished, Operations } from './operations.js';
+import { fates, finished, Operations, settled } from './operations.js';
 import { Pages } from './pages.js';
 
 const VERBS = {
@@ -18,8 +18,9 @@ function skipped({ superseded, held_back: held }) {
   return newer + back;
 }
 
-export function outcome({ kind, state, done, error, ...counts }) {
-  const text = `${format.plural(done, 'dead letter')} ${VERBS[kind].past}`;
+export function outcome({ kind, state, done, error, outcomes, ...counts }) {
+  const fate = fates(outcomes);
+  const text = `${format.plural(done, 'dead letter')} ${VERBS[kind].past}${fate && `: ${fate}`}`;
   const left = skipped(counts);
   const end = { cancelled: 'Cancelled: ', failed: 'Failed: ' }[state] ?? '';
   return `${end}${text}${left}${error ? `: ${error}` : ''}.`;
@@ -33,7 +34,7 @@ export async function one(kind, taskId, replica) {
     const sure = await confirm({ title: 'Discard this dead letter?', text: { go: true, text }, yes: 'Discard', danger: true });
     if (!sure) return null;
   }
-  return outcome(await finished(await post(`v1/dead-letters/${kind}`, { ids })));
+  return outcome(await settled(await finished(await post(`v1/dead-letters/${kind}`, { ids }))));
 }
 
 export class Letters {
@@ -43,7 +44,7 @@ export class Letters {
 
   constructor() {
     this.#operations = new Operations((operation) => {
-      notice(outcome(operation), operation.state === 'failed' ? 'bad' : 'good');
+      notice(outcome(operation), operation.state === 'failed' || operation.outcomes?.failed > 0 ? 'bad' : 'good');
       this.#pages.load();
     });
     this.#pages = new Pages({
@@ -59,6 +60,7 @@ export class Letters {
 
   show(filter) {
     this.#operations.watch();
+    this.#summarize();
     return this.#pages.show(filter);
   }
 
@@ -68,7 +70,23 @@ export class Letters {
     this.#stale = setTimeout(() => {
       this.#stale = null;
       this.#pages.load();
+      this.#summarize();
     }, 1000);
+  }
+
+  async #summarize() {
+    let summary;
+    try {
+      summary = await get('v1/dead-letters/summary');
+    } catch {
+      // The list shows the same error.
+      return;
+    }
+    const { groups, other } = summary;
+    byId('letter-groups-box').hidden = groups.length === 0;
+    const kind = ({ replica, cause, error }) => JSON.stringify([replica, cause, error]);
+    keyed(byId('letter-groups').tBodies[0], groups, kind, groupRow, updateGroup);
+    setText(byId('letter-groups-other'), other > 0 ? `${format.plural(other, 'other dead letter')} of further kinds.` : '');
   }
 
   #draw(items) {
@@ -119,6 +137,29 @@ export class Letters {
       this.#operations.follow(await post(`v1/dead-letters/${kind}`, body));
     });
   }
+}
+
+function groupRow({ replica, cause, error }) {
+  const filter = query({ replica, cause });
+  return el('tr', {},
+    cell('Dead letters', { class: 'number' }, el('a', { href: `#/dead-letters${filter}` })),
+    cell('Replica', { class: 'name' }, format.node(replica)),
+    cell('Cause', {}, format.word(cause)),
+    cell('Error', { class: 'error' }, error || '–'),
+    cell('Oldest', { class: 'nowrap' }, el('time')),
+    cell('Newest', { class: 'nowrap' }, el('time')));
+}
+
+function updateGroup(row, { replica, count, oldest, newest }) {
+  const anchor = row.querySelector('a');
+  setText(anchor, format.count(count));
+  setAttribute(anchor, 'aria-label', `Show the ${format.plural(count, 'dead letter')} of ${format.node(replica)}`);
+  [oldest, newest].forEach((at, n) => {
+    const time = row.querySelectorAll('time')[n];
+    setText(time, format.moment(at));
+    setAttribute(time, 'datetime', at);
+    setAttribute(time, 'title', at);
+  });
 }
 
 /** Counts the selected dead letters with a dry run. Returns the text of the confirmation. */

@@ -6,19 +6,22 @@
 
 import { enterToken, forgetToken, get, onToken } from './api.js';
 import { act, announce } from './dialogs.js';
-import { byId, setAttribute, setText } from './dom.js';
+import { byId, el, keyed, setAttribute, setText } from './dom.js';
 import { Stream } from './events.js';
 import * as format from './format.js';
 import { History } from './history.js';
 import { Letters } from './letters.js';
 import { Overview } from './overview.js';
-import { merged, Replicas } from './replicas.js';
+import { inOrder, merged, Replicas } from './replicas.js';
 import { Story, Tasks } from './tasks.js';
 import { followTheme } from './theme.js';
 
 const LOOK_MS = 5_000;
 /** Figures arrive every second. After this silence they are stale. */
 const STALE_MS = 4_000;
+
+/** How often the figures of a replica, which are fewer, are loaded again. */
+const PAST_MS = 60_000;
 
 const history = new History();
 const overview = new Overview(history);
@@ -39,7 +42,8 @@ const table = new Replicas((replica) => {
 
 function drawReplicas(fresh = true) {
   const figures = fresh ? history.last?.replicas : null;
-  table.draw([...details.values()].map((replica) => merged(replica, figures?.get(replica.replica))));
+  const replicas = [...details.values()].map((replica) => merged(replica, figures?.get(replica.replica)));
+  table.draw(inOrder(replicas));
 }
 
 function offer(select, replicas) {
@@ -65,7 +69,7 @@ async function look() {
     } catch {
       // The stream notices and reports it as well.
     }
-    await lookAtHealth();
+    await Promise.all([lookAtHealth(), lookAtInstance()]);
     looking = null;
   })();
   return looking;
@@ -76,12 +80,51 @@ async function lookAtHealth() {
   try {
     const { status, reason } = await get('health');
     banner.hidden = status === 'healthy';
-      setText(banner, reason ? `Degraded: ${reason}.` : 'Degraded: the queue is nearly full. New writes may be refused soon.');
-    } catch (error) {
-      // The state of the stream reports an unreachable daemon.
+    setText(banner, reason ? `Degraded: ${reason}.` : 'Degraded: the queue is nearly full. New writes may be refused soon.');
+  } catch (error) {
+    // The state of the stream reports an unreachable daemon.
     if (error.status !== 503) return;
     banner.hidden = false;
     setText(banner, 'Unhealthy: the store has failed. Writes are refused until a restart. See the log for the reason.');
+  }
+}
+
+async function lookAtInstance() {
+  try {
+    const instance = await get('v1/instance');
+    const { queue_tasks: tasks, queue_capacity: capacity, disk_free_bytes: free, store } = instance;
+    const stores = { working: 'working', disk_low: 'disk nearly full', stalled: 'does not answer', store_failed: 'failed' };
+    setText(byId('instance-name'), instance.node_id);
+    const facts = [
+      ['address', location.host],
+      ['version', instance.version],
+      ['up', format.coarse(instance.uptime_seconds)],
+      ['queue', `${format.count(tasks)} / ${format.count(capacity)}`, tasks >= 0.9 * capacity],
+      ['disk free', free === null ? 'unknown' : format.bytes(free), store === 'disk_low'],
+      ['store', instance.draining ? 'shutting down' : stores[store] ?? store, instance.draining || store !== 'working'],
+    ];
+    const make = ([name]) => el('div', {}, el('dt', {}, name), el('dd'));
+    keyed(byId('instance'), facts, ([name]) => name, make, (node, [, value, bad]) => {
+      setText(node.lastElementChild, value);
+      setAttribute(node, 'data-bad', bad ? '' : null);
+    });
+    byId('instance').hidden = false;
+    const { node_id: name } = instance;
+    overview.named(name === 'replicator' ? location.host : name);
+  } catch {
+    // The state of the stream reports an unreachable daemon.
+  }
+}
+
+/** Loads what the daemon kept from before this page was open. */
+async function lookAtPast() {
+  const replica = byId('plot-of').value;
+  try {
+    history.keep(await get('v1/history'));
+    if (replica) history.keep(await get(`v1/history?replica=${encodeURIComponent(replica)}`));
+    overview.drawPlots();
+  } catch {
+    // The plots then begin with the page.
   }
 }
 
@@ -134,6 +177,7 @@ function onState(state, why) {
     setAttribute(link, 'data-state', 'live');
     setText(byId('link-text'), 'Live');
     look();
+    lookAtPast();
     story.refresh();
     if (again) announce('Reconnected.');
   }
@@ -206,7 +250,9 @@ byId('skip').addEventListener('click', (event) => {
 });
 addEventListener('hashchange', onHashChange);
 document.addEventListener('visibilitychange', () => document.hidden || look());
+byId('plot-of').addEventListener('change', lookAtPast);
 setInterval(() => document.hidden || lost !== null || look(), LOOK_MS);
+setInterval(() => document.hidden || lost !== null || lookAtPast(), PAST_MS);
 setInterval(() => {
   showStale();
   story.tick();

@@ -6,6 +6,7 @@ import { byId, el, keyed, setAttribute, setText } from './dom.js';
 import * as format from './format.js';
 
 const LOOK_MS = 500;
+const PATIENCE_MS = 2_000;
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -16,6 +17,25 @@ export async function finished(operation) {
   }
   return operation;
 }
+
+/** What became of redriven dead letters; empty if nothing is known. */
+export function fates(outcomes) {
+  const words = { delivered: 'delivered', failed: 'failed again', superseded: 'superseded', discarded: 'discarded', waiting: 'still waiting' };
+  const parts = Object.entries(words).filter(([name]) => outcomes?.[name] > 0).map(([name, word]) => `${format.count(outcomes[name])} ${word}`);
+  return parts.join(', ');
+}
+
+/** Waits a while for the outcomes of the dead letters that an ended operation redrove. */
+export async function settled(operation) {
+  for (let wait = 50; operation.outcomes?.waiting > 0 && wait < PATIENCE_MS; wait *= 2) {
+    await pause(wait);
+    operation = await get(`v1/operations/${operation.operation_id}`);
+  }
+  return operation;
+}
+
+/** It runs, or letters that it redrove have no outcome yet. */
+const isOpen = ({ state, outcomes }) => state === 'running' || outcomes?.waiting > 0;
 
 /** All running operations, also those started elsewhere. */
 export class Operations {
@@ -29,7 +49,7 @@ export class Operations {
   }
 
   follow(operation) {
-    if (operation.state !== 'running') {
+    if (!isOpen(operation)) {
       this.#ended(operation);
       return;
     }
@@ -46,7 +66,7 @@ export class Operations {
       return;
     }
     for (const operation of page.operations) {
-      if (operation.state === 'running' && !operation.dry_run) this.#running.set(operation.operation_id, operation);
+      if (isOpen(operation) && !operation.dry_run) this.#running.set(operation.operation_id, operation);
     }
     this.#look();
   }
@@ -73,7 +93,7 @@ export class Operations {
       return;
     }
     this.#running.set(id, operation);
-    if (operation.state === 'running') return;
+    if (isOpen(operation)) return;
     this.#running.delete(id);
     this.#ended(operation);
   }
@@ -92,13 +112,15 @@ function row({ operation_id: id, kind }) {
     await remove(`v1/operations/${id}`);
   }));
   const node = el('div', { class: 'operation' }, el('strong', {}, name), bar, text, cancel);
-  Object.assign(node, { bar, text });
+  Object.assign(node, { bar, text, cancel });
   return node;
 }
 
-function update(node, { examined, total, done, rate }) {
+function update(node, { examined, total, done, rate, state, outcomes }) {
+  node.cancel.hidden = state !== 'running';
   setAttribute(node.bar, 'max', String(Math.max(1, total)));
   setAttribute(node.bar, 'value', String(Math.min(examined, total)));
   const limit = rate === null ? '' : `, at most ${format.count(rate)} per second`;
-  setText(node.text, `${format.count(done)} done, ${format.count(examined)} of ${format.count(total)} examined${limit}`);
+  const fate = fates(outcomes);
+  setText(node.text, `${format.count(done)} done, ${format.count(examined)} of ${format.count(total)} examined${limit}${fate && `: ${fate}`}`);
 }

@@ -22,7 +22,9 @@ export function judged(figures) {
   if (failing.length > 0) states.push(`${failing.length} of ${all} ${are(failing)} failing: ${names(failing)}`);
   if (recovering.length > 0) states.push(`${names(recovering)} ${are(recovering)} recovering`);
   if (paused.length > 0) states.push(`${names(paused)} ${are(paused)} paused`);
-  if (states.length === 0) states.push(replicas.length === 1 ? 'The replica is healthy' : `All ${all} are healthy`);
+  const lacking = replicas.filter((replica) => replica.dead_letters > 0).length;
+  const healthy = replicas.length === 1 ? 'The replica is healthy' : `All ${all} are healthy`;
+  if (states.length === 0) states.push(lacking === 0 ? healthy : `${healthy}, but ${format.count(lacking)} ${lacking === 1 ? 'lacks' : 'lack'} writes`);
   const [title, ...rest] = states;
   if (backlog > 0) rest.push(`Backlog of ${format.plural(backlog, 'delivery', 'deliveries')}, the oldest ${format.duration(lag)} old`);
   else rest.push('No backlog');
@@ -37,6 +39,7 @@ export class Overview {
   #of = byId('plot-of');
   #window = byId('plot-window');
   #cursor = null;
+  #name = '';
 
   constructor(history) {
     this.#history = history;
@@ -64,7 +67,7 @@ export class Overview {
         ],
       },
       {
-        title: 'Lag', step: niceSeconds, floor: 1, fold: 'max', format: format.duration, axis: format.duration,
+        title: 'Lag', step: niceSeconds, floor: 1, fold: 'max', format: format.duration, axis: format.axisSeconds,
         series: [{ label: 'age of the oldest delivery', name: 'one', value: (figures) => figures.lag_seconds }],
       },
     ];
@@ -78,6 +81,11 @@ export class Overview {
     this.#window.addEventListener('change', redraw);
   }
 
+  /** The name of the instance, for the title. */
+  named(name) {
+    this.#name = name;
+  }
+
   drawSummary(figures) {
     const [level, title, text] = judged(figures);
     setAttribute(byId('summary'), 'data-level', level);
@@ -86,7 +94,8 @@ export class Overview {
     setText(byId('summary-text'), text);
     byId('replicas-empty').hidden = figures.replicas.length > 0;
     const failing = figures.replicas.filter((replica) => replica.state === 'failing').length;
-    document.title = failing > 0 ? `▲ ${failing} failing – replicator` : 'replicator';
+    const at = this.#name ? ` – ${this.#name}` : '';
+    document.title = failing > 0 ? `▲ ${failing} failing – replicator${at}` : `replicator${at}`;
     const letters = byId('nav-letters');
     letters.hidden = figures.dead_letters === 0;
     setText(letters, format.count(figures.dead_letters));

@@ -8,6 +8,22 @@ import * as format from './format.js';
 const ICONS = { healthy: '●', paused: '❚❚', failing: '▲', recovering: '◐' };
 export const iconOf = (state) => ICONS[state];
 
+const WORST_FIRST = ['failing', 'recovering', 'paused'];
+const TROUBLES = WORST_FIRST.length;
+
+/** Sorts by state, the worst first, then those with dead letters, then by the size of the backlog. */
+export function inOrder(replicas) {
+  const rank = ({ state, dead_letters: dead, backlog_tasks: backlog }) => {
+    const trouble = WORST_FIRST.indexOf(state);
+    // By its order of magnitude, so that rows do not change places every second.
+    const size = -Math.floor(Math.log10(backlog + 1));
+    return trouble >= 0 ? [trouble, size] : [TROUBLES + (dead > 0 ? 0 : 1), size];
+  };
+  const ranked = replicas.map((replica) => ({ replica, rank: rank(replica) }));
+  ranked.sort((a, b) => a.rank[0] - b.rank[0] || a.rank[1] - b.rank[1] || (a.replica.replica < b.replica.replica ? -1 : 1));
+  return ranked.map(({ replica }) => replica);
+}
+
 /** The details of `/v1/replicas`, updated with the figures of the last second. */
 export function merged(replica, figures) {
   const { state, backlog_tasks, lag_seconds, in_flight, retrying } = figures ?? { ...replica, retrying: replica.retrying + replica.parked };
@@ -66,7 +82,7 @@ export class Replicas {
       this.#changed(null);
       return `${name} is now ${format.node(now.replica)}.`;
     }));
-    const forget = el('button', { type: 'button', class: 'quiet', 'aria-label': `Forget ${name}` }, 'Forget');
+    const forget = el('button', { type: 'button', class: 'danger', 'aria-label': `Forget ${name}` }, 'Forget');
     forget.addEventListener('click', () => act(forget, `${name} was not forgotten`, async () => {
       const answer = await confirm({ title: `Forget ${name}?`, text: forgetText(path), yes: 'Forget', danger: true, typed: 'forget' });
       if (!answer) return undefined;
@@ -109,6 +125,7 @@ function update(row, replica) {
   const name = format.node(replica.replica);
   const { state } = replica;
   setAttribute(row, 'data-state', state);
+  setAttribute(row, 'data-letters', replica.dead_letters > 0 ? '' : null);
   const renamed = replica.renamed_from.map(format.node).join(', ');
   cells.name.say(name, renamed && `formerly ${renamed}`);
   cells.state.say(`${ICONS[state]} ${state}`, stateNote(replica, state));
@@ -144,6 +161,7 @@ function update(row, replica) {
 function stateNote(replica, state) {
   const notes = [];
   if (replica.state_since) notes.push(format.forText(replica.state_since));
+  if (state === 'healthy' && replica.dead_letters > 0) notes.push('lacks writes');
   if (state === 'failing' && replica.next_probe_at) notes.push(`probe ${format.inText(replica.next_probe_at)}`);
   return notes.join(', ');
 }

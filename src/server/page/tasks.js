@@ -141,6 +141,14 @@ export class Story {
     const fact = ([name]) => el('div', {}, el('dt', {}, name), el('dd'));
     keyed(byId('story-facts'), facts, ([name]) => name, fact, (node, [, value]) => setText(node.lastElementChild, value));
     keyed(byId('deliveries').tBodies[0], task.deliveries, (delivery) => delivery.replica, (delivery) => this.#row(delivery), updateDelivery);
+    this.#drawAttempts(task.deliveries);
+  }
+
+  #drawAttempts(deliveries) {
+    const of = ({ replica, attempts = [] }) => attempts.map((attempt) => ({ replica, ...attempt }));
+    const attempts = deliveries.flatMap(of).sort((a, b) => Date.parse(b.ended_at) - Date.parse(a.ended_at));
+    byId('attempts-box').hidden = attempts.length === 0;
+    keyed(byId('attempts').tBodies[0], attempts, ({ replica, ended_at: at }) => `${at} ${replica}`, attemptRow);
   }
 
   #row({ replica }) {
@@ -164,6 +172,15 @@ export class Story {
     Object.assign(row, { cells_: cells, actions });
     return row;
   }
+}
+
+function attemptRow({ replica, ended_at: at, duration_seconds: seconds, error }) {
+  return el('tr', { 'data-state': error === null ? 'delivered' : 'dead' },
+    cell('Ended', { class: 'nowrap' }, el('time', { datetime: at, title: at }, format.moment(at))),
+    cell('Replica', { class: 'name' }, format.node(replica)),
+    cell('Result', { class: 'state' }, el('span', { class: 'main' }, error === null ? '✓ acknowledged' : '▲ failed')),
+    cell('Took', { class: 'number' }, format.duration(seconds)),
+    cell('Error', { class: 'error', 'data-none': error === null }, error ?? '–'));
 }
 
 const DELIVERY_ICONS = { delivered: '✓', dead: '▲', superseded: '–', discarded: '–', in_flight: '→', retrying: '↻', parked: '❚❚', queued: '·' };

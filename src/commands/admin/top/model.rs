@@ -84,7 +84,8 @@ impl Model {
         }
     }
 
-    fn take(&mut self, figures: Figures, polled: bool) {
+    fn take(&mut self, mut figures: Figures, polled: bool) {
+        figures.replicas.sort_by_key(|line| (line.state, line.dead_letters == 0));
         self.delivered.push(rounded(figures.delivered_per_second));
         self.backlog.push(figures.backlog_tasks);
         self.lag_millis.push(rounded(figures.lag_seconds * 1e3));

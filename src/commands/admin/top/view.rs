@@ -219,10 +219,10 @@ mod tests {
         let row = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(row(&lines[9])[..4], ["REPLICA", "STATE", "BACKLOG", "LAG"]);
         assert_eq!(
-            row(&lines[10]),
+            row(&lines[11]),
             ["http://a:8081", "healthy", "0", "1.5s", "5", "1", "3", "250", "0.5"]
         );
-        assert_eq!(row(&lines[11])[..3], ["http://b:8082", "failing", "70"]);
+        assert_eq!(row(&lines[10])[..3], ["http://b:8082", "failing", "70"], "the worst first");
         assert_eq!(lines[19], "↑↓ select  p pause  r resume  q quit");
     }
 
@@ -234,7 +234,7 @@ mod tests {
         let buffer = terminal.backend().buffer();
         assert!(!buffer[(0, 10)].modifier.contains(Modifier::REVERSED));
         assert!(buffer[(0, 11)].modifier.contains(Modifier::REVERSED));
-        assert_eq!(buffer[(0, 11)].fg, Color::Red);
+        assert_eq!(buffer[(0, 10)].fg, Color::Red);
     }
 
     #[test]
