@@ -98,7 +98,9 @@ pub struct AccessArgs {
     #[arg(long, env = "REPLICATOR_AUTH_FILE", value_name = "FILE")]
     pub auth_file: Option<PathBuf>,
 
-    /// Certificate chain for TLS (PEM, leaf first); reloaded on SIGHUP
+    /// Certificate chain for TLS (PEM, leaf first); needs --tls-key
+    ///
+    /// Reloaded on SIGHUP.
     #[arg(long, env = "REPLICATOR_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
 

@@ -9,13 +9,12 @@ use clap::Command;
 use clap::builder::Resettable;
 
 /// The flags of the daemon in its short help.
-const COMMON: [&str; 14] = [
+const COMMON: [&str; 13] = [
     "data_dir",
     "bind",
     "port",
     "auth_file",
     "tls_cert",
-    "tls_key",
     "insecure",
     "queue_capacity",
     "workers",
