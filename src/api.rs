@@ -32,6 +32,9 @@ pub use writes::{
     BatchAnswer, BatchAnswers, BatchWrite, NoMajority, UserId, WriteAccepted, WriteRequest,
 };
 
+/// The error of a path that the daemon does not have.
+pub const NO_SUCH_PATH: &str = "this path does not exist";
+
 /// Body of every error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Error {

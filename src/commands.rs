@@ -19,6 +19,7 @@ use crate::clock::wall_clock;
 use crate::config::Config;
 use crate::log::{self, StderrLog};
 use crate::store;
+use crate::text::without_secrets;
 use output::fail;
 
 mod admin;
@@ -60,14 +61,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Prints an error in the command line, or the help or version that it asks for.
 fn print_error(CommandLineError { error, hint }: &CommandLineError) -> ExitCode {
     let code = u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
-    let printed = error.print().and_then(|()| std::io::stdout().flush());
+    if !error.use_stderr() {
+        let printed = error.print().and_then(|()| std::io::stdout().flush());
+        return output::exit_code(printed.map_err(Into::into), code);
+    }
+    output::say_invalid(error);
     if let Some(hint) = hint {
         output::say(hint);
     }
-    match error.use_stderr() {
-        true => code,
-        false => output::exit_code(printed.map_err(Into::into), code),
-    }
+    code
 }
 
 /// Runs a command that talks to a daemon.
@@ -153,7 +155,7 @@ fn daemon(args: &DaemonArgs, variables: &Variables) -> ExitCode {
         Ok(code) => code,
         Err(why) => {
             let hint = variables.hint(&why).map_or_else(String::new, |hint| format!(" ({hint})"));
-            log.fail(&format!("{why}{hint}"));
+            log.fail(&without_secrets(&format!("{why}{hint}")));
             ExitCode::FAILURE
         }
     }

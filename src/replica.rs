@@ -29,7 +29,9 @@ mod verdict;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use causes::{TlsPeer, certificate_problem, never_written};
+pub(crate) use causes::{
+    OtherProtocol, TlsPeer, certificate_problem, never_written, other_protocol,
+};
 pub use client::{ReplicaClient, ReplicaClientError, install_crypto};
 pub use credentials::{ClientTls, ClientTlsError, ReplicaTokens, ReplicaTokensError};
 

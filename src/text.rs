@@ -53,6 +53,36 @@ pub fn line(text: &str, coloured: bool) -> Cow<'_, str> {
     })
 }
 
+/// Hides what a user may have put in the wrong place, and an error quotes: passwords in addresses,
+/// and tokens.
+pub fn without_secrets(text: &str) -> String {
+    let words = text.split_inclusive(char::is_whitespace);
+    words.map(without_password).map(|word| without_token(&word)).collect()
+}
+
+fn without_password(word: &str) -> String {
+    let hidden = word.rsplit_once('@').and_then(|(before, host)| {
+        let scheme = before.find("://").map(|at| at + 3);
+        let begin = scheme.or_else(|| before.find(':').map(|at| at + 1))?;
+        Some(format!("{}…@{host}", before.get(..begin)?))
+    });
+    hidden.unwrap_or_else(|| word.to_owned())
+}
+
+fn without_token(word: &str) -> String {
+    const PREFIX: &str = "rpl_";
+    /// Longer than the public part of a token.
+    const MIN_TOKEN: usize = 16;
+    let mut parts = word.split(PREFIX);
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_hexdigit() || c == '_');
+        let is_token = part.len() - rest.len() >= MIN_TOKEN;
+        shown = if is_token { shown + PREFIX + "…" + rest } else { shown + PREFIX + part };
+    }
+    shown
+}
+
 /// `text`, a JSON document, with odd characters as JSON escapes. Characters below U+0020 occur only
 /// between tokens and stay.
 pub fn json(text: &str) -> Cow<'_, str> {
@@ -127,6 +157,26 @@ mod tests {
         assert_eq!(quoted("a\"\u{ad}\n"), "\"a\\\"\\u{ad}\\n\"");
         assert_eq!(line("\u{1b}[31mred\u{61c}", true), "\u{1b}[31mred\\u{61c}");
         assert_eq!(json("{\"k\":\"\u{e0041}\"}\n"), "{\"k\":\"\\udb40\\udc41\"}\n");
+    }
+
+    #[test]
+    fn passwords_in_addresses_and_tokens_are_hidden() {
+        let hidden = [
+            ("'http://me:s3cret@h:1/x' for --url", "'http://…@h:1/x' for --url"),
+            ("https://a:b@c\n  ftp://g@", "https://…@c\n  ftp://…@"),
+            ("http://a:b/c@d", "http://…@d"),
+            ("'7@me:s3cret@h' and me:x@h", "'7@me:…@h' and me:…@h"),
+        ];
+        for (text, shown) in hidden {
+            assert_eq!(without_secrets(text), shown);
+        }
+        let token = format!("rpl_0123456789ab_{}", "f".repeat(72));
+        assert_eq!(without_secrets(&format!("<{token}>,{token}")), "<rpl_…>,rpl_…");
+        assert_eq!(without_secrets(&token[..30]), "rpl_…", "even a part of one");
+        for plain in ["http://h:1/x y@z", "7@http://h", "7@[::1]:80 ", "rpl_0123456789ab", "é@", ""]
+        {
+            assert_eq!(without_secrets(plain), plain);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The commands that talk to a running daemon, one file per command.
 //!
-//! They use the public API `/v1` through [`client`] and print to a [`screen`]: text, or with
-//! `--json` the API's answer. [`list`] reads paged lists. Long commands ([`dead_letters`],
+//! They use the public API `/v1` through [`client`] and print to a [`screen`], which escapes: text,
+//! or with `--json` the API's answer. [`list`] reads paged lists. Long commands ([`dead_letters`],
 //! [`barrier`]) draw a progress line on a terminal.
 
 use std::io;
@@ -15,6 +15,7 @@ use crate::cli::admin::{
 use client::{CallError, ClientSetupError, DaemonClient};
 use screen::Screen;
 
+mod answer;
 mod barrier;
 mod client;
 mod dead_letters;

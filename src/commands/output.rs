@@ -4,7 +4,7 @@
 //! Errors of standard error are ignored: there is no other place to report them.
 
 use std::fmt::{Arguments, Display};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -30,9 +30,30 @@ pub(super) fn line(text: Arguments<'_>) -> Result<(), PrintError> {
     print(format!("{text}\n").as_bytes())
 }
 
-/// Prints one line to standard error, escaped.
+/// Prints one line to standard error, escaped and without secrets.
 pub(super) fn say(text: &dyn Display) {
-    let _ = writeln!(io::stderr(), "{}", text::plain(&text.to_string()));
+    let _ = writeln!(io::stderr(), "{}", text::plain(&text::without_secrets(&text.to_string())));
+}
+
+/// Prints an error in the arguments, which quotes them.
+pub(super) fn say_invalid(error: &clap::Error) {
+    let (text, mut err) = (error.render(), io::stderr().lock());
+    let coloured = may_colour(&err);
+    let text = if coloured { text.ansi().to_string() } else { text.to_string() };
+    for line in text::without_secrets(&text).lines() {
+        let _ = writeln!(err, "{}", text::line(line, coloured));
+    }
+}
+
+/// Whether a stream is a terminal with colours. `NO_COLOR` disables them.
+pub(super) fn may_colour(stream: &impl IsTerminal) -> bool {
+    let disabled = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !disabled && !is_dumb()
+}
+
+/// Whether the terminal cannot move its cursor.
+pub(super) fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
 pub(super) fn fail(error: &dyn Display) -> ExitCode {

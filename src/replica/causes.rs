@@ -159,6 +159,24 @@ pub(crate) fn never_written(error: &reqwest::Error) -> bool {
     causes(error).any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_canceled))
 }
 
+/// What a port does not use, as its answer shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OtherProtocol {
+    NotTls,
+    /// Perhaps TLS.
+    NotHttp,
+}
+
+pub(crate) fn other_protocol(error: &reqwest::Error) -> Option<OtherProtocol> {
+    causes(error).find_map(|cause| match within(cause).downcast_ref() {
+        Some(rustls::Error::InvalidMessage(_)) => Some(OtherProtocol::NotTls),
+        _ if cause.downcast_ref().is_some_and(hyper::Error::is_parse) => {
+            Some(OtherProtocol::NotHttp)
+        }
+        _ => None,
+    })
+}
+
 /// The name of the other end in error texts, and the flags that configure TLS to it.
 pub(crate) struct TlsPeer {
     pub(crate) name: &'static str,

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::api::{BatchAnswer, WriteAccepted};
+use crate::api::{BatchAnswer, NO_SUCH_PATH, WriteAccepted};
 use crate::dispatcher::{AdminError, Handle, Refusal};
 use crate::task::{Obstacle, ReplicaIndex, TaskId};
 
@@ -153,7 +153,7 @@ impl Problem {
             | Self::Mismatch(error)
             | Self::Unavailable { error, .. } => error.as_str(),
             Self::Unauthenticated(error) => error,
-            Self::NotFound => "this path does not exist",
+            Self::NotFound => NO_SUCH_PATH,
             Self::WrongMethod => "this path does not support this method, see the Allow header",
             Self::Internal(id) => {
                 return json!({

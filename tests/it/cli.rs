@@ -124,6 +124,68 @@ async fn a_replica_is_paused_shown_and_resumed() {
 }
 
 #[tokio::test]
+async fn a_requested_probe_is_reported_and_arrives() {
+    let replica = Replica::start().await;
+    let daemon = Daemon::start(&["--retry-base", "1h", "--breaker-failures", "1"]).await;
+    replica.behave(|_| Behaviour::Answer(503, "", ""));
+    daemon.accept(&set("a", "value", &[&replica])).await;
+    daemon.until_metric("retries_in_progress", 1).await;
+    replica.behave(|_| Behaviour::Apply);
+    let printed = run(&daemon, &format!("replicas probe {}", replica.url()), 0).await;
+    assert_eq!(printed, format!("probing {}: sending a delivery now\n", replica.url()));
+    replica.until_holds("a", "value").await;
+}
+
+/// The output of a command that uses no daemon.
+fn alone(args: &[&str]) -> Output {
+    let temp = tempfile::tempdir().unwrap();
+    command().args(args).current_dir(temp.path()).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn secrets_in_the_wrong_place_are_not_printed() {
+    let token = out(&alone(&["token", "new", "--name", "a", "--role", "observe"]));
+    let (token, secret) = (token.trim(), "s3cret-Pa55");
+    for args in [
+        ["status", "--url", &format!("http://me:{secret}@h:1")],
+        ["status", "--token-file", token],
+        ["status", "--json", token],
+        ["tasks", "show", token],
+        ["tasks", "list", &format!("--{token}")],
+        ["replicas", "show", &format!("http://me:{secret}@b:1/")],
+        ["dead-letters", "redrive", &format!("7@me:{secret}@b")],
+        ["token", "new", &format!("--name={token}")],
+        ["--port", "0", &format!("--auth-file={token}")],
+        ["--port", "x", &format!("--otlp-endpoint=http://me:{secret}@h")],
+    ] {
+        let output = alone(&args);
+        let printed = out(&output) + err(&output).as_str();
+        assert!(!output.status.success() && !printed.is_empty(), "{args:?}");
+        assert!(!printed.contains(&token[20..]) && !printed.contains(secret), "{printed}");
+    }
+}
+
+#[test]
+fn the_version_names_the_target() {
+    let printed = out(&alone(&["--version"]));
+    let begin = concat!("replicator ", env!("CARGO_PKG_VERSION"), " (");
+    assert!(printed.starts_with(begin) && printed.ends_with(")\n"), "{printed}");
+    assert!(printed.contains(std::env::consts::ARCH), "{printed}");
+}
+
+#[test]
+fn short_help_omits_variables_and_long_help_lists_them() {
+    for line in [&["-h"][..], &["status", "-h"], &["replicas", "pause", "-h"]] {
+        let printed = out(&alone(line));
+        assert!(!printed.contains("REPLICATOR_") && printed.contains("--help"), "{printed}");
+    }
+    for line in [&["--help"][..], &["help", "status"], &["replicas", "pause", "--help"]] {
+        let printed = out(&alone(line));
+        assert!(printed.contains("[env: REPLICATOR_"), "{printed}");
+    }
+}
+
+#[tokio::test]
 async fn a_task_is_discarded_and_a_replica_is_forgotten_with_yes() {
     let replica = Replica::start().await;
     let daemon = Daemon::start(&["--retry-base", "1h"]).await;

@@ -3,9 +3,9 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::time::sleep;
 
+use super::answer::JsonAnswer;
 use super::client::{CallError, DaemonClient};
 use super::screen::Screen;
 use super::text::{Table, cell, count};
@@ -43,7 +43,7 @@ pub(super) async fn run(
         }
     };
     let barrier: Barrier = client.read(&answer)?;
-    screen.show(args.ask.json, &answer, &summary(&barrier))?;
+    screen.show(args.ask.json, &answer, summary(&barrier))?;
     Ok(match barrier {
         Barrier { reached: false, .. } => CommandOutcome::Incomplete,
         Barrier { given_up: 0, .. } => CommandOutcome::Done,
@@ -57,7 +57,7 @@ async fn until_reached(
     first: &Barrier,
     client: &DaemonClient,
     screen: &mut Screen,
-) -> Result<Value, CommandError> {
+) -> Result<JsonAnswer, CommandError> {
     screen.progress(&waiting(first));
     loop {
         match get(client, &first.barrier_id, LONG_POLL).await {
@@ -77,7 +77,7 @@ async fn until_reached(
     }
 }
 
-async fn get(client: &DaemonClient, id: &str, wait: Duration) -> Result<Value, CallError> {
+async fn get(client: &DaemonClient, id: &str, wait: Duration) -> Result<JsonAnswer, CallError> {
     let query = ("wait", format!("{}s", wait.as_secs()));
     client.get_within(&["v1", "barriers", id], &[query], wait).await
 }
@@ -86,10 +86,10 @@ fn waiting(barrier: &Barrier) -> String {
     format!("waiting for {}", count(barrier.pending, "delivery"))
 }
 
-fn summary(barrier: &Barrier) -> String {
-    let mut text = if !barrier.reached {
+fn summary(barrier: &Barrier) -> Vec<String> {
+    let verdict = if !barrier.reached {
         format!(
-            "not reached: {} up to task {} {} not settled; continue with --id {}\n",
+            "not reached: {} up to task {} {} not settled; continue with --id {}",
             count(barrier.pending, "delivery"),
             barrier.up_to,
             if barrier.pending == 1 { "is" } else { "are" },
@@ -97,11 +97,11 @@ fn summary(barrier: &Barrier) -> String {
         )
     } else if barrier.given_up > 0 {
         format!(
-            "reached, except {}: see replicator dead-letters\n",
+            "reached, except {}: see replicator dead-letters",
             count(barrier.given_up, "dead letter")
         )
     } else {
-        return format!("reached: everything up to task {} is delivered\n", barrier.up_to);
+        return vec![format!("reached: everything up to task {} is delivered", barrier.up_to)];
     };
     let left = barrier.replicas.iter().filter(|replica| replica.pending + replica.given_up > 0);
     let mut table = Table::new(&["REPLICA", ">PENDING", ">DEAD"]);
@@ -109,6 +109,5 @@ fn summary(barrier: &Barrier) -> String {
         let figures = [replica.pending.to_string(), replica.given_up.to_string()];
         table.row(std::iter::once(cell(&replica.replica)).chain(figures));
     }
-    text += &table.render();
-    text
+    [vec![verdict], table.render()].concat()
 }

@@ -8,22 +8,24 @@ use std::time::Duration;
 use std::{io, iter};
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{ClientBuilder, Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use thiserror::Error;
 use url::Url;
 
+use super::answer::JsonAnswer;
+use crate::api::NO_SUCH_PATH;
 use crate::cli::admin::ConnectArgs;
 use crate::replica::{
-    ClientTls, ClientTlsError, TlsPeer, certificate_problem, install_crypto, never_written,
+    ClientTls, ClientTlsError, OtherProtocol, TlsPeer, certificate_problem, install_crypto,
+    never_written, other_protocol,
 };
 use crate::text::{unmarked, without_bom};
 
-/// Twice a page of 1000 tasks with the longest keys and many replicas.
-const MAX_ANSWER_BYTES: usize = 256 << 20;
+/// More than a page of 1000 tasks with the longest keys.
+const MAX_ANSWER_BYTES: usize = 128 << 20;
 
 /// How often a request is repeated on a new connection if nothing of it was written.
 const MAX_RESENDS: usize = 4;
@@ -54,8 +56,12 @@ pub(super) enum CallError {
     Interrupted { url: String, why: String },
     #[error("{error}")]
     Refused { status: u16, error: String },
-    #[error("unexpected answer {status} from {url}: is it a replicator of this version? (--url)")]
-    Unexpected { url: String, status: u16 },
+    #[error("{url} has no path {path}: it is not a replicator, or an older version")]
+    NoSuchPath { url: String, path: String },
+    #[error("unexpected answer from {url}: {got}, status {status}; is it a replicator? (--url)")]
+    Unexpected { url: String, status: u16, got: String },
+    #[error("cannot connect to {url}: {why} (--url)")]
+    OtherProtocol { url: String, why: &'static str },
     #[error("cannot parse the answer of {url}: {why}; is it a replicator of this version?")]
     Unparsable { url: String, why: String },
 }
@@ -70,7 +76,10 @@ impl CallError {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Interrupted { .. } => true,
             Self::Refused { status, .. } | Self::Unexpected { status, .. } => *status == 503,
-            Self::Certificate { .. } | Self::Unparsable { .. } => false,
+            Self::Certificate { .. }
+            | Self::NoSuchPath { .. }
+            | Self::OtherProtocol { .. }
+            | Self::Unparsable { .. } => false,
         }
     }
 }
@@ -120,7 +129,7 @@ impl DaemonClient {
         &self,
         path: &[&str],
         query: &[(&str, String)],
-    ) -> Result<Value, CallError> {
+    ) -> Result<JsonAnswer, CallError> {
         self.get_within(path, query, Duration::ZERO).await
     }
 
@@ -130,43 +139,43 @@ impl DaemonClient {
         path: &[&str],
         query: &[(&str, String)],
         longer: Duration,
-    ) -> Result<Value, CallError> {
+    ) -> Result<JsonAnswer, CallError> {
         let within = self.timeout.saturating_add(longer);
-        let (status, body) =
-            self.answer(self.request(Method::GET, path, query).timeout(within), within).await?;
-        self.success(status, &body)
+        self.call(self.request(Method::GET, path, query), within).await?.success(self)
     }
 
-    pub(super) async fn get_any_status(&self, path: &[&str]) -> Result<(u16, Value), CallError> {
-        let request = self.request(Method::GET, path, &[]).timeout(self.timeout);
-        let (status, body) = self.answer(request, self.timeout).await?;
-        let unexpected = |_| CallError::Unexpected { url: self.url(), status };
-        Ok((status, serde_json::from_slice(&body).map_err(unexpected)?))
+    /// As [`Self::get`], but takes a 503 too if a `T` can be read from it.
+    pub(super) async fn get_or_503<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+    ) -> Result<(u16, JsonAnswer), CallError> {
+        let answer = self.call(self.request(Method::GET, path, &[]), self.timeout).await?;
+        match JsonAnswer::parse(answer.body.clone()) {
+            Some(json) if answer.status == 503 && json.read::<T>().is_ok() => Ok((503, json)),
+            _ => Ok((answer.status, answer.success(self)?)),
+        }
     }
 
     pub(super) async fn post(
         &self,
         path: &[&str],
         body: Option<&(impl Serialize + Sync)>,
-    ) -> Result<Value, CallError> {
-        let mut request = self.request(Method::POST, path, &[]).timeout(self.timeout);
+    ) -> Result<JsonAnswer, CallError> {
+        let mut request = self.request(Method::POST, path, &[]);
         if let Some(body) = body {
             let unparsable = |error: serde_json::Error| self.unparsable(&error);
             let json = serde_json::to_vec(body).map_err(unparsable)?;
             request = request.header(CONTENT_TYPE, "application/json").body(json);
         }
-        let (status, body) = self.answer(request, self.timeout).await?;
-        self.success(status, &body)
+        self.call(request, self.timeout).await?.success(self)
     }
 
-    pub(super) async fn delete(&self, path: &[&str]) -> Result<Value, CallError> {
-        let request = self.request(Method::DELETE, path, &[]).timeout(self.timeout);
-        let (status, body) = self.answer(request, self.timeout).await?;
-        self.success(status, &body)
+    pub(super) async fn delete(&self, path: &[&str]) -> Result<JsonAnswer, CallError> {
+        self.call(self.request(Method::DELETE, path, &[]), self.timeout).await?.success(self)
     }
 
-    pub(super) fn read<T: DeserializeOwned>(&self, answer: &Value) -> Result<T, CallError> {
-        T::deserialize(answer).map_err(|error| self.unparsable(&error))
+    pub(super) fn read<T: DeserializeOwned>(&self, answer: &JsonAnswer) -> Result<T, CallError> {
+        answer.read().map_err(|error| self.unparsable(&error))
     }
 
     /// Opens an endless answer. `--timeout` limits only the wait for its head.
@@ -182,10 +191,9 @@ impl DaemonClient {
         let mut response = head.map_err(|error| self.failed(&error, self.timeout))?;
         let status = response.status();
         if !status.is_success() {
-            let rest = body(&mut response);
-            let rest = tokio::time::timeout(self.timeout, rest).await.unwrap_or(Ok(Vec::new()));
-            let status = status.as_u16();
-            return Err(self.refused(status, &rest.unwrap_or_default()));
+            let body = tokio::time::timeout(self.timeout, body(&mut response)).await;
+            let body = body.map_or_else(|_| Vec::new(), Result::unwrap_or_default);
+            return Err(Answered::of(&response, body).refused(self));
         }
         Ok(EventReader { response, client: self.clone() })
     }
@@ -206,60 +214,105 @@ impl DaemonClient {
         }
     }
 
-    async fn answer(
-        &self,
-        request: RequestBuilder,
-        within: Duration,
-    ) -> Result<(u16, Vec<u8>), CallError> {
-        let sent = send(request).await;
+    async fn call(&self, request: RequestBuilder, within: Duration) -> Result<Answered, CallError> {
+        let sent = send(request.timeout(within)).await;
         let mut response = sent.map_err(|error| self.failed(&error, within))?;
-        let status = response.status().as_u16();
-        let body = match body(&mut response).await {
-            Ok(body) => body,
-            Err(Some(error)) if error.is_timeout() => return Err(self.failed(&error, within)),
+        match body(&mut response).await {
+            Ok(body) => Ok(Answered::of(&response, body)),
+            Err(Some(error)) if error.is_timeout() => Err(self.failed(&error, within)),
             Err(Some(error)) => {
-                return Err(CallError::Interrupted { url: self.url(), why: innermost(&error) });
+                Err(CallError::Interrupted { url: self.url(), why: innermost(&error) })
             }
             Err(None) => {
                 let why = format!("it exceeds {} MiB", MAX_ANSWER_BYTES >> 20);
-                return Err(CallError::Unparsable { url: self.url(), why });
+                Err(CallError::Unparsable { url: self.url(), why })
             }
-        };
-        Ok((status, body))
-    }
-
-    fn success(&self, status: u16, body: &[u8]) -> Result<Value, CallError> {
-        if !(200..300).contains(&status) {
-            return Err(self.refused(status, body));
-        }
-        serde_json::from_slice(body).map_err(|error| self.unparsable(&error))
-    }
-
-    fn refused(&self, status: u16, body: &[u8]) -> CallError {
-        match serde_json::from_slice::<crate::api::Error>(body) {
-            Ok(body) if status == 401 || status == 403 => {
-                let error = format!("{} (--token-file, {TOKEN_VARIABLE})", body.error);
-                CallError::Refused { status, error }
-            }
-            Ok(body) => CallError::Refused { status, error: body.error },
-            Err(_) => CallError::Unexpected { url: self.url(), status },
         }
     }
 
-    fn unparsable(&self, error: &dyn std::fmt::Display) -> CallError {
-        CallError::Unparsable { url: self.url(), why: error.to_string() }
+    pub(super) fn unparsable(&self, error: &dyn std::fmt::Display) -> CallError {
+        let mut why = error.to_string();
+        // A position is of no use without the text.
+        why.truncate(why.find(" at line ").unwrap_or(why.len()));
+        CallError::Unparsable { url: self.url(), why }
     }
 
     fn failed(&self, error: &reqwest::Error, within: Duration) -> CallError {
         let url = self.url();
         if let Some(why) = certificate_problem(error, &DAEMON) {
             CallError::Certificate { url, why }
+        } else if let Some(other) = other_protocol(error) {
+            let why = match other {
+                OtherProtocol::NotTls => "the port does not use TLS: use http://",
+                OtherProtocol::NotHttp => {
+                    "the port does not use HTTP; if it is a daemon with TLS, use https://"
+                }
+            };
+            CallError::OtherProtocol { url, why }
         } else if error.is_timeout() {
             CallError::TimedOut { url, within }
         } else if error.is_connect() {
             CallError::Unreachable { url, why: innermost(error) }
         } else {
             CallError::Interrupted { url, why: innermost(error) }
+        }
+    }
+}
+
+/// An answer with its whole body.
+struct Answered {
+    path: String,
+    status: u16,
+    location: Option<String>,
+    body: Vec<u8>,
+}
+
+impl Answered {
+    fn of(response: &Response, body: Vec<u8>) -> Self {
+        let location = response.headers().get(LOCATION);
+        Self {
+            path: response.url().path().to_owned(),
+            status: response.status().as_u16(),
+            location: location.map(|to| String::from_utf8_lossy(to.as_bytes()).into_owned()),
+            body,
+        }
+    }
+
+    fn success(self, client: &DaemonClient) -> Result<JsonAnswer, CallError> {
+        if !(200..300).contains(&self.status) {
+            return Err(self.refused(client));
+        }
+        let (url, status, got) = (client.url(), self.status, self.found());
+        JsonAnswer::parse(self.body).ok_or(CallError::Unexpected { url, status, got })
+    }
+
+    fn refused(self, client: &DaemonClient) -> CallError {
+        let (url, status) = (client.url(), self.status);
+        let Ok(crate::api::Error { error }) = serde_json::from_slice(&self.body) else {
+            return CallError::Unexpected { url, status, got: self.found() };
+        };
+        let place = format!("--token-file, {TOKEN_VARIABLE}");
+        let error = match status {
+            404 if error == NO_SUCH_PATH => {
+                return CallError::NoSuchPath { url, path: self.path };
+            }
+            401 if client.token.is_none() => format!("{url} requires a token ({place})"),
+            401 => format!("{error} ({place})"),
+            // Others are about an address or a host name.
+            403 if error.contains("token") => format!("{error} ({place})"),
+            _ => error,
+        };
+        CallError::Refused { status, error }
+    }
+
+    /// The body, for an error.
+    fn found(&self) -> String {
+        match (&self.location, self.body.trim_ascii_start()) {
+            (Some(to), _) if (300..400).contains(&self.status) => format!("a redirect to {to}"),
+            (_, []) => "an empty body".to_owned(),
+            (_, [b'<', ..]) => "an HTML page".to_owned(),
+            (_, [b'{', ..]) => "other JSON".to_owned(),
+            _ => "not JSON".to_owned(),
         }
     }
 }

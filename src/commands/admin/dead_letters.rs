@@ -1,9 +1,10 @@
 //! `replicator dead-letters`: list, redrive and discard.
 
 use super::client::DaemonClient;
+use super::list::{ListQuery, key_filter};
 use super::screen::Screen;
-use super::text::{Table, age, bytes, cell, clean};
-use super::{CommandError, CommandOutcome, list, operations};
+use super::text::{Table, age, bytes, cell};
+use super::{CommandError, CommandOutcome, operations};
 use crate::api::{DeadLetterInfo, DiscardRequest, RedriveRequest, Selection};
 use crate::cli::admin::{
     DeadLettersArgs, DeadLettersCommand, LetterListArgs, OperationRunArgs, SelectionArgs,
@@ -81,22 +82,17 @@ async fn show_list(
     client: &DaemonClient,
     screen: &mut Screen,
 ) -> Result<CommandOutcome, CommandError> {
-    let mut filter = list::key_filter(&args.filter.keys);
+    let mut filter = key_filter(&args.filter.keys);
     filter.extend(args.filter.replica.as_ref().map(|node| ("replica", node.to_string())));
     let cause = args.filter.cause.map(|cause| Cause::from(cause).as_str().to_owned());
     filter.extend(cause.map(|cause| ("cause", cause)));
-    let path = ["v1", "dead-letters"];
-    let listed = list::read(client, &path, "dead_letters", &filter, &args.page).await?;
+    let (path, page) = (&["v1", "dead-letters"], &args.page);
+    let list = ListQuery { path, field: "dead_letters", filter, page };
     if json {
-        screen.json(&listed.to_json("dead_letters"))?;
-        return Ok(CommandOutcome::Done);
-    }
-    if listed.items.is_empty() && listed.next.is_none() {
-        screen.print("no dead letters\n")?;
-        return Ok(CommandOutcome::Done);
+        return list.print_json(client, screen).await;
     }
     let now = screen.now();
-    let mut table = Table::new(&[
+    let table = Table::new(&[
         "TASK",
         "REPLICA",
         "OP",
@@ -107,10 +103,9 @@ async fn show_list(
         ">FAILURES",
         "LAST ERROR",
     ]);
-    for letter in &listed.items {
-        let letter: DeadLetterInfo = client.read(letter)?;
-        table.row([
-            clean(&letter.task_id),
+    let row = |letter: &DeadLetterInfo| {
+        vec![
+            letter.task_id.clone(),
             cell(&letter.replica),
             letter.operation.to_string(),
             cell(&letter.key),
@@ -118,12 +113,8 @@ async fn show_list(
             age(&letter.since, now),
             letter.cause.as_str().replace('_', " "),
             letter.failures.to_string(),
-            clean(&letter.last_error),
-        ]);
-    }
-    screen.print(&table.render())?;
-    if let Some(hint) = listed.more_hint() {
-        screen.message(&hint);
-    }
-    Ok(CommandOutcome::Done)
+            letter.last_error.clone(),
+        ]
+    };
+    list.print_table(client, screen, (table, "no dead letters"), row).await
 }

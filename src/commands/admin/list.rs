@@ -1,10 +1,15 @@
-//! Reads paged lists.
+//! Reads and prints paged lists.
 
 use std::num::NonZeroUsize;
 
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use serde_json::value::RawValue;
 
-use super::client::{CallError, DaemonClient};
+use super::client::DaemonClient;
+use super::screen::Screen;
+use super::text::Table;
+use super::{CommandError, CommandOutcome};
 use crate::cli::admin::{KeyArgs, PageArgs};
 
 /// The largest `limit` of the API.
@@ -12,45 +17,88 @@ const MAX_PAGE: usize = 1000;
 
 const DEFAULT_LIMIT: usize = 100;
 
-pub(super) struct Listed {
-    pub(super) items: Vec<Value>,
-    pub(super) next: Option<String>,
+/// A list and its filter.
+pub(super) struct ListQuery<'a> {
+    pub(super) path: &'a [&'a str],
+    /// Its field in an answer.
+    pub(super) field: &'a str,
+    pub(super) filter: Vec<(&'static str, String)>,
+    pub(super) page: &'a PageArgs,
 }
 
-impl Listed {
-    pub(super) fn to_json(&self, field: &str) -> Value {
-        json!({ field: self.items, "next_cursor": self.next })
-    }
-
-    pub(super) fn more_hint(&self) -> Option<String> {
-        let next = self.next.as_ref()?;
-        Some(format!("there are more: raise --limit, or continue with --cursor {next}"))
-    }
-}
-
-/// Reads up to `page.limit` entries. A page may be empty without being the last.
-pub(super) async fn read(
-    client: &DaemonClient,
-    path: &[&str],
-    field: &str,
-    filter: &[(&str, String)],
-    page: &PageArgs,
-) -> Result<Listed, CallError> {
-    let limit = page.limit.map_or(DEFAULT_LIMIT, NonZeroUsize::get);
-    let mut listed = Listed { items: Vec::new(), next: page.cursor.clone() };
-    loop {
-        let room = limit.saturating_sub(listed.items.len()).min(MAX_PAGE);
-        let mut query = filter.to_vec();
-        query.push(("limit", room.to_string()));
-        query.extend(listed.next.take().map(|cursor| ("cursor", cursor)));
-        let answer = client.get(path, &query).await?;
-        let items = answer.get(field).cloned().unwrap_or_default();
-        listed.items.extend(client.read::<Vec<Value>>(&items)?);
-        let next = answer.get("next_cursor").cloned().unwrap_or_default();
-        listed.next = client.read(&next)?;
-        if listed.next.is_none() || listed.items.len() >= limit {
-            return Ok(listed);
+impl ListQuery<'_> {
+    /// Calls `each` for up to `--limit` entries and returns the cursor of the rest. Keeps one page
+    /// in memory. A page may be empty without being the last.
+    async fn read(
+        &self,
+        client: &DaemonClient,
+        mut each: impl FnMut(&RawValue) -> Result<(), CommandError>,
+    ) -> Result<Option<String>, CommandError> {
+        let mut left = self.page.limit.map_or(DEFAULT_LIMIT, NonZeroUsize::get);
+        let mut cursor = self.page.cursor.clone();
+        loop {
+            let mut query = self.filter.clone();
+            query.push(("limit", left.min(MAX_PAGE).to_string()));
+            query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
+            let answer = client.get(self.path, &query).await?;
+            let unparsable = |error| client.unparsable(&error);
+            let items: Vec<&RawValue> = answer.field(self.field).map_err(unparsable)?;
+            items.iter().try_for_each(|item| each(item))?;
+            left = left.saturating_sub(items.len());
+            cursor = answer.field("next_cursor").map_err(unparsable)?;
+            if cursor.is_none() || left == 0 {
+                return Ok(cursor);
+            }
         }
+    }
+
+    /// Prints the list as JSON, page by page.
+    pub(super) async fn print_json(
+        &self,
+        client: &DaemonClient,
+        screen: &mut Screen,
+    ) -> Result<CommandOutcome, CommandError> {
+        // After the first answer, so that an error is not preceded by half a document.
+        let mut before = format!("{{\"{}\":[", self.field);
+        let next = self
+            .read(client, |item| {
+                screen.json_part(&before)?;
+                before = ",".to_owned();
+                Ok(screen.json_part(item.get())?)
+            })
+            .await?;
+        if before != "," {
+            screen.json_part(&before)?;
+        }
+        screen.json_part(&format!("],\"next_cursor\":{}}}", json!(next)))?;
+        screen.end_json()?;
+        Ok(CommandOutcome::Done)
+    }
+
+    /// Prints the list as a table, or `none` if it is empty.
+    pub(super) async fn print_table<T: DeserializeOwned>(
+        &self,
+        client: &DaemonClient,
+        screen: &mut Screen,
+        (mut table, none): (Table, &str),
+        row: impl Fn(&T) -> Vec<String>,
+    ) -> Result<CommandOutcome, CommandError> {
+        let next = self
+            .read(client, |item| {
+                let item = serde_json::from_str(item.get());
+                table.row(row(&item.map_err(|error| client.unparsable(&error))?));
+                Ok(())
+            })
+            .await?;
+        match &next {
+            None if table.is_empty() => screen.print([none])?,
+            _ => screen.print(table.render())?,
+        }
+        if let Some(next) = next {
+            let more = "there are more: raise --limit, or continue with --cursor";
+            screen.message(&format!("{more} {next}"));
+        }
+        Ok(CommandOutcome::Done)
     }
 }
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::Value;
 
+use super::answer::JsonAnswer;
 use super::client::DaemonClient;
 use super::screen::Screen;
-use super::text::{Table, age, clean, count};
+use super::text::{Table, age, count};
 use super::{CommandError, CommandOutcome};
 use crate::api::{BulkOperation, OperationKind, OperationPage, OperationState};
 use crate::cli::admin::OperationRunArgs;
@@ -27,13 +27,12 @@ pub(super) async fn run(
     let answer = client.post(path, Some(request)).await?;
     if run.detach {
         let operation: BulkOperation = client.read(&answer)?;
-        let text = format!("{}\n", operation.operation_id);
-        screen.show(json, &answer, &text)?;
+        screen.show(json, &answer, [operation.operation_id])?;
         return Ok(CommandOutcome::Done);
     }
     let answer = watch(answer, client, screen, interrupt).await?;
     let operation: BulkOperation = client.read(&answer)?;
-    screen.show(json, &answer, &format!("{}\n", summary(&operation)))?;
+    screen.show(json, &answer, [summary(&operation)])?;
     Ok(match operation.state {
         OperationState::Done => CommandOutcome::Done,
         OperationState::Failed => CommandOutcome::Failed,
@@ -43,11 +42,11 @@ pub(super) async fn run(
 }
 
 async fn watch(
-    mut answer: Value,
+    mut answer: JsonAnswer,
     client: &DaemonClient,
     screen: &mut Screen,
     mut interrupt: impl AsyncFnMut(),
-) -> Result<Value, CommandError> {
+) -> Result<JsonAnswer, CommandError> {
     let mut cancelled = false;
     loop {
         let operation: BulkOperation = client.read(&answer)?;
@@ -126,7 +125,7 @@ fn summary(operation: &BulkOperation) -> String {
         OperationState::Cancelled => format!("cancelled: {text} before that"),
         OperationState::Running => format!("still running: {text} so far"),
         OperationState::Failed => {
-            let why = operation.error.as_deref().map_or_else(|| "no reason given".into(), clean);
+            let why = operation.error.as_deref().unwrap_or("no reason given");
             format!("failed: {why}; {text} before that")
         }
     }
@@ -151,7 +150,7 @@ pub(super) async fn show(
         None => client.read::<OperationPage>(&answer)?.operations,
     };
     if operations.is_empty() {
-        screen.print("no redrive or discard since the daemon started\n")?;
+        screen.print(["no redrive or discard since the daemon started"])?;
         return Ok(CommandOutcome::Done);
     }
     let now = screen.now();
@@ -164,7 +163,7 @@ pub(super) async fn show(
             OperationState::Failed => "failed",
         };
         table.row([
-            clean(&operation.operation_id),
+            operation.operation_id.clone(),
             state.to_owned(),
             operation.examined.to_string(),
             operation.total.to_string(),
@@ -172,7 +171,7 @@ pub(super) async fn show(
             summary(operation),
         ]);
     }
-    screen.print(&table.render())?;
+    screen.print(table.render())?;
     Ok(CommandOutcome::Done)
 }
 
@@ -184,6 +183,6 @@ pub(super) async fn cancel(
 ) -> Result<CommandOutcome, CommandError> {
     let answer = client.delete(&["v1", "operations", id]).await?;
     let operation: BulkOperation = client.read(&answer)?;
-    screen.show(json, &answer, &format!("{}\n", summary(&operation)))?;
+    screen.show(json, &answer, [summary(&operation)])?;
     Ok(CommandOutcome::Done)
 }

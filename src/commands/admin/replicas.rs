@@ -1,10 +1,8 @@
 //! `replicator replicas`: list, show, pause, resume, probe, forget and rename.
 
-use serde_json::Value;
-
 use super::client::DaemonClient;
 use super::screen::Screen;
-use super::text::{Table, age, bytes, cell, clean, count, facts, latency, rate, seconds};
+use super::text::{Table, age, bytes, cell, count, facts, latency, rate, seconds};
 use super::{CommandError, CommandOutcome, text};
 use crate::api::{Convergence, Forgotten, Probed, Rename, Replica, ReplicaPage};
 use crate::cli::admin::{ForgetArgs, ReplicasArgs, ReplicasCommand};
@@ -22,61 +20,64 @@ pub(super) async fn run(
         ReplicasCommand::List => {
             let answer = client.get(&["v1", "replicas"], &[]).await?;
             let page: ReplicaPage = client.read(&answer)?;
-            let text = match page.replicas.as_slice() {
-                [] => "no replica has had a delivery since the daemon started\n".to_owned(),
+            let lines = match page.replicas.as_slice() {
+                [] => vec!["no replica has had a delivery since the daemon started".to_owned()],
                 replicas => table(replicas),
             };
-            show(screen, json, &answer, &text)
+            screen.show(json, &answer, lines)?;
         }
         ReplicasCommand::Show(of) => {
             let answer = client.get(&path(&of.node, None), &[]).await?;
-            let text = details(&client.read(&answer)?, screen.now());
-            show(screen, json, &answer, &text)
+            let lines = details(&client.read(&answer)?, screen.now());
+            screen.show(json, &answer, lines)?;
         }
         ReplicasCommand::Pause(of) => {
             let answer = client.post(&path(&of.node, Some("pause")), NO_BODY).await?;
             let replica: Replica = client.read(&answer)?;
             let waiting = count(replica.backlog_tasks, "task");
             let text = format!(
-                "paused {}: nothing is sent until it is resumed; backlog of {waiting}\n",
+                "paused {}: nothing is sent until it is resumed; backlog of {waiting}",
                 replica.replica
             );
-            show(screen, json, &answer, &text)
+            screen.show(json, &answer, [text])?;
         }
         ReplicasCommand::Resume(of) => {
             let answer = client.post(&path(&of.node, Some("resume")), NO_BODY).await?;
             let replica: Replica = client.read(&answer)?;
             let waiting = count(replica.backlog_tasks, "task");
-            let text = format!("resumed {}: sending its backlog of {waiting}\n", replica.replica);
-            show(screen, json, &answer, &text)
+            let text = format!("resumed {}: sending its backlog of {waiting}", replica.replica);
+            screen.show(json, &answer, [text])?;
         }
         ReplicasCommand::Probe(of) => {
             let answer = client.post(&path(&of.node, Some("probe")), NO_BODY).await?;
             let probed: Probed = client.read(&answer)?;
             let name = probed.replica;
             let text = if probed.probing {
-                format!("probing {name}: sending a delivery now\n")
+                format!("probing {name}: sending a delivery now")
             } else {
                 let why = probed.reason.unwrap_or_else(|| "no reason given".to_owned());
-                format!("not probing {name}: {}\n", clean(&why))
+                format!("not probing {name}: {why}")
             };
-            show(screen, json, &answer, &text)?;
-            Ok(if probed.probing { CommandOutcome::Done } else { CommandOutcome::Failed })
+            screen.show(json, &answer, [text])?;
+            if !probed.probing {
+                return Ok(CommandOutcome::Failed);
+            }
         }
-        ReplicasCommand::Forget(args) => forget(args, json, client, screen).await,
+        ReplicasCommand::Forget(args) => return forget(args, json, client, screen).await,
         ReplicasCommand::Rename(args) => {
             let to = Rename { to: args.to.to_string() };
             let answer = client.post(&path(&args.node.node, Some("rename")), Some(&to)).await?;
             let replica: Replica = client.read(&answer)?;
             let text = format!(
-                "renamed {}: its writes now go to {}; backlog of {}\n",
+                "renamed {}: its writes now go to {}; backlog of {}",
                 args.node.node,
                 replica.replica,
                 count(replica.backlog_tasks, "task")
             );
-            show(screen, json, &answer, &text)
+            screen.show(json, &answer, [text])?;
         }
     }
+    Ok(CommandOutcome::Done)
 }
 
 /// Without `--yes` it only prints what would be lost.
@@ -104,16 +105,7 @@ async fn forget(
     if in_flight > 0 {
         text = format!("{text}; {in_flight} in flight are not retried");
     }
-    show(screen, json, &answer, &(text + "\n"))
-}
-
-fn show(
-    screen: &mut Screen,
-    json: bool,
-    answer: &Value,
-    text: &str,
-) -> Result<CommandOutcome, CommandError> {
-    screen.show(json, answer, text)?;
+    screen.show(json, &answer, [text])?;
     Ok(CommandOutcome::Done)
 }
 
@@ -121,7 +113,7 @@ fn path<'a>(node: &'a Node, verb: Option<&'a str>) -> Vec<&'a str> {
     ["v1", "replicas", node.as_str()].into_iter().chain(verb).collect()
 }
 
-pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> String {
+pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> Vec<String> {
     let mut table = Table::new(&[
         "REPLICA",
         "STATE",
@@ -161,7 +153,7 @@ fn drained(replica: &Replica) -> String {
     }
 }
 
-fn details(replica: &Replica, now: Timestamp) -> String {
+fn details(replica: &Replica, now: Timestamp) -> Vec<String> {
     let duration = |since: &Option<String>| {
         since.as_ref().map_or_else(String::new, |since| format!(" for {}", age(since, now)))
     };
@@ -209,7 +201,7 @@ fn details(replica: &Replica, now: Timestamp) -> String {
     ));
     lines.push(("workers", replica.workers.to_string()));
     if let Some(last) = &replica.last_error {
-        lines.push(("last error", format!("{} ago: {}", age(&last.at, now), clean(&last.error))));
+        lines.push(("last error", format!("{} ago: {}", age(&last.at, now), last.error)));
     }
     let books = &replica.books;
     lines.push((

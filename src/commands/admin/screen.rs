@@ -1,14 +1,17 @@
-//! The terminal output of a command.
+//! The terminal output of a command, and the one place that escapes it.
 //!
-//! Colour and progress lines are for terminals only; `NO_COLOR` disables colour.
+//! Keys, addresses and errors in the daemon's answers may contain anything, and the daemon itself
+//! may be an impostor. So text is printed as lines, each escaped here: no answer can add a line,
+//! move the cursor or change a colour. Colour and progress lines are for terminals only; `NO_COLOR`
+//! disables colour.
 
 use std::io::{self, IsTerminal, Write};
 
-use serde_json::Value;
-
+use super::answer::JsonAnswer;
 use crate::clock::wall_clock;
+use crate::commands::output::{is_dumb, may_colour};
 use crate::task::Timestamp;
-use crate::text::{json, plain};
+use crate::text::{json, plain, without_secrets};
 
 pub(super) struct Screen {
     out: Box<dyn Write + Send>,
@@ -26,13 +29,30 @@ pub(super) enum Severity {
     Error,
 }
 
+/// A line that is not escaped yet.
+pub(super) struct ScreenLine {
+    /// Before the text, coloured.
+    mark: Option<(Severity, &'static str)>,
+    text: String,
+}
+
+impl ScreenLine {
+    pub(super) fn marked(severity: Severity, mark: &'static str, text: String) -> Self {
+        Self { mark: Some((severity, mark)), text }
+    }
+}
+
+impl<T: Into<String>> From<T> for ScreenLine {
+    fn from(text: T) -> Self {
+        Self { mark: None, text: text.into() }
+    }
+}
+
 impl Screen {
     pub(super) fn of_process() -> Self {
-        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Self {
-            colour: io::stdout().is_terminal() && !set("NO_COLOR") && !dumb,
-            live: io::stderr().is_terminal() && !dumb,
+            colour: may_colour(&io::stdout()),
+            live: io::stderr().is_terminal() && !is_dumb(),
             out: Box::new(io::stdout()),
             err: Box::new(io::stderr()),
             drawn: 0,
@@ -53,29 +73,61 @@ impl Screen {
         (self.clock)()
     }
 
-    pub(super) fn print(&mut self, text: &str) -> io::Result<()> {
+    pub(super) fn print(
+        &mut self,
+        lines: impl IntoIterator<Item = impl Into<ScreenLine>>,
+    ) -> io::Result<()> {
         self.clear_progress();
-        self.out.write_all(text.as_bytes())?;
+        for line in lines {
+            let ScreenLine { mark, text } = line.into();
+            if let Some((severity, word)) = mark {
+                let word = self.paint(severity, &plain(word));
+                write!(self.out, "{word} ")?;
+            }
+            writeln!(self.out, "{}", plain(&text))?;
+        }
         self.out.flush()
     }
 
-    pub(super) fn json(&mut self, value: &Value) -> io::Result<()> {
-        self.print(&json(&format!("{value}\n")))
+    /// Prints an answer on one line.
+    pub(super) fn json(&mut self, answer: &JsonAnswer) -> io::Result<()> {
+        self.json_part(answer.raw().get())?;
+        self.end_json()
     }
 
-    pub(super) fn show(&mut self, json: bool, answer: &Value, text: &str) -> io::Result<()> {
-        if json { self.json(answer) } else { self.print(text) }
+    /// Prints a part of a JSON document. A string must not be cut.
+    pub(super) fn json_part(&mut self, text: &str) -> io::Result<()> {
+        self.clear_progress();
+        let text = json(text);
+        // JSON has them between tokens only.
+        let breaks = ['\n', '\r', '\t'];
+        text.split(breaks).try_for_each(|part| self.out.write_all(part.as_bytes()))
+    }
+
+    pub(super) fn end_json(&mut self) -> io::Result<()> {
+        self.out.write_all(b"\n")?;
+        self.out.flush()
+    }
+
+    pub(super) fn show(
+        &mut self,
+        json: bool,
+        answer: &JsonAnswer,
+        lines: impl IntoIterator<Item = impl Into<ScreenLine>>,
+    ) -> io::Result<()> {
+        if json { self.json(answer) } else { self.print(lines) }
     }
 
     /// Prints to standard error; errors are ignored.
     pub(super) fn message(&mut self, text: &str) {
         self.clear_progress();
-        let _ = writeln!(self.err, "replicator: {}", plain(text));
+        let _ = writeln!(self.err, "replicator: {}", plain(&without_secrets(text)));
     }
 
     /// Replaces the progress line, on a terminal only.
     pub(super) fn progress(&mut self, text: &str) {
         if self.live {
+            let text = &*plain(text);
             let columns = unicode_width::UnicodeWidthStr::width(text);
             let _ = write!(self.err, "\r{text:width$}", width = self.drawn.max(columns));
             let _ = self.err.flush();
@@ -91,7 +143,7 @@ impl Screen {
         }
     }
 
-    pub(super) fn paint(&self, severity: Severity, text: &str) -> String {
+    fn paint(&self, severity: Severity, text: &str) -> String {
         if !self.colour {
             return text.to_owned();
         }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
+use super::answer::JsonAnswer;
 use super::client::{CallError, DaemonClient};
-use super::screen::{Screen, Severity};
-use super::text::{age, bytes, clean, count, seconds};
+use super::screen::{Screen, ScreenLine, Severity};
+use super::text::{age, bytes, count, seconds};
 use super::{CommandError, CommandOutcome, replicas, text};
 use crate::api::{Convergence, Replica, ReplicaPage};
 use crate::cli::admin::StatusArgs;
@@ -33,10 +34,20 @@ struct StatusTotals {
 }
 
 struct StatusAnswers {
-    health: Value,
+    health: JsonAnswer,
     not_ready: Option<String>,
-    figures: Value,
-    replicas: Value,
+    figures: Option<JsonAnswer>,
+    replicas: Option<JsonAnswer>,
+}
+
+/// The output with `--json`.
+#[derive(Serialize)]
+struct StatusReport<'a> {
+    state: &'a str,
+    problems: &'a [String],
+    health: &'a RawValue,
+    figures: Option<&'a RawValue>,
+    replicas: Option<&'a RawValue>,
 }
 
 pub(super) async fn run(
@@ -46,10 +57,8 @@ pub(super) async fn run(
 ) -> Result<CommandOutcome, CommandError> {
     let answers = fetch(client).await?;
     let health: HealthAnswer = client.read(&answers.health)?;
-    let page = match &answers.replicas {
-        Value::Null => ReplicaPage { replicas: Vec::new() },
-        page => client.read(page)?,
-    };
+    let page = answers.replicas.as_ref().map(|answer| client.read::<ReplicaPage>(answer));
+    let page = page.transpose()?.unwrap_or(ReplicaPage { replicas: Vec::new() });
     let now = screen.now();
     let mut problems = Vec::new();
     problems.extend(answers.not_ready.as_ref().map(|why| format!("accepts no writes: {why}")));
@@ -70,45 +79,51 @@ pub(super) async fn run(
         _ => (CommandOutcome::Incomplete, Severity::Warning, "attention"),
     };
     if args.ask.json {
-        screen.json(&json!({
-            "state": state, "problems": problems, "health": answers.health,
-            "figures": answers.figures,
-            "replicas": answers.replicas.get("replicas").cloned().unwrap_or_default(),
-        }))?;
+        let unparsable = |error| client.unparsable(&error);
+        let replicas = answers.replicas.as_ref();
+        let replicas = replicas.map(|answer| answer.field("replicas")).transpose();
+        let report = StatusReport {
+            state,
+            problems: &problems,
+            health: answers.health.raw(),
+            figures: answers.figures.as_ref().map(JsonAnswer::raw),
+            replicas: replicas.map_err(unparsable)?,
+        };
+        screen.json_part(&serde_json::to_string(&report).map_err(unparsable)?)?;
+        screen.end_json()?;
         return Ok(outcome);
     }
-    let mut text = format!("{}  {}\n", screen.paint(severity, state), client.url());
-    for problem in &problems {
-        let mark = screen.paint(if refusing { Severity::Error } else { Severity::Warning }, "!");
-        text = format!("{text}{mark} {}\n", clean(problem));
-    }
-    if !answers.figures.is_null() {
-        text += &totals(&client.read(&answers.figures)?);
+    let mut lines = vec![ScreenLine::marked(severity, state, format!(" {}", client.url()))];
+    let severity = if refusing { Severity::Error } else { Severity::Warning };
+    lines.extend(problems.into_iter().map(|problem| ScreenLine::marked(severity, "!", problem)));
+    if let Some(figures) = &answers.figures {
+        lines.push(totals(&client.read(figures)?).into());
     }
     if !page.replicas.is_empty() {
         let mut rows: Vec<_> = page.replicas.iter().collect();
         rows.sort_by_key(|replica| problem(replica, args.max_lag, now).is_none());
-        text = format!("{text}\n{}", replicas::table(rows));
+        lines.push("".into());
+        lines.extend(replicas::table(rows).into_iter().map(ScreenLine::from));
     }
-    screen.print(&text)?;
+    screen.print(lines)?;
     Ok(outcome)
 }
 
 /// If the daemon is unhealthy, missing answers are tolerated.
 async fn fetch(client: &DaemonClient) -> Result<StatusAnswers, CommandError> {
-    let (status, health) = client.get_any_status(&["health"]).await?;
+    let (status, health) = client.get_or_503::<HealthAnswer>(&["health"]).await?;
     let not_ready = match client.get(&["readyz"], &[]).await {
         Ok(_) => None,
         Err(CallError::Refused { status: 503, error }) => Some(error),
         Err(error) => return Err(error.into()),
     };
     let healthy = status == 200 && not_ready.is_none();
-    let or_default = |answer: Result<Value, CallError>| match answer {
+    let if_possible = |answer: Result<JsonAnswer, CallError>| match answer {
         Err(error) if healthy => Err(error),
-        answer => Ok(answer.unwrap_or_default()),
+        answer => Ok(answer.ok()),
     };
-    let figures = or_default(client.get(&["metrics"], &[]).await)?;
-    let replicas = or_default(client.get(&["v1", "replicas"], &[]).await)?;
+    let figures = if_possible(client.get(&["metrics"], &[]).await)?;
+    let replicas = if_possible(client.get(&["v1", "replicas"], &[]).await)?;
     Ok(StatusAnswers { health, not_ready, figures, replicas })
 }
 
@@ -126,7 +141,7 @@ fn totals(totals: &StatusTotals) -> String {
     if let (Some(store), Some(free)) = (totals.store_file_bytes, totals.disk_free_bytes) {
         text = format!("{text}; store {}, {} free", bytes(store), bytes(free));
     }
-    text + "\n"
+    text
 }
 
 /// The problems of a replica in one line, if it has any.

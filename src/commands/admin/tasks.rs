@@ -1,11 +1,11 @@
 //! `replicator tasks`: list, show and discard unsettled tasks.
 
-use serde_json::Value;
-
+use super::answer::JsonAnswer;
 use super::client::DaemonClient;
+use super::list::{ListQuery, key_filter};
 use super::screen::Screen;
-use super::text::{Table, age, bytes, cell, clean, facts, until};
-use super::{CommandError, CommandOutcome, list};
+use super::text::{Table, age, bytes, cell, facts, until};
+use super::{CommandError, CommandOutcome};
 use crate::api::{DeliveryInfo, TaskInfo};
 use crate::cli::admin::{TaskListArgs, TasksArgs, TasksCommand};
 use crate::task::{Consistency, DeliveryState, TaskId, Timestamp};
@@ -46,51 +46,37 @@ async fn show_list(
     client: &DaemonClient,
     screen: &mut Screen,
 ) -> Result<CommandOutcome, CommandError> {
-    let mut filter = list::key_filter(&args.keys);
+    let mut filter = key_filter(&args.keys);
     filter.extend(args.state.map(|state| ("state", state_name(state.into()).to_owned())));
     filter.extend(args.replica.as_ref().map(|node| ("replica", node.to_string())));
-    let listed = list::read(client, &["v1", "tasks"], "tasks", &filter, &args.page).await?;
+    let list = ListQuery { path: &["v1", "tasks"], field: "tasks", filter, page: &args.page };
     if json {
-        screen.json(&listed.to_json("tasks"))?;
-        return Ok(CommandOutcome::Done);
+        return list.print_json(client, screen).await;
     }
     let now = screen.now();
-    let mut table = Table::new(&["TASK", ">AGE", "OP", "KEY", ">SIZE", "USER", "DELIVERIES"]);
-    for task in &listed.items {
-        let task: TaskInfo = client.read(task)?;
-        table.row([
-            clean(&task.task_id),
+    let table = Table::new(&["TASK", ">AGE", "OP", "KEY", ">SIZE", "USER", "DELIVERIES"]);
+    let row = |task: &TaskInfo| {
+        vec![
+            task.task_id.clone(),
             task.accepted_at.as_ref().map_or_else(unknown, |at| age(at, now)),
             task.operation.map_or_else(unknown, |operation| operation.to_string()),
             task.key.as_deref().map_or_else(unknown, cell),
             task.value_bytes.map_or_else(unknown, bytes),
             task.user_id.as_deref().map_or_else(unknown, cell),
             state_counts(&task.deliveries),
-        ]);
-    }
-    if listed.items.is_empty() && listed.next.is_none() {
-        screen.print("no unsettled tasks\n")?;
-    } else {
-        screen.print(&table.render())?;
-    }
-    if let Some(hint) = listed.more_hint() {
-        screen.message(&hint);
-    }
-    Ok(CommandOutcome::Done)
+        ]
+    };
+    list.print_table(client, screen, (table, "no unsettled tasks"), row).await
 }
 
 fn show_one(
-    answer: &Value,
+    answer: &JsonAnswer,
     json: bool,
     client: &DaemonClient,
     screen: &mut Screen,
 ) -> Result<CommandOutcome, CommandError> {
-    if json {
-        screen.json(answer)?;
-    } else {
-        let text = details(&client.read(answer)?, screen.now());
-        screen.print(&text)?;
-    }
+    let lines = details(&client.read(answer)?, screen.now());
+    screen.show(json, answer, lines)?;
     Ok(CommandOutcome::Done)
 }
 
@@ -98,9 +84,9 @@ fn unknown() -> String {
     "-".to_owned()
 }
 
-fn details(task: &TaskInfo, now: Timestamp) -> String {
-    let mut lines = vec![("task", clean(&task.task_id))];
-    lines.extend(task.key.as_ref().map(|key| ("key", clean(key))));
+fn details(task: &TaskInfo, now: Timestamp) -> Vec<String> {
+    let mut lines = vec![("task", task.task_id.clone())];
+    lines.extend(task.key.as_ref().map(|key| ("key", key.clone())));
     lines.extend(task.operation.map(|write| ("operation", write.to_string())));
     lines.extend(task.value_bytes.map(|length| ("value", bytes(length))));
     lines.extend(task.consistency.map(|consistency| {
@@ -110,21 +96,21 @@ fn details(task: &TaskInfo, now: Timestamp) -> String {
         };
         ("consistency", name.to_owned())
     }));
-    lines.extend(task.user_id.as_ref().map(|user| ("user", clean(user))));
-    let ago = |at: &String| format!("{} ago, {}", age(at, now), clean(at));
+    lines.extend(task.user_id.as_ref().map(|user| ("user", user.clone())));
+    let ago = |at: &String| format!("{} ago, {}", age(at, now), at.clone());
     lines.extend(task.accepted_at.as_ref().map(|at| ("accepted", ago(at))));
-    lines.extend(task.expires_at.as_ref().map(|at| ("expires", clean(at))));
+    lines.extend(task.expires_at.as_ref().map(|at| ("expires", at.clone())));
     lines.extend(task.settled_at.as_ref().map(|at| ("settled", ago(at))));
     let mut table = Table::new(&["REPLICA", "STATE", ">FAILURES", "NEXT", "LAST ERROR"]);
     for delivery in &task.deliveries {
         let next = delivery.next_attempt_at.as_ref();
         let error = delivery.last_error.as_ref().map(|error| match &delivery.last_failed_at {
-            Some(at) => format!("{} ago: {}", age(at, now), clean(error)),
-            None => clean(error),
+            Some(at) => format!("{} ago: {}", age(at, now), error.clone()),
+            None => error.clone(),
         });
         let state = state_name(delivery.state).replace('_', " ");
         table.row([
-            clean(&delivery.replica),
+            delivery.replica.clone(),
             match delivery.cause {
                 Some(cause) => format!("{state}: {}", cause.as_str().replace('_', " ")),
                 None => state,
@@ -134,7 +120,7 @@ fn details(task: &TaskInfo, now: Timestamp) -> String {
             error.unwrap_or_else(unknown),
         ]);
     }
-    format!("{}\n{}", facts(&lines), table.render())
+    [facts(&lines), vec![String::new()], table.render()].concat()
 }
 
 /// `2 delivered, 1 retrying`, in the order of the states.

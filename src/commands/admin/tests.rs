@@ -16,6 +16,8 @@ use super::{
 use crate::cli::{Cli, Command};
 use crate::task::Timestamp;
 
+mod answers;
+
 /// 2026-01-01T00:00:00Z in every test.
 fn now() -> Timestamp {
     Timestamp(1_767_225_600 * 1_000_000_000)
@@ -127,8 +129,6 @@ async fn run_interrupted(line: &str, steps: Vec<ScriptStep>, interrupts: usize) 
     let script = tokio::spawn(answer(listener, steps));
     let words = line.split(' ').chain(["--url", &url]);
     let command = Cli::try_parse_from(std::iter::once("replicator").chain(words)).unwrap();
-    let (out, err) = (Buffer::default(), Buffer::default());
-    let mut screen = Screen::scripted(out.clone(), err.clone(), now);
     let mut left = interrupts;
     let interrupt = async || {
         if left == 0 {
@@ -136,33 +136,32 @@ async fn run_interrupted(line: &str, steps: Vec<ScriptStep>, interrupts: usize) 
         }
         left -= 1;
     };
-    let screen = &mut screen;
-    let result = match &command.command.unwrap() {
-        Command::Status(args) => {
-            status::run(args, &DaemonClient::new(&args.ask.connect).unwrap(), screen).await
-        }
-        Command::Replicas(args) => {
-            replicas::run(args, &DaemonClient::new(&args.ask.connect).unwrap(), screen).await
-        }
-        Command::Tasks(args) => {
-            tasks::run(args, &DaemonClient::new(&args.ask.connect).unwrap(), screen).await
-        }
-        Command::DeadLetters(args) => {
-            let client = DaemonClient::new(&args.ask.connect).unwrap();
-            dead_letters::run_interruptible(args, &client, screen, interrupt).await
-        }
-        Command::Barrier(args) => {
-            barrier::run(args, &DaemonClient::new(&args.ask.connect).unwrap(), screen).await
-        }
-        other => panic!("{other:?} is not scripted"),
-    };
+    let ran = run_command(&command.command.unwrap(), interrupt).await;
     let timeout = std::time::Duration::from_secs(120);
     let seen = tokio::time::timeout(timeout, script).await;
     let seen = match seen {
         Ok(seen) => seen.unwrap(),
-        Err(_) => panic!("not all requests were sent; {result:?} {}", out.text()),
+        Err(_) => panic!("not all requests were sent; {:?} {}", ran.result, ran.out),
     };
-    Ran { result, out: out.text(), err: err.text(), seen }
+    Ran { seen, ..ran }
+}
+
+async fn run_command(command: &Command, interrupt: impl AsyncFnMut()) -> Ran {
+    let (out, err) = (Buffer::default(), Buffer::default());
+    let screen = &mut Screen::scripted(out.clone(), err.clone(), now);
+    let client = |connect| DaemonClient::new(connect).unwrap();
+    let result = match command {
+        Command::Status(args) => status::run(args, &client(&args.ask.connect), screen).await,
+        Command::Replicas(args) => replicas::run(args, &client(&args.ask.connect), screen).await,
+        Command::Tasks(args) => tasks::run(args, &client(&args.ask.connect), screen).await,
+        Command::DeadLetters(args) => {
+            let client = client(&args.ask.connect);
+            dead_letters::run_interruptible(args, &client, screen, interrupt).await
+        }
+        Command::Barrier(args) => barrier::run(args, &client(&args.ask.connect), screen).await,
+        other => panic!("{other:?} is not scripted"),
+    };
+    Ran { result, out: out.text(), err: err.text(), seen: Vec::new() }
 }
 
 async fn run(line: &str, steps: Vec<ScriptStep>) -> Ran {
@@ -319,12 +318,9 @@ async fn an_unreachable_or_unexpected_daemon_is_reported_with_a_remedy() {
 
     let page = "<html>not found</html>".into();
     let ran = run("replicas", vec![step("GET /v1/replicas", 404, page)]).await;
-    assert!(ran.error().contains("unexpected answer 404 from"));
+    assert!(ran.error().contains(": an HTML page, status 404;"));
     let ran = run("replicas", vec![step("GET /v1/replicas", 200, json!({ "a": 1 }))]).await;
     assert!(ran.error().contains("missing field `replicas`"), "{}", ran.error());
-    let refused = step("GET /v1/replicas", 401, json!({ "error": "a token is needed" }));
-    let ran = run("replicas", vec![refused]).await;
-    assert_eq!(ran.error(), "a token is needed (--token-file, REPLICATOR_TOKEN)");
 }
 
 #[tokio::test]

@@ -24,27 +24,31 @@ impl Table {
         Self { rows: vec![row.collect()], right }
     }
 
+    /// The cells are escaped here too, because that changes their width.
     pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
+        self.rows.push(cells.into_iter().map(|cell| clean(&cell)).collect());
     }
 
-    pub(super) fn render(&self) -> String {
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.len() == 1
+    }
+
+    pub(super) fn render(&self) -> Vec<String> {
         let width = |column| {
             let cells = self.rows.iter().filter_map(|row| row.get::<usize>(column));
             cells.map(|cell| cell.width()).max().unwrap_or(0)
         };
         let widths: Vec<_> = (0..self.right.len()).map(width).collect();
-        let mut text = String::new();
-        for row in &self.rows {
+        let line = |row: &Vec<String>| {
             let mut line = String::new();
             for ((cell, width), right) in row.iter().zip(&widths).zip(&self.right) {
                 let space = " ".repeat(width.saturating_sub(cell.width()));
                 let (before, after) = if *right { (space.as_str(), "") } else { ("", &*space) };
                 line = format!("{line}{before}{cell}{after}  ");
             }
-            text = text + line.trim_end() + "\n";
-        }
-        text
+            line.trim_end().to_owned()
+        };
+        self.rows.iter().map(line).collect()
     }
 }
 
@@ -163,9 +167,9 @@ fn now_as_time(now: Timestamp) -> SystemTime {
 }
 
 /// One `name  value` line each, values aligned.
-pub(super) fn facts(facts: &[(&str, String)]) -> String {
+pub(super) fn facts(facts: &[(&str, String)]) -> Vec<String> {
     let width = facts.iter().map(|(name, _)| name.width()).max().unwrap_or(0);
-    facts.iter().map(|(name, fact)| format!("{name:width$}  {fact}\n")).collect()
+    facts.iter().map(|(name, fact)| format!("{name:width$}  {fact}")).collect()
 }
 
 #[cfg(test)]
@@ -215,6 +219,7 @@ mod tests {
         let mut table = Table::new(&["KEY", ">BYTES", "STATE"]);
         table.row(["日本".to_owned(), "7".to_owned(), String::new()]);
         table.row(["a".to_owned(), "1000000".to_owned(), "dead".to_owned()]);
-        assert_eq!(table.render(), "KEY     BYTES  STATE\n日本        7\na     1000000  dead\n");
+        let lines = ["KEY     BYTES  STATE", "日本        7", "a     1000000  dead"];
+        assert_eq!(table.render(), lines);
     }
 }
