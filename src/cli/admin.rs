@@ -85,6 +85,8 @@ pub enum ReplicasCommand {
     /// Without --yes it only prints how many there are and exits with code 2.
     Forget(ForgetArgs),
     /// Send the pending and future writes of a replica to another address
+    ///
+    /// Without --yes it only prints how many there are and exits with code 2.
     Rename(RenameArgs),
 }
 
@@ -113,6 +115,10 @@ pub struct RenameArgs {
     /// New address; nothing may have been sent to it before
     #[arg(value_name = "NEW", value_parser = node)]
     pub to: Node,
+
+    /// Confirm: send them there
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -124,6 +124,21 @@ async fn a_replica_is_paused_shown_and_resumed() {
 }
 
 #[tokio::test]
+async fn a_replica_is_renamed_with_yes() {
+    let (old, new) = (Replica::start().await, Replica::start().await);
+    let daemon = Daemon::start(&[]).await;
+    daemon.accept(&set("before", "value", &[&old])).await;
+    old.until_holds("before", "value").await;
+    let line = format!("replicas rename {} {}", old.url(), new.url());
+    let output = prepare(&daemon, &line).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(err(&output).contains("confirm with --yes"), "{output:?}");
+    run(&daemon, &format!("{line} --yes"), 0).await;
+    daemon.accept(&set("after", "value", &[&old])).await;
+    new.until_holds("after", "value").await;
+}
+
+#[tokio::test]
 async fn a_requested_probe_is_reported_and_arrives() {
     let replica = Replica::start().await;
     let daemon = Daemon::start(&["--retry-base", "1h", "--breaker-failures", "1"]).await;

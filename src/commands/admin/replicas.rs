@@ -5,7 +5,7 @@ use super::screen::Screen;
 use super::text::{Table, age, bytes, cell, count, facts, latency, rate, seconds};
 use super::{CommandError, CommandOutcome, text};
 use crate::api::{Convergence, Forgotten, Probed, Rename, Replica, ReplicaPage};
-use crate::cli::admin::{ForgetArgs, ReplicasArgs, ReplicasCommand};
+use crate::cli::admin::{ForgetArgs, RenameArgs, ReplicasArgs, ReplicasCommand};
 use crate::task::{Node, Timestamp};
 
 const NO_BODY: Option<&()> = None;
@@ -64,18 +64,7 @@ pub(super) async fn run(
             }
         }
         ReplicasCommand::Forget(args) => return forget(args, json, client, screen).await,
-        ReplicasCommand::Rename(args) => {
-            let to = Rename { to: args.to.to_string() };
-            let answer = client.post(&path(&args.node.node, Some("rename")), Some(&to)).await?;
-            let replica: Replica = client.read(&answer)?;
-            let text = format!(
-                "renamed {}: its writes now go to {}; backlog of {}",
-                args.node.node,
-                replica.replica,
-                count(replica.backlog_tasks, "task")
-            );
-            screen.show(json, &answer, [text])?;
-        }
+        ReplicasCommand::Rename(args) => return rename(args, json, client, screen).await,
     }
     Ok(CommandOutcome::Done)
 }
@@ -109,6 +98,37 @@ async fn forget(
     Ok(CommandOutcome::Done)
 }
 
+/// Without `--yes` it only prints what would change.
+async fn rename(
+    args: &RenameArgs,
+    json: bool,
+    client: &DaemonClient,
+    screen: &mut Screen,
+) -> Result<CommandOutcome, CommandError> {
+    let node = &args.node.node;
+    if !args.yes {
+        let answer = client.get(&path(node, None), &[]).await?;
+        let replica: Replica = client.read(&answer)?;
+        screen.message(&format!(
+            "this would send {} and all future writes of {} to {}, and cannot be undone: confirm with --yes",
+            count(replica.backlog_tasks, "pending delivery"),
+            replica.replica,
+            args.to,
+        ));
+        return Ok(CommandOutcome::Unconfirmed);
+    }
+    let to = Rename { to: args.to.to_string() };
+    let answer = client.post(&path(node, Some("rename")), Some(&to)).await?;
+    let replica: Replica = client.read(&answer)?;
+    let text = format!(
+        "renamed {node}: its writes now go to {}; backlog of {}",
+        replica.replica,
+        count(replica.backlog_tasks, "task")
+    );
+    screen.show(json, &answer, [text])?;
+    Ok(CommandOutcome::Done)
+}
+
 fn path<'a>(node: &'a Node, verb: Option<&'a str>) -> Vec<&'a str> {
     ["v1", "replicas", node.as_str()].into_iter().chain(verb).collect()
 }
@@ -124,6 +144,7 @@ pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> Vec<
         ">OUT/S",
         ">P99",
         ">DEAD",
+        ">PARKED",
         "DRAINED IN",
     ]);
     for replica in replicas {
@@ -137,6 +158,7 @@ pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> Vec<
             rate(replica.rate_out),
             latency(replica.latency_p99_seconds),
             replica.dead_letters.to_string(),
+            replica.parked.to_string(),
             drained(replica),
         ]);
     }

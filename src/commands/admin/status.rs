@@ -165,6 +165,9 @@ fn problem(replica: &Replica, max_lag: Duration, now: Timestamp) -> Option<Strin
     }
     if !parts.is_empty() && replica.backlog_tasks > 0 {
         parts.push(format!("backlog of {}", count(replica.backlog_tasks, "task")));
+        if replica.parked > 0 {
+            parts.push(format!("{} of them parked", replica.parked));
+        }
     }
     if replica.dead_letters > 0 {
         parts.push(count(replica.dead_letters, "dead letter"));

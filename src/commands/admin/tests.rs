@@ -207,7 +207,7 @@ fn down() -> Value {
         &json!({
             "state": "failing", "state_since": "2025-12-31T23:56:48.000Z",
             "next_probe_at": "2026-01-01T00:00:12.000Z", "backlog_tasks": 120,
-            "lag_seconds": 192.0, "dead_letters": 4, "convergence": "not_converging",
+            "lag_seconds": 192.0, "dead_letters": 4, "parked": 20, "convergence": "not_converging",
             "last_error": { "error": "cannot connect: refused", "at": "2025-12-31T23:59:59.000Z" },
         }),
     )
@@ -241,8 +241,8 @@ async fn a_healthy_daemon_is_summarised_in_a_few_lines() {
     assert_eq!(
         table,
         [
-            "REPLICA        STATE    BACKLOG  SIZE  LAG  IN/S  OUT/S     P99  DEAD  DRAINED IN",
-            "http://a:8081  healthy        0   0 B   0s    12     12  21.5ms     0  -",
+            "REPLICA        STATE    BACKLOG  SIZE  LAG  IN/S  OUT/S     P99  DEAD  PARKED  DRAINED IN",
+            "http://a:8081  healthy        0   0 B   0s    12     12  21.5ms     0       0  -",
         ]
     );
 }
@@ -258,7 +258,7 @@ async fn problems_come_first_and_set_the_exit_code() {
     assert_eq!(
         out.lines().nth(1),
         Some(
-            "! http://b:8082: failing for 3m12s, next probe in 12s, behind by 3m12s, not catching up, backlog of 120 tasks, 4 dead letters: cannot connect: refused"
+            "! http://b:8082: failing for 3m12s, next probe in 12s, behind by 3m12s, not catching up, backlog of 120 tasks, 20 of them parked, 4 dead letters: cannot connect: refused"
         )
     );
     assert!(out.lines().nth(5).unwrap().starts_with("http://b:8082  failing"), "{out}");
@@ -356,7 +356,7 @@ async fn a_replica_is_one_path_segment() {
     assert!(ran.is(CommandOutcome::Done).starts_with("paused http://b:8082/base: "), "{}", ran.out);
 
     let verb = "POST /v1/replicas/http:%2F%2Fb:8082%2Fbase/rename";
-    let ran = run("replicas rename b:8082/base c:1", steps(verb, paused)).await;
+    let ran = run("replicas rename b:8082/base c:1 --yes", steps(verb, paused)).await;
     ran.is(CommandOutcome::Done);
     assert_eq!(ran.seen[0].1, "{\"to\":\"http://c:1\"}");
 
@@ -375,7 +375,7 @@ async fn show_prints_all_details_of_a_replica() {
     let out = ran.is(CommandOutcome::Done);
     for line in [
         "state         failing for 3m12s, next probe in 12s",
-        "backlog       120 tasks, 0 B: 0 in flight, 0 retrying, 0 parked",
+        "backlog       120 tasks, 0 B: 0 in flight, 0 retrying, 20 parked",
         "last error    1s ago: cannot connect: refused",
         "books         10 accepted = 9 delivered + 1 superseded + 0 dead + 0 discarded + 0 pending",
     ] {
@@ -389,6 +389,15 @@ async fn show_prints_all_details_of_a_replica() {
     let ran = run("replicas show b:8082", vec![step]).await;
     let out = ran.is(CommandOutcome::Done);
     assert!(out.contains("\nstate         paused for 2m\nbacklog "), "{out}");
+}
+
+#[tokio::test]
+async fn rename_requires_yes() {
+    let path = "GET /v1/replicas/http:%2F%2Fb:8082";
+    let ran = run("replicas rename b:8082 c:1", vec![step(path, 200, down())]).await;
+    assert_eq!(ran.is(CommandOutcome::Unconfirmed), "");
+    let expected = "would send 120 pending deliveries and all future writes of http://b:8082 to http://c:1, and cannot be undone: confirm with --yes";
+    assert!(ran.err.contains(expected), "{}", ran.err);
 }
 
 #[tokio::test]

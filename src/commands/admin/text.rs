@@ -112,12 +112,12 @@ pub(super) fn latency(seconds: Option<f64>) -> String {
 }
 
 pub(super) fn rate(per_second: f64) -> String {
-    if per_second == 0.0 {
-        "0".to_owned()
-    } else if per_second < 10.0 {
-        format!("{per_second:.1}")
-    } else {
-        format!("{per_second:.0}")
+    match per_second {
+        0.0 => "0".to_owned(),
+        // Not "0.0", which differs from "0" for no visible reason.
+        ..0.05 => "<0.1".to_owned(),
+        ..9.95 => format!("{per_second:.1}"),
+        _ => format!("{per_second:.0}"),
     }
 }
 
@@ -197,6 +197,12 @@ mod tests {
         assert_eq!(age("1970-01-01T00:02:00Z", now), "0s");
         assert_eq!(until("1970-01-01T00:02:00Z", now), "20s");
         assert_eq!(age("yesterday", now), "yesterday");
+    }
+
+    #[test]
+    fn a_rate_is_0_only_if_nothing_happened() {
+        let text = [0.0, 0.01, 0.05, 1.25, 9.94, 9.97, 250.4].map(rate);
+        assert_eq!(text, ["0", "<0.1", "0.1", "1.2", "9.9", "10", "250"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ const COMMANDS: [(&str, &str); 12] = [
     ("replicas pause b", "POST /v1/replicas/http:%2F%2Fb/pause"),
     ("replicas probe b", "POST /v1/replicas/http:%2F%2Fb/probe"),
     ("replicas forget b", "GET /v1/replicas/http:%2F%2Fb"),
-    ("replicas rename b c", "POST /v1/replicas/http:%2F%2Fb/rename"),
+    ("replicas rename b c", "GET /v1/replicas/http:%2F%2Fb"),
     ("tasks", "GET /v1/tasks?limit=100"),
     ("tasks show 7", "GET /v1/tasks/7"),
     ("dead-letters", "GET /v1/dead-letters?limit=100"),
