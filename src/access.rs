@@ -198,6 +198,15 @@ impl TokenList {
         }
     }
 
+    /// Ids and grants, by name. Nothing of it is secret.
+    pub fn grants(&self) -> Vec<(String, &Grant)> {
+        let entries = self.0.values();
+        let mut grants: Vec<_> =
+            entries.map(|(stored, holder)| (stored.id_text(), &holder.grant)).collect();
+        grants.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
+        grants
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }

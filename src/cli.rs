@@ -63,7 +63,7 @@ pub enum Command {
     Barrier(BarrierArgs),
     /// Watch throughput, backlog and lag live; pause and resume replicas
     Top(TopArgs),
-    /// Create tokens for --auth-file
+    /// Create and list tokens of --auth-file
     Token(TokenArgs),
     /// Print a shell completion script
     Completions(CompletionsArgs),
@@ -151,6 +151,22 @@ pub enum TokenCommand {
     /// Prints the token, which is not stored anywhere, to standard output. Prints the line to
     /// standard error, or appends it to a file with --append.
     New(NewTokenArgs),
+    /// List the tokens of a token file: names, roles and limits
+    ///
+    /// Fails if the daemon would refuse the file. A token is `rpl_`, its id and a secret; the file
+    /// has only the id and a hash.
+    List(ListTokensArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ListTokensArgs {
+    /// Token file
+    #[arg(long, env = "REPLICATOR_AUTH_FILE", value_name = "FILE")]
+    pub auth_file: PathBuf,
+
+    /// Print JSON on one line
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

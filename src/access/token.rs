@@ -64,6 +64,11 @@ impl StoredToken {
         self.id
     }
 
+    /// As in the token, behind its prefix.
+    pub(super) fn id_text(&self) -> String {
+        hex(&self.id)
+    }
+
     pub(super) fn hash(&self) -> &Hash {
         &self.hash
     }

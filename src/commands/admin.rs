@@ -25,7 +25,7 @@ mod replicas;
 mod screen;
 mod status;
 mod tasks;
-mod text;
+pub(super) mod text;
 mod top;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `replicator token new`: creates a token and its line for `--auth-file`.
+//! `replicator token`: creates a token and its line for `--auth-file`; lists the tokens of a file.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -6,16 +6,60 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
+use serde_json::json;
+
+use super::admin::text::Table;
 use super::output::{self, fail, say};
+use super::with_causes;
 use crate::access::{Grant, NewToken, TokenList, check_name, check_replica};
 use crate::cli::{NewTokenArgs, TokenArgs, TokenCommand};
+use crate::task::Node;
+use crate::text;
 
 pub(super) fn run(args: &TokenArgs) -> ExitCode {
-    let TokenCommand::New(args) = &args.command;
-    match make(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
+    match &args.command {
+        TokenCommand::New(args) => match make(args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
+        TokenCommand::List(args) => match TokenList::read(&args.auth_file) {
+            Ok(list) => {
+                let text = if args.json { to_json(&list) } else { to_table(&list) };
+                output::exit_code(output::print(text.as_bytes()), ExitCode::SUCCESS)
+            }
+            Err(error) => fail(&with_causes(&error)),
+        },
     }
+}
+
+fn to_json(list: &TokenList) -> String {
+    let token = |(id, grant): &(String, &Grant)| {
+        let roles: Vec<_> = grant.roles.iter().map(ToString::to_string).collect();
+        let replicas = grant.replicas.as_ref();
+        let replicas = replicas.map(|nodes| nodes.iter().map(Node::as_str).collect::<Vec<_>>());
+        json!({
+            "name": *grant.name, "roles": roles, "replicas": replicas, "rate": grant.rate, "id": id,
+        })
+    };
+    let tokens: Vec<_> = list.grants().iter().map(token).collect();
+    text::json(&format!("{}\n", json!({ "tokens": tokens }))).into_owned()
+}
+
+fn to_table(list: &TokenList) -> String {
+    let mut table = Table::new(&["NAME", "ROLES", ">RATE", "ID", "REPLICAS"]);
+    for (id, grant) in list.grants() {
+        let roles: Vec<_> = grant.roles.iter().map(ToString::to_string).collect();
+        let nodes = grant.replicas.as_ref();
+        let nodes = nodes.map(|nodes| nodes.iter().map(Node::as_str).collect::<Vec<_>>());
+        table.row([
+            grant.name.to_string(),
+            roles.join(","),
+            grant.rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate}/s")),
+            id,
+            nodes.map_or_else(|| "all".to_owned(), |nodes| nodes.join(",")),
+        ]);
+    }
+    table.render().iter().map(|line| format!("{line}\n")).collect()
 }
 
 fn make(args: &NewTokenArgs) -> Result<(), String> {

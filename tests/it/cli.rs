@@ -170,6 +170,7 @@ fn secrets_in_the_wrong_place_are_not_printed() {
         ["replicas", "show", &format!("http://me:{secret}@b:1/")],
         ["dead-letters", "redrive", &format!("7@me:{secret}@b")],
         ["token", "new", &format!("--name={token}")],
+        ["token", "list", &format!("--auth-file={token}")],
         ["--port", "0", &format!("--auth-file={token}")],
         ["--port", "x", &format!("--otlp-endpoint=http://me:{secret}@h")],
     ] {
@@ -178,6 +179,38 @@ fn secrets_in_the_wrong_place_are_not_printed() {
         assert!(!output.status.success() && !printed.is_empty(), "{args:?}");
         assert!(!printed.contains(&token[20..]) && !printed.contains(secret), "{printed}");
     }
+}
+
+#[test]
+fn the_tokens_of_a_file_are_listed_without_secrets() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("tokens").display().to_string();
+    let list = ["token", "list", "--auth-file", &file];
+    let output = alone(&list);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let new = ["token", "new", "--append", &file];
+    let first = alone(&[&new[..], &["--name", "b", "--role", "replicate", "--rate", "5"]].concat());
+    alone(&[&new[..], &["--name", "a", "--role", "observe,operate", "--replica", "h:1"]].concat());
+    let output = alone(&list);
+    let printed = out(&output);
+    let rows: Vec<Vec<_>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["NAME", "ROLES", "RATE", "ID", "REPLICAS"], "{printed}");
+    assert_eq!(rows[1][..3], ["a", "observe,operate", "-"], "{printed}");
+    assert_eq!((rows[1][4], rows[2][4]), ("http://h:1", "all"), "{printed}");
+    let id = &out(&first)["rpl_".len()..][..12];
+    assert_eq!(rows[2][..4], ["b", "replicate", "5/s", id], "{printed}");
+    let json: Value =
+        serde_json::from_str(&out(&alone(&[&list[..], &["--json"]].concat()))).unwrap();
+    let b = serde_json::json!({
+        "name": "b", "roles": ["replicate"], "replicas": null, "rate": 5, "id": id,
+    });
+    assert_eq!(json["tokens"][1], b);
+    let (_, hash) = std::fs::read_to_string(&file)
+        .unwrap()
+        .split_once(id)
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
+    assert!(!printed.contains(&hash[1..20]), "{printed}");
 }
 
 #[test]

@@ -11,21 +11,21 @@ use crate::text::plain;
 /// Widest untrusted text in a table, in columns.
 const MAX_CELL: usize = 48;
 
-pub(super) struct Table {
+pub(in crate::commands) struct Table {
     rows: Vec<Vec<String>>,
     right: Vec<bool>,
 }
 
 impl Table {
     /// A heading that begins with `>` makes its column right-aligned.
-    pub(super) fn new(headings: &[&str]) -> Self {
+    pub(in crate::commands) fn new(headings: &[&str]) -> Self {
         let right = headings.iter().map(|heading| heading.starts_with('>')).collect();
         let row = headings.iter().map(|heading| heading.trim_start_matches('>').to_owned());
         Self { rows: vec![row.collect()], right }
     }
 
     /// The cells are escaped here too, because that changes their width.
-    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub(in crate::commands) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().map(|cell| clean(&cell)).collect());
     }
 
@@ -33,7 +33,7 @@ impl Table {
         self.rows.len() == 1
     }
 
-    pub(super) fn render(&self) -> Vec<String> {
+    pub(in crate::commands) fn render(&self) -> Vec<String> {
         let width = |column| {
             let cells = self.rows.iter().filter_map(|row| row.get::<usize>(column));
             cells.map(|cell| cell.width()).max().unwrap_or(0)
