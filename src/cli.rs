@@ -56,7 +56,7 @@ pub enum Command {
     Replicas(ReplicasArgs),
     /// List, show and discard unsettled tasks
     Tasks(TasksArgs),
-    /// List, redrive and discard dead letters
+    /// List, count, redrive and discard dead letters
     DeadLetters(DeadLettersArgs),
     /// Wait until every write accepted so far is delivered
     #[command(after_long_help = BARRIER_EXIT_CODES)]

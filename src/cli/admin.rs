@@ -206,16 +206,19 @@ Exit codes:
   0  done, or started with --detach
   1  failed, or no valid answer from the daemon
   2  invalid arguments
-  3  cancelled, or still running after a second Ctrl-C";
+  3  cancelled, or not settled when Ctrl-C ended the wait
+  5  done, but some redriven dead letters failed again";
 
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersCommand {
     /// List dead letters, oldest first (default)
     List(LetterListArgs),
-    /// Queue dead letters for delivery again
+    /// Count dead letters by replica, cause and error, largest group first
+    Summary,
+    /// Queue dead letters for delivery again, and report what became of them
     ///
-    /// Filters combine: a dead letter must match all of them. Waits and shows the progress; Ctrl-C
-    /// cancels the rest, a second Ctrl-C stops waiting.
+    /// Filters combine: a dead letter must match all of them. Waits until all are queued and then
+    /// settled, and shows the progress; Ctrl-C cancels the rest, a second Ctrl-C stops waiting.
     #[command(after_long_help = OPERATION_EXIT_CODES)]
     Redrive(RedriveArgs),
     /// Discard dead letters

@@ -43,7 +43,7 @@ enum CommandOutcome {
     Incomplete = 3,
     /// The daemon accepts no writes.
     Unhealthy = 4,
-    /// A barrier is reached, but some deliveries are dead letters.
+    /// A barrier is reached or a redrive done, but some deliveries are dead letters.
     GivenUp = 5,
 }
 

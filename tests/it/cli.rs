@@ -270,20 +270,28 @@ async fn dead_letters_are_listed_redriven_and_discarded() {
     let printed = run(&daemon, "dead-letters list --key key/1", 0).await;
     assert!(printed.lines().count() == 2 && printed.contains("not today"), "{printed}");
 
+    let printed = run(&daemon, "dead-letters summary", 0).await;
+    let row: Vec<_> = printed.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row[..3], ["3", &replica.url(), "rejected"], "{printed}");
+    let printed = run(&daemon, "dead-letters redrive --replica nobody:1 --dry-run", 0).await;
+    assert_eq!(printed, "would redrive 0 of 0 dead letters\n");
+    let printed = run(&daemon, "dead-letters redrive --key key/2", 5).await;
+    assert_eq!(printed, "redrove 1 of 1 dead letter: 1 failed again\n");
+
     let printed = run(&daemon, "dead-letters redrive --all --dry-run", 0).await;
     assert_eq!(printed, "would redrive 3 of 3 dead letters\n");
     let printed = run(&daemon, "dead-letters discard --key key/0", 0).await;
     assert_eq!(printed, "discarded 1 of 1 dead letter\n");
     replica.behave(|_| Behaviour::Apply);
     let printed = run(&daemon, "dead-letters redrive --key-prefix key/", 0).await;
-    assert_eq!(printed, "redrove 2 of 2 dead letters\n");
+    assert_eq!(printed, "redrove 2 of 2 dead letters: 2 delivered\n");
     replica.until_holds("key/1", "value").await;
     replica.until_holds("key/2", "value").await;
     assert!(replica.get("key/0").is_none());
     daemon.until_metric("dead_letters", 0).await;
     assert_eq!(run(&daemon, "dead-letters", 0).await, "no dead letters\n");
     let printed = run(&daemon, "dead-letters operations", 0).await;
-    assert_eq!(printed.lines().count(), 4, "{printed}");
+    assert_eq!(printed.lines().count(), 6, "{printed}");
 }
 
 #[tokio::test]

@@ -5,12 +5,12 @@ use super::list::{ListQuery, key_filter};
 use super::screen::Screen;
 use super::text::{Table, age, bytes, cell};
 use super::{CommandError, CommandOutcome, operations};
-use crate::api::{DeadLetterInfo, DiscardRequest, RedriveRequest, Selection};
+use crate::api::{DeadLetterInfo, DiscardRequest, LetterSummary, RedriveRequest, Selection};
 use crate::cli::admin::{
     DeadLettersArgs, DeadLettersCommand, LetterListArgs, OperationRunArgs, SelectionArgs,
 };
 use crate::commands::serve::Signals;
-use crate::task::Cause;
+use crate::task::{Cause, Timestamp};
 
 pub(super) async fn run(
     args: &DeadLettersArgs,
@@ -41,6 +41,12 @@ pub(super) async fn run_interruptible(
     match &args.command {
         None => show_list(&LetterListArgs::default(), json, client, screen).await,
         Some(DeadLettersCommand::List(args)) => show_list(args, json, client, screen).await,
+        Some(DeadLettersCommand::Summary) => {
+            let answer = client.get(&["v1", "dead-letters", "summary"], &[]).await?;
+            let lines = summary(&client.read(&answer)?, screen.now());
+            screen.show(json, &answer, lines)?;
+            Ok(CommandOutcome::Done)
+        }
         Some(DeadLettersCommand::Redrive(args)) => {
             let OperationRunArgs { dry_run, .. } = args.run;
             let selection = selection(&args.selection);
@@ -62,6 +68,28 @@ pub(super) async fn run_interruptible(
             operations::cancel(&args.operation, json, client, screen).await
         }
     }
+}
+
+fn summary(summary: &LetterSummary, now: Timestamp) -> Vec<String> {
+    if summary.dead_letters == 0 {
+        return vec!["no dead letters".to_owned()];
+    }
+    let mut table = Table::new(&[">COUNT", "REPLICA", "CAUSE", ">OLDEST", ">NEWEST", "ERROR"]);
+    for group in &summary.groups {
+        table.row([
+            group.count.to_string(),
+            cell(&group.replica),
+            group.cause.as_str().replace('_', " "),
+            age(&group.oldest, now),
+            age(&group.newest, now),
+            group.error.clone(),
+        ]);
+    }
+    let mut lines = table.render();
+    if summary.other > 0 {
+        lines.push(format!("and {} in smaller groups", summary.other));
+    }
+    lines
 }
 
 fn selection(args: &SelectionArgs) -> Selection {

@@ -1,4 +1,5 @@
-//! Starts, watches and cancels redrives and discards.
+//! Starts, watches and cancels redrives and discards. A redrive is watched until its deliveries are
+//! settled, because that they are queued again says little.
 
 use std::time::Duration;
 
@@ -33,7 +34,10 @@ pub(super) async fn run(
     let answer = watch(answer, client, screen, interrupt).await?;
     let operation: BulkOperation = client.read(&answer)?;
     screen.show(json, &answer, [summary(&operation)])?;
+    let outcomes = operation.outcomes.unwrap_or_default();
     Ok(match operation.state {
+        OperationState::Done if outcomes.waiting > 0 => CommandOutcome::Incomplete,
+        OperationState::Done if outcomes.failed > 0 => CommandOutcome::GivenUp,
         OperationState::Done => CommandOutcome::Done,
         OperationState::Failed => CommandOutcome::Failed,
         // Still running after the second Ctrl-C.
@@ -50,15 +54,22 @@ async fn watch(
     let mut cancelled = false;
     loop {
         let operation: BulkOperation = client.read(&answer)?;
-        if operation.state != OperationState::Running {
+        let waiting = operation.outcomes.map_or(0, |outcomes| outcomes.waiting);
+        let ended = operation.state != OperationState::Running;
+        if ended && waiting == 0 {
             return Ok(answer);
         }
-        screen.progress(&progress(&operation, cancelled));
+        if ended {
+            let waiting = count(waiting, "delivery");
+            screen.progress(&format!("waiting for {waiting}; Ctrl-C stops waiting"));
+        } else {
+            screen.progress(&progress(&operation, cancelled));
+        }
         let path = ["v1", "operations", operation.operation_id.as_str()];
         let next = tokio::select! {
             () = tokio::time::sleep(POLL_INTERVAL) => client.get(&path, &[]).await,
             () = interrupt() => {
-                if cancelled {
+                if cancelled || ended {
                     return Ok(answer);
                 }
                 cancelled = true;
@@ -108,6 +119,20 @@ fn summary(operation: &BulkOperation) -> String {
         (false, OperationKind::Redrive) => format!("redrove {of}"),
         (false, OperationKind::Discard) => format!("discarded {of}"),
     };
+    if let Some(outcomes) = &operation.outcomes {
+        let parts = [
+            (outcomes.delivered, "delivered"),
+            (outcomes.failed, "failed again"),
+            (outcomes.superseded, "superseded"),
+            (outcomes.discarded, "discarded"),
+            (outcomes.waiting, "not settled yet"),
+        ];
+        let parts = parts.into_iter().filter(|(number, _)| *number > 0);
+        let parts: Vec<_> = parts.map(|(number, what)| format!("{number} {what}")).collect();
+        if !parts.is_empty() {
+            text = format!("{text}: {}", parts.join(", "));
+        }
+    }
     if *superseded > 0 {
         let verb = if *superseded == 1 { "was" } else { "were" };
         text = format!(

@@ -4,7 +4,7 @@ use super::answer::JsonAnswer;
 use super::client::DaemonClient;
 use super::list::{ListQuery, key_filter};
 use super::screen::Screen;
-use super::text::{Table, age, bytes, cell, facts, until};
+use super::text::{Table, age, bytes, cell, facts, latency, until};
 use super::{CommandError, CommandOutcome};
 use crate::api::{DeliveryInfo, TaskInfo};
 use crate::cli::admin::{TaskListArgs, TasksArgs, TasksCommand};
@@ -120,7 +120,23 @@ fn details(task: &TaskInfo, now: Timestamp) -> Vec<String> {
             error.unwrap_or_else(unknown),
         ]);
     }
-    [facts(&lines), vec![String::new()], table.render()].concat()
+    let mut lines = [facts(&lines), vec![String::new()], table.render()].concat();
+    let mut attempts = Table::new(&["ATTEMPTS", ">ENDED", ">TOOK", "RESULT"]);
+    for delivery in &task.deliveries {
+        for attempt in &delivery.attempts {
+            attempts.row([
+                delivery.replica.clone(),
+                format!("{} ago", age(&attempt.ended_at, now)),
+                latency(Some(attempt.duration_seconds)),
+                attempt.error.clone().unwrap_or_else(|| "delivered".to_owned()),
+            ]);
+        }
+    }
+    if !attempts.is_empty() {
+        lines.push(String::new());
+        lines.extend(attempts.render());
+    }
+    lines
 }
 
 /// `2 delivered, 1 retrying`, in the order of the states.

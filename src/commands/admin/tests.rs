@@ -17,6 +17,7 @@ use crate::cli::{Cli, Command};
 use crate::task::Timestamp;
 
 mod answers;
+mod letters;
 
 /// 2026-01-01T00:00:00Z in every test.
 fn now() -> Timestamp {
