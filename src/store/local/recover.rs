@@ -78,11 +78,7 @@ pub(super) fn mend(
 ) -> Result<Recovery, Failure> {
     let mut found = scan::walk(database, &mut |task| each(RecoveryEvent::Task(task)))?;
     if missing == OnMissing::Refuse {
-        refuse_missing(database, &found)?;
-        if let Some(tree) = found.misplaced.filter(|_| !source.log_is_whole) {
-            let why = format!("{tree} holds rows under keys that they were not written under");
-            return Err(Failure::RowsGone(MissingRows(why)));
-        }
+        refuse_missing(database, &found, source.log_is_whole)?;
     }
     let after = found.highest.map_or(0, |id| id.0.saturating_add(1));
     let first_id = TaskId(source.now.0 / 1_000);
@@ -104,7 +100,7 @@ pub(super) fn mend(
         if let Some(damage) = found.damaged.pop() {
             return Err(damage.into());
         }
-        refuse_missing(&database, &found)?;
+        refuse_missing(&database, &found, true)?;
         source.directory.announce(&name)?;
         source.directory.adopt(&name)?;
         fresh = Some((name, database));
@@ -133,15 +129,30 @@ pub(super) fn mend(
     Ok(Recovery { report, unused, side_tables: found.side_tables, fresh })
 }
 
-fn refuse_missing(database: &Database, found: &Scan) -> Result<(), Failure> {
-    missing_rows(database, found).map_or(Ok(()), |missing| Err(Failure::RowsGone(missing)))
+fn refuse_missing(database: &Database, found: &Scan, log_is_whole: bool) -> Result<(), Failure> {
+    missing_rows(database, found, log_is_whole)
+        .map_or(Ok(()), |missing| Err(Failure::RowsGone(missing)))
 }
 
-/// What the ledger counts and the scan did not find.
-pub(super) fn missing_rows(database: &Database, found: &Scan) -> Option<MissingRows> {
+/// What the ledger counts and the scan did not find under its key.
+///
+/// A torn log can show rows under other keys: sled stores only the end of a key, and the beginning is
+/// in a page that the tear may have replaced by an older one. Then the counts are right, but a row
+/// that fails its checksum is that of another task than its key tells.
+pub(super) fn missing_rows(
+    database: &Database,
+    found: &Scan,
+    log_is_whole: bool,
+) -> Option<MissingRows> {
     let (ledger, binding) = database.ledger();
-    let differ = ledger.tallies.differ(&found.counted, &found.broken).filter(|_| binding)?;
-    Some(MissingRows(differ))
+    let differ = ledger.tallies.differ(&found.counted, &found.broken).filter(|_| binding);
+    let misplaced =
+        || Some(format!("{} holds rows that are not found with their tasks", found.misplaced?));
+    let moved = || {
+        let tree = found.broken.first().filter(|_| !log_is_whole)?;
+        Some(format!("{tree} holds rows under keys that they were not written under"))
+    };
+    differ.or_else(misplaced).or_else(moved).map(MissingRows)
 }
 
 #[cfg(test)]

@@ -115,7 +115,11 @@ fn copy(
     }
     // Reading, too, makes sled merge and split pages. Rows lost by that are neither copied nor set
     // aside.
-    if again.damaged != found.damaged || again.tallies != found.tallies {
+    let same = again.tallies == found.tallies
+        && again.broken == found.broken
+        && again.orphans == found.orphans
+        && again.damaged == found.damaged;
+    if !same {
         let changing = "its rows change while they are read".to_owned();
         return Err(Failure::RowsGone(MissingRows(changing)));
     }

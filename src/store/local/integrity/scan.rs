@@ -34,8 +34,8 @@ pub(crate) struct Scan {
     /// An orphan belongs to a task that the ledger knows as settled: removed rows are back, and no
     /// crash explains that.
     pub(crate) returned: bool,
-    /// A tree with progress of no task that fails its checksum under its key. In a torn log this is
-    /// the progress of another task, which sled has lost.
+    /// A tree with progress that no task was read with, and no crash explains that: it fails its
+    /// checksum under its key, or its task is there.
     pub(crate) misplaced: Option<Tree>,
     /// The first damaged row of each task, and each damaged row without a task.
     pub(crate) damaged: Vec<Damage>,
@@ -53,18 +53,7 @@ pub(crate) struct SideTables {
 
 /// Passes every intact task to `each`, in order.
 pub(crate) fn walk(database: &Database, each: &mut dyn FnMut(Recovered)) -> Result<Scan, Failure> {
-    let (ledger, binds) = database.ledger();
-    let cursor = |tree| Cursor { rest: database.tree(tree).iter(), next: None };
-    let mut walk = Walk {
-        database,
-        values: cursor(Tree::Values),
-        progress: cursor(Tree::Progress),
-        dead_letters: cursor(Tree::DeadLetters),
-        nodes: Nodes::default(),
-        found: Scan::default(),
-        counted_up_to: ledger.highest,
-        binds,
-    };
+    let mut walk = Walk::of(database);
     for row in &database.tasks {
         let (key, row) = row?;
         walk.count(Tree::Tasks, &key, &row);
@@ -94,7 +83,7 @@ pub(crate) fn walk(database: &Database, each: &mut dyn FnMut(Recovered)) -> Resu
     // Rows behind the last task.
     for tree in [Tree::Values, Tree::Progress, Tree::DeadLetters] {
         while let Some((key, row)) = walk.advance(tree)? {
-            walk.without_task(tree, key, &row);
+            walk.without_task(tree, key, &row)?;
         }
     }
     walk.side_tables()?;
@@ -121,7 +110,22 @@ struct Cursor {
     next: Option<KeyAndRow>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn of(database: &'a Database) -> Self {
+        let (ledger, binds) = database.ledger();
+        let cursor = |tree| Cursor { rest: database.tree(tree).iter(), next: None };
+        Self {
+            database,
+            values: cursor(Tree::Values),
+            progress: cursor(Tree::Progress),
+            dead_letters: cursor(Tree::DeadLetters),
+            nodes: Nodes::default(),
+            found: Scan::default(),
+            counted_up_to: ledger.highest,
+            binds,
+        }
+    }
+
     fn task(&mut self, id: TaskId, key: &[u8], row: &[u8]) -> Result<Recovered, Failure> {
         let head = TaskHead::read(key, row)?;
         let spilled = self.chunks(id, &head)?;
@@ -267,7 +271,7 @@ impl Walk<'_> {
                     self.cursor(tree).next = Some((key, row));
                     return Ok(None);
                 }
-                _ => self.without_task(tree, key, &row),
+                _ => self.without_task(tree, key, &row)?,
             }
         }
         Ok(None)
@@ -299,18 +303,26 @@ impl Walk<'_> {
         }
     }
 
-    fn without_task(&mut self, tree: Tree, key: sled::IVec, row: &[u8]) {
-        let is_progress = matches!(tree, Tree::Progress | Tree::DeadLetters);
-        if is_progress && rows::unseal(tree, &key, row).is_err() {
-            self.found.misplaced.get_or_insert(tree);
+    fn without_task(&mut self, tree: Tree, key: sled::IVec, row: &[u8]) -> Result<(), Failure> {
+        let owner = keys::owner(&key);
+        if matches!(tree, Tree::Progress | Tree::DeadLetters) {
+            // In a damaged store, an iterator can go on after it has returned `None`.
+            let is_late = match owner {
+                Some(id) => self.database.tasks.contains_key(keys::of_task(id))?,
+                None => false,
+            };
+            if is_late || rows::unseal(tree, &key, row).is_err() {
+                self.found.misplaced.get_or_insert(tree);
+            }
         }
-        match keys::owner(&key) {
+        match owner {
             Some(owner) => {
                 self.found.returned |= self.binds && owner <= self.counted_up_to;
                 self.found.orphans.push((tree, key));
             }
             None => self.found.damaged.push(unknown_key(tree, &key)),
         }
+        Ok(())
     }
 }
 
@@ -340,4 +352,33 @@ fn idempotency(key: &[u8], row: &[u8]) -> Result<(Box<str>, IdempotencyRow), Dam
 
 fn unknown_key(tree: Tree, key: &[u8]) -> Damage {
     rows::damage(tree, key, "has a key that was never written")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::local::tests::{accept, close, dead, failed, open, small};
+    use crate::task::Cause;
+
+    #[test]
+    fn progress_that_comes_after_its_task_was_read_is_no_orphan() {
+        for (tree, progress) in [
+            (Tree::Progress, [failed(1), failed(2)]),
+            (Tree::DeadLetters, [dead(Cause::GaveUp), failed(2)]),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (opened, ..) = open(dir.path());
+            for id in 1..=2 {
+                accept(&opened, &small(id)).unwrap();
+            }
+            opened.committer.save(TaskId(1), progress.to_vec());
+            close(opened);
+            let (opened, ..) = open(dir.path());
+            let database = opened.reader.files.database();
+            let mut walk = Walk::of(&database);
+            // As if the iterator had returned no row for the first task.
+            assert_eq!(walk.next_of(tree, TaskId(2)), Ok(None));
+            assert_eq!(walk.found.misplaced, Some(tree));
+        }
+    }
 }

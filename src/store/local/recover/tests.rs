@@ -1,13 +1,13 @@
 use std::path::Path;
 
 use super::super::tests::{
-    accept, close, failed, hand_in_with, image, open, refusal, settings, small,
+    accept, close, dead, failed, hand_in_with, image, open, refusal, settings, small,
 };
 use super::super::{LocalStore, Opened, keys};
 use super::*;
 use crate::store::local::keys::Tree;
 use crate::store::{IdempotencyRow, ReplicaRow};
-use crate::task::{Idempotency, Node, TaskId, Timestamp};
+use crate::task::{Cause, Idempotency, Node, Progress, ReplicaIndex, TaskId, Timestamp};
 
 fn database(opened: &Opened) -> Database {
     opened.reader.files.database()
@@ -47,22 +47,68 @@ fn a_lost_row_is_detected_and_nothing_is_removed() {
     }
 }
 
-/// The rest of a torn log can be read under other keys: sled stores only the end of a key, and the
-/// beginning is in a page that the tear may have replaced by an older one.
+/// Opens a store, with a torn log or a whole one, and returns why it is refused.
+fn refusal_with(dir: &Path, log_is_whole: bool) -> String {
+    let mut store = LocalStore::open(&settings(dir)).unwrap();
+    store.log_is_whole = log_is_whole;
+    store.recover(&mut drop, Box::new(drop)).unwrap_err().to_string()
+}
+
+/// Moves a row to another key, and leaves the counts of the ledger right.
+fn move_row(opened: &Opened, tree: Tree, from: &[u8], to: &[u8]) {
+    let database = database(opened);
+    let row = database.tree(tree).remove(from).unwrap().unwrap();
+    assert!(database.tree(tree).insert(to, row).unwrap().is_none());
+}
+
 #[test]
-fn progress_under_another_key_in_a_torn_log_is_refused() {
+fn progress_under_the_key_of_no_task_is_refused_and_can_be_repaired() {
     for wrong in [&keys::of_task(TaskId(0))[..], b"short"] {
         let dir = tempfile::tempdir().unwrap();
         let opened = three_failed(dir.path());
-        let progress = database(&opened).progress;
-        let row = progress.remove(keys::of_task(TaskId(2))).unwrap().unwrap();
-        progress.insert(wrong, row).unwrap();
-        drop(progress);
+        move_row(&opened, Tree::Progress, &keys::of_task(TaskId(2)), wrong);
         close(opened);
-        let mut store = LocalStore::open(&settings(dir.path())).unwrap();
-        store.log_is_whole = false;
-        let error = store.recover(&mut drop, Box::new(drop)).unwrap_err().to_string();
-        assert!(error.contains("progress holds rows under keys"), "{error}");
+        for log_is_whole in [false, true] {
+            let error = refusal_with(dir.path(), log_is_whole);
+            assert!(
+                error.contains("progress holds rows that are not found with their tasks"),
+                "{error}"
+            );
+        }
+        // The command that the error names has something to repair.
+        let checked = crate::store::check(&settings(dir.path()), true).unwrap();
+        assert!(checked.repaired.is_some(), "{checked:?}");
+        assert_eq!(open(dir.path()).1.len(), 3);
+    }
+}
+
+#[test]
+fn a_row_that_a_torn_log_shows_under_the_key_of_another_task_is_refused() {
+    let [second, third, fourth] = [2, 3, 4].map(|id| keys::of_task(TaskId(id)));
+    let letter = |id| keys::of_dead_letter(TaskId(id), ReplicaIndex(0));
+    let moved: [(Tree, &[u8], &[u8]); 4] = [
+        (Tree::Tasks, &fourth, &third),
+        (Tree::Progress, &second, &fourth),
+        (Tree::DeadLetters, &letter(1), &letter(2)),
+        (Tree::Replicas, b"http://a", b"http://b"),
+    ];
+    for (tree, from, to) in moved {
+        let dir = tempfile::tempdir().unwrap();
+        let (opened, ..) = open(dir.path());
+        [1, 2, 4].into_iter().for_each(|id| accept(&opened, &small(id)).unwrap());
+        opened.committer.save(TaskId(1), vec![dead(Cause::GaveUp), Progress::Untouched]);
+        opened.committer.save(TaskId(2), vec![failed(1), Progress::Delivered]);
+        let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
+        opened.committer.set_replica(Node::parse("http://a").unwrap(), Some(row), None);
+        close(opened);
+        let (opened, ..) = open(dir.path());
+        move_row(&opened, tree, from, to);
+        close(opened);
+        let error = refusal_with(dir.path(), false);
+        let expected = format!("{tree} holds rows under keys that they were not written under");
+        assert!(error.contains(&expected), "{error}");
+        // In a whole log it is a damaged row, and set aside.
+        assert!(open(dir.path()).2.rebuilt);
     }
 }
 

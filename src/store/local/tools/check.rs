@@ -153,7 +153,7 @@ impl StoreCopy {
             let (database, format) = self.open(settings)?;
             let walk = || scan::walk(&database, &mut drop);
             let found = guarded(walk).map_err(OpenError::in_store(dir))?;
-            let missing = recover::missing_rows(&database, &found);
+            let missing = recover::missing_rows(&database, &found, log_is_whole);
             Ok::<_, OpenError>((format, missing, database.ledger().1, found))
         };
         let (format, missing, binds, found) = match examine() {

@@ -97,7 +97,9 @@ fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Export
     let mut side_tables = SideTables::default();
     match guarded(walk) {
         Ok(found) => {
-            exported.problems.extend(missing_rows(database, &found).map(|rows| rows.to_string()));
+            exported
+                .problems
+                .extend(missing_rows(database, &found, true).map(|rows| rows.to_string()));
             exported.problems.extend(found.damaged.iter().map(ToString::to_string));
             side_tables = found.side_tables;
         }
