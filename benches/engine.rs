@@ -52,10 +52,17 @@ fn run_batch(engine: &mut Engine, keys: &KeyHasher, nodes: &[Node], first: u64) 
     for id in first..first + TASKS {
         let key = keys.id(&id.to_string());
         let (id, consistency) = (TaskId(id), Consistency::Eventual);
-        let reservation = engine.reserve(now, nodes, 100, consistency).unwrap();
+        let reservation = engine.reserve(now, nodes, 100, consistency, None).unwrap();
         let partition = Partition::default();
-        let task =
-            Arrived { id, partition, key, replicas: nodes, bytes: 100, accepted_at: now.wall };
+        let task = Arrived {
+            id,
+            partition,
+            key,
+            replicas: nodes,
+            bytes: 100,
+            client: None,
+            accepted_at: now.wall,
+        };
         engine.arrive(now, task, Origin::Written(Some(reservation)));
     }
     let mut sent = Vec::new();
