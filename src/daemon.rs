@@ -231,9 +231,12 @@ impl Daemon {
     /// Returns at once, because the disk may hang. Reloads run one after the other.
     pub fn reload(&self) {
         let (inbound, outbound) = (Arc::clone(&self.inbound), Arc::clone(&self.outbound));
+        let events = self.events.clone();
         drop(tokio::task::spawn_blocking(move || {
             inbound.reload();
             outbound.reload();
+            // The loop may have ended.
+            let _ = events.send(LoopEvent::CredentialsRenewed);
         }));
     }
 

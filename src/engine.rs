@@ -48,6 +48,7 @@ mod lane;
 mod model;
 mod places;
 mod quorum;
+mod refused;
 mod release;
 mod reserve;
 mod retry;
@@ -215,6 +216,7 @@ impl Engine {
                 if let Some(quorum) = &mut self.tasks[slot].quorum {
                     quorum.ack(delivery.replica);
                 }
+                self.note_acceptance(at, ended.sent_at);
                 self.delivered(at);
             }
             Verdict::Rejected { error } => {
@@ -224,6 +226,18 @@ impl Engine {
                     // The replica already acknowledged it; sending it again would change nothing.
                     Priority::Resend => self.settle_head(at, SettledAs::Delivered),
                     _ => self.bury_head(at, Cause::Rejected),
+                }
+            }
+            Verdict::Refused { error } => {
+                self.note_failure(at, error, Attempt::Sent);
+                self.note_refusal(at);
+                match priority {
+                    _ if discard => self.settle_head(at, SettledAs::Discarded),
+                    Priority::Resend => self.resend_failed(at),
+                    _ if self.tasks[at].letter_cause() == Some(Cause::Refused) => {
+                        self.return_to_dead(at);
+                    }
+                    _ => self.bury_head(at, Cause::Refused),
                 }
             }
             Verdict::Shortage { error } => {
@@ -256,10 +270,7 @@ impl Engine {
     ) {
         let lane = &mut self.lanes[number];
         let failed = matches!(verdict, Verdict::Retry { .. });
-        if let Verdict::Retry { error, .. }
-        | Verdict::Shortage { error }
-        | Verdict::Rejected { error } = verdict
-        {
+        if let Some(error) = verdict.error() {
             lane.health.note_error(self.now, error);
         }
         if let Verdict::Shortage { .. } = verdict {
@@ -272,7 +283,7 @@ impl Engine {
         let (workers, in_flight) = (self.settings.workers, lane.in_flight.workers());
         lane.health.attempt_ended(self.now, workers, took, failed, in_flight);
         match verdict {
-            Verdict::Delivered | Verdict::Rejected { .. } => {
+            Verdict::Delivered | Verdict::Rejected { .. } | Verdict::Refused { .. } => {
                 if lane.health.succeeded(self.now, ended, workers) {
                     let node = lane.node.clone();
                     self.actions.push_back(EngineAction::Breaker { node, error: None });
@@ -389,6 +400,7 @@ impl Engine {
             breaker_since: lane.health.since(),
             next_probe: lane.health.breaker().probe_at(),
             dead_letter_bytes: lane.letters.bytes(),
+            refused_letters: lane.letters.refused() as u64,
             breaker: lane.health.breaker().view(),
             workers: lane.health.limit(self.settings.workers),
         })

@@ -273,6 +273,12 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         r.lane.counters.rejected
     }),
     (
+        "replicator_deliveries_refused_total",
+        Counter,
+        "Deliveries refused by the replica with a 401, 403, 407 or 421.",
+        |r| r.lane.counters.refused,
+    ),
+    (
         "replicator_deliveries_given_up_total",
         Counter,
         "Deliveries given up after the last retry.",
@@ -293,8 +299,14 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
     (
         "replicator_deliveries_dead",
         Gauge,
-        "Rejected or given up deliveries that are kept as dead letters.",
+        "Rejected, refused or given up deliveries that are kept as dead letters.",
         |r| r.lane.counters.dead,
+    ),
+    (
+        "replicator_replica_refused_letters",
+        Gauge,
+        "Dead letters that the replica refused; they return when it accepts writes again.",
+        |r| r.lane.refused_letters,
     ),
     (
         "replicator_replica_dead_letter_bytes",
@@ -361,7 +373,7 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
         "max_replication_lag_ms": millis(snapshot.max_lag_seconds),
         "retries_in_progress": levels.retry,
         "superseded_replicas": totals.superseded,
-        "permanent_failures": totals.rejected + totals.gave_up,
+        "permanent_failures": totals.rejected + totals.refused + totals.gave_up,
         "dead_letters": levels.dead_letters,
         "queue_capacity": snapshot.queue_capacity,
         "queue_bytes": levels.bytes,
@@ -410,6 +422,7 @@ mod tests {
             breaker_since: None,
             next_probe: None,
             dead_letter_bytes: 0,
+            refused_letters: 0,
             breaker: BreakerState::Closed,
             workers: 1,
         };

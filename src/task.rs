@@ -283,6 +283,23 @@ pub enum Verdict {
     Rejected {
         error: Arc<str>,
     },
+    /// The replica accepts no write with these credentials. Another attempt ends the same until
+    /// someone changes that.
+    Refused {
+        error: Arc<str>,
+    },
+}
+
+impl Verdict {
+    pub fn error(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Delivered => None,
+            Self::Retry { error, .. }
+            | Self::Shortage { error }
+            | Self::Rejected { error }
+            | Self::Refused { error } => Some(error),
+        }
+    }
 }
 
 /// The durable part of a delivery's state.
@@ -334,6 +351,9 @@ pub enum Cause {
     // Also if the task could not be read from the store and was not sent; the error says which.
     /// The replica rejected it.
     Rejected,
+    /// The replica refuses all writes with the current credentials. Redriven automatically when it
+    /// accepts a write again; never expires.
+    Refused,
     /// All attempts failed.
     GaveUp,
     /// Parked: the retry queue is full, the replica has used up its share of it, is paused, or asked
@@ -345,6 +365,7 @@ impl Cause {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Rejected => "rejected",
+            Self::Refused => "refused",
             Self::GaveUp => "gave_up",
             Self::RetryOverflow => "retry_overflow",
         }

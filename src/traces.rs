@@ -179,14 +179,15 @@ impl Span {
     }
 
     pub fn ended(mut self, verdict: &Verdict) {
-        let (name, error) = match verdict {
-            Verdict::Delivered => ("delivered", None),
-            Verdict::Retry { error, .. } => ("retry", Some(error)),
-            Verdict::Shortage { error } => ("shortage", Some(error)),
-            Verdict::Rejected { error } => ("rejected", Some(error)),
+        let name = match verdict {
+            Verdict::Delivered => "delivered",
+            Verdict::Retry { .. } => "retry",
+            Verdict::Shortage { .. } => "shortage",
+            Verdict::Rejected { .. } => "rejected",
+            Verdict::Refused { .. } => "refused",
         };
         self.set("replicator.verdict", name);
-        if let Some(error) = error {
+        if let Some(error) = verdict.error() {
             self.0.set_status(Status::error(error.to_string()));
         }
     }

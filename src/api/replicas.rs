@@ -56,6 +56,9 @@ pub struct Replica {
     pub parked: u64,
     /// Dead letters without parked deliveries.
     pub dead_letters: u64,
+    /// Dead letters that the replica refused. They return when it accepts writes again.
+    #[serde(default)]
+    pub refused_letters: u64,
     /// Bytes charged for dead letters and parked deliveries.
     pub dead_letter_bytes: u64,
     /// Maximum number of concurrent deliveries.

@@ -394,6 +394,8 @@ impl From<StateArg> for DeliveryState {
 pub enum CauseArg {
     /// Rejected by the replica
     Rejected,
+    /// Refused by the replica, whatever the write: its credentials; redriven automatically
+    Refused,
     /// All retries failed
     #[value(alias = "gave_up")]
     GaveUp,
@@ -406,6 +408,7 @@ impl From<CauseArg> for Cause {
     fn from(cause: CauseArg) -> Self {
         match cause {
             CauseArg::Rejected => Self::Rejected,
+            CauseArg::Refused => Self::Refused,
             CauseArg::GaveUp => Self::GaveUp,
             CauseArg::RetryOverflow => Self::RetryOverflow,
         }

@@ -74,10 +74,7 @@ impl Attempts {
         if let Some(span) = span {
             span.ended(&outcome.verdict);
         }
-        if let Verdict::Retry { error, .. }
-        | Verdict::Shortage { error }
-        | Verdict::Rejected { error } = &outcome.verdict
-        {
+        if let Some(error) = outcome.verdict.error() {
             debug!(target: TARGET, task = %task.id, replica = %node, attempt, %error, "attempt failed");
         }
         let node = Some(node.clone());

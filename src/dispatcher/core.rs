@@ -141,6 +141,7 @@ impl Core {
             LoopEvent::Appended { write, outcome } => self.appended(now, write, outcome),
             LoopEvent::Journal(event) => self.handle_journal(now, event),
             LoopEvent::AttemptEnded(report) => self.attempt_ended(now, report),
+            LoopEvent::CredentialsRenewed => self.engine.credentials_renewed(now),
             LoopEvent::Refuse => self.refuse_from_now_on(Health::Draining),
             LoopEvent::Stop => {
                 self.engine.stop_sending();

@@ -70,6 +70,8 @@ impl ThrottledKind {
         match self {
             // An outage and its end are logged at once, and so is the next one.
             Self::Breaker => (6, Duration::from_secs(60)),
+            // It lasts until a person acts.
+            Self::DeadLetter(Cause::Refused) => (1, Duration::from_secs(60)),
             _ => (1, Duration::from_secs(10)),
         }
     }
@@ -178,11 +180,17 @@ fn write(replica: Option<&Node>, event: &ThrottledEvent, times: u64) {
     match event {
         ThrottledEvent::DeadLetter { task, letter } => {
             let (deliveries, failures, error) = (times, letter.failures, &letter.error);
-            if letter.cause == Cause::RetryOverflow {
-                warn!(replica, deliveries, %error, "the retry queue has no room for this replica: failed deliveries are parked on disk until it has");
-            } else {
-                let cause = letter.cause.as_str();
-                warn!(replica, deliveries, last_task = %task, failures, cause, %error, "rejected or given up: kept as dead letters");
+            match letter.cause {
+                Cause::RetryOverflow => {
+                    warn!(replica, deliveries, %error, "the retry queue has no room for this replica: failed deliveries are parked on disk until it has");
+                }
+                Cause::Refused => {
+                    warn!(replica, deliveries, last_task = %task, %error, "the replica refuses writes: check its credentials (--replica-token-file, --replica-cert) and send SIGHUP; the writes are kept as dead letters and redriven when it accepts writes again");
+                }
+                Cause::Rejected | Cause::GaveUp => {
+                    let cause = letter.cause.as_str();
+                    warn!(replica, deliveries, last_task = %task, failures, cause, %error, "rejected or given up: kept as dead letters");
+                }
             }
         }
         ThrottledEvent::Retry { task, attempt, error } => {

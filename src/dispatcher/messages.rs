@@ -311,6 +311,8 @@ pub(crate) enum LoopEvent {
     },
     Journal(JournalEvent),
     AttemptEnded(AttemptReport),
+    /// The credentials for replicas were reloaded.
+    CredentialsRenewed,
     /// From now on, refuse new writes.
     Refuse,
     /// Start no more deliveries, and end when none is in flight.

@@ -116,6 +116,7 @@ pub(super) fn replica(
         retrying: lane.waiting,
         parked: lane.parked,
         dead_letters: lane.counters.dead,
+        refused_letters: lane.refused_letters,
         dead_letter_bytes: lane.dead_letter_bytes,
         workers: lane.workers,
         rate_in: rate.accepted,
@@ -232,6 +233,7 @@ mod tests {
             breaker_since: None,
             next_probe: None,
             dead_letter_bytes: 0,
+            refused_letters: 0,
             breaker,
             workers: 5,
         }

@@ -154,6 +154,7 @@ impl Engine {
         self.lanes.rename(number, to.clone());
         self.barriers.rename(number, to);
         self.lanes[number].health.address_changed(now);
+        self.lanes[number].refusals.renewed(now.moment);
         self.start_handoff(number);
         self.mark_dirty(number);
         self.finish();

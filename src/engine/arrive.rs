@@ -119,7 +119,9 @@ impl Engine {
             }
             Progress::Dead(DeadLetter { cause, failures, error, since }) => {
                 let stage = match cause {
-                    Cause::Rejected | Cause::GaveUp => Stage::Dead { cause, until },
+                    Cause::Rejected | Cause::Refused | Cause::GaveUp => {
+                        Stage::Dead { cause, until }
+                    }
                     Cause::RetryOverflow => Stage::Parked { until },
                 };
                 (stage, failures, Some(error), since)

@@ -1,4 +1,4 @@
-//! Dead letters: rejected or given up deliveries, and their redrive.
+//! Dead letters: rejected, refused or given up deliveries, and their redrive.
 //!
 //! A dead letter is outside the chain of its key, so newer writes pass it. When a newer write is
 //! delivered or dies, the older letter is superseded. So there is at most one per key and replica,
@@ -7,6 +7,7 @@
 //!
 //! **Hinted handoff**: when a replica is back, its given up letters are redriven once, oldest
 //! first, at a limited rate, behind everything else. Parked deliveries follow at the same rate.
+//! Refused letters take part; `refused.rs` says when they are redriven besides.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use crate::engine::claims::Pool;
 use crate::engine::lane::Chain;
 use crate::engine::reserve::signed;
-use crate::engine::table::{DeliveryRef, Priority, SettledAs, Slot, Stage};
+use crate::engine::table::{DeliveryRef, Priority, RedrivenLetter, SettledAs, Slot, Stage};
 use crate::engine::{Engine, EngineAction, Moment};
 use crate::task::{BreakerState, Cause, Progress, TaskChange, TaskId, Timestamp, Verdict};
 
@@ -23,14 +24,14 @@ const STEP: Duration = Duration::from_millis(5);
 
 /// Delay of the redrive after a start: the restart may be part of the outage, and writes accepted
 /// since go first.
-const AFTER_RESTART: Duration = Duration::from_secs(1);
+pub(super) const AFTER_RESTART: Duration = Duration::from_secs(1);
 
 /// The interval at which a lane with an open or half open breaker is checked: a dead letter becomes
 /// the probe if nothing else is due, and a ramp ends if nothing is left.
 const OPEN: Duration = Duration::from_secs(1);
 
 /// Maximum dead letters per scan for one to redrive: 100,000 rejected ones would block all else.
-const LOOKS: usize = 4096;
+pub(super) const LOOKS: usize = 4096;
 
 /// A letter that failed this often while others succeeded is not redriven automatically.
 const MAX_LONE_FAILURES: u8 = 3;
@@ -39,13 +40,13 @@ impl Engine {
     pub(super) fn bury_head(&mut self, at: DeliveryRef, cause: Cause) {
         self.supersede_letter(at);
         self.note_ambiguous_if_restored(at);
-        let since = self.tasks[at].since();
-        let until = self.expiry(since);
+        let until = self.expiry(cause, self.tasks[at].since());
         self.change(at, Stage::Dead { cause, until });
         let lane = self.tasks[at].lane;
         for counters in self.counters(lane) {
             match cause {
                 Cause::Rejected => counters.rejected += 1,
+                Cause::Refused => counters.refused += 1,
                 Cause::GaveUp | Cause::RetryOverflow => counters.gave_up += 1,
             }
         }
@@ -96,23 +97,28 @@ impl Engine {
     pub(super) fn restore_letter(&mut self, at: DeliveryRef, cause: Cause) {
         // The order of settlements rules out two letters of one key; this makes sure.
         self.supersede_letter(at);
-        let until = self.expiry(self.tasks[at].since());
+        let until = self.expiry(cause, self.tasks[at].since());
         self.change(at, Stage::Dead { cause, until });
-        let lane = self.tasks[at].lane;
-        if cause == Cause::GaveUp && self.settings.hinted_handoff {
+        let number = self.tasks[at].lane;
+        let lane = &mut self.lanes[number];
+        match cause {
+            Cause::Refused => self.restored_refused(number),
             // Behind an open breaker a pass could not proceed, and parked deliveries would wait for it.
-            if !self.lanes[lane].health.breaker().is_open() {
-                self.lanes[lane].letters.start_redrive();
-            }
-            self.schedule_wakeup(lane, self.now.moment.after(AFTER_RESTART));
+            Cause::GaveUp if lane.health.breaker().is_open() || lane.refusals.is_refusing() => {}
+            Cause::GaveUp if self.settings.hinted_handoff => lane.letters.start_redrive(),
+            Cause::GaveUp => {}
+            Cause::Rejected | Cause::RetryOverflow => return,
+        }
+        if self.settings.hinted_handoff {
+            self.schedule_wakeup(number, self.now.moment.after(AFTER_RESTART));
         }
     }
 
     /// When a dead letter from `since` expires. Counted by the monotonic clock from now on, so that
-    /// a step of the wall clock expires nothing.
-    fn expiry(&self, since: Timestamp) -> Moment {
+    /// a step of the wall clock expires nothing. A refused one never expires.
+    fn expiry(&self, cause: Cause, since: Timestamp) -> Moment {
         let age = self.uptime.age(self.now.wall, since);
-        match self.settings.dead_letter_retention {
+        match self.settings.dead_letter_retention.filter(|_| cause != Cause::Refused) {
             Some(retention) => self.now.moment.after(retention.saturating_sub(age)),
             None => Moment(u64::MAX),
         }
@@ -148,25 +154,33 @@ impl Engine {
     /// Redrives the dead letters of a replica that is back, from where the last pass was
     /// interrupted.
     pub(super) fn start_handoff(&mut self, number: u32) {
+        let (now, lane) = (self.now.moment, &mut self.lanes[number]);
         if self.settings.hinted_handoff {
-            self.lanes[number].letters.start_redrive();
+            if lane.refusals.is_refusing() {
+                lane.refusals.try_at(now, now);
+            } else {
+                lane.letters.start_redrive();
+            }
         }
-        self.schedule_wakeup(number, self.now.moment);
+        self.schedule_wakeup(number, now);
     }
 
-    /// The replica is still down, or down again: a redriven letter becomes a dead letter again.
+    /// The replica is still down or refuses still, or does so again: a redriven letter becomes a
+    /// dead letter again, with its cause.
     pub(super) fn return_to_dead(&mut self, at: DeliveryRef) {
         let this = &mut self.tasks[at];
         let tried = this.stage != Stage::Ready(Priority::Redrive);
         if let Some(failures) = &mut this.failures
-            && let Some((since, before)) = failures.letter
+            && let Some(letter) = failures.letter
         {
             // An unsent letter keeps its old failures.
-            failures.count = if tried { before + failures.count } else { before };
-            failures.since = since;
+            let again = if tried { failures.count } else { 0 };
+            failures.count = letter.failures.saturating_add(again);
+            failures.since = letter.since;
         }
-        let until = self.expiry(self.tasks[at].since());
-        self.change(at, Stage::Dead { cause: Cause::GaveUp, until });
+        let cause = self.tasks[at].letter_cause().unwrap_or(Cause::GaveUp);
+        let until = self.expiry(cause, self.tasks[at].since());
+        self.change(at, Stage::Dead { cause, until });
         self.touch(at.slot);
         self.leave_chain(at);
     }
@@ -223,7 +237,10 @@ impl Engine {
                 self.schedule_wakeup(number, now.after(step));
             } else {
                 self.lanes[number].letters.end_redrive();
+                self.try_refused(number);
             }
+        } else {
+            self.try_refused(number);
         }
         self.close_when_quiet(number);
     }
@@ -301,23 +318,28 @@ impl Engine {
         }
     }
 
-    /// The lone failures of a dead letter that may be redriven: it was given up, and no newer write
-    /// of its key is pending, which will settle it.
+    /// The lone failures of a dead letter that may be redriven: it was given up or refused, and no
+    /// newer write of its key is pending, which will settle it.
     fn redrivable(&self, slot: Slot, number: u32) -> Option<u8> {
         let delivery = &self.tasks[self.tasks.delivery_on(slot, number)];
-        let gave_up = matches!(delivery.stage, Stage::Dead { cause: Cause::GaveUp, .. });
         let leads = !self.lanes[number].chains.contains_key(&self.tasks[slot].key);
-        let failures = delivery.failures.as_ref();
-        (gave_up && leads).then(|| failures.map_or(0, |failures| failures.lone))
+        match delivery.stage {
+            Stage::Dead { cause: Cause::GaveUp, .. } if leads => {
+                Some(delivery.failures.as_ref().map_or(0, |failures| failures.lone))
+            }
+            Stage::Dead { cause: Cause::Refused, .. } if leads => Some(0),
+            _ => None,
+        }
     }
 
     /// No chain of its key may exist.
     pub(super) fn redrive_one(&mut self, at: DeliveryRef) {
         let (key, number) = (self.tasks[at.slot].key, self.tasks[at].lane);
+        let Stage::Dead { cause, .. } = self.tasks[at].stage else { return };
         self.change(at, Stage::Ready(Priority::Redrive));
-        if let Some(failures) = &mut self.tasks[at].failures {
-            failures.letter = Some((failures.since, failures.count));
-        }
+        let failures = self.tasks[at].failures_mut(self.now.wall);
+        let (since, count) = (failures.since, failures.count);
+        failures.letter = Some(RedrivenLetter { cause, since, failures: count });
         self.lanes[number].chains.insert(key, Chain::of(at.slot));
         for counters in self.counters(number) {
             counters.redriven += 1;

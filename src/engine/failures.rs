@@ -22,7 +22,8 @@ impl Engine {
         let last = self.lanes[self.tasks[at].lane].health.last_error();
         if let Verdict::Retry { error, .. }
         | Verdict::Shortage { error }
-        | Verdict::Rejected { error } = verdict
+        | Verdict::Rejected { error }
+        | Verdict::Refused { error } = verdict
             && let Some((last, _)) = last.filter(|(last, _)| last == error)
         {
             *error = Arc::clone(last);
@@ -31,11 +32,10 @@ impl Engine {
 
     /// Keeps an attempt that was sent.
     pub(super) fn note_attempt(&mut self, at: DeliveryRef, verdict: &Verdict, took: Duration) {
-        let error = match verdict {
-            Verdict::Shortage { .. } => return,
-            Verdict::Delivered => None,
-            Verdict::Retry { error, .. } | Verdict::Rejected { error } => Some(Arc::clone(error)),
-        };
+        if let Verdict::Shortage { .. } = verdict {
+            return;
+        }
+        let error = verdict.error().cloned();
         self.tasks[at].note_attempt(EndedSend { at: self.now.wall, took, error });
     }
 

@@ -32,7 +32,7 @@ pub(crate) fn engine(data: &[u8]) {
 }
 
 fn op(input: &mut Input<'_>) -> Op {
-    match input.below(18) {
+    match input.below(19) {
         0..=2 => {
             let (key, nodes) = (input.byte() % 4, 1 + input.byte() % 7);
             Op::Write { key, nodes, strong: input.flag() }
@@ -52,18 +52,20 @@ fn op(input: &mut Input<'_>) -> Op {
         14 => Op::Forget { node: input.below(3) },
         15 => Op::Release { partition: u16::from(input.flag()), settled: input.below(6) },
         16 => Op::Claim { partition: u16::from(input.flag()) },
+        17 => Op::Reload,
         _ => Op::Rename { node: input.below(3) },
     }
 }
 
 fn how(input: &mut Input<'_>) -> How {
-    match input.below(8) {
+    match input.below(9) {
         0 | 1 => How::Delivered,
         2 => How::Failed,
         3 => How::AppliedAndFailed,
         4 => How::NoAnswer,
         5 => How::NotSent,
         6 => How::DeliveredByRepeat,
+        7 => How::Refused,
         _ => How::Rejected,
     }
 }

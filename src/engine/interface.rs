@@ -225,6 +225,8 @@ pub struct LaneView {
     pub breaker_since: Option<Timestamp>,
     pub next_probe: Option<Moment>,
     pub dead_letter_bytes: u64,
+    /// Dead letters with the cause [`Cause::Refused`].
+    pub refused_letters: u64,
     pub breaker: BreakerState,
     /// Its current limit of concurrent deliveries.
     pub workers: u32,

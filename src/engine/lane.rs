@@ -1,8 +1,9 @@
 //! The lane of a replica: everything that is on its way to it, and what is known about it.
 //!
 //! Each part keeps its own invariants: `heads.rs` the order of sending, `in_flight.rs` the limits,
-//! `places.rs` the share of the queues, `letters.rs`, `ambiguous.rs`, `backlog.rs`, `health.rs` and
-//! `forget.rs`. A lane does not know the stages of its deliveries; `transitions.rs` updates it.
+//! `places.rs` the share of the queues, `letters.rs`, `refusals.rs`, `ambiguous.rs`, `backlog.rs`,
+//! `health.rs` and `forget.rs`. A lane does not know the stages of its deliveries; `transitions.rs`
+//! updates it.
 
 use std::collections::HashMap;
 
@@ -20,6 +21,7 @@ mod health;
 mod in_flight;
 mod letters;
 mod places;
+mod refusals;
 
 use ambiguous::AmbiguousAttempts;
 use backlog::Backlog;
@@ -29,6 +31,7 @@ use health::ReplicaHealth;
 use in_flight::InFlight;
 use letters::LaneLetters;
 use places::LanePlaces;
+use refusals::LaneRefusals;
 
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -45,6 +48,7 @@ pub(super) struct Lane {
     pub(super) in_flight: InFlight,
     pub(super) places: LanePlaces,
     pub(super) letters: LaneLetters,
+    pub(super) refusals: LaneRefusals,
     pub(super) ambiguous: AmbiguousAttempts,
     pub(super) backlog: Backlog,
     pub(super) counters: Counters,
@@ -81,6 +85,7 @@ impl Lane {
             in_flight: InFlight::default(),
             places: LanePlaces::default(),
             letters: LaneLetters::default(),
+            refusals: LaneRefusals::default(),
             ambiguous: AmbiguousAttempts::default(),
             backlog: Backlog::default(),
             counters: Counters::default(),

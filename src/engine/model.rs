@@ -199,6 +199,10 @@ impl World {
             Op::Claim { partition } => self.claim(Partition(partition)),
             Op::SetClock { forward, seconds } => self.set_clock(forward, seconds),
             Op::Pause { node, paused } => self.pause(node, paused),
+            Op::Reload => {
+                self.engine.credentials_renewed(self.now);
+                self.act();
+            }
             Op::Redrive { nth } => self.redrive(nth),
             Op::Discard { nth, letter } => self.discard(nth, letter),
             Op::Forget { node } => self.forget(node),
@@ -312,6 +316,7 @@ impl World {
             }
             How::NotSent => Verdict::Shortage { error: "no file descriptor".into() },
             How::Rejected => Verdict::Rejected { error: "no".into() },
+            How::Refused => Verdict::Refused { error: "403".into() },
         };
         if matches!(how, How::NoAnswer | How::DeliveredByRepeat) {
             self.unanswered(delivery);
@@ -462,9 +467,16 @@ impl World {
         assert!(self.open.is_empty(), "every strong write has its answer");
         let levels = self.engine.levels();
         assert_eq!((levels.queue, levels.retry, levels.strong), (0, 0, 0));
-        let letters = self.disk.values().flat_map(|stored| &stored.progress);
-        let letters = letters.filter(|progress| matches!(progress, Progress::Dead(_))).count();
-        assert_eq!(levels.dead_letters, letters as u64);
+        let letters = || {
+            let progress = self.disk.values().flat_map(|stored| &stored.progress);
+            progress.filter_map(|progress| match progress {
+                Progress::Dead(letter) => Some(letter),
+                _ => None,
+            })
+        };
+        assert_eq!(levels.dead_letters, letters().count() as u64);
+        let refused = letters().filter(|letter| letter.cause == Cause::Refused).count();
+        assert!(refused == 0 || !self.settings.hinted_handoff, "{refused} refused letters stay");
         let charged = self.disk.len() as u64 * (TASK_OVERHEAD_BYTES + 1);
         assert_eq!((levels.bytes, levels.dead_letter_bytes), (0, charged));
     }

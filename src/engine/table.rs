@@ -107,8 +107,8 @@ pub(super) struct DeliveryFailures {
     pub(super) since: Timestamp,
     /// An attempt that may still be applied: when it ended, and when it can no longer be applied.
     pub(super) ambiguous: Option<(Timestamp, Moment)>,
-    /// Set when redriven: when it became a dead letter, and its failures before.
-    pub(super) letter: Option<(Timestamp, u32)>,
+    /// The dead letter that it was; set when redriven.
+    pub(super) letter: Option<RedrivenLetter>,
     /// Failures as a redriven letter while other deliveries to the replica succeeded.
     pub(super) lone: u8,
     /// The oldest write of the key that this one superseded, directly or through others. Barriers
@@ -123,6 +123,13 @@ pub(super) struct DeliveryFailures {
 
 /// Attempts that are kept of a delivery that failed.
 const MAX_ATTEMPTS: usize = 5;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RedrivenLetter {
+    pub(super) cause: Cause,
+    pub(super) since: Timestamp,
+    pub(super) failures: u32,
+}
 
 impl DeliveryFailures {
     pub(super) fn new(count: u32, error: Arc<str>, since: Timestamp) -> Self {
@@ -343,6 +350,11 @@ impl Delivery {
         self.failures.as_ref().is_some_and(|failures| failures.letter.is_some())
     }
 
+    /// Of a redriven dead letter.
+    pub(super) fn letter_cause(&self) -> Option<Cause> {
+        Some(self.failures.as_ref()?.letter?.cause)
+    }
+
     pub(super) fn failure_count(&self) -> u32 {
         self.failures.as_ref().map_or(0, |failures| failures.count)
     }
@@ -375,10 +387,8 @@ impl Delivery {
             Stage::Parked { .. } | Stage::Deferred { .. } => Some(Cause::RetryOverflow),
             // It stays a dead letter on disk until it has an outcome.
             Stage::Ready(Priority::Redrive)
-            | Stage::InFlight { priority: Priority::Redrive, .. } => Some(Cause::GaveUp),
-            Stage::Waiting { .. } if self.failure_count() == 0 && self.is_redriven() => {
-                Some(Cause::GaveUp)
-            }
+            | Stage::InFlight { priority: Priority::Redrive, .. } => self.letter_cause(),
+            Stage::Waiting { .. } if self.failure_count() == 0 => self.letter_cause(),
             Stage::Blocked | Stage::Ready(_) | Stage::InFlight { .. } | Stage::Waiting { .. } => {
                 None
             }

@@ -1,5 +1,4 @@
-//! The rules of the engine, one test per rule. `tests/model.rs` runs random histories against a
-//! simple model.
+//! The rules of the engine, one test per rule. `tests/model.rs` runs random histories.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -22,6 +21,7 @@ mod flaky;
 mod isolation;
 mod model;
 mod reach;
+mod refused;
 mod release;
 mod retries;
 mod shares;

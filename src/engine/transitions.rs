@@ -152,8 +152,8 @@ impl Engine {
                 self.levels.dead_letters += 1;
                 self.timers.insert((until, at.slot, number));
             }
-            Stage::Dead { until, .. } => {
-                lane.letters.insert(id, key, at.slot);
+            Stage::Dead { until, cause } => {
+                lane.letters.insert(id, key, at.slot, cause);
                 self.timers.insert((until, at.slot, number));
                 self.levels.dead_letters += 1;
             }

@@ -124,6 +124,7 @@ pub(crate) fn answer(data: &[u8]) {
         200..300 => "delivered",
         _ if gone || had => "delivered",
         408 | 425 | 429 | 500.. => "retry",
+        401 | 403 | 407 | 421 => "refused",
         _ => "rejected",
     };
     let (kind, error) = match &verdict {
@@ -134,11 +135,13 @@ pub(crate) fn answer(data: &[u8]) {
         }
         Verdict::Shortage { error } => ("shortage", &**error),
         Verdict::Rejected { error } => ("rejected", &**error),
+        Verdict::Refused { error } => ("refused", &**error),
     };
     assert_eq!(kind, expected, "{code} to {command:?}");
     assert!(error.chars().count() <= 200 && !error.contains(char::is_control), "{error:?}");
     // Only the quote: the text before it may contain a short key by chance.
-    let Some((_, quote)) = error.split_once(": ") else { return };
+    let before = if kind == "refused" { "): " } else { ": " };
+    let Some((_, quote)) = error.split_once(before) else { return };
     let mark = value.get(..16).unwrap_or(value);
     for secret in [key.as_bytes(), mark] {
         // The quote replaces white space and unprintable characters, so it cannot contain them.

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | 2xx; 404 or 410 to a DELETE; any answer whose body says `already replicated`, in any case | delivered |
 //! | 5xx, 408, 425, 429, and a status that HTTP does not know (600 and above) | retry |
+//! | 401, 403, 407, 421 | refused: the replica takes no write with these credentials |
 //! | any other 4xx, 3xx, and 1xx as the final answer | rejected |
 //!
 //! It also writes the error texts. They are stored and shown to operators, so they are short and
@@ -59,15 +60,31 @@ pub(super) fn verdict(sent: &Sent<'_>, answer: &ReplicaAnswer<'_>) -> Verdict {
             error: shorten(&format!("the replica answered {}", status_text(status))),
         }
     } else {
-        let quote = quote(sent, answer.body);
+        let (quote, status_text) = (quote(sent, answer.body), status_text(status));
         let colon = if quote.is_empty() { "" } else { ": " };
-        Verdict::Rejected {
-            error: shorten(&format!(
-                "the replica rejected the write with {}{colon}{quote}",
-                status_text(status)
-            )),
+        match remedy(status) {
+            Some(remedy) => Verdict::Refused {
+                error: shorten(&format!(
+                    "{status_text}: the replica refused the write ({remedy}){colon}{quote}"
+                )),
+            },
+            None => Verdict::Rejected {
+                error: shorten(&format!(
+                    "the replica rejected the write with {status_text}{colon}{quote}"
+                )),
+            },
         }
     }
+}
+
+/// What an operator can do about a status by which a replica refuses all writes.
+fn remedy(status: StatusCode) -> Option<&'static str> {
+    Some(match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "check its credentials",
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => "check the credentials for its proxy",
+        StatusCode::MISDIRECTED_REQUEST => "check its address",
+        _ => return None,
+    })
 }
 
 /// RFC 9110 treats a status of 600 or above as a 5xx.
@@ -191,16 +208,12 @@ mod tests {
             Verdict::Retry { .. } => "retry",
             Verdict::Shortage { .. } => "shortage",
             Verdict::Rejected { .. } => "rejected",
+            Verdict::Refused { .. } => "refused",
         }
     }
 
-    fn text(verdict: Verdict) -> String {
-        match verdict {
-            Verdict::Delivered => panic!("a delivery has no error"),
-            Verdict::Retry { error, .. }
-            | Verdict::Shortage { error }
-            | Verdict::Rejected { error } => error.to_string(),
-        }
+    fn text(verdict: &Verdict) -> String {
+        verdict.error().unwrap().to_string()
     }
 
     #[test]
@@ -211,6 +224,7 @@ mod tests {
                     200..300 => "delivered",
                     404 | 410 if command == ReplicaCommand::Delete => "delivered",
                     408 | 425 | 429 | 500.. => "retry",
+                    401 | 403 | 407 | 421 => "refused",
                     _ => "rejected",
                 };
                 let verdict = verdict_on(command, status, "");
@@ -297,16 +311,33 @@ mod tests {
     #[test]
     fn a_rejection_names_its_status_and_quotes_the_answer() {
         assert_eq!(
-            text(verdict_on(PUT, 400, "value\n\tis \u{1b}[31mtoo   odd\0")),
+            text(&verdict_on(PUT, 400, "value\n\tis \u{1b}[31mtoo   odd\0")),
             "the replica rejected the write with 400 Bad Request: value is [31mtoo odd"
         );
-        assert_eq!(text(verdict_on(PUT, 499, "")), "the replica rejected the write with 499");
+        assert_eq!(text(&verdict_on(PUT, 499, "")), "the replica rejected the write with 499");
+    }
+
+    #[test]
+    fn a_refusal_names_its_status_and_what_to_check_and_quotes_the_answer() {
+        for (status, expected) in [
+            (401, "401 Unauthorized: the replica refused the write (check its credentials)"),
+            (403, "403 Forbidden: the replica refused the write (check its credentials)"),
+            (
+                407,
+                "407 Proxy Authentication Required: the replica refused the write (check the credentials for its proxy)",
+            ),
+            (421, "421 Misdirected Request: the replica refused the write (check its address)"),
+        ] {
+            assert_eq!(text(&verdict_on(PUT, status, "")), expected);
+            let quoted = text(&verdict_on(PUT, status, "no\u{1b}[31m role"));
+            assert_eq!(quoted, format!("{expected}: no [31m role"));
+        }
     }
 
     #[test]
     fn a_failure_names_its_status() {
         assert_eq!(
-            text(verdict_on(PUT, 503, "<html>down</html>")),
+            text(&verdict_on(PUT, 503, "<html>down</html>")),
             "the replica answered 503 Service Unavailable"
         );
     }
@@ -319,7 +350,7 @@ mod tests {
             "no room for the value of the write at all",
             "no room for the value of the wr",
         ] {
-            let error = text(verdict_on(PUT, 400, body));
+            let error = text(&verdict_on(PUT, 400, body));
             assert!(error.ends_with(": no room for …"), "{error}");
         }
     }
@@ -327,12 +358,12 @@ mod tests {
     #[test]
     fn an_error_is_short_and_cut_between_characters() {
         let long = "ü".repeat(1000);
-        let rejected = text(verdict_on(PUT, 400, &long));
+        let rejected = text(&verdict_on(PUT, 400, &long));
         assert!(rejected.ends_with('ü'));
         assert_eq!(rejected.matches('ü').count(), MAX_QUOTE_CHARS);
         assert!(rejected.chars().count() <= MAX_ERROR_CHARS);
 
-        let unanswered = text(unanswered(&long));
+        let unanswered = text(&unanswered(&long));
         assert_eq!(unanswered.chars().count(), MAX_ERROR_CHARS);
     }
 }

@@ -110,6 +110,8 @@ pub struct Counters {
     #[serde(skip)]
     pub rejected: u64,
     #[serde(skip)]
+    pub refused: u64,
+    #[serde(skip)]
     pub gave_up: u64,
     /// Failed attempts that were sent.
     pub failed_attempts: u64,
@@ -138,6 +140,7 @@ impl AddAssign for Counters {
         self.released += other.released;
         self.pending += other.pending;
         self.rejected += other.rejected;
+        self.refused += other.refused;
         self.gave_up += other.gave_up;
         self.failed_attempts += other.failed_attempts;
         self.unsent_attempts += other.unsent_attempts;

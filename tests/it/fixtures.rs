@@ -18,7 +18,7 @@ use replicator::testing::task::{
 };
 
 /// The format that this release writes.
-const NEWEST: u32 = 4;
+const NEWEST: u32 = 5;
 
 const FIRST: u64 = 1_700_000_000_000_000;
 
@@ -133,6 +133,12 @@ fn contents(format: u32) -> Vec<(Task, Vec<Progress>)> {
         };
         contents.push((keyed, vec![failed(1, "timed out"), Progress::Delivered]));
     }
+    if format >= 5 {
+        contents.push((
+            task(12, "refused", b"v".to_vec(), two()),
+            vec![Progress::Delivered, dead(Cause::Refused, 1, "403 Forbidden")],
+        ));
+    }
     contents
 }
 
@@ -245,4 +251,9 @@ fn a_store_of_format_3_is_opened_with_its_complete_content() {
 #[test]
 fn a_store_of_format_4_is_opened_with_its_complete_content() {
     holds_the_contents(4);
+}
+
+#[test]
+fn a_store_of_format_5_is_opened_with_its_complete_content() {
+    holds_the_contents(5);
 }

@@ -36,6 +36,7 @@ mod output;
 mod page;
 mod policy;
 mod readme;
+mod refused;
 mod service;
 mod telemetry;
 mod tls_in;

@@ -90,7 +90,7 @@ impl Core {
         let of_delivery = DeliveryFilter {
             state: cause.map(|cause| match cause {
                 Cause::RetryOverflow => DeliveryState::Parked,
-                Cause::Rejected | Cause::GaveUp => DeliveryState::Dead,
+                Cause::Rejected | Cause::Refused | Cause::GaveUp => DeliveryState::Dead,
             }),
             ..self.delivery_filter(filter.replica.as_ref(), filter.key.as_ref())
         };

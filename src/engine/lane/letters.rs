@@ -5,13 +5,15 @@ use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::engine::KeyId;
 use crate::engine::table::Slot;
-use crate::task::TaskId;
+use crate::task::{Cause, TaskId};
 
 /// The dead letters of a lane. For each key there is only the newest.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct LaneLetters {
     by_age: BTreeMap<TaskId, Slot>,
     by_key: HashMap<KeyId, Slot>,
+    /// Those with the cause [`Cause::Refused`].
+    refused: BTreeMap<TaskId, Slot>,
     /// Charged for tasks with only dead letters left, parked deliveries included.
     bytes: u64,
     redrive: Option<RedrivePass>,
@@ -30,14 +32,18 @@ struct RedrivePass {
 }
 
 impl LaneLetters {
-    pub(in crate::engine) fn insert(&mut self, id: TaskId, key: KeyId, slot: Slot) {
+    pub(in crate::engine) fn insert(&mut self, id: TaskId, key: KeyId, slot: Slot, cause: Cause) {
         self.by_age.insert(id, slot);
         self.by_key.insert(key, slot);
+        if cause == Cause::Refused {
+            self.refused.insert(id, slot);
+        }
     }
 
     pub(in crate::engine) fn remove(&mut self, id: TaskId, key: KeyId) {
         self.by_age.remove(&id);
         self.by_key.remove(&key);
+        self.refused.remove(&id);
     }
 
     pub(in crate::engine) fn of_key(&self, key: KeyId) -> Option<Slot> {
@@ -46,6 +52,10 @@ impl LaneLetters {
 
     pub(in crate::engine) fn is_empty(&self) -> bool {
         self.by_age.is_empty()
+    }
+
+    pub(in crate::engine) fn refused(&self) -> usize {
+        self.refused.len()
     }
 
     pub(in crate::engine) fn bytes(&self) -> u64 {
@@ -97,11 +107,24 @@ impl LaneLetters {
 
     /// The letters in the order in which they become the probe, from the one after the last.
     pub(in crate::engine) fn probe_order(&self) -> impl Iterator<Item = (TaskId, Slot)> {
-        let later = self.by_age.range((Excluded(self.last_probe), Unbounded));
-        later.chain(self.by_age.range(..=self.last_probe)).map(|(&id, &slot)| (id, slot))
+        from(&self.by_age, self.last_probe)
+    }
+
+    /// The refused letters in the order in which they are tried again: oldest first, or in turns.
+    pub(in crate::engine) fn refused_order(
+        &self,
+        in_turns: bool,
+    ) -> impl Iterator<Item = (TaskId, Slot)> {
+        from(&self.refused, if in_turns { self.last_probe } else { TaskId(0) })
     }
 
     pub(in crate::engine) fn probed_up_to(&mut self, id: TaskId) {
         self.last_probe = id;
     }
+}
+
+/// All letters, from the one after `after`.
+fn from(letters: &BTreeMap<TaskId, Slot>, after: TaskId) -> impl Iterator<Item = (TaskId, Slot)> {
+    let later = letters.range((Excluded(after), Unbounded));
+    later.chain(letters.range(..=after)).map(|(&id, &slot)| (id, slot))
 }

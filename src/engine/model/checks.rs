@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::World;
-use crate::engine::TASK_OVERHEAD_BYTES;
 use crate::engine::claims::Pool;
 use crate::engine::model::{partition, site};
 use crate::engine::table::{Delivery, Stage, TaskEntry, TaskQueue};
-use crate::task::{Counters, TaskId};
+use crate::engine::{Moment, TASK_OVERHEAD_BYTES};
+use crate::task::{Cause, Counters, TaskId};
 
 impl World {
     pub(super) fn check(&self) {
@@ -34,6 +34,7 @@ impl World {
         self.check_chains();
         self.check_claims();
         self.check_retries();
+        self.check_refused();
         self.check_barriers();
         self.check_reached();
         let levels = self.engine.levels();
@@ -163,6 +164,33 @@ impl World {
                 "{} waits for a majority out of reach",
                 entry.id
             );
+        }
+    }
+
+    /// Refused letters never expire, and something tries them again.
+    fn check_refused(&self) {
+        let engine = &self.engine;
+        for lane in engine.lanes.iter() {
+            let number = engine.lanes.find(&lane.node).unwrap();
+            // The end of an outage starts a redrive.
+            let awaited = lane.refusals.due().is_some()
+                || lane.letters.is_redriving()
+                || lane.health.breaker().is_open();
+            let mut refused = 0;
+            for entry in engine.tasks.iter() {
+                let of_lane = entry.deliveries.iter().filter(|delivery| delivery.lane == number);
+                for delivery in of_lane {
+                    let Stage::Dead { cause: Cause::Refused, until } = delivery.stage else {
+                        continue;
+                    };
+                    refused += 1;
+                    assert_eq!(until, Moment(u64::MAX), "{} never expires", entry.id);
+                    // A pending newer write settles it.
+                    let is_behind = lane.chains.contains_key(&entry.key);
+                    assert!(awaited || is_behind, "nothing redrives {}", entry.id);
+                }
+            }
+            assert_eq!(lane.letters.refused(), refused, "{}", lane.node);
         }
     }
 

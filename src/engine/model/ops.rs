@@ -32,6 +32,8 @@ pub(in crate::engine) enum Op {
         node: usize,
         paused: bool,
     },
+    /// The credentials for replicas are reloaded.
+    Reload,
     /// An operator redrives the n-th dead letter.
     Redrive {
         nth: usize,
@@ -82,4 +84,6 @@ pub(in crate::engine) enum How {
     /// Not sent, because this process lacks a resource.
     NotSent,
     Rejected,
+    /// The replica accepts no write with the current credentials.
+    Refused,
 }

@@ -17,6 +17,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(How::NotSent),
         1 => Just(How::DeliveredByRepeat),
         1 => Just(How::Rejected),
+        2 => Just(How::Refused),
     ];
     prop_oneof![
         6 => (0..4u8, 1..8u8, prop::bool::weighted(0.2))
@@ -32,6 +33,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (any::<bool>(), 1..100u64)
             .prop_map(|(forward, seconds)| Op::SetClock { forward, seconds }),
         1 => (0..3usize, any::<bool>()).prop_map(|(node, paused)| Op::Pause { node, paused }),
+        1 => Just(Op::Reload),
         2 => (0..64usize).prop_map(|nth| Op::Redrive { nth }),
         1 => (0..64usize, any::<bool>()).prop_map(|(nth, letter)| Op::Discard { nth, letter }),
         1 => prop::sample::select(vec![0, 0, 1]).prop_map(|node| Op::Forget { node }),

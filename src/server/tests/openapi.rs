@@ -167,7 +167,10 @@ async fn the_described_enum_values_are_the_accepted_ones() {
     let parameters = description.pointer("/paths/~1v1~1dead-letters/get/parameters").unwrap();
     let cause = parameters.as_array().unwrap().iter().find(|given| given["name"] == "cause");
     assert!(cause.is_some());
-    assert_eq!(schemas["Cause"]["enum"], json!(["rejected", "gave_up", "retry_overflow"]));
+    assert_eq!(
+        schemas["Cause"]["enum"],
+        json!(["rejected", "refused", "gave_up", "retry_overflow"])
+    );
     assert_eq!(schemas["Rename"]["additionalProperties"], false);
 }
 

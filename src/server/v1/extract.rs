@@ -26,8 +26,9 @@ pub(super) const STATES: [(&str, DeliveryState); 5] = [
     ("dead", DeliveryState::Dead),
 ];
 
-pub(super) const CAUSES: [(&str, Cause); 3] = [
+pub(super) const CAUSES: [(&str, Cause); 4] = [
     ("rejected", Cause::Rejected),
+    ("refused", Cause::Refused),
     ("gave_up", Cause::GaveUp),
     ("retry_overflow", Cause::RetryOverflow),
 ];

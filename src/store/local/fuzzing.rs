@@ -188,9 +188,9 @@ pub(super) fn progress(input: &mut Input<'_>) -> Progress {
 }
 
 fn letter(input: &mut Input<'_>) -> DeadLetter {
-    let causes = [Cause::Rejected, Cause::GaveUp, Cause::RetryOverflow];
+    let causes = [Cause::Rejected, Cause::GaveUp, Cause::RetryOverflow, Cause::Refused];
     DeadLetter {
-        cause: causes[input.below(3)],
+        cause: causes[input.below(causes.len())],
         failures: u32::from(input.byte()),
         error: input.text().repeat(1 + input.below(8)).into(),
         since: Timestamp(input.size()),

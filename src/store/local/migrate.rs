@@ -12,6 +12,8 @@ mod v0002_ledger;
 mod v0003_operators;
 #[path = "../../../migrations/v0004_key_in_task.rs"]
 mod v0004_key_in_task;
+#[path = "../../../migrations/v0005_refused.rs"]
+mod v0005_refused;
 
 use super::error::Failure;
 use super::keys::{self, Tree};
@@ -21,8 +23,13 @@ use crate::faults;
 type MigrationStep = fn(&sled::Db) -> sled::Result<()>;
 
 /// The n-th step leads to version n; a new store has version 0.
-const STEPS: &[MigrationStep] =
-    &[v0001_initial::run, v0002_ledger::run, v0003_operators::run, v0004_key_in_task::run];
+const STEPS: &[MigrationStep] = &[
+    v0001_initial::run,
+    v0002_ledger::run,
+    v0003_operators::run,
+    v0004_key_in_task::run,
+    v0005_refused::run,
+];
 
 /// Runs the missing steps. Refuses a store in a newer format.
 pub(super) fn run(db: &sled::Db) -> Result<(), Failure> {
@@ -135,7 +142,7 @@ mod tests {
             assert_eq!(version(&meta).unwrap(), 1);
         }
         run(&db).unwrap();
-        assert_eq!(version(&meta).unwrap(), 4);
+        assert_eq!(version(&meta).unwrap(), 5);
         assert_eq!(Ledger::load(&meta).unwrap(), Some(ledger));
     }
 
@@ -143,7 +150,7 @@ mod tests {
     fn a_store_of_a_newer_release_is_not_changed() {
         let db = memory();
         set_version(&db.open_tree("meta").unwrap(), 7).unwrap();
-        assert_eq!(run(&db), Err(Failure::Newer { found: 7, known: 4 }));
+        assert_eq!(run(&db), Err(Failure::Newer { found: 7, known: 5 }));
         assert_eq!(db.tree_names().len(), 2);
     }
 }

@@ -457,6 +457,8 @@ struct DeadLetterRow<'a> {
 const REJECTED: u8 = 0;
 const GAVE_UP: u8 = 1;
 const RETRY_OVERFLOW: u8 = 2;
+/// From format 5.
+const REFUSED: u8 = 3;
 
 pub(super) fn dead_letter(letter: &DeadLetter) -> Result<Vec<u8>, Failure> {
     encode(DeadLetterRow {
@@ -464,6 +466,7 @@ pub(super) fn dead_letter(letter: &DeadLetter) -> Result<Vec<u8>, Failure> {
             Cause::Rejected => REJECTED,
             Cause::GaveUp => GAVE_UP,
             Cause::RetryOverflow => RETRY_OVERFLOW,
+            Cause::Refused => REFUSED,
         },
         failures: letter.failures,
         error: truncate(&letter.error, ERROR_BYTES / 3),
@@ -478,6 +481,7 @@ pub(super) fn read_dead_letter(payload: &[u8]) -> Option<DeadLetter> {
             REJECTED => Cause::Rejected,
             GAVE_UP => Cause::GaveUp,
             RETRY_OVERFLOW => Cause::RetryOverflow,
+            REFUSED => Cause::Refused,
             _ => return None,
         },
         failures: row.failures,

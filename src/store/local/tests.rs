@@ -366,14 +366,14 @@ fn a_store_that_is_open_is_not_opened_twice() {
 fn a_newer_format_is_refused_with_both_versions() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
-    let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &5u32.to_be_bytes());
+    let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &6u32.to_be_bytes());
     opened.reader.files.database().meta.insert(keys::FORMAT_VERSION, row).unwrap();
     close(opened);
     let path = dir.path().display();
     assert_eq!(
         refusal(dir.path()),
         format!(
-            "cannot open the store in {path}: its format is version 5, this binary knows up to 4"
+            "cannot open the store in {path}: its format is version 6, this binary knows up to 5"
         )
     );
 }

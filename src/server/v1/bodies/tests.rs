@@ -86,7 +86,7 @@ fn an_invalid_field_is_named() {
         ),
         (
             r#"{"cause":"bored"}"#,
-            r#"field "cause" must be rejected, gave_up or retry_overflow, got the string "bored""#,
+            r#"field "cause" must be rejected, refused, gave_up or retry_overflow, got the string "bored""#,
         ),
         (r#"{"all":"yes"}"#, r#"field "all" must be true or false, got the string "yes""#),
         (

@@ -194,9 +194,11 @@ fn the_bytes_of_a_dead_letter_are_these() {
     let payload = dead_letter(&letter()).unwrap();
     assert_eq!(payload, b"\x02\x02\x01e\x05");
     assert_eq!(read_dead_letter(&payload), Some(letter()));
-    for (cause, byte) in [(Cause::Rejected, 0), (Cause::GaveUp, 1)] {
-        let payload = dead_letter(&DeadLetter { cause, ..letter() }).unwrap();
+    for (cause, byte) in [(Cause::Rejected, 0), (Cause::GaveUp, 1), (Cause::Refused, 3)] {
+        let letter = DeadLetter { cause, ..letter() };
+        let payload = dead_letter(&letter).unwrap();
         assert_eq!(payload[0], byte);
+        assert_eq!(read_dead_letter(&payload), Some(letter));
     }
 }
 

@@ -128,7 +128,7 @@ enum ExportedProgress {
     Resend,
 }
 
-const CAUSES: [Cause; 3] = [Cause::Rejected, Cause::GaveUp, Cause::RetryOverflow];
+const CAUSES: [Cause; 4] = [Cause::Rejected, Cause::Refused, Cause::GaveUp, Cause::RetryOverflow];
 
 pub(super) fn line(task: &Task, progress: &[Progress]) -> TaskLine {
     let exported = |progress: &Progress| match progress {

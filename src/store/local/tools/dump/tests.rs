@@ -45,7 +45,7 @@ fn filled(dir: &Path) {
     opened.committer.set_idempotency("a \"key\"".into(), row(None));
     opened.committer.set_idempotency("z".into(), row(Some(answer)));
     opened.committer.save(TaskId(2), vec![failed(2), Progress::Delivered]);
-    opened.committer.save(TaskId(4), vec![Progress::Resend, dead(Cause::RetryOverflow)]);
+    opened.committer.save(TaskId(4), vec![Progress::Resend, dead(Cause::Refused)]);
     close(opened);
 }
 
@@ -195,7 +195,10 @@ fn a_truncated_or_invalid_file_is_refused_with_the_line_and_leaves_no_store() {
             "line 1: this binary does not know this export format",
         ),
         (text.replacen("http://node-0", "gopher://node-0", 1), "line 2: \"replicas\": "),
-        (text.replacen("retry_overflow", "boredom", 1), "line 4: \"cause\" \"boredom\" is not"),
+        (
+            text.replacen("\"cause\":\"refused\"", "\"cause\":\"boredom\"", 1),
+            "line 4: \"cause\" \"boredom\" is not",
+        ),
         (text.replacen("\"value\":\"", "\"value\":\"!", 1), "line 2: \"value\": "),
         (text.replacen("\"key-1\"", "\"..\"", 1), "line 2: \"key\" must not be \"..\""),
         (text.replacen("\"user_id\"", "\"user\"", 1), "line 2: unknown field `user`"),
