@@ -234,12 +234,14 @@ pub struct LaneView {
 
 impl LaneView {
     pub fn state(&self) -> ReplicaState {
-        ReplicaState::of(self.paused.is_some(), self.breaker)
+        ReplicaState::of(self.paused.is_some(), self.breaker, self.refused_letters)
     }
 
-    /// When the replica entered its state; `None` if it has not changed since the start.
+    /// When the replica entered its state; `None` if it has not changed since the start, or while
+    /// it refuses writes.
     pub fn state_since(&self) -> Option<Timestamp> {
-        self.paused.or(self.breaker_since)
+        let since = self.paused.or(self.breaker_since);
+        since.filter(|_| self.state() != ReplicaState::Refusing)
     }
 }
 

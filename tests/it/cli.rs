@@ -47,6 +47,21 @@ async fn reject(writes: usize) -> (Daemon, Replica) {
 }
 
 #[tokio::test]
+async fn a_replica_that_refuses_writes_is_not_shown_as_healthy() {
+    let replica = Replica::with(|_| Behaviour::Answer(403, "", "")).await;
+    let daemon = Daemon::start(&["--hinted-handoff", "off"]).await;
+    daemon.accept(&set("k", "v", &[&replica])).await;
+    daemon.until_metric("dead_letters", 1).await;
+    let expected = "refusing, 1 dead letter: 403 Forbidden: the replica refused the write";
+    let printed = run(&daemon, "status", 3).await;
+    assert!(printed.contains(&format!("! {}: {expected}", replica.url())), "{printed}");
+    let printed = run(&daemon, "replicas", 0).await;
+    assert!(printed.contains(&format!("{}  refusing", replica.url())), "{printed}");
+    let printed = run(&daemon, "dead-letters list --cause refused", 0).await;
+    assert!(printed.contains("  refused  "), "{printed}");
+}
+
+#[tokio::test]
 async fn the_exit_code_of_status_reports_the_state() {
     let (up, down) = (Replica::start().await, Replica::start().await);
     let mut daemon = Daemon::start(&["--retry-base", "1h", "--breaker-failures", "1"]).await;

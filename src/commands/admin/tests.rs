@@ -187,7 +187,7 @@ pub(super) fn replica(name: &str, changes: &Value) -> Value {
         "replica": name, "renamed_from": [], "state": "healthy",
         "state_since": null, "next_probe_at": null, "backlog_tasks": 0, "backlog_bytes": 0,
         "oldest_accepted_at": null, "lag_seconds": 0.0, "in_flight": 0, "retrying": 0, "parked": 0,
-        "dead_letters": 0, "dead_letter_bytes": 0, "workers": 5, "rate_in": 12.5, "rate_out": 12.5,
+        "dead_letters": 0, "refused_letters": 0, "dead_letter_bytes": 0, "workers": 5, "rate_in": 12.5, "rate_out": 12.5,
         "latency_p50_seconds": 0.002, "latency_p99_seconds": 0.0215, "last_error": null,
         "convergence": "drained", "drained_in_seconds": null,
         "books": {

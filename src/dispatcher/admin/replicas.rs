@@ -118,15 +118,20 @@ impl Core {
 
     fn probe(&mut self, now: Now, node: &Node) -> Option<api::Probed> {
         let node = self.resolve_for_admin(node);
-        let is_paused = self.engine.lanes().any(|lane| lane.node == node && lane.paused.is_some());
+        let lane = self.engine.lanes().find(|lane| lane.node == node);
+        let (is_paused, refused) =
+            lane.map_or((false, 0), |lane| (lane.paused.is_some(), lane.refused_letters));
         let ProbeState { probing, breaker } = self.engine.probe(now, &node)?;
-        let state = ReplicaState::of(is_paused, breaker);
+        let state = ReplicaState::of(is_paused, breaker, refused);
         let reason = match state {
             _ if probing => None,
             ReplicaState::Paused => Some("it is paused"),
             _ if self.engine.is_forgetting(&node) => Some("it is being forgotten"),
             ReplicaState::Failing => {
                 Some("it has no delivery that can be sent now; its next write is the probe")
+            }
+            ReplicaState::Refusing => {
+                Some("it answers, and refuses writes; one is tried again every minute by itself")
             }
             ReplicaState::Recovering | ReplicaState::Healthy => Some("it is not failing"),
         };
