@@ -37,7 +37,7 @@ pub struct Replica {
     pub renamed_from: Vec<String>,
     pub state: ReplicaState,
     /// When it entered this state; `null` if the state has not changed since the start,
-    /// or while it is refusing.
+    /// or while it refuses writes.
     pub state_since: Option<String>,
     /// Earliest time of the next probe, while it is failing.
     pub next_probe_at: Option<String>,

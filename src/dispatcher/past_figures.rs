@@ -193,6 +193,7 @@ mod tests {
             breaker_since: None,
             next_probe: None,
             dead_letter_bytes: 0,
+            refused_letters: 0,
             breaker: BreakerState::Closed,
             workers: 5,
         }

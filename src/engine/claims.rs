@@ -152,12 +152,12 @@ fn add(amounts: &mut Amounts, pool: Pool, change: i64) {
 
 #[derive(Debug)]
 struct Claimants<T> {
-    entries: Slab<Claimant<T>>,
+    entries: Slab<ClaimEntry<T>>,
     by_name: HashMap<T, u32>,
 }
 
 #[derive(Debug)]
-struct Claimant<T> {
+struct ClaimEntry<T> {
     name: T,
     /// Tasks, reservations or lanes that know its number.
     users: usize,
@@ -173,7 +173,7 @@ impl<T> Default for Claimants<T> {
 impl<T: Clone + Eq + Hash> Claimants<T> {
     fn join(&mut self, name: T) -> u32 {
         let number = *self.by_name.entry(name).or_insert_with_key(|name| {
-            let claimant = Claimant { name: name.clone(), users: 0, amounts: Amounts::default() };
+            let claimant = ClaimEntry { name: name.clone(), users: 0, amounts: Amounts::default() };
             u32::try_from(self.entries.insert(claimant)).unwrap_or(u32::MAX)
         });
         self.entries[number as usize].users += 1;

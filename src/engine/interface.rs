@@ -241,7 +241,7 @@ impl LaneView {
     /// it refuses writes.
     pub fn state_since(&self) -> Option<Timestamp> {
         let since = self.paused.or(self.breaker_since);
-        since.filter(|_| self.state() != ReplicaState::Refusing)
+        since.filter(|_| self.refused_letters == 0 || self.breaker != BreakerState::Closed)
     }
 }
 

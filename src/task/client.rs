@@ -1,7 +1,7 @@
 //! The client of a write, as a claimant of shared limits.
 
+use core::net::{IpAddr, Ipv6Addr};
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 /// The holder of a token, or the address of the client where there are no tokens.

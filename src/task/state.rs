@@ -38,10 +38,9 @@ pub enum BreakerState {
 )]
 #[serde(rename_all = "snake_case")]
 pub enum ReplicaState {
-    /// Its breaker is open: only probes are sent.
+    /// Its breaker is open: only probes are sent. Or it refused writes that it still lacks, because
+    /// of its credentials: then new writes are sent.
     Failing,
-    /// It refused writes that it still lacks: its credentials. New writes are sent.
-    Refusing,
     /// A probe succeeded; its load grows step by step.
     Recovering,
     /// An operator paused it: nothing is sent.
@@ -51,14 +50,13 @@ pub enum ReplicaState {
 }
 
 impl ReplicaState {
-    pub const ALL: [Self; 5] =
-        [Self::Failing, Self::Refusing, Self::Recovering, Self::Paused, Self::Healthy];
+    pub const ALL: [Self; 4] = [Self::Failing, Self::Recovering, Self::Paused, Self::Healthy];
 
     #[must_use]
     pub fn of(paused: bool, breaker: BreakerState, refused_letters: u64) -> Self {
         match breaker {
             _ if paused => Self::Paused,
-            BreakerState::Closed if refused_letters > 0 => Self::Refusing,
+            BreakerState::Closed if refused_letters > 0 => Self::Failing,
             BreakerState::Closed => Self::Healthy,
             BreakerState::HalfOpen => Self::Recovering,
             BreakerState::Open => Self::Failing,
@@ -69,7 +67,6 @@ impl ReplicaState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Failing => "failing",
-            Self::Refusing => "refusing",
             Self::Recovering => "recovering",
             Self::Paused => "paused",
             Self::Healthy => "healthy",

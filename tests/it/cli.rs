@@ -52,11 +52,11 @@ async fn a_replica_that_refuses_writes_is_not_shown_as_healthy() {
     let daemon = Daemon::start(&["--hinted-handoff", "off"]).await;
     daemon.accept(&set("k", "v", &[&replica])).await;
     daemon.until_metric("dead_letters", 1).await;
-    let expected = "refusing, 1 dead letter: 403 Forbidden: the replica refused the write";
+    let expected = "failing, 1 dead letter: 403 Forbidden: the replica refused the write";
     let printed = run(&daemon, "status", 3).await;
     assert!(printed.contains(&format!("! {}: {expected}", replica.url())), "{printed}");
     let printed = run(&daemon, "replicas", 0).await;
-    assert!(printed.contains(&format!("{}  refusing", replica.url())), "{printed}");
+    assert!(printed.contains(&format!("{}  failing", replica.url())), "{printed}");
     let printed = run(&daemon, "dead-letters list --cause refused", 0).await;
     assert!(printed.contains("  refused  "), "{printed}");
 }

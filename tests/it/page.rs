@@ -53,7 +53,7 @@ async fn a_failing_replica_and_its_recovery_are_shown() {
 
 #[tokio::test]
 async fn a_page_that_is_opened_after_an_outage_shows_it_and_names_the_instance() {
-    let daemon = Daemon::start(&[&QUICK[..], &["--node-id", "east <1>"]].concat()).await;
+    let daemon = Daemon::start(&[&QUICK[..], &["--node-id", "east-1"]].concat()).await;
     let (well, strict) = (Replica::start().await, Replica::start().await);
     let (paused, dead) = (Replica::start().await, Replica::start().await);
     daemon.accept(&set("k", "v", &[&well, &strict, &paused, &dead])).await;
@@ -75,7 +75,7 @@ async fn a_page_that_is_opened_after_an_outage_shows_it_and_names_the_instance()
     .await;
 
     let browser = Browser::open(&daemon.url("/")).await;
-    browser.until_says("#instance-name", "east <1>").await;
+    browser.until_says("#instance-name", "east-1").await;
     browser.until_says("#instance", env!("CARGO_PKG_VERSION")).await;
     browser.until_says("#instance", "0 / 1,000").await;
     let order = [&dead, &paused, &strict, &well].map(|replica| replica.url());

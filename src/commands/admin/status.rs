@@ -176,7 +176,7 @@ fn problem(replica: &Replica, max_lag: Duration, now: Timestamp) -> Option<Strin
         return None;
     }
     let mut text = format!("{}: {}", replica.replica, parts.join(", "));
-    if !matches!(replica.state, ReplicaState::Healthy | ReplicaState::Paused)
+    if matches!(replica.state, ReplicaState::Failing | ReplicaState::Recovering)
         && let Some(last) = &replica.last_error
     {
         text = format!("{text}: {}", last.error);

@@ -6,7 +6,7 @@ use crate::api;
 use crate::dispatcher::messages::{AdminError, AdminReply, ReplicaRequest, Request};
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{ForgetCounts, Now, ProbeState, RenameError};
-use crate::task::{Node, ReplicaState};
+use crate::task::{BreakerState, Node, ReplicaState};
 
 /// A replica that is being forgotten, and the operator that waits for it.
 #[derive(Debug)]
@@ -127,11 +127,11 @@ impl Core {
             _ if probing => None,
             ReplicaState::Paused => Some("it is paused"),
             _ if self.engine.is_forgetting(&node) => Some("it is being forgotten"),
+            ReplicaState::Failing if breaker == BreakerState::Closed => {
+                Some("it answers, and refuses writes; one is tried again every minute by itself")
+            }
             ReplicaState::Failing => {
                 Some("it has no delivery that can be sent now; its next write is the probe")
-            }
-            ReplicaState::Refusing => {
-                Some("it answers, and refuses writes; one is tried again every minute by itself")
             }
             ReplicaState::Recovering | ReplicaState::Healthy => Some("it is not failing"),
         };

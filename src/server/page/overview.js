@@ -14,13 +14,12 @@ export function judged(figures) {
   const { replicas, backlog_tasks: backlog, dead_letters: dead, lag_seconds: lag } = figures;
   if (replicas.length === 0) return ['idle', 'Nothing to do yet', 'No write was accepted since the start, and none was recovered from disk.'];
   const named = (state) => replicas.filter((replica) => replica.state === state).map((replica) => format.node(replica.replica));
-  const [failing, refusing, recovering, paused] = ['failing', 'refusing', 'recovering', 'paused'].map(named);
+  const [failing, recovering, paused] = ['failing', 'recovering', 'paused'].map(named);
   const all = format.plural(replicas.length, 'replica');
   const names = (list) => (list.length > 3 ? `${list.slice(0, 3).join(', ')} and ${list.length - 3} more` : list.join(', '));
   const are = (list) => (list.length === 1 ? 'is' : 'are');
   const states = [];
   if (failing.length > 0) states.push(`${failing.length} of ${all} ${are(failing)} failing: ${names(failing)}`);
-  if (refusing.length > 0) states.push(`${names(refusing)} ${refusing.length === 1 ? 'refuses' : 'refuse'} writes: check the credentials`);
   if (recovering.length > 0) states.push(`${names(recovering)} ${are(recovering)} recovering`);
   if (paused.length > 0) states.push(`${names(paused)} ${are(paused)} paused`);
   const lacking = replicas.filter((replica) => replica.dead_letters > 0).length;
@@ -30,7 +29,7 @@ export function judged(figures) {
   if (backlog > 0) rest.push(`Backlog of ${format.plural(backlog, 'delivery', 'deliveries')}, the oldest ${format.duration(lag)} old`);
   else rest.push('No backlog');
   if (dead > 0) rest.push(format.plural(dead, 'dead letter'));
-  const level = failing.length + refusing.length > 0 ? 'bad' : dead + recovering.length + paused.length > 0 ? 'warn' : 'good';
+  const level = failing.length > 0 ? 'bad' : dead + recovering.length + paused.length > 0 ? 'warn' : 'good';
   return [level, title, `${rest.join('. ')}.`];
 }
 

@@ -5,10 +5,10 @@ import { act, confirm } from './dialogs.js';
 import { byId, cell, el, keyed, setAttribute, setText, twoLines } from './dom.js';
 import * as format from './format.js';
 
-const ICONS = { healthy: '●', paused: '❚❚', failing: '▲', recovering: '◐', refusing: '▲' };
+const ICONS = { healthy: '●', paused: '❚❚', failing: '▲', recovering: '◐' };
 export const iconOf = (state) => ICONS[state];
 
-const WORST_FIRST = ['failing', 'refusing', 'recovering', 'paused'];
+const WORST_FIRST = ['failing', 'recovering', 'paused'];
 const TROUBLES = WORST_FIRST.length;
 
 /** Sorts by state, the worst first, then those with dead letters, then by the size of the backlog. */

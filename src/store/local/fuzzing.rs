@@ -7,6 +7,8 @@
     reason = "a target reports a violation by a panic"
 )]
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 
 use super::database::TREES;
@@ -16,8 +18,8 @@ use super::rows::{self, Nodes, TaskHead, TaskStream};
 use crate::fuzzing::input::Input;
 use crate::store::records::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::task::{
-    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, ReplicaIndex, Task,
-    TaskId, Timestamp, Trace,
+    Cause, Client, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, ReplicaIndex,
+    Task, TaskId, Timestamp, Trace,
 };
 
 pub(crate) use super::tools::dump::fuzzing::import;
@@ -98,7 +100,12 @@ fn a_task(input: &mut Input<'_>) {
         expires_at: input.flag().then(|| Timestamp(input.size())),
         replicas: (0..input.below(80)).map(|_| Node::from_normal(&input.text())).collect(),
         user_id: input.flag().then(|| input.text()),
-        client: None,
+        client: match input.below(4) {
+            0 => None,
+            1 => Some(Client::Token(input.text().into())),
+            2 => Some(Client::Address(IpAddr::from([input.byte(); 4]))),
+            _ => Some(Client::Address(IpAddr::from([input.byte(); 16]))),
+        },
         consistency: if input.flag() { Consistency::Strong } else { Consistency::Eventual },
         trace: input.flag().then(|| Trace {
             parent: input.text().into(),

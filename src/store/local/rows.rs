@@ -14,10 +14,11 @@
 //! 4 KiB: sled keeps about 16 rows in a leaf, and never syncs a leaf over 128 KiB. Error texts are
 //! truncated for the same reason.
 //!
-//! The envelope is [`EnvelopeRow`], then optionally [`EnvelopeMore`] (from format 3), then optionally
-//! [`KeyRow`] (from format 4). Older formats take trailing bytes for damage and cannot misread them.
+//! The envelope is [`EnvelopeRow`], then optionally [`EnvelopeMore`] (from format 3), then [`ClientRow`]
+//! if that says so (from format 5), then optionally [`KeyRow`] (from format 4). Older formats take trailing bytes for damage and cannot misread them.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
@@ -28,7 +29,7 @@ use super::error::{Damage, Failure};
 use super::keys::Tree;
 use crate::store::records::Header;
 use crate::task::{
-    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
+    Cause, Client, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
     Timestamp, Trace,
 };
 
@@ -147,6 +148,13 @@ fn decode_first<'a, T: BorrowDecode<'a, ()>>(payload: &'a [u8]) -> Result<(T, us
     }
 }
 
+/// Decodes a row and moves `rest` behind it.
+fn decode_next<'a, T: BorrowDecode<'a, ()>>(rest: &mut &'a [u8]) -> Option<T> {
+    let (row, read) = decode_first(rest).ok()?;
+    *rest = rest.get(read..)?;
+    Some(row)
+}
+
 /// The beginning of a row of `tasks`, before the stream.
 #[derive(Encode, BorrowDecode)]
 struct Lengths {
@@ -164,9 +172,10 @@ struct EnvelopeRow<'a> {
     user_id: Option<&'a str>,
 }
 
-/// From format 3. Absent for an eventual write without a trace, unless a [`KeyRow`] follows.
+/// From format 3. Absent for an eventual write without a trace, unless another row follows.
 #[derive(Encode, BorrowDecode)]
 struct EnvelopeMore<'a> {
+    /// [`EVENTUAL`] or [`STRONG`], and [`CLIENT_FOLLOWS`].
     consistency: u8,
     trace: Option<TraceRow<'a>>,
 }
@@ -175,6 +184,32 @@ struct EnvelopeMore<'a> {
 struct TraceRow<'a> {
     parent: &'a str,
     state: Option<&'a str>,
+}
+
+/// From format 5. Absent for a write whose client is not known.
+#[derive(Encode, BorrowDecode)]
+enum ClientRow<'a> {
+    Token(&'a str),
+    V4([u8; 4]),
+    V6([u8; 16]),
+}
+
+impl<'a> ClientRow<'a> {
+    fn of(client: &'a Client) -> Self {
+        match client {
+            Client::Token(name) => Self::Token(name),
+            Client::Address(IpAddr::V4(address)) => Self::V4(address.octets()),
+            Client::Address(IpAddr::V6(address)) => Self::V6(address.octets()),
+        }
+    }
+
+    fn client(self) -> Client {
+        match self {
+            Self::Token(name) => Client::Token(name.into()),
+            Self::V4(octets) => Client::Address(octets.into()),
+            Self::V6(octets) => Client::Address(octets.into()),
+        }
+    }
 }
 
 /// From format 4. Absent for a write without an idempotency key.
@@ -186,6 +221,7 @@ struct KeyRow<'a> {
 
 const EVENTUAL: u8 = 0;
 const STRONG: u8 = 1;
+const CLIENT_FOLLOWS: u8 = 2;
 
 const SET: u8 = 0;
 const DELETE: u8 = 1;
@@ -210,17 +246,22 @@ impl<'a> TaskStream<'a> {
         };
         let mut envelope = encode(envelope)?;
         let more = task.consistency != Consistency::Eventual || task.trace.is_some();
-        if more || idempotency.is_some() {
+        if more || task.client.is_some() || idempotency.is_some() {
+            let consistency = match task.consistency {
+                Consistency::Eventual => EVENTUAL,
+                Consistency::Strong => STRONG,
+            };
+            let client = if task.client.is_some() { CLIENT_FOLLOWS } else { 0 };
             envelope.extend(encode(EnvelopeMore {
-                consistency: match task.consistency {
-                    Consistency::Eventual => EVENTUAL,
-                    Consistency::Strong => STRONG,
-                },
+                consistency: consistency | client,
                 trace: task
                     .trace
                     .as_ref()
                     .map(|trace| TraceRow { parent: &trace.parent, state: trace.state.as_deref() }),
             })?);
+        }
+        if let Some(client) = &task.client {
+            envelope.extend(encode(ClientRow::of(client))?);
         }
         if let Some(Idempotency { key, fingerprint }) = idempotency {
             envelope.extend(encode(KeyRow { key, fingerprint: *fingerprint })?);
@@ -332,15 +373,18 @@ pub(super) fn header_and_key(
     nodes: &mut Nodes,
 ) -> Option<(Header, Option<Idempotency>)> {
     let (row, read) = decode_first::<EnvelopeRow<'_>>(envelope).ok()?;
-    let (more, key) = match envelope.get(read..)? {
-        [] => (EnvelopeMore { consistency: EVENTUAL, trace: None }, None),
-        more => {
-            let (row, read) = decode_first::<EnvelopeMore<'_>>(more).ok()?;
-            match more.get(read..)? {
-                [] => (row, None),
-                key => (row, Some(decode::<KeyRow<'_>>(key)?)),
-            }
-        }
+    let mut rest = envelope.get(read..)?;
+    let mut more = EnvelopeMore { consistency: EVENTUAL, trace: None };
+    if !rest.is_empty() {
+        more = decode_next(&mut rest)?;
+    }
+    let client = match more.consistency & CLIENT_FOLLOWS {
+        0 => None,
+        _ => Some(decode_next::<ClientRow<'_>>(&mut rest)?.client()),
+    };
+    let key = match rest {
+        [] => None,
+        key => Some(decode::<KeyRow<'_>>(key)?),
     };
     let key = key.map(|row| Idempotency { key: row.key.into(), fingerprint: row.fingerprint });
     let header = Header {
@@ -355,8 +399,8 @@ pub(super) fn header_and_key(
         expires_at: row.expires_at.map(Timestamp),
         replicas: row.replicas.iter().map(|text| nodes.get(text)).collect(),
         user_id: row.user_id.map(str::to_owned),
-        client: None,
-        consistency: match more.consistency {
+        client,
+        consistency: match more.consistency & !CLIENT_FOLLOWS {
             EVENTUAL => Consistency::Eventual,
             STRONG => Consistency::Strong,
             _ => return None,

@@ -155,7 +155,7 @@ fn figures_that_fit(headings: &[(&str, u16, usize)], width: u16, model: &Model) 
 
 fn style(line: &ReplicaFigures) -> Style {
     match line.state {
-        ReplicaState::Failing | ReplicaState::Refusing => Style::new().fg(Color::Red),
+        ReplicaState::Failing => Style::new().fg(Color::Red),
         ReplicaState::Healthy => Style::new(),
         ReplicaState::Paused | ReplicaState::Recovering => Style::new().fg(Color::Yellow),
     }

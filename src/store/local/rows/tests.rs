@@ -89,6 +89,33 @@ fn format_3_appends_to_the_envelope_of_format_2() {
 }
 
 #[test]
+fn format_5_has_the_client_before_the_key() {
+    let idempotency = Idempotency { key: "k1".into(), fingerprint: *b"0123456789abcdef" };
+    let before = TaskStream::of(&task(), None).unwrap().envelope().len();
+    let clients: [(Client, &[u8]); 3] = [
+        (Client::Token("ann".into()), b"\x00\x03ann"),
+        (Client::at([10, 0, 0, 7].into()), b"\x01\x0a\x00\x00\x07"),
+        (Client::at([0x20; 16].into()), b"\x02        \x00\x00\x00\x00\x00\x00\x00\x00"),
+    ];
+    for (client, bytes) in clients {
+        for (consistency, byte) in [(Consistency::Eventual, 2), (Consistency::Strong, 3)] {
+            let task = Task { client: Some(client.clone()), consistency, ..task() };
+            for key in [None, Some(&idempotency)] {
+                let stream = TaskStream::of(&task, key).unwrap();
+                let envelope = stream.envelope();
+                assert_eq!(envelope[before..before + 2], [byte, 0]);
+                assert!(envelope[before + 2..].starts_with(bytes), "{envelope:?}");
+                let read =
+                    |envelope: &[u8]| header_and_key(task.id, envelope, 2, &mut Nodes::default());
+                assert_eq!(read(envelope), Some((Header::of(&task), key.cloned())));
+                let cuts = before + 1..before + 2 + bytes.len();
+                assert!(cuts.into_iter().all(|cut| read(&envelope[..cut]).is_none()));
+            }
+        }
+    }
+}
+
+#[test]
 fn format_4_appends_the_key_to_the_envelope_of_format_3() {
     let value_at = |head: &[u8]| 2 + usize::from(head[0]);
     let end = value_at(&TaskStream::of(&task(), None).unwrap().head().unwrap());
