@@ -28,8 +28,8 @@ impl Engine {
         let number = reservation.as_ref().map_or(u64::MAX, |reservation| reservation.number);
         let (lanes, queue, since, quorum) = match reservation {
             Some(reservation) => {
-                self.release_places(&reservation);
-                let Reservation { queue, lanes, made, .. } = reservation;
+                let Reservation { queue, made, .. } = reservation;
+                let lanes = self.release_places(reservation);
                 let quorum = (queue == TaskQueue::Strong).then(|| {
                     let replicas = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
                     let deadline = made.after(self.settings.strong_timeout);

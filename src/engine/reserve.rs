@@ -1,6 +1,8 @@
 //! Reserves room for writes: a write takes its places before it goes to the journal, and uses them
 //! when it arrives.
 
+use smallvec::SmallVec;
+
 use crate::engine::claims::{OTHERS_IDLE, Pool};
 use crate::engine::lane::Lane;
 use crate::engine::table::{Reservation, TaskQueue};
@@ -54,22 +56,24 @@ impl Engine {
 
     pub fn cancel(&mut self, now: Now, reservation: Reservation) {
         self.now = now;
-        self.release_places(&reservation);
+        self.release_places(reservation);
         self.finish();
     }
 
-    pub(super) fn release_places(&mut self, reservation: &Reservation) {
-        let &Reservation { queue, bytes, client, ref lanes, .. } = reservation;
+    /// Returns the lanes.
+    pub(super) fn release_places(&mut self, reservation: Reservation) -> SmallVec<[u32; 2]> {
+        let Reservation { queue, bytes, client, lanes, .. } = reservation;
         self.levels.bytes -= bytes;
         self.claims.by_client(Pool::Bytes, client, -signed(bytes));
         self.count_queued(queue, client, -1);
-        for &number in lanes {
+        for &number in &lanes {
             let lane = &mut self.lanes[number];
             lane.places.move_task(queue, TaskQueue::Outside);
             self.claims.at_host(Pool::Bytes, client, lane.host, -signed(bytes));
             self.claims.at_host(queue.pool(), client, lane.host, -1);
         }
         self.leave_client(client);
+        lanes
     }
 
     pub(super) fn leave_client(&mut self, client: u32) {
@@ -85,11 +89,10 @@ impl Engine {
             TaskQueue::Strong => &mut self.levels.strong,
             TaskQueue::Outside => return,
         };
-        if change > 0 {
-            *level += 1
-        } else {
-            *level -= 1
-        }
+        *level = match change {
+            1.. => *level + 1,
+            _ => *level - 1,
+        };
         self.claims.by_client(queue.pool(), client, change);
     }
 

@@ -41,10 +41,21 @@ pub(super) fn name(name: &str) -> bool {
 }
 
 pub(super) fn kind(address: IpAddr) -> Option<&'static str> {
-    with_embedded(address).find_map(|address| match address {
+    let kind = with_embedded(address).find_map(|address| match address {
         IpAddr::V4(ip) => kind_v4(ip),
         IpAddr::V6(ip) => kind_v6(ip),
-    })
+    });
+    kind.or_else(|| leads_to_cloud(address).then_some(METADATA))
+}
+
+/// Whether a NAT64 gateway may translate it to a metadata service. The prefix of a gateway can be
+/// any. Only whole addresses are looked for, which are there by chance once in a billion addresses.
+fn leads_to_cloud(address: IpAddr) -> bool {
+    let is_cloud = |v4: &Ipv4Addr| CLOUDS_V4.contains(v4) || LINK_LOCAL_CLOUDS.contains(v4);
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(ip) => nat64(ip).iter().any(is_cloud),
+    }
 }
 
 /// The address, and the IPv4 addresses that a gateway or the system may translate it to.
@@ -77,7 +88,6 @@ fn kind_v4(ip: Ipv4Addr) -> Option<&'static str> {
 
 fn kind_v6(ip: Ipv6Addr) -> Option<&'static str> {
     let [first, second, ..] = ip.segments();
-    let is_cloud = |v4: &Ipv4Addr| CLOUDS_V4.contains(v4) || LINK_LOCAL_CLOUDS.contains(v4);
     if ip.is_unicast_link_local() {
         Some(LINK_LOCAL)
     } else if (first, second) == (0xfd00, 0xec2) || CLOUDS_V6.contains(&ip) {
@@ -86,19 +96,15 @@ fn kind_v6(ip: Ipv6Addr) -> Option<&'static str> {
         Some(MULTICAST)
     } else if ip.is_unspecified() {
         Some(UNSPECIFIED)
-    } else if nat64(ip).iter().any(is_cloud) {
-        // The prefix of a NAT64 gateway can be any. Only whole addresses of metadata services are
-        // looked for in all prefixes: they are there by chance once in a billion addresses.
-        Some(METADATA)
     } else {
         None
     }
 }
 
 /// The IPv4 addresses embedded in an IPv6 address: in the last 32 bits if it is mapped
-/// (`::ffff:0:0/96`), translated (`::ffff:0:0:0/96`), compatible (`::/96`), NAT64 (`64:ff9b::/96`)
-/// or ISATAP (any prefix); at each place that is possible in the local NAT64 prefix
-/// (`64:ff9b:1::/48`, RFC 8215); after the prefix in 6to4 (`2002::/16`); inverted in Teredo
+/// (`::ffff:0:0/96`), translated (`::ffff:0:0:0/96`), compatible (`::/96`), NAT64 (`64:ff9b::/96`,
+/// `64:ff9b:1::/48`) or ISATAP (any prefix); at the other places that are possible in the local NAT64
+/// prefix (`64:ff9b:1::/48`, RFC 8215); after the prefix in 6to4 (`2002::/16`); inverted in Teredo
 /// (`2001::/32`). An ISATAP address can be one of the others too.
 fn embedded(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 6] {
     let of = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
@@ -108,6 +114,7 @@ fn embedded(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 6] {
         [0, 0, 0, 0, 0 | 0xffff, 0, high, low]
         | [0, 0, 0, 0, 0, 0xffff, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x64, 0xff9b, 1, _, _, _, high, low]
         | [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => of(high, low),
         _ => None,
     };
@@ -119,12 +126,12 @@ fn embedded(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 6] {
         [0x2001, 0, _, _, _, _, high, low] => of(!high, !low),
         _ => None,
     };
-    let [_, _, in_48, in_56, in_64, in_96] = nat64(ip).map(|v4| {
+    let [_, _, in_48, in_56, in_64, _] = nat64(ip).map(|v4| {
         // At the places that are not used there are zeros. A gateway does not translate to multicast.
         let is_local = segments.starts_with(&[0x64, 0xff9b, 1]);
         Some(v4).filter(|v4| is_local && (1..224).contains(&v4.octets()[0]))
     });
-    [last.or(in_96), six_to_four, teredo, in_48, in_56, in_64]
+    [last, six_to_four, teredo, in_48, in_56, in_64]
 }
 
 /// The places of an IPv4 address behind a NAT64 prefix of 32, 40, 48, 56, 64 or 96 bits (RFC 6052).

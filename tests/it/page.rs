@@ -78,7 +78,7 @@ async fn a_page_that_is_opened_after_an_outage_shows_it_and_names_the_instance()
     browser.until_says("#instance-name", "east-1").await;
     browser.until_says("#instance", env!("CARGO_PKG_VERSION")).await;
     browser.until_says("#instance", "0 / 1,000").await;
-    let order = [&dead, &paused, &strict, &well].map(|replica| replica.url());
+    let order = [&dead, &paused, &strict, &well].map(Replica::url);
     browser
         .until(&format!(
             "JSON.stringify([...document.querySelectorAll('#replicas tbody tr')].map((row) => row.dataset.key)) === {}",

@@ -99,9 +99,8 @@ impl World {
             }
             for delivery in &entry.deliveries {
                 let (host, stage) = (Some(engine.lanes[delivery.lane].host), delivery.stage);
-                match entry.queue.pool().filter(|_| stage.holds_queue()) {
-                    Some(queue) => add(queue, client, host, 1),
-                    None => {}
+                if let Some(queue) = entry.queue.pool().filter(|_| stage.holds_queue()) {
+                    add(queue, client, host, 1);
                 }
                 if stage.holds_retry_place() {
                     add(Pool::Retries, client, None, 1);
