@@ -88,7 +88,7 @@ async fn a_page_that_is_opened_after_an_outage_shows_it_and_names_the_instance()
     browser.until_says(&format!("{}[data-letters]", row(&strict)), "lacks writes").await;
     // The plot of the backlog has the dead letters from before the page.
     browser
-        .until("(document.querySelectorAll('.plot')[1].querySelector('path.three').getAttribute('d').match(/L/g) ?? []).length >= 2")
+        .until("(document.querySelectorAll('.plot')[1]?.querySelector('path.three')?.getAttribute('d')?.match(/L/g) ?? []).length >= 2")
         .await;
 
     browser.goto(&daemon.url("/#/dead-letters")).await;
