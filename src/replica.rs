@@ -21,6 +21,7 @@ pub(crate) mod fuzzing;
 mod names;
 mod patience;
 mod pools;
+mod quote;
 mod request;
 mod resolver;
 mod upload;

@@ -34,6 +34,16 @@ pub fn is_odd(c: char) -> bool {
     }
 }
 
+/// `text` with an ellipsis in place of the user name and password of each URL in it.
+pub fn without_passwords(text: &str) -> Cow<'_, str> {
+    let Some((before, rest)) = text.split_once("://") else { return text.into() };
+    let end = rest.find(|c: char| c.is_whitespace() || "\"'<>()".contains(c));
+    let (url, after) = rest.split_at(end.unwrap_or(rest.len()));
+    // The last one: a password that is not encoded may contain any character.
+    let shown = url.rsplit_once('@').map_or(Cow::from(url), |(_, host)| format!("…@{host}").into());
+    format!("{before}://{shown}{}", without_passwords(after)).into()
+}
+
 /// `text` as one line, with every odd character escaped.
 pub fn plain(text: &str) -> Cow<'_, str> {
     line(text, false)
@@ -122,6 +132,23 @@ pub fn unmarked(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn user_names_and_passwords_of_urls_are_hidden() {
+        for (text, shown) in [
+            ("collector", "collector"),
+            ("http://c:4318/v1", "http://c:4318/v1"),
+            ("http://me:secret@c:4318/v1", "http://…@c:4318/v1"),
+            ("http://secret@c", "http://…@c"),
+            ("http://me:se/cr@et@c", "http://…@c"),
+            (
+                "for url (https://a:secret@c/x), then \"http://b:secret@d\" at e@f",
+                "for url (https://…@c/x), then \"http://…@d\" at e@f",
+            ),
+        ] {
+            assert_eq!(without_passwords(text), shown);
+        }
+    }
 
     #[test]
     fn invisible_and_control_characters_are_escaped() {

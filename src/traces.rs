@@ -9,12 +9,15 @@
 //! A separate thread sends the spans in batches. A slow or missing collector loses spans and delays
 //! nothing else. This is the only module that names opentelemetry.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, TraceState,
@@ -27,10 +30,13 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider,
 };
+use percent_encoding::percent_decode_str;
 use thiserror::Error;
 use tokio::runtime::Handle;
+use url::Url;
 
 use crate::task::{Node, Task, TaskId, Trace, Verdict};
+use crate::text::without_passwords;
 
 mod context;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -47,6 +53,7 @@ const LOG_EVERY: u64 = 1000;
 
 #[derive(Clone, Debug)]
 pub struct TraceSettings {
+    /// May contain a password.
     pub endpoint: String,
     /// Share of the writes without a context that is traced, from 0 to 1. The context of a request
     /// decides for itself.
@@ -82,16 +89,19 @@ impl Tracer {
         runtime: Handle,
     ) -> Result<Self, TraceSetupError> {
         let client = OnRuntime { http: Arc::new(http), runtime, failures: 0.into() };
+        let (endpoint, headers) = without_credentials(&settings.endpoint);
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_endpoint(&settings.endpoint)
+            .with_endpoint(endpoint)
+            .with_headers(headers)
             .with_protocol(Protocol::HttpBinary)
             .with_timeout(SEND_TIMEOUT)
             .with_http_client(client)
             .build()
             .map_err(|error| {
-                let endpoint = settings.endpoint.clone();
-                TraceSetupError { endpoint, why: error.to_string() }
+                let endpoint = without_passwords(&settings.endpoint).into_owned();
+                let why = without_passwords(&error.to_string()).into_owned();
+                TraceSetupError { endpoint, why }
             })?;
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(MAX_QUEUED_SPANS)
@@ -197,6 +207,25 @@ impl Span {
     }
 }
 
+/// Moves the user name and the password of an endpoint into a header. Libraries log the address that
+/// they send to.
+fn without_credentials(endpoint: &str) -> (String, HashMap<String, String>) {
+    let mut headers = HashMap::new();
+    let Ok(mut url) = Url::parse(endpoint) else { return (endpoint.to_owned(), headers) };
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let (user, password) = (decoded(url.username()), decoded(url.password().unwrap_or_default()));
+    // Both fail only for a URL without a host.
+    if (!user.is_empty() || !password.is_empty())
+        && url.set_username("").is_ok()
+        && url.set_password(None).is_ok()
+    {
+        let credentials = STANDARD.encode(format!("{user}:{password}"));
+        headers.insert("Authorization".to_owned(), format!("Basic {credentials}"));
+        return (url.into(), headers);
+    }
+    (endpoint.to_owned(), headers)
+}
+
 fn remote(trace: &Trace) -> Option<SpanContext> {
     let mut fields = trace.parent.split('-').skip(1);
     let id = TraceId::from_hex(fields.next()?).ok()?;
@@ -229,13 +258,14 @@ impl<C: HttpClient + 'static> HttpClient for OnRuntime<C> {
         let error = match &sent {
             Ok(response) if response.status().is_success() => return sent,
             Ok(response) => format!("the collector answered {}", response.status()),
-            Err(error) => error.to_string(),
+            Err(error) => without_passwords(&error.to_string()).into_owned(),
         };
         let failures = self.failures.fetch_add(1, Ordering::Relaxed);
         if failures.is_multiple_of(LOG_EVERY) {
             tracing::warn!(%error, failures = failures + 1, "spans cannot be sent to the collector (--otlp-endpoint) and are lost");
         }
-        sent
+        // The library logs it too.
+        sent.map_err(|_| error.into())
     }
 }
 
@@ -254,6 +284,15 @@ impl fmt::Debug for Span {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_credentials_of_an_endpoint_are_sent_in_a_header() {
+        let (endpoint, headers) = without_credentials("https://me:se%40cret@c:4318/v1/traces");
+        assert_eq!(endpoint, "https://c:4318/v1/traces");
+        assert_eq!(headers["Authorization"], "Basic bWU6c2VAY3JldA==");
+        let (endpoint, headers) = without_credentials("http://c:4318/v1/traces");
+        assert_eq!((endpoint.as_str(), headers.len()), ("http://c:4318/v1/traces", 0));
+    }
 
     #[test]
     fn with_tracing_off_there_is_no_span() {

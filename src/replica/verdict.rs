@@ -15,15 +15,10 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 
-use super::request::segment;
+use super::quote::{first, quote};
 use crate::task::{ReplicaCommand, Timestamp, Verdict};
 
 const MAX_ERROR_CHARS: usize = 200;
-
-const MAX_QUOTE_CHARS: usize = 100;
-
-/// Bytes of a value that identify it in an answer that repeats it, perhaps cut.
-const VALUE_MARK_BYTES: usize = 16;
 
 /// Upper limit of `Retry-After`. Proxies send defaults such as 86400 and clocks can be wrong: without
 /// the limit the replica would stay stale for a day after it is back.
@@ -143,48 +138,13 @@ fn status_text(status: StatusCode) -> String {
     }
 }
 
-/// The beginning of a body, cut before it repeats the key or the value.
-fn quote(sent: &Sent<'_>, body: &[u8]) -> String {
-    let key = segment(sent.key).to_string();
-    let value = sent.value.get(..VALUE_MARK_BYTES).unwrap_or(sent.value);
-    let end = [sent.key.as_bytes(), key.as_bytes(), value]
-        .into_iter()
-        .filter_map(|secret| find(body, secret))
-        .min();
-    let body = end.and_then(|end| body.get(..end)).unwrap_or(body);
-    let text = printable(&String::from_utf8_lossy(body));
-    match end {
-        Some(_) if text.is_empty() => String::new(),
-        Some(_) => format!("{} …", first(&text, MAX_QUOTE_CHARS)),
-        None => first(&text, MAX_QUOTE_CHARS).to_owned(),
-    }
-}
-
 fn shorten(text: &str) -> Arc<str> {
     first(text, MAX_ERROR_CHARS).into()
 }
 
-/// Keeps letters, digits, ASCII punctuation and single spaces: no terminal escapes.
-fn printable(text: &str) -> String {
-    let safe = |c: char| c.is_alphanumeric() || c.is_ascii_graphic();
-    let words: Vec<&str> = text.split(|c| !safe(c)).filter(|w| !w.is_empty()).collect();
-    words.join(" ")
-}
-
-fn first(text: &str, chars: usize) -> &str {
-    let end = text.char_indices().nth(chars).map(|(at, _)| at);
-    end.and_then(|end| text.get(..end)).unwrap_or(text)
-}
-
-fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
-    if needle.is_empty() {
-        return None;
-    }
-    hay.windows(needle.len()).position(|bytes| bytes == needle)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::quote::MAX_QUOTE_CHARS;
     use super::*;
 
     const PUT: ReplicaCommand = ReplicaCommand::Put { ttl: None };

@@ -105,6 +105,20 @@ fn parent(flags: &str) -> String {
 }
 
 #[tokio::test]
+async fn the_password_of_a_collector_is_not_logged() {
+    // Nothing listens on port 1.
+    let endpoint = "http://me:hidden-word@127.0.0.1:1";
+    let mut daemon = Daemon::start(&["--otlp-endpoint", endpoint, "--log", "trace"]).await;
+    let replica = Replica::start().await;
+    daemon.accept(&set("k", "v", &[&replica])).await;
+    daemon.until_logged("spans cannot be sent to the collector").await;
+    daemon.terminate().await;
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("hidden-word"));
+    assert_eq!(line, None);
+}
+
+#[tokio::test]
 async fn a_write_is_one_trace_from_its_request_to_its_replicas_across_a_kill() {
     let collector = Collector::start().await;
     let args = ["--otlp-endpoint", &collector.url, "--trace-ratio", "0", "--retry-base", "20ms"];
