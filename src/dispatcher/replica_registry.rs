@@ -93,9 +93,15 @@ impl ReplicaRegistry {
         self.set(node, row)
     }
 
-    /// Whether a replica may take this name: it was never used, or only by the same replica.
+    /// Whether a replica may take this name with all its pending writes: it was never used, or only
+    /// by the same replica.
     pub(crate) fn may_be_named(&self, node: &Node, to: &Node) -> bool {
         self.renamed.get(to) == Some(node) || !self.rows.contains_key(to)
+    }
+
+    /// Whether a replica without pending writes may take this name: it does not lead to another.
+    pub(crate) fn is_free(&self, to: &Node) -> bool {
+        !self.renamed.contains_key(to)
     }
 
     /// Renames a replica. Its former names lead to the new one.
@@ -190,8 +196,9 @@ mod tests {
         registry.note_use(&c, NOW);
         assert!(registry.may_be_named(&a, &b));
         assert!(!registry.may_be_named(&a, &c));
+        assert!(registry.is_free(&c));
         registry.rename(&a, &b, NOW);
-        assert!(!registry.may_be_named(&c, &a), "it leads to another");
+        assert!(!registry.may_be_named(&c, &a) && !registry.is_free(&a), "it leads to another");
         assert!(registry.may_be_named(&b, &a));
         registry.rename(&b, &a, NOW);
         assert_eq!((registry.resolve(&a), registry.resolve(&b)), (&a, &a));
@@ -208,7 +215,7 @@ mod tests {
         let registry = reopened(&changes);
         assert_eq!([&a, &b].map(|node| registry.is_paused(node)), [false, false]);
         assert_eq!(registry.resolve(&a), &a);
-        assert!(!registry.may_be_named(&a, &b));
+        assert!(!registry.may_be_named(&a, &b) && registry.is_free(&b));
     }
 
     #[test]

@@ -148,8 +148,12 @@ impl Engine {
         self.now = now;
         let found = self.lanes.find(node).filter(|&number| !self.lanes[number].is_gone());
         let number = found.ok_or(RenameError::Unknown)?;
-        if self.lanes.find(to).is_some() {
-            return Err(RenameError::Used);
+        if let Some(used) = self.lanes.find(to) {
+            let lane = &self.lanes[used];
+            if !(lane.is_gone() && lane.is_empty()) {
+                return Err(RenameError::Used);
+            }
+            self.remove_lane(used);
         }
         self.lanes.rename(number, to.clone());
         self.barriers.rename(number, to);

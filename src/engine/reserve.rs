@@ -236,10 +236,15 @@ impl Engine {
         });
         let longest = idle.min_by_key(|(_, lane)| (!lane.is_gone(), lane.last_used));
         let Some((number, _)) = longest else { return false };
+        self.remove_lane(number);
+        true
+    }
+
+    /// Removes an empty lane.
+    pub(super) fn remove_lane(&mut self, number: u32) {
         let gone = self.lanes.remove(number);
         self.claims.leave_host(gone.host);
         self.leave_client(gone.opened_by);
-        true
     }
 
     /// The lane of a replica, whatever the limit.

@@ -6,7 +6,7 @@ use crate::api;
 use crate::dispatcher::messages::{AdminError, AdminReply, ReplicaRequest, Request};
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{ForgetCounts, Now, ProbeState, RenameError};
-use crate::task::{BreakerState, Node, ReplicaState};
+use crate::task::{BreakerState, Counters, Node, ReplicaState};
 
 /// A replica that is being forgotten, and the operator that waits for it.
 #[derive(Debug)]
@@ -185,10 +185,15 @@ impl Core {
         let node = self.resolve_for_admin(node);
         let used = || {
             AdminError::Conflict(format!(
-                "{to} was sent writes before: the pending writes for {node} could be older than those"
+                "{to} was sent writes before, and the pending writes for {node} could be older than those: forget {to}, and rename when nothing is pending for {node}"
             ))
         };
-        if !self.registry.may_be_named(&node, to) {
+        let is_settled = |counters: Counters| counters.pending + counters.dead == 0;
+        let has_nothing =
+            self.engine.lanes().any(|lane| lane.node == node && is_settled(lane.counters));
+        let may_be_named =
+            self.registry.may_be_named(&node, to) || (has_nothing && self.registry.is_free(to));
+        if !may_be_named {
             return Err(used());
         }
         if self.engine.is_forgetting(&node) {

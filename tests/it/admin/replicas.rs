@@ -256,6 +256,34 @@ async fn a_replica_cannot_be_renamed_to_an_address_that_received_writes() {
 }
 
 #[tokio::test]
+async fn a_replica_with_nothing_pending_can_be_renamed_to_a_forgotten_address() {
+    let daemon = Daemon::start(&["--retry-base", "1s"]).await;
+    let (moved, forgotten) = (Replica::start().await, Replica::start().await);
+    daemon.accept(&set("old", "v", &[&moved, &forgotten])).await;
+    daemon.until_drained().await;
+    daemon.post_to(&format!("{}/forget", path_of(&forgotten)), &Value::Null).await;
+    let rename = async || {
+        let to = json!({"to": forgotten.url()});
+        daemon.post_to(&format!("{}/rename", path_of(&moved)), &to).await
+    };
+    // Its pending write could be older than one that the address has.
+    moved.behave(|_| Behaviour::Answer(400, "", ""));
+    daemon.accept(&set("pending", "v", &[&moved])).await;
+    until(&daemon, &path_of(&moved), |shown| shown["dead_letters"] == 1).await;
+    let (status, refused) = rename().await;
+    assert_eq!(status, 409, "{refused}");
+    assert!(refused["error"].as_str().unwrap().contains("when nothing is pending"), "{refused}");
+
+    let discard = json!({"replica": moved.url()});
+    daemon.post_to("/v1/dead-letters/discard", &discard).await;
+    until(&daemon, &path_of(&moved), |shown| shown["dead_letters"] == 0).await;
+    let (status, shown) = rename().await;
+    assert_eq!((status, &shown["renamed_from"]), (200, &json!([moved.url()])), "{shown}");
+    daemon.accept(&set("new", "v", &[&moved])).await;
+    forgotten.until_holds("new", "v").await;
+}
+
+#[tokio::test]
 async fn a_forgotten_replica_is_not_listed_until_a_write_names_it() {
     let daemon = Daemon::start(&["--request-timeout", "1s", "--settle-after", "5m"]).await;
     let (gone, other) = (Replica::with(|_| Behaviour::Hang).await, Replica::start().await);
