@@ -113,6 +113,8 @@ pub struct Engine {
     refill: bool,
     levels: Levels,
     claims: Claims,
+    /// When a write was last refused because it named a new replica.
+    replica_refused: Option<Moment>,
     /// Includes removed lanes.
     totals: Counters,
     /// Tasks whose progress changed in this call.
@@ -151,6 +153,7 @@ impl Engine {
             refill: false,
             levels: Levels::default(),
             claims: Claims::default(),
+            replica_refused: None,
             totals: Counters::default(),
             touched: Vec::new(),
             actions: VecDeque::new(),
@@ -201,7 +204,7 @@ impl Engine {
         self.note_attempt(at, &verdict, took);
         self.count_lone_failure(at, &verdict);
         let letter = self.tasks[at].is_redriven();
-        let client = self.tasks[slot].client;
+        let client = self.claims.client_id(self.tasks[slot].client);
         let ended = EndedAttempt { sent_at: now.moment.before(took), probe, letter, client };
         // A retry verdict of a discarded delivery must not open the breaker: the replica may be
         // gone.

@@ -34,8 +34,8 @@ pub struct Snapshot {
     pub levels: Levels,
     pub queue_capacity: usize,
     pub retry_capacity: usize,
-    /// Writes that name a new replica are refused.
-    pub replicas_full: bool,
+    /// A write was refused in the last minute because it named a new replica.
+    pub replicas_refused: bool,
     pub waiting_requests: u64,
     pub average_ack_seconds: f64,
     pub max_lag_seconds: f64,

@@ -11,6 +11,7 @@
 //!
 //! It resolves no names and reads no files.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -57,7 +58,9 @@ pub enum Forbidden {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     https: bool,
+    /// Without a last dot.
     host: Host<String>,
+    absolute: bool,
     port: u16,
 }
 
@@ -67,12 +70,18 @@ impl Target {
         let url = Url::parse(node.as_str()).map_err(|_| Forbidden::Unreadable)?;
         let port = url.port_or_known_default().ok_or(Forbidden::Unreadable)?;
         let host = match url.host().ok_or(Forbidden::Unreadable)? {
-            // The last dot only disables the search list of the resolver.
             Host::Domain(name) => Host::Domain(name.trim_end_matches('.').to_owned()),
             Host::Ipv4(ip) => Host::Ipv4(ip),
             Host::Ipv6(ip) => Host::Ipv6(ip),
         };
-        Ok(Self { https: url.scheme() == "https", host, port })
+        // A last dot disables the search list of the resolver. To the rules it is the same name.
+        let absolute = url.host_str().is_some_and(|host| host.ends_with('.'));
+        Ok(Self { https: url.scheme() == "https", host, absolute, port })
+    }
+
+    /// The name as the resolver must look it up.
+    pub fn lookup_name(&self) -> Option<Cow<'_, str>> {
+        self.name().map(|name| if self.absolute { format!("{name}.").into() } else { name.into() })
     }
 
     pub fn name(&self) -> Option<&str> {

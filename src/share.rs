@@ -54,7 +54,8 @@ impl SharedPool {
     /// Up to how much a claimant that holds `held` may hold, while the others take nothing.
     fn allowance(self, held: u64) -> u64 {
         let (free, reserve) = (self.free(), self.reserve());
-        let large = (free.saturating_mul(SHARE).saturating_sub(held) + SHARE) / (SHARE + 1);
+        let large =
+            (free.saturating_mul(SHARE).saturating_sub(held).saturating_add(SHARE)) / (SHARE + 1);
         let small = reserve.saturating_sub(held).min(free);
         held + large.min(free.saturating_sub(reserve)).max(small)
     }
@@ -87,6 +88,10 @@ pub struct Alone {
 impl Held {
     /// Whether a write may take `more` of a pool, within all shares.
     pub fn may_take(self, pool: SharedPool, more: u64, alone: Alone) -> Result<(), ShareOf> {
+        // What is larger than a share would otherwise never find room.
+        if pool.used == 0 && more <= pool.capacity {
+            return Ok(());
+        }
         let within = |alone: bool, held: u64| match alone {
             true => SharedPool { capacity: pool.capacity, used: held },
             false => SharedPool { capacity: pool.allowance(held), used: held },

@@ -15,11 +15,23 @@ const MAX_WAITING: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Waiter {
+    /// Counts the writes, in the order of their arrival.
+    pub(super) number: u64,
     pub(super) new: Box<NewTask>,
     pub(super) idempotency: Option<Idempotency>,
     pub(super) reply: WriteReply,
     pub(super) arrived: Moment,
     pub(super) deadline: Moment,
+}
+
+impl Waiter {
+    /// Whether `later` must stay behind this write: writes of one key to one replica keep their order
+    /// even in different lines, because the client may have sent the second without waiting for the
+    /// first answer.
+    fn keeps(&self, later: &NewTask) -> bool {
+        let common = |node| later.replicas.contains(node);
+        self.new.key == later.key && self.new.replicas.iter().any(common)
+    }
 }
 
 /// A line waits for one thing: room in the eventual or strong queue, in total or in the share of a
@@ -58,23 +70,34 @@ impl WaitLine {
 pub(super) struct Admission {
     /// Without empty lines.
     lines: HashMap<WaitLine, VecDeque<Waiter>>,
+    /// A write has older writes of its key in several lines.
+    scattered: bool,
 }
 
 impl Admission {
     /// The line that a new write must not overtake.
-    pub(super) fn ahead_of(&self, new: &NewTask) -> Option<WaitLine> {
+    pub(super) fn ahead_of(&mut self, new: &NewTask) -> Option<WaitLine> {
         if self.lines.is_empty() {
+            self.scattered = false;
             return None;
         }
-        // Writes of one key to one replica stay in order even in different lines: the client may have
-        // sent the second without waiting for the first answer.
-        let follows = |w: &Waiter| {
-            w.new.key == new.key && w.new.replicas.iter().any(|node| new.replicas.contains(node))
-        };
-        let same_key = self.lines.iter().find(|(_, waiting)| waiting.iter().any(follows));
-        same_key
+        let mut same_key =
+            self.lines.iter().filter(|(_, waiting)| waiting.iter().any(|w| w.keeps(new)));
+        let first = same_key.next();
+        self.scattered |= same_key.next().is_some();
+        first
             .map(|(line, _)| line.clone())
             .or_else(|| WaitLine::of(new).find(|line| self.lines.contains_key(line)))
+    }
+
+    /// Another line than `line`, in which an older write must go before this one.
+    pub(super) fn held_back_by(&self, waiter: &Waiter, line: &WaitLine) -> Option<WaitLine> {
+        if !self.scattered {
+            return None;
+        }
+        let older = |w: &Waiter| w.number < waiter.number && w.keeps(&waiter.new);
+        let mut others = self.lines.iter().filter(|(other, _)| *other != line);
+        others.find(|(_, waiting)| waiting.iter().any(older)).map(|(other, _)| other.clone())
     }
 
     /// Whether another write of a client may wait, within its share of the places.
@@ -174,6 +197,7 @@ mod tests {
 
     fn waiter(key: &str, node: &str) -> Waiter {
         Waiter {
+            number: 0,
             new: Box::new(write(key, Consistency::Eventual, node)),
             idempotency: None,
             reply: oneshot::channel().0,
@@ -201,12 +225,31 @@ mod tests {
     }
 
     #[test]
+    fn a_write_with_older_ones_of_its_key_in_two_lines_goes_behind_both() {
+        let mut admission = Admission::default();
+        let (a, b) = (share("a"), share("b"));
+        admission.push(a.clone(), waiter("k", "http://a"));
+        admission.push(b.clone(), Waiter { number: 1, ..waiter("k", "http://b") });
+        let mut last = Waiter { number: 2, ..waiter("k", "http://a") };
+        last.new.replicas.push(Node::parse("http://b").unwrap());
+        let line = admission.ahead_of(&last.new).unwrap();
+        admission.push(line.clone(), last);
+        assert_eq!(admission.pop(&line).unwrap().new.replicas.len(), 1);
+        let last = admission.pop(&line).unwrap();
+        let other = if line == a { b } else { a };
+        assert_eq!(admission.held_back_by(&last, &line), Some(other.clone()));
+        admission.change(&line, &other, last);
+        let numbers = std::iter::from_fn(|| admission.pop(&other)).map(|w| w.number);
+        assert_eq!(numbers.last(), Some(2));
+    }
+
+    #[test]
     fn a_new_write_overtakes_only_writes_that_wait_for_something_else_and_have_no_key_and_replica_in_common()
      {
         let mut admission = Admission::default();
         let line = share("hangs");
         admission.push(line.clone(), waiter("k", "http://hangs"));
-        let ahead = |key, consistency, node| admission.ahead_of(&write(key, consistency, node));
+        let mut ahead = |key, consistency, node| admission.ahead_of(&write(key, consistency, node));
         assert_eq!(ahead("x", Consistency::Eventual, "http://hangs"), Some(line.clone()));
         assert_eq!(ahead("x", Consistency::Eventual, "http://other"), None);
         assert_eq!(ahead("x", Consistency::Strong, "http://hangs"), None);

@@ -31,6 +31,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::engine::Moment;
+use crate::engine::claims::ClientId;
 use crate::task::BreakerState;
 
 /// The wait before the first probe. It doubles with each failed probe.
@@ -98,18 +99,18 @@ pub(super) struct EndedAttempt {
     pub(super) probe: bool,
     pub(super) letter: bool,
     /// The client of the write.
-    pub(super) client: u32,
+    pub(super) client: ClientId,
 }
 
 /// When the last clients had a success: how many attempts ago, within the window.
 #[derive(Debug, Default)]
-struct LastSuccesses(SmallVec<[(u32, u32); 2]>);
+struct LastSuccesses(SmallVec<[(ClientId, u32); 2]>);
 
 impl LastSuccesses {
     /// Clients that are remembered.
     const MOST: usize = 8;
 
-    fn note(&mut self, client: u32, failed: bool) {
+    fn note(&mut self, client: ClientId, failed: bool) {
         for (_, ago) in &mut self.0 {
             *ago += 1;
         }
@@ -120,9 +121,9 @@ impl LastSuccesses {
         }
     }
 
-    /// Whether a client had none and another one did.
-    fn only_of_others(&self, client: u32) -> bool {
-        !self.0.is_empty() && self.0.iter().all(|&(of, _)| of != client)
+    /// Whether a client had none and another one did, in the last `attempts`.
+    fn only_of_others(&self, client: ClientId, attempts: u32) -> bool {
+        self.0.iter().all(|&(of, _)| of != client) && self.0.iter().any(|&(_, ago)| ago < attempts)
     }
 }
 
@@ -270,7 +271,8 @@ impl Breaker {
         self.others_failed |= !ended.letter;
         self.note(ended.client, true);
         let run = self.in_a_row >= threshold && self.is_improbable();
-        let opens = (run || self.mostly_fails()) && !self.successes.only_of_others(ended.client);
+        let only_its = |attempts| self.successes.only_of_others(ended.client, attempts);
+        let opens = run && !only_its(WINDOW / 2) || self.mostly_fails() && !only_its(WINDOW);
         if opens {
             self.trip(now, jitter, (!self.others_failed).then_some(now));
         }
@@ -341,7 +343,7 @@ impl Breaker {
             BreakerPhase::Open { probe_at, live_at: live_at.unwrap_or(probe_at), probing: false };
     }
 
-    fn note(&mut self, client: u32, failed: bool) {
+    fn note(&mut self, client: ClientId, failed: bool) {
         self.successes.note(client, failed);
         self.window = self.window << 1 | u64::from(failed);
         self.seen = (self.seen + 1).min(WINDOW);

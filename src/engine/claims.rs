@@ -1,7 +1,7 @@
 //! What the clients, and the hosts of their replicas, hold of the shared pools.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::time::Duration;
 
 use slab::Slab;
@@ -27,6 +27,10 @@ pub(super) enum Pool {
 
 type Amounts = [u64; 5];
 
+/// A client for longer than its number is in use: a hash of its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ClientId(pub(super) u64);
+
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     /// `None` is the client of all writes whose client is not known.
@@ -42,6 +46,11 @@ impl Claims {
     /// The number of a client, until [`Self::leave_client`].
     pub(super) fn join_client(&mut self, client: Option<&Client>) -> u32 {
         self.clients.join(client.cloned())
+    }
+
+    pub(super) fn client_id(&self, client: u32) -> ClientId {
+        let name = &self.clients.entries[client as usize].name;
+        ClientId(self.clients.by_name.hasher().hash_one(name))
     }
 
     pub(super) fn leave_client(&mut self, client: u32) {

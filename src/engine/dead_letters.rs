@@ -320,7 +320,7 @@ impl Engine {
 
     /// The lone failures of a dead letter that may be redriven: it was given up or refused, and no
     /// newer write of its key is pending, which will settle it.
-    fn redrivable(&self, slot: Slot, number: u32) -> Option<u8> {
+    pub(super) fn redrivable(&self, slot: Slot, number: u32) -> Option<u8> {
         let delivery = &self.tasks[self.tasks.delivery_on(slot, number)];
         let leads = !self.lanes[number].chains.contains_key(&self.tasks[slot].key);
         match delivery.stage {

@@ -5,7 +5,7 @@
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::engine::claims::Pool;
-use crate::engine::table::{Delivery, DeliveryRef, Stage};
+use crate::engine::table::{Delivery, DeliveryRef, Slot, Stage};
 use crate::engine::{Engine, MOST_DUE, Moment};
 use crate::share::{Alone, SharedPool};
 
@@ -67,16 +67,12 @@ impl Engine {
             self.parked_turn = number;
             passed_over += 1;
             let lane = &self.lanes[number];
-            let heads = lane.heads.oldest_parked();
-            let first = heads
-                .filter(|&(client, ..)| self.retry_has_room(number, client))
-                .min_by_key(|&(_, id, _)| id);
             // Its dead letters are older and go first. A suspended replica would only fill the
             // queue.
             if !lane.letters.is_redriving()
                 && !lane.is_suspended()
-                && let Some((_, _, slot)) = first
                 && self.may_return(number)
+                && let Some(slot) = self.oldest_with_room(number)
             {
                 self.count_return(number);
                 let at = self.tasks.delivery_on(slot, number);
@@ -86,6 +82,13 @@ impl Engine {
                 passed_over = 0;
             }
         }
+    }
+
+    /// The oldest parked delivery whose client may have another retry place.
+    fn oldest_with_room(&self, number: u32) -> Option<Slot> {
+        let oldest = self.lanes[number].heads.oldest_parked();
+        let with_room = oldest.filter(|&(client, ..)| self.retry_has_room(number, client));
+        with_room.min_by_key(|&(_, id, _)| id).map(|(_, _, slot)| slot)
     }
 
     pub(super) fn unpark(&mut self, at: DeliveryRef, until: Moment) {

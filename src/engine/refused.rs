@@ -8,7 +8,7 @@
 //! pass each, so an acknowledgement counts only until it has proved wrong.
 
 use crate::engine::dead_letters::{AFTER_RESTART, LOOKS};
-use crate::engine::table::DeliveryRef;
+use crate::engine::table::{DeliveryRef, Slot};
 use crate::engine::{Engine, Moment, Now};
 use crate::task::Cause;
 
@@ -76,11 +76,16 @@ impl Engine {
         let next = lane.refusals.probed(now);
         self.schedule_wakeup(number, next);
         let lane = &self.lanes[number];
-        let chosen = lane
-            .letters
-            .refused_order(in_turns)
-            .take(LOOKS)
-            .find(|&(_, slot)| !lane.chains.contains_key(&self.tasks[slot].key));
+        let leads = |slot: Slot| !lane.chains.contains_key(&self.tasks[slot].key);
+        // In turns, so that letters that were given up are not held back for good by refused ones.
+        let chosen = match in_turns {
+            true => lane
+                .letters
+                .probe_order()
+                .take(LOOKS)
+                .find(|&(_, slot)| self.redrivable(slot, number).is_some()),
+            false => lane.letters.refused_by_age().take(LOOKS).find(|&(_, slot)| leads(slot)),
+        };
         if let Some((id, slot)) = chosen {
             self.lanes[number].letters.probed_up_to(id);
             self.redrive_one(self.tasks.delivery_on(slot, number));

@@ -1,20 +1,22 @@
 //! Reserves room for writes: a write takes its places before it goes to the journal, and uses them
 //! when it arrives.
 
+use std::cell::LazyCell;
+
 use smallvec::SmallVec;
 
 use crate::engine::claims::{OTHERS_IDLE, Pool};
 use crate::engine::lane::Lane;
 use crate::engine::table::{Reservation, TaskQueue};
-use crate::engine::{Claimant, Engine, Full, Now, SharedLimit, TASK_OVERHEAD_BYTES};
+use crate::engine::{Claimant, Engine, Full, Moment, Now, SharedLimit, TASK_OVERHEAD_BYTES};
 use crate::share::{Alone, Held, ShareOf, SharedPool};
 use crate::task::{Client, Consistency, Node};
 
 /// All lanes, those with only dead letters included, as a multiple of `--max-known-replicas`.
 const MOST_LANES: usize = 4;
 
-/// A client that holds less than this fraction of the dead letter bytes is never refused for them:
-/// others may have overdrawn the pool.
+/// A client that holds less than this fraction of the dead letter bytes is not refused for them while
+/// others have overdrawn the pool, up to twice its size.
 const FEW_LETTERS: u64 = 100;
 
 impl Engine {
@@ -29,6 +31,8 @@ impl Engine {
         client: Option<&Client>,
     ) -> Result<Reservation, Full> {
         self.now = now;
+        // Also of a refused write: it ends the time in which another client was alone.
+        self.claims.note_write(client, now.moment);
         let bytes = bytes.saturating_add(TASK_OVERHEAD_BYTES);
         let queue = match consistency {
             Consistency::Strong => TaskQueue::Strong,
@@ -37,7 +41,6 @@ impl Engine {
         self.room(queue, bytes)?;
         self.check_shares(queue, bytes, replicas, client)?;
         let lanes = self.open_lanes(replicas, client)?;
-        self.claims.note_write(client, now.moment);
         let client = self.claims.join_client(client);
         self.levels.bytes += bytes;
         self.claims.by_client(Pool::Bytes, client, signed(bytes));
@@ -77,9 +80,10 @@ impl Engine {
     }
 
     pub(super) fn leave_client(&mut self, client: u32) {
+        let before = self.claims.clients();
         self.claims.leave_client(client);
         // The last client has the shares of the others.
-        self.refill |= self.claims.clients() == 1;
+        self.refill |= before > 1 && self.claims.clients() == 1;
     }
 
     /// Adds a task to a queue level, or removes it.
@@ -124,6 +128,11 @@ impl Engine {
             used: self.levels.dead_letter_bytes,
         };
         let number = self.claims.find_client(client);
+        // Who is alone is looked up only for a write that a share would refuse.
+        let alone = LazyCell::new(|| Alone {
+            client: self.claims.is_alone(client, self.now.moment),
+            host: !self.others_used(replicas),
+        });
         for node in replicas {
             let host = match self.lanes.find(node) {
                 Some(lane) => Some(self.lanes[lane].host),
@@ -131,19 +140,16 @@ impl Engine {
             };
             let held = |pool: Option<Pool>| self.claims.held(pool, number, host);
             let check = |held: Held, pool: SharedPool, more: u64, limit: SharedLimit| {
-                // Who is alone is not looked up for each write.
-                let alone = || Alone {
-                    client: self.claims.is_alone(client, self.now.moment),
-                    host: !self.others_used(replicas),
-                };
                 held.may_take(pool, more, Alone::default())
-                    .or_else(|_| held.may_take(pool, more, alone()))
+                    .or_else(|_| held.may_take(pool, more, *alone))
                     .map_err(|of| share_used_up(of, held, limit, node, client))
             };
             check(held(queue.pool()), places, 1, SharedLimit::Queue)?;
             check(held(Some(Pool::Bytes)), all_bytes, bytes, SharedLimit::Bytes)?;
             let dead = held(Some(Pool::LetterBytes));
-            if dead.pair > 0 && dead.client > letters.capacity / FEW_LETTERS {
+            let few = dead.client <= letters.capacity / FEW_LETTERS
+                && letters.used / 2 < letters.capacity;
+            if dead.pair > 0 && !few {
                 if letters.free() == 0 {
                     let limit = SharedLimit::DeadLetters;
                     return Err(share_used_up(ShareOf::Host, dead, limit, node, client));
@@ -170,7 +176,8 @@ impl Engine {
             let lane = match self.lanes.find(node) {
                 Some(lane) => lane,
                 None => {
-                    self.room_for_lane(node, client, replicas)?;
+                    self.room_for_lane(node, client, replicas)
+                        .inspect_err(|_| self.replica_refused = Some(self.now.moment))?;
                     self.open_lane(node, client)
                 }
             };
@@ -219,10 +226,9 @@ impl Engine {
         }
     }
 
-    /// Whether a write that names a new replica finds no room among the known ones.
-    pub fn replicas_are_full(&self) -> bool {
-        let in_use = self.lanes.iter().filter(|lane| !lane.has_only_letters() && !lane.is_empty());
-        in_use.count() >= self.settings.max_known_replicas
+    /// Whether a write was refused lately because it named a new replica.
+    pub fn refuses_replicas(&self, now: Moment) -> bool {
+        self.replica_refused.is_some_and(|at| at >= now.before(OTHERS_IDLE))
     }
 
     /// Removes the idle lane that was not used for longest, forgotten ones first: of these

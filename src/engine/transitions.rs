@@ -391,7 +391,7 @@ impl Engine {
                 }
                 Gate::Probe => {
                     let Some((priority, slot)) = self.next_probe(number) else { return };
-                    let client = self.tasks[slot].client;
+                    let client = self.claims.client_id(self.tasks[slot].client);
                     self.lanes[number].health.probe_sent(client);
                     self.send(number, slot, priority, true);
                 }
@@ -416,7 +416,8 @@ impl Engine {
             return Some(foremost);
         };
         let mut live = lane.heads.live().take(PROBE_LOOKS);
-        live.find(|&(_, slot)| self.tasks[slot].client != last).or(Some(foremost))
+        live.find(|&(_, slot)| self.claims.client_id(self.tasks[slot].client) != last)
+            .or(Some(foremost))
     }
 
     fn send(&mut self, number: u32, slot: Slot, priority: Priority, probe: bool) {

@@ -401,3 +401,15 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_name_with_a_last_dot_is_looked_up_with_it_and_is_the_same_name_to_the_rules() {
+    let target = |text: &str| Target::of(&Node::parse(text).unwrap()).unwrap();
+    let absolute = target("http://h.example.:8081");
+    assert_eq!(
+        (absolute.name(), absolute.lookup_name().as_deref()),
+        (Some("h.example"), Some("h.example."))
+    );
+    assert_eq!(target("http://h.example:8081").lookup_name().as_deref(), Some("h.example"));
+    assert_eq!(target("http://10.0.0.1").lookup_name(), None);
+}

@@ -160,8 +160,11 @@ impl ReplicaClient {
             first_is_ambiguous = !why.is_unsent();
             outcome = call.over(None, &mut patience).await;
         }
-        if matches!(outcome, RequestOutcome::Lost(_) | RequestOutcome::TimedOut { .. }) {
-            live.pools.retire(node);
+        match &outcome {
+            // A shortage of this process says nothing about the connections.
+            RequestOutcome::Lost(why) if why.shortage().is_some() => {}
+            RequestOutcome::Lost(_) | RequestOutcome::TimedOut { .. } => live.pools.retire(node),
+            _ => {}
         }
         let (verdict, ambiguous) = match outcome {
             RequestOutcome::Answered(response, connection) => {

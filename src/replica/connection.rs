@@ -3,7 +3,7 @@
 //! The bytes before the final head of an answer are bounded: hyper skips interim answers (`100
 //! Continue`) without limit, and a replica that never stops to send them would keep a thread busy.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -134,7 +134,7 @@ impl Connection {
 
 /// Connects to the first address that answers.
 async fn connect(addresses: Vec<IpAddr>, port: u16) -> io::Result<TcpStream> {
-    let mut error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut error = io::Error::new(ErrorKind::NotFound, "the name has no address");
     let mut addresses = addresses.into_iter();
     let mut attempts = JoinSet::new();
     loop {
@@ -154,11 +154,22 @@ async fn connect(addresses: Vec<IpAddr>, port: u16) -> io::Result<TcpStream> {
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
-            Some(Ok(Err(refused))) => error = refused,
+            // An address without a route, such as one of IPv6, does not hide why another one failed.
+            Some(Ok(Err(refused)))
+                if error.kind() == ErrorKind::NotFound || is_reached(&refused) =>
+            {
+                error = refused;
+            }
+            Some(Ok(Err(_))) => {}
             Some(Err(panicked)) => error = io::Error::other(panicked),
             None => {}
         }
     }
+}
+
+fn is_reached(error: &io::Error) -> bool {
+    use ErrorKind::{AddrNotAvailable, HostUnreachable, NetworkUnreachable};
+    !matches!(error.kind(), AddrNotAvailable | HostUnreachable | NetworkUnreachable)
 }
 
 /// Counts the bytes that a connection reads until the head of an answer is complete.

@@ -34,11 +34,11 @@ impl Resolver {
     }
 
     pub(super) async fn addresses(&self, target: &Target) -> Result<Vec<IpAddr>, Unanswered> {
-        let found: Arc<[IpAddr]> = match (target.literal(), target.name()) {
+        let found: Arc<[IpAddr]> = match (target.literal(), target.lookup_name()) {
             (Some(address), _) => [address].into(),
             (None, name) => {
-                let names = Arc::clone(&self.names);
-                let found = names.addresses(name.unwrap_or_default(), self.lookup_timeout);
+                let (names, name) = (Arc::clone(&self.names), name.unwrap_or_default());
+                let found = names.addresses(&name, self.lookup_timeout);
                 found.await.map_err(Unanswered::Lookup)?
             }
         };
@@ -47,7 +47,7 @@ impl Resolver {
 
     /// Whether this machine has a route to an address of `target`. Sends nothing.
     pub(super) fn has_route(&self, target: &Target) -> bool {
-        let known = || target.name().and_then(|name| self.names.last(name));
+        let known = || target.lookup_name().and_then(|name| self.names.last(&name));
         match target.literal() {
             Some(address) => has_route(address),
             None => known().is_some_and(|known| known.iter().copied().any(has_route)),

@@ -235,7 +235,8 @@ pub(super) async fn check(
             server.handle.counts().refused(Reason::Connections);
         }
         let retry_after = server.handle.retry_after();
-        let error = "all connections (--max-connections) are in use".to_owned();
+        let error = "all connections (--max-connections), or the share of this client, are in use"
+            .to_owned();
         let problem = Problem::Unavailable { error, retry_after };
         return closing(server.reject(request, problem));
     }

@@ -28,6 +28,7 @@ const LISTS: usize = 8;
 #[derive(Debug)]
 pub(super) struct AnswerMemory {
     pool: ClientPool,
+    capacity: usize,
     lists: ClientPool,
     pub(super) json_figures: SharedAnswer,
     pub(super) text_figures: SharedAnswer,
@@ -38,18 +39,20 @@ impl AnswerMemory {
         let bytes = (request_memory / MEMORY_PER_ANSWERS).max(MIN_BYTES);
         Self {
             pool: ClientPool::new(bytes),
+            capacity: bytes,
             lists: ClientPool::new(LISTS),
             json_figures: SharedAnswer::default(),
             text_figures: SharedAnswer::default(),
         }
     }
 
-    /// Charges bytes until the last of their clones is dropped. `None` without memory for them.
+    /// Charges bytes until the last of their clones is dropped. `None` without memory for them. An
+    /// answer that is larger than all of it needs the pool for itself.
     fn charge(&self, client: &PoolClient, bytes: Bytes) -> Option<Bytes> {
         if bytes.len() <= SMALL_BYTES {
             return Some(bytes);
         }
-        let share = self.pool.try_take(client, bytes.len())?;
+        let share = self.pool.try_take(client, bytes.len().min(self.capacity))?;
         Some(Bytes::from_owner(ChargedBytes { bytes, _share: share }))
     }
 

@@ -17,7 +17,7 @@ const DEGRADED_PERCENT: u128 = 90;
 const STALLED: &str =
     "the store does not answer, its disk hangs or is overloaded: new writes are refused";
 
-const REPLICAS_FULL: &str = "all places for known replicas are in use (--max-known-replicas): writes that name another replica are refused";
+const REPLICAS_FULL: &str = "all places for known replicas are in use (--max-known-replicas): writes that name another replica were refused in the last minute";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -42,11 +42,11 @@ pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
     let snapshot = server.handle.snapshot().await;
     let queue_size = snapshot.as_ref().map(|snapshot| snapshot.levels.queue);
     let disk_low = snapshot.as_ref().is_some_and(|snapshot| snapshot.store.is_full);
-    let replicas_full = snapshot.as_ref().is_some_and(|snapshot| snapshot.replicas_full);
+    let refused = snapshot.as_ref().is_some_and(|snapshot| snapshot.replicas_refused);
     let reason = match health {
         Health::Stalled { .. } => Some(STALLED),
         _ if disk_low => Some("the disk is nearly full (--min-free-disk): new writes are refused"),
-        _ if replicas_full => Some(REPLICAS_FULL),
+        _ if refused => Some(REPLICAS_FULL),
         _ => None,
     };
     let status = match snapshot {

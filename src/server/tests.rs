@@ -405,7 +405,8 @@ async fn health_says_how_full_the_queue_is() {
 
 #[tokio::test]
 async fn health_says_that_no_other_replica_can_be_named() {
-    let snapshot = Snapshot { replicas_full: true, queue_capacity: 1_000, ..Snapshot::default() };
+    let snapshot =
+        Snapshot { replicas_refused: true, queue_capacity: 1_000, ..Snapshot::default() };
     let address = start(settings()).await.answer_all(vec![], snapshot);
     let answer = Client::connect(address).await.get("/health", "").await;
     assert_eq!((answer.status, &answer.json()["status"]), (200, &json!("degraded")));

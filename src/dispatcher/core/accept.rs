@@ -115,7 +115,8 @@ impl Core {
         }
         let arrived = now.moment;
         let deadline = arrived.after(self.intake.queue_wait);
-        let waiter = Waiter { new, idempotency, reply, arrived, deadline };
+        let number = self.intake.received;
+        let waiter = Waiter { number, new, idempotency, reply, arrived, deadline };
         let ControlFlow::Continue(waiter) = self.check_key(now, waiter) else { return };
         if let Err(NoRoom(limit)) = self.disk_room(&waiter.new) {
             return self.refuse(waiter, Reason::Disk, &limit);
@@ -200,6 +201,10 @@ impl Core {
         for line in self.intake.admission.lines() {
             while let Some(waiter) = self.intake.admission.pop(&line) {
                 if waiter.reply.is_closed() {
+                    continue;
+                }
+                if let Some(ahead) = self.intake.admission.held_back_by(&waiter, &line) {
+                    self.intake.admission.change(&line, &ahead, waiter);
                     continue;
                 }
                 let ControlFlow::Continue(waiter) = self.check_key(now, waiter) else { continue };

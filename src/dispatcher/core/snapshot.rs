@@ -23,7 +23,7 @@ impl Core {
             total_replications: self.intake.received,
             totals: engine.totals(),
             levels: engine.levels(),
-            replicas_full: engine.replicas_are_full(),
+            replicas_refused: engine.refuses_replicas(now.moment),
             waiting_requests: self.intake.admission.len() as u64,
             store: self.journal.stats(),
             store_failed: self.store_has_failed(),

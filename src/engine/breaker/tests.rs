@@ -8,7 +8,7 @@ fn second(n: u64) -> Moment {
 
 /// Sent and ended at once.
 fn live(at: Moment) -> EndedAttempt {
-    EndedAttempt { sent_at: at, probe: false, letter: false, client: 0 }
+    EndedAttempt { sent_at: at, probe: false, letter: false, client: ClientId::default() }
 }
 
 fn probe(at: Moment) -> EndedAttempt {
@@ -304,7 +304,7 @@ fn one_failure_of_a_replica_that_fails_now_and_then_is_no_outage() {
 #[test]
 fn a_client_whose_writes_all_fail_does_not_open_it_for_the_others() {
     let mut breaker = Breaker::default();
-    let of = |client| EndedAttempt { client, ..live(second(0)) };
+    let of = |client| EndedAttempt { client: ClientId(client), ..live(second(0)) };
     for n in 0..1_000 {
         match n % 20 {
             0 => drop(breaker.succeeded(second(0), of(1), 5)),

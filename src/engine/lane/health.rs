@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::engine::Now;
 use crate::engine::breaker::{Breaker, EndedAttempt};
+use crate::engine::claims::ClientId;
 use crate::engine::concurrency::{Concurrency, Workers};
 use crate::task::Timestamp;
 
@@ -19,7 +20,7 @@ pub(in crate::engine) struct ReplicaHealth {
     unsent_error: Arc<str>,
     last_error: Option<(Arc<str>, Timestamp)>,
     /// The client of the last probe.
-    last_probe_of: Option<u32>,
+    last_probe_of: Option<ClientId>,
 }
 
 impl ReplicaHealth {
@@ -97,12 +98,12 @@ impl ReplicaHealth {
         self.update(now, Breaker::finish_ramp);
     }
 
-    pub(in crate::engine) fn probe_sent(&mut self, client: u32) {
+    pub(in crate::engine) fn probe_sent(&mut self, client: ClientId) {
         self.last_probe_of = Some(client);
         self.breaker.probe();
     }
 
-    pub(in crate::engine) fn last_probe_of(&self) -> Option<u32> {
+    pub(in crate::engine) fn last_probe_of(&self) -> Option<ClientId> {
         self.last_probe_of
     }
 

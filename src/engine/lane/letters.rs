@@ -107,24 +107,16 @@ impl LaneLetters {
 
     /// The letters in the order in which they become the probe, from the one after the last.
     pub(in crate::engine) fn probe_order(&self) -> impl Iterator<Item = (TaskId, Slot)> {
-        from(&self.by_age, self.last_probe)
+        let later = self.by_age.range((Excluded(self.last_probe), Unbounded));
+        later.chain(self.by_age.range(..=self.last_probe)).map(|(&id, &slot)| (id, slot))
     }
 
-    /// The refused letters in the order in which they are tried again: oldest first, or in turns.
-    pub(in crate::engine) fn refused_order(
-        &self,
-        in_turns: bool,
-    ) -> impl Iterator<Item = (TaskId, Slot)> {
-        from(&self.refused, if in_turns { self.last_probe } else { TaskId(0) })
+    /// The refused letters, oldest first.
+    pub(in crate::engine) fn refused_by_age(&self) -> impl Iterator<Item = (TaskId, Slot)> {
+        self.refused.iter().map(|(&id, &slot)| (id, slot))
     }
 
     pub(in crate::engine) fn probed_up_to(&mut self, id: TaskId) {
         self.last_probe = id;
     }
-}
-
-/// All letters, from the one after `after`.
-fn from(letters: &BTreeMap<TaskId, Slot>, after: TaskId) -> impl Iterator<Item = (TaskId, Slot)> {
-    let later = letters.range((Excluded(after), Unbounded));
-    later.chain(letters.range(..=after)).map(|(&id, &slot)| (id, slot))
 }

@@ -12,8 +12,10 @@ const LAST_TRY: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(in crate::engine) struct LaneRefusals {
-    /// The last refusal, until the replica accepts a write.
+    /// The first refusal since the replica accepted a write.
     refused_at: Option<Moment>,
+    /// It accepted a write since a letter was refused.
+    accepted: bool,
     /// When dead letters are tried again; `None` if none waits for that.
     due: Option<Moment>,
     wait: Duration,
@@ -24,7 +26,7 @@ pub(in crate::engine) struct LaneRefusals {
 
 impl Default for LaneRefusals {
     fn default() -> Self {
-        Self { refused_at: None, due: None, wait: FIRST_TRY, selective: false }
+        Self { refused_at: None, accepted: false, due: None, wait: FIRST_TRY, selective: false }
     }
 }
 
@@ -46,12 +48,14 @@ impl LaneRefusals {
     /// The replica refused a write. `again`: it was a refused letter. Returns when the next letter
     /// is tried.
     pub(in crate::engine) fn refused(&mut self, now: Moment, again: bool) -> Moment {
-        if again && self.refused_at.is_none() && !self.selective {
-            // It accepted others, and the next pass leaves this letter for last.
+        let accepts_others = self.refused_at.is_none() || self.accepted;
+        if again && accepts_others && !self.selective {
+            // The next pass leaves this letter for last.
             self.selective = true;
         } else {
-            self.refused_at = Some(now);
+            self.refused_at.get_or_insert(now);
         }
+        self.accepted &= !again;
         *self.due.get_or_insert(now.after(self.wait))
     }
 
@@ -63,10 +67,10 @@ impl LaneRefusals {
         sent_at: Moment,
         redriven: bool,
     ) -> Option<Moment> {
-        if self.refused_at.is_some_and(|refused_at| sent_at < refused_at) {
+        if !redriven && self.refused_at.is_some_and(|refused_at| sent_at < refused_at) {
             return None;
         }
-        self.refused_at = None;
+        (self.refused_at, self.accepted) = (None, true);
         if redriven {
             (self.selective, self.wait) = (false, FIRST_TRY);
         }

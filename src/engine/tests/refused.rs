@@ -298,3 +298,30 @@ fn a_resend_that_is_refused_is_sent_again_later() {
     assert_eq!(lane(&f).refused_letters, 0);
     assert_eq!(accept(&mut f, Duration::from_secs(60)), [new]);
 }
+
+#[test]
+fn an_accepted_write_counts_although_others_are_refused_meanwhile() {
+    let mut f = Fixture::new(settings());
+    let ids = refuse(&mut f, 20);
+    let slow = f.eventual("slow", &["a"]);
+    f.sent();
+    f.pass(Duration::from_millis(50));
+    let bad = f.eventual("bad", &["a"]);
+    f.sent();
+    f.answer(bad, 0, refused());
+    f.pass(Duration::from_millis(50));
+    f.ended(slow, 0, AttemptOutcome::certain(Verdict::Delivered, Duration::from_millis(100)));
+    let good = |task| if task == bad { refused() } else { Verdict::Delivered };
+    let order = answer_all(&mut f, Duration::from_millis(900), good);
+    assert!(ids.iter().all(|id| order.contains(id)), "{order:?}");
+}
+
+#[test]
+fn letters_that_were_given_up_do_not_wait_for_one_that_is_refused_for_good() {
+    let mut f = Fixture::new(settings());
+    f.recover(1, "bad", &["a"], letter(Cause::Refused));
+    (2..=4).for_each(|id| f.recover(id, &id.to_string(), &["a"], letter(Cause::GaveUp)));
+    let good = |task| if task == 1 { refused() } else { Verdict::Delivered };
+    let order = answer_all(&mut f, Duration::from_secs(600), good);
+    assert!((2..=4).all(|id| order.contains(&id)), "{order:?}");
+}

@@ -261,3 +261,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_write_that_is_refused_ends_the_time_in_which_another_client_was_alone() {
+    let mut f = Fixture::new(EngineSettings { queue_capacity: 10, ..settings() });
+    let [greedy, other] = ["10.0.0.1", "10.0.0.2"].map(|ip| Client::at(ip.parse().unwrap()));
+    let (accepted, _) = fill(&mut f, &greedy, &["a"], Consistency::Eventual);
+    assert_eq!(accepted, 10);
+    assert!(f.append_of(Some(&other), "k", &["b"], Consistency::Eventual).is_err());
+    f.commit(10);
+    f.actions();
+    f.answer(1, 0, Verdict::Delivered);
+    f.append_of(Some(&greedy), "k", &["a"], Consistency::Eventual).unwrap_err();
+    f.append_of(Some(&other), "k", &["b"], Consistency::Eventual).unwrap();
+}
+
+#[test]
+fn a_write_that_is_larger_than_a_share_finds_room_when_nothing_else_is_queued() {
+    let mut f = Fixture::new(EngineSettings { max_bytes: 10_000, ..settings() });
+    let client = token("a");
+    let large =
+        |f: &mut Fixture| f.append_sized(Some(&client), "k", &["a"], Consistency::Eventual, 9_400);
+    let id = large(&mut f).unwrap();
+    assert!(large(&mut f).is_err());
+    f.commit(id);
+    f.actions();
+    f.answer(id, 0, Verdict::Delivered);
+    large(&mut f).unwrap();
+}

@@ -165,10 +165,12 @@ impl ConnectionSlots {
 
 impl ConnectionTable {
     /// Whether a client may have another place, perhaps that of another client. Nine tenths are the
-    /// most, so that one client whose requests all wait for the daemon locks no other out.
+    /// most while there are others, so that one client whose requests all wait for the daemon locks
+    /// no other out.
     fn has_share(&self, client: &Client) -> bool {
         let held = self.clients.get(client).map_or(0, |held| held.ordinary);
-        SharedPool::new(self.limit, held).has_room_for(held as u64)
+        let alone = self.clients.keys().all(|other| other == client);
+        alone || SharedPool::new(self.limit, held).has_room_for(held as u64)
     }
 
     /// Whether the lane has room for `more`, by an eviction if needed.

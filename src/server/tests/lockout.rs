@@ -121,7 +121,10 @@ async fn probes_are_answered_while_requests_hold_all_connections() {
     assert_eq!(probe.get("/readyz", "").await.status, 200);
     probe.post(WRITE).await;
     let answer = probe.answer().await;
-    answer.is_error(503, "all connections (--max-connections) are in use");
+    answer.is_error(
+        503,
+        "all connections (--max-connections), or the share of this client, are in use",
+    );
     assert!(
         answer.head.contains("retry-after: 2\r\n") && answer.head.contains("connection: close")
     );
