@@ -62,6 +62,8 @@ pub struct Target {
     host: Host<String>,
     absolute: bool,
     port: u16,
+    /// The base path, without a last slash.
+    path: String,
 }
 
 impl Target {
@@ -76,7 +78,8 @@ impl Target {
         };
         // A last dot disables the search list of the resolver. To the rules it is the same name.
         let absolute = url.host_str().is_some_and(|host| host.ends_with('.'));
-        Ok(Self { https: url.scheme() == "https", host, absolute, port })
+        let path = url.path().trim_end_matches('/').to_owned();
+        Ok(Self { https: url.scheme() == "https", host, absolute, port, path })
     }
 
     /// The name as the resolver must look it up.
@@ -157,9 +160,7 @@ impl Policy {
         }
         let rules = self.rules.load();
         let Some(rules) = rules.as_deref() else { return Ok(()) };
-        let allowed = |rule: &Rule| {
-            rule.covers(target.https, target.port) && (rule.is_range() || rule.names(name))
-        };
+        let allowed = |rule: &Rule| rule.covers(target) && (rule.is_range() || rule.names(name));
         if rules.iter().any(allowed) { Ok(()) } else { Err(Forbidden::NotListed) }
     }
 
@@ -177,7 +178,7 @@ impl Policy {
         let rules = self.rules.load();
         let Some(rules) = rules.as_deref() else { return Ok(()) };
         let allowed = |rule: &Rule| {
-            rule.covers(target.https, target.port)
+            rule.covers(target)
                 && (rule.contains(address)
                     || matches!(&target.host, Host::Domain(name) if rule.names(name)))
         };

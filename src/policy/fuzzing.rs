@@ -94,7 +94,8 @@ fn check_verdict(
             IpAddr::V4(ip) => ip.to_string(),
             IpAddr::V6(ip) => format!("[{ip}]"),
         };
-        let Ok(same) = Node::parse(&format!("{}://{host}:{port}", url.scheme())) else {
+        let Ok(same) = Node::parse(&format!("{}://{host}:{port}{}", url.scheme(), url.path()))
+        else {
             panic!("{host}")
         };
         assert_eq!(policy.admit(&same), admitted, "{node} and {same}");

@@ -6,8 +6,10 @@
 //! | `*.stores.example:8081` | every subdomain, not the domain itself |
 //! | `10.0.0.0/8:8000-8999` | these addresses, and names that resolve to them |
 //! | `[fd00::/8]:8081` | the same for IPv6 |
+//! | `http://node-1:8081/a` | the base path `/a` of that node, and those below it |
 //!
-//! A rule without a scheme allows `http` and `https`; one without a port allows every port.
+//! A rule without a scheme allows `http` and `https`; one without a port allows every port; one without
+//! a path allows every base path. A path needs a port: `10.0.0.0/8` is a range.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -17,11 +19,15 @@ use ipnet::IpNet;
 use thiserror::Error;
 use url::{Host, Url};
 
+use super::Target;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     https: Option<bool>,
     host: RuleHost,
     ports: RangeInclusive<u16>,
+    /// Without a last slash; empty for every base path.
+    path: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +61,8 @@ pub enum RuleError {
     Mapped,
     #[error("has no valid port: expected 1 to 65535, or a range such as 8000-8999")]
     Port,
+    #[error("must have a base path without a query or a fragment, as in http://node-1:8081/a")]
+    Path,
 }
 
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -79,8 +87,11 @@ pub fn rules(text: &str) -> Result<Vec<Rule>, LineError> {
 }
 
 impl Rule {
-    pub(super) fn covers(&self, https: bool, port: u16) -> bool {
-        self.https.is_none_or(|only| only == https) && self.ports.contains(&port)
+    pub(super) fn covers(&self, target: &Target) -> bool {
+        let below = target.path.strip_prefix(&self.path);
+        self.https.is_none_or(|only| only == target.https)
+            && self.ports.contains(&target.port)
+            && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// Whether it allows this name, which must not end with a dot.
@@ -112,6 +123,8 @@ impl FromStr for Rule {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (Some(true), rest),
             Some(_) => return Err(RuleError::Scheme),
         };
+        let (rest, path) = split_path(rest);
+        let path = base_path(path)?;
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (host, ports) = match rest.strip_prefix('[') {
             Some(inner) => {
@@ -128,8 +141,25 @@ impl FromStr for Rule {
                 None => (rule_host(rest)?, 1..=u16::MAX),
             },
         };
-        Ok(Self { https, host, ports })
+        Ok(Self { https, host, ports, path })
     }
+}
+
+/// Splits a rule at the slash behind its port.
+fn split_path(rule: &str) -> (&str, &str) {
+    let host = rule.find(']').unwrap_or(0);
+    let port = rule.get(host..).and_then(|rest| rest.find(':')).map(|at| host + at);
+    let slash = port.and_then(|port| Some(port + rule.get(port..)?.find('/')?));
+    slash.and_then(|slash| rule.split_at_checked(slash)).unwrap_or((rule, ""))
+}
+
+/// Normalises a path as in a node's address.
+fn base_path(path: &str) -> Result<String, RuleError> {
+    let url = Url::parse(&format!("http://h{path}")).map_err(|_| RuleError::Path)?;
+    if url.query().is_some() || url.fragment().is_some() || path.contains(char::is_whitespace) {
+        return Err(RuleError::Path);
+    }
+    Ok(url.path().trim_end_matches('/').to_owned())
 }
 
 fn bracketed(host: &str) -> Result<RuleHost, RuleError> {

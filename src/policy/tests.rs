@@ -413,3 +413,27 @@ fn a_name_with_a_last_dot_is_looked_up_with_it_and_is_the_same_name_to_the_rules
     assert_eq!(target("http://h.example:8081").lookup_name().as_deref(), Some("h.example"));
     assert_eq!(target("http://10.0.0.1").lookup_name(), None);
 }
+
+#[test]
+fn a_rule_with_a_path_allows_that_base_path_and_those_below() {
+    let policy = Policy::new(Some(rules("http://h:8081/a/\n[fd01::/16]:80/b").unwrap()), None);
+    for (address, allowed) in [
+        ("http://h:8081/a", true),
+        ("http://h:8081/a/b", true),
+        ("http://h:8081/ab", false),
+        ("http://h:8081", false),
+        ("http://h:8081/x/../a", true),
+        ("http://h:8081/a/../b", false),
+        ("http://[fd01::1]/b", true),
+        ("http://[fd01::1]", false),
+    ] {
+        assert_eq!(policy.admit(&Node::parse(address).unwrap()).is_ok(), allowed, "{address}");
+    }
+    let any = Policy::new(Some(rules("http://h:8081").unwrap()), None);
+    assert!(any.admit(&Node::parse("http://h:8081/any/path").unwrap()).is_ok());
+    for (rule, why) in
+        [("h:80/a?b", RuleError::Path), ("h:80/a#b", RuleError::Path), ("h/a", RuleError::Host)]
+    {
+        assert_eq!(rule.parse::<Rule>(), Err(why), "{rule}");
+    }
+}
