@@ -65,7 +65,7 @@ async fn livez_and_readyz_are_answered_under_every_attack_on_the_connections() {
     let daemon = Daemon::start(&args).await;
     let replica = Replica::with(|_| Behaviour::Hang).await;
     let mut writes = Vec::new();
-    for n in 0..CONNECTIONS - 1 {
+    for n in 0..CONNECTIONS {
         let body = strong(&format!("k{n}"), "v", &[&replica]).to_string();
         let length = body.len();
         let text = format!(
@@ -76,7 +76,7 @@ async fn livez_and_readyz_are_answered_under_every_attack_on_the_connections() {
     }
     let attack = "strong writes to a replica that hangs";
     probed(&daemon, attack).await;
-    // No place is left, or none that this client may have.
+    // No place is left.
     let more = hold(&daemon, 4 * CONNECTIONS, &get("/metrics")).await;
     probed(&daemon, attack).await;
     let refused = super::exchange(daemon.address(), get("/health").as_bytes()).await;
