@@ -19,7 +19,7 @@ use crate::replica::ClientSettings;
 use crate::server::ServerLimits;
 use crate::store::KeyLimits;
 use crate::task::MAX_NODE_BYTES;
-use crate::text::without_passwords;
+use crate::text::without_secrets;
 use crate::tls::TlsFiles;
 use crate::traces::TraceSettings;
 
@@ -329,7 +329,7 @@ fn traces(endpoint: &str) -> Result<Option<String>, String> {
     if endpoint == "off" {
         return Ok(None);
     }
-    let shown = without_passwords(endpoint);
+    let shown = without_secrets(endpoint);
     let problem = |why: &str| format!("--otlp-endpoint {shown:?} must be a URL or off: {why}");
     let mut url = Url::parse(endpoint).map_err(|error| problem(&error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {

@@ -34,16 +34,6 @@ pub fn is_odd(c: char) -> bool {
     }
 }
 
-/// `text` with an ellipsis in place of the user name and password of each URL in it.
-pub fn without_passwords(text: &str) -> Cow<'_, str> {
-    let Some((before, rest)) = text.split_once("://") else { return text.into() };
-    let end = rest.find(|c: char| c.is_whitespace() || "\"'<>()".contains(c));
-    let (url, after) = rest.split_at(end.unwrap_or(rest.len()));
-    // The last one: a password that is not encoded may contain any character.
-    let shown = url.rsplit_once('@').map_or(Cow::from(url), |(_, host)| format!("…@{host}").into());
-    format!("{before}://{shown}{}", without_passwords(after)).into()
-}
-
 /// `text` as one line, with every odd character escaped.
 pub fn plain(text: &str) -> Cow<'_, str> {
     line(text, false)
@@ -63,8 +53,7 @@ pub fn line(text: &str, coloured: bool) -> Cow<'_, str> {
     })
 }
 
-/// Hides what a user may have put in the wrong place, and an error quotes: passwords in addresses,
-/// and tokens.
+/// Hides what an error may quote: the user names and passwords of addresses, and tokens.
 pub fn without_secrets(text: &str) -> String {
     let words = text.split_inclusive(char::is_whitespace);
     words.map(without_password).map(|word| without_token(&word)).collect()
@@ -146,7 +135,7 @@ mod tests {
                 "for url (https://…@c/x), then \"http://…@d\" at e@f",
             ),
         ] {
-            assert_eq!(without_passwords(text), shown);
+            assert_eq!(without_secrets(text), shown);
         }
     }
 

@@ -36,7 +36,7 @@ use tokio::runtime::Handle;
 use url::Url;
 
 use crate::task::{Node, Task, TaskId, Trace, Verdict};
-use crate::text::without_passwords;
+use crate::text::without_secrets;
 
 mod context;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -99,8 +99,8 @@ impl Tracer {
             .with_http_client(client)
             .build()
             .map_err(|error| {
-                let endpoint = without_passwords(&settings.endpoint).into_owned();
-                let why = without_passwords(&error.to_string()).into_owned();
+                let endpoint = without_secrets(&settings.endpoint);
+                let why = without_secrets(&error.to_string());
                 TraceSetupError { endpoint, why }
             })?;
         let batches = BatchConfigBuilder::default()
@@ -258,7 +258,7 @@ impl<C: HttpClient + 'static> HttpClient for OnRuntime<C> {
         let error = match &sent {
             Ok(response) if response.status().is_success() => return sent,
             Ok(response) => format!("the collector answered {}", response.status()),
-            Err(error) => without_passwords(&error.to_string()).into_owned(),
+            Err(error) => without_secrets(&error.to_string()),
         };
         let failures = self.failures.fetch_add(1, Ordering::Relaxed);
         if failures.is_multiple_of(LOG_EVERY) {
