@@ -404,28 +404,10 @@ pub fn to_prometheus(snapshot: &Snapshot) -> prometheus::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{BreakerState, Node};
 
     fn snapshot() -> Snapshot {
         let counters = Counters { accepted: 7, delivered: 5, pending: 2, ..Counters::default() };
-        let lane = LaneView {
-            node: Node::parse("http://a").unwrap(),
-            counters,
-            in_flight: 0,
-            waiting: 0,
-            parked: 0,
-            pending_bytes: 0,
-            oldest: None,
-            oldest_since: None,
-            paused: None,
-            last_error: None,
-            breaker_since: None,
-            next_probe: None,
-            dead_letter_bytes: 0,
-            refused_letters: 0,
-            breaker: BreakerState::Closed,
-            workers: 1,
-        };
+        let lane = LaneView { workers: 1, ..LaneView::idle("http://a", counters) };
         let replica = ReplicaSnapshot {
             lane,
             lag_seconds: 0.0,

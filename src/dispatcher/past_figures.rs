@@ -176,28 +176,7 @@ mod tests {
 
     use super::*;
     use crate::engine::Moment;
-    use crate::task::{BreakerState, Timestamp};
-
-    fn lane(name: &str, counters: Counters) -> LaneView {
-        LaneView {
-            node: Node::parse(name).unwrap(),
-            counters,
-            in_flight: 0,
-            waiting: 0,
-            parked: 0,
-            pending_bytes: 0,
-            oldest: None,
-            oldest_since: None,
-            paused: None,
-            last_error: None,
-            breaker_since: None,
-            next_probe: None,
-            dead_letter_bytes: 0,
-            refused_letters: 0,
-            breaker: BreakerState::Closed,
-            workers: 5,
-        }
-    }
+    use crate::task::Timestamp;
 
     fn second(n: u64) -> Now {
         let moment = Moment(0).after(Duration::from_secs(n));
@@ -227,7 +206,7 @@ mod tests {
             // The first second of each step has the largest backlog.
             let pending = if n % 10 == 0 { 7 } else { 1 };
             let counters = Counters { pending, delivered: 20 * n, ..Counters::default() };
-            history.add(second(n), &totals(n), &[lane("http://a", counters)], |_| 2.0);
+            history.add(second(n), &totals(n), &[LaneView::idle("http://a", counters)], |_| 2.0);
         }
         let shown = history.shown(None).unwrap();
         assert_eq!((shown.at.len(), shown.at[0], shown.step_seconds), (3600, 400, 1));
@@ -246,7 +225,7 @@ mod tests {
         let [a, b] = ["http://a", "http://b"].map(|name| Node::parse(name).unwrap());
         let mut history = FigureHistory::default();
         for n in 0..10 {
-            let lanes = [lane("http://a", Counters::default())];
+            let lanes = [LaneView::idle("http://a", Counters::default())];
             history.add(second(n), &totals(0), &lanes, |_| 0.0);
         }
         history.rename(&a, &b);

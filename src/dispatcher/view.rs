@@ -219,24 +219,8 @@ mod tests {
 
     /// A replica with five workers.
     fn lane(pending: u64, breaker: BreakerState) -> LaneView {
-        LaneView {
-            node: Node::parse("http://a").unwrap(),
-            counters: Counters { pending, ..Counters::default() },
-            in_flight: 0,
-            waiting: 0,
-            parked: 0,
-            pending_bytes: 0,
-            oldest: None,
-            oldest_since: None,
-            paused: None,
-            last_error: None,
-            breaker_since: None,
-            next_probe: None,
-            dead_letter_bytes: 0,
-            refused_letters: 0,
-            breaker,
-            workers: 5,
-        }
+        let counters = Counters { pending, ..Counters::default() };
+        LaneView { breaker, ..LaneView::idle("http://a", counters) }
     }
 
     #[test]

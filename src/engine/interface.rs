@@ -232,6 +232,31 @@ pub struct LaneView {
     pub workers: u32,
 }
 
+#[cfg(test)]
+impl LaneView {
+    /// A healthy replica with five workers and nothing in flight.
+    pub(crate) fn idle(node: &str, counters: Counters) -> Self {
+        Self {
+            node: Node::parse(node).unwrap(),
+            counters,
+            in_flight: 0,
+            waiting: 0,
+            parked: 0,
+            pending_bytes: 0,
+            oldest: None,
+            oldest_since: None,
+            paused: None,
+            last_error: None,
+            breaker_since: None,
+            next_probe: None,
+            dead_letter_bytes: 0,
+            refused_letters: 0,
+            breaker: BreakerState::Closed,
+            workers: 5,
+        }
+    }
+}
+
 impl LaneView {
     pub fn state(&self) -> ReplicaState {
         ReplicaState::of(self.paused.is_some(), self.breaker, self.refused_letters)
