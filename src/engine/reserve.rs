@@ -21,7 +21,7 @@ const FEW_LETTERS: u64 = 100;
 
 impl Engine {
     /// Reserves places for a write to `replicas`, each named once. `bytes` is its
-    /// [`crate::task::weight`]; the engine adds the overhead. A refusal changes nothing.
+    /// [`crate::task::weight`]; the engine adds the overhead. A refusal takes nothing.
     pub fn reserve(
         &mut self,
         now: Now,
@@ -42,16 +42,8 @@ impl Engine {
         self.check_shares(queue, bytes, replicas, client)?;
         let lanes = self.open_lanes(replicas, client)?;
         let client = self.claims.join_client(client);
-        self.levels.bytes += bytes;
-        self.claims.by_client(Pool::Bytes, client, signed(bytes));
-        self.count_queued(queue, client, 1);
-        for &number in &lanes {
-            let lane = &mut self.lanes[number];
-            lane.last_used = now.moment;
-            lane.places.move_task(TaskQueue::Outside, queue);
-            self.claims.at_host(Pool::Bytes, client, lane.host, signed(bytes));
-            self.claims.at_host(queue.pool(), client, lane.host, 1);
-        }
+        lanes.iter().for_each(|&lane| self.lanes[lane].last_used = now.moment);
+        self.hold(queue, bytes, client, &lanes, 1);
         self.reservations += 1;
         let number = self.reservations;
         Ok(Reservation { queue, bytes, client, lanes: lanes.into(), made: now.moment, number })
@@ -66,17 +58,35 @@ impl Engine {
     /// Returns the lanes.
     pub(super) fn release_places(&mut self, reservation: Reservation) -> SmallVec<[u32; 2]> {
         let Reservation { queue, bytes, client, lanes, .. } = reservation;
-        self.levels.bytes -= bytes;
-        self.claims.by_client(Pool::Bytes, client, -signed(bytes));
-        self.count_queued(queue, client, -1);
-        for &number in &lanes {
-            let lane = &mut self.lanes[number];
-            lane.places.move_task(queue, TaskQueue::Outside);
-            self.claims.at_host(Pool::Bytes, client, lane.host, -signed(bytes));
-            self.claims.at_host(queue.pool(), client, lane.host, -1);
-        }
+        self.hold(queue, bytes, client, &lanes, -1);
         self.leave_client(client);
         lanes
+    }
+
+    /// Takes the places of a reservation, or gives them back (`-1`).
+    fn hold(&mut self, queue: TaskQueue, bytes: u64, client: u32, lanes: &[u32], change: i64) {
+        let bytes = change * signed(bytes);
+        self.count_bytes(client, bytes);
+        self.count_queued(queue, client, change);
+        let (from, to) = match change {
+            1.. => (TaskQueue::Outside, queue),
+            _ => (queue, TaskQueue::Outside),
+        };
+        for &number in lanes {
+            let lane = &mut self.lanes[number];
+            lane.places.move_task(from, to);
+            self.claims.at_host(Pool::Bytes, client, lane.host, bytes);
+            self.claims.at_host(queue.pool(), client, lane.host, change);
+        }
+    }
+
+    /// Adds bytes to those that are charged for tasks that wait, or removes them.
+    pub(super) fn count_bytes(&mut self, client: u32, change: i64) {
+        self.levels.bytes = match change {
+            0.. => self.levels.bytes + change.unsigned_abs(),
+            _ => self.levels.bytes - change.unsigned_abs(),
+        };
+        self.claims.by_client(Pool::Bytes, client, change);
     }
 
     pub(super) fn leave_client(&mut self, client: u32) {

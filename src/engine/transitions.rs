@@ -47,8 +47,7 @@ impl Engine {
             lane.backlog.push(id, bytes);
             self.claims.at_host(Pool::Bytes, client, lane.host, signed(bytes));
         }
-        self.levels.bytes += bytes;
-        self.claims.by_client(Pool::Bytes, client, signed(bytes));
+        self.count_bytes(client, signed(bytes));
         let deadline = quorum.as_ref().map(|quorum| quorum.deadline);
         let slot = self.tasks.insert(TaskEntry {
             id,
@@ -555,8 +554,7 @@ impl Engine {
     pub(super) fn remove_task(&mut self, slot: Slot) {
         self.enter_queue(slot, TaskQueue::Outside);
         let &TaskEntry { bytes, client, .. } = &self.tasks[slot];
-        self.levels.bytes -= bytes;
-        self.claims.by_client(Pool::Bytes, client, -signed(bytes));
+        self.count_bytes(client, -signed(bytes));
         self.leave_client(client);
         self.tasks.remove(slot);
     }
