@@ -198,7 +198,7 @@ impl TokenList {
         }
     }
 
-    /// Ids and grants, by name. Nothing of it is secret.
+    /// Ids and grants, by name. They contain no secrets.
     pub fn grants(&self) -> Vec<(String, &Grant)> {
         let entries = self.0.values();
         let mut grants: Vec<_> =

@@ -308,7 +308,7 @@ async fn judge(
     (verdict(sent, &answer), read_whole)
 }
 
-/// The beginning of the body, and whether it is all of it.
+/// The beginning of the body, and whether that is the whole body.
 async fn body(response: &mut Response<Incoming>, patience: &mut Patience) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     while body.len() < MAX_BODY_BYTES {

@@ -105,7 +105,7 @@ impl Connection {
                 self.has_served = true;
                 Ok(response)
             }
-            // Nothing of it was written, because the connection had ended.
+            // The connection had ended before any byte of the request was written.
             Err(error) if error.is_canceled() => {
                 match timeout(LAST_WORDS, &mut self.driver).await {
                     Ok(Ok(Err(why))) => Err(Unanswered::Unsent(why)),

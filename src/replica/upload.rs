@@ -1,6 +1,6 @@
 //! The body of a request: a large value in pieces, so that its progress is visible.
 //!
-//! With a body in one piece hyper reports nothing until all of it is in the socket.
+//! hyper reports no progress for a body in one piece until the socket has taken the whole body.
 
 use std::convert::Infallible;
 use std::pin::Pin;

@@ -2,7 +2,7 @@
 //!
 //! A client that reads slowly keeps its answer in memory, and its connection is not evicted while it
 //! reads. So large answers are charged to a pool until they are written, and each client has a share
-//! of it. Answers to writes are not charged: they are as long as the names in the request.
+//! of the pool. Answers to writes are not charged: they are no longer than the names in the request.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -15,8 +15,8 @@ use super::body::SMALL_BYTES;
 use super::client_pool::{ClientPool, PoolClient, PoolShare};
 use super::errors::Problem;
 
-/// Large answers may use one in this many bytes of the request memory, on top of it. Apart from the
-/// bodies, so that readers cannot block writes.
+/// The memory for large answers is the request memory divided by this. It is separate from the memory
+/// for bodies, so that readers cannot block writes.
 const MEMORY_PER_ANSWERS: usize = 4;
 
 /// Less would not hold the figures of a thousand replicas.
@@ -47,7 +47,7 @@ impl AnswerMemory {
     }
 
     /// Charges bytes until the last of their clones is dropped. `None` without memory for them. An
-    /// answer that is larger than all of it needs the pool for itself.
+    /// answer that is larger than the pool is charged for the whole pool.
     fn charge(&self, client: &PoolClient, bytes: Bytes) -> Option<Bytes> {
         if bytes.len() <= SMALL_BYTES {
             return Some(bytes);

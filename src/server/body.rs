@@ -1,7 +1,7 @@
 //! Reads request bodies within limits on size, time and shared memory.
 //!
-//! Only large bodies are charged to the shared memory. Small ones, nearly all of them, never wait
-//! for it. Each client has a share of it.
+//! Only large bodies are charged to the shared memory, of which each client has a share. Small ones,
+//! which are nearly all, never wait for it.
 
 use std::pin::pin;
 use std::time::Duration;

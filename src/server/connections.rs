@@ -2,8 +2,8 @@
 //!
 //! HTTP/1.1 with keep-alive, over TCP or TLS. At `--max-connections`, handshakes included, a
 //! connection that waits for its client is evicted for a new one; if none does, only probes are
-//! answered (see `room`). A client that stops sending a head or stops reading responses is cut after the client timeout;
-//! [`super::body`] enforces it for bodies.
+//! answered (see `room`). A client that stops sending a head or stops reading responses is cut after
+//! the client timeout; [`super::body`] enforces it for bodies.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

@@ -25,7 +25,7 @@ const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
 
 const REFUSED_BYTES: u64 = 64 * 1024;
 
-/// A bundle of all public authorities takes a quarter of it.
+/// Four times a bundle of all public authorities.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Error)]
