@@ -12,10 +12,9 @@
 //!
 //! It knows nothing about queues, replicas or disks. Read [`serve`], then `routes` and `replicate`.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
-use axum::middleware;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -25,6 +24,7 @@ use crate::policy::Policy;
 use crate::traces::Tracer;
 
 mod access;
+mod addresses;
 mod answers;
 mod body;
 mod client_pool;
@@ -85,6 +85,7 @@ pub struct ServerLimits {
 struct ServerState {
     handle: Handle,
     settings: ServerSettings,
+    addresses: addresses::Addresses,
     memory: body::BodyMemory,
     answers: answers::AnswerMemory,
     users: Mutex<Users>,
@@ -122,6 +123,7 @@ pub async fn serve(
     let (close, closing) = watch::channel(false);
     let (router, openapi) = routes::router();
     let server = ServerState {
+        addresses: addresses::Addresses::default(),
         memory: body::BodyMemory::new(&settings),
         answers: answers::AnswerMemory::new(settings.limits.request_memory),
         users: Mutex::new(Users::default()),
@@ -133,13 +135,10 @@ pub async fn serve(
         settings,
     };
     let tls = server.settings.tls.clone();
-    let server = Arc::new(server);
-    let checked = middleware::from_fn_with_state(Arc::clone(&server), access::check);
-    let router = router.with_state(server).layer(checked);
-    let router = router.layer(middleware::map_response(errors::guarded));
+    let routes = routes::Routes::new(server, router);
     let stop = async {
         stop.await;
         close.send_replace(true);
     };
-    connections::accept(listener, router, tls, &limits, stop).await;
+    connections::accept(listener, routes, tls, &limits, stop).await;
 }

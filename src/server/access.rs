@@ -1,4 +1,4 @@
-//! Authorization: the table of required roles, and the middleware in front of every handler.
+//! Authorization: the table of required roles, and the check in front of every handler.
 //!
 //! Fails closed: a path missing from the table needs the role implied by its method.
 //!
@@ -11,12 +11,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, Request};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Uri};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
@@ -141,7 +140,7 @@ pub(super) fn describe(openapi: &mut Value) {
     }
 }
 
-/// Who sent a request, stored in its extensions by [`check`].
+/// Who sent a request, by [`check`]. The router's handlers find it in the extensions.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     /// `None` without authentication.
@@ -151,10 +150,10 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// Without the middleware this is an internal error.
+    /// Without [`check`] this is an internal error.
     pub(super) fn of(extensions: &Extensions) -> Result<Self, Problem> {
         let caller = extensions.get::<Self>().cloned();
-        caller.ok_or_else(|| Problem::internal(&"the request did not pass the access middleware"))
+        caller.ok_or_else(|| Problem::internal(&"the request did not pass the access check"))
     }
 
     pub(super) fn anonymous(extensions: &Extensions) -> Self {
@@ -222,15 +221,15 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// The middleware: authorizes a request and writes the audit log.
-pub(super) async fn check(
-    State(server): State<Arc<ServerState>>,
-    mut request: Request,
-    next: Next,
+/// Authorizes a request for its handler, and writes the audit log.
+pub(super) async fn check<F: Future<Output = Response>>(
+    server: &ServerState,
+    request: Request,
+    handle: impl FnOnce(Request, Caller) -> F,
 ) -> Response {
     let need = need(request.method(), request.uri().path());
-    let peer = request.extensions().get::<Arc<ClientPeer>>().cloned();
-    if peer.as_ref().is_some_and(|peer| peer.probes_only) && !is_probe(request.uri().path()) {
+    let peer = request.extensions().get::<Arc<ClientPeer>>();
+    if peer.is_some_and(|peer| peer.probes_only) && !is_probe(request.uri().path()) {
         if need == Need::Role(Role::Replicate) {
             server.handle.counts().refused(Reason::Connections);
         }
@@ -246,12 +245,11 @@ pub(super) async fn check(
             if let Some(peer) = peer.filter(|_| caller.holder.is_some()) {
                 peer.authenticated();
             }
-            request.extensions_mut().insert(caller.clone());
             let is_charged = matches!(need, Need::Role(_))
                 && matches!(*request.method(), Method::GET | Method::HEAD)
                 // Its handler charges one answer for many requests.
                 && request.uri().path() != "/metrics";
-            let mut response = next.run(request).await;
+            let mut response = handle(request, caller.clone()).await;
             if is_charged {
                 response = server.charged(&caller.client(), response).await;
             }

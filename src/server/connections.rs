@@ -12,6 +12,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::response::Response;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
@@ -82,10 +84,22 @@ impl ClientPeer {
     }
 }
 
+/// What answers the requests of connections.
+pub(super) trait Answering: Send + Sync + 'static {
+    fn answer(&self, request: Request) -> impl Future<Output = Response> + Send;
+}
+
+impl Answering for TowerToHyperService<Router> {
+    async fn answer(&self, request: Request) -> Response {
+        let answer = Box::pin(hyper::service::Service::call(self, request)).await;
+        answer.unwrap_or_else(|never| match never {})
+    }
+}
+
 /// Accepts and serves until `stop` resolves; returns when the last connection has closed.
 pub(super) async fn accept(
     listener: TcpListener,
-    router: Router,
+    answering: impl Answering,
     tls: Option<InboundTls>,
     limits: &ConnectionLimits,
     stop: impl Future<Output = ()>,
@@ -96,7 +110,7 @@ pub(super) async fn accept(
     let (stopping, watched) = watch::channel(());
     let each = ConnectionServer {
         http: http(limits),
-        router,
+        answering: Arc::new(answering),
         tls,
         patience: limits.client_timeout,
         watched,
@@ -129,17 +143,28 @@ fn http(limits: &ConnectionLimits) -> http1::Builder {
     http
 }
 
-#[derive(Clone)]
-struct ConnectionServer {
+struct ConnectionServer<A> {
     http: http1::Builder,
-    router: Router,
+    answering: Arc<A>,
     tls: Option<InboundTls>,
     patience: Duration,
     /// Its sender is dropped when accepting stops.
     watched: watch::Receiver<()>,
 }
 
-impl ConnectionServer {
+impl<A> Clone for ConnectionServer<A> {
+    fn clone(&self) -> Self {
+        Self {
+            http: self.http.clone(),
+            answering: Arc::clone(&self.answering),
+            tls: self.tls.clone(),
+            patience: self.patience,
+            watched: self.watched.clone(),
+        }
+    }
+}
+
+impl<A: Answering> ConnectionServer<A> {
     async fn serve(
         mut self,
         stream: TcpStream,
@@ -193,8 +218,8 @@ impl ConnectionServer {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let router = TowerToHyperService::new(self.router);
-        let turns = TurnService { router, slot: Arc::clone(&slot), peer: Arc::new(peer) };
+        let (answering, peer) = (self.answering, Arc::new(peer));
+        let turns = TurnService { answering, slot: Arc::clone(&slot), peer };
         let connection = self.http.serve_connection(TokioIo::new(stream), turns);
         let mut connection = pin!(watcher.watch(connection));
         let end = tokio::select! {

@@ -1,6 +1,7 @@
 //! Every status code of the server, and the body of every error.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -87,7 +88,7 @@ impl Problem {
     }
 
     /// `spelled` are the replicas in order, as the client spelled them.
-    pub(super) fn refused(refusal: &Refusal, spelled: &[String], handle: &Handle) -> Self {
+    pub(super) fn refused(refusal: &Refusal, spelled: &[Arc<str>], handle: &Handle) -> Self {
         let error = refusal.to_string();
         match refusal {
             Refusal::Full(_) | Refusal::Stalled | Refusal::Draining | Refusal::StoreFailed => {
@@ -195,7 +196,7 @@ pub(super) fn not_modified() -> Response {
 fn without_majority(
     mut error: String,
     obstacles: &[(ReplicaIndex, Obstacle)],
-    spelled: &[String],
+    spelled: &[Arc<str>],
 ) -> String {
     let reason = |(replica, obstacle): &(ReplicaIndex, Obstacle)| {
         let why = match obstacle {
@@ -214,9 +215,9 @@ fn without_majority(
     error
 }
 
-pub(super) fn as_spelled(spelled: &[String], indexes: &[ReplicaIndex]) -> Vec<String> {
+pub(super) fn as_spelled(spelled: &[Arc<str>], indexes: &[ReplicaIndex]) -> Vec<String> {
     let names = indexes.iter().filter_map(|index| spelled.get(index.get()));
-    names.cloned().collect()
+    names.map(ToString::to_string).collect()
 }
 
 impl IntoResponse for Problem {
@@ -290,7 +291,7 @@ pub(super) fn unavailable(body: &impl Serialize) -> Response {
 
 /// Headers of every answer, unless it has its own. No browser may guess a type, and no cache may
 /// keep what a token was needed for.
-pub(super) async fn guarded(mut response: Response) -> Response {
+pub(super) fn guarded(mut response: Response) -> Response {
     let headers = response.headers_mut();
     let nosniff = HeaderValue::from_static("nosniff");
     headers.entry(X_CONTENT_TYPE_OPTIONS).or_insert(nosniff);
@@ -322,7 +323,7 @@ mod tests {
     #[test]
     fn the_error_of_a_missing_majority_fits_any_number_of_replicas() {
         let (handle, _requests, _health) = Handle::for_tests();
-        let spelled = ["http://a", "http://b", "http://c", "http://d"].map(str::to_owned);
+        let spelled = ["http://a", "http://b", "http://c", "http://d"].map(Arc::from);
         let said = |acked: u16, replicas: u16, obstacles: &[Obstacle]| {
             let missing = acked..replicas;
             let refusal = Refusal::NoMajority {

@@ -12,8 +12,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use super::addresses::Addresses;
 use super::errors::Problem;
-use super::validate::{ValidWrite, write};
+use super::validate::{self, ValidWrite};
 use super::{Access, ServerLimits, ServerSettings};
 use crate::policy::{Own, Policy};
 use crate::task::{Consistency, NewTask, Node, Operation};
@@ -47,6 +48,10 @@ pub(super) fn settings() -> ServerSettings {
             max_replicas: MAX_REPLICAS,
         },
     }
+}
+
+pub(super) fn write(body: &[u8], settings: &ServerSettings) -> Result<ValidWrite, Problem> {
+    validate::write(body, settings, &Addresses::default())
 }
 
 /// An accepted write equals its body and respects every limit. An error names the field and never
@@ -102,7 +107,7 @@ pub(super) fn taken(body: &[u8], ValidWrite { task, spelled }: &ValidWrite) {
         let text = entry.as_str().unwrap_or_default();
         let Ok(node) = Node::parse(text) else { panic!("{entry} was taken") };
         if !nodes.contains(&node) {
-            assert_eq!(spelled.get(nodes.len()).map(String::as_str), Some(text));
+            assert_eq!(spelled.get(nodes.len()).map(|text| &**text), Some(text));
             nodes.push(node);
         }
     }

@@ -12,6 +12,7 @@ use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use axum::routing::put;
+use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
@@ -49,7 +50,8 @@ impl MemoryReplica {
 
     /// Serves requests from `listener` until `stop` resolves, then closes its connections.
     pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = ()>) {
-        connections::accept(listener, self.router(), None, &LIMITS, stop).await;
+        let router = TowerToHyperService::new(self.router());
+        connections::accept(listener, router, None, &LIMITS, stop).await;
     }
 
     fn router(&self) -> Router {

@@ -45,13 +45,14 @@ use crate::traces::{self, Span};
 )]
 pub(super) async fn replicate(
     State(server): State<Arc<ServerState>>,
+    caller: Caller,
     request: Request,
 ) -> Response {
     let parent = trace_of(request.headers());
     let span = server.settings.tracer.accept(parent.as_ref());
     // Deliveries join the span or, if it is not sampled, the trace of the request.
     let trace = span.as_ref().map(Span::trace).or(parent);
-    let (answer, task) = match write(&server, request, trace).await {
+    let (answer, task) = match write(&server, &caller, request, trace).await {
         Ok((task, response)) => (response, Some(task)),
         Err(problem) => {
             let task = problem.task();
@@ -78,10 +79,11 @@ pub(super) fn trace_of(headers: &HeaderMap) -> Option<Trace> {
 
 async fn write(
     server: &ServerState,
+    caller: &Caller,
     request: Request,
     trace: Option<Trace>,
 ) -> Result<(TaskId, Response), Problem> {
-    let ServerState { handle, settings, memory, .. } = server;
+    let ServerState { handle, settings, memory, addresses, .. } = server;
     let (head, body) = request.into_parts();
     // Checked before the body, so that a client does not send megabytes in vain.
     let key = match server.serving().and_then(|()| idempotency::header(&head.headers)) {
@@ -91,12 +93,11 @@ async fn write(
             return Err(problem);
         }
     };
-    let caller = Caller::of(&head.extensions)?;
     let read = memory.read(&caller.client(), &head.headers, body, handle.retry_after()).await;
     let (body, _share) = read.inspect_err(|problem| server.count_memory_refusal(problem))?;
-    let ValidWrite { mut task, spelled } = validate::write(&body, settings)?;
+    let ValidWrite { mut task, spelled } = validate::write(&body, settings, addresses)?;
     caller.may_name(&task.replicas)?;
-    let idempotency = key.map(|key| idempotency::of(&caller, key, &body));
+    let idempotency = key.map(|key| idempotency::of(caller, key, &body));
     (task.trace, task.client) = (trace, caller.client());
     drop(body);
     server.count_user(&task);
@@ -124,7 +125,7 @@ impl ServerState {
     }
 
     /// Counts a refusal and turns it into a response.
-    pub(super) fn refused(&self, refusal: &Refusal, spelled: &[String]) -> Problem {
+    pub(super) fn refused(&self, refusal: &Refusal, spelled: &[Arc<str>]) -> Problem {
         match refusal {
             Refusal::Stalled => self.handle.counts().refused(Reason::StoreStalled),
             Refusal::Draining => self.handle.counts().refused(Reason::Draining),
@@ -148,7 +149,7 @@ impl ServerState {
         &self,
         accepted: &AcceptedWrite,
         consistency: Consistency,
-        spelled: &[String],
+        spelled: &[Arc<str>],
     ) -> api::WriteAccepted {
         api::WriteAccepted {
             success: true,

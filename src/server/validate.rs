@@ -4,6 +4,7 @@
 //! actual value. The content of `value` is never quoted.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -11,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 use super::ServerSettings;
+use super::addresses::Addresses;
 use super::errors::{Problem, invalid, must_be};
 use super::idempotency;
 use super::wire::{Fields, Json, MAX_ENTRIES, shown, shown_address};
@@ -28,24 +30,33 @@ const MAX_TTL_NANOS: u64 = i64::MAX.unsigned_abs();
 pub(super) struct ValidWrite {
     pub(super) task: NewTask,
     /// The replicas of `task` in order, in the client's first spelling.
-    pub(super) spelled: Vec<String>,
+    pub(super) spelled: Vec<Arc<str>>,
 }
 
-pub(super) fn write(body: &[u8], settings: &ServerSettings) -> Result<ValidWrite, Problem> {
-    checked(fields(body)?, settings)
+pub(super) fn write(
+    body: &[u8],
+    settings: &ServerSettings,
+    addresses: &Addresses,
+) -> Result<ValidWrite, Problem> {
+    checked(fields(body)?, settings, addresses)
 }
 
 /// Parses a write of a batch, with its idempotency key.
 pub(super) fn batched(
     body: &[u8],
     settings: &ServerSettings,
+    addresses: &Addresses,
 ) -> Result<(ValidWrite, Option<Box<str>>), Problem> {
     let mut fields = fields(body)?;
     let key = idempotency::field(&std::mem::take(&mut fields.idempotency_key))?;
-    Ok((checked(fields, settings)?, key))
+    Ok((checked(fields, settings, addresses)?, key))
 }
 
-fn checked(fields: Fields<'_>, settings: &ServerSettings) -> Result<ValidWrite, Problem> {
+fn checked(
+    fields: Fields<'_>,
+    settings: &ServerSettings,
+    addresses: &Addresses,
+) -> Result<ValidWrite, Problem> {
     let key = key(fields.key, settings.limits.max_key_bytes)?;
     let operation = operation(fields.operation)?;
     let ttl = ttl(&fields.ttl)?;
@@ -59,7 +70,7 @@ fn checked(fields: Fields<'_>, settings: &ServerSettings) -> Result<ValidWrite, 
     let consistency = consistency(fields.consistency)?;
     text("primary_node", fields.primary_node)?;
     let user_id = user_id(fields.user_id)?;
-    let (replicas, spelled) = replicas(fields.replica_nodes, settings)?;
+    let (replicas, spelled) = replicas(fields.replica_nodes, settings, addresses)?;
     let task = NewTask {
         key,
         operation,
@@ -209,7 +220,8 @@ pub(super) fn user(json: Json<'_>) -> Result<Option<Cow<'_, str>>, Problem> {
 fn replicas(
     json: Json<'_>,
     settings: &ServerSettings,
-) -> Result<(Vec<Node>, Vec<String>), Problem> {
+    addresses: &Addresses,
+) -> Result<(Vec<Node>, Vec<Arc<str>>), Problem> {
     let limit = settings.limits.max_replicas;
     let entries = match json {
         Json::List(entries) => entries,
@@ -231,11 +243,11 @@ fn replicas(
         let Json::Text(text) = entry else {
             return Err(must_be(&format!("replica_nodes[{index}]"), "a URL", &entry));
         };
-        let node = Node::parse(&text).map_err(|error| {
+        let address = addresses.parse(&text).map_err(|error| {
             let (shown, example) = (shown_address(&text), with_scheme(&text, &error));
             invalid(format!(r#"field "replica_nodes[{index}]": {shown} {error}{example}"#))
         })?;
-        if nodes.contains(&node) {
+        if nodes.contains(&address.node) {
             continue;
         }
         if nodes.len() == limit {
@@ -243,12 +255,12 @@ fn replicas(
                 r#"field "replica_nodes" names too many replicas, the limit is {limit}"#
             )));
         }
-        settings.policy.admit(&node).map_err(|why| {
+        address.admit(&settings.policy).map_err(|why| {
             let text = shown_address(&text);
             Problem::Forbidden(format!(r#"field "replica_nodes[{index}]": {text} {why}"#))
         })?;
-        nodes.push(node);
-        spelled.push(text.into_owned());
+        nodes.push(address.node);
+        spelled.push(address.spelled);
     }
     Ok((nodes, spelled))
 }

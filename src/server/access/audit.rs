@@ -7,6 +7,7 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::Request;
+use axum::http::{Method, Uri};
 use axum::response::Response;
 
 use super::{Caller, ClientPeer, Need, now};
@@ -39,8 +40,8 @@ impl About {
 pub(super) struct AuditEntry {
     /// Needs the role `operate`. These are logged when they succeed, too.
     pub(super) is_operation: bool,
-    method: String,
-    path: String,
+    method: Method,
+    uri: Uri,
     peer: Option<Arc<ClientPeer>>,
 }
 
@@ -58,14 +59,22 @@ impl AuditEntry {
         let Need::Role(role) = need else { return None };
         Some(Self {
             is_operation: role == Role::Operate,
-            method: request.method().as_str().chars().take(METHOD_CHARS).collect(),
-            path: loggable(request.uri().path()),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
             peer: request.extensions().get::<Arc<ClientPeer>>().cloned(),
         })
     }
 
     fn peer(&self) -> String {
         self.peer.as_ref().map_or_else(String::new, |peer| peer.address.ip().to_string())
+    }
+
+    fn method(&self) -> String {
+        self.method.as_str().chars().take(METHOD_CHARS).collect()
+    }
+
+    fn path(&self) -> String {
+        loggable(self.uri.path())
     }
 
     fn certificate(&self) -> Option<&str> {
@@ -78,8 +87,8 @@ impl AuditEntry {
             who = %caller,
             certificate = self.certificate(),
             peer = self.peer(),
-            method = self.method,
-            path = self.path,
+            method = self.method(),
+            path = self.path(),
             about = about.map(|about| about.0.as_str()),
             status,
             "an operator's request"
@@ -134,8 +143,8 @@ impl Refusals {
             who = %caller,
             certificate = entry.certificate(),
             peer = entry.peer(),
-            method = entry.method,
-            path = entry.path,
+            method = entry.method(),
+            path = entry.path(),
             status,
             untold,
             "{}",
@@ -172,8 +181,8 @@ mod tests {
     #[test]
     fn the_fields_of_a_client_are_cut() {
         let long = entry(&"M".repeat(60_000), &format!("/{}", "p".repeat(60_000)));
-        assert_eq!((long.method.len(), long.path.len()), (16, 256));
-        assert_eq!(entry("DELETE", "/v1/tasks/1").method, "DELETE");
+        assert_eq!((long.method().len(), long.path().len()), (16, 256));
+        assert_eq!(entry("DELETE", "/v1/tasks/1").method(), "DELETE");
     }
 
     #[test]

@@ -5,23 +5,21 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{Request, Response};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::Service;
-use hyper_util::service::TowerToHyperService;
 
-use super::ClientPeer;
 use super::room::{ConnectionSlot, PROGRESS_BYTES};
+use super::{Answering, ClientPeer};
 
-pub(super) struct TurnService {
-    pub(super) router: TowerToHyperService<Router>,
+pub(super) struct TurnService<A> {
+    pub(super) answering: Arc<A>,
     pub(super) slot: Arc<ConnectionSlot>,
     pub(super) peer: Arc<ClientPeer>,
 }
 
-impl Service<Request<Incoming>> for TurnService {
+impl<A: Answering> Service<Request<Incoming>> for TurnService<A> {
     type Response = Response<AnswerBody>;
     type Error = std::convert::Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Self::Error>> + Send>>;
@@ -38,8 +36,11 @@ impl Service<Request<Incoming>> for TurnService {
             }
         });
         request.extensions_mut().insert(Arc::clone(&self.peer));
-        let answer = Service::call(&self.router, request);
-        Box::pin(async move { Ok(answer.await?.map(|body| AnswerBody { body, _turn: turn })) })
+        let answering = Arc::clone(&self.answering);
+        Box::pin(async move {
+            let answer = answering.answer(request).await;
+            Ok(answer.map(|body| AnswerBody { body, _turn: turn }))
+        })
     }
 }
 

@@ -33,7 +33,7 @@ struct Member {
 }
 
 enum CheckedWrite {
-    Submitted { consistency: Consistency, spelled: Vec<String> },
+    Submitted { consistency: Consistency, spelled: Vec<Arc<str>> },
     Refused(Problem),
 }
 
@@ -100,7 +100,7 @@ impl ServerState {
         write: &[u8],
         caller: &Caller,
     ) -> Result<(ValidWrite, Option<Idempotency>), Problem> {
-        let (checked, key) = validate::batched(write, &self.settings)?;
+        let (checked, key) = validate::batched(write, &self.settings, &self.addresses)?;
         caller.may_name(&checked.task.replicas)?;
         Ok((checked, key.map(|key| idempotency::of(caller, key, write))))
     }

@@ -14,6 +14,7 @@ use super::bodies::{BarrierBody, EmptyBody, RenameBody, Selected, SelectionBody,
 use super::extract::{CAUSES, Parameters, STATES};
 use super::validate::batched;
 use crate::dispatcher::LetterFilter;
+use crate::server::addresses::Addresses;
 use crate::server::fuzzing::{refused, settings, taken};
 use crate::task::Node;
 
@@ -44,9 +45,9 @@ pub(crate) fn batch(data: &[u8]) {
         let lines = data.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
         assert!(lines.filter(|line| !line.is_empty()).eq(writes.iter().copied()));
     }
-    let settings = settings();
+    let (settings, addresses) = (settings(), Addresses::default());
     for write in writes.iter().take(64) {
-        match batched(write, &settings) {
+        match batched(write, &settings, &addresses) {
             Ok((read, key)) => {
                 taken(write, &read);
                 let plain = |key: &str| {
