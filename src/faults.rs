@@ -56,7 +56,7 @@ pub const POINTS: &[&str] = &[
     "recover.scanned",
     "recover.leased",
     "recover.flushed",
-    "commit.gathered",
+    "commit.taken",
     "commit.chunks-written",
     "commit.row-written",
     "commit.key-unwritten",

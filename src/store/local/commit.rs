@@ -2,9 +2,9 @@
 //!
 //! A flush costs about 0.4 ms whatever its size, so all waiting writes share one. A turn:
 //!
-//! 1. **gather**: take orders, up to [`MAX_BATCH_TASKS`] or [`MAX_BATCH_BYTES`];
-//! 2. **commit**: write the new tasks in the order of the calls, flush, answer every caller, then
-//!    notify;
+//! 1. **gather**: take orders, up to [`MAX_BATCH_TASKS`] or [`MAX_BATCH_BYTES`]. Each new task is
+//!    written at once, so that writing overlaps with the requests that bring the next ones;
+//! 2. **commit**: flush, answer every caller in the order of the calls, then notify;
 //! 3. **settle**: write settlements that have waited [`SETTLE_WITHIN`], or all of them for a sync.
 //!    They share the flush of the next batch, or get their own if no batch comes.
 //!
@@ -244,6 +244,8 @@ struct Writer {
     /// The new tasks and replica records of this turn.
     batch: Vec<Accept>,
     batch_bytes: usize,
+    /// When the first of `batch` was written.
+    batch_since: Option<Instant>,
     settlements: BTreeMap<TaskId, Settlement>,
     key_changes: BTreeMap<Box<str>, Option<IdempotencyRow>>,
     /// When the first of `settlements` and `key_changes` came.
@@ -270,6 +272,7 @@ impl Writer {
             lease,
             batch: Vec::new(),
             batch_bytes: 0,
+            batch_since: None,
             settlements: BTreeMap::new(),
             key_changes: BTreeMap::new(),
             waiting_since: None,
@@ -299,7 +302,7 @@ impl Writer {
 
     fn work(&mut self) -> Result<(), Failure> {
         while self.closing.is_none() {
-            self.gather();
+            self.gather()?;
             let _turn = self.turns.begin();
             if !self.batch.is_empty() {
                 self.commit()?;
@@ -322,22 +325,22 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits for orders and takes them.
+    /// Waits for orders and takes them. Writes the new tasks.
     ///
     /// When the queue is empty it yields and looks again, while that brings more tasks: callers that
     /// were answered by the last flush return one by one, and a batch of the first alone would make
     /// the others wait for another flush. A single caller loses a microsecond.
-    fn gather(&mut self) {
+    fn gather(&mut self) -> Result<(), Failure> {
         let mut alone_with = 0;
         for _ in 0..MAX_ORDERS {
             if self.closing.is_some()
                 || self.batch.len() >= MAX_BATCH_TASKS
                 || self.batch_bytes >= MAX_BATCH_BYTES
             {
-                return;
+                break;
             }
             match self.next() {
-                Ok(Order::Accept(accept)) => self.take(accept),
+                Ok(Order::Accept(accept)) => self.take(accept)?,
                 Ok(Order::Settle(id, settlement)) => {
                     self.settlements.insert(id, settlement);
                     self.waiting_since.get_or_insert_with(now);
@@ -357,7 +360,7 @@ impl Writer {
                     self.grouping = true;
                     // Earlier tasks get their own commit, so that the group fits into one.
                     if !self.batch.is_empty() {
-                        return;
+                        break;
                     }
                 }
                 Ok(Order::GroupEnd) => self.grouping = false,
@@ -366,21 +369,40 @@ impl Writer {
                     alone_with = self.batch.len();
                     thread::yield_now();
                 }
-                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => self.closing = Some(None),
             }
         }
+        Ok(())
     }
 
-    fn take(&mut self, accept: Accept) {
-        if let Accepted::Task(task, key) = &accept.what {
-            self.batch_bytes += task.key.len() + task.value.len();
-            if let Some(Idempotency { key, .. }) = key {
-                // They are of an earlier use of the key and would overwrite this one.
-                self.key_changes.remove(key);
-            }
-        }
+    /// Writes a task or a record of a replica. The next flush makes it durable.
+    fn take(&mut self, accept: Accept) -> Result<(), Failure> {
+        let _turn = self.turns.begin();
+        faults::point("commit.taken");
+        self.batch_since.get_or_insert_with(now);
+        // First, so that a failure refuses it.
         self.batch.push(accept);
+        let Some(Accept { what, .. }) = self.batch.last() else { return Ok(()) };
+        match what {
+            Accepted::Task(task, key) => {
+                self.batch_bytes += task.key.len() + task.value.len();
+                if task.id.0.saturating_add(RENEW) >= self.lease.0 {
+                    self.lease = lease(task.id);
+                    self.database.set_sequence(self.lease)?;
+                }
+                self.database.insert(task, key.as_ref())?;
+                if let Some(Idempotency { key, fingerprint }) = key {
+                    faults::point_after("commit.key-unwritten", || self.database.flush_rows())?;
+                    // They are of an earlier use of the key and would overwrite this one.
+                    self.key_changes.remove(key);
+                    let row = IdempotencyRow::of(task, *fingerprint);
+                    self.database.set_idempotency(key, Some(&row))?;
+                }
+            }
+            Accepted::Replica(node, row) => self.database.set_replica(node, row.as_ref())?,
+        }
+        Ok(())
     }
 
     /// The next order. Waits for it until other work is due.
@@ -413,35 +435,14 @@ impl Writer {
 
     /// Makes the batch durable, answers the callers and notifies.
     fn commit(&mut self) -> Result<(), Failure> {
-        faults::point("commit.gathered");
-        let begun = now();
+        faults::point("commit.written");
         let task = |accept: &Accept| match &accept.what {
             Accepted::Task(task, _) => Some(Arc::clone(task)),
             Accepted::Replica(..) => None,
         };
         let tasks: Vec<_> = self.batch.iter().filter_map(task).collect();
-        if let Some(top) = tasks.iter().map(|task| task.id).max()
-            && top.0.saturating_add(RENEW) >= self.lease.0
-        {
-            self.lease = lease(top);
-            self.database.set_sequence(self.lease)?;
-        }
-        for accept in &self.batch {
-            match &accept.what {
-                Accepted::Task(task, key) => {
-                    self.database.insert(task, key.as_ref())?;
-                    if let Some(Idempotency { key, fingerprint }) = key {
-                        faults::point_after("commit.key-unwritten", || self.database.flush_rows())?;
-                        let row = IdempotencyRow::of(task, *fingerprint);
-                        self.database.set_idempotency(key, Some(&row))?;
-                    }
-                }
-                Accepted::Replica(node, row) => self.database.set_replica(node, row.as_ref())?,
-            }
-        }
-        faults::point("commit.written");
         self.flush()?;
-        let took = begun.elapsed();
+        let took = self.batch_since.take().map_or(Duration::ZERO, |since| since.elapsed());
         faults::point("commit.flushed");
         for accept in self.batch.drain(..) {
             answer(accept.reply, Ok(()));
