@@ -16,18 +16,32 @@ use crate::roles::Process;
 const ROUNDS: usize = 9;
 const ROUND: Duration = Duration::from_secs(1);
 
+/// The p50 of a bare commit and of a write, in microseconds, and the median ratio of pairs.
+pub struct Latency {
+    pub bare: f64,
+    pub ours: f64,
+    pub ratio: f64,
+}
+
+pub async fn latency() {
+    println!("\nlatency: one write at a time, {ROUNDS} rounds of {ROUND:?} each");
+    let Latency { bare, ours, ratio } = beside_bare_commits(ROUNDS).await;
+    println!("  a bare commit of the store, p50   {bare:>6.0} us");
+    println!("  a write at one connection, p50    {ours:>6.0} us");
+    println!("  ratio                             {ratio:>6.2}   (aim: at most 1.5)");
+}
+
 /// Compares the p50 of a write over one connection with that of the store's committer in this process,
 /// on the same disk, with tasks of the same size. The replicas never answer, so that only accepting is
 /// measured.
-pub async fn latency() {
-    println!("\nlatency: one write at a time, {ROUNDS} rounds of {ROUND:?} each");
+pub async fn beside_bare_commits(rounds: usize) -> Latency {
     let silent = [Process::role("silent-replica"), Process::role("silent-replica")];
     let nodes: Vec<_> = silent.iter().map(|replica| replica.address.clone()).collect();
     let daemon = Process::daemon(WIDE);
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let store = std::sync::Mutex::new(Bare::open(dir.path(), &nodes));
     let (mut bare, mut ours) = (vec![], vec![]);
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let [commit, write] = in_turn(round, async |through_the_daemon| {
             if !through_the_daemon {
                 return store.lock().unwrap().round(round);
@@ -39,9 +53,7 @@ pub async fn latency() {
         ours.push(write.as_secs_f64() * 1e6);
     }
     let ratio = median(bare.iter().zip(&ours).map(|(bare, ours)| ours / bare).collect());
-    println!("  a bare commit of the store, p50   {:>6.0} us", median(bare));
-    println!("  a write at one connection, p50    {:>6.0} us", median(ours));
-    println!("  ratio                             {ratio:>6.2}   (aim: at most 1.5)");
+    Latency { bare: median(bare), ours: median(ours), ratio }
 }
 
 fn key(round: usize, n: u64) -> String {

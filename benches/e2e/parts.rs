@@ -1,14 +1,17 @@
 //! Throughput of accepts, throughput of deliveries, and the latency of strong writes.
 
+use std::cell::Cell;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::load::{Client, Round, post};
+use crate::latency::{Latency, beside_bare_commits};
+use crate::load::{Client, Round, Target, post};
 use crate::roles::Process;
 
-const ROUNDS: usize = 5;
-const ROUND: Duration = Duration::from_secs(2);
+pub const ROUNDS: usize = 5;
+pub const ROUND: Duration = Duration::from_secs(2);
 
 pub const WIDE: &[&str] = &[
     "--queue-capacity",
@@ -35,96 +38,156 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// The results of `run(false)` and `run(true)`. The order alternates by round, because a run leaves
-/// work behind for the next one and the speed of the machine drifts.
+/// The results of `run(false)` and `run(true)`.
 pub async fn in_turn<T>(round: usize, run: impl AsyncFn(bool) -> T) -> [T; 2] {
-    if round.is_multiple_of(2) {
-        let without = run(false).await;
-        [without, run(true).await]
-    } else {
-        let with = run(true).await;
-        [run(false).await, with]
+    in_rotation(round, async |which| run(which == 1).await).await
+}
+
+/// The results of `run(0)` to `run(N - 1)`. The order rotates by round, because a run leaves work
+/// behind for the next one and the speed of the machine drifts.
+pub async fn in_rotation<T, const N: usize>(round: usize, run: impl AsyncFn(usize) -> T) -> [T; N] {
+    let mut results = [const { None }; N];
+    for which in (0..N).map(|n| (n + round) % N) {
+        results[which] = Some(run(which).await);
+    }
+    results.map(Option::unwrap)
+}
+
+pub fn micros(round: &Round, percent: usize) -> f64 {
+    round.percentile(percent).as_secs_f64() * 1e6
+}
+
+/// The median of a figure.
+pub fn of<T>(rounds: &[T], figure: impl Fn(&T) -> f64) -> f64 {
+    median(rounds.iter().map(figure).collect())
+}
+
+/// Writes of `connections` for a round. `which` keeps its keys apart from those of other calls.
+pub async fn write(
+    target: impl Into<Target>,
+    connections: usize,
+    consistency: &'static str,
+    nodes: &[String],
+    which: impl Display,
+) -> Round {
+    let (nodes, which) = (nodes.to_vec(), which.to_string());
+    let make = move |connection: usize, n: u64| {
+        let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
+        body(consistency, &format!("k-{which}-{connection}-{n}"), &nodes)
+    };
+    post(target, connections, ROUND, make).await
+}
+
+/// A round of each of the null handler and the daemon.
+pub struct Accepts {
+    pub null: Round,
+    pub ours: Round,
+}
+
+impl Accepts {
+    pub fn ratio(&self) -> f64 {
+        self.ours.rate / self.null.rate
     }
 }
 
-fn micros(rounds: &[Round], percent: usize) -> f64 {
-    median(rounds.iter().map(|r| r.percentile(percent).as_secs_f64() * 1e6).collect())
+/// Durable `202`s, compared with the null handler. The replicas never answer, so that only accepting
+/// is measured.
+pub async fn accepts(connections: usize) -> Vec<Accepts> {
+    let silent = [Process::role("silent-replica"), Process::role("silent-replica")];
+    let nodes: Vec<_> = silent.iter().map(|replica| replica.address.clone()).collect();
+    let (null, daemon) = (Process::role("null-handler"), Process::daemon(WIDE));
+    let mut rounds = vec![];
+    for round in 0..ROUNDS {
+        let [null, ours] = in_turn(round, async |ours| {
+            let target = if ours { &daemon.address } else { &null.address };
+            write(target, connections, "eventual", &nodes, round).await
+        })
+        .await;
+        assert_eq!(ours.refused, 0, "no write is rejected");
+        rounds.push(Accepts { null, ours });
+    }
+    rounds
 }
 
-/// Durable `202`s per second, compared with the null handler. The replicas never answer, so that only
-/// accepting is measured.
 pub async fn accept() {
     println!("\naccept: durable 202s, two silent replicas, {ROUNDS} rounds of {ROUND:?} each");
     println!(
         "{:>11} {:>12} {:>12} {:>7} {:>11} {:>11} {:>11}",
         "connections", "null /s", "durable /s", "ratio", "null p50", "p50", "p99"
     );
-    let silent = [Process::role("silent-replica"), Process::role("silent-replica")];
-    let nodes: Vec<_> = silent.iter().map(|replica| replica.address.clone()).collect();
     for connections in [1, 16, 64, 256] {
-        let null = Process::role("null-handler");
-        let daemon = Process::daemon(WIDE);
-        let (mut nulls, mut durables) = (vec![], vec![]);
-        for round in 0..ROUNDS {
-            for (address, rounds) in [(&null.address, &mut nulls), (&daemon.address, &mut durables)]
-            {
-                let nodes = nodes.clone();
-                let make = move |connection: usize, n: u64| {
-                    let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
-                    body("eventual", &format!("k-{round}-{connection}-{n}"), &nodes)
-                };
-                rounds.push(post(address, connections, ROUND, make).await);
-            }
-        }
-        assert!(durables.iter().all(|round| round.refused == 0), "no write is rejected");
-        let rate = |rounds: &[Round]| median(rounds.iter().map(|round| round.rate).collect());
-        let ratio = nulls.iter().zip(&durables).map(|(null, ours)| ours.rate / null.rate);
+        let rounds = accepts(connections).await;
         println!(
             "{connections:>11} {:>12.0} {:>12.0} {:>7.2} {:>8.0} us {:>8.0} us {:>8.0} us",
-            rate(&nulls),
-            rate(&durables),
-            median(ratio.collect()),
-            micros(&nulls, 50),
-            micros(&durables, 50),
-            micros(&durables, 99),
+            of(&rounds, |round| round.null.rate),
+            of(&rounds, |round| round.ours.rate),
+            of(&rounds, Accepts::ratio),
+            of(&rounds, |round| micros(&round.null, 50)),
+            of(&rounds, |round| micros(&round.ours, 50)),
+            of(&rounds, |round| micros(&round.ours, 99)),
         );
+    }
+    let Latency { bare, ours, ratio } = beside_bare_commits(ROUNDS).await;
+    println!(
+        "  one write at a time, p50 {ours:.0} us beside {bare:.0} us of a bare commit: {ratio:.2}   (aim: at most 1.5)"
+    );
+}
+
+/// A round of deliveries.
+pub struct Delivered {
+    /// Writes per second of a bare client.
+    pub bare: f64,
+    /// Writes per second that the replicas received.
+    pub ours: f64,
+    accepted: f64,
+}
+
+impl Delivered {
+    pub fn ratio(&self) -> f64 {
+        self.ours / self.bare
     }
 }
 
 /// Deliveries per second to two replicas under full load, compared with a bare client against the same
 /// null replica.
+pub async fn deliveries() -> Vec<Delivered> {
+    let replicas = [Process::role("null-replica"), Process::role("null-replica")];
+    let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();
+    let mut rounds = vec![];
+    for round in 0..ROUNDS {
+        let accepted = Cell::new(0.0);
+        let [bare, ours] = in_turn(round, async |ours| {
+            if !ours {
+                return bare_client(&nodes[0], 64).await;
+            }
+            let daemon = Process::daemon(&[]);
+            let before = answered(&nodes).await;
+            let started = Instant::now();
+            let load = write(&daemon.address, 64, "eventual", &nodes, round).await;
+            accepted.set(load.rate);
+            (answered(&nodes).await - before) as f64 / started.elapsed().as_secs_f64()
+        })
+        .await;
+        rounds.push(Delivered { bare, ours, accepted: accepted.get() });
+    }
+    rounds
+}
+
 pub async fn deliver() {
     println!(
         "\ndeliver: two null replicas, 64 connections posting, {ROUNDS} rounds of {ROUND:?} each"
     );
-    let replicas = [Process::role("null-replica"), Process::role("null-replica")];
-    let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();
-    let (mut bare, mut ours, mut accepted) = (vec![], vec![], vec![]);
-    for round in 0..ROUNDS {
-        bare.push(bare_client(&nodes[0], 64).await);
-        let daemon = Process::daemon(&[]);
-        let before = answered(&nodes).await;
-        let started = Instant::now();
-        let make = {
-            let nodes = nodes.clone();
-            move |connection: usize, n: u64| {
-                let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
-                body("eventual", &format!("k-{round}-{connection}-{n}"), &nodes)
-            }
-        };
-        let load = post(&daemon.address, 64, ROUND, make).await;
-        let writes = (answered(&nodes).await - before) as f64 / started.elapsed().as_secs_f64();
-        ours.push(writes);
-        accepted.push(load.rate);
-    }
-    let ratio = bare.iter().zip(&ours).map(|(bare, ours)| ours / bare).collect();
-    println!("  bare reqwest client, 64 at once   {:>9.0} writes/s", median(bare));
+    let rounds = deliveries().await;
+    println!(
+        "  bare reqwest client, 64 at once   {:>9.0} writes/s",
+        of(&rounds, |round| round.bare)
+    );
     println!(
         "  replicator, default flags         {:>9.0} writes/s, accepting {:.0} tasks/s",
-        median(ours),
-        median(accepted)
+        of(&rounds, |round| round.ours),
+        of(&rounds, |round| round.accepted)
     );
-    println!("  ratio                             {:>9.2}", median(ratio));
+    println!("  ratio                             {:>9.2}", of(&rounds, Delivered::ratio));
 }
 
 async fn answered(nodes: &[String]) -> u64 {
@@ -161,44 +224,64 @@ async fn bare_client(node: &str, at_once: usize) -> f64 {
     count.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64()
 }
 
-/// Latency of strong writes to two replicas, compared with a bare client that writes to both at once.
-pub async fn strong() {
-    println!(
-        "\nstrong: two null replicas, beside a bare parallel fan-out, {ROUNDS} rounds of {ROUND:?} each"
-    );
-    println!(
-        "{:>11} {:>11} {:>11} {:>11} {:>11} {:>9} {:>9}",
-        "connections", "bare p50", "p50", "bare p99", "p99", "p50 ratio", "p99 ratio"
-    );
+/// A round of strong writes, and of what they cannot do without, in microseconds.
+pub struct Strong {
+    /// p50 and p99 of a bare parallel write to both replicas.
+    bare: [f64; 2],
+    /// p50 and p99 of a request to the null handler.
+    null: [f64; 2],
+    ours: [f64; 2],
+}
+
+impl Strong {
+    /// The p50, relative to a bare write plus a request to the null handler.
+    pub fn ratio(&self) -> f64 {
+        self.ours[0] / (self.bare[0] + self.null[0])
+    }
+}
+
+/// Strong writes to two replicas.
+pub async fn strong_writes(connections: usize) -> Vec<Strong> {
     let replicas = [Process::role("null-replica"), Process::role("null-replica")];
     let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();
-    for connections in [1, 16] {
-        let daemon = Process::daemon(&[]);
-        let (mut p50, mut p99, mut bare50, mut bare99) = (vec![], vec![], vec![], vec![]);
-        for round in 0..ROUNDS {
-            let times = fan_out(&nodes, connections).await;
-            bare50.push(times[times.len() / 2].as_secs_f64() * 1e6);
-            bare99.push(times[times.len() * 99 / 100].as_secs_f64() * 1e6);
-            let nodes = nodes.clone();
-            let make = move |connection: usize, n: u64| {
-                let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
-                body("strong", &format!("k-{round}-{connection}-{n}"), &nodes)
-            };
-            let load = post(&daemon.address, connections, ROUND, make).await;
+    let (null, daemon) = (Process::role("null-handler"), Process::daemon(&[]));
+    let mut rounds = vec![];
+    for round in 0..ROUNDS {
+        let [bare, null, ours] = in_rotation(round, async |which| {
+            if which == 0 {
+                let times = fan_out(&nodes, connections).await;
+                let at = |percent: usize| times[times.len() * percent / 100].as_secs_f64() * 1e6;
+                return [at(50), at(99)];
+            }
+            let target = if which == 1 { &null.address } else { &daemon.address };
+            let load = write(target, connections, "strong", &nodes, round).await;
             assert_eq!(load.refused, 0);
-            p50.push(load.percentile(50).as_secs_f64() * 1e6);
-            p99.push(load.percentile(99).as_secs_f64() * 1e6);
-        }
-        let ratio = |ours: &[f64], bare: &[f64]| {
-            median(ours.iter().zip(bare).map(|(ours, bare)| ours / bare).collect())
-        };
-        let (ratio50, ratio99) = (ratio(&p50, &bare50), ratio(&p99, &bare99));
+            [micros(&load, 50), micros(&load, 99)]
+        })
+        .await;
+        rounds.push(Strong { bare, null, ours });
+    }
+    rounds
+}
+
+pub async fn strong() {
+    println!(
+        "\nstrong: two null replicas, beside a bare parallel fan-out and a request to the null handler, {ROUNDS} rounds of {ROUND:?} each"
+    );
+    println!(
+        "{:>11} {:>11} {:>11} {:>11} {:>11} {:>11} {:>14}",
+        "connections", "bare p50", "null p50", "p50", "bare p99", "p99", "/ (bare+null)"
+    );
+    for connections in [1, 16] {
+        let rounds = strong_writes(connections).await;
         println!(
-            "{connections:>11} {:>8.0} us {:>8.0} us {:>8.0} us {:>8.0} us {ratio50:>9.2} {ratio99:>9.2}",
-            median(bare50),
-            median(p50),
-            median(bare99),
-            median(p99),
+            "{connections:>11} {:>8.0} us {:>8.0} us {:>8.0} us {:>8.0} us {:>8.0} us {:>14.2}   (aim: at most 1.5)",
+            of(&rounds, |round| round.bare[0]),
+            of(&rounds, |round| round.null[0]),
+            of(&rounds, |round| round.ours[0]),
+            of(&rounds, |round| round.bare[1]),
+            of(&rounds, |round| round.ours[1]),
+            of(&rounds, Strong::ratio),
         );
     }
 }
