@@ -72,9 +72,9 @@ impl Credentials {
         }
         let daemon = Process::daemon(&args.iter().map(String::as_str).collect::<Vec<_>>());
         let target = Target {
-            address: daemon.address.clone(),
             token: tokens.then(|| self.token.clone()),
             tls: tls.then(|| self.connector.clone()),
+            ..Target::from(&daemon.address)
         };
         (daemon, target)
     }

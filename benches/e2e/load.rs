@@ -19,7 +19,7 @@ pub struct Round {
     pub rate: f64,
     pub refused: u64,
     /// Times from request to 2xx answer, sorted.
-    times: Vec<Duration>,
+    pub times: Vec<Duration>,
 }
 
 impl Round {
@@ -31,13 +31,15 @@ impl Round {
 #[derive(Clone)]
 pub struct Target {
     pub address: String,
+    /// Method and path of a write.
+    pub write: &'static str,
     pub token: Option<String>,
     pub tls: Option<TlsConnector>,
 }
 
 impl From<&str> for Target {
     fn from(address: &str) -> Self {
-        Self { address: address.to_owned(), token: None, tls: None }
+        Self { address: address.to_owned(), write: "POST /replicate", token: None, tls: None }
     }
 }
 
@@ -90,7 +92,7 @@ async fn load(
                     if reconnect && n > 0 {
                         client = Client::to(&target).await;
                     }
-                    let status = client.post("/replicate", &body).await;
+                    let status = client.send(target.write, &body).await;
                     if (200..300).contains(&status) {
                         times.push(sent.elapsed());
                     } else {
@@ -146,8 +148,12 @@ impl Client {
     }
 
     pub async fn post(&mut self, path: &str, body: &str) -> u16 {
+        self.send(&format!("POST {path}"), body).await
+    }
+
+    async fn send(&mut self, method_and_path: &str, body: &str) -> u16 {
         let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: localhost\r\n{}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "{method_and_path} HTTP/1.1\r\nhost: localhost\r\n{}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             self.token,
             body.len()
         );

@@ -4,6 +4,8 @@
 //! cargo bench --bench e2e              everything, about two minutes
 //! cargo bench --bench e2e -- accept    one part: accept, deliver or strong
 //! cargo bench --bench e2e -- latency   one write at a time against a bare commit; half a minute
+//! cargo bench --bench e2e -- redis     accept beside Redis that syncs every write, behind Webdis; two
+//!                                      minutes. Both are in Debian: redis-server, webdis
 //! cargo bench --bench e2e -- compare   accept and strong against the daemon binary in E2E_BASELINE;
 //!                                      two minutes
 //! cargo bench --bench e2e -- memory    a million queued tasks; a few minutes and 2 GiB of disk
@@ -47,6 +49,7 @@ mod memory;
 mod node;
 mod outage;
 mod parts;
+mod redis;
 mod resident;
 mod restart;
 mod roles;
@@ -73,6 +76,9 @@ fn main() {
         let is_named = |part: &str| parts.iter().any(|arg| arg == part);
         if is_named("latency") {
             latency::latency().await;
+        }
+        if is_named("redis") {
+            redis::redis().await;
         }
         if is_named("compare") {
             compare::compare().await;

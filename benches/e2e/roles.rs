@@ -2,9 +2,11 @@
 //! names.
 
 use std::io::{BufRead, BufReader};
+use std::net::TcpStream as BlockingStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +16,7 @@ use crate::http::whole_request;
 
 pub const ROLE: &str = "E2E_BENCH_ROLE";
 
+#[derive(Debug)]
 pub struct Process {
     child: Child,
     pub address: String,
@@ -38,6 +41,19 @@ impl Process {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    }
+
+    /// Another server, which listens on `address` some time after it was started.
+    pub fn listening(mut command: Command, dir: tempfile::TempDir, address: String) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let started = Self { child, address, command, _dir: Some(dir) };
+        let since = Instant::now();
+        while BlockingStream::connect(&started.address).is_err() {
+            assert!(since.elapsed() < Duration::from_secs(10), "it does not listen: {started:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        started
     }
 
     /// One of the roles below.
