@@ -8,10 +8,10 @@
 //!                                      minutes. Both are in Debian: redis-server, webdis
 //! cargo bench --bench e2e -- compare   accept and strong against the daemon binary in E2E_BASELINE;
 //!                                      two minutes
-//! cargo bench --bench e2e -- memory    a million queued tasks; a few minutes and 2 GiB of disk
+//! cargo bench --bench e2e -- growth    the cost of a task with 1,000 to 1,000,000 queued: accepts,
+//!                                      deliveries, restart, memory; six minutes and 4 GiB of disk
 //! cargo bench --bench e2e -- resident  memory over 20 compactions and after an outage, also of the
 //!                                      daemon binary in E2E_BASELINE; four minutes
-//! cargo bench --bench e2e -- restart   a restart with 1,000 to 1,000,000 queued tasks; three minutes
 //! cargo bench --bench e2e -- isolation four healthy replicas and a bad one; twelve minutes
 //! cargo bench --bench e2e -- outage    a replica down for a minute; six minutes
 //! cargo bench --bench e2e -- auto      --workers auto, 5 and 64; two minutes
@@ -40,18 +40,17 @@
 mod auth;
 mod auto;
 mod compare;
+mod growth;
 mod hostile;
 mod http;
 mod isolation;
 mod latency;
 mod load;
-mod memory;
 mod node;
 mod outage;
 mod parts;
 mod redis;
 mod resident;
-mod restart;
 mod roles;
 mod watched;
 
@@ -83,8 +82,8 @@ fn main() {
         if is_named("compare") {
             compare::compare().await;
         }
-        if is_named("memory") {
-            memory::memory().await;
+        if is_named("growth") {
+            growth::growth().await;
         }
         if is_named("resident") {
             resident::resident().await;
@@ -94,9 +93,6 @@ fn main() {
         }
         if is_named("outage") {
             outage::outage().await;
-        }
-        if is_named("restart") {
-            restart::restart().await;
         }
         if is_named("auto") {
             auto::auto().await;

@@ -190,7 +190,8 @@ pub async fn deliver() {
     println!("  ratio                             {:>9.2}", of(&rounds, Delivered::ratio));
 }
 
-async fn answered(nodes: &[String]) -> u64 {
+/// The number of writes that null replicas have received.
+pub async fn answered(nodes: &[String]) -> u64 {
     let mut sum = 0;
     for node in nodes {
         sum += Client::connect(node).await.get("/").await.parse::<u64>().unwrap();
