@@ -14,6 +14,8 @@ done
 
 cargo deny --locked check
 ./tests/run
+# On a quiet machine: the ratios are of the daemon and its references.
+cargo bench --locked --bench e2e -- guard
 
 # Without the feature `faults`, and with no path of this machine in it.
 version=$(cargo metadata --locked --no-deps --format-version 1 | sed -n 's/.*"name":"replicator","version":"\([^"]*\)".*/\1/p')

@@ -8,6 +8,8 @@
 //!                                      minutes. Both are in Debian: redis-server, webdis
 //! cargo bench --bench e2e -- compare   accept and strong against the daemon binary in E2E_BASELINE;
 //!                                      two minutes
+//! cargo bench --bench e2e -- guard     the ratios beside those in benches/guard.txt; fails outside their
+//!                                      bands; three minutes
 //! cargo bench --bench e2e -- growth    the cost of a task with 1,000 to 1,000,000 queued: accepts,
 //!                                      deliveries, restart, memory; six minutes and 4 GiB of disk
 //! cargo bench --bench e2e -- resident  memory over 20 compactions and after an outage, also of the
@@ -37,10 +39,13 @@
     reason = "a benchmark fails by panicking, and reads the clock"
 )]
 
+use std::process::ExitCode;
+
 mod auth;
 mod auto;
 mod compare;
 mod growth;
+mod guard;
 mod hostile;
 mod http;
 mod isolation;
@@ -54,10 +59,11 @@ mod resident;
 mod roles;
 mod watched;
 
-fn main() {
+fn main() -> ExitCode {
     replicator::testing::install_crypto();
     if let Ok(role) = std::env::var(roles::ROLE) {
-        return roles::play(&role);
+        roles::play(&role);
+        return ExitCode::SUCCESS;
     }
     let parts: Vec<_> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let runs_by_default = |part: &str| parts.is_empty() || parts.iter().any(|arg| arg == part);
@@ -106,5 +112,6 @@ fn main() {
         if is_named("watched") {
             watched::watched().await;
         }
-    });
+        if is_named("guard") { guard::guard().await } else { ExitCode::SUCCESS }
+    })
 }
