@@ -51,6 +51,7 @@ mod http;
 mod isolation;
 mod latency;
 mod load;
+mod load_only;
 mod node;
 mod outage;
 mod parts;
@@ -79,6 +80,9 @@ fn main() -> ExitCode {
             parts::strong().await;
         }
         let is_named = |part: &str| parts.iter().any(|arg| arg == part);
+        if let Some(work) = parts.iter().find_map(|part| part.strip_prefix("load:")) {
+            load_only::load_only(work).await;
+        }
         if is_named("latency") {
             latency::latency().await;
         }
