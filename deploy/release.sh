@@ -23,8 +23,8 @@ out=target/release-$version
 rm -rf "$out"
 mkdir -p "$out"
 RUSTFLAGS="--remap-path-prefix=$PWD=/replicator --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo" \
-    cargo build --release --locked --target-dir "target/release-build"
-install -m 0755 target/release-build/release/replicator "$out/replicator"
+    cargo build --profile dist --locked --target-dir "target/release-build"
+install -m 0755 target/release-build/dist/replicator "$out/replicator"
 
 cargo cyclonedx --format json --override-filename replicator-sbom
 mv replicator-sbom.json "$out/replicator.cdx.json"
