@@ -12,10 +12,10 @@ use bytesize::ByteSize;
 use thiserror::Error;
 use url::Url;
 
-use crate::cli::daemon::{AccessArgs, DaemonArgs, HintedHandoff, WorkersArg};
+use crate::cli::daemon::{AccessArgs, DaemonArgs, HintedHandoff, ReplicaHttp2Arg, WorkersArg};
 use crate::engine::{EngineSettings, Workers};
 use crate::policy::Rule;
-use crate::replica::ClientSettings;
+use crate::replica::{ClientSettings, ReplicaHttp2};
 use crate::server::ServerLimits;
 use crate::store::KeyLimits;
 use crate::task::MAX_NODE_BYTES;
@@ -278,6 +278,11 @@ impl Config {
                 request_timeout: delivery.request_timeout,
                 connection_age: delivery.replica_connection_age,
                 idle_replicas: known,
+                http2: match delivery.replica_http2 {
+                    ReplicaHttp2Arg::Off => ReplicaHttp2::Off,
+                    ReplicaHttp2Arg::Auto => ReplicaHttp2::Auto,
+                    ReplicaHttp2Arg::PriorKnowledge => ReplicaHttp2::PriorKnowledge,
+                },
                 // All workers, and as many strong writes.
                 idle_per_replica: match workers {
                     Workers::Fixed(workers) | Workers::Auto(workers) => 2 * workers.get() as usize,

@@ -4,7 +4,8 @@
 //!
 //! One call of [`ReplicaClient::send`] is one attempt. It is bounded in time by
 //! [`ClientSettings::request_timeout`] (a large body may take longer while it makes progress) and
-//! in memory by 64 KiB each of the answer's head, of what comes before it, and of its body. It follows no redirect, uses no proxy, and never
+//! in memory by 64 KiB each of the answer's head, of what comes before it, and of its body (with
+//! HTTP/2, that much for all requests of a connection together). It follows no redirect, uses no proxy, and never
 //! connects to an address that the [`Policy`] forbids. Error texts never contain the key, the value,
 //! a token or a URL.
 //!
@@ -12,12 +13,15 @@
 
 use std::time::Duration;
 
+mod age;
+mod bounded;
 mod causes;
 mod client;
 mod connection;
 mod credentials;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod http2;
 mod names;
 mod patience;
 mod pools;
@@ -39,6 +43,16 @@ pub use credentials::{ClientTls, ClientTlsError, ReplicaTokens, ReplicaTokensErr
 #[cfg(doc)]
 use crate::{policy::Policy, task::Verdict};
 
+/// To which replicas HTTP/2 is spoken, many requests on one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaHttp2 {
+    Off,
+    /// To `https` replicas that choose it in the TLS handshake.
+    Auto,
+    /// Also to each `http` replica, without asking.
+    PriorKnowledge,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientSettings {
     pub node_id: String,
@@ -49,4 +63,5 @@ pub struct ClientSettings {
     pub connection_age: Duration,
     pub idle_per_replica: usize,
     pub idle_replicas: usize,
+    pub http2: ReplicaHttp2,
 }

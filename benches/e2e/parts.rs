@@ -133,12 +133,14 @@ pub async fn accept() {
     );
 }
 
-/// A round of deliveries.
+/// A round of deliveries, in writes per second.
 pub struct Delivered {
-    /// Writes per second of a bare client.
+    /// Of a bare client.
     pub bare: f64,
-    /// Writes per second that the replicas received.
+    /// That the replicas received.
     pub ours: f64,
+    /// The same over HTTP/2.
+    http2: f64,
     accepted: f64,
 }
 
@@ -156,19 +158,22 @@ pub async fn deliveries() -> Vec<Delivered> {
     let mut rounds = vec![];
     for round in 0..ROUNDS {
         let accepted = Cell::new(0.0);
-        let [bare, ours] = in_turn(round, async |ours| {
-            if !ours {
+        let [bare, ours, http2] = in_rotation(round, async |which| {
+            if which == 0 {
                 return bare_client(&nodes[0], 64).await;
             }
-            let daemon = Process::daemon(&[]);
+            let http2 = ["--replica-http2", "prior-knowledge"];
+            let daemon = Process::daemon(if which == 2 { &http2 } else { &[] });
             let before = answered(&nodes).await;
             let started = Instant::now();
             let load = write(&daemon.address, 64, "eventual", &nodes, round).await;
-            accepted.set(load.rate);
+            if which == 1 {
+                accepted.set(load.rate);
+            }
             (answered(&nodes).await - before) as f64 / started.elapsed().as_secs_f64()
         })
         .await;
-        rounds.push(Delivered { bare, ours, accepted: accepted.get() });
+        rounds.push(Delivered { bare, ours, http2, accepted: accepted.get() });
     }
     rounds
 }
@@ -178,16 +183,16 @@ pub async fn deliver() {
         "\ndeliver: two null replicas, 64 connections posting, {ROUNDS} rounds of {ROUND:?} each"
     );
     let rounds = deliveries().await;
-    println!(
-        "  bare reqwest client, 64 at once   {:>9.0} writes/s",
-        of(&rounds, |round| round.bare)
-    );
+    let rate = |figure: fn(&Delivered) -> f64| of(&rounds, figure);
+    println!("  bare reqwest client, 64 at once   {:>9.0} writes/s", rate(|round| round.bare));
     println!(
         "  replicator, default flags         {:>9.0} writes/s, accepting {:.0} tasks/s",
-        of(&rounds, |round| round.ours),
-        of(&rounds, |round| round.accepted)
+        rate(|round| round.ours),
+        rate(|round| round.accepted)
     );
-    println!("  ratio                             {:>9.2}", of(&rounds, Delivered::ratio));
+    println!("  over HTTP/2                       {:>9.0} writes/s", rate(|round| round.http2));
+    println!("  ratio                             {:>9.2}", rate(Delivered::ratio));
+    println!("  ratio of HTTP/2 to HTTP/1.1       {:>9.2}", rate(|round| round.http2 / round.ours));
 }
 
 /// The number of writes that null replicas have received.

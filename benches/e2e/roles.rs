@@ -154,13 +154,35 @@ async fn null_answer(body: axum::body::Bytes) -> (axum::http::StatusCode, String
     (axum::http::StatusCode::ACCEPTED, text.to_owned())
 }
 
-/// Answers every write at once, or never. A `GET` returns the number of writes.
+/// Answers every write at once, or never. A `GET` returns the number of writes. Speaks HTTP/2 with those
+/// that begin with it.
 async fn null_replica(listener: TcpListener, silent: bool) {
     let answered = Arc::new(AtomicU64::new(0));
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
-        tokio::spawn(null_connection(stream, Arc::clone(&answered), silent));
+        let answered = Arc::clone(&answered);
+        tokio::spawn(async move {
+            let mut start = [0; 3];
+            match stream.peek(&mut start).await {
+                Ok(3) if &start == b"PRI" => null_http2(stream, answered).await,
+                _ => null_connection(stream, answered, silent).await,
+            }
+        });
+    }
+}
+
+async fn null_http2(stream: TcpStream, answered: Arc<AtomicU64>) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((mut request, mut respond))) = connection.accept().await {
+        let answered = Arc::clone(&answered);
+        tokio::spawn(async move {
+            while let Some(Ok(piece)) = request.body_mut().data().await {
+                request.body_mut().flow_control().release_capacity(piece.len()).unwrap();
+            }
+            answered.fetch_add(1, Ordering::Relaxed);
+            let _ = respond.send_response(hyper::Response::new(()), true);
+        });
     }
 }
 

@@ -260,6 +260,10 @@ pub struct DeliveryArgs {
     #[arg(long, env = "REPLICATOR_REPLICA_CONNECTION_AGE", value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub replica_connection_age: Duration,
 
+    /// HTTP/2 to replicas, with many deliveries on one connection
+    #[arg(long, env = "REPLICATOR_REPLICA_HTTP2", value_name = "WHEN", default_value = "off")]
+    pub replica_http2: ReplicaHttp2Arg,
+
     /// Maximum number of replicas with unsettled deliveries; at least --max-replicas
     #[arg(long, env = "REPLICATOR_MAX_KNOWN_REPLICAS", value_name = "N", default_value = "1024")]
     pub max_known_replicas: NonZeroUsize,
@@ -388,6 +392,16 @@ pub enum HintedHandoff {
     On,
     /// Leave them to the operator
     Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReplicaHttp2Arg {
+    /// HTTP/1.1
+    Off,
+    /// To https replicas that choose it in the TLS handshake
+    Auto,
+    /// As auto, and to all http replicas, which must speak it
+    PriorKnowledge,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -7,7 +7,7 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError, InvalidMessage, OtherError};
 
-use super::connection::{HeadTooLong, MAX_HEAD_BYTES};
+use super::bounded::{HeadTooLong, MAX_HEAD_BYTES};
 use super::names::LookupError;
 use crate::policy::Forbidden;
 
@@ -24,6 +24,54 @@ pub(super) enum Unanswered {
         error: hyper::Error,
         answered: bool,
     },
+    Http2(Http2Loss),
+}
+
+/// A request over HTTP/2 without an answer.
+#[derive(Debug)]
+pub(super) struct Http2Loss {
+    pub(super) error: h2::Error,
+    /// Its stream was not opened.
+    pub(super) is_unsent: bool,
+    /// The replica sent more than it may.
+    pub(super) flooded: bool,
+    pub(super) tls: Option<rustls::Error>,
+}
+
+impl Http2Loss {
+    pub(super) fn unsent(error: h2::Error) -> Self {
+        Self { error, is_unsent: true, flooded: false, tls: None }
+    }
+
+    /// The replica says so: it refused the stream, or it closes the connection and the stream is
+    /// above the last one that it read (h2 gives this error to no other stream).
+    fn is_unprocessed(&self) -> bool {
+        let refused =
+            self.error.is_reset() && self.error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        self.is_unsent || self.error.is_remote() && (refused || self.error.is_go_away())
+    }
+
+    pub(super) fn is_of_the_stream(&self) -> bool {
+        self.error.is_reset()
+    }
+
+    fn text(&self) -> String {
+        if self.flooded {
+            return "the replica sent more than an answer may take".to_owned();
+        }
+        let reason = self.error.reason().map(|reason| format!(" ({reason:?})")).unwrap_or_default();
+        match self.error.get_io() {
+            Some(error) => match error.kind() {
+                io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
+                    "the replica closed the connection without an answer".to_owned()
+                }
+                _ => io_text(error),
+            },
+            None if !self.error.is_remote() => "the answer is not valid HTTP/2".to_owned(),
+            None if self.error.is_reset() => format!("the replica reset the request{reason}"),
+            None => format!("the replica closed the connection{reason}"),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +84,16 @@ pub(super) enum LocalShortage {
 impl Unanswered {
     /// The replica cannot have read the request.
     pub(super) fn is_unsent(&self) -> bool {
-        !matches!(self, Self::Sent { .. })
+        match self {
+            Self::Http2(loss) => loss.is_unprocessed(),
+            Self::Sent { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// The replica has said that it did not process the request, so a repeat is without doubt.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self, Self::Http2(loss) if loss.is_unprocessed())
     }
 
     /// Whether the replica has not read the request and never will. It reads nothing before the TLS
@@ -52,7 +109,11 @@ impl Unanswered {
 
     /// Whether the connection ended without a byte of an answer.
     pub(super) fn is_silent_end(&self) -> bool {
-        matches!(self, Self::Unsent(_) | Self::Sent { answered: false, .. })
+        match self {
+            Self::Unsent(_) | Self::Sent { answered: false, .. } => true,
+            Self::Http2(loss) => loss.error.is_io() && !loss.flooded,
+            _ => false,
+        }
     }
 
     /// The local shortage that prevented the attempt, which is not the replica's fault.
@@ -76,6 +137,7 @@ impl Unanswered {
         match self {
             Self::Tls(error) => certificate_problem(error, &REPLICA),
             Self::Unsent(error) | Self::Sent { error, .. } => certificate_problem(error, &REPLICA),
+            Self::Http2(loss) => certificate_problem(loss.tls.as_ref()?, &REPLICA),
             _ => None,
         }
     }
@@ -92,6 +154,7 @@ impl Unanswered {
             Self::Tls(error) => tls_text(error),
             Self::Unsent(error) => request_text(error, false),
             Self::Sent { error, answered } => request_text(error, *answered),
+            Self::Http2(loss) => loss.text(),
         }
     }
 }

@@ -7,15 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http_body_util::BodyExt;
 use hyper::Response;
-use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
 use thiserror::Error;
 
 use super::ClientSettings;
 use super::causes::{LocalShortage, Unanswered};
-use super::connection::Connection;
+use super::connection::{AnswerBody, Connection};
 use super::credentials::{ClientTls, ReplicaTokens};
 use super::names::{Lookup, LookupTimes};
 use super::patience::{AttemptLimits, Patience};
@@ -114,7 +112,8 @@ impl ReplicaClient {
 
     /// The request is repeated once, on a new connection, if the replica had closed the idle
     /// connection or if this process stood still during the request. Neither says anything about
-    /// the replica, and PUT and DELETE are idempotent.
+    /// the replica, and PUT and DELETE are idempotent. So is a request that the replica says it did
+    /// not process (HTTP/2).
     ///
     /// `now` is the wall clock: the remaining ttl and a `Retry-After` date are computed from it.
     ///
@@ -154,7 +153,9 @@ impl ReplicaClient {
         // The replica may still apply the first request, whatever the repeat returns.
         let mut first_is_ambiguous = false;
         if let RequestOutcome::Lost(why) = &outcome
-            && ((was_idle && why.is_silent_end()) || (patience.slept() && why.is_inconclusive()))
+            && ((was_idle && why.is_silent_end())
+                || why.is_refused()
+                || (patience.slept() && why.is_inconclusive()))
         {
             tracing::debug!(task = %task.id, replica = %node, error = why.text(), "request repeated");
             first_is_ambiguous = !why.is_unsent();
@@ -244,7 +245,7 @@ struct Call<'a> {
 }
 
 enum RequestOutcome {
-    Answered(Response<Incoming>, Connection),
+    Answered(Response<AnswerBody>, Connection),
     /// The request cannot be built, now or later.
     Unsendable(hyper::http::Error),
     /// The connection failed or could not be made.
@@ -270,7 +271,7 @@ impl Call<'_> {
         let exchange = async {
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => pools.connect(target).await?,
+                None => pools.connect(node, target).await?,
             };
             connected.store(true, Ordering::Relaxed);
             Ok((connection.send(request).await?, connection))
@@ -290,7 +291,7 @@ fn not_sent(forbidden: &Forbidden) -> Verdict {
 /// The verdict, and whether the answer was read to its end: then its connection can be used again.
 async fn judge(
     sent: &Sent<'_>,
-    mut response: Response<Incoming>,
+    mut response: Response<AnswerBody>,
     now: Timestamp,
     patience: &mut Patience,
 ) -> (Verdict, bool) {
@@ -309,12 +310,11 @@ async fn judge(
 }
 
 /// The beginning of the body, and whether that is the whole body.
-async fn body(response: &mut Response<Incoming>, patience: &mut Patience) -> (Vec<u8>, bool) {
+async fn body(response: &mut Response<AnswerBody>, patience: &mut Patience) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     while body.len() < MAX_BODY_BYTES {
-        match patience.until(response.body_mut().frame()).await {
-            Some(Some(Ok(frame))) => {
-                let chunk = frame.into_data().unwrap_or_default();
+        match patience.until(response.body_mut().chunk()).await {
+            Some(Some(Ok(chunk))) => {
                 let room = MAX_BODY_BYTES - body.len();
                 body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
             }

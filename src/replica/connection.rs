@@ -1,34 +1,35 @@
-//! One connection to a replica: TCP, TLS and HTTP/1.1.
+//! One connection to a replica: TCP, TLS, and HTTP/1.1 or HTTP/2 ([`super::http2`]).
 //!
 //! The bytes before the final head of an answer are bounded: hyper skips interim answers (`100
 //! Continue`) without limit, and a replica that never stops to send them would keep a thread busy.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::http::uri::Scheme;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
+use super::ReplicaHttp2;
+use super::age::ConnectionAge;
+use super::bounded::{Bounded, MAX_HEAD_BYTES, ReadLimit};
 use super::causes::Unanswered;
+use super::http2::{Http2, Http2Body, Http2Use};
 use super::upload::Upload;
 use crate::policy::Target;
-
-/// For the interim answers together, and again for the final head.
-pub(super) const MAX_HEAD_BYTES: usize = 64 << 10;
 
 /// An address that has not answered by then competes with the next one (RFC 8305).
 const NEXT_ADDRESS: Duration = Duration::from_millis(300);
@@ -36,21 +37,29 @@ const NEXT_ADDRESS: Duration = Duration::from_millis(300);
 /// Time for a connection to end after its request was cancelled, to learn why.
 const LAST_WORDS: Duration = Duration::from_millis(20);
 
-/// Dropping it closes the connection at once.
-pub(super) struct Connection {
-    sender: SendRequest<Upload>,
-    head: Arc<HeadBytes>,
-    driver: JoinHandle<hyper::Result<()>>,
-    has_served: bool,
-    pub(super) made: Instant,
-    /// The part of the maximum age that it may reach, so that the replicas are not all reconnected to
-    /// at once.
-    pub(super) age_share: f64,
+pub(super) enum Connection {
+    /// Carries one request at a time.
+    Http1(Http1),
+    /// The place of one request among others.
+    Http2(Http2Use),
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
+/// The body of an answer.
+pub(super) enum AnswerBody {
+    Http1(Incoming),
+    Http2(Http2Body),
+}
+
+impl AnswerBody {
+    /// The next bytes; `None` at the end.
+    pub(super) async fn chunk(&mut self) -> Option<Result<Bytes, ()>> {
+        match self {
+            Self::Http1(body) => {
+                let frame = body.frame().await?;
+                Some(frame.map(|frame| frame.into_data().unwrap_or_default()).map_err(drop))
+            }
+            Self::Http2(body) => Some(body.chunk().await?.map_err(drop)),
+        }
     }
 }
 
@@ -59,26 +68,88 @@ impl Connection {
         target: &Target,
         addresses: Vec<IpAddr>,
         tls: &TlsConnector,
+        protocol: ReplicaHttp2,
         now: Instant,
     ) -> Result<Self, Unanswered> {
         let stream = connect(addresses, target.port()).await.map_err(Unanswered::Connect)?;
         if !target.is_https() {
-            return Self::over(stream, now).await;
+            return match protocol {
+                ReplicaHttp2::PriorKnowledge => Self::http2(stream, Scheme::HTTP, now).await,
+                ReplicaHttp2::Off | ReplicaHttp2::Auto => Self::http1(stream, now).await,
+            };
         }
         let name = match target.literal() {
             Some(address) => Ok(ServerName::from(address)),
             None => ServerName::try_from(target.name().unwrap_or_default().to_owned()),
         };
         let name = name.map_err(|error| Unanswered::Tls(io::Error::other(error)))?;
-        Self::over(tls.connect(name, stream).await.map_err(Unanswered::Tls)?, now).await
+        let stream = tls.connect(name, stream).await.map_err(Unanswered::Tls)?;
+        // Only what was offered is chosen.
+        match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => Self::http2(stream, Scheme::HTTPS, now).await,
+            _ => Self::http1(stream, now).await,
+        }
     }
 
+    async fn http1<S>(stream: S, now: Instant) -> Result<Self, Unanswered>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Ok(Self::Http1(Http1::over(stream, now).await?))
+    }
+
+    async fn http2<S>(stream: S, scheme: Scheme, now: Instant) -> Result<Self, Unanswered>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Ok(Self::Http2(Http2::over(stream, scheme, now).await?))
+    }
+
+    /// Sends a request and returns the head of its answer.
+    pub(super) async fn send(
+        &mut self,
+        request: Request<Upload>,
+    ) -> Result<Response<AnswerBody>, Unanswered> {
+        match self {
+            Self::Http1(connection) => Ok(connection.send(request).await?.map(AnswerBody::Http1)),
+            Self::Http2(connection) => {
+                let answer = connection.send(request).await?;
+                Ok(answer.map(|body| AnswerBody::Http2(Http2Body(body))))
+            }
+        }
+    }
+
+    /// Whether it has carried an answer: then it may have been closed since because it was idle.
+    pub(super) fn has_served(&self) -> bool {
+        match self {
+            Self::Http1(connection) => connection.has_served,
+            Self::Http2(connection) => connection.of.has_served(),
+        }
+    }
+}
+
+/// Dropping it closes the connection at once.
+pub(super) struct Http1 {
+    sender: SendRequest<Upload>,
+    head: Arc<HeadBytes>,
+    driver: JoinHandle<hyper::Result<()>>,
+    has_served: bool,
+    pub(super) age: ConnectionAge,
+}
+
+impl Drop for Http1 {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Http1 {
     async fn over<S>(stream: S, made: Instant) -> Result<Self, Unanswered>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let head = Arc::<HeadBytes>::default();
-        let stream = BoundedHead { stream, head: Arc::clone(&head) };
+        let stream = Bounded { stream, limit: Arc::clone(&head) };
         // Malformed headers that other clients accept are accepted: the write was applied, and a
         // rejected answer would make it a dead letter.
         let mut http = http1::Builder::new();
@@ -89,15 +160,10 @@ impl Connection {
         let (sender, connection) =
             http.handshake(TokioIo::new(stream)).await.map_err(Unanswered::Unsent)?;
         let driver = tokio::spawn(connection);
-        let age_share = 0.8 + 0.2 * fastrand::f64();
-        Ok(Self { sender, head, driver, has_served: false, made, age_share })
+        Ok(Self { sender, head, driver, has_served: false, age: ConnectionAge::from(made) })
     }
 
-    /// Sends a request and returns the head of its answer.
-    pub(super) async fn send(
-        &mut self,
-        request: Request<Upload>,
-    ) -> Result<Response<Incoming>, Unanswered> {
+    async fn send(&mut self, request: Request<Upload>) -> Result<Response<Incoming>, Unanswered> {
         self.head.expect();
         match self.sender.send_request(request).await {
             Ok(response) => {
@@ -114,11 +180,6 @@ impl Connection {
             }
             Err(error) => Err(Unanswered::Sent { error, answered: self.head.read() > 0 }),
         }
-    }
-
-    /// Whether it has carried an answer: then it may have been closed since because it was idle.
-    pub(super) fn has_served(&self) -> bool {
-        self.has_served
     }
 
     /// Waits until the connection can carry another request; `false` if it never will. The body of
@@ -194,61 +255,15 @@ impl HeadBytes {
     }
 }
 
-#[derive(Clone, Copy, Debug, Error)]
-#[error("more than {} KiB before the final answer", MAX_HEAD_BYTES >> 10)]
-pub(super) struct HeadTooLong;
+impl ReadLimit for HeadBytes {
+    // Checked before the read: the final head and a part of its body may come in one read.
+    fn is_reached(&self) -> bool {
+        self.expected.load(Ordering::Relaxed) && self.read() >= MAX_HEAD_BYTES
+    }
 
-struct BoundedHead<S> {
-    stream: S,
-    head: Arc<HeadBytes>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for BoundedHead<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let expected = self.head.expected.load(Ordering::Relaxed);
-        // Checked before the read: the final head and a part of its body may come in one read.
-        if expected && self.head.read() >= MAX_HEAD_BYTES {
-            return Poll::Ready(Err(io::Error::other(HeadTooLong)));
+    fn has_read(&self, bytes: usize) {
+        if self.expected.load(Ordering::Relaxed) {
+            self.read.fetch_add(bytes, Ordering::Relaxed);
         }
-        let before = buffer.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if expected {
-            self.head.read.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
-        }
-        result
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for BoundedHead<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

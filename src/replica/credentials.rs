@@ -14,6 +14,7 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::Verifier;
 use thiserror::Error;
 
+use super::ReplicaHttp2;
 use crate::task::{Node, NodeError};
 use crate::tls;
 
@@ -85,7 +86,7 @@ impl ClientTls {
 
     /// The configuration of all connections to replicas, which share its session cache. Unreadable
     /// system certificates are only logged, because `http` works without them.
-    pub(super) fn config(&self) -> ClientConfig {
+    pub(super) fn config(&self, http2: ReplicaHttp2) -> ClientConfig {
         let builder = ClientConfig::builder();
         let builder = match &self.roots {
             Some(roots) => builder.with_root_certificates(Arc::clone(roots)),
@@ -108,7 +109,12 @@ impl ClientTls {
             }
             None => builder.with_no_client_auth(),
         };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = match http2 {
+            ReplicaHttp2::Off => vec![b"http/1.1".to_vec()],
+            ReplicaHttp2::Auto | ReplicaHttp2::PriorKnowledge => {
+                vec![b"h2".to_vec(), b"http/1.1".to_vec()]
+            }
+        };
         config
     }
 

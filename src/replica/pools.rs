@@ -1,5 +1,8 @@
 //! The idle connections to the replicas, kept for the next attempt.
 //!
+//! A connection of HTTP/2 is kept from the start, for the attempts that share it; "closed" means that
+//! it takes no more requests, and ends with its last one.
+//!
 //! A kept connection is closed
 //!
 //! - after an attempt to its replica without an answer: it may be dead too;
@@ -13,7 +16,7 @@
 //! takes the place of the one that was idle for the longest time, so that a client with many
 //! replicas cannot take the places of replicas that are in use.
 
-#![expect(clippy::disallowed_methods, reason = "the age of connections is local to this module")]
+#![expect(clippy::disallowed_methods, reason = "idle times are local to this module")]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -24,7 +27,8 @@ use tokio_rustls::TlsConnector;
 
 use super::causes::Unanswered;
 use super::client::DRAIN_TIMEOUT;
-use super::connection::Connection;
+use super::connection::{Connection, Http1};
+use super::http2::{Http2, Http2Use};
 use super::resolver::Resolver;
 use super::{ClientSettings, ClientTls};
 use crate::policy::Target;
@@ -38,12 +42,12 @@ pub(super) struct Pools {
     settings: Arc<ClientSettings>,
     tls: TlsConnector,
     resolver: Resolver,
-    kept: Arc<Mutex<KeptConnections<Connection>>>,
+    kept: Arc<Mutex<KeptConnections<Http1>>>,
 }
 
 impl Pools {
     pub(super) fn new(settings: Arc<ClientSettings>, tls: &ClientTls, resolver: Resolver) -> Self {
-        let tls = TlsConnector::from(Arc::new(tls.config()));
+        let tls = TlsConnector::from(Arc::new(tls.config(settings.http2)));
         let limits =
             KeptLimits { per_origin: settings.idle_per_replica, origins: settings.idle_replicas };
         let kept = Arc::new(Mutex::new(KeptConnections::new(limits)));
@@ -53,31 +57,52 @@ impl Pools {
     pub(super) fn take(&self, node: &Node) -> Option<Connection> {
         let now = Instant::now();
         let mut kept = lock(&self.kept);
+        let most = self.settings.connection_age;
+        let is_usable = |shared: &Http2| !shared.has_ended() && !shared.age.is_over(most, now);
+        if let Some(shared) = kept.take_shared(origin(node), now, is_usable) {
+            return Some(Connection::Http2(shared));
+        }
         while let Some(connection) = kept.take(origin(node), now) {
-            if !connection.is_closed() && !self.is_old(&connection, now) {
-                return Some(connection);
+            if !connection.is_closed() && !connection.age.is_over(most, now) {
+                return Some(Connection::Http1(connection));
             }
         }
         None
     }
 
-    pub(super) async fn connect(&self, target: &Target) -> Result<Connection, Unanswered> {
+    pub(super) async fn connect(
+        &self,
+        node: &Node,
+        target: &Target,
+    ) -> Result<Connection, Unanswered> {
         let addresses = self.resolver.addresses(target).await?;
-        Connection::open(target, addresses, &self.tls, Instant::now()).await
+        let (http2, now) = (self.settings.http2, Instant::now());
+        let connection = Connection::open(target, addresses, &self.tls, http2, now).await?;
+        if let Connection::Http2(shared) = &connection {
+            let mut kept = lock(&self.kept);
+            kept.share(origin(node), &shared.of, now, Instant::now());
+            self.sweep(&mut kept);
+        }
+        Ok(connection)
     }
 
     /// Keeps a connection whose last answer was read to its end.
-    pub(super) async fn keep_when_free(&self, node: &Node, mut connection: Connection) {
+    pub(super) async fn keep_when_free(&self, node: &Node, connection: Connection) {
+        let Connection::Http1(mut connection) = connection else { return };
         if !connection.is_reusable(DRAIN_TIMEOUT).await {
             return;
         }
         let now = Instant::now();
-        if self.is_old(&connection, now) {
+        if connection.age.is_over(self.settings.connection_age, now) {
             return;
         }
-        let made = connection.made;
+        let made = connection.age.made;
         let mut kept = lock(&self.kept);
         kept.keep(origin(node), connection, made, now);
+        self.sweep(&mut kept);
+    }
+
+    fn sweep(&self, kept: &mut KeptConnections<Http1>) {
         if !kept.is_swept {
             kept.is_swept = true;
             tokio::spawn(sweep(Arc::downgrade(&self.kept)));
@@ -89,15 +114,10 @@ impl Pools {
     pub(super) fn retire(&self, node: &Node) {
         lock(&self.kept).retire(origin(node), Instant::now());
     }
-
-    fn is_old(&self, connection: &Connection, now: Instant) -> bool {
-        let age = self.settings.connection_age;
-        !age.is_zero() && now - connection.made >= age.mul_f64(connection.age_share)
-    }
 }
 
 /// Closes idle connections until none is left.
-async fn sweep(kept: Weak<Mutex<KeptConnections<Connection>>>) {
+async fn sweep(kept: Weak<Mutex<KeptConnections<Http1>>>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let Some(kept) = kept.upgrade() else { return };
@@ -131,6 +151,8 @@ struct KeptConnections<C> {
 struct KeptOrigin<C> {
     /// With the time of the last use, oldest first.
     idle: Vec<(C, Instant)>,
+    /// Those of HTTP/2, with the time of the last use, oldest first.
+    shared: Vec<(Arc<Http2>, Instant)>,
     used: Instant,
     /// Connections that were made before are not kept.
     retired: Option<Instant>,
@@ -150,16 +172,47 @@ impl<C> KeptConnections<C> {
     }
 
     fn keep(&mut self, origin: &str, connection: C, made: Instant, now: Instant) {
+        let most = self.limits.per_origin;
+        let kept = self.origin(origin, now);
+        if !kept.has_retired(made) && kept.idle.len() < most {
+            kept.idle.push((connection, now));
+        }
+    }
+
+    fn share(&mut self, origin: &str, connection: &Arc<Http2>, made: Instant, now: Instant) {
+        let most = self.limits.per_origin;
+        let kept = self.origin(origin, now);
+        if !kept.has_retired(made) && kept.shared.len() < most {
+            kept.shared.push((Arc::clone(connection), now));
+        }
+    }
+
+    /// A place on the oldest connection that has one. Those that are not usable are let go.
+    fn take_shared(
+        &mut self,
+        origin: &str,
+        now: Instant,
+        is_usable: impl Fn(&Http2) -> bool,
+    ) -> Option<Http2Use> {
+        let kept = self.by_origin.get_mut(origin)?;
+        kept.used = now;
+        kept.close_idle_shared(now);
+        kept.shared.retain(|(connection, _)| is_usable(connection));
+        kept.shared.iter_mut().find_map(|(connection, used)| {
+            let taken = Http2::take(connection)?;
+            *used = now;
+            Some(taken)
+        })
+    }
+
+    fn origin(&mut self, origin: &str, now: Instant) -> &mut KeptOrigin<C> {
         if !self.by_origin.contains_key(origin) {
             self.make_room();
         }
-        let empty = KeptOrigin { idle: Vec::new(), used: now, retired: None };
+        let empty = KeptOrigin { idle: Vec::new(), shared: Vec::new(), used: now, retired: None };
         let kept = self.by_origin.entry(origin.into()).or_insert(empty);
         kept.used = now;
-        let retired = kept.retired.is_some_and(|retired| made <= retired);
-        if !retired && kept.idle.len() < self.limits.per_origin {
-            kept.idle.push((connection, now));
-        }
+        kept
     }
 
     fn make_room(&mut self) {
@@ -173,6 +226,7 @@ impl<C> KeptConnections<C> {
     fn retire(&mut self, origin: &str, now: Instant) {
         if let Some(kept) = self.by_origin.get_mut(origin) {
             kept.idle.clear();
+            kept.shared.clear();
             kept.retired = Some(now);
         }
     }
@@ -180,8 +234,21 @@ impl<C> KeptConnections<C> {
     fn close_idle(&mut self, now: Instant) {
         self.by_origin.retain(|_, kept| {
             kept.idle.retain(|(_, used)| now - *used < IDLE_TIMEOUT);
-            !kept.idle.is_empty() || now - kept.used < IDLE_TIMEOUT
+            kept.close_idle_shared(now);
+            let is_empty = kept.idle.is_empty() && kept.shared.is_empty();
+            !is_empty || now - kept.used < IDLE_TIMEOUT
         });
+    }
+}
+
+impl<C> KeptOrigin<C> {
+    fn has_retired(&self, made: Instant) -> bool {
+        self.retired.is_some_and(|retired| made <= retired)
+    }
+
+    fn close_idle_shared(&mut self, now: Instant) {
+        self.shared
+            .retain(|(connection, used)| connection.is_in_use() || now - *used < IDLE_TIMEOUT);
     }
 }
 

@@ -8,13 +8,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
-use super::{ClientSettings, ClientTls, ReplicaClient, ReplicaTokens};
+use super::{ClientSettings, ClientTls, ReplicaClient, ReplicaHttp2, ReplicaTokens};
 use crate::policy::Policy;
 use crate::task::{AttemptOutcome, Consistency, Node, Operation, Task, TaskId, Timestamp, Verdict};
 
 mod causes;
 mod connections;
 mod endless;
+mod http2;
+mod http2_floods;
 mod lookups;
 mod names;
 #[path = "../../tests/it/support/tls.rs"]
@@ -132,6 +134,7 @@ fn settings(request_timeout: Duration) -> ClientSettings {
         connection_age: Duration::from_secs(60),
         idle_per_replica: 2,
         idle_replicas: 100,
+        http2: ReplicaHttp2::Off,
     }
 }
 

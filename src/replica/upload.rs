@@ -61,16 +61,10 @@ impl Upload {
     }
 }
 
-impl Body for Upload {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+impl Upload {
+    pub(super) fn next_piece(&mut self) -> Option<Bytes> {
         if self.rest.is_empty() {
-            return Poll::Ready(None);
+            return None;
         }
         let piece = match &self.progress {
             Some(progress) => {
@@ -80,7 +74,19 @@ impl Body for Upload {
             }
             None => self.rest.len(),
         };
-        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
+        Some(self.rest.split_to(piece))
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.next_piece().map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {

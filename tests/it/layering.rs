@@ -94,6 +94,7 @@ fn the_commands_for_operators_use_only_the_api_of_the_daemon() {
 fn only_the_server_names_axum_and_only_server_and_replica_side_name_hyper() {
     only_under(&["axum"], &["src/server.rs", "src/server"]);
     only_under(&["hyper"], &["src/server.rs", "src/server", "src/replica.rs", "src/replica"]);
+    only_under(&["h2::"], &["src/replica.rs", "src/replica"]);
 }
 
 #[test]

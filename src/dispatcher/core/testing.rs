@@ -30,6 +30,7 @@ impl Core {
             connection_age: Duration::from_secs(60),
             idle_per_replica: 1,
             idle_replicas: 100,
+            http2: replica::ReplicaHttp2::Off,
         };
         let policy = Policy::new(None, None);
         let client =

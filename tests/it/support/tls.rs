@@ -63,6 +63,16 @@ impl Authority {
 /// Terminates TLS with this certificate on its own port, in front of the replica at `to`. With
 /// `clients`, every client needs a certificate of that authority.
 pub async fn front(to: SocketAddr, issued: &Issued, clients: Option<&Authority>) -> SocketAddr {
+    front_offering(&[], to, issued, clients).await
+}
+
+/// The same, with a choice of these protocols in the handshake.
+pub async fn front_offering(
+    protocols: &[&str],
+    to: SocketAddr,
+    issued: &Issued,
+    clients: Option<&Authority>,
+) -> SocketAddr {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -79,8 +89,9 @@ pub async fn front(to: SocketAddr, issued: &Issued, clients: Option<&Authority>)
     };
     let certificate = CertificateDer::from_pem_slice(issued.certificate.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
-    let acceptor =
-        TlsAcceptor::from(Arc::new(config.with_single_cert(vec![certificate], key).unwrap()));
+    let mut config = config.with_single_cert(vec![certificate], key).unwrap();
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
