@@ -1,4 +1,4 @@
-//! Damaged data directories: a start recovers everything that was acknowledged, or sets single tasks
+//! Damaged data directories: a start recovers everything that was acknowledged, or sets tasks
 //! aside and names them, or refuses with one sentence. A refused store is exported and imported.
 //!
 //! `DAMAGED_STORES=5000` tests more stores, `DAMAGE_SEED=N` starts with another seed. A failure prints
@@ -268,9 +268,9 @@ fn start(dir: &Path, contents: &Contents) -> Outcome {
         Ok(recovered) => recovered,
         Err(error) => return Outcome::Refused(whole(&error)),
     };
-    let aside: Vec<_> = report.set_aside.damaged.iter().filter_map(Damage::task).collect();
+    let aside: Vec<_> = report.set_aside.damaged.iter().filter_map(Damage::tasks).collect();
     let mut expected = contents.tasks.clone();
-    expected.retain(|id, _| !aside.contains(id));
+    expected.retain(|id, _| !aside.iter().any(|tasks| tasks.contains(id)));
     let ids: Vec<_> = found.iter().map(|task| task.header.id).collect();
     assert_eq!(ids, expected.keys().copied().collect::<Vec<_>>(), "{:?}", report.set_aside);
     let mut superseded = 0;

@@ -305,18 +305,20 @@ async fn an_interrupted_commit_loses_no_accepted_write() {
     die_at_each("commit.").await;
 }
 
-/// The kill between the row of a task and the row of its key leaves the beginning of the batch.
+/// The kill between a row of tasks and the rows of their keys leaves the beginning of the batch: three
+/// tasks fit into a row.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_batch_is_not_applied_twice_after_a_kill_left_a_part_of_it() {
-    const KEPT: usize = 7;
+    const KEPT: usize = 9;
     let replica = Replica::start().await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
-    let point = format!("commit.key-unwritten:{KEPT}");
+    let point = format!("commit.key-unwritten:{}", KEPT - 2);
     let env = [("REPLICATOR_FAULT_POINT", &*point)];
+    let old = |n: usize| format!("old {n} {}", "v".repeat(1_100));
     let batch: Vec<_> = (0..20)
         .map(|n| {
-            let mut write = set(&format!("k{n}"), &format!("old {n}"), &[&replica]);
+            let mut write = set(&format!("k{n}"), &old(n), &[&replica]);
             write["idempotency_key"] = json!(format!("write-{n}"));
             write
         })
@@ -350,7 +352,7 @@ async fn a_repeated_batch_is_not_applied_twice_after_a_kill_left_a_part_of_it() 
     }
     let of_last: Vec<_> = replica.seen().into_iter().filter(|seen| seen.key() == last).collect();
     let texts: Vec<_> = of_last.iter().map(support::replica::Seen::text).collect();
-    assert_eq!(texts, [format!("old {}", KEPT - 1), "newer".to_owned()]);
+    assert_eq!(texts, [old(KEPT - 1), "newer".to_owned()]);
     // The rest of the batch was delivered once.
     assert_eq!(replica.seen().len(), batch.len() + 1);
 }

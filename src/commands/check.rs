@@ -24,7 +24,7 @@ pub(super) fn run(args: &CheckArgs) -> ExitCode {
 fn to_json(checked: &CheckReport) -> serde_json::Value {
     let repaired = checked.repaired.as_ref().map(|aside| {
         json!({
-            "tasks_set_aside": aside.tasks(),
+            "tasks_set_aside": aside.tasks,
             "rows_set_aside": aside.rows,
             "file": aside.file,
             "deliveries_superseded": aside.superseded,
@@ -79,7 +79,7 @@ fn to_text(checked: &CheckReport) -> String {
             if let Some(file) = &aside.file {
                 lines.push(format!(
                     "quarantined: {} tasks, {} rows, in {}; {} older deliveries of their keys superseded",
-                    aside.tasks(),
+                    aside.tasks,
                     aside.rows,
                     file.display(),
                     aside.superseded

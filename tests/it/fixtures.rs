@@ -18,7 +18,7 @@ use replicator::testing::task::{
 };
 
 /// The format that this release writes.
-const NEWEST: u32 = 5;
+const NEWEST: u32 = 6;
 
 const FIRST: u64 = 1_700_000_000_000_000;
 
@@ -139,8 +139,25 @@ fn contents(format: u32) -> Vec<(Task, Vec<Progress>)> {
             vec![Progress::Delivered, dead(Cause::Refused, 1, "403 Forbidden")],
         ));
     }
+    if format >= 6 {
+        // Beside tasks that are settled.
+        let v = || b"v".to_vec();
+        contents.extend([
+            (task(14, "between settled ones", v(), two()), untouched(2)),
+            (
+                task(16, "beside others", vec![], two()),
+                vec![failed(1, "timed out"), dead(Cause::GaveUp, 4, "503 Service Unavailable")],
+            ),
+            (task(17, "alone in its row", pattern(9_000), two()), untouched(2)),
+            (task(19, "behind the first of its row", v(), two()), untouched(2)),
+        ]);
+    }
     contents
 }
+
+/// The tasks of a new fixture that are settled. The first is alone in its row from format 6 on, the
+/// last is the first in its row.
+const SETTLED: [u64; 4] = [6, 13, 15, 18];
 
 fn replicas() -> Vec<(Node, ReplicaRow)> {
     let first_used = Timestamp(FIRST * 1_000);
@@ -189,17 +206,23 @@ fn writes_a_fixture() {
     for (node, row) in replicas() {
         opened.committer.set_replica(node, Some(row), None);
     }
-    for (task, progress) in contents(NEWEST) {
-        let key = key_in(NEWEST, task.id);
-        opened.committer.accept(Arc::new(task.clone()), key, None);
+    let contents = contents(NEWEST);
+    let settled = SETTLED.map(|n| Task { id: TaskId(FIRST + n), ..contents[0].0.clone() });
+    let mut tasks: Vec<_> = contents.iter().map(|(task, _)| task).chain(&settled).collect();
+    tasks.sort_by_key(|task| task.id);
+    opened.committer.in_one_commit(|| {
+        for task in tasks {
+            let key = key_in(NEWEST, task.id);
+            opened.committer.accept(Arc::new(task.clone()), key, None);
+        }
+    });
+    for (task, progress) in contents {
         opened.committer.save(task.id, progress);
     }
     for (key, row) in idempotency(NEWEST).into_iter().filter(|(_, row)| row.answer.is_some()) {
         opened.committer.set_idempotency(key, row);
     }
-    let settled = Task { id: TaskId(FIRST + 6), ..contents(NEWEST)[0].0.clone() };
-    opened.committer.accept(Arc::new(settled.clone()), None, None);
-    opened.committer.remove(settled.id);
+    settled.iter().for_each(|task| opened.committer.remove(task.id));
     close(opened);
     // These do not belong in the repository: `LOCK` names a process, the other file is empty.
     fs::remove_file(Path::new(&target).join("LOCK")).unwrap();
@@ -228,6 +251,9 @@ fn holds_the_contents(format: u32) {
             3.. => (replicas(), idempotency(format)),
         };
         assert_eq!((opened.replicas.clone(), opened.idempotency.clone()), kept);
+        for settled in SETTLED {
+            assert_eq!(opened.reader.read(TaskId(FIRST + settled)).unwrap(), None);
+        }
         assert!(opened.next_id.0 > FIRST + 7);
         close(opened);
     }
@@ -256,4 +282,9 @@ fn a_store_of_format_4_is_opened_with_its_complete_content() {
 #[test]
 fn a_store_of_format_5_is_opened_with_its_complete_content() {
     holds_the_contents(5);
+}
+
+#[test]
+fn a_store_of_format_6_is_opened_with_its_complete_content() {
+    holds_the_contents(6);
 }

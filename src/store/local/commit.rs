@@ -2,9 +2,9 @@
 //!
 //! A flush costs about 0.4 ms whatever its size, so all waiting writes share one. A turn:
 //!
-//! 1. **gather**: take orders, up to [`MAX_BATCH_TASKS`] or [`MAX_BATCH_BYTES`]. Each new task is
-//!    written at once, so that writing overlaps with the requests that bring the next ones;
-//! 2. **commit**: flush, answer every caller in the order of the calls, then notify;
+//! 1. **gather**: take orders, up to [`MAX_BATCH_TASKS`] or [`MAX_BATCH_BYTES`]. New tasks are written
+//!    as soon as they fill a row, so that writing overlaps with the requests that bring the next ones;
+//! 2. **commit**: write the last row, flush, answer every caller in the order of the calls, then notify;
 //! 3. **settle**: write settlements that have waited [`SETTLE_WITHIN`], or all of them for a sync.
 //!    They share the flush of the next batch, or get their own if no batch comes.
 //!
@@ -21,10 +21,13 @@
 //! **A record of a replica is written in its place among the tasks**: a task that is handed in later
 //! becomes durable later.
 //!
-//! **A task and its idempotency key are one row.** A second row, right behind it, keeps the key when
+//! **A task and its idempotency key are in one row.** A second row, right behind it, keeps the key when
 //! the task is gone; after a crash between the two, the next start restores it. Later changes of a
 //! key are written with the settlements, before them. If one is lost, the answer to a strong write
 //! comes from its task, which is still there, or a key is forgotten later.
+//!
+//! **Small tasks of one commit share rows.** Removals from one row are one write if they follow each other
+//! in the order above, so a crash still leaves a prefix.
 //!
 //! **A task is written before its settlement**: both come through one queue, and a turn writes tasks
 //! before settlements.
@@ -52,10 +55,12 @@ use crate::store::journal::{JournalEvent, Notify, Reply};
 use crate::store::records::{CommitError, IdempotencyRow, ReplicaRow};
 use crate::task::{Idempotency, Node, Partition, Progress, Task, TaskId};
 
-/// Tasks per flush. Beyond it, writing the others (about 10 µs each) takes longer than the flush.
+/// Tasks per flush. Beyond it, writing the others (up to 10 µs each) takes longer than the flush.
 const MAX_BATCH_TASKS: usize = 1024;
 /// Bytes of keys and values per flush; the last task may exceed it.
 const MAX_BATCH_BYTES: usize = 16 << 20;
+/// The longest row. If more bytes of keys and values wait, the next row is full.
+const ROW_BYTES: usize = 4096;
 /// How long a settlement waits for others. Most tasks are delivered within it, and then only their
 /// removal is written.
 const SETTLE_WITHIN: Duration = Duration::from_millis(20);
@@ -98,6 +103,19 @@ type KeyChange = (Box<str>, Option<IdempotencyRow>);
 struct Accept {
     what: Accepted,
     reply: Option<Reply>,
+}
+
+impl Accept {
+    fn task(&self) -> Option<(&Task, Option<&Idempotency>)> {
+        match &self.what {
+            Accepted::Task(task, key) => Some((task, key.as_ref())),
+            Accepted::Replica(..) => None,
+        }
+    }
+}
+
+fn bytes_of(task: &Task) -> usize {
+    task.key.len() + task.value.len()
 }
 
 enum Accepted {
@@ -244,7 +262,10 @@ struct Writer {
     /// The new tasks and replica records of this turn.
     batch: Vec<Accept>,
     batch_bytes: usize,
-    /// When the first of `batch` was written.
+    /// How many of `batch` are written, and the bytes of the others.
+    written: usize,
+    unwritten_bytes: usize,
+    /// When the first of `batch` was taken.
     batch_since: Option<Instant>,
     settlements: BTreeMap<TaskId, Settlement>,
     key_changes: BTreeMap<Box<str>, Option<IdempotencyRow>>,
@@ -272,6 +293,8 @@ impl Writer {
             lease,
             batch: Vec::new(),
             batch_bytes: 0,
+            written: 0,
+            unwritten_bytes: 0,
             batch_since: None,
             settlements: BTreeMap::new(),
             key_changes: BTreeMap::new(),
@@ -376,31 +399,51 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes a task or a record of a replica. The next flush makes it durable.
+    /// Takes a task or a record of a replica. The next commit makes it durable.
     fn take(&mut self, accept: Accept) -> Result<(), Failure> {
         let _turn = self.turns.begin();
         faults::point("commit.taken");
         self.batch_since.get_or_insert_with(now);
         // First, so that a failure refuses it.
         self.batch.push(accept);
-        let Some(Accept { what, .. }) = self.batch.last() else { return Ok(()) };
-        match what {
-            Accepted::Task(task, key) => {
-                self.batch_bytes += task.key.len() + task.value.len();
-                if task.id.0.saturating_add(RENEW) >= self.lease.0 {
-                    self.lease = lease(task.id);
-                    self.database.set_sequence(self.lease)?;
+        let task = self.batch.last().and_then(Accept::task);
+        let Some((task, key)) = task else { return self.write_rows(0) };
+        self.batch_bytes += bytes_of(task);
+        self.unwritten_bytes += bytes_of(task);
+        if let Some(Idempotency { key, .. }) = key {
+            // They are of an earlier use of the key and would overwrite this one.
+            self.key_changes.remove(key);
+        }
+        if task.id.0.saturating_add(RENEW) >= self.lease.0 {
+            self.lease = lease(task.id);
+            self.database.set_sequence(self.lease)?;
+        }
+        self.write_rows(ROW_BYTES)
+    }
+
+    /// Writes the batch until no more than these bytes of keys and values are left.
+    fn write_rows(&mut self, left: usize) -> Result<(), Failure> {
+        while let Some([first, ..]) = self.batch.get(self.written..)
+            && (left == 0 || self.unwritten_bytes > left)
+        {
+            let accepts = self.batch.iter().skip(self.written);
+            let written = match &first.what {
+                Accepted::Task(..) => {
+                    self.database.insert(accepts.clone().map_while(Accept::task))?
                 }
-                self.database.insert(task, key.as_ref())?;
-                if let Some(Idempotency { key, fingerprint }) = key {
-                    faults::point_after("commit.key-unwritten", || self.database.flush_rows())?;
-                    // They are of an earlier use of the key and would overwrite this one.
-                    self.key_changes.remove(key);
-                    let row = IdempotencyRow::of(task, *fingerprint);
-                    self.database.set_idempotency(key, Some(&row))?;
+                Accepted::Replica(node, row) => {
+                    self.database.set_replica(node, row.as_ref())?;
+                    1
                 }
+            };
+            for (task, key) in accepts.take(written).filter_map(Accept::task) {
+                self.unwritten_bytes -= bytes_of(task);
+                let Some(Idempotency { key, fingerprint }) = key else { continue };
+                faults::point_after("commit.key-unwritten", || self.database.flush_rows())?;
+                let row = IdempotencyRow::of(task, *fingerprint);
+                self.database.set_idempotency(key, Some(&row))?;
             }
-            Accepted::Replica(node, row) => self.database.set_replica(node, row.as_ref())?,
+            self.written += written;
         }
         Ok(())
     }
@@ -435,6 +478,7 @@ impl Writer {
 
     /// Makes the batch durable, answers the callers and notifies.
     fn commit(&mut self) -> Result<(), Failure> {
+        self.write_rows(0)?;
         faults::point("commit.written");
         let task = |accept: &Accept| match &accept.what {
             Accepted::Task(task, _) => Some(Arc::clone(task)),
@@ -448,7 +492,7 @@ impl Writer {
             answer(accept.reply, Ok(()));
             faults::point("commit.answered");
         }
-        self.batch_bytes = 0;
+        (self.batch_bytes, self.written) = (0, 0);
         if !tasks.is_empty() {
             let partition = Partition::default();
             (self.notify)(JournalEvent::Arrived { partition, tasks, took });
@@ -481,7 +525,15 @@ impl Writer {
         {
             match settlement {
                 Settlement::Save(progress) => self.database.save(id, &progress)?,
-                Settlement::Remove => self.database.remove(id)?,
+                Settlement::Remove => {
+                    // Nothing else may come between tasks that leave their row in one write.
+                    let settlements = &mut self.settlements;
+                    self.database.remove(id, |last| {
+                        let next = settlements.first_entry()?;
+                        let joins = *next.key() <= last && matches!(next.get(), Settlement::Remove);
+                        joins.then(|| next.remove_entry().0)
+                    })?;
+                }
             }
             self.unflushed = true;
             if begun.elapsed() >= SETTLE_FOR {

@@ -61,7 +61,13 @@ struct WriteState {
     live_bytes: u64,
     /// Receives a copy of every row during a compaction.
     mirror: Option<Mirror>,
+    #[cfg(test)]
+    recorded: Option<Vec<WrittenRow>>,
 }
+
+/// A row that was written or removed.
+#[cfg(test)]
+pub(super) type WrittenRow = (Tree, Vec<u8>, Option<Vec<u8>>);
 
 #[derive(Debug)]
 struct Mirror {
@@ -92,8 +98,16 @@ impl WriteState {
         let bytes = |row: &[u8]| (key.len() + row.len()) as u64;
         self.live_bytes += new.map_or(0, bytes);
         self.live_bytes = self.live_bytes.saturating_sub(old.map_or(0, bytes));
+        self.copy(tree, key, new);
+    }
+
+    fn copy(&mut self, tree: Tree, key: &[u8], row: Option<&[u8]>) {
         if let Some(mirror) = &mut self.mirror {
-            mirror.write(tree, key, new);
+            mirror.write(tree, key, row);
+        }
+        #[cfg(test)]
+        if let Some(recorded) = &mut self.recorded {
+            recorded.push((tree, key.to_vec(), row.map(<[u8]>::to_vec)));
         }
     }
 
@@ -101,9 +115,7 @@ impl WriteState {
     fn put_meta(&mut self, meta: &sled::Tree, key: &[u8], payload: &[u8]) -> Result<(), Failure> {
         let row = rows::seal(Tree::Meta, key, payload);
         meta.insert(key, &*row)?;
-        if let Some(mirror) = &mut self.mirror {
-            mirror.write(Tree::Meta, key, Some(&row));
-        }
+        self.copy(Tree::Meta, key, Some(&row));
         Ok(())
     }
 }
@@ -231,6 +243,8 @@ impl Database {
             marker_file: None,
             live_bytes: 0,
             mirror: None,
+            #[cfg(test)]
+            recorded: None,
         };
         Self::with(db, Arc::new(Mutex::new(write_state)))
     }
@@ -398,5 +412,17 @@ impl Database {
             None => drop(self.take(Tree::Idempotency, key.as_bytes())?),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Database {
+    pub(super) fn record_rows(&self) {
+        self.write_state().recorded = Some(Vec::new());
+    }
+
+    /// All rows since [`Self::record_rows`], in the order in which they were written.
+    pub(super) fn recorded_rows(&self) -> Vec<WrittenRow> {
+        self.write_state().recorded.clone().unwrap_or_default()
     }
 }

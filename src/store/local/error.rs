@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
@@ -162,24 +163,36 @@ pub struct Damage {
     pub(super) tree: Tree,
     pub(super) key: Vec<u8>,
     pub(super) what: &'static str,
+    /// The last task that the row can hold; `None` if it belongs to at most one.
+    pub(super) last: Option<TaskId>,
 }
 
 impl Damage {
-    /// The task that the row belongs to, if its key tells.
+    /// The task that the row belongs to, or the first of them, if its key tells.
     pub fn task(&self) -> Option<TaskId> {
         self.tree.owner(&self.key)
+    }
+
+    /// The tasks that are lost with the row, as far as they are still on disk.
+    pub fn tasks(&self) -> Option<RangeInclusive<TaskId>> {
+        let first = self.task()?;
+        Some(first..=self.last.unwrap_or(first))
     }
 }
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tree, key, what } = self;
+        let Self { tree, key, what, last } = self;
         // Names as they are, numbers in hexadecimal.
         let key = match !key.is_empty() && key.iter().all(u8::is_ascii_graphic) {
             true => key.escape_ascii().to_string(),
             false => super::keys::hex(key),
         };
-        write!(f, "the row {key} of {tree} {what}")
+        write!(f, "the row {key} of {tree} {what}")?;
+        match last.filter(|last| Some(*last) > self.task()) {
+            Some(last) => write!(f, "; it may hold tasks up to {last}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::database::TREES;
 use super::integrity::ledger::Ledger;
 use super::keys::{self, Tree};
-use super::rows::{self, Nodes, TaskHead, TaskStream};
+use super::rows::{self, NewRow, Nodes, PackedTask, TaskHead, TaskStream};
 use crate::fuzzing::input::Input;
 use crate::store::records::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::task::{
@@ -45,12 +45,10 @@ fn any_bytes(bytes: &[u8]) {
             assert_eq!(rows::seal(tree, key, payload), row);
         }
     }
-    assert_eq!(
-        TaskHead::read(key, row).is_ok(),
-        TaskHead::read(key, row).is_ok_and(|head| is_whole(&head))
-    );
-    if let Some(head) = TaskHead::parse(bytes) {
-        assert!(is_whole(&head));
+    packed(&keys::of_task(id), id, bytes);
+    if let (Ok(tasks), Some(first)) = (rows::tasks(key, row), keys::task(key)) {
+        assert!(!tasks.is_empty());
+        packed(key, first, rows::unchecked_payload(row));
     }
     let _ = (keys::task(key), keys::dead_letter(bytes), Tree::Values.owner(bytes));
     let _ = Ledger::read(bytes).map(|ledger| assert!([64, 80].contains(&ledger.payload().len())));
@@ -75,6 +73,27 @@ fn any_bytes(bytes: &[u8]) {
     }
     if let Some(row) = rows::read_idempotency(bytes) {
         assert_eq!(rows::read_idempotency(&rows::idempotency(&row).unwrap()), Some(row));
+    }
+}
+
+/// The tasks in a payload are in order and whole. Without a task the others come back unchanged.
+fn packed(key: &[u8], first: TaskId, payload: &[u8]) {
+    let (tasks, is_whole_row) = rows::parse(first, payload);
+    assert!(tasks.is_sorted_by(|one, next| one.id < next.id));
+    assert!(tasks.iter().all(|task| is_whole(&task.head)));
+    assert!(tasks.iter().all(|task| task.id.0 - first.0 <= rows::REACH));
+    assert!(tasks.len() <= 1 || tasks.iter().all(|task| task.head.chunks() == 0));
+    for settled in tasks.iter().map(|task| task.id).filter(|_| is_whole_row) {
+        let left = rows::without(key, &tasks, |id| id == settled);
+        assert_eq!(left.is_some(), tasks.len() > 1);
+        let Some(left) = left else { continue };
+        assert!(left.len() < payload.len());
+        let (left, is_whole_row) = rows::parse(first, &left);
+        assert!(is_whole_row);
+        let stream =
+            |task: &PackedTask<'_>| (task.id, task.head.envelope, task.head.bytes.to_vec());
+        let others = tasks.iter().filter(|task| task.id != settled).map(stream);
+        assert!(left.iter().map(stream).eq(others));
     }
 }
 
@@ -127,18 +146,18 @@ fn a_task(input: &mut Input<'_>) {
     let key = keys::of_task(task.id);
     let row = rows::seal(Tree::Tasks, &key, &stream.head().unwrap());
     assert!(row.len() <= 4096, "{} bytes", row.len());
-    let head = TaskHead::read(&key, &row).unwrap();
-    assert!(is_whole(&head));
+    let [PackedTask { id, head, .. }] = &rows::tasks(&key, &row).unwrap()[..] else { panic!() };
+    assert!(*id == task.id && is_whole(head));
     let mut read = head.bytes.to_vec();
     let mut chunks = 0;
     for (number, chunk) in stream.chunks() {
         assert!(chunk.len() <= rows::CHUNK_BYTES);
         let key = keys::of_chunk(task.id, number);
         let row = rows::seal(Tree::Values, &key, &chunk);
-        read.extend_from_slice(rows::chunk(&key, &row, &head, chunks).unwrap());
+        read.extend_from_slice(rows::chunk(&key, &row, head, chunks).unwrap());
         // A chunk of another length is refused even with a valid checksum.
         let cut = rows::seal(Tree::Values, &key, &chunk[1..]);
-        assert!(rows::chunk(&key, &cut, &head, chunks).is_err());
+        assert!(rows::chunk(&key, &cut, head, chunks).is_err());
         chunks += 1;
     }
     assert_eq!(chunks, head.chunks());
@@ -147,6 +166,41 @@ fn a_task(input: &mut Input<'_>) {
     let header = rows::header_and_key(task.id, envelope, head.value, &mut Nodes::default());
     assert_eq!(header, Some((Header::of(&task), idempotency.cloned())));
     assert_eq!(value, task.value);
+    beside_others(&task, idempotency, filling);
+}
+
+/// A task is written into a row with others, as many as fit, and read back.
+fn beside_others(task: &Task, idempotency: Option<&Idempotency>, filling: &[u8]) {
+    // Most are too large to leave room.
+    let first = filling.first().map_or(0, |first| usize::from(*first));
+    let task = &Task { value: task.value.slice(..task.value.len().min(first)), ..task.clone() };
+    let mut row = NewRow::of(task.id, &TaskStream::of(task, idempotency).unwrap()).unwrap();
+    let mut written = vec![(task.id, task.value.clone())];
+    let mut id = task.id;
+    for (at, step) in filling.iter().enumerate() {
+        let Some(next) = id.0.checked_add(u64::from(*step)) else { break };
+        id = TaskId(next);
+        let value = Bytes::copy_from_slice(&filling[at..]);
+        let other = Task { id, value: value.clone(), ..task.clone() };
+        if row.add(id, &TaskStream::of(&other, None).unwrap()).unwrap() {
+            written.push((id, value));
+        }
+    }
+    assert_eq!(row.last(), written.last().unwrap().0);
+    let key = row.key();
+    let sealed = rows::seal(Tree::Tasks, &key, row.payload());
+    assert!(sealed.len() <= 4096, "{} bytes", sealed.len());
+    packed(&key, task.id, row.payload());
+    let tasks = rows::tasks(&key, &sealed).unwrap();
+    assert!(tasks.iter().map(|task| task.id).eq(written.iter().map(|(id, _)| *id)));
+    for (PackedTask { id, head, .. }, (_, value)) in tasks.iter().zip(&written) {
+        let (envelope, start) = head.bytes.split_at(head.envelope.min(head.bytes.len()));
+        assert!(value.starts_with(start) && head.value == value.len());
+        if head.chunks() == 0 {
+            let header = rows::header(*id, envelope, head.value, &mut Nodes::default()).unwrap();
+            assert_eq!(header, Header { id: *id, value_bytes: value.len(), ..Header::of(task) });
+        }
+    }
 }
 
 /// Progress, replicas and idempotency keys are encoded into rows and decoded again.

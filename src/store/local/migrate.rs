@@ -14,8 +14,11 @@ mod v0003_operators;
 mod v0004_key_in_task;
 #[path = "../../../migrations/v0005_refused.rs"]
 mod v0005_refused;
+#[path = "../../../migrations/v0006_shared_rows.rs"]
+mod v0006_shared_rows;
 
 use super::error::Failure;
+use super::integrity::ledger::Ledger;
 use super::keys::{self, Tree};
 use super::rows;
 use crate::faults;
@@ -29,6 +32,7 @@ const STEPS: &[MigrationStep] = &[
     v0003_operators::run,
     v0004_key_in_task::run,
     v0005_refused::run,
+    v0006_shared_rows::run,
 ];
 
 /// Runs the missing steps. Refuses a store in a newer format.
@@ -40,6 +44,12 @@ pub(super) fn run(db: &sled::Db) -> Result<(), Failure> {
 pub(super) fn recount(db: &sled::Db) -> Result<(), Failure> {
     v0002_ledger::run(db)?;
     v0003_operators::run(db)?;
+    let meta = db.open_tree(Tree::Meta.name())?;
+    if let Some(mut ledger) = Ledger::load(&meta)? {
+        // These steps take the key of a row for its last task.
+        ledger.highest.0 = ledger.highest.0.saturating_add(rows::REACH);
+        meta.insert(keys::LEDGER, rows::seal(Tree::Meta, keys::LEDGER, &ledger.payload()))?;
+    }
     Ok(())
 }
 
@@ -79,7 +89,7 @@ fn set_version(meta: &sled::Tree, version: u32) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::local::integrity::ledger::{Ledger, Tallies};
+    use crate::store::local::integrity::ledger::Tallies;
     use crate::task::TaskId;
 
     fn memory() -> sled::Db {
@@ -142,7 +152,7 @@ mod tests {
             assert_eq!(version(&meta).unwrap(), 1);
         }
         run(&db).unwrap();
-        assert_eq!(version(&meta).unwrap(), 5);
+        assert_eq!(version(&meta).unwrap(), 6);
         assert_eq!(Ledger::load(&meta).unwrap(), Some(ledger));
     }
 
@@ -150,7 +160,7 @@ mod tests {
     fn a_store_of_a_newer_release_is_not_changed() {
         let db = memory();
         set_version(&db.open_tree("meta").unwrap(), 7).unwrap();
-        assert_eq!(run(&db), Err(Failure::Newer { found: 7, known: 5 }));
+        assert_eq!(run(&db), Err(Failure::Newer { found: 7, known: 6 }));
         assert_eq!(db.tree_names().len(), 2);
     }
 }

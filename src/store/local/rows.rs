@@ -10,9 +10,9 @@
 //! configuration) of the types below. **A change to one of these types is a migration.**
 //!
 //! A task is a stream of bytes: the envelope (all but the value), then the value. Its row in `tasks`
-//! holds both lengths and the head of the stream; chunks in `values` hold the rest. So no row exceeds
-//! 4 KiB: sled keeps about 16 rows in a leaf, and never syncs a leaf over 128 KiB. Error texts are
-//! truncated for the same reason.
+//! holds both lengths and the head of the stream; chunks in `values` hold the rest. Small tasks of one
+//! commit share a row (`rows/packed.rs`). No row exceeds 4 KiB: sled keeps about 16 rows in a leaf, and
+//! never syncs a leaf over 128 KiB. Error texts are truncated for the same reason.
 //!
 //! The envelope is [`EnvelopeRow`], then optionally [`EnvelopeMore`] (from format 3), then [`ClientRow`]
 //! if that says so (from format 5), then optionally [`KeyRow`] (from format 4). Older formats take trailing bytes for damage and cannot misread them.
@@ -34,8 +34,10 @@ use crate::task::{
 };
 
 mod kept;
+mod packed;
 
 pub(super) use kept::{idempotency, read_idempotency, read_replica, replica};
+pub(super) use packed::{NewRow, PackedTask, REACH, parse, tasks, without};
 
 const ROW_VERSION: u8 = 1;
 const FRAME_BYTES: usize = 5;
@@ -123,7 +125,7 @@ pub(super) fn stored_checksum(row: &[u8]) -> u32 {
 }
 
 pub(super) fn damage(tree: Tree, key: &[u8], what: &'static str) -> Damage {
-    Damage { tree, key: key.to_vec(), what }
+    Damage { tree, key: key.to_vec(), what, last: None }
 }
 
 pub(super) fn undecodable(tree: Tree, key: &[u8]) -> Damage {
@@ -155,7 +157,7 @@ fn decode_next<'a, T: BorrowDecode<'a, ()>>(rest: &mut &'a [u8]) -> Option<T> {
     Some(row)
 }
 
-/// The beginning of a row of `tasks`, before the stream.
+/// What precedes the stream of a task in a row of `tasks`.
 #[derive(Encode, BorrowDecode)]
 struct Lengths {
     envelope: u64,
@@ -274,7 +276,15 @@ impl<'a> TaskStream<'a> {
         &self.envelope
     }
 
-    /// The payload of the row in `tasks`.
+    fn bytes(&self) -> usize {
+        self.envelope.len() + self.value.len()
+    }
+
+    fn has_chunks(&self) -> bool {
+        self.bytes() > HEAD_BYTES
+    }
+
+    /// The lengths and the part of the stream that is in the row of `tasks`.
     pub(super) fn head(&self) -> Result<Vec<u8>, Failure> {
         let mut payload = encode(Lengths {
             envelope: self.envelope.len() as u64,
@@ -286,7 +296,7 @@ impl<'a> TaskStream<'a> {
 
     /// The payloads of the rows in `values`.
     pub(super) fn chunks(&self) -> impl Iterator<Item = (u32, Vec<u8>)> {
-        let starts = (HEAD_BYTES..self.envelope.len() + self.value.len()).step_by(CHUNK_BYTES);
+        let starts = (HEAD_BYTES..self.bytes()).step_by(CHUNK_BYTES);
         (0..).zip(starts).map(|(number, start)| {
             let mut payload = Vec::with_capacity(CHUNK_BYTES);
             self.copy(start, CHUNK_BYTES, &mut payload);
@@ -305,7 +315,7 @@ impl<'a> TaskStream<'a> {
     }
 }
 
-/// A decoded row of `tasks`. `envelope` and `value` are lengths, `bytes` is the head of the stream.
+/// A task in a row of `tasks`. `envelope` and `value` are lengths, `bytes` is the head of the stream.
 pub(super) struct TaskHead<'a> {
     pub(super) envelope: usize,
     pub(super) value: usize,
@@ -313,19 +323,15 @@ pub(super) struct TaskHead<'a> {
 }
 
 impl<'a> TaskHead<'a> {
-    pub(super) fn read(key: &[u8], row: &'a [u8]) -> Result<Self, Damage> {
-        read(Tree::Tasks, key, row, Self::parse)
-    }
-
-    pub(super) fn parse(payload: &'a [u8]) -> Option<Self> {
-        let (lengths, read) = decode_first::<Lengths>(payload).ok()?;
-        let head = Self {
-            envelope: lengths.envelope.try_into().ok()?,
-            value: lengths.value.try_into().ok()?,
-            bytes: payload.get(read..)?,
-        };
-        let stream = head.envelope.checked_add(head.value)?;
-        (head.bytes.len() == stream.min(HEAD_BYTES)).then_some(head)
+    /// Reads the head of a task and moves `rest` behind it.
+    fn next(rest: &mut &'a [u8]) -> Option<Self> {
+        let lengths: Lengths = decode_next(rest)?;
+        let envelope: usize = lengths.envelope.try_into().ok()?;
+        let value = lengths.value.try_into().ok()?;
+        let stream = envelope.checked_add(value)?;
+        let (bytes, behind) = rest.split_at_checked(stream.min(HEAD_BYTES))?;
+        *rest = behind;
+        Some(Self { envelope, value, bytes })
     }
 
     /// The length of the stream.

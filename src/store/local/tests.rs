@@ -81,6 +81,22 @@ pub(super) fn hand_in_with(
     answer
 }
 
+/// Accepts tasks in one commit.
+pub(super) fn accept_all(opened: &Opened, tasks: &[Task]) {
+    let mut answers = vec![];
+    opened.committer.in_one_commit(|| {
+        answers.extend(tasks.iter().map(|task| hand_in(opened, task)));
+    });
+    answers.into_iter().for_each(|answer| answer.blocking_recv().unwrap().unwrap());
+}
+
+/// Waits until everything that was handed in is on disk.
+pub(super) fn sync(opened: &Opened) {
+    let (reply, synced) = oneshot::channel();
+    opened.committer.sync(Box::new(|result| reply.send(result).unwrap()));
+    synced.blocking_recv().unwrap().unwrap();
+}
+
 pub(super) fn nodes(count: usize) -> Vec<Node> {
     let node = |n| Node::parse(&format!("http://node-{n}:80{n:02}/base")).unwrap();
     (0..count).map(node).collect()
@@ -110,7 +126,7 @@ const NOTHING: RecoveryReport = RecoveryReport {
     orphans_removed: 0,
     keys_restored: 0,
     had_marker: true,
-    set_aside: SetAside { file: None, damaged: vec![], rows: 0, superseded: 0 },
+    set_aside: SetAside { file: None, damaged: vec![], tasks: 0, rows: 0, superseded: 0 },
     rebuilt: false,
     quarantined_rows: 0,
 };
@@ -155,7 +171,7 @@ pub(super) fn image(dir: &Path) -> TempDir {
     image
 }
 
-fn untouched(task: &Task) -> Recovered {
+pub(super) fn untouched(task: &Task) -> Recovered {
     let progress = vec![Progress::Untouched; task.replicas.len()];
     Recovered { header: Header::of(task), idempotency: None, progress }
 }
@@ -330,6 +346,51 @@ fn rows_without_their_task_are_removed_and_counted() {
 }
 
 #[test]
+fn small_tasks_of_one_commit_share_a_row_until_they_are_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    // Two ids are never used. The fifth task is too large, so it begins a row.
+    let tasks: Vec<_> = [1, 2, 4, 6, 7, 8, 9]
+        .map(|id| if id == 7 { large(id, 20_000) } else { small(id) })
+        .to_vec();
+    accept_all(&opened, &tasks);
+    let database = opened.reader.files.database();
+    let keys = || -> Vec<_> {
+        let keys = database.tasks.iter().keys();
+        keys.map(|key| keys::task(&key.unwrap()).unwrap().0).collect()
+    };
+    let readable = || -> Vec<_> {
+        let is_readable = |id: &u64| {
+            let read = opened.reader.read(TaskId(*id)).unwrap();
+            assert!(read.is_none() || tasks.contains(read.as_ref().unwrap()));
+            assert_eq!(opened.reader.header(TaskId(*id)).unwrap(), read.as_ref().map(Header::of));
+            read.is_some()
+        };
+        (0..=300).filter(is_readable).collect()
+    };
+    assert_eq!((keys(), readable()), (vec![1, 7, 8], vec![1, 2, 4, 6, 7, 8, 9]));
+    opened.committer.save(TaskId(2), vec![dead(Cause::GaveUp), failed(1)]);
+    opened.committer.save(TaskId(4), vec![failed(1), dead(Cause::GaveUp)]);
+    let steps: [(&[u64], Vec<u64>, Vec<u64>); 5] = [
+        (&[1, 3], vec![1, 7, 8], vec![2, 4, 6, 7, 8, 9]),
+        (&[4, 7], vec![1, 8], vec![2, 6, 8, 9]),
+        (&[2, 6], vec![8], vec![8, 9]),
+        (&[9], vec![8], vec![8]),
+        (&[8], vec![], vec![]),
+    ];
+    for (at, (settled, rows, left)) in steps.into_iter().enumerate() {
+        settled.iter().for_each(|id| opened.committer.remove(TaskId(*id)));
+        sync(&opened);
+        assert_eq!((keys(), readable()), (rows, left.clone()), "{settled:?}");
+        let (_, recovered, report) = open(image(dir.path()).path());
+        assert_eq!(recovered.iter().map(|task| task.header.id.0).collect::<Vec<_>>(), left);
+        assert_eq!(report.dead_letters, [2, 1, 0, 0, 0][at]);
+        assert_eq!(report.orphans_removed, 0);
+    }
+    assert_eq!((database.values.len(), database.progress.len()), (0, 0));
+}
+
+#[test]
 fn ids_are_never_reused_even_by_an_empty_store() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
@@ -366,14 +427,14 @@ fn a_store_that_is_open_is_not_opened_twice() {
 fn a_newer_format_is_refused_with_both_versions() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
-    let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &6u32.to_be_bytes());
+    let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &7u32.to_be_bytes());
     opened.reader.files.database().meta.insert(keys::FORMAT_VERSION, row).unwrap();
     close(opened);
     let path = dir.path().display();
     assert_eq!(
         refusal(dir.path()),
         format!(
-            "cannot open the store in {path}: its format is version 6, this binary knows up to 5"
+            "cannot open the store in {path}: its format is version 7, this binary knows up to 6"
         )
     );
 }

@@ -1,4 +1,4 @@
-use crate::store::local::tests::{accept, close, failed, large, open, settings, small};
+use crate::store::local::tests::{accept, accept_all, close, failed, large, open, settings, small};
 use crate::store::{IdempotencyRow, LocalStore, ReplicaRow, StoreSettings};
 use crate::task::{Node, TaskId, Timestamp};
 
@@ -24,6 +24,8 @@ fn a_rewrite_keeps_tasks_progress_replicas_and_keys() {
         accept(&opened, &large(id, 100_000)).unwrap();
         opened.committer.remove(TaskId(id));
     }
+    let shared: Vec<_> = (41..=60).map(small).collect();
+    accept_all(&opened, &shared);
     let free = opened.reader.free_bytes().unwrap();
     close(opened);
 
@@ -32,12 +34,14 @@ fn a_rewrite_keeps_tasks_progress_replicas_and_keys() {
     let (opened, _) = LocalStore::open(&low).unwrap().recover(&mut drop, Box::new(drop)).unwrap();
     let before = (opened.replicas.clone(), opened.idempotency.clone());
     assert_eq!((before.0.len(), before.1.len()), (400, 400));
-    let mut last = 40;
+    let mut last = 60;
     while opened.reader.compactions() == 0 {
         // Rows change while they are copied.
         last += 1;
         accept(&opened, &small(last)).unwrap();
         opened.committer.remove(TaskId(last));
+        // From a row of several tasks.
+        opened.committer.remove(TaskId((last - 20).min(50)));
         opened.committer.set_idempotency("key 400".into(), key(last));
         opened.committer.set_replica(node(400), None, None);
     }
@@ -45,9 +49,12 @@ fn a_rewrite_keeps_tasks_progress_replicas_and_keys() {
     assert_eq!(header.value_bytes, 20_000);
     close(opened);
     let (opened, recovered, _) = open(dir.path());
-    assert_eq!(recovered.len(), 1);
+    let left = (last - 20).min(50) + 1..=60;
+    let ids: Vec<_> = recovered.iter().map(|task| task.header.id.0).collect();
+    assert_eq!(ids, [1].into_iter().chain(left).collect::<Vec<_>>());
     assert_eq!(recovered[0].progress, [failed(1), failed(2)]);
     assert_eq!(opened.reader.read(TaskId(1)).unwrap(), Some(large(1, 20_000)));
+    assert_eq!(opened.reader.read(TaskId(60)).unwrap(), Some(small(60)));
     let (mut replicas, mut keys) = before;
     replicas.retain(|(of, _)| *of != node(400));
     keys.last_mut().unwrap().1 = key(last);

@@ -2,7 +2,9 @@
 //!
 //! Recovery writes them to a file `NNNNNN.jsonl`, syncs it, and then replaces the store by one without
 //! them (`rebuild.rs`). A crash in between leaves the rows in two files. A task is set aside with all
-//! its rows, one per line; `damage` marks the first damaged one:
+//! its rows, one per line; `damage` marks the first damaged one. If the damaged row is one of several
+//! tasks, all of them are set aside: its checksum does not say which part is wrong. If it is another
+//! row of a task, the others that share a row with the task are served.
 //!
 //! ```text
 //! {"quarantine":1,"store":"store-000001","commit":57,"set_aside_at":1700000000000000000}
@@ -17,9 +19,10 @@
 //! may already have it. So it supersedes older pending writes of its key to the same replica, if the
 //! damaged row still shows the key. If not, the older writes are sent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -30,7 +33,7 @@ use serde_json::json;
 use crate::store::local::database::Database;
 use crate::store::local::error::{Damage, Failure};
 use crate::store::local::keys::{self, Tree};
-use crate::store::local::rows::{self, Nodes, TaskHead};
+use crate::store::local::rows::{self, Nodes, PackedTask};
 use crate::store::records::Header;
 use crate::task::{Cause, Node, Progress, TaskId, Timestamp};
 
@@ -39,17 +42,13 @@ const NAME: &str = "quarantine";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SetAside {
     pub file: Option<PathBuf>,
-    /// One entry per task, and one per row without a task.
+    /// One entry per task, one per row of several tasks, and one per row without a task.
     pub damaged: Vec<Damage>,
+    /// At least: a damaged row of several tasks may hold more than can be counted.
+    pub tasks: u64,
     pub rows: u64,
     /// Older deliveries that were superseded to keep the order.
     pub superseded: u64,
-}
-
-impl SetAside {
-    pub fn tasks(&self) -> usize {
-        self.damaged.iter().filter(|damage| damage.task().is_some()).count()
-    }
 }
 
 /// Writes the damaged tasks and rows of `store` to a new file, durably. Does not change the store.
@@ -66,7 +65,7 @@ pub(crate) fn set_aside(
     let dir = data_dir.join(NAME);
     let (path, file) = new_file(&dir)?;
     let mut file = BufWriter::new(file);
-    let mut rows = 0;
+    let (mut tasks, mut rows) = (0, 0);
     let header = json!({
         "quarantine": 1,
         "store": store,
@@ -75,10 +74,13 @@ pub(crate) fn set_aside(
     });
     writeln!(file, "{header}").map_err(io(&path))?;
     for damage in &damaged {
+        if damage.task().is_some() {
+            tasks += guess_headers(database, damage)?.len().max(1) as u64;
+        }
         for (tree, key, row) in rows_of(database, damage)? {
             let what = (tree == damage.tree && *key == *damage.key).then_some(damage.what);
             let line = json!({
-                "task": tree.owner(&key).map(|id| id.0),
+                "task": task_of(damage, tree, &key).map(|id| id.0),
                 "tree": tree.name(),
                 "key": keys::hex(&key),
                 "row": STANDARD.encode(&row),
@@ -93,7 +95,7 @@ pub(crate) fn set_aside(
     for dir in [&*dir, data_dir] {
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))?;
     }
-    Ok(SetAside { file: Some(path), damaged, rows, superseded: 0 })
+    Ok(SetAside { file: Some(path), damaged, tasks, rows, superseded: 0 })
 }
 
 fn new_file(dir: &Path) -> Result<(PathBuf, File), Failure> {
@@ -129,24 +131,26 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
     move |error| Failure::Database(format!("cannot write {}: {error}", path.display()))
 }
 
+/// The task that a row is set aside for: for a row of several intact tasks the damaged one.
+fn task_of(damage: &Damage, tree: Tree, key: &[u8]) -> Option<TaskId> {
+    if tree == Tree::Tasks { damage.task() } else { tree.owner(key) }
+}
+
 type QuarantinedRow = (Tree, sled::IVec, sled::IVec);
 
-/// All rows of the damaged task, or the damaged row alone if it has no task.
+/// All rows of the damaged tasks, or the damaged row alone if it has no task.
 fn rows_of(database: &Database, damage: &Damage) -> Result<Vec<QuarantinedRow>, Failure> {
-    let (trees, prefix) = match damage.task() {
-        Some(id) if damage.key.len() == damage.tree.key_bytes() => {
-            let trees = &[Tree::Tasks, Tree::Values, Tree::Progress, Tree::DeadLetters][..];
-            (trees, keys::of_task(id).to_vec())
-        }
-        _ => (&[damage.tree][..], damage.key.clone()),
+    let tasks = damage.tasks().filter(|_| damage.key.len() == damage.tree.key_bytes());
+    let Some((first, last)) = tasks.map(RangeInclusive::into_inner) else {
+        let row = database.tree(damage.tree).get(&damage.key)?;
+        return Ok(row.map(|row| (damage.tree, (&*damage.key).into(), row)).into_iter().collect());
     };
-    let mut rows = Vec::new();
-    for &tree in trees {
-        for row in database.tree(tree).scan_prefix(&prefix) {
+    let row = database.row_of(first)?;
+    let mut rows: Vec<_> = row.map(|(key, row)| (Tree::Tasks, key, row)).into_iter().collect();
+    for tree in [Tree::Values, Tree::Progress, Tree::DeadLetters] {
+        for row in database.rows_beside(tree, first, last) {
             let (key, row) = row?;
-            if trees.len() > 1 || *key == *prefix {
-                rows.push((tree, key, row));
-            }
+            rows.push((tree, key, row));
         }
     }
     Ok(rows)
@@ -157,12 +161,14 @@ pub(crate) struct NewerTasks(BTreeMap<(String, Node), TaskId>);
 
 impl NewerTasks {
     pub(crate) fn among(database: &Database, damaged: &[Damage]) -> Result<Self, Failure> {
-        let gone: BTreeSet<_> = damaged.iter().filter_map(Damage::task).collect();
+        let mut gone = BTreeMap::new();
+        for damage in damaged {
+            let headers = guess_headers(database, damage)?;
+            gone.extend(headers.into_iter().map(|header| (header.id, header)));
+        }
         let mut newest = BTreeMap::new();
-        for id in gone {
-            if let Some(Header { key, replicas, .. }) = guess_header(database, id)? {
-                newest.extend(replicas.into_iter().map(|node| ((key.clone(), node), id)));
-            }
+        for (id, Header { key, replicas, .. }) in gone {
+            newest.extend(replicas.into_iter().map(|node| ((key.clone(), node), id)));
         }
         Ok(Self(newest))
     }
@@ -181,27 +187,29 @@ impl NewerTasks {
     }
 }
 
-/// Decodes a task's rows whatever their checksums say.
-fn guess_header(database: &Database, id: TaskId) -> Result<Option<Header>, Failure> {
-    let Some(row) = database.tasks.get(keys::of_task(id))? else {
-        return Ok(None);
-    };
-    let Some(head) = TaskHead::parse(rows::unchecked_payload(&row)) else {
-        return Ok(None);
-    };
-    let mut stream = head.bytes.to_vec();
-    for number in (0..).take(head.chunks()) {
-        if stream.len() >= head.envelope {
-            break;
+/// Decodes the rows of damaged tasks whatever their checksums say, as far as that is possible.
+fn guess_headers(database: &Database, damage: &Damage) -> Result<Vec<Header>, Failure> {
+    let mut headers = Vec::new();
+    let Some(lost) = damage.tasks() else { return Ok(headers) };
+    let Some((key, row)) = database.row_of(*lost.start())? else { return Ok(headers) };
+    let Some(first) = keys::task(&key) else { return Ok(headers) };
+    let (tasks, _) = rows::parse(first, rows::unchecked_payload(&row));
+    for PackedTask { id, head, .. } in tasks.iter().filter(|task| lost.contains(&task.id)) {
+        let mut stream = head.bytes.to_vec();
+        for number in (0..).take(head.chunks()) {
+            if stream.len() >= head.envelope {
+                break;
+            }
+            let Some(chunk) = database.values.get(keys::of_chunk(*id, number))? else { break };
+            stream.extend_from_slice(rows::unchecked_payload(&chunk));
         }
-        let Some(chunk) = database.values.get(keys::of_chunk(id, number))? else {
-            return Ok(None);
-        };
-        stream.extend_from_slice(rows::unchecked_payload(&chunk));
+        let nodes = &mut Nodes::default();
+        let header = stream
+            .get(..head.envelope)
+            .and_then(|envelope| rows::header(*id, envelope, head.value, nodes));
+        headers.extend(header);
     }
-    let envelope = stream.get(..head.envelope);
-    let nodes = &mut Nodes::default();
-    Ok(envelope.and_then(|envelope| rows::header(id, envelope, head.value, nodes)))
+    Ok(headers)
 }
 
 fn is_pending(progress: &Progress) -> bool {

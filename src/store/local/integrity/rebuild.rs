@@ -8,8 +8,9 @@
 //! The fresh store is made aside and named last, as in a compaction, and needs as much disk space.
 //! After a crash before that, the next start begins again with the damaged store.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use super::quarantine::NewerTasks;
@@ -89,7 +90,7 @@ fn copy(
         superseded += newer.supersede(&header, &mut progress);
         let gone = || rows::damage(Tree::Tasks, &keys::of_task(id), "is missing");
         let task = old.read(id)?.ok_or_else(gone)?;
-        fresh.insert(&task, idempotency.as_ref())?;
+        fresh.insert([(&task, idempotency.as_ref())])?;
         if progress.iter().any(|entry| *entry != Progress::Untouched) {
             fresh.save(id, &progress)?;
         }
@@ -108,8 +109,11 @@ fn copy(
     }
     // A key without an answer refers to its task. If the task was set aside, drop the key, so that
     // a repeat becomes a new task.
-    let set_aside: HashSet<_> = found.damaged.iter().filter_map(Damage::task).collect();
-    let is_usable = |row: &IdempotencyRow| row.answer.is_some() || !set_aside.contains(&row.task);
+    let set_aside = found.damaged.iter().filter_map(Damage::tasks).map(RangeInclusive::into_inner);
+    let set_aside: BTreeMap<_, _> = set_aside.collect();
+    let is_set_aside =
+        |id: TaskId| set_aside.range(..=id).next_back().is_some_and(|(_, last)| id <= *last);
+    let is_usable = |row: &IdempotencyRow| row.answer.is_some() || !is_set_aside(row.task);
     for (key, row) in again.side_tables.idempotency.iter().filter(|(_, row)| is_usable(row)) {
         fresh.set_idempotency(key, Some(row))?;
     }

@@ -13,7 +13,7 @@ use super::ledger::{COUNTED, Tallies};
 use crate::store::local::database::Database;
 use crate::store::local::error::{Damage, Failure};
 use crate::store::local::keys::{self, Tree};
-use crate::store::local::rows::{self, Nodes, TaskHead};
+use crate::store::local::rows::{self, Nodes, PackedTask, TaskHead};
 use crate::store::records::{IdempotencyRow, Recovered, ReplicaRow};
 use crate::task::{Idempotency, Node, Progress, TaskId};
 
@@ -37,7 +37,8 @@ pub(crate) struct Scan {
     /// A tree with progress that no task was read with, and no crash explains that: it fails its
     /// checksum under its key, or its task is there.
     pub(crate) misplaced: Option<Tree>,
-    /// The first damaged row of each task, and each damaged row without a task.
+    /// The first damaged row of each task, each damaged row of several tasks, and each damaged row
+    /// without a task.
     pub(crate) damaged: Vec<Damage>,
     pub(crate) side_tables: SideTables,
     /// Keys without a row of their own, from the rows of their tasks. `side_tables` has them too.
@@ -57,27 +58,32 @@ pub(crate) fn walk(database: &Database, each: &mut dyn FnMut(Recovered)) -> Resu
     for row in &database.tasks {
         let (key, row) = row?;
         walk.count(Tree::Tasks, &key, &row);
-        let Some(id) = keys::task(&key) else {
+        let Some(first) = keys::task(&key) else {
             walk.found.damaged.push(unknown_key(Tree::Tasks, &key));
             continue;
         };
-        let indexed = walk.check_index(Tree::Tasks, &key, &row);
-        match indexed.and_then(|()| walk.task(id, &key, &row)) {
-            Ok(recovered) => {
-                walk.found.tasks += 1;
-                walk.found.value_bytes += recovered.header.value_bytes as u64;
-                let dead = |entry: &&Progress| matches!(entry, Progress::Dead(_));
-                walk.found.dead_letters += recovered.progress.iter().filter(dead).count() as u64;
-                walk.check_key(&recovered)?;
-                each(recovered);
-            }
+        let tasks = match walk.tasks(&key, &row) {
+            Ok(tasks) => tasks,
             Err(Failure::Damaged(damage)) => {
-                walk.found.damaged.push(damage);
-                for tree in [Tree::Values, Tree::Progress, Tree::DeadLetters] {
-                    while walk.next_of(tree, id)?.is_some() {}
-                }
+                walk.lose(damage, first, database.last_in_reach(first)?)?;
+                continue;
             }
             Err(failure) => return Err(failure),
+        };
+        for PackedTask { id, head, .. } in tasks {
+            match walk.task(id, &head) {
+                Ok(recovered) => {
+                    walk.found.tasks += 1;
+                    walk.found.value_bytes += recovered.header.value_bytes as u64;
+                    let dead = |entry: &&Progress| matches!(entry, Progress::Dead(_));
+                    let dead = recovered.progress.iter().filter(dead).count();
+                    walk.found.dead_letters += dead as u64;
+                    walk.check_key(&recovered)?;
+                    each(recovered);
+                }
+                Err(Failure::Damaged(damage)) => walk.lose(damage, id, id)?,
+                Err(failure) => return Err(failure),
+            }
         }
     }
     // Rows behind the last task.
@@ -90,8 +96,12 @@ pub(crate) fn walk(database: &Database, each: &mut dyn FnMut(Recovered)) -> Resu
     Ok(walk.found)
 }
 
+const NOT_FOUND: &str = "is not found by its key";
+
 struct Walk<'a> {
     database: &'a Database,
+    /// The last task of the rows of `tasks` so far.
+    last: Option<TaskId>,
     values: Cursor,
     progress: Cursor,
     dead_letters: Cursor,
@@ -116,6 +126,7 @@ impl<'a> Walk<'a> {
         let cursor = |tree| Cursor { rest: database.tree(tree).iter(), next: None };
         Self {
             database,
+            last: None,
             values: cursor(Tree::Values),
             progress: cursor(Tree::Progress),
             dead_letters: cursor(Tree::DeadLetters),
@@ -126,15 +137,44 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn task(&mut self, id: TaskId, key: &[u8], row: &[u8]) -> Result<Recovered, Failure> {
-        let head = TaskHead::read(key, row)?;
-        let spilled = self.chunks(id, &head)?;
+    /// The tasks of a row of `tasks`, which must also be found by the ids of the first and the last.
+    fn tasks<'b>(&mut self, key: &[u8], row: &'b [u8]) -> Result<Vec<PackedTask<'b>>, Failure> {
+        self.check_index(Tree::Tasks, key, row)?;
+        let tasks = rows::tasks(key, row)?;
+        let ids = tasks.first().zip(tasks.last()).map(|(first, last)| (first.id, last.id));
+        let Some((first, last)) = ids else {
+            return Err(rows::undecodable(Tree::Tasks, key).into());
+        };
+        if self.last.is_some_and(|before| before >= first) {
+            return Err(rows::damage(Tree::Tasks, key, "overlaps the row before it").into());
+        }
+        self.last = Some(last);
+        self.found.highest = self.found.highest.max(Some(last));
+        let is_found = |(found, _): (sled::IVec, sled::IVec)| *found == *key;
+        if *key != keys::of_task(last) && !self.database.row_of(last)?.is_some_and(is_found) {
+            return Err(rows::damage(Tree::Tasks, key, NOT_FOUND).into());
+        }
+        Ok(tasks)
+    }
+
+    /// Takes note of damage that makes the tasks between two ids unreadable, and skips their rows.
+    fn lose(&mut self, damage: Damage, first: TaskId, last: TaskId) -> Result<(), Failure> {
+        self.found.highest = self.found.highest.max(Some(last));
+        self.found.damaged.push(Damage { last: (last > first).then_some(last), ..damage });
+        for tree in [Tree::Values, Tree::Progress, Tree::DeadLetters] {
+            while self.next_between(tree, first, last)?.is_some() {}
+        }
+        Ok(())
+    }
+
+    fn task(&mut self, id: TaskId, head: &TaskHead<'_>) -> Result<Recovered, Failure> {
+        let spilled = self.chunks(id, head)?;
         let envelope = spilled.as_deref().unwrap_or(head.bytes);
         let nodes = &mut self.nodes;
         let (header, idempotency) = envelope
             .get(..head.envelope)
             .and_then(|envelope| rows::header_and_key(id, envelope, head.value, nodes))
-            .ok_or_else(|| rows::undecodable(Tree::Tasks, key))?;
+            .ok_or_else(|| rows::undecodable(Tree::Tasks, &keys::of_task(id)))?;
         let progress = self.progress(id, header.replicas.len())?;
         Ok(Recovered { header, idempotency, progress })
     }
@@ -194,7 +234,7 @@ impl<'a> Walk<'a> {
     fn check_index(&self, tree: Tree, key: &[u8], row: &[u8]) -> Result<(), Failure> {
         match self.database.tree(tree).get(key)? {
             Some(found) if *found == *row => Ok(()),
-            Some(_) | None => Err(rows::damage(tree, key, "is not found by its key").into()),
+            Some(_) | None => Err(rows::damage(tree, key, NOT_FOUND).into()),
         }
     }
 
@@ -264,10 +304,19 @@ impl<'a> Walk<'a> {
 
     /// The next row of this task in `tree`. Must be called with ascending ids.
     fn next_of(&mut self, tree: Tree, id: TaskId) -> Result<Option<KeyAndRow>, Failure> {
+        self.next_between(tree, id, id)
+    }
+
+    fn next_between(
+        &mut self,
+        tree: Tree,
+        first: TaskId,
+        last: TaskId,
+    ) -> Result<Option<KeyAndRow>, Failure> {
         while let Some((key, row)) = self.advance(tree)? {
             match keys::owner(&key) {
-                Some(owner) if owner == id => return Ok(Some((key, row))),
-                Some(owner) if owner > id => {
+                Some(owner) if (first..=last).contains(&owner) => return Ok(Some((key, row))),
+                Some(owner) if owner > last => {
                     self.cursor(tree).next = Some((key, row));
                     return Ok(None);
                 }
@@ -308,7 +357,7 @@ impl<'a> Walk<'a> {
         if matches!(tree, Tree::Progress | Tree::DeadLetters) {
             // In a damaged store, an iterator can go on after it has returned `None`.
             let is_late = match owner {
-                Some(id) => self.database.tasks.contains_key(keys::of_task(id))?,
+                Some(id) => self.database.may_hold(id)?,
                 None => false,
             };
             if is_late || rows::unseal(tree, &key, row).is_err() {

@@ -156,7 +156,7 @@ fn a_crash_between_two_commits_is_not_taken_for_lost_rows() {
     close(opened);
     // A new task that sled flushed before the commit.
     let (opened, ..) = open(dir.path());
-    database(&opened).insert(&small(3), None).unwrap();
+    database(&opened).insert([(&small(3), None)]).unwrap();
     database(&opened).tasks.flush().unwrap();
     let cut = image(dir.path());
     let (reopened, recovered, _) = open(cut.path());
@@ -194,7 +194,7 @@ fn a_key_whose_row_was_lost_in_a_crash_is_restored_from_its_task() {
     // Tasks that sled flushed before their commit: a new key, one that an older task had, and one
     // that two of them have.
     for (id, key) in [(3, "new"), (4, "used again"), (5, "twice"), (6, "twice")] {
-        database(&opened).insert(&small(id), Some(&idempotency(key))).unwrap();
+        database(&opened).insert([(&small(id), Some(&idempotency(key)))]).unwrap();
     }
     database(&opened).tasks.flush().unwrap();
     let cut = image(dir.path());

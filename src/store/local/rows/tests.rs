@@ -24,6 +24,13 @@ fn letter() -> DeadLetter {
     DeadLetter { cause: Cause::RetryOverflow, failures: 2, error: "e".into(), since: Timestamp(5) }
 }
 
+/// The head of the only task in a payload.
+fn only(payload: &[u8]) -> Option<TaskHead<'_>> {
+    let (mut tasks, is_whole) = parse(TaskId(7), payload);
+    let task = tasks.pop().filter(|_| is_whole && tasks.is_empty())?;
+    Some(task.head)
+}
+
 #[test]
 fn the_bytes_of_a_task_are_these() {
     let head = TaskStream::of(&task(), None).unwrap().head().unwrap();
@@ -68,7 +75,7 @@ fn format_3_appends_to_the_envelope_of_format_2() {
         let head = TaskStream::of(&task, None).unwrap().head().unwrap();
         assert_eq!(head[2..end], before[2..end]);
         assert_eq!(head[end..value_at(&head)], *bytes);
-        let parsed = TaskHead::parse(&head).unwrap();
+        let parsed = only(&head).unwrap();
         let envelope = &parsed.bytes[..parsed.envelope];
         let read = |envelope: &[u8]| header(task.id, envelope, 2, &mut Nodes::default());
         let header = read(envelope).unwrap();
@@ -126,7 +133,7 @@ fn format_4_appends_the_key_to_the_envelope_of_format_3() {
         let task = Task { consistency, ..task() };
         let head = TaskStream::of(&task, Some(&idempotency)).unwrap().head().unwrap();
         assert_eq!(head[end..value_at(&head)], [&before[..], b"\x02k10123456789abcdef"].concat());
-        let parsed = TaskHead::parse(&head).unwrap();
+        let parsed = only(&head).unwrap();
         let envelope = &parsed.bytes[..parsed.envelope];
         let read = |envelope: &[u8]| header_and_key(task.id, envelope, 2, &mut Nodes::default());
         let (header, key) = read(envelope).unwrap();
@@ -272,8 +279,8 @@ fn trailing_bytes_and_excessive_lengths_do_not_decode() {
     // A u64 follows: eighteen quintillion entries.
     let hostile = [253, 255, 255, 255, 255, 255, 255, 255, 255];
     assert_eq!(read_progress(&hostile), None);
-    assert!(TaskHead::parse(&[&hostile[..], &hostile[..]].concat()).is_none());
-    assert!(TaskHead::parse(&[1, 2, 0, 0]).is_none());
+    assert!(only(&[&hostile[..], &hostile[..]].concat()).is_none());
+    assert!(only(&[1, 2, 0, 0]).is_none());
 }
 
 /// A row is a few KiB, so a length in it is limited accordingly. In memory an entry is larger.
@@ -306,7 +313,7 @@ fn a_stream_comes_back_whole_wherever_chunks_end() {
             let stream = TaskStream::of(&task, None).unwrap();
             let payload = stream.head().unwrap();
             assert!(payload.len() + FRAME_BYTES <= 4096);
-            let head = TaskHead::parse(&payload).unwrap();
+            let head = only(&payload).unwrap();
             let mut read = head.bytes.to_vec();
             let chunks: Vec<_> = stream.chunks().collect();
             assert_eq!(chunks.len(), head.chunks());
@@ -330,4 +337,90 @@ fn a_row_stays_small_with_any_number_of_long_errors() {
     let dead = DeadLetter { error: "ü".repeat(5_000).into(), ..letter() };
     let read = read_dead_letter(&dead_letter(&dead).unwrap()).unwrap();
     assert_eq!(*read.error, *"ü".repeat(512));
+}
+
+/// A row of tasks with these ids and values, as far as they fit, and the ids of those that do.
+fn shared_row(tasks: &[(u64, usize)]) -> (NewRow, Vec<u64>) {
+    let task = |(id, bytes): (u64, usize)| Task {
+        id: TaskId(id),
+        value: vec![u8::try_from(id % 251).unwrap(); bytes].into(),
+        ..task()
+    };
+    let first = task(tasks[0]);
+    let mut row = NewRow::of(first.id, &TaskStream::of(&first, None).unwrap()).unwrap();
+    let mut ids = vec![first.id.0];
+    for other in tasks[1..].iter().map(|other| task(*other)) {
+        if row.add(other.id, &TaskStream::of(&other, None).unwrap()).unwrap() {
+            ids.push(other.id.0);
+        }
+    }
+    assert_eq!(row.last().0, *ids.last().unwrap());
+    (row, ids)
+}
+
+fn ids_in(row: &NewRow) -> Vec<u64> {
+    let sealed = seal(Tree::Tasks, &row.key(), row.payload());
+    assert!(sealed.len() <= 4096);
+    tasks(&row.key(), &sealed).unwrap().iter().map(|task| task.id.0).collect()
+}
+
+#[test]
+fn format_6_appends_tasks_to_the_row_of_the_first() {
+    let (row, _) = shared_row(&[(7, 2), (9, 1), (262, 0)]);
+    let single = |id, bytes| shared_row(&[(id, bytes)]).0.payload().to_vec();
+    let (first, second, third) = (single(7, 2), single(9, 1), single(262, 0));
+    assert_eq!(row.payload(), [&first[..], &[2], &second, &[255], &third].concat());
+    let (tasks, is_whole) = parse(TaskId(7), row.payload());
+    assert!(is_whole && tasks.iter().map(|task| task.id.0).eq([7, 9, 262]));
+    let left = |settled: &[u64]| without(&row.key(), &tasks, |id| settled.contains(&id.0));
+    assert_eq!(left(&[]).unwrap(), row.payload());
+    assert_eq!(left(&[9]).unwrap(), [&first[..], &[255], &third].concat());
+    assert_eq!(left(&[9, 262]).unwrap(), first);
+    assert_eq!(left(&[7]).unwrap(), [&[0, 0, 2], &second[..], &[255], &third].concat());
+    assert_eq!(left(&[7, 9]).unwrap(), [&[0, 0, 255], &third[..]].concat());
+    assert_eq!(left(&[7, 9, 262]), None);
+}
+
+#[test]
+fn a_row_holds_whole_tasks_in_the_order_of_their_ids_while_they_fit() {
+    let (row, ids) = shared_row(&[(7, 300), (8, 300), (8, 1), (5, 1), (262, 1), (263, 1)]);
+    assert_eq!(ids, [7, 8, 262], "neither a repeated or lower id nor one out of reach");
+    assert_eq!(ids_in(&row), ids);
+    let (row, ids) = shared_row(&(0..100).map(|n| (n, 200)).collect::<Vec<_>>());
+    assert!((14..20).contains(&ids.len()) && ids_in(&row) == ids, "{ids:?}");
+    // To the last byte.
+    let second = |bytes| shared_row(&[(7, 2_000), (8, bytes)]).1.len() == 2;
+    let most = (0..4_000).rev().find(|bytes| second(*bytes)).unwrap();
+    let (row, _) = shared_row(&[(7, 2_000), (8, most)]);
+    assert_eq!(seal(Tree::Tasks, &row.key(), row.payload()).len(), 4096);
+    // A task with chunks is alone, even if there is room.
+    for tasks in [[(7, 10_000), (8, 0)], [(7, 1), (8, 10_000)]] {
+        let (row, ids) = shared_row(&tasks);
+        assert_eq!((ids_in(&row), ids), (vec![7], vec![7]));
+    }
+}
+
+#[test]
+fn a_row_that_was_never_written_does_not_decode() {
+    let key = keys::of_task(TaskId(7));
+    let decodes = |payload: &[u8]| tasks(&key, &seal(Tree::Tasks, &key, payload)).is_ok();
+    let of = |tasks: &[(u64, usize)]| shared_row(tasks).0.payload().to_vec();
+    let (one, two) = (of(&[(7, 2)]), of(&[(7, 2), (9, 1)]));
+    let large = of(&[(7, 10_000)]);
+    assert!(decodes(&one) && decodes(&two) && decodes(&large));
+    assert!((0..two.len()).all(|cut| decodes(&two[..cut]) == (cut == one.len())));
+    let wrong = [
+        vec![0, 0],
+        [&two[..], &[2], &one].concat(),
+        [&two[..], &[0], &one].concat(),
+        [&two[..], &[3, 0, 0]].concat(),
+        [&large[..], &[1], &one].concat(),
+        [&one[..], &[1], &large].concat(),
+    ];
+    assert!(wrong.iter().all(|payload| !decodes(payload)));
+    assert!(decodes(&[&[0, 0, 1], &one[..]].concat()));
+    // An id above the highest.
+    let key = keys::of_task(TaskId(u64::MAX));
+    assert!(tasks(&key, &seal(Tree::Tasks, &key, &one)).is_ok());
+    assert!(tasks(&key, &seal(Tree::Tasks, &key, &two)).is_err());
 }

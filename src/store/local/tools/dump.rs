@@ -29,7 +29,7 @@ use crate::store::local::error::{Failure, OpenError, guarded};
 use crate::store::local::integrity::scan::{self, SideTables};
 use crate::store::local::keys::Tree;
 use crate::store::local::recover::missing_rows;
-use crate::store::local::{SMALL_CACHE, StoreSettings, fsync, is_used, migrate};
+use crate::store::local::{SMALL_CACHE, StoreSettings, fsync, is_used, migrate, rows};
 use crate::task::{Progress, TaskId};
 use crate::text::{plain, unmarked};
 
@@ -72,8 +72,7 @@ fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Export
         exported.problems.push(failure.to_string());
         None
     });
-    let (mut ledger, _) = database.ledger();
-    let expected = ledger.tallies.of(Tree::Tasks).map_or(0, |tally| tally.rows);
+    let expected = expected_tasks(database);
     let next_id = next_id.map_or(0, |id| id.0);
     write_line(out, &HeadLine { export: VERSION, tasks: expected, next_id })?;
     let mut failed = None;
@@ -126,6 +125,24 @@ fn write_all(database: &Database, out: &mut dyn Write) -> std::io::Result<Export
     write_line(out, &end)?;
     out.flush()?;
     Ok(exported)
+}
+
+/// The tasks on disk, and one for each row that is damaged or missing.
+fn expected_tasks(database: &Database) -> u64 {
+    let (mut ledger, _) = database.ledger();
+    let mut missing = ledger.tallies.of(Tree::Tasks).map_or(0, |tally| tally.rows);
+    let mut tasks = 0;
+    let count = || {
+        for row in &database.tasks {
+            let (key, row) = row?;
+            tasks += rows::tasks(&key, &row).map_or(1, |tasks| tasks.len() as u64);
+            missing = missing.saturating_sub(1);
+        }
+        Ok::<_, Failure>(())
+    };
+    // If this fails, so does the walk, which reports it.
+    let _ = guarded(count);
+    tasks + missing
 }
 
 fn write_line(out: &mut dyn Write, line: &impl Serialize) -> std::io::Result<()> {
@@ -256,7 +273,7 @@ fn read_all(
         } else {
             let (task, progress) = lines.parse_with(&text, lines::task)?;
             lines.ascending("task", &mut last_task, task.id)?;
-            database.insert(&task, None)?;
+            database.insert([(&task, None)])?;
             if progress.iter().any(|entry| *entry != Progress::Untouched) {
                 database.save(task.id, &progress)?;
             }

@@ -2,7 +2,9 @@ use serde_json::Value;
 
 use super::*;
 use crate::store::local::Opened;
-use crate::store::local::tests::{accept, close, dead, failed, large, open, refusal, small};
+use crate::store::local::tests::{
+    accept, accept_all, close, dead, failed, large, open, refusal, small,
+};
 use crate::store::records::Recovered;
 use crate::store::{IdempotencyRow, ReplicaRow};
 use crate::task::Task;
@@ -70,8 +72,8 @@ fn a_task_with_a_damaged_row_is_set_aside_whole_and_the_rest_is_served() {
 
         let (opened, recovered, report) = open(dir.path());
         assert_eq!(ids(&recovered), [1, 3]);
-        let SetAside { file, damaged, rows: rows_aside, superseded } = report.set_aside;
-        assert_eq!((damaged.len(), superseded), (1, 0));
+        let SetAside { file, damaged, tasks, rows: rows_aside, superseded } = report.set_aside;
+        assert_eq!((damaged.len(), tasks, superseded), (1, 1, 0));
         assert!(damaged[0].to_string().starts_with(expected), "{}", damaged[0]);
         assert_eq!(damaged[0].task(), Some(TaskId(2)));
         let missing = usize::from(expected.ends_with("is missing"));
@@ -92,6 +94,109 @@ fn a_task_with_a_damaged_row_is_set_aside_whole_and_the_rest_is_served() {
         assert_eq!((report.set_aside, report.orphans_removed), (SetAside::default(), 0));
         close(opened);
     }
+}
+
+/// A task, then ten of one commit in one row, then another. Some have progress.
+fn ten_in_a_row(opened: &Opened) {
+    let of_one_key = |id| Task { key: "one key".to_owned(), ..small(id) };
+    accept(opened, &of_one_key(1)).unwrap();
+    let ten: Vec<_> =
+        (11..=20).map(|id| if id == 15 { of_one_key(id) } else { small(id) }).collect();
+    accept_all(opened, &ten);
+    accept(opened, &small(30)).unwrap();
+    for id in [1, 12, 16, 30] {
+        opened.committer.save(TaskId(id), vec![dead(Cause::RetryOverflow), failed(1)]);
+    }
+    opened.committer.remove(TaskId(11));
+    opened.committer.remove(TaskId(19));
+}
+
+#[test]
+fn a_damaged_row_of_several_tasks_is_set_aside_whole_and_the_rest_is_served() {
+    // In the checksum, in the lengths and the offsets, in the first value, at the end.
+    for at in [2, 5, 7, 8, 74, 10_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let (opened, ..) = open(dir.path());
+        ten_in_a_row(&opened);
+        // The task of this key was set aside, and the next one was settled.
+        for (key, task) in [("set aside", 15), ("settled", 1)] {
+            let row = IdempotencyRow {
+                task: TaskId(task),
+                fingerprint: [1; 16],
+                at: Timestamp(1),
+                answer: None,
+            };
+            opened.committer.set_idempotency(key.into(), row);
+        }
+        close(opened);
+        harm(dir.path(), |db| flip(&db.tasks, 11, at));
+        let (opened, recovered, report) = open(dir.path());
+        assert_eq!(ids(&recovered), [1, 30]);
+        let aside = report.set_aside;
+        assert_eq!(aside.damaged.len(), 1);
+        let expected =
+            "the row 000000000000000b of tasks fails its checksum; it may hold tasks up to 29";
+        assert_eq!(aside.damaged[0].to_string(), expected);
+        assert_eq!(aside.damaged[0].tasks(), Some(TaskId(11)..=TaskId(29)));
+        assert!((1..=8).contains(&aside.tasks), "{}", aside.tasks);
+        // With the progress and the dead letters of two tasks.
+        assert_eq!((aside.rows, report.orphans_removed), (1 + 2 + 2, 0));
+        let lines = lines(&aside.file.unwrap());
+        let of = |id: u64| lines[1..].iter().filter(|line| line["task"] == id).count();
+        assert_eq!((of(11), of(12), of(16)), (1, 2, 2));
+        assert_eq!(recovered[1].progress, [dead(Cause::RetryOverflow), failed(1)]);
+        if matches!(at, 2 | 74 | 10_000) {
+            // The key can still be read.
+            assert_eq!((aside.tasks, aside.superseded), (8, 2));
+            assert_eq!(recovered[0].progress, [Progress::Superseded, Progress::Superseded]);
+        }
+        assert_eq!(
+            opened.idempotency.iter().map(|(key, _)| &**key).collect::<Vec<_>>(),
+            ["settled"]
+        );
+        close(opened);
+        let (_, again, report) = open(dir.path());
+        assert_eq!((again, report.rebuilt), (recovered, false));
+    }
+}
+
+#[test]
+fn a_task_with_damaged_progress_is_set_aside_alone_whatever_shares_its_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    ten_in_a_row(&opened);
+    close(opened);
+    harm(dir.path(), |db| {
+        flip(&db.progress, 12, 9);
+        flip(&db.dead_letters, 16, 9);
+    });
+    let (opened, recovered, report) = open(dir.path());
+    assert_eq!(ids(&recovered), [1, 13, 14, 15, 17, 18, 20, 30]);
+    let aside = report.set_aside;
+    let damaged: Vec<_> = aside.damaged.iter().map(Damage::tasks).collect();
+    assert_eq!(damaged, [12, 16].map(|id| Some(TaskId(id)..=TaskId(id))));
+    // Each with the row that it shares.
+    assert_eq!((aside.tasks, aside.rows), (2, 2 * 3));
+    let lines = lines(&aside.file.unwrap());
+    assert!(lines[1..4].iter().all(|line| line["task"] == 12));
+    assert!(lines[4..].iter().all(|line| line["task"] == 16));
+    close(opened);
+    let (_, again, report) = open(dir.path());
+    assert_eq!((again, report.rebuilt), (recovered, false));
+}
+
+#[test]
+fn a_damaged_row_of_several_tasks_is_not_removed_with_one_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    ten_in_a_row(&opened);
+    flip(&opened.reader.files.database().tasks, 11, 74);
+    flip(&opened.reader.files.database().tasks, 30, 9);
+    [11, 14, 30].into_iter().for_each(|id| opened.committer.remove(TaskId(id)));
+    close(opened);
+    let (_, recovered, report) = open(dir.path());
+    // Only task 30 can have been alone in its row.
+    assert_eq!((ids(&recovered), report.set_aside.rows), (vec![1], 1 + 2 + 2));
 }
 
 #[test]
