@@ -1,11 +1,18 @@
 //! Durable accepts per second of the committer, by the number in flight: with and without the removal
-//! of each task after it is accepted.
+//! of each task after it is accepted. Before that, the CPU time of a task, accepted and settled: of bare
+//! sled with a row for each task, of bare sled with rows of 4 KiB, and of the store.
 //!
 //! `cargo bench --bench store` writes to the temporary directory. Set `TMPDIR` to a disk: in memory a
 //! flush costs nothing.
 
-#![expect(clippy::expect_used, reason = "a benchmark fails by panicking")]
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a benchmark prints, and fails by panicking"
+)]
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -83,5 +90,74 @@ fn commit(opened: &Opened, tasks: &[Arc<Task>], settle: bool) {
     }
 }
 
-criterion_group!(benches, commits);
+/// User and system time of the process, in microseconds.
+fn cpu_micros() -> f64 {
+    let stat = procfs::process::Process::myself().and_then(|process| process.stat());
+    let stat = stat.expect("the process");
+    let ticks = u32::try_from(stat.utime + stat.stime).expect("few ticks");
+    let per_second = u32::try_from(procfs::ticks_per_second()).expect("few ticks");
+    f64::from(ticks) * 1e6 / f64::from(per_second)
+}
+
+const TASKS: u32 = 64_000;
+
+/// CPU time per task, of `turn` for each commit.
+fn per_task(per_commit: u32, mut turn: impl FnMut(u64)) -> f64 {
+    let begun = cpu_micros();
+    (0..TASKS / per_commit).for_each(|commit| turn(u64::from(commit * per_commit) + 1));
+    (cpu_micros() - begun) / f64::from(TASKS)
+}
+
+/// Rows of 300 bytes for each task, `per_row` of them together. The removal leaves out one task at a
+/// time if `apart`, as when the tasks of a row are settled at different times.
+fn bare(per_commit: u32, per_row: usize, apart: bool) -> f64 {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let config = sled::Config::new().path(dir.path()).mode(sled::Mode::HighThroughput);
+    let db = config.flush_every_ms(None).cache_capacity(64 << 20).open().expect("a database");
+    let put = |key: u64, tasks: usize| {
+        db.insert(key.to_be_bytes(), vec![7; tasks * 300]).expect("a write");
+    };
+    per_task(per_commit, |first| {
+        let ids: Vec<_> = (first..first + u64::from(per_commit)).collect();
+        ids.chunks(per_row).for_each(|row| put(row[0], row.len()));
+        db.flush().expect("a flush");
+        for row in ids.chunks(per_row) {
+            if apart {
+                (1..row.len()).rev().for_each(|left| put(row[0], left));
+            }
+            db.remove(row[0].to_be_bytes()).expect("a removal");
+        }
+    })
+}
+
+fn store(per_commit: u32) -> f64 {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let opened = open(dir.path());
+    let before = opened.next_id.0;
+    per_task(per_commit, |first| {
+        let first = before + first;
+        let tasks: Vec<_> = (first..first + u64::from(per_commit)).map(task).collect();
+        commit(&opened, &tasks, true);
+    })
+}
+
+fn cpu(_: &mut Criterion) {
+    let mut table = String::from(
+        "CPU us per task, accepted and settled\n\
+         commit | bare, a row each | bare, 13 a row | 13 a row, settled apart | the store\n",
+    );
+    for per_commit in [1, 8, 64, 256] {
+        let [alone, shared, apart] =
+            [(1, false), (13, false), (13, true)].map(|(row, apart)| bare(per_commit, row, apart));
+        let store = store(per_commit);
+        writeln!(
+            table,
+            "{per_commit:6} | {alone:16.1} | {shared:14.1} | {apart:23.1} | {store:9.1}"
+        )
+        .expect("a string");
+    }
+    eprint!("{table}");
+}
+
+criterion_group!(benches, cpu, commits);
 criterion_main!(benches);
