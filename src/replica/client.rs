@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::ClientSettings;
 use super::causes::{LocalShortage, Unanswered};
-use super::connection::{AnswerBody, Connection};
+use super::connection::{Connection, ReceivedBody};
 use super::credentials::{ClientTls, ReplicaTokens};
 use super::names::{Lookup, LookupTimes};
 use super::patience::{AttemptLimits, Patience};
@@ -245,7 +245,7 @@ struct Call<'a> {
 }
 
 enum RequestOutcome {
-    Answered(Response<AnswerBody>, Connection),
+    Answered(Response<ReceivedBody>, Connection),
     /// The request cannot be built, now or later.
     Unsendable(hyper::http::Error),
     /// The connection failed or could not be made.
@@ -291,7 +291,7 @@ fn not_sent(forbidden: &Forbidden) -> Verdict {
 /// The verdict, and whether the answer was read to its end: then its connection can be used again.
 async fn judge(
     sent: &Sent<'_>,
-    mut response: Response<AnswerBody>,
+    mut response: Response<ReceivedBody>,
     now: Timestamp,
     patience: &mut Patience,
 ) -> (Verdict, bool) {
@@ -310,7 +310,7 @@ async fn judge(
 }
 
 /// The beginning of the body, and whether that is the whole body.
-async fn body(response: &mut Response<AnswerBody>, patience: &mut Patience) -> (Vec<u8>, bool) {
+async fn body(response: &mut Response<ReceivedBody>, patience: &mut Patience) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     while body.len() < MAX_BODY_BYTES {
         match patience.until(response.body_mut().chunk()).await {

@@ -45,12 +45,12 @@ pub(super) enum Connection {
 }
 
 /// The body of an answer.
-pub(super) enum AnswerBody {
+pub(super) enum ReceivedBody {
     Http1(Incoming),
     Http2(Http2Body),
 }
 
-impl AnswerBody {
+impl ReceivedBody {
     /// The next bytes; `None` at the end.
     pub(super) async fn chunk(&mut self) -> Option<Result<Bytes, ()>> {
         match self {
@@ -109,12 +109,12 @@ impl Connection {
     pub(super) async fn send(
         &mut self,
         request: Request<Upload>,
-    ) -> Result<Response<AnswerBody>, Unanswered> {
+    ) -> Result<Response<ReceivedBody>, Unanswered> {
         match self {
-            Self::Http1(connection) => Ok(connection.send(request).await?.map(AnswerBody::Http1)),
+            Self::Http1(connection) => Ok(connection.send(request).await?.map(ReceivedBody::Http1)),
             Self::Http2(connection) => {
                 let answer = connection.send(request).await?;
-                Ok(answer.map(|body| AnswerBody::Http2(Http2Body(body))))
+                Ok(answer.map(|body| ReceivedBody::Http2(Http2Body(body))))
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A replica can send much that answers nothing: settings, pings, window updates, resets, interim
 //! answers. [`Allowance`] bounds it. h2 bounds the rest: the size of a head with its continuations,
-//! resets, and the window of bodies that nobody has read.
+//! resets, and the bytes of bodies that were not read.
 
 use std::future::poll_fn;
 use std::io;

@@ -104,7 +104,7 @@ impl Replica {
         std::iter::from_fn(|| self.seen.try_recv().ok()).map(|seen| seen.connection).collect()
     }
 
-    /// Waits for so many requests and returns the number of requests by connection.
+    /// Waits for `count` requests and returns the number of requests by connection.
     async fn receives(&mut self, count: usize) -> HashMap<usize, usize> {
         let mut by_connection = HashMap::new();
         for _ in 0..count {
