@@ -256,6 +256,10 @@ pub struct DemoReplicaArgs {
     /// TCP port to listen on; 0 picks a free one
     #[arg(long, env = "REPLICATOR_PORT", default_value_t = 8081)]
     pub port: u16,
+
+    /// Speak HTTP/2 only, without TLS, for a daemon with --replica-http2 prior-knowledge
+    #[arg(long)]
+    pub http2: bool,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -4,6 +4,7 @@
 //! missing key is a 404, and an unreadable or non-positive `ttl` means no expiration.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,9 +13,12 @@ use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use axum::routing::put;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use crate::server::connections::{self, ConnectionLimits};
 use crate::server::errors::{Problem, bytes, done};
@@ -52,6 +56,28 @@ impl MemoryReplica {
     pub async fn serve(&self, listener: TcpListener, stop: impl Future<Output = ()>) {
         let router = TowerToHyperService::new(self.router());
         connections::accept(listener, router, None, &LIMITS, stop).await;
+    }
+
+    /// The same over HTTP/2 without TLS. When `stop` resolves, its connections are cut.
+    pub async fn serve_http2(&self, listener: TcpListener, stop: impl Future<Output = ()>) {
+        let service = TowerToHyperService::new(self.router());
+        let (mut connections, mut stop) = (JoinSet::new(), pin!(stop));
+        loop {
+            let accepted = tokio::select! {
+                () = &mut stop => return,
+                accepted = listener.accept() => accepted,
+                // Lets go of those that have ended.
+                Some(_) = connections.join_next() => continue,
+            };
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let _ = stream.set_nodelay(true);
+            let http = http2::Builder::new(TokioExecutor::new());
+            let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+            connections.spawn(async { drop(connection.await) });
+        }
     }
 
     fn router(&self) -> Router {

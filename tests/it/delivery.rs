@@ -1,11 +1,14 @@
 //! The outbound contract: requests to replicas, and the effect of their answers.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use crate::support::daemon::command;
 use crate::support::{Behaviour, Daemon, Replica, delete, set, strong, wait_until};
 
 /// Short waits between retries.
@@ -357,4 +360,40 @@ async fn a_delivery_parked_by_a_full_retry_queue_returns_by_itself() {
     })
     .await;
     daemon.until_metric("dead_letters", 0).await;
+}
+
+/// A `demo-replica --http2`, ended when it is dropped.
+struct DemoReplica(Child, String);
+
+impl DemoReplica {
+    fn start() -> Self {
+        let mut command = command();
+        command.args(["demo-replica", "--port", "0", "--http2"]).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Self(child, line.trim().strip_prefix("listening on ").unwrap().to_owned())
+    }
+}
+
+impl Drop for DemoReplica {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn replicas_receive_writes_over_http_2() {
+    let daemon = Daemon::start(&["--replica-http2", "prior-knowledge"]).await;
+    let replicas = [DemoReplica::start(), DemoReplica::start()];
+    let nodes = replicas.each_ref().map(|replica| replica.1.clone());
+    for n in 0..20 {
+        let mut body = strong(&format!("k{n}"), "v", &[]);
+        body["replica_nodes"] = serde_json::json!(nodes);
+        let (status, answer) = daemon.post(&body).await;
+        assert_eq!((status, answer["success"].as_bool()), (200, Some(true)), "{answer}");
+    }
+    daemon.until_drained().await;
+    assert_eq!(daemon.metrics().await["failed_replicas"], 0);
 }

@@ -28,6 +28,11 @@ pub(in crate::commands) async fn run(args: &DemoReplicaArgs) -> ExitCode {
     let stop = async {
         signals.next().await;
     };
-    MemoryReplica::new(wall_clock).serve(listener, stop).await;
+    let replica = MemoryReplica::new(wall_clock);
+    if args.http2 {
+        replica.serve_http2(listener, stop).await;
+    } else {
+        replica.serve(listener, stop).await;
+    }
     ExitCode::SUCCESS
 }
