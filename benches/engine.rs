@@ -52,7 +52,7 @@ fn run_batch(engine: &mut Engine, keys: &KeyHasher, nodes: &[Node], first: u64) 
     for id in first..first + TASKS {
         let key = keys.id(&id.to_string());
         let (id, consistency) = (TaskId(id), Consistency::Eventual);
-        let reservation = engine.reserve(now, nodes, 100, consistency, None).unwrap();
+        let reservation = engine.reserve(now, key, nodes, 100, consistency, None).unwrap();
         let partition = Partition::default();
         let task = Arrived {
             id,

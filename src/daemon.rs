@@ -159,7 +159,7 @@ impl Daemon {
                 bus.clone(),
                 TaskHistory::new(config.task_history),
                 constants,
-                (newest, clock.now().moment),
+                clock.now().moment,
             ),
         };
         let core = tokio::spawn(core.run(event_receiver, request_receiver));

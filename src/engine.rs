@@ -10,6 +10,8 @@
 //! - **Isolation.** Each replica has its own lane, worker limit and queue share. A delivery without
 //!   a retry place is parked. A breaker stops deliveries to a replica that fails.
 //! - **Bounds.** Queues, bytes and known replicas are limited by [`Engine::reserve`].
+//! - **Durability.** Only durable writes are sent, and strong writes that no older write of the key
+//!   can follow after a crash.
 //! - **Balance.** Each delivery is counted under exactly one outcome in [`Counters`].
 //!
 //! It does not know values, keys, addresses or TTLs. Whether an expired SET becomes a DELETE is
@@ -38,6 +40,7 @@ mod claims;
 mod concurrency;
 mod counters;
 mod dead_letters;
+mod early;
 mod failures;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -64,6 +67,7 @@ pub use crate::task::{Moment, Now, Since};
 use barrier::BarrierLane;
 pub use barrier::BarrierView;
 pub use concurrency::Workers;
+pub use early::ClearReservation;
 pub use interface::{
     AdminOutcome, Arrived, Claimant, DeliveryFilter, DeliveryView, EndedSend, EngineAction,
     EngineSettings, ForgetCounts, Full, LaneView, LetterView, Levels, Origin, ProbeState,
@@ -78,6 +82,7 @@ use barrier::BarrierCounts;
 use breaker::EndedAttempt;
 use claims::Claims;
 use counters::Attempt;
+use early::Settlements;
 use lane::Lanes;
 use retry::Schedule;
 use table::{DeliveryRef, Priority, SettledAs, Slot, Stage, Tasks};
@@ -104,6 +109,11 @@ pub struct Engine {
     restored_at: Moment,
     /// When ambiguous attempts stop being ambiguous: task, lane.
     ambiguous: BTreeSet<(Moment, TaskId, u32)>,
+    /// Until when strong writes that a crash lost may still be applied.
+    unrecorded_until: Moment,
+    /// Reserved writes by key.
+    coming: HashMap<KeyId, u32>,
+    settlements: Settlements,
     /// Lanes to dispatch before the call ends.
     dirty: VecDeque<u32>,
     /// Lanes with parked deliveries. They take turns when the retry queue has room.
@@ -147,6 +157,9 @@ impl Engine {
             wakeups: BTreeSet::new(),
             restored_at: Moment(0),
             ambiguous: BTreeSet::new(),
+            unrecorded_until: Moment(0),
+            coming: HashMap::new(),
+            settlements: Settlements::default(),
             dirty: VecDeque::new(),
             parked_lanes: BTreeSet::new(),
             parked_turn: u32::MAX,

@@ -22,7 +22,10 @@ mod records;
 
 #[cfg(test)]
 pub(crate) use journal::Notify;
-pub use journal::{Append, AppendError, Appended, Journal, JournalEvent, KeyState, NoRoom, Stats};
+pub use journal::{
+    Append, AppendError, AppendReply, Appended, Journal, JournalEvent, KeyState, NoRoom, Numbered,
+    Stats,
+};
 #[cfg(test)]
 pub(crate) use local::StoreReader;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -89,11 +89,16 @@ pub(super) fn open(
                     });
                 }
                 // These go to the loop, which a failure during the start must reach.
-                JournalEvent::Arrived { .. } | JournalEvent::Failed(_) => {}
+                JournalEvent::Arrived { .. }
+                | JournalEvent::Settled { .. }
+                | JournalEvent::Failed(_) => {}
             }
         }
         reading.join().map_err(|_| StartError::Interrupted)?.map_err(StartError::from)
     })?;
+    if report.sent_early {
+        engine.expect_unrecorded(now);
+    }
     log_report(&report, clock);
     let quarantined_rows = report.quarantined_rows;
     Ok(Restored { journal, engine, keys, quarantined_rows, registry, uptime })

@@ -122,7 +122,7 @@ impl Core {
         match request {
             Request::Replicate(writes) => {
                 writes.into_iter().for_each(|write| self.replicate(now, write));
-                self.append();
+                self.append(now);
             }
             Request::Tasks(request) => self.serve_tasks(now, request),
             Request::Replicas(request) => self.serve_replicas(now, request),
@@ -139,6 +139,7 @@ impl Core {
     fn handle(&mut self, now: Now, event: LoopEvent) {
         match event {
             LoopEvent::Appended { write, outcome } => self.appended(now, write, outcome),
+            LoopEvent::Withdrawn(id) => self.withdrawn(now, id),
             LoopEvent::Journal(event) => self.handle_journal(now, event),
             LoopEvent::AttemptEnded(report) => self.attempt_ended(now, report),
             LoopEvent::CredentialsRenewed => self.engine.credentials_renewed(now),
@@ -168,6 +169,7 @@ impl Core {
             JournalEvent::Replica { node, row } => {
                 claim::replica(engine, registry, now, &node, row);
             }
+            JournalEvent::Settled { through } => engine.settled(through),
             JournalEvent::Failed(why) => self.store_failed(&why),
         }
     }
@@ -191,7 +193,7 @@ impl Core {
                         let event = ThrottledEvent::Retry { task: delivery.task, attempt, error };
                         self.observed.throttle.log(moment, &node, event);
                     }
-                    let task = self.task_cache.get(delivery.task);
+                    let task = self.task_in_memory(delivery.task);
                     self.attempts.start(delivery, node, attempt, bytes, task);
                 }
                 EngineAction::Save { task, progress } => {
@@ -224,7 +226,7 @@ impl Core {
                     self.observed.throttle.log(moment, &node, event);
                 }
                 EngineAction::Ended { last } => {
-                    let cached = self.task_cache.get(last.id);
+                    let cached = self.task_in_memory(last.id);
                     self.observed.remember(now, last, cached);
                 }
                 EngineAction::RedriveEnded { operation, outcome } => {

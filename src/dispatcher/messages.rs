@@ -309,6 +309,8 @@ pub(crate) enum LoopEvent {
         write: PendingWrite,
         outcome: Result<Appended, AppendError>,
     },
+    /// An early write was removed before its commit began.
+    Withdrawn(TaskId),
     Journal(JournalEvent),
     AttemptEnded(AttemptReport),
     /// The credentials for replicas were reloaded.

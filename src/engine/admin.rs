@@ -156,6 +156,7 @@ impl Engine {
             self.remove_lane(used);
         }
         self.lanes.rename(number, to.clone());
+        self.lanes[number].recorded = false;
         self.barriers.rename(number, to);
         self.lanes[number].health.address_changed(now);
         self.lanes[number].refusals.renewed(now.moment);

@@ -5,7 +5,8 @@
 //!
 //! Both survive a restart: the task of an ambiguous attempt stays on disk until its time is over,
 //! and so does one that awaits its resend. After a restart, every attempt that may have been in
-//! flight is ambiguous.
+//! flight is ambiguous. After a crash there may also have been attempts of early writes, of which the
+//! disk knows nothing: every write that is delivered within `settle_after` is sent again then.
 
 use crate::engine::table::{DeliveryRef, SettledAs, Stage};
 use crate::engine::{Engine, MOST_DUE};
@@ -52,7 +53,8 @@ impl Engine {
         let newest = self.tasks[at].next.is_none();
         let first = self.tasks[at].stage.is_pending();
         let attempts = &self.lanes[self.tasks[at].lane].ambiguous;
-        let exposed = attempts.may_overwrite(entry.key, entry.id, self.now.moment);
+        let exposed = attempts.may_overwrite(entry.key, entry.id, self.now.moment)
+            || self.now.moment < self.unrecorded_until;
         if !(first && newest && exposed) {
             return self.settle_head(at, SettledAs::Delivered);
         }

@@ -1,7 +1,9 @@
-//! Takes durable tasks into the engine: new ones and those of a claimed partition.
+//! Takes tasks into the engine: new ones and those of a claimed partition. They are durable, except
+//! early ones (`early.rs`).
 
 use std::time::Duration;
 
+use crate::engine::early::ClearReservation;
 use crate::engine::quorum::Quorum;
 use crate::engine::table::{
     DeliveryFailures, DeliveryRef, Reservation, SettledAs, Slot, Stage, TaskQueue,
@@ -10,21 +12,24 @@ use crate::engine::{Arrived, Engine, Now, Origin, Since};
 use crate::task::{Cause, DeadLetter, Progress, TaskId};
 
 impl Engine {
-    /// Adds a durable task. The tasks of a partition arrive in the order of their ids.
+    /// Adds a task. The durable tasks of a partition arrive in the order of their ids.
     ///
-    /// The task joins the chains of its key, supersedes older writes and is sent. Nothing is sent
-    /// or superseded for a task that a crash could undo: a write that was sent and then lost would
-    /// stay on some replicas, and an older one on disk would be sent after it.
+    /// The task joins the chains of its key, supersedes older writes and is sent. Nothing is
+    /// superseded for a task that a crash could undo, and nothing is sent for it if an older write of
+    /// the key could be sent after the crash.
     pub fn arrive(&mut self, now: Now, task: Arrived<'_>, origin: Origin) {
         self.now = now;
         match origin {
-            Origin::Written(reservation) => self.arrive_new(task, reservation),
+            Origin::Written(reservation) => self.arrive_new(task, reservation, true),
+            Origin::Early(ClearReservation(reservation)) => {
+                self.arrive_new(task, Some(reservation), false);
+            }
             Origin::Recovered(progress) => self.recover(task, progress),
         }
         self.finish();
     }
 
-    fn arrive_new(&mut self, task: Arrived<'_>, reservation: Option<Reservation>) {
+    fn arrive_new(&mut self, task: Arrived<'_>, reservation: Option<Reservation>, durable: bool) {
         let number = reservation.as_ref().map_or(u64::MAX, |reservation| reservation.number);
         let (lanes, queue, since, quorum) = match reservation {
             Some(reservation) => {
@@ -45,6 +50,7 @@ impl Engine {
             }
         };
         let slot = self.insert(&task, since, &lanes, quorum, false);
+        self.tasks[slot].durable = durable;
         self.enter_queue(slot, queue);
         for (index, &lane) in lanes.iter().enumerate() {
             let at = DeliveryRef { slot, index };
@@ -56,6 +62,7 @@ impl Engine {
             }
             self.lanes[lane].last_used = self.now.moment;
             self.lanes[lane].forget.used_again();
+            self.lanes[lane].recorded |= durable;
             self.unblock(at);
         }
         // The majority of a strong write may be out of reach.
@@ -72,6 +79,7 @@ impl Engine {
         // The task may be older than tasks that are counted.
         self.barriers.clear();
         let lanes = self.lanes_of(&task);
+        lanes.iter().for_each(|&lane| self.lanes[lane].recorded = true);
         let slot = self.insert(&task, self.since_acceptance(&task), &lanes, None, true);
         for (index, progress) in progress.into_iter().enumerate().take(lanes.len()) {
             self.restore_delivery(DeliveryRef { slot, index }, progress);

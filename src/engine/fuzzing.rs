@@ -1,6 +1,7 @@
 //! Histories drawn from bytes, run against the model.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use super::Workers;
 use super::model::{How, Op, Shape, holds};
@@ -23,6 +24,8 @@ pub(crate) fn engine(data: &[u8]) {
         breaker_failures: u32::from(input.byte()) % 4,
         hinted_handoff: input.flag(),
         coalesce: input.flag(),
+        reports: input.flag(),
+        settle_after: Duration::from_secs(if input.flag() { 20 } else { 2 }),
     };
     let mut history = Vec::new();
     while !input.is_empty() && history.len() < MOST_STEPS {
@@ -32,16 +35,16 @@ pub(crate) fn engine(data: &[u8]) {
 }
 
 fn op(input: &mut Input<'_>) -> Op {
-    match input.below(19) {
+    match input.below(21) {
         0..=2 => {
             let (key, nodes) = (input.byte() % 4, 1 + input.byte() % 7);
             Op::Write { key, nodes, strong: input.flag() }
         }
-        3 => Op::Commit,
+        3 => Op::Commit { settled: if input.flag() { usize::MAX } else { input.below(4) } },
         4..=6 => Op::Answer { nth: input.below(64), how: how(input) },
         7 => Op::ApplyLate { nth: input.below(64) },
         8 => Op::Pass { millis: u64::from(input.byte()) * 40 },
-        9 => Op::Restart { settled: input.below(6) },
+        9 => Op::Restart { kept: input.below(4), settled: input.below(6) },
         10 => {
             let seconds = 1 + u64::from(input.byte());
             Op::SetClock { forward: input.flag(), seconds }
@@ -53,6 +56,8 @@ fn op(input: &mut Input<'_>) -> Op {
         15 => Op::Release { partition: u16::from(input.flag()), settled: input.below(6) },
         16 => Op::Claim { partition: u16::from(input.flag()) },
         17 => Op::Reload,
+        18 => Op::Settle { most: input.below(6) },
+        19 => Op::Calm { settled: if input.flag() { usize::MAX } else { input.below(3) } },
         _ => Op::Rename { node: input.below(3) },
     }
 }

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 #[cfg(doc)]
 use crate::engine::Engine;
-use crate::engine::{KeyId, Moment, Reservation, Since, Workers};
+use crate::engine::{ClearReservation, KeyId, Moment, Reservation, Since, Workers};
 use crate::task::{
     BreakerState, Cause, Client, Counters, DeadLetter, DeliveryId, DeliveryState, Node, Obstacle,
     Partition, Progress, ReplicaIndex, ReplicaState, TaskChange, TaskId, Timestamp,
@@ -66,6 +66,9 @@ pub struct Arrived<'a> {
 pub enum Origin {
     /// Just written. The reservation is there if this process accepted the write.
     Written(Option<Reservation>),
+    /// Being made durable by this process; [`Engine::committed`] follows. Writes of other keys may
+    /// arrive later with smaller ids.
+    Early(ClearReservation),
     /// Of a partition that was claimed, with one progress per replica.
     Recovered(Vec<Progress>),
 }

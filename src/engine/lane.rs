@@ -55,6 +55,8 @@ pub(super) struct Lane {
     pub(super) health: ReplicaHealth,
     pub(super) forget: ForgetState,
     pub(super) paused: Option<Timestamp>,
+    /// The record of its name is durable: a durable write named it.
+    pub(super) recorded: bool,
     pub(super) last_used: Moment,
     /// Its entry in `Engine::wakeups`.
     pub(super) wakeup: Option<Moment>,
@@ -92,6 +94,7 @@ impl Lane {
             health: ReplicaHealth::default(),
             forget: ForgetState::default(),
             paused: None,
+            recorded: false,
             last_used: Moment::default(),
             wakeup: None,
             dirty: false,

@@ -17,6 +17,7 @@ use super::*;
 use crate::task::{Client, Consistency, Obstacle, Partition, Progress};
 
 mod checks;
+mod disk;
 mod operator;
 mod ops;
 mod owners;
@@ -32,13 +33,16 @@ pub(super) struct Shape {
     pub(super) breaker_failures: u32,
     pub(super) hinted_handoff: bool,
     pub(super) coalesce: bool,
+    /// The journal reports settlements, so strong writes may be early. Then it releases no partition.
+    pub(super) reports: bool,
+    pub(super) settle_after: Duration,
 }
 
 /// Runs a history, drains the engine, and panics where the engine breaks a rule.
 pub(super) fn holds(shape: &Shape, history: &[Op]) {
     let &Shape { workers, queue_capacity, retry_capacity, .. } = shape;
-    let mut world = World::new(EngineSettings {
-        settle_after: Duration::from_secs(20),
+    let settings = EngineSettings {
+        settle_after: shape.settle_after,
         workers,
         queue_capacity,
         retry_capacity,
@@ -46,7 +50,8 @@ pub(super) fn holds(shape: &Shape, history: &[Op]) {
         hinted_handoff: shape.hinted_handoff,
         coalesce: shape.coalesce,
         ..settings()
-    });
+    };
+    let mut world = World::new(settings, shape.reports);
     for op in history {
         world.run(op);
     }
@@ -107,19 +112,35 @@ struct StoredTask {
     progress: Vec<Progress>,
 }
 
+/// A settlement that is not durable.
+struct Unsettled {
+    /// `None` removes the task.
+    progress: Option<Vec<Progress>>,
+    /// The first one of the task since it was last durable.
+    number: u64,
+}
+
 struct World {
     settings: EngineSettings,
     engine: Engine,
     keys: KeyHasher,
     now: Now,
     next_id: u64,
-    /// Appended but not durable, with their reservations.
-    appended: BTreeMap<u64, (StoredTask, Reservation)>,
+    /// Appended but not durable, with their reservations. Early ones have none.
+    appended: BTreeMap<u64, (StoredTask, Option<Reservation>)>,
     disk: BTreeMap<u64, StoredTask>,
-    /// Settlements that are not durable; `None` removes the task.
-    unsettled: BTreeMap<u64, Option<Vec<Progress>>>,
-    /// Every write that was ever durable, which is every accepted one.
+    unsettled: BTreeMap<u64, Unsettled>,
+    /// The settlements of this engine so far.
+    settlements: u64,
+    reports: bool,
+    /// Some were reported, in this life or an earlier one.
+    reported: bool,
+    /// Every write that was ever durable, and every early one that was answered with success.
     durable: HashSet<u64>,
+    /// Every early write.
+    early: HashSet<u64>,
+    /// Early writes that a crash has lost: nothing older may be sent to their replicas any more.
+    lost: HashMap<(Node, u8), u64>,
     /// Strong writes that have not arrived.
     strong: HashSet<u64>,
     /// Strong writes without an answer.
@@ -154,7 +175,7 @@ struct World {
 }
 
 impl World {
-    fn new(settings: EngineSettings) -> Self {
+    fn new(settings: EngineSettings, reports: bool) -> Self {
         Self {
             engine: Engine::new(settings.clone()),
             settings,
@@ -164,7 +185,12 @@ impl World {
             appended: BTreeMap::new(),
             disk: BTreeMap::new(),
             unsettled: BTreeMap::new(),
+            settlements: 0,
+            reports,
+            reported: false,
             durable: HashSet::new(),
+            early: HashSet::new(),
+            lost: HashMap::new(),
             strong: HashSet::new(),
             open: HashSet::new(),
             last_cancelled: 0,
@@ -190,11 +216,17 @@ impl World {
     fn run(&mut self, op: &Op) {
         match *op {
             Op::Write { key, nodes, strong } => self.write(key, nodes, strong),
-            Op::Commit => self.commit(),
+            Op::Commit { settled } => self.commit(settled),
+            Op::Settle { most } => {
+                self.settle(most);
+                self.report();
+            }
+            Op::Calm { settled } => self.calm(settled),
             Op::Answer { nth, how } => self.answer(nth, how),
             Op::ApplyLate { nth } => self.apply_late(nth),
             Op::Pass { millis } => self.pass(Duration::from_millis(millis)),
-            Op::Restart { settled } => self.restart(settled),
+            Op::Restart { kept, settled } => self.restart(kept, settled),
+            Op::Release { .. } if self.reports => {}
             Op::Release { partition, settled } => self.release(Partition(partition), settled),
             Op::Claim { partition } => self.claim(Partition(partition)),
             Op::SetClock { forward, seconds } => self.set_clock(forward, seconds),
@@ -217,7 +249,10 @@ impl World {
         let id = self.next_id;
         let consistency = if strong { Consistency::Strong } else { Consistency::Eventual };
         let client = client_of(id);
-        let reserved = self.engine.reserve(self.now, &replicas, 1, consistency, client.as_ref());
+        let hashed = self.keys.id(&key.to_string());
+        let client_of_it = client.as_ref();
+        let reserved =
+            self.engine.reserve(self.now, hashed, &replicas, 1, consistency, client_of_it);
         let Ok(reservation) = reserved else { return };
         if id.is_multiple_of(7) && self.last_cancelled != id {
             // A repeat of an earlier write.
@@ -228,37 +263,22 @@ impl World {
         let progress = vec![Progress::Untouched; replicas.len()];
         let stored = StoredTask { key, replicas, progress };
         self.tasks.insert(id, stored.clone());
-        self.appended.insert(id, (stored, reservation));
-        if strong {
-            self.strong.insert(id);
+        match self.engine.clear(self.now, reservation) {
+            Err(reservation) => {
+                self.appended.insert(id, (stored, Some(reservation)));
+                if strong {
+                    self.strong.insert(id);
+                }
+            }
+            Ok(clear) => {
+                self.early.insert(id);
+                self.open.insert(id);
+                self.appended.insert(id, (stored.clone(), None));
+                let task = self.arrived(id, &stored, &stored.replicas, client.as_ref());
+                self.engine.arrive(self.now, task, Origin::Early(clear));
+            }
         }
         self.act();
-    }
-
-    fn commit(&mut self) {
-        let appended = std::mem::take(&mut self.appended);
-        self.settle(usize::MAX);
-        for (id, (stored, reservation)) in appended {
-            self.durable.insert(id);
-            self.disk.insert(id, stored.clone());
-            if self.released.contains(&partition(stored.key)) {
-                // The task arrives at the owner of its partition.
-                self.strong.remove(&id);
-                self.engine.cancel(self.now, reservation);
-                continue;
-            }
-            if self.strong.remove(&id) {
-                self.open.insert(id);
-            }
-            let client = client_of(id);
-            let task = self.arrived(id, &stored, &stored.replicas, client.as_ref());
-            self.engine.arrive(self.now, task, Origin::Written(Some(reservation)));
-            if id.is_multiple_of(3) {
-                self.engine.barrier(TaskId(id - id % 2), &[]);
-                self.barriers.push(id - id % 2);
-            }
-            self.act();
-        }
     }
 
     fn arrived<'a>(
@@ -271,17 +291,6 @@ impl World {
         let key = self.keys.id(&stored.key.to_string());
         let (partition, accepted_at) = (partition(stored.key), Timestamp(0));
         Arrived { partition, id: TaskId(id), key, replicas, bytes: 1, client, accepted_at }
-    }
-
-    /// Makes the settlements of the `most` oldest tasks durable.
-    fn settle(&mut self, most: usize) {
-        let due: Vec<_> = self.unsettled.keys().copied().take(most).collect();
-        for id in due {
-            match self.unsettled.remove(&id).unwrap() {
-                Some(progress) => self.disk.get_mut(&id).unwrap().progress = progress,
-                None => drop(self.disk.remove(&id).unwrap()),
-            }
-        }
     }
 
     fn answer(&mut self, nth: usize, how: How) {
@@ -383,19 +392,14 @@ impl World {
                     assert!(self.names.contains(&node), "{node} is sent to under its name");
                     self.send(delivery, attempt);
                 }
-                EngineAction::Save { task, progress, .. } => {
-                    assert!(self.disk.contains_key(&task.0), "{task} is on disk");
-                    self.unsettled.insert(task.0, Some(progress));
-                }
-                EngineAction::Remove { task } => {
-                    assert!(self.disk.contains_key(&task.0), "{task} is on disk");
-                    self.unsettled.insert(task.0, None);
-                }
+                EngineAction::Save { task, progress, .. } => self.settles(task.0, Some(progress)),
+                EngineAction::Remove { task } => self.settles(task.0, None),
                 EngineAction::Conclude { task, success, needed, acked, missing, obstacles } => {
                     assert!(self.open.remove(&task.0), "{task} is answered once");
                     assert_eq!(success, acked.len() >= needed);
-                    let stored = &self.tasks[&task.0];
+                    let stored = &self.tasks[&task.0].clone();
                     assert_eq!(acked.len() + missing.len(), stored.replicas.len());
+                    self.answered(task.0, &missing);
                     for (at, why) in obstacles {
                         let paused = self.paused.contains(&site(&stored.replicas[at.get()]));
                         assert!(!success && missing.contains(&at));
@@ -413,7 +417,9 @@ impl World {
     }
 
     fn send(&mut self, delivery: DeliveryId, attempt: u32) {
-        assert!((1..=4).contains(&attempt), "attempt {attempt}");
+        // A resend is repeated more often.
+        let is_resent = self.acknowledged.contains(&delivery);
+        assert!((1..=4).contains(&attempt) || is_resent, "attempt {attempt}");
         let id = delivery.task.0;
         let task = &self.tasks[&id];
         let place = (site(&task.replicas[delivery.replica.get()]), task.key);
@@ -422,11 +428,11 @@ impl World {
             let rival = (site(&rival.replicas[other.replica.get()]), rival.key);
             assert_ne!(rival, place, "{id} and {} are in flight at once", other.task);
         }
-        let newest = self.sent.entry(place).or_default();
+        let newest = self.sent.entry(place.clone()).or_default();
         assert!(id >= *newest, "{id} is sent after {newest}");
         *newest = id;
         assert!(!self.paused.contains(&site(&task.replicas[delivery.replica.get()])), "{id}");
-        assert!(self.disk.contains_key(&id), "{id} is sent before it is durable");
+        self.may_be_sent(id, &place);
         self.on_wire.push(delivery);
     }
 
@@ -436,7 +442,7 @@ impl World {
             self.answer_orphan(orphan, How::Failed);
         }
         (0..3).for_each(|at| self.pause(at, false));
-        self.commit();
+        self.commit(usize::MAX);
         self.claim(Partition(0));
         self.claim(Partition(1));
         // Late attempts are applied over what was delivered in the meantime.
@@ -493,7 +499,8 @@ impl World {
         }
         for (place, id) in newest {
             let held = self.replicas.get(&place).copied().unwrap_or_default();
-            let excused = self.is_dead(id, &place.0) || self.discarded.contains(&place);
+            let is_newer = held > id && self.early.contains(&held);
+            let excused = is_newer || self.is_dead(id, &place.0) || self.discarded.contains(&place);
             assert!(held == id || excused, "{place:?} holds {held}, not {id}");
         }
     }

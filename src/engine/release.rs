@@ -25,6 +25,7 @@ impl Engine {
     }
 
     fn release_task(&mut self, slot: Slot) {
+        debug_assert!(self.tasks[slot].durable, "a journal that reports settlements releases none");
         self.answer_early(slot);
         for index in 0..self.tasks[slot].deliveries.len() {
             let at = DeliveryRef { slot, index };

@@ -2,13 +2,14 @@
 //! when it arrives.
 
 use std::cell::LazyCell;
+use std::collections::hash_map::Entry;
 
 use smallvec::SmallVec;
 
 use crate::engine::claims::{OTHERS_IDLE, Pool};
 use crate::engine::lane::Lane;
 use crate::engine::table::{Reservation, TaskQueue};
-use crate::engine::{Claimant, Engine, Full, Moment, Now, SharedLimit, TASK_OVERHEAD_BYTES};
+use crate::engine::{Claimant, Engine, Full, KeyId, Moment, Now, SharedLimit, TASK_OVERHEAD_BYTES};
 use crate::share::{Alone, Held, ShareOf, SharedPool};
 use crate::task::{Client, Consistency, Node};
 
@@ -25,6 +26,7 @@ impl Engine {
     pub fn reserve(
         &mut self,
         now: Now,
+        key: KeyId,
         replicas: &[Node],
         bytes: u64,
         consistency: Consistency,
@@ -46,7 +48,8 @@ impl Engine {
         self.hold(queue, bytes, client, &lanes, 1);
         self.reservations += 1;
         let number = self.reservations;
-        Ok(Reservation { queue, bytes, client, lanes: lanes.into(), made: now.moment, number })
+        *self.coming.entry(key).or_default() += 1;
+        Ok(Reservation { key, queue, bytes, client, lanes: lanes.into(), made: now.moment, number })
     }
 
     pub fn cancel(&mut self, now: Now, reservation: Reservation) {
@@ -57,7 +60,13 @@ impl Engine {
 
     /// Returns the lanes.
     pub(super) fn release_places(&mut self, reservation: Reservation) -> SmallVec<[u32; 2]> {
-        let Reservation { queue, bytes, client, lanes, .. } = reservation;
+        let Reservation { key, queue, bytes, client, lanes, .. } = reservation;
+        if let Entry::Occupied(mut coming) = self.coming.entry(key) {
+            *coming.get_mut() -= 1;
+            if *coming.get() == 0 {
+                coming.remove();
+            }
+        }
         self.hold(queue, bytes, client, &lanes, -1);
         self.leave_client(client);
         lanes
@@ -284,6 +293,7 @@ impl Engine {
             None => return false,
         };
         self.lanes[number].forget.used_again();
+        self.lanes[number].recorded = true;
         true
     }
 

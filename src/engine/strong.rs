@@ -19,7 +19,9 @@ impl Engine {
         let Some(quorum) = &entry.quorum else { return };
         let standing = self.standing(entry, quorum);
         let decided = standing != QuorumStatus::Open || quorum.deadline <= self.now.moment;
-        if !decided {
+        let over = |delivery: &Delivery| matches!(delivery.stage, Stage::Settled(_));
+        if !decided || !(entry.durable || entry.deliveries.iter().all(over)) {
+            // A crash would lose the rest of an early write.
             return;
         }
         self.deadlines.remove(&(quorum.deadline, slot));
@@ -75,9 +77,10 @@ impl Engine {
     }
 
     #[cfg(any(test, feature = "fuzzing"))]
+    /// Of a durable write.
     pub(super) fn is_out_of_reach(&self, entry: &TaskEntry) -> bool {
         let standing = entry.quorum.as_ref().map(|quorum| self.standing(entry, quorum));
-        standing == Some(QuorumStatus::OutOfReach)
+        entry.durable && standing == Some(QuorumStatus::OutOfReach)
     }
 
     /// Why a delivery is not sent. `None` if it is settled: after a forget, its lane number may

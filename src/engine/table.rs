@@ -63,6 +63,7 @@ impl TaskQueue {
 #[derive(Debug)]
 #[must_use = "its places are taken until it is given back"]
 pub struct Reservation {
+    pub(super) key: KeyId,
     pub(super) queue: TaskQueue,
     pub(super) bytes: u64,
     pub(super) client: u32,
@@ -84,6 +85,8 @@ pub(super) struct TaskEntry {
     pub(super) queue: TaskQueue,
     pub(super) recovered: bool,
     pub(super) strong: bool,
+    /// False while the commit of an early write is under way.
+    pub(super) durable: bool,
     /// Its progress changed since the last save.
     pub(super) touched: bool,
     /// Only dead letters are left; its bytes are charged to their replicas.

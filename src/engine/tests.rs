@@ -17,6 +17,7 @@ mod ambiguous;
 mod arrive;
 mod barriers;
 mod dead_letters;
+mod early;
 mod flaky;
 mod isolation;
 mod model;
@@ -85,18 +86,11 @@ impl Fixture {
         bytes: u64,
     ) -> Result<u64, Full> {
         let replicas: Vec<_> = nodes.iter().map(|name| node(name)).collect();
-        let reservation = self.engine.reserve(self.now, &replicas, bytes, consistency, client)?;
-        let id = self.next_id;
+        let (id, key, now) = (self.next_id, self.keys.id(key), self.now);
+        let reservation = self.engine.reserve(now, key, &replicas, bytes, consistency, client)?;
         self.next_id += 1;
-        let key = self.keys.id(key);
-        self.appended.push_back(Appended {
-            id,
-            key,
-            replicas,
-            client: client.cloned(),
-            bytes,
-            reservation,
-        });
+        let client = client.cloned();
+        self.appended.push_back(Appended { id, key, replicas, client, bytes, reservation });
         Ok(id)
     }
 

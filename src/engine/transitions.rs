@@ -60,6 +60,7 @@ impl Engine {
             queue: TaskQueue::Outside,
             recovered,
             strong: quorum.is_some(),
+            durable: true,
             touched: false,
             charged_as_dead: false,
             quorum,
@@ -562,7 +563,7 @@ impl Engine {
     /// Saves the progress of a task, or removes the task if it is over.
     fn review(&mut self, slot: Slot) {
         let entry = &self.tasks[slot];
-        let task = entry.id;
+        let (task, key) = (entry.id, entry.key);
         let stages = || entry.deliveries.iter().map(|delivery| delivery.stage);
         let over = |delivery: &Delivery| {
             matches!(delivery.stage, Stage::Settled(_)) && delivery.ambiguous().is_none()
@@ -573,6 +574,7 @@ impl Engine {
                 self.actions.push_back(EngineAction::Ended { last });
             }
             self.actions.push_back(EngineAction::Remove { task });
+            self.settlements.note(key);
             return self.remove_task(slot);
         }
         let only_dead = stages().all(Stage::is_at_rest) && stages().any(Stage::is_dead_letter);
@@ -580,6 +582,7 @@ impl Engine {
         let progress: Vec<_> = entry.deliveries.iter().map(Delivery::progress).collect();
         if progress.iter().any(|progress| *progress != Progress::Untouched) {
             self.actions.push_back(EngineAction::Save { task, progress });
+            self.settlements.note(key);
         }
         if !waits {
             self.enter_queue(slot, TaskQueue::Outside);

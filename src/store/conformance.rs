@@ -20,10 +20,11 @@ enum Report {
     Arrived(Vec<u64>),
     Claimed(Vec<(u64, Vec<Progress>)>),
     Replica(String),
+    Settled(u64),
     Failed,
 }
 
-use Report::{Arrived, Claimed, Failed, Outcome, Replica};
+use Report::{Arrived, Claimed, Failed, Outcome, Replica, Settled};
 
 /// A journal and a way to make it fail.
 struct Subject {
@@ -110,6 +111,9 @@ conformance! {
     the_answer_to_a_strong_write_is_remembered
     a_removed_task_is_gone_and_the_others_can_be_read
     unsettled_tasks_are_claimed_in_order_with_their_last_progress_before_any_task_arrives
+    a_write_is_numbered_at_once
+    settlements_are_reported_once_they_are_durable
+    a_write_that_is_removed_at_once_leaves_nothing
     records_of_replicas_come_before_the_claim
     ids_are_not_used_again_after_a_restart
     a_closed_journal_refuses_every_call
@@ -129,6 +133,7 @@ impl Tell {
                 Replica(node.to_string())
             }
             JournalEvent::Released { partition } => panic!("{partition:?} is released"),
+            JournalEvent::Settled { through } => Settled(through),
             JournalEvent::Failed(_) => Failed,
         };
         // The test may be over.
@@ -203,8 +208,14 @@ impl Listener {
         self.journal().append(vec![self.write(name, Consistency::Eventual, key)]);
     }
 
+    /// The next report, except those of settlements.
     fn next(&self) -> Report {
-        self.reports.recv().unwrap()
+        let mut reports = self.reports.iter();
+        reports.find(|report| !matches!(report, Settled(_))).unwrap()
+    }
+
+    fn until_settled(&self, wanted: u64) {
+        while self.reports.recv().unwrap() != Settled(wanted) {}
     }
 
     /// Waits for this many outcomes and returns them in their order.
@@ -387,6 +398,70 @@ fn unsettled_tasks_are_claimed_in_order_with_their_last_progress_before_any_task
         _ => (FIRST + nth, vec![Progress::Untouched]),
     });
     assert_eq!(claimed, expected.collect::<Vec<_>>());
+    listener.close().unwrap();
+}
+
+fn a_write_is_numbered_at_once(open: Open) {
+    let (listener, _place) = Listener::new(open);
+    let write = |key| listener.write("write", Consistency::Eventual, key);
+    let writes = vec![write(None), write(Some(("k", 1))), write(Some(("k", 2))), write(None)];
+    let numbered = listener.journal().append(writes);
+    let ids: Vec<_> = numbered.iter().map(|one| one.as_ref().map(|one| one.task.id.0)).collect();
+    assert_eq!(ids, [Some(FIRST), Some(FIRST + 1), None, Some(FIRST + 2)]);
+    listener.close().unwrap();
+}
+
+fn settlements_are_reported_once_they_are_durable(open: Open) {
+    let (listener, place) = Listener::new(open);
+    assert_eq!(strong(&listener), new(FIRST));
+    for _ in 0..20 {
+        listener.append("write", None);
+    }
+    listener.outcomes(20);
+    for nth in (0..20).rev() {
+        listener.journal().save(TaskId(FIRST + nth), vec![Progress::Resend]);
+        listener.journal().remove(TaskId(FIRST + nth));
+    }
+    listener.until_settled(40);
+    listener.journal().save(TaskId(FIRST + 20), vec![Progress::Resend]);
+    listener.until_settled(41);
+    listener.close().unwrap();
+    let listener = Listener::open(&place, open);
+    assert_eq!(listener.next(), Claimed(vec![(FIRST + 20, vec![Progress::Resend])]));
+    listener.close().unwrap();
+}
+
+fn a_write_that_is_removed_at_once_leaves_nothing(open: Open) {
+    let (listener, place) = Listener::new(open);
+    let mut arrived = Vec::new();
+    let mut expected = Vec::new();
+    for _ in 0..200 {
+        let writes = vec![listener.write("removed", Consistency::Strong, None)];
+        let id = listener.journal().append(writes)[0].as_ref().unwrap().task.id;
+        listener.journal().remove(id);
+        // Whether its commit had begun is a matter of time.
+        loop {
+            match listener.next() {
+                Outcome(_, Ok(_)) => expected.push(id.0),
+                Outcome(_, outcome) => {
+                    assert_eq!(outcome, Err(AppendError::Removed(id)));
+                    break;
+                }
+                Arrived(ids) => {
+                    arrived.extend(ids);
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(arrived, expected);
+    listener.close().unwrap();
+    let listener = Listener::open(&place, open);
+    assert_eq!(listener.next(), Claimed(vec![]));
+    listener.append("later", None);
+    let (_, outcome) = listener.outcomes(1).remove(0);
+    assert!(matches!(outcome, Ok(Appended::New(id)) if id.0 >= FIRST + 200), "{outcome:?}");
     listener.close().unwrap();
 }
 

@@ -28,13 +28,16 @@ pub trait Journal: Send + Sync + fmt::Debug {
     /// Makes writes durable in their order, in one commit if they fit. Replies come in the same
     /// order; a write that becomes no task may get its reply earlier. A new task arrives by
     /// [`JournalEvent::Arrived`] after its reply.
-    fn append(&self, writes: Vec<Append>);
+    ///
+    /// Returns the tasks that are numbered already, one entry per write.
+    fn append(&self, writes: Vec<Append>) -> Vec<Option<Numbered>>;
 
     /// Saves the progress of a task, one entry per replica; the latest wins. A crash may lose it, and
     /// deliveries are repeated then. Of the settlements a crash leaves a prefix, by age of the tasks.
     fn save(&self, id: TaskId, progress: Vec<Progress>);
 
-    /// Removes a task, under the conditions of [`Self::save`].
+    /// Removes a task, under the conditions of [`Self::save`]. A strong task without an idempotency key
+    /// whose commit has not begun is not stored at all: its reply is [`AppendError::Removed`].
     fn remove(&self, id: TaskId);
 
     /// Writes the record of a replica before any write that is appended later; `None` removes it.
@@ -142,6 +145,12 @@ pub enum JournalEvent {
         /// Duration of the commit.
         took: Duration,
     },
+    /// The first `through` calls of [`Journal::save`] and [`Journal::remove`] are durable.
+    ///
+    /// Only from a journal that has one partition for its whole life and numbers each write in
+    /// [`Journal::append`]. Such a journal also notices that a process ended without closing it after
+    /// the first of these events.
+    Settled { through: u64 },
     /// The journal has failed and writes nothing more. Comes once.
     Failed(Arc<str>),
 }
@@ -159,6 +168,13 @@ pub struct Append {
     pub idempotency: Option<Idempotency>,
     /// Called once.
     pub reply: AppendReply,
+}
+
+/// A write with its number. It is not durable yet.
+#[derive(Clone, Debug)]
+pub struct Numbered {
+    pub partition: Partition,
+    pub task: Arc<Task>,
 }
 
 /// Called on the journal's thread, so it must not block.
@@ -180,5 +196,7 @@ pub enum AppendError {
     Mismatch,
     /// The limit of idempotency keys is reached.
     KeysFull,
+    /// It was removed before its commit began.
+    Removed(TaskId),
     Store(CommitError),
 }

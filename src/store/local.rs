@@ -1,7 +1,7 @@
 //! The store on the local disk, on sled.
 //!
 //! Format: `rows.rs`, `keys.rs`, `database.rs`, `migrate.rs`. Writing: `journal.rs`,
-//! `idempotency.rs`, `commit.rs`, `turns.rs`. Reading: `read.rs`. Start: `directory.rs`,
+//! `idempotency.rs`, `commit.rs`, `settled.rs`, `turns.rs`. Reading: `read.rs`. Start: `directory.rs`,
 //! `permissions.rs`, `recover.rs`, `uptime.rs`. Disk space: `compaction.rs`. Damage: `integrity/`,
 //! `presence.rs`. Making sled safe: `fsync.rs`, `watched.rs`. Offline tools: `tools/`.
 
@@ -45,6 +45,7 @@ mod read;
 mod recover;
 mod room;
 mod rows;
+mod settled;
 mod tools;
 mod turns;
 mod uptime;
@@ -227,11 +228,16 @@ impl LocalStore {
             let database = files.database();
             let lease = commit::lease(next_id);
             database.set_sequence(lease)?;
+            // A fresh store has no such row, and the damaged one may have lost it.
+            let sent_early = report.rebuilt || database.sends_early()?;
+            if sent_early {
+                database.set_sends_early(true)?;
+            }
             faults::point("recover.leased");
             database.flush()?;
             faults::point("recover.flushed");
             let quarantined_rows = quarantine::rows_in(&dir).unwrap_or(report.set_aside.rows);
-            let report = RecoveryReport { had_marker, quarantined_rows, ..report };
+            let report = RecoveryReport { had_marker, quarantined_rows, sent_early, ..report };
             Ok((report, side_tables, next_id, lease))
         };
         let (report, side_tables, next_id, lease) =

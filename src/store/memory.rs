@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
-    Reply, Stats,
+    Numbered, Reply, Stats,
 };
 use super::local::{KeyLimits, Keys};
 use crate::store::records::{
@@ -29,6 +29,16 @@ pub(crate) struct MemoryJournal {
     store: Arc<Mutex<MemoryStore>>,
     notify: Mutex<Box<dyn Fn(JournalEvent) + Send>>,
     refuses: Mutex<Option<CommitError>>,
+    /// Settlements so far.
+    settled: Mutex<u64>,
+    /// Numbered and not durable, while commits are held.
+    held: Mutex<Option<Vec<HeldWrite>>>,
+}
+
+struct HeldWrite {
+    task: Arc<Task>,
+    progress: Vec<Progress>,
+    reply: AppendReply,
 }
 
 impl MemoryStore {
@@ -73,9 +83,42 @@ impl MemoryJournal {
             notify(JournalEvent::Replica { node: node.clone(), row: Some(row.clone()) });
         }
         let (store, notify) = (Arc::clone(store), Mutex::new(Box::new(notify) as _));
-        let journal = Self { store, notify, refuses: Mutex::new(None) };
+        let (settled, held) = (Mutex::new(0), Mutex::new(None));
+        let journal = Self { store, notify, refuses: Mutex::new(None), settled, held };
         journal.claim();
+        journal.notify(JournalEvent::Settled { through: 0 });
         journal
+    }
+
+    /// From now on, writes and settlements are not durable before [`Self::commit`].
+    pub(crate) fn hold_commits(&self) {
+        lock(&self.held).get_or_insert_default();
+    }
+
+    /// Makes everything so far durable.
+    pub(crate) fn commit(&self) {
+        let held = lock(&self.held).as_mut().map(std::mem::take).unwrap_or_default();
+        let mut tasks = Vec::new();
+        for HeldWrite { task, progress, reply } in held {
+            lock(&self.store).tasks.insert(task.id, (Arc::clone(&task), progress));
+            reply(Ok(Appended::New(task.id)));
+            tasks.push(task);
+        }
+        let through = *lock(&self.settled);
+        self.notify(JournalEvent::Settled { through });
+        if !tasks.is_empty() {
+            let partition = Partition::default();
+            self.notify(JournalEvent::Arrived { partition, tasks, took: Duration::ZERO });
+        }
+    }
+
+    /// Counts a settlement.
+    fn settle(&self) {
+        let mut settled = lock(&self.settled);
+        *settled += 1;
+        if lock(&self.held).is_none() {
+            self.notify(JournalEvent::Settled { through: *settled });
+        }
     }
 
     /// Claims the partition, at the start or again.
@@ -110,37 +153,68 @@ impl MemoryJournal {
 }
 
 impl Journal for MemoryJournal {
-    fn append(&self, writes: Vec<Append>) {
+    fn append(&self, writes: Vec<Append>) -> Vec<Option<Numbered>> {
+        let mut numbered = Vec::new();
         // Held to the end, so that all outcomes and arrivals are in the order of the ids.
         let notify = lock(&self.notify);
+        let mut held = lock(&self.held);
         let mut tasks = Vec::new();
         for Append { new, now, idempotency, reply } in writes {
             let outcome = match self.refuses() {
                 Err(error) => Err(AppendError::Store(error)),
                 Ok(()) => lock(&self.store).append(*new, now, idempotency.as_ref()),
             };
-            if let Ok(Appended::New(id)) = outcome {
-                tasks.extend(lock(&self.store).tasks.get(&id).map(|(task, _)| Arc::clone(task)));
+            let Ok(Appended::New(id)) = outcome else {
+                numbered.push(None);
+                reply(outcome);
+                continue;
+            };
+            let stored = &mut lock(&self.store).tasks;
+            let Some((task, progress)) = stored.get(&id).cloned() else { continue };
+            let partition = Partition::default();
+            numbered.push(Some(Numbered { partition, task: Arc::clone(&task) }));
+            if let Some(held) = held.as_mut() {
+                stored.remove(&id);
+                held.push(HeldWrite { task, progress, reply });
+            } else {
+                tasks.push(task);
+                reply(outcome);
             }
-            reply(outcome);
         }
         if !tasks.is_empty() {
             let partition = Partition::default();
             notify(JournalEvent::Arrived { partition, tasks, took: Duration::ZERO });
         }
+        numbered
     }
 
     fn save(&self, id: TaskId, progress: Vec<Progress>) {
-        if self.refuses().is_ok()
-            && let Some((_, known)) = lock(&self.store).tasks.get_mut(&id)
-        {
-            *known = progress;
+        if self.refuses().is_ok() {
+            let mut held = lock(&self.held);
+            let write = held.iter_mut().flatten().find(|write| write.task.id == id);
+            if let Some(write) = write {
+                write.progress = progress;
+            } else if let Some((_, known)) = lock(&self.store).tasks.get_mut(&id) {
+                *known = progress;
+            }
+            drop(held);
+            self.settle();
         }
     }
 
     fn remove(&self, id: TaskId) {
         if self.refuses().is_ok() {
             lock(&self.store).tasks.remove(&id);
+            let mut held = lock(&self.held);
+            let withdrawn = held.as_mut().and_then(|held| {
+                let at = held.iter().position(|write| write.task.id == id)?;
+                Some(held.remove(at))
+            });
+            drop(held);
+            if let Some(HeldWrite { reply, .. }) = withdrawn {
+                reply(Err(AppendError::Removed(id)));
+            }
+            self.settle();
         }
     }
 

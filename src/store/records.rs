@@ -133,6 +133,9 @@ pub enum CommitError {
     /// The latest writes may or may not be on disk.
     #[error("the store does not answer")]
     Stalled,
+    /// The task was removed before its commit began.
+    #[error("the task was removed before it was stored")]
+    Removed,
     /// The committer was closed before it got this write.
     #[error("the store is closed")]
     Closed,

@@ -102,7 +102,7 @@ impl Core {
 
     fn show_task(&self, now: Now, id: TaskId, reply: AdminReply<Option<api::TaskInfo>>) {
         if let Some(found) = self.engine.view(id) {
-            let header = self.task_cache.get(id).map(|task| Header::of(&task));
+            let header = self.task_in_memory(id).map(|task| Header::of(&task));
             let journal = Arc::clone(&self.journal);
             return answer_in_background(reply, async move {
                 let header = match header {
@@ -120,7 +120,7 @@ impl Core {
 
     fn discard_task(&mut self, now: Now, id: TaskId, reply: AdminReply<Option<api::TaskInfo>>) {
         // The cache loses the task when it is discarded.
-        let header = self.task_cache.get(id).map(|task| Header::of(&task));
+        let header = self.task_in_memory(id).map(|task| Header::of(&task));
         if !self.engine.discard_task(now, id) {
             return self.show_task(now, id, reply);
         }

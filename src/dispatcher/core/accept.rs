@@ -1,5 +1,6 @@
 //! The path of a write, in the order of this file: room in the engine, or a wait for room; a number
-//! and durability from the journal; arrival in the engine; the answer.
+//! and durability from the journal; arrival in the engine; the answer. An early write arrives in the
+//! engine as soon as it has its number.
 //!
 //! A client is answered only here. Eventual writes are answered when they arrive, strong writes when
 //! they are decided.
@@ -18,9 +19,14 @@ use crate::dispatcher::admission::{Admission, WaitLine, Waiter};
 use crate::dispatcher::messages::{
     AcceptedWrite, LoopEvent, NewWrite, PendingWrite, Refusal, WriteReply,
 };
-use crate::engine::{Arrived, Full, Moment, Now, Origin, Reservation, SharedLimit};
+use crate::engine::{
+    Arrived, ClearReservation, Full, Moment, Now, Origin, Reservation, SharedLimit,
+};
 use crate::metrics::Reason;
-use crate::store::{Append, AppendError, Appended, IdempotencyAnswer, KeyState, NoRoom, Repeated};
+use crate::store::{
+    Append, AppendError, AppendReply, Appended, IdempotencyAnswer, KeyState, NoRoom, Numbered,
+    Repeated,
+};
 use crate::task::{
     Consistency, DeliveryState, Idempotency, NewTask, Obstacle, Partition, ReplicaIndex, Task,
     TaskChange, TaskId,
@@ -33,9 +39,13 @@ pub(crate) struct Intake {
     /// All valid requests so far.
     pub(super) received: u64,
     pub(super) admission: Admission,
+    /// All tasks so far that arrived in the engine.
+    pub(super) accepted: u64,
     /// Writes that have room and go to the journal at the end of the request.
-    appends: Vec<Append>,
+    appends: Vec<PreparedWrite>,
     append_bytes: u64,
+    /// Writes that are in the engine and not durable yet.
+    early: HashMap<TaskId, EarlyWrite>,
     /// Writes that are durable, and those whose majority is not decided.
     clients: HashMap<TaskId, WaitingClients>,
     /// The last task that arrived.
@@ -53,8 +63,10 @@ impl Intake {
             events,
             received: 0,
             admission: Admission::default(),
+            accepted: 0,
             appends: Vec::new(),
             append_bytes: 0,
+            early: HashMap::new(),
             clients: HashMap::new(),
             newest,
         }
@@ -69,6 +81,24 @@ impl Intake {
     pub(super) fn drop_clients(&mut self) {
         self.clients.clear();
     }
+}
+
+struct PreparedWrite {
+    append: Append,
+    /// Its client, if it may be sent before it is durable.
+    early: Option<EarlyClient>,
+}
+
+struct EarlyClient {
+    reply: WriteReply,
+    arrived: Moment,
+    reservation: ClearReservation,
+}
+
+/// Kept until its commit, because it cannot be read back.
+struct EarlyWrite {
+    task: Arc<Task>,
+    arrived: Moment,
 }
 
 /// The clients that wait for the answer of a task.
@@ -175,7 +205,8 @@ impl Core {
     fn admit(&mut self, now: Now, waiter: Waiter) -> Admitted {
         let NewTask { replicas, consistency, client, .. } = &*waiter.new;
         let bytes = waiter.new.weight() as u64;
-        match self.engine.reserve(now, replicas, bytes, *consistency, client.as_ref()) {
+        let key = self.keys.id(&waiter.new.key);
+        match self.engine.reserve(now, key, replicas, bytes, *consistency, client.as_ref()) {
             Ok(reservation) => {
                 // Durable no later than the first write to a replica.
                 for node in &waiter.new.replicas {
@@ -229,8 +260,9 @@ impl Core {
         // Each by itself: a group has a flush of its own.
         self.intake.append_bytes = 0;
         for write in std::mem::take(&mut self.intake.appends) {
-            self.journal.append(vec![write]);
+            self.pass_on(now, vec![write]);
         }
+        self.act(now);
     }
 
     fn refuse(&self, waiter: Waiter, reason: Reason, limit: &str) {
@@ -252,25 +284,81 @@ impl Core {
     fn prepare_append(&mut self, now: Now, waiter: Waiter, reservation: Option<Reservation>) {
         let Waiter { new, idempotency, reply, arrived, .. } = waiter;
         self.intake.append_bytes += new.weight() as u64;
-        let write = PendingWrite { reply, arrived, reservation, idempotency: idempotency.clone() };
         let events = self.intake.events.clone();
-        self.intake.appends.push(Append {
-            new,
-            now,
-            idempotency,
-            // The loop may have ended at the drain timeout.
-            reply: Box::new(move |outcome| {
-                drop(events.send(LoopEvent::Appended { write, outcome }));
-            }),
+        // A repeat must get the answer of the first write: so one with a key is durable before anything
+        // is known of it.
+        let clear = reservation.map(|reservation| match idempotency {
+            None => self.engine.clear(now, reservation),
+            Some(_) => Err(reservation),
         });
+        let (on_outcome, early): (AppendReply, _) = match clear.transpose() {
+            Ok(Some(reservation)) => {
+                // A failure of the journal answers the client, and its success is an arrival.
+                let on_outcome = move |outcome| {
+                    if let Err(AppendError::Removed(id)) = outcome {
+                        // The loop may have ended at the drain timeout.
+                        drop(events.send(LoopEvent::Withdrawn(id)));
+                    }
+                };
+                (Box::new(on_outcome), Some(EarlyClient { reply, arrived, reservation }))
+            }
+            other => {
+                let (reservation, idempotency) = (other.err(), idempotency.clone());
+                let write = PendingWrite { reply, arrived, reservation, idempotency };
+                let on_outcome = move |outcome| {
+                    drop(events.send(LoopEvent::Appended { write, outcome }));
+                };
+                (Box::new(on_outcome), None)
+            }
+        };
+        let append = Append { new, now, idempotency, reply: on_outcome };
+        self.intake.appends.push(PreparedWrite { append, early });
     }
 
     /// Passes the writes of a request to the journal, which commits them together.
-    pub(super) fn append(&mut self) {
+    pub(super) fn append(&mut self, now: Now) {
         if !self.intake.appends.is_empty() {
             self.intake.append_bytes = 0;
-            self.journal.append(std::mem::take(&mut self.intake.appends));
+            let writes = std::mem::take(&mut self.intake.appends);
+            self.pass_on(now, writes);
         }
+    }
+
+    fn pass_on(&mut self, now: Now, writes: Vec<PreparedWrite>) {
+        let (appends, early): (Vec<_>, Vec<_>) =
+            writes.into_iter().map(|write| (write.append, write.early)).unzip();
+        let numbered = self.journal.append(appends);
+        for (numbered, early) in numbered.into_iter().zip(early) {
+            if let Some(early) = early {
+                self.send_early(now, numbered, early);
+            }
+        }
+    }
+
+    /// Puts a write into the engine that is not durable yet.
+    fn send_early(&mut self, now: Now, numbered: Option<Numbered>, early: EarlyClient) {
+        let EarlyClient { reply, arrived, reservation } = early;
+        let Some(Numbered { partition, task }) = numbered else {
+            // The journal has failed. The dropped reply tells the client.
+            return self.engine.cancel(now, reservation.into());
+        };
+        let clients = WaitingClients { replies: smallvec![reply], arrived, reservation: None };
+        self.intake.clients.insert(task.id, clients);
+        self.intake.early.insert(task.id, EarlyWrite { task: Arc::clone(&task), arrived });
+        self.enter(now, partition, &task, Origin::Early(reservation));
+    }
+
+    /// An early write was removed before its commit began: every replica has it.
+    pub(super) fn withdrawn(&mut self, now: Now, id: TaskId) {
+        if let Some(write) = self.intake.early.remove(&id) {
+            self.observed.latency.accepted(write.arrived, now.moment);
+        }
+    }
+
+    /// `None` for a task that must be read back.
+    pub(in crate::dispatcher) fn task_in_memory(&self, id: TaskId) -> Option<Arc<Task>> {
+        let early = || self.intake.early.get(&id).map(|write| Arc::clone(&write.task));
+        self.task_cache.get(id).or_else(early)
     }
 
     /// Handles the journal's outcome of a write. The client of a new write is answered later, when the
@@ -295,7 +383,7 @@ impl Core {
             }
             Err(AppendError::Mismatch) => Refusal::Mismatch,
             Err(AppendError::KeysFull) => self.full(Reason::Waiting, KEYS_FULL),
-            Err(AppendError::Store(_)) => Refusal::StoreFailed,
+            Err(AppendError::Store(_) | AppendError::Removed(_)) => Refusal::StoreFailed,
         };
         self.cancel(now, reservation);
         let _ = reply.send(Err(refusal));
@@ -309,10 +397,23 @@ impl Core {
 
     pub(super) fn arrived(&mut self, now: Now, partition: Partition, task: &Arc<Task>) {
         self.intake.newest = task.id;
+        if let Some(write) = self.intake.early.remove(&task.id) {
+            self.observed.latency.accepted(write.arrived, now.moment);
+            return self.engine.committed(now, task.id);
+        }
         let reservation = self.intake.clients.get_mut(&task.id).and_then(|clients| {
             self.observed.latency.accepted(clients.arrived, now.moment);
             clients.reservation.take()
         });
+        self.enter(now, partition, task, Origin::Written(reservation));
+        if task.consistency == Consistency::Eventual {
+            let id = task.id;
+            self.answer(id, |replayed| Ok(AcceptedWrite { id, acked: Vec::new(), replayed }));
+        }
+    }
+
+    fn enter(&mut self, now: Now, partition: Partition, task: &Arc<Task>, origin: Origin) {
+        self.intake.accepted += 1;
         // Before the engine sends it.
         self.task_cache.offer(task);
         let arrived = Arrived {
@@ -324,11 +425,7 @@ impl Core {
             client: task.client.as_ref(),
             accepted_at: task.accepted_at,
         };
-        self.engine.arrive(now, arrived, Origin::Written(reservation));
-        if task.consistency == Consistency::Eventual {
-            let id = task.id;
-            self.answer(id, |replayed| Ok(AcceptedWrite { id, acked: Vec::new(), replayed }));
-        }
+        self.engine.arrive(now, arrived, origin);
         if self.engine.is_watched() {
             self.observed.publish_task(now, task.id, None, TaskChange::Accepted, None);
         }

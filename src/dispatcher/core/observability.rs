@@ -27,8 +27,8 @@ pub(crate) struct Observability {
     pub(super) throttle: LogThrottle,
     /// The task of the attempt that has just ended, so that the history needs no read from disk.
     pub(super) last_sent: Option<Arc<Task>>,
-    /// The newest task at the time of the last figures.
-    last_figures: (TaskId, Moment),
+    /// The accepted tasks at the time of the last figures.
+    last_figures: (u64, Moment),
     /// The figures of the last hour.
     pub(in crate::dispatcher) past: FigureHistory,
     /// Replicas that had a successful probe and are not healthy yet.
@@ -41,7 +41,7 @@ impl Observability {
         bus: EventBus,
         history: TaskHistory,
         constants: Snapshot,
-        last_figures: (TaskId, Moment),
+        now: Moment,
     ) -> Self {
         Self {
             counts,
@@ -51,7 +51,7 @@ impl Observability {
             latency: Latency::default(),
             throttle: LogThrottle::default(),
             last_sent: None,
-            last_figures,
+            last_figures: (0, now),
             past: FigureHistory::default(),
             recovering: HashSet::new(),
         }
@@ -131,13 +131,13 @@ impl Core {
         let levels = self.engine.levels();
         let sum = |of: fn(&api::ReplicaFigures) -> f64| replicas.iter().map(of).sum();
         let lag = replicas.iter().map(|replica| replica.lag_seconds);
-        let newest = self.intake.newest;
-        let (newest_before, since) =
-            std::mem::replace(&mut self.observed.last_figures, (newest, now.moment));
+        let accepted = self.intake.accepted;
+        let (before, since) =
+            std::mem::replace(&mut self.observed.last_figures, (accepted, now.moment));
         let seconds =
             now.moment.since_start().saturating_sub(since.since_start()).as_secs_f64().max(0.001);
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let accepted = newest.0.saturating_sub(newest_before.0) as f64;
+        let accepted = accepted.saturating_sub(before) as f64;
         let figures = api::Figures {
             at: view::time(now.wall),
             accepted_per_second: accepted / seconds,

@@ -46,7 +46,6 @@ impl Core {
         };
         let bus = EventBus::new(0);
         let history = TaskHistory::new(Duration::ZERO);
-        let last_figures = (newest, Moment::default());
         Self {
             engine,
             keys,
@@ -65,7 +64,7 @@ impl Core {
                 bus,
                 history,
                 Snapshot::default(),
-                last_figures,
+                Moment::default(),
             ),
         }
     }

@@ -11,6 +11,8 @@ use crate::engine::{self, EngineSettings};
 use crate::store::{KeyLimits, MemoryJournal, MemoryStore};
 use crate::task::{Consistency, Idempotency, NewTask, Node, Operation, TaskId};
 
+mod early;
+
 type WriteAnswer = Result<AcceptedWrite, Refusal>;
 
 /// The key of a write, its consistency, its idempotency key and the fingerprint of its body.

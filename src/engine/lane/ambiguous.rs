@@ -28,6 +28,10 @@ impl AmbiguousAttempts {
         }
     }
 
+    pub(in crate::engine) fn has(&self, key: KeyId) -> bool {
+        self.0.contains_key(&key)
+    }
+
     pub(in crate::engine) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -37,6 +37,8 @@ impl World {
         self.check_refused();
         self.check_barriers();
         self.check_reached();
+        let reserved = self.appended.values().filter(|(_, held)| held.is_some()).count();
+        assert_eq!(self.engine.coming.values().sum::<u32>() as usize, reserved);
         let levels = self.engine.levels();
         assert_eq!(levels.in_flight, (self.on_wire.len() + self.orphans.len()) as u64);
         assert!(levels.retry <= self.settings.retry_capacity, "{levels:?}");
@@ -64,9 +66,9 @@ impl World {
                         && delivery.is_some_and(|delivery| delivery.stage.holds_queue())
                 };
                 let held = self.engine.tasks.iter().filter(waits).count();
-                let coming = self.appended.values().filter(|(_, reservation)| {
-                    reservation.queue == queue && reservation.lanes.contains(&number)
-                });
+                let reservations = self.appended.values().filter_map(|(_, held)| held.as_ref());
+                let coming =
+                    reservations.filter(|held| held.queue == queue && held.lanes.contains(&number));
                 assert_eq!(
                     lane.places.queued(queue),
                     held + coming.count(),
@@ -113,7 +115,7 @@ impl World {
                 }
             }
         }
-        for (_, reservation) in self.appended.values() {
+        for reservation in self.appended.values().filter_map(|(_, held)| held.as_ref()) {
             let client = Some(reservation.client);
             let queue = reservation.queue.pool().unwrap();
             add(Pool::Bytes, client, None, reservation.bytes);

@@ -8,8 +8,19 @@ pub(in crate::engine) enum Op {
         nodes: u8,
         strong: bool,
     },
-    /// Everything appended becomes durable.
-    Commit,
+    /// Everything appended becomes durable, after the settlements of the `settled` oldest tasks.
+    Commit {
+        settled: usize,
+    },
+    /// The settlements of the `most` oldest tasks become durable.
+    Settle {
+        most: usize,
+    },
+    /// Replicas acknowledge everything in flight, and the settlements of the `settled` oldest tasks
+    /// become durable: the next strong writes may be early.
+    Calm {
+        settled: usize,
+    },
     /// The n-th delivery in flight is answered.
     Answer {
         nth: usize,
@@ -62,8 +73,9 @@ pub(in crate::engine) enum Op {
         partition: u16,
     },
     /// The process is killed and restarted. Of the settlements, those of the `settled` oldest tasks
-    /// are durable.
+    /// are durable; with none of them, the `kept` oldest writes are.
     Restart {
+        kept: usize,
         settled: usize,
     },
 }

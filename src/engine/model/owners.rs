@@ -24,21 +24,20 @@ impl World {
         self.act();
     }
 
-    pub(super) fn restart(&mut self, settled: usize) {
+    pub(super) fn restart(&mut self, kept: usize, settled: usize) {
         // A kill loses settlements, and with them which older writes a delivery stands for.
         if !self.appended.is_empty() || !self.unsettled.is_empty() {
             self.barriers.clear();
         }
-        if settled > 0 {
-            // A prefix of the log is durable, and a write comes before everything that it settles.
-            self.durable.extend(self.appended.keys());
-            let appended = std::mem::take(&mut self.appended);
-            self.disk.extend(appended.into_iter().map(|(id, (stored, _))| (id, stored)));
-        }
+        // A prefix of the log is durable, and a write comes before everything that it settles.
+        self.lose_appended(if settled > 0 { usize::MAX } else { kept });
         self.settle(settled);
         self.unsettled.clear();
+        self.settlements = 0;
         self.engine = Engine::new(self.settings.clone());
-        self.appended.clear();
+        if self.reported {
+            self.engine.expect_unrecorded(self.now);
+        }
         self.strong.clear();
         self.unanswered.append(&mut self.orphans);
         let on_wire = std::mem::take(&mut self.on_wire);

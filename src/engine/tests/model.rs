@@ -1,6 +1,7 @@
 //! Random histories against the model.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -20,13 +21,17 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(How::Refused),
     ];
     prop_oneof![
-        6 => (0..4u8, 1..8u8, prop::bool::weighted(0.2))
+        6 => (0..4u8, 1..8u8, prop::bool::weighted(0.4))
             .prop_map(|(key, nodes, strong)| Op::Write { key, nodes, strong }),
-        4 => Just(Op::Commit),
+        4 => prop::sample::select(vec![0, 1, 3, usize::MAX, usize::MAX])
+            .prop_map(|settled| Op::Commit { settled }),
+        2 => (0..6usize).prop_map(|most| Op::Settle { most }),
+        2 => prop::sample::select(vec![0, 1, 2, usize::MAX])
+            .prop_map(|settled| Op::Calm { settled }),
         8 => (0..64usize, how).prop_map(|(nth, how)| Op::Answer { nth, how }),
         2 => (0..64usize).prop_map(|nth| Op::ApplyLate { nth }),
         2 => (0..8_000u64).prop_map(|millis| Op::Pass { millis }),
-        1 => (0..6usize).prop_map(|settled| Op::Restart { settled }),
+        1 => (0..4usize, 0..6usize).prop_map(|(kept, settled)| Op::Restart { kept, settled }),
         1 => (0..2u16, 0..6usize)
             .prop_map(|(partition, settled)| Op::Release { partition, settled }),
         1 => (0..2u16).prop_map(|partition| Op::Claim { partition }),
@@ -38,6 +43,33 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..64usize, any::<bool>()).prop_map(|(nth, letter)| Op::Discard { nth, letter }),
         1 => prop::sample::select(vec![0, 0, 1]).prop_map(|node| Op::Forget { node }),
         1 => (0..3usize).prop_map(|node| Op::Rename { node }),
+    ]
+}
+
+/// Few writes of few keys, so that many strong writes are early, and many crashes.
+fn early_op() -> impl Strategy<Value = Op> {
+    let how = prop_oneof![
+        8 => Just(How::Delivered),
+        1 => Just(How::Failed),
+        1 => Just(How::AppliedAndFailed),
+        1 => Just(How::NoAnswer),
+        1 => Just(How::DeliveredByRepeat),
+        1 => Just(How::Rejected),
+        1 => Just(How::Refused),
+    ];
+    let settled = || prop::sample::select(vec![0, 1, usize::MAX, usize::MAX, usize::MAX]);
+    prop_oneof![
+        6 => (0..2u8, 1..4u8, prop::bool::weighted(0.6))
+            .prop_map(|(key, nodes, strong)| Op::Write { key, nodes, strong }),
+        2 => settled().prop_map(|settled| Op::Commit { settled }),
+        3 => settled().prop_map(|settled| Op::Calm { settled }),
+        1 => settled().prop_map(|most| Op::Settle { most }),
+        6 => (0..64usize, how).prop_map(|(nth, how)| Op::Answer { nth, how }),
+        2 => (0..64usize).prop_map(|nth| Op::ApplyLate { nth }),
+        3 => (0..5_000u64).prop_map(|millis| Op::Pass { millis }),
+        2 => (0..2usize, 0..2usize).prop_map(|(kept, settled)| Op::Restart { kept, settled }),
+        2 => (0..64usize).prop_map(|nth| Op::Redrive { nth }),
+        1 => (0..64usize, any::<bool>()).prop_map(|(nth, letter)| Op::Discard { nth, letter }),
     ]
 }
 
@@ -59,6 +91,8 @@ proptest! {
         breaker_failures in 0..4u32,
         hinted_handoff in any::<bool>(),
         coalesce in prop::bool::weighted(0.2),
+        reports in any::<bool>(),
+        settle_after in prop::sample::select(vec![2, 20]),
     ) {
         let workers = match NonZeroU32::new(workers).unwrap() {
             n if n.get() == 4 => Workers::Auto(n),
@@ -71,6 +105,25 @@ proptest! {
             breaker_failures,
             hinted_handoff,
             coalesce,
+            reports,
+            settle_after: Duration::from_secs(settle_after),
+        };
+        holds(&shape, &ops);
+    }
+
+    #[test]
+    fn no_older_write_follows_one_that_was_sent_and_lost(
+        ops in prop::collection::vec(early_op(), 1..60),
+    ) {
+        let shape = Shape {
+            workers: Workers::Fixed(NonZeroU32::new(5).unwrap()),
+            queue_capacity: 100,
+            retry_capacity: 100,
+            breaker_failures: 0,
+            hinted_handoff: true,
+            coalesce: false,
+            reports: true,
+            settle_after: Duration::from_secs(2),
         };
         holds(&shape, &ops);
     }

@@ -3,8 +3,9 @@
 //! A flush costs about 0.4 ms whatever its size, so all waiting writes share one. A turn:
 //!
 //! 1. **gather**: take orders, up to [`MAX_BATCH_TASKS`] or [`MAX_BATCH_BYTES`]. New tasks are written
-//!    as soon as they fill a row, so that writing overlaps with the requests that bring the next ones;
-//! 2. **commit**: write the last row, flush, answer every caller in the order of the calls, then notify;
+//!    as soon as they fill a row, so that writing overlaps with the requests that bring the next ones. A
+//!    strong one, and what follows it, waits for the commit, because it may be removed until then;
+//! 2. **commit**: write the rest, flush, answer every caller in the order of the calls, then notify;
 //! 3. **settle**: write settlements that have waited [`SETTLE_WITHIN`], or all of them for a sync.
 //!    They share the flush of the next batch, or get their own if no batch comes.
 //!
@@ -30,30 +31,38 @@
 //! in the order above, so a crash still leaves a prefix.
 //!
 //! **A task is written before its settlement**: both come through one queue, and a turn writes tasks
-//! before settlements.
+//! before settlements. A task that is removed before its commit began is not written at all.
+//!
+//! **Once a strong task is committed, the number of durable settlements is reported** (`settled.rs`).
+//! Then strong writes may be sent before they are durable. A row in `meta` says so until the store is
+//! closed, because a crash can lose a write that a replica has.
 //!
 //! The first error of the database is final: after a failed fsync the state of the disk is unknown.
 //! Nothing is written any more and every call is refused. A panic counts as an error.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
-
-use tokio::sync::oneshot;
 
 use super::Files;
 use super::compaction::Compactor;
 use super::database::Database;
 use super::error::{Failure, guarded};
 use super::presence::Lookout;
+use super::settled::SettledCount;
 use super::turns::CommitterTurns;
 use crate::faults;
 use crate::store::journal::{JournalEvent, Notify, Reply};
-use crate::store::records::{CommitError, IdempotencyRow, ReplicaRow};
-use crate::task::{Idempotency, Node, Partition, Progress, Task, TaskId};
+use crate::store::records::{CommitError, IdempotencyRow};
+use crate::task::{Consistency, Idempotency, Partition, TaskId};
+
+mod orders;
+
+pub use orders::Committer;
+
+use orders::{Accept, Accepted, Order, Settlement, answer, bytes};
 
 /// Tasks per flush. Beyond it, writing the others (up to 10 µs each) takes longer than the flush.
 const MAX_BATCH_TASKS: usize = 1024;
@@ -78,51 +87,6 @@ const LEASE: u64 = 1 << 20;
 /// can be uncommitted at once, so every id that a client has seen is below the lease on disk.
 const RENEW: u64 = LEASE / 2;
 
-/// The handle of the committer. Cheap to clone; no call blocks.
-///
-/// The thread ends with the last clone, as after [`close`](Self::close).
-#[derive(Clone)]
-pub struct Committer {
-    orders: Sender<Order>,
-    turns: CommitterTurns,
-}
-
-enum Order {
-    Accept(Accept),
-    Settle(TaskId, Settlement),
-    /// The orders up to `GroupEnd` are one commit.
-    Group,
-    GroupEnd,
-    Keys(Vec<KeyChange>),
-    Sync(Reply),
-    Close(Reply),
-}
-
-type KeyChange = (Box<str>, Option<IdempotencyRow>);
-
-struct Accept {
-    what: Accepted,
-    reply: Option<Reply>,
-}
-
-impl Accept {
-    fn task(&self) -> Option<(&Task, Option<&Idempotency>)> {
-        match &self.what {
-            Accepted::Task(task, key) => Some((task, key.as_ref())),
-            Accepted::Replica(..) => None,
-        }
-    }
-}
-
-fn bytes_of(task: &Task) -> usize {
-    task.key.len() + task.value.len()
-}
-
-enum Accepted {
-    Task(Arc<Task>, Option<Idempotency>),
-    Replica(Node, Option<ReplicaRow>),
-}
-
 /// A caller that waits for all earlier orders.
 struct Sync {
     reply: Reply,
@@ -130,108 +94,6 @@ struct Sync {
     through: Option<TaskId>,
     /// Only the flush is missing.
     written: bool,
-}
-
-enum Settlement {
-    Save(Vec<Progress>),
-    Remove,
-}
-
-impl Committer {
-    /// Makes a task durable together with its idempotency key, then calls `reply`.
-    pub fn accept(&self, task: Arc<Task>, idempotency: Option<Idempotency>, reply: Option<Reply>) {
-        self.order(Order::Accept(Accept { what: Accepted::Task(task, idempotency), reply }));
-    }
-
-    /// Writes all tasks that `hand_in` hands in with one commit, within [`MAX_BATCH_TASKS`] and
-    /// [`MAX_BATCH_BYTES`]. The committer waits for its end, so it must not block.
-    pub fn in_one_commit(&self, hand_in: impl FnOnce()) {
-        /// Ends the group even if `hand_in` panics.
-        struct End<'a>(&'a Committer);
-        impl Drop for End<'_> {
-            fn drop(&mut self) {
-                self.0.order(Order::GroupEnd);
-            }
-        }
-        self.order(Order::Group);
-        let _end = End(self);
-        hand_in();
-    }
-
-    /// Writes the record of a replica, or removes it, before any task that is handed in later.
-    pub fn set_replica(&self, node: Node, row: Option<ReplicaRow>, reply: Option<Reply>) {
-        self.order(Order::Accept(Accept { what: Accepted::Replica(node, row), reply }));
-    }
-
-    /// Replaces the row of an idempotency key, with the settlements.
-    pub fn set_idempotency(&self, key: Box<str>, row: IdempotencyRow) {
-        self.order(Order::Keys(vec![(key, Some(row))]));
-    }
-
-    /// Removes idempotency keys, with the settlements.
-    pub fn forget_idempotency(&self, keys: Vec<Box<str>>) {
-        self.order(Order::Keys(keys.into_iter().map(|key| (key, None)).collect()));
-    }
-
-    /// Calls `reply` once all earlier orders are durable, settlements included.
-    pub fn sync(&self, reply: Reply) {
-        self.order(Order::Sync(reply));
-    }
-
-    /// Saves the progress of a task, one entry per replica; the latest wins. Error texts are cut to
-    /// about 1 KiB.
-    pub fn save(&self, id: TaskId, progress: Vec<Progress>) {
-        self.order(Order::Settle(id, Settlement::Save(progress)));
-    }
-
-    /// Removes a task. No [`Self::save`] may follow.
-    pub fn remove(&self, id: TaskId) {
-        self.order(Order::Settle(id, Settlement::Remove));
-    }
-
-    /// Ends the thread once all earlier orders are on disk. Later ones are refused.
-    #[must_use = "the store is closed when the receiver resolves"]
-    pub fn close(&self) -> oneshot::Receiver<Result<(), CommitError>> {
-        let (reply, closed) = oneshot::channel();
-        self.order(Order::Close(Box::new(|result| {
-            let _ = reply.send(result);
-        })));
-        closed
-    }
-
-    /// The turn in progress, read without waiting for the thread.
-    #[must_use]
-    pub fn turns(&self) -> CommitterTurns {
-        self.turns.clone()
-    }
-
-    fn order(&self, order: Order) {
-        if let Err(mpsc::SendError(order)) = self.orders.send(order) {
-            order.refuse(CommitError::Closed);
-        }
-    }
-}
-
-impl Order {
-    fn refuse(self, error: CommitError) {
-        match self {
-            Self::Accept(accept) => answer(accept.reply, Err(error)),
-            Self::Sync(reply) | Self::Close(reply) => answer(Some(reply), Err(error)),
-            Self::Settle(..) | Self::Keys(_) | Self::Group | Self::GroupEnd => {}
-        }
-    }
-}
-
-fn answer(reply: Option<Reply>, result: Result<(), CommitError>) {
-    if let Some(reply) = reply {
-        reply(result);
-    }
-}
-
-impl fmt::Debug for Committer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Committer").finish_non_exhaustive()
-    }
 }
 
 pub(super) fn lease(next: TaskId) -> TaskId {
@@ -259,15 +121,20 @@ struct Writer {
     compactor: Compactor,
     notify: Notify,
     lease: TaskId,
+    /// The newest task so far.
+    newest: TaskId,
     /// The new tasks and replica records of this turn.
     batch: Vec<Accept>,
     batch_bytes: usize,
     /// How many of `batch` are written, and the bytes of the others.
     written: usize,
     unwritten_bytes: usize,
+    /// One of the others may be removed before the commit.
+    held_back: bool,
     /// When the first of `batch` was taken.
     batch_since: Option<Instant>,
     settlements: BTreeMap<TaskId, Settlement>,
+    settled: SettledCount,
     key_changes: BTreeMap<Box<str>, Option<IdempotencyRow>>,
     /// When the first of `settlements` and `key_changes` came.
     waiting_since: Option<Instant>,
@@ -291,12 +158,15 @@ impl Writer {
             turns: CommitterTurns::default(),
             notify,
             lease,
+            newest: TaskId(0),
             batch: Vec::new(),
             batch_bytes: 0,
             written: 0,
             unwritten_bytes: 0,
+            held_back: false,
             batch_since: None,
             settlements: BTreeMap::new(),
+            settled: SettledCount::default(),
             key_changes: BTreeMap::new(),
             waiting_since: None,
             unflushed: false,
@@ -327,10 +197,13 @@ impl Writer {
         while self.closing.is_none() {
             self.gather()?;
             let _turn = self.turns.begin();
+            self.renew_lease()?;
             if !self.batch.is_empty() {
                 self.commit()?;
             } else if self.unflushed || self.syncs.iter().any(|sync| sync.written) {
                 self.flush()?;
+            } else {
+                self.report_settled();
             }
             self.compactor.turn(&mut self.database)?;
             if self.settlements_wait() == Some(Duration::ZERO) {
@@ -341,6 +214,9 @@ impl Writer {
         let _turn = self.turns.begin();
         while self.settlements_wait().is_some() {
             self.settle()?;
+        }
+        if self.database.sends_early()? {
+            self.database.set_sends_early(false)?;
         }
         faults::point("shutdown.settled");
         self.flush()?;
@@ -364,10 +240,7 @@ impl Writer {
             }
             match self.next() {
                 Ok(Order::Accept(accept)) => self.take(accept)?,
-                Ok(Order::Settle(id, settlement)) => {
-                    self.settlements.insert(id, settlement);
-                    self.waiting_since.get_or_insert_with(now);
-                }
+                Ok(Order::Settle(id, settlement)) => self.take_settlement(id, settlement),
                 Ok(Order::Keys(changes)) => {
                     if !changes.is_empty() {
                         self.waiting_since.get_or_insert_with(now);
@@ -399,26 +272,26 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes a task or a record of a replica. The next commit makes it durable.
+    /// Takes a task or a record of a replica. Writes what fills a row, unless it must wait for the commit.
     fn take(&mut self, accept: Accept) -> Result<(), Failure> {
         let _turn = self.turns.begin();
         faults::point("commit.taken");
         self.batch_since.get_or_insert_with(now);
+        if let Accepted::Task(task, key) = &accept.what {
+            self.newest = self.newest.max(task.id);
+            self.batch_bytes += bytes(task);
+            self.unwritten_bytes += bytes(task);
+            if let Some(Idempotency { key, .. }) = key {
+                // They are of an earlier use of the key and would overwrite this one.
+                self.key_changes.remove(key);
+            }
+        }
+        self.held_back |= accept.may_be_withdrawn();
+        // A record of a replica has a row of its own.
+        let left = if accept.task().is_some() { ROW_BYTES } else { 0 };
         // First, so that a failure refuses it.
         self.batch.push(accept);
-        let task = self.batch.last().and_then(Accept::task);
-        let Some((task, key)) = task else { return self.write_rows(0) };
-        self.batch_bytes += bytes_of(task);
-        self.unwritten_bytes += bytes_of(task);
-        if let Some(Idempotency { key, .. }) = key {
-            // They are of an earlier use of the key and would overwrite this one.
-            self.key_changes.remove(key);
-        }
-        if task.id.0.saturating_add(RENEW) >= self.lease.0 {
-            self.lease = lease(task.id);
-            self.database.set_sequence(self.lease)?;
-        }
-        self.write_rows(ROW_BYTES)
+        if self.held_back { Ok(()) } else { self.write_rows(left) }
     }
 
     /// Writes the batch until no more than these bytes of keys and values are left.
@@ -429,15 +302,15 @@ impl Writer {
             let accepts = self.batch.iter().skip(self.written);
             let written = match &first.what {
                 Accepted::Task(..) => {
-                    self.database.insert(accepts.clone().map_while(Accept::task))?
+                    self.database.insert(accepts.clone().map_while(Accept::task_and_key))?
                 }
                 Accepted::Replica(node, row) => {
                     self.database.set_replica(node, row.as_ref())?;
                     1
                 }
             };
-            for (task, key) in accepts.take(written).filter_map(Accept::task) {
-                self.unwritten_bytes -= bytes_of(task);
+            for (task, key) in accepts.take(written).filter_map(Accept::task_and_key) {
+                self.unwritten_bytes -= bytes(task);
                 let Some(Idempotency { key, fingerprint }) = key else { continue };
                 faults::point_after("commit.key-unwritten", || self.database.flush_rows())?;
                 let row = IdempotencyRow::of(task, *fingerprint);
@@ -446,6 +319,37 @@ impl Writer {
             self.written += written;
         }
         Ok(())
+    }
+
+    fn take_settlement(&mut self, id: TaskId, settlement: Settlement) {
+        self.settled.count();
+        if matches!(settlement, Settlement::Remove) && self.withdraw(id) {
+            self.settlements.remove(&id);
+        } else {
+            self.settlements.insert(id, settlement);
+            self.waiting_since.get_or_insert_with(now);
+        }
+    }
+
+    /// Takes a task out of the batch, unless it is written.
+    fn withdraw(&mut self, id: TaskId) -> bool {
+        if !self.held_back {
+            return false;
+        }
+        let is_it = |accept: &Accept| {
+            accept.may_be_withdrawn() && accept.task().is_some_and(|task| task.id == id)
+        };
+        let mut unwritten = self.batch.iter().skip(self.written);
+        let Some(at) = unwritten.position(is_it) else { return false };
+        let withdrawn = self.batch.remove(self.written + at);
+        let bytes = withdrawn.task().map_or(0, |task| bytes(task));
+        self.batch_bytes -= bytes;
+        self.unwritten_bytes -= bytes;
+        if self.batch.is_empty() {
+            self.batch_since = None;
+        }
+        answer(withdrawn.reply, Err(CommitError::Removed));
+        true
     }
 
     /// The next order. Waits for it until other work is due.
@@ -480,11 +384,13 @@ impl Writer {
     fn commit(&mut self) -> Result<(), Failure> {
         self.write_rows(0)?;
         faults::point("commit.written");
-        let task = |accept: &Accept| match &accept.what {
-            Accepted::Task(task, _) => Some(Arc::clone(task)),
-            Accepted::Replica(..) => None,
-        };
-        let tasks: Vec<_> = self.batch.iter().filter_map(task).collect();
+        let tasks: Vec<_> = self.batch.iter().filter_map(Accept::task).map(Arc::clone).collect();
+        let sends_early = self.settled.is_reported()
+            || tasks.iter().any(|task| task.consistency == Consistency::Strong);
+        if sends_early && !self.settled.is_reported() {
+            self.database.set_sends_early(true)?;
+        }
+        self.settled.report_from_now_on(sends_early);
         self.flush()?;
         let took = self.batch_since.take().map_or(Duration::ZERO, |since| since.elapsed());
         faults::point("commit.flushed");
@@ -492,7 +398,7 @@ impl Writer {
             answer(accept.reply, Ok(()));
             faults::point("commit.answered");
         }
-        (self.batch_bytes, self.written) = (0, 0);
+        (self.batch_bytes, self.written, self.held_back) = (0, 0, false);
         if !tasks.is_empty() {
             let partition = Partition::default();
             (self.notify)(JournalEvent::Arrived { partition, tasks, took });
@@ -547,6 +453,7 @@ impl Writer {
         for sync in &mut self.syncs {
             sync.written |= lowest.is_none_or(|lowest| Some(lowest) > sync.through);
         }
+        self.note_written();
         faults::point("settle.written");
         Ok(())
     }
@@ -560,6 +467,31 @@ impl Writer {
         }
         for sync in self.syncs.extract_if(.., |sync| sync.written) {
             (sync.reply)(Ok(()));
+        }
+        self.report_settled();
+        Ok(())
+    }
+
+    fn note_written(&mut self) {
+        let ids = |(id, _): (&TaskId, &Settlement)| *id;
+        let lowest = self.settlements.first_key_value().map(ids);
+        self.settled.written_below(lowest, self.settlements.last_key_value().map(ids));
+    }
+
+    /// Reports the settlements that are durable. Nothing may be unflushed.
+    fn report_settled(&mut self) {
+        self.note_written();
+        if let Some(through) = self.settled.report() {
+            (self.notify)(JournalEvent::Settled { through });
+        }
+    }
+
+    /// Also for tasks that are not written: their ids were used.
+    fn renew_lease(&mut self) -> Result<(), Failure> {
+        if self.newest.0.saturating_add(RENEW) >= self.lease.0 {
+            self.lease = lease(self.newest);
+            self.database.set_sequence(self.lease)?;
+            self.unflushed = true;
         }
         Ok(())
     }

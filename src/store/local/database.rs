@@ -390,6 +390,15 @@ impl Database {
         self.put(Tree::Meta, keys::SEQUENCE, &end.0.to_be_bytes())
     }
 
+    /// Whether strong writes may have been sent before they were durable.
+    pub(super) fn sends_early(&self) -> Result<bool, Failure> {
+        Ok(rows::read_meta(&self.meta, keys::SENDS_EARLY, rows::number)? == Some(1))
+    }
+
+    pub(super) fn set_sends_early(&self, early: bool) -> Result<(), Failure> {
+        self.put(Tree::Meta, keys::SENDS_EARLY, &u64::from(early).to_be_bytes())
+    }
+
     pub(super) fn set_replica(&self, node: &Node, row: Option<&ReplicaRow>) -> Result<(), Failure> {
         let key = keys::of_replica(node);
         match row {

@@ -15,7 +15,7 @@ use super::room::Room;
 use super::{LocalStore, Opened};
 use crate::store::journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
-    Notify, Reply, Stats,
+    Notify, Numbered, Reply, Stats,
 };
 use crate::store::records::{
     CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, ReplicaRow,
@@ -131,17 +131,25 @@ impl LocalJournal {
         self.forget(over);
     }
 
-    fn append_one(&self, next: &mut TaskId, Append { new, now, idempotency, reply }: Append) {
+    fn append_one(
+        &self,
+        next: &mut TaskId,
+        Append { new, now, idempotency, reply }: Append,
+    ) -> Option<Numbered> {
         if let Some(idempotency) = &idempotency {
             let state = {
                 let mut keys = lock(&self.keys);
                 match keys.look(idempotency) {
-                    KeyState::Pending => return keys.wait(idempotency, reply),
+                    KeyState::Pending => {
+                        keys.wait(idempotency, reply);
+                        return None;
+                    }
                     state => state,
                 }
             };
             if let Some(outcome) = state.outcome() {
-                return reply(outcome);
+                reply(outcome);
+                return None;
             }
         }
         let id = *next;
@@ -163,7 +171,8 @@ impl LocalJournal {
                 })
             }
         };
-        self.committer.accept(task, idempotency, Some(answer));
+        self.committer.accept(Arc::clone(&task), idempotency, Some(answer));
+        Some(Numbered { partition: Partition::default(), task })
     }
 
     fn forget(&self, over: Vec<Box<str>>) {
@@ -174,10 +183,10 @@ impl LocalJournal {
 }
 
 impl Journal for LocalJournal {
-    fn append(&self, writes: Vec<Append>) {
+    fn append(&self, writes: Vec<Append>) -> Vec<Option<Numbered>> {
         let mut next = lock(&self.next);
         let single = writes.len() == 1;
-        let append = || writes.into_iter().for_each(|write| self.append_one(&mut next, write));
+        let append = || writes.into_iter().map(|write| self.append_one(&mut next, write)).collect();
         if single { append() } else { self.committer.in_one_commit(append) }
     }
 
@@ -281,7 +290,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn of(committed: Result<(), CommitError>, id: TaskId) -> Result<Appended, AppendError> {
-    committed.map(|()| Appended::New(id)).map_err(AppendError::Store)
+    committed.map(|()| Appended::New(id)).map_err(|error| match error {
+        CommitError::Removed => AppendError::Removed(id),
+        error => AppendError::Store(error),
+    })
 }
 
 impl fmt::Debug for LocalJournal {

@@ -23,6 +23,10 @@ pub(super) const LEDGER: &[u8] = b"ledger";
 /// `meta`: the number of the ledger that settlements follow, a `u64`.
 pub(super) const SETTLING: &[u8] = b"settling";
 
+/// `meta`: 1 while strong writes may be sent before they are durable, a `u64`. Missing or 0 after the
+/// store was closed.
+pub(super) const SENDS_EARLY: &[u8] = b"sends_early";
+
 /// A token's name (64 bytes), a space, and a client's key of up to 255 bytes, a common limit.
 pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 64 + 1 + 255;
 

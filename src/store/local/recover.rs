@@ -29,6 +29,8 @@ pub struct RecoveryReport {
     pub set_aside: SetAside,
     /// The store was damaged and has been replaced by a fresh one.
     pub rebuilt: bool,
+    /// The last process was not closed, and may have sent strong writes that are not on disk.
+    pub sent_early: bool,
     /// Rows in the quarantine, including those of earlier starts.
     pub quarantined_rows: u64,
 }

@@ -120,6 +120,7 @@ pub(super) fn small(id: u64) -> Task {
 
 /// The report on a store without tasks.
 const NOTHING: RecoveryReport = RecoveryReport {
+    sent_early: false,
     tasks: 0,
     value_bytes: 0,
     dead_letters: 0,

@@ -53,7 +53,7 @@ pub(crate) fn run(settings: EngineSettings, fails: f64) -> Outcome {
             let id = TaskId(outcome.written);
             let key = keys.id(&outcome.written.to_string());
             let consistency = Consistency::Eventual;
-            let reservation = engine.reserve(now, &replicas, 100, consistency, None).unwrap();
+            let reservation = engine.reserve(now, key, &replicas, 100, consistency, None).unwrap();
             let accepted_at = now.wall;
             let task = Arrived {
                 client: None,

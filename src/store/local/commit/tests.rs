@@ -1,10 +1,13 @@
 use std::sync::Mutex;
 
+use tokio::sync::oneshot;
+
 use super::super::tests::{accept, close, failed, hand_in, image, large, open, open_with, small};
 use super::*;
+use crate::store::ReplicaRow;
 use crate::store::local::keys::{self, Tree};
 use crate::store::records::Header;
-use crate::task::Timestamp;
+use crate::task::{Idempotency, Node, Task, Timestamp};
 
 mod prefix;
 
@@ -322,6 +325,83 @@ fn a_lease_is_renewed_before_an_id_beyond_it_can_be_seen() {
         let on_disk = opened.reader.files.database().sequence().unwrap().unwrap();
         assert!(on_disk.0 > id + RENEW, "{id} {on_disk}");
     }
+}
+
+fn strong(id: u64) -> Task {
+    Task { consistency: Consistency::Strong, ..small(id) }
+}
+
+#[test]
+fn a_task_that_is_removed_before_its_commit_is_not_written_and_its_id_is_not_used_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    let writes = opened.reader.files.database().tasks.watch_prefix([]);
+    let beyond = opened.next_id.0 + LEASE;
+    let (first, mut first_answer) = reply();
+    let (second, mut second_answer) = reply();
+    run(&opened, |committer| {
+        committer.accept(Arc::new(strong(beyond)), None, Some(first));
+        committer.save(TaskId(beyond), vec![failed(1), failed(1)]);
+        committer.remove(TaskId(beyond));
+        // One with a key is written: the key must stay.
+        committer.accept(Arc::new(small(beyond + 1)), Some(idempotency("k")), Some(second));
+        committer.remove(TaskId(beyond + 1));
+    });
+    assert_eq!(first_answer.try_recv().unwrap(), Err(CommitError::Removed));
+    assert_eq!(second_answer.try_recv().unwrap(), Ok(()));
+    close(opened);
+    let mut written: Vec<_> = writes.map(|write| keys::task(write.key()).unwrap().0).collect();
+    written.dedup();
+    assert_eq!(written, [beyond + 1]);
+    let (opened, recovered, _) = open(dir.path());
+    assert!(recovered.is_empty() && opened.next_id.0 > beyond + RENEW);
+}
+
+#[test]
+fn settlements_are_on_disk_when_they_are_reported_and_only_after_a_strong_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let (reports, settled) = mpsc::channel();
+    let notify: Notify = Box::new(move |event| {
+        if let JournalEvent::Settled { through } = event {
+            // The test may be over.
+            let _ = reports.send(through);
+        }
+    });
+    let (opened, ..) = open_with(dir.path(), notify);
+    (1..=3).for_each(|id| accept(&opened, &small(id)).unwrap());
+    opened.committer.remove(TaskId(1));
+    let (synced, done) = reply();
+    opened.committer.sync(synced);
+    done.blocking_recv().unwrap().unwrap();
+    assert!(settled.try_recv().is_err(), "there was no strong write");
+    accept(&opened, &strong(4)).unwrap();
+    assert_eq!(settled.recv(), Ok(1));
+    for (count, id) in [(2, 4), (3, 2), (4, 3)] {
+        opened.committer.remove(TaskId(id));
+        while settled.recv().unwrap() < count {}
+        let image = image(dir.path());
+        let left = open(image.path()).1.len();
+        assert_eq!(left as u64, 4 - count);
+    }
+    close(opened);
+}
+
+#[test]
+fn a_start_knows_whether_the_last_process_may_have_lost_strong_writes_that_it_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, ..) = open(dir.path());
+    let sent_early = |dir: &std::path::Path| {
+        let (opened, _, report) = open(dir);
+        close(opened);
+        report.sent_early
+    };
+    accept(&opened, &small(1)).unwrap();
+    assert!(!sent_early(image(dir.path()).path()));
+    accept(&opened, &strong(2)).unwrap();
+    let crashed = image(dir.path());
+    assert!(sent_early(crashed.path()), "after a crash");
+    close(opened);
+    assert!(!sent_early(dir.path()), "after a close");
 }
 
 /// Takes a tree away so that the removal of a task fails, and lets it fail.

@@ -290,7 +290,8 @@ impl StoreCopy {
     }
 }
 
-const META: [&[u8]; 4] = [keys::FORMAT_VERSION, keys::SEQUENCE, keys::LEDGER, keys::SETTLING];
+const META: [&[u8]; 5] =
+    [keys::FORMAT_VERSION, keys::SEQUENCE, keys::LEDGER, keys::SETTLING, keys::SENDS_EARLY];
 
 fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
     fs::DirBuilder::new().mode(0o700).create(to)?;

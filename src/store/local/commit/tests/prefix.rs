@@ -11,7 +11,7 @@ use crate::store::Recovered;
 use crate::store::local::database::WrittenRow;
 use crate::store::local::tests::{dead, untouched};
 use crate::store::local::{SMALL_CACHE, open_sled};
-use crate::task::Cause;
+use crate::task::{Cause, Progress};
 
 /// The sizes of the new tasks of a turn, and then its settlements: of which task, and what.
 type Turn = (Vec<usize>, Vec<(Index, u8)>);
