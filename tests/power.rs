@@ -66,12 +66,12 @@ use disk::{Disk, Luck};
 use it::support;
 use judge::{Known, Wrong, judge};
 use record::{Recording, entries};
-use workload::{Recorded, Workload, record};
+use workload::{Recorded, Workload, early, record};
 use world::{Witness, world};
 
 /// Images per workload.
 const IMAGES: usize = 80;
-const WORKLOADS: usize = 5;
+const WORKLOADS: usize = 6;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|number| number.parse().unwrap())
@@ -176,6 +176,11 @@ async fn nothing_is_lost_in(workload: Workload, images: usize) {
     let world = world().await;
     let seed = number("POWER_SEED").unwrap_or_else(|| fastrand::u64(..));
     let recorded = record(workload, &world, true).await;
+    if workload == Workload::Early {
+        let early = early(&recorded.recording);
+        eprintln!("{early} deliveries of writes that were not durable");
+        assert!(early > 100, "only {early} deliveries were early");
+    }
     let plan = plan(images, seed, &recorded);
     let recording = recorded.recording;
     let bytes = recording.bytes();
@@ -210,6 +215,11 @@ async fn a_power_cut_during_large_values_and_dead_letters_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_power_cut_during_strong_writes_and_restarts_loses_nothing() {
     nothing_is_lost(Workload::Strong).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_during_strong_writes_that_are_not_durable_brings_no_older_value_back() {
+    nothing_is_lost(Workload::Early).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -37,6 +37,8 @@ pub struct Entry<'a> {
 
 /// The kind of an entry with a [`Mark`].
 pub const MARK: u8 = b'M';
+/// The kind of an entry for a file that was synced.
+pub const SYNC: u8 = b'F';
 const HEAD: usize = 32;
 
 impl Entry<'_> {

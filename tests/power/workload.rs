@@ -1,5 +1,6 @@
 //! The recorded workloads. A new workload is a variant of [`Workload`].
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::disk::{Disk, files};
 use super::older::downgrade;
-use super::record::{Control, Entry, MARK, Mark, Recording, entries};
+use super::record::{Control, Entry, MARK, Mark, Recording, SYNC, entries};
 use super::support::{Behaviour, Daemon, client, wait_until};
 use super::world::{Mood, Witness, start, value};
 
@@ -22,6 +23,9 @@ pub enum Workload {
     Large,
     /// Eventual and strong writes, a replica that goes down and comes back, and clean restarts.
     Strong,
+    /// Strong writes over older values of the same keys, so that some are sent and not durable at every
+    /// cut; clean restarts.
+    Early,
     /// A start on a store of this older format that contains tasks, then writes.
     Migration(u32),
     /// A backlog is drained, so that the store is compacted during traffic, with pending tasks.
@@ -33,6 +37,7 @@ impl Workload {
         match self {
             Self::Churn => 12,
             Self::Large => 40,
+            Self::Early => 400,
             Self::Strong | Self::Migration(_) | Self::Rewrite => 30,
         }
     }
@@ -43,6 +48,7 @@ impl Workload {
             Self::Churn => &[900, 900, 900],
             Self::Large => &[130, 130],
             Self::Strong => &[300, 300, 300],
+            Self::Early => &[700, 700],
             Self::Migration(_) => &[150],
             Self::Rewrite => &[500, 60],
         }
@@ -52,7 +58,7 @@ impl Workload {
         let bytes = match self {
             Self::Large => [20, 9_000, 70_000, 300_000, 4_070][n as usize % 5],
             Self::Rewrite => [20, 9_000, 30_000, 600][n as usize % 4],
-            Self::Churn | Self::Strong | Self::Migration(_) => {
+            Self::Churn | Self::Strong | Self::Early | Self::Migration(_) => {
                 [10, 600, 200, 5_000][n as usize % 4]
             }
         };
@@ -97,7 +103,11 @@ impl Workload {
             _ => format!("key/{}", fastrand::u64(..self.keys())),
         };
         let is_set = !key.starts_with("key") || !n.is_multiple_of(7);
-        let is_strong = self == Self::Strong && n.is_multiple_of(3);
+        let is_strong = match self {
+            Self::Strong => n.is_multiple_of(3),
+            Self::Early => n.is_multiple_of(2),
+            _ => false,
+        };
         let body = json!({
             "key": key,
             "value": is_set.then(|| value(n, self.bytes(n))),
@@ -245,6 +255,21 @@ async fn until_rewritten(daemon: &Daemon, world: &[Witness], numbers: &AtomicU64
         (daemon.metrics().await["store_rewrites_total"].as_u64() > Some(0)).then_some(())
     })
     .await;
+}
+
+/// The deliveries that were applied before anything was synced after their write was sent: the write
+/// was not durable.
+pub fn early(recording: &Recording) -> usize {
+    let (mut sent, mut syncs, mut early) = (HashMap::new(), 0, 0);
+    for entry in entries(&recording.bytes()) {
+        match entry.mark() {
+            Some(Mark::Sent { n, .. }) => drop(sent.insert(n, syncs)),
+            Some(Mark::Applied { n: Some(n), .. }) if sent.get(&n) == Some(&syncs) => early += 1,
+            _ if entry.kind == SYNC => syncs += 1,
+            _ => {}
+        }
+    }
+    early
 }
 
 /// The entries from the creation of the new store to the removal of the old one.
