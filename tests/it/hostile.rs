@@ -1,5 +1,6 @@
 //! Hostile clients: each attack alone, and thousands of connections beside honest clients.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use crate::layering::{is_test, sources};
 use crate::support::{Daemon, PATIENCE, Replica, set, wait_until};
 
 mod answers;
@@ -200,11 +202,22 @@ async fn an_invalid_request_is_rejected_or_cut_and_leaves_nothing_behind() {
     assert_eq!(daemon.metrics().await["total_replications"], 0);
 }
 
+/// The replica side speaks it to replicas, and so does a demo replica.
 #[test]
-fn there_is_no_http_2_in_the_build() {
-    let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock");
-    let lock = std::fs::read_to_string(lock).unwrap();
-    assert!(lock.contains("name = \"hyper\"\n") && !lock.contains("name = \"h2\"\n"));
+fn no_port_of_the_daemon_has_an_http_2_server() {
+    let (mut http1, mut http2) = (vec![], vec![]);
+    for (path, text) in sources("src") {
+        let server = text.contains("hyper::server::conn") && !is_test(&path);
+        if server && text.contains("http1") {
+            http1.push(path.clone());
+        }
+        let other = ["conn::auto", "h2::server"].iter().any(|word| text.contains(word));
+        if !is_test(&path) && (other || server && text.contains("http2")) {
+            http2.push(path);
+        }
+    }
+    assert_eq!(http1, [Path::new("src/server/connections.rs")]);
+    assert_eq!(http2, [Path::new("src/server/memory_replica.rs")]);
 }
 
 /// Opens a hostile connection and sends its first bytes.
