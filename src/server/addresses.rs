@@ -47,7 +47,7 @@ impl Addresses {
         let address = Address::parse(text)?;
         if text.len() <= MAX_NODE_BYTES {
             let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-            // A client that names so many makes the others parse theirs again.
+            // A client that fills it makes the others parse theirs again.
             if known.len() >= MAX_KNOWN {
                 known.clear();
             }
