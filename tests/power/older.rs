@@ -6,6 +6,7 @@
 //! the rows of a task without an idempotency key, as used here, have not changed since format 1.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::support::copy;
@@ -22,6 +23,8 @@ pub fn formats() -> std::ops::Range<u32> {
 
 fn open(dir: &Path) -> sled::Db {
     let store = dir.join("store-000001");
+    // A thread of sled can hold the lock for a moment after the last handle is dropped.
+    File::open(store.join("db")).unwrap().lock().unwrap();
     sled::Config::new().path(store).flush_every_ms(None).open().unwrap()
 }
 
