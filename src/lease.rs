@@ -70,10 +70,6 @@ pub struct LeaseLost;
 
 impl Lease {
     /// A lease that is not held yet.
-    #[expect(
-        clippy::new_without_default,
-        reason = "a lease that nobody extends is no useful default"
-    )]
     pub fn new() -> Self {
         let (extended, lost) = (Notify::new(), Notify::new());
         Self(Arc::new(LeaseState { until: AtomicU64::new(0), extended, lost }))

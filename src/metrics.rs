@@ -293,7 +293,7 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
     (
         "replicator_attempts_unsent_total",
         Counter,
-        "Attempts that were not sent: the breaker was open, or the process was short of resources.",
+        "Attempts that were not sent: the breaker was open, the process was short of resources, or the lease of the partition had ended.",
         |r| r.lane.counters.unsent_attempts,
     ),
     (

@@ -19,6 +19,7 @@ mod causes;
 mod client;
 mod connection;
 mod credentials;
+mod fenced;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod http2;

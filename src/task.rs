@@ -274,8 +274,8 @@ pub enum Verdict {
         after: Option<Duration>,
         error: Arc<str>,
     },
-    /// Not sent, because this process lacks a resource such as a file descriptor. It says nothing
-    /// about the replica, and another attempt may help.
+    /// Not sent, because this process lacks a resource such as a file descriptor; or not sent or cut,
+    /// because its lease has ended. It says nothing about the replica, and another attempt may help.
     Shortage {
         error: Arc<str>,
     },

@@ -10,6 +10,7 @@ use tracing::{debug, error};
 use crate::clock::wall_clock;
 use crate::dispatcher::messages::{AttemptReport, LoopEvent};
 use crate::dispatcher::read_memory::{ReadMemory, ReadPermit};
+use crate::lease::{Fence, LeaseLost};
 use crate::replica::ReplicaClient;
 use crate::store::{Journal, JournalEvent, ReadError};
 use crate::task::{AttemptOutcome, DeliveryId, Node, Task, Verdict};
@@ -40,10 +41,12 @@ impl Attempts {
         bytes: u64,
         task: Option<Arc<Task>>,
     ) {
+        // Here, on the loop: later, this process may have lost the partition and claimed it again.
+        let fence = self.journal.fence(delivery.task);
         let this = self.clone();
         let on_drop = ReportOnDrop { events: self.events.clone(), report: interrupted(delivery) };
         self.runtime.spawn(async move {
-            let report = this.run(delivery, &node, attempt, bytes, task).await;
+            let report = this.run(delivery, &node, attempt, bytes, task, fence).await;
             on_drop.end(report);
         });
     }
@@ -55,10 +58,16 @@ impl Attempts {
         attempt: u32,
         bytes: u64,
         task: Option<Arc<Task>>,
+        fence: Fence,
     ) -> AttemptReport {
+        // It may end again until the task is sent, so the connection checks it as well.
+        if let Err(lost) = fence.held().await {
+            let outcome = AttemptOutcome::certain(not_owned(lost), Duration::ZERO);
+            return AttemptReport { outcome, ..interrupted(delivery) };
+        }
         let (task, _permit) = match task {
             Some(task) => (task, None),
-            None => match self.read_back(delivery, node, bytes).await {
+            None => match self.read_back(delivery, node, bytes, &fence).await {
                 Ok((task, permit)) => (task, Some(permit)),
                 Err(verdict) => {
                     let outcome = AttemptOutcome::certain(verdict, Duration::ZERO);
@@ -70,7 +79,7 @@ impl Attempts {
         let span = self.tracer.attempt(&task, node, attempt);
         // Without a span of its own, the replica gets the trace context of the request.
         let trace = span.as_ref().map(Span::trace).or_else(|| task.trace.clone());
-        let outcome = self.client.send(node, &task, trace.as_ref(), now).await;
+        let outcome = self.client.send(node, &task, trace.as_ref(), now, &fence).await;
         if let Some(span) = span {
             span.ended(&outcome.verdict);
         }
@@ -91,6 +100,7 @@ impl Attempts {
         delivery: DeliveryId,
         node: &Node,
         bytes: u64,
+        fence: &Fence,
     ) -> Result<(Arc<Task>, ReadPermit), Verdict> {
         let Some(permit) = self.memory.take(node, bytes).await else {
             let error = format!("not sent: {}", self.memory.shortage()).into();
@@ -104,6 +114,8 @@ impl Attempts {
                 return Err(Verdict::Rejected { error });
             }
             Err(error @ ReadError::Database(_)) => error.to_string().into(),
+            // Another owner may have settled it.
+            Ok(None) if !fence.is_held() => return Err(not_owned(LeaseLost)),
             Ok(None) => format!("the task {} has vanished from the store", delivery.task).into(),
             Err(error @ ReadError::Interrupted) => {
                 let error = error.to_string().into();
@@ -114,6 +126,10 @@ impl Attempts {
         let _ = self.events.send(LoopEvent::Journal(JournalEvent::Failed(Arc::clone(&why))));
         Err(Verdict::Retry { after: None, error: why })
     }
+}
+
+fn not_owned(lost: LeaseLost) -> Verdict {
+    Verdict::Shortage { error: format!("not sent: {lost}").into() }
 }
 
 /// The fallback for an attempt that panicked or was cancelled.
@@ -143,5 +159,83 @@ impl Drop for ReportOnDrop {
         let report = std::mem::replace(&mut self.report, fallback);
         // The loop may have ended at the drain timeout.
         let _ = self.events.send(LoopEvent::AttemptEnded(report));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::{BootTime, Lease};
+    use crate::policy::Policy;
+    use crate::replica::{ClientSettings, ClientTls, ReplicaHttp2, ReplicaTokens};
+    use crate::store::{KeyLimits, MemoryJournal, MemoryStore};
+    use crate::task::{ReplicaIndex, TaskId};
+
+    const LONG: Duration = Duration::from_secs(3_600);
+    const DELIVERY: DeliveryId = DeliveryId { task: TaskId(1), replica: ReplicaIndex(0) };
+
+    /// Attempts over an empty journal with this fence.
+    fn attempts(fence: Fence) -> (Attempts, mpsc::UnboundedReceiver<LoopEvent>) {
+        let settings = ClientSettings {
+            node_id: "test".into(),
+            request_timeout: LONG,
+            connection_age: LONG,
+            idle_per_replica: 1,
+            idle_replicas: 1,
+            http2: ReplicaHttp2::Off,
+        };
+        let (tls, tokens) = (ClientTls::default(), ReplicaTokens::default());
+        let client = ReplicaClient::new(&settings, Policy::new(None, None), tls, tokens).unwrap();
+        let store = MemoryStore::new(TaskId(1), KeyLimits { window: LONG, most: 1 });
+        let journal = MemoryJournal::open(&store, drop);
+        journal.set_fence(fence);
+        let (events, receiver) = mpsc::unbounded_channel();
+        let attempts = Attempts {
+            client,
+            journal: Arc::new(journal),
+            events,
+            memory: ReadMemory::new(1),
+            tracer: Tracer::off(),
+            runtime: Handle::current(),
+        };
+        (attempts, receiver)
+    }
+
+    fn node() -> Node {
+        Node::parse("http://127.0.0.1:1").unwrap()
+    }
+
+    #[track_caller]
+    fn is_withheld(event: Option<LoopEvent>) {
+        let Some(LoopEvent::AttemptEnded(AttemptReport { outcome, .. })) = event else {
+            panic!("the attempt has ended otherwise");
+        };
+        let error = "not sent: another instance owns the partition".into();
+        let expected = AttemptOutcome::certain(Verdict::Shortage { error }, Duration::ZERO);
+        assert_eq!(outcome, expected);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_waits_for_the_lease_and_ends_unsent_if_it_is_lost() {
+        let lease = Lease::new();
+        let (attempts, mut events) = attempts(Fence::Held { epoch: 1, lease: lease.clone() });
+        attempts.start(DELIVERY, node(), 1, 1, None);
+        tokio::task::yield_now().await;
+        assert!(events.try_recv().is_err());
+        lease.lose();
+        is_withheld(events.recv().await);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_another_owner_has_settled_is_no_failure_of_the_store() {
+        let lease = Lease::new();
+        lease.extend(BootTime::now() + LONG);
+        let (attempts, mut events) = attempts(Fence::Held { epoch: 1, lease: lease.clone() });
+        let permit = attempts.memory.take(&node(), 1).await.unwrap();
+        attempts.start(DELIVERY, node(), 1, 1, None);
+        tokio::task::yield_now().await;
+        lease.lose();
+        drop(permit);
+        is_withheld(events.recv().await);
     }
 }

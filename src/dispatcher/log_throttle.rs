@@ -206,7 +206,7 @@ fn write(replica: Option<&Node>, event: &ThrottledEvent, times: u64) {
             info!(replica, changes = times, "the replica answers again");
         }
         ThrottledEvent::Shortage { error } => {
-            warn!(attempts = times, %error, "attempts could not be sent: this process is short of resources (file descriptors, ports, memory, name lookups); they do not count as failures and are retried");
+            warn!(attempts = times, %error, "attempts could not be sent: this process is short of resources (file descriptors, ports, memory, name lookups), or the lease of their partition has ended; they do not count as failures and are retried");
         }
     }
 }

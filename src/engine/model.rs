@@ -323,15 +323,18 @@ impl World {
             How::AppliedAndFailed | How::NoAnswer => {
                 Verdict::Retry { after: None, error: "no answer".into() }
             }
+            How::Cut => Verdict::Shortage { error: "the lease has ended".into() },
             How::NotSent => Verdict::Shortage { error: "no file descriptor".into() },
             How::Rejected => Verdict::Rejected { error: "no".into() },
             How::Refused => Verdict::Refused { error: "403".into() },
         };
-        if matches!(how, How::NoAnswer | How::DeliveredByRepeat) {
+        if matches!(how, How::NoAnswer | How::Cut | How::DeliveredByRepeat) {
             self.unanswered(delivery);
         }
-        let ambiguous =
-            matches!(how, How::AppliedAndFailed | How::NoAnswer | How::DeliveredByRepeat);
+        let ambiguous = matches!(
+            how,
+            How::AppliedAndFailed | How::NoAnswer | How::Cut | How::DeliveredByRepeat
+        );
         let took = Duration::from_millis(1);
         self.engine.answered(self.now, delivery, AttemptOutcome { verdict, ambiguous, took });
         self.act();

@@ -15,6 +15,7 @@ use super::ClientSettings;
 use super::causes::{LocalShortage, Unanswered};
 use super::connection::{Connection, ReceivedBody};
 use super::credentials::{ClientTls, ReplicaTokens};
+use super::fenced::FencedRequest;
 use super::names::{Lookup, LookupTimes};
 use super::patience::{AttemptLimits, Patience};
 use super::pools::Pools;
@@ -23,6 +24,7 @@ use super::resolver::{Resolver, system};
 use super::verdict::{
     ReplicaAnswer, Sent, is_ambiguous, retry_after, shortage, unanswered, unsendable, verdict,
 };
+use crate::lease::Fence;
 use crate::policy::{Forbidden, Policy, Target};
 use crate::task::{AttemptOutcome, Node, ReplicaCommand, Task, Timestamp, Trace, Verdict};
 
@@ -117,6 +119,9 @@ impl ReplicaClient {
     ///
     /// `now` is the wall clock: the remaining ttl and a `Retry-After` date are computed from it.
     ///
+    /// Nothing is written once `fence` has ended. A request in flight is cut then, which says nothing
+    /// about the replica; it is ambiguous if bytes of it may have left.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future closes the connection. The outcome is ambiguous, as after a timeout.
@@ -126,6 +131,7 @@ impl ReplicaClient {
         task: &Task,
         trace: Option<&Trace>,
         now: Timestamp,
+        fence: &Fence,
     ) -> AttemptOutcome {
         // The resolver never sees a literal address, so the policy checks it here.
         let target = Target::of(node).and_then(|target| {
@@ -144,7 +150,8 @@ impl ReplicaClient {
         let node_id = &*self.settings.node_id;
         let token = live.tokens.of(node);
         let pools = &live.pools;
-        let call = Call { node_id, node, task, command, trace, token, target: &target, pools };
+        let call =
+            Call { node_id, node, task, command, trace, token, target: &target, pools, fence };
         let limits = AttemptLimits { silence: self.settings.request_timeout, slowest: SLOWEST };
         let mut patience = Patience::new(limits);
         let kept = live.pools.take(node);
@@ -180,6 +187,12 @@ impl ReplicaClient {
                 (unsendable(&format!("cannot build the request: {error}")), false)
             }
             RequestOutcome::Lost(why) => (self.without_answer(&why, &target), !why.is_unread()),
+            RequestOutcome::Fenced { begun: true } => {
+                (shortage("cut: the lease of the partition has ended"), true)
+            }
+            RequestOutcome::Fenced { begun: false } => {
+                (shortage("not sent: the lease of the partition has ended"), false)
+            }
             RequestOutcome::TimedOut { connected: true } => {
                 (unanswered(&patience.exceeded()), true)
             }
@@ -242,6 +255,7 @@ struct Call<'a> {
     token: Option<&'a HeaderValue>,
     target: &'a Target,
     pools: &'a Pools,
+    fence: &'a Fence,
 }
 
 enum RequestOutcome {
@@ -253,13 +267,18 @@ enum RequestOutcome {
     TimedOut {
         connected: bool,
     },
+    /// This process may not send it any more.
+    Fenced {
+        begun: bool,
+    },
 }
 
 impl Call<'_> {
     /// Sends the request over a kept connection, or over a new one.
     async fn over(&self, kept: Option<Connection>, patience: &mut Patience) -> RequestOutcome {
-        let Self { node_id, node, task, command, trace, token, target, pools } = *self;
-        let mut request = match request::build(node_id, node, task, command, trace) {
+        let Self { node_id, node, task, command, trace, token, target, pools, fence } = *self;
+        let built = request::build(node_id, node, task, command, trace, fence.epoch());
+        let mut request = match built {
             Ok(request) => request,
             Err(error) => return RequestOutcome::Unsendable(error),
         };
@@ -268,15 +287,32 @@ impl Call<'_> {
         }
         patience.watch(request.body().progress());
         let connected = AtomicBool::new(kept.is_some());
+        let fenced = FencedRequest::of(fence);
         let exchange = async {
             let mut connection = match kept {
                 Some(connection) => connection,
                 None => pools.connect(node, target).await?,
             };
             connected.store(true, Ordering::Relaxed);
-            Ok((connection.send(request).await?, connection))
+            Ok((connection.send(request, fenced.as_ref()).await?, connection))
         };
-        match patience.until(exchange).await {
+        let exchanged = match &fenced {
+            None => patience.until(exchange).await,
+            Some(fenced) => tokio::select! {
+                // An answer says more than the end of the fence.
+                biased;
+                exchanged = patience.until(exchange) => match exchanged {
+                    Some(Err(_)) if fenced.was_refused() => {
+                        return RequestOutcome::Fenced { begun: fenced.has_begun() };
+                    }
+                    exchanged => exchanged,
+                },
+                () = fenced.ended() => {
+                    return RequestOutcome::Fenced { begun: fenced.has_begun() };
+                }
+            },
+        };
+        match exchanged {
             Some(Ok((response, connection))) => RequestOutcome::Answered(response, connection),
             Some(Err(why)) => RequestOutcome::Lost(why),
             None => RequestOutcome::TimedOut { connected: connected.load(Ordering::Relaxed) },

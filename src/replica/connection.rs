@@ -27,6 +27,7 @@ use super::ReplicaHttp2;
 use super::age::ConnectionAge;
 use super::bounded::{Bounded, MAX_HEAD_BYTES, ReadLimit};
 use super::causes::Unanswered;
+use super::fenced::{FencePlace, Fenced, FencedRequest};
 use super::http2::{Http2, Http2Body, Http2Use};
 use super::upload::Upload;
 use crate::policy::Target;
@@ -72,10 +73,11 @@ impl Connection {
         now: Instant,
     ) -> Result<Self, Unanswered> {
         let stream = connect(addresses, target.port()).await.map_err(Unanswered::Connect)?;
+        let (stream, place) = Fenced::over(stream);
         if !target.is_https() {
             return match protocol {
                 ReplicaHttp2::PriorKnowledge => Self::http2(stream, Scheme::HTTP, now).await,
-                ReplicaHttp2::Off | ReplicaHttp2::Auto => Self::http1(stream, now).await,
+                ReplicaHttp2::Off | ReplicaHttp2::Auto => Self::http1(stream, place, now).await,
             };
         }
         let name = match target.literal() {
@@ -87,15 +89,15 @@ impl Connection {
         // Only what was offered is chosen.
         match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Self::http2(stream, Scheme::HTTPS, now).await,
-            _ => Self::http1(stream, now).await,
+            _ => Self::http1(stream, place, now).await,
         }
     }
 
-    async fn http1<S>(stream: S, now: Instant) -> Result<Self, Unanswered>
+    async fn http1<S>(stream: S, place: Arc<FencePlace>, now: Instant) -> Result<Self, Unanswered>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        Ok(Self::Http1(Http1::over(stream, now).await?))
+        Ok(Self::Http1(Http1::over(stream, place, now).await?))
     }
 
     async fn http2<S>(stream: S, scheme: Scheme, now: Instant) -> Result<Self, Unanswered>
@@ -109,9 +111,13 @@ impl Connection {
     pub(super) async fn send(
         &mut self,
         request: Request<Upload>,
+        fenced: Option<&Arc<FencedRequest>>,
     ) -> Result<Response<ReceivedBody>, Unanswered> {
         match self {
-            Self::Http1(connection) => Ok(connection.send(request).await?.map(ReceivedBody::Http1)),
+            Self::Http1(connection) => {
+                connection.place.set(fenced);
+                Ok(connection.send(request).await?.map(ReceivedBody::Http1))
+            }
             Self::Http2(connection) => {
                 let answer = connection.send(request).await?;
                 Ok(answer.map(|body| ReceivedBody::Http2(Http2Body(body))))
@@ -132,6 +138,7 @@ impl Connection {
 pub(super) struct Http1 {
     sender: SendRequest<Upload>,
     head: Arc<HeadBytes>,
+    place: Arc<FencePlace>,
     driver: JoinHandle<hyper::Result<()>>,
     has_served: bool,
     pub(super) age: ConnectionAge,
@@ -144,7 +151,7 @@ impl Drop for Http1 {
 }
 
 impl Http1 {
-    async fn over<S>(stream: S, made: Instant) -> Result<Self, Unanswered>
+    async fn over<S>(stream: S, place: Arc<FencePlace>, made: Instant) -> Result<Self, Unanswered>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -160,7 +167,8 @@ impl Http1 {
         let (sender, connection) =
             http.handshake(TokioIo::new(stream)).await.map_err(Unanswered::Unsent)?;
         let driver = tokio::spawn(connection);
-        Ok(Self { sender, head, driver, has_served: false, age: ConnectionAge::from(made) })
+        let age = ConnectionAge::from(made);
+        Ok(Self { sender, head, place, driver, has_served: false, age })
     }
 
     async fn send(&mut self, request: Request<Upload>) -> Result<Response<Incoming>, Unanswered> {

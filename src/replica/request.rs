@@ -17,6 +17,7 @@ use crate::task::{Node, ReplicaCommand, Task, Trace};
 const REPLICATION: HeaderName = HeaderName::from_static("x-replication");
 const REPLICATION_ID: HeaderName = HeaderName::from_static("x-replication-id");
 const REPLICATION_SEQUENCE: HeaderName = HeaderName::from_static("x-replication-sequence");
+const REPLICATION_EPOCH: HeaderName = HeaderName::from_static("x-replication-epoch");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
@@ -26,13 +27,15 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 
 const LONGEST_GO_DURATION: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
 
-/// Builds the request. `X-Replication-Id` is the same for every attempt of a delivery.
+/// Builds the request. `X-Replication-Id` is the same for every attempt of a delivery. `epoch` is that
+/// of the owner of a partition.
 pub(super) fn build(
     node_id: &str,
     node: &Node,
     task: &Task,
     command: ReplicaCommand,
     trace: Option<&Trace>,
+    epoch: Option<u64>,
 ) -> hyper::http::Result<Request<Upload>> {
     let (authority, base) = parts(node);
     let mut request = Request::builder().header(HOST, authority).header(ACCEPT, ANYTHING);
@@ -56,6 +59,9 @@ pub(super) fn build(
         if let Some(state) = &trace.state {
             request = request.header(TRACESTATE, &**state);
         }
+    }
+    if let Some(epoch) = epoch {
+        request = request.header(REPLICATION_EPOCH, epoch);
     }
     request
         .header(REPLICATION, HeaderValue::from_static("true"))

@@ -9,12 +9,14 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
 use super::{ClientSettings, ClientTls, ReplicaClient, ReplicaHttp2, ReplicaTokens};
+use crate::lease::Fence;
 use crate::policy::Policy;
 use crate::task::{AttemptOutcome, Consistency, Node, Operation, Task, TaskId, Timestamp, Verdict};
 
 mod causes;
 mod connections;
 mod endless;
+mod fences;
 mod http2;
 mod http2_floods;
 mod lookups;
@@ -192,7 +194,8 @@ fn rejected_text(verdict: Verdict) -> Arc<str> {
 #[tokio::test]
 async fn a_set_goes_out_as_a_put_of_its_bytes() {
     let mut peer = Peer::answering(OK).await;
-    let verdict = patient().send(&peer.node, &set("k", b"value"), None, NOW).await.verdict;
+    let verdict =
+        patient().send(&peer.node, &set("k", b"value"), None, NOW, &Fence::Open).await.verdict;
     assert_eq!(verdict, Verdict::Delivered);
 
     let (_, request) = peer.seen();
@@ -208,14 +211,14 @@ async fn a_set_goes_out_as_a_put_of_its_bytes() {
 #[tokio::test]
 async fn an_empty_value_is_sent_with_content_length_zero() {
     let mut peer = Peer::answering(OK).await;
-    patient().send(&peer.node, &set("k", b""), None, NOW).await;
+    patient().send(&peer.node, &set("k", b""), None, NOW, &Fence::Open).await;
     assert_eq!(header(&peer.seen().1, "content-length"), Some("0"));
 }
 
 #[tokio::test]
 async fn a_delete_goes_out_without_body_and_ttl() {
     let mut peer = Peer::answering("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").await;
-    let verdict = patient().send(&peer.node, &delete("k"), None, NOW).await.verdict;
+    let verdict = patient().send(&peer.node, &delete("k"), None, NOW, &Fence::Open).await.verdict;
     assert_eq!(verdict, Verdict::Delivered);
 
     let (_, request) = peer.seen();
@@ -247,7 +250,7 @@ async fn any_key_is_sent_as_one_path_segment() {
     ];
     for (key, segment) in cases {
         for (task, method) in [(set(key, b"v"), "PUT"), (delete(key), "DELETE")] {
-            client.send(&peer.node, &task, None, NOW).await;
+            client.send(&peer.node, &task, None, NOW, &Fence::Open).await;
             let expected = format!("{method} /store/{segment} HTTP/1.1");
             assert_eq!(request_line(&peer.seen().1), expected);
         }
@@ -257,8 +260,10 @@ async fn any_key_is_sent_as_one_path_segment() {
 #[tokio::test]
 async fn a_key_of_the_longest_configurable_size_can_be_sent() {
     let peer = Peer::answering(OK).await;
-    let verdict =
-        patient().send(&peer.node, &set(&"/".repeat(16 * 1024), b"v"), None, NOW).await.verdict;
+    let verdict = patient()
+        .send(&peer.node, &set(&"/".repeat(16 * 1024), b"v"), None, NOW, &Fence::Open)
+        .await
+        .verdict;
     assert_eq!(verdict, Verdict::Delivered);
 }
 
@@ -266,7 +271,7 @@ async fn a_key_of_the_longest_configurable_size_can_be_sent() {
 async fn the_base_path_of_a_node_is_kept() {
     let mut peer = Peer::answering(OK).await;
     let node = Node::parse(&format!("{}/base/path/", peer.node)).unwrap();
-    patient().send(&node, &set("k", b"v"), None, NOW).await;
+    patient().send(&node, &set("k", b"v"), None, NOW, &Fence::Open).await;
     assert_eq!(request_line(&peer.seen().1), "PUT /base/path/store/k HTTP/1.1");
 }
 
@@ -278,11 +283,11 @@ async fn the_remaining_ttl_is_sent() {
     let client = patient();
     let later = |millis| NOW.saturating_add(Duration::from_millis(millis));
 
-    client.send(&peer.node, &task, None, NOW).await;
+    client.send(&peer.node, &task, None, NOW, &Fence::Open).await;
     assert_eq!(request_line(&peer.seen().1), "PUT /store/k?ttl=1h0m0s HTTP/1.1");
-    client.send(&peer.node, &task, None, later(3_598_500)).await;
+    client.send(&peer.node, &task, None, later(3_598_500), &Fence::Open).await;
     assert_eq!(request_line(&peer.seen().1), "PUT /store/k?ttl=1.5s HTTP/1.1");
-    client.send(&peer.node, &task, None, later(3_600_000)).await;
+    client.send(&peer.node, &task, None, later(3_600_000), &Fence::Open).await;
     assert_eq!(request_line(&peer.seen().1), "DELETE /store/k HTTP/1.1");
 }
 
@@ -294,7 +299,8 @@ async fn a_redirect_is_a_rejection_and_is_not_followed() {
         elsewhere.node
     );
     let peer = Peer::answering(&redirect).await;
-    let verdict = patient().send(&peer.node, &set("k", b"v"), None, NOW).await.verdict;
+    let verdict =
+        patient().send(&peer.node, &set("k", b"v"), None, NOW, &Fence::Open).await.verdict;
     assert!(rejected_text(verdict).contains("307 Temporary Redirect"));
     assert!(elsewhere.requests.try_recv().is_err());
 }
@@ -303,7 +309,8 @@ async fn a_redirect_is_a_rejection_and_is_not_followed() {
 async fn retry_after_is_read_from_the_answer() {
     let busy = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n";
     let peer = Peer::answering(busy).await;
-    let verdict = patient().send(&peer.node, &set("k", b"v"), None, NOW).await.verdict;
+    let verdict =
+        patient().send(&peer.node, &set("k", b"v"), None, NOW, &Fence::Open).await.verdict;
     assert_eq!(
         verdict,
         Verdict::Retry {
@@ -327,11 +334,11 @@ async fn only_64_kib_of_a_long_answer_are_read() {
     let task = set("k", b"v");
 
     let inside = Peer::replying(phrase_at(CUT)).await;
-    let verdict = patient().send(&inside.node, &task, None, NOW).await.verdict;
+    let verdict = patient().send(&inside.node, &task, None, NOW, &Fence::Open).await.verdict;
     assert_eq!(verdict, Verdict::Delivered);
 
     let across = Peer::replying(phrase_at(CUT + 1)).await;
-    retry_text(patient().send(&across.node, &task, None, NOW).await.verdict);
+    retry_text(patient().send(&across.node, &task, None, NOW, &Fence::Open).await.verdict);
 }
 
 #[tokio::test]
@@ -340,7 +347,8 @@ async fn a_body_that_is_cut_off_counts_up_to_the_cut() {
     let peer = Peer::replying(Reply::Whole(broken)).await;
     // The part before the cut arrives long before this timeout.
     let hasty = client(Duration::from_secs(2));
-    let verdict = hasty.send(&peer.node, &set("a/b", b"12345"), None, NOW).await.verdict;
+    let verdict =
+        hasty.send(&peer.node, &set("a/b", b"12345"), None, NOW, &Fence::Open).await.verdict;
     assert_eq!(
         &*rejected_text(verdict),
         "the replica rejected the write with 400 Bad Request: no such bucket"
@@ -352,7 +360,7 @@ async fn a_response_head_that_trickles_in_times_out() {
     let slow = b"HTTP/1.1 200 OK\r\nX-Slow: .".to_vec();
     let peer = Peer::replying(Reply::Trickle(slow)).await;
     let hasty = client(Duration::from_millis(200));
-    let verdict = hasty.send(&peer.node, &set("k", b"v"), None, NOW).await.verdict;
+    let verdict = hasty.send(&peer.node, &set("k", b"v"), None, NOW, &Fence::Open).await.verdict;
     assert_eq!(&*retry_text(verdict), "no answer within 200ms");
 }
 
@@ -360,7 +368,7 @@ async fn a_response_head_that_trickles_in_times_out() {
 async fn a_replica_that_never_answers_times_out() {
     let peer = Peer::replying(Reply::Silence).await;
     let hasty = client(Duration::from_millis(200));
-    let verdict = hasty.send(&peer.node, &set("k", b"v"), None, NOW).await.verdict;
+    let verdict = hasty.send(&peer.node, &set("k", b"v"), None, NOW, &Fence::Open).await.verdict;
     assert_eq!(&*retry_text(verdict), "no answer within 200ms");
 }
 
@@ -368,7 +376,8 @@ async fn a_replica_that_never_answers_times_out() {
 async fn a_success_whose_body_never_ends_is_delivered() {
     let slow = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n.".to_vec();
     let peer = Peer::replying(Reply::Trickle(slow)).await;
-    let verdict = patient().send(&peer.node, &set("k", b"v"), None, NOW).await.verdict;
+    let verdict =
+        patient().send(&peer.node, &set("k", b"v"), None, NOW, &Fence::Open).await.verdict;
     assert_eq!(verdict, Verdict::Delivered);
 }
 
@@ -376,7 +385,8 @@ async fn a_success_whose_body_never_ends_is_delivered() {
 async fn a_request_that_cannot_be_built_is_rejected_without_the_key() {
     let peer = Peer::answering(OK).await;
     let task = set(&"private-key".repeat(10_000), b"v");
-    let error = rejected_text(patient().send(&peer.node, &task, None, NOW).await.verdict);
+    let error =
+        rejected_text(patient().send(&peer.node, &task, None, NOW, &Fence::Open).await.verdict);
     assert!(error.starts_with("cannot build the request: "), "{error}");
     assert!(!error.contains("private-key"), "{error}");
 }
@@ -386,7 +396,7 @@ async fn https_to_a_replica_without_tls_is_retried() {
     let peer = Peer::answering(OK).await;
     let node = Node::parse(&peer.node.as_str().replace("http:", "https:")).unwrap();
     let hasty = client(Duration::from_millis(200));
-    let verdict = hasty.send(&node, &set("k", b"v"), None, NOW).await.verdict;
+    let verdict = hasty.send(&node, &set("k", b"v"), None, NOW, &Fence::Open).await.verdict;
     assert_eq!(&*retry_text(verdict), "cannot connect: no answer within 200ms");
 }
 
@@ -400,7 +410,7 @@ async fn consecutive_attempts_reuse_one_connection() {
         let mut peer = Peer::answering(answer).await;
         let client = patient();
         for _ in 0..5 {
-            client.send(&peer.node, &set("k", b"v"), None, NOW).await;
+            client.send(&peer.node, &set("k", b"v"), None, NOW, &Fence::Open).await;
             assert_eq!(peer.seen().0, 0, "the connection of {answer:?}");
         }
     }

@@ -66,7 +66,6 @@ pub trait Journal: Send + Sync + fmt::Debug {
     ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>>;
 
     /// The right to send a task of a claimed partition. Asked for each attempt.
-    #[allow(dead_code, reason = "no journal has a lease yet")]
     fn fence(&self, id: TaskId) -> Fence;
 
     /// Whether a write of this many bytes fits besides the appended ones.

@@ -35,7 +35,6 @@ pub(crate) struct MemoryJournal {
     /// Numbered and not durable, while commits are held.
     held: Mutex<Option<Vec<HeldWrite>>>,
     /// Of all tasks.
-    #[allow(dead_code, reason = "no journal has a lease yet")]
     fence: Mutex<Fence>,
 }
 
@@ -140,6 +139,11 @@ impl MemoryJournal {
     /// Another process owns the partition from now on.
     pub(crate) fn release(&self) {
         self.notify(JournalEvent::Released { partition: Partition::default() });
+    }
+
+    /// Gives this fence to the attempts that start from now on.
+    pub(crate) fn set_fence(&self, fence: Fence) {
+        *lock(&self.fence) = fence;
     }
 
     /// Fails as a disk does.

@@ -117,7 +117,8 @@ pub struct Counters {
     pub gave_up: u64,
     /// Failed attempts that were sent.
     pub failed_attempts: u64,
-    /// Attempts that were not sent: the breaker was open, or the process was short of resources.
+    /// Attempts that were not sent: the breaker was open, the process was short of resources, or the
+    /// lease of the partition had ended.
     #[serde(default)]
     pub unsent_attempts: u64,
     /// Redriven dead letters.

@@ -93,6 +93,8 @@ pub(in crate::engine) enum How {
     AppliedAndFailed,
     /// No answer; the replica applies it later or never.
     NoAnswer,
+    /// Cut by this process, which says nothing about the replica; it applies it later or never.
+    Cut,
     /// Not sent, because this process lacks a resource.
     NotSent,
     Rejected,

@@ -15,6 +15,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(How::Busy),
         1 => Just(How::AppliedAndFailed),
         1 => Just(How::NoAnswer),
+        1 => Just(How::Cut),
         1 => Just(How::NotSent),
         1 => Just(How::DeliveredByRepeat),
         1 => Just(How::Rejected),

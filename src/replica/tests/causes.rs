@@ -22,7 +22,9 @@ where
 }
 
 async fn error(node: &Node) -> Arc<str> {
-    retry_text(patient().send(node, &set("private-key", b"v"), None, NOW).await.verdict)
+    retry_text(
+        patient().send(node, &set("private-key", b"v"), None, NOW, &Fence::Open).await.verdict,
+    )
 }
 
 fn https(node: &Node) -> Node {
@@ -111,7 +113,8 @@ async fn an_unknown_name_and_a_failed_lookup_have_a_short_text() {
         let client =
             ReplicaClient::resolving(&settings, policy, tls, ReplicaTokens::default(), resolving);
         let node = Node::parse("http://db.example").unwrap();
-        let outcome = client.unwrap().send(&node, &set("private-key", b"v"), None, NOW).await;
+        let outcome =
+            client.unwrap().send(&node, &set("private-key", b"v"), None, NOW, &Fence::Open).await;
         assert_eq!(&*retry_text(outcome.verdict), expected);
     }
 }

@@ -62,7 +62,7 @@ async fn follow(
 }
 
 async fn attempt(client: &ReplicaClient, node: &Node) -> AttemptOutcome {
-    client.send(node, &set("private-key", b"v"), None, NOW).await
+    client.send(node, &set("private-key", b"v"), None, NOW, &Fence::Open).await
 }
 
 async fn send(client: &ReplicaClient, node: &Node) -> Verdict {
@@ -281,8 +281,10 @@ fn large(bytes: usize) -> Task {
 #[tokio::test]
 async fn a_large_value_may_take_longer_than_the_timeout_while_it_makes_progress() {
     let (node, mut seen) = slow_reader(150).await;
-    let verdict =
-        client(Duration::from_secs(1)).send(&node, &large(2 << 20), None, NOW).await.verdict;
+    let verdict = client(Duration::from_secs(1))
+        .send(&node, &large(2 << 20), None, NOW, &Fence::Open)
+        .await
+        .verdict;
     assert_eq!(verdict, Verdict::Delivered);
     let (head, read) = seen.try_recv().unwrap();
     assert_eq!(read, 2 << 20);
@@ -293,7 +295,8 @@ async fn a_large_value_may_take_longer_than_the_timeout_while_it_makes_progress(
 async fn a_large_value_arrives_whole() {
     let mut peer = Peer::answering(OK).await;
     for bytes in [64 << 10, (64 << 10) + 1, 1 << 20] {
-        let verdict = patient().send(&peer.node, &large(bytes), None, NOW).await.verdict;
+        let verdict =
+            patient().send(&peer.node, &large(bytes), None, NOW, &Fence::Open).await.verdict;
         assert_eq!(verdict, Verdict::Delivered);
         let request = peer.seen().1;
         assert_eq!(header(&request, "content-length"), Some(&*bytes.to_string()));
@@ -306,6 +309,6 @@ async fn a_replica_that_stops_reading_a_large_value_times_out() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let node = Node::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
     let client = client(Duration::from_millis(200));
-    is_ambiguous(&client.send(&node, &large(100 << 10), None, NOW).await);
+    is_ambiguous(&client.send(&node, &large(100 << 10), None, NOW, &Fence::Open).await);
     drop(listener);
 }

@@ -32,7 +32,7 @@ async fn endless(
 
 async fn attempt(start: &'static str, repeated: &'static str) -> AttemptOutcome {
     let (node, mut sent) = endless(start, repeated).await;
-    let outcome = patient().send(&node, &set("k", b"v"), None, NOW).await;
+    let outcome = patient().send(&node, &set("k", b"v"), None, NOW, &Fence::Open).await;
     let sent = sent.recv().await.unwrap();
     // Beside what was read, the socket buffers of both ends.
     assert!(sent < 32 << 20, "{sent} bytes of {repeated:?}");
@@ -91,7 +91,7 @@ async fn a_few_interim_answers_are_skipped() {
     let peer = Peer::answering(&format!("{interim}{OK}")).await;
     let client = patient();
     for _ in 0..3 {
-        let outcome = client.send(&peer.node, &set("k", b"v"), None, NOW).await;
+        let outcome = client.send(&peer.node, &set("k", b"v"), None, NOW, &Fence::Open).await;
         assert_eq!(outcome.verdict, Verdict::Delivered);
     }
 }

@@ -168,7 +168,7 @@ fn calm() -> ReplicaClient {
 }
 
 async fn attempt(client: &ReplicaClient, node: &Node) -> AttemptOutcome {
-    client.send(node, &set("private-key", b"v"), None, NOW).await
+    client.send(node, &set("private-key", b"v"), None, NOW, &Fence::Open).await
 }
 
 /// Starts an attempt in a task of its own.
@@ -192,7 +192,7 @@ fn is_lost(outcome: AttemptOutcome, ambiguous: bool, expected: &str) {
 async fn a_request_has_the_form_of_http_2() {
     let mut replica = Replica::start(|_, _| Then::Answer(200)).await;
     let base = Node::parse(&format!("{}/base", replica.node)).unwrap();
-    is_delivered(&calm().send(&base, &set("a/b", b"value"), None, NOW).await);
+    is_delivered(&calm().send(&base, &set("a/b", b"value"), None, NOW, &Fence::Open).await);
     let seen = replica.seen.recv().await.unwrap();
     let (uri, headers) = (seen.request.uri(), seen.request.headers());
     assert_eq!(uri, &*format!("http://{}/base/store/a%2Fb", replica.address));
@@ -203,7 +203,7 @@ async fn a_request_has_the_form_of_http_2() {
     );
     assert!(!headers.contains_key("host"));
 
-    is_delivered(&calm().send(&replica.node, &delete("k"), None, NOW).await);
+    is_delivered(&calm().send(&replica.node, &delete("k"), None, NOW, &Fence::Open).await);
     let seen = replica.seen.recv().await.unwrap();
     assert_eq!((seen.request.method().as_str(), &*seen.body), ("DELETE", &b""[..]));
 }
@@ -379,7 +379,7 @@ async fn a_large_value_arrives_whole_over_http_2() {
     let client = calm();
     for bytes in [0, 1, 64 << 10, (64 << 10) + 1, 1 << 20] {
         let task = Task { value: Bytes::from(vec![b'v'; bytes]), ..set("k", b"") };
-        is_delivered(&client.send(&replica.node, &task, None, NOW).await);
+        is_delivered(&client.send(&replica.node, &task, None, NOW, &Fence::Open).await);
         let seen = replica.seen.recv().await.unwrap();
         assert_eq!((seen.connection, seen.body.len()), (0, bytes));
         assert!(seen.body.iter().all(|byte| *byte == b'v'));
@@ -391,7 +391,7 @@ async fn a_replica_that_opens_no_window_for_a_large_value_times_out() {
     let replica = Replica::start(|_, _| Then::Silence).await;
     let task = Task { value: Bytes::from(vec![b'v'; 1 << 20]), ..set("k", b"") };
     let hasty = knowing(Duration::from_millis(200));
-    let outcome = hasty.send(&replica.node, &task, None, NOW).await;
+    let outcome = hasty.send(&replica.node, &task, None, NOW, &Fence::Open).await;
     assert!(outcome.ambiguous);
     let error = retry_text(outcome.verdict);
     assert!(error.starts_with("no progress for"), "{error}");

@@ -86,7 +86,7 @@ async fn raw(script: Script) -> (Node, mpsc::UnboundedReceiver<usize>) {
 
 async fn attempt(node: &Node) -> AttemptOutcome {
     let client = knowing(Duration::from_secs(120));
-    client.send(node, &set("private-key", b"v"), None, NOW).await
+    client.send(node, &set("private-key", b"v"), None, NOW, &Fence::Open).await
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ fn port(peer: &Peer) -> &str {
 }
 
 async fn attempt(client: &ReplicaClient, node: &Node) -> AttemptOutcome {
-    client.send(node, &set("private-key", b"v"), None, NOW).await
+    client.send(node, &set("private-key", b"v"), None, NOW, &Fence::Open).await
 }
 
 async fn send(client: &ReplicaClient, node: &Node) -> Verdict {

@@ -26,7 +26,7 @@ async fn attempt(
     let to = peer.node.as_str().trim_start_matches("http://").parse().unwrap();
     let front = front(to, server, clients).await;
     let node = Node::parse(&format!("https://{front}")).unwrap();
-    let outcome = client.send(&node, &set("private-key", b"v"), None, NOW).await;
+    let outcome = client.send(&node, &set("private-key", b"v"), None, NOW, &Fence::Open).await;
     assert!(!outcome.ambiguous || outcome.verdict == Verdict::Delivered, "{outcome:?}");
     (outcome.verdict, peer.requests.try_recv().is_ok())
 }
