@@ -260,6 +260,10 @@ pub struct DemoReplicaArgs {
     /// Speak HTTP/2 only, without TLS, for a daemon with --replica-http2 prior-knowledge
     #[arg(long)]
     pub http2: bool,
+
+    /// Refuse a write that is older than the last one of its key, by X-Replication-Sequence
+    #[arg(long)]
+    pub fenced: bool,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

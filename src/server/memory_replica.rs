@@ -2,6 +2,8 @@
 //!
 //! It behaves like the known nodes: the key is the percent-decoded path segment, a DELETE of a
 //! missing key is a 404, and an unreadable or non-positive `ttl` means no expiration.
+//!
+//! A fenced one remembers the order of the writes of each key and refuses older ones.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::put;
 use hyper::server::conn::http2;
@@ -24,6 +27,10 @@ use crate::server::connections::{self, ConnectionLimits};
 use crate::server::errors::{Problem, bytes, done};
 use crate::task::Timestamp;
 
+mod order;
+
+use order::{Deletions, WriteOrder};
+
 const MAX_VALUE_BYTES: usize = 64 << 20;
 
 const LIMITS: ConnectionLimits =
@@ -32,14 +39,32 @@ const LIMITS: ConnectionLimits =
 /// The data of one replica. Clones share it.
 #[derive(Clone, Debug)]
 pub struct MemoryReplica {
-    entries: Arc<Mutex<HashMap<String, StoredValue>>>,
+    entries: Arc<Mutex<ReplicaEntries>>,
     clock: fn() -> Timestamp,
+    fenced: bool,
+}
+
+#[derive(Debug, Default)]
+struct ReplicaEntries {
+    values: HashMap<String, StoredValue>,
+    deletions: Deletions,
 }
 
 #[derive(Clone, Debug)]
 struct StoredValue {
     value: Bytes,
     expires_at: Option<Timestamp>,
+    order: Option<WriteOrder>,
+}
+
+impl ReplicaEntries {
+    /// The order of the last write of a key, if it is remembered.
+    fn order(&self, key: &str) -> Option<WriteOrder> {
+        match self.values.get(key) {
+            Some(stored) => stored.order,
+            None => self.deletions.get(key),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -49,7 +74,13 @@ struct PutQuery {
 
 impl MemoryReplica {
     pub fn new(clock: fn() -> Timestamp) -> Self {
-        Self { entries: Arc::default(), clock }
+        Self { entries: Arc::default(), clock, fenced: false }
+    }
+
+    /// Refuses a write that is older than the last one of its key.
+    #[must_use]
+    pub fn fenced(self, fenced: bool) -> Self {
+        Self { fenced, ..self }
     }
 
     /// Serves requests from `listener` until `stop` resolves, then closes its connections.
@@ -92,11 +123,32 @@ impl MemoryReplica {
     pub fn get(&self, key: &str) -> Option<Bytes> {
         let now = (self.clock)();
         let entries = self.entries();
-        let entry = entries.get(key)?;
+        let entry = entries.values.get(key)?;
         entry.expires_at.is_none_or(|end| end > now).then(|| entry.value.clone())
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<String, StoredValue>> {
+    /// The order of a write, if this replica keeps it.
+    ///
+    /// # Errors
+    ///
+    /// A newer write of the key was applied. The daemon takes this text as an acknowledgement.
+    fn admit(
+        &self,
+        entries: &ReplicaEntries,
+        key: &str,
+        headers: &HeaderMap,
+    ) -> Result<Option<WriteOrder>, Problem> {
+        let order = WriteOrder::of(headers).filter(|_| self.fenced);
+        match entries.order(key).filter(|last| order.is_some_and(|order| order < *last)) {
+            None => Ok(order),
+            Some(last) => {
+                let last = last.sequence();
+                Err(Problem::Conflict(format!("already replicated: the key has sequence {last}")))
+            }
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, ReplicaEntries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -105,12 +157,16 @@ async fn store(
     State(replica): State<MemoryReplica>,
     Path(key): Path<String>,
     Query(query): Query<PutQuery>,
+    headers: HeaderMap,
     value: Bytes,
-) -> Response {
+) -> Result<Response, Problem> {
     let ttl = query.ttl.as_deref().and_then(parse_go_duration);
     let expires_at = ttl.map(|ttl| (replica.clock)().saturating_add(ttl));
-    replica.entries().insert(key, StoredValue { value, expires_at });
-    done()
+    let mut entries = replica.entries();
+    let order = replica.admit(&entries, &key, &headers)?;
+    entries.deletions.forget(&key);
+    entries.values.insert(key, StoredValue { value, expires_at, order });
+    Ok(done())
 }
 
 async fn load(
@@ -123,9 +179,16 @@ async fn load(
 async fn remove(
     State(replica): State<MemoryReplica>,
     Path(key): Path<String>,
+    headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let held = replica.get(&key).is_some();
-    replica.entries().remove(&key);
+    let now = (replica.clock)();
+    let mut entries = replica.entries();
+    let order = replica.admit(&entries, &key, &headers)?;
+    let removed = entries.values.remove(&key);
+    let held = removed.is_some_and(|stored| stored.expires_at.is_none_or(|end| end > now));
+    if let Some(order) = order {
+        entries.deletions.note(key, order);
+    }
     if held { Ok(done()) } else { Err(Problem::NotFound) }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::support::daemon::command;
-use crate::support::{Behaviour, Daemon, Replica, delete, set, strong, wait_until};
+use crate::support::{Behaviour, Daemon, Replica, client, delete, set, strong, wait_until};
 
 /// Short waits between retries.
 const QUICK: &[&str] = &["--retry-base", "50ms"];
@@ -362,13 +362,13 @@ async fn a_delivery_parked_by_a_full_retry_queue_returns_by_itself() {
     daemon.until_metric("dead_letters", 0).await;
 }
 
-/// A `demo-replica --http2`, ended when it is dropped.
+/// A `demo-replica` with these flags, ended when it is dropped.
 struct DemoReplica(Child, String);
 
 impl DemoReplica {
-    fn start() -> Self {
+    fn start(flags: &[&str]) -> Self {
         let mut command = command();
-        command.args(["demo-replica", "--port", "0", "--http2"]).stdout(Stdio::piped());
+        command.args(["demo-replica", "--port", "0"]).args(flags).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -386,7 +386,7 @@ impl Drop for DemoReplica {
 #[tokio::test]
 async fn replicas_receive_writes_over_http_2() {
     let daemon = Daemon::start(&["--replica-http2", "prior-knowledge"]).await;
-    let replicas = [DemoReplica::start(), DemoReplica::start()];
+    let replicas = [DemoReplica::start(&["--http2"]), DemoReplica::start(&["--http2"])];
     let nodes = replicas.each_ref().map(|replica| replica.1.clone());
     for n in 0..20 {
         let mut body = strong(&format!("k{n}"), "v", &[]);
@@ -396,4 +396,74 @@ async fn replicas_receive_writes_over_http_2() {
     }
     daemon.until_drained().await;
     assert_eq!(daemon.metrics().await["failed_replicas"], 0);
+}
+
+/// Sends a write as the owner of this epoch; `None` is a DELETE. Returns the status and the body.
+async fn replicate(
+    replica: &DemoReplica,
+    value: Option<&str>,
+    (sequence, epoch): (u64, Option<u64>),
+) -> (u16, String) {
+    let url = format!("{}/store/k", replica.1);
+    let request = match value {
+        Some(value) => client().put(url).body(value.to_owned()),
+        None => client().delete(url),
+    };
+    let mut request = request.header("x-replication-sequence", sequence);
+    if let Some(epoch) = epoch {
+        request = request.header("x-replication-epoch", epoch);
+    }
+    let answer = request.send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+async fn value_of(replica: &DemoReplica) -> Option<String> {
+    let answer = client().get(format!("{}/store/k", replica.1)).send().await.unwrap();
+    match answer.status().as_u16() {
+        200 => Some(answer.text().await.unwrap()),
+        404 => None,
+        status => panic!("{status}"),
+    }
+}
+
+#[tokio::test]
+async fn a_fenced_replica_refuses_an_older_sequence_and_a_former_owner_of_the_same() {
+    let replica = DemoReplica::start(&["--fenced"]);
+    let refused = |(status, body): (u16, String)| {
+        assert_eq!(status, 409, "{body}");
+        assert!(body.contains("already replicated"), "{body}");
+    };
+    assert_eq!(replicate(&replica, Some("new"), (20, Some(2))).await.0, 204);
+    refused(replicate(&replica, Some("old"), (10, Some(2))).await);
+    refused(replicate(&replica, None, (19, Some(3))).await);
+    refused(replicate(&replica, Some("late"), (20, Some(1))).await);
+    assert_eq!(value_of(&replica).await.as_deref(), Some("new"));
+    // A repeat, and the first write after the cluster was replaced.
+    assert_eq!(replicate(&replica, Some("new"), (20, Some(2))).await.0, 204);
+    assert_eq!(replicate(&replica, Some("newer"), (21, Some(1))).await.0, 204);
+
+    assert_eq!(replicate(&replica, None, (30, None)).await.0, 204);
+    refused(replicate(&replica, Some("old"), (25, None)).await);
+    refused(replicate(&replica, None, (25, None)).await);
+    assert_eq!(value_of(&replica).await, None);
+    assert_eq!(replicate(&replica, None, (31, None)).await.0, 404);
+    refused(replicate(&replica, Some("old"), (30, None)).await);
+    assert_eq!(replicate(&replica, Some("again"), (32, None)).await.0, 204);
+    assert_eq!(value_of(&replica).await.as_deref(), Some("again"));
+}
+
+#[tokio::test]
+async fn a_write_that_a_fenced_replica_refuses_is_delivered() {
+    let replica = DemoReplica::start(&["--fenced"]);
+    // The sequences of the second daemon are greater: they begin at its start.
+    let (older, newer) = (Daemon::start(&[]).await, Daemon::start(&[]).await);
+    for (daemon, value) in [(&newer, "new"), (&older, "old")] {
+        let mut body = strong("k", value, &[]);
+        body["replica_nodes"] = serde_json::json!([replica.1]);
+        daemon.accept(&body).await;
+        daemon.until_drained().await;
+        let metrics = daemon.metrics().await;
+        assert_eq!((&metrics["failed_replicas"], &metrics["dead_letters"]), (&0.into(), &0.into()));
+        assert_eq!(value_of(&replica).await.as_deref(), Some("new"));
+    }
 }

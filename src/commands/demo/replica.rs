@@ -28,7 +28,7 @@ pub(in crate::commands) async fn run(args: &DemoReplicaArgs) -> ExitCode {
     let stop = async {
         signals.next().await;
     };
-    let replica = MemoryReplica::new(wall_clock);
+    let replica = MemoryReplica::new(wall_clock).fenced(args.fenced);
     if args.http2 {
         replica.serve_http2(listener, stop).await;
     } else {
