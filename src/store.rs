@@ -18,6 +18,7 @@ mod journal;
 mod local;
 #[cfg(test)]
 mod memory;
+mod payload;
 mod records;
 
 #[cfg(test)]

@@ -1,8 +1,13 @@
+use bincode::error::DecodeError;
 use bytes::Bytes;
 
 use super::*;
 use crate::store::local::keys;
-use crate::store::records::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+use crate::store::payload::{ProgressRow, SMALL, decode_first};
+use crate::store::records::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+use crate::task::{
+    Cause, Client, Consistency, DeadLetter, Node, Operation, Progress, TaskId, Timestamp, Trace,
+};
 
 fn task() -> Task {
     Task {
