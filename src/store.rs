@@ -1,7 +1,7 @@
 //! Durable tasks and their progress, across kill -9 and power cuts.
 //!
 //! The daemon writes and reads through the trait [`Journal`]. `local.rs` implements it on the local
-//! disk, `memory.rs` in memory for tests.
+//! disk, `jetstream.rs` on NATS JetStream, `memory.rs` in memory for tests.
 //!
 //! A local store is opened in two steps, and the types enforce their order. [`LocalStore::open`]
 //! locks the data directory, creates it if needed, and migrates it to the newest format.
@@ -14,6 +14,7 @@
 
 #[cfg(test)]
 mod conformance;
+mod jetstream;
 mod journal;
 mod local;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod records;
 
 #[cfg(test)]
 pub(crate) use journal::Notify;
+pub use jetstream::{ClusterName, JetStreamSettings, Store, StoreDurability};
 pub use journal::{
     Append, AppendError, AppendReply, Appended, Journal, JournalEvent, KeyState, NoRoom, Numbered,
     Stats,

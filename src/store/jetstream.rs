@@ -1,0 +1,18 @@
+//! The cluster store: a queue that several processes share, on NATS JetStream.
+//!
+//! A cluster has a fixed number of partitions. Each has a stream, which is a replicated log: a task is
+//! a message, its place in the order is the sequence of the message. At most one process owns a
+//! partition. Its checkpoints in the same stream are written by compare-and-set, so that a former owner
+//! writes nothing more. The stream `C-meta` has what belongs to the whole cluster.
+//!
+//! `connect.rs` connects and creates the streams, `record.rs` is the record of the cluster,
+//! `names.rs` names streams and subjects.
+
+#![allow(dead_code, reason = "the daemon uses it when all parts are there")]
+
+mod connect;
+mod names;
+mod record;
+
+pub use connect::{JetStreamSettings, Store, StoreDurability};
+pub use names::ClusterName;

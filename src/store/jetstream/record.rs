@@ -1,0 +1,57 @@
+//! The record of a cluster: what must not change while it has tasks.
+
+use serde::{Deserialize, Serialize};
+
+use crate::task::Partition;
+
+/// Format of the messages of this version.
+pub const FORMAT: u32 = 1;
+
+/// Written once, when the cluster is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    pub format: u32,
+    pub partitions: u16,
+    /// Of the hash that divides the keys among the partitions.
+    pub seed: u64,
+}
+
+impl ClusterRecord {
+    /// The partition of a key, the same in every version and on every machine.
+    #[must_use]
+    pub fn partition_of(&self, key: &str) -> Partition {
+        let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+        digest.update(&self.seed.to_be_bytes());
+        digest.update(key.as_bytes());
+        let digest = digest.finish();
+        let first = digest.as_ref().iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        let partition = first % u64::from(self.partitions.max(1));
+        Partition(u16::try_from(partition).unwrap_or(0))
+    }
+
+    pub fn partitions(&self) -> impl Iterator<Item = Partition> + use<> {
+        (0..self.partitions).map(Partition)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_partition_of_a_key_never_changes() {
+        let record = ClusterRecord { format: FORMAT, partitions: 8, seed: 42 };
+        let of = |key| record.partition_of(key).0;
+        assert_eq!(["a", "b", "c", "user:1", ""].map(of), [6, 1, 2, 0, 2]);
+    }
+
+    #[test]
+    fn keys_are_spread_over_all_partitions() {
+        let record = ClusterRecord { format: FORMAT, partitions: 8, seed: 42 };
+        let mut counts = [0; 8];
+        for key in 0..8000 {
+            counts[record.partition_of(&format!("key {key}")).0 as usize] += 1;
+        }
+        assert!(counts.iter().all(|count| (850..1150).contains(count)), "{counts:?}");
+    }
+}
