@@ -18,6 +18,7 @@ use thiserror::Error;
 use super::records::{
     CommitError, Header, IdempotencyAnswer, ReadError, Recovered, Repeated, ReplicaRow,
 };
+use crate::lease::Fence;
 use crate::task::{Idempotency, Moment, NewTask, Node, Now, Partition, Progress, Task, TaskId};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -63,6 +64,10 @@ pub trait Journal: Send + Sync + fmt::Debug {
         &self,
         ids: Vec<TaskId>,
     ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>>;
+
+    /// The right to send a task of a claimed partition. Asked for each attempt.
+    #[allow(dead_code, reason = "no journal has a lease yet")]
+    fn fence(&self, id: TaskId) -> Fence;
 
     /// Whether a write of this many bytes fits besides the appended ones.
     ///

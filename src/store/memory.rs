@@ -11,6 +11,7 @@ use super::journal::{
     Numbered, Reply, Stats,
 };
 use super::local::{KeyLimits, Keys};
+use crate::lease::Fence;
 use crate::store::records::{
     CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, Recovered, ReplicaRow,
 };
@@ -33,6 +34,9 @@ pub(crate) struct MemoryJournal {
     settled: Mutex<u64>,
     /// Numbered and not durable, while commits are held.
     held: Mutex<Option<Vec<HeldWrite>>>,
+    /// Of all tasks.
+    #[allow(dead_code, reason = "no journal has a lease yet")]
+    fence: Mutex<Fence>,
 }
 
 struct HeldWrite {
@@ -84,7 +88,8 @@ impl MemoryJournal {
         }
         let (store, notify) = (Arc::clone(store), Mutex::new(Box::new(notify) as _));
         let (settled, held) = (Mutex::new(0), Mutex::new(None));
-        let journal = Self { store, notify, refuses: Mutex::new(None), settled, held };
+        let (refuses, fence) = (Mutex::new(None), Mutex::new(Fence::Open));
+        let journal = Self { store, notify, refuses, settled, held, fence };
         journal.claim();
         journal.notify(JournalEvent::Settled { through: 0 });
         journal
@@ -254,6 +259,10 @@ impl Journal for MemoryJournal {
         let store = lock(&self.store);
         let headers = ids.iter().map(|id| store.tasks.get(id).map(|(task, _)| Header::of(task)));
         Box::pin(ready(Ok(headers.collect())))
+    }
+
+    fn fence(&self, _: TaskId) -> Fence {
+        lock(&self.fence).clone()
     }
 
     fn room(&self, _: u64) -> Result<(), NoRoom> {

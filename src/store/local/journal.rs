@@ -13,6 +13,7 @@ use super::read::StoreReader;
 use super::recover::{RecoveryEvent, RecoveryReport};
 use super::room::Room;
 use super::{LocalStore, Opened};
+use crate::lease::Fence;
 use crate::store::journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
     Notify, Numbered, Reply, Stats,
@@ -233,6 +234,10 @@ impl Journal for LocalJournal {
     ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>> {
         let reader = self.reader.clone();
         Box::pin(off_the_loop(move || reader.headers(&ids)))
+    }
+
+    fn fence(&self, _: TaskId) -> Fence {
+        Fence::Open
     }
 
     fn room(&self, bytes: u64) -> Result<(), NoRoom> {
