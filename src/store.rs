@@ -24,7 +24,10 @@ mod records;
 
 #[cfg(test)]
 pub(crate) use journal::Notify;
-pub use jetstream::{ClusterName, JetStreamSettings, Store, StoreDurability};
+pub use jetstream::{
+    ClusterName, ClusterStatus, ConnectError, DEFAULT_PARTITIONS, JetStreamSettings, MAX_PARTITIONS,
+    PartitionOwner, Store, StoreDurability, StoreServer,
+};
 pub use journal::{
     Append, AppendError, AppendReply, Appended, Journal, JournalEvent, KeyState, NoRoom, Numbered,
     Stats,

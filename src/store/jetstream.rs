@@ -5,14 +5,22 @@
 //! partition. Its checkpoints in the same stream are written by compare-and-set, so that a former owner
 //! writes nothing more. The stream `C-meta` has what belongs to the whole cluster.
 //!
-//! `connect.rs` connects and creates the streams, `record.rs` is the record of the cluster,
-//! `names.rs` names streams and subjects.
+//! `connect.rs` connects, `streams.rs` creates the streams, `record.rs` is the record of the cluster,
+//! `names.rs` names streams and subjects, `rows.rs` reads and writes single rows, `status.rs` is shown
+//! to operators.
 
 #![allow(dead_code, reason = "the daemon uses it when all parts are there")]
 
 mod connect;
 mod names;
 mod record;
+mod rows;
+mod status;
+mod streams;
 
-pub use connect::{JetStreamSettings, Store, StoreDurability};
-pub use names::ClusterName;
+pub use connect::{ConnectError, JetStreamSettings, Store, StoreDurability, StoreServer};
+pub use names::{ClusterName, MAX_PARTITIONS};
+pub use status::{ClusterStatus, PartitionOwner};
+
+/// Of a new cluster: each partition has a log of its own, and syncs of its own.
+pub const DEFAULT_PARTITIONS: u16 = 8;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::task::{Partition, TaskId};
 
 /// The partition of an id is its remainder.
-const MAX_PARTITIONS: u64 = 1024;
+pub const MAX_PARTITIONS: u16 = 1024;
 
 /// A name that is one token of a subject: letters, digits, `-` and `_`, at most 32.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +57,17 @@ impl Names {
     }
 
     #[must_use]
+    pub fn key_stream(&self) -> String {
+        format!("{}-keys", self.0)
+    }
+
+    /// An idempotency key, by its hash. `*` stands for all.
+    #[must_use]
+    pub fn key(&self, hash: &str) -> String {
+        format!("{}.idem.{hash}", self.0)
+    }
+
+    #[must_use]
     pub fn stream(&self, partition: Partition) -> String {
         format!("{}-p{}", self.0, partition.0)
     }
@@ -81,6 +92,12 @@ impl Names {
     #[must_use]
     pub fn progress(&self, partition: Partition, sequence: u64) -> String {
         self.of(partition, &format!("g.{sequence}"))
+    }
+
+    /// The sequence of the task that a progress is of.
+    #[must_use]
+    pub fn task_of_progress(&self, partition: Partition, subject: &str) -> Option<u64> {
+        subject.strip_prefix(&self.of(partition, "g."))?.parse().ok()
     }
 
     #[must_use]
@@ -108,14 +125,14 @@ impl Names {
 /// The id of a task: a sequence of its stream and its partition.
 #[must_use]
 pub const fn task_id(sequence: u64, partition: Partition) -> TaskId {
-    TaskId(sequence * MAX_PARTITIONS + partition.0 as u64)
+    TaskId(sequence * MAX_PARTITIONS as u64 + partition.0 as u64)
 }
 
 /// The partition and the sequence of a task.
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "a remainder below 1024")]
 pub const fn place_of(id: TaskId) -> (Partition, u64) {
-    (Partition((id.0 % MAX_PARTITIONS) as u16), id.0 / MAX_PARTITIONS)
+    (Partition((id.0 % MAX_PARTITIONS as u64) as u16), id.0 / MAX_PARTITIONS as u64)
 }
 
 #[cfg(test)]
