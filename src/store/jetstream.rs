@@ -6,12 +6,14 @@
 //! writes nothing more. The stream `C-meta` has what belongs to the whole cluster.
 //!
 //! `connect.rs` connects, `streams.rs` creates the streams, `record.rs` is the record of the cluster,
-//! `names.rs` names streams and subjects, `rows.rs` reads and writes single rows, `status.rs` is shown
-//! to operators.
+//! `names.rs` names streams and subjects, `rows.rs` reads and writes single rows, `meta.rs` has the
+//! records of replicas, `idempotency.rs` the idempotency keys, `status.rs` is shown to operators.
 
 #![allow(dead_code, reason = "the daemon uses it when all parts are there")]
 
 mod connect;
+mod idempotency;
+mod meta;
 mod names;
 mod record;
 mod rows;

@@ -67,11 +67,10 @@ pub struct JetStreamSettings {
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
     pub node_id: String,
-    /// Limit of the unsettled bytes of the cluster: queue and dead letters.
-    pub max_bytes: u64,
-    /// Limits of the queue of the cluster.
+    /// Limits of the whole cluster.
     pub queue_capacity: usize,
     pub queue_max_bytes: u64,
+    pub dead_letter_max_bytes: u64,
     pub keys: KeyLimits,
     pub now: Timestamp,
 }

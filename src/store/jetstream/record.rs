@@ -1,5 +1,7 @@
 //! The record of a cluster: what must not change while it has tasks.
 
+use std::fmt::Write as _;
+
 use serde::{Deserialize, Serialize};
 
 use crate::task::Partition;
@@ -34,6 +36,16 @@ impl ClusterRecord {
     }
 }
 
+/// A token of a subject that stands for a text.
+pub(super) fn hash(text: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.as_ref().iter().take(16).fold(String::new(), |mut token, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(token, "{byte:02x}");
+        token
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,6 +55,13 @@ mod tests {
         let record = ClusterRecord { format: FORMAT, partitions: 8, seed: 42 };
         let of = |key| record.partition_of(key).0;
         assert_eq!(["a", "b", "c", "user:1", ""].map(of), [6, 1, 2, 0, 2]);
+    }
+
+    #[test]
+    fn a_hash_is_one_token() {
+        let token = hash("http://a:80/ > *");
+        assert!(token.len() == 32 && token.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_ne!(token, hash("http://a:80/ > "));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 
 use crate::task::Timestamp;
 
@@ -21,6 +22,8 @@ const STORE_FAILED: u64 = 10077;
 /// The longest wait for one answer, after which the request is sent again. A request that was sent
 /// while a stream had no leader is not answered later.
 const ONE_TRY: Duration = Duration::from_secs(2);
+
+const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row {
@@ -101,7 +104,8 @@ struct Message {
     time: String,
 }
 
-/// Writes a row if it has the version `expected`, whatever it has with `None`.
+/// Writes a row if it has the version `expected`, whatever it has with `None`. Sent more than once if
+/// there is no answer: it may find its own message.
 pub(super) async fn put(
     client: &Client,
     subject: String,
@@ -174,13 +178,21 @@ async fn ask<T: for<'de> Deserialize<'de>>(
     payload: Bytes,
     timeout: Duration,
 ) -> Option<T> {
-    let request = || {
-        let request = Request::new().payload(payload.clone()).timeout(Some(ONE_TRY.min(timeout)));
-        request.headers(headers.clone())
-    };
-    client
-        .send_request(subject, request())
-        .await
-        .ok()
-        .and_then(|answer| serde_json::from_slice(&answer.payload).ok())
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let request = Request::new()
+            .payload(payload.clone())
+            .headers(headers.clone())
+            .timeout(Some(ONE_TRY.min(left)));
+        if let Ok(answer) = client.send_request(subject.clone(), request).await
+            && let Ok(answer) = serde_json::from_slice(&answer.payload)
+        {
+            return Some(answer);
+        }
+        if Instant::now() + PAUSE >= deadline {
+            return None;
+        }
+        sleep(PAUSE).await;
+    }
 }

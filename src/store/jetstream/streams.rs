@@ -63,7 +63,9 @@ impl Streams<'_> {
             ..self.config(self.names.key_stream())
         };
         self.stream(keys).await?;
-        let share = self.settings.max_bytes.saturating_mul(2) / u64::from(record.partitions);
+        let JetStreamSettings { queue_max_bytes, dead_letter_max_bytes, .. } = self.settings;
+        let share = queue_max_bytes.saturating_add(*dead_letter_max_bytes).saturating_mul(2)
+            / u64::from(record.partitions);
         for partition in record.partitions() {
             self.stream(Config {
                 subjects: self.names.stream_subjects(partition),
