@@ -16,6 +16,7 @@
 mod conformance;
 mod jetstream;
 mod journal;
+mod lines;
 mod local;
 #[cfg(test)]
 mod memory;
@@ -32,14 +33,14 @@ pub use journal::{
     Append, AppendError, AppendReply, Appended, Journal, JournalEvent, KeyState, NoRoom, Numbered,
     Stats,
 };
+pub use lines::{Exported, Imported};
 #[cfg(test)]
 pub(crate) use local::StoreReader;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::fuzzing;
 pub use local::{
-    CheckReport, Damage, Exported, Imported, KeyLimits, LocalJournal, LocalStore, OpenError,
-    Opened, RecoveryEvent, RecoveryReport, SetAside, StoreSettings, UptimeFile, check, export,
-    import,
+    CheckReport, Damage, KeyLimits, LocalJournal, LocalStore, OpenError, Opened, RecoveryEvent,
+    RecoveryReport, SetAside, StoreSettings, UptimeFile, check, export, import,
 };
 #[cfg(test)]
 pub(crate) use memory::{MemoryJournal, MemoryStore};

@@ -81,6 +81,9 @@ pub struct ReplicaRow {
     pub first_used: Timestamp,
 }
 
+/// A token's name (64 bytes), a space, and a client's key of up to 255 bytes, a common limit.
+pub(super) const MAX_IDEMPOTENCY_KEY_BYTES: usize = 64 + 1 + 255;
+
 /// Kept for a write with an idempotency key, until the window is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyRow {
