@@ -224,7 +224,7 @@ pub(in crate::store) fn header_and_key(
 }
 
 /// Parsed nodes. A million tasks name the same few: each is parsed and stored once.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(in crate::store) struct Nodes(HashMap<String, Node>);
 
 impl Nodes {
@@ -283,7 +283,23 @@ pub(in crate::store) fn progress(entries: &[Progress]) -> Result<Vec<u8>, Encode
 
 /// `None` stands for a dead letter.
 pub(in crate::store) fn read_progress(payload: &[u8]) -> Option<Vec<Option<Progress>>> {
-    let row: Vec<ProgressRow<'_>> = decode(payload)?;
+    decode::<Vec<ProgressRow<'_>>>(payload).map(entries)
+}
+
+/// Reads [`progress`] and behind it [`dead_letter`] for each dead letter.
+pub(in crate::store) fn read_progress_with_letters(mut payload: &[u8]) -> Option<Vec<Progress>> {
+    let rest = &mut payload;
+    let mut all = Vec::new();
+    for entry in entries(decode_next(rest)?) {
+        all.push(match entry {
+            Some(progress) => progress,
+            None => Progress::Dead(letter(decode_next(rest)?)?),
+        });
+    }
+    rest.is_empty().then_some(all)
+}
+
+fn entries(row: Vec<ProgressRow<'_>>) -> Vec<Option<Progress>> {
     let entries = row.into_iter().map(|entry| {
         Some(match entry {
             ProgressRow::Untouched => Progress::Untouched,
@@ -297,7 +313,7 @@ pub(in crate::store) fn read_progress(payload: &[u8]) -> Option<Vec<Option<Progr
             ProgressRow::Resend => Progress::Resend,
         })
     });
-    Some(entries.collect())
+    entries.collect()
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -329,7 +345,10 @@ pub(in crate::store) fn dead_letter(letter: &DeadLetter) -> Result<Vec<u8>, Enco
 }
 
 pub(in crate::store) fn read_dead_letter(payload: &[u8]) -> Option<DeadLetter> {
-    let row: DeadLetterRow<'_> = decode(payload)?;
+    letter(decode(payload)?)
+}
+
+fn letter(row: DeadLetterRow<'_>) -> Option<DeadLetter> {
     Some(DeadLetter {
         cause: match row.cause {
             REJECTED => Cause::Rejected,
@@ -345,7 +364,7 @@ pub(in crate::store) fn read_dead_letter(payload: &[u8]) -> Option<DeadLetter> {
 }
 
 /// At most `bytes` of a text, in whole characters.
-fn truncate(text: &str, bytes: usize) -> &str {
+pub(in crate::store) fn truncate(text: &str, bytes: usize) -> &str {
     let end = (0..=bytes.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
     end.and_then(|end| text.get(..end)).unwrap_or_default()
 }

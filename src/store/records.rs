@@ -139,6 +139,9 @@ pub enum CommitError {
     /// The task was removed before its commit began.
     #[error("the task was removed before it was stored")]
     Removed,
+    /// Another process owns the partition of the task.
+    #[error("another instance owns the partition")]
+    Released,
     /// The committer was closed before it got this write.
     #[error("the store is closed")]
     Closed,
