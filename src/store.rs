@@ -23,12 +23,12 @@ mod memory;
 mod payload;
 mod records;
 
+pub use jetstream::{
+    ClusterName, ClusterStatus, ConnectError, JetStreamJournal, JetStreamSettings, MAX_PARTITIONS,
+    StoreDurability, export_cluster, import_cluster,
+};
 #[cfg(test)]
 pub(crate) use journal::Notify;
-pub use jetstream::{
-    ClusterName, ClusterStatus, ConnectError, DEFAULT_PARTITIONS, JetStreamSettings, MAX_PARTITIONS,
-    PartitionOwner, Store, StoreDurability, StoreServer,
-};
 pub use journal::{
     Append, AppendError, AppendReply, Appended, Journal, JournalEvent, KeyState, NoRoom, Numbered,
     Stats,
@@ -39,8 +39,8 @@ pub(crate) use local::StoreReader;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::fuzzing;
 pub use local::{
-    CheckReport, Damage, KeyLimits, LocalJournal, LocalStore, OpenError, Opened, RecoveryEvent,
-    RecoveryReport, SetAside, StoreSettings, UptimeFile, check, export, import,
+    CheckReport, Damage, KeyLimits, LocalStore, OpenError, Opened, RecoveryEvent, RecoveryReport,
+    SetAside, StoreSettings, UptimeFile, check, export, import,
 };
 #[cfg(test)]
 pub(crate) use memory::{MemoryJournal, MemoryStore};

@@ -41,9 +41,7 @@ pub use connect::{ConnectError, JetStreamSettings, StoreDurability};
 pub use journal::JetStreamJournal;
 pub use names::{ClusterName, MAX_PARTITIONS};
 pub use status::ClusterStatus;
-pub use transfer::{
-    TransferError, export as export_cluster, import as import_cluster,
-};
+pub use transfer::{export as export_cluster, import as import_cluster};
 
 /// Of a new cluster: each partition has a log of its own, and syncs of its own.
 pub const DEFAULT_PARTITIONS: u16 = 8;

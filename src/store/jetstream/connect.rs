@@ -5,21 +5,23 @@
 //! `connect/failure.rs` has the sentences, `connect/servers.rs` asks the servers whether they sync.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::{Client, ConnectOptions, Event, ServerError, jetstream};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::names::{ClusterName, Names};
 use super::record::ClusterRecord;
+use super::rows::now;
 use super::status::{ClusterStatus, PartitionOwner, StoreStatus};
-use super::streams::{Streams, Trouble};
+use super::streams::{Purpose, Streams, Trouble};
 use crate::store::KeyLimits;
-use crate::task::{Partition, Timestamp};
+use crate::task::{Partition, TaskId};
 
 mod failure;
 mod options;
@@ -72,7 +74,8 @@ pub struct JetStreamSettings {
     pub queue_max_bytes: u64,
     pub dead_letter_max_bytes: u64,
     pub keys: KeyLimits,
-    pub now: Timestamp,
+    /// The ids of new streams are above it.
+    pub ids_after: TaskId,
 }
 
 /// A connection to the cluster store. Cheap to clone.
@@ -97,6 +100,13 @@ impl Store {
     /// The sentence of what an operator must change. What may pass by itself is waited for:
     /// `--store-timeout` for a server, and two elections for the streams.
     pub async fn connect(settings: &JetStreamSettings) -> Result<Self, ConnectError> {
+        Self::open(settings, Purpose::Serve).await
+    }
+
+    pub(super) async fn open(
+        settings: &JetStreamSettings,
+        purpose: Purpose,
+    ) -> Result<Self, ConnectError> {
         let status = Arc::new(Mutex::new(StoreStatus::default()));
         let client = client(settings, &status).await?;
         let server = client.server_info();
@@ -110,6 +120,8 @@ impl Store {
             names: &names,
             settings,
             is_clustered,
+            purpose,
+            is_begun: AtomicBool::new(false),
         };
         let record = ready(&streams, &status).await?;
         if !is_clustered {
@@ -174,6 +186,7 @@ impl Store {
             is_connected,
             server: is_connected.then_some(server),
             sync_always: servers::sync_always(&status.servers),
+            demands_sync: self.0.settings.durability == StoreDurability::Fsync,
             servers: status.servers.clone(),
             partitions: self
                 .0
@@ -234,7 +247,7 @@ async fn client(
     settings: &JetStreamSettings,
     status: &Arc<Mutex<StoreStatus>>,
 ) -> Result<Client, ConnectError> {
-    let deadline = Instant::now() + settings.timeout;
+    let deadline = now() + settings.timeout;
     loop {
         if let Ok(client) =
             with_events(options::read(settings)?, status).connect(&settings.urls).await
@@ -251,7 +264,7 @@ async fn client(
                 }
             }
         }
-        if Instant::now() >= deadline {
+        if now() >= deadline {
             return Err(ConnectError::Unreachable(reasons.join("; ")));
         }
         sleep(RETRY_EVERY).await;
@@ -291,7 +304,7 @@ async fn ready(
     streams: &Streams<'_>,
     status: &Mutex<StoreStatus>,
 ) -> Result<ClusterRecord, ConnectError> {
-    let deadline = Instant::now() + streams.settings.timeout.max(ELECTIONS);
+    let deadline = now() + streams.settings.timeout.max(ELECTIONS);
     loop {
         let why = match streams.open().await {
             Ok(record) => return Ok(record),
@@ -302,7 +315,7 @@ async fn ready(
         if let Some(forbidden) = forbidden {
             return Err(ConnectError::Forbidden(forbidden));
         }
-        if Instant::now() >= deadline {
+        if now() >= deadline {
             return Err(ConnectError::NotReady(why));
         }
         sleep(RETRY_EVERY).await;

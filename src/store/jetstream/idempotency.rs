@@ -16,7 +16,7 @@ use super::connect::Store;
 use super::record::hash;
 use super::rows::{self, Got, Put, Wanted};
 use super::streams::DUPLICATE_WINDOW;
-use crate::store::{IdempotencyAnswer, Repeated};
+use crate::store::{IdempotencyAnswer, IdempotencyRow, Repeated};
 use crate::task::{Consistency, Idempotency, Partition, TaskId, Timestamp};
 
 const FORMAT: u32 = 1;
@@ -33,6 +33,8 @@ const ATTEMPTS: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct StoredKey {
     format: u32,
+    /// For an export; the subject has only its hash.
+    key: Box<str>,
     fingerprint: [u8; 16],
     /// As text: JSON has no integers of 128 bits.
     nonce: String,
@@ -90,7 +92,7 @@ impl Keys {
     ) -> Reserved {
         let subject = self.subject(idempotency);
         let fingerprint = idempotency.fingerprint;
-        let key = StoredKey::new(fingerprint, consistency, partition, nonce);
+        let key = StoredKey::new(idempotency, consistency, partition, nonce);
         for _ in 0..ATTEMPTS {
             match self.put(&subject, &key, 0).await {
                 Put::Stored(_) => return Reserved::New { nonce, partition },
@@ -127,10 +129,7 @@ impl Keys {
             let (version, mut key) = match self.read(&subject).await {
                 Read::Key(version, key, _) => (version, key),
                 // Expired, or the reservation was never stored: this one is as good.
-                Read::None => {
-                    let fingerprint = idempotency.fingerprint;
-                    (0, StoredKey::new(fingerprint, consistency, partition, nonce))
-                }
+                Read::None => (0, StoredKey::new(idempotency, consistency, partition, nonce)),
                 Read::Unreadable => return true,
                 Read::Unanswered => return false,
             };
@@ -170,6 +169,55 @@ impl Keys {
                 Put::Stored(_) | Put::Full | Put::Failed(_) => return,
                 Put::Refused | Put::Unanswered => {}
             }
+        }
+    }
+
+    /// All keys whose task is stored.
+    pub(super) async fn read_all(&self) -> Result<Vec<(Box<str>, IdempotencyRow)>, String> {
+        let stream = self.store.names().key_stream();
+        let (subjects, mut keys, mut next) = (self.store.names().key("*"), Vec::new(), 1);
+        loop {
+            let wanted = Wanted::Next { seq: next, subjects: &subjects };
+            let timeout = self.store.settings().timeout;
+            let row = match rows::get(self.store.client(), &stream, &wanted, timeout).await {
+                Got::Row(row) => row,
+                Got::None => return Ok(keys),
+                Got::Unanswered => return Err(format!("{stream} has no leader")),
+                Got::Failed(problem) => return Err(format!("{stream}: {problem}")),
+            };
+            next = row.sequence + 1;
+            let Some(key) = StoredKey::parse(&row.payload) else { continue };
+            let StoredKey { key, fingerprint, id: Some(id), answer, .. } = key else { continue };
+            let row = IdempotencyRow { task: TaskId(id), fingerprint, at: row.stored_at, answer };
+            keys.push((key, row));
+        }
+    }
+
+    /// Stores a key of another store, unless its time is over.
+    pub(super) async fn restore(
+        &self,
+        idempotency: &Idempotency,
+        row: &IdempotencyRow,
+        task: Option<(TaskId, Consistency)>,
+    ) -> Result<(), String> {
+        let settings = self.store.settings();
+        let left = settings.keys.window.saturating_sub(age(row.at));
+        if left.is_zero() {
+            return Ok(());
+        }
+        // Without its task, the consistency is unknown and does not matter.
+        let (id, consistency) = task.unwrap_or((row.task, Consistency::Eventual));
+        let partition = Partition(0);
+        let mut key = StoredKey::new(idempotency, consistency, partition, u128::from(id.0));
+        (key.id, key.answer) = (Some(id.0), row.answer.clone());
+        let payload = serde_json::to_vec(&key).map_err(|error| error.to_string())?;
+        let (client, subject) = (self.store.client(), self.subject(idempotency));
+        let (ttl, timeout) = (Some(left), settings.timeout);
+        match rows::put(client, subject, payload.into(), None, ttl, timeout).await {
+            Put::Stored(_) => Ok(()),
+            Put::Full => Err("it has more idempotency keys than --idempotency-keys".to_owned()),
+            Put::Refused | Put::Unanswered => Err("the servers do not answer".to_owned()),
+            Put::Failed(problem) => Err(problem),
         }
     }
 
@@ -228,14 +276,15 @@ fn age(stored_at: Timestamp) -> Duration {
 
 impl StoredKey {
     fn new(
-        fingerprint: [u8; 16],
+        idempotency: &Idempotency,
         consistency: Consistency,
         Partition(partition): Partition,
         nonce: u128,
     ) -> Self {
+        let Idempotency { key, fingerprint } = idempotency.clone();
         let nonce = format!("{nonce:032x}");
         let format = FORMAT;
-        Self { format, fingerprint, nonce, partition, consistency, id: None, answer: None }
+        Self { format, key, fingerprint, nonce, partition, consistency, id: None, answer: None }
     }
 
     fn parse(payload: &[u8]) -> Option<Self> {
@@ -270,7 +319,8 @@ mod tests {
     const AGE: Duration = Duration::ZERO;
 
     fn key() -> StoredKey {
-        StoredKey::new([7; 16], Consistency::Strong, Partition(3), u128::MAX - 5)
+        let idempotency = Idempotency { key: "k".into(), fingerprint: [7; 16] };
+        StoredKey::new(&idempotency, Consistency::Strong, Partition(3), u128::MAX - 5)
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! A row is written by compare-and-set on the version that this process has read. A first use never
 //! replaces a row. An operator's action does: of two at the same time, the last one wins.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 use super::connect::{ConnectError, Store};
 use super::record::hash;
 use super::rows::{self, Got, Put, Row, Wanted};
+use super::transfer::TransferError;
 use crate::store::{CommitError, JournalEvent, ReplicaRow};
 use crate::task::{Node, Timestamp};
 
@@ -29,6 +30,9 @@ const FORMAT: u32 = 1;
 const READ_EVERY: Duration = Duration::from_secs(1);
 
 const RETRY_EVERY: Duration = Duration::from_millis(100);
+
+/// Of an import to write a record.
+const ATTEMPTS: usize = 5;
 
 /// How long a removed record is kept, so that every instance reads it.
 const REMOVED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
@@ -83,14 +87,8 @@ impl Meta {
     ) -> Result<Self, ConnectError> {
         let (changes, received) = mpsc::unbounded_channel();
         let (done, written) = watch::channel(0);
-        let queued = Arc::default();
-        let mut records = Records {
-            store: store.clone(),
-            notify: Box::new(notify),
-            queued: Arc::clone(&queued),
-            versions: HashMap::new(),
-            read_to: 0,
-        };
+        let queued = Arc::<Mutex<Queued>>::default();
+        let mut records = Records { queued: Arc::clone(&queued), ..Records::new(store, notify) };
         let subjects = store.names().meta("replica", "*");
         let hints = store.client().subscribe(subjects).await.map_err(|error| {
             ConnectError::NotReady(format!("cannot listen to other instances: {error}"))
@@ -119,6 +117,34 @@ impl Meta {
     }
 }
 
+/// All records, without those that were removed.
+pub(super) async fn read_all(store: &Store) -> Result<BTreeMap<Node, ReplicaRow>, ConnectError> {
+    let found = Arc::new(Mutex::new(BTreeMap::new()));
+    let rows = Arc::clone(&found);
+    let mut records = Records::new(store, move |event| {
+        if let JournalEvent::Replica { node, row: Some(row) } = event {
+            rows.lock().unwrap_or_else(PoisonError::into_inner).insert(node, row);
+        }
+    });
+    records.read_all().await?;
+    Ok(std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// Stores a record of another store.
+pub(super) async fn restore(
+    store: &Store,
+    node: &Node,
+    row: &ReplicaRow,
+) -> Result<(), TransferError> {
+    let mut records = Records::new(store, |_| {});
+    for _ in 0..ATTEMPTS {
+        if matches!(records.write(node, Some(row)).await, Written::Done) {
+            return Ok(());
+        }
+    }
+    Err(TransferError::Unanswered("the record of a replica is not stored".to_owned()))
+}
+
 struct Records {
     store: Store,
     notify: Box<dyn Fn(JournalEvent) + Send + Sync>,
@@ -136,6 +162,16 @@ enum Written {
 }
 
 impl Records {
+    fn new(store: &Store, notify: impl Fn(JournalEvent) + Send + Sync + 'static) -> Self {
+        Self {
+            store: store.clone(),
+            notify: Box::new(notify),
+            queued: Arc::default(),
+            versions: HashMap::new(),
+            read_to: 0,
+        }
+    }
+
     async fn run(
         mut self,
         mut changes: mpsc::UnboundedReceiver<Change>,
@@ -233,12 +269,12 @@ impl Records {
 
     /// Reads at the start, when nothing may be missing.
     async fn read_all(&mut self) -> Result<(), ConnectError> {
-        let deadline = tokio::time::Instant::now() + self.store.settings().timeout;
+        let deadline = rows::now() + self.store.settings().timeout;
         loop {
             match self.read_next().await {
                 Got::Row(row) => self.take(&row),
                 Got::None => return Ok(()),
-                Got::Unanswered if tokio::time::Instant::now() < deadline => {}
+                Got::Unanswered if rows::now() < deadline => {}
                 Got::Unanswered => {
                     return Err(ConnectError::NotReady("the records cannot be read".to_owned()));
                 }

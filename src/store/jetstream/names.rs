@@ -51,6 +51,12 @@ impl Names {
         format!("{}.m.{kind}.{name}", self.0)
     }
 
+    /// The row with the record of the cluster.
+    #[must_use]
+    pub fn record(&self) -> String {
+        self.meta("format", "1")
+    }
+
     #[must_use]
     pub fn meta_subjects(&self) -> String {
         format!("{}.m.>", self.0)

@@ -16,6 +16,9 @@ pub struct ClusterRecord {
     pub partitions: u16,
     /// Of the hash that divides the keys among the partitions.
     pub seed: u64,
+    /// An import fills the cluster, or was interrupted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub importing: bool,
 }
 
 impl ClusterRecord {
@@ -52,7 +55,7 @@ mod tests {
 
     #[test]
     fn the_partition_of_a_key_never_changes() {
-        let record = ClusterRecord { format: FORMAT, partitions: 8, seed: 42 };
+        let record = ClusterRecord { format: FORMAT, partitions: 8, seed: 42, importing: false };
         let of = |key| record.partition_of(key).0;
         assert_eq!(["a", "b", "c", "user:1", ""].map(of), [6, 1, 2, 0, 2]);
     }
@@ -66,7 +69,7 @@ mod tests {
 
     #[test]
     fn keys_are_spread_over_all_partitions() {
-        let record = ClusterRecord { format: FORMAT, partitions: 8, seed: 42 };
+        let record = ClusterRecord { format: FORMAT, partitions: 8, seed: 42, importing: false };
         let mut counts = [0; 8];
         for key in 0..8000 {
             counts[record.partition_of(&format!("key {key}")).0 as usize] += 1;

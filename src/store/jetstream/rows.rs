@@ -178,9 +178,9 @@ async fn ask<T: for<'de> Deserialize<'de>>(
     payload: Bytes,
     timeout: Duration,
 ) -> Option<T> {
-    let deadline = Instant::now() + timeout;
+    let deadline = now() + timeout;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(now());
         let request = Request::new()
             .payload(payload.clone())
             .headers(headers.clone())
@@ -190,9 +190,14 @@ async fn ask<T: for<'de> Deserialize<'de>>(
         {
             return Some(answer);
         }
-        if Instant::now() + PAUSE >= deadline {
+        if now() + PAUSE >= deadline {
             return None;
         }
         sleep(PAUSE).await;
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "for the deadlines of requests")]
+pub(super) fn now() -> Instant {
+    Instant::now()
 }

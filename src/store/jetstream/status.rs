@@ -25,6 +25,8 @@ pub struct ClusterStatus {
     pub servers: Vec<StoreServer>,
     /// Whether all servers sync each write to disk; `None` if they do not tell.
     pub sync_always: Option<bool>,
+    /// `--store-durability fsync`
+    pub demands_sync: bool,
     /// All partitions, with their owners.
     pub partitions: Vec<(Partition, Option<PartitionOwner>)>,
 }

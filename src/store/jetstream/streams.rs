@@ -1,9 +1,12 @@
 //! Creates or checks the streams and the record of a cluster.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::context::{
+    CreateStreamErrorKind, DeleteStreamErrorKind, GetStreamErrorKind,
+};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use bytes::Bytes;
@@ -36,6 +39,17 @@ pub(super) enum Trouble {
     Final(ConnectError),
 }
 
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A cluster is made if there is none.
+    Serve,
+    /// There must be one.
+    Export,
+    /// A new one is made. What an interrupted import has left is removed.
+    Import,
+}
+
 pub(super) struct Streams<'a> {
     pub(super) client: &'a Client,
     pub(super) jetstream: &'a Context,
@@ -43,10 +57,23 @@ pub(super) struct Streams<'a> {
     pub(super) settings: &'a JetStreamSettings,
     /// The servers form a cluster, so that a stream can have copies.
     pub(super) is_clustered: bool,
+    pub(super) purpose: Purpose,
+    /// The import has removed what was there before.
+    pub(super) is_begun: AtomicBool,
 }
 
 impl Streams<'_> {
     pub(super) async fn open(&self) -> Result<ClusterRecord, Trouble> {
+        match (self.purpose, self.found().await?) {
+            (Purpose::Export, None) => {
+                let cluster = self.settings.cluster.to_string();
+                return Err(Trouble::Final(ConnectError::NoCluster(cluster)));
+            }
+            (Purpose::Import, Some(record)) if !self.is_begun.swap(true, Ordering::Relaxed) => {
+                self.remove(&record).await?;
+            }
+            _ => {}
+        }
         let meta = Config {
             subjects: vec![self.names.meta_subjects()],
             max_messages_per_subject: 1,
@@ -77,6 +104,52 @@ impl Streams<'_> {
             .await?;
         }
         Ok(record)
+    }
+
+    /// The record of a cluster, if there is one that may be used.
+    async fn found(&self) -> Result<Option<ClusterRecord>, Trouble> {
+        let stream = self.names.meta_stream();
+        let record = match self.jetstream.get_stream(&stream).await {
+            Ok(_) => self.read_record().await?,
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(error)
+                    if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+                {
+                    None
+                }
+                GetStreamErrorKind::JetStream(error) => return Err(trouble(&stream, &error)),
+                _ => return Err(Trouble::Later(format!("{stream}: {}", innermost(&error)))),
+            },
+        };
+        let cluster = || self.settings.cluster.to_string();
+        match (self.purpose, &record) {
+            (Purpose::Import, Some(record)) if !record.importing => {
+                Err(Trouble::Final(ConnectError::Exists(cluster())))
+            }
+            (Purpose::Serve | Purpose::Export, Some(record)) if record.importing => {
+                Err(Trouble::Final(ConnectError::Importing(cluster())))
+            }
+            _ => Ok(record),
+        }
+    }
+
+    /// Removes what an interrupted import has left, the record last.
+    async fn remove(&self, record: &ClusterRecord) -> Result<(), Trouble> {
+        let partitions = record.partitions().map(|partition| self.names.stream(partition));
+        for stream in partitions.chain([self.names.key_stream(), self.names.meta_stream()]) {
+            match self.jetstream.delete_stream(&stream).await {
+                Ok(_) => {}
+                Err(error) => match error.kind() {
+                    DeleteStreamErrorKind::JetStream(error)
+                        if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {}
+                    DeleteStreamErrorKind::JetStream(error) => {
+                        return Err(trouble(&stream, &error));
+                    }
+                    _ => return Err(Trouble::Later(format!("{stream}: {}", innermost(&error)))),
+                },
+            }
+        }
+        Ok(())
     }
 
     fn config(&self, name: String) -> Config {
@@ -161,20 +234,16 @@ impl Streams<'_> {
 
     /// Reads the record of the cluster, or writes it. Of several instances one writes it.
     async fn record(&self) -> Result<ClusterRecord, Trouble> {
-        let subject = self.names.meta("format", "1");
+        if let Some(record) = self.read_record().await? {
+            return Ok(record);
+        }
+        let subject = self.names.record();
         let stream = self.names.meta_stream();
         let timeout = self.settings.timeout;
-        let wanted = Wanted::Last { subject: &subject };
-        match rows::get(self.client, &stream, &wanted, timeout).await {
-            Got::Row(row) => return self.check(&row.payload).map_err(Trouble::Final),
-            Got::None => {}
-            Got::Unanswered => return Err(Trouble::Later(format!("{stream} has no leader"))),
-            Got::Failed(problem) => {
-                return Err(Trouble::Final(ConnectError::Stream { stream, problem }));
-            }
-        }
         let partitions = self.settings.partitions.unwrap_or(DEFAULT_PARTITIONS);
-        let record = ClusterRecord { format: FORMAT, partitions, seed: fastrand::u64(..) };
+        let (format, seed) = (FORMAT, fastrand::u64(..));
+        let importing = self.purpose == Purpose::Import;
+        let record = ClusterRecord { format, partitions, seed, importing };
         let Ok(payload) = serde_json::to_vec(&record).map(Bytes::from) else {
             return Err(Trouble::Later("the record cannot be written".to_owned()));
         };
@@ -190,6 +259,17 @@ impl Streams<'_> {
                 Err(Trouble::Final(ConnectError::Stream { stream, problem }))
             }
             Put::Failed(problem) => Err(Trouble::Final(ConnectError::Stream { stream, problem })),
+        }
+    }
+
+    async fn read_record(&self) -> Result<Option<ClusterRecord>, Trouble> {
+        let (stream, subject) = (self.names.meta_stream(), self.names.record());
+        let wanted = Wanted::Last { subject: &subject };
+        match rows::get(self.client, &stream, &wanted, self.settings.timeout).await {
+            Got::Row(row) => self.check(&row.payload).map(Some).map_err(Trouble::Final),
+            Got::None => Ok(None),
+            Got::Unanswered => Err(Trouble::Later(format!("{stream} has no leader"))),
+            Got::Failed(problem) => Err(Trouble::Final(ConnectError::Stream { stream, problem })),
         }
     }
 
@@ -218,11 +298,13 @@ impl Streams<'_> {
             return Err(ConnectError::Record { cluster: cluster(), problem });
         }
         match self.settings.partitions {
-            Some(wanted) if wanted != record.partitions => Err(ConnectError::Partitions {
-                cluster: cluster(),
-                found: record.partitions,
-                wanted,
-            }),
+            Some(wanted) if wanted != record.partitions && !record.importing => {
+                Err(ConnectError::Partitions {
+                    cluster: cluster(),
+                    found: record.partitions,
+                    wanted,
+                })
+            }
             _ => Ok(record),
         }
     }
@@ -247,7 +329,7 @@ fn trouble(stream: &str, error: &jetstream::Error) -> Trouble {
 
 /// Ids go on from those of a local store, and do not repeat if a stream is lost and made again.
 fn first_sequence(settings: &JetStreamSettings) -> u64 {
-    settings.now.0 / 1_000 / u64::from(MAX_PARTITIONS)
+    settings.ids_after.0 / u64::from(MAX_PARTITIONS) + 1
 }
 
 fn signed(bytes: u64) -> i64 {

@@ -53,6 +53,16 @@ pub enum ConnectError {
         "the cluster {cluster:?} has format {found}, and this version reads {known}: use a newer version of the replicator"
     )]
     NewerFormat { cluster: String, found: u32, known: u32 },
+    #[error("there is no cluster {0:?} on the servers of --store (--cluster)")]
+    NoCluster(String),
+    #[error(
+        "the cluster {0:?} exists already: import into a new one (--cluster), or delete its streams"
+    )]
+    Exists(String),
+    #[error(
+        "an import into the cluster {0:?} is running or was interrupted: when it is not running, start it again from the beginning"
+    )]
+    Importing(String),
     #[error("the record of the cluster {cluster:?} is damaged: {problem}")]
     Record { cluster: String, problem: String },
     #[error(

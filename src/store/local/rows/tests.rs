@@ -206,7 +206,9 @@ fn the_longest_idempotency_row_fits_into_4_kib() {
         at: Timestamp(u64::MAX),
         answer: Some(answer),
     };
-    let bytes = idempotency(&row).unwrap().len() + crate::store::records::MAX_IDEMPOTENCY_KEY_BYTES + FRAME_BYTES;
+    let bytes = idempotency(&row).unwrap().len()
+        + crate::store::records::MAX_IDEMPOTENCY_KEY_BYTES
+        + FRAME_BYTES;
     assert!(bytes <= 4096, "{bytes}");
 }
 
