@@ -25,7 +25,9 @@ pub use dead_letters::{
     Selection,
 };
 pub use events::{Figures, ReplicaChange, ReplicaEvent, ReplicaFigures, TaskEvent};
-pub use history::{Instance, PastFigures, StoreState};
+pub use history::{
+    ClusterPartition, ClusterServer, ClusterStore, Instance, PastFigures, StoreState,
+};
 pub use replicas::{Convergence, Forgotten, LastError, Probed, Rename, Replica, ReplicaPage};
 pub use tasks::{AttemptInfo, DeliveryInfo, TaskInfo, TaskPage};
 pub use writes::{

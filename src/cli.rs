@@ -19,7 +19,7 @@ use admin::{
     BarrierArgs, CompletionsArgs, DeadLettersArgs, ManArgs, ReplicasArgs, StatusArgs, TasksArgs,
     TopArgs,
 };
-use daemon::DaemonArgs;
+use daemon::{ClusterArgs, DaemonArgs};
 
 /// Replicates the writes of a key-value store from its primary to its replicas, durably, in order
 ///
@@ -232,6 +232,9 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub store: StoreArgs,
 
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+
     /// File to create; must not exist [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -241,6 +244,9 @@ pub struct ExportArgs {
 pub struct ImportArgs {
     #[command(flatten)]
     pub store: StoreArgs,
+
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 
     /// File to read [default: standard input]
     #[arg(long, value_name = "FILE")]
@@ -294,8 +300,9 @@ mod tests {
             assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable.as_str()));
             // A file, a rule or a name has no default.
             let names = arg.get_value_names().unwrap_or_default();
-            let optional =
-                names.iter().any(|name| matches!(name.as_str(), "FILE" | "RULE" | "NAMES"));
+            let optional = names
+                .iter()
+                .any(|name| matches!(name.as_str(), "FILE" | "RULE" | "NAMES" | "URLS"));
             assert!(optional == arg.get_default_values().is_empty(), "default of --{name}");
             assert!(arg.get_help().is_some(), "--{name} has no help");
         }

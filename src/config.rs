@@ -17,11 +17,16 @@ use crate::engine::{EngineSettings, Workers};
 use crate::policy::Rule;
 use crate::replica::{ClientSettings, ReplicaHttp2};
 use crate::server::ServerLimits;
-use crate::store::KeyLimits;
+use crate::store::{JetStreamSettings, KeyLimits};
 use crate::task::MAX_NODE_BYTES;
 use crate::text::without_secrets;
 use crate::tls::TlsFiles;
 use crate::traces::TraceSettings;
+
+mod cluster;
+
+use cluster::QueueLimits;
+pub(crate) use cluster::of_command as cluster_of_command;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -77,13 +82,24 @@ impl InboundConfig {
 
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
-    pub dir: PathBuf,
-    pub cache_bytes: u64,
+    pub kind: StoreKind,
     /// Memory for queued tasks, and for tasks that are read back.
     pub memory_budget: usize,
+    pub keys: KeyLimits,
+}
+
+#[derive(Clone, Debug)]
+pub enum StoreKind {
+    Local(LocalStoreConfig),
+    Cluster(Box<JetStreamSettings>),
+}
+
+#[derive(Clone, Debug)]
+pub struct LocalStoreConfig {
+    pub dir: PathBuf,
+    pub cache_bytes: u64,
     /// 0 disables the check.
     pub min_free_bytes: u64,
-    pub keys: KeyLimits,
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -130,6 +146,7 @@ impl Config {
             dead_letters,
             replicas,
             storage,
+            cluster,
             process,
         } = args;
         let mut problems = Problems::default();
@@ -240,6 +257,23 @@ impl Config {
             }
         };
 
+        let keys = KeyLimits {
+            window: requests.idempotency_window,
+            most: requests.idempotency_keys.get(),
+        };
+        let limits = QueueLimits {
+            capacity: queue.queue_capacity.get(),
+            max_bytes: queue.queue_max_bytes.as_u64(),
+            dead_letter_max_bytes: dead_letters.dead_letter_max_bytes.as_u64(),
+            keys,
+        };
+        let cluster = cluster::settings(cluster, id, limits, &mut problems);
+        problems.check(cluster.is_none() || delivery.replica_http2 == ReplicaHttp2Arg::Off, || {
+            "--replica-http2 must be off with --store: an attempt on a shared connection cannot be cut when the lease ends".to_owned()
+        });
+        // An attempt keeps its id when another instance takes over.
+        let sender = cluster.as_ref().map_or_else(|| id.clone(), |c| c.cluster.to_string());
+
         problems.into_result()?;
         Ok(Self {
             address: SocketAddr::new(listener.bind, listener.port),
@@ -264,17 +298,19 @@ impl Config {
                 seed: fastrand::u64(..),
             },
             store: StoreConfig {
-                dir: storage.data_dir.clone(),
-                cache_bytes: storage.store_cache.as_u64(),
-                memory_budget: to_usize(storage.memory_budget),
-                min_free_bytes: storage.min_free_disk.as_u64(),
-                keys: KeyLimits {
-                    window: requests.idempotency_window,
-                    most: requests.idempotency_keys.get(),
+                kind: match cluster {
+                    Some(settings) => StoreKind::Cluster(Box::new(settings)),
+                    None => StoreKind::Local(LocalStoreConfig {
+                        dir: storage.data_dir.clone(),
+                        cache_bytes: storage.store_cache.as_u64(),
+                        min_free_bytes: storage.min_free_disk.as_u64(),
+                    }),
                 },
+                memory_budget: to_usize(storage.memory_budget),
+                keys,
             },
             client: ClientSettings {
-                node_id: id.clone(),
+                node_id: sender,
                 request_timeout: delivery.request_timeout,
                 connection_age: delivery.replica_connection_age,
                 idle_replicas: known,
@@ -403,8 +439,9 @@ mod tests {
         let config = config(&[]).unwrap();
         assert_eq!(config.address.to_string(), "127.0.0.1:8085");
         assert_eq!(config.node_id, "replicator");
-        assert_eq!(config.store.dir, PathBuf::from("./replicator-data"));
-        assert_eq!(config.store.cache_bytes, 64 << 20);
+        let StoreKind::Local(store) = config.store.kind else { panic!("a cluster") };
+        assert_eq!(store.dir, PathBuf::from("./replicator-data"));
+        assert_eq!(store.cache_bytes, 64 << 20);
         let EngineSettings { workers, queue_capacity, retry_capacity, .. } = config.engine;
         assert_eq!(workers, Workers::Fixed(NonZeroU32::new(5).unwrap()));
         assert_eq!((queue_capacity, retry_capacity), (1000, 500));

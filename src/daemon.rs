@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, LocalStoreConfig, StoreKind};
 use crate::dispatcher::{
     Attempts, Core, EventBus, Handle, Health, Intake, Observability, Operations, Operator,
     PendingAdmin, ReadMemory, TaskCache, TaskHistory, messages::LoopEvent,
@@ -46,6 +46,8 @@ pub(crate) use outbound_runtime::outbound_threads;
 pub enum StartError {
     #[error(transparent)]
     Store(#[from] store::OpenError),
+    #[error(transparent)]
+    ClusterStore(#[from] store::ConnectError),
     #[error(transparent)]
     Client(#[from] replica::ReplicaClientError),
     #[error(transparent)]
@@ -111,21 +113,30 @@ impl Daemon {
         let (health, watched) = watch::channel(Health::Serving);
         let (stalls, stalled) = watch::channel(false);
 
-        let (settings, keys) = (store_settings(config, clock), config.store.keys);
+        let (kind, keys) = (config.store.kind.clone(), config.store.keys);
+        let patience = match &kind {
+            StoreKind::Local(_) => stall::DISK_HANGS,
+            // Longer than an election.
+            StoreKind::Cluster(settings) => settings.timeout,
+        };
         let (engine_settings, journal_events) = (config.engine.clone(), events.clone());
-        let restored = tokio::task::spawn_blocking(move || {
-            restore::open(&settings, keys, &engine_settings, clock, journal_events)
+        let restored = tokio::task::spawn_blocking(move || match kind {
+            StoreKind::Local(store) => {
+                let settings = store_settings(&store, clock);
+                restore::open(&settings, keys, &engine_settings, clock, journal_events)
+            }
+            StoreKind::Cluster(settings) => {
+                restore::join(&settings, &engine_settings, clock, journal_events)
+            }
         });
-        let Restored { journal, engine, keys, quarantined_rows, registry, uptime } =
+        let Restored { journal, newest, engine, keys, quarantined_rows, registry, uptime } =
             restored.await.map_err(|_| StartError::Interrupted)??;
         let bus = EventBus::new(clock.now().wall.0 / 1_000);
 
-        let newest = journal.newest();
-        let journal: Arc<dyn Journal> = Arc::new(journal);
         // Weak: the files are closed when the daemon stops, and not when this task ends.
         let watched_journal = Arc::downgrade(&journal);
         let in_progress = move || watched_journal.upgrade()?.in_progress();
-        let watching = tokio::spawn(stall::watch(in_progress, health.clone(), stalls));
+        let watching = tokio::spawn(stall::watch(in_progress, patience, health.clone(), stalls));
         let attempts = Attempts {
             client,
             journal: journal.clone(),
@@ -181,7 +192,9 @@ impl Daemon {
         let server = server::serve(listener, handle.clone(), settings, stop);
         let server = tokio::spawn(server);
         info!(%address, node_id = %config.node_id, "listening");
-        if config.server.max_connections <= config.engine.queue_capacity {
+        // The capacity of a cluster is that of all instances together.
+        let is_local = matches!(config.store.kind, StoreKind::Local(_));
+        if is_local && config.server.max_connections <= config.engine.queue_capacity {
             warn!(
                 max_connections = config.server.max_connections,
                 queue_capacity = config.engine.queue_capacity,
@@ -319,11 +332,11 @@ async fn ended(task: JoinHandle<()>) {
     }
 }
 
-fn store_settings(config: &Config, clock: Clock) -> store::StoreSettings {
+fn store_settings(store: &LocalStoreConfig, clock: Clock) -> store::StoreSettings {
     store::StoreSettings {
-        dir: config.store.dir.clone(),
-        cache_bytes: config.store.cache_bytes,
-        min_free_bytes: config.store.min_free_bytes,
+        dir: store.dir.clone(),
+        cache_bytes: store.cache_bytes,
+        min_free_bytes: store.min_free_bytes,
         now: clock.now().wall,
     }
 }

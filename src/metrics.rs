@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use crate::engine::{LaneView, Levels};
-use crate::store::Stats;
+use crate::store::{ClusterStatus, Stats};
 use crate::task::Counters;
 
 mod counts;
@@ -40,6 +40,8 @@ pub struct Snapshot {
     pub average_ack_seconds: f64,
     pub max_lag_seconds: f64,
     pub store: Stats,
+    /// `None` for a store of one process.
+    pub cluster: Option<ClusterStatus>,
     pub quarantined_rows: u64,
     pub store_failed: bool,
     pub store_stalled_seconds: f64,

@@ -1,7 +1,7 @@
 //! Durable tasks and their progress, across kill -9 and power cuts.
 //!
 //! The daemon writes and reads through the trait [`Journal`]. `local.rs` implements it on the local
-//! disk, `memory.rs` in memory for tests.
+//! disk, `jetstream.rs` on NATS JetStream, `memory.rs` in memory for tests.
 //!
 //! A local store is opened in two steps, and the types enforce their order. [`LocalStore::open`]
 //! locks the data directory, creates it if needed, and migrates it to the newest format.
@@ -14,26 +14,33 @@
 
 #[cfg(test)]
 mod conformance;
+mod jetstream;
 mod journal;
+mod lines;
 mod local;
 #[cfg(test)]
 mod memory;
+mod payload;
 mod records;
 
+pub use jetstream::{
+    ClusterName, ClusterStatus, ConnectError, JetStreamJournal, JetStreamSettings, MAX_PARTITIONS,
+    StoreDurability, export_cluster, import_cluster,
+};
 #[cfg(test)]
 pub(crate) use journal::Notify;
 pub use journal::{
     Append, AppendError, AppendReply, Appended, Journal, JournalEvent, KeyState, NoRoom, Numbered,
     Stats,
 };
+pub use lines::{Exported, Imported};
 #[cfg(test)]
 pub(crate) use local::StoreReader;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::fuzzing;
 pub use local::{
-    CheckReport, Damage, Exported, Imported, KeyLimits, LocalJournal, LocalStore, OpenError,
-    Opened, RecoveryEvent, RecoveryReport, SetAside, StoreSettings, UptimeFile, check, export,
-    import,
+    CheckReport, Damage, KeyLimits, LocalStore, OpenError, Opened, RecoveryEvent, RecoveryReport,
+    SetAside, StoreSettings, UptimeFile, check, export, import,
 };
 #[cfg(test)]
 pub(crate) use memory::{MemoryJournal, MemoryStore};

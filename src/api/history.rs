@@ -61,4 +61,43 @@ pub struct Instance {
     pub store_bytes: u64,
     /// Free space on the disk of the data directory; `null` if unknown.
     pub disk_free_bytes: Option<u64>,
+    /// The cluster store (`--store`); missing with a data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterStore>,
+}
+
+/// The store that several instances share, as this instance sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterStore {
+    /// `--cluster`.
+    pub name: String,
+    pub connected: bool,
+    /// The server that this instance is connected to.
+    pub server: Option<String>,
+    /// Whether all servers sync each write to disk before it is accepted; `null` if they do not tell.
+    pub sync_always: Option<bool>,
+    /// Empty if the servers do not tell.
+    pub servers: Vec<ClusterServer>,
+    pub partitions: Vec<ClusterPartition>,
+}
+
+/// A server of the cluster store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterServer {
+    pub name: String,
+    pub version: String,
+    /// `null` without JetStream on this server.
+    pub sync_always: Option<bool>,
+}
+
+/// A partition of the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterPartition {
+    pub id: u16,
+    /// The instance that delivers its tasks; `null` if there is none, or it is unknown.
+    pub owner: Option<String>,
+    /// Counts the owners.
+    pub epoch: u64,
+    /// Whether this instance is the owner.
+    pub here: bool,
 }

@@ -1,12 +1,13 @@
 //! Flags of the daemon, one struct per section of its help.
 
 use std::net::IpAddr;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use clap::builder::ArgPredicate;
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::duration;
@@ -16,6 +17,8 @@ use crate::policy::Rule;
 pub struct DaemonArgs {
     #[command(flatten)]
     pub storage: StorageArgs,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     #[command(flatten)]
     pub listener: ListenerArgs,
     #[command(flatten)]
@@ -48,7 +51,13 @@ pub struct StorageArgs {
 
     /// Minimum free space on the disk of the data directory. Below it new writes are refused and
     /// deliveries continue; 0B disables the check
-    #[arg(long, env = "REPLICATOR_MIN_FREE_DISK", value_name = "SIZE", default_value = "256MiB")]
+    #[arg(
+        long,
+        env = "REPLICATOR_MIN_FREE_DISK",
+        value_name = "SIZE",
+        default_value = "256MiB",
+        conflicts_with = "store"
+    )]
     pub min_free_disk: ByteSize,
 
     /// Memory for accepted tasks until they are delivered. Other tasks are read back from disk,
@@ -57,8 +66,108 @@ pub struct StorageArgs {
     pub memory_budget: ByteSize,
 
     /// Page cache of the store, 1MiB to 1TiB
-    #[arg(long, env = "REPLICATOR_STORE_CACHE", value_name = "SIZE", default_value = "64MiB")]
+    #[arg(
+        long,
+        env = "REPLICATOR_STORE_CACHE",
+        value_name = "SIZE",
+        default_value = "64MiB",
+        conflicts_with = "store"
+    )]
     pub store_cache: ByteSize,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Cluster store")]
+pub struct ClusterArgs {
+    /// Servers of NATS JetStream that hold the queue instead of --data-dir, comma-separated, such as
+    /// nats://h1:4222,nats://h2:4222,nats://h3:4222, or tls://…
+    ///
+    /// Several instances with the same servers and the same --cluster share one queue.
+    #[arg(
+        long,
+        env = "REPLICATOR_STORE",
+        value_name = "URLS",
+        value_delimiter = ',',
+        conflicts_with = "data_dir"
+    )]
+    pub store: Vec<String>,
+
+    /// Credentials for --store, readable only by its owner: a credentials file of nsc, the seed of an
+    /// nkey, or one line user:password
+    #[arg(long, env = "REPLICATOR_STORE_CREDS", value_name = "FILE", requires = "store")]
+    pub store_creds: Option<PathBuf>,
+
+    /// CAs that tls:// servers of --store are verified against, instead of the system's (PEM)
+    #[arg(long, env = "REPLICATOR_STORE_CA", value_name = "FILE", requires = "store")]
+    pub store_ca: Option<PathBuf>,
+
+    /// Client certificate for --store (PEM); needs --store-key
+    #[arg(
+        long,
+        env = "REPLICATOR_STORE_CERT",
+        value_name = "FILE",
+        requires_all = ["store", "store_key"]
+    )]
+    pub store_cert: Option<PathBuf>,
+
+    /// Private key of --store-cert (PEM), readable only by its owner
+    #[arg(
+        long,
+        env = "REPLICATOR_STORE_KEY",
+        value_name = "FILE",
+        requires_all = ["store", "store_cert"]
+    )]
+    pub store_key: Option<PathBuf>,
+
+    /// How long a write waits until the servers have stored it before it is answered 503, and the
+    /// start for a server, 1s to 5min. An election of the servers takes 4s to 9s
+    #[arg(long, env = "REPLICATOR_STORE_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration, requires = "store")]
+    pub store_timeout: Duration,
+
+    /// What a write survives once it is accepted: `fsync`, a power cut of all servers; `replicated`,
+    /// the loss of one
+    ///
+    /// With `fsync` the daemon does not start if a server tells that it does not sync each write.
+    #[arg(
+        long,
+        env = "REPLICATOR_STORE_DURABILITY",
+        value_name = "HOW",
+        default_value = "fsync",
+        requires = "store"
+    )]
+    pub store_durability: DurabilityArg,
+
+    /// Name of the queue on the servers, in the names of streams and subjects: 1 to 32 characters of
+    /// A-Z a-z 0-9 - _
+    #[arg(
+        long,
+        env = "REPLICATOR_CLUSTER",
+        value_name = "NAME",
+        default_value = "replicator",
+        requires = "store"
+    )]
+    pub cluster: String,
+
+    /// Number of partitions of the cluster, 1 to 1024, fixed when it is made
+    #[arg(
+        long,
+        env = "REPLICATOR_PARTITIONS",
+        value_name = "N",
+        default_value = "8",
+        requires = "store"
+    )]
+    pub partitions: NonZeroU16,
+
+    /// How long an instance may deliver after its last checkpoint, 1s to 1min. Another instance
+    /// takes over a little later
+    #[arg(long, env = "REPLICATOR_LEASE", value_name = "TIME", default_value = "2s", value_parser = duration, requires = "store")]
+    pub lease: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DurabilityArg {
+    Fsync,
+    Replicated,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -170,10 +279,17 @@ pub struct RequestArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Queue")]
 pub struct QueueArgs {
-    /// Maximum number of eventual writes in the queue
+    /// Maximum number of eventual writes in the queue; with --store 10000 by default
     ///
-    /// The same limit applies separately to open strong writes.
-    #[arg(long, env = "REPLICATOR_QUEUE_CAPACITY", value_name = "TASKS", default_value = "1000")]
+    /// The same limit applies separately to open strong writes. With --store it is the limit of the
+    /// cluster.
+    #[arg(
+        long,
+        env = "REPLICATOR_QUEUE_CAPACITY",
+        value_name = "TASKS",
+        default_value = "1000",
+        default_value_if("store", ArgPredicate::IsPresent, "10000")
+    )]
     pub queue_capacity: NonZeroUsize,
 
     /// Maximum disk usage of the queue. A task counts its key, value and user id plus 512 bytes,

@@ -1,6 +1,8 @@
 //! The recovery at the start: from disk into the engine.
 
+use std::mem;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -12,11 +14,15 @@ use crate::dispatcher::messages::LoopEvent;
 use crate::dispatcher::{ReplicaRegistry, UptimeRecorder, claim};
 use crate::engine::{Engine, EngineSettings, KeyHasher};
 use crate::store::{
-    self, JournalEvent, KeyLimits, LocalJournal, LocalStore, RecoveryReport, SetAside,
+    self, JetStreamJournal, JetStreamSettings, Journal, JournalEvent, KeyLimits, LocalStore,
+    RecoveryReport, SetAside,
 };
+use crate::task::TaskId;
 
 pub(super) struct Restored {
-    pub(super) journal: LocalJournal,
+    pub(super) journal: Arc<dyn Journal>,
+    /// The newest task of the store.
+    pub(super) newest: TaskId,
     pub(super) engine: Engine,
     pub(super) keys: KeyHasher,
     pub(super) quarantined_rows: u64,
@@ -101,7 +107,57 @@ pub(super) fn open(
     }
     log_report(&report, clock);
     let quarantined_rows = report.quarantined_rows;
-    Ok(Restored { journal, engine, keys, quarantined_rows, registry, uptime })
+    let (newest, journal) = (journal.newest(), Arc::new(journal));
+    Ok(Restored { journal, newest, engine, keys, quarantined_rows, registry, uptime })
+}
+
+/// Where the events of the cluster store go.
+enum Receiver {
+    /// This start, which knows the replicas before the loop takes a write.
+    Start(Vec<JournalEvent>),
+    Loop,
+}
+
+/// Connects to the cluster store. The engine gets its tasks later, by claims. Blocks.
+pub(super) fn join(
+    settings: &JetStreamSettings,
+    engine_settings: &EngineSettings,
+    clock: Clock,
+    events: UnboundedSender<LoopEvent>,
+) -> Result<Restored, StartError> {
+    let uptime = UptimeRecorder::in_memory(clock.now());
+    let mut engine = Engine::new(engine_settings.clone());
+    engine.set_uptime(uptime.uptime().clone());
+    let (keys, mut registry) = (KeyHasher::default(), ReplicaRegistry::default());
+    let receiver = Arc::new(Mutex::new(Receiver::Start(Vec::new())));
+    let (notified, sender) = (Arc::clone(&receiver), events.clone());
+    let notify = Box::new(move |event| {
+        match &mut *notified.lock().unwrap_or_else(PoisonError::into_inner) {
+            Receiver::Start(events) => events.push(event),
+            // Fails only if the loop has panicked.
+            Receiver::Loop => drop(sender.send(LoopEvent::Journal(event))),
+        }
+    });
+    let ids_after = TaskId(clock.now().wall.0 / 1_000);
+    let settings = JetStreamSettings { ids_after, ..settings.clone() };
+    let journal = JetStreamJournal::open(&settings, notify)?;
+    // Under the lock, so that no later event overtakes one of these.
+    let mut receiver = receiver.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Receiver::Start(early) = mem::replace(&mut *receiver, Receiver::Loop) {
+        for event in early {
+            match event {
+                JournalEvent::Replica { node, row } => {
+                    claim::replica(&mut engine, &mut registry, clock.now(), &node, row);
+                }
+                event => drop(events.send(LoopEvent::Journal(event))),
+            }
+        }
+    }
+    drop(receiver);
+    let seconds = clock.now().moment.since_start().as_secs_f64();
+    info!(cluster = %settings.cluster, seconds, "the cluster store is open");
+    let (journal, newest) = (Arc::new(journal), TaskId::default());
+    Ok(Restored { journal, newest, engine, keys, quarantined_rows: 0, registry, uptime })
 }
 
 fn log_report(report: &RecoveryReport, clock: Clock) {

@@ -13,16 +13,20 @@ use tracing::{info, warn};
 use crate::dispatcher::Health;
 
 const CHECK_EVERY: Duration = Duration::from_millis(500);
-/// The store has stalled after this many checks in one turn of the committer. Checks are counted
-/// instead of time, because the process itself may have been stopped.
-const MAX_CHECKS: u32 = 8;
+/// A disk has stalled after this time.
+pub(super) const DISK_HANGS: Duration = Duration::from_secs(4);
 
 /// Runs until it is dropped. Sets `stalled`, and `health` unless it is worse.
+///
+/// The store has stalled when one operation takes longer than `patience`. Checks are counted instead
+/// of time, because the process itself may have been stopped.
 pub(super) async fn watch(
     in_progress: impl Fn() -> Option<u64>,
+    patience: Duration,
     health: watch::Sender<Health>,
     stalled: watch::Sender<bool>,
 ) {
+    let max_checks = patience.as_millis().div_ceil(CHECK_EVERY.as_millis());
     let (mut last, mut checks) = (None, 0);
     let mut since = None;
     loop {
@@ -31,7 +35,7 @@ pub(super) async fn watch(
         checks = if turn.is_some() && turn == last { checks + 1 } else { 0 };
         last = turn;
         match since {
-            None if checks >= MAX_CHECKS => {
+            None if u128::from(checks) >= max_checks => {
                 let begun = now() - CHECK_EVERY * checks;
                 since = Some(begun);
                 stalled.send_replace(true);
@@ -44,7 +48,7 @@ pub(super) async fn watch(
                 });
                 warn!(
                     seconds = begun.elapsed().as_secs(),
-                    "the store does not answer: its disk hangs or is overloaded; new writes are refused until it answers"
+                    "the store does not answer: its disk hangs or is overloaded, or too few servers of --store are up; new writes are refused until it answers"
                 );
             }
             Some(begun) if checks == 0 => {
@@ -82,7 +86,12 @@ mod tests {
         let (stalled, reports) = watch::channel(false);
         let turn = SharedTurn::default();
         let in_progress = Arc::clone(&turn);
-        tokio::spawn(watch(move || *in_progress.lock().unwrap(), health.clone(), stalled));
+        tokio::spawn(watch(
+            move || *in_progress.lock().unwrap(),
+            DISK_HANGS,
+            health.clone(),
+            stalled,
+        ));
         (turn, health, reports)
     }
 

@@ -20,7 +20,7 @@ use crate::dispatcher::task_cache::TaskCache;
 use crate::dispatcher::uptime::UptimeRecorder;
 use crate::engine::{Engine, EngineAction, KeyHasher, Moment, Now};
 use crate::store::{Journal, JournalEvent};
-use crate::task::{Progress, Verdict};
+use crate::task::{Progress, TaskId, Verdict};
 
 mod accept;
 mod observability;
@@ -163,9 +163,16 @@ impl Core {
                 tasks.iter().for_each(|task| self.arrived(now, partition, task));
             }
             JournalEvent::Claimed { partition, tasks } => {
+                let last = tasks.last().map_or(TaskId(0), |task| task.header.id);
+                self.intake.newest = self.intake.newest.max(last);
                 claim::tasks(engine, keys, registry, now, partition, tasks);
             }
-            JournalEvent::Released { partition } => engine.release(now, partition),
+            JournalEvent::Released { partition } => {
+                engine.release(now, partition);
+                self.act(now);
+                self.answer_released(now, partition);
+                self.journal.given_up(partition);
+            }
             JournalEvent::Replica { node, row } => {
                 claim::replica(engine, registry, now, &node, row);
             }

@@ -14,8 +14,8 @@ use crate::engine::{AdminOutcome, LetterView, Moment, Reservation, SearchPage};
 use crate::metrics::Snapshot;
 use crate::store::{AppendError, Appended, JournalEvent};
 use crate::task::{
-    AttemptOutcome, Cause, DeliveryId, DeliveryState, Idempotency, NewTask, Node, Obstacle,
-    ReplicaIndex, Task, TaskId,
+    AttemptOutcome, Cause, Consistency, DeliveryId, DeliveryState, Idempotency, NewTask, Node,
+    Obstacle, ReplicaIndex, Task, TaskId,
 };
 
 #[derive(Debug)]
@@ -72,7 +72,8 @@ pub struct AcceptedWrite {
     pub replayed: bool,
 }
 
-/// Why a write is not answered with success. Nothing was accepted, except for `NoMajority`.
+/// Why a write is not answered with success. Nothing was accepted, except for `NoMajority`,
+/// `OwnerChanged` and perhaps `Unconfirmed`.
 #[derive(Debug, Error)]
 pub enum Refusal {
     /// The text names the limit.
@@ -101,11 +102,32 @@ pub enum Refusal {
         /// The write repeats an idempotency key.
         replayed: bool,
     },
+    #[error(
+        "the store did not answer in time; the write may have been accepted, so repeat it: with an Idempotency-Key it is the same write"
+    )]
+    Unconfirmed,
+    /// A strong write of a partition that another instance owns. `None` if it is not known which.
+    #[error("{}; nothing was accepted", not_owner(owner.as_deref()))]
+    NotOwner { owner: Option<Arc<str>> },
+    /// A strong write is durable, but another instance delivers it.
+    #[error(
+        "another instance owns the partition of the key now: the write is accepted and is delivered, but the acknowledgements are not known"
+    )]
+    OwnerChanged { id: TaskId },
     /// The text names the field.
     #[error("{0}")]
     Invalid(String),
     #[error("this Idempotency-Key was used with another body before: a new write needs a new key")]
     Mismatch,
+}
+
+fn not_owner(owner: Option<&str>) -> String {
+    match owner {
+        Some(owner) => format!(
+            "the instance {owner} owns the partition of this key: send strong writes of the key to it"
+        ),
+        None => "no instance owns the partition of this key: try again later".to_owned(),
+    }
 }
 
 fn no_majority(acked: usize, replicas: usize, needed: usize) -> String {
@@ -300,6 +322,7 @@ pub(crate) struct PendingWrite {
     /// `None` for a repeat, which needs no room.
     pub(crate) reservation: Option<Reservation>,
     pub(crate) idempotency: Option<Idempotency>,
+    pub(crate) consistency: Consistency,
 }
 
 #[derive(Debug)]

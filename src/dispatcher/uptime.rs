@@ -17,7 +17,9 @@ const WARN_FROM: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(crate) struct UptimeRecorder {
     uptime: Uptime,
-    file: UptimeFile,
+    /// `None` for a store that several processes share: ages are then by the clock, except for its steps
+    /// while this process runs.
+    file: Option<UptimeFile>,
     /// The last observation.
     at: Moment,
     /// The next write.
@@ -38,10 +40,16 @@ impl UptimeRecorder {
             log_step(step, "since the daemon last ran");
         }
         let due = now.moment.after(WRITE_EVERY);
-        let recorder = Self { uptime, file, at: now.moment, due, writing: None };
         // Before anything is discarded for its age.
-        write(&recorder.file, &recorder.uptime);
-        Ok(recorder)
+        write(&file, &uptime);
+        Ok(Self { uptime, file: Some(file), at: now.moment, due, writing: None })
+    }
+
+    /// Records nothing beyond this process.
+    pub(crate) fn in_memory(now: Now) -> Self {
+        let mut uptime = Uptime::default();
+        uptime.see(now.wall, Duration::ZERO);
+        Self { uptime, file: None, at: now.moment, due: now.moment, writing: None }
     }
 
     pub(crate) fn uptime(&self) -> &Uptime {
@@ -60,11 +68,12 @@ impl UptimeRecorder {
 
     /// Writes the file if that is due, on the blocking pool.
     pub(super) fn save(&mut self, now: Moment) {
+        let Some(file) = self.file.clone() else { return };
         if now < self.due || self.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
             return;
         }
         self.due = now.after(WRITE_EVERY);
-        let (file, uptime) = (self.file.clone(), self.uptime.clone());
+        let uptime = self.uptime.clone();
         self.writing = Some(tokio::task::spawn_blocking(move || write(&file, &uptime)));
     }
 }

@@ -91,8 +91,17 @@ impl Problem {
     pub(super) fn refused(refusal: &Refusal, spelled: &[Arc<str>], handle: &Handle) -> Self {
         let error = refusal.to_string();
         match refusal {
-            Refusal::Full(_) | Refusal::Stalled | Refusal::Draining | Refusal::StoreFailed => {
+            Refusal::Full(_)
+            | Refusal::Stalled
+            | Refusal::Draining
+            | Refusal::StoreFailed
+            | Refusal::Unconfirmed
+            | Refusal::NotOwner { .. } => {
                 Self::Unavailable { error, retry_after: handle.retry_after() }
+            }
+            Refusal::OwnerChanged { id } => {
+                let failed = spelled.iter().map(|node| node.to_string()).collect();
+                Self::NoMajority { error, id: *id, acked: Vec::new(), failed, replayed: false }
             }
             Refusal::Invalid(_) => Self::Invalid(error),
             Refusal::Mismatch => Self::Mismatch(error),

@@ -14,8 +14,15 @@ use crate::dispatcher::Health;
 /// Percentage of the queue's capacity from which the status is degraded (SERVICE.md: 900 of 1000).
 const DEGRADED_PERCENT: u128 = 90;
 
-const STALLED: &str =
-    "the store does not answer, its disk hangs or is overloaded: new writes are refused";
+const STALLED: &str = "the store does not answer, its disk hangs or is overloaded, or too few servers of --store are up: new writes are refused";
+
+const NOT_CONNECTED: &str = "no server of --store can be reached: new writes wait for --store-timeout, nothing is delivered";
+
+const NOT_SYNCED: &str = "a server of --store does not sync each write to disk (sync_interval: always): a power cut can lose accepted writes";
+
+const NOT_OWNED: &str = "no instance delivers the writes of some partitions of the cluster yet";
+
+const CLUSTER_FULL: &str = "the queue of the cluster is full (--queue-capacity, --queue-max-bytes): new writes are refused";
 
 const REPLICAS_FULL: &str = "all places for known replicas are in use (--max-known-replicas): writes that name another replica were refused in the last minute";
 
@@ -43,8 +50,18 @@ pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
     let queue_size = snapshot.as_ref().map(|snapshot| snapshot.levels.queue);
     let disk_low = snapshot.as_ref().is_some_and(|snapshot| snapshot.store.is_full);
     let refused = snapshot.as_ref().is_some_and(|snapshot| snapshot.replicas_refused);
+    let cluster = snapshot.as_ref().and_then(|snapshot| snapshot.cluster.as_ref());
+    let unowned = cluster.map_or(0, |cluster| {
+        cluster.partitions.iter().filter(|(_, owner)| owner.is_none()).count()
+    });
     let reason = match health {
         Health::Stalled { .. } => Some(STALLED),
+        _ if cluster.is_some_and(|cluster| !cluster.is_connected) => Some(NOT_CONNECTED),
+        _ if cluster.is_some_and(|c| c.demands_sync && c.sync_always == Some(false)) => {
+            Some(NOT_SYNCED)
+        }
+        _ if unowned > 0 => Some(NOT_OWNED),
+        _ if disk_low && cluster.is_some() => Some(CLUSTER_FULL),
         _ if disk_low => Some("the disk is nearly full (--min-free-disk): new writes are refused"),
         _ if refused => Some(REPLICAS_FULL),
         _ => None,

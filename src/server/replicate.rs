@@ -127,12 +127,16 @@ impl ServerState {
     /// Counts a refusal and turns it into a response.
     pub(super) fn refused(&self, refusal: &Refusal, spelled: &[Arc<str>]) -> Problem {
         match refusal {
-            Refusal::Stalled => self.handle.counts().refused(Reason::StoreStalled),
+            Refusal::Stalled | Refusal::Unconfirmed => {
+                self.handle.counts().refused(Reason::StoreStalled)
+            }
             Refusal::Draining => self.handle.counts().refused(Reason::Draining),
             Refusal::StoreFailed => self.handle.counts().refused(Reason::StoreFailed),
             // The dispatcher counts the limits, since only it knows which one was hit.
             Refusal::Full(_)
             | Refusal::NoMajority { .. }
+            | Refusal::NotOwner { .. }
+            | Refusal::OwnerChanged { .. }
             | Refusal::Invalid(_)
             | Refusal::Mismatch => {}
         }

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::jetstream::ClusterStatus;
 use super::records::{
     CommitError, Header, IdempotencyAnswer, ReadError, Recovered, Repeated, ReplicaRow,
 };
@@ -68,6 +69,15 @@ pub trait Journal: Send + Sync + fmt::Debug {
     /// The right to send a task of a claimed partition. Asked for each attempt.
     fn fence(&self, id: TaskId) -> Fence;
 
+    /// The partition of a task.
+    fn partition_of(&self, _: TaskId) -> Partition {
+        Partition::default()
+    }
+
+    /// The caller has carried out [`JournalEvent::Released`]. Later calls do not mean its tasks of
+    /// before.
+    fn given_up(&self, _: Partition) {}
+
     /// Whether a write of this many bytes fits besides the appended ones.
     ///
     /// # Errors
@@ -76,6 +86,11 @@ pub trait Journal: Send + Sync + fmt::Debug {
     fn room(&self, bytes: u64) -> Result<(), NoRoom>;
 
     fn stats(&self) -> Stats;
+
+    /// `None` for a store of one process.
+    fn cluster(&self) -> Option<ClusterStatus> {
+        None
+    }
 
     /// The number of the operation in progress, `None` between two. Each takes milliseconds; the same
     /// number for seconds means that the journal hangs.
@@ -189,12 +204,14 @@ pub type AppendReply = Box<dyn FnOnce(Result<Appended, AppendError>) + Send>;
 pub enum Appended {
     /// A new task, durable.
     New(TaskId),
+    /// A new task, durable, of a partition that this process does not own: it does not arrive.
+    Elsewhere(TaskId),
     /// Its idempotency key belongs to an earlier task.
     Repeated(Repeated),
 }
 
 /// Why a write became no task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AppendError {
     /// Its idempotency key was used with another body.
     Mismatch,
@@ -202,5 +219,11 @@ pub enum AppendError {
     KeysFull,
     /// It was removed before its commit began.
     Removed(TaskId),
+    /// The store did not answer in time. The write may be durable, or may become so.
+    Unconfirmed,
+    /// The store has no room for it.
+    Full,
+    /// A strong write, of a partition of another process: its name, if it is known.
+    NotOwner(Option<Arc<str>>),
     Store(CommitError),
 }

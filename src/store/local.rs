@@ -60,7 +60,7 @@ pub use journal::{KeyLimits, LocalJournal};
 pub use read::StoreReader;
 pub use recover::{RecoveryEvent, RecoveryReport};
 pub use tools::check::{CheckReport, check};
-pub use tools::dump::{Exported, Imported, export, import};
+pub use tools::dump::{export, import};
 pub use uptime::UptimeFile;
 
 #[derive(Clone, Debug)]

@@ -81,6 +81,9 @@ pub struct ReplicaRow {
     pub first_used: Timestamp,
 }
 
+/// A token's name (64 bytes), a space, and a client's key of up to 255 bytes, a common limit.
+pub(super) const MAX_IDEMPOTENCY_KEY_BYTES: usize = 64 + 1 + 255;
+
 /// Kept for a write with an idempotency key, until the window is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyRow {
@@ -136,6 +139,9 @@ pub enum CommitError {
     /// The task was removed before its commit began.
     #[error("the task was removed before it was stored")]
     Removed,
+    /// Another process owns the partition of the task.
+    #[error("another instance owns the partition")]
+    Released,
     /// The committer was closed before it got this write.
     #[error("the store is closed")]
     Closed,

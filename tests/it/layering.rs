@@ -68,8 +68,13 @@ fn never_in(words: &[&str], places: &[&str]) {
 #[test]
 fn only_the_store_names_sled_and_bincode() {
     only_under(&["sled::"], &["src/store/local.rs", "src/store/local"]);
-    let records = ["src/store/records.rs", "src/store/local.rs", "src/store/local"];
-    only_under(&["bincode"], &records);
+    let payload = ["src/store/payload.rs", "src/store/payload", "src/store/records.rs"];
+    only_under(&["bincode"], &[&payload[..], &["src/store/local.rs", "src/store/local"]].concat());
+}
+
+#[test]
+fn only_the_cluster_store_names_async_nats() {
+    only_under(&["async_nats"], &["src/store/jetstream.rs", "src/store/jetstream"]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::client::{CallError, DaemonClient};
 use super::screen::{Screen, ScreenLine, Severity};
 use super::text::{age, bytes, count, seconds};
 use super::{CommandError, CommandOutcome, replicas, text};
-use crate::api::{Convergence, Replica, ReplicaPage};
+use crate::api::{ClusterPartition, ClusterStore, Convergence, Instance, Replica, ReplicaPage};
 use crate::cli::admin::StatusArgs;
 use crate::task::{ReplicaState, Timestamp};
 
@@ -38,6 +38,7 @@ struct StatusAnswers {
     not_ready: Option<String>,
     figures: Option<JsonAnswer>,
     replicas: Option<JsonAnswer>,
+    instance: Option<JsonAnswer>,
 }
 
 /// The output with `--json`.
@@ -99,6 +100,10 @@ pub(super) async fn run(
     if let Some(figures) = &answers.figures {
         lines.push(totals(&client.read(figures)?).into());
     }
+    let instance = answers.instance.as_ref().map(|answer| client.read::<Instance>(answer));
+    if let Some(cluster) = instance.transpose()?.and_then(|instance| instance.cluster) {
+        lines.push(store(&cluster).into());
+    }
     if !page.replicas.is_empty() {
         let mut rows: Vec<_> = page.replicas.iter().collect();
         rows.sort_by_key(|replica| problem(replica, args.max_lag, now).is_none());
@@ -124,7 +129,42 @@ async fn fetch(client: &DaemonClient) -> Result<StatusAnswers, CommandError> {
     };
     let figures = if_possible(client.get(&["metrics"], &[]).await)?;
     let replicas = if_possible(client.get(&["v1", "replicas"], &[]).await)?;
-    Ok(StatusAnswers { health, not_ready, figures, replicas })
+    let instance = if_possible(client.get(&["v1", "instance"], &[]).await)?;
+    Ok(StatusAnswers { health, not_ready, figures, replicas, instance })
+}
+
+fn store(cluster: &ClusterStore) -> String {
+    let server = match &cluster.server {
+        Some(server) => format!("connected to {server}"),
+        None => "not connected".to_owned(),
+    };
+    let synced = match cluster.sync_always {
+        Some(true) => "writes are synced to disk",
+        Some(false) => "writes are not synced to disk at once",
+        None => "the servers do not tell whether writes are synced to disk",
+    };
+    let of = |owns: fn(&ClusterPartition) -> bool| {
+        cluster.partitions.iter().filter(|partition| owns(partition)).count()
+    };
+    let (all, here) = (cluster.partitions.len(), of(|partition| partition.here));
+    let mut text =
+        format!("cluster {}: {server}; {synced}; {here} of {all} partitions here", cluster.name);
+    let mut others: Vec<_> = cluster
+        .partitions
+        .iter()
+        .filter(|one| !one.here)
+        .filter_map(|one| one.owner.as_deref())
+        .collect();
+    others.sort_unstable();
+    others.dedup();
+    if !others.is_empty() {
+        text = format!("{text}, others at {}", others.join(", "));
+    }
+    let nowhere = of(|partition| partition.owner.is_none());
+    if nowhere > 0 {
+        text = format!("{text}, {nowhere} without an owner");
+    }
+    text
 }
 
 fn totals(totals: &StatusTotals) -> String {

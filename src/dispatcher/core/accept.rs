@@ -109,12 +109,15 @@ struct WaitingClients {
     arrived: Moment,
     /// `None` after the arrival.
     reservation: Option<Reservation>,
+    consistency: Consistency,
 }
 
 /// A client may have only a share of the places.
 const TOO_MANY_WAIT: &str = "too many requests of this client wait for room";
 
 const KEYS_FULL: &str = "the limit of remembered idempotency keys (--idempotency-keys), or the share of this token, is reached";
+
+const STORE_FULL: &str = "the store is full: a stream of its partitions has reached its limit";
 
 enum Admitted {
     Appending,
@@ -304,7 +307,8 @@ impl Core {
             }
             other => {
                 let (reservation, idempotency) = (other.err(), idempotency.clone());
-                let write = PendingWrite { reply, arrived, reservation, idempotency };
+                let consistency = new.consistency;
+                let write = PendingWrite { reply, arrived, reservation, idempotency, consistency };
                 let on_outcome = move |outcome| {
                     drop(events.send(LoopEvent::Appended { write, outcome }));
                 };
@@ -342,7 +346,8 @@ impl Core {
             // The journal has failed. The dropped reply tells the client.
             return self.engine.cancel(now, reservation.into());
         };
-        let clients = WaitingClients { replies: smallvec![reply], arrived, reservation: None };
+        let (replies, consistency) = (smallvec![reply], Consistency::Strong);
+        let clients = WaitingClients { replies, arrived, reservation: None, consistency };
         self.intake.clients.insert(task.id, clients);
         self.intake.early.insert(task.id, EarlyWrite { task: Arc::clone(&task), arrived });
         self.enter(now, partition, &task, Origin::Early(reservation));
@@ -369,12 +374,19 @@ impl Core {
         write: PendingWrite,
         outcome: Result<Appended, AppendError>,
     ) {
-        let PendingWrite { reply, arrived, reservation, idempotency } = write;
+        let PendingWrite { reply, arrived, reservation, idempotency, consistency } = write;
         let refusal = match outcome {
             Ok(Appended::New(_)) if self.store_has_failed() => Refusal::StoreFailed,
             Ok(Appended::New(id)) => {
-                let clients = WaitingClients { replies: smallvec![reply], arrived, reservation };
+                let replies = smallvec![reply];
+                let clients = WaitingClients { replies, arrived, reservation, consistency };
                 self.intake.clients.insert(id, clients);
+                return;
+            }
+            Ok(Appended::Elsewhere(id)) => {
+                self.cancel(now, reservation);
+                self.observed.latency.accepted(arrived, now.moment);
+                let _ = reply.send(accepted_elsewhere(id, consistency, false));
                 return;
             }
             Ok(Appended::Repeated(repeated)) => {
@@ -383,6 +395,9 @@ impl Core {
             }
             Err(AppendError::Mismatch) => Refusal::Mismatch,
             Err(AppendError::KeysFull) => self.full(Reason::Waiting, KEYS_FULL),
+            Err(AppendError::Unconfirmed) => Refusal::Unconfirmed,
+            Err(AppendError::Full) => self.full(Reason::Disk, STORE_FULL),
+            Err(AppendError::NotOwner(owner)) => Refusal::NotOwner { owner },
             Err(AppendError::Store(_) | AppendError::Removed(_)) => Refusal::StoreFailed,
         };
         self.cancel(now, reservation);
@@ -395,8 +410,21 @@ impl Core {
         }
     }
 
+    /// Answers the clients whose writes are durable and do not arrive any more: another process owns
+    /// their partition.
+    pub(super) fn answer_released(&mut self, now: Now, partition: Partition) {
+        let ids = self.intake.clients.keys().copied();
+        let ids: Vec<_> = ids.filter(|id| self.journal.partition_of(*id) == partition).collect();
+        for id in ids {
+            let Some(clients) = self.intake.clients.get_mut(&id) else { continue };
+            let (reservation, consistency) = (clients.reservation.take(), clients.consistency);
+            self.cancel(now, reservation);
+            self.answer(id, |replayed| accepted_elsewhere(id, consistency, replayed));
+        }
+    }
+
     pub(super) fn arrived(&mut self, now: Now, partition: Partition, task: &Arc<Task>) {
-        self.intake.newest = task.id;
+        self.intake.newest = self.intake.newest.max(task.id);
         if let Some(write) = self.intake.early.remove(&task.id) {
             self.observed.latency.accepted(write.arrived, now.moment);
             return self.engine.committed(now, task.id);
@@ -513,6 +541,18 @@ impl StrongResult {
             failed: indexes(&self.missing),
             needed: u16::try_from(self.needed).unwrap_or(u16::MAX),
         }
+    }
+}
+
+/// The answer to a durable write that another process delivers.
+fn accepted_elsewhere(
+    id: TaskId,
+    consistency: Consistency,
+    replayed: bool,
+) -> Result<AcceptedWrite, Refusal> {
+    match consistency {
+        Consistency::Eventual => Ok(AcceptedWrite { id, acked: Vec::new(), replayed }),
+        Consistency::Strong => Err(Refusal::OwnerChanged { id }),
     }
 }
 

@@ -26,6 +26,7 @@ impl Core {
             replicas_refused: engine.refuses_replicas(now.moment),
             waiting_requests: self.intake.admission.len() as u64,
             store: self.journal.stats(),
+            cluster: self.journal.cluster(),
             store_failed: self.store_has_failed(),
             store_stalled_seconds: match &*self.health.borrow() {
                 Health::Stalled { since } => since.elapsed().as_secs_f64(),

@@ -65,5 +65,30 @@ pub(super) async fn instance(
         queue_capacity: snapshot.queue_capacity as u64,
         store_bytes: snapshot.store.file_bytes,
         disk_free_bytes: snapshot.store.free_bytes,
+        cluster: snapshot.cluster.map(|cluster| api::ClusterStore {
+            name: cluster.cluster,
+            connected: cluster.is_connected,
+            server: cluster.server,
+            sync_always: cluster.sync_always,
+            servers: cluster
+                .servers
+                .into_iter()
+                .map(|server| api::ClusterServer {
+                    name: server.name,
+                    version: server.version,
+                    sync_always: server.sync_always,
+                })
+                .collect(),
+            partitions: cluster
+                .partitions
+                .into_iter()
+                .map(|(partition, owner)| api::ClusterPartition {
+                    id: partition.0,
+                    epoch: owner.as_ref().map_or(0, |owner| owner.epoch),
+                    here: owner.as_ref().is_some_and(|owner| owner.is_me),
+                    owner: owner.map(|owner| owner.node),
+                })
+                .collect(),
+        }),
     }))
 }

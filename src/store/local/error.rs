@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
+use bincode::error::EncodeError;
 use thiserror::Error;
 
 use super::keys::Tree;
@@ -224,6 +225,12 @@ impl From<OpenError> for Failure {
             Some(cause) => format!("{error}: {cause}"),
             None => error.to_string(),
         })
+    }
+}
+
+impl From<EncodeError> for Failure {
+    fn from(error: EncodeError) -> Self {
+        Self::Database(error.to_string())
     }
 }
 

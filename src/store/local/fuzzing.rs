@@ -22,7 +22,7 @@ use crate::task::{
     Task, TaskId, Timestamp, Trace,
 };
 
-pub(crate) use super::tools::dump::fuzzing::import;
+pub(crate) use crate::store::lines::fuzzing::import;
 
 /// Bytes that are no row are refused; encoded values decode to the same values; a row that was changed
 /// or moved is refused. The first byte selects one of these.

@@ -27,9 +27,6 @@ pub(super) const SETTLING: &[u8] = b"settling";
 /// store was closed.
 pub(super) const SENDS_EARLY: &[u8] = b"sends_early";
 
-/// A token's name (64 bytes), a space, and a client's key of up to 255 bytes, a common limit.
-pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 64 + 1 + 255;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tree {
     Meta,

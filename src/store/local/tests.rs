@@ -511,7 +511,7 @@ fn no_row_goes_to_a_file_that_sled_does_not_sync() {
             at: Timestamp(u64::MAX),
             answer: Some(answer),
         };
-        let key = format!("{id:0width$}", width = keys::MAX_IDEMPOTENCY_KEY_BYTES);
+        let key = format!("{id:0width$}", width = crate::store::records::MAX_IDEMPOTENCY_KEY_BYTES);
         opened.committer.set_idempotency(key.into(), row);
     }
     close(opened);

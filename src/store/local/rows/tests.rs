@@ -1,8 +1,13 @@
+use bincode::error::DecodeError;
 use bytes::Bytes;
 
 use super::*;
 use crate::store::local::keys;
-use crate::store::records::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+use crate::store::payload::{ProgressRow, SMALL, decode_first};
+use crate::store::records::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
+use crate::task::{
+    Cause, Client, Consistency, DeadLetter, Node, Operation, Progress, TaskId, Timestamp, Trace,
+};
 
 fn task() -> Task {
     Task {
@@ -201,7 +206,9 @@ fn the_longest_idempotency_row_fits_into_4_kib() {
         at: Timestamp(u64::MAX),
         answer: Some(answer),
     };
-    let bytes = idempotency(&row).unwrap().len() + keys::MAX_IDEMPOTENCY_KEY_BYTES + FRAME_BYTES;
+    let bytes = idempotency(&row).unwrap().len()
+        + crate::store::records::MAX_IDEMPOTENCY_KEY_BYTES
+        + FRAME_BYTES;
     assert!(bytes <= 4096, "{bytes}");
 }
 

@@ -132,17 +132,6 @@ fn a_line_without_an_end_is_refused_at_the_limit() {
     let error = import(&settings(to.path()), &mut endless).unwrap_err().to_string();
     let expected = "line 1: it is longer than 64.0 KiB, the limit of a line";
     assert!(error.starts_with(expected) && error.ends_with("nothing was imported"), "{error}");
-
-    let mut input = "head\n1234567\n12345678\né".as_bytes();
-    let mut lines = LineReader { input: &mut input, number: 0, max_bytes: 8 };
-    assert_eq!(lines.text().ok(), Some(Some("head\n".to_owned())));
-    assert_eq!(lines.text().ok(), Some(Some("1234567\n".to_owned())));
-    let Err(Wrong::Line(number, why)) = lines.text() else { panic!("too long") };
-    assert_eq!((number, why.as_str()), (3, "it is longer than 8 B, the limit of a line"));
-    let mut input = &b"head\n\xff\n"[..];
-    let mut lines = LineReader { input: &mut input, number: 0, max_bytes: 8 };
-    lines.text().ok();
-    assert!(matches!(lines.text(), Err(Wrong::Line(2, why)) if why == "it is not UTF-8"));
 }
 
 #[test]

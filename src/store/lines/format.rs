@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use crate::store::local::keys::MAX_IDEMPOTENCY_KEY_BYTES;
+use crate::store::records::MAX_IDEMPOTENCY_KEY_BYTES;
 use crate::store::records::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::task::{
     Cause, Consistency, DeadLetter, Node, Operation, Progress, ReplicaIndex, Task, TaskId,
@@ -15,15 +15,15 @@ use crate::task::{
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct HeadLine {
-    pub(super) export: u32,
-    pub(super) tasks: u64,
-    pub(super) next_id: u64,
+pub(in crate::store) struct HeadLine {
+    pub(in crate::store) export: u32,
+    pub(in crate::store) tasks: u64,
+    pub(in crate::store) next_id: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct TaskLine {
+pub(in crate::store) struct TaskLine {
     task: u64,
     key: String,
     operation: OperationName,
@@ -41,7 +41,7 @@ pub(super) struct TaskLine {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ReplicaLine {
+pub(in crate::store) struct ReplicaLine {
     replica: String,
     first_used: u64,
     paused_since: Option<u64>,
@@ -50,7 +50,7 @@ pub(super) struct ReplicaLine {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct KeyLine {
+pub(in crate::store) struct KeyLine {
     idempotency: String,
     task: u64,
     /// Hexadecimal.
@@ -61,15 +61,15 @@ pub(super) struct KeyLine {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct EndLine {
-    pub(super) end: u32,
-    pub(super) tasks: u64,
-    pub(super) skipped: u64,
+pub(in crate::store) struct EndLine {
+    pub(in crate::store) end: u32,
+    pub(in crate::store) tasks: u64,
+    pub(in crate::store) skipped: u64,
     /// From version 2.
     #[serde(default)]
-    pub(super) replicas: u64,
+    pub(in crate::store) replicas: u64,
     #[serde(default)]
-    pub(super) idempotency_keys: u64,
+    pub(in crate::store) idempotency_keys: u64,
 }
 
 /// Exported as text. A hand-written file may contain an integer, as clients send it.
@@ -130,7 +130,7 @@ enum ExportedProgress {
 
 const CAUSES: [Cause; 4] = [Cause::Rejected, Cause::Refused, Cause::GaveUp, Cause::RetryOverflow];
 
-pub(super) fn line(task: &Task, progress: &[Progress]) -> TaskLine {
+pub(in crate::store) fn line(task: &Task, progress: &[Progress]) -> TaskLine {
     let exported = |progress: &Progress| match progress {
         Progress::Untouched => ExportedProgress::Untouched,
         Progress::Failed { failures, error } => {
@@ -169,7 +169,7 @@ pub(super) fn line(task: &Task, progress: &[Progress]) -> TaskLine {
     }
 }
 
-pub(super) fn replica_line(node: &Node, row: &ReplicaRow) -> ReplicaLine {
+pub(in crate::store) fn replica_line(node: &Node, row: &ReplicaRow) -> ReplicaLine {
     ReplicaLine {
         replica: node.as_str().to_owned(),
         first_used: row.first_used.0,
@@ -178,7 +178,7 @@ pub(super) fn replica_line(node: &Node, row: &ReplicaRow) -> ReplicaLine {
     }
 }
 
-pub(super) fn key_line(key: &str, row: &IdempotencyRow) -> KeyLine {
+pub(in crate::store) fn key_line(key: &str, row: &IdempotencyRow) -> KeyLine {
     KeyLine {
         idempotency: key.to_owned(),
         task: row.task.0,
@@ -188,7 +188,7 @@ pub(super) fn key_line(key: &str, row: &IdempotencyRow) -> KeyLine {
     }
 }
 
-pub(super) fn task(line: TaskLine) -> Result<(Task, Vec<Progress>), String> {
+pub(in crate::store) fn task(line: TaskLine) -> Result<(Task, Vec<Progress>), String> {
     if matches!(&*line.key, "" | "." | "..") {
         return Err(format!("\"key\" must not be {:?}", line.key));
     }
@@ -276,7 +276,7 @@ fn trace(parent: Option<String>, state: Option<String>) -> Result<Option<Trace>,
     Ok(Some(Trace { parent: parent.into(), state: state.map(Box::from) }))
 }
 
-pub(super) fn replica(line: ReplicaLine) -> Result<(Node, ReplicaRow), String> {
+pub(in crate::store) fn replica(line: ReplicaLine) -> Result<(Node, ReplicaRow), String> {
     let parse = |field, text: &str| Node::parse(text).map_err(|why| format!("\"{field}\": {why}"));
     let node = parse("replica", &line.replica)?;
     let renamed_to = line.renamed_to.map(|text| parse("renamed_to", &text)).transpose()?;
@@ -284,7 +284,7 @@ pub(super) fn replica(line: ReplicaLine) -> Result<(Node, ReplicaRow), String> {
     Ok((node, ReplicaRow { paused_since, renamed_to, first_used: Timestamp(line.first_used) }))
 }
 
-pub(super) fn key(line: KeyLine) -> Result<(Box<str>, IdempotencyRow), String> {
+pub(in crate::store) fn key(line: KeyLine) -> Result<(Box<str>, IdempotencyRow), String> {
     if line.idempotency.is_empty() || line.idempotency.len() > MAX_IDEMPOTENCY_KEY_BYTES {
         return Err(format!("\"idempotency\" must have 1 to {MAX_IDEMPOTENCY_KEY_BYTES} bytes"));
     }

@@ -1,9 +1,10 @@
 //! The rows that belong to no task: replicas and idempotency keys. The longest key row fills a row:
 //! its answer names up to 1024 replicas, three bytes each.
 
+use bincode::error::EncodeError;
 use bincode::{BorrowDecode, Encode};
 
-use super::{Failure, decode, encode};
+use super::{decode, encode};
 use crate::store::records::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::task::{Node, TaskId, Timestamp};
 
@@ -14,7 +15,7 @@ struct StoredReplica<'a> {
     first_used: u64,
 }
 
-pub(crate) fn replica(row: &ReplicaRow) -> Result<Vec<u8>, Failure> {
+pub(in crate::store) fn replica(row: &ReplicaRow) -> Result<Vec<u8>, EncodeError> {
     encode(StoredReplica {
         paused_since: row.paused_since.map(|since| since.0),
         renamed_to: row.renamed_to.as_ref().map(Node::as_str),
@@ -22,7 +23,7 @@ pub(crate) fn replica(row: &ReplicaRow) -> Result<Vec<u8>, Failure> {
     })
 }
 
-pub(crate) fn read_replica(payload: &[u8]) -> Option<ReplicaRow> {
+pub(in crate::store) fn read_replica(payload: &[u8]) -> Option<ReplicaRow> {
     let row: StoredReplica<'_> = decode(payload)?;
     Some(ReplicaRow {
         paused_since: row.paused_since.map(Timestamp),
@@ -39,7 +40,7 @@ struct StoredKey {
     answer: Option<IdempotencyAnswer>,
 }
 
-pub(crate) fn idempotency(row: &IdempotencyRow) -> Result<Vec<u8>, Failure> {
+pub(in crate::store) fn idempotency(row: &IdempotencyRow) -> Result<Vec<u8>, EncodeError> {
     encode(StoredKey {
         task: row.task.0,
         fingerprint: row.fingerprint,
@@ -48,7 +49,7 @@ pub(crate) fn idempotency(row: &IdempotencyRow) -> Result<Vec<u8>, Failure> {
     })
 }
 
-pub(crate) fn read_idempotency(payload: &[u8]) -> Option<IdempotencyRow> {
+pub(in crate::store) fn read_idempotency(payload: &[u8]) -> Option<IdempotencyRow> {
     let row: StoredKey = decode(payload)?;
     Some(IdempotencyRow {
         task: TaskId(row.task),

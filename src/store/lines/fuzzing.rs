@@ -4,15 +4,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::lines;
-use crate::store::local::keys::MAX_IDEMPOTENCY_KEY_BYTES;
+use super::format;
+use crate::store::records::MAX_IDEMPOTENCY_KEY_BYTES;
 use crate::task::Operation;
 
 /// An accepted line obeys the rules of the store, and exports to a line that imports to the same.
 pub(crate) fn import(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     for line in text.lines().take(16) {
-        if let Some(read) = accepted(line, lines::task) {
+        if let Some(read) = accepted(line, format::task) {
             let (task, progress) = &read;
             assert!(!matches!(&*task.key, "" | "." | ".."));
             assert!(!task.replicas.is_empty() && task.replicas.len() == progress.len());
@@ -25,14 +25,14 @@ pub(crate) fn import(data: &[u8]) {
                 let sent = trace.parent.bytes().chain(trace.state.iter().flat_map(|s| s.bytes()));
                 assert!(sent.into_iter().all(|byte| (0x20..0x7f).contains(&byte)), "{trace:?}");
             }
-            assert_eq!(reimported(&lines::line(task, progress), lines::task), read);
+            assert_eq!(reimported(&format::line(task, progress), format::task), read);
         }
-        if let Some(read) = accepted(line, lines::replica) {
-            assert_eq!(reimported(&lines::replica_line(&read.0, &read.1), lines::replica), read);
+        if let Some(read) = accepted(line, format::replica) {
+            assert_eq!(reimported(&format::replica_line(&read.0, &read.1), format::replica), read);
         }
-        if let Some(read) = accepted(line, lines::key) {
+        if let Some(read) = accepted(line, format::key) {
             assert!((1..=MAX_IDEMPOTENCY_KEY_BYTES).contains(&read.0.len()));
-            assert_eq!(reimported(&lines::key_line(&read.0, &read.1), lines::key), read);
+            assert_eq!(reimported(&format::key_line(&read.0, &read.1), format::key), read);
         }
     }
 }

@@ -1,0 +1,47 @@
+//! The cluster store: a queue that several processes share, on NATS JetStream.
+//!
+//! A cluster has a fixed number of partitions. Each has a stream, which is a replicated log: a task is
+//! a message, its place in the order is the sequence of the message. At most one process owns a
+//! partition. Its checkpoints in the same stream are written by compare-and-set, so that a former owner
+//! writes nothing more. The stream `C-meta` has what belongs to the whole cluster.
+//!
+//! `connect.rs` connects, `streams.rs` creates the streams, `record.rs` is the record of the cluster,
+//! `names.rs` names streams and subjects, `rows.rs` reads and writes single rows, `meta.rs` has the
+//! records of replicas, `idempotency.rs` the idempotency keys, `status.rs` is shown to operators.
+//!
+//! `journal.rs` is the journal. `publish.rs` stores writes. `partition.rs` is the task of a partition:
+//! `tenure.rs` decides who owns it, `reader.rs` puts its messages into their order, `owned.rs` and
+//! `checkpoint.rs` know what is settled, `standing.rs` is what others see of it, `shared.rs` what all
+//! partitions share. `message.rs` is the format, `protocol.rs` has the requests.
+
+#![allow(dead_code, reason = "the daemon uses it when all parts are there")]
+
+mod checkpoint;
+mod connect;
+mod idempotency;
+mod journal;
+mod message;
+mod meta;
+mod names;
+mod owned;
+mod partition;
+mod protocol;
+mod publish;
+mod reader;
+mod record;
+mod rows;
+mod shared;
+mod standing;
+mod status;
+mod streams;
+mod tenure;
+mod transfer;
+
+pub use connect::{ConnectError, JetStreamSettings, StoreDurability};
+pub use journal::JetStreamJournal;
+pub use names::{ClusterName, MAX_PARTITIONS};
+pub use status::ClusterStatus;
+pub use transfer::{export as export_cluster, import as import_cluster};
+
+/// Of a new cluster: each partition has a log of its own, and syncs of its own.
+pub const DEFAULT_PARTITIONS: u16 = 8;

@@ -1,0 +1,370 @@
+//! The journal of the cluster store. Its calls only pass orders on to the tasks of the store, which run
+//! on a thread of their own.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as blocking;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::StreamExt;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::{debug, error};
+
+use super::checkpoint::Instance;
+use super::connect::{ConnectError, JetStreamSettings, Store};
+use super::idempotency::Keys;
+use super::message::random;
+use super::meta::Meta;
+use super::names::place_of;
+use super::partition::PartitionTask;
+use super::publish::{Publisher, Submitted};
+use super::reader::ReadFailure;
+use super::shared::Shared;
+use super::standing::{Order, Settlement, Standing};
+use super::status::ClusterStatus;
+use crate::lease::Fence;
+use crate::store::journal::{
+    Append, AppendError, BoxFuture, Journal, KeyState, NoRoom, Notify, Numbered, Reply, Stats,
+};
+use crate::store::records::{CommitError, Header, IdempotencyAnswer, ReadError, ReplicaRow};
+use crate::task::{Idempotency, Moment, Node, Partition, Progress, Task, TaskId};
+
+/// How often a read is tried.
+const READS: usize = 3;
+
+/// A [`Journal`] on NATS JetStream.
+pub struct JetStreamJournal {
+    shared: Arc<Shared>,
+    publisher: Arc<Publisher>,
+    meta: Arc<Meta>,
+    writes: mpsc::UnboundedSender<Submitted>,
+    closed: Arc<AtomicBool>,
+    has_ended: Arc<AtomicBool>,
+    runtime: Handle,
+    /// Ends the thread of the store when it is dropped.
+    _running: oneshot::Sender<()>,
+}
+
+struct Parts {
+    shared: Arc<Shared>,
+    publisher: Arc<Publisher>,
+    meta: Arc<Meta>,
+    writes: mpsc::UnboundedSender<Submitted>,
+}
+
+impl JetStreamJournal {
+    /// Connects, and starts to claim partitions. `notify` gets every event, from now on. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::connect`].
+    pub fn open(settings: &JetStreamSettings, notify: Notify) -> Result<Self, ConnectError> {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| ConnectError::Threads(error.to_string()))?;
+        let handle = runtime.handle().clone();
+        let settings = settings.clone();
+        let (opened, result) = blocking::sync_channel(1);
+        let (running, ended) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                // Whoever waits is told by the closed channel if this panics.
+                let _ = opened.send(start(&settings, notify).await);
+                // Only the drop of the journal ends it.
+                let _ = ended.await;
+            });
+        });
+        thread.map_err(|error| ConnectError::Threads(error.to_string()))?;
+        let parts = result.recv().map_err(|error| ConnectError::Threads(error.to_string()))??;
+        let Parts { shared, publisher, meta, writes } = parts;
+        let (closed, has_ended) = Default::default();
+        Ok(Self {
+            shared,
+            publisher,
+            meta,
+            writes,
+            closed,
+            has_ended,
+            runtime: handle,
+            _running: running,
+        })
+    }
+
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn order(&self, partition: Partition, order: Order) {
+        if let Some(standing) = self.shared.standing(partition) {
+            standing.order(order);
+        }
+    }
+
+    fn settle(&self, id: TaskId, settlement: Settlement) {
+        let (partition, sequence) = place_of(id);
+        self.order(partition, Order::Settle { sequence, settlement });
+    }
+}
+
+/// Starts the tasks of the store on the runtime of the caller.
+async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, ConnectError> {
+    let store = Store::connect(settings).await?;
+    let notify: Arc<Mutex<Notify>> = Arc::new(Mutex::new(notify));
+    let of_meta = Arc::clone(&notify);
+    let pass = move |event| of_meta.lock().unwrap_or_else(PoisonError::into_inner)(event);
+    let meta = Arc::new(Meta::start(&store, pass).await?);
+    let keys = Arc::new(Keys::new(&store));
+    let process = u64::from_be_bytes(random());
+    let this = Instance { process, node: settings.node_id.clone() };
+    let (standings, receivers): (Vec<_>, Vec<_>) =
+        store.record().partitions().map(Standing::new).unzip();
+    let pass: Notify =
+        Box::new(move |event| notify.lock().unwrap_or_else(PoisonError::into_inner)(event));
+    let shared = Arc::new(Shared::new(store.clone(), this, standings.clone(), pass));
+    let publisher =
+        Publisher::new(store.clone(), standings.clone(), Arc::clone(&meta), Arc::clone(&keys));
+    let publisher = Arc::new(publisher);
+    for (standing, orders) in standings.iter().zip(receivers) {
+        let (shared, publisher) = (Arc::clone(&shared), Arc::clone(&publisher));
+        listen(&store, Arc::clone(standing)).await;
+        let keys = Arc::clone(&keys);
+        let task = PartitionTask::new(shared, publisher, keys, Arc::clone(standing));
+        tokio::spawn(task.run(orders));
+    }
+    let (writes, mut submitted) = mpsc::unbounded_channel();
+    let publishing = Arc::clone(&publisher);
+    tokio::spawn(async move {
+        while let Some(write) = submitted.recv().await {
+            publishing.submit(write);
+        }
+    });
+    Ok(Parts { shared, publisher, meta, writes })
+}
+
+/// Passes on the hints of other processes. A lost one is made up for by the next checkpoint.
+async fn listen(store: &Store, standing: Arc<Standing>) {
+    let subject = store.names().hint(standing.partition);
+    match store.client().subscribe(subject).await {
+        Ok(mut hints) => {
+            tokio::spawn(async move {
+                while let Some(hint) = hints.next().await {
+                    let text = std::str::from_utf8(&hint.payload).ok();
+                    if let Some(sequence) = text.and_then(|text| text.parse().ok()) {
+                        standing.order(Order::Hint { sequence });
+                    }
+                }
+            });
+        }
+        Err(error) => error!(%error, "cannot listen to other instances"),
+    }
+}
+
+impl Journal for JetStreamJournal {
+    fn append(&self, writes: Vec<Append>) -> Vec<Option<Numbered>> {
+        let deadline = Instant::now() + self.store().settings().timeout;
+        let numbered = writes.iter().map(|_| None).collect();
+        for append in writes {
+            if self.is_closed() {
+                (append.reply)(Err(AppendError::Store(CommitError::Closed)));
+                continue;
+            }
+            let submitted = self.writes.send(Submitted { append, deadline });
+            if let Err(mpsc::error::SendError(Submitted { append, .. })) = submitted {
+                (append.reply)(Err(AppendError::Store(CommitError::Closed)));
+            }
+        }
+        numbered
+    }
+
+    fn save(&self, id: TaskId, progress: Vec<Progress>) {
+        self.settle(id, Settlement::Save(progress));
+    }
+
+    fn remove(&self, id: TaskId) {
+        self.settle(id, Settlement::Remove);
+    }
+
+    fn set_replica(&self, node: Node, row: Option<ReplicaRow>) {
+        self.meta.set_replica(node, row);
+    }
+
+    fn key(&self, _: &Idempotency) -> KeyState {
+        // Only the servers know. The append decides.
+        KeyState::New
+    }
+
+    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
+        let (partition, sequence) = place_of(id);
+        self.order(partition, Order::Conclude { sequence, answer });
+    }
+
+    fn tick(&self, _: Moment) {
+        // The servers remove expired keys.
+    }
+
+    fn sync(&self, reply: Reply) {
+        if self.is_closed() {
+            return reply(Err(CommitError::Closed));
+        }
+        let (meta, partitions) = (Arc::clone(&self.meta), self.shared.partitions.clone());
+        let mut syncs = Vec::new();
+        for standing in partitions {
+            let (synced, result) = oneshot::channel();
+            // The caller may be gone.
+            let reply = move |result| _ = synced.send(result);
+            standing.order(Order::Sync(Box::new(reply)));
+            syncs.push(result);
+        }
+        self.runtime.spawn(async move {
+            let mut result = meta.written().await;
+            for sync in syncs {
+                result = result.and(sync.await.unwrap_or(Err(CommitError::Closed)));
+            }
+            reply(result);
+        });
+    }
+
+    fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>> {
+        let store = self.store().clone();
+        Box::pin(async move {
+            for _ in 0..READS {
+                match store.read_task(id).await {
+                    Ok(task) => return Ok(task),
+                    Err(ReadFailure::Message(error)) => {
+                        return Err(ReadError::Damaged(format!(
+                            "the message of task {id} {error}"
+                        )));
+                    }
+                    Err(error) => debug!(task = %id, %error, "a task is read again"),
+                }
+            }
+            Err(ReadError::Interrupted)
+        })
+    }
+
+    fn headers(
+        &self,
+        ids: Vec<TaskId>,
+    ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>> {
+        let store = self.store().clone();
+        Box::pin(async move {
+            let mut headers = Vec::with_capacity(ids.len());
+            for ids in ids.chunks(READS_AT_ONCE) {
+                let reads = ids.iter().map(|&id| {
+                    let store = store.clone();
+                    tokio::spawn(async move { store.read_header(id).await })
+                });
+                for read in reads.collect::<Vec<_>>() {
+                    let read = read.await.map_err(|_| ReadError::Interrupted)?;
+                    headers.push(match read {
+                        Ok(header) => header,
+                        Err(ReadFailure::Message(_)) => None,
+                        Err(ReadFailure::Unanswered(_)) => return Err(ReadError::Interrupted),
+                    });
+                }
+            }
+            Ok(headers)
+        })
+    }
+
+    fn fence(&self, id: TaskId) -> Fence {
+        let (partition, _) = place_of(id);
+        self.shared.standing(partition).map_or(Fence::Lost, |standing| standing.fence())
+    }
+
+    fn partition_of(&self, id: TaskId) -> Partition {
+        place_of(id).0
+    }
+
+    fn given_up(&self, partition: Partition) {
+        self.order(partition, Order::GivenUp);
+    }
+
+    fn room(&self, bytes: u64) -> Result<(), NoRoom> {
+        let settings = self.store().settings();
+        let is_owner = self.shared.partitions.iter().all(|standing| standing.is_owned());
+        // The engine of an owner knows its levels exactly.
+        if is_owner {
+            return Ok(());
+        }
+        let (open, open_bytes) = self.publisher.open_bytes();
+        let levels = self.shared.levels_elsewhere();
+        if levels.queued.saturating_add(open) >= settings.queue_capacity as u64 {
+            let capacity = settings.queue_capacity;
+            return Err(NoRoom(format!("the queue is full (--queue-capacity {capacity})")));
+        }
+        let bytes = levels.queued_bytes.saturating_add(open_bytes).saturating_add(bytes);
+        if bytes > settings.queue_max_bytes {
+            let limit = settings.queue_max_bytes;
+            return Err(NoRoom(format!(
+                "the queued tasks leave no room for this write (--queue-max-bytes {limit})"
+            )));
+        }
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        let mut live = 0;
+        for standing in &self.shared.partitions {
+            let levels = standing.levels();
+            live += levels.queued_bytes + levels.dead_bytes;
+        }
+        Stats {
+            file_bytes: live,
+            live_bytes: live,
+            is_full: self.room(0).is_err(),
+            ..Stats::default()
+        }
+    }
+
+    /// Answers of the servers: one is always awaited.
+    fn in_progress(&self) -> Option<u64> {
+        (!self.has_ended.load(Ordering::Acquire)).then(|| self.shared.answers())
+    }
+
+    fn cluster(&self) -> Option<ClusterStatus> {
+        Some(self.store().status())
+    }
+
+    fn close(&self) -> BoxFuture<'static, Result<(), CommitError>> {
+        let first = !self.closed.swap(true, Ordering::AcqRel);
+        let (publisher, meta) = (Arc::clone(&self.publisher), Arc::clone(&self.meta));
+        let partitions = self.shared.partitions.clone();
+        let has_ended = Arc::clone(&self.has_ended);
+        let closed = self.runtime.spawn(async move {
+            if !first {
+                return Ok(());
+            }
+            publisher.close().await;
+            let result = meta.written().await;
+            let mut ends = Vec::new();
+            for standing in partitions {
+                let (closed, end) = oneshot::channel();
+                standing.order(Order::Close(closed));
+                ends.push(end);
+            }
+            for end in ends {
+                // A task that has ended drops its end.
+                let _ = end.await;
+            }
+            has_ended.store(true, Ordering::Release);
+            result
+        });
+        Box::pin(async move { closed.await.unwrap_or(Err(CommitError::Closed)) })
+    }
+}
+
+/// Headers that are read at the same time.
+const READS_AT_ONCE: usize = 32;
+
+impl fmt::Debug for JetStreamJournal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JetStreamJournal").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,162 @@
+//! The names of streams and subjects. A cluster `C` uses only streams `C-*` and subjects `C.>`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::task::{Partition, TaskId};
+
+/// The partition of an id is its remainder.
+pub const MAX_PARTITIONS: u16 = 1024;
+
+/// A name that is one token of a subject: letters, digits, `-` and `_`, at most 32.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterName(String);
+
+impl FromStr for ClusterName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if (1..=32).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("must be 1 to 32 letters, digits, - or _".to_owned())
+        }
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Names(ClusterName);
+
+impl Names {
+    #[must_use]
+    pub const fn new(cluster: ClusterName) -> Self {
+        Self(cluster)
+    }
+
+    #[must_use]
+    pub fn meta_stream(&self) -> String {
+        format!("{}-meta", self.0)
+    }
+
+    /// A subject of the stream of [`Self::meta_stream`].
+    #[must_use]
+    pub fn meta(&self, kind: &str, name: &str) -> String {
+        format!("{}.m.{kind}.{name}", self.0)
+    }
+
+    /// The row with the record of the cluster.
+    #[must_use]
+    pub fn record(&self) -> String {
+        self.meta("format", "1")
+    }
+
+    #[must_use]
+    pub fn meta_subjects(&self) -> String {
+        format!("{}.m.>", self.0)
+    }
+
+    #[must_use]
+    pub fn key_stream(&self) -> String {
+        format!("{}-keys", self.0)
+    }
+
+    /// An idempotency key, by its hash. `*` stands for all.
+    #[must_use]
+    pub fn key(&self, hash: &str) -> String {
+        format!("{}.idem.{hash}", self.0)
+    }
+
+    #[must_use]
+    pub fn stream(&self, partition: Partition) -> String {
+        format!("{}-p{}", self.0, partition.0)
+    }
+
+    /// All subjects of the stream of a partition.
+    #[must_use]
+    pub fn stream_subjects(&self, partition: Partition) -> Vec<String> {
+        ["t", "v", "c", "g.*", "k.*"].map(|kind| self.of(partition, kind)).into()
+    }
+
+    #[must_use]
+    pub fn task(&self, partition: Partition) -> String {
+        self.of(partition, "t")
+    }
+
+    /// Chunks of a large value, before their task.
+    #[must_use]
+    pub fn chunk(&self, partition: Partition) -> String {
+        self.of(partition, "v")
+    }
+
+    #[must_use]
+    pub fn progress(&self, partition: Partition, sequence: u64) -> String {
+        self.of(partition, &format!("g.{sequence}"))
+    }
+
+    /// The sequence of the task that a progress is of.
+    #[must_use]
+    pub fn task_of_progress(&self, partition: Partition, subject: &str) -> Option<u64> {
+        subject.strip_prefix(&self.of(partition, "g."))?.parse().ok()
+    }
+
+    #[must_use]
+    pub fn checkpoint(&self, partition: Partition) -> String {
+        self.of(partition, "c")
+    }
+
+    /// The checkpoints of all partitions.
+    #[must_use]
+    pub fn checkpoints(&self) -> String {
+        format!("{}.*.c", self.0)
+    }
+
+    /// Not stored: tells the owner that a task is durable.
+    #[must_use]
+    pub fn hint(&self, partition: Partition) -> String {
+        self.of(partition, "h")
+    }
+
+    fn of(&self, partition: Partition, kind: &str) -> String {
+        format!("{}.p{}.{kind}", self.0, partition.0)
+    }
+}
+
+/// The id of a task: a sequence of its stream and its partition.
+#[must_use]
+pub const fn task_id(sequence: u64, partition: Partition) -> TaskId {
+    TaskId(sequence * MAX_PARTITIONS as u64 + partition.0 as u64)
+}
+
+/// The partition and the sequence of a task.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a remainder below 1024")]
+pub const fn place_of(id: TaskId) -> (Partition, u64) {
+    (Partition((id.0 % MAX_PARTITIONS as u64) as u16), id.0 / MAX_PARTITIONS as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_name_is_one_token_of_a_subject() {
+        for name in ["", "a.b", "a b", "*", ">", "ä", &"a".repeat(33)] {
+            assert!(name.parse::<ClusterName>().is_err(), "{name}");
+        }
+        assert!("replicator-2_b".parse::<ClusterName>().is_ok());
+    }
+
+    #[test]
+    fn an_id_has_its_sequence_and_its_partition() {
+        let id = task_id(7, Partition(1023));
+        assert_eq!(place_of(id), (Partition(1023), 7));
+        assert!(id < task_id(8, Partition(0)));
+    }
+}

@@ -1,0 +1,468 @@
+//! A partition that this process owns: what was read, what is settled, what is to be written.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::mem;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::checkpoint::{PartitionLevels, Settled, SettledIndex, Unsettled};
+use super::message::{self, MessageError, Nonce};
+use super::names::{Names, task_id};
+use super::protocol::{Outgoing, Stored};
+use super::publish::{Found, Publisher};
+use super::reader::{LoggedTask, Reader, RecoveredTask, Recovery, Turn};
+use super::standing::Settlement;
+use crate::lease::{BootTime, Lease};
+use crate::store::journal::{JournalEvent, Reply};
+use crate::store::records::{CommitError, Header};
+use crate::task::{self, Consistency, Idempotency, Partition, Progress};
+
+/// How long settlements wait for others.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// The most progress rows of a group, and their bytes.
+const MAX_ROWS: usize = 900;
+const MAX_ROW_BYTES: usize = 512 << 10;
+
+/// So long, messages of this process may still fill a gap.
+const GAP: Duration = Duration::from_millis(2);
+
+/// Before a read of the log that found nothing or failed is repeated.
+const READ_AGAIN: Duration = Duration::from_millis(20);
+
+/// Tasks in one event of a claim.
+const CLAIMED_AT_ONCE: usize = 256;
+
+/// Tasks whose copies are recognized.
+const MAX_RECENT: usize = 1 << 15;
+
+/// Tasks with an idempotency key whose answer is still taken.
+const MAX_KEYED: usize = 10_000;
+
+pub(super) struct Owned {
+    pub(super) epoch: u64,
+    pub(super) lease: Lease,
+    partition: Partition,
+    since: Instant,
+    stage: Stage,
+    reader: Reader,
+    is_reading: bool,
+    /// The next read begins no sooner.
+    read_at: Option<Instant>,
+    gap_since: Option<Instant>,
+    unsettled: Unsettled,
+    pending: BTreeMap<u64, Settlement>,
+    pending_since: Option<Instant>,
+    /// Settlements that came, and how many of the first ones a group has, and are durable.
+    came: u64,
+    grouped: u64,
+    durable: u64,
+    syncs: Vec<(u64, Reply)>,
+    /// Tasks with an idempotency key. Settled ones stay until there are many.
+    keyed: BTreeMap<u64, KeyedTask>,
+    /// Those whose key may lack their id. They must not be settled: a repeat looks for them.
+    unbound: BTreeSet<u64>,
+    to_bind: Vec<u64>,
+    recent: RecentNonces,
+    /// A message has a version that this binary does not know. It and those behind it stay unread.
+    is_unreadable: bool,
+}
+
+/// The nonces of the last tasks. The servers do not store a task twice within their window; a copy that
+/// was delayed for longer must not follow newer writes of its key.
+#[derive(Default)]
+struct RecentNonces {
+    sequences: HashMap<Nonce, u64>,
+    order: VecDeque<Nonce>,
+}
+
+impl RecentNonces {
+    /// Whether the task is the first one with its nonce.
+    fn is_first(&mut self, nonce: Nonce, sequence: u64) -> bool {
+        match self.sequences.entry(nonce) {
+            Entry::Occupied(known) => *known.get() == sequence,
+            Entry::Vacant(free) => {
+                free.insert(sequence);
+                self.order.push_back(nonce);
+                if self.order.len() > MAX_RECENT
+                    && let Some(oldest) = self.order.pop_front()
+                {
+                    self.sequences.remove(&oldest);
+                }
+                true
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct KeyedTask {
+    pub(super) idempotency: Idempotency,
+    pub(super) consistency: Consistency,
+    pub(super) nonce: Nonce,
+}
+
+enum Stage {
+    /// Reads the unsettled tasks up to the claim.
+    Recovering {
+        claim: u64,
+        settled: Settled,
+        levels: PartitionLevels,
+        recovery: Recovery,
+        index: SettledIndex,
+    },
+    Live,
+}
+
+/// The content of a checkpoint, and the progress rows before it.
+#[derive(Default)]
+pub(super) struct Group {
+    pub(super) rows: Vec<Outgoing>,
+    pub(super) settled: Settled,
+    pub(super) levels: PartitionLevels,
+}
+
+impl Owned {
+    pub(super) fn claimed(
+        partition: Partition,
+        epoch: u64,
+        claim: u64,
+        settled: Settled,
+        levels: PartitionLevels,
+    ) -> Self {
+        let reader = Reader::after(settled.floor);
+        let recovery = Recovery::default();
+        Self {
+            epoch,
+            lease: Lease::new(),
+            partition,
+            since: Instant::now(),
+            stage: Stage::Recovering { claim, index: settled.index(), settled, levels, recovery },
+            reader,
+            is_reading: false,
+            read_at: None,
+            gap_since: None,
+            unsettled: Unsettled::default(),
+            pending: BTreeMap::new(),
+            pending_since: None,
+            came: 0,
+            grouped: 0,
+            durable: 0,
+            syncs: Vec::new(),
+            keyed: BTreeMap::new(),
+            unbound: BTreeSet::new(),
+            to_bind: Vec::new(),
+            recent: RecentNonces::default(),
+            is_unreadable: false,
+        }
+    }
+
+    /// Whether the engine has been told of it.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.stage, Stage::Live)
+    }
+
+    pub(super) fn acked(&mut self, sequence: u64, task: LoggedTask) {
+        self.reader.acked(sequence, task);
+    }
+
+    pub(super) fn note_stored(&mut self, sequence: u64) {
+        self.reader.note_stored(sequence);
+    }
+
+    pub(super) fn settle(&mut self, sequence: u64, settlement: Settlement) {
+        self.came += 1;
+        if self.is_live() && self.unsettled.contains(sequence) {
+            self.pending.insert(sequence, settlement);
+            self.pending_since.get_or_insert_with(Instant::now);
+        } else if self.pending.is_empty() {
+            self.grouped = self.came;
+        }
+    }
+
+    /// Calls `reply` once all settlements so far are durable.
+    pub(super) fn sync(&mut self, reply: Reply) {
+        self.syncs.push((self.came, reply));
+        self.answer_syncs();
+    }
+
+    fn answer_syncs(&mut self) {
+        let durable = self.durable;
+        let (done, rest) =
+            mem::take(&mut self.syncs).into_iter().partition(|(at, _)| *at <= durable);
+        self.syncs = rest;
+        let done: Vec<(u64, Reply)> = done;
+        done.into_iter().for_each(|(_, reply)| reply(Ok(())));
+    }
+
+    fn add_key(
+        &mut self,
+        sequence: u64,
+        idempotency: Option<Idempotency>,
+        consistency: Consistency,
+        nonce: Nonce,
+    ) {
+        let Some(idempotency) = idempotency else { return };
+        self.keyed.insert(sequence, KeyedTask { idempotency, consistency, nonce });
+        self.unbound.insert(sequence);
+        self.to_bind.push(sequence);
+        while self.keyed.len() > MAX_KEYED
+            && let Some(oldest) = self.keyed.first_entry()
+            && !self.unsettled.contains(*oldest.key())
+        {
+            oldest.remove();
+        }
+    }
+
+    /// Tasks whose keys must get their ids. [`Self::bound`] follows for each.
+    pub(super) fn take_to_bind(&mut self) -> Vec<(u64, KeyedTask)> {
+        let taken = mem::take(&mut self.to_bind).into_iter();
+        taken.filter_map(|sequence| Some((sequence, self.keyed.get(&sequence)?.clone()))).collect()
+    }
+
+    pub(super) fn bound(&mut self, sequence: u64) {
+        self.unbound.remove(&sequence);
+    }
+
+    pub(super) fn key_of(&self, sequence: u64) -> Option<&KeyedTask> {
+        self.keyed.get(&sequence)
+    }
+
+    /// When a group should be written; `None` without settlements.
+    pub(super) fn group_due(&self) -> Option<Instant> {
+        let wait = if self.syncs.is_empty() { GATHER } else { Duration::ZERO };
+        self.pending_since.map(|since| since + wait)
+    }
+
+    /// Whether one group has all that is left.
+    pub(super) fn fits_one_group(&self) -> bool {
+        let waits = self.unbound.iter().any(|sequence| self.pending.contains_key(sequence));
+        self.pending.len() <= MAX_ROWS / 4 && !waits
+    }
+
+    /// Takes settlements, from the oldest task on.
+    pub(super) fn group(&mut self, names: &Names) -> Group {
+        if let Stage::Recovering { settled, levels, .. } = &self.stage {
+            return Group { rows: Vec::new(), settled: settled.clone(), levels: *levels };
+        }
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        while let Some(entry) = self.pending.first_entry() {
+            let sequence = *entry.key();
+            match entry.get() {
+                Settlement::Remove if self.unbound.contains(&sequence) => break,
+                Settlement::Remove => self.unsettled.settle(sequence),
+                Settlement::Save(progress) => match message::progress(progress) {
+                    Ok(row) if rows.len() >= MAX_ROWS || bytes + row.len() > MAX_ROW_BYTES => break,
+                    Ok(row) => {
+                        bytes += row.len();
+                        let subject = names.progress(self.partition, sequence);
+                        rows.push(Outgoing::new(subject, row).replacing());
+                        self.unsettled.mark(sequence, is_dead(progress));
+                    }
+                    Err(error) => error!(%error, "progress cannot be encoded"),
+                },
+            }
+            entry.remove();
+        }
+        if self.pending.is_empty() {
+            (self.pending_since, self.grouped) = (None, self.came);
+        } else {
+            self.pending_since = Some(Instant::now());
+        }
+        let (settled, levels) = (self.unsettled.settled(), self.unsettled.levels());
+        Group { rows, settled, levels }
+    }
+
+    /// A checkpoint is stored, with this many rows before it.
+    pub(super) fn stored(&mut self, sequence: u64, rows: usize, until: BootTime) {
+        self.lease.extend(until);
+        self.reader.wrote(sequence - rows as u64, sequence);
+        self.durable = self.grouped;
+        self.answer_syncs();
+    }
+
+    /// Where to read the log from, if a read should begin now. [`Self::read`] follows.
+    pub(super) fn read_from(&mut self, now: Instant) -> Option<u64> {
+        if self.is_reading || self.read_wake(now)? > now {
+            return None;
+        }
+        self.is_reading = true;
+        Some(self.reader.next())
+    }
+
+    /// When a read should begin.
+    pub(super) fn read_wake(&mut self, now: Instant) -> Option<Instant> {
+        if self.is_reading || self.is_unreadable {
+            return None;
+        }
+        let at = match self.stage {
+            Stage::Recovering { .. } => now,
+            Stage::Live if self.reader.has_gap() => *self.gap_since.get_or_insert(now) + GAP,
+            Stage::Live => {
+                self.gap_since = None;
+                return None;
+            }
+        };
+        Some(self.read_at.map_or(at, |read_at| read_at.max(at)))
+    }
+
+    /// Messages of the log, in order; `None` if they could not be read.
+    pub(super) fn read(
+        &mut self,
+        names: &Names,
+        publisher: &Publisher,
+        messages: Option<Vec<Stored>>,
+        notify: &dyn Fn(JournalEvent),
+    ) -> Result<(), MessageError> {
+        self.is_reading = false;
+        self.gap_since = None;
+        if self.is_unreadable {
+            return Ok(());
+        }
+        let found = messages.as_ref().is_some_and(|messages| !messages.is_empty());
+        self.read_at = (!found).then(|| Instant::now() + READ_AGAIN);
+        let mut turns = Vec::new();
+        for message in messages.into_iter().flatten() {
+            self.recover_through(message.sequence, notify);
+            match &mut self.stage {
+                Stage::Recovering { index, recovery, .. } => {
+                    if self.reader.pass(message.sequence) {
+                        let is_settled = |sequence| index.contains(sequence);
+                        let read = recovery.read(names, self.partition, &message, is_settled);
+                        self.is_unreadable |= read.is_err();
+                        if let Some(nonce) = read? {
+                            self.recent.is_first(nonce, message.sequence);
+                        }
+                    }
+                    self.recover_through(message.sequence + 1, notify);
+                }
+                Stage::Live => turns.extend(self.reader.read(names, self.partition, message)),
+            }
+        }
+        self.enter(turns, publisher, notify)
+    }
+
+    /// Passes tasks on whose turn has come.
+    pub(super) fn advance(
+        &mut self,
+        publisher: &Publisher,
+        notify: &dyn Fn(JournalEvent),
+    ) -> Result<(), MessageError> {
+        if !self.is_live() || self.is_unreadable {
+            return Ok(());
+        }
+        let mut turns = Vec::new();
+        while let Some(turn) = self.reader.advance() {
+            turns.push(turn);
+        }
+        self.enter(turns, publisher, notify)
+    }
+
+    fn enter(
+        &mut self,
+        turns: Vec<Turn>,
+        publisher: &Publisher,
+        notify: &dyn Fn(JournalEvent),
+    ) -> Result<(), MessageError> {
+        let (mut tasks, mut took) = (Vec::with_capacity(turns.len()), Duration::ZERO);
+        let mut result = Ok(());
+        for Turn { sequence, task } in turns {
+            let task = match task {
+                Ok(task) => task,
+                Err(error @ MessageError::Version(_)) => {
+                    (result, self.is_unreadable) = (Err(error), true);
+                    break;
+                }
+                Err(error) => {
+                    self.unsettled.add(sequence, 0, 0);
+                    self.log_unreadable(sequence, error);
+                    continue;
+                }
+            };
+            let LoggedTask { task, chunks, nonce, idempotency, took: this } = task;
+            if !self.recent.is_first(nonce, sequence) {
+                warn!(task = %task.id, "a copy of a stored task came too late and is left out");
+                continue;
+            }
+            self.unsettled.add(sequence, task.weight() as u64, chunks);
+            self.add_key(sequence, idempotency, task.consistency, nonce);
+            took = took.max(this);
+            // Its outcome comes before its arrival.
+            publisher.stored(nonce, sequence, Found::InLog);
+            tasks.push(task);
+        }
+        if self.is_live() && result.is_ok() {
+            self.unsettled.read_through(self.reader.next() - 1);
+        }
+        if !tasks.is_empty() {
+            notify(JournalEvent::Arrived { partition: self.partition, tasks, took });
+        }
+        result
+    }
+
+    /// Ends the recovery if the message before `sequence` is not before the claim.
+    fn recover_through(&mut self, sequence: u64, notify: &dyn Fn(JournalEvent)) {
+        let Stage::Recovering { claim, .. } = self.stage else { return };
+        if sequence <= claim {
+            return;
+        }
+        let Stage::Recovering { recovery, .. } = mem::replace(&mut self.stage, Stage::Live) else {
+            return;
+        };
+        self.reader.pass(claim);
+        self.unsettled = Unsettled::after(claim);
+        let mut tasks = Vec::with_capacity(CLAIMED_AT_ONCE);
+        let (partition, mut total) = (self.partition, 0);
+        for RecoveredTask { sequence, task } in recovery.finish() {
+            match task {
+                Ok((task, chunks, nonce)) => {
+                    self.unsettled.add(sequence, weight(&task.header), chunks);
+                    self.unsettled.mark(sequence, is_dead(&task.progress));
+                    let (key, consistency) = (task.idempotency.clone(), task.header.consistency);
+                    self.add_key(sequence, key, consistency, nonce);
+                    tasks.push(task);
+                    total += 1;
+                }
+                Err(error) => {
+                    self.unsettled.add(sequence, 0, 0);
+                    self.log_unreadable(sequence, error);
+                }
+            }
+            if tasks.len() == CLAIMED_AT_ONCE {
+                let tasks = mem::replace(&mut tasks, Vec::with_capacity(CLAIMED_AT_ONCE));
+                notify(JournalEvent::Claimed { partition, tasks });
+            }
+        }
+        notify(JournalEvent::Claimed { partition, tasks });
+        let (epoch, seconds) = (self.epoch, self.since.elapsed().as_secs_f64());
+        info!(partition = partition.0, epoch, tasks = total, seconds, "a partition is claimed");
+    }
+
+    /// It stays in the stream, and is not delivered.
+    fn log_unreadable(&self, sequence: u64, error: MessageError) {
+        let task = task_id(sequence, self.partition);
+        error!(%task, %error, "a task cannot be read from the store: it stays there and is not delivered");
+    }
+
+    /// Ends it. All tasks stay unsettled, for the next owner.
+    pub(super) fn lose(self) {
+        self.lease.lose();
+        self.syncs.into_iter().for_each(|(_, reply)| reply(Err(CommitError::Released)));
+    }
+}
+
+/// Whether only dead letters are left of a task.
+fn is_dead(progress: &[Progress]) -> bool {
+    let is_over = |progress: &Progress| {
+        matches!(progress, Progress::Dead(_) | Progress::Delivered | Progress::Superseded)
+    };
+    progress.iter().all(is_over) && progress.iter().any(|one| matches!(one, Progress::Dead(_)))
+}
+
+fn weight(header: &Header) -> u64 {
+    let Header { key, value_bytes, replicas, user_id, trace, .. } = header;
+    task::weight(key, *value_bytes, replicas, user_id.as_deref(), trace.as_ref()) as u64
+}

@@ -1,0 +1,520 @@
+//! The task of one partition: claims it, reads its log, settles, and gives it up.
+//!
+//! All inputs come through one channel, and each is handled at once. Requests to the servers run beside
+//! it; their results are inputs. `tenure.rs` decides about ownership, `reader.rs` puts the messages into
+//! their order, `owned.rs` and `checkpoint.rs` know what is settled.
+//!
+//! **Settlements** are gathered. A group is one atomic batch: the progress of tasks, then the
+//! checkpoint. One is on its way at a time, and it has all settlements so far, or the oldest ones. So a
+//! settlement implies those of older writes.
+//!
+//! **Ownership.** For now one process owns all partitions: the owner of the first one claims the
+//! others, and gives them up when it loses the first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, error, warn};
+
+use super::checkpoint::{Checkpoint, PartitionLevels, Settled};
+use super::idempotency::Keys;
+use super::message::{self, MessageError};
+use super::names::task_id;
+use super::owned::{Group, KeyedTask, Owned};
+use super::protocol::{Ack, Outgoing, StoreRequestError, Stored};
+use super::publish::Publisher;
+use super::shared::Shared;
+use super::standing::{Order, Owner, Standing};
+use super::tenure::{Change, Link, Step, Tenure, Wish};
+use crate::lease::{BootTime, Fence};
+use crate::store::journal::JournalEvent;
+use crate::store::records::{CommitError, IdempotencyAnswer};
+use crate::task::Partition;
+
+/// Before a request that failed is made again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Between two purges.
+const PURGE_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a checkpoint may take before it is looked for.
+const CHECKPOINT: Duration = Duration::from_secs(1);
+
+const BATCH: usize = 256;
+
+pub(super) struct PartitionTask {
+    partition: Partition,
+    shared: Arc<Shared>,
+    publisher: Arc<Publisher>,
+    keys: Arc<Keys>,
+    standing: Arc<Standing>,
+    tenure: Tenure,
+    /// A request of the tenure is on its way.
+    is_asking: bool,
+    /// After a failed one.
+    ask_at: Option<Instant>,
+    /// The checkpoint on its way, and what is stored with it.
+    outgoing: Option<OutgoingGroup>,
+    owned: Option<Owned>,
+    /// The last checkpoint that was read.
+    last: Option<(u64, Checkpoint)>,
+    /// The engine has tasks of it.
+    is_in_engine: bool,
+    /// It has messages that this binary cannot read.
+    is_unreadable: bool,
+    closing: Option<oneshot::Sender<()>>,
+    purge: Purge,
+}
+
+#[derive(Clone)]
+struct OutgoingGroup {
+    messages: Vec<Outgoing>,
+    settled: Settled,
+    levels: PartitionLevels,
+}
+
+#[derive(Default)]
+struct Purge {
+    is_running: bool,
+    /// Everything before it is gone.
+    done: u64,
+    /// Nothing before it is needed.
+    wanted: u64,
+    next: Option<Instant>,
+}
+
+impl PartitionTask {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        publisher: Arc<Publisher>,
+        keys: Arc<Keys>,
+        standing: Arc<Standing>,
+    ) -> Self {
+        let lease = shared.store.settings().lease;
+        Self {
+            partition: standing.partition,
+            tenure: Tenure::new(shared.this.process, lease),
+            shared,
+            publisher,
+            keys,
+            standing,
+            is_asking: false,
+            ask_at: None,
+            outgoing: None,
+            owned: None,
+            last: None,
+            is_in_engine: false,
+            is_unreadable: false,
+            closing: None,
+            purge: Purge::default(),
+        }
+    }
+
+    /// Runs until it is closed.
+    pub(super) async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let wake = self.act();
+            if self.closing.is_some() && self.owned.is_none() && self.tenure.is_idle() {
+                break;
+            }
+            tokio::select! {
+                received = orders.recv_many(&mut batch, BATCH) => {
+                    if received == 0 {
+                        return;
+                    }
+                }
+                () = sleep_until(wake) => {}
+            }
+            for order in batch.drain(..) {
+                self.handle(order);
+            }
+            self.advance();
+        }
+        if let Some(closed) = self.closing {
+            // Nobody may wait for it any more.
+            let _ = closed.send(());
+        }
+        orders.close();
+        while let Ok(order) = orders.try_recv() {
+            if let Order::Sync(reply) = order {
+                reply(Err(CommitError::Closed));
+            }
+        }
+    }
+
+    fn handle(&mut self, order: Order) {
+        match order {
+            Order::Acked { sequence, task } => {
+                if let Some(owned) = &mut self.owned {
+                    owned.acked(sequence, task);
+                }
+            }
+            Order::Hint { sequence } => {
+                if let Some(owned) = &mut self.owned {
+                    owned.note_stored(sequence);
+                }
+            }
+            Order::Settle { sequence, settlement } => {
+                if let Some(owned) = &mut self.owned {
+                    owned.settle(sequence, settlement);
+                }
+            }
+            Order::Conclude { sequence, answer } => self.conclude(sequence, answer),
+            Order::Bound { sequence } => {
+                if let Some(owned) = &mut self.owned {
+                    owned.bound(sequence);
+                }
+            }
+            Order::GivenUp => self.is_in_engine = false,
+            Order::Sync(reply) => match &mut self.owned {
+                Some(owned) => owned.sync(reply),
+                // Nothing of it is to be settled here.
+                None => reply(Ok(())),
+            },
+            Order::Wake => {}
+            Order::Close(closed) => self.closing = Some(closed),
+            Order::Read { epoch, result } => self.read(epoch, result),
+            Order::Looked { at, result } => self.looked(at, result),
+            Order::Written { result } => self.written(result),
+            Order::Purged { before, result } => {
+                self.purge.is_running = false;
+                match result {
+                    Ok(()) => self.purge.done = before,
+                    Err(error) => debug!(%error, partition = self.partition.0, "a purge failed"),
+                }
+            }
+        }
+    }
+
+    /// Begins what is due, and returns when to look again.
+    fn act(&mut self) -> Instant {
+        let now = Instant::now();
+        let mut wake = now + Duration::from_secs(1);
+        let wish = self.wish(now);
+        if self.is_asking {
+        } else if let Some(at) = self.ask_at.filter(|at| *at > now) {
+            wake = wake.min(at);
+        } else {
+            self.ask_at = None;
+            let boot_now = BootTime::now();
+            match self.tenure.next(boot_now, wish) {
+                Step::Wait(until) => wake = wake.min(now + until.saturating_since(boot_now)),
+                Step::Await => {}
+                Step::Look => self.look(),
+                Step::Write(link) => self.write(link),
+            }
+        }
+        if let Some(owned) = &mut self.owned {
+            if let Some(first) = owned.read_from(now) {
+                self.shared.clone().read(self.partition, owned.epoch, first);
+            }
+            let wakes = [owned.read_wake(now), owned.group_due().filter(|due| *due > now)];
+            wake = wakes.into_iter().flatten().fold(wake, Instant::min);
+        }
+        self.purge(now);
+        wake
+    }
+
+    fn wish(&self, now: Instant) -> Wish {
+        let may_own = self.shared.may_own(self.partition) && !self.is_unreadable;
+        let may_own = may_own && self.closing.is_none();
+        let owned = self.owned.as_ref();
+        Wish {
+            claim: may_own && !self.is_in_engine,
+            settle: owned.and_then(Owned::group_due).is_some_and(|due| due <= now),
+            release: !may_own && owned.is_some_and(Owned::fits_one_group),
+        }
+    }
+
+    /// Reads the last checkpoint. What is on its way is compared with that of the leader.
+    fn look(&mut self) {
+        self.is_asking = true;
+        let (shared, standing) = (Arc::clone(&self.shared), Arc::clone(&self.standing));
+        let is_idle = self.tenure.is_idle();
+        tokio::spawn(async move {
+            let partition = standing.partition;
+            let subject = shared.store.names().checkpoint(partition);
+            let result = match is_idle {
+                true => shared.store.last(partition, &subject).await,
+                false => shared.store.last_of_leader(partition, &subject).await,
+            };
+            standing.order(Order::Looked { at: BootTime::now(), result });
+        });
+    }
+
+    fn looked(&mut self, at: BootTime, result: Result<Option<Stored>, StoreRequestError>) {
+        self.is_asking = false;
+        let stored = match result {
+            Ok(stored) => stored,
+            Err(error) => {
+                debug!(%error, partition = self.partition.0, "a checkpoint cannot be read");
+                return self.ask_later();
+            }
+        };
+        self.shared.note_answer();
+        let read = stored.map(|stored| {
+            let checkpoint = message::read_checkpoint(&stored.payload)?;
+            Ok::<_, MessageError>((stored.sequence, checkpoint))
+        });
+        let last = match read.transpose() {
+            Ok(last) => last,
+            Err(error) => {
+                self.refuse(error);
+                return self.ask_later();
+            }
+        };
+        let seen = last.as_ref().map(|(sequence, checkpoint)| (*sequence, checkpoint));
+        let change = self.tenure.looked(at, seen);
+        if let Some((sequence, checkpoint)) = last
+            && self.last.as_ref().is_none_or(|(known, _)| *known < sequence)
+        {
+            self.standing.note_stored(sequence);
+            self.last = Some((sequence, checkpoint));
+        }
+        self.change(change);
+        self.show_standing(at);
+    }
+
+    fn ask_later(&mut self) {
+        self.ask_at = Some(Instant::now() + PAUSE);
+    }
+
+    /// Shows who else owns the partition.
+    fn show_standing(&self, now: BootTime) {
+        if self.owned.is_some() {
+            return;
+        }
+        let last = self.last.as_ref().map(|(_, checkpoint)| checkpoint);
+        if let Some(checkpoint) = last {
+            self.standing.set_levels(checkpoint.levels);
+        }
+        let alive = last.filter(|_| self.tenure.is_owned_elsewhere(now));
+        self.standing.set_owner(match alive {
+            Some(checkpoint) => Owner::Other(checkpoint.writer.clone()),
+            None => Owner::Unknown,
+        });
+    }
+
+    fn write(&mut self, link: Link) {
+        self.is_asking = true;
+        if link.is_last
+            && let Some(owned) = &self.owned
+        {
+            owned.lease.lose();
+            self.standing.set_fence(Fence::Lost);
+        }
+        if self.outgoing.is_none() || !link.is_repeat {
+            self.outgoing = self.build(link);
+        }
+        let Some(outgoing) = self.outgoing.clone() else {
+            self.is_asking = false;
+            return self.ask_later();
+        };
+        let (shared, standing) = (Arc::clone(&self.shared), Arc::clone(&self.standing));
+        tokio::spawn(async move {
+            if link.is_repeat {
+                sleep(PAUSE).await;
+            }
+            let within = CHECKPOINT.min(shared.store.settings().lease / 2);
+            let result = shared.store.publish_batch(outgoing.messages, within).await;
+            standing.order(Order::Written { result });
+        });
+    }
+
+    fn build(&mut self, link: Link) -> Option<OutgoingGroup> {
+        let Link { epoch, counter, expected, is_last, .. } = link;
+        let names = self.shared.store.names();
+        let Group { rows, settled, levels } = match (&mut self.owned, &self.last) {
+            (Some(owned), _) => owned.group(names),
+            // A claim takes over what is settled.
+            (None, Some((_, Checkpoint { settled, levels, .. }))) => {
+                Group { rows: Vec::new(), settled: settled.clone(), levels: *levels }
+            }
+            (None, None) => Group::default(),
+        };
+        let checkpoint = Checkpoint {
+            writer: self.shared.this.clone(),
+            is_released: is_last,
+            epoch,
+            counter,
+            settled: settled.clone(),
+            levels,
+        };
+        match message::checkpoint(&checkpoint) {
+            Ok(payload) => {
+                let checkpoint = Outgoing::new(names.checkpoint(self.partition), payload);
+                let messages = rows.into_iter().chain([checkpoint.after(expected)]).collect();
+                Some(OutgoingGroup { messages, settled, levels })
+            }
+            Err(error) => {
+                error!(%error, "a checkpoint cannot be encoded");
+                None
+            }
+        }
+    }
+
+    fn written(&mut self, result: Result<Ack, StoreRequestError>) {
+        self.is_asking = false;
+        match result {
+            Ok(Ack { sequence, .. }) => {
+                self.shared.note_answer();
+                let change = self.tenure.stored(sequence);
+                self.change(change);
+            }
+            Err(StoreRequestError::OutOfTurn) => {
+                self.shared.note_answer();
+                self.tenure.refused();
+            }
+            Err(error) => {
+                debug!(%error, partition = self.partition.0, "a checkpoint is not acknowledged");
+                self.tenure.unknown();
+                self.ask_later();
+            }
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::None => {}
+            Change::Claimed { epoch, sequence, until } => self.claimed(epoch, sequence, until),
+            Change::Stored { sequence, until } => {
+                let Some(OutgoingGroup { messages, settled, levels }) = self.outgoing.take() else {
+                    return;
+                };
+                self.standing.set_levels(levels);
+                self.standing.note_stored(sequence);
+                // The checkpoint itself stays.
+                self.purge.wanted = sequence.min(settled.floor + 1);
+                if let Some(owned) = &mut self.owned {
+                    owned.stored(sequence, messages.len() - 1, until);
+                }
+            }
+            Change::Lost => self.lost(),
+        }
+    }
+
+    fn claimed(&mut self, epoch: u64, claim: u64, until: BootTime) {
+        let Some(OutgoingGroup { settled, levels, .. }) = self.outgoing.take() else { return };
+        let owned = Owned::claimed(self.partition, epoch, claim, settled, levels);
+        owned.lease.extend(until);
+        self.standing.note_stored(claim);
+        self.standing.set_fence(Fence::Held { epoch, lease: owned.lease.clone() });
+        self.standing.set_owner(Owner::This { claim });
+        self.owned = Some(owned);
+        debug!(partition = self.partition.0, epoch, "a partition is claimed and will be read");
+        if self.partition == Partition::default() {
+            self.shared.set_leader(true);
+        }
+    }
+
+    fn lost(&mut self) {
+        self.outgoing = None;
+        let Some(owned) = self.owned.take() else { return };
+        self.standing.set_owner(Owner::Unknown);
+        self.standing.set_fence(Fence::Lost);
+        let (partition, epoch) = (self.partition, owned.epoch);
+        owned.lose();
+        // Also without a task in the engine: clients may wait for the arrival of theirs.
+        self.is_in_engine = true;
+        self.shared.notify(JournalEvent::Released { partition });
+        if self.closing.is_none() {
+            warn!(
+                partition = partition.0,
+                epoch, "a partition is released: another instance owns it"
+            );
+        }
+        if partition == Partition::default() {
+            self.shared.set_leader(false);
+        }
+    }
+
+    fn read(&mut self, epoch: u64, result: Result<Vec<Stored>, StoreRequestError>) {
+        let Some(owned) = self.owned.as_mut().filter(|owned| owned.epoch == epoch) else { return };
+        let messages = match result {
+            Ok(messages) => Some(messages),
+            Err(error) => {
+                debug!(%error, partition = self.partition.0, "the log cannot be read");
+                None
+            }
+        };
+        let names = self.shared.store.names();
+        let notify = |event| self.shared.notify(event);
+        let read = owned.read(names, &self.publisher, messages, &notify);
+        if let Err(error) = read {
+            self.refuse(error);
+        }
+    }
+
+    fn advance(&mut self) {
+        let Some(owned) = &mut self.owned else { return };
+        let notify = |event| self.shared.notify(event);
+        let advanced = owned.advance(&self.publisher, &notify);
+        for (sequence, task) in owned.take_to_bind() {
+            self.bind(sequence, task);
+        }
+        if let Err(error) = advanced {
+            self.refuse(error);
+        }
+    }
+
+    /// Gives an idempotency key the id of its task.
+    fn bind(&self, sequence: u64, task: KeyedTask) {
+        let (keys, standing) = (Arc::clone(&self.keys), Arc::clone(&self.standing));
+        let id = task_id(sequence, self.partition);
+        let KeyedTask { idempotency, consistency, nonce } = task;
+        tokio::spawn(async move {
+            // A repeat needs it, so it is done before the task is settled.
+            while !keys.bind(&idempotency, consistency, standing.partition, nonce.0, id).await {
+                sleep(PAUSE).await;
+            }
+            standing.order(Order::Bound { sequence });
+        });
+    }
+
+    fn conclude(&self, sequence: u64, answer: IdempotencyAnswer) {
+        let Some(task) = self.owned.as_ref().and_then(|owned| owned.key_of(sequence)) else {
+            return;
+        };
+        let (keys, idempotency) = (Arc::clone(&self.keys), task.idempotency.clone());
+        let id = task_id(sequence, self.partition);
+        tokio::spawn(async move { keys.conclude(&idempotency, id, answer).await });
+    }
+
+    /// The partition cannot be owned by this binary.
+    fn refuse(&mut self, error: MessageError) {
+        if !std::mem::replace(&mut self.is_unreadable, true) {
+            error!(
+                partition = self.partition.0,
+                %error,
+                "a partition cannot be owned by this version: a message of it cannot be read"
+            );
+        }
+    }
+
+    fn purge(&mut self, now: Instant) {
+        let Purge { is_running, done, wanted, next } = self.purge;
+        let is_due = next.is_none_or(|next| next <= now);
+        if is_running || wanted <= done || !is_due || self.owned.is_none() {
+            return;
+        }
+        (self.purge.is_running, self.purge.next) = (true, Some(now + PURGE_EVERY));
+        let (shared, standing) = (Arc::clone(&self.shared), Arc::clone(&self.standing));
+        tokio::spawn(async move {
+            let result = shared.store.purge_before(standing.partition, wanted).await;
+            standing.order(Order::Purged { before: wanted, result });
+        });
+    }
+}
+
+impl Shared {
+    fn read(self: Arc<Self>, partition: Partition, epoch: u64, first: u64) {
+        let Some(standing) = self.standing(partition).cloned() else { return };
+        tokio::spawn(async move {
+            let result = self.store.read_from(partition, first).await;
+            standing.order(Order::Read { epoch, result });
+        });
+    }
+}

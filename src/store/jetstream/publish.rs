@@ -1,0 +1,445 @@
+//! Publishes writes.
+//!
+//! Each write has a nonce, by which the servers store it once, however often it is sent. It is sent
+//! again until it is acknowledged or `--store-timeout` is over. Then it may still be stored later.
+//!
+//! **Order.** Writes of one key are published one after the other: the next one when the one before is
+//! acknowledged or given up. So they get ascending sequences in the order of the calls, also when one
+//! is sent again. Writes of different keys are on their way at the same time.
+//!
+//! A write that this process owns arrives in order, from `partition.rs`. The reader may find it in the
+//! log before its acknowledgement: then it counts as acknowledged. So the outcome of a write always
+//! comes before its arrival.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use bytes::Bytes;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, error};
+
+use super::connect::Store;
+use super::idempotency::{Keys, Reserved};
+use super::message::{self, Nonce, TaskMessages};
+use super::meta::Meta;
+use super::names::task_id;
+use super::protocol::{Ack, Outgoing, StoreRequestError};
+use super::reader::LoggedTask;
+use super::standing::{Order, Owner, Standing};
+use crate::store::journal::{Append, AppendError, AppendReply, Appended};
+use crate::store::payload::Nodes;
+use crate::store::records::{CommitError, Repeated};
+use crate::task::{Consistency, Idempotency, Partition, Task, TaskId};
+
+/// How long an attempt may take before the write is sent again.
+const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// Between two attempts after a failed one.
+const PAUSE: Duration = Duration::from_millis(100);
+
+pub(super) struct Publisher {
+    store: Store,
+    partitions: Vec<Arc<Standing>>,
+    /// Keys with a write on its way, and the writes that wait behind it.
+    keys: Mutex<HashMap<Box<str>, VecDeque<Submitted>>>,
+    on_their_way: Mutex<HashMap<Nonce, OnItsWay>>,
+    /// The records of replicas.
+    meta: Arc<Meta>,
+    idempotency: Arc<Keys>,
+    /// Writes that have no outcome yet, and their bytes.
+    open: AtomicU64,
+    open_bytes: AtomicU64,
+    closed: watch::Sender<bool>,
+}
+
+/// A write and when it must have an outcome.
+pub(super) struct Submitted {
+    pub(super) append: Append,
+    pub(super) deadline: Instant,
+}
+
+/// A write that may be stored.
+struct OnItsWay {
+    partition: Partition,
+    task: Task,
+    chunks: u32,
+    idempotency: Option<Idempotency>,
+    /// The write of an idempotency key that may be stored already.
+    is_repeat: bool,
+    begun: Instant,
+    reply: AppendReply,
+    /// Dropped when it is acknowledged.
+    _acked: oneshot::Sender<()>,
+}
+
+/// How it is known that a task is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Acked {
+        is_duplicate: bool,
+    },
+    /// Its partition has read it.
+    InLog,
+}
+
+impl Publisher {
+    pub(super) fn new(
+        store: Store,
+        partitions: Vec<Arc<Standing>>,
+        meta: Arc<Meta>,
+        idempotency: Arc<Keys>,
+    ) -> Self {
+        Self {
+            store,
+            partitions,
+            keys: Mutex::default(),
+            on_their_way: Mutex::default(),
+            meta,
+            idempotency,
+            open: AtomicU64::new(0),
+            open_bytes: AtomicU64::new(0),
+            closed: watch::Sender::new(false),
+        }
+    }
+
+    pub(super) fn open_bytes(&self) -> (u64, u64) {
+        (self.open.load(Ordering::Relaxed), self.open_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Takes a write. Must be called in the order of the writes, on the runtime of the store.
+    pub(super) fn submit(self: &Arc<Self>, mut write: Submitted) {
+        if *self.closed.borrow() {
+            return (write.append.reply)(Err(AppendError::Store(CommitError::Closed)));
+        }
+        self.count(&mut write.append);
+        match lock(&self.keys).entry(write.append.new.key.as_str().into()) {
+            Entry::Occupied(mut waiting) => waiting.get_mut().push_back(write),
+            Entry::Vacant(free) => {
+                free.insert(VecDeque::new());
+                tokio::spawn(Arc::clone(self).publish_key(write));
+            }
+        }
+    }
+
+    /// Counts a write until it has its outcome.
+    fn count(self: &Arc<Self>, append: &mut Append) {
+        let bytes = append.new.weight() as u64;
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.open_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let this = Arc::clone(self);
+        let reply = std::mem::replace(&mut append.reply, Box::new(drop));
+        append.reply = Box::new(move |outcome| {
+            this.open.fetch_sub(1, Ordering::Relaxed);
+            this.open_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            reply(outcome);
+        });
+    }
+
+    /// Publishes a write, and then those of its key that came after it.
+    async fn publish_key(self: Arc<Self>, first: Submitted) {
+        let key: Box<str> = first.append.new.key.as_str().into();
+        let mut write = first;
+        loop {
+            self.publish(write).await;
+            let mut keys = lock(&self.keys);
+            match keys.get_mut(&key).and_then(VecDeque::pop_front) {
+                Some(next) => write = next,
+                None => {
+                    keys.remove(&key);
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn publish(&self, write: Submitted) {
+        let Submitted { append: Append { new, now, idempotency, reply }, deadline } = write;
+        let partition = self.store.record().partition_of(&new.key);
+        let Some(standing) = self.partitions.get(usize::from(partition.0)) else {
+            return reply(Err(AppendError::Unconfirmed));
+        };
+        if new.consistency == Consistency::Strong
+            && let Err(error) = self.wait_for_owner(standing, deadline).await
+        {
+            return reply(Err(error));
+        }
+        // A replica's first write comes after its record.
+        if !matches!(timeout_at(deadline, self.meta.written()).await, Ok(Ok(()))) {
+            return reply(Err(AppendError::Unconfirmed));
+        }
+        let mut nonce = Nonce::random();
+        let task = Task::accepted(*new, TaskId(0), now.wall);
+        let mut is_repeat = false;
+        if let Some(key) = &idempotency {
+            let reserved = self.idempotency.reserve(key, task.consistency, partition, nonce.0);
+            let reserved = timeout_at(deadline, reserved).await.unwrap_or(Reserved::Unanswered);
+            match self.resume(reserved, key, &task, &mut nonce).await {
+                ControlFlow::Break(outcome) => return reply(outcome),
+                ControlFlow::Continue(resumed) => is_repeat = resumed,
+            }
+        }
+        let messages = match TaskMessages::of(&task, idempotency.as_ref(), nonce) {
+            Ok(messages) => messages,
+            Err(error) => {
+                error!(%error, "a write cannot be encoded");
+                return reply(Err(AppendError::Unconfirmed));
+            }
+        };
+        let chunks = u32::try_from(messages.chunks.len()).unwrap_or(u32::MAX);
+        let begun = Instant::now();
+        let (acked, found) = oneshot::channel();
+        let on_its_way = OnItsWay {
+            partition,
+            task,
+            chunks,
+            idempotency,
+            is_repeat,
+            begun,
+            reply,
+            _acked: acked,
+        };
+        lock(&self.on_their_way).insert(nonce, on_its_way);
+        let failure = match self.store_within(standing, &messages, deadline, found).await {
+            Ok(Some(Ack { sequence, is_duplicate })) => {
+                return self.stored(nonce, sequence, Found::Acked { is_duplicate });
+            }
+            Ok(None) => return,
+            Err(failure) => failure,
+        };
+        if let Some(write) = lock(&self.on_their_way).remove(&nonce) {
+            (write.reply)(Err(failure));
+        }
+    }
+
+    /// What the state of an idempotency key means for its write. Continues with whether the write may
+    /// be stored already.
+    async fn resume(
+        &self,
+        reserved: Reserved,
+        key: &Idempotency,
+        task: &Task,
+        own: &mut Nonce,
+    ) -> ControlFlow<Result<Appended, AppendError>, bool> {
+        let (nonce, partition) = match reserved {
+            Reserved::New { .. } => return ControlFlow::Continue(false),
+            Reserved::Resume { nonce, .. } => {
+                *own = Nonce(nonce);
+                return ControlFlow::Continue(true);
+            }
+            Reserved::Lost { nonce, partition } => (Nonce(nonce), partition),
+            Reserved::Known(repeated) => {
+                return ControlFlow::Break(Ok(Appended::Repeated(repeated)));
+            }
+            Reserved::Mismatch => return ControlFlow::Break(Err(AppendError::Mismatch)),
+            Reserved::Full => return ControlFlow::Break(Err(AppendError::KeysFull)),
+            Reserved::Unanswered => return ControlFlow::Break(Err(AppendError::Unconfirmed)),
+        };
+        // The servers do not know its nonce any more.
+        match self.find(partition, nonce, 0).await {
+            Ok(Some(sequence)) => {
+                let (id, consistency) = (task_id(sequence, partition), task.consistency);
+                self.bind(key.clone(), consistency, partition, nonce, id);
+                let repeated = Repeated { id, consistency, answer: None };
+                ControlFlow::Break(Ok(Appended::Repeated(repeated)))
+            }
+            Ok(None) => {
+                *own = nonce;
+                ControlFlow::Continue(false)
+            }
+            Err(error) => {
+                debug!(%error, "the write of an idempotency key cannot be looked for");
+                ControlFlow::Break(Err(AppendError::Unconfirmed))
+            }
+        }
+    }
+
+    /// Stores a task. Returns `None` if `found` tells that it is stored.
+    async fn store_within(
+        &self,
+        standing: &Standing,
+        messages: &TaskMessages,
+        deadline: Instant,
+        mut found: oneshot::Receiver<()>,
+    ) -> Result<Option<Ack>, AppendError> {
+        let (partition, before) = (standing.partition, standing.stored());
+        loop {
+            let attempt = async {
+                // The client would keep it, and send it long after the write was given up.
+                if self.store.client().connection_state() != State::Connected {
+                    return Err(StoreRequestError::Unanswered("there is no connection".to_owned()));
+                }
+                self.attempt(partition, messages, before).await
+            };
+            let result = tokio::select! {
+                biased;
+                _ = &mut found => return Ok(None),
+                result = timeout_at(deadline, attempt) => result,
+            };
+            match result {
+                Ok(Ok(ack)) => return Ok(Some(ack)),
+                Ok(Err(StoreRequestError::Full(why))) => {
+                    debug!(why, "a stream is full");
+                    return Err(AppendError::Full);
+                }
+                Ok(Err(error)) => debug!(%error, ?partition, "a write is published again"),
+                Err(_) => return Err(AppendError::Unconfirmed),
+            }
+            tokio::select! {
+                biased;
+                _ = &mut found => return Ok(None),
+                _ = timeout_at(deadline, sleep(PAUSE)) => {}
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        partition: Partition,
+        messages: &TaskMessages,
+        before: u64,
+    ) -> Result<Ack, StoreRequestError> {
+        let names = self.store.names();
+        let task = Outgoing::new(names.task(partition), messages.task.clone());
+        let task = task.with_id(&messages.nonce.text());
+        if messages.chunks.is_empty() {
+            return self.store.publish(task, ATTEMPT).await;
+        }
+        let chunk = |chunk: &Bytes| Outgoing::new(names.chunk(partition), chunk.clone());
+        let batch = messages.chunks.iter().map(chunk).chain([task]).collect();
+        match self.store.publish_batch(batch, ATTEMPT).await {
+            // A batch is not stored twice, but the answer does not say where it is.
+            Err(StoreRequestError::Duplicate) => {
+                let found = self.find(partition, messages.nonce, before).await?;
+                let missing = || StoreRequestError::Unanswered("it is not found".to_owned());
+                let sequence = found.ok_or_else(missing)?;
+                Ok(Ack { sequence, is_duplicate: true })
+            }
+            result => result,
+        }
+    }
+
+    /// The sequence of a stored task behind `before`.
+    async fn find(
+        &self,
+        partition: Partition,
+        nonce: Nonce,
+        before: u64,
+    ) -> Result<Option<u64>, StoreRequestError> {
+        let subject = self.store.names().task(partition);
+        let newest = self.store.last_of_leader(partition, &subject).await?;
+        let newest = newest.map_or(0, |newest| newest.sequence);
+        let mut next = before + 1;
+        while next <= newest {
+            let messages = self.store.read_from(partition, next).await?;
+            let Some(last) = messages.last() else {
+                return Err(StoreRequestError::Unanswered("a server is behind".to_owned()));
+            };
+            next = last.sequence + 1;
+            let mut tasks = messages.iter().filter(|message| message.subject == subject);
+            let found = tasks.find(|message| {
+                let task = message::read_task(TaskId(0), &message.payload, &mut Nodes::default());
+                task.is_ok_and(|task| task.nonce == nonce)
+            });
+            if let Some(found) = found {
+                return Ok(Some(found.sequence));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A task is stored. If it is a write of this process without an outcome, it gets one.
+    pub(super) fn stored(&self, nonce: Nonce, sequence: u64, found: Found) {
+        let Some(write) = lock(&self.on_their_way).remove(&nonce) else { return };
+        let OnItsWay { partition, mut task, chunks, idempotency, is_repeat, begun, reply, .. } =
+            write;
+        let id = task_id(sequence, partition);
+        task.id = id;
+        let Some(standing) = self.partitions.get(usize::from(partition.0)) else { return };
+        standing.note_stored(sequence);
+        let arrives = standing.arrives(sequence);
+        if !arrives && let Some(key) = &idempotency {
+            self.bind(key.clone(), task.consistency, partition, nonce, id);
+        }
+        if is_repeat && found == (Found::Acked { is_duplicate: true }) {
+            let consistency = task.consistency;
+            standing.order(Order::Hint { sequence });
+            let repeated = Repeated { id, consistency, answer: None };
+            return reply(Ok(Appended::Repeated(repeated)));
+        }
+        if !arrives {
+            self.hint(partition, sequence);
+            return reply(Ok(Appended::Elsewhere(id)));
+        }
+        reply(Ok(Appended::New(id)));
+        if found != Found::InLog {
+            let (task, took) = (Arc::new(task), begun.elapsed());
+            let task = LoggedTask { task, chunks, nonce, idempotency, took };
+            standing.order(Order::Acked { sequence, task });
+        }
+    }
+
+    /// Writes the id of a task to its idempotency key. The owner of the task does so, too.
+    fn bind(
+        &self,
+        key: Idempotency,
+        consistency: Consistency,
+        partition: Partition,
+        nonce: Nonce,
+        id: TaskId,
+    ) {
+        let keys = Arc::clone(&self.idempotency);
+        tokio::spawn(async move { keys.bind(&key, consistency, partition, nonce.0, id).await });
+    }
+
+    /// Tells the owner of a partition that a task is stored. It notices by itself, but later.
+    fn hint(&self, partition: Partition, sequence: u64) {
+        let (client, subject) = (self.store.client().clone(), self.store.names().hint(partition));
+        tokio::spawn(async move {
+            drop(client.publish(subject, sequence.to_string().into()).await);
+        });
+    }
+
+    /// A strong write is answered by the owner of its partition.
+    async fn wait_for_owner(
+        &self,
+        standing: &Standing,
+        deadline: Instant,
+    ) -> Result<(), AppendError> {
+        let mut owner = standing.owner.subscribe();
+        let known = owner.wait_for(|owner| *owner != Owner::Unknown);
+        let Ok(Ok(known)) = timeout_at(deadline, known).await else {
+            return Err(AppendError::NotOwner(None));
+        };
+        match &*known {
+            Owner::Other(instance) => {
+                Err(AppendError::NotOwner(Some(instance.node.as_str().into())))
+            }
+            Owner::This { .. } | Owner::Unknown => Ok(()),
+        }
+    }
+
+    /// Refuses new writes, and waits until all others have an outcome.
+    pub(super) async fn close(&self) {
+        self.closed.send_replace(true);
+        while self.open.load(Ordering::Relaxed) > 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,80 @@
+//! What the tasks of all partitions share.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::checkpoint::{Instance, PartitionLevels};
+use super::connect::Store;
+use super::standing::{Order, Standing};
+use crate::store::journal::{JournalEvent, Notify};
+use crate::task::Partition;
+
+pub(super) struct Shared {
+    pub(super) store: Store,
+    pub(super) this: Instance,
+    pub(super) partitions: Vec<Arc<Standing>>,
+    notify: Mutex<Notify>,
+    /// Answers of the servers so far.
+    answers: AtomicU64,
+    /// This process owns the first partition, so it may own the others.
+    is_leader: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new(
+        store: Store,
+        this: Instance,
+        partitions: Vec<Arc<Standing>>,
+        notify: Notify,
+    ) -> Self {
+        Self {
+            store,
+            this,
+            partitions,
+            notify: Mutex::new(notify),
+            answers: AtomicU64::new(0),
+            is_leader: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn notify(&self, event: JournalEvent) {
+        self.notify.lock().unwrap_or_else(PoisonError::into_inner)(event);
+    }
+
+    pub(super) fn standing(&self, partition: Partition) -> Option<&Arc<Standing>> {
+        self.partitions.get(usize::from(partition.0))
+    }
+
+    pub(super) fn note_answer(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn may_own(&self, partition: Partition) -> bool {
+        partition == Partition::default() || self.is_leader.load(Ordering::Relaxed)
+    }
+
+    /// The first partition was claimed or lost.
+    pub(super) fn set_leader(&self, is_leader: bool) {
+        self.is_leader.store(is_leader, Ordering::Relaxed);
+        self.partitions.iter().for_each(|standing| standing.order(Order::Wake));
+    }
+
+    /// What the partitions of other owners hold.
+    pub(super) fn levels_elsewhere(&self) -> PartitionLevels {
+        let mut sum = PartitionLevels::default();
+        let elsewhere = self.partitions.iter().filter(|standing| !standing.is_owned());
+        elsewhere.for_each(|standing| sum += standing.levels());
+        sum
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("this", &self.this).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,159 @@
+//! What the rest of the process may know of a partition. Only the partition's task changes it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::checkpoint::{Instance, PartitionLevels};
+use super::protocol::{Ack, StoreRequestError, Stored};
+use super::reader::LoggedTask;
+use crate::lease::{BootTime, Fence};
+use crate::store::journal::Reply;
+use crate::store::records::IdempotencyAnswer;
+use crate::task::{Partition, Progress};
+
+/// Who owns a partition, as far as this process knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// Nothing is known yet, or nobody owns it.
+    #[default]
+    Unknown,
+    /// This process. What is behind the claim arrives as it is stored.
+    This {
+        claim: u64,
+    },
+    Other(Instance),
+}
+
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) partition: Partition,
+    pub(super) owner: watch::Sender<Owner>,
+    orders: mpsc::UnboundedSender<Order>,
+    details: Mutex<Details>,
+}
+
+#[derive(Debug)]
+struct Details {
+    fence: Fence,
+    levels: PartitionLevels,
+    /// Messages up to it are stored.
+    stored: u64,
+}
+
+/// An input of the task of a partition.
+pub(super) enum Order {
+    /// A write of this process is stored.
+    Acked {
+        sequence: u64,
+        task: LoggedTask,
+    },
+    /// The messages up to this one are stored.
+    Hint {
+        sequence: u64,
+    },
+    Settle {
+        sequence: u64,
+        settlement: Settlement,
+    },
+    /// The answer to a strong write.
+    Conclude {
+        sequence: u64,
+        answer: IdempotencyAnswer,
+    },
+    /// The idempotency key of this task has its id.
+    Bound {
+        sequence: u64,
+    },
+    /// The tasks of the partition have left the engine.
+    GivenUp,
+    Sync(Reply),
+    /// Look again whether to claim or release it.
+    Wake,
+    /// Settle, give the partition up and end.
+    Close(oneshot::Sender<()>),
+    /// The end of a read of the log, for the owner with this epoch.
+    Read {
+        epoch: u64,
+        result: Result<Vec<Stored>, StoreRequestError>,
+    },
+    /// The end of a read of the last checkpoint.
+    Looked {
+        at: BootTime,
+        result: Result<Option<Stored>, StoreRequestError>,
+    },
+    /// The end of the write of a checkpoint.
+    Written {
+        result: Result<Ack, StoreRequestError>,
+    },
+    Purged {
+        before: u64,
+        result: Result<(), StoreRequestError>,
+    },
+}
+
+pub(super) enum Settlement {
+    Save(Vec<Progress>),
+    Remove,
+}
+
+impl Standing {
+    pub(super) fn new(partition: Partition) -> (Arc<Self>, mpsc::UnboundedReceiver<Order>) {
+        let (orders, receiver) = mpsc::unbounded_channel();
+        let levels = PartitionLevels::default();
+        let details = Mutex::new(Details { fence: Fence::Lost, levels, stored: 0 });
+        let owner = watch::Sender::default();
+        (Arc::new(Self { partition, owner, orders, details }), receiver)
+    }
+
+    /// The task of the partition may have ended: then there is nothing left to do.
+    pub(super) fn order(&self, order: Order) {
+        drop(self.orders.send(order));
+    }
+
+    /// Whether this process owns the partition, and a message with this sequence arrives.
+    pub(super) fn arrives(&self, sequence: u64) -> bool {
+        matches!(*self.owner.borrow(), Owner::This { claim } if sequence > claim)
+    }
+
+    pub(super) fn is_owned(&self) -> bool {
+        matches!(*self.owner.borrow(), Owner::This { .. })
+    }
+
+    pub(super) fn set_owner(&self, owner: Owner) {
+        self.owner.send_if_modified(|current| {
+            let differs = *current != owner;
+            *current = owner;
+            differs
+        });
+    }
+
+    pub(super) fn fence(&self) -> Fence {
+        self.details().fence.clone()
+    }
+
+    pub(super) fn set_fence(&self, fence: Fence) {
+        self.details().fence = fence;
+    }
+
+    pub(super) fn levels(&self) -> PartitionLevels {
+        self.details().levels
+    }
+
+    pub(super) fn set_levels(&self, levels: PartitionLevels) {
+        self.details().levels = levels;
+    }
+
+    pub(super) fn stored(&self) -> u64 {
+        self.details().stored
+    }
+
+    pub(super) fn note_stored(&self, sequence: u64) {
+        let mut details = self.details();
+        details.stored = details.stored.max(sequence);
+    }
+
+    fn details(&self) -> MutexGuard<'_, Details> {
+        self.details.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
