@@ -27,6 +27,7 @@ use super::protocol::{Ack, Outgoing, StoreRequestError, Stored};
 use super::publish::Publisher;
 use super::shared::Shared;
 use super::standing::{Order, Owner, Standing};
+use super::status::PartitionOwner;
 use super::tenure::{Change, Link, Step, Tenure, Wish};
 use crate::lease::{BootTime, Fence};
 use crate::store::journal::JournalEvent;
@@ -292,10 +293,24 @@ impl PartitionTask {
             self.standing.set_levels(checkpoint.levels);
         }
         let alive = last.filter(|_| self.tenure.is_owned_elsewhere(now));
-        self.standing.set_owner(match alive {
-            Some(checkpoint) => Owner::Other(checkpoint.writer.clone()),
-            None => Owner::Unknown,
-        });
+        match alive {
+            Some(Checkpoint { writer, epoch, .. }) => {
+                self.show_owner(Owner::Other(writer.clone()), *epoch);
+            }
+            None => self.show_owner(Owner::Unknown, 0),
+        }
+    }
+
+    /// Shows an owner to this process and to its operators.
+    fn show_owner(&self, owner: Owner, epoch: u64) {
+        let (node, is_me) = match &owner {
+            Owner::Unknown => (None, false),
+            Owner::This { .. } => (Some(&self.shared.this.node), true),
+            Owner::Other(instance) => (Some(&instance.node), false),
+        };
+        let shown = node.map(|node| PartitionOwner { node: node.clone(), epoch, is_me });
+        self.shared.store.set_owner(self.partition, shown);
+        self.standing.set_owner(owner);
     }
 
     fn write(&mut self, link: Link) {
@@ -402,7 +417,7 @@ impl PartitionTask {
         owned.lease.extend(until);
         self.standing.note_stored(claim);
         self.standing.set_fence(Fence::Held { epoch, lease: owned.lease.clone() });
-        self.standing.set_owner(Owner::This { claim });
+        self.show_owner(Owner::This { claim }, epoch);
         self.owned = Some(owned);
         debug!(partition = self.partition.0, epoch, "a partition is claimed and will be read");
         if self.partition == Partition::default() {
@@ -413,7 +428,7 @@ impl PartitionTask {
     fn lost(&mut self) {
         self.outgoing = None;
         let Some(owned) = self.owned.take() else { return };
-        self.standing.set_owner(Owner::Unknown);
+        self.show_owner(Owner::Unknown, 0);
         self.standing.set_fence(Fence::Lost);
         let (partition, epoch) = (self.partition, owned.epoch);
         owned.lose();
