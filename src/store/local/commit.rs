@@ -51,6 +51,7 @@ use super::compaction::Compactor;
 use super::database::Database;
 use super::error::{Failure, guarded};
 use super::presence::Lookout;
+use super::rows::ROW_BYTES;
 use super::settled::SettledCount;
 use super::turns::CommitterTurns;
 use crate::faults;
@@ -68,8 +69,6 @@ use orders::{Accept, Accepted, Order, Settlement, answer, bytes};
 const MAX_BATCH_TASKS: usize = 1024;
 /// Bytes of keys and values per flush; the last task may exceed it.
 const MAX_BATCH_BYTES: usize = 16 << 20;
-/// The longest row. If more bytes of keys and values wait, the next row is full.
-const ROW_BYTES: usize = 4096;
 /// How long a settlement waits for others. Most tasks are delivered within it, and then only their
 /// removal is written.
 const SETTLE_WITHIN: Duration = Duration::from_millis(20);
@@ -287,7 +286,8 @@ impl Writer {
             }
         }
         self.held_back |= accept.may_be_withdrawn();
-        // A record of a replica has a row of its own.
+        // If more bytes of keys and values wait, the next row is full. A record of a replica has a row of
+        // its own.
         let left = if accept.task().is_some() { ROW_BYTES } else { 0 };
         // First, so that a failure refuses it.
         self.batch.push(accept);
