@@ -113,7 +113,7 @@ impl Connection {
         match self {
             Self::Http1(connection) => Ok(connection.send(request).await?.map(ReceivedBody::Http1)),
             Self::Http2(connection) => {
-                let answer = connection.send(request).await?;
+                let answer = Box::pin(connection.send(request)).await?;
                 Ok(answer.map(|body| ReceivedBody::Http2(Http2Body(body))))
             }
         }
