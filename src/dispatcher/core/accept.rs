@@ -311,7 +311,8 @@ impl Core {
                 (Box::new(on_outcome), None)
             }
         };
-        let append = Append { new, now, idempotency, reply: on_outcome };
+        let is_early = early.is_some();
+        let append = Append { new, now, idempotency, early: is_early, reply: on_outcome };
         self.intake.appends.push(PreparedWrite { append, early });
     }
 
