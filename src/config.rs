@@ -319,7 +319,7 @@ impl Config {
                     ReplicaHttp2Arg::Auto => ReplicaHttp2::Auto,
                     ReplicaHttp2Arg::PriorKnowledge => ReplicaHttp2::PriorKnowledge,
                 },
-                // All workers, and as many strong writes.
+                // All workers, and as many strong writes. More are kept while few replicas need them.
                 idle_per_replica: match workers {
                     Workers::Fixed(workers) | Workers::Auto(workers) => 2 * workers.get() as usize,
                 },

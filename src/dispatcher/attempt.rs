@@ -45,10 +45,11 @@ impl Attempts {
         let fence = self.journal.fence(delivery.task);
         let this = self.clone();
         let on_drop = ReportOnDrop { events: self.events.clone(), report: interrupted(delivery) };
-        self.runtime.spawn(async move {
+        // In a box, because tokio copies a task when it starts and when it ends.
+        self.runtime.spawn(Box::pin(async move {
             let report = this.run(delivery, &node, attempt, bytes, task, fence).await;
             on_drop.end(report);
-        });
+        }));
     }
 
     async fn run(
@@ -67,7 +68,7 @@ impl Attempts {
         }
         let (task, _permit) = match task {
             Some(task) => (task, None),
-            None => match self.read_back(delivery, node, bytes, &fence).await {
+            None => match Box::pin(self.read_back(delivery, node, bytes, &fence)).await {
                 Ok((task, permit)) => (task, Some(permit)),
                 Err(verdict) => {
                     let outcome = AttemptOutcome::certain(verdict, Duration::ZERO);

@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -166,7 +167,7 @@ impl ReplicaClient {
         {
             tracing::debug!(task = %task.id, replica = %node, error = why.text(), "request repeated");
             first_is_ambiguous = !why.is_unsent();
-            outcome = call.over(None, &mut patience).await;
+            outcome = Box::pin(call.over(None, &mut patience)).await;
         }
         match &outcome {
             // A shortage of this process says nothing about the connections.
@@ -288,14 +289,15 @@ impl Call<'_> {
         patience.watch(request.body().progress());
         let connected = AtomicBool::new(kept.is_some());
         let fenced = FencedRequest::of(fence);
-        let exchange = async {
+        let exchange = pin!(async {
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => pools.connect(node, target).await?,
+                // In a box, as all that is seldom needed, so that an attempt stays small.
+                None => Box::pin(pools.connect(node, target)).await?,
             };
             connected.store(true, Ordering::Relaxed);
             Ok((connection.send(request, fenced.as_ref()).await?, connection))
-        };
+        });
         let exchanged = match &fenced {
             None => patience.until(exchange).await,
             Some(fenced) => tokio::select! {
@@ -349,7 +351,7 @@ async fn judge(
 async fn body(response: &mut Response<ReceivedBody>, patience: &mut Patience) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     while body.len() < MAX_BODY_BYTES {
-        match patience.until(response.body_mut().chunk()).await {
+        match patience.until(pin!(response.body_mut().chunk())).await {
             Some(Some(Ok(chunk))) => {
                 let room = MAX_BODY_BYTES - body.len();
                 body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));

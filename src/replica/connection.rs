@@ -119,7 +119,7 @@ impl Connection {
                 Ok(connection.send(request).await?.map(ReceivedBody::Http1))
             }
             Self::Http2(connection) => {
-                let answer = connection.send(request).await?;
+                let answer = Box::pin(connection.send(request)).await?;
                 Ok(answer.map(|body| ReceivedBody::Http2(Http2Body(body))))
             }
         }

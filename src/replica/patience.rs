@@ -11,7 +11,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "measures how long a step really took")]
 
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,8 +76,7 @@ impl Patience {
 
     /// Runs `work` until the deadline; `None` means that it passed. An output that is ready wins
     /// over the deadline.
-    pub(super) async fn until<F: Future>(&mut self, work: F) -> Option<F::Output> {
-        let mut work = pin!(work);
+    pub(super) async fn until<F: Future>(&mut self, mut work: Pin<&mut F>) -> Option<F::Output> {
         loop {
             let Some(step) = self.step() else {
                 return timeout(LAST_LOOK, work).await.ok();
@@ -156,6 +155,7 @@ fn rounded(time: Duration) -> humantime::FormattedDuration {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
+    use std::pin::pin;
 
     use tokio::sync::oneshot;
     use tokio::time::{advance, sleep_until};
@@ -169,7 +169,7 @@ mod tests {
         let mut patience = Patience::new(LIMITS);
         patience.watch(upload);
         let began = Instant::now();
-        assert_eq!(patience.until(pending::<()>()).await, None);
+        assert_eq!(patience.until(pin!(pending::<()>())).await, None);
         began.elapsed() - LAST_LOOK
     }
 
@@ -226,7 +226,7 @@ mod tests {
             // Makes all timers late.
             advance(Duration::from_secs(3_600)).await;
         });
-        assert_eq!(patience.until(pending::<()>()).await, None);
+        assert_eq!(patience.until(pin!(pending::<()>())).await, None);
         assert!(patience.slept());
         let waited = began.elapsed() - Duration::from_secs(3_600) - LAST_LOOK;
         assert!(waited >= LIMITS.silence, "{waited:?}");
@@ -250,6 +250,6 @@ mod tests {
         patience.total = LIMITS.silence;
         patience.silent = LIMITS.silence;
         tokio::spawn(async move { answer.send(()) });
-        assert_eq!(patience.until(answered).await, Some(Ok(())));
+        assert_eq!(patience.until(pin!(answered)).await, Some(Ok(())));
     }
 }

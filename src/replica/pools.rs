@@ -14,7 +14,10 @@
 //! Invented replica names that resolve must not use up the process's file descriptors, so
 //! connections to at most [`ClientSettings::idle_replicas`] replicas are kept. One more replica
 //! takes the place of the one that was idle for the longest time, so that a client with many
-//! replicas cannot take the places of replicas that are in use.
+//! replicas cannot take the places of replicas that are in use. Each keeps
+//! [`ClientSettings::idle_per_replica`] connections and up to a quarter of [`SURPLUS`], which is for
+//! all of them: strong writes may need any number at the same time, and one connection for each would
+//! cost more than the write.
 
 #![expect(clippy::disallowed_methods, reason = "idle times are local to this module")]
 
@@ -37,6 +40,9 @@ use crate::task::Node;
 /// Shorter than the idle timeouts of servers and load balancers (60 s and more), so that a request
 /// rarely meets a connection that is being closed.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Kept connections of all replicas beyond [`ClientSettings::idle_per_replica`].
+const SURPLUS: usize = 1024;
 
 pub(super) struct Pools {
     settings: Arc<ClientSettings>,
@@ -173,10 +179,21 @@ impl<C> KeptConnections<C> {
 
     fn keep(&mut self, origin: &str, connection: C, made: Instant, now: Instant) {
         let most = self.limits.per_origin;
+        let idle = self.idle(origin);
+        let has_room = idle < most || (idle < most + SURPLUS / 4 && self.surplus() < SURPLUS);
         let kept = self.origin(origin, now);
-        if !kept.has_retired(made) && kept.idle.len() < most {
+        if !kept.has_retired(made) && has_room {
             kept.idle.push((connection, now));
         }
+    }
+
+    fn idle(&self, origin: &str) -> usize {
+        self.by_origin.get(origin).map_or(0, |kept| kept.idle.len())
+    }
+
+    fn surplus(&self) -> usize {
+        let most = self.limits.per_origin;
+        self.by_origin.values().map(|kept| kept.idle.len().saturating_sub(most)).sum()
     }
 
     fn share(&mut self, origin: &str, connection: &Arc<Http2>, made: Instant, now: Instant) {
@@ -279,10 +296,22 @@ mod tests {
             kept.keep("a", connection, start, later(start, at));
         }
         kept.close_idle(later(start, 31));
-        assert_eq!(kept.take("a", later(start, 31)), Some(2), "the third had no place");
+        assert_eq!(kept.take("a", later(start, 31)), Some(3));
+        assert_eq!(kept.take("a", later(start, 31)), Some(2));
         assert_eq!(kept.take("a", later(start, 31)), None, "the first was idle for 31 s");
         kept.close_idle(later(start, 62));
         assert!(kept.by_origin.is_empty());
+    }
+
+    #[test]
+    fn the_connections_beyond_those_of_each_replica_are_limited_for_all_together() {
+        let (mut kept, now) = (kept(9), Instant::now());
+        for origin in ["a", "b", "c", "d", "e"] {
+            (0..SURPLUS).for_each(|_| kept.keep(origin, 0, now, now));
+        }
+        let each = 2 + SURPLUS / 4;
+        let idle = ["a", "b", "c", "d", "e"].map(|origin| kept.idle(origin));
+        assert_eq!(idle, [each, each, each, each, 2]);
     }
 
     #[test]

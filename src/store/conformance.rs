@@ -156,6 +156,7 @@ fn write(name: &str) -> Append {
         }),
         now: now(),
         idempotency: None,
+        early: false,
         reply: Box::new(drop),
     }
 }
@@ -436,7 +437,8 @@ fn a_write_that_is_removed_at_once_leaves_nothing(open: Open) {
     let mut arrived = Vec::new();
     let mut expected = Vec::new();
     for _ in 0..200 {
-        let writes = vec![listener.write("removed", Consistency::Strong, None)];
+        let write = listener.write("removed", Consistency::Strong, None);
+        let writes = vec![Append { early: true, ..write }];
         let id = listener.journal().append(writes)[0].as_ref().unwrap().task.id;
         listener.journal().remove(id);
         // Whether its commit had begun is a matter of time.

@@ -38,8 +38,8 @@ pub trait Journal: Send + Sync + fmt::Debug {
     /// deliveries are repeated then. Of the settlements a crash leaves a prefix, by age of the tasks.
     fn save(&self, id: TaskId, progress: Vec<Progress>);
 
-    /// Removes a task, under the conditions of [`Self::save`]. A strong task without an idempotency key
-    /// whose commit has not begun is not stored at all: its reply is [`AppendError::Removed`].
+    /// Removes a task, under the conditions of [`Self::save`]. An early one whose commit has not begun
+    /// is not stored at all: its reply is [`AppendError::Removed`].
     fn remove(&self, id: TaskId);
 
     /// Writes the record of a replica before any write that is appended later; `None` removes it.
@@ -185,6 +185,9 @@ pub struct Append {
     pub new: Box<NewTask>,
     pub now: Now,
     pub idempotency: Option<Idempotency>,
+    /// It is sent before it is durable, so it may be removed soon. Its commit may wait for that for a
+    /// moment.
+    pub early: bool,
     /// Called once.
     pub reply: AppendReply,
 }

@@ -168,7 +168,7 @@ impl Journal for MemoryJournal {
         let notify = lock(&self.notify);
         let mut held = lock(&self.held);
         let mut tasks = Vec::new();
-        for Append { new, now, idempotency, reply } in writes {
+        for Append { new, now, idempotency, reply, .. } in writes {
             let outcome = match self.refuses() {
                 Err(error) => Err(AppendError::Store(error)),
                 Ok(()) => lock(&self.store).append(*new, now, idempotency.as_ref()),

@@ -288,8 +288,8 @@ impl Core {
         let Waiter { new, idempotency, reply, arrived, .. } = waiter;
         self.intake.append_bytes += new.weight() as u64;
         let events = self.intake.events.clone();
-        // A repeat must get the answer of the first write: so one with a key is durable before anything
-        // is known of it.
+        // A repeat must get the answer of the first write, also after a crash: so a write with a key is
+        // durable before it is sent.
         let clear = reservation.map(|reservation| match idempotency {
             None => self.engine.clear(now, reservation),
             Some(_) => Err(reservation),
@@ -315,7 +315,8 @@ impl Core {
                 (Box::new(on_outcome), None)
             }
         };
-        let append = Append { new, now, idempotency, reply: on_outcome };
+        let is_early = early.is_some();
+        let append = Append { new, now, idempotency, early: is_early, reply: on_outcome };
         self.intake.appends.push(PreparedWrite { append, early });
     }
 

@@ -18,6 +18,28 @@ type WriteAnswer = Result<AcceptedWrite, Refusal>;
 /// The key of a write, its consistency, its idempotency key and the fingerprint of its body.
 type TestWrite<'a> = (&'a str, Consistency, Option<(&'a str, u8)>);
 
+/// A write, and the receiver of its answer.
+fn new_write(
+    (key, consistency, idempotency): TestWrite<'_>,
+    replicas: Vec<Node>,
+) -> (NewWrite, oneshot::Receiver<WriteAnswer>) {
+    let (reply, answer) = oneshot::channel();
+    let new = NewTask {
+        key: key.to_owned(),
+        operation: Operation::Set,
+        value: Bytes::from_static(b"value"),
+        ttl: None,
+        consistency,
+        replicas,
+        user_id: None,
+        client: None,
+        trace: None,
+    };
+    let idempotency =
+        idempotency.map(|(key, body)| Idempotency { key: key.into(), fingerprint: [body; 16] });
+    (NewWrite { new: Box::new(new), idempotency, reply }, answer)
+}
+
 /// A running loop, without a replica that answers.
 struct RunningLoop {
     requests: mpsc::UnboundedSender<Request>,
@@ -68,22 +90,9 @@ impl RunningLoop {
         writes: [TestWrite<'_>; N],
     ) -> [oneshot::Receiver<WriteAnswer>; N] {
         let mut request = Vec::new();
-        let answers = writes.map(|(key, consistency, idempotency)| {
-            let (reply, answer) = oneshot::channel();
-            let new = NewTask {
-                key: key.to_owned(),
-                operation: Operation::Set,
-                value: Bytes::from_static(b"value"),
-                ttl: None,
-                consistency,
-                replicas: vec![self.replica.clone()],
-                user_id: None,
-                client: None,
-                trace: None,
-            };
-            let idempotency = idempotency
-                .map(|(key, body)| Idempotency { key: key.into(), fingerprint: [body; 16] });
-            request.push(NewWrite { new: Box::new(new), idempotency, reply });
+        let answers = writes.map(|write| {
+            let (write, answer) = new_write(write, vec![self.replica.clone()]);
+            request.push(write);
             answer
         });
         self.requests.send(Request::Replicate(request)).unwrap();

@@ -1,4 +1,4 @@
-//! The disk: what is durable, and what the journal reports of it.
+//! The disk of the model: what is durable, and what the journal reports as durable.
 
 use super::*;
 use crate::task::ReplicaIndex;

@@ -160,7 +160,7 @@ impl Publisher {
     }
 
     async fn publish(&self, write: Submitted) {
-        let Submitted { append: Append { new, now, idempotency, reply }, deadline } = write;
+        let Submitted { append: Append { new, now, idempotency, reply, .. }, deadline } = write;
         let partition = self.store.record().partition_of(&new.key);
         let Some(standing) = self.partitions.get(usize::from(partition.0)) else {
             return reply(Err(AppendError::Unconfirmed));

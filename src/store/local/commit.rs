@@ -3,8 +3,9 @@
 //! A flush costs about 0.4 ms whatever its size, so all waiting writes share one. A turn:
 //!
 //! 1. **gather**: take orders, up to [`MAX_BATCH_TASKS`] or [`MAX_BATCH_BYTES`]. New tasks are written
-//!    as soon as they fill a row, so that writing overlaps with the requests that bring the next ones. A
-//!    strong one, and what follows it, waits for the commit, because it may be removed until then;
+//!    as soon as they fill a row, so that writing overlaps with the requests that bring the next ones. An
+//!    early one, and what follows it, waits for the commit, because it may be removed until then; the
+//!    commit of early tasks alone waits for their removal (`early.rs`);
 //! 2. **commit**: write the rest, flush, answer every caller in the order of the calls, then notify;
 //! 3. **settle**: write settlements that have waited [`SETTLE_WITHIN`], or all of them for a sync.
 //!    They share the flush of the next batch, or get their own if no batch comes.
@@ -51,6 +52,7 @@ use super::compaction::Compactor;
 use super::database::Database;
 use super::error::{Failure, guarded};
 use super::presence::Lookout;
+use super::rows::ROW_BYTES;
 use super::settled::SettledCount;
 use super::turns::CommitterTurns;
 use crate::faults;
@@ -58,18 +60,18 @@ use crate::store::journal::{JournalEvent, Notify, Reply};
 use crate::store::records::{CommitError, IdempotencyRow};
 use crate::task::{Consistency, Idempotency, Partition, TaskId};
 
+mod early;
 mod orders;
 
 pub use orders::Committer;
 
+use early::EarlyTasks;
 use orders::{Accept, Accepted, Order, Settlement, answer, bytes};
 
 /// Tasks per flush. Beyond it, writing the others (up to 10 µs each) takes longer than the flush.
 const MAX_BATCH_TASKS: usize = 1024;
 /// Bytes of keys and values per flush; the last task may exceed it.
 const MAX_BATCH_BYTES: usize = 16 << 20;
-/// The longest row. If more bytes of keys and values wait, the next row is full.
-const ROW_BYTES: usize = 4096;
 /// How long a settlement waits for others. Most tasks are delivered within it, and then only their
 /// removal is written.
 const SETTLE_WITHIN: Duration = Duration::from_millis(20);
@@ -129,8 +131,7 @@ struct Writer {
     /// How many of `batch` are written, and the bytes of the others.
     written: usize,
     unwritten_bytes: usize,
-    /// One of the others may be removed before the commit.
-    held_back: bool,
+    early: EarlyTasks,
     /// When the first of `batch` was taken.
     batch_since: Option<Instant>,
     settlements: BTreeMap<TaskId, Settlement>,
@@ -163,7 +164,7 @@ impl Writer {
             batch_bytes: 0,
             written: 0,
             unwritten_bytes: 0,
-            held_back: false,
+            early: EarlyTasks::default(),
             batch_since: None,
             settlements: BTreeMap::new(),
             settled: SettledCount::default(),
@@ -286,12 +287,15 @@ impl Writer {
                 self.key_changes.remove(key);
             }
         }
-        self.held_back |= accept.may_be_withdrawn();
-        // A record of a replica has a row of its own.
+        if let Some(task) = accept.task().filter(|_| accept.is_early) {
+            self.early.take(task.id, now());
+        }
+        // If more bytes of keys and values wait, the next row is full. A record of a replica has a row of
+        // its own.
         let left = if accept.task().is_some() { ROW_BYTES } else { 0 };
         // First, so that a failure refuses it.
         self.batch.push(accept);
-        if self.held_back { Ok(()) } else { self.write_rows(left) }
+        if self.early.is_empty() { self.write_rows(left) } else { Ok(()) }
     }
 
     /// Writes the batch until no more than these bytes of keys and values are left.
@@ -333,12 +337,10 @@ impl Writer {
 
     /// Takes a task out of the batch, unless it is written.
     fn withdraw(&mut self, id: TaskId) -> bool {
-        if !self.held_back {
+        if !self.early.withdraw(id) {
             return false;
         }
-        let is_it = |accept: &Accept| {
-            accept.may_be_withdrawn() && accept.task().is_some_and(|task| task.id == id)
-        };
+        let is_it = |accept: &Accept| accept.task().is_some_and(|task| task.id == id);
         let mut unwritten = self.batch.iter().skip(self.written);
         let Some(at) = unwritten.position(is_it) else { return false };
         let withdrawn = self.batch.remove(self.written + at);
@@ -358,7 +360,9 @@ impl Writer {
             return self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected);
         }
         let idle = self.batch.is_empty() && !self.unflushed && self.syncs.is_empty();
-        let wait = if idle {
+        let wait = if let Some(wait) = self.early_wait() {
+            Some(wait)
+        } else if idle {
             let others = self.compactor.wait().into_iter().chain([self.lookout.wait(now())]);
             self.settlements_wait().into_iter().chain(others).min()
         } else {
@@ -368,6 +372,16 @@ impl Writer {
             None => self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(wait) => self.orders.recv_timeout(wait),
         }
+    }
+
+    /// How much longer the commit waits for the removal of early tasks. Nothing else may wait for it.
+    fn early_wait(&self) -> Option<Duration> {
+        let alone = self.early.len() == self.batch.len() && self.syncs.is_empty();
+        if self.early.is_empty() || !alone {
+            return None;
+        }
+        let wait = self.early.wait(now())?;
+        Some(self.settlements_wait().map_or(wait, |settle| settle.min(wait)))
     }
 
     /// How much longer settlements and key changes may wait; `None` without any.
@@ -382,6 +396,7 @@ impl Writer {
 
     /// Makes the batch durable, answers the callers and notifies.
     fn commit(&mut self) -> Result<(), Failure> {
+        self.early.commit(now());
         self.write_rows(0)?;
         faults::point("commit.written");
         let tasks: Vec<_> = self.batch.iter().filter_map(Accept::task).map(Arc::clone).collect();
@@ -398,7 +413,7 @@ impl Writer {
             answer(accept.reply, Ok(()));
             faults::point("commit.answered");
         }
-        (self.batch_bytes, self.written, self.held_back) = (0, 0, false);
+        (self.batch_bytes, self.written) = (0, 0);
         if !tasks.is_empty() {
             let partition = Partition::default();
             (self.notify)(JournalEvent::Arrived { partition, tasks, took });

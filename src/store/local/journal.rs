@@ -135,7 +135,7 @@ impl LocalJournal {
     fn append_one(
         &self,
         next: &mut TaskId,
-        Append { new, now, idempotency, reply }: Append,
+        Append { new, now, idempotency, early, reply }: Append,
     ) -> Option<Numbered> {
         if let Some(idempotency) = &idempotency {
             let state = {
@@ -172,7 +172,11 @@ impl LocalJournal {
                 })
             }
         };
-        self.committer.accept(Arc::clone(&task), idempotency, Some(answer));
+        if early && idempotency.is_none() {
+            self.committer.accept_early(Arc::clone(&task), answer);
+        } else {
+            self.committer.accept(Arc::clone(&task), idempotency, Some(answer));
+        }
         Some(Numbered { partition: Partition::default(), task })
     }
 

@@ -34,9 +34,11 @@ pub(super) use packed::{NewRow, PackedTask, REACH, parse, tasks, without};
 const ROW_VERSION: u8 = 1;
 const FRAME_BYTES: usize = 5;
 
+/// The longest row of `tasks`.
+pub(super) const ROW_BYTES: usize = 4096;
 /// The part of the stream in a row of `tasks`. With the frame and the two lengths (at most nine
 /// bytes each) the row is at most 4 KiB.
-pub(super) const HEAD_BYTES: usize = 4096 - FRAME_BYTES - 18;
+pub(super) const HEAD_BYTES: usize = ROW_BYTES - FRAME_BYTES - 18;
 pub(super) const CHUNK_BYTES: usize = 4096;
 
 pub(super) fn seal(tree: Tree, key: &[u8], payload: &[u8]) -> Vec<u8> {

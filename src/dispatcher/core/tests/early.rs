@@ -35,23 +35,10 @@ impl World {
         consistency: Consistency,
         idempotency: Option<&str>,
     ) -> oneshot::Receiver<WriteAnswer> {
-        let (reply, answer) = oneshot::channel();
         let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
         let replicas = self.listeners.iter().map(|listener| Node::parse(&url(listener)).unwrap());
-        let new = NewTask {
-            key: key.to_owned(),
-            operation: Operation::Set,
-            value: Bytes::from_static(b"value"),
-            ttl: None,
-            consistency,
-            replicas: replicas.collect(),
-            user_id: None,
-            client: None,
-            trace: None,
-        };
-        let idempotency =
-            idempotency.map(|key| Idempotency { key: key.into(), fingerprint: [1; 16] });
-        let write = NewWrite { new: Box::new(new), idempotency, reply };
+        let write = (key, consistency, idempotency.map(|key| (key, 1)));
+        let (write, answer) = new_write(write, replicas.collect());
         self.running.requests.send(Request::Replicate(vec![write])).unwrap();
         answer
     }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use crate::store::journal::Reply;
 use crate::store::local::turns::CommitterTurns;
 use crate::store::records::{CommitError, IdempotencyRow, ReplicaRow};
-use crate::task::{Consistency, Idempotency, Node, Progress, Task, TaskId};
+use crate::task::{Idempotency, Node, Progress, Task, TaskId};
 
 /// The handle of the committer. Cheap to clone; no call blocks.
 ///
@@ -36,6 +36,8 @@ pub(super) type KeyChange = (Box<str>, Option<IdempotencyRow>);
 pub(super) struct Accept {
     pub(super) what: Accepted,
     pub(super) reply: Option<Reply>,
+    /// Its removal may come before its commit begins.
+    pub(super) is_early: bool,
 }
 
 pub(super) enum Accepted {
@@ -51,7 +53,15 @@ pub(super) enum Settlement {
 impl Committer {
     /// Makes a task durable together with its idempotency key, then calls `reply`.
     pub fn accept(&self, task: Arc<Task>, idempotency: Option<Idempotency>, reply: Option<Reply>) {
-        self.order(Order::Accept(Accept { what: Accepted::Task(task, idempotency), reply }));
+        let what = Accepted::Task(task, idempotency);
+        self.order(Order::Accept(Accept { what, reply, is_early: false }));
+    }
+
+    /// Makes a task durable, unless it is removed before its commit begins, which waits for that for a
+    /// moment. Then calls `reply`, with [`CommitError::Removed`] if it was removed.
+    pub fn accept_early(&self, task: Arc<Task>, reply: Reply) {
+        let (what, reply) = (Accepted::Task(task, None), Some(reply));
+        self.order(Order::Accept(Accept { what, reply, is_early: true }));
     }
 
     /// Writes all tasks that `hand_in` hands in with one commit, within the limits of a batch. The
@@ -71,7 +81,8 @@ impl Committer {
 
     /// Writes the record of a replica, or removes it, before any task that is handed in later.
     pub fn set_replica(&self, node: Node, row: Option<ReplicaRow>, reply: Option<Reply>) {
-        self.order(Order::Accept(Accept { what: Accepted::Replica(node, row), reply }));
+        let what = Accepted::Replica(node, row);
+        self.order(Order::Accept(Accept { what, reply, is_early: false }));
     }
 
     /// Replaces the row of an idempotency key, with the settlements.
@@ -95,8 +106,7 @@ impl Committer {
         self.order(Order::Settle(id, Settlement::Save(progress)));
     }
 
-    /// Removes a task. No [`Self::save`] may follow. A strong task without an idempotency key whose
-    /// commit has not begun is not written, and its reply is [`CommitError::Removed`].
+    /// Removes a task. No [`Self::save`] may follow.
     pub fn remove(&self, id: TaskId) {
         self.order(Order::Settle(id, Settlement::Remove));
     }
@@ -125,12 +135,6 @@ impl Committer {
 }
 
 impl Accept {
-    /// Whether its removal may come before its commit begins.
-    pub(super) fn may_be_withdrawn(&self) -> bool {
-        let strong = |task: &Task| task.consistency == Consistency::Strong;
-        matches!(&self.what, Accepted::Task(task, None) if strong(task))
-    }
-
     pub(super) fn task(&self) -> Option<&Arc<Task>> {
         match &self.what {
             Accepted::Task(task, _) => Some(task),

@@ -340,7 +340,7 @@ fn a_task_that_is_removed_before_its_commit_is_not_written_and_its_id_is_not_use
     let (first, mut first_answer) = reply();
     let (second, mut second_answer) = reply();
     run(&opened, |committer| {
-        committer.accept(Arc::new(strong(beyond)), None, Some(first));
+        committer.accept_early(Arc::new(strong(beyond)), first);
         committer.save(TaskId(beyond), vec![failed(1), failed(1)]);
         committer.remove(TaskId(beyond));
         // One with a key is written: the key must stay.

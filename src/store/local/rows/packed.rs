@@ -12,12 +12,12 @@
 //! Only a task that is alone in its row has chunks. Others are whole.
 //!
 //! Settled tasks are left out when the row is written again. Its key stays: when the first task is
-//! settled, both lengths are 0, and nothing else of it is left. An envelope is never empty, so no
+//! settled, its two lengths are 0, and its bytes are gone. An envelope is never empty, so no
 //! task looks like that. The row is removed with its last task.
 //!
 //! Before format 6 each row held one task. Such a row is the same in format 6.
 
-use super::{FRAME_BYTES, TaskHead, TaskStream, undecodable, unseal};
+use super::{FRAME_BYTES, ROW_BYTES, TaskHead, TaskStream, undecodable, unseal};
 use crate::store::local::error::{Damage, Failure};
 use crate::store::local::keys::{self, Tree};
 use crate::task::TaskId;
@@ -26,7 +26,7 @@ use crate::task::TaskId;
 pub(crate) const REACH: u64 = 255;
 /// The lengths of a first task that is settled.
 const SETTLED: [u8; 2] = [0, 0];
-const MAX_PAYLOAD: usize = 4096 - FRAME_BYTES;
+const MAX_PAYLOAD: usize = ROW_BYTES - FRAME_BYTES;
 
 /// A new row. It is filled with tasks, in the order of their ids.
 pub(crate) struct NewRow {
