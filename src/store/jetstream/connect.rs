@@ -315,8 +315,16 @@ async fn ready(
         if let Some(forbidden) = forbidden {
             return Err(ConnectError::Forbidden(forbidden));
         }
+        // Other servers of a cluster may have it.
+        let has_jetstream = streams.client.server_info().jetstream;
+        if !has_jetstream && !streams.is_clustered {
+            return Err(ConnectError::NoJetStream);
+        }
         if now() >= deadline {
-            return Err(ConnectError::NotReady(why));
+            return Err(match has_jetstream {
+                true => ConnectError::NotReady(why),
+                false => ConnectError::NoJetStream,
+            });
         }
         sleep(RETRY_EVERY).await;
     }
