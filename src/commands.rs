@@ -143,6 +143,7 @@ fn daemon(args: &DaemonArgs, variables: &Variables) -> ExitCode {
         Ok(filter) => filter,
         Err(why) => return invalid(&why),
     };
+    let filter = log::without(filter, &args.process.log, store::CLIENT_LIBRARY);
     let log = match StderrLog::open(filter, args.process.log_format) {
         Ok(log) => log,
         Err(error) => {

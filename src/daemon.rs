@@ -126,7 +126,7 @@ impl Daemon {
                 restore::open(&settings, keys, &engine_settings, clock, journal_events)
             }
             StoreKind::Cluster(settings) => {
-                restore::join(&settings, &engine_settings, clock, journal_events)
+                restore::join(&settings, &engine_settings, clock, &journal_events)
             }
         });
         let Restored { journal, newest, engine, keys, quarantined_rows, registry, uptime } =

@@ -121,6 +121,14 @@ pub(crate) fn filter(text: &str) -> Result<EnvFilter, String> {
     }
 }
 
+/// Leaves out the lines of a library, unless the filter names it.
+pub(crate) fn without(filter: EnvFilter, text: &str, library: &str) -> EnvFilter {
+    match format!("{library}=off").parse() {
+        Ok(directive) if !text.contains(library) => filter.add_directive(directive),
+        _ => filter,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -86,6 +86,9 @@ type ReplicaMetric = (&'static str, MetricKind, &'static str, fn(&ReplicaSnapsho
 /// A metric that the system may not report.
 type ProcessMetric = (&'static str, MetricKind, &'static str, fn(&ProcessFigures) -> Option<f64>);
 
+/// A metric of the cluster store. `None` if the servers do not report it.
+type ClusterMetric = (&'static str, MetricKind, &'static str, fn(&ClusterStatus) -> Option<f64>);
+
 type HistogramMetric<Of> = (&'static str, &'static str, fn(&Of) -> &Histogram);
 
 /// Counters with a label: name, label, help text, and a count for each value of the label.
@@ -241,6 +244,34 @@ const PROCESS_METRICS: &[ProcessMetric] = &[
     ("process_start_time_seconds", Gauge, "Start time of the process since 1970.", |p| {
         Some(p.start_seconds)
     }),
+];
+
+#[expect(clippy::cast_precision_loss, reason = "at most 1024 partitions")]
+const CLUSTER_METRICS: &[ClusterMetric] = &[
+    (
+        "replicator_store_connected",
+        Gauge,
+        "1 while a server of the cluster store is connected.",
+        |c| Some(f64::from(u8::from(c.is_connected))),
+    ),
+    (
+        "replicator_store_sync_always",
+        Gauge,
+        "1 if every server of the cluster store syncs each write to disk, 0 if not.",
+        |c| c.sync_always.map(|always| f64::from(u8::from(always))),
+    ),
+    (
+        "replicator_partitions_owned",
+        Gauge,
+        "Partitions of the cluster whose tasks this instance delivers.",
+        |c| Some(c.owners().filter(|owner| owner.is_some_and(|owner| owner.is_me)).count() as f64),
+    ),
+    (
+        "replicator_partitions_without_owner",
+        Gauge,
+        "Partitions of the cluster whose tasks no instance delivers, as far as this one knows.",
+        |c| Some(c.owners().filter(Option::is_none).count() as f64),
+    ),
 ];
 
 const REPLICA_METRICS: &[ReplicaMetric] = &[
@@ -426,6 +457,7 @@ mod tests {
             answers: vec![("202", 4)],
             commit_tasks,
             process: Some(ProcessFigures { max_fds: Some(1024), ..ProcessFigures::default() }),
+            cluster: Some(ClusterStatus { sync_always: Some(true), ..ClusterStatus::default() }),
             replicas: vec![replica],
             ..Snapshot::default()
         }
@@ -448,6 +480,7 @@ mod tests {
         let names = names.chain(HISTOGRAMS.iter().map(|metric| metric.0));
         let names = names.chain(REPLICA_HISTOGRAMS.iter().map(|metric| metric.0));
         let names = names.chain(PROCESS_METRICS.iter().map(|metric| metric.0));
+        let names = names.chain(CLUSTER_METRICS.iter().map(|metric| metric.0));
         for name in names.chain(["replicator_build_info"]) {
             assert!(text.contains(&format!("# HELP {name} ")), "{name} in {text}");
         }

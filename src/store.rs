@@ -24,8 +24,8 @@ mod payload;
 mod records;
 
 pub use jetstream::{
-    ClusterName, ClusterStatus, ConnectError, JetStreamJournal, JetStreamSettings, MAX_PARTITIONS,
-    StoreDurability, export_cluster, import_cluster,
+    CLIENT_LIBRARY, ClusterName, ClusterStatus, ConnectError, JetStreamJournal, JetStreamSettings,
+    MAX_PARTITIONS, StoreDurability, export_cluster, import_cluster,
 };
 #[cfg(test)]
 pub(crate) use journal::Notify;

@@ -79,10 +79,10 @@ pub struct StorageArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Cluster store")]
 pub struct ClusterArgs {
-    /// Servers of NATS JetStream that hold the queue instead of --data-dir, comma-separated, such as
-    /// nats://h1:4222,nats://h2:4222,nats://h3:4222, or tls://…
+    /// NATS servers that hold the queue instead of --data-dir
     ///
-    /// Several instances with the same servers and the same --cluster share one queue.
+    /// Such as nats://h1:4222,nats://h2:4222,nats://h3:4222, or tls://h1:4222 and so on, with
+    /// JetStream. Several instances with the same servers and the same --cluster share one queue.
     #[arg(
         long,
         env = "REPLICATOR_STORE",
@@ -279,10 +279,10 @@ pub struct RequestArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Queue")]
 pub struct QueueArgs {
-    /// Maximum number of eventual writes in the queue; with --store 10000 by default
+    /// Maximum number of eventual writes in the queue
     ///
     /// The same limit applies separately to open strong writes. With --store it is the limit of the
-    /// cluster.
+    /// cluster, 10000 by default.
     #[arg(
         long,
         env = "REPLICATOR_QUEUE_CAPACITY",

@@ -41,7 +41,7 @@ pub(super) fn export(args: &ExportArgs) -> ExitCode {
 /// A store that is not in use.
 enum Place {
     Directory(StoreSettings),
-    Cluster(JetStreamSettings),
+    Cluster(Box<JetStreamSettings>),
 }
 
 impl Place {
@@ -51,7 +51,7 @@ impl Place {
         Ok(match cluster {
             Some(settings) => {
                 install_crypto();
-                Self::Cluster(settings)
+                Self::Cluster(Box::new(settings))
             }
             None => Self::Directory(store_settings(directory)),
         })
@@ -64,7 +64,7 @@ impl Place {
             }
             Self::Cluster(settings) => {
                 // As many as the cluster has.
-                let settings = JetStreamSettings { partitions: None, ..settings.clone() };
+                let settings = JetStreamSettings { partitions: None, ..(**settings).clone() };
                 store::export_cluster(&settings, out).map_err(|error| with_causes(&error))
             }
         }

@@ -123,7 +123,7 @@ pub(super) fn join(
     settings: &JetStreamSettings,
     engine_settings: &EngineSettings,
     clock: Clock,
-    events: UnboundedSender<LoopEvent>,
+    events: &UnboundedSender<LoopEvent>,
 ) -> Result<Restored, StartError> {
     let uptime = UptimeRecorder::in_memory(clock.now());
     let mut engine = Engine::new(engine_settings.clone());

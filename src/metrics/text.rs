@@ -4,8 +4,8 @@ use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::{
-    Counter, Gauge, HISTOGRAMS, Histogram, LABELLED, LAG, METRICS, MetricKind, PROCESS_METRICS,
-    REPLICA_HISTOGRAMS, REPLICA_METRICS, STATE, Snapshot,
+    CLUSTER_METRICS, Counter, Gauge, HISTOGRAMS, Histogram, LABELLED, LAG, METRICS, MetricKind,
+    PROCESS_METRICS, REPLICA_HISTOGRAMS, REPLICA_METRICS, STATE, Snapshot,
 };
 use crate::task::ReplicaState;
 
@@ -45,6 +45,10 @@ pub(super) fn page(snapshot: &Snapshot) -> prometheus::Result<String> {
     }
     for &(name, kind, help, figure) in PROCESS_METRICS {
         let figure = snapshot.process.as_ref().and_then(figure);
+        families.push(family(name, kind, help, figure.map(|figure| ([], figure))));
+    }
+    for &(name, kind, help, figure) in CLUSTER_METRICS {
+        let figure = snapshot.cluster.as_ref().and_then(figure);
         families.push(family(name, kind, help, figure.map(|figure| ([], figure))));
     }
     families.retain(|family| !family.get_metric().is_empty());

@@ -51,9 +51,7 @@ pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
     let disk_low = snapshot.as_ref().is_some_and(|snapshot| snapshot.store.is_full);
     let refused = snapshot.as_ref().is_some_and(|snapshot| snapshot.replicas_refused);
     let cluster = snapshot.as_ref().and_then(|snapshot| snapshot.cluster.as_ref());
-    let unowned = cluster.map_or(0, |cluster| {
-        cluster.partitions.iter().filter(|(_, owner)| owner.is_none()).count()
-    });
+    let unowned = cluster.map_or(0, |cluster| cluster.owners().filter(Option::is_none).count());
     let reason = match health {
         Health::Stalled { .. } => Some(STALLED),
         _ if cluster.is_some_and(|cluster| !cluster.is_connected) => Some(NOT_CONNECTED),

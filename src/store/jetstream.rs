@@ -35,6 +35,10 @@ mod standing;
 mod status;
 mod streams;
 mod tenure;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub use connect::{ConnectError, JetStreamSettings, StoreDurability};
@@ -42,6 +46,9 @@ pub use journal::JetStreamJournal;
 pub use names::{ClusterName, MAX_PARTITIONS};
 pub use status::ClusterStatus;
 pub use transfer::{export as export_cluster, import as import_cluster};
+
+/// The library of the connection. The store logs what an operator needs of it.
+pub const CLIENT_LIBRARY: &str = "async_nats";
 
 /// Of a new cluster: each partition has a log of its own, and syncs of its own.
 pub const DEFAULT_PARTITIONS: u16 = 8;

@@ -9,6 +9,7 @@ pub mod browser;
 pub mod daemon;
 pub mod oracle;
 pub mod replica;
+pub mod servers;
 pub mod tls;
 
 pub use daemon::Daemon;

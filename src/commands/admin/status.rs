@@ -97,13 +97,12 @@ pub(super) async fn run(
     let mut lines = vec![ScreenLine::marked(severity, state, format!(" {}", client.url()))];
     let severity = if refusing { Severity::Error } else { Severity::Warning };
     lines.extend(problems.into_iter().map(|problem| ScreenLine::marked(severity, "!", problem)));
-    if let Some(figures) = &answers.figures {
-        lines.push(totals(&client.read(figures)?).into());
-    }
     let instance = answers.instance.as_ref().map(|answer| client.read::<Instance>(answer));
-    if let Some(cluster) = instance.transpose()?.and_then(|instance| instance.cluster) {
-        lines.push(store(&cluster).into());
+    let cluster = instance.transpose()?.and_then(|instance| instance.cluster);
+    if let Some(figures) = &answers.figures {
+        lines.push(totals(&client.read(figures)?, cluster.is_none()).into());
     }
+    lines.extend(cluster.as_ref().map(|cluster| store(cluster).into()));
     if !page.replicas.is_empty() {
         let mut rows: Vec<_> = page.replicas.iter().collect();
         rows.sort_by_key(|replica| problem(replica, args.max_lag, now).is_none());
@@ -167,7 +166,7 @@ fn store(cluster: &ClusterStore) -> String {
     text
 }
 
-fn totals(totals: &StatusTotals) -> String {
+fn totals(totals: &StatusTotals, has_disk: bool) -> String {
     let StatusTotals { queue_size, queue_capacity, retries_in_progress, retry_capacity, .. } =
         totals;
     let queued = bytes(totals.queue_bytes);
@@ -178,7 +177,9 @@ fn totals(totals: &StatusTotals) -> String {
     if totals.waiting_requests > 0 {
         text = format!("{text}; {} waiting for room", count(totals.waiting_requests, "request"));
     }
-    if let (Some(store), Some(free)) = (totals.store_file_bytes, totals.disk_free_bytes) {
+    if let (true, Some(store), Some(free)) =
+        (has_disk, totals.store_file_bytes, totals.disk_free_bytes)
+    {
         text = format!("{text}; store {}, {} free", bytes(store), bytes(free));
     }
     text

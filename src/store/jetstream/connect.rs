@@ -27,8 +27,8 @@ mod failure;
 mod options;
 mod servers;
 
-use failure::Attempt;
 pub use failure::ConnectError;
+use failure::ServerFailure;
 pub(in crate::store::jetstream) use failure::innermost;
 pub use servers::StoreServer;
 
@@ -259,8 +259,8 @@ async fn client(
         for url in &settings.urls {
             if let Err(error) = options::read(settings)?.connect(url).await {
                 match failure::reason(url, &error) {
-                    Attempt::Final(error) => return Err(error),
-                    Attempt::Down(reason) => reasons.push(reason),
+                    ServerFailure::Final(error) => return Err(error),
+                    ServerFailure::Down(reason) => reasons.push(reason),
                 }
             }
         }
@@ -315,8 +315,16 @@ async fn ready(
         if let Some(forbidden) = forbidden {
             return Err(ConnectError::Forbidden(forbidden));
         }
+        // Other servers of a cluster may have it.
+        let has_jetstream = streams.client.server_info().jetstream;
+        if !has_jetstream && !streams.is_clustered {
+            return Err(ConnectError::NoJetStream);
+        }
         if now() >= deadline {
-            return Err(ConnectError::NotReady(why));
+            return Err(match has_jetstream {
+                true => ConnectError::NotReady(why),
+                false => ConnectError::NoJetStream,
+            });
         }
         sleep(RETRY_EVERY).await;
     }

@@ -73,11 +73,11 @@ pub(super) enum Reserved {
 }
 
 #[derive(Debug)]
-pub(super) struct Keys {
+pub(super) struct ClusterKeys {
     store: Store,
 }
 
-impl Keys {
+impl ClusterKeys {
     pub(super) fn new(store: &Store) -> Self {
         Self { store: store.clone() }
     }

@@ -1,6 +1,8 @@
 //! The journal of the cluster store. Its calls only pass orders on to the tasks of the store, which run
 //! on a thread of their own.
 
+#![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
+
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
@@ -14,7 +16,7 @@ use tracing::{debug, error};
 
 use super::checkpoint::Instance;
 use super::connect::{ConnectError, JetStreamSettings, Store};
-use super::idempotency::Keys;
+use super::idempotency::ClusterKeys;
 use super::message::random;
 use super::meta::Meta;
 use super::names::place_of;
@@ -119,7 +121,7 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
     let of_meta = Arc::clone(&notify);
     let pass = move |event| of_meta.lock().unwrap_or_else(PoisonError::into_inner)(event);
     let meta = Arc::new(Meta::start(&store, pass).await?);
-    let keys = Arc::new(Keys::new(&store));
+    let keys = Arc::new(ClusterKeys::new(&store));
     let process = u64::from_be_bytes(random());
     let this = Instance { process, node: settings.node_id.clone() };
     let (standings, receivers): (Vec<_>, Vec<_>) =

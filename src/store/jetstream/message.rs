@@ -206,8 +206,8 @@ pub(super) fn read_task(
 
 impl StoredTask {
     /// The task, if all of it is in its message.
-    pub(super) fn whole(self) -> Result<Task, Self> {
-        if self.chunks > 0 { Err(self) } else { Ok(self.header.into_task(self.value)) }
+    pub(super) fn whole(self) -> Result<Task, Box<Self>> {
+        if self.chunks > 0 { Err(Box::new(self)) } else { Ok(self.header.into_task(self.value)) }
     }
 
     /// The task with the value from its chunks, which are in their order.

@@ -56,7 +56,7 @@ struct StoredRow {
     first_used: u64,
 }
 
-struct Change {
+struct RecordChange {
     node: Node,
     row: Option<ReplicaRow>,
     number: u64,
@@ -65,7 +65,7 @@ struct Change {
 /// The handle of the task.
 #[derive(Debug)]
 pub(super) struct Meta {
-    changes: mpsc::UnboundedSender<Change>,
+    changes: mpsc::UnboundedSender<RecordChange>,
     queued: Arc<Mutex<Queued>>,
     written: watch::Receiver<u64>,
 }
@@ -105,7 +105,7 @@ impl Meta {
         *queued.nodes.entry(node.clone()).or_default() += 1;
         // Under the lock, so that the numbers are in the order of the channel. It is closed only while
         // the process ends.
-        let _ = self.changes.send(Change { node, row, number: queued.last });
+        let _ = self.changes.send(RecordChange { node, row, number: queued.last });
     }
 
     /// Waits until the records set before this call are stored.
@@ -174,7 +174,7 @@ impl Records {
 
     async fn run(
         mut self,
-        mut changes: mpsc::UnboundedReceiver<Change>,
+        mut changes: mpsc::UnboundedReceiver<RecordChange>,
         mut hints: async_nats::Subscriber,
         done: watch::Sender<u64>,
     ) {
@@ -182,7 +182,7 @@ impl Records {
             tokio::select! {
                 biased;
                 change = changes.recv() => {
-                    let Some(Change { node, row, number }) = change else { return };
+                    let Some(RecordChange { node, row, number }) = change else { return };
                     while matches!(self.write(&node, row.as_ref()).await, Written::Again) {
                         sleep(RETRY_EVERY).await;
                     }

@@ -1,5 +1,7 @@
 //! A partition that this process owns: what was read, what is settled, what is to be written.
 
+#![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
+
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::mem;

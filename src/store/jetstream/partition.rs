@@ -11,6 +11,8 @@
 //! **Ownership.** For now one process owns all partitions: the owner of the first one claims the
 //! others, and gives them up when it loses the first.
 
+#![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, warn};
 
 use super::checkpoint::{Checkpoint, PartitionLevels, Settled};
-use super::idempotency::Keys;
+use super::idempotency::ClusterKeys;
 use super::message::{self, MessageError};
 use super::names::task_id;
 use super::owned::{Group, KeyedTask, Owned};
@@ -49,7 +51,7 @@ pub(super) struct PartitionTask {
     partition: Partition,
     shared: Arc<Shared>,
     publisher: Arc<Publisher>,
-    keys: Arc<Keys>,
+    keys: Arc<ClusterKeys>,
     standing: Arc<Standing>,
     tenure: Tenure,
     /// A request of the tenure is on its way.
@@ -90,7 +92,7 @@ impl PartitionTask {
     pub(super) fn new(
         shared: Arc<Shared>,
         publisher: Arc<Publisher>,
-        keys: Arc<Keys>,
+        keys: Arc<ClusterKeys>,
         standing: Arc<Standing>,
     ) -> Self {
         let lease = shared.store.settings().lease;

@@ -11,6 +11,8 @@
 //! log before its acknowledgement: then it counts as acknowledged. So the outcome of a write always
 //! comes before its arrival.
 
+#![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
+
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -26,7 +28,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, error};
 
 use super::connect::Store;
-use super::idempotency::{Keys, Reserved};
+use super::idempotency::{ClusterKeys, Reserved};
 use super::message::{self, Nonce, TaskMessages};
 use super::meta::Meta;
 use super::names::task_id;
@@ -47,12 +49,12 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Publisher {
     store: Store,
     partitions: Vec<Arc<Standing>>,
-    /// Keys with a write on its way, and the writes that wait behind it.
+    /// ClusterKeys with a write on its way, and the writes that wait behind it.
     keys: Mutex<HashMap<Box<str>, VecDeque<Submitted>>>,
     on_their_way: Mutex<HashMap<Nonce, OnItsWay>>,
     /// The records of replicas.
     meta: Arc<Meta>,
-    idempotency: Arc<Keys>,
+    idempotency: Arc<ClusterKeys>,
     /// Writes that have no outcome yet, and their bytes.
     open: AtomicU64,
     open_bytes: AtomicU64,
@@ -94,7 +96,7 @@ impl Publisher {
         store: Store,
         partitions: Vec<Arc<Standing>>,
         meta: Arc<Meta>,
-        idempotency: Arc<Keys>,
+        idempotency: Arc<ClusterKeys>,
     ) -> Self {
         Self {
             store,

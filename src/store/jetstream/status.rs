@@ -15,7 +15,7 @@ pub struct PartitionOwner {
     pub is_me: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterStatus {
     pub cluster: String,
     pub is_connected: bool,
@@ -29,6 +29,13 @@ pub struct ClusterStatus {
     pub demands_sync: bool,
     /// All partitions, with their owners.
     pub partitions: Vec<(Partition, Option<PartitionOwner>)>,
+}
+
+impl ClusterStatus {
+    /// One entry for each partition.
+    pub fn owners(&self) -> impl Iterator<Item = Option<&PartitionOwner>> {
+        self.partitions.iter().map(|(_, owner)| owner.as_ref())
+    }
 }
 
 /// Gathered by the parts of the store.

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use super::checkpoint::Checkpoint;
 use super::connect::{ConnectError, JetStreamSettings, Store};
-use super::idempotency::Keys;
+use super::idempotency::ClusterKeys;
 use super::message::{self, Nonce, TaskMessages};
 use super::meta;
 use super::names::task_id;
@@ -97,7 +97,7 @@ impl Content {
         let checkpoints = unserved(&store).await?;
         let (next_id, tasks, problems) = (TaskId(0), BTreeMap::new(), Vec::new());
         let replicas = meta::read_all(&store).await?;
-        let keys = Keys::new(&store).read_all().await.map_err(TransferError::Unanswered)?;
+        let keys = ClusterKeys::new(&store).read_all().await.map_err(TransferError::Unanswered)?;
         let mut content = Self { store, next_id, tasks, replicas, keys, problems };
         content.keys.sort_by(|a, b| a.0.cmp(&b.0));
         for (partition, checkpoint) in checkpoints {
@@ -282,13 +282,13 @@ struct Target {
 struct Filling {
     store: Store,
     /// Tasks that are not stored yet.
-    groups: HashMap<Partition, Group>,
+    groups: HashMap<Partition, ImportGroup>,
     /// New ids by the old ones.
     ids: HashMap<TaskId, (TaskId, Consistency)>,
 }
 
 #[derive(Default)]
-struct Group {
+struct ImportGroup {
     tasks: Vec<(Task, Vec<Progress>)>,
     bytes: usize,
 }
@@ -331,7 +331,7 @@ impl ImportTarget for Target {
             filling.flush_all().await?;
             let task = filling.ids.get(&row.task).copied();
             let idempotency = Idempotency { key, fingerprint: row.fingerprint };
-            let stored = Keys::new(&filling.store).restore(&idempotency, &row, task).await;
+            let stored = ClusterKeys::new(&filling.store).restore(&idempotency, &row, task).await;
             stored.map_err(TransferError::Unanswered)
         })
     }
@@ -366,7 +366,7 @@ impl Filling {
 
     /// Stores the tasks of a group in their order, then their progress.
     async fn flush(&mut self, partition: Partition) -> Result<(), TransferError> {
-        let Some(Group { tasks, .. }) = self.groups.remove(&partition) else { return Ok(()) };
+        let Some(ImportGroup { tasks, .. }) = self.groups.remove(&partition) else { return Ok(()) };
         let timeout = self.store.settings().timeout;
         let names = self.store.names().clone();
         let mut messages = Vec::new();

@@ -1,5 +1,6 @@
 //! The daemon as a process that is started, stopped and killed.
 
+use std::hash::{Hash, Hasher};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -264,6 +265,19 @@ pub fn command() -> Command {
     command
 }
 
+/// The flags of the store of this path. In the tests of the cluster it is a cluster of its own on
+/// servers that all tests share, elsewhere a directory.
+fn store(path: &Path) -> Vec<String> {
+    if env!("CARGO_CRATE_NAME") != "cluster" {
+        return vec!["--data-dir".to_owned(), path.to_str().unwrap().to_owned()];
+    }
+    let mut hasher = std::hash::DefaultHasher::new();
+    path.hash(&mut hasher);
+    let cluster = format!("c{:x}", hasher.finish());
+    let store = super::servers::shared().to_owned();
+    ["--store", &store, "--cluster", &cluster, "--partitions", "2"].map(str::to_owned).to_vec()
+}
+
 /// Starts it and waits until it serves. The runtime is not blocked meanwhile, so replicas of the
 /// test answer deliveries that the daemon sends at once.
 async fn spawn(
@@ -279,10 +293,14 @@ async fn spawn(
     let port_given = env.iter().any(|(name, _)| name == "REPLICATOR_PORT");
     let given = |flag: &str| args.iter().any(|arg| arg == flag) || (port_given && flag == "--port");
     let missing = defaults.iter().filter(|[flag, _]| !given(flag));
+    let mut store = if given("--store") { Vec::new() } else { store(path) };
+    // That of the service. A cluster has more by default.
+    if store.iter().any(|flag| flag == "--store") && !given("--queue-capacity") {
+        store.extend(["--queue-capacity", "1000"].map(str::to_owned));
+    }
     let mut child = command()
         .args(missing.flatten())
-        .arg("--data-dir")
-        .arg(path)
+        .args(store)
         .args(args)
         .envs(env.iter().cloned())
         .stdin(Stdio::null())

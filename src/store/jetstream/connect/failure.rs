@@ -75,20 +75,22 @@ pub enum ConnectError {
 
 /// Why one server could not be used.
 #[derive(Debug)]
-pub(super) enum Attempt {
+pub(super) enum ServerFailure {
     /// No other server will help.
     Final(ConnectError),
     Down(String),
 }
 
 /// Finds the reason in the error of a client that tried only this server.
-pub(super) fn reason(server: &str, error: &async_nats::ConnectError) -> Attempt {
+pub(super) fn reason(server: &str, error: &async_nats::ConnectError) -> ServerFailure {
     let server = server.to_owned();
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-            return Attempt::Final(ConnectError::Credentials(server));
+            return ServerFailure::Final(ConnectError::Credentials(server));
         }
-        ConnectErrorKind::TimedOut => return Attempt::Down(format!("{server} does not answer")),
+        ConnectErrorKind::TimedOut => {
+            return ServerFailure::Down(format!("{server} does not answer"));
+        }
         _ => {}
     }
     let text = innermost(error);
@@ -96,20 +98,20 @@ pub(super) fn reason(server: &str, error: &async_nats::ConnectError) -> Attempt 
         return match problem {
             rustls::Error::InvalidCertificate(
                 CertificateError::Expired | CertificateError::ExpiredContext { .. },
-            ) => Attempt::Final(ConnectError::ExpiredCertificate(server)),
+            ) => ServerFailure::Final(ConnectError::ExpiredCertificate(server)),
             rustls::Error::AlertReceived(alert) if is_about_the_client(*alert) => {
-                Attempt::Final(ConnectError::ClientCertificate { server, problem: text })
+                ServerFailure::Final(ConnectError::ClientCertificate { server, problem: text })
             }
             rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
-                Attempt::Final(ConnectError::Certificate { server, problem: text })
+                ServerFailure::Final(ConnectError::Certificate { server, problem: text })
             }
-            _ => Attempt::Down(format!("{server}: {text}")),
+            _ => ServerFailure::Down(format!("{server}: {text}")),
         };
     }
     if text.to_lowercase().contains("authentication expired") {
-        return Attempt::Final(ConnectError::ExpiredCredentials(server));
+        return ServerFailure::Final(ConnectError::ExpiredCredentials(server));
     }
-    Attempt::Down(format!("{server}: {text}"))
+    ServerFailure::Down(format!("{server}: {text}"))
 }
 
 fn is_about_the_client(alert: AlertDescription) -> bool {

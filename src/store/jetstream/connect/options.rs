@@ -1,6 +1,6 @@
 //! The options of the connection: TLS, credentials, and how fast a silent server is left.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,7 +144,7 @@ fn certificates(
     Ok(found)
 }
 
-fn text(path: &PathBuf) -> Result<String, ConnectError> {
+fn text(path: &Path) -> Result<String, ConnectError> {
     let bytes = file("--store-creds", path, Secret)?;
     String::from_utf8(bytes).map_err(|_| bad("--store-creds", path, "is not text".to_owned()))
 }

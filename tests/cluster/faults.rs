@@ -1,0 +1,149 @@
+//! Kills, stops and cuts during traffic.
+
+use std::time::{Duration, Instant};
+
+use crate::support::wait_until;
+use crate::world::World;
+
+/// Replicas answer at once.
+const AT_ONCE: Duration = Duration::ZERO;
+
+/// Slower than the writers, so that there is a backlog.
+const SLOWLY: Duration = Duration::from_millis(10);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_death_of_the_owner_loses_nothing() {
+    let mut world = World::start("kill -9 of the owner", &[], AT_ONCE).await;
+    for _ in 0..2 {
+        let owner = world.owner().await;
+        let since = Instant::now();
+        world.instances[owner].kill();
+        world.until_taken_over(since).await;
+        world.traffic.until_more(200).await;
+        world.restart(owner).await;
+        world.traffic.until_more(200).await;
+    }
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_of_the_owner_hands_everything_over() {
+    let mut world = World::start("SIGTERM of the owner", &[], AT_ONCE).await;
+    let owner = world.owner().await;
+    let since = Instant::now();
+    world.instances[owner].signal("-TERM");
+    world.until_taken_over(since).await;
+    let status = world.instances[owner].ended().await;
+    assert!(status.success(), "{status}");
+    world.traffic.until_more(200).await;
+    world.restart(owner).await;
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_was_stopped_past_its_lease_sends_nothing_after_the_next_one() {
+    let world = World::start("SIGSTOP of the owner", &["--workers", "4"], SLOWLY).await;
+    for _ in 0..3 {
+        let owner = world.owner().await;
+        let since = Instant::now();
+        world.instances[owner].signal("-STOP");
+        world.until_taken_over(since).await;
+        world.traffic.until_more(100).await;
+        world.instances[owner].signal("-CONT");
+        world.traffic.until_more(300).await;
+    }
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_is_cut_off_from_the_servers_sends_nothing_after_the_next_one() {
+    let world = World::start("owner cut off from the servers", &["--workers", "4"], SLOWLY).await;
+    for _ in 0..2 {
+        let owner = world.owner().await;
+        let since = Instant::now();
+        world.proxies[owner].cut(true);
+        world.until_taken_over(since).await;
+        world.traffic.until_more(100).await;
+        world.proxies[owner].cut(false);
+        world.traffic.until_more(300).await;
+    }
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_death_of_the_server_that_leads_loses_nothing() {
+    let mut world = World::start("kill -9 of the server that leads", &[], AT_ONCE).await;
+    let (leader, _) = world.servers.busiest_and_idlest().await;
+    let since = Instant::now();
+    world.servers.kill(leader);
+    world.until_delivering(since).await;
+    world.traffic.until_more(300).await;
+    world.servers.spawn(leader);
+    world.traffic.until_more(300).await;
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_death_of_another_server_loses_nothing() {
+    let mut world = World::start("kill -9 of another server", &[], AT_ONCE).await;
+    let (_, other) = world.servers.busiest_and_idlest().await;
+    let since = Instant::now();
+    world.servers.kill(other);
+    world.until_delivering(since).await;
+    world.traffic.until_more(300).await;
+    world.servers.spawn(other);
+    world.traffic.until_more(300).await;
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_death_of_everything_loses_nothing() {
+    let mut world = World::start("kill -9 of everything", &["--workers", "4"], SLOWLY).await;
+    for _ in 0..2 {
+        world.traffic.until_more(200).await;
+        for at in 0..world.instances.len() {
+            world.instances[at].kill();
+        }
+        world.kill_all_servers();
+        world.stop_writers().await;
+        let since = Instant::now();
+        for at in 0..3 {
+            world.servers.spawn(at);
+        }
+        world.servers.until_ready().await;
+        for at in 0..world.instances.len() {
+            world.restart(at).await;
+        }
+        world.until_delivering(since).await;
+        world.write_again();
+    }
+    world.traffic.until_more(200).await;
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_acknowledged_without_a_quorum_and_everything_continues_with_it() {
+    let mut world = World::start("loss of the quorum", &["--store-timeout", "2s"], AT_ONCE).await;
+    let (one, two) = world.servers.busiest_and_idlest().await;
+    world.servers.kill(one);
+    world.servers.kill(two);
+    let unanswered = world.traffic.unanswered();
+    wait_until("writes are refused", || async {
+        (world.traffic.unanswered() > unanswered + 8).then_some(())
+    })
+    .await;
+    // Each writer has had an answer since the loss: what is acknowledged now had no quorum.
+    let acknowledged = world.traffic.count();
+    let unanswered = world.traffic.unanswered();
+    wait_until("more writes are refused", || async {
+        (world.traffic.unanswered() > unanswered + 8).then_some(())
+    })
+    .await;
+    assert_eq!(world.traffic.count(), acknowledged);
+    let since = Instant::now();
+    world.servers.spawn(one);
+    world.servers.spawn(two);
+    world.until_delivering(since).await;
+    world.traffic.until_more(300).await;
+    world.judge().await;
+}
