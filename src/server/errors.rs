@@ -100,7 +100,7 @@ impl Problem {
                 Self::Unavailable { error, retry_after: handle.retry_after() }
             }
             Refusal::OwnerChanged { id } => {
-                let failed = spelled.iter().map(|node| node.to_string()).collect();
+                let failed = spelled.iter().map(ToString::to_string).collect();
                 Self::NoMajority { error, id: *id, acked: Vec::new(), failed, replayed: false }
             }
             Refusal::Invalid(_) => Self::Invalid(error),

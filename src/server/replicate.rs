@@ -128,7 +128,7 @@ impl ServerState {
     pub(super) fn refused(&self, refusal: &Refusal, spelled: &[Arc<str>]) -> Problem {
         match refusal {
             Refusal::Stalled | Refusal::Unconfirmed => {
-                self.handle.counts().refused(Reason::StoreStalled)
+                self.handle.counts().refused(Reason::StoreStalled);
             }
             Refusal::Draining => self.handle.counts().refused(Reason::Draining),
             Refusal::StoreFailed => self.handle.counts().refused(Reason::StoreFailed),

@@ -293,7 +293,7 @@ pub(in crate::store) fn read_progress_with_letters(mut payload: &[u8]) -> Option
     for entry in entries(decode_next(rest)?) {
         all.push(match entry {
             Some(progress) => progress,
-            None => Progress::Dead(letter(decode_next(rest)?)?),
+            None => Progress::Dead(letter(&decode_next(rest)?)?),
         });
     }
     rest.is_empty().then_some(all)
@@ -345,10 +345,10 @@ pub(in crate::store) fn dead_letter(letter: &DeadLetter) -> Result<Vec<u8>, Enco
 }
 
 pub(in crate::store) fn read_dead_letter(payload: &[u8]) -> Option<DeadLetter> {
-    letter(decode(payload)?)
+    letter(&decode(payload)?)
 }
 
-fn letter(row: DeadLetterRow<'_>) -> Option<DeadLetter> {
+fn letter(row: &DeadLetterRow<'_>) -> Option<DeadLetter> {
     Some(DeadLetter {
         cause: match row.cause {
             REJECTED => Cause::Rejected,

@@ -161,6 +161,8 @@ impl PartitionTask {
                 }
             }
             Order::Settle { sequence, settlement } => {
+                // Its arrival may be due.
+                self.advance();
                 if let Some(owned) = &mut self.owned {
                     owned.settle(sequence, settlement);
                 }
@@ -434,10 +436,10 @@ impl PartitionTask {
         self.standing.set_fence(Fence::Lost);
         let (partition, epoch) = (self.partition, owned.epoch);
         owned.lose();
-        // Also without a task in the engine: clients may wait for the arrival of theirs.
-        self.is_in_engine = true;
-        self.shared.notify(JournalEvent::Released { partition });
         if self.closing.is_none() {
+            // Also without a task in the engine: clients may wait for the arrival of theirs.
+            self.is_in_engine = true;
+            self.shared.notify(JournalEvent::Released { partition });
             warn!(
                 partition = partition.0,
                 epoch, "a partition is released: another instance owns it"

@@ -379,12 +379,14 @@ impl Publisher {
             self.hint(partition, sequence);
             return reply(Ok(Appended::Elsewhere(id)));
         }
-        reply(Ok(Appended::New(id)));
+        // Before the reply, so that it is known before it can be settled. Its partition handles it
+        // later, on this thread.
         if found != Found::InLog {
             let (task, took) = (Arc::new(task), begun.elapsed());
             let task = LoggedTask { task, chunks, nonce, idempotency, took };
             standing.order(Order::Acked { sequence, task });
         }
+        reply(Ok(Appended::New(id)));
     }
 
     /// Writes the id of a task to its idempotency key. The owner of the task does so, too.
