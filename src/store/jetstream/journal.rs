@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, error};
 
-use super::checkpoint::Instance;
+use super::checkpoint::StoreInstance;
 use super::connect::{ConnectError, JetStreamSettings, Store};
 use super::idempotency::ClusterKeys;
 use super::message::random;
@@ -71,7 +71,7 @@ impl JetStreamJournal {
         let (running, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
             runtime.block_on(async move {
-                // Whoever waits is told by the closed channel if this panics.
+                // The closed channel reports it if this panics.
                 let _ = opened.send(start(&settings, notify).await);
                 // Only the drop of the journal ends it.
                 let _ = ended.await;
@@ -123,7 +123,7 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
     let meta = Arc::new(Meta::start(&store, pass).await?);
     let keys = Arc::new(ClusterKeys::new(&store));
     let process = u64::from_be_bytes(random());
-    let this = Instance { process, node: settings.node_id.clone() };
+    let this = StoreInstance { process, node: settings.node_id.clone() };
     let (standings, receivers): (Vec<_>, Vec<_>) =
         store.record().partitions().map(Standing::new).unzip();
     let pass: Notify =

@@ -1,4 +1,4 @@
-//! A partition that this process owns: what was read, what is settled, what is to be written.
+//! A partition that this process owns: what was read, what is settled, what must be written.
 
 #![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
 
@@ -162,7 +162,7 @@ impl Owned {
         }
     }
 
-    /// Whether the engine has been told of it.
+    /// Whether its tasks were passed to the engine.
     pub(super) fn is_live(&self) -> bool {
         matches!(self.stage, Stage::Live)
     }

@@ -137,7 +137,7 @@ impl PartitionTask {
             self.advance();
         }
         if let Some(closed) = self.closing {
-            // Nobody may wait for it any more.
+            // The journal may be gone.
             let _ = closed.send(());
         }
         orders.close();
@@ -176,7 +176,7 @@ impl PartitionTask {
             Order::GivenUp => self.is_in_engine = false,
             Order::Sync(reply) => match &mut self.owned {
                 Some(owned) => owned.sync(reply),
-                // Nothing of it is to be settled here.
+                // Nothing is settled here.
                 None => reply(Ok(())),
             },
             Order::Wake => {}

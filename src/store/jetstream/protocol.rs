@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message, Request, RequestErrorKind, StatusCode};
+use async_nats::{HeaderMap, Message, Request, RequestErrorKind};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -128,6 +128,11 @@ struct StoredMessage {
 
 const NOT_FOUND: u64 = 10037;
 
+/// The statuses of messages without a payload.
+const END: u16 = 204;
+const MISSING: u16 = 404;
+const NO_RESPONDERS: u16 = 503;
+
 impl RequestRefusal {
     fn into_error(self) -> StoreRequestError {
         match self.err_code {
@@ -246,8 +251,8 @@ impl Store {
             let answer = answer.ok_or_else(|| failed("the connection is closed".to_owned()))?;
             match answer.status {
                 None => read.push(stored(answer)?),
-                Some(status) if is_end(status) => return Ok(read),
-                Some(StatusCode::NO_RESPONDERS) => {
+                Some(status) if status == END || status == MISSING => return Ok(read),
+                Some(status) if status == NO_RESPONDERS => {
                     return Err(failed("no server of the stream answers".to_owned()));
                 }
                 Some(status) => {
@@ -269,7 +274,7 @@ impl Store {
         let message = self.request(subject, Request::new(), ANSWER).await?;
         match message.status {
             None => stored(message).map(Some),
-            Some(StatusCode::NOT_FOUND) => Ok(None),
+            Some(status) if status == MISSING => Ok(None),
             Some(status) => Err(Unanswered(format!("the server answers {status}"))),
         }
     }
@@ -323,11 +328,6 @@ impl Store {
         let answer = self.ask(subject, request, ANSWER).await?;
         answer.error.map_or(Ok(()), |error| Err(Unanswered(error.description)))
     }
-}
-
-/// No more messages: the end of the batch, or none at all.
-fn is_end(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 204 | 404)
 }
 
 fn stored(message: Message) -> Result<Stored, StoreRequestError> {

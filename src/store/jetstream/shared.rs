@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::checkpoint::{Instance, PartitionLevels};
+use super::checkpoint::{PartitionLevels, StoreInstance};
 use super::connect::Store;
 use super::standing::{Order, Standing};
 use crate::store::journal::{JournalEvent, Notify};
@@ -12,7 +12,7 @@ use crate::task::Partition;
 
 pub(super) struct Shared {
     pub(super) store: Store,
-    pub(super) this: Instance,
+    pub(super) this: StoreInstance,
     pub(super) partitions: Vec<Arc<Standing>>,
     notify: Mutex<Notify>,
     /// Answers of the servers so far.
@@ -24,7 +24,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(
         store: Store,
-        this: Instance,
+        this: StoreInstance,
         partitions: Vec<Arc<Standing>>,
         notify: Notify,
     ) -> Self {

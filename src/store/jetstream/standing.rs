@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::checkpoint::{Instance, PartitionLevels};
+use super::checkpoint::{PartitionLevels, StoreInstance};
 use super::protocol::{Ack, StoreRequestError, Stored};
 use super::reader::LoggedTask;
 use crate::lease::{BootTime, Fence};
@@ -15,14 +15,14 @@ use crate::task::{Partition, Progress};
 /// Who owns a partition, as far as this process knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// Nothing is known yet, or nobody owns it.
+    /// Nothing is known yet, or no instance owns it.
     #[default]
     Unknown,
     /// This process. What is behind the claim arrives as it is stored.
     This {
         claim: u64,
     },
-    Other(Instance),
+    Other(StoreInstance),
 }
 
 #[derive(Debug)]

@@ -255,7 +255,7 @@ impl Tenure {
                 received: now,
                 is_news: false,
             },
-            // Nobody has ever owned it.
+            // No instance has ever owned it.
             None => {
                 let is_released = true;
                 Seen { sequence: 0, epoch: 0, is_released, received: now, is_news: false }
@@ -315,7 +315,5 @@ impl Sent {
     }
 }
 
-#[cfg(test)]
-mod model;
 #[cfg(test)]
 mod tests;
