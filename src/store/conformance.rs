@@ -261,7 +261,7 @@ fn now() -> Now {
     Now { moment: Moment(0), wall: Timestamp(5_000_000) }
 }
 
-fn id(outcome: Result<Appended, AppendError>) -> u64 {
+fn id(outcome: &Result<Appended, AppendError>) -> u64 {
     let Ok(Appended::New(id)) = outcome else { panic!("{outcome:?}") };
     id.0
 }
@@ -400,7 +400,7 @@ fn unsettled_tasks_are_claimed_in_order_with_their_last_progress_before_any_task
     for _ in 0..600 {
         listener.append("write", None);
     }
-    let ids: Vec<_> = listener.outcomes(600).into_iter().map(|(_, outcome)| id(outcome)).collect();
+    let ids: Vec<_> = listener.outcomes(600).into_iter().map(|(_, outcome)| id(&outcome)).collect();
     let id = |nth| TaskId(ids[nth]);
     for nth in (0..600).rev() {
         match nth % 3 {
@@ -508,7 +508,7 @@ fn records_of_replicas_come_before_the_claim(open: Open) {
     }
     listener.journal().set_replica(Node::parse("http://b").unwrap(), None);
     listener.append("write", None);
-    let id = id(listener.outcomes(1).remove(0).1);
+    let id = id(&listener.outcomes(1).remove(0).1);
     listener.close().unwrap();
     let listener = Listener::open(&place, open);
     assert_eq!(listener.next(), Replica("http://a".to_owned()));

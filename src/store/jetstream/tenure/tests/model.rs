@@ -161,7 +161,7 @@ impl World {
                     self.later(60, if lost { Event::Unknown { to: by } } else { answer });
                 }
             }
-            // A stopped process gets its answers when it goes on.
+            // A stopped process gets its answers when it continues.
             Event::Stored { to, .. }
             | Event::Refused { to }
             | Event::Unknown { to }
