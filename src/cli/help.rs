@@ -9,7 +9,7 @@ use clap::Command;
 use clap::builder::Resettable;
 
 /// The flags of the daemon in its short help.
-const COMMON: [&str; 14] = [
+const COMMON: [&str; 13] = [
     "data_dir",
     "store",
     "bind",
@@ -21,7 +21,6 @@ const COMMON: [&str; 14] = [
     "workers",
     "request_timeout",
     "max_retries",
-    "retry_base",
     "allow_replica",
     "log",
 ];

@@ -1,12 +1,13 @@
 //! Promises of every journal, tested by its outcomes and events and their order.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tempfile::TempDir;
 
+use super::jetstream::testing::NatsServer;
 use super::*;
 use crate::task::{
     Consistency, Idempotency, Moment, NewTask, Node, Now, Operation, Progress, Task, TaskId,
@@ -36,6 +37,8 @@ struct Subject {
 struct Place {
     dir: TempDir,
     memory: Arc<Mutex<MemoryStore>>,
+    /// Started for the journal that needs it.
+    server: OnceLock<NatsServer>,
 }
 
 struct Listener {
@@ -50,7 +53,7 @@ const FIRST: u64 = 5_000;
 impl Place {
     fn new() -> Self {
         let memory = MemoryStore::new(TaskId(FIRST), LIMITS);
-        Self { dir: tempfile::tempdir().unwrap(), memory }
+        Self { dir: tempfile::tempdir().unwrap(), memory, server: OnceLock::new() }
     }
 }
 
@@ -84,6 +87,15 @@ fn local(place: &Place, tell: &Tell) -> Subject {
     Subject { journal, fail: Box::new(fail) }
 }
 
+/// With one partition.
+fn of_a_cluster(place: &Place, tell: &Tell) -> Subject {
+    let tell = tell.clone();
+    let server = place.server.get_or_init(|| NatsServer::start(place.dir.path()));
+    let notify = Box::new(move |event| tell.pass(event));
+    let journal = JetStreamJournal::open(&server.settings("node", 1, LIMITS), notify).unwrap();
+    Subject { journal: Arc::new(journal), fail: Box::new(|| ()) }
+}
+
 type Open = fn(&Place, &Tell) -> Subject;
 
 /// Passes the events of a journal on to a test.
@@ -100,6 +112,23 @@ macro_rules! conformance {
             $(#[test] fn $promise() { super::$promise(super::in_memory); })*
         }
     };
+}
+
+/// Those that a journal keeps if other processes write to its store, too. `jetstream/tests.rs` has its
+/// own.
+mod of_the_journal_of_a_cluster {
+    macro_rules! conformance {
+        ($($promise:ident)*) => {
+            $(#[test] fn $promise() { super::$promise(super::of_a_cluster); })*
+        };
+    }
+    conformance! {
+        writes_are_numbered_in_the_order_of_the_calls_and_arrive_after_their_outcomes
+        unsettled_tasks_are_claimed_in_order_with_their_last_progress_before_any_task_arrives
+        records_of_replicas_come_before_the_claim
+        ids_are_not_used_again_after_a_restart
+        a_closed_journal_refuses_every_call
+    }
 }
 
 conformance! {
@@ -128,10 +157,8 @@ impl Tell {
             JournalEvent::Claimed { tasks, .. } => {
                 Claimed(tasks.into_iter().map(|task| (task.header.id.0, task.progress)).collect())
             }
-            JournalEvent::Replica { node, row } => {
-                assert!(row.is_some());
-                Replica(node.to_string())
-            }
+            JournalEvent::Replica { row: None, .. } => return,
+            JournalEvent::Replica { node, .. } => Replica(node.to_string()),
             JournalEvent::Released { partition } => panic!("{partition:?} is released"),
             JournalEvent::Settled { through } => Settled(through),
             JournalEvent::Failed(_) => Failed,
@@ -235,6 +262,11 @@ fn now() -> Now {
     Now { moment: Moment(0), wall: Timestamp(5_000_000) }
 }
 
+fn id(outcome: &Result<Appended, AppendError>) -> u64 {
+    let Ok(Appended::New(id)) = outcome else { panic!("{outcome:?}") };
+    id.0
+}
+
 fn new(id: u64) -> Result<Appended, AppendError> {
     Ok(Appended::New(TaskId(id)))
 }
@@ -245,7 +277,6 @@ fn repeated(id: u64, consistency: Consistency, answer: Option<IdempotencyAnswer>
 
 fn writes_are_numbered_in_the_order_of_the_calls_and_arrive_after_their_outcomes(open: Open) {
     let (listener, _place) = Listener::new(open);
-    let first = FIRST;
     for _ in 0..500 {
         listener.append("write", None);
     }
@@ -258,7 +289,7 @@ fn writes_are_numbered_in_the_order_of_the_calls_and_arrive_after_their_outcomes
         }
         assert!(arrived.len() <= outcomes.len(), "a task arrived before the outcome of its write");
     }
-    assert_eq!(outcomes, (first..first + 500).collect::<Vec<_>>());
+    assert!(outcomes.is_sorted_by(|id, next| id < next));
     assert_eq!(arrived, outcomes);
     listener.close().unwrap();
 }
@@ -370,8 +401,8 @@ fn unsettled_tasks_are_claimed_in_order_with_their_last_progress_before_any_task
     for _ in 0..600 {
         listener.append("write", None);
     }
-    listener.outcomes(600);
-    let id = |nth| TaskId(FIRST + nth);
+    let ids: Vec<_> = listener.outcomes(600).into_iter().map(|(_, outcome)| id(&outcome)).collect();
+    let id = |nth| TaskId(ids[nth]);
     for nth in (0..600).rev() {
         match nth % 3 {
             0 => listener.journal().remove(id(nth)),
@@ -384,19 +415,23 @@ fn unsettled_tasks_are_claimed_in_order_with_their_last_progress_before_any_task
     }
     listener.close().unwrap();
     let listener = Listener::open(&place, open);
-    listener.append("later", None);
     let mut claimed = Vec::new();
     loop {
         match listener.next() {
-            Claimed(tasks) => claimed.extend(tasks),
+            Claimed(tasks) => {
+                if claimed.is_empty() {
+                    listener.append("later", None);
+                }
+                claimed.extend(tasks);
+            }
             Outcome(_, outcome) => assert!(outcome.is_ok()),
             Arrived(_) => break,
             report => panic!("{report:?}"),
         }
     }
     let expected = (0..600).filter(|nth| nth % 3 != 0).map(|nth| match nth % 3 {
-        1 => (FIRST + nth, vec![Progress::Delivered]),
-        _ => (FIRST + nth, vec![Progress::Untouched]),
+        1 => (ids[nth], vec![Progress::Delivered]),
+        _ => (ids[nth], vec![Progress::Untouched]),
     });
     assert_eq!(claimed, expected.collect::<Vec<_>>());
     listener.close().unwrap();
@@ -475,10 +510,11 @@ fn records_of_replicas_come_before_the_claim(open: Open) {
     }
     listener.journal().set_replica(Node::parse("http://b").unwrap(), None);
     listener.append("write", None);
+    let id = id(&listener.outcomes(1).remove(0).1);
     listener.close().unwrap();
     let listener = Listener::open(&place, open);
     assert_eq!(listener.next(), Replica("http://a".to_owned()));
-    assert_eq!(listener.next(), Claimed(vec![(FIRST, vec![Progress::Untouched])]));
+    assert_eq!(listener.next(), Claimed(vec![(id, vec![Progress::Untouched])]));
     listener.close().unwrap();
 }
 

@@ -114,8 +114,8 @@ async fn the_death_of_everything_loses_nothing() {
         for at in 0..world.instances.len() {
             world.restart(at).await;
         }
-        world.until_delivering(since).await;
         world.write_again();
+        world.until_delivering(since).await;
     }
     world.traffic.until_more(200).await;
     world.judge().await;

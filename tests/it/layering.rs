@@ -69,7 +69,8 @@ fn never_in(words: &[&str], places: &[&str]) {
 fn only_the_store_names_sled_and_bincode() {
     only_under(&["sled::"], &["src/store/local.rs", "src/store/local"]);
     let payload = ["src/store/payload.rs", "src/store/payload", "src/store/records.rs"];
-    only_under(&["bincode"], &[&payload[..], &["src/store/local.rs", "src/store/local"]].concat());
+    let stores = ["src/store/local.rs", "src/store/local", "src/store/jetstream"];
+    only_under(&["bincode"], &[&payload[..], &stores].concat());
 }
 
 #[test]

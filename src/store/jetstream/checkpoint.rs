@@ -13,7 +13,7 @@ const MAX_RUNS: usize = 50_000;
 
 /// A process, as long as it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
-pub(super) struct Instance {
+pub(super) struct StoreInstance {
     /// Of this run of the process.
     pub(super) process: u64,
     /// `--node-id`, to be shown.
@@ -23,7 +23,7 @@ pub(super) struct Instance {
 /// The state of a partition, in its last message of this kind.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 pub(super) struct Checkpoint {
-    pub(super) writer: Instance,
+    pub(super) writer: StoreInstance,
     /// The writer has given the partition up, so that another instance may claim it at once.
     pub(super) is_released: bool,
     /// Counts the owners.

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, error};
 
-use super::checkpoint::Instance;
+use super::checkpoint::StoreInstance;
 use super::connect::{ConnectError, JetStreamSettings, Store};
 use super::idempotency::ClusterKeys;
 use super::message::random;
@@ -23,8 +23,8 @@ use super::names::place_of;
 use super::partition::PartitionTask;
 use super::publish::{Publisher, Submitted};
 use super::reader::ReadFailure;
-use super::shared::Shared;
-use super::standing::{Order, Settlement, Standing};
+use super::shared::StoreShared;
+use super::standing::{PartitionOrder, Standing, TaskSettlement};
 use super::status::ClusterStatus;
 use crate::lease::Fence;
 use crate::store::journal::{
@@ -38,7 +38,7 @@ const READS: usize = 3;
 
 /// A [`Journal`] on NATS JetStream.
 pub struct JetStreamJournal {
-    shared: Arc<Shared>,
+    shared: Arc<StoreShared>,
     publisher: Arc<Publisher>,
     meta: Arc<Meta>,
     writes: mpsc::UnboundedSender<Submitted>,
@@ -50,7 +50,7 @@ pub struct JetStreamJournal {
 }
 
 struct Parts {
-    shared: Arc<Shared>,
+    shared: Arc<StoreShared>,
     publisher: Arc<Publisher>,
     meta: Arc<Meta>,
     writes: mpsc::UnboundedSender<Submitted>,
@@ -71,7 +71,7 @@ impl JetStreamJournal {
         let (running, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
             runtime.block_on(async move {
-                // Whoever waits is told by the closed channel if this panics.
+                // The closed channel reports it if this panics.
                 let _ = opened.send(start(&settings, notify).await);
                 // Only the drop of the journal ends it.
                 let _ = ended.await;
@@ -102,15 +102,15 @@ impl JetStreamJournal {
         self.closed.load(Ordering::Acquire)
     }
 
-    fn order(&self, partition: Partition, order: Order) {
+    fn order(&self, partition: Partition, order: PartitionOrder) {
         if let Some(standing) = self.shared.standing(partition) {
             standing.order(order);
         }
     }
 
-    fn settle(&self, id: TaskId, settlement: Settlement) {
+    fn settle(&self, id: TaskId, settlement: TaskSettlement) {
         let (partition, sequence) = place_of(id);
-        self.order(partition, Order::Settle { sequence, settlement });
+        self.order(partition, PartitionOrder::Settle { sequence, settlement });
     }
 }
 
@@ -123,12 +123,12 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
     let meta = Arc::new(Meta::start(&store, pass).await?);
     let keys = Arc::new(ClusterKeys::new(&store));
     let process = u64::from_be_bytes(random());
-    let this = Instance { process, node: settings.node_id.clone() };
+    let this = StoreInstance { process, node: settings.node_id.clone() };
     let (standings, receivers): (Vec<_>, Vec<_>) =
         store.record().partitions().map(Standing::new).unzip();
     let pass: Notify =
         Box::new(move |event| notify.lock().unwrap_or_else(PoisonError::into_inner)(event));
-    let shared = Arc::new(Shared::new(store.clone(), this, standings.clone(), pass));
+    let shared = Arc::new(StoreShared::new(store.clone(), this, standings.clone(), pass));
     let publisher =
         Publisher::new(store.clone(), standings.clone(), Arc::clone(&meta), Arc::clone(&keys));
     let publisher = Arc::new(publisher);
@@ -158,7 +158,7 @@ async fn listen(store: &Store, standing: Arc<Standing>) {
                 while let Some(hint) = hints.next().await {
                     let text = std::str::from_utf8(&hint.payload).ok();
                     if let Some(sequence) = text.and_then(|text| text.parse().ok()) {
-                        standing.order(Order::Hint { sequence });
+                        standing.order(PartitionOrder::Hint { sequence });
                     }
                 }
             });
@@ -185,11 +185,11 @@ impl Journal for JetStreamJournal {
     }
 
     fn save(&self, id: TaskId, progress: Vec<Progress>) {
-        self.settle(id, Settlement::Save(progress));
+        self.settle(id, TaskSettlement::Save(progress));
     }
 
     fn remove(&self, id: TaskId) {
-        self.settle(id, Settlement::Remove);
+        self.settle(id, TaskSettlement::Remove);
     }
 
     fn set_replica(&self, node: Node, row: Option<ReplicaRow>) {
@@ -203,7 +203,7 @@ impl Journal for JetStreamJournal {
 
     fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
         let (partition, sequence) = place_of(id);
-        self.order(partition, Order::Conclude { sequence, answer });
+        self.order(partition, PartitionOrder::Conclude { sequence, answer });
     }
 
     fn tick(&self, _: Moment) {
@@ -220,7 +220,7 @@ impl Journal for JetStreamJournal {
             let (synced, result) = oneshot::channel();
             // The caller may be gone.
             let reply = move |result| _ = synced.send(result);
-            standing.order(Order::Sync(Box::new(reply)));
+            standing.order(PartitionOrder::Sync(Box::new(reply)));
             syncs.push(result);
         }
         self.runtime.spawn(async move {
@@ -285,7 +285,7 @@ impl Journal for JetStreamJournal {
     }
 
     fn given_up(&self, partition: Partition) {
-        self.order(partition, Order::GivenUp);
+        self.order(partition, PartitionOrder::GivenUp);
     }
 
     fn room(&self, bytes: u64) -> Result<(), NoRoom> {
@@ -348,7 +348,7 @@ impl Journal for JetStreamJournal {
             let mut ends = Vec::new();
             for standing in partitions {
                 let (closed, end) = oneshot::channel();
-                standing.order(Order::Close(closed));
+                standing.order(PartitionOrder::Close(closed));
                 ends.push(end);
             }
             for end in ends {

@@ -7,7 +7,7 @@
 //!
 //! | kind | payload |
 //! | --- | --- |
-//! | task | [`TaskHead`], the envelope, and the value unless it has chunks |
+//! | task | [`TaskMessageHead`], the envelope, and the value unless it has chunks |
 //! | chunk | the nonce of its task (16 bytes), its number (4), bytes of the value |
 //! | progress | as in the local store, then each of its dead letters |
 //! | checkpoint | [`Checkpoint`] |
@@ -123,7 +123,7 @@ fn checksum(version: u8, kind: Kind, payload: &[&[u8]]) -> u32 {
 
 /// What precedes the envelope of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, BorrowDecode)]
-pub(super) struct TaskHead {
+pub(super) struct TaskMessageHead {
     nonce: u128,
     envelope: u64,
     value: u64,
@@ -155,7 +155,7 @@ impl TaskMessages {
             true => (0..).zip(task.value.chunks(CHUNK_BYTES)).map(chunk).collect(),
             false => Vec::new(),
         };
-        let head = payload::encode(TaskHead {
+        let head = payload::encode(TaskMessageHead {
             nonce: nonce.0,
             envelope: envelope.len() as u64,
             value: task.value.len() as u64,
@@ -185,7 +185,7 @@ pub(super) fn read_task(
     let payload = unseal(Kind::Task, message)?;
     let mut rest = &*payload;
     let mut read = || {
-        let head: TaskHead = payload::decode_next(&mut rest)?;
+        let head: TaskMessageHead = payload::decode_next(&mut rest)?;
         let start = payload.len() - rest.len();
         let end = start.checked_add(usize::try_from(head.envelope).ok()?)?;
         let envelope = payload.get(start..end)?;

@@ -1,4 +1,4 @@
-//! A partition that this process owns: what was read, what is settled, what is to be written.
+//! A partition that this process owns: what was read, what is settled, what must be written.
 
 #![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
 
@@ -13,10 +13,10 @@ use tracing::{error, info, warn};
 use super::checkpoint::{PartitionLevels, Settled, SettledIndex, Unsettled};
 use super::message::{self, MessageError, Nonce};
 use super::names::{Names, task_id};
-use super::protocol::{Outgoing, Stored};
+use super::protocol::{LogMessage, Outgoing};
 use super::publish::{Found, Publisher};
-use super::reader::{LoggedTask, Reader, RecoveredTask, Recovery, Turn};
-use super::standing::Settlement;
+use super::reader::{LogTurn, LoggedTask, PartitionRecovery, Reader, RecoveredTask};
+use super::standing::TaskSettlement;
 use crate::lease::{BootTime, Lease};
 use crate::store::journal::{JournalEvent, Reply};
 use crate::store::records::{CommitError, Header};
@@ -49,14 +49,14 @@ pub(super) struct Owned {
     pub(super) lease: Lease,
     partition: Partition,
     since: Instant,
-    stage: Stage,
+    stage: OwnedStage,
     reader: Reader,
     is_reading: bool,
     /// The next read begins no sooner.
     read_at: Option<Instant>,
     gap_since: Option<Instant>,
     unsettled: Unsettled,
-    pending: BTreeMap<u64, Settlement>,
+    pending: BTreeMap<u64, TaskSettlement>,
     pending_since: Option<Instant>,
     /// Settlements that came, and how many of the first ones a group has, and are durable.
     came: u64,
@@ -107,13 +107,13 @@ pub(super) struct KeyedTask {
     pub(super) nonce: Nonce,
 }
 
-enum Stage {
+enum OwnedStage {
     /// Reads the unsettled tasks up to the claim.
     Recovering {
         claim: u64,
         settled: Settled,
         levels: PartitionLevels,
-        recovery: Recovery,
+        recovery: PartitionRecovery,
         index: SettledIndex,
     },
     Live,
@@ -136,13 +136,19 @@ impl Owned {
         levels: PartitionLevels,
     ) -> Self {
         let reader = Reader::after(settled.floor);
-        let recovery = Recovery::default();
+        let recovery = PartitionRecovery::default();
         Self {
             epoch,
             lease: Lease::new(),
             partition,
             since: Instant::now(),
-            stage: Stage::Recovering { claim, index: settled.index(), settled, levels, recovery },
+            stage: OwnedStage::Recovering {
+                claim,
+                index: settled.index(),
+                settled,
+                levels,
+                recovery,
+            },
             reader,
             is_reading: false,
             read_at: None,
@@ -162,9 +168,9 @@ impl Owned {
         }
     }
 
-    /// Whether the engine has been told of it.
+    /// Whether its tasks were passed to the engine.
     pub(super) fn is_live(&self) -> bool {
-        matches!(self.stage, Stage::Live)
+        matches!(self.stage, OwnedStage::Live)
     }
 
     pub(super) fn acked(&mut self, sequence: u64, task: LoggedTask) {
@@ -175,7 +181,7 @@ impl Owned {
         self.reader.note_stored(sequence);
     }
 
-    pub(super) fn settle(&mut self, sequence: u64, settlement: Settlement) {
+    pub(super) fn settle(&mut self, sequence: u64, settlement: TaskSettlement) {
         self.came += 1;
         if self.is_live() && self.unsettled.contains(sequence) {
             self.pending.insert(sequence, settlement);
@@ -247,16 +253,16 @@ impl Owned {
 
     /// Takes settlements, from the oldest task on.
     pub(super) fn group(&mut self, names: &Names) -> Group {
-        if let Stage::Recovering { settled, levels, .. } = &self.stage {
+        if let OwnedStage::Recovering { settled, levels, .. } = &self.stage {
             return Group { rows: Vec::new(), settled: settled.clone(), levels: *levels };
         }
         let (mut rows, mut bytes) = (Vec::new(), 0);
         while let Some(entry) = self.pending.first_entry() {
             let sequence = *entry.key();
             match entry.get() {
-                Settlement::Remove if self.unbound.contains(&sequence) => break,
-                Settlement::Remove => self.unsettled.settle(sequence),
-                Settlement::Save(progress) => match message::progress(progress) {
+                TaskSettlement::Remove if self.unbound.contains(&sequence) => break,
+                TaskSettlement::Remove => self.unsettled.settle(sequence),
+                TaskSettlement::Save(progress) => match message::progress(progress) {
                     Ok(row) if rows.len() >= MAX_ROWS || bytes + row.len() > MAX_ROW_BYTES => break,
                     Ok(row) => {
                         bytes += row.len();
@@ -301,9 +307,9 @@ impl Owned {
             return None;
         }
         let at = match self.stage {
-            Stage::Recovering { .. } => now,
-            Stage::Live if self.reader.has_gap() => *self.gap_since.get_or_insert(now) + GAP,
-            Stage::Live => {
+            OwnedStage::Recovering { .. } => now,
+            OwnedStage::Live if self.reader.has_gap() => *self.gap_since.get_or_insert(now) + GAP,
+            OwnedStage::Live => {
                 self.gap_since = None;
                 return None;
             }
@@ -316,7 +322,7 @@ impl Owned {
         &mut self,
         names: &Names,
         publisher: &Publisher,
-        messages: Option<Vec<Stored>>,
+        messages: Option<Vec<LogMessage>>,
         notify: &dyn Fn(JournalEvent),
     ) -> Result<(), MessageError> {
         self.is_reading = false;
@@ -330,7 +336,7 @@ impl Owned {
         for message in messages.into_iter().flatten() {
             self.recover_through(message.sequence, notify);
             match &mut self.stage {
-                Stage::Recovering { index, recovery, .. } => {
+                OwnedStage::Recovering { index, recovery, .. } => {
                     if self.reader.pass(message.sequence) {
                         let is_settled = |sequence| index.contains(sequence);
                         let read = recovery.read(names, self.partition, &message, is_settled);
@@ -341,7 +347,7 @@ impl Owned {
                     }
                     self.recover_through(message.sequence + 1, notify);
                 }
-                Stage::Live => turns.extend(self.reader.read(names, self.partition, message)),
+                OwnedStage::Live => turns.extend(self.reader.read(names, self.partition, message)),
             }
         }
         self.enter(turns, publisher, notify)
@@ -365,13 +371,13 @@ impl Owned {
 
     fn enter(
         &mut self,
-        turns: Vec<Turn>,
+        turns: Vec<LogTurn>,
         publisher: &Publisher,
         notify: &dyn Fn(JournalEvent),
     ) -> Result<(), MessageError> {
         let (mut tasks, mut took) = (Vec::with_capacity(turns.len()), Duration::ZERO);
         let mut result = Ok(());
-        for Turn { sequence, task } in turns {
+        for LogTurn { sequence, task } in turns {
             let task = match task {
                 Ok(task) => task,
                 Err(error @ MessageError::Version(_)) => {
@@ -407,11 +413,13 @@ impl Owned {
 
     /// Ends the recovery if the message before `sequence` is not before the claim.
     fn recover_through(&mut self, sequence: u64, notify: &dyn Fn(JournalEvent)) {
-        let Stage::Recovering { claim, .. } = self.stage else { return };
+        let OwnedStage::Recovering { claim, .. } = self.stage else { return };
         if sequence <= claim {
             return;
         }
-        let Stage::Recovering { recovery, .. } = mem::replace(&mut self.stage, Stage::Live) else {
+        let OwnedStage::Recovering { recovery, .. } =
+            mem::replace(&mut self.stage, OwnedStage::Live)
+        else {
             return;
         };
         self.reader.pass(claim);

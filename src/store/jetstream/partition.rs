@@ -25,10 +25,10 @@ use super::idempotency::ClusterKeys;
 use super::message::{self, MessageError};
 use super::names::task_id;
 use super::owned::{Group, KeyedTask, Owned};
-use super::protocol::{Ack, Outgoing, StoreRequestError, Stored};
+use super::protocol::{Ack, LogMessage, Outgoing, StoreRequestError};
 use super::publish::Publisher;
-use super::shared::Shared;
-use super::standing::{Order, Owner, Standing};
+use super::shared::StoreShared;
+use super::standing::{Owner, PartitionOrder, Standing};
 use super::status::PartitionOwner;
 use super::tenure::{Change, Link, Step, Tenure, Wish};
 use crate::lease::{BootTime, Fence};
@@ -49,7 +49,7 @@ const BATCH: usize = 256;
 
 pub(super) struct PartitionTask {
     partition: Partition,
-    shared: Arc<Shared>,
+    shared: Arc<StoreShared>,
     publisher: Arc<Publisher>,
     keys: Arc<ClusterKeys>,
     standing: Arc<Standing>,
@@ -90,7 +90,7 @@ struct Purge {
 
 impl PartitionTask {
     pub(super) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<StoreShared>,
         publisher: Arc<Publisher>,
         keys: Arc<ClusterKeys>,
         standing: Arc<Standing>,
@@ -116,7 +116,7 @@ impl PartitionTask {
     }
 
     /// Runs until it is closed.
-    pub(super) async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
+    pub(super) async fn run(mut self, mut orders: mpsc::UnboundedReceiver<PartitionOrder>) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let wake = self.act();
@@ -137,52 +137,54 @@ impl PartitionTask {
             self.advance();
         }
         if let Some(closed) = self.closing {
-            // Nobody may wait for it any more.
+            // The journal may be gone.
             let _ = closed.send(());
         }
         orders.close();
         while let Ok(order) = orders.try_recv() {
-            if let Order::Sync(reply) = order {
+            if let PartitionOrder::Sync(reply) = order {
                 reply(Err(CommitError::Closed));
             }
         }
     }
 
-    fn handle(&mut self, order: Order) {
+    fn handle(&mut self, order: PartitionOrder) {
         match order {
-            Order::Acked { sequence, task } => {
+            PartitionOrder::Acked { sequence, task } => {
                 if let Some(owned) = &mut self.owned {
                     owned.acked(sequence, task);
                 }
             }
-            Order::Hint { sequence } => {
+            PartitionOrder::Hint { sequence } => {
                 if let Some(owned) = &mut self.owned {
                     owned.note_stored(sequence);
                 }
             }
-            Order::Settle { sequence, settlement } => {
+            PartitionOrder::Settle { sequence, settlement } => {
+                // Its arrival may be due.
+                self.advance();
                 if let Some(owned) = &mut self.owned {
                     owned.settle(sequence, settlement);
                 }
             }
-            Order::Conclude { sequence, answer } => self.conclude(sequence, answer),
-            Order::Bound { sequence } => {
+            PartitionOrder::Conclude { sequence, answer } => self.conclude(sequence, answer),
+            PartitionOrder::Bound { sequence } => {
                 if let Some(owned) = &mut self.owned {
                     owned.bound(sequence);
                 }
             }
-            Order::GivenUp => self.is_in_engine = false,
-            Order::Sync(reply) => match &mut self.owned {
+            PartitionOrder::GivenUp => self.is_in_engine = false,
+            PartitionOrder::Sync(reply) => match &mut self.owned {
                 Some(owned) => owned.sync(reply),
-                // Nothing of it is to be settled here.
+                // Nothing is settled here.
                 None => reply(Ok(())),
             },
-            Order::Wake => {}
-            Order::Close(closed) => self.closing = Some(closed),
-            Order::Read { epoch, result } => self.read(epoch, result),
-            Order::Looked { at, result } => self.looked(at, result),
-            Order::Written { result } => self.written(result),
-            Order::Purged { before, result } => {
+            PartitionOrder::Wake => {}
+            PartitionOrder::Close(closed) => self.closing = Some(closed),
+            PartitionOrder::Read { epoch, result } => self.read(epoch, result),
+            PartitionOrder::Looked { at, result } => self.looked(at, result),
+            PartitionOrder::Written { result } => self.written(result),
+            PartitionOrder::Purged { before, result } => {
                 self.purge.is_running = false;
                 match result {
                     Ok(()) => self.purge.done = before,
@@ -244,11 +246,11 @@ impl PartitionTask {
                 true => shared.store.last(partition, &subject).await,
                 false => shared.store.last_of_leader(partition, &subject).await,
             };
-            standing.order(Order::Looked { at: BootTime::now(), result });
+            standing.order(PartitionOrder::Looked { at: BootTime::now(), result });
         });
     }
 
-    fn looked(&mut self, at: BootTime, result: Result<Option<Stored>, StoreRequestError>) {
+    fn looked(&mut self, at: BootTime, result: Result<Option<LogMessage>, StoreRequestError>) {
         self.is_asking = false;
         let stored = match result {
             Ok(stored) => stored,
@@ -337,7 +339,7 @@ impl PartitionTask {
             }
             let within = CHECKPOINT.min(shared.store.settings().lease / 2);
             let result = shared.store.publish_batch(outgoing.messages, within).await;
-            standing.order(Order::Written { result });
+            standing.order(PartitionOrder::Written { result });
         });
     }
 
@@ -434,10 +436,10 @@ impl PartitionTask {
         self.standing.set_fence(Fence::Lost);
         let (partition, epoch) = (self.partition, owned.epoch);
         owned.lose();
-        // Also without a task in the engine: clients may wait for the arrival of theirs.
-        self.is_in_engine = true;
-        self.shared.notify(JournalEvent::Released { partition });
         if self.closing.is_none() {
+            // Also without a task in the engine: clients may wait for the arrival of theirs.
+            self.is_in_engine = true;
+            self.shared.notify(JournalEvent::Released { partition });
             warn!(
                 partition = partition.0,
                 epoch, "a partition is released: another instance owns it"
@@ -448,7 +450,7 @@ impl PartitionTask {
         }
     }
 
-    fn read(&mut self, epoch: u64, result: Result<Vec<Stored>, StoreRequestError>) {
+    fn read(&mut self, epoch: u64, result: Result<Vec<LogMessage>, StoreRequestError>) {
         let Some(owned) = self.owned.as_mut().filter(|owned| owned.epoch == epoch) else { return };
         let messages = match result {
             Ok(messages) => Some(messages),
@@ -487,7 +489,7 @@ impl PartitionTask {
             while !keys.bind(&idempotency, consistency, standing.partition, nonce.0, id).await {
                 sleep(PAUSE).await;
             }
-            standing.order(Order::Bound { sequence });
+            standing.order(PartitionOrder::Bound { sequence });
         });
     }
 
@@ -521,17 +523,17 @@ impl PartitionTask {
         let (shared, standing) = (Arc::clone(&self.shared), Arc::clone(&self.standing));
         tokio::spawn(async move {
             let result = shared.store.purge_before(standing.partition, wanted).await;
-            standing.order(Order::Purged { before: wanted, result });
+            standing.order(PartitionOrder::Purged { before: wanted, result });
         });
     }
 }
 
-impl Shared {
+impl StoreShared {
     fn read(self: Arc<Self>, partition: Partition, epoch: u64, first: u64) {
         let Some(standing) = self.standing(partition).cloned() else { return };
         tokio::spawn(async move {
             let result = self.store.read_from(partition, first).await;
-            standing.order(Order::Read { epoch, result });
+            standing.order(PartitionOrder::Read { epoch, result });
         });
     }
 }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message, Request, RequestErrorKind, StatusCode};
+use async_nats::{HeaderMap, Message, Request, RequestErrorKind};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -53,7 +53,7 @@ impl Outgoing {
         self
     }
 
-    /// Stored only if the last message of its subject has this sequence, and replaces that one.
+    /// LogMessage only if the last message of its subject has this sequence, and replaces that one.
     pub(super) fn after(self, sequence: u64) -> Self {
         let mut this = self.replacing();
         this.headers.insert(EXPECTED, sequence.to_string());
@@ -77,7 +77,7 @@ pub(super) struct Ack {
 
 /// A message of a stream.
 #[derive(Clone, Debug)]
-pub(super) struct Stored {
+pub(super) struct LogMessage {
     pub(super) sequence: u64,
     pub(super) subject: String,
     pub(super) payload: Bytes,
@@ -127,6 +127,11 @@ struct StoredMessage {
 }
 
 const NOT_FOUND: u64 = 10037;
+
+/// The statuses of messages without a payload.
+const END: u16 = 204;
+const MISSING: u16 = 404;
+const NO_RESPONDERS: u16 = 503;
 
 impl RequestRefusal {
     fn into_error(self) -> StoreRequestError {
@@ -221,7 +226,7 @@ impl Store {
         &self,
         partition: Partition,
         first: u64,
-    ) -> Result<Vec<Stored>, StoreRequestError> {
+    ) -> Result<Vec<LogMessage>, StoreRequestError> {
         self.read_batch(partition, first, READ_MESSAGES).await
     }
 
@@ -230,7 +235,7 @@ impl Store {
         partition: Partition,
         first: u64,
         messages: usize,
-    ) -> Result<Vec<Stored>, StoreRequestError> {
+    ) -> Result<Vec<LogMessage>, StoreRequestError> {
         let failed = |error: String| Unanswered(error);
         let inbox = self.client().new_inbox();
         let answers = self.client().subscribe(inbox.clone()).await;
@@ -246,8 +251,8 @@ impl Store {
             let answer = answer.ok_or_else(|| failed("the connection is closed".to_owned()))?;
             match answer.status {
                 None => read.push(stored(answer)?),
-                Some(status) if is_end(status) => return Ok(read),
-                Some(StatusCode::NO_RESPONDERS) => {
+                Some(status) if status == END || status == MISSING => return Ok(read),
+                Some(status) if status == NO_RESPONDERS => {
                     return Err(failed("no server of the stream answers".to_owned()));
                 }
                 Some(status) => {
@@ -263,13 +268,13 @@ impl Store {
         &self,
         partition: Partition,
         subject: &str,
-    ) -> Result<Option<Stored>, StoreRequestError> {
+    ) -> Result<Option<LogMessage>, StoreRequestError> {
         let stream = self.names().stream(partition);
         let subject = format!("$JS.API.DIRECT.GET.{stream}.{subject}");
         let message = self.request(subject, Request::new(), ANSWER).await?;
         match message.status {
             None => stored(message).map(Some),
-            Some(StatusCode::NOT_FOUND) => Ok(None),
+            Some(status) if status == MISSING => Ok(None),
             Some(status) => Err(Unanswered(format!("the server answers {status}"))),
         }
     }
@@ -279,7 +284,7 @@ impl Store {
         &self,
         partition: Partition,
         subject: &str,
-    ) -> Result<Option<Stored>, StoreRequestError> {
+    ) -> Result<Option<LogMessage>, StoreRequestError> {
         self.get(partition, &json!({ "last_by_subj": subject })).await
     }
 
@@ -288,7 +293,7 @@ impl Store {
         &self,
         partition: Partition,
         sequence: u64,
-    ) -> Result<Option<Stored>, StoreRequestError> {
+    ) -> Result<Option<LogMessage>, StoreRequestError> {
         self.get(partition, &json!({ "seq": sequence })).await
     }
 
@@ -296,7 +301,7 @@ impl Store {
         &self,
         partition: Partition,
         what: &serde_json::Value,
-    ) -> Result<Option<Stored>, StoreRequestError> {
+    ) -> Result<Option<LogMessage>, StoreRequestError> {
         let subject = format!("$JS.API.STREAM.MSG.GET.{}", self.names().stream(partition));
         let request = Request::new().payload(what.to_string().into());
         let answer = self.ask(subject, request, ANSWER).await?;
@@ -306,7 +311,7 @@ impl Store {
             (None, Some(StoredMessage { subject, seq: sequence, data })) => {
                 let payload = STANDARD.decode(data);
                 let payload = payload.map_err(|error| Unanswered(error.to_string()))?.into();
-                Ok(Some(Stored { sequence, subject, payload }))
+                Ok(Some(LogMessage { sequence, subject, payload }))
             }
             (None, None) => Err(Unanswered("the answer has no message".to_owned())),
         }
@@ -325,12 +330,7 @@ impl Store {
     }
 }
 
-/// No more messages: the end of the batch, or none at all.
-fn is_end(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 204 | 404)
-}
-
-fn stored(message: Message) -> Result<Stored, StoreRequestError> {
+fn stored(message: Message) -> Result<LogMessage, StoreRequestError> {
     let header = |name| {
         let value = message.headers.as_ref().and_then(|headers| headers.get(name));
         value.map(async_nats::HeaderValue::as_str)
@@ -339,5 +339,5 @@ fn stored(message: Message) -> Result<Stored, StoreRequestError> {
     let (Some(sequence), Some(subject)) = (sequence, header("Nats-Subject")) else {
         return Err(Unanswered("a message has no sequence".to_owned()));
     };
-    Ok(Stored { sequence, subject: subject.to_owned(), payload: message.payload })
+    Ok(LogMessage { sequence, subject: subject.to_owned(), payload: message.payload })
 }

@@ -3,7 +3,7 @@
 //! Each write has a nonce, by which the servers store it once, however often it is sent. It is sent
 //! again until it is acknowledged or `--store-timeout` is over. Then it may still be stored later.
 //!
-//! **Order.** Writes of one key are published one after the other: the next one when the one before is
+//! **PartitionOrder.** Writes of one key are published one after the other: the next one when the one before is
 //! acknowledged or given up. So they get ascending sequences in the order of the calls, also when one
 //! is sent again. Writes of different keys are on their way at the same time.
 //!
@@ -34,7 +34,7 @@ use super::meta::Meta;
 use super::names::task_id;
 use super::protocol::{Ack, Outgoing, StoreRequestError};
 use super::reader::LoggedTask;
-use super::standing::{Order, Owner, Standing};
+use super::standing::{Owner, PartitionOrder, Standing};
 use crate::store::journal::{Append, AppendError, AppendReply, Appended};
 use crate::store::payload::Nodes;
 use crate::store::records::{CommitError, Repeated};
@@ -371,7 +371,7 @@ impl Publisher {
         }
         if is_repeat && found == (Found::Acked { is_duplicate: true }) {
             let consistency = task.consistency;
-            standing.order(Order::Hint { sequence });
+            standing.order(PartitionOrder::Hint { sequence });
             let repeated = Repeated { id, consistency, answer: None };
             return reply(Ok(Appended::Repeated(repeated)));
         }
@@ -379,12 +379,14 @@ impl Publisher {
             self.hint(partition, sequence);
             return reply(Ok(Appended::Elsewhere(id)));
         }
-        reply(Ok(Appended::New(id)));
+        // Before the reply, so that it is known before it can be settled. Its partition handles it
+        // later, on this thread.
         if found != Found::InLog {
             let (task, took) = (Arc::new(task), begun.elapsed());
             let task = LoggedTask { task, chunks, nonce, idempotency, took };
-            standing.order(Order::Acked { sequence, task });
+            standing.order(PartitionOrder::Acked { sequence, task });
         }
+        reply(Ok(Appended::New(id)));
     }
 
     /// Writes the id of a task to its idempotency key. The owner of the task does so, too.

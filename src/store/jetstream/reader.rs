@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::connect::Store;
 use super::message::{self, MessageError, Nonce, StoredTask};
 use super::names::{Names, place_of, task_id};
-use super::protocol::{StoreRequestError, Stored};
+use super::protocol::{LogMessage, StoreRequestError};
 use crate::store::payload::Nodes;
 use crate::store::records::{Header, Recovered};
 use crate::task::{Idempotency, Partition, Progress, Task, TaskId};
@@ -60,7 +60,7 @@ pub(super) struct LoggedTask {
 
 /// A task, in its turn.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct LogTurn {
     pub(super) sequence: u64,
     pub(super) task: Result<LoggedTask, MessageError>,
 }
@@ -114,7 +114,7 @@ impl Reader {
     }
 
     /// The next task that this process has stored, if its turn has come.
-    pub(super) fn advance(&mut self) -> Option<Turn> {
+    pub(super) fn advance(&mut self) -> Option<LogTurn> {
         while let Some(entry) = self.ahead.first_entry() {
             if *entry.key() > self.next {
                 return None;
@@ -129,7 +129,7 @@ impl Reader {
             self.next = last + 1;
             self.chunks.clear();
             if let Ahead::Task { sequence, task } = ahead {
-                return Some(Turn { sequence, task: Ok(task) });
+                return Some(LogTurn { sequence, task: Ok(task) });
             }
         }
         None
@@ -140,9 +140,9 @@ impl Reader {
         &mut self,
         names: &Names,
         partition: Partition,
-        stored: Stored,
-    ) -> Option<Turn> {
-        let Stored { sequence, subject, payload } = stored;
+        stored: LogMessage,
+    ) -> Option<LogTurn> {
+        let LogMessage { sequence, subject, payload } = stored;
         if sequence < self.next {
             return None;
         }
@@ -163,7 +163,7 @@ impl Reader {
         let id = task_id(sequence, partition);
         let read = message::read_task(id, &payload, &mut self.nodes);
         let task = read.and_then(|task| logged(task, &chunks));
-        Some(Turn { sequence, task })
+        Some(LogTurn { sequence, task })
     }
 }
 
@@ -181,7 +181,7 @@ fn logged(task: StoredTask, chunks: &[Bytes]) -> Result<LoggedTask, MessageError
 
 /// The unsettled tasks of a claimed partition, while they are read.
 #[derive(Debug, Default)]
-pub(super) struct Recovery {
+pub(super) struct PartitionRecovery {
     tasks: Vec<RecoveredTask>,
     progress: BTreeMap<u64, Vec<Progress>>,
     nodes: Nodes,
@@ -194,16 +194,16 @@ pub(super) struct RecoveredTask {
     pub(super) task: Result<(Recovered, u32, Nonce), MessageError>,
 }
 
-impl Recovery {
+impl PartitionRecovery {
     /// Takes a message of the log, unless it is settled. They come in order. Returns the nonce of a task.
     pub(super) fn read(
         &mut self,
         names: &Names,
         partition: Partition,
-        stored: &Stored,
+        stored: &LogMessage,
         is_settled: impl Fn(u64) -> bool,
     ) -> Result<Option<Nonce>, MessageError> {
-        let Stored { sequence, subject, payload } = stored;
+        let LogMessage { sequence, subject, payload } = stored;
         if *subject == names.task(partition) {
             let id = task_id(*sequence, partition);
             let read = message::read_task(id, payload, &mut self.nodes);
@@ -280,7 +280,8 @@ impl Store {
         let (partition, sequence) = place_of(id);
         let found = self.find(partition, sequence).await?;
         let found = found.filter(|found| found.subject == self.names().task(partition));
-        let read = |found: Stored| message::read_task(id, &found.payload, &mut Nodes::default());
+        let read =
+            |found: LogMessage| message::read_task(id, &found.payload, &mut Nodes::default());
         Ok(found.map(read).transpose()?.map(|task| task.header))
     }
 
@@ -288,7 +289,7 @@ impl Store {
         &self,
         partition: Partition,
         sequence: u64,
-    ) -> Result<Option<Stored>, ReadFailure> {
+    ) -> Result<Option<LogMessage>, ReadFailure> {
         let read = self.read_batch(partition, sequence, 1).await.unwrap_or_default();
         match read.into_iter().next().filter(|read| read.sequence == sequence) {
             Some(found) => Ok(Some(found)),
@@ -301,7 +302,7 @@ impl Store {
         &self,
         partition: Partition,
         sequence: u64,
-    ) -> Result<Option<Stored>, ReadFailure> {
+    ) -> Result<Option<LogMessage>, ReadFailure> {
         for _ in 0..LEADER_READS {
             if let Some(found) = self.of_leader(partition, sequence).await? {
                 return Ok(Some(found));

@@ -4,15 +4,15 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::checkpoint::{Instance, PartitionLevels};
+use super::checkpoint::{PartitionLevels, StoreInstance};
 use super::connect::Store;
-use super::standing::{Order, Standing};
+use super::standing::{PartitionOrder, Standing};
 use crate::store::journal::{JournalEvent, Notify};
 use crate::task::Partition;
 
-pub(super) struct Shared {
+pub(super) struct StoreShared {
     pub(super) store: Store,
-    pub(super) this: Instance,
+    pub(super) this: StoreInstance,
     pub(super) partitions: Vec<Arc<Standing>>,
     notify: Mutex<Notify>,
     /// Answers of the servers so far.
@@ -21,10 +21,10 @@ pub(super) struct Shared {
     is_leader: AtomicBool,
 }
 
-impl Shared {
+impl StoreShared {
     pub(super) fn new(
         store: Store,
-        this: Instance,
+        this: StoreInstance,
         partitions: Vec<Arc<Standing>>,
         notify: Notify,
     ) -> Self {
@@ -61,7 +61,7 @@ impl Shared {
     /// The first partition was claimed or lost.
     pub(super) fn set_leader(&self, is_leader: bool) {
         self.is_leader.store(is_leader, Ordering::Relaxed);
-        self.partitions.iter().for_each(|standing| standing.order(Order::Wake));
+        self.partitions.iter().for_each(|standing| standing.order(PartitionOrder::Wake));
     }
 
     /// What the partitions of other owners hold.
@@ -73,8 +73,8 @@ impl Shared {
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for StoreShared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("this", &self.this).finish_non_exhaustive()
+        f.debug_struct("StoreShared").field("this", &self.this).finish_non_exhaustive()
     }
 }

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::checkpoint::{Instance, PartitionLevels};
-use super::protocol::{Ack, StoreRequestError, Stored};
+use super::checkpoint::{PartitionLevels, StoreInstance};
+use super::protocol::{Ack, LogMessage, StoreRequestError};
 use super::reader::LoggedTask;
 use crate::lease::{BootTime, Fence};
 use crate::store::journal::Reply;
@@ -15,21 +15,21 @@ use crate::task::{Partition, Progress};
 /// Who owns a partition, as far as this process knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// Nothing is known yet, or nobody owns it.
+    /// Nothing is known yet, or no instance owns it.
     #[default]
     Unknown,
     /// This process. What is behind the claim arrives as it is stored.
     This {
         claim: u64,
     },
-    Other(Instance),
+    Other(StoreInstance),
 }
 
 #[derive(Debug)]
 pub(super) struct Standing {
     pub(super) partition: Partition,
     pub(super) owner: watch::Sender<Owner>,
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::UnboundedSender<PartitionOrder>,
     details: Mutex<Details>,
 }
 
@@ -42,7 +42,7 @@ struct Details {
 }
 
 /// An input of the task of a partition.
-pub(super) enum Order {
+pub(super) enum PartitionOrder {
     /// A write of this process is stored.
     Acked {
         sequence: u64,
@@ -54,7 +54,7 @@ pub(super) enum Order {
     },
     Settle {
         sequence: u64,
-        settlement: Settlement,
+        settlement: TaskSettlement,
     },
     /// The answer to a strong write.
     Conclude {
@@ -75,12 +75,12 @@ pub(super) enum Order {
     /// The end of a read of the log, for the owner with this epoch.
     Read {
         epoch: u64,
-        result: Result<Vec<Stored>, StoreRequestError>,
+        result: Result<Vec<LogMessage>, StoreRequestError>,
     },
     /// The end of a read of the last checkpoint.
     Looked {
         at: BootTime,
-        result: Result<Option<Stored>, StoreRequestError>,
+        result: Result<Option<LogMessage>, StoreRequestError>,
     },
     /// The end of the write of a checkpoint.
     Written {
@@ -92,13 +92,15 @@ pub(super) enum Order {
     },
 }
 
-pub(super) enum Settlement {
+pub(super) enum TaskSettlement {
     Save(Vec<Progress>),
     Remove,
 }
 
 impl Standing {
-    pub(super) fn new(partition: Partition) -> (Arc<Self>, mpsc::UnboundedReceiver<Order>) {
+    pub(super) fn new(
+        partition: Partition,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<PartitionOrder>) {
         let (orders, receiver) = mpsc::unbounded_channel();
         let levels = PartitionLevels::default();
         let details = Mutex::new(Details { fence: Fence::Lost, levels, stored: 0 });
@@ -107,7 +109,7 @@ impl Standing {
     }
 
     /// The task of the partition may have ended: then there is nothing left to do.
-    pub(super) fn order(&self, order: Order) {
+    pub(super) fn order(&self, order: PartitionOrder) {
         drop(self.orders.send(order));
     }
 

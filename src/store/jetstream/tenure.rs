@@ -36,14 +36,14 @@ enum State {
         last: Option<Seen>,
         next_look: Option<BootTime>,
     },
-    Claiming(Sent),
+    Claiming(SentCheckpoint),
     Owning {
         epoch: u64,
         /// Of the last stored checkpoint.
         counter: u64,
         sequence: u64,
         sent: BootTime,
-        next: Option<Sent>,
+        next: Option<SentCheckpoint>,
     },
 }
 
@@ -61,7 +61,7 @@ struct Seen {
 
 /// A checkpoint that is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Sent {
+struct SentCheckpoint {
     epoch: u64,
     counter: u64,
     /// The sequence of the checkpoint before it; 0 if there is none.
@@ -102,7 +102,7 @@ pub(super) struct Link {
     pub(super) counter: u64,
     /// The sequence of the checkpoint before it; 0 if there is none.
     pub(super) expected: u64,
-    /// Sent before: its content must be the same.
+    /// SentCheckpoint before: its content must be the same.
     pub(super) is_repeat: bool,
     /// Gives the partition up. The next owner may claim it as soon as this is stored, so the lease must
     /// end before it is sent.
@@ -182,7 +182,7 @@ impl Tenure {
                     return Step::Look;
                 };
                 if let Some(seen) = last.filter(|_| claimable && wish.claim) {
-                    let sent = Sent::new(seen.epoch + 1, 0, seen.sequence, now, false);
+                    let sent = SentCheckpoint::new(seen.epoch + 1, 0, seen.sequence, now, false);
                     self.state = State::Claiming(sent);
                     return Step::Write(sent.link());
                 }
@@ -198,7 +198,7 @@ impl Tenure {
                 if now < due && !wish.settle && !wish.release {
                     return Step::Wait(due);
                 }
-                let sent = Sent::new(*epoch, *counter + 1, *sequence, now, wish.release);
+                let sent = SentCheckpoint::new(*epoch, *counter + 1, *sequence, now, wish.release);
                 *next = Some(sent);
                 return Step::Write(sent.link());
             }
@@ -219,7 +219,7 @@ impl Tenure {
             return Change::None;
         };
         let is_claim = matches!(self.state, State::Claiming(_));
-        let Sent { epoch, counter, at, is_last, .. } = sent;
+        let SentCheckpoint { epoch, counter, at, is_last, .. } = sent;
         self.newest = self.newest.max(sequence);
         if is_last {
             self.follow();
@@ -255,7 +255,7 @@ impl Tenure {
                 received: now,
                 is_news: false,
             },
-            // Nobody has ever owned it.
+            // No instance has ever owned it.
             None => {
                 let is_released = true;
                 Seen { sequence: 0, epoch: 0, is_released, received: now, is_news: false }
@@ -304,7 +304,7 @@ impl Tenure {
     }
 }
 
-impl Sent {
+impl SentCheckpoint {
     fn new(epoch: u64, counter: u64, expected: u64, at: BootTime, is_last: bool) -> Self {
         Self { epoch, counter, expected, at, is_last, fate: Fate::Awaited }
     }
@@ -315,7 +315,5 @@ impl Sent {
     }
 }
 
-#[cfg(test)]
-mod model;
 #[cfg(test)]
 mod tests;

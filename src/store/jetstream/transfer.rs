@@ -21,7 +21,7 @@ use super::message::{self, Nonce, TaskMessages};
 use super::meta;
 use super::names::task_id;
 use super::protocol::{Outgoing, StoreRequestError};
-use super::reader::{ReadFailure, Recovery};
+use super::reader::{PartitionRecovery, ReadFailure};
 use super::rows::{self, Put};
 use super::streams::Purpose;
 use crate::store::lines::format::{self, EndLine, HeadLine};
@@ -118,7 +118,7 @@ impl Content {
         let (first, last) = (state.first_sequence, state.last_sequence);
         let settled = checkpoint.map(|checkpoint| checkpoint.settled.index());
         let is_settled = |sequence| settled.as_ref().is_some_and(|index| index.contains(sequence));
-        let mut recovery = Recovery::default();
+        let mut recovery = PartitionRecovery::default();
         let mut next = first;
         while next <= last {
             let read = self.store.read_from(partition, next).await?;

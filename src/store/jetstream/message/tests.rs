@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::jetstream::checkpoint::{Instance, PartitionLevels, Settled};
+use crate::store::jetstream::checkpoint::{PartitionLevels, Settled, StoreInstance};
 use crate::task::{Cause, Client, Consistency, DeadLetter, Node, Operation, Timestamp, Trace};
 
 fn task(value: Vec<u8>) -> Task {
@@ -88,7 +88,7 @@ fn a_message_of_a_newer_version_is_not_taken_for_damage() {
 #[test]
 fn the_bytes_of_a_checkpoint_are_these() {
     let written = Checkpoint {
-        writer: Instance { process: 1, node: "a".into() },
+        writer: StoreInstance { process: 1, node: "a".into() },
         is_released: false,
         epoch: 2,
         counter: 3,

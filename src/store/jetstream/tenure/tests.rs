@@ -1,5 +1,7 @@
 use super::*;
-use crate::store::jetstream::checkpoint::{Instance, PartitionLevels, Settled};
+use crate::store::jetstream::checkpoint::{PartitionLevels, Settled, StoreInstance};
+
+mod model;
 
 const LEASE: Duration = Duration::from_secs(2);
 const ME: u64 = 1;
@@ -19,9 +21,9 @@ impl Clock {
     }
 }
 
-pub(super) fn checkpoint(process: u64, epoch: u64, counter: u64, is_released: bool) -> Checkpoint {
+fn checkpoint(process: u64, epoch: u64, counter: u64, is_released: bool) -> Checkpoint {
     Checkpoint {
-        writer: Instance { process, node: format!("node {process}") },
+        writer: StoreInstance { process, node: format!("node {process}") },
         is_released,
         epoch,
         counter,

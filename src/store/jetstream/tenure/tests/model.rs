@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::tests::checkpoint;
 use super::*;
 use crate::store::jetstream::checkpoint::{Settled, Unsettled};
 
@@ -162,7 +161,7 @@ impl World {
                     self.later(60, if lost { Event::Unknown { to: by } } else { answer });
                 }
             }
-            // A stopped process gets its answers when it goes on.
+            // A stopped process gets its answers when it continues.
             Event::Stored { to, .. }
             | Event::Refused { to }
             | Event::Unknown { to }
@@ -277,7 +276,7 @@ impl World {
                 let (expected, is_awaited) = (link.expected, !lost);
                 let store = Event::Store { by: at, checkpoint, expected, is_awaited };
                 match lost {
-                    // It reaches the log much later, or never. Nobody waits for the answer any more.
+                    // It reaches the log much later, or never. No one waits for the answer any more.
                     true => {
                         if self.rng.bool() {
                             self.later(3_000, store);
