@@ -13,7 +13,7 @@ use async_nats::connection::State;
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::{Client, ConnectOptions, Event, ServerError, jetstream};
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::names::{ClusterName, Names};
 use super::record::ClusterRecord;
@@ -292,7 +292,8 @@ fn with_events(options: ConnectOptions, status: &Arc<Mutex<StoreStatus>>) -> Con
                     warn!(problem = text, "a server of the cluster store reports a problem");
                 }
                 Event::ServerError(error) => warn!(%error, "the cluster store reports a problem"),
-                Event::ClientError(error) => warn!(%error, "the connection to the cluster store"),
+                // At every attempt to reconnect.
+                Event::ClientError(error) => debug!(%error, "the connection to the cluster store"),
                 Event::Draining | Event::Closed => {}
             }
         }
