@@ -92,6 +92,7 @@ impl Opened {
             }),
             now: Now { moment: Moment(0), wall: Timestamp(5_000_000) },
             idempotency: None,
+            early: false,
             reply: Box::new(move |outcome| _ = sender.send(Report::Outcome(number, outcome))),
         }
     }
