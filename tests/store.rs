@@ -333,7 +333,7 @@ async fn certificates_are_checked_in_both_directions() {
     start(&server, &shown).unwrap().stop();
 }
 
-/// `deploy/nats.conf` as it is, but for one server on this machine.
+/// `deploy/nats.conf` as it is, for a single server on this machine.
 async fn shipped() -> Server {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/nats.conf");
     let text = fs::read_to_string(path).unwrap();

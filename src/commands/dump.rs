@@ -15,7 +15,7 @@ use crate::replica::install_crypto;
 use crate::store::{self, Exported, Imported, JetStreamSettings, StoreSettings};
 
 pub(super) fn export(args: &ExportArgs) -> ExitCode {
-    let source = match Place::of(&args.store, &args.cluster) {
+    let source = match DumpPlace::of(&args.store, &args.cluster) {
         Ok(source) => source,
         Err(why) => return fail(&why),
     };
@@ -39,12 +39,12 @@ pub(super) fn export(args: &ExportArgs) -> ExitCode {
 }
 
 /// A store that is not in use.
-enum Place {
+enum DumpPlace {
     Directory(StoreSettings),
     Cluster(Box<JetStreamSettings>),
 }
 
-impl Place {
+impl DumpPlace {
     fn of(directory: &StoreArgs, cluster: &ClusterArgs) -> Result<Self, String> {
         let cluster =
             cluster_of_command(cluster, wall_clock()).map_err(|error| error.to_string())?;
@@ -83,7 +83,7 @@ impl Place {
 }
 
 /// Readable by its owner only, as the store, and synced before success is reported.
-fn to_file(source: &Place, path: &Path) -> Result<io::Result<Exported>, String> {
+fn to_file(source: &DumpPlace, path: &Path) -> Result<io::Result<Exported>, String> {
     let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(file) => file,
         Err(error) => return Ok(Err(error)),
@@ -98,7 +98,7 @@ fn to_file(source: &Place, path: &Path) -> Result<io::Result<Exported>, String> 
 }
 
 pub(super) fn import(args: &ImportArgs) -> ExitCode {
-    let target = match Place::of(&args.store, &args.cluster) {
+    let target = match DumpPlace::of(&args.store, &args.cluster) {
         Ok(target) => target,
         Err(why) => return fail(&why),
     };

@@ -15,7 +15,7 @@ use async_nats::{Client, ConnectOptions, Event, ServerError, jetstream};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::names::{ClusterName, Names};
+use super::names::{ClusterName, StreamNames};
 use super::record::ClusterRecord;
 use super::rows::now;
 use super::status::{ClusterStatus, PartitionOwner, StoreStatus};
@@ -86,7 +86,7 @@ pub struct Store(Arc<Connected>);
 struct Connected {
     client: Client,
     jetstream: jetstream::Context,
-    names: Names,
+    names: StreamNames,
     record: ClusterRecord,
     settings: JetStreamSettings,
     status: Arc<Mutex<StoreStatus>>,
@@ -112,7 +112,7 @@ impl Store {
         let server = client.server_info();
         check_version(&server.server_name, &server.version)?;
         let jetstream = ContextBuilder::new().timeout(settings.timeout).build(client.clone());
-        let names = Names::new(settings.cluster.clone());
+        let names = StreamNames::new(settings.cluster.clone());
         let is_clustered = server.cluster.is_some();
         let streams = Streams {
             client: &client,
@@ -153,7 +153,7 @@ impl Store {
     }
 
     #[must_use]
-    pub fn names(&self) -> &Names {
+    pub fn names(&self) -> &StreamNames {
         &self.0.names
     }
 

@@ -31,7 +31,7 @@ const _: () = assert!(SURELY_KNOWN.as_secs() * 2 < DUPLICATE_WINDOW.as_secs());
 const ATTEMPTS: usize = 8;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct StoredKey {
+struct ClusterKey {
     format: u32,
     /// For an export; the subject has only its hash.
     key: Box<str>,
@@ -92,7 +92,7 @@ impl ClusterKeys {
     ) -> Reserved {
         let subject = self.subject(idempotency);
         let fingerprint = idempotency.fingerprint;
-        let key = StoredKey::new(idempotency, consistency, partition, nonce);
+        let key = ClusterKey::new(idempotency, consistency, partition, nonce);
         for _ in 0..ATTEMPTS {
             match self.put(&subject, &key, 0).await {
                 Put::Stored(_) => return Reserved::New { nonce, partition },
@@ -129,7 +129,7 @@ impl ClusterKeys {
             let (version, mut key) = match self.read(&subject).await {
                 Read::Key(version, key, _) => (version, key),
                 // Expired, or the reservation was never stored: this one is as good.
-                Read::None => (0, StoredKey::new(idempotency, consistency, partition, nonce)),
+                Read::None => (0, ClusterKey::new(idempotency, consistency, partition, nonce)),
                 Read::Unreadable => return true,
                 Read::Unanswered => return false,
             };
@@ -186,8 +186,8 @@ impl ClusterKeys {
                 Got::Failed(problem) => return Err(format!("{stream}: {problem}")),
             };
             next = row.sequence + 1;
-            let Some(key) = StoredKey::parse(&row.payload) else { continue };
-            let StoredKey { key, fingerprint, id: Some(id), answer, .. } = key else { continue };
+            let Some(key) = ClusterKey::parse(&row.payload) else { continue };
+            let ClusterKey { key, fingerprint, id: Some(id), answer, .. } = key else { continue };
             let row = IdempotencyRow { task: TaskId(id), fingerprint, at: row.stored_at, answer };
             keys.push((key, row));
         }
@@ -208,7 +208,7 @@ impl ClusterKeys {
         // Without its task, the consistency is unknown and does not matter.
         let (id, consistency) = task.unwrap_or((row.task, Consistency::Eventual));
         let partition = Partition(0);
-        let mut key = StoredKey::new(idempotency, consistency, partition, u128::from(id.0));
+        let mut key = ClusterKey::new(idempotency, consistency, partition, u128::from(id.0));
         (key.id, key.answer) = (Some(id.0), row.answer.clone());
         let payload = serde_json::to_vec(&key).map_err(|error| error.to_string())?;
         let (client, subject) = (self.store.client(), self.subject(idempotency));
@@ -225,7 +225,7 @@ impl ClusterKeys {
         self.store.names().key(&hash(&idempotency.key))
     }
 
-    async fn put(&self, subject: &str, key: &StoredKey, version: u64) -> Put {
+    async fn put(&self, subject: &str, key: &ClusterKey, version: u64) -> Put {
         let payload = match serde_json::to_vec(key) {
             Ok(payload) => Bytes::from(payload),
             Err(error) => return Put::Failed(error.to_string()),
@@ -236,7 +236,7 @@ impl ClusterKeys {
         rows::put(client, subject, payload, Some(version), ttl, settings.timeout).await
     }
 
-    async fn get(&self, subject: &str) -> Option<(u64, StoredKey, Duration)> {
+    async fn get(&self, subject: &str) -> Option<(u64, ClusterKey, Duration)> {
         match self.read(subject).await {
             Read::Key(version, key, age) => Some((version, key, age)),
             Read::None | Read::Unreadable | Read::Unanswered => None,
@@ -248,7 +248,7 @@ impl ClusterKeys {
         let wanted = Wanted::Last { subject };
         let timeout = self.store.settings().timeout;
         match rows::get(self.store.client(), &stream, &wanted, timeout).await {
-            Got::Row(row) => match StoredKey::parse(&row.payload) {
+            Got::Row(row) => match ClusterKey::parse(&row.payload) {
                 Some(key) => Read::Key(row.sequence, key, age(row.stored_at)),
                 None => Read::Unreadable,
             },
@@ -260,7 +260,7 @@ impl ClusterKeys {
 
 enum Read {
     /// With its version and its age.
-    Key(u64, StoredKey, Duration),
+    Key(u64, ClusterKey, Duration),
     None,
     /// Of a newer version, or damaged.
     Unreadable,
@@ -274,7 +274,7 @@ fn age(stored_at: Timestamp) -> Duration {
     Timestamp(0).saturating_add(now).saturating_since(stored_at)
 }
 
-impl StoredKey {
+impl ClusterKey {
     fn new(
         idempotency: &Idempotency,
         consistency: Consistency,
@@ -318,18 +318,18 @@ mod tests {
 
     const AGE: Duration = Duration::ZERO;
 
-    fn key() -> StoredKey {
+    fn key() -> ClusterKey {
         let idempotency = Idempotency { key: "k".into(), fingerprint: [7; 16] };
-        StoredKey::new(&idempotency, Consistency::Strong, Partition(3), u128::MAX - 5)
+        ClusterKey::new(&idempotency, Consistency::Strong, Partition(3), u128::MAX - 5)
     }
 
     #[test]
     fn a_key_is_read_as_it_was_written() {
         let answer =
             IdempotencyAnswer { success: true, acked: vec![0, 1], failed: vec![2], needed: 2 };
-        let bound = StoredKey { id: Some(u64::MAX), answer: Some(answer), ..key() };
+        let bound = ClusterKey { id: Some(u64::MAX), answer: Some(answer), ..key() };
         for key in [key(), bound] {
-            assert_eq!(StoredKey::parse(&serde_json::to_vec(&key).unwrap()), Some(key));
+            assert_eq!(ClusterKey::parse(&serde_json::to_vec(&key).unwrap()), Some(key));
         }
     }
 
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn another_body_is_refused_and_a_bound_key_is_known() {
         assert_eq!(key().state([8; 16], AGE), Reserved::Mismatch);
-        let bound = StoredKey { id: Some(9), ..key() };
+        let bound = ClusterKey { id: Some(9), ..key() };
         let repeated = Repeated { id: TaskId(9), consistency: Consistency::Strong, answer: None };
         assert_eq!(bound.state([7; 16], DUPLICATE_WINDOW), Reserved::Known(repeated));
     }

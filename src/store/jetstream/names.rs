@@ -32,9 +32,9 @@ impl fmt::Display for ClusterName {
 }
 
 #[derive(Clone, Debug)]
-pub struct Names(ClusterName);
+pub struct StreamNames(ClusterName);
 
-impl Names {
+impl StreamNames {
     #[must_use]
     pub const fn new(cluster: ClusterName) -> Self {
         Self(cluster)

@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use super::checkpoint::{PartitionLevels, Settled, SettledIndex, Unsettled};
 use super::message::{self, MessageError, Nonce};
-use super::names::{Names, task_id};
+use super::names::{StreamNames, task_id};
 use super::protocol::{LogMessage, Outgoing};
 use super::publish::{Found, Publisher};
 use super::reader::{LogTurn, LoggedTask, PartitionRecovery, Reader, RecoveredTask};
@@ -252,7 +252,7 @@ impl Owned {
     }
 
     /// Takes settlements, from the oldest task on.
-    pub(super) fn group(&mut self, names: &Names) -> Group {
+    pub(super) fn group(&mut self, names: &StreamNames) -> Group {
         if let OwnedStage::Recovering { settled, levels, .. } = &self.stage {
             return Group { rows: Vec::new(), settled: settled.clone(), levels: *levels };
         }
@@ -320,7 +320,7 @@ impl Owned {
     /// Messages of the log, in order; `None` if they could not be read.
     pub(super) fn read(
         &mut self,
-        names: &Names,
+        names: &StreamNames,
         publisher: &Publisher,
         messages: Option<Vec<LogMessage>>,
         notify: &dyn Fn(JournalEvent),

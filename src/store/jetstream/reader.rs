@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::connect::Store;
 use super::message::{self, MessageError, Nonce, StoredTask};
-use super::names::{Names, place_of, task_id};
+use super::names::{StreamNames, place_of, task_id};
 use super::protocol::{LogMessage, StoreRequestError};
 use crate::store::payload::Nodes;
 use crate::store::records::{Header, Recovered};
@@ -138,7 +138,7 @@ impl Reader {
     /// A message of the log. They come in order.
     pub(super) fn read(
         &mut self,
-        names: &Names,
+        names: &StreamNames,
         partition: Partition,
         stored: LogMessage,
     ) -> Option<LogTurn> {
@@ -198,7 +198,7 @@ impl PartitionRecovery {
     /// Takes a message of the log, unless it is settled. They come in order. Returns the nonce of a task.
     pub(super) fn read(
         &mut self,
-        names: &Names,
+        names: &StreamNames,
         partition: Partition,
         stored: &LogMessage,
         is_settled: impl Fn(u64) -> bool,

@@ -1,4 +1,4 @@
-//! What operators are told about the cluster store.
+//! What operators see of the cluster store.
 
 use std::collections::HashMap;
 

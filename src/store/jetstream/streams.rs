@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::DEFAULT_PARTITIONS;
 use super::connect::{ConnectError, JetStreamSettings, innermost};
-use super::names::{MAX_PARTITIONS, Names};
+use super::names::{MAX_PARTITIONS, StreamNames};
 use super::record::{ClusterRecord, FORMAT};
 use super::rows::{self, Got, Put, Wanted};
 
@@ -53,7 +53,7 @@ pub(super) enum Purpose {
 pub(super) struct Streams<'a> {
     pub(super) client: &'a Client,
     pub(super) jetstream: &'a Context,
-    pub(super) names: &'a Names,
+    pub(super) names: &'a StreamNames,
     pub(super) settings: &'a JetStreamSettings,
     /// The servers form a cluster, so that a stream can have copies.
     pub(super) is_clustered: bool,

@@ -268,11 +268,11 @@ pub fn import(
     input: &mut dyn BufRead,
 ) -> Result<Imported, TransferError> {
     let runtime = runtime()?;
-    let mut target = Target { runtime, settings: settings.clone(), filling: None };
+    let mut target = ClusterTarget { runtime, settings: settings.clone(), filling: None };
     lines::import(input, &mut target)
 }
 
-struct Target {
+struct ClusterTarget {
     runtime: Runtime,
     settings: JetStreamSettings,
     /// From the first line on.
@@ -293,7 +293,7 @@ struct ImportGroup {
     bytes: usize,
 }
 
-impl Target {
+impl ClusterTarget {
     fn run<T>(
         &mut self,
         step: impl AsyncFnOnce(&mut Filling) -> Result<T, TransferError>,
@@ -305,7 +305,7 @@ impl Target {
     }
 }
 
-impl ImportTarget for Target {
+impl ImportTarget for ClusterTarget {
     type Error = TransferError;
 
     fn begin(&mut self, next_id: TaskId) -> Result<(), TransferError> {

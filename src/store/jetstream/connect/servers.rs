@@ -67,7 +67,7 @@ pub(super) async fn ask(client: &Client) -> Vec<StoreServer> {
     }
     let deadline = tokio::time::sleep(PATIENCE).deadline();
     while let Ok(Some(message)) = tokio::time::timeout_at(deadline, answers.next()).await {
-        // Also if nobody answers: then the message has a status and no content.
+        // Also if no server answers: then the message has a status and no content.
         let Ok(answer) = serde_json::from_slice::<Answer>(&message.payload) else { break };
         let sync_always = answer.statsz.jetstream.map(|jetstream| jetstream.config.sync_always);
         let Named { name, ver } = answer.server;

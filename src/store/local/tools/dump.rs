@@ -181,16 +181,16 @@ fn read_all(
 ) -> Result<Imported, Wrong> {
     let db = open_sled(path, settings.cache_bytes.max(SMALL_CACHE))?;
     migrate::run(&db)?;
-    let mut target = Target { database: Database::new(db)?, unflushed: 0 };
+    let mut target = LocalTarget { database: Database::new(db)?, unflushed: 0 };
     lines::import(input, &mut target)
 }
 
-struct Target {
+struct LocalTarget {
     database: Database,
     unflushed: u64,
 }
 
-impl ImportTarget for Target {
+impl ImportTarget for LocalTarget {
     type Error = Wrong;
 
     fn begin(&mut self, _: TaskId) -> Result<(), Wrong> {
