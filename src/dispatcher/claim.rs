@@ -3,8 +3,8 @@
 
 use crate::dispatcher::replica_registry::ReplicaRegistry;
 use crate::engine::{Arrived, Engine, KeyHasher, Now, Origin};
-use crate::store::{Header, Recovered, ReplicaRow};
-use crate::task::{self, Node, Partition};
+use crate::store::{Recovered, ReplicaRow};
+use crate::task::{Node, Partition};
 
 /// Adds claimed tasks, in the order of their ids.
 pub(crate) fn tasks(
@@ -17,7 +17,7 @@ pub(crate) fn tasks(
 ) {
     for Recovered { mut header, progress, .. } in tasks {
         // Before a rename: the weight includes the names.
-        let bytes = weight(&header);
+        let bytes = header.weight() as u64;
         if registry.has_renamed() {
             for replica in &mut header.replicas {
                 *replica = registry.resolve(replica).clone();
@@ -34,11 +34,6 @@ pub(crate) fn tasks(
         };
         engine.arrive(now, arrived, Origin::Recovered(progress));
     }
-}
-
-fn weight(header: &Header) -> u64 {
-    let Header { key, value_bytes, replicas, user_id, trace, .. } = header;
-    task::weight(key, *value_bytes, replicas, user_id.as_deref(), trace.as_ref()) as u64
 }
 
 pub(crate) fn replica(

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::task::{
-    Client, Consistency, Idempotency, Node, Operation, Progress, Task, TaskId, Timestamp, Trace,
+    self, Client, Consistency, Idempotency, Node, Operation, Progress, Task, TaskId, Timestamp,
+    Trace,
 };
 
 /// A task without its value. Recovery returns these, because the values of a long queue need not
@@ -59,6 +60,13 @@ impl Header {
             consistency: self.consistency,
             trace: self.trace,
         }
+    }
+
+    /// That of its task, value included.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let Self { key, value_bytes, replicas, user_id, trace, .. } = self;
+        task::weight(key, *value_bytes, replicas, user_id.as_deref(), trace.as_ref())
     }
 }
 

@@ -19,8 +19,8 @@ use super::reader::{LogTurn, LoggedTask, PartitionRecovery, Reader, RecoveredTas
 use super::standing::TaskSettlement;
 use crate::lease::{BootTime, Lease};
 use crate::store::journal::{JournalEvent, Reply};
-use crate::store::records::{CommitError, Header};
-use crate::task::{self, Consistency, Idempotency, Partition, Progress};
+use crate::store::records::CommitError;
+use crate::task::{Consistency, Idempotency, Partition, Progress};
 
 /// How long settlements wait for others.
 const GATHER: Duration = Duration::from_millis(10);
@@ -429,7 +429,7 @@ impl Owned {
         for RecoveredTask { sequence, task } in recovery.finish() {
             match task {
                 Ok((task, chunks, nonce)) => {
-                    self.unsettled.add(sequence, weight(&task.header), chunks);
+                    self.unsettled.add(sequence, task.header.weight() as u64, chunks);
                     self.unsettled.mark(sequence, is_dead(&task.progress));
                     let (key, consistency) = (task.idempotency.clone(), task.header.consistency);
                     self.add_key(sequence, key, consistency, nonce);
@@ -470,9 +470,4 @@ fn is_dead(progress: &[Progress]) -> bool {
         matches!(progress, Progress::Dead(_) | Progress::Delivered | Progress::Superseded)
     };
     progress.iter().all(is_over) && progress.iter().any(|one| matches!(one, Progress::Dead(_)))
-}
-
-fn weight(header: &Header) -> u64 {
-    let Header { key, value_bytes, replicas, user_id, trace, .. } = header;
-    task::weight(key, *value_bytes, replicas, user_id.as_deref(), trace.as_ref()) as u64
 }
