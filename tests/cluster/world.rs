@@ -6,25 +6,12 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::judge::{Figures, first_of_a_new_owner, firsts_of_partitions, judge, until_applied};
 use crate::proxy::Proxy;
+use crate::support::oracle::ARGS;
 use crate::support::servers::{SERVERS, Servers};
 use crate::support::{Behaviour, Daemon, Replica, wait_until};
 use crate::traffic::{Traffic, Writers};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
-
-/// Retries are quick and do not end, so that a missing write is a lost write.
-const ARGS: &[&str] = &[
-    "--settle-after",
-    "500ms",
-    "--retry-base",
-    "20ms",
-    "--max-retries",
-    "1000",
-    "--retry-capacity",
-    "40",
-    "--queue-wait",
-    "5s",
-];
 
 /// Three servers and a handful of processes are enough for a small machine.
 static TURN: Semaphore = Semaphore::const_new(1);
