@@ -11,10 +11,8 @@
 //!
 //! `journal.rs` is the journal. `publish.rs` stores writes. `partition.rs` is the task of a partition:
 //! `tenure.rs` decides who owns it, `reader.rs` puts its messages into their order, `owned.rs` and
-//! `checkpoint.rs` know what is settled, `standing.rs` is what others see of it, `shared.rs` what all
-//! partitions share. `message.rs` is the format, `protocol.rs` has the requests.
-
-#![allow(dead_code, reason = "the daemon uses it when all parts are there")]
+//! `checkpoint.rs` know what is settled, `standing.rs` is what other parts may know of the partition,
+//! `shared.rs` what all partitions share. `message.rs` is the format, `protocol.rs` has the requests.
 
 mod checkpoint;
 mod connect;
@@ -47,7 +45,7 @@ pub use names::{ClusterName, MAX_PARTITIONS};
 pub use status::ClusterStatus;
 pub use transfer::{export as export_cluster, import as import_cluster};
 
-/// The library of the connection. The store logs what an operator needs of it.
+/// The log target of the NATS library. The store itself logs what an operator needs to know.
 pub const CLIENT_LIBRARY: &str = "async_nats";
 
 /// Of a new cluster: each partition has a log of its own, and syncs of its own.

@@ -127,6 +127,7 @@ impl Unsettled {
         self.through = self.through.max(sequence);
     }
 
+    #[cfg(test)]
     pub(super) fn through(&self) -> u64 {
         self.through
     }
@@ -256,7 +257,7 @@ mod tests {
             let settled = unsettled(through, &open).settled().index();
             let open: BTreeSet<_> = open.into_iter().map(|(sequence, _)| sequence).collect();
             for sequence in tasks.iter().copied().chain(90..=through) {
-                // Messages before the first task can be chunks of it.
+                // Messages before the first task can be its chunks.
                 let is_chunk = sequence > floor && open.first().is_some_and(|first| sequence < *first);
                 if !is_chunk {
                     prop_assert_eq!(settled.contains(sequence), !open.contains(&sequence));

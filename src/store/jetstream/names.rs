@@ -111,12 +111,6 @@ impl StreamNames {
         self.of(partition, "c")
     }
 
-    /// The checkpoints of all partitions.
-    #[must_use]
-    pub fn checkpoints(&self) -> String {
-        format!("{}.*.c", self.0)
-    }
-
     /// Not stored: tells the owner that a task is durable.
     #[must_use]
     pub fn hint(&self, partition: Partition) -> String {

@@ -1,6 +1,7 @@
 //! The requests to the servers, as far as async-nats does not have them.
 //!
-//! - **Atomic batch** (ADR-50): its messages are stored all or none, one after the other.
+//! - **Atomic batch** (ADR-50): at most 1000 messages, which are stored all or none, one after
+//!   the other.
 //! - **Direct get** (ADR-31): any server of the stream answers, from a prefix of the log. So a message
 //!   that it does not have may exist.
 
@@ -23,9 +24,6 @@ use crate::task::Partition;
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 const ROLLUP: &str = "Nats-Rollup";
-
-/// The most messages of an atomic batch.
-pub(super) const MAX_BATCH: usize = 1000;
 
 /// Messages and bytes of one read.
 const READ_MESSAGES: usize = 1000;
@@ -53,7 +51,7 @@ impl Outgoing {
         self
     }
 
-    /// LogMessage only if the last message of its subject has this sequence, and replaces that one.
+    /// Stored only if the last message of its subject has this sequence, and replaces that one.
     pub(super) fn after(self, sequence: u64) -> Self {
         let mut this = self.replacing();
         this.headers.insert(EXPECTED, sequence.to_string());

@@ -3,7 +3,7 @@
 //! Each write has a nonce, by which the servers store it once, however often it is sent. It is sent
 //! again until it is acknowledged or `--store-timeout` is over. Then it may still be stored later.
 //!
-//! **PartitionOrder.** Writes of one key are published one after the other: the next one when the one before is
+//! **Order.** Writes of one key are published one after the other: the next one when the one before is
 //! acknowledged or given up. So they get ascending sequences in the order of the calls, also when one
 //! is sent again. Writes of different keys are on their way at the same time.
 //!
@@ -49,7 +49,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Publisher {
     store: Store,
     partitions: Vec<Arc<Standing>>,
-    /// ClusterKeys with a write on its way, and the writes that wait behind it.
+    /// Keys with a write on its way, and the writes that wait behind it.
     keys: Mutex<HashMap<Box<str>, VecDeque<Submitted>>>,
     on_their_way: Mutex<HashMap<Nonce, OnItsWay>>,
     /// The records of replicas.
