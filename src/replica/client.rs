@@ -121,7 +121,7 @@ impl ReplicaClient {
     /// `now` is the wall clock: the remaining ttl and a `Retry-After` date are computed from it.
     ///
     /// Nothing is written once `fence` has ended. A request in flight is cut then, which says nothing
-    /// about the replica; it is ambiguous if bytes of it may have left.
+    /// about the replica; it is ambiguous if some of its bytes may have been sent.
     ///
     /// # Cancel safety
     ///

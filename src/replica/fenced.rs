@@ -2,7 +2,7 @@
 //! writes.
 //!
 //! The check is below TLS and after all buffers: a process that was stopped in the middle of a request
-//! writes no more of it when it runs again and has lost the partition. Without a fence it costs a
+//! does not write the rest when it runs again and has lost the partition. Without a fence it costs a
 //! branch. HTTP/2 is not covered: a connection carries requests of several partitions.
 
 use std::io::{self, IoSlice};
@@ -39,7 +39,7 @@ impl FencedRequest {
         self.fence.ended().await;
     }
 
-    /// Whether bytes of it may have left this process. Once it may not be sent, this does not change.
+    /// Whether this process may have sent some of its bytes. Once the fence has ended, this does not change.
     pub(super) fn has_begun(&self) -> bool {
         self.begun.load(Ordering::SeqCst)
     }

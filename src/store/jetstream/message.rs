@@ -205,7 +205,7 @@ pub(super) fn read_task(
 }
 
 impl StoredTask {
-    /// The task, if all of it is in its message.
+    /// The task, if its message has its whole value.
     pub(super) fn whole(self) -> Result<Task, Box<Self>> {
         if self.chunks > 0 { Err(Box::new(self)) } else { Ok(self.header.into_task(self.value)) }
     }

@@ -63,7 +63,7 @@ pub(super) struct PartitionTask {
     owned: Option<Owned>,
     /// The last checkpoint that was read.
     last: Option<(u64, Checkpoint)>,
-    /// The engine has tasks of it.
+    /// The engine has tasks of this partition.
     is_in_engine: bool,
     /// It has messages that this binary cannot read.
     is_unreadable: bool,
@@ -508,7 +508,7 @@ impl PartitionTask {
             error!(
                 partition = self.partition.0,
                 %error,
-                "a partition cannot be owned by this version: a message of it cannot be read"
+                "this version cannot own a partition, because it cannot read one of its messages"
             );
         }
     }

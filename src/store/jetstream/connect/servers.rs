@@ -82,8 +82,8 @@ pub(super) async fn ask(client: &Client) -> Vec<StoreServer> {
 
 /// Whether all servers with JetStream sync each write; `None` if they do not tell.
 pub(super) fn sync_always(servers: &[StoreServer]) -> Option<bool> {
-    let told = servers.iter().filter_map(|server| server.sync_always);
-    told.reduce(|all, one| all && one)
+    let known = servers.iter().filter_map(|server| server.sync_always);
+    known.reduce(|all, one| all && one)
 }
 
 /// The major and the minor number of a version.
