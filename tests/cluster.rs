@@ -24,6 +24,8 @@ mod it {
 mod faults;
 #[path = "cluster/judge.rs"]
 mod judge;
+#[path = "cluster/keys.rs"]
+mod keys;
 #[path = "cluster/proxy.rs"]
 mod proxy;
 #[path = "cluster/traffic.rs"]

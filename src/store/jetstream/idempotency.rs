@@ -5,12 +5,17 @@
 //! stored its id is **bound** to the key: by the publisher, and by the owner of the partition before it
 //! may settle the task. So a reservation without an id means that the task is still in the stream,
 //! where it has that nonce, or was never stored. The servers drop a row at the end of
-//! `--idempotency-window`, and store no more rows than `--idempotency-keys`.
+//! `--idempotency-window`.
+//!
+//! No more than `--idempotency-keys` are reserved. Each instance counts them, from a count of the servers
+//! that is up to a second old. The stream has room for more: at its limit it would refuse ids, too.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::connect::Store;
 use super::record::hash;
@@ -29,6 +34,8 @@ const _: () = assert!(SURELY_KNOWN.as_secs() * 2 < DUPLICATE_WINDOW.as_secs());
 
 /// Attempts to change a row that others change, too.
 const ATTEMPTS: usize = 8;
+
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct ClusterKey {
@@ -75,11 +82,33 @@ pub(super) enum Reserved {
 #[derive(Debug)]
 pub(super) struct ClusterKeys {
     store: Store,
+    count: Mutex<KeyCount>,
+}
+
+/// The rows of the stream.
+#[derive(Debug, Default)]
+struct KeyCount {
+    rows: u64,
+    counted: Option<Instant>,
 }
 
 impl ClusterKeys {
     pub(super) fn new(store: &Store) -> Self {
-        Self { store: store.clone() }
+        Self { store: store.clone(), count: Mutex::default() }
+    }
+
+    /// Whether the limit is reached. If the servers do not answer, only that of the stream holds.
+    async fn is_full(&self) -> bool {
+        let mut count = self.count.lock().await;
+        let now = rows::now();
+        if count.counted.is_none_or(|counted| now - counted >= COUNT_EVERY) {
+            let stream = self.store.names().key_stream();
+            if let Ok(stream) = self.store.jetstream().get_stream(stream).await {
+                let rows = stream.cached_info().state.messages;
+                *count = KeyCount { rows, counted: Some(now) };
+            }
+        }
+        count.rows >= self.store.settings().keys.most as u64
     }
 
     /// Reserves a key for the task with this nonce, unless it is known.
@@ -93,9 +122,19 @@ impl ClusterKeys {
         let subject = self.subject(idempotency);
         let fingerprint = idempotency.fingerprint;
         let key = ClusterKey::new(idempotency, consistency, partition, nonce);
+        if self.is_full().await {
+            return match self.read(&subject).await {
+                Read::Key(_, found, age) => found.state(fingerprint, age),
+                Read::None => Reserved::Full,
+                Read::Unreadable | Read::Unanswered => Reserved::Unanswered,
+            };
+        }
         for _ in 0..ATTEMPTS {
             match self.put(&subject, &key, 0).await {
-                Put::Stored(_) => return Reserved::New { nonce, partition },
+                Put::Stored(_) => {
+                    self.count.lock().await.rows += 1;
+                    return Reserved::New { nonce, partition };
+                }
                 Put::Full => return Reserved::Full,
                 Put::Unanswered => continue,
                 Put::Refused => {}
@@ -139,9 +178,10 @@ impl ClusterKeys {
             }
             key.id = Some(id.0);
             match self.put(&subject, &key, version).await {
-                Put::Stored(_) | Put::Full | Put::Failed(_) => return true,
+                Put::Stored(_) => return true,
                 Put::Refused => {}
-                Put::Unanswered => return false,
+                // Without the id, a repeat would be a new write once the task is settled.
+                Put::Full | Put::Failed(_) | Put::Unanswered => return false,
             }
         }
         false

@@ -31,6 +31,10 @@ const META_BYTES: i64 = 256 << 20;
 /// An idempotency key with the answer to a strong write.
 const KEY_BYTES: u64 = 1 << 10;
 
+/// Besides `--idempotency-keys`: servers refuse a new version of a message, too, when a stream has
+/// reached its limit, and a reserved key must get its id.
+const SPARE_KEYS: u64 = 1 << 14;
+
 /// Why a step did not succeed.
 #[derive(Debug)]
 pub(super) enum Trouble {
@@ -82,11 +86,13 @@ impl Streams<'_> {
         };
         self.stream(meta).await?;
         let record = self.record().await?;
+        let most_keys = self.settings.keys.most as u64;
+        let most_keys = most_keys.saturating_add(most_keys / 4).saturating_add(SPARE_KEYS);
         let keys = Config {
             subjects: vec![self.names.key("*")],
             max_messages_per_subject: 1,
-            max_messages: signed(self.settings.keys.most as u64),
-            max_bytes: signed((self.settings.keys.most as u64).saturating_mul(KEY_BYTES)),
+            max_messages: signed(most_keys),
+            max_bytes: signed(most_keys.saturating_mul(KEY_BYTES)),
             ..self.config(self.names.key_stream())
         };
         self.stream(keys).await?;
