@@ -271,6 +271,12 @@ impl Config {
         problems.check(cluster.is_none() || delivery.replica_http2 == ReplicaHttp2Arg::Off, || {
             "--replica-http2 must be off with --store: an attempt on a shared connection cannot be cut when the lease ends".to_owned()
         });
+        if cluster.is_some() {
+            let most = cluster::most_replicas(key_bytes);
+            problems.check(max_replicas <= most, || {
+                format!("--max-replicas {max_replicas} must be at most {most} with --store: the addresses of a write must fit into a message of the servers")
+            });
+        }
         // An attempt keeps its id when another instance takes over.
         let sender = cluster.as_ref().map_or_else(|| id.clone(), |c| c.cluster.to_string());
 

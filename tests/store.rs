@@ -267,8 +267,12 @@ async fn each_reason_why_a_server_cannot_be_used_is_one_sentence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_jetstream_or_without_syncs_is_refused() {
+async fn a_server_without_jetstream_or_syncs_or_with_short_messages_is_refused() {
     let dir = tempfile::tempdir().unwrap();
+    let small = Server::start(&format!("max_payload: 64KB\n{JETSTREAM}")).await;
+    let why = Instance::try_start(dir.path(), &["--store", &small.url()]).err().unwrap();
+    assert!(why.contains("at most 65536 bytes") && why.contains("max_payload: 1MB"), "{why}");
+
     let server = Server::start("").await;
     let why = Instance::try_start(dir.path(), &["--store", &server.url()]).err().unwrap();
     assert!(why.contains("JetStream is not enabled"), "{why}");

@@ -7,11 +7,19 @@ use url::Url;
 use super::{ConfigErrors, Problems};
 use crate::cli::daemon::{ClusterArgs, DurabilityArg};
 use crate::store::{ClusterName, JetStreamSettings, KeyLimits, MAX_PARTITIONS, StoreDurability};
-use crate::task::{TaskId, Timestamp};
+use crate::task::{MAX_NODE_BYTES, TaskId, Timestamp};
 use crate::text::without_secrets;
 
 const LEASE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 const TIMEOUT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(300)];
+
+/// Of a message of 1 MiB, beside a value of 512 KiB.
+const KEY_AND_ADDRESSES: usize = 384 << 10;
+
+/// How many replicas a write may have so that its message is not too long.
+pub(super) fn most_replicas(key_bytes: usize) -> usize {
+    KEY_AND_ADDRESSES.saturating_sub(key_bytes) / MAX_NODE_BYTES
+}
 
 /// Limits of the queue, which in a cluster count for all instances together.
 #[derive(Clone, Copy, Debug)]
@@ -157,6 +165,7 @@ mod tests {
             (&["--store-timeout", "0s"], "--store-timeout"),
             (&["--partitions", "1025"], "--partitions 1025 must be at most 1024"),
             (&["--cluster", "a.b"], "--cluster \"a.b\" must be"),
+            (&["--max-replicas", "500"], "--max-replicas 500 must be at most 380 with --store"),
         ] {
             let text = config(&[&STORE, args].concat()).unwrap_err();
             assert!(text.contains(words), "{args:?}: {text}");

@@ -35,6 +35,9 @@ pub use servers::StoreServer;
 /// Older servers sync every message instead of every group of them, and have no atomic batches.
 const OLDEST_SERVER: (u32, u32) = (2, 15);
 
+/// The default of the servers. Every message of this store fits.
+const LARGEST_MESSAGE: usize = 1 << 20;
+
 /// Two elections: of the leader for all streams, then of each stream's.
 const ELECTIONS: Duration = Duration::from_secs(30);
 
@@ -111,6 +114,13 @@ impl Store {
         let client = client(settings, &status).await?;
         let server = client.server_info();
         check_version(&server.server_name, &server.version)?;
+        if server.max_payload < LARGEST_MESSAGE {
+            return Err(ConnectError::SmallPayload {
+                server: failure::said(&server.server_name),
+                found: server.max_payload,
+                needed: LARGEST_MESSAGE,
+            });
+        }
         let jetstream = ContextBuilder::new().timeout(settings.timeout).build(client.clone());
         let names = StreamNames::new(settings.cluster.clone());
         let is_clustered = server.cluster.is_some();

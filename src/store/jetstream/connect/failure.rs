@@ -34,6 +34,10 @@ pub enum ConnectError {
     #[error("the server {server} has version {version}: --store needs nats-server 2.15 or newer")]
     OldServer { server: String, version: String },
     #[error(
+        "the server {server} takes messages of at most {found} bytes, and --store needs {needed}: set `max_payload: 1MB` or more"
+    )]
+    SmallPayload { server: String, found: usize, needed: usize },
+    #[error(
         "JetStream is not enabled for this account on the servers of --store: add a block `jetstream` to their configuration and `jetstream: enabled` to the account"
     )]
     NoJetStream,
