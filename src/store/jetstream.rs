@@ -12,12 +12,13 @@
 //! `journal.rs` is the journal. `publish.rs` stores writes. `partition.rs` is the task of a partition:
 //! `tenure.rs` decides who owns it, `reader.rs` puts its messages into their order, `owned.rs` and
 //! `checkpoint.rs` know what is settled, `standing.rs` is what other parts may know of the partition,
-//! `shared.rs` what all partitions share. `message.rs` is the format, `protocol.rs` has the requests.
+//! `shared.rs` what all partitions share, `members.rs` which instances live. `message.rs` is the format, `protocol.rs` has the requests.
 
 mod checkpoint;
 mod connect;
 mod idempotency;
 mod journal;
+mod members;
 mod message;
 mod meta;
 mod names;

@@ -188,6 +188,7 @@ impl Store {
             sync_always: servers::sync_always(&status.servers),
             demands_sync: self.0.settings.durability == StoreDurability::Fsync,
             servers: status.servers.clone(),
+            members: Vec::new(),
             partitions: self
                 .0
                 .record

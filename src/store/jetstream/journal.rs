@@ -17,6 +17,7 @@ use tracing::{debug, error};
 use super::checkpoint::StoreInstance;
 use super::connect::{ConnectError, JetStreamSettings, Store};
 use super::idempotency::ClusterKeys;
+use super::members::Members;
 use super::message::random;
 use super::meta::Meta;
 use super::names::place_of;
@@ -124,11 +125,13 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
     let keys = Arc::new(ClusterKeys::new(&store));
     let process = u64::from_be_bytes(random());
     let this = StoreInstance { process, node: settings.node_id.clone() };
+    let members = Members::start(&store, &this).await;
     let (standings, receivers): (Vec<_>, Vec<_>) =
         store.record().partitions().map(Standing::new).unzip();
     let pass: Notify =
         Box::new(move |event| notify.lock().unwrap_or_else(PoisonError::into_inner)(event));
-    let shared = Arc::new(StoreShared::new(store.clone(), this, standings.clone(), pass));
+    let shared = StoreShared::new(store.clone(), this, members, standings.clone(), pass);
+    let shared = Arc::new(shared);
     let publisher =
         Publisher::new(store.clone(), standings.clone(), Arc::clone(&meta), Arc::clone(&keys));
     let publisher = Arc::new(publisher);
@@ -331,7 +334,8 @@ impl Journal for JetStreamJournal {
     }
 
     fn cluster(&self) -> Option<ClusterStatus> {
-        Some(self.store().status())
+        let members = self.shared.members.live();
+        Some(ClusterStatus { members, ..self.store().status() })
     }
 
     fn close(&self) -> BoxFuture<'static, Result<(), CommitError>> {
@@ -339,10 +343,12 @@ impl Journal for JetStreamJournal {
         let (publisher, meta) = (Arc::clone(&self.publisher), Arc::clone(&self.meta));
         let partitions = self.shared.partitions.clone();
         let has_ended = Arc::clone(&self.has_ended);
+        let members = Arc::clone(&self.shared.members);
         let closed = self.runtime.spawn(async move {
             if !first {
                 return Ok(());
             }
+            members.leave().await;
             publisher.close().await;
             let result = meta.written().await;
             let mut ends = Vec::new();

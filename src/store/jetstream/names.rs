@@ -117,6 +117,12 @@ impl StreamNames {
         self.of(partition, "h")
     }
 
+    /// Not stored: the instances announce themselves.
+    #[must_use]
+    pub fn alive(&self) -> String {
+        format!("{}.alive", self.0)
+    }
+
     fn of(&self, partition: Partition, kind: &str) -> String {
         format!("{}.p{}.{kind}", self.0, partition.0)
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::{PartitionLevels, StoreInstance};
 use super::connect::Store;
+use super::members::Members;
 use super::standing::{PartitionOrder, Standing};
 use crate::store::journal::{JournalEvent, Notify};
 use crate::task::Partition;
@@ -13,6 +14,7 @@ use crate::task::Partition;
 pub(super) struct StoreShared {
     pub(super) store: Store,
     pub(super) this: StoreInstance,
+    pub(super) members: Arc<Members>,
     pub(super) partitions: Vec<Arc<Standing>>,
     notify: Mutex<Notify>,
     /// Answers of the servers so far.
@@ -25,12 +27,14 @@ impl StoreShared {
     pub(super) fn new(
         store: Store,
         this: StoreInstance,
+        members: Arc<Members>,
         partitions: Vec<Arc<Standing>>,
         notify: Notify,
     ) -> Self {
         Self {
             store,
             this,
+            members,
             partitions,
             notify: Mutex::new(notify),
             answers: AtomicU64::new(0),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::connect::StoreServer;
+use super::members::Member;
 use crate::task::Partition;
 
 /// The owner of a partition, as its last checkpoint says.
@@ -29,6 +30,8 @@ pub struct ClusterStatus {
     pub demands_sync: bool,
     /// All partitions, with their owners.
     pub partitions: Vec<(Partition, Option<PartitionOwner>)>,
+    /// The live instances, this one included.
+    pub members: Vec<Member>,
 }
 
 impl ClusterStatus {
