@@ -154,6 +154,7 @@ impl Daemon {
         };
         let operations = Operations::default();
         let core = Core {
+            releasing: Vec::new(),
             engine,
             keys,
             journal: journal.clone(),

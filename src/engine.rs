@@ -28,7 +28,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::task::{
-    AttemptOutcome, Cause, Counters, DeliveryId, Node, TaskId, Timestamp, Uptime, Verdict,
+    AttemptOutcome, Cause, Counters, DeliveryId, Node, Partition, TaskId, Timestamp, Uptime,
+    Verdict,
 };
 
 mod admin;
@@ -136,6 +137,8 @@ pub struct Engine {
     barriers: BarrierCounts,
     /// Attempts in flight whose tasks were released.
     released: HashMap<DeliveryId, u32>,
+    /// Partitions of which nothing more is sent, and how many of their attempts are in flight.
+    held: HashMap<Partition, u64>,
     uptime: Uptime,
     /// Steps along chains and over tasks; tests bound them.
     #[cfg(test)]
@@ -175,6 +178,7 @@ impl Engine {
             reports_ends: false,
             barriers: BarrierCounts::default(),
             released: HashMap::new(),
+            held: HashMap::new(),
             uptime: Uptime::default(),
             #[cfg(test)]
             steps: 0,
@@ -213,6 +217,9 @@ impl Engine {
         let Some(Stage::InFlight { priority, probe, discard }) = stage else {
             return;
         };
+        if let Some(in_flight) = self.held.get_mut(&self.tasks[slot].partition) {
+            *in_flight -= 1;
+        }
         self.share_error(at, &mut verdict);
         self.note_attempt(at, &verdict, took);
         self.count_lone_failure(at, &verdict);

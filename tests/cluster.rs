@@ -28,6 +28,10 @@ mod judge;
 mod keys;
 #[path = "cluster/proxy.rs"]
 mod proxy;
+#[path = "cluster/sharing.rs"]
+mod sharing;
+#[path = "cluster/torture.rs"]
+mod torture;
 #[path = "cluster/traffic.rs"]
 mod traffic;
 #[path = "cluster/world.rs"]

@@ -97,6 +97,7 @@ pub(super) fn open(
                 // These go to the loop, which a failure during the start must reach.
                 JournalEvent::Arrived { .. }
                 | JournalEvent::Settled { .. }
+                | JournalEvent::Releasing { .. }
                 | JournalEvent::Failed(_) => {}
             }
         }

@@ -20,7 +20,7 @@ use crate::dispatcher::task_cache::TaskCache;
 use crate::dispatcher::uptime::UptimeRecorder;
 use crate::engine::{Engine, EngineAction, KeyHasher, Moment, Now};
 use crate::store::{Journal, JournalEvent};
-use crate::task::{Progress, TaskId, Verdict};
+use crate::task::{Partition, Progress, TaskId, Verdict};
 
 mod accept;
 mod observability;
@@ -48,6 +48,8 @@ pub(crate) struct Core {
     pub(crate) intake: Intake,
     /// Admin requests that take more than one turn.
     pub(crate) admin: PendingAdmin,
+    /// Partitions that are handed over when nothing of them is in flight.
+    pub(crate) releasing: Vec<Partition>,
     /// Metrics, log, events and history.
     pub(crate) observed: Observability,
 }
@@ -151,6 +153,7 @@ impl Core {
             }
         }
         self.act(now);
+        self.report_quiet();
         // It can be large, and its actions are done.
         self.observed.last_sent = None;
     }
@@ -167,7 +170,12 @@ impl Core {
                 self.intake.newest = self.intake.newest.max(last);
                 claim::tasks(engine, keys, registry, now, partition, tasks);
             }
+            JournalEvent::Releasing { partition } => {
+                engine.hold_back(partition);
+                self.releasing.push(partition);
+            }
             JournalEvent::Released { partition } => {
+                self.releasing.retain(|releasing| *releasing != partition);
                 engine.release(now, partition);
                 self.act(now);
                 self.answer_released(now, partition);
@@ -179,6 +187,18 @@ impl Core {
             JournalEvent::Settled { through } => engine.settled(through),
             JournalEvent::Failed(why) => self.store_failed(&why),
         }
+    }
+
+    /// Tells the journal which partitions can be handed over. Their settlements were passed on.
+    fn report_quiet(&mut self) {
+        let Self { engine, journal, releasing, .. } = self;
+        releasing.retain(|&partition| {
+            let is_quiet = engine.is_quiet(partition);
+            if is_quiet {
+                journal.quiet(partition);
+            }
+            !is_quiet
+        });
     }
 
     fn attempt_ended(&mut self, now: Now, report: AttemptReport) {

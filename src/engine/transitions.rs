@@ -79,6 +79,7 @@ impl Engine {
         }
         let entry = &mut self.tasks[at.slot];
         let (id, key, origin) = (entry.id, entry.key, entry.origin(at.index));
+        let is_held = self.held.contains_key(&entry.partition);
         let (client, bytes) = (entry.client, entry.bytes);
         let delivery = &mut entry.deliveries[at.index];
         let from = std::mem::replace(&mut delivery.stage, to);
@@ -127,6 +128,7 @@ impl Engine {
         }
         match to {
             Stage::Blocked => debug_assert!(false, "a delivery cannot become blocked again"),
+            Stage::Ready(_) if is_held => {}
             Stage::Ready(priority) => {
                 lane.heads.enter_ready(priority, id, at.slot);
             }

@@ -159,9 +159,9 @@ impl Tell {
             }
             JournalEvent::Replica { row: None, .. } => return,
             JournalEvent::Replica { node, .. } => Replica(node.to_string()),
-            JournalEvent::Released { partition } => panic!("{partition:?} is released"),
             JournalEvent::Settled { through } => Settled(through),
             JournalEvent::Failed(_) => Failed,
+            event => panic!("{event:?}"),
         };
         // The test may be over.
         drop(self.0.send(report));

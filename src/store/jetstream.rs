@@ -12,7 +12,8 @@
 //! `journal.rs` is the journal. `publish.rs` stores writes. `partition.rs` is the task of a partition:
 //! `tenure.rs` decides who owns it, `reader.rs` puts its messages into their order, `owned.rs` and
 //! `checkpoint.rs` know what is settled, `standing.rs` is what other parts may know of the partition,
-//! `shared.rs` what all partitions share, `members.rs` which instances live. `message.rs` is the format, `protocol.rs` has the requests.
+//! `shared.rs` what all partitions share. `members.rs` knows which instances live, `placement.rs` which of
+//! them should own which partition, `sharing.rs` what this one does about it. `message.rs` is the format, `protocol.rs` has the requests.
 
 mod checkpoint;
 mod connect;
@@ -24,12 +25,14 @@ mod meta;
 mod names;
 mod owned;
 mod partition;
+mod placement;
 mod protocol;
 mod publish;
 mod reader;
 mod record;
 mod rows;
 mod shared;
+mod sharing;
 mod standing;
 mod status;
 mod streams;

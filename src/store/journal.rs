@@ -74,6 +74,10 @@ pub trait Journal: Send + Sync + fmt::Debug {
         Partition::default()
     }
 
+    /// After [`JournalEvent::Releasing`] nothing of the partition is in flight any more, and all
+    /// settlements were passed on.
+    fn quiet(&self, _: Partition) {}
+
     /// The caller has carried out [`JournalEvent::Released`]. Later calls do not mean its tasks of
     /// before.
     fn given_up(&self, _: Partition) {}
@@ -145,12 +149,16 @@ pub struct Stats {
 #[error("{0}")]
 pub struct NoRoom(pub String);
 
-/// The events of a partition are `Claimed`, any number of `Arrived`, `Released`, and again.
+/// The events of a partition are `Claimed`, any number of `Arrived`, perhaps `Releasing` with more
+/// `Arrived`, `Released`, and again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JournalEvent {
     /// This process owns the partition now. `tasks` are its unsettled ones, in the order of their
     /// ids, possibly in several events. All come before the first `Arrived`.
     Claimed { partition: Partition, tasks: Vec<Recovered> },
+    /// The partition will be handed over: `Released` follows after [`Journal::quiet`], or sooner.
+    /// Nothing more may be sent for its tasks. Attempts in flight are finished.
+    Releasing { partition: Partition },
     /// The partition has another owner, or is claimed again next. Nothing may be sent for its tasks.
     Released { partition: Partition },
     /// The record of a replica, `None` if it was removed. Existing ones come before the first claim;

@@ -47,6 +47,7 @@ impl Core {
         let bus = EventBus::new(0);
         let history = TaskHistory::new(Duration::ZERO);
         Self {
+            releasing: Vec::new(),
             engine,
             keys,
             journal,

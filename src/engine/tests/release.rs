@@ -116,3 +116,29 @@ fn a_claim_while_the_breaker_is_open_does_not_block_parked_deliveries() {
     }
     assert_eq!((f.engine.levels(), f.engine.totals().delivered), (Levels::default(), 2));
 }
+
+#[test]
+fn nothing_is_sent_of_a_partition_that_is_held_back() {
+    let mut f = Fixture::new(settings());
+    let (first, other) = (f.eventual("k", &["a"]), f.eventual("other", &["a"]));
+    let failing = f.eventual("failing", &["a"]);
+    let behind = f.eventual("k", &["a"]);
+    f.actions();
+    f.answer(failing, 0, failed());
+    f.actions();
+    f.engine.hold_back(RELEASED);
+    assert!(!f.engine.is_quiet(RELEASED));
+    f.answer(first, 0, Verdict::Delivered);
+    assert_eq!(f.actions(), [EngineAction::Remove { task: TaskId(first) }], "{behind} stays");
+    f.eventual("new", &["a"]);
+    f.pass(Duration::from_secs(3_600));
+    assert_eq!(f.sent(), []);
+    assert!(!f.engine.is_quiet(RELEASED));
+    f.answer(other, 0, Verdict::Delivered);
+    assert!(f.engine.is_quiet(RELEASED));
+    f.actions();
+    f.engine.release(f.now, RELEASED);
+    assert!(!f.engine.is_quiet(RELEASED), "it is not held back any more");
+    f.recover(behind, "k", &["a"], vec![Progress::Untouched]);
+    assert_eq!(f.sent(), [(behind, 0, 1)]);
+}

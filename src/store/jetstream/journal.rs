@@ -6,12 +6,13 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error};
 
 use super::checkpoint::StoreInstance;
@@ -25,6 +26,7 @@ use super::partition::PartitionTask;
 use super::publish::{Publisher, Submitted};
 use super::reader::ReadFailure;
 use super::shared::StoreShared;
+use super::sharing::LISTEN;
 use super::standing::{PartitionOrder, Standing, TaskSettlement};
 use super::status::ClusterStatus;
 use crate::lease::Fence;
@@ -33,6 +35,9 @@ use crate::store::journal::{
 };
 use crate::store::records::{CommitError, Header, IdempotencyAnswer, ReadError, ReplicaRow};
 use crate::task::{Idempotency, Moment, Node, Partition, Progress, Task, TaskId};
+
+/// How long the last hints may take.
+const FLUSH: Duration = Duration::from_millis(200);
 
 /// How often a read is tried.
 const READS: usize = 3;
@@ -142,6 +147,7 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
         let task = PartitionTask::new(shared, publisher, keys, Arc::clone(standing));
         tokio::spawn(task.run(orders));
     }
+    tokio::spawn(follow_members(Arc::downgrade(&shared)));
     let (writes, mut submitted) = mpsc::unbounded_channel();
     let publishing = Arc::clone(&publisher);
     tokio::spawn(async move {
@@ -152,17 +158,44 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
     Ok(Parts { shared, publisher, meta, writes })
 }
 
+/// Lets the partitions decide again when the members have changed, and once the first ones are known.
+async fn follow_members(shared: Weak<StoreShared>) {
+    let Some(mut changes) = shared.upgrade().map(|shared| shared.members.changes()) else { return };
+    sleep(LISTEN).await;
+    loop {
+        match shared.upgrade() {
+            Some(shared) => shared.wake(),
+            None => return,
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Passes on the hints of other processes. A lost one is made up for by the next checkpoint.
 async fn listen(store: &Store, standing: Arc<Standing>) {
     let subject = store.names().hint(standing.partition);
     match store.client().subscribe(subject).await {
         Ok(mut hints) => {
+            let standing = Arc::clone(&standing);
             tokio::spawn(async move {
                 while let Some(hint) = hints.next().await {
                     let text = std::str::from_utf8(&hint.payload).ok();
                     if let Some(sequence) = text.and_then(|text| text.parse().ok()) {
                         standing.order(PartitionOrder::Hint { sequence });
                     }
+                }
+            });
+        }
+        Err(error) => error!(%error, "cannot listen to other instances"),
+    }
+    let released = store.names().released(standing.partition);
+    match store.client().subscribe(released).await {
+        Ok(mut news) => {
+            tokio::spawn(async move {
+                while news.next().await.is_some() {
+                    standing.order(PartitionOrder::News);
                 }
             });
         }
@@ -287,6 +320,10 @@ impl Journal for JetStreamJournal {
         place_of(id).0
     }
 
+    fn quiet(&self, partition: Partition) {
+        self.order(partition, PartitionOrder::Quiet);
+    }
+
     fn given_up(&self, partition: Partition) {
         self.order(partition, PartitionOrder::GivenUp);
     }
@@ -361,6 +398,8 @@ impl Journal for JetStreamJournal {
                 // A task that has ended drops its end.
                 let _ = end.await;
             }
+            // The hints of the releases.
+            let _ = timeout(FLUSH, members.flush()).await;
             has_ended.store(true, Ordering::Release);
             result
         });

@@ -129,7 +129,6 @@ impl Members {
     }
 
     /// Counts the changes of the list.
-    #[expect(dead_code, reason = "placement follows it")]
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -152,6 +151,12 @@ impl Members {
         self.list().this.is_leaving = true;
         self.changed();
         self.announce().await;
+    }
+
+    /// Sends what this process has published.
+    pub(super) async fn flush(&self) {
+        // A lost hint costs a moment.
+        let _ = self.store.client().flush().await;
     }
 
     async fn run(self: Arc<Self>) {
@@ -183,7 +188,7 @@ impl Members {
         let Some(member) = Announcement::parse(payload).and_then(Announcement::into_member) else {
             return debug!("the announcement of an instance cannot be read");
         };
-        let is_new = {
+        let (is_new, is_known) = {
             let mut list = self.list();
             let is_known = list.others.contains_key(&member.process);
             if member.process == list.this.process
@@ -193,8 +198,13 @@ impl Members {
             }
             let new = (member.clone(), Instant::now());
             let before = list.others.insert(member.process, new);
-            before.is_none_or(|(before, _)| Member { up_for: member.up_for, ..before } != member)
+            let differs = |(before, _)| Member { up_for: member.up_for, ..before } != member;
+            (before.is_none_or(differs), is_known)
         };
+        if !is_known {
+            // So that it knows this one before it claims anything.
+            self.news.notify_one();
+        }
         if is_new {
             let Member { node, is_draining, is_leaving, .. } = &member;
             let node = node.escape_debug().to_string();

@@ -117,6 +117,12 @@ impl StreamNames {
         self.of(partition, "h")
     }
 
+    /// Not stored: its last owner has given the partition up.
+    #[must_use]
+    pub fn released(&self, partition: Partition) -> String {
+        self.of(partition, "o")
+    }
+
     /// Not stored: the instances announce themselves.
     #[must_use]
     pub fn alive(&self) -> String {

@@ -1,7 +1,7 @@
 //! What the tasks of all partitions share.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::{PartitionLevels, StoreInstance};
@@ -19,8 +19,6 @@ pub(super) struct StoreShared {
     notify: Mutex<Notify>,
     /// Answers of the servers so far.
     answers: AtomicU64,
-    /// This process owns the first partition, so it may own the others.
-    is_leader: AtomicBool,
 }
 
 impl StoreShared {
@@ -38,7 +36,6 @@ impl StoreShared {
             partitions,
             notify: Mutex::new(notify),
             answers: AtomicU64::new(0),
-            is_leader: AtomicBool::new(false),
         }
     }
 
@@ -58,13 +55,8 @@ impl StoreShared {
         self.answers.load(Ordering::Relaxed)
     }
 
-    pub(super) fn may_own(&self, partition: Partition) -> bool {
-        partition == Partition::default() || self.is_leader.load(Ordering::Relaxed)
-    }
-
-    /// The first partition was claimed or lost.
-    pub(super) fn set_leader(&self, is_leader: bool) {
-        self.is_leader.store(is_leader, Ordering::Relaxed);
+    /// Lets every partition decide again: the members have changed.
+    pub(super) fn wake(&self) {
         self.partitions.iter().for_each(|standing| standing.order(PartitionOrder::Wake));
     }
 

@@ -8,6 +8,8 @@ use super::checkpoint::{PartitionLevels, StoreInstance};
 use super::protocol::{Ack, LogMessage, StoreRequestError};
 use super::reader::LoggedTask;
 use crate::lease::{BootTime, Fence};
+#[cfg(doc)]
+use crate::store::journal::JournalEvent;
 use crate::store::journal::Reply;
 use crate::store::records::IdempotencyAnswer;
 use crate::task::{Partition, Progress};
@@ -65,6 +67,10 @@ pub(super) enum PartitionOrder {
     Bound {
         sequence: u64,
     },
+    /// Nothing of the partition is in flight, after [`JournalEvent::Releasing`].
+    Quiet,
+    /// Its last owner has given it up, or another one has written: look at the last checkpoint.
+    News,
     /// The tasks of the partition have left the engine.
     GivenUp,
     Sync(Reply),
