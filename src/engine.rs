@@ -392,6 +392,10 @@ impl Engine {
         self.actions.pop_front()
     }
 
+    pub fn strong_timeout(&self) -> Duration {
+        self.settings.strong_timeout
+    }
+
     pub fn levels(&self) -> Levels {
         self.levels
     }

@@ -30,6 +30,8 @@ mod keys;
 mod proxy;
 #[path = "cluster/sharing.rs"]
 mod sharing;
+#[path = "cluster/strong.rs"]
+mod strong;
 #[path = "cluster/torture.rs"]
 mod torture;
 #[path = "cluster/traffic.rs"]

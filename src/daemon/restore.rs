@@ -98,6 +98,7 @@ pub(super) fn open(
                 JournalEvent::Arrived { .. }
                 | JournalEvent::Settled { .. }
                 | JournalEvent::Releasing { .. }
+                | JournalEvent::Concluded { .. }
                 | JournalEvent::Failed(_) => {}
             }
         }

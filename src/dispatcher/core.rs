@@ -23,13 +23,14 @@ use crate::store::{Journal, JournalEvent};
 use crate::task::{Partition, Progress, TaskId, Verdict};
 
 mod accept;
+mod answers;
 mod observability;
 mod snapshot;
 
 pub(crate) use accept::Intake;
 pub(crate) use observability::Observability;
 
-use accept::StrongResult;
+use answers::StrongResult;
 
 /// Events and requests that are taken at once before the timers are checked again.
 const BATCH: usize = 256;
@@ -177,12 +178,20 @@ impl Core {
             JournalEvent::Released { partition } => {
                 self.releasing.retain(|releasing| *releasing != partition);
                 engine.release(now, partition);
-                self.act(now);
+                while let Some(action) = self.engine.next_action() {
+                    // The next owner decides it.
+                    if !matches!(action, EngineAction::Conclude { .. }) {
+                        self.carry_out(now, action);
+                    }
+                }
                 self.answer_released(now, partition);
                 self.journal.given_up(partition);
             }
             JournalEvent::Replica { node, row } => {
                 claim::replica(engine, registry, now, &node, row);
+            }
+            JournalEvent::Concluded { task, answer, obstacles } => {
+                self.concluded_elsewhere(task, &answer, obstacles);
             }
             JournalEvent::Settled { through } => engine.settled(through),
             JournalEvent::Failed(why) => self.store_failed(&why),
@@ -211,62 +220,66 @@ impl Core {
     }
 
     pub(super) fn act(&mut self, now: Now) {
-        let moment = now.moment;
         while let Some(action) = self.engine.next_action() {
-            match action {
-                EngineAction::Send { delivery, node, attempt, bytes } => {
-                    if attempt > 1 {
-                        let error = self.engine.last_error(&node).unwrap_or_default();
-                        let event = ThrottledEvent::Retry { task: delivery.task, attempt, error };
-                        self.observed.throttle.log(moment, &node, event);
-                    }
-                    let task = self.task_in_memory(delivery.task);
-                    self.attempts.start(delivery, node, attempt, bytes, task);
+            self.carry_out(now, action);
+        }
+    }
+
+    fn carry_out(&mut self, now: Now, action: EngineAction) {
+        let moment = now.moment;
+        match action {
+            EngineAction::Send { delivery, node, attempt, bytes } => {
+                if attempt > 1 {
+                    let error = self.engine.last_error(&node).unwrap_or_default();
+                    let event = ThrottledEvent::Retry { task: delivery.task, attempt, error };
+                    self.observed.throttle.log(moment, &node, event);
                 }
-                EngineAction::Save { task, progress } => {
-                    // A failed task is read back for its retry: a replica that is down must not
-                    // fill the memory that the tasks of other replicas need.
-                    if progress.iter().any(Progress::has_failed) {
-                        self.task_cache.remove(task);
-                    }
-                    if !self.store_has_failed() {
-                        self.journal.save(task, progress);
-                    }
-                }
-                EngineAction::Remove { task } => {
+                let task = self.task_in_memory(delivery.task);
+                self.attempts.start(delivery, node, attempt, bytes, task);
+            }
+            EngineAction::Save { task, progress } => {
+                // A failed task is read back for its retry: a replica that is down must not
+                // fill the memory that the tasks of other replicas need.
+                if progress.iter().any(Progress::has_failed) {
                     self.task_cache.remove(task);
-                    if !self.store_has_failed() {
-                        self.journal.remove(task);
-                    }
                 }
-                EngineAction::Conclude { task, success, needed, acked, missing, obstacles } => {
-                    let result = StrongResult { task, success, needed, acked, missing, obstacles };
-                    self.conclude(&result);
+                if !self.store_has_failed() {
+                    self.journal.save(task, progress);
                 }
-                EngineAction::Buried { delivery, node, letter } => {
-                    let event = ThrottledEvent::DeadLetter { task: delivery.task, letter };
-                    self.observed.throttle.log(moment, &node, event);
+            }
+            EngineAction::Remove { task } => {
+                self.task_cache.remove(task);
+                if !self.store_has_failed() {
+                    self.journal.remove(task);
                 }
-                EngineAction::Breaker { node, error } => {
-                    self.observed.breaker_changed(now, &node, error.as_deref());
-                    let event = ThrottledEvent::Breaker { error };
-                    self.observed.throttle.log(moment, &node, event);
-                }
-                EngineAction::Ended { last } => {
-                    let cached = self.task_in_memory(last.id);
-                    self.observed.remember(now, last, cached);
-                }
-                EngineAction::RedriveEnded { operation, outcome } => {
-                    self.admin.operations.redrive_ended(operation, outcome);
-                }
-                EngineAction::Changed { task, node, change, error } => {
-                    let node = Some(&node);
-                    self.observed.publish_task(now, task, node, change, error.as_deref());
-                }
-                EngineAction::Discarded { delivery, node } => {
-                    let event = ThrottledEvent::Expired { task: delivery.task };
-                    self.observed.throttle.log(moment, &node, event);
-                }
+            }
+            EngineAction::Conclude { task, success, needed, acked, missing, obstacles } => {
+                let result = StrongResult { task, success, needed, acked, missing, obstacles };
+                self.conclude(&result);
+            }
+            EngineAction::Buried { delivery, node, letter } => {
+                let event = ThrottledEvent::DeadLetter { task: delivery.task, letter };
+                self.observed.throttle.log(moment, &node, event);
+            }
+            EngineAction::Breaker { node, error } => {
+                self.observed.breaker_changed(now, &node, error.as_deref());
+                let event = ThrottledEvent::Breaker { error };
+                self.observed.throttle.log(moment, &node, event);
+            }
+            EngineAction::Ended { last } => {
+                let cached = self.task_in_memory(last.id);
+                self.observed.remember(now, last, cached);
+            }
+            EngineAction::RedriveEnded { operation, outcome } => {
+                self.admin.operations.redrive_ended(operation, outcome);
+            }
+            EngineAction::Changed { task, node, change, error } => {
+                let node = Some(&node);
+                self.observed.publish_task(now, task, node, change, error.as_deref());
+            }
+            EngineAction::Discarded { delivery, node } => {
+                let event = ThrottledEvent::Expired { task: delivery.task };
+                self.observed.throttle.log(moment, &node, event);
             }
         }
     }
@@ -280,6 +293,7 @@ impl Core {
             self.refuse_waiting();
         }
         self.note_figures(now, &lanes, watched);
+        self.answer_overdue(now);
         self.uptime.save(now.moment);
         self.observed.history.tick(now.moment);
         if !self.store_has_failed() {

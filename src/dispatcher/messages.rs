@@ -106,12 +106,12 @@ pub enum Refusal {
         "the store did not answer in time; the write may have been accepted, so repeat it: with an Idempotency-Key it is the same write"
     )]
     Unconfirmed,
-    /// A strong write of a partition that another instance owns. `None` if it is not known which.
-    #[error("{}; nothing was accepted", not_owner(owner.as_deref()))]
-    NotOwner { owner: Option<Arc<str>> },
-    /// A strong write is durable, but another instance delivers it.
+    /// A strong write of a partition that no instance owns.
+    #[error("no instance owns the partition of this key: nothing was accepted, try again later")]
+    NoOwner,
+    /// A strong write is durable, but another instance delivers it and has not answered.
     #[error(
-        "another instance owns the partition of the key now: the write is accepted and is delivered, but the acknowledgements are not known"
+        "another instance owns the partition of the key: the write is accepted and is delivered, but the acknowledgements are not known"
     )]
     OwnerChanged { id: TaskId },
     /// The text names the field.
@@ -119,15 +119,6 @@ pub enum Refusal {
     Invalid(String),
     #[error("this Idempotency-Key was used with another body before: a new write needs a new key")]
     Mismatch,
-}
-
-fn not_owner(owner: Option<&str>) -> String {
-    match owner {
-        Some(owner) => format!(
-            "the instance {owner} owns the partition of this key: send strong writes of the key to it"
-        ),
-        None => "no instance owns the partition of this key: try again later".to_owned(),
-    }
 }
 
 fn no_majority(acked: usize, replicas: usize, needed: usize) -> String {

@@ -96,9 +96,7 @@ impl Problem {
             | Refusal::Draining
             | Refusal::StoreFailed
             | Refusal::Unconfirmed
-            | Refusal::NotOwner { .. } => {
-                Self::Unavailable { error, retry_after: handle.retry_after() }
-            }
+            | Refusal::NoOwner => Self::Unavailable { error, retry_after: handle.retry_after() },
             Refusal::OwnerChanged { id } => {
                 let failed = spelled.iter().map(ToString::to_string).collect();
                 Self::NoMajority { error, id: *id, acked: Vec::new(), failed, replayed: false }

@@ -20,7 +20,10 @@ use super::records::{
     CommitError, Header, IdempotencyAnswer, ReadError, Recovered, Repeated, ReplicaRow,
 };
 use crate::lease::Fence;
-use crate::task::{Idempotency, Moment, NewTask, Node, Now, Partition, Progress, Task, TaskId};
+use crate::task::{
+    Idempotency, Moment, NewTask, Node, Now, Obstacle, Partition, Progress, ReplicaIndex, Task,
+    TaskId,
+};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -48,8 +51,14 @@ pub trait Journal: Send + Sync + fmt::Debug {
     /// The current state of an idempotency key. A later [`Self::append`] may find another one.
     fn key(&self, idempotency: &Idempotency) -> KeyState;
 
-    /// Stores the answer to a strong write for its repeats.
-    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer);
+    /// Stores the answer to a strong write for its repeats, and sends it to the process that has
+    /// accepted the write. `obstacles` are the reasons why nothing is sent to some replicas.
+    fn conclude(
+        &self,
+        id: TaskId,
+        answer: IdempotencyAnswer,
+        obstacles: &[(ReplicaIndex, Obstacle)],
+    );
 
     /// Removes expired idempotency keys.
     fn tick(&self, now: Moment);
@@ -178,6 +187,8 @@ pub enum JournalEvent {
     /// [`Journal::append`]. Such a journal also notices that a process ended without closing it after
     /// the first of these events.
     Settled { through: u64 },
+    /// The answer to a strong write of this process, from the process that delivers it.
+    Concluded { task: TaskId, answer: IdempotencyAnswer, obstacles: Vec<(ReplicaIndex, Obstacle)> },
     /// The journal has failed and writes nothing more. Comes once.
     Failed(Arc<str>),
 }
@@ -215,7 +226,8 @@ pub type AppendReply = Box<dyn FnOnce(Result<Appended, AppendError>) + Send>;
 pub enum Appended {
     /// A new task, durable.
     New(TaskId),
-    /// A new task, durable, of a partition that this process does not own: it does not arrive.
+    /// A new task, durable, of a partition that this process does not own: it does not arrive. If it
+    /// is strong, [`JournalEvent::Concluded`] may follow, or may have come before.
     Elsewhere(TaskId),
     /// Its idempotency key belongs to an earlier task.
     Repeated(Repeated),
@@ -234,7 +246,7 @@ pub enum AppendError {
     Unconfirmed,
     /// The store has no room for it.
     Full,
-    /// A strong write, of a partition of another process: its name, if it is known.
-    NotOwner(Option<Arc<str>>),
+    /// A strong write, and no process owns its partition.
+    NoOwner,
     Store(CommitError),
 }

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error};
 
+use super::answers;
 use super::checkpoint::StoreInstance;
 use super::connect::{ConnectError, JetStreamSettings, Store};
 use super::idempotency::ClusterKeys;
@@ -34,7 +35,9 @@ use crate::store::journal::{
     Append, AppendError, BoxFuture, Journal, KeyState, NoRoom, Notify, Numbered, Reply, Stats,
 };
 use crate::store::records::{CommitError, Header, IdempotencyAnswer, ReadError, ReplicaRow};
-use crate::task::{Idempotency, Moment, Node, Partition, Progress, Task, TaskId};
+use crate::task::{
+    Idempotency, Moment, Node, Obstacle, Partition, Progress, ReplicaIndex, Task, TaskId,
+};
 
 /// How long the last hints may take.
 const FLUSH: Duration = Duration::from_millis(200);
@@ -137,8 +140,14 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
         Box::new(move |event| notify.lock().unwrap_or_else(PoisonError::into_inner)(event));
     let shared = StoreShared::new(store.clone(), this, members, standings.clone(), pass);
     let shared = Arc::new(shared);
-    let publisher =
-        Publisher::new(store.clone(), standings.clone(), Arc::clone(&meta), Arc::clone(&keys));
+    answers::listen(Arc::clone(&shared)).await;
+    let publisher = Publisher::new(
+        store.clone(),
+        shared.this.process,
+        standings.clone(),
+        Arc::clone(&meta),
+        Arc::clone(&keys),
+    );
     let publisher = Arc::new(publisher);
     for (standing, orders) in standings.iter().zip(receivers) {
         let (shared, publisher) = (Arc::clone(&shared), Arc::clone(&publisher));
@@ -237,9 +246,15 @@ impl Journal for JetStreamJournal {
         KeyState::New
     }
 
-    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
+    fn conclude(
+        &self,
+        id: TaskId,
+        answer: IdempotencyAnswer,
+        obstacles: &[(ReplicaIndex, Obstacle)],
+    ) {
         let (partition, sequence) = place_of(id);
-        self.order(partition, PartitionOrder::Conclude { sequence, answer });
+        let obstacles = obstacles.to_vec();
+        self.order(partition, PartitionOrder::Conclude { sequence, answer, obstacles });
     }
 
     fn tick(&self, _: Moment) {

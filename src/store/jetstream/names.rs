@@ -123,6 +123,12 @@ impl StreamNames {
         self.of(partition, "o")
     }
 
+    /// Not stored: answers to the strong writes that a process has accepted.
+    #[must_use]
+    pub fn answers(&self, process: u64) -> String {
+        format!("{}.a.{process:016x}", self.0)
+    }
+
     /// Not stored: the instances announce themselves.
     #[must_use]
     pub fn alive(&self) -> String {

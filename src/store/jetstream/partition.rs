@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use super::answers;
 use super::checkpoint::{Checkpoint, PartitionLevels, Settled};
 use super::idempotency::ClusterKeys;
 use super::message::{self, MessageError};
@@ -35,7 +36,7 @@ use super::tenure::{Change, Link, Step, Tenure, Wish};
 use crate::lease::{BootTime, Fence};
 use crate::store::journal::JournalEvent;
 use crate::store::records::{CommitError, IdempotencyAnswer};
-use crate::task::Partition;
+use crate::task::{Obstacle, Partition, ReplicaIndex};
 
 mod hand_over;
 
@@ -180,10 +181,17 @@ impl PartitionTask {
                     owned.settle(sequence, settlement);
                 }
             }
-            PartitionOrder::Conclude { sequence, answer } => self.conclude(sequence, answer),
+            PartitionOrder::Conclude { sequence, answer, obstacles } => {
+                self.conclude(sequence, answer, &obstacles);
+            }
             PartitionOrder::Bound { sequence } => {
                 if let Some(owned) = &mut self.owned {
                     owned.bound(sequence);
+                }
+            }
+            PartitionOrder::Answered { sequence } => {
+                if let Some(owned) = &mut self.owned {
+                    owned.answered(sequence);
                 }
             }
             PartitionOrder::Quiet => {
@@ -524,13 +532,28 @@ impl PartitionTask {
         });
     }
 
-    fn conclude(&self, sequence: u64, answer: IdempotencyAnswer) {
-        let Some(task) = self.owned.as_ref().and_then(|owned| owned.key_of(sequence)) else {
-            return;
-        };
-        let (keys, idempotency) = (Arc::clone(&self.keys), task.idempotency.clone());
+    fn conclude(
+        &mut self,
+        sequence: u64,
+        answer: IdempotencyAnswer,
+        obstacles: &[(ReplicaIndex, Obstacle)],
+    ) {
+        let Some(owned) = &mut self.owned else { return };
         let id = task_id(sequence, self.partition);
-        tokio::spawn(async move { keys.conclude(&idempotency, id, answer).await });
+        let this = self.shared.this.process;
+        if let Some(process) = owned.take_awaited(sequence).filter(|process| *process != this) {
+            answers::send(&self.shared.store, process, id, &answer, obstacles);
+        }
+        let Some(task) = owned.decided(sequence) else { return };
+        let (keys, idempotency) = (Arc::clone(&self.keys), task.idempotency.clone());
+        let standing = Arc::clone(&self.standing);
+        tokio::spawn(async move {
+            // A repeat needs it, so it is done before the task is settled.
+            while !keys.conclude(&idempotency, id, answer.clone()).await {
+                sleep(PAUSE).await;
+            }
+            standing.order(PartitionOrder::Answered { sequence });
+        });
     }
 
     /// The partition cannot be owned by this binary.

@@ -31,7 +31,7 @@ use super::connect::Store;
 use super::idempotency::{ClusterKeys, Reserved};
 use super::message::{self, Nonce, TaskMessages};
 use super::meta::Meta;
-use super::names::task_id;
+use super::names::{place_of, task_id};
 use super::protocol::{Ack, Outgoing, StoreRequestError};
 use super::reader::LoggedTask;
 use super::standing::{Owner, PartitionOrder, Standing};
@@ -48,6 +48,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Publisher {
     store: Store,
+    /// This process.
+    process: u64,
     partitions: Vec<Arc<Standing>>,
     /// Keys with a write on its way, and the writes that wait behind it.
     keys: Mutex<HashMap<Box<str>, VecDeque<Submitted>>>,
@@ -94,12 +96,14 @@ pub(super) enum Found {
 impl Publisher {
     pub(super) fn new(
         store: Store,
+        process: u64,
         partitions: Vec<Arc<Standing>>,
         meta: Arc<Meta>,
         idempotency: Arc<ClusterKeys>,
     ) -> Self {
         Self {
             store,
+            process,
             partitions,
             keys: Mutex::default(),
             on_their_way: Mutex::default(),
@@ -183,11 +187,15 @@ impl Publisher {
             let reserved = self.idempotency.reserve(key, task.consistency, partition, nonce.0);
             let reserved = timeout_at(deadline, reserved).await.unwrap_or(Reserved::Unanswered);
             match self.resume(reserved, key, &task, &mut nonce).await {
+                ControlFlow::Break(Ok(Appended::Repeated(repeated))) => {
+                    return self.answer_repeat(key.clone(), repeated, reply, deadline);
+                }
                 ControlFlow::Break(outcome) => return reply(outcome),
                 ControlFlow::Continue(resumed) => is_repeat = resumed,
             }
         }
-        let messages = match TaskMessages::of(&task, idempotency.as_ref(), nonce) {
+        let awaited_by = (task.consistency == Consistency::Strong).then_some(self.process);
+        let messages = match TaskMessages::of(&task, idempotency.as_ref(), nonce, awaited_by) {
             Ok(messages) => messages,
             Err(error) => {
                 error!(%error, "a write cannot be encoded");
@@ -373,7 +381,9 @@ impl Publisher {
             let consistency = task.consistency;
             standing.order(PartitionOrder::Hint { sequence });
             let repeated = Repeated { id, consistency, answer: None };
-            return reply(Ok(Appended::Repeated(repeated)));
+            let Some(key) = idempotency else { return reply(Ok(Appended::Repeated(repeated))) };
+            let deadline = begun + self.store.settings().timeout;
+            return self.answer_repeat(key, repeated, reply, deadline);
         }
         if !arrives {
             self.hint(partition, sequence);
@@ -383,7 +393,8 @@ impl Publisher {
         // later, on this thread.
         if found != Found::InLog {
             let (task, took) = (Arc::new(task), begun.elapsed());
-            let task = LoggedTask { task, chunks, nonce, idempotency, took };
+            let awaited_by = None;
+            let task = LoggedTask { task, chunks, nonce, idempotency, awaited_by, took };
             standing.order(PartitionOrder::Acked { sequence, task });
         }
         reply(Ok(Appended::New(id)));
@@ -410,7 +421,40 @@ impl Publisher {
         });
     }
 
-    /// A strong write is answered by the owner of its partition.
+    /// Answers the repeat of a write. One of a strong write waits until its owner has decided it.
+    fn answer_repeat(
+        &self,
+        key: Idempotency,
+        mut repeated: Repeated,
+        reply: AppendReply,
+        deadline: Instant,
+    ) {
+        let (partition, _) = place_of(repeated.id);
+        let standing = self.partitions.get(usize::from(partition.0)).cloned();
+        let Some(standing) = standing
+            .filter(|_| repeated.consistency == Consistency::Strong && repeated.answer.is_none())
+        else {
+            return reply(Ok(Appended::Repeated(repeated)));
+        };
+        let keys = Arc::clone(&self.idempotency);
+        // Beside the writes of its key, which do not wait for it.
+        tokio::spawn(async move {
+            // The engine of an owner knows it.
+            while !standing.is_owned() {
+                if let Some(answer) = keys.answer(&key, repeated.id).await {
+                    repeated.answer = Some(answer);
+                    break;
+                }
+                if Instant::now() >= deadline {
+                    return reply(Ok(Appended::Elsewhere(repeated.id)));
+                }
+                sleep(PAUSE).await;
+            }
+            reply(Ok(Appended::Repeated(repeated)));
+        });
+    }
+
+    /// A strong write waits until an instance owns its partition.
     async fn wait_for_owner(
         &self,
         standing: &Standing,
@@ -418,14 +462,9 @@ impl Publisher {
     ) -> Result<(), AppendError> {
         let mut owner = standing.owner.subscribe();
         let known = owner.wait_for(|owner| *owner != Owner::Unknown);
-        let Ok(Ok(known)) = timeout_at(deadline, known).await else {
-            return Err(AppendError::NotOwner(None));
-        };
-        match &*known {
-            Owner::Other(instance) => {
-                Err(AppendError::NotOwner(Some(instance.node.as_str().into())))
-            }
-            Owner::This { .. } | Owner::Unknown => Ok(()),
+        match timeout_at(deadline, known).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(AppendError::NoOwner),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::lease::{BootTime, Fence};
 use crate::store::journal::JournalEvent;
 use crate::store::journal::Reply;
 use crate::store::records::IdempotencyAnswer;
-use crate::task::{Partition, Progress};
+use crate::task::{Obstacle, Partition, Progress, ReplicaIndex};
 
 /// Who owns a partition, as far as this process knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,6 +62,7 @@ pub(super) enum PartitionOrder {
     Conclude {
         sequence: u64,
         answer: IdempotencyAnswer,
+        obstacles: Vec<(ReplicaIndex, Obstacle)>,
     },
     /// The idempotency key of this task has its id.
     Bound {
@@ -71,6 +72,10 @@ pub(super) enum PartitionOrder {
     Quiet,
     /// Its last owner has given it up, or another one has written: look at the last checkpoint.
     News,
+    /// The idempotency key of this task has its answer.
+    Answered {
+        sequence: u64,
+    },
     /// The tasks of the partition have left the engine.
     GivenUp,
     Sync(Reply),
