@@ -24,6 +24,7 @@
 )]
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,6 +96,8 @@ const MOST_DUE: usize = 4096;
 #[derive(Debug)]
 pub struct Engine {
     settings: EngineSettings,
+    /// The share of `--redrive-rate` of this process.
+    redrive_rate: NonZeroU32,
     schedule: Schedule,
     rng: fastrand::Rng,
     tasks: Tasks,
@@ -150,6 +153,7 @@ impl Engine {
         Self {
             schedule: Schedule { max_retries: settings.max_retries, base: settings.retry_base },
             rng: fastrand::Rng::with_seed(settings.seed),
+            redrive_rate: settings.redrive_rate,
             settings,
             tasks: Tasks::default(),
             lanes: Lanes::default(),
@@ -390,6 +394,12 @@ impl Engine {
     /// All actions must be carried out before the next other call.
     pub fn next_action(&mut self) -> Option<EngineAction> {
         self.actions.pop_front()
+    }
+
+    /// Divides the redrive rate by the processes that redrive.
+    pub fn share_redrives(&mut self, processes: NonZeroU32) {
+        let share = self.settings.redrive_rate.get() / processes;
+        self.redrive_rate = NonZeroU32::new(share).unwrap_or(NonZeroU32::MIN);
     }
 
     pub fn strong_timeout(&self) -> Duration {

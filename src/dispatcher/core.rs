@@ -293,6 +293,7 @@ impl Core {
             self.refuse_waiting();
         }
         self.note_figures(now, &lanes, watched);
+        self.engine.share_redrives(self.journal.processes());
         self.answer_overdue(now);
         self.uptime.save(now.moment);
         self.observed.history.tick(now.moment);

@@ -9,6 +9,7 @@
 //! it at the start.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,6 +100,11 @@ pub trait Journal: Send + Sync + fmt::Debug {
     fn room(&self, bytes: u64) -> Result<(), NoRoom>;
 
     fn stats(&self) -> Stats;
+
+    /// The live processes that share the store.
+    fn processes(&self) -> NonZeroU32 {
+        NonZeroU32::MIN
+    }
 
     /// `None` for a store of one process.
     fn cluster(&self) -> Option<ClusterStatus> {
@@ -246,6 +252,8 @@ pub enum AppendError {
     Unconfirmed,
     /// The store has no room for it.
     Full,
+    /// The servers do not answer, and too many writes wait for them.
+    TooManyWait,
     /// A strong write, and no process owns its partition.
     NoOwner,
     Store(CommitError),

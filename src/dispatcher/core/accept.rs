@@ -104,6 +104,9 @@ const TOO_MANY_WAIT: &str = "too many requests of this client wait for room";
 
 const KEYS_FULL: &str = "the limit of remembered idempotency keys (--idempotency-keys), or the share of this token, is reached";
 
+const SERVERS_SILENT: &str =
+    "too many writes wait for a partition of the store that does not answer";
+
 const STORE_FULL: &str = "the store is full: a stream of its partitions has reached its limit";
 
 enum Admitted {
@@ -376,6 +379,7 @@ impl Core {
             Err(AppendError::KeysFull) => self.full(Reason::Waiting, KEYS_FULL),
             Err(AppendError::Unconfirmed) => Refusal::Unconfirmed,
             Err(AppendError::Full) => self.full(Reason::Disk, STORE_FULL),
+            Err(AppendError::TooManyWait) => self.full(Reason::Waiting, SERVERS_SILENT),
             Err(AppendError::NoOwner) => Refusal::NoOwner,
             Err(AppendError::Store(_) | AppendError::Removed(_)) => Refusal::StoreFailed,
         };

@@ -4,11 +4,13 @@
 #![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +22,7 @@ use super::checkpoint::StoreInstance;
 use super::connect::{ConnectError, JetStreamSettings, Store};
 use super::idempotency::ClusterKeys;
 use super::members::Members;
-use super::message::random;
+use super::message::{self, random};
 use super::meta::Meta;
 use super::names::place_of;
 use super::partition::PartitionTask;
@@ -41,6 +43,9 @@ use crate::task::{
 
 /// How long the last hints may take.
 const FLUSH: Duration = Duration::from_millis(200);
+
+/// Between two checkpoints of a partition that are read as they pass.
+const HEAR_EVERY: Duration = Duration::from_millis(50);
 
 /// How often a read is tried.
 const READS: usize = 3;
@@ -199,6 +204,22 @@ async fn listen(store: &Store, standing: Arc<Standing>) {
         }
         Err(error) => error!(%error, "cannot listen to other instances"),
     }
+    let checkpoints = store.names().checkpoint(standing.partition);
+    match store.client().subscribe(checkpoints).await {
+        Ok(mut checkpoints) => {
+            let standing = Arc::clone(&standing);
+            tokio::spawn(async move {
+                let mut next = Instant::now();
+                while let Some(heard) = checkpoints.next().await {
+                    if next <= Instant::now() && !standing.is_owned() {
+                        next = Instant::now() + HEAR_EVERY;
+                        hear(&standing, &heard.payload);
+                    }
+                }
+            });
+        }
+        Err(error) => error!(%error, "cannot listen to other instances"),
+    }
     let released = store.names().released(standing.partition);
     match store.client().subscribe(released).await {
         Ok(mut news) => {
@@ -209,6 +230,16 @@ async fn listen(store: &Store, standing: Arc<Standing>) {
             });
         }
         Err(error) => error!(%error, "cannot listen to other instances"),
+    }
+}
+
+/// Takes the levels from a checkpoint that is on its way to the servers. It may never be stored, so it
+/// is no proof of who owns the partition.
+fn hear(standing: &Standing, payload: &Bytes) {
+    let Ok(checkpoint) = message::read_checkpoint(payload) else { return };
+    standing.set_levels(checkpoint.levels);
+    if !standing.is_owned_by(&checkpoint.writer) {
+        standing.order(PartitionOrder::News);
     }
 }
 
@@ -346,12 +377,12 @@ impl Journal for JetStreamJournal {
     fn room(&self, bytes: u64) -> Result<(), NoRoom> {
         let settings = self.store().settings();
         let is_owner = self.shared.partitions.iter().all(|standing| standing.is_owned());
-        // The engine of an owner knows its levels exactly.
+        // The engine of an owner of everything knows the levels exactly.
         if is_owner {
             return Ok(());
         }
         let (open, open_bytes) = self.publisher.open_bytes();
-        let levels = self.shared.levels_elsewhere();
+        let levels = self.shared.levels();
         if levels.queued.saturating_add(open) >= settings.queue_capacity as u64 {
             let capacity = settings.queue_capacity;
             return Err(NoRoom(format!("the queue is full (--queue-capacity {capacity})")));
@@ -383,6 +414,11 @@ impl Journal for JetStreamJournal {
     /// Answers of the servers: one is always awaited.
     fn in_progress(&self) -> Option<u64> {
         (!self.has_ended.load(Ordering::Acquire)).then(|| self.shared.answers())
+    }
+
+    fn processes(&self) -> NonZeroU32 {
+        let live = u32::try_from(self.shared.members.live().len()).unwrap_or(u32::MAX);
+        NonZeroU32::new(live).unwrap_or(NonZeroU32::MIN)
     }
 
     fn cluster(&self) -> Option<ClusterStatus> {

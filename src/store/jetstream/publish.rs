@@ -17,7 +17,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +43,10 @@ use crate::task::{Consistency, Idempotency, Partition, Task, TaskId};
 /// How long an attempt may take before the write is sent again.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
+/// A quarter of the writes that may wait for room: clients of a partition that does not answer must
+/// not take the places of the others.
+const MOST_WAITING: u64 = 256;
+
 /// Between two attempts after a failed one.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -57,10 +61,20 @@ pub(super) struct Publisher {
     /// The records of replicas.
     meta: Arc<Meta>,
     idempotency: Arc<ClusterKeys>,
+    /// By partition.
+    gates: Vec<Arc<Gate>>,
     /// Writes that have no outcome yet, and their bytes.
     open: AtomicU64,
     open_bytes: AtomicU64,
     closed: watch::Sender<bool>,
+}
+
+/// The writes of one partition that have no outcome yet.
+#[derive(Default)]
+struct Gate {
+    open: AtomicU64,
+    /// The last attempt to store one has failed.
+    is_silent: AtomicBool,
 }
 
 /// A write and when it must have an outcome.
@@ -101,7 +115,9 @@ impl Publisher {
         meta: Arc<Meta>,
         idempotency: Arc<ClusterKeys>,
     ) -> Self {
+        let gates = partitions.iter().map(|_| Arc::default()).collect();
         Self {
+            gates,
             store,
             process,
             partitions,
@@ -124,7 +140,15 @@ impl Publisher {
         if *self.closed.borrow() {
             return (write.append.reply)(Err(AppendError::Store(CommitError::Closed)));
         }
-        self.count(&mut write.append);
+        let partition = self.store.record().partition_of(&write.append.new.key);
+        let Some(gate) = self.gates.get(usize::from(partition.0)) else {
+            return (write.append.reply)(Err(AppendError::Unconfirmed));
+        };
+        let is_silent = gate.is_silent.load(Ordering::Relaxed);
+        if is_silent && gate.open.load(Ordering::Relaxed) >= MOST_WAITING {
+            return (write.append.reply)(Err(AppendError::TooManyWait));
+        }
+        self.count(&mut write.append, gate);
         match lock(&self.keys).entry(write.append.new.key.as_str().into()) {
             Entry::Occupied(mut waiting) => waiting.get_mut().push_back(write),
             Entry::Vacant(free) => {
@@ -135,14 +159,16 @@ impl Publisher {
     }
 
     /// Counts a write until it has its outcome.
-    fn count(self: &Arc<Self>, append: &mut Append) {
+    fn count(self: &Arc<Self>, append: &mut Append, gate: &Arc<Gate>) {
         let bytes = append.new.weight() as u64;
         self.open.fetch_add(1, Ordering::Relaxed);
+        gate.open.fetch_add(1, Ordering::Relaxed);
         self.open_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let this = Arc::clone(self);
+        let (this, gate) = (Arc::clone(self), Arc::clone(gate));
         let reply = std::mem::replace(&mut append.reply, Box::new(drop));
         append.reply = Box::new(move |outcome| {
             this.open.fetch_sub(1, Ordering::Relaxed);
+            gate.open.fetch_sub(1, Ordering::Relaxed);
             this.open_bytes.fetch_sub(bytes, Ordering::Relaxed);
             reply(outcome);
         });
@@ -292,6 +318,9 @@ impl Publisher {
                 _ = &mut found => return Ok(None),
                 result = timeout_at(deadline, attempt) => result,
             };
+            if let Some(gate) = self.gates.get(usize::from(partition.0)) {
+                gate.is_silent.store(!matches!(result, Ok(Ok(_))), Ordering::Relaxed);
+            }
             match result {
                 Ok(Ok(ack)) => return Ok(Some(ack)),
                 Ok(Err(StoreRequestError::Full(why))) => {

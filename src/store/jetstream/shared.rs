@@ -60,11 +60,10 @@ impl StoreShared {
         self.partitions.iter().for_each(|standing| standing.order(PartitionOrder::Wake));
     }
 
-    /// What the partitions of other owners hold.
-    pub(super) fn levels_elsewhere(&self) -> PartitionLevels {
+    /// What all partitions hold, as their last checkpoints say.
+    pub(super) fn levels(&self) -> PartitionLevels {
         let mut sum = PartitionLevels::default();
-        let elsewhere = self.partitions.iter().filter(|standing| !standing.is_owned());
-        elsewhere.for_each(|standing| sum += standing.levels());
+        self.partitions.iter().for_each(|standing| sum += standing.levels());
         sum
     }
 }

@@ -133,6 +133,11 @@ impl Standing {
         matches!(*self.owner.borrow(), Owner::This { .. })
     }
 
+    /// Whether this other instance is known to own it.
+    pub(super) fn is_owned_by(&self, instance: &StoreInstance) -> bool {
+        matches!(&*self.owner.borrow(), Owner::Other(owner) if owner == instance)
+    }
+
     pub(super) fn set_owner(&self, owner: Owner) {
         self.owner.send_if_modified(|current| {
             let differs = *current != owner;
