@@ -67,7 +67,7 @@ mod view;
 pub use crate::task::{Moment, Now, Since};
 #[cfg(test)]
 use barrier::BarrierLane;
-pub use barrier::BarrierView;
+pub use barrier::{BarrierEnd, BarrierView};
 pub use concurrency::Workers;
 pub use early::ClearReservation;
 pub use interface::{

@@ -66,6 +66,10 @@ impl Engine {
             quorum,
             deliveries: lanes.iter().copied().map(Delivery::new).collect(),
         });
+        for &lane in lanes {
+            let node = &self.lanes[lane].node;
+            self.barriers.arrived(CountedDelivery { task: id, origin: id, lane, node });
+        }
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, slot));
         }

@@ -202,7 +202,7 @@ impl World {
     /// one of the key.
     fn check_reached(&self) {
         for &up_to in self.barriers.iter().rev().take(4) {
-            let barrier = self.engine.count(TaskId(up_to), &[]);
+            let barrier = self.engine.count(TaskId(up_to).into(), &[]);
             for (id, stored) in self.tasks.iter().filter(|(id, _)| **id <= up_to) {
                 let is_counted =
                     self.durable.contains(id) && !self.released.contains(&partition(stored.key));
@@ -221,7 +221,7 @@ impl World {
     /// An updated count equals a fresh count.
     fn check_barriers(&self) {
         for watch in &self.engine.barriers.0 {
-            let fresh = self.engine.count(watch.up_to, &watch.nodes);
+            let fresh = self.engine.count(watch.end.clone(), &watch.nodes);
             for (_, lane) in &fresh.lanes {
                 let counted = watch.lanes.iter().find(|(_, of)| of.node == lane.node);
                 let counted = counted.map_or((0, 0), |(_, of)| (of.pending, of.dead));
