@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::dispatcher::admin::PendingAdmin;
 use crate::dispatcher::attempt::Attempts;
 use crate::dispatcher::claim;
+use crate::dispatcher::cluster::ownership::Ownership;
 use crate::dispatcher::log_throttle::ThrottledEvent;
 use crate::dispatcher::messages::{AttemptReport, Health, LoopEvent, Request};
 use crate::dispatcher::replica_registry::ReplicaRegistry;
@@ -43,6 +44,8 @@ pub(crate) struct Core {
     pub(crate) health: watch::Sender<Health>,
     pub(crate) registry: ReplicaRegistry,
     pub(crate) uptime: UptimeRecorder,
+    /// The partitions of this process, in a cluster.
+    pub(crate) ownership: Ownership,
     pub(crate) attempts: Attempts,
     pub(crate) task_cache: TaskCache,
     /// Writes from request to answer.
@@ -131,6 +134,10 @@ impl Core {
             Request::Replicas(request) => self.serve_replicas(now, request),
             Request::DeadLetters(request) => self.serve_dead_letters(now, request),
             Request::Barrier(request) => self.serve_barrier(request),
+            Request::Claims { reply } => {
+                // The asker may be gone.
+                let _ = reply.send(self.ownership.claims());
+            }
             Request::Past { node, reply } => self.show_past(node.as_ref(), reply),
             Request::Snapshot { reply } => {
                 let _ = reply.send(Box::new(self.snapshot()));
@@ -169,14 +176,19 @@ impl Core {
             JournalEvent::Claimed { partition, tasks } => {
                 let last = tasks.last().map_or(TaskId(0), |task| task.header.id);
                 self.intake.newest = self.intake.newest.max(last);
+                self.ownership.claimed(partition);
                 claim::tasks(engine, keys, registry, now, partition, tasks);
             }
             JournalEvent::Releasing { partition } => {
                 engine.hold_back(partition);
                 self.releasing.push(partition);
             }
+            JournalEvent::CaughtUp { through } => {
+                self.ownership.caught_up(self.journal.partition_of(through), through);
+            }
             JournalEvent::Released { partition } => {
                 self.releasing.retain(|releasing| *releasing != partition);
+                self.ownership.released(partition);
                 engine.release(now, partition);
                 while let Some(action) = self.engine.next_action() {
                     // The next owner decides it.

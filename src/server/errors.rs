@@ -123,7 +123,9 @@ impl Problem {
                 Self::Unavailable { error: refusal.to_string(), retry_after }
             }
             AdminError::Unreadable(_) => Self::internal(&error),
-            AdminError::TooMany(error) => Self::Unavailable { error, retry_after },
+            AdminError::TooMany(error) | AdminError::Unanswered(error) => {
+                Self::Unavailable { error, retry_after }
+            }
             AdminError::Invalid(error) => Self::Invalid(error),
             AdminError::Forbidden(error) => Self::Forbidden(error),
             AdminError::Conflict(error) => Self::Conflict(error),

@@ -159,6 +159,7 @@ impl Tell {
             }
             JournalEvent::Replica { row: None, .. } => return,
             JournalEvent::Replica { node, .. } => Replica(node.to_string()),
+            JournalEvent::CaughtUp { .. } => return,
             JournalEvent::Settled { through } => Settled(through),
             JournalEvent::Failed(_) => Failed,
             event => panic!("{event:?}"),

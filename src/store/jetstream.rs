@@ -18,6 +18,7 @@
 mod answers;
 mod checkpoint;
 mod connect;
+mod ends;
 mod idempotency;
 mod journal;
 mod members;
@@ -26,6 +27,7 @@ mod meta;
 mod names;
 mod owned;
 mod partition;
+mod peers;
 mod placement;
 mod protocol;
 mod publish;
@@ -45,9 +47,12 @@ mod tests;
 mod transfer;
 
 pub use connect::{ConnectError, JetStreamSettings, StoreDurability};
+pub use ends::PartitionStream;
 pub use journal::JetStreamJournal;
+pub use members::Member;
 pub use names::{ClusterName, MAX_PARTITIONS};
-pub use status::ClusterStatus;
+pub use peers::{PeerSilence, Peers};
+pub use status::{ClusterStatus, PartitionOwner};
 pub use transfer::{export as export_cluster, import as import_cluster};
 
 /// The log target of the NATS library. The store itself logs what an operator needs to know.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::jetstream::ClusterStatus;
+use super::jetstream::{ClusterStatus, Peers};
 use super::records::{
     CommitError, Header, IdempotencyAnswer, ReadError, Recovered, Repeated, ReplicaRow,
 };
@@ -111,6 +111,14 @@ pub trait Journal: Send + Sync + fmt::Debug {
         None
     }
 
+    /// The instances of the cluster; `None` for a store of one process.
+    fn peers(&self) -> Option<Peers> {
+        None
+    }
+
+    /// Asks for a [`JournalEvent::CaughtUp`] of an owned partition.
+    fn report_caught_up(&self, _: Partition) {}
+
     /// The number of the operation in progress, `None` between two. Each takes milliseconds; the same
     /// number for seconds means that the journal hangs.
     fn in_progress(&self) -> Option<u64>;
@@ -164,8 +172,8 @@ pub struct Stats {
 #[error("{0}")]
 pub struct NoRoom(pub String);
 
-/// The events of a partition are `Claimed`, any number of `Arrived`, perhaps `Releasing` with more
-/// `Arrived`, `Released`, and again.
+/// The events of a partition are `Claimed`, any number of `Arrived` and `CaughtUp`, perhaps `Releasing`
+/// with more of these, `Released`, and again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JournalEvent {
     /// This process owns the partition now. `tasks` are its unsettled ones, in the order of their
@@ -174,6 +182,9 @@ pub enum JournalEvent {
     /// The partition will be handed over: `Released` follows after [`Journal::quiet`], or sooner.
     /// Nothing more may be sent for its tasks. Attempts in flight are finished.
     Releasing { partition: Partition },
+    /// All unsettled tasks of an owned partition up to this id have been reported. Comes after a whole
+    /// claim and when it is asked for; only from a store that several processes share.
+    CaughtUp { through: TaskId },
     /// The partition has another owner, or is claimed again next. Nothing may be sent for its tasks.
     Released { partition: Partition },
     /// The record of a replica, `None` if it was removed. Existing ones come before the first claim;

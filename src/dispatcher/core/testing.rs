@@ -55,6 +55,7 @@ impl Core {
             health,
             registry: ReplicaRegistry::default(),
             uptime: UptimeRecorder::begin(clock.now(), UptimeFile::of(dir)).unwrap(),
+            ownership: Default::default(),
             attempts,
             // Every task is read back.
             task_cache: TaskCache::new(0),

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::dispatcher::messages::{AcceptedWrite, NewWrite, Refusal};
 use crate::dispatcher::messages::{AdminReply, BarrierRequest, ReplicaRequest, TaskRequest};
-use crate::engine::{self, EngineSettings};
+use crate::engine::{self, BarrierEnd, EngineSettings};
 use crate::store::{IdempotencyAnswer, KeyLimits, MemoryJournal, MemoryStore};
 use crate::task::{Consistency, Idempotency, NewTask, Node, Operation, TaskId};
 
@@ -141,9 +141,9 @@ async fn a_client_with_an_answer_finds_its_task() {
     let task = running.ask(|reply| Request::Tasks(TaskRequest::Show { id, reply })).await;
     assert_eq!(task.map(|task| task.key), Some(Some("k".to_owned())));
     let barrier = running
-        .ask(|reply| Request::Barrier(BarrierRequest { up_to: None, nodes: vec![], reply }))
+        .ask(|reply| Request::Barrier(BarrierRequest { end: None, nodes: vec![], reply }))
         .await;
-    assert_eq!(barrier.up_to, id.to_string());
+    assert_eq!(barrier.end, BarrierEnd::Task(id));
     running.stop().await;
 }
 

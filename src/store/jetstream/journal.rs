@@ -26,6 +26,7 @@ use super::message::{self, random};
 use super::meta::Meta;
 use super::names::place_of;
 use super::partition::PartitionTask;
+use super::peers::Peers;
 use super::publish::{Publisher, Submitted};
 use super::reader::ReadFailure;
 use super::shared::StoreShared;
@@ -424,6 +425,14 @@ impl Journal for JetStreamJournal {
     fn cluster(&self) -> Option<ClusterStatus> {
         let members = self.shared.members.live();
         Some(ClusterStatus { members, ..self.store().status() })
+    }
+
+    fn peers(&self) -> Option<Peers> {
+        Some(Peers::new(Arc::clone(&self.shared)))
+    }
+
+    fn report_caught_up(&self, partition: Partition) {
+        self.order(partition, PartitionOrder::ReportCaughtUp);
     }
 
     fn close(&self) -> BoxFuture<'static, Result<(), CommitError>> {

@@ -134,7 +134,6 @@ impl Members {
     }
 
     /// This instance hands everything over and claims nothing, until this is taken back.
-    #[expect(dead_code, reason = "a request of an operator calls it")]
     pub(super) fn drain(&self, drain: bool) {
         let is_new = {
             let mut list = self.list();

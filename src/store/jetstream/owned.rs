@@ -71,6 +71,8 @@ pub(super) struct Owned {
     unbound: BTreeSet<u64>,
     /// Those whose key may lack the answer to their strong write. The same holds for them.
     unanswered: BTreeSet<u64>,
+    /// To be reported: up to where the tasks have arrived.
+    pub(super) reports_caught_up: bool,
     to_bind: Vec<u64>,
     recent: RecentNonces,
     /// A message has a version that this binary does not know. It and those behind it stay unread.
@@ -168,6 +170,7 @@ impl Owned {
             awaited: BTreeMap::new(),
             unbound: BTreeSet::new(),
             unanswered: BTreeSet::new(),
+            reports_caught_up: false,
             to_bind: Vec::new(),
             recent: RecentNonces::default(),
             is_unreadable: false,
@@ -387,6 +390,14 @@ impl Owned {
         self.enter(turns, publisher, notify)
     }
 
+    /// After the events of the tasks before it.
+    fn report_caught_up(&mut self, notify: &dyn Fn(JournalEvent)) {
+        if mem::take(&mut self.reports_caught_up) {
+            let through = task_id(self.reader.next() - 1, self.partition);
+            notify(JournalEvent::CaughtUp { through });
+        }
+    }
+
     /// Passes tasks on whose turn has come.
     pub(super) fn advance(
         &mut self,
@@ -400,7 +411,11 @@ impl Owned {
         while let Some(turn) = self.reader.advance() {
             turns.push(turn);
         }
-        self.enter(turns, publisher, notify)
+        let entered = self.enter(turns, publisher, notify);
+        if entered.is_ok() {
+            self.report_caught_up(notify);
+        }
+        entered
     }
 
     fn enter(
@@ -483,6 +498,8 @@ impl Owned {
             }
         }
         notify(JournalEvent::Claimed { partition, tasks });
+        self.reports_caught_up = true;
+        self.report_caught_up(notify);
         let (epoch, seconds) = (self.epoch, self.since.elapsed().as_secs_f64());
         info!(partition = partition.0, epoch, tasks = total, seconds, "a partition is claimed");
     }

@@ -174,6 +174,11 @@ impl PartitionTask {
                     owned.note_stored(sequence);
                 }
             }
+            PartitionOrder::ReportCaughtUp => {
+                if let Some(owned) = &mut self.owned {
+                    owned.reports_caught_up = true;
+                }
+            }
             PartitionOrder::Settle { sequence, settlement } => {
                 // Its arrival may be due.
                 self.advance();
@@ -341,12 +346,12 @@ impl PartitionTask {
 
     /// Shows an owner to this process and to its operators.
     fn show_owner(&self, owner: Owner, epoch: u64) {
-        let (node, is_me) = match &owner {
+        let (instance, is_me) = match &owner {
             Owner::Unknown => (None, false),
-            Owner::This { .. } => (Some(&self.shared.this.node), true),
-            Owner::Other(instance) => (Some(&instance.node), false),
+            Owner::This { .. } => (Some(&self.shared.this), true),
+            Owner::Other(instance) => (Some(instance), false),
         };
-        let shown = node.map(|node| PartitionOwner { node: node.clone(), epoch, is_me });
+        let shown = instance.map(|instance| PartitionOwner::new(instance, epoch, is_me));
         self.shared.store.set_owner(self.partition, shown);
         self.standing.set_owner(owner);
     }

@@ -54,6 +54,8 @@ pub(super) enum PartitionOrder {
     Hint {
         sequence: u64,
     },
+    /// Report up to where the tasks have arrived.
+    ReportCaughtUp,
     Settle {
         sequence: u64,
         settlement: TaskSettlement,

@@ -15,6 +15,8 @@ use crate::task::{
     ReplicaIndex, Task, TaskId, Timestamp,
 };
 
+mod peers;
+
 const KEYS: KeyLimits = KeyLimits { window: Duration::from_secs(60), most: 100 };
 const PARTITIONS: u16 = 3;
 
