@@ -26,6 +26,8 @@ mod faults;
 mod judge;
 #[path = "cluster/keys.rs"]
 mod keys;
+#[path = "cluster/operators.rs"]
+mod operators;
 #[path = "cluster/proxy.rs"]
 mod proxy;
 #[path = "cluster/sharing.rs"]

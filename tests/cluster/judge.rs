@@ -58,7 +58,7 @@ fn number(seen: &Seen) -> Option<u64> {
 }
 
 /// The newest applied write of each key, and the last one.
-fn applied(seen: &[Seen]) -> HashMap<String, (u64, u64)> {
+pub fn applied(seen: &[Seen]) -> HashMap<String, (u64, u64)> {
     let mut applied = HashMap::new();
     for request in seen.iter().filter(|request| request.applied) {
         let (newest, last) = applied.entry(request.key()).or_insert((0, 0));
