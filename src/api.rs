@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 mod barriers;
+mod cluster;
 mod dead_letters;
 mod events;
 mod history;
@@ -19,6 +20,9 @@ mod tasks;
 mod writes;
 
 pub use barriers::{Barrier, BarrierReplica, NewBarrier};
+pub use cluster::{
+    Cluster, ClusterDrain, ClusterMember, PartitionInfo, PartitionState, SharedStore,
+};
 pub use dead_letters::{
     BulkOperation, DeadLetterInfo, DeadLetterPage, DiscardRequest, LetterGroup, LetterId,
     LetterSummary, OperationKind, OperationPage, OperationState, RedriveOutcomes, RedriveRequest,

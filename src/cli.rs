@@ -16,8 +16,8 @@ mod help;
 use crate::access::Role;
 use crate::task::Node;
 use admin::{
-    BarrierArgs, CompletionsArgs, DeadLettersArgs, ManArgs, ReplicasArgs, StatusArgs, TasksArgs,
-    TopArgs,
+    BarrierArgs, ClusterViewArgs, CompletionsArgs, DeadLettersArgs, ManArgs, ReplicasArgs,
+    StatusArgs, TasksArgs, TopArgs,
 };
 use daemon::{ClusterArgs, DaemonArgs};
 
@@ -61,6 +61,9 @@ pub enum Command {
     /// Wait until every write accepted so far is delivered
     #[command(after_long_help = BARRIER_EXIT_CODES)]
     Barrier(BarrierArgs),
+    /// Show the instances and partitions of a cluster store; drain an instance
+    #[command(after_long_help = CLUSTER_EXIT_CODES)]
+    Cluster(ClusterViewArgs),
     /// Watch throughput, backlog and lag live; pause and resume replicas
     Top(TopArgs),
     /// Create and list tokens of --auth-file
@@ -119,6 +122,13 @@ Exit codes:
   2  invalid arguments
   3  not reached within --wait
   5  reached, but some deliveries became dead letters";
+
+const CLUSTER_EXIT_CODES: &str = "\
+Exit codes:
+  0  every partition has an owner and a leader; or drained
+  1  no valid answer from the daemon, or it has no cluster store
+  2  invalid arguments
+  3  a partition has no owner or no leader";
 
 const CHECK_EXIT_CODES: &str = "\
 Exit codes:

@@ -46,6 +46,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Tasks(args)) => client(admin::tasks(&args)),
         Some(Command::DeadLetters(args)) => client(admin::dead_letters(&args)),
         Some(Command::Barrier(args)) => client(admin::barrier(&args)),
+        Some(Command::Cluster(args)) => client(admin::cluster(&args)),
         Some(Command::Top(args)) => client(admin::top(&args)),
         Some(Command::Token(args)) => token::run(&args),
         Some(Command::Completions(args)) => generate::completions(&args),

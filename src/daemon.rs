@@ -154,6 +154,7 @@ impl Daemon {
         };
         let operations = Operations::default();
         let core = Core {
+            releasing: Vec::new(),
             engine,
             keys,
             journal: journal.clone(),
@@ -161,6 +162,7 @@ impl Daemon {
             health,
             registry,
             uptime,
+            ownership: Default::default(),
             attempts,
             task_cache: TaskCache::new(config.store.memory_budget),
             intake: Intake::new(newest, config.queue_wait, events.clone()),
@@ -177,8 +179,10 @@ impl Daemon {
 
         let retry_after = Duration::from_secs(1);
         let redrive_rate = config.engine.redrive_rate;
-        let operator = Operator { bus, operations, redrive_rate, policy: policy.clone() };
+        let peers = journal.peers();
+        let operator = Operator { bus, operations, redrive_rate, policy: policy.clone(), peers };
         let handle = Handle { requests, health: watched.clone(), retry_after, counts, operator };
+        handle.serve_peers().await;
         let (stop_serving, stop) = oneshot::channel();
         let stop = async { drop(stop.await) };
         let settings = ServerSettings {

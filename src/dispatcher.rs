@@ -12,6 +12,7 @@ mod admission;
 mod attempt;
 mod bulk;
 pub(crate) mod claim;
+mod cluster;
 mod core;
 mod event_bus;
 mod handle;

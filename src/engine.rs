@@ -24,11 +24,13 @@
 )]
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::task::{
-    AttemptOutcome, Cause, Counters, DeliveryId, Node, TaskId, Timestamp, Uptime, Verdict,
+    AttemptOutcome, Cause, Counters, DeliveryId, Node, Partition, TaskId, Timestamp, Uptime,
+    Verdict,
 };
 
 mod admin;
@@ -65,7 +67,7 @@ mod view;
 pub use crate::task::{Moment, Now, Since};
 #[cfg(test)]
 use barrier::BarrierLane;
-pub use barrier::BarrierView;
+pub use barrier::{BarrierEnd, BarrierView};
 pub use concurrency::Workers;
 pub use early::ClearReservation;
 pub use interface::{
@@ -94,6 +96,8 @@ const MOST_DUE: usize = 4096;
 #[derive(Debug)]
 pub struct Engine {
     settings: EngineSettings,
+    /// The share of `--redrive-rate` of this process.
+    redrive_rate: NonZeroU32,
     schedule: Schedule,
     rng: fastrand::Rng,
     tasks: Tasks,
@@ -136,6 +140,8 @@ pub struct Engine {
     barriers: BarrierCounts,
     /// Attempts in flight whose tasks were released.
     released: HashMap<DeliveryId, u32>,
+    /// Partitions of which nothing more is sent, and how many of their attempts are in flight.
+    held: HashMap<Partition, u64>,
     uptime: Uptime,
     /// Steps along chains and over tasks; tests bound them.
     #[cfg(test)]
@@ -147,6 +153,7 @@ impl Engine {
         Self {
             schedule: Schedule { max_retries: settings.max_retries, base: settings.retry_base },
             rng: fastrand::Rng::with_seed(settings.seed),
+            redrive_rate: settings.redrive_rate,
             settings,
             tasks: Tasks::default(),
             lanes: Lanes::default(),
@@ -175,6 +182,7 @@ impl Engine {
             reports_ends: false,
             barriers: BarrierCounts::default(),
             released: HashMap::new(),
+            held: HashMap::new(),
             uptime: Uptime::default(),
             #[cfg(test)]
             steps: 0,
@@ -213,6 +221,9 @@ impl Engine {
         let Some(Stage::InFlight { priority, probe, discard }) = stage else {
             return;
         };
+        if let Some(in_flight) = self.held.get_mut(&self.tasks[slot].partition) {
+            *in_flight -= 1;
+        }
         self.share_error(at, &mut verdict);
         self.note_attempt(at, &verdict, took);
         self.count_lone_failure(at, &verdict);
@@ -383,6 +394,16 @@ impl Engine {
     /// All actions must be carried out before the next other call.
     pub fn next_action(&mut self) -> Option<EngineAction> {
         self.actions.pop_front()
+    }
+
+    /// Divides the redrive rate by the processes that redrive.
+    pub fn share_redrives(&mut self, processes: NonZeroU32) {
+        let share = self.settings.redrive_rate.get() / processes;
+        self.redrive_rate = NonZeroU32::new(share).unwrap_or(NonZeroU32::MIN);
+    }
+
+    pub fn strong_timeout(&self) -> Duration {
+        self.settings.strong_timeout
     }
 
     pub fn levels(&self) -> Levels {

@@ -25,13 +25,14 @@ mod records;
 
 pub use jetstream::{
     CLIENT_LIBRARY, ClusterName, ClusterStatus, ConnectError, JetStreamJournal, JetStreamSettings,
-    MAX_PARTITIONS, StoreDurability, export_cluster, import_cluster,
+    MAX_PARTITIONS, Member, PartitionOwner, PartitionStream, PeerSilence, Peers, StoreDurability,
+    export_cluster, import_cluster,
 };
 #[cfg(test)]
 pub(crate) use journal::Notify;
 pub use journal::{
-    Append, AppendError, AppendReply, Appended, Journal, JournalEvent, KeyState, NoRoom, Numbered,
-    Stats,
+    Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
+    Numbered, Stats,
 };
 pub use lines::{Exported, Imported};
 #[cfg(test)]

@@ -32,7 +32,9 @@ pub use uptime::{ClockStep, Uptime};
 ///
 /// A new store starts at its creation time in microseconds, so that ids do not repeat when a data
 /// directory is lost and replaced. The text form is decimal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct TaskId(pub u64);
 
 /// A set of keys whose order one owner keeps. A journal on one disk has one, the default.
@@ -230,7 +232,7 @@ pub enum ReplicaCommand {
     Delete,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ReplicaIndex(pub u16);
 
 impl ReplicaIndex {

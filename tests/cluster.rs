@@ -26,8 +26,16 @@ mod faults;
 mod judge;
 #[path = "cluster/keys.rs"]
 mod keys;
+#[path = "cluster/operators.rs"]
+mod operators;
 #[path = "cluster/proxy.rs"]
 mod proxy;
+#[path = "cluster/sharing.rs"]
+mod sharing;
+#[path = "cluster/strong.rs"]
+mod strong;
+#[path = "cluster/torture.rs"]
+mod torture;
 #[path = "cluster/traffic.rs"]
 mod traffic;
 #[path = "cluster/world.rs"]

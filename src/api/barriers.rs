@@ -41,4 +41,7 @@ pub struct Barrier {
     pub given_up: u64,
     /// The covered replicas that have or had deliveries.
     pub replicas: Vec<BarrierReplica>,
+    /// Partitions of the cluster without an answer, or that are not read so far: the barrier is not reached. Missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
 }

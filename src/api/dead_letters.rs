@@ -32,6 +32,9 @@ pub struct DeadLetterPage {
     pub dead_letters: Vec<DeadLetterInfo>,
     /// Cursor of the next page; `null` on the last page.
     pub next_cursor: Option<String>,
+    /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
 }
 
 /// Dead letters of a replica with the same cause and the same kind of error.
@@ -56,6 +59,9 @@ pub struct LetterSummary {
     pub groups: Vec<LetterGroup>,
     /// Dead letters in no listed group.
     pub other: u64,
+    /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
 }
 
 /// Selects one dead letter, or all of a task.
@@ -164,6 +170,10 @@ pub struct BulkOperation {
     pub started_at: String,
     pub ended_at: Option<String>,
     pub error: Option<String>,
+    /// Partitions of the cluster whose dead letters may be left out: their instance has no answer,
+    /// or they changed their owner meanwhile. Missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
 }
 
 /// Outcomes of redriven dead letters.
@@ -185,4 +195,7 @@ pub struct RedriveOutcomes {
 pub struct OperationPage {
     /// Running and recently ended operations.
     pub operations: Vec<BulkOperation>,
+    /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
 }

@@ -29,6 +29,9 @@ pub struct PastFigures {
     pub backlog_tasks: Vec<u32>,
     /// Age of the oldest unsettled delivery, at most in a step.
     pub lag_seconds: Vec<f32>,
+    /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
 }
 
 /// Whether the store works.

@@ -79,13 +79,23 @@ pub struct Replica {
     /// paused.
     pub drained_in_seconds: Option<f64>,
     pub books: Counters,
+    /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
+    /// Instances of the cluster that have not confirmed within 5 s that they apply a pause, its end or a
+    /// new address. Only in the answer to that; missing if all have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unconfirmed: Vec<String>,
 }
 
 /// All replicas, sorted by address.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ReplicaPage {
     /// Replicas with deliveries since the start, or with data on disk.
     pub replicas: Vec<Replica>,
+    /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
 }
 
 /// Result of a probe request.
@@ -98,6 +108,9 @@ pub struct Probed {
     pub probing: bool,
     /// Why no probe was sent.
     pub reason: Option<String>,
+    /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
 }
 
 /// Result of forgetting a replica.
@@ -108,6 +121,9 @@ pub struct Forgotten {
     pub discarded: u64,
     /// Deliveries in flight. They finish and are not retried.
     pub in_flight: u64,
+    /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
 }
 
 /// New address of a replica.

@@ -53,6 +53,9 @@ pub struct TaskInfo {
     pub settled_at: Option<String>,
     /// One per replica.
     pub deliveries: Vec<DeliveryInfo>,
+    /// Partitions of the cluster without an answer, one of which may know more; missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
 }
 
 /// A page of tasks, oldest first.
@@ -62,4 +65,7 @@ pub struct TaskPage {
     pub tasks: Vec<TaskInfo>,
     /// Cursor of the next page; `null` on the last page.
     pub next_cursor: Option<String>,
+    /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<u16>,
 }

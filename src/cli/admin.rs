@@ -345,6 +345,36 @@ pub struct BarrierArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct ClusterViewArgs {
+    #[command(flatten)]
+    pub ask: AskArgs,
+
+    #[command(subcommand)]
+    pub command: Option<ClusterCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Show the instances and the partitions with their owners (default)
+    Show,
+    /// Let an instance hand its partitions over and claim none
+    ///
+    /// It accepts writes as before. The drain ends with --undo, and with its process.
+    Drain(InstanceArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct InstanceArgs {
+    /// The --node-id of the instance
+    #[arg(value_name = "NODE")]
+    pub node: String,
+
+    /// End the drain
+    #[arg(long)]
+    pub undo: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct TopArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,

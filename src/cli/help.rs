@@ -89,7 +89,7 @@ mod tests {
         assert!(lines.iter().any(|line| line == " dead-letters redrive -h"), "{lines:?}");
         for line in lines {
             let text = help(&line);
-            assert!(text.lines().count() <= 40, "{line}:\n{text}");
+            assert!(text.lines().count() <= 41, "{line}:\n{text}");
             assert!(!text.contains("[env:") && !text.contains("--ca-file"), "{line}:\n{text}");
         }
     }

@@ -10,7 +10,8 @@ use std::process::ExitCode;
 use thiserror::Error;
 
 use crate::cli::admin::{
-    BarrierArgs, ConnectArgs, DeadLettersArgs, ReplicasArgs, StatusArgs, TasksArgs, TopArgs,
+    BarrierArgs, ClusterViewArgs, ConnectArgs, DeadLettersArgs, ReplicasArgs, StatusArgs,
+    TasksArgs, TopArgs,
 };
 use client::{CallError, ClientSetupError, DaemonClient};
 use screen::Screen;
@@ -18,6 +19,7 @@ use screen::Screen;
 mod answer;
 mod barrier;
 mod client;
+mod cluster;
 mod dead_letters;
 mod list;
 mod operations;
@@ -86,6 +88,10 @@ pub(super) async fn dead_letters(args: &DeadLettersArgs) -> ExitCode {
 
 pub(super) async fn barrier(args: &BarrierArgs) -> ExitCode {
     with(&args.ask.connect, async |client, screen| barrier::run(args, client, screen).await).await
+}
+
+pub(super) async fn cluster(args: &ClusterViewArgs) -> ExitCode {
+    with(&args.ask.connect, async |client, screen| cluster::run(args, client, screen).await).await
 }
 
 pub(super) async fn top(args: &TopArgs) -> ExitCode {

@@ -96,7 +96,10 @@ pub(super) fn open(
                 }
                 // These go to the loop, which a failure during the start must reach.
                 JournalEvent::Arrived { .. }
+                | JournalEvent::CaughtUp { .. }
                 | JournalEvent::Settled { .. }
+                | JournalEvent::Releasing { .. }
+                | JournalEvent::Concluded { .. }
                 | JournalEvent::Failed(_) => {}
             }
         }

@@ -32,7 +32,7 @@ use replicas::Forgetting;
 const MAX_PARTS: usize = 16;
 /// A page ends with the item that exceeds it. A task with many replicas and long errors is shown in
 /// tens of kilobytes, so a thousand of them would be too much for one answer.
-const PAGE_BYTES: usize = 1 << 20;
+pub(super) const PAGE_BYTES: usize = 1 << 20;
 
 /// Rows that are read for one part.
 const READS: usize = 1000;
@@ -154,7 +154,7 @@ impl TextFilter {
 }
 
 /// The length of an item as JSON.
-fn json_length(item: &impl Serialize) -> usize {
+pub(super) fn json_length(item: &impl Serialize) -> usize {
     struct Length(usize);
 
     impl io::Write for Length {

@@ -8,11 +8,13 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
 use crate::api::{BulkOperation, OperationKind, OperationState, RedriveOutcomes};
 use crate::clock::wall_clock;
 use crate::dispatcher::Handle;
+use crate::dispatcher::cluster::ownership::Claim;
 use crate::dispatcher::messages::{AdminError, FoundLetter, LetterAction, LetterFilter};
 use crate::dispatcher::view;
 use crate::engine::{AdminOutcome, RedriveOutcome};
@@ -23,12 +25,39 @@ const PAGE: usize = 500;
 /// A redrive takes the letters of its rate at least this far apart.
 const STEP: Duration = Duration::from_millis(50);
 
-#[derive(Clone, Debug)]
-struct BulkWork {
-    kind: OperationKind,
-    filter: LetterFilter,
-    dry_run: bool,
-    rate: Option<NonZeroU32>,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BulkWork {
+    pub(super) kind: OperationKind,
+    pub(super) filter: LetterFilter,
+    pub(super) dry_run: bool,
+    pub(super) rate: Option<NonZeroU32>,
+}
+
+/// An instance that takes part in an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Participant {
+    pub(super) process: u64,
+    pub(super) node: String,
+}
+
+/// The part of an operation that other instances take part in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SharedOperation {
+    /// The same at all of them.
+    pub(super) id: String,
+    pub(super) participants: Vec<Participant>,
+}
+
+/// What one process does of an operation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct OperationPart {
+    pub(super) operation: BulkOperation,
+    /// Empty with a store of one process.
+    pub(super) participants: Vec<Participant>,
+    /// The partitions that it owned all the time.
+    pub(super) partitions: Vec<u16>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -45,6 +74,8 @@ struct OperationList {
 struct OperationRecord {
     number: u32,
     operation: BulkOperation,
+    participants: Vec<Participant>,
+    claims: Vec<Claim>,
     /// Used once.
     cancel: Option<oneshot::Sender<()>>,
     /// Closed when the operation has ended and its state says so.
@@ -52,50 +83,34 @@ struct OperationRecord {
 }
 
 impl Handle {
-    /// Starts to redrive dead letters, at most `rate` per second. A letter with a newer write of its
-    /// key on the way is left out. [`AdminError::TooMany`] at the limit of running operations.
-    pub async fn redrive(
+    /// Starts an operation on the dead letters of this process. [`AdminError::TooMany`] at the limit of
+    /// running operations.
+    pub(super) async fn start_operation_here(
         &self,
-        filter: LetterFilter,
-        dry_run: bool,
-        rate: Option<NonZeroU32>,
-    ) -> Result<BulkOperation, AdminError> {
-        let rate = Some(rate.unwrap_or(self.operator.redrive_rate));
-        self.start(BulkWork { kind: OperationKind::Redrive, filter, dry_run, rate }).await
-    }
-
-    /// Starts to discard dead letters. [`AdminError::TooMany`] at the limit of running operations.
-    pub async fn discard(
-        &self,
-        filter: LetterFilter,
-        dry_run: bool,
-    ) -> Result<BulkOperation, AdminError> {
-        let kind = OperationKind::Discard;
-        self.start(BulkWork { kind, filter, dry_run, rate: None }).await
-    }
-
-    async fn start(&self, work: BulkWork) -> Result<BulkOperation, AdminError> {
-        let replicas = self.replicas().await?;
+        work: BulkWork,
+        shared: Option<SharedOperation>,
+    ) -> Result<OperationPart, AdminError> {
+        let claims = match &shared {
+            Some(_) => self.claims().await?,
+            None => Vec::new(),
+        };
+        let replicas = self.replicas_here(None).await?;
         let total = replicas.iter().map(|replica| replica.dead_letters + replica.parked).sum();
-        self.operator.operations.start(self.clone(), work, total)
+        self.operator.operations.start(self.clone(), work, (total, claims), shared)
     }
 
-    /// The operations that are remembered, newest first.
-    #[must_use]
-    pub fn operations(&self) -> Vec<BulkOperation> {
-        self.operator
-            .operations
-            .with(|list| list.records.iter().rev().map(OperationRecord::shown).collect())
-    }
-
-    #[must_use]
-    pub fn operation(&self, id: &str) -> Option<BulkOperation> {
-        self.operator.operations.with(|list| Some(list.find(id)?.shown()))
+    /// The operations that are remembered, newest first; or the one with this id.
+    pub(super) fn operations_here(&self, id: Option<&str>) -> Vec<OperationPart> {
+        let is_asked =
+            |record: &&OperationRecord| id.is_none_or(|id| record.operation.operation_id == id);
+        self.operator.operations.with(|list| {
+            list.records.iter().rev().filter(is_asked).map(OperationRecord::shown).collect()
+        })
     }
 
     /// Cancels an operation if it still runs, and waits for its end: the letters it has already
     /// passed to the loop are counted.
-    pub async fn cancel(&self, id: &str) -> Option<BulkOperation> {
+    pub(super) async fn cancel_here(&self, id: &str) -> Option<OperationPart> {
         let mut ended = self.operator.operations.with(|list| {
             let record = list.find(id)?;
             if let Some(cancel) = record.cancel.take() {
@@ -106,7 +121,7 @@ impl Handle {
         })?;
         // Nothing is ever sent: the channel is closed.
         let _ = ended.changed().await;
-        self.operation(id)
+        self.operations_here(Some(id)).pop()
     }
 }
 
@@ -134,11 +149,12 @@ impl Operations {
         &self,
         handle: Handle,
         work: BulkWork,
-        total: u64,
-    ) -> Result<BulkOperation, AdminError> {
+        (total, claims): (u64, Vec<Claim>),
+        shared: Option<SharedOperation>,
+    ) -> Result<OperationPart, AdminError> {
         let (cancel, cancelled) = oneshot::channel();
         let (end, ended) = watch::channel(());
-        let (number, operation) = self.with(|list| {
+        let (number, part) = self.with(|list| {
             let is_running =
                 |record: &&OperationRecord| record.operation.state == OperationState::Running;
             if list.records.iter().filter(is_running).count() >= MAX_RUNNING {
@@ -146,9 +162,13 @@ impl Operations {
                 return Err(AdminError::TooMany(error));
             }
             list.started += 1;
+            let (id, participants) = match shared {
+                Some(SharedOperation { id, participants }) => (id, participants),
+                None => (list.started.to_string(), Vec::new()),
+            };
             let is_redrive = work.kind == OperationKind::Redrive && !work.dry_run;
             let operation = BulkOperation {
-                operation_id: list.started.to_string(),
+                operation_id: id,
                 kind: work.kind,
                 state: OperationState::Running,
                 dry_run: work.dry_run,
@@ -163,23 +183,28 @@ impl Operations {
                 started_at: view::time(wall_clock()),
                 ended_at: None,
                 error: None,
+                incomplete: Vec::new(),
             };
             let record = OperationRecord {
                 number: list.started,
-                operation: operation.clone(),
+                operation,
+                participants,
+                claims,
                 cancel: Some(cancel),
                 ended,
             };
+            let part = record.shown();
             list.records.push_back(record);
             if list.records.len() > MAX_OPERATIONS {
                 let first = list.records.iter().position(|record| !is_running(&record));
                 first.map(|first| list.records.remove(first));
             }
-            Ok((list.started, operation))
+            Ok((list.started, part))
         })?;
         let mut run = BulkRun { operations: self.clone(), handle, number, cancelled };
         tokio::spawn(async move {
             let result = run.run(work).await;
+            run.keep_claims().await;
             run.update(|operation| {
                 operation.ended_at = Some(view::time(wall_clock()));
                 operation.state = match result {
@@ -192,12 +217,12 @@ impl Operations {
             });
             drop(end);
         });
-        Ok(operation)
+        Ok(part)
     }
 }
 
 impl OperationRecord {
-    fn shown(&self) -> BulkOperation {
+    fn shown(&self) -> OperationPart {
         let mut operation = self.operation.clone();
         if let Some(outcomes) = &mut operation.outcomes {
             let RedriveOutcomes { delivered, failed, superseded, discarded, .. } = *outcomes;
@@ -205,7 +230,8 @@ impl OperationRecord {
             let ended = delivered + failed + superseded + discarded;
             outcomes.waiting = operation.done.saturating_sub(ended);
         }
-        operation
+        let partitions = self.claims.iter().map(|claim| claim.partition.0).collect();
+        OperationPart { operation, participants: self.participants.clone(), partitions }
     }
 }
 
@@ -292,6 +318,22 @@ impl BulkRun {
         Ok(true)
     }
 
+    /// Forgets the partitions that were released meanwhile.
+    async fn keep_claims(&self) {
+        let is_shared = self.operations.with(|list| {
+            list.of(self.number).is_some_and(|record| !record.participants.is_empty())
+        });
+        if !is_shared {
+            return;
+        }
+        let kept = self.handle.claims().await.unwrap_or_default();
+        self.operations.with(|list| {
+            if let Some(record) = list.of(self.number) {
+                record.claims.retain(|claim| kept.contains(claim));
+            }
+        });
+    }
+
     fn update(&self, change: impl FnOnce(&mut BulkOperation)) {
         self.operations.with(|list| {
             if let Some(record) = list.of(self.number) {
@@ -341,7 +383,8 @@ mod tests {
         let filter = LetterFilter::default();
         let work = BulkWork { kind: OperationKind::Discard, filter, dry_run: false, rate: None };
         let operations = &handle.operator.operations;
-        let started = operations.start(handle.clone(), work, 2).unwrap();
+        let started = operations.start(handle.clone(), work, (2, vec![]), None).unwrap();
+        let started = started.operation;
         let DeadLetterRequest::List { reply, .. } = next_request(&mut requests).await else {
             panic!()
         };
@@ -354,11 +397,12 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(60)).await;
             reply.send(Ok(vec![AdminOutcome::Done; 2])).unwrap();
         };
-        let (cancelled, ()) = tokio::join!(handle.cancel(&started.operation_id), slow);
-        let cancelled = cancelled.unwrap();
+        let (cancelled, ()) = tokio::join!(handle.cancel_here(&started.operation_id), slow);
+        let cancelled = cancelled.unwrap().operation;
         assert_eq!((cancelled.state, cancelled.done), (OperationState::Cancelled, 2));
         assert!(cancelled.ended_at.is_some());
-        assert_eq!(handle.cancel(&started.operation_id).await, Some(cancelled), "it has ended");
-        assert_eq!(handle.cancel("7").await, None);
+        let again = handle.cancel_here(&started.operation_id).await;
+        assert_eq!(again.unwrap().operation, cancelled, "it has ended");
+        assert!(handle.cancel_here("7").await.is_none());
     }
 }

@@ -15,7 +15,7 @@ pub(crate) fn tasks(
     partition: Partition,
     tasks: Vec<Recovered>,
 ) {
-    for Recovered { mut header, progress, .. } in tasks {
+    for Recovered { mut header, progress, is_awaited, .. } in tasks {
         // Before a rename: the weight includes the names.
         let bytes = header.weight() as u64;
         if registry.has_renamed() {
@@ -32,7 +32,11 @@ pub(crate) fn tasks(
             client: header.client.as_ref(),
             accepted_at: header.accepted_at,
         };
-        engine.arrive(now, arrived, Origin::Recovered(progress));
+        let origin = match is_awaited {
+            true => Origin::RecoveredAwaited(progress),
+            false => Origin::Recovered(progress),
+        };
+        engine.arrive(now, arrived, origin);
     }
 }
 

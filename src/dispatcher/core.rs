@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::dispatcher::admin::PendingAdmin;
 use crate::dispatcher::attempt::Attempts;
 use crate::dispatcher::claim;
+use crate::dispatcher::cluster::ownership::Ownership;
 use crate::dispatcher::log_throttle::ThrottledEvent;
 use crate::dispatcher::messages::{AttemptReport, Health, LoopEvent, Request};
 use crate::dispatcher::replica_registry::ReplicaRegistry;
@@ -20,16 +21,17 @@ use crate::dispatcher::task_cache::TaskCache;
 use crate::dispatcher::uptime::UptimeRecorder;
 use crate::engine::{Engine, EngineAction, KeyHasher, Moment, Now};
 use crate::store::{Journal, JournalEvent};
-use crate::task::{Progress, TaskId, Verdict};
+use crate::task::{Partition, Progress, TaskId, Verdict};
 
 mod accept;
+mod answers;
 mod observability;
 mod snapshot;
 
 pub(crate) use accept::Intake;
 pub(crate) use observability::Observability;
 
-use accept::StrongResult;
+use answers::StrongResult;
 
 /// Events and requests that are taken at once before the timers are checked again.
 const BATCH: usize = 256;
@@ -42,12 +44,16 @@ pub(crate) struct Core {
     pub(crate) health: watch::Sender<Health>,
     pub(crate) registry: ReplicaRegistry,
     pub(crate) uptime: UptimeRecorder,
+    /// The partitions of this process, in a cluster.
+    pub(crate) ownership: Ownership,
     pub(crate) attempts: Attempts,
     pub(crate) task_cache: TaskCache,
     /// Writes from request to answer.
     pub(crate) intake: Intake,
     /// Admin requests that take more than one turn.
     pub(crate) admin: PendingAdmin,
+    /// Partitions that are handed over when nothing of them is in flight.
+    pub(crate) releasing: Vec<Partition>,
     /// Metrics, log, events and history.
     pub(crate) observed: Observability,
 }
@@ -128,6 +134,10 @@ impl Core {
             Request::Replicas(request) => self.serve_replicas(now, request),
             Request::DeadLetters(request) => self.serve_dead_letters(now, request),
             Request::Barrier(request) => self.serve_barrier(request),
+            Request::Claims { reply } => {
+                // The asker may be gone.
+                let _ = reply.send(self.ownership.claims());
+            }
             Request::Past { node, reply } => self.show_past(node.as_ref(), reply),
             Request::Snapshot { reply } => {
                 let _ = reply.send(Box::new(self.snapshot()));
@@ -151,6 +161,7 @@ impl Core {
             }
         }
         self.act(now);
+        self.report_quiet();
         // It can be large, and its actions are done.
         self.observed.last_sent = None;
     }
@@ -165,20 +176,50 @@ impl Core {
             JournalEvent::Claimed { partition, tasks } => {
                 let last = tasks.last().map_or(TaskId(0), |task| task.header.id);
                 self.intake.newest = self.intake.newest.max(last);
+                self.ownership.claimed(partition);
                 claim::tasks(engine, keys, registry, now, partition, tasks);
             }
+            JournalEvent::Releasing { partition } => {
+                engine.hold_back(partition);
+                self.releasing.push(partition);
+            }
+            JournalEvent::CaughtUp { through } => {
+                self.ownership.caught_up(self.journal.partition_of(through), through);
+            }
             JournalEvent::Released { partition } => {
+                self.releasing.retain(|releasing| *releasing != partition);
+                self.ownership.released(partition);
                 engine.release(now, partition);
-                self.act(now);
+                while let Some(action) = self.engine.next_action() {
+                    // The next owner decides it.
+                    if !matches!(action, EngineAction::Conclude { .. }) {
+                        self.carry_out(now, action);
+                    }
+                }
                 self.answer_released(now, partition);
                 self.journal.given_up(partition);
             }
             JournalEvent::Replica { node, row } => {
                 claim::replica(engine, registry, now, &node, row);
             }
+            JournalEvent::Concluded { task, answer, obstacles } => {
+                self.concluded_elsewhere(task, &answer, obstacles);
+            }
             JournalEvent::Settled { through } => engine.settled(through),
             JournalEvent::Failed(why) => self.store_failed(&why),
         }
+    }
+
+    /// Tells the journal which partitions can be handed over. Their settlements were passed on.
+    fn report_quiet(&mut self) {
+        let Self { engine, journal, releasing, .. } = self;
+        releasing.retain(|&partition| {
+            let is_quiet = engine.is_quiet(partition);
+            if is_quiet {
+                journal.quiet(partition);
+            }
+            !is_quiet
+        });
     }
 
     fn attempt_ended(&mut self, now: Now, report: AttemptReport) {
@@ -191,62 +232,66 @@ impl Core {
     }
 
     pub(super) fn act(&mut self, now: Now) {
-        let moment = now.moment;
         while let Some(action) = self.engine.next_action() {
-            match action {
-                EngineAction::Send { delivery, node, attempt, bytes } => {
-                    if attempt > 1 {
-                        let error = self.engine.last_error(&node).unwrap_or_default();
-                        let event = ThrottledEvent::Retry { task: delivery.task, attempt, error };
-                        self.observed.throttle.log(moment, &node, event);
-                    }
-                    let task = self.task_in_memory(delivery.task);
-                    self.attempts.start(delivery, node, attempt, bytes, task);
+            self.carry_out(now, action);
+        }
+    }
+
+    fn carry_out(&mut self, now: Now, action: EngineAction) {
+        let moment = now.moment;
+        match action {
+            EngineAction::Send { delivery, node, attempt, bytes } => {
+                if attempt > 1 {
+                    let error = self.engine.last_error(&node).unwrap_or_default();
+                    let event = ThrottledEvent::Retry { task: delivery.task, attempt, error };
+                    self.observed.throttle.log(moment, &node, event);
                 }
-                EngineAction::Save { task, progress } => {
-                    // A failed task is read back for its retry: a replica that is down must not
-                    // fill the memory that the tasks of other replicas need.
-                    if progress.iter().any(Progress::has_failed) {
-                        self.task_cache.remove(task);
-                    }
-                    if !self.store_has_failed() {
-                        self.journal.save(task, progress);
-                    }
-                }
-                EngineAction::Remove { task } => {
+                let task = self.task_in_memory(delivery.task);
+                self.attempts.start(delivery, node, attempt, bytes, task);
+            }
+            EngineAction::Save { task, progress } => {
+                // A failed task is read back for its retry: a replica that is down must not
+                // fill the memory that the tasks of other replicas need.
+                if progress.iter().any(Progress::has_failed) {
                     self.task_cache.remove(task);
-                    if !self.store_has_failed() {
-                        self.journal.remove(task);
-                    }
                 }
-                EngineAction::Conclude { task, success, needed, acked, missing, obstacles } => {
-                    let result = StrongResult { task, success, needed, acked, missing, obstacles };
-                    self.conclude(&result);
+                if !self.store_has_failed() {
+                    self.journal.save(task, progress);
                 }
-                EngineAction::Buried { delivery, node, letter } => {
-                    let event = ThrottledEvent::DeadLetter { task: delivery.task, letter };
-                    self.observed.throttle.log(moment, &node, event);
+            }
+            EngineAction::Remove { task } => {
+                self.task_cache.remove(task);
+                if !self.store_has_failed() {
+                    self.journal.remove(task);
                 }
-                EngineAction::Breaker { node, error } => {
-                    self.observed.breaker_changed(now, &node, error.as_deref());
-                    let event = ThrottledEvent::Breaker { error };
-                    self.observed.throttle.log(moment, &node, event);
-                }
-                EngineAction::Ended { last } => {
-                    let cached = self.task_in_memory(last.id);
-                    self.observed.remember(now, last, cached);
-                }
-                EngineAction::RedriveEnded { operation, outcome } => {
-                    self.admin.operations.redrive_ended(operation, outcome);
-                }
-                EngineAction::Changed { task, node, change, error } => {
-                    let node = Some(&node);
-                    self.observed.publish_task(now, task, node, change, error.as_deref());
-                }
-                EngineAction::Discarded { delivery, node } => {
-                    let event = ThrottledEvent::Expired { task: delivery.task };
-                    self.observed.throttle.log(moment, &node, event);
-                }
+            }
+            EngineAction::Conclude { task, success, needed, acked, missing, obstacles } => {
+                let result = StrongResult { task, success, needed, acked, missing, obstacles };
+                self.conclude(&result);
+            }
+            EngineAction::Buried { delivery, node, letter } => {
+                let event = ThrottledEvent::DeadLetter { task: delivery.task, letter };
+                self.observed.throttle.log(moment, &node, event);
+            }
+            EngineAction::Breaker { node, error } => {
+                self.observed.breaker_changed(now, &node, error.as_deref());
+                let event = ThrottledEvent::Breaker { error };
+                self.observed.throttle.log(moment, &node, event);
+            }
+            EngineAction::Ended { last } => {
+                let cached = self.task_in_memory(last.id);
+                self.observed.remember(now, last, cached);
+            }
+            EngineAction::RedriveEnded { operation, outcome } => {
+                self.admin.operations.redrive_ended(operation, outcome);
+            }
+            EngineAction::Changed { task, node, change, error } => {
+                let node = Some(&node);
+                self.observed.publish_task(now, task, node, change, error.as_deref());
+            }
+            EngineAction::Discarded { delivery, node } => {
+                let event = ThrottledEvent::Expired { task: delivery.task };
+                self.observed.throttle.log(moment, &node, event);
             }
         }
     }
@@ -260,6 +305,8 @@ impl Core {
             self.refuse_waiting();
         }
         self.note_figures(now, &lanes, watched);
+        self.engine.share_redrives(self.journal.processes());
+        self.answer_overdue(now);
         self.uptime.save(now.moment);
         self.observed.history.tick(now.moment);
         if !self.store_has_failed() {

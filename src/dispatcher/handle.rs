@@ -11,6 +11,7 @@ use crate::dispatcher::event_bus::{EventBus, EventKinds, EventSubscription};
 use crate::dispatcher::messages::{AcceptedWrite, Health, NewWrite, Refusal, Request};
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
+use crate::store::Peers;
 use crate::task::{Idempotency, NewTask};
 
 /// What admin requests need besides the loop.
@@ -20,6 +21,8 @@ pub(crate) struct Operator {
     pub(crate) operations: Operations,
     pub(crate) redrive_rate: NonZeroU32,
     pub(crate) policy: Policy,
+    /// `None` with a store of one process.
+    pub(crate) peers: Option<Peers>,
 }
 
 /// Sends requests to the loop. Cheap to clone.
@@ -94,6 +97,12 @@ impl Handle {
         self.health.borrow().clone()
     }
 
+    /// Whether other processes share the store.
+    #[must_use]
+    pub fn is_of_cluster(&self) -> bool {
+        self.operator.peers.is_some()
+    }
+
     #[must_use]
     pub fn retry_after(&self) -> Duration {
         self.retry_after
@@ -117,6 +126,7 @@ impl Handle {
             operations: Operations::default(),
             redrive_rate: NonZeroU32::MIN,
             policy: Policy::new(None, None),
+            peers: None,
         };
         let handle = Self { requests, health, retry_after, counts, operator };
         (handle, received, sender)

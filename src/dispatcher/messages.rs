@@ -5,17 +5,19 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::api;
-use crate::engine::{AdminOutcome, LetterView, Moment, Reservation, SearchPage};
+use crate::dispatcher::cluster::ownership::Claim;
+use crate::engine::{AdminOutcome, BarrierEnd, LetterView, Moment, Reservation, SearchPage};
 use crate::metrics::Snapshot;
 use crate::store::{AppendError, Appended, JournalEvent};
 use crate::task::{
     AttemptOutcome, Cause, Consistency, DeliveryId, DeliveryState, Idempotency, NewTask, Node,
-    Obstacle, ReplicaIndex, Task, TaskId,
+    Obstacle, Partition, ReplicaIndex, Task, TaskId,
 };
 
 #[derive(Debug)]
@@ -26,6 +28,10 @@ pub(crate) enum Request {
     Replicas(ReplicaRequest),
     DeadLetters(DeadLetterRequest),
     Barrier(BarrierRequest),
+    /// The partitions that this process owns, and whose tasks are all in the engine.
+    Claims {
+        reply: oneshot::Sender<Vec<Claim>>,
+    },
     /// The figures of the last hour, of the daemon or of one replica.
     Past {
         node: Option<Node>,
@@ -106,12 +112,12 @@ pub enum Refusal {
         "the store did not answer in time; the write may have been accepted, so repeat it: with an Idempotency-Key it is the same write"
     )]
     Unconfirmed,
-    /// A strong write of a partition that another instance owns. `None` if it is not known which.
-    #[error("{}; nothing was accepted", not_owner(owner.as_deref()))]
-    NotOwner { owner: Option<Arc<str>> },
-    /// A strong write is durable, but another instance delivers it.
+    /// A strong write of a partition that no instance owns.
+    #[error("no instance owns the partition of this key: nothing was accepted, try again later")]
+    NoOwner,
+    /// A strong write is durable, but another instance delivers it and has not answered.
     #[error(
-        "another instance owns the partition of the key now: the write is accepted and is delivered, but the acknowledgements are not known"
+        "another instance owns the partition of the key: the write is accepted and is delivered, but the acknowledgements are not known"
     )]
     OwnerChanged { id: TaskId },
     /// The text names the field.
@@ -119,15 +125,6 @@ pub enum Refusal {
     Invalid(String),
     #[error("this Idempotency-Key was used with another body before: a new write needs a new key")]
     Mismatch,
-}
-
-fn not_owner(owner: Option<&str>) -> String {
-    match owner {
-        Some(owner) => format!(
-            "the instance {owner} owns the partition of this key: send strong writes of the key to it"
-        ),
-        None => "no instance owns the partition of this key: try again later".to_owned(),
-    }
 }
 
 fn no_majority(acked: usize, replicas: usize, needed: usize) -> String {
@@ -152,7 +149,7 @@ pub(crate) struct NewWrite {
 }
 
 /// Why a request of an operator failed.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum AdminError {
     #[error("the replicator is shutting down, or its store has failed")]
     Stopped,
@@ -169,6 +166,9 @@ pub enum AdminError {
     /// Not possible in the current state.
     #[error("{0}")]
     Conflict(String),
+    /// A part of the cluster does not answer. The text names it.
+    #[error("{0}")]
+    Unanswered(String),
 }
 
 pub(crate) type AdminReply<T> = oneshot::Sender<Result<T, AdminError>>;
@@ -185,13 +185,21 @@ pub(crate) struct ListPart<T, C> {
     pub(crate) next: Option<C>,
 }
 
+/// A page of a list, each item with its place.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ListPage<C, T> {
+    pub(crate) items: Vec<(C, T)>,
+    /// The page has everything up to this place; `None` at the end of the list.
+    pub(crate) next: Option<C>,
+}
+
 #[derive(Debug)]
 pub(crate) enum TaskRequest {
     List {
         filter: TaskFilter,
         limit: usize,
         after: Option<TaskId>,
-        reply: AdminReply<ListPart<api::TaskInfo, TaskId>>,
+        reply: AdminReply<ListPart<(TaskId, api::TaskInfo), TaskId>>,
     },
     Show {
         id: TaskId,
@@ -203,7 +211,8 @@ pub(crate) enum TaskRequest {
     },
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TaskFilter {
     /// The state of the delivery to `replica`, or of any delivery. Settled tasks are not listed.
     pub state: Option<DeliveryState>,
@@ -231,13 +240,30 @@ pub(crate) enum ReplicaRequest {
     },
     Forget {
         node: Node,
+        /// Its pause and its names stay.
+        keeps_record: bool,
         reply: AdminReply<Option<api::Forgotten>>,
+    },
+    /// Whether the record of a replica says this, here too.
+    Applied {
+        record: ReplicaRecord,
+        reply: AdminReply<bool>,
     },
     Rename {
         node: Node,
         to: Node,
+        /// No other process has pending writes for it.
+        is_settled_elsewhere: bool,
         reply: AdminReply<Option<api::Replica>>,
     },
+}
+
+/// What an operator changed of a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum ReplicaRecord {
+    Paused { node: Node, paused: bool },
+    Renamed { node: Node, to: Node },
 }
 
 #[derive(Debug)]
@@ -275,7 +301,8 @@ pub(crate) struct FoundLetter {
     pub(crate) shown: api::DeadLetterInfo,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LetterFilter {
     /// Only these tasks, each for one replica or for all.
     pub ids: Option<Vec<(TaskId, Option<Node>)>>,
@@ -287,7 +314,7 @@ pub struct LetterFilter {
 }
 
 /// A place in the list of dead letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LetterCursor(pub(super) TaskId, pub(super) ReplicaIndex);
 
 impl fmt::Display for LetterCursor {
@@ -307,11 +334,22 @@ impl FromStr for LetterCursor {
 
 #[derive(Debug)]
 pub(crate) struct BarrierRequest {
-    /// The last task before the barrier. `None` makes a new barrier behind the newest task.
-    pub(crate) up_to: Option<TaskId>,
+    /// `None` makes a new barrier behind the newest task.
+    pub(crate) end: Option<BarrierEnd>,
     /// Empty for all replicas.
     pub(crate) nodes: Vec<Node>,
-    pub(crate) reply: AdminReply<api::Barrier>,
+    pub(crate) reply: AdminReply<CountedBarrier>,
+}
+
+/// What is left before a barrier, as this process knows.
+#[derive(Debug)]
+pub(crate) struct CountedBarrier {
+    pub(crate) end: BarrierEnd,
+    /// By their current names.
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) replicas: Vec<api::BarrierReplica>,
+    /// Partitions of a barrier of several whose tasks before it are all counted.
+    pub(crate) partitions: Vec<Partition>,
 }
 
 /// A write that the journal is making durable.

@@ -116,6 +116,7 @@ impl FigureHistory {
             dead_letters: all(samples, |sample| sample.dead),
             backlog_tasks: all(samples, |sample| sample.backlog),
             lag_seconds: all(samples, |sample| sample.lag),
+            incomplete: Vec::new(),
         })
     }
 }

@@ -7,10 +7,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::api;
 use crate::dispatcher::latency::{Rate, Trend};
+use crate::dispatcher::messages::CountedBarrier;
 use crate::engine::{
-    BarrierView, DeliveryView, EndedSend, LaneView, LetterView, Moment, Now, TaskView,
+    BarrierEnd, BarrierView, DeliveryView, EndedSend, LaneView, LetterView, Moment, Now, TaskView,
 };
-use crate::store::Header;
+use crate::store::{Header, MAX_PARTITIONS};
 use crate::task::{Node, ReplicaState, TaskId, Timestamp};
 
 pub(super) fn time(at: Timestamp) -> String {
@@ -63,6 +64,7 @@ pub(super) fn task(
         consistency: header.map(|header| header.consistency),
         settled_at: settled_at.map(time),
         deliveries: view.deliveries.into_iter().map(|view| delivery(view, now)).collect(),
+        incomplete: Vec::new(),
     }
 }
 
@@ -130,6 +132,8 @@ pub(super) fn replica(
         convergence,
         drained_in_seconds,
         books: lane.counters,
+        incomplete: Vec::new(),
+        unconfirmed: Vec::new(),
     }
 }
 
@@ -166,7 +170,7 @@ pub(super) fn replica_figures(lane: &LaneView, rate: Rate, now: Now) -> api::Rep
     }
 }
 
-pub(super) fn barrier(up_to: TaskId, nodes: &[Node], view: BarrierView) -> api::Barrier {
+pub(super) fn barrier_replicas(nodes: &[Node], view: BarrierView) -> Vec<api::BarrierReplica> {
     let mut replicas: Vec<_> = view
         .lanes
         .into_iter()
@@ -182,34 +186,71 @@ pub(super) fn barrier(up_to: TaskId, nodes: &[Node], view: BarrierView) -> api::
             replicas.push(api::BarrierReplica { replica, pending: 0, given_up: 0 });
         }
     }
+    replicas
+}
+
+/// A barrier of a store of one process.
+pub(super) fn barrier(counted: CountedBarrier) -> api::Barrier {
+    let CountedBarrier { end, nodes, replicas, .. } = counted;
     let pending = replicas.iter().map(|replica| replica.pending).sum();
     api::Barrier {
-        barrier_id: barrier_id(up_to, nodes),
+        barrier_id: barrier_id(&end, &nodes),
         reached: pending == 0,
-        up_to: up_to.to_string(),
+        up_to: last_of(&end).to_string(),
         pending,
         given_up: replicas.iter().map(|replica| replica.given_up).sum(),
         replicas,
+        incomplete: Vec::new(),
     }
 }
 
-/// The id of the task; unless all replicas are covered, a dot and the encoded replicas.
-fn barrier_id(up_to: TaskId, nodes: &[Node]) -> String {
+/// The newest id before a barrier.
+pub(super) fn last_of(end: &BarrierEnd) -> TaskId {
+    match end {
+        BarrierEnd::Task(last) => *last,
+        BarrierEnd::Partitions { last, .. } => last.iter().copied().max().unwrap_or_default(),
+    }
+}
+
+/// The id of the task, or those of several partitions; unless all replicas are covered, a dot and the
+/// encoded replicas.
+pub(super) fn barrier_id(end: &BarrierEnd, nodes: &[Node]) -> String {
+    let end = match end {
+        BarrierEnd::Task(last) => last.to_string(),
+        BarrierEnd::Partitions { last, .. } => {
+            let last: Vec<_> = last.iter().map(TaskId::to_string).collect();
+            last.join("-")
+        }
+    };
     if nodes.is_empty() {
-        return up_to.to_string();
+        return end;
     }
     let nodes: Vec<_> = nodes.iter().map(Node::as_str).collect();
-    format!("{up_to}.{}", URL_SAFE_NO_PAD.encode(nodes.join("\n")))
+    format!("{end}.{}", URL_SAFE_NO_PAD.encode(nodes.join("\n")))
 }
 
-/// `None` if the text is no barrier id.
-pub(super) fn read_barrier_id(id: &str) -> Option<(TaskId, Vec<Node>)> {
-    let Some((up_to, nodes)) = id.split_once('.') else {
-        return Some((id.parse().ok()?, Vec::new()));
+/// `None` if the text is no barrier id. `partitions` is the number of partitions of a cluster.
+pub(super) fn read_barrier_id(
+    id: &str,
+    partitions: Option<u16>,
+) -> Option<(BarrierEnd, Vec<Node>)> {
+    let (end, nodes) = match id.split_once('.') {
+        None => (id, Vec::new()),
+        Some((end, nodes)) => {
+            let nodes = String::from_utf8(URL_SAFE_NO_PAD.decode(nodes).ok()?).ok()?;
+            let nodes: Option<Vec<_>> = nodes.lines().map(|node| Node::parse(node).ok()).collect();
+            (end, nodes.filter(|nodes| !nodes.is_empty())?)
+        }
     };
-    let nodes = String::from_utf8(URL_SAFE_NO_PAD.decode(nodes).ok()?).ok()?;
-    let nodes: Option<Vec<_>> = nodes.lines().map(|node| Node::parse(node).ok()).collect();
-    Some((up_to.parse().ok()?, nodes.filter(|nodes| !nodes.is_empty())?))
+    let end = match partitions {
+        None => BarrierEnd::Task(end.parse().ok()?),
+        Some(partitions) => {
+            let last: Option<Vec<TaskId>> = end.split('-').map(|id| id.parse().ok()).collect();
+            let last = last.filter(|last| last.len() == usize::from(partitions))?;
+            BarrierEnd::Partitions { divisor: MAX_PARTITIONS.into(), last }
+        }
+    };
+    Some((end, nodes))
 }
 
 #[cfg(test)]
@@ -246,12 +287,20 @@ mod tests {
     #[test]
     fn a_barrier_is_read_back_from_its_id() {
         let nodes = ["http://a:1", "https://b/base"].map(|node| Node::parse(node).unwrap());
-        for nodes in [&nodes[..], &[]] {
-            let id = barrier_id(TaskId(7), nodes);
-            assert_eq!(read_barrier_id(&id), Some((TaskId(7), nodes.to_vec())), "{id}");
+        let last = [2048, 4097].map(TaskId).to_vec();
+        let both = BarrierEnd::Partitions { divisor: 1024, last };
+        for (end, partitions) in [(BarrierEnd::Task(TaskId(7)), None), (both, Some(2))] {
+            for nodes in [&nodes[..], &[]] {
+                let id = barrier_id(&end, nodes);
+                let read = read_barrier_id(&id, partitions);
+                assert_eq!(read, Some((end.clone(), nodes.to_vec())), "{id}");
+            }
         }
-        for id in ["", "x", "7.", "7.!", "7.aHR0cA"] {
-            assert_eq!(read_barrier_id(id), None, "{id}");
+        for id in ["", "x", "7.", "7.!", "7.aHR0cA", "7-8"] {
+            assert_eq!(read_barrier_id(id, None), None, "{id}");
+        }
+        for id in ["7", "7-8-9", "7-", "7-x"] {
+            assert_eq!(read_barrier_id(id, Some(2)), None, "{id}");
         }
     }
 

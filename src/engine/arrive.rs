@@ -9,7 +9,7 @@ use crate::engine::table::{
     DeliveryFailures, DeliveryRef, Reservation, SettledAs, Slot, Stage, TaskQueue,
 };
 use crate::engine::{Arrived, Engine, Now, Origin, Since};
-use crate::task::{Cause, DeadLetter, Progress, TaskId};
+use crate::task::{Cause, DeadLetter, Progress, ReplicaIndex, TaskId};
 
 impl Engine {
     /// Adds a task. The durable tasks of a partition arrive in the order of their ids.
@@ -20,16 +20,42 @@ impl Engine {
     pub fn arrive(&mut self, now: Now, task: Arrived<'_>, origin: Origin) {
         self.now = now;
         match origin {
-            Origin::Written(reservation) => self.arrive_new(task, reservation, true),
-            Origin::Early(ClearReservation(reservation)) => {
-                self.arrive_new(task, Some(reservation), false);
+            Origin::Written(reservation) => {
+                let quorum = None;
+                self.arrive_new(task, reservation, quorum, true);
             }
-            Origin::Recovered(progress) => self.recover(task, progress),
+            Origin::Awaited => {
+                let quorum = self.quorum_of(&task);
+                self.arrive_new(task, None, quorum, true);
+            }
+            Origin::Early(ClearReservation(reservation)) => {
+                self.arrive_new(task, Some(reservation), None, false);
+            }
+            Origin::Recovered(progress) => self.recover(task, progress, None),
+            Origin::RecoveredAwaited(progress) => {
+                let quorum = self.quorum_of(&task);
+                self.recover(task, progress, quorum);
+            }
         }
         self.finish();
     }
 
-    fn arrive_new(&mut self, task: Arrived<'_>, reservation: Option<Reservation>, durable: bool) {
+    /// For the client that waits for it in another process; `None` if it does not wait any more.
+    fn quorum_of(&self, task: &Arrived<'_>) -> Option<Box<Quorum>> {
+        let age = self.now.wall.saturating_since(task.accepted_at);
+        let left = self.settings.strong_timeout.saturating_sub(age);
+        let replicas = u16::try_from(task.replicas.len()).unwrap_or(u16::MAX);
+        let deadline = self.now.moment.after(left);
+        (!left.is_zero()).then(|| Box::new(Quorum::new(replicas, deadline)))
+    }
+
+    fn arrive_new(
+        &mut self,
+        task: Arrived<'_>,
+        reservation: Option<Reservation>,
+        awaited: Option<Box<Quorum>>,
+        durable: bool,
+    ) {
         let number = reservation.as_ref().map_or(u64::MAX, |reservation| reservation.number);
         let (lanes, queue, since, quorum) = match reservation {
             Some(reservation) => {
@@ -46,7 +72,11 @@ impl Engine {
             // Accepted by another process; its client waits there.
             None => {
                 let lanes = self.lanes_of(&task);
-                (lanes, TaskQueue::Eventual, self.since_acceptance(&task), None)
+                let queue = match &awaited {
+                    Some(_) => TaskQueue::Strong,
+                    None => TaskQueue::Eventual,
+                };
+                (lanes, queue, self.since_acceptance(&task), awaited)
             }
         };
         let slot = self.insert(&task, since, &lanes, quorum, false);
@@ -74,17 +104,39 @@ impl Engine {
     /// Its retries are due within one `retry_base`, at random, so that a replica does not get all
     /// of them at once; those beyond the replica's share or for a paused replica are parked. Other
     /// capacities do not apply: they may have been lowered, and nothing on disk is given up for it.
-    fn recover(&mut self, task: Arrived<'_>, progress: Vec<Progress>) {
+    fn recover(
+        &mut self,
+        task: Arrived<'_>,
+        progress: Vec<Progress>,
+        mut quorum: Option<Box<Quorum>>,
+    ) {
         self.restored_at = self.now.moment;
         // The task may be older than tasks that are counted.
         self.barriers.clear();
         let lanes = self.lanes_of(&task);
         lanes.iter().for_each(|&lane| self.lanes[lane].recorded = true);
-        let slot = self.insert(&task, self.since_acceptance(&task), &lanes, None, true);
+        for (replica, progress) in (0..).map(ReplicaIndex).zip(&progress) {
+            let Some(quorum) = &mut quorum else { break };
+            match progress {
+                Progress::Delivered | Progress::Resend => quorum.ack(replica),
+                Progress::Superseded | Progress::Dead(_) | Progress::Ambiguous { .. } => {
+                    quorum.fail(replica);
+                }
+                Progress::Untouched | Progress::Failed { .. } => {}
+            }
+        }
+        let is_awaited = quorum.is_some();
+        let slot = self.insert(&task, self.since_acceptance(&task), &lanes, quorum, true);
         for (index, progress) in progress.into_iter().enumerate().take(lanes.len()) {
             self.restore_delivery(DeliveryRef { slot, index }, progress);
         }
-        self.enter_queue(slot, self.queue_of_restored(slot));
+        if is_awaited {
+            self.enter_queue(slot, TaskQueue::Strong);
+            // Its majority may be known.
+            self.touch(slot);
+        } else {
+            self.enter_queue(slot, self.queue_of_restored(slot));
+        }
         let stages = || self.tasks[slot].deliveries.iter().map(|delivery| delivery.stage);
         if stages().all(|stage| matches!(stage, Stage::Settled(_))) {
             self.touch(slot);

@@ -1,6 +1,7 @@
 //! Barriers: what is left of all writes accepted up to a task.
 //!
-//! A barrier is a task id and a set of replicas, so it survives a restart. Recently requested
+//! A barrier is a task id, or one for each partition, and a set of replicas, so it survives a restart.
+//! Recently requested
 //! barriers are updated as deliveries settle; any other is counted once, in steps over all tasks.
 //!
 //! A newer write that supersedes a delivery is counted in its place, even if it is behind the
@@ -16,6 +17,44 @@ use crate::engine::counters::DeliveryOutcome;
 use crate::task::{Node, TaskId};
 
 mod count;
+
+/// The last task before a barrier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BarrierEnd {
+    /// Ids are in the order of acceptance.
+    Task(TaskId),
+    /// They are so in each partition, which is the remainder of an id. Entry `p` is of partition `p`.
+    Partitions { divisor: u64, last: Vec<TaskId> },
+}
+
+impl BarrierEnd {
+    /// Whether a task is before the barrier. Id 0 always is.
+    #[must_use]
+    pub fn covers(&self, task: TaskId) -> bool {
+        match self {
+            Self::Task(last) => task <= *last,
+            Self::Partitions { divisor, last } => {
+                let partition = task.0.checked_rem(*divisor).unwrap_or(0);
+                let last = usize::try_from(partition).ok().and_then(|at| last.get(at));
+                last.is_some_and(|last| task <= *last)
+            }
+        }
+    }
+
+    /// All tasks up to this one are before the barrier.
+    pub(super) fn covers_up_to(&self) -> TaskId {
+        match self {
+            Self::Task(last) => *last,
+            Self::Partitions { last, .. } => last.iter().copied().min().unwrap_or_default(),
+        }
+    }
+}
+
+impl From<TaskId> for BarrierEnd {
+    fn from(last: TaskId) -> Self {
+        Self::Task(last)
+    }
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BarrierView {
@@ -35,7 +74,7 @@ pub(super) struct BarrierCounts(pub(super) VecDeque<BarrierCount>);
 
 #[derive(Debug)]
 pub(super) struct BarrierCount {
-    pub(super) up_to: TaskId,
+    pub(super) end: BarrierEnd,
     /// As requested; empty means all.
     pub(super) nodes: Vec<Node>,
     pub(super) lanes: Vec<(u32, BarrierLane)>,
@@ -69,7 +108,7 @@ impl BarrierCounts {
         if from == to {
             return;
         }
-        for watch in self.0.iter_mut().filter(|watch| of.origin <= watch.up_to) {
+        for watch in self.0.iter_mut().filter(|watch| watch.end.covers(of.origin)) {
             watch.add(of, from, -1);
             watch.add(of, to, 1);
         }
@@ -82,8 +121,33 @@ impl BarrierCounts {
         before: TaskId,
         outcome: DeliveryOutcome,
     ) {
-        let joins = |watch: &&mut BarrierCount| of.origin <= watch.up_to && watch.up_to < before;
+        let joins =
+            |watch: &&mut BarrierCount| watch.end.covers(of.origin) && !watch.end.covers(before);
         self.0.iter_mut().filter(joins).for_each(|watch| watch.add(of, outcome, 1));
+    }
+
+    /// A delivery of a new task. Only before a barrier of several partitions there can be one.
+    pub(super) fn arrived(&mut self, of: CountedDelivery<'_>) {
+        let is_before = |watch: &&mut BarrierCount| {
+            matches!(watch.end, BarrierEnd::Partitions { .. }) && watch.end.covers(of.origin)
+        };
+        let watches = self.0.iter_mut().filter(is_before);
+        watches.for_each(|watch| watch.add(of, DeliveryOutcome::Pending, 1));
+    }
+
+    /// A new lane. Tasks before a barrier of several partitions may still arrive for it; before any
+    /// other barrier all tasks have arrived.
+    pub(super) fn add_lane(&mut self, number: u32, node: &Node) {
+        for watch in &mut self.0 {
+            let is_covered = watch.nodes.is_empty() || watch.nodes.contains(node);
+            if is_covered && matches!(watch.end, BarrierEnd::Partitions { .. }) {
+                let lane = BarrierLane { node: node.clone(), pending: 0, dead: 0 };
+                match watch.lanes.binary_search_by_key(&number, |(number, _)| *number) {
+                    Ok(at) => watch.lanes[at].1 = lane,
+                    Err(at) => watch.lanes.insert(at, (number, lane)),
+                }
+            }
+        }
     }
 
     /// Drops the counts. A barrier is counted again when it is queried.

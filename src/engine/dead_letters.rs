@@ -228,7 +228,7 @@ impl Engine {
                 self.schedule_wakeup(number, now.after(OPEN));
             }
         } else if lane.letters.is_redriving() {
-            let rate = self.settings.redrive_rate.get();
+            let rate = self.redrive_rate.get();
             let step = STEP.max(Duration::from_secs(1) / rate);
             let micros = u64::try_from(step.as_micros()).unwrap_or(u64::MAX);
             let most = u64::from(rate).saturating_mul(micros) / 1_000_000;
@@ -358,7 +358,7 @@ impl Engine {
     }
 
     pub(super) fn count_return(&mut self, number: u32) {
-        let interval = Duration::from_secs(1) / self.settings.redrive_rate.get();
+        let interval = Duration::from_secs(1) / self.redrive_rate.get();
         // Lets a late timer catch up, within limits.
         let since = self.now.moment.before(STEP * 4);
         self.lanes[number].places.count_return(interval, since);

@@ -66,11 +66,15 @@ pub struct Arrived<'a> {
 pub enum Origin {
     /// Just written. The reservation is there if this process accepted the write.
     Written(Option<Reservation>),
+    /// A strong write that another process has accepted, whose client waits there.
+    Awaited,
     /// Being made durable by this process; [`Engine::committed`] follows. Writes of other keys may
     /// arrive later with smaller ids.
     Early(ClearReservation),
     /// Of a partition that was claimed, with one progress per replica.
     Recovered(Vec<Progress>),
+    /// A recovered strong write whose client still waits, in this process or another one.
+    RecoveredAwaited(Vec<Progress>),
 }
 
 /// An effect for the caller, to be done in this order.

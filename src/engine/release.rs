@@ -1,5 +1,8 @@
 //! Releases a partition: its tasks leave unsettled, for the next owner.
 //!
+//! Before an orderly release the partition is held: nothing more is sent of it, and what is in flight
+//! is finished and settled.
+//!
 //! For the tasks this is like a kill of the process. Attempts in flight may still be applied, and the
 //! next owner, which may be this engine, does not know of them.
 
@@ -9,6 +12,38 @@ use crate::engine::{Engine, Moment, Now};
 use crate::task::{DeliveryId, Partition};
 
 impl Engine {
+    /// Sends nothing more of a partition, until it is released. Attempts in flight continue.
+    ///
+    /// All actions must have been carried out. Takes about a microsecond per task.
+    pub fn hold_back(&mut self, partition: Partition) {
+        debug_assert!(
+            self.actions.is_empty(),
+            "a delivery of a held partition is about to be sent"
+        );
+        let mut in_flight = 0;
+        let tasks = self.tasks.after(None).map(|(_, slot)| slot);
+        let slots: Vec<_> = tasks.filter(|&slot| self.tasks[slot].partition == partition).collect();
+        for slot in slots {
+            let entry = &self.tasks[slot];
+            for delivery in &entry.deliveries {
+                match delivery.stage {
+                    Stage::InFlight { .. } => in_flight += 1,
+                    // It stays ready, and its lane does not find it.
+                    Stage::Ready(priority) => {
+                        self.lanes[delivery.lane].heads.leave_ready(priority, entry.id);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.held.insert(partition, in_flight);
+    }
+
+    /// Whether a held partition has nothing in flight.
+    pub fn is_quiet(&self, partition: Partition) -> bool {
+        self.held.get(&partition) == Some(&0)
+    }
+
     /// Removes all tasks of a partition, unsettled and unsaved. Clients of strong writes are answered
     /// with the acknowledgements so far.
     ///
@@ -16,6 +51,7 @@ impl Engine {
     pub fn release(&mut self, now: Now, partition: Partition) {
         debug_assert!(self.actions.is_empty(), "an action of a released task is still queued");
         self.now = now;
+        self.held.remove(&partition);
         let tasks = self.tasks.after(None).map(|(_, slot)| slot);
         let slots: Vec<_> = tasks.filter(|&slot| self.tasks[slot].partition == partition).collect();
         slots.into_iter().for_each(|slot| self.release_task(slot));

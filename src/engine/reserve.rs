@@ -282,7 +282,9 @@ impl Engine {
 
     fn open_lane(&mut self, node: &Node, client: Option<&Client>) -> u32 {
         let (host, client) = (self.claims.join_host(node), self.claims.join_client(client));
-        self.lanes.insert(node.clone(), host, client)
+        let number = self.lanes.insert(node.clone(), host, client);
+        self.barriers.add_lane(number, node);
+        number
     }
 
     /// Opens the lane of a replica from the records. Returns false if there is no room.

@@ -66,6 +66,10 @@ impl Engine {
             quorum,
             deliveries: lanes.iter().copied().map(Delivery::new).collect(),
         });
+        for &lane in lanes {
+            let node = &self.lanes[lane].node;
+            self.barriers.arrived(CountedDelivery { task: id, origin: id, lane, node });
+        }
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, slot));
         }
@@ -79,6 +83,7 @@ impl Engine {
         }
         let entry = &mut self.tasks[at.slot];
         let (id, key, origin) = (entry.id, entry.key, entry.origin(at.index));
+        let is_held = self.held.contains_key(&entry.partition);
         let (client, bytes) = (entry.client, entry.bytes);
         let delivery = &mut entry.deliveries[at.index];
         let from = std::mem::replace(&mut delivery.stage, to);
@@ -127,6 +132,7 @@ impl Engine {
         }
         match to {
             Stage::Blocked => debug_assert!(false, "a delivery cannot become blocked again"),
+            Stage::Ready(_) if is_held => {}
             Stage::Ready(priority) => {
                 lane.heads.enter_ready(priority, id, at.slot);
             }

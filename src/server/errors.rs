@@ -96,9 +96,7 @@ impl Problem {
             | Refusal::Draining
             | Refusal::StoreFailed
             | Refusal::Unconfirmed
-            | Refusal::NotOwner { .. } => {
-                Self::Unavailable { error, retry_after: handle.retry_after() }
-            }
+            | Refusal::NoOwner => Self::Unavailable { error, retry_after: handle.retry_after() },
             Refusal::OwnerChanged { id } => {
                 let failed = spelled.iter().map(ToString::to_string).collect();
                 Self::NoMajority { error, id: *id, acked: Vec::new(), failed, replayed: false }
@@ -125,7 +123,9 @@ impl Problem {
                 Self::Unavailable { error: refusal.to_string(), retry_after }
             }
             AdminError::Unreadable(_) => Self::internal(&error),
-            AdminError::TooMany(error) => Self::Unavailable { error, retry_after },
+            AdminError::TooMany(error) | AdminError::Unanswered(error) => {
+                Self::Unavailable { error, retry_after }
+            }
             AdminError::Invalid(error) => Self::Invalid(error),
             AdminError::Forbidden(error) => Self::Forbidden(error),
             AdminError::Conflict(error) => Self::Conflict(error),

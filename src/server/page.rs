@@ -59,6 +59,7 @@ fn find(name: &str) -> Option<File> {
     let script = |text| Some(File { content_type: SCRIPT, text });
     match name {
         "api.js" => script(include_str!("page/api.js")),
+        "cluster.js" => script(include_str!("page/cluster.js")),
         "dialogs.js" => script(include_str!("page/dialogs.js")),
         "dom.js" => script(include_str!("page/dom.js")),
         "events.js" => script(include_str!("page/events.js")),

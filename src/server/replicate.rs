@@ -135,7 +135,7 @@ impl ServerState {
             // The dispatcher counts the limits, since only it knows which one was hit.
             Refusal::Full(_)
             | Refusal::NoMajority { .. }
-            | Refusal::NotOwner { .. }
+            | Refusal::NoOwner
             | Refusal::OwnerChanged { .. }
             | Refusal::Invalid(_)
             | Refusal::Mismatch => {}

@@ -17,6 +17,7 @@ use crate::dispatcher::AdminError;
 mod barriers;
 mod batch;
 mod bodies;
+mod cluster;
 mod dead_letters;
 mod events;
 mod extract;

@@ -159,9 +159,10 @@ impl Tell {
             }
             JournalEvent::Replica { row: None, .. } => return,
             JournalEvent::Replica { node, .. } => Replica(node.to_string()),
-            JournalEvent::Released { partition } => panic!("{partition:?} is released"),
+            JournalEvent::CaughtUp { .. } => return,
             JournalEvent::Settled { through } => Settled(through),
             JournalEvent::Failed(_) => Failed,
+            event => panic!("{event:?}"),
         };
         // The test may be over.
         drop(self.0.send(report));
@@ -361,7 +362,7 @@ fn the_answer_to_a_strong_write_is_remembered(open: Open) {
     let (listener, _place) = Listener::new(open);
     assert_eq!(strong(&listener), new(FIRST));
     assert_eq!(strong(&listener), Ok(repeated(FIRST, Consistency::Strong, None)));
-    listener.journal().conclude(TaskId(FIRST), answer.clone());
+    listener.journal().conclude(TaskId(FIRST), answer.clone(), &[]);
     assert_eq!(strong(&listener), Ok(repeated(FIRST, Consistency::Strong, Some(answer))));
     listener.close().unwrap();
 }
@@ -539,7 +540,7 @@ fn the_answer_to_a_strong_write_is_remembered_over_a_restart() {
     let answer = IdempotencyAnswer { success: true, acked: vec![0], failed: vec![], needed: 1 };
     let listener = Listener::open(&place, local);
     let Ok(Appended::New(id)) = strong(&listener) else { panic!("it is new") };
-    listener.journal().conclude(id, answer.clone());
+    listener.journal().conclude(id, answer.clone(), &[]);
     listener.close().unwrap();
     let listener = Listener::open(&place, local);
     let Ok(Appended::Repeated(found)) = strong(&listener) else { panic!("it is known") };

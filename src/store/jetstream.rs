@@ -9,26 +9,33 @@
 //! `names.rs` names streams and subjects, `rows.rs` reads and writes single rows, `meta.rs` has the
 //! records of replicas, `idempotency.rs` the idempotency keys, `status.rs` is shown to operators.
 //!
-//! `journal.rs` is the journal. `publish.rs` stores writes. `partition.rs` is the task of a partition:
+//! `journal.rs` is the journal. `publish.rs` stores writes, `answers.rs` passes the answers to strong ones on. `partition.rs` is the task of a partition:
 //! `tenure.rs` decides who owns it, `reader.rs` puts its messages into their order, `owned.rs` and
 //! `checkpoint.rs` know what is settled, `standing.rs` is what other parts may know of the partition,
-//! `shared.rs` what all partitions share. `message.rs` is the format, `protocol.rs` has the requests.
+//! `shared.rs` what all partitions share. `members.rs` knows which instances live, `placement.rs` which of
+//! them should own which partition, `sharing.rs` what this one does about it. `message.rs` is the format, `protocol.rs` has the requests.
 
+mod answers;
 mod checkpoint;
 mod connect;
+mod ends;
 mod idempotency;
 mod journal;
+mod members;
 mod message;
 mod meta;
 mod names;
 mod owned;
 mod partition;
+mod peers;
+mod placement;
 mod protocol;
 mod publish;
 mod reader;
 mod record;
 mod rows;
 mod shared;
+mod sharing;
 mod standing;
 mod status;
 mod streams;
@@ -40,9 +47,12 @@ mod tests;
 mod transfer;
 
 pub use connect::{ConnectError, JetStreamSettings, StoreDurability};
+pub use ends::PartitionStream;
 pub use journal::JetStreamJournal;
+pub use members::Member;
 pub use names::{ClusterName, MAX_PARTITIONS};
-pub use status::ClusterStatus;
+pub use peers::{PeerSilence, Peers};
+pub use status::{ClusterStatus, PartitionOwner};
 pub use transfer::{export as export_cluster, import as import_cluster};
 
 /// The log target of the NATS library. The store itself logs what an operator needs to know.

@@ -9,18 +9,22 @@
 //! it at the start.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
-use super::jetstream::ClusterStatus;
+use super::jetstream::{ClusterStatus, Peers};
 use super::records::{
     CommitError, Header, IdempotencyAnswer, ReadError, Recovered, Repeated, ReplicaRow,
 };
 use crate::lease::Fence;
-use crate::task::{Idempotency, Moment, NewTask, Node, Now, Partition, Progress, Task, TaskId};
+use crate::task::{
+    Idempotency, Moment, NewTask, Node, Now, Obstacle, Partition, Progress, ReplicaIndex, Task,
+    TaskId,
+};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -48,8 +52,14 @@ pub trait Journal: Send + Sync + fmt::Debug {
     /// The current state of an idempotency key. A later [`Self::append`] may find another one.
     fn key(&self, idempotency: &Idempotency) -> KeyState;
 
-    /// Stores the answer to a strong write for its repeats.
-    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer);
+    /// Stores the answer to a strong write for its repeats, and sends it to the process that has
+    /// accepted the write. `obstacles` are the reasons why nothing is sent to some replicas.
+    fn conclude(
+        &self,
+        id: TaskId,
+        answer: IdempotencyAnswer,
+        obstacles: &[(ReplicaIndex, Obstacle)],
+    );
 
     /// Removes expired idempotency keys.
     fn tick(&self, now: Moment);
@@ -74,6 +84,10 @@ pub trait Journal: Send + Sync + fmt::Debug {
         Partition::default()
     }
 
+    /// After [`JournalEvent::Releasing`] nothing of the partition is in flight any more, and all
+    /// settlements were passed on.
+    fn quiet(&self, _: Partition) {}
+
     /// The caller has carried out [`JournalEvent::Released`]. Later calls do not mean its tasks of
     /// before.
     fn given_up(&self, _: Partition) {}
@@ -87,10 +101,23 @@ pub trait Journal: Send + Sync + fmt::Debug {
 
     fn stats(&self) -> Stats;
 
+    /// The live processes that share the store.
+    fn processes(&self) -> NonZeroU32 {
+        NonZeroU32::MIN
+    }
+
     /// `None` for a store of one process.
     fn cluster(&self) -> Option<ClusterStatus> {
         None
     }
+
+    /// The instances of the cluster; `None` for a store of one process.
+    fn peers(&self) -> Option<Peers> {
+        None
+    }
+
+    /// Asks for a [`JournalEvent::CaughtUp`] of an owned partition.
+    fn report_caught_up(&self, _: Partition) {}
 
     /// The number of the operation in progress, `None` between two. Each takes milliseconds; the same
     /// number for seconds means that the journal hangs.
@@ -145,12 +172,19 @@ pub struct Stats {
 #[error("{0}")]
 pub struct NoRoom(pub String);
 
-/// The events of a partition are `Claimed`, any number of `Arrived`, `Released`, and again.
+/// The events of a partition are `Claimed`, any number of `Arrived` and `CaughtUp`, perhaps `Releasing`
+/// with more of these, `Released`, and again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JournalEvent {
     /// This process owns the partition now. `tasks` are its unsettled ones, in the order of their
     /// ids, possibly in several events. All come before the first `Arrived`.
     Claimed { partition: Partition, tasks: Vec<Recovered> },
+    /// The partition will be handed over: `Released` follows after [`Journal::quiet`], or sooner.
+    /// Nothing more may be sent for its tasks. Attempts in flight are finished.
+    Releasing { partition: Partition },
+    /// All unsettled tasks of an owned partition up to this id have been reported. Comes after a whole
+    /// claim and when it is asked for; only from a store that several processes share.
+    CaughtUp { through: TaskId },
     /// The partition has another owner, or is claimed again next. Nothing may be sent for its tasks.
     Released { partition: Partition },
     /// The record of a replica, `None` if it was removed. Existing ones come before the first claim;
@@ -170,6 +204,8 @@ pub enum JournalEvent {
     /// [`Journal::append`]. Such a journal also notices that a process ended without closing it after
     /// the first of these events.
     Settled { through: u64 },
+    /// The answer to a strong write of this process, from the process that delivers it.
+    Concluded { task: TaskId, answer: IdempotencyAnswer, obstacles: Vec<(ReplicaIndex, Obstacle)> },
     /// The journal has failed and writes nothing more. Comes once.
     Failed(Arc<str>),
 }
@@ -207,7 +243,8 @@ pub type AppendReply = Box<dyn FnOnce(Result<Appended, AppendError>) + Send>;
 pub enum Appended {
     /// A new task, durable.
     New(TaskId),
-    /// A new task, durable, of a partition that this process does not own: it does not arrive.
+    /// A new task, durable, of a partition that this process does not own: it does not arrive. If it
+    /// is strong, [`JournalEvent::Concluded`] may follow, or may have come before.
     Elsewhere(TaskId),
     /// Its idempotency key belongs to an earlier task.
     Repeated(Repeated),
@@ -226,7 +263,9 @@ pub enum AppendError {
     Unconfirmed,
     /// The store has no room for it.
     Full,
-    /// A strong write, of a partition of another process: its name, if it is known.
-    NotOwner(Option<Arc<str>>),
+    /// The servers do not answer, and too many writes wait for them.
+    TooManyWait,
+    /// A strong write, and no process owns its partition.
+    NoOwner,
     Store(CommitError),
 }

@@ -15,7 +15,10 @@ use crate::lease::Fence;
 use crate::store::records::{
     CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, Recovered, ReplicaRow,
 };
-use crate::task::{Idempotency, Moment, NewTask, Node, Now, Partition, Progress, Task, TaskId};
+use crate::task::{
+    Idempotency, Moment, NewTask, Node, Now, Obstacle, Partition, Progress, ReplicaIndex, Task,
+    TaskId,
+};
 
 /// The contents of a [`MemoryJournal`]. They outlive it, as files outlive a process.
 pub(crate) struct MemoryStore {
@@ -131,6 +134,7 @@ impl MemoryJournal {
             header: Header::of(task),
             idempotency: None,
             progress: progress.clone(),
+            is_awaited: false,
         };
         let tasks = lock(&self.store).tasks.values().map(recovered).collect();
         self.notify(JournalEvent::Claimed { partition: Partition::default(), tasks });
@@ -239,7 +243,7 @@ impl Journal for MemoryJournal {
         lock(&self.store).keys.look(idempotency)
     }
 
-    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
+    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer, _: &[(ReplicaIndex, Obstacle)]) {
         lock(&self.store).keys.conclude(id, answer);
     }
 

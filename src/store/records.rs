@@ -78,6 +78,8 @@ pub struct Recovered {
     pub idempotency: Option<Idempotency>,
     /// One entry for each of [`Header::replicas`].
     pub progress: Vec<Progress>,
+    /// A strong write whose client may still wait, in this process or another one.
+    pub is_awaited: bool,
 }
 
 /// Kept from the first write to the replica on.

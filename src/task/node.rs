@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use url::{ParseError, Url};
 
@@ -13,8 +14,23 @@ pub const MAX_NODE_BYTES: usize = 1024;
 ///
 /// Scheme and host are lower case; a default port and trailing slashes are dropped. Request paths
 /// are appended to it. Cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Node(Arc<str>);
+
+impl TryFrom<String> for Node {
+    type Error = NodeError;
+
+    fn try_from(text: String) -> Result<Self, NodeError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Node> for String {
+    fn from(node: Node) -> Self {
+        node.as_str().to_owned()
+    }
+}
 
 impl Node {
     /// Parses and normalises an address.

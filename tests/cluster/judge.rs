@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::traffic::Acknowledged;
 use crate::support::replica::Seen;
@@ -58,7 +58,7 @@ fn number(seen: &Seen) -> Option<u64> {
 }
 
 /// The newest applied write of each key, and the last one.
-fn applied(seen: &[Seen]) -> HashMap<String, (u64, u64)> {
+pub fn applied(seen: &[Seen]) -> HashMap<String, (u64, u64)> {
     let mut applied = HashMap::new();
     for request in seen.iter().filter(|request| request.applied) {
         let (newest, last) = applied.entry(request.key()).or_insert((0, 0));
@@ -167,4 +167,21 @@ pub fn firsts_of_partitions(replica: &Replica, since: Instant) -> Option<Vec<Ins
         }
     }
     firsts.into_values().collect()
+}
+
+/// For each change of an owner after `since`: the time between the last arrival from the one and the
+/// first from the next.
+pub fn hand_overs(replica: &Replica, since: Instant) -> Vec<Duration> {
+    let mut owners = HashMap::<u64, (u64, Instant)>::new();
+    let mut waits = Vec::new();
+    for request in replica.seen() {
+        let (partition, epoch) = (request.sequence() % PARTITIONS, epoch(&request));
+        if let Some((before, last)) = owners.insert(partition, (epoch, request.at))
+            && epoch > before
+            && request.at > since
+        {
+            waits.push(request.at.duration_since(last));
+        }
+    }
+    waits
 }

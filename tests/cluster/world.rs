@@ -4,12 +4,17 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::judge::{Figures, first_of_a_new_owner, firsts_of_partitions, judge, until_applied};
+use crate::judge::{
+    Figures, first_of_a_new_owner, firsts_of_partitions, hand_overs, judge, until_applied,
+};
 use crate::proxy::Proxy;
 use crate::support::oracle::ARGS;
 use crate::support::servers::{SERVERS, Servers};
 use crate::support::{Behaviour, Daemon, Replica, wait_until};
 use crate::traffic::{Traffic, Writers};
+
+/// The default of a new cluster.
+const PARTITIONS: usize = 8;
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
@@ -67,24 +72,47 @@ impl World {
             _turn: turn,
         };
         world.traffic.until_more(200).await;
-        world.owner().await;
+        world.until_shared(&[0, 1, 2]).await;
         world
     }
 
-    /// The instance that owns every partition. All instances run.
-    pub async fn owner(&self) -> usize {
-        wait_until("an instance owns everything", || async {
-            for (at, instance) in self.instances.iter().enumerate() {
-                let (status, shown) = instance.try_get("/v1/instance").await.ok()?;
-                assert_eq!(status, 200, "{shown}");
-                let partitions = shown["cluster"]["partitions"].as_array().unwrap();
-                if partitions.iter().all(|partition| partition["here"] == true) {
-                    return Some(at);
-                }
-            }
-            None
+    /// How many partitions each of these instances owns; `None` unless each one has an owner.
+    async fn owned(&self, among: &[usize]) -> Option<Vec<usize>> {
+        let mut owned = Vec::new();
+        for &at in among {
+            let (status, shown) = self.instances[at].try_get("/v1/instance").await.ok()?;
+            assert_eq!(status, 200, "{shown}");
+            let partitions = shown["cluster"]["partitions"].as_array().unwrap();
+            owned.push(partitions.iter().filter(|one| one["here"] == true).count());
+        }
+        (owned.iter().sum::<usize>() == PARTITIONS).then_some(owned)
+    }
+
+    /// Waits until these instances share the partitions. They are all that run.
+    pub async fn until_shared(&self, among: &[usize]) {
+        let least = PARTITIONS / among.len();
+        wait_until("the instances share the partitions", || async {
+            let owned = self.owned(among).await?;
+            owned.iter().all(|owned| *owned >= least).then_some(())
         })
-        .await
+        .await;
+    }
+
+    /// An instance that owns a part of the partitions. All instances run.
+    pub async fn owner(&self) -> usize {
+        let all = [0, 1, 2];
+        let owned = wait_until("every partition has an owner", || self.owned(&all)).await;
+        (0..owned.len()).max_by_key(|at| owned[*at]).unwrap()
+    }
+
+    /// Prints how long the partitions that changed their owner after `since` waited for the next one.
+    pub fn print_hand_overs(&self, what: &str, since: Instant) {
+        let mut waits = hand_overs(&self.replicas[0], since);
+        waits.sort_unstable();
+        let millis = |at: Option<&Duration>| at.map_or(0, Duration::as_millis);
+        let (first, last) = (millis(waits.first()), millis(waits.last()));
+        let (name, count) = (self.name, waits.len());
+        eprintln!("{name}: {what}: {count} changes of an owner, {first} to {last} ms without one");
     }
 
     /// Starts an instance again after its end. It listens elsewhere.

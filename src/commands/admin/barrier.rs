@@ -9,7 +9,7 @@ use super::answer::JsonAnswer;
 use super::client::{CallError, DaemonClient};
 use super::screen::Screen;
 use super::text::{Table, cell, count};
-use super::{CommandError, CommandOutcome};
+use super::{CommandError, CommandOutcome, cluster};
 use crate::api::{Barrier, NewBarrier};
 use crate::cli::admin::BarrierArgs;
 
@@ -87,7 +87,9 @@ fn waiting(barrier: &Barrier) -> String {
 }
 
 fn summary(barrier: &Barrier) -> Vec<String> {
-    let verdict = if !barrier.reached {
+    let verdict = if let Some(incomplete) = cluster::incomplete(&barrier.incomplete) {
+        format!("not reached: {incomplete}; continue with --id {}", barrier.barrier_id)
+    } else if !barrier.reached {
         format!(
             "not reached: {} up to task {} {} not settled; continue with --id {}",
             count(barrier.pending, "delivery"),

@@ -4,7 +4,7 @@ use super::client::DaemonClient;
 use super::list::{ListQuery, key_filter};
 use super::screen::Screen;
 use super::text::{Table, age, bytes, cell};
-use super::{CommandError, CommandOutcome, operations};
+use super::{CommandError, CommandOutcome, cluster, operations};
 use crate::api::{DeadLetterInfo, DiscardRequest, LetterSummary, RedriveRequest, Selection};
 use crate::cli::admin::{
     DeadLettersArgs, DeadLettersCommand, LetterListArgs, OperationRunArgs, SelectionArgs,
@@ -43,8 +43,9 @@ pub(super) async fn run_interruptible(
         Some(DeadLettersCommand::List(args)) => show_list(args, json, client, screen).await,
         Some(DeadLettersCommand::Summary) => {
             let answer = client.get(&["v1", "dead-letters", "summary"], &[]).await?;
-            let lines = summary(&client.read(&answer)?, screen.now());
-            screen.show(json, &answer, lines)?;
+            let shown: LetterSummary = client.read(&answer)?;
+            screen.show(json, &answer, summary(&shown, screen.now()))?;
+            cluster::incomplete(&shown.incomplete).iter().for_each(|text| screen.message(text));
             Ok(CommandOutcome::Done)
         }
         Some(DeadLettersCommand::Redrive(args)) => {

@@ -1,5 +1,6 @@
 //! Reads and prints paged lists.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 use serde::de::DeserializeOwned;
@@ -9,13 +10,21 @@ use serde_json::value::RawValue;
 use super::client::DaemonClient;
 use super::screen::Screen;
 use super::text::Table;
-use super::{CommandError, CommandOutcome};
+use super::{CommandError, CommandOutcome, cluster};
 use crate::cli::admin::{KeyArgs, PageArgs};
 
 /// The largest `limit` of the API.
 const MAX_PAGE: usize = 1000;
 
 const DEFAULT_LIMIT: usize = 100;
+
+/// Where a list was left.
+struct ListEnd {
+    /// The cursor of the rest.
+    next: Option<String>,
+    /// Partitions of a cluster that had no answer.
+    incomplete: Vec<u16>,
+}
 
 /// A list and its filter.
 pub(super) struct ListQuery<'a> {
@@ -27,13 +36,14 @@ pub(super) struct ListQuery<'a> {
 }
 
 impl ListQuery<'_> {
-    /// Calls `each` for up to `--limit` entries and returns the cursor of the rest. Keeps one page
+    /// Calls `each` for up to `--limit` entries and returns where the rest begins. Keeps one page
     /// in memory. A page may be empty without being the last.
     async fn read(
         &self,
         client: &DaemonClient,
         mut each: impl FnMut(&RawValue) -> Result<(), CommandError>,
-    ) -> Result<Option<String>, CommandError> {
+    ) -> Result<ListEnd, CommandError> {
+        let mut incomplete = BTreeSet::new();
         let mut left = self.page.limit.map_or(DEFAULT_LIMIT, NonZeroUsize::get);
         let mut cursor = self.page.cursor.clone();
         loop {
@@ -46,8 +56,10 @@ impl ListQuery<'_> {
             items.iter().try_for_each(|item| each(item))?;
             left = left.saturating_sub(items.len());
             cursor = answer.field("next_cursor").map_err(unparsable)?;
+            let missing: Option<Vec<u16>> = answer.field("incomplete").map_err(unparsable)?;
+            incomplete.extend(missing.into_iter().flatten());
             if cursor.is_none() || left == 0 {
-                return Ok(cursor);
+                return Ok(ListEnd { next: cursor, incomplete: incomplete.into_iter().collect() });
             }
         }
     }
@@ -60,7 +72,7 @@ impl ListQuery<'_> {
     ) -> Result<CommandOutcome, CommandError> {
         // After the first answer, so that an error is not preceded by half a document.
         let mut before = format!("{{\"{}\":[", self.field);
-        let next = self
+        let ListEnd { next, incomplete } = self
             .read(client, |item| {
                 screen.json_part(&before)?;
                 before = ",".to_owned();
@@ -70,7 +82,11 @@ impl ListQuery<'_> {
         if before != "," {
             screen.json_part(&before)?;
         }
-        screen.json_part(&format!("],\"next_cursor\":{}}}", json!(next)))?;
+        screen.json_part(&format!("],\"next_cursor\":{}", json!(next)))?;
+        if !incomplete.is_empty() {
+            screen.json_part(&format!(",\"incomplete\":{}", json!(incomplete)))?;
+        }
+        screen.json_part("}")?;
         screen.end_json()?;
         Ok(CommandOutcome::Done)
     }
@@ -83,7 +99,7 @@ impl ListQuery<'_> {
         (mut table, none): (Table, &str),
         row: impl Fn(&T) -> Vec<String>,
     ) -> Result<CommandOutcome, CommandError> {
-        let next = self
+        let ListEnd { next, incomplete } = self
             .read(client, |item| {
                 let item = serde_json::from_str(item.get());
                 table.row(row(&item.map_err(|error| client.unparsable(&error))?));
@@ -98,6 +114,7 @@ impl ListQuery<'_> {
             let more = "there are more: raise --limit, or continue with --cursor";
             screen.message(&format!("{more} {next}"));
         }
+        cluster::incomplete(&incomplete).iter().for_each(|text| screen.message(text));
         Ok(CommandOutcome::Done)
     }
 }

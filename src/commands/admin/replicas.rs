@@ -1,6 +1,7 @@
 //! `replicator replicas`: list, show, pause, resume, probe, forget and rename.
 
 use super::client::DaemonClient;
+use super::cluster::incomplete;
 use super::screen::Screen;
 use super::text::{Table, age, bytes, cell, count, facts, latency, rate, seconds};
 use super::{CommandError, CommandOutcome, text};
@@ -25,6 +26,7 @@ pub(super) async fn run(
                 replicas => table(replicas),
             };
             screen.show(json, &answer, lines)?;
+            incomplete(&page.incomplete).iter().for_each(|text| screen.message(text));
         }
         ReplicasCommand::Show(of) => {
             let answer = client.get(&path(&of.node, None), &[]).await?;
@@ -40,6 +42,7 @@ pub(super) async fn run(
                 replica.replica
             );
             screen.show(json, &answer, [text])?;
+            return Ok(confirmed(&replica, screen));
         }
         ReplicasCommand::Resume(of) => {
             let answer = client.post(&path(&of.node, Some("resume")), NO_BODY).await?;
@@ -47,6 +50,7 @@ pub(super) async fn run(
             let waiting = count(replica.backlog_tasks, "task");
             let text = format!("resumed {}: sending its backlog of {waiting}", replica.replica);
             screen.show(json, &answer, [text])?;
+            return Ok(confirmed(&replica, screen));
         }
         ReplicasCommand::Probe(of) => {
             let answer = client.post(&path(&of.node, Some("probe")), NO_BODY).await?;
@@ -69,6 +73,16 @@ pub(super) async fn run(
     Ok(CommandOutcome::Done)
 }
 
+/// Whether every instance of a cluster applies a change.
+fn confirmed(replica: &Replica, screen: &mut Screen) -> CommandOutcome {
+    if replica.unconfirmed.is_empty() {
+        return CommandOutcome::Done;
+    }
+    let nodes = replica.unconfirmed.join(", ");
+    screen.message(&format!("not confirmed by {nodes}: check with replicator cluster"));
+    CommandOutcome::Incomplete
+}
+
 /// Without `--yes` it only prints what would be lost.
 async fn forget(
     args: &ForgetArgs,
@@ -89,12 +103,16 @@ async fn forget(
         return Ok(CommandOutcome::Unconfirmed);
     }
     let answer = client.post(&path(node, Some("forget")), NO_BODY).await?;
-    let Forgotten { replica, discarded, in_flight } = client.read(&answer)?;
+    let Forgotten { replica, discarded, in_flight, incomplete: missing } = client.read(&answer)?;
     let mut text = format!("forgot {replica}: discarded {discarded}");
     if in_flight > 0 {
         text = format!("{text}; {in_flight} in flight are not retried");
     }
     screen.show(json, &answer, [text])?;
+    if let Some(text) = incomplete(&missing) {
+        screen.message(&text);
+        return Ok(CommandOutcome::Incomplete);
+    }
     Ok(CommandOutcome::Done)
 }
 
@@ -126,7 +144,7 @@ async fn rename(
         count(replica.backlog_tasks, "task")
     );
     screen.show(json, &answer, [text])?;
-    Ok(CommandOutcome::Done)
+    Ok(confirmed(&replica, screen))
 }
 
 fn path<'a>(node: &'a Node, verb: Option<&'a str>) -> Vec<&'a str> {

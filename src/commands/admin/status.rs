@@ -9,8 +9,8 @@ use super::answer::JsonAnswer;
 use super::client::{CallError, DaemonClient};
 use super::screen::{Screen, ScreenLine, Severity};
 use super::text::{age, bytes, count, seconds};
-use super::{CommandError, CommandOutcome, replicas, text};
-use crate::api::{ClusterPartition, ClusterStore, Convergence, Instance, Replica, ReplicaPage};
+use super::{CommandError, CommandOutcome, cluster, replicas, text};
+use crate::api::{Cluster, Convergence, Instance, Replica, ReplicaPage};
 use crate::cli::admin::StatusArgs;
 use crate::task::{ReplicaState, Timestamp};
 
@@ -38,7 +38,8 @@ struct StatusAnswers {
     not_ready: Option<String>,
     figures: Option<JsonAnswer>,
     replicas: Option<JsonAnswer>,
-    instance: Option<JsonAnswer>,
+    /// With a cluster store.
+    cluster: Option<JsonAnswer>,
 }
 
 /// The output with `--json`.
@@ -46,6 +47,8 @@ struct StatusAnswers {
 struct StatusReport<'a> {
     state: &'a str,
     problems: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<&'a RawValue>,
     health: &'a RawValue,
     figures: Option<&'a RawValue>,
     replicas: Option<&'a RawValue>,
@@ -59,10 +62,14 @@ pub(super) async fn run(
     let answers = fetch(client).await?;
     let health: HealthAnswer = client.read(&answers.health)?;
     let page = answers.replicas.as_ref().map(|answer| client.read::<ReplicaPage>(answer));
-    let page = page.transpose()?.unwrap_or(ReplicaPage { replicas: Vec::new() });
+    let page = page.transpose()?.unwrap_or(ReplicaPage::default());
     let now = screen.now();
     let mut problems = Vec::new();
     problems.extend(answers.not_ready.as_ref().map(|why| format!("accepts no writes: {why}")));
+    let shared = answers.cluster.as_ref().map(|answer| client.read::<Cluster>(answer));
+    let shared = shared.transpose()?;
+    problems.extend(shared.iter().flat_map(cluster::problems));
+    problems.extend(cluster::incomplete(&page.incomplete));
     if health.status != "healthy" {
         let reason = health.reason.clone();
         problems.push(reason.unwrap_or_else(|| match health.status.as_str() {
@@ -86,6 +93,7 @@ pub(super) async fn run(
         let report = StatusReport {
             state,
             problems: &problems,
+            cluster: answers.cluster.as_ref().map(JsonAnswer::raw),
             health: answers.health.raw(),
             figures: answers.figures.as_ref().map(JsonAnswer::raw),
             replicas: replicas.map_err(unparsable)?,
@@ -95,14 +103,12 @@ pub(super) async fn run(
         return Ok(outcome);
     }
     let mut lines = vec![ScreenLine::marked(severity, state, format!(" {}", client.url()))];
+    lines.extend(shared.as_ref().map(|shared| cluster::summary(shared).into()));
     let severity = if refusing { Severity::Error } else { Severity::Warning };
     lines.extend(problems.into_iter().map(|problem| ScreenLine::marked(severity, "!", problem)));
-    let instance = answers.instance.as_ref().map(|answer| client.read::<Instance>(answer));
-    let cluster = instance.transpose()?.and_then(|instance| instance.cluster);
     if let Some(figures) = &answers.figures {
-        lines.push(totals(&client.read(figures)?, cluster.is_none()).into());
+        lines.push(totals(&client.read(figures)?, shared.is_none()).into());
     }
-    lines.extend(cluster.as_ref().map(|cluster| store(cluster).into()));
     if !page.replicas.is_empty() {
         let mut rows: Vec<_> = page.replicas.iter().collect();
         rows.sort_by_key(|replica| problem(replica, args.max_lag, now).is_none());
@@ -129,41 +135,12 @@ async fn fetch(client: &DaemonClient) -> Result<StatusAnswers, CommandError> {
     let figures = if_possible(client.get(&["metrics"], &[]).await)?;
     let replicas = if_possible(client.get(&["v1", "replicas"], &[]).await)?;
     let instance = if_possible(client.get(&["v1", "instance"], &[]).await)?;
-    Ok(StatusAnswers { health, not_ready, figures, replicas, instance })
-}
-
-fn store(cluster: &ClusterStore) -> String {
-    let server = match &cluster.server {
-        Some(server) => format!("connected to {server}"),
-        None => "not connected".to_owned(),
+    let instance = instance.map(|answer| client.read::<Instance>(&answer)).transpose()?;
+    let cluster = match instance.and_then(|instance| instance.cluster) {
+        Some(_) => if_possible(client.get(&["v1", "cluster"], &[]).await)?,
+        None => None,
     };
-    let synced = match cluster.sync_always {
-        Some(true) => "writes are synced to disk",
-        Some(false) => "writes are not synced to disk at once",
-        None => "the servers do not tell whether writes are synced to disk",
-    };
-    let of = |owns: fn(&ClusterPartition) -> bool| {
-        cluster.partitions.iter().filter(|partition| owns(partition)).count()
-    };
-    let (all, here) = (cluster.partitions.len(), of(|partition| partition.here));
-    let mut text =
-        format!("cluster {}: {server}; {synced}; {here} of {all} partitions here", cluster.name);
-    let mut others: Vec<_> = cluster
-        .partitions
-        .iter()
-        .filter(|one| !one.here)
-        .filter_map(|one| one.owner.as_deref())
-        .collect();
-    others.sort_unstable();
-    others.dedup();
-    if !others.is_empty() {
-        text = format!("{text}, others at {}", others.join(", "));
-    }
-    let nowhere = of(|partition| partition.owner.is_none());
-    if nowhere > 0 {
-        text = format!("{text}, {nowhere} without an owner");
-    }
-    text
+    Ok(StatusAnswers { health, not_ready, figures, replicas, cluster })
 }
 
 fn totals(totals: &StatusTotals, has_disk: bool) -> String {

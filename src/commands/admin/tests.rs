@@ -140,8 +140,7 @@ async fn run_interrupted(line: &str, steps: Vec<ScriptStep>, interrupts: usize) 
     };
     let ran = run_command(&command.command.unwrap(), interrupt).await;
     let timeout = std::time::Duration::from_secs(120);
-    let seen = tokio::time::timeout(timeout, script).await;
-    let seen = match seen {
+    let seen = match tokio::time::timeout(timeout, script).await {
         Ok(seen) => seen.unwrap(),
         Err(_) => panic!("not all requests were sent; {:?} {}", ran.result, ran.out),
     };
@@ -159,6 +158,9 @@ async fn run_command(command: &Command, interrupt: impl AsyncFnMut()) -> Ran {
         Command::DeadLetters(args) => {
             let client = client(&args.ask.connect);
             dead_letters::run_interruptible(args, &client, screen, interrupt).await
+        }
+        Command::Cluster(args) => {
+            super::cluster::run(args, &client(&args.ask.connect), screen).await
         }
         Command::Barrier(args) => barrier::run(args, &client(&args.ask.connect), screen).await,
         other => panic!("{other:?} is not scripted"),
@@ -338,16 +340,6 @@ async fn a_call_to_a_hanging_daemon_times_out() {
     let mut screen = Screen::scripted(io::sink(), io::sink(), now);
     let error = replicas::run(&args, &client, &mut screen).await.unwrap_err().to_string();
     assert_eq!(error, format!("no answer from {url} within 50ms (--timeout)"));
-}
-
-#[tokio::test]
-async fn the_token_is_sent_as_a_bearer_token() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "s3cret\n").unwrap();
-    let line = format!("replicas --token-file {}", file.path().display());
-    let ran = run(&line, vec![step("GET /v1/replicas", 200, json!({ "replicas": [] }))]).await;
-    ran.is(CommandOutcome::Done);
-    assert!(ran.seen[0].0.contains("authorization: Bearer s3cret\r\n"), "{}", ran.seen[0].0);
 }
 
 #[tokio::test]

@@ -38,6 +38,7 @@ pub(super) async fn run(client: &DaemonClient) -> Result<CommandOutcome, Command
     let mut signals = Signals::catch()?;
     let (sender, mut updates) = mpsc::channel(CHANNEL_SIZE);
     let feed = tokio::spawn(feed::run(client.clone(), sender.clone()));
+    let cluster = tokio::spawn(feed::follow_cluster(client.clone(), sender.clone()));
     let mut terminal = Terminal::take()?;
     let no_keyboard = |error| CommandError::Other(format!("cannot read the keyboard: {error}"));
     let mut keyboard = Keyboard::listen().map_err(no_keyboard)?;
@@ -72,6 +73,7 @@ pub(super) async fn run(client: &DaemonClient) -> Result<CommandOutcome, Command
         }
     };
     feed.abort();
+    cluster.abort();
     result
 }
 

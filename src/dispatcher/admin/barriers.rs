@@ -1,12 +1,15 @@
-//! Barriers: whether the replicas have everything that was accepted before. A barrier is only its
-//! id, which the daemon does not remember.
+//! Barriers: whether the replicas have everything that was accepted before, as far as this process
+//! knows. A barrier is only its id, which the daemon does not remember.
 
 use std::time::Duration;
 
 use crate::api;
-use crate::dispatcher::messages::{AdminError, AdminReply, BarrierRequest, Request};
+use crate::dispatcher::messages::{
+    AdminError, AdminReply, BarrierRequest, CountedBarrier, Request,
+};
 use crate::dispatcher::{Core, Handle, view};
-use crate::task::{Node, TaskId};
+use crate::engine::BarrierEnd;
+use crate::task::Node;
 
 /// How often a waiting request checks its barrier.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
@@ -14,43 +17,54 @@ const CHECK_EVERY: Duration = Duration::from_millis(50);
 /// A barrier whose deliveries are being counted.
 #[derive(Debug)]
 pub(super) struct CountingBarrier {
-    up_to: TaskId,
+    end: BarrierEnd,
     nodes: Vec<Node>,
-    reply: AdminReply<api::Barrier>,
+    reply: AdminReply<CountedBarrier>,
 }
 
 impl Handle {
     /// Makes a barrier behind everything that is accepted, for these replicas, or for all.
-    pub async fn barrier(&self, nodes: Vec<Node>) -> Result<api::Barrier, AdminError> {
-        self.ask(|reply| Request::Barrier(BarrierRequest { up_to: None, nodes, reply })).await
+    pub(in crate::dispatcher) async fn barrier_here(
+        &self,
+        nodes: Vec<Node>,
+    ) -> Result<api::Barrier, AdminError> {
+        self.count_barrier(None, nodes).await.map(view::barrier)
     }
 
-    /// The state of a barrier. Waits up to `wait` until it is reached. `None` if the id is invalid.
-    pub async fn barrier_state(
+    /// The state of a barrier. Waits up to `wait` until it is reached.
+    pub(in crate::dispatcher) async fn barrier_state_here(
         &self,
-        id: &str,
+        end: BarrierEnd,
+        nodes: Vec<Node>,
         wait: Duration,
-    ) -> Result<Option<api::Barrier>, AdminError> {
-        let Some((up_to, nodes)) = view::read_barrier_id(id) else { return Ok(None) };
-        let check = || {
-            let (up_to, nodes) = (Some(up_to), nodes.clone());
-            self.ask(move |reply| Request::Barrier(BarrierRequest { up_to, nodes, reply }))
+    ) -> Result<api::Barrier, AdminError> {
+        let check = async || {
+            let counted = self.count_barrier(Some(end.clone()), nodes.clone()).await;
+            counted.map(view::barrier)
         };
         for _ in 0..wait.as_millis() / CHECK_EVERY.as_millis() {
             let barrier = check().await?;
             if barrier.reached {
-                return Ok(Some(barrier));
+                return Ok(barrier);
             }
             tokio::time::sleep(CHECK_EVERY).await;
         }
-        check().await.map(Some)
+        check().await
+    }
+
+    pub(in crate::dispatcher) async fn count_barrier(
+        &self,
+        end: Option<BarrierEnd>,
+        nodes: Vec<Node>,
+    ) -> Result<CountedBarrier, AdminError> {
+        self.ask(|reply| Request::Barrier(BarrierRequest { end, nodes, reply })).await
     }
 }
 
 impl Core {
     pub(in crate::dispatcher) fn serve_barrier(&mut self, request: BarrierRequest) {
-        let BarrierRequest { up_to, nodes, reply } = request;
-        let unknown = |node: &&Node| up_to.is_none() && !self.registry.knows(node);
+        let BarrierRequest { end, nodes, reply } = request;
+        let unknown = |node: &&Node| end.is_none() && !self.registry.knows(node);
         if let Some(node) = nodes.iter().find(unknown) {
             let error = format!(
                 "field \"replicas\": nothing was ever accepted for {node}, so there is nothing to wait for"
@@ -59,12 +73,16 @@ impl Core {
             return;
         }
         let newest = self.intake.newest;
-        let up_to = up_to.unwrap_or(newest).min(newest);
+        let end = match end {
+            None => BarrierEnd::Task(newest),
+            Some(BarrierEnd::Task(up_to)) => BarrierEnd::Task(up_to.min(newest)),
+            Some(end) => end,
+        };
         let mut nodes: Vec<_> =
             nodes.iter().map(|node| self.registry.resolve(node).clone()).collect();
         nodes.sort();
         nodes.dedup();
-        self.admin.counting.push_back(CountingBarrier { up_to, nodes, reply });
+        self.admin.counting.push_back(CountingBarrier { end, nodes, reply });
         self.answer_counted();
     }
 
@@ -74,11 +92,17 @@ impl Core {
             if barrier.reply.is_closed() {
                 continue;
             }
-            let Some(counts) = self.engine.barrier(barrier.up_to, &barrier.nodes) else {
+            let Some(counts) = self.engine.barrier(barrier.end.clone(), &barrier.nodes) else {
                 return self.admin.counting.push_front(barrier);
             };
-            let CountingBarrier { up_to, nodes, reply } = barrier;
-            let _ = reply.send(Ok(view::barrier(up_to, &nodes, counts)));
+            let CountingBarrier { end, nodes, reply } = barrier;
+            let replicas = view::barrier_replicas(&nodes, counts);
+            // As of now, like the counts.
+            let partitions = match &end {
+                BarrierEnd::Task(_) => Vec::new(),
+                BarrierEnd::Partitions { last, .. } => self.caught_up(last),
+            };
+            let _ = reply.send(Ok(CountedBarrier { end, nodes, replicas, partitions }));
         }
     }
 }

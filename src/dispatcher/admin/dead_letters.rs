@@ -6,7 +6,7 @@ use super::{PAGE_BYTES, READS, TextFilter, answer_in_background, headers, json_l
 use crate::api;
 use crate::dispatcher::messages::{
     AdminError, AdminReply, DeadLetterRequest, FoundLetter, LetterAction, LetterCursor,
-    LetterFilter, ListPart, Request,
+    LetterFilter, ListPage, ListPart, Request,
 };
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{AdminOutcome, DeliveryFilter, Now};
@@ -14,16 +14,18 @@ use crate::task::{Cause, DeliveryId, DeliveryState, Node, TaskId};
 
 impl Handle {
     /// Dead letters, oldest task first. The page may be short and still not be the last.
-    pub async fn dead_letters(
+    pub(in crate::dispatcher) async fn dead_letters_here(
         &self,
         filter: LetterFilter,
         limit: usize,
         after: Option<LetterCursor>,
-    ) -> Result<api::DeadLetterPage, AdminError> {
+    ) -> Result<ListPage<LetterCursor, api::DeadLetterInfo>, AdminError> {
         let part = |limit, after| self.letters(filter.clone(), limit, after);
         let (letters, next) = page(limit, after, part).await?;
-        let dead_letters = letters.into_iter().map(|letter| letter.shown).collect();
-        Ok(api::DeadLetterPage { dead_letters, next_cursor: next.map(|next| next.to_string()) })
+        let items = letters.into_iter().map(|FoundLetter { delivery, shown }| {
+            (LetterCursor(delivery.task, delivery.replica), shown)
+        });
+        Ok(ListPage { items: items.collect(), next })
     }
 
     pub(in crate::dispatcher) async fn letters(

@@ -21,7 +21,9 @@ const MAX_SHOWN: usize = 100;
 const MAX_ERROR: usize = 200;
 
 impl Handle {
-    pub async fn dead_letter_summary(&self) -> Result<api::LetterSummary, AdminError> {
+    pub(in crate::dispatcher) async fn dead_letter_summary_here(
+        &self,
+    ) -> Result<api::LetterSummary, AdminError> {
         let (mut groups, mut after) = (LetterGroups::default(), None);
         loop {
             let scan = |reply| Request::DeadLetters(DeadLetterRequest::Scan { after, reply });
@@ -104,6 +106,7 @@ impl LetterGroups {
             dead_letters,
             groups: groups.into_iter().map(group).collect(),
             other: dead_letters - shown,
+            incomplete: Vec::new(),
         }
     }
 }

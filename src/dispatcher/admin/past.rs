@@ -7,7 +7,7 @@ use crate::task::Node;
 
 impl Handle {
     /// Of the daemon, or of one replica.
-    pub async fn past_figures(
+    pub(in crate::dispatcher) async fn past_figures_here(
         &self,
         node: Option<Node>,
     ) -> Result<Option<api::PastFigures>, AdminError> {

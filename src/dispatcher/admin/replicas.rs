@@ -3,7 +3,7 @@
 use tracing::{info, warn};
 
 use crate::api;
-use crate::dispatcher::messages::{AdminError, AdminReply, ReplicaRequest, Request};
+use crate::dispatcher::messages::{AdminError, AdminReply, ReplicaRecord, ReplicaRequest, Request};
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{ForgetCounts, Now, ProbeState, RenameError};
 use crate::task::{BreakerState, Counters, Node, ReplicaState};
@@ -12,25 +12,22 @@ use crate::task::{BreakerState, Counters, Node, ReplicaState};
 #[derive(Debug)]
 pub(super) struct Forgetting {
     node: Node,
+    keeps_record: bool,
     reply: AdminReply<Option<api::Forgotten>>,
     answer: api::Forgotten,
 }
 
 impl Handle {
-    /// All replicas, ordered by address.
-    pub async fn replicas(&self) -> Result<Vec<api::Replica>, AdminError> {
-        self.ask(|reply| Request::Replicas(ReplicaRequest::List { node: None, reply })).await
-    }
-
-    pub async fn replica(&self, node: &Node) -> Result<Option<api::Replica>, AdminError> {
-        let node = Some(node.clone());
-        let found =
-            self.ask(|reply| Request::Replicas(ReplicaRequest::List { node, reply })).await?;
-        Ok(found.into_iter().next())
+    /// One replica, or all, ordered by address.
+    pub(in crate::dispatcher) async fn replicas_here(
+        &self,
+        node: Option<Node>,
+    ) -> Result<Vec<api::Replica>, AdminError> {
+        self.ask(|reply| Request::Replicas(ReplicaRequest::List { node, reply })).await
     }
 
     /// Pauses or resumes the deliveries to a replica, durably.
-    pub async fn pause(
+    pub(in crate::dispatcher) async fn pause_here(
         &self,
         node: &Node,
         paused: bool,
@@ -40,25 +37,44 @@ impl Handle {
     }
 
     /// Lets an open breaker send its next probe now.
-    pub async fn probe(&self, node: &Node) -> Result<Option<api::Probed>, AdminError> {
-        let node = node.clone();
+    pub(in crate::dispatcher) async fn probe_here(
+        &self,
+        node: Node,
+    ) -> Result<Option<api::Probed>, AdminError> {
         self.ask(|reply| Request::Replicas(ReplicaRequest::Probe { node, reply })).await
     }
 
     /// Discards all deliveries to a replica that does not exist any more.
-    pub async fn forget(&self, node: &Node) -> Result<Option<api::Forgotten>, AdminError> {
-        let node = node.clone();
-        self.ask(|reply| Request::Replicas(ReplicaRequest::Forget { node, reply })).await
+    pub(in crate::dispatcher) async fn forget_here(
+        &self,
+        node: Node,
+        keeps_record: bool,
+    ) -> Result<Option<api::Forgotten>, AdminError> {
+        self.ask(|reply| Request::Replicas(ReplicaRequest::Forget { node, keeps_record, reply }))
+            .await
+    }
+
+    /// Whether this process applies what was changed of a replica.
+    pub(in crate::dispatcher) async fn applies(
+        &self,
+        record: ReplicaRecord,
+    ) -> Result<bool, AdminError> {
+        self.ask(|reply| Request::Replicas(ReplicaRequest::Applied { record, reply })).await
     }
 
     /// Moves a replica to another address, durably. [`AdminError::Conflict`] if that address was
     /// used before, [`AdminError::Forbidden`] if the policy does not allow it.
-    pub async fn rename(&self, node: &Node, to: Node) -> Result<Option<api::Replica>, AdminError> {
+    pub(in crate::dispatcher) async fn rename_here(
+        &self,
+        node: Node,
+        to: Node,
+        is_settled_elsewhere: bool,
+    ) -> Result<Option<api::Replica>, AdminError> {
         if let Err(why) = self.operator.policy.admit(&to) {
             return Err(AdminError::Forbidden(format!("{to} {why}")));
         }
-        let node = node.clone();
-        self.ask(|reply| Request::Replicas(ReplicaRequest::Rename { node, to, reply })).await
+        let request = |reply| ReplicaRequest::Rename { node, to, is_settled_elsewhere, reply };
+        self.ask(|reply| Request::Replicas(request(reply))).await
     }
 }
 
@@ -75,9 +91,20 @@ impl Core {
             ReplicaRequest::Probe { node, reply } => {
                 let _ = reply.send(Ok(self.probe(now, &node)));
             }
-            ReplicaRequest::Forget { node, reply } => self.forget(now, &node, reply),
-            ReplicaRequest::Rename { node, to, reply } => {
-                let renamed = self.rename(now, &node, &to);
+            ReplicaRequest::Forget { node, keeps_record, reply } => {
+                self.forget(now, &node, keeps_record, reply);
+            }
+            ReplicaRequest::Applied { record, reply } => {
+                let applied = match record {
+                    ReplicaRecord::Paused { node, paused } => {
+                        self.registry.is_paused(self.registry.resolve(&node)) == paused
+                    }
+                    ReplicaRecord::Renamed { node, to } => *self.registry.resolve(&node) == to,
+                };
+                let _ = reply.send(Ok(applied));
+            }
+            ReplicaRequest::Rename { node, to, is_settled_elsewhere, reply } => {
+                let renamed = self.rename(now, &node, &to, is_settled_elsewhere);
                 self.answer_change(reply, renamed);
             }
         }
@@ -140,10 +167,17 @@ impl Core {
             state,
             probing,
             reason: reason.map(str::to_owned),
+            incomplete: Vec::new(),
         })
     }
 
-    fn forget(&mut self, now: Now, node: &Node, reply: AdminReply<Option<api::Forgotten>>) {
+    fn forget(
+        &mut self,
+        now: Now,
+        node: &Node,
+        keeps_record: bool,
+        reply: AdminReply<Option<api::Forgotten>>,
+    ) {
         let node = self.resolve_for_admin(node);
         let Some(forgotten) = self.engine.forget(now, &node) else {
             let _ = reply.send(Ok(None));
@@ -152,8 +186,9 @@ impl Core {
         let ForgetCounts { discarded, in_flight } = forgotten;
         warn!(replica = %node, discarded, in_flight, "an operator has discarded all deliveries to a replica");
         self.act(now);
-        let answer = api::Forgotten { replica: node.to_string(), discarded, in_flight };
-        self.admin.forgetting.push(Forgetting { node, reply, answer });
+        let (replica, incomplete) = (node.to_string(), Vec::new());
+        let answer = api::Forgotten { replica, discarded, in_flight, incomplete };
+        self.admin.forgetting.push(Forgetting { node, keeps_record, reply, answer });
     }
 
     /// Answers for the replicas whose deliveries are all discarded.
@@ -166,11 +201,13 @@ impl Core {
                 self.admin.forgetting.push(forgetting);
                 continue;
             }
-            let Forgetting { node, reply, answer } = forgetting;
-            let changes = self.registry.forget(&node, now.wall);
-            self.save_registry(changes);
-            self.engine.pause(now, &node, None);
-            self.act(now);
+            let Forgetting { node, keeps_record, reply, answer } = forgetting;
+            if !keeps_record {
+                let changes = self.registry.forget(&node, now.wall);
+                self.save_registry(changes);
+                self.engine.pause(now, &node, None);
+                self.act(now);
+            }
             self.observed.publish_replica(now, &node, api::ReplicaChange::Forgotten, None);
             self.answer_when_durable(reply, Some(answer));
         }
@@ -181,6 +218,7 @@ impl Core {
         now: Now,
         node: &Node,
         to: &Node,
+        is_settled_elsewhere: bool,
     ) -> Result<Option<api::Replica>, AdminError> {
         let node = self.resolve_for_admin(node);
         let used = || {
@@ -189,8 +227,8 @@ impl Core {
             ))
         };
         let is_settled = |counters: Counters| counters.pending + counters.dead == 0;
-        let has_nothing =
-            self.engine.lanes().any(|lane| lane.node == node && is_settled(lane.counters));
+        let has_nothing = is_settled_elsewhere
+            && self.engine.lanes().any(|lane| lane.node == node && is_settled(lane.counters));
         let may_be_named =
             self.registry.may_be_named(&node, to) || (has_nothing && self.registry.is_free(to));
         if !may_be_named {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{PAGE_BYTES, READS, TextFilter, answer_in_background, headers, json_length, page};
 use crate::api;
 use crate::dispatcher::messages::{
-    AdminError, AdminReply, ListPart, Request, TaskFilter, TaskRequest,
+    AdminError, AdminReply, ListPage, ListPart, Request, TaskFilter, TaskRequest,
 };
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{DeliveryFilter, Now};
@@ -14,30 +14,36 @@ use crate::task::TaskId;
 
 impl Handle {
     /// Unsettled tasks, oldest first. The page may be short and still not be the last.
-    pub async fn tasks(
+    pub(in crate::dispatcher) async fn tasks_here(
         &self,
         filter: TaskFilter,
         limit: usize,
         after: Option<TaskId>,
-    ) -> Result<api::TaskPage, AdminError> {
+    ) -> Result<ListPage<TaskId, api::TaskInfo>, AdminError> {
         let part = |limit, after| {
             let filter = filter.clone();
             self.ask(move |reply| Request::Tasks(TaskRequest::List { filter, limit, after, reply }))
         };
-        let (tasks, next) = page(limit, after, part).await?;
-        Ok(api::TaskPage { tasks, next_cursor: next.map(|id| id.to_string()) })
+        let (items, next) = page(limit, after, part).await?;
+        Ok(ListPage { items, next })
     }
 
     /// One task. A settled task is found for `--task-history`.
-    pub async fn task(&self, id: TaskId) -> Result<Option<api::TaskInfo>, AdminError> {
+    pub(in crate::dispatcher) async fn task_here(
+        &self,
+        id: TaskId,
+    ) -> Result<Option<api::TaskInfo>, AdminError> {
         self.ask(|reply| Request::Tasks(TaskRequest::Show { id, reply })).await
     }
 
     /// Discards the unsettled deliveries of a task, durably. One in flight is not retried. Returns
     /// the task as it is then.
-    pub async fn discard_task(&self, id: TaskId) -> Result<Option<api::TaskInfo>, AdminError> {
+    pub(in crate::dispatcher) async fn discard_task_here(
+        &self,
+        id: TaskId,
+    ) -> Result<Option<api::TaskInfo>, AdminError> {
         // The row of a dead letter is only on disk, and discarding removes it.
-        let before = self.task(id).await?;
+        let before = self.task_here(id).await?;
         let discarded =
             self.ask(|reply| Request::Tasks(TaskRequest::Discard { id, reply })).await?;
         Ok(discarded.map(|task| match before {
@@ -67,7 +73,7 @@ impl Core {
         filter: TaskFilter,
         limit: usize,
         after: Option<TaskId>,
-        reply: AdminReply<ListPart<api::TaskInfo, TaskId>>,
+        reply: AdminReply<ListPart<(TaskId, api::TaskInfo), TaskId>>,
     ) {
         let of_delivery = DeliveryFilter {
             state: filter.state,
@@ -91,7 +97,7 @@ impl Core {
                 let id = task.id;
                 let item = view::task(task, Some(&header), None, now);
                 bytes += json_length(&item);
-                items.push(item);
+                items.push((id, item));
                 if items.len() == limit || bytes >= PAGE_BYTES {
                     next = Some(id);
                 }

@@ -2,19 +2,20 @@
 //! and durability from the journal; arrival in the engine; the answer. An early write arrives in the
 //! engine as soon as it has its number.
 //!
-//! A client is answered only here. Eventual writes are answered when they arrive, strong writes when
+//! `answers.rs` answers the clients. Eventual writes are answered when they arrive, strong writes when
 //! they are decided.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::Core;
+use super::answers::{StrongResult, WaitingClients};
 use crate::dispatcher::admission::{Admission, WaitLine, Waiter};
 use crate::dispatcher::messages::{
     AcceptedWrite, LoopEvent, NewWrite, PendingWrite, Refusal, WriteReply,
@@ -23,14 +24,8 @@ use crate::engine::{
     Arrived, ClearReservation, Full, Moment, Now, Origin, Reservation, SharedLimit,
 };
 use crate::metrics::Reason;
-use crate::store::{
-    Append, AppendError, AppendReply, Appended, IdempotencyAnswer, KeyState, NoRoom, Numbered,
-    Repeated,
-};
-use crate::task::{
-    Consistency, DeliveryState, Idempotency, NewTask, Obstacle, Partition, ReplicaIndex, Task,
-    TaskChange, TaskId,
-};
+use crate::store::{Append, AppendError, AppendReply, Appended, KeyState, NoRoom, Numbered};
+use crate::task::{Consistency, NewTask, Partition, Task, TaskChange, TaskId};
 
 pub(crate) struct Intake {
     queue_wait: Duration,
@@ -47,7 +42,9 @@ pub(crate) struct Intake {
     /// Writes that are in the engine and not durable yet.
     early: HashMap<TaskId, EarlyWrite>,
     /// Writes that are durable, and those whose majority is not decided.
-    clients: HashMap<TaskId, WaitingClients>,
+    pub(super) clients: HashMap<TaskId, WaitingClients>,
+    /// Answers of other processes whose writes have no outcome yet.
+    pub(super) concluded: VecDeque<StrongResult>,
     /// The last task that arrived.
     pub(in crate::dispatcher) newest: TaskId,
 }
@@ -68,6 +65,7 @@ impl Intake {
             append_bytes: 0,
             early: HashMap::new(),
             clients: HashMap::new(),
+            concluded: VecDeque::new(),
             newest,
         }
     }
@@ -101,36 +99,19 @@ struct EarlyWrite {
     arrived: Moment,
 }
 
-/// The clients that wait for the answer of a task.
-#[derive(Debug)]
-struct WaitingClients {
-    /// The client that wrote it, then those that repeated the write.
-    replies: SmallVec<[WriteReply; 1]>,
-    arrived: Moment,
-    /// `None` after the arrival.
-    reservation: Option<Reservation>,
-    consistency: Consistency,
-}
-
 /// A client may have only a share of the places.
 const TOO_MANY_WAIT: &str = "too many requests of this client wait for room";
 
 const KEYS_FULL: &str = "the limit of remembered idempotency keys (--idempotency-keys), or the share of this token, is reached";
+
+const SERVERS_SILENT: &str =
+    "too many writes wait for a partition of the store that does not answer";
 
 const STORE_FULL: &str = "the store is full: a stream of its partitions has reached its limit";
 
 enum Admitted {
     Appending,
     Full(Waiter, Full),
-}
-
-pub(super) struct StrongResult {
-    pub(super) task: TaskId,
-    pub(super) success: bool,
-    pub(super) needed: usize,
-    pub(super) acked: Vec<ReplicaIndex>,
-    pub(super) missing: Vec<ReplicaIndex>,
-    pub(super) obstacles: Vec<(ReplicaIndex, Obstacle)>,
 }
 
 impl Core {
@@ -348,7 +329,8 @@ impl Core {
             return self.engine.cancel(now, reservation.into());
         };
         let (replies, consistency) = (smallvec![reply], Consistency::Strong);
-        let clients = WaitingClients { replies, arrived, reservation: None, consistency };
+        let clients =
+            WaitingClients { replies, arrived, reservation: None, consistency, until: None };
         self.intake.clients.insert(task.id, clients);
         self.intake.early.insert(task.id, EarlyWrite { task: Arc::clone(&task), arrived });
         self.enter(now, partition, &task, Origin::Early(reservation));
@@ -379,16 +361,15 @@ impl Core {
         let refusal = match outcome {
             Ok(Appended::New(_)) if self.store_has_failed() => Refusal::StoreFailed,
             Ok(Appended::New(id)) => {
-                let replies = smallvec![reply];
-                let clients = WaitingClients { replies, arrived, reservation, consistency };
+                let (replies, until) = (smallvec![reply], None);
+                let clients = WaitingClients { replies, arrived, reservation, consistency, until };
                 self.intake.clients.insert(id, clients);
                 return;
             }
             Ok(Appended::Elsewhere(id)) => {
                 self.cancel(now, reservation);
                 self.observed.latency.accepted(arrived, now.moment);
-                let _ = reply.send(accepted_elsewhere(id, consistency, false));
-                return;
+                return self.await_elsewhere(id, consistency, reply, arrived);
             }
             Ok(Appended::Repeated(repeated)) => {
                 self.cancel(now, reservation);
@@ -398,29 +379,17 @@ impl Core {
             Err(AppendError::KeysFull) => self.full(Reason::Waiting, KEYS_FULL),
             Err(AppendError::Unconfirmed) => Refusal::Unconfirmed,
             Err(AppendError::Full) => self.full(Reason::Disk, STORE_FULL),
-            Err(AppendError::NotOwner(owner)) => Refusal::NotOwner { owner },
+            Err(AppendError::TooManyWait) => self.full(Reason::Waiting, SERVERS_SILENT),
+            Err(AppendError::NoOwner) => Refusal::NoOwner,
             Err(AppendError::Store(_) | AppendError::Removed(_)) => Refusal::StoreFailed,
         };
         self.cancel(now, reservation);
         let _ = reply.send(Err(refusal));
     }
 
-    fn cancel(&mut self, now: Now, reservation: Option<Reservation>) {
+    pub(super) fn cancel(&mut self, now: Now, reservation: Option<Reservation>) {
         if let Some(reservation) = reservation {
             self.engine.cancel(now, reservation);
-        }
-    }
-
-    /// Answers the clients whose writes are durable and do not arrive any more: another process owns
-    /// their partition.
-    pub(super) fn answer_released(&mut self, now: Now, partition: Partition) {
-        let ids = self.intake.clients.keys().copied();
-        let ids: Vec<_> = ids.filter(|id| self.journal.partition_of(*id) == partition).collect();
-        for id in ids {
-            let Some(clients) = self.intake.clients.get_mut(&id) else { continue };
-            let (reservation, consistency) = (clients.reservation.take(), clients.consistency);
-            self.cancel(now, reservation);
-            self.answer(id, |replayed| accepted_elsewhere(id, consistency, replayed));
         }
     }
 
@@ -434,7 +403,12 @@ impl Core {
             self.observed.latency.accepted(clients.arrived, now.moment);
             clients.reservation.take()
         });
-        self.enter(now, partition, task, Origin::Written(reservation));
+        let is_strong = task.consistency == Consistency::Strong;
+        let origin = match reservation {
+            None if is_strong => Origin::Awaited,
+            reservation => Origin::Written(reservation),
+        };
+        self.enter(now, partition, task, origin);
         if task.consistency == Consistency::Eventual {
             let id = task.id;
             self.answer(id, |replayed| Ok(AcceptedWrite { id, acked: Vec::new(), replayed }));
@@ -459,119 +433,6 @@ impl Core {
             self.observed.publish_task(now, task.id, None, TaskChange::Accepted, None);
         }
     }
-
-    pub(super) fn conclude(&mut self, result: &StrongResult) {
-        if !self.store_has_failed() {
-            self.journal.conclude(result.task, result.for_journal());
-        }
-        self.answer(result.task, |replayed| result.answer(replayed));
-    }
-
-    /// Answers the client that wrote a task and those that repeated the write.
-    fn answer(&mut self, id: TaskId, answer: impl Fn(bool) -> Result<AcceptedWrite, Refusal>) {
-        let Some(clients) = self.intake.clients.remove(&id) else { return };
-        for (place, reply) in clients.replies.into_iter().enumerate() {
-            // The client may be gone; the write stays.
-            let _ = reply.send(answer(place > 0));
-        }
-    }
-
-    /// Answers a repeated write with the answer of the first one, or lets it wait for that.
-    fn answer_repeated(
-        &mut self,
-        mut repeated: Repeated,
-        key: Option<&Idempotency>,
-        reply: WriteReply,
-    ) {
-        let id = repeated.id;
-        if let Some(clients) = self.intake.clients.get_mut(&id) {
-            return clients.replies.push(reply);
-        }
-        // The first write may have been decided after the journal looked.
-        if repeated.answer.is_none()
-            && let Some(KeyState::Known(now)) = key.map(|key| self.journal.key(key))
-        {
-            repeated = now;
-        }
-        let answer = match (&repeated.answer, repeated.consistency) {
-            (Some(answer), _) => first_answer(id, answer),
-            (None, Consistency::Eventual) => {
-                Ok(AcceptedWrite { id, acked: Vec::new(), replayed: true })
-            }
-            (None, Consistency::Strong) => self.answer_by_progress(id),
-        };
-        let _ = reply.send(answer);
-    }
-
-    /// The answer to a repeated strong write whose first answer was lost in a restart.
-    fn answer_by_progress(&self, id: TaskId) -> Result<AcceptedWrite, Refusal> {
-        let Some(view) = self.engine.view(id) else {
-            // Every delivery is settled: a replica without this write was sent a newer one.
-            return Ok(AcceptedWrite { id, acked: Vec::new(), replayed: true });
-        };
-        let needed = view.deliveries.len() / 2 + 1;
-        let (acked, failed): (Vec<_>, Vec<_>) = (0..)
-            .map(ReplicaIndex)
-            .zip(&view.deliveries)
-            .partition(|(_, delivery)| delivery.state == DeliveryState::Delivered);
-        let indexes = |list: Vec<(ReplicaIndex, _)>| list.into_iter().map(|(at, _)| at).collect();
-        let (acked, failed): (Vec<_>, Vec<_>) = (indexes(acked), indexes(failed));
-        if acked.len() >= needed {
-            return Ok(AcceptedWrite { id, acked, replayed: true });
-        }
-        let obstacles = Vec::new();
-        Err(Refusal::NoMajority { id, needed, acked, failed, obstacles, replayed: true })
-    }
-}
-
-impl StrongResult {
-    fn answer(&self, replayed: bool) -> Result<AcceptedWrite, Refusal> {
-        let (id, acked) = (self.task, self.acked.clone());
-        if self.success {
-            return Ok(AcceptedWrite { id, acked, replayed });
-        }
-        let (failed, obstacles) = (self.missing.clone(), self.obstacles.clone());
-        Err(Refusal::NoMajority { id, needed: self.needed, acked, failed, obstacles, replayed })
-    }
-
-    fn for_journal(&self) -> IdempotencyAnswer {
-        let indexes = |list: &[ReplicaIndex]| list.iter().map(|index| index.0).collect();
-        IdempotencyAnswer {
-            success: self.success,
-            acked: indexes(&self.acked),
-            failed: indexes(&self.missing),
-            needed: u16::try_from(self.needed).unwrap_or(u16::MAX),
-        }
-    }
-}
-
-/// The answer to a durable write that another process delivers.
-fn accepted_elsewhere(
-    id: TaskId,
-    consistency: Consistency,
-    replayed: bool,
-) -> Result<AcceptedWrite, Refusal> {
-    match consistency {
-        Consistency::Eventual => Ok(AcceptedWrite { id, acked: Vec::new(), replayed }),
-        Consistency::Strong => Err(Refusal::OwnerChanged { id }),
-    }
-}
-
-/// The answer that the first client of a strong write got.
-fn first_answer(task: TaskId, answer: &IdempotencyAnswer) -> Result<AcceptedWrite, Refusal> {
-    let indexes = |list: &[u16]| list.iter().copied().map(ReplicaIndex).collect();
-    if answer.success {
-        return Ok(AcceptedWrite { id: task, acked: indexes(&answer.acked), replayed: true });
-    }
-    Err(Refusal::NoMajority {
-        id: task,
-        needed: usize::from(answer.needed),
-        acked: indexes(&answer.acked),
-        failed: indexes(&answer.failed),
-        // Obstacles are not stored: they were only true then.
-        obstacles: Vec::new(),
-        replayed: true,
-    })
 }
 
 /// Whether a wait for room cannot help.

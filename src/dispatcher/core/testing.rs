@@ -47,6 +47,7 @@ impl Core {
         let bus = EventBus::new(0);
         let history = TaskHistory::new(Duration::ZERO);
         Self {
+            releasing: Vec::new(),
             engine,
             keys,
             journal,
@@ -54,6 +55,7 @@ impl Core {
             health,
             registry: ReplicaRegistry::default(),
             uptime: UptimeRecorder::begin(clock.now(), UptimeFile::of(dir)).unwrap(),
+            ownership: Default::default(),
             attempts,
             // Every task is read back.
             task_cache: TaskCache::new(0),

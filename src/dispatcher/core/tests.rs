@@ -7,8 +7,8 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::dispatcher::messages::{AcceptedWrite, NewWrite, Refusal};
 use crate::dispatcher::messages::{AdminReply, BarrierRequest, ReplicaRequest, TaskRequest};
-use crate::engine::{self, EngineSettings};
-use crate::store::{KeyLimits, MemoryJournal, MemoryStore};
+use crate::engine::{self, BarrierEnd, EngineSettings};
+use crate::store::{IdempotencyAnswer, KeyLimits, MemoryJournal, MemoryStore};
 use crate::task::{Consistency, Idempotency, NewTask, Node, Operation, TaskId};
 
 mod early;
@@ -141,9 +141,9 @@ async fn a_client_with_an_answer_finds_its_task() {
     let task = running.ask(|reply| Request::Tasks(TaskRequest::Show { id, reply })).await;
     assert_eq!(task.map(|task| task.key), Some(Some("k".to_owned())));
     let barrier = running
-        .ask(|reply| Request::Barrier(BarrierRequest { up_to: None, nodes: vec![], reply }))
+        .ask(|reply| Request::Barrier(BarrierRequest { end: None, nodes: vec![], reply }))
         .await;
-    assert_eq!(barrier.up_to, id.to_string());
+    assert_eq!(barrier.end, BarrierEnd::Task(id));
     running.stop().await;
 }
 
@@ -250,18 +250,31 @@ async fn a_released_partition_takes_its_tasks_and_a_claim_brings_them_back() {
 }
 
 #[tokio::test]
-async fn the_client_of_a_strong_write_is_answered_when_its_partition_is_released() {
+async fn the_client_of_a_released_strong_write_gets_the_answer_of_the_next_owner() {
     // A replica that never answers.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let node = Node::parse(&format!("http://{address}")).unwrap();
     let running = RunningLoop { replica: node, ..RunningLoop::start(10) };
-    let [answer] = running.write([("k", STRONG, None)]);
-    let (connection, _) = listener.accept().await.unwrap();
+    let [known] = running.write([("known", EVENTUAL, None)]);
+    let known = known.await.unwrap().unwrap().id;
+    let [mut answer] = running.write([("k", STRONG, None)]);
+    let task = TaskId(known.0 + 1);
+    while running.ask(|reply| Request::Tasks(TaskRequest::Show { id: task, reply })).await.is_none()
+    {
+        tokio::task::yield_now().await;
+    }
     running.journal.release();
-    let answer = answer.await.unwrap();
-    assert!(matches!(answer, Err(Refusal::NoMajority { .. })), "{answer:?}");
-    // The attempt ends without a client.
-    drop((listener, connection));
+    while running.queued().await.1 > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(answer.try_recv().is_err(), "the next owner decides it");
+    let concluded = IdempotencyAnswer { success: true, acked: vec![0], failed: vec![], needed: 1 };
+    let concluded = JournalEvent::Concluded { task, answer: concluded, obstacles: Vec::new() };
+    running.events.send(LoopEvent::Journal(concluded)).unwrap();
+    let answer = answer.await.unwrap().unwrap();
+    assert_eq!((answer.id, answer.acked.len(), answer.replayed), (task, 1, false));
+    // The attempts end without a client.
+    drop(listener);
     running.stop().await;
 }

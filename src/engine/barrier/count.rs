@@ -1,7 +1,9 @@
 //! Counts barriers: in steps over all tasks first, then as deliveries change.
 
 use crate::engine::Engine;
-use crate::engine::barrier::{BarrierCount, BarrierLane, BarrierView, Counted, CountedDelivery};
+use crate::engine::barrier::{
+    BarrierCount, BarrierEnd, BarrierLane, BarrierView, Counted, CountedDelivery,
+};
 use crate::task::{Node, TaskId};
 
 /// Barriers kept up to date. Beyond it, the least recently requested one is dropped and counted
@@ -14,14 +16,14 @@ const WATCHED: usize = 64;
 const LOOKS: usize = 1024;
 
 impl Engine {
-    /// The unsettled deliveries of tasks up to `up_to` to `nodes`, or to all replicas if `nodes` is
+    /// The unsettled deliveries of tasks up to `end` to `nodes`, or to all replicas if `nodes` is
     /// empty. `None` while counting; each [`Engine::tick`] does a step.
-    pub fn barrier(&mut self, up_to: TaskId, nodes: &[Node]) -> Option<BarrierView> {
-        let watches = &mut self.barriers.0;
-        let known = watches.iter().position(|watch| watch.up_to == up_to && watch.nodes == nodes);
+    pub fn barrier(&mut self, end: impl Into<BarrierEnd>, nodes: &[Node]) -> Option<BarrierView> {
+        let (end, watches) = (end.into(), &mut self.barriers.0);
+        let known = watches.iter().position(|watch| watch.end == end && watch.nodes == nodes);
         let watch = match known.and_then(|at| watches.remove(at)) {
             Some(watch) => watch,
-            None => self.begin_count(up_to, nodes),
+            None => self.begin_count(end, nodes),
         };
         let mut lanes: Vec<_> = watch.lanes.iter().map(|(_, lane)| lane.clone()).collect();
         lanes.sort_by(|a, b| a.node.cmp(&b.node));
@@ -41,13 +43,13 @@ impl Engine {
         self.barriers.0 = watches;
     }
 
-    fn begin_count(&self, up_to: TaskId, nodes: &[Node]) -> BarrierCount {
+    fn begin_count(&self, end: BarrierEnd, nodes: &[Node]) -> BarrierCount {
         let numbers: Vec<u32> = match nodes {
             [] => self.lanes.numbers().collect(),
             _ => nodes.iter().filter_map(|node| self.lanes.find(node)).collect(),
         };
         // Right after it was requested, a barrier covers all tasks: the counters are the count.
-        let everything = self.tasks.newest().is_none_or(|newest| newest <= up_to);
+        let everything = self.tasks.newest().is_none_or(|newest| newest <= end.covers_up_to());
         let counted = |&number: &u32| {
             let lane = &self.lanes[number];
             let (pending, dead) =
@@ -57,14 +59,14 @@ impl Engine {
         let mut lanes: Vec<_> = numbers.iter().map(counted).collect();
         lanes.sort_by_key(|(number, _)| *number);
         let counted = if everything { Counted::All } else { Counted::UpTo(TaskId(0)) };
-        let mut watch = BarrierCount { up_to, nodes: nodes.to_vec(), lanes, counted };
+        let mut watch = BarrierCount { end, nodes: nodes.to_vec(), lanes, counted };
         self.count_part(&mut watch, LOOKS);
         watch
     }
 
     /// Counts the next `most` tasks, also behind the barrier: they may stand for older ones.
     fn count_part(&self, watch: &mut BarrierCount, most: usize) {
-        let (Counted::UpTo(after), up_to) = (watch.counted, watch.up_to) else { return };
+        let Counted::UpTo(after) = watch.counted else { return };
         watch.counted = Counted::All;
         let mut last = after;
         for (looks, (task, slot)) in self.tasks.after(Some(after)).enumerate() {
@@ -74,8 +76,11 @@ impl Engine {
             }
             last = task;
             let deliveries = self.tasks[slot].deliveries.iter();
-            for delivery in deliveries.filter(|delivery| delivery.origin(task) <= up_to) {
+            for delivery in deliveries {
                 let (origin, lane) = (delivery.origin(task), delivery.lane);
+                if !watch.end.covers(origin) {
+                    continue;
+                }
                 let mark = CountedDelivery { task, origin, lane, node: &self.lanes[lane].node };
                 watch.add(mark, delivery.stage.outcome(), 1);
             }
@@ -83,8 +88,8 @@ impl Engine {
     }
 
     #[cfg(any(test, feature = "fuzzing"))]
-    pub(in crate::engine) fn count(&self, up_to: TaskId, nodes: &[Node]) -> BarrierCount {
-        let mut watch = self.begin_count(up_to, nodes);
+    pub(in crate::engine) fn count(&self, end: BarrierEnd, nodes: &[Node]) -> BarrierCount {
+        let mut watch = self.begin_count(end, nodes);
         self.count_part(&mut watch, usize::MAX);
         watch
     }

@@ -68,6 +68,10 @@ pub(in crate::engine) enum Op {
         partition: u16,
         settled: usize,
     },
+    /// Nothing more is sent of a partition. The next release is orderly if nothing of it is in flight.
+    Hold {
+        partition: u16,
+    },
     /// This process owns a released partition again.
     Claim {
         partition: u16,

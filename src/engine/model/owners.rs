@@ -54,13 +54,34 @@ impl World {
             }
         }
         self.released.clear();
+        self.held.clear();
+        self.acked.clear();
         self.recover(Partition(0));
         self.recover(Partition(1));
     }
 
+    /// The partition is about to be handed over.
+    pub(super) fn hold(&mut self, partition: Partition) {
+        if !self.released.contains(&partition) && self.held.insert(partition) {
+            self.engine.hold_back(partition);
+        }
+    }
+
     /// Another engine claims a partition. It delivers nothing.
     pub(super) fn release(&mut self, given_up: Partition, settled: usize) {
-        self.settle(settled);
+        let of_it =
+            |delivery: &&DeliveryId| partition(self.tasks[&delivery.task.0].key) == given_up;
+        let is_orderly = self.engine.is_quiet(given_up);
+        let in_flight = self.on_wire.iter().filter(of_it).count();
+        assert!(!is_orderly || (self.held.contains(&given_up) && in_flight == 0), "{in_flight}");
+        self.held.remove(&given_up);
+        self.settle(if is_orderly { usize::MAX } else { settled });
+        if is_orderly {
+            self.check_handed_over(given_up);
+        }
+        let of_others =
+            |delivery: &DeliveryId| partition(self.tasks[&delivery.task.0].key) != given_up;
+        self.acked.retain(of_others);
         let tasks = &self.tasks;
         let leaves = |id: &u64| partition(tasks[id].key) == given_up;
         self.unsettled.retain(|id, _| !leaves(id));
@@ -73,6 +94,19 @@ impl World {
         self.barriers.clear();
         self.engine.release(self.now, given_up);
         self.act();
+    }
+
+    /// After an orderly hand-over, the next owner sends nothing again that was acknowledged.
+    fn check_handed_over(&self, given_up: Partition) {
+        for (&id, stored) in
+            self.disk.iter().filter(|(_, stored)| partition(stored.key) == given_up)
+        {
+            for (replica, progress) in (0..).map(ReplicaIndex).zip(&stored.progress) {
+                let delivery = DeliveryId { task: TaskId(id), replica };
+                let is_repeated = matches!(progress, Progress::Untouched | Progress::Failed { .. });
+                assert!(!(is_repeated && self.acked.contains(&delivery)), "{delivery:?}");
+            }
+        }
     }
 
     pub(super) fn claim(&mut self, claimed: Partition) {

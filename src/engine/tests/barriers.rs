@@ -5,7 +5,7 @@ use super::*;
 /// The pending and dead deliveries to `a` before a barrier.
 fn left(f: &mut Fixture, up_to: u64) -> (u64, u64) {
     let lanes = f.engine.barrier(TaskId(up_to), &[]).unwrap().lanes;
-    let fresh = f.engine.count(TaskId(up_to), &[]).lanes;
+    let fresh = f.engine.count(TaskId(up_to).into(), &[]).lanes;
     let sum = |lanes: Vec<BarrierLane>| {
         lanes.iter().fold((0, 0), |sum, lane| (sum.0 + lane.pending, sum.1 + lane.dead))
     };
@@ -133,4 +133,34 @@ fn after_a_restart_a_superseding_write_counts_for_every_older_barrier() {
     assert_eq!(sent, [(second, 0, 1), (fresh, 0, 1)], "both are first attempts, and due");
     g.answer(second, 0, Verdict::Delivered);
     assert_eq!(left(&mut g, first), (0, 0));
+}
+
+/// A barrier of two partitions: ids are even or odd.
+fn of_partitions(f: &mut Fixture, last: [u64; 2]) -> (u64, u64) {
+    let end = BarrierEnd::Partitions { divisor: 2, last: last.map(TaskId).to_vec() };
+    let lanes = f.engine.barrier(end.clone(), &[]).unwrap().lanes;
+    let sum = |sum: (u64, u64), lane: &BarrierLane| (sum.0 + lane.pending, sum.1 + lane.dead);
+    let fresh = f.engine.count(end, &[]).lanes;
+    let counted = lanes.iter().fold((0, 0), sum);
+    assert_eq!(counted, fresh.iter().map(|(_, lane)| lane).fold((0, 0), sum));
+    counted
+}
+
+#[test]
+fn a_barrier_of_partitions_has_an_end_in_each() {
+    let mut f = Fixture::new(settings());
+    let ids: Vec<_> = ["a", "b", "c", "d"].map(|key| f.eventual(key, &["a"])).into();
+    let even = ids.iter().copied().filter(|id| id % 2 == 0).max().unwrap();
+    assert_eq!(of_partitions(&mut f, [even, 0]), (2, 0));
+    assert_eq!(of_partitions(&mut f, [0, u64::MAX]), (2, 0));
+    assert_eq!(of_partitions(&mut f, [u64::MAX; 2]), (4, 0));
+}
+
+#[test]
+fn a_barrier_of_partitions_counts_a_task_that_arrives_later_for_a_new_replica() {
+    let mut f = Fixture::new(settings());
+    f.eventual("k", &["a"]);
+    assert_eq!(of_partitions(&mut f, [u64::MAX; 2]), (1, 0));
+    f.eventual("l", &["b"]);
+    assert_eq!(of_partitions(&mut f, [u64::MAX; 2]), (2, 0));
 }

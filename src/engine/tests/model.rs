@@ -35,7 +35,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..4usize, 0..6usize).prop_map(|(kept, settled)| Op::Restart { kept, settled }),
         1 => (0..2u16, 0..6usize)
             .prop_map(|(partition, settled)| Op::Release { partition, settled }),
-        1 => (0..2u16).prop_map(|partition| Op::Claim { partition }),
+        2 => (0..2u16).prop_map(|partition| Op::Hold { partition }),
+        2 => (0..2u16).prop_map(|partition| Op::Claim { partition }),
         1 => (any::<bool>(), 1..100u64)
             .prop_map(|(forward, seconds)| Op::SetClock { forward, seconds }),
         1 => (0..3usize, any::<bool>()).prop_map(|(node, paused)| Op::Pause { node, paused }),

@@ -116,3 +116,84 @@ fn a_claim_while_the_breaker_is_open_does_not_block_parked_deliveries() {
     }
     assert_eq!((f.engine.levels(), f.engine.totals().delivered), (Levels::default(), 2));
 }
+
+#[test]
+fn nothing_is_sent_of_a_partition_that_is_held_back() {
+    let mut f = Fixture::new(settings());
+    let (first, other) = (f.eventual("k", &["a"]), f.eventual("other", &["a"]));
+    let failing = f.eventual("failing", &["a"]);
+    let behind = f.eventual("k", &["a"]);
+    f.actions();
+    f.answer(failing, 0, failed());
+    f.actions();
+    f.engine.hold_back(RELEASED);
+    assert!(!f.engine.is_quiet(RELEASED));
+    f.answer(first, 0, Verdict::Delivered);
+    assert_eq!(f.actions(), [EngineAction::Remove { task: TaskId(first) }], "{behind} stays");
+    f.eventual("new", &["a"]);
+    f.pass(Duration::from_secs(3_600));
+    assert_eq!(f.sent(), []);
+    assert!(!f.engine.is_quiet(RELEASED));
+    f.answer(other, 0, Verdict::Delivered);
+    assert!(f.engine.is_quiet(RELEASED));
+    f.actions();
+    f.engine.release(f.now, RELEASED);
+    assert!(!f.engine.is_quiet(RELEASED), "it is not held back any more");
+    f.recover(behind, "k", &["a"], vec![Progress::Untouched]);
+    assert_eq!(f.sent(), [(behind, 0, 1)]);
+}
+
+/// Whether strong writes were decided with success, and by which acknowledgements.
+fn decided(f: &mut Fixture) -> Vec<(bool, Vec<ReplicaIndex>)> {
+    let decided = |action| match action {
+        EngineAction::Conclude { success, acked, .. } => Some((success, acked)),
+        _ => None,
+    };
+    f.actions().into_iter().filter_map(decided).collect()
+}
+
+#[test]
+fn a_strong_write_that_another_process_accepted_is_decided_here() {
+    let mut f = Fixture::new(settings());
+    let replicas = ["a", "b", "c"].map(node);
+    let task = arrived(1, f.keys.id("k"), &replicas, f.now.wall);
+    f.engine.arrive(f.now, task, Origin::Awaited);
+    assert_eq!(f.sent().len(), 3);
+    f.answer(1, 2, Verdict::Delivered);
+    assert_eq!(decided(&mut f), []);
+    f.answer(1, 0, Verdict::Delivered);
+    let [(success, acked)] = &decided(&mut f)[..] else { panic!("it is not decided") };
+    assert!(success & acked.contains(&ReplicaIndex(0)) & acked.contains(&ReplicaIndex(2)));
+    f.answer(1, 1, Verdict::Delivered);
+    assert_eq!(f.engine.levels(), Levels::default());
+}
+
+#[test]
+fn a_claimed_strong_write_counts_the_acknowledgements_of_its_former_owner() {
+    let mut f = Fixture::new(settings());
+    let replicas = ["a", "b", "c"].map(node);
+    let task = arrived(1, f.keys.id("k"), &replicas, f.now.wall);
+    let progress = vec![Progress::Delivered, Progress::Untouched, Progress::Untouched];
+    f.engine.arrive(f.now, task, Origin::RecoveredAwaited(progress));
+    assert_eq!(f.sent().len(), 2);
+    f.answer(1, 1, Verdict::Delivered);
+    assert_eq!(decided(&mut f), [(true, vec![ReplicaIndex(0), ReplicaIndex(1)])]);
+}
+
+#[test]
+fn the_time_of_a_claimed_strong_write_counts_from_its_acceptance() {
+    let mut f = Fixture::new(settings());
+    let replicas = ["a", "b"].map(node);
+    let accepted_at = f.now.wall;
+    f.pass(settings().strong_timeout / 2);
+    let task = arrived(1, f.keys.id("k"), &replicas, accepted_at);
+    f.engine.arrive(f.now, task, Origin::RecoveredAwaited(vec![Progress::Untouched; 2]));
+    assert_eq!(decided(&mut f), []);
+    f.pass(settings().strong_timeout / 2);
+    assert_eq!(decided(&mut f), [(false, vec![])]);
+    // Nobody waits for this one any more.
+    let task = arrived(2, f.keys.id("other"), &replicas, accepted_at);
+    f.engine.arrive(f.now, task, Origin::RecoveredAwaited(vec![Progress::Untouched; 2]));
+    f.pass(settings().strong_timeout);
+    assert_eq!(decided(&mut f), []);
+}

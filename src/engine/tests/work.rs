@@ -134,7 +134,7 @@ fn an_old_barrier_is_counted_in_parts_and_correctly_while_deliveries_change() {
             break view;
         }
     };
-    let fresh = f.engine.count(up_to, &[]);
+    let fresh = f.engine.count(up_to.into(), &[]);
     assert_eq!(view.lanes[0].pending, fresh.lanes[0].1.pending);
     assert!(delivered > 0 && view.lanes[0].pending < 40_001 - delivered as u64);
 }

@@ -5,6 +5,7 @@
 // request; `dom` and `format` are helpers.
 
 import { enterToken, forgetToken, get, onToken } from './api.js';
+import { lookAtCluster } from './cluster.js';
 import { act, announce } from './dialogs.js';
 import { byId, el, keyed, setAttribute, setText } from './dom.js';
 import { Stream } from './events.js';
@@ -41,7 +42,8 @@ const table = new Replicas((replica) => {
 });
 
 function drawReplicas(fresh = true) {
-  const figures = fresh ? history.last?.replicas : null;
+  // The figures of one instance say less than the details, which are those of the cluster.
+  const figures = fresh && byId('cluster').hidden ? history.last?.replicas : null;
   const replicas = [...details.values()].map((replica) => merged(replica, figures?.get(replica.replica)));
   table.draw(inOrder(replicas));
 }
@@ -109,6 +111,7 @@ async function lookAtInstance() {
       setAttribute(node, 'data-bad', bad ? '' : null);
     });
     byId('instance').hidden = false;
+    await lookAtCluster(instance.cluster !== undefined);
     const { node_id: name } = instance;
     overview.named(name === 'replicator' ? location.host : name);
   } catch {

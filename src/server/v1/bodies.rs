@@ -12,6 +12,7 @@ use super::extract::{self, CAUSES, word, words};
 use super::validate;
 use super::wire::{Json, plain};
 use super::{Problem, ServerState};
+use crate::api::ClusterDrain;
 use crate::dispatcher::LetterFilter;
 use crate::server::access::Caller;
 use crate::server::errors::{invalid, must_be};
@@ -37,6 +38,15 @@ pub(super) struct RenameBody<'a> {
 pub(super) struct BarrierBody<'a> {
     #[serde(borrow)]
     replicas: Json<'a>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct DrainBody<'a> {
+    #[serde(borrow)]
+    node: Json<'a>,
+    #[serde(borrow)]
+    drain: Json<'a>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -130,6 +140,21 @@ impl BarrierBody<'_> {
             }
         }
         Ok(nodes)
+    }
+}
+
+impl DrainBody<'_> {
+    pub(super) fn checked(self) -> Result<ClusterDrain, Problem> {
+        let Some(node) = text("node", self.node)? else {
+            return Err(invalid(
+                r#"field "node" is missing: it must be the --node-id of an instance"#,
+            ));
+        };
+        match self.drain {
+            Json::Bool(drain) => Ok(ClusterDrain { node, drain }),
+            Json::Null => Err(invalid(r#"field "drain" is missing: it must be true or false"#)),
+            other => Err(must_be("drain", "true or false", &other)),
+        }
     }
 }
 

@@ -79,7 +79,8 @@ pub(super) async fn summary(
     operation_id = "redriveDeadLetters",
     summary = "Redrive dead letters",
     description = "Skips a dead letter if a newer write of its key is pending. An empty selection is \
-        an error; set `all` to select everything.",
+        an error; set `all` to select everything. In a cluster each instance redrives its own, \
+        at an equal share of the rate.",
     request_body(content = api::RedriveRequest, content_type = "application/json"),
     responses(
         (status = 202, body = api::BulkOperation, description = "The operation runs in the background."),

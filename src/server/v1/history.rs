@@ -16,7 +16,8 @@ use crate::server::errors::ok;
     operation_id = "getHistory",
     summary = "Figures of the last hour",
     description = "Of the daemon, one value per second; or of a replica, one value per ten seconds. \
-        Kept in memory, from the start of the daemon on.",
+        Kept in memory, from the start of the daemon on. In a cluster those of all instances: \
+        counts and rates are added, the lag is the largest.",
     params(("replica" = Option<String>, Query, description = "Address of a replica.")),
     responses(
         (status = 200, body = api::PastFigures, description = "Arrays, oldest first."),

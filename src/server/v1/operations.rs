@@ -24,7 +24,8 @@ pub(super) async fn list(
     State(server): State<Arc<ServerState>>,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    Ok(ok(&api::OperationPage { operations: server.handle.operations() }))
+    let operations = server.handle.operations().await;
+    Ok(ok(&server.operated(operations)?))
 }
 
 #[utoipa::path(
@@ -41,8 +42,8 @@ pub(super) async fn show(
     PathName(id): PathName,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let operation = server.handle.operation(&id);
-    server.found(Ok(operation), format_args!("operation {}", shown(&id)))
+    let operation = server.handle.operation(&id).await;
+    server.found(operation, format_args!("operation {}", shown(&id)))
 }
 
 #[utoipa::path(
@@ -62,5 +63,5 @@ pub(super) async fn cancel(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let operation = server.handle.cancel(&id).await;
-    server.found(Ok(operation), format_args!("operation {}", shown(&id)))
+    server.found(operation, format_args!("operation {}", shown(&id)))
 }

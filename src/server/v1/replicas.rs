@@ -27,6 +27,10 @@ enum Taken {
     get, path = "/v1/replicas", tag = "replicas",
     operation_id = "listReplicas",
     summary = "All replicas, by address",
+    description = "With a cluster store they are merged from all instances: counts, bytes, workers, \
+        rates and books are added; lag and latencies are the largest, `oldest_accepted_at` and \
+        `next_probe_at` the first, `last_error` the last. Each instance has a breaker of its own: \
+        `state` is the worst, or paused, and `state_since` is of that state.",
     responses((status = 200, body = api::ReplicaPage, description = "All of them."), CommonErrors),
 )]
 pub(super) async fn list(
@@ -34,7 +38,7 @@ pub(super) async fn list(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     let replicas = server.handle.replicas().await;
-    Ok(ok(&api::ReplicaPage { replicas: server.operated(replicas)? }))
+    Ok(ok(&server.operated(replicas)?))
 }
 
 #[utoipa::path(
@@ -59,7 +63,8 @@ pub(super) async fn show(
     operation_id = "pauseReplica",
     summary = "Pause deliveries to a replica",
     description = "Durable when it returns. Attempts in flight finish, accepted writes are kept. \
-        Has no effect on a paused replica.",
+        Has no effect on a paused replica. In a cluster it returns when every live instance has \
+        applied it, or after 5 s with the others in `unconfirmed`.",
     params(("node" = String, Path, description = "Address of the replica, percent-encoded.")),
     responses(
         (status = 200, body = api::Replica, description = "The replica after the call."),
@@ -81,7 +86,8 @@ pub(super) async fn pause(
     post, path = "/v1/replicas/{node}/resume", tag = "replicas",
     operation_id = "resumeReplica",
     summary = "Resume deliveries to a replica",
-    description = "Durable when it returns. Has no effect on a replica that is not paused.",
+    description = "Durable when it returns. Has no effect on a replica that is not paused. In a \
+        cluster it returns as a pause does.",
     params(("node" = String, Path, description = "Address of the replica, percent-encoded.")),
     responses(
         (status = 200, body = api::Replica, description = "The replica after the call."),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::{Client, ConnectOptions, Event, ServerError, jetstream};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::names::{ClusterName, StreamNames};
@@ -180,9 +180,10 @@ impl Store {
     /// Notes who owns a partition, for [`Self::status`].
     pub fn set_owner(&self, partition: Partition, owner: Option<PartitionOwner>) {
         let mut status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
-        match owner {
-            Some(owner) => drop(status.owners.insert(partition, owner)),
-            None => drop(status.owners.remove(&partition)),
+        match (status.owners.get(&partition), owner) {
+            (Some((known, _)), Some(owner)) if *known == owner => {}
+            (_, Some(owner)) => drop(status.owners.insert(partition, (owner, now()))),
+            (_, None) => drop(status.owners.remove(&partition)),
         }
     }
 
@@ -198,11 +199,19 @@ impl Store {
             sync_always: servers::sync_always(&status.servers),
             demands_sync: self.0.settings.durability == StoreDurability::Fsync,
             servers: status.servers.clone(),
+            members: Vec::new(),
             partitions: self
                 .0
                 .record
                 .partitions()
-                .map(|partition| (partition, status.owners.get(&partition).cloned()))
+                .map(|partition| {
+                    let owner = status.owners.get(&partition).cloned();
+                    let known = |(owner, since): (PartitionOwner, Instant)| PartitionOwner {
+                        known_for: now() - since,
+                        ..owner
+                    };
+                    (partition, owner.map(known))
+                })
                 .collect(),
         }
     }

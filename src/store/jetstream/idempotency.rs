@@ -187,29 +187,41 @@ impl ClusterKeys {
         false
     }
 
-    /// Stores the answer to a strong write.
+    /// Stores the answer to a strong write. Returns false if it must be tried again.
     pub(super) async fn conclude(
         &self,
         idempotency: &Idempotency,
         id: TaskId,
         answer: IdempotencyAnswer,
-    ) {
+    ) -> bool {
         let subject = self.subject(idempotency);
         for _ in 0..ATTEMPTS {
             let (version, mut key) = match self.read(&subject).await {
                 Read::Key(version, key, _) => (version, key),
-                Read::None | Read::Unreadable => return,
-                Read::Unanswered => continue,
+                Read::None | Read::Unreadable => return true,
+                Read::Unanswered => return false,
             };
             if key.id.is_some_and(|found| found != id.0) || key.answer.is_some() {
-                return;
+                return true;
             }
             (key.id, key.answer) = (Some(id.0), Some(answer.clone()));
             match self.put(&subject, &key, version).await {
-                Put::Stored(_) | Put::Full | Put::Failed(_) => return,
-                Put::Refused | Put::Unanswered => {}
+                Put::Stored(_) | Put::Full | Put::Failed(_) => return true,
+                Put::Refused => {}
+                Put::Unanswered => return false,
             }
         }
+        false
+    }
+
+    /// The answer to the strong write of a key, if it is decided.
+    pub(super) async fn answer(
+        &self,
+        idempotency: &Idempotency,
+        id: TaskId,
+    ) -> Option<IdempotencyAnswer> {
+        let (_, key, _) = self.get(&self.subject(idempotency)).await?;
+        key.answer.filter(|_| key.id == Some(id.0))
     }
 
     /// All keys whose task is stored.

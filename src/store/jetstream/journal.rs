@@ -4,26 +4,33 @@
 #![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error};
 
+use super::answers;
 use super::checkpoint::StoreInstance;
 use super::connect::{ConnectError, JetStreamSettings, Store};
 use super::idempotency::ClusterKeys;
-use super::message::random;
+use super::members::Members;
+use super::message::{self, random};
 use super::meta::Meta;
 use super::names::place_of;
 use super::partition::PartitionTask;
+use super::peers::Peers;
 use super::publish::{Publisher, Submitted};
 use super::reader::ReadFailure;
 use super::shared::StoreShared;
+use super::sharing::LISTEN;
 use super::standing::{PartitionOrder, Standing, TaskSettlement};
 use super::status::ClusterStatus;
 use crate::lease::Fence;
@@ -31,7 +38,15 @@ use crate::store::journal::{
     Append, AppendError, BoxFuture, Journal, KeyState, NoRoom, Notify, Numbered, Reply, Stats,
 };
 use crate::store::records::{CommitError, Header, IdempotencyAnswer, ReadError, ReplicaRow};
-use crate::task::{Idempotency, Moment, Node, Partition, Progress, Task, TaskId};
+use crate::task::{
+    Idempotency, Moment, Node, Obstacle, Partition, Progress, ReplicaIndex, Task, TaskId,
+};
+
+/// How long the last hints may take.
+const FLUSH: Duration = Duration::from_millis(200);
+
+/// Between two checkpoints of a partition that are read as they pass.
+const HEAR_EVERY: Duration = Duration::from_millis(50);
 
 /// How often a read is tried.
 const READS: usize = 3;
@@ -124,13 +139,21 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
     let keys = Arc::new(ClusterKeys::new(&store));
     let process = u64::from_be_bytes(random());
     let this = StoreInstance { process, node: settings.node_id.clone() };
+    let members = Members::start(&store, &this).await;
     let (standings, receivers): (Vec<_>, Vec<_>) =
         store.record().partitions().map(Standing::new).unzip();
     let pass: Notify =
         Box::new(move |event| notify.lock().unwrap_or_else(PoisonError::into_inner)(event));
-    let shared = Arc::new(StoreShared::new(store.clone(), this, standings.clone(), pass));
-    let publisher =
-        Publisher::new(store.clone(), standings.clone(), Arc::clone(&meta), Arc::clone(&keys));
+    let shared = StoreShared::new(store.clone(), this, members, standings.clone(), pass);
+    let shared = Arc::new(shared);
+    answers::listen(Arc::clone(&shared)).await;
+    let publisher = Publisher::new(
+        store.clone(),
+        shared.this.process,
+        standings.clone(),
+        Arc::clone(&meta),
+        Arc::clone(&keys),
+    );
     let publisher = Arc::new(publisher);
     for (standing, orders) in standings.iter().zip(receivers) {
         let (shared, publisher) = (Arc::clone(&shared), Arc::clone(&publisher));
@@ -139,6 +162,7 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
         let task = PartitionTask::new(shared, publisher, keys, Arc::clone(standing));
         tokio::spawn(task.run(orders));
     }
+    tokio::spawn(follow_members(Arc::downgrade(&shared)));
     let (writes, mut submitted) = mpsc::unbounded_channel();
     let publishing = Arc::clone(&publisher);
     tokio::spawn(async move {
@@ -149,11 +173,27 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
     Ok(Parts { shared, publisher, meta, writes })
 }
 
+/// Lets the partitions decide again when the members have changed, and once the first ones are known.
+async fn follow_members(shared: Weak<StoreShared>) {
+    let Some(mut changes) = shared.upgrade().map(|shared| shared.members.changes()) else { return };
+    sleep(LISTEN).await;
+    loop {
+        match shared.upgrade() {
+            Some(shared) => shared.wake(),
+            None => return,
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Passes on the hints of other processes. A lost one is made up for by the next checkpoint.
 async fn listen(store: &Store, standing: Arc<Standing>) {
     let subject = store.names().hint(standing.partition);
     match store.client().subscribe(subject).await {
         Ok(mut hints) => {
+            let standing = Arc::clone(&standing);
             tokio::spawn(async move {
                 while let Some(hint) = hints.next().await {
                     let text = std::str::from_utf8(&hint.payload).ok();
@@ -164,6 +204,43 @@ async fn listen(store: &Store, standing: Arc<Standing>) {
             });
         }
         Err(error) => error!(%error, "cannot listen to other instances"),
+    }
+    let checkpoints = store.names().checkpoint(standing.partition);
+    match store.client().subscribe(checkpoints).await {
+        Ok(mut checkpoints) => {
+            let standing = Arc::clone(&standing);
+            tokio::spawn(async move {
+                let mut next = Instant::now();
+                while let Some(heard) = checkpoints.next().await {
+                    if next <= Instant::now() && !standing.is_owned() {
+                        next = Instant::now() + HEAR_EVERY;
+                        hear(&standing, &heard.payload);
+                    }
+                }
+            });
+        }
+        Err(error) => error!(%error, "cannot listen to other instances"),
+    }
+    let released = store.names().released(standing.partition);
+    match store.client().subscribe(released).await {
+        Ok(mut news) => {
+            tokio::spawn(async move {
+                while news.next().await.is_some() {
+                    standing.order(PartitionOrder::News);
+                }
+            });
+        }
+        Err(error) => error!(%error, "cannot listen to other instances"),
+    }
+}
+
+/// Takes the levels from a checkpoint that is on its way to the servers. It may never be stored, so it
+/// is no proof of who owns the partition.
+fn hear(standing: &Standing, payload: &Bytes) {
+    let Ok(checkpoint) = message::read_checkpoint(payload) else { return };
+    standing.set_levels(checkpoint.levels);
+    if !standing.is_owned_by(&checkpoint.writer) {
+        standing.order(PartitionOrder::News);
     }
 }
 
@@ -201,9 +278,15 @@ impl Journal for JetStreamJournal {
         KeyState::New
     }
 
-    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
+    fn conclude(
+        &self,
+        id: TaskId,
+        answer: IdempotencyAnswer,
+        obstacles: &[(ReplicaIndex, Obstacle)],
+    ) {
         let (partition, sequence) = place_of(id);
-        self.order(partition, PartitionOrder::Conclude { sequence, answer });
+        let obstacles = obstacles.to_vec();
+        self.order(partition, PartitionOrder::Conclude { sequence, answer, obstacles });
     }
 
     fn tick(&self, _: Moment) {
@@ -284,6 +367,10 @@ impl Journal for JetStreamJournal {
         place_of(id).0
     }
 
+    fn quiet(&self, partition: Partition) {
+        self.order(partition, PartitionOrder::Quiet);
+    }
+
     fn given_up(&self, partition: Partition) {
         self.order(partition, PartitionOrder::GivenUp);
     }
@@ -291,12 +378,12 @@ impl Journal for JetStreamJournal {
     fn room(&self, bytes: u64) -> Result<(), NoRoom> {
         let settings = self.store().settings();
         let is_owner = self.shared.partitions.iter().all(|standing| standing.is_owned());
-        // The engine of an owner knows its levels exactly.
+        // The engine of an owner of everything knows the levels exactly.
         if is_owner {
             return Ok(());
         }
         let (open, open_bytes) = self.publisher.open_bytes();
-        let levels = self.shared.levels_elsewhere();
+        let levels = self.shared.levels();
         if levels.queued.saturating_add(open) >= settings.queue_capacity as u64 {
             let capacity = settings.queue_capacity;
             return Err(NoRoom(format!("the queue is full (--queue-capacity {capacity})")));
@@ -330,8 +417,22 @@ impl Journal for JetStreamJournal {
         (!self.has_ended.load(Ordering::Acquire)).then(|| self.shared.answers())
     }
 
+    fn processes(&self) -> NonZeroU32 {
+        let live = u32::try_from(self.shared.members.live().len()).unwrap_or(u32::MAX);
+        NonZeroU32::new(live).unwrap_or(NonZeroU32::MIN)
+    }
+
     fn cluster(&self) -> Option<ClusterStatus> {
-        Some(self.store().status())
+        let members = self.shared.members.live();
+        Some(ClusterStatus { members, ..self.store().status() })
+    }
+
+    fn peers(&self) -> Option<Peers> {
+        Some(Peers::new(Arc::clone(&self.shared)))
+    }
+
+    fn report_caught_up(&self, partition: Partition) {
+        self.order(partition, PartitionOrder::ReportCaughtUp);
     }
 
     fn close(&self) -> BoxFuture<'static, Result<(), CommitError>> {
@@ -339,10 +440,12 @@ impl Journal for JetStreamJournal {
         let (publisher, meta) = (Arc::clone(&self.publisher), Arc::clone(&self.meta));
         let partitions = self.shared.partitions.clone();
         let has_ended = Arc::clone(&self.has_ended);
+        let members = Arc::clone(&self.shared.members);
         let closed = self.runtime.spawn(async move {
             if !first {
                 return Ok(());
             }
+            members.leave().await;
             publisher.close().await;
             let result = meta.written().await;
             let mut ends = Vec::new();
@@ -355,6 +458,8 @@ impl Journal for JetStreamJournal {
                 // A task that has ended drops its end.
                 let _ = end.await;
             }
+            // The hints of the releases.
+            let _ = timeout(FLUSH, members.flush()).await;
             has_ended.store(true, Ordering::Release);
             result
         });

@@ -129,6 +129,8 @@ pub(super) struct TaskMessageHead {
     value: u64,
     /// Messages with the value, right before this one; 0 if the value is in this one.
     chunks: u32,
+    /// The process that waits for the answer of a strong write.
+    awaited_by: Option<u64>,
 }
 
 /// The messages of a task: its chunks and then the task itself.
@@ -145,6 +147,7 @@ impl TaskMessages {
         task: &Task,
         idempotency: Option<&Idempotency>,
         nonce: Nonce,
+        awaited_by: Option<u64>,
     ) -> Result<Self, EncodeError> {
         let envelope = payload::envelope(task, idempotency)?;
         let chunk = |(number, bytes): (u32, &[u8])| {
@@ -160,6 +163,7 @@ impl TaskMessages {
             envelope: envelope.len() as u64,
             value: task.value.len() as u64,
             chunks: u32::try_from(chunks.len()).unwrap_or(u32::MAX),
+            awaited_by,
         })?;
         let value: &[u8] = if is_large { &[] } else { &task.value };
         Ok(Self { nonce, chunks, task: seal(Kind::Task, &[&head, &envelope, value]) })
@@ -173,6 +177,7 @@ pub(super) struct StoredTask {
     pub(super) idempotency: Option<Idempotency>,
     pub(super) nonce: Nonce,
     pub(super) chunks: u32,
+    pub(super) awaited_by: Option<u64>,
     /// Empty if it has chunks.
     value: Bytes,
 }
@@ -198,8 +203,8 @@ pub(super) fn read_task(
             return None;
         }
         let (header, idempotency) = payload::header_and_key(id, envelope, value_bytes, nodes)?;
-        let (nonce, chunks) = (Nonce(head.nonce), head.chunks);
-        Some(StoredTask { header, idempotency, nonce, chunks, value })
+        let (nonce, chunks, awaited_by) = (Nonce(head.nonce), head.chunks, head.awaited_by);
+        Some(StoredTask { header, idempotency, nonce, chunks, awaited_by, value })
     };
     read().ok_or(MessageError::Damaged)
 }

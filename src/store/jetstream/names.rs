@@ -117,6 +117,43 @@ impl StreamNames {
         self.of(partition, "h")
     }
 
+    /// Not stored: its last owner has given the partition up.
+    #[must_use]
+    pub fn released(&self, partition: Partition) -> String {
+        self.of(partition, "o")
+    }
+
+    /// Not stored: answers to the strong writes that a process has accepted.
+    #[must_use]
+    pub fn answers(&self, process: u64) -> String {
+        format!("{}.a.{process:016x}", self.0)
+    }
+
+    /// Not stored: the requests of other instances to a process.
+    #[must_use]
+    pub fn questions(&self, process: u64) -> String {
+        format!("{}.q.{process:016x}", self.0)
+    }
+
+    /// Not stored: the answer to one request of a process. `*` stands for all.
+    #[must_use]
+    pub fn answer(&self, process: u64, request: &str) -> String {
+        format!("{}.r.{process:016x}.{request}", self.0)
+    }
+
+    /// Whether an answer may be sent there.
+    #[must_use]
+    pub fn is_answer(&self, subject: &str) -> bool {
+        let rest = subject.strip_prefix(&self.0.0).and_then(|rest| rest.strip_prefix(".r."));
+        rest.is_some_and(|rest| !rest.contains(['*', '>']))
+    }
+
+    /// Not stored: the instances announce themselves.
+    #[must_use]
+    pub fn alive(&self) -> String {
+        format!("{}.alive", self.0)
+    }
+
     fn of(&self, partition: Partition, kind: &str) -> String {
         format!("{}.p{}.{kind}", self.0, partition.0)
     }
@@ -145,6 +182,16 @@ mod tests {
             assert!(name.parse::<ClusterName>().is_err(), "{name}");
         }
         assert!("replicator-2_b".parse::<ClusterName>().is_ok());
+    }
+
+    #[test]
+    fn an_answer_is_sent_only_to_an_instance() {
+        let names = StreamNames::new("c".parse().unwrap());
+        assert!(names.is_answer(&names.answer(7, "1")));
+        for subject in ["c.p0.t", "c.m.replica.x", "d.r.7.1", "c.r.>", "$JS.API.STREAM.DELETE.c-p0"]
+        {
+            assert!(!names.is_answer(subject), "{subject}");
+        }
     }
 
     #[test]

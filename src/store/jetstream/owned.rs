@@ -15,7 +15,7 @@ use super::message::{self, MessageError, Nonce};
 use super::names::{StreamNames, task_id};
 use super::protocol::{LogMessage, Outgoing};
 use super::publish::{Found, Publisher};
-use super::reader::{LogTurn, LoggedTask, PartitionRecovery, Reader, RecoveredTask};
+use super::reader::{LogTurn, LoggedTask, PartitionRecovery, Reader, RecoveredHead, RecoveredTask};
 use super::standing::TaskSettlement;
 use crate::lease::{BootTime, Lease};
 use crate::store::journal::{JournalEvent, Reply};
@@ -65,8 +65,14 @@ pub(super) struct Owned {
     syncs: Vec<(u64, Reply)>,
     /// Tasks with an idempotency key. Settled ones stay until there are many.
     keyed: BTreeMap<u64, KeyedTask>,
+    /// The processes that wait for the answers of strong writes.
+    awaited: BTreeMap<u64, u64>,
     /// Those whose key may lack their id. They must not be settled: a repeat looks for them.
     unbound: BTreeSet<u64>,
+    /// Those whose key may lack the answer to their strong write. The same holds for them.
+    unanswered: BTreeSet<u64>,
+    /// To be reported: up to where the tasks have arrived.
+    pub(super) reports_caught_up: bool,
     to_bind: Vec<u64>,
     recent: RecentNonces,
     /// A message has a version that this binary does not know. It and those behind it stay unread.
@@ -161,7 +167,10 @@ impl Owned {
             durable: 0,
             syncs: Vec::new(),
             keyed: BTreeMap::new(),
+            awaited: BTreeMap::new(),
             unbound: BTreeSet::new(),
+            unanswered: BTreeSet::new(),
+            reports_caught_up: false,
             to_bind: Vec::new(),
             recent: RecentNonces::default(),
             is_unreadable: false,
@@ -225,6 +234,20 @@ impl Owned {
         }
     }
 
+    fn add_awaited(&mut self, sequence: u64, by: Option<u64>) {
+        if let Some(process) = by {
+            self.awaited.insert(sequence, process);
+        }
+        while self.awaited.len() > MAX_KEYED {
+            self.awaited.pop_first();
+        }
+    }
+
+    /// The process that waits for the answer of this task. It is answered once.
+    pub(super) fn take_awaited(&mut self, sequence: u64) -> Option<u64> {
+        self.awaited.remove(&sequence)
+    }
+
     /// Tasks whose keys must get their ids. [`Self::bound`] follows for each.
     pub(super) fn take_to_bind(&mut self) -> Vec<(u64, KeyedTask)> {
         let taken = mem::take(&mut self.to_bind).into_iter();
@@ -235,8 +258,20 @@ impl Owned {
         self.unbound.remove(&sequence);
     }
 
-    pub(super) fn key_of(&self, sequence: u64) -> Option<&KeyedTask> {
-        self.keyed.get(&sequence)
+    /// The key of a strong write that was decided. It is not settled before [`Self::answered`].
+    pub(super) fn decided(&mut self, sequence: u64) -> Option<&KeyedTask> {
+        let keyed = self.keyed.get(&sequence)?;
+        self.unanswered.insert(sequence);
+        Some(keyed)
+    }
+
+    /// The key of the task has its answer.
+    pub(super) fn answered(&mut self, sequence: u64) {
+        self.unanswered.remove(&sequence);
+    }
+
+    fn lacks_its_key(&self, sequence: u64) -> bool {
+        self.unbound.contains(&sequence) || self.unanswered.contains(&sequence)
     }
 
     /// When a group should be written; `None` without settlements.
@@ -247,7 +282,8 @@ impl Owned {
 
     /// Whether one group has all that is left.
     pub(super) fn fits_one_group(&self) -> bool {
-        let waits = self.unbound.iter().any(|sequence| self.pending.contains_key(sequence));
+        let mut lacking = self.unbound.iter().chain(&self.unanswered);
+        let waits = lacking.any(|sequence| self.pending.contains_key(sequence));
         self.pending.len() <= MAX_ROWS / 4 && !waits
     }
 
@@ -257,10 +293,11 @@ impl Owned {
             return Group { rows: Vec::new(), settled: settled.clone(), levels: *levels };
         }
         let (mut rows, mut bytes) = (Vec::new(), 0);
-        while let Some(entry) = self.pending.first_entry() {
-            let sequence = *entry.key();
+        while let Some((&sequence, _)) = self.pending.first_key_value() {
+            let lacks_its_key = self.lacks_its_key(sequence);
+            let Some(entry) = self.pending.first_entry() else { break };
             match entry.get() {
-                TaskSettlement::Remove if self.unbound.contains(&sequence) => break,
+                TaskSettlement::Remove if lacks_its_key => break,
                 TaskSettlement::Remove => self.unsettled.settle(sequence),
                 TaskSettlement::Save(progress) => match message::progress(progress) {
                     Ok(row) if rows.len() >= MAX_ROWS || bytes + row.len() > MAX_ROW_BYTES => break,
@@ -353,6 +390,14 @@ impl Owned {
         self.enter(turns, publisher, notify)
     }
 
+    /// After the events of the tasks before it.
+    fn report_caught_up(&mut self, notify: &dyn Fn(JournalEvent)) {
+        if mem::take(&mut self.reports_caught_up) {
+            let through = task_id(self.reader.next() - 1, self.partition);
+            notify(JournalEvent::CaughtUp { through });
+        }
+    }
+
     /// Passes tasks on whose turn has come.
     pub(super) fn advance(
         &mut self,
@@ -366,7 +411,11 @@ impl Owned {
         while let Some(turn) = self.reader.advance() {
             turns.push(turn);
         }
-        self.enter(turns, publisher, notify)
+        let entered = self.enter(turns, publisher, notify);
+        if entered.is_ok() {
+            self.report_caught_up(notify);
+        }
+        entered
     }
 
     fn enter(
@@ -390,13 +439,14 @@ impl Owned {
                     continue;
                 }
             };
-            let LoggedTask { task, chunks, nonce, idempotency, took: this } = task;
+            let LoggedTask { task, chunks, nonce, idempotency, awaited_by, took: this } = task;
             if !self.recent.is_first(nonce, sequence) {
                 warn!(task = %task.id, "a copy of a stored task came too late and is left out");
                 continue;
             }
             self.unsettled.add(sequence, task.weight() as u64, chunks);
             self.add_key(sequence, idempotency, task.consistency, nonce);
+            self.add_awaited(sequence, awaited_by);
             took = took.max(this);
             // Its outcome comes before its arrival.
             publisher.stored(nonce, sequence, Found::InLog);
@@ -428,8 +478,9 @@ impl Owned {
         let (partition, mut total) = (self.partition, 0);
         for RecoveredTask { sequence, task } in recovery.finish() {
             match task {
-                Ok((task, chunks, nonce)) => {
+                Ok((task, RecoveredHead { chunks, nonce, awaited_by })) => {
                     self.unsettled.add(sequence, task.header.weight() as u64, chunks);
+                    self.add_awaited(sequence, awaited_by);
                     self.unsettled.mark(sequence, is_dead(&task.progress));
                     let (key, consistency) = (task.idempotency.clone(), task.header.consistency);
                     self.add_key(sequence, key, consistency, nonce);
@@ -447,6 +498,8 @@ impl Owned {
             }
         }
         notify(JournalEvent::Claimed { partition, tasks });
+        self.reports_caught_up = true;
+        self.report_caught_up(notify);
         let (epoch, seconds) = (self.epoch, self.since.elapsed().as_secs_f64());
         info!(partition = partition.0, epoch, tasks = total, seconds, "a partition is claimed");
     }

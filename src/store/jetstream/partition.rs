@@ -8,8 +8,9 @@
 //! checkpoint. One is on its way at a time, and it has all settlements so far, or the oldest ones. So a
 //! settlement implies those of older writes.
 //!
-//! **Ownership.** For now one process owns all partitions: the owner of the first one claims the
-//! others, and gives them up when it loses the first.
+//! **Hand-over.** A partition that another instance should own is given up in order: the engine sends
+//! nothing more of it, what is in flight is finished and settled, then the last checkpoint is written,
+//! and then a hint is sent, so that the next owner looks at once. `sharing.rs` decides when.
 
 #![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
 
@@ -18,8 +19,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
+use super::answers;
 use super::checkpoint::{Checkpoint, PartitionLevels, Settled};
 use super::idempotency::ClusterKeys;
 use super::message::{self, MessageError};
@@ -34,7 +36,11 @@ use super::tenure::{Change, Link, Step, Tenure, Wish};
 use crate::lease::{BootTime, Fence};
 use crate::store::journal::JournalEvent;
 use crate::store::records::{CommitError, IdempotencyAnswer};
-use crate::task::Partition;
+use crate::task::{Obstacle, Partition, ReplicaIndex};
+
+mod hand_over;
+
+use hand_over::HandOver;
 
 /// Before a request that failed is made again.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -58,6 +64,11 @@ pub(super) struct PartitionTask {
     is_asking: bool,
     /// After a failed one.
     ask_at: Option<Instant>,
+    hand_over: HandOver,
+    /// Whether to hand it over is decided again then.
+    decide_at: Option<Instant>,
+    /// The next look asks the leader, because there is news.
+    has_news: bool,
     /// The checkpoint on its way, and what is stored with it.
     outgoing: Option<OutgoingGroup>,
     owned: Option<Owned>,
@@ -105,6 +116,9 @@ impl PartitionTask {
             standing,
             is_asking: false,
             ask_at: None,
+            hand_over: HandOver::None,
+            decide_at: None,
+            has_news: false,
             outgoing: None,
             owned: None,
             last: None,
@@ -160,6 +174,11 @@ impl PartitionTask {
                     owned.note_stored(sequence);
                 }
             }
+            PartitionOrder::ReportCaughtUp => {
+                if let Some(owned) = &mut self.owned {
+                    owned.reports_caught_up = true;
+                }
+            }
             PartitionOrder::Settle { sequence, settlement } => {
                 // Its arrival may be due.
                 self.advance();
@@ -167,11 +186,27 @@ impl PartitionTask {
                     owned.settle(sequence, settlement);
                 }
             }
-            PartitionOrder::Conclude { sequence, answer } => self.conclude(sequence, answer),
+            PartitionOrder::Conclude { sequence, answer, obstacles } => {
+                self.conclude(sequence, answer, &obstacles);
+            }
             PartitionOrder::Bound { sequence } => {
                 if let Some(owned) = &mut self.owned {
                     owned.bound(sequence);
                 }
+            }
+            PartitionOrder::Answered { sequence } => {
+                if let Some(owned) = &mut self.owned {
+                    owned.answered(sequence);
+                }
+            }
+            PartitionOrder::Quiet => {
+                if let HandOver::Begun { at } = self.hand_over {
+                    self.hand_over = HandOver::Quiet { begun: at };
+                }
+            }
+            PartitionOrder::News => {
+                self.has_news = true;
+                self.tenure.look_now();
             }
             PartitionOrder::GivenUp => self.is_in_engine = false,
             PartitionOrder::Sync(reply) => match &mut self.owned {
@@ -179,7 +214,7 @@ impl PartitionTask {
                 // Nothing is settled here.
                 None => reply(Ok(())),
             },
-            PartitionOrder::Wake => {}
+            PartitionOrder::Wake => self.decide_at = None,
             PartitionOrder::Close(closed) => self.closing = Some(closed),
             PartitionOrder::Read { epoch, result } => self.read(epoch, result),
             PartitionOrder::Looked { at, result } => self.looked(at, result),
@@ -198,6 +233,7 @@ impl PartitionTask {
     fn act(&mut self) -> Instant {
         let now = Instant::now();
         let mut wake = now + Duration::from_secs(1);
+        self.decide(now);
         let wish = self.wish(now);
         if self.is_asking {
         } else if let Some(at) = self.ask_at.filter(|at| *at > now) {
@@ -224,13 +260,16 @@ impl PartitionTask {
     }
 
     fn wish(&self, now: Instant) -> Wish {
-        let may_own = self.shared.may_own(self.partition) && !self.is_unreadable;
-        let may_own = may_own && self.closing.is_none();
+        let may_own = !self.is_unreadable && self.closing.is_none();
         let owned = self.owned.as_ref();
+        let may_claim = may_own && owned.is_none() && !self.is_in_engine;
+        let last = self.last.as_ref().map(|(_, last)| last);
+        let former = last.filter(|last| !last.is_released).map(|last| last.writer.process);
+        let is_quiet = matches!(self.hand_over, HandOver::Quiet { .. });
         Wish {
-            claim: may_own && !self.is_in_engine,
+            claim: may_claim.then(|| self.shared.claims_after(self.partition, former)).flatten(),
             settle: owned.and_then(Owned::group_due).is_some_and(|due| due <= now),
-            release: !may_own && owned.is_some_and(Owned::fits_one_group),
+            release: (!may_own || is_quiet) && owned.is_some_and(Owned::fits_one_group),
         }
     }
 
@@ -238,11 +277,11 @@ impl PartitionTask {
     fn look(&mut self) {
         self.is_asking = true;
         let (shared, standing) = (Arc::clone(&self.shared), Arc::clone(&self.standing));
-        let is_idle = self.tenure.is_idle();
+        let from_any = self.tenure.is_idle() && !std::mem::take(&mut self.has_news);
         tokio::spawn(async move {
             let partition = standing.partition;
             let subject = shared.store.names().checkpoint(partition);
-            let result = match is_idle {
+            let result = match from_any {
                 true => shared.store.last(partition, &subject).await,
                 false => shared.store.last_of_leader(partition, &subject).await,
             };
@@ -307,12 +346,12 @@ impl PartitionTask {
 
     /// Shows an owner to this process and to its operators.
     fn show_owner(&self, owner: Owner, epoch: u64) {
-        let (node, is_me) = match &owner {
+        let (instance, is_me) = match &owner {
             Owner::Unknown => (None, false),
-            Owner::This { .. } => (Some(&self.shared.this.node), true),
-            Owner::Other(instance) => (Some(&instance.node), false),
+            Owner::This { .. } => (Some(&self.shared.this), true),
+            Owner::Other(instance) => (Some(instance), false),
         };
-        let shown = node.map(|node| PartitionOwner { node: node.clone(), epoch, is_me });
+        let shown = instance.map(|instance| PartitionOwner::new(instance, epoch, is_me));
         self.shared.store.set_owner(self.partition, shown);
         self.standing.set_owner(owner);
     }
@@ -424,9 +463,6 @@ impl PartitionTask {
         self.show_owner(Owner::This { claim }, epoch);
         self.owned = Some(owned);
         debug!(partition = self.partition.0, epoch, "a partition is claimed and will be read");
-        if self.partition == Partition::default() {
-            self.shared.set_leader(true);
-        }
     }
 
     fn lost(&mut self) {
@@ -436,17 +472,25 @@ impl PartitionTask {
         self.standing.set_fence(Fence::Lost);
         let (partition, epoch) = (self.partition, owned.epoch);
         owned.lose();
+        self.decide_at = None;
+        let hand_over = std::mem::replace(&mut self.hand_over, HandOver::None);
+        if self.closing.is_some() || matches!(hand_over, HandOver::Quiet { .. }) {
+            self.announce_release();
+        }
         if self.closing.is_none() {
             // Also without a task in the engine: clients may wait for the arrival of theirs.
             self.is_in_engine = true;
             self.shared.notify(JournalEvent::Released { partition });
-            warn!(
-                partition = partition.0,
-                epoch, "a partition is released: another instance owns it"
-            );
-        }
-        if partition == Partition::default() {
-            self.shared.set_leader(false);
+            match hand_over {
+                HandOver::Quiet { begun } => {
+                    let seconds = begun.elapsed().as_secs_f64();
+                    info!(partition = partition.0, epoch, seconds, "a partition is handed over");
+                }
+                HandOver::None | HandOver::Begun { .. } => warn!(
+                    partition = partition.0,
+                    epoch, "a partition is released: another instance owns it"
+                ),
+            }
         }
     }
 
@@ -493,13 +537,28 @@ impl PartitionTask {
         });
     }
 
-    fn conclude(&self, sequence: u64, answer: IdempotencyAnswer) {
-        let Some(task) = self.owned.as_ref().and_then(|owned| owned.key_of(sequence)) else {
-            return;
-        };
-        let (keys, idempotency) = (Arc::clone(&self.keys), task.idempotency.clone());
+    fn conclude(
+        &mut self,
+        sequence: u64,
+        answer: IdempotencyAnswer,
+        obstacles: &[(ReplicaIndex, Obstacle)],
+    ) {
+        let Some(owned) = &mut self.owned else { return };
         let id = task_id(sequence, self.partition);
-        tokio::spawn(async move { keys.conclude(&idempotency, id, answer).await });
+        let this = self.shared.this.process;
+        if let Some(process) = owned.take_awaited(sequence).filter(|process| *process != this) {
+            answers::send(&self.shared.store, process, id, &answer, obstacles);
+        }
+        let Some(task) = owned.decided(sequence) else { return };
+        let (keys, idempotency) = (Arc::clone(&self.keys), task.idempotency.clone());
+        let standing = Arc::clone(&self.standing);
+        tokio::spawn(async move {
+            // A repeat needs it, so it is done before the task is settled.
+            while !keys.conclude(&idempotency, id, answer.clone()).await {
+                sleep(PAUSE).await;
+            }
+            standing.order(PartitionOrder::Answered { sequence });
+        });
     }
 
     /// The partition cannot be owned by this binary.

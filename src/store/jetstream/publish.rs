@@ -17,7 +17,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use super::connect::Store;
 use super::idempotency::{ClusterKeys, Reserved};
 use super::message::{self, Nonce, TaskMessages};
 use super::meta::Meta;
-use super::names::task_id;
+use super::names::{place_of, task_id};
 use super::protocol::{Ack, Outgoing, StoreRequestError};
 use super::reader::LoggedTask;
 use super::standing::{Owner, PartitionOrder, Standing};
@@ -43,11 +43,17 @@ use crate::task::{Consistency, Idempotency, Partition, Task, TaskId};
 /// How long an attempt may take before the write is sent again.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
+/// A quarter of the writes that may wait for room: clients of a partition that does not answer must
+/// not take the places of the others.
+const MOST_WAITING: u64 = 256;
+
 /// Between two attempts after a failed one.
 const PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Publisher {
     store: Store,
+    /// This process.
+    process: u64,
     partitions: Vec<Arc<Standing>>,
     /// Keys with a write on its way, and the writes that wait behind it.
     keys: Mutex<HashMap<Box<str>, VecDeque<Submitted>>>,
@@ -55,10 +61,20 @@ pub(super) struct Publisher {
     /// The records of replicas.
     meta: Arc<Meta>,
     idempotency: Arc<ClusterKeys>,
+    /// By partition.
+    gates: Vec<Arc<Gate>>,
     /// Writes that have no outcome yet, and their bytes.
     open: AtomicU64,
     open_bytes: AtomicU64,
     closed: watch::Sender<bool>,
+}
+
+/// The writes of one partition that have no outcome yet.
+#[derive(Default)]
+struct Gate {
+    open: AtomicU64,
+    /// The last attempt to store one has failed.
+    is_silent: AtomicBool,
 }
 
 /// A write and when it must have an outcome.
@@ -94,12 +110,16 @@ pub(super) enum Found {
 impl Publisher {
     pub(super) fn new(
         store: Store,
+        process: u64,
         partitions: Vec<Arc<Standing>>,
         meta: Arc<Meta>,
         idempotency: Arc<ClusterKeys>,
     ) -> Self {
+        let gates = partitions.iter().map(|_| Arc::default()).collect();
         Self {
+            gates,
             store,
+            process,
             partitions,
             keys: Mutex::default(),
             on_their_way: Mutex::default(),
@@ -120,7 +140,15 @@ impl Publisher {
         if *self.closed.borrow() {
             return (write.append.reply)(Err(AppendError::Store(CommitError::Closed)));
         }
-        self.count(&mut write.append);
+        let partition = self.store.record().partition_of(&write.append.new.key);
+        let Some(gate) = self.gates.get(usize::from(partition.0)) else {
+            return (write.append.reply)(Err(AppendError::Unconfirmed));
+        };
+        let is_silent = gate.is_silent.load(Ordering::Relaxed);
+        if is_silent && gate.open.load(Ordering::Relaxed) >= MOST_WAITING {
+            return (write.append.reply)(Err(AppendError::TooManyWait));
+        }
+        self.count(&mut write.append, gate);
         match lock(&self.keys).entry(write.append.new.key.as_str().into()) {
             Entry::Occupied(mut waiting) => waiting.get_mut().push_back(write),
             Entry::Vacant(free) => {
@@ -131,14 +159,16 @@ impl Publisher {
     }
 
     /// Counts a write until it has its outcome.
-    fn count(self: &Arc<Self>, append: &mut Append) {
+    fn count(self: &Arc<Self>, append: &mut Append, gate: &Arc<Gate>) {
         let bytes = append.new.weight() as u64;
         self.open.fetch_add(1, Ordering::Relaxed);
+        gate.open.fetch_add(1, Ordering::Relaxed);
         self.open_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let this = Arc::clone(self);
+        let (this, gate) = (Arc::clone(self), Arc::clone(gate));
         let reply = std::mem::replace(&mut append.reply, Box::new(drop));
         append.reply = Box::new(move |outcome| {
             this.open.fetch_sub(1, Ordering::Relaxed);
+            gate.open.fetch_sub(1, Ordering::Relaxed);
             this.open_bytes.fetch_sub(bytes, Ordering::Relaxed);
             reply(outcome);
         });
@@ -183,11 +213,15 @@ impl Publisher {
             let reserved = self.idempotency.reserve(key, task.consistency, partition, nonce.0);
             let reserved = timeout_at(deadline, reserved).await.unwrap_or(Reserved::Unanswered);
             match self.resume(reserved, key, &task, &mut nonce).await {
+                ControlFlow::Break(Ok(Appended::Repeated(repeated))) => {
+                    return self.answer_repeat(key.clone(), repeated, reply, deadline);
+                }
                 ControlFlow::Break(outcome) => return reply(outcome),
                 ControlFlow::Continue(resumed) => is_repeat = resumed,
             }
         }
-        let messages = match TaskMessages::of(&task, idempotency.as_ref(), nonce) {
+        let awaited_by = (task.consistency == Consistency::Strong).then_some(self.process);
+        let messages = match TaskMessages::of(&task, idempotency.as_ref(), nonce, awaited_by) {
             Ok(messages) => messages,
             Err(error) => {
                 error!(%error, "a write cannot be encoded");
@@ -284,6 +318,9 @@ impl Publisher {
                 _ = &mut found => return Ok(None),
                 result = timeout_at(deadline, attempt) => result,
             };
+            if let Some(gate) = self.gates.get(usize::from(partition.0)) {
+                gate.is_silent.store(!matches!(result, Ok(Ok(_))), Ordering::Relaxed);
+            }
             match result {
                 Ok(Ok(ack)) => return Ok(Some(ack)),
                 Ok(Err(StoreRequestError::Full(why))) => {
@@ -373,7 +410,9 @@ impl Publisher {
             let consistency = task.consistency;
             standing.order(PartitionOrder::Hint { sequence });
             let repeated = Repeated { id, consistency, answer: None };
-            return reply(Ok(Appended::Repeated(repeated)));
+            let Some(key) = idempotency else { return reply(Ok(Appended::Repeated(repeated))) };
+            let deadline = begun + self.store.settings().timeout;
+            return self.answer_repeat(key, repeated, reply, deadline);
         }
         if !arrives {
             self.hint(partition, sequence);
@@ -383,7 +422,8 @@ impl Publisher {
         // later, on this thread.
         if found != Found::InLog {
             let (task, took) = (Arc::new(task), begun.elapsed());
-            let task = LoggedTask { task, chunks, nonce, idempotency, took };
+            let awaited_by = None;
+            let task = LoggedTask { task, chunks, nonce, idempotency, awaited_by, took };
             standing.order(PartitionOrder::Acked { sequence, task });
         }
         reply(Ok(Appended::New(id)));
@@ -410,7 +450,40 @@ impl Publisher {
         });
     }
 
-    /// A strong write is answered by the owner of its partition.
+    /// Answers the repeat of a write. One of a strong write waits until its owner has decided it.
+    fn answer_repeat(
+        &self,
+        key: Idempotency,
+        mut repeated: Repeated,
+        reply: AppendReply,
+        deadline: Instant,
+    ) {
+        let (partition, _) = place_of(repeated.id);
+        let standing = self.partitions.get(usize::from(partition.0)).cloned();
+        let Some(standing) = standing
+            .filter(|_| repeated.consistency == Consistency::Strong && repeated.answer.is_none())
+        else {
+            return reply(Ok(Appended::Repeated(repeated)));
+        };
+        let keys = Arc::clone(&self.idempotency);
+        // Beside the writes of its key, which do not wait for it.
+        tokio::spawn(async move {
+            // The engine of an owner knows it.
+            while !standing.is_owned() {
+                if let Some(answer) = keys.answer(&key, repeated.id).await {
+                    repeated.answer = Some(answer);
+                    break;
+                }
+                if Instant::now() >= deadline {
+                    return reply(Ok(Appended::Elsewhere(repeated.id)));
+                }
+                sleep(PAUSE).await;
+            }
+            reply(Ok(Appended::Repeated(repeated)));
+        });
+    }
+
+    /// A strong write waits until an instance owns its partition.
     async fn wait_for_owner(
         &self,
         standing: &Standing,
@@ -418,14 +491,9 @@ impl Publisher {
     ) -> Result<(), AppendError> {
         let mut owner = standing.owner.subscribe();
         let known = owner.wait_for(|owner| *owner != Owner::Unknown);
-        let Ok(Ok(known)) = timeout_at(deadline, known).await else {
-            return Err(AppendError::NotOwner(None));
-        };
-        match &*known {
-            Owner::Other(instance) => {
-                Err(AppendError::NotOwner(Some(instance.node.as_str().into())))
-            }
-            Owner::This { .. } | Owner::Unknown => Ok(()),
+        match timeout_at(deadline, known).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(AppendError::NoOwner),
         }
     }
 

@@ -54,6 +54,8 @@ pub(super) struct LoggedTask {
     pub(super) chunks: u32,
     pub(super) nonce: Nonce,
     pub(super) idempotency: Option<Idempotency>,
+    /// The process that waits for the answer of a strong write.
+    pub(super) awaited_by: Option<u64>,
     /// How long it took to store it; zero if another process did.
     pub(super) took: Duration,
 }
@@ -170,13 +172,15 @@ impl Reader {
 /// Takes the value from the last of these chunks, if it is not in the task's own message.
 fn logged(task: StoredTask, chunks: &[Bytes]) -> Result<LoggedTask, MessageError> {
     let (count, nonce, idempotency) = (task.chunks, task.nonce, task.idempotency.clone());
+    let awaited_by = task.awaited_by;
     let task = task.whole().or_else(|task| {
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let start = chunks.len().checked_sub(count).ok_or(MessageError::Damaged)?;
         task.with_chunks(chunks.get(start..).unwrap_or_default())
     });
     let took = Duration::ZERO;
-    Ok(LoggedTask { task: Arc::new(task?), chunks: count, nonce, idempotency, took })
+    let task = Arc::new(task?);
+    Ok(LoggedTask { task, chunks: count, nonce, idempotency, awaited_by, took })
 }
 
 /// The unsettled tasks of a claimed partition, while they are read.
@@ -187,11 +191,18 @@ pub(super) struct PartitionRecovery {
     nodes: Nodes,
 }
 
+/// What the message of a recovered task says besides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecoveredHead {
+    pub(super) chunks: u32,
+    pub(super) nonce: Nonce,
+    pub(super) awaited_by: Option<u64>,
+}
+
 #[derive(Debug)]
 pub(super) struct RecoveredTask {
     pub(super) sequence: u64,
-    /// With the number of its chunks and its nonce.
-    pub(super) task: Result<(Recovered, u32, Nonce), MessageError>,
+    pub(super) task: Result<(Recovered, RecoveredHead), MessageError>,
 }
 
 impl PartitionRecovery {
@@ -215,9 +226,11 @@ impl PartitionRecovery {
                 return Ok(nonce);
             }
             let task = read.map(|task| {
-                let StoredTask { header, idempotency, nonce, chunks, .. } = task;
+                let StoredTask { header, idempotency, nonce, chunks, awaited_by, .. } = task;
+                let is_awaited = awaited_by.is_some();
                 let progress = vec![Progress::Untouched; header.replicas.len()];
-                (Recovered { header, idempotency, progress }, chunks, nonce)
+                let recovered = Recovered { header, idempotency, progress, is_awaited };
+                (recovered, RecoveredHead { chunks, nonce, awaited_by })
             });
             self.tasks.push(RecoveredTask { sequence: *sequence, task });
             return Ok(nonce);

@@ -15,7 +15,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::task::Timestamp;
 
-const WRONG_LAST_SEQUENCE: u64 = 10071;
+/// Another message of the subject was stored, or is being stored.
+const WRONG_LAST_SEQUENCE: [u64; 2] = [10071, 10164];
 const NO_MESSAGE_FOUND: u64 = 10037;
 const STORE_FAILED: u64 = 10077;
 
@@ -126,7 +127,7 @@ pub(super) async fn put(
     };
     match answer.error {
         None => Put::Stored(answer.seq),
-        Some(error) if error.err_code == WRONG_LAST_SEQUENCE => Put::Refused,
+        Some(error) if WRONG_LAST_SEQUENCE.contains(&error.err_code) => Put::Refused,
         Some(error) if error.err_code == STORE_FAILED && error.description.contains("maximum") => {
             Put::Full
         }

@@ -1,11 +1,12 @@
 //! What the tasks of all partitions share.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::{PartitionLevels, StoreInstance};
 use super::connect::Store;
+use super::members::Members;
 use super::standing::{PartitionOrder, Standing};
 use crate::store::journal::{JournalEvent, Notify};
 use crate::task::Partition;
@@ -13,28 +14,28 @@ use crate::task::Partition;
 pub(super) struct StoreShared {
     pub(super) store: Store,
     pub(super) this: StoreInstance,
+    pub(super) members: Arc<Members>,
     pub(super) partitions: Vec<Arc<Standing>>,
     notify: Mutex<Notify>,
     /// Answers of the servers so far.
     answers: AtomicU64,
-    /// This process owns the first partition, so it may own the others.
-    is_leader: AtomicBool,
 }
 
 impl StoreShared {
     pub(super) fn new(
         store: Store,
         this: StoreInstance,
+        members: Arc<Members>,
         partitions: Vec<Arc<Standing>>,
         notify: Notify,
     ) -> Self {
         Self {
             store,
             this,
+            members,
             partitions,
             notify: Mutex::new(notify),
             answers: AtomicU64::new(0),
-            is_leader: AtomicBool::new(false),
         }
     }
 
@@ -54,21 +55,15 @@ impl StoreShared {
         self.answers.load(Ordering::Relaxed)
     }
 
-    pub(super) fn may_own(&self, partition: Partition) -> bool {
-        partition == Partition::default() || self.is_leader.load(Ordering::Relaxed)
-    }
-
-    /// The first partition was claimed or lost.
-    pub(super) fn set_leader(&self, is_leader: bool) {
-        self.is_leader.store(is_leader, Ordering::Relaxed);
+    /// Lets every partition decide again: the members have changed.
+    pub(super) fn wake(&self) {
         self.partitions.iter().for_each(|standing| standing.order(PartitionOrder::Wake));
     }
 
-    /// What the partitions of other owners hold.
-    pub(super) fn levels_elsewhere(&self) -> PartitionLevels {
+    /// What all partitions hold, as their last checkpoints say.
+    pub(super) fn levels(&self) -> PartitionLevels {
         let mut sum = PartitionLevels::default();
-        let elsewhere = self.partitions.iter().filter(|standing| !standing.is_owned());
-        elsewhere.for_each(|standing| sum += standing.levels());
+        self.partitions.iter().for_each(|standing| sum += standing.levels());
         sum
     }
 }

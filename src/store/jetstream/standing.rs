@@ -8,9 +8,11 @@ use super::checkpoint::{PartitionLevels, StoreInstance};
 use super::protocol::{Ack, LogMessage, StoreRequestError};
 use super::reader::LoggedTask;
 use crate::lease::{BootTime, Fence};
+#[cfg(doc)]
+use crate::store::journal::JournalEvent;
 use crate::store::journal::Reply;
 use crate::store::records::IdempotencyAnswer;
-use crate::task::{Partition, Progress};
+use crate::task::{Obstacle, Partition, Progress, ReplicaIndex};
 
 /// Who owns a partition, as far as this process knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub(super) enum PartitionOrder {
     Hint {
         sequence: u64,
     },
+    /// Report up to where the tasks have arrived.
+    ReportCaughtUp,
     Settle {
         sequence: u64,
         settlement: TaskSettlement,
@@ -60,9 +64,18 @@ pub(super) enum PartitionOrder {
     Conclude {
         sequence: u64,
         answer: IdempotencyAnswer,
+        obstacles: Vec<(ReplicaIndex, Obstacle)>,
     },
     /// The idempotency key of this task has its id.
     Bound {
+        sequence: u64,
+    },
+    /// Nothing of the partition is in flight, after [`JournalEvent::Releasing`].
+    Quiet,
+    /// Its last owner has given it up, or another one has written: look at the last checkpoint.
+    News,
+    /// The idempotency key of this task has its answer.
+    Answered {
         sequence: u64,
     },
     /// The tasks of the partition have left the engine.
@@ -120,6 +133,11 @@ impl Standing {
 
     pub(super) fn is_owned(&self) -> bool {
         matches!(*self.owner.borrow(), Owner::This { .. })
+    }
+
+    /// Whether this other instance is known to own it.
+    pub(super) fn is_owned_by(&self, instance: &StoreInstance) -> bool {
+        matches!(&*self.owner.borrow(), Owner::Other(owner) if owner == instance)
     }
 
     pub(super) fn set_owner(&self, owner: Owner) {

@@ -1,8 +1,13 @@
 //! What operators see of the cluster store.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::checkpoint::StoreInstance;
 use super::connect::StoreServer;
+use super::members::Member;
 use crate::task::Partition;
 
 /// The owner of a partition, as its last checkpoint says.
@@ -10,9 +15,20 @@ use crate::task::Partition;
 pub struct PartitionOwner {
     /// `--node-id`
     pub node: String,
+    /// Its run of the process.
+    pub process: u64,
     pub epoch: u64,
     /// Whether it is this process.
     pub is_me: bool,
+    /// How long this process knows it.
+    pub known_for: Duration,
+}
+
+impl PartitionOwner {
+    pub(super) fn new(instance: &StoreInstance, epoch: u64, is_me: bool) -> Self {
+        let StoreInstance { process, node } = instance.clone();
+        Self { node, process, epoch, is_me, known_for: Duration::ZERO }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +45,8 @@ pub struct ClusterStatus {
     pub demands_sync: bool,
     /// All partitions, with their owners.
     pub partitions: Vec<(Partition, Option<PartitionOwner>)>,
+    /// The live instances, this one included.
+    pub members: Vec<Member>,
 }
 
 impl ClusterStatus {
@@ -42,7 +60,8 @@ impl ClusterStatus {
 #[derive(Debug, Default)]
 pub(super) struct StoreStatus {
     pub(super) servers: Vec<StoreServer>,
-    pub(super) owners: HashMap<Partition, PartitionOwner>,
+    /// With the time at which each was first known.
+    pub(super) owners: HashMap<Partition, (PartitionOwner, Instant)>,
     /// The last action that the credentials do not allow.
     pub(super) forbidden: Option<String>,
 }

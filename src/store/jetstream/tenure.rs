@@ -112,8 +112,8 @@ pub(super) struct Link {
 /// What the owner wants to write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wish {
-    /// This process may claim it.
-    pub(super) claim: bool,
+    /// This process may claim it, so long after it could be claimed at first.
+    pub(super) claim: Option<Duration>,
     /// There are settlements, and they have waited long enough.
     pub(super) settle: bool,
     /// Give it up.
@@ -173,21 +173,24 @@ impl Tenure {
         let (lease, patience) = (self.lease, self.patience());
         let sent = match &mut self.state {
             State::Following { last, next_look } => {
-                let claimable = match last {
-                    Some(seen) => seen.is_released || now >= seen.received + patience,
-                    None => false,
-                };
                 let Some(look) = *next_look else {
                     *next_look = Some(now + lease / 4);
                     return Step::Look;
                 };
-                if let Some(seen) = last.filter(|_| claimable && wish.claim) {
-                    let sent = SentCheckpoint::new(seen.epoch + 1, 0, seen.sequence, now, false);
-                    self.state = State::Claiming(sent);
-                    return Step::Write(sent.link());
+                let mut until = look;
+                if let (Some(seen), Some(wait)) = (*last, wish.claim) {
+                    let lapses = if seen.is_released { Duration::ZERO } else { patience };
+                    let claim = seen.received + lapses + wait;
+                    if claim <= now {
+                        let sent =
+                            SentCheckpoint::new(seen.epoch + 1, 0, seen.sequence, now, false);
+                        self.state = State::Claiming(sent);
+                        return Step::Write(sent.link());
+                    }
+                    until = until.min(claim);
                 }
                 if now < look {
-                    return Step::Wait(look);
+                    return Step::Wait(until);
                 }
                 *next_look = Some(now + lease / 4);
                 return Step::Look;
@@ -210,6 +213,13 @@ impl Tenure {
                 sent.fate = Fate::Awaited;
                 Step::Write(Link { is_repeat: true, ..sent.link() })
             }
+        }
+    }
+
+    /// There is news of another instance: look at once.
+    pub(super) fn look_now(&mut self) {
+        if let State::Following { next_look, .. } = &mut self.state {
+            *next_look = None;
         }
     }
 

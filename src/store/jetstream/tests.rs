@@ -11,9 +11,11 @@ use super::testing::NatsServer;
 use super::{JetStreamJournal, message};
 use crate::store::*;
 use crate::task::{
-    Consistency, Idempotency, Moment, NewTask, Node, Now, Operation, Partition, Progress, Task,
-    TaskId, Timestamp,
+    Consistency, Idempotency, Moment, NewTask, Node, Now, Obstacle, Operation, Partition, Progress,
+    ReplicaIndex, Task, TaskId, Timestamp,
 };
+
+mod peers;
 
 const KEYS: KeyLimits = KeyLimits { window: Duration::from_secs(60), most: 100 };
 const PARTITIONS: u16 = 3;
@@ -251,15 +253,24 @@ fn an_owner_that_is_gone_is_replaced_when_its_lease_is_over() {
 }
 
 #[test]
-fn a_strong_write_of_another_instances_partition_is_refused_with_its_name() {
+fn the_answer_to_a_strong_write_comes_to_the_instance_that_accepted_it() {
     let world = World::new();
     let (owner, _) = world.owner("a");
     let other = world.open("b");
     other.journal.append(vec![other.write(0, "key", vec![1], true)]);
-    let Report::Outcome(0, outcome) = other.next() else { panic!("no outcome") };
-    assert_eq!(outcome, Err(AppendError::NotOwner(Some("a".into()))));
-    owner.journal.append(vec![owner.write(0, "key", vec![1], true)]);
-    assert!(matches!(owner.outcomes(1).0[&0], Appended::New(_)));
+    let (outcomes, _) = other.outcomes(1);
+    let Appended::Elsewhere(task) = outcomes[&0] else { panic!("{outcomes:?}") };
+    while !matches!(owner.next(), Report::Event(JournalEvent::Arrived { .. })) {}
+    let answer = IdempotencyAnswer { success: false, acked: vec![], failed: vec![0], needed: 1 };
+    let obstacles = [(ReplicaIndex(0), Obstacle::Paused)];
+    owner.journal.conclude(task, answer.clone(), &obstacles);
+    let concluded = JournalEvent::Concluded { task, answer, obstacles: obstacles.to_vec() };
+    loop {
+        if let Report::Event(event @ JournalEvent::Concluded { .. }) = other.next() {
+            assert_eq!(event, concluded);
+            break;
+        }
+    }
     owner.close();
     other.close();
 }

@@ -373,7 +373,7 @@ impl Filling {
         // The place of each task behind the first message.
         let mut places = Vec::new();
         for (task, _) in &tasks {
-            let encoded = TaskMessages::of(task, None, Nonce::random())
+            let encoded = TaskMessages::of(task, None, Nonce::random(), None)
                 .map_err(|error| TransferError::Unanswered(error.to_string()))?;
             let chunk = |chunk| Outgoing::new(names.chunk(partition), chunk);
             messages.extend(encoded.chunks.into_iter().map(chunk));

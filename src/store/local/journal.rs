@@ -22,7 +22,8 @@ use crate::store::records::{
     CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, ReplicaRow,
 };
 use crate::task::{
-    Consistency, Idempotency, Moment, Node, Now, Partition, Progress, Task, TaskId, Uptime,
+    Consistency, Idempotency, Moment, Node, Now, Obstacle, Partition, Progress, ReplicaIndex, Task,
+    TaskId, Uptime,
 };
 
 /// Tasks in one event of a claim.
@@ -199,7 +200,7 @@ impl Journal for LocalJournal {
         lock(&self.keys).look(idempotency)
     }
 
-    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer) {
+    fn conclude(&self, id: TaskId, answer: IdempotencyAnswer, _: &[(ReplicaIndex, Obstacle)]) {
         let kept = lock(&self.keys).conclude(id, answer);
         if let Some((key, row)) = kept {
             self.committer.set_idempotency(key, row);

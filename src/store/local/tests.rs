@@ -174,7 +174,7 @@ pub(super) fn image(dir: &Path) -> TempDir {
 
 pub(super) fn untouched(task: &Task) -> Recovered {
     let progress = vec![Progress::Untouched; task.replicas.len()];
-    Recovered { header: Header::of(task), idempotency: None, progress }
+    Recovered { header: Header::of(task), idempotency: None, progress, is_awaited: false }
 }
 
 fn trace(state: Option<&str>) -> Trace {

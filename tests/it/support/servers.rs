@@ -96,6 +96,14 @@ impl Servers {
         child.wait().unwrap();
     }
 
+    /// Ends one with SIGTERM.
+    pub async fn terminate(&mut self, at: usize) {
+        self.signal(at, "-TERM");
+        let child = self.nodes[at].child.as_mut().expect("it runs");
+        wait_until("a server ends", || std::future::ready(child.try_wait().unwrap())).await;
+        self.nodes[at].child = None;
+    }
+
     /// Starts one that was killed, on its directory.
     pub fn spawn(&mut self, at: usize) {
         self.nodes[at].spawn();

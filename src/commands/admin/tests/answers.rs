@@ -3,7 +3,9 @@
 use super::*;
 
 /// Commands with the request that they send first.
-const COMMANDS: [(&str, &str); 12] = [
+const COMMANDS: [(&str, &str); 14] = [
+    ("cluster", "GET /v1/cluster"),
+    ("cluster drain b", "POST /v1/cluster/drain"),
     ("status", "GET /health"),
     ("replicas", "GET /v1/replicas"),
     ("replicas show b", "GET /v1/replicas/http:%2F%2Fb"),
@@ -167,4 +169,14 @@ async fn a_list_is_printed_page_by_page_and_an_empty_one_is_valid_json() {
         (ran.error().as_str(), ran.out.as_str()),
         ("internal error", "{\"dead_letters\":[1")
     );
+}
+
+#[tokio::test]
+async fn the_token_is_sent_as_a_bearer_token() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "s3cret\n").unwrap();
+    let line = format!("replicas --token-file {}", file.path().display());
+    let ran = run(&line, vec![step("GET /v1/replicas", 200, json!({ "replicas": [] }))]).await;
+    ran.is(CommandOutcome::Done);
+    assert!(ran.seen[0].0.contains("authorization: Bearer s3cret\r\n"), "{}", ran.seen[0].0);
 }

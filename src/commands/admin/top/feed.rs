@@ -8,13 +8,16 @@ use tokio::time::sleep;
 
 use super::model::Update;
 use super::sse::Parser;
-use crate::api::{Figures, Replica, ReplicaFigures, ReplicaPage};
+use crate::api::{Cluster, Figures, Replica, ReplicaFigures, ReplicaPage};
 use crate::clock::wall_clock;
 use crate::commands::admin::client::{CallError, DaemonClient};
+use crate::commands::admin::cluster;
 use crate::task::Timestamp;
 
 /// Interval of polls. Before each poll the stream is tried again.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+const CLUSTER_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Figures arrive every second; a stream silent for this long is dead.
 const MAX_SILENCE: Duration = Duration::from_secs(10);
@@ -37,6 +40,23 @@ pub(super) async fn run(client: DaemonClient, updates: Sender<Update>) {
             return;
         }
         sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Follows the instances and partitions of a cluster store. Ends for a daemon without one.
+pub(super) async fn follow_cluster(client: DaemonClient, updates: Sender<Update>) {
+    while !updates.is_closed() {
+        let answer = client.get(&["v1", "cluster"], &[]).await;
+        match answer.and_then(|answer| client.read::<Cluster>(&answer)) {
+            Ok(shared) => {
+                let lines = [vec![cluster::summary(&shared)], cluster::problems(&shared)].concat();
+                let _ = updates.send(Update::Cluster(lines.join("; "))).await;
+            }
+            Err(error) if error.is_not_found() => return,
+            // The figures report it.
+            Err(_) => {}
+        }
+        sleep(CLUSTER_INTERVAL).await;
     }
 }
 

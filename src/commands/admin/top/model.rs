@@ -16,6 +16,8 @@ pub(super) enum Update {
     /// From polling, when there is no stream.
     Polled(Figures),
     Replica(ReplicaEvent),
+    /// The instances of a cluster store, in one line.
+    Cluster(String),
     Lost(String),
     Message(String),
 }
@@ -52,6 +54,7 @@ pub(super) struct Model {
     pub(super) polled: bool,
     pub(super) lost: Option<String>,
     pub(super) message: Option<String>,
+    pub(super) cluster: Option<String>,
     pub(super) delivered: Samples,
     pub(super) backlog: Samples,
     pub(super) lag_millis: Samples,
@@ -67,6 +70,7 @@ impl Model {
             polled: false,
             lost: None,
             message: None,
+            cluster: None,
             delivered: Samples::default(),
             backlog: Samples::default(),
             lag_millis: Samples::default(),
@@ -79,6 +83,7 @@ impl Model {
             Update::Figures(figures) => self.take(figures, false),
             Update::Polled(figures) => self.take(figures, true),
             Update::Replica(event) => self.message = Some(describe(&event)),
+            Update::Cluster(text) => self.cluster = Some(text),
             Update::Lost(why) => self.lost = Some(why),
             Update::Message(what) => self.message = Some(what),
         }

@@ -3,7 +3,7 @@
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
-use ratatui::text::{Line, Span};
+use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Block, Cell, Row, Sparkline, Table, TableState};
 
 use super::model::{Model, Samples};
@@ -31,7 +31,8 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model) {
         frame.render_widget(footing(model), foot);
         return;
     };
-    frame.render_widget(sums(figures), totals);
+    let cluster = model.cluster.as_deref().map(|text| Line::from(clean(text)));
+    frame.render_widget(Text::from_iter(std::iter::once(sums(figures)).chain(cluster)), totals);
     if curves > 0 {
         draw_curves(frame, curve_area, model, figures);
     }
@@ -246,7 +247,9 @@ mod tests {
         let mut model = model();
         model.update(Update::Message("paused http://a:8081\u{1b}[2J".to_owned()));
         model.update(Update::Polled(figures(&[])));
+        model.update(Update::Cluster("cluster q: 2 instances\u{1b}".to_owned()));
         let (lines, _) = drawn(&model, 110, 20);
+        assert_eq!(lines[2], "cluster q: 2 instances\\u{1b}");
         assert!(lines[0].ends_with("polled"), "{lines:#?}");
         assert!(lines[19].ends_with("paused http://a:8081\\u{1b}[2J"), "{lines:#?}");
     }

@@ -31,7 +31,7 @@ fn key() -> Idempotency {
 #[test]
 fn a_task_comes_back_whole_with_its_key_and_nonce() {
     let task = task(b"\x00v".to_vec());
-    let messages = TaskMessages::of(&task, Some(&key()), Nonce(9)).unwrap();
+    let messages = TaskMessages::of(&task, Some(&key()), Nonce(9), Some(7)).unwrap();
     assert!(messages.chunks.is_empty());
     let stored = read(&messages.task).unwrap();
     assert_eq!((stored.nonce, stored.idempotency.as_ref()), (Nonce(9), Some(&key())));
@@ -43,7 +43,7 @@ fn a_large_value_is_in_chunks() {
     for length in [CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES, 2 * CHUNK_BYTES + 5] {
         let value: Vec<u8> = (0..=250).cycle().take(length).collect();
         let task = task(value);
-        let messages = TaskMessages::of(&task, None, Nonce(9)).unwrap();
+        let messages = TaskMessages::of(&task, None, Nonce(9), None).unwrap();
         let stored = read(&messages.task).unwrap();
         assert_eq!(stored.header.value_bytes, length);
         if length <= CHUNK_BYTES {
@@ -52,7 +52,7 @@ fn a_large_value_is_in_chunks() {
         }
         assert_eq!(messages.chunks.len(), length.div_ceil(CHUNK_BYTES));
         let stored = stored.whole().unwrap_err();
-        let other = TaskMessages::of(&task, None, Nonce(8)).unwrap();
+        let other = TaskMessages::of(&task, None, Nonce(8), None).unwrap();
         let mut wrong = vec![other.chunks, messages.chunks[1..].to_vec()];
         wrong.push(messages.chunks.iter().rev().cloned().collect());
         for chunks in wrong {
@@ -64,7 +64,7 @@ fn a_large_value_is_in_chunks() {
 
 #[test]
 fn a_flipped_bit_anywhere_is_detected_and_no_message_is_valid_as_another_kind() {
-    let messages = TaskMessages::of(&task(b"v".to_vec()), None, Nonce(9)).unwrap();
+    let messages = TaskMessages::of(&task(b"v".to_vec()), None, Nonce(9), None).unwrap();
     for bit in 0..messages.task.len() * 8 {
         let mut message = messages.task.to_vec();
         message[bit / 8] ^= 1 << (bit % 8);
@@ -111,9 +111,9 @@ fn the_bytes_of_a_task_are_these() {
         trace: None,
         ..task(b"v".to_vec())
     };
-    let message = TaskMessages::of(&plain, None, Nonce(9)).unwrap().task;
+    let message = TaskMessages::of(&plain, None, Nonce(9), None).unwrap().task;
     let envelope = b"\x04k/\xc3\xbc\x00\x01\x00\x02\x08http://a\x0ahttp://b:1\x00";
-    let head = [9, u8::try_from(envelope.len()).unwrap(), 1, 0];
+    let head = [9, u8::try_from(envelope.len()).unwrap(), 1, 0, 0];
     assert_eq!(message[FRAME_BYTES..], [&head[..], envelope, b"v"].concat());
 }
 

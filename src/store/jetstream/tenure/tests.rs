@@ -7,10 +7,10 @@ const LEASE: Duration = Duration::from_secs(2);
 const ME: u64 = 1;
 const OTHER: u64 = 2;
 
-const CLAIM: Wish = Wish { claim: true, settle: false, release: false };
-const NOTHING: Wish = Wish { claim: false, settle: false, release: false };
-const SETTLE: Wish = Wish { claim: true, settle: true, release: false };
-const RELEASE: Wish = Wish { claim: false, settle: false, release: true };
+const CLAIM: Wish = Wish { claim: Some(Duration::ZERO), settle: false, release: false };
+const NOTHING: Wish = Wish { claim: None, settle: false, release: false };
+const SETTLE: Wish = Wish { claim: Some(Duration::ZERO), settle: true, release: false };
+const RELEASE: Wish = Wish { claim: None, settle: false, release: true };
 
 /// A time, in milliseconds of the test.
 struct Clock(BootTime);
@@ -79,6 +79,30 @@ fn a_partition_is_claimed_when_its_last_checkpoint_is_old_enough() {
     assert!(matches!(tenure.next(clock.at(4_199), CLAIM), Step::Wait(_)));
     assert_eq!(tenure.next(clock.at(4_200), CLAIM), link(4, 0, 12));
     assert!(!tenure.is_owned_elsewhere(clock.at(4_200)));
+}
+
+#[test]
+fn an_instance_that_is_no_target_claims_later() {
+    let later = Wish { claim: Some(LEASE / 2), ..CLAIM };
+    let (clock, mut tenure) = (clock(), Tenure::new(ME, LEASE));
+    assert_eq!(tenure.next(clock.at(0), later), Step::Look);
+    tenure.looked(clock.at(0), Some((9, &checkpoint(OTHER, 3, 4, true))));
+    assert_eq!(tenure.next(clock.at(0), later), Step::Wait(clock.at(500)));
+    assert_eq!(tenure.next(clock.at(500), later), Step::Look);
+    assert_eq!(tenure.next(clock.at(500), later), Step::Wait(clock.at(1_000)));
+    assert_eq!(tenure.next(clock.at(1_000), later), link(4, 0, 9));
+}
+
+#[test]
+fn news_of_another_instance_is_looked_for_at_once() {
+    let (clock, mut tenure) = (clock(), Tenure::new(ME, LEASE));
+    assert_eq!(tenure.next(clock.at(0), CLAIM), Step::Look);
+    tenure.looked(clock.at(0), Some((9, &checkpoint(OTHER, 3, 4, false))));
+    assert!(matches!(tenure.next(clock.at(100), CLAIM), Step::Wait(_)));
+    tenure.look_now();
+    assert_eq!(tenure.next(clock.at(100), CLAIM), Step::Look);
+    tenure.looked(clock.at(110), Some((12, &checkpoint(OTHER, 3, 5, true))));
+    assert_eq!(tenure.next(clock.at(110), CLAIM), link(4, 0, 12));
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn copy(
     migrate::run(&db)?;
     let fresh = Database::new(db)?;
     let (mut tasks, mut superseded) = (0, 0);
-    let mut copy_task = |Recovered { header, idempotency, mut progress }: Recovered| {
+    let mut copy_task = |Recovered { header, idempotency, mut progress, .. }: Recovered| {
         let id = header.id;
         superseded += newer.supersede(&header, &mut progress);
         let gone = || rows::damage(Tree::Tasks, &keys::of_task(id), "is missing");

@@ -176,7 +176,7 @@ impl<'a> Walk<'a> {
             .and_then(|envelope| rows::header_and_key(id, envelope, head.value, nodes))
             .ok_or_else(|| rows::undecodable(Tree::Tasks, &keys::of_task(id)))?;
         let progress = self.progress(id, header.replicas.len())?;
-        Ok(Recovered { header, idempotency, progress })
+        Ok(Recovered { header, idempotency, progress, is_awaited: false })
     }
 
     /// Checks that all chunks are present. Returns the stream up to the end of the envelope if the

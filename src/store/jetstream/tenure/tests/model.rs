@@ -244,7 +244,7 @@ impl World {
         let release = trouble && self.rng.u32(..500) == 0;
         let this = &mut self.instances[at];
         let wish = Wish {
-            claim: true,
+            claim: Some(Duration::ZERO),
             settle: settle && this.owned.as_ref().is_some_and(|owned| !owned.delivered.is_empty()),
             release,
         };

@@ -1,0 +1,205 @@
+//! Operators ask and change the whole cluster through any instance.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Behaviour, Daemon, Replica, encoded, path_of, set, wait_until};
+use crate::world::World;
+
+const AT_ONCE: Duration = Duration::ZERO;
+const SLOWLY: Duration = Duration::from_millis(10);
+
+/// What the instances say of themselves, by name, as one of them answers.
+async fn members(through: &Daemon) -> HashMap<String, Value> {
+    let cluster = through.show("/v1/cluster").await;
+    let members = cluster["members"].as_array().unwrap().iter();
+    members.map(|member| (member["node"].as_str().unwrap().to_owned(), member.clone())).collect()
+}
+
+/// Waits until nothing is in flight to a replica, and returns how much it has received.
+async fn received(through: &Daemon, replica: &Replica) -> usize {
+    wait_until("nothing is in flight", || async {
+        let shown = through.show(&path_of(replica)).await;
+        let quiet = shown["in_flight"] == 0 && shown.get("incomplete").is_none();
+        quiet.then(|| replica.seen().len())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_through_one_instance_is_that_of_all_and_names_who_has_not_confirmed() {
+    let world = World::start("pauses through any instance", &[], AT_ONCE).await;
+    let (owner, other) = (0, 1);
+    let (pause, resume) =
+        ["pause", "resume"].map(|verb| format!("{}/{verb}", path_of(&world.replicas[0]))).into();
+    let confirmed = async |path: &str| {
+        wait_until("all instances confirm it", || async {
+            let (status, answer) = world.instances[other].post_to(path, &Value::Null).await;
+            assert_eq!(status, 200, "{answer}");
+            answer.get("unconfirmed").is_none().then_some(answer)
+        })
+        .await
+    };
+    assert_eq!(confirmed(&pause).await["state"], "paused");
+    let before = received(&world.instances[other], &world.replicas[0]).await;
+    world.traffic.until_more(200).await;
+    assert_eq!(world.replicas[0].seen().len(), before, "everyone has stopped");
+
+    world.instances[owner].signal("-STOP");
+    let (status, answer) = world.instances[other].post_to(&resume, &Value::Null).await;
+    assert_eq!(status, 200, "{answer}");
+    let unconfirmed = answer["unconfirmed"].as_array().unwrap();
+    assert!(unconfirmed.contains(&json!("a")), "{answer}");
+    world.instances[owner].signal("-CONT");
+    confirmed(&resume).await;
+    world.judge().await;
+}
+
+/// All entries of a list, page by page; `None` if a page lacks partitions.
+async fn try_list(through: &Daemon, path: &str, field: &str) -> Option<Vec<Value>> {
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = through.show(&format!("{path}?limit=7{cursor}")).await;
+        if page.get("incomplete").is_some() {
+            return None;
+        }
+        all.extend(page[field].as_array().unwrap().iter().cloned());
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={}", encoded(next)),
+            None => return Some(all),
+        }
+    }
+}
+
+async fn list(through: &Daemon, path: &str, field: &str) -> Vec<Value> {
+    wait_until("a list is complete", || try_list(through, path, field)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_are_the_same_through_each_instance_and_a_redrive_is_over_all() {
+    const LETTERS: usize = 40;
+    let mut world = World::start("lists and redrives", &[], AT_ONCE).await;
+    world.stop_writers().await;
+    let rejecting = Replica::with(|_| Behaviour::Answer(400, "", "no")).await;
+    for n in 0..LETTERS {
+        let at = &world.instances[n % world.instances.len()];
+        at.accept(&set(&format!("letter/{n}"), "v", &[&rejecting])).await;
+    }
+    let letters = wait_until("only dead letters are left", || async {
+        let tasks = list(&world.instances[0], "/v1/tasks", "tasks").await;
+        let is_dead = |task: &Value| task["deliveries"][0]["state"] == "dead";
+        if tasks.len() != LETTERS || !tasks.iter().all(is_dead) {
+            return None;
+        }
+        let summary = world.instances[0].show("/v1/dead-letters/summary").await;
+        (summary["dead_letters"] == LETTERS && summary.get("incomplete").is_none())
+            .then_some(summary)
+    })
+    .await;
+    let (mut lists, mut tasks) = (Vec::new(), Vec::new());
+    for instance in &world.instances {
+        assert_eq!(instance.show("/v1/dead-letters/summary").await, letters);
+        lists.push(list(instance, "/v1/dead-letters", "dead_letters").await);
+        tasks.push(list(instance, "/v1/tasks", "tasks").await);
+    }
+    assert_eq!((lists[0].len(), tasks[0].len()), (LETTERS, LETTERS));
+    assert!(
+        lists.iter().all(|list| *list == lists[0]) && tasks.iter().all(|list| *list == tasks[0])
+    );
+    let ids: Vec<u64> = lists[0]
+        .iter()
+        .map(|letter| letter["task_id"].as_str().unwrap().parse().unwrap())
+        .collect();
+    assert!(ids.is_sorted(), "{ids:?}");
+    for instance in &world.instances {
+        let task = instance.show(&format!("/v1/tasks/{}", ids[0])).await;
+        assert_eq!(task["task_id"], ids[0].to_string());
+        let (status, _) = instance.get("/v1/tasks/1").await;
+        assert_eq!(status, 404);
+    }
+
+    rejecting.behave(|_| Behaviour::Apply);
+    let everything = json!({ "all": true, "rate": 3000 });
+    let (status, begun) = world.instances[1].post_to("/v1/dead-letters/redrive", &everything).await;
+    assert_eq!(status, 202, "{begun}");
+    let path = format!("/v1/operations/{}", begun["operation_id"].as_str().unwrap());
+    for instance in &world.instances {
+        let done = wait_until("the operation is done", || async {
+            let shown = instance.show(&path).await;
+            (shown["state"] != "running" && shown["outcomes"]["waiting"] == 0).then_some(shown)
+        })
+        .await;
+        assert_eq!((&done["state"], &done["done"]), (&json!("done"), &json!(LETTERS)), "{done}");
+        assert_eq!(done["outcomes"]["delivered"], LETTERS, "{done}");
+        assert!(done.get("incomplete").is_none() && done["error"].is_null(), "{done}");
+        let page = instance.show("/v1/operations").await;
+        assert_eq!(page["operations"].as_array().unwrap().len(), 1, "{page}");
+    }
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_barrier_during_a_kill_is_not_reached_early() {
+    let mut world = World::start("barriers during kills", &["--workers", "4"], SLOWLY).await;
+    for (killed, other) in [(0, 1), (2, 0)] {
+        world.until_shared(&[0, 1, 2]).await;
+        let before = world.traffic.acknowledged();
+        let (status, made) = world.instances[other].post_to("/v1/barriers", &Value::Null).await;
+        assert_eq!(status, 201, "{made}");
+        world.instances[killed].kill();
+        let path = format!("/v1/barriers/{}?wait=10s", made["barrier_id"].as_str().unwrap());
+        wait_until("the barrier is reached", || async {
+            let barrier = world.instances[other].show(&path).await;
+            let reached = barrier["reached"] == true;
+            assert!(!reached || barrier.get("incomplete").is_none(), "{barrier}");
+            assert!(!reached || barrier["given_up"] == 0, "{barrier}");
+            reached.then_some(())
+        })
+        .await;
+        for replica in &world.replicas {
+            let applied = crate::judge::applied(&replica.seen());
+            for write in &before {
+                let newest = applied.get(&write.key).map(|(newest, _)| *newest);
+                assert!(newest >= Some(write.task), "{write:?} is missing: {newest:?}");
+            }
+        }
+        world.restart(killed).await;
+        world.traffic.until_more(100).await;
+    }
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_is_drained_through_another_one() {
+    let world = World::start("a drain through another instance", &[], AT_ONCE).await;
+    let (name, other) = ("a", 1);
+    let drain = async |drain: bool| {
+        let request = json!({ "node": name, "drain": drain });
+        let through = &world.instances[other];
+        let (status, answer) = through.post_to("/v1/cluster/drain", &request).await;
+        assert_eq!(status, 200, "{answer}");
+        for instance in &world.instances {
+            wait_until("every instance knows it", || async {
+                (members(instance).await[name]["draining"] == drain).then_some(())
+            })
+            .await;
+        }
+    };
+    drain(true).await;
+    world.until_shared(&[1, 2]).await;
+    world.traffic.until_more(200).await;
+    wait_until("another instance shows that it owns nothing", || async {
+        let members = members(&world.instances[other]).await;
+        let owned = |name: &str| members[name]["partitions"].as_u64().unwrap();
+        (owned("a") == 0 && owned("b") + owned("c") == 8).then_some(())
+    })
+    .await;
+    drain(false).await;
+    world.until_shared(&[0, 1, 2]).await;
+    let nobody = json!({ "node": "nobody", "drain": true });
+    let (status, answer) = world.instances[other].post_to("/v1/cluster/drain", &nobody).await;
+    assert_eq!(status, 404, "{answer}");
+    world.judge().await;
+}
