@@ -38,6 +38,10 @@ const OLDEST_SERVER: (u32, u32) = (2, 15);
 /// Two elections: of the leader for all streams, then of each stream's.
 const ELECTIONS: Duration = Duration::from_secs(30);
 
+/// How long a request about a stream may take before it is made again. A stream in an election does not
+/// answer, so after a restart of all servers a longer wait delays every instance.
+const STREAM_ANSWER: Duration = Duration::from_secs(2);
+
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 
 /// Between two looks at whether the servers sync.
@@ -111,7 +115,8 @@ impl Store {
         let client = client(settings, &status).await?;
         let server = client.server_info();
         check_version(&server.server_name, &server.version)?;
-        let jetstream = ContextBuilder::new().timeout(settings.timeout).build(client.clone());
+        let timeout = settings.timeout.min(STREAM_ANSWER);
+        let jetstream = ContextBuilder::new().timeout(timeout).build(client.clone());
         let names = StreamNames::new(settings.cluster.clone());
         let is_clustered = server.cluster.is_some();
         let streams = Streams {
