@@ -18,7 +18,7 @@ async fn pause(millis: std::ops::Range<u64>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes as long as it is told"]
+#[ignore = "takes TORTURE_SECONDS"]
 async fn random_kills_and_stops_lose_nothing() {
     let seconds = std::env::var("TORTURE_SECONDS").ok().and_then(|text| text.parse().ok());
     let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(120));

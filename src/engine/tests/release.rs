@@ -191,7 +191,7 @@ fn the_time_of_a_claimed_strong_write_counts_from_its_acceptance() {
     assert_eq!(decided(&mut f), []);
     f.pass(settings().strong_timeout / 2);
     assert_eq!(decided(&mut f), [(false, vec![])]);
-    // Nobody waits for this one any more.
+    // No client waits for this one any more.
     let task = arrived(2, f.keys.id("other"), &replicas, accepted_at);
     f.engine.arrive(f.now, task, Origin::RecoveredAwaited(vec![Progress::Untouched; 2]));
     f.pass(settings().strong_timeout);

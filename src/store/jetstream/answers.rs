@@ -1,5 +1,5 @@
 //! The answers to strong writes, from the owner of a partition to the process that has accepted the
-//! write. They are not stored: a client whose answer is lost is told that it is not known.
+//! write. They are not stored: a client whose answer is lost gets the error that it is not known.
 
 use std::str::FromStr;
 use std::sync::Arc;

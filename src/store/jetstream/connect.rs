@@ -41,6 +41,10 @@ const LARGEST_MESSAGE: usize = 1 << 20;
 /// Two elections: of the leader for all streams, then of each stream's.
 const ELECTIONS: Duration = Duration::from_secs(30);
 
+/// How long a request about a stream may take before it is made again. A stream in an election does not
+/// answer, so after a restart of all servers a longer wait delays every instance.
+const STREAM_ANSWER: Duration = Duration::from_secs(2);
+
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 
 /// Between two looks at whether the servers sync.
@@ -121,7 +125,8 @@ impl Store {
                 needed: LARGEST_MESSAGE,
             });
         }
-        let jetstream = ContextBuilder::new().timeout(settings.timeout).build(client.clone());
+        let timeout = settings.timeout.min(STREAM_ANSWER);
+        let jetstream = ContextBuilder::new().timeout(timeout).build(client.clone());
         let names = StreamNames::new(settings.cluster.clone());
         let is_clustered = server.cluster.is_some();
         let streams = Streams {

@@ -29,7 +29,7 @@ const ANNOUNCE_EVERY: Duration = Duration::from_millis(500);
 /// An instance that was not heard for longer is dead, for now.
 const HEARD_WITHIN: Duration = Duration::from_secs(3);
 
-/// Nobody can fill the memory with invented instances.
+/// Announcements of invented instances cannot fill the memory.
 const MAX_MEMBERS: usize = 256;
 
 const MAX_NAME_BYTES: usize = 255;
