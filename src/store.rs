@@ -25,7 +25,7 @@ mod records;
 
 pub use jetstream::{
     CLIENT_LIBRARY, ClusterName, ClusterStatus, ConnectError, JetStreamJournal, JetStreamSettings,
-    MAX_PARTITIONS, StoreDurability, export_cluster, import_cluster,
+    MAX_CLUSTER_VALUE_BYTES, MAX_PARTITIONS, StoreDurability, export_cluster, import_cluster,
 };
 #[cfg(test)]
 pub(crate) use journal::Notify;

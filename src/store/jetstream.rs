@@ -11,11 +11,14 @@
 //!
 //! `journal.rs` is the journal. `publish.rs` stores writes. `partition.rs` is the task of a partition:
 //! `tenure.rs` decides who owns it, `reader.rs` puts its messages into their order, `owned.rs` and
-//! `checkpoint.rs` know what is settled, `standing.rs` is what other parts may know of the partition,
+//! `checkpoint.rs` know what is settled, `copying.rs` keeps the log short, `standing.rs` is what other
+//! parts may know of the partition,
 //! `shared.rs` what all partitions share. `message.rs` is the format, `protocol.rs` has the requests.
 
 mod checkpoint;
 mod connect;
+mod copying;
+mod figures;
 mod idempotency;
 mod journal;
 mod message;
@@ -41,6 +44,7 @@ mod transfer;
 
 pub use connect::{ConnectError, JetStreamSettings, StoreDurability};
 pub use journal::JetStreamJournal;
+pub use message::MAX_VALUE_BYTES as MAX_CLUSTER_VALUE_BYTES;
 pub use names::{ClusterName, MAX_PARTITIONS};
 pub use status::ClusterStatus;
 pub use transfer::{export as export_cluster, import as import_cluster};

@@ -1,7 +1,7 @@
 //! What the tasks of all partitions share.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::{PartitionLevels, StoreInstance};
@@ -15,8 +15,6 @@ pub(super) struct StoreShared {
     pub(super) this: StoreInstance,
     pub(super) partitions: Vec<Arc<Standing>>,
     notify: Mutex<Notify>,
-    /// Answers of the servers so far.
-    answers: AtomicU64,
     /// This process owns the first partition, so it may own the others.
     is_leader: AtomicBool,
 }
@@ -33,7 +31,6 @@ impl StoreShared {
             this,
             partitions,
             notify: Mutex::new(notify),
-            answers: AtomicU64::new(0),
             is_leader: AtomicBool::new(false),
         }
     }
@@ -44,14 +41,6 @@ impl StoreShared {
 
     pub(super) fn standing(&self, partition: Partition) -> Option<&Arc<Standing>> {
         self.partitions.get(usize::from(partition.0))
-    }
-
-    pub(super) fn note_answer(&self) {
-        self.answers.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn answers(&self) -> u64 {
-        self.answers.load(Ordering::Relaxed)
     }
 
     pub(super) fn may_own(&self, partition: Partition) -> bool {
