@@ -17,7 +17,7 @@ use crate::engine::{EngineSettings, Workers};
 use crate::policy::Rule;
 use crate::replica::{ClientSettings, ReplicaHttp2};
 use crate::server::ServerLimits;
-use crate::store::{JetStreamSettings, KeyLimits};
+use crate::store::{JetStreamSettings, KeyLimits, MAX_CLUSTER_VALUE_BYTES};
 use crate::task::MAX_NODE_BYTES;
 use crate::text::without_secrets;
 use crate::tls::TlsFiles;
@@ -241,6 +241,10 @@ impl Config {
         problems.check(value < queue.queue_max_bytes, || {
             let all = queue.queue_max_bytes;
             format!("--max-value-bytes {value} must be less than --queue-max-bytes {all}")
+        });
+        problems.check(cluster.store.is_empty() || value.as_u64() <= MAX_CLUSTER_VALUE_BYTES, || {
+            let most = ByteSize(MAX_CLUSTER_VALUE_BYTES);
+            format!("--max-value-bytes {value} must be at most {most} with --store, whose servers take a value as one batch of messages")
         });
         problems.check(body_bytes as u64 <= requests.request_memory.as_u64(), || {
             let (all, body) = (requests.request_memory, ByteSize(body_bytes as u64));

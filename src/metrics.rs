@@ -9,6 +9,7 @@ use crate::engine::{LaneView, Levels};
 use crate::store::{ClusterStatus, Stats};
 use crate::task::Counters;
 
+mod cluster;
 mod counts;
 mod histogram;
 mod process;
@@ -76,6 +77,7 @@ enum MetricKind {
 }
 
 use MetricKind::{Counter, Gauge};
+use cluster::CLUSTER_METRICS;
 
 /// Name, kind, help text and value.
 type Metric = (&'static str, MetricKind, &'static str, fn(&Snapshot) -> f64);
@@ -85,9 +87,6 @@ type ReplicaMetric = (&'static str, MetricKind, &'static str, fn(&ReplicaSnapsho
 
 /// A metric that the system may not report.
 type ProcessMetric = (&'static str, MetricKind, &'static str, fn(&ProcessFigures) -> Option<f64>);
-
-/// A metric of the cluster store. `None` if the servers do not report it.
-type ClusterMetric = (&'static str, MetricKind, &'static str, fn(&ClusterStatus) -> Option<f64>);
 
 type HistogramMetric<Of> = (&'static str, &'static str, fn(&Of) -> &Histogram);
 
@@ -244,34 +243,6 @@ const PROCESS_METRICS: &[ProcessMetric] = &[
     ("process_start_time_seconds", Gauge, "Start time of the process since 1970.", |p| {
         Some(p.start_seconds)
     }),
-];
-
-#[expect(clippy::cast_precision_loss, reason = "at most 1024 partitions")]
-const CLUSTER_METRICS: &[ClusterMetric] = &[
-    (
-        "replicator_store_connected",
-        Gauge,
-        "1 while a server of the cluster store is connected.",
-        |c| Some(f64::from(u8::from(c.is_connected))),
-    ),
-    (
-        "replicator_store_sync_always",
-        Gauge,
-        "1 if every server of the cluster store syncs each write to disk, 0 if not.",
-        |c| c.sync_always.map(|always| f64::from(u8::from(always))),
-    ),
-    (
-        "replicator_partitions_owned",
-        Gauge,
-        "Partitions of the cluster whose tasks this instance delivers.",
-        |c| Some(c.owners().filter(|owner| owner.is_some_and(|owner| owner.is_me)).count() as f64),
-    ),
-    (
-        "replicator_partitions_without_owner",
-        Gauge,
-        "Partitions of the cluster whose tasks no instance delivers, as far as this one knows.",
-        |c| Some(c.owners().filter(Option::is_none).count() as f64),
-    ),
 ];
 
 const REPLICA_METRICS: &[ReplicaMetric] = &[
@@ -437,6 +408,7 @@ pub fn to_prometheus(snapshot: &Snapshot) -> prometheus::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::Partition;
 
     fn snapshot() -> Snapshot {
         let counters = Counters { accepted: 7, delivered: 5, pending: 2, ..Counters::default() };
@@ -449,6 +421,12 @@ mod tests {
         };
         let mut commit_tasks = Histogram::new(COMMIT_TASKS);
         commit_tasks.record(3.0);
+        let mut cluster = ClusterStatus {
+            sync_always: Some(true),
+            lease: Some(std::time::Duration::from_secs(1)),
+            ..ClusterStatus::default()
+        };
+        cluster.logs.entry(Partition::default()).or_default().max_bytes = Some(1);
         Snapshot {
             total_replications: 4,
             totals: counters,
@@ -457,7 +435,7 @@ mod tests {
             answers: vec![("202", 4)],
             commit_tasks,
             process: Some(ProcessFigures { max_fds: Some(1024), ..ProcessFigures::default() }),
-            cluster: Some(ClusterStatus { sync_always: Some(true), ..ClusterStatus::default() }),
+            cluster: Some(cluster),
             replicas: vec![replica],
             ..Snapshot::default()
         }

@@ -25,8 +25,8 @@ mod records;
 
 pub use jetstream::{
     CLIENT_LIBRARY, ClusterName, ClusterStatus, ConnectError, JetStreamJournal, JetStreamSettings,
-    MAX_PARTITIONS, Member, PartitionOwner, PartitionStream, PeerSilence, Peers, StoreDurability,
-    export_cluster, import_cluster,
+    MAX_CLUSTER_VALUE_BYTES, MAX_PARTITIONS, Member, PartitionOwner, PartitionStream, PeerSilence,
+    Peers, StoreDurability, export_cluster, import_cluster,
 };
 #[cfg(test)]
 pub(crate) use journal::Notify;

@@ -20,6 +20,8 @@ mod it {
     mod service;
     pub mod support;
 }
+#[path = "cluster/damage.rs"]
+mod damage;
 #[path = "cluster/faults.rs"]
 mod faults;
 #[path = "cluster/judge.rs"]

@@ -26,6 +26,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 mod it {
     pub mod support;
 }
+#[path = "store/refusals.rs"]
+mod refusals;
 
 use it::support::tls::{Authority, Issued};
 use it::support::{PATIENCE, Replica, client, wait_until};

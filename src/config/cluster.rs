@@ -89,6 +89,7 @@ pub(super) fn settings(
         dead_letter_max_bytes: limits.dead_letter_max_bytes,
         keys: limits.keys,
         ids_after: TaskId(0),
+        clean_above: None,
     })
 }
 
@@ -166,6 +167,7 @@ mod tests {
             (&["--partitions", "1025"], "--partitions 1025 must be at most 1024"),
             (&["--cluster", "a.b"], "--cluster \"a.b\" must be"),
             (&["--max-replicas", "500"], "--max-replicas 500 must be at most 380 with --store"),
+            (&["--max-value-bytes", "500MiB"], "--max-value-bytes 500.0 MiB must be at most"),
         ] {
             let text = config(&[&STORE, args].concat()).unwrap_err();
             assert!(text.contains(words), "{args:?}: {text}");

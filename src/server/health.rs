@@ -22,6 +22,8 @@ const NOT_SYNCED: &str = "a server of --store does not sync each write to disk (
 
 const NOT_OWNED: &str = "no instance delivers the writes of some partitions of the cluster yet";
 
+const NOT_LED: &str = "no server answers for some partitions of the cluster, which take no writes until then: too few servers of --store are up, or an election takes place";
+
 const CLUSTER_FULL: &str = "the queue of the cluster is full (--queue-capacity, --queue-max-bytes): new writes are refused";
 
 const REPLICAS_FULL: &str = "all places for known replicas are in use (--max-known-replicas): writes that name another replica were refused in the last minute";
@@ -51,14 +53,18 @@ pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
     let disk_low = snapshot.as_ref().is_some_and(|snapshot| snapshot.store.is_full);
     let refused = snapshot.as_ref().is_some_and(|snapshot| snapshot.replicas_refused);
     let cluster = snapshot.as_ref().and_then(|snapshot| snapshot.cluster.as_ref());
-    let unowned = cluster.map_or(0, |cluster| cluster.owners().filter(Option::is_none).count());
+    let (unowned, unled) = match cluster {
+        Some(cluster) => (cluster.without_owner(), cluster.without_leader()),
+        None => Default::default(),
+    };
     let reason = match health {
         Health::Stalled { .. } => Some(STALLED),
         _ if cluster.is_some_and(|cluster| !cluster.is_connected) => Some(NOT_CONNECTED),
         _ if cluster.is_some_and(|c| c.demands_sync && c.sync_always == Some(false)) => {
             Some(NOT_SYNCED)
         }
-        _ if unowned > 0 => Some(NOT_OWNED),
+        _ if !unled.is_empty() => Some(NOT_LED),
+        _ if !unowned.is_empty() => Some(NOT_OWNED),
         _ if disk_low && cluster.is_some() => Some(CLUSTER_FULL),
         _ if disk_low => Some("the disk is nearly full (--min-free-disk): new writes are refused"),
         _ if refused => Some(REPLICAS_FULL),
@@ -70,13 +76,19 @@ pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
         Some(snapshot) => status(snapshot.levels.queue, snapshot.queue_capacity),
         None => Status::Unhealthy,
     };
-    let body = match (status, reason) {
-        (Status::Degraded, Some(reason)) => json!({
-            "status": status, "service": "replicator", "queue_size": queue_size,
-            "reason": reason,
-        }),
-        _ => json!({ "status": status, "service": "replicator", "queue_size": queue_size }),
-    };
+    let mut body = json!({ "status": status, "service": "replicator", "queue_size": queue_size });
+    if status == Status::Degraded
+        && let Some(fields) = body.as_object_mut()
+    {
+        fields.extend(reason.map(|reason| ("reason".to_owned(), reason.into())));
+        for (name, numbers) in
+            [("partitions_without_owner", unowned), ("partitions_without_leader", unled)]
+        {
+            if !numbers.is_empty() {
+                fields.insert(name.to_owned(), numbers.into());
+            }
+        }
+    }
     match status {
         Status::Healthy | Status::Degraded => ok(&body),
         Status::Unhealthy => unavailable(&body),

@@ -14,6 +14,10 @@ use crate::task::{
     Timestamp, Uptime,
 };
 
+mod keys;
+
+use keys::*;
+
 /// An outcome or event of a journal.
 #[derive(Debug, PartialEq)]
 enum Report {
@@ -115,7 +119,16 @@ macro_rules! conformance {
 }
 
 /// Those that a journal keeps if other processes write to its store, too. `jetstream/tests.rs` has its
-/// own.
+/// own. The others do not hold:
+///
+/// - `a_group_is_durable_together`, `a_write_is_numbered_at_once`: each write is a message of its own,
+///   and the servers number it.
+/// - `a_write_that_is_removed_at_once_leaves_nothing`, `settlements_are_reported_once_they_are_durable`:
+///   so strong writes are durable before they are sent, and need neither.
+/// - `the_state_of_a_key_can_be_queried`: only the servers know it; an append finds it.
+/// - `an_expired_key_makes_room`: keys expire by the clock of the servers, not by ticks.
+/// - `a_removed_task_is_gone`: its message stays until the log is purged, which one before it can delay.
+/// - `a_failure_is_reported_once_and_refuses_every_later_call`: it waits for the servers instead.
 mod of_the_journal_of_a_cluster {
     macro_rules! conformance {
         ($($promise:ident)*) => {
@@ -124,6 +137,10 @@ mod of_the_journal_of_a_cluster {
     }
     conformance! {
         writes_are_numbered_in_the_order_of_the_calls_and_arrive_after_their_outcomes
+        a_repeat_gets_the_task_of_the_first_write_after_its_outcome
+        a_key_beyond_the_limit_becomes_no_task
+        the_answer_to_a_strong_write_is_remembered
+        unsettled_tasks_can_be_read
         unsettled_tasks_are_claimed_in_order_with_their_last_progress_before_any_task_arrives
         records_of_replicas_come_before_the_claim
         ids_are_not_used_again_after_a_restart
@@ -136,9 +153,11 @@ conformance! {
     a_group_is_durable_together
     a_repeat_gets_the_task_of_the_first_write_after_its_outcome
     a_key_beyond_the_limit_becomes_no_task
+    an_expired_key_makes_room
     the_state_of_a_key_can_be_queried
     the_answer_to_a_strong_write_is_remembered
-    a_removed_task_is_gone_and_the_others_can_be_read
+    unsettled_tasks_can_be_read
+    a_removed_task_is_gone
     unsettled_tasks_are_claimed_in_order_with_their_last_progress_before_any_task_arrives
     a_write_is_numbered_at_once
     settlements_are_reported_once_they_are_durable
@@ -237,6 +256,17 @@ impl Listener {
         self.journal().append(vec![self.write(name, Consistency::Eventual, key)]);
     }
 
+    /// An eventual write with an idempotency key. All of these are of one key, so they have an order.
+    fn keyed(&self, name: &'static str, key: (&str, u8)) -> Append {
+        let mut write = self.write(name, Consistency::Eventual, Some(key));
+        "same".clone_into(&mut write.new.key);
+        write
+    }
+
+    fn append_keyed(&self, name: &'static str, key: (&str, u8)) {
+        self.journal().append(vec![self.keyed(name, key)]);
+    }
+
     /// The next report, except those of settlements.
     fn next(&self) -> Report {
         let mut reports = self.reports.iter();
@@ -305,90 +335,37 @@ fn a_group_is_durable_together(open: Open) {
     listener.close().unwrap();
 }
 
-fn a_repeat_gets_the_task_of_the_first_write_after_its_outcome(open: Open) {
-    let (listener, _place) = Listener::new(open);
-    let id = FIRST;
-    // While the first is not durable, in one group with it, and after it.
-    for _ in 0..2 {
-        let write = |name, body| listener.write(name, Consistency::Eventual, Some(("k", body)));
-        listener.journal().append(vec![write("first", 1), write("second", 1)]);
-        listener.append("third", Some(("k", 1)));
-        listener.append("another", Some(("k", 2)));
-    }
-    let mut outcomes = listener.outcomes(8);
-    outcomes.retain(|(_, outcome)| *outcome != Err(AppendError::Mismatch));
-    assert_eq!(outcomes.len(), 6);
-    assert_eq!(outcomes.remove(0), ("first", new(id)));
-    let same = Ok(repeated(id, Consistency::Eventual, None));
-    assert!(outcomes.iter().all(|(_, outcome)| *outcome == same), "{outcomes:?}");
-    listener.close().unwrap();
-}
-
-fn a_key_beyond_the_limit_becomes_no_task(open: Open) {
-    let (listener, _place) = Listener::new(open);
-    for key in ["a", "b", "c"] {
-        listener.append("fits", Some((key, 1)));
-    }
-    listener.append("does not", Some(("d", 1)));
-    let outcomes = listener.outcomes(4);
-    assert!(outcomes.contains(&("does not", Err(AppendError::KeysFull))), "{outcomes:?}");
-    listener.append("fits", Some(("a", 1)));
-    assert!(matches!(listener.outcomes(1)[0].1, Ok(Appended::Repeated(_))));
-    listener.journal().tick(Moment(0).after(LIMITS.window));
-    listener.append("fits now", Some(("d", 1)));
-    assert!(matches!(listener.outcomes(1)[0].1, Ok(Appended::New(_))));
-    listener.close().unwrap();
-}
-
-fn the_state_of_a_key_can_be_queried(open: Open) {
-    let (listener, _place) = Listener::new(open);
-    let key = |key: &str, body| {
-        listener.journal().key(&Idempotency { key: key.into(), fingerprint: [body; 16] })
-    };
-    assert_eq!(key("a", 1), KeyState::New);
-    for name in ["a", "b", "c"] {
-        listener.append("write", Some((name, 1)));
-    }
-    listener.outcomes(3);
-    let repeated = Repeated { id: TaskId(FIRST), consistency: Consistency::Eventual, answer: None };
-    assert_eq!(key("a", 1), KeyState::Known(repeated));
-    assert_eq!(key("a", 2), KeyState::Mismatch);
-    assert_eq!(key("d", 1), KeyState::NoRoom);
-    listener.close().unwrap();
-}
-
-fn the_answer_to_a_strong_write_is_remembered(open: Open) {
-    let answer = IdempotencyAnswer { success: true, acked: vec![0], failed: vec![], needed: 1 };
-    let (listener, _place) = Listener::new(open);
-    assert_eq!(strong(&listener), new(FIRST));
-    assert_eq!(strong(&listener), Ok(repeated(FIRST, Consistency::Strong, None)));
-    listener.journal().conclude(TaskId(FIRST), answer.clone(), &[]);
-    assert_eq!(strong(&listener), Ok(repeated(FIRST, Consistency::Strong, Some(answer))));
-    listener.close().unwrap();
-}
-
-fn strong(listener: &Listener) -> Result<Appended, AppendError> {
-    let write = listener.write("strong", Consistency::Strong, Some(("k", 1)));
-    listener.journal().append(vec![write]);
-    listener.outcomes(1).remove(0).1
-}
-
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-fn a_removed_task_is_gone_and_the_others_can_be_read(open: Open) {
+fn unsettled_tasks_can_be_read(open: Open) {
+    let (listener, _place) = Listener::new(open);
+    listener.append("one", None);
+    listener.append("another", None);
+    let ids: Vec<_> =
+        listener.outcomes(2).into_iter().map(|(name, new)| (name, id(&new))).collect();
+    for &(name, id) in &ids {
+        listener.journal().save(TaskId(id), vec![Progress::Resend]);
+        let task = block_on(listener.journal().read(TaskId(id))).unwrap().unwrap();
+        assert_eq!((task.id, &*task.key), (TaskId(id), name));
+    }
+    let wanted = ids.iter().map(|(_, id)| TaskId(*id)).collect();
+    let headers = block_on(listener.journal().headers(wanted)).unwrap();
+    let keys: Vec<_> = headers.into_iter().map(|header| header.unwrap().key).collect();
+    assert!(keys.iter().eq(ids.iter().map(|(name, _)| name)), "{keys:?}");
+    listener.close().unwrap();
+}
+
+fn a_removed_task_is_gone(open: Open) {
     let (listener, _place) = Listener::new(open);
     listener.append("stays", None);
     listener.append("goes", None);
     listener.outcomes(2);
     let (stays, goes) = (TaskId(FIRST), TaskId(FIRST + 1));
-    listener.journal().save(stays, vec![Progress::Delivered]);
     listener.journal().remove(goes);
     assert_eq!(listener.sync(), Ok(()));
-    let read = |id| block_on(listener.journal().read(id)).unwrap();
-    assert_eq!(read(stays).map(|task| (task.id, task.key)), Some((stays, "stays".to_owned())));
-    assert_eq!(read(goes), None);
+    assert_eq!(block_on(listener.journal().read(goes)).unwrap(), None);
     let headers = block_on(listener.journal().headers(vec![goes, stays])).unwrap();
     let keys: Vec<_> = headers.iter().map(|header| header.as_ref().map(|h| &*h.key)).collect();
     assert_eq!(keys, [None, Some("stays")]);

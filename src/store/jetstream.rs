@@ -11,14 +11,17 @@
 //!
 //! `journal.rs` is the journal. `publish.rs` stores writes, `answers.rs` passes the answers to strong ones on. `partition.rs` is the task of a partition:
 //! `tenure.rs` decides who owns it, `reader.rs` puts its messages into their order, `owned.rs` and
-//! `checkpoint.rs` know what is settled, `standing.rs` is what other parts may know of the partition,
-//! `shared.rs` what all partitions share. `members.rs` knows which instances live, `placement.rs` which of
-//! them should own which partition, `sharing.rs` what this one does about it. `message.rs` is the format, `protocol.rs` has the requests.
+//! `checkpoint.rs` know what is settled, `copying.rs` keeps the log short, `standing.rs` is what other
+//! parts may know of the partition, `shared.rs` what all partitions share. `members.rs` knows which
+//! instances live, `placement.rs` which of them should own which partition, `sharing.rs` what this one does
+//! about it. `message.rs` is the format, `protocol.rs` has the requests.
 
 mod answers;
 mod checkpoint;
 mod connect;
+mod copying;
 mod ends;
+mod figures;
 mod idempotency;
 mod journal;
 mod members;
@@ -50,6 +53,7 @@ pub use connect::{ConnectError, JetStreamSettings, StoreDurability};
 pub use ends::PartitionStream;
 pub use journal::JetStreamJournal;
 pub use members::Member;
+pub use message::MAX_VALUE_BYTES as MAX_CLUSTER_VALUE_BYTES;
 pub use names::{ClusterName, MAX_PARTITIONS};
 pub use peers::{PeerSilence, Peers};
 pub use status::{ClusterStatus, PartitionOwner};

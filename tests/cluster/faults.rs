@@ -140,10 +140,29 @@ async fn nothing_is_acknowledged_without_a_quorum_and_everything_continues_with_
     })
     .await;
     assert_eq!(world.traffic.count(), acknowledged);
+    for instance in &world.instances {
+        wait_until("the instance is not ready", || async {
+            let (status, shown) = instance.try_get("/readyz").await.ok()?;
+            (status == 503 && shown["status"] == "not ready").then_some(())
+        })
+        .await;
+        let (status, shown) = instance.get("/health").await;
+        assert_eq!((status, &shown["status"]), (200, &"degraded".into()));
+        let numbers = ["partitions_without_owner", "partitions_without_leader"];
+        assert!(numbers.iter().all(|name| shown[name].is_array()), "{shown}");
+    }
     let since = Instant::now();
     world.servers.spawn(one);
     world.servers.spawn(two);
     world.until_delivering(since).await;
     world.traffic.until_more(300).await;
+    for instance in &world.instances {
+        wait_until("the instance is ready again", || async {
+            let (status, _) = instance.try_get("/readyz").await.ok()?;
+            let (_, health) = instance.try_get("/health").await.ok()?;
+            (status == 200 && health["status"] == "healthy").then_some(())
+        })
+        .await;
+    }
     world.judge().await;
 }

@@ -19,7 +19,7 @@ const PARTITIONS: usize = 8;
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// Three servers and a handful of processes are enough for a small machine.
-static TURN: Semaphore = Semaphore::const_new(1);
+pub static TURN: Semaphore = Semaphore::const_new(1);
 
 pub struct World {
     name: &'static str,

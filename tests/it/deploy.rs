@@ -1,5 +1,5 @@
-//! The unit file, the image and the compose file, as far as they can be checked without running
-//! them.
+//! The unit file, the image, the compose file and the manifest, as far as they can be checked without
+//! running them.
 
 use std::fs;
 use std::path::Path;
@@ -64,4 +64,34 @@ fn the_variables_of_the_image_exist_and_it_runs_without_privileges() {
     let user = dockerfile.lines().find(|line| line.starts_with("USER ")).unwrap();
     assert!(!user.contains("root") && !user.contains(" 0"), "{user}");
     assert!(dockerfile.contains("VOLUME /data"));
+}
+
+/// The schema was checked with `kubernetes-validate --strict` (PyPI).
+#[test]
+fn the_manifest_locks_its_containers_and_uses_variables_and_probes_that_exist() {
+    let manifest = shipped("kubernetes.yaml");
+    let cli = Cli::command();
+    let known: Vec<_> = cli.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+    let words = manifest.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
+    let of_nats = ["NATS_REPLICATOR_PASSWORD", "NATS_TRANSFER_PASSWORD", "NATS_SYSTEM_PASSWORD"];
+    let named = words.filter(|word| word.contains("REPLICATOR_") && !of_nats.contains(word));
+    let named: Vec<_> = named.collect();
+    assert!(named.len() >= 5, "{named:?}");
+    for variable in named {
+        assert!(known.contains(&variable), "{variable}");
+    }
+    for variable in of_nats {
+        assert!(shipped("nats.conf").contains(&format!("${variable}")), "{variable}");
+    }
+    // Two stateful sets, one of which has another container that writes its configuration.
+    assert_eq!(manifest.matches("podAntiAffinity:").count(), 2);
+    assert_eq!(manifest.matches("kind: PodDisruptionBudget").count(), 2);
+    assert_eq!(manifest.matches("runAsNonRoot: true").count(), 2);
+    assert_eq!(manifest.matches("securityContext: *locked").count(), 1);
+    for line in ["readOnlyRootFilesystem: true", "capabilities: { drop: [ALL] }"] {
+        assert_eq!(manifest.matches(line).count(), 2, "{line}");
+    }
+    for probe in ["path: /readyz", "path: /livez"] {
+        assert!(manifest.contains(probe), "{probe}");
+    }
 }

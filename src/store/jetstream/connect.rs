@@ -15,6 +15,7 @@ use async_nats::{Client, ConnectOptions, Event, ServerError, jetstream};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
+use super::figures::Figures;
 use super::names::{ClusterName, StreamNames};
 use super::record::ClusterRecord;
 use super::rows::now;
@@ -24,6 +25,7 @@ use crate::store::KeyLimits;
 use crate::task::{Partition, TaskId};
 
 mod failure;
+mod logs;
 mod options;
 mod servers;
 
@@ -83,6 +85,8 @@ pub struct JetStreamSettings {
     pub keys: KeyLimits,
     /// The ids of new streams are above it.
     pub ids_after: TaskId,
+    /// The size below which the log of a partition is left alone, see `copying.rs`.
+    pub clean_above: Option<u64>,
 }
 
 /// A connection to the cluster store. Cheap to clone.
@@ -97,6 +101,7 @@ struct Connected {
     record: ClusterRecord,
     settings: JetStreamSettings,
     status: Arc<Mutex<StoreStatus>>,
+    figures: Figures,
 }
 
 impl Store {
@@ -151,9 +156,12 @@ impl Store {
             record,
             settings: settings.clone(),
             status,
+            figures: Figures::default(),
         }));
         store.check_servers(servers::ask(store.client()).await, true)?;
         drop(tokio::spawn(ask_again(Arc::downgrade(&store.0))));
+        store.ask_leaders().await;
+        drop(tokio::spawn(logs::watch(Arc::downgrade(&store.0))));
         Ok(store)
     }
 
@@ -180,6 +188,10 @@ impl Store {
     #[must_use]
     pub fn settings(&self) -> &JetStreamSettings {
         &self.0.settings
+    }
+
+    pub(super) fn figures(&self) -> &Figures {
+        &self.0.figures
     }
 
     /// Notes who owns a partition, for [`Self::status`].
@@ -218,6 +230,14 @@ impl Store {
                     (partition, owner.map(known))
                 })
                 .collect(),
+            logs: status
+                .logs
+                .iter()
+                .filter(|(_, (_, at))| at.elapsed() < logs::SILENT)
+                .map(|(partition, (log, _))| (*partition, log.clone()))
+                .collect(),
+            lease: None,
+            figures: self.0.figures.get(),
         }
     }
 

@@ -412,9 +412,14 @@ impl Journal for JetStreamJournal {
         }
     }
 
-    /// Answers of the servers: one is always awaited.
+    /// The wait until some partition takes writes is one operation: its leader answers, or it has an
+    /// owner, whose checkpoints are stored.
     fn in_progress(&self) -> Option<u64> {
-        (!self.has_ended.load(Ordering::Acquire)).then(|| self.shared.answers())
+        let has_ended = self.has_ended.load(Ordering::Acquire);
+        let takes_writes = |status: ClusterStatus| {
+            !status.logs.is_empty() || status.owners().any(|owner| owner.is_some())
+        };
+        (!has_ended && !self.cluster().is_some_and(takes_writes)).then_some(0)
     }
 
     fn processes(&self) -> NonZeroU32 {
@@ -423,8 +428,19 @@ impl Journal for JetStreamJournal {
     }
 
     fn cluster(&self) -> Option<ClusterStatus> {
-        let members = self.shared.members.live();
-        Some(ClusterStatus { members, ..self.store().status() })
+        let (mut status, members) = (self.store().status(), self.shared.members.live());
+        let lease_of = |partition| match self.shared.standing(partition)?.fence() {
+            Fence::Held { lease, .. } => Some(lease.remaining()),
+            Fence::Open | Fence::Lost => None,
+        };
+        for (partition, owner) in &mut status.partitions {
+            let lease = lease_of(*partition);
+            status.lease = status.lease.into_iter().chain(lease).min();
+            // Nothing is delivered without a lease.
+            let is_held = lease.is_some_and(|lease| !lease.is_zero());
+            *owner = owner.take().filter(|owner| !owner.is_me || is_held);
+        }
+        Some(ClusterStatus { members, ..status })
     }
 
     fn peers(&self) -> Option<Peers> {

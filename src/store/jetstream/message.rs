@@ -10,6 +10,7 @@
 //! | task | [`TaskMessageHead`], the envelope, and the value unless it has chunks |
 //! | chunk | the nonce of its task (16 bytes), its number (4), bytes of the value |
 //! | progress | as in the local store, then each of its dead letters |
+//! | copy | [`CopyHead`], then the message of the task as it is |
 //! | checkpoint | [`Checkpoint`] |
 //!
 //! `src/store/payload.rs` has the envelope and the progress.
@@ -41,6 +42,7 @@ enum Kind {
     Task,
     Chunk,
     Progress,
+    Copy,
     Checkpoint,
 }
 
@@ -51,6 +53,7 @@ impl Kind {
             Self::Task => b't',
             Self::Chunk => b'v',
             Self::Progress => b'g',
+            Self::Copy => b'k',
             Self::Checkpoint => b'c',
         }
     }
@@ -182,6 +185,12 @@ pub(super) struct StoredTask {
     value: Bytes,
 }
 
+/// The most messages of a batch, one of which is the task itself.
+const MAX_CHUNKS: u64 = 999;
+
+/// The longest value that can be stored.
+pub const MAX_VALUE_BYTES: u64 = MAX_CHUNKS * CHUNK_BYTES as u64;
+
 pub(super) fn read_task(
     id: TaskId,
     message: &Bytes,
@@ -229,6 +238,37 @@ impl StoredTask {
         }
         Ok(self.header.into_task(value.into()))
     }
+}
+
+/// What precedes the message of a task that was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, BorrowDecode)]
+struct CopyHead {
+    id: u64,
+    /// The first of its chunks; 0 if the value is in the message.
+    chunks: u64,
+}
+
+/// A copy of the message of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TaskCopy {
+    /// The first of its chunks.
+    pub(super) chunks: Option<u64>,
+    pub(super) message: Bytes,
+}
+
+/// Of the task whose first message has the sequence `id`.
+pub(super) fn copy(id: u64, copy: &TaskCopy) -> Result<Bytes, EncodeError> {
+    let head = payload::encode(CopyHead { id, chunks: copy.chunks.unwrap_or(0) })?;
+    Ok(seal(Kind::Copy, &[&head, &copy.message]))
+}
+
+pub(super) fn read_copy(id: u64, message: &Bytes) -> Result<TaskCopy, MessageError> {
+    let payload = unseal(Kind::Copy, message)?;
+    let mut rest = &*payload;
+    let head: Option<CopyHead> = payload::decode_next(&mut rest);
+    let head = head.filter(|head| head.id == id).ok_or(MessageError::Damaged)?;
+    let chunks = (head.chunks > 0).then_some(head.chunks);
+    Ok(TaskCopy { chunks, message: payload.slice(payload.len() - rest.len()..) })
 }
 
 pub(super) fn progress(entries: &[Progress]) -> Result<Bytes, EncodeError> {

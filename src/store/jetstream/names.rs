@@ -106,6 +106,17 @@ impl StreamNames {
         subject.strip_prefix(&self.of(partition, "g."))?.parse().ok()
     }
 
+    /// The copy of a task, by the sequence of its first message.
+    #[must_use]
+    pub fn copy(&self, partition: Partition, sequence: u64) -> String {
+        self.of(partition, &format!("k.{sequence}"))
+    }
+
+    #[must_use]
+    pub fn task_of_copy(&self, partition: Partition, subject: &str) -> Option<u64> {
+        subject.strip_prefix(&self.of(partition, "k."))?.parse().ok()
+    }
+
     #[must_use]
     pub fn checkpoint(&self, partition: Partition) -> String {
         self.of(partition, "c")

@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::checkpoint::{PartitionLevels, Settled, SettledIndex, Unsettled};
+use super::checkpoint::{OpenTask, PartitionLevels, Place, Settled, SettledIndex, Unsettled};
+use super::copying::Cleaning;
 use super::message::{self, MessageError, Nonce};
 use super::names::{StreamNames, task_id};
 use super::protocol::{LogMessage, Outgoing};
-use super::publish::{Found, Publisher};
 use super::reader::{LogTurn, LoggedTask, PartitionRecovery, Reader, RecoveredHead, RecoveredTask};
 use super::standing::TaskSettlement;
 use crate::lease::{BootTime, Lease};
@@ -43,6 +43,9 @@ const MAX_RECENT: usize = 1 << 15;
 
 /// Tasks with an idempotency key whose answer is still taken.
 const MAX_KEYED: usize = 10_000;
+
+mod cleaning;
+mod holes;
 
 pub(super) struct Owned {
     pub(super) epoch: u64,
@@ -75,6 +78,15 @@ pub(super) struct Owned {
     pub(super) reports_caught_up: bool,
     to_bind: Vec<u64>,
     recent: RecentNonces,
+    /// What the messages of the batch on its way are, without its checkpoint.
+    sent: Vec<SentRow>,
+    cleaning: Cleaning,
+    /// Messages that the log of a server lacks, to be looked for on all.
+    holes: Vec<u64>,
+    /// All servers lack the same up to this one.
+    holes_known: u64,
+    /// Messages that are missing, and were not reported yet.
+    missing: u64,
     /// A message has a version that this binary does not know. It and those behind it stay unread.
     is_unreadable: bool,
 }
@@ -106,6 +118,22 @@ impl RecentNonces {
     }
 }
 
+/// What to read of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LogRead {
+    /// From this message on, from any server.
+    From(u64),
+    /// These, from whichever server has them.
+    Missing(Vec<u64>),
+}
+
+/// A message of a batch, by the id of its task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SentRow {
+    Progress(u64),
+    Copy(u64),
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct KeyedTask {
     pub(super) idempotency: Idempotency,
@@ -119,7 +147,7 @@ enum OwnedStage {
         claim: u64,
         settled: Settled,
         levels: PartitionLevels,
-        recovery: PartitionRecovery,
+        recovery: Box<PartitionRecovery>,
         index: SettledIndex,
     },
     Live,
@@ -142,7 +170,7 @@ impl Owned {
         levels: PartitionLevels,
     ) -> Self {
         let reader = Reader::after(settled.floor);
-        let recovery = PartitionRecovery::default();
+        let recovery = Box::<PartitionRecovery>::default();
         Self {
             epoch,
             lease: Lease::new(),
@@ -173,6 +201,11 @@ impl Owned {
             reports_caught_up: false,
             to_bind: Vec::new(),
             recent: RecentNonces::default(),
+            sent: Vec::new(),
+            cleaning: Cleaning::default(),
+            holes: Vec::new(),
+            holes_known: 0,
+            missing: 0,
             is_unreadable: false,
         }
     }
@@ -192,7 +225,7 @@ impl Owned {
 
     pub(super) fn settle(&mut self, sequence: u64, settlement: TaskSettlement) {
         self.came += 1;
-        if self.is_live() && self.unsettled.contains(sequence) {
+        if self.is_live() && self.unsettled.get(sequence).is_some() {
             self.pending.insert(sequence, settlement);
             self.pending_since.get_or_insert_with(Instant::now);
         } else if self.pending.is_empty() {
@@ -228,7 +261,7 @@ impl Owned {
         self.to_bind.push(sequence);
         while self.keyed.len() > MAX_KEYED
             && let Some(oldest) = self.keyed.first_entry()
-            && !self.unsettled.contains(*oldest.key())
+            && self.unsettled.get(*oldest.key()).is_none()
         {
             oldest.remove();
         }
@@ -277,7 +310,10 @@ impl Owned {
     /// When a group should be written; `None` without settlements.
     pub(super) fn group_due(&self) -> Option<Instant> {
         let wait = if self.syncs.is_empty() { GATHER } else { Duration::ZERO };
-        self.pending_since.map(|since| since + wait)
+        let settlements = self.pending_since.map(|since| since + wait);
+        // Copies wait for nothing.
+        let copies = self.cleaning.has_ready().then_some(self.since);
+        settlements.into_iter().chain(copies).min()
     }
 
     /// Whether one group has all that is left.
@@ -293,6 +329,7 @@ impl Owned {
             return Group { rows: Vec::new(), settled: settled.clone(), levels: *levels };
         }
         let (mut rows, mut bytes) = (Vec::new(), 0);
+        self.sent.clear();
         while let Some((&sequence, _)) = self.pending.first_key_value() {
             let lacks_its_key = self.lacks_its_key(sequence);
             let Some(entry) = self.pending.first_entry() else { break };
@@ -303,9 +340,11 @@ impl Owned {
                     Ok(row) if rows.len() >= MAX_ROWS || bytes + row.len() > MAX_ROW_BYTES => break,
                     Ok(row) => {
                         bytes += row.len();
+                        self.unsettled.progress(sequence, Place::Sent, row.len());
+                        self.unsettled.mark(sequence, is_dead(progress));
                         let subject = names.progress(self.partition, sequence);
                         rows.push(Outgoing::new(subject, row).replacing());
-                        self.unsettled.mark(sequence, is_dead(progress));
+                        self.sent.push(SentRow::Progress(sequence));
                     }
                     Err(error) => error!(%error, "progress cannot be encoded"),
                 },
@@ -317,25 +356,47 @@ impl Owned {
         } else {
             self.pending_since = Some(Instant::now());
         }
+        self.add_copies(names, &mut rows);
         let (settled, levels) = (self.unsettled.settled(), self.unsettled.levels());
         Group { rows, settled, levels }
     }
 
-    /// A checkpoint is stored, with this many rows before it.
-    pub(super) fn stored(&mut self, sequence: u64, rows: usize, until: BootTime) {
+    /// A checkpoint is stored, with the rows before it. Returns the number of copies in it, and whether
+    /// the lease had ended before.
+    pub(super) fn stored(&mut self, sequence: u64, until: BootTime) -> (u64, bool) {
+        let had_lapsed = !self.lease.is_held();
         self.lease.extend(until);
-        self.reader.wrote(sequence - rows as u64, sequence);
+        let is_copy = |sent: &&SentRow| matches!(sent, SentRow::Copy(_));
+        let copies = self.sent.iter().filter(is_copy).count() as u64;
+        let first = sequence - self.sent.len() as u64;
+        for (sequence, sent) in (first..).zip(self.sent.drain(..)) {
+            match sent {
+                SentRow::Progress(id) => self.unsettled.progress_stored(id, sequence),
+                SentRow::Copy(id) => self.unsettled.copy_stored(id, sequence),
+            }
+        }
+        self.unsettled.copied_through(sequence);
+        self.reader.wrote(first, sequence);
         self.durable = self.grouped;
         self.answer_syncs();
+        (copies, had_lapsed)
     }
 
     /// Where to read the log from, if a read should begin now. [`Self::read`] follows.
-    pub(super) fn read_from(&mut self, now: Instant) -> Option<u64> {
+    pub(super) fn read_from(&mut self, now: Instant) -> Option<LogRead> {
         if self.is_reading || self.read_wake(now)? > now {
             return None;
         }
         self.is_reading = true;
-        Some(self.reader.next())
+        Some(match self.holes.is_empty() {
+            true => LogRead::From(self.reader.next()),
+            false => LogRead::Missing(self.holes.clone()),
+        })
+    }
+
+    /// Messages that are missing from the log, since the last call.
+    pub(super) fn take_missing(&mut self) -> u64 {
+        mem::take(&mut self.missing)
     }
 
     /// When a read should begin.
@@ -345,6 +406,7 @@ impl Owned {
         }
         let at = match self.stage {
             OwnedStage::Recovering { .. } => now,
+            OwnedStage::Live if !self.holes.is_empty() => now,
             OwnedStage::Live if self.reader.has_gap() => *self.gap_since.get_or_insert(now) + GAP,
             OwnedStage::Live => {
                 self.gap_since = None;
@@ -354,11 +416,12 @@ impl Owned {
         Some(self.read_at.map_or(at, |read_at| read_at.max(at)))
     }
 
-    /// Messages of the log, in order; `None` if they could not be read.
+    /// Messages of the log, in order; `None` if they could not be read. `stored` is told of tasks before
+    /// `notify` is.
     pub(super) fn read(
         &mut self,
         names: &StreamNames,
-        publisher: &Publisher,
+        stored: &dyn Fn(Nonce, u64),
         messages: Option<Vec<LogMessage>>,
         notify: &dyn Fn(JournalEvent),
     ) -> Result<(), MessageError> {
@@ -369,17 +432,24 @@ impl Owned {
         }
         let found = messages.as_ref().is_some_and(|messages| !messages.is_empty());
         self.read_at = (!found).then(|| Instant::now() + READ_AGAIN);
+        let looked_for = if messages.is_some() { mem::take(&mut self.holes) } else { Vec::new() };
+        let is_search = !looked_for.is_empty();
+        self.holes_known = self.holes_known.max(looked_for.last().copied().unwrap_or(0));
         let mut turns = Vec::new();
+        let mut found = 0;
         for message in messages.into_iter().flatten() {
+            found += 1;
             self.recover_through(message.sequence, notify);
+            if !self.own_turns(message.sequence, &mut turns) {
+                break;
+            }
             match &mut self.stage {
                 OwnedStage::Recovering { index, recovery, .. } => {
-                    if self.reader.pass(message.sequence) {
-                        let is_settled = |sequence| index.contains(sequence);
-                        let read = recovery.read(names, self.partition, &message, is_settled);
+                    if self.reader.pass(message.sequence) || is_search {
+                        let read = recovery.read(names, self.partition, &message, index);
                         self.is_unreadable |= read.is_err();
-                        if let Some(nonce) = read? {
-                            self.recent.is_first(nonce, message.sequence);
+                        if let Some((id, nonce)) = read? {
+                            self.recent.is_first(nonce, id);
                         }
                     }
                     self.recover_through(message.sequence + 1, notify);
@@ -387,7 +457,10 @@ impl Owned {
                 OwnedStage::Live => turns.extend(self.reader.read(names, self.partition, message)),
             }
         }
-        self.enter(turns, publisher, notify)
+        if is_search {
+            self.searched(&looked_for, found, notify);
+        }
+        self.enter(turns, stored, notify)
     }
 
     /// After the events of the tasks before it.
@@ -401,7 +474,7 @@ impl Owned {
     /// Passes tasks on whose turn has come.
     pub(super) fn advance(
         &mut self,
-        publisher: &Publisher,
+        stored: &dyn Fn(Nonce, u64),
         notify: &dyn Fn(JournalEvent),
     ) -> Result<(), MessageError> {
         if !self.is_live() || self.is_unreadable {
@@ -411,7 +484,7 @@ impl Owned {
         while let Some(turn) = self.reader.advance() {
             turns.push(turn);
         }
-        let entered = self.enter(turns, publisher, notify);
+        let entered = self.enter(turns, stored, notify);
         if entered.is_ok() {
             self.report_caught_up(notify);
         }
@@ -421,7 +494,7 @@ impl Owned {
     fn enter(
         &mut self,
         turns: Vec<LogTurn>,
-        publisher: &Publisher,
+        stored: &dyn Fn(Nonce, u64),
         notify: &dyn Fn(JournalEvent),
     ) -> Result<(), MessageError> {
         let (mut tasks, mut took) = (Vec::with_capacity(turns.len()), Duration::ZERO);
@@ -434,7 +507,7 @@ impl Owned {
                     break;
                 }
                 Err(error) => {
-                    self.unsettled.add(sequence, 0, 0);
+                    self.unsettled.add(sequence, OpenTask::first(sequence, 0, 0));
                     self.log_unreadable(sequence, error);
                     continue;
                 }
@@ -444,16 +517,17 @@ impl Owned {
                 warn!(task = %task.id, "a copy of a stored task came too late and is left out");
                 continue;
             }
-            self.unsettled.add(sequence, task.weight() as u64, chunks);
+            let open = OpenTask::first(sequence, task.weight() as u64, chunks);
+            self.unsettled.add(sequence, open);
             self.add_key(sequence, idempotency, task.consistency, nonce);
             self.add_awaited(sequence, awaited_by);
             took = took.max(this);
             // Its outcome comes before its arrival.
-            publisher.stored(nonce, sequence, Found::InLog);
+            stored(nonce, sequence);
             tasks.push(task);
         }
         if self.is_live() && result.is_ok() {
-            self.unsettled.read_through(self.reader.next() - 1);
+            self.unsettled.read_through(self.reader.through());
         }
         if !tasks.is_empty() {
             notify(JournalEvent::Arrived { partition: self.partition, tasks, took });
@@ -467,30 +541,37 @@ impl Owned {
         if sequence <= claim {
             return;
         }
+        if let OwnedStage::Recovering { recovery, index, .. } = &self.stage {
+            self.holes = recovery.missing(index);
+            if !self.holes.is_empty() {
+                return;
+            }
+        }
         let OwnedStage::Recovering { recovery, .. } =
             mem::replace(&mut self.stage, OwnedStage::Live)
         else {
             return;
         };
         self.reader.pass(claim);
+        self.holes_known = claim;
         self.unsettled = Unsettled::after(claim);
         let mut tasks = Vec::with_capacity(CLAIMED_AT_ONCE);
         let (partition, mut total) = (self.partition, 0);
-        for RecoveredTask { sequence, task } in recovery.finish() {
+        for (id, RecoveredTask { open, task, progress }) in recovery.finish() {
+            self.unsettled.add(id, open);
+            if let Some((sequence, bytes)) = progress {
+                self.unsettled.progress(id, Place::At(sequence), bytes);
+            }
             match task {
-                Ok((task, RecoveredHead { chunks, nonce, awaited_by })) => {
-                    self.unsettled.add(sequence, task.header.weight() as u64, chunks);
-                    self.add_awaited(sequence, awaited_by);
-                    self.unsettled.mark(sequence, is_dead(&task.progress));
+                Ok((task, RecoveredHead { nonce, awaited_by })) => {
+                    self.add_awaited(id, awaited_by);
+                    self.unsettled.mark(id, is_dead(&task.progress));
                     let (key, consistency) = (task.idempotency.clone(), task.header.consistency);
-                    self.add_key(sequence, key, consistency, nonce);
+                    self.add_key(id, key, consistency, nonce);
                     tasks.push(task);
                     total += 1;
                 }
-                Err(error) => {
-                    self.unsettled.add(sequence, 0, 0);
-                    self.log_unreadable(sequence, error);
-                }
+                Err(error) => self.log_unreadable(id, error),
             }
             if tasks.len() == CLAIMED_AT_ONCE {
                 let tasks = mem::replace(&mut tasks, Vec::with_capacity(CLAIMED_AT_ONCE));
@@ -508,6 +589,11 @@ impl Owned {
     fn log_unreadable(&self, sequence: u64, error: MessageError) {
         let task = task_id(sequence, self.partition);
         error!(%task, %error, "a task cannot be read from the store: it stays there and is not delivered");
+    }
+
+    #[cfg(test)]
+    pub(super) fn unsettled_tasks(&self) -> impl Iterator<Item = (u64, &OpenTask)> {
+        self.unsettled.tasks()
     }
 
     /// Ends it. All tasks stay unsettled, for the next owner.

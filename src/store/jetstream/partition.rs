@@ -23,12 +23,13 @@ use tracing::{debug, error, info, warn};
 
 use super::answers;
 use super::checkpoint::{Checkpoint, PartitionLevels, Settled};
+use super::copying;
 use super::idempotency::ClusterKeys;
 use super::message::{self, MessageError};
 use super::names::task_id;
-use super::owned::{Group, KeyedTask, Owned};
+use super::owned::{Group, KeyedTask, LogRead, Owned};
 use super::protocol::{Ack, LogMessage, Outgoing, StoreRequestError};
-use super::publish::Publisher;
+use super::publish::{Found, Publisher};
 use super::shared::StoreShared;
 use super::standing::{Owner, PartitionOrder, Standing};
 use super::status::PartitionOwner;
@@ -44,9 +45,6 @@ use hand_over::HandOver;
 
 /// Before a request that failed is made again.
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// Between two purges.
-const PURGE_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a checkpoint may take before it is looked for.
 const CHECKPOINT: Duration = Duration::from_secs(1);
@@ -82,21 +80,15 @@ pub(super) struct PartitionTask {
     purge: Purge,
 }
 
+mod cleaning;
+
+use cleaning::Purge;
+
 #[derive(Clone)]
 struct OutgoingGroup {
     messages: Vec<Outgoing>,
     settled: Settled,
     levels: PartitionLevels,
-}
-
-#[derive(Default)]
-struct Purge {
-    is_running: bool,
-    /// Everything before it is gone.
-    done: u64,
-    /// Nothing before it is needed.
-    wanted: u64,
-    next: Option<Instant>,
 }
 
 impl PartitionTask {
@@ -219,6 +211,18 @@ impl PartitionTask {
             PartitionOrder::Read { epoch, result } => self.read(epoch, result),
             PartitionOrder::Looked { at, result } => self.looked(at, result),
             PartitionOrder::Written { result } => self.written(result),
+            PartitionOrder::Sized { epoch, bytes } => {
+                let least = copying::least(&self.shared.store);
+                if let Some(owned) = self.owned_in(epoch) {
+                    owned.sized(bytes, least);
+                }
+            }
+            PartitionOrder::Copied { epoch, tasks } => {
+                if let Some(owned) = self.owned_in(epoch) {
+                    let missing = owned.copied(tasks);
+                    self.shared.store.figures().missing(missing);
+                }
+            }
             PartitionOrder::Purged { before, result } => {
                 self.purge.is_running = false;
                 match result {
@@ -249,14 +253,19 @@ impl PartitionTask {
             }
         }
         if let Some(owned) = &mut self.owned {
-            if let Some(first) = owned.read_from(now) {
-                self.shared.clone().read(self.partition, owned.epoch, first);
+            if let Some(wanted) = owned.read_from(now) {
+                self.shared.clone().read(self.partition, owned.epoch, wanted);
             }
             let wakes = [owned.read_wake(now), owned.group_due().filter(|due| *due > now)];
             wake = wakes.into_iter().flatten().fold(wake, Instant::min);
         }
+        self.clean(now);
         self.purge(now);
         wake
+    }
+
+    fn owned_in(&mut self, epoch: u64) -> Option<&mut Owned> {
+        self.owned.as_mut().filter(|owned| owned.epoch == epoch)
     }
 
     fn wish(&self, now: Instant) -> Wish {
@@ -295,10 +304,10 @@ impl PartitionTask {
             Ok(stored) => stored,
             Err(error) => {
                 debug!(%error, partition = self.partition.0, "a checkpoint cannot be read");
+                self.show_standing(at);
                 return self.ask_later();
             }
         };
-        self.shared.note_answer();
         let read = stored.map(|stored| {
             let checkpoint = message::read_checkpoint(&stored.payload)?;
             Ok::<_, MessageError>((stored.sequence, checkpoint))
@@ -418,12 +427,10 @@ impl PartitionTask {
         self.is_asking = false;
         match result {
             Ok(Ack { sequence, .. }) => {
-                self.shared.note_answer();
                 let change = self.tenure.stored(sequence);
                 self.change(change);
             }
             Err(StoreRequestError::OutOfTurn) => {
-                self.shared.note_answer();
                 self.tenure.refused();
             }
             Err(error) => {
@@ -439,15 +446,16 @@ impl PartitionTask {
             Change::None => {}
             Change::Claimed { epoch, sequence, until } => self.claimed(epoch, sequence, until),
             Change::Stored { sequence, until } => {
-                let Some(OutgoingGroup { messages, settled, levels }) = self.outgoing.take() else {
+                let Some(OutgoingGroup { settled, levels, .. }) = self.outgoing.take() else {
                     return;
                 };
                 self.standing.set_levels(levels);
                 self.standing.note_stored(sequence);
                 // The checkpoint itself stays.
-                self.purge.wanted = sequence.min(settled.floor + 1);
+                self.purge.wanted = sequence.min(settled.floor.saturating_add(1));
                 if let Some(owned) = &mut self.owned {
-                    owned.stored(sequence, messages.len() - 1, until);
+                    let (copies, had_lapsed) = owned.stored(sequence, until);
+                    self.shared.store.figures().stored(copies, had_lapsed);
                 }
             }
             Change::Lost => self.lost(),
@@ -456,6 +464,10 @@ impl PartitionTask {
 
     fn claimed(&mut self, epoch: u64, claim: u64, until: BootTime) {
         let Some(OutgoingGroup { settled, levels, .. }) = self.outgoing.take() else { return };
+        let before = self.last.as_ref().filter(|(_, last)| !last.is_released);
+        if before.is_some_and(|(_, last)| last.writer.process != self.shared.this.process) {
+            self.shared.store.figures().taken_over();
+        }
         let owned = Owned::claimed(self.partition, epoch, claim, settled, levels);
         owned.lease.extend(until);
         self.standing.note_stored(claim);
@@ -495,7 +507,9 @@ impl PartitionTask {
     }
 
     fn read(&mut self, epoch: u64, result: Result<Vec<LogMessage>, StoreRequestError>) {
-        let Some(owned) = self.owned.as_mut().filter(|owned| owned.epoch == epoch) else { return };
+        if self.owned_in(epoch).is_none() {
+            return;
+        }
         let messages = match result {
             Ok(messages) => Some(messages),
             Err(error) => {
@@ -505,7 +519,10 @@ impl PartitionTask {
         };
         let names = self.shared.store.names();
         let notify = |event| self.shared.notify(event);
-        let read = owned.read(names, &self.publisher, messages, &notify);
+        let Some(owned) = &mut self.owned else { return };
+        let stored = |nonce, sequence| self.publisher.stored(nonce, sequence, Found::InLog);
+        let read = owned.read(names, &stored, messages, &notify);
+        self.shared.store.figures().missing(owned.take_missing());
         if let Err(error) = read {
             self.refuse(error);
         }
@@ -514,7 +531,8 @@ impl PartitionTask {
     fn advance(&mut self) {
         let Some(owned) = &mut self.owned else { return };
         let notify = |event| self.shared.notify(event);
-        let advanced = owned.advance(&self.publisher, &notify);
+        let stored = |nonce, sequence| self.publisher.stored(nonce, sequence, Found::InLog);
+        let advanced = owned.advance(&stored, &notify);
         for (sequence, task) in owned.take_to_bind() {
             self.bind(sequence, task);
         }
@@ -571,27 +589,16 @@ impl PartitionTask {
             );
         }
     }
-
-    fn purge(&mut self, now: Instant) {
-        let Purge { is_running, done, wanted, next } = self.purge;
-        let is_due = next.is_none_or(|next| next <= now);
-        if is_running || wanted <= done || !is_due || self.owned.is_none() {
-            return;
-        }
-        (self.purge.is_running, self.purge.next) = (true, Some(now + PURGE_EVERY));
-        let (shared, standing) = (Arc::clone(&self.shared), Arc::clone(&self.standing));
-        tokio::spawn(async move {
-            let result = shared.store.purge_before(standing.partition, wanted).await;
-            standing.order(PartitionOrder::Purged { before: wanted, result });
-        });
-    }
 }
 
 impl StoreShared {
-    fn read(self: Arc<Self>, partition: Partition, epoch: u64, first: u64) {
+    fn read(self: Arc<Self>, partition: Partition, epoch: u64, wanted: LogRead) {
         let Some(standing) = self.standing(partition).cloned() else { return };
         tokio::spawn(async move {
-            let result = self.store.read_from(partition, first).await;
+            let result = match wanted {
+                LogRead::From(first) => self.store.read_from(partition, first).await,
+                LogRead::Missing(some) => self.store.read_missing(partition, &some).await,
+            };
             standing.order(PartitionOrder::Read { epoch, result });
         });
     }

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use super::connect::Store;
 use super::message::random;
+use super::status::PartitionLog;
 use crate::task::Partition;
 
 const MESSAGE_ID: &str = "Nats-Msg-Id";
@@ -43,6 +44,11 @@ pub(super) struct Outgoing {
 impl Outgoing {
     pub(super) fn new(subject: String, payload: Bytes) -> Self {
         Self { subject, headers: HeaderMap::new(), payload }
+    }
+
+    #[cfg(test)]
+    pub(super) fn into_parts(self) -> (String, Bytes) {
+        (self.subject, self.payload)
     }
 
     /// Repeats of the same id are not stored.
@@ -106,6 +112,24 @@ struct StoreAnswer {
     #[serde(default)]
     duplicate: bool,
     message: Option<StoredMessage>,
+    state: Option<StreamState>,
+    config: Option<StreamLimits>,
+    cluster: Option<StreamGroup>,
+}
+
+#[derive(Deserialize)]
+struct StreamState {
+    bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct StreamLimits {
+    max_bytes: i64,
+}
+
+#[derive(Deserialize)]
+struct StreamGroup {
+    leader: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -312,6 +336,24 @@ impl Store {
                 Ok(Some(LogMessage { sequence, subject, payload }))
             }
             (None, None) => Err(Unanswered("the answer has no message".to_owned())),
+        }
+    }
+
+    /// The log of a partition, as its leader knows it.
+    pub(super) async fn log(
+        &self,
+        partition: Partition,
+    ) -> Result<PartitionLog, StoreRequestError> {
+        let subject = format!("$JS.API.STREAM.INFO.{}", self.names().stream(partition));
+        let answer = self.ask(subject, Request::new(), ANSWER).await?;
+        match (answer.error, answer.state) {
+            (Some(error), _) => Err(Unanswered(error.description)),
+            (None, Some(StreamState { bytes })) => {
+                let leader = answer.cluster.and_then(|cluster| cluster.leader);
+                let limit = answer.config.and_then(|config| u64::try_from(config.max_bytes).ok());
+                Ok(PartitionLog { leader, bytes, max_bytes: limit })
+            }
+            (None, None) => Err(Unanswered("the answer has no state".to_owned())),
         }
     }
 

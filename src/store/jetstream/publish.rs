@@ -400,6 +400,7 @@ impl Publisher {
             write;
         let id = task_id(sequence, partition);
         task.id = id;
+        self.store.figures().published(begun.elapsed());
         let Some(standing) = self.partitions.get(usize::from(partition.0)) else { return };
         standing.note_stored(sequence);
         let arrives = standing.arrives(sequence);

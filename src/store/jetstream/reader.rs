@@ -1,16 +1,18 @@
 //! Puts the messages of an owned partition into their order: those that this process has stored, and
 //! those that it reads from the log. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use thiserror::Error;
 use tokio::time::sleep;
 
+use super::checkpoint::{OpenTask, Place, SettledIndex};
 use super::connect::Store;
-use super::message::{self, MessageError, Nonce, StoredTask};
+use super::message::{self, MessageError, Nonce, StoredTask, TaskCopy};
 use super::names::{StreamNames, place_of, task_id};
 use super::protocol::{LogMessage, StoreRequestError};
 use crate::store::payload::Nodes;
@@ -20,6 +22,18 @@ use crate::task::{Idempotency, Partition, Progress, Task, TaskId};
 /// Before a message is missing.
 const LEADER_READS: usize = 3;
 const LEADER_PAUSE: Duration = Duration::from_millis(100);
+
+/// Reads of one message from any server, before the leader is asked.
+const NEAR_READS: usize = 12;
+
+/// Any server of three may answer: in so many reads of a message, one that has it does.
+const ROUNDS: usize = 20;
+
+const LEADER_READS_AT_ONCE: usize = 32;
+
+/// Sequences that are looked for at the leader at a time, and at all.
+pub(super) const MAX_HOLES: usize = 1_000;
+const MAX_LOST: usize = 10_000;
 
 /// The messages behind a sequence, each once and in order.
 #[derive(Debug)]
@@ -70,7 +84,7 @@ pub(super) struct LogTurn {
 impl Reader {
     pub(super) fn after(sequence: u64) -> Self {
         Self {
-            next: sequence + 1,
+            next: sequence.saturating_add(1),
             stored: sequence,
             ahead: BTreeMap::new(),
             chunks: Vec::new(),
@@ -81,6 +95,11 @@ impl Reader {
     /// The first sequence that was not read.
     pub(super) fn next(&self) -> u64 {
         self.next
+    }
+
+    /// Everything up to this message was read, and no value is in part.
+    pub(super) fn through(&self) -> u64 {
+        self.next - 1 - self.chunks.len() as u64
     }
 
     /// Whether there are messages that only the log has.
@@ -113,6 +132,31 @@ impl Reader {
             self.note_stored(sequence);
         }
         is_new
+    }
+
+    /// Sequences before this one that are neither read, nor known to be missing, nor of this process, the
+    /// first ones.
+    pub(super) fn holes(&self, known: u64, sequence: u64) -> Vec<u64> {
+        let (mut next, mut holes) = (self.next.max(known.saturating_add(1)), Vec::new());
+        if next - self.next >= MAX_LOST as u64 {
+            return holes;
+        }
+        for (&first, ahead) in self.ahead.range(..sequence) {
+            let (Ahead::Task { sequence: last, .. } | Ahead::Other { last }) = ahead;
+            holes.extend((next..first).take(MAX_HOLES - holes.len()));
+            next = next.max(last + 1);
+        }
+        holes.extend((next..sequence).take(MAX_HOLES - holes.len()));
+        holes
+    }
+
+    /// The messages before this one that were not read, and are not of this process, do not exist.
+    pub(super) fn skip(&mut self, sequence: u64) {
+        let ahead = self.ahead.first_key_value().map_or(sequence, |(first, _)| *first);
+        if self.next < ahead.min(sequence) {
+            self.next = ahead.min(sequence);
+            self.chunks.clear();
+        }
     }
 
     /// The next task that this process has stored, if its turn has come.
@@ -186,128 +230,273 @@ fn logged(task: StoredTask, chunks: &[Bytes]) -> Result<LoggedTask, MessageError
 /// The unsettled tasks of a claimed partition, while they are read.
 #[derive(Debug, Default)]
 pub(super) struct PartitionRecovery {
-    tasks: Vec<RecoveredTask>,
-    progress: BTreeMap<u64, Vec<Progress>>,
+    tasks: BTreeMap<u64, RecoveredTask>,
+    /// Of tasks that were not read, with its place.
+    progress: BTreeMap<u64, (u64, Bytes)>,
+    /// No server has them.
+    lost: BTreeSet<u64>,
     nodes: Nodes,
 }
 
 /// What the message of a recovered task says besides.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RecoveredHead {
-    pub(super) chunks: u32,
     pub(super) nonce: Nonce,
     pub(super) awaited_by: Option<u64>,
 }
 
 #[derive(Debug)]
 pub(super) struct RecoveredTask {
-    pub(super) sequence: u64,
+    pub(super) open: OpenTask,
     pub(super) task: Result<(Recovered, RecoveredHead), MessageError>,
+    /// The place of its progress, and its bytes.
+    pub(super) progress: Option<(u64, usize)>,
 }
 
 impl PartitionRecovery {
-    /// Takes a message of the log, unless it is settled. They come in order. Returns the nonce of a task.
+    /// Takes a message of the log, unless it is settled. They come in order. Returns the id and the nonce
+    /// of a task.
     pub(super) fn read(
         &mut self,
         names: &StreamNames,
         partition: Partition,
         stored: &LogMessage,
-        is_settled: impl Fn(u64) -> bool,
-    ) -> Result<Option<Nonce>, MessageError> {
+        settled: &SettledIndex,
+    ) -> Result<Option<(u64, Nonce)>, MessageError> {
         let LogMessage { sequence, subject, payload } = stored;
+        let sequence = *sequence;
         if *subject == names.task(partition) {
-            let id = task_id(*sequence, partition);
-            let read = message::read_task(id, payload, &mut self.nodes);
-            if let Err(error @ MessageError::Version(_)) = read {
-                return Err(error);
+            let copy = Ok(TaskCopy { chunks: None, message: payload.clone() });
+            return self.take(sequence, partition, sequence, copy, settled.has_task(sequence));
+        } else if let Some(id) = names.task_of_copy(partition, subject) {
+            let copy = message::read_copy(id, payload);
+            return self.take(id, partition, sequence, copy, settled.has_copy(sequence));
+        } else if let Some(id) = names.task_of_progress(partition, subject) {
+            match self.tasks.get_mut(&id) {
+                Some(task) => task.add_progress(sequence, payload)?,
+                // It is behind its task: that is settled, or missing.
+                None => _ = self.progress.insert(id, (sequence, payload.clone())),
             }
-            let nonce = read.as_ref().ok().map(|task| task.nonce);
-            if is_settled(*sequence) {
-                return Ok(nonce);
-            }
-            let task = read.map(|task| {
-                let StoredTask { header, idempotency, nonce, chunks, awaited_by, .. } = task;
-                let is_awaited = awaited_by.is_some();
-                let progress = vec![Progress::Untouched; header.replicas.len()];
-                let recovered = Recovered { header, idempotency, progress, is_awaited };
-                (recovered, RecoveredHead { chunks, nonce, awaited_by })
-            });
-            self.tasks.push(RecoveredTask { sequence: *sequence, task });
-            return Ok(nonce);
-        } else if let Some(of) = names.task_of_progress(partition, subject)
-            && !is_settled(of)
-        {
-            let progress = message::read_progress(payload)?;
-            self.progress.insert(of, progress);
         }
         Ok(None)
     }
 
-    /// All of them, with their last progress.
-    pub(super) fn finish(self) -> Vec<RecoveredTask> {
-        let Self { mut tasks, mut progress, .. } = self;
-        for RecoveredTask { sequence, task } in &mut tasks {
-            let saved = progress.remove(sequence);
-            if let (Ok((task, ..)), Some(saved)) = (task, saved)
-                && task.progress.len() == saved.len()
-            {
-                task.progress = saved;
+    /// Messages of unsettled tasks that were not read, the first ones.
+    pub(super) fn missing(&self, settled: &SettledIndex) -> Vec<u64> {
+        if self.lost.len() >= MAX_LOST {
+            return Vec::new();
+        }
+        let places = self.tasks.values().filter_map(|task| match task.open.place {
+            Place::At(sequence) => Some(sequence),
+            Place::Sent => None,
+        });
+        let known = places.chain(self.lost.iter().copied()).collect();
+        settled.missing(&known, MAX_HOLES)
+    }
+
+    /// These were looked for on all servers. Returns how many none has.
+    pub(super) fn looked_for(&mut self, sequences: &[u64]) -> usize {
+        let before = self.lost.len();
+        let found: BTreeSet<_> = self.tasks.values().map(|task| task.open.place).collect();
+        self.lost
+            .extend(sequences.iter().filter(|sequence| !found.contains(&Place::At(**sequence))));
+        self.lost.len() - before
+    }
+
+    fn take(
+        &mut self,
+        id: u64,
+        partition: Partition,
+        sequence: u64,
+        copy: Result<TaskCopy, MessageError>,
+        is_settled: bool,
+    ) -> Result<Option<(u64, Nonce)>, MessageError> {
+        let read = copy.and_then(|copy| {
+            let task = message::read_task(task_id(id, partition), &copy.message, &mut self.nodes)?;
+            Ok((copy.chunks, task))
+        });
+        if let Err(error @ MessageError::Version(_)) = read {
+            return Err(error);
+        }
+        let nonce = read.as_ref().ok().map(|(_, task)| (id, task.nonce));
+        if is_settled {
+            return Ok(nonce);
+        }
+        let mut open = OpenTask::first(sequence, 0, 0);
+        let task = read.map(|(copied, task)| {
+            let StoredTask { header, idempotency, nonce, chunks, awaited_by, .. } = task;
+            let bytes = header.weight() as u64;
+            open = match copied {
+                Some(first) => OpenTask::at(sequence, bytes, Some(first)),
+                None if sequence == id => OpenTask::first(sequence, bytes, chunks),
+                None => OpenTask::at(sequence, bytes, None),
+            };
+            let progress = vec![Progress::Untouched; header.replicas.len()];
+            let is_awaited = awaited_by.is_some();
+            let recovered = Recovered { header, idempotency, progress, is_awaited };
+            (recovered, RecoveredHead { nonce, awaited_by })
+        });
+        let mut task = RecoveredTask { open, task, progress: None };
+        if let Some((sequence, progress)) = self.progress.remove(&id) {
+            task.add_progress(sequence, &progress)?;
+        }
+        // A copy replaces the first message and older copies.
+        self.tasks.insert(id, task);
+        Ok(nonce)
+    }
+
+    /// All of them, in their order, with their last progress.
+    pub(super) fn finish(self) -> impl Iterator<Item = (u64, RecoveredTask)> {
+        self.tasks.into_iter()
+    }
+}
+
+impl RecoveredTask {
+    fn add_progress(&mut self, sequence: u64, payload: &Bytes) -> Result<(), MessageError> {
+        self.progress = Some((sequence, payload.len()));
+        match message::read_progress(payload) {
+            Err(error @ MessageError::Version(_)) => return Err(error),
+            // Without it, an older value could follow a newer one.
+            Err(error) => self.task = Err(error),
+            Ok(progress) => {
+                if let Ok((task, _)) = &mut self.task
+                    && task.progress.len() == progress.len()
+                {
+                    task.progress = progress;
+                }
             }
         }
-        tasks
+        Ok(())
     }
+}
+
+/// A task in the log: its message, and where its chunks begin.
+struct FoundTask {
+    task: StoredTask,
+    chunks: u64,
 }
 
 impl Store {
     /// Reads a task with its value, as the leader has it if no other server does.
     pub(super) async fn read_task(&self, id: TaskId) -> Result<Option<Task>, ReadFailure> {
-        let (partition, sequence) = place_of(id);
-        let found = self.find(partition, sequence).await?;
-        let Some(found) = found.filter(|found| found.subject == self.names().task(partition))
-        else {
-            return Ok(None);
-        };
-        let task = message::read_task(id, &found.payload, &mut Nodes::default())?;
-        let count = task.chunks;
-        match task.whole() {
-            Ok(task) => Ok(Some(task)),
-            Err(task) => {
-                let first = sequence - u64::from(count);
-                let count = usize::try_from(count).unwrap_or(usize::MAX);
-                let mut chunks = Vec::new();
-                while chunks.len() < count {
-                    let next = first + chunks.len() as u64;
-                    let read = self.read_batch(partition, next, count - chunks.len()).await?;
-                    if read.is_empty() || read.first().is_some_and(|read| read.sequence != next) {
-                        return Err(MessageError::Damaged.into());
-                    }
-                    chunks.extend(read.into_iter().map(|read| read.payload));
+        for _ in 0..LEADER_READS {
+            let Some(FoundTask { task, chunks }) = self.find_task(id).await? else {
+                return Ok(None);
+            };
+            let count = task.chunks;
+            let task = match task.whole() {
+                Ok(task) => return Ok(Some(task)),
+                Err(task) => task,
+            };
+            if let Some(chunks) = self.read_chunks(place_of(id).0, chunks, count).await? {
+                return Ok(Some(task.with_chunks(&chunks)?));
+            }
+            // They are gone if it was copied meanwhile, or another server has them.
+            sleep(LEADER_PAUSE).await;
+        }
+        Err(MessageError::Damaged.into())
+    }
+
+    /// Reads the chunks of a value; `None` if one is missing.
+    pub(super) async fn read_chunks(
+        &self,
+        partition: Partition,
+        first: u64,
+        count: u32,
+    ) -> Result<Option<Vec<Bytes>>, StoreRequestError> {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let mut chunks = Vec::new();
+        while chunks.len() < count {
+            let next = first + chunks.len() as u64;
+            let read = self.read_batch(partition, next, count - chunks.len()).await?;
+            if read.iter().map(|read| read.sequence).eq(next..next + read.len().max(1) as u64) {
+                chunks.extend(read.into_iter().map(|read| read.payload));
+            } else {
+                match self.find(partition, next).await? {
+                    Some(found) => chunks.push(found.payload),
+                    None => return Ok(None),
                 }
-                Ok(Some(task.with_chunks(&chunks)?))
             }
         }
+        Ok(Some(chunks))
     }
 
     /// Reads a task without its value.
     pub(super) async fn read_header(&self, id: TaskId) -> Result<Option<Header>, ReadFailure> {
-        let (partition, sequence) = place_of(id);
-        let found = self.find(partition, sequence).await?;
-        let found = found.filter(|found| found.subject == self.names().task(partition));
-        let read =
-            |found: LogMessage| message::read_task(id, &found.payload, &mut Nodes::default());
-        Ok(found.map(read).transpose()?.map(|task| task.header))
+        Ok(self.find_task(id).await?.map(|found| found.task.header))
     }
 
-    async fn find(
+    /// A task, as its first message or as a copy. A former leader may lack the newest messages, so it is
+    /// believed only if it says so again.
+    async fn find_task(&self, id: TaskId) -> Result<Option<FoundTask>, ReadFailure> {
+        let (partition, sequence) = place_of(id);
+        let names = self.names();
+        let copies = names.copy(partition, sequence);
+        let is_task = |found: &LogMessage| {
+            found.sequence == sequence && found.subject == names.task(partition)
+        };
+        // A server that does not answer is like one that has nothing.
+        for _ in 0..NEAR_READS {
+            let near = self.read_batch(partition, sequence, 1).await.unwrap_or_default();
+            if let Some(found) = near.into_iter().find(is_task) {
+                return found_task(id, &found.payload).map(Some);
+            }
+            if let Ok(Some(found)) = self.last(partition, &copies).await {
+                return found_copy(id, &found.payload).map(Some);
+            }
+        }
+        for _ in 0..LEADER_READS {
+            // In this order: the copy is stored before the first message is purged.
+            if let Some(found) = self.of_leader(partition, sequence).await?.filter(is_task) {
+                return found_task(id, &found.payload).map(Some);
+            }
+            if let Some(found) = self.last_of_leader(partition, &copies).await? {
+                return found_copy(id, &found.payload).map(Some);
+            }
+            sleep(LEADER_PAUSE).await;
+        }
+        Ok(None)
+    }
+
+    /// The message with this sequence.
+    pub(super) async fn find(
         &self,
         partition: Partition,
         sequence: u64,
-    ) -> Result<Option<LogMessage>, ReadFailure> {
-        let read = self.read_batch(partition, sequence, 1).await.unwrap_or_default();
-        match read.into_iter().next().filter(|read| read.sequence == sequence) {
-            Some(found) => Ok(Some(found)),
-            None => self.find_at_leader(partition, sequence).await,
+    ) -> Result<Option<LogMessage>, StoreRequestError> {
+        for _ in 0..NEAR_READS {
+            let read = self.read_batch(partition, sequence, 1).await.unwrap_or_default();
+            let found = read.into_iter().next().filter(|read| read.sequence == sequence);
+            if found.is_some() {
+                return Ok(found);
+            }
         }
+        self.find_at_leader(partition, sequence).await
+    }
+
+    /// These messages, in order, as far as a server has them. One with damaged files lacks some, and
+    /// may be the leader; another one may have them.
+    pub(super) async fn read_missing(
+        &self,
+        partition: Partition,
+        sequences: &[u64],
+    ) -> Result<Vec<LogMessage>, StoreRequestError> {
+        let mut missing: BTreeSet<_> = sequences.iter().copied().collect();
+        let mut found = BTreeMap::new();
+        for _ in 0..ROUNDS {
+            let mut next = 0;
+            while let Some(&first) = missing.range(next..).next() {
+                let read = self.read_from(partition, first).await?;
+                next = read.last().map_or(u64::MAX, |last| last.sequence + 1).max(first + 1);
+                for message in read.into_iter().filter(|read| missing.remove(&read.sequence)) {
+                    found.insert(message.sequence, message);
+                }
+            }
+        }
+        let reads = missing.into_iter().map(|one| self.find_at_leader(partition, one));
+        let last: Vec<_> = stream::iter(reads).buffered(LEADER_READS_AT_ONCE).try_collect().await?;
+        found.extend(last.into_iter().flatten().map(|message| (message.sequence, message)));
+        Ok(found.into_values().collect())
     }
 
     /// A former leader may lack the newest messages, so it is believed only if it says so again.
@@ -315,7 +504,7 @@ impl Store {
         &self,
         partition: Partition,
         sequence: u64,
-    ) -> Result<Option<LogMessage>, ReadFailure> {
+    ) -> Result<Option<LogMessage>, StoreRequestError> {
         for _ in 0..LEADER_READS {
             if let Some(found) = self.of_leader(partition, sequence).await? {
                 return Ok(Some(found));
@@ -324,6 +513,20 @@ impl Store {
         }
         Ok(None)
     }
+}
+
+fn found_task(id: TaskId, message: &Bytes) -> Result<FoundTask, ReadFailure> {
+    let task = message::read_task(id, message, &mut Nodes::default())?;
+    let (_, sequence) = place_of(id);
+    let chunks = sequence.saturating_sub(u64::from(task.chunks));
+    Ok(FoundTask { task, chunks })
+}
+
+fn found_copy(id: TaskId, message: &Bytes) -> Result<FoundTask, ReadFailure> {
+    let (_, sequence) = place_of(id);
+    let copy = message::read_copy(sequence, message)?;
+    let task = message::read_task(id, &copy.message, &mut Nodes::default())?;
+    Ok(FoundTask { task, chunks: copy.chunks.unwrap_or(0) })
 }
 
 /// Why a task cannot be read.

@@ -1,7 +1,6 @@
 //! What the tasks of all partitions share.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::{PartitionLevels, StoreInstance};
@@ -17,8 +16,6 @@ pub(super) struct StoreShared {
     pub(super) members: Arc<Members>,
     pub(super) partitions: Vec<Arc<Standing>>,
     notify: Mutex<Notify>,
-    /// Answers of the servers so far.
-    answers: AtomicU64,
 }
 
 impl StoreShared {
@@ -29,14 +26,7 @@ impl StoreShared {
         partitions: Vec<Arc<Standing>>,
         notify: Notify,
     ) -> Self {
-        Self {
-            store,
-            this,
-            members,
-            partitions,
-            notify: Mutex::new(notify),
-            answers: AtomicU64::new(0),
-        }
+        Self { store, this, members, partitions, notify: Mutex::new(notify) }
     }
 
     pub(super) fn notify(&self, event: JournalEvent) {
@@ -45,14 +35,6 @@ impl StoreShared {
 
     pub(super) fn standing(&self, partition: Partition) -> Option<&Arc<Standing>> {
         self.partitions.get(usize::from(partition.0))
-    }
-
-    pub(super) fn note_answer(&self) {
-        self.answers.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn answers(&self) -> u64 {
-        self.answers.load(Ordering::Relaxed)
     }
 
     /// Lets every partition decide again: the members have changed.

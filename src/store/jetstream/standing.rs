@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checkpoint::{PartitionLevels, StoreInstance};
+use super::copying::ReadTask;
 use super::protocol::{Ack, LogMessage, StoreRequestError};
 use super::reader::LoggedTask;
 use crate::lease::{BootTime, Fence};
@@ -98,6 +99,16 @@ pub(super) enum PartitionOrder {
     /// The end of the write of a checkpoint.
     Written {
         result: Result<Ack, StoreRequestError>,
+    },
+    /// The size of the log, for the owner with this epoch.
+    Sized {
+        epoch: u64,
+        bytes: Option<u64>,
+    },
+    /// Tasks were read to be copied, for the owner with this epoch.
+    Copied {
+        epoch: u64,
+        tasks: Vec<ReadTask>,
     },
     Purged {
         before: u64,

@@ -60,6 +60,7 @@ impl NatsServer {
             dead_letter_max_bytes: 256 << 20,
             keys,
             ids_after: TaskId(5_000),
+            clean_above: None,
         }
     }
 }

@@ -8,13 +8,14 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::testing::NatsServer;
-use super::{JetStreamJournal, message};
+use super::{JetStreamJournal, JetStreamSettings, message};
 use crate::store::*;
 use crate::task::{
     Consistency, Idempotency, Moment, NewTask, Node, Now, Obstacle, Operation, Partition, Progress,
     ReplicaIndex, Task, TaskId, Timestamp,
 };
 
+mod copying;
 mod peers;
 
 const KEYS: KeyLimits = KeyLimits { window: Duration::from_secs(60), most: 100 };
@@ -29,6 +30,7 @@ enum Report {
 struct World {
     dir: TempDir,
     server: NatsServer,
+    clean_above: Option<u64>,
 }
 
 struct Opened {
@@ -40,7 +42,12 @@ struct Opened {
 impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { server: NatsServer::start(dir.path()), dir }
+        Self { server: NatsServer::start(dir.path()), dir, clean_above: None }
+    }
+
+    fn settings(&self, node: &str) -> JetStreamSettings {
+        let clean_above = self.clean_above;
+        JetStreamSettings { clean_above, ..self.server.settings(node, PARTITIONS, KEYS) }
     }
 
     fn open(&self, node: &str) -> Opened {
@@ -48,7 +55,7 @@ impl World {
         let events = sender.clone();
         // The test may be over.
         let notify = Box::new(move |event| _ = events.send(Report::Event(event)));
-        let settings = self.server.settings(node, PARTITIONS, KEYS);
+        let settings = self.settings(node);
         Opened { journal: JetStreamJournal::open(&settings, notify).unwrap(), reports, sender }
     }
 
@@ -138,6 +145,7 @@ impl Opened {
     }
 
     fn close(&self) {
+        assert_eq!(self.journal.cluster().unwrap().figures.missing, 0);
         block_on(self.journal.close()).unwrap();
     }
 }

@@ -116,8 +116,7 @@ impl Content {
         let info = info.map_err(|error| TransferError::Unanswered(error.to_string()))?;
         let state = &info.cached_info().state;
         let (first, last) = (state.first_sequence, state.last_sequence);
-        let settled = checkpoint.map(|checkpoint| checkpoint.settled.index());
-        let is_settled = |sequence| settled.as_ref().is_some_and(|index| index.contains(sequence));
+        let settled = checkpoint.map(|checkpoint| checkpoint.settled.index()).unwrap_or_default();
         let mut recovery = PartitionRecovery::default();
         let mut next = first;
         while next <= last {
@@ -130,7 +129,7 @@ impl Content {
                 continue;
             };
             for stored in &read {
-                recovery.read(self.store.names(), partition, stored, is_settled).map_err(
+                recovery.read(self.store.names(), partition, stored, &settled).map_err(
                     |problem| TransferError::Unreadable {
                         stream: stream.clone(),
                         sequence: stored.sequence,
@@ -140,13 +139,32 @@ impl Content {
             }
             next = end + 1;
         }
-        for task in recovery.finish() {
+        loop {
+            let missing = recovery.missing(&settled);
+            if missing.is_empty() {
+                break;
+            }
+            for stored in self.store.read_missing(partition, &missing).await? {
+                let read = recovery.read(self.store.names(), partition, &stored, &settled);
+                read.map_err(|problem| TransferError::Unreadable {
+                    stream: stream.clone(),
+                    sequence: stored.sequence,
+                    problem: problem.to_string(),
+                })?;
+            }
+            let lost = recovery.looked_for(&missing);
+            if lost > 0 {
+                let problem = format!("{lost} messages of tasks are missing from {stream}");
+                self.problems.push(problem);
+            }
+        }
+        for (sequence, task) in recovery.finish() {
             match task.task {
-                Ok((recovered, ..)) => {
+                Ok((recovered, _)) => {
                     self.tasks.insert(recovered.header.id, recovered.progress);
                 }
                 Err(problem) => {
-                    let id = task_id(task.sequence, partition);
+                    let id = task_id(sequence, partition);
                     self.problems.push(format!("the message of task {id} {problem}"));
                 }
             }

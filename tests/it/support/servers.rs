@@ -109,6 +109,21 @@ impl Servers {
         self.nodes[at].spawn();
     }
 
+    /// Cuts the first file of a stream in half. The server does not run.
+    pub fn cut_first_file(&self, at: usize, stream: &str) {
+        let streams = self.dir.path().join(&self.nodes[at].name).join("jetstream/$G/streams");
+        let files = std::fs::read_dir(streams.join(stream).join("msgs")).unwrap();
+        let files = files.map(|file| file.unwrap().path());
+        let mut files: Vec<_> = files
+            .filter(|file| file.extension().is_some_and(|extension| extension == "blk"))
+            .map(|file| (file.file_stem().unwrap().to_str().unwrap().parse::<u64>().unwrap(), file))
+            .collect();
+        files.sort();
+        assert!(files.len() > 1, "the last file is restored from the Raft log");
+        let file = std::fs::OpenOptions::new().write(true).open(&files[0].1).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    }
+
     /// Sends a signal: `-STOP`, `-CONT`, `-TERM`.
     pub fn signal(&self, at: usize, signal: &str) {
         let pid = self.nodes[at].child.as_ref().expect("it runs").id().to_string();

@@ -78,6 +78,23 @@ fn a_flipped_bit_anywhere_is_detected_and_no_message_is_valid_as_another_kind() 
 }
 
 #[test]
+fn a_copy_is_valid_only_for_its_own_task() {
+    let message = TaskMessages::of(&task(b"v".to_vec()), None, Nonce(9)).unwrap().task;
+    for chunks in [None, Some(5)] {
+        let written = TaskCopy { chunks, message: message.clone() };
+        let copied = copy(7, &written).unwrap();
+        assert_eq!(read_copy(7, &copied), Ok(written));
+        assert_eq!(read_copy(8, &copied), Err(MessageError::Damaged));
+        assert!(read(&copied).is_err() && read_copy(7, &message).is_err());
+        for bit in 0..copied.len() * 8 {
+            let mut flipped = copied.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(read_copy(7, &flipped.into()), Err(MessageError::Damaged), "bit {bit}");
+        }
+    }
+}
+
+#[test]
 fn a_message_of_a_newer_version_is_not_taken_for_damage() {
     let payload = b"anything";
     let sum = checksum(2, Kind::Task, &[payload]).to_be_bytes();
@@ -97,7 +114,7 @@ fn the_bytes_of_a_checkpoint_are_these() {
     };
     let message = checkpoint(&written).unwrap();
     assert_eq!(message[..1], [1]);
-    assert_eq!(message[FRAME_BYTES..], *b"\x01\x01a\x00\x02\x03\x00\x00\x04\x05\x06\x07");
+    assert_eq!(message[FRAME_BYTES..], *b"\x01\x01a\x00\x02\x03\x00\x00\x00\x04\x05\x06\x07");
     assert_eq!(read_checkpoint(&message), Ok(written));
 }
 

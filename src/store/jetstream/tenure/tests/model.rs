@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::store::jetstream::checkpoint::{Settled, Unsettled};
+use crate::store::jetstream::checkpoint::{OpenTask, Settled, Unsettled};
 
 const LEASE: u64 = 2_000;
 const STEP: u64 = 20;
@@ -217,8 +217,8 @@ impl World {
                     delivered: BTreeSet::new(),
                 };
                 for (message, place) in self.log.iter().zip(1..sequence) {
-                    if matches!(message, Logged::Task { .. }) && !settled.contains(place) {
-                        owned.unsettled.add(place, 1, 0);
+                    if matches!(message, Logged::Task { .. }) && !settled.has_task(place) {
+                        owned.unsettled.add(place, OpenTask::first(place, 1, 0));
                         owned.open.insert(place);
                     }
                 }
@@ -313,7 +313,7 @@ impl World {
         let through = usize::try_from(owned.unsettled.through()).unwrap();
         for (message, place) in log.iter().zip(1_u64..).skip(through) {
             if matches!(message, Logged::Task { .. }) {
-                owned.unsettled.add(place, 1, 0);
+                owned.unsettled.add(place, OpenTask::first(place, 1, 0));
                 owned.open.insert(place);
             }
             owned.unsettled.read_through(place);
@@ -340,8 +340,8 @@ impl World {
         let next = next.settled.index();
         for (message, place) in self.log.iter().zip(1..) {
             let Logged::Task { key } = message else { continue };
-            let is_settled = next.contains(place);
-            let was_settled = last.as_ref().is_some_and(|last| last.contains(place));
+            let is_settled = next.has_task(place);
+            let was_settled = last.as_ref().is_some_and(|last| last.has_task(place));
             assert!(is_settled || !was_settled, "task {place} is not settled any more");
             let delivered = self.replica.get(key).copied().unwrap_or(0);
             assert!(!is_settled || place <= delivered, "task {place} was never delivered");
@@ -368,7 +368,7 @@ fn no_two_instances_hold_the_lease_and_everything_is_delivered_in_the_end() {
         let (mut newest, settled) = (BTreeMap::new(), last.settled.index());
         for (message, place) in world.log.iter().zip(1..) {
             if let Logged::Task { key } = message {
-                assert!(settled.contains(place), "seed {seed}: task {place} is lost");
+                assert!(settled.has_task(place), "seed {seed}: task {place} is lost");
                 newest.insert(*key, place);
             }
         }

@@ -1,0 +1,71 @@
+//! The copies of old tasks, as far as the owner has them.
+
+use tokio::time::Instant;
+use tracing::error;
+
+use super::{Owned, SentRow};
+use crate::store::jetstream::checkpoint::Place;
+use crate::store::jetstream::copying::{CleaningStep, CopiedTask, ReadTask};
+use crate::store::jetstream::names::{StreamNames, task_id};
+use crate::store::jetstream::protocol::Outgoing;
+
+impl Owned {
+    /// Adds the copies that were prepared, and then their progress. So the progress of a task is
+    /// always behind the task.
+    pub(super) fn add_copies(&mut self, names: &StreamNames, rows: &mut Vec<Outgoing>) {
+        let (mut progress, mut copied) = (Vec::new(), Vec::new());
+        while let Some(copy) = self.cleaning.next(rows.len() + progress.len()) {
+            let is_current = self.unsettled.get(copy.id).is_some_and(|task| copy.is_current(task));
+            let CopiedTask { id, chunks, message, progress: saved, .. } = copy;
+            if !is_current || self.pending.contains_key(&id) {
+                continue;
+            }
+            self.unsettled.copy(id, chunks.map(|(first, _)| first));
+            rows.push(Outgoing::new(names.copy(self.partition, id), message).replacing());
+            self.sent.push(SentRow::Copy(id));
+            if let Some(saved) = saved {
+                self.unsettled.progress(id, Place::Sent, saved.len());
+                let subject = names.progress(self.partition, id);
+                progress.push(Outgoing::new(subject, saved).replacing());
+                copied.push(SentRow::Progress(id));
+            }
+        }
+        rows.append(&mut progress);
+        self.sent.append(&mut copied);
+    }
+
+    /// The next step of the cleaning. Everything before `purged` is purged, and may be before `wanted`.
+    pub(in crate::store::jetstream) fn clean(
+        &mut self,
+        now: Instant,
+        purged: u64,
+        wanted: u64,
+    ) -> CleaningStep {
+        if !self.is_live() {
+            return CleaningStep::Nothing;
+        }
+        let must_stay = |id| self.unbound.contains(&id) || self.pending.contains_key(&id);
+        let is_written = !self.sent.iter().any(|sent| matches!(sent, SentRow::Copy(_)));
+        self.cleaning.step(now, &self.unsettled, must_stay, is_written, (purged, wanted))
+    }
+
+    pub(in crate::store::jetstream) fn sized(&mut self, bytes: Option<u64>, least: u64) {
+        self.cleaning.looked(bytes, self.unsettled.live_bytes(), least);
+    }
+
+    /// Tasks were read, to be copied with the next checkpoint. Returns the number of those that are
+    /// missing.
+    pub(in crate::store::jetstream) fn copied(&mut self, tasks: Vec<ReadTask>) -> u64 {
+        for task in &tasks {
+            if let ReadTask::Copied(CopiedTask { chunks: Some((first, count)), .. }) = task {
+                self.reader.wrote(*first, first + u64::from(*count) - 1);
+            }
+        }
+        let missing = self.cleaning.read(tasks);
+        for sequence in &missing {
+            let task = task_id(*sequence, self.partition);
+            error!(%task, "a message of an unsettled task is missing from the store");
+        }
+        missing.len() as u64
+    }
+}
