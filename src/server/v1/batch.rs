@@ -26,7 +26,7 @@ use crate::traces::Span;
 
 pub(super) const MAX_WRITES: usize = 1000;
 
-struct Member {
+struct BatchMember {
     /// Each write has its own span, as if it were a request of its own.
     span: Option<Span>,
     checked: CheckedWrite,
@@ -88,7 +88,7 @@ pub(super) async fn batch(
             }
             Err(problem) => CheckedWrite::Refused(problem),
         };
-        members.push(Member { span, checked });
+        members.push(BatchMember { span, checked });
     }
     drop(body);
     Ok(ok(&server.answered(members, valid).await))
@@ -107,12 +107,12 @@ impl ServerState {
 
     async fn answered(
         &self,
-        members: Vec<Member>,
+        members: Vec<BatchMember>,
         valid: Vec<(NewTask, Option<Idempotency>)>,
     ) -> BatchAnswers {
         let mut outcomes = self.handle.replicate_all(valid).await.into_iter();
         let mut answers = BatchAnswers { accepted: 0, refused: 0, answers: Vec::new() };
-        for Member { span, checked } in members {
+        for BatchMember { span, checked } in members {
             let outcome = match checked {
                 CheckedWrite::Refused(problem) => Err(problem),
                 CheckedWrite::Submitted { consistency, spelled } => match outcomes.next() {
@@ -154,7 +154,8 @@ pub(super) fn split<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Vec<&'a [
         lines.filter(|line| !line.is_empty()).take(MAX_WRITES + 1).collect()
     } else {
         let mut json = serde_json::Deserializer::from_slice(body);
-        let read = json.deserialize_seq(Members).and_then(|writes| json.end().map(|()| writes));
+        let read =
+            json.deserialize_seq(BatchMembers).and_then(|writes| json.end().map(|()| writes));
         read.map_err(|error| invalid(format!("the body is not a valid JSON array: {error}")))?
     };
     match writes.len() {
@@ -167,9 +168,9 @@ pub(super) fn split<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Vec<&'a [
 }
 
 /// Reads up to [`MAX_WRITES`] members of an array, plus one to detect too many.
-struct Members;
+struct BatchMembers;
 
-impl<'de> Visitor<'de> for Members {
+impl<'de> Visitor<'de> for BatchMembers {
     type Value = Vec<&'de [u8]>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
