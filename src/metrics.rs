@@ -249,7 +249,7 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
     (
         "replicator_deliveries_accepted_total",
         Counter,
-        "Deliveries accepted, including those recovered from disk at the start. Always the sum of delivered, superseded, dead, discarded and pending.",
+        "Deliveries accepted, including those recovered from disk at the start and those of claimed partitions. Always the sum of delivered, superseded, dead, discarded, handed over and pending.",
         |r| r.lane.counters.accepted,
     ),
     ("replicator_deliveries_delivered_total", Counter, "Deliveries acknowledged.", |r| {
@@ -266,6 +266,12 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         Counter,
         "Deliveries discarded by operators or after their retention.",
         |r| r.lane.counters.discarded,
+    ),
+    (
+        "replicator_deliveries_handed_over_total",
+        Counter,
+        "Deliveries left, unsettled, to the next owner of their partition. Only in a cluster.",
+        |r| r.lane.counters.released,
     ),
     (
         "replicator_deliveries_redriven_total",

@@ -2,9 +2,9 @@
 //! owners and members.
 //!
 //! All members get the same number of partitions, or one more. A member keeps what it owns up to that
-//! number, so that one that joins or leaves moves as few partitions as possible. A partition that is
-//! to be given away, or has no owner, goes to the member with room that comes first by a hash of the
-//! two (rendezvous hashing).
+//! number, so that one that joins or leaves moves as few partitions as possible. A partition that
+//! a member has too many of, or that has no owner, goes to the member with room that comes first by a
+//! hash of the two (rendezvous hashing).
 
 use std::cmp::Reverse;
 use std::collections::HashMap;

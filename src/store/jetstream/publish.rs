@@ -62,7 +62,7 @@ pub(super) struct Publisher {
     meta: Arc<Meta>,
     idempotency: Arc<ClusterKeys>,
     /// By partition.
-    gates: Vec<Arc<Gate>>,
+    gates: Vec<Arc<PartitionGate>>,
     /// Writes that have no outcome yet, and their bytes.
     open: AtomicU64,
     open_bytes: AtomicU64,
@@ -71,7 +71,7 @@ pub(super) struct Publisher {
 
 /// The writes of one partition that have no outcome yet.
 #[derive(Default)]
-struct Gate {
+struct PartitionGate {
     open: AtomicU64,
     /// The last attempt to store one has failed.
     is_silent: AtomicBool,
@@ -159,7 +159,7 @@ impl Publisher {
     }
 
     /// Counts a write until it has its outcome.
-    fn count(self: &Arc<Self>, append: &mut Append, gate: &Arc<Gate>) {
+    fn count(self: &Arc<Self>, append: &mut Append, gate: &Arc<PartitionGate>) {
         let bytes = append.new.weight() as u64;
         self.open.fetch_add(1, Ordering::Relaxed);
         gate.open.fetch_add(1, Ordering::Relaxed);
