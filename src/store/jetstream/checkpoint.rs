@@ -189,7 +189,7 @@ impl std::ops::AddAssign for PartitionLevels {
 
 /// Where a message is, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(super) enum LogPlace {
     At(u64),
     /// Its batch is on its way.
     Sent,
@@ -199,11 +199,11 @@ pub(super) enum Place {
 pub(super) struct OpenTask {
     pub(super) bytes: u64,
     /// Its message: the first one, or a copy.
-    pub(super) place: Place,
+    pub(super) place: LogPlace,
     /// The first of the messages with its value, which are next to one another; none if its own
     /// message has it.
     pub(super) chunks: Option<u64>,
-    pub(super) progress: Option<Place>,
+    pub(super) progress: Option<LogPlace>,
     progress_bytes: u64,
     is_dead: bool,
 }
@@ -230,17 +230,17 @@ impl OpenTask {
     }
 
     pub(super) fn at(sequence: u64, bytes: u64, chunks: Option<u64>) -> Self {
-        let place = Place::At(sequence);
+        let place = LogPlace::At(sequence);
         Self { bytes, place, chunks, progress: None, progress_bytes: 0, is_dead: false }
     }
 
     /// Its first message; `None` if all are on their way.
     pub(super) fn begin(&self) -> Option<u64> {
         match self.place {
-            Place::At(sequence) => {
+            LogPlace::At(sequence) => {
                 Some(self.chunks.map_or(sequence, |chunks| chunks.min(sequence)))
             }
-            Place::Sent => self.chunks,
+            LogPlace::Sent => self.chunks,
         }
     }
 }
@@ -262,7 +262,7 @@ impl Unsettled {
 
     pub(super) fn add(&mut self, id: u64, task: OpenTask) {
         self.levels.count(&task, 1);
-        if let Place::At(sequence) = task.place
+        if let LogPlace::At(sequence) = task.place
             && sequence != id
         {
             self.copies.insert(sequence, id);
@@ -293,7 +293,7 @@ impl Unsettled {
     }
 
     /// A progress of this many bytes replaces the one before.
-    pub(super) fn progress(&mut self, id: u64, place: Place, bytes: usize) {
+    pub(super) fn progress(&mut self, id: u64, place: LogPlace, bytes: usize) {
         if let Some(task) = self.tasks.get_mut(&id) {
             self.progress_bytes -= task.progress_bytes;
             task.progress_bytes = bytes as u64;
@@ -305,23 +305,23 @@ impl Unsettled {
     /// A message of a batch is stored: a progress.
     pub(super) fn progress_stored(&mut self, id: u64, sequence: u64) {
         if let Some(task) = self.tasks.get_mut(&id) {
-            task.progress = Some(Place::At(sequence));
+            task.progress = Some(LogPlace::At(sequence));
         }
     }
 
     /// A copy is on its way, whose value, if it is not in the copy, is behind the first message.
     pub(super) fn copy(&mut self, id: u64, chunks: Option<u64>) {
         if let Some(task) = self.tasks.get_mut(&id) {
-            if let Place::At(sequence) = task.place {
+            if let LogPlace::At(sequence) = task.place {
                 self.copies.remove(&sequence);
             }
-            (task.place, task.chunks) = (Place::Sent, chunks);
+            (task.place, task.chunks) = (LogPlace::Sent, chunks);
         }
     }
 
     pub(super) fn copy_stored(&mut self, id: u64, sequence: u64) {
         if let Some(task) = self.tasks.get_mut(&id) {
-            task.place = Place::At(sequence);
+            task.place = LogPlace::At(sequence);
             self.copies.insert(sequence, id);
         }
     }
@@ -335,7 +335,7 @@ impl Unsettled {
         if let Some(task) = self.tasks.remove(&id) {
             self.levels.count(&task, -1);
             self.progress_bytes -= task.progress_bytes;
-            if let Place::At(sequence) = task.place {
+            if let LogPlace::At(sequence) = task.place {
                 self.copies.remove(&sequence);
             }
         }
@@ -360,7 +360,7 @@ impl Unsettled {
         let begins = self.tasks.values().filter_map(OpenTask::begin);
         let floor =
             begins.min().map_or(self.through, |first| self.through.min(first.saturating_sub(1)));
-        let firsts = self.tasks.iter().filter(|(id, task)| task.place == Place::At(**id));
+        let firsts = self.tasks.iter().filter(|(id, task)| task.place == LogPlace::At(**id));
         let firsts = firsts.map(|(id, _)| *id);
         Settled {
             floor,

@@ -15,7 +15,7 @@ use async_nats::{Client, ConnectOptions, Event, ServerError, jetstream};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
-use super::figures::Figures;
+use super::figures::StoreFigures;
 use super::names::{ClusterName, StreamNames};
 use super::record::ClusterRecord;
 use super::rows::now;
@@ -101,7 +101,7 @@ struct Connected {
     record: ClusterRecord,
     settings: JetStreamSettings,
     status: Arc<Mutex<StoreStatus>>,
-    figures: Figures,
+    figures: StoreFigures,
 }
 
 impl Store {
@@ -156,7 +156,7 @@ impl Store {
             record,
             settings: settings.clone(),
             status,
-            figures: Figures::default(),
+            figures: StoreFigures::default(),
         }));
         store.check_servers(servers::ask(store.client()).await, true)?;
         drop(tokio::spawn(ask_again(Arc::downgrade(&store.0))));
@@ -190,7 +190,7 @@ impl Store {
         &self.0.settings
     }
 
-    pub(super) fn figures(&self) -> &Figures {
+    pub(super) fn figures(&self) -> &StoreFigures {
         &self.0.figures
     }
 

@@ -21,7 +21,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::checkpoint::{MAX_COPIES, OpenTask, Place, Unsettled};
+use super::checkpoint::{LogPlace, MAX_COPIES, OpenTask, Unsettled};
 use super::connect::Store;
 use super::message::{self, TaskCopy};
 use super::names::task_id;
@@ -75,8 +75,8 @@ struct ReadFrom {
 impl CopiedTask {
     /// Whether nothing has changed since it was read.
     pub(super) fn is_current(&self, task: &OpenTask) -> bool {
-        let progress = self.read.progress.map(Place::At);
-        task.place == Place::At(self.read.place) && task.progress == progress
+        let progress = self.read.progress.map(LogPlace::At);
+        task.place == LogPlace::At(self.read.place) && task.progress == progress
     }
 }
 
@@ -187,7 +187,7 @@ impl Cleaning {
             let fits = bytes == 0 || bytes + task.bytes <= TASK_BYTES;
             bytes += task.bytes.max(1);
             let is_stored =
-                matches!(task.place, Place::At(_)) && task.progress != Some(Place::Sent);
+                matches!(task.place, LogPlace::At(_)) && task.progress != Some(LogPlace::Sent);
             fits && is_stored && !self.missing.contains(id) && !must_stay(*id)
         });
         can_move.map(|(_, id, task)| (id, task)).collect()
@@ -262,7 +262,7 @@ impl Store {
         task: OpenTask,
     ) -> Result<ReadTask, StoreRequestError> {
         let missing = Ok(ReadTask::Missing(id));
-        let Place::At(place) = task.place else { return missing };
+        let LogPlace::At(place) = task.place else { return missing };
         let Some(found) = self.find(partition, place).await? else { return missing };
         let mut copy = match message::read_copy(id, &found.payload) {
             _ if place == id => TaskCopy { chunks: None, message: found.payload },
@@ -285,8 +285,8 @@ impl Store {
             copy.chunks = chunks.map(|(first, _)| first);
         }
         let progress_at = match task.progress {
-            Some(Place::At(sequence)) => Some(sequence),
-            Some(Place::Sent) => return missing,
+            Some(LogPlace::At(sequence)) => Some(sequence),
+            Some(LogPlace::Sent) => return missing,
             None => None,
         };
         let progress = match progress_at {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 #[derive(Debug, Default)]
-pub(super) struct Figures {
+pub(super) struct StoreFigures {
     take_overs: AtomicU64,
     lapses: AtomicU64,
     publishes: AtomicU64,
@@ -29,7 +29,7 @@ pub struct ClusterFigures {
     pub missing: u64,
 }
 
-impl Figures {
+impl StoreFigures {
     pub(super) fn taken_over(&self) {
         add(&self.take_overs, 1);
     }

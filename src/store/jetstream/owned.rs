@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::checkpoint::{OpenTask, PartitionLevels, Place, Settled, SettledIndex, Unsettled};
+use super::checkpoint::{LogPlace, OpenTask, PartitionLevels, Settled, SettledIndex, Unsettled};
 use super::copying::Cleaning;
 use super::message::{self, MessageError, Nonce};
 use super::names::{StreamNames, task_id};
@@ -340,7 +340,7 @@ impl Owned {
                     Ok(row) if rows.len() >= MAX_ROWS || bytes + row.len() > MAX_ROW_BYTES => break,
                     Ok(row) => {
                         bytes += row.len();
-                        self.unsettled.progress(sequence, Place::Sent, row.len());
+                        self.unsettled.progress(sequence, LogPlace::Sent, row.len());
                         self.unsettled.mark(sequence, is_dead(progress));
                         let subject = names.progress(self.partition, sequence);
                         rows.push(Outgoing::new(subject, row).replacing());
@@ -416,7 +416,7 @@ impl Owned {
         Some(self.read_at.map_or(at, |read_at| read_at.max(at)))
     }
 
-    /// Messages of the log, in order; `None` if they could not be read. `stored` is told of tasks before
+    /// Messages of the log, in order; `None` if they could not be read. `stored` gets each task before
     /// `notify` is.
     pub(super) fn read(
         &mut self,
@@ -560,7 +560,7 @@ impl Owned {
         for (id, RecoveredTask { open, task, progress }) in recovery.finish() {
             self.unsettled.add(id, open);
             if let Some((sequence, bytes)) = progress {
-                self.unsettled.progress(id, Place::At(sequence), bytes);
+                self.unsettled.progress(id, LogPlace::At(sequence), bytes);
             }
             match task {
                 Ok((task, RecoveredHead { nonce, awaited_by })) => {

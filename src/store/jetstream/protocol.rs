@@ -349,7 +349,13 @@ impl Store {
         match (answer.error, answer.state) {
             (Some(error), _) => Err(Unanswered(error.description)),
             (None, Some(StreamState { bytes })) => {
-                let leader = answer.cluster.and_then(|cluster| cluster.leader);
+                // A server of a group without a leader answers, too.
+                let leader = match answer.cluster {
+                    Some(StreamGroup { leader: None }) => {
+                        return Err(Unanswered("the stream has no leader".to_owned()));
+                    }
+                    group => group.and_then(|group| group.leader),
+                };
                 let limit = answer.config.and_then(|config| u64::try_from(config.max_bytes).ok());
                 Ok(PartitionLog { leader, bytes, max_bytes: limit })
             }

@@ -10,7 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use thiserror::Error;
 use tokio::time::sleep;
 
-use super::checkpoint::{OpenTask, Place, SettledIndex};
+use super::checkpoint::{LogPlace, OpenTask, SettledIndex};
 use super::connect::Store;
 use super::message::{self, MessageError, Nonce, StoredTask, TaskCopy};
 use super::names::{StreamNames, place_of, task_id};
@@ -26,7 +26,7 @@ const LEADER_PAUSE: Duration = Duration::from_millis(100);
 /// Reads of one message from any server, before the leader is asked.
 const NEAR_READS: usize = 12;
 
-/// Any server of three may answer: in so many reads of a message, one that has it does.
+/// Any server of three may answer: after this number of reads of a message, one that has it did.
 const ROUNDS: usize = 20;
 
 const LEADER_READS_AT_ONCE: usize = 32;
@@ -287,8 +287,8 @@ impl PartitionRecovery {
             return Vec::new();
         }
         let places = self.tasks.values().filter_map(|task| match task.open.place {
-            Place::At(sequence) => Some(sequence),
-            Place::Sent => None,
+            LogPlace::At(sequence) => Some(sequence),
+            LogPlace::Sent => None,
         });
         let known = places.chain(self.lost.iter().copied()).collect();
         settled.missing(&known, MAX_HOLES)
@@ -299,7 +299,7 @@ impl PartitionRecovery {
         let before = self.lost.len();
         let found: BTreeSet<_> = self.tasks.values().map(|task| task.open.place).collect();
         self.lost
-            .extend(sequences.iter().filter(|sequence| !found.contains(&Place::At(**sequence))));
+            .extend(sequences.iter().filter(|sequence| !found.contains(&LogPlace::At(**sequence))));
         self.lost.len() - before
     }
 

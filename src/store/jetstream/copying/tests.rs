@@ -206,7 +206,7 @@ impl World {
 
     /// As [`Store::read_to_copy`].
     fn copied(&mut self, id: u64, task: OpenTask) -> ReadTask {
-        let Place::At(place) = task.place else { panic!("{task:?}") };
+        let LogPlace::At(place) = task.place else { panic!("{task:?}") };
         let message = self.log.messages[&place].payload.clone();
         let mut copy = match message::read_copy(id, &message) {
             Ok(copy) => copy,
@@ -222,8 +222,8 @@ impl World {
         });
         copy.chunks = chunks.map(|(first, _)| first);
         let progress_at = task.progress.map(|place| match place {
-            Place::At(sequence) => sequence,
-            Place::Sent => panic!("{task:?}"),
+            LogPlace::At(sequence) => sequence,
+            LogPlace::Sent => panic!("{task:?}"),
         });
         let progress = progress_at.map(|at| self.log.messages[&at].payload.clone());
         let (message, read) =
@@ -252,7 +252,7 @@ impl World {
     fn check(&mut self) {
         assert_eq!(self.owned.take_missing(), 0);
         for (id, task) in self.owned.unsettled_tasks() {
-            let Place::At(place) = task.place else { continue };
+            let LogPlace::At(place) = task.place else { continue };
             assert!(self.log.messages.contains_key(&place), "task {id}");
             if let Some(first) = task.chunks {
                 let chunk = |sequence: u64| &self.log.messages[&sequence].payload;

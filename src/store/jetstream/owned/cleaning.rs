@@ -4,7 +4,7 @@ use tokio::time::Instant;
 use tracing::error;
 
 use super::{Owned, SentRow};
-use crate::store::jetstream::checkpoint::Place;
+use crate::store::jetstream::checkpoint::LogPlace;
 use crate::store::jetstream::copying::{CleaningStep, CopiedTask, ReadTask};
 use crate::store::jetstream::names::{StreamNames, task_id};
 use crate::store::jetstream::protocol::Outgoing;
@@ -24,7 +24,7 @@ impl Owned {
             rows.push(Outgoing::new(names.copy(self.partition, id), message).replacing());
             self.sent.push(SentRow::Copy(id));
             if let Some(saved) = saved {
-                self.unsettled.progress(id, Place::Sent, saved.len());
+                self.unsettled.progress(id, LogPlace::Sent, saved.len());
                 let subject = names.progress(self.partition, id);
                 progress.push(Outgoing::new(subject, saved).replacing());
                 copied.push(SentRow::Progress(id));
