@@ -71,7 +71,7 @@ pub(super) fn the_answer_to_a_strong_write_is_remembered(open: Open) {
     let id = id(&strong(&listener));
     let without = Ok(repeated(id, Consistency::Strong, None));
     assert_eq!(strong(&listener), without);
-    listener.journal().conclude(TaskId(id), answer.clone());
+    listener.journal().conclude(TaskId(id), answer.clone(), &[]);
     let with = Ok(repeated(id, Consistency::Strong, Some(answer)));
     // A journal may take its time.
     loop {

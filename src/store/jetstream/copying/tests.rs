@@ -75,7 +75,7 @@ fn messages(value_bytes: usize, nonce: u128) -> TaskMessages {
         consistency: Consistency::Eventual,
         trace: None,
     };
-    TaskMessages::of(&task, None, Nonce(nonce)).unwrap()
+    TaskMessages::of(&task, None, Nonce(nonce), None).unwrap()
 }
 
 #[derive(Default)]

@@ -79,7 +79,7 @@ fn a_flipped_bit_anywhere_is_detected_and_no_message_is_valid_as_another_kind() 
 
 #[test]
 fn a_copy_is_valid_only_for_its_own_task() {
-    let message = TaskMessages::of(&task(b"v".to_vec()), None, Nonce(9)).unwrap().task;
+    let message = TaskMessages::of(&task(b"v".to_vec()), None, Nonce(9), None).unwrap().task;
     for chunks in [None, Some(5)] {
         let written = TaskCopy { chunks, message: message.clone() };
         let copied = copy(7, &written).unwrap();
