@@ -14,12 +14,13 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, info};
 
 use super::checkpoint::StoreInstance;
 use super::connect::Store;
 use super::record;
+use super::sharing::LISTEN;
 
 /// Of the announcements.
 const FORMAT: u32 = 1;
@@ -80,7 +81,7 @@ struct MemberList {
 }
 
 impl Members {
-    /// Announces this instance, and listens to the others.
+    /// Announces this instance, and listens to the others until those that live are known.
     pub(super) async fn start(store: &Store, this: &StoreInstance) -> Arc<Self> {
         let this = Member {
             process: this.process,
@@ -110,6 +111,7 @@ impl Members {
             Err(error) => error!(%error, "cannot listen to other instances"),
         }
         tokio::spawn(Arc::clone(&members).run());
+        sleep(LISTEN).await;
         members
     }
 
