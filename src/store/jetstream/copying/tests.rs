@@ -1,5 +1,7 @@
 //! An owner, the log of its partition, and crashes.
 
+#![expect(clippy::disallowed_methods, reason = "later than every wait of the owner")]
+
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex};
 
@@ -156,7 +158,7 @@ impl World {
     fn read(&mut self, lacks: bool) {
         let is_there = |message: &LogMessage| !lacks || !message.sequence.is_multiple_of(2);
         let view: Vec<_> = self.log.from(0).into_iter().filter(is_there).collect();
-        read_all(&mut self.owned, &self.names, &self.log, view, &|_| {});
+        read_all(&mut self.owned, &self.names, &self.log, &view, &|_| {});
         self.owned.advance(&|_, _| {}, &|_| {}).unwrap();
     }
 
@@ -300,19 +302,19 @@ fn read_all(
     owned: &mut Owned,
     names: &StreamNames,
     log: &Log,
-    view: Vec<LogMessage>,
+    view: &[LogMessage],
     notify: &dyn Fn(JournalEvent),
 ) {
     let read = |owned: &mut Owned, messages| {
         owned.read(names, &|_, _| {}, messages, notify).unwrap();
     };
-    read(owned, Some(view.clone()));
+    read(owned, Some(view.to_vec()));
     loop {
         match owned.read_from(Instant::now() + LOOK_EVERY) {
             Some(LogRead::Missing(some)) => {
                 let found = some.iter().filter_map(|one| log.messages.get(one)).cloned().collect();
                 read(owned, Some(found));
-                read(owned, Some(view.clone()));
+                read(owned, Some(view.to_vec()));
             }
             Some(LogRead::From(_)) => return read(owned, None),
             None => return,
@@ -346,7 +348,7 @@ fn claim(
             claimed.lock().unwrap().extend(tasks);
         }
     };
-    read_all(&mut owned, names, log, view, &notify);
+    read_all(&mut owned, names, log, &view, &notify);
     assert!(owned.is_live());
     (owned, claimed.into_inner().unwrap())
 }
