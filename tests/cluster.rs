@@ -24,6 +24,8 @@ mod it {
 mod damage;
 #[path = "cluster/faults.rs"]
 mod faults;
+#[path = "cluster/figures.rs"]
+mod figures;
 #[path = "cluster/judge.rs"]
 mod judge;
 #[path = "cluster/keys.rs"]

@@ -2,8 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::Duration;
 
@@ -22,6 +21,12 @@ use crate::store::journal::{JournalEvent, Reply};
 use crate::store::records::CommitError;
 use crate::task::{Consistency, Idempotency, Partition, Progress};
 
+mod cleaning;
+mod holes;
+mod recent;
+
+use recent::RecentNonces;
+
 /// How long settlements wait for others.
 const GATHER: Duration = Duration::from_millis(10);
 
@@ -38,14 +43,8 @@ const READ_AGAIN: Duration = Duration::from_millis(20);
 /// Tasks in one event of a claim.
 const CLAIMED_AT_ONCE: usize = 256;
 
-/// Tasks whose copies are recognized.
-const MAX_RECENT: usize = 1 << 15;
-
 /// Tasks with an idempotency key whose answer is still taken.
 const MAX_KEYED: usize = 10_000;
-
-mod cleaning;
-mod holes;
 
 pub(super) struct Owned {
     pub(super) epoch: u64,
@@ -89,33 +88,6 @@ pub(super) struct Owned {
     missing: u64,
     /// A message has a version that this binary does not know. It and those behind it stay unread.
     is_unreadable: bool,
-}
-
-/// The nonces of the last tasks. The servers do not store a task twice within their window; a copy that
-/// was delayed for longer must not follow newer writes of its key.
-#[derive(Default)]
-struct RecentNonces {
-    sequences: HashMap<Nonce, u64>,
-    order: VecDeque<Nonce>,
-}
-
-impl RecentNonces {
-    /// Whether the task is the first one with its nonce.
-    fn is_first(&mut self, nonce: Nonce, sequence: u64) -> bool {
-        match self.sequences.entry(nonce) {
-            Entry::Occupied(known) => *known.get() == sequence,
-            Entry::Vacant(free) => {
-                free.insert(sequence);
-                self.order.push_back(nonce);
-                if self.order.len() > MAX_RECENT
-                    && let Some(oldest) = self.order.pop_front()
-                {
-                    self.sequences.remove(&oldest);
-                }
-                true
-            }
-        }
-    }
 }
 
 /// What to read of the log.

@@ -21,13 +21,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use super::answers;
 use super::checkpoint::{Checkpoint, PartitionLevels, Settled};
 use super::copying;
 use super::idempotency::ClusterKeys;
 use super::message::{self, MessageError};
-use super::names::task_id;
-use super::owned::{Group, KeyedTask, LogRead, Owned};
+use super::owned::{Group, LogRead, Owned};
 use super::protocol::{Ack, LogMessage, Outgoing, StoreRequestError};
 use super::publish::{Found, Publisher};
 use super::shared::StoreShared;
@@ -36,11 +34,14 @@ use super::status::PartitionOwner;
 use super::tenure::{Change, Link, Step, Tenure, Wish};
 use crate::lease::{BootTime, Fence};
 use crate::store::journal::JournalEvent;
-use crate::store::records::{CommitError, IdempotencyAnswer};
-use crate::task::{Obstacle, Partition, ReplicaIndex};
+use crate::store::records::CommitError;
+use crate::task::Partition;
 
+mod cleaning;
 mod hand_over;
+mod keys;
 
+use cleaning::Purge;
 use hand_over::HandOver;
 
 /// Before a request that failed is made again.
@@ -79,10 +80,6 @@ pub(super) struct PartitionTask {
     closing: Option<oneshot::Sender<()>>,
     purge: Purge,
 }
-
-mod cleaning;
-
-use cleaning::Purge;
 
 #[derive(Clone)]
 struct OutgoingGroup {
@@ -539,44 +536,6 @@ impl PartitionTask {
         if let Err(error) = advanced {
             self.refuse(error);
         }
-    }
-
-    /// Gives an idempotency key the id of its task.
-    fn bind(&self, sequence: u64, task: KeyedTask) {
-        let (keys, standing) = (Arc::clone(&self.keys), Arc::clone(&self.standing));
-        let id = task_id(sequence, self.partition);
-        let KeyedTask { idempotency, consistency, nonce } = task;
-        tokio::spawn(async move {
-            // A repeat needs it, so it is done before the task is settled.
-            while !keys.bind(&idempotency, consistency, standing.partition, nonce.0, id).await {
-                sleep(PAUSE).await;
-            }
-            standing.order(PartitionOrder::Bound { sequence });
-        });
-    }
-
-    fn conclude(
-        &mut self,
-        sequence: u64,
-        answer: IdempotencyAnswer,
-        obstacles: &[(ReplicaIndex, Obstacle)],
-    ) {
-        let Some(owned) = &mut self.owned else { return };
-        let id = task_id(sequence, self.partition);
-        let this = self.shared.this.process;
-        if let Some(process) = owned.take_awaited(sequence).filter(|process| *process != this) {
-            answers::send(&self.shared.store, process, id, &answer, obstacles);
-        }
-        let Some(task) = owned.decided(sequence) else { return };
-        let (keys, idempotency) = (Arc::clone(&self.keys), task.idempotency.clone());
-        let standing = Arc::clone(&self.standing);
-        tokio::spawn(async move {
-            // A repeat needs it, so it is done before the task is settled.
-            while !keys.conclude(&idempotency, id, answer.clone()).await {
-                sleep(PAUSE).await;
-            }
-            standing.order(PartitionOrder::Answered { sequence });
-        });
     }
 
     /// The partition cannot be owned by this binary.
