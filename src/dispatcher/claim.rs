@@ -48,8 +48,11 @@ pub(crate) fn replica(
     row: Option<ReplicaRow>,
 ) {
     if let Some(to) = row.as_ref().and_then(|row| row.renamed_to.as_ref()) {
-        // Fails for a replica without a lane, which needs no rename.
-        let _ = engine.rename(now, node, to);
+        // Fails for a replica without a lane, which needs no rename, and if the new address has
+        // deliveries already: then the rename is not confirmed.
+        let _ = engine.follow_rename(now, node, to);
+        // The record of the new address has the pause.
+        return registry.restore(node, row);
     }
     let since = row.as_ref().and_then(|row| row.paused_since);
     if since.is_some() || registry.is_paused(node) {

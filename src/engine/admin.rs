@@ -155,6 +155,29 @@ impl Engine {
             }
             self.remove_lane(used);
         }
+        self.move_lane(now, number, to);
+        Ok(())
+    }
+
+    /// [`Self::rename`], as another process has done it. The record of the new address may have come
+    /// first: a lane without deliveries gives way, and its pause holds.
+    pub fn follow_rename(&mut self, now: Now, node: &Node, to: &Node) -> Result<(), RenameError> {
+        self.now = now;
+        let number = self.lanes.find(node).ok_or(RenameError::Unknown)?;
+        if let Some(used) = self.lanes.find(to).filter(|&used| used != number) {
+            let lane = &self.lanes[used];
+            if !lane.has_nothing() {
+                return Err(RenameError::Used);
+            }
+            let paused = lane.paused;
+            self.remove_lane(used);
+            self.lanes[number].paused = paused;
+        }
+        self.move_lane(now, number, to);
+        Ok(())
+    }
+
+    fn move_lane(&mut self, now: Now, number: u32, to: &Node) {
         self.lanes.rename(number, to.clone());
         self.lanes[number].recorded = false;
         self.barriers.rename(number, to);
@@ -163,7 +186,6 @@ impl Engine {
         self.start_handoff(number);
         self.mark_dirty(number);
         self.finish();
-        Ok(())
     }
 
     /// Discards the unsettled deliveries of a task. Those in flight are not retried. Returns false

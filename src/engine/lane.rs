@@ -123,10 +123,14 @@ impl Lane {
     /// Whether it can be removed: nothing is pending, reserved, dead or ambiguous, and no operator
     /// has suspended it.
     pub(super) fn is_empty(&self) -> bool {
+        self.has_nothing() && !self.is_suspended()
+    }
+
+    /// Whether nothing is pending, reserved, dead or ambiguous.
+    pub(super) fn has_nothing(&self) -> bool {
         self.chains.is_empty()
             && self.letters.is_empty()
             && self.ambiguous.is_empty()
-            && !self.is_suspended()
             && !self.places.has_queued()
     }
 

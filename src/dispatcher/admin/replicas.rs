@@ -99,7 +99,10 @@ impl Core {
                     ReplicaRecord::Paused { node, paused } => {
                         self.registry.is_paused(self.registry.resolve(&node)) == paused
                     }
-                    ReplicaRecord::Renamed { node, to } => *self.registry.resolve(&node) == to,
+                    ReplicaRecord::Renamed { node, to } => {
+                        let is_left = self.engine.lanes().any(|lane| lane.node == node);
+                        *self.registry.resolve(&node) == to && !is_left
+                    }
                 };
                 let _ = reply.send(Ok(applied));
             }

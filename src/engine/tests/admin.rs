@@ -229,6 +229,22 @@ fn a_forgotten_replica_is_not_shown_as_failing() {
 }
 
 #[test]
+fn a_rename_by_another_process_is_followed_when_the_pause_of_the_new_address_came_first() {
+    let mut f = Fixture::new(settings());
+    f.eventual("k", &["a", "b"]);
+    f.sent();
+    let since = Some(f.now.wall);
+    f.engine.pause(f.now, &node("a"), since);
+    f.engine.pause(f.now, &node("new"), since);
+    assert_eq!(f.engine.rename(f.now, &node("a"), &node("new")), Err(RenameError::Used));
+    assert_eq!(f.engine.follow_rename(f.now, &node("a"), &node("b")), Err(RenameError::Used));
+    assert_eq!(f.engine.follow_rename(f.now, &node("a"), &node("new")), Ok(()));
+    let lanes: Vec<_> = f.engine.lanes().map(|lane| (lane.node, lane.paused)).collect();
+    assert!(lanes.contains(&(node("new"), since)), "{lanes:?}");
+    assert!(lanes.iter().all(|(lane, _)| *lane != node("a")), "{lanes:?}");
+}
+
+#[test]
 fn a_renamed_replica_keeps_its_backlog_and_dead_letters() {
     let mut f = Fixture::new(settings());
     let dead = gave_up(&mut f, "dead", &["a"]);
