@@ -135,8 +135,10 @@ impl Core {
             Request::DeadLetters(request) => self.serve_dead_letters(now, request),
             Request::Barrier(request) => self.serve_barrier(request),
             Request::Claims { reply } => {
+                let mut claims = self.ownership.claims();
+                claims.retain(|claim| self.journal.holds(claim.partition));
                 // The asker may be gone.
-                let _ = reply.send(self.ownership.claims());
+                let _ = reply.send(claims);
             }
             Request::Past { node, reply } => self.show_past(node.as_ref(), reply),
             Request::Snapshot { reply } => {
@@ -203,7 +205,7 @@ impl Core {
                 claim::replica(engine, registry, now, &node, row);
             }
             JournalEvent::Concluded { task, answer, obstacles } => {
-                self.concluded_elsewhere(task, &answer, obstacles);
+                self.concluded_elsewhere(now, task, &answer, obstacles);
             }
             JournalEvent::Settled { through } => engine.settled(through),
             JournalEvent::Failed(why) => self.store_failed(&why),

@@ -79,6 +79,11 @@ pub trait Journal: Send + Sync + fmt::Debug {
     /// The right to send a task of a claimed partition. Asked for each attempt.
     fn fence(&self, id: TaskId) -> Fence;
 
+    /// Whether this process may send for a claimed partition now.
+    fn holds(&self, _: Partition) -> bool {
+        true
+    }
+
     /// The partition of a task.
     fn partition_of(&self, _: TaskId) -> Partition {
         Partition::default()
@@ -244,7 +249,8 @@ pub enum Appended {
     /// A new task, durable.
     New(TaskId),
     /// A new task, durable, of a partition that this process does not own: it does not arrive. If it
-    /// is strong, [`JournalEvent::Concluded`] may follow, or may have come before.
+    /// is strong, [`JournalEvent::Concluded`] may follow, or may have come before. Also the repeat of a
+    /// strong write that is not decided.
     Elsewhere(TaskId),
     /// Its idempotency key belongs to an earlier task.
     Repeated(Repeated),

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::answer::JsonAnswer;
 use super::client::DaemonClient;
+use super::cluster::incomplete;
 use super::screen::Screen;
 use super::text::{Table, age, count};
 use super::{CommandError, CommandOutcome};
@@ -34,9 +35,14 @@ pub(super) async fn run(
     let answer = watch(answer, client, screen, interrupt).await?;
     let operation: BulkOperation = client.read(&answer)?;
     screen.show(json, &answer, [summary(&operation)])?;
+    let missing = incomplete(&operation.incomplete);
+    if let Some(text) = &missing {
+        screen.message(text);
+    }
     let outcomes = operation.outcomes.unwrap_or_default();
     Ok(match operation.state {
         OperationState::Done if outcomes.waiting > 0 => CommandOutcome::Incomplete,
+        OperationState::Done if missing.is_some() => CommandOutcome::Incomplete,
         OperationState::Done if outcomes.failed > 0 => CommandOutcome::GivenUp,
         OperationState::Done => CommandOutcome::Done,
         OperationState::Failed => CommandOutcome::Failed,

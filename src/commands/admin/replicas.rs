@@ -75,8 +75,14 @@ pub(super) async fn run(
 
 /// Whether every instance of a cluster applies a change.
 fn confirmed(replica: &Replica, screen: &mut Screen) -> CommandOutcome {
+    if let Some(text) = incomplete(&replica.incomplete) {
+        screen.message(&text);
+    }
     if replica.unconfirmed.is_empty() {
-        return CommandOutcome::Done;
+        return match replica.incomplete.is_empty() {
+            true => CommandOutcome::Done,
+            false => CommandOutcome::Incomplete,
+        };
     }
     let nodes = replica.unconfirmed.join(", ");
     screen.message(&format!("not confirmed by {nodes}: check with replicator cluster"));

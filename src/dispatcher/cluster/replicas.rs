@@ -88,8 +88,11 @@ impl Handle {
         let order = |probed: &api::Probed| {
             (!probed.probing, probed.state == ReplicaState::Healthy, probed.state)
         };
-        let found = probed.into_iter().flatten().min_by_key(order);
-        Ok(found.map(|probed| api::Probed { incomplete, ..probed }))
+        match probed.into_iter().flatten().min_by_key(order) {
+            Some(probed) => Ok(Some(api::Probed { incomplete, ..probed })),
+            None if incomplete.is_empty() => Ok(None),
+            None => Err(unanswered(&incomplete)),
+        }
     }
 
     /// Discards all deliveries to a replica that does not exist any more.

@@ -75,12 +75,16 @@ impl Core {
     /// Another process has decided a strong write of this one.
     pub(super) fn concluded_elsewhere(
         &mut self,
+        now: Now,
         id: TaskId,
         answer: &IdempotencyAnswer,
         obstacles: Vec<(ReplicaIndex, Obstacle)>,
     ) {
         let result = StrongResult::of(id, answer, obstacles);
-        if self.intake.clients.contains_key(&id) {
+        if let Some(clients) = self.intake.clients.get_mut(&id) {
+            // If it still arrives here, it needs no room.
+            let reservation = clients.reservation.take();
+            self.cancel(now, reservation);
             return self.answer(id, |replayed| result.answer(replayed));
         }
         // Its outcome may come later.

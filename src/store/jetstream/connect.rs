@@ -20,7 +20,7 @@ use super::names::{ClusterName, StreamNames};
 use super::record::ClusterRecord;
 use super::rows::now;
 use super::status::{ClusterStatus, PartitionOwner, StoreStatus};
-use super::streams::{Purpose, Streams, Trouble};
+use super::streams::{Purpose, SPARE_BYTES, Streams, Trouble};
 use crate::store::KeyLimits;
 use crate::task::{Partition, TaskId};
 
@@ -192,6 +192,15 @@ impl Store {
 
     pub(super) fn figures(&self) -> &StoreFigures {
         &self.0.figures
+    }
+
+    /// Whether the log of a partition has room only for what its owner writes: a checkpoint that is
+    /// refused would stop it for good.
+    pub(super) fn is_nearly_full(&self, partition: Partition) -> bool {
+        let status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.logs.get(&partition).is_some_and(|(log, _)| {
+            log.max_bytes.is_some_and(|most| log.bytes.saturating_add(SPARE_BYTES / 2) > most)
+        })
     }
 
     /// Notes who owns a partition, for [`Self::status`].

@@ -58,9 +58,10 @@ impl Store {
     /// `None` if there is no answer until the deadline.
     async fn mark(&self, partition: Partition, deadline: Instant) -> Option<TaskId> {
         loop {
-            // The progress of no task: it replaces the mark before, and every reader skips it.
+            // The progress of no task, which every reader skips. It does not replace the mark before:
+            // a message that is missing is looked for on all servers.
             let subject = self.names().progress(partition, 0);
-            let mark = Outgoing::new(subject, Bytes::new()).replacing();
+            let mark = Outgoing::new(subject, Bytes::new());
             let left = deadline.saturating_duration_since(Instant::now());
             if let Ok(ack) = self.publish(mark, ONE_TRY.min(left)).await {
                 return Some(task_id(ack.sequence, partition));

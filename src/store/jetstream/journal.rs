@@ -363,6 +363,10 @@ impl Journal for JetStreamJournal {
         self.shared.standing(partition).map_or(Fence::Lost, |standing| standing.fence())
     }
 
+    fn holds(&self, partition: Partition) -> bool {
+        self.shared.standing(partition).is_some_and(|standing| standing.fence().is_held())
+    }
+
     fn partition_of(&self, id: TaskId) -> Partition {
         place_of(id).0
     }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::task::{Consistency, Idempotency, Partition, Progress};
 
 mod cleaning;
 mod holes;
+mod keys;
 mod recent;
 
 use recent::RecentNonces;
@@ -43,7 +44,7 @@ const READ_AGAIN: Duration = Duration::from_millis(20);
 /// Tasks in one event of a claim.
 const CLAIMED_AT_ONCE: usize = 256;
 
-/// Tasks with an idempotency key whose answer is still taken.
+/// Settled tasks with an idempotency key whose answer is still taken.
 const MAX_KEYED: usize = 10_000;
 
 pub(super) struct Owned {
@@ -67,6 +68,8 @@ pub(super) struct Owned {
     syncs: Vec<(u64, Reply)>,
     /// Tasks with an idempotency key. Settled ones stay until there are many.
     keyed: BTreeMap<u64, KeyedTask>,
+    /// Those that are settled, in the order of their settlements.
+    settled_keyed: VecDeque<u64>,
     /// The processes that wait for the answers of strong writes.
     awaited: BTreeMap<u64, u64>,
     /// Those whose key may lack their id. They must not be settled: a repeat looks for them.
@@ -167,6 +170,7 @@ impl Owned {
             durable: 0,
             syncs: Vec::new(),
             keyed: BTreeMap::new(),
+            settled_keyed: VecDeque::new(),
             awaited: BTreeMap::new(),
             unbound: BTreeSet::new(),
             unanswered: BTreeSet::new(),
@@ -220,65 +224,6 @@ impl Owned {
         done.into_iter().for_each(|(_, reply)| reply(Ok(())));
     }
 
-    fn add_key(
-        &mut self,
-        sequence: u64,
-        idempotency: Option<Idempotency>,
-        consistency: Consistency,
-        nonce: Nonce,
-    ) {
-        let Some(idempotency) = idempotency else { return };
-        self.keyed.insert(sequence, KeyedTask { idempotency, consistency, nonce });
-        self.unbound.insert(sequence);
-        self.to_bind.push(sequence);
-        while self.keyed.len() > MAX_KEYED
-            && let Some(oldest) = self.keyed.first_entry()
-            && self.unsettled.get(*oldest.key()).is_none()
-        {
-            oldest.remove();
-        }
-    }
-
-    fn add_awaited(&mut self, sequence: u64, by: Option<u64>) {
-        if let Some(process) = by {
-            self.awaited.insert(sequence, process);
-        }
-        while self.awaited.len() > MAX_KEYED {
-            self.awaited.pop_first();
-        }
-    }
-
-    /// The process that waits for the answer of this task. It is answered once.
-    pub(super) fn take_awaited(&mut self, sequence: u64) -> Option<u64> {
-        self.awaited.remove(&sequence)
-    }
-
-    /// Tasks whose keys must get their ids. [`Self::bound`] follows for each.
-    pub(super) fn take_to_bind(&mut self) -> Vec<(u64, KeyedTask)> {
-        let taken = mem::take(&mut self.to_bind).into_iter();
-        taken.filter_map(|sequence| Some((sequence, self.keyed.get(&sequence)?.clone()))).collect()
-    }
-
-    pub(super) fn bound(&mut self, sequence: u64) {
-        self.unbound.remove(&sequence);
-    }
-
-    /// The key of a strong write that was decided. It is not settled before [`Self::answered`].
-    pub(super) fn decided(&mut self, sequence: u64) -> Option<&KeyedTask> {
-        let keyed = self.keyed.get(&sequence)?;
-        self.unanswered.insert(sequence);
-        Some(keyed)
-    }
-
-    /// The key of the task has its answer.
-    pub(super) fn answered(&mut self, sequence: u64) {
-        self.unanswered.remove(&sequence);
-    }
-
-    fn lacks_its_key(&self, sequence: u64) -> bool {
-        self.unbound.contains(&sequence) || self.unanswered.contains(&sequence)
-    }
-
     /// When a group should be written; `None` without settlements.
     pub(super) fn group_due(&self) -> Option<Instant> {
         let wait = if self.syncs.is_empty() { GATHER } else { Duration::ZERO };
@@ -292,7 +237,15 @@ impl Owned {
     pub(super) fn fits_one_group(&self) -> bool {
         let mut lacking = self.unbound.iter().chain(&self.unanswered);
         let waits = lacking.any(|sequence| self.pending.contains_key(sequence));
-        self.pending.len() <= MAX_ROWS / 4 && !waits
+        let bytes = |settlement: &TaskSettlement| match settlement {
+            TaskSettlement::Remove => 0,
+            TaskSettlement::Save(progress) => {
+                message::progress(progress).map_or(0, |row| row.len())
+            }
+        };
+        let fits = self.pending.len() <= MAX_ROWS / 4
+            && self.pending.values().map(bytes).sum::<usize>() <= MAX_ROW_BYTES;
+        fits && !waits
     }
 
     /// Takes settlements, from the oldest task on.
@@ -307,7 +260,12 @@ impl Owned {
             let Some(entry) = self.pending.first_entry() else { break };
             match entry.get() {
                 TaskSettlement::Remove if lacks_its_key => break,
-                TaskSettlement::Remove => self.unsettled.settle(sequence),
+                TaskSettlement::Remove => {
+                    entry.remove();
+                    self.unsettled.settle(sequence);
+                    self.keep_key(sequence);
+                    continue;
+                }
                 TaskSettlement::Save(progress) => match message::progress(progress) {
                     Ok(row) if rows.len() >= MAX_ROWS || bytes + row.len() > MAX_ROW_BYTES => break,
                     Ok(row) => {

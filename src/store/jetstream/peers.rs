@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{Client, Message};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::StreamExt as _;
@@ -173,6 +174,10 @@ impl Peers {
         let (client, names) = (self.client(), self.shared.store.names());
         if request.len() > client.server_info().max_payload {
             return Err(PeerSilence::TooLarge);
+        }
+        // It would wait in the client for a connection, and could be carried out much later.
+        if client.connection_state() != State::Connected {
+            return Err(PeerSilence::Silent);
         }
         let token = format!("{:016x}", u64::from_be_bytes(random()));
         let inbox = names.answer(self.this(), &token);

@@ -31,7 +31,7 @@ use super::connect::Store;
 use super::idempotency::{ClusterKeys, Reserved};
 use super::message::{self, Nonce, TaskMessages};
 use super::meta::Meta;
-use super::names::{place_of, task_id};
+use super::names::task_id;
 use super::protocol::{Ack, Outgoing, StoreRequestError};
 use super::reader::LoggedTask;
 use super::standing::{Owner, PartitionOrder, Standing};
@@ -305,6 +305,9 @@ impl Publisher {
         mut found: oneshot::Receiver<()>,
     ) -> Result<Option<Ack>, AppendError> {
         let (partition, before) = (standing.partition, standing.stored());
+        if self.store.is_nearly_full(partition) {
+            return Err(AppendError::Full);
+        }
         loop {
             let attempt = async {
                 // The client would keep it, and send it long after the write was given up.
@@ -459,18 +462,14 @@ impl Publisher {
         reply: AppendReply,
         deadline: Instant,
     ) {
-        let (partition, _) = place_of(repeated.id);
-        let standing = self.partitions.get(usize::from(partition.0)).cloned();
-        let Some(standing) = standing
-            .filter(|_| repeated.consistency == Consistency::Strong && repeated.answer.is_none())
-        else {
+        if repeated.consistency == Consistency::Eventual || repeated.answer.is_some() {
             return reply(Ok(Appended::Repeated(repeated)));
-        };
+        }
         let keys = Arc::clone(&self.idempotency);
         // Beside the writes of its key, which do not wait for it.
         tokio::spawn(async move {
-            // The engine of an owner knows it.
-            while !standing.is_owned() {
+            // Also by this process: it may not have read the write yet.
+            loop {
                 if let Some(answer) = keys.answer(&key, repeated.id).await {
                     repeated.answer = Some(answer);
                     break;

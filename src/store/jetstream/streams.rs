@@ -23,8 +23,8 @@ pub(super) const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
 const COPIES: usize = 3;
 
-/// Besides twice the queue and the dead letters, so that a full queue leaves room for checkpoints.
-const SPARE_BYTES: u64 = 64 << 20;
+/// Besides twice the queue and the dead letters. Half of it is only for what owners write.
+pub(super) const SPARE_BYTES: u64 = 64 << 20;
 
 const META_BYTES: i64 = 256 << 20;
 
