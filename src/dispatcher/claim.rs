@@ -15,20 +15,14 @@ pub(crate) fn tasks(
     partition: Partition,
     tasks: Vec<Recovered>,
 ) {
-    for Recovered { mut header, progress, is_awaited, .. } in tasks {
-        // Before a rename: the weight includes the names.
-        let bytes = header.weight() as u64;
-        if registry.has_renamed() {
-            for replica in &mut header.replicas {
-                *replica = registry.resolve(replica).clone();
-            }
-        }
+    for Recovered { header, progress, is_awaited, .. } in tasks {
         let arrived = Arrived {
             id: header.id,
             partition,
             key: keys.id(&header.key),
-            replicas: &header.replicas,
-            bytes,
+            replicas: &registry.resolve_all(&header.replicas),
+            // With the names of before.
+            bytes: header.weight() as u64,
             client: header.client.as_ref(),
             accepted_at: header.accepted_at,
         };

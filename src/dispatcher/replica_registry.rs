@@ -1,5 +1,6 @@
 //! The durable records of replicas: which were ever used, which are paused, which were renamed.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
 use crate::store::ReplicaRow;
@@ -39,6 +40,14 @@ impl ReplicaRegistry {
     /// The current name of a replica.
     pub(crate) fn resolve<'a>(&'a self, node: &'a Node) -> &'a Node {
         self.renamed.get(node).unwrap_or(node)
+    }
+
+    /// [`Self::resolve`] for each.
+    pub(crate) fn resolve_all<'a>(&self, nodes: &'a [Node]) -> Cow<'a, [Node]> {
+        if self.renamed.is_empty() {
+            return Cow::Borrowed(nodes);
+        }
+        nodes.iter().map(|node| self.resolve(node).clone()).collect()
     }
 
     pub(crate) fn knows(&self, node: &Node) -> bool {

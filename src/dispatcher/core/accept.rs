@@ -25,7 +25,7 @@ use crate::engine::{
 };
 use crate::metrics::Reason;
 use crate::store::{Append, AppendError, AppendReply, Appended, KeyState, NoRoom, Numbered};
-use crate::task::{Consistency, NewTask, Node, Partition, Task, TaskChange, TaskId};
+use crate::task::{Consistency, NewTask, Partition, Task, TaskChange, TaskId};
 
 pub(crate) struct Intake {
     queue_wait: Duration,
@@ -419,20 +419,12 @@ impl Core {
         self.intake.accepted += 1;
         // Before the engine sends it.
         self.task_cache.offer(task);
-        // Another instance may have accepted it before it knew of a rename.
-        let renamed: Vec<Node>;
-        let replicas = if self.registry.has_renamed() {
-            let resolve = |node| self.registry.resolve(node).clone();
-            renamed = task.replicas.iter().map(resolve).collect();
-            &renamed
-        } else {
-            &task.replicas
-        };
         let arrived = Arrived {
             id: task.id,
             partition,
             key: self.keys.id(&task.key),
-            replicas,
+            // Another instance may have accepted it before it knew of a rename.
+            replicas: &self.registry.resolve_all(&task.replicas),
             bytes: task.weight() as u64,
             client: task.client.as_ref(),
             accepted_at: task.accepted_at,
