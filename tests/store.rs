@@ -95,11 +95,16 @@ impl Server {
 
     /// A file with these bytes, which only its owner may read.
     fn secret(&self, name: &str, text: &str) -> String {
-        let path = self.dir.path().join(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        path.to_str().unwrap().to_owned()
+        private_file(self.dir.path(), name, text)
     }
+}
+
+/// A file with these bytes, which only its owner may read.
+fn private_file(dir: &Path, name: &str, text: &str) -> String {
+    let path = dir.join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path.to_str().unwrap().to_owned()
 }
 
 impl Drop for Server {
@@ -302,12 +307,7 @@ async fn a_server_without_jetstream_or_syncs_or_with_short_messages_is_refused()
 async fn certificates_are_checked_in_both_directions() {
     let dir = tempfile::tempdir().unwrap();
     let (authority, other) = (Authority::new("ours"), Authority::new("other"));
-    let write = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
+    let write = |name: &str, text: &str| private_file(dir.path(), name, text);
     let ca = write("ca.pem", &authority.pem());
     let strange = write("strange.pem", &other.pem());
     let serve = async |issued: &Issued, verify: &str| {

@@ -107,12 +107,7 @@ async fn a_certificate_of_another_name_is_refused_with_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new("ours");
     let issued = authority.issue("elsewhere.example");
-    let write = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
+    let write = |name: &str, text: &str| private_file(dir.path(), name, text);
     let ca = write("ca.pem", &authority.pem());
     let (cert, key) = (write("cert.pem", &issued.certificate), write("key.pem", &issued.key));
     let tls = format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\" }}");

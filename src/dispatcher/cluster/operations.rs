@@ -202,15 +202,7 @@ mod tests {
     use super::*;
 
     fn member(process: u64) -> Member {
-        Member {
-            process,
-            node: format!("n{process}"),
-            version: String::new(),
-            format: 1,
-            is_draining: false,
-            is_leaving: false,
-            up_for: Duration::ZERO,
-        }
+        Member::for_tests(process, Duration::ZERO)
     }
 
     /// Instances 1 and 2 take part.

@@ -80,6 +80,22 @@ struct MemberList {
     others: HashMap<u64, (Member, Instant)>,
 }
 
+#[cfg(test)]
+impl Member {
+    /// One that may own partitions.
+    pub(crate) fn for_tests(process: u64, up_for: Duration) -> Self {
+        Self {
+            process,
+            node: format!("n{process}"),
+            version: String::new(),
+            format: 1,
+            is_draining: false,
+            is_leaving: false,
+            up_for,
+        }
+    }
+}
+
 impl Members {
     /// Announces this instance, and listens to the others until those that live are known.
     pub(super) async fn start(store: &Store, this: &StoreInstance) -> Arc<Self> {

@@ -101,15 +101,7 @@ mod tests {
     use super::*;
 
     fn member(process: u64, up_secs: u64) -> Member {
-        Member {
-            process,
-            node: format!("n{process}"),
-            version: String::new(),
-            format: 1,
-            is_draining: false,
-            is_leaving: false,
-            up_for: Duration::from_secs(up_secs),
-        }
+        Member::for_tests(process, Duration::from_secs(up_secs))
     }
 
     fn chosen(members: &[Member], owners: &[Option<u64>], without: Option<u64>) -> Vec<u64> {
