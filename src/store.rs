@@ -23,10 +23,12 @@ mod memory;
 mod payload;
 mod records;
 
+#[cfg(test)]
+pub(crate) use jetstream::PartitionLog;
 pub use jetstream::{
     CLIENT_LIBRARY, ClusterName, ClusterStatus, ConnectError, JetStreamJournal, JetStreamSettings,
-    MAX_CLUSTER_VALUE_BYTES, MAX_PARTITIONS, Member, PartitionOwner, PartitionStream, PeerSilence,
-    Peers, StoreDurability, export_cluster, import_cluster,
+    MAX_CLUSTER_VALUE_BYTES, MAX_PARTITIONS, Member, PartitionOwner, PeerSilence, Peers,
+    StoreDurability, export_cluster, import_cluster,
 };
 #[cfg(test)]
 pub(crate) use journal::Notify;

@@ -9,7 +9,8 @@
 //! `names.rs` names streams and subjects, `rows.rs` reads and writes single rows, `meta.rs` has the
 //! records of replicas, `idempotency.rs` the idempotency keys, `status.rs` is shown to operators.
 //!
-//! `journal.rs` is the journal. `publish.rs` stores writes, `answers.rs` passes the answers to strong ones on. `partition.rs` is the task of a partition:
+//! `journal.rs` is the journal. `publish.rs` stores writes, `answers.rs` passes the answers to strong ones
+//! on, `ends.rs` marks the ends of logs for barriers. `partition.rs` is the task of a partition:
 //! `tenure.rs` decides who owns it, `reader.rs` puts its messages into their order, `owned.rs` and
 //! `checkpoint.rs` know what is settled, `copying.rs` keeps the log short, `standing.rs` is what other
 //! parts may know of the partition, `shared.rs` what all partitions share. `members.rs` knows which
@@ -50,12 +51,13 @@ mod tests;
 mod transfer;
 
 pub use connect::{ConnectError, JetStreamSettings, StoreDurability};
-pub use ends::PartitionStream;
 pub use journal::JetStreamJournal;
 pub use members::Member;
 pub use message::MAX_VALUE_BYTES as MAX_CLUSTER_VALUE_BYTES;
 pub use names::{ClusterName, MAX_PARTITIONS};
 pub use peers::{PeerSilence, Peers};
+#[cfg(test)]
+pub use status::PartitionLog;
 pub use status::{ClusterStatus, PartitionOwner};
 pub use transfer::{export as export_cluster, import as import_cluster};
 

@@ -5,18 +5,15 @@ use crate::api::{self, PartitionState};
 use crate::clock::wall_clock;
 use crate::dispatcher::messages::AdminError;
 use crate::dispatcher::{Handle, view};
-use crate::store::{ClusterStatus, Member, PartitionOwner, PartitionStream};
+use crate::store::{ClusterStatus, Member, PartitionOwner};
 use crate::task::{Partition, Timestamp};
 
 impl Handle {
     /// `None` with a store of one process.
     pub async fn cluster(&self) -> Result<Option<api::Cluster>, AdminError> {
         let Some(peers) = &self.operator.peers else { return Ok(None) };
-        let (snapshot, streams) = tokio::join!(self.snapshot(), peers.streams());
-        let snapshot = snapshot.ok_or(AdminError::Stopped)?;
-        let shown =
-            snapshot.cluster.map(|status| shown(status, &streams, peers.this(), wall_clock()));
-        Ok(shown)
+        let snapshot = self.snapshot().await.ok_or(AdminError::Stopped)?;
+        Ok(snapshot.cluster.map(|status| shown(status, peers.this(), wall_clock())))
     }
 
     /// Lets an instance hand its partitions over and claim none, or ends that. `None` if there is no
@@ -45,13 +42,8 @@ impl Handle {
     }
 }
 
-fn shown(
-    status: ClusterStatus,
-    streams: &[PartitionStream],
-    this: u64,
-    now: Timestamp,
-) -> api::Cluster {
-    let ClusterStatus { cluster, members, partitions, servers, sync_always, .. } = status;
+fn shown(status: ClusterStatus, this: u64, now: Timestamp) -> api::Cluster {
+    let ClusterStatus { cluster, members, partitions, logs, servers, sync_always, .. } = status;
     let owned = |member: &Member| {
         let owners = partitions.iter().filter_map(|(_, owner)| owner.as_ref());
         owners.filter(|owner| owner.process == member.process).count() as u64
@@ -67,8 +59,8 @@ fn shown(
     });
     let members = members.collect();
     let partition = |(partition, owner): (Partition, Option<PartitionOwner>)| {
-        let stream = streams.iter().find(|stream| stream.partition == partition);
-        let state = match (stream, &owner) {
+        let log = logs.get(&partition);
+        let state = match (log, &owner) {
             (None, _) => PartitionState::NoLeader,
             (Some(_), None) => PartitionState::NoOwner,
             (Some(_), Some(_)) => PartitionState::Owned,
@@ -83,7 +75,7 @@ fn shown(
             epoch: owner.as_ref().map_or(0, |owner| owner.epoch),
             owner: owner.map(|owner| owner.node),
             since,
-            leader: stream.and_then(|stream| stream.leader.clone()),
+            leader: log.and_then(|log| log.leader.clone()),
         }
     };
     let servers = servers.into_iter().map(|server| api::ClusterServer {
@@ -94,7 +86,7 @@ fn shown(
     let store = api::SharedStore {
         servers: servers.collect(),
         sync_always,
-        lag: streams.iter().map(|stream| stream.lag).max(),
+        lag: logs.values().map(|log| log.lag).max(),
     };
     let partitions = partitions.into_iter().map(partition).collect();
     api::Cluster { name: cluster, members, partitions, store }
@@ -105,19 +97,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::store::PartitionLog;
 
     fn member(process: u64, node: &str) -> Member {
-        let (version, up_for) = ("1".to_owned(), Duration::from_secs(9));
-        let (is_draining, is_leaving) = (process == 2, false);
-        Member {
-            process,
-            node: node.to_owned(),
-            version,
-            format: 1,
-            is_draining,
-            is_leaving,
-            up_for,
-        }
+        let is_draining = process == 2;
+        let member = Member::for_tests(process, Duration::from_secs(9));
+        Member { node: node.to_owned(), is_draining, ..member }
     }
 
     #[test]
@@ -129,7 +114,12 @@ mod tests {
             is_me: process == 1,
             known_for: Duration::from_secs(2),
         };
+        let log = |partition| {
+            let (leader, lag) = (Some("s1".to_owned()), u64::from(partition));
+            (Partition(partition), PartitionLog { leader, lag, ..PartitionLog::default() })
+        };
         let status = ClusterStatus {
+            logs: [0, 1, 2].map(log).into(),
             cluster: "queue".to_owned(),
             // Two runs of one name.
             members: vec![member(1, "a"), member(2, "b"), member(3, "b")],
@@ -141,11 +131,7 @@ mod tests {
             ],
             ..ClusterStatus::default()
         };
-        let stream = |partition| {
-            let (leader, lag) = (Some("s1".to_owned()), u64::from(partition));
-            PartitionStream { partition: Partition(partition), leader, lag }
-        };
-        let shown = shown(status, &[0, 1, 2].map(stream), 1, Timestamp(5_000_000_000));
+        let shown = shown(status, 1, Timestamp(5_000_000_000));
         let members: Vec<_> = shown
             .members
             .iter()

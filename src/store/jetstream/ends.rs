@@ -1,14 +1,12 @@
-//! The ends of the streams of partitions, for barriers and for operators.
+//! The ends of the logs of partitions, for barriers.
 
 #![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
 
 use std::time::Duration;
 
-use async_nats::Request;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use serde::Deserialize;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::connect::Store;
 use super::names::task_id;
@@ -18,39 +16,6 @@ use crate::task::{Partition, TaskId};
 
 const ONE_TRY: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// For what operators see.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// The stream of a partition, as its leader says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartitionStream {
-    pub partition: Partition,
-    /// The server that leads it. A single server has no name here.
-    pub leader: Option<String>,
-    /// Operations that the slowest copy lacks.
-    pub lag: u64,
-}
-
-#[derive(Deserialize)]
-struct InfoAnswer {
-    #[serde(default)]
-    cluster: StreamCluster,
-    state: Option<serde::de::IgnoredAny>,
-}
-
-#[derive(Default, Deserialize)]
-struct StreamCluster {
-    leader: Option<String>,
-    #[serde(default)]
-    replicas: Vec<StreamCopy>,
-}
-
-#[derive(Deserialize)]
-struct StreamCopy {
-    #[serde(default)]
-    lag: u64,
-}
 
 impl Store {
     /// Stores a mark in a partition. Everything that was acknowledged before is before it. A leader
@@ -71,16 +36,6 @@ impl Store {
             }
             sleep(PAUSE).await;
         }
-    }
-
-    async fn stream(&self, partition: Partition) -> Option<PartitionStream> {
-        let subject = format!("$JS.API.STREAM.INFO.{}", self.names().stream(partition));
-        let answer = self.client().send_request(subject, Request::new().timeout(None));
-        let answer = timeout(LOOK, answer).await.ok()?.ok()?;
-        let InfoAnswer { cluster, state } = serde_json::from_slice(&answer.payload).ok()?;
-        state?;
-        let lag = cluster.replicas.iter().map(|copy| copy.lag).max().unwrap_or(0);
-        Some(PartitionStream { partition, leader: cluster.leader, lag })
     }
 }
 
@@ -104,12 +59,5 @@ impl Peers {
             true => Ok(marks.into_iter().flatten().collect()),
             false => Err(missing),
         }
-    }
-
-    /// The streams whose leader answers.
-    pub async fn streams(&self) -> Vec<PartitionStream> {
-        let store = &self.shared.store;
-        let streams = store.record().partitions().map(|partition| store.stream(partition));
-        join_all(streams).await.into_iter().flatten().collect()
     }
 }

@@ -130,6 +130,14 @@ struct StreamLimits {
 #[derive(Deserialize)]
 struct StreamGroup {
     leader: Option<String>,
+    #[serde(default)]
+    replicas: Vec<StreamCopy>,
+}
+
+#[derive(Deserialize)]
+struct StreamCopy {
+    #[serde(default)]
+    lag: u64,
 }
 
 #[derive(Deserialize)]
@@ -350,14 +358,17 @@ impl Store {
             (Some(error), _) => Err(Unanswered(error.description)),
             (None, Some(StreamState { bytes })) => {
                 // A server of a group without a leader answers, too.
-                let leader = match answer.cluster {
-                    Some(StreamGroup { leader: None }) => {
+                let (leader, lag) = match answer.cluster {
+                    Some(StreamGroup { leader: None, .. }) => {
                         return Err(Unanswered("the stream has no leader".to_owned()));
                     }
-                    group => group.and_then(|group| group.leader),
+                    Some(StreamGroup { leader, replicas }) => {
+                        (leader, replicas.iter().map(|copy| copy.lag).max().unwrap_or_default())
+                    }
+                    None => (None, 0),
                 };
                 let limit = answer.config.and_then(|config| u64::try_from(config.max_bytes).ok());
-                Ok(PartitionLog { leader, bytes, max_bytes: limit })
+                Ok(PartitionLog { leader, lag, bytes, max_bytes: limit })
             }
             (None, None) => Err(Unanswered("the answer has no state".to_owned())),
         }

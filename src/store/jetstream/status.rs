@@ -60,6 +60,8 @@ pub struct ClusterStatus {
 pub struct PartitionLog {
     /// The server that leads it; `None` for a single server.
     pub leader: Option<String>,
+    /// Operations that the slowest copy lacks.
+    pub lag: u64,
     pub bytes: u64,
     pub max_bytes: Option<u64>,
 }
