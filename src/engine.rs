@@ -140,7 +140,7 @@ pub struct Engine {
     barriers: BarrierCounts,
     /// Attempts in flight whose tasks were released.
     released: HashMap<DeliveryId, u32>,
-    /// Partitions of which nothing more is sent, and how many of their attempts are in flight.
+    /// Partitions whose deliveries are not started any more, and how many of their attempts are in flight.
     held: HashMap<Partition, u64>,
     uptime: Uptime,
     /// Steps along chains and over tasks; tests bound them.

@@ -438,7 +438,10 @@ impl World {
         let id = delivery.task.0;
         let task = &self.tasks[&id];
         let place = (site(&task.replicas[delivery.replica.get()]), task.key);
-        assert!(!self.held.contains(&partition(task.key)), "{id} is sent of a held partition");
+        assert!(
+            !self.held.contains(&partition(task.key)),
+            "{id} is sent although its partition is held"
+        );
         for other in &self.on_wire {
             let rival = &self.tasks[&other.task.0];
             let rival = (site(&rival.replicas[other.replica.get()]), rival.key);

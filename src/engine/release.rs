@@ -1,6 +1,6 @@
 //! Releases a partition: its tasks leave unsettled, for the next owner.
 //!
-//! Before an orderly release the partition is held: nothing more is sent of it, and what is in flight
+//! Before an orderly release the partition is held: no more of its deliveries start, and what is in flight
 //! is finished and settled.
 //!
 //! For the tasks this is like a kill of the process. Attempts in flight may still be applied, and the
@@ -12,7 +12,7 @@ use crate::engine::{Engine, Moment, Now};
 use crate::task::{DeliveryId, Partition};
 
 impl Engine {
-    /// Sends nothing more of a partition, until it is released. Attempts in flight continue.
+    /// Starts no more deliveries of a partition until it is released. Attempts in flight continue.
     ///
     /// All actions must have been carried out. Takes about a microsecond per task.
     pub fn hold_back(&mut self, partition: Partition) {

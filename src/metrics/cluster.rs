@@ -47,7 +47,7 @@ pub(super) const CLUSTER_METRICS: &[ClusterMetric] = &[
     (
         "replicator_lease_lapses_total",
         Counter,
-        "Times that a lease of this instance ended before it was renewed, and nobody had taken over.",
+        "Times that a lease of this instance ended before it was renewed, and no other instance had taken over.",
         |c| Some(c.figures.lapses as f64),
     ),
     (

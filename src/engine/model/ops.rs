@@ -68,7 +68,7 @@ pub(in crate::engine) enum Op {
         partition: u16,
         settled: usize,
     },
-    /// Nothing more is sent of a partition. The next release is orderly if nothing of it is in flight.
+    /// No more deliveries of a partition are started. The next release is orderly if none is in flight.
     Hold {
         partition: u16,
     },

@@ -2,7 +2,7 @@
 //!
 //! A log is purged up to its floor, which the first message that is needed holds: one dead letter from
 //! yesterday holds all that came after it. So its owner looks at the size of the log every second. If
-//! less than half of it is needed, the tasks at its begin are copied to its end, the first ones first,
+//! less than half of it is needed, the oldest tasks are copied to its end, the first ones first,
 //! until that is no longer so. A log that is short in any case is left alone.
 //!
 //! A step copies some tasks. Their messages are read. A value in chunks is copied at once, in a batch

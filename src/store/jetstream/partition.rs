@@ -8,8 +8,8 @@
 //! checkpoint. One is on its way at a time, and it has all settlements so far, or the oldest ones. So a
 //! settlement implies those of older writes.
 //!
-//! **Hand-over.** A partition that another instance should own is given up in order: the engine sends
-//! nothing more of it, what is in flight is finished and settled, then the last checkpoint is written,
+//! **Hand-over.** A partition that another instance should own is given up in order: the engine starts
+//! no more of its deliveries, what is in flight is finished and settled, then the last checkpoint is written,
 //! and then a hint is sent, so that the next owner looks at once. `sharing.rs` decides when.
 
 #![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]

@@ -23,7 +23,7 @@ pub(super) const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
 const COPIES: usize = 3;
 
-/// Besides twice the queue and the dead letters. Half of it is only for what owners write.
+/// On top of twice the queue and the dead letters. Half of it is reserved for what owners write.
 pub(super) const SPARE_BYTES: u64 = 64 << 20;
 
 const META_BYTES: i64 = 256 << 20;
@@ -31,7 +31,7 @@ const META_BYTES: i64 = 256 << 20;
 /// An idempotency key with the answer to a strong write.
 const KEY_BYTES: u64 = 1 << 10;
 
-/// Besides `--idempotency-keys`: servers refuse a new version of a message, too, when a stream has
+/// On top of `--idempotency-keys`: servers refuse a new version of a message, too, when a stream has
 /// reached its limit, and a reserved key must get its id.
 const SPARE_KEYS: u64 = 1 << 14;
 
