@@ -28,8 +28,10 @@ mod recent;
 
 use recent::RecentNonces;
 
-/// How long settlements wait for others.
-const GATHER: Duration = Duration::from_millis(10);
+/// How long settlements wait for others, and how many do not wait. A checkpoint costs the servers about
+/// as much as a write, and a crash repeats the deliveries of this time.
+const GATHER: Duration = Duration::from_millis(100);
+const GATHERED: usize = 256;
 
 /// The most progress rows of a group, and their bytes.
 const MAX_ROWS: usize = 900;
@@ -226,7 +228,8 @@ impl Owned {
 
     /// When a group should be written; `None` without settlements.
     pub(super) fn group_due(&self) -> Option<Instant> {
-        let wait = if self.syncs.is_empty() { GATHER } else { Duration::ZERO };
+        let is_due = !self.syncs.is_empty() || self.pending.len() >= GATHERED;
+        let wait = if is_due { Duration::ZERO } else { GATHER };
         let settlements = self.pending_since.map(|since| since + wait);
         // Copies wait for nothing.
         let copies = self.cleaning.has_ready().then_some(self.since);

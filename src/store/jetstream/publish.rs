@@ -47,6 +47,9 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 /// not take the places of the others.
 const MOST_WAITING: u64 = 256;
 
+/// Between two hints for a partition: each costs the servers a message, and the owner a read.
+const HINT_EVERY: Duration = Duration::from_millis(5);
+
 /// Between two attempts after a failed one.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -75,6 +78,7 @@ struct PartitionGate {
     open: AtomicU64,
     /// The last attempt to store one has failed.
     is_silent: AtomicBool,
+    hints: AtomicBool,
 }
 
 /// A write and when it must have an outcome.
@@ -419,7 +423,7 @@ impl Publisher {
             return self.answer_repeat(key, repeated, reply, deadline);
         }
         if !arrives {
-            self.hint(partition, sequence);
+            self.hint(standing);
             return reply(Ok(Appended::Elsewhere(id)));
         }
         // Before the reply, so that it is known before it can be settled. Its partition handles it
@@ -446,11 +450,23 @@ impl Publisher {
         tokio::spawn(async move { keys.bind(&key, consistency, partition, nonce.0, id).await });
     }
 
-    /// Tells the owner of a partition that a task is stored. It notices by itself, but later.
-    fn hint(&self, partition: Partition, sequence: u64) {
-        let (client, subject) = (self.store.client().clone(), self.store.names().hint(partition));
+    /// Tells the owner of a partition that tasks are stored. It notices by itself, but later.
+    fn hint(&self, standing: &Arc<Standing>) {
+        let Some(gate) = self.gates.get(usize::from(standing.partition.0)) else { return };
+        if gate.hints.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (gate, standing) = (Arc::clone(gate), Arc::clone(standing));
+        let client = self.store.client().clone();
+        let subject = self.store.names().hint(standing.partition);
         tokio::spawn(async move {
-            drop(client.publish(subject, sequence.to_string().into()).await);
+            let mut sent = 0;
+            while standing.stored() > sent {
+                sent = standing.stored();
+                drop(client.publish(subject.clone(), sent.to_string().into()).await);
+                sleep(HINT_EVERY).await;
+            }
+            gate.hints.store(false, Ordering::Relaxed);
         });
     }
 
