@@ -4,6 +4,10 @@
 //! above; here they are bytes. An answer comes in messages of at most [`PART_BYTES`], each with a kind
 //! and a number before its content. An instance that needs longer says so every [`WORKING_EVERY`], so
 //! that silence means that it is dead, stopped or cut off.
+//!
+//! A request can lie in the socket of a stopped process for any time. So an instance answers only a
+//! request that is still wanted: it asks the sender, and carries the request out within [`SILENCE`] of
+//! that, by its own clock.
 
 #![expect(clippy::disallowed_methods, reason = "waits, which the clock of the loop has no part in")]
 
@@ -13,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, Message};
+use async_nats::{Client, Message, Subject};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use thiserror::Error;
@@ -24,6 +28,8 @@ use tracing::{debug, error};
 use super::members::Member;
 use super::message::random;
 use super::shared::StoreShared;
+use super::status::PartitionOwner;
+use crate::lease::BootTime;
 use crate::store::journal::BoxFuture;
 
 /// Without a message for so long, an instance has no answer.
@@ -70,11 +76,13 @@ enum PartKind {
     Part = 1,
     Last = 2,
     Unknown = 3,
+    /// Asks whether the request is still wanted.
+    Ready = 4,
 }
 
 impl PartKind {
     fn of(byte: u8) -> Option<Self> {
-        [Self::Working, Self::Part, Self::Last, Self::Unknown]
+        [Self::Working, Self::Part, Self::Last, Self::Unknown, Self::Ready]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
@@ -105,7 +113,7 @@ impl IncomingAnswer {
         let number = number.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
         let kind = PartKind::of(*kind);
         match kind {
-            Some(PartKind::Working) => return None,
+            Some(PartKind::Working | PartKind::Ready) => return None,
             Some(PartKind::Unknown) => return Some(Err(PeerSilence::Unknown)),
             // A message before it was lost, or the answer has no end.
             _ if number != self.parts => return Some(Err(PeerSilence::Silent)),
@@ -149,6 +157,20 @@ impl Peers {
         self.shared.this.process
     }
 
+    /// The owners of partitions, as their last checkpoints say. One that is not live any more may still
+    /// send until its lease ends.
+    #[must_use]
+    pub fn owners(&self) -> Vec<PartitionOwner> {
+        let owners = self.shared.store.status().partitions;
+        owners.into_iter().filter_map(|(_, owner)| owner).collect()
+    }
+
+    /// Whether a request of this size can be sent.
+    #[must_use]
+    pub fn takes(&self, bytes: usize) -> bool {
+        bytes <= self.client().server_info().max_payload
+    }
+
     /// The number of partitions of the cluster.
     #[must_use]
     pub fn partitions(&self) -> u16 {
@@ -172,7 +194,7 @@ impl Peers {
         longest: Duration,
     ) -> Result<Vec<u8>, PeerSilence> {
         let (client, names) = (self.client(), self.shared.store.names());
-        if request.len() > client.server_info().max_payload {
+        if !self.takes(request.len()) {
             return Err(PeerSilence::TooLarge);
         }
         // It would wait in the client for a connection, and could be carried out much later.
@@ -194,6 +216,11 @@ impl Peers {
             // No instance listens there.
             if message.status.is_some() {
                 return Err(PeerSilence::Silent);
+            }
+            // Only a `Ready` can be answered.
+            if let Some(ready) = message.reply {
+                let confirmed = client.publish(ready, Bytes::new()).await;
+                confirmed.map_err(|_| PeerSilence::Silent)?;
             }
             if let Some(answer) = answer.take(&message.payload) {
                 return answer;
@@ -228,6 +255,9 @@ impl Peers {
             return debug!("a request of another instance cannot be answered");
         };
         let client = self.client();
+        if !self.is_wanted(&reply).await {
+            return debug!("a request of another instance is too old, and is not carried out");
+        }
         let send = async |message: Bytes| match client.publish(reply.clone(), message).await {
             Ok(()) => true,
             Err(error) => {
@@ -255,6 +285,17 @@ impl Peers {
                 return;
             }
         }
+    }
+
+    /// Whether the sender of a request still waits for its answer.
+    async fn is_wanted(&self, reply: &Subject) -> bool {
+        let asked = BootTime::now();
+        let ready = PartKind::Ready.message(0, &[]);
+        // Without a sender that listens, the servers answer at once.
+        let confirmed = timeout(SILENCE, self.client().request(reply.clone(), ready)).await;
+        // This process may have been stopped after it had asked.
+        let took = BootTime::now().saturating_since(asked);
+        matches!(confirmed, Ok(Ok(answer)) if answer.status.is_none()) && took < SILENCE
     }
 
     fn client(&self) -> &Client {

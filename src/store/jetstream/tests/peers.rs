@@ -54,6 +54,37 @@ fn an_instance_asks_another_one_and_gets_a_large_answer_or_a_clear_no() {
 }
 
 #[test]
+fn a_request_that_nobody_waits_for_any_more_is_not_carried_out() {
+    let world = World::new();
+    let (a, b) = (world.open("a"), world.open("b"));
+    let (one, other) = (a.journal.peers().unwrap(), b.journal.peers().unwrap());
+    let (patience, (carried, done)) = (Duration::from_secs(60), channel());
+    runtime().block_on(async {
+        let handler = move |question: Bytes| -> BoxFuture<'static, Option<Vec<u8>>> {
+            carried.send(question).unwrap();
+            Box::pin(async { Some(Vec::new()) })
+        };
+        other.serve(Arc::new(handler)).await;
+        let ask = async |question: &'static [u8]| {
+            one.ask(other.this(), Bytes::from_static(question), patience).await
+        };
+        while ask(b"first").await.is_err() {}
+        // As it lies in a socket: its sender does not listen any more.
+        let names = one.shared.store.names();
+        let client = one.shared.store.client();
+        let (old, inbox) =
+            (Bytes::from_static(b"old"), names.answer(one.this(), "0123456789abcdef"));
+        client.publish_with_reply(names.questions(other.this()), inbox, old).await.unwrap();
+        client.flush().await.unwrap();
+        while ask(b"last").await.is_err() {}
+    });
+    let carried: Vec<_> = done.try_iter().collect();
+    assert!(!carried.iter().any(|question| **question == *b"old"), "{carried:?}");
+    a.close();
+    b.close();
+}
+
+#[test]
 fn a_mark_is_behind_what_was_accepted_before_and_its_owner_says_when_it_has_read_it() {
     let world = World::new();
     let (owner, _) = world.owner("a");
