@@ -271,7 +271,7 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         "replicator_deliveries_handed_over_total",
         Counter,
         "Deliveries left, unsettled, to the next owner of their partition. Only in a cluster.",
-        |r| r.lane.counters.released,
+        |r| r.lane.counters.handed_over,
     ),
     (
         "replicator_deliveries_redriven_total",

@@ -186,6 +186,9 @@ pub struct RedriveOutcomes {
     pub superseded: u64,
     /// Discarded by an operator.
     pub discarded: u64,
+    /// Left to the next owner of their partition, which sends them. 0 without a cluster.
+    #[serde(default)]
+    pub handed_over: u64,
     /// Not settled yet.
     pub waiting: u64,
 }

@@ -141,6 +141,7 @@ impl Operations {
                 RedriveOutcome::Failed => &mut outcomes.failed,
                 RedriveOutcome::Superseded => &mut outcomes.superseded,
                 RedriveOutcome::Discarded => &mut outcomes.discarded,
+                RedriveOutcome::HandedOver => &mut outcomes.handed_over,
             } += 1;
         });
     }
@@ -225,9 +226,10 @@ impl OperationRecord {
     fn shown(&self) -> OperationPart {
         let mut operation = self.operation.clone();
         if let Some(outcomes) = &mut operation.outcomes {
-            let RedriveOutcomes { delivered, failed, superseded, discarded, .. } = *outcomes;
+            let RedriveOutcomes { delivered, failed, superseded, discarded, handed_over, .. } =
+                *outcomes;
             // An outcome can arrive before its letter is counted as done.
-            let ended = delivered + failed + superseded + discarded;
+            let ended = delivered + failed + superseded + discarded + handed_over;
             outcomes.waiting = operation.done.saturating_sub(ended);
         }
         let partitions = self.claims.iter().map(|claim| claim.partition.0).collect();

@@ -34,7 +34,7 @@ impl Counters {
             DeliveryOutcome::Superseded => &mut self.superseded,
             DeliveryOutcome::Dead => &mut self.dead,
             DeliveryOutcome::Discarded => &mut self.discarded,
-            DeliveryOutcome::Released => &mut self.released,
+            DeliveryOutcome::Released => &mut self.handed_over,
         }
     }
 }

@@ -336,6 +336,8 @@ pub enum RedriveOutcome {
     Failed,
     Superseded,
     Discarded,
+    /// Its partition was released: the next owner sends it.
+    HandedOver,
 }
 
 /// The effect of an operator's request on one dead letter.

@@ -256,9 +256,8 @@ impl Stage {
             DeliveryOutcome::Pending | DeliveryOutcome::Dead => None,
             DeliveryOutcome::Delivered => Some(RedriveOutcome::Delivered),
             DeliveryOutcome::Superseded => Some(RedriveOutcome::Superseded),
-            DeliveryOutcome::Discarded | DeliveryOutcome::Released => {
-                Some(RedriveOutcome::Discarded)
-            }
+            DeliveryOutcome::Discarded => Some(RedriveOutcome::Discarded),
+            DeliveryOutcome::Released => Some(RedriveOutcome::HandedOver),
         }
     }
 

@@ -93,7 +93,7 @@ pub enum TaskChange {
 
 /// Deliveries by outcome since the start of the process, including those recovered from disk.
 ///
-/// `accepted = delivered + superseded + dead + discarded + pending`.
+/// `accepted = delivered + superseded + dead + discarded + handed_over + pending`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Books)]
 pub struct Counters {
@@ -103,9 +103,10 @@ pub struct Counters {
     /// Dead letters.
     pub dead: u64,
     pub discarded: u64,
-    // Left unsettled with their partition. Part of the balance; a journal on one disk releases none.
-    #[serde(skip)]
-    pub released: u64,
+    /// Left, unsettled, to the next owner of their partition, which counts them as accepted. 0 without
+    /// a cluster.
+    #[serde(default)]
+    pub handed_over: u64,
     /// Not settled yet.
     pub pending: u64,
     // The rest counts events. A dead letter may be redriven and rejected again.
@@ -128,8 +129,8 @@ pub struct Counters {
 impl Counters {
     /// Every delivery is counted under exactly one outcome. Not 0 means a bug.
     pub fn unaccounted(&self) -> u64 {
-        let Self { delivered, superseded, dead, discarded, released, pending, .. } = self;
-        self.accepted.abs_diff(delivered + superseded + dead + discarded + released + pending)
+        let Self { delivered, superseded, dead, discarded, handed_over, pending, .. } = self;
+        self.accepted.abs_diff(delivered + superseded + dead + discarded + handed_over + pending)
     }
 }
 
@@ -140,7 +141,7 @@ impl AddAssign for Counters {
         self.superseded += other.superseded;
         self.dead += other.dead;
         self.discarded += other.discarded;
-        self.released += other.released;
+        self.handed_over += other.handed_over;
         self.pending += other.pending;
         self.rejected += other.rejected;
         self.refused += other.refused;

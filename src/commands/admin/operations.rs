@@ -131,6 +131,7 @@ fn summary(operation: &BulkOperation) -> String {
             (outcomes.failed, "failed again"),
             (outcomes.superseded, "superseded"),
             (outcomes.discarded, "discarded"),
+            (outcomes.handed_over, "handed over to another instance"),
             (outcomes.waiting, "not settled yet"),
         ];
         let parts = parts.into_iter().filter(|(number, _)| *number > 0);

@@ -30,8 +30,9 @@ pub(super) async fn run(
         }
         ReplicasCommand::Show(of) => {
             let answer = client.get(&path(&of.node, None), &[]).await?;
-            let lines = details(&client.read(&answer)?, screen.now());
-            screen.show(json, &answer, lines)?;
+            let replica: Replica = client.read(&answer)?;
+            screen.show(json, &answer, details(&replica, screen.now()))?;
+            incomplete(&replica.incomplete).iter().for_each(|text| screen.message(text));
         }
         ReplicasCommand::Pause(of) => {
             let answer = client.post(&path(&of.node, Some("pause")), NO_BODY).await?;
@@ -63,6 +64,7 @@ pub(super) async fn run(
                 format!("not probing {name}: {why}")
             };
             screen.show(json, &answer, [text])?;
+            incomplete(&probed.incomplete).iter().for_each(|text| screen.message(text));
             if !probed.probing {
                 return Ok(CommandOutcome::Failed);
             }
@@ -253,12 +255,16 @@ fn details(replica: &Replica, now: Timestamp) -> Vec<String> {
     lines.push((
         "books",
         format!(
-            "{} accepted = {} delivered + {} superseded + {} dead + {} discarded + {} pending",
+            "{} accepted = {} delivered + {} superseded + {} dead + {} discarded{} + {} pending",
             books.accepted,
             books.delivered,
             books.superseded,
             books.dead,
             books.discarded,
+            match books.handed_over {
+                0 => String::new(),
+                handed_over => format!(" + {handed_over} handed over"),
+            },
             books.pending
         ),
     ));

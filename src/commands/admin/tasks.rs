@@ -5,7 +5,7 @@ use super::client::DaemonClient;
 use super::list::{ListQuery, key_filter};
 use super::screen::Screen;
 use super::text::{Table, age, bytes, cell, facts, latency, until};
-use super::{CommandError, CommandOutcome};
+use super::{CommandError, CommandOutcome, cluster};
 use crate::api::{DeliveryInfo, TaskInfo};
 use crate::cli::admin::{TaskListArgs, TasksArgs, TasksCommand};
 use crate::task::{Consistency, DeliveryState, TaskId, Timestamp};
@@ -75,8 +75,9 @@ fn show_one(
     client: &DaemonClient,
     screen: &mut Screen,
 ) -> Result<CommandOutcome, CommandError> {
-    let lines = details(&client.read(answer)?, screen.now());
-    screen.show(json, answer, lines)?;
+    let task: TaskInfo = client.read(answer)?;
+    screen.show(json, answer, details(&task, screen.now()))?;
+    cluster::incomplete(&task.incomplete).iter().for_each(|text| screen.message(text));
     Ok(CommandOutcome::Done)
 }
 

@@ -177,11 +177,13 @@ fn add(merged: &mut BulkOperation, one: &BulkOperation) {
         (a, b) => a.or(b),
     };
     if let (Some(sum), Some(outcomes)) = (&mut merged.outcomes, &one.outcomes) {
-        let RedriveOutcomes { delivered, failed, superseded, discarded, waiting } = outcomes;
+        let RedriveOutcomes { delivered, failed, superseded, discarded, handed_over, waiting } =
+            outcomes;
         sum.delivered += delivered;
         sum.failed += failed;
         sum.superseded += superseded;
         sum.discarded += discarded;
+        sum.handed_over += handed_over;
         sum.waiting += waiting;
     }
     if one.started_at < merged.started_at {

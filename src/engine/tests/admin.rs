@@ -364,6 +364,11 @@ fn the_outcome_of_a_redriven_letter_is_reported_once_to_its_operation() {
     assert_eq!(outcomes(&mut f), [(4, RedriveOutcome::Discarded)]);
     f.engine.discard_letter(f.now, letter(ids[1]));
     assert_eq!(outcomes(&mut f), [], "its redrive ended before");
+    let handed_over = gave_up(&mut f, "handed over", &["a"]);
+    f.engine.redrive_letter(f.now, letter(handed_over), Some(5));
+    f.actions();
+    f.engine.release(f.now, Partition(0));
+    assert_eq!(outcomes(&mut f), [(5, RedriveOutcome::HandedOver)]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn a_released_partition_leaves_nothing_behind() {
     assert_eq!(f.engine.levels(), Levels { in_flight: 1, ..Levels::default() });
     let totals = f.engine.totals();
     assert_eq!(totals.unaccounted(), 0);
-    assert_eq!((totals.accepted, totals.released), (5, 5));
+    assert_eq!((totals.accepted, totals.handed_over), (5, 5));
     // The attempt that was in flight.
     f.answer(a, 0, Verdict::Delivered);
     assert_eq!(f.engine.levels(), Levels::default());

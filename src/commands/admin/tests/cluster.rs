@@ -99,6 +99,15 @@ async fn what_a_cluster_cannot_answer_is_said() {
     let out: Value = serde_json::from_str(ran.is(CommandOutcome::Done)).unwrap();
     assert_eq!(out["incomplete"], json!([1, 4]));
 
+    let mut shown = replica("http://b:8082", &json!({}));
+    shown["incomplete"] = json!([3]);
+    shown["books"]["handed_over"] = json!(4);
+    let path = "GET /v1/replicas/http:%2F%2Fb:8082";
+    let ran = run("replicas show b:8082", vec![step(path, 200, shown)]).await;
+    let out = ran.is(CommandOutcome::Done);
+    assert!(out.contains("0 discarded + 4 handed over + 0 pending"), "{out}");
+    assert!(ran.err.contains("no answer for the partitions 3"), "{}", ran.err);
+
     let mut paused = replica("http://b:8082", &json!({}));
     paused["unconfirmed"] = json!(["c"]);
     let verb = "POST /v1/replicas/http:%2F%2Fb:8082/pause";

@@ -49,7 +49,9 @@ pub(super) async fn follow_cluster(client: DaemonClient, updates: Sender<Update>
         let answer = client.get(&["v1", "cluster"], &[]).await;
         match answer.and_then(|answer| client.read::<Cluster>(&answer)) {
             Ok(shared) => {
-                let lines = [vec![cluster::summary(&shared)], cluster::problems(&shared)].concat();
+                let summary = cluster::summary(&shared);
+                let mut lines = vec![format!("{summary}; the figures are of this instance")];
+                lines.extend(cluster::problems(&shared));
                 let _ = updates.send(Update::Cluster(lines.join("; "))).await;
             }
             Err(error) if error.is_not_found() => return,
