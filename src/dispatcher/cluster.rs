@@ -93,6 +93,11 @@ impl Handle {
         members: Vec<Member>,
         question: &Question,
     ) -> Result<ClusterAnswers<T>, AdminError> {
+        // Before anyone is asked: some would carry it out, and others would not.
+        let bytes = question.to_bytes().len();
+        if !peers.takes(bytes) {
+            return Err(AdminError::Invalid(PeerSilence::TooLarge.to_string()));
+        }
         let answers = members.into_iter().map(async |member| {
             let answer = self.ask_one::<T>(peers, &member, question).await;
             (member, answer)
@@ -113,9 +118,6 @@ impl Handle {
                     return Err(error);
                 }
                 Ok(PeerAnswer { answer: Err(error), .. }) => refused.push((member, error)),
-                Err(PeerSilence::TooLarge) => {
-                    return Err(AdminError::Invalid(PeerSilence::TooLarge.to_string()));
-                }
                 Err(why) => {
                     let node = member.node.escape_debug().to_string();
                     if why == PeerSilence::Unknown {

@@ -39,20 +39,24 @@ impl Handle {
         let Some(peers) = &self.operator.peers else {
             return self.start_operation_here(work, None).await.map(|part| part.operation);
         };
-        let members = peers.members();
-        let instances = u32::try_from(members.len()).unwrap_or(u32::MAX).max(1);
+        let (here, others): (Vec<_>, Vec<_>) =
+            peers.members().into_iter().partition(|member| member.process == peers.this());
+        let members = || here.iter().chain(&others);
+        let instances = u32::try_from(members().count()).unwrap_or(u32::MAX).max(1);
         work.rate = work
             .rate
             .map(|rate| NonZeroU32::new(rate.get() / instances).unwrap_or(NonZeroU32::MIN));
-        let participants = members.iter().map(Participant::of).collect();
+        let participants = members().map(Participant::of).collect();
         let id = format!("{:016x}", fastrand::u64(..));
         let shared = SharedOperation { id, participants };
         let question = Question::StartOperation { work, shared };
-        let ClusterAnswers { answers, refused, silent, incomplete } =
-            self.ask_members::<OperationPart>(peers, members, &question).await?;
-        let parts = answers.into_iter().map(|(member, part)| (member, vec![part])).collect();
-        let silent = refused.into_iter().map(|(member, _)| member).chain(silent).collect();
-        let gathered = ClusterAnswers { answers: parts, refused: Vec::new(), silent, incomplete };
+        // What is refused here has begun nowhere.
+        let first = self.ask_members::<OperationPart>(peers, here, &question).await?;
+        let rest = self.ask_members::<OperationPart>(peers, others, &question).await?;
+        let answers = first.answers.into_iter().chain(rest.answers);
+        let answers = answers.map(|(member, part)| (member, vec![part])).collect();
+        let ClusterAnswers { refused, silent, incomplete, .. } = rest;
+        let gathered = ClusterAnswers { answers, refused, silent, incomplete };
         let mut begun = self.merged_operations(gathered);
         begun.pop().ok_or(AdminError::Stopped)
     }
@@ -102,13 +106,14 @@ impl Handle {
     ) -> Vec<BulkOperation> {
         let partitions = self.operator.peers.as_ref().map_or(0, Peers::partitions);
         let mut by_id = BTreeMap::<String, Vec<(Member, OperationPart)>>::new();
-        for (member, parts) in gathered.answers {
+        let ClusterAnswers { answers, refused, silent, .. } = gathered;
+        for (member, parts) in answers {
             for part in parts {
                 let id = part.operation.operation_id.clone();
                 by_id.entry(id).or_default().push((member.clone(), part));
             }
         }
-        let merge = |parts: Vec<_>| merge(&parts, &gathered.silent, partitions);
+        let merge = |parts: Vec<_>| merge(&parts, &refused, &silent, partitions);
         let mut merged: Vec<_> = by_id.into_values().filter_map(merge).collect();
         merged.sort_by(|a, b| b.started_at.cmp(&a.started_at));
         merged
@@ -122,9 +127,10 @@ impl Participant {
 }
 
 /// Merges what the instances did. One that takes part and has no answer may still work, if it is alive;
-/// of one that ended, what it did is not known.
+/// of one that ended, what it did is not known. One that refused has done nothing.
 fn merge(
     parts: &[(Member, OperationPart)],
+    refused: &[(Member, AdminError)],
     silent: &[Member],
     partitions: u16,
 ) -> Option<BulkOperation> {
@@ -153,14 +159,21 @@ fn merge(
     if merged.state == OperationState::Running {
         merged.ended_at = None;
     }
-    if !missing.is_empty() {
-        let nodes: Vec<_> = missing.iter().map(|one| one.node.as_str()).collect();
-        let lost = format!(
-            "there is no answer of {}: the dead letters that it had not reached are unchanged",
+    let mut errors: Vec<_> = merged.error.take().into_iter().collect();
+    let refusal = |one: &Participant| {
+        let refused = refused.iter().find(|(of, _)| of.process == one.process);
+        refused.map(|(of, why)| format!("{} has refused its part: {why}", of.node))
+    };
+    errors.extend(missing.iter().filter_map(refusal));
+    let lost: Vec<_> = missing.iter().filter(|one| refusal(one).is_none()).collect();
+    if !lost.is_empty() {
+        let nodes: Vec<_> = lost.iter().map(|one| one.node.as_str()).collect();
+        errors.push(format!(
+            "there is no part of {}: the dead letters that it has not reached are unchanged",
             nodes.join(", ")
-        );
-        merged.error = Some(merged.error.map_or(lost.clone(), |error| format!("{error}; {lost}")));
+        ));
     }
+    merged.error = (!errors.is_empty()).then(|| errors.join("; "));
     merged.incomplete = incomplete;
     Some(merged)
 }
@@ -239,29 +252,40 @@ mod tests {
 
     #[test]
     fn the_parts_of_an_operation_are_added_and_it_runs_as_long_as_one_of_them() {
-        let merged = merge(&[part(2, Done, &[0]), part(1, Running, &[1])], &[], 2).unwrap();
+        let merged = merge(&[part(2, Done, &[0]), part(1, Running, &[1])], &[], &[], 2).unwrap();
         assert_eq!((merged.examined, merged.matched, merged.done, merged.total), (10, 8, 6, 18));
         assert_eq!((merged.rate, merged.outcomes.unwrap().waiting), (Some(20), 2));
         assert_eq!((merged.state, merged.ended_at.as_deref()), (Running, None));
         assert_eq!((merged.started_at.as_str(), &merged.incomplete[..]), ("2026-01-01", &[][..]));
-        let merged = merge(&[part(1, Done, &[0]), part(2, Done, &[1])], &[], 2).unwrap();
+        let merged = merge(&[part(1, Done, &[0]), part(2, Done, &[1])], &[], &[], 2).unwrap();
         assert_eq!((merged.state, merged.ended_at.as_deref()), (Done, Some("2026-01-12")));
-        let merged = merge(&[part(1, Done, &[0]), part(2, Cancelled, &[1])], &[], 2).unwrap();
+        let merged = merge(&[part(1, Done, &[0]), part(2, Cancelled, &[1])], &[], &[], 2).unwrap();
         assert_eq!(merged.state, Cancelled);
     }
 
     #[test]
     fn an_operation_whose_instance_died_has_failed_and_names_it_and_its_partitions() {
-        let merged = merge(&[part(1, Done, &[0])], &[], 2).unwrap();
+        let merged = merge(&[part(1, Done, &[0])], &[], &[], 2).unwrap();
         assert_eq!((merged.state, &merged.incomplete[..]), (Failed, &[1][..]));
-        assert!(merged.error.unwrap().contains("no answer of n2"));
-        let merged = merge(&[part(1, Done, &[0])], &[member(2)], 2).unwrap();
+        assert!(merged.error.unwrap().contains("no part of n2"));
+        let merged = merge(&[part(1, Done, &[0])], &[], &[member(2)], 2).unwrap();
         assert_eq!(merged.state, Running, "it may be late");
     }
 
     #[test]
+    fn an_operation_that_an_instance_refuses_runs_in_the_others_and_names_it_with_its_reason() {
+        let refused = [(member(2), AdminError::TooMany("the limit is 4".to_owned()))];
+        let merged = merge(&[part(1, Running, &[0])], &refused, &[], 2).unwrap();
+        assert_eq!((merged.state, &merged.incomplete[..]), (Running, &[1][..]));
+        let error = "n2 has refused its part: the limit is 4";
+        assert_eq!(merged.error.as_deref(), Some(error));
+        let merged = merge(&[part(1, Done, &[0])], &refused, &[], 2).unwrap();
+        assert_eq!((merged.state, merged.error.as_deref()), (Failed, Some(error)));
+    }
+
+    #[test]
     fn a_partition_that_changed_its_owner_meanwhile_is_named() {
-        let merged = merge(&[part(1, Done, &[0]), part(2, Done, &[])], &[], 3).unwrap();
+        let merged = merge(&[part(1, Done, &[0]), part(2, Done, &[])], &[], &[], 3).unwrap();
         assert_eq!((merged.state, &merged.incomplete[..]), (Done, &[1, 2][..]));
     }
 }
