@@ -140,6 +140,9 @@ impl Core {
                 // The asker may be gone.
                 let _ = reply.send(claims);
             }
+            Request::HasRead { id, reply } => {
+                let _ = reply.send(self.has_read(id));
+            }
             Request::Past { node, reply } => self.show_past(node.as_ref(), reply),
             Request::Snapshot { reply } => {
                 let _ = reply.send(Box::new(self.snapshot()));

@@ -32,6 +32,11 @@ pub(crate) enum Request {
     Claims {
         reply: oneshot::Sender<Vec<Claim>>,
     },
+    /// Whether this task is known, if it was accepted and its partition is owned.
+    HasRead {
+        id: TaskId,
+        reply: oneshot::Sender<bool>,
+    },
     /// The figures of the last hour, of the daemon or of one replica.
     Past {
         node: Option<Node>,

@@ -56,6 +56,22 @@ impl Ownership {
 }
 
 impl Core {
+    /// Whether this task is known here if it was accepted and its partition is owned. The journal is
+    /// asked how far it is.
+    pub(in crate::dispatcher) fn has_read(&self, id: TaskId) -> bool {
+        if self.engine.view(id).is_some() {
+            return true;
+        }
+        let partition = self.journal.partition_of(id);
+        match self.ownership.through(partition) {
+            Some(through) if through < id => {
+                self.journal.report_caught_up(partition);
+                false
+            }
+            _ => true,
+        }
+    }
+
     /// The partitions that are owned and whose tasks up to `last`, one for each partition, are in the
     /// engine. The journal is asked how far the others are.
     pub(in crate::dispatcher) fn caught_up(&self, last: &[TaskId]) -> Vec<Partition> {

@@ -3,19 +3,27 @@
 //! A field or request that this version does not know makes the whole unknown: a selection without one
 //! of its filters would select too much.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
+use tokio::sync::oneshot;
 
 use crate::dispatcher::Handle;
 use crate::dispatcher::bulk::{BulkWork, SharedOperation};
 use crate::dispatcher::messages::{
-    AdminError, LetterCursor, LetterFilter, ReplicaRecord, TaskFilter,
+    AdminError, LetterCursor, LetterFilter, ReplicaRecord, Request, TaskFilter,
 };
 use crate::engine::BarrierEnd;
 use crate::store::MAX_PARTITIONS;
 use crate::task::{Node, TaskId};
 
 const FORMAT: u32 = 1;
+
+/// How long an owner may take to read a task that was just accepted.
+const READ_WITHIN: Duration = Duration::from_secs(1);
+
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -117,11 +125,31 @@ impl Handle {
     pub(super) async fn answer_question(&self, question: &[u8]) -> Option<Vec<u8>> {
         let question = Question::parse(question)?;
         let before = self.claims().await;
+        let unread = match question {
+            Question::Task { id } | Question::DiscardTask { id } => self.unread(id).await,
+            _ => None,
+        };
         let answer = self.answer_here(question).await;
         let after = self.claims().await.unwrap_or_default();
         let kept = before.unwrap_or_default().into_iter().filter(|claim| after.contains(claim));
-        let partitions = kept.map(|claim| claim.partition.0).collect();
+        let partitions = kept.map(|claim| claim.partition.0);
+        let partitions = partitions.filter(|partition| Some(*partition) != unread).collect();
         serde_json::to_vec(&PeerAnswer { partitions, answer }).ok()
+    }
+
+    /// Waits a moment until this instance has read a task of its partitions, which another one may just
+    /// have accepted. Otherwise the partition.
+    async fn unread(&self, id: TaskId) -> Option<u16> {
+        for _ in 0..READ_WITHIN.as_millis() / LOOK_EVERY.as_millis() {
+            let (reply, answer) = oneshot::channel();
+            let asked = self.requests.send(Request::HasRead { id, reply });
+            // A loop that has ended answers nothing else, either.
+            if asked.is_err() || answer.await.unwrap_or(true) {
+                return None;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        u16::try_from(id.0 % u64::from(MAX_PARTITIONS)).ok()
     }
 
     async fn answer_here(&self, question: Question) -> Result<Box<RawValue>, AdminError> {
