@@ -249,6 +249,11 @@ pub(crate) enum ReplicaRequest {
         keeps_record: bool,
         reply: AdminReply<Option<api::Forgotten>>,
     },
+    /// Ends its pause and its former names.
+    EndRecord {
+        node: Node,
+        reply: AdminReply<()>,
+    },
     /// Whether the record of a replica says this, here too.
     Applied {
         record: ReplicaRecord,

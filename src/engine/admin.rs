@@ -160,14 +160,19 @@ impl Engine {
     }
 
     /// [`Self::rename`], as another process has done it. The record of the new address may have come
-    /// first: a lane without deliveries gives way, and its pause holds.
+    /// first, or a write that names it: a lane without deliveries gives way to the other one, and the
+    /// pause of the new address holds.
     pub fn follow_rename(&mut self, now: Now, node: &Node, to: &Node) -> Result<(), RenameError> {
         self.now = now;
         let number = self.lanes.find(node).ok_or(RenameError::Unknown)?;
         if let Some(used) = self.lanes.find(to).filter(|&used| used != number) {
             let lane = &self.lanes[used];
             if !lane.has_nothing() {
-                return Err(RenameError::Used);
+                if !self.lanes[number].has_nothing() {
+                    return Err(RenameError::Used);
+                }
+                self.remove_lane(number);
+                return Ok(());
             }
             let paused = lane.paused;
             self.remove_lane(used);

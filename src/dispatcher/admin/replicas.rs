@@ -54,6 +54,11 @@ impl Handle {
             .await
     }
 
+    /// Ends the pause and the former names of a replica, durably. Its deliveries stay.
+    pub(in crate::dispatcher) async fn end_record(&self, node: Node) -> Result<(), AdminError> {
+        self.ask(|reply| Request::Replicas(ReplicaRequest::EndRecord { node, reply })).await
+    }
+
     /// Whether this process applies what was changed of a replica.
     pub(in crate::dispatcher) async fn applies(
         &self,
@@ -78,6 +83,13 @@ impl Handle {
     }
 }
 
+/// The refusal of a rename to an address that has a replica.
+pub(in crate::dispatcher) fn used_before(node: &Node, to: &Node) -> AdminError {
+    AdminError::Conflict(format!(
+        "{to} was sent writes before, and the pending writes for {node} could be older than those: forget {to}, and rename when nothing is pending for {node}"
+    ))
+}
+
 impl Core {
     pub(in crate::dispatcher) fn serve_replicas(&mut self, now: Now, request: ReplicaRequest) {
         match request {
@@ -93,6 +105,11 @@ impl Core {
             }
             ReplicaRequest::Forget { node, keeps_record, reply } => {
                 self.forget(now, &node, keeps_record, reply);
+            }
+            ReplicaRequest::EndRecord { node, reply } => {
+                let node = self.registry.resolve(&node).clone();
+                self.end_record(now, &node);
+                self.answer_when_durable(reply, ());
             }
             ReplicaRequest::Applied { record, reply } => {
                 let applied = match record {
@@ -206,14 +223,18 @@ impl Core {
             }
             let Forgetting { node, keeps_record, reply, answer } = forgetting;
             if !keeps_record {
-                let changes = self.registry.forget(&node, now.wall);
-                self.save_registry(changes);
-                self.engine.pause(now, &node, None);
-                self.act(now);
+                self.end_record(now, &node);
             }
             self.observed.publish_replica(now, &node, api::ReplicaChange::Forgotten, None);
             self.answer_when_durable(reply, Some(answer));
         }
+    }
+
+    fn end_record(&mut self, now: Now, node: &Node) {
+        let changes = self.registry.forget(node, now.wall);
+        self.save_registry(changes);
+        self.engine.pause(now, node, None);
+        self.act(now);
     }
 
     fn rename(
@@ -224,11 +245,7 @@ impl Core {
         is_settled_elsewhere: bool,
     ) -> Result<Option<api::Replica>, AdminError> {
         let node = self.resolve_for_admin(node);
-        let used = || {
-            AdminError::Conflict(format!(
-                "{to} was sent writes before, and the pending writes for {node} could be older than those: forget {to}, and rename when nothing is pending for {node}"
-            ))
-        };
+        let used = || used_before(&node, to);
         let is_settled = |counters: Counters| counters.pending + counters.dead == 0;
         let has_nothing = is_settled_elsewhere
             && self.engine.lanes().any(|lane| lane.node == node && is_settled(lane.counters));

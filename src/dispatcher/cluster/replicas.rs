@@ -8,8 +8,9 @@ use tracing::warn;
 use super::{Question, merge, unanswered};
 use crate::api;
 use crate::dispatcher::Handle;
+use crate::dispatcher::admin::replicas::used_before;
 use crate::dispatcher::messages::{AdminError, ReplicaRecord};
-use crate::store::{Member, Peers};
+use crate::store::{Member, PartitionOwner, Peers};
 use crate::task::{Node, ReplicaState};
 
 /// How long a change waits for the confirmation of every instance.
@@ -66,6 +67,12 @@ impl Handle {
         let is_settled_elsewhere = match &self.operator.peers {
             None => true,
             Some(_) => {
+                // An instance that has it could not follow. A former name of the replica is shown under the
+                // current one.
+                let (used, _) = self.merged_replicas(Some(to.clone())).await?;
+                if used.iter().any(|one| one.replica == to.as_str()) {
+                    return Err(used_before(node, &to));
+                }
                 let (replicas, incomplete) = self.merged_replicas(Some(node.clone())).await?;
                 let is_settled = |one: &api::Replica| one.books.pending + one.books.dead == 0;
                 incomplete.is_empty() && replicas.iter().all(is_settled)
@@ -109,7 +116,7 @@ impl Handle {
             return if incomplete.is_empty() { Ok(None) } else { Err(unanswered(&incomplete)) };
         };
         if incomplete.is_empty() {
-            self.forget_here(node.clone(), false).await?;
+            self.end_record(node.clone()).await?;
         }
         Ok(Some(api::Forgotten {
             replica: first.replica.clone(),
@@ -121,9 +128,7 @@ impl Handle {
 
     fn others(&self) -> Vec<Member> {
         let Some(peers) = &self.operator.peers else { return Vec::new() };
-        let mut members = peers.members();
-        members.retain(|member| member.process != peers.this());
-        members
+        others_of(peers.members(), peers.owners(), peers.this())
     }
 
     /// The replica after a change that this instance has applied.
@@ -160,8 +165,14 @@ impl Handle {
     #[expect(clippy::disallowed_methods, reason = "a limit of waiting, which no test owns")]
     async fn until_applied(&self, peers: &Peers, member: &Member, question: &Question) -> bool {
         let deadline = Instant::now() + CONFIRMED_WITHIN;
+        let was_live = peers.members().iter().any(|one| one.process == member.process);
         let asking = async {
             loop {
+                // The lease of a silent owner has ended: it sends nothing, and reads this before it can.
+                if !was_live && !peers.owners().iter().any(|owner| owner.process == member.process)
+                {
+                    return;
+                }
                 if let Ok(answer) = self.ask_one::<bool>(peers, member, question).await
                     && answer.answer == Ok(true)
                 {
@@ -171,5 +182,37 @@ impl Handle {
             }
         };
         tokio::time::timeout_at(deadline, asking).await.is_ok()
+    }
+}
+
+/// The other instances that may send: those that are live, and owners that are not heard any more, whose
+/// leases may still run.
+fn others_of(members: Vec<Member>, owners: Vec<PartitionOwner>, this: u64) -> Vec<Member> {
+    let mut others: Vec<_> = members.into_iter().filter(|one| one.process != this).collect();
+    for owner in owners {
+        if owner.process != this && !others.iter().any(|one| one.process == owner.process) {
+            others.push(Member::silent(owner));
+        }
+    }
+    others
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_that_is_not_heard_any_more_must_confirm_a_change_once() {
+        let owner = |process: u64| PartitionOwner {
+            process,
+            node: format!("n{process}"),
+            epoch: 1,
+            is_me: process == 1,
+            known_for: Duration::ZERO,
+        };
+        let members = [1, 2].map(|process| Member::for_tests(process, Duration::ZERO)).to_vec();
+        let others = others_of(members, [1, 2, 3, 3].map(owner).to_vec(), 1);
+        let nodes: Vec<_> = others.iter().map(|one| (one.process, one.node.as_str())).collect();
+        assert_eq!(nodes, [(2, "n2"), (3, "n3")]);
     }
 }

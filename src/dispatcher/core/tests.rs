@@ -9,7 +9,9 @@ use crate::dispatcher::messages::{AcceptedWrite, NewWrite, Refusal};
 use crate::dispatcher::messages::{AdminReply, BarrierRequest, ReplicaRequest, TaskRequest};
 use crate::engine::{self, BarrierEnd, EngineSettings};
 use crate::store::{IdempotencyAnswer, KeyLimits, MemoryJournal, MemoryStore};
-use crate::task::{Consistency, Idempotency, NewTask, Node, Operation, TaskId};
+use crate::task::{
+    Consistency, DeliveryState, Idempotency, NewTask, Node, Operation, ReplicaState, TaskId,
+};
 
 mod early;
 
@@ -277,4 +279,51 @@ async fn the_client_of_a_released_strong_write_gets_the_answer_of_the_next_owner
     // The attempts end without a client.
     drop(listener);
     running.stop().await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_pause_after_a_forget_leaves_later_deliveries() {
+    let running = RunningLoop::start(10);
+    let [known] = running.write([("known", EVENTUAL, None)]);
+    known.await.unwrap().unwrap();
+    running.pause(true).await;
+    let node = running.replica.clone();
+    let forget = |reply| ReplicaRequest::Forget { node, keeps_record: true, reply };
+    running.ask(|reply| Request::Replicas(forget(reply))).await;
+    let [later] = running.write([("later", EVENTUAL, None)]);
+    let later = later.await.unwrap().unwrap().id;
+    let node = running.replica.clone();
+    running.ask(|reply| Request::Replicas(ReplicaRequest::EndRecord { node, reply })).await;
+    let list = |reply| ReplicaRequest::List { node: None, reply };
+    let [shown] = &running.ask(|reply| Request::Replicas(list(reply))).await[..] else { panic!() };
+    assert_ne!(shown.state, ReplicaState::Paused);
+    let show = |reply| Request::Tasks(TaskRequest::Show { id: later, reply });
+    let task = running.ask(show).await.unwrap();
+    assert_ne!(task.deliveries[0].state, DeliveryState::Discarded);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_task_that_another_instance_has_just_accepted_is_known_once_its_partition_has_read_it() {
+    let running = RunningLoop::start(10);
+    let has_read = async |id: u64| {
+        let (reply, answer) = oneshot::channel();
+        running.requests.send(Request::HasRead { id: TaskId(id), reply }).unwrap();
+        answer.await.unwrap()
+    };
+    assert!(has_read(9).await, "it is not of a partition of this instance");
+    let partition = Partition::default();
+    let tell = |event| running.events.send(LoopEvent::Journal(event)).unwrap();
+    tell(JournalEvent::Claimed { partition, tasks: Vec::new() });
+    tell(JournalEvent::CaughtUp { through: TaskId(5) });
+    wait_for(async || has_read(5).await && !has_read(9).await).await;
+    tell(JournalEvent::CaughtUp { through: TaskId(9) });
+    wait_for(async || has_read(9).await).await;
+    running.stop().await;
+}
+
+async fn wait_for(reached: impl AsyncFn() -> bool) {
+    while !reached().await {
+        tokio::task::yield_now().await;
+    }
 }

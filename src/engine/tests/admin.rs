@@ -245,6 +245,21 @@ fn a_rename_by_another_process_is_followed_when_the_pause_of_the_new_address_cam
 }
 
 #[test]
+fn a_rename_by_another_process_is_followed_when_only_the_new_address_has_deliveries() {
+    let mut f = Fixture::new(settings());
+    let old = f.eventual("k", &["a"]);
+    let new = f.eventual("k", &["new"]);
+    f.sent();
+    assert_eq!(f.engine.follow_rename(f.now, &node("a"), &node("new")), Err(RenameError::Used));
+    f.answer(old, 0, Verdict::Delivered);
+    assert_eq!(f.engine.follow_rename(f.now, &node("a"), &node("new")), Ok(()));
+    let lanes: Vec<_> = f.engine.lanes().map(|lane| lane.node).collect();
+    assert_eq!(lanes, [node("new")]);
+    f.answer(new, 0, Verdict::Delivered);
+    assert_eq!(f.engine.totals().unaccounted(), 0);
+}
+
+#[test]
 fn a_renamed_replica_keeps_its_backlog_and_dead_letters() {
     let mut f = Fixture::new(settings());
     let dead = gave_up(&mut f, "dead", &["a"]);

@@ -21,6 +21,7 @@ use super::checkpoint::StoreInstance;
 use super::connect::Store;
 use super::record;
 use super::sharing::LISTEN;
+use super::status::PartitionOwner;
 
 /// Of the announcements.
 const FORMAT: u32 = 1;
@@ -78,6 +79,21 @@ pub(super) struct Members {
 struct MemberList {
     this: Member,
     others: HashMap<u64, (Member, Instant)>,
+}
+
+impl Member {
+    /// An owner of a partition that is not heard any more.
+    pub(crate) fn silent(owner: PartitionOwner) -> Self {
+        Self {
+            process: owner.process,
+            node: owner.node,
+            version: String::new(),
+            format: record::FORMAT,
+            is_draining: false,
+            is_leaving: false,
+            up_for: Duration::ZERO,
+        }
+    }
 }
 
 #[cfg(test)]
