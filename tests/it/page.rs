@@ -246,6 +246,47 @@ async fn the_page_fits_both_themes_and_a_phone() {
     assert_eq!(browser.complaints().await, [""; 0]);
 }
 
+/// Lets the answers of the daemon lack partitions, as in a cluster with a silent instance.
+const LACKING: &str = "(() => {
+    const real = window.fetch;
+    window.fetch = async (url, options) => {
+        const response = await real(url, options);
+        if (!/\\/v1\\/(replicas|tasks|dead-letters|operations|history)/.test(url)) return response;
+        const answer = await response.json();
+        answer.incomplete = [0, 1, 4];
+        if (/(pause|resume)$/.test(url)) answer.unconfirmed = ['<b>east</b>'];
+        return new Response(JSON.stringify(answer), { status: response.status });
+    };
+    return true;
+})()";
+
+#[tokio::test]
+async fn what_lacks_partitions_or_is_not_confirmed_says_so() {
+    let daemon = Daemon::start(&QUICK).await;
+    let replica = Replica::with(|_| Behaviour::Answer(400, "", "no")).await;
+    let task = daemon.accept(&set("k", "v", &[&replica])).await;
+    daemon.until_metric("dead_letters", 1).await;
+    let browser = Browser::open(&daemon.url("/")).await;
+    browser.until(&format!("{ROWS} === 1")).await;
+    assert_eq!(browser.eval("document.querySelector('#replicas-lack').hidden").await, true);
+    browser.until(LACKING).await;
+    let lack = "there is no answer for the partitions 0–1, 4";
+    browser.click(&format!("{} button[data-verb=pause]", row(&replica))).await;
+    browser.until_says(".notice[data-level=bad]", "Not confirmed by <b>east</b>").await;
+    browser.until_says(".notice[data-level=bad]", lack).await;
+    browser.until_says("#replicas-lack", lack).await;
+    browser.goto(&daemon.url("/#/tasks")).await;
+    browser.until_says("#tasks-note", lack).await;
+    browser.goto(&daemon.url(&format!("/#/task/{task}"))).await;
+    browser.until_says("#story-note", lack).await;
+    browser.goto(&daemon.url("/#/dead-letters")).await;
+    browser.until_says("#letters-note", lack).await;
+    browser.until_says("#letter-groups-other", lack).await;
+    browser.click("#discard-all").await;
+    browser.until_says("#confirm-text", lack).await;
+    assert_eq!(browser.complaints().await, [""; 0]);
+}
+
 #[tokio::test]
 async fn a_stopped_daemon_is_reported_and_the_page_reconnects() {
     let mut daemon = Daemon::start(&QUICK).await;

@@ -106,18 +106,20 @@ export function query(values) {
 const SCANS = 20;
 
 /**
- * Up to `limit` items of a list. The daemon scans a bounded part per request, so a page may be empty
+ * Up to `limit` items of a list, and the partitions that they lack. The daemon scans a bounded part per request, so a page may be empty
  * without being the last.
  */
 export async function page(path, name, filter, limit, cursor) {
   const items = [];
+  const lacking = new Set();
   for (let scan = 0; scan < SCANS && items.length < limit; scan += 1) {
     const values = { ...filter, limit: limit - items.length };
     if (cursor) values.cursor = cursor;
     const answer = await get(path + query(values));
     items.push(...answer[name]);
+    for (const partition of answer.incomplete ?? []) lacking.add(partition);
     cursor = answer.next_cursor;
     if (!cursor) break;
   }
-  return { items, next: cursor ?? null };
+  return { items, next: cursor ?? null, incomplete: [...lacking].sort((a, b) => a - b) };
 }

@@ -6,17 +6,6 @@ import * as format from './format.js';
 
 const STATES = { no_owner: 'no instance delivers it', no_leader: 'no server leads it' };
 
-/** `0–3, 5` */
-function ranges(numbers) {
-  const parts = [];
-  for (const number of numbers) {
-    const last = parts.at(-1);
-    if (last && last[1] === number - 1) last[1] = number;
-    else parts.push([number, number]);
-  }
-  return parts.map(([from, to]) => (from === to ? `${from}` : `${from}–${to}`)).join(', ');
-}
-
 /** Shows them; hides the section for a daemon with a data directory. */
 export async function lookAtCluster(isShared) {
   byId('cluster').hidden = !isShared;
@@ -28,11 +17,11 @@ export async function lookAtCluster(isShared) {
   keyed(byId('members').tBodies[0], named, ({ key }) => key, make, (row, member) => {
     const state = member.leaving ? 'stopping' : member.draining ? 'draining' : 'live';
     const owned = partitions.filter(({ owner }) => owner === member.node).map(({ number }) => number);
-    const values = [state, owned.length === 0 ? 'none' : ranges(owned), format.coarse(member.up_for_seconds), member.version];
+    const values = [state, owned.length === 0 ? 'none' : format.ranges(owned), format.coarse(member.up_for_seconds), member.version];
     [...row.cells].slice(1).forEach((field, at) => setText(field, values[at]));
   });
   const broken = Object.entries(STATES).map(([state, text]) => [partitions.filter((one) => one.state === state), text]);
-  const problems = broken.filter(([of]) => of.length > 0).map(([of, text]) => `Partitions ${ranges(of.map(({ number }) => number))}: ${text}.`);
+  const problems = broken.filter(([of]) => of.length > 0).map(([of, text]) => `Partitions ${format.ranges(of.map(({ number }) => number))}: ${text}.`);
   const lag = !store.lag ? '' : ` The slowest copy lacks ${format.plural(store.lag, 'operation')}.`;
   setText(byId('cluster-note'), problems.length > 0 ? problems.join(' ') : `All ${format.plural(partitions.length, 'partition')} are delivered.${lag}`);
   setAttribute(byId('cluster-note'), 'data-level', problems.length > 0 ? 'bad' : null);

@@ -87,3 +87,18 @@ const words = {
 export const word = (name) => words[name] ?? name.replaceAll('_', ' ');
 
 export const write = (operation, valueBytes) => (operation === 'DELETE' ? 'DELETE' : `SET ${bytes(valueBytes)}`);
+
+/** `0–3, 5` */
+export function ranges(numbers) {
+  const parts = [];
+  for (const number of numbers) {
+    const last = parts.at(-1);
+    if (last && last[1] === number - 1) last[1] = number;
+    else parts.push([number, number]);
+  }
+  return parts.map(([from, to]) => (from === to ? `${from}` : `${from}–${to}`)).join(', ');
+}
+
+/** A sentence for an answer that lacks partitions of the cluster; empty for a whole one. */
+export const lack = (partitions = []) => (partitions.length === 0 ? ''
+  : `Incomplete: there is no answer for the partitions ${ranges(partitions)}.`);

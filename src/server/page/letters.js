@@ -18,12 +18,12 @@ function skipped({ superseded, held_back: held }) {
   return newer + back;
 }
 
-export function outcome({ kind, state, done, error, outcomes, ...counts }) {
+export function outcome({ kind, state, done, error, outcomes, incomplete, ...counts }) {
   const fate = fates(outcomes);
   const text = `${format.plural(done, 'dead letter')} ${VERBS[kind].past}${fate && `: ${fate}`}`;
   const left = skipped(counts);
   const end = { cancelled: 'Cancelled: ', failed: 'Failed: ' }[state] ?? '';
-  return `${end}${text}${left}${error ? `: ${error}` : ''}.`;
+  return [`${end}${text}${left}${error ? `: ${error}` : ''}.`, format.lack(incomplete)].filter(Boolean).join(' ');
 }
 
 /** Redrives or discards one dead letter. Returns the result as a sentence. */
@@ -44,7 +44,7 @@ export class Letters {
 
   constructor() {
     this.#operations = new Operations((operation) => {
-      notice(outcome(operation), operation.state === 'failed' || operation.outcomes?.failed > 0 ? 'bad' : 'good');
+      notice(outcome(operation), operation.state === 'failed' || operation.incomplete || operation.outcomes?.failed > 0 ? 'bad' : 'good');
       this.#pages.load();
     });
     this.#pages = new Pages({
@@ -82,11 +82,13 @@ export class Letters {
       // The list shows the same error.
       return;
     }
-    const { groups, other } = summary;
-    byId('letter-groups-box').hidden = groups.length === 0;
+    const { groups, other, incomplete } = summary;
+    const lack = format.lack(incomplete);
+    byId('letter-groups-box').hidden = groups.length === 0 && lack === '';
     const kind = ({ replica, cause, error }) => JSON.stringify([replica, cause, error]);
     keyed(byId('letter-groups').tBodies[0], groups, kind, groupRow, updateGroup);
-    setText(byId('letter-groups-other'), other > 0 ? `${format.plural(other, 'other dead letter')} of further kinds.` : '');
+    const others = other > 0 ? `${format.plural(other, 'other dead letter')} of further kinds.` : '';
+    setText(byId('letter-groups-other'), [others, lack].filter(Boolean).join(' '));
   }
 
   #draw(items) {
@@ -164,13 +166,14 @@ function updateGroup(row, { replica, count, oldest, newest }) {
 
 /** Counts the selected dead letters with a dry run. Returns the text of the confirmation. */
 async function counted(kind, selection) {
-  const { done, error, ...counts } = await finished(await post(`v1/dead-letters/${kind}`, { ...selection, dry_run: true }));
+  const { done, error, incomplete, ...counts } = await finished(await post(`v1/dead-letters/${kind}`, { ...selection, dry_run: true }));
   if (error) throw new Error(error);
   const left = skipped(counts);
-  if (done === 0) return { go: false, text: `No dead letters to ${kind}${left}.` };
+  const lack = incomplete ? ` ${format.lack(incomplete)}` : '';
+  if (done === 0) return { go: false, text: `No dead letters to ${kind}${left}.${lack}` };
   const them = format.plural(done, 'dead letter');
   const means = kind === 'redrive'
-    ? `${them} would be redriven${left}.`
-    : `${them} would be discarded${left}: these writes will never reach their replicas. This cannot be undone.`;
+    ? `${them} would be redriven${left}.${lack}`
+    : `${them} would be discarded${left}: these writes will never reach their replicas. This cannot be undone.${lack}`;
   return { go: true, text: means };
 }

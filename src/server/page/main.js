@@ -48,6 +48,13 @@ function drawReplicas(fresh = true) {
   table.draw(inOrder(replicas));
 }
 
+/** Says which partitions of the cluster are missing above or below. */
+function showLack(node, incomplete) {
+  const text = format.lack(incomplete);
+  node.hidden = text === '';
+  setText(node, text);
+}
+
 function offer(select, replicas) {
   const known = [...select.options].slice(1).map((option) => option.value);
   if (known.join('\n') === replicas.join('\n')) return;
@@ -63,7 +70,8 @@ async function look() {
   if (looking) return looking;
   looking = (async () => {
     try {
-      const { replicas } = await get('v1/replicas');
+      const { replicas, incomplete } = await get('v1/replicas');
+      showLack(byId('replicas-lack'), incomplete);
       details = new Map(replicas.map((replica) => [replica.replica, replica]));
       const names = [...details.keys()];
       for (const select of [byId('plot-of'), ...document.querySelectorAll('[data-replicas]')]) offer(select, names);
@@ -123,8 +131,13 @@ async function lookAtInstance() {
 async function lookAtPast() {
   const replica = byId('plot-of').value;
   try {
-    history.keep(await get('v1/history'));
-    if (replica) history.keep(await get(`v1/history?replica=${encodeURIComponent(replica)}`));
+    let past = await get('v1/history');
+    history.keep(past);
+    if (replica) {
+      past = await get(`v1/history?replica=${encodeURIComponent(replica)}`);
+      history.keep(past);
+    }
+    showLack(byId('plots-lack'), past.incomplete);
     overview.drawPlots();
   } catch {
     // The plots then begin with the page.

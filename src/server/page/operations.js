@@ -20,7 +20,7 @@ export async function finished(operation) {
 
 /** What became of redriven dead letters; empty if nothing is known. */
 export function fates(outcomes) {
-  const words = { delivered: 'delivered', failed: 'failed again', superseded: 'superseded', discarded: 'discarded', waiting: 'still waiting' };
+  const words = { delivered: 'delivered', failed: 'failed again', superseded: 'superseded', discarded: 'discarded', handed_over: 'handed over to another instance', waiting: 'still waiting' };
   const parts = Object.entries(words).filter(([name]) => outcomes?.[name] > 0).map(([name, word]) => `${format.count(outcomes[name])} ${word}`);
   return parts.join(', ');
 }
@@ -116,11 +116,11 @@ function row({ operation_id: id, kind }) {
   return node;
 }
 
-function update(node, { examined, total, done, rate, state, outcomes }) {
+function update(node, { examined, total, done, rate, state, outcomes, error, incomplete }) {
   node.cancel.hidden = state !== 'running';
   setAttribute(node.bar, 'max', String(Math.max(1, total)));
   setAttribute(node.bar, 'value', String(Math.min(examined, total)));
   const limit = rate === null ? '' : `, at most ${format.count(rate)} per second`;
   const fate = fates(outcomes);
-  setText(node.text, `${format.count(done)} done, ${format.count(examined)} of ${format.count(total)} examined${limit}${fate && `: ${fate}`}`);
+  setText(node.text, `${format.count(done)} done, ${format.count(examined)} of ${format.count(total)} examined${limit}${fate && `: ${fate}`}${error ? `. ${error}` : ''}${incomplete ? `. ${format.lack(incomplete)}` : ''}`);
 }

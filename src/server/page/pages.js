@@ -2,6 +2,7 @@
 
 import { page, query } from './api.js';
 import { byId, el, fill, filled, setText } from './dom.js';
+import * as format from './format.js';
 
 export const PAGE = 50;
 
@@ -65,12 +66,14 @@ export class Pages {
     }
     // Another load has started in the meantime.
     if (turn !== this.#turn) return;
-    const { items, next } = found;
+    const { items, next, incomplete } = found;
+    const tell = (text) => say([text, format.lack(incomplete)].filter(Boolean).join(' '));
     byId(table).hidden = items.length === 0;
     draw(items);
     const first = this.#cursors.length === 1;
-    if (items.length > 0) say(first && !next ? `${items.length} in total.` : `Page ${this.#cursors.length}, ${items.length} entries.`);
-    else if (next) say('No match so far. Choose Next to search further.');
+    if (items.length > 0) tell(first && !next ? `${items.length} in total.` : `Page ${this.#cursors.length}, ${items.length} entries.`);
+    else if (next) tell('No match so far. Choose Next to search further.');
+    else if (incomplete.length > 0) tell('Nothing found.');
     else say(first ? empty(this.#filter) : 'No more entries.');
     this.#drawPages(next);
   }

@@ -1,7 +1,7 @@
 // The table of replicas, and their actions: pause, resume, probe, rename, forget.
 
 import { get, post } from './api.js';
-import { act, confirm } from './dialogs.js';
+import { act, confirm, notice } from './dialogs.js';
 import { byId, cell, el, keyed, setAttribute, setText, twoLines } from './dom.js';
 import * as format from './format.js';
 
@@ -63,15 +63,15 @@ export class Replicas {
       const verb = pause.dataset.verb;
       const now = await post(`${path}/${verb}`);
       this.#changed(now);
-      return verb === 'pause'
+      return told(verb === 'pause'
         ? `${name} is paused. Nothing is sent to it until it is resumed.`
-        : `${name} is resumed.`;
+        : `${name} is resumed.`, now);
     }));
     const probe = el('button', { type: 'button', 'aria-label': `Probe ${name} now` }, 'Probe');
     probe.addEventListener('click', () => act(probe, `${name} was not probed`, async () => {
-      const { probing, reason } = await post(`${path}/probe`);
+      const { probing, reason, incomplete } = await post(`${path}/probe`);
       this.#changed(null);
-      return probing ? `A probe is being sent to ${name}.` : `No probe for ${name}: ${reason}`;
+      return told(probing ? `A probe is being sent to ${name}.` : `No probe for ${name}: ${reason}`, { incomplete });
     }));
     const rename = el('button', { type: 'button', 'aria-label': `Rename ${name}` }, 'Rename');
     rename.addEventListener('click', () => act(rename, `${name} keeps its address`, async () => {
@@ -80,15 +80,15 @@ export class Replicas {
       if (!answer) return undefined;
       const now = await post(`${path}/rename`, { to: answer.to });
       this.#changed(null);
-      return `${name} is now ${format.node(now.replica)}.`;
+      return told(`${name} is now ${format.node(now.replica)}.`, now);
     }));
     const forget = el('button', { type: 'button', class: 'danger', 'aria-label': `Forget ${name}` }, 'Forget');
     forget.addEventListener('click', () => act(forget, `${name} was not forgotten`, async () => {
       const answer = await confirm({ title: `Forget ${name}?`, text: forgetText(path), yes: 'Forget', danger: true, typed: 'forget' });
       if (!answer) return undefined;
-      const { discarded } = await post(`${path}/forget`);
+      const { discarded, incomplete } = await post(`${path}/forget`);
       this.#changed(null);
-      return `${name} is forgotten: ${format.plural(discarded, 'delivery', 'deliveries')} discarded.`;
+      return told(`${name} is forgotten: ${format.plural(discarded, 'delivery', 'deliveries')} discarded.`, { incomplete });
     }));
     const buttons = el('div', { class: 'actions' }, pause, probe, rename, forget);
     const row = el('tr', {}, ...Object.values(cells), cell('', { class: 'buttons' }, buttons));
@@ -100,10 +100,20 @@ export class Replicas {
   }
 }
 
+/** The result of an action. One that does not hold for the whole cluster is shown as a problem. */
+function told(text, { incomplete, unconfirmed = [] }) {
+  const names = unconfirmed.join(', ');
+  const late = names && `Not confirmed by ${names}, which may still act as before.`;
+  const missing = [late, format.lack(incomplete)].filter(Boolean);
+  if (missing.length === 0) return text;
+  notice([text, ...missing].join(' '), 'bad');
+  return undefined;
+}
+
 async function forgetText(path) {
-  const { backlog_tasks: backlog, dead_letters: dead } = await get(path);
+  const { backlog_tasks: backlog, dead_letters: dead, incomplete } = await get(path);
   const them = `${format.plural(backlog, 'task')} and ${format.plural(dead, 'dead letter')}`;
-  return { go: true, text: `${them} would be discarded and never reach it. This cannot be undone.` };
+  return { go: true, text: `${them} would be discarded and never reach it. This cannot be undone. ${format.lack(incomplete)}` };
 }
 
 /** A number that links to its list, or plain text if `href` is `null`. */

@@ -126,7 +126,8 @@ export class Story {
 
   #draw(task) {
     this.#task = task;
-    setText(byId('story-note'), task.settled_at ? `Settled ${format.agoText(task.settled_at)}.` : '');
+    const settled = task.settled_at ? `Settled ${format.agoText(task.settled_at)}.` : '';
+    setText(byId('story-note'), [settled, format.lack(task.incomplete)].filter(Boolean).join(' '));
     byId('story').hidden = false;
     byId('story-discard').hidden = task.deliveries.every(({ state }) => SETTLED.includes(state));
     const when = (at) => (at ? `${at} (${Date.parse(at) > format.now() ? format.inText(at) : format.agoText(at)})` : '–');
