@@ -203,3 +203,156 @@ async fn an_instance_is_drained_through_another_one() {
     assert_eq!(status, 404, "{answer}");
     world.judge().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_to_a_frozen_instance_is_not_carried_out_when_it_continues() {
+    let world = World::start("a late request", &[], AT_ONCE).await;
+    let (frozen, other) = (0, 1);
+    world.instances[frozen].signal("-STOP");
+    let request = json!({ "node": "a", "drain": true });
+    let (status, answer) = world.instances[other].post_to("/v1/cluster/drain", &request).await;
+    assert_eq!(status, 503, "{answer}");
+    world.instances[frozen].signal("-CONT");
+    // It would not get its share of the partitions.
+    world.until_shared(&[0, 1, 2]).await;
+    assert_eq!(members(&world.instances[other]).await["a"]["draining"], false);
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_owner_is_unconfirmed_until_its_lease_has_ended() {
+    let world = World::start("a frozen owner", &["--lease", "30s"], AT_ONCE).await;
+    let (frozen, other) = (0, 1);
+    world.instances[frozen].signal("-STOP");
+    wait_until("it is not listed any more", || async {
+        let members = members(&world.instances[other]).await;
+        (!members.contains_key("a")).then_some(())
+    })
+    .await;
+    let path = format!("{}/pause", path_of(&world.replicas[0]));
+    let (status, answer) = world.instances[other].post_to(&path, &Value::Null).await;
+    assert_eq!((status, &answer["unconfirmed"]), (200, &json!(["a"])), "{answer}");
+    world.instances[frozen].signal("-CONT");
+    let path = format!("{}/resume", path_of(&world.replicas[0]));
+    wait_until("all instances confirm the end of the pause", || async {
+        let (status, answer) = world.instances[other].post_to(&path, &Value::Null).await;
+        assert_eq!(status, 200, "{answer}");
+        answer.get("unconfirmed").is_none().then_some(())
+    })
+    .await;
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_is_found_through_each_instance_as_soon_as_it_is_accepted() {
+    let mut world = World::start("tasks just accepted", &[], AT_ONCE).await;
+    world.stop_writers().await;
+    let slow = Replica::with(|_| Behaviour::ApplyAfter(SLOWLY)).await;
+    for n in 0..90 {
+        let task = world.instances[n % 3].accept(&set(&format!("k{n}"), "v", &[&slow])).await;
+        let (status, found) = world.instances[(n + 1) % 3].get(&format!("/v1/tasks/{task}")).await;
+        assert_eq!((status, &found["task_id"]), (200, &json!(task.to_string())), "{found}");
+    }
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rename_moves_what_waits_in_every_partition_in_order() {
+    const KEYS: u64 = 100;
+    let mut world = World::start("renames", &[], AT_ONCE).await;
+    world.stop_writers().await;
+    let (gone, new) = (Replica::start().await, Replica::start().await);
+    let newest = |replica: &Replica| crate::judge::applied(&replica.seen());
+    gone.stop();
+    let mut last = HashMap::new();
+    for n in 0..3 * KEYS {
+        let key = format!("k{}", n % KEYS);
+        let at = &world.instances[usize::try_from(n % 3).unwrap()];
+        last.insert(key.clone(), at.accept(&set(&key, &n.to_string(), &[&gone])).await);
+    }
+    let through = &world.instances[1];
+    let rename = async |from: &Replica, to: &Replica| {
+        let path = format!("{}/rename", path_of(from));
+        through.post_to(&path, &json!({ "to": to.url() })).await
+    };
+    let (status, refused) = rename(&gone, &world.replicas[0]).await;
+    assert_eq!(status, 409, "{refused}");
+    let (status, renamed) = rename(&gone, &new).await;
+    assert_eq!((status, &renamed["replica"]), (200, &json!(new.url())), "{renamed}");
+    assert!(renamed.get("unconfirmed").is_none() && renamed.get("incomplete").is_none());
+    wait_until("everything is at the new address", || async {
+        let applied = newest(&new);
+        last.iter().all(|(key, task)| applied.get(key) == Some(&(*task, *task))).then_some(())
+    })
+    .await;
+    let partitions: std::collections::HashSet<_> = last.values().map(|task| task % 1024).collect();
+    assert_eq!(partitions.len(), 8, "there was something in every partition");
+    let mut before = HashMap::new();
+    for request in new.seen() {
+        let before = before.entry(request.key()).or_insert(0);
+        assert!(request.sequence() >= *before, "an older write of {} follows", request.key());
+        *before = request.sequence();
+    }
+    // Writes that still name the former address.
+    let task = world.instances[2].accept(&set("later", "v", &[&gone])).await;
+    wait_until("it is sent to the new address", || async {
+        (newest(&new).get("later") == Some(&(task, task))).then_some(())
+    })
+    .await;
+    assert_eq!(gone.seen().len(), 0);
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operation_that_is_refused_begins_nowhere_and_one_that_others_refuse_names_them() {
+    const LETTERS: usize = 300;
+    let mut world = World::start("operations that are refused", &[], AT_ONCE).await;
+    world.stop_writers().await;
+    let rejecting = Replica::with(|_| Behaviour::Answer(400, "", "no")).await;
+    for n in 0..LETTERS {
+        world.instances[n % 3].accept(&set(&format!("letter/{n}"), "v", &[&rejecting])).await;
+    }
+    wait_until("only dead letters are left", || async {
+        let summary = world.instances[0].show("/v1/dead-letters/summary").await;
+        (summary["dead_letters"] == LETTERS && summary.get("incomplete").is_none()).then_some(())
+    })
+    .await;
+    let redrive = async |through: &Daemon| {
+        let slowly = json!({ "all": true, "rate": 1 });
+        through.post_to("/v1/dead-letters/redrive", &slowly).await
+    };
+    for _ in 0..4 {
+        let (status, begun) = redrive(&world.instances[0]).await;
+        assert_eq!(status, 202, "{begun}");
+    }
+    for restarted in [1, 2] {
+        world.instances[restarted].kill();
+        world.restart(restarted).await;
+    }
+    let listed = async || {
+        let page = wait_until("every instance answers", || async {
+            let page = world.instances[1].show("/v1/operations").await;
+            page.get("incomplete").is_none().then_some(page)
+        })
+        .await;
+        let operations = page["operations"].as_array().unwrap().iter();
+        let ids = operations.map(|one| one["operation_id"].as_str().unwrap().to_owned());
+        ids.collect::<Vec<_>>()
+    };
+    let before = listed().await;
+    assert_eq!(before.len(), 4);
+    let (status, refused) = redrive(&world.instances[0]).await;
+    assert_eq!(status, 503, "{refused}");
+    assert_eq!(listed().await, before, "the others have not begun");
+    let (status, begun) = redrive(&world.instances[1]).await;
+    assert_eq!((status, &begun["state"]), (202, &json!("running")), "{begun}");
+    let error = begun["error"].as_str().unwrap();
+    assert!(error.starts_with("a has refused its part: too many operations"), "{error}");
+    for id in listed().await {
+        world.instances[1].delete(&format!("/v1/operations/{id}")).await;
+    }
+    let (status, discarded) =
+        world.instances[1].post_to("/v1/dead-letters/discard", &json!({ "all": true })).await;
+    assert_eq!(status, 202, "{discarded}");
+    world.judge().await;
+}

@@ -59,7 +59,7 @@ impl Core {
     /// Whether this task is known here if it was accepted and its partition is owned. The journal is
     /// asked how far it is.
     pub(in crate::dispatcher) fn has_read(&self, id: TaskId) -> bool {
-        if self.engine.view(id).is_some() {
+        if self.engine.view(id).is_some() || self.observed.history.get(id).is_some() {
             return true;
         }
         let partition = self.journal.partition_of(id);

@@ -65,7 +65,7 @@ const KINDS: [(&str, EventType); 3] =
     description = "Server-sent events: `event: task` with a TaskEvent, `event: replica` with a \
         ReplicaEvent, `event: figures` with Figures every second, and `event: lagged` with \
         `{\"missed\":n}` if the reader was too slow or resumes from an event that is no longer \
-        kept. Each event has an `id`. At most 64 streams at once. A stream ends when its reader \
+        kept. Each event has an `id`. In a cluster they are those of the instance that is asked. At most 64 streams at once. A stream ends when its reader \
         closes its side, and when its token is removed or changed.",
     params(
         ("types" = Option<String>, Query, description = "Comma-separated list of `task`, \

@@ -120,8 +120,7 @@ async fn a_redrive_reports_how_many_letters_were_delivered_and_how_many_failed_a
         _ => Behaviour::Apply,
     });
     let operation = start(&daemon, "/v1/dead-letters/redrive", &json!({"all": true})).await;
-    let expected =
-        json!({"delivered": 4, "failed": 2, "superseded": 0, "discarded": 0, "waiting": 0});
+    let expected = json!({"delivered": 4, "failed": 2, "superseded": 0, "discarded": 0, "handed_over": 0, "waiting": 0});
     let shown = until(&daemon, &operation, |shown| shown["outcomes"] == expected).await;
     assert_eq!(shown["done"], 6);
     let dry = json!({"all": true, "dry_run": true});
