@@ -193,6 +193,8 @@ pub(super) enum LogPlace {
     At(u64),
     /// Its batch is on its way.
     Sent,
+    /// No server has it.
+    Lost,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,13 +236,14 @@ impl OpenTask {
         Self { bytes, place, chunks, progress: None, progress_bytes: 0, is_dead: false }
     }
 
-    /// Its first message; `None` if all are on their way.
+    /// Its first message; `None` if all are on their way or lost.
     pub(super) fn begin(&self) -> Option<u64> {
         match self.place {
             LogPlace::At(sequence) => {
                 Some(self.chunks.map_or(sequence, |chunks| chunks.min(sequence)))
             }
             LogPlace::Sent => self.chunks,
+            LogPlace::Lost => None,
         }
     }
 }
@@ -316,6 +319,15 @@ impl Unsettled {
                 self.copies.remove(&sequence);
             }
             (task.place, task.chunks) = (LogPlace::Sent, chunks);
+        }
+    }
+
+    /// No server has the message of the task, so it does not hold the floor. The next owner will not
+    /// find it.
+    pub(super) fn lose(&mut self, id: u64) {
+        self.copy(id, None);
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.place = LogPlace::Lost;
         }
     }
 

@@ -11,13 +11,18 @@
 //! messages before the new floor are purged, and the size is looked at again.
 //!
 //! Until the checkpoint is stored, the task that is copied holds the floor, and chunks behind it stay.
+//!
+//! **Missing messages.** A task whose message no server has is lost: it is reported, and holds the
+//! floor no longer. One that lacks only its progress or a part of its value is copied, and cannot be read
+//! by the next owner. A task that cannot be copied yet holds the floor, so nothing behind it is copied:
+//! that would only make the log longer.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, future, stream};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -33,6 +38,9 @@ use crate::task::Partition;
 
 /// Between two looks at the size of a log.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// After tasks could not be read, besides.
+const REST: Duration = Duration::from_secs(10);
 
 /// Logs are not cleaned below this size, all together and each.
 const LEAST_TOGETHER: u64 = 64 << 20;
@@ -58,25 +66,27 @@ pub(super) fn least(store: &Store) -> u64 {
 #[derive(Clone, Debug)]
 pub(super) struct CopiedTask {
     pub(super) id: u64,
-    read: ReadFrom,
+    pub(super) read: ReadFrom,
     /// The first of the copied chunks, and their number.
     pub(super) chunks: Option<(u64, u32)>,
     pub(super) message: Bytes,
     pub(super) progress: Option<Bytes>,
+    /// No server has its progress or a part of its value.
+    pub(super) is_incomplete: bool,
 }
 
 /// Where the messages of a task were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ReadFrom {
+pub(super) struct ReadFrom {
     place: u64,
     progress: Option<u64>,
 }
 
-impl CopiedTask {
-    /// Whether nothing has changed since it was read.
-    pub(super) fn is_current(&self, task: &OpenTask) -> bool {
-        let progress = self.read.progress.map(LogPlace::At);
-        task.place == LogPlace::At(self.read.place) && task.progress == progress
+impl ReadFrom {
+    /// Whether nothing has changed since the task was read.
+    pub(super) fn is_current(self, task: &OpenTask) -> bool {
+        let progress = self.progress.map(LogPlace::At);
+        task.place == LogPlace::At(self.place) && task.progress == progress
     }
 }
 
@@ -84,8 +94,8 @@ impl CopiedTask {
 #[derive(Debug)]
 pub(super) enum ReadTask {
     Copied(CopiedTask),
-    /// The log lacks one of its messages.
-    Missing(u64),
+    /// No server has its message.
+    Missing(u64, ReadFrom),
 }
 
 /// The cleaning of the log of an owned partition.
@@ -94,7 +104,6 @@ pub(super) struct Cleaning {
     phase: Phase,
     next_look: Option<Instant>,
     ready: VecDeque<CopiedTask>,
-    missing: BTreeSet<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -152,7 +161,7 @@ impl Cleaning {
                 CleaningStep::Look
             }
             Phase::Needed => {
-                let tasks = self.choose(unsettled, must_stay);
+                let tasks = choose(unsettled, must_stay);
                 self.phase = if tasks.is_empty() { Phase::Idle } else { Phase::Reading };
                 if tasks.is_empty() { CleaningStep::Nothing } else { CleaningStep::Read(tasks) }
             }
@@ -166,45 +175,13 @@ impl Cleaning {
         self.phase = if is_needed { Phase::Needed } else { Phase::Idle };
     }
 
-    /// The first tasks of the log, as far as they can be copied.
-    fn choose(
-        &self,
-        unsettled: &Unsettled,
-        must_stay: impl Fn(u64) -> bool,
-    ) -> Vec<(u64, OpenTask)> {
-        if unsettled.copies() >= MAX_COPIES {
-            return Vec::new();
-        }
-        let begins = unsettled.tasks().filter_map(|(id, task)| Some((task.begin()?, id, *task)));
-        let mut tasks: Vec<_> = begins.collect();
-        if tasks.len() > TASKS {
-            tasks.select_nth_unstable_by_key(TASKS, |(begin, ..)| *begin);
-            tasks.truncate(TASKS);
-        }
-        tasks.sort_unstable_by_key(|(begin, ..)| *begin);
-        let mut bytes = 0;
-        let can_move = tasks.into_iter().take_while(|(_, id, task)| {
-            let fits = bytes == 0 || bytes + task.bytes <= TASK_BYTES;
-            bytes += task.bytes.max(1);
-            let is_stored =
-                matches!(task.place, LogPlace::At(_)) && task.progress != Some(LogPlace::Sent);
-            fits && is_stored && !self.missing.contains(id) && !must_stay(*id)
-        });
-        can_move.map(|(_, id, task)| (id, task)).collect()
-    }
-
-    /// The chosen tasks were read, or could not be. Returns those of which messages are missing.
-    pub(super) fn read(&mut self, tasks: Vec<ReadTask>) -> Vec<u64> {
-        let mut missing = Vec::new();
-        for task in tasks {
-            match task {
-                ReadTask::Copied(task) => self.ready.push_back(task),
-                ReadTask::Missing(id) => missing.push(id),
-            }
-        }
-        self.missing.extend(&missing);
+    /// The chosen tasks were read, as far as they could be.
+    pub(super) fn read(&mut self, tasks: Vec<CopiedTask>, has_failed: bool) {
+        self.ready.extend(tasks);
         self.phase = if self.ready.is_empty() { Phase::Idle } else { Phase::Writing };
-        missing
+        if has_failed {
+            self.next_look = self.next_look.map(|next| next + REST);
+        }
     }
 
     pub(super) fn has_ready(&self) -> bool {
@@ -216,6 +193,29 @@ impl Cleaning {
         // With its progress.
         if rows + 2 > MAX_ROWS { None } else { self.ready.pop_front() }
     }
+}
+
+/// The first tasks of the log, up to the first one that cannot be copied now.
+fn choose(unsettled: &Unsettled, must_stay: impl Fn(u64) -> bool) -> Vec<(u64, OpenTask)> {
+    if unsettled.copies() >= MAX_COPIES {
+        return Vec::new();
+    }
+    let begins = unsettled.tasks().filter_map(|(id, task)| Some((task.begin()?, id, *task)));
+    let mut tasks: Vec<_> = begins.collect();
+    if tasks.len() > TASKS {
+        tasks.select_nth_unstable_by_key(TASKS, |(begin, ..)| *begin);
+        tasks.truncate(TASKS);
+    }
+    tasks.sort_unstable_by_key(|(begin, ..)| *begin);
+    let mut bytes = 0;
+    let can_move = tasks.into_iter().take_while(|(_, id, task)| {
+        let fits = bytes == 0 || bytes + task.bytes <= TASK_BYTES;
+        bytes += task.bytes.max(1);
+        let is_stored =
+            matches!(task.place, LogPlace::At(_)) && task.progress != Some(LogPlace::Sent);
+        fits && is_stored && !must_stay(*id)
+    });
+    can_move.map(|(_, id, task)| (id, task)).collect()
 }
 
 impl StoreShared {
@@ -243,12 +243,18 @@ impl StoreShared {
         tokio::spawn(async move {
             let store = &self.store;
             let reads = tasks.into_iter().map(|(id, task)| store.read_to_copy(partition, id, task));
-            let read = stream::iter(reads).buffered(READS_AT_ONCE).try_collect::<Vec<_>>().await;
-            let tasks = read.unwrap_or_else(|error| {
-                debug!(%error, partition = partition.0, "tasks cannot be copied yet");
-                Vec::new()
+            let mut has_failed = false;
+            let reads = stream::iter(reads).buffered(READS_AT_ONCE).map(|read| {
+                let read = read.inspect_err(|error| {
+                    debug!(%error, partition = partition.0, "a task cannot be copied yet");
+                });
+                has_failed |= read.is_err();
+                read.ok()
             });
-            standing.order(PartitionOrder::Copied { epoch, tasks });
+            // It holds the floor, so those behind it wait, too.
+            let tasks = reads.take_while(|read| future::ready(read.is_some()));
+            let tasks = tasks.filter_map(future::ready).collect().await;
+            standing.order(PartitionOrder::Copied { epoch, tasks, has_failed });
         });
     }
 }
@@ -261,9 +267,18 @@ impl Store {
         id: u64,
         task: OpenTask,
     ) -> Result<ReadTask, StoreRequestError> {
-        let missing = Ok(ReadTask::Missing(id));
-        let LogPlace::At(place) = task.place else { return missing };
-        let Some(found) = self.find(partition, place).await? else { return missing };
+        let not_stored = || StoreRequestError::Unanswered("it is not stored yet".to_owned());
+        let LogPlace::At(place) = task.place else { return Err(not_stored()) };
+        let progress = match task.progress {
+            Some(LogPlace::At(sequence)) => Some(sequence),
+            Some(LogPlace::Sent | LogPlace::Lost) => return Err(not_stored()),
+            None => None,
+        };
+        let read = ReadFrom { place, progress };
+        let Some(found) = self.find(partition, place).await? else {
+            return Ok(ReadTask::Missing(id, read));
+        };
+        let mut is_incomplete = false;
         let mut copy = match message::read_copy(id, &found.payload) {
             _ if place == id => TaskCopy { chunks: None, message: found.payload },
             Ok(copy) => copy,
@@ -275,30 +290,30 @@ impl Store {
             let read =
                 message::read_task(task_id(id, partition), &copy.message, &mut Nodes::default());
             let count = read.map_or(0, |task| task.chunks);
-            let Some(read) = self.read_chunks(partition, first, count).await? else {
-                return missing;
-            };
-            let chunk = |chunk| Outgoing::new(self.names().chunk(partition), chunk);
-            let batch = read.into_iter().map(chunk).collect();
-            let stored = self.publish_batch(batch, self.settings().timeout).await?;
-            chunks = Some((stored.sequence + 1 - u64::from(count), count));
+            if let Some(read) = self.read_chunks(partition, first, count).await? {
+                let chunk = |chunk| Outgoing::new(self.names().chunk(partition), chunk);
+                let batch = read.into_iter().map(chunk).collect();
+                let stored = self.publish_batch(batch, self.settings().timeout).await?;
+                chunks = Some((stored.sequence + 1 - u64::from(count), count));
+            } else {
+                is_incomplete = true;
+            }
             copy.chunks = chunks.map(|(first, _)| first);
         }
-        let progress_at = match task.progress {
-            Some(LogPlace::At(sequence)) => Some(sequence),
-            Some(LogPlace::Sent) => return missing,
+        let progress = match progress {
+            // Without any progress, an older value could follow a newer one. This one cannot be read.
+            Some(sequence) => Some(self.find(partition, sequence).await?.map_or_else(
+                || {
+                    is_incomplete = true;
+                    Bytes::new()
+                },
+                |found| found.payload,
+            )),
             None => None,
         };
-        let progress = match progress_at {
-            Some(sequence) => match self.find(partition, sequence).await? {
-                Some(found) => Some(found.payload),
-                None => return missing,
-            },
-            None => None,
-        };
-        let Ok(message) = message::copy(id, &copy) else { return missing };
-        let read = ReadFrom { place, progress: progress_at };
-        Ok(ReadTask::Copied(CopiedTask { id, read, chunks, message, progress }))
+        let message = message::copy(id, &copy);
+        let message = message.map_err(|error| StoreRequestError::Unanswered(error.to_string()))?;
+        Ok(ReadTask::Copied(CopiedTask { id, read, chunks, message, progress, is_incomplete }))
     }
 }
 

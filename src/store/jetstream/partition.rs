@@ -214,9 +214,9 @@ impl PartitionTask {
                     owned.sized(bytes, least);
                 }
             }
-            PartitionOrder::Copied { epoch, tasks } => {
+            PartitionOrder::Copied { epoch, tasks, has_failed } => {
                 if let Some(owned) = self.owned_in(epoch) {
-                    let missing = owned.copied(tasks);
+                    let missing = owned.copied(tasks, has_failed);
                     self.shared.store.figures().missing(missing);
                 }
             }

@@ -23,11 +23,9 @@ use crate::task::{Idempotency, Partition, Progress, Task, TaskId};
 const LEADER_READS: usize = 3;
 const LEADER_PAUSE: Duration = Duration::from_millis(100);
 
-/// Reads of one message from any server, before the leader is asked.
-const NEAR_READS: usize = 12;
-
-/// Any server of three may answer: after this number of reads of a message, one that has it did.
-const ROUNDS: usize = 20;
+/// Any server of three may answer: after this number of reads of a message, one that has it did. Then the
+/// leader is asked.
+const NEAR_READS: usize = 20;
 
 const LEADER_READS_AT_ONCE: usize = 32;
 
@@ -288,7 +286,7 @@ impl PartitionRecovery {
         }
         let places = self.tasks.values().filter_map(|task| match task.open.place {
             LogPlace::At(sequence) => Some(sequence),
-            LogPlace::Sent => None,
+            LogPlace::Sent | LogPlace::Lost => None,
         });
         let known = places.chain(self.lost.iter().copied()).collect();
         settled.missing(&known, MAX_HOLES)
@@ -458,20 +456,26 @@ impl Store {
         Ok(None)
     }
 
-    /// The message with this sequence.
+    /// The message with this sequence; `None` if every server has answered that it has none.
     pub(super) async fn find(
         &self,
         partition: Partition,
         sequence: u64,
     ) -> Result<Option<LogMessage>, StoreRequestError> {
+        let mut unanswered = Ok(None);
         for _ in 0..NEAR_READS {
-            let read = self.read_batch(partition, sequence, 1).await.unwrap_or_default();
-            let found = read.into_iter().next().filter(|read| read.sequence == sequence);
-            if found.is_some() {
-                return Ok(found);
+            match self.read_batch(partition, sequence, 1).await {
+                Ok(read) => {
+                    let found = read.into_iter().next().filter(|read| read.sequence == sequence);
+                    if found.is_some() {
+                        return Ok(found);
+                    }
+                }
+                Err(error) => unanswered = Err(error),
             }
         }
-        self.find_at_leader(partition, sequence).await
+        let found = self.find_at_leader(partition, sequence).await?;
+        if found.is_some() { Ok(found) } else { unanswered }
     }
 
     /// These messages, in order, as far as a server has them. One with damaged files lacks some, and
@@ -483,7 +487,7 @@ impl Store {
     ) -> Result<Vec<LogMessage>, StoreRequestError> {
         let mut missing: BTreeSet<_> = sequences.iter().copied().collect();
         let mut found = BTreeMap::new();
-        for _ in 0..ROUNDS {
+        for _ in 0..NEAR_READS {
             let mut next = 0;
             while let Some(&first) = missing.range(next..).next() {
                 let read = self.read_from(partition, first).await?;

@@ -105,10 +105,11 @@ pub(super) enum PartitionOrder {
         epoch: u64,
         bytes: Option<u64>,
     },
-    /// Tasks were read to be copied, for the owner with this epoch.
+    /// Tasks were read to be copied, for the owner with this epoch, up to the first read that failed.
     Copied {
         epoch: u64,
         tasks: Vec<ReadTask>,
+        has_failed: bool,
     },
     Purged {
         before: u64,

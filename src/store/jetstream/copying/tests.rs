@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "later than every wait of the owner")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{LazyLock, Mutex};
 
 use proptest::prelude::*;
@@ -124,6 +124,8 @@ struct World {
     /// Settlements that are not stored, `None` for a removal.
     pending: BTreeMap<u64, Option<u32>>,
     wanted: u64,
+    /// Messages that the cleaning did not find.
+    missing: u64,
 }
 
 /// How often a delivery has failed.
@@ -140,7 +142,8 @@ impl World {
         let mut log = Log { last: 100, ..Log::default() };
         let owned = claim(&names, &mut log, 1, false).0;
         let (durable, pending) = (BTreeMap::new(), BTreeMap::new());
-        Self { names, log, owned, nonces: 10, large: 0, durable, pending, wanted: 0 }
+        let (wanted, missing) = (0, 0);
+        Self { names, log, owned, nonces: 10, large: 0, durable, pending, wanted, missing }
     }
 
     fn append(&mut self, is_large: bool) {
@@ -201,7 +204,7 @@ impl World {
             CleaningStep::Look => self.owned.sized(Some(u64::MAX), 0),
             CleaningStep::Read(tasks) => {
                 let tasks = tasks.into_iter().map(|(id, task)| self.copied(id, task)).collect();
-                self.owned.copied(tasks);
+                self.missing += self.owned.copied(tasks, false);
             }
         }
     }
@@ -209,7 +212,15 @@ impl World {
     /// As [`Store::read_to_copy`].
     fn copied(&mut self, id: u64, task: OpenTask) -> ReadTask {
         let LogPlace::At(place) = task.place else { panic!("{task:?}") };
-        let message = self.log.messages[&place].payload.clone();
+        let progress = task.progress.map(|place| match place {
+            LogPlace::At(sequence) => sequence,
+            LogPlace::Sent | LogPlace::Lost => panic!("{task:?}"),
+        });
+        let read = ReadFrom { place, progress };
+        let Some(message) = self.log.messages.get(&place) else {
+            return ReadTask::Missing(id, read);
+        };
+        let message = message.payload.clone();
         let mut copy = match message::read_copy(id, &message) {
             Ok(copy) => copy,
             Err(_) => TaskCopy { chunks: None, message },
@@ -223,14 +234,9 @@ impl World {
             (stored[0], 2)
         });
         copy.chunks = chunks.map(|(first, _)| first);
-        let progress_at = task.progress.map(|place| match place {
-            LogPlace::At(sequence) => sequence,
-            LogPlace::Sent => panic!("{task:?}"),
-        });
-        let progress = progress_at.map(|at| self.log.messages[&at].payload.clone());
-        let (message, read) =
-            (message::copy(id, &copy).unwrap(), ReadFrom { place, progress: progress_at });
-        ReadTask::Copied(CopiedTask { id, read, chunks, message, progress })
+        let progress = progress.map(|at| self.log.messages[&at].payload.clone());
+        let (message, is_incomplete) = (message::copy(id, &copy).unwrap(), false);
+        ReadTask::Copied(CopiedTask { id, read, chunks, message, progress, is_incomplete })
     }
 
     fn purge(&mut self) {
@@ -393,6 +399,66 @@ fn cleaning_moves_the_floor_past_old_tasks() {
     assert!(before > 600 && world.log.messages.len() < 60, "{}", world.log.messages.len());
     world.run(Op::Crash { is_stored: false, lacks: true });
     assert_eq!(world.durable.len(), 30);
+}
+
+/// The oldest of a few tasks, whose message no server has any more.
+fn world_with_a_lost_message() -> (World, u64) {
+    let mut world = World::new();
+    for _ in 0..100 {
+        world.run(Op::Append { is_large: false });
+    }
+    world.run(Op::Read { lacks: false });
+    for nth in (0..100).rev().filter(|nth| nth % 20 != 0) {
+        world.run(Op::Remove(nth));
+    }
+    for op in [Op::Checkpoint, Op::Purge] {
+        world.run(op);
+    }
+    let (lost, _) = world.log.messages.pop_first().unwrap();
+    (world, lost)
+}
+
+#[test]
+fn a_message_that_no_server_has_is_reported_and_does_not_keep_the_log_long() {
+    let (mut world, lost) = world_with_a_lost_message();
+    let end = world.log.last;
+    for _ in 0..10 {
+        world.clean();
+        let sequence = world.store();
+        world.owned.stored(sequence, BootTime::now());
+        world.read(false);
+    }
+    world.purge();
+    assert!(world.missing == 1 && world.wanted > end, "{} {}", world.missing, world.wanted);
+    // It is not there for the next owner.
+    world.durable.remove(&lost);
+    world.run(Op::Crash { is_stored: false, lacks: true });
+    assert_eq!(world.durable.len(), 4);
+}
+
+#[test]
+fn a_message_that_was_replaced_or_purged_while_it_was_read_is_not_missing() {
+    let mut world = World::new();
+    for _ in 0..3 {
+        world.run(Op::Append { is_large: false });
+    }
+    world.run(Op::Read { lacks: false });
+    for op in [Op::Save(0), Op::Save(1), Op::Checkpoint] {
+        world.run(op);
+    }
+    let tasks: Vec<_> = world.owned.unsettled_tasks().map(|(id, task)| (id, *task)).collect();
+    for op in [Op::Save(0), Op::Remove(1), Op::Checkpoint] {
+        world.run(op);
+    }
+    let lost = |(id, task): (u64, OpenTask)| {
+        let at = |place| if let LogPlace::At(at) = place { at } else { panic!("{place:?}") };
+        let read = ReadFrom { place: at(task.place), progress: task.progress.map(at) };
+        ReadTask::Missing(id, read)
+    };
+    let tasks: Vec<_> = tasks.into_iter().map(lost).collect();
+    assert_eq!(world.owned.copied(tasks, false), 1, "only the last one did not change");
+    let open: Vec<_> = world.owned.unsettled_tasks().map(|(_, task)| task.place).collect();
+    assert!(matches!(open[..], [LogPlace::At(_), LogPlace::Lost]), "{open:?}");
 }
 
 #[test]

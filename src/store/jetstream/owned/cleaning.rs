@@ -15,7 +15,8 @@ impl Owned {
     pub(super) fn add_copies(&mut self, names: &StreamNames, rows: &mut Vec<Outgoing>) {
         let (mut progress, mut copied) = (Vec::new(), Vec::new());
         while let Some(copy) = self.cleaning.next(rows.len() + progress.len()) {
-            let is_current = self.unsettled.get(copy.id).is_some_and(|task| copy.is_current(task));
+            let is_current =
+                self.unsettled.get(copy.id).is_some_and(|task| copy.read.is_current(task));
             let CopiedTask { id, chunks, message, progress: saved, .. } = copy;
             if !is_current || self.pending.contains_key(&id) {
                 continue;
@@ -53,19 +54,37 @@ impl Owned {
         self.cleaning.looked(bytes, self.unsettled.live_bytes(), least);
     }
 
-    /// Tasks were read, to be copied with the next checkpoint. Returns the number of those that are
-    /// missing.
-    pub(in crate::store::jetstream) fn copied(&mut self, tasks: Vec<ReadTask>) -> u64 {
-        for task in &tasks {
-            if let ReadTask::Copied(CopiedTask { chunks: Some((first, count)), .. }) = task {
+    /// Tasks were read, to be copied with the next checkpoint, up to the first read that failed.
+    /// Returns the number of those that lack messages.
+    pub(in crate::store::jetstream) fn copied(
+        &mut self,
+        tasks: Vec<ReadTask>,
+        has_failed: bool,
+    ) -> u64 {
+        let (mut copied, mut missing) = (Vec::with_capacity(tasks.len()), 0);
+        for task in tasks {
+            if let ReadTask::Copied(CopiedTask { chunks: Some((first, count)), .. }) = &task {
                 self.reader.wrote(*first, first + u64::from(*count) - 1);
             }
+            let (id, read, lacks) = match &task {
+                ReadTask::Copied(copy) => (copy.id, copy.read, copy.is_incomplete),
+                ReadTask::Missing(id, read) => (*id, *read, true),
+            };
+            // Otherwise its messages were replaced or purged while they were read.
+            if !self.unsettled.get(id).is_some_and(|task| read.is_current(task)) {
+                continue;
+            }
+            if lacks {
+                let task = task_id(id, self.partition);
+                error!(%task, "a message of an unsettled task is missing from the store");
+                missing += 1;
+            }
+            match task {
+                ReadTask::Copied(copy) => copied.push(copy),
+                ReadTask::Missing(..) => self.unsettled.lose(id),
+            }
         }
-        let missing = self.cleaning.read(tasks);
-        for sequence in &missing {
-            let task = task_id(*sequence, self.partition);
-            error!(%task, "a message of an unsettled task is missing from the store");
-        }
-        missing.len() as u64
+        self.cleaning.read(copied, has_failed);
+        missing
     }
 }
