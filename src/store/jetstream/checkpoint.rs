@@ -353,6 +353,13 @@ impl Unsettled {
         }
     }
 
+    /// A task is as it was before.
+    pub(super) fn put_back(&mut self, id: u64, task: OpenTask) {
+        self.settle(id);
+        self.add(id, task);
+        self.progress_bytes += task.progress_bytes;
+    }
+
     pub(super) fn levels(&self) -> PartitionLevels {
         self.levels
     }

@@ -188,10 +188,10 @@ impl Cleaning {
         !self.ready.is_empty()
     }
 
-    /// The next task for a batch that has this many rows.
-    pub(super) fn next(&mut self, rows: usize) -> Option<CopiedTask> {
+    /// The next task for a batch that has this many rows, and may have no more than `most`.
+    pub(super) fn next(&mut self, rows: usize, most: usize) -> Option<CopiedTask> {
         // With its progress.
-        if rows + 2 > MAX_ROWS { None } else { self.ready.pop_front() }
+        if rows + 2 > MAX_ROWS.min(most) { None } else { self.ready.pop_front() }
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -25,8 +26,10 @@ mod cleaning;
 mod holes;
 mod keys;
 mod recent;
+mod refused;
 
 use recent::RecentNonces;
+use refused::GroupUndo;
 
 /// How long settlements wait for others, and how many do not wait. A checkpoint costs the servers about
 /// as much as a write, and a crash repeats the deliveries of this time.
@@ -84,6 +87,9 @@ pub(super) struct Owned {
     recent: RecentNonces,
     /// What the messages of the batch on its way are, without its checkpoint.
     sent: Vec<SentRow>,
+    undo: GroupUndo,
+    /// Fewer after the log was full.
+    most_rows: usize,
     cleaning: Cleaning,
     /// Messages that the log of a server lacks, to be looked for on all.
     holes: Vec<u64>,
@@ -180,6 +186,8 @@ impl Owned {
             to_bind: Vec::new(),
             recent: RecentNonces::default(),
             sent: Vec::new(),
+            undo: GroupUndo::default(),
+            most_rows: usize::MAX,
             cleaning: Cleaning::default(),
             holes: Vec::new(),
             holes_known: 0,
@@ -246,7 +254,7 @@ impl Owned {
                 message::progress(progress).map_or(0, |row| row.len())
             }
         };
-        let fits = self.pending.len() <= MAX_ROWS / 4
+        let fits = self.pending.len() <= self.most_rows.min(MAX_ROWS / 4)
             && self.pending.values().map(bytes).sum::<usize>() <= MAX_ROW_BYTES;
         fits && !waits
     }
@@ -257,32 +265,37 @@ impl Owned {
             return Group { rows: Vec::new(), settled: settled.clone(), levels: *levels };
         }
         let (mut rows, mut bytes) = (Vec::new(), 0);
+        let most_rows = self.most_rows.min(MAX_ROWS);
         self.sent.clear();
-        while let Some((&sequence, _)) = self.pending.first_key_value() {
-            let lacks_its_key = self.lacks_its_key(sequence);
-            let Some(entry) = self.pending.first_entry() else { break };
-            match entry.get() {
-                TaskSettlement::Remove if lacks_its_key => break,
+        while let Some((sequence, settlement)) = self.pending.pop_first() {
+            let row = match &settlement {
+                TaskSettlement::Remove if self.lacks_its_key(sequence) => None,
                 TaskSettlement::Remove => {
-                    entry.remove();
+                    self.note(sequence, Some(settlement));
                     self.unsettled.settle(sequence);
                     self.keep_key(sequence);
                     continue;
                 }
                 TaskSettlement::Save(progress) => match message::progress(progress) {
-                    Ok(row) if rows.len() >= MAX_ROWS || bytes + row.len() > MAX_ROW_BYTES => break,
-                    Ok(row) => {
-                        bytes += row.len();
-                        self.unsettled.progress(sequence, LogPlace::Sent, row.len());
-                        self.unsettled.mark(sequence, is_dead(progress));
-                        let subject = names.progress(self.partition, sequence);
-                        rows.push(Outgoing::new(subject, row).replacing());
-                        self.sent.push(SentRow::Progress(sequence));
+                    Ok(row) => Some((row, is_dead(progress))),
+                    Err(error) => {
+                        error!(%error, "progress cannot be encoded");
+                        continue;
                     }
-                    Err(error) => error!(%error, "progress cannot be encoded"),
                 },
-            }
-            entry.remove();
+            };
+            let fits = |row: &Bytes| rows.len() < most_rows && bytes + row.len() <= MAX_ROW_BYTES;
+            let Some((row, is_dead)) = row.filter(|(row, _)| fits(row)) else {
+                self.pending.insert(sequence, settlement);
+                break;
+            };
+            self.note(sequence, Some(settlement));
+            bytes += row.len();
+            self.unsettled.progress(sequence, LogPlace::Sent, row.len());
+            self.unsettled.mark(sequence, is_dead);
+            let subject = names.progress(self.partition, sequence);
+            rows.push(Outgoing::new(subject, row).replacing());
+            self.sent.push(SentRow::Progress(sequence));
         }
         if self.pending.is_empty() {
             (self.pending_since, self.grouped) = (None, self.came);
@@ -311,6 +324,7 @@ impl Owned {
         self.unsettled.copied_through(sequence);
         self.reader.wrote(first, sequence);
         self.durable = self.grouped;
+        self.accepted();
         self.answer_syncs();
         (copies, had_lapsed)
     }
@@ -527,6 +541,11 @@ impl Owned {
     #[cfg(test)]
     pub(super) fn unsettled_tasks(&self) -> impl Iterator<Item = (u64, &OpenTask)> {
         self.unsettled.tasks()
+    }
+
+    #[cfg(test)]
+    pub(super) fn pending_tasks(&self) -> impl Iterator<Item = u64> {
+        self.pending.keys().copied()
     }
 
     /// Ends it. All tasks stay unsettled, for the next owner.

@@ -6,7 +6,8 @@
 //!
 //! **Settlements** are gathered. A group is one atomic batch: the progress of tasks, then the
 //! checkpoint. One is on its way at a time, and it has all settlements so far, or the oldest ones. So a
-//! settlement implies those of older writes.
+//! settlement implies those of older writes. If the log has no room for it, a bare checkpoint follows, and
+//! then groups that grow again.
 //!
 //! **Hand-over.** A partition that another instance should own is given up in order: the engine starts
 //! no more of its deliveries, what is in flight is finished and settled, then the last checkpoint is written,
@@ -429,6 +430,17 @@ impl PartitionTask {
             }
             Err(StoreRequestError::OutOfTurn) => {
                 self.tenure.refused();
+            }
+            Err(StoreRequestError::Full(why)) => {
+                self.tenure.full();
+                self.ask_later();
+                if self.owned.as_mut().is_some_and(Owned::refused) {
+                    let partition = self.partition.0;
+                    warn!(
+                        partition,
+                        why, "the log of a partition is full: it takes few settlements"
+                    );
+                }
             }
             Err(error) => {
                 debug!(%error, partition = self.partition.0, "a checkpoint is not acknowledged");

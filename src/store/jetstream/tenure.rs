@@ -39,7 +39,7 @@ enum State {
     Claiming(SentCheckpoint),
     Owning {
         epoch: u64,
-        /// Of the last stored checkpoint.
+        /// Of the last stored checkpoint, or of one that was refused since.
         counter: u64,
         sequence: u64,
         sent: BootTime,
@@ -91,7 +91,8 @@ pub(super) enum Step {
     Await,
     /// Read the last checkpoint, then call [`Tenure::looked`].
     Look,
-    /// Send this checkpoint, then call [`Tenure::stored`], [`Tenure::refused`] or [`Tenure::unknown`].
+    /// Send this checkpoint, then call [`Tenure::stored`], [`Tenure::refused`], [`Tenure::full`] or
+    /// [`Tenure::unknown`].
     Write(Link),
 }
 
@@ -252,6 +253,19 @@ impl Tenure {
     pub(super) fn unknown(&mut self) {
         if let State::Claiming(sent) | State::Owning { next: Some(sent), .. } = &mut self.state {
             sent.fate = Fate::Unknown;
+        }
+    }
+
+    /// The checkpoint on its way was refused, because the log has no room for what came with it. Another
+    /// one takes its place, with a number of its own: a copy of the refused one that was sent earlier may
+    /// still be stored, and has another content.
+    pub(super) fn full(&mut self) {
+        match &mut self.state {
+            State::Owning { counter, next: next @ Some(_), .. } => {
+                *counter = next.take().map_or(*counter, |sent| sent.counter);
+            }
+            // A claim has only its checkpoint.
+            State::Following { .. } | State::Claiming(_) | State::Owning { .. } => self.unknown(),
         }
     }
 

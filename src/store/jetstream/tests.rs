@@ -16,6 +16,7 @@ use crate::task::{
 };
 
 mod copying;
+mod full;
 mod peers;
 
 const KEYS: KeyLimits = KeyLimits { window: Duration::from_secs(60), most: 100 };
@@ -51,12 +52,7 @@ impl World {
     }
 
     fn open(&self, node: &str) -> Opened {
-        let (sender, reports) = channel();
-        let events = sender.clone();
-        // The test may be over.
-        let notify = Box::new(move |event| _ = events.send(Report::Event(event)));
-        let settings = self.settings(node);
-        Opened { journal: JetStreamJournal::open(&settings, notify).unwrap(), reports, sender }
+        Opened::with(&self.settings(node))
     }
 
     /// The owner of all partitions.
@@ -68,6 +64,14 @@ impl World {
 }
 
 impl Opened {
+    fn with(settings: &JetStreamSettings) -> Self {
+        let (sender, reports) = channel();
+        let events = sender.clone();
+        // The test may be over.
+        let notify = Box::new(move |event| _ = events.send(Report::Event(event)));
+        Self { journal: JetStreamJournal::open(settings, notify).unwrap(), reports, sender }
+    }
+
     /// Waits until all partitions are claimed.
     fn claimed(&self) -> Vec<Recovered> {
         let (mut all, mut partitions) = (Vec::new(), HashMap::new());
@@ -141,7 +145,7 @@ impl Opened {
     fn sync(&self) {
         let (synced, done) = channel();
         self.journal.sync(Box::new(move |result| _ = synced.send(result)));
-        done.recv().unwrap().unwrap();
+        done.recv_timeout(Duration::from_secs(120)).unwrap().unwrap();
     }
 
     fn close(&self) {

@@ -37,6 +37,8 @@ enum Op {
     Checkpoint,
     /// A step of the cleaning, whose need is given.
     Clean,
+    /// The log has no room for a group.
+    Refuse,
     Purge,
     /// The next owner takes over, and reads from a server that may lack messages. The batch on its way is
     /// stored before, or not at all.
@@ -54,6 +56,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0_usize..64).prop_map(Op::Remove),
         3 => Just(Op::Checkpoint),
         4 => Just(Op::Clean),
+        1 => Just(Op::Refuse),
         2 => Just(Op::Purge),
         1 => any::<[bool; 2]>().prop_map(|[is_stored, lacks]| Op::Crash { is_stored, lacks }),
     ]
@@ -186,7 +189,10 @@ impl World {
             let (subject, payload) = row.into_parts();
             self.log.replace(subject, payload);
         }
-        for (id, settlement) in std::mem::take(&mut self.pending) {
+        let left = self.owned.pending_tasks().next().unwrap_or(u64::MAX);
+        let later = self.pending.split_off(&left);
+        assert!(self.owned.pending_tasks().eq(later.keys().copied()), "the oldest ones first");
+        for (id, settlement) in std::mem::replace(&mut self.pending, later) {
             match settlement {
                 Some(progress) => _ = self.durable.insert(id, progress),
                 None => _ = self.durable.remove(&id),
@@ -282,6 +288,10 @@ impl World {
                 self.owned.stored(sequence, BootTime::now());
             }
             Op::Clean => self.clean(),
+            Op::Refuse => {
+                self.owned.group(&self.names);
+                self.owned.refused();
+            }
             Op::Purge => self.purge(),
             Op::Crash { is_stored, lacks } => self.crash(is_stored, lacks),
         }

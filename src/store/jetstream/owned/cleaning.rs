@@ -14,13 +14,15 @@ impl Owned {
     /// always behind the task.
     pub(super) fn add_copies(&mut self, names: &StreamNames, rows: &mut Vec<Outgoing>) {
         let (mut progress, mut copied) = (Vec::new(), Vec::new());
-        while let Some(copy) = self.cleaning.next(rows.len() + progress.len()) {
+        let most = self.most_rows;
+        while let Some(copy) = self.cleaning.next(rows.len() + progress.len(), most) {
             let is_current =
                 self.unsettled.get(copy.id).is_some_and(|task| copy.read.is_current(task));
             let CopiedTask { id, chunks, message, progress: saved, .. } = copy;
             if !is_current || self.pending.contains_key(&id) {
                 continue;
             }
+            self.note(id, None);
             self.unsettled.copy(id, chunks.map(|(first, _)| first));
             rows.push(Outgoing::new(names.copy(self.partition, id), message).replacing());
             self.sent.push(SentRow::Copy(id));
