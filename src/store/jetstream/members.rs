@@ -19,9 +19,11 @@ use tracing::{debug, error, info};
 
 use super::checkpoint::StoreInstance;
 use super::connect::Store;
+use super::names::MAX_PARTITIONS;
 use super::record;
 use super::sharing::LISTEN;
 use super::status::PartitionOwner;
+use crate::task::Partition;
 
 /// Of the announcements.
 const FORMAT: u32 = 1;
@@ -50,6 +52,8 @@ pub struct Member {
     pub is_draining: bool,
     /// Stops.
     pub is_leaving: bool,
+    /// Partitions that it cannot own, because it cannot read them.
+    pub refuses: Vec<Partition>,
     pub up_for: Duration,
 }
 
@@ -63,6 +67,8 @@ struct Announcement {
     reads: u32,
     draining: bool,
     leaving: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    refuses: Vec<u16>,
     up_ms: u64,
 }
 
@@ -91,6 +97,7 @@ impl Member {
             format: record::FORMAT,
             is_draining: false,
             is_leaving: false,
+            refuses: Vec::new(),
             up_for: Duration::ZERO,
         }
     }
@@ -107,6 +114,7 @@ impl Member {
             format: 1,
             is_draining: false,
             is_leaving: false,
+            refuses: Vec::new(),
             up_for,
         }
     }
@@ -122,6 +130,7 @@ impl Members {
             format: record::FORMAT,
             is_draining: false,
             is_leaving: false,
+            refuses: Vec::new(),
             up_for: Duration::ZERO,
         };
         let members = Arc::new(Self {
@@ -177,6 +186,13 @@ impl Members {
             self.changed();
             self.news.notify_one();
         }
+    }
+
+    /// This instance cannot own a partition, for as long as it runs.
+    pub(super) fn refuse(&self, partition: Partition) {
+        self.list().this.refuses.push(partition);
+        self.changed();
+        self.news.notify_one();
     }
 
     /// This instance stops.
@@ -281,6 +297,7 @@ impl Announcement {
             reads: member.format,
             draining: member.is_draining,
             leaving: member.is_leaving,
+            refuses: member.refuses.iter().map(|partition| partition.0).collect(),
             up_ms: u64::try_from(member.up_for.as_millis()).unwrap_or(u64::MAX),
         }
     }
@@ -291,7 +308,8 @@ impl Announcement {
 
     fn into_member(self) -> Option<Member> {
         let texts = [&self.node, &self.version];
-        if texts.iter().any(|text| text.len() > MAX_NAME_BYTES) {
+        let is_long = texts.iter().any(|text| text.len() > MAX_NAME_BYTES);
+        if is_long || self.refuses.len() > usize::from(MAX_PARTITIONS) {
             return None;
         }
         Some(Member {
@@ -301,6 +319,7 @@ impl Announcement {
             format: self.reads,
             is_draining: self.draining,
             is_leaving: self.leaving,
+            refuses: self.refuses.into_iter().map(Partition).collect(),
             up_for: Duration::from_millis(self.up_ms),
         })
     }
@@ -324,6 +343,7 @@ mod tests {
             format: 1,
             is_draining: true,
             is_leaving: false,
+            refuses: vec![Partition(3)],
             up_for: Duration::from_millis(1234),
         }
     }
@@ -343,6 +363,8 @@ mod tests {
         assert_eq!(Announcement::parse(b"{"), None);
         let long = Member { node: "x".repeat(256), ..member() };
         assert_eq!(Announcement::of(&long).into_member(), None);
+        let many = Member { refuses: vec![Partition(1); 1025], ..member() };
+        assert_eq!(Announcement::of(&many).into_member(), None);
         let strange = Announcement { process: "seven".to_owned(), ..Announcement::of(&member()) };
         assert_eq!(strange.into_member(), None);
     }

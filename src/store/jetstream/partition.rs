@@ -558,6 +558,7 @@ impl PartitionTask {
                 %error,
                 "this version cannot own a partition, because it cannot read one of its messages"
             );
+            self.shared.members.refuse(self.partition);
         }
     }
 }

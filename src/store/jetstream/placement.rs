@@ -5,57 +5,103 @@
 //! number, so that one that joins or leaves moves as few partitions as possible. A partition that
 //! a member has too many of, or that has no owner, goes to the member with room that comes first by a
 //! hash of the two (rendezvous hashing).
+//!
+//! A partition that a member cannot read goes to no such member. If the others have no room for it, all get
+//! more room.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+
+use crate::task::Partition;
 
 /// A member that may own partitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) process: u64,
     pub(super) node: String,
+    /// Partitions that it cannot own.
+    pub(super) refuses: Vec<Partition>,
 }
 
-/// The process that should own each partition, given that which does; `None` without a candidate.
+impl Candidate {
+    fn may_own(&self, partition: usize) -> bool {
+        !self.refuses.iter().any(|refused| usize::from(refused.0) == partition)
+    }
+}
+
+/// The process that should own each partition, given that which does; `None` if no candidate may own it.
 pub(super) fn place(owners: &[Option<u64>], candidates: &[Candidate]) -> Vec<Option<u64>> {
     let mut targets = vec![None; owners.len()];
     if candidates.is_empty() {
         return targets;
     }
-    let least = owners.len() / candidates.len();
-    let mut larger = owners.len() % candidates.len();
+    let has_candidate =
+        |partition: &usize| candidates.iter().any(|candidate| candidate.may_own(*partition));
+    let placeable = (0..owners.len()).filter(has_candidate).count();
+    for more in 0..=owners.len() {
+        targets = place_with(owners, candidates, more);
+        if targets.iter().flatten().count() == placeable {
+            break;
+        }
+    }
+    targets
+}
+
+/// Each candidate has room for its share and `more`.
+fn place_with(owners: &[Option<u64>], candidates: &[Candidate], more: usize) -> Vec<Option<u64>> {
+    let mut targets = vec![None; owners.len()];
+    let least = owners.len() / candidates.len() + more;
+    let larger = owners.len() % candidates.len();
     let owned = |candidate: &Candidate| {
         let partitions = owners.iter().enumerate();
-        let own = partitions.filter(move |(_, owner)| **owner == Some(candidate.process));
+        let own = partitions.filter(move |(partition, owner)| {
+            **owner == Some(candidate.process) && candidate.may_own(*partition)
+        });
         own.map(|(partition, _)| partition).collect::<Vec<_>>()
     };
     // Those with the most partitions may have one more.
     let mut members: Vec<_> = candidates.iter().map(|one| (owned(one), one)).collect();
     members.sort_by_key(|(owned, one)| (Reverse(owned.len()), &one.node, one.process));
-    let mut room = HashMap::new();
+    let room =
+        (0..).zip(&members).map(|(nth, (_, one))| (one.process, least + usize::from(nth < larger)));
+    let mut room: HashMap<_, _> = room.collect();
     for (owned, candidate) in &mut members {
-        let mut most = least;
-        if larger > 0 {
-            (most, larger) = (most + 1, larger - 1);
-        }
         owned.sort_by_key(|partition| Reverse(rank(*partition, candidate)));
-        owned.truncate(most);
-        for &mut partition in owned.iter_mut() {
-            if let Some(target) = targets.get_mut(partition) {
-                *target = Some(candidate.process);
+    }
+    let able = |partition: usize| candidates.iter().filter(|one| one.may_own(partition)).count();
+    // Those that few may own come first.
+    for few in 1..=candidates.len() {
+        for (owned, candidate) in &members {
+            for &partition in owned.iter().filter(|partition| able(**partition) == few) {
+                take(&mut targets, partition, candidate.process, &mut room);
             }
         }
-        room.insert(candidate.process, most - owned.len());
-    }
-    for (partition, target) in targets.iter_mut().enumerate().filter(|(_, to)| to.is_none()) {
-        let has_room = |one: &&Candidate| room.get(&one.process).is_some_and(|room| *room > 0);
-        let first = candidates.iter().filter(has_room).max_by_key(|one| rank(partition, one));
-        if let Some(first) = first {
-            *target = Some(first.process);
-            room.entry(first.process).and_modify(|room| *room -= 1);
+        for partition in (0..owners.len()).filter(|partition| able(*partition) == few) {
+            let has_room = |one: &&Candidate| {
+                one.may_own(partition) && room.get(&one.process).is_some_and(|room| *room > 0)
+            };
+            let first = candidates.iter().filter(has_room).max_by_key(|one| rank(partition, one));
+            if let Some(first) = first {
+                take(&mut targets, partition, first.process, &mut room);
+            }
         }
     }
     targets
+}
+
+/// Gives a partition to a candidate, if it has none and the candidate has room.
+fn take(
+    targets: &mut [Option<u64>],
+    partition: usize,
+    process: u64,
+    room: &mut HashMap<u64, usize>,
+) {
+    if let Some(target @ None) = targets.get_mut(partition)
+        && let Some(room) = room.get_mut(&process).filter(|room| **room > 0)
+    {
+        *target = Some(process);
+        *room -= 1;
+    }
 }
 
 /// The weight of a candidate for a partition; the process decides between two of one name.
@@ -81,7 +127,7 @@ mod tests {
     fn candidates(processes: &BTreeSet<u64>) -> Vec<Candidate> {
         processes
             .iter()
-            .map(|&process| Candidate { process, node: format!("n{process}") })
+            .map(|&process| Candidate { process, node: format!("n{process}"), refuses: Vec::new() })
             .collect()
     }
 
@@ -106,7 +152,49 @@ mod tests {
         assert_eq!((counts[0], counts[1] + counts[2]), (3, 5));
     }
 
+    #[test]
+    fn what_a_member_cannot_read_goes_to_another_one_and_stays_there() {
+        let mut all = candidates(&BTreeSet::from([1, 2]));
+        let owners = [Some(1), Some(1), Some(1), None];
+        all[1].refuses = vec![Partition(0), Partition(1), Partition(3)];
+        // It gets what it can read.
+        let targets = [Some(1), Some(1), Some(2), Some(1)];
+        assert_eq!(place(&owners, &all), targets);
+        assert_eq!(place(&targets, &all), targets);
+        all[0].refuses = vec![Partition(3)];
+        assert_eq!(place(&targets, &all)[3], None, "no member can read it");
+    }
+
     proptest! {
+        #[test]
+        fn no_member_gets_what_it_cannot_read_and_nothing_is_moved_back_and_forth(
+            partitions in 1..20_u16,
+            members in proptest::collection::btree_set(1..50_u64, 1..6),
+            refusals in proptest::collection::vec((0..6_usize, 0..20_u16), 0..60),
+            owners in proptest::collection::vec(proptest::option::of(1..50_u64), 20),
+        ) {
+            let mut all = candidates(&members);
+            for (member, partition) in refusals {
+                if let Some(member) = all.get_mut(member) {
+                    member.refuses.push(Partition(partition));
+                }
+            }
+            let mut owners = owners[..usize::from(partitions)].to_vec();
+            for _ in 0..10 {
+                let targets = place(&owners, &all);
+                for (partition, target) in targets.iter().enumerate() {
+                    let able: Vec<_> = all.iter().filter(|one| one.may_own(partition)).collect();
+                    prop_assert_eq!(target.is_some(), !able.is_empty());
+                    prop_assert!(target.is_none_or(|to| able.iter().any(|one| one.process == to)));
+                }
+                if targets == owners {
+                    return Ok(());
+                }
+                owners = targets;
+            }
+            prop_assert!(false, "partitions move for ever");
+        }
+
         #[test]
         fn everything_has_a_target_and_no_member_has_more_than_its_share(
             partitions in 1..40_usize,

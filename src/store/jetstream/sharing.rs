@@ -91,8 +91,10 @@ fn candidates(members: &[Member], owners: &[Option<u64>], without: Option<u64>) 
         |member: &&&Member| member.up_for >= SEASONED || owners.contains(&Some(member.process));
     let seasoned: Vec<_> = may_own.iter().filter(is_seasoned).copied().collect();
     let chosen = if seasoned.is_empty() { may_own } else { seasoned };
-    let candidate =
-        |member: &Member| Candidate { process: member.process, node: member.node.clone() };
+    let candidate = |member: &Member| {
+        let Member { process, node, refuses, .. } = member.clone();
+        Candidate { process, node, refuses }
+    };
     chosen.into_iter().map(candidate).collect()
 }
 
