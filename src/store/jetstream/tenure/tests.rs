@@ -2,6 +2,7 @@ use super::*;
 use crate::store::jetstream::checkpoint::{PartitionLevels, Settled, StoreInstance};
 
 mod model;
+mod sharing;
 
 const LEASE: Duration = Duration::from_secs(2);
 const ME: u64 = 1;
@@ -146,6 +147,20 @@ fn a_checkpoint_without_an_answer_is_found_or_sent_again_unchanged() {
     let found = tenure.looked(clock.at(1_500), Some((51, &checkpoint(ME, 8, 1, false))));
     // The lease counts from the first time that it was sent.
     assert_eq!(found, Change::Stored { sequence: 51, until: clock.at(2_400) });
+}
+
+#[test]
+fn a_checkpoint_for_which_the_log_has_no_room_is_replaced_by_another_one() {
+    let clock = clock();
+    let mut tenure = owner(&clock);
+    assert_eq!(tenure.next(clock.at(400), SETTLE), link(8, 1, 50));
+    tenure.full();
+    assert_eq!(tenure.next(clock.at(500), CLAIM), link(8, 2, 50));
+    tenure.refused();
+    assert_eq!(tenure.next(clock.at(600), CLAIM), Step::Look);
+    // An earlier copy of the first one was stored after all. It says something else.
+    let found = tenure.looked(clock.at(600), Some((51, &checkpoint(ME, 8, 1, false))));
+    assert_eq!(found, Change::Lost);
 }
 
 #[test]

@@ -6,23 +6,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::store::jetstream::checkpoint::{OpenTask, Settled, Unsettled};
 
-const LEASE: u64 = 2_000;
+pub(super) const LEASE: u64 = 2_000;
 const STEP: u64 = 20;
 const KEYS: u64 = 4;
-const INSTANCES: usize = 3;
+pub(super) const INSTANCES: usize = 3;
 
-struct World {
+pub(super) struct World {
     start: BootTime,
-    now: u64,
-    rng: fastrand::Rng,
+    pub(super) now: u64,
+    pub(super) rng: fastrand::Rng,
     /// Every message ever stored; the sequence is the place, from 1.
     log: Vec<Logged>,
-    instances: Vec<ModelInstance>,
+    pub(super) instances: Vec<ModelInstance>,
     events: BTreeMap<(u64, u64), Event>,
     next_event: u64,
     /// The last task that was delivered for each key.
     replica: BTreeMap<u64, u64>,
-    claims: u64,
+    pub(super) claims: u64,
     pauses_without_replay: u64,
 }
 
@@ -32,16 +32,18 @@ enum Logged {
     Checkpoint(Checkpoint),
 }
 
-struct ModelInstance {
-    tenure: Tenure,
+pub(super) struct ModelInstance {
+    pub(super) tenure: Tenure,
     is_asking: bool,
-    stopped_until: u64,
+    pub(super) stopped_until: u64,
     sent: Option<Checkpoint>,
-    last: Option<(u64, Checkpoint)>,
-    owned: Option<ModelOwned>,
+    pub(super) last: Option<(u64, Checkpoint)>,
+    pub(super) owned: Option<ModelOwned>,
+    pub(super) claim: Option<Duration>,
+    pub(super) release: bool,
 }
 
-struct ModelOwned {
+pub(super) struct ModelOwned {
     until: u64,
     unsettled: Unsettled,
     open: BTreeSet<u64>,
@@ -74,7 +76,7 @@ enum Event {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let instance = |process| ModelInstance {
             tenure: Tenure::new(process as u64, Duration::from_millis(LEASE)),
             is_asking: false,
@@ -82,6 +84,8 @@ impl World {
             sent: None,
             last: None,
             owned: None,
+            claim: Some(Duration::ZERO),
+            release: false,
         };
         Self {
             start: BootTime::now(),
@@ -97,7 +101,7 @@ impl World {
         }
     }
 
-    fn boot(&self) -> BootTime {
+    pub(super) fn boot(&self) -> BootTime {
         self.start + Duration::from_millis(self.now)
     }
 
@@ -109,39 +113,42 @@ impl World {
 
     /// The last checkpoint among the first messages.
     fn last_checkpoint(&self, messages: usize) -> Option<(u64, &Checkpoint)> {
-        let messages = self.log.iter().zip(1..).take(messages);
-        let checkpoints = messages.filter_map(|(message, sequence)| match message {
-            Logged::Checkpoint(checkpoint) => Some((sequence, checkpoint)),
+        let messages = &self.log[..messages.min(self.log.len())];
+        messages.iter().enumerate().rev().find_map(|(index, message)| match message {
+            Logged::Checkpoint(checkpoint) => Some((index as u64 + 1, checkpoint)),
             Logged::Task { .. } => None,
-        });
-        checkpoints.last()
+        })
     }
 
     fn run(&mut self, until: u64, trouble: bool) {
         while self.now < until {
-            self.now += STEP;
-            while let Some(entry) = self.events.first_entry()
-                && entry.key().0 <= self.now
-            {
-                let event = entry.remove();
-                self.happen(event, trouble);
-            }
             if trouble && self.rng.u32(..1_000) < 8 {
                 let length = self.rng.u64(100..8_000);
                 let at = self.rng.usize(..INSTANCES);
                 self.instances[at].stopped_until = self.now + length;
             }
-            if trouble && self.rng.u32(..10) < 3 {
-                let key = self.rng.u64(..KEYS);
-                self.log.push(Logged::Task { key });
-            }
-            for at in 0..INSTANCES {
-                if self.instances[at].stopped_until <= self.now {
-                    self.act(at, trouble);
-                }
-            }
-            self.check();
+            self.step(trouble);
         }
+    }
+
+    pub(super) fn step(&mut self, trouble: bool) {
+        self.now += STEP;
+        while let Some(entry) = self.events.first_entry()
+            && entry.key().0 <= self.now
+        {
+            let event = entry.remove();
+            self.happen(event, trouble);
+        }
+        if trouble && self.rng.u32(..10) < 3 {
+            let key = self.rng.u64(..KEYS);
+            self.log.push(Logged::Task { key });
+        }
+        for at in 0..INSTANCES {
+            if self.instances[at].stopped_until <= self.now {
+                self.act(at, trouble);
+            }
+        }
+        self.check();
     }
 
     fn happen(&mut self, event: Event, trouble: bool) {
@@ -244,9 +251,9 @@ impl World {
         let release = trouble && self.rng.u32(..500) == 0;
         let this = &mut self.instances[at];
         let wish = Wish {
-            claim: Some(Duration::ZERO),
+            claim: this.claim,
             settle: settle && this.owned.as_ref().is_some_and(|owned| !owned.delivered.is_empty()),
-            release,
+            release: release || this.release,
         };
         let boot = self.start + Duration::from_millis(self.now);
         let step = this.tenure.next(boot, wish);
@@ -311,7 +318,7 @@ impl World {
         let (log, now) = (&self.log, self.now);
         let Some(owned) = &mut self.instances[at].owned else { return };
         let through = usize::try_from(owned.unsettled.through()).unwrap();
-        for (message, place) in log.iter().zip(1_u64..).skip(through) {
+        for (message, place) in log[through..].iter().zip(through as u64 + 1..) {
             if matches!(message, Logged::Task { .. }) {
                 owned.unsettled.add(place, OpenTask::first(place, 1, 0));
                 owned.open.insert(place);
@@ -336,9 +343,13 @@ impl World {
 
     /// What one checkpoint says is settled stays settled, and nothing undelivered is.
     fn check_settled(&self, next: &Checkpoint) {
-        let last = self.last_checkpoint(usize::MAX).map(|(_, last)| last.settled.index());
-        let next = next.settled.index();
-        for (message, place) in self.log.iter().zip(1..) {
+        let last = self.last_checkpoint(usize::MAX).map(|(_, last)| &last.settled);
+        // Everything up to it was settled before.
+        let floor = last.map_or(0, |last| last.floor);
+        assert!(floor <= next.settled.floor, "{floor}");
+        let (last, next) = (last.map(Settled::index), next.settled.index());
+        let behind = usize::try_from(floor).unwrap();
+        for (message, place) in self.log[behind..].iter().zip(floor + 1..) {
             let Logged::Task { key } = message else { continue };
             let is_settled = next.has_task(place);
             let was_settled = last.as_ref().is_some_and(|last| last.has_task(place));
@@ -346,6 +357,19 @@ impl World {
             let delivered = self.replica.get(key).copied().unwrap_or(0);
             assert!(!is_settled || place <= delivered, "task {place} was never delivered");
         }
+    }
+
+    /// Everything is delivered.
+    pub(super) fn check_end(&self, seed: u64) {
+        let (_, last) = self.last_checkpoint(usize::MAX).unwrap();
+        let (mut newest, settled) = (BTreeMap::new(), last.settled.index());
+        for (message, place) in self.log.iter().zip(1..) {
+            if let Logged::Task { key } = message {
+                assert!(settled.has_task(place), "seed {seed}: task {place} is lost");
+                newest.insert(*key, place);
+            }
+        }
+        assert_eq!(self.replica, newest, "seed {seed}: a replica is stale");
     }
 
     fn check(&self) {
@@ -364,15 +388,7 @@ fn no_two_instances_hold_the_lease_and_everything_is_delivered_in_the_end() {
         let mut world = World::new(seed);
         world.run(60_000, true);
         world.run(75_000, false);
-        let (_, last) = world.last_checkpoint(usize::MAX).unwrap();
-        let (mut newest, settled) = (BTreeMap::new(), last.settled.index());
-        for (message, place) in world.log.iter().zip(1..) {
-            if let Logged::Task { key } = message {
-                assert!(settled.has_task(place), "seed {seed}: task {place} is lost");
-                newest.insert(*key, place);
-            }
-        }
-        assert_eq!(world.replica, newest, "seed {seed}: a replica is stale");
+        world.check_end(seed);
         (claims, pauses) = (claims + world.claims, pauses + world.pauses_without_replay);
     }
     // Otherwise nothing was tested.
