@@ -224,10 +224,7 @@ fn publish(subject: &str, text: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_reason_why_a_server_cannot_be_used_is_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
-    let refused = |args: &[&str]| match Instance::try_start(dir.path(), args) {
-        Ok(_) => panic!("it starts with {args:?}"),
-        Err(why) => why,
-    };
+    let refused = |args: &[&str]| refusals::refused(dir.path(), args);
     let nobody = format!("nats://127.0.0.1:{}", free_port());
     let text = refused(&["--store", &nobody]);
     assert!(text.contains("cannot connect to a server of --store") && text.contains(&nobody));

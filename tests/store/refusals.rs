@@ -7,7 +7,7 @@ use nkeys::KeyPair;
 use super::*;
 
 #[track_caller]
-fn refused(dir: &Path, args: &[&str]) -> String {
+pub fn refused(dir: &Path, args: &[&str]) -> String {
     match Instance::try_start(dir, args) {
         Ok(_) => panic!("it starts with {args:?}"),
         Err(why) => why,
