@@ -365,8 +365,13 @@ impl ImportTarget for ClusterTarget {
 impl Filling {
     async fn add(&mut self, task: Task, progress: Vec<Progress>) -> Result<(), TransferError> {
         let partition = self.store.record().partition_of(&task.key);
+        let bytes = task.value.len() + task.key.len();
+        // The chunks of the largest value fill a batch.
+        if self.groups.get(&partition).is_some_and(|group| group.bytes + bytes > GROUP_BYTES) {
+            self.flush(partition).await?;
+        }
         let group = self.groups.entry(partition).or_default();
-        group.bytes += task.value.len() + task.key.len();
+        group.bytes += bytes;
         group.tasks.push((task, progress));
         if group.tasks.len() >= GROUP_TASKS || group.bytes >= GROUP_BYTES {
             self.flush(partition).await?;
