@@ -1,5 +1,5 @@
-//! The unit file, the image, the compose file and the manifest, as far as they can be checked without
-//! running them.
+//! The unit file, the packages, the image, the compose file and the manifest, as far as they can be
+//! checked without running them.
 
 use std::fs;
 use std::path::Path;
@@ -7,6 +7,8 @@ use std::process::Command;
 
 use clap::CommandFactory;
 use replicator::testing::Cli;
+
+mod package;
 
 fn shipped(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)).unwrap()
