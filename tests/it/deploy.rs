@@ -68,7 +68,30 @@ fn the_variables_of_the_image_exist_and_it_runs_without_privileges() {
     assert!(dockerfile.contains("VOLUME /data"));
 }
 
-/// The schema was checked with `kubernetes-validate --strict` (PyPI).
+/// Runs a linter that `tests/run` installs from PyPI. Without it the test is skipped.
+fn lint(program: &str, args: &[&str]) {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let Ok(output) = Command::new(program).args(args).current_dir(root).output() else {
+        eprintln!("skipped: there is no {program} (tests/run installs it from PyPI)");
+        return;
+    };
+    let printed = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&printed));
+}
+
+#[test]
+fn the_dockerfile_passes_its_linter() {
+    lint("hadolint", &["deploy/Dockerfile"]);
+}
+
+#[test]
+fn the_manifest_follows_the_schema_of_old_and_new_kubernetes() {
+    for version in ["1.27.0", "1.37.0"] {
+        let args = ["--strict", "--quiet", "--kubernetes-version", version];
+        lint("kubernetes-validate", &[&args[..], &["deploy/kubernetes.yaml"]].concat());
+    }
+}
+
 #[test]
 fn the_manifest_locks_its_containers_and_uses_variables_and_probes_that_exist() {
     let manifest = shipped("kubernetes.yaml");
