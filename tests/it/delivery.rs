@@ -1,14 +1,12 @@
 //! The outbound contract: requests to replicas, and the effect of their answers.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::support::daemon::command;
+use crate::support::daemon::DemoReplica;
 use crate::support::{Behaviour, Daemon, Replica, client, delete, set, strong, wait_until};
 
 /// Short waits between retries.
@@ -360,27 +358,6 @@ async fn a_delivery_parked_by_a_full_retry_queue_returns_by_itself() {
     })
     .await;
     daemon.until_metric("dead_letters", 0).await;
-}
-
-/// A `demo-replica` with these flags, ended when it is dropped.
-struct DemoReplica(Child, String);
-
-impl DemoReplica {
-    fn start(flags: &[&str]) -> Self {
-        let mut command = command();
-        command.args(["demo-replica", "--port", "0"]).args(flags).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Self(child, line.trim().strip_prefix("listening on ").unwrap().to_owned())
-    }
-}
-
-impl Drop for DemoReplica {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[tokio::test]

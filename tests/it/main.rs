@@ -23,6 +23,7 @@ mod delivery;
 mod deploy;
 mod disk;
 mod environment;
+mod examples;
 mod files;
 mod fixtures;
 mod hostile;

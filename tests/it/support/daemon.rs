@@ -265,6 +265,27 @@ pub fn command() -> Command {
     command
 }
 
+/// A `demo-replica` with these flags, and its address. Ended when it is dropped.
+pub struct DemoReplica(Child, pub String);
+
+impl DemoReplica {
+    pub fn start(flags: &[&str]) -> Self {
+        let mut command = command();
+        command.args(["demo-replica", "--port", "0"]).args(flags).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Self(child, line.trim().strip_prefix("listening on ").unwrap().to_owned())
+    }
+}
+
+impl Drop for DemoReplica {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The flags of the store of this path. In the tests of the cluster it is a cluster of its own on
 /// servers that all tests share, elsewhere a directory.
 fn store(path: &Path) -> Vec<String> {
