@@ -44,10 +44,12 @@ tar -C "$stage" --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --
     --format=gnu -c "$name" | gzip -n >"$out/$name.tar.gz"
 # The names of functions and lines, for addr2line and gdb.
 objcopy --only-keep-debug "$binary" "$out/$name.debug"
+chmod 0644 "$out/$name.debug"
 
-deb=$stage/deb
+# Where dpkg-shlibdeps looks.
+deb=$stage/debian/replicator
 doc=$deb/usr/share/doc/replicator
-mkdir -p "$deb/DEBIAN" "$stage/debian"
+mkdir -p "$deb/DEBIAN"
 cp -r "$tree" "$deb/usr"
 sed -i 's#/usr/local/bin/#/usr/bin/#' "$deb/usr/lib/systemd/system/replicator.service"
 mv "$deb/usr/share/zsh/site-functions" "$deb/usr/share/zsh/vendor-completions"
@@ -73,7 +75,7 @@ echo /etc/replicator/replicator.env >"$deb/DEBIAN/conffiles"
 (cd "$deb" && find usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
 # dpkg-shlibdeps runs only beside a source package.
 printf 'Source: replicator\n\nPackage: replicator\nArchitecture: any\n' >"$stage/debian/control"
-libraries=$(cd "$stage" && dpkg-shlibdeps -O -e"$deb/usr/bin/replicator" 2>/dev/null)
+libraries=$(cd "$stage" && dpkg-shlibdeps -O debian/replicator/usr/bin/replicator)
 architecture=$(dpkg --print-architecture)
 sed -e "s/@VERSION@/$package/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@LIBRARIES@/${libraries#*=}/" \
     -e "s/@SIZE@/$(du -k -s --apparent-size "$deb/usr" | cut -f 1)/" deploy/deb/control >"$deb/DEBIAN/control"
