@@ -53,6 +53,7 @@ mod lane;
 mod model;
 mod places;
 mod quorum;
+mod reconfigure;
 mod refused;
 mod release;
 mod reserve;

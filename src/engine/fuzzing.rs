@@ -35,7 +35,7 @@ pub(crate) fn engine(data: &[u8]) {
 }
 
 fn op(input: &mut Input<'_>) -> Op {
-    match input.below(22) {
+    match input.below(23) {
         0..=2 => {
             let (key, nodes) = (input.byte() % 4, 1 + input.byte() % 7);
             Op::Write { key, nodes, strong: input.flag() }
@@ -58,6 +58,11 @@ fn op(input: &mut Input<'_>) -> Op {
         17 => Op::Reload,
         18 => Op::Settle { most: input.below(6) },
         19 => Op::Calm { settled: if input.flag() { usize::MAX } else { input.below(3) } },
+        22 => Op::Reconfigure {
+            workers: NonZeroU32::MIN.saturating_add(u32::from(input.byte()) % 4),
+            max_retries: u32::from(input.byte()) % 4,
+            coalesce: input.flag(),
+        },
         20 => Op::Hold { partition: u16::from(input.flag()) },
         _ => Op::Rename { node: input.below(3) },
     }

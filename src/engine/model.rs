@@ -243,6 +243,13 @@ impl World {
                 self.engine.credentials_renewed(self.now);
                 self.act();
             }
+            Op::Reconfigure { workers, max_retries, coalesce } => {
+                let workers = Workers::Fixed(workers);
+                self.settings =
+                    EngineSettings { workers, max_retries, coalesce, ..self.settings.clone() };
+                self.engine.reconfigure(self.now, &self.settings);
+                self.act();
+            }
             Op::Redrive { nth } => self.redrive(nth),
             Op::Discard { nth, letter } => self.discard(nth, letter),
             Op::Forget { node } => self.forget(node),

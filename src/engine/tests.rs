@@ -22,6 +22,7 @@ mod flaky;
 mod isolation;
 mod model;
 mod reach;
+mod reconfigure;
 mod refused;
 mod release;
 mod retries;

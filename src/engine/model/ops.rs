@@ -1,5 +1,7 @@
 //! The operations of a history.
 
+use std::num::NonZeroU32;
+
 #[derive(Clone, Debug)]
 pub(in crate::engine) enum Op {
     /// A write of a key to some of the nodes (a set of bits).
@@ -45,6 +47,12 @@ pub(in crate::engine) enum Op {
     },
     /// The credentials for replicas are reloaded.
     Reload,
+    /// A config file is read again.
+    Reconfigure {
+        workers: NonZeroU32,
+        max_retries: u32,
+        coalesce: bool,
+    },
     /// An operator redrives the n-th dead letter.
     Redrive {
         nth: usize,

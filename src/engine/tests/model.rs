@@ -41,6 +41,10 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(forward, seconds)| Op::SetClock { forward, seconds }),
         1 => (0..3usize, any::<bool>()).prop_map(|(node, paused)| Op::Pause { node, paused }),
         1 => Just(Op::Reload),
+        1 => (1..5u32, 0..4u32, any::<bool>()).prop_map(|(workers, max_retries, coalesce)| {
+            let workers = NonZeroU32::new(workers).unwrap();
+            Op::Reconfigure { workers, max_retries, coalesce }
+        }),
         2 => (0..64usize).prop_map(|nth| Op::Redrive { nth }),
         1 => (0..64usize, any::<bool>()).prop_map(|(nth, letter)| Op::Discard { nth, letter }),
         1 => prop::sample::select(vec![0, 0, 1]).prop_map(|node| Op::Forget { node }),
