@@ -11,7 +11,9 @@ use clap::{Args, Parser, Subcommand};
 pub mod admin;
 pub mod daemon;
 pub mod environment;
+mod file;
 mod help;
+pub mod settings;
 
 use crate::access::Role;
 use crate::task::Node;
@@ -20,13 +22,14 @@ use admin::{
     StatusArgs, TasksArgs, TopArgs,
 };
 use daemon::{ClusterArgs, DaemonArgs};
+use settings::ConfigArgs;
 
 /// Replicates the writes of a key-value store from its primary to its replicas, durably, in order
 ///
 /// Without a subcommand it runs the daemon. Once it serves requests, the daemon prints one line to
 /// standard output, `listening on URL`; its log goes to standard error. SIGTERM or SIGINT drains
 /// and stops it, a second one stops it at once. SIGHUP reloads the files of tokens, certificates
-/// and rules.
+/// and rules, and what can change without a restart of --config.
 ///
 /// TIME is a duration such as 250ms, 2s or 1h; the maximum is 24h unless stated otherwise, 0s is
 /// valid only where stated. SIZE is a number of bytes such as 4096, 64KiB or 1GiB. An empty
@@ -66,6 +69,8 @@ pub enum Command {
     Cluster(ClusterViewArgs),
     /// Watch throughput, backlog and lag live; pause and resume replicas
     Top(TopArgs),
+    /// Check a config file, or show the settings of the daemon
+    Config(ConfigArgs),
     /// Create and list tokens of --auth-file
     Token(TokenArgs),
     /// Print a shell completion script

@@ -8,12 +8,14 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, error::ErrorKind};
 use tokio::runtime::Builder;
+use tracing_subscriber::EnvFilter;
 
 use crate::cli::daemon::DaemonArgs;
-use crate::cli::environment::{self, CommandLine, CommandLineError, Variables};
+use crate::cli::environment::{self, CommandLine, CommandLineError, Origins};
 use crate::cli::{Cli, Command, StoreArgs};
 use crate::clock::wall_clock;
 use crate::config::Config;
@@ -21,26 +23,30 @@ use crate::log::{self, StderrLog};
 use crate::store;
 use crate::text::without_secrets;
 use output::fail;
+use reload::SettingsReader;
 
 mod admin;
 mod check;
+mod config;
 mod demo;
 mod dump;
 mod generate;
 mod output;
+mod reload;
 mod serve;
 mod threads;
 mod token;
 
 #[must_use]
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let CommandLine { cli, variables } = match environment::read(args) {
+    let args: Vec<_> = args.into_iter().collect();
+    let CommandLine { cli, origins, settings } = match environment::read(args.clone()) {
         Ok(line) => line,
         Err(error) => return print_error(&error),
     };
     protect_files_and_memory(cli.command.as_ref());
     match cli.command {
-        None => daemon(&cli.daemon, &variables),
+        None => daemon(args, CommandLine { cli, origins, settings }),
         Some(Command::Status(args)) => client(admin::status(&args)),
         Some(Command::Replicas(args)) => client(admin::replicas(&args)),
         Some(Command::Tasks(args)) => client(admin::tasks(&args)),
@@ -48,6 +54,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Barrier(args)) => client(admin::barrier(&args)),
         Some(Command::Cluster(args)) => client(admin::cluster(&args)),
         Some(Command::Top(args)) => client(admin::top(&args)),
+        Some(Command::Config(args)) => config::run(&args, &origins, &settings),
         Some(Command::Token(args)) => token::run(&args),
         Some(Command::Completions(args)) => generate::completions(&args),
         Some(Command::Man(args)) => generate::man(&args),
@@ -130,21 +137,27 @@ fn protect_files_and_memory(command: Option<&Command>) {
     }
 }
 
-/// Runs the daemon. If it does not start, the last log line is the reason.
-fn daemon(args: &DaemonArgs, variables: &Variables) -> ExitCode {
+/// The settings of the daemon and the filter of its log.
+fn validated(
+    args: &DaemonArgs,
+    origins: &Origins,
+) -> Result<(Config, EnvFilter), CommandLineError> {
     let invalid = |why: &dyn Display| {
         let error = Cli::command().error(ErrorKind::ValueValidation, why);
-        print_error(&CommandLineError { error, hint: variables.hint(&why.to_string()) })
+        CommandLineError { error, hint: origins.hint(&why.to_string()) }
     };
-    let config = match Config::from_args(args) {
-        Ok(config) => config,
-        Err(errors) => return invalid(&errors),
+    let config = Config::from_args(args).map_err(|errors| invalid(&errors))?;
+    let filter = log::filter(&args.process.log).map_err(|why| invalid(&why))?;
+    Ok((config, log::without(filter, &args.process.log, store::CLIENT_LIBRARY)))
+}
+
+/// Runs the daemon. If it does not start, the last log line is the reason.
+fn daemon(line: Vec<OsString>, CommandLine { cli, origins, settings }: CommandLine) -> ExitCode {
+    let args = &cli.daemon;
+    let (config, filter) = match validated(args, &origins) {
+        Ok(valid) => valid,
+        Err(error) => return print_error(&error),
     };
-    let filter = match log::filter(&args.process.log) {
-        Ok(filter) => filter,
-        Err(why) => return invalid(&why),
-    };
-    let filter = log::without(filter, &args.process.log, store::CLIENT_LIBRARY);
     let log = match StderrLog::open(filter, args.process.log_format) {
         Ok(log) => log,
         Err(error) => {
@@ -152,11 +165,12 @@ fn daemon(args: &DaemonArgs, variables: &Variables) -> ExitCode {
             return fail(&why.unwrap_or_else(|| format!("cannot start the log: {error}")));
         }
     };
-    let daemon = serve::run(&config);
+    let reread = Arc::new(SettingsReader::new(line, settings, log.filter()));
+    let daemon = serve::run(&config, reread);
     match run_on(&mut Builder::new_multi_thread(), threads::for_daemon(), daemon) {
         Ok(code) => code,
         Err(why) => {
-            let hint = variables.hint(&why).map_or_else(String::new, |hint| format!(" ({hint})"));
+            let hint = origins.hint(&why).map_or_else(String::new, |hint| format!(" ({hint})"));
             log.fail(&without_secrets(&format!("{why}{hint}")));
             ExitCode::FAILURE
         }

@@ -138,6 +138,7 @@ const MAX_KEY_BYTES: u64 = 16 << 10;
 impl Config {
     pub fn from_args(args: &DaemonArgs) -> Result<Self, ConfigErrors> {
         let DaemonArgs {
+            config: _,
             listener,
             access,
             requests,

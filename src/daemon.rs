@@ -5,7 +5,7 @@
 //! tasks and threads.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -30,17 +30,20 @@ use crate::traces::{self, Tracer};
 mod inbound;
 mod outbound;
 mod outbound_runtime;
+mod reload;
 mod restore;
 mod stall;
 
 use inbound::Inbound;
 use outbound::Outbound;
 use outbound_runtime::OutboundRuntime;
+use reload::Reloadable;
 use restore::Restored;
 
 pub use inbound::InboundError;
 pub use outbound::OutboundError;
 pub(crate) use outbound_runtime::outbound_threads;
+pub(crate) use reload::WITHOUT_RESTART;
 
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -65,6 +68,14 @@ pub enum StartError {
     Interrupted,
 }
 
+/// Reads the files that the settings name, as the start does, except for those of a cluster store.
+pub fn check_files(config: &Config) -> Result<(), StartError> {
+    Inbound::open(&config.inbound, config.address)?;
+    outbound::policy(&config.outbound, config.address)?;
+    outbound::credentials(&config.outbound)?;
+    Ok(())
+}
+
 #[derive(Debug)]
 pub struct Daemon {
     address: SocketAddr,
@@ -79,10 +90,8 @@ pub struct Daemon {
     stalled: watch::Receiver<bool>,
     watching: JoinHandle<()>,
     tracer: Tracer,
-    drain_timeout: Duration,
     runtime: OutboundRuntime,
-    outbound: Arc<Outbound>,
-    inbound: Arc<Inbound>,
+    reloadable: Arc<Reloadable>,
 }
 
 impl Daemon {
@@ -95,14 +104,13 @@ impl Daemon {
         let listener = listener.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().unwrap_or(address);
 
-        let inbound = Arc::new(Inbound::open(&config.inbound, address)?);
+        let inbound = Inbound::open(&config.inbound, address)?;
 
         let clock = Clock::start();
         let policy = outbound::policy(&config.outbound, address)?;
         let (tls, tokens) = outbound::credentials(&config.outbound)?;
         let client = ReplicaClient::new(&config.client, policy.clone(), tls, tokens)?;
         let outbound = Outbound::new(config.outbound.clone(), policy.clone(), client.clone());
-        let outbound = Arc::new(outbound);
         let runtime = OutboundRuntime::start().map_err(StartError::Threads)?;
         let tracer = match &config.traces {
             Some(settings) => Tracer::start(settings, client.http()?, runtime.handle().clone())?,
@@ -178,7 +186,7 @@ impl Daemon {
         let core = tokio::spawn(core.run(event_receiver, request_receiver));
 
         let retry_after = Duration::from_secs(1);
-        let redrive_rate = config.engine.redrive_rate;
+        let (new_redrive_rate, redrive_rate) = watch::channel(config.engine.redrive_rate);
         let peers = journal.peers();
         let operator = Operator { bus, operations, redrive_rate, policy: policy.clone(), peers };
         let handle = Handle { requests, health: watched.clone(), retry_after, counts, operator };
@@ -205,8 +213,15 @@ impl Daemon {
                 "strong writes may hold all connections while they wait: set --max-connections above --queue-capacity"
             );
         }
-        let drain_timeout = config.drain_timeout;
-        let health = watched;
+        let reloadable = Reloadable {
+            inbound,
+            outbound,
+            events: events.clone(),
+            redrive_rate: new_redrive_rate,
+            drain_timeout: Mutex::new(config.drain_timeout),
+            reloading: Mutex::new(()),
+        };
+        let (health, reloadable) = (watched, Arc::new(reloadable));
         Ok(Self {
             address,
             handle,
@@ -219,10 +234,8 @@ impl Daemon {
             stalled,
             watching,
             tracer,
-            drain_timeout,
             runtime,
-            outbound,
-            inbound,
+            reloadable,
         })
     }
 
@@ -238,23 +251,18 @@ impl Daemon {
 
     #[must_use]
     pub fn url(&self) -> String {
-        let scheme = if self.inbound.tls.is_some() { "https" } else { "http" };
+        let scheme = if self.reloadable.inbound.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
     }
 
-    /// Reloads access tokens, allowed replicas, certificates and replica tokens. The content of a file
-    /// that cannot be used stays in force, and the log has the error.
+    /// Reloads the config file, with `read`, and access tokens, allowed replicas, certificates and
+    /// replica tokens. The content of a file that cannot be used stays in force, and the log has the
+    /// error.
     ///
     /// Returns at once, because the disk may hang. Reloads run one after the other.
-    pub fn reload(&self) {
-        let (inbound, outbound) = (Arc::clone(&self.inbound), Arc::clone(&self.outbound));
-        let events = self.events.clone();
-        drop(tokio::task::spawn_blocking(move || {
-            inbound.reload();
-            outbound.reload();
-            // The loop may have ended.
-            let _ = events.send(LoopEvent::CredentialsRenewed);
-        }));
+    pub fn reload(&self, read: impl FnOnce() -> Option<Config> + Send + 'static) {
+        let reloadable = Arc::clone(&self.reloadable);
+        drop(tokio::task::spawn_blocking(move || reloadable.reload(read)));
     }
 
     /// Returns the reason when the daemon cannot continue: the store has failed, or the loop or the
@@ -281,7 +289,7 @@ impl Daemon {
     /// settled last may be missing there; they will be sent again.
     pub async fn stop(self) -> Result<(), CommitError> {
         let Self { events, stop_serving, server, core, journal, tracer, runtime, .. } = self;
-        let drain_timeout = self.drain_timeout;
+        let drain_timeout = self.reloadable.drain_timeout();
         let mut stalled = self.stalled;
         let deadline = tokio::time::sleep(drain_timeout).deadline();
         let drain = async {

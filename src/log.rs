@@ -5,14 +5,15 @@
 //! ([`dropped_lines`]); when writing works again, one line reports how many are missing.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tracing::{error, warn};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::cli::daemon::LogFormat;
 use crate::text;
@@ -38,6 +39,25 @@ pub(crate) fn count_dropped() {
 pub(crate) struct StderrLog {
     outlet: Outlet,
     format: LogFormat,
+    filter: LogFilter,
+}
+
+/// The filter of the log, which can be replaced.
+#[derive(Clone)]
+pub(crate) struct LogFilter(Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl fmt::Debug for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogFilter")
+    }
+}
+
+impl LogFilter {
+    pub(crate) fn replace(&self, filter: EnvFilter) {
+        if let Err(error) = (self.0)(filter) {
+            error!(%error, "the filter of the log (--log) cannot be replaced");
+        }
+    }
 }
 
 impl StderrLog {
@@ -51,13 +71,22 @@ impl StderrLog {
         let lines = LineWriter { outlet: outlet.clone(), format, coloured };
         let log = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
         let log = log.with_writer(move || lines.clone());
-        match format {
-            LogFormat::Text => log.with_ansi(coloured).init(),
+        let filter = match format {
+            LogFormat::Text => {
+                let log = log.with_ansi(coloured).with_filter_reloading();
+                let handle = log.reload_handle();
+                log.init();
+                LogFilter(Arc::new(move |filter| handle.reload(filter)))
+            }
             LogFormat::Json => {
                 let log = log.json().flatten_event(true);
-                log.with_current_span(false).with_span_list(false).init();
+                let log = log.with_current_span(false).with_span_list(false);
+                let log = log.with_filter_reloading();
+                let handle = log.reload_handle();
+                log.init();
+                LogFilter(Arc::new(move |filter| handle.reload(filter)))
             }
-        }
+        };
         // The default hook writes to standard error itself, and blocks.
         std::panic::set_hook(Box::new(|panic| {
             let backtrace = Backtrace::capture();
@@ -65,7 +94,11 @@ impl StderrLog {
                 (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
             error!(panic = panic.to_string(), backtrace, "a thread panicked");
         }));
-        Ok(Self { outlet, format })
+        Ok(Self { outlet, format, filter })
+    }
+
+    pub(crate) fn filter(&self) -> LogFilter {
+        self.filter.clone()
     }
 
     /// Reports why the process ends, in the form of every command, or as JSON.

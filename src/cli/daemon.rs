@@ -15,6 +15,13 @@ use crate::policy::Rule;
 
 #[derive(Clone, Debug, Args)]
 pub struct DaemonArgs {
+    /// File of settings in TOML; flags and variables win over it
+    ///
+    /// Its keys are the flags without dashes in front, such as `queue-wait = "2s"`. Read again on
+    /// SIGHUP, for what can change without a restart.
+    #[arg(long, env = "REPLICATOR_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     #[command(flatten)]
     pub storage: StorageArgs,
     #[command(flatten)]

@@ -9,25 +9,23 @@ use clap::Command;
 use clap::builder::Resettable;
 
 /// The flags of the daemon in its short help.
-const COMMON: [&str; 13] = [
+const COMMON: [&str; 12] = [
+    "config",
     "data_dir",
     "store",
     "bind",
     "port",
     "auth_file",
-    "tls_cert",
     "insecure",
     "queue_capacity",
     "workers",
     "request_timeout",
-    "max_retries",
     "allow_replica",
     "log",
 ];
 
 const ALL: &str = "See --help for all options, their variables and exit codes.";
 const CONNECTION: &str = "Connection";
-const CLUSTER: &str = "Cluster store";
 const CONNECT: &str = "See --help for --url, --token-file and the other connection options.";
 
 /// Whether the arguments ask for the short help.
@@ -51,7 +49,7 @@ fn of_command(command: Command) -> Command {
     let connects = |arg: &clap::Arg| arg.get_help_heading() == Some(CONNECTION);
     let client = command.get_arguments().any(connects);
     let command = command.mut_args(|arg| {
-        let hidden = connects(&arg) || arg.get_help_heading() == Some(CLUSTER);
+        let hidden = arg.get_help_heading().is_some();
         let arg = arg.hide_env(true);
         if hidden { arg.hide_short_help(true) } else { arg }
     });

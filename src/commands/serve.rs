@@ -1,11 +1,13 @@
 //! Runs the daemon in the foreground until a signal or a failure stops it.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
+use super::reload::SettingsReader;
 use super::{output, with_causes};
 use crate::config::Config;
 use crate::daemon::Daemon;
@@ -41,7 +43,9 @@ fn return_freed_memory() {
 }
 
 /// An error is the reason why the daemon did not start.
-pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
+///
+/// `reread` reads the settings again on SIGHUP.
+pub(super) async fn run(config: &Config, reread: Arc<SettingsReader>) -> Result<ExitCode, String> {
     // Before the store opens: a signal must not kill the process while it does.
     let cannot_catch = |error| format!("cannot catch signals: {error}");
     let mut signals = Signals::catch().map_err(cannot_catch)?;
@@ -76,7 +80,10 @@ pub(super) async fn run(config: &Config) -> Result<ExitCode, String> {
                 error!(error = %why, "stopping");
                 break ExitCode::FAILURE;
             }
-            _ = reload.recv() => daemon.reload(),
+            _ = reload.recv() => {
+                let reread = Arc::clone(&reread);
+                daemon.reload(move || reread.read());
+            }
         }
     };
     Ok(tokio::select! {

@@ -1,7 +1,6 @@
 //! The files for access: the token list and the certificates, read at the start and on SIGHUP.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 
 use thiserror::Error;
 use tracing::{error, info};
@@ -25,8 +24,6 @@ pub(super) struct Inbound {
     pub(super) access: Access,
     pub(super) tls: Option<InboundTls>,
     config: config::InboundConfig,
-    /// One reload at a time, so that the last one logged is in force.
-    reloading: Mutex<()>,
 }
 
 impl Inbound {
@@ -42,12 +39,11 @@ impl Inbound {
                 && (address.ip().is_loopback() || !config.host_names.is_empty()),
         };
         let tls = config.tls.as_ref().map(InboundTls::read).transpose()?;
-        Ok(Self { access, tls, config: config.clone(), reloading: Mutex::new(()) })
+        Ok(Self { access, tls, config: config.clone() })
     }
 
     /// Reloads each file that can be used.
     pub(super) fn reload(&self) {
-        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(file), Some(tokens)) = (&self.config.auth_file, &self.access.tokens) {
             match TokenList::read(file) {
                 Ok(new) => {

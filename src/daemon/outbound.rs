@@ -43,9 +43,7 @@ pub enum OutboundError {
 
 #[derive(Debug)]
 pub(super) struct Outbound {
-    settings: config::OutboundConfig,
-    /// One reload at a time.
-    reloading: Mutex<()>,
+    settings: Mutex<config::OutboundConfig>,
     policy: Policy,
     client: ReplicaClient,
 }
@@ -56,22 +54,38 @@ impl Outbound {
         policy: Policy,
         client: ReplicaClient,
     ) -> Self {
-        Self { settings, reloading: Mutex::new(()), policy, client }
+        Self { settings: Mutex::new(settings), policy, client }
     }
 
-    /// Reloads each file that can be used. Blocks.
-    pub(super) fn reload(&self) {
-        // The mutex protects no data that a panic could leave half changed.
-        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let rules = logged(load_rules(&self.settings));
+    /// Puts new settings in force, and reloads each file that can be used. Blocks.
+    pub(super) fn reload(&self, new: Option<config::OutboundConfig>) {
+        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(new) = new
+            && logged(may_replace(&settings, &new)).is_some()
+        {
+            *settings = new;
+        }
+        let rules = logged(load_rules(&settings));
         if let Some(rules) = rules {
             info!(rules = rules.as_ref().map_or(0, Vec::len), "the allowed replicas are reloaded");
             self.policy.replace(rules);
         }
-        let tls = logged(load_tls(&self.settings));
-        let tokens = logged(load_tokens(&self.settings));
+        let tls = logged(load_tls(&settings));
+        let tokens = logged(load_tokens(&settings));
         self.client.renew(tls, tokens);
         info!("connections to replicas are renewed with the current certificates and tokens");
+    }
+}
+
+/// Without rules, the tokens of the new settings must be in force: the current ones may have a token
+/// for `*`, which is only for the replicas of a rule.
+fn may_replace(
+    current: &config::OutboundConfig,
+    new: &config::OutboundConfig,
+) -> Result<(), OutboundError> {
+    match current.has_rules() && !new.has_rules() {
+        true => load_tokens(new).map(drop),
+        false => Ok(()),
     }
 }
 

@@ -158,6 +158,11 @@ impl Core {
             LoopEvent::Journal(event) => self.handle_journal(now, event),
             LoopEvent::AttemptEnded(report) => self.attempt_ended(now, report),
             LoopEvent::CredentialsRenewed => self.engine.credentials_renewed(now),
+            LoopEvent::Reconfigured { engine, queue_wait } => {
+                self.engine.reconfigure(now, &engine);
+                self.engine.share_redrives(self.journal.processes());
+                self.intake.queue_wait = queue_wait;
+            }
             LoopEvent::Refuse => self.refuse_from_now_on(Health::Draining),
             LoopEvent::Stop => {
                 self.engine.stop_sending();

@@ -19,7 +19,8 @@ use crate::task::{Idempotency, NewTask};
 pub(crate) struct Operator {
     pub(crate) bus: EventBus,
     pub(crate) operations: Operations,
-    pub(crate) redrive_rate: NonZeroU32,
+    /// The default rate of a redrive.
+    pub(crate) redrive_rate: watch::Receiver<NonZeroU32>,
     pub(crate) policy: Policy,
     /// `None` with a store of one process.
     pub(crate) peers: Option<Peers>,
@@ -124,7 +125,7 @@ impl Handle {
         let operator = Operator {
             bus: EventBus::new(0),
             operations: Operations::default(),
-            redrive_rate: NonZeroU32::MIN,
+            redrive_rate: watch::channel(NonZeroU32::MIN).1,
             policy: Policy::new(None, None),
             peers: None,
         };

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -12,7 +13,9 @@ use tokio::time::Instant;
 
 use crate::api;
 use crate::dispatcher::cluster::ownership::Claim;
-use crate::engine::{AdminOutcome, BarrierEnd, LetterView, Moment, Reservation, SearchPage};
+use crate::engine::{
+    AdminOutcome, BarrierEnd, EngineSettings, LetterView, Moment, Reservation, SearchPage,
+};
 use crate::metrics::Snapshot;
 use crate::store::{AppendError, Appended, JournalEvent};
 use crate::task::{
@@ -386,6 +389,11 @@ pub(crate) enum LoopEvent {
     AttemptEnded(AttemptReport),
     /// The credentials for replicas were reloaded.
     CredentialsRenewed,
+    /// The config file was read again: the settings that the loop can change.
+    Reconfigured {
+        engine: Box<EngineSettings>,
+        queue_wait: Duration,
+    },
     /// From now on, refuse new writes.
     Refuse,
     /// Start no more deliveries, and end when none is in flight.

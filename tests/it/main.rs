@@ -17,6 +17,7 @@ mod support;
 mod access;
 mod admin;
 mod cli;
+mod config;
 mod connections;
 mod contract;
 mod delivery;

@@ -21,7 +21,7 @@ impl Handle {
         dry_run: bool,
         rate: Option<NonZeroU32>,
     ) -> Result<BulkOperation, AdminError> {
-        let rate = Some(rate.unwrap_or(self.operator.redrive_rate));
+        let rate = Some(rate.unwrap_or_else(|| *self.operator.redrive_rate.borrow()));
         self.start(BulkWork { kind: OperationKind::Redrive, filter, dry_run, rate }).await
     }
 

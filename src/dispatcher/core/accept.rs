@@ -28,7 +28,7 @@ use crate::store::{Append, AppendError, AppendReply, Appended, KeyState, NoRoom,
 use crate::task::{Consistency, NewTask, Partition, Task, TaskChange, TaskId};
 
 pub(crate) struct Intake {
-    queue_wait: Duration,
+    pub(super) queue_wait: Duration,
     /// Where the journal reports.
     events: mpsc::UnboundedSender<LoopEvent>,
     /// All valid requests so far.
