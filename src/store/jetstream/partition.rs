@@ -223,10 +223,7 @@ impl PartitionTask {
             }
             PartitionOrder::Purged { before, result } => {
                 self.purge.is_running = false;
-                match result {
-                    Ok(()) => self.purge.done = before,
-                    Err(error) => debug!(%error, partition = self.partition.0, "a purge failed"),
-                }
+                self.purge.ended(self.partition, before, result);
             }
         }
     }

@@ -102,7 +102,8 @@ impl Reader {
 
     /// Whether there are messages that only the log has.
     pub(super) fn has_gap(&self) -> bool {
-        let reached = self.ahead.first_key_value().map_or(self.stored + 1, |(first, _)| *first);
+        let reached =
+            self.ahead.first_key_value().map_or(self.stored.saturating_add(1), |(first, _)| *first);
         self.next < reached
     }
 
