@@ -14,12 +14,15 @@ const DECIDE_EVERY: u64 = 100;
 /// An instance that was not heard for longer is dead, for the others.
 const HEARD_WITHIN: u64 = 3_000;
 
+/// Of each partition.
+type Owners = Vec<Option<u64>>;
+
 /// The placements, which are the same in every history.
 #[derive(Default)]
-struct Places(HashMap<(Vec<Option<u64>>, Vec<u64>), Vec<Option<u64>>>);
+struct Places(HashMap<(Owners, Vec<u64>), Owners>);
 
 impl Places {
-    fn get(&mut self, owners: &[Option<u64>], live: &[u64]) -> Vec<Option<u64>> {
+    fn get(&mut self, owners: &[Option<u64>], live: &[u64]) -> Owners {
         let place = || {
             let candidate = |&process: &u64| Candidate {
                 process,
@@ -97,7 +100,7 @@ impl Cluster {
         }
     }
 
-    fn owners(&self, at: usize) -> Vec<Option<u64>> {
+    fn owners(&self, at: usize) -> Owners {
         let owner = |world: &World| {
             let instance = &world.instances[at];
             let last = instance.last.as_ref().map(|(_, last)| last.writer.process);
