@@ -206,7 +206,11 @@ impl ClusterKeys {
             }
             (key.id, key.answer) = (Some(id.0), Some(answer.clone()));
             match self.put(&subject, &key, version).await {
-                Put::Stored(_) | Put::Full | Put::Failed(_) => return true,
+                Put::Stored(_) => return true,
+                Put::Full | Put::Failed(_) => {
+                    tracing::warn!(task = %id, "the answer to a strong write with an idempotency key cannot be stored: its repeats get a 503");
+                    return true;
+                }
                 Put::Refused => {}
                 Put::Unanswered => return false,
             }

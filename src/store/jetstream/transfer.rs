@@ -39,6 +39,9 @@ const GROUP_BYTES: usize = 8 << 20;
 /// An export reads again what a server does not have yet.
 const READ_AGAIN: Duration = Duration::from_millis(100);
 
+/// So often in a row. Then no server has the last messages.
+const MAX_EMPTY_READS: u32 = 100;
+
 #[derive(Debug, Error)]
 pub enum TransferError {
     #[error(transparent)]
@@ -118,11 +121,12 @@ impl Content {
         let (first, last) = (state.first_sequence, state.last_sequence);
         let settled = checkpoint.map(|checkpoint| checkpoint.settled.index()).unwrap_or_default();
         let mut recovery = PartitionRecovery::default();
-        let mut next = first;
+        let (mut next, mut empty_reads) = (first, 0);
         while next <= last {
             let read = self.store.read_from(partition, next).await?;
             let Some(end) = read.last().map(|stored| stored.sequence) else {
-                if state.messages == 0 {
+                empty_reads += 1;
+                if state.messages == 0 || empty_reads > MAX_EMPTY_READS {
                     break;
                 }
                 sleep(READ_AGAIN).await;
@@ -137,7 +141,7 @@ impl Content {
                     },
                 )?;
             }
-            next = end + 1;
+            (next, empty_reads) = (end + 1, 0);
         }
         loop {
             let missing = recovery.missing(&settled);
