@@ -78,6 +78,11 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Com
             let command = if help::is_short(&args) { help::short(command) } else { command };
             return Err(command.try_get_matches_from(&args).err().unwrap_or(error).into());
         }
+        // A variable or the file may have it.
+        Err(error) if error.kind() == ErrorKind::MissingRequiredArgument => {
+            let command = without_variables(Cli::command()).ignore_errors(true);
+            command.try_get_matches_from(&args)?
+        }
         Err(error) => return Err(error.into()),
     };
     let mut command = without_empty_variables(Cli::command());

@@ -106,6 +106,21 @@ fn a_command_does_not_read_the_variables_of_the_daemon() {
 }
 
 #[test]
+fn a_required_flag_may_come_from_its_variable() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tokens");
+    let mut new = command();
+    new.args(["token", "new", "--name", "a", "--role", "observe", "--append"]).arg(&file);
+    assert!(new.output().unwrap().status.success());
+    let list = || command().args(["token", "list"]).env("REPLICATOR_AUTH_FILE", &file).output();
+    let output = list().unwrap();
+    assert!(output.status.success(), "{}", printed(&output));
+    let output = command().args(["token", "list"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(printed(&output).contains("--auth-file <FILE>"), "{}", printed(&output));
+}
+
+#[test]
 fn the_help_shows_the_variables_even_if_they_are_empty() {
     let output = command().arg("--help").env("REPLICATOR_PORT", "").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
