@@ -40,7 +40,7 @@ pub enum ConfigCommand {
 #[derive(Debug, Args)]
 pub struct ConfigCheckArgs {
     /// Config file [default: that of --config]
-    #[arg(value_name = "FILE", conflicts_with = "config")]
+    #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
 
     #[command(flatten)]
@@ -109,7 +109,6 @@ pub(super) fn settings(arguments: &ArgMatches, origins: &Origins) -> Vec<Setting
 mod tests {
     use std::ffi::OsString;
     use std::fs;
-    use std::path::Path;
 
     use super::*;
     use crate::cli::environment::read;
@@ -163,44 +162,41 @@ mod tests {
         Some(format!("{daemon:?} {config:?}"))
     }
 
-    fn of_flag(name: &str, dir: &Path) -> usize {
-        let file = dir.join("replicator.toml");
-        let mut found = 0;
-        let own = format!("--{name}=");
-        // The file adds nothing to a list of the command line.
-        let others = COMPANIONS.iter().filter(|flags| !flags.iter().any(|f| f.starts_with(&own)));
-        for companions in others {
+    /// Other flags and a value with which a flag has an effect.
+    fn with_effect(name: &str) -> Option<(Vec<OsString>, &'static str)> {
+        COMPANIONS.iter().find_map(|companions| {
             let companions: Vec<_> = companions.iter().map(OsString::from).collect();
             let without = effect(&companions);
-            for value in VALUES {
-                let with = |more: OsString| effect(&[&companions[..], &[more]].concat());
-                let by_flag = with(format!("--{name}={value}").into());
-                fs::write(&file, format!("{name} = {value:?}\n")).unwrap();
-                let by_file = with(format!("--config={}", file.display()).into());
-                assert_eq!(by_file, by_flag, "{name} = {value:?}");
-                if by_flag.is_some() && by_flag != without {
-                    found += 1;
-                }
-                if value.parse::<f64>().is_ok() || value == "true" {
-                    fs::write(&file, format!("{name} = {value}\n")).unwrap();
-                    let unquoted = with(format!("--config={}", file.display()).into());
-                    assert_eq!(unquoted, by_flag, "{name} = {value}");
-                }
-            }
-        }
-        found
+            let has_effect = |value: &&&str| {
+                let flag = format!("--{name}={value}").into();
+                let with = effect(&[&companions[..], &[flag]].concat());
+                with.is_some() && with != without
+            };
+            let value = *VALUES.iter().find(has_effect)?;
+            Some((companions, value))
+        })
     }
 
     #[test]
     fn the_file_can_set_every_flag_and_has_the_same_effect() {
         let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("replicator.toml");
         let daemon = daemon_flags();
         let names = daemon.get_arguments().filter_map(|arg| arg.get_long());
         let names: Vec<_> = names.filter(|name| *name != "config").collect();
         assert!(names.len() > 55, "{names:?}");
         for name in names {
-            let found = of_flag(name, dir.path());
-            assert!(found > 0, "no value has an effect on {name}: add one to VALUES");
+            let (companions, value) = with_effect(name)
+                .unwrap_or_else(|| panic!("no value has an effect on {name}: add one to VALUES"));
+            let with = |more: String| effect(&[&companions[..], &[more.into()]].concat());
+            let by_flag = with(format!("--{name}={value}"));
+            let is_bare = value.parse::<f64>().is_ok() || value == "true";
+            let bare = is_bare.then(|| value.to_owned());
+            for text in bare.into_iter().chain([format!("{value:?}")]) {
+                fs::write(&file, format!("{name} = {text}\n")).unwrap();
+                let by_file = with(format!("--config={}", file.display()));
+                assert_eq!(by_file, by_flag, "{name} = {text}");
+            }
         }
     }
 }

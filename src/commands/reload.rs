@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn each_setting_without_a_restart_is_a_setting_and_the_documentation_lists_them() {
         let line = environment::read(["replicator".into()]).unwrap();
-        let mut names: Vec<_> = WITHOUT_RESTART.iter().chain([&LOG]).collect();
+        let names: Vec<_> = WITHOUT_RESTART.iter().chain([&LOG]).collect();
         for name in &names {
             assert!(line.settings.iter().any(|setting| setting.name == **name), "{name}");
         }
@@ -117,8 +117,8 @@ mod tests {
         let (list, _) = list.split_once("\n\nA retry").unwrap();
         let mut listed: Vec<_> = list.split(',').map(|flag| flag.trim()).collect();
         listed.sort_unstable();
+        let mut names: Vec<_> = names.iter().map(|name| format!("`--{name}`")).collect();
         names.sort_unstable();
-        let names: Vec<_> = names.iter().map(|name| format!("`--{name}`")).collect();
         assert_eq!(listed, names);
     }
 }

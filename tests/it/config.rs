@@ -101,6 +101,9 @@ fn the_variable_names_the_file_too() {
     assert_eq!(setting(&shown, "queue-capacity"), ("1000".into(), "default".into()));
     let checked = command().args(["config", "check"]).env("REPLICATOR_CONFIG", &path).output();
     assert_eq!(checked.unwrap().status.code(), Some(0));
+    let mut another = command();
+    another.args(["config", "check", &path]).env("REPLICATOR_CONFIG", "/nonexistent");
+    assert_eq!(another.output().unwrap().status.code(), Some(0), "the argument wins");
 }
 
 #[test]
