@@ -13,13 +13,14 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 
-use crate::task::Node;
+use crate::task::{Client, Node, Quota, Timestamp};
 use crate::trusted_file::UntrustedFile;
 
 mod bucket;
@@ -81,9 +82,21 @@ pub struct Grant {
     pub replicas: Option<Vec<Node>>,
     /// Requests per second.
     pub rate: Option<NonZeroU32>,
+    /// The first moment at which the token is not valid any more.
+    pub expires: Option<Timestamp>,
+    pub quota: Quota,
 }
 
 impl Grant {
+    /// `None` for a token that never expires, zero for one that has.
+    pub fn time_left(&self, now: Timestamp) -> Option<Duration> {
+        self.expires.map(|expires| expires.saturating_since(now))
+    }
+
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        self.time_left(now).is_some_and(|left| left.is_zero())
+    }
+
     pub fn allows(&self, role: Role) -> bool {
         self.roles.iter().any(|own| own.covers(role))
     }
@@ -98,6 +111,16 @@ impl Grant {
     }
 }
 
+/// A date or a time in UTC. The error continues a sentence after the name of the field.
+pub fn parse_expiry(text: &str) -> Result<Timestamp, &'static str> {
+    file::expiry(text)
+}
+
+/// As [`parse_expiry`] takes it.
+pub fn expiry_text(expires: Timestamp) -> String {
+    file::expiry_text(expires)
+}
+
 /// Fails with the rule for names.
 pub fn check_name(name: &str) -> Result<&str, String> {
     file::check_name(name)
@@ -108,17 +131,27 @@ pub fn check_replica(node: &Node) -> Result<(), String> {
     file::is_listed(node)
 }
 
+/// How long before its expiry the log warns of a token that is used.
+const EXPIRES_SOON: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// A token in use: its grant and the state of its rate limit.
 #[derive(Debug)]
 pub struct Holder {
     pub grant: Grant,
     bucket: Option<Mutex<Bucket>>,
+    warned_of_expiry: AtomicBool,
 }
 
 impl Holder {
     fn new(grant: Grant) -> Self {
         let bucket = grant.rate.map(|rate| Mutex::new(Bucket::new(rate)));
-        Self { grant, bucket }
+        Self { grant, bucket, warned_of_expiry: AtomicBool::new(false) }
+    }
+
+    /// Whether the token expires soon. Only once.
+    pub fn warns_of_expiry(&self, now: Timestamp) -> bool {
+        self.grant.time_left(now).is_some_and(|left| left < EXPIRES_SOON)
+            && !self.warned_of_expiry.swap(true, Ordering::Relaxed)
     }
 
     /// Charges a request to the rate limit, or fails with the time to wait.
@@ -205,6 +238,13 @@ impl TokenList {
             entries.map(|(stored, holder)| (stored.id_text(), &holder.grant)).collect();
         grants.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
         grants
+    }
+
+    /// Of the tokens that have one.
+    pub fn quotas(&self) -> HashMap<Client, Quota> {
+        let grants = self.0.values().map(|(_, holder)| &holder.grant);
+        let limited = grants.filter(|grant| grant.quota != Quota::default());
+        limited.map(|grant| (Client::Token(Arc::clone(&grant.name)), grant.quota)).collect()
     }
 
     pub fn len(&self) -> usize {

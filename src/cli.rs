@@ -2,10 +2,11 @@
 //! their help texts. `config.rs` checks the values against their limits and each other.
 
 use std::net::IpAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 
 pub mod admin;
@@ -15,8 +16,8 @@ mod file;
 mod help;
 pub mod settings;
 
-use crate::access::Role;
-use crate::task::Node;
+use crate::access::{self, Role};
+use crate::task::{Node, Timestamp};
 use admin::{
     BarrierArgs, ClusterViewArgs, CompletionsArgs, DeadLettersArgs, ManArgs, ReplicasArgs,
     StatusArgs, TasksArgs, TopArgs,
@@ -71,7 +72,7 @@ pub enum Command {
     Top(TopArgs),
     /// Check a config file, or show the settings of the daemon
     Config(ConfigArgs),
-    /// Create and list tokens of --auth-file
+    /// Create, list and revoke tokens of --auth-file
     Token(TokenArgs),
     /// Print a shell completion script
     Completions(CompletionsArgs),
@@ -166,11 +167,26 @@ pub enum TokenCommand {
     /// Prints the token, which is not stored anywhere, to standard output. Prints the line to
     /// standard error, or appends it to a file with --append.
     New(NewTokenArgs),
-    /// List the tokens of a token file: names, roles and limits
+    /// List the tokens of a token file: names, roles, limits and expiry
     ///
     /// Fails if the daemon would refuse the file. A token is `rpl_`, its id and a secret; the file
     /// has only the id and a hash.
     List(ListTokensArgs),
+    /// Remove the token of this name from a token file
+    ///
+    /// The rest of the file stays as it is. Send SIGHUP to the daemon afterwards.
+    Revoke(RevokeTokenArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct RevokeTokenArgs {
+    /// Name of the token
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// Token file
+    #[arg(long, env = "REPLICATOR_AUTH_FILE", value_name = "FILE")]
+    pub auth_file: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -202,6 +218,23 @@ pub struct NewTokenArgs {
     /// Requests per second; each write of a batch counts [default: unlimited]
     #[arg(long, value_name = "N")]
     pub rate: Option<NonZeroU32>,
+
+    /// Date or time in UTC from which the token is not valid any more, such as 2027-01-31 or
+    /// 2027-01-31T12:00:00Z [default: never]
+    #[arg(long, value_name = "TIME", value_parser = expiry, conflicts_with = "expires_in")]
+    pub expires: Option<Timestamp>,
+
+    /// How long the token is valid, such as 90d
+    #[arg(long, value_name = "TIME", value_parser = admin::positive_duration)]
+    pub expires_in: Option<Duration>,
+
+    /// Places that its unsettled writes may take of the queue [default: its share]
+    #[arg(long, value_name = "N")]
+    pub places: Option<NonZeroU64>,
+
+    /// Bytes that its unsettled writes may take of the queue [default: its share]
+    #[arg(long, value_name = "SIZE")]
+    pub bytes: Option<ByteSize>,
 
     /// Token file to append the line to; created if missing
     #[arg(long, value_name = "FILE")]
@@ -287,6 +320,10 @@ pub struct DemoReplicaArgs {
     pub fenced: bool,
 }
 
+fn expiry(text: &str) -> Result<Timestamp, String> {
+    access::parse_expiry(text).map_err(|why| format!("it {why}"))
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}: expected a duration such as 250ms, 2s or 1h"))
@@ -294,7 +331,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use bytesize::ByteSize;
     use clap::CommandFactory;
 
     use super::*;

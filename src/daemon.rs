@@ -137,8 +137,9 @@ impl Daemon {
                 restore::join(&settings, &engine_settings, clock, &journal_events)
             }
         });
-        let Restored { journal, newest, engine, keys, quarantined_rows, registry, uptime } =
+        let Restored { journal, newest, mut engine, keys, quarantined_rows, registry, uptime } =
             restored.await.map_err(|_| StartError::Interrupted)??;
+        engine.set_quotas(inbound.quotas());
         let bus = EventBus::new(clock.now().wall.0 / 1_000);
 
         // Weak: the files are closed when the daemon stops, and not when this task ends.

@@ -29,8 +29,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::task::{
-    AttemptOutcome, Cause, Counters, DeliveryId, Node, Partition, TaskId, Timestamp, Uptime,
-    Verdict,
+    AttemptOutcome, Cause, Client, Counters, DeliveryId, Node, Partition, Quota, TaskId, Timestamp,
+    Uptime, Verdict,
 };
 
 mod admin;
@@ -128,6 +128,7 @@ pub struct Engine {
     refill: bool,
     levels: Levels,
     claims: Claims,
+    quotas: HashMap<Client, Quota>,
     /// When a write was last refused because it named a new replica.
     replica_refused: Option<Moment>,
     /// Includes removed lanes.
@@ -174,6 +175,7 @@ impl Engine {
             refill: false,
             levels: Levels::default(),
             claims: Claims::default(),
+            quotas: HashMap::new(),
             replica_refused: None,
             totals: Counters::default(),
             touched: Vec::new(),

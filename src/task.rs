@@ -22,7 +22,7 @@ mod node;
 mod state;
 mod uptime;
 
-pub use client::Client;
+pub use client::{Client, Quota};
 pub use moment::{Moment, Now, Since};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};
 pub use state::{BreakerState, Counters, DeliveryState, ReplicaState, TaskChange};

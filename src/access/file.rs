@@ -1,13 +1,17 @@
-//! The token list file. Each line is `NAME ROLES ID:HASH [replicas=URL,…] [rate=N]`.
+//! The token list file. Each line is `NAME ROLES ID:HASH`, and optional fields: `replicas=URL,…`,
+//! `rate=N`, `expires=TIME`, `places=N`, `bytes=SIZE`.
 
 use std::collections::HashSet;
 use std::io::{Error, ErrorKind::InvalidData};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytesize::ByteSize;
 
 use super::{Grant, Holder, Role, StoredToken, TokenList, TokenListError, token};
-use crate::task::Node;
+use crate::task::{Node, Quota, Timestamp};
 use crate::text::unmarked;
 use crate::trusted_file::{FileContent, UntrustedFile, read_trusted};
 
@@ -73,6 +77,8 @@ fn entry(line: &str) -> Result<(StoredToken, Grant), String> {
         roles: self::roles(roles)?,
         replicas: None,
         rate: None,
+        expires: None,
+        quota: Quota::default(),
     };
     for word in words {
         match word.split_once('=') {
@@ -84,10 +90,44 @@ fn entry(line: &str) -> Result<(StoredToken, Grant), String> {
                 let wrong = format!("rate= must be a number from 1 to {}", u32::MAX);
                 grant.rate = Some(rate.map_err(|_| wrong)?);
             }
-            _ => return Err("only replicas=… and rate=… may follow the hash, each once".to_owned()),
+            Some(("expires", time)) if grant.expires.is_none() => {
+                grant.expires = Some(expiry(time).map_err(|why| format!("expires= {why}"))?);
+            }
+            Some(("places", number)) if grant.quota.places.is_none() => {
+                let wrong = "places= must be a number from 1";
+                grant.quota.places = Some(number.parse().map_err(|_| wrong.to_owned())?);
+            }
+            Some(("bytes", size)) if grant.quota.bytes.is_none() => {
+                let bytes = size.parse::<ByteSize>().map_or(0, |size| size.as_u64());
+                let wrong = "bytes= must be a size from 1B, such as 64MiB";
+                grant.quota.bytes = Some(NonZeroU64::new(bytes).ok_or_else(|| wrong.to_owned())?);
+            }
+            _ => {
+                let known = "replicas=…, rate=…, expires=…, places=… and bytes=…";
+                return Err(format!("only {known} may follow the hash, each once"));
+            }
         }
     }
     Ok((stored, grant))
+}
+
+/// The time of day of a date.
+const MIDNIGHT: &str = "T00:00:00Z";
+
+pub(super) fn expiry(text: &str) -> Result<Timestamp, &'static str> {
+    const DATE_CHARS: usize = 10;
+    let time = if text.len() == DATE_CHARS { format!("{text}{MIDNIGHT}") } else { text.to_owned() };
+    let time = humantime::parse_rfc3339(&time).ok();
+    let since = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let nanos = since.and_then(|since| u64::try_from(since.as_nanos()).ok());
+    nanos.map(Timestamp).ok_or(
+        "must be a date such as 2027-01-31, of which it means the beginning, or a time such as 2027-01-31T12:00:00Z, in UTC",
+    )
+}
+
+pub(super) fn expiry_text(expires: Timestamp) -> String {
+    let text = humantime::format_rfc3339(UNIX_EPOCH + Duration::from_nanos(expires.0)).to_string();
+    text.strip_suffix(MIDNIGHT).map_or_else(|| text.clone(), str::to_owned)
 }
 
 fn roles(text: &str) -> Result<Vec<Role>, String> {
@@ -135,6 +175,15 @@ pub(super) fn line(stored: &StoredToken, grant: &Grant) -> String {
     }
     if let Some(rate) = grant.rate {
         line = format!("{line} rate={rate}");
+    }
+    if let Some(expires) = grant.expires {
+        line = format!("{line} expires={}", expiry_text(expires));
+    }
+    if let Some(places) = grant.quota.places {
+        line = format!("{line} places={places}");
+    }
+    if let Some(bytes) = grant.quota.bytes {
+        line = format!("{line} bytes={bytes}");
     }
     line
 }

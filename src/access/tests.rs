@@ -1,3 +1,5 @@
+use std::num::NonZeroU64;
+
 use super::*;
 
 #[expect(clippy::disallowed_methods, reason = "any moment is as good")]
@@ -6,7 +8,14 @@ fn now() -> Instant {
 }
 
 fn grant(name: &str, roles: &[Role]) -> Grant {
-    Grant { name: name.into(), roles: roles.to_vec(), replicas: None, rate: None }
+    Grant {
+        name: name.into(),
+        roles: roles.to_vec(),
+        replicas: None,
+        rate: None,
+        expires: None,
+        quota: Quota::default(),
+    }
 }
 
 fn made(grant: &Grant) -> (String, String) {
@@ -28,6 +37,8 @@ fn a_token_is_found_and_any_altered_token_is_not() {
         replicas
     });
     limited.rate = NonZeroU32::new(7);
+    limited.expires = Some(parse_expiry("2027-01-31").unwrap());
+    limited.quota = Quota { places: NonZeroU64::new(9), bytes: NonZeroU64::new(1 << 20) };
     let (token, line) = made(&limited);
     let (other, second) = made(&grant("ann@desk", &[Role::Operate, Role::Replicate]));
     let list = format!("# who\n\n{line}\n  {second}  \n");
@@ -79,6 +90,14 @@ fn a_wrong_line_is_named_and_rejects_the_whole_list() {
         (format!("a!b observe {hash}"), "the name must be 1 to 64 of A-Z a-z"),
         (format!("{line} rate=0"), "rate= must be a number from 1 to 4294967295"),
         (format!("{line} rate=1 rate=2"), "each once"),
+        (format!("{line} expires=2027-02-30"), "expires= must be a date such as 2027-01-31"),
+        (format!("{line} expires=2027-01-31T12:00:00+01:00"), "in UTC"),
+        (format!("{line} expires=1969-12-31"), "expires= must be a date"),
+        (format!("{line} expires=9999-12-31"), "expires= must be a date"),
+        (format!("{line} places=0"), "places= must be a number from 1"),
+        (format!("{line} bytes=0B"), "bytes= must be a size from 1B"),
+        (format!("{line} bytes=many"), "bytes= must be a size from 1B"),
+        (format!("{line} places=1 places=2"), "each once"),
         (format!("{line} replicas=ftp://h"), "address 1 of replicas= must begin with http"),
         (
             format!("{line} replicas=http://a,http://u:p@h"),
@@ -97,6 +116,49 @@ fn a_wrong_line_is_named_and_rejects_the_whole_list() {
         assert!(said.contains(sentence), "{said}");
         assert!(!said.contains(&token[17..40]), "{said}");
     }
+}
+
+#[test]
+fn a_date_is_its_beginning_and_a_time_keeps_its_precision() {
+    for (text, nanos) in [
+        ("1970-01-02", 86_400_000_000_000),
+        ("1970-01-02T00:00:01Z", 86_401_000_000_000),
+        ("1970-01-02T00:00:00.000000001Z", 86_400_000_000_001),
+    ] {
+        let expires = parse_expiry(text).unwrap();
+        assert_eq!((expires, expiry_text(expires).as_str()), (Timestamp(nanos), text));
+    }
+    assert_eq!(expiry_text(parse_expiry("1970-01-02T00:00:00Z").unwrap()), "1970-01-02");
+}
+
+#[test]
+fn a_token_expires_at_its_time_and_warns_once_a_week_before() {
+    let mut limited = grant("a", &[Role::Observe]);
+    let at = |text| parse_expiry(text).unwrap();
+    assert!(
+        !limited.has_expired(Timestamp(u64::MAX)) && limited.time_left(at("2027-01-01")).is_none()
+    );
+    limited.expires = Some(at("2027-01-31"));
+    assert!(!limited.has_expired(at("2027-01-30T23:59:59Z")));
+    assert!(limited.has_expired(at("2027-01-31")) && limited.has_expired(at("2028-01-01")));
+    let (token, line) = made(&limited);
+    let list = file::parse(&line, "f").unwrap();
+    let holder = list.find(&token).unwrap();
+    assert!(!holder.warns_of_expiry(at("2027-01-24")));
+    assert!(holder.warns_of_expiry(at("2027-01-24T00:00:01Z")));
+    assert!(!holder.warns_of_expiry(at("2027-01-25")));
+    let mut again = file::parse(&line, "f").unwrap();
+    again.take_over(&list);
+    assert!(!again.find(&token).unwrap().warns_of_expiry(at("2027-01-25")), "once");
+}
+
+#[test]
+fn only_tokens_with_a_limit_have_a_quota() {
+    let mut limited = grant("limited", &[Role::Replicate]);
+    limited.quota.places = NonZeroU64::new(3);
+    let lines = [made(&limited).1, made(&grant("free", &[Role::Replicate])).1];
+    let quotas = file::parse(&lines.join("\n"), "f").unwrap().quotas();
+    assert_eq!(quotas, HashMap::from([(Client::Token("limited".into()), limited.quota)]));
 }
 
 #[test]

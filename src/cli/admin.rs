@@ -458,7 +458,7 @@ fn daemon_url(text: &str) -> Result<Url, String> {
     }
 }
 
-fn positive_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("must be longer than zero".to_owned()),
         time => Ok(time),

@@ -1,19 +1,22 @@
-//! `replicator token`: creates a token and its line for `--auth-file`; lists the tokens of a file.
+//! `replicator token`: creates a token and its line for `--auth-file`; lists and revokes the tokens of
+//! a file.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::num::NonZeroU64;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::admin::text::Table;
+use super::admin::text::{Table, bytes};
 use super::output::{self, fail, say};
 use super::with_causes;
-use crate::access::{Grant, NewToken, TokenList, check_name, check_replica};
-use crate::cli::{NewTokenArgs, TokenArgs, TokenCommand};
-use crate::task::Node;
+use crate::access::{Grant, NewToken, TokenList, check_name, check_replica, expiry_text};
+use crate::cli::{NewTokenArgs, RevokeTokenArgs, TokenArgs, TokenCommand};
+use crate::clock::wall_clock;
+use crate::task::{Node, Quota, Timestamp};
 use crate::text;
 
 pub(super) fn run(args: &TokenArgs) -> ExitCode {
@@ -29,16 +32,28 @@ pub(super) fn run(args: &TokenArgs) -> ExitCode {
             }
             Err(error) => fail(&with_causes(&error)),
         },
+        TokenCommand::Revoke(args) => match revoke(args) {
+            Ok(()) => {
+                let file = args.auth_file.display();
+                let name = &args.name;
+                say(&format!("Removed {name} from {file}. Send SIGHUP to the daemon to load it."));
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&error),
+        },
     }
 }
 
 fn to_json(list: &TokenList) -> String {
+    let now = wall_clock();
     let token = |(id, grant): &(String, &Grant)| {
         let roles: Vec<_> = grant.roles.iter().map(ToString::to_string).collect();
         let replicas = grant.replicas.as_ref();
         let replicas = replicas.map(|nodes| nodes.iter().map(Node::as_str).collect::<Vec<_>>());
         json!({
-            "name": *grant.name, "roles": roles, "replicas": replicas, "rate": grant.rate, "id": id,
+            "name": *grant.name, "roles": roles, "replicas": replicas, "rate": grant.rate,
+            "expires": grant.expires.map(expiry_text), "expired": grant.has_expired(now),
+            "places": grant.quota.places, "bytes": grant.quota.bytes, "id": id,
         })
     };
     let tokens: Vec<_> = list.grants().iter().map(token).collect();
@@ -46,7 +61,9 @@ fn to_json(list: &TokenList) -> String {
 }
 
 fn to_table(list: &TokenList) -> String {
-    let mut table = Table::new(&["NAME", "ROLES", ">RATE", "ID", "REPLICAS"]);
+    let now = wall_clock();
+    let headings = ["NAME", "ROLES", ">RATE", ">PLACES", ">BYTES", "EXPIRES", "ID", "REPLICAS"];
+    let mut table = Table::new(&headings);
     for (id, grant) in list.grants() {
         let roles: Vec<_> = grant.roles.iter().map(ToString::to_string).collect();
         let nodes = grant.replicas.as_ref();
@@ -55,6 +72,13 @@ fn to_table(list: &TokenList) -> String {
             grant.name.to_string(),
             roles.join(","),
             grant.rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate}/s")),
+            grant.quota.places.map_or_else(|| "-".to_owned(), |places| places.to_string()),
+            grant.quota.bytes.map_or_else(|| "-".to_owned(), |all| bytes(all.get())),
+            match grant.expires.map(expiry_text) {
+                None => "never".to_owned(),
+                Some(at) if grant.has_expired(now) => format!("{at} (expired)"),
+                Some(at) => at,
+            },
             id,
             nodes.map_or_else(|| "all".to_owned(), |nodes| nodes.join(",")),
         ]);
@@ -76,6 +100,8 @@ fn make(args: &NewTokenArgs) -> Result<(), String> {
         roles,
         replicas: Some(replicas).filter(|replicas| !replicas.is_empty()),
         rate: args.rate,
+        expires: expires(args)?,
+        quota: Quota { places: args.places, bytes: byte_quota(args)? },
     };
     let token = NewToken::make().map_err(|error| error.to_string())?;
     let stored = token.stored().ok_or("the new token cannot be parsed")?;
@@ -104,6 +130,61 @@ fn make(args: &NewTokenArgs) -> Result<(), String> {
         ),
         None => format!("the token is lost: {error}"),
     })
+}
+
+fn expires(args: &NewTokenArgs) -> Result<Option<Timestamp>, String> {
+    const SECOND: u64 = 1_000_000_000;
+    let now = wall_clock();
+    // At a full second, which is easier to read.
+    let after = |time| Timestamp(now.saturating_add(time).0.div_ceil(SECOND) * SECOND);
+    let expires = args.expires.or(args.expires_in.map(after));
+    match expires.filter(|expires| *expires <= now) {
+        Some(past) => Err(format!("--expires {} must be in the future", expiry_text(past))),
+        None => Ok(expires),
+    }
+}
+
+fn byte_quota(args: &NewTokenArgs) -> Result<Option<NonZeroU64>, String> {
+    let bytes = args.bytes.map(|bytes| NonZeroU64::new(bytes.as_u64()));
+    bytes.map(|bytes| bytes.ok_or_else(|| "--bytes must be at least 1B".to_owned())).transpose()
+}
+
+/// Removes the line of a token, unless the daemon would refuse the rest.
+fn revoke(args: &RevokeTokenArgs) -> Result<(), String> {
+    let (name, file) = (&args.name, args.auth_file.display());
+    let unchanged = |error: io::Error| format!("cannot revoke {name}: {file}: {error}");
+    // A link stays a link.
+    let path = fs::canonicalize(&args.auth_file).map_err(unchanged)?;
+    let list = fs::read_to_string(&path).map_err(unchanged)?;
+    TokenList::parse(&list, &path)
+        .map_err(|error| format!("nothing was revoked, the file is invalid: {error}"))?;
+    let is_of = |line: &&str| text::unmarked(line).split_whitespace().next() == Some(name);
+    let rest: String = list.split_inclusive('\n').filter(|line| !is_of(line)).collect();
+    if rest.len() == list.len() {
+        return Err(format!("{file} has no token with the name {}", text::quoted(name)));
+    }
+    TokenList::parse(&rest, &path)
+        .map_err(|error| format!("nothing was revoked, the file would be invalid: {error}"))?;
+    replace(&path, &rest).map_err(unchanged)
+}
+
+/// Replaces a file at once, with the same owner and mode.
+fn replace(path: &Path, content: &str) -> io::Result<()> {
+    let old = fs::metadata(path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    let mut open = OpenOptions::new();
+    let mut file = open.write(true).create_new(true).mode(0o600).open(&new)?;
+    let replaced = fchown(&file, Some(old.uid()), Some(old.gid()))
+        .and_then(|()| file.set_permissions(old.permissions()))
+        .and_then(|()| file.write_all(content.as_bytes()))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&new, path));
+    if let Err(error) = replaced {
+        let _ = fs::remove_file(&new);
+        return Err(error);
+    }
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 /// Appends a line, unless the daemon would refuse to start with the result.

@@ -1,5 +1,6 @@
 //! The files for access: the token list and the certificates, read at the start and on SIGHUP.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use thiserror::Error;
@@ -8,6 +9,7 @@ use tracing::{error, info};
 use crate::access::{TokenList, TokenListError};
 use crate::config;
 use crate::server::{Access, InboundTls, InboundTlsError, Tokens};
+use crate::task::{Client, Quota};
 
 #[derive(Debug, Error)]
 pub enum InboundError {
@@ -40,6 +42,10 @@ impl Inbound {
         };
         let tls = config.tls.as_ref().map(InboundTls::read).transpose()?;
         Ok(Self { access, tls, config: config.clone() })
+    }
+
+    pub(super) fn quotas(&self) -> HashMap<Client, Quota> {
+        self.access.tokens.as_ref().map(|tokens| tokens.list().quotas()).unwrap_or_default()
     }
 
     /// Reloads each file that can be used.

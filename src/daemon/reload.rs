@@ -46,15 +46,16 @@ impl Reloadable {
     /// Reloads each file that can be used. `read` reads the config file. Blocks.
     pub(super) fn reload(&self, read: impl FnOnce() -> Option<Config>) {
         let _one = lock(&self.reloading);
+        // The loop, to which the events go, may have ended.
         let new = read();
         if let Some(config) = &new {
             *lock(&self.drain_timeout) = config.drain_timeout;
             self.redrive_rate.send_replace(config.engine.redrive_rate);
             let (engine, queue_wait) = (Box::new(config.engine.clone()), config.queue_wait);
-            // The loop may have ended.
             let _ = self.events.send(LoopEvent::Reconfigured { engine, queue_wait });
         }
         self.inbound.reload();
+        let _ = self.events.send(LoopEvent::Quotas(self.inbound.quotas()));
         self.outbound.reload(new.map(|config| config.outbound));
         let _ = self.events.send(LoopEvent::CredentialsRenewed);
     }

@@ -47,6 +47,7 @@ impl WaitLine {
     pub(super) fn after(new: &NewTask, full: &Full) -> Self {
         let share_of = match full {
             Full::Share { claimant, .. } => Some(claimant.clone()),
+            Full::Quota { client, .. } => Some(Claimant::Client(Some(client.clone()))),
             // Smaller writes of other clients may have room.
             Full::Bytes(_) => Some(Claimant::Client(new.client.clone())),
             Full::Queue(_) | Full::Strong(_) | Full::Replicas(_) => None,

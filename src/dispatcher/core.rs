@@ -163,6 +163,7 @@ impl Core {
                 self.engine.share_redrives(self.journal.processes());
                 self.intake.queue_wait = queue_wait;
             }
+            LoopEvent::Quotas(quotas) => self.engine.set_quotas(quotas),
             LoopEvent::Refuse => self.refuse_from_now_on(Health::Draining),
             LoopEvent::Stop => {
                 self.engine.stop_sending();

@@ -1,6 +1,7 @@
 //! The messages to the loop: requests from handles, and events from the journal, the attempts and the
 //! daemon. Only types.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -19,8 +20,8 @@ use crate::engine::{
 use crate::metrics::Snapshot;
 use crate::store::{AppendError, Appended, JournalEvent};
 use crate::task::{
-    AttemptOutcome, Cause, Consistency, DeliveryId, DeliveryState, Idempotency, NewTask, Node,
-    Obstacle, Partition, ReplicaIndex, Task, TaskId,
+    AttemptOutcome, Cause, Client, Consistency, DeliveryId, DeliveryState, Idempotency, NewTask,
+    Node, Obstacle, Partition, Quota, ReplicaIndex, Task, TaskId,
 };
 
 #[derive(Debug)]
@@ -394,6 +395,8 @@ pub(crate) enum LoopEvent {
         engine: Box<EngineSettings>,
         queue_wait: Duration,
     },
+    /// The token list was read again: the quotas of all its tokens.
+    Quotas(HashMap<Client, Quota>),
     /// From now on, refuse new writes.
     Refuse,
     /// Start no more deliveries, and end when none is in flight.

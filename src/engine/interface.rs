@@ -1,6 +1,6 @@
 //! The inputs and outputs of the engine.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,6 +155,11 @@ pub enum Full {
     #[error("{claimant} has used up its share of {limit} ({}: {held})", limit.what())]
     Share { claimant: Claimant, limit: SharedLimit, held: u64 },
     #[error(
+        "this token has used up its quota ({}={most}; {}: {held})",
+        limit.quota(), limit.what()
+    )]
+    Quota { client: Client, limit: SharedLimit, most: NonZeroU64, held: u64 },
+    #[error(
         "the write names a new replica and all known ones have pending deliveries or dead letters (--max-known-replicas {0})"
     )]
     Replicas(usize),
@@ -187,6 +192,14 @@ pub enum SharedLimit {
 }
 
 impl SharedLimit {
+    /// The field of a token with its quota.
+    fn quota(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            _ => "places",
+        }
+    }
+
     fn what(self) -> &'static str {
         match self {
             Self::Queue => "queued for it",

@@ -1,7 +1,10 @@
 //! Settings that change while the engine runs.
 
+use std::collections::HashMap;
+
 use crate::engine::retry::Schedule;
 use crate::engine::{Engine, EngineSettings, Now};
+use crate::task::{Client, Quota};
 
 impl Engine {
     /// Puts some of the new settings in force: the workers, the retries, the strong timeout, the
@@ -24,5 +27,10 @@ impl Engine {
         let numbers: Vec<_> = self.lanes.numbers().collect();
         numbers.into_iter().for_each(|number| self.mark_dirty(number));
         self.finish();
+    }
+
+    /// Replaces the quotas of all clients. Nothing is taken away from a client above its quota.
+    pub fn set_quotas(&mut self, quotas: HashMap<Client, Quota>) {
+        self.quotas = quotas;
     }
 }

@@ -41,6 +41,7 @@ impl Engine {
             Consistency::Eventual => TaskQueue::Eventual,
         };
         self.room(queue, bytes)?;
+        self.check_quota(bytes, client)?;
         self.check_shares(queue, bytes, replicas, client)?;
         let lanes = self.open_lanes(replicas, client)?;
         let client = self.claims.join_client(client);
@@ -127,6 +128,25 @@ impl Engine {
         }
         if self.levels.bytes.saturating_add(bytes) > self.settings.max_bytes {
             return Err(Full::Bytes(self.settings.max_bytes));
+        }
+        Ok(())
+    }
+
+    /// Checks the quota that the client has of its own.
+    fn check_quota(&self, bytes: u64, client: Option<&Client>) -> Result<(), Full> {
+        let Some((client, quota)) = client.and_then(|of| Some((of, self.quotas.get(of)?))) else {
+            return Ok(());
+        };
+        let number = self.claims.find_client(Some(client));
+        let held = |pool: Pool| self.claims.held(pool, number, None).client;
+        let places = held(Pool::Queue) + held(Pool::Strong);
+        for (most, limit, held, more) in [
+            (quota.places, SharedLimit::Queue, places, 1),
+            (quota.bytes, SharedLimit::Bytes, held(Pool::Bytes), bytes),
+        ] {
+            if let Some(most) = most.filter(|most| held.saturating_add(more) > most.get()) {
+                return Err(Full::Quota { client: client.clone(), limit, most, held });
+            }
         }
         Ok(())
     }

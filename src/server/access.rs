@@ -22,7 +22,8 @@ use serde_json::{Value, json};
 use super::ServerState;
 use super::connections::ClientPeer;
 use super::errors::{Problem, closing};
-use crate::access::{Holder, Role};
+use crate::access::{Holder, Role, expiry_text};
+use crate::clock::wall_clock;
 use crate::metrics::Reason;
 use crate::task::{Client, Node};
 
@@ -36,6 +37,8 @@ pub use tokens::Tokens;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 pub(super) const INVALID_TOKEN: &str = "this token is not valid";
+
+const EXPIRED_TOKEN: &str = "this token has expired";
 
 #[derive(Clone, Debug)]
 pub struct Access {
@@ -127,7 +130,7 @@ pub(super) fn describe(openapi: &mut Value) {
             let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
             let Some(responses) = responses else { continue };
             for (status, description) in [
-                ("401", "The token is missing or not valid."),
+                ("401", "The token is missing, not valid, or has expired."),
                 (
                     "403",
                     "The role of the token does not allow this, or the request comes from another site.",
@@ -169,8 +172,8 @@ impl Caller {
         }
     }
 
-    /// Resolves when a reload removes the token or changes its grant. A request that outlives that
-    /// must end.
+    /// Resolves when the token expires, or a reload removes it or changes its grant. A request that
+    /// outlives that must end.
     pub(super) async fn revoked(&self, access: &Access) {
         match (&self.holder, &access.tokens) {
             (Some(holder), Some(tokens)) => tokens.revoked(holder).await,
@@ -304,6 +307,14 @@ fn admit(access: &Access, need: Need, request: &Request) -> Result<Caller, (Prob
         return Err((Problem::Unauthenticated(INVALID_TOKEN), anonymous));
     };
     let caller = Caller { holder: Some(Arc::clone(&holder)), ..anonymous };
+    let time = wall_clock();
+    if holder.grant.has_expired(time) {
+        return Err((Problem::Unauthenticated(EXPIRED_TOKEN), caller));
+    }
+    if let Some(expires) = holder.grant.expires.filter(|_| holder.warns_of_expiry(time)) {
+        let (token, expires) = (&holder.grant.name, expiry_text(expires));
+        tracing::warn!(%token, expires, "a token in use expires within 7 days");
+    }
     if !holder.grant.allows(role) {
         let error = format!("a token with the role {role} is required");
         return Err((Problem::Forbidden(error), caller));

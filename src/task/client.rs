@@ -2,6 +2,7 @@
 
 use core::net::{IpAddr, Ipv6Addr};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// The holder of a token, or the address of the client where there are no tokens.
@@ -33,6 +34,16 @@ impl fmt::Display for Client {
             Self::Address(address) => address.fmt(f),
         }
     }
+}
+
+/// An absolute limit of what the unsettled writes of a client may take of the queue, besides its
+/// share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Eventual and strong writes together.
+    pub places: Option<NonZeroU64>,
+    /// Charged as for `--queue-max-bytes`.
+    pub bytes: Option<NonZeroU64>,
 }
 
 #[cfg(test)]

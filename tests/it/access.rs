@@ -13,12 +13,12 @@ use crate::support::daemon::command;
 use crate::support::{Daemon, Replica, client, set, wait_until};
 
 /// A directory with a list of tokens.
-struct List {
+pub struct List {
     dir: TempDir,
 }
 
 impl List {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
@@ -31,7 +31,7 @@ impl List {
     }
 
     /// Creates a token with the command for operators.
-    fn add(&self, args: &[&str]) -> String {
+    pub fn add(&self, args: &[&str]) -> String {
         let made = command()
             .args(["token", "new", "--append"])
             .arg(self.path())
@@ -48,25 +48,25 @@ impl List {
         token
     }
 
-    async fn daemon(&self, more: &[&str]) -> Daemon {
+    pub async fn daemon(&self, more: &[&str]) -> Daemon {
         let args = self.args();
         let args: Vec<_> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
         Daemon::start(&args).await
     }
 }
 
-async fn request(daemon: &Daemon, method: Method, path: &str, token: &str) -> Response {
+pub async fn request(daemon: &Daemon, method: Method, path: &str, token: &str) -> Response {
     let request = client().request(method, daemon.url(path));
     request.header(AUTHORIZATION, format!("Bearer {token}")).send().await.unwrap()
 }
 
-async fn post(daemon: &Daemon, body: &Value, token: &str) -> Response {
+pub async fn post(daemon: &Daemon, body: &Value, token: &str) -> Response {
     let request = client().post(daemon.url("/replicate")).json(body);
     request.header(AUTHORIZATION, format!("Bearer {token}")).send().await.unwrap()
 }
 
 #[track_caller]
-fn assert_status(answer: &Response, status: u16) {
+pub fn assert_status(answer: &Response, status: u16) {
     assert_eq!(answer.status(), status, "{answer:?}");
 }
 

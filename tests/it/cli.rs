@@ -209,15 +209,20 @@ fn the_tokens_of_a_file_are_listed_without_secrets() {
     let output = alone(&list);
     let printed = out(&output);
     let rows: Vec<Vec<_>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["NAME", "ROLES", "RATE", "ID", "REPLICAS"], "{printed}");
+    assert_eq!(
+        rows[0],
+        ["NAME", "ROLES", "RATE", "PLACES", "BYTES", "EXPIRES", "ID", "REPLICAS"],
+        "{printed}"
+    );
     assert_eq!(rows[1][..3], ["a", "observe,operate", "-"], "{printed}");
-    assert_eq!((rows[1][4], rows[2][4]), ("http://h:1", "all"), "{printed}");
+    assert_eq!((rows[1][7], rows[2][7]), ("http://h:1", "all"), "{printed}");
     let id = &out(&first)["rpl_".len()..][..12];
-    assert_eq!(rows[2][..4], ["b", "replicate", "5/s", id], "{printed}");
+    assert_eq!(rows[2][..7], ["b", "replicate", "5/s", "-", "-", "never", id], "{printed}");
     let json: Value =
         serde_json::from_str(&out(&alone(&[&list[..], &["--json"]].concat()))).unwrap();
     let b = serde_json::json!({
-        "name": "b", "roles": ["replicate"], "replicas": null, "rate": 5, "id": id,
+        "name": "b", "roles": ["replicate"], "replicas": null, "rate": 5, "expires": null,
+        "expired": false, "places": null, "bytes": null, "id": id,
     });
     assert_eq!(json["tokens"][1], b);
     let (_, hash) = std::fs::read_to_string(&file)

@@ -43,5 +43,6 @@ mod service;
 mod telemetry;
 mod tls_in;
 mod tls_out;
+mod tokens;
 mod tools;
 mod traces;

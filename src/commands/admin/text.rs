@@ -121,7 +121,7 @@ pub(super) fn rate(per_second: f64) -> String {
     }
 }
 
-pub(super) fn bytes(bytes: u64) -> String {
+pub(in crate::commands) fn bytes(bytes: u64) -> String {
     ByteSize::b(bytes).to_string()
 }
 

@@ -447,7 +447,7 @@ fn reason(full: &Full) -> Reason {
         Full::Queue(_) | Full::Strong(_) => Reason::Queue,
         Full::Bytes(_) => Reason::Bytes,
         Full::Replicas(_) => Reason::Replicas,
-        Full::Share { limit, .. } => match limit {
+        Full::Share { limit, .. } | Full::Quota { limit, .. } => match limit {
             SharedLimit::Queue => Reason::Share,
             SharedLimit::Bytes => Reason::Bytes,
             SharedLimit::DeadLetters => Reason::DeadLetters,

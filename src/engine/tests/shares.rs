@@ -1,8 +1,11 @@
 //! A client that uses its whole share leaves room for the others.
 
+use std::num::NonZeroU64;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::task::Quota;
 
 fn token(name: &str) -> Client {
     Client::Token(name.into())
@@ -17,6 +20,47 @@ fn fill(f: &mut Fixture, client: &Client, nodes: &[&str], consistency: Consisten
         }
     }
     unreachable!()
+}
+
+fn quota(places: u64, bytes: u64) -> HashMap<Client, Quota> {
+    let [places, bytes] = [places, bytes].map(NonZeroU64::new);
+    HashMap::from([(token("limited"), Quota { places, bytes })])
+}
+
+#[test]
+fn a_quota_limits_the_places_of_a_token_in_both_queues_together_and_no_one_else() {
+    let mut f = Fixture::new(settings());
+    f.engine.set_quotas(quota(5, 0));
+    let limited = token("limited");
+    f.append_of(Some(&limited), "k", &["a"], Consistency::Strong).unwrap();
+    let (accepted, full) = fill(&mut f, &limited, &["a"], Consistency::Eventual);
+    let most = NonZeroU64::new(5).unwrap();
+    let expected =
+        Full::Quota { client: limited.clone(), limit: SharedLimit::Queue, most, held: 5 };
+    assert_eq!((accepted, &full), (4, &expected));
+    let text = "this token has used up its quota (places=5; queued for it: 5)";
+    assert_eq!(full.to_string(), text);
+    assert!(fill(&mut f, &token("other"), &["b"], Consistency::Eventual).0 > 5);
+    // A place is free again when a write is settled.
+    f.commit(1);
+    f.answer(1, 0, Verdict::Delivered);
+    assert_eq!(fill(&mut f, &limited, &["a"], Consistency::Eventual).0, 1);
+    // Another list of tokens.
+    f.engine.set_quotas(quota(7, 0));
+    assert_eq!(fill(&mut f, &limited, &["a"], Consistency::Eventual).0, 2);
+    f.engine.set_quotas(HashMap::new());
+    f.append_of(Some(&limited), "k", &["a"], Consistency::Strong).unwrap();
+}
+
+#[test]
+fn a_quota_limits_the_bytes_of_a_token() {
+    let mut f = Fixture::new(settings());
+    // A write of ten bytes counts 522.
+    f.engine.set_quotas(quota(0, 522 * 3 + 521));
+    let (accepted, full) = fill(&mut f, &token("limited"), &["a"], Consistency::Eventual);
+    assert_eq!(accepted, 3);
+    let text = "this token has used up its quota (bytes=2087; bytes queued for it: 1566)";
+    assert_eq!(full.to_string(), text);
 }
 
 fn refused(claimant: Claimant, limit: SharedLimit, held: u64) -> Full {

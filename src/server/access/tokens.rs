@@ -1,11 +1,16 @@
 //! The token list in use, which a reload replaces.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
 use crate::access::{Holder, TokenList};
+use crate::clock::wall_clock;
+
+/// The wall clock may be set, so the expiry of a token is looked at this often.
+const MOST_SLEEP: Duration = Duration::from_secs(60);
 
 /// Clones share the list.
 #[derive(Clone, Debug)]
@@ -34,13 +39,15 @@ impl Tokens {
         self.0.replaced.send_replace(());
     }
 
-    /// Resolves when the token is no longer in the list, or its grant has changed.
+    /// Resolves when the token has expired, is no longer in the list, or its grant has changed.
     pub(super) async fn revoked(&self, holder: &Arc<Holder>) {
         // Before the first look, so that no replacement is missed.
         let mut replaced = self.0.replaced.subscribe();
-        while self.list().holds(holder) {
+        while self.list().holds(holder) && !holder.grant.has_expired(wall_clock()) {
+            let left = holder.grant.time_left(wall_clock());
+            let look = left.map_or(MOST_SLEEP, |left| left.min(MOST_SLEEP));
             // The sender lives as long as `self`.
-            let _ = replaced.changed().await;
+            let _ = tokio::time::timeout(look, replaced.changed()).await;
         }
     }
 }
@@ -53,9 +60,11 @@ mod tests {
 
     use super::*;
     use crate::access::{Grant, NewToken, Role};
+    use crate::task::Quota;
 
     fn line(name: &str, token: &NewToken, roles: Vec<Role>) -> String {
-        let grant = Grant { name: name.into(), roles, replicas: None, rate: None };
+        let (replicas, rate, expires, quota) = (None, None, None, Quota::default());
+        let grant = Grant { name: name.into(), roles, replicas, rate, expires, quota };
         grant.line(&token.stored().unwrap()) + "\n"
     }
 
