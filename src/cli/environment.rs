@@ -13,7 +13,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -95,7 +95,7 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Com
     if let Some((daemon, arguments, words)) = daemon
         && let Some(path) = config_file(daemon, arguments)
     {
-        let set_by_file = origins.read_file(path, daemon, arguments);
+        let set_by_file = origins.read_file(&path, daemon, arguments);
         args.splice(words..words, set_by_file?);
     }
     let parsed = command.clone().try_get_matches_from(&args);
@@ -177,11 +177,11 @@ impl Origins {
     /// the environment set.
     fn read_file(
         &mut self,
-        path: PathBuf,
+        path: &Path,
         daemon: &Command,
         arguments: &ArgMatches,
     ) -> Result<Vec<OsString>, CommandLineError> {
-        let entries = file::read(&path).map_err(|error| {
+        let entries = file::read(path).map_err(|error| {
             let error = Cli::command().error(ErrorKind::ValueValidation, error);
             let hint = self.hint(&error.to_string());
             CommandLineError { error, hint }
@@ -193,7 +193,7 @@ impl Origins {
                 continue;
             };
             if !is_explicit(arg, arguments) && set(arg).is_none() {
-                let origin = ValueOrigin::File { path: path.clone(), line: entry.line };
+                let origin = ValueOrigin::File { path: path.to_owned(), line: entry.line };
                 self.0.push((format!("--{flag}"), origin));
                 set_by_file.extend(entry.arguments.into_iter().map(OsString::from));
             }

@@ -6,6 +6,7 @@
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
+use clap::builder::Str;
 use clap::{Arg, ArgAction, Command};
 use thiserror::Error;
 use toml::Spanned;
@@ -178,8 +179,7 @@ fn scalar(value: &DeValue<'_>) -> Option<String> {
 /// A line that sets a flag: to its default, or to the name of its value.
 fn example(name: &str, arg: &Arg) -> String {
     let default = arg.get_default_values().first().and_then(|value| value.to_str());
-    let value =
-        default.or(arg.get_value_names().and_then(|names| names.first()).map(|n| n.as_str()));
+    let value = default.or(arg.get_value_names().and_then(|names| names.first()).map(Str::as_str));
     let value = value.unwrap_or_default();
     match value.parse::<f64>().is_ok() || value.parse::<bool>().is_ok() {
         true => format!("{name} = {value}"),

@@ -115,7 +115,7 @@ mod tests {
         let (_, section) = page.split_once("### Changes without a restart").unwrap();
         let (_, list) = section.split_once("in force at once:").unwrap();
         let (list, _) = list.split_once("\n\nA retry").unwrap();
-        let mut listed: Vec<_> = list.split(',').map(|flag| flag.trim()).collect();
+        let mut listed: Vec<_> = list.split(',').map(str::trim).collect();
         listed.sort_unstable();
         let mut names: Vec<_> = names.iter().map(|name| format!("`--{name}`")).collect();
         names.sort_unstable();
