@@ -43,7 +43,8 @@ fn err(output: &Output) -> String {
 
 /// The setting of this name: value and source.
 fn setting(output: &Output, name: &str) -> (Value, String) {
-    let shown: Value = serde_json::from_slice(&output.stdout).expect(&err(output));
+    let shown = serde_json::from_slice(&output.stdout);
+    let shown: Value = shown.unwrap_or_else(|_| panic!("{}", err(output)));
     let settings = shown["settings"].as_array().unwrap();
     let setting = settings.iter().find(|setting| setting["name"] == name).expect(name);
     let detail = [&setting["line"], &setting["variable"]].into_iter().find(|d| !d.is_null());
