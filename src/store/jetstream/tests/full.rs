@@ -26,6 +26,8 @@ fn an_owner_whose_log_is_full_keeps_its_lease_and_frees_room() {
     let limits = JetStreamSettings {
         queue_max_bytes: 1 << 20,
         dead_letter_max_bytes: 1 << 20,
+        // The log is full for as long as the test wants.
+        clean_above: Some(u64::MAX),
         ..world.settings("a")
     };
     let owner = Opened::with(&limits);
