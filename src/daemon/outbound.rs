@@ -196,7 +196,31 @@ fn is_local(address: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn the_rules_stay_while_a_token_for_any_replica_would_be_left_without_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokens");
+        fs::write(&path, "* s3cret\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let settings = |allow: Vec<Rule>| config::OutboundConfig {
+            allow,
+            allow_file: None,
+            ca: None,
+            identity: None,
+            token_file: Some(path.clone()),
+        };
+        let (with, without) = (settings(vec!["10.0.0.0/8".parse().unwrap()]), settings(vec![]));
+        assert!(may_replace(&with, &with).is_ok() && may_replace(&without, &with).is_ok());
+        let refused = may_replace(&with, &without);
+        assert!(matches!(refused, Err(OutboundError::ForAnyone { .. })), "{refused:?}");
+        fs::remove_file(&path).unwrap();
+        assert!(may_replace(&with, &without).is_err(), "the old tokens would stay");
+    }
 
     #[test]
     fn an_address_of_this_machine_is_recognised() {
