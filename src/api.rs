@@ -32,7 +32,9 @@ pub use events::{Figures, ReplicaChange, ReplicaEvent, ReplicaFigures, TaskEvent
 pub use history::{
     ClusterPartition, ClusterServer, ClusterStore, Instance, PastFigures, StoreState,
 };
-pub use replicas::{Convergence, Forgotten, LastError, Probed, Rename, Replica, ReplicaPage};
+pub use replicas::{
+    Convergence, Forgotten, LastError, PauseRequest, Probed, Rename, Replica, ReplicaPage,
+};
 pub use tasks::{AttemptInfo, DeliveryInfo, TaskInfo, TaskPage};
 pub use writes::{
     BatchAnswer, BatchAnswers, BatchWrite, NoMajority, UserId, WriteAccepted, WriteRequest,

@@ -38,7 +38,10 @@ pub use event_bus::{EventKinds, EventSubscription, StreamEvent};
 pub use handle::Handle;
 pub(crate) use handle::Operator;
 pub(crate) use history::TaskHistory;
-pub use messages::{AcceptedWrite, AdminError, Health, LetterFilter, Refusal, TaskFilter};
+pub use messages::{
+    AcceptedWrite, AdminError, Health, LetterFilter, LimitChange, LimitsChange, PauseEnd, Refusal,
+    TaskFilter,
+};
 #[cfg(test)]
 pub(crate) use messages::{NewWrite, Request};
 pub(crate) use read_memory::ReadMemory;

@@ -42,6 +42,7 @@ mod claims;
 mod concurrency;
 mod counters;
 mod dead_letters;
+mod dispatch;
 mod early;
 mod failures;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -97,8 +98,8 @@ const MOST_DUE: usize = 4096;
 #[derive(Debug)]
 pub struct Engine {
     settings: EngineSettings,
-    /// The share of `--redrive-rate` of this process.
-    redrive_rate: NonZeroU32,
+    /// The processes that share the rates.
+    processes: NonZeroU32,
     schedule: Schedule,
     rng: fastrand::Rng,
     tasks: Tasks,
@@ -155,7 +156,7 @@ impl Engine {
         Self {
             schedule: Schedule { max_retries: settings.max_retries, base: settings.retry_base },
             rng: fastrand::Rng::with_seed(settings.seed),
-            redrive_rate: settings.redrive_rate,
+            processes: NonZeroU32::MIN,
             settings,
             tasks: Tasks::default(),
             lanes: Lanes::default(),
@@ -310,7 +311,8 @@ impl Engine {
             }
             return;
         }
-        let (workers, in_flight) = (self.settings.workers, lane.in_flight.workers());
+        let workers = self.settings.workers.limited(lane.set_limits().workers);
+        let in_flight = lane.in_flight.workers();
         lane.health.attempt_ended(self.now, workers, took, failed, in_flight);
         match verdict {
             Verdict::Delivered | Verdict::Rejected { .. } | Verdict::Refused { .. } => {
@@ -399,10 +401,9 @@ impl Engine {
         self.actions.pop_front()
     }
 
-    /// Divides the redrive rate by the processes that redrive.
-    pub fn share_redrives(&mut self, processes: NonZeroU32) {
-        let share = self.settings.redrive_rate.get() / processes;
-        self.redrive_rate = NonZeroU32::new(share).unwrap_or(NonZeroU32::MIN);
+    /// Divides the rates by the processes that send.
+    pub fn share_rates(&mut self, processes: NonZeroU32) {
+        self.processes = processes;
     }
 
     pub fn strong_timeout(&self) -> Duration {
@@ -435,14 +436,15 @@ impl Engine {
             pending_bytes: lane.backlog.bytes(),
             oldest: oldest.0,
             oldest_since: oldest.1,
-            paused: lane.paused,
+            paused: lane.paused.map(|paused| paused.pause),
             last_error: lane.health.last_error().cloned(),
             breaker_since: lane.health.since(),
             next_probe: lane.health.breaker().probe_at(),
             dead_letter_bytes: lane.letters.bytes(),
             refused_letters: lane.letters.refused() as u64,
             breaker: lane.health.breaker().view(),
-            workers: lane.health.limit(self.settings.workers),
+            workers: lane.workers(self.settings.workers),
+            limits: lane.set_limits(),
         })
     }
 }

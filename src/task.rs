@@ -19,12 +19,14 @@ mod client;
 pub(crate) mod fuzzing;
 mod moment;
 mod node;
+mod replica;
 mod state;
 mod uptime;
 
 pub use client::{Client, Quota};
 pub use moment::{Moment, Now, Since};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};
+pub use replica::{ReplicaLimits, ReplicaPause};
 pub use state::{BreakerState, Counters, DeliveryState, ReplicaState, TaskChange};
 pub use uptime::{ClockStep, Uptime};
 

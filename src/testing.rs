@@ -24,6 +24,7 @@ pub mod store {
 pub mod task {
     pub use crate::task::{
         AttemptOutcome, Cause, Consistency, DeadLetter, DeliveryId, Idempotency, Moment, Node, Now,
-        Operation, Partition, Progress, Task, TaskId, Timestamp, Trace, Verdict,
+        Operation, Partition, Progress, ReplicaLimits, ReplicaPause, Task, TaskId, Timestamp,
+        Trace, Verdict,
     };
 }

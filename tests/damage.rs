@@ -28,8 +28,8 @@ use replicator::testing::store::{
     StoreSettings,
 };
 use replicator::testing::task::{
-    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
-    Timestamp, Trace,
+    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, ReplicaPause, Task,
+    TaskId, Timestamp, Trace,
 };
 
 /// A start with a small store that takes longer hangs.
@@ -97,9 +97,12 @@ fn progress(rng: &mut Rng) -> Progress {
 fn replica(rng: &mut Rng) -> (Node, ReplicaRow) {
     let node = |n: u8| Node::parse(&format!("http://node-{n}")).unwrap();
     let row = ReplicaRow {
-        paused_since: rng.bool().then_some(Timestamp(rng.u64(..))),
+        pause: rng.bool().then(|| ReplicaPause {
+            since: Timestamp(rng.u64(..)),
+            until: rng.bool().then(|| Timestamp(rng.u64(..))),
+        }),
         renamed_to: rng.bool().then(|| node(rng.u8(..))),
-        first_used: Timestamp(rng.u64(..)),
+        ..ReplicaRow::new(Timestamp(rng.u64(..)))
     };
     (node(rng.u8(0..20)), row)
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::task::{ReplicaState, TaskChange};
+use crate::task::{ReplicaLimits, ReplicaState, TaskChange};
 
 /// A change of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -29,6 +29,8 @@ pub enum ReplicaChange {
     Healthy,
     Paused,
     Resumed,
+    /// Its limits were changed.
+    Limited,
     /// Everything for it was discarded.
     Forgotten,
     Renamed,
@@ -40,7 +42,8 @@ pub struct ReplicaEvent {
     pub at: String,
     pub replica: String,
     pub change: ReplicaChange,
-    /// The error that opened the breaker, or the new address.
+    /// The error that opened the breaker, the new address, the limits, or when the pause ends or has ended by
+    /// itself.
     pub detail: Option<String>,
 }
 
@@ -61,6 +64,9 @@ pub struct ReplicaFigures {
     pub delivered_per_second: f64,
     /// Attempts that failed in the last second.
     pub failed_per_second: f64,
+    /// Missing if there are none.
+    #[serde(default, skip_serializing_if = "ReplicaLimits::is_none")]
+    pub limits: ReplicaLimits,
 }
 
 /// Figures of the daemon, once a second.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::task::{Counters, ReplicaState};
+use crate::task::{Counters, ReplicaLimits, ReplicaState};
 
 /// Trend of the backlog over the last minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -39,6 +39,9 @@ pub struct Replica {
     /// When it entered this state; `null` if the state has not changed since the start,
     /// or while it refuses writes.
     pub state_since: Option<String>,
+    /// When its pause ends by itself; missing for another pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_until: Option<String>,
     /// Earliest time of the next probe, while it is failing.
     pub next_probe_at: Option<String>,
     /// Unsettled deliveries without dead letters.
@@ -64,6 +67,9 @@ pub struct Replica {
     pub dead_letter_bytes: u64,
     /// Maximum number of concurrent deliveries.
     pub workers: u32,
+    /// Limits that an operator has set for it; missing if there are none.
+    #[serde(default, skip_serializing_if = "ReplicaLimits::is_none")]
+    pub limits: ReplicaLimits,
     /// Deliveries accepted per second, over the last minute.
     pub rate_in: f64,
     /// Deliveries acknowledged per second, over the last minute.
@@ -82,8 +88,8 @@ pub struct Replica {
     /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub incomplete: Vec<u16>,
-    /// Instances of the cluster that have not confirmed within 5 s that they apply a pause, its end or a
-    /// new address. Only in the answer to that; missing if all have.
+    /// Instances of the cluster that have not confirmed within 5 s that they apply a pause, its end,
+    /// limits or a new address. Only in the answer to that; missing if all have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unconfirmed: Vec<String>,
 }
@@ -124,6 +130,20 @@ pub struct Forgotten {
     /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub incomplete: Vec<u16>,
+}
+
+/// When a pause ends by itself: one of the two fields, or neither for a pause that lasts until it is
+/// resumed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PauseRequest {
+    /// After this number of seconds, at most 366 days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_seconds: Option<u64>,
+    /// At this time, at most 366 days ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub until: Option<String>,
 }
 
 /// New address of a replica.

@@ -11,6 +11,10 @@ use super::duration;
 use crate::api::LetterId;
 use crate::task::{Cause, DeliveryState, Node, TaskId};
 
+mod replicas;
+
+pub use replicas::{ForgetArgs, RenameArgs, ReplicasArgs, ReplicasCommand};
+
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection")]
 pub struct ConnectArgs {
@@ -57,68 +61,6 @@ pub struct StatusArgs {
 
     #[command(flatten)]
     pub ask: AskArgs,
-}
-
-#[derive(Debug, Args)]
-pub struct ReplicasArgs {
-    #[command(flatten)]
-    pub ask: AskArgs,
-
-    #[command(subcommand)]
-    pub command: Option<ReplicasCommand>,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum ReplicasCommand {
-    /// List replicas with state, backlog, lag and rates (default)
-    List,
-    /// Show one replica in full
-    Show(NodeArgs),
-    /// Stop sending to a replica until it is resumed; survives a restart
-    Pause(NodeArgs),
-    /// Resume sending to a paused replica
-    Resume(NodeArgs),
-    /// Send the next delivery to a failing replica now
-    Probe(NodeArgs),
-    /// Discard all pending deliveries and dead letters of a replica
-    ///
-    /// Without --yes it only prints how many there are and exits with code 2.
-    Forget(ForgetArgs),
-    /// Send the pending and future writes of a replica to another address
-    ///
-    /// Without --yes it only prints how many there are and exits with code 2.
-    Rename(RenameArgs),
-}
-
-#[derive(Debug, Args)]
-pub struct NodeArgs {
-    /// Address of the replica; http:// if it has no scheme
-    #[arg(value_name = "NODE", value_parser = node)]
-    pub node: Node,
-}
-
-#[derive(Debug, Args)]
-pub struct ForgetArgs {
-    #[command(flatten)]
-    pub node: NodeArgs,
-
-    /// Confirm: discard them
-    #[arg(long)]
-    pub yes: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct RenameArgs {
-    #[command(flatten)]
-    pub node: NodeArgs,
-
-    /// New address; nothing may have been sent to it before
-    #[arg(value_name = "NEW", value_parser = node)]
-    pub to: Node,
-
-    /// Confirm: send them there
-    #[arg(long)]
-    pub yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -487,6 +429,7 @@ mod tests {
     use clap::Parser;
     use clap::error::ErrorKind;
 
+    use super::replicas::LimitArg;
     use super::*;
     use crate::cli::{Cli, Command};
 
@@ -513,7 +456,7 @@ mod tests {
             assert!(args.ask.json);
             assert_eq!(args.ask.connect.url.as_str(), "http://h:1/");
             let Some(ReplicasCommand::Pause(of)) = args.command else { panic!("{line}") };
-            assert_eq!(of.node.as_str(), "http://h:8081");
+            assert_eq!(of.node.node.as_str(), "http://h:8081");
         }
     }
 
@@ -525,6 +468,9 @@ mod tests {
         refused("status --timeout 0s", "longer than zero");
         refused("replicas show http://h/?a", "query");
         refused("tasks show first", "number");
+        refused("replicas pause h --for 0s", "longer than zero");
+        refused("replicas pause h --until tomorrow", "2026-12-01T06:00:00Z");
+        refused("replicas pause h --for 1h --until 2026-12-01T06:00:00Z", "--until");
     }
 
     #[test]
@@ -540,6 +486,20 @@ mod tests {
         }
         assert!(parse("dead-letters redrive --cause gave-up").is_ok());
         assert!(parse("dead-letters discard --all").is_ok());
+    }
+
+    #[test]
+    fn a_limit_is_a_number_or_unset() {
+        let Ok(Command::Replicas(args)) = parse("replicas set h --rate none --bandwidth 10MB")
+        else {
+            panic!()
+        };
+        let Some(ReplicasCommand::Set(set)) = args.command else { panic!() };
+        assert_eq!((set.workers, set.rate), (None, Some(LimitArg(None))));
+        assert_eq!(set.bandwidth, Some(LimitArg(Some(10_000_000))));
+        refused("replicas set h", "--redrive-rate <N>");
+        refused("replicas set h --workers many", "expected a number, default or none");
+        refused("replicas set h --bandwidth much", "expected bytes such as 10MB");
     }
 
     #[test]

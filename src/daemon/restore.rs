@@ -90,9 +90,10 @@ pub(super) fn open(
                 // first claim nothing may be left, the engine's actions included.
                 JournalEvent::Released { .. } => {
                     engine = new_engine();
-                    registry.paused().for_each(|(node, since)| {
-                        engine.pause(now, node, Some(since));
+                    registry.paused().for_each(|(node, pause)| {
+                        engine.pause(now, node, Some(pause));
                     });
+                    registry.limited().for_each(|(node, limits)| engine.limit(now, node, limits));
                 }
                 // These go to the loop, which a failure during the start must reach.
                 JournalEvent::Arrived { .. }

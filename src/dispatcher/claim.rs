@@ -45,12 +45,16 @@ pub(crate) fn replica(
         // Fails for a replica without a lane, which needs no rename, and if the new address has
         // deliveries already: then the rename is not confirmed.
         let _ = engine.follow_rename(now, node, to);
-        // The record of the new address has the pause.
+        // The record of the new address has the pause and the limits.
         return registry.restore(node, row);
     }
-    let since = row.as_ref().and_then(|row| row.paused_since);
-    if since.is_some() || registry.is_paused(node) {
-        engine.pause(now, node, since);
+    let pause = row.as_ref().and_then(|row| row.pause);
+    if pause.is_some() || registry.pause_of(node).is_some() {
+        engine.pause(now, node, pause);
+    }
+    let limits = row.as_ref().map(|row| row.limits).unwrap_or_default();
+    if limits != registry.limits_of(node) {
+        engine.limit(now, node, limits);
     }
     registry.restore(node, row);
 }

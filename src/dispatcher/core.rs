@@ -289,6 +289,7 @@ impl Core {
                 let event = ThrottledEvent::Breaker { error };
                 self.observed.throttle.log(moment, &node, event);
             }
+            EngineAction::PauseEnded { node, pause } => self.pause_ended(now, &node, pause),
             EngineAction::Ended { last } => {
                 let cached = self.task_in_memory(last.id);
                 self.observed.remember(now, last, cached);
@@ -316,7 +317,7 @@ impl Core {
             self.refuse_waiting();
         }
         self.note_figures(now, &lanes, watched);
-        self.engine.share_redrives(self.journal.processes());
+        self.engine.share_rates(self.journal.processes());
         self.answer_overdue(now);
         self.uptime.save(now.moment);
         self.observed.history.tick(now.moment);

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::metrics::Snapshot;
 use crate::store::{AppendError, Appended, JournalEvent};
 use crate::task::{
     AttemptOutcome, Cause, Client, Consistency, DeliveryId, DeliveryState, Idempotency, NewTask,
-    Node, Obstacle, Partition, Quota, ReplicaIndex, Task, TaskId,
+    Node, Obstacle, Partition, Quota, ReplicaIndex, ReplicaLimits, Task, TaskId, Timestamp,
 };
 
 #[derive(Debug)]
@@ -240,7 +241,17 @@ pub(crate) enum ReplicaRequest {
     },
     Pause {
         node: Node,
-        paused: bool,
+        /// `None` resumes it.
+        end: Option<PauseEnd>,
+        /// Why a replica that is not known cannot be paused.
+        forbidden: Option<String>,
+        reply: AdminReply<Option<api::Replica>>,
+    },
+    Limit {
+        node: Node,
+        change: LimitsChange,
+        /// As for a pause.
+        forbidden: Option<String>,
         reply: AdminReply<Option<api::Replica>>,
     },
     Probe {
@@ -272,12 +283,71 @@ pub(crate) enum ReplicaRequest {
     },
 }
 
+/// When a pause ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PauseEnd {
+    Never,
+    After(Duration),
+    At(Timestamp),
+}
+
+/// The change of one limit of a replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LimitChange<T> {
+    #[default]
+    Keep,
+    Unset,
+    Set(T),
+}
+
+impl<T> LimitChange<T> {
+    fn apply(self, known: Option<T>) -> Option<T> {
+        match self {
+            Self::Keep => known,
+            Self::Unset => None,
+            Self::Set(limit) => Some(limit),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitsChange {
+    pub workers: LimitChange<NonZeroU32>,
+    pub rate: LimitChange<NonZeroU32>,
+    pub bandwidth: LimitChange<NonZeroU64>,
+    pub redrive_rate: LimitChange<NonZeroU32>,
+}
+
+impl LimitsChange {
+    pub(crate) fn apply(self, known: ReplicaLimits) -> ReplicaLimits {
+        ReplicaLimits {
+            workers: self.workers.apply(known.workers),
+            rate: self.rate.apply(known.rate),
+            bandwidth: self.bandwidth.apply(known.bandwidth),
+            redrive_rate: self.redrive_rate.apply(known.redrive_rate),
+        }
+    }
+}
+
 /// What an operator changed of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum ReplicaRecord {
-    Paused { node: Node, paused: bool },
-    Renamed { node: Node, to: Node },
+    Paused {
+        node: Node,
+        paused: bool,
+        /// As [`api::Replica::paused_until`]. Left out for a version that does not know it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<String>,
+    },
+    Renamed {
+        node: Node,
+        to: Node,
+    },
+    Limited {
+        node: Node,
+        limits: ReplicaLimits,
+    },
 }
 
 #[derive(Debug)]

@@ -1,13 +1,13 @@
-//! The durable records of replicas: which were ever used, which are paused, which were renamed.
+//! The durable records of replicas: which were ever used, which are paused, limited or renamed.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
 use crate::store::ReplicaRow;
-use crate::task::{Node, Timestamp};
+use crate::task::{Node, ReplicaLimits, ReplicaPause, Timestamp};
 
-/// Beyond this many, the replica that was used first is forgotten, unless it is paused or renamed:
-/// made-up names must not fill the disk.
+/// Beyond this many, the replica that was used first is forgotten, unless an operator has set something
+/// for it: made-up names must not fill the disk.
 const MAX_REPLICAS: usize = 65_536;
 
 /// A row to write, or to remove.
@@ -16,7 +16,7 @@ pub(crate) type RegistryChange = (Node, Option<ReplicaRow>);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ReplicaRegistry {
     rows: HashMap<Node, ReplicaRow>,
-    /// Rows that are neither paused nor renamed, by first use.
+    /// Rows with only the first use, by it.
     plain: BTreeSet<(Timestamp, Node)>,
     /// Former names, with the current one.
     renamed: HashMap<Node, Node>,
@@ -66,12 +66,12 @@ impl ReplicaRegistry {
     }
 
     /// The paused replicas, each with the start of its pause.
-    pub(crate) fn paused(&self) -> impl Iterator<Item = (&Node, Timestamp)> {
-        self.rows.iter().filter_map(|(node, row)| Some((node, row.paused_since?)))
+    pub(crate) fn paused(&self) -> impl Iterator<Item = (&Node, ReplicaPause)> {
+        self.rows.iter().filter_map(|(node, row)| Some((node, row.pause?)))
     }
 
-    pub(crate) fn is_paused(&self, node: &Node) -> bool {
-        self.rows.get(node).is_some_and(|row| row.paused_since.is_some())
+    pub(crate) fn pause_of(&self, node: &Node) -> Option<ReplicaPause> {
+        self.rows.get(node)?.pause
     }
 
     /// Returns the changes to write before the first write to a replica.
@@ -86,20 +86,39 @@ impl ReplicaRegistry {
             self.rows.remove(&first);
             changes.push((first, None));
         }
-        changes.push(self.set(node, unused(now)));
+        changes.push(self.set(node, ReplicaRow::new(now)));
         changes
     }
 
-    /// Pauses a replica, or resumes it without `since`.
+    /// Pauses a replica, or resumes it without a pause.
     pub(crate) fn pause(
         &mut self,
         node: &Node,
-        since: Option<Timestamp>,
+        pause: Option<ReplicaPause>,
         now: Timestamp,
     ) -> RegistryChange {
-        let mut row = self.row(node, now);
-        row.paused_since = since;
-        self.set(node, row)
+        let row = self.row(node, now);
+        self.set(node, ReplicaRow { pause, ..row })
+    }
+
+    pub(crate) fn limits_of(&self, node: &Node) -> ReplicaLimits {
+        self.rows.get(node).map(|row| row.limits).unwrap_or_default()
+    }
+
+    /// The replicas with limits.
+    pub(crate) fn limited(&self) -> impl Iterator<Item = (&Node, ReplicaLimits)> {
+        let limited = self.rows.iter().filter(|(_, row)| !row.limits.is_none());
+        limited.map(|(node, row)| (node, row.limits))
+    }
+
+    pub(crate) fn limit(
+        &mut self,
+        node: &Node,
+        limits: ReplicaLimits,
+        now: Timestamp,
+    ) -> RegistryChange {
+        let row = self.row(node, now);
+        self.set(node, ReplicaRow { limits, ..row })
     }
 
     /// Whether a replica may take this name with all its pending writes: it was never used, or only
@@ -116,20 +135,18 @@ impl ReplicaRegistry {
     /// Renames a replica. Its former names lead to the new one.
     pub(crate) fn rename(&mut self, node: &Node, to: &Node, now: Timestamp) -> Vec<RegistryChange> {
         let row = self.row(node, now);
-        let mut new = self.row(to, now);
-        (new.renamed_to, new.paused_since) = (None, row.paused_since);
+        let new = ReplicaRow { renamed_to: None, first_used: self.row(to, now).first_used, ..row };
         let mut changes = vec![self.set(to, new)];
         let before = self.renamed.iter().filter(|(_, known)| *known == node);
         let names: Vec<_> = before.map(|(from, _)| from.clone()).chain([node.clone()]).collect();
         for name in names.into_iter().filter(|name| name != to) {
-            let mut row = self.row(&name, now);
-            (row.renamed_to, row.paused_since) = (Some(to.clone()), None);
-            changes.push(self.set(&name, row));
+            let row = ReplicaRow::new(self.row(&name, now).first_used);
+            changes.push(self.set(&name, ReplicaRow { renamed_to: Some(to.clone()), ..row }));
         }
         changes
     }
 
-    /// Ends the pause and the former names of a replica. The row stays: the name was used.
+    /// Ends the pause, the limits and the former names of a replica. The row stays: the name was used.
     pub(crate) fn forget(&mut self, node: &Node, now: Timestamp) -> Vec<RegistryChange> {
         let before = self.renamed.iter().filter(|(_, known)| *known == node);
         let names: Vec<_> = before.map(|(from, _)| from.clone()).chain([node.clone()]).collect();
@@ -137,13 +154,13 @@ impl ReplicaRegistry {
             .into_iter()
             .map(|name| {
                 let row = self.row(&name, now);
-                self.set(&name, ReplicaRow { paused_since: None, renamed_to: None, ..row })
+                self.set(&name, ReplicaRow::new(row.first_used))
             })
             .collect()
     }
 
     fn row(&self, node: &Node, now: Timestamp) -> ReplicaRow {
-        self.rows.get(node).cloned().unwrap_or_else(|| unused(now))
+        self.rows.get(node).cloned().unwrap_or_else(|| ReplicaRow::new(now))
     }
 
     fn set(&mut self, node: &Node, row: ReplicaRow) -> RegistryChange {
@@ -154,26 +171,21 @@ impl ReplicaRegistry {
         if let Some(before) = self.rows.insert(node.clone(), row.clone()) {
             self.plain.remove(&(before.first_used, node.clone()));
         }
-        if is_plain(&row) {
+        if row.is_plain() {
             self.plain.insert((row.first_used, node.clone()));
         }
         (node.clone(), Some(row))
     }
 }
 
-fn is_plain(row: &ReplicaRow) -> bool {
-    row.paused_since.is_none() && row.renamed_to.is_none()
-}
-
-fn unused(now: Timestamp) -> ReplicaRow {
-    ReplicaRow { paused_since: None, renamed_to: None, first_used: now }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp(7);
+    const PAUSE: Option<ReplicaPause> = Some(ReplicaPause { since: Timestamp(5), until: None });
 
     fn node(name: &str) -> Node {
         Node::parse(&format!("http://{name}")).unwrap()
@@ -214,15 +226,19 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_follows_a_rename_and_ends_when_the_replica_is_forgotten() {
+    fn a_pause_and_limits_follow_a_rename_and_end_when_the_replica_is_forgotten() {
         let (mut registry, [a, b]) = (ReplicaRegistry::default(), ["a", "b"].map(node));
         let mut changes = registry.note_use(&a, NOW);
-        changes.push(registry.pause(&a, Some(Timestamp(5)), NOW));
+        let limits = ReplicaLimits { rate: NonZeroU32::new(5), ..ReplicaLimits::default() };
+        changes.push(registry.limit(&a, limits, NOW));
+        changes.push(registry.pause(&a, PAUSE, NOW));
         changes.extend(registry.rename(&a, &b, NOW));
-        assert_eq!([&a, &b].map(|node| registry.is_paused(node)), [false, true]);
+        assert_eq!([&a, &b].map(|node| registry.pause_of(node).is_some()), [false, true]);
+        assert_eq!(registry.limited().collect::<Vec<_>>(), [(&b, limits)]);
         changes.extend(registry.forget(&b, NOW));
         let registry = reopened(&changes);
-        assert_eq!([&a, &b].map(|node| registry.is_paused(node)), [false, false]);
+        assert_eq!(registry.limited().count(), 0);
+        assert_eq!([&a, &b].map(|node| registry.pause_of(node).is_some()), [false, false]);
         assert_eq!(registry.resolve(&a), &a);
         assert!(!registry.may_be_named(&a, &b) && registry.is_free(&b));
     }
@@ -231,7 +247,7 @@ mod tests {
     fn made_up_names_do_not_grow_without_limit() {
         let mut registry = ReplicaRegistry::default();
         let kept = node("kept");
-        registry.pause(&kept, Some(NOW), NOW);
+        registry.pause(&kept, PAUSE, NOW);
         for n in 0..MAX_REPLICAS as u64 + 10 {
             registry.note_use(&node(&format!("n{n}")), Timestamp(n + 10));
         }

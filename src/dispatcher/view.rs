@@ -106,6 +106,7 @@ pub(super) fn replica(
         renamed_from,
         state: lane.state(),
         state_since: lane.state_since().map(time),
+        paused_until: lane.paused.and_then(|pause| pause.until).map(time),
         next_probe_at: lane
             .next_probe
             .filter(|_| lane.state() == ReplicaState::Failing)
@@ -121,6 +122,7 @@ pub(super) fn replica(
         refused_letters: lane.refused_letters,
         dead_letter_bytes: lane.dead_letter_bytes,
         workers: lane.workers,
+        limits: lane.limits,
         rate_in: rate.accepted,
         rate_out: rate.delivered,
         latency_p50_seconds: p50.map(|p50| p50.as_secs_f64()),
@@ -167,6 +169,7 @@ pub(super) fn replica_figures(lane: &LaneView, rate: Rate, now: Now) -> api::Rep
         dead_letters: lane.counters.dead,
         delivered_per_second: rate.delivered_now,
         failed_per_second: rate.failed_now,
+        limits: lane.limits,
     }
 }
 
@@ -276,7 +279,7 @@ mod tests {
         assert_eq!(after(falls, lane(10, healthy)), (Draining, Some(5.0)));
         assert_eq!(after(falls, lane(10, recovering)), (Draining, None));
         assert_eq!(after(falls, lane(10, failing)), (Steady, None));
-        let paused = LaneView { paused: Some(Timestamp(1)), ..lane(10, healthy) };
+        let paused = LaneView { paused: Some(Timestamp(1).into()), ..lane(10, healthy) };
         assert_eq!(after(falls, paused), (Paused, None));
         assert_eq!(after(falls, lane(0, healthy)), (Drained, None));
         assert_eq!(after(Trend::Grows, lane(6, healthy)), (NotConverging, None));

@@ -1,4 +1,4 @@
-//! Operator actions: pause, probe, forget, rename, redrive, discard.
+//! Operator actions: pause, limit, probe, forget, rename, redrive, discard.
 //!
 //! None of them breaks the order of a key. A discard also supersedes pending older writes of the
 //! key: sending them later would restore an older value. A redriven letter is the newest write that
@@ -8,12 +8,13 @@
 use std::sync::Arc;
 
 use crate::engine::breaker::Gate;
-use crate::engine::lane::Chain;
+use crate::engine::lane::limits::LaneLimits;
+use crate::engine::lane::{Chain, LanePause};
 use crate::engine::table::{DeliveryRef, SettledAs, Slot, Stage};
 use crate::engine::{
     AdminOutcome, Engine, EngineAction, ForgetCounts, Now, ProbeState, RenameError,
 };
-use crate::task::{DeliveryId, Node, TaskChange, TaskId, Timestamp};
+use crate::task::{DeliveryId, Node, ReplicaLimits, ReplicaPause, TaskChange, TaskId};
 
 /// Maximum deliveries discarded and tasks scanned per step of a forget: a few milliseconds, as
 /// everything else waits.
@@ -51,25 +52,68 @@ impl Engine {
     /// Pauses a replica, or resumes it with `None`. Attempts in flight continue. Waiting retries
     /// are parked, so that their places are free for other replicas, and return on resume.
     ///
-    /// `since` comes from the record of a pause that survived a restart. Opens the lane if needed.
-    pub fn pause(&mut self, now: Now, node: &Node, since: Option<Timestamp>) {
+    /// The pause may come from a record that survived a restart. Opens the lane if needed.
+    pub fn pause(&mut self, now: Now, node: &Node, pause: Option<ReplicaPause>) {
         self.now = now;
-        let number = match since {
+        let number = match pause {
             Some(_) => Some(self.lane_for(node, None)),
             None => self.lanes.find(node),
         };
         if let Some(number) = number {
-            self.lanes[number].paused = since;
+            let known = self.lanes[number].paused;
+            self.lanes[number].paused = pause.map(|pause| match known {
+                Some(known) if known.pause == pause => known,
+                _ => LanePause {
+                    pause,
+                    ends: pause.left(now.wall).map(|left| now.moment.after(left)),
+                },
+            });
             self.refill = true;
             self.mark_dirty(number);
             self.schedule_wakeup(number, now.moment);
-            if since.is_some() {
+            if pause.is_some() {
                 self.lanes[number].forget.used_again();
                 self.park_retries(number);
                 self.answer_unreachable(number);
             }
         }
         self.finish();
+    }
+
+    /// Sets the limits of a replica. Opens the lane if there are any.
+    pub fn limit(&mut self, now: Now, node: &Node, limits: ReplicaLimits) {
+        self.now = now;
+        let number = match limits.is_none() {
+            false => Some(self.lane_for(node, None)),
+            true => self.lanes.find(node),
+        };
+        if let Some(number) = number
+            && self.lanes[number].set_limits() != limits
+        {
+            let lane = &mut self.lanes[number];
+            lane.limits = LaneLimits::new(limits);
+            if !limits.is_none() {
+                lane.forget.used_again();
+            }
+            self.mark_dirty(number);
+            self.schedule_wakeup(number, now.moment);
+        }
+        self.finish();
+    }
+
+    /// Ends a pause whose time is over, or schedules that. Returns whether the replica is paused.
+    pub(super) fn continue_pause(&mut self, number: u32) -> bool {
+        let Some(LanePause { pause, ends }) = self.lanes[number].paused else { return false };
+        if let Some(ends) = ends {
+            if ends <= self.now.moment {
+                self.lanes[number].paused = None;
+                let node = self.lanes[number].node.clone();
+                self.actions.push_back(EngineAction::PauseEnded { node, pause });
+                return false;
+            }
+            self.schedule_wakeup(number, ends);
+        }
+        true
     }
 
     /// Sends the next probe of an open breaker now, if any delivery can be it. Otherwise the next
@@ -161,7 +205,7 @@ impl Engine {
 
     /// [`Self::rename`], as another process has done it. The record of the new address may have come
     /// first, or a write that names it: a lane without deliveries gives way to the other one, and the
-    /// pause of the new address holds.
+    /// pause and the limits of the new address hold.
     pub fn follow_rename(&mut self, now: Now, node: &Node, to: &Node) -> Result<(), RenameError> {
         self.now = now;
         let number = self.lanes.find(node).ok_or(RenameError::Unknown)?;
@@ -174,9 +218,10 @@ impl Engine {
                 self.remove_lane(number);
                 return Ok(());
             }
-            let paused = lane.paused;
+            let (paused, limits) = (lane.paused, lane.set_limits());
             self.remove_lane(used);
             self.lanes[number].paused = paused;
+            self.lanes[number].limits = LaneLimits::new(limits);
         }
         self.move_lane(now, number, to);
         Ok(())

@@ -20,6 +20,18 @@ pub enum Workers {
     Auto(NonZeroU32),
 }
 
+impl Workers {
+    /// With the limit of a replica: instead of a fixed number, or as the maximum of `auto`, which
+    /// still follows the latency.
+    pub(super) fn limited(self, limit: Option<NonZeroU32>) -> Self {
+        match (self, limit) {
+            (_, None) => self,
+            (Self::Fixed(_), Some(limit)) => Self::Fixed(limit),
+            (Self::Auto(_), Some(limit)) => Self::Auto(limit),
+        }
+    }
+}
+
 /// The initial limit of `auto`, fair for an unknown replica.
 const FIRST: u32 = 5;
 /// Rounds with fewer answers are too small to compare.
@@ -76,6 +88,8 @@ impl Concurrency {
         in_flight: u32,
     ) {
         let Workers::Auto(most) = workers else { return };
+        // The maximum may have been lowered.
+        self.limit = self.limit.min(most.get());
         self.reached |= in_flight >= self.limit;
         if self.stale > 0 {
             self.stale -= 1;

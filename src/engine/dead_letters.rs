@@ -9,6 +9,7 @@
 //! first, at a limited rate, behind everything else. Parked deliveries follow at the same rate.
 //! Refused letters take part; `refused.rs` says when they are redriven besides.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -210,10 +211,10 @@ impl Engine {
         if self.lanes[number].forget.is_running() {
             return self.continue_forgetting(number);
         }
-        let lane = &self.lanes[number];
-        if lane.paused.is_some() {
+        if self.continue_pause(number) {
             return self.park_retries(number); // Looked at again when it is resumed.
         }
+        let lane = &self.lanes[number];
         if lane.health.breaker().is_open() {
             // The probe is in flight; its failure schedules the next one.
             match lane.health.breaker().probe_at() {
@@ -228,7 +229,7 @@ impl Engine {
                 self.schedule_wakeup(number, now.after(OPEN));
             }
         } else if lane.letters.is_redriving() {
-            let rate = self.redrive_rate.get();
+            let rate = self.redrive_rate(number).get();
             let step = STEP.max(Duration::from_secs(1) / rate);
             let micros = u64::try_from(step.as_micros()).unwrap_or(u64::MAX);
             let most = u64::from(rate).saturating_mul(micros) / 1_000_000;
@@ -357,8 +358,15 @@ impl Engine {
         at <= now
     }
 
+    /// The share of this process of what a replica gets back per second.
+    fn redrive_rate(&self, number: u32) -> NonZeroU32 {
+        let rate = self.lanes[number].set_limits().redrive_rate;
+        let share = rate.unwrap_or(self.settings.redrive_rate).get() / self.processes;
+        NonZeroU32::new(share).unwrap_or(NonZeroU32::MIN)
+    }
+
     pub(super) fn count_return(&mut self, number: u32) {
-        let interval = Duration::from_secs(1) / self.redrive_rate.get();
+        let interval = Duration::from_secs(1) / self.redrive_rate(number).get();
         // Lets a late timer catch up, within limits.
         let since = self.now.moment.before(STEP * 4);
         self.lanes[number].places.count_return(interval, since);

@@ -35,7 +35,7 @@ pub(crate) fn engine(data: &[u8]) {
 }
 
 fn op(input: &mut Input<'_>) -> Op {
-    match input.below(23) {
+    match input.below(24) {
         0..=2 => {
             let (key, nodes) = (input.byte() % 4, 1 + input.byte() % 7);
             Op::Write { key, nodes, strong: input.flag() }
@@ -49,7 +49,11 @@ fn op(input: &mut Input<'_>) -> Op {
             let seconds = 1 + u64::from(input.byte());
             Op::SetClock { forward: input.flag(), seconds }
         }
-        11 => Op::Pause { node: input.below(3), paused: input.flag() },
+        11 => {
+            let (node, paused) = (input.below(3), input.flag());
+            let millis = paused.then(|| u64::from(input.byte()) * 40).filter(|time| *time > 0);
+            Op::Pause { node, paused, millis }
+        }
         12 => Op::Redrive { nth: input.below(64) },
         13 => Op::Discard { nth: input.below(64), letter: input.flag() },
         14 => Op::Forget { node: input.below(3) },
@@ -58,6 +62,11 @@ fn op(input: &mut Input<'_>) -> Op {
         17 => Op::Reload,
         18 => Op::Settle { most: input.below(6) },
         19 => Op::Calm { settled: if input.flag() { usize::MAX } else { input.below(3) } },
+        21 => {
+            let (node, workers) = (input.below(3), u32::from(input.byte() % 4));
+            let (rate, bandwidth) = (u32::from(input.byte() % 16), u64::from(input.byte()) * 20);
+            Op::Limit { node, workers, rate, bandwidth }
+        }
         22 => Op::Reconfigure {
             workers: NonZeroU32::MIN.saturating_add(u32::from(input.byte()) % 4),
             max_retries: u32::from(input.byte()) % 4,

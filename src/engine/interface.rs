@@ -11,7 +11,8 @@ use crate::engine::Engine;
 use crate::engine::{ClearReservation, KeyId, Moment, Reservation, Since, Workers};
 use crate::task::{
     BreakerState, Cause, Client, Counters, DeadLetter, DeliveryId, DeliveryState, Node, Obstacle,
-    Partition, Progress, ReplicaIndex, ReplicaState, TaskChange, TaskId, Timestamp,
+    Partition, Progress, ReplicaIndex, ReplicaLimits, ReplicaPause, ReplicaState, TaskChange,
+    TaskId, Timestamp,
 };
 
 /// Charged for each task on top of key and value: its row on disk, its entry in memory.
@@ -121,6 +122,11 @@ pub enum EngineAction {
     Breaker {
         node: Node,
         error: Option<Arc<str>>,
+    },
+    /// The pause of a replica has ended by itself.
+    PauseEnded {
+        node: Node,
+        pause: ReplicaPause,
     },
     /// A dead letter reached its retention limit and was discarded.
     Discarded {
@@ -239,7 +245,7 @@ pub struct LaneView {
     pub oldest: Option<Timestamp>,
     /// The same by the monotonic clock.
     pub oldest_since: Option<Since>,
-    pub paused: Option<Timestamp>,
+    pub paused: Option<ReplicaPause>,
     pub last_error: Option<(Arc<str>, Timestamp)>,
     /// When the breaker last changed; `None` if it has not changed since the start.
     pub breaker_since: Option<Timestamp>,
@@ -250,6 +256,7 @@ pub struct LaneView {
     pub breaker: BreakerState,
     /// Its current limit of concurrent deliveries.
     pub workers: u32,
+    pub limits: ReplicaLimits,
 }
 
 #[cfg(test)]
@@ -273,6 +280,7 @@ impl LaneView {
             refused_letters: 0,
             breaker: BreakerState::Closed,
             workers: 5,
+            limits: ReplicaLimits::default(),
         }
     }
 }
@@ -285,7 +293,7 @@ impl LaneView {
     /// When the replica entered its state; `None` if it has not changed since the start, or while
     /// it refuses writes.
     pub fn state_since(&self) -> Option<Timestamp> {
-        let since = self.paused.or(self.breaker_since);
+        let since = self.paused.map(|pause| pause.since).or(self.breaker_since);
         since.filter(|_| self.refused_letters == 0 || self.breaker != BreakerState::Closed)
     }
 }

@@ -1,7 +1,7 @@
 //! The lane of a replica: everything that is on its way to it, and what is known about it.
 //!
 //! Each part keeps its own invariants: `heads.rs` the order of sending, `in_flight.rs` the limits,
-//! `places.rs` the share of the queues, `letters.rs`, `refusals.rs`, `ambiguous.rs`, `backlog.rs`,
+//! `places.rs` the share of the queues, `limits.rs` the rates, `letters.rs`, `refusals.rs`, `ambiguous.rs`, `backlog.rs`,
 //! `health.rs` and `forget.rs`. A lane does not know the stages of its deliveries; `transitions.rs`
 //! updates it.
 
@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use slab::Slab;
 
 use crate::engine::table::{Priority, Slot};
-use crate::engine::{KeyId, Moment};
-use crate::task::{Counters, Node, Timestamp};
+use crate::engine::{KeyId, Moment, Workers};
+use crate::task::{Counters, Node, ReplicaLimits, ReplicaPause};
 
 mod ambiguous;
 mod backlog;
@@ -20,6 +20,7 @@ mod heads;
 mod health;
 mod in_flight;
 mod letters;
+pub(super) mod limits;
 mod places;
 mod refusals;
 
@@ -30,6 +31,7 @@ use heads::Heads;
 use health::ReplicaHealth;
 use in_flight::InFlight;
 use letters::LaneLetters;
+use limits::LaneLimits;
 use places::LanePlaces;
 use refusals::LaneRefusals;
 
@@ -54,7 +56,9 @@ pub(super) struct Lane {
     pub(super) counters: Counters,
     pub(super) health: ReplicaHealth,
     pub(super) forget: ForgetState,
-    pub(super) paused: Option<Timestamp>,
+    pub(super) paused: Option<LanePause>,
+    /// `None` if nothing is set.
+    pub(super) limits: Option<Box<LaneLimits>>,
     /// The record of its name is durable: a durable write named it.
     pub(super) recorded: bool,
     pub(super) last_used: Moment,
@@ -62,6 +66,13 @@ pub(super) struct Lane {
     pub(super) wakeup: Option<Moment>,
     /// Whether it is in `Engine::dirty`.
     pub(super) dirty: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LanePause {
+    pub(super) pause: ReplicaPause,
+    /// Its end by the monotonic clock, so that a step of the wall clock ends no pause.
+    pub(super) ends: Option<Moment>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +105,7 @@ impl Lane {
             health: ReplicaHealth::default(),
             forget: ForgetState::default(),
             paused: None,
+            limits: None,
             recorded: false,
             last_used: Moment::default(),
             wakeup: None,
@@ -121,9 +133,18 @@ impl Lane {
     }
 
     /// Whether it can be removed: nothing is pending, reserved, dead or ambiguous, and no operator
-    /// has suspended it.
+    /// has suspended or limited it.
     pub(super) fn is_empty(&self) -> bool {
-        self.has_nothing() && !self.is_suspended()
+        self.has_nothing() && !self.is_suspended() && self.limits.is_none()
+    }
+
+    pub(super) fn set_limits(&self) -> ReplicaLimits {
+        self.limits.as_ref().map(|limits| limits.set()).unwrap_or_default()
+    }
+
+    /// The current limit of concurrent deliveries.
+    pub(super) fn workers(&self, default: Workers) -> u32 {
+        self.health.limit(default.limited(self.set_limits().workers))
     }
 
     /// Whether nothing is pending, reserved, dead or ambiguous.
@@ -140,8 +161,13 @@ impl Lane {
     }
 
     /// The next delivery to send, with at most `workers` in flight within the limit and `most`
-    /// altogether.
-    pub(super) fn next(&mut self, workers: u32, most: u32) -> Option<(Priority, Slot)> {
+    /// altogether. Dead letters only with `redrives`.
+    pub(super) fn next(
+        &mut self,
+        workers: u32,
+        most: u32,
+        redrives: bool,
+    ) -> Option<(Priority, Slot)> {
         if self.in_flight.total() >= most {
             return None;
         }
@@ -153,7 +179,7 @@ impl Lane {
         if self.in_flight.workers() >= workers {
             return None;
         }
-        self.heads.take_turn()
+        self.heads.take_turn(redrives)
     }
 }
 

@@ -14,14 +14,16 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::*;
-use crate::task::{Client, Consistency, Obstacle, Progress, ReplicaIndex};
+use crate::task::{Client, Consistency, Obstacle, Progress, ReplicaIndex, ReplicaPause};
 
 mod checks;
 mod disk;
+mod limits;
 mod operator;
 mod ops;
 mod owners;
 
+use limits::SentWithin;
 pub(super) use ops::{How, Op};
 
 /// The settings that vary between histories.
@@ -173,7 +175,10 @@ struct World {
     names: [Node; 3],
     renames: u32,
     set_forward: bool,
-    paused: HashSet<Node>,
+    /// Paused sites, each with the moment before which the pause does not end by itself.
+    paused: HashMap<Node, (ReplicaPause, Option<Moment>)>,
+    /// The limits of sites, and what was sent within them.
+    limits: HashMap<Node, SentWithin>,
     /// Keys of which an operator discarded a write: their content is not checked.
     discarded: HashSet<(Node, u8)>,
 }
@@ -214,7 +219,8 @@ impl World {
             names: NODES.map(node),
             renames: 0,
             set_forward: false,
-            paused: HashSet::new(),
+            paused: HashMap::new(),
+            limits: HashMap::new(),
             discarded: HashSet::new(),
         }
     }
@@ -238,7 +244,10 @@ impl World {
             Op::Hold { partition } => self.hold(Partition(partition)),
             Op::Claim { partition } => self.claim(Partition(partition)),
             Op::SetClock { forward, seconds } => self.set_clock(forward, seconds),
-            Op::Pause { node, paused } => self.pause(node, paused),
+            Op::Pause { node, paused, millis } => self.pause(node, paused, millis),
+            Op::Limit { node, workers, rate, bandwidth } => {
+                self.limit(node, workers, rate, bandwidth);
+            }
             Op::Reload => {
                 self.engine.credentials_renewed(self.now);
                 self.act();
@@ -410,8 +419,9 @@ impl World {
     fn act(&mut self) {
         while let Some(action) = self.engine.next_action() {
             match action {
-                EngineAction::Send { delivery, node, attempt, .. } => {
+                EngineAction::Send { delivery, node, attempt, bytes } => {
                     assert!(self.names.contains(&node), "{node} is sent to under its name");
+                    self.check_limits(&site(&node), bytes);
                     self.send(delivery, attempt);
                 }
                 EngineAction::Save { task, progress, .. } => self.settles(task.0, Some(progress)),
@@ -423,10 +433,14 @@ impl World {
                     assert_eq!(acked.len() + missing.len(), stored.replicas.len());
                     self.answered(task.0, &missing);
                     for (at, why) in obstacles {
-                        let paused = self.paused.contains(&site(&stored.replicas[at.get()]));
+                        let paused = self.paused.contains_key(&site(&stored.replicas[at.get()]));
                         assert!(!success && missing.contains(&at));
                         assert_eq!(why == Obstacle::Paused, paused, "{task}");
                     }
+                }
+                EngineAction::PauseEnded { node, .. } => {
+                    let (_, ends) = self.paused.remove(&site(&node)).unwrap();
+                    assert!(ends.unwrap() <= self.now.moment, "the pause of {node} ends in time");
                 }
                 EngineAction::Buried { .. }
                 | EngineAction::Breaker { .. }
@@ -457,7 +471,7 @@ impl World {
         let newest = self.sent.entry(place.clone()).or_default();
         assert!(id >= *newest, "{id} is sent after {newest}");
         *newest = id;
-        assert!(!self.paused.contains(&site(&task.replicas[delivery.replica.get()])), "{id}");
+        assert!(!self.paused.contains_key(&site(&task.replicas[delivery.replica.get()])), "{id}");
         self.may_be_sent(id, &place);
         self.on_wire.push(delivery);
     }
@@ -467,7 +481,7 @@ impl World {
         while let Some(orphan) = self.orphans.pop() {
             self.answer_orphan(orphan, How::Failed);
         }
-        (0..3).for_each(|at| self.pause(at, false));
+        (0..3).for_each(|at| self.pause(at, false, None));
         self.commit(usize::MAX);
         for given_up in [Partition(0), Partition(1)] {
             if self.held.contains(&given_up) {

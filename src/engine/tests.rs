@@ -20,6 +20,7 @@ mod dead_letters;
 mod early;
 mod flaky;
 mod isolation;
+mod limits;
 mod model;
 mod reach;
 mod reconfigure;

@@ -7,9 +7,8 @@
 use smallvec::SmallVec;
 
 use crate::engine::barrier::CountedDelivery;
-use crate::engine::breaker::Gate;
 use crate::engine::claims::Pool;
-use crate::engine::counters::{Attempt, DeliveryOutcome};
+use crate::engine::counters::DeliveryOutcome;
 use crate::engine::lane::Chain;
 use crate::engine::quorum::Quorum;
 use crate::engine::reserve::signed;
@@ -18,13 +17,6 @@ use crate::engine::table::{
 };
 use crate::engine::{Arrived, Engine, EngineAction, Since, TASK_OVERHEAD_BYTES};
 use crate::task::{DeliveryId, Progress, ReplicaIndex, TaskChange, TaskId};
-
-/// Maximum deliveries per call that fail because a breaker is open; the rest follows in the next
-/// call, which is due at once. Failing a full queue in one call would delay everything else.
-const FAST_FAILURES: usize = 256;
-
-/// Maximum deliveries that are looked at for one of another client to be the probe.
-const PROBE_LOOKS: usize = 256;
 
 impl Engine {
     pub(super) fn insert(
@@ -370,91 +362,6 @@ impl Engine {
         if !std::mem::replace(&mut self.lanes[number].dirty, true) {
             self.dirty.push_back(number);
         }
-    }
-
-    /// Sends what a lane may send, and fails what its breaker blocks.
-    fn dispatch(&mut self, number: u32) {
-        self.dispatch_dirty(number);
-        // Last, so that the changes made here do not queue the lane again.
-        self.lanes[number].dirty = false;
-    }
-
-    fn dispatch_dirty(&mut self, number: u32) {
-        if self.stopped || self.lanes[number].is_suspended() {
-            return;
-        }
-        for failed_fast in 0.. {
-            let lane = &mut self.lanes[number];
-            let letter =
-                lane.heads.foremost().is_some_and(|(priority, _)| priority == Priority::Redrive);
-            match lane.health.breaker().gate(self.now.moment, letter) {
-                Gate::Pass(most) => {
-                    let workers = lane.health.limit(self.settings.workers);
-                    while let Some((priority, slot)) = self.lanes[number].next(workers, most) {
-                        self.send(number, slot, priority, false);
-                    }
-                    return;
-                }
-                Gate::Probe => {
-                    let Some((priority, slot)) = self.next_probe(number) else { return };
-                    let client = self.claims.client_id(self.tasks[slot].client);
-                    self.lanes[number].health.probe_sent(client);
-                    self.send(number, slot, priority, true);
-                }
-                Gate::Blocked => {
-                    let Some((_, slot)) = lane.heads.foremost() else { return };
-                    if failed_fast >= FAST_FAILURES {
-                        return self.schedule_wakeup(number, self.now.moment);
-                    }
-                    self.fail_fast(number, slot);
-                }
-            }
-        }
-    }
-
-    /// The delivery that is sent as the probe: the foremost, but of another client than the last
-    /// probe, whose writes may fail for their own reasons.
-    fn next_probe(&self, number: u32) -> Option<(Priority, Slot)> {
-        let lane = &self.lanes[number];
-        let foremost = lane.heads.foremost()?;
-        let (Some(last), true) = (lane.health.last_probe_of(), foremost.0 != Priority::Redrive)
-        else {
-            return Some(foremost);
-        };
-        let mut live = lane.heads.live().take(PROBE_LOOKS);
-        live.find(|&(_, slot)| self.claims.client_id(self.tasks[slot].client) != last)
-            .or(Some(foremost))
-    }
-
-    fn send(&mut self, number: u32, slot: Slot, priority: Priority, probe: bool) {
-        let at = self.tasks.delivery_on(slot, number);
-        self.change(at, Stage::InFlight { priority, probe, discard: false });
-        if priority == Priority::Redrive
-            && let Some(failures) = &mut self.tasks[at].failures
-        {
-            // A redriven letter has all its attempts again.
-            failures.count = 0;
-        }
-        let delivery = self.delivery_id(at);
-        let entry = &self.tasks[slot];
-        let attempt = self.tasks[at].failure_count().saturating_add(1);
-        let node = self.lanes[number].node.clone();
-        self.actions.push_back(EngineAction::Send { delivery, node, attempt, bytes: entry.bytes });
-    }
-
-    /// Fails a delivery on its retry schedule without sending it, because the breaker is open.
-    fn fail_fast(&mut self, number: u32, slot: Slot) {
-        let at = self.tasks.delivery_on(slot, number);
-        let stage = self.tasks[at].stage;
-        if stage == Stage::Ready(Priority::Redrive) {
-            return self.return_to_dead(at);
-        }
-        let error = self.lanes[number].health.unsent_error();
-        self.note_failure(at, error, Attempt::Unsent);
-        if stage == Stage::Ready(Priority::Resend) {
-            return self.resend_failed(at);
-        }
-        self.fail(at, None);
     }
 
     pub(super) fn delivery_id(&self, at: DeliveryRef) -> DeliveryId {

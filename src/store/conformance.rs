@@ -482,7 +482,7 @@ fn a_write_that_is_removed_at_once_leaves_nothing(open: Open) {
 
 fn records_of_replicas_come_before_the_claim(open: Open) {
     let (listener, place) = Listener::new(open);
-    let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
+    let row = ReplicaRow::new(Timestamp(1));
     for name in ["http://a", "http://b"] {
         listener.journal().set_replica(Node::parse(name).unwrap(), Some(row.clone()));
     }

@@ -5,6 +5,7 @@
 //! {"task":1700000000000001,"key":"k","operation":"SET","value":"dg==", … ,"progress":[ … ]}
 //! {"task":1700000000000002, … }
 //! {"replica":"http://a:8080","first_used":1700000000000000000,"paused_since":null,"renamed_to":null}
+//! {"replica":"http://b:8080","first_used":1700000000000000000, … ,"limits":{"workers":2, … }}
 //! {"idempotency":"client's key","task":1700000000000002,"fingerprint":"00…", … ,"answer":null}
 //! {"end":1,"tasks":2,"skipped":0,"replicas":1,"idempotency_keys":1}
 //! ```

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::task::{
-    self, Client, Consistency, Idempotency, Node, Operation, Progress, Task, TaskId, Timestamp,
-    Trace,
+    self, Client, Consistency, Idempotency, Node, Operation, Progress, ReplicaLimits, ReplicaPause,
+    Task, TaskId, Timestamp, Trace,
 };
 
 /// A task without its value. Recovery returns these, because the values of a long queue need not
@@ -82,13 +82,29 @@ pub struct Recovered {
     pub is_awaited: bool,
 }
 
-/// Kept from the first write to the replica on.
+/// Kept from the first write to the replica on, or from the first pause or limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaRow {
-    pub paused_since: Option<Timestamp>,
+    /// May have ended.
+    pub pause: Option<ReplicaPause>,
+    pub limits: ReplicaLimits,
     pub renamed_to: Option<Node>,
-    /// When the first write to it was accepted.
+    /// When the first write to it was accepted, or when an operator first named it.
     pub first_used: Timestamp,
+}
+
+impl ReplicaRow {
+    #[must_use]
+    pub fn new(first_used: Timestamp) -> Self {
+        let limits = ReplicaLimits::default();
+        Self { pause: None, limits, renamed_to: None, first_used }
+    }
+
+    /// Whether it has only the first use.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        *self == Self::new(self.first_used)
+    }
 }
 
 /// A token's name (64 bytes), a space, and a client's key of up to 255 bytes, a common limit.

@@ -57,6 +57,36 @@ async fn a_pause_through_one_instance_is_that_of_all_and_names_who_has_not_confi
     world.judge().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_and_the_end_of_a_pause_through_one_instance_are_those_of_all() {
+    let world = World::start("limits through any instance", &[], SLOWLY).await;
+    let path = path_of(&world.replicas[0]);
+    let confirmed = async |change: Value| {
+        wait_until("all instances confirm it", || async {
+            let (status, answer) = world.instances[1].patch(&path, &change).await;
+            assert_eq!(status, 200, "{answer}");
+            answer.get("unconfirmed").is_none().then_some(answer)
+        })
+        .await
+    };
+    let shown = confirmed(json!({ "rate": 3, "workers": 1 })).await;
+    assert_eq!((&shown["limits"]["rate"], &shown["workers"]), (&json!(3), &json!(3)), "{shown}");
+    world.traffic.until_more(100).await;
+    confirmed(json!({ "rate": null, "workers": null })).await;
+
+    let pause = format!("{path}/pause");
+    let (status, answer) = world.instances[2].post_to(&pause, &json!({ "for_seconds": 1 })).await;
+    assert_eq!(status, 200, "{answer}");
+    for instance in &world.instances {
+        wait_until("the pause has ended", || async {
+            let shown = instance.show(&path).await;
+            (shown["state"] != "paused" && shown.get("paused_until").is_none()).then_some(())
+        })
+        .await;
+    }
+    world.judge().await;
+}
+
 /// All entries of a list, page by page; `None` if a page lacks partitions.
 async fn try_list(through: &Daemon, path: &str, field: &str) -> Option<Vec<Value>> {
     let (mut all, mut cursor) = (Vec::new(), String::new());

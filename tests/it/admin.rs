@@ -7,6 +7,7 @@ use crate::support::{Daemon, encoded, path_of, wait_until};
 mod barriers;
 mod events;
 mod letters;
+mod limits;
 mod replicas;
 mod tasks;
 mod writes;

@@ -4,6 +4,7 @@
 //! `FIXTURE=tests/fixtures/format-N cargo test --test it -- --ignored writes_a_fixture`.
 
 use std::fs;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,12 +14,12 @@ use replicator::testing::store::{
     StoreSettings,
 };
 use replicator::testing::task::{
-    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, TaskId,
-    Timestamp, Trace,
+    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, ReplicaLimits,
+    ReplicaPause, Task, TaskId, Timestamp, Trace,
 };
 
 /// The format that this release writes.
-const NEWEST: u32 = 6;
+const NEWEST: u32 = 7;
 
 const FIRST: u64 = 1_700_000_000_000_000;
 
@@ -159,16 +160,29 @@ fn contents(format: u32) -> Vec<(Task, Vec<Progress>)> {
 /// last is the first in its row.
 const SETTLED: [u64; 4] = [6, 13, 15, 18];
 
-fn replicas() -> Vec<(Node, ReplicaRow)> {
-    let first_used = Timestamp(FIRST * 1_000);
-    let used = ReplicaRow { paused_since: None, renamed_to: None, first_used };
-    let paused_since = Some(Timestamp(FIRST * 1_000 + 5));
+fn replicas(format: u32) -> Vec<(Node, ReplicaRow)> {
+    let used = ReplicaRow::new(Timestamp(FIRST * 1_000));
+    let pause = |until| Some(ReplicaPause { since: Timestamp(FIRST * 1_000 + 5), until });
     let renamed_to = Some(node("https://b.example/base"));
-    vec![
-        (node("http://10.0.0.1:8080"), ReplicaRow { paused_since, ..used.clone() }),
+    let mut rows = vec![
+        (node("http://10.0.0.1:8080"), ReplicaRow { pause: pause(None), ..used.clone() }),
         (node("http://old"), ReplicaRow { renamed_to, ..used.clone() }),
-        (node("https://b.example/base"), used),
-    ]
+        (node("https://b.example/base"), used.clone()),
+    ];
+    if format >= 7 {
+        let limits = ReplicaLimits {
+            workers: NonZeroU32::new(1024),
+            rate: NonZeroU32::new(1),
+            bandwidth: NonZeroU64::new(1_000_000_000_000),
+            redrive_rate: NonZeroU32::new(300),
+        };
+        let until = Some(Timestamp(u64::MAX));
+        rows.extend([
+            (node("https://limited"), ReplicaRow { limits, ..used.clone() }),
+            (node("https://until"), ReplicaRow { pause: pause(until), ..used }),
+        ]);
+    }
+    rows
 }
 
 const FINGERPRINT: [u8; 16] = *b"0123456789abcdef";
@@ -203,7 +217,7 @@ fn writes_a_fixture() {
         std::env::var("FIXTURE").expect("FIXTURE must name a directory that does not exist");
     let (opened, found) = open(Path::new(&target));
     assert!(found.is_empty());
-    for (node, row) in replicas() {
+    for (node, row) in replicas(NEWEST) {
         opened.committer.set_replica(node, Some(row), None);
     }
     let contents = contents(NEWEST);
@@ -248,7 +262,7 @@ fn holds_the_contents(format: u32) {
         }
         let kept = match format {
             ..3 => Default::default(),
-            3.. => (replicas(), idempotency(format)),
+            3.. => (replicas(format), idempotency(format)),
         };
         assert_eq!((opened.replicas.clone(), opened.idempotency.clone()), kept);
         for settled in SETTLED {
@@ -287,4 +301,9 @@ fn a_store_of_format_5_is_opened_with_its_complete_content() {
 #[test]
 fn a_store_of_format_6_is_opened_with_its_complete_content() {
     holds_the_contents(6);
+}
+
+#[test]
+fn a_store_of_format_7_is_opened_with_its_complete_content() {
+    holds_the_contents(7);
 }

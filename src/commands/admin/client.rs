@@ -161,7 +161,24 @@ impl DaemonClient {
         path: &[&str],
         body: Option<&(impl Serialize + Sync)>,
     ) -> Result<JsonAnswer, CallError> {
-        let mut request = self.request(Method::POST, path, &[]);
+        self.send_json(Method::POST, path, body).await
+    }
+
+    pub(super) async fn patch(
+        &self,
+        path: &[&str],
+        body: &(impl Serialize + Sync),
+    ) -> Result<JsonAnswer, CallError> {
+        self.send_json(Method::PATCH, path, Some(body)).await
+    }
+
+    async fn send_json(
+        &self,
+        method: Method,
+        path: &[&str],
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<JsonAnswer, CallError> {
+        let mut request = self.request(method, path, &[]);
         if let Some(body) = body {
             let unparsable = |error: serde_json::Error| self.unparsable(&error);
             let json = serde_json::to_vec(body).map_err(unparsable)?;

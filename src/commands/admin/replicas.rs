@@ -1,11 +1,14 @@
-//! `replicator replicas`: list, show, pause, resume, probe, forget and rename.
+//! `replicator replicas`: list, show, pause, resume, set, probe, forget and rename.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::client::DaemonClient;
 use super::cluster::incomplete;
 use super::screen::Screen;
 use super::text::{Table, age, bytes, cell, count, facts, latency, rate, seconds};
 use super::{CommandError, CommandOutcome, text};
-use crate::api::{Convergence, Forgotten, Probed, Rename, Replica, ReplicaPage};
+use crate::api::{Convergence, Forgotten, PauseRequest, Probed, Rename, Replica, ReplicaPage};
 use crate::cli::admin::{ForgetArgs, RenameArgs, ReplicasArgs, ReplicasCommand};
 use crate::task::{Node, Timestamp};
 
@@ -34,12 +37,16 @@ pub(super) async fn run(
             screen.show(json, &answer, details(&replica, screen.now()))?;
             incomplete(&replica.incomplete).iter().for_each(|text| screen.message(text));
         }
-        ReplicasCommand::Pause(of) => {
-            let answer = client.post(&path(&of.node, Some("pause")), NO_BODY).await?;
+        ReplicasCommand::Pause(args) => {
+            let whole = |time: Duration| time.as_secs() + u64::from(time.subsec_nanos() > 0);
+            let for_seconds = args.time.map(whole);
+            let end = PauseRequest { for_seconds, until: args.until.clone() };
+            let answer = client.post(&path(&args.node.node, Some("pause")), Some(&end)).await?;
             let replica: Replica = client.read(&answer)?;
             let waiting = count(replica.backlog_tasks, "task");
+            let until = replica.paused_until.as_deref().unwrap_or("it is resumed");
             let text = format!(
-                "paused {}: nothing is sent until it is resumed; backlog of {waiting}",
+                "paused {}: nothing is sent until {until}; backlog of {waiting}",
                 replica.replica
             );
             screen.show(json, &answer, [text])?;
@@ -50,6 +57,21 @@ pub(super) async fn run(
             let replica: Replica = client.read(&answer)?;
             let waiting = count(replica.backlog_tasks, "task");
             let text = format!("resumed {}: sending its backlog of {waiting}", replica.replica);
+            screen.show(json, &answer, [text])?;
+            return Ok(confirmed(&replica, screen));
+        }
+        ReplicasCommand::Set(args) => {
+            let limits = [
+                ("workers", args.workers),
+                ("rate", args.rate),
+                ("bandwidth", args.bandwidth),
+                ("redrive_rate", args.redrive_rate),
+            ];
+            let given = limits.into_iter().filter_map(|(name, limit)| Some((name, limit?.0)));
+            let change: BTreeMap<_, _> = given.collect();
+            let answer = client.patch(&path(&args.node.node, None), &change).await?;
+            let replica: Replica = client.read(&answer)?;
+            let text = format!("limits of {}: {}", replica.replica, replica.limits);
             screen.show(json, &answer, [text])?;
             return Ok(confirmed(&replica, screen));
         }
@@ -160,7 +182,8 @@ fn path<'a>(node: &'a Node, verb: Option<&'a str>) -> Vec<&'a str> {
 }
 
 pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> Vec<String> {
-    let mut table = Table::new(&[
+    let replicas: Vec<_> = replicas.into_iter().collect();
+    let mut headings = vec![
         "REPLICA",
         "STATE",
         ">BACKLOG",
@@ -172,9 +195,17 @@ pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> Vec<
         ">DEAD",
         ">PARKED",
         "DRAINED IN",
-    ]);
+    ];
+    // Limits are rare.
+    let is_limited = replicas.iter().any(|replica| !replica.limits.is_none());
+    headings.extend(is_limited.then_some("LIMITS"));
+    let mut table = Table::new(&headings);
     for replica in replicas {
-        table.row([
+        let limits = is_limited.then(|| match replica.limits {
+            limits if limits.is_none() => "-".to_owned(),
+            limits => limits.to_string(),
+        });
+        let row = [
             cell(&replica.replica),
             replica.state.as_str().to_owned(),
             replica.backlog_tasks.to_string(),
@@ -186,7 +217,8 @@ pub(super) fn table<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> Vec<
             replica.dead_letters.to_string(),
             replica.parked.to_string(),
             drained(replica),
-        ]);
+        ];
+        table.row(row.into_iter().chain(limits));
     }
     table.render()
 }
@@ -212,6 +244,9 @@ fn details(replica: &Replica, now: Timestamp) -> Vec<String> {
     let mut state = format!("{}{}", replica.state.as_str(), duration(&replica.state_since));
     if let Some(probe) = &replica.next_probe_at {
         state = format!("{state}, {}", text::probe(probe, now));
+    }
+    if let Some(until) = &replica.paused_until {
+        state = format!("{state}, until {until}");
     }
     lines.push(("state", state));
     lines.push((
@@ -248,6 +283,9 @@ fn details(replica: &Replica, now: Timestamp) -> Vec<String> {
         ),
     ));
     lines.push(("workers", replica.workers.to_string()));
+    if !replica.limits.is_none() {
+        lines.push(("limits", replica.limits.to_string()));
+    }
     if let Some(last) = &replica.last_error {
         lines.push(("last error", format!("{} ago: {}", age(&last.at, now), last.error)));
     }

@@ -172,6 +172,7 @@ fn problem(replica: &Replica, max_lag: Duration, now: Timestamp) -> Option<Strin
     if replica.state != ReplicaState::Healthy {
         parts.push(format!("{}{}", replica.state.as_str(), since(&replica.state_since)));
     }
+    parts.extend(replica.paused_until.as_ref().map(|until| format!("until {until}")));
     parts.extend(replica.next_probe_at.as_ref().map(|moment| text::probe(moment, now)));
     if replica.lag_seconds > max_lag.as_secs_f64() {
         parts.push(format!("behind by {}", seconds(replica.lag_seconds)));

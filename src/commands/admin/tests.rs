@@ -19,6 +19,7 @@ use crate::task::Timestamp;
 mod answers;
 mod cluster;
 mod letters;
+mod limits;
 
 /// 2026-01-01T00:00:00Z in every test.
 fn now() -> Timestamp {

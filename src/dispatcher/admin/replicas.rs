@@ -1,12 +1,16 @@
-//! Replicas: list, pause, probe, forget, rename.
+//! Replicas: list, pause, limit, probe, forget, rename.
+
+use std::num::NonZeroU32;
 
 use tracing::{info, warn};
 
 use crate::api;
-use crate::dispatcher::messages::{AdminError, AdminReply, ReplicaRecord, ReplicaRequest, Request};
+use crate::dispatcher::messages::{
+    AdminError, AdminReply, LimitsChange, PauseEnd, ReplicaRecord, ReplicaRequest, Request,
+};
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{ForgetCounts, Now, ProbeState, RenameError};
-use crate::task::{BreakerState, Counters, Node, ReplicaState};
+use crate::task::{BreakerState, Counters, Node, ReplicaLimits, ReplicaPause, ReplicaState};
 
 /// A replica that is being forgotten, and the operator that waits for it.
 #[derive(Debug)]
@@ -26,14 +30,31 @@ impl Handle {
         self.ask(|reply| Request::Replicas(ReplicaRequest::List { node, reply })).await
     }
 
-    /// Pauses or resumes the deliveries to a replica, durably.
+    /// Pauses the deliveries to a replica, or resumes them without an end, durably.
     pub(in crate::dispatcher) async fn pause_here(
         &self,
         node: &Node,
-        paused: bool,
+        end: Option<PauseEnd>,
     ) -> Result<Option<api::Replica>, AdminError> {
-        let node = node.clone();
-        self.ask(|reply| Request::Replicas(ReplicaRequest::Pause { node, paused, reply })).await
+        let (node, forbidden) = (node.clone(), self.forbidden(node));
+        let request = |reply| ReplicaRequest::Pause { node, end, forbidden, reply };
+        self.ask(|reply| Request::Replicas(request(reply))).await
+    }
+
+    /// Changes the limits of a replica, durably.
+    pub(in crate::dispatcher) async fn limit_here(
+        &self,
+        node: &Node,
+        change: LimitsChange,
+    ) -> Result<Option<api::Replica>, AdminError> {
+        let (node, forbidden) = (node.clone(), self.forbidden(node));
+        let request = |reply| ReplicaRequest::Limit { node, change, forbidden, reply };
+        self.ask(|reply| Request::Replicas(request(reply))).await
+    }
+
+    /// Why writes for this replica are refused.
+    fn forbidden(&self, node: &Node) -> Option<String> {
+        self.operator.policy.admit(node).err().map(|why| format!("{node} {why}"))
     }
 
     /// Lets an open breaker send its next probe now.
@@ -75,8 +96,8 @@ impl Handle {
         to: Node,
         is_settled_elsewhere: bool,
     ) -> Result<Option<api::Replica>, AdminError> {
-        if let Err(why) = self.operator.policy.admit(&to) {
-            return Err(AdminError::Forbidden(format!("{to} {why}")));
+        if let Some(why) = self.forbidden(&to) {
+            return Err(AdminError::Forbidden(why));
         }
         let request = |reply| ReplicaRequest::Rename { node, to, is_settled_elsewhere, reply };
         self.ask(|reply| Request::Replicas(request(reply))).await
@@ -96,9 +117,17 @@ impl Core {
             ReplicaRequest::List { node, reply } => {
                 let _ = reply.send(Ok(self.list_replicas(now, node.as_ref())));
             }
-            ReplicaRequest::Pause { node, paused, reply } => {
-                let paused = self.pause(now, &node, paused);
-                self.answer_change(reply, Ok(paused));
+            ReplicaRequest::Pause { node, end: Some(end), forbidden, reply } => {
+                let paused = self.pause(now, &node, end, forbidden);
+                self.answer_change(reply, paused);
+            }
+            ReplicaRequest::Pause { node, end: None, reply, .. } => {
+                let resumed = self.resume(now, &node);
+                self.answer_change(reply, Ok(resumed));
+            }
+            ReplicaRequest::Limit { node, change, forbidden, reply } => {
+                let limited = self.limit(now, &node, change, forbidden);
+                self.answer_change(reply, limited);
             }
             ReplicaRequest::Probe { node, reply } => {
                 let _ = reply.send(Ok(self.probe(now, &node)));
@@ -113,8 +142,13 @@ impl Core {
             }
             ReplicaRequest::Applied { record, reply } => {
                 let applied = match record {
-                    ReplicaRecord::Paused { node, paused } => {
-                        self.registry.is_paused(self.registry.resolve(&node)) == paused
+                    ReplicaRecord::Paused { node, paused, until } => {
+                        let pause = self.registry.pause_of(self.registry.resolve(&node));
+                        let ends = pause.and_then(|pause| pause.until).map(view::time);
+                        pause.is_some() == paused && ends == until
+                    }
+                    ReplicaRecord::Limited { node, limits } => {
+                        self.registry.limits_of(self.registry.resolve(&node)) == limits
                     }
                     ReplicaRecord::Renamed { node, to } => {
                         let is_left = self.engine.lanes().any(|lane| lane.node == node);
@@ -146,21 +180,128 @@ impl Core {
         shown.collect()
     }
 
-    fn pause(&mut self, now: Now, node: &Node, paused: bool) -> Option<api::Replica> {
+    fn pause(
+        &mut self,
+        now: Now,
+        node: &Node,
+        end: PauseEnd,
+        forbidden: Option<String>,
+    ) -> Result<Option<api::Replica>, AdminError> {
+        let until = match end {
+            PauseEnd::Never => None,
+            PauseEnd::After(time) => Some(now.wall.saturating_add(time)),
+            PauseEnd::At(until) => Some(until),
+        };
+        let ahead = until.map(|until| until.saturating_since(now.wall));
+        if ahead.is_some_and(|ahead| ahead.is_zero() || ahead > ReplicaPause::LONGEST) {
+            return Err(AdminError::Invalid(format!(
+                "field \"until\" must be in the future, at most {} days ahead: it is now {}",
+                ReplicaPause::LONGEST.as_secs() / 86_400,
+                view::time(now.wall),
+            )));
+        }
+        let node = self.known_for_admin(now, node, forbidden)?;
+        let known = self.registry.pause_of(&node);
+        if known.is_none_or(|known| known.until != until) {
+            let since = known.map_or(now.wall, |known| known.since);
+            let pause = Some(ReplicaPause { since, until });
+            let change = self.registry.pause(&node, pause, now.wall);
+            self.save_registry(vec![change]);
+            self.engine.pause(now, &node, pause);
+            self.act(now);
+            let until = until.map(view::time);
+            let shown = until.as_deref().unwrap_or("resumed");
+            info!(replica = %node, until = shown, "an operator has paused a replica");
+            self.observed.publish_replica(now, &node, api::ReplicaChange::Paused, until);
+        }
+        Ok(self.list_replicas(now, Some(&node)).pop())
+    }
+
+    fn resume(&mut self, now: Now, node: &Node) -> Option<api::Replica> {
         let node = self.resolve_for_admin(node);
         let lane = self.engine.lanes().find(|lane| lane.node == node)?;
-        if lane.paused.is_some() != paused {
-            let since = paused.then_some(now.wall);
-            let change = self.registry.pause(&node, since, now.wall);
+        if lane.paused.is_some() {
+            let change = self.registry.pause(&node, None, now.wall);
             self.save_registry(vec![change]);
-            self.engine.pause(now, &node, since);
+            self.engine.pause(now, &node, None);
             self.act(now);
-            let change =
-                if paused { api::ReplicaChange::Paused } else { api::ReplicaChange::Resumed };
-            info!(replica = %node, paused, "an operator has paused or resumed a replica");
-            self.observed.publish_replica(now, &node, change, None);
+            info!(replica = %node, "an operator has resumed a replica");
+            self.observed.publish_replica(now, &node, api::ReplicaChange::Resumed, None);
         }
         self.list_replicas(now, Some(&node)).pop()
+    }
+
+    fn limit(
+        &mut self,
+        now: Now,
+        node: &Node,
+        change: LimitsChange,
+        forbidden: Option<String>,
+    ) -> Result<Option<api::Replica>, AdminError> {
+        let sets_any = !change.apply(ReplicaLimits::default()).is_none();
+        let node = match sets_any {
+            true => self.known_for_admin(now, node, forbidden)?,
+            false => self.resolve_for_admin(node),
+        };
+        if !self.engine.lanes().any(|lane| lane.node == node) {
+            return Ok(None);
+        }
+        let known = self.registry.limits_of(&node);
+        let limits = change.apply(known);
+        if limits != known {
+            let change = self.registry.limit(&node, limits, now.wall);
+            self.save_registry(vec![change]);
+            self.engine.limit(now, &node, limits);
+            self.act(now);
+            info!(replica = %node, %limits, "an operator has changed the limits of a replica");
+            let detail = Some(limits.to_string());
+            self.observed.publish_replica(now, &node, api::ReplicaChange::Limited, detail);
+        }
+        Ok(self.list_replicas(now, Some(&node)).pop())
+    }
+
+    /// A pause has ended by itself.
+    pub(in crate::dispatcher) fn pause_ended(
+        &mut self,
+        now: Now,
+        node: &Node,
+        pause: ReplicaPause,
+    ) {
+        let change = self.registry.pause(node, None, now.wall);
+        // Another process could have paused it again since, and this would end that pause: there, a
+        // record whose time is over is no pause.
+        if self.journal.processes() == NonZeroU32::MIN {
+            self.save_registry(vec![change]);
+        }
+        let until = pause.until.map(view::time);
+        let shown = until.as_deref().unwrap_or_default();
+        info!(replica = %node, until = shown, "the pause of a replica has ended");
+        self.observed.publish_replica(now, node, api::ReplicaChange::Resumed, until);
+    }
+
+    /// The current name of a replica for which an operator sets something. One that is not known
+    /// becomes known, within `--max-known-replicas`: what is set keeps its place.
+    fn known_for_admin(
+        &mut self,
+        now: Now,
+        node: &Node,
+        forbidden: Option<String>,
+    ) -> Result<Node, AdminError> {
+        let node = self.registry.resolve(node).clone();
+        let is_known =
+            self.registry.knows(&node) || self.engine.lanes().any(|lane| lane.node == node);
+        if let Some(why) = forbidden.filter(|_| !is_known) {
+            return Err(AdminError::Forbidden(why));
+        }
+        if !self.engine.know(&node) {
+            return Err(AdminError::Conflict(format!(
+                "{node} cannot become known: all known replicas have pending deliveries or dead \
+                letters, or are paused or limited (--max-known-replicas): forget one"
+            )));
+        }
+        let changes = self.registry.note_use(&node, now.wall);
+        self.save_registry(changes);
+        Ok(node)
     }
 
     fn probe(&mut self, now: Now, node: &Node) -> Option<api::Probed> {
@@ -213,7 +354,7 @@ impl Core {
 
     /// Answers for the replicas whose deliveries are all discarded.
     ///
-    /// The names and the pause of a replica end only here. If the daemon restarts in between, the
+    /// The names, the pause and the limits of a replica end only here. If the daemon restarts in between, the
     /// remaining deliveries must still be for the same replica, and still paused.
     pub(in crate::dispatcher) fn answer_forgotten(&mut self, now: Now) {
         for forgetting in std::mem::take(&mut self.admin.forgetting) {
@@ -234,6 +375,7 @@ impl Core {
         let changes = self.registry.forget(node, now.wall);
         self.save_registry(changes);
         self.engine.pause(now, node, None);
+        self.engine.limit(now, node, ReplicaLimits::default());
         self.act(now);
     }
 

@@ -119,6 +119,7 @@ fn add(known: &mut api::Replica, other: api::Replica) {
         };
     }
     known.state = after;
+    known.paused_until = known.paused_until.take().max(other.paused_until);
     known.next_probe_at = first(known.next_probe_at.take(), other.next_probe_at)
         .filter(|_| after == ReplicaState::Failing);
     known.backlog_tasks += other.backlog_tasks;
@@ -132,6 +133,9 @@ fn add(known: &mut api::Replica, other: api::Replica) {
     known.refused_letters += other.refused_letters;
     known.dead_letter_bytes += other.dead_letter_bytes;
     known.workers += other.workers;
+    if known.limits.is_none() {
+        known.limits = other.limits;
+    }
     known.rate_in += other.rate_in;
     known.rate_out += other.rate_out;
     known.latency_p50_seconds = most(known.latency_p50_seconds, other.latency_p50_seconds);

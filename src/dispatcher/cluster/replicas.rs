@@ -9,7 +9,7 @@ use super::{Question, merge, unanswered};
 use crate::api;
 use crate::dispatcher::Handle;
 use crate::dispatcher::admin::replicas::used_before;
-use crate::dispatcher::messages::{AdminError, ReplicaRecord};
+use crate::dispatcher::messages::{AdminError, LimitsChange, PauseEnd, ReplicaRecord};
 use crate::store::{Member, PartitionOwner, Peers};
 use crate::task::{Node, ReplicaState};
 
@@ -46,16 +46,29 @@ impl Handle {
         Ok((merge::replicas(lists), incomplete))
     }
 
-    /// Pauses or resumes the deliveries to a replica, durably. Returns when every live instance applies
+    /// Pauses the deliveries to a replica, or resumes them without an end, durably. Returns when every live instance applies
     /// it, or after 5 s with those that have not confirmed it.
     pub async fn pause(
         &self,
         node: &Node,
-        paused: bool,
+        end: Option<PauseEnd>,
     ) -> Result<Option<api::Replica>, AdminError> {
         let others = self.others();
-        let Some(here) = self.pause_here(node, paused).await? else { return Ok(None) };
-        let record = ReplicaRecord::Paused { node: node.clone(), paused };
+        let Some(here) = self.pause_here(node, end).await? else { return Ok(None) };
+        let (paused, until) = (end.is_some(), here.paused_until.clone());
+        let record = ReplicaRecord::Paused { node: node.clone(), paused, until };
+        self.confirmed(others, here, node, record).await
+    }
+
+    /// Changes the limits of a replica, durably. Returns as [`Self::pause`].
+    pub async fn limit(
+        &self,
+        node: &Node,
+        change: LimitsChange,
+    ) -> Result<Option<api::Replica>, AdminError> {
+        let others = self.others();
+        let Some(here) = self.limit_here(node, change).await? else { return Ok(None) };
+        let record = ReplicaRecord::Limited { node: node.clone(), limits: here.limits };
         self.confirmed(others, here, node, record).await
     }
 

@@ -6,7 +6,9 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::dispatcher::messages::{AcceptedWrite, NewWrite, Refusal};
-use crate::dispatcher::messages::{AdminReply, BarrierRequest, ReplicaRequest, TaskRequest};
+use crate::dispatcher::messages::{
+    AdminReply, BarrierRequest, PauseEnd, ReplicaRequest, TaskRequest,
+};
 use crate::engine::{self, BarrierEnd, EngineSettings};
 use crate::store::{IdempotencyAnswer, KeyLimits, MemoryJournal, MemoryStore};
 use crate::task::{
@@ -109,8 +111,9 @@ impl RunningLoop {
 
     async fn pause(&self, paused: bool) {
         let node = replica();
-        let pause = |reply| Request::Replicas(ReplicaRequest::Pause { node, paused, reply });
-        assert!(self.ask(pause).await.is_some());
+        let (end, forbidden) = (paused.then_some(PauseEnd::Never), None);
+        let pause = |reply| ReplicaRequest::Pause { node, end, forbidden, reply };
+        assert!(self.ask(|reply| Request::Replicas(pause(reply))).await.is_some());
     }
 
     /// The queued tasks and bytes.

@@ -116,15 +116,22 @@ impl Heads {
         self.first(&[Priority::Urgent])
     }
 
-    /// The head of the next turn, urgent ones left out.
-    pub(in crate::engine) fn take_turn(&mut self) -> Option<(Priority, Slot)> {
+    /// The head of the next turn, urgent ones left out. Dead letters only with `redrives`.
+    pub(in crate::engine) fn take_turn(&mut self, redrives: bool) -> Option<(Priority, Slot)> {
         self.turn = (self.turn + 1) % TURNS;
-        self.first(match self.turn {
+        let kinds: &[Priority] = match self.turn {
             0 => &[Priority::Redrive, Priority::Resend, Priority::Retry, Priority::Fresh],
             4 | 12 => &[Priority::Retry, Priority::Fresh, Priority::Resend, Priority::Redrive],
             8 => &[Priority::Resend, Priority::Retry, Priority::Fresh, Priority::Redrive],
             _ => &[Priority::Fresh, Priority::Retry, Priority::Resend, Priority::Redrive],
-        })
+        };
+        let first = self.first(kinds);
+        match first {
+            Some((Priority::Redrive, _)) if !redrives => {
+                self.first(&[Priority::Fresh, Priority::Retry, Priority::Resend])
+            }
+            first => first,
+        }
     }
 
     fn first(&self, priorities: &[Priority]) -> Option<(Priority, Slot)> {

@@ -1,19 +1,24 @@
 //! The actions of an operator in a history.
 
+use std::time::Duration;
+
 use super::{NODES, World};
 use crate::engine::model::{node, site};
 use crate::engine::{AdminOutcome, DeliveryFilter, LetterView, RenameError};
-use crate::task::{DeliveryId, TaskId};
+use crate::task::{DeliveryId, ReplicaPause, TaskId};
 
 impl World {
-    pub(super) fn pause(&mut self, at: usize, paused: bool) {
-        let name = self.names[at].clone();
-        self.engine.pause(self.now, &name, paused.then_some(self.now.wall));
-        if paused {
-            self.paused.insert(site(&name));
-        } else {
-            self.paused.remove(&site(&name));
-        }
+    pub(super) fn pause(&mut self, at: usize, paused: bool, millis: Option<u64>) {
+        let (name, since) = (self.names[at].clone(), self.now.wall);
+        let time = millis.map(Duration::from_millis);
+        let until = time.map(|time| since.saturating_add(time));
+        let pause = paused.then_some(ReplicaPause { since, until });
+        self.engine.pause(self.now, &name, pause);
+        let ends = time.map(|time| self.now.moment.after(time));
+        match pause {
+            Some(pause) => self.paused.insert(site(&name), (pause, ends)),
+            None => self.paused.remove(&site(&name)),
+        };
         self.act();
     }
 

@@ -40,10 +40,18 @@ pub(in crate::engine) enum Op {
         forward: bool,
         seconds: u64,
     },
-    /// An operator pauses or resumes a node.
+    /// An operator pauses or resumes a node. A pause may end by itself.
     Pause {
         node: usize,
         paused: bool,
+        millis: Option<u64>,
+    },
+    /// An operator limits a node. Zero sets no limit.
+    Limit {
+        node: usize,
+        workers: u32,
+        rate: u32,
+        bandwidth: u64,
     },
     /// The credentials for replicas are reloaded.
     Reload,

@@ -49,10 +49,12 @@ impl World {
         self.sent.clear();
         self.restarted = true;
         for name in &self.names {
-            if self.paused.contains(&site(name)) {
-                self.engine.pause(self.now, name, Some(self.now.wall));
+            if let Some((pause, ends)) = self.paused.get_mut(&site(name)) {
+                *ends = pause.left(self.now.wall).map(|left| self.now.moment.after(left));
+                self.engine.pause(self.now, name, Some(*pause));
             }
         }
+        self.limit_again();
         self.released.clear();
         self.held.clear();
         self.acked.clear();

@@ -1,6 +1,7 @@
 //! Operator actions.
 
 use super::*;
+use crate::task::ReplicaPause;
 
 fn gave_up(f: &mut Fixture, key: &str, nodes: &[&str]) -> u64 {
     let id = f.eventual(key, nodes);
@@ -23,7 +24,7 @@ fn counters(f: &Fixture, name: &str) -> Counters {
 #[test]
 fn a_paused_replica_gets_nothing_until_it_is_resumed() {
     let mut f = Fixture::new(settings());
-    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall.into()));
     let ids = [f.eventual("k", &["a", "b"]), f.eventual("l", &["a"])];
     let strong = f.strong("m", &["a"]);
     assert_eq!(f.sent(), [(ids[0], 1, 1)]);
@@ -31,10 +32,68 @@ fn a_paused_replica_gets_nothing_until_it_is_resumed() {
     assert_eq!(f.sent(), [(strong, 0, 1), (ids[0], 0, 1), (ids[1], 0, 1)]);
 }
 
+fn ended(f: &mut Fixture) -> Vec<Node> {
+    let ended = f.actions().into_iter().filter_map(|action| match action {
+        EngineAction::PauseEnded { node, .. } => Some(node),
+        _ => None,
+    });
+    ended.collect()
+}
+
+#[test]
+fn a_pause_with_an_end_ends_by_itself_at_that_moment() {
+    let mut f = Fixture::new(settings());
+    let (since, hour) = (f.now.wall, Duration::from_secs(3600));
+    let pause = ReplicaPause { since, until: Some(since.saturating_add(hour)) };
+    f.engine.pause(f.now, &node("a"), Some(pause));
+    let id = f.eventual("k", &["a"]);
+    f.pass(hour - Duration::from_millis(1));
+    assert_eq!(
+        (f.sent(), f.engine.wake_at()),
+        (vec![], Some(f.now.moment.after(Duration::from_millis(1))))
+    );
+    f.pass(Duration::from_millis(1));
+    let actions = f.actions();
+    assert_eq!(actions.first(), Some(&EngineAction::PauseEnded { node: node("a"), pause }));
+    assert!(
+        matches!(actions.get(1), Some(EngineAction::Send { delivery, .. }) if delivery.task.0 == id)
+    );
+}
+
+#[test]
+fn a_wall_clock_that_is_set_ends_no_pause_and_prolongs_none() {
+    let mut f = Fixture::new(settings());
+    let (since, hour) = (f.now.wall, Duration::from_secs(3600));
+    let pause = ReplicaPause { since, until: Some(since.saturating_add(hour)) };
+    f.engine.pause(f.now, &node("a"), Some(pause));
+    f.now.wall = since.saturating_add(hour * 24);
+    // As when its record is read again.
+    f.engine.pause(f.now, &node("a"), Some(pause));
+    f.pass(hour / 2);
+    assert_eq!(ended(&mut f), []);
+    f.now.wall = Timestamp(0);
+    f.pass(hour / 2);
+    assert_eq!(ended(&mut f), [node("a")]);
+    // After a restart, for no longer than it was meant to last.
+    f.engine.pause(f.now, &node("a"), Some(pause));
+    f.pass(hour);
+    assert_eq!(ended(&mut f), [node("a")]);
+}
+
+#[test]
+fn a_pause_that_ended_while_no_daemon_ran_ends_at_once() {
+    let mut f = Fixture::new(settings());
+    let pause = ReplicaPause { since: Timestamp(0), until: Some(Timestamp(1)) };
+    f.now.wall = Timestamp(2);
+    f.engine.pause(f.now, &node("a"), Some(pause));
+    f.pass(Duration::ZERO);
+    assert_eq!(ended(&mut f), [node("a")]);
+}
+
 #[test]
 fn a_pause_keeps_the_lane_of_a_replica_with_nothing_to_do() {
     let mut f = Fixture::new(EngineSettings { max_known_replicas: 1, ..settings() });
-    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall.into()));
     assert!(matches!(f.append("k", &["b"], Consistency::Eventual), Err(Full::Replicas(1))));
     f.engine.pause(f.now, &node("a"), None);
     f.eventual("k", &["b"]);
@@ -233,14 +292,14 @@ fn a_rename_by_another_process_is_followed_when_the_pause_of_the_new_address_cam
     let mut f = Fixture::new(settings());
     f.eventual("k", &["a", "b"]);
     f.sent();
-    let since = Some(f.now.wall);
-    f.engine.pause(f.now, &node("a"), since);
-    f.engine.pause(f.now, &node("new"), since);
+    let pause = Some(f.now.wall.into());
+    f.engine.pause(f.now, &node("a"), pause);
+    f.engine.pause(f.now, &node("new"), pause);
     assert_eq!(f.engine.rename(f.now, &node("a"), &node("new")), Err(RenameError::Used));
     assert_eq!(f.engine.follow_rename(f.now, &node("a"), &node("b")), Err(RenameError::Used));
     assert_eq!(f.engine.follow_rename(f.now, &node("a"), &node("new")), Ok(()));
     let lanes: Vec<_> = f.engine.lanes().map(|lane| (lane.node, lane.paused)).collect();
-    assert!(lanes.contains(&(node("new"), since)), "{lanes:?}");
+    assert!(lanes.contains(&(node("new"), pause)), "{lanes:?}");
     assert!(lanes.iter().all(|(lane, _)| *lane != node("a")), "{lanes:?}");
 }
 
@@ -263,7 +322,7 @@ fn a_rename_by_another_process_is_followed_when_only_the_new_address_has_deliver
 fn a_renamed_replica_keeps_its_backlog_and_dead_letters() {
     let mut f = Fixture::new(settings());
     let dead = gave_up(&mut f, "dead", &["a"]);
-    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall.into()));
     let waits = f.eventual("k", &["a"]);
     assert_eq!(f.engine.rename(f.now, &node("x"), &node("y")), Err(RenameError::Unknown));
     f.eventual("k", &["b"]);
@@ -444,7 +503,7 @@ fn a_letter_of_a_paused_replica_is_not_redriven_until_it_is_resumed() {
     let mut f = Fixture::new(settings());
     let id = gave_up(&mut f, "k", &["a"]);
     let levels = f.engine.levels();
-    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall.into()));
     assert_eq!(f.engine.would_redrive(letter(id)), AdminOutcome::HeldBack);
     assert_eq!(f.engine.redrive_letter(f.now, letter(id), None), AdminOutcome::HeldBack);
     assert_eq!(f.engine.levels(), levels, "it is charged as a dead letter");
@@ -461,7 +520,7 @@ fn parked_deliveries_of_a_paused_replica_take_no_retry_places() {
     f.sent();
     ids.iter().for_each(|&id| f.answer(id, 0, failed()));
     assert_eq!((f.engine.levels().retry, f.engine.levels().dead_letters), (1, 1));
-    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall.into()));
     assert_eq!(f.engine.would_redrive(letter(ids[1])), AdminOutcome::HeldBack);
     f.engine.discard_task(f.now, TaskId(ids[0]));
     f.pass(Duration::from_secs(60));
@@ -508,13 +567,13 @@ fn a_forgotten_replica_is_hidden_once_it_is_empty_until_a_write_names_it() {
 fn a_forgotten_replica_blocks_no_majority_even_if_its_lane_is_reused() {
     let mut f = Fixture::new(EngineSettings { max_known_replicas: 3, ..settings() });
     // Nothing was sent to it, so nothing can be applied late.
-    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall.into()));
     f.strong("k", &["a", "b", "c"]);
     f.engine.forget(f.now, &node("a"));
     f.pass(Duration::from_millis(100));
     f.engine.pause(f.now, &node("a"), None);
     f.eventual("l", &["d"]);
-    f.engine.pause(f.now, &node("d"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("d"), Some(f.now.wall.into()));
     f.actions();
     f.pass(settings().strong_timeout);
     let obstacles = f.actions().into_iter().find_map(|action| match action {

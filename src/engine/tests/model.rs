@@ -39,7 +39,12 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..2u16).prop_map(|partition| Op::Claim { partition }),
         1 => (any::<bool>(), 1..100u64)
             .prop_map(|(forward, seconds)| Op::SetClock { forward, seconds }),
-        1 => (0..3usize, any::<bool>()).prop_map(|(node, paused)| Op::Pause { node, paused }),
+        2 => (0..3usize, any::<bool>(), prop::option::of(0..9_000u64))
+            .prop_map(|(node, paused, millis)| Op::Pause { node, paused, millis }),
+        2 => (0..3usize, 0..3u32, 0..6u32, prop::sample::select(vec![0, 0, 600, 5_000]))
+            .prop_map(|(node, workers, rate, bandwidth)| {
+                Op::Limit { node, workers, rate, bandwidth }
+            }),
         1 => Just(Op::Reload),
         1 => (1..5u32, 0..4u32, any::<bool>()).prop_map(|(workers, max_retries, coalesce)| {
             let workers = NonZeroU32::new(workers).unwrap();

@@ -12,7 +12,7 @@ fn answer(f: &mut Fixture) -> Option<(bool, Vec<(ReplicaIndex, Obstacle)>)> {
 }
 
 fn pause(f: &mut Fixture, name: &str) {
-    f.engine.pause(f.now, &node(name), Some(f.now.wall));
+    f.engine.pause(f.now, &node(name), Some(f.now.wall.into()));
 }
 
 #[test]

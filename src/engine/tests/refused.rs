@@ -276,7 +276,7 @@ fn without_handoff_refused_letters_wait_for_the_operator() {
 fn a_paused_replica_is_not_tried_until_it_is_resumed() {
     let mut f = Fixture::new(settings());
     let ids = refuse(&mut f, 5);
-    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall.into()));
     f.engine.credentials_renewed(f.now);
     assert!(accept(&mut f, Duration::from_secs(100)).is_empty());
     f.engine.pause(f.now, &node("a"), None);

@@ -62,7 +62,7 @@ fn pausing_a_replica_frees_its_places_in_the_retry_queue_at_once() {
     failures(&mut f, "a", 200);
     let on_wire = f.eventual("on the wire", &["a"]);
     f.sent();
-    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall.into()));
     assert_eq!((f.engine.levels().retry, lane(&f, "a").parked), (0, 200));
     f.answer(on_wire, 0, failed());
     assert_eq!((f.engine.levels().retry, lane(&f, "a").parked), (0, 201), "deliveries in flight");
@@ -92,7 +92,7 @@ fn a_due_retry_of_a_replica_that_is_paused_gives_its_place_back() {
     f.sent();
     f.pass(Duration::from_secs(3));
     assert_eq!(f.sent().len(), 1, "the other is ready, without a worker");
-    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall.into()));
     assert_eq!((f.engine.levels().retry, lane(&f, "a").parked), (1, 1));
 }
 
@@ -108,7 +108,7 @@ fn restore_failed(f: &mut Fixture, id: u64, name: &str) {
 #[test]
 fn after_a_restart_places_are_shared_by_the_same_rule_and_a_paused_replica_has_none() {
     let mut f = fixture(100);
-    f.engine.pause(f.now, &node("paused"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("paused"), Some(f.now.wall.into()));
     (1..=200).for_each(|id| restore_failed(&mut f, id, "paused"));
     (201..=400).for_each(|id| restore_failed(&mut f, id, "bad"));
     (401..=405).for_each(|id| restore_failed(&mut f, id, "good"));

@@ -293,7 +293,7 @@ proptest! {
                 }
                 GreedyOp::Pass => f.pass(Duration::from_secs(3)),
                 GreedyOp::Pause { host } => {
-                    f.engine.pause(f.now, &node(&format!("host{host}/base1")), Some(Timestamp(1)));
+                    f.engine.pause(f.now, &node(&format!("host{host}/base1")), Some(Timestamp(1).into()));
                 }
             }
         }

@@ -4,7 +4,7 @@ use super::*;
 
 /// A chain of one key for a paused replica.
 fn chain(f: &mut Fixture, length: u64) {
-    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall.into()));
     for _ in 0..length {
         let id = f.append("hot", &["a"], Consistency::Eventual).unwrap();
         f.commit(id);
@@ -87,7 +87,7 @@ fn pausing_a_replica_with_many_retries_parks_them_in_parts() {
         on_wire = f.sent();
     }
     assert_eq!(f.engine.levels().retry, 20_000);
-    f.engine.pause(f.now, &node("a"), Some(f.now.wall));
+    f.engine.pause(f.now, &node("a"), Some(f.now.wall.into()));
     let (_, most) = run(&mut f);
     assert_eq!(f.engine.levels().retry, 0);
     assert!(most <= 3 * 4096, "{most} actions of one call");

@@ -81,7 +81,7 @@ export const node = (url) => url.replace(/^http:\/\//, '');
 const words = {
   in_flight: 'in flight', dead: 'dead letter', gave_up: 'gave up', retry_overflow: 'parked, no place in the retry queue',
   failing: 'is failing', recovering: 'is recovering', healthy: 'is healthy again', paused: 'was paused', resumed: 'was resumed',
-  forgotten: 'was forgotten', renamed: 'was renamed',
+  forgotten: 'was forgotten', renamed: 'was renamed', limited: 'has new limits',
 };
 
 export const word = (name) => words[name] ?? name.replaceAll('_', ' ');

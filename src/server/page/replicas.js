@@ -150,7 +150,7 @@ function update(row, replica) {
 
   cells.lag.say(waiting ? format.duration(replica.lag_seconds) : '0 s', drained(replica));
   cells.flight.say(format.count(replica.in_flight), `of ${format.count(replica.workers)}`);
-  cells.rates.say(format.rate(replica.rate_in), `out ${format.rate(replica.rate_out)}`);
+  cells.rates.say(format.rate(replica.rate_in), `out ${format.rate(replica.rate_out)}${limitNote(replica.limits)}`);
   const { latency_p50_seconds: half, latency_p99_seconds: most } = replica;
   cells.latency.say(half === null ? '–' : format.duration(half), most === null ? '' : `p99 ${format.duration(most)}`);
   const dead = replica.dead_letters;
@@ -171,9 +171,19 @@ function update(row, replica) {
 function stateNote(replica, state) {
   const notes = [];
   if (replica.state_since) notes.push(format.forText(replica.state_since));
+  if (replica.paused_until) notes.push(`ends ${format.inText(replica.paused_until)}`);
   if (state === 'healthy' && replica.dead_letters > 0) notes.push('lacks writes');
   if (state === 'failing' && replica.next_probe_at) notes.push(`probe ${format.inText(replica.next_probe_at)}`);
   return notes.join(', ');
+}
+
+/** The rates that an operator has set, for the line under the rates. The workers are shown beside those in flight. */
+function limitNote({ rate, bandwidth, redrive_rate: redrive } = {}) {
+  const limits = [];
+  if (rate) limits.push(`${format.count(rate)}/s`);
+  if (bandwidth) limits.push(`${format.bytes(bandwidth)}/s`);
+  if (redrive) limits.push(`${format.count(redrive)} redriven/s`);
+  return limits.length > 0 ? `, limit ${limits.join(', ')}` : '';
 }
 
 /** Estimated time until the backlog is empty, from the rates of the last minute. */

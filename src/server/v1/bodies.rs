@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::extract::Request;
 use serde::Deserialize;
@@ -13,10 +14,10 @@ use super::validate;
 use super::wire::{Json, plain};
 use super::{Problem, ServerState};
 use crate::api::ClusterDrain;
-use crate::dispatcher::LetterFilter;
+use crate::dispatcher::{LetterFilter, LimitChange, LimitsChange, PauseEnd};
 use crate::server::access::Caller;
 use crate::server::errors::{invalid, must_be};
-use crate::task::{Cause, Node, TaskId};
+use crate::task::{Cause, Node, ReplicaLimits, ReplicaPause, TaskId, Timestamp};
 
 /// How many dead letters can be listed by id, and how many replicas for a barrier.
 const MAX_IDS: usize = 1000;
@@ -31,6 +32,36 @@ pub(super) struct EmptyBody {}
 pub(super) struct RenameBody<'a> {
     #[serde(borrow)]
     to: Json<'a>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct PauseBody<'a> {
+    #[serde(borrow)]
+    for_seconds: Json<'a>,
+    #[serde(borrow)]
+    until: Json<'a>,
+}
+
+/// A field that is missing is not changed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct LimitsBody<'a> {
+    #[serde(borrow, deserialize_with = "present")]
+    workers: Option<Json<'a>>,
+    #[serde(borrow, deserialize_with = "present")]
+    rate: Option<Json<'a>>,
+    #[serde(borrow, deserialize_with = "present")]
+    bandwidth: Option<Json<'a>>,
+    #[serde(borrow, deserialize_with = "present")]
+    redrive_rate: Option<Json<'a>>,
+}
+
+/// Tells `null` from a missing field.
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Json<'a>>, D::Error> {
+    Json::deserialize(deserializer).map(Some)
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -118,6 +149,75 @@ impl RenameBody<'_> {
             None => Err(invalid(r#"field "to" is missing: it must be the new address"#)),
         }
     }
+}
+
+impl PauseBody<'_> {
+    /// That `until` is in the future is checked where the time is known.
+    pub(super) fn checked(self) -> Result<PauseEnd, Problem> {
+        let most = ReplicaPause::LONGEST.as_secs();
+        match (self.for_seconds, self.until) {
+            (Json::Null, Json::Null) => Ok(PauseEnd::Never),
+            (Json::Unsigned(seconds), Json::Null) if (1..=most).contains(&seconds) => {
+                Ok(PauseEnd::After(Duration::from_secs(seconds)))
+            }
+            (other, Json::Null) => {
+                Err(must_be("for_seconds", &format!("an integer from 1 to {most}"), &other))
+            }
+            (Json::Null, Json::Text(text)) => time(&text).map(PauseEnd::At).ok_or_else(|| {
+                must_be("until", "a time such as 2026-12-01T06:00:00Z", &Json::Text(text))
+            }),
+            (Json::Null, other) => {
+                Err(must_be("until", "a time such as 2026-12-01T06:00:00Z", &other))
+            }
+            _ => Err(invalid(r#"the fields "for_seconds" and "until" cannot be combined"#)),
+        }
+    }
+}
+
+/// A time in UTC, by RFC 3339.
+fn time(text: &str) -> Option<Timestamp> {
+    let since = humantime::parse_rfc3339(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(Timestamp(0).saturating_add(since))
+}
+
+impl LimitsBody<'_> {
+    pub(super) fn checked(self) -> Result<LimitsChange, Problem> {
+        const RATE: u64 = ReplicaLimits::MOST_RATE;
+        const BANDWIDTH: u64 = ReplicaLimits::MOST_BANDWIDTH;
+        let change = LimitsChange {
+            workers: limit("workers", self.workers, ReplicaLimits::MOST_WORKERS, small)?,
+            rate: limit("rate", self.rate, RATE, small)?,
+            bandwidth: limit("bandwidth", self.bandwidth, BANDWIDTH, NonZeroU64::new)?,
+            redrive_rate: limit("redrive_rate", self.redrive_rate, RATE, small)?,
+        };
+        if change == LimitsChange::default() {
+            return Err(invalid(
+                r#"nothing is changed: set "workers", "rate", "bandwidth" or "redrive_rate""#,
+            ));
+        }
+        Ok(change)
+    }
+}
+
+fn small(number: u64) -> Option<NonZeroU32> {
+    u32::try_from(number).ok().and_then(NonZeroU32::new)
+}
+
+fn limit<T>(
+    field: &str,
+    json: Option<Json<'_>>,
+    most: u64,
+    convert: fn(u64) -> Option<T>,
+) -> Result<LimitChange<T>, Problem> {
+    let limit = match &json {
+        None => return Ok(LimitChange::Keep),
+        Some(Json::Null) => return Ok(LimitChange::Unset),
+        Some(Json::Unsigned(number)) if *number <= most => convert(*number),
+        Some(_) => None,
+    };
+    let rule = || format!("an integer from 1 to {most}, or null");
+    let got = json.unwrap_or_default();
+    limit.map(LimitChange::Set).ok_or_else(|| must_be(field, &rule(), &got))
 }
 
 impl BarrierBody<'_> {

@@ -10,13 +10,15 @@ use serde_json::Value;
 
 use super::Problem;
 use super::batch::{MAX_WRITES, split};
-use super::bodies::{BarrierBody, EmptyBody, RenameBody, Selected, SelectionBody, object};
+use super::bodies::{
+    BarrierBody, EmptyBody, LimitsBody, PauseBody, RenameBody, Selected, SelectionBody, object,
+};
 use super::extract::{CAUSES, Parameters, STATES};
 use super::validate::batched;
 use crate::dispatcher::LetterFilter;
 use crate::server::addresses::Addresses;
 use crate::server::fuzzing::{refused, settings, taken};
-use crate::task::Node;
+use crate::task::{Node, ReplicaLimits};
 
 /// A batch is split into its writes in order, and each is accepted or rejected as if it were alone.
 /// A leading exclamation mark selects the content type of lines.
@@ -101,6 +103,13 @@ fn body_of(body: &[u8]) {
     }
     match object::<RenameBody<'_>>(body).and_then(RenameBody::checked) {
         Ok(node) => normal(Some(&node)),
+        Err(problem) => sentence(&problem),
+    }
+    if let Err(problem) = object::<PauseBody<'_>>(body).and_then(PauseBody::checked) {
+        sentence(&problem);
+    }
+    match object::<LimitsBody<'_>>(body).and_then(LimitsBody::checked) {
+        Ok(change) => assert_eq!(change.apply(ReplicaLimits::default()).excess(), None),
         Err(problem) => sentence(&problem),
     }
     match object::<BarrierBody<'_>>(body).and_then(BarrierBody::checked) {

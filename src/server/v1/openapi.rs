@@ -35,7 +35,7 @@ pub(in crate::server) fn router() -> OpenApiRouter<Arc<ServerState>> {
         .routes(routes!(tasks::list))
         .routes(routes!(tasks::show, tasks::discard))
         .routes(routes!(replicas::list))
-        .routes(routes!(replicas::show))
+        .routes(routes!(replicas::show, replicas::limit))
         .routes(routes!(replicas::pause))
         .routes(routes!(replicas::resume))
         .routes(routes!(replicas::probe))

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::response::Response;
 
-use super::bodies::{self, RenameBody, nothing, object};
+use super::bodies::{self, LimitsBody, PauseBody, RenameBody, nothing, object};
 use super::extract::{NoParameters, PathNode};
 use super::{BodyErrors, CommonErrors, NotFoundError, Problem, ServerState};
 use crate::api;
 use crate::server::access::About;
 use crate::server::errors::ok;
+use crate::task::ReplicaLimits;
 
 #[derive(utoipa::IntoResponses)]
 #[allow(dead_code, reason = "for the API's description alone")]
@@ -19,6 +20,17 @@ enum Taken {
     #[response(status = 403)]
     Forbidden(api::Error),
     /// The new address is already in use.
+    #[response(status = 409)]
+    Conflict(api::Error),
+}
+
+#[derive(utoipa::IntoResponses)]
+#[allow(dead_code, reason = "for the API's description alone")]
+enum NewReplica {
+    /// The replica is not known, and writes for it are not allowed.
+    #[response(status = 403)]
+    Forbidden(api::Error),
+    /// The replica is not known, and no other one can be (`--max-known-replicas`).
     #[response(status = 409)]
     Conflict(api::Error),
 }
@@ -59,16 +71,45 @@ pub(super) async fn show(
 }
 
 #[utoipa::path(
+    patch, path = "/v1/replicas/{node}", tag = "replicas",
+    operation_id = "limitReplica",
+    summary = "Limit what is sent to a replica",
+    description = "Durable when it returns. A field that is missing stays as it is; `null` unsets \
+        the limit. A replica that is not known becomes known. In a cluster `workers` counts for each \
+        instance, the rates are divided by the live instances, and it returns as a pause does.",
+    params(("node" = String, Path, description = "Address of the replica, percent-encoded.")),
+    request_body(content = ReplicaLimits, content_type = "application/json"),
+    responses(
+        (status = 200, body = api::Replica, description = "The replica after the call."),
+        NotFoundError, NewReplica, BodyErrors, CommonErrors,
+    ),
+)]
+pub(super) async fn limit(
+    State(server): State<Arc<ServerState>>,
+    PathNode(node): PathNode,
+    _: NoParameters,
+    request: Request,
+) -> Result<Response, Problem> {
+    let change =
+        bodies::read(&server, request, |body| object::<LimitsBody<'_>>(body)?.checked()).await?;
+    let replica = server.handle.limit(&node, change).await;
+    server.found(replica, format_args!("replica {node}"))
+}
+
+#[utoipa::path(
     post, path = "/v1/replicas/{node}/pause", tag = "replicas",
     operation_id = "pauseReplica",
     summary = "Pause deliveries to a replica",
     description = "Durable when it returns. Attempts in flight finish, accepted writes are kept. \
-        Has no effect on a paused replica. In a cluster it returns when every live instance has \
-        applied it, or after 5 s with the others in `unconfirmed`.",
+        The body may say when it ends by itself; for a paused replica, the new end replaces the old \
+        one. A replica that is not known becomes known, and its first write waits. In a cluster it \
+        returns when every live instance has applied it, or after 5 s with the others in \
+        `unconfirmed`.",
     params(("node" = String, Path, description = "Address of the replica, percent-encoded.")),
+    request_body(content = Option<api::PauseRequest>, content_type = "application/json"),
     responses(
         (status = 200, body = api::Replica, description = "The replica after the call."),
-        NotFoundError, BodyErrors, CommonErrors,
+        NewReplica, BodyErrors, CommonErrors,
     ),
 )]
 pub(super) async fn pause(
@@ -77,8 +118,9 @@ pub(super) async fn pause(
     _: NoParameters,
     request: Request,
 ) -> Result<Response, Problem> {
-    nothing(&server, request).await?;
-    let replica = server.handle.pause(&node, true).await;
+    let end =
+        bodies::read(&server, request, |body| object::<PauseBody<'_>>(body)?.checked()).await?;
+    let replica = server.handle.pause(&node, Some(end)).await;
     server.found(replica, format_args!("replica {node}"))
 }
 
@@ -101,7 +143,7 @@ pub(super) async fn resume(
     request: Request,
 ) -> Result<Response, Problem> {
     nothing(&server, request).await?;
-    let replica = server.handle.pause(&node, false).await;
+    let replica = server.handle.pause(&node, None).await;
     server.found(replica, format_args!("replica {node}"))
 }
 

@@ -23,7 +23,7 @@ use super::record::hash;
 use super::rows::{self, Got, Put, Row, Wanted};
 use super::transfer::TransferError;
 use crate::store::{CommitError, JournalEvent, ReplicaRow};
-use crate::task::{Node, Timestamp};
+use crate::task::{Node, ReplicaLimits, ReplicaPause, Timestamp};
 
 const FORMAT: u32 = 1;
 
@@ -37,7 +37,9 @@ const ATTEMPTS: usize = 5;
 /// How long a removed record is kept, so that every instance reads it.
 const REMOVED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The message of a record.
+/// The message of a record. `format` is the lowest that a reader must know: fields that an older one
+/// may ignore do not raise it. Without the end of a pause and the limits, it pauses and resumes with
+/// the others and sends without limits, and it confirms neither to an operator.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stored {
     format: u32,
@@ -51,6 +53,10 @@ struct Stored {
 struct StoredRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     paused_since: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    paused_until: Option<u64>,
+    #[serde(default, skip_serializing_if = "ReplicaLimits::is_none")]
+    limits: ReplicaLimits,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     renamed_to: Option<String>,
     first_used: u64,
@@ -255,7 +261,7 @@ impl Records {
         match rows::get(self.store.client(), &stream, &wanted, timeout).await {
             Got::Row(found) => {
                 let same = Stored::parse(&found.payload) == Some(Stored::of(node, row));
-                let is_first_use = row.is_some_and(is_plain) && known.is_none();
+                let is_first_use = row.is_some_and(ReplicaRow::is_plain) && known.is_none();
                 self.versions.insert(node.clone(), found.sequence);
                 if same || is_first_use { Written::Done } else { Written::Again }
             }
@@ -328,14 +334,12 @@ impl Records {
     }
 }
 
-fn is_plain(row: &ReplicaRow) -> bool {
-    row.paused_since.is_none() && row.renamed_to.is_none()
-}
-
 impl Stored {
     fn of(node: &Node, row: Option<&ReplicaRow>) -> Self {
         let row = row.map(|row| StoredRow {
-            paused_since: row.paused_since.map(|time| time.0),
+            paused_since: row.pause.map(|pause| pause.since.0),
+            paused_until: row.pause.and_then(|pause| pause.until).map(|until| until.0),
+            limits: row.limits,
             renamed_to: row.renamed_to.as_ref().map(ToString::to_string),
             first_used: row.first_used.0,
         });
@@ -353,8 +357,10 @@ impl Stored {
             Some(name) => Some(Node::parse(&name).ok()?),
             None => None,
         };
+        let until = row.paused_until.map(Timestamp);
         let row = ReplicaRow {
-            paused_since: row.paused_since.map(Timestamp),
+            pause: row.paused_since.map(|since| ReplicaPause { since: Timestamp(since), until }),
+            limits: row.limits,
             renamed_to,
             first_used: Timestamp(row.first_used),
         };
@@ -364,17 +370,25 @@ impl Stored {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use super::*;
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
         let node = |name: &str| Node::parse(&format!("http://{name}")).unwrap();
+        let since = Timestamp(1_700_000_000_000_000_001);
         let row = ReplicaRow {
-            paused_since: Some(Timestamp(1_700_000_000_000_000_001)),
+            pause: Some(ReplicaPause { since, until: None }),
             renamed_to: Some(node("b:80")),
-            first_used: Timestamp(3),
+            ..ReplicaRow::new(Timestamp(3))
         };
-        for row in [Some(row), None] {
+        let limited = ReplicaRow {
+            pause: Some(ReplicaPause { since, until: Some(Timestamp(u64::MAX)) }),
+            limits: ReplicaLimits { bandwidth: NonZeroU64::new(5), ..ReplicaLimits::default() },
+            ..row.clone()
+        };
+        for row in [Some(row), Some(limited), None] {
             let payload = serde_json::to_vec(&Stored::of(&node("a"), row.as_ref())).unwrap();
             let stored = Stored::parse(&payload).and_then(Stored::into_row);
             assert_eq!(stored, Some((node("a"), row)));

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::store::records::MAX_IDEMPOTENCY_KEY_BYTES;
 use crate::store::records::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::task::{
-    Cause, Consistency, DeadLetter, Node, Operation, Progress, ReplicaIndex, Task, TaskId,
-    Timestamp, Trace,
+    Cause, Consistency, DeadLetter, Node, Operation, Progress, ReplicaIndex, ReplicaLimits,
+    ReplicaPause, Task, TaskId, Timestamp, Trace,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -45,7 +45,11 @@ pub(in crate::store) struct ReplicaLine {
     replica: String,
     first_used: u64,
     paused_since: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    paused_until: Option<u64>,
     renamed_to: Option<String>,
+    #[serde(default, skip_serializing_if = "ReplicaLimits::is_none")]
+    limits: ReplicaLimits,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -173,8 +177,10 @@ pub(in crate::store) fn replica_line(node: &Node, row: &ReplicaRow) -> ReplicaLi
     ReplicaLine {
         replica: node.as_str().to_owned(),
         first_used: row.first_used.0,
-        paused_since: row.paused_since.map(|since| since.0),
+        paused_since: row.pause.map(|pause| pause.since.0),
+        paused_until: row.pause.and_then(|pause| pause.until).map(|until| until.0),
         renamed_to: row.renamed_to.as_ref().map(|node| node.as_str().to_owned()),
+        limits: row.limits,
     }
 }
 
@@ -280,8 +286,16 @@ pub(in crate::store) fn replica(line: ReplicaLine) -> Result<(Node, ReplicaRow),
     let parse = |field, text: &str| Node::parse(text).map_err(|why| format!("\"{field}\": {why}"));
     let node = parse("replica", &line.replica)?;
     let renamed_to = line.renamed_to.map(|text| parse("renamed_to", &text)).transpose()?;
-    let paused_since = line.paused_since.map(Timestamp);
-    Ok((node, ReplicaRow { paused_since, renamed_to, first_used: Timestamp(line.first_used) }))
+    let (since, until) = (line.paused_since.map(Timestamp), line.paused_until.map(Timestamp));
+    if since.is_none() && until.is_some() {
+        return Err("\"paused_until\" needs a \"paused_since\"".to_owned());
+    }
+    if let Some((field, most)) = line.limits.excess() {
+        return Err(format!("\"{field}\" must not be above {most}"));
+    }
+    let pause = since.map(|since| ReplicaPause { since, until });
+    let (limits, first_used) = (line.limits, Timestamp(line.first_used));
+    Ok((node, ReplicaRow { pause, limits, renamed_to, first_used }))
 }
 
 pub(in crate::store) fn key(line: KeyLine) -> Result<(Box<str>, IdempotencyRow), String> {

@@ -8,6 +8,7 @@
 )]
 
 use std::net::IpAddr;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use bytes::Bytes;
 
@@ -19,7 +20,7 @@ use crate::fuzzing::input::Input;
 use crate::store::records::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::task::{
     Cause, Client, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, ReplicaIndex,
-    Task, TaskId, Timestamp, Trace,
+    ReplicaLimits, ReplicaPause, Task, TaskId, Timestamp, Trace,
 };
 
 pub(crate) use crate::store::lines::fuzzing::import;
@@ -209,8 +210,16 @@ fn beside_a_task(input: &mut Input<'_>) {
     progress_comes_back(&entries);
     letter_comes_back(&letter(input));
     let row = ReplicaRow {
-        paused_since: input.flag().then(|| Timestamp(input.size())),
+        pause: input.flag().then(|| ReplicaPause {
+            since: Timestamp(input.size()),
+            until: input.flag().then(|| Timestamp(input.size())),
+        }),
         renamed_to: input.flag().then(|| Node::from_normal(&input.text())),
+        limits: ReplicaLimits {
+            workers: NonZeroU32::new(input.byte().into()),
+            bandwidth: NonZeroU64::new(input.size()),
+            ..ReplicaLimits::default()
+        },
         first_used: Timestamp(input.size()),
     };
     assert_eq!(rows::read_replica(&rows::replica(&row).unwrap()), Some(row));

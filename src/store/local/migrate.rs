@@ -16,6 +16,8 @@ mod v0004_key_in_task;
 mod v0005_refused;
 #[path = "../../../migrations/v0006_shared_rows.rs"]
 mod v0006_shared_rows;
+#[path = "../../../migrations/v0007_limits.rs"]
+mod v0007_limits;
 
 use super::error::Failure;
 use super::integrity::ledger::Ledger;
@@ -33,6 +35,7 @@ const STEPS: &[MigrationStep] = &[
     v0004_key_in_task::run,
     v0005_refused::run,
     v0006_shared_rows::run,
+    v0007_limits::run,
 ];
 
 /// Runs the missing steps. Refuses a store in a newer format.
@@ -152,15 +155,15 @@ mod tests {
             assert_eq!(version(&meta).unwrap(), 1);
         }
         run(&db).unwrap();
-        assert_eq!(version(&meta).unwrap(), 6);
+        assert_eq!(version(&meta).unwrap(), 7);
         assert_eq!(Ledger::load(&meta).unwrap(), Some(ledger));
     }
 
     #[test]
     fn a_store_of_a_newer_release_is_not_changed() {
         let db = memory();
-        set_version(&db.open_tree("meta").unwrap(), 7).unwrap();
-        assert_eq!(run(&db), Err(Failure::Newer { found: 7, known: 6 }));
+        set_version(&db.open_tree("meta").unwrap(), 8).unwrap();
+        assert_eq!(run(&db), Err(Failure::Newer { found: 8, known: 7 }));
         assert_eq!(db.tree_names().len(), 2);
     }
 }

@@ -1,3 +1,5 @@
+use std::num::{NonZeroU32, NonZeroU64};
+
 use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -8,7 +10,8 @@ use crate::store::records::{
     CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, Recovered, ReplicaRow,
 };
 use crate::task::{
-    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, Task, Trace,
+    Cause, Consistency, DeadLetter, Idempotency, Node, Operation, Progress, ReplicaLimits,
+    ReplicaPause, Task, Trace,
 };
 
 mod model;
@@ -428,14 +431,14 @@ fn a_store_that_is_open_is_not_opened_twice() {
 fn a_newer_format_is_refused_with_both_versions() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
-    let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &7u32.to_be_bytes());
+    let row = rows::seal(Tree::Meta, keys::FORMAT_VERSION, &8u32.to_be_bytes());
     opened.reader.files.database().meta.insert(keys::FORMAT_VERSION, row).unwrap();
     close(opened);
     let path = dir.path().display();
     assert_eq!(
         refusal(dir.path()),
         format!(
-            "cannot open the store in {path}: its format is version 7, this binary knows up to 6"
+            "cannot open the store in {path}: its format is version 8, this binary knows up to 7"
         )
     );
 }
@@ -494,7 +497,16 @@ fn no_row_goes_to_a_file_that_sled_does_not_sync() {
         };
         opened.committer.save(TaskId(id), vec![entry; 64]);
         let row = ReplicaRow {
-            paused_since: Some(Timestamp(u64::MAX)),
+            pause: Some(ReplicaPause {
+                since: Timestamp(u64::MAX),
+                until: Some(Timestamp(u64::MAX)),
+            }),
+            limits: ReplicaLimits {
+                workers: Some(NonZeroU32::MAX),
+                rate: Some(NonZeroU32::MAX),
+                bandwidth: Some(NonZeroU64::MAX),
+                redrive_rate: Some(NonZeroU32::MAX),
+            },
             renamed_to: Some(longest(0)),
             first_used: Timestamp(u64::MAX),
         };

@@ -131,6 +131,12 @@ impl Daemon {
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
+    /// The JSON of a PATCH.
+    pub async fn patch(&self, path: &str, body: &Value) -> (u16, Value) {
+        let answer = self.client.patch(self.url(path)).json(body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
     /// The JSON of a DELETE.
     pub async fn delete(&self, path: &str) -> (u16, Value) {
         let answer = self.client.delete(self.url(path)).send().await.unwrap();

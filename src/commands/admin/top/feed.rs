@@ -139,6 +139,7 @@ impl Polled {
                 dead_letters: replica.dead_letters,
                 delivered_per_second: per_second(replica.books.delivered, old.delivered),
                 failed_per_second: per_second(replica.books.failed_attempts, old.failed_attempts),
+                limits: replica.limits,
             }
         };
         let at = std::time::UNIX_EPOCH + Duration::from_nanos(self.at.0);

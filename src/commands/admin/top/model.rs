@@ -168,6 +168,7 @@ fn describe(event: &ReplicaEvent) -> String {
         ReplicaChange::Resumed => "is resumed",
         ReplicaChange::Forgotten => "is forgotten",
         ReplicaChange::Renamed => "is renamed",
+        ReplicaChange::Limited => "has new limits",
     };
     let detail = event.detail.as_ref().map_or_else(String::new, |detail| format!(": {detail}"));
     format!("{} {what}{detail}", event.replica)
@@ -178,7 +179,7 @@ pub(super) mod tests {
     use ratatui::crossterm::event::KeyEvent;
 
     use super::*;
-    use crate::task::ReplicaState;
+    use crate::task::{ReplicaLimits, ReplicaState};
 
     pub(in super::super) fn figures(replicas: &[(&str, ReplicaState, u64)]) -> Figures {
         let line = |(replica, state, backlog): &(&str, ReplicaState, u64)| ReplicaFigures {
@@ -191,6 +192,7 @@ pub(super) mod tests {
             dead_letters: 3,
             delivered_per_second: 250.0,
             failed_per_second: 0.5,
+            limits: ReplicaLimits::default(),
         };
         Figures {
             at: "2026-01-02T03:04:05.678Z".to_owned(),

@@ -91,6 +91,14 @@ fn draw_curves(frame: &mut Frame<'_>, area: Rect, model: &Model, figures: &Figur
 
 const STATE_WIDTH: u16 = 10;
 
+/// Behind the state of a replica with limits.
+const LIMITED: &str = ", limited";
+
+fn state_width(model: &Model) -> u16 {
+    let is_limited = model.replicas().iter().any(|line| !line.limits.is_none());
+    if is_limited { STATE_WIDTH + 9 } else { STATE_WIDTH }
+}
+
 /// Columns reserved for the address before optional figures are shown.
 const ADDRESS_WIDTH: usize = 40;
 
@@ -125,13 +133,14 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
             rate(line.delivered_per_second),
             rate(line.failed_per_second),
         ];
-        let names = [clean(&line.replica), line.state.as_str().to_owned()];
+        let limited = if line.limits.is_none() { "" } else { LIMITED };
+        let names = [clean(&line.replica), format!("{}{limited}", line.state.as_str())];
         let figures = figures.into_iter().zip(headings).filter(|(_, heading)| shown(heading));
         let figures = figures.map(|(figure, _)| right(figure));
         let cells = names.map(Cell::from).into_iter().chain(figures);
         Row::new(cells).style(style(line))
     });
-    let widths = [Constraint::Fill(1), Constraint::Length(STATE_WIDTH)]
+    let widths = [Constraint::Fill(1), Constraint::Length(state_width(model))]
         .into_iter()
         .chain(headings.into_iter().filter(shown).map(|(_, width, _)| Constraint::Length(width)));
     let table = Table::new(rows, widths)
@@ -146,7 +155,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, model: &Model) {
 fn figures_that_fit(headings: &[(&str, u16, usize)], width: u16, model: &Model) -> usize {
     let addresses = model.replicas().iter().map(|line| clean(&line.replica).chars().count());
     let longest = addresses.max().unwrap_or(0).min(ADDRESS_WIDTH);
-    let room = usize::from(width).saturating_sub(longest + 1 + usize::from(STATE_WIDTH));
+    let room = usize::from(width).saturating_sub(longest + 1 + usize::from(state_width(model)));
     let needed = |count| {
         let shown = headings.iter().filter(|(_, _, priority)| *priority <= count);
         shown.map(|(_, width, _)| usize::from(*width) + 1).sum::<usize>()

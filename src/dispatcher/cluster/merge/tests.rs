@@ -1,5 +1,5 @@
 use super::*;
-use crate::task::Counters;
+use crate::task::{Counters, ReplicaLimits};
 
 fn page(ids: &[u64], next: Option<u64>) -> ListPage<u64, u64> {
     ListPage { items: ids.iter().map(|id| (*id, *id)).collect(), next }
@@ -108,6 +108,7 @@ fn replica(name: &str) -> api::Replica {
         renamed_from: vec![],
         state: ReplicaState::Healthy,
         state_since: None,
+        paused_until: None,
         next_probe_at: None,
         backlog_tasks: 0,
         backlog_bytes: 0,
@@ -120,6 +121,7 @@ fn replica(name: &str) -> api::Replica {
         refused_letters: 0,
         dead_letter_bytes: 0,
         workers: 0,
+        limits: ReplicaLimits::default(),
         rate_in: 0.0,
         rate_out: 0.0,
         latency_p50_seconds: None,

@@ -131,7 +131,7 @@ fn a_task_and_its_settlement_that_come_together_leave_nothing() {
 }
 
 fn replica_row(first_used: u64) -> ReplicaRow {
-    ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(first_used) }
+    ReplicaRow::new(Timestamp(first_used))
 }
 
 fn key_row(task: u64) -> IdempotencyRow {

@@ -6,7 +6,7 @@ use crate::task::{Node, TaskId, Timestamp};
 fn a_rewrite_keeps_tasks_progress_replicas_and_keys() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
-    let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
+    let row = ReplicaRow::new(Timestamp(1));
     let node = |n: u64| Node::parse(&format!("http://node-{n}")).unwrap();
     let key = |n: u64| IdempotencyRow {
         task: TaskId(n),

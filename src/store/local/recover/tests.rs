@@ -98,7 +98,7 @@ fn a_row_that_a_torn_log_shows_under_the_key_of_another_task_is_refused() {
         [1, 2, 4].into_iter().for_each(|id| accept(&opened, &small(id)).unwrap());
         opened.committer.save(TaskId(1), vec![dead(Cause::GaveUp), Progress::Untouched]);
         opened.committer.save(TaskId(2), vec![failed(1), Progress::Delivered]);
-        let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
+        let row = ReplicaRow::new(Timestamp(1));
         opened.committer.set_replica(Node::parse("http://a").unwrap(), Some(row), None);
         close(opened);
         let (opened, ..) = open(dir.path());
@@ -260,7 +260,7 @@ fn a_lost_replica_row_is_detected_and_an_uncommitted_one_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let (opened, ..) = open(dir.path());
     let node = |text| Node::parse(text).unwrap();
-    let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
+    let row = ReplicaRow::new(Timestamp(1));
     opened.committer.set_replica(node("http://a"), Some(row.clone()), None);
     opened.committer.set_replica(node("http://b"), Some(row.clone()), None);
     close(opened);

@@ -1,3 +1,5 @@
+use std::num::{NonZeroU32, NonZeroU64};
+
 use bincode::error::DecodeError;
 use bytes::Bytes;
 
@@ -6,7 +8,8 @@ use crate::store::local::keys;
 use crate::store::payload::{ProgressRow, SMALL, decode_first};
 use crate::store::records::{Header, IdempotencyAnswer, IdempotencyRow, ReplicaRow};
 use crate::task::{
-    Cause, Client, Consistency, DeadLetter, Node, Operation, Progress, TaskId, Timestamp, Trace,
+    Cause, Client, Consistency, DeadLetter, Node, Operation, Progress, ReplicaLimits, ReplicaPause,
+    TaskId, Timestamp, Trace,
 };
 
 fn task() -> Task {
@@ -154,12 +157,24 @@ fn format_4_appends_the_key_to_the_envelope_of_format_3() {
 
 #[test]
 fn the_bytes_of_a_replica_are_these() {
-    let first_used = Timestamp(300);
-    let plain = ReplicaRow { paused_since: None, renamed_to: None, first_used };
+    let plain = ReplicaRow::new(Timestamp(300));
     let renamed_to = Some(Node::parse("http://b").unwrap());
-    let all = ReplicaRow { paused_since: Some(Timestamp(7)), renamed_to, first_used };
-    let golden: [(ReplicaRow, &[u8]); 2] =
-        [(plain, b"\x00\x00\xfb\x2c\x01"), (all, b"\x01\x07\x01\x08http://b\xfb\x2c\x01")];
+    let pause = |until| Some(ReplicaPause { since: Timestamp(7), until });
+    let before_7 = ReplicaRow { pause: pause(None), renamed_to, ..plain.clone() };
+    let ends = ReplicaRow { pause: pause(Some(Timestamp(9))), ..plain.clone() };
+    let limits = ReplicaLimits {
+        workers: NonZeroU32::new(2),
+        rate: NonZeroU32::new(3),
+        bandwidth: NonZeroU64::new(1 << 40),
+        redrive_rate: NonZeroU32::new(5),
+    };
+    let limited = ReplicaRow { limits, ..plain.clone() };
+    let golden: [(ReplicaRow, &[u8]); 4] = [
+        (plain, b"\x00\x00\xfb\x2c\x01"),
+        (before_7, b"\x01\x07\x01\x08http://b\xfb\x2c\x01"),
+        (ends, b"\x01\x07\x00\xfb\x2c\x01\x01\x09\x00\x00\x00\x00"),
+        (limited, b"\x00\x00\xfb\x2c\x01\x00\x01\x02\x01\x03\x01\xfd\0\0\0\0\0\x01\0\0\x01\x05"),
+    ];
     for (row, bytes) in golden {
         assert_eq!(replica(&row).unwrap(), bytes);
         assert_eq!(read_replica(bytes), Some(row));

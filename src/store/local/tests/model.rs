@@ -1,6 +1,7 @@
 //! Property test: arbitrary operations against a map.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -8,7 +9,9 @@ use tokio::sync::oneshot;
 
 use super::{close, dead, failed, image, large, nodes, open, untouched};
 use crate::store::{IdempotencyRow, Recovered, ReplicaRow};
-use crate::task::{Cause, Idempotency, Node, Progress, Task, TaskId, Timestamp};
+use crate::task::{
+    Cause, Idempotency, Node, Progress, ReplicaLimits, ReplicaPause, Task, TaskId, Timestamp,
+};
 
 #[derive(Clone, Debug)]
 enum Operate {
@@ -97,7 +100,14 @@ proptest! {
                 Operate::Replica { node, row } => {
                     let node = Node::parse(&format!("http://{node}")).unwrap();
                     let row = row.map(|n| ReplicaRow {
-                        paused_since: Some(Timestamp(n)).filter(|_| n % 2 == 0),
+                        pause: (n % 2 == 0).then_some(ReplicaPause {
+                            since: Timestamp(n),
+                            until: Some(Timestamp(n)).filter(|_| n % 5 == 0),
+                        }),
+                        limits: ReplicaLimits {
+                            rate: NonZeroU32::new(7).filter(|_| n % 7 == 0),
+                            ..ReplicaLimits::default()
+                        },
                         renamed_to: Some(node.clone()).filter(|_| n % 3 == 0),
                         first_used: Timestamp(n),
                     });

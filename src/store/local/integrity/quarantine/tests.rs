@@ -235,7 +235,7 @@ fn a_damaged_row_without_a_task_is_set_aside_alone() {
     let (opened, ..) = open(dir.path());
     three(&opened);
     for node in ["http://a", "http://b"] {
-        let row = ReplicaRow { paused_since: None, renamed_to: None, first_used: Timestamp(1) };
+        let row = ReplicaRow::new(Timestamp(1));
         opened.committer.set_replica(Node::parse(node).unwrap(), Some(row), None);
     }
     // The first key begins with the bytes of task 2.

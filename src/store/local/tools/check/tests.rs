@@ -43,7 +43,7 @@ fn an_intact_store_is_reported_as_such_and_not_changed() {
     for repair in [false, true] {
         let checked = check(&settings(dir.path()), repair).unwrap();
         assert_eq!((checked.problems.len(), checked.notes.len()), (0, 0), "{checked:?}");
-        assert_eq!((checked.tasks, checked.dead_letters, checked.format), (3, 1, 6));
+        assert_eq!((checked.tasks, checked.dead_letters, checked.format), (3, 1, 7));
         assert_eq!((checked.value_bytes, checked.orphans), (60_000, 0));
         assert!(checked.commit > 3 && checked.repaired.is_none());
     }

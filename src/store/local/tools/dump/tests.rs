@@ -1,9 +1,12 @@
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use super::*;
 use crate::store::local::tests::{accept, close, dead, failed, large, open, settings, small};
 use crate::store::{IdempotencyAnswer, IdempotencyRow, ReplicaRow};
-use crate::task::{Cause, Consistency, Node, Operation, Task, Timestamp, Trace};
+use crate::task::{
+    Cause, Consistency, Node, Operation, ReplicaLimits, ReplicaPause, Task, Timestamp, Trace,
+};
 
 fn exported(dir: &Path) -> (String, Exported) {
     let mut out = Vec::new();
@@ -27,14 +30,16 @@ fn filled(dir: &Path) {
     };
     accept(&opened, &delete).unwrap();
     let node = |text| Node::parse(text).unwrap();
-    let replica = |paused_since, renamed_to| ReplicaRow {
-        paused_since,
-        renamed_to,
-        first_used: Timestamp(2),
+    let used = ReplicaRow::new(Timestamp(2));
+    let until = Some(Timestamp(4));
+    let row = ReplicaRow {
+        pause: Some(ReplicaPause { since: Timestamp(3), until }),
+        limits: ReplicaLimits { rate: NonZeroU32::new(9), ..ReplicaLimits::default() },
+        renamed_to: Some(node("http://b")),
+        ..used.clone()
     };
-    let (paused, renamed) = (Some(Timestamp(3)), Some(node("http://b")));
-    opened.committer.set_replica(node("http://a"), Some(replica(paused, renamed)), None);
-    opened.committer.set_replica(node("http://b"), Some(replica(None, None)), None);
+    opened.committer.set_replica(node("http://a"), Some(row), None);
+    opened.committer.set_replica(node("http://b"), Some(used), None);
     let answer = IdempotencyAnswer { success: true, acked: vec![0, 1], failed: vec![], needed: 2 };
     let row = |answer| IdempotencyRow {
         task: TaskId(4),
