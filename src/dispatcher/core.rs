@@ -160,7 +160,6 @@ impl Core {
             LoopEvent::CredentialsRenewed => self.engine.credentials_renewed(now),
             LoopEvent::Reconfigured { engine, queue_wait } => {
                 self.engine.reconfigure(now, &engine);
-                self.engine.share_redrives(self.journal.processes());
                 self.intake.queue_wait = queue_wait;
             }
             LoopEvent::Quotas(quotas) => self.engine.set_quotas(quotas),

@@ -8,7 +8,7 @@ use crate::task::{Client, Quota};
 
 impl Engine {
     /// Puts some of the new settings in force: the workers, the retries, the strong timeout, the
-    /// coalescing, and, with the next [`Engine::share_redrives`], the redrive rate.
+    /// coalescing and the redrive rate.
     ///
     /// What is in flight or waits continues as it is: fewer workers only start fewer deliveries, and
     /// a retry keeps its time.
