@@ -88,7 +88,9 @@ fn processes_share_the_rates_of_a_replica() {
     let mut f = Fixture::new(settings());
     f.engine.share_rates(NonZeroU32::new(4).unwrap());
     limit(&mut f, "a", rate(2));
-    (0..20).for_each(|n| drop(f.eventual(&n.to_string(), &["a"])));
+    (0..20).for_each(|n| {
+        f.eventual(&n.to_string(), &["a"]);
+    });
     assert_eq!(run(&mut f, SECOND * 10).len(), 6, "one at once, and one every two seconds");
 }
 
@@ -97,7 +99,9 @@ fn dead_letters_return_at_the_rate_of_their_replica_also_if_an_operator_redrives
     let mut f = Fixture::new(settings());
     let redrive_rate = NonZeroU32::new(5);
     limit(&mut f, "a", ReplicaLimits { redrive_rate, ..ReplicaLimits::default() });
-    (0..30).for_each(|n| drop(f.eventual(&n.to_string(), &["a"])));
+    (0..30).for_each(|n| {
+        f.eventual(&n.to_string(), &["a"]);
+    });
     loop {
         let sent = f.sent();
         sent.iter().for_each(|&(id, ..)| f.answer(id, 0, rejected()));
@@ -126,7 +130,9 @@ fn the_workers_of_a_replica_replace_a_fixed_number_and_bound_auto() {
     {
         let mut f = Fixture::new(EngineSettings { workers, ..settings() });
         limit(&mut f, "a", limits(set));
-        (0..20).for_each(|n| drop(f.eventual(&n.to_string(), &["a"])));
+        (0..20).for_each(|n| {
+            f.eventual(&n.to_string(), &["a"]);
+        });
         assert_eq!(f.sent().len(), expected, "{workers:?} {set}");
         assert_eq!(f.engine.lanes().next().unwrap().workers, u32::try_from(expected).unwrap());
     }
