@@ -274,6 +274,8 @@ async fn what_lacks_partitions_or_is_not_confirmed_says_so() {
     browser.click(&format!("{} button[data-verb=pause]", row(&replica))).await;
     browser.until_says(".notice[data-level=bad]", "Not confirmed by <b>east</b>").await;
     browser.until_says(".notice[data-level=bad]", lack).await;
+    // It can cover what is clicked below.
+    browser.click(".notice button").await;
     browser.until_says("#replicas-lack", lack).await;
     browser.goto(&daemon.url("/#/tasks")).await;
     browser.until_says("#tasks-note", lack).await;
