@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod environment;
 mod file;
 mod help;
+pub mod notify;
 pub mod settings;
 
 use crate::access::{self, Role};
@@ -23,14 +24,15 @@ use admin::{
     StatusArgs, TasksArgs, TopArgs,
 };
 use daemon::{ClusterArgs, DaemonArgs};
+use notify::NotifyCommandArgs;
 use settings::ConfigArgs;
 
 /// Replicates the writes of a key-value store from its primary to its replicas, durably, in order
 ///
 /// Without a subcommand it runs the daemon. Once it serves requests, the daemon prints one line to
 /// standard output, `listening on URL`; its log goes to standard error. SIGTERM or SIGINT drains
-/// and stops it, a second one stops it at once. SIGHUP reloads the files of tokens, certificates
-/// and rules, and what can change without a restart of --config.
+/// and stops it, a second one stops it at once. SIGHUP reloads the files of tokens, certificates,
+/// rules and secrets, and what can change without a restart of --config.
 ///
 /// TIME is a duration such as 250ms, 2s or 1h; the maximum is 24h unless stated otherwise, 0s is
 /// valid only where stated. SIZE is a number of bytes such as 4096, 64KiB or 1GiB. An empty
@@ -74,6 +76,8 @@ pub enum Command {
     Config(ConfigArgs),
     /// Create, list and revoke tokens of --auth-file
     Token(TokenArgs),
+    /// Test the notifications of --notify-url
+    Notify(NotifyCommandArgs),
     /// Print a shell completion script
     Completions(CompletionsArgs),
     /// Print the manual page, or write one page per command

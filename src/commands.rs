@@ -31,6 +31,7 @@ mod config;
 mod demo;
 mod dump;
 mod generate;
+mod notify;
 mod output;
 mod reload;
 mod serve;
@@ -56,6 +57,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Top(args)) => client(admin::top(&args)),
         Some(Command::Config(args)) => config::run(&args, &origins, &settings),
         Some(Command::Token(args)) => token::run(&args),
+        Some(Command::Notify(args)) => client(notify::run(&args)),
         Some(Command::Completions(args)) => generate::completions(&args),
         Some(Command::Man(args)) => generate::man(&args),
         Some(Command::Demo(args)) => service(demo::run(&args)),

@@ -14,6 +14,7 @@ use url::Url;
 
 use crate::cli::daemon::{AccessArgs, DaemonArgs, HintedHandoff, ReplicaHttp2Arg, WorkersArg};
 use crate::engine::{EngineSettings, Workers};
+use crate::notify::NotifyConfig;
 use crate::policy::Rule;
 use crate::replica::{ClientSettings, ReplicaHttp2};
 use crate::server::ServerLimits;
@@ -24,9 +25,11 @@ use crate::tls::TlsFiles;
 use crate::traces::TraceSettings;
 
 mod cluster;
+mod notify;
 
 use cluster::QueueLimits;
 pub(crate) use cluster::of_command as cluster_of_command;
+pub(crate) use notify::of_command as notify_of_command;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -40,6 +43,7 @@ pub struct Config {
     pub traces: Option<TraceSettings>,
     pub inbound: InboundConfig,
     pub outbound: OutboundConfig,
+    pub notify: NotifyConfig,
     /// How long a write waits for room in a queue.
     pub queue_wait: Duration,
     /// How long settled tasks are remembered. Zero disables the history.
@@ -146,6 +150,7 @@ impl Config {
             delivery,
             dead_letters,
             replicas,
+            notify,
             storage,
             cluster,
             process,
@@ -285,6 +290,9 @@ impl Config {
         // An attempt keeps its id when another instance takes over.
         let sender = cluster.as_ref().map_or_else(|| id.clone(), |c| c.cluster.to_string());
 
+        let cluster_name = cluster.as_ref().map(|cluster| cluster.cluster.to_string());
+        let notify = notify::settings(notify, id, cluster_name, &mut problems);
+
         problems.into_result()?;
         Ok(Self {
             address: SocketAddr::new(listener.bind, listener.port),
@@ -356,6 +364,7 @@ impl Config {
                 token_file: replicas.replica_token_file.clone(),
             },
             inbound,
+            notify,
         })
     }
 }

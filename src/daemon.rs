@@ -21,7 +21,8 @@ use crate::dispatcher::{
     PendingAdmin, ReadMemory, TaskCache, TaskHistory, messages::LoopEvent,
 };
 use crate::faults;
-use crate::metrics::Snapshot;
+use crate::metrics::{Counts, Snapshot};
+use crate::notify::{NoticeSenders, Notifier, NotifySecretError, POST_TIMEOUT};
 use crate::replica::{self, ReplicaClient};
 use crate::server::{self, ServerSettings};
 use crate::store::{self, CommitError, Journal};
@@ -61,6 +62,8 @@ pub enum StartError {
     Listen { address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Inbound(#[from] InboundError),
+    #[error(transparent)]
+    Notify(#[from] NotifySecretError),
     #[error("cannot start the threads for replicas: {0}")]
     Threads(std::io::Error),
     /// A thread panicked.
@@ -92,6 +95,8 @@ pub struct Daemon {
     tracer: Tracer,
     runtime: OutboundRuntime,
     reloadable: Arc<Reloadable>,
+    notice_senders: NoticeSenders,
+    notifier: Notifier,
 }
 
 impl Daemon {
@@ -115,6 +120,14 @@ impl Daemon {
         let tracer = match &config.traces {
             Some(settings) => Tracer::start(settings, client.http()?, runtime.handle().clone())?,
             None => Tracer::off(),
+        };
+        let counts = Arc::<Counts>::default();
+        let (notifier, notice_senders) = match &config.notify {
+            settings if settings.urls.is_empty() => Default::default(),
+            settings => {
+                let http = replica::http_client(POST_TIMEOUT)?;
+                Notifier::start(settings, http, clock, &counts, runtime.handle())?
+            }
         };
         let (events, event_receiver) = mpsc::unbounded_channel();
         let (requests, request_receiver) = mpsc::unbounded_channel();
@@ -154,7 +167,6 @@ impl Daemon {
             tracer: tracer.clone(),
             runtime: runtime.handle().clone(),
         };
-        let counts = Arc::default();
         let constants = Snapshot {
             queue_capacity: config.engine.queue_capacity,
             retry_capacity: config.engine.retry_capacity,
@@ -182,6 +194,7 @@ impl Daemon {
                 TaskHistory::new(config.task_history),
                 constants,
                 clock.now().moment,
+                notifier.clone(),
             ),
         };
         let core = tokio::spawn(core.run(event_receiver, request_receiver));
@@ -217,6 +230,7 @@ impl Daemon {
         let reloadable = Reloadable {
             inbound,
             outbound,
+            notifier: notifier.clone(),
             events: events.clone(),
             redrive_rate: new_redrive_rate,
             drain_timeout: Mutex::new(config.drain_timeout),
@@ -237,6 +251,8 @@ impl Daemon {
             tracer,
             runtime,
             reloadable,
+            notice_senders,
+            notifier,
         })
     }
 
@@ -256,9 +272,9 @@ impl Daemon {
         format!("{scheme}://{}", self.address)
     }
 
-    /// Reloads the config file, with `read`, and access tokens, allowed replicas, certificates and
-    /// replica tokens. The content of a file that cannot be used stays in force, and the log has the
-    /// error.
+    /// Reloads the config file, with `read`, and access tokens, allowed replicas, certificates,
+    /// replica tokens and the secrets of notifications. The content of a file that cannot be used stays
+    /// in force, and the log has the error.
     ///
     /// Returns at once, because the disk may hang. Reloads run one after the other.
     pub fn reload(&self, read: impl FnOnce() -> Option<Config> + Send + 'static) {
@@ -317,6 +333,8 @@ impl Daemon {
             // Fails only if `watching` has ended, and it has not.
             let _ = stalled.wait_for(|stalled| *stalled).await;
         };
+        let (notifier, senders) = (self.notifier, self.notice_senders);
+        let notified = tokio::spawn(async move { notifier.stop(senders).await });
         let closed = tokio::select! {
             biased;
             closed = journal.close() => closed,
@@ -330,6 +348,8 @@ impl Daemon {
         faults::point("shutdown.closed");
         // It logs its own errors.
         let _ = traced.await;
+        // At most a second.
+        let _ = notified.await;
         // Cuts the attempts that did not end within the drain timeout.
         drop(runtime);
         closed

@@ -9,6 +9,7 @@
 
 mod admin;
 mod admission;
+mod alarms;
 mod attempt;
 mod bulk;
 pub(crate) mod claim;

@@ -20,6 +20,7 @@ mod fuzzing;
 mod lease;
 mod log;
 mod metrics;
+mod notify;
 mod policy;
 mod replica;
 mod server;

@@ -16,7 +16,7 @@ mod process;
 mod text;
 mod users;
 
-pub use counts::{Counts, Reason};
+pub use counts::{Counts, NoticeOutcome, Reason};
 pub use histogram::{
     ATTEMPT_SECONDS, COMMIT_SECONDS, COMMIT_TASKS, DELIVERY_SECONDS, Histogram,
     REPLICA_ATTEMPT_SECONDS, REPLICA_DELIVERY_SECONDS,
@@ -51,6 +51,8 @@ pub struct Snapshot {
     pub refusals: Vec<(&'static str, u64)>,
     /// Responses to writes by status.
     pub answers: Vec<(&'static str, u64)>,
+    /// Notifications by outcome.
+    pub notifications: Vec<(&'static str, u64)>,
     pub accept_seconds: Histogram,
     pub delivery_seconds: Histogram,
     pub attempt_seconds: Histogram,
@@ -192,6 +194,12 @@ const LABELLED: &[Labelled] = &[
         "reason",
         "Writes refused with a 503 and not accepted, by reason.",
         |s| &s.refusals,
+    ),
+    (
+        "replicator_notifications_total",
+        "outcome",
+        "Notifications by outcome, for each receiver of --notify-url. A retried one counts again.",
+        |s| &s.notifications,
     ),
 ];
 
@@ -439,6 +447,7 @@ mod tests {
             average_ack_seconds: 0.001_234_567,
             refusals: vec![("disk", 3)],
             answers: vec![("202", 4)],
+            notifications: vec![("delivered", 1)],
             commit_tasks,
             process: Some(ProcessFigures { max_fds: Some(1024), ..ProcessFigures::default() }),
             cluster: Some(cluster),

@@ -11,6 +11,7 @@ use clap::builder::ArgPredicate;
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::duration;
+use super::notify::NotifyArgs;
 use crate::policy::Rule;
 
 #[derive(Clone, Debug, Args)]
@@ -40,6 +41,8 @@ pub struct DaemonArgs {
     pub dead_letters: DeadLetterArgs,
     #[command(flatten)]
     pub replicas: ReplicaArgs,
+    #[command(flatten)]
+    pub notify: NotifyArgs,
     #[command(flatten)]
     pub process: ProcessArgs,
 }

@@ -1,5 +1,5 @@
 //! SIGHUP: puts a config file that was read again in force, as far as that needs no restart, and
-//! reads the files for access and for replicas again.
+//! reads the files for access, for replicas and for notifications again.
 
 use std::num::NonZeroU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,6 +11,7 @@ use super::inbound::Inbound;
 use super::outbound::Outbound;
 use crate::config::Config;
 use crate::dispatcher::messages::LoopEvent;
+use crate::notify::Notifier;
 
 /// The settings that [`Reloadable::reload`] puts in force. All others need a restart.
 pub(crate) const WITHOUT_RESTART: [&str; 15] = [
@@ -35,6 +36,7 @@ pub(crate) const WITHOUT_RESTART: [&str; 15] = [
 pub(super) struct Reloadable {
     pub(super) inbound: Inbound,
     pub(super) outbound: Outbound,
+    pub(super) notifier: Notifier,
     pub(super) events: mpsc::UnboundedSender<LoopEvent>,
     pub(super) redrive_rate: watch::Sender<NonZeroU32>,
     pub(super) drain_timeout: Mutex<Duration>,
@@ -57,6 +59,7 @@ impl Reloadable {
         self.inbound.reload();
         let _ = self.events.send(LoopEvent::Quotas(self.inbound.quotas()));
         self.outbound.reload(new.map(|config| config.outbound));
+        self.notifier.reload();
         let _ = self.events.send(LoopEvent::CredentialsRenewed);
     }
 

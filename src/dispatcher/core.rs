@@ -120,6 +120,8 @@ impl Core {
             self.observed.throttle.tick(now.moment);
             self.observed.bus.wake();
         }
+        let lanes: Vec<_> = self.engine.lanes().collect();
+        self.raise_alarms(last, &lanes, true);
         self.observed.bus.close();
         self.observed.throttle.flush();
     }
@@ -316,6 +318,7 @@ impl Core {
             self.refuse_waiting();
         }
         self.note_figures(now, &lanes, watched);
+        self.raise_alarms(now, &lanes, false);
         self.engine.share_rates(self.journal.processes());
         self.answer_overdue(now);
         self.uptime.save(now.moment);

@@ -1,4 +1,5 @@
-//! Counters shared by the server and the dispatcher: responses, and refusals by reason.
+//! Counters shared by the server, the dispatcher and the notifications: responses, refusals by reason,
+//! and what became of notifications.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -64,6 +65,23 @@ impl Reason {
     }
 }
 
+/// What became of a notification for one receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoticeOutcome {
+    Delivered,
+    /// An attempt failed.
+    Retried,
+    /// The receiver will not accept it, or it is too old.
+    GivenUp,
+    /// The queue was full, or the daemon stopped.
+    Dropped,
+}
+
+impl NoticeOutcome {
+    /// In the order of their discriminants.
+    const NAMES: [&str; 4] = ["delivered", "retried", "given_up", "dropped"];
+}
+
 /// Statuses with a counter of their own. Any other counts as `other`.
 const STATUSES: [(u16, &str); 12] = [
     (200, "200"),
@@ -86,6 +104,7 @@ pub struct Counts {
     refusals: [AtomicU64; Reason::ALL.len()],
     answers: [AtomicU64; STATUSES.len()],
     other: AtomicU64,
+    notices: [AtomicU64; NoticeOutcome::NAMES.len()],
 }
 
 impl Counts {
@@ -100,6 +119,18 @@ impl Counts {
         let place = STATUSES.iter().position(|known| known.0 == status);
         let count = place.and_then(|place| self.answers.get(place)).unwrap_or(&self.other);
         count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn notified(&self, outcome: NoticeOutcome) {
+        if let Some(count) = self.notices.get(outcome as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[must_use]
+    pub fn notices(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.notices.iter().map(|count| count.load(Ordering::Relaxed));
+        NoticeOutcome::NAMES.into_iter().zip(counts).collect()
     }
 
     #[must_use]
@@ -134,5 +165,9 @@ mod tests {
         for answer in [("202", 2), ("503", 1), ("other", 1), ("400", 0)] {
             assert!(answers.contains(&answer), "{answer:?} in {answers:?}");
         }
+        counts.notified(NoticeOutcome::GivenUp);
+        counts.notified(NoticeOutcome::Dropped);
+        let expected = [("delivered", 0), ("retried", 0), ("given_up", 1), ("dropped", 1)];
+        assert_eq!(counts.notices(), expected);
     }
 }

@@ -71,6 +71,21 @@ pub fn install_crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
+/// A client for addresses that an operator configured. Trusts the system's authorities, uses no proxy
+/// and follows no redirect.
+pub fn http_client(timeout: Duration) -> Result<reqwest::Client, ReplicaClientError> {
+    install_crypto();
+    let redirect = reqwest::redirect::Policy::none;
+    let builder = || reqwest::Client::builder().timeout(timeout).no_proxy().redirect(redirect());
+    let built = builder().build().or_else(|error| {
+        let without_roots = builder().tls_certs_only([]).build()?;
+        let error = innermost(&error);
+        tracing::warn!(error, "the system's certificates cannot be read: https requests will fail");
+        Ok(without_roots)
+    });
+    built.map_err(|source| ReplicaClientError::Setup { source })
+}
+
 impl ReplicaClient {
     /// The authorities of `tls`, or else those of the system, are read once, here. If the system
     /// has none, `http` works and every `https` attempt fails; a warning is logged.
@@ -208,20 +223,7 @@ impl ReplicaClient {
     /// A client for addresses that an operator configured, without the policy, certificates and
     /// tokens of the replicas.
     pub fn http(&self) -> Result<reqwest::Client, ReplicaClientError> {
-        let timeout = self.settings.request_timeout;
-        let redirect = reqwest::redirect::Policy::none;
-        let builder =
-            || reqwest::Client::builder().timeout(timeout).no_proxy().redirect(redirect());
-        let built = builder().build().or_else(|error| {
-            let without_roots = builder().tls_certs_only([]).build()?;
-            let error = innermost(&error);
-            tracing::warn!(
-                error,
-                "the system's certificates cannot be read: https requests will fail"
-            );
-            Ok(without_roots)
-        });
-        built.map_err(|source| ReplicaClientError::Setup { source })
+        http_client(self.settings.request_timeout)
     }
 
     fn without_answer(&self, why: &Unanswered, target: &Target) -> Verdict {

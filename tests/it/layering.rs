@@ -79,9 +79,9 @@ fn only_the_cluster_store_names_async_nats() {
 }
 
 #[test]
-fn only_the_replica_side_and_the_operators_client_name_reqwest() {
-    let client = "src/commands/admin/client.rs";
-    only_under(&["reqwest"], &["src/replica.rs", "src/replica", client]);
+fn only_the_replica_side_the_operators_client_and_the_notifications_name_reqwest() {
+    let clients = ["src/commands/admin/client.rs", "src/notify/post.rs"];
+    only_under(&["reqwest"], &[&["src/replica.rs", "src/replica"][..], &clients].concat());
 }
 
 #[test]
@@ -162,6 +162,8 @@ fn the_parts_import_the_vocabulary_and_not_each_other() {
         "crate::daemon",
     ];
     never_in(&traces, &["src/traces.rs", "src/traces"]);
+    // It is handed its HTTP client.
+    never_in(&traces, &["src/notify.rs", "src/notify"]);
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod layering;
 mod lifecycle;
 mod limits;
 mod logs;
+mod notify;
 mod outage;
 mod output;
 mod page;

@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use super::Core;
 use crate::api;
+use crate::dispatcher::alarms::Alarms;
 use crate::dispatcher::event_bus::{EventBus, EventKind};
 use crate::dispatcher::history::TaskHistory;
 use crate::dispatcher::latency::Latency;
 use crate::dispatcher::log_throttle::LogThrottle;
+use crate::dispatcher::messages::Health;
 use crate::dispatcher::past_figures::FigureHistory;
 use crate::dispatcher::view;
 use crate::engine::{LaneView, Moment, Now, TaskView};
 use crate::metrics::{Counts, Snapshot};
+use crate::notify::{Condition, Notifier};
 use crate::store::Header;
 use crate::task::{BreakerState, Node, Task, TaskChange, TaskId};
 
@@ -33,6 +36,7 @@ pub(crate) struct Observability {
     pub(in crate::dispatcher) past: FigureHistory,
     /// Replicas that had a successful probe and are not healthy yet.
     recovering: HashSet<Node>,
+    alarms: Alarms,
 }
 
 impl Observability {
@@ -42,6 +46,7 @@ impl Observability {
         history: TaskHistory,
         constants: Snapshot,
         now: Moment,
+        notifier: Notifier,
     ) -> Self {
         Self {
             counts,
@@ -54,6 +59,7 @@ impl Observability {
             last_figures: (0, now),
             past: FigureHistory::default(),
             recovering: HashSet::new(),
+            alarms: Alarms::new(notifier),
         }
     }
 
@@ -121,6 +127,47 @@ impl Observability {
 }
 
 impl Core {
+    /// Notifies operators of what has changed. `is_last` at the end of the loop.
+    pub(super) fn raise_alarms(&mut self, now: Now, lanes: &[LaneView], is_last: bool) {
+        if self.observed.alarms.is_off() {
+            return;
+        }
+        let (stats, cluster) = (self.journal.stats(), self.journal.cluster());
+        let levels = self.engine.levels();
+        let queue_is_full = match &cluster {
+            // As `/health`.
+            None => levels.queue as u128 * 10 >= self.observed.constants.queue_capacity as u128 * 9,
+            Some(_) => stats.is_full,
+        };
+        let mut holds = vec![
+            (Condition::QueueFull, queue_is_full),
+            (Condition::ReplicasFull, self.engine.refuses_replicas(now.moment)),
+        ];
+        match cluster {
+            None => holds.push((Condition::DiskFull, stats.is_full)),
+            Some(status) => {
+                let is_connected = status.is_connected;
+                let unavailable =
+                    !status.without_owner().is_empty() || !status.without_leader().is_empty();
+                holds.push((Condition::StoreUnreachable, !is_connected));
+                // Without a connection this is not known.
+                if is_connected {
+                    holds.push((Condition::PartitionsUnavailable, unavailable));
+                }
+            }
+        }
+        let health = self.health.borrow().clone();
+        match health {
+            Health::Serving => holds.push((Condition::StoreStalled, false)),
+            Health::Stalled { .. } => holds.push((Condition::StoreStalled, true)),
+            // A drain hides whether the store answers.
+            Health::Draining => {}
+            Health::StoreFailed(_) => self.observed.alarms.store_failed(),
+        }
+        self.observed.alarms.observe_conditions(now.moment, &holds);
+        self.observed.alarms.observe(now.moment, lanes, is_last);
+    }
+
     /// Keeps the figures of a second, and publishes them if they are watched.
     pub(super) fn note_figures(&mut self, now: Now, lanes: &[LaneView], watched: bool) {
         let figures = |lane: &LaneView| {

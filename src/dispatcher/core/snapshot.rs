@@ -35,6 +35,7 @@ impl Core {
             log_lines_dropped: crate::log::dropped_lines(),
             refusals: self.observed.counts.refusals(),
             answers: self.observed.counts.answers(),
+            notifications: self.observed.counts.notices(),
             replicas,
             ..self.observed.constants.clone()
         };

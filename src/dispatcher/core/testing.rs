@@ -7,6 +7,7 @@ use crate::dispatcher::event_bus::EventBus;
 use crate::dispatcher::history::TaskHistory;
 use crate::dispatcher::read_memory::ReadMemory;
 use crate::metrics::Snapshot;
+use crate::notify::Notifier;
 use crate::policy::Policy;
 use crate::replica::{self, ClientTls, ReplicaClient, ReplicaTokens};
 use crate::store::UptimeFile;
@@ -67,6 +68,7 @@ impl Core {
                 history,
                 Snapshot::default(),
                 Moment::default(),
+                Notifier::default(),
             ),
         }
     }
