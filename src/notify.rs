@@ -36,7 +36,7 @@ pub use event::{Condition, NewLetters, NotifyEvent};
 pub(crate) use post::{HttpClient, PostAnswer};
 pub use secrets::{NotifySecretError, NotifySecrets};
 
-use body::Origin;
+use body::NoticeOrigin;
 use event::Notice;
 use outbox::Outbox;
 use sender::NoticeSender;
@@ -65,8 +65,8 @@ impl NotifyConfig {
             .map_or_else(|| Ok(NotifySecrets::default()), NotifySecrets::read)
     }
 
-    fn origin(&self) -> Origin {
-        Origin { node_id: self.node_id.clone(), cluster: self.cluster.clone() }
+    fn origin(&self) -> NoticeOrigin {
+        NoticeOrigin { node_id: self.node_id.clone(), cluster: self.cluster.clone() }
     }
 }
 

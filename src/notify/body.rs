@@ -11,12 +11,12 @@ use crate::text::{json as escaped_json, plain};
 
 /// The instance that sends.
 #[derive(Clone, Debug)]
-pub(super) struct Origin {
+pub(super) struct NoticeOrigin {
     pub(super) node_id: String,
     pub(super) cluster: Option<String>,
 }
 
-pub(super) fn of(format: NotifyFormat, notice: &Notice, origin: &Origin) -> String {
+pub(super) fn of(format: NotifyFormat, notice: &Notice, origin: &NoticeOrigin) -> String {
     let body = match format {
         NotifyFormat::Standard => standard(notice, origin),
         NotifyFormat::Slack => slack(notice, origin),
@@ -27,7 +27,7 @@ pub(super) fn of(format: NotifyFormat, notice: &Notice, origin: &Origin) -> Stri
     }
 }
 
-fn standard(notice: &Notice, origin: &Origin) -> String {
+fn standard(notice: &Notice, origin: &NoticeOrigin) -> String {
     let at = UNIX_EPOCH + Duration::from_nanos(notice.at.0);
     let mut data = serde_json::Map::new();
     data.insert("node".to_owned(), origin.node_id.as_str().into());
@@ -43,7 +43,7 @@ fn standard(notice: &Notice, origin: &Origin) -> String {
     json!({ "type": notice.event.name(), "timestamp": timestamp, "data": data }).to_string()
 }
 
-fn slack(notice: &Notice, origin: &Origin) -> String {
+fn slack(notice: &Notice, origin: &NoticeOrigin) -> String {
     let mut from = format!("replicator {}", code(&origin.node_id));
     if let Some(cluster) = &origin.cluster {
         from = format!("{from} of cluster {}", code(cluster));
@@ -69,7 +69,7 @@ mod tests {
     use crate::task::{Node, Timestamp};
 
     fn body(format: NotifyFormat, event: NotifyEvent) -> (String, Value) {
-        let origin = Origin { node_id: "r1".into(), cluster: Some("main".into()) };
+        let origin = NoticeOrigin { node_id: "r1".into(), cluster: Some("main".into()) };
         let mut notice = Notice::new(Clock::start(), event);
         notice.at = Timestamp(1_500_000_000);
         let body = of(format, &notice, &origin);

@@ -25,7 +25,8 @@ pub enum Condition {
 }
 
 impl Condition {
-    pub const ALL: [Self; 6] = [
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 6] = [
         Self::StoreStalled,
         Self::StoreUnreachable,
         Self::PartitionsUnavailable,

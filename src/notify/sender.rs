@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::body::{self, Origin};
+use super::body::{self, NoticeOrigin};
 use super::event::Notice;
 use super::outbox::Outbox;
 use super::post::{HttpClient, post};
@@ -32,7 +32,7 @@ pub(super) struct NoticeSender {
     pub(super) http: HttpClient,
     pub(super) secrets: Arc<ArcSwap<NotifySecrets>>,
     pub(super) format: NotifyFormat,
-    pub(super) origin: Origin,
+    pub(super) origin: NoticeOrigin,
     pub(super) counts: Arc<Counts>,
     pub(super) clock: Clock,
 }

@@ -245,7 +245,7 @@ async fn a_test_notification_shows_the_answer_of_each_receiver() {
         tokio::task::spawn_blocking(move || {
             let mut command = command();
             command.args(["notify", "test", "--notify-secret-file"]).arg(secrets);
-            urls.iter().for_each(|url| drop(command.args(["--notify-url", url])));
+            command.args(urls.iter().map(|url| format!("--notify-url={url}")));
             let output = command.output().unwrap();
             (output.status.code(), String::from_utf8(output.stdout).unwrap())
         })
