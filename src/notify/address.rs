@@ -2,7 +2,11 @@
 
 use std::fmt;
 
+use percent_encoding::percent_decode_str;
 use url::{Host, Url};
+
+/// A shorter part of a URL is no secret.
+const MIN_SECRET_BYTES: usize = 4;
 
 #[derive(Clone, PartialEq, Eq)]
 pub struct NotifyUrl(Url);
@@ -22,6 +26,19 @@ impl NotifyUrl {
 
     pub(super) fn reveal(&self) -> &Url {
         &self.0
+    }
+
+    /// Whether a text contains a part of the URL that may be a secret. A server may quote the path
+    /// in its answer.
+    pub(super) fn is_quoted_by(&self, text: &str) -> bool {
+        let Self(url) = self;
+        let parts = url.path().split('/').chain(url.query().unwrap_or_default().split(['&', '=']));
+        let parts = parts.chain([url.username(), url.password().unwrap_or_default()]);
+        let text = text.to_lowercase();
+        parts.filter(|part| part.len() >= MIN_SECRET_BYTES).any(|part| {
+            let part = part.to_lowercase();
+            text.contains(&part) || text.contains(&*percent_decode_str(&part).decode_utf8_lossy())
+        })
     }
 
     pub fn is_loopback(&self) -> bool {
@@ -69,6 +86,17 @@ mod tests {
         for text in ["", "hooks/hidden", "ftp://h/hidden", "https://", "https://h/#hidden"] {
             let error = NotifyUrl::parse(text).unwrap_err();
             assert!(error.starts_with("must ") && !error.contains("hidden"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_quotes_the_url_is_recognised() {
+        let url = NotifyUrl::parse("https://user:word@h/v1/T%20Hidden?token=abcd").unwrap();
+        for text in ["Cannot POST /v1/T%20Hidden", "no t hidden", "a ABCD", "user", "WORD"] {
+            assert!(url.is_quoted_by(text), "{text}");
+        }
+        for text in ["", "ok", "invalid_payload", "Cannot POST /v1/"] {
+            assert!(!url.is_quoted_by(text), "{text}");
         }
     }
 }

@@ -12,6 +12,9 @@ pub(crate) type HttpClient = reqwest::Client;
 /// So much of an answer is read, to show it.
 const MAX_ANSWER_BYTES: usize = 1024;
 
+/// Shown instead of a body that quotes the URL.
+const QUOTES_URL: &str = "(an answer that quotes the URL)";
+
 /// Time to read the rest of an answer whose status is known.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -20,7 +23,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 pub(crate) struct PostAnswer {
     pub(crate) status: u16,
     pub(super) retry_after: Option<Duration>,
-    /// The beginning of the body.
+    /// The beginning of the body, unless it quotes the URL.
     pub(crate) body: String,
 }
 
@@ -69,10 +72,11 @@ pub(super) async fn post(
     };
     // The status decides. A body that does not end only costs its connection.
     let _ = tokio::time::timeout(READ_TIMEOUT, reading).await;
+    let body = String::from_utf8_lossy(&read).into_owned();
     Ok(PostAnswer {
         status,
         retry_after: retry_after.map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER)),
-        body: String::from_utf8_lossy(&read).into_owned(),
+        body: if url.is_quoted_by(&body) { QUOTES_URL.to_owned() } else { body },
     })
 }
 

@@ -254,11 +254,13 @@ async fn a_test_notification_shows_the_answer_of_each_receiver() {
     assert_eq!((code, printed), (Some(0), format!("{}  accepted, status 204\n", good.url())));
     assert_eq!(verified(&good.seen()[0], &KEY)["type"], "notification.test");
     let gone = "http://127.0.0.1:1/hidden-path".to_owned();
-    let (code, printed) = test(vec![url(&good), url(&bad), gone]).await.unwrap();
+    let quoting = Replica::with(|_| Behaviour::Answer(404, "", "Cannot POST /hidden-path")).await;
+    let (code, printed) = test(vec![url(&good), url(&bad), gone, url(&quoting)]).await.unwrap();
     let lines: Vec<_> = printed.lines().collect();
-    assert_eq!((code, lines.len()), (Some(1), 3), "{printed}");
+    assert_eq!((code, lines.len()), (Some(1), 4), "{printed}");
     assert_eq!(lines[1], format!("{}  refused, status 403: no\\u{{1b}}", bad.url()));
     assert!(lines[2].starts_with("http://127.0.0.1:1  no answer: "), "{printed}");
+    assert!(!printed.contains("hidden"), "{printed}");
     assert_eq!(test(vec![]).await.unwrap().0, Some(2));
 }
 
