@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
+use url::Url;
 
 pub mod admin;
 pub mod daemon;
@@ -20,8 +21,8 @@ pub mod settings;
 use crate::access::{self, Role};
 use crate::task::{Node, Timestamp};
 use admin::{
-    BarrierArgs, ClusterViewArgs, CompletionsArgs, DeadLettersArgs, ManArgs, ReplicasArgs,
-    StatusArgs, TasksArgs, TopArgs,
+    BarrierArgs, ClusterViewArgs, CompletionsArgs, ConnectionArgs, DeadLettersArgs, ManArgs,
+    ReplicasArgs, StatusArgs, TasksArgs, TopArgs,
 };
 use daemon::{ClusterArgs, DaemonArgs};
 use notify::NotifyCommandArgs;
@@ -281,6 +282,13 @@ pub struct CheckArgs {
 
 #[derive(Debug, Args)]
 pub struct ExportArgs {
+    /// Copy the store of a running daemon, at this address, instead of a directory
+    #[arg(long, value_name = "URL", value_parser = admin::daemon_url)]
+    pub url: Option<Url>,
+
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+
     #[command(flatten)]
     pub store: StoreArgs,
 

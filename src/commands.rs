@@ -14,9 +14,10 @@ use clap::{CommandFactory, error::ErrorKind};
 use tokio::runtime::Builder;
 use tracing_subscriber::EnvFilter;
 
+use crate::cli::admin::ConnectArgs;
 use crate::cli::daemon::DaemonArgs;
 use crate::cli::environment::{self, CommandLine, CommandLineError, Origins};
-use crate::cli::{Cli, Command, StoreArgs};
+use crate::cli::{Cli, Command, ExportArgs, StoreArgs};
 use crate::clock::wall_clock;
 use crate::config::Config;
 use crate::log::{self, StderrLog};
@@ -62,6 +63,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Man(args)) => generate::man(&args),
         Some(Command::Demo(args)) => service(demo::run(&args)),
         Some(Command::Check(args)) => with_store(|| check::run(&args)),
+        Some(Command::Export(ExportArgs { url: Some(url), connection, output, .. })) => {
+            client(admin::export(ConnectArgs { url, connection }, output))
+        }
         Some(Command::Export(args)) => with_store(|| dump::export(&args)),
         Some(Command::Import(args)) => with_store(|| dump::import(&args)),
         Some(Command::DemoReplica(args)) => service(demo::replica::run(&args)),

@@ -34,7 +34,7 @@ pub use jetstream::{
 pub(crate) use journal::Notify;
 pub use journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
-    Numbered, Stats,
+    Numbered, SnapshotError, Stats, StoreSnapshot,
 };
 pub use lines::{Exported, Imported};
 #[cfg(test)]

@@ -22,6 +22,13 @@ pub struct ConnectArgs {
     #[arg(long, global = true, env = "REPLICATOR_URL", value_name = "URL", default_value = "http://127.0.0.1:8085", value_parser = daemon_url)]
     pub url: Url,
 
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Connection")]
+pub struct ConnectionArgs {
     /// Timeout of one request, longer than 0s
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = positive_duration)]
     pub timeout: Duration,
@@ -387,7 +394,7 @@ impl From<CauseArg> for Cause {
     }
 }
 
-fn daemon_url(text: &str) -> Result<Url, String> {
+pub(super) fn daemon_url(text: &str) -> Result<Url, String> {
     const EXPECTED: &str = "expected an address such as http://127.0.0.1:8085";
     let url = Url::parse(text).map_err(|error| format!("{error}: {EXPECTED}"))?;
     let plain = url.query().is_none() && url.fragment().is_none() && url.username().is_empty();

@@ -5,6 +5,7 @@
 //! [`barrier`]) draw a progress line on a terminal.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use thiserror::Error;
@@ -21,6 +22,7 @@ mod barrier;
 mod client;
 mod cluster;
 mod dead_letters;
+mod export;
 mod list;
 mod operations;
 mod replicas;
@@ -92,6 +94,11 @@ pub(super) async fn barrier(args: &BarrierArgs) -> ExitCode {
 
 pub(super) async fn cluster(args: &ClusterViewArgs) -> ExitCode {
     with(&args.ask.connect, async |client, screen| cluster::run(args, client, screen).await).await
+}
+
+pub(super) async fn export(connect: ConnectArgs, output: Option<PathBuf>) -> ExitCode {
+    with(&connect, async |client, screen| export::run(output.as_deref(), client, screen).await)
+        .await
 }
 
 pub(super) async fn top(args: &TopArgs) -> ExitCode {

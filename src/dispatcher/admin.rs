@@ -23,6 +23,7 @@ pub(super) mod dead_letters;
 mod letter_summary;
 mod past;
 pub(super) mod replicas;
+mod snapshots;
 pub(super) mod tasks;
 
 use barriers::CountingBarrier;

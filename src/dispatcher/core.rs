@@ -146,6 +146,7 @@ impl Core {
                 let _ = reply.send(self.has_read(id));
             }
             Request::Past { node, reply } => self.show_past(node.as_ref(), reply),
+            Request::StoreSnapshot { reply } => self.store_snapshot(reply),
             Request::Snapshot { reply } => {
                 let _ = reply.send(Box::new(self.snapshot()));
             }

@@ -19,7 +19,7 @@ use crate::engine::{
     AdminOutcome, BarrierEnd, EngineSettings, LetterView, Moment, Reservation, SearchPage,
 };
 use crate::metrics::Snapshot;
-use crate::store::{AppendError, Appended, JournalEvent};
+use crate::store::{AppendError, Appended, JournalEvent, StoreSnapshot};
 use crate::task::{
     AttemptOutcome, Cause, Client, Consistency, DeliveryId, DeliveryState, Idempotency, NewTask,
     Node, Obstacle, Partition, Quota, ReplicaIndex, ReplicaLimits, Task, TaskId, Timestamp,
@@ -49,6 +49,9 @@ pub(crate) enum Request {
     },
     Snapshot {
         reply: oneshot::Sender<Box<Snapshot>>,
+    },
+    StoreSnapshot {
+        reply: AdminReply<Box<dyn StoreSnapshot>>,
     },
 }
 

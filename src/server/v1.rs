@@ -28,6 +28,7 @@ mod long_polls;
 mod openapi;
 mod operations;
 mod replicas;
+mod snapshot;
 mod tasks;
 
 pub(super) use long_polls::LongPolls;

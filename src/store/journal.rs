@@ -9,6 +9,7 @@
 //! it at the start.
 
 use std::fmt;
+use std::io::Write;
 use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::jetstream::{ClusterStatus, Peers};
+use super::lines::Exported;
 use super::records::{
     CommitError, Header, IdempotencyAnswer, ReadError, Recovered, Repeated, ReplicaRow,
 };
@@ -66,6 +68,12 @@ pub trait Journal: Send + Sync + fmt::Debug {
 
     /// Calls `reply` once the effects of all earlier calls are durable.
     fn sync(&self, reply: Reply);
+
+    /// Begins a snapshot, and calls `begun` with it once the effects of all earlier calls of
+    /// [`Self::append`] are durable.
+    fn snapshot(&self, begun: SnapshotReply) {
+        begun(Err(SnapshotError::Shared));
+    }
 
     /// Reads a task with its value; `None` if it is settled and removed.
     fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>>;
@@ -220,6 +228,31 @@ pub type Notify = Box<dyn Fn(JournalEvent) + Send>;
 
 /// Called on the journal's thread, so it must not block.
 pub type Reply = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
+
+/// Called on the journal's thread, so it must not block.
+pub type SnapshotReply = Box<dyn FnOnce(Result<Box<dyn StoreSnapshot>, SnapshotError>) + Send>;
+
+/// The content of a store at one instant: what a kill of the process would have left. It ends when it
+/// is dropped.
+pub trait StoreSnapshot: Send + fmt::Debug {
+    /// Writes an export. Blocks on the disk and on `out`.
+    fn write(self: Box<Self>, out: &mut dyn Write) -> std::io::Result<Exported>;
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    #[error(
+        "a store in a cluster is copied by replicator export --store URL, with all instances stopped"
+    )]
+    Shared,
+    #[error("another snapshot is being read: only one is possible at a time")]
+    Busy,
+    #[error("cannot begin a snapshot: {0}")]
+    Disk(std::io::Error),
+    #[error(transparent)]
+    Store(#[from] CommitError),
+}
 
 /// A write for [`Journal::append`].
 pub struct Append {

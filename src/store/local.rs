@@ -46,6 +46,7 @@ mod recover;
 mod room;
 mod rows;
 mod settled;
+mod snapshot;
 mod tools;
 mod turns;
 mod uptime;

@@ -116,7 +116,7 @@ impl DaemonClient {
             http: http.map_err(|source| ClientSetupError::Http { source })?,
             base: args.url.clone(),
             token: token(args)?,
-            timeout: args.timeout,
+            timeout: args.connection.timeout,
         })
     }
 
@@ -200,8 +200,17 @@ impl DaemonClient {
         &self,
         path: &[&str],
         query: &[(&str, String)],
-    ) -> Result<EventReader, CallError> {
+    ) -> Result<StreamReader, CallError> {
         let request = self.request(Method::GET, path, query).header(ACCEPT, "text/event-stream");
+        self.open(request).await
+    }
+
+    /// Posts nothing, and opens an answer of any length.
+    pub(super) async fn download(&self, path: &[&str]) -> Result<StreamReader, CallError> {
+        self.open(self.request(Method::POST, path, &[])).await
+    }
+
+    async fn open(&self, request: RequestBuilder) -> Result<StreamReader, CallError> {
         let head = tokio::time::timeout(self.timeout, send(request)).await;
         let head =
             head.map_err(|_| CallError::TimedOut { url: self.url(), within: self.timeout })?;
@@ -212,7 +221,12 @@ impl DaemonClient {
             let body = body.map_or_else(|_| Vec::new(), Result::unwrap_or_default);
             return Err(Answered::of(&response, body).refused(self));
         }
-        Ok(EventReader { response, client: self.clone() })
+        Ok(StreamReader { response, client: self.clone() })
+    }
+
+    /// `--timeout`.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     fn request(&self, method: Method, path: &[&str], query: &[(&str, String)]) -> RequestBuilder {
@@ -335,12 +349,12 @@ impl Answered {
 }
 
 #[derive(Debug)]
-pub(super) struct EventReader {
+pub(super) struct StreamReader {
     response: Response,
     client: DaemonClient,
 }
 
-impl EventReader {
+impl StreamReader {
     /// The next part, or `None` at the end. Fails after `silence` without one.
     pub(super) async fn next(&mut self, silence: Duration) -> Result<Option<Bytes>, CallError> {
         let url = || self.client.url();
@@ -354,7 +368,7 @@ impl EventReader {
 
 fn builder(args: &ConnectArgs) -> ClientBuilder {
     reqwest::Client::builder()
-        .connect_timeout(args.timeout)
+        .connect_timeout(args.connection.timeout)
         .no_proxy()
         .referer(false)
         .redirect(reqwest::redirect::Policy::none())
@@ -363,14 +377,14 @@ fn builder(args: &ConnectArgs) -> ClientBuilder {
 
 fn tls(args: &ConnectArgs) -> Result<ClientTls, ClientSetupError> {
     let mut tls = ClientTls::default();
-    if let Some(ca) = &args.ca_file {
+    if let Some(ca) = &args.connection.ca_file {
         let refused = |source| ClientSetupError::Tls {
             files: format!("{} (--ca-file)", ca.display()),
             source,
         };
         tls = tls.trusting(&read(ca, "--ca-file")?).map_err(refused)?;
     }
-    match (&args.cert_file, &args.key_file) {
+    match (&args.connection.cert_file, &args.connection.key_file) {
         (None, None) => Ok(tls),
         (Some(cert), Some(key)) => {
             let files =
@@ -418,7 +432,7 @@ async fn body(response: &mut Response) -> Result<Vec<u8>, Option<reqwest::Error>
 }
 
 fn token(args: &ConnectArgs) -> Result<Option<HeaderValue>, ClientSetupError> {
-    let (place, text) = match &args.token_file {
+    let (place, text) = match &args.connection.token_file {
         Some(file) => {
             let place = file.display().to_string();
             match std::fs::read_to_string(file) {

@@ -66,7 +66,7 @@ mod orders;
 pub use orders::Committer;
 
 use early::EarlyTasks;
-use orders::{Accept, Accepted, Order, Settlement, answer, bytes};
+use orders::{Accept, Accepted, AfterCommit, Order, Settlement, answer, bytes};
 
 /// Tasks per flush. Beyond it, writing the others (up to 10 µs each) takes longer than the flush.
 const MAX_BATCH_TASKS: usize = 1024;
@@ -141,6 +141,7 @@ struct Writer {
     waiting_since: Option<Instant>,
     unflushed: bool,
     syncs: Vec<Sync>,
+    after_commit: Vec<AfterCommit>,
     grouping: bool,
     /// Set in the last turn.
     closing: Option<Closing>,
@@ -172,6 +173,7 @@ impl Writer {
             waiting_since: None,
             unflushed: false,
             syncs: Vec::new(),
+            after_commit: Vec::new(),
             grouping: false,
             closing: None,
         }
@@ -201,7 +203,10 @@ impl Writer {
             self.renew_lease()?;
             if !self.batch.is_empty() {
                 self.commit()?;
-            } else if self.unflushed || self.syncs.iter().any(|sync| sync.written) {
+            } else if self.unflushed
+                || !self.after_commit.is_empty()
+                || self.syncs.iter().any(|sync| sync.written)
+            {
                 self.flush()?;
             } else {
                 self.report_settled();
@@ -253,6 +258,7 @@ impl Writer {
                     let written = through.is_none() && self.key_changes.is_empty();
                     self.syncs.push(Sync { reply, through, written });
                 }
+                Ok(Order::AfterCommit(then)) => self.after_commit.push(then),
                 Ok(Order::Group) => {
                     self.grouping = true;
                     // Earlier tasks get their own commit, so that the group fits into one.
@@ -359,7 +365,10 @@ impl Writer {
         if self.grouping {
             return self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected);
         }
-        let idle = self.batch.is_empty() && !self.unflushed && self.syncs.is_empty();
+        let idle = self.batch.is_empty()
+            && !self.unflushed
+            && self.syncs.is_empty()
+            && self.after_commit.is_empty();
         let wait = if let Some(wait) = self.early_wait() {
             Some(wait)
         } else if idle {
@@ -483,6 +492,9 @@ impl Writer {
         for sync in self.syncs.extract_if(.., |sync| sync.written) {
             (sync.reply)(Ok(()));
         }
+        for then in self.after_commit.drain(..) {
+            then(Ok(&self.database));
+        }
         self.report_settled();
         Ok(())
     }
@@ -518,6 +530,7 @@ impl Writer {
         for reply in waiting.chain(self.syncs.drain(..).map(|sync| sync.reply)) {
             reply(Err(FAILED));
         }
+        self.after_commit.drain(..).for_each(|then| then(Err(FAILED)));
         (self.notify)(JournalEvent::Failed(failure.to_string().into()));
         let mut closing = self.closing.take();
         while closing.is_none() {

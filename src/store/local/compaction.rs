@@ -154,6 +154,11 @@ impl Compactor {
         let sizes = &self.files.sizes;
         sizes.file.store(file, Ordering::Relaxed);
         sizes.live.store(live, Ordering::Relaxed);
+        if free.is_some_and(|free| free < self.files.min_free_bytes)
+            && let Some(kept) = &mut *database.kept()
+        {
+            kept.give_up("the disk is nearly full (--min-free-disk)");
+        }
         if !matches!(self.state, CompactionState::Idle) {
             return self.flushed();
         }

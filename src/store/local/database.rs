@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use self::kept::KeptRows;
 use super::error::{Failure, guarded};
 use super::integrity::commit_marker::MarkerFile;
 use super::integrity::ledger::{self, Ledger, Tallies};
@@ -21,6 +22,7 @@ use super::watched::{self, OnReadError};
 use crate::store::records::{IdempotencyRow, ReplicaRow};
 use crate::task::{Node, TaskId};
 
+pub(super) mod kept;
 mod tasks;
 
 /// All trees, in the order of a copy: a task's row before its values, as in a removal.
@@ -47,6 +49,9 @@ pub(super) struct Database {
     /// Changed by one thread only: recovery's, then the committer's. Must be dropped last: when the
     /// database is closed, its commit marker records how far the log is durable.
     write_state: Arc<Mutex<WriteState>>,
+    /// Of the snapshot that is being read. Locked while a row changes, so that a reader that finds a
+    /// changed row in its tree finds the old one here.
+    kept: Arc<Mutex<Option<KeptRows>>>,
 }
 
 #[derive(Debug)]
@@ -246,15 +251,19 @@ impl Database {
             #[cfg(test)]
             recorded: None,
         };
-        Self::with(db, Arc::new(Mutex::new(write_state)))
+        Self::with(db, Arc::new(Mutex::new(write_state)), Arc::default())
     }
 
-    /// For a database that will replace this one. Both share the ledger.
+    /// For a database that will replace this one. Both share the ledger and the snapshot.
     pub(super) fn beside(&self, db: sled::Db) -> Result<Self, Failure> {
-        Self::with(db, Arc::clone(&self.write_state))
+        Self::with(db, Arc::clone(&self.write_state), Arc::clone(&self.kept))
     }
 
-    fn with(db: sled::Db, write_state: Arc<Mutex<WriteState>>) -> Result<Self, Failure> {
+    fn with(
+        db: sled::Db,
+        write_state: Arc<Mutex<WriteState>>,
+        kept: Arc<Mutex<Option<KeptRows>>>,
+    ) -> Result<Self, Failure> {
         let tree = |tree: Tree| db.open_tree(tree.name());
         Ok(Self {
             meta: tree(Tree::Meta)?,
@@ -266,6 +275,7 @@ impl Database {
             idempotency: tree(Tree::Idempotency)?,
             db,
             write_state,
+            kept,
         })
     }
 
@@ -310,6 +320,11 @@ impl Database {
         self.write_state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The rows kept for a snapshot; `None` unless one is being read.
+    pub(super) fn kept(&self) -> MutexGuard<'_, Option<KeptRows>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn tree(&self, tree: Tree) -> &sled::Tree {
         match tree {
             Tree::Meta => &self.meta,
@@ -325,7 +340,14 @@ impl Database {
     pub(super) fn put(&self, tree: Tree, key: &[u8], payload: &[u8]) -> Result<(), Failure> {
         let row = rows::seal(tree, key, payload);
         let mut write_state = self.write_state();
-        let old = self.tree(tree).insert(key, &*row)?;
+        let old = {
+            let mut kept = self.kept();
+            let old = self.tree(tree).insert(key, &*row)?;
+            if let Some(kept) = &mut *kept {
+                kept.keep(tree, key, old.as_deref());
+            }
+            old
+        };
         write_state.open = true;
         write_state.replaced(tree, key, old.as_deref(), Some(&row));
         Ok(())
@@ -337,7 +359,14 @@ impl Database {
             self.begin_settling()?;
         }
         let mut write_state = self.write_state();
-        let old = self.tree(tree).remove(key)?;
+        let old = {
+            let mut kept = self.kept();
+            let old = self.tree(tree).remove(key)?;
+            if let (Some(kept), Some(old)) = (&mut *kept, &old) {
+                kept.keep(tree, key, Some(old));
+            }
+            old
+        };
         write_state.open = true;
         write_state.replaced(tree, key, old.as_deref(), None);
         Ok(old)

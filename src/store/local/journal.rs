@@ -12,11 +12,12 @@ use super::idempotency::Keys;
 use super::read::StoreReader;
 use super::recover::{RecoveryEvent, RecoveryReport};
 use super::room::Room;
+use super::snapshot::LocalSnapshot;
 use super::{LocalStore, Opened};
 use crate::lease::Fence;
 use crate::store::journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
-    Notify, Numbered, Reply, Stats,
+    Notify, Numbered, Reply, SnapshotError, SnapshotReply, Stats,
 };
 use crate::store::records::{
     CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, ReplicaRow,
@@ -226,6 +227,14 @@ impl Journal for LocalJournal {
 
     fn sync(&self, reply: Reply) {
         self.committer.sync(reply);
+    }
+
+    fn snapshot(&self, begun: SnapshotReply) {
+        let files = Arc::clone(&self.reader.files);
+        self.committer.after_commit(move |database| {
+            let snapshot = database.map_err(SnapshotError::Store);
+            begun(snapshot.and_then(|database| LocalSnapshot::begin(files, database)));
+        });
     }
 
     fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>> {

@@ -27,7 +27,7 @@ pub(super) const SETTLING: &[u8] = b"settling";
 /// store was closed.
 pub(super) const SENDS_EARLY: &[u8] = b"sends_early";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tree {
     Meta,
     Tasks,

@@ -72,7 +72,7 @@ pub(super) fn open(options: &OpenOptions, path: &Path) -> std::io::Result<File> 
 /// Creates or truncates a file of the data directory, for this user alone.
 pub(super) fn create(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
-    open(options.write(true).create(true).truncate(true).mode(0o600), path)
+    open(options.read(true).write(true).create(true).truncate(true).mode(0o600), path)
 }
 
 type Visit<'a> = dyn FnMut(&Path, &Metadata) -> Result<(), OpenError> + 'a;

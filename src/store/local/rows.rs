@@ -19,9 +19,9 @@
 use bincode::{BorrowDecode, Encode};
 
 use super::error::{Damage, Failure};
-use super::keys::Tree;
+use super::keys::{self, Tree};
 use crate::store::payload::{self, decode_next, encode};
-use crate::task::{Idempotency, Task};
+use crate::task::{Idempotency, Progress, Task, TaskId};
 
 mod packed;
 
@@ -223,6 +223,32 @@ pub(super) fn chunk<'a>(
         return Err(damage(Tree::Values, key, "has the wrong length"));
     }
     Ok(payload)
+}
+
+/// The progress of each replica, from the rows of a task in `progress` and `dead_letters`. A dead letter
+/// overrides the progress row, because its own row is written first and removed last.
+pub(super) fn progress_of<'a>(
+    id: TaskId,
+    replicas: usize,
+    row: Option<(&[u8], &[u8])>,
+    letters: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> Result<Vec<Progress>, Damage> {
+    let mut entries = match row {
+        None => vec![Some(Progress::Untouched); replicas],
+        Some((key, row)) => read(Tree::Progress, key, row, |payload| {
+            read_progress(payload).filter(|entries| entries.len() == replicas)
+        })?,
+    };
+    for (key, row) in letters {
+        let letter = read(Tree::DeadLetters, key, row, read_dead_letter)?;
+        let replica = keys::dead_letter(key).map(|(_, replica)| replica);
+        let wrong = |what| damage(Tree::DeadLetters, key, what);
+        let replica = replica.ok_or_else(|| wrong("has a key that was never written"))?;
+        let entry = entries.get_mut(replica.get()).ok_or_else(|| wrong("is for no replica"))?;
+        *entry = Some(Progress::Dead(letter));
+    }
+    let lacks_letter = || damage(Tree::Progress, &keys::of_task(id), "lacks a dead letter");
+    entries.into_iter().collect::<Option<_>>().ok_or_else(lacks_letter)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Sender};
 use tokio::sync::oneshot;
 
 use crate::store::journal::Reply;
+use crate::store::local::database::Database;
 use crate::store::local::turns::CommitterTurns;
 use crate::store::records::{CommitError, IdempotencyRow, ReplicaRow};
 use crate::task::{Idempotency, Node, Progress, Task, TaskId};
@@ -28,8 +29,12 @@ pub(super) enum Order {
     GroupEnd,
     Keys(Vec<KeyChange>),
     Sync(Reply),
+    AfterCommit(AfterCommit),
     Close(Reply),
 }
+
+/// Called on the committer's thread when all that is written is durable.
+pub(super) type AfterCommit = Box<dyn FnOnce(Result<&Database, CommitError>) + Send>;
 
 pub(super) type KeyChange = (Box<str>, Option<IdempotencyRow>);
 
@@ -100,6 +105,14 @@ impl Committer {
         self.order(Order::Sync(reply));
     }
 
+    /// Calls `then` between two commits, after that of all earlier tasks. It must not block.
+    pub(in crate::store::local) fn after_commit(
+        &self,
+        then: impl FnOnce(Result<&Database, CommitError>) + Send + 'static,
+    ) {
+        self.order(Order::AfterCommit(Box::new(then)));
+    }
+
     /// Saves the progress of a task, one entry per replica; the latest wins. Error texts are cut to
     /// about 1 KiB.
     pub fn save(&self, id: TaskId, progress: Vec<Progress>) {
@@ -160,6 +173,7 @@ impl Order {
         match self {
             Self::Accept(accept) => answer(accept.reply, Err(error)),
             Self::Sync(reply) | Self::Close(reply) => answer(Some(reply), Err(error)),
+            Self::AfterCommit(then) => then(Err(error)),
             Self::Settle(..) | Self::Keys(_) | Self::Group | Self::GroupEnd => {}
         }
     }

@@ -204,29 +204,15 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The progress of each replica. A dead letter overrides the progress row, because its own row
-    /// is written first and removed last.
     fn progress(&mut self, id: TaskId, replicas: usize) -> Result<Vec<Progress>, Failure> {
-        let (key, mut entries) = match self.next_of(Tree::Progress, id)? {
-            None => ((&keys::of_task(id)).into(), vec![Some(Progress::Untouched); replicas]),
-            Some((key, row)) => {
-                let entries = rows::read(Tree::Progress, &key, &row, |payload| {
-                    rows::read_progress(payload).filter(|entries| entries.len() == replicas)
-                })?;
-                (key, entries)
-            }
-        };
-        while let Some((key, row)) = self.next_of(Tree::DeadLetters, id)? {
-            let (_, replica) =
-                keys::dead_letter(&key).ok_or_else(|| unknown_key(Tree::DeadLetters, &key))?;
-            let letter = rows::read(Tree::DeadLetters, &key, &row, rows::read_dead_letter)?;
-            let entry = entries
-                .get_mut(replica.get())
-                .ok_or_else(|| rows::damage(Tree::DeadLetters, &key, "is for no replica"))?;
-            *entry = Some(Progress::Dead(letter));
+        let row = self.next_of(Tree::Progress, id)?;
+        let mut letters = Vec::new();
+        while let Some(letter) = self.next_of(Tree::DeadLetters, id)? {
+            letters.push(letter);
         }
-        let lacks_letter = || rows::damage(Tree::Progress, &key, "lacks a dead letter").into();
-        entries.into_iter().collect::<Option<_>>().ok_or_else(lacks_letter)
+        let row = row.as_ref().map(|(key, row)| (&**key, &**row));
+        let letters = letters.iter().map(|(key, row)| (&**key, &**row));
+        Ok(rows::progress_of(id, replicas, row, letters)?)
     }
 
     /// Checks that a row found by iteration is also found by its key, as a later read will look it
@@ -385,14 +371,14 @@ pub(crate) fn replicas(database: &Database) -> Result<Vec<(Node, ReplicaRow)>, F
     Ok(found)
 }
 
-fn replica(key: &[u8], row: &[u8]) -> Result<(Node, ReplicaRow), Damage> {
+pub(crate) fn replica(key: &[u8], row: &[u8]) -> Result<(Node, ReplicaRow), Damage> {
     let tree = Tree::Replicas;
     let row = rows::read(tree, key, row, rows::read_replica)?;
     let node = std::str::from_utf8(key).map_err(|_| unknown_key(tree, key))?;
     Ok((Node::from_normal(node), row))
 }
 
-fn idempotency(key: &[u8], row: &[u8]) -> Result<(Box<str>, IdempotencyRow), Damage> {
+pub(crate) fn idempotency(key: &[u8], row: &[u8]) -> Result<(Box<str>, IdempotencyRow), Damage> {
     let tree = Tree::Idempotency;
     let row = rows::read(tree, key, row, rows::read_idempotency)?;
     let key = std::str::from_utf8(key).map_err(|_| unknown_key(tree, key))?;
