@@ -15,6 +15,7 @@ mod cluster;
 mod dead_letters;
 mod events;
 mod history;
+mod keys;
 mod replicas;
 mod tasks;
 mod writes;
@@ -32,6 +33,7 @@ pub use events::{Figures, ReplicaChange, ReplicaEvent, ReplicaFigures, TaskEvent
 pub use history::{
     ClusterPartition, ClusterServer, ClusterStore, Instance, PastFigures, StoreState,
 };
+pub use keys::{KeyInfo, KeyReplica};
 pub use replicas::{
     Convergence, Forgotten, LastError, PauseRequest, Probed, Rename, Replica, ReplicaPage,
 };

@@ -21,8 +21,8 @@ pub mod settings;
 use crate::access::{self, Role};
 use crate::task::{Node, Timestamp};
 use admin::{
-    BarrierArgs, ClusterViewArgs, CompletionsArgs, ConnectionArgs, DeadLettersArgs, ManArgs,
-    ReplicasArgs, StatusArgs, TasksArgs, TopArgs,
+    BarrierArgs, ClusterViewArgs, CompletionsArgs, ConnectionArgs, DeadLettersArgs, KeyShowArgs,
+    ManArgs, ReplicasArgs, StatusArgs, TasksArgs, TopArgs,
 };
 use daemon::{ClusterArgs, DaemonArgs};
 use notify::NotifyCommandArgs;
@@ -63,6 +63,8 @@ pub enum Command {
     Replicas(ReplicasArgs),
     /// List, show and discard unsettled tasks
     Tasks(TasksArgs),
+    /// Show the last writes of a key, and which replica has which of them
+    Key(KeyShowArgs),
     /// List, count, redrive and discard dead letters
     DeadLetters(DeadLettersArgs),
     /// Wait until every write accepted so far is delivered
@@ -94,7 +96,7 @@ pub enum Command {
     /// Without --repair nothing else is written.
     #[command(after_long_help = CHECK_EXIT_CODES)]
     Check(CheckArgs),
-    /// Write all tasks of a store that is not in use as JSON lines
+    /// Write all tasks of a store as JSON lines: one that is not in use, or with --url a daemon's
     ///
     /// Includes values, delivery progress, dead letters, replicas and idempotency keys. Works on a
     /// temporary copy inside the data directory. Tasks that cannot be read are skipped and reported
@@ -286,8 +288,9 @@ pub struct ExportArgs {
     #[arg(long, value_name = "URL", value_parser = admin::daemon_url)]
     pub url: Option<Url>,
 
-    #[command(flatten)]
-    pub connection: ConnectionArgs,
+    /// File to create; must not exist [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 
     #[command(flatten)]
     pub store: StoreArgs,
@@ -295,9 +298,8 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub cluster: ClusterArgs,
 
-    /// File to create; must not exist [default: standard output]
-    #[arg(long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
 }
 
 #[derive(Debug, Args)]

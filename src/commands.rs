@@ -52,6 +52,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Status(args)) => client(admin::status(&args)),
         Some(Command::Replicas(args)) => client(admin::replicas(&args)),
         Some(Command::Tasks(args)) => client(admin::tasks(&args)),
+        Some(Command::Key(args)) => client(admin::key(&args)),
         Some(Command::DeadLetters(args)) => client(admin::dead_letters(&args)),
         Some(Command::Barrier(args)) => client(admin::barrier(&args)),
         Some(Command::Cluster(args)) => client(admin::cluster(&args)),

@@ -98,6 +98,15 @@ pub struct TaskArgs {
     pub task: TaskId,
 }
 
+#[derive(Debug, Args)]
+pub struct KeyShowArgs {
+    /// The key
+    pub key: String,
+
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
 #[derive(Debug, Default, Args)]
 pub struct TaskListArgs {
     /// Only tasks with a delivery in this state

@@ -11,8 +11,8 @@ use std::process::ExitCode;
 use thiserror::Error;
 
 use crate::cli::admin::{
-    BarrierArgs, ClusterViewArgs, ConnectArgs, DeadLettersArgs, ReplicasArgs, StatusArgs,
-    TasksArgs, TopArgs,
+    BarrierArgs, ClusterViewArgs, ConnectArgs, DeadLettersArgs, KeyShowArgs, ReplicasArgs,
+    StatusArgs, TasksArgs, TopArgs,
 };
 use client::{CallError, ClientSetupError, DaemonClient};
 use screen::Screen;
@@ -23,6 +23,7 @@ mod client;
 mod cluster;
 mod dead_letters;
 mod export;
+mod keys;
 mod list;
 mod operations;
 mod replicas;
@@ -79,6 +80,10 @@ pub(super) async fn replicas(args: &ReplicasArgs) -> ExitCode {
 
 pub(super) async fn tasks(args: &TasksArgs) -> ExitCode {
     with(&args.ask.connect, async |client, screen| tasks::run(args, client, screen).await).await
+}
+
+pub(super) async fn key(args: &KeyShowArgs) -> ExitCode {
+    with(&args.ask.connect, async |client, screen| keys::run(args, client, screen).await).await
 }
 
 pub(super) async fn dead_letters(args: &DeadLettersArgs) -> ExitCode {

@@ -20,6 +20,7 @@ use crate::task::{Node, TaskId};
 
 pub(super) mod barriers;
 pub(super) mod dead_letters;
+pub(super) mod keys;
 mod letter_summary;
 mod past;
 pub(super) mod replicas;

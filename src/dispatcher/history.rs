@@ -74,6 +74,11 @@ impl TaskHistory {
         self.tasks.get(&id)
     }
 
+    pub(super) fn of_key(&self, key: &str) -> Vec<&SettledTask> {
+        let is_of_key = |past: &&SettledTask| past.header.as_ref().is_some_and(|of| of.key == key);
+        self.tasks.values().filter(is_of_key).collect()
+    }
+
     /// Drops tasks at the end of their time.
     pub(super) fn tick(&mut self, now: Moment) {
         while self.order.front().is_some_and(|&(until, _)| until <= now) {

@@ -214,6 +214,11 @@ pub(crate) enum TaskRequest {
         after: Option<TaskId>,
         reply: AdminReply<ListPart<(TaskId, api::TaskInfo), TaskId>>,
     },
+    /// The settled tasks of a key that are remembered, newest first.
+    Settled {
+        key: String,
+        reply: AdminReply<Vec<(TaskId, api::TaskInfo)>>,
+    },
     Show {
         id: TaskId,
         reply: AdminReply<Option<api::TaskInfo>>,

@@ -24,6 +24,7 @@ mod extract;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing;
 mod history;
+mod keys;
 mod long_polls;
 mod openapi;
 mod operations;

@@ -142,3 +142,54 @@ async fn a_damaged_database_is_reported_without_a_panic() {
         assert!(!printed.contains("panicked") && printed.contains("restore"), "{printed}");
     }
 }
+
+#[tokio::test]
+async fn a_running_daemon_is_copied_into_a_file_that_is_complete_or_absent() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let (up, down) = (Replica::start().await, Replica::start().await);
+    let temp = tempfile::tempdir().unwrap();
+    let (here, there) = (temp.path().join("here"), temp.path().join("there"));
+    backlog(&here, &up, &down).await;
+    let expected = text(&run(&["export"], &here).stdout);
+    let mut daemon = Daemon::start_on(&here, &["--retry-base", "1h"]).await;
+    let (url, file) = (daemon.url("/"), temp.path().join("copy"));
+    let copy = || {
+        let args = ["export", "--url", &url, "--output", file.to_str().unwrap()];
+        command().args(args).stdin(Stdio::null()).output().unwrap()
+    };
+    let output = copy();
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stderr).contains("tasks exported"), "{output:?}");
+    let copied = fs::read_to_string(&file).unwrap();
+    // The first line has the lease of ids, and progress the attempts since the start.
+    assert_eq!(copied.lines().count(), expected.lines().count());
+    assert_eq!(copied.lines().last(), expected.lines().last());
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let output = copy();
+    assert_eq!(output.status.code(), Some(1), "no file is overwritten");
+    let names = fs::read_dir(temp.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let aside: Vec<_> = names.filter(|name| name.to_string_lossy().contains(".part")).collect();
+    assert!(aside.is_empty(), "{aside:?}");
+
+    // A copy without a reader: it is the only one, and delays neither writes nor a stop.
+    for key in ["one", "two", "three"] {
+        daemon.accept(&set(key, &"x".repeat(7 << 20), &[&down])).await;
+    }
+    let unread = daemon.client().post(daemon.url("/v1/snapshot")).send().await.unwrap();
+    assert_eq!(unread.status(), 200);
+    let (status, answer) = daemon.post_to("/v1/snapshot", &serde_json::Value::Null).await;
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("only one is possible"), "{answer}");
+    daemon.accept(&set("later", "value", &[&down])).await;
+    assert!(daemon.terminate().await.success());
+    assert!(unread.bytes().await.is_err(), "it is cut");
+
+    let output = run(&["import", "--input", file.to_str().unwrap()], &there);
+    assert!(output.status.success(), "{output:?}");
+    down.behave(|_| Behaviour::Apply);
+    let daemon = Daemon::start_on(&there, &[]).await;
+    daemon.until_drained().await;
+    down.until_holds("small", "value").await;
+    down.until_gone("gone").await;
+}

@@ -141,7 +141,7 @@ fn details(task: &TaskInfo, now: Timestamp) -> Vec<String> {
 }
 
 /// `2 delivered, 1 retrying`, in the order of the states.
-fn state_counts(deliveries: &[DeliveryInfo]) -> String {
+pub(super) fn state_counts(deliveries: &[DeliveryInfo]) -> String {
     use DeliveryState as S;
     let all = [
         S::Delivered,

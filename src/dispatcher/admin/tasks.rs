@@ -62,6 +62,7 @@ impl Core {
             TaskRequest::List { filter, limit, after, reply } => {
                 self.list_tasks(now, filter, limit, after, reply);
             }
+            TaskRequest::Settled { key, reply } => self.settled_of_key(now, &key, reply),
             TaskRequest::Show { id, reply } => self.show_task(now, id, reply),
             TaskRequest::Discard { id, reply } => self.discard_task(now, id, reply),
         }

@@ -36,6 +36,14 @@ impl Handle {
         }
     }
 
+    /// The unsettled writes of a key, and the settled ones of `--task-history`.
+    pub async fn key(&self, key: String) -> Result<api::KeyInfo, AdminError> {
+        let Some(peers) = &self.operator.peers else { return self.key_here(key).await };
+        let asked = self.ask_all(peers, &Question::Key { key: key.clone() }).await?;
+        let (found, incomplete) = asked.into_answers();
+        Ok(api::KeyInfo { incomplete, ..merge::key(key, found) })
+    }
+
     /// Discards the unsettled deliveries of a task, durably. One in flight is not retried. Returns
     /// the task as it is then.
     pub async fn discard_task(&self, id: TaskId) -> Result<Option<api::TaskInfo>, AdminError> {

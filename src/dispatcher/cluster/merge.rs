@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 
 use crate::api::{self, Convergence};
+use crate::dispatcher::admin::keys::shown;
 use crate::dispatcher::admin::{PAGE_BYTES, json_length};
 use crate::dispatcher::messages::ListPage;
 use crate::task::{Cause, ReplicaState};
@@ -47,6 +48,33 @@ pub(super) fn task(found: Vec<Option<api::TaskInfo>>) -> Option<api::TaskInfo> {
     // An unsettled one has no time, and is the greatest.
     let order = |task: &api::TaskInfo| (task.settled_at.is_none(), task.settled_at.clone());
     found.into_iter().flatten().max_by_key(order)
+}
+
+/// One key, as its owner knows it, with the writes that former owners have settled.
+pub(super) fn key(key: String, found: Vec<api::KeyInfo>) -> api::KeyInfo {
+    let id = |text: &str| text.parse::<u64>().ok();
+    let (mut writes, mut replicas) = (Vec::new(), BTreeMap::<String, api::KeyReplica>::new());
+    for of in found {
+        writes.extend(of.writes);
+        for replica in of.replicas {
+            let name = replica.replica.clone();
+            let known = replicas
+                .entry(name.clone())
+                .or_insert_with(|| api::KeyReplica { replica: name, ..Default::default() });
+            known.pending += replica.pending;
+            known.dead_letters += replica.dead_letters;
+            let acknowledged = [known.acknowledged_sequence.take(), replica.acknowledged_sequence];
+            known.acknowledged_sequence =
+                acknowledged.into_iter().flatten().max_by_key(|text| id(text));
+        }
+    }
+    // The owner knows an unsettled one, which has no time.
+    writes.sort_by_key(|task: &api::TaskInfo| {
+        (Reverse(id(&task.task_id)), task.settled_at.is_some())
+    });
+    writes.dedup_by(|later, first| later.task_id == first.task_id);
+    let (writes, replicas) = (shown(writes.into_iter()), replicas.into_values().collect());
+    api::KeyInfo { key, writes, replicas, incomplete: Vec::new() }
 }
 
 pub(super) fn summaries(summaries: Vec<api::LetterSummary>) -> api::LetterSummary {

@@ -45,6 +45,9 @@ pub(super) enum Question {
     DiscardTask {
         id: TaskId,
     },
+    Key {
+        key: String,
+    },
     Letters {
         filter: LetterFilter,
         limit: usize,
@@ -161,6 +164,7 @@ impl Handle {
             }
             Question::Task { id } => json(self.task_here(id).await),
             Question::DiscardTask { id } => json(self.discard_task_here(id).await),
+            Question::Key { key } => json(self.key_here(key).await),
             Question::Letters { filter, limit, after } => {
                 json(self.dead_letters_here(filter, limit, after).await)
             }

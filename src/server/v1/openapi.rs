@@ -11,8 +11,8 @@ use utoipa_axum::routes;
 
 use super::extract::NoParameters;
 use super::{
-    Problem, ServerState, barriers, batch, cluster, dead_letters, events, history, operations,
-    replicas, snapshot, tasks,
+    Problem, ServerState, barriers, batch, cluster, dead_letters, events, history, keys,
+    operations, replicas, snapshot, tasks,
 };
 use crate::server::errors::ok;
 use crate::server::{health, metrics, replicate};
@@ -34,6 +34,7 @@ pub(in crate::server) fn router() -> OpenApiRouter<Arc<ServerState>> {
         .routes(routes!(batch::batch))
         .routes(routes!(tasks::list))
         .routes(routes!(tasks::show, tasks::discard))
+        .routes(routes!(keys::show))
         .routes(routes!(replicas::list))
         .routes(routes!(replicas::show, replicas::limit))
         .routes(routes!(replicas::pause))

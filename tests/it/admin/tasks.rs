@@ -194,3 +194,41 @@ async fn a_page_of_long_tasks_ends_at_a_mebibyte() {
     ids.dedup();
     assert_eq!((found, ids.len()), (400, 400), "each task once");
 }
+
+#[tokio::test]
+async fn a_key_shows_its_last_writes_and_which_replica_has_which() {
+    let daemon = Daemon::start(&[&STILL[..], &["--task-history", "1h"]].concat()).await;
+    let (up, down) = (Replica::start().await, Replica::start().await);
+    down.behave(|_| Behaviour::Answer(503, "", ""));
+    let key = "a/\u{e9} ?%";
+    let path = format!("/v1/keys/{}", encoded(key));
+    let unknown = daemon.show(&path).await;
+    assert_eq!(unknown, serde_json::json!({ "key": key, "writes": [], "replicas": [] }));
+    let mut tasks = Vec::new();
+    for value in ["1", "2"] {
+        tasks.push(daemon.accept(&set(key, value, &[&up, &down])).await.to_string());
+        down.until_seen(tasks.len()).await;
+        up.until_holds(key, value).await;
+    }
+    daemon.accept(&set("other", "v", &[&up])).await;
+    let of = |key: &serde_json::Value, replica: &Replica| {
+        let url = replica.url();
+        let all = key["replicas"].as_array().unwrap().iter();
+        all.clone().find(|of| of["replica"].as_str() == Some(url.trim_end_matches('/'))).cloned()
+    };
+    let acknowledged = |key: &serde_json::Value| {
+        of(key, &up).is_some_and(|up| up["acknowledged_sequence"] == tasks[1].as_str())
+            && of(key, &down).is_some_and(|down| down["acknowledged_sequence"].is_null())
+            && of(key, &down).is_some_and(|down| down["pending"] == 1)
+    };
+    until(&daemon, &path, acknowledged).await;
+    let shown = daemon.show(&path).await;
+    let ids: Vec<_> = shown["writes"].as_array().unwrap().iter().map(|of| &of["task_id"]).collect();
+    assert_eq!(ids, [&tasks[1], &tasks[0]], "newest first");
+    let printed = crate::support::daemon::command()
+        .args(["key", key, "--url", &daemon.url("/")])
+        .output()
+        .unwrap();
+    assert!(printed.status.success(), "{printed:?}");
+    assert!(String::from_utf8(printed.stdout).unwrap().contains(&tasks[1]));
+}
