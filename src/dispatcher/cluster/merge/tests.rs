@@ -200,3 +200,36 @@ fn a_replica_is_as_bad_as_for_the_worst_instance_and_paused_for_all() {
     let merged = merge(of(Paused, "4", steady), of(Paused, "3", steady));
     assert_eq!(merged.state_since.as_deref(), Some("3"));
 }
+
+#[test]
+fn a_key_has_the_writes_of_all_instances_and_what_is_known_of_each_replica() {
+    let task = |id: u64, settled: bool| api::TaskInfo {
+        task_id: id.to_string(),
+        key: Some("k".to_owned()),
+        operation: None,
+        value_bytes: None,
+        accepted_at: None,
+        expires_at: None,
+        user_id: None,
+        consistency: None,
+        settled_at: settled.then(|| "2026-01-01".to_owned()),
+        deliveries: vec![],
+        incomplete: vec![],
+    };
+    let of = |writes, acknowledged: Option<u64>, pending| api::KeyInfo {
+        key: "k".to_owned(),
+        writes,
+        replicas: vec![api::KeyReplica {
+            replica: "http://a".to_owned(),
+            acknowledged_sequence: acknowledged.map(|id| id.to_string()),
+            pending,
+            dead_letters: 0,
+        }],
+        incomplete: vec![],
+    };
+    let former = of(vec![task(10, true), task(9, true)], Some(9), 0);
+    let owner = of(vec![task(100, false), task(10, false)], Some(10), 2);
+    let merged = key("k".to_owned(), vec![former, owner, of(vec![], None, 0)]);
+    let writes = [task(100, false), task(10, false), task(9, true)];
+    assert_eq!(merged, of(writes.to_vec(), Some(10), 2));
+}
