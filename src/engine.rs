@@ -47,6 +47,7 @@ mod early;
 mod failures;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod headroom;
 mod interface;
 mod key;
 mod lane;
@@ -72,6 +73,7 @@ use barrier::BarrierLane;
 pub use barrier::{BarrierEnd, BarrierView};
 pub use concurrency::Workers;
 pub use early::ClearReservation;
+pub use headroom::{Headroom, Inflow};
 pub use interface::{
     AdminOutcome, Arrived, Claimant, DeliveryFilter, DeliveryView, EndedSend, EngineAction,
     EngineSettings, ForgetCounts, Full, LaneView, LetterView, Levels, Origin, ProbeState,
@@ -434,6 +436,7 @@ impl Engine {
             waiting: lane.heads.waiting() as u64,
             parked: (lane.heads.parked() + lane.heads.deferred()) as u64,
             pending_bytes: lane.backlog.bytes(),
+            accepted_bytes: lane.backlog.accepted_bytes(),
             oldest: oldest.0,
             oldest_since: oldest.1,
             paused: lane.paused.map(|paused| paused.pause),

@@ -68,6 +68,7 @@ pub struct Snapshot {
 pub struct ReplicaSnapshot {
     pub lane: LaneView,
     pub lag_seconds: f64,
+    pub outage_headroom_seconds: f64,
     pub delivery_seconds: Histogram,
     pub attempt_seconds: Histogram,
 }
@@ -371,11 +372,20 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
 const STATE: (&str, &str) =
     ("replicator_replica_state", "1 for the state that the replica is in, 0 for each other one.");
 
-/// Separate from [`REPLICA_METRICS`] because it is not an integer.
-const LAG: (&str, &str, fn(&ReplicaSnapshot) -> f64) =
+/// Gauges of a replica in seconds.
+type ReplicaSeconds = (&'static str, &'static str, fn(&ReplicaSnapshot) -> f64);
+
+/// Separate from [`REPLICA_METRICS`] because they are not integers.
+const REPLICA_SECONDS: &[ReplicaSeconds] = &[
     ("replicator_replica_lag_seconds", "Age of the oldest pending delivery; 0 without any.", |r| {
         r.lag_seconds
-    });
+    }),
+    (
+        "replicator_outage_headroom_seconds",
+        "How long the replica may stay away at the present rate before writes are refused; at most 30 days.",
+        |r| r.outage_headroom_seconds,
+    ),
+];
 
 /// The JSON of SERVICE.md, which clients depend on, with more fields.
 #[must_use]
@@ -430,6 +440,7 @@ mod tests {
         let replica = ReplicaSnapshot {
             lane,
             lag_seconds: 0.0,
+            outage_headroom_seconds: 2_592_000.0,
             delivery_seconds: Histogram::default(),
             attempt_seconds: Histogram::default(),
         };

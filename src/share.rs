@@ -86,6 +86,28 @@ pub struct Alone {
 }
 
 impl Held {
+    /// How much more these claimants may take one by one, while the others take nothing.
+    pub fn room(self, pool: SharedPool) -> u64 {
+        let fits = |more: u64| {
+            let before = more.saturating_sub(1);
+            let held = |held: u64| held.saturating_add(before);
+            let held =
+                Self { client: held(self.client), host: held(self.host), pair: held(self.pair) };
+            let used = pool.used.saturating_add(before);
+            held.may_take(SharedPool { used, ..pool }, 1, Alone::default()).is_ok()
+        };
+        let (mut fitting, mut too_much) = (0, pool.free().saturating_add(1));
+        while fitting + 1 < too_much {
+            let middle = fitting + (too_much - fitting) / 2;
+            if fits(middle) {
+                fitting = middle;
+            } else {
+                too_much = middle;
+            }
+        }
+        fitting
+    }
+
     /// Whether a write may take `more` of a pool, within all shares.
     pub fn may_take(self, pool: SharedPool, more: u64, alone: Alone) -> Result<(), ShareOf> {
         // What is larger than a share would otherwise never find room.
@@ -128,6 +150,23 @@ mod tests {
             let mut held = [0];
             take_all(capacity, &mut held, 0);
             assert_eq!(held, [most], "of {capacity}");
+        }
+    }
+
+    #[test]
+    fn the_room_of_a_claimant_is_what_it_gets_one_by_one() {
+        for (capacity, others, held) in
+            [(1000, 0, 0), (1000, 300, 0), (1000, 100, 400), (1000, 900, 50), (7, 2, 1), (5, 6, 0)]
+        {
+            let (mut taken, mut all) = (0, Held { client: held, host: held, pair: held });
+            let pool = |all: Held| SharedPool { capacity, used: others + all.host };
+            let room = all.room(pool(all));
+            while all.may_take(pool(all), 1, Alone::default()).is_ok() {
+                taken += 1;
+                let held = held + taken;
+                all = Held { client: held, host: held, pair: held };
+            }
+            assert_eq!(room, taken, "of {capacity}, {others} taken by others and {held} by it");
         }
     }
 

@@ -84,6 +84,14 @@ pub struct Replica {
     /// Estimated time until the backlog is empty; only if it falls, the replica is healthy and not
     /// paused.
     pub drained_in_seconds: Option<f64>,
+    /// Estimated time for which the replica may stay away, from now on and at the rates of the last
+    /// minute, before writes for it are refused; 0 while they are. `null` if that is not within 30
+    /// days, or nothing was accepted for it. In a cluster the shortest of all instances.
+    #[serde(default)]
+    pub outage_headroom_seconds: Option<f64>,
+    /// The flag whose limit is reached first then.
+    #[serde(default)]
+    pub outage_limit: Option<String>,
     pub books: Counters,
     /// Partitions of the cluster without an answer, which are not counted; missing if there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -81,6 +81,7 @@ impl Default for ReplicaLatency {
 struct CounterSample {
     at: Moment,
     accepted: u64,
+    accepted_bytes: u64,
     pending: u64,
     delivered: u64,
     failed: u64,
@@ -91,6 +92,8 @@ struct CounterSample {
 pub(super) struct Rate {
     /// Deliveries accepted, over the last minute.
     pub(super) accepted: f64,
+    /// Bytes charged for the tasks of these.
+    pub(super) accepted_bytes: f64,
     /// Deliveries acknowledged, over the last minute.
     pub(super) delivered: f64,
     pub(super) trend: Trend,
@@ -150,6 +153,7 @@ impl Latency {
             let sample = CounterSample {
                 at: now,
                 accepted: counters.accepted,
+                accepted_bytes: lane.accepted_bytes,
                 pending: counters.pending,
                 delivered: counters.delivered,
                 failed: counters.failed_attempts,
@@ -239,6 +243,7 @@ impl ReplicaLatency {
         let before = samples.len().checked_sub(2).and_then(|at| samples.get(at)).unwrap_or(last);
         Rate {
             accepted: per_second(first, last, |sample| sample.accepted),
+            accepted_bytes: per_second(first, last, |sample| sample.accepted_bytes),
             delivered: per_second(first, last, |sample| sample.delivered),
             trend: trend(samples),
             delivered_now: per_second(before, last, |sample| sample.delivered),
@@ -353,6 +358,7 @@ mod tests {
                 pending,
                 delivered,
                 failed: 0,
+                ..CounterSample::default()
             });
             if replica.samples.len() > RATE_SECONDS + 1 {
                 replica.samples.pop_front();
@@ -398,7 +404,9 @@ mod tests {
         for second in 0..60 {
             let at = Moment(0).after(Duration::from_secs(second));
             let pending = 600 - second * 10;
-            let sample = CounterSample { at, accepted: 600, pending, delivered: 0, failed: second };
+            let failed = second;
+            let base = CounterSample::default();
+            let sample = CounterSample { at, accepted: 600, pending, failed, ..base };
             replica.samples.push_back(sample);
         }
         let Rate { delivered, trend, .. } = replica.rate();

@@ -9,7 +9,8 @@ use crate::api;
 use crate::dispatcher::latency::{Rate, Trend};
 use crate::dispatcher::messages::CountedBarrier;
 use crate::engine::{
-    BarrierEnd, BarrierView, DeliveryView, EndedSend, LaneView, LetterView, Moment, Now, TaskView,
+    BarrierEnd, BarrierView, DeliveryView, EndedSend, Headroom, LaneView, LetterView, Moment, Now,
+    TaskView,
 };
 use crate::store::{Header, MAX_PARTITIONS};
 use crate::task::{Node, ReplicaState, TaskId, Timestamp};
@@ -96,6 +97,7 @@ pub(super) fn replica(
     lane: &LaneView,
     rate: Rate,
     latency: Option<(Duration, Duration)>,
+    headroom: Option<Headroom>,
     renamed_from: Vec<String>,
     now: Now,
 ) -> api::Replica {
@@ -133,6 +135,8 @@ pub(super) fn replica(
             .map(|(error, at)| api::LastError { error: error.to_string(), at: time(*at) }),
         convergence,
         drained_in_seconds,
+        outage_headroom_seconds: headroom.map(|headroom| headroom.seconds),
+        outage_limit: headroom.map(|headroom| headroom.limit.flag().to_owned()),
         books: lane.counters,
         incomplete: Vec::new(),
         unconfirmed: Vec::new(),

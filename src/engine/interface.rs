@@ -241,6 +241,8 @@ pub struct LaneView {
     pub parked: u64,
     /// Bytes charged for the tasks of pending deliveries.
     pub pending_bytes: u64,
+    /// Bytes charged for the tasks of all deliveries accepted so far.
+    pub accepted_bytes: u64,
     /// When the oldest pending delivery was accepted.
     pub oldest: Option<Timestamp>,
     /// The same by the monotonic clock.
@@ -270,6 +272,7 @@ impl LaneView {
             waiting: 0,
             parked: 0,
             pending_bytes: 0,
+            accepted_bytes: 0,
             oldest: None,
             oldest_since: None,
             paused: None,

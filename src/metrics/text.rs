@@ -4,8 +4,8 @@ use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::{
-    CLUSTER_METRICS, Counter, Gauge, HISTOGRAMS, Histogram, LABELLED, LAG, METRICS, MetricKind,
-    PROCESS_METRICS, REPLICA_HISTOGRAMS, REPLICA_METRICS, STATE, Snapshot,
+    CLUSTER_METRICS, Counter, Gauge, HISTOGRAMS, Histogram, LABELLED, METRICS, MetricKind,
+    PROCESS_METRICS, REPLICA_HISTOGRAMS, REPLICA_METRICS, REPLICA_SECONDS, STATE, Snapshot,
 };
 use crate::task::ReplicaState;
 
@@ -36,9 +36,10 @@ pub(super) fn page(snapshot: &Snapshot) -> prometheus::Result<String> {
         })
     });
     families.push(family(name, Gauge, help, states));
-    let (name, help, lag) = LAG;
-    let lags = replicas().map(|r| ([("replica", r.lane.node.as_str())], lag(r)));
-    families.push(family(name, Gauge, help, lags));
+    for &(name, help, seconds) in REPLICA_SECONDS {
+        let figures = replicas().map(|r| ([("replica", r.lane.node.as_str())], seconds(r)));
+        families.push(family(name, Gauge, help, figures));
+    }
     for &(name, help, histogram) in REPLICA_HISTOGRAMS {
         let figures = replicas().map(|r| ([("replica", r.lane.node.as_str())], histogram(r)));
         families.push(histograms(name, help, figures));

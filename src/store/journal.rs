@@ -174,6 +174,8 @@ pub struct Stats {
     pub live_bytes: u64,
     /// Free on its disk; `None` if there is no limit or the system does not report it.
     pub free_bytes: Option<u64>,
+    /// The free bytes that new writes leave.
+    pub reserved_bytes: u64,
     /// Count since the start.
     pub compactions: u64,
     /// Whether [`Journal::room`] refuses new writes.

@@ -233,6 +233,14 @@ fn drained(replica: &Replica) -> String {
     }
 }
 
+/// How long the replica may stay away before writes are refused, and by which limit.
+pub(super) fn headroom(replica: &Replica) -> String {
+    match (replica.outage_headroom_seconds, &replica.outage_limit) {
+        (Some(left), Some(limit)) => format!("{} before {limit} refuses writes", seconds(left)),
+        _ => "for 30 days or more".to_owned(),
+    }
+}
+
 fn details(replica: &Replica, now: Timestamp) -> Vec<String> {
     let duration = |since: &Option<String>| {
         since.as_ref().map_or_else(String::new, |since| format!(" for {}", age(since, now)))
@@ -262,6 +270,7 @@ fn details(replica: &Replica, now: Timestamp) -> Vec<String> {
     ));
     lines.push(("lag", seconds(replica.lag_seconds)));
     lines.push(("drained in", drained(replica)));
+    lines.push(("may be away", headroom(replica)));
     lines.push((
         "dead letters",
         format!(

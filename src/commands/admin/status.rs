@@ -191,6 +191,9 @@ fn problem(replica: &Replica, max_lag: Duration, now: Timestamp) -> Option<Strin
     if replica.dead_letters > 0 {
         parts.push(count(replica.dead_letters, "dead letter"));
     }
+    if replica.outage_headroom_seconds.is_some() && replica.state != ReplicaState::Healthy {
+        parts.push(format!("may be away {}", replicas::headroom(replica)));
+    }
     if parts.is_empty() {
         return None;
     }

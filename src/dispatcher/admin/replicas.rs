@@ -175,7 +175,8 @@ impl Core {
                 self.observed.latency.rate(&lane.node),
                 self.observed.latency.quantiles(&lane.node),
             );
-            view::replica(lane, rate, quantiles, self.registry.names_before(&lane.node), now)
+            let names_before = self.registry.names_before(&lane.node);
+            view::replica(lane, rate, quantiles, self.headroom(&lane.node), names_before, now)
         });
         shown.collect()
     }

@@ -128,6 +128,12 @@ fn add(known: &mut api::Replica, other: api::Replica) {
     known.renamed_from.sort();
     known.renamed_from.dedup();
     known.convergence = convergence(known, &other);
+    // Each instance has its own limits, and a writer may use any.
+    let headroom = |of: &api::Replica| of.outage_headroom_seconds.unwrap_or(f64::INFINITY);
+    if headroom(&other) < headroom(known) {
+        known.outage_headroom_seconds = other.outage_headroom_seconds;
+        known.outage_limit.clone_from(&other.outage_limit);
+    }
     known.drained_in_seconds = match known.convergence {
         Convergence::Draining => {
             // One that has nothing to send does not delay the others.

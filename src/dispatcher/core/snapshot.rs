@@ -3,7 +3,9 @@
 use super::Core;
 use crate::dispatcher::messages::Health;
 use crate::dispatcher::view;
+use crate::engine::{Headroom, Inflow};
 use crate::metrics::{ReplicaSnapshot, Snapshot};
+use crate::task::Node;
 
 impl Core {
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -14,7 +16,14 @@ impl Core {
                 let lag_seconds = view::lag(&lane, now);
                 let (delivery_seconds, attempt_seconds) =
                     self.observed.latency.histograms(&lane.node);
-                ReplicaSnapshot { lane, lag_seconds, delivery_seconds, attempt_seconds }
+                let headroom = self.headroom(&lane.node);
+                ReplicaSnapshot {
+                    outage_headroom_seconds: Headroom::seconds_or_most(headroom),
+                    lane,
+                    lag_seconds,
+                    delivery_seconds,
+                    attempt_seconds,
+                }
             })
             .collect();
         replicas.sort_by(|a, b| a.lane.node.cmp(&b.lane.node));
@@ -41,5 +50,14 @@ impl Core {
         };
         self.observed.latency.fill(&mut snapshot);
         snapshot
+    }
+
+    /// How long a replica may stay away before writes for it are refused.
+    pub(in crate::dispatcher) fn headroom(&self, node: &Node) -> Option<Headroom> {
+        let rate = self.observed.latency.rate(node);
+        let inflow = Inflow { tasks: rate.accepted, bytes: rate.accepted_bytes };
+        let store = self.journal.stats();
+        let disk = store.free_bytes.map(|free| free.saturating_sub(store.reserved_bytes));
+        Headroom::estimate(&self.engine.outage_room(node)?, inflow, disk)
     }
 }

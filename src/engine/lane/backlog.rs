@@ -15,6 +15,8 @@ pub(in crate::engine) struct Backlog {
     /// partition that was claimed after younger tasks of another one.
     returned: BTreeSet<TaskId>,
     bytes: u64,
+    /// Of all deliveries so far.
+    accepted_bytes: u64,
 }
 
 impl Backlog {
@@ -26,6 +28,7 @@ impl Backlog {
             self.arrivals.push_back(id);
         }
         self.bytes += bytes;
+        self.accepted_bytes += bytes;
     }
 
     /// Undoes the last push, of a delivery that was settled before the restart.
@@ -36,6 +39,7 @@ impl Backlog {
             self.returned.remove(&id);
         }
         self.bytes -= bytes;
+        self.accepted_bytes -= bytes;
     }
 
     /// Adds a delivery that is pending again.
@@ -71,6 +75,10 @@ impl Backlog {
 
     pub(in crate::engine) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    pub(in crate::engine) fn accepted_bytes(&self) -> u64 {
+        self.accepted_bytes
     }
 
     pub(in crate::engine) fn oldest(&self) -> Option<TaskId> {

@@ -173,6 +173,9 @@ function stateNote(replica, state) {
   if (replica.state_since) notes.push(format.forText(replica.state_since));
   if (replica.paused_until) notes.push(`ends ${format.inText(replica.paused_until)}`);
   if (state === 'healthy' && replica.dead_letters > 0) notes.push('lacks writes');
+  if (state !== 'healthy' && typeof replica.outage_headroom_seconds === 'number') {
+    notes.push(`writes refused in ${format.duration(replica.outage_headroom_seconds)} (${replica.outage_limit})`);
+  }
   if (state === 'failing' && replica.next_probe_at) notes.push(`probe ${format.inText(replica.next_probe_at)}`);
   return notes.join(', ');
 }

@@ -274,6 +274,7 @@ impl Journal for LocalJournal {
             file_bytes: self.reader.file_bytes(),
             live_bytes: self.reader.live_bytes(),
             free_bytes: self.reader.free_bytes(),
+            reserved_bytes: self.room.reserve(),
             compactions: self.reader.compactions(),
         }
     }

@@ -31,6 +31,10 @@ impl Room {
         Self { reserve, coming: AtomicU64::new(0), low: AtomicBool::new(false) }
     }
 
+    pub(super) fn reserve(&self) -> u64 {
+        self.reserve
+    }
+
     /// Counts a write until the result is dropped.
     pub(super) fn enter(self: &Arc<Self>, bytes: u64) -> Coming {
         self.coming.fetch_add(bytes, Ordering::Relaxed);

@@ -129,6 +129,8 @@ fn replica(name: &str) -> api::Replica {
         last_error: None,
         convergence: Convergence::Drained,
         drained_in_seconds: None,
+        outage_headroom_seconds: None,
+        outage_limit: None,
         books: Counters::default(),
         incomplete: vec![],
         unconfirmed: vec![],
