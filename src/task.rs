@@ -142,6 +142,8 @@ pub struct NewTask {
     pub user_id: Option<String>,
     /// Whose shares the write takes. `None` is a client of its own.
     pub client: Option<Client>,
+    /// The node that the client wrote to first, if it names an address.
+    pub primary: Option<Node>,
     pub trace: Option<Trace>,
 }
 
@@ -168,6 +170,8 @@ pub struct Task {
     /// `None` for a write of an older format.
     pub client: Option<Client>,
     pub consistency: Consistency,
+    /// Only in the process that accepted it: it is not stored.
+    pub primary: Option<Node>,
     pub trace: Option<Trace>,
 }
 
@@ -184,6 +188,7 @@ impl Task {
             user_id: new.user_id,
             client: new.client,
             consistency: new.consistency,
+            primary: new.primary,
             trace: new.trace,
         }
     }
@@ -390,6 +395,7 @@ mod tests {
             replicas: vec![Node::parse("http://a").unwrap()],
             user_id: None,
             client: None,
+            primary: None,
             trace: None,
         };
         Task::accepted(new, TaskId(1), Timestamp(1_000))

@@ -75,6 +75,7 @@ fn task(rng: &mut Rng, id: u64) -> Task {
         user_id: rng.bool().then(|| "ann".to_owned()),
         client: None,
         consistency: if rng.bool() { Consistency::Strong } else { Consistency::Eventual },
+        primary: None,
         trace: rng.bool().then(|| Trace { parent: "00-trace".into(), state: None }),
     }
 }

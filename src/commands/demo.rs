@@ -196,6 +196,7 @@ impl Story {
             replicas: self.replicas.iter().map(|replica| replica.node.clone()).collect(),
             user_id: Some("demo".to_owned()),
             client: None,
+            primary: None,
             trace: None,
         };
         let what = match (value, ttl) {

@@ -45,6 +45,7 @@ async fn put_as(opened: &Opened, id: TaskId, key: &str) -> Task {
         user_id: None,
         client: None,
         consistency: Consistency::Eventual,
+        primary: None,
         trace: None,
     };
     let (reply, durable) = oneshot::channel();
@@ -166,6 +167,7 @@ async fn a_full_page_has_the_cursor_of_the_next_page() {
             user_id: None,
             client: None,
             consistency: Consistency::Eventual,
+            primary: None,
             trace: None,
         };
         handle.replicate(new, None).await.unwrap();

@@ -66,6 +66,7 @@ mod tests {
             user_id: None,
             client: None,
             consistency: Consistency::Eventual,
+            primary: None,
             trace: None,
         })
     }

@@ -37,6 +37,7 @@ pub(crate) fn ttl(data: &[u8]) {
             replicas: vec![Node::from_normal("http://a")],
             user_id: None,
             client: None,
+            primary: None,
             trace: None,
         },
         TaskId(1),

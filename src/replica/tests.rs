@@ -167,6 +167,7 @@ fn set(key: &str, value: &'static [u8]) -> Task {
         user_id: None,
         client: None,
         consistency: Consistency::Eventual,
+        primary: None,
         trace: None,
     }
 }

@@ -68,7 +68,9 @@ fn checked(
         Operation::Delete => (Bytes::new(), None),
     };
     let consistency = consistency(fields.consistency)?;
-    text("primary_node", fields.primary_node)?;
+    // Any text is accepted; only an address can be compared with.
+    let primary = text("primary_node", fields.primary_node)?;
+    let primary = primary.and_then(|text| addresses.parse(&text).ok()).map(|address| address.node);
     let user_id = user_id(fields.user_id)?;
     let (replicas, spelled) = replicas(fields.replica_nodes, settings, addresses)?;
     let task = NewTask {
@@ -80,6 +82,7 @@ fn checked(
         replicas,
         user_id,
         client: None,
+        primary,
         trace: None,
     };
     Ok(ValidWrite { task, spelled })

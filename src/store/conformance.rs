@@ -199,6 +199,7 @@ fn write(name: &str) -> Append {
             replicas: vec![Node::parse("http://a").unwrap()],
             user_id: None,
             client: None,
+            primary: None,
             trace: None,
         }),
         now: now(),

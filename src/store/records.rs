@@ -58,6 +58,7 @@ impl Header {
             user_id: self.user_id,
             client: self.client,
             consistency: self.consistency,
+            primary: None,
             trace: self.trace,
         }
     }

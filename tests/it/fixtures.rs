@@ -76,6 +76,7 @@ fn contents(format: u32) -> Vec<(Task, Vec<Progress>)> {
         user_id: None,
         client: None,
         consistency: Consistency::Eventual,
+        primary: None,
         trace: None,
     };
     let pattern = |bytes: usize| (0..=250).cycle().take(bytes).collect::<Vec<u8>>();

@@ -37,6 +37,7 @@ fn new_write(
         replicas,
         user_id: None,
         client: None,
+        primary: None,
         trace: None,
     };
     let idempotency =

@@ -80,6 +80,7 @@ fn a_minimal_write_gets_the_defaults() {
             replicas: vec![Node::parse("http://a").unwrap(), Node::parse("http://b").unwrap()],
             user_id: None,
             client: None,
+            primary: None,
             trace: None,
         }
     );
@@ -98,6 +99,7 @@ fn all_optional_fields_are_read_and_unknown_ones_ignored() {
     assert_eq!(task.ttl, Some(Duration::from_secs(5)));
     assert_eq!(task.consistency, Consistency::Strong);
     assert_eq!(task.user_id.as_deref(), Some("u"));
+    assert_eq!(task.primary, Some(Node::parse("http://p").unwrap()));
 }
 
 #[test]
@@ -253,7 +255,7 @@ fn a_consistency_is_eventual_or_strong() {
 
 #[test]
 fn a_primary_node_may_be_any_string() {
-    taken(&json!({"primary_node": "not a url"}));
+    assert_eq!(taken(&json!({"primary_node": "not a url"})).task.primary, None);
     refused(
         &json!({"primary_node": {}}),
         r#"field "primary_node" must be a string, got an object"#,

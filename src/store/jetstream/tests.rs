@@ -101,6 +101,7 @@ impl Opened {
                 replicas: vec![Node::parse("http://a").unwrap()],
                 user_id: None,
                 client: None,
+                primary: None,
                 trace: None,
             }),
             now: Now { moment: Moment(0), wall: Timestamp(5_000_000) },

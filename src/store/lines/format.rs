@@ -233,6 +233,7 @@ pub(in crate::store) fn task(line: TaskLine) -> Result<(Task, Vec<Progress>), St
             None | Some(ConsistencyName::Eventual) => Consistency::Eventual,
             Some(ConsistencyName::Strong) => Consistency::Strong,
         },
+        primary: None,
         trace: trace(line.trace_parent, line.trace_state)?,
     };
     Ok((task, progress))

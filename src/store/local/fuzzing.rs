@@ -127,6 +127,7 @@ fn a_task(input: &mut Input<'_>) {
             _ => Some(Client::Address(IpAddr::from([input.byte(); 16]))),
         },
         consistency: if input.flag() { Consistency::Strong } else { Consistency::Eventual },
+        primary: None,
         trace: input.flag().then(|| Trace {
             parent: input.text().into(),
             state: input.flag().then(|| input.text().into()),

@@ -117,6 +117,7 @@ pub(super) fn small(id: u64) -> Task {
         user_id: None,
         client: None,
         consistency: Consistency::Eventual,
+        primary: None,
         trace: None,
     }
 }

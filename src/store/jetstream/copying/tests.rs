@@ -78,6 +78,7 @@ fn messages(value_bytes: usize, nonce: u128) -> TaskMessages {
         user_id: None,
         client: None,
         consistency: Consistency::Eventual,
+        primary: None,
         trace: None,
     };
     TaskMessages::of(&task, None, Nonce(nonce), None).unwrap()

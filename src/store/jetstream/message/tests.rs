@@ -16,6 +16,7 @@ fn task(value: Vec<u8>) -> Task {
         user_id: Some("u".into()),
         client: Some(Client::Token("ann".into())),
         consistency: Consistency::Strong,
+        primary: None,
         trace: Some(Trace { parent: "p".into(), state: None }),
     }
 }

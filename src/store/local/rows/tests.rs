@@ -24,6 +24,7 @@ fn task() -> Task {
         user_id: Some("u".into()),
         client: None,
         consistency: Consistency::Eventual,
+        primary: None,
         trace: None,
     }
 }

@@ -25,6 +25,7 @@ fn filled(dir: &Path) {
         expires_at: Some(Timestamp(u64::MAX)),
         user_id: Some("ürsula".into()),
         consistency: Consistency::Strong,
+        primary: None,
         trace: Some(Trace { parent: "00-a-b-01".into(), state: Some("k=v".into()) }),
         ..small(4)
     };
