@@ -29,6 +29,8 @@ use crate::lease::Fence;
 use crate::policy::{Forbidden, Policy, Target};
 use crate::task::{AttemptOutcome, Node, ReplicaCommand, Task, Timestamp, Trace, Verdict};
 
+pub(super) mod read;
+
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// Time to read the body of a 2xx. Its content is ignored; reading it only makes the connection

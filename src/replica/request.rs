@@ -70,6 +70,17 @@ pub(super) fn build(
         .body(body)
 }
 
+/// Builds the request that reads the value of a key.
+pub(super) fn read(node: &Node, key: &str) -> hyper::http::Result<Request<Upload>> {
+    let (authority, base) = parts(node);
+    Request::builder()
+        .method(Method::GET)
+        .uri(path(base, key, None))
+        .header(HOST, authority)
+        .header(ACCEPT, ANYTHING)
+        .body(Upload::of(Bytes::new()))
+}
+
 /// The host with its port, and the base path, which may be empty.
 fn parts(node: &Node) -> (&str, &str) {
     let text = node.as_str();
