@@ -18,6 +18,7 @@ mod history;
 mod keys;
 mod replicas;
 mod tasks;
+mod verify;
 mod writes;
 
 pub use barriers::{Barrier, BarrierReplica, NewBarrier};
@@ -38,6 +39,9 @@ pub use replicas::{
     Convergence, Forgotten, LastError, PauseRequest, Probed, Rename, Replica, ReplicaPage,
 };
 pub use tasks::{AttemptInfo, DeliveryInfo, TaskInfo, TaskPage};
+pub use verify::{
+    NewVerification, Verification, VerifiedReplica, VerifyCounts, VerifyFinding, VerifyResult,
+};
 pub use writes::{
     BatchAnswer, BatchAnswers, BatchWrite, NoMajority, UserId, WriteAccepted, WriteRequest,
 };

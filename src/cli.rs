@@ -22,7 +22,7 @@ use crate::access::{self, Role};
 use crate::task::{Node, Timestamp};
 use admin::{
     BarrierArgs, ClusterViewArgs, CompletionsArgs, ConnectionArgs, DeadLettersArgs, KeyShowArgs,
-    ManArgs, ReplicasArgs, StatusArgs, TasksArgs, TopArgs,
+    ManArgs, ReplicasArgs, StatusArgs, TasksArgs, TopArgs, VerifyArgs,
 };
 use daemon::{ClusterArgs, DaemonArgs};
 use notify::NotifyCommandArgs;
@@ -70,6 +70,9 @@ pub enum Command {
     /// Wait until every write accepted so far is delivered
     #[command(after_long_help = BARRIER_EXIT_CODES)]
     Barrier(BarrierArgs),
+    /// Compare recent writes at the replicas with the primary; --repair writes what differs
+    #[command(after_long_help = VERIFY_EXIT_CODES)]
+    Verify(VerifyArgs),
     /// Show the instances and partitions of a cluster store; drain an instance
     #[command(after_long_help = CLUSTER_EXIT_CODES)]
     Cluster(ClusterViewArgs),
@@ -135,6 +138,14 @@ Exit codes:
   2  invalid arguments
   3  not reached within --wait
   5  reached, but some deliveries became dead letters";
+
+const VERIFY_EXIT_CODES: &str = "\
+Exit codes:
+  0  no difference, or all are being repaired
+  1  no valid answer from the daemon
+  2  invalid arguments
+  3  some values could not be compared: a node did not answer, or a write is on its way
+  5  a replica differs from the primary";
 
 const CLUSTER_EXIT_CODES: &str = "\
 Exit codes:

@@ -55,6 +55,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Key(args)) => client(admin::key(&args)),
         Some(Command::DeadLetters(args)) => client(admin::dead_letters(&args)),
         Some(Command::Barrier(args)) => client(admin::barrier(&args)),
+        Some(Command::Verify(args)) => client(admin::verify(&args)),
         Some(Command::Cluster(args)) => client(admin::cluster(&args)),
         Some(Command::Top(args)) => client(admin::top(&args)),
         Some(Command::Config(args)) => config::run(&args, &origins, &settings),

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub struct Config {
     pub queue_wait: Duration,
     /// How long settled tasks are remembered. Zero disables the history.
     pub task_history: Duration,
+    /// Keys per second that are compared with their primaries in the background. `None` is off.
+    pub verify_rate: Option<NonZeroU32>,
     pub drain_timeout: Duration,
 }
 
@@ -355,6 +358,7 @@ impl Config {
             traces,
             queue_wait: queue.queue_wait,
             task_history: queue.task_history,
+            verify_rate: NonZeroU32::new(delivery.verify_rate),
             drain_timeout: process.drain_timeout,
             outbound: OutboundConfig {
                 allow: replicas.allow_replica.clone(),
@@ -442,8 +446,6 @@ impl Problems {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use clap::Parser;
 
     use super::*;

@@ -17,8 +17,9 @@ use tracing::{error, info, warn};
 use crate::clock::Clock;
 use crate::config::{Config, LocalStoreConfig, StoreKind};
 use crate::dispatcher::{
-    Attempts, Core, EventBus, Handle, Health, Intake, Observability, Operations, Operator,
-    PendingAdmin, ReadMemory, TaskCache, TaskHistory, messages::LoopEvent,
+    Attempts, Core, EventBus, Handle, Health, Intake, NodeReader, Observability, Operations,
+    Operator, PendingAdmin, ReadMemory, RecentWrites, TaskCache, TaskHistory, VerifiedBoard,
+    messages::LoopEvent, verify_in_background,
 };
 use crate::faults;
 use crate::metrics::{Counts, Snapshot};
@@ -174,6 +175,13 @@ impl Daemon {
             ..Snapshot::default()
         };
         let operations = Operations::default();
+        let verified = VerifiedBoard::default();
+        let reader = NodeReader::new(
+            attempts.client.clone(),
+            runtime.handle().clone(),
+            config.server.max_value_bytes,
+            verified.clone(),
+        );
         let core = Core {
             releasing: Vec::new(),
             engine,
@@ -186,6 +194,8 @@ impl Daemon {
             ownership: Default::default(),
             attempts,
             task_cache: TaskCache::new(config.store.memory_budget),
+            recent: RecentWrites::default(),
+            verified,
             intake: Intake::new(newest, config.queue_wait, events.clone()),
             admin: PendingAdmin::new(operations.clone()),
             observed: Observability::new(
@@ -202,9 +212,14 @@ impl Daemon {
         let retry_after = Duration::from_secs(1);
         let (new_redrive_rate, redrive_rate) = watch::channel(config.engine.redrive_rate);
         let peers = journal.peers();
-        let operator = Operator { bus, operations, redrive_rate, policy: policy.clone(), peers };
+        let (policy_of_operator, reader) = (policy.clone(), Some(reader));
+        let operator =
+            Operator { bus, operations, redrive_rate, policy: policy_of_operator, reader, peers };
         let handle = Handle { requests, health: watched.clone(), retry_after, counts, operator };
         handle.serve_peers().await;
+        if let Some(rate) = config.verify_rate {
+            drop(tokio::spawn(verify_in_background(handle.clone(), rate)));
+        }
         let (stop_serving, stop) = oneshot::channel();
         let stop = async { drop(stop.await) };
         let settings = ServerSettings {

@@ -26,6 +26,7 @@ mod read_memory;
 mod replica_registry;
 mod task_cache;
 mod uptime;
+mod verify;
 mod view;
 
 pub(crate) use admin::PendingAdmin;
@@ -49,3 +50,5 @@ pub(crate) use read_memory::ReadMemory;
 pub(crate) use replica_registry::ReplicaRegistry;
 pub(crate) use task_cache::TaskCache;
 pub(crate) use uptime::UptimeRecorder;
+pub use verify::VerifyOptions;
+pub(crate) use verify::{NodeReader, RecentWrites, VerifiedBoard, verify_in_background};

@@ -76,8 +76,9 @@ pub use early::ClearReservation;
 pub use headroom::{Headroom, Inflow};
 pub use interface::{
     AdminOutcome, Arrived, Claimant, DeliveryFilter, DeliveryView, EndedSend, EngineAction,
-    EngineSettings, ForgetCounts, Full, LaneView, LetterView, Levels, Origin, ProbeState,
-    RedriveOutcome, RenameError, SearchPage, SharedLimit, TASK_OVERHEAD_BYTES, TaskView,
+    EngineSettings, ForgetCounts, Full, KeyStanding, LaneView, LetterView, Levels, Origin,
+    ProbeState, RedriveOutcome, RenameError, SearchPage, SharedLimit, TASK_OVERHEAD_BYTES,
+    TaskView,
 };
 pub use key::{KeyHasher, KeyId};
 #[cfg(test)]

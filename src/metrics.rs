@@ -53,6 +53,8 @@ pub struct Snapshot {
     pub answers: Vec<(&'static str, u64)>,
     /// Notifications by outcome.
     pub notifications: Vec<(&'static str, u64)>,
+    /// Comparisons with the primary by result.
+    pub verify_results: Vec<(&'static str, u64)>,
     pub accept_seconds: Histogram,
     pub delivery_seconds: Histogram,
     pub attempt_seconds: Histogram,
@@ -69,8 +71,18 @@ pub struct ReplicaSnapshot {
     pub lane: LaneView,
     pub lag_seconds: f64,
     pub outage_headroom_seconds: f64,
+    pub verified: VerifiedRange,
     pub delivery_seconds: Histogram,
     pub attempt_seconds: Histogram,
+}
+
+/// The writes with these sequences whose values the background verification has proven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VerifiedRange {
+    /// The write before the first of them.
+    pub after: u64,
+    /// The last of them.
+    pub through: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,6 +213,12 @@ const LABELLED: &[Labelled] = &[
         "outcome",
         "Notifications by outcome, for each receiver of --notify-url. A retried one counts again.",
         |s| &s.notifications,
+    ),
+    (
+        "replicator_verify_results_total",
+        "result",
+        "Values of replicas compared with those of their primary, by result.",
+        |s| &s.verify_results,
     ),
 ];
 
@@ -366,6 +384,18 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
         "Imbalance of the books of the replica. Anything but 0 is a bug.",
         |r| r.lane.counters.unaccounted(),
     ),
+    (
+        "replicator_verified_through_sequence",
+        Gauge,
+        "Sequence up to which the background verification has proven the values of the replica.",
+        |r| r.verified.through,
+    ),
+    (
+        "replicator_verified_after_sequence",
+        Gauge,
+        "Sequence after which the proven range of the replica begins.",
+        |r| r.verified.after,
+    ),
 ];
 
 /// 1 for the state of a replica and 0 for the others, with the label `state`.
@@ -441,6 +471,7 @@ mod tests {
             lane,
             lag_seconds: 0.0,
             outage_headroom_seconds: 2_592_000.0,
+            verified: VerifiedRange::default(),
             delivery_seconds: Histogram::default(),
             attempt_seconds: Histogram::default(),
         };
@@ -459,6 +490,7 @@ mod tests {
             refusals: vec![("disk", 3)],
             answers: vec![("202", 4)],
             notifications: vec![("delivered", 1)],
+            verify_results: vec![("equal", 2)],
             commit_tasks,
             process: Some(ProcessFigures { max_fds: Some(1024), ..ProcessFigures::default() }),
             cluster: Some(cluster),

@@ -303,6 +303,27 @@ pub struct BarrierArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Compare this replica only [default: all replicas]
+    #[arg(long, value_name = "NODE", value_parser = node)]
+    pub replica: Option<Node>,
+
+    /// Keys to compare: 1 to 1000
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub sample: u32,
+
+    /// Write the primary's value to the replicas that differ
+    ///
+    /// It is an ordinary write: a newer one replaces it. A key that the primary has lost is not
+    /// deleted at the replicas.
+    #[arg(long)]
+    pub repair: bool,
+
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct ClusterViewArgs {
     #[command(flatten)]
     pub ask: AskArgs,

@@ -390,6 +390,11 @@ pub struct DeliveryArgs {
     #[arg(long, env = "REPLICATOR_REPLICA_HTTP2", value_name = "WHEN", default_value = "off")]
     pub replica_http2: ReplicaHttp2Arg,
 
+    /// Keys per second whose values at the replicas are compared with the primary in the background,
+    /// at most 1000; 0 is off. Not with --store
+    #[arg(long, env = "REPLICATOR_VERIFY_RATE", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000), conflicts_with = "store")]
+    pub verify_rate: u32,
+
     /// Maximum number of replicas with unsettled deliveries; at least --max-replicas
     #[arg(long, env = "REPLICATOR_MAX_KNOWN_REPLICAS", value_name = "N", default_value = "1024")]
     pub max_known_replicas: NonZeroUsize,

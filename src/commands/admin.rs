@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::cli::admin::{
     BarrierArgs, ClusterViewArgs, ConnectArgs, DeadLettersArgs, KeyShowArgs, ReplicasArgs,
-    StatusArgs, TasksArgs, TopArgs,
+    StatusArgs, TasksArgs, TopArgs, VerifyArgs,
 };
 use client::{CallError, ClientSetupError, DaemonClient};
 use screen::Screen;
@@ -32,6 +32,7 @@ mod status;
 mod tasks;
 pub(super) mod text;
 mod top;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -95,6 +96,10 @@ pub(super) async fn dead_letters(args: &DeadLettersArgs) -> ExitCode {
 
 pub(super) async fn barrier(args: &BarrierArgs) -> ExitCode {
     with(&args.ask.connect, async |client, screen| barrier::run(args, client, screen).await).await
+}
+
+pub(super) async fn verify(args: &VerifyArgs) -> ExitCode {
+    with(&args.ask.connect, async |client, screen| verify::run(args, client, screen).await).await
 }
 
 pub(super) async fn cluster(args: &ClusterViewArgs) -> ExitCode {

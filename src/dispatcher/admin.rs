@@ -26,6 +26,7 @@ mod past;
 pub(super) mod replicas;
 mod snapshots;
 pub(super) mod tasks;
+mod verify;
 
 use barriers::CountingBarrier;
 use replicas::Forgetting;

@@ -108,6 +108,11 @@ impl Admission {
         SharedPool::new(MAX_WAITING, self.len()).has_room_for(held as u64)
     }
 
+    /// Whether a write of this key waits.
+    pub(super) fn has_key(&self, key: &str) -> bool {
+        self.lines.values().flatten().any(|waiter| waiter.new.key == key)
+    }
+
     pub(super) fn lines(&self) -> Vec<WaitLine> {
         self.lines.keys().cloned().collect()
     }
@@ -185,6 +190,7 @@ mod tests {
             replicas: vec![Node::parse(node).unwrap()],
             user_id: None,
             client: None,
+            primary: None,
             trace: None,
         }
     }

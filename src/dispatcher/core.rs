@@ -19,6 +19,7 @@ use crate::dispatcher::messages::{AttemptReport, Health, LoopEvent, Request};
 use crate::dispatcher::replica_registry::ReplicaRegistry;
 use crate::dispatcher::task_cache::TaskCache;
 use crate::dispatcher::uptime::UptimeRecorder;
+use crate::dispatcher::verify::{RecentWrites, VerifiedBoard};
 use crate::engine::{Engine, EngineAction, KeyHasher, Moment, Now};
 use crate::store::{Journal, JournalEvent};
 use crate::task::{Partition, Progress, TaskId, Verdict};
@@ -48,6 +49,10 @@ pub(crate) struct Core {
     pub(crate) ownership: Ownership,
     pub(crate) attempts: Attempts,
     pub(crate) task_cache: TaskCache,
+    /// The newest writes, which can be compared with their primaries.
+    pub(crate) recent: RecentWrites,
+    /// Shared with the verifications.
+    pub(crate) verified: VerifiedBoard,
     /// Writes from request to answer.
     pub(crate) intake: Intake,
     /// Admin requests that take more than one turn.
@@ -136,6 +141,7 @@ impl Core {
             Request::Replicas(request) => self.serve_replicas(now, request),
             Request::DeadLetters(request) => self.serve_dead_letters(now, request),
             Request::Barrier(request) => self.serve_barrier(request),
+            Request::Verify(question) => self.serve_verify(now, question),
             Request::Claims { reply } => {
                 let mut claims = self.ownership.claims();
                 claims.retain(|claim| self.journal.holds(claim.partition));

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::dispatcher::bulk::Operations;
 use crate::dispatcher::event_bus::{EventBus, EventKinds, EventSubscription};
 use crate::dispatcher::messages::{AcceptedWrite, Health, NewWrite, Refusal, Request};
+use crate::dispatcher::verify::NodeReader;
 use crate::metrics::{Counts, Snapshot};
 use crate::policy::Policy;
 use crate::store::Peers;
@@ -22,6 +23,8 @@ pub(crate) struct Operator {
     /// The default rate of a redrive.
     pub(crate) redrive_rate: watch::Receiver<NonZeroU32>,
     pub(crate) policy: Policy,
+    /// `None` in tests without replicas.
+    pub(crate) reader: Option<NodeReader>,
     /// `None` with a store of one process.
     pub(crate) peers: Option<Peers>,
 }
@@ -127,6 +130,7 @@ impl Handle {
             operations: Operations::default(),
             redrive_rate: watch::channel(NonZeroU32::MIN).1,
             policy: Policy::new(None, None),
+            reader: None,
             peers: None,
         };
         let handle = Self { requests, health, retry_after, counts, operator };

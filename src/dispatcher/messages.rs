@@ -15,8 +15,9 @@ use tokio::time::Instant;
 
 use crate::api;
 use crate::dispatcher::cluster::ownership::Claim;
+use crate::dispatcher::verify::{RecentPart, RecentWrite};
 use crate::engine::{
-    AdminOutcome, BarrierEnd, EngineSettings, LetterView, Moment, Reservation, SearchPage,
+    AdminOutcome, BarrierEnd, EngineSettings, KeyStanding, LetterView, Moment, Reservation, SearchPage,
 };
 use crate::metrics::Snapshot;
 use crate::store::{AppendError, Appended, JournalEvent, StoreSnapshot};
@@ -33,6 +34,7 @@ pub(crate) enum Request {
     Replicas(ReplicaRequest),
     DeadLetters(DeadLetterRequest),
     Barrier(BarrierRequest),
+    Verify(VerifyQuestion),
     /// The partitions that this process owns, and whose tasks are all in the engine.
     Claims {
         reply: oneshot::Sender<Vec<Claim>>,
@@ -185,6 +187,24 @@ pub enum AdminError {
 }
 
 pub(crate) type AdminReply<T> = oneshot::Sender<Result<T, AdminError>>;
+
+/// What a verification asks.
+#[derive(Debug)]
+pub(crate) enum VerifyQuestion {
+    /// Recent writes, for one replica or for any.
+    Sample { replica: Option<Node>, most: usize, reply: AdminReply<Vec<RecentWrite>> },
+    /// The recent writes after a sequence.
+    After { after: TaskId, most: usize, reply: AdminReply<RecentPart> },
+    /// Whether the newest write of a key has arrived; `None` if it is not the newest.
+    Standing {
+        key: Arc<str>,
+        sequence: TaskId,
+        replicas: Vec<Node>,
+        reply: AdminReply<Option<Vec<KeyStanding>>>,
+    },
+    /// Accepts a write if `of` is still the newest of its key.
+    Repair { of: TaskId, write: NewWrite },
+}
 
 /// A part of a list.
 #[derive(Debug)]

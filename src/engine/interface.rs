@@ -321,6 +321,18 @@ pub struct DeliveryView {
     pub attempts: Vec<EndedSend>,
 }
 
+/// Whether the writes of a key have arrived at a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyStanding {
+    /// The newest is delivered, and no attempt can be applied late.
+    Settled,
+    Pending,
+    /// A dead letter.
+    Dead,
+    /// The replica has no lane.
+    Unknown,
+}
+
 /// An attempt that was sent and has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndedSend {

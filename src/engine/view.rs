@@ -10,7 +10,8 @@ use std::time::Duration;
 use crate::engine::lane::Lane;
 use crate::engine::table::{Delivery, Priority, SettledAs, Slot, Stage};
 use crate::engine::{
-    DeliveryFilter, DeliveryView, Engine, LetterView, Moment, SearchPage, Since, TaskView,
+    DeliveryFilter, DeliveryView, Engine, KeyId, KeyStanding, LetterView, Moment, SearchPage,
+    Since, TaskView,
 };
 use crate::task::{Cause, DeliveryState, Node, ReplicaIndex, TaskId, Timestamp};
 
@@ -124,6 +125,24 @@ impl Engine {
             }
         }
         found
+    }
+
+    /// Whether the writes of a key have arrived at a replica.
+    pub fn key_standing(&self, key: KeyId, node: &Node) -> KeyStanding {
+        let Some(number) = self.lanes.find(node) else { return KeyStanding::Unknown };
+        let lane = &self.lanes[number];
+        if self.is_coming(key) || lane.chains.contains_key(&key) || lane.ambiguous.has(key) {
+            KeyStanding::Pending
+        } else if lane.letters.of_key(key).is_some() {
+            KeyStanding::Dead
+        } else {
+            KeyStanding::Settled
+        }
+    }
+
+    /// Whether a write of the key is being made durable.
+    pub fn is_coming(&self, key: KeyId) -> bool {
+        self.coming.contains_key(&key)
     }
 
     /// The lane of the filter; an error if the replica has no lane.

@@ -31,6 +31,7 @@ mod operations;
 mod replicas;
 mod snapshot;
 mod tasks;
+mod verify;
 
 pub(super) use long_polls::LongPolls;
 pub(super) use openapi::router;

@@ -10,6 +10,7 @@ mod letters;
 mod limits;
 mod replicas;
 mod tasks;
+mod verify;
 mod writes;
 
 /// One field of every entry of a list.

@@ -161,7 +161,17 @@ impl DaemonClient {
         path: &[&str],
         body: Option<&(impl Serialize + Sync)>,
     ) -> Result<JsonAnswer, CallError> {
-        self.send_json(Method::POST, path, body).await
+        self.send_json(Method::POST, path, body, self.timeout).await
+    }
+
+    /// As [`Self::post`], for an answer that the daemon may delay by `longer`.
+    pub(super) async fn post_within(
+        &self,
+        path: &[&str],
+        body: Option<&(impl Serialize + Sync)>,
+        longer: Duration,
+    ) -> Result<JsonAnswer, CallError> {
+        self.send_json(Method::POST, path, body, self.timeout.saturating_add(longer)).await
     }
 
     pub(super) async fn patch(
@@ -169,7 +179,7 @@ impl DaemonClient {
         path: &[&str],
         body: &(impl Serialize + Sync),
     ) -> Result<JsonAnswer, CallError> {
-        self.send_json(Method::PATCH, path, Some(body)).await
+        self.send_json(Method::PATCH, path, Some(body), self.timeout).await
     }
 
     async fn send_json(
@@ -177,6 +187,7 @@ impl DaemonClient {
         method: Method,
         path: &[&str],
         body: Option<&(impl Serialize + Sync)>,
+        within: Duration,
     ) -> Result<JsonAnswer, CallError> {
         let mut request = self.request(method, path, &[]);
         if let Some(body) = body {
@@ -184,7 +195,7 @@ impl DaemonClient {
             let json = serde_json::to_vec(body).map_err(unparsable)?;
             request = request.header(CONTENT_TYPE, "application/json").body(json);
         }
-        self.call(request, self.timeout).await?.success(self)
+        self.call(request, within).await?.success(self)
     }
 
     pub(super) async fn delete(&self, path: &[&str]) -> Result<JsonAnswer, CallError> {

@@ -70,6 +70,17 @@ impl Intake {
         }
     }
 
+    /// Counts a valid request, and returns its number.
+    pub(in crate::dispatcher) fn count_received(&mut self) -> u64 {
+        self.received += 1;
+        self.received
+    }
+
+    /// Whether a write of this key waits for room.
+    pub(in crate::dispatcher) fn is_waiting(&self, key: &str) -> bool {
+        self.admission.has_key(key)
+    }
+
     /// When a write has waited for room long enough.
     pub(super) fn wake_at(&self) -> Option<Moment> {
         self.admission.wake_at()
@@ -121,7 +132,7 @@ impl Core {
         now: Now,
         NewWrite { mut new, idempotency, reply }: NewWrite,
     ) {
-        self.intake.received += 1;
+        let number = self.intake.count_received();
         let unavailable = self.health.borrow().refusal();
         if let Some(refusal) = unavailable.or_else(|| self.resolve(&mut new)) {
             let _ = reply.send(Err(refusal));
@@ -129,7 +140,6 @@ impl Core {
         }
         let arrived = now.moment;
         let deadline = arrived.after(self.intake.queue_wait);
-        let number = self.intake.received;
         let waiter = Waiter { number, new, idempotency, reply, arrived, deadline };
         let ControlFlow::Continue(waiter) = self.check_key(now, waiter) else { return };
         if let Err(NoRoom(limit)) = self.disk_room(&waiter.new) {
@@ -143,6 +153,23 @@ impl Core {
             return self.refuse(waiter, reason(&full), &full.to_string());
         }
         self.wait_in(WaitLine::after(&waiter.new, &full), waiter);
+    }
+
+    /// Takes a write if there is room now. It is in the journal when this returns, or refused.
+    pub(in crate::dispatcher) fn replicate_at_once(&mut self, now: Now, waiter: Waiter) {
+        let refusal = self.health.borrow().refusal();
+        if let Some(refusal) = refusal {
+            let _ = waiter.reply.send(Err(refusal));
+        } else if let Err(NoRoom(limit)) = self.disk_room(&waiter.new) {
+            self.refuse(waiter, Reason::Disk, &limit);
+        } else {
+            match self.admit(now, waiter) {
+                Admitted::Appending => self.append(now),
+                Admitted::Full(waiter, full) => {
+                    self.refuse(waiter, reason(&full), &full.to_string());
+                }
+            }
+        }
     }
 
     /// Replaces the names of renamed replicas. Refuses two names of one replica: one of them would
@@ -419,6 +446,7 @@ impl Core {
         self.intake.accepted += 1;
         // Before the engine sends it.
         self.task_cache.offer(task);
+        self.recent.note(task);
         let arrived = Arrived {
             id: task.id,
             partition,

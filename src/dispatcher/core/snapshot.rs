@@ -17,8 +17,10 @@ impl Core {
                 let (delivery_seconds, attempt_seconds) =
                     self.observed.latency.histograms(&lane.node);
                 let headroom = self.headroom(&lane.node);
+                let verified = self.verified.range(&lane.node);
                 ReplicaSnapshot {
                     outage_headroom_seconds: Headroom::seconds_or_most(headroom),
+                    verified,
                     lane,
                     lag_seconds,
                     delivery_seconds,
@@ -45,6 +47,7 @@ impl Core {
             refusals: self.observed.counts.refusals(),
             answers: self.observed.counts.answers(),
             notifications: self.observed.counts.notices(),
+            verify_results: self.verified.results(),
             replicas,
             ..self.observed.constants.clone()
         };

@@ -60,6 +60,8 @@ impl Core {
             attempts,
             // Every task is read back.
             task_cache: TaskCache::new(0),
+            recent: RecentWrites::default(),
+            verified: VerifiedBoard::default(),
             intake: Intake::new(newest, Duration::ZERO, events),
             admin: PendingAdmin::default(),
             observed: Observability::new(

@@ -14,13 +14,17 @@ use super::validate;
 use super::wire::{Json, plain};
 use super::{Problem, ServerState};
 use crate::api::ClusterDrain;
-use crate::dispatcher::{LetterFilter, LimitChange, LimitsChange, PauseEnd};
+use crate::dispatcher::{LetterFilter, LimitChange, LimitsChange, PauseEnd, VerifyOptions};
 use crate::server::access::Caller;
 use crate::server::errors::{invalid, must_be};
 use crate::task::{Cause, Node, ReplicaLimits, ReplicaPause, TaskId, Timestamp};
 
 /// How many dead letters can be listed by id, and how many replicas for a barrier.
 const MAX_IDS: usize = 1000;
+
+/// Keys of a verification.
+const MAX_SAMPLE: usize = 1000;
+const DEFAULT_SAMPLE: usize = 100;
 
 /// An empty body, or an object without fields.
 #[derive(Debug, Default, Deserialize)]
@@ -69,6 +73,17 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(
 pub(super) struct BarrierBody<'a> {
     #[serde(borrow)]
     replicas: Json<'a>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct VerifyBody<'a> {
+    #[serde(borrow)]
+    replica: Json<'a>,
+    #[serde(borrow)]
+    sample: Json<'a>,
+    #[serde(borrow)]
+    repair: Json<'a>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -240,6 +255,23 @@ impl BarrierBody<'_> {
             }
         }
         Ok(nodes)
+    }
+}
+
+impl VerifyBody<'_> {
+    pub(super) fn checked(self) -> Result<VerifyOptions, Problem> {
+        let sample = match &self.sample {
+            Json::Null => Some(DEFAULT_SAMPLE),
+            Json::Unsigned(sample) => usize::try_from(*sample).ok(),
+            _ => None,
+        };
+        let sample = sample.filter(|sample| (1..=MAX_SAMPLE).contains(sample));
+        let rule = || format!("an integer from 1 to {MAX_SAMPLE}");
+        Ok(VerifyOptions {
+            replica: node("replica", self.replica)?,
+            sample: sample.ok_or_else(|| must_be("sample", &rule(), &self.sample))?,
+            repair: flag("repair", &self.repair)?,
+        })
     }
 }
 

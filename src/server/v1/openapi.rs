@@ -12,7 +12,7 @@ use utoipa_axum::routes;
 use super::extract::NoParameters;
 use super::{
     Problem, ServerState, barriers, batch, cluster, dead_letters, events, history, keys,
-    operations, replicas, snapshot, tasks,
+    operations, replicas, snapshot, tasks, verify,
 };
 use crate::server::errors::ok;
 use crate::server::{health, metrics, replicate};
@@ -51,6 +51,7 @@ pub(in crate::server) fn router() -> OpenApiRouter<Arc<ServerState>> {
         .routes(routes!(barriers::create))
         .routes(routes!(barriers::show))
         .routes(routes!(snapshot::create))
+        .routes(routes!(verify::verify))
         .routes(routes!(cluster::show))
         .routes(routes!(cluster::drain))
         .routes(routes!(events::events))
