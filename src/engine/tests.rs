@@ -19,6 +19,7 @@ mod barriers;
 mod dead_letters;
 mod early;
 mod flaky;
+mod headroom;
 mod isolation;
 mod limits;
 mod model;
