@@ -33,7 +33,7 @@ mod recent;
 pub(crate) use marks::VerifiedBoard;
 pub(crate) use recent::{RecentPart, RecentWrite, RecentWrites};
 
-use judge::{Judged, Reading, Seen};
+use judge::{Judged, Reading, SeenReplica};
 
 /// How long a write may take to arrive before it counts as pending.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
@@ -107,7 +107,7 @@ impl NodeReader {
 /// What a look at a key found.
 struct Look {
     primary: Reading,
-    replicas: Vec<(Node, Seen)>,
+    replicas: Vec<(Node, SeenReplica)>,
 }
 
 /// The comparison of one write.
@@ -251,8 +251,8 @@ impl Handle {
         let known = known.filter(|(_, standing)| *standing != KeyStanding::Unknown);
         let (replicas, before): (Vec<_>, Vec<_>) = known.unzip();
         let read = async |node: &Node, standing: KeyStanding| match standing {
-            KeyStanding::Settled => Seen::Read(reader.reading(node, &write.key).await),
-            standing => Seen::Unsettled(standing),
+            KeyStanding::Settled => SeenReplica::Read(reader.reading(node, &write.key).await),
+            standing => SeenReplica::Unsettled(standing),
         };
         let reads = replicas.iter().zip(before).map(|(node, standing)| read(node, standing));
         let (primary, seen) =
@@ -261,7 +261,7 @@ impl Handle {
         let replicas = replicas.into_iter().zip(seen).zip(after);
         let replicas = replicas.map(|((node, seen), standing)| match standing {
             KeyStanding::Settled => (node, seen),
-            standing => (node, Seen::Unsettled(standing)),
+            standing => (node, SeenReplica::Unsettled(standing)),
         });
         Ok(Some(Look { primary, replicas: replicas.collect() }))
     }

@@ -125,9 +125,9 @@ pub(in crate::commands) fn bytes(bytes: u64) -> String {
     ByteSize::b(bytes).to_string()
 }
 
-/// `1 task`, `2 tasks`, `2 deliveries`.
+/// `1 task`, `2 tasks`, `2 deliveries`, `2 keys`.
 pub(super) fn count(number: u64, of: &str) -> String {
-    match of.strip_suffix('y') {
+    match of.strip_suffix('y').filter(|stem| !stem.ends_with('e')) {
         _ if number == 1 => format!("1 {of}"),
         Some(stem) => format!("{number} {stem}ies"),
         None => format!("{number} {of}s"),

@@ -17,7 +17,7 @@ pub(super) enum Reading {
 
 /// What is known of a replica after one look.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum SeenReplica {
     Read(Reading),
     /// It was not read, or a write was on its way at the end.
     Unsettled(KeyStanding),
@@ -27,16 +27,18 @@ pub(super) enum Seen {
 pub(super) type Judged = (VerifyResult, Option<String>);
 
 /// The result after the first look; `None` if a second one is needed.
-pub(super) fn after_first(primary: &Reading, replica: &Seen) -> Option<Judged> {
+pub(super) fn after_first(primary: &Reading, replica: &SeenReplica) -> Option<Judged> {
     match replica {
-        Seen::Unsettled(standing) => Some(unsettled(*standing)),
-        Seen::Read(reading) if is_equal(primary, reading) => Some((VerifyResult::Equal, None)),
-        Seen::Read(_) => None,
+        SeenReplica::Unsettled(standing) => Some(unsettled(*standing)),
+        SeenReplica::Read(reading) if is_equal(primary, reading) => {
+            Some((VerifyResult::Equal, None))
+        }
+        SeenReplica::Read(_) => None,
     }
 }
 
 /// The result after the second look. `before` is what the primary returned at the first one.
-pub(super) fn after_second(before: &Reading, primary: &Reading, replica: &Seen) -> Judged {
+pub(super) fn after_second(before: &Reading, primary: &Reading, replica: &SeenReplica) -> Judged {
     if let Some(judged) = after_first(primary, replica) {
         return judged;
     }
@@ -44,14 +46,14 @@ pub(super) fn after_second(before: &Reading, primary: &Reading, replica: &Seen) 
         (Reading::Unreadable(why), _) => {
             (VerifyResult::Unreadable, Some(format!("the primary: {why}")))
         }
-        (_, Seen::Read(Reading::Unreadable(why))) => {
+        (_, SeenReplica::Read(Reading::Unreadable(why))) => {
             (VerifyResult::Unreadable, Some(format!("the replica: {why}")))
         }
         _ if before != primary => {
             (VerifyResult::Pending, Some("the value of the primary changes".to_owned()))
         }
         (Reading::Missing, _) => (VerifyResult::Extra, None),
-        (_, Seen::Read(Reading::Missing)) => (VerifyResult::Missing, None),
+        (_, SeenReplica::Read(Reading::Missing)) => (VerifyResult::Missing, None),
         _ => (VerifyResult::Different, None),
     }
 }
@@ -78,13 +80,13 @@ mod tests {
     }
 
     fn second(before: &Reading, primary: &Reading, replica: Reading) -> VerifyResult {
-        after_second(before, primary, &Seen::Read(replica)).0
+        after_second(before, primary, &SeenReplica::Read(replica)).0
     }
 
     #[test]
     fn equal_values_and_two_that_are_missing_are_equal_at_once() {
         for reading in [value(1), Reading::Missing] {
-            let judged = after_first(&reading, &Seen::Read(reading.clone()));
+            let judged = after_first(&reading, &SeenReplica::Read(reading.clone()));
             assert_eq!(judged, Some((VerifyResult::Equal, None)));
         }
     }
@@ -93,9 +95,13 @@ mod tests {
     fn a_difference_is_looked_at_again() {
         let lost = || Reading::Unreadable("no answer".to_owned());
         for replica in [value(2), Reading::Missing, lost()] {
-            assert_eq!(after_first(&value(1), &Seen::Read(replica)), None);
+            assert_eq!(after_first(&value(1), &SeenReplica::Read(replica)), None);
         }
-        assert_eq!(after_first(&lost(), &Seen::Read(lost())), None, "nothing is known of either");
+        assert_eq!(
+            after_first(&lost(), &SeenReplica::Read(lost())),
+            None,
+            "nothing is known of either"
+        );
     }
 
     #[test]
@@ -121,7 +127,7 @@ mod tests {
     #[test]
     fn a_replica_that_still_lacks_a_write_is_no_difference() {
         for standing in [KeyStanding::Pending, KeyStanding::Dead, KeyStanding::Unknown] {
-            let judged = after_first(&value(1), &Seen::Unsettled(standing));
+            let judged = after_first(&value(1), &SeenReplica::Unsettled(standing));
             assert_eq!(judged.unwrap().0, VerifyResult::Pending);
         }
     }

@@ -99,7 +99,8 @@ async fn a_write_on_its_way_is_no_difference_and_a_silent_primary_is_named() {
     let absent = node("v").await;
     absent.stop();
     let daemon = Daemon::start(&[]).await;
-    daemon.accept(&write("k", &absent, &[&node("v").await])).await;
+    let present = node("v").await;
+    daemon.accept(&write("k", &absent, &[&present])).await;
     daemon.until_metric("successful_replicas", 1).await;
     let found = verified(&daemon, &Value::Null).await;
     assert_eq!(found["findings"][0]["result"], "unreadable", "{found}");
