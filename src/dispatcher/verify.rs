@@ -147,10 +147,9 @@ impl Handle {
             }
             Ok(())
         };
-        match tokio::time::timeout(TIME_LIMIT, collected).await {
-            Ok(Err(stopped)) => return Err(stopped),
-            // What was not compared is counted.
-            Ok(Ok(())) | Err(_) => {}
+        // At the limit, what was not compared is counted.
+        if let Ok(Err(stopped)) = tokio::time::timeout(TIME_LIMIT, collected).await {
+            return Err(stopped);
         }
         let counts = report.counts;
         info!(
