@@ -194,6 +194,7 @@ pub(super) fn replica(name: &str, changes: &Value) -> Value {
         "dead_letters": 0, "refused_letters": 0, "dead_letter_bytes": 0, "workers": 5, "rate_in": 12.5, "rate_out": 12.5,
         "latency_p50_seconds": 0.002, "latency_p99_seconds": 0.0215, "last_error": null,
         "convergence": "drained", "drained_in_seconds": null, "outage_headroom_seconds": null, "outage_limit": null,
+        "limits": { "workers": null, "rate": null, "bandwidth": null, "redrive_rate": null },
         "books": {
             "accepted": 10, "delivered": 9, "superseded": 1, "dead": 0, "discarded": 0,
             "pending": 0, "failed_attempts": 2, "redriven": 0,
