@@ -38,8 +38,8 @@ mod tests;
 pub(crate) use causes::{
     OtherProtocol, TlsPeer, certificate_problem, never_written, other_protocol,
 };
-pub use client::{ReplicaClient, ReplicaClientError, http_client, install_crypto};
 pub use client::read::{ReadValue, ValueLimit};
+pub use client::{ReplicaClient, ReplicaClientError, http_client, install_crypto};
 pub use credentials::{ClientTls, ClientTlsError, ReplicaTokens, ReplicaTokensError};
 
 #[cfg(doc)]

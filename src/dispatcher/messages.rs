@@ -17,7 +17,8 @@ use crate::api;
 use crate::dispatcher::cluster::ownership::Claim;
 use crate::dispatcher::verify::{RecentPart, RecentWrite};
 use crate::engine::{
-    AdminOutcome, BarrierEnd, EngineSettings, KeyStanding, LetterView, Moment, Reservation, SearchPage,
+    AdminOutcome, BarrierEnd, EngineSettings, KeyStanding, LetterView, Moment, Reservation,
+    SearchPage,
 };
 use crate::metrics::Snapshot;
 use crate::store::{AppendError, Appended, JournalEvent, StoreSnapshot};

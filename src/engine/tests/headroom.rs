@@ -27,7 +27,7 @@ fn a_paused_replica_and_one_without_a_breaker_keep_their_deliveries_in_the_queue
     let stays = |settings: EngineSettings, paused: bool| {
         let mut f = Fixture::new(settings);
         f.append_of(None, "k", &["a"], Consistency::Eventual).unwrap();
-        f.engine.pause(f.now, &node("a"), paused.then_some(Timestamp(1)));
+        f.engine.pause(f.now, &node("a"), paused.then_some(Timestamp(1).into()));
         f.engine.outage_room(&node("a")).unwrap().stays
     };
     let schedule = || EngineSettings {

@@ -1,3 +1,4 @@
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use tokio::sync::oneshot;
@@ -9,7 +10,7 @@ use crate::store::local::tests::{
 };
 use crate::store::local::{LocalStore, Opened, StoreSettings, export, import};
 use crate::store::{IdempotencyRow, ReplicaRow};
-use crate::task::{Cause, Node, Timestamp};
+use crate::task::{Cause, Node, ReplicaLimits, Timestamp};
 
 fn begin(opened: &Opened) -> Result<Box<dyn StoreSnapshot>, SnapshotError> {
     let (reply, begun) = oneshot::channel();
@@ -28,8 +29,9 @@ fn node(n: u64) -> Node {
 }
 
 fn set_replica(opened: &Opened, n: u64, paused: Option<u64>) {
-    let paused_since = paused.map(Timestamp);
-    let row = ReplicaRow { paused_since, renamed_to: None, first_used: Timestamp(1) };
+    let pause = paused.map(|since| Timestamp(since).into());
+    let limits = ReplicaLimits { rate: NonZeroU32::new(7), ..ReplicaLimits::default() };
+    let row = ReplicaRow { pause, limits, renamed_to: None, first_used: Timestamp(1) };
     opened.committer.set_replica(node(n), Some(row), None);
 }
 
