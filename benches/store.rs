@@ -46,6 +46,7 @@ fn task(id: u64) -> Arc<Task> {
         user_id: None,
         client: None,
         consistency: Consistency::Eventual,
+        primary: None,
         trace: None,
     })
 }

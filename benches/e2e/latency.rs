@@ -131,6 +131,7 @@ impl Bare {
             user_id: Some("bench".to_owned()),
             client: None,
             consistency: Consistency::Eventual,
+            primary: None,
             trace: None,
         }
     }
