@@ -127,7 +127,7 @@ impl Daemon {
             settings if settings.urls.is_empty() => Default::default(),
             settings => {
                 let http = replica::http_client(POST_TIMEOUT)?;
-                Notifier::start(settings, http, clock, &counts, runtime.handle())?
+                Notifier::start(settings, &http, clock, &counts, runtime.handle())?
             }
         };
         let (events, event_receiver) = mpsc::unbounded_channel();

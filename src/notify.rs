@@ -90,7 +90,7 @@ impl Notifier {
     /// Starts a task for each receiver.
     pub(crate) fn start(
         config: &NotifyConfig,
-        http: HttpClient,
+        http: &HttpClient,
         clock: Clock,
         counts: &Arc<Counts>,
         runtime: &Handle,
@@ -189,14 +189,14 @@ impl fmt::Debug for Notifier {
 /// Sends one test notification to each receiver, and returns what became of it.
 pub(crate) async fn test(
     config: &NotifyConfig,
-    http: HttpClient,
+    http: &HttpClient,
 ) -> Result<Vec<(NotifyUrl, Result<PostAnswer, PostError>)>, NotifySecretError> {
     let secrets = config.secrets()?;
     let notice = Notice::new(Clock::start(), NotifyEvent::Test);
     let body = body::of(config.format, &notice, &config.origin());
     let mut answers = Vec::new();
     for url in &config.urls {
-        answers.push((url.clone(), post::post(&http, url, &secrets, &notice.id, &body).await));
+        answers.push((url.clone(), post::post(http, url, &secrets, &notice.id, &body).await));
     }
     Ok(answers)
 }

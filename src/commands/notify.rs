@@ -29,7 +29,7 @@ async fn test(args: &NotifyTestArgs) -> ExitCode {
         Ok(http) => http,
         Err(error) => return fail(&error),
     };
-    let answers = match notify::test(&config, http).await {
+    let answers = match notify::test(&config, &http).await {
         Ok(answers) => answers,
         Err(error) => return fail(&error),
     };
