@@ -25,6 +25,7 @@ use it::support;
 
 use support::daemon::command;
 use support::oracle::{ARGS, Accepted, Traffic, judge, moody_replica, until_all_is_delivered};
+use support::replica::Seen;
 use support::{Daemon, Replica};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,9 +120,7 @@ impl Copy {
                 let applied = |from: usize, to: usize| {
                     let requests = seen[from..to].iter();
                     let requests = requests.filter(|request| request.applied);
-                    requests
-                        .filter(|request| request.key() == *key)
-                        .map(|request| request.sequence())
+                    requests.filter(|request| request.key() == *key).map(Seen::sequence)
                 };
                 let of_key = self.accepted.iter().filter(|write| write.key == *key);
                 let newest = of_key.map(|write| write.task).max().unwrap();
