@@ -99,7 +99,7 @@ pub enum Command {
     /// Without --repair nothing else is written.
     #[command(after_long_help = CHECK_EXIT_CODES)]
     Check(CheckArgs),
-    /// Write all tasks of a store as JSON lines: one that is not in use, or with --url a daemon's
+    /// Write all tasks of a store, or with --url of a running daemon, as JSON lines
     ///
     /// Includes values, delivery progress, dead letters, replicas and idempotency keys. Works on a
     /// temporary copy inside the data directory. Tasks that cannot be read are skipped and reported

@@ -12,7 +12,7 @@ use thiserror::Error;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::settings::daemon_flags;
+use super::settings::{self, daemon_flags};
 use crate::text::{quoted, unmarked, without_secrets};
 use crate::trusted_file::{FileContent, UntrustedFile, read_trusted};
 
@@ -32,6 +32,7 @@ pub(super) struct FileEntry {
     pub(super) id: String,
     /// `--flag=value`, several for a list.
     pub(super) arguments: Vec<String>,
+    is_secret: bool,
 }
 
 #[derive(Debug, Error)]
@@ -78,8 +79,8 @@ pub(super) fn read(path: &Path) -> Result<Vec<FileEntry>, ConfigFileError> {
     let text = text.map_err(|_| ConfigFileError::NotText { path: path.to_owned() })?;
     let entries = parse(unmarked(&text))
         .map_err(|problems| ConfigFileError::Lines { path: path.to_owned(), problems })?;
-    let is_secret = |argument: &String| without_secrets(argument) != *argument;
-    if entries.iter().flat_map(|entry| &entry.arguments).any(is_secret) {
+    let has_password = |argument: &String| without_secrets(argument) != *argument;
+    if entries.iter().any(|entry| entry.is_secret || entry.arguments.iter().any(has_password)) {
         bytes(FileContent::Secret)?;
     }
     Ok(entries)
@@ -104,7 +105,10 @@ fn parse(text: &str) -> Result<Vec<FileEntry>, Vec<LineProblem>> {
     for (key, value) in table.into_inner() {
         let line = line(key.span().start);
         match entry(key.get_ref(), &value, &daemon) {
-            Ok((id, arguments)) => entries.push(FileEntry { line, id, arguments }),
+            Ok((arg, arguments)) => {
+                let (id, is_secret) = (arg.get_id().to_string(), settings::is_secret(arg));
+                entries.push(FileEntry { line, id, arguments, is_secret });
+            }
             Err(why) => problems.push(LineProblem { line, why }),
         }
     }
@@ -117,12 +121,12 @@ fn flags(daemon: &Command) -> impl Iterator<Item = (&str, &Arg)> {
     flags.filter_map(|arg| Some((arg.get_long()?, arg)))
 }
 
-/// The id of the argument of an entry, and the arguments that the entry stands for.
-fn entry(
+/// The argument of an entry, and the arguments that the entry stands for.
+fn entry<'a>(
     key: &str,
     value: &Spanned<DeValue<'_>>,
-    daemon: &Command,
-) -> Result<(String, Vec<String>), String> {
+    daemon: &'a Command,
+) -> Result<(&'a Arg, Vec<String>), String> {
     let Some((name, arg)) = flags(daemon).find(|(name, _)| *name == key) else {
         return Err(unknown(key, value.get_ref(), daemon));
     };
@@ -142,7 +146,7 @@ fn entry(
         }
     })?;
     let arguments = values.iter().map(|value| format!("--{name}={value}")).collect();
-    Ok((arg.get_id().to_string(), arguments))
+    Ok((arg, arguments))
 }
 
 fn unknown(key: &str, value: &DeValue<'_>, daemon: &Command) -> String {
@@ -295,11 +299,13 @@ mod tests {
             read(&path).map(drop).map_err(|error| error.to_string())
         };
         let password = "otlp-endpoint = 'http://me:s3cret@c:1'";
+        let webhook = "notify-url = 'https://hooks.example/T0/s3cret'";
         assert_eq!(read_with(0o644, "\u{feff}port = 1"), Ok(()));
         assert_eq!(read_with(0o600, password), Ok(()));
         for (mode, text, why) in [
             (0o664, "port = 1", "can be written by others"),
             (0o644, password, "is open to others"),
+            (0o644, webhook, "is open to others"),
         ] {
             let error = read_with(mode, text).unwrap_err();
             assert!(error.contains("(--config)") && error.contains(why), "{error}");

@@ -9,20 +9,8 @@ use clap::Command;
 use clap::builder::Resettable;
 
 /// The flags of the daemon in its short help.
-const COMMON: [&str; 12] = [
-    "config",
-    "data_dir",
-    "store",
-    "bind",
-    "port",
-    "auth_file",
-    "insecure",
-    "queue_capacity",
-    "workers",
-    "request_timeout",
-    "allow_replica",
-    "log",
-];
+const COMMON: [&str; 9] =
+    ["config", "data_dir", "store", "bind", "port", "auth_file", "workers", "allow_replica", "log"];
 
 const ALL: &str = "See --help for all options, their variables and exit codes.";
 const CONNECTION: &str = "Connection";

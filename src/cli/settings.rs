@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Command, Subcommand};
+use clap::{Arg, ArgMatches, Args, Command, Subcommand};
 
 use super::daemon::DaemonArgs;
 use super::environment::{Origins, ValueOrigin};
@@ -32,7 +32,7 @@ pub enum ConfigCommand {
     /// Show each setting, its value and its source
     ///
     /// As a daemon would have it with the flags and the environment of this command. Passwords in
-    /// addresses are hidden.
+    /// addresses and URLs of notifications are hidden.
     #[command(after_long_help = CONFIG_EXIT_CODES)]
     Show(Box<ConfigShowArgs>),
 }
@@ -63,6 +63,8 @@ pub struct Setting {
     pub name: String,
     /// Several for a list, none if it is not set. May contain a password.
     pub values: Vec<String>,
+    /// The values are secrets as a whole.
+    pub is_secret: bool,
     pub source: SettingSource,
 }
 
@@ -84,6 +86,11 @@ pub(super) fn daemon_flags() -> Command {
     DaemonArgs::augment_args(Command::new("daemon"))
 }
 
+/// Whether the value of a flag is a secret as a whole.
+pub(super) fn is_secret(arg: &Arg) -> bool {
+    arg.is_hide_env_values_set()
+}
+
 /// The settings of `arguments`, in the order of the help.
 pub(super) fn settings(arguments: &ArgMatches, origins: &Origins) -> Vec<Setting> {
     daemon_flags()
@@ -100,7 +107,7 @@ pub(super) fn settings(arguments: &ArgMatches, origins: &Origins) -> Vec<Setting
                 (_, None) => SettingSource::Flag,
             };
             let values = values.map(|value| value.to_string_lossy().into_owned()).collect();
-            Some(Setting { name, values, source })
+            Some(Setting { name, values, is_secret: is_secret(arg), source })
         })
         .collect()
 }
@@ -115,7 +122,7 @@ mod tests {
     use crate::config::Config;
 
     /// Values for flags of any kind.
-    const VALUES: [&str; 20] = [
+    const VALUES: [&str; 21] = [
         "7",
         "7s",
         "7MiB",
@@ -136,10 +143,11 @@ mod tests {
         "name",
         "/a/file",
         "2000",
+        "slack",
     ];
 
     /// Flags that another one needs.
-    const COMPANIONS: [&[&str]; 10] = [
+    const COMPANIONS: [&[&str]; 12] = [
         &[],
         &["--store=nats://h:4222"],
         &["--store=tls://h:4222"],
@@ -150,6 +158,8 @@ mod tests {
         &["--tls-cert=a", "--tls-key=a"],
         &["--replica-cert=a"],
         &["--replica-key=a"],
+        &["--notify-url=http://a"],
+        &["--notify-format=slack"],
     ];
 
     /// All that a daemon gets from its arguments.

@@ -12,6 +12,8 @@ use crate::cli::settings::{ConfigArgs, ConfigCheckArgs, ConfigCommand, Setting, 
 use crate::daemon;
 use crate::text::{self, without_secrets};
 
+const HIDDEN: &str = "(hidden)";
+
 pub(super) fn run(args: &ConfigArgs, origins: &Origins, settings: &[Setting]) -> ExitCode {
     match &args.command {
         ConfigCommand::Check(args) => check(args, origins),
@@ -42,10 +44,11 @@ fn check(args: &ConfigCheckArgs, origins: &Origins) -> ExitCode {
     output::exit_code(printed, ExitCode::SUCCESS)
 }
 
-/// As the flag takes it.
+/// As the flag takes it, without secrets.
 fn value(setting: &Setting) -> Option<String> {
     let values = (!setting.values.is_empty()).then(|| setting.values.join(","));
-    values.map(|values| without_secrets(&values))
+    values
+        .map(|values| if setting.is_secret { HIDDEN.to_owned() } else { without_secrets(&values) })
 }
 
 fn to_table(settings: &[Setting]) -> String {

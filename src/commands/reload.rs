@@ -87,7 +87,8 @@ mod tests {
 
     fn setting(name: &str, value: &str) -> Setting {
         let values = value.split_whitespace().map(str::to_owned).collect();
-        Setting { name: name.to_owned(), values, source: SettingSource::Default }
+        let (name, source) = (name.to_owned(), SettingSource::Default);
+        Setting { name, values, is_secret: false, source }
     }
 
     #[test]

@@ -125,6 +125,7 @@ fn again(ValidWrite { task, .. }: &ValidWrite, settings: &ServerSettings) {
         "consistency": if task.consistency == Consistency::Strong { "strong" } else { "eventual" },
         "replica_nodes": task.replicas.iter().map(Node::as_str).collect::<Vec<_>>(),
         "user_id": task.user_id,
+        "primary_node": task.primary.as_ref().map(Node::as_str),
     });
     let read = write(plain.to_string().as_bytes(), settings);
     let read: Result<&NewTask, _> = read.as_ref().map(|write| &write.task);

@@ -108,15 +108,18 @@ fn the_variable_names_the_file_too() {
 }
 
 #[test]
-fn a_password_in_an_address_is_not_shown() {
-    let file = File::new("otlp-endpoint = \"http://me:s3cret@c:4318\"\n");
+fn a_password_in_an_address_and_a_notify_url_are_not_shown() {
+    let file = File::new(
+        "otlp-endpoint = \"http://me:s3cret@c:4318\"\nnotify-url = \"http://c/s3cret\"\nnotify-format = \"slack\"\n",
+    );
     let mode = |mode| fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
     mode(0o600);
     for line in [&["config", "show"][..], &["config", "show", "--json"]] {
         let shown = run(&file.path(), line, &[]);
         let text = String::from_utf8_lossy(&shown.stdout).into_owned();
         assert_eq!(shown.status.code(), Some(0), "{}", err(&shown));
-        assert!(text.contains("http://…@c:4318") && !text.contains("s3cret"), "{text}");
+        assert!(text.contains("http://…@c:4318") && text.contains("(hidden)"), "{text}");
+        assert!(!text.contains("s3cret"), "{text}");
     }
     // Only the owner may read it.
     mode(0o644);
