@@ -16,7 +16,6 @@ mod engine;
 mod faults;
 #[cfg(any(test, feature = "fuzzing"))]
 mod fuzzing;
-#[allow(dead_code, reason = "no journal has a lease yet")]
 mod lease;
 mod log;
 mod metrics;

@@ -137,9 +137,8 @@ async fn the_background_verification_proves_a_range_up_to_the_first_difference()
             let page = request.header("accept", "text/plain").send().await.unwrap();
             let page = page.text().await.unwrap();
             let figure = page.lines().find_map(|line| line.strip_prefix(&name));
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let figure = figure.map(|figure| figure.parse::<f64>().unwrap() as u64);
-            (figure == Some(sequence)).then_some(page)
+            let is_reached = figure == Some(sequence.to_string().as_str());
+            is_reached.then_some(page)
         }
     };
     wait_until("all are proven", || through(last)).await;
