@@ -381,6 +381,20 @@ async fn the_shipped_configuration_allows_what_an_instance_needs_and_no_more() {
         replica.seen().iter().any(|seen| seen.key() == "large").then_some(())
     })
     .await;
+    // Requests between two instances.
+    let dir = server.dir.path().join("other");
+    fs::create_dir(&dir).unwrap();
+    let other = Instance::start(&dir, &[&args[..], &["--node-id", "b"]].concat());
+    wait_until("two instances", async || {
+        let cluster = instance.get("/v1/cluster").await;
+        (cluster["members"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    let pause = format!("{}/v1/replicas/{}/pause", other.url, replica.url().replace('/', "%2F"));
+    let paused = client().post(pause).send().await.unwrap();
+    let (status, paused) = (paused.status(), paused.json::<Value>().await.unwrap());
+    assert_eq!((status.as_u16(), &paused["unconfirmed"]), (200, &Value::Null), "{paused}");
+    other.stop();
     let cluster = instance.get("/v1/instance").await["cluster"].clone();
     assert_eq!((&cluster["connected"], &cluster["sync_always"]), (&json!(true), &json!(true)));
     instance.stop();

@@ -201,8 +201,7 @@ impl Peers {
         if client.connection_state() != State::Connected {
             return Err(PeerSilence::Silent);
         }
-        let token = format!("{:016x}", u64::from_be_bytes(random()));
-        let inbox = names.answer(self.this(), &token);
+        let inbox = self.new_inbox();
         let answers = client.subscribe(inbox.clone()).await;
         let mut answers = answers.map_err(|_| PeerSilence::Silent)?;
         let sent = client.publish_with_reply(names.questions(process), inbox, request).await;
@@ -218,7 +217,7 @@ impl Peers {
                 return Err(PeerSilence::Silent);
             }
             // Only a `Ready` can be answered.
-            if let Some(ready) = message.reply {
+            if let Some(ready) = message.reply.filter(|ready| names.is_answer(ready)) {
                 let confirmed = client.publish(ready, Bytes::new()).await;
                 confirmed.map_err(|_| PeerSilence::Silent)?;
             }
@@ -290,12 +289,24 @@ impl Peers {
     /// Whether the sender of a request still waits for its answer.
     async fn is_wanted(&self, reply: &Subject) -> bool {
         let asked = BootTime::now();
+        // Not an inbox of the client: an instance may publish only below the name of the cluster.
+        let inbox = self.new_inbox();
+        let Ok(mut answers) = self.client().subscribe(inbox.clone()).await else { return false };
         let ready = PartKind::Ready.message(0, &[]);
+        if self.client().publish_with_reply(reply.clone(), inbox, ready).await.is_err() {
+            return false;
+        }
         // Without a sender that listens, the servers answer at once.
-        let confirmed = timeout(SILENCE, self.client().request(reply.clone(), ready)).await;
+        let confirmed = timeout(SILENCE, answers.next()).await;
         // This process may have been stopped after it had asked.
         let took = BootTime::now().saturating_since(asked);
-        matches!(confirmed, Ok(Ok(answer)) if answer.status.is_none()) && took < SILENCE
+        matches!(confirmed, Ok(Some(answer)) if answer.status.is_none()) && took < SILENCE
+    }
+
+    /// For the answer to one request.
+    fn new_inbox(&self) -> String {
+        let token = format!("{:016x}", u64::from_be_bytes(random()));
+        self.shared.store.names().answer(self.this(), &token)
     }
 
     fn client(&self) -> &Client {
