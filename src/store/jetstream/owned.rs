@@ -236,7 +236,11 @@ impl Owned {
 
     /// When a group should be written; `None` without settlements.
     pub(super) fn group_due(&self) -> Option<Instant> {
-        let is_due = !self.syncs.is_empty() || self.pending.len() >= GATHERED;
+        // Nothing can be written before its key is.
+        let waits = self.pending.first_key_value().is_some_and(|(sequence, settlement)| {
+            matches!(settlement, TaskSettlement::Remove) && self.lacks_its_key(*sequence)
+        });
+        let is_due = !waits && (!self.syncs.is_empty() || self.pending.len() >= GATHERED);
         let wait = if is_due { Duration::ZERO } else { GATHER };
         let settlements = self.pending_since.map(|since| since + wait);
         // Copies wait for nothing.

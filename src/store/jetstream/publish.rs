@@ -453,7 +453,7 @@ impl Publisher {
     /// Tells the owner of a partition that tasks are stored. It notices by itself, but later.
     fn hint(&self, standing: &Arc<Standing>) {
         let Some(gate) = self.gates.get(usize::from(standing.partition.0)) else { return };
-        if gate.hints.swap(true, Ordering::Relaxed) {
+        if gate.hints.swap(true, Ordering::SeqCst) {
             return;
         }
         let (gate, standing) = (Arc::clone(gate), Arc::clone(standing));
@@ -461,12 +461,18 @@ impl Publisher {
         let subject = self.store.names().hint(standing.partition);
         tokio::spawn(async move {
             let mut sent = 0;
-            while standing.stored() > sent {
-                sent = standing.stored();
-                drop(client.publish(subject.clone(), sent.to_string().into()).await);
-                sleep(HINT_EVERY).await;
+            loop {
+                while standing.stored() > sent {
+                    sent = standing.stored();
+                    drop(client.publish(subject.clone(), sent.to_string().into()).await);
+                    sleep(HINT_EVERY).await;
+                }
+                gate.hints.store(false, Ordering::SeqCst);
+                // A write may have come between the two.
+                if standing.stored() <= sent || gate.hints.swap(true, Ordering::SeqCst) {
+                    break;
+                }
             }
-            gate.hints.store(false, Ordering::Relaxed);
         });
     }
 

@@ -49,13 +49,8 @@ impl StoreShared {
     /// instance should own, and every partition has an owner.
     pub(super) fn hands_over(&self, partition: Partition) -> bool {
         let owners = self.owners();
-        if owners.iter().any(Option::is_none) {
-            return false;
-        }
         let candidates = candidates(&self.members.live(), &owners, None);
-        let targets = place(&owners, &candidates);
-        let mut both = owners.iter().zip(&targets);
-        let first = both.position(|(owner, target)| target.is_some() && owner != target);
+        let first = first_to_move(&owners, &place(&owners, &candidates));
         first == Some(usize::from(partition.0))
             && owners.get(usize::from(partition.0)) == Some(&Some(self.this.process))
     }
@@ -68,6 +63,14 @@ impl StoreShared {
         };
         self.partitions.iter().map(|standing| process(&standing.owner.borrow())).collect()
     }
+}
+
+/// Nothing moves while a partition has no owner that should have one.
+fn first_to_move(owners: &[Option<u64>], targets: &[Option<u64>]) -> Option<usize> {
+    let mut both = owners.iter().zip(targets);
+    let waits = both.clone().any(|(owner, target)| owner.is_none() && target.is_some());
+    let first = both.position(|(owner, target)| target.is_some() && owner != target);
+    first.filter(|_| !waits)
 }
 
 /// The members that may own partitions.
@@ -108,6 +111,13 @@ mod tests {
 
     fn chosen(members: &[Member], owners: &[Option<u64>], without: Option<u64>) -> Vec<u64> {
         candidates(members, owners, without).into_iter().map(|one| one.process).collect()
+    }
+
+    #[test]
+    fn nothing_moves_while_a_partition_waits_for_an_owner_unless_none_may_own_it() {
+        assert_eq!(first_to_move(&[Some(2), Some(1)], &[Some(2), Some(2)]), Some(1));
+        assert_eq!(first_to_move(&[None, Some(1)], &[Some(2), Some(2)]), None);
+        assert_eq!(first_to_move(&[None, Some(1)], &[None, Some(2)]), Some(1));
     }
 
     #[test]

@@ -126,7 +126,13 @@ impl Content {
             let read = self.store.read_from(partition, next).await?;
             let Some(end) = read.last().map(|stored| stored.sequence) else {
                 empty_reads += 1;
-                if state.messages == 0 || empty_reads > MAX_EMPTY_READS {
+                if state.messages == 0 {
+                    break;
+                }
+                if empty_reads > MAX_EMPTY_READS {
+                    let problem =
+                        format!("no server has the messages {next} to {last} of {stream}");
+                    self.problems.push(problem);
                     break;
                 }
                 sleep(READ_AGAIN).await;
