@@ -160,6 +160,20 @@ impl Admission {
         self.lines.values().filter_map(VecDeque::front).map(|waiter| waiter.deadline).min()
     }
 
+    /// Refuses those for which there is a refusal.
+    pub(super) fn refuse_if(&mut self, mut refusal: impl FnMut(&mut NewTask) -> Option<Refusal>) {
+        for line in self.lines() {
+            let waiting = self.lines.remove(&line).unwrap_or_default();
+            for mut waiter in waiting {
+                match refusal(&mut waiter.new) {
+                    // The client may be gone.
+                    Some(refusal) => drop(waiter.reply.send(Err(refusal))),
+                    None => self.lines.entry(line.clone()).or_default().push_back(waiter),
+                }
+            }
+        }
+    }
+
     /// Refuses all, or closes their replies without a refusal.
     pub(super) fn clear(&mut self, refusal: impl Fn() -> Option<Refusal>) {
         for waiter in self.lines.drain().flat_map(|(_, line)| line) {
@@ -229,6 +243,21 @@ mod tests {
         assert_eq!(keys(&b), ["k http://a", "k http://c"]);
         assert_eq!(keys(&a), ["x http://a"]);
         assert_eq!(admission.lines(), []);
+    }
+
+    #[test]
+    fn a_later_write_stays_behind_one_that_waits_under_the_former_name_of_its_replica() {
+        let mut admission = Admission::default();
+        admission.push(share("a"), waiter("k", "http://a"));
+        let later = write("k", Consistency::Eventual, "http://c");
+        assert_eq!(admission.ahead_of(&later), None);
+        admission.refuse_if(|new| {
+            new.replicas.clone_from(&later.replicas);
+            None
+        });
+        assert_eq!(admission.ahead_of(&later), Some(share("a")));
+        admission.refuse_if(|_| Some(Refusal::Invalid("two names of one node".to_owned())));
+        assert_eq!((admission.len(), admission.lines()), (0, vec![]));
     }
 
     #[test]

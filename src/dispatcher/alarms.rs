@@ -141,6 +141,9 @@ impl Alarms {
             let known: std::collections::HashSet<_> = lanes.iter().map(|lane| &lane.node).collect();
             self.replicas.retain(|node, alarm| {
                 let is_known = known.contains(node);
+                if !is_known && alarm.letters.is_open {
+                    events.push(NotifyEvent::LettersCleared { replica: node.clone() });
+                }
                 if !is_known && alarm.is_failing {
                     events.push(NotifyEvent::ReplicaRemoved { replica: node.clone() });
                 }

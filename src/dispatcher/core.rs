@@ -219,7 +219,11 @@ impl Core {
                 self.journal.given_up(partition);
             }
             JournalEvent::Replica { node, row } => {
+                let is_renamed = row.as_ref().is_some_and(|row| row.renamed_to.is_some());
                 claim::replica(engine, registry, now, &node, row);
+                if is_renamed {
+                    self.resolve_waiting();
+                }
             }
             JournalEvent::Concluded { task, answer, obstacles } => {
                 self.concluded_elsewhere(now, task, &answer, obstacles);

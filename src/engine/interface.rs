@@ -164,7 +164,7 @@ pub enum Full {
         "this token has used up its quota ({}={most}; {}: {held})",
         limit.quota(), limit.what()
     )]
-    Quota { client: Client, limit: SharedLimit, most: NonZeroU64, held: u64 },
+    Quota { client: Client, limit: SharedLimit, most: NonZeroU64, held: u64, more: u64 },
     #[error(
         "the write names a new replica and all known ones have pending deliveries or dead letters (--max-known-replicas {0})"
     )]

@@ -145,7 +145,7 @@ impl Engine {
             (quota.bytes, SharedLimit::Bytes, held(Pool::Bytes), bytes),
         ] {
             if let Some(most) = most.filter(|most| held.saturating_add(more) > most.get()) {
-                return Err(Full::Quota { client: client.clone(), limit, most, held });
+                return Err(Full::Quota { client: client.clone(), limit, most, held, more });
             }
         }
         Ok(())

@@ -129,7 +129,8 @@ impl Engine {
 
     /// Whether the writes of a key have arrived at a replica.
     pub fn key_standing(&self, key: KeyId, node: &Node) -> KeyStanding {
-        let Some(number) = self.lanes.find(node) else { return KeyStanding::Unknown };
+        let found = self.lanes.find(node).filter(|&number| !self.lanes[number].is_gone());
+        let Some(number) = found else { return KeyStanding::Unknown };
         let lane = &self.lanes[number];
         if self.is_coming(key) || lane.chains.contains_key(&key) || lane.ambiguous.has(key) {
             KeyStanding::Pending

@@ -204,7 +204,7 @@ impl Core {
         let node = self.known_for_admin(now, node, forbidden)?;
         let known = self.registry.pause_of(&node);
         if known.is_none_or(|known| known.until != until) {
-            let since = known.map_or(now.wall, |known| known.since);
+            let since = known.map_or(now.wall, |known| known.since.min(now.wall));
             let pause = Some(ReplicaPause { since, until });
             let change = self.registry.pause(&node, pause, now.wall);
             self.save_registry(vec![change]);
@@ -407,6 +407,7 @@ impl Core {
             Err(RenameError::Used) => return Err(used()),
         }
         let changes = self.registry.rename(&node, to, now.wall);
+        self.resolve_waiting();
         self.save_registry(changes);
         self.observed.latency.rename(&node, to);
         self.observed.past.rename(&node, to);

@@ -104,6 +104,9 @@ impl Core {
 
     /// The current names of its replicas, each once.
     fn resolve_recent(&self, write: &mut RecentWrite) {
+        if !self.registry.has_renamed() {
+            return;
+        }
         let mut resolved = Vec::with_capacity(write.replicas.len());
         for node in &write.replicas {
             let node = self.registry.resolve(node);
@@ -119,7 +122,10 @@ impl Core {
     fn accept_repair(&mut self, now: Now, of: TaskId, write: NewWrite) {
         let NewWrite { new, reply, .. } = write;
         let id = self.keys.id(&new.key);
-        if !self.recent.is_newest(&new.key, of) || self.engine.is_coming(id) {
+        if !self.recent.is_newest(&new.key, of)
+            || self.engine.is_coming(id)
+            || self.intake.is_waiting(&new.key)
+        {
             let error = "a newer write of the key was accepted: nothing is repaired";
             let _ = reply.send(Err(Refusal::Invalid(error.to_owned())));
             return;

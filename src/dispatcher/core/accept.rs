@@ -156,9 +156,9 @@ impl Core {
     }
 
     /// Takes a write if there is room now. It is in the journal when this returns, or refused.
-    pub(in crate::dispatcher) fn replicate_at_once(&mut self, now: Now, waiter: Waiter) {
+    pub(in crate::dispatcher) fn replicate_at_once(&mut self, now: Now, mut waiter: Waiter) {
         let refusal = self.health.borrow().refusal();
-        if let Some(refusal) = refusal {
+        if let Some(refusal) = refusal.or_else(|| self.resolve(&mut waiter.new)) {
             let _ = waiter.reply.send(Err(refusal));
         } else if let Err(NoRoom(limit)) = self.disk_room(&waiter.new) {
             self.refuse(waiter, Reason::Disk, &limit);
@@ -170,6 +170,13 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// After a rename, for the writes that wait: a later write of their key must find its replica.
+    pub(in crate::dispatcher) fn resolve_waiting(&mut self) {
+        let mut waiting = std::mem::take(&mut self.intake.admission);
+        waiting.refuse_if(|new| self.resolve(new));
+        self.intake.admission = waiting;
     }
 
     /// Replaces the names of renamed replicas. Refuses two names of one replica: one of them would
@@ -467,7 +474,12 @@ impl Core {
 /// Whether a wait for room cannot help.
 fn is_hopeless(full: &Full) -> bool {
     use SharedLimit::{DeadLetters, Replicas};
-    matches!(full, Full::Replicas(_) | Full::Share { limit: DeadLetters | Replicas, .. })
+    match full {
+        Full::Replicas(_) | Full::Share { limit: DeadLetters | Replicas, .. } => true,
+        // More than the whole quota.
+        Full::Quota { more, most, .. } => *more > most.get(),
+        Full::Queue(_) | Full::Strong(_) | Full::Bytes(_) | Full::Share { .. } => false,
+    }
 }
 
 fn reason(full: &Full) -> Reason {

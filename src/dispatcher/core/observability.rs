@@ -133,12 +133,7 @@ impl Core {
             return;
         }
         let (stats, cluster) = (self.journal.stats(), self.journal.cluster());
-        let levels = self.engine.levels();
-        let queue_is_full = match &cluster {
-            // As `/health`.
-            None => levels.queue as u128 * 10 >= self.observed.constants.queue_capacity as u128 * 9,
-            Some(_) => stats.is_full,
-        };
+        let queue_is_full = self.engine.is_nearly_full() || (cluster.is_some() && stats.is_full);
         let mut holds = vec![
             (Condition::QueueFull, queue_is_full),
             (Condition::ReplicasFull, self.engine.refuses_replicas(now.moment)),

@@ -326,6 +326,32 @@ async fn a_task_that_another_instance_has_just_accepted_is_known_once_its_partit
     running.stop().await;
 }
 
+#[tokio::test]
+async fn a_write_that_waits_for_room_follows_the_rename_of_its_replica() {
+    let running = RunningLoop::start(1);
+    let settings = EngineSettings { queue_capacity: 1, breaker_failures: 0, ..engine::settings() };
+    let (engine, queue_wait) = (Box::new(settings), Duration::from_secs(3_600));
+    running.events.send(LoopEvent::Reconfigured { engine, queue_wait }).unwrap();
+    running.pause(true).await;
+    let [first, second] = running.write([("k", EVENTUAL, None), ("k", EVENTUAL, None)]);
+    let first = first.await.unwrap().unwrap().id;
+    let show = |id| move |reply| Request::Tasks(TaskRequest::Show { id, reply });
+    wait_for(async || running.ask(show(first)).await.is_some()).await;
+    let (node, to) = (running.replica.clone(), Node::parse("http://127.0.0.1:10").unwrap());
+    let rename =
+        |reply| ReplicaRequest::Rename { node, to: to.clone(), is_settled_elsewhere: true, reply };
+    running.ask(|reply| Request::Replicas(rename(reply))).await.unwrap();
+    let discard = |reply| Request::Tasks(TaskRequest::Discard { id: first, reply });
+    running.ask(discard).await;
+    let second = second.await.unwrap().unwrap().id;
+    wait_for(async || running.ask(show(second)).await.is_some()).await;
+    let task = running.ask(show(second)).await.unwrap();
+    assert_eq!(task.deliveries[0].replica, to.as_str());
+    let list = |reply| ReplicaRequest::List { node: None, reply };
+    assert_eq!(running.ask(|reply| Request::Replicas(list(reply))).await.len(), 1);
+    running.stop().await;
+}
+
 async fn wait_for(reached: impl AsyncFn() -> bool) {
     while !reached().await {
         tokio::task::yield_now().await;

@@ -36,7 +36,7 @@ fn a_quota_limits_the_places_of_a_token_in_both_queues_together_and_no_one_else(
     let (accepted, full) = fill(&mut f, &limited, &["a"], Consistency::Eventual);
     let most = NonZeroU64::new(5).unwrap();
     let expected =
-        Full::Quota { client: limited.clone(), limit: SharedLimit::Queue, most, held: 5 };
+        Full::Quota { client: limited.clone(), limit: SharedLimit::Queue, most, held: 5, more: 1 };
     assert_eq!((accepted, &full), (4, &expected));
     let text = "this token has used up its quota (places=5; queued for it: 5)";
     assert_eq!(full.to_string(), text);
