@@ -77,6 +77,9 @@ pub fn check_files(config: &Config) -> Result<(), StartError> {
     Inbound::open(&config.inbound, config.address)?;
     outbound::policy(&config.outbound, config.address)?;
     outbound::credentials(&config.outbound)?;
+    if !config.notify.urls.is_empty() {
+        config.notify.secrets()?;
+    }
     Ok(())
 }
 

@@ -417,6 +417,13 @@ impl Engine {
         self.levels
     }
 
+    /// Whether 90 % of the eventual queue is used, in tasks or bytes.
+    pub fn is_nearly_full(&self) -> bool {
+        let nearly = |used: u128, most: u128| used * 10 >= most * 9;
+        nearly(self.levels.queue as u128, self.settings.queue_capacity as u128)
+            || nearly(self.levels.bytes.into(), self.settings.max_bytes.into())
+    }
+
     pub fn totals(&self) -> Counters {
         self.totals
     }

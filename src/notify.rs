@@ -59,7 +59,7 @@ pub struct NotifyConfig {
 
 impl NotifyConfig {
     /// Without a file there are no secrets, and nothing is signed.
-    fn secrets(&self) -> Result<NotifySecrets, NotifySecretError> {
+    pub(crate) fn secrets(&self) -> Result<NotifySecrets, NotifySecretError> {
         self.secret_file
             .as_deref()
             .map_or_else(|| Ok(NotifySecrets::default()), NotifySecrets::read)

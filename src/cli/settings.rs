@@ -116,6 +116,7 @@ pub(super) fn settings(arguments: &ArgMatches, origins: &Origins) -> Vec<Setting
 mod tests {
     use std::ffi::OsString;
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
     use crate::cli::environment::read;
@@ -191,6 +192,9 @@ mod tests {
     fn the_file_can_set_every_flag_and_has_the_same_effect() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("replicator.toml");
+        // One with a secret must be private.
+        fs::write(&file, "").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
         let daemon = daemon_flags();
         let names = daemon.get_arguments().filter_map(|arg| arg.get_long());
         let names: Vec<_> = names.filter(|name| *name != "config").collect();

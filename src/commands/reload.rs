@@ -11,6 +11,7 @@ use crate::cli::settings::Setting;
 use crate::config::Config;
 use crate::daemon::WITHOUT_RESTART;
 use crate::log::LogFilter;
+use crate::text::without_secrets;
 
 /// The setting of the log, which needs no restart either.
 const LOG: &str = "log";
@@ -38,7 +39,7 @@ impl SettingsReader {
         let (settings, config, filter) = match valid {
             Ok(valid) => valid,
             Err(invalid) => {
-                error!(error = %invalid, "the config file is not reloaded: all settings stay as they were");
+                error!(error = %without_secrets(&invalid.to_string()), "the config file is not reloaded: all settings stay as they were");
                 return None;
             }
         };

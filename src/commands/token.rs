@@ -7,6 +7,7 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -136,7 +137,10 @@ fn expires(args: &NewTokenArgs) -> Result<Option<Timestamp>, String> {
     const SECOND: u64 = 1_000_000_000;
     let now = wall_clock();
     // At a full second, which is easier to read.
-    let after = |time| Timestamp(now.saturating_add(time).0.div_ceil(SECOND) * SECOND);
+    let after = |time| {
+        let up = now.saturating_add(time).saturating_add(Duration::from_nanos(SECOND - 1));
+        Timestamp(up.0 / SECOND * SECOND)
+    };
     let expires = args.expires.or(args.expires_in.map(after));
     match expires.filter(|expires| *expires <= now) {
         Some(past) => Err(format!("--expires {} must be in the future", expiry_text(past))),
