@@ -329,8 +329,12 @@ pub enum KeyStanding {
     Pending,
     /// A dead letter.
     Dead,
-    /// The replica has no lane.
+    /// Nothing is sent to the replica.
+    Paused,
+    /// The replica has no lane, or was forgotten.
     Unknown,
+    /// It is not known any more which write of the key is the newest.
+    Dropped,
 }
 
 /// An attempt that was sent and has ended.

@@ -129,10 +129,13 @@ impl Engine {
 
     /// Whether the writes of a key have arrived at a replica.
     pub fn key_standing(&self, key: KeyId, node: &Node) -> KeyStanding {
-        let found = self.lanes.find(node).filter(|&number| !self.lanes[number].is_gone());
+        let is_forgotten = |number: &u32| self.lanes[*number].forget.is_forgotten();
+        let found = self.lanes.find(node).filter(|number| !is_forgotten(number));
         let Some(number) = found else { return KeyStanding::Unknown };
         let lane = &self.lanes[number];
-        if self.is_coming(key) || lane.chains.contains_key(&key) || lane.ambiguous.has(key) {
+        if lane.paused.is_some() {
+            KeyStanding::Paused
+        } else if self.is_coming(key) || lane.chains.contains_key(&key) || lane.ambiguous.has(key) {
             KeyStanding::Pending
         } else if lane.letters.of_key(key).is_some() {
             KeyStanding::Dead

@@ -96,6 +96,10 @@ impl Core {
                     };
                     replicas.iter().map(standing).collect()
                 });
+                // It may still be the newest, which is not known any more.
+                let is_dropped = sequence <= self.recent.dropped_through();
+                let standing =
+                    standing.or(is_dropped.then(|| vec![KeyStanding::Dropped; replicas.len()]));
                 let _ = reply.send(Ok(standing));
             }
             VerifyQuestion::Repair { of, write } => self.accept_repair(now, of, write),

@@ -65,7 +65,9 @@ fn is_equal(primary: &Reading, replica: &Reading) -> bool {
 fn unsettled(standing: KeyStanding) -> Judged {
     let why = match standing {
         KeyStanding::Dead => "the write is a dead letter",
+        KeyStanding::Paused => "the replica is paused",
         KeyStanding::Unknown => "the replica was forgotten",
+        KeyStanding::Dropped => "too many keys were written meanwhile",
         KeyStanding::Pending | KeyStanding::Settled => "a write of the key is on its way",
     };
     (VerifyResult::Pending, Some(why.to_owned()))

@@ -90,9 +90,13 @@ impl VerifiedMarks {
     /// Writes up to this one were dropped, compared or not.
     pub(super) fn dropped(&mut self, through: TaskId) {
         self.dropped_through = self.dropped_through.max(through.0);
+        let position = self.position;
         for mark in self.ranges.values_mut() {
             if mark.range.through < through.0 {
-                mark.range = VerifiedRange { after: through.0, through: through.0 };
+                // What had stopped the range is dropped, and what was compared since is not proven.
+                let from = if mark.stopped { through.0.max(position) } else { through.0 };
+                mark.range = VerifiedRange { after: from, through: from };
+                mark.stopped = false;
             }
         }
     }
@@ -117,6 +121,16 @@ mod tests {
     fn range(marks: &VerifiedMarks, name: &str) -> (u64, u64) {
         let range = marks.ranges[&node(name)].range;
         (range.after, range.through)
+    }
+
+    #[test]
+    fn a_range_that_had_stopped_grows_again_behind_what_was_dropped() {
+        let mut marks = VerifiedMarks::default();
+        marks.compared(TaskId(1), &[(node("a"), false)]);
+        marks.compared(TaskId(20), &[(node("a"), true)]);
+        marks.dropped(TaskId(10));
+        marks.compared(TaskId(21), &[(node("a"), true)]);
+        assert_eq!(range(&marks, "a"), (20, 21));
     }
 
     #[test]

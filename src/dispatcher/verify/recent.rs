@@ -75,6 +75,11 @@ impl RecentWrites {
         }
     }
 
+    /// The last write that was dropped because of the limits.
+    pub(crate) fn dropped_through(&self) -> TaskId {
+        self.dropped_through
+    }
+
     fn remove(&mut self, sequence: TaskId) {
         if let Some(write) = self.writes.remove(&sequence) {
             self.keys.remove(&write.key);

@@ -40,3 +40,22 @@ fn a_paused_replica_and_one_without_a_breaker_keep_their_deliveries_in_the_queue
     assert_eq!(stays(schedule(), true), None);
     assert_eq!(stays(EngineSettings { breaker_failures: 0, ..schedule() }, false), None);
 }
+
+#[test]
+fn a_key_at_a_paused_or_forgotten_replica_is_not_compared() {
+    let mut f = Fixture::new(settings());
+    let task = f.eventual("k", &["a"]);
+    let standing = |f: &mut Fixture| {
+        let key = f.keys.id("k");
+        f.engine.key_standing(key, &node("a"))
+    };
+    assert_eq!(standing(&mut f), KeyStanding::Pending);
+    f.sent();
+    f.answer(task, 0, Verdict::Delivered);
+    assert_eq!(standing(&mut f), KeyStanding::Settled);
+    f.engine.pause(f.now, &node("a"), Some(Timestamp(1).into()));
+    assert_eq!(standing(&mut f), KeyStanding::Paused);
+    f.engine.pause(f.now, &node("a"), None);
+    f.engine.forget(f.now, &node("a"));
+    assert_eq!(standing(&mut f), KeyStanding::Unknown);
+}
