@@ -302,7 +302,10 @@ fn store(path: &Path) -> Vec<String> {
     path.hash(&mut hasher);
     let cluster = format!("c{:x}", hasher.finish());
     let store = super::servers::shared().to_owned();
-    ["--store", &store, "--cluster", &cluster, "--partitions", "2"].map(str::to_owned).to_vec()
+    // A machine that is slow for two seconds must not end a lease: deliveries are repeated then.
+    let lease = ["--lease", "10s"];
+    let flags = ["--store", &store, "--cluster", &cluster, "--partitions", "2"];
+    flags.into_iter().chain(lease).map(str::to_owned).collect()
 }
 
 /// Starts it and waits until it serves. The runtime is not blocked meanwhile, so replicas of the
