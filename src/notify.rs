@@ -186,7 +186,7 @@ impl fmt::Debug for Notifier {
     }
 }
 
-/// Sends one test notification to each receiver, and returns what became of it.
+/// Sends one test notification to each receiver, and returns the outcome of each.
 pub(crate) async fn test(
     config: &NotifyConfig,
     http: &HttpClient,

@@ -16,7 +16,7 @@ use super::settings::{self, daemon_flags};
 use crate::text::{quoted, unmarked, without_secrets};
 use crate::trusted_file::{FileContent, UntrustedFile, read_trusted};
 
-/// A thousand rules for replicas take a tenth of it.
+/// A thousand rules for replicas are about a tenth of this.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Names at least as similar as this are suggested, as clap does for flags.

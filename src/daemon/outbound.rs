@@ -18,7 +18,7 @@ use crate::replica::{ClientTls, ClientTlsError, ReplicaClient, ReplicaTokens, Re
 use crate::text::without_bom;
 use crate::trusted_file::{FileContent, UntrustedFile, read_trusted};
 
-/// A thousand replicas with tokens take a tenth of it.
+/// A thousand replicas with tokens are about a tenth of this.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Error)]

@@ -3,7 +3,7 @@
 //! The background verification goes through the recent writes in the order of their sequences. The
 //! range of a replica grows while each of them is equal, or of another replica, or was replaced by a
 //! newer one. It stops at the first that is not proven; the next pass begins there. If a write is
-//! dropped before it was compared, nothing can be proven of it, and the range begins again behind it.
+//! dropped before it was compared, nothing can be proven about it, and the range starts again after it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

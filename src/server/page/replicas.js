@@ -63,7 +63,7 @@ export class Replicas {
       const verb = pause.dataset.verb;
       const now = await post(`${path}/${verb}`);
       this.#changed(now);
-      return told(verb === 'pause'
+      return reportChange(verb === 'pause'
         ? `${name} is paused. Nothing is sent to it until it is resumed.`
         : `${name} is resumed.`, now);
     }));
@@ -71,7 +71,7 @@ export class Replicas {
     probe.addEventListener('click', () => act(probe, `${name} was not probed`, async () => {
       const { probing, reason, incomplete } = await post(`${path}/probe`);
       this.#changed(null);
-      return told(probing ? `A probe is being sent to ${name}.` : `No probe for ${name}: ${reason}`, { incomplete });
+      return reportChange(probing ? `A probe is being sent to ${name}.` : `No probe for ${name}: ${reason}`, { incomplete });
     }));
     const rename = el('button', { type: 'button', 'aria-label': `Rename ${name}` }, 'Rename');
     rename.addEventListener('click', () => act(rename, `${name} keeps its address`, async () => {
@@ -80,7 +80,7 @@ export class Replicas {
       if (!answer) return undefined;
       const now = await post(`${path}/rename`, { to: answer.to });
       this.#changed(null);
-      return told(`${name} is now ${format.node(now.replica)}.`, now);
+      return reportChange(`${name} is now ${format.node(now.replica)}.`, now);
     }));
     const forget = el('button', { type: 'button', class: 'danger', 'aria-label': `Forget ${name}` }, 'Forget');
     forget.addEventListener('click', () => act(forget, `${name} was not forgotten`, async () => {
@@ -88,7 +88,7 @@ export class Replicas {
       if (!answer) return undefined;
       const { discarded, incomplete } = await post(`${path}/forget`);
       this.#changed(null);
-      return told(`${name} is forgotten: ${format.plural(discarded, 'delivery', 'deliveries')} discarded.`, { incomplete });
+      return reportChange(`${name} is forgotten: ${format.plural(discarded, 'delivery', 'deliveries')} discarded.`, { incomplete });
     }));
     const buttons = el('div', { class: 'actions' }, pause, probe, rename, forget);
     const row = el('tr', {}, ...Object.values(cells), cell('', { class: 'buttons' }, buttons));
@@ -101,7 +101,7 @@ export class Replicas {
 }
 
 /** The result of an action. One that does not hold for the whole cluster is shown as a problem. */
-function told(text, { incomplete, unconfirmed = [] }) {
+function reportChange(text, { incomplete, unconfirmed = [] }) {
   const names = unconfirmed.join(', ');
   const late = names && `Not confirmed by ${names}, which may still act as before.`;
   const missing = [late, format.lack(incomplete)].filter(Boolean);

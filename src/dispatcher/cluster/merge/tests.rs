@@ -205,18 +205,10 @@ fn a_replica_is_as_bad_as_for_the_worst_instance_and_paused_for_all() {
 
 #[test]
 fn a_key_has_the_writes_of_all_instances_and_what_is_known_of_each_replica() {
-    let task = |id: u64, settled: bool| api::TaskInfo {
+    let task = |id: u64, is_settled: bool| api::TaskInfo {
         task_id: id.to_string(),
         key: Some("k".to_owned()),
-        operation: None,
-        value_bytes: None,
-        accepted_at: None,
-        expires_at: None,
-        user_id: None,
-        consistency: None,
-        settled_at: settled.then(|| "2026-01-01".to_owned()),
-        deliveries: vec![],
-        incomplete: vec![],
+        ..settled(is_settled.then_some("2026-01-01")).unwrap()
     };
     let of = |writes, acknowledged: Option<u64>, pending| api::KeyInfo {
         key: "k".to_owned(),
