@@ -27,6 +27,7 @@ use output::fail;
 use reload::SettingsReader;
 
 mod admin;
+mod aside;
 mod check;
 mod config;
 mod demo;

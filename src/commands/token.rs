@@ -1,7 +1,7 @@
 //! `replicator token`: creates a token and its line for `--auth-file`; lists and revokes the tokens of
 //! a file.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::admin::text::{Table, bytes};
+use super::aside::AsideFile;
 use super::output::{self, fail, say};
 use super::with_causes;
 use crate::access::{Grant, NewToken, TokenList, check_name, check_replica, expiry_text};
@@ -175,20 +176,11 @@ fn revoke(args: &RevokeTokenArgs) -> Result<(), String> {
 /// Replaces a file at once, with the same owner and mode.
 fn replace(path: &Path, content: &str) -> io::Result<()> {
     let old = fs::metadata(path)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    let mut open = OpenOptions::new();
-    let mut file = open.write(true).create_new(true).mode(0o600).open(&new)?;
-    let replaced = fchown(&file, Some(old.uid()), Some(old.gid()))
-        .and_then(|()| file.set_permissions(old.permissions()))
-        .and_then(|()| file.write_all(content.as_bytes()))
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&new, path));
-    if let Err(error) = replaced {
-        let _ = fs::remove_file(&new);
-        return Err(error);
-    }
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    let mut new = AsideFile::create(path)?;
+    fchown(&new.file, Some(old.uid()), Some(old.gid()))?;
+    new.file.set_permissions(old.permissions())?;
+    new.file.write_all(content.as_bytes())?;
+    new.finish()
 }
 
 /// Appends a line, unless the daemon would refuse to start with the result.

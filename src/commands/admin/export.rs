@@ -2,17 +2,15 @@
 //!
 //! A file appears under its name when the copy is complete and on disk.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 
 use super::client::DaemonClient;
 use super::screen::Screen;
 use super::{CommandError, CommandOutcome};
+use crate::commands::aside::AsideFile;
 
 /// More than the last line of a copy.
 const LAST_BYTES: usize = 4096;
@@ -49,42 +47,13 @@ async fn to_file(path: &Path, client: &DaemonClient) -> Result<LastLine, Command
     if path.symlink_metadata().is_ok() {
         return Err(failed(io::ErrorKind::AlreadyExists.into()));
     }
-    let aside = Aside::of(path);
-    let create = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside.0);
-    let mut file = create.map_err(failed)?;
-    let last = copy(client, &mut file).await.map_err(|error| match error {
+    let mut aside = AsideFile::create(path).map_err(failed)?;
+    let last = copy(client, &mut aside.file).await.map_err(|error| match error {
         CommandError::Print(error) => failed(error),
         other => other,
     })?;
-    let finish = || {
-        file.sync_all()?;
-        fs::rename(&aside.0, path)?;
-        File::open(parent(path))?.sync_all()
-    };
-    finish().map_err(failed)?;
+    aside.finish().map_err(failed)?;
     Ok(last)
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// The file until it has its name. Removed on drop.
-struct Aside(PathBuf);
-
-impl Aside {
-    fn of(path: &Path) -> Self {
-        let mut name = OsString::from(path);
-        name.push(format!(".{}.part", std::process::id()));
-        Self(name.into())
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        // If that fails, a file with a name of its own remains.
-        let _ = fs::remove_file(&self.0);
-    }
 }
 
 /// Copies the lines as they come, and requires the last one.
