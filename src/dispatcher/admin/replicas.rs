@@ -205,11 +205,7 @@ impl Core {
         let known = self.registry.pause_of(&node);
         if known.is_none_or(|known| known.until != until) {
             let since = known.map_or(now.wall, |known| known.since.min(now.wall));
-            let pause = Some(ReplicaPause { since, until });
-            let change = self.registry.pause(&node, pause, now.wall);
-            self.save_registry(vec![change]);
-            self.engine.pause(now, &node, pause);
-            self.act(now);
+            self.set_pause(now, &node, Some(ReplicaPause { since, until }));
             let until = until.map(view::time);
             let shown = until.as_deref().unwrap_or("resumed");
             info!(replica = %node, until = shown, "an operator has paused a replica");
@@ -218,14 +214,18 @@ impl Core {
         Ok(self.list_replicas(now, Some(&node)).pop())
     }
 
+    fn set_pause(&mut self, now: Now, node: &Node, pause: Option<ReplicaPause>) {
+        let change = self.registry.pause(node, pause, now.wall);
+        self.save_registry(vec![change]);
+        self.engine.pause(now, node, pause);
+        self.act(now);
+    }
+
     fn resume(&mut self, now: Now, node: &Node) -> Option<api::Replica> {
         let node = self.resolve_for_admin(node);
         let lane = self.engine.lanes().find(|lane| lane.node == node)?;
         if lane.paused.is_some() {
-            let change = self.registry.pause(&node, None, now.wall);
-            self.save_registry(vec![change]);
-            self.engine.pause(now, &node, None);
-            self.act(now);
+            self.set_pause(now, &node, None);
             info!(replica = %node, "an operator has resumed a replica");
             self.observed.publish_replica(now, &node, api::ReplicaChange::Resumed, None);
         }

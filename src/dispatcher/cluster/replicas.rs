@@ -46,8 +46,8 @@ impl Handle {
         Ok((merge::replicas(lists), incomplete))
     }
 
-    /// Pauses the deliveries to a replica, or resumes them without an end, durably. Returns when every live instance applies
-    /// it, or after 5 s with those that have not confirmed it.
+    /// Pauses the deliveries to a replica until `end`, or resumes them if there is none, durably. Returns
+    /// when every live instance applies it, or after 5 s with those that have not confirmed it.
     pub async fn pause(
         &self,
         node: &Node,
