@@ -46,6 +46,8 @@ const EXPIRES_SOON: Duration = Duration::from_secs(60);
 /// Keys at the same time.
 const AT_ONCE: usize = 8;
 const TIME_LIMIT: Duration = Duration::from_secs(45);
+/// No repair begins later after the comparisons.
+const REPAIRS_WITHIN: Duration = Duration::from_secs(10);
 const MAX_FINDINGS: usize = 100;
 /// Writes that the background verification takes at once, and its pause between two passes.
 const PART: usize = 64;
@@ -113,6 +115,8 @@ struct Look {
 /// The comparison of one write.
 struct Comparison {
     write: RecentWrite,
+    /// What the primary returned at last.
+    primary: Reading,
     results: Vec<ReplicaResult>,
 }
 
@@ -120,6 +124,13 @@ struct ReplicaResult {
     replica: Node,
     judged: Judged,
     repaired_by: Option<TaskId>,
+}
+
+impl ReplicaResult {
+    fn differs(&self) -> bool {
+        use VerifyResult::{Different, Extra, Missing};
+        matches!(self.judged.0, Different | Missing | Extra)
+    }
 }
 
 impl Handle {
@@ -139,17 +150,27 @@ impl Handle {
         let VerifyOptions { replica, sample, repair } = options;
         let writes = self.recent_sample(replica, sample).await?;
         let mut report = VerifyReport { chosen: writes.len() as u64, ..VerifyReport::default() };
-        let comparisons = writes.into_iter().map(|write| self.compare(reader, write, repair));
+        let comparisons = writes.into_iter().map(|write| self.compare(reader, write));
         let mut comparisons = stream::iter(comparisons).buffer_unordered(AT_ONCE);
+        let mut compared = Vec::new();
         let collected = async {
             while let Some(comparison) = comparisons.next().await {
-                report.add(comparison?);
+                compared.push(comparison?);
             }
             Ok(())
         };
         // At the limit, what was not compared is counted.
         if let Ok(Err(stopped)) = tokio::time::timeout(TIME_LIMIT, collected).await {
             return Err(stopped);
+        }
+        // Afterwards, because a repair that has begun must be reported, and one at a time, because each
+        // holds a value.
+        let until = wall_clock().saturating_add(REPAIRS_WITHIN);
+        for mut comparison in compared {
+            if repair {
+                self.repair_differences(reader, &mut comparison, until).await;
+            }
+            report.add(comparison);
         }
         let counts = report.counts;
         info!(
@@ -165,31 +186,39 @@ impl Handle {
         &self,
         reader: &NodeReader,
         write: RecentWrite,
-        repair: bool,
     ) -> Result<Comparison, AdminError> {
-        let (mut results, primary) = self.judged(reader, &write).await?;
+        let (results, primary) = self.judged(reader, &write).await?;
         for result in &results {
             reader.board.with(|marks| marks.count(result.judged.0));
-        }
-        let differs = |result: &ReplicaResult| {
-            use VerifyResult::{Different, Extra, Missing};
-            matches!(result.judged.0, Different | Missing | Extra)
-        };
-        let nodes: Vec<_> =
-            results.iter().filter(|one| differs(one)).map(|one| one.replica.clone()).collect();
-        for node in &nodes {
-            warn!(replica = %node, task = %write.sequence, "a replica differs from the primary");
-        }
-        if repair && !nodes.is_empty() {
-            let repaired = self.repaired(reader, &write, &primary, nodes).await;
-            for result in results.iter_mut().filter(|one| differs(one)) {
-                match &repaired {
-                    Ok(task) => result.repaired_by = Some(*task),
-                    Err(why) => result.judged.1 = Some(format!("not repaired: {why}")),
-                }
+            if result.differs() {
+                let node = &result.replica;
+                warn!(replica = %node, task = %write.sequence, "a replica differs from the primary");
             }
         }
-        Ok(Comparison { write, results })
+        Ok(Comparison { write, primary, results })
+    }
+
+    async fn repair_differences(
+        &self,
+        reader: &NodeReader,
+        Comparison { write, primary, results }: &mut Comparison,
+        until: Timestamp,
+    ) {
+        let differ = results.iter().filter(|one| one.differs());
+        let nodes: Vec<_> = differ.map(|one| one.replica.clone()).collect();
+        if nodes.is_empty() {
+            return;
+        }
+        let repaired = match wall_clock() < until {
+            true => self.repaired(reader, write, primary, nodes).await,
+            false => Err("no time was left, verify again".to_owned()),
+        };
+        for result in results.iter_mut().filter(|one| one.differs()) {
+            match &repaired {
+                Ok(task) => result.repaired_by = Some(*task),
+                Err(why) => result.judged.1 = Some(format!("not repaired: {why}")),
+            }
+        }
     }
 
     /// The result of each replica, and what the primary returned at last.
@@ -339,13 +368,14 @@ async fn verify_pass(
         // In their order, because the range must not skip one.
         let comparisons = part.writes.into_iter().map(async |write| {
             if expires_soon(&write, wall_clock()) {
-                return Ok(Comparison { write, results: Vec::new() });
+                let (primary, results) = (Reading::Missing, Vec::new());
+                return Ok(Comparison { write, primary, results });
             }
-            handle.compare(reader, write, false).await
+            handle.compare(reader, write).await
         });
         let mut comparisons = stream::iter(comparisons).buffered(AT_ONCE);
         while let Some(comparison) = comparisons.next().await {
-            let Comparison { write, results } = comparison?;
+            let Comparison { write, results, .. } = comparison?;
             // The newer write is compared in its turn.
             let proven = |one: &ReplicaResult| {
                 matches!(one.judged.0, VerifyResult::Equal | VerifyResult::Rewritten)
@@ -373,7 +403,7 @@ struct VerifyReport {
 
 impl VerifyReport {
     fn add(&mut self, comparison: Comparison) {
-        let Comparison { write, results } = comparison;
+        let Comparison { write, results, .. } = comparison;
         self.keys += 1;
         for ReplicaResult { replica, judged: (result, detail), repaired_by } in results {
             let of_replica = self.replicas.entry(replica.clone()).or_default();
