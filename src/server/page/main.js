@@ -259,6 +259,11 @@ onToken((state) => {
 });
 
 followTheme(byId('theme'));
+// What is scrolled into view, as by the Tab key, must not end up behind the bar.
+new ResizeObserver(([{ target }]) => {
+  const covers = getComputedStyle(target).position === 'sticky';
+  document.documentElement.style.scrollPaddingTop = covers ? `${target.offsetHeight}px` : '';
+}).observe(document.querySelector('.bar'));
 byId('skip').addEventListener('click', (event) => {
   // The hash names the view and must not change.
   event.preventDefault();

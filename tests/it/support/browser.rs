@@ -1,5 +1,6 @@
 //! A headless browser: Debian's chromium and its driver, which `tests/run` installs.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read};
 use std::mem::ManuallyDrop;
 use std::os::unix::process::CommandExt;
@@ -11,7 +12,7 @@ use tempfile::TempDir;
 use thirtyfour::prelude::*;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{PATIENCE, client, wait_until};
+use super::{PATIENCE, client, wait_until, within};
 
 /// A browser with one page.
 pub struct Browser {
@@ -146,20 +147,30 @@ impl Browser {
     /// there is one. The page does all of that in one step: a click of the mouse at a position
     /// misses an element that the page moves meanwhile.
     pub async fn click(&self, selector: &str) {
-        let selector = json!(selector);
-        self.until(&format!(
-            "[...document.querySelectorAll({selector})].some((element) => {{
-                if (!element.checkVisibility() || element.disabled) return false;
-                element.scrollIntoView({{ block: 'nearest', behavior: 'instant' }});
-                const at = element.getBoundingClientRect();
-                const top = document.elementFromPoint(at.x + at.width / 2, at.y + at.height / 2);
-                if (!element.contains(top)) return false;
-                element.focus();
-                element.click();
-                return true;
-            }})"
-        ))
-        .await;
+        let click = format!(
+            "(() => {{
+                let why = 'there is none';
+                for (const element of document.querySelectorAll({selector})) {{
+                    if (!element.checkVisibility()) {{ why = 'hidden'; continue; }}
+                    if (element.disabled) {{ why = 'disabled'; continue; }}
+                    element.scrollIntoView({{ block: 'nearest', behavior: 'instant' }});
+                    const at = element.getBoundingClientRect();
+                    const top = document.elementFromPoint(at.x + at.width / 2, at.y + at.height / 2);
+                    if (!element.contains(top)) {{ why = `covered by ${{top?.outerHTML}}`; continue; }}
+                    element.focus();
+                    element.click();
+                    return null;
+                }}
+                return why;
+            }})()",
+            selector = json!(selector),
+        );
+        let why = RefCell::new(Value::Null);
+        let clicked = within(PATIENCE, || async {
+            *why.borrow_mut() = self.eval(&click).await;
+            why.borrow().is_null().then_some(())
+        });
+        assert!(clicked.await.is_some(), "cannot click {selector}: {}", why.into_inner());
     }
 
     /// Types into a field.
