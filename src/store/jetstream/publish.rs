@@ -306,42 +306,53 @@ impl Publisher {
         standing: &Standing,
         messages: &TaskMessages,
         deadline: Instant,
-        mut found: oneshot::Receiver<()>,
+        found: oneshot::Receiver<()>,
     ) -> Result<Option<Ack>, AppendError> {
-        let (partition, before) = (standing.partition, standing.stored());
-        if self.store.is_nearly_full(partition) {
+        if self.store.is_nearly_full(standing.partition) {
             return Err(AppendError::Full);
         }
-        loop {
-            let attempt = async {
-                // The client would keep it, and send it long after the write was given up.
-                if self.store.client().connection_state() != State::Connected {
-                    return Err(StoreRequestError::Unanswered("there is no connection".to_owned()));
-                }
-                self.attempt(partition, messages, before).await
-            };
-            let result = tokio::select! {
-                biased;
-                _ = &mut found => return Ok(None),
-                result = timeout_at(deadline, attempt) => result,
-            };
-            if let Some(gate) = self.gates.get(usize::from(partition.0)) {
-                gate.is_silent.store(!matches!(result, Ok(Ok(_))), Ordering::Relaxed);
+        tokio::select! {
+            biased;
+            _ = found => Ok(None),
+            // Around all attempts: one that fails at once does not look at the deadline.
+            stored = timeout_at(deadline, self.store_at_last(standing, messages)) => {
+                let stored = stored.unwrap_or(Err(AppendError::Unconfirmed));
+                self.note_silence(standing.partition, stored.is_err());
+                stored.map(Some)
             }
+        }
+    }
+
+    /// Attempts to store a task until it is stored, or the log is full.
+    async fn store_at_last(
+        &self,
+        standing: &Standing,
+        messages: &TaskMessages,
+    ) -> Result<Ack, AppendError> {
+        let (partition, before) = (standing.partition, standing.stored());
+        loop {
+            // The client would keep it, and send it long after the write was given up.
+            let result = if self.store.client().connection_state() == State::Connected {
+                self.attempt(partition, messages, before).await
+            } else {
+                Err(StoreRequestError::Unanswered("there is no connection".to_owned()))
+            };
             match result {
-                Ok(Ok(ack)) => return Ok(Some(ack)),
-                Ok(Err(StoreRequestError::Full(why))) => {
+                Ok(ack) => return Ok(ack),
+                Err(StoreRequestError::Full(why)) => {
                     debug!(why, "a stream is full");
                     return Err(AppendError::Full);
                 }
-                Ok(Err(error)) => debug!(%error, ?partition, "a write is published again"),
-                Err(_) => return Err(AppendError::Unconfirmed),
+                Err(error) => debug!(%error, ?partition, "a write is published again"),
             }
-            tokio::select! {
-                biased;
-                _ = &mut found => return Ok(None),
-                _ = timeout_at(deadline, sleep(PAUSE)) => {}
-            }
+            self.note_silence(partition, true);
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn note_silence(&self, partition: Partition, is_silent: bool) {
+        if let Some(gate) = self.gates.get(usize::from(partition.0)) {
+            gate.is_silent.store(is_silent, Ordering::Relaxed);
         }
     }
 

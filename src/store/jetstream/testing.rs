@@ -27,11 +27,11 @@ impl NatsServer {
 
     /// Kills the server and starts it again.
     pub(crate) fn restart(&mut self, dir: &Path) {
-        self.end();
+        self.stop();
         self.child = spawn(dir, self.port);
     }
 
-    fn end(&mut self) {
+    pub(crate) fn stop(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -67,7 +67,7 @@ impl NatsServer {
 
 impl Drop for NatsServer {
     fn drop(&mut self) {
-        self.end();
+        self.stop();
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tempfile::TempDir;
 
+use super::names::place_of;
 use super::testing::NatsServer;
 use super::{JetStreamJournal, JetStreamSettings, message};
 use crate::store::*;
@@ -182,6 +183,43 @@ fn writes_of_a_key_keep_their_order_over_a_restart_of_the_server_and_none_is_los
         let ids = (0..400).filter(|number| number % 7 == key).map(|number| id(&outcomes[&number]));
         assert!(ids.is_sorted(), "key {key}");
     }
+    owner.close();
+}
+
+#[test]
+fn a_write_without_a_server_is_given_up_at_its_deadline_and_never_stored() {
+    let mut world = World::new();
+    let settings = JetStreamSettings { timeout: Duration::from_secs(2), ..world.settings("a") };
+    let owner = Opened::with(&settings);
+    owner.claimed();
+    owner.append(0, "key");
+    owner.outcomes(1);
+    let outcome = |number| loop {
+        if let Report::Outcome(of, outcome) = owner.next() {
+            assert_eq!(of, number);
+            return outcome;
+        }
+    };
+    world.server.stop();
+    owner.append(1, "key");
+    assert_eq!(outcome(1), Err(AppendError::Unconfirmed));
+    world.server.restart(world.dir.path());
+    let mut last = 2;
+    let id = loop {
+        owner.append(last, "key");
+        match outcome(last) {
+            Ok(outcome) => break id(&outcome),
+            Err(error) => assert_eq!(error, AppendError::Unconfirmed),
+        }
+        last += 1;
+    };
+    // No write of this key between the first and the last one.
+    let (partition, sequence) = place_of(id);
+    let store = owner.journal.store();
+    let messages = block_on(store.read_from(partition, 1)).unwrap();
+    let subject = store.names().task(partition);
+    let tasks: Vec<_> = messages.iter().filter(|message| message.subject == subject).collect();
+    assert_eq!((tasks.len(), tasks[1].sequence), (2, sequence));
     owner.close();
 }
 

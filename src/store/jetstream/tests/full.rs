@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::store::jetstream::connect::Store;
-use crate::store::jetstream::names::place_of;
 use crate::store::jetstream::protocol::{Outgoing, StoreRequestError};
 use crate::task::{Cause, DeadLetter};
 
