@@ -9,16 +9,24 @@
 //! themselves, by their own places. `copying.rs` says when tasks are copied.
 //!
 //! A task has the sequence of its first message for ever: it is its id, and orders the tasks of a key.
+//!
+//! A task that some of its replicas have, and for which nothing has failed, is listed with them here. So
+//! a replica that is ahead of another one costs a few numbers, and not a message for each task.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bincode::{BorrowDecode, Encode};
+
+use crate::task::Progress;
 
 /// The most runs of tasks in a checkpoint, so that it fits into a message.
 const MAX_RUNS: usize = 50_000;
 
 /// The most copies, whose runs a checkpoint has all.
 pub(super) const MAX_COPIES: usize = 100_000;
+
+/// The most runs of deliveries. Beyond it the progress of a task is a message of its own.
+const MAX_DELIVERY_RUNS: usize = 4_000;
 
 /// Of the messages of a task, besides its content: subjects, headers, what the servers add.
 const MESSAGE_BYTES: u64 = 512;
@@ -53,6 +61,9 @@ pub(super) struct Settled {
     tasks: Runs,
     /// By the sequences of the copies themselves.
     copies: Runs,
+    /// By the positions of replicas. Of the unsettled tasks, those without and with a delivery, in turn.
+    /// They begin with the first task of all, whose id is 1.
+    deliveries: Vec<Runs>,
 }
 
 /// Lengths of the runs above the floor, in turn: not settled, settled, not settled and so on. Nothing
@@ -65,6 +76,7 @@ struct Runs(Vec<u64>);
 pub(super) struct SettledIndex {
     tasks: RunIndex,
     copies: RunIndex,
+    deliveries: Vec<RunIndex>,
 }
 
 #[derive(Debug, Default)]
@@ -77,7 +89,8 @@ struct RunIndex {
 impl Settled {
     pub(super) fn index(&self) -> SettledIndex {
         let [tasks, copies] = [&self.tasks, &self.copies].map(|runs| runs.index(self.floor));
-        SettledIndex { tasks, copies }
+        let deliveries = self.deliveries.iter().map(|runs| runs.index(0)).collect();
+        SettledIndex { tasks, copies, deliveries }
     }
 }
 
@@ -104,6 +117,11 @@ impl Runs {
             runs.extend([run, rest]);
         }
         Self(runs)
+    }
+
+    /// Ends a run with this sequence, as the run before ended with `before`.
+    fn end(&mut self, before: &mut u64, sequence: u64) {
+        self.0.push(sequence - std::mem::replace(before, sequence));
     }
 
     fn index(&self, floor: u64) -> RunIndex {
@@ -152,6 +170,44 @@ impl SettledIndex {
     /// Whether the copy with this sequence is settled, or has a newer one.
     pub(super) fn has_copy(&self, sequence: u64) -> bool {
         self.copies.contains(sequence)
+    }
+
+    /// The replicas that have this unsettled task, as far as no message says so.
+    pub(super) fn deliveries(&self, id: u64) -> Deliveries {
+        let mut deliveries = Deliveries::default();
+        for (position, _) in
+            self.deliveries.iter().enumerate().filter(|(_, runs)| runs.contains(id))
+        {
+            deliveries.insert(position);
+        }
+        deliveries
+    }
+}
+
+/// A set of the replicas of a task: a bit for each of the first 64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Deliveries(u64);
+
+impl Deliveries {
+    /// `None` if there is more to say than which of the first 64 replicas have the task.
+    pub(super) fn of(progress: &[Progress]) -> Option<Self> {
+        let mut deliveries = Self::default();
+        for (position, progress) in progress.iter().enumerate() {
+            match progress {
+                Progress::Untouched => {}
+                Progress::Delivered if position < 64 => deliveries.insert(position),
+                _ => return None,
+            }
+        }
+        Some(deliveries)
+    }
+
+    fn insert(&mut self, position: usize) {
+        self.0 |= u32::try_from(position).ok().and_then(|bit| 1_u64.checked_shl(bit)).unwrap_or(0);
+    }
+
+    pub(super) fn contains(self, position: usize) -> bool {
+        position < 64 && self.0 >> position & 1 == 1
     }
 }
 
@@ -208,6 +264,7 @@ pub(super) struct OpenTask {
     pub(super) progress: Option<LogPlace>,
     progress_bytes: u64,
     is_dead: bool,
+    pub(super) deliveries: Deliveries,
 }
 
 /// The unsettled tasks of an owned partition, by their ids.
@@ -222,6 +279,8 @@ pub(super) struct Unsettled {
     copied_through: u64,
     levels: PartitionLevels,
     progress_bytes: u64,
+    /// The runs of deliveries, and at most two for each delivery since the last checkpoint.
+    delivery_runs: usize,
 }
 
 impl OpenTask {
@@ -232,8 +291,15 @@ impl OpenTask {
     }
 
     pub(super) fn at(sequence: u64, bytes: u64, chunks: Option<u64>) -> Self {
-        let place = LogPlace::At(sequence);
-        Self { bytes, place, chunks, progress: None, progress_bytes: 0, is_dead: false }
+        Self {
+            bytes,
+            place: LogPlace::At(sequence),
+            chunks,
+            progress: None,
+            progress_bytes: 0,
+            is_dead: false,
+            deliveries: Deliveries::default(),
+        }
     }
 
     /// Its first message; `None` if all are on their way or lost.
@@ -302,6 +368,23 @@ impl Unsettled {
             task.progress_bytes = bytes as u64;
             self.progress_bytes += task.progress_bytes;
             task.progress = Some(place);
+        }
+    }
+
+    /// The progress of a task as the next checkpoint can list it; `None` if it needs a message.
+    pub(super) fn listed(&self, id: u64, progress: &[Progress]) -> Option<Deliveries> {
+        // A message of before would still say what has failed.
+        let has_message = self.tasks.get(&id).is_none_or(|task| task.progress.is_some());
+        if has_message || self.delivery_runs >= MAX_DELIVERY_RUNS {
+            return None;
+        }
+        Deliveries::of(progress)
+    }
+
+    pub(super) fn list(&mut self, id: u64, deliveries: Deliveries) {
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.deliveries = deliveries;
+            self.delivery_runs += 2;
         }
     }
 
@@ -374,18 +457,43 @@ impl Unsettled {
     ///
     /// If the tasks have too many runs, the last ones are left out: the newest tasks count as unsettled
     /// then, and the next owner repeats them, after every older one. Runs of copies are never left out:
-    /// a copy is older than tasks before it.
-    pub(super) fn settled(&self) -> Settled {
+    /// a copy is older than tasks before it. Nor are runs of deliveries, of which there are never too many.
+    pub(super) fn settled(&mut self) -> Settled {
         let begins = self.tasks.values().filter_map(OpenTask::begin);
         let floor =
             begins.min().map_or(self.through, |first| self.through.min(first.saturating_sub(1)));
         let firsts = self.tasks.iter().filter(|(id, task)| task.place == LogPlace::At(**id));
         let firsts = firsts.map(|(id, _)| *id);
-        Settled {
-            floor,
-            tasks: Runs::of(floor, firsts, self.through, MAX_RUNS),
-            copies: Runs::of(floor, self.copies.keys().copied(), self.copied_through, usize::MAX),
+        let tasks = Runs::of(floor, firsts, self.through, MAX_RUNS);
+        let copies = Runs::of(floor, self.copies.keys().copied(), self.copied_through, usize::MAX);
+        let deliveries = self.deliveries();
+        self.delivery_runs = deliveries.iter().map(|runs| runs.0.len()).sum();
+        Settled { floor, tasks, copies, deliveries }
+    }
+
+    /// A run ends at a task that has another state. Between two unsettled tasks there is no third one, so
+    /// whatever is there may be in any run.
+    fn deliveries(&self) -> Vec<Runs> {
+        let all = self.tasks.values().fold(0, |all, task| all | task.deliveries.0);
+        let positions = usize::try_from(u64::BITS - all.leading_zeros()).unwrap_or(0);
+        let mut runs = vec![(Runs::default(), 0); positions];
+        let (mut before, mut last) = (Deliveries::default(), 0);
+        // Behind the last task nothing is delivered.
+        let end = (u64::MAX, Deliveries::default());
+        let tasks = self.tasks.iter().map(|(id, task)| (*id, task.deliveries));
+        for (id, deliveries) in tasks.chain([end]) {
+            if deliveries != before {
+                for (position, (runs, end)) in runs.iter_mut().enumerate() {
+                    match (before.contains(position), deliveries.contains(position)) {
+                        (false, true) => runs.end(end, id - 1),
+                        (true, false) => runs.end(end, last),
+                        _ => {}
+                    }
+                }
+            }
+            (before, last) = (deliveries, id);
         }
+        runs.into_iter().map(|(runs, _)| runs).collect()
     }
 }
 

@@ -280,13 +280,20 @@ impl Owned {
                     self.keep_key(sequence);
                     continue;
                 }
-                TaskSettlement::Save(progress) => match message::progress(progress) {
-                    Ok(row) => Some((row, is_dead(progress))),
-                    Err(error) => {
-                        error!(%error, "progress cannot be encoded");
+                TaskSettlement::Save(progress) => {
+                    if let Some(deliveries) = self.unsettled.listed(sequence, progress) {
+                        self.note(sequence, Some(settlement));
+                        self.unsettled.list(sequence, deliveries);
                         continue;
                     }
-                },
+                    match message::progress(progress) {
+                        Ok(row) => Some((row, is_dead(progress))),
+                        Err(error) => {
+                            error!(%error, "progress cannot be encoded");
+                            continue;
+                        }
+                    }
+                }
             };
             let fits = |row: &Bytes| rows.len() < most_rows && bytes + row.len() <= MAX_ROW_BYTES;
             let Some((row, is_dead)) = row.filter(|(row, _)| fits(row)) else {
@@ -498,7 +505,7 @@ impl Owned {
                 return;
             }
         }
-        let OwnedStage::Recovering { recovery, .. } =
+        let OwnedStage::Recovering { recovery, index, .. } =
             mem::replace(&mut self.stage, OwnedStage::Live)
         else {
             return;
@@ -508,7 +515,7 @@ impl Owned {
         self.unsettled = Unsettled::after(claim);
         let mut tasks = Vec::with_capacity(CLAIMED_AT_ONCE);
         let (partition, mut total) = (self.partition, 0);
-        for (id, RecoveredTask { open, task, progress }) in recovery.finish() {
+        for (id, RecoveredTask { open, task, progress }) in recovery.finish(&index) {
             self.unsettled.add(id, open);
             if let Some((sequence, bytes)) = progress {
                 self.unsettled.progress(id, LogPlace::At(sequence), bytes);

@@ -10,7 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use thiserror::Error;
 use tokio::time::sleep;
 
-use super::checkpoint::{LogPlace, OpenTask, SettledIndex};
+use super::checkpoint::{Deliveries, LogPlace, OpenTask, SettledIndex};
 use super::connect::Store;
 use super::message::{self, MessageError, Nonce, StoredTask, TaskCopy};
 use super::names::{StreamNames, place_of, task_id};
@@ -345,12 +345,28 @@ impl PartitionRecovery {
     }
 
     /// All of them, in their order, with their last progress.
-    pub(super) fn finish(self) -> impl Iterator<Item = (u64, RecoveredTask)> {
-        self.tasks.into_iter()
+    pub(super) fn finish(
+        self,
+        settled: &SettledIndex,
+    ) -> impl Iterator<Item = (u64, RecoveredTask)> {
+        self.tasks.into_iter().map(|(id, mut task)| {
+            task.add_deliveries(settled.deliveries(id));
+            (id, task)
+        })
     }
 }
 
 impl RecoveredTask {
+    fn add_deliveries(&mut self, deliveries: Deliveries) {
+        self.open.deliveries = deliveries;
+        let Ok((task, _)) = &mut self.task else { return };
+        for (position, progress) in task.progress.iter_mut().enumerate() {
+            if deliveries.contains(position) {
+                *progress = Progress::Delivered;
+            }
+        }
+    }
+
     fn add_progress(&mut self, sequence: u64, payload: &Bytes) -> Result<(), MessageError> {
         self.progress = Some((sequence, payload.len()));
         match message::read_progress(payload) {

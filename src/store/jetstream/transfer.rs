@@ -168,7 +168,7 @@ impl Content {
                 self.problems.push(problem);
             }
         }
-        for (sequence, task) in recovery.finish() {
+        for (sequence, task) in recovery.finish(&settled) {
             match task.task {
                 Ok((recovered, _)) => {
                     self.tasks.insert(recovered.header.id, recovered.progress);

@@ -58,7 +58,12 @@ fn a_checkpoint_tells_which_messages_are_missing() {
     assert_eq!(missing(&[151, 205, 300], 10), [150, 160]);
     assert!(missing(&[150, 151, 160, 205], 10).is_empty());
     // Anyone may have written it.
-    let forged = Settled { floor: 0, tasks: Runs(vec![u64::MAX, 7]), copies: Runs::default() };
+    let forged = Settled {
+        floor: 0,
+        tasks: Runs(vec![u64::MAX, 7]),
+        copies: Runs::default(),
+        deliveries: vec![],
+    };
     assert_eq!(forged.index().missing(&BTreeSet::new(), 3), [1, 2, 3]);
 }
 
@@ -88,6 +93,49 @@ fn with_too_many_runs_only_the_newest_tasks_count_as_unsettled() {
     }
 }
 
+#[test]
+fn a_replica_that_is_ahead_costs_a_few_numbers_and_one_in_disorder_as_many_as_fit() {
+    let open: Vec<_> = (0..50_000).map(|nth| (101 + nth * 3, 0)).collect();
+    let mut unsettled = unsettled(200_000, &open);
+    let progress = [Progress::Untouched, Progress::Delivered];
+    let list = |unsettled: &mut Unsettled, id| {
+        let deliveries = unsettled.listed(id, &progress)?;
+        unsettled.list(id, deliveries);
+        Some(())
+    };
+    for group in open[..20_000].chunks(1_000) {
+        assert!(group.iter().all(|(id, _)| list(&mut unsettled, *id).is_some()));
+        let lengths: Vec<_> =
+            unsettled.settled().deliveries.iter().map(|runs| runs.0.len()).collect();
+        assert_eq!(lengths, [0, 2]);
+    }
+    // Every second one of the others, until there are too many runs.
+    let mut others = open[20_000..].iter().step_by(2).copied();
+    for _ in 0..3 {
+        others.by_ref().take_while(|(id, _)| list(&mut unsettled, *id).is_some()).count();
+        let runs = unsettled.settled().deliveries[1].0.len();
+        assert!((MAX_DELIVERY_RUNS - 2..=MAX_DELIVERY_RUNS).contains(&runs), "{runs}");
+    }
+    assert!(others.len() > 12_000);
+    // Also one that would need no run has a message, if there was one before.
+    unsettled.settle(open[0].0);
+    unsettled.progress(open[1].0, LogPlace::At(190_000), 10);
+    assert_eq!(list(&mut unsettled, open[1].0), None);
+}
+
+#[test]
+fn only_deliveries_to_the_first_64_replicas_can_be_listed() {
+    let of = |position: usize, progress| {
+        let mut all = vec![Progress::Untouched; 70];
+        all[position] = progress;
+        Deliveries::of(&all)
+    };
+    assert!(of(63, Progress::Delivered).is_some_and(|of| of.contains(63) && !of.contains(62)));
+    assert_eq!(of(64, Progress::Delivered), None);
+    assert_eq!(of(1, Progress::Superseded), None);
+    assert_eq!(of(1, Progress::Failed { failures: 1, error: "".into() }), None);
+}
+
 /// The servers take messages of up to 1 MiB.
 #[test]
 fn the_largest_checkpoint_fits_into_a_message() {
@@ -101,8 +149,13 @@ fn the_largest_checkpoint_fits_into_a_message() {
         }
     }
     unsettled.copied_through(30_000_000_000);
+    for nth in 0..MAX_DELIVERY_RUNS as u64 {
+        let deliveries = Deliveries::of(&[Progress::Delivered]).unwrap();
+        unsettled.list(1_000_000 + nth * 140_000, deliveries);
+    }
     let settled = unsettled.settled();
     assert_eq!(settled.copies.0.len(), MAX_COPIES * 2 + 2);
+    assert!(settled.deliveries[0].0.len() > MAX_DELIVERY_RUNS);
     let writer = StoreInstance { process: u64::MAX, node: "n".repeat(255) };
     let levels = unsettled.levels();
     let checkpoint =
@@ -129,5 +182,23 @@ proptest! {
             prop_assert_eq!(settled.has_task(sequence), !open.contains(&sequence));
         }
         prop_assert!((through + 1..through + 9).all(|sequence| !settled.has_task(sequence)));
+    }
+
+    #[test]
+    fn a_checkpoint_says_exactly_which_replicas_have_an_unsettled_task(
+        open in proptest::collection::btree_map(101_u64..180, 0_u64..8, 0..40),
+        position in 0_usize..62,
+    ) {
+        let tasks: Vec<_> = open.keys().map(|id| (*id, 0)).collect();
+        let mut unsettled = unsettled(200, &tasks);
+        for (&id, &bits) in &open {
+            unsettled.list(id, Deliveries(bits << position));
+        }
+        let settled = unsettled.settled();
+        let settled = settled.index();
+        for (&id, &bits) in &open {
+            prop_assert_eq!(settled.deliveries(id), Deliveries(bits << position));
+        }
+        prop_assert_eq!(settled.deliveries(1_000), Deliveries::default());
     }
 }

@@ -21,6 +21,8 @@ use crate::task::{Consistency, Node, Operation, Progress, Task, TaskId, Timestam
 
 const PARTITION: Partition = Partition(3);
 
+const REPLICAS: usize = 2;
+
 #[derive(Clone, Copy, Debug)]
 enum Op {
     /// Another instance stores a task.
@@ -31,7 +33,10 @@ enum Op {
     Read {
         lacks: bool,
     },
-    Save(usize),
+    /// A delivery of a task fails.
+    Fail(usize),
+    /// One of its replicas gets it.
+    Deliver(usize, usize),
     Remove(usize),
     /// Settlements and copies that are ready are stored.
     Checkpoint,
@@ -52,7 +57,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => prop::bool::weighted(0.1).prop_map(|is_large| Op::Append { is_large }),
         3 => any::<bool>().prop_map(|lacks| Op::Read { lacks }),
-        2 => (0_usize..64).prop_map(Op::Save),
+        2 => (0_usize..64).prop_map(Op::Fail),
+        3 => (0_usize..64, 0..REPLICAS).prop_map(|(nth, position)| Op::Deliver(nth, position)),
         2 => (0_usize..64).prop_map(Op::Remove),
         3 => Just(Op::Checkpoint),
         4 => Just(Op::Clean),
@@ -74,7 +80,7 @@ fn messages(value_bytes: usize, nonce: u128) -> TaskMessages {
         value: vec![7; value_bytes].into(),
         accepted_at: Timestamp(1),
         expires_at: None,
-        replicas: vec![Node::parse("http://a").unwrap()],
+        replicas: ["http://a", "http://b"].map(|node| Node::parse(node).unwrap()).into(),
         user_id: None,
         client: None,
         consistency: Consistency::Eventual,
@@ -124,19 +130,29 @@ struct World {
     nonces: u128,
     large: usize,
     /// What the log must have: the progress of every task that is not settled.
-    durable: BTreeMap<u64, u32>,
+    durable: BTreeMap<u64, Sent>,
     /// Settlements that are not stored, `None` for a removal.
-    pending: BTreeMap<u64, Option<u32>>,
+    pending: BTreeMap<u64, Option<Sent>>,
     wanted: u64,
     /// Messages that the cleaning did not find.
     missing: u64,
 }
 
-/// How often a delivery has failed.
-fn failed(failures: u32) -> Vec<Progress> {
-    match failures {
-        0 => vec![Progress::Untouched],
-        _ => vec![Progress::Failed { failures, error: "no".into() }],
+/// What became of the deliveries of a task so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sent {
+    failures: u32,
+    delivered: [bool; REPLICAS],
+}
+
+impl Sent {
+    fn progress(self) -> Vec<Progress> {
+        let pending = match self.failures {
+            0 => Progress::Untouched,
+            failures => Progress::Failed { failures, error: "no".into() },
+        };
+        let state = |delivered| if delivered { Progress::Delivered } else { pending.clone() };
+        self.delivered.into_iter().map(state).collect()
     }
 }
 
@@ -159,7 +175,7 @@ impl World {
             self.log.add(self.names.chunk(PARTITION), chunk);
         }
         let sequence = self.log.add(self.names.task(PARTITION), written.task);
-        self.durable.insert(sequence, 0);
+        self.durable.insert(sequence, Sent::default());
     }
 
     fn read(&mut self, lacks: bool) {
@@ -169,17 +185,20 @@ impl World {
         self.owned.advance(&|_, _| {}, &|_| {}).unwrap();
     }
 
-    fn settle(&mut self, nth: usize, is_over: bool) {
+    /// Changes the state of a task; `None` removes it.
+    fn settle(&mut self, nth: usize, change: Option<&dyn Fn(&mut Sent)>) {
         let open: Vec<_> = self.owned.unsettled_tasks().map(|(id, _)| id).collect();
         let open = open.iter().filter(|id| self.pending.get(id) != Some(&None));
         let Some(&id) = open.clone().nth(nth % open.count().max(1)) else { return };
-        let before = self.pending.get(&id).copied().flatten();
-        let progress = before.unwrap_or(self.durable[&id]) + 1;
-        self.pending.insert(id, (!is_over).then_some(progress));
-        let settlement = match is_over {
-            true => TaskSettlement::Remove,
-            false => TaskSettlement::Save(failed(progress)),
+        let mut sent = self.pending.get(&id).copied().flatten().unwrap_or(self.durable[&id]);
+        let settlement = match change {
+            None => TaskSettlement::Remove,
+            Some(change) => {
+                change(&mut sent);
+                TaskSettlement::Save(sent.progress())
+            }
         };
+        self.pending.insert(id, change.is_some().then_some(sent));
         self.owned.settle(id, settlement);
     }
 
@@ -258,7 +277,7 @@ impl World {
         let (owned, claimed) = claim(&self.names, &mut self.log, self.owned.epoch + 1, lacks);
         self.owned = owned;
         let expected = self.durable.iter();
-        let expected = expected.map(|(id, failures)| (task_id(*id, PARTITION), failed(*failures)));
+        let expected = expected.map(|(id, sent)| (task_id(*id, PARTITION), sent.progress()));
         assert!(claimed.iter().cloned().eq(expected), "{claimed:?} {:?}", self.durable);
         self.check();
     }
@@ -282,8 +301,11 @@ impl World {
         match op {
             Op::Append { is_large } => self.append(is_large),
             Op::Read { lacks } => self.read(lacks),
-            Op::Save(nth) => self.settle(nth, false),
-            Op::Remove(nth) => self.settle(nth, true),
+            Op::Fail(nth) => self.settle(nth, Some(&|sent| sent.failures += 1)),
+            Op::Deliver(nth, position) => {
+                self.settle(nth, Some(&|sent| sent.delivered[position] = true));
+            }
+            Op::Remove(nth) => self.settle(nth, None),
             Op::Checkpoint => {
                 let sequence = self.store();
                 self.owned.stored(sequence, BootTime::now());
@@ -396,7 +418,7 @@ fn cleaning_moves_the_floor_past_old_tasks() {
     for nth in (0..600).rev().filter(|nth| nth % 20 != 0) {
         world.run(Op::Remove(nth));
     }
-    for op in [Op::Save(3), Op::Save(7), Op::Checkpoint, Op::Purge] {
+    for op in [Op::Fail(3), Op::Fail(7), Op::Checkpoint, Op::Purge] {
         world.run(op);
     }
     let before = world.log.messages.len();
@@ -454,11 +476,11 @@ fn a_message_that_was_replaced_or_purged_while_it_was_read_is_not_missing() {
         world.run(Op::Append { is_large: false });
     }
     world.run(Op::Read { lacks: false });
-    for op in [Op::Save(0), Op::Save(1), Op::Checkpoint] {
+    for op in [Op::Fail(0), Op::Fail(1), Op::Checkpoint] {
         world.run(op);
     }
     let tasks: Vec<_> = world.owned.unsettled_tasks().map(|(id, task)| (id, *task)).collect();
-    for op in [Op::Save(0), Op::Remove(1), Op::Checkpoint] {
+    for op in [Op::Fail(0), Op::Remove(1), Op::Checkpoint] {
         world.run(op);
     }
     let lost = |(id, task): (u64, OpenTask)| {

@@ -115,7 +115,7 @@ fn the_bytes_of_a_checkpoint_are_these() {
     };
     let message = checkpoint(&written).unwrap();
     assert_eq!(message[..1], [1]);
-    assert_eq!(message[FRAME_BYTES..], *b"\x01\x01a\x00\x02\x03\x00\x00\x00\x04\x05\x06\x07");
+    assert_eq!(message[FRAME_BYTES..], *b"\x01\x01a\x00\x02\x03\x00\x00\x00\x00\x04\x05\x06\x07");
     assert_eq!(read_checkpoint(&message), Ok(written));
 }
 

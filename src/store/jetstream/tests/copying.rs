@@ -121,7 +121,7 @@ impl Opened {
 fn assert_claimed(claimed: Vec<Recovered>, open: &Open) {
     let mut before = HashMap::new();
     for task in &claimed {
-        let (partition, _) = jetstream::names::place_of(task.header.id);
+        let (partition, _) = place_of(task.header.id);
         assert!(before.insert(partition, task.header.id) < Some(task.header.id), "in their order");
     }
     let claimed: BTreeMap<_, _> =
