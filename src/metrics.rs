@@ -3,6 +3,8 @@
 //! The dispatcher takes a [`Snapshot`] between two events, so its figures are consistent. Metric
 //! names appear only in the tables here.
 
+use std::num::NonZeroU64;
+
 use serde_json::{Value, json};
 
 use crate::engine::{LaneView, Levels};
@@ -354,8 +356,26 @@ const REPLICA_METRICS: &[ReplicaMetric] = &[
     (
         "replicator_replica_workers",
         Gauge,
-        "Maximum concurrent deliveries to the replica: --workers, or the current limit of auto.",
+        "Maximum concurrent deliveries to the replica: its own limit, --workers, or the current limit of auto.",
         |r| r.lane.workers.into(),
+    ),
+    (
+        "replicator_replica_rate_limit",
+        Gauge,
+        "Requests per second that an operator allows for the replica; 0 without a limit.",
+        |r| r.lane.limits.rate.map_or(0, |rate| rate.get().into()),
+    ),
+    (
+        "replicator_replica_bandwidth_limit_bytes",
+        Gauge,
+        "Bytes per second that an operator allows for the replica; 0 without a limit.",
+        |r| r.lane.limits.bandwidth.map_or(0, NonZeroU64::get),
+    ),
+    (
+        "replicator_replica_redrive_rate_limit",
+        Gauge,
+        "Redriven dead letters per second that an operator allows for the replica; 0 without a limit of its own.",
+        |r| r.lane.limits.redrive_rate.map_or(0, |rate| rate.get().into()),
     ),
     ("replicator_deliveries_pending", Gauge, "Deliveries not settled yet.", |r| {
         r.lane.counters.pending
