@@ -31,10 +31,11 @@ mod refused;
 use recent::RecentNonces;
 use refused::GroupUndo;
 
-/// How long settlements wait for others, and how many do not wait. A checkpoint costs the servers about
-/// as much as a write, and a crash repeats the deliveries of this time.
-const GATHER: Duration = Duration::from_millis(100);
-const GATHERED: usize = 256;
+/// How long settlements wait for others, and how many do not wait. A checkpoint costs the servers as much
+/// as several writes. A crash repeats the deliveries of this time, and for so long a place in the queue of
+/// the cluster stays taken.
+const GATHER: Duration = Duration::from_millis(250);
+const GATHERED: usize = 64;
 
 /// The most progress rows of a group, and their bytes.
 const MAX_ROWS: usize = 900;
