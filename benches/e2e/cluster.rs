@@ -122,9 +122,28 @@ async fn deliver() {
 struct Drained {
     /// Replica writes per second.
     rate: f64,
-    /// CPU of the servers per write, in microseconds.
+    /// CPU of the servers per write, in microseconds, beyond what they use without any.
     accepting: f64,
     settling: f64,
+}
+
+/// The CPU that the servers use from now on beyond what they use without writes.
+struct ServersAtWork<'a> {
+    servers: &'a Servers,
+    idle: f64,
+    before: Duration,
+    since: Instant,
+}
+
+impl<'a> ServersAtWork<'a> {
+    fn from_now(servers: &'a Servers, idle: f64) -> Self {
+        Self { servers, idle, before: servers.cpu(), since: Instant::now() }
+    }
+
+    fn micros(&self) -> f64 {
+        let used = self.servers.cpu() - self.before;
+        (used.as_secs_f64() - self.idle * self.since.elapsed().as_secs_f64()) * 1e6
+    }
 }
 
 async fn drain(count: usize, round: usize) -> Drained {
@@ -140,27 +159,26 @@ async fn drain(count: usize, round: usize) -> Drained {
     // The partitions find their owners.
     write(&addresses, 8, ROUND, &nodes, format!("{round}-first")).await;
     tokio::time::sleep(Duration::from_secs(8)).await;
-    let (before, mut posted, mut part) = (servers.cpu(), 0, 0);
+    let quiet = ServersAtWork::from_now(&servers, 0.0);
+    tokio::time::sleep(ROUND).await;
+    let idle = quiet.micros() / 1e6 / quiet.since.elapsed().as_secs_f64();
+    let (work, mut posted, mut part) = (ServersAtWork::from_now(&servers, idle), 0, 0);
     while posted < BACKLOG {
         part += 1;
         let which = format!("{round}-{part}");
         posted += write(&addresses, 64, ROUND, &nodes, which).await.times.len();
     }
-    let accepting = (servers.cpu() - before).as_secs_f64() * 1e6 / posted as f64;
+    let accepting = work.micros() / posted as f64;
     gates.iter().for_each(|gate| gate.add_permits(Semaphore::MAX_PERMITS >> 1));
     tokio::time::sleep(Duration::from_millis(500)).await;
     replicas.iter().for_each(|replica| drop(replica.take_seen()));
-    let (before, started) = (servers.cpu(), Instant::now());
+    let work = ServersAtWork::from_now(&servers, idle);
     tokio::time::sleep(ROUND).await;
     let seen: usize = replicas.iter().map(|replica| replica.take_seen().len()).sum();
-    let (used, took) = (servers.cpu() - before, started.elapsed());
+    let (settling, took) = (work.micros(), work.since.elapsed());
     let writes = seen as f64 / replicas.len() as f64;
     assert!(writes < posted as f64 * 0.7, "the backlog lasts");
-    Drained {
-        rate: seen as f64 / took.as_secs_f64(),
-        accepting,
-        settling: used.as_secs_f64() * 1e6 / writes,
-    }
+    Drained { rate: seen as f64 / took.as_secs_f64(), accepting, settling: settling / writes }
 }
 
 /// Writes over connections that are divided among the instances.
