@@ -150,15 +150,16 @@ async fn drain(count: usize, round: usize) -> Drained {
     let servers = Servers::start();
     let instances = servers.instances(count, WIDE);
     let addresses: Vec<_> = instances.iter().map(|instance| instance.address.clone()).collect();
-    let gates = [Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0))];
     let mut replicas = Vec::new();
-    for gate in &gates {
-        replicas.push(Node::start(Way::Limited(Arc::clone(gate), SLOW)).await);
+    for _ in 0..2 {
+        let no_limit = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+        replicas.push(Node::start(Way::Limited(no_limit, SLOW)).await);
     }
     let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();
     // The partitions find their owners.
     write(&addresses, 8, ROUND, &nodes, format!("{round}-first")).await;
     tokio::time::sleep(Duration::from_secs(8)).await;
+    order(&addresses[0], &nodes, "pause").await;
     let quiet = ServersAtWork::from_now(&servers, 0.0);
     tokio::time::sleep(ROUND).await;
     let idle = quiet.micros() / 1e6 / quiet.since.elapsed().as_secs_f64();
@@ -169,7 +170,7 @@ async fn drain(count: usize, round: usize) -> Drained {
         posted += write(&addresses, 64, ROUND, &nodes, which).await.times.len();
     }
     let accepting = work.micros() / posted as f64;
-    gates.iter().for_each(|gate| gate.add_permits(Semaphore::MAX_PERMITS >> 1));
+    order(&addresses[0], &nodes, "resume").await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     replicas.iter().for_each(|replica| drop(replica.take_seen()));
     let work = ServersAtWork::from_now(&servers, idle);
@@ -179,6 +180,17 @@ async fn drain(count: usize, round: usize) -> Drained {
     let writes = seen as f64 / replicas.len() as f64;
     assert!(writes < posted as f64 * 0.7, "the backlog lasts");
     Drained { rate: seen as f64 / took.as_secs_f64(), accepting, settling: settling / writes }
+}
+
+/// Pauses or resumes replicas.
+async fn order(instance: &str, nodes: &[String], verb: &str) {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for node in nodes {
+        let host = node.trim_start_matches("http://");
+        let ordered =
+            client.post(format!("http://{instance}/v1/replicas/{host}/{verb}")).send().await;
+        assert_eq!(ordered.unwrap().status(), 200, "{verb}");
+    }
 }
 
 /// Writes over connections that are divided among the instances.
